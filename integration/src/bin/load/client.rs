@@ -1,0 +1,241 @@
+//! The calls whose cost is measured, with every answer checked.
+
+use std::net::SocketAddr;
+
+use bytes::Bytes;
+use gorego_integration::content::uuid;
+use reapi::{
+    bytestream::{ReadRequest, WriteRequest, byte_stream_client::ByteStreamClient},
+    rpc,
+    v2::{
+        ActionResult, BatchReadBlobsRequest, BatchUpdateBlobsRequest, Digest,
+        FindMissingBlobsRequest, GetActionResultRequest, UpdateActionResultRequest,
+        action_cache_client::ActionCacheClient, batch_update_blobs_request,
+        content_addressable_storage_client::ContentAddressableStorageClient,
+    },
+};
+use sha2::{Digest as _, Sha256};
+use tonic::transport::{Channel, Endpoint};
+
+use crate::{
+    content::{Blob, digest},
+    error::Error,
+};
+
+/// What a server may send on one stream before it has to wait; more than it ever has in flight.
+const STREAM_WINDOW: u32 = 4 << 20;
+/// The same for all streams of a connection.
+const CONNECTION_WINDOW: u32 = 16 << 20;
+/// The largest message that is accepted: peers send up to the 4 MiB that gRPC allows, and framing.
+const MESSAGE: usize = 8 << 20;
+
+/// One connection; clones share it.
+#[derive(Clone, Debug)]
+pub(crate) struct Client {
+    cas: ContentAddressableStorageClient<Channel>,
+    byte_stream: ByteStreamClient<Channel>,
+    action_cache: ActionCacheClient<Channel>,
+}
+
+impl Client {
+    /// Opens a connection.
+    pub(crate) async fn connect(address: SocketAddr) -> Result<Self, Error> {
+        let fault = |source| Error::Connect { address, source };
+        let channel = Endpoint::from_shared(format!("http://{address}"))
+            .map_err(fault)?
+            .tcp_nodelay(true)
+            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
+            .connect()
+            .await
+            .map_err(fault)?;
+        Ok(Self {
+            cas: ContentAddressableStorageClient::new(channel.clone())
+                .max_decoding_message_size(MESSAGE),
+            byte_stream: ByteStreamClient::new(channel.clone()).max_decoding_message_size(MESSAGE),
+            action_cache: ActionCacheClient::new(channel),
+        })
+    }
+
+    /// `ByteStream.Write` of the whole blob.
+    pub(crate) async fn upload(&mut self, blob: &Blob) -> Result<(), Error> {
+        const CALL: &str = "write";
+        let size = blob.digest.size_bytes;
+        let mut rng = fastrand::Rng::new();
+        let mut name = format!(
+            "uploads/{}/blobs/{}/{size}",
+            uuid(&mut rng),
+            blob.digest.hash
+        );
+        let mut write_offset = 0;
+        let messages = blob.pieces().map(move |data| {
+            let offset = write_offset;
+            write_offset += i64::try_from(data.len()).unwrap_or(i64::MAX);
+            WriteRequest {
+                // Only the first message has to name the upload.
+                resource_name: std::mem::take(&mut name),
+                write_offset: offset,
+                finish_write: write_offset == size,
+                data,
+            }
+        });
+        let response = self.byte_stream.write(tokio_stream::iter(messages)).await;
+        let response = response.map_err(Error::of_call(CALL))?.into_inner();
+        Error::unless_equal(CALL, response.committed_size, size)
+    }
+
+    /// `ByteStream.Read` of the whole blob; `verify` hashes it, otherwise only its size is checked.
+    pub(crate) async fn download(&mut self, wanted: &Digest, verify: bool) -> Result<(), Error> {
+        const CALL: &str = "read";
+        let request = ReadRequest {
+            resource_name: format!("blobs/{}/{}", wanted.hash, wanted.size_bytes),
+            ..Default::default()
+        };
+        let response = self.byte_stream.read(request).await;
+        let mut stream = response.map_err(Error::of_call(CALL))?.into_inner();
+        let mut size = 0;
+        let mut hasher = verify.then(Sha256::new);
+        while let Some(message) = stream.message().await.map_err(Error::of_call(CALL))? {
+            size += message.data.len();
+            if let Some(hasher) = &mut hasher {
+                hasher.update(&message.data);
+            }
+        }
+        Error::unless_equal(
+            CALL,
+            i64::try_from(size).unwrap_or(i64::MAX),
+            wanted.size_bytes,
+        )?;
+        match hasher {
+            Some(hasher) => unless_content(CALL, hasher, size, wanted),
+            None => Ok(()),
+        }
+    }
+
+    /// `BatchUpdateBlobs`.
+    pub(crate) async fn batch_upload(
+        &mut self,
+        blobs: impl IntoIterator<Item = Blob>,
+    ) -> Result<(), Error> {
+        const CALL: &str = "batch update";
+        let requests = blobs
+            .into_iter()
+            .map(|blob| batch_update_blobs_request::Request {
+                digest: Some(blob.digest.clone()),
+                data: blob.into_bytes(),
+                ..Default::default()
+            });
+        let request = BatchUpdateBlobsRequest {
+            requests: requests.collect(),
+            ..Default::default()
+        };
+        let asked = request.requests.len();
+        let response = self.cas.batch_update_blobs(request).await;
+        let response = response.map_err(Error::of_call(CALL))?.into_inner();
+        for blob in &response.responses {
+            unless_ok(CALL, blob.status.as_ref())?;
+        }
+        Error::unless_equal(CALL, response.responses.len(), asked)
+    }
+
+    /// `BatchReadBlobs`; `verify` hashes the first blob, otherwise only sizes are checked.
+    pub(crate) async fn batch_download(
+        &mut self,
+        digests: &[Digest],
+        verify: bool,
+    ) -> Result<(), Error> {
+        const CALL: &str = "batch read";
+        let request = BatchReadBlobsRequest {
+            digests: digests.to_vec(),
+            ..Default::default()
+        };
+        let response = self.cas.batch_read_blobs(request).await;
+        let response = response.map_err(Error::of_call(CALL))?.into_inner();
+        for blob in &response.responses {
+            unless_ok(CALL, blob.status.as_ref())?;
+            let wanted = blob.digest.as_ref().map_or(-1, |digest| digest.size_bytes);
+            Error::unless_equal(CALL, size_of_content(&blob.data), wanted)?;
+        }
+        Error::unless_equal(CALL, response.responses.len(), digests.len())?;
+        match response.responses.first().filter(|_| verify) {
+            Some(blob) => unless_content(
+                CALL,
+                Sha256::new_with_prefix(&blob.data),
+                blob.data.len(),
+                &blob.digest.clone().unwrap_or_default(),
+            ),
+            None => Ok(()),
+        }
+    }
+
+    /// `FindMissingBlobs` of digests that are all present.
+    pub(crate) async fn find_none_missing(&mut self, digests: &[Digest]) -> Result<(), Error> {
+        const CALL: &str = "find missing";
+        let request = FindMissingBlobsRequest {
+            blob_digests: digests.to_vec(),
+            ..Default::default()
+        };
+        let response = self.cas.find_missing_blobs(request).await;
+        let response = response.map_err(Error::of_call(CALL))?.into_inner();
+        Error::unless_equal(CALL, response.missing_blob_digests.len(), 0)
+    }
+
+    /// `UpdateActionResult`.
+    pub(crate) async fn put_action(
+        &mut self,
+        action: Digest,
+        result: ActionResult,
+    ) -> Result<(), Error> {
+        let request = UpdateActionResultRequest {
+            action_digest: Some(action),
+            action_result: Some(result),
+            ..Default::default()
+        };
+        let response = self.action_cache.update_action_result(request).await;
+        response.map_err(Error::of_call("update action result"))?;
+        Ok(())
+    }
+
+    /// `GetActionResult`, with nothing inlined; the result must have `outputs` files.
+    pub(crate) async fn get_action(
+        &mut self,
+        action: Digest,
+        outputs: usize,
+    ) -> Result<ActionResult, Error> {
+        const CALL: &str = "get action result";
+        let request = GetActionResultRequest {
+            action_digest: Some(action),
+            ..Default::default()
+        };
+        let response = self.action_cache.get_action_result(request).await;
+        let result = response.map_err(Error::of_call(CALL))?.into_inner();
+        Error::unless_equal(CALL, result.output_files.len(), outputs)?;
+        Ok(result)
+    }
+}
+
+fn size_of_content(data: &Bytes) -> i64 {
+    i64::try_from(data.len()).unwrap_or(i64::MAX)
+}
+
+fn unless_ok(call: &'static str, status: Option<&rpc::Status>) -> Result<(), Error> {
+    match status {
+        Some(status) if status.code != 0 => {
+            let code = tonic::Code::from(status.code);
+            Err(Error::of_call(call)(tonic::Status::new(
+                code,
+                &status.message,
+            )))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn unless_content(
+    call: &'static str,
+    hasher: Sha256,
+    size: usize,
+    wanted: &Digest,
+) -> Result<(), Error> {
+    Error::unless_equal(call, digest(hasher, size).hash.as_str(), &wanted.hash)
+}

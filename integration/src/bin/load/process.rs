@@ -1,0 +1,159 @@
+//! What the system has counted for a server's process.
+
+use std::{fs, time::Duration};
+
+use crate::error::Error;
+
+/// A server's process, of the same user as this one.
+#[derive(Debug)]
+pub(crate) struct Process {
+    pid: u32,
+    ticks_per_second: u64,
+}
+
+impl Process {
+    /// The running process `pid`.
+    pub(crate) fn open(pid: u32) -> Result<Self, Error> {
+        let process = Self {
+            pid,
+            ticks_per_second: rustix::param::clock_ticks_per_second(),
+        };
+        process.cpu()?;
+        process.reset_peak_memory()?;
+        Ok(process)
+    }
+
+    /// CPU time since the process started, user and system, of all threads, ended ones included.
+    ///
+    /// The system gives it in ticks of usually 10 ms, each of the two rounded down.
+    pub(crate) fn cpu(&self) -> Result<Duration, Error> {
+        let ticks = self.field("stat", "CPU times", cpu_ticks)?;
+        Ok(Duration::from_secs(ticks) / u32::try_from(self.ticks_per_second).unwrap_or(u32::MAX))
+    }
+
+    /// The largest resident memory since the last reset, in bytes.
+    pub(crate) fn peak_memory(&self) -> Result<u64, Error> {
+        self.field("status", "VmHWM", peak_memory)
+    }
+
+    /// Starts a new measurement of [`Self::peak_memory`] from what is resident now.
+    pub(crate) fn reset_peak_memory(&self) -> Result<(), Error> {
+        let path = self.path("clear_refs");
+        fs::write(&path, "5").map_err(|source| Error::Process { path, source })
+    }
+
+    /// Refuses a measurement during which the process did nothing.
+    pub(crate) fn cpu_since(&self, before: Duration) -> Result<Duration, Error> {
+        let spent = self.cpu()?.saturating_sub(before);
+        if spent.is_zero() {
+            return Err(Error::Idle(self.pid));
+        }
+        Ok(spent)
+    }
+
+    fn path(&self, file: &str) -> String {
+        format!("/proc/{}/{file}", self.pid)
+    }
+
+    fn field(
+        &self,
+        file: &str,
+        field: &'static str,
+        find: impl Fn(&str) -> Option<u64>,
+    ) -> Result<u64, Error> {
+        let path = self.path(file);
+        match fs::read_to_string(&path) {
+            Ok(text) => find(&text).ok_or(Error::Accounting { path, field }),
+            Err(source) => Err(Error::Process { path, source }),
+        }
+    }
+}
+
+/// `utime` and `stime` of `/proc/PID/stat`. The command before them may hold anything, spaces and
+/// brackets too; the last bracket ends it.
+fn cpu_ticks(stat: &str) -> Option<u64> {
+    let (_, fields) = stat.rsplit_once(')')?;
+    let mut times = fields.split_ascii_whitespace().skip(11);
+    let user: u64 = times.next()?.parse().ok()?;
+    let system: u64 = times.next()?.parse().ok()?;
+    user.checked_add(system)
+}
+
+/// `VmHWM` of `/proc/PID/status`, which is in KiB.
+fn peak_memory(status: &str) -> Option<u64> {
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let kib: u64 = line.trim().strip_suffix("kB")?.trim_end().parse().ok()?;
+    kib.checked_mul(1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{hint, process, thread, time::Instant};
+
+    use rustix::time::{ClockId, clock_gettime};
+
+    use super::*;
+
+    #[test]
+    fn cpu_times_are_found_behind_any_command() {
+        let fields = "S 1556 1540 1540 0 -1 4194560 1505 0 35 0 4 6 0 0 20 0 19 0 413071";
+        for command in ["server", "a b", "a) S 1 2", ") 1 (2"] {
+            let stat = format!("1574 ({command}) {fields}\n");
+            assert_eq!(cpu_ticks(&stat), Some(10), "{command}");
+        }
+        assert_eq!(cpu_ticks("1574 (server) S 1 2 3"), None);
+        assert_eq!(cpu_ticks(""), None);
+    }
+
+    #[test]
+    fn peak_memory_is_read_in_bytes() {
+        let status = "Name:\ta\nVmPeak:\t    9 kB\nVmHWM:\t   24292 kB\nVmRSS:\t   1 kB\n";
+        assert_eq!(peak_memory(status), Some(24292 * 1024));
+        assert_eq!(peak_memory("Name:\tkthreadd\n"), None);
+    }
+
+    #[test]
+    fn cpu_time_counts_what_threads_used_that_have_ended() {
+        let process = Process::open(process::id()).unwrap();
+        let before = process.cpu().unwrap();
+        let started = Instant::now();
+        let busy = thread::spawn(|| {
+            while clock_gettime(ClockId::ThreadCPUTime).tv_nsec < 100_000_000 {
+                hint::spin_loop();
+            }
+        });
+        busy.join().unwrap();
+        let spent = process.cpu_since(before).unwrap();
+        let two_ticks = Duration::from_millis(20);
+        let cores = u32::try_from(thread::available_parallelism().unwrap().get()).unwrap();
+        assert!(spent + two_ticks >= Duration::from_millis(100), "{spent:?}");
+        assert!(spent <= started.elapsed() * cores + two_ticks, "{spent:?}");
+    }
+
+    #[test]
+    fn a_process_that_did_nothing_is_not_taken_for_the_server() {
+        let process = Process::open(process::id()).unwrap();
+        let later = process.cpu().unwrap() + Duration::from_hours(1);
+        assert!(matches!(process.cpu_since(later), Err(Error::Idle(_))));
+    }
+
+    #[test]
+    fn peak_memory_starts_anew_with_each_reset() {
+        let process = Process::open(process::id()).unwrap();
+        let (size, margin) = (64 << 20, 32 << 20);
+        let held = hint::black_box(vec![1_u8; size]);
+        let with = process.peak_memory().unwrap();
+        drop(held);
+        process.reset_peak_memory().unwrap();
+        let without = process.peak_memory().unwrap();
+        assert!(with > without + margin, "{with} then {without}");
+    }
+
+    #[test]
+    fn a_process_that_is_not_there_is_refused_by_name() {
+        let error = Process::open(u32::MAX).unwrap_err().to_string();
+        assert!(error.contains("/proc/4294967295/stat"), "{error}");
+    }
+}

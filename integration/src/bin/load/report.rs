@@ -1,0 +1,214 @@
+//! The table.
+
+use std::fmt::Write as _;
+
+use serde_json::{Value, json};
+
+use crate::{
+    error::Error,
+    scenario::{Scenario, Unit},
+    summary::Summary,
+};
+
+const HEADER: &str = "\
+| scenario | server | req/s | MB/s | p50 ms | p99 ms | server CPU | unit | ratio | peak MiB |
+|---|---|---:|---:|---:|---:|---:|---|---:|---:|
+";
+
+/// All scenarios on all servers.
+#[derive(Debug, Default)]
+pub(crate) struct Report {
+    rows: Vec<Row>,
+}
+
+#[derive(Debug)]
+struct Row {
+    scenario: Scenario,
+    server: String,
+    outcome: Result<Figures, String>,
+}
+
+#[derive(Debug)]
+struct Figures {
+    summary: Summary,
+    /// CPU as a multiple of the first server's, if that one got through.
+    ratio: Option<f64>,
+}
+
+impl Report {
+    /// Adds what `scenario` has shown on each server, the one to compare with first.
+    pub(crate) fn add<'a>(
+        &mut self,
+        scenario: Scenario,
+        outcomes: impl IntoIterator<Item = (&'a str, Result<Summary, Error>)>,
+    ) {
+        let mut first = None;
+        for (server, outcome) in outcomes {
+            let cpu = outcome.as_ref().map(|summary| summary.cpu).ok();
+            let yardstick = *first.get_or_insert(cpu);
+            let figures = |summary| Figures {
+                summary,
+                ratio: cpu.zip(yardstick).map(|(cpu, first)| cpu / first),
+            };
+            self.rows.push(Row {
+                scenario,
+                server: server.to_owned(),
+                outcome: outcome.map(figures).map_err(|error| error.to_string()),
+            });
+        }
+    }
+
+    /// Whether any server failed in any scenario.
+    pub(crate) fn failed(&self) -> bool {
+        self.rows.iter().any(|row| row.outcome.is_err())
+    }
+
+    /// A Markdown table, and below it why scenarios failed.
+    pub(crate) fn markdown(&self) -> String {
+        let mut table = HEADER.to_owned();
+        let mut failures = String::new();
+        for row in &self.rows {
+            let Row {
+                scenario, server, ..
+            } = row;
+            // Writing to a string cannot fail.
+            let _ = match &row.outcome {
+                Ok(figures) => writeln!(
+                    table,
+                    "| {scenario} | {server} | {} |",
+                    cells(*scenario, figures).join(" | ")
+                ),
+                Err(error) => {
+                    let _ = writeln!(table, "| {scenario} | {server} | failed | | | | | | | |");
+                    writeln!(failures, "- {scenario}, {server}: {error}")
+                }
+            };
+        }
+        if !failures.is_empty() {
+            table.push('\n');
+        }
+        table + &failures
+    }
+
+    /// The same figures, unrounded, with the spread of the rounds.
+    pub(crate) fn json(&self) -> Value {
+        self.rows.iter().map(Row::json).collect()
+    }
+}
+
+impl Row {
+    fn json(&self) -> Value {
+        let mut value = match &self.outcome {
+            Ok(Figures { summary, ratio }) => json!({
+                "rounds": summary.rounds,
+                "calls": summary.calls,
+                "requests_per_second": summary.requests_per_second,
+                "megabytes_per_second": summary.megabytes_per_second,
+                "p50_ms": summary.p50.as_secs_f64() * 1e3,
+                "p99_ms": summary.p99.as_secs_f64() * 1e3,
+                "cpu": summary.cpu,
+                "cpu_min": summary.cpu_range.0,
+                "cpu_max": summary.cpu_range.1,
+                "cpu_unit": self.scenario.shape().unit.to_string(),
+                "cpu_ratio": ratio,
+                "peak_memory_bytes": summary.peak_memory,
+            }),
+            Err(error) => json!({ "error": error }),
+        };
+        if let Some(fields) = value.as_object_mut() {
+            fields.insert("scenario".to_owned(), self.scenario.to_string().into());
+            fields.insert("server".to_owned(), self.server.clone().into());
+        }
+        value
+    }
+}
+
+/// The columns behind the names.
+fn cells(scenario: Scenario, Figures { summary, ratio }: &Figures) -> [String; 8] {
+    let unit = scenario.shape().unit;
+    let rate = summary.megabytes_per_second;
+    [
+        format!("{:.0}", summary.requests_per_second),
+        if rate > 0.0 {
+            format!("{rate:.0}")
+        } else {
+            "–".to_owned()
+        },
+        format!("{:.2}", summary.p50.as_secs_f64() * 1e3),
+        format!("{:.2}", summary.p99.as_secs_f64() * 1e3),
+        match unit {
+            Unit::Request => format!("{:.3}", summary.cpu),
+            Unit::Gigabyte => format!("{:.2}", summary.cpu),
+        },
+        unit.to_string(),
+        ratio.map_or_else(|| "–".to_owned(), |ratio| format!("{ratio:.2}")),
+        summary.peak_memory.div_ceil(1 << 20).to_string(),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use clap::ValueEnum as _;
+
+    use super::*;
+
+    fn scenario(name: &str) -> Scenario {
+        Scenario::from_str(name, false).unwrap()
+    }
+
+    fn summary(cpu: f64) -> Summary {
+        Summary {
+            rounds: 3,
+            calls: 600,
+            requests_per_second: 1234.5,
+            megabytes_per_second: 5.0565,
+            p50: Duration::from_micros(1500),
+            p99: Duration::from_micros(12345),
+            cpu,
+            cpu_range: (0.03, 0.05),
+            peak_memory: 100 << 20,
+        }
+    }
+
+    #[test]
+    fn the_table_compares_cpu_with_the_first_server() {
+        let mut report = Report::default();
+        let outcomes = [("a", Ok(summary(0.04))), ("b", Ok(summary(0.1)))];
+        report.add(scenario("read-4k"), outcomes);
+        let expected = format!(
+            "{HEADER}\
+            | read-4k | a | 1234 | 5 | 1.50 | 12.35 | 0.040 | ms/req | 1.00 | 100 |\n\
+            | read-4k | b | 1234 | 5 | 1.50 | 12.35 | 0.100 | ms/req | 2.50 | 100 |\n"
+        );
+        assert_eq!(report.markdown(), expected);
+        assert!(!report.failed());
+        let json = report.json();
+        assert_eq!(json[1]["scenario"], "read-4k");
+        assert_eq!(json[1]["cpu_ratio"], 2.5);
+        assert_eq!(json[1]["cpu_unit"], "ms/req");
+    }
+
+    #[test]
+    fn a_failed_scenario_shows_its_error_and_no_figures() {
+        let mut report = Report::default();
+        let outcomes = [("a", Err(Error::Idle(7))), ("b", Ok(summary(0.1)))];
+        report.add(scenario("find-missing"), outcomes);
+        let table = report.markdown();
+        assert!(
+            table.contains("| find-missing | a | failed | | | | | | | |\n"),
+            "{table}"
+        );
+        assert!(table.contains("| 0.100 | ms/req | – | 100 |\n"), "{table}");
+        assert!(
+            table.contains("\n\n- find-missing, a: process 7 used no CPU"),
+            "{table}"
+        );
+        assert!(report.failed());
+        let json = report.json();
+        assert!(json[0]["error"].as_str().unwrap().contains("process 7"));
+        assert!(json[0].get("cpu").is_none());
+        assert!(json[1]["cpu_ratio"].is_null());
+    }
+}

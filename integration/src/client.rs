@@ -1,0 +1,253 @@
+//! A REAPI client that shows each message to the test: one connection, SHA-256, no compression, no
+//! retries.
+
+use std::{net::SocketAddr, time::Duration};
+
+use bytes::{Bytes, BytesMut};
+use reapi::{
+    bytestream::{
+        QueryWriteStatusRequest, QueryWriteStatusResponse, ReadRequest, WriteRequest,
+        WriteResponse, byte_stream_client::ByteStreamClient,
+    },
+    v2::{
+        ActionResult, BatchUpdateBlobsRequest, Digest, FindMissingBlobsRequest,
+        GetActionResultRequest, UpdateActionResultRequest, action_cache_client::ActionCacheClient,
+        batch_update_blobs_request,
+        content_addressable_storage_client::ContentAddressableStorageClient,
+    },
+};
+use tokio::{sync::mpsc, task::JoinSet};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{
+    Code, Status,
+    transport::{Channel, Endpoint},
+};
+
+use crate::content::digest_of;
+
+/// Blob bytes in one `WriteRequest`.
+pub const PIECE: usize = 64 * 1024;
+
+/// How long any one call may take; far more than it needs, so that only a hanging one fails.
+const PATIENCE: Duration = Duration::from_mins(1);
+
+/// One connection to a server.
+#[derive(Clone, Debug)]
+pub struct Client {
+    channel: Channel,
+}
+
+impl Client {
+    /// Connects to the server at `address`.
+    pub async fn connect(address: SocketAddr) -> Self {
+        let endpoint = Endpoint::from_shared(format!("http://{address}"))
+            .expect("a socket address makes a URI")
+            .timeout(PATIENCE);
+        let channel = endpoint.connect().await;
+        Self {
+            channel: channel.unwrap_or_else(|e| panic!("connecting to {address}: {e}")),
+        }
+    }
+
+    /// The connection, for clients of other services.
+    pub fn channel(&self) -> Channel {
+        self.channel.clone()
+    }
+
+    /// `FindMissingBlobs`.
+    pub async fn find_missing(&self, digests: Vec<Digest>) -> Result<Vec<Digest>, Status> {
+        let request = FindMissingBlobsRequest {
+            blob_digests: digests,
+            ..Default::default()
+        };
+        let response = self.cas().find_missing_blobs(request).await?;
+        Ok(response.into_inner().missing_blob_digests)
+    }
+
+    /// `BatchUpdateBlobs`; the first blob's error is the error of the whole.
+    pub async fn batch_upload(&self, blobs: &[Bytes]) -> Result<(), Status> {
+        let requests = blobs
+            .iter()
+            .map(|blob| batch_update_blobs_request::Request {
+                digest: Some(digest_of(blob)),
+                data: blob.clone(),
+                ..Default::default()
+            });
+        let request = BatchUpdateBlobsRequest {
+            requests: requests.collect(),
+            ..Default::default()
+        };
+        let response = self.cas().batch_update_blobs(request).await?.into_inner();
+        assert_eq!(response.responses.len(), blobs.len(), "a status for each");
+        for blob in response.responses {
+            let status = blob.status.unwrap_or_default();
+            if status.code != 0 {
+                return Err(Status::new(Code::from(status.code), status.message));
+            }
+        }
+        Ok(())
+    }
+
+    /// Uploads `blob` by `ByteStream.Write` in pieces.
+    pub async fn upload(&self, uuid: &str, blob: &Bytes) -> Result<WriteResponse, Status> {
+        let mut upload = self.begin_upload(uuid, &digest_of(blob));
+        upload.send_last(blob).await;
+        upload.response().await
+    }
+
+    /// Opens a `ByteStream.Write` whose messages the caller sends.
+    pub fn begin_upload(&self, uuid: &str, digest: &Digest) -> Upload {
+        Upload::begin(self.byte_stream(), upload_name(uuid, digest))
+    }
+
+    /// `ByteStream.QueryWriteStatus`.
+    pub async fn query_upload(
+        &self,
+        uuid: &str,
+        digest: &Digest,
+    ) -> Result<QueryWriteStatusResponse, Status> {
+        let request = QueryWriteStatusRequest {
+            resource_name: upload_name(uuid, digest),
+        };
+        let response = self.byte_stream().query_write_status(request).await?;
+        Ok(response.into_inner())
+    }
+
+    /// Waits until the server holds `size` bytes of an upload that is going on or was broken off.
+    pub async fn wait_until_committed(&self, uuid: &str, digest: &Digest, size: usize) {
+        let held = async {
+            loop {
+                let status = self.query_upload(uuid, digest).await;
+                let committed = status.expect("asking how far an upload got").committed_size;
+                if usize::try_from(committed).is_ok_and(|committed| committed >= size) {
+                    return;
+                }
+            }
+        };
+        let in_time = tokio::time::timeout(PATIENCE, held).await;
+        assert!(in_time.is_ok(), "the server never held {size} bytes");
+    }
+
+    /// Reads a whole blob by `ByteStream.Read`.
+    pub async fn download(&self, digest: &Digest) -> Result<Bytes, Status> {
+        let request = ReadRequest {
+            resource_name: format!("blobs/{}/{}", digest.hash, digest.size_bytes),
+            ..Default::default()
+        };
+        let mut stream = self.byte_stream().read(request).await?.into_inner();
+        let mut content = BytesMut::new();
+        while let Some(response) = stream.message().await? {
+            content.extend_from_slice(&response.data);
+        }
+        Ok(content.freeze())
+    }
+
+    /// `UpdateActionResult`.
+    pub async fn put_action(&self, action: &Digest, result: ActionResult) -> Result<(), Status> {
+        let request = UpdateActionResultRequest {
+            action_digest: Some(action.clone()),
+            action_result: Some(result),
+            ..Default::default()
+        };
+        self.action_cache().update_action_result(request).await?;
+        Ok(())
+    }
+
+    /// `GetActionResult`, with nothing inlined.
+    pub async fn get_action(&self, action: &Digest) -> Result<ActionResult, Status> {
+        let request = GetActionResultRequest {
+            action_digest: Some(action.clone()),
+            ..Default::default()
+        };
+        let response = self.action_cache().get_action_result(request).await?;
+        Ok(response.into_inner())
+    }
+
+    fn cas(&self) -> ContentAddressableStorageClient<Channel> {
+        ContentAddressableStorageClient::new(self.channel())
+    }
+
+    fn action_cache(&self) -> ActionCacheClient<Channel> {
+        ActionCacheClient::new(self.channel())
+    }
+
+    fn byte_stream(&self) -> ByteStreamClient<Channel> {
+        ByteStreamClient::new(self.channel())
+    }
+}
+
+/// An open `ByteStream.Write`. Dropping it breaks the upload off.
+#[derive(Debug)]
+pub struct Upload {
+    messages: mpsc::Sender<WriteRequest>,
+    call: JoinSet<Result<WriteResponse, Status>>,
+    name: String,
+    offset: usize,
+}
+
+impl Upload {
+    fn begin(mut client: ByteStreamClient<Channel>, name: String) -> Self {
+        let (messages, receiver) = mpsc::channel(1);
+        let mut call = JoinSet::new();
+        call.spawn(async move {
+            let response = client.write(ReceiverStream::new(receiver)).await?;
+            Ok(response.into_inner())
+        });
+        Self {
+            messages,
+            call,
+            name,
+            offset: 0,
+        }
+    }
+
+    /// Goes on from `offset` instead of from the start.
+    #[must_use]
+    pub fn from_offset(mut self, offset: usize) -> Self {
+        self.offset = offset;
+        self
+    }
+
+    /// Sends `bytes` and leaves the upload open.
+    pub async fn send(&mut self, bytes: &Bytes) {
+        self.send_pieces(bytes, false).await;
+    }
+
+    /// Sends `bytes` and says that the blob ends with them.
+    pub async fn send_last(&mut self, bytes: &Bytes) {
+        self.send_pieces(bytes, true).await;
+    }
+
+    /// Sends no more and waits for the server's answer, which may come before all was sent.
+    pub async fn response(mut self) -> Result<WriteResponse, Status> {
+        drop(self.messages);
+        let response = self.call.join_next().await;
+        response
+            .expect("an upload has one response")
+            .expect("the task of an upload neither panics nor is aborted")
+    }
+
+    async fn send_pieces(&mut self, bytes: &Bytes, last: bool) {
+        let mut rest = bytes.clone();
+        loop {
+            let data = rest.split_to(PIECE.min(rest.len()));
+            let size = data.len();
+            let message = WriteRequest {
+                resource_name: self.name.clone(),
+                write_offset: i64::try_from(self.offset).expect("an offset in a test's blob"),
+                finish_write: last && rest.is_empty(),
+                data,
+            };
+            // Nobody listens once the server has answered; `response` will tell what it said.
+            let heard = self.messages.send(message).await.is_ok();
+            self.offset += size;
+            if !heard || rest.is_empty() {
+                return;
+            }
+        }
+    }
+}
+
+fn upload_name(uuid: &str, digest: &Digest) -> String {
+    format!("uploads/{uuid}/blobs/{}/{}", digest.hash, digest.size_bytes)
+}

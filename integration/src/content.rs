@@ -1,0 +1,52 @@
+//! Blobs that are made anew from a number whenever they are needed, so that no test has to keep
+//! their bytes.
+
+use std::io;
+
+use bytes::Bytes;
+use reapi::v2::Digest;
+use sha2::{Digest as _, Sha256};
+
+/// The SHA-256 digest of `bytes`.
+pub fn digest_of(bytes: &[u8]) -> Digest {
+    Digest {
+        hash: hex(&Sha256::digest(bytes)),
+        size_bytes: i64::try_from(bytes.len()).expect("the size of a test's blob"),
+    }
+}
+
+/// The SHA-256 in hex of everything that `reader` yields.
+pub fn hash_of(mut reader: impl io::Read) -> io::Result<String> {
+    let mut hasher = Sha256::new();
+    let mut buffer = vec![0; 256 * 1024];
+    loop {
+        match reader.read(&mut buffer)? {
+            0 => return Ok(hex(&hasher.finalize())),
+            n => hasher.update(buffer.get(..n).unwrap_or_default()),
+        }
+    }
+}
+
+/// `size` incompressible bytes; always the same for a `seed`.
+pub fn blob(seed: u64, size: usize) -> Bytes {
+    let mut bytes = vec![0; size];
+    fastrand::Rng::with_seed(seed).fill(&mut bytes);
+    Bytes::from(bytes)
+}
+
+/// An upload's name: a random UUID (version 4), from `rng` so that a run can be repeated.
+pub fn uuid(rng: &mut fastrand::Rng) -> String {
+    let bits = rng.u128(..) & !(0xf << 76 | 0x3 << 62) | 0x4 << 76 | 0x2 << 62;
+    format!(
+        "{:08x}-{:04x}-{:04x}-{:04x}-{:012x}",
+        bits >> 96,
+        bits >> 80 & 0xffff,
+        bits >> 64 & 0xffff,
+        bits >> 48 & 0xffff,
+        bits & 0xffff_ffff_ffff,
+    )
+}
+
+fn hex(hash: &[u8]) -> String {
+    format!("{:x}", Bytes::copy_from_slice(hash))
+}

@@ -1,0 +1,22 @@
+//! Harness of the tests that cross a process boundary: starts and kills real servers, runs real
+//! build clients in a root of their own, and speaks the REAPI itself where a test needs control
+//! over each message.
+//!
+//! It knows the server only as a program with arguments and an address. Whatever goes wrong here
+//! is a failed test, so these helpers panic with the reason instead of returning it.
+#![allow(
+    clippy::expect_used,
+    clippy::panic,
+    reason = "test support: the message of the panic is the test's report"
+)]
+
+pub mod bazel;
+pub mod binary;
+pub mod client;
+pub mod content;
+pub mod lock;
+pub mod process;
+pub mod root;
+pub mod server;
+pub mod tree;
+pub mod workspace;

@@ -1,0 +1,98 @@
+//! Child processes that do not outlive the test that started them.
+
+use std::{
+    ffi::OsStr,
+    os::unix::process::ExitStatusExt as _,
+    process::{Child, Command, ExitStatus},
+    time::Duration,
+};
+
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open},
+};
+
+/// A command line whose process does not outlive the thread that starts it, even when the test
+/// is killed and has no time to clean up.
+pub fn command(program: impl AsRef<OsStr>) -> Command {
+    let mut command = Command::new("setpriv");
+    command.args(["--pdeathsig", "KILL", "--"]).arg(program);
+    command
+}
+
+/// A running child, killed by its id and reaped when this value goes.
+#[derive(Debug)]
+pub struct Process {
+    child: Child,
+    ended: Option<ExitStatus>,
+}
+
+impl Process {
+    /// Starts `command`.
+    pub fn spawn(command: &mut Command) -> Self {
+        let child = command
+            .spawn()
+            .unwrap_or_else(|e| panic!("starting {command:?}: {e}"));
+        Self { child, ended: None }
+    }
+
+    /// The child itself, for its pipes.
+    pub fn child_mut(&mut self) -> &mut Child {
+        &mut self.child
+    }
+
+    /// Sends `signal`; does nothing once the child was reaped, since its id may be another's then.
+    pub fn signal(&self, signal: Signal) {
+        if self.ended.is_none() {
+            kill_process(self.pid(), signal).expect("a child not yet reaped can be signalled");
+        }
+    }
+
+    /// Kills the child with SIGKILL and reaps it.
+    pub fn kill(&mut self) {
+        self.signal(Signal::KILL);
+        self.wait();
+    }
+
+    /// Waits for the child to end by itself.
+    pub fn wait(&mut self) -> ExitStatus {
+        let status = self.ended.unwrap_or_else(|| {
+            let waited = self.child.wait();
+            waited.expect("a child not yet reaped can be waited for")
+        });
+        self.ended = Some(status);
+        status
+    }
+
+    /// Waits for the child to end by itself; panics, killing it, when that takes longer.
+    pub fn wait_within(&mut self, limit: Duration) -> ExitStatus {
+        if self.ended.is_none() {
+            let pidfd = pidfd_open(self.pid(), PidfdFlags::empty())
+                .expect("a child not yet reaped has a pidfd");
+            let limit = Timespec::try_from(limit).expect("a time limit in range");
+            let ready = poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&limit))
+                .expect("polling a pidfd");
+            assert!(ready > 0, "process {} did not end in time", self.child.id());
+        }
+        self.wait()
+    }
+
+    fn pid(&self) -> Pid {
+        Pid::from_child(&self.child)
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// How a process ended, in words.
+pub fn describe(status: ExitStatus) -> String {
+    match (status.code(), status.signal()) {
+        (Some(code), _) => format!("status {code}"),
+        (None, Some(signal)) => format!("signal {signal}"),
+        (None, None) => status.to_string(),
+    }
+}

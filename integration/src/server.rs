@@ -1,0 +1,216 @@
+//! A server under test, in a process of its own.
+
+use std::{
+    env,
+    ffi::OsStr,
+    io::{BufRead as _, BufReader},
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    process::{ChildStderr, Command, ExitStatus, Stdio},
+    sync::{Arc, Mutex, PoisonError, mpsc},
+    thread,
+    time::Duration,
+};
+
+use rustix::process::Signal;
+use tempfile::TempDir;
+
+use crate::{
+    binary,
+    process::{self, Process},
+};
+
+/// How long a server may take to open its port or to end; far more than it needs, so that only a
+/// hanging one fails.
+const PATIENCE: Duration = Duration::from_mins(1);
+
+/// A command line of the server that keeps its blobs in `data` and listens on a free loopback
+/// port. Each setting is a `key=value`, and may override those two.
+pub fn command<S: AsRef<OsStr>>(data: &Path, settings: &[S]) -> Command {
+    let mut command = process::command(binary::gorego());
+    // The caller's own settings and configuration files are not part of the test.
+    for (key, _) in env::vars_os() {
+        if key.as_encoded_bytes().starts_with(b"GOREGO_") {
+            command.env_remove(key);
+        }
+    }
+    command.current_dir("/").stdin(Stdio::null());
+    let mut dir = OsStr::new("local_cache.dir=").to_owned();
+    dir.push(data);
+    command
+        .args(["--set", "listen_addr=127.0.0.1:0", "--set"])
+        .arg(dir);
+    for setting in settings {
+        command.arg("--set").arg(setting);
+    }
+    command
+}
+
+/// A running server on a data directory of its own. It is killed when this value goes; its log is
+/// shown if the test failed.
+#[derive(Debug)]
+pub struct Server {
+    process: Process,
+    address: SocketAddr,
+    dir: Arc<TempDir>,
+    settings: Vec<String>,
+    log: Log,
+}
+
+type Log = Arc<Mutex<String>>;
+
+impl Server {
+    /// Starts a server on an empty data directory and waits until it listens. Each setting is a
+    /// `key=value`.
+    pub fn start(settings: &[&str]) -> Self {
+        let settings = settings.iter().map(|&s| s.to_owned()).collect();
+        let dir = TempDir::new().expect("a temporary directory");
+        Self::launch(Arc::new(dir), settings)
+    }
+
+    /// Starts it again on the same directory, with the same settings, after killing it (SIGKILL)
+    /// unless it has ended by itself.
+    #[must_use]
+    pub fn restart(mut self) -> Self {
+        self.kill();
+        Self::launch(Arc::clone(&self.dir), self.settings.clone())
+    }
+
+    fn launch(dir: Arc<TempDir>, settings: Vec<String>) -> Self {
+        let mut command = command(&data_in(&dir), &settings);
+        command.stdout(Stdio::null()).stderr(Stdio::piped());
+        let mut process = Process::spawn(&mut command);
+        let stderr = process.child_mut().stderr.take();
+        let log = Log::default();
+        let address = follow(stderr.expect("stderr is piped"), Arc::clone(&log));
+        let Ok(address) = address.recv_timeout(PATIENCE) else {
+            process.kill();
+            panic!("the server never said where it listens:\n{}", text(&log));
+        };
+        Self {
+            process,
+            address,
+            dir,
+            settings,
+            log,
+        }
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Its data directory.
+    pub fn data(&self) -> PathBuf {
+        data_in(&self.dir)
+    }
+
+    /// Its address in the form that Bazel takes.
+    pub fn grpc_url(&self) -> String {
+        format!("grpc://{}", self.address)
+    }
+
+    /// Its address in the form that the BuildBox tools take.
+    pub fn http_url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// Kills it with SIGKILL, as a crash would.
+    pub fn kill(&mut self) {
+        self.process.kill();
+    }
+
+    /// Asks it to stop (SIGTERM), without waiting.
+    pub fn ask_to_stop(&self) {
+        self.process.signal(Signal::TERM);
+    }
+
+    /// Waits until it has stopped by itself.
+    pub fn wait(&mut self) -> ExitStatus {
+        self.process.wait_within(PATIENCE)
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.process.kill();
+        if thread::panicking() {
+            eprintln!("--- log of the server on {}:", self.address);
+            eprintln!("{}--- end of log", text(&self.log));
+        }
+    }
+}
+
+/// Runs a server that is expected to refuse to start; its status and what it wrote to stderr.
+pub fn refusal<S: AsRef<OsStr>>(data: &Path, settings: &[S]) -> (ExitStatus, String) {
+    refusal_of(&mut command(data, settings))
+}
+
+/// The same for a command line of the caller's own.
+pub fn refusal_of(command: &mut Command) -> (ExitStatus, String) {
+    command.stdout(Stdio::null()).stderr(Stdio::piped());
+    let mut process = Process::spawn(command);
+    let stderr = process.child_mut().stderr.take();
+    let log = Log::default();
+    let listening = follow(stderr.expect("stderr is piped"), Arc::clone(&log));
+    // Ends with the pipe: either it says that it listens after all, or it has nothing more to say.
+    if let Ok(address) = listening.recv_timeout(PATIENCE) {
+        panic!("the server started, on {address}:\n{}", text(&log));
+    }
+    let status = process.wait_within(PATIENCE);
+    (status, text(&log))
+}
+
+fn data_in(dir: &TempDir) -> PathBuf {
+    dir.path().join("data")
+}
+
+/// Keeps what the server writes, until it ends, and sends the address once it names one.
+fn follow(stderr: ChildStderr, log: Log) -> mpsc::Receiver<SocketAddr> {
+    let (sender, receiver) = mpsc::channel();
+    thread::spawn(move || {
+        for line in BufReader::new(stderr).lines().map_while(Result::ok) {
+            let mut log = log.lock().unwrap_or_else(PoisonError::into_inner);
+            log.push_str(&line);
+            log.push('\n');
+            drop(log);
+            if let Some(address) = listening_on(&line) {
+                // Nobody waits for it any more after the first.
+                let _ = sender.send(address);
+            }
+        }
+    });
+    receiver
+}
+
+fn listening_on(line: &str) -> Option<SocketAddr> {
+    let (_, rest) = line.split_once("listening on ")?;
+    let end = rest
+        .find(|c: char| !(c.is_ascii_hexdigit() || "[]:.".contains(c)))
+        .unwrap_or(rest.len());
+    rest.get(..end)?.parse().ok()
+}
+
+fn text(log: &Log) -> String {
+    log.lock().unwrap_or_else(PoisonError::into_inner).clone()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::listening_on;
+
+    #[test]
+    fn the_address_is_found_in_a_plain_and_in_a_structured_line() {
+        let expected = Some("127.0.0.1:4711".parse().unwrap());
+        assert_eq!(
+            listening_on("gorego: listening on 127.0.0.1:4711"),
+            expected
+        );
+        assert_eq!(
+            listening_on(r#"{"message":"listening on 127.0.0.1:4711","level":"INFO"}"#),
+            expected
+        );
+        assert_eq!(listening_on("listening on nothing yet"), None);
+    }
+}

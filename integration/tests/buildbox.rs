@@ -1,0 +1,155 @@
+//! recc, casupload and casdownload.
+#![cfg(test)]
+
+use std::{
+    fs::{self, Permissions},
+    os::unix::fs::{PermissionsExt as _, symlink},
+    path::Path,
+    process::{Command, Stdio},
+};
+
+use gorego_integration::{
+    process::{Process, describe},
+    root,
+    server::Server,
+    tree::{self, Entry},
+    workspace::write,
+};
+use tempfile::TempDir;
+
+const UNITS: [&str; 3] = ["main", "sum", "text"];
+
+fn run(command: &mut Command) {
+    let status = Process::spawn(command.stdout(Stdio::null())).wait();
+    assert!(status.success(), "{command:?}: {}", describe(status));
+}
+
+fn write_program(dir: &Path) {
+    write(dir, "sum.h", "int sum(int a, int b);\n");
+    write(
+        dir,
+        "sum.cc",
+        "#include \"sum.h\"\nint sum(int a, int b) { return a + b; }\n",
+    );
+    write(
+        dir,
+        "text.h",
+        "#include <string>\nstd::string text(int number);\n",
+    );
+    let text =
+        "#include \"text.h\"\nstd::string text(int number) { return std::to_string(number); }\n";
+    write(dir, "text.cc", text);
+    let main = "#include \"sum.h\"\n#include \"text.h\"\nint main() { return text(sum(1, 2)) != \"3\"; }\n";
+    write(dir, "main.cc", main);
+}
+
+/// A command line by way of recc, run in `dir`; what recc counted.
+fn recc(server: &Server, dir: &Path, arguments: &[&str]) -> String {
+    let metrics = dir.join("recc.metrics");
+    let mut command = root::command(dir, dir, "recc");
+    command
+        .arg("g++")
+        .args(arguments)
+        .env("RECC_SERVER", server.http_url())
+        .env("RECC_PROJECT_ROOT", dir)
+        .env("RECC_CACHE_ONLY", "1")
+        .env("RECC_CACHE_UPLOAD_LOCAL_BUILD", "1")
+        .env("RECC_LINK", "1")
+        .env("RECC_ENABLE_METRICS", "1")
+        .env("RECC_METRICS_FILE", &metrics);
+    run(&mut command);
+    let counted = fs::read_to_string(&metrics).expect("recc writes its metrics");
+    fs::remove_file(&metrics).unwrap();
+    counted
+}
+
+/// Compiles and links the program in `dir`. What was made, and whether each step was a cache hit.
+fn compile(server: &Server, dir: &Path) -> (Vec<Vec<u8>>, Vec<bool>) {
+    let objects = UNITS.map(|unit| format!("{unit}.o"));
+    let mut hits = Vec::new();
+    for (unit, object) in UNITS.iter().zip(&objects) {
+        let source = format!("{unit}.cc");
+        let counted = recc(server, dir, &["-c", &source, "-o", object]);
+        hits.push(is_hit(&counted, "recc.action_cache"));
+    }
+    let mut link: Vec<&str> = objects.iter().map(String::as_str).collect();
+    link.extend(["-o", "program"]);
+    hits.push(is_hit(&recc(server, dir, &link), "recc.link_action_cache"));
+    run(&mut Command::new(dir.join("program")));
+    let made = link.iter().filter(|&&name| name != "-o");
+    (
+        made.map(|name| fs::read(dir.join(name)).unwrap()).collect(),
+        hits,
+    )
+}
+
+fn is_hit(counted: &str, counter: &str) -> bool {
+    let hit = counted.contains(&format!("{counter}_hit:1|c"));
+    let miss = counted.contains(&format!("{counter}_miss:1|c"));
+    assert!(hit != miss, "neither hit nor miss, or both:\n{counted}");
+    hit
+}
+
+#[test]
+fn recc_gets_the_second_compilation_from_the_cache() {
+    let server = Server::start(&[]);
+    let (here, there) = (TempDir::new().unwrap(), TempDir::new().unwrap());
+    write_program(here.path());
+    write_program(there.path());
+    let (first, hits) = compile(&server, here.path());
+    assert_eq!(hits, [false; 4]);
+    let (second, hits) = compile(&server, there.path());
+    assert_eq!(hits, [true; 4]);
+    assert!(first == second, "the object files differ");
+}
+
+/// A tree with everything that a `Directory` message can say.
+fn write_tree(dir: &Path) {
+    fs::create_dir_all(dir.join("empty")).unwrap();
+    fs::create_dir_all(dir.join("nested/empty/too")).unwrap();
+    write(dir, "plain.txt", "plain\n");
+    write(dir, "nothing", "");
+    write(dir, "nested/deeper/same.txt", "plain\n");
+    write(dir, "nested/run.sh", "#!/bin/sh\n");
+    fs::set_permissions(dir.join("nested/run.sh"), Permissions::from_mode(0o755)).unwrap();
+    for number in 0..300 {
+        let content = format!("{number}\n").repeat(number * 20);
+        write(dir, &format!("many/{number}.txt"), &content);
+    }
+    fs::write(
+        dir.join("large.bin"),
+        gorego_integration::content::blob(1, 6_000_000),
+    )
+    .unwrap();
+    symlink("plain.txt", dir.join("link")).unwrap();
+    symlink("nested", dir.join("link-to-directory")).unwrap();
+    symlink("../no/such/file", dir.join("nested/dangling")).unwrap();
+}
+
+#[test]
+fn casdownload_brings_back_the_tree_that_casupload_stored() {
+    let server = Server::start(&[]);
+    let dir = TempDir::new().unwrap();
+    let (source, copy) = (dir.path().join("source"), dir.path().join("copy"));
+    write_tree(&source);
+    let digest = dir.path().join("digest");
+
+    let mut upload = root::command(dir.path(), &source, "casupload");
+    upload.arg(format!("--remote={}", server.http_url()));
+    upload.arg(format!("--output-digest-file={}", digest.display()));
+    run(upload.arg("."));
+    let digest = fs::read_to_string(&digest).expect("casupload writes the digest");
+    let server = server.restart();
+    let mut download = root::command(dir.path(), dir.path(), "casdownload");
+    download.arg(format!("--remote={}", server.http_url()));
+    download.arg(format!("--destination-dir={}", copy.display()));
+    run(download.arg(format!("--root-digest={}", digest.trim())));
+
+    let (source, copy) = (tree::snapshot(&source), tree::snapshot(&copy));
+    assert!(
+        source
+            .values()
+            .any(|entry| matches!(entry, Entry::Symlink(_)))
+    );
+    assert_eq!(copy, source);
+}

@@ -1,0 +1,134 @@
+//! Files that vanish or shrink in the data directory behind the server's back.
+#![cfg(test)]
+
+use std::{
+    fs::{self, File},
+    path::{Path, PathBuf},
+    slice,
+};
+
+use bytes::Bytes;
+use gorego_integration::{
+    client::Client,
+    content::{blob, digest_of, uuid},
+    server::Server,
+};
+use reapi::v2::{ActionResult, Digest, OutputFile};
+use tonic::Code;
+
+const SMALL: usize = 1000;
+const LARGE: usize = 3 * 1024 * 1024;
+
+/// Where a blob's file is, as operators are told.
+fn file_of(data: &Path, digest: &Digest) -> PathBuf {
+    let hash = &digest.hash;
+    data.join("cas")
+        .join(&hash[..2])
+        .join(&hash[2..4])
+        .join(hash)
+}
+
+/// Puts a file of half the size in its place, as a lost write or an unlucky copy would.
+fn truncate(path: &Path) {
+    let content = fs::read(path).unwrap();
+    fs::remove_file(path).unwrap();
+    fs::write(path, &content[..content.len() / 2]).unwrap();
+    File::open(path).unwrap().sync_all().unwrap();
+}
+
+fn delete(path: &Path) {
+    fs::remove_file(path).unwrap();
+}
+
+/// Damages the stored file of a blob and checks that this costs one failed read, not a wrong byte,
+/// and that the server then knows that it lacks the blob.
+async fn assert_costs_one_read(damage: fn(&Path), size: usize) {
+    let server = Server::start(&[]);
+    let client = Client::connect(server.address()).await;
+    let content = blob(size as u64, size);
+    let digest = digest_of(&content);
+    let name = uuid(&mut fastrand::Rng::with_seed(1));
+    client.upload(&name, &content).await.unwrap();
+    let action = store_action(&client, &digest).await;
+
+    damage(&file_of(&server.data(), &digest));
+
+    let failed = client
+        .download(&digest)
+        .await
+        .expect_err("the file is damaged");
+    assert_eq!(failed.code(), Code::NotFound, "{failed}");
+    let missing = client.find_missing(vec![digest.clone()]).await.unwrap();
+    assert_eq!(missing, slice::from_ref(&digest));
+    let result = client
+        .get_action(&action)
+        .await
+        .expect_err("an output is gone");
+    assert_eq!(result.code(), Code::NotFound, "{result}");
+
+    client.upload(&name, &content).await.unwrap();
+    assert!(client.download(&digest).await.unwrap() == content);
+    client
+        .get_action(&action)
+        .await
+        .expect("its output is back");
+}
+
+/// Stores an action result with `output` as its only output; the action's digest.
+async fn store_action(client: &Client, output: &Digest) -> Digest {
+    let action = digest_of(output.hash.as_bytes());
+    let result = ActionResult {
+        output_files: vec![OutputFile {
+            path: "out".to_owned(),
+            digest: Some(output.clone()),
+            ..Default::default()
+        }],
+        ..Default::default()
+    };
+    client.put_action(&action, result).await.unwrap();
+    client
+        .get_action(&action)
+        .await
+        .expect("all of it is there");
+    action
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_small_file_deleted_behind_the_index_costs_one_read() {
+    assert_costs_one_read(delete, SMALL).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_large_file_deleted_behind_the_index_costs_one_read() {
+    assert_costs_one_read(delete, LARGE).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_small_file_truncated_behind_the_index_costs_one_read() {
+    assert_costs_one_read(truncate, SMALL).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_large_file_truncated_behind_the_index_costs_one_read() {
+    assert_costs_one_read(truncate, LARGE).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_deleted_while_the_server_is_down_is_missing_and_no_other() {
+    let mut server = Server::start(&[]);
+    let client = Client::connect(server.address()).await;
+    let blobs: Vec<Bytes> = (0..20).map(|seed| blob(seed, SMALL)).collect();
+    client.batch_upload(&blobs).await.unwrap();
+    server.kill();
+    let gone = digest_of(&blobs[7]);
+    delete(&file_of(&server.data(), &gone));
+
+    let server = server.restart();
+    let client = Client::connect(server.address()).await;
+    let digests = blobs.iter().map(|blob| digest_of(blob)).collect();
+    let missing = client.find_missing(digests).await.unwrap();
+    assert_eq!(missing, slice::from_ref(&gone));
+    for blob in blobs.iter().filter(|&blob| digest_of(blob) != gone) {
+        assert!(client.download(&digest_of(blob)).await.unwrap() == *blob);
+    }
+}

@@ -1,0 +1,132 @@
+//! How the server starts, refuses to start, and stops.
+#![cfg(test)]
+
+use std::{
+    fs,
+    io::{BufRead as _, BufReader},
+    net::TcpListener,
+    process::{ExitStatus, Stdio},
+    time::Duration,
+};
+
+use gorego_integration::{
+    client::Client,
+    content::{blob, digest_of, uuid},
+    process::{Process, describe},
+    server::{self, Server},
+};
+use rustix::process::Signal;
+use tempfile::TempDir;
+use tonic_health::pb::{
+    HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
+};
+
+const SIZE: usize = 2 * 1024 * 1024;
+
+/// A refusal to start is status 2 and one line that names the cause.
+fn assert_refused((status, log): (ExitStatus, String), cause: &str) {
+    assert_eq!(status.code(), Some(2), "{}\n{log}", describe(status));
+    assert_eq!(log.lines().count(), 1, "one line, not:\n{log}");
+    assert!(log.contains(cause), "{cause} is not named in: {log}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sigterm_lets_a_running_upload_complete_and_exits_0() {
+    let mut server = Server::start(&[]);
+    let client = Client::connect(server.address()).await;
+    let content = blob(1, SIZE);
+    let digest = digest_of(&content);
+    let name = uuid(&mut fastrand::Rng::with_seed(1));
+    let mut health = HealthClient::new(client.channel());
+    let watch = health.watch(HealthCheckRequest::default()).await;
+    let mut watch = watch.expect("the health service").into_inner();
+    let first = watch.message().await.unwrap().expect("a first status");
+    assert_eq!(first.status(), ServingStatus::Serving);
+
+    let mut upload = client.begin_upload(&name, &digest);
+    upload.send(&content.slice(..SIZE / 2)).await;
+    client.wait_until_committed(&name, &digest, SIZE / 2).await;
+    server.ask_to_stop();
+    let next = watch.message().await.unwrap().expect("a second status");
+    assert_eq!(next.status(), ServingStatus::NotServing);
+    upload.send_last(&content.slice(SIZE / 2..)).await;
+    let response = upload.response().await.expect("the upload completes");
+    assert_eq!(response.committed_size, digest.size_bytes);
+    drop((watch, health, client));
+
+    let status = server.wait();
+    assert_eq!(status.code(), Some(0), "{}", describe(status));
+    let server = server.restart();
+    let client = Client::connect(server.address()).await;
+    assert!(client.download(&digest).await.unwrap() == content);
+}
+
+#[test]
+fn sigterm_is_obeyed_although_nobody_reads_the_log_any_more() {
+    let dir = TempDir::new().unwrap();
+    let none: [&str; 0] = [];
+    let mut command = server::command(&dir.path().join("data"), &none);
+    command.stdout(Stdio::null()).stderr(Stdio::piped());
+    let mut process = Process::spawn(&mut command);
+    let log = BufReader::new(process.child_mut().stderr.take().unwrap());
+    let mut lines = log.lines().map_while(Result::ok);
+    assert!(lines.any(|line| line.contains("listening on")));
+    drop(lines);
+    process.signal(Signal::TERM);
+    let status = process.wait_within(Duration::from_mins(1));
+    assert_eq!(status.code(), Some(0), "{}", describe(status));
+}
+
+#[test]
+fn a_second_instance_on_the_same_data_directory_is_refused() {
+    let server = Server::start(&[]);
+    let data = server.data();
+    let none: [&str; 0] = [];
+    assert_refused(server::refusal(&data, &none), data.to_str().unwrap());
+}
+
+#[test]
+fn a_busy_port_is_refused() {
+    let dir = TempDir::new().unwrap();
+    let busy = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = busy.local_addr().unwrap().to_string();
+    let setting = format!("listen_addr={address}");
+    assert_refused(server::refusal(dir.path(), &[setting]), &address);
+}
+
+#[test]
+fn a_data_directory_that_cannot_be_written_is_refused() {
+    let dir = TempDir::new().unwrap();
+    // Not even root can make a directory below a file.
+    let file = dir.path().join("file");
+    fs::write(&file, "").unwrap();
+    let data = file.join("data");
+    let none: [&str; 0] = [];
+    assert_refused(server::refusal(&data, &none), data.to_str().unwrap());
+}
+
+#[test]
+fn a_wrong_configuration_is_refused_with_every_problem_in_it() {
+    let dir = TempDir::new().unwrap();
+    let (status, log) = server::refusal(
+        dir.path(),
+        &[
+            "local_cache.max_size_gb=plenty",
+            "limits.max_connections=-1",
+            "local_cache.colour=blue",
+        ],
+    );
+    assert_eq!(status.code(), Some(2), "{}\n{log}", describe(status));
+    for problem in ["plenty", "limits.max_connections", "local_cache.colour"] {
+        assert!(log.contains(problem), "{problem} is not named in:\n{log}");
+    }
+}
+
+#[test]
+fn a_configuration_file_that_is_named_but_missing_is_refused() {
+    let dir = TempDir::new().unwrap();
+    let none: [&str; 0] = [];
+    let mut command = server::command(dir.path(), &none);
+    command.args(["--config", "/nonexistent/gorego.yaml"]);
+    assert_refused(server::refusal_of(&mut command), "/nonexistent/gorego.yaml");
+}

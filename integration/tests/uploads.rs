@@ -1,0 +1,156 @@
+//! Uploads that are broken off, resumed, overtaken, or share a name.
+#![cfg(test)]
+
+use bytes::Bytes;
+use gorego_integration::{
+    client::{Client, Upload},
+    content::{blob, digest_of, uuid},
+    server::Server,
+};
+use reapi::{bytestream::WriteResponse, v2::Digest};
+use tonic::Code;
+
+const SIZE: usize = 4 * 1024 * 1024;
+const HALF: usize = SIZE / 2;
+
+/// The answer to an upload that the server has all of.
+fn whole() -> WriteResponse {
+    WriteResponse {
+        committed_size: i64::try_from(SIZE).unwrap(),
+    }
+}
+
+/// A server, one connection to it, a blob and a name to upload it under.
+struct Setup {
+    server: Server,
+    client: Client,
+    uuid: String,
+    blob: Bytes,
+    digest: Digest,
+}
+
+impl Setup {
+    async fn new(seed: u64) -> Self {
+        let server = Server::start(&[]);
+        let blob = blob(seed, SIZE);
+        Self {
+            client: Client::connect(server.address()).await,
+            uuid: uuid(&mut fastrand::Rng::with_seed(seed)),
+            digest: digest_of(&blob),
+            server,
+            blob,
+        }
+    }
+
+    /// Sends the first half of the blob and waits until the server has it.
+    async fn half_upload(&self) -> Upload {
+        let mut upload = self.client.begin_upload(&self.uuid, &self.digest);
+        upload.send(&self.blob.slice(..HALF)).await;
+        self.client
+            .wait_until_committed(&self.uuid, &self.digest, HALF)
+            .await;
+        upload
+    }
+
+    async fn assert_stored(&self) {
+        let stored = self.client.download(&self.digest).await;
+        assert!(stored.expect("the blob is there") == self.blob);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_blobs_uploaded_under_one_uuid_are_both_stored() {
+    let setup = Setup::new(1).await;
+    let other = blob(2, SIZE);
+
+    let mut first = setup.half_upload().await;
+    let second = setup.client.upload(&setup.uuid, &other).await;
+    assert_eq!(second.expect("the second upload"), whole());
+    first.send_last(&setup.blob.slice(HALF..)).await;
+    let first = first.response().await.expect("the first upload");
+    assert_eq!(first, whole());
+
+    setup.assert_stored().await;
+    let stored = setup.client.download(&digest_of(&other)).await;
+    assert!(stored.expect("the second blob is there") == other);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_retry_from_the_start_overtakes_its_stalled_predecessor() {
+    let setup = Setup::new(3).await;
+    let _stalled = setup.half_upload().await;
+
+    let retry = Client::connect(setup.server.address()).await;
+    let response = retry.upload(&setup.uuid, &setup.blob).await;
+    assert_eq!(response.expect("the retry"), whole());
+    setup.assert_stored().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_retry_from_the_committed_size_overtakes_its_stalled_predecessor() {
+    let setup = Setup::new(4).await;
+    let stalled = setup.half_upload().await;
+
+    let retry = Client::connect(setup.server.address()).await;
+    let status = retry.query_upload(&setup.uuid, &setup.digest).await;
+    let status = status.expect("the status of the stalled upload");
+    let committed = usize::try_from(status.committed_size).unwrap();
+    let upload = retry.begin_upload(&setup.uuid, &setup.digest);
+    let mut upload = upload.from_offset(committed);
+    upload.send_last(&setup.blob.slice(committed..)).await;
+    let response = upload.response().await.expect("the retry");
+    assert_eq!(response, whole());
+    setup.assert_stored().await;
+
+    // What the predecessor still has to say changes nothing, whatever it is told.
+    drop(stalled);
+    setup.assert_stored().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upload_broken_off_is_invisible_and_resumes_after_a_crash() {
+    let mut setup = Setup::new(5).await;
+    drop(setup.half_upload().await);
+    let missing = setup.client.find_missing(vec![setup.digest.clone()]).await;
+    assert_eq!(missing.expect("asking for it"), [setup.digest.clone()]);
+
+    setup.server = setup.server.restart();
+    setup.client = Client::connect(setup.server.address()).await;
+
+    let status = setup.client.query_upload(&setup.uuid, &setup.digest).await;
+    let status = status.expect("the status after the crash");
+    assert!(!status.complete);
+    let committed = usize::try_from(status.committed_size).unwrap();
+    assert!(
+        (1..=HALF).contains(&committed),
+        "{committed} of {HALF} bytes survived"
+    );
+    let upload = setup.client.begin_upload(&setup.uuid, &setup.digest);
+    let mut upload = upload.from_offset(committed);
+    upload.send_last(&setup.blob.slice(committed..)).await;
+    let response = upload.response().await.expect("the resumed upload");
+    assert_eq!(response, whole());
+
+    setup.assert_stored().await;
+    let status = setup.client.query_upload(&setup.uuid, &setup.digest).await;
+    assert!(status.expect("the status of the whole").complete);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_resumed_upload_with_the_wrong_content_is_aborted_and_starts_anew() {
+    let setup = Setup::new(6).await;
+    drop(setup.half_upload().await);
+
+    let upload = setup.client.begin_upload(&setup.uuid, &setup.digest);
+    let mut upload = upload.from_offset(HALF);
+    upload.send_last(&blob(7, SIZE - HALF)).await;
+    let refused = upload.response().await.expect_err("the content is wrong");
+    assert_eq!(refused.code(), Code::Aborted, "{refused}");
+
+    let status = setup.client.query_upload(&setup.uuid, &setup.digest).await;
+    let status = status.expect("the status after the refusal");
+    assert_eq!((status.committed_size, status.complete), (0, false));
+    let response = setup.client.upload(&setup.uuid, &setup.blob).await;
+    assert_eq!(response.expect("the new start"), whole());
+    setup.assert_stored().await;
+}

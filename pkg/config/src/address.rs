@@ -1,0 +1,145 @@
+use std::fmt;
+use std::net::Ipv6Addr;
+
+use crate::number::all_digits;
+use crate::sources::Places;
+use crate::value::{Raw, Value};
+use crate::yaml::quote;
+
+/// A TCP address to listen on: `:50051`, `localhost:50051`, `10.0.0.1:50051`, `[::1]:50051`.
+/// Port 0 lets the system choose.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ListenAddr {
+    /// A host name or an address, IPv6 without brackets. `None` stands for all interfaces: IPv6
+    /// and IPv4 where the host has both, else what it has.
+    pub host: Option<String>,
+    /// The port, 0 for any free one.
+    pub port: u16,
+}
+
+impl ListenAddr {
+    /// All interfaces.
+    pub(crate) const fn any(port: u16) -> Self {
+        Self { host: None, port }
+    }
+
+    fn from_text(text: &str) -> Option<Self> {
+        let (host, port) = text.rsplit_once(':')?;
+        let port = Some(port).filter(|port| all_digits(port))?.parse().ok()?;
+        // `unix:` paths and IPv6 without brackets come here with hosts that are none.
+        let host = match host.strip_prefix('[') {
+            Some(rest) => Some(rest.strip_suffix(']').filter(|host| is_ipv6(host))?),
+            None if host.is_empty() => None,
+            None => Some(Some(host).filter(|host| is_name(host))?),
+        };
+        Some(Self {
+            host: host.map(str::to_owned),
+            port,
+        })
+    }
+}
+
+/// An IPv6 address, with or without a zone (`fe80::1%eth0`).
+fn is_ipv6(host: &str) -> bool {
+    let (address, zone) = host.split_once('%').unwrap_or((host, "0"));
+    address.parse::<Ipv6Addr>().is_ok() && is_name(zone)
+}
+
+fn is_name(host: &str) -> bool {
+    let allowed = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_');
+    !host.is_empty() && host.bytes().all(allowed)
+}
+
+impl fmt::Display for ListenAddr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.host.as_deref() {
+            Some(host) if host.contains(':') => write!(f, "[{host}]:{}", self.port),
+            host => write!(f, "{}:{}", host.unwrap_or_default(), self.port),
+        }
+    }
+}
+
+impl Value for ListenAddr {
+    fn kind() -> String {
+        "address".to_owned()
+    }
+
+    fn accepts() -> String {
+        ":port (all interfaces), host:port or [IPv6]:port; \
+         unix sockets are not in this build"
+            .to_owned()
+    }
+
+    fn parse(raw: &Raw, _: &Places) -> Option<Self> {
+        Self::from_text(raw.word()?)
+    }
+
+    fn render(&self) -> String {
+        quote(&self.to_string())
+    }
+}
+
+/// An address that may be absent, which the empty text says.
+impl Value for Option<ListenAddr> {
+    const TAKES_EMPTY: bool = true;
+
+    fn kind() -> String {
+        "address or empty".to_owned()
+    }
+
+    fn accepts() -> String {
+        format!("{}; or nothing", ListenAddr::accepts())
+    }
+
+    fn parse(raw: &Raw, _: &Places) -> Option<Self> {
+        match raw.word()? {
+            "" => Some(None),
+            text => ListenAddr::from_text(text).map(Some),
+        }
+    }
+
+    fn render(&self) -> String {
+        quote(&self.as_ref().map(ToString::to_string).unwrap_or_default())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_keep_host_and_port() {
+        for (text, host, port) in [
+            (":50051", None, 50051),
+            ("localhost:0", Some("localhost"), 0),
+            ("0.0.0.0:80", Some("0.0.0.0"), 80),
+            ("[::1]:8080", Some("::1"), 8080),
+            ("[fe80::1%eth0]:1", Some("fe80::1%eth0"), 1),
+        ] {
+            let address = ListenAddr::from_text(text).unwrap();
+            assert_eq!((address.host.as_deref(), address.port), (host, port));
+            assert_eq!(address.to_string(), text);
+        }
+    }
+
+    #[test]
+    fn what_is_no_tcp_address_is_refused() {
+        for text in [
+            "8080",
+            "localhost",
+            "localhost:",
+            ":+80",
+            ":65536",
+            "::1:80",
+            "[::1]",
+            "[]:80",
+            "[1.2.3.4]:80",
+            "unix:/run/gorego.sock",
+            "unix:///a:1",
+            "a b:80",
+            "http://localhost:80",
+        ] {
+            assert_eq!(ListenAddr::from_text(text), None, "{text}");
+        }
+    }
+}

@@ -1,0 +1,79 @@
+//! The reference and the commented sample file, made from the table of keys so that neither can
+//! disagree with the code.
+
+use crate::render::indented;
+use crate::table::{Entry, Table, variable};
+
+const REFERENCE_HEAD: &str = "\
+## Configuration
+
+Values come from, the later winning: the defaults, the file (`--config`, or `config.yaml` in the
+working directory if there is one), the environment, and `--set key=value`. `gorego config` prints the
+result and where each value comes from.
+
+- Keys are accepted in any letter case. Unknown ones are errors in the file and in `--set`; an unknown
+  `GOREGO_` variable is a warning.
+- `null` or nothing means the default. An empty variable counts as not set.
+- *size*: bytes (`4194304`) or a number with a unit. `KB`, `MB`, `GB`, `TB`, `PB` are powers of 1000; `KiB`,
+  `MiB`, `GiB`, `TiB`, `PiB` (or `Ki`, `Mi`, ...) are powers of 1024. *size in GiB*: the same, but a
+  number without a unit counts GiB and may be a fraction (`0.5`).
+- *duration*: seconds (`5`) or numbers with units (`500ms`, `1h30m`): `ns`, `us`, `ms`, `s`, `m`, `h`, `d`.
+- *yes/no*: `true` or `false`, `yes` or `no`, `on` or `off`, `1` or `0`.
+- *list*: a YAML list, or items separated by commas; in a variable, too.
+- *path*: a relative one starts in the working directory (under `bazel run` in the directory where that was
+  called), and `~` is the home directory.
+- *address*: `:port` (all interfaces, IPv6 where the host has it), `host:port` or `[IPv6]:port`; port 0
+  is any free one.
+";
+
+const SAMPLE_HEAD: &str = "\
+# The configuration of gorego: every key with its default, commented out. As it stands, this file
+# changes nothing. The README says which forms the values have, and which environment
+# variable sets each key.
+";
+
+const TABLE_HEAD: &str = "\
+| key | type | default | meaning | variable |
+|---|---|---|---|---|
+";
+
+/// The reference in Markdown, a section of the README: a table for each section of keys.
+pub fn reference() -> String {
+    let rows: Vec<_> = Table::new().entries.iter().map(row).collect();
+    format!(
+        "{REFERENCE_HEAD}\n### At the top\n\n{TABLE_HEAD}{}",
+        rows.concat()
+    )
+}
+
+/// A row of a table, or the beginning of the next one.
+fn row(entry: &Entry) -> String {
+    let name = &entry.name;
+    let Some(key) = &entry.key else {
+        return format!("\n### `{name}`\n\n{}\n\n{TABLE_HEAD}", about(entry, "\n"));
+    };
+    let (kind, default, meaning) = (&key.kind, &key.default, about(entry, " "));
+    let variable = variable(name);
+    format!("| `{name}` | {kind} | `{default}` | {meaning} | `{variable}` |\n")
+}
+
+/// A configuration file with every key, each one explained and commented out.
+pub fn sample() -> String {
+    let paragraphs: Vec<_> = Table::new().entries.iter().map(paragraph).collect();
+    format!("{SAMPLE_HEAD}{}", paragraphs.concat())
+}
+
+fn paragraph(entry: &Entry) -> String {
+    let (indent, name) = indented(&entry.name);
+    let meaning = about(entry, &format!("\n{indent}# "));
+    let line = match &entry.key {
+        None => format!("{name}:"),
+        Some(key) => format!("#{name}: {}", key.default),
+    };
+    format!("\n{indent}# {meaning}\n{indent}{line}\n")
+}
+
+fn about(entry: &Entry, separator: &str) -> String {
+    let lines: Vec<_> = entry.about.iter().map(|line| line.trim()).collect();
+    lines.join(separator)
+}

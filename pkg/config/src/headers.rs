@@ -1,0 +1,135 @@
+use std::fmt;
+
+use crate::sources::Places;
+use crate::value::{Raw, Value, split_commas};
+use crate::yaml;
+
+/// An HTTP header. Its value is a secret, so neither `Debug` nor any message shows it.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Header {
+    /// The name, in lower case.
+    pub name: String,
+    /// The value: no control characters.
+    pub value: String,
+}
+
+impl fmt::Debug for Header {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: <hidden>", self.name)
+    }
+}
+
+/// HTTP headers, in the order given.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Headers(pub Vec<Header>);
+
+impl Value for Headers {
+    const TAKES_EMPTY: bool = true;
+    const SECRET: bool = true;
+
+    fn kind() -> String {
+        "headers".to_owned()
+    }
+
+    fn accepts() -> String {
+        "a mapping {name: value} or a list of name=value".to_owned()
+    }
+
+    fn parse(raw: &Raw, _: &Places) -> Option<Self> {
+        match raw {
+            Raw::Text(text) if text.trim_start().starts_with(['{', '[']) => {
+                from_yaml(&yaml::parse(text).ok()?)
+            }
+            Raw::Text(text) => split_commas(text).map(name_and_value).collect(),
+            raw => from_yaml(raw),
+        }
+        .map(Self)
+    }
+
+    fn render(&self) -> String {
+        let entry = |header: &Header| {
+            format!(
+                "{}: {}",
+                yaml::quote(&header.name),
+                yaml::quote(&header.value)
+            )
+        };
+        let entries: Vec<_> = self.0.iter().map(entry).collect();
+        format!("{{{}}}", entries.join(", "))
+    }
+}
+
+fn from_yaml(raw: &Raw) -> Option<Vec<Header>> {
+    match raw {
+        Raw::Map(entries) => entries
+            .iter()
+            .map(|(name, value)| header(name, value))
+            .collect(),
+        Raw::List(items) => items
+            .iter()
+            .map(|item| name_and_value(item.word()?))
+            .collect(),
+        Raw::Null | Raw::Text(_) => None,
+    }
+}
+
+fn name_and_value(text: &str) -> Option<Header> {
+    let (name, value) = text.split_once('=')?;
+    header(name, &Raw::Text(value.to_owned()))
+}
+
+fn header(name: &str, value: &Raw) -> Option<Header> {
+    let token = |b: u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b);
+    let (name, value) = (name.trim().to_ascii_lowercase(), value.word()?);
+    let sound = !name.is_empty() && name.bytes().all(token) && !value.contains(char::is_control);
+    sound.then(|| Header {
+        name,
+        value: value.to_owned(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Option<Headers> {
+        Headers::parse(&Raw::text(text), &Places::for_tests())
+    }
+
+    #[test]
+    fn headers_come_as_pairs_or_as_yaml() {
+        let expected = parse("Authorization=Bearer a=b, x-team = core");
+        assert_eq!(expected.as_ref().map(|headers| headers.0.len()), Some(2));
+        assert_eq!(parse("{authorization: Bearer a=b, X-Team: core}"), expected);
+        assert_eq!(parse("[authorization=Bearer a=b, x-team=core]"), expected);
+        assert_eq!(
+            expected
+                .clone()
+                .and_then(|headers| parse(&headers.render())),
+            expected
+        );
+    }
+
+    #[test]
+    fn what_is_no_header_is_refused() {
+        for text in [
+            "authorization",
+            "=x",
+            "a b=c",
+            "{a: [b]}",
+            "{a",
+            "a=b\u{7f}",
+        ] {
+            assert_eq!(parse(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn debugging_shows_no_secret() {
+        let text = format!("{:?}", parse("authorization=letmein"));
+        assert!(
+            text.contains("authorization") && !text.contains("letmein"),
+            "{text}"
+        );
+    }
+}

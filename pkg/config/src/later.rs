@@ -1,0 +1,127 @@
+//! The sections of features that this build does not have yet. They are read and checked all the
+//! same, so that a configuration file can be shared with a build that has them.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::choice::{ClientAuth, Compression, DiscoveryMode, OnOutage};
+use crate::section::section;
+use crate::{ByteSize, Headers, ListenAddr};
+
+section! {
+    /// The authoritative cache behind this one. Not in this build: a `target` is refused.
+    BackingCache {
+        /// Where it is, for example `grpcs://cache.example.com:443`. If empty, there is none.
+        target: String = String::new(),
+        /// How blobs travel to and from it.
+        compression: Compression = Compression::None,
+        /// How many times a failed write is tried again.
+        put_retry_count: u32 = 3,
+        /// For how long its word that it has a blob is believed.
+        existence_ttl: Duration = Duration::from_mins(5),
+        /// While it is down: `fail` requests, or `degrade` to what is at hand, with writes kept in
+        /// a journal.
+        on_outage: OnOutage = OnOutage::Fail,
+        /// How much that journal may hold.
+        journal_max: ByteSize = ByteSize::from_gib(1),
+        /// Headers to send with each request: a mapping of names to values, or `name=value`
+        /// separated by commas. Never shown.
+        headers: Headers = Headers::default(),
+        /// A file with more of them, a `name=value` in each line.
+        headers_file: PathBuf = PathBuf::new(),
+        /// The instance name to use there.
+        instance_name: String = String::new(),
+        /// Never write to it.
+        read_only: bool = false,
+        /// Fetch the outputs of an action as soon as its result is asked for.
+        prefetch: bool = false,
+    }
+    sections { tls: BackingTls, }
+}
+
+section! {
+    /// Encryption of the connections with the backing cache.
+    BackingTls {
+        /// Speak TLS with it.
+        enabled: bool = false,
+        /// The certificate to show there (PEM). If empty, none is shown.
+        cert_file: PathBuf = PathBuf::new(),
+        /// The private key of that certificate (PEM).
+        key_file: PathBuf = PathBuf::new(),
+        /// The authorities that may have signed its certificate (PEM). If empty, those of the
+        /// system.
+        ca_file: PathBuf = PathBuf::new(),
+        /// Has no effect: it is for servers, and accepted since files may have it.
+        client_auth: ClientAuth = ClientAuth::None,
+    }
+    sections {}
+}
+
+section! {
+    /// What can be observed from outside. Not in this build.
+    Telemetry {
+        /// Where Prometheus finds the metrics. If empty, nowhere.
+        metrics_addr: Option<ListenAddr> = Some(ListenAddr::any(9090)),
+        /// Where traces are sent (OTLP), for example `otel.example.com:4317`. If empty, nowhere.
+        tracing_endpoint: String = String::new(),
+    }
+    sections {}
+}
+
+section! {
+    /// The execution of actions. Not in this build.
+    Execution {
+        /// Execute actions for clients.
+        enabled: bool = false,
+        /// How many actions run at once. 0 for as many as there are processors.
+        concurrency: u32 = 0,
+        /// Where actions run.
+        build_root: PathBuf = PathBuf::new(),
+        /// How many actions may wait.
+        queue_size: u32 = 1000,
+    }
+    sections { sandbox: Sandbox, }
+}
+
+section! {
+    /// The sandbox around an action. Not in this build.
+    Sandbox {
+        /// Run actions in a sandbox.
+        enabled: bool = false,
+        /// The program that makes it (Bazel's `linux-sandbox`).
+        binary_path: PathBuf = PathBuf::new(),
+        /// Keep actions off the network.
+        network_isolation: bool = true,
+        /// Paths outside that actions may write to.
+        writable_paths: Vec<String> = Vec::new(),
+        /// How long an action that is out of time may clean up before it is killed.
+        kill_delay: Duration = Duration::from_secs(5),
+        /// Log what the sandbox does.
+        debug: bool = false,
+    }
+    sections {}
+}
+
+section! {
+    /// The nodes that share the execution of actions. Not in this build.
+    Cluster {
+        /// Be one of several nodes.
+        enabled: bool = false,
+        /// The name of this node. If empty, the host's.
+        node_id: String = String::new(),
+        /// The port where nodes talk to each other.
+        bind_port: u16 = 7946,
+        /// The address that others reach this node at. If empty, it is found out.
+        advertise_addr: String = String::new(),
+        /// How nodes find each other: those in `join_peers`, or the addresses of
+        /// `dns_service_name`.
+        discovery_mode: DiscoveryMode = DiscoveryMode::List,
+        /// Nodes to join, as `host:port`.
+        join_peers: Vec<String> = Vec::new(),
+        /// The name whose addresses are those of the nodes.
+        dns_service_name: String = String::new(),
+        /// How often a node tells the others how busy it is.
+        broadcast_period: Duration = Duration::from_millis(500),
+    }
+    sections {}
+}

@@ -1,0 +1,39 @@
+//! The configuration of gorego: defaults, then a YAML file, then `GOREGO_*` variables, then
+//! `--set key=value`, the later ones winning.
+//!
+//! [`Sources::from_process`] gathers what the process was given, [`Config::load`] turns it into
+//! typed sections or into the list of everything that is wrong with it. Nothing here touches what
+//! the keys are about: files are not opened, addresses not resolved.
+
+mod address;
+mod choice;
+pub mod docs;
+mod duration;
+mod headers;
+mod later;
+mod layers;
+mod load;
+mod number;
+mod origin;
+mod problem;
+mod render;
+mod schema;
+mod section;
+mod size;
+mod sources;
+mod table;
+
+mod validate;
+mod value;
+mod yaml;
+
+pub use address::ListenAddr;
+pub use choice::{ClientAuth, Compression, DiscoveryMode, LogLevel, OnOutage, Sync};
+pub use headers::{Header, Headers};
+pub use later::{BackingCache, BackingTls, Cluster, Execution, Sandbox, Telemetry};
+pub use load::Loaded;
+pub use origin::Origin;
+pub use problem::{Problem, Problems};
+pub use schema::{ActionCache, Config, Limits, LocalCache, Tls};
+pub use size::{ByteSize, GibSize};
+pub use sources::{Places, Sources};

@@ -1,0 +1,116 @@
+//! Numbers as people write them, and the plain ones as values.
+
+use crate::sources::Places;
+use crate::value::{Raw, Value};
+
+/// More digits behind the point than any unit has.
+const FRACTION_DIGITS: usize = 18;
+
+/// `text`, digits with at most one point, times `unit`, rounded down. Nothing where `text` is no
+/// such number or the result does not fit.
+pub(crate) fn scaled(text: &str, unit: u64) -> Option<u64> {
+    let (whole, fraction) = text.split_once('.').unwrap_or((text, ""));
+    if whole.len() + fraction.len() == 0 || !all_digits(whole) || !all_digits(fraction) {
+        return None;
+    }
+    let fraction = fraction.get(..FRACTION_DIGITS).unwrap_or(fraction);
+    let digits = u32::try_from(fraction.len()).ok()?;
+    let unit = u128::from(unit);
+    let whole = u128::from(parse_or_zero(whole)?) * unit;
+    let part = u128::from(parse_or_zero(fraction)?) * unit / 10_u128.pow(digits);
+    u64::try_from(whole + part).ok()
+}
+
+/// Splits `text` behind its leading digits and points.
+pub(crate) fn split_number(text: &str) -> (&str, &str) {
+    let end = text.find(|c: char| !c.is_ascii_digit() && c != '.');
+    text.split_at(end.unwrap_or(text.len()))
+}
+
+pub(crate) fn all_digits(text: &str) -> bool {
+    text.bytes().all(|b| b.is_ascii_digit())
+}
+
+fn parse_or_zero(digits: &str) -> Option<u64> {
+    if digits.is_empty() {
+        Some(0)
+    } else {
+        digits.parse().ok()
+    }
+}
+
+macro_rules! whole_number {
+    ($type:ty) => {
+        impl Value for $type {
+            fn kind() -> String {
+                "number".to_owned()
+            }
+
+            fn accepts() -> String {
+                format!("a whole number from 0 to {}", <$type>::MAX)
+            }
+
+            fn parse(raw: &Raw, _: &Places) -> Option<Self> {
+                raw.word().filter(|text| all_digits(text))?.parse().ok()
+            }
+
+            fn render(&self) -> String {
+                self.to_string()
+            }
+        }
+    };
+}
+
+whole_number!(u16);
+whole_number!(u32);
+
+impl Value for f64 {
+    fn kind() -> String {
+        "fraction".to_owned()
+    }
+
+    fn accepts() -> String {
+        "a number such as 0.9".to_owned()
+    }
+
+    fn parse(raw: &Raw, _: &Places) -> Option<Self> {
+        raw.word()?
+            .parse()
+            .ok()
+            .filter(|number: &Self| number.is_finite())
+    }
+
+    fn render(&self) -> String {
+        self.to_string()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn decimals_are_exact_and_rounded_down() {
+        assert_eq!(scaled("0.3", 1 << 30), Some(322_122_547));
+        assert_eq!(scaled("1.999999999999999999999", 1000), Some(1999));
+        assert_eq!(scaled("18446744073709551615", 1), Some(u64::MAX));
+        assert_eq!(scaled("18446744073709551615.9", 1), Some(u64::MAX));
+    }
+
+    #[test]
+    fn what_is_no_decimal_or_too_large_is_nothing() {
+        for text in [
+            "",
+            ".",
+            "1.2.3",
+            "-1",
+            "+1",
+            "1e3",
+            "٣",
+            "18446744073709551616",
+        ] {
+            assert_eq!(scaled(text, 1), None, "{text}");
+        }
+        assert_eq!(scaled("18446744073709551615", 2), None);
+    }
+}

@@ -1,0 +1,31 @@
+use std::fmt;
+use std::path::PathBuf;
+
+/// Where a value comes from; shown as `default`, `config.yaml:12`, `GOREGO_LOG_LEVEL` or `--set`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Origin {
+    /// No source gave it, or the last one that did reset it.
+    Default,
+    /// The configuration file.
+    File {
+        /// The file, as the user named it.
+        path: PathBuf,
+        /// The line of the key, counted from 1.
+        line: u64,
+    },
+    /// The environment variable of this name.
+    Variable(String),
+    /// A `--set key=value` argument.
+    Set,
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Default => f.write_str("default"),
+            Self::File { path, line } => write!(f, "{}:{line}", path.display()),
+            Self::Variable(name) => f.write_str(name),
+            Self::Set => f.write_str("--set"),
+        }
+    }
+}

@@ -1,0 +1,108 @@
+//! The sections that this build makes use of. Key names, types, defaults and documentation stand
+//! here and nowhere else.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::choice::{ClientAuth, LogLevel, Sync};
+use crate::later::{BackingCache, Cluster, Execution, Telemetry};
+use crate::section::section;
+use crate::{ByteSize, GibSize, ListenAddr};
+
+section! {
+    /// The whole configuration.
+    Config {
+        /// Where clients connect. `:50051` listens on all interfaces.
+        listen_addr: ListenAddr = ListenAddr::any(50051),
+        /// Write a blob's last use to its file at each hit. Without it, last uses are kept in
+        /// memory and written back in batches, which also works on `noatime` mounts.
+        force_update_atime: bool = false,
+        /// The least important messages that are still logged. `RUST_LOG` refines it.
+        log_level: LogLevel = LogLevel::Info,
+    }
+    sections {
+        tls: Tls,
+        local_cache: LocalCache,
+        action_cache: ActionCache,
+        limits: Limits,
+        backing_cache: BackingCache,
+        telemetry: Telemetry,
+        execution: Execution,
+        cluster: Cluster,
+    }
+}
+
+section! {
+    /// Encryption of the connections with clients.
+    Tls {
+        /// Speak TLS, and nothing else, on `listen_addr`. Needs `cert_file` and `key_file`.
+        enabled: bool = false,
+        /// The server's certificate, followed by those between it and its authority (PEM).
+        cert_file: PathBuf = PathBuf::new(),
+        /// The private key of that certificate (PEM).
+        key_file: PathBuf = PathBuf::new(),
+        /// The authorities that sign the clients' certificates (PEM). Needed to verify those.
+        ca_file: PathBuf = PathBuf::new(),
+        /// What is asked of a client's certificate. `verify_if_given` lets in clients without
+        /// one, `require_and_verify` does not. `request` is the same as `none`; `require` is
+        /// refused, since it verifies nothing.
+        client_auth: ClientAuth = ClientAuth::None,
+    }
+    sections {}
+}
+
+section! {
+    /// The cache on the local disk.
+    LocalCache {
+        /// Keep blobs on the local disk. Can be switched off only where there is a backing cache,
+        /// so not in this build.
+        enabled: bool = true,
+        /// Where. If empty: `/var/cache/gorego` for root, else `gorego` in `XDG_CACHE_HOME`,
+        /// which by itself is `~/.cache`.
+        dir: PathBuf = PathBuf::new(),
+        /// How much it may hold, in GiB (2^30 bytes) unless a unit is given (`500MB`).
+        max_size_gb: GibSize = GibSize::from_gib(10),
+        /// Eviction starts when this share of `max_size_gb` is used.
+        high_watermark: f64 = 0.95,
+        /// Eviction ends when no more than this share of `max_size_gb` is used.
+        low_watermark: f64 = 0.85,
+        /// Eviction also starts when less than this is free on the file system. 0 does without.
+        min_free: ByteSize = ByteSize::from_gib(1),
+        /// For how long a blob that a client was told of is not evicted.
+        lease: Duration = Duration::from_hours(3),
+        /// For how long an interrupted upload can be resumed.
+        upload_expiry: Duration = Duration::from_hours(24),
+        /// What a write waits for: nothing, the file's content on the disk (`data`), or its
+        /// directory entry too (`full`). A power failure may lose blobs that nothing waited for, but
+        /// wrong bytes are never served.
+        sync: Sync = Sync::None,
+    }
+    sections {}
+}
+
+section! {
+    /// The cache of action results.
+    ActionCache {
+        /// Let clients store action results. If not, they are told `PERMISSION_DENIED`.
+        updates: bool = true,
+    }
+    sections {}
+}
+
+section! {
+    /// What clients may use up.
+    Limits {
+        /// The most that a batch of blobs may hold, as told to clients; 64KiB to 64MiB. The default
+        /// leaves room for the framing in the 4MiB that gRPC clients take.
+        max_batch_bytes: ByteSize = ByteSize::from_kib(4096 - 64),
+        /// The largest blob taken, as told to clients. 0 for no limit.
+        max_blob_size: ByteSize = ByteSize::from_bytes(0),
+        /// A transfer that makes no progress for this long is ended. It can be resumed.
+        idle_timeout: Duration = Duration::from_mins(1),
+        /// How long running calls have to end at shutdown.
+        drain_timeout: Duration = Duration::from_secs(30),
+        /// How many connections may be open at once.
+        max_connections: u32 = 10_000,
+    }
+    sections {}
+}

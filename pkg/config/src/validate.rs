@@ -1,0 +1,177 @@
+//! What no single value can be blamed for: ranges, combinations, and what this build can not do.
+
+use std::time::Duration;
+
+use crate::load::{Effective, find};
+use crate::{ByteSize, ClientAuth, Config, Limits, LocalCache, Origin, Problem, Tls};
+
+/// Below, a batch could not even hold a few small blobs.
+const MIN_BATCH: ByteSize = ByteSize::from_kib(64);
+
+/// Above, each of a few clients could take up the server's memory with one message.
+const MAX_BATCH: ByteSize = ByteSize::from_kib(64 << 10);
+
+/// What was found, each finding naming the key, its value and who gave it.
+pub(crate) struct Findings<'a> {
+    effective: &'a [Effective],
+    pub(crate) problems: Vec<Problem>,
+    pub(crate) warnings: Vec<String>,
+}
+
+/// Checks the configuration as a whole.
+pub(crate) fn validate<'a>(config: &Config, effective: &'a [Effective]) -> Findings<'a> {
+    let mut findings = Findings {
+        effective,
+        problems: Vec::new(),
+        warnings: Vec::new(),
+    };
+    findings.check_tls(&config.tls);
+    findings.check_local_cache(&config.local_cache);
+    findings.check_limits(&config.limits);
+    findings.check_later_features(config);
+    findings
+}
+
+impl Findings<'_> {
+    fn is_given(&self, key: &str) -> bool {
+        find(self.effective, key).is_some_and(|effective| effective.origin != Origin::Default)
+    }
+
+    /// Refuses a combination of keys and blames the first one that a source gave. Says nothing
+    /// where one of them is refused already: its value here is not what the user meant.
+    fn refuse(&mut self, keys: &[&str], reason: &str) {
+        let involved = || keys.iter().filter_map(|key| find(self.effective, key));
+        if involved().any(|effective| effective.refused) {
+            return;
+        }
+        let given = involved().find(|effective| effective.origin != Origin::Default);
+        if let Some(blamed) = given.or_else(|| involved().next()) {
+            self.problems.push(Problem::Value {
+                key: blamed.name.clone(),
+                value: blamed.value.clone(),
+                origin: blamed.origin.clone(),
+                reason: reason.to_owned(),
+            });
+        }
+    }
+
+    fn warn(&mut self, key: &str, reason: &str) {
+        if let Some(Effective {
+            name,
+            value,
+            origin,
+            ..
+        }) = find(self.effective, key)
+        {
+            self.warnings
+                .push(format!("{origin}: {name} = {value}: {reason}"));
+        }
+    }
+
+    fn check_tls(&mut self, tls: &Tls) {
+        let unused = [
+            ("tls.cert_file", !tls.cert_file.as_os_str().is_empty()),
+            ("tls.key_file", !tls.key_file.as_os_str().is_empty()),
+            ("tls.ca_file", !tls.ca_file.as_os_str().is_empty()),
+            ("tls.client_auth", tls.client_auth != ClientAuth::None),
+        ];
+        if !tls.enabled {
+            for (key, _) in unused.iter().filter(|(_, set)| *set) {
+                self.warn(key, "has no effect while tls.enabled is false");
+            }
+            return;
+        }
+        for (key, file) in [
+            ("tls.cert_file", &tls.cert_file),
+            ("tls.key_file", &tls.key_file),
+        ] {
+            if file.as_os_str().is_empty() {
+                self.refuse(&["tls.enabled", key], &format!("needs {key}"));
+            }
+        }
+        let without_authority = tls.ca_file.as_os_str().is_empty();
+        match tls.client_auth {
+            ClientAuth::Require => self.refuse(
+                &["tls.client_auth"],
+                "lets in whoever shows any certificate, so it authenticates nobody; \
+                 accepted: require_and_verify with tls.ca_file, or none",
+            ),
+            ClientAuth::VerifyIfGiven | ClientAuth::RequireAndVerify if without_authority => {
+                let reason = "needs tls.ca_file to verify certificates with";
+                self.refuse(&["tls.client_auth", "tls.ca_file"], reason);
+            }
+            ClientAuth::Request => {
+                let reason = "asks for a certificate nobody looks at; the same as none";
+                self.warn("tls.client_auth", reason);
+            }
+            ClientAuth::None if !without_authority => {
+                let reason = "has no effect while tls.client_auth is none";
+                self.warn("tls.ca_file", reason);
+            }
+            ClientAuth::None | ClientAuth::VerifyIfGiven | ClientAuth::RequireAndVerify => {}
+        }
+    }
+
+    fn check_local_cache(&mut self, cache: &LocalCache) {
+        if !cache.enabled {
+            let reason = "this build has no backing cache to serve from instead; accepted: true";
+            self.refuse(&["local_cache.enabled"], reason);
+        }
+        if cache.max_size_gb.bytes() == 0 {
+            let reason = "leaves no room for any blob; accepted: more than 0";
+            self.refuse(&["local_cache.max_size_gb"], reason);
+        }
+        let (low, high) = ("local_cache.low_watermark", "local_cache.high_watermark");
+        let mut in_range = true;
+        for (key, mark) in [(low, cache.low_watermark), (high, cache.high_watermark)] {
+            if !(mark > 0.0 && mark <= 1.0) {
+                self.refuse(&[key], "accepted: more than 0, at most 1");
+                in_range = false;
+            }
+        }
+        if in_range && cache.low_watermark >= cache.high_watermark {
+            let marks = format!("{} and {}", cache.low_watermark, cache.high_watermark);
+            let reason = format!("low and high watermark are {marks}; accepted: low below high");
+            self.refuse(&[low, high], &reason);
+        }
+    }
+
+    fn check_limits(&mut self, limits: &Limits) {
+        if !(MIN_BATCH..=MAX_BATCH).contains(&limits.max_batch_bytes) {
+            self.refuse(&["limits.max_batch_bytes"], "accepted: 64KiB to 64MiB");
+        }
+        if limits.idle_timeout == Duration::ZERO {
+            let reason = "would end every transfer at once; accepted: more than 0";
+            self.refuse(&["limits.idle_timeout"], reason);
+        }
+        if limits.max_connections == 0 {
+            let reason = "would let nobody in; accepted: 1 or more";
+            self.refuse(&["limits.max_connections"], reason);
+        }
+    }
+
+    fn check_later_features(&mut self, config: &Config) {
+        if !config.backing_cache.target.is_empty() {
+            let reason = "this build has no proxy, and a cache that left its backing cache out \
+                          would lie; accepted: nothing";
+            self.refuse(&["backing_cache.target"], reason);
+        }
+        let metrics = config.telemetry.metrics_addr.is_some();
+        for (key, wanted) in [
+            (
+                "telemetry.metrics_addr",
+                metrics && self.is_given("telemetry.metrics_addr"),
+            ),
+            (
+                "telemetry.tracing_endpoint",
+                !config.telemetry.tracing_endpoint.is_empty(),
+            ),
+            ("execution.enabled", config.execution.enabled),
+            ("cluster.enabled", config.cluster.enabled),
+        ] {
+            if wanted {
+                self.warn(key, "not in this build, ignored");
+            }
+        }
+    }
+}

@@ -1,0 +1,229 @@
+use std::path::PathBuf;
+
+use crate::sources::Places;
+use crate::yaml;
+
+/// What a source holds for a key, before the key's type had its say. Scalars keep their text, so
+/// that `1.10` stays what it is where a name is wanted.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Raw {
+    Null,
+    Text(String),
+    List(Vec<Raw>),
+    Map(Vec<(String, Raw)>),
+}
+
+impl Raw {
+    #[cfg(test)]
+    pub(crate) fn text(text: &str) -> Self {
+        Self::Text(text.to_owned())
+    }
+
+    /// The value of a variable or an argument: text, but for `null`.
+    pub(crate) fn from_text(text: &str) -> Self {
+        if text == "null" {
+            Self::Null
+        } else {
+            Self::Text(text.to_owned())
+        }
+    }
+
+    /// The scalar without the blanks around it.
+    pub(crate) fn word(&self) -> Option<&str> {
+        match self {
+            Self::Text(text) => Some(text.trim()),
+            _ => None,
+        }
+    }
+
+    /// Whether it says nothing: null, or blank where the type has no use for that.
+    pub(crate) fn means_default(&self, takes_empty: bool) -> bool {
+        *self == Self::Null || (!takes_empty && self.word() == Some(""))
+    }
+
+    /// As shown in messages.
+    pub(crate) fn shown(&self) -> String {
+        match self {
+            Self::Null => "null".to_owned(),
+            Self::Text(text) => yaml::quote(text),
+            Self::List(_) => "a list".to_owned(),
+            Self::Map(_) => "a mapping".to_owned(),
+        }
+    }
+}
+
+/// A type that keys can have.
+pub(crate) trait Value: Clone + PartialEq {
+    /// Whether an empty text is a value, and not another way to ask for the default.
+    const TAKES_EMPTY: bool = false;
+
+    /// Whether it must never be shown.
+    const SECRET: bool = false;
+
+    /// One or two words for the reference.
+    fn kind() -> String;
+
+    /// What is accepted, to go behind "expected".
+    fn accepts() -> String;
+
+    /// The value that `raw` stands for, if it is one of this type.
+    fn parse(raw: &Raw, places: &Places) -> Option<Self>;
+
+    /// The value in one line of YAML, from which [`Value::parse`] makes the same value again.
+    fn render(&self) -> String;
+}
+
+impl Value for bool {
+    fn kind() -> String {
+        "yes/no".to_owned()
+    }
+
+    fn accepts() -> String {
+        "true or false (also yes/no, on/off, 1/0)".to_owned()
+    }
+
+    fn parse(raw: &Raw, _: &Places) -> Option<Self> {
+        match raw.word()?.to_ascii_lowercase().as_str() {
+            "true" | "t" | "yes" | "y" | "on" | "1" => Some(true),
+            "false" | "f" | "no" | "n" | "off" | "0" => Some(false),
+            _ => None,
+        }
+    }
+
+    fn render(&self) -> String {
+        self.to_string()
+    }
+}
+
+impl Value for String {
+    const TAKES_EMPTY: bool = true;
+
+    fn kind() -> String {
+        "text".to_owned()
+    }
+
+    fn accepts() -> String {
+        "one line of text".to_owned()
+    }
+
+    fn parse(raw: &Raw, _: &Places) -> Option<Self> {
+        raw.word()
+            .filter(|text| !text.contains(char::is_control))
+            .map(str::to_owned)
+    }
+
+    fn render(&self) -> String {
+        yaml::quote(self)
+    }
+}
+
+/// A path made absolute; empty where none is set.
+impl Value for PathBuf {
+    fn kind() -> String {
+        "path".to_owned()
+    }
+
+    fn accepts() -> String {
+        "a path (`~` at its start needs HOME to be set)".to_owned()
+    }
+
+    fn parse(raw: &Raw, places: &Places) -> Option<Self> {
+        places.resolve(raw.word().filter(|text| !text.contains('\0'))?)
+    }
+
+    fn render(&self) -> String {
+        yaml::quote(&self.to_string_lossy())
+    }
+}
+
+impl Value for Vec<String> {
+    const TAKES_EMPTY: bool = true;
+
+    fn kind() -> String {
+        "list".to_owned()
+    }
+
+    fn accepts() -> String {
+        "a list: [a, b] or a, b".to_owned()
+    }
+
+    fn parse(raw: &Raw, places: &Places) -> Option<Self> {
+        match raw {
+            Raw::List(items) => items
+                .iter()
+                .map(|item| String::parse(item, places))
+                .collect(),
+            Raw::Text(text) if text.trim_start().starts_with('[') => match yaml::parse(text) {
+                Ok(Raw::List(items)) => Self::parse(&Raw::List(items), places),
+                _ => None,
+            },
+            Raw::Text(text) => {
+                let items = split_commas(text).map(|item| Raw::Text(item.to_owned()));
+                items.map(|item| String::parse(&item, places)).collect()
+            }
+            Raw::Null | Raw::Map(_) => None,
+        }
+    }
+
+    fn render(&self) -> String {
+        let items: Vec<_> = self.iter().map(|item| yaml::quote(item)).collect();
+        format!("[{}]", items.join(", "))
+    }
+}
+
+/// The items of a list in one text, without blank ones.
+pub(crate) fn split_commas(text: &str) -> impl Iterator<Item = &str> {
+    text.split(',')
+        .map(str::trim)
+        .filter(|item| !item.is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn list(text: &str) -> Option<Vec<String>> {
+        Value::parse(&Raw::text(text), &Places::for_tests())
+    }
+
+    #[test]
+    fn booleans_take_the_spellings_of_yaml_and_go() {
+        for (text, expected) in [
+            ("true", Some(true)),
+            ("Yes", Some(true)),
+            ("ON", Some(true)),
+            ("1", Some(true)),
+            ("False", Some(false)),
+            ("no", Some(false)),
+            ("off", Some(false)),
+            ("0", Some(false)),
+            ("2", None),
+            ("", None),
+        ] {
+            assert_eq!(
+                bool::parse(&Raw::text(text), &Places::for_tests()),
+                expected,
+                "{text}"
+            );
+        }
+    }
+
+    #[test]
+    fn lists_come_with_commas_or_as_yaml() {
+        let ab = Some(vec!["a".to_owned(), "b".to_owned()]);
+        assert_eq!(list("a, b"), ab);
+        assert_eq!(list("a,,b,"), ab);
+        assert_eq!(list(r#"["a", b]"#), ab);
+        assert_eq!(list(""), Some(vec![]));
+        assert_eq!(list("[a"), None);
+        assert_eq!(list("[[a]]"), None);
+    }
+
+    #[test]
+    fn texts_hold_no_control_characters() {
+        assert_eq!(
+            String::parse(&Raw::text("a\nb"), &Places::for_tests()),
+            None
+        );
+    }
+}

@@ -1,0 +1,230 @@
+//! The YAML of configuration files: a tree of texts with their lines.
+
+use std::fmt;
+
+use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
+use serde_yaml::{DuplicateKeyPolicy, NonFiniteFloatPolicy, Spanned, UserMessageFormatter};
+
+use crate::value::Raw;
+
+/// A value and the line where it stands.
+pub(crate) type Node = Spanned<Tree>;
+
+/// A YAML document. Mappings keep their order and their duplicates.
+pub(crate) enum Tree {
+    Null,
+    Text(String),
+    /// A scalar that YAML takes for a number or a boolean; its text is in the document.
+    Typed(String),
+    List(Vec<Node>),
+    Map(Vec<(Spanned<String>, Node)>),
+}
+
+/// Reads one document. Anchors work, within limits that no configuration reaches; the message of
+/// an error has the line.
+pub(crate) fn parse_document(document: &str) -> Result<Node, String> {
+    let options = serde_yaml::options! {
+        budget: serde_yaml::budget! { max_depth: 16, max_nodes: 10_000, max_events: 50_000 },
+        // The reader of the tree reports them all at once, and those that differ in case as well.
+        duplicate_keys: DuplicateKeyPolicy::PassThrough,
+        non_finite_float_policy: NonFiniteFloatPolicy::PassThrough,
+        // An excerpt could show a secret.
+        with_snippet: false,
+    };
+    serde_yaml::from_str_with_options(document, options).map_err(|error| {
+        format!(
+            "not YAML: {}",
+            error.render_with_formatter(&UserMessageFormatter)
+        )
+    })
+}
+
+/// Reads one value.
+pub(crate) fn parse(document: &str) -> Result<Raw, String> {
+    parse_document(document).map(|node| to_raw(&node, document))
+}
+
+/// The value of a node, without lines.
+pub(crate) fn to_raw(node: &Node, document: &str) -> Raw {
+    match &node.value {
+        Tree::Null => Raw::Null,
+        Tree::Text(text) => Raw::Text(text.clone()),
+        Tree::Typed(text) => Raw::Text(source_text(node, document).unwrap_or(text).to_owned()),
+        Tree::List(items) => Raw::List(items.iter().map(|item| to_raw(item, document)).collect()),
+        Tree::Map(entries) => {
+            let entry = |(key, value): &(Spanned<String>, Node)| {
+                (key.value.clone(), to_raw(value, document))
+            };
+            Raw::Map(entries.iter().map(entry).collect())
+        }
+    }
+}
+
+/// The node as it stands in the document: `1.10`, where the number is 1.1.
+fn source_text<'a>(node: &Node, document: &'a str) -> Option<&'a str> {
+    let span = node.defined.span();
+    let start = usize::try_from(span.byte_offset()?).ok()?;
+    let length = usize::try_from(span.byte_len()?).ok()?;
+    document.get(start..start.checked_add(length)?)
+}
+
+/// `text` as a YAML scalar in double quotes, on one line.
+pub(crate) fn quote(text: &str) -> String {
+    format!("\"{}\"", text.chars().map(escape).collect::<String>())
+}
+
+fn escape(c: char) -> String {
+    match c {
+        '"' | '\\' => format!("\\{c}"),
+        // Other ends of lines, and what no YAML text may hold.
+        '\u{2028}' | '\u{2029}' | '\u{feff}' | '\u{fffe}' | '\u{ffff}' => escape_code(c),
+        c if c.is_control() => escape_code(c),
+        c => c.to_string(),
+    }
+}
+
+fn escape_code(c: char) -> String {
+    format!("\\u{:04X}", u32::from(c))
+}
+
+impl<'de> Deserialize<'de> for Tree {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(TreeVisitor)
+    }
+}
+
+struct TreeVisitor;
+
+impl<'de> Visitor<'de> for TreeVisitor {
+    type Value = Tree;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a YAML value")
+    }
+
+    fn visit_unit<E>(self) -> Result<Tree, E> {
+        Ok(Tree::Null)
+    }
+
+    fn visit_bool<E>(self, value: bool) -> Result<Tree, E> {
+        Ok(Tree::Typed(value.to_string()))
+    }
+
+    fn visit_i64<E>(self, value: i64) -> Result<Tree, E> {
+        Ok(Tree::Typed(value.to_string()))
+    }
+
+    fn visit_u64<E>(self, value: u64) -> Result<Tree, E> {
+        Ok(Tree::Typed(value.to_string()))
+    }
+
+    fn visit_f64<E>(self, value: f64) -> Result<Tree, E> {
+        Ok(Tree::Typed(value.to_string()))
+    }
+
+    fn visit_str<E>(self, value: &str) -> Result<Tree, E> {
+        Ok(Tree::Text(value.to_owned()))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Tree, A::Error> {
+        let mut list = Vec::new();
+        while let Some(item) = items.next_element()? {
+            list.push(item);
+        }
+        Ok(Tree::List(list))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Tree, A::Error> {
+        let mut map = Vec::new();
+        while let Some(entry) = entries.next_entry()? {
+            map.push(entry);
+        }
+        Ok(Tree::Map(map))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn texts(document: &str) -> Vec<String> {
+        match parse(document) {
+            Ok(Raw::List(items)) => items.iter().map(Raw::shown).collect(),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn scalars_keep_their_text() {
+        let document = "[1.10, 0755, 1_000, 0x1F, yes, .inf, 1e999, &a 1.20, *a, \"x\", ~, -5]";
+        let expected = [
+            "\"1.10\"",
+            "\"0755\"",
+            "\"1_000\"",
+            "\"0x1F\"",
+            "\"yes\"",
+            "\".inf\"",
+            "\"1e999\"",
+            "\"1.20\"",
+            "\"1.20\"",
+            "\"x\"",
+            "null",
+            "\"-5\"",
+        ];
+        assert_eq!(texts(document), expected);
+        assert_eq!(texts("\u{feff}- é\n- 1.10\n"), ["\"é\"", "\"1.10\""]);
+    }
+
+    #[test]
+    fn errors_name_the_line() {
+        for (document, line) in [
+            ("a: 1\nb:\n\tc: 2\n", "line 3"),
+            ("a: [1,\n 2\n", "line 1"),
+            ("a: 1\n---\nb: 2\n", "line 3"),
+            ("a: 1\nb: @x\n", "line 2"),
+            ("a: 1\nb: *nowhere\n", "line 2"),
+        ] {
+            let error = parse(document).unwrap_err();
+            assert!(error.contains(line), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_bomb_of_aliases_is_defused() {
+        let level = |level: usize| {
+            let items = vec![format!("*a{}", level - 1); 10].join(",");
+            format!(
+                "a{level}: &a{level} [{items}]
+"
+            )
+        };
+        let levels: Vec<_> = (1..12).map(level).collect();
+        let document = format!(
+            "a0: &a0 [x,x,x,x,x,x,x,x,x,x]
+{}",
+            levels.concat()
+        );
+        assert!(parse(&document).is_err());
+    }
+
+    #[test]
+    fn deep_nesting_is_refused() {
+        assert!(parse(&"[".repeat(100_000)).is_err());
+        assert!(parse(&"- ".repeat(100_000)).is_err());
+        assert!(parse(&"{a: ".repeat(100_000)).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn every_text_survives_being_quoted(text: String) {
+            prop_assert_eq!(parse(&quote(&text)), Ok(Raw::Text(text)));
+        }
+
+        #[test]
+        fn no_document_panics(document in "[a-c:{}\\[\\]&*!?|>'\"#%@,~<0-9. \t\n-]{0,80}|\\PC{0,40}") {
+            let _ = parse(&document);
+        }
+    }
+}

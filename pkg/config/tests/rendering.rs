@@ -1,0 +1,71 @@
+//! What `gorego config` prints.
+
+mod support;
+
+use support::{arguments, config, file, load, nothing, problem};
+
+const TEXT: &str = r#"
+log_level: debug
+local_cache:
+  dir: "/a \"quoted\" #dir\\"
+  max_size_gb: 0.3
+  lease: 1h30m
+limits: {max_batch_bytes: 1MB}
+telemetry: {metrics_addr: "[::1]:9"}
+execution: {sandbox: {writable_paths: ["a, b", "c"]}}
+"#;
+
+#[test]
+fn each_value_comes_with_its_source() {
+    let mut sources = file(TEXT);
+    sources.env = support::variables(&[("GOREGO_LIMITS_DRAIN_TIMEOUT", "5")]).env;
+    sources.set = vec!["cluster.node_id=me".to_owned()];
+    let text = load(&sources).render();
+    for line in [
+        "listen_addr: \":50051\" # default",
+        "log_level: debug # config.yaml:2",
+        "  lease: 1h30m # config.yaml:6",
+        "  max_batch_bytes: 1MB # config.yaml:7",
+        "  drain_timeout: 5s # GOREGO_LIMITS_DRAIN_TIMEOUT",
+        "  sandbox:",
+        "    writable_paths: [\"a, b\", \"c\"] # config.yaml:9",
+        "  node_id: \"me\" # --set",
+    ] {
+        assert!(text.lines().any(|found| found == line), "{line} in\n{text}");
+    }
+}
+
+#[test]
+fn what_is_printed_loads_again_as_the_same_configuration() {
+    for sources in [
+        nothing(),
+        file(TEXT),
+        arguments(&["listen_addr=localhost:0"]),
+    ] {
+        let loaded = load(&sources);
+        assert_eq!(config(&file(&loaded.render())), loaded.config);
+    }
+}
+
+#[test]
+fn secrets_are_never_shown() {
+    let loaded = load(&file("backing_cache: {headers: {authorization: letmein}}"));
+    let text = loaded.render();
+    assert_eq!(loaded.config.backing_cache.headers.0[0].value, "letmein");
+    assert!(
+        text.contains("  # headers: <hidden> # config.yaml:1\n"),
+        "{text}"
+    );
+    assert!(!text.contains("letmein"), "{text}");
+    assert!(!format!("{loaded:?}").contains("letmein"));
+    load(&file(&text));
+
+    for text in [
+        "backing_cache: {headers: letmein}",
+        "backing_cache: {header: {authorization: letmein}}",
+        "backing_cache: {headers: {authorization: letmein}}}",
+    ] {
+        let problem = problem(&file(text));
+        assert!(!problem.contains("letmein"), "{problem}");
+    }
+}

@@ -1,0 +1,69 @@
+//! Sources without a process around them.
+#![allow(dead_code, reason = "each test file takes what it needs")]
+#![allow(
+    clippy::expect_used,
+    clippy::panic,
+    reason = "helpers of tests fail like tests"
+)]
+
+use gorego_config::{Config, Loaded, Places, Problems, Sources};
+
+/// Nothing but places: a user with a home, called in /base.
+pub(crate) fn nothing() -> Sources {
+    let places = Places::new("/base".into(), Some("/home/user".into()), None, false);
+    Sources {
+        file: None,
+        env: vec![],
+        set: vec![],
+        places,
+    }
+}
+
+pub(crate) fn file(text: &str) -> Sources {
+    Sources {
+        file: Some(("config.yaml".into(), text.to_owned())),
+        ..nothing()
+    }
+}
+
+pub(crate) fn variables(variables: &[(&str, &str)]) -> Sources {
+    let env = variables
+        .iter()
+        .map(|(name, value)| ((*name).to_owned(), value.into()))
+        .collect();
+    Sources { env, ..nothing() }
+}
+
+pub(crate) fn arguments(arguments: &[&str]) -> Sources {
+    Sources {
+        set: arguments.iter().map(ToString::to_string).collect(),
+        ..nothing()
+    }
+}
+
+/// The configuration of sources that must be sound.
+pub(crate) fn load(sources: &Sources) -> Loaded {
+    Config::load(sources).unwrap_or_else(|problems| panic!("{problems}"))
+}
+
+pub(crate) fn config(sources: &Sources) -> Config {
+    load(sources).config
+}
+
+/// The problems of sources that must have some, a line each.
+pub(crate) fn problems(sources: &Sources) -> Vec<String> {
+    let Problems(problems) = Config::load(sources).expect_err("problems");
+    problems.iter().map(ToString::to_string).collect()
+}
+
+/// The one problem of such sources.
+pub(crate) fn problem(sources: &Sources) -> String {
+    let problems = problems(sources);
+    assert_eq!(problems.len(), 1, "{problems:#?}");
+    problems.concat()
+}
+
+/// A configuration without any source.
+pub(crate) fn defaults() -> Config {
+    config(&nothing())
+}

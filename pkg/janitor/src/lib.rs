@@ -1,0 +1,12 @@
+//! Keeps a store within its limits: decides what to evict, and evicts it in small steps.
+
+mod counters;
+mod demand;
+mod oldest;
+mod plan;
+mod run;
+
+pub use counters::Counters;
+pub use demand::{Demand, Marks};
+pub use plan::{Plan, Planner};
+pub use run::{Janitor, Options};

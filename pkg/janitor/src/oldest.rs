@@ -1,0 +1,97 @@
+//! The oldest of many entries, as few as suffice.
+
+use std::{cmp::Ordering, iter::Peekable, vec};
+
+use gorego_storage::Candidate;
+
+/// Keeps, of all entries offered, the oldest whose bytes together cover what is wanted, and at
+/// most so many. Holds up to twice as many while it looks: parting them now and then is
+/// several times cheaper than keeping order.
+#[derive(Debug)]
+pub(crate) struct Oldest {
+    wanted: u64,
+    at_most: usize,
+    kept: Vec<Candidate>,
+    /// Nothing after this one is needed any more.
+    last: Option<Candidate>,
+}
+
+impl Oldest {
+    pub(crate) const fn new(wanted: u64, at_most: usize) -> Self {
+        Self {
+            wanted,
+            at_most,
+            kept: Vec::new(),
+            last: None,
+        }
+    }
+
+    pub(crate) fn offer(&mut self, candidate: Candidate) {
+        let too_young = self
+            .last
+            .is_some_and(|last| by_age(&last, &candidate).is_lt());
+        if too_young || self.wanted == 0 {
+            return;
+        }
+        self.kept.push(candidate);
+        if self.kept.len() >= self.at_most.saturating_mul(2) {
+            self.last = self.drop_young();
+        }
+    }
+
+    /// Keeps the oldest `at_most`, in no order, and says which is the youngest of them.
+    fn drop_young(&mut self) -> Option<Candidate> {
+        let index = self.at_most.checked_sub(1)?;
+        let (_, youngest, _) = self.kept.select_nth_unstable_by(index, by_age);
+        let youngest = *youngest;
+        self.kept.truncate(self.at_most);
+        Some(youngest)
+    }
+
+    /// The entries, oldest first.
+    pub(crate) fn into_vec(mut self) -> Vec<Candidate> {
+        self.kept.sort_unstable_by(by_age);
+        let needed = cover(&self.kept, self.wanted);
+        self.kept.truncate(needed.min(self.at_most));
+        self.kept
+    }
+}
+
+/// Which of two goes first: the older one, and of two of one age the one with the lower number.
+pub(crate) fn by_age(a: &Candidate, b: &Candidate) -> Ordering {
+    (a.last_use, a.entry).cmp(&(b.last_use, b.entry))
+}
+
+/// How many of the first entries it takes to cover so many bytes; all when they do not suffice.
+pub(crate) fn cover(candidates: &[Candidate], wanted: u64) -> usize {
+    let mut sum = 0_u64;
+    candidates
+        .iter()
+        .take_while(|candidate| {
+            let short = sum < wanted;
+            sum = sum.saturating_add(candidate.bytes);
+            short
+        })
+        .count()
+}
+
+/// Both lists in one, in the order of age that each has.
+pub(crate) fn merge(a: Vec<Candidate>, b: Vec<Candidate>) -> Vec<Candidate> {
+    let mut merged = Vec::with_capacity(a.len() + b.len());
+    let (mut a, mut b) = (a.into_iter().peekable(), b.into_iter().peekable());
+    while let Some(next) = older(&mut a, &mut b) {
+        merged.push(next);
+    }
+    merged
+}
+
+fn older(
+    a: &mut Peekable<vec::IntoIter<Candidate>>,
+    b: &mut Peekable<vec::IntoIter<Candidate>>,
+) -> Option<Candidate> {
+    match (a.peek(), b.peek()) {
+        (Some(first), Some(second)) if by_age(second, first).is_lt() => b.next(),
+        (Some(_), _) => a.next(),
+        (None, _) => b.next(),
+    }
+}

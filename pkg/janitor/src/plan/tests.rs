@@ -1,0 +1,176 @@
+use gorego_storage::EntryId;
+use proptest::prelude::*;
+
+use super::*;
+use crate::oldest::by_age;
+
+fn entries() -> impl Strategy<Value = Vec<Candidate>> {
+    // Few times, so that ties are common; some entries that take no room.
+    let entry = (
+        0_u64..40,
+        0_u64..50,
+        any::<bool>(),
+        prop::bool::weighted(0.1),
+    );
+    prop::collection::vec(entry, 0..80).prop_map(|entries| {
+        (0..)
+            .zip(entries)
+            .map(|(number, (last_use, bytes, leased, in_use))| Candidate {
+                entry: EntryId(number),
+                last_use,
+                bytes,
+                leased,
+                in_use,
+            })
+            .collect()
+    })
+}
+
+fn demand() -> impl Strategy<Value = Demand> {
+    (0_u64..1500, 0_u64..1500, 0_u64..2000).prop_map(|(soft, hard, leases_allowed)| Demand {
+        soft,
+        hard,
+        leases_allowed,
+    })
+}
+
+fn plan(demand: Demand, at_most: usize, entries: &[Candidate]) -> Plan {
+    let mut planner = Planner::with_limit(demand, at_most);
+    for entry in entries {
+        planner.offer(*entry);
+    }
+    planner.finish()
+}
+
+/// The same decision, made plainly: by sorting a copy of everything.
+fn model(demand: Demand, at_most: usize, entries: &[Candidate]) -> Plan {
+    let mut sorted = entries.to_vec();
+    sorted.sort_by(by_age);
+    let leased: u64 = sorted.iter().filter(|c| c.leased).map(|c| c.bytes).sum();
+    let mut excess = leased.saturating_sub(demand.leases_allowed);
+    let (mut free, mut leased) = (Vec::new(), Vec::new());
+    let mut leases_left = at_most;
+    for candidate in sorted.into_iter().filter(|c| !c.in_use) {
+        if candidate.leased && leases_left == 0 {
+            continue;
+        }
+        leases_left -= usize::from(candidate.leased);
+        if candidate.leased && excess == 0 {
+            leased.push(candidate);
+            continue;
+        }
+        if candidate.leased {
+            excess = excess.saturating_sub(candidate.bytes);
+        }
+        free.push(candidate);
+    }
+    let mut freed = 0;
+    let mut result = Plan::default();
+    for candidate in free {
+        if freed >= demand.bytes() {
+            break;
+        }
+        if result.evict.len() == at_most {
+            result.is_partial = true;
+            return result;
+        }
+        freed += candidate.bytes;
+        result.evict.push(candidate);
+    }
+    result.is_partial = result.evict.len() == at_most && freed < demand.bytes();
+    for candidate in leased {
+        if freed >= demand.hard || result.is_partial {
+            break;
+        }
+        freed += candidate.bytes;
+        result.break_leases.push(candidate);
+    }
+    result
+}
+
+proptest! {
+    #[test]
+    fn the_plan_is_that_of_a_plain_sort(
+        demand in demand(),
+        at_most in prop_oneof![Just(AT_MOST), 1_usize..20],
+        entries in entries(),
+    ) {
+        prop_assert_eq!(plan(demand, at_most, &entries), model(demand, at_most, &entries));
+    }
+
+    #[test]
+    fn the_order_in_which_entries_are_seen_does_not_matter(
+        demand in demand(),
+        entries in entries().prop_shuffle(),
+    ) {
+        let mut sorted = entries.clone();
+        sorted.sort_by_key(|candidate| candidate.entry);
+        prop_assert_eq!(plan(demand, AT_MOST, &entries), plan(demand, AT_MOST, &sorted));
+    }
+
+    #[test]
+    fn nothing_in_use_is_evicted(demand in demand(), entries in entries()) {
+        let plan = plan(demand, AT_MOST, &entries);
+        prop_assert!(plan.evict.iter().chain(&plan.break_leases).all(|c| !c.in_use));
+    }
+
+    #[test]
+    fn leases_hold_unless_they_hold_too_much_or_uploads_wait(
+        demand in demand(),
+        entries in entries(),
+    ) {
+        let all: u64 = entries.iter().filter(|c| c.leased).map(|c| c.bytes).sum();
+        let plan = plan(demand, AT_MOST, &entries);
+        let broken: Vec<_> = plan.evict.iter().filter(|c| c.leased).copied().collect();
+        if let Some((last, others)) = broken.split_last() {
+            prop_assert!(all - bytes(others) > demand.leases_allowed, "{:?} need not go", last);
+        }
+        if let Some((last, others)) = plan.break_leases.split_last() {
+            let freed = bytes(&plan.evict) + bytes(others);
+            prop_assert!(freed < demand.hard, "{:?} need not go", last);
+            let unleased = entries.iter().filter(|c| !c.leased && !c.in_use);
+            prop_assert!(unleased.clone().all(|c| plan.evict.contains(c)));
+        }
+    }
+
+    #[test]
+    fn nothing_is_evicted_that_is_younger_than_needed(demand in demand(), entries in entries()) {
+        let plan = plan(demand, AT_MOST, &entries);
+        if let Some((youngest, others)) = plan.evict.split_last() {
+            prop_assert!(bytes(others) < demand.bytes(), "{:?} need not go", youngest);
+            let spared = entries
+                .iter()
+                .filter(|c| !c.leased && !c.in_use && !plan.evict.contains(c));
+            for older in spared {
+                prop_assert!(by_age(youngest, older).is_lt(), "{:?} was spared", older);
+            }
+        }
+        prop_assert!(plan.evict.is_sorted_by(|a, b| by_age(a, b).is_lt()));
+        prop_assert!(plan.break_leases.is_sorted_by(|a, b| by_age(a, b).is_lt()));
+    }
+
+    #[test]
+    fn the_demand_is_met_whenever_it_can_be(demand in demand(), entries in entries()) {
+        let plan = plan(demand, AT_MOST, &entries);
+        let sum = |leased| -> u64 {
+            let idle = entries.iter().filter(|c| !c.in_use && (leased || !c.leased));
+            idle.map(|c| c.bytes).sum()
+        };
+        let freed = bytes(&plan.evict);
+        prop_assert!(freed >= demand.bytes().min(sum(false)), "the low mark was in reach");
+        let freed = freed + bytes(&plan.break_leases);
+        prop_assert!(freed >= demand.hard.min(sum(true)), "the uploads could have been served");
+    }
+}
+
+#[test]
+fn without_a_demand_nothing_is_evicted() {
+    let old = Candidate {
+        entry: EntryId(1),
+        last_use: 0,
+        bytes: 1,
+        leased: false,
+        in_use: false,
+    };
+    assert!(plan(Demand::default(), AT_MOST, &[old]).is_empty());
+}

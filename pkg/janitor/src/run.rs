@@ -1,0 +1,165 @@
+//! The janitor at work: when it wakes, how it goes about a plan, and when it rests.
+
+mod pass;
+
+use std::{sync::Arc, time::Duration};
+
+use gorego_storage::{Evictable, Removed};
+use tokio::{
+    task,
+    time::{self, Instant, MissedTickBehavior},
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::{Counters, Demand, Marks};
+use pass::{End, Pass};
+
+/// How long to leave a store alone that is above its mark and has nothing to evict: each attempt
+/// looks at every entry, and only expiring leases change the answer.
+const REST: Duration = Duration::from_secs(5);
+/// The same while uploads wait, which would otherwise be refused late.
+const SHORT_REST: Duration = Duration::from_millis(100);
+
+/// How a janitor behaves.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// Where eviction starts and stops.
+    pub marks: Marks,
+    /// How often to look at the file system's free space and for expired uploads.
+    pub interval: Duration,
+    /// Partial uploads untouched for this long are removed.
+    pub upload_expiry: Duration,
+}
+
+/// Keeps one store within its limits.
+#[derive(Debug)]
+pub struct Janitor {
+    store: Arc<dyn Evictable>,
+    options: Options,
+    counters: Arc<Counters>,
+}
+
+/// Until when a store with nothing to evict is left alone.
+#[derive(Debug, Default)]
+struct Rest {
+    /// As far as its marks go.
+    soft: Option<Instant>,
+    /// As far as uploads wait.
+    hard: Option<Instant>,
+}
+
+impl Janitor {
+    /// A janitor for `store`; it does nothing before [`Self::run`].
+    pub fn new(store: Arc<dyn Evictable>, options: Options) -> Self {
+        Self {
+            store,
+            options,
+            counters: Arc::default(),
+        }
+    }
+
+    /// What it did so far.
+    pub fn counters(&self) -> Arc<Counters> {
+        Arc::clone(&self.counters)
+    }
+
+    /// Works until `shutdown`; ends after the step under way. Failures are logged and stop
+    /// nothing.
+    pub async fn run(self, shutdown: CancellationToken) {
+        let mut timer = time::interval(self.options.interval.max(SHORT_REST));
+        timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut rest = Rest::default();
+        loop {
+            tokio::select! {
+                biased;
+                () = shutdown.cancelled() => return,
+                _ = timer.tick() => self.remove_expired_uploads().await,
+                () = self.store.pressure() => {}
+            }
+            self.relieve(&mut rest, &shutdown).await;
+        }
+    }
+
+    /// Brings the store back within its marks, as far as possible.
+    async fn relieve(&self, rest: &mut Rest, shutdown: &CancellationToken) {
+        let demand = Demand::of(&self.store.usage(), &self.options.marks);
+        let until = if demand.hard > 0 {
+            rest.hard
+        } else {
+            rest.soft
+        };
+        if demand.bytes() == 0 {
+            return;
+        }
+        if let Some(until) = until.filter(|until| *until > Instant::now()) {
+            if demand.hard == 0 {
+                return;
+            }
+            let rested = shutdown.run_until_cancelled(time::sleep_until(until)).await;
+            if rested.is_none() {
+                return;
+            }
+        }
+        let mut pass = Pass::new(self);
+        let end = pass.run(shutdown).await;
+        *rest = Rest::default();
+        if end == End::Stuck {
+            rest.soft = Some(Instant::now() + REST);
+            if self.store.usage().wanted > 0 {
+                rest.hard = Some(Instant::now() + SHORT_REST);
+                self.store.room_made(true);
+            }
+        }
+        pass.log(end);
+    }
+
+    async fn remove_expired_uploads(&self) {
+        let age = self.options.upload_expiry;
+        let removed = self.remove_uploads(age, u64::MAX).await;
+        if removed.count > 0 {
+            self.counters.uploads_expired(removed);
+            tracing::info!(
+                removed = removed.count,
+                bytes = removed.bytes,
+                "removed expired uploads"
+            );
+        }
+    }
+
+    /// Removes idle uploads of this age, `at_most` bytes of them, and says so to those who wait.
+    async fn remove_uploads(&self, age: Duration, at_most: u64) -> Removed {
+        let remove = move |store: &dyn Evictable| store.remove_idle_uploads(age, at_most);
+        match self
+            .blocking(remove)
+            .await
+            .unwrap_or(Ok(Removed::default()))
+        {
+            Ok(removed) => {
+                if removed.count > 0 {
+                    self.store.room_made(false);
+                }
+                removed
+            }
+            Err(error) => {
+                tracing::warn!(%error, "could not remove idle uploads");
+                Removed::default()
+            }
+        }
+    }
+
+    /// Does something with the store that may block. `None` when the store panicked.
+    async fn blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&dyn Evictable) -> T + Send + 'static,
+    ) -> Option<T> {
+        let store = Arc::clone(&self.store);
+        let done = task::spawn_blocking(move || work(&*store)).await;
+        done.inspect_err(|error| tracing::error!(%error, "a step of the janitor failed"))
+            .ok()
+    }
+}
+
+#[cfg(test)]
+mod fake;
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,208 @@
+//! A store without a disk, to be kept tidy.
+
+use std::{
+    collections::{BTreeMap, HashSet},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use gorego_storage::{Candidate, EntryId, Error, Evictable, Removed, Result, Usage};
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+
+/// Entries by number, uploads, and a record of all that was done to them.
+#[derive(Debug, Default)]
+pub(super) struct Fake {
+    state: Mutex<State>,
+    pub(super) pressed: Notify,
+    /// Rung at every call that may change something.
+    pub(super) touched: Notify,
+    /// Cancelled by the first eviction.
+    pub(super) evicting: CancellationToken,
+    /// How often every entry was looked at.
+    pub(super) visits: AtomicUsize,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct State {
+    pub(super) limit: u64,
+    pub(super) entries: BTreeMap<u64, Candidate>,
+    /// Of partial uploads: age and bytes, oldest first.
+    pub(super) idle: Vec<(Duration, u64)>,
+    /// What a waiting upload wants in all, until it gets it.
+    pub(super) waiting: u64,
+    pub(super) disk: Option<u64>,
+    /// Entries that cannot be removed.
+    pub(super) stubborn: HashSet<u64>,
+    pub(super) uploads_fail: bool,
+    /// Partial uploads end by themselves during the first eviction.
+    pub(super) uploads_end: bool,
+    /// Everything that happened.
+    pub(super) events: Vec<Event>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Event {
+    Evicted(u64),
+    RemovedUpload(u64),
+    RoomMade,
+    Exhausted,
+}
+
+impl Fake {
+    pub(super) fn new(limit: u64) -> Arc<Self> {
+        let fake = Self::default();
+        fake.state().limit = limit;
+        Arc::new(fake)
+    }
+
+    pub(super) fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Adds an entry whose number is its last use, too.
+    pub(super) fn add(&self, number: u64, bytes: u64) {
+        self.add_with(number, bytes, |_| {});
+    }
+
+    pub(super) fn add_with(&self, number: u64, bytes: u64, change: impl Fn(&mut Candidate)) {
+        let mut candidate = Candidate {
+            entry: EntryId(number),
+            last_use: number,
+            bytes,
+            leased: false,
+            in_use: false,
+        };
+        change(&mut candidate);
+        self.state().entries.insert(number, candidate);
+    }
+
+    pub(super) fn evicted(&self) -> Vec<u64> {
+        let numbers = self.state().events.clone().into_iter();
+        numbers
+            .filter_map(|event| match event {
+                Event::Evicted(number) => Some(number),
+                _ => None,
+            })
+            .collect()
+    }
+
+    /// Waits until `holds`; an hour in which it does not is too long.
+    pub(super) async fn until(&self, holds: impl Fn(&State) -> bool) {
+        let wait = async {
+            loop {
+                let touched = self.touched.notified();
+                if holds(&self.state()) {
+                    return;
+                }
+                touched.await;
+            }
+        };
+        tokio::time::timeout(Duration::from_hours(1), wait)
+            .await
+            .expect("it never came true");
+    }
+}
+
+impl State {
+    pub(super) fn used(&self) -> u64 {
+        let entries: u64 = self.entries.values().map(|entry| entry.bytes).sum();
+        entries + self.idle.iter().map(|(_, bytes)| bytes).sum::<u64>()
+    }
+
+    fn usage(&self) -> Usage {
+        let used = self.used();
+        Usage {
+            used,
+            idle_uploads: self.idle.iter().map(|(_, bytes)| bytes).sum(),
+            limit: self.limit,
+            wanted: self.waiting.saturating_sub(self.limit.saturating_sub(used)),
+            free_on_disk: self.disk,
+        }
+    }
+
+    fn evict(&mut self, shown: &Candidate, break_leases: bool) -> Option<u64> {
+        let number = shown.entry.0;
+        let now = self.entries.get(&number)?;
+        let may_go = now == shown && !now.in_use && (break_leases || !now.leased);
+        if !may_go || self.stubborn.contains(&number) {
+            return None;
+        }
+        let bytes = self.entries.remove(&number)?.bytes;
+        self.disk = self.disk.map(|free| free + bytes);
+        self.events.push(Event::Evicted(number));
+        Some(bytes)
+    }
+}
+
+#[async_trait]
+impl Evictable for Fake {
+    fn usage(&self) -> Usage {
+        self.state().usage()
+    }
+
+    fn visit(&self, see: &mut dyn FnMut(Candidate)) {
+        self.visits.fetch_add(1, Relaxed);
+        // The youngest first, so that an order comes from the janitor only.
+        for candidate in self.state().entries.values().rev() {
+            see(*candidate);
+        }
+    }
+
+    fn evict(&self, candidates: &[Candidate], break_leases: bool) -> Removed {
+        let mut removed = Removed::default();
+        for candidate in candidates {
+            if let Some(bytes) = self.state().evict(candidate, break_leases) {
+                removed.count += 1;
+                removed.bytes += bytes;
+            }
+        }
+        let mut state = self.state();
+        if state.uploads_end {
+            state.idle.clear();
+        }
+        self.evicting.cancel();
+        self.touched.notify_waiters();
+        removed
+    }
+
+    fn remove_idle_uploads(&self, age: Duration, at_most: u64) -> Result<Removed> {
+        let mut state = self.state();
+        if state.uploads_fail {
+            return Err(Error::Unavailable("the folder cannot be read".to_owned()));
+        }
+        let mut removed = Removed::default();
+        while let Some((_, bytes)) = state.idle.first().filter(|(old, _)| *old >= age).copied()
+            && removed.bytes < at_most
+        {
+            state.idle.remove(0);
+            state.events.push(Event::RemovedUpload(bytes));
+            removed.count += 1;
+            removed.bytes += bytes;
+        }
+        self.touched.notify_waiters();
+        Ok(removed)
+    }
+
+    fn room_made(&self, exhausted: bool) {
+        let mut state = self.state();
+        state.events.push(if exhausted {
+            Event::Exhausted
+        } else {
+            Event::RoomMade
+        });
+        if exhausted || state.usage().wanted == 0 {
+            // The upload is refused, or goes on and ends elsewhere.
+            state.waiting = 0;
+        }
+        self.touched.notify_waiters();
+    }
+
+    async fn pressure(&self) {
+        self.pressed.notified().await;
+    }
+}

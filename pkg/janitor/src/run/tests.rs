@@ -1,0 +1,305 @@
+use std::sync::atomic::Ordering::Relaxed;
+
+use super::{
+    fake::{
+        Event::{self, Evicted, RemovedUpload},
+        Fake,
+    },
+    *,
+};
+
+const MARKS: Marks = Marks {
+    high: 0.95,
+    low: 0.85,
+    min_free: 100,
+};
+
+const DAY: Duration = Duration::from_hours(24);
+
+fn janitor(store: &Arc<Fake>) -> Janitor {
+    let options = Options {
+        marks: MARKS,
+        interval: Duration::from_mins(1),
+        upload_expiry: DAY,
+    };
+    Janitor::new(Arc::clone(store) as _, options)
+}
+
+/// One reaction to the store as it is.
+async fn react(janitor: &Janitor) {
+    janitor
+        .relieve(&mut Rest::default(), &CancellationToken::new())
+        .await;
+}
+
+/// Runs a janitor until `body` is done.
+async fn beside<T>(store: &Arc<Fake>, body: impl Future<Output = T>) -> T {
+    tokio::select! {
+        biased;
+        () = janitor(store).run(CancellationToken::new()) => panic!("it ended by itself"),
+        done = body => done,
+    }
+}
+
+/// A store of 1000 bytes with `count` entries of 10 bytes.
+fn filled(count: u64) -> Arc<Fake> {
+    let store = Fake::new(1000);
+    (0..count).for_each(|number| store.add(number, 10));
+    store
+}
+
+#[tokio::test(start_paused = true)]
+async fn pressure_brings_usage_from_above_the_high_mark_to_the_low_one_oldest_first() {
+    let store = filled(98);
+    beside(&store, async {
+        store.pressed.notify_one();
+        store.until(|state| state.used() <= 850).await;
+    })
+    .await;
+    assert_eq!(store.evicted(), (0..13).collect::<Vec<_>>());
+}
+
+#[tokio::test]
+async fn below_the_high_mark_nothing_is_looked_at() {
+    let store = filled(95);
+    react(&janitor(&store)).await;
+    assert_eq!(store.visits.load(Relaxed), 0);
+    assert!(store.state().events.is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_disk_that_fills_up_is_noticed_without_pressure() {
+    let store = filled(50);
+    beside(&store, async {
+        tokio::time::sleep(Duration::from_mins(3)).await;
+        assert!(store.evicted().is_empty());
+        store.state().disk = Some(75);
+        store.until(|state| state.disk == Some(105)).await;
+    })
+    .await;
+    assert_eq!(store.evicted(), [0, 1, 2], "as few as it takes");
+}
+
+#[tokio::test(start_paused = true)]
+async fn expired_uploads_are_removed_without_pressure() {
+    let store = filled(10);
+    store.state().idle = vec![(2 * DAY, 5), (DAY, 6), (DAY / 2, 7)];
+    beside(&store, store.until(|state| state.idle.len() == 1)).await;
+    assert_eq!(store.state().idle, [(DAY / 2, 7)]);
+    assert!(store.evicted().is_empty());
+}
+
+#[tokio::test]
+async fn leased_entries_and_those_in_use_are_passed_over() {
+    let store = filled(98);
+    for number in [0, 1] {
+        store.add_with(number, 10, |entry| entry.leased = true);
+    }
+    store.add_with(2, 10, |entry| entry.in_use = true);
+    react(&janitor(&store)).await;
+    assert_eq!(store.evicted(), (3..16).collect::<Vec<_>>());
+}
+
+#[tokio::test]
+async fn leases_beyond_their_share_are_broken_oldest_first_and_counted() {
+    let store = filled(98);
+    for number in 0..82 {
+        store.add_with(number, 10, |entry| entry.leased = true);
+    }
+    let janitor = janitor(&store);
+    react(&janitor).await;
+    // Two leases are beyond 800 bytes; the rest of the 130 bytes is unleased.
+    let expected: Vec<_> = [0, 1].into_iter().chain(82..93).collect();
+    let mut evicted = store.evicted();
+    evicted.sort_unstable();
+    assert_eq!(evicted, expected);
+    let counters = janitor.counters();
+    assert_eq!(counters.leases_broken.load(Relaxed), 2);
+    assert_eq!(counters.evicted.load(Relaxed), 13);
+    assert_eq!(counters.evicted_bytes.load(Relaxed), 130);
+}
+
+#[tokio::test]
+async fn an_upload_that_waits_costs_old_entries_then_partial_uploads_then_leases() {
+    let store = Fake::new(1000);
+    store.add(5, 100);
+    for number in [1, 2, 3] {
+        store.add_with(number, 200, |entry| entry.leased = true);
+    }
+    store.add_with(4, 100, |entry| entry.in_use = true);
+    store.state().idle = vec![(DAY / 2, 50), (DAY / 3, 50)];
+    store.state().waiting = 600;
+    let janitor = janitor(&store);
+    react(&janitor).await;
+    let done: Vec<_> = store
+        .state()
+        .events
+        .iter()
+        .filter(|event| **event != Event::RoomMade)
+        .cloned()
+        .collect();
+    assert_eq!(
+        done,
+        [
+            Evicted(5),
+            RemovedUpload(50),
+            RemovedUpload(50),
+            Evicted(1),
+            Evicted(2)
+        ],
+        "and no more than it takes"
+    );
+    assert_eq!(store.state().waiting, 0);
+    assert_eq!(janitor.counters().leases_broken.load(Relaxed), 2);
+    assert_eq!(janitor.counters().uploads_dropped.load(Relaxed), 2);
+}
+
+#[tokio::test]
+async fn leases_are_not_broken_for_the_low_mark() {
+    let store = Fake::new(1000);
+    (0..79).for_each(|number| store.add_with(number, 10, |entry| entry.leased = true));
+    (79..98).for_each(|number| store.add_with(number, 10, |entry| entry.in_use = true));
+    react(&janitor(&store)).await;
+    assert!(
+        store.state().events.is_empty(),
+        "nobody waits, so nobody is told either"
+    );
+}
+
+#[tokio::test]
+async fn an_upload_is_told_when_nothing_at_all_can_be_removed() {
+    let store = Fake::new(1000);
+    (0..100).for_each(|number| store.add_with(number, 10, |entry| entry.in_use = true));
+    store.state().waiting = 10;
+    react(&janitor(&store)).await;
+    assert_eq!(store.state().events, [Event::Exhausted]);
+}
+
+#[tokio::test]
+async fn an_upload_that_fits_only_in_part_is_told_after_all_was_tried() {
+    let store = filled(100);
+    for number in 5..100 {
+        store.add_with(number, 10, |entry| entry.in_use = true);
+    }
+    store.state().waiting = 100;
+    react(&janitor(&store)).await;
+    assert_eq!(store.evicted(), [0, 1, 2, 3, 4]);
+    assert_eq!(store.state().events.last(), Some(&Event::Exhausted));
+}
+
+#[tokio::test]
+async fn those_who_wait_are_told_after_every_small_step() {
+    let store = Fake::new(100_000);
+    (0..10_000).for_each(|number| store.add(number, 10));
+    react(&janitor(&store)).await;
+    let state = store.state();
+    let steps = state.events.split(|event| *event == Event::RoomMade);
+    let sizes: Vec<_> = steps.map(<[_]>::len).collect();
+    assert!(sizes.iter().all(|size| *size <= 256), "{sizes:?}");
+    assert_eq!(sizes.iter().sum::<usize>(), 1500);
+}
+
+#[tokio::test]
+async fn eviction_stops_when_others_made_the_room() {
+    let store = Fake::new(100_000);
+    (0..10_000).for_each(|number| store.add(number, 10));
+    store.state().idle = vec![(Duration::ZERO, 20_000)];
+    store.state().limit = 120_000;
+    // An upload that held much ends during the first step.
+    store.state().uploads_end = true;
+    react(&janitor(&store)).await;
+    let evicted = store.evicted().len();
+    assert!((1..1800).contains(&evicted), "{evicted} entries");
+    assert!(store.state().used() <= 102_000);
+}
+
+#[tokio::test]
+async fn entries_that_cannot_be_removed_do_not_stand_in_the_way() {
+    let store = filled(98);
+    store.state().stubborn.extend(0..20);
+    react(&janitor(&store)).await;
+    assert_eq!(store.evicted(), (20..33).collect::<Vec<_>>());
+}
+
+#[tokio::test]
+async fn uploads_that_cannot_be_removed_do_not_stand_in_the_way() {
+    let store = filled(90);
+    for number in 0..90 {
+        store.add_with(number, 10, |entry| entry.leased = true);
+    }
+    {
+        let mut state = store.state();
+        state.idle = vec![(DAY, 100)];
+        state.uploads_fail = true;
+        state.waiting = 200;
+    }
+    react(&janitor(&store)).await;
+    // Ten leases are beyond their share, the others are broken for the upload.
+    assert_eq!(store.evicted(), (0..20).collect::<Vec<_>>());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_store_with_nothing_to_evict_is_not_looked_at_all_the_time() {
+    let store = filled(98);
+    store.state().stubborn.extend(0..98);
+    beside(&store, async {
+        for _ in 0..10_000 {
+            store.pressed.notify_one();
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    })
+    .await;
+    let visits = store.visits.load(Relaxed);
+    assert!((1..=10).contains(&visits), "{visits} looks in ten seconds");
+    store.state().stubborn.clear();
+    beside(&store, store.until(|state| state.used() <= 850)).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_upload_that_waits_wakes_a_resting_janitor() {
+    let store = filled(98);
+    store.state().stubborn.extend(0..98);
+    beside(&store, async {
+        store.pressed.notify_one();
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        assert!(store.visits.load(Relaxed) > 0);
+        store.state().stubborn.clear();
+        store.state().waiting = 30;
+        store.pressed.notify_one();
+        let asked = Instant::now();
+        store.until(|state| state.waiting == 0).await;
+        assert!(asked.elapsed() < Duration::from_secs(1));
+    })
+    .await;
+    assert_eq!(store.evicted().first(), Some(&0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn it_ends_when_told_to_even_at_work() {
+    let store = Fake::new(100_000);
+    (0..10_000).for_each(|number| store.add(number, 10));
+    janitor(&store).run(store.evicting.clone()).await;
+    let evicted = store.evicted().len();
+    assert!(
+        (1..1500).contains(&evicted),
+        "{evicted} entries were evicted"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn it_keeps_up_with_uploads_that_never_pause() {
+    let store = filled(95);
+    beside(&store, async {
+        for number in 1000..3000 {
+            if store.state().used() > 950 {
+                store.pressed.notify_one();
+            }
+            store.until(|state| state.used() <= 990).await;
+            store.add(number, 10);
+        }
+        store.pressed.notify_one();
+        store.until(|state| state.used() <= 950).await;
+    })
+    .await;
+    assert!(store.evicted().is_sorted(), "the oldest went first");
+}

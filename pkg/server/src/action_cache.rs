@@ -1,0 +1,172 @@
+//! `ActionCache`: results of actions, with small outputs inlined on request.
+
+use std::{collections::HashSet, fmt, sync::Arc};
+
+use bytes::Bytes;
+use gorego_storage::{ActionCache, BlobStore, Digest, DigestFunction};
+use prost::Message as _;
+use reapi::v2::{self, ActionResult, GetActionResultRequest, UpdateActionResultRequest};
+use tonic::Status;
+
+use crate::{
+    Limits, digests,
+    grpc::{Body, Budget, Framed},
+    status::{from_store, invalid_field},
+};
+
+/// The service over an action cache that returns only complete results.
+#[derive(Debug)]
+pub(crate) struct Actions {
+    results: Arc<dyn ActionCache>,
+    blobs: Arc<dyn BlobStore>,
+    updates: bool,
+    limits: Limits,
+    memory: Budget,
+}
+
+impl Actions {
+    pub(crate) fn new(
+        results: Arc<dyn ActionCache>,
+        blobs: Arc<dyn BlobStore>,
+        updates: bool,
+        limits: Limits,
+        memory: Budget,
+    ) -> Self {
+        Self {
+            results,
+            blobs,
+            updates,
+            limits,
+            memory,
+        }
+    }
+
+    /// `GetActionResult`. Of what is to be inlined, as much as fits into a batch is.
+    pub(crate) async fn get(&self, request: GetActionResultRequest) -> Result<Body, Status> {
+        let instance = digests::instance(&request.instance_name)?;
+        let function = digests::function(request.digest_function)?;
+        let action = digests::digest("action_digest", function, request.action_digest.as_ref())?;
+        let mut result = self
+            .results
+            .get(instance.as_str(), &action)
+            .await
+            .map_err(from_store)?
+            .ok_or_else(|| Status::not_found(format!("no result of action {action}")))?;
+        let wanted = self.wanted(&mut result, &request, action.function());
+        let bytes = wanted.iter().map(|(_, digest)| digest.size()).sum();
+        let permit = self.memory.reserve(bytes).await?;
+        self.inline(wanted).await;
+        Ok(Body::message(Framed::encode(&result), permit))
+    }
+
+    /// The outputs to inline, with where their content goes.
+    fn wanted<'a>(
+        &self,
+        result: &'a mut ActionResult,
+        request: &GetActionResultRequest,
+        function: DigestFunction,
+    ) -> Vec<(&'a mut Bytes, Digest)> {
+        let mut room = self
+            .limits
+            .max_batch_bytes
+            .saturating_sub(result.encoded_len() as u64);
+        let inline_files: HashSet<&str> = request
+            .inline_output_files
+            .iter()
+            .map(String::as_str)
+            .collect();
+        let ActionResult {
+            output_files,
+            stdout_raw,
+            stdout_digest,
+            stderr_raw,
+            stderr_digest,
+            ..
+        } = result;
+        let streams = [
+            (request.inline_stdout, stdout_raw, stdout_digest),
+            (request.inline_stderr, stderr_raw, stderr_digest),
+        ];
+        let files = output_files.iter_mut().map(|file| {
+            let asked = inline_files.contains(file.path.as_str());
+            (asked, &mut file.contents, &mut file.digest)
+        });
+        streams
+            .into_iter()
+            .chain(files)
+            .filter_map(|(asked, content, digest)| {
+                let digest = Digest::from_field(Some(function), digest.as_ref()).ok()?;
+                let due = asked && content.is_empty() && digest.size() > 0;
+                if !due || digest.size() > room {
+                    return None;
+                }
+                room -= digest.size();
+                Some((content, digest))
+            })
+            .collect()
+    }
+
+    /// Fetches content into its places. What cannot be fetched stays out: the client has the
+    /// digest, and asks for it where errors can be told.
+    async fn inline(&self, wanted: Vec<(&mut Bytes, Digest)>) {
+        if wanted.is_empty() {
+            return;
+        }
+        let (places, digests): (Vec<_>, Vec<_>) = wanted.into_iter().unzip();
+        let contents = self.blobs.get_batch(&digests).await;
+        for (place, content) in places.into_iter().zip(contents) {
+            if let Ok(content) = content {
+                *place = content;
+            }
+        }
+    }
+
+    /// `UpdateActionResult`.
+    pub(crate) async fn update(
+        &self,
+        request: UpdateActionResultRequest,
+    ) -> Result<ActionResult, Status> {
+        if !self.updates {
+            return Err(Status::permission_denied(
+                "this server does not take action results from clients",
+            ));
+        }
+        let instance = digests::instance(&request.instance_name)?;
+        let function = digests::function(request.digest_function)?;
+        let action = digests::digest("action_digest", function, request.action_digest.as_ref())?;
+        let result = request
+            .action_result
+            .ok_or_else(|| invalid_field("action_result", "is missing"))?;
+        check(&result, action.function())?;
+        self.results
+            .put(instance.as_str(), &action, result.clone())
+            .await
+            .map_err(from_store)?;
+        Ok(result)
+    }
+}
+
+/// Checks every digest of a result.
+fn check(result: &ActionResult, function: DigestFunction) -> Result<(), Status> {
+    let check = |field: fmt::Arguments<'_>, digest: Option<&v2::Digest>, required: bool| {
+        if digest.is_some() || required {
+            digests::digest(field, Some(function), digest)?;
+        }
+        Ok::<_, Status>(())
+    };
+    for (index, file) in result.output_files.iter().enumerate() {
+        let field = format_args!("action_result.output_files[{index}].digest");
+        check(field, file.digest.as_ref(), true)?;
+    }
+    for (index, directory) in result.output_directories.iter().enumerate() {
+        let field = format!("action_result.output_directories[{index}]");
+        let root = directory.root_directory_digest.as_ref();
+        check(format_args!("{field}.root_directory_digest"), root, false)?;
+        let tree = directory.tree_digest.as_ref();
+        check(format_args!("{field}.tree_digest"), tree, root.is_none())?;
+    }
+    let stdout = result.stdout_digest.as_ref();
+    check(format_args!("action_result.stdout_digest"), stdout, false)?;
+    let stderr = result.stderr_digest.as_ref();
+    check(format_args!("action_result.stderr_digest"), stderr, false)
+}

@@ -1,0 +1,327 @@
+//! `WriteRequest`s, their data taken out as it arrives: a message may be larger than what anybody
+//! wants to hold, and its bytes go to the store without being copied.
+
+use std::fmt;
+
+use bytes::{Bytes, BytesMut};
+use http_body::Body;
+use hyper::body::Incoming;
+use reapi::bytestream::WriteRequest;
+use tonic::Status;
+
+use crate::{
+    grpc::{Messages, decode},
+    wire::{self, Content},
+};
+
+/// The number of `WriteRequest.data`.
+const DATA: u64 = 10;
+/// What may precede a message's data, in bytes: a name, mostly.
+const MAX_FIELDS: usize = 64 * 1024;
+/// A message whose data is not its last field is taken whole. No known client sends such.
+const MAX_WHOLE: usize = 4 * 1024 * 1024;
+
+/// The messages of a `Write`.
+#[derive(Debug)]
+pub(super) struct Parts<B = Incoming> {
+    messages: Messages<B>,
+    /// Data of the present message that has arrived.
+    here: Bytes,
+    /// How much more of it is to come, in bytes.
+    left: usize,
+}
+
+/// A message without its data.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Head {
+    pub(super) resource_name: String,
+    pub(super) write_offset: i64,
+    pub(super) finish_write: bool,
+}
+
+impl From<WriteRequest> for Head {
+    fn from(request: WriteRequest) -> Self {
+        Self {
+            resource_name: request.resource_name,
+            write_offset: request.write_offset,
+            finish_write: request.finish_write,
+        }
+    }
+}
+
+impl<B> Parts<B>
+where
+    B: Body<Data = Bytes> + Unpin,
+    B::Error: fmt::Display,
+{
+    pub(super) const fn new(messages: Messages<B>) -> Self {
+        Self {
+            messages,
+            here: Bytes::new(),
+            left: 0,
+        }
+    }
+
+    /// The next message; `None` at the end of the request. The data of the present one has been
+    /// taken before.
+    pub(super) async fn next_head(&mut self) -> Result<Option<Head>, Status> {
+        let Some(len) = self.messages.next_len().await? else {
+            return Ok(None);
+        };
+        let len = usize::try_from(len).unwrap_or(usize::MAX);
+        let mut seen = Bytes::new();
+        while seen.len() < len.min(MAX_FIELDS) {
+            let piece = self.messages.some(len - seen.len()).await?;
+            seen = join(&seen, piece);
+            if let Some(data_at) = find_data(&seen, len) {
+                let fields = seen.split_to(data_at.field);
+                self.here = seen.split_off(data_at.content - data_at.field);
+                self.left = len - data_at.content - self.here.len();
+                return decode::<WriteRequest>(fields).map(|request| Some(request.into()));
+            }
+        }
+        if len > MAX_WHOLE {
+            return Err(Status::invalid_argument(format!(
+                "a message of {len} bytes whose data is not the last field; at most {MAX_WHOLE}"
+            )));
+        }
+        let rest = self.messages.whole(len - seen.len()).await?;
+        let mut request: WriteRequest = decode(join(&seen, rest))?;
+        self.here = std::mem::take(&mut request.data);
+        Ok(Some(request.into()))
+    }
+
+    /// The next piece of the present message's data, as it arrived; `None` at its end.
+    pub(super) async fn next_data(&mut self) -> Result<Option<Bytes>, Status> {
+        if self.here.is_empty() && self.left > 0 {
+            self.here = self.messages.some(self.left).await?;
+            self.left -= self.here.len();
+        }
+        let data = std::mem::take(&mut self.here);
+        Ok((!data.is_empty()).then_some(data))
+    }
+
+    /// What is left of the present message's data, in bytes.
+    pub(super) fn data_len(&self) -> usize {
+        self.here.len() + self.left
+    }
+
+    /// The rest of the present message's data, in one piece.
+    pub(super) async fn whole_data(&mut self) -> Result<Bytes, Status> {
+        let here = std::mem::take(&mut self.here);
+        let left = std::mem::take(&mut self.left);
+        if left == 0 {
+            return Ok(here);
+        }
+        let mut whole = BytesMut::with_capacity(here.len() + left);
+        whole.extend_from_slice(&here);
+        self.messages.append(left, &mut whole).await?;
+        Ok(whole.freeze())
+    }
+}
+
+fn join(front: &Bytes, back: Bytes) -> Bytes {
+    if front.is_empty() {
+        return back;
+    }
+    let mut both = BytesMut::with_capacity(front.len() + back.len());
+    both.extend_from_slice(front);
+    both.extend_from_slice(&back);
+    both.freeze()
+}
+
+/// Where the last field of a message starts, and where its content does, if that is the data.
+struct DataAt {
+    field: usize,
+    content: usize,
+}
+
+/// Finds the data in the beginning of a message of `len` bytes; `None` when it is not in there,
+/// when something follows it, or when the message is malformed.
+fn find_data(seen: &[u8], len: usize) -> Option<DataAt> {
+    let mut rest = seen;
+    while !rest.is_empty() {
+        let field = seen.len() - rest.len();
+        let (number, follows) = wire::key(&mut rest)?;
+        let content = seen.len() - rest.len();
+        let content_len = match follows {
+            Content::Delimited(content_len) if number == DATA => {
+                let ends = content.checked_add(content_len)? == len;
+                return ends.then_some(DataAt { field, content });
+            }
+            // Not what the data should look like.
+            _ if number == DATA => return None,
+            Content::Number(_) => 0,
+            Content::Fixed(content_len) | Content::Delimited(content_len) => content_len,
+        };
+        rest = rest.get(content_len..)?;
+    }
+    (seen.len() == len).then_some(DataAt {
+        field: len,
+        content: len,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{convert::Infallible, time::Duration};
+
+    use futures::{FutureExt as _, stream};
+    use http_body::Frame;
+    use http_body_util::StreamBody;
+    use proptest::prelude::*;
+    use prost::Message as _;
+    use tonic::Code;
+
+    use super::*;
+    use crate::grpc::{Framed, RequestBody};
+
+    fn parts(
+        request: &[u8],
+        cut: usize,
+    ) -> Parts<impl Body<Data = Bytes, Error = Infallible> + Unpin + use<>> {
+        let frames: Vec<_> = request
+            .chunks(cut)
+            .map(|piece| Ok(Frame::data(Bytes::copy_from_slice(piece))))
+            .collect();
+        let body = StreamBody::new(stream::iter(frames));
+        Parts::new(Messages::new(RequestBody::new(body, Duration::MAX)))
+    }
+
+    /// Takes a request apart: the fields of its messages, with all of the data of each.
+    fn take_apart(request: &[u8], cut: usize) -> Result<Vec<WriteRequest>, Status> {
+        async {
+            let mut parts = parts(request, cut);
+            let mut found = Vec::new();
+            while let Some(head) = parts.next_head().await? {
+                let mut data = Vec::new();
+                let len = parts.data_len();
+                while let Some(piece) = parts.next_data().await? {
+                    data.extend_from_slice(&piece);
+                }
+                assert_eq!(data.len(), len);
+                found.push(WriteRequest {
+                    resource_name: head.resource_name,
+                    write_offset: head.write_offset,
+                    finish_write: head.finish_write,
+                    data: data.into(),
+                });
+            }
+            Ok(found)
+        }
+        .now_or_never()
+        .unwrap()
+    }
+
+    fn write_request() -> impl Strategy<Value = WriteRequest> {
+        (
+            "[a-z/0-9]{0,40}",
+            any::<i64>(),
+            any::<bool>(),
+            proptest::collection::vec(any::<u8>(), 0..300),
+        )
+            .prop_map(
+                |(resource_name, write_offset, finish_write, data)| WriteRequest {
+                    resource_name,
+                    write_offset,
+                    finish_write,
+                    data: data.into(),
+                },
+            )
+    }
+
+    /// Bytes among which the keys of our fields, in all wire types, are frequent.
+    fn nearly_a_key() -> impl Strategy<Value = u8> {
+        let ours = proptest::sample::select(vec![1_u8, 2, 3, 10]);
+        let key = (ours, 0_u8..6).prop_map(|(number, kind)| (number << 3) | kind);
+        prop_oneof![key, 0_u8..12, any::<u8>()]
+    }
+
+    fn encode(messages: &[WriteRequest]) -> Vec<u8> {
+        messages
+            .iter()
+            .flat_map(|message| Framed::encode(message).head)
+            .collect()
+    }
+
+    fn framed(message: &[u8]) -> Vec<u8> {
+        let len = u32::try_from(message.len()).unwrap().to_be_bytes();
+        [&[0], len.as_slice(), message].concat()
+    }
+
+    proptest! {
+        #[test]
+        fn messages_are_the_same_however_they_are_cut_into_frames(
+            messages in proptest::collection::vec(write_request(), 0..5),
+            cut in 1_usize..200,
+        ) {
+            prop_assert_eq!(take_apart(&encode(&messages), cut).unwrap(), messages);
+        }
+
+        #[test]
+        fn fields_may_come_in_any_order_and_more_than_once(
+            messages in proptest::collection::vec(write_request(), 1..5),
+            cut in 1_usize..200,
+        ) {
+            // Concatenated messages are one message whose later fields win.
+            let joined: Vec<u8> = messages.iter().flat_map(WriteRequest::encode_to_vec).collect();
+            let expected = WriteRequest::decode(joined.as_slice()).unwrap();
+            prop_assert_eq!(take_apart(&framed(&joined), cut).unwrap(), vec![expected]);
+        }
+
+        #[test]
+        fn nonsense_is_refused_or_read_as_prost_reads_it(
+            nonsense in proptest::collection::vec(nearly_a_key(), 0..100),
+            cut in 1_usize..200,
+        ) {
+            let ours = take_apart(&framed(&nonsense), cut);
+            if let Ok(theirs) = WriteRequest::decode(nonsense.as_slice()) {
+                prop_assert_eq!(ours.unwrap(), vec![theirs]);
+            } else {
+                prop_assert_eq!(ours.unwrap_err().code(), Code::InvalidArgument);
+            }
+        }
+    }
+
+    #[test]
+    fn data_of_any_size_is_taken_without_waiting_for_all_of_it() {
+        let name = "x".repeat(100);
+        let mut message = WriteRequest {
+            resource_name: name.clone(),
+            ..WriteRequest::default()
+        }
+        .encode_to_vec();
+        let data_len = 1 << 30;
+        prost::encoding::encode_key(10, prost::encoding::WireType::LengthDelimited, &mut message);
+        prost::encoding::encode_varint(data_len, &mut message);
+        let len = message.len() + usize::try_from(data_len).unwrap();
+        let mut request = vec![0];
+        request.extend_from_slice(&u32::try_from(len).unwrap().to_be_bytes());
+        request.extend_from_slice(&message);
+        request.extend_from_slice(b"the first bytes");
+        let mut parts = parts(&request, 50);
+        let first = async {
+            let head = parts.next_head().await.unwrap().unwrap();
+            assert_eq!(head.resource_name, name);
+            parts.next_data().await.unwrap().unwrap()
+        }
+        .now_or_never()
+        .unwrap();
+        assert!(b"the first bytes".starts_with(&first), "{first:?}");
+    }
+
+    #[test]
+    fn a_large_message_that_has_to_be_taken_whole_is_refused() {
+        let data_first = WriteRequest {
+            data: vec![0; MAX_WHOLE].into(),
+            ..WriteRequest::default()
+        };
+        let name = WriteRequest {
+            resource_name: "name".to_owned(),
+            ..WriteRequest::default()
+        };
+        let message = [data_first.encode_to_vec(), name.encode_to_vec()].concat();
+        let status = take_apart(&framed(&message), 16 * 1024).unwrap_err();
+        assert_eq!(status.code(), Code::InvalidArgument);
+    }
+}

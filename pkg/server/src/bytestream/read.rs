@@ -1,0 +1,153 @@
+//! `Read`: a blob, or the end of one, as it is or compressed.
+
+use bytes::{BufMut as _, Bytes, BytesMut};
+use futures::{Stream, StreamExt as _, TryStreamExt as _, stream};
+use gorego_storage::{Blob, Chunks, Compressor, ReadName};
+use prost::encoding::{WireType, encode_key, encode_varint, encoded_len_varint, key_len};
+use reapi::bytestream::ReadRequest;
+use tokio::task;
+use tonic::Status;
+
+use super::ByteStreams;
+use crate::{
+    compression,
+    grpc::{Body, COPIED, Framed, HEADER_LEN, Permit, put_header},
+    status::{from_store, invalid_field, unavailable},
+};
+
+/// The number of `ReadResponse.data`.
+const DATA: u32 = 10;
+/// Up to here, compressing is over before another thread would have begun.
+const COMPRESSED_AT_ONCE: usize = 64 * 1024;
+
+impl ByteStreams {
+    /// The content from `read_offset` on, at most `read_limit` bytes of it if that is not 0.
+    pub(crate) async fn read(&self, request: ReadRequest) -> Result<Body, Status> {
+        let name = ReadName::parse(&request.resource_name)
+            .map_err(|why| invalid_field("resource_name", why))?;
+        let offset = u64::try_from(request.read_offset).map_err(|_| {
+            Status::out_of_range(format!("read_offset {} is negative", request.read_offset))
+        })?;
+        let limit = u64::try_from(request.read_limit)
+            .map_err(|_| invalid_field("read_limit", "negative; 0 means no limit"))?;
+        if limit != 0 && name.compressor != Compressor::Identity {
+            let why = "not possible for a compressed read";
+            return Err(invalid_field("read_limit", why));
+        }
+        let blob = self
+            .blobs
+            .get(&name.digest, offset)
+            .await
+            .map_err(from_store)?;
+        match name.compressor {
+            Compressor::Identity if limit == 0 => Ok(plain(blob)),
+            Compressor::Identity => Ok(plain(blob.truncate(limit))),
+            Compressor::Zstd => {
+                let size = name.digest.size().saturating_sub(offset);
+                self.compressed(blob, size).await
+            }
+        }
+    }
+
+    async fn compressed(&self, blob: Blob, size: u64) -> Result<Body, Status> {
+        if let Blob::Bytes(content) = &blob
+            && content.len() <= COMPRESSED_AT_ONCE
+        {
+            return Ok(whole(compression::compress(content)?));
+        }
+        let compressor = self.workspaces.compressor(size).await?;
+        let pieces = compress(blob.into_chunks(), compressor)
+            .try_filter(|piece| std::future::ready(!piece.is_empty()))
+            .map_ok(frame);
+        Ok(Body::messages(pieces.boxed()))
+    }
+}
+
+fn plain(blob: Blob) -> Body {
+    match blob {
+        Blob::Bytes(content) => whole(content),
+        blob => {
+            let chunks = blob.into_chunks();
+            Body::messages(chunks.map_ok(frame).map_err(from_store).boxed())
+        }
+    }
+}
+
+/// Content that is at hand. One message, unless it is too much for one.
+fn whole(content: Bytes) -> Body {
+    if content.len() <= gorego_storage::CHUNK_SIZE {
+        return Body::message(frame(content), Permit::default());
+    }
+    let chunks = Blob::Bytes(content).into_chunks();
+    Body::messages(chunks.map_ok(frame).map_err(from_store).boxed())
+}
+
+/// Compresses chunk by chunk, each on a thread that may be busy for a while.
+fn compress(
+    chunks: Chunks,
+    compressor: compression::Compressor,
+) -> impl Stream<Item = Result<Bytes, Status>> {
+    stream::try_unfold(Some((chunks, compressor)), |state| async move {
+        let Some((mut chunks, mut compressor)) = state else {
+            return Ok(None);
+        };
+        let Some(chunk) = chunks.next().await.transpose().map_err(from_store)? else {
+            return Ok(Some((compressor.finish()?, None)));
+        };
+        let (piece, compressor) = task::spawn_blocking(move || {
+            let piece = compressor.next(&chunk);
+            (piece, compressor)
+        })
+        .await
+        .map_err(|_| unavailable("compressing was cut off"))?;
+        Ok(Some((piece?, Some((chunks, compressor)))))
+    })
+}
+
+/// A `ReadResponse` with this content, as it goes over the wire.
+fn frame(content: Bytes) -> Framed {
+    let fields = if content.is_empty() {
+        0
+    } else {
+        key_len(DATA) + encoded_len_varint(content.len() as u64)
+    };
+    let copied = content.len() <= COPIED;
+    let room = HEADER_LEN + fields + if copied { content.len() } else { 0 };
+    let mut head = BytesMut::with_capacity(room);
+    put_header(&mut head, fields + content.len());
+    if fields > 0 {
+        encode_key(DATA, WireType::LengthDelimited, &mut head);
+        encode_varint(content.len() as u64, &mut head);
+    }
+    if copied {
+        head.put_slice(&content);
+        return Framed {
+            head: head.freeze(),
+            payload: Bytes::new(),
+        };
+    }
+    Framed {
+        head: head.freeze(),
+        payload: content,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use prost::Message as _;
+    use reapi::bytestream::ReadResponse;
+
+    use super::*;
+
+    #[test]
+    fn a_framed_response_is_what_prost_would_have_written() {
+        for len in [0, 1, 127, 128, COPIED, COPIED + 1, 300_000] {
+            let data = Bytes::from(vec![7; len]);
+            let framed = frame(data.clone());
+            let ours = [framed.head, framed.payload].concat();
+            let message = ReadResponse { data };
+            assert_eq!(ours, Framed::encode(&message).head, "{len} bytes");
+            assert_eq!(ours.len(), HEADER_LEN + message.encoded_len());
+        }
+    }
+}

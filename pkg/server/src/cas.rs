@@ -1,0 +1,31 @@
+//! `ContentAddressableStorage`: what is missing, batches of small blobs, and directory trees.
+
+mod batch_read;
+mod batch_update;
+mod missing;
+mod tree;
+
+use std::sync::Arc;
+
+use gorego_storage::BlobStore;
+
+use crate::{Limits, grpc::Budget};
+
+/// The service over a blob store.
+#[derive(Debug)]
+pub(crate) struct Cas {
+    blobs: Arc<dyn BlobStore>,
+    limits: Limits,
+    /// For the blobs of responses.
+    memory: Budget,
+}
+
+impl Cas {
+    pub(crate) fn new(blobs: Arc<dyn BlobStore>, limits: Limits, memory: Budget) -> Self {
+        Self {
+            blobs,
+            limits,
+            memory,
+        }
+    }
+}

@@ -1,0 +1,191 @@
+//! `BatchReadBlobs`.
+
+use std::{mem, vec};
+
+use bytes::{Bytes, BytesMut};
+use gorego_storage::Compressor;
+use prost::{
+    Message as _,
+    encoding::{WireType, encode_key, encode_varint, encoded_len_varint, key_len},
+};
+use reapi::v2::{BatchReadBlobsRequest, batch_read_blobs_response::Response as BlobRead};
+use tokio::task;
+use tonic::Status;
+
+use super::Cas;
+use crate::{
+    compression, digests,
+    grpc::{Body, COPIED, put_header},
+    status::{from_store, outcome, unavailable},
+};
+
+impl Cas {
+    /// The blobs' contents, each with its own status.
+    pub(crate) async fn batch_read(&self, request: BatchReadBlobsRequest) -> Result<Body, Status> {
+        digests::instance(&request.instance_name)?;
+        let function = digests::function(request.digest_function)?;
+        let wanted = digests::digests("digests", function, &request.digests)?;
+        self.check_batch("digests", &wanted)?;
+        let bytes: u64 = wanted.iter().map(|digest| digest.size() + PER_BLOB).sum();
+        let permit = self.memory.reserve(bytes).await?;
+        let contents = self.blobs.get_batch(&wanted).await;
+        let blobs = contents.into_iter().zip(&wanted).map(|(content, digest)| {
+            let content = content.map_err(from_store);
+            BlobRead {
+                digest: Some(digest.to_proto()),
+                status: Some(outcome(&content)),
+                data: content.unwrap_or_default(),
+                compressor: Compressor::Identity.to_proto() as i32,
+            }
+        });
+        let blobs: Vec<_> = blobs.collect();
+        let zstd = Compressor::Zstd.to_proto() as i32;
+        let responses = if request.acceptable_compressors.contains(&zstd) {
+            // Up to a full batch: too much for a thread that others wait for.
+            task::spawn_blocking(|| blobs.into_iter().map(compressed).collect())
+                .await
+                .map_err(|_| unavailable("compressing was cut off"))?
+        } else {
+            blobs
+        };
+        Ok(Body::pieces(Encoder::new(responses), permit))
+    }
+}
+
+/// What a blob of a batch takes up beside its content, in bytes: a digest and a status, as text.
+const PER_BLOB: u64 = 512;
+
+/// The number of `BatchReadBlobsResponse.responses`.
+const RESPONSES: u32 = 1;
+/// The number of `BatchReadBlobsResponse.Response.data`.
+const DATA: u32 = 2;
+
+/// Encodes a response piece by piece, so that a full batch is not in memory twice.
+struct Encoder {
+    blobs: vec::IntoIter<BlobRead>,
+    encoded: BytesMut,
+    /// What comes next and is not copied.
+    next: Option<Bytes>,
+}
+
+impl Encoder {
+    /// How much is encoded at a time, in bytes; one small blob more at most.
+    const PIECE: usize = 48 * 1024;
+
+    fn new(blobs: Vec<BlobRead>) -> Self {
+        let len = blobs.iter().map(field_len).sum();
+        let mut encoded = BytesMut::new();
+        put_header(&mut encoded, len);
+        Self {
+            blobs: blobs.into_iter(),
+            encoded,
+            next: None,
+        }
+    }
+
+    fn take(&mut self) -> Bytes {
+        mem::take(&mut self.encoded).freeze()
+    }
+}
+
+impl Iterator for Encoder {
+    type Item = Bytes;
+
+    fn next(&mut self) -> Option<Bytes> {
+        if let Some(data) = self.next.take() {
+            return Some(data);
+        }
+        while self.encoded.len() < Self::PIECE {
+            let Some(mut blob) = self.blobs.next() else {
+                break;
+            };
+            if self.encoded.capacity() == 0 {
+                self.encoded.reserve(Self::PIECE + COPIED);
+            }
+            encode_key(RESPONSES, WireType::LengthDelimited, &mut self.encoded);
+            encode_varint(blob.encoded_len() as u64, &mut self.encoded);
+            // The data comes last, which is as good as any other place.
+            let data = mem::take(&mut blob.data);
+            blob.encode_raw(&mut self.encoded);
+            if data.is_empty() {
+                continue;
+            }
+            encode_key(DATA, WireType::LengthDelimited, &mut self.encoded);
+            encode_varint(data.len() as u64, &mut self.encoded);
+            if data.len() > COPIED {
+                self.next = Some(data);
+                break;
+            }
+            self.encoded.extend_from_slice(&data);
+        }
+        let piece = self.take();
+        (!piece.is_empty()).then_some(piece)
+    }
+}
+
+/// The length of a blob as a field of the response, in bytes.
+fn field_len(blob: &BlobRead) -> usize {
+    let len = blob.encoded_len();
+    key_len(RESPONSES) + encoded_len_varint(len as u64) + len
+}
+
+/// The blob compressed, if that makes it smaller.
+fn compressed(blob: BlobRead) -> BlobRead {
+    let smaller = |data: &Bytes| {
+        let compressed = compression::compress(data).ok()?;
+        (compressed.len() < data.len()).then_some(compressed)
+    };
+    match smaller(&blob.data) {
+        Some(data) => BlobRead {
+            data,
+            compressor: Compressor::Zstd.to_proto() as i32,
+            ..blob
+        },
+        None => blob,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use reapi::v2::BatchReadBlobsResponse;
+
+    use super::*;
+
+    fn blob() -> impl Strategy<Value = BlobRead> {
+        let len = prop_oneof![0_usize..20, 0_usize..(3 * COPIED)];
+        (len, any::<u8>(), any::<bool>(), 0..2).prop_map(|(len, byte, found, compressor)| {
+            let data = Bytes::from(vec![byte; len]);
+            BlobRead {
+                digest: Some(
+                    gorego_storage::DigestFunction::Sha256
+                        .digest(&data)
+                        .to_proto(),
+                ),
+                data,
+                status: found.then(|| reapi::rpc::Status {
+                    code: 5,
+                    message: "gone".to_owned(),
+                    details: Vec::new(),
+                }),
+                compressor,
+            }
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn the_pieces_are_one_message_with_every_blob(
+            responses in proptest::collection::vec(blob(), 0..40),
+        ) {
+            let pieces: Vec<_> = Encoder::new(responses.clone()).collect();
+            let encoded = pieces.concat();
+            let (header, message) = encoded.split_at(5);
+            let len = u32::try_from(message.len()).unwrap().to_be_bytes();
+            prop_assert_eq!(header, [&[0], len.as_slice()].concat());
+            let decoded = BatchReadBlobsResponse::decode(message).unwrap();
+            prop_assert_eq!(decoded.responses, responses);
+            prop_assert!(pieces.iter().all(|piece| !piece.is_empty()));
+        }
+    }
+}

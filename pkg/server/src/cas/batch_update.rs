@@ -1,0 +1,95 @@
+//! `BatchUpdateBlobs`.
+
+use bytes::Bytes;
+use gorego_storage::{Compressor, Digest};
+use reapi::v2::{
+    BatchUpdateBlobsRequest, BatchUpdateBlobsResponse,
+    batch_update_blobs_request::Request as BlobToStore,
+    batch_update_blobs_response::Response as BlobStored,
+};
+use tonic::Status;
+
+use super::Cas;
+use crate::{
+    compression, digests,
+    status::{from_store, invalid_field, outcome},
+};
+
+impl Cas {
+    /// Stores the blobs that are what their digests say, and tells of each what became of it.
+    pub(crate) async fn batch_update(
+        &self,
+        request: BatchUpdateBlobsRequest,
+    ) -> Result<BatchUpdateBlobsResponse, Status> {
+        digests::instance(&request.instance_name)?;
+        let function = digests::function(request.digest_function)?;
+        let blobs = request.requests;
+        let mut wanted = Vec::with_capacity(blobs.len());
+        for (index, blob) in blobs.iter().enumerate() {
+            let field = format_args!("requests[{index}].digest");
+            wanted.push(digests::digest(field, function, blob.digest.as_ref())?);
+        }
+        self.check_batch("requests", &wanted)?;
+        let sent: u64 = blobs.iter().map(|blob| blob.data.len() as u64).sum();
+        self.check_batch_bytes("requests", sent)?;
+
+        let mut outcomes = Vec::with_capacity(blobs.len());
+        let mut to_store = Vec::with_capacity(blobs.len());
+        for (digest, blob) in wanted.iter().zip(blobs) {
+            let content = content(digest, blob);
+            outcomes.push(content.as_ref().map(|_| ()).map_err(Clone::clone));
+            if let Ok(content) = content {
+                to_store.push((*digest, content));
+            }
+        }
+        let mut stored = self.blobs.put_batch(to_store).await.into_iter();
+        let responses = wanted.iter().zip(outcomes).map(|(digest, mut result)| {
+            if result.is_ok()
+                && let Some(Err(why)) = stored.next()
+            {
+                result = Err(from_store(why));
+            }
+            BlobStored {
+                digest: Some(digest.to_proto()),
+                status: Some(outcome(&result)),
+            }
+        });
+        Ok(BatchUpdateBlobsResponse {
+            responses: responses.collect(),
+        })
+    }
+
+    /// Refuses a batch of blobs that together are larger than advertised.
+    pub(super) fn check_batch(&self, field: &str, digests: &[Digest]) -> Result<(), Status> {
+        let bytes = digests
+            .iter()
+            .fold(0, |sum: u64, digest| sum.saturating_add(digest.size()));
+        self.check_batch_bytes(field, bytes)
+    }
+
+    fn check_batch_bytes(&self, field: &str, bytes: u64) -> Result<(), Status> {
+        let max = self.limits.max_batch_bytes;
+        if bytes <= max {
+            return Ok(());
+        }
+        let why = format!("{bytes} bytes of blobs, a batch takes at most {max}");
+        Err(invalid_field(field, why))
+    }
+}
+
+/// A blob's content, uncompressed and of the right size.
+fn content(digest: &Digest, blob: BlobToStore) -> Result<Bytes, Status> {
+    let size = digest.size();
+    match Compressor::from_proto(blob.compressor) {
+        Some(Compressor::Identity) if blob.data.len() as u64 == size => Ok(blob.data),
+        Some(Compressor::Identity) => Err(Status::invalid_argument(format!(
+            "{} bytes of content for blob {digest}",
+            blob.data.len()
+        ))),
+        Some(Compressor::Zstd) => Ok(compression::decompress(&blob.data, size)?),
+        None => Err(invalid_field(
+            "compressor",
+            format_args!("{} is not offered, only identity and zstd", blob.compressor),
+        )),
+    }
+}

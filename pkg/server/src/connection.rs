@@ -1,0 +1,140 @@
+//! One connection, from the handshake to its end.
+
+use std::{io, pin::pin, sync::Arc, time::Duration};
+
+use hyper::{body::Incoming, server::conn::http2, service::service_fn};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpStream,
+    time::timeout,
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tracing::debug;
+
+use crate::{
+    Tls,
+    io::{Coalesced, Prefaced},
+    router::Router,
+    watchdog::StreamExecutor,
+};
+
+/// A client that has not shown by then that it speaks TLS, where due, and HTTP/2 is dropped.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// A client that does not answer a ping within the second time is gone.
+const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(30);
+const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// Unread bytes of one request. The window bounds both a stream's speed (this much per round trip:
+/// 20 MB/s over 50 ms, and several uploads run at a time; over loopback the disk is slower than
+/// the window) and the memory that an upload holds while the disk is behind: 64 uploads, 64 MiB.
+const STREAM_WINDOW: u32 = 1024 * 1024;
+/// Unread bytes of all requests of a connection: 160 MB/s over 50 ms.
+const CONNECTION_WINDOW: u32 = 8 * 1024 * 1024;
+/// Uploads come in frames of up to this size from clients that follow the server's wish, which
+/// saves reads and bookkeeping; larger ones gain nothing measurable.
+const MAX_FRAME: u32 = 256 * 1024;
+/// A response's bytes within the HTTP/2 layer, beyond which it takes no more.
+const SEND_BUFFER: usize = 256 * 1024;
+/// Calls at once on one connection. Bazel runs up to 100.
+const MAX_STREAMS: u32 = 256;
+/// The headers of one call.
+const MAX_HEADERS: u32 = 16 * 1024;
+
+/// What all connections share.
+#[derive(Clone, Debug)]
+pub(crate) struct Connections {
+    pub(crate) router: Arc<Router>,
+    pub(crate) tls: Option<Tls>,
+    /// Every task that belongs to a connection.
+    pub(crate) tasks: TaskTracker,
+    pub(crate) idle_timeout: Duration,
+    /// Ask clients to go away once what they are doing is done.
+    pub(crate) drain: CancellationToken,
+    /// Stop at once, if `drain` has come before.
+    pub(crate) abort: CancellationToken,
+}
+
+impl Connections {
+    /// Serves one client until it leaves or is told to.
+    pub(crate) async fn serve(self, stream: TcpStream) {
+        let peer = stream.peer_addr().ok();
+        // Small messages must not wait for the acknowledgement of earlier ones.
+        let _ = stream.set_nodelay(true);
+        if let Err(why) = self.greet(stream).await {
+            debug!(?peer, "connection ended: {why}");
+        }
+    }
+
+    async fn greet(self, stream: TcpStream) -> Result<(), BoxError> {
+        let Some(tls) = self.tls.clone() else {
+            let stream = self.in_time(Prefaced::expect(stream)).await?;
+            return self.serve_http2(stream).await;
+        };
+        let handshake = async {
+            let stream = tls.acceptor().accept(stream).await?;
+            Prefaced::expect(stream).await
+        };
+        let stream = self.in_time(handshake).await?;
+        self.serve_http2(stream).await
+    }
+
+    /// Runs a handshake, which neither its client nor the end of the server may draw out.
+    async fn in_time<S>(
+        &self,
+        handshake: impl Future<Output = io::Result<S>>,
+    ) -> Result<S, BoxError> {
+        let handshake = timeout(HANDSHAKE_TIMEOUT, handshake);
+        let outcome = self.drain.run_until_cancelled(handshake).await;
+        Ok(outcome.ok_or("shutting down")???)
+    }
+
+    async fn serve_http2<S>(self, stream: S) -> Result<(), BoxError>
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let router = self.router;
+        let service = service_fn(move |request: http::Request<Incoming>| {
+            let router = Arc::clone(&router);
+            async move { Ok::<_, std::convert::Infallible>(router.call(request).await) }
+        });
+        let executor = StreamExecutor {
+            tasks: self.tasks,
+            idle_timeout: self.idle_timeout,
+        };
+        let io = Coalesced::new(stream);
+        let connection = builder(executor).serve_connection(TokioIo::new(io.clone()), service);
+        let (drain, abort) = (self.drain, self.abort);
+        io.drive(async move {
+            let mut connection = pin!(connection);
+            tokio::select! {
+                ended = &mut connection => return Ok(ended?),
+                () = drain.cancelled() => {}
+            }
+            connection.as_mut().graceful_shutdown();
+            match abort.run_until_cancelled(connection).await {
+                Some(ended) => Ok(ended?),
+                None => Err("cut off".into()),
+            }
+        })
+        .await
+    }
+}
+
+type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+fn builder(executor: StreamExecutor) -> http2::Builder<StreamExecutor> {
+    let mut builder = http2::Builder::new(executor);
+    builder
+        .timer(TokioTimer::new())
+        .keep_alive_interval(KEEP_ALIVE_INTERVAL)
+        .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_frame_size(MAX_FRAME)
+        .max_send_buf_size(SEND_BUFFER)
+        .max_concurrent_streams(MAX_STREAMS)
+        .max_header_list_size(MAX_HEADERS)
+        .auto_date_header(false);
+    builder
+}

@@ -1,0 +1,53 @@
+//! Reading the digests, functions and instance names of requests; errors name the field.
+
+use std::fmt;
+
+use gorego_storage::{Digest, DigestError, DigestFunction, InstanceName};
+use reapi::v2;
+use tonic::Status;
+
+use crate::status::invalid_field;
+
+/// The digest function that a request names, if it does.
+pub(crate) fn function(value: i32) -> Result<Option<DigestFunction>, Status> {
+    DigestFunction::from_proto(value).map_err(|why| invalid_field("digest_function", why))
+}
+
+/// The instance that a request names.
+pub(crate) fn instance(name: &str) -> Result<InstanceName, Status> {
+    InstanceName::parse(name).map_err(|why| invalid_field("instance_name", why))
+}
+
+/// The digest in `field` of a request.
+pub(crate) fn digest(
+    field: impl fmt::Display,
+    function: Option<DigestFunction>,
+    digest: Option<&v2::Digest>,
+) -> Result<Digest, Status> {
+    Digest::from_field(function, digest).map_err(|why| refuse(field, why))
+}
+
+/// The refusal of what is no digest in `field` of a request.
+pub(crate) fn refuse(field: impl fmt::Display, why: DigestError) -> Status {
+    match why {
+        DigestError::Missing => invalid_field(field, why),
+        DigestError::NotHex(_) | DigestError::Length { .. } => {
+            invalid_field(format_args!("{field}.hash"), why)
+        }
+        DigestError::Size(_) => invalid_field(format_args!("{field}.size_bytes"), why),
+        DigestError::Function(_) => invalid_field("digest_function", why),
+    }
+}
+
+/// The digests in the repeated field `field` of a request.
+pub(crate) fn digests(
+    field: &str,
+    function: Option<DigestFunction>,
+    digests: &[v2::Digest],
+) -> Result<Vec<Digest>, Status> {
+    digests
+        .iter()
+        .enumerate()
+        .map(|(index, found)| digest(format_args!("{field}[{index}]"), function, Some(found)))
+        .collect()
+}

@@ -1,0 +1,148 @@
+//! One call: its request's message is read, its handler runs, its response is made.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderValue, StatusCode, header::CONTENT_TYPE};
+use hyper::body::Incoming;
+use prost::Message;
+use tonic::Status;
+use tracing::error;
+
+use super::{Body, Budget, Messages, Permit, RequestBody, Response};
+
+/// A call that has arrived, up to its headers.
+#[derive(Debug)]
+pub(crate) struct Call {
+    body: RequestBody,
+    budget: Budget,
+}
+
+impl Call {
+    /// A call whose request has this body.
+    pub(crate) const fn new(body: Incoming, idle_timeout: Duration, budget: Budget) -> Self {
+        Self {
+            body: RequestBody::new(body, idle_timeout),
+            budget,
+        }
+    }
+
+    /// A method with one request of at most `limit` bytes, and one response.
+    pub(crate) async fn unary<Q, R>(
+        self,
+        limit: u64,
+        handler: impl AsyncFnOnce(Q) -> Result<R, Status>,
+    ) -> Response
+    where
+        Q: Message + Default,
+        R: Message,
+    {
+        self.encoded(limit, async |request| {
+            let response = handler(decode(request)?).await?;
+            Ok(Body::reply(&response))
+        })
+        .await
+    }
+
+    /// A method with one request, whose handler makes the response's body itself.
+    pub(crate) async fn answered<Q>(
+        self,
+        limit: u64,
+        handler: impl AsyncFnOnce(Q) -> Result<Body, Status>,
+    ) -> Response
+    where
+        Q: Message + Default,
+    {
+        self.encoded(limit, async |request| handler(decode(request)?).await)
+            .await
+    }
+
+    /// A method with one request, whose handler also decodes it.
+    pub(crate) async fn encoded(
+        self,
+        limit: u64,
+        handler: impl AsyncFnOnce(Bytes) -> Result<Body, Status>,
+    ) -> Response {
+        let answer = async {
+            // Set aside for as long as the handler works on the request.
+            let (request, _permit) = self.only_message(limit).await?;
+            handler(request).await
+        };
+        response(answer.await)
+    }
+
+    /// A method with many requests and one response.
+    pub(crate) async fn streamed<R: Message>(
+        self,
+        handler: impl AsyncFnOnce(Messages) -> Result<R, Status>,
+    ) -> Response {
+        let answer = handler(Messages::new(self.body)).await;
+        response(answer.map(|message| Body::reply(&message)))
+    }
+
+    /// The request, for a method that this layer does not handle.
+    pub(crate) fn into_body(self) -> RequestBody {
+        self.body
+    }
+
+    async fn only_message(self, limit: u64) -> Result<(Bytes, Permit), Status> {
+        let mut messages = Messages::new(self.body);
+        let len = messages
+            .next_len()
+            .await?
+            .ok_or_else(|| Status::invalid_argument("the request has no message"))?;
+        if u64::from(len) > limit {
+            return Err(Status::invalid_argument(format!(
+                "a message of {len} bytes, this method takes at most {limit}"
+            )));
+        }
+        let permit = self.budget.reserve(u64::from(len)).await?;
+        let message = messages
+            .whole(usize::try_from(len).unwrap_or(usize::MAX))
+            .await?;
+        if messages.next_len().await?.is_some() {
+            return Err(Status::invalid_argument(
+                "a second message, this method takes one",
+            ));
+        }
+        Ok((message, permit))
+    }
+}
+
+/// Decodes a message from a client.
+pub(crate) fn decode<M: Message + Default>(encoded: Bytes) -> Result<M, Status> {
+    M::decode(encoded).map_err(|why| Status::invalid_argument(format!("malformed message: {why}")))
+}
+
+/// The refusal of a request that is no gRPC call, or in an encoding that is not known here.
+pub(crate) fn refuse_foreign(head: &http::request::Parts) -> Option<Response> {
+    let header = |name| head.headers.get(name).map(HeaderValue::as_bytes);
+    if !header(CONTENT_TYPE.as_str()).is_some_and(|kind| kind.starts_with(b"application/grpc")) {
+        let mut refusal = Response::default();
+        *refusal.status_mut() = StatusCode::UNSUPPORTED_MEDIA_TYPE;
+        return Some(refusal);
+    }
+    if header("grpc-encoding").is_some_and(|encoding| encoding != b"identity") {
+        let status = Status::unimplemented("messages are accepted as they are, not encoded");
+        let mut refusal = super::refuse(&status);
+        let accepted = HeaderValue::from_static("identity");
+        refusal
+            .headers_mut()
+            .insert("grpc-accept-encoding", accepted);
+        return Some(refusal);
+    }
+    None
+}
+
+fn response(answer: Result<Body, Status>) -> Response {
+    match answer {
+        Ok(body) => body.into_response(),
+        Err(status) => super::refuse(&status),
+    }
+}
+
+/// What a client is told after a panic; the panic itself is in the log.
+pub(crate) fn panicked() -> Status {
+    error!("a handler panicked; its call is answered INTERNAL");
+    Status::internal("this is a fault of the server; its log says more")
+}

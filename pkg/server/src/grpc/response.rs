@@ -1,0 +1,256 @@
+//! What goes back to the client: messages, then a status in the trailers.
+
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    pin::Pin,
+    task::{Context, Poll},
+};
+
+use bytes::{BufMut as _, Bytes, BytesMut};
+use futures::stream::BoxStream;
+use http::{HeaderMap, HeaderValue, header::CONTENT_TYPE};
+use http_body::Frame;
+use prost::Message;
+use tokio_util::sync::WaitForCancellationFutureOwned;
+use tonic::Status;
+
+use super::{HEADER_LEN, Permit};
+use crate::{status::unavailable, watchdog};
+
+/// A response to one call.
+pub(crate) type Response = http::Response<Body>;
+
+/// Up to this length, copying content behind what precedes it costs less than sending it apart.
+pub(crate) const COPIED: usize = 16 * 1024;
+
+/// How much is handed to the HTTP/2 layer at a time: small, so that a client that stops taking a
+/// response pins no more than this in there once the response is handed over completely.
+const PIECE: usize = 64 * 1024;
+
+/// A message on the wire. In two parts, so that a blob's bytes need not be copied behind the
+/// fields that precede them.
+#[derive(Debug, Default)]
+pub(crate) struct Framed {
+    pub(crate) head: Bytes,
+    pub(crate) payload: Bytes,
+}
+
+impl Framed {
+    /// Encodes a whole message, header included.
+    pub(crate) fn encode(message: &impl Message) -> Self {
+        let len = message.encoded_len();
+        let mut head = BytesMut::with_capacity(HEADER_LEN + len);
+        put_header(&mut head, len);
+        message.encode_raw(&mut head);
+        Self {
+            head: head.freeze(),
+            payload: Bytes::new(),
+        }
+    }
+}
+
+/// Writes the header of a message of `len` bytes.
+pub(crate) fn put_header(buffer: &mut BytesMut, len: usize) {
+    buffer.put_u8(0);
+    // No message of ours comes near 4 GiB: blobs go in chunks, batches are limited.
+    buffer.put_u32(u32::try_from(len).unwrap_or(u32::MAX));
+}
+
+/// A response's body: messages, then trailers.
+#[derive(Default)]
+pub(crate) struct Body {
+    ready: Framed,
+    source: Source,
+    /// Memory set aside for the content, until the client has it.
+    _permit: Permit,
+}
+
+#[derive(Default)]
+enum Source {
+    /// Everything is said, in the trailers or in the headers.
+    #[default]
+    Ended,
+    /// `OK` is still to be said.
+    Ok,
+    /// More messages may come.
+    Messages(BoxStream<'static, Result<Framed, Status>>),
+    /// The message goes on.
+    Pieces(Box<dyn Iterator<Item = Bytes> + Send>),
+    /// A tonic service answers, until the server shuts down.
+    Tonic {
+        body: tonic::body::Body,
+        shutdown: Pin<Box<WaitForCancellationFutureOwned>>,
+    },
+}
+
+impl Body {
+    /// A message of fields, then `OK`.
+    pub(crate) fn reply(message: &impl Message) -> Self {
+        Self::message(Framed::encode(message), Permit::default())
+    }
+
+    /// One message, then `OK`.
+    pub(crate) fn message(message: Framed, permit: Permit) -> Self {
+        Self {
+            ready: message,
+            source: Source::Ok,
+            _permit: permit,
+        }
+    }
+
+    /// One message that is encoded piece by piece, header included, as the client takes it; then
+    /// `OK`.
+    pub(crate) fn pieces(
+        pieces: impl Iterator<Item = Bytes> + Send + 'static,
+        permit: Permit,
+    ) -> Self {
+        Self {
+            source: Source::Pieces(Box::new(pieces)),
+            _permit: permit,
+            ..Self::default()
+        }
+    }
+
+    /// Messages as they come, then `OK` or the error that ended them.
+    pub(crate) fn messages(messages: BoxStream<'static, Result<Framed, Status>>) -> Self {
+        Self {
+            source: Source::Messages(messages),
+            ..Self::default()
+        }
+    }
+
+    /// The body of a tonic service's response; ends when `shutdown` does.
+    pub(crate) fn tonic(body: tonic::body::Body, shutdown: WaitForCancellationFutureOwned) -> Self {
+        Self {
+            source: Source::Tonic {
+                body,
+                shutdown: Box::pin(shutdown),
+            },
+            ..Self::default()
+        }
+    }
+
+    /// The response that starts with this body.
+    pub(crate) fn into_response(self) -> Response {
+        let mut response = http::Response::new(self);
+        response.headers_mut().insert(
+            CONTENT_TYPE,
+            const { HeaderValue::from_static("application/grpc") },
+        );
+        response
+    }
+
+    fn next_piece(&mut self) -> Option<Bytes> {
+        let part = if self.ready.head.is_empty() {
+            &mut self.ready.payload
+        } else {
+            &mut self.ready.head
+        };
+        (!part.is_empty()).then(|| part.split_to(part.len().min(PIECE)))
+    }
+
+    fn end(&mut self, status: &Status) -> Frame<Bytes> {
+        self.source = Source::Ended;
+        Frame::trailers(trailers(status))
+    }
+}
+
+/// A response that consists of a status.
+pub(crate) fn refuse(status: &Status) -> Response {
+    let mut response = Body::default().into_response();
+    response.headers_mut().extend(trailers(status));
+    response
+}
+
+fn trailers(status: &Status) -> HeaderMap {
+    let mut trailers = HeaderMap::with_capacity(2);
+    if let Err(unencodable) = status.add_header(&mut trailers) {
+        trailers.insert(Status::GRPC_STATUS, (unencodable.code() as i32).into());
+    }
+    trailers
+}
+
+type Polled = Poll<Option<Result<Frame<Bytes>, Status>>>;
+
+impl Body {
+    /// Asks the source for the next frame, or for more to be `ready`.
+    fn poll_source(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Step, Status>>> {
+        match &mut self.source {
+            Source::Ended => Poll::Ready(None),
+            Source::Ok => Poll::Ready(Some(Ok(Step::Frame(self.end(&Status::ok("")))))),
+            Source::Pieces(pieces) => Poll::Ready(Some(Ok(match pieces.next() {
+                Some(piece) => {
+                    self.ready.payload = piece;
+                    Step::Again
+                }
+                None => Step::Frame(self.end(&Status::ok(""))),
+            }))),
+            Source::Messages(messages) => messages.as_mut().poll_next(cx).map(|next| {
+                Some(Ok(match next {
+                    Some(Ok(framed)) => {
+                        self.ready = framed;
+                        Step::Again
+                    }
+                    Some(Err(status)) => Step::Frame(self.end(&status)),
+                    None => Step::Frame(self.end(&Status::ok(""))),
+                }))
+            }),
+            Source::Tonic { body, shutdown } => {
+                match http_body::Body::poll_frame(Pin::new(body), cx) {
+                    Poll::Ready(frame) => Poll::Ready(frame.map(|frame| frame.map(Step::Frame))),
+                    Poll::Pending => shutdown.as_mut().poll(cx).map(|()| {
+                        let status = unavailable("shutting down");
+                        Some(Ok(Step::Frame(self.end(&status))))
+                    }),
+                }
+            }
+        }
+    }
+}
+
+/// What came of asking the source.
+enum Step {
+    Frame(Frame<Bytes>),
+    Again,
+}
+
+impl http_body::Body for Body {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Polled {
+        let me = self.get_mut();
+        loop {
+            if let Some(piece) = me.next_piece() {
+                watchdog::sent();
+                return Poll::Ready(Some(Ok(Frame::data(piece))));
+            }
+            let polled = catch_unwind(AssertUnwindSafe(|| me.poll_source(cx)));
+            let Ok(polled) = polled else {
+                let status = super::call::panicked();
+                return Poll::Ready(Some(Ok(me.end(&status))));
+            };
+            match polled {
+                Poll::Pending => {
+                    watchdog::waiting();
+                    return Poll::Pending;
+                }
+                Poll::Ready(Some(Ok(Step::Again))) => {}
+                Poll::Ready(Some(Ok(Step::Frame(frame)))) => {
+                    if frame.is_data() {
+                        watchdog::sent();
+                    }
+                    return Poll::Ready(Some(Ok(frame)));
+                }
+                Poll::Ready(Some(Err(status))) => return Poll::Ready(Some(Err(status))),
+                Poll::Ready(None) => return Poll::Ready(None),
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        matches!(self.source, Source::Ended)
+            && self.ready.head.is_empty()
+            && self.ready.payload.is_empty()
+    }
+}

@@ -1,0 +1,7 @@
+//! The bytes of a connection, between the socket and the HTTP/2 layer.
+
+mod coalesce;
+mod preface;
+
+pub(crate) use coalesce::Coalesced;
+pub(crate) use preface::Prefaced;

@@ -1,0 +1,72 @@
+//! What the server is made of and how much it allows.
+
+use std::{num::NonZeroU64, sync::Arc, time::Duration};
+
+use gorego_storage::{ActionCache, BlobStore, Uploads};
+use tokio::sync::watch;
+
+use crate::Tls;
+
+/// The stores behind the services.
+#[derive(Clone, Debug)]
+pub struct Services {
+    /// Where blobs are.
+    pub blobs: Arc<dyn BlobStore>,
+    /// What is known of uploads that broke off; of the same store as `blobs`.
+    pub uploads: Arc<dyn Uploads>,
+    /// Where action results are; has checked that what it returns is complete.
+    pub actions: Arc<dyn ActionCache>,
+}
+
+/// How the server behaves.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// How much, and for how long.
+    pub limits: Limits,
+    /// Whether clients may write action results; Capabilities tells them.
+    pub ac_updates: bool,
+    /// Who may connect and how; plain text without.
+    pub tls: Option<Tls>,
+    /// Whether the stores work, when somebody watches them; health tells clients. Without it the
+    /// server counts as serving until it shuts down.
+    pub healthy: Option<watch::Receiver<bool>>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            limits: Limits::default(),
+            ac_updates: true,
+            tls: None,
+            healthy: None,
+        }
+    }
+}
+
+/// What clients may use up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// The sum of the blobs' sizes in one batch, in bytes; advertised.
+    pub max_batch_bytes: u64,
+    /// The size of one blob in bytes, if limited; advertised.
+    pub max_blob_size: Option<NonZeroU64>,
+    /// How long a client may neither send nor take what it announced or asked for.
+    pub idle_timeout: Duration,
+    /// How long running calls may go on once the server shuts down.
+    pub drain_timeout: Duration,
+    /// How many connections are open at once; more wait in the listener's queue.
+    pub max_connections: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            // gRPC clients take messages of 4 MiB; the rest is for the framing.
+            max_batch_bytes: 4 * 1024 * 1024 - 64 * 1024,
+            max_blob_size: None,
+            idle_timeout: Duration::from_mins(1),
+            drain_timeout: Duration::from_secs(30),
+            max_connections: 10_000,
+        }
+    }
+}

@@ -1,0 +1,212 @@
+//! Which method a call is for, and how large its request may be.
+
+use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
+
+use futures::FutureExt as _;
+use hyper::body::Incoming;
+use tokio_util::sync::CancellationToken;
+use tonic::Status;
+
+use crate::{
+    Error, Options, Services,
+    action_cache::Actions,
+    bytestream::ByteStreams,
+    capabilities::Capabilities,
+    cas::Cas,
+    grpc::{Budget, Call, Response, panicked, refuse, refuse_foreign},
+    health::Health,
+    reflection::Reflection,
+    status::unavailable,
+};
+
+/// The services of this server, as health and reflection name them.
+pub(crate) const SERVICES: &[&str] = &[
+    "build.bazel.remote.execution.v2.ActionCache",
+    "build.bazel.remote.execution.v2.Capabilities",
+    "build.bazel.remote.execution.v2.ContentAddressableStorage",
+    "google.bytestream.ByteStream",
+];
+
+const HEALTH: &str = "/grpc.health.v1.Health/";
+const REFLECTION: &str = "/grpc.reflection.";
+
+/// Requests of one message without blobs in it, in bytes: names and a digest or two.
+const SMALL: u64 = 64 * 1024;
+/// Action results, and lists of what to send back. What gRPC clients take by default, so that
+/// whatever was stored can be fetched again.
+const MEDIUM: u64 = 4 * 1024 * 1024;
+/// Lists of digests to look for: some 200,000 of them.
+const DIGESTS: u64 = 16 * 1024 * 1024;
+/// What a batch may have beyond the blobs' bytes: digests and framing of some 150,000 blobs.
+const BATCH_FRAMING: u64 = 16 * 1024 * 1024;
+
+/// Memory for the large requests that are being read or worked on, and as much again for large
+/// responses: a dozen full batches each.
+const BUDGET: u64 = 48 * 1024 * 1024;
+
+/// Every service, and what is common to their calls.
+#[derive(Debug)]
+pub(crate) struct Router {
+    cas: Cas,
+    bytes: ByteStreams,
+    actions: Actions,
+    capabilities: Capabilities,
+    health: Health,
+    reflection: Reflection,
+    requests: Budget,
+    max_batch_request: u64,
+    idle_timeout: Duration,
+    shutdown: CancellationToken,
+}
+
+impl Router {
+    pub(crate) fn new(
+        services: Services,
+        options: Options,
+        shutdown: CancellationToken,
+    ) -> Result<Self, Error> {
+        let limits = options.limits;
+        let max_batch_request = limits.max_batch_bytes.saturating_add(BATCH_FRAMING);
+        let responses = Budget::new(BUDGET, limits.max_batch_bytes);
+        Ok(Self {
+            capabilities: Capabilities::new(&options),
+            cas: Cas::new(Arc::clone(&services.blobs), limits, responses.clone()),
+            bytes: ByteStreams::new(Arc::clone(&services.blobs), services.uploads, limits),
+            actions: Actions::new(
+                services.actions,
+                services.blobs,
+                options.ac_updates,
+                limits,
+                responses,
+            ),
+            health: Health::new(SERVICES, options.healthy, shutdown.clone()),
+            reflection: Reflection::new(SERVICES, shutdown.clone())?,
+            requests: Budget::new(BUDGET, max_batch_request),
+            max_batch_request,
+            idle_timeout: limits.idle_timeout,
+            shutdown,
+        })
+    }
+
+    /// Answers one call, whatever it is. A panic on the way costs no other call anything.
+    pub(crate) async fn call(&self, request: http::Request<Incoming>) -> Response {
+        AssertUnwindSafe(self.dispatch(request))
+            .catch_unwind()
+            .await
+            .unwrap_or_else(|_| refuse(&panicked()))
+    }
+
+    async fn dispatch(&self, request: http::Request<Incoming>) -> Response {
+        let (parts, body) = request.into_parts();
+        let path = parts.uri.path();
+        if self.shutdown.is_cancelled() && !path.starts_with(HEALTH) {
+            return refuse(&unavailable("shutting down"));
+        }
+        if let Some(refusal) = refuse_foreign(&parts) {
+            return refusal;
+        }
+        let call = Call::new(body, self.idle_timeout, self.requests.clone());
+        let Some((service, method)) = path.rsplit_once('/') else {
+            return unimplemented(path);
+        };
+        // In boxes, since the future of a call is moved about before it runs, and these are large.
+        match service {
+            "/google.bytestream.ByteStream" => Box::pin(self.byte_stream(method, call)).await,
+            "/build.bazel.remote.execution.v2.ContentAddressableStorage" => {
+                Box::pin(self.storage(method, call)).await
+            }
+            "/build.bazel.remote.execution.v2.ActionCache" => {
+                Box::pin(self.results(method, call)).await
+            }
+            "/build.bazel.remote.execution.v2.Capabilities" if method == "GetCapabilities" => {
+                let answer = async |request| self.capabilities.get(&request);
+                Box::pin(call.unary(SMALL, answer)).await
+            }
+            "/grpc.health.v1.Health" => Box::pin(self.health(method, call)).await,
+            service if service.starts_with(REFLECTION) => {
+                let request = http::Request::from_parts(parts, call.into_body());
+                Box::pin(self.reflection.call(request)).await
+            }
+            _ => unimplemented(path),
+        }
+    }
+
+    async fn byte_stream(&self, method: &str, call: Call) -> Response {
+        match method {
+            "Read" => {
+                call.answered(SMALL, async |request| self.bytes.read(request).await)
+                    .await
+            }
+            "Write" => {
+                call.streamed(async |messages| self.bytes.write(messages).await)
+                    .await
+            }
+            "QueryWriteStatus" => {
+                call.unary(SMALL, async |request| self.bytes.query(request).await)
+                    .await
+            }
+            other => unimplemented(other),
+        }
+    }
+
+    async fn storage(&self, method: &str, call: Call) -> Response {
+        match method {
+            "FindMissingBlobs" => {
+                call.encoded(DIGESTS, async |request| {
+                    self.cas.find_missing(request).await
+                })
+                .await
+            }
+            "BatchUpdateBlobs" => {
+                let limit = self.max_batch_request;
+                call.unary(limit, async |request| self.cas.batch_update(request).await)
+                    .await
+            }
+            "BatchReadBlobs" => {
+                call.answered(MEDIUM, async |request| self.cas.batch_read(request).await)
+                    .await
+            }
+            "GetTree" => {
+                call.answered(SMALL, async |request| self.cas.get_tree(request).await)
+                    .await
+            }
+            other => unimplemented(other),
+        }
+    }
+
+    async fn results(&self, method: &str, call: Call) -> Response {
+        match method {
+            "GetActionResult" => {
+                call.answered(MEDIUM, async |request| self.actions.get(request).await)
+                    .await
+            }
+            "UpdateActionResult" => {
+                call.unary(MEDIUM, async |request| self.actions.update(request).await)
+                    .await
+            }
+            other => unimplemented(other),
+        }
+    }
+
+    async fn health(&self, method: &str, call: Call) -> Response {
+        match method {
+            "Check" => {
+                call.unary(SMALL, async |request| self.health.check(&request))
+                    .await
+            }
+            "Watch" => {
+                call.answered(SMALL, async |request| Ok(self.health.watch(&request)))
+                    .await
+            }
+            other => unimplemented(other),
+        }
+    }
+}
+
+fn unimplemented(method: &str) -> Response {
+    let known = SERVICES.join(", ");
+    refuse(&Status::unimplemented(format!(
+        "no method {:?} here; this server offers {known}",
+        method.chars().take(100).collect::<String>()
+    )))
+}

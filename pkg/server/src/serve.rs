@@ -1,0 +1,98 @@
+//! Accepting connections, and ending them in order.
+
+use std::{io, sync::Arc, time::Duration};
+
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::Semaphore,
+    time::{sleep, timeout},
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tracing::{info, warn};
+
+use crate::{Error, Options, Services, connection::Connections, router::Router};
+
+/// How long to wait before accepting again when the system has no more sockets to give.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// How long tasks may take to notice that their connection is gone.
+const ABORT_GRACE: Duration = Duration::from_secs(1);
+
+/// Answers on `listener` until `shutdown` is cancelled. Then health says so, new calls are refused
+/// and running ones may end, for at most `options.limits.drain_timeout`. Returns when nothing of
+/// the server is left running.
+pub async fn serve(
+    listener: TcpListener,
+    services: Services,
+    options: Options,
+    shutdown: CancellationToken,
+) -> Result<(), Error> {
+    let limits = options.limits;
+    let drain = shutdown.child_token();
+    let connections = Connections {
+        tls: options.tls.clone(),
+        router: Arc::new(Router::new(services, options, drain.clone())?),
+        tasks: TaskTracker::new(),
+        idle_timeout: limits.idle_timeout,
+        drain: drain.clone(),
+        abort: CancellationToken::new(),
+    };
+    // Whatever ends this future, also when it is dropped, ends what it started.
+    let ends = (drain.drop_guard(), connections.abort.clone().drop_guard());
+    let tasks = connections.tasks.clone();
+    shutdown
+        .run_until_cancelled(accept(listener, connections, limits.max_connections))
+        .await;
+    tasks.close();
+    if timeout(limits.drain_timeout, tasks.wait()).await.is_err() {
+        info!(
+            "{} calls and connections are cut off after {:?}",
+            tasks.len(),
+            limits.drain_timeout
+        );
+    }
+    drop(ends);
+    let _ = timeout(ABORT_GRACE, tasks.wait()).await;
+    Ok(())
+}
+
+/// Accepts for ever, as long as there is room for one more connection.
+async fn accept(listener: TcpListener, connections: Connections, max_connections: usize) {
+    let room = Arc::new(Semaphore::new(max_connections.min(Semaphore::MAX_PERMITS)));
+    loop {
+        let Ok(permit) = Arc::clone(&room).acquire_owned().await else {
+            return;
+        };
+        let stream = accept_one(&listener).await;
+        let connection = connections.clone().serve(stream);
+        connections.tasks.spawn(async move {
+            connection.await;
+            drop(permit);
+        });
+    }
+}
+
+async fn accept_one(listener: &TcpListener) -> TcpStream {
+    let mut warned = false;
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => return stream,
+            // The client gave up while it was waiting: nothing is wrong here.
+            Err(error) if is_clients_own(&error) => {}
+            Err(error) => {
+                if !std::mem::replace(&mut warned, true) {
+                    warn!("cannot accept a connection, trying again: {error}");
+                }
+                sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+fn is_clients_own(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionAborted
+            | io::ErrorKind::ConnectionReset
+            | io::ErrorKind::ConnectionRefused
+    )
+}

@@ -1,0 +1,168 @@
+//! The one place where the errors of stores become what clients are told.
+
+use std::{fmt, time::Duration};
+
+use bytes::Bytes;
+use gorego_storage::{Error, TreeError};
+use prost::Message as _;
+use reapi::rpc;
+use tonic::{Code, Status};
+use tracing::error;
+
+/// How long a client should wait before it asks an unavailable store again.
+const RETRY_DELAY: Duration = Duration::from_secs(1);
+
+/// What a client is told of a store's error. Failures of this machine are logged here, with the
+/// path that the client does not get to see.
+pub(crate) fn from_store(cause: Error) -> Status {
+    let message = cause.to_string();
+    match cause {
+        Error::NotFound(_) => Status::not_found(message),
+        Error::Mismatch { .. } => Status::invalid_argument(message),
+        Error::OffsetPastEnd { .. } => Status::out_of_range(message),
+        Error::ResumedMismatch { .. } | Error::UploadOffset { .. } | Error::Superseded(_) => {
+            Status::aborted(message)
+        }
+        Error::Full { .. } => Status::resource_exhausted(message),
+        Error::Unavailable(_) => unavailable(message),
+        Error::Source(source) => source
+            .downcast_ref::<Status>()
+            .cloned()
+            .unwrap_or_else(|| Status::aborted(message)),
+        Error::Io { .. } if cause.is_no_space() => {
+            error!("{message}");
+            Status::resource_exhausted("no room left for this blob")
+        }
+        Error::Io { action, .. } => {
+            error!("{message}");
+            Status::internal(format!(
+                "{action} a file failed; the server's log says more"
+            ))
+        }
+    }
+}
+
+/// What a client is told when a tree cannot be read.
+pub(crate) fn from_tree(cause: TreeError) -> Status {
+    match cause {
+        TreeError::Store(cause) => from_store(cause),
+        bad => Status::invalid_argument(bad.to_string()),
+    }
+}
+
+/// A `Status` that says when to try again (`google.rpc.RetryInfo`).
+pub(crate) fn unavailable(message: impl Into<String>) -> Status {
+    let message = message.into();
+    let retry = rpc::RetryInfo {
+        retry_delay: prost_types::Duration::try_from(RETRY_DELAY).ok(),
+    };
+    let details = rpc::Status {
+        code: Code::Unavailable as i32,
+        message: message.clone(),
+        details: vec![prost_types::Any {
+            type_url: "type.googleapis.com/google.rpc.RetryInfo".to_owned(),
+            value: retry.encode_to_vec(),
+        }],
+    };
+    Status::with_details(
+        Code::Unavailable,
+        message,
+        Bytes::from(details.encode_to_vec()),
+    )
+}
+
+/// `INVALID_ARGUMENT` for a field of the request, by its path.
+pub(crate) fn invalid_field(field: impl fmt::Display, why: impl fmt::Display) -> Status {
+    Status::invalid_argument(format!("{field}: {why}"))
+}
+
+/// The part of a `Status` that goes into a message, as batches need it for each blob.
+pub(crate) fn to_proto(status: &Status) -> rpc::Status {
+    rpc::Status {
+        code: status.code() as i32,
+        message: status.message().to_owned(),
+        details: Vec::new(),
+    }
+}
+
+/// The outcome of one blob of a batch.
+pub(crate) fn outcome<T>(result: &Result<T, Status>) -> rpc::Status {
+    match result {
+        Ok(_) => rpc::Status::default(),
+        Err(status) => to_proto(status),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use gorego_storage::DigestFunction;
+
+    use super::*;
+
+    #[test]
+    fn each_store_error_has_the_code_that_the_reapi_asks_for() {
+        let digest = DigestFunction::Sha256.digest(b"content");
+        let actual = String::new;
+        let io = |kind| Error::io("reading", "/secret/path", io::Error::from(kind));
+        let cases = [
+            (Error::NotFound(digest), Code::NotFound),
+            (
+                Error::Mismatch {
+                    expected: digest,
+                    actual: actual(),
+                },
+                Code::InvalidArgument,
+            ),
+            (
+                Error::ResumedMismatch {
+                    expected: digest,
+                    actual: actual(),
+                },
+                Code::Aborted,
+            ),
+            (Error::OffsetPastEnd { digest, offset: 9 }, Code::OutOfRange),
+            (
+                Error::UploadOffset {
+                    digest,
+                    offset: 9,
+                    committed: 1,
+                },
+                Code::Aborted,
+            ),
+            (Error::Superseded(digest), Code::Aborted),
+            (
+                Error::Full {
+                    what: digest.to_string(),
+                    bytes: 1,
+                    why: actual(),
+                },
+                Code::ResourceExhausted,
+            ),
+            (Error::Unavailable(actual()), Code::Unavailable),
+            (
+                Error::source(Status::deadline_exceeded("idle")),
+                Code::DeadlineExceeded,
+            ),
+            (io(io::ErrorKind::StorageFull), Code::ResourceExhausted),
+            (io(io::ErrorKind::PermissionDenied), Code::Internal),
+        ];
+        for (cause, code) in cases {
+            let status = from_store(cause.clone());
+            assert_eq!(status.code(), code, "{cause}");
+            assert!(!status.message().contains("/secret"), "{status}");
+        }
+    }
+
+    #[test]
+    fn an_unavailable_store_tells_when_to_retry() {
+        let status = from_store(Error::Unavailable("backing cache is down".to_owned()));
+        let details = rpc::Status::decode(status.details()).unwrap();
+        let [any] = details.details.as_slice() else {
+            panic!("one detail, not {}", details.details.len());
+        };
+        let retry = rpc::RetryInfo::decode(any.value.as_slice()).unwrap();
+        assert_eq!(retry.retry_delay.unwrap().seconds, 1);
+    }
+}

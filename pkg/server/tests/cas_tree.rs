@@ -1,0 +1,177 @@
+//! `GetTree`.
+
+#![allow(
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "tests"
+)]
+
+mod common;
+
+use common::*;
+use gorego_storage::Digest;
+use prost::Message as _;
+use reapi::v2::{Directory, DirectoryNode, GetTreeRequest};
+use tonic::{Code, Status};
+
+fn directory(children: &[(&str, Digest)]) -> Directory {
+    Directory {
+        directories: children
+            .iter()
+            .map(|(name, digest)| DirectoryNode {
+                name: (*name).to_owned(),
+                digest: Some(digest.to_proto()),
+            })
+            .collect(),
+        ..Directory::default()
+    }
+}
+
+async fn store(server: &Server, children: &[(&str, Digest)]) -> Digest {
+    server.has(&directory(children).encode_to_vec()).await
+}
+
+/// The directories of one call, and its token for the next one.
+async fn get(
+    server: &Server,
+    root: &Digest,
+    page_size: i32,
+    page_token: &str,
+) -> Result<(Vec<Directory>, String), Status> {
+    let request = GetTreeRequest {
+        root_digest: Some(root.to_proto()),
+        page_size,
+        page_token: page_token.to_owned(),
+        ..GetTreeRequest::default()
+    };
+    let mut stream = server.cas().await.get_tree(request).await?.into_inner();
+    let mut directories = Vec::new();
+    let mut token = String::new();
+    while let Some(message) = stream.message().await? {
+        directories.extend(message.directories);
+        token = message.next_page_token;
+    }
+    Ok((directories, token))
+}
+
+#[tokio::test]
+async fn a_tree_comes_root_first_with_every_directory_once() {
+    let server = Server::start().await;
+    let leaf = store(&server, &[("nothing", sha256(b""))]).await;
+    let left = store(&server, &[("leaf", leaf)]).await;
+    let right = store(&server, &[("leaf", leaf), ("left", left)]).await;
+    let root = store(&server, &[("l", left), ("r", right)]).await;
+    let (found, token) = get(&server, &root, 0, "").await.unwrap();
+    assert_eq!(token, "");
+    assert_eq!(found[0], directory(&[("l", left), ("r", right)]));
+    // The root, both sides, the leaf, and the empty directory below it.
+    assert_eq!(found.len(), 5);
+    for (at, one) in found.iter().enumerate() {
+        assert!(!found[at + 1..].contains(one), "{one:?} comes twice");
+    }
+}
+
+#[tokio::test]
+async fn absent_children_are_left_out() {
+    let server = Server::start().await;
+    let here = store(&server, &[("gone", sha256(b"gone, too"))]).await;
+    let root = store(&server, &[("gone", sha256(b"gone")), ("here", here)]).await;
+    let (found, _) = get(&server, &root, 0, "").await.unwrap();
+    assert_eq!(found.len(), 2);
+}
+
+#[tokio::test]
+async fn an_absent_root_is_not_found() {
+    let server = Server::start().await;
+    let root = sha256(b"absent");
+    let outcome = get(&server, &root, 0, "").await;
+    assert_refused(outcome, Code::NotFound, &root.hex());
+}
+
+#[tokio::test]
+async fn a_blob_that_is_no_directory_is_refused_by_name() {
+    let server = Server::start().await;
+    let nonsense = server.has(b"\xff\xff\xff no directory").await;
+    let outcome = get(&server, &nonsense, 0, "").await;
+    assert_refused(outcome, Code::InvalidArgument, &nonsense.hex());
+    let root = store(&server, &[("nonsense", nonsense)]).await;
+    let outcome = get(&server, &root, 0, "").await;
+    assert_refused(outcome, Code::InvalidArgument, &nonsense.hex());
+}
+
+#[tokio::test]
+async fn the_pages_of_a_tree_are_the_whole_tree() {
+    let server = Server::start().await;
+    let mut names = Vec::new();
+    for number in 0_u32..25 {
+        let child = store(&server, &[("x", sha256(&number.to_le_bytes()))]).await;
+        names.push((format!("{number}"), child));
+    }
+    let children: Vec<_> = names
+        .iter()
+        .map(|(name, child)| (name.as_str(), *child))
+        .collect();
+    let root = store(&server, &children).await;
+    let (whole, _) = get(&server, &root, 0, "").await.unwrap();
+    assert_eq!(whole.len(), 26);
+    for page_size in [1_i32, 7, 13, 26, 100] {
+        let mut pages = Vec::new();
+        let mut token = String::new();
+        loop {
+            let (page, next) = get(&server, &root, page_size, &token).await.unwrap();
+            assert!(page.len() <= page_size.try_into().unwrap());
+            pages.extend(page);
+            if next.is_empty() {
+                break;
+            }
+            token = next;
+        }
+        assert_eq!(pages, whole, "pages of {page_size}");
+    }
+}
+
+#[tokio::test]
+async fn a_large_tree_comes_in_messages_that_clients_accept() {
+    let server = Server::start().await;
+    let mut names = Vec::new();
+    for number in 0..60_u64 {
+        let long = "x".repeat(100_000);
+        let child = store(&server, &[(&long, sha256(&number.to_le_bytes()))]).await;
+        names.push((format!("{number}"), child));
+    }
+    let children: Vec<_> = names
+        .iter()
+        .map(|(name, child)| (name.as_str(), *child))
+        .collect();
+    let root = store(&server, &children).await;
+    let client = server.connect().await;
+    let mut client =
+        reapi::v2::content_addressable_storage_client::ContentAddressableStorageClient::new(client);
+    let request = GetTreeRequest {
+        root_digest: Some(root.to_proto()),
+        ..GetTreeRequest::default()
+    };
+    let mut stream = client.get_tree(request).await.unwrap().into_inner();
+    let mut found = 0;
+    while let Some(message) = stream.message().await.unwrap() {
+        found += message.directories.len();
+    }
+    assert_eq!(found, 61);
+}
+
+#[tokio::test]
+async fn page_sizes_and_tokens_that_make_no_sense_are_refused() {
+    let server = Server::start().await;
+    let root = store(&server, &[]).await;
+    let outcome = get(&server, &root, -1, "").await;
+    assert_refused(outcome, Code::InvalidArgument, "page_size");
+    for token in ["nonsense", "-1", "99999999999999999999", "1.5"] {
+        let outcome = get(&server, &root, 0, token).await;
+        assert_refused(outcome, Code::InvalidArgument, "page_token");
+    }
+    // One past the end has nothing more.
+    let (found, token) = get(&server, &root, 5, "4000000000").await.unwrap();
+    assert_eq!((found.len(), token.as_str()), (0, ""));
+}

@@ -1,0 +1,111 @@
+//! A client that speaks HTTP/2 but keeps no rule of gRPC that a test wants broken.
+
+use bytes::{BufMut as _, Bytes, BytesMut};
+use h2::{
+    RecvStream, SendStream,
+    client::{ResponseFuture, SendRequest},
+};
+use http::{HeaderMap, Request};
+use tokio::{net::TcpStream, task::JoinSet};
+use tonic::Code;
+
+use super::{LONG, Server};
+
+pub(crate) struct RawClient {
+    sender: SendRequest<Bytes>,
+    _connection: JoinSet<()>,
+}
+
+/// What came back.
+#[derive(Debug)]
+pub(crate) struct RawResponse {
+    pub(crate) http_status: u16,
+    /// Of the trailers, or of the headers if there was nothing else.
+    pub(crate) code: Option<Code>,
+    pub(crate) message: String,
+}
+
+impl RawClient {
+    /// Connects with a window of this many bytes for each response.
+    pub(crate) async fn connect(server: &Server, window: u32) -> Self {
+        let stream = TcpStream::connect(&server.address).await.unwrap();
+        let (sender, connection) = h2::client::Builder::new()
+            .initial_window_size(window)
+            .handshake(stream)
+            .await
+            .unwrap();
+        let mut tasks = JoinSet::new();
+        tasks.spawn(async move {
+            // However it ends: the calls tell.
+            let _ = connection.await;
+        });
+        Self {
+            sender: sender.ready().await.unwrap(),
+            _connection: tasks,
+        }
+    }
+
+    /// Starts a call, whose request is open.
+    pub(crate) fn open(&mut self, path: &str) -> (ResponseFuture, SendStream<Bytes>) {
+        self.open_as(path, "application/grpc", HeaderMap::new())
+    }
+
+    pub(crate) fn open_as(
+        &mut self,
+        path: &str,
+        content_type: &str,
+        headers: HeaderMap,
+    ) -> (ResponseFuture, SendStream<Bytes>) {
+        let mut request = Request::post(format!("http://localhost{path}"))
+            .header("content-type", content_type)
+            .header("te", "trailers")
+            .body(())
+            .unwrap();
+        request.headers_mut().extend(headers);
+        self.sender.send_request(request, false).unwrap()
+    }
+
+    /// A whole call with these bytes as its request.
+    pub(crate) async fn call(&mut self, path: &str, body: Bytes) -> RawResponse {
+        let (response, mut request) = self.open(path);
+        request.send_data(body, true).unwrap();
+        finish(response).await
+    }
+}
+
+/// Waits for all of a response.
+pub(crate) async fn finish(response: ResponseFuture) -> RawResponse {
+    let whole = async {
+        let (head, mut body) = response.await.unwrap().into_parts();
+        drain(&mut body).await;
+        let trailers = body.trailers().await.unwrap();
+        let trailers = trailers.as_ref().unwrap_or(&head.headers);
+        let text = |name| {
+            let value = trailers.get(name)?;
+            Some(value.to_str().unwrap().to_owned())
+        };
+        RawResponse {
+            http_status: head.status.as_u16(),
+            code: text("grpc-status").map(|code| Code::from_bytes(code.as_bytes())),
+            message: text("grpc-message").unwrap_or_default(),
+        }
+    };
+    tokio::time::timeout(LONG, whole).await.unwrap()
+}
+
+async fn drain(body: &mut RecvStream) {
+    while let Some(data) = body.data().await {
+        body.flow_control()
+            .release_capacity(data.unwrap().len())
+            .unwrap();
+    }
+}
+
+/// A message as gRPC frames it.
+pub(crate) fn framed(message: &[u8]) -> Bytes {
+    let mut framed = BytesMut::new();
+    framed.put_u8(0);
+    framed.put_u32(message.len().try_into().unwrap());
+    framed.put_slice(message);
+    framed.freeze()
+}

@@ -1,0 +1,316 @@
+//! Clients that do not speak the protocol, or not properly.
+
+#![allow(
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "tests"
+)]
+
+mod common;
+
+use std::io;
+
+use bytes::Bytes;
+use common::{
+    raw::{RawClient, finish, framed},
+    *,
+};
+use gorego_server::{ClientAuth, Limits, Options};
+use http::HeaderMap;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+    time::Instant,
+};
+use tonic::Code;
+
+const READ: &str = "/google.bytestream.ByteStream/Read";
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+async fn assert_serves(server: &Server) {
+    let digest = server.has(b"content").await;
+    let found = read(&mut server.bytes().await, &format!("blobs/{digest}"), 0, 0).await;
+    assert_eq!(found.unwrap(), b"content");
+}
+
+/// Waits until the server hangs up.
+async fn hung_up(stream: &mut TcpStream) {
+    let mut rest = Vec::new();
+    let end = tokio::time::timeout(LONG, stream.read_to_end(&mut rest)).await;
+    match end.expect("the server hangs up") {
+        Ok(_) => {}
+        Err(error) => assert_eq!(error.kind(), io::ErrorKind::ConnectionReset),
+    }
+}
+
+#[tokio::test]
+async fn whoever_speaks_another_protocol_is_hung_up_on() {
+    let server = Server::start().await;
+    let garbage = noise(10_000, 1);
+    let frames = [PREFACE, &garbage].concat();
+    for sent in [
+        b"GET / HTTP/1.1\r\nhost: localhost\r\n\r\n".as_slice(),
+        b"\x16\x03\x01\x02\x00",
+        &garbage,
+        &frames,
+        // A frame that is longer than accepted.
+        &[PREFACE, &[0xff, 0xff, 0xff, 0, 0, 0, 0, 0, 1]].concat(),
+    ] {
+        let mut stream = TcpStream::connect(&server.address).await.unwrap();
+        stream.write_all(sent).await.unwrap();
+        hung_up(&mut stream).await;
+    }
+    assert_serves(&server).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_does_not_finish_the_handshake_is_hung_up_on() {
+    let server = Server::start().await;
+    for sent in [b"".as_slice(), &PREFACE[..10]] {
+        let start = Instant::now();
+        let mut stream = TcpStream::connect(&server.address).await.unwrap();
+        stream.write_all(sent).await.unwrap();
+        let mut rest = Vec::new();
+        stream.read_to_end(&mut rest).await.unwrap();
+        assert_eq!(rest, b"");
+        assert_eq!(start.elapsed().as_secs(), 10);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_answers_no_pings_is_hung_up_on() {
+    const SETTINGS: &[u8] = &[0, 0, 0, 4, 0, 0, 0, 0, 0];
+    let server = Server::start().await;
+    let start = Instant::now();
+    let mut stream = TcpStream::connect(&server.address).await.unwrap();
+    stream
+        .write_all(&[PREFACE, SETTINGS].concat())
+        .await
+        .unwrap();
+    let mut said = Vec::new();
+    stream.read_to_end(&mut said).await.unwrap();
+    assert_eq!(start.elapsed().as_secs(), 30 + 20);
+}
+
+#[tokio::test]
+async fn many_broken_connections_leave_the_server_serving() {
+    let server = Server::limited(|limits| limits.max_connections = 8).await;
+    for round in 0..200 {
+        let mut stream = TcpStream::connect(&server.address).await.unwrap();
+        let sent = [PREFACE, &noise(round, 1)].concat();
+        stream
+            .write_all(&sent[..round.min(sent.len())])
+            .await
+            .unwrap();
+    }
+    assert_serves(&server).await;
+}
+
+#[tokio::test]
+async fn connections_beyond_the_limit_wait_for_their_turn() {
+    let server = Server::limited(|limits| limits.max_connections = 1).await;
+    let digest = server.has(b"content").await;
+    let name = format!("blobs/{digest}");
+    let mut first = server.bytes().await;
+    assert_eq!(read(&mut first, &name, 0, 0).await.unwrap(), b"content");
+
+    let mut tasks = tokio::task::JoinSet::new();
+    let (mut second, second_name) = (TcpStream::connect(&server.address).await, name.clone());
+    let stream = second.as_mut().unwrap();
+    // The system takes the connection, the server does not: nothing comes back.
+    stream.write_all(PREFACE).await.unwrap();
+    for _ in 0..50 {
+        assert_eq!(
+            read(&mut first, &second_name, 0, 0).await.unwrap(),
+            b"content"
+        );
+        let nothing = stream.try_read(&mut [0; 10]);
+        assert_eq!(nothing.unwrap_err().kind(), io::ErrorKind::WouldBlock);
+    }
+    drop(first);
+    let mut second = second.unwrap();
+    tasks.spawn(async move { second.read_u8().await.map(|_| ()) });
+    let greeted = tokio::time::timeout(LONG, tasks.join_next()).await;
+    greeted.unwrap().unwrap().unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn what_is_no_grpc_is_refused_as_http_does() {
+    let server = Server::start().await;
+    let mut client = RawClient::connect(&server, 65_535).await;
+    let (response, mut request) = client.open_as(READ, "text/html", HeaderMap::new());
+    request.send_data(Bytes::new(), true).unwrap();
+    assert_eq!(finish(response).await.http_status, 415);
+}
+
+#[tokio::test]
+async fn encoded_messages_are_refused() {
+    let server = Server::start().await;
+    let mut client = RawClient::connect(&server, 65_535).await;
+    let headers = HeaderMap::from_iter([(
+        http::HeaderName::from_static("grpc-encoding"),
+        http::HeaderValue::from_static("gzip"),
+    )]);
+    let (response, mut request) = client.open_as(READ, "application/grpc", headers);
+    request.send_data(framed(b""), true).unwrap();
+    assert_eq!(finish(response).await.code, Some(Code::Unimplemented));
+    let response = client.call(READ, Bytes::from_static(b"\x01\0\0\0\0")).await;
+    assert_eq!(response.code, Some(Code::Unimplemented));
+}
+
+#[tokio::test]
+async fn unknown_methods_are_unimplemented() {
+    let server = Server::start().await;
+    let mut client = RawClient::connect(&server, 65_535).await;
+    for path in [
+        "/",
+        "/no.such.Service/Method",
+        "/google.bytestream.ByteStream/NoSuchMethod",
+        "/google.bytestream.ByteStream",
+        "/google.bytestream.ByteStream/Read/more",
+        "/build.bazel.remote.execution.v2.Execution/Execute",
+    ] {
+        let response = client.call(path, framed(b"")).await;
+        assert_eq!(response.code, Some(Code::Unimplemented), "{path}");
+    }
+}
+
+#[tokio::test]
+async fn requests_that_are_not_one_message_are_refused() {
+    let server = Server::start().await;
+    let mut client = RawClient::connect(&server, 65_535).await;
+    let find = "/build.bazel.remote.execution.v2.ContentAddressableStorage/FindMissingBlobs";
+    for (what, body) in [
+        ("nothing", Bytes::new()),
+        ("half a header", Bytes::from_static(b"\0\0\0")),
+        ("half a message", framed(b"12345").slice(..7)),
+        ("two messages", [framed(b""), framed(b"")].concat().into()),
+        (
+            "a message and a half",
+            [framed(b""), framed(b"12").slice(..3)].concat().into(),
+        ),
+        ("an unknown flag", Bytes::from_static(b"\x07\0\0\0\0")),
+        ("no protobuf", framed(b"\xff\xff\xff\xff")),
+    ] {
+        let response = client.call(find, body).await;
+        assert_eq!(response.code, Some(Code::InvalidArgument), "{what}");
+    }
+}
+
+#[tokio::test]
+async fn a_message_that_is_announced_too_large_is_refused_before_it_arrives() {
+    let server = Server::start().await;
+    let mut client = RawClient::connect(&server, 65_535).await;
+    for method in [
+        "build.bazel.remote.execution.v2.ContentAddressableStorage/FindMissingBlobs",
+        "build.bazel.remote.execution.v2.ContentAddressableStorage/BatchUpdateBlobs",
+        "build.bazel.remote.execution.v2.ContentAddressableStorage/BatchReadBlobs",
+        "build.bazel.remote.execution.v2.ContentAddressableStorage/GetTree",
+        "build.bazel.remote.execution.v2.ActionCache/GetActionResult",
+        "build.bazel.remote.execution.v2.ActionCache/UpdateActionResult",
+        "build.bazel.remote.execution.v2.Capabilities/GetCapabilities",
+        "google.bytestream.ByteStream/Read",
+        "google.bytestream.ByteStream/QueryWriteStatus",
+        "grpc.health.v1.Health/Check",
+    ] {
+        let (response, mut request) = client.open(&format!("/{method}"));
+        let header = Bytes::from_static(b"\0\xff\xff\xff\xff");
+        request.send_data(header, false).unwrap();
+        let response = finish(response).await;
+        assert_eq!(response.code, Some(Code::InvalidArgument), "{method}");
+        assert!(response.message.contains("most"), "{}", response.message);
+    }
+}
+
+/// Starts a request that announces 18 MiB, and sends as much of it as this.
+async fn announce(
+    client: &mut RawClient,
+    sent: usize,
+) -> (h2::client::ResponseFuture, h2::SendStream<Bytes>) {
+    let path = "/build.bazel.remote.execution.v2.ContentAddressableStorage/BatchUpdateBlobs";
+    let (response, mut request) = client.open(path);
+    request
+        .send_data(Bytes::from_static(&[0, 0x01, 0x20, 0, 0]), false)
+        .unwrap();
+    send(&mut request, sent).await;
+    (response, request)
+}
+
+/// Sends this much of a message, as the server makes room.
+async fn send(request: &mut h2::SendStream<Bytes>, mut bytes: usize) {
+    while bytes > 0 {
+        request.reserve_capacity(bytes);
+        let room = std::future::poll_fn(|cx| request.poll_capacity(cx)).await;
+        let room = room.unwrap().unwrap().min(bytes);
+        request
+            .send_data(Bytes::from(vec![0; room]), false)
+            .unwrap();
+        bytes -= room;
+    }
+}
+
+#[tokio::test]
+async fn requests_too_large_to_be_held_at_once_wait_for_each_other() {
+    const WINDOW: usize = 1024 * 1024;
+    let server = Server::start().await;
+    let mut clients = Vec::new();
+    for _ in 0..3 {
+        clients.push(RawClient::connect(&server, 65_535).await);
+    }
+    let [first, second, third] = clients.as_mut_slice() else {
+        panic!("three clients");
+    };
+    let (_first, mut first) = announce(first, 3 * WINDOW).await;
+    let _second = announce(second, 3 * WINDOW).await;
+    // Room for two of them is all there is: of the third nothing is read.
+    let (_third, mut third) = announce(third, WINDOW - 5).await;
+    let mut more = Box::pin(send(&mut third, 1));
+    tokio::select! {
+        biased;
+        () = &mut more => panic!("the third request was read"),
+        () = send(&mut first, 3 * WINDOW) => {}
+    }
+    first.send_reset(h2::Reason::CANCEL);
+    tokio::time::timeout(LONG, more).await.unwrap();
+}
+
+#[tokio::test]
+async fn headers_without_end_are_refused() {
+    let server = Server::start().await;
+    let mut client = RawClient::connect(&server, 65_535).await;
+    let mut headers = HeaderMap::new();
+    headers.insert("x-large", "x".repeat(20_000).parse().unwrap());
+    let (response, mut request) = client.open_as(READ, "application/grpc", headers);
+    let _ = request.send_data(framed(b""), true);
+    let refused = tokio::time::timeout(LONG, response).await.unwrap();
+    assert_eq!(refused.unwrap().status(), 431);
+    assert_serves(&server).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_does_not_finish_the_tls_handshake_is_hung_up_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let identity = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
+    let (certificate, key) = (
+        folder.path().join("cert.pem"),
+        folder.path().join("key.pem"),
+    );
+    std::fs::write(&certificate, identity.cert.pem()).unwrap();
+    std::fs::write(&key, identity.signing_key.serialize_pem()).unwrap();
+    let tls = gorego_server::Tls::load(&certificate, &key, &ClientAuth::None).unwrap();
+    let server = Server::with(Options {
+        tls: Some(tls),
+        limits: Limits::default(),
+        ..Options::default()
+    })
+    .await;
+    let start = Instant::now();
+    let mut stream = TcpStream::connect(&server.address).await.unwrap();
+    // The beginning of a client's hello, and no more.
+    stream.write_all(b"\x16\x03\x01\x02\x00\x01").await.unwrap();
+    let mut rest = Vec::new();
+    stream.read_to_end(&mut rest).await.unwrap();
+    assert_eq!(start.elapsed().as_secs(), 10);
+}

@@ -1,0 +1,228 @@
+//! A blob's content, in the shape in which it is at hand.
+
+use std::{fmt, fs, io, path::PathBuf, sync::Arc};
+
+use bytes::{Bytes, BytesMut};
+use futures::{StreamExt as _, stream, stream::BoxStream};
+use rustix::io::Errno;
+use tokio::task::{self, JoinHandle};
+
+use crate::{Error, Result};
+
+/// How much of a file is read at a time. Large enough that the hop to another thread does not
+/// count, small enough that many slow readers hold little.
+pub const CHUNK_SIZE: usize = 256 * 1024;
+
+/// Content in pieces; none of them empty.
+pub type Chunks = BoxStream<'static, Result<Bytes>>;
+
+/// Content to store, or content found, from its offset to its end.
+#[derive(Debug)]
+pub enum Blob {
+    /// In memory; the shape of small blobs.
+    Bytes(Bytes),
+    /// In an open file, which may be read or hard-linked.
+    File(BlobFile),
+    /// Arriving.
+    Stream(BlobStream),
+}
+
+/// A part of an open file.
+pub struct BlobFile {
+    /// Open for reading.
+    pub file: Arc<fs::File>,
+    /// Where it was opened; by the time of use it may be gone.
+    pub path: PathBuf,
+    /// Where the content starts in the file, in bytes.
+    pub offset: u64,
+    /// The content's length in bytes.
+    pub len: u64,
+    /// Kept for as long as the content is in use: dropping it tells the store.
+    pub guard: Option<Box<dyn Send + Sync>>,
+}
+
+/// Arriving content.
+pub struct BlobStream {
+    /// The pieces, in order.
+    pub chunks: Chunks,
+    /// For a put whose beginning may have come earlier, and whose end may come later.
+    pub resume: Option<Resume>,
+}
+
+/// Which upload an arriving piece of content belongs to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Resume {
+    /// The client's name for the upload.
+    pub upload: UploadId,
+    /// Where in the blob the stream starts, in bytes. What a store kept beyond this is dropped.
+    pub offset: u64,
+}
+
+/// A client's name for one upload: the `uuid` segment of a ByteStream write.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct UploadId(Box<str>);
+
+impl UploadId {
+    /// An upload's name as the client sent it. Any text: stores never use it as a path.
+    pub fn new(text: &str) -> Self {
+        Self(text.into())
+    }
+
+    /// The name as the client sent it.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl Blob {
+    /// A stream of content that starts at the blob's first byte and is not resumable.
+    pub fn stream(chunks: impl futures::Stream<Item = Result<Bytes>> + Send + 'static) -> Self {
+        Self::Stream(BlobStream {
+            chunks: chunks.boxed(),
+            resume: None,
+        })
+    }
+
+    /// Leaves out everything after the first `limit` bytes.
+    #[must_use]
+    pub fn truncate(self, limit: u64) -> Self {
+        match self {
+            Self::Bytes(mut bytes) => {
+                bytes.truncate(usize::try_from(limit).unwrap_or(usize::MAX));
+                Self::Bytes(bytes)
+            }
+            Self::File(file) => Self::File(BlobFile {
+                len: file.len.min(limit),
+                ..file
+            }),
+            Self::Stream(BlobStream { chunks, resume }) => Self::Stream(BlobStream {
+                chunks: truncate_chunks(chunks, limit),
+                resume,
+            }),
+        }
+    }
+
+    /// The content in pieces of at most [`CHUNK_SIZE`] for bytes and files. A file is read one
+    /// piece ahead.
+    pub fn into_chunks(self) -> Chunks {
+        match self {
+            Self::Bytes(bytes) => stream::iter(split(bytes).map(Ok)).boxed(),
+            Self::File(file) => file.into_chunks(),
+            Self::Stream(stream) => stream.chunks,
+        }
+    }
+
+    /// The whole content in one piece; the caller knows that it is small enough.
+    pub async fn into_bytes(self) -> Result<Bytes> {
+        if let Self::Bytes(bytes) = self {
+            return Ok(bytes);
+        }
+        let mut chunks = self.into_chunks();
+        let mut whole = BytesMut::new();
+        while let Some(chunk) = chunks.next().await {
+            let chunk = chunk?;
+            whole.extend_from_slice(&chunk);
+        }
+        Ok(whole.freeze())
+    }
+}
+
+fn split(mut bytes: Bytes) -> impl Iterator<Item = Bytes> {
+    std::iter::from_fn(move || {
+        (!bytes.is_empty()).then(|| bytes.split_to(bytes.len().min(CHUNK_SIZE)))
+    })
+}
+
+fn truncate_chunks(chunks: Chunks, limit: u64) -> Chunks {
+    stream::unfold((chunks, limit), |(mut chunks, left)| async move {
+        if left == 0 {
+            return None;
+        }
+        let item = chunks.next().await?.map(|mut chunk| {
+            chunk.truncate(usize::try_from(left).unwrap_or(usize::MAX));
+            chunk
+        });
+        let passed = item.as_ref().map_or(0, |chunk| chunk.len() as u64);
+        Some((item, (chunks, left - passed)))
+    })
+    .boxed()
+}
+
+impl BlobFile {
+    fn into_chunks(self) -> Chunks {
+        let ahead = self.read_ahead(self.offset);
+        let end = self.offset + self.len;
+        stream::unfold((self, ahead, end), |(file, ahead, end)| async move {
+            let (chunk, next) = match ahead?.await {
+                Ok((at, Ok(chunk))) => {
+                    let next = at + chunk.len() as u64;
+                    (
+                        Ok(chunk),
+                        (next < end).then(|| file.read_ahead(next)).flatten(),
+                    )
+                }
+                Ok((_, Err(error))) => (Err(error), None),
+                Err(_) => (
+                    Err(Error::Unavailable("reading was cut off".to_owned())),
+                    None,
+                ),
+            };
+            Some((chunk, (file, next, end)))
+        })
+        .boxed()
+    }
+
+    /// Starts reading the piece at `at`; `None` at the content's end.
+    fn read_ahead(&self, at: u64) -> Option<JoinHandle<(u64, Result<Bytes>)>> {
+        let left = (self.offset + self.len).saturating_sub(at);
+        let len = usize::try_from(left).unwrap_or(usize::MAX).min(CHUNK_SIZE);
+        let (file, path) = (Arc::clone(&self.file), self.path.clone());
+        (len > 0).then(|| {
+            task::spawn_blocking(move || {
+                let read = read_at(&file, at, len).and_then(|bytes| {
+                    let whole = bytes.len() == len;
+                    whole
+                        .then_some(bytes)
+                        .ok_or_else(|| io::ErrorKind::UnexpectedEof.into())
+                });
+                (
+                    at,
+                    read.map_err(|source| Error::io("reading", path, source)),
+                )
+            })
+        })
+    }
+}
+
+/// Reads up to `len` bytes at `at`; fewer only at the file's end.
+pub(crate) fn read_at(file: &fs::File, at: u64, len: usize) -> io::Result<Bytes> {
+    let mut buffer = Vec::with_capacity(len);
+    while buffer.len() < len {
+        let from = at + buffer.len() as u64;
+        match rustix::io::pread(file, rustix::buffer::spare_capacity(&mut buffer), from) {
+            Ok(0) => break,
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+    buffer.truncate(len);
+    Ok(buffer.into())
+}
+
+impl fmt::Debug for BlobFile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("BlobFile")
+            .field("path", &self.path)
+            .field("offset", &self.offset)
+            .field("len", &self.len)
+            .finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for BlobStream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("BlobStream")
+            .field("resume", &self.resume)
+            .finish_non_exhaustive()
+    }
+}

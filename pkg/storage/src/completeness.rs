@@ -1,0 +1,230 @@
+//! An action result is worth something only while everything that it names can be fetched.
+
+use std::{collections::BTreeSet, fmt, mem, sync::Arc};
+
+use async_trait::async_trait;
+use reapi::v2::{self, ActionResult};
+
+use crate::{
+    ActionCache, BlobStore, Digest, DigestFunction, Error, Result,
+    tree::{EncodedDirectory, Reference, TreeError, TreeReader, TreeWalk},
+};
+
+/// How many digests from inside trees are gathered before the store is asked about them.
+const BATCH: usize = 1000;
+
+/// An action cache that hides the results whose outputs are not all in a store: files, standard
+/// output and error, `Tree`s, what is inside them, and what is below root directories. What a
+/// result carries inline is no substitute for a blob that it names. Looking leases them all.
+pub struct CompletenessChecking<A: ?Sized> {
+    results: Arc<A>,
+    blobs: Arc<dyn BlobStore>,
+}
+
+impl<A: ActionCache + ?Sized> CompletenessChecking<A> {
+    /// Shows those of `results` whose outputs are all in `blobs`.
+    pub fn new(results: Arc<A>, blobs: Arc<dyn BlobStore>) -> Self {
+        Self { results, blobs }
+    }
+
+    async fn check(
+        &self,
+        function: DigestFunction,
+        result: &ActionResult,
+    ) -> Result<(), Incomplete> {
+        let named = Named::of(function, result)?;
+        let mut check = Check {
+            blobs: &self.blobs,
+            pending: named.blobs,
+        };
+        check.flush().await?;
+        for tree in named.trees {
+            check.tree(tree).await?;
+        }
+        check.directories(function, &named.roots).await?;
+        check.flush().await
+    }
+}
+
+#[async_trait]
+impl<A: ActionCache + ?Sized> ActionCache for CompletenessChecking<A> {
+    async fn get(&self, instance: &str, action: &Digest) -> Result<Option<ActionResult>> {
+        let Some(result) = self.results.get(instance, action).await? else {
+            return Ok(None);
+        };
+        match self.check(action.function(), &result).await {
+            Ok(()) => Ok(Some(result)),
+            Err(Incomplete::Missing(digest)) => {
+                tracing::debug!(instance, %action, missing = %digest, "action result is incomplete");
+                Ok(None)
+            }
+            Err(Incomplete::Malformed(why)) => {
+                tracing::info!(instance, %action, why, "action result is malformed");
+                Ok(None)
+            }
+            Err(Incomplete::Unknown(error)) => Err(error),
+        }
+    }
+
+    async fn put(&self, instance: &str, action: &Digest, result: ActionResult) -> Result<()> {
+        self.results.put(instance, action, result).await
+    }
+}
+
+impl<A: fmt::Debug + ?Sized> fmt::Debug for CompletenessChecking<A> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CompletenessChecking")
+            .field("results", &&*self.results)
+            .field("blobs", &self.blobs)
+            .finish()
+    }
+}
+
+/// Why a result is not shown.
+enum Incomplete {
+    /// A blob that it names is not here.
+    Missing(Digest),
+    /// It names something that can be no blob, tree or directory.
+    Malformed(String),
+    /// The store could not tell.
+    Unknown(Error),
+}
+
+impl From<Error> for Incomplete {
+    fn from(error: Error) -> Self {
+        match error {
+            Error::NotFound(digest) => Self::Missing(digest),
+            other => Self::Unknown(other),
+        }
+    }
+}
+
+impl From<TreeError> for Incomplete {
+    fn from(error: TreeError) -> Self {
+        match error {
+            TreeError::Store(error) => error.into(),
+            malformed => Self::Malformed(malformed.to_string()),
+        }
+    }
+}
+
+/// The digests in an action result itself.
+struct Named {
+    /// All of them.
+    blobs: Vec<Digest>,
+    /// Those of `Tree`s.
+    trees: BTreeSet<Digest>,
+    /// Those of root directories.
+    roots: Vec<Digest>,
+}
+
+impl Named {
+    fn of(function: DigestFunction, result: &ActionResult) -> Result<Self, Incomplete> {
+        let parse = |what: &dyn fmt::Display, digest: Option<&v2::Digest>| {
+            Digest::from_field(Some(function), digest)
+                .map_err(|error| Incomplete::Malformed(format!("{what}: {error}")))
+        };
+        let mut blobs = Vec::new();
+        for file in &result.output_files {
+            blobs.push(parse(&file.path, file.digest.as_ref())?);
+        }
+        for (what, stream) in [
+            ("stdout_digest", &result.stdout_digest),
+            ("stderr_digest", &result.stderr_digest),
+        ] {
+            if stream.is_some() {
+                blobs.push(parse(&what, stream.as_ref())?);
+            }
+        }
+        let (mut trees, mut roots) = (BTreeSet::new(), Vec::new());
+        for directory in &result.output_directories {
+            let root = directory.root_directory_digest.as_ref();
+            if root.is_some() {
+                roots.push(parse(&directory.path, root)?);
+            }
+            let tree = directory.tree_digest.as_ref();
+            if tree.is_some() || root.is_none() {
+                trees.insert(parse(&directory.path, tree)?);
+            }
+        }
+        blobs.extend(trees.iter().chain(&roots));
+        Ok(Self {
+            blobs,
+            trees,
+            roots,
+        })
+    }
+}
+
+/// Gathers digests, and asks the store about many at once.
+struct Check<'a> {
+    blobs: &'a Arc<dyn BlobStore>,
+    pending: Vec<Digest>,
+}
+
+impl Check<'_> {
+    async fn flush(&mut self) -> Result<(), Incomplete> {
+        let pending = mem::take(&mut self.pending);
+        if pending.is_empty() {
+            return Ok(());
+        }
+        match self.blobs.find_missing(&pending).await?.first() {
+            None => Ok(()),
+            Some(missing) => Err(Incomplete::Missing(*missing)),
+        }
+    }
+
+    async fn add(&mut self, digest: Digest) -> Result<(), Incomplete> {
+        self.pending.push(digest);
+        if self.pending.len() >= BATCH {
+            self.flush().await?;
+        }
+        Ok(())
+    }
+
+    /// Checks the files in a `Tree`. Its directories need not be blobs of their own.
+    async fn tree(&mut self, tree: Digest) -> Result<(), Incomplete> {
+        let mut reader = TreeReader::open(self.blobs.as_ref(), tree).await?;
+        while let Some(directory) = reader.next_encoded().await? {
+            self.files(tree, &directory).await?;
+        }
+        Ok(())
+    }
+
+    /// Checks the directories below `roots` and the files in them.
+    async fn directories(
+        &mut self,
+        function: DigestFunction,
+        roots: &[Digest],
+    ) -> Result<(), Incomplete> {
+        let mut walk = TreeWalk::below(Arc::clone(self.blobs), function, roots);
+        while let Some((digest, found)) = walk.next_encoded().await? {
+            let directory = found.ok_or(Incomplete::Missing(digest))?;
+            self.add(digest).await?;
+            self.files(digest, &directory).await?;
+        }
+        Ok(())
+    }
+
+    /// Adds the files of one directory, which `blob` holds.
+    async fn files(
+        &mut self,
+        blob: Digest,
+        directory: &EncodedDirectory,
+    ) -> Result<(), Incomplete> {
+        for reference in directory.references(blob.function()) {
+            match reference {
+                Ok(Reference::File(file)) => self.add(file).await?,
+                Ok(Reference::Directory(_)) => {}
+                Err(why) => {
+                    let why = format!("a directory in blob {blob}: {why}");
+                    return Err(Incomplete::Malformed(why));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,365 @@
+use std::{
+    collections::HashSet,
+    sync::{Mutex, PoisonError},
+};
+
+use bytes::Bytes;
+use prost::Message as _;
+use reapi::v2::{Directory, DirectoryNode, FileNode, OutputDirectory, OutputFile, Tree};
+
+use super::*;
+use crate::{Blob, MemoryStore, Put};
+
+const SHA256: DigestFunction = DigestFunction::Sha256;
+
+/// A store in memory that remembers what it was asked for, and may be out of reach.
+#[derive(Debug, Default)]
+struct Recording {
+    inner: MemoryStore,
+    asked: Mutex<Vec<Vec<Digest>>>,
+    down: bool,
+    /// Evicted right after it was reported present.
+    evicted: Option<Digest>,
+}
+
+impl Recording {
+    fn asked(&self) -> Vec<Vec<Digest>> {
+        self.asked
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    async fn add(&self, function: DigestFunction, content: impl Into<Bytes>) -> Digest {
+        let content = content.into();
+        let digest = function.digest(&content);
+        BlobStore::put(self, &digest, Blob::Bytes(content))
+            .await
+            .unwrap();
+        digest
+    }
+}
+
+#[async_trait]
+impl BlobStore for Recording {
+    async fn find_missing(&self, digests: &[Digest]) -> Result<Vec<Digest>> {
+        if self.down {
+            return Err(Error::Unavailable("down".to_owned()));
+        }
+        self.asked
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(digests.to_vec());
+        self.inner.find_missing(digests).await
+    }
+
+    async fn get(&self, digest: &Digest, offset: u64) -> Result<Blob> {
+        if self.evicted.as_ref() == Some(digest) {
+            return Err(Error::NotFound(*digest));
+        }
+        BlobStore::get(&self.inner, digest, offset).await
+    }
+
+    async fn put(&self, digest: &Digest, blob: Blob) -> Result<Put> {
+        BlobStore::put(&self.inner, digest, blob).await
+    }
+}
+
+/// Shows `result` through a checking cache over `store`.
+async fn shown(store: &Arc<Recording>, function: DigestFunction, result: &ActionResult) -> bool {
+    let results = Arc::new(MemoryStore::default());
+    let action = function.digest(b"action");
+    let cache = CompletenessChecking::new(results, Arc::clone(store) as _);
+    cache.put("main", &action, result.clone()).await.unwrap();
+    let found = cache.get("main", &action).await.unwrap();
+    assert!(found.is_none() || found.as_ref() == Some(result));
+    found.is_some()
+}
+
+fn file(digest: &Digest) -> FileNode {
+    FileNode {
+        name: digest.hex(),
+        digest: Some(digest.to_proto()),
+        ..FileNode::default()
+    }
+}
+
+fn output_file(digest: &Digest) -> OutputFile {
+    OutputFile {
+        path: "out".to_owned(),
+        digest: Some(digest.to_proto()),
+        ..OutputFile::default()
+    }
+}
+
+fn output_directory(tree: Option<&Digest>, root: Option<&Digest>) -> OutputDirectory {
+    OutputDirectory {
+        path: "dir".to_owned(),
+        tree_digest: tree.map(Digest::to_proto),
+        root_directory_digest: root.map(Digest::to_proto),
+        ..OutputDirectory::default()
+    }
+}
+
+/// A result with an output of every kind, and the blobs it needs.
+async fn full_result(
+    store: &Recording,
+    function: DigestFunction,
+) -> (ActionResult, Vec<(&'static str, Digest)>) {
+    let add = async |content: &'static str| store.add(function, content).await;
+    let (plain, stdout, stderr) = (add("plain").await, add("stdout").await, add("stderr").await);
+    let (in_root, in_child) = (add("file in root").await, add("file in child").await);
+    let (below_root, below_child) = (add("file below root").await, add("file below child").await);
+
+    let tree = Tree {
+        root: Some(Directory {
+            files: vec![file(&in_root)],
+            ..Directory::default()
+        }),
+        children: vec![Directory {
+            files: vec![file(&in_child)],
+            ..Directory::default()
+        }],
+    };
+    let tree = store.add(function, tree.encode_to_vec()).await;
+    let child = Directory {
+        files: vec![file(&below_child)],
+        ..Directory::default()
+    };
+    let child = store.add(function, child.encode_to_vec()).await;
+    let root = Directory {
+        files: vec![file(&below_root)],
+        directories: vec![DirectoryNode {
+            name: "child".to_owned(),
+            digest: Some(child.to_proto()),
+        }],
+        ..Directory::default()
+    };
+    let root = store.add(function, root.encode_to_vec()).await;
+
+    let result = ActionResult {
+        output_files: vec![output_file(&plain)],
+        output_directories: vec![
+            output_directory(Some(&tree), None),
+            output_directory(None, Some(&root)),
+            output_directory(Some(&tree), Some(&root)),
+        ],
+        stdout_digest: Some(stdout.to_proto()),
+        stderr_digest: Some(stderr.to_proto()),
+        ..ActionResult::default()
+    };
+    let needed = vec![
+        ("output file", plain),
+        ("stdout", stdout),
+        ("stderr", stderr),
+        ("tree", tree),
+        ("file in a tree's root", in_root),
+        ("file in a tree's child", in_child),
+        ("root directory", root),
+        ("directory below a root directory", child),
+        ("file in a root directory", below_root),
+        ("file below a root directory", below_child),
+    ];
+    (result, needed)
+}
+
+#[tokio::test]
+async fn a_result_is_shown_only_while_every_output_is_here() {
+    for function in DigestFunction::ALL {
+        let store = Arc::new(Recording::default());
+        let (result, needed) = full_result(&store, function).await;
+        assert!(
+            shown(&store, function, &result).await,
+            "{function}: all is here"
+        );
+        for (what, digest) in needed {
+            let content = store
+                .get(&digest, 0)
+                .await
+                .unwrap()
+                .into_bytes()
+                .await
+                .unwrap();
+            store.inner.remove(&digest);
+            assert!(
+                !shown(&store, function, &result).await,
+                "{function}: {what} is missing"
+            );
+            store.add(function, content).await;
+        }
+        assert!(
+            shown(&store, function, &result).await,
+            "{function}: all is back"
+        );
+    }
+}
+
+#[tokio::test]
+async fn everything_a_shown_result_names_was_asked_for_and_so_leased() {
+    let store = Arc::new(Recording::default());
+    let (result, needed) = full_result(&store, SHA256).await;
+    assert!(shown(&store, SHA256, &result).await);
+    let asked: HashSet<_> = store.asked().into_iter().flatten().collect();
+    assert_eq!(
+        asked,
+        needed.into_iter().map(|(_, digest)| digest).collect()
+    );
+}
+
+#[tokio::test]
+async fn a_result_without_blobs_is_shown() {
+    let store = Arc::new(Recording::default());
+    assert!(shown(&store, SHA256, &ActionResult::default()).await);
+    let inline = ActionResult {
+        stdout_raw: "text".into(),
+        ..ActionResult::default()
+    };
+    assert!(shown(&store, SHA256, &inline).await);
+    let empty = ActionResult {
+        output_files: vec![output_file(&SHA256.empty())],
+        ..ActionResult::default()
+    };
+    assert!(shown(&store, SHA256, &empty).await);
+    assert!(
+        store.asked().len() < 3,
+        "nothing was asked where nothing is named"
+    );
+}
+
+#[tokio::test]
+async fn inlined_content_is_no_substitute_for_a_blob_that_is_named() {
+    let store = Arc::new(Recording::default());
+    let digest = SHA256.digest(b"text");
+    let mut output = output_file(&digest);
+    output.contents = "text".into();
+    let result = ActionResult {
+        output_files: vec![output],
+        ..ActionResult::default()
+    };
+    assert!(!shown(&store, SHA256, &result).await);
+    let result = ActionResult {
+        stdout_raw: "text".into(),
+        stdout_digest: Some(digest.to_proto()),
+        ..ActionResult::default()
+    };
+    assert!(!shown(&store, SHA256, &result).await);
+    store.add(SHA256, "text").await;
+    assert!(shown(&store, SHA256, &result).await);
+}
+
+#[tokio::test]
+async fn a_malformed_result_is_not_shown() {
+    let store = Arc::new(Recording::default());
+    let garbage = store.add(SHA256, "neither a tree nor a directory").await;
+    let sha1 = store.add(DigestFunction::Sha1, "content").await;
+    let nameless = Directory {
+        files: vec![FileNode::default()],
+        ..Directory::default()
+    };
+    let tree = Tree {
+        root: Some(nameless.clone()),
+        children: Vec::new(),
+    };
+    let tree = store.add(SHA256, tree.encode_to_vec()).await;
+    let nameless = store.add(SHA256, nameless.encode_to_vec()).await;
+
+    let directory = |tree, root| ActionResult {
+        output_directories: vec![output_directory(tree, root)],
+        ..ActionResult::default()
+    };
+    let files = |file: OutputFile| ActionResult {
+        output_files: vec![file],
+        ..ActionResult::default()
+    };
+    let results = [
+        ("a file without digest", files(OutputFile::default())),
+        (
+            "a file with a digest of another function",
+            files(output_file(&sha1)),
+        ),
+        (
+            "an unset stdout digest",
+            ActionResult {
+                stdout_digest: Some(v2::Digest::default()),
+                ..ActionResult::default()
+            },
+        ),
+        ("a directory without digests", directory(None, None)),
+        ("a tree that is none", directory(Some(&garbage), None)),
+        ("a directory that is none", directory(None, Some(&garbage))),
+        (
+            "a tree with a file without digest",
+            directory(Some(&tree), None),
+        ),
+        (
+            "a directory with a file without digest",
+            directory(None, Some(&nameless)),
+        ),
+    ];
+    for (what, result) in results {
+        assert!(!shown(&store, SHA256, &result).await, "{what}");
+    }
+}
+
+#[tokio::test]
+async fn a_large_tree_is_checked_in_few_calls_of_bounded_size() {
+    let store = Arc::new(Recording::default());
+    let mut files = Vec::new();
+    for number in 0..2500 {
+        files.push(file(&store.add(SHA256, number.to_string()).await));
+    }
+    let last = SHA256.digest(b"2499");
+    let tree = Tree {
+        root: None,
+        children: files
+            .chunks(30)
+            .map(|files| Directory {
+                files: files.to_vec(),
+                ..Directory::default()
+            })
+            .collect(),
+    };
+    let tree = store.add(SHA256, tree.encode_to_vec()).await;
+    let result = ActionResult {
+        output_directories: vec![output_directory(Some(&tree), None)],
+        ..ActionResult::default()
+    };
+    assert!(shown(&store, SHA256, &result).await);
+    let sizes: Vec<_> = store.asked().iter().map(Vec::len).collect();
+    assert_eq!(sizes, [1, BATCH, BATCH, 500]);
+    store.inner.remove(&last);
+    assert!(!shown(&store, SHA256, &result).await);
+}
+
+#[tokio::test]
+async fn a_tree_evicted_while_it_is_looked_at_hides_the_result() {
+    let mut store = Recording::default();
+    let (result, needed) = full_result(&store, SHA256).await;
+    for (what, digest) in needed {
+        if ["tree", "root directory"].contains(&what) {
+            store.evicted = Some(digest);
+            let shared = Arc::new(store);
+            assert!(!shown(&shared, SHA256, &result).await, "{what}");
+            store = Arc::into_inner(shared).unwrap();
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_store_out_of_reach_is_an_error_and_no_miss() {
+    let results = Arc::new(MemoryStore::default());
+    let action = SHA256.digest(b"action");
+    let store = Recording {
+        down: true,
+        ..Recording::default()
+    };
+    let cache = CompletenessChecking::new(results, Arc::new(store));
+    assert!(cache.get("main", &action).await.unwrap().is_none());
+    let result = ActionResult {
+        stdout_digest: Some(SHA256.empty().to_proto()),
+        ..ActionResult::default()
+    };
+    cache.put("main", &action, result).await.unwrap();
+    let error = cache.get("main", &action).await.unwrap_err();
+    assert!(matches!(error, Error::Unavailable(_)), "{error}");
+}

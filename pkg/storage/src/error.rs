@@ -1,0 +1,107 @@
+//! What can go wrong in a store.
+
+use std::{io, path::PathBuf, sync::Arc};
+
+use crate::Digest;
+
+/// A store's result.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// An error that a caller's own stream of content ended with.
+pub type SourceError = Arc<dyn std::error::Error + Send + Sync>;
+
+/// Why a store could not do what it was asked. `Clone`, since several waiters may share one cause.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum Error {
+    /// The blob is not here.
+    #[error("blob {0} not found")]
+    NotFound(Digest),
+    /// The content's size or hash differs from its digest; nothing was stored.
+    #[error("content does not match digest {expected}: it is {actual}")]
+    Mismatch {
+        /// The digest that was promised.
+        expected: Digest,
+        /// What came: a digest, or a size beyond which nothing was hashed.
+        actual: String,
+    },
+    /// A resumed upload's content has another hash than its digest; it was dropped and has to
+    /// start anew.
+    #[error("resumed upload does not match digest {expected}: it is {actual}; upload it anew")]
+    ResumedMismatch {
+        /// The digest that was promised.
+        expected: Digest,
+        /// What the kept and the new bytes together are.
+        actual: String,
+    },
+    /// An offset beyond the blob's end.
+    #[error("offset {offset} is past the end of blob {digest}")]
+    OffsetPastEnd {
+        /// The blob.
+        digest: Digest,
+        /// The offset asked for.
+        offset: u64,
+    },
+    /// An upload that goes on from further than what was kept of it.
+    #[error("upload of {digest} cannot go on from {offset}: {committed} bytes of it are here")]
+    UploadOffset {
+        /// The blob.
+        digest: Digest,
+        /// Where the client wanted to go on.
+        offset: u64,
+        /// Where it could have.
+        committed: u64,
+    },
+    /// A newer attempt at the same upload took it over.
+    #[error("upload of {0} was taken over by a newer attempt")]
+    Superseded(Digest),
+    /// No room, even after eviction.
+    #[error("no room for {bytes} bytes of {what}: {why}")]
+    Full {
+        /// A digest or a path.
+        what: String,
+        /// How much room was asked for.
+        bytes: u64,
+        /// Which limit stands in the way.
+        why: String,
+    },
+    /// The store is out of reach or shutting down; the same call may succeed later.
+    #[error("{0}")]
+    Unavailable(String),
+    /// The caller's content could not be read.
+    #[error("reading the content: {0}")]
+    Source(#[source] SourceError),
+    /// The disk failed.
+    #[error("{action} {}: {source}", path.display())]
+    Io {
+        /// What was tried, as a participle.
+        action: &'static str,
+        /// On which file.
+        path: PathBuf,
+        /// The system's word.
+        source: Arc<io::Error>,
+    },
+}
+
+impl Error {
+    /// An I/O error with what was tried on which path.
+    pub fn io(action: &'static str, path: impl Into<PathBuf>, source: io::Error) -> Self {
+        Self::Io {
+            action,
+            path: path.into(),
+            source: Arc::new(source),
+        }
+    }
+
+    /// Wraps an error of the caller's own stream.
+    pub fn source(error: impl std::error::Error + Send + Sync + 'static) -> Self {
+        Self::Source(Arc::new(error))
+    }
+
+    /// Whether the disk, a quota or a file-size limit had no room.
+    pub fn is_no_space(&self) -> bool {
+        matches!(self, Self::Io { source, .. } if matches!(
+            source.kind(),
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
+        ))
+    }
+}

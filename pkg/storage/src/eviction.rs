@@ -1,0 +1,79 @@
+//! What a janitor sees of a store: sizes and last uses, never content.
+
+use std::{fmt, time::Duration};
+
+use async_trait::async_trait;
+
+use crate::Result;
+
+/// One thing that could be evicted: a blob or an action result.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Candidate {
+    /// Which one, in the store's own terms.
+    pub entry: EntryId,
+    /// Last use, in milliseconds since the Unix epoch.
+    pub last_use: u64,
+    /// Room it takes on the disk, in bytes.
+    pub bytes: u64,
+    /// Whether a client was told that it is here, less than the lease time ago.
+    pub leased: bool,
+    /// Whether it is being read or written at this moment.
+    pub in_use: bool,
+}
+
+/// A store's own name for one entry. It may come to mean another entry after an eviction; stores
+/// notice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct EntryId(pub u64);
+
+/// How full a store is; all figures in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// Room taken, uploads in flight and kept partial uploads included.
+    pub used: u64,
+    /// Of which partial uploads that nobody is sending at the moment.
+    pub idle_uploads: u64,
+    /// What `used` may not exceed.
+    pub limit: u64,
+    /// What uploads are waiting for, beyond what is free below the limit. Zero when none waits.
+    pub wanted: u64,
+    /// What the file system has left; `None` when it does not say.
+    pub free_on_disk: Option<u64>,
+}
+
+/// What an eviction or clean-up removed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Removed {
+    /// How many entries or files.
+    pub count: u64,
+    /// The room they took, in bytes.
+    pub bytes: u64,
+}
+
+/// A store that a janitor keeps within its limits.
+#[async_trait]
+pub trait Evictable: Send + Sync + fmt::Debug + 'static {
+    /// How full the store is now.
+    fn usage(&self) -> Usage;
+
+    /// Shows every entry once, in no order. Entries that change meanwhile may be shown either way.
+    /// Holds no lock for longer than a thousand entries take.
+    fn visit(&self, see: &mut dyn FnMut(Candidate));
+
+    /// Removes these, but none that was used since it was shown, or is in use. `break_leases`: also
+    /// those with a lease. Blocks on the disk. A file that is gone already counts as removed;
+    /// one that cannot be removed is skipped and the others still are.
+    fn evict(&self, candidates: &[Candidate], break_leases: bool) -> Removed;
+
+    /// Removes partial uploads and quarantined files untouched for `age`, oldest first, until
+    /// `at_most` bytes are freed. Skips uploads that someone is sending. Blocks on the disk.
+    fn remove_idle_uploads(&self, age: Duration, at_most: u64) -> Result<Removed>;
+
+    /// Tells the uploads that wait for room that there may be some, or that eviction has ended
+    /// with nothing left to remove (`exhausted`), so that they stop waiting.
+    fn room_made(&self, exhausted: bool);
+
+    /// Completes when room is wanted: usage passed the mark that the store was given, or an upload
+    /// waits. Cancel-safe.
+    async fn pressure(&self);
+}

@@ -1,0 +1,388 @@
+//! The index: hash to size and last use, for millions of blobs, without a system call.
+//!
+//! Entries live in slabs of 48-byte records and a hash table of slot numbers, so that growth moves
+//! 5 bytes an entry and not 49. A shard's lock is held for a look-up, never across I/O.
+
+mod entry;
+mod slab;
+
+use std::{
+    hash::{BuildHasher as _, RandomState},
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+};
+
+use hashbrown::HashTable;
+
+pub(crate) use entry::{Entry, INSTANCE_END, Key, SIZE_END, Space, room_of};
+pub(crate) use slab::Slab;
+
+use crate::EntryId;
+
+const SHARDS: usize = 64;
+/// How many slots one lock of a shard covers while everything is visited.
+const VISIT_STEP: u32 = 1000;
+
+/// What a caller does with an entry that it looks up.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Use {
+    /// Reports it as present: it gets a lease.
+    pub(crate) lease: bool,
+    /// Keeps it from eviction until [`Index::unpin`].
+    pub(crate) pin: bool,
+}
+
+/// What the index knows of one entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Seen {
+    pub(crate) size: u64,
+    pub(crate) in_doubt: bool,
+}
+
+/// See the module.
+pub(crate) struct Index {
+    shards: Box<[Mutex<Shard>]>,
+    seeds: [u64; 4],
+    bytes: AtomicU64,
+    count: AtomicU64,
+    in_doubt: AtomicU64,
+}
+
+struct Shard {
+    table: HashTable<u32>,
+    slab: Slab<Entry>,
+}
+
+impl Shard {
+    fn slot(&self, hash: u64, key: &Key) -> Option<u32> {
+        let found = |slot: &u32| self.slab.get(*slot).is_some_and(|entry| entry.is(key));
+        self.table.find(hash, found).copied()
+    }
+
+    fn get(&self, hash: u64, key: &Key) -> Option<&Entry> {
+        self.slot(hash, key).and_then(|slot| self.slab.get(slot))
+    }
+
+    fn get_mut(&mut self, hash: u64, key: &Key) -> Option<&mut Entry> {
+        self.slot(hash, key)
+            .and_then(|slot| self.slab.get_mut(slot))
+    }
+}
+
+impl Index {
+    pub(crate) fn new() -> Self {
+        let shard = || {
+            Mutex::new(Shard {
+                table: HashTable::new(),
+                slab: Slab::new(Entry::EMPTY),
+            })
+        };
+        let random = RandomState::new();
+        Self {
+            shards: (0..SHARDS).map(|_| shard()).collect(),
+            seeds: [1, 2, 3, 4].map(|n| random.hash_one(n)),
+            bytes: AtomicU64::new(0),
+            count: AtomicU64::new(0),
+            in_doubt: AtomicU64::new(0),
+        }
+    }
+
+    /// The room that all entries take on the disk, in bytes.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.bytes.load(Relaxed)
+    }
+
+    /// The number of entries.
+    pub(crate) fn count(&self) -> u64 {
+        self.count.load(Relaxed)
+    }
+
+    /// The number of entries whose content has to be hashed before use.
+    pub(crate) fn in_doubt(&self) -> u64 {
+        self.in_doubt.load(Relaxed)
+    }
+
+    /// Looks an entry up without using it.
+    pub(crate) fn peek(&self, key: &Key) -> Option<Seen> {
+        let (hash, shard) = self.shard(key)?;
+        shard.get(hash, key).map(Entry::seen)
+    }
+
+    /// Looks an entry up and marks it as used now, if it has this size.
+    pub(crate) fn touch(&self, key: &Key, size: Option<u64>, now: u64, how: Use) -> Option<Seen> {
+        let (hash, mut shard) = self.shard(key)?;
+        let entry = shard.get_mut(hash, key)?;
+        if size.is_some_and(|size| size != entry.size()) {
+            return None;
+        }
+        entry.set_last_use(now.max(entry.last_use()));
+        entry.set_dirty(true);
+        if how.lease {
+            entry.set_leased();
+        }
+        if how.pin {
+            entry.pin();
+        }
+        Some(entry.seen())
+    }
+
+    /// Adds an entry, or replaces the one under this key.
+    pub(crate) fn insert(&self, key: &Key, size: u64, last_use: u64, in_doubt: bool) {
+        let mut entry = Entry::new(key, size, last_use);
+        entry.set_in_doubt(in_doubt);
+        if let Some((hash, mut shard)) = self.shard(key) {
+            self.put(&mut shard, hash, key, entry);
+        }
+    }
+
+    /// Adds an entry unless there is one under this key; says whether it did.
+    pub(crate) fn insert_new(&self, key: &Key, size: u64, last_use: u64, in_doubt: bool) -> bool {
+        let mut entry = Entry::new(key, size, last_use);
+        entry.set_in_doubt(in_doubt);
+        let Some((hash, mut shard)) = self.shard(key) else {
+            return false;
+        };
+        let new = shard.slot(hash, key).is_none();
+        if new {
+            self.put(&mut shard, hash, key, entry);
+        }
+        new
+    }
+
+    fn put(&self, shard: &mut Shard, hash: u64, key: &Key, entry: Entry) {
+        self.account(&entry, true);
+        if let Some(old) = shard.get_mut(hash, key) {
+            let before = std::mem::replace(old, entry);
+            self.account(&before, false);
+            return;
+        }
+        let slot = shard.slab.insert(entry);
+        let Shard { table, slab } = shard;
+        let rehash = |slot: &u32| slab.get(*slot).map_or(0, |entry| self.hash(&entry.key()));
+        table.insert_unique(hash, slot, rehash);
+    }
+
+    /// Removes the entry under this key and returns the room it took.
+    pub(crate) fn remove(&self, key: &Key) -> Option<u64> {
+        self.remove_if(key, |_| true).map(|entry| entry.room())
+    }
+
+    /// Removes the entry under this key if it satisfies the condition.
+    pub(crate) fn remove_if(&self, key: &Key, when: impl FnOnce(&Entry) -> bool) -> Option<Entry> {
+        let (hash, mut guard) = self.shard(key)?;
+        let shard = &mut *guard;
+        let slot = shard.slot(hash, key)?;
+        let entry = *shard.slab.get(slot)?;
+        if !when(&entry) {
+            return None;
+        }
+        shard
+            .table
+            .find_entry(hash, |other| *other == slot)
+            .ok()?
+            .remove();
+        shard.slab.remove(slot);
+        self.account(&entry, false);
+        Some(entry)
+    }
+
+    /// Puts an entry back that was removed, as it was.
+    pub(crate) fn restore(&self, entry: Entry) {
+        let key = entry.key();
+        if let Some((hash, mut shard)) = self.shard(&key) {
+            self.put(&mut shard, hash, &key, entry);
+        }
+    }
+
+    /// Ends what a [`Use`] with `pin` began.
+    pub(crate) fn unpin(&self, key: &Key) {
+        if let Some((hash, mut shard)) = self.shard(key)
+            && let Some(entry) = shard.get_mut(hash, key)
+        {
+            entry.unpin();
+        }
+    }
+
+    /// Notes that the content was hashed and is right.
+    pub(crate) fn trust(&self, key: &Key) {
+        if let Some((hash, mut shard)) = self.shard(key)
+            && let Some(entry) = shard.get_mut(hash, key)
+            && entry.is_in_doubt()
+        {
+            entry.set_in_doubt(false);
+            self.in_doubt.fetch_sub(1, Relaxed);
+        }
+    }
+
+    /// Shows each entry once, in no order, and lets it be changed in its flags and times.
+    pub(crate) fn visit(&self, mut see: impl FnMut(EntryId, &mut Entry)) {
+        for (number, shard) in (0u64..).zip(&self.shards) {
+            let mut from = 0;
+            loop {
+                let mut shard = lock(shard);
+                let end = shard.slab.end();
+                let until = end.min(from + VISIT_STEP);
+                for slot in from..until {
+                    if let Some(entry) = shard.slab.get_mut(slot)
+                        && !entry.is_vacant()
+                    {
+                        see(EntryId(number << 32 | u64::from(slot)), entry);
+                    }
+                }
+                from = until;
+                if from == end {
+                    break;
+                }
+            }
+        }
+    }
+
+    /// The entry with this number, unless it was removed.
+    pub(crate) fn by_id(&self, id: EntryId) -> Option<Entry> {
+        let shard = self.shards.get(usize::try_from(id.0 >> 32).ok()?)?;
+        let slot = u32::try_from(id.0 & u64::from(u32::MAX)).ok()?;
+        lock(shard)
+            .slab
+            .get(slot)
+            .filter(|entry| !entry.is_vacant())
+            .copied()
+    }
+
+    fn account(&self, entry: &Entry, added: bool) {
+        let doubt = u64::from(entry.is_in_doubt());
+        if added {
+            self.bytes.fetch_add(entry.room(), Relaxed);
+            self.count.fetch_add(1, Relaxed);
+            self.in_doubt.fetch_add(doubt, Relaxed);
+        } else {
+            self.bytes.fetch_sub(entry.room(), Relaxed);
+            self.count.fetch_sub(1, Relaxed);
+            self.in_doubt.fetch_sub(doubt, Relaxed);
+        }
+    }
+
+    /// The key's hash and its shard, locked. The bits that choose the shard are not those by which
+    /// the table orders its slots.
+    fn shard(&self, key: &Key) -> Option<(u64, MutexGuard<'_, Shard>)> {
+        let hash = self.hash(key);
+        let number = usize::try_from(hash >> 40).ok()? % SHARDS;
+        self.shards.get(number).map(|shard| (hash, lock(shard)))
+    }
+
+    /// Seeded, because clients choose the keys of action results.
+    fn hash(&self, key: &Key) -> u64 {
+        let extra = match key.space {
+            Space::Cas => u64::from(u32::MAX),
+            Space::Ac(instance) => u64::from(instance),
+        };
+        let mut words = [0; 4];
+        for (word, bytes) in words.iter_mut().zip(key.hash.as_chunks::<8>().0) {
+            *word = u64::from_le_bytes(*bytes);
+        }
+        for (word, seed) in words.iter_mut().zip(self.seeds) {
+            *word ^= seed;
+        }
+        let [first, second, third, fourth] = words;
+        let extra = (extra << 8) | key.function as u64;
+        fold(first, second) ^ fold(third, fourth ^ extra)
+    }
+}
+
+fn lock(shard: &Mutex<Shard>) -> MutexGuard<'_, Shard> {
+    shard.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Multiplies to 128 bits and folds the halves: every input bit reaches every output bit.
+fn fold(a: u64, b: u64) -> u64 {
+    let product = u128::from(a) * u128::from(b);
+    #[expect(clippy::cast_possible_truncation, reason = "the halves are wanted")]
+    let (high, low) = ((product >> 64) as u64, product as u64);
+    high ^ low
+}
+
+impl Entry {
+    fn seen(&self) -> Seen {
+        Seen {
+            size: self.size(),
+            in_doubt: self.is_in_doubt(),
+        }
+    }
+
+    /// Nothing of size zero is stored, so a zero size marks a slot without an entry.
+    const fn is_vacant(&self) -> bool {
+        self.size() == 0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::DigestFunction;
+
+    fn key(n: u64) -> Key {
+        Key::cas(&DigestFunction::Sha256.digest(&n.to_le_bytes()))
+    }
+
+    #[test]
+    fn usage_follows_insertion_replacement_and_removal() {
+        let index = Index::new();
+        for n in 0..10_000 {
+            index.insert(&key(n), n + 1, 0, n % 2 == 0);
+        }
+        assert_eq!((index.count(), index.in_doubt()), (10_000, 5_000));
+        index.insert(&key(1), 5000, 0, false);
+        assert!(!index.insert_new(&key(1), 7, 0, false));
+        index.trust(&key(0));
+        assert_eq!(
+            index.peek(&key(1)),
+            Some(Seen {
+                size: 5000,
+                in_doubt: false
+            })
+        );
+        for n in 0..10_000 {
+            assert!(index.remove(&key(n)).is_some());
+        }
+        assert_eq!((index.count(), index.bytes(), index.in_doubt()), (0, 0, 0));
+    }
+
+    #[test]
+    fn the_same_hash_in_another_space_or_function_is_another_entry() {
+        let index = Index::new();
+        let cas = key(1);
+        index.insert(&cas, 1, 0, false);
+        assert_eq!(
+            index.peek(&Key {
+                space: Space::Ac(0),
+                ..cas
+            }),
+            None
+        );
+        assert_eq!(
+            index.peek(&Key {
+                function: DigestFunction::Blake3,
+                ..cas
+            }),
+            None
+        );
+    }
+
+    #[test]
+    fn visiting_shows_each_entry_once_and_its_number_finds_it() {
+        let index = Index::new();
+        for n in 0..5000 {
+            index.insert(&key(n), 1, n, false);
+        }
+        index.remove(&key(17));
+        let mut seen = std::collections::HashSet::new();
+        let mut ids = Vec::new();
+        index.visit(|id, entry| {
+            assert!(seen.insert(entry.key()));
+            ids.push(id);
+        });
+        assert_eq!(seen.len(), 4999);
+        assert!(ids.iter().all(|id| index.by_id(*id).is_some()));
+    }
+}

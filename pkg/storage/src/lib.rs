@@ -1,0 +1,29 @@
+//! Where build results are kept: digests, the store traits, and the stores.
+
+mod blob;
+mod completeness;
+#[cfg(feature = "conformance")]
+pub mod conformance;
+mod digest;
+mod error;
+mod eviction;
+mod index;
+mod local;
+mod memory;
+mod resource_name;
+mod store;
+mod tree;
+
+pub use blob::{Blob, BlobFile, BlobStream, CHUNK_SIZE, Chunks, Resume, UploadId};
+pub use completeness::CompletenessChecking;
+pub use digest::{Digest, DigestError, DigestFunction, Hasher, to_hex};
+pub use error::{Error, Result, SourceError};
+pub use eviction::{Candidate, EntryId, Evictable, Removed, Usage};
+pub use local::{Counters, LocalOptions, LocalStore, OpenError, SyncMode};
+pub use memory::MemoryStore;
+pub use resource_name::{
+    Compressor, InstanceName, InstanceNameError, NameProblem, ReadName, ResourceNameError,
+    WriteName,
+};
+pub use store::{ActionCache, BlobStore, BlobStoreExt, Put, Uploads};
+pub use tree::{MAX_DIRECTORY_BYTES, TreeError, TreeReader, TreeWalk};

@@ -1,0 +1,321 @@
+//! Tier 1: blobs and action results as files on a local disk, with an index in memory.
+//!
+//! The files are the truth. Whatever the index believes, a read that finds otherwise corrects it.
+
+mod actions;
+mod blobs;
+mod claims;
+mod core;
+mod evict;
+mod files;
+mod instances;
+mod layout;
+mod room;
+mod scan;
+mod staged;
+mod state;
+mod upkeep;
+mod upload;
+mod verify;
+mod watchers;
+
+use std::{
+    fmt, fs,
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64},
+    },
+    time::Duration,
+};
+
+use rustix::fs::FlockOperation;
+use tokio::sync::watch;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use self::{
+    claims::Claims,
+    core::Core,
+    files::Files,
+    instances::Instances,
+    layout::{AC, CAS, QUARANTINE, TMP, UPLOADS},
+    room::Room,
+    state::State,
+    upkeep::Recorded,
+    watchers::Watchers,
+};
+pub use self::{core::Counters, files::SyncMode};
+use crate::{Error, Result, index::Index};
+
+/// The layout that this program reads and writes.
+const VERSION: &str = "1";
+
+/// How a local store is set up.
+#[derive(Clone, Debug)]
+pub struct LocalOptions {
+    /// The data directory; made when it is not there.
+    pub dir: PathBuf,
+    /// How much it may hold, in bytes.
+    pub max_bytes: u64,
+    /// Usage beyond this calls the janitor, in bytes.
+    pub wake_bytes: u64,
+    /// How long a blob that was reported present is kept from eviction.
+    pub lease: Duration,
+    /// Whether each hit writes the file's access time at once, rather than now and then.
+    pub force_update_atime: bool,
+    /// Whether an acknowledged upload outlives a loss of power.
+    pub sync: SyncMode,
+}
+
+/// Why a data directory could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// Another process has it.
+    #[error("data directory {} is in use by another gorego (process {holder})", dir.display())]
+    InUse {
+        /// The data directory.
+        dir: PathBuf,
+        /// The other process's number, as far as it told.
+        holder: String,
+    },
+    /// It was written by a program with another layout.
+    #[error(
+        "data directory {} has layout version {found:?}, this program knows {VERSION:?}; \
+         empty it or choose another",
+        dir.display()
+    )]
+    Version {
+        /// The data directory.
+        dir: PathBuf,
+        /// What its `VERSION` file says.
+        found: String,
+    },
+    /// It belongs to something else, whose files this program would remove.
+    #[error(
+        "data directory {} is not gorego's, yet holds files in {folder}, which gorego would empty; \
+         choose another",
+        dir.display()
+    )]
+    Foreign {
+        /// The data directory.
+        dir: PathBuf,
+        /// The folder in it.
+        folder: &'static str,
+    },
+    /// It cannot be read or written.
+    #[error("data directory {} cannot be used: {source}", dir.display())]
+    Unusable {
+        /// The data directory.
+        dir: PathBuf,
+        /// What failed.
+        source: Box<Error>,
+    },
+}
+
+/// A store on a local disk. Opened at once, indexed in the background; close it to have the next
+/// start trust everything.
+pub struct LocalStore {
+    core: Arc<Core>,
+    recorded: Arc<Recorded>,
+    /// Held until the store is dropped.
+    _lock: fs::File,
+}
+
+impl LocalStore {
+    /// Opens a data directory and begins to scan it. Call within a Tokio runtime.
+    pub async fn open(options: LocalOptions) -> Result<Self, OpenError> {
+        let dir = options.dir.clone();
+        let opened = core::blocking(move || Ok(Self::open_blocking(&options))).await;
+        let store = opened.map_err(|source| OpenError::Unusable {
+            dir,
+            source: source.into(),
+        })??;
+        let core = Arc::clone(&store.core);
+        store.core.tracker.spawn_blocking(move || scan::run(&core));
+        let recorded = Arc::clone(&store.recorded);
+        store
+            .core
+            .tracker
+            .spawn(upkeep::run(Arc::clone(&store.core), recorded));
+        Ok(store)
+    }
+
+    fn open_blocking(options: &LocalOptions) -> Result<Self, OpenError> {
+        let dir = &options.dir;
+        let unusable = |source| OpenError::Unusable {
+            dir: dir.clone(),
+            source: Box::new(source),
+        };
+        fs::create_dir_all(dir).map_err(|error| unusable(Error::io("creating", dir, error)))?;
+        let lock = lock(dir)?;
+        let new = check_version(dir)?;
+        let (core, state) = build(options, new).map_err(unusable)?;
+        Ok(Self {
+            core: Arc::new(core),
+            recorded: Arc::new(Recorded::new(state)),
+            _lock: lock,
+        })
+    }
+
+    /// Ends background work, writes last uses and all data to the disk, and notes that nothing is
+    /// in doubt. The store answers on, but what is put from now on may be in doubt at the next start.
+    pub async fn close(&self) -> Result<()> {
+        self.core.cancel.cancel();
+        self.core.tracker.close();
+        self.core.tracker.wait().await;
+        let (core, recorded) = (Arc::clone(&self.core), Arc::clone(&self.recorded));
+        core::blocking(move || {
+            core.write_back()?;
+            core.sync_point(&recorded, true)
+        })
+        .await
+    }
+
+    /// Whether the index knows everything on the disk.
+    pub fn is_scanned(&self) -> bool {
+        self.core.is_scanned()
+    }
+
+    /// Whether the data directory can be used, looked at every few seconds. A full disk is no
+    /// reason to say no: what is there is served.
+    pub fn health(&self) -> watch::Receiver<bool> {
+        self.core.healthy.subscribe()
+    }
+
+    /// What the store counted since it was opened.
+    pub fn counters(&self) -> Arc<Counters> {
+        Arc::clone(&self.core.counters)
+    }
+}
+
+impl Drop for LocalStore {
+    fn drop(&mut self) {
+        self.core.cancel.cancel();
+    }
+}
+
+impl fmt::Debug for LocalStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LocalStore")
+            .field("dir", &self.core.files.path(""))
+            .finish_non_exhaustive()
+    }
+}
+
+/// One process per directory. The lock goes with the process, however it ends.
+fn lock(dir: &Path) -> Result<fs::File, OpenError> {
+    let path = dir.join("lock");
+    let unusable = |action, error| OpenError::Unusable {
+        dir: dir.to_owned(),
+        source: Box::new(Error::io(action, &path, error)),
+    };
+    let mut options = fs::OpenOptions::new();
+    let file = options
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(&path);
+    let file = file.map_err(|error| unusable("opening", error))?;
+    match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => {}
+        Err(rustix::io::Errno::WOULDBLOCK) => {
+            let holder = fs::read_to_string(&path)
+                .unwrap_or_default()
+                .trim()
+                .to_owned();
+            return Err(OpenError::InUse {
+                dir: dir.to_owned(),
+                holder,
+            });
+        }
+        Err(errno) => return Err(unusable("locking", errno.into())),
+    }
+    fs::write(&path, format!("{}\n", std::process::id())).map_err(|e| unusable("writing", e))?;
+    Ok(file)
+}
+
+/// Refuses another layout; says whether the directory is new.
+fn check_version(dir: &Path) -> Result<bool, OpenError> {
+    let path = dir.join("VERSION");
+    let unusable = |action, error| OpenError::Unusable {
+        dir: dir.to_owned(),
+        source: Box::new(Error::io(action, &path, error)),
+    };
+    match fs::read_to_string(&path) {
+        Ok(found) if found.trim() == VERSION => Ok(false),
+        Ok(found) => Err(OpenError::Version {
+            dir: dir.to_owned(),
+            found: found.trim().to_owned(),
+        }),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            for folder in [TMP, UPLOADS, QUARANTINE] {
+                let listed = fs::read_dir(dir.join(folder));
+                if listed.is_ok_and(|mut names| names.next().is_some()) {
+                    return Err(OpenError::Foreign {
+                        dir: dir.to_owned(),
+                        folder,
+                    });
+                }
+            }
+            let new = !dir.join(CAS).exists();
+            fs::write(&path, format!("{VERSION}\n")).map_err(|e| unusable("writing", e))?;
+            Ok(new)
+        }
+        Err(error) => Err(unusable("reading", error)),
+    }
+}
+
+fn build(options: &LocalOptions, new: bool) -> Result<(Core, State)> {
+    let files = Files::open(&options.dir, options.sync)?;
+    for folder in [CAS, AC, UPLOADS, QUARANTINE] {
+        files.make_dir(folder)?;
+    }
+    let last = State::load(&files, new)?;
+    // From here on this run is unclean, until it is closed.
+    let synced_ms = if last.clean {
+        upkeep::dated()
+    } else {
+        last.synced_ms
+    };
+    let used_at_most = last.used_at_most.min(options.max_bytes);
+    let state = State {
+        clean: false,
+        synced_ms,
+        used_at_most,
+    };
+    state.save(&files)?;
+
+    let index = Arc::new(Index::new());
+    let room = Room::new(
+        Arc::clone(&index),
+        options.max_bytes,
+        options.wake_bytes,
+        used_at_most,
+    );
+    for folder in [UPLOADS, QUARANTINE] {
+        for name in files.list(folder)? {
+            let meta = files.stat(&format!("{folder}/{name}"))?;
+            room.add_idle(meta.map_or(0, |meta| meta.size));
+        }
+    }
+    let core = Core {
+        files,
+        index,
+        room,
+        instances: Instances::default(),
+        claims: Claims::default(),
+        watchers: Watchers::default(),
+        counters: Arc::default(),
+        lease: options.lease,
+        force_update_atime: options.force_update_atime,
+        doubt_from_ms: if last.clean { u64::MAX } else { last.synced_ms },
+        written: AtomicU64::new(0),
+        scanned: AtomicBool::new(false),
+        healthy: watch::Sender::new(true),
+        tracker: TaskTracker::new(),
+        cancel: CancellationToken::new(),
+        key_locks: Core::key_locks(),
+    };
+    Ok((core, state))
+}

@@ -1,0 +1,197 @@
+//! Action results: a file each, with a checksum in front.
+
+use std::sync::{Arc, atomic::Ordering::Relaxed};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use prost::Message as _;
+use reapi::v2::ActionResult;
+
+use super::{
+    LocalStore,
+    blobs::disk_full,
+    core::{Core, blocking, now_ms},
+    files::write_at,
+    layout,
+};
+use crate::{
+    ActionCache, Digest, DigestFunction, Error, Result,
+    blob::read_at,
+    index::{Key, Use},
+};
+
+/// Begins every action result's file; the last byte is the format's version.
+const MAGIC: &[u8; 8] = b"gorego\x00\x01";
+const HEADER: usize = MAGIC.len() + 32;
+
+#[async_trait]
+impl ActionCache for LocalStore {
+    async fn get(&self, instance: &str, action: &Digest) -> Result<Option<ActionResult>> {
+        let core = &self.core;
+        let hash = layout::instance_hash(instance);
+        if let Some(number) = core.instances.number(&hash) {
+            let key = Key::ac(action, number);
+            if core
+                .index
+                .touch(&key, None, now_ms(), Use::default())
+                .is_none()
+                && core.is_scanned()
+            {
+                return Ok(None);
+            }
+        } else if core.is_scanned() {
+            return Ok(None);
+        }
+        let (core, action) = (Arc::clone(core), *action);
+        blocking(move || core.read_action(&action, &hash)).await
+    }
+
+    async fn put(&self, instance: &str, action: &Digest, result: ActionResult) -> Result<()> {
+        let core = &self.core;
+        let hash = layout::instance_hash(instance);
+        let number = core.instances.intern(&hash)?;
+        let content = Bytes::from(encode(&result));
+        let size = content.len() as u64;
+        let mut second = false;
+        loop {
+            let _room = core
+                .room
+                .reserve(size, &format!("action result {action}"))
+                .await?;
+            let (writer, action, content) = (Arc::clone(core), *action, content.clone());
+            let key = Key::ac(&action, number);
+            match blocking(move || writer.write_action(&key, &action, &hash, content)).await {
+                Err(error) if error.is_no_space() => {
+                    if second || !core.make_on_disk(size).await {
+                        return Err(disk_full(&action));
+                    }
+                    second = true;
+                }
+                other => return other,
+            }
+        }
+    }
+}
+
+impl Core {
+    /// Reads a result; a broken one is removed and is none. Blocks.
+    fn read_action(
+        &self,
+        action: &Digest,
+        instance: &layout::InstanceHash,
+    ) -> Result<Option<ActionResult>> {
+        let path = layout::action_path(action, instance);
+        let key = self
+            .instances
+            .number(instance)
+            .map(|number| Key::ac(action, number));
+        let Some(file) = self.files.open_read(&path)? else {
+            if let Some(key) = key {
+                self.forget_action(&key, &path)?;
+            }
+            return Ok(None);
+        };
+        let failed = |error| Error::io("reading", self.files.path(&path), error);
+        let size = usize::try_from(file.metadata().map_err(failed)?.len()).unwrap_or(usize::MAX);
+        let content = read_at(&file, 0, size).map_err(failed)?;
+        let result = decode(&content);
+        if self.force_update_atime && result.is_some() {
+            self.files.set_atime(&path, now_ms())?;
+        }
+        if result.is_none()
+            && let Some(key) = key
+        {
+            let _changing = self.lock(&key);
+            // A newer result may have replaced the file since it was opened.
+            if self.reads_broken(&path)? {
+                tracing::warn!(%action, "action result is damaged; moved to quarantine");
+                self.quarantine(&key, &path)?;
+            }
+        }
+        Ok(result)
+    }
+
+    fn reads_broken(&self, path: &str) -> Result<bool> {
+        let Some(file) = self.files.open_read(path)? else {
+            return Ok(false);
+        };
+        let failed = |error| Error::io("reading", self.files.path(path), error);
+        let size = usize::try_from(file.metadata().map_err(failed)?.len()).unwrap_or(usize::MAX);
+        Ok(decode(&read_at(&file, 0, size).map_err(failed)?).is_none())
+    }
+
+    fn forget_action(&self, key: &Key, path: &str) -> Result<()> {
+        let _changing = self.lock(key);
+        if self.files.stat(path)?.is_none() {
+            self.index.remove(key);
+        }
+        Ok(())
+    }
+
+    fn write_action(
+        &self,
+        key: &Key,
+        action: &Digest,
+        instance: &layout::InstanceHash,
+        content: Bytes,
+    ) -> Result<()> {
+        let size = content.len() as u64;
+        let (tmp, file) = self.files.create_tmp()?;
+        let written = write_at(&file, &[content], 0)
+            .map_err(|errno| self.files.error("writing", &tmp, errno))
+            .and_then(|()| self.files.seal(&tmp, &file, false))
+            .and_then(|()| {
+                let _changing = self.lock(key);
+                self.files
+                    .publish(&tmp, &layout::action_path(action, instance))?;
+                self.index.insert(key, size, now_ms(), false);
+                self.written.fetch_add(1, Relaxed);
+                Ok(())
+            });
+        if written.is_err() {
+            self.files.unlink(&tmp)?;
+        }
+        written
+    }
+}
+
+fn encode(result: &ActionResult) -> Vec<u8> {
+    let payload = result.encode_to_vec();
+    let mut content = Vec::with_capacity(HEADER + payload.len());
+    content.extend_from_slice(MAGIC);
+    content.extend_from_slice(DigestFunction::Sha256.digest(&payload).hash());
+    content.extend_from_slice(&payload);
+    content
+}
+
+/// The result in a file's content; `None` when it is not whole.
+fn decode(content: &[u8]) -> Option<ActionResult> {
+    let content = content.strip_prefix(MAGIC)?;
+    let (checksum, payload) = content.split_at_checked(HEADER - MAGIC.len())?;
+    if DigestFunction::Sha256.digest(payload).hash() != checksum {
+        return None;
+    }
+    ActionResult::decode(payload).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_damaged_or_torn_action_result_is_none() {
+        let result = ActionResult {
+            exit_code: 3,
+            stdout_raw: "out".into(),
+            ..Default::default()
+        };
+        let content = encode(&result);
+        assert_eq!(decode(&content), Some(result));
+        for at in 0..content.len() {
+            assert_eq!(decode(&content[..at]), None);
+            let mut damaged = content.clone();
+            damaged[at] ^= 1;
+            assert_eq!(decode(&damaged), None);
+        }
+    }
+}

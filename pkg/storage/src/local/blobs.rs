@@ -1,0 +1,359 @@
+//! Blobs: look up, read, and write those that are at hand whole.
+
+use std::{collections::HashSet, sync::Arc};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+
+use super::{
+    LocalStore,
+    core::{Core, Pin, blocking, now_ms},
+    files::write_at,
+    layout,
+    room::Reservation,
+    upload,
+};
+use crate::{
+    Blob, BlobFile, BlobStore, CHUNK_SIZE, Digest, Error, Hasher, Put, Result,
+    blob::read_at,
+    index::{Key, SIZE_END, Use, room_of},
+};
+
+const LEASE: Use = Use {
+    lease: true,
+    pin: false,
+};
+const READ: Use = Use {
+    lease: false,
+    pin: false,
+};
+const STREAM: Use = Use {
+    lease: false,
+    pin: true,
+};
+
+#[async_trait]
+impl BlobStore for LocalStore {
+    async fn find_missing(&self, digests: &[Digest]) -> Result<Vec<Digest>> {
+        let core = &self.core;
+        let now = now_ms();
+        // Those that only the disk can tell about, or that have to be hashed first.
+        let mut unsure = Vec::new();
+        let mut missing = Vec::new();
+        for digest in digests.iter().filter(|digest| !digest.is_empty_blob()) {
+            match core
+                .index
+                .touch(&Key::cas(digest), Some(digest.size()), now, LEASE)
+            {
+                Some(seen) if seen.in_doubt => unsure.push(*digest),
+                Some(_) => {}
+                None if core.is_scanned() => missing.push(*digest),
+                None => unsure.push(*digest),
+            }
+        }
+        if !unsure.is_empty() {
+            let core = Arc::clone(core);
+            missing.extend(blocking(move || core.missing_on_disk(unsure)).await?);
+        }
+        if core.force_update_atime {
+            let (core, digests) = (Arc::clone(core), digests.to_vec());
+            blocking(move || {
+                digests
+                    .iter()
+                    .try_for_each(|digest| core.write_atime(digest))
+            })
+            .await?;
+        }
+        let mut seen = HashSet::new();
+        missing.retain(|digest| seen.insert(*digest));
+        Ok(missing)
+    }
+
+    async fn get(&self, digest: &Digest, offset: u64) -> Result<Blob> {
+        if digest.is_empty_blob() {
+            return match offset {
+                0 => Ok(Blob::Bytes(Bytes::new())),
+                _ => Err(Error::OffsetPastEnd {
+                    digest: *digest,
+                    offset,
+                }),
+            };
+        }
+        let small = digest.size().saturating_sub(offset) <= CHUNK_SIZE as u64;
+        let found = self
+            .core
+            .seek(digest, if small { READ } else { STREAM })
+            .await?;
+        let found = found.ok_or(Error::NotFound(*digest))?;
+        if offset > digest.size() {
+            return Err(Error::OffsetPastEnd {
+                digest: *digest,
+                offset,
+            });
+        }
+        let (core, digest) = (Arc::clone(&self.core), *digest);
+        blocking(move || match found.pin {
+            None => core.read_small(&digest, offset).map(Blob::Bytes),
+            Some(pin) => core.open_large(&digest, offset, pin).map(Blob::File),
+        })
+        .await
+    }
+
+    async fn put(&self, digest: &Digest, blob: Blob) -> Result<Put> {
+        match blob {
+            Blob::Bytes(content) => self.core.put_pieces(digest, vec![content]).await,
+            Blob::File(file) => {
+                let chunks = Blob::File(file).into_chunks();
+                upload::put_stream(&self.core, digest, chunks, None).await
+            }
+            Blob::Stream(stream) => {
+                upload::put_stream(&self.core, digest, stream.chunks, stream.resume).await
+            }
+        }
+    }
+
+    async fn get_batch(&self, digests: &[Digest]) -> Vec<Result<Bytes>> {
+        let mut found = Vec::with_capacity(digests.len());
+        for digest in digests {
+            let here = digest.is_empty_blob()
+                || match self.core.seek(digest, READ).await {
+                    Ok(here) => here.is_some(),
+                    Err(error) => {
+                        found.push((*digest, Err(error)));
+                        continue;
+                    }
+                };
+            found.push((*digest, Ok(here)));
+        }
+        let core = Arc::clone(&self.core);
+        let read = move |(digest, here): (Digest, Result<bool>)| match here? {
+            true if digest.size() == 0 => Ok(Bytes::new()),
+            true => core.read_small(&digest, 0),
+            false => Err(Error::NotFound(digest)),
+        };
+        let work = blocking(move || Ok(found.into_iter().map(read).collect::<Vec<_>>())).await;
+        work.unwrap_or_else(|error| vec![Err(error); digests.len()])
+    }
+
+    async fn put_batch(&self, blobs: Vec<(Digest, Bytes)>) -> Vec<Result<Put>> {
+        let count = blobs.len();
+        let new =
+            |(digest, _): &&(Digest, Bytes)| self.core.index.peek(&Key::cas(digest)).is_none();
+        let total = blobs.iter().filter(new).fold(0u64, |sum, (digest, _)| {
+            sum.saturating_add(room_of(digest.size()))
+        });
+        let what = format!("a batch of {count} blobs");
+        let reservation = match self.core.room.reserve(total, &what).await {
+            Ok(reservation) => reservation,
+            Err(error) => return vec![Err(error); count],
+        };
+        let core = Arc::clone(&self.core);
+        let (retry, mut results) =
+            match blocking(move || Ok(core.write_batch(blobs, &reservation))).await {
+                Ok(done) => done,
+                Err(error) => return vec![Err(error); count],
+            };
+        // The disk was full for these: one by one, each with what eviction can do for it.
+        for (at, digest, content) in retry {
+            let result = self.core.put_pieces(&digest, vec![content]).await;
+            if let Some(place) = results.get_mut(at) {
+                *place = result;
+            }
+        }
+        results
+    }
+}
+
+/// Places in a batch that are worth another attempt.
+type Retry = Vec<(usize, Digest, Bytes)>;
+
+impl Core {
+    /// Stores content that is in memory.
+    pub(super) async fn put_pieces(
+        self: &Arc<Self>,
+        digest: &Digest,
+        pieces: Vec<Bytes>,
+    ) -> Result<Put> {
+        check_size(digest, pieces.iter().map(|piece| piece.len() as u64).sum())?;
+        if digest.is_empty_blob() || self.seek(digest, READ).await?.is_some() {
+            return Ok(Put::Existed);
+        }
+        let mut second = false;
+        loop {
+            let reservation = self
+                .room
+                .reserve(digest.size(), &digest.to_string())
+                .await?;
+            let (core, digest, content) = (Arc::clone(self), *digest, pieces.clone());
+            match blocking(move || core.write_whole(&digest, &content, &reservation)).await {
+                Err(error) if error.is_no_space() => {
+                    if second || !self.make_on_disk(digest.size()).await {
+                        return Err(disk_full(&digest));
+                    }
+                    second = true;
+                }
+                other => return other,
+            }
+        }
+    }
+
+    /// Verifies and writes content in one go. Blocks.
+    pub(super) fn write_whole(
+        &self,
+        digest: &Digest,
+        pieces: &[Bytes],
+        _room: &Reservation,
+    ) -> Result<Put> {
+        let mut hasher = Hasher::new(digest.function());
+        for piece in pieces {
+            hasher.update(piece);
+        }
+        let actual = hasher.finish();
+        if actual != *digest {
+            return Err(Error::Mismatch {
+                expected: *digest,
+                actual: actual.to_string(),
+            });
+        }
+        let (tmp, file) = self.files.create_tmp()?;
+        let written = write_at(&file, pieces, 0)
+            .map_err(|errno| self.files.error("writing", &tmp, errno))
+            .and_then(|()| self.files.seal(&tmp, &file, false))
+            .and_then(|()| self.publish(digest, &tmp));
+        if written.is_err() {
+            self.files.unlink(&tmp)?;
+        }
+        written
+    }
+
+    fn write_batch(
+        &self,
+        blobs: Vec<(Digest, Bytes)>,
+        room: &Reservation,
+    ) -> (Retry, Vec<Result<Put>>) {
+        let mut retry = Vec::new();
+        let mut results = Vec::with_capacity(blobs.len());
+        for (at, (digest, content)) in blobs.into_iter().enumerate() {
+            let here = self
+                .index
+                .touch(&Key::cas(&digest), Some(digest.size()), now_ms(), READ);
+            results.push(match check_size(&digest, content.len() as u64) {
+                Err(error) => Err(error),
+                Ok(()) if digest.is_empty_blob() => Ok(Put::Existed),
+                Ok(()) if here.is_some_and(|seen| !seen.in_doubt) => Ok(Put::Existed),
+                Ok(()) => self.write_whole(&digest, std::slice::from_ref(&content), room),
+            });
+            if results
+                .last()
+                .is_some_and(|r| matches!(r, Err(error) if error.is_no_space()))
+            {
+                retry.push((at, digest, content));
+            }
+        }
+        (retry, results)
+    }
+
+    /// Opens, reads and closes. A file that is gone or has another size is forgotten. Blocks.
+    fn read_small(&self, digest: &Digest, offset: u64) -> Result<Bytes> {
+        let path = layout::blob_path(digest);
+        let Some(file) = self.files.open_read(&path)? else {
+            return self.not_found(digest);
+        };
+        let len = usize::try_from(digest.size() - offset).unwrap_or(usize::MAX);
+        // One byte more than there should be, to notice a file that is too long.
+        let mut content = read_at(&file, offset, len.saturating_add(1))
+            .map_err(|error| Error::io("reading", self.files.path(&path), error))?;
+        if content.len() != len {
+            return self.not_found(digest);
+        }
+        content.truncate(len);
+        if self.force_update_atime {
+            self.files.set_atime(&path, now_ms())?;
+        }
+        Ok(content)
+    }
+
+    /// Opens a blob for reading in pieces. Blocks.
+    fn open_large(&self, digest: &Digest, offset: u64, pin: Pin) -> Result<BlobFile> {
+        let path = layout::blob_path(digest);
+        let Some(file) = self.files.open_read(&path)? else {
+            return self.not_found(digest);
+        };
+        let len = file
+            .metadata()
+            .map_err(|e| Error::io("probing", self.files.path(&path), e))?
+            .len();
+        if len != digest.size() {
+            return self.not_found(digest);
+        }
+        if self.force_update_atime {
+            self.files.set_atime(&path, now_ms())?;
+        }
+        Ok(BlobFile {
+            file: Arc::new(file),
+            path: self.files.path(&path),
+            offset,
+            len: len - offset,
+            guard: Some(Box::new(pin)),
+        })
+    }
+
+    fn not_found<T>(&self, digest: &Digest) -> Result<T> {
+        self.forget(digest)?;
+        Err(Error::NotFound(*digest))
+    }
+
+    fn missing_on_disk(&self, unsure: Vec<Digest>) -> Result<Vec<Digest>> {
+        let mut missing = Vec::new();
+        for digest in unsure {
+            let seek = || {
+                self.index
+                    .touch(&Key::cas(&digest), Some(digest.size()), now_ms(), LEASE)
+            };
+            let here = match seek() {
+                None if self.look_on_disk(&digest)? => seek(),
+                other => other,
+            };
+            let whole = match here {
+                Some(seen) if seen.in_doubt => self.verify(&digest)?,
+                Some(_) => true,
+                None => false,
+            };
+            if !whole {
+                missing.push(digest);
+            }
+        }
+        Ok(missing)
+    }
+
+    fn write_atime(&self, digest: &Digest) -> Result<()> {
+        self.files.set_atime(&layout::blob_path(digest), now_ms())
+    }
+}
+
+/// Refuses content of another size, and sizes that no store can hold.
+pub(super) fn check_size(digest: &Digest, size: u64) -> Result<()> {
+    if digest.size() >= SIZE_END {
+        return Err(Error::Full {
+            what: digest.to_string(),
+            bytes: digest.size(),
+            why: format!("blobs are smaller than {SIZE_END} bytes"),
+        });
+    }
+    if size == digest.size() && (size > 0 || digest.is_empty_blob()) {
+        return Ok(());
+    }
+    Err(Error::Mismatch {
+        expected: *digest,
+        actual: format!("{size} bytes"),
+    })
+}
+
+/// The refusal after eviction did not help against a full disk.
+pub(super) fn disk_full(digest: &Digest) -> Error {
+    Error::Full {
+        what: digest.to_string(),
+        bytes: digest.size(),
+        why: "the disk is full and nothing more can be evicted".to_owned(),
+    }
+}

@@ -1,0 +1,282 @@
+//! What all parts of the store share, and the steps that change a file and its index entry
+//! together.
+
+use std::{
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+    },
+    time::{Duration, SystemTime},
+};
+
+use tokio::sync::watch;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use super::{
+    claims::Claims,
+    files::Files,
+    instances::Instances,
+    layout::{self, FileName, QUARANTINE},
+    room::Room,
+    watchers::Watchers,
+};
+use crate::{
+    Digest, Error, Put, Result,
+    index::{Index, Key, Space, Use},
+};
+
+/// How many locks order the changes of single files.
+const KEY_LOCKS: usize = 1024;
+
+/// What the store counted since it was opened.
+#[derive(Debug, Default)]
+pub struct Counters {
+    /// Blobs whose file was gone or had another size.
+    pub lost: AtomicU64,
+    /// Blobs or action results whose content did not match, moved to quarantine.
+    pub corrupt: AtomicU64,
+}
+
+/// See the module.
+pub(super) struct Core {
+    pub(super) files: Files,
+    pub(super) index: Arc<Index>,
+    pub(super) room: Arc<Room>,
+    pub(super) instances: Instances,
+    pub(super) claims: Claims,
+    pub(super) watchers: Watchers,
+    pub(super) counters: Arc<Counters>,
+    pub(super) lease: Duration,
+    pub(super) force_update_atime: bool,
+    /// Files written at this time or later are hashed before their first use, in milliseconds
+    /// since the Unix epoch.
+    pub(super) doubt_from_ms: u64,
+    /// Blobs and action results written, by this process.
+    pub(super) written: AtomicU64,
+    pub(super) scanned: AtomicBool,
+    /// Whether the directory can still be written to, or is merely full.
+    pub(super) healthy: watch::Sender<bool>,
+    pub(super) tracker: TaskTracker,
+    pub(super) cancel: CancellationToken,
+    /// A file and its index entry change together under one of these, so that a scan, an eviction
+    /// and an upload of one blob cannot cross. Held across single calls to the file system, by
+    /// threads that may block, and only ever contended by work on the same blob.
+    pub(super) key_locks: Box<[Mutex<()>]>,
+}
+
+/// A blob that is here and whole.
+pub(super) struct Found {
+    /// Keeps it from eviction, where that was asked for.
+    pub(super) pin: Option<Pin>,
+}
+
+/// Ends a pin of the index when dropped.
+pub(super) struct Pin {
+    index: Arc<Index>,
+    key: Key,
+}
+
+impl Drop for Pin {
+    fn drop(&mut self) {
+        self.index.unpin(&self.key);
+    }
+}
+
+impl Core {
+    pub(super) fn key_locks() -> Box<[Mutex<()>]> {
+        (0..KEY_LOCKS).map(|_| Mutex::new(())).collect()
+    }
+
+    pub(super) fn lock(&self, key: &Key) -> Option<MutexGuard<'_, ()>> {
+        let number = usize::from(u16::from_le_bytes(*key.hash.first_chunk()?)) % KEY_LOCKS;
+        let lock = self.key_locks.get(number)?;
+        Some(lock.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    pub(super) fn is_scanned(&self) -> bool {
+        self.scanned.load(Relaxed)
+    }
+
+    fn pinned(&self, key: Key) -> Pin {
+        Pin {
+            index: Arc::clone(&self.index),
+            key,
+        }
+    }
+
+    /// Looks a blob up and uses it; asks the disk while the scan goes on, and hashes a blob in
+    /// doubt first. `None` when it is not here, or not whole.
+    pub(super) async fn seek(self: &Arc<Self>, digest: &Digest, how: Use) -> Result<Option<Found>> {
+        let key = Key::cas(digest);
+        let touch = || self.index.touch(&key, Some(digest.size()), now_ms(), how);
+        let mut seen = touch();
+        if seen.is_none() && !self.is_scanned() {
+            let (core, digest) = (Arc::clone(self), *digest);
+            if blocking(move || core.look_on_disk(&digest)).await? {
+                seen = touch();
+            }
+        }
+        let Some(seen) = seen else { return Ok(None) };
+        let found = Found {
+            pin: how.pin.then(|| self.pinned(key)),
+        };
+        if seen.in_doubt {
+            let (core, digest) = (Arc::clone(self), *digest);
+            if !blocking(move || core.verify(&digest)).await? {
+                return Ok(None);
+            }
+        }
+        Ok(Some(found))
+    }
+
+    /// Looks for a blob that the scan has not reached, and indexes it. Blocks.
+    pub(super) fn look_on_disk(&self, digest: &Digest) -> Result<bool> {
+        let key = Key::cas(digest);
+        let _changing = self.lock(&key);
+        if let Some(seen) = self.index.peek(&key) {
+            return Ok(seen.size == digest.size());
+        }
+        let meta = self.files.stat(&layout::blob_path(digest))?;
+        let Some(meta) = meta.filter(|meta| meta.size == digest.size() && meta.size > 0) else {
+            return Ok(false);
+        };
+        let in_doubt = meta.mtime_ms >= self.doubt_from_ms;
+        self.index
+            .insert_new(&key, meta.size, meta.atime_ms, in_doubt);
+        self.room.scanned(meta.size);
+        Ok(true)
+    }
+
+    /// Hashes a blob's file. A wrong one goes to quarantine, and is not here any more. Blocks.
+    pub(super) fn verify(&self, digest: &Digest) -> Result<bool> {
+        let path = layout::blob_path(digest);
+        let Some(file) = self.files.open_read(&path)? else {
+            self.forget(digest)?;
+            return Ok(false);
+        };
+        let actual = super::verify::hash_file(digest.function(), &file)
+            .map_err(|error| Error::io("reading", self.files.path(&path), error))?;
+        let key = Key::cas(digest);
+        if actual == *digest {
+            self.index.trust(&key);
+            return Ok(true);
+        }
+        let _changing = self.lock(&key);
+        if self.index.peek(&key).is_some_and(|seen| !seen.in_doubt) {
+            // An upload replaced the file meanwhile.
+            return Ok(true);
+        }
+        tracing::warn!(%digest, %actual, "blob does not match its digest; moved to quarantine");
+        self.quarantine(&key, &path)?;
+        Ok(false)
+    }
+
+    /// Moves a wrong file away and forgets it. The caller holds the key's lock. Blocks.
+    pub(super) fn quarantine(&self, key: &Key, path: &str) -> Result<()> {
+        self.index.remove(key);
+        let size = self.files.stat(path)?.map_or(0, |meta| meta.size);
+        let name = path.replace('/', "-");
+        let place = format!("{QUARANTINE}/{}-{name}", now_ms());
+        self.files.rename(path, &place)?;
+        self.room.add_idle(size);
+        self.counters.corrupt.fetch_add(1, Relaxed);
+        Ok(())
+    }
+
+    /// Drops a blob whose file is gone or has another size from the index, and what is left of it
+    /// from the disk. Blocks.
+    pub(super) fn forget(&self, digest: &Digest) -> Result<()> {
+        let key = Key::cas(digest);
+        let _changing = self.lock(&key);
+        let Some(path) = self.locate(&key)? else {
+            if self.index.remove(&key).is_some() {
+                self.counters.lost.fetch_add(1, Relaxed);
+                tracing::warn!(%digest, "blob's file is gone; somebody removed it");
+            }
+            return Ok(());
+        };
+        if path != layout::blob_path(digest) {
+            return Ok(());
+        }
+        let size = self.files.stat(&path)?.map(|meta| meta.size);
+        if size != Some(digest.size()) {
+            self.counters.lost.fetch_add(1, Relaxed);
+            tracing::warn!(%digest, ?size, "blob's file has another size; removed");
+            self.index.remove(&key);
+            self.files.unlink(&path)?;
+        }
+        Ok(())
+    }
+
+    /// Puts a finished, verified and sealed file into its place. Blocks.
+    pub(super) fn publish(&self, digest: &Digest, from: &str) -> Result<Put> {
+        let key = Key::cas(digest);
+        {
+            let _changing = self.lock(&key);
+            let there = self.index.peek(&key);
+            if there.is_some_and(|seen| seen.size == digest.size() && !seen.in_doubt) {
+                self.files.unlink(from)?;
+                return Ok(Put::Existed);
+            }
+            self.files.publish(from, &layout::blob_path(digest))?;
+            self.index.insert(&key, digest.size(), now_ms(), false);
+            self.written.fetch_add(1, Relaxed);
+        }
+        self.watchers.published(digest);
+        Ok(Put::Stored)
+    }
+
+    /// See [`Room::make_on_disk`].
+    pub(super) async fn make_on_disk(&self, size: u64) -> bool {
+        self.room
+            .make_on_disk(size, || self.files.free_bytes())
+            .await
+    }
+
+    /// The file of an index entry, if there is one. Blocks.
+    pub(super) fn locate(&self, key: &Key) -> Result<Option<String>> {
+        let folder = match key.space {
+            Space::Cas => layout::cas_folder(key.function),
+            Space::Ac(number) => match self.instances.hash(number) {
+                Some(instance) => layout::ac_folder(key.function, &instance),
+                None => return Ok(None),
+            },
+        };
+        match layout::name_of(key) {
+            FileName::Whole(name) => {
+                let path = layout::file_path(&folder, &name);
+                Ok(self.files.stat(&path)?.map(|_| path))
+            }
+            FileName::Prefix(prefix) => {
+                let path = layout::file_path(&folder, &prefix);
+                let folder = path.rsplit_once('/').map_or("", |(folder, _)| folder);
+                let mut names = self.files.list(folder)?.into_iter();
+                Ok(names
+                    .find(|name| name.starts_with(&prefix))
+                    .map(|n| format!("{folder}/{n}")))
+            }
+        }
+    }
+}
+
+/// The present, in milliseconds since the Unix epoch.
+pub(super) fn now_ms() -> u64 {
+    let since = SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Runs what blocks on the disk where that may be done.
+pub(super) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .unwrap_or_else(|error| Err(cut_off(&error)))
+}
+
+/// The error of work that panicked, or that the runtime's end cut off.
+pub(super) fn cut_off(error: &tokio::task::JoinError) -> Error {
+    Error::Unavailable(format!("work on the disk was cut off: {error}"))
+}

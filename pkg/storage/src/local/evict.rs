@@ -1,0 +1,122 @@
+//! The janitor's hands.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+
+use super::{
+    LocalStore,
+    core::{Core, now_ms},
+    layout::{QUARANTINE, UPLOADS},
+};
+use crate::{Candidate, Evictable, Removed, Result, Usage, index::room_of};
+
+#[async_trait]
+impl Evictable for LocalStore {
+    fn usage(&self) -> Usage {
+        self.core.room.usage(self.core.files.free_bytes())
+    }
+
+    fn visit(&self, see: &mut dyn FnMut(Candidate)) {
+        let (now, lease) = (now_ms(), self.core.lease_ms());
+        self.core.index.visit(|entry, seen| {
+            see(Candidate {
+                entry,
+                last_use: seen.last_use(),
+                bytes: seen.room(),
+                leased: seen.is_leased(now, lease),
+                in_use: seen.is_pinned(),
+            });
+        });
+    }
+
+    fn evict(&self, candidates: &[Candidate], break_leases: bool) -> Removed {
+        let mut removed = Removed::default();
+        for candidate in candidates {
+            match self.core.evict(candidate, break_leases) {
+                Ok(Some(bytes)) => {
+                    removed.count += 1;
+                    removed.bytes += bytes;
+                }
+                Ok(None) => {}
+                Err(error) => tracing::warn!(%error, "could not evict"),
+            }
+        }
+        removed
+    }
+
+    fn remove_idle_uploads(&self, age: Duration, at_most: u64) -> Result<Removed> {
+        let core = &self.core;
+        let before = now_ms().saturating_sub(u64::try_from(age.as_millis()).unwrap_or(u64::MAX));
+        let mut old = Vec::new();
+        for folder in [UPLOADS, QUARANTINE] {
+            for name in core.files.list(folder)? {
+                let path = format!("{folder}/{name}");
+                if let Some(meta) = core.files.stat(&path)?
+                    && meta.mtime_ms <= before
+                {
+                    old.push((meta.mtime_ms, meta.size, path));
+                }
+            }
+        }
+        old.sort_unstable();
+        let mut removed = Removed::default();
+        for (_, size, path) in old {
+            if removed.bytes >= at_most {
+                break;
+            }
+            let Some(done) = core.claims.if_idle(&path, || core.files.unlink(&path)) else {
+                continue;
+            };
+            done?;
+            core.room.remove_idle(size);
+            removed.count += 1;
+            removed.bytes += room_of(size);
+        }
+        Ok(removed)
+    }
+
+    fn room_made(&self, exhausted: bool) {
+        // While the scan goes on there may be more than the index shows.
+        if !exhausted || self.core.is_scanned() {
+            self.core.room.made(exhausted);
+        }
+    }
+
+    async fn pressure(&self) {
+        self.core.room.pressure().await;
+    }
+}
+
+impl Core {
+    pub(super) fn lease_ms(&self) -> u64 {
+        u64::try_from(self.lease.as_millis()).unwrap_or(u64::MAX)
+    }
+
+    /// Removes an entry and its file unless it was used since it was shown. Blocks.
+    fn evict(&self, candidate: &Candidate, break_leases: bool) -> Result<Option<u64>> {
+        let Some(shown) = self.index.by_id(candidate.entry) else {
+            return Ok(None);
+        };
+        let key = shown.key();
+        let _changing = self.lock(&key);
+        let (now, lease) = (now_ms(), self.lease_ms());
+        let path = self.locate(&key)?;
+        let removed = self.index.remove_if(&key, |entry| {
+            entry.last_use() == candidate.last_use
+                && entry.room() == candidate.bytes
+                && !entry.is_pinned()
+                && (break_leases || !entry.is_leased(now, lease))
+        });
+        let Some(entry) = removed else {
+            return Ok(None);
+        };
+        if let Some(path) = path
+            && let Err(error) = self.files.unlink(&path)
+        {
+            self.index.restore(entry);
+            return Err(error);
+        }
+        Ok(Some(entry.room()))
+    }
+}

@@ -1,0 +1,314 @@
+//! File operations below the data directory, relative to its descriptor. All of them block.
+
+use std::{
+    fs,
+    io::ErrorKind,
+    os::fd::OwnedFd,
+    path::{Path, PathBuf},
+    sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+};
+
+use bytes::Bytes;
+use rustix::{
+    fs::{AtFlags, CWD, Mode, OFlags, Timespec, Timestamps},
+    io::Errno,
+};
+
+use super::layout::TMP;
+use crate::{Error, Result};
+
+/// Read-only and executable: a hard link to a blob can be an action's input.
+const BLOB_MODE: Mode = Mode::from_bits_retain(0o555);
+const DIR_MODE: Mode = Mode::from_bits_retain(0o777);
+
+/// Whether an upload outlives a loss of power.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum SyncMode {
+    /// Perhaps not; after an unclean stop recent blobs are hashed before their first use.
+    #[default]
+    None,
+    /// Its bytes are on the disk before the upload is acknowledged.
+    Data,
+    /// Its bytes and its name are.
+    Full,
+}
+
+/// A file's size and times; milliseconds since the Unix epoch.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Meta {
+    pub(super) size: u64,
+    pub(super) atime_ms: u64,
+    pub(super) mtime_ms: u64,
+}
+
+/// The data directory.
+pub(super) struct Files {
+    root: PathBuf,
+    dir: OwnedFd,
+    sync: SyncMode,
+    /// Where the umask takes bits of [`BLOB_MODE`] away, each file's mode is set explicitly.
+    chmod: bool,
+    /// Cleared when the system refuses `O_NOATIME`.
+    noatime: AtomicBool,
+    next_tmp: AtomicU64,
+}
+
+impl Files {
+    /// Opens the data directory, which must exist and be writable.
+    pub(super) fn open(root: &Path, sync: SyncMode) -> Result<Self> {
+        let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC;
+        let dir = rustix::fs::openat(CWD, root, flags, Mode::empty())
+            .map_err(|errno| Error::io("opening", root, errno.into()))?;
+        let mut files = Self {
+            root: root.to_owned(),
+            dir,
+            sync,
+            chmod: false,
+            noatime: AtomicBool::new(true),
+            next_tmp: AtomicU64::new(0),
+        };
+        files.make_dir(TMP)?;
+        for name in files.list(TMP)? {
+            files.unlink(&format!("{TMP}/{name}"))?;
+        }
+        let (probe, file) = files.create_tmp()?;
+        let stat = rustix::fs::fstat(&file).map_err(|e| files.error("probing", &probe, e))?;
+        files.chmod = Mode::from_raw_mode(stat.st_mode) & BLOB_MODE != BLOB_MODE;
+        files.unlink(&probe)?;
+        Ok(files)
+    }
+
+    /// Writes and removes a small file.
+    pub(super) fn probe(&self) -> Result<()> {
+        let (name, _) = self.create_tmp()?;
+        self.unlink(&name)
+    }
+
+    pub(super) fn path(&self, relative: &str) -> PathBuf {
+        self.root.join(relative)
+    }
+
+    pub(super) fn error(&self, action: &'static str, relative: &str, errno: Errno) -> Error {
+        Error::io(action, self.path(relative), errno.into())
+    }
+
+    /// Makes a directory and those above it; one that is there is fine.
+    pub(super) fn make_dir(&self, relative: &str) -> Result<()> {
+        let ends = relative
+            .match_indices('/')
+            .map(|(end, _)| end)
+            .chain([relative.len()]);
+        for path in ends.filter_map(|end| relative.get(..end)) {
+            match rustix::fs::mkdirat(&self.dir, path, DIR_MODE) {
+                Ok(()) | Err(Errno::EXIST) => {}
+                Err(errno) => return Err(self.error("creating", path, errno)),
+            }
+        }
+        Ok(())
+    }
+
+    /// Opens for reading without that counting as use; `None` when there is no such file.
+    pub(super) fn open_read(&self, relative: &str) -> Result<Option<fs::File>> {
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+        let open = |extra| rustix::fs::openat(&self.dir, relative, flags | extra, Mode::empty());
+        let mut opened = if self.noatime.load(Relaxed) {
+            open(OFlags::NOATIME)
+        } else {
+            open(OFlags::empty())
+        };
+        if matches!(opened, Err(Errno::PERM)) {
+            // Permitted only to the file's owner.
+            self.noatime.store(false, Relaxed);
+            opened = open(OFlags::empty());
+        }
+        match opened {
+            Ok(file) => Ok(Some(file.into())),
+            Err(Errno::NOENT) => Ok(None),
+            Err(errno) => Err(self.error("opening", relative, errno)),
+        }
+    }
+
+    /// A new file to write, of a blob's mode, and its name.
+    pub(super) fn create_tmp(&self) -> Result<(String, fs::File)> {
+        let name = format!("{TMP}/{:x}", self.next_tmp.fetch_add(1, Relaxed));
+        let file = self.create(&name, OFlags::EXCL, BLOB_MODE)?;
+        Ok((name, file))
+    }
+
+    /// Opens a partial upload's file for reading and writing; makes it when it is not there.
+    pub(super) fn open_upload(&self, relative: &str) -> Result<fs::File> {
+        let open = || self.create(relative, OFlags::empty(), Mode::from_bits_retain(0o755));
+        match open() {
+            // Sealed, then cut off before it was moved to its place: nobody may write it any more.
+            Err(Error::Io { source, .. }) if source.kind() == ErrorKind::PermissionDenied => {
+                self.unlink(relative)?;
+                open()
+            }
+            other => other,
+        }
+    }
+
+    fn create(&self, relative: &str, extra: OFlags, mode: Mode) -> Result<fs::File> {
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC | extra;
+        rustix::fs::openat(&self.dir, relative, flags, mode)
+            .map(fs::File::from)
+            .map_err(|errno| self.error("creating", relative, errno))
+    }
+
+    /// Gives a finished file its mode, and its bytes to the disk where that was asked for.
+    pub(super) fn seal(&self, relative: &str, file: &fs::File, writable: bool) -> Result<()> {
+        if self.chmod || writable {
+            rustix::fs::fchmod(file, BLOB_MODE).map_err(|e| self.error("sealing", relative, e))?;
+        }
+        if self.sync != SyncMode::None {
+            rustix::fs::fdatasync(file).map_err(|e| self.error("syncing", relative, e))?;
+        }
+        Ok(())
+    }
+
+    /// Moves a file to its place, replacing what is there, and makes the folders on the way.
+    pub(super) fn publish(&self, from: &str, to: &str) -> Result<()> {
+        let rename = || rustix::fs::renameat(&self.dir, from, &self.dir, to);
+        let mut renamed = rename();
+        if renamed == Err(Errno::NOENT)
+            && let Some((folder, _)) = to.rsplit_once('/')
+        {
+            self.make_dir(folder)?;
+            renamed = rename();
+        }
+        renamed.map_err(|errno| self.error("publishing", to, errno))?;
+        if self.sync == SyncMode::Full
+            && let Some((folder, _)) = to.rsplit_once('/')
+        {
+            self.sync_dir(folder)?;
+        }
+        Ok(())
+    }
+
+    fn sync_dir(&self, relative: &str) -> Result<()> {
+        let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC;
+        rustix::fs::openat(&self.dir, relative, flags, Mode::empty())
+            .and_then(rustix::fs::fsync)
+            .map_err(|errno| self.error("syncing", relative, errno))
+    }
+
+    /// Moves a file aside; one that is not there is fine.
+    pub(super) fn rename(&self, from: &str, to: &str) -> Result<()> {
+        match rustix::fs::renameat(&self.dir, from, &self.dir, to) {
+            Ok(()) | Err(Errno::NOENT) => Ok(()),
+            Err(errno) => Err(self.error("moving", from, errno)),
+        }
+    }
+
+    /// Removes a file; one that is not there is fine.
+    pub(super) fn unlink(&self, relative: &str) -> Result<()> {
+        match rustix::fs::unlinkat(&self.dir, relative, AtFlags::empty()) {
+            Ok(()) | Err(Errno::NOENT) => Ok(()),
+            Err(errno) => Err(self.error("removing", relative, errno)),
+        }
+    }
+
+    /// A file's size and times; `None` when there is none, or no regular one.
+    pub(super) fn stat(&self, relative: &str) -> Result<Option<Meta>> {
+        match rustix::fs::statat(&self.dir, relative, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(stat) => Ok(regular(&stat)),
+            Err(Errno::NOENT | Errno::NOTDIR) => Ok(None),
+            Err(errno) => Err(self.error("looking up", relative, errno)),
+        }
+    }
+
+    /// Records a file's last use; one that is not there is fine.
+    pub(super) fn set_atime(&self, relative: &str, ms: u64) -> Result<()> {
+        let times = Timestamps {
+            last_access: timespec(ms),
+            last_modification: Timespec {
+                tv_sec: 0,
+                tv_nsec: rustix::fs::UTIME_OMIT,
+            },
+        };
+        match rustix::fs::utimensat(&self.dir, relative, &times, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(()) | Err(Errno::NOENT) => Ok(()),
+            Err(errno) => Err(self.error("setting the time of", relative, errno)),
+        }
+    }
+
+    /// The names and types in a folder; a folder that is not there is empty.
+    pub(super) fn list(&self, relative: &str) -> Result<Vec<String>> {
+        let read = || -> rustix::io::Result<Vec<String>> {
+            let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC;
+            let dir = rustix::fs::openat(&self.dir, relative, flags, Mode::empty())?;
+            let names = rustix::fs::Dir::read_from(dir)?.filter_map(|entry| {
+                let entry = match entry {
+                    Ok(entry) => entry,
+                    Err(errno) => return Some(Err(errno)),
+                };
+                let name = entry.file_name().to_str().ok()?;
+                (!matches!(name, "." | "..")).then(|| Ok(name.to_owned()))
+            });
+            names.collect()
+        };
+        match read() {
+            Err(Errno::NOENT | Errno::NOTDIR) => Ok(Vec::new()),
+            other => other.map_err(|errno| self.error("listing", relative, errno)),
+        }
+    }
+
+    /// Flushes the whole file system that holds the data.
+    pub(super) fn sync_all(&self) -> Result<()> {
+        rustix::fs::syncfs(&self.dir).map_err(|errno| self.error("syncing", "", errno))
+    }
+
+    /// What the file system has left for us, in bytes.
+    pub(super) fn free_bytes(&self) -> Option<u64> {
+        let stat = rustix::fs::fstatvfs(&self.dir).ok()?;
+        Some(stat.f_bavail.saturating_mul(stat.f_frsize))
+    }
+
+    /// Replaces a small file atomically.
+    pub(super) fn replace(&self, relative: &str, content: &[u8]) -> Result<()> {
+        let (tmp, file) = self.create_tmp()?;
+        let written = write_at(&file, &[Bytes::copy_from_slice(content)], 0);
+        written.map_err(|errno| self.error("writing", relative, errno))?;
+        rustix::fs::fdatasync(&file).map_err(|e| self.error("syncing", relative, e))?;
+        self.rename(&tmp, relative)
+    }
+}
+
+/// Writes all pieces, in order, from `at` on.
+pub(super) fn write_at(file: &fs::File, pieces: &[Bytes], mut at: u64) -> rustix::io::Result<()> {
+    for piece in pieces {
+        let mut rest: &[u8] = piece;
+        while !rest.is_empty() {
+            let written = match rustix::io::pwrite(file, rest, at) {
+                Ok(0) => return Err(Errno::IO),
+                Ok(written) => written,
+                Err(Errno::INTR) => continue,
+                Err(errno) => return Err(errno),
+            };
+            at += written as u64;
+            rest = rest.get(written..).unwrap_or_default();
+        }
+    }
+    Ok(())
+}
+
+/// The size and times in a `stat` of a regular file.
+pub(super) fn regular(stat: &rustix::fs::Stat) -> Option<Meta> {
+    let kind = rustix::fs::FileType::from_raw_mode(stat.st_mode);
+    let ms = |seconds: i64, nanos: u64| {
+        u64::try_from(seconds).unwrap_or(0).saturating_mul(1000) + nanos / 1_000_000
+    };
+    (kind == rustix::fs::FileType::RegularFile).then(|| Meta {
+        size: u64::try_from(stat.st_size).unwrap_or(0),
+        atime_ms: ms(stat.st_atime, stat.st_atime_nsec),
+        mtime_ms: ms(stat.st_mtime, stat.st_mtime_nsec),
+    })
+}
+
+fn timespec(ms: u64) -> Timespec {
+    let nanos = (ms % 1000) * 1_000_000;
+    Timespec {
+        tv_sec: i64::try_from(ms / 1000).unwrap_or(i64::MAX),
+        tv_nsec: i64::try_from(nanos).unwrap_or(0),
+    }
+}

@@ -1,0 +1,363 @@
+//! Who may take how much of the disk: every byte is reserved before it is written.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{
+            AtomicBool, AtomicU64,
+            Ordering::{Relaxed, SeqCst},
+        },
+    },
+    time::Duration,
+};
+
+use tokio::{sync::Notify, time};
+
+use crate::{
+    Error, Result, Usage,
+    index::{Index, room_of},
+};
+
+/// How long an upload waits for eviction before it is refused. Eviction takes milliseconds; this
+/// ends the wait when nothing evicts.
+const WAIT: Duration = Duration::from_secs(30);
+
+/// The store's accounts.
+pub(super) struct Room {
+    index: Arc<Index>,
+    limit: u64,
+    /// Usage beyond this wakes the janitor.
+    mark: u64,
+    /// Being written.
+    reserved: AtomicU64,
+    /// Partial uploads that nobody is sending.
+    idle: AtomicU64,
+    /// What an earlier run left on the disk, at most, and the scan has not reached yet.
+    unscanned: AtomicU64,
+    /// What the upload at the head of the queue wants.
+    wanted: AtomicU64,
+    waiting: AtomicU64,
+    /// Waiting uploads stand in line here, so that a large one is not passed by small ones for ever.
+    line: tokio::sync::Mutex<()>,
+    made: Notify,
+    exhausted: AtomicBool,
+    pressure: Notify,
+}
+
+/// Room that is taken until this is dropped.
+pub(super) struct Reservation {
+    room: Arc<Room>,
+    bytes: u64,
+}
+
+impl Room {
+    pub(super) fn new(index: Arc<Index>, limit: u64, mark: u64, unscanned: u64) -> Arc<Self> {
+        Arc::new(Self {
+            index,
+            limit,
+            mark,
+            reserved: AtomicU64::new(0),
+            idle: AtomicU64::new(0),
+            unscanned: AtomicU64::new(unscanned),
+            wanted: AtomicU64::new(0),
+            waiting: AtomicU64::new(0),
+            line: tokio::sync::Mutex::new(()),
+            made: Notify::new(),
+            exhausted: AtomicBool::new(false),
+            pressure: Notify::new(),
+        })
+    }
+
+    /// Takes room for a file of `size` bytes; waits for eviction when there is not enough.
+    /// `what` names it in the error.
+    pub(super) async fn reserve(self: &Arc<Self>, size: u64, what: &str) -> Result<Reservation> {
+        let bytes = room_of(size);
+        if self.waiting.load(SeqCst) == 0
+            && let Some(reservation) = self.try_reserve(bytes)
+        {
+            return Ok(reservation);
+        }
+        if bytes > self.limit {
+            return Err(self.full(what, bytes));
+        }
+        let _waiting = Waiting::new(&self.waiting);
+        let _turn = self.line.lock().await;
+        self.exhausted.store(false, SeqCst);
+        let until = time::Instant::now() + WAIT;
+        loop {
+            let made = self.made.notified();
+            tokio::pin!(made);
+            made.as_mut().enable();
+            if let Some(reservation) = self.try_reserve(bytes) {
+                return Ok(reservation);
+            }
+            let _wanted = Wanted::new(&self.wanted, bytes);
+            if self.exhausted.swap(false, SeqCst) {
+                return Err(self.full(what, bytes));
+            }
+            self.pressure.notify_one();
+            if time::timeout_at(until, made).await.is_err() {
+                return Err(self.full(what, bytes));
+            }
+        }
+    }
+
+    /// After the disk itself was full: waits until eviction has freed `size` bytes of it, as far as
+    /// `free` tells. Says whether it is worth trying again.
+    pub(super) async fn make_on_disk(&self, size: u64, free: impl Fn() -> Option<u64>) -> bool {
+        let _waiting = Waiting::new(&self.waiting);
+        let _turn = self.line.lock().await;
+        self.exhausted.store(false, SeqCst);
+        let until = time::Instant::now() + WAIT;
+        loop {
+            let made = self.made.notified();
+            tokio::pin!(made);
+            made.as_mut().enable();
+            // Eviction frees what is wanted beyond the room under the limit, so ask for that too.
+            let under_limit = self.limit.saturating_sub(self.used());
+            let _wanted = Wanted::new(&self.wanted, under_limit.saturating_add(room_of(size)));
+            self.pressure.notify_one();
+            if time::timeout_at(until, made).await.is_err() || self.exhausted.swap(false, SeqCst) {
+                return false;
+            }
+            if free().is_none_or(|free| free >= room_of(size)) {
+                return true;
+            }
+        }
+    }
+
+    fn try_reserve(self: &Arc<Self>, bytes: u64) -> Option<Reservation> {
+        // What is settled is read after what is reserved: a blob that moves from the one to the
+        // other meanwhile is counted twice and not left out.
+        let sum = |taken: u64| self.settled().saturating_add(taken).saturating_add(bytes);
+        let fits = |taken: u64| (sum(taken) <= self.limit).then(|| taken.saturating_add(bytes));
+        let taken = self.reserved.fetch_update(SeqCst, SeqCst, fits).ok()?;
+        if sum(taken) > self.mark {
+            self.pressure.notify_one();
+        }
+        let room = Arc::clone(self);
+        Some(Reservation { room, bytes })
+    }
+
+    fn full(&self, what: &str, bytes: u64) -> Error {
+        let why = format!("the cache holds at most {} bytes", self.limit);
+        Error::Full {
+            what: what.to_owned(),
+            bytes,
+            why,
+        }
+    }
+
+    fn settled(&self) -> u64 {
+        self.index
+            .bytes()
+            .saturating_add(self.idle.load(Relaxed))
+            .saturating_add(self.unscanned.load(Relaxed))
+    }
+
+    pub(super) fn used(&self) -> u64 {
+        self.settled().saturating_add(self.reserved.load(SeqCst))
+    }
+
+    pub(super) fn usage(&self, free_on_disk: Option<u64>) -> Usage {
+        let (used, wanted) = (self.used(), self.wanted.load(SeqCst));
+        let free = self.limit.saturating_sub(used);
+        Usage {
+            used,
+            idle_uploads: self.idle.load(Relaxed),
+            limit: self.limit,
+            wanted: wanted.saturating_sub(free),
+            free_on_disk,
+        }
+    }
+
+    /// Whether any partial upload is kept.
+    pub(super) fn has_idle(&self) -> bool {
+        self.idle.load(Relaxed) > 0
+    }
+
+    /// Counts a kept partial upload of `size` bytes.
+    pub(super) fn add_idle(&self, size: u64) {
+        self.idle.fetch_add(room_of(size), Relaxed);
+    }
+
+    /// A kept partial upload of `size` bytes is being sent again: its room is reserved from now on.
+    pub(super) fn adopt_idle(self: &Arc<Self>, size: u64) -> Reservation {
+        let bytes = room_of(size);
+        self.reserved.fetch_add(bytes, SeqCst);
+        subtract(&self.idle, bytes);
+        Reservation {
+            room: Arc::clone(self),
+            bytes,
+        }
+    }
+
+    /// Ends what [`Self::add_idle`] began.
+    pub(super) fn remove_idle(&self, size: u64) {
+        subtract(&self.idle, room_of(size));
+    }
+
+    /// The scan reached a file of `size` bytes.
+    pub(super) fn scanned(&self, size: u64) {
+        subtract(&self.unscanned, room_of(size));
+    }
+
+    /// The scan reached everything.
+    pub(super) fn scan_done(&self) {
+        self.unscanned.store(0, Relaxed);
+        self.made.notify_waiters();
+    }
+
+    /// See [`crate::Evictable::room_made`].
+    pub(super) fn made(&self, exhausted: bool) {
+        self.exhausted.store(exhausted, SeqCst);
+        self.made.notify_waiters();
+    }
+
+    /// See [`crate::Evictable::pressure`].
+    pub(super) async fn pressure(&self) {
+        self.pressure.notified().await;
+    }
+
+    /// Asks the janitor to look again.
+    pub(super) fn press(&self) {
+        self.pressure.notify_one();
+    }
+}
+
+impl Reservation {
+    /// Takes over another reservation's room.
+    pub(super) fn merge(&mut self, mut other: Self) {
+        self.bytes += std::mem::take(&mut other.bytes);
+    }
+
+    /// In bytes.
+    pub(super) const fn bytes(&self) -> u64 {
+        self.bytes
+    }
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        subtract(&self.room.reserved, self.bytes);
+        if self.bytes > 0 && self.room.waiting.load(SeqCst) > 0 {
+            self.room.made.notify_waiters();
+        }
+    }
+}
+
+/// Counts one waiting upload for as long as it lives.
+struct Waiting<'a>(&'a AtomicU64);
+
+impl<'a> Waiting<'a> {
+    fn new(count: &'a AtomicU64) -> Self {
+        count.fetch_add(1, SeqCst);
+        Self(count)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, SeqCst);
+    }
+}
+
+/// States how much is wanted for as long as it lives.
+struct Wanted<'a>(&'a AtomicU64);
+
+impl<'a> Wanted<'a> {
+    fn new(wanted: &'a AtomicU64, bytes: u64) -> Self {
+        wanted.store(bytes, SeqCst);
+        Self(wanted)
+    }
+}
+
+impl Drop for Wanted<'_> {
+    fn drop(&mut self) {
+        self.0.store(0, SeqCst);
+    }
+}
+
+fn subtract(from: &AtomicU64, bytes: u64) {
+    let lower = |value: u64| Some(value.saturating_sub(bytes));
+    let _ = from.fetch_update(SeqCst, SeqCst, lower);
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::FutureExt as _;
+
+    use super::*;
+
+    fn room(limit: u64) -> Arc<Room> {
+        Room::new(Arc::new(Index::new()), limit, limit, 0)
+    }
+
+    #[tokio::test]
+    async fn reservations_never_exceed_the_limit() {
+        let room = room(8192);
+        let first = room.reserve(1, "a").await.unwrap();
+        let second = room.reserve(4096, "b").await.unwrap();
+        assert!(room.reserve(1, "c").now_or_never().is_none());
+        assert_eq!(room.used(), 8192);
+        drop((first, second));
+        assert_eq!(room.used(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_waiting_upload_goes_on_when_room_was_made() {
+        let room = room(8192);
+        let held = room.reserve(8192, "a").await.unwrap();
+        let mut waiting = Box::pin(room.reserve(4096, "b"));
+        assert!(waiting.as_mut().now_or_never().is_none());
+        room.pressure()
+            .now_or_never()
+            .expect("the janitor is called");
+        assert_eq!(room.usage(None).wanted, 4096);
+        drop(held);
+        waiting.await.unwrap();
+        assert_eq!(room.usage(None).wanted, 0);
+    }
+
+    #[tokio::test]
+    async fn a_small_upload_does_not_pass_a_large_one_that_waits() {
+        let room = room(8192);
+        let held = room.reserve(4096, "a").await.unwrap();
+        let mut large = Box::pin(room.reserve(8192, "b"));
+        assert!(large.as_mut().now_or_never().is_none());
+        let mut small = Box::pin(room.reserve(1, "c"));
+        assert!(small.as_mut().now_or_never().is_none());
+        drop(held);
+        let large = large.await.unwrap();
+        assert!(small.as_mut().now_or_never().is_none());
+        drop(large);
+        small.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn when_nothing_can_be_evicted_the_upload_is_refused() {
+        let room = room(8192);
+        let _held = room.reserve(8192, "a").await.unwrap();
+        let mut waiting = Box::pin(room.reserve(4096, "b"));
+        assert!(waiting.as_mut().now_or_never().is_none());
+        room.made(true);
+        assert!(matches!(
+            waiting.await,
+            Err(Error::Full { bytes: 4096, .. })
+        ));
+        assert!(matches!(
+            room.reserve(8193, "c").await,
+            Err(Error::Full { .. })
+        ));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn without_a_janitor_the_wait_ends_too() {
+        let room = room(4096);
+        let _held = room.reserve(1, "a").await.unwrap();
+        assert!(matches!(
+            room.reserve(1, "b").await,
+            Err(Error::Full { .. })
+        ));
+    }
+}

@@ -1,0 +1,175 @@
+//! What the store does beside serving: writing last uses back, and sync points.
+
+use std::{
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use tokio::time::{self, MissedTickBehavior};
+
+use super::{
+    core::{Core, blocking, now_ms},
+    state::State,
+};
+use crate::{Error, Result, index::Key};
+
+/// How often the usage on record is compared with the real one.
+const TICK: Duration = Duration::from_secs(1);
+/// Ticks between two sync points, and two rounds of writing last uses back.
+const ROUND: u32 = 60;
+/// Ticks between two looks at whether the directory can be used.
+const PROBE: u32 = 5;
+/// How much earlier than the flush a sync point is dated: file times are coarse, clocks get set.
+const MARGIN_MS: u64 = 2000;
+/// How many last uses are collected before they are written.
+const BATCH: usize = 4096;
+
+/// The state on record, as it was last written.
+pub(super) struct Recorded {
+    state: Mutex<State>,
+    /// What had been written at the last sync point.
+    synced: AtomicU64,
+}
+
+impl Recorded {
+    /// What was recorded when the store opened.
+    pub(super) fn new(state: State) -> Self {
+        Self {
+            state: Mutex::new(state),
+            synced: AtomicU64::new(0),
+        }
+    }
+}
+
+/// The time that a sync point made now is given.
+pub(super) fn dated() -> u64 {
+    now_ms().saturating_sub(MARGIN_MS)
+}
+
+/// Runs until the store is closed.
+pub(super) async fn run(core: Arc<Core>, recorded: Arc<Recorded>) {
+    let mut ticks = time::interval(TICK);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut round: u32 = 0;
+    loop {
+        tokio::select! {
+            () = core.cancel.cancelled() => return,
+            _ = ticks.tick() => {}
+        }
+        round = round.wrapping_add(1);
+        let (at_round, core, recorded) = (
+            round.is_multiple_of(ROUND),
+            Arc::clone(&core),
+            Arc::clone(&recorded),
+        );
+        let done = blocking(move || {
+            if round.is_multiple_of(PROBE) {
+                core.probe();
+            }
+            core.record_usage(&recorded)?;
+            if at_round {
+                core.write_back()?;
+                core.sync_point(&recorded, false)?;
+            }
+            Ok(())
+        })
+        .await;
+        if let Err(error) = done {
+            tracing::warn!(%error, "upkeep of the data directory failed; it will be tried again");
+        }
+    }
+}
+
+impl Core {
+    /// Finds out whether the directory can be written to, and says so when that changes. Blocks.
+    fn probe(&self) {
+        let probed = self.files.probe();
+        let healthy = probed.as_ref().map_or_else(Error::is_no_space, |()| true);
+        let changed = self
+            .healthy
+            .send_if_modified(|was| std::mem::replace(was, healthy) != healthy);
+        match probed {
+            Err(error) if changed && !healthy => tracing::error!(%error, "data directory unusable"),
+            _ if changed => tracing::info!("data directory usable again"),
+            _ => {}
+        }
+    }
+
+    /// Notes an upper bound of the usage, so that a restart knows it before it has looked. Blocks.
+    fn record_usage(&self, recorded: &Recorded) -> Result<()> {
+        let margin = self.room.usage(None).limit / 20;
+        let mut state = recorded
+            .state
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let used = self.room.used();
+        let too_low = used.saturating_add(margin / 2) > state.used_at_most;
+        let too_high = used.saturating_add(margin * 2) < state.used_at_most && self.is_scanned();
+        if too_low || too_high {
+            let next = State {
+                used_at_most: used.saturating_add(margin),
+                ..*state
+            };
+            next.save(&self.files)?;
+            *state = next;
+        }
+        Ok(())
+    }
+
+    /// Writes the last uses that changed to the files' access times. Blocks.
+    pub(super) fn write_back(&self) -> Result<()> {
+        loop {
+            let mut used: Vec<(Key, u64)> = Vec::new();
+            self.index.visit(|_, entry| {
+                if entry.is_dirty() && used.len() < BATCH {
+                    entry.set_dirty(false);
+                    used.push((entry.key(), entry.last_use()));
+                }
+            });
+            let last = used.len() < BATCH;
+            for (key, last_use) in used {
+                if let Some(path) = self.locate(&key)? {
+                    self.files.set_atime(&path, last_use)?;
+                }
+            }
+            if last {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Flushes the file system, and notes that what was written before is whole. Not while
+    /// something is in doubt: that would be trusted from then on. Blocks.
+    pub(super) fn sync_point(&self, recorded: &Recorded, clean: bool) -> Result<()> {
+        if !self.is_scanned() || self.index.in_doubt() > 0 {
+            return Ok(());
+        }
+        let written = self.written.load(Relaxed);
+        if !clean && written == recorded.synced.load(Relaxed) {
+            return Ok(());
+        }
+        let synced_ms = dated();
+        self.files.sync_all()?;
+        let mut state = recorded
+            .state
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let used_at_most = if clean {
+            self.index.bytes()
+        } else {
+            state.used_at_most
+        };
+        let next = State {
+            clean,
+            synced_ms,
+            used_at_most,
+        };
+        next.save(&self.files)?;
+        *state = next;
+        recorded.synced.store(written, Relaxed);
+        Ok(())
+    }
+}

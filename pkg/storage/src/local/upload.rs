@@ -1,0 +1,374 @@
+//! Blobs that arrive as a stream: staged on disk as they come, kept when they break off.
+
+use std::{mem, sync::Arc};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures::StreamExt as _;
+use tokio::{runtime::Handle, task::JoinHandle};
+
+use super::{
+    LocalStore,
+    blobs::{check_size, disk_full},
+    claims::Claim,
+    core::{Core, blocking, cut_off},
+    layout,
+    staged::Staged,
+};
+use crate::{
+    CHUNK_SIZE, Chunks, Digest, Error, Put, Result, Resume, UploadId, Uploads,
+    index::{SIZE_END, Use, room_of},
+};
+
+/// How much room an upload takes at a time beyond what has arrived.
+const RESERVE_STEP: u64 = 8 * 1024 * 1024;
+
+#[async_trait]
+impl Uploads for LocalStore {
+    async fn committed(&self, digest: &Digest, upload: &UploadId) -> Result<u64> {
+        let (core, path) = (Arc::clone(&self.core), layout::upload_path(digest, upload));
+        let meta = blocking(move || core.files.stat(&path)).await?;
+        Ok(meta.map_or(0, |meta| meta.size.min(digest.size())))
+    }
+}
+
+/// Stores content as it arrives; see [`crate::BlobStore::put`].
+pub(super) async fn put_stream(
+    core: &Arc<Core>,
+    digest: &Digest,
+    mut chunks: Chunks,
+    resume: Option<Resume>,
+) -> Result<Put> {
+    if digest.size() >= SIZE_END {
+        check_size(digest, digest.size())?;
+    }
+    // Watching comes before looking, so that no other upload's end falls in between.
+    let watch = core.watchers.watch(digest);
+    if digest.is_empty_blob() || core.seek(digest, Use::default()).await?.is_some() {
+        return Ok(Put::Existed);
+    }
+    let mut upload = Guard(Some(Upload::begin(core, digest, resume).await));
+    let claim = upload.0.as_ref().and_then(|upload| upload.claim.clone());
+    let superseded = async move {
+        match claim {
+            Some(claim) => claim.superseded().await,
+            None => std::future::pending().await,
+        }
+    };
+    let receive = async {
+        while let Some(chunk) = chunks.next().await {
+            let Some(upload) = &mut upload.0 else { break };
+            upload.push(chunk?).await?;
+        }
+        Ok(())
+    };
+    let ended = tokio::select! {
+        biased;
+        () = superseded => Err(Error::Superseded(*digest)),
+        () = watch.published() => return upload.abandon().await,
+        ended = receive => ended,
+    };
+    let Some(taken) = upload.0.take() else {
+        return Ok(Put::Existed);
+    };
+    match ended {
+        Ok(()) => taken.finish().await,
+        Err(error) => {
+            taken.end(error.clone()).await?;
+            Err(error)
+        }
+    }
+}
+
+/// Where an upload's bytes are.
+enum Phase {
+    /// All in memory: nothing was staged yet.
+    Unopened,
+    /// Staged, and nobody is writing.
+    Ready(Box<Staged>),
+    /// Another thread is writing; it gives back the pieces that it could not write.
+    Busy(JoinHandle<Written>),
+    /// Gone: an earlier step failed and removed it.
+    Lost,
+}
+
+type Written = (Box<Staged>, Vec<Bytes>, Result<()>);
+
+/// One stream on its way to the disk. Bytes are collected until writing them is worth a trip to
+/// another thread, and received while that thread writes.
+struct Upload {
+    core: Arc<Core>,
+    digest: Digest,
+    resume: Option<Resume>,
+    claim: Option<Arc<Claim>>,
+    /// Bytes received, those before the stream's offset included.
+    received: u64,
+    pieces: Vec<Bytes>,
+    collected: usize,
+    phase: Phase,
+}
+
+impl Upload {
+    async fn begin(core: &Arc<Core>, digest: &Digest, resume: Option<Resume>) -> Self {
+        let claim = match &resume {
+            Some(resume) => {
+                let path = layout::upload_path(digest, &resume.upload);
+                Some(Arc::new(core.claims.claim(&path).await))
+            }
+            None => None,
+        };
+        Self {
+            core: Arc::clone(core),
+            digest: *digest,
+            received: resume.as_ref().map_or(0, |resume| resume.offset),
+            resume,
+            claim,
+            pieces: Vec::new(),
+            collected: 0,
+            phase: Phase::Unopened,
+        }
+    }
+
+    async fn push(&mut self, chunk: Bytes) -> Result<()> {
+        self.received = self.received.saturating_add(chunk.len() as u64);
+        if self.received > self.digest.size() {
+            let actual = format!("more than {} bytes", self.digest.size());
+            return Err(Error::Mismatch {
+                expected: self.digest,
+                actual,
+            });
+        }
+        self.collected += chunk.len();
+        self.pieces.push(chunk);
+        if self.collected >= CHUNK_SIZE {
+            self.flush().await
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Hands what was collected to a thread that writes it.
+    async fn flush(&mut self) -> Result<()> {
+        let bytes = self.collected as u64;
+        self.reserve(bytes).await?;
+        let Phase::Ready(mut staged) = mem::replace(&mut self.phase, Phase::Lost) else {
+            return Err(self.lost());
+        };
+        let pieces = mem::take(&mut self.pieces);
+        self.collected = 0;
+        self.phase = Phase::Busy(tokio::task::spawn_blocking(move || {
+            let result = staged.append(&pieces);
+            let pieces = if result.is_err() { pieces } else { Vec::new() };
+            (staged, pieces, result)
+        }));
+        Ok(())
+    }
+
+    /// Opens the staged file, or waits until it is at hand, and takes room for more of it.
+    async fn reserve(&mut self, bytes: u64) -> Result<()> {
+        let what = self.digest.to_string();
+        if matches!(self.phase, Phase::Unopened) {
+            let offset = self.resume.as_ref().map_or(0, |resume| resume.offset);
+            let kept = self.kept().await?;
+            if kept < offset {
+                let digest = self.digest;
+                return Err(Error::UploadOffset {
+                    digest,
+                    offset,
+                    committed: kept,
+                });
+            }
+            let rest = self.digest.size().saturating_sub(offset);
+            let first = offset.saturating_add(bytes.max(RESERVE_STEP.min(rest)));
+            // The room of what is kept becomes this upload's when it is opened.
+            let more = room_of(first).saturating_sub(room_of(kept));
+            let room = self.core.room.reserve(more, &what).await?;
+            let (core, digest) = (Arc::clone(&self.core), self.digest);
+            let (resume, claim) = (self.resume.clone(), self.claim.clone());
+            let staged = blocking(move || Staged::open(core, &digest, resume, claim, room)).await?;
+            self.phase = Phase::Ready(Box::new(staged));
+        }
+        self.ready().await?;
+        let Phase::Ready(staged) = &mut self.phase else {
+            return Err(self.lost());
+        };
+        let short = staged.short_of(bytes);
+        if short > 0 {
+            let rest = self.digest.size().saturating_sub(staged.len() + bytes);
+            let step = short + RESERVE_STEP.min(rest);
+            let more = self.core.room.reserve(step, &what).await?;
+            staged.give(more);
+        }
+        Ok(())
+    }
+
+    /// Waits until nobody is writing. What could not be written for lack of space is tried once
+    /// more after eviction.
+    async fn ready(&mut self) -> Result<()> {
+        let mut second = false;
+        while let Phase::Busy(writing) = &mut self.phase {
+            let (staged, pieces, result) = match writing.await {
+                Ok(written) => written,
+                Err(error) => {
+                    self.phase = Phase::Lost;
+                    return Err(cut_off(&error));
+                }
+            };
+            self.phase = Phase::Ready(staged);
+            match result {
+                Ok(()) => {}
+                Err(error) if error.is_no_space() => {
+                    let bytes = pieces.iter().map(|piece| piece.len() as u64).sum();
+                    if second || !self.core.make_on_disk(bytes).await {
+                        return Err(disk_full(&self.digest));
+                    }
+                    second = true;
+                    self.write_again(pieces);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    fn write_again(&mut self, pieces: Vec<Bytes>) {
+        if let Phase::Ready(mut staged) = mem::replace(&mut self.phase, Phase::Lost) {
+            self.phase = Phase::Busy(tokio::task::spawn_blocking(move || {
+                let result = staged.append(&pieces);
+                (staged, pieces, result)
+            }));
+        }
+    }
+
+    /// All bytes came: verifies and publishes.
+    async fn finish(mut self) -> Result<Put> {
+        let offset = self.resume.as_ref().map_or(0, |resume| resume.offset);
+        if let Err(error) = check_size(&self.digest, self.received) {
+            self.discard().await?;
+            return Err(error);
+        }
+        if matches!(self.phase, Phase::Unopened) && offset == 0 {
+            let put = self
+                .core
+                .put_pieces(&self.digest, mem::take(&mut self.pieces))
+                .await;
+            self.drop_kept().await?;
+            return put;
+        }
+        if let Err(error) = self.reserve(self.collected as u64).await {
+            return Err(self.end(error.clone()).await.err().unwrap_or(error));
+        }
+        if self.collected > 0
+            && let Err(error) = self.flush_and_wait().await
+        {
+            return Err(self.end(error.clone()).await.err().unwrap_or(error));
+        }
+        let Phase::Ready(staged) = mem::replace(&mut self.phase, Phase::Lost) else {
+            return Err(self.lost());
+        };
+        blocking(move || staged.publish()).await
+    }
+
+    async fn flush_and_wait(&mut self) -> Result<()> {
+        self.flush().await?;
+        self.ready().await
+    }
+
+    /// After an error: keeps what a client can go on from, drops what it cannot.
+    async fn end(self, error: Error) -> Result<()> {
+        match error {
+            // What an earlier attempt left takes no room that it did not have.
+            Error::Full { .. } if matches!(self.phase, Phase::Unopened) => Ok(()),
+            Error::Mismatch { .. } | Error::Full { .. } | Error::Io { .. } => self.discard().await,
+            _ => self.suspend().await,
+        }
+    }
+
+    /// Stages what was collected, and keeps it for a later attempt.
+    async fn suspend(mut self) -> Result<()> {
+        if self.resume.is_some() && self.collected > 0 {
+            self.flush_and_wait().await?;
+        }
+        self.ready().await
+    }
+
+    async fn discard(mut self) -> Result<()> {
+        if matches!(self.phase, Phase::Unopened) {
+            return self.drop_kept().await;
+        }
+        let ready = self.ready().await;
+        if let Phase::Ready(staged) = mem::replace(&mut self.phase, Phase::Lost) {
+            blocking(move || staged.discard()).await?;
+        }
+        ready.or(Ok(()))
+    }
+
+    /// How much an earlier attempt left, in bytes. Nobody changes it while this upload has the
+    /// claim.
+    async fn kept(&self) -> Result<u64> {
+        let Some(resume) = &self.resume else {
+            return Ok(0);
+        };
+        let path = layout::upload_path(&self.digest, &resume.upload);
+        let core = Arc::clone(&self.core);
+        let meta = blocking(move || core.files.stat(&path)).await?;
+        Ok(meta.map_or(0, |meta| meta.size))
+    }
+
+    /// Removes what an earlier attempt left, when this one did without it.
+    async fn drop_kept(&self) -> Result<()> {
+        let Some(resume) = &self.resume else {
+            return Ok(());
+        };
+        if !self.core.room.has_idle() {
+            return Ok(());
+        }
+        let (core, path) = (
+            Arc::clone(&self.core),
+            layout::upload_path(&self.digest, &resume.upload),
+        );
+        blocking(move || {
+            if let Some(kept) = core.files.stat(&path)? {
+                core.files.unlink(&path)?;
+                core.room.remove_idle(kept.size);
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    fn lost(&self) -> Error {
+        Error::Unavailable(format!("upload of {} lost its file", self.digest))
+    }
+}
+
+/// An upload whose caller may vanish at any moment; what it collected is kept even then.
+struct Guard(Option<Upload>);
+
+impl Guard {
+    /// Another upload finished the blob first.
+    async fn abandon(&mut self) -> Result<Put> {
+        if let Some(upload) = self.0.take() {
+            upload.discard().await?;
+        }
+        Ok(Put::Existed)
+    }
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        let Some(upload) = self.0.take() else { return };
+        let Ok(runtime) = Handle::try_current() else {
+            return;
+        };
+        let tracker = upload.core.tracker.clone();
+        tracker.spawn_on(
+            async move {
+                if let Err(error) = upload.suspend().await {
+                    tracing::debug!(%error, "could not keep an upload that broke off");
+                }
+            },
+            &runtime,
+        );
+    }
+}

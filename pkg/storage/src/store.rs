@@ -1,0 +1,102 @@
+//! The two traits at the centre: what keeps blobs, and what keeps action results.
+
+use std::fmt;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures::future;
+use reapi::v2::ActionResult;
+
+use crate::{Blob, Digest, Error, Result, UploadId};
+
+/// Content-addressed storage. Implementations and decorators provide the first three methods; the
+/// batched ones have correct defaults and exist for stores that can do better.
+///
+/// The empty blob is present in every store, whether or not it was ever put.
+#[async_trait]
+pub trait BlobStore: Send + Sync + fmt::Debug + 'static {
+    /// Which of `digests` are not here, each once, in the order of their first mention. Those that
+    /// are here stay for the store's lease time, if it has one.
+    async fn find_missing(&self, digests: &[Digest]) -> Result<Vec<Digest>>;
+
+    /// The blob's content from byte `offset` to its end. [`Error::NotFound`] when it is not here,
+    /// [`Error::OffsetPastEnd`] when `offset` exceeds its size.
+    async fn get(&self, digest: &Digest, offset: u64) -> Result<Blob>;
+
+    /// Stores `blob` under `digest`. It is visible once this returns, and only if its size and
+    /// hash are the digest's. Returns early, content unread, when the blob is or becomes present.
+    async fn put(&self, digest: &Digest, blob: Blob) -> Result<Put>;
+
+    /// The whole content of several blobs, a result each, in order. The caller bounds their sum.
+    async fn get_batch(&self, digests: &[Digest]) -> Vec<Result<Bytes>> {
+        future::join_all(
+            digests
+                .iter()
+                .map(|digest| async move { self.get(digest, 0).await?.into_bytes().await }),
+        )
+        .await
+    }
+
+    /// Stores several blobs, a result each, in order.
+    async fn put_batch(&self, blobs: Vec<(Digest, Bytes)>) -> Vec<Result<Put>> {
+        future::join_all(
+            blobs.into_iter().map(|(digest, content)| async move {
+                self.put(&digest, Blob::Bytes(content)).await
+            }),
+        )
+        .await
+    }
+}
+
+/// How a [`BlobStore::put`] ended well.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Put {
+    /// The content was read to its end and stored.
+    Stored,
+    /// The blob was already here, or another put finished first; the content may be unread.
+    Existed,
+}
+
+/// What a store keeps of uploads that broke off (`ByteStream.QueryWriteStatus`).
+#[async_trait]
+pub trait Uploads: Send + Sync + fmt::Debug + 'static {
+    /// How many bytes of this upload are here, so that a put of [`Blob::Stream`] may resume there.
+    /// Zero for an upload never heard of.
+    async fn committed(&self, digest: &Digest, upload: &UploadId) -> Result<u64>;
+}
+
+/// Action results by action digest, a namespace per instance name.
+#[async_trait]
+pub trait ActionCache: Send + Sync + fmt::Debug + 'static {
+    /// The action's result under this instance name, if one is here.
+    async fn get(&self, instance: &str, action: &Digest) -> Result<Option<ActionResult>>;
+
+    /// Keeps the result; the last put wins, atomically.
+    async fn put(&self, instance: &str, action: &Digest, result: ActionResult) -> Result<()>;
+}
+
+/// Conveniences over any blob store.
+#[async_trait]
+pub trait BlobStoreExt: BlobStore {
+    /// The whole content of a blob of at most `limit` bytes; a larger one is [`Error::Full`].
+    async fn get_bytes(&self, digest: &Digest, limit: u64) -> Result<Bytes> {
+        if digest.size() > limit {
+            return Err(Error::Full {
+                what: digest.to_string(),
+                bytes: digest.size(),
+                why: format!("at most {limit} bytes are read into memory at once"),
+            });
+        }
+        self.get(digest, 0).await?.into_bytes().await
+    }
+
+    /// Whether the blob is here; extends its lease.
+    async fn contains(&self, digest: &Digest) -> Result<bool> {
+        Ok(self
+            .find_missing(std::slice::from_ref(digest))
+            .await?
+            .is_empty())
+    }
+}
+
+impl<S: BlobStore + ?Sized> BlobStoreExt for S {}

@@ -1,0 +1,112 @@
+//! The directories of a walk: those visited and those still to come, in one list.
+
+use std::hash::{BuildHasher as _, RandomState};
+
+use hashbrown::HashTable;
+
+use crate::{Digest, DigestFunction};
+
+/// Records in a chunk. Growing adds a chunk and copies nothing.
+const CHUNK: usize = 256;
+
+/// Digests of one function in the order in which they came, each once. At most 64 bytes a digest
+/// for hashes of 32 bytes: the hash, its size, and a number in a table that finds duplicates.
+#[derive(Debug)]
+pub(super) struct DigestQueue {
+    function: DigestFunction,
+    /// `CHUNK` records each: the hash, then the size.
+    chunks: Vec<Box<[u8]>>,
+    len: u32,
+    numbers: HashTable<u32>,
+    /// Keyed, since whoever builds the tree chooses the hashes.
+    hasher: RandomState,
+}
+
+impl DigestQueue {
+    pub(super) fn new(function: DigestFunction) -> Self {
+        Self {
+            function,
+            chunks: Vec::new(),
+            len: 0,
+            numbers: HashTable::new(),
+            hasher: RandomState::new(),
+        }
+    }
+
+    pub(super) const fn len(&self) -> u32 {
+        self.len
+    }
+
+    /// Appends the digest unless it is here. A digest of another function is never appended, and
+    /// neither is one beyond 2^32, which no memory holds.
+    pub(super) fn push(&mut self, digest: &Digest) {
+        let width = self.width();
+        let mut record = [0; size_of::<Digest>()];
+        let (Some(record), true) = (record.get_mut(..width), self.function == digest.function())
+        else {
+            return;
+        };
+        let (hash, size) = record.split_at_mut(self.function.hash_len());
+        hash.copy_from_slice(digest.hash());
+        size.copy_from_slice(&digest.size().to_le_bytes());
+
+        let (chunks, hasher) = (&self.chunks, &self.hasher);
+        let hash_of = |number: &u32| {
+            let record: &[u8] = record_at(chunks, width, *number).unwrap_or_default();
+            hasher.hash_one(record)
+        };
+        let hash = hasher.hash_one::<&[u8]>(record);
+        let known = self.numbers.find(hash, |number| {
+            record_at(chunks, width, *number) == Some(record)
+        });
+        let (None, Some(next)) = (known, self.len.checked_add(1)) else {
+            return;
+        };
+        self.numbers.insert_unique(hash, self.len, hash_of);
+        self.append(record);
+        self.len = next;
+    }
+
+    fn append(&mut self, record: &[u8]) {
+        let at = self.len as usize % CHUNK * record.len();
+        if at == 0 {
+            self.chunks
+                .push(vec![0; CHUNK * record.len()].into_boxed_slice());
+        }
+        let place = self
+            .chunks
+            .last_mut()
+            .and_then(|chunk| chunk.get_mut(at..at + record.len()));
+        if let Some(place) = place {
+            place.copy_from_slice(record);
+        }
+    }
+
+    /// The digest with this number, counted from zero.
+    pub(super) fn get(&self, number: u32) -> Option<Digest> {
+        if number >= self.len {
+            return None;
+        }
+        let record = record_at(&self.chunks, self.width(), number)?;
+        let (hash, size) = record.split_at_checked(self.function.hash_len())?;
+        let size = u64::from_le_bytes(size.try_into().ok()?);
+        Digest::from_hash(self.function, hash, size)
+    }
+
+    const fn width(&self) -> usize {
+        self.function.hash_len() + size_of::<u64>()
+    }
+
+    /// What the records and the table take, in bytes.
+    #[cfg(test)]
+    pub(super) fn memory(&self) -> (usize, usize) {
+        let chunks: usize = self.chunks.iter().map(|chunk| chunk.len()).sum();
+        let records = chunks + self.chunks.capacity() * size_of::<Box<[u8]>>();
+        (records, self.numbers.allocation_size())
+    }
+}
+
+fn record_at(chunks: &[Box<[u8]>], width: usize, number: u32) -> Option<&[u8]> {
+    let at = number as usize % CHUNK * width;
+    chunks.get(number as usize / CHUNK)?.get(at..at + width)
+}

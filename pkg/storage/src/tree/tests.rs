@@ -1,0 +1,453 @@
+use std::{collections::HashSet, sync::Arc};
+
+use bytes::{BufMut as _, Bytes, BytesMut};
+use futures::{StreamExt as _, stream};
+use proptest::prelude::*;
+use prost::Message as _;
+use reapi::v2::{self, Directory, DirectoryNode, FileNode, Tree};
+
+use super::{queue::DigestQueue, *};
+use crate::{Blob, BlobStore as _, Chunks, DigestFunction, MemoryStore};
+
+const SHA256: DigestFunction = DigestFunction::Sha256;
+
+fn block_on<F: Future>(future: F) -> F::Output {
+    let mut runtime = tokio::runtime::Builder::new_current_thread();
+    runtime.build().unwrap().block_on(future)
+}
+
+fn file(name: &str, digest: &Digest) -> FileNode {
+    FileNode {
+        name: name.to_owned(),
+        digest: Some(digest.to_proto()),
+        ..FileNode::default()
+    }
+}
+
+fn child(name: &str, digest: &Digest) -> DirectoryNode {
+    DirectoryNode {
+        name: name.to_owned(),
+        digest: Some(digest.to_proto()),
+    }
+}
+
+/// A directory that holds `directories`, and a file that tells it from its siblings.
+fn directory(name: &str, directories: &[Digest]) -> Directory {
+    directory_of(SHA256, name, directories)
+}
+
+fn directory_of(function: DigestFunction, name: &str, directories: &[Digest]) -> Directory {
+    Directory {
+        files: vec![file(name, &function.digest(name.as_bytes()))],
+        directories: directories
+            .iter()
+            .enumerate()
+            .map(|(index, digest)| child(&format!("d{index}"), digest))
+            .collect(),
+        ..Directory::default()
+    }
+}
+
+fn digest_of(function: DigestFunction, directory: &Directory) -> Digest {
+    function.digest(&directory.encode_to_vec())
+}
+
+async fn store(store: &MemoryStore, function: DigestFunction, directory: &Directory) -> Digest {
+    let digest = digest_of(function, directory);
+    let content = Blob::Bytes(directory.encode_to_vec().into());
+    store.put(&digest, content).await.unwrap();
+    digest
+}
+
+async fn walked(walk: &mut TreeWalk) -> Result<Vec<(Digest, Directory)>, TreeError> {
+    let mut all = Vec::new();
+    while let Some(found) = walk.next().await? {
+        all.push(found);
+    }
+    Ok(all)
+}
+
+async fn names(store: &Arc<MemoryStore>, root: Digest) -> Vec<String> {
+    let mut walk = TreeWalk::new(Arc::clone(store) as _, root);
+    let found = walked(&mut walk).await.unwrap();
+    found
+        .into_iter()
+        .map(|(_, directory)| directory.files[0].name.clone())
+        .collect()
+}
+
+#[tokio::test]
+async fn the_root_comes_first_and_every_directory_once() {
+    for function in DigestFunction::ALL {
+        let memory = Arc::new(MemoryStore::default());
+        let make = async |name, children: &[Digest]| {
+            store(&memory, function, &directory_of(function, name, children)).await
+        };
+        let leaf = make("leaf", &[]).await;
+        let left = make("left", &[leaf]).await;
+        let right = make("right", &[leaf, left]).await;
+        let root = make("root", &[right, left, leaf, right]).await;
+        assert_eq!(
+            names(&memory, root).await,
+            ["root", "right", "left", "leaf"]
+        );
+    }
+}
+
+#[tokio::test]
+async fn absent_children_and_what_is_below_them_are_left_out() {
+    let memory = Arc::new(MemoryStore::default());
+    let leaf = store(&memory, SHA256, &directory("leaf", &[])).await;
+    let gone = digest_of(SHA256, &directory("gone", &[leaf]));
+    let large = Digest::from_hash(SHA256, &[1; 32], MAX_DIRECTORY_BYTES + 1).unwrap();
+    let here = store(&memory, SHA256, &directory("here", &[])).await;
+    let root = store(&memory, SHA256, &directory("root", &[gone, large, here])).await;
+    assert_eq!(names(&memory, root).await, ["root", "here"]);
+}
+
+#[tokio::test]
+async fn an_absent_root_is_not_found() {
+    let root = digest_of(SHA256, &directory("root", &[]));
+    let mut walk = TreeWalk::new(Arc::new(MemoryStore::default()), root);
+    let error = walk.next().await.unwrap_err();
+    assert!(matches!(error, TreeError::Store(Error::NotFound(digest)) if digest == root));
+}
+
+#[tokio::test]
+async fn a_tree_of_nothing_but_the_empty_directory_is_walked() {
+    let memory = Arc::new(MemoryStore::default());
+    let mut walk = TreeWalk::new(memory, SHA256.empty());
+    let found = walked(&mut walk).await.unwrap();
+    assert_eq!(found, [(SHA256.empty(), Directory::default())]);
+}
+
+#[tokio::test]
+async fn a_blob_that_is_no_directory_is_named() {
+    let malformed = [
+        b"not a directory".to_vec(),
+        // A directory node without a digest.
+        Directory {
+            directories: vec![DirectoryNode::default()],
+            ..Directory::default()
+        }
+        .encode_to_vec(),
+        // A file node with a digest of another function.
+        Directory {
+            files: vec![FileNode {
+                digest: Some(DigestFunction::Sha1.digest(b"").to_proto()),
+                ..FileNode::default()
+            }],
+            ..Directory::default()
+        }
+        .encode_to_vec(),
+        // A name that is not UTF-8.
+        [
+            b"\x1a\x04\x0a\x02\xff\xff".as_slice(),
+            &directory("x", &[]).encode_to_vec(),
+        ]
+        .concat(),
+    ];
+    for content in malformed {
+        let memory = Arc::new(MemoryStore::default());
+        let bad = SHA256.digest(&content);
+        memory.put(&bad, Blob::Bytes(content.into())).await.unwrap();
+        let root = store(&memory, SHA256, &directory("root", &[bad])).await;
+        let mut walk = TreeWalk::new(memory, root);
+        let error = walked(&mut walk).await.unwrap_err();
+        assert!(
+            matches!(&error, TreeError::NotDirectory { digest, .. } if *digest == bad),
+            "{error}"
+        );
+        assert!(error.to_string().contains(&bad.to_string()), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn a_directory_too_large_to_read_is_refused() {
+    let memory = Arc::new(MemoryStore::default());
+    let size = usize::try_from(MAX_DIRECTORY_BYTES).unwrap() + 1;
+    let content = Bytes::from(vec![0; size]);
+    let root = SHA256.digest(&content);
+    memory.put(&root, Blob::Bytes(content)).await.unwrap();
+    let error = TreeWalk::new(memory, root).next().await.unwrap_err();
+    assert!(
+        matches!(error, TreeError::TooLarge { digest, .. } if digest == root),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_directory_that_unfolds_to_far_more_than_its_size_is_refused_before_decoding() {
+    // An empty node takes two bytes on the wire and over a hundred in memory.
+    let nodes = Bytes::from([0x0a, 0x00].repeat(1 << 20));
+    let why = EncodedDirectory(nodes).decode().unwrap_err();
+    assert!(why.contains("bytes of memory"), "{why}");
+
+    // So do the properties of a single node, and those of the directory itself.
+    let properties = [0x0a, 0x00].repeat(1_500_000);
+    for (prefix, field) in [(vec![0x0a], 0x32), (vec![0x1a], 0x22), (Vec::new(), 0x2a)] {
+        let mut node = BytesMut::from([field].as_slice());
+        prost::encode_length_delimiter(properties.len(), &mut node).unwrap();
+        node.put_slice(&properties);
+        let mut content = BytesMut::from(prefix.as_slice());
+        if !prefix.is_empty() {
+            prost::encode_length_delimiter(node.len(), &mut content).unwrap();
+        }
+        content.put_slice(&node);
+        let why = EncodedDirectory(content.freeze()).decode().unwrap_err();
+        assert!(why.contains("bytes of memory"), "{why}");
+    }
+}
+
+#[test]
+fn the_largest_real_directory_is_decoded() {
+    let digest = SHA256.empty();
+    let files = (0..300_000)
+        .map(|n| file(&format!("some-object-file-{n:06}.o"), &digest))
+        .collect();
+    let expected = Directory {
+        files,
+        ..Directory::default()
+    };
+    let encoded = Bytes::from(expected.encode_to_vec());
+    assert!(encoded.len() > 24 << 20);
+    assert_eq!(EncodedDirectory(encoded).decode(), Ok(expected));
+}
+
+#[test]
+fn the_queue_takes_at_most_64_bytes_a_directory() {
+    let mut queue = DigestQueue::new(SHA256);
+    let mut last_table = 0;
+    for number in 0_u64..120_000 {
+        let mut hash = [0; 32];
+        hash[..8].copy_from_slice(&number.to_le_bytes());
+        queue.push(&Digest::from_hash(SHA256, &hash, number).unwrap());
+        let (records, table) = queue.memory();
+        // While the table grows, the old one is there beside the new one.
+        let old_table = if table > last_table { last_table } else { 0 };
+        last_table = table;
+        let count = usize::try_from(number).unwrap() + 1;
+        let peak = records + table + old_table;
+        assert!(
+            count < 2000 || peak <= 64 * count,
+            "{peak} bytes for {count}"
+        );
+    }
+    assert_eq!(queue.len(), 120_000);
+}
+
+/// A tree of up to forty directories, each naming some of those made before it.
+fn shape() -> impl Strategy<Value = Vec<(Vec<prop::sample::Index>, bool)>> {
+    let children = prop::collection::vec(any::<prop::sample::Index>(), 0..5);
+    prop::collection::vec((children, prop::bool::weighted(0.8)), 1..40)
+}
+
+/// Stores the tree, but for some directories below the root; the digests and directories made.
+async fn build(
+    memory: &MemoryStore,
+    shape: &[(Vec<prop::sample::Index>, bool)],
+) -> Vec<(Digest, Directory, bool)> {
+    let mut made: Vec<(Digest, Directory, bool)> = Vec::new();
+    for (number, (children, present)) in shape.iter().enumerate() {
+        let children: Vec<Digest> = children
+            .iter()
+            .filter(|_| number > 0)
+            .map(|index| made[index.index(number)].0)
+            .collect();
+        let new = directory(&number.to_string(), &children);
+        let present = *present || number == shape.len() - 1;
+        let digest = digest_of(SHA256, &new);
+        if present {
+            store(memory, SHA256, &new).await;
+        }
+        made.push((digest, new, present));
+    }
+    made
+}
+
+/// What a walk from the last directory made has to find.
+fn expected(made: &[(Digest, Directory, bool)]) -> Vec<Digest> {
+    let mut queue = vec![made.last().unwrap().0];
+    let (mut seen, mut at) = (HashSet::from([queue[0]]), 0);
+    let mut found = Vec::new();
+    while at < queue.len() {
+        let (digest, directory, present) = made.iter().find(|(d, ..)| *d == queue[at]).unwrap();
+        at += 1;
+        if *present {
+            found.push(*digest);
+            for node in &directory.directories {
+                let child = Digest::from_field(Some(SHA256), node.digest.as_ref()).unwrap();
+                if seen.insert(child) {
+                    queue.push(child);
+                }
+            }
+        }
+    }
+    found
+}
+
+/// The chunks of `content`, cut at arbitrary places.
+fn chunks(content: &Bytes, cuts: &[prop::sample::Index]) -> Chunks {
+    let mut cuts: Vec<usize> = cuts
+        .iter()
+        .map(|cut| cut.index(content.len() + 1))
+        .collect();
+    cuts.extend([0, content.len()]);
+    cuts.sort_unstable();
+    let pieces: Vec<_> = cuts
+        .windows(2)
+        .map(|pair| Ok(content.slice(pair[0]..pair[1])))
+        .collect();
+    stream::iter(pieces).boxed()
+}
+
+async fn read(content: &Bytes, cuts: &[prop::sample::Index]) -> Result<Vec<Directory>, TreeError> {
+    let mut reader = TreeReader::new(SHA256.digest(content), chunks(content, cuts));
+    let mut all = Vec::new();
+    while let Some(directory) = reader.next().await? {
+        all.push(directory);
+    }
+    Ok(all)
+}
+
+fn tree() -> Tree {
+    let leaf = directory("leaf", &[]);
+    let root = directory("root", &[digest_of(SHA256, &leaf)]);
+    Tree {
+        root: Some(root),
+        children: vec![leaf, Directory::default()],
+    }
+}
+
+proptest! {
+    #[test]
+    fn a_walk_finds_what_a_plain_search_finds_in_the_same_order(shape in shape()) {
+        let memory = Arc::new(MemoryStore::default());
+        let made = block_on(build(&memory, &shape));
+        let root = made.last().unwrap().0;
+        let found = block_on(walked(&mut TreeWalk::new(memory, root))).unwrap();
+        let digests: Vec<_> = found.iter().map(|(digest, _)| *digest).collect();
+        prop_assert_eq!(digests, expected(&made));
+        for (digest, directory) in found {
+            prop_assert_eq!(digest_of(SHA256, &directory), digest);
+        }
+    }
+
+    #[test]
+    fn a_walk_goes_on_from_any_position_as_if_it_had_not_stopped(
+        shape in shape(),
+        stop in any::<prop::sample::Index>(),
+    ) {
+        let memory = Arc::new(MemoryStore::default());
+        let made = block_on(build(&memory, &shape));
+        let root = made.last().unwrap().0;
+        let mut whole = TreeWalk::new(Arc::clone(&memory) as _, root);
+        for _ in 0..stop.index(shape.len() + 1) {
+            block_on(whole.next()).unwrap();
+        }
+        let mut resumed = TreeWalk::new(memory, root);
+        block_on(resumed.skip_to(whole.position())).unwrap();
+        prop_assert_eq!(
+            block_on(walked(&mut resumed)).unwrap(),
+            block_on(walked(&mut whole)).unwrap()
+        );
+    }
+
+    #[test]
+    fn a_tree_in_any_pieces_yields_its_directories_in_order(
+        names in prop::collection::vec("[a-z]{0,20}", 0..20),
+        cuts in prop::collection::vec(any::<prop::sample::Index>(), 0..20),
+    ) {
+        let children: Vec<_> = names.iter().map(|name| directory(name, &[])).collect();
+        let tree = Tree { root: Some(directory("root", &[])), children };
+        let content = Bytes::from(tree.encode_to_vec());
+        let expected: Vec<_> = tree.root.into_iter().chain(tree.children).collect();
+        prop_assert_eq!(block_on(read(&content, &cuts)).unwrap(), expected);
+    }
+
+    #[test]
+    fn a_tree_that_is_cut_off_is_never_taken_for_a_whole_one(cut in 1_usize..200) {
+        let whole = Bytes::from(tree().encode_to_vec());
+        let at = cut.min(whole.len() - 1);
+        match block_on(read(&whole.slice(..at), &[])) {
+            // The cut fell between two fields.
+            Ok(found) => prop_assert!(found.len() < 3),
+            Err(error) => prop_assert!(matches!(error, TreeError::NotTree { .. }), "{}", error),
+        }
+    }
+
+    #[test]
+    fn arbitrary_bytes_are_refused_or_read_without_panic(
+        content in prop::collection::vec(any::<u8>(), 0..200),
+        cuts in prop::collection::vec(any::<prop::sample::Index>(), 0..4),
+    ) {
+        let content = Bytes::from(content);
+        let ours = block_on(read(&content, &cuts));
+        if let Ok(whole) = Tree::decode(content.clone()) && let Ok(ours) = ours {
+            prop_assert_eq!(ours.len() > whole.children.len(), whole.root.is_some());
+        }
+        let encoded = EncodedDirectory(content.clone());
+        for reference in encoded.references(SHA256) {
+            drop(reference);
+        }
+        prop_assert_eq!(encoded.decode().ok(), Directory::decode(content).ok());
+    }
+
+    #[test]
+    fn the_references_of_a_directory_are_those_of_its_nodes(
+        files in prop::collection::vec("[a-z]{1,5}", 0..10),
+        directories in prop::collection::vec("[a-z]{1,5}", 0..10),
+    ) {
+        let digest = |name: &String| SHA256.digest(name.as_bytes());
+        let content = Directory {
+            files: files.iter().map(|name| file(name, &digest(name))).collect(),
+            directories: directories.iter().map(|name| child(name, &digest(name))).collect(),
+            symlinks: vec![v2::SymlinkNode { name: "link".into(), target: "to".into(), node_properties: None }],
+            ..Directory::default()
+        };
+        let expected: Vec<_> = files.iter().map(digest).map(Reference::File)
+            .chain(directories.iter().map(digest).map(Reference::Directory))
+            .collect();
+        let encoded = EncodedDirectory(content.encode_to_vec().into());
+        let found: Result<Vec<_>, _> = encoded.references(SHA256).collect();
+        prop_assert_eq!(found, Ok(expected));
+    }
+}
+
+#[tokio::test]
+async fn fields_that_a_tree_does_not_have_are_passed_over() {
+    let mut content = BytesMut::new();
+    content.put_slice(&[0x18, 0x96, 0x01]); // 3: varint
+    content.put_slice(&[0x22, 0x03, 1, 2, 3]); // 4: bytes
+    content.put_slice(&tree().encode_to_vec());
+    content.put_slice(&[0x29, 1, 2, 3, 4, 5, 6, 7, 8]); // 5: fixed64
+    content.put_slice(&[0x35, 1, 2, 3, 4]); // 6: fixed32
+    let found = read(&content.freeze(), &[]).await.unwrap();
+    assert_eq!(found.len(), 3);
+}
+
+#[tokio::test]
+async fn a_directory_too_large_to_read_is_refused_when_its_length_is_known() {
+    let mut content = BytesMut::from([0x12].as_slice());
+    prost::encode_length_delimiter(usize::MAX / 2, &mut content).unwrap();
+    let error = read(&content.freeze(), &[]).await.unwrap_err();
+    assert!(matches!(error, TreeError::TooLarge { .. }), "{error}");
+}
+
+#[tokio::test]
+async fn a_failing_stream_fails_the_reading_of_its_tree() {
+    let whole = Bytes::from(tree().encode_to_vec());
+    let failing = stream::iter([
+        Ok(whole.slice(..whole.len() - 1)),
+        Err(Error::Unavailable("gone".to_owned())),
+    ]);
+    let mut reader = TreeReader::new(SHA256.digest(&whole), failing.boxed());
+    let mut last = Ok(None);
+    for _ in 0..3 {
+        last = reader.next().await;
+    }
+    assert!(
+        matches!(last, Err(TreeError::Store(Error::Unavailable(_)))),
+        "{last:?}"
+    );
+}

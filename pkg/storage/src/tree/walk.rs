@@ -1,0 +1,150 @@
+//! Walking the directories below a root, breadth first (REAPI `GetTree`).
+
+use std::{collections::VecDeque, sync::Arc};
+
+use bytes::Bytes;
+use reapi::v2::Directory;
+
+use super::{
+    MAX_DIRECTORY_BYTES, TreeError,
+    directory::{EncodedDirectory, Reference},
+    queue::DigestQueue,
+};
+use crate::{BlobStore, BlobStoreExt as _, Digest, DigestFunction, Error, Result};
+
+/// How many directories are fetched at once.
+const BATCH: usize = 64;
+/// How many bytes of directories are fetched at once, if they are more than one.
+const BATCH_BYTES: u64 = 1024 * 1024;
+
+/// The directories below a root: the root first, each once, those the store lacks left out.
+/// Remembers 64 bytes or less for each (for hashes of 32 bytes).
+#[derive(Debug)]
+pub struct TreeWalk {
+    store: Arc<dyn BlobStore>,
+    root: Option<Digest>,
+    function: DigestFunction,
+    queue: DigestQueue,
+    /// The number in the queue of the first directory not yet returned.
+    position: u32,
+    /// Fetched, from `position` on.
+    ahead: VecDeque<(Digest, Result<Bytes>)>,
+}
+
+impl TreeWalk {
+    /// A walk that starts at `root`.
+    pub fn new(store: Arc<dyn BlobStore>, root: Digest) -> Self {
+        let mut walk = Self::below(store, root.function(), &[root]);
+        walk.root = Some(root);
+        walk
+    }
+
+    /// A walk over the directories below any of `roots`, which may be absent too.
+    pub(crate) fn below(
+        store: Arc<dyn BlobStore>,
+        function: DigestFunction,
+        roots: &[Digest],
+    ) -> Self {
+        let mut queue = DigestQueue::new(function);
+        for root in roots {
+            queue.push(root);
+        }
+        Self {
+            store,
+            root: None,
+            function,
+            queue,
+            position: 0,
+            ahead: VecDeque::new(),
+        }
+    }
+
+    /// How many directories the walk is past, absent ones included: where [`Self::skip_to`] can
+    /// go on later.
+    pub const fn position(&self) -> u32 {
+        self.position
+    }
+
+    /// Passes over the directories before `position`. They are read nevertheless, since only they
+    /// tell what comes below them. Stops at the end of the tree.
+    pub async fn skip_to(&mut self, position: u32) -> Result<(), TreeError> {
+        while self.position < position && self.next_encoded().await?.is_some() {}
+        Ok(())
+    }
+
+    /// The next directory that is here. [`Error::NotFound`] when the root is not.
+    pub async fn next(&mut self) -> Result<Option<(Digest, Directory)>, TreeError> {
+        while let Some((digest, found)) = self.next_encoded().await? {
+            if let Some(encoded) = found {
+                let decoded = encoded
+                    .decode()
+                    .map_err(|why| TreeError::NotDirectory { digest, why })?;
+                return Ok(Some((digest, decoded)));
+            }
+        }
+        Ok(None)
+    }
+
+    /// The next directory, here or not. What it names comes later in the walk.
+    pub(crate) async fn next_encoded(
+        &mut self,
+    ) -> Result<Option<(Digest, Option<EncodedDirectory>)>, TreeError> {
+        if self.ahead.is_empty() {
+            self.fetch().await?;
+        }
+        let Some((digest, content)) = self.ahead.pop_front() else {
+            return Ok(None);
+        };
+        self.position = self.position.saturating_add(1);
+        let encoded = match content {
+            Ok(content) => EncodedDirectory(content),
+            Err(Error::NotFound(_)) if self.root != Some(digest) => {
+                return Ok(Some((digest, None)));
+            }
+            Err(error) => return Err(error.into()),
+        };
+        for reference in encoded.references(self.function) {
+            match reference {
+                Ok(Reference::Directory(child)) => self.queue.push(&child),
+                Ok(Reference::File(_)) => {}
+                Err(why) => return Err(TreeError::NotDirectory { digest, why }),
+            }
+        }
+        Ok(Some((digest, Some(encoded))))
+    }
+
+    /// Fetches the next directories of the queue.
+    async fn fetch(&mut self) -> Result<(), TreeError> {
+        let mut batch = Vec::new();
+        let mut bytes = 0;
+        for number in self.position..self.queue.len() {
+            let Some(digest) = self.queue.get(number) else {
+                break;
+            };
+            bytes += digest.size();
+            if !batch.is_empty() && (batch.len() == BATCH || bytes > BATCH_BYTES) {
+                break;
+            }
+            batch.push(digest);
+        }
+        if let [digest] = batch.as_slice()
+            && digest.size() > MAX_DIRECTORY_BYTES
+        {
+            let content = self.refuse_large(*digest).await?;
+            self.ahead.push_back((*digest, content));
+            return Ok(());
+        }
+        let contents = self.store.get_batch(&batch).await;
+        self.ahead.extend(batch.into_iter().zip(contents));
+        Ok(())
+    }
+
+    /// A directory too large to read is an error only if it exists.
+    async fn refuse_large(&self, digest: Digest) -> Result<Result<Bytes>, TreeError> {
+        if self.store.contains(&digest).await? {
+            let bytes = digest.size();
+            return Err(TreeError::TooLarge { digest, bytes });
+        }
+        Ok(Err(Error::NotFound(digest)))
+    }
+}

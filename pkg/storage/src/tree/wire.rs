@@ -1,0 +1,102 @@
+//! Protocol Buffers' wire format, a field at a time: enough to walk a message without decoding it.
+
+use bytes::{Buf as _, Bytes};
+
+/// What is wrong with some bytes.
+pub(super) type Malformed = &'static str;
+
+/// What comes before a field's content.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Header {
+    /// The field's number.
+    pub(super) number: u64,
+    /// Whether the content is a message, a string or bytes. Otherwise it is a number.
+    pub(super) delimited: bool,
+    /// The header's own length in bytes. A varint's content counts as header.
+    pub(super) len: usize,
+    /// The length of the content that follows, in bytes.
+    pub(super) content: u64,
+}
+
+impl Header {
+    /// Reads the header at the beginning of `bytes`; `None` when it is cut off.
+    pub(super) fn read(bytes: &[u8]) -> Result<Option<Self>, Malformed> {
+        const VARINT: u64 = 0;
+        const FIXED64: u64 = 1;
+        const DELIMITED: u64 = 2;
+        const FIXED32: u64 = 5;
+        let Some((key, key_len)) = varint(bytes)? else {
+            return Ok(None);
+        };
+        let kind = key & 7;
+        let (content, len) = match kind {
+            FIXED64 => (8, key_len),
+            FIXED32 => (4, key_len),
+            VARINT | DELIMITED => {
+                let Some((value, len)) = varint(bytes.get(key_len..).unwrap_or_default())? else {
+                    return Ok(None);
+                };
+                (if kind == DELIMITED { value } else { 0 }, key_len + len)
+            }
+            _ => return Err("a field has an unknown wire type"),
+        };
+        Ok(Some(Self {
+            number: key >> 3,
+            delimited: kind == DELIMITED,
+            len,
+            content,
+        }))
+    }
+}
+
+/// The varint at the beginning of `bytes` and its length; `None` when it is cut off.
+fn varint(bytes: &[u8]) -> Result<Option<(u64, usize)>, Malformed> {
+    const LONGEST: usize = 10;
+    let mut value = 0;
+    for (index, byte) in bytes.iter().take(LONGEST).enumerate() {
+        value |= u64::from(byte & 0x7f) << (7 * index);
+        if byte & 0x80 == 0 {
+            return Ok(Some((value, index + 1)));
+        }
+    }
+    if bytes.len() < LONGEST {
+        Ok(None)
+    } else {
+        Err("a number has more than ten bytes")
+    }
+}
+
+/// The messages and strings in a message, by field number; numbers are passed over. An error is
+/// the last item.
+pub(super) struct Fields(pub(super) Bytes);
+
+impl Fields {
+    fn read(&mut self) -> Result<Option<(u64, Bytes)>, Malformed> {
+        const CUT_OFF: Malformed = "a field is cut off";
+        while self.0.has_remaining() {
+            let header = Header::read(&self.0)?.ok_or(CUT_OFF)?;
+            self.0.advance(header.len);
+            let len = usize::try_from(header.content).unwrap_or(usize::MAX);
+            if len > self.0.len() {
+                return Err(CUT_OFF);
+            }
+            let content = self.0.split_to(len);
+            if header.delimited {
+                return Ok(Some((header.number, content)));
+            }
+        }
+        Ok(None)
+    }
+}
+
+impl Iterator for Fields {
+    type Item = Result<(u64, Bytes), Malformed>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let item = self.read().transpose();
+        if let Some(Err(_)) = item {
+            self.0.clear();
+        }
+        item
+    }
+}

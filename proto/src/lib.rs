@@ -1,0 +1,23 @@
+//! Stubs of the Remote Execution API v2.11 and of the APIs it builds on: messages, clients and
+//! servers, generated from the published protos.
+
+#[allow(
+    clippy::all,
+    clippy::pedantic,
+    dead_code,
+    missing_docs,
+    rustdoc::all,
+    unreachable_pub
+)]
+mod stubs {
+    include!(concat!(env!("OUT_DIR"), "/reapi.rs"));
+}
+
+pub use stubs::build::bazel::remote::asset::v1 as asset;
+pub use stubs::build::bazel::remote::execution::v2;
+pub use stubs::build::bazel::remote::logstream::v1 as logstream;
+pub use stubs::build::bazel::semver;
+pub use stubs::google::{bytestream, longrunning, rpc};
+
+/// The serialized `FileDescriptorSet` of everything in this crate, for gRPC server reflection.
+pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/reapi.binpb"));
