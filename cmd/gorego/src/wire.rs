@@ -129,6 +129,7 @@ fn local_options(config: &Config) -> LocalOptions {
             config::Sync::Data => SyncMode::Data,
             config::Sync::Full => SyncMode::Full,
         },
+        scrub_period: Some(cache.scrub_period).filter(|period| !period.is_zero()),
     }
 }
 

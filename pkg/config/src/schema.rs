@@ -66,12 +66,16 @@ section! {
         high_watermark: f64 = 0.95,
         /// Eviction ends when no more than this share of `max_size_gb` is used.
         low_watermark: f64 = 0.85,
-        /// Eviction also starts when less than this is free on the file system. 0 does without.
+        /// Eviction also starts when less than this is free on the file system, or, where others
+        /// have filled it, less than half of what is left for the cache. 0 does without.
         min_free: ByteSize = ByteSize::from_gib(1),
         /// For how long a blob that a client was told of is not evicted.
         lease: Duration = Duration::from_hours(3),
         /// For how long an interrupted upload can be resumed.
         upload_expiry: Duration = Duration::from_hours(24),
+        /// In which time every file is hashed once in the background, since disks forget. 0 never
+        /// does it.
+        scrub_period: Duration = Duration::from_hours(30 * 24),
         /// What a write waits for: nothing, the file's content on the disk (`data`), or its
         /// directory entry too (`full`). A power failure may lose blobs that nothing waited for, but
         /// wrong bytes are never served.

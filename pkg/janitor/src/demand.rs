@@ -79,10 +79,13 @@ impl Demand {
     }
 }
 
-/// What the file system itself is short of.
+/// What the file system itself is short of. Where others have filled it, the store keeps half of
+/// what is left for the two of them: giving up everything would not free what was asked for
+/// either, and the store would be of no use.
 fn on_disk(usage: &Usage, marks: &Marks) -> u64 {
     let free = usage.free_on_disk.unwrap_or(u64::MAX);
-    marks.min_free.saturating_sub(free)
+    let half = free.saturating_add(usage.used) / 2;
+    marks.min_free.min(half).saturating_sub(free)
 }
 
 #[cfg(test)]
@@ -125,6 +128,21 @@ mod tests {
         // Whichever asks for more.
         assert_eq!(Demand::of(&on_disk(900, 99), &MARKS).bytes(), 50);
         assert_eq!(Demand::of(&on_disk(900, 0), &MARKS).bytes(), 100);
+    }
+
+    #[test]
+    fn on_a_disk_that_others_fill_the_store_keeps_half_of_what_is_left() {
+        let on_disk = |used, free| {
+            let free_on_disk = Some(free);
+            let usage = Usage {
+                free_on_disk,
+                ..usage(used)
+            };
+            Demand::of(&usage, &MARKS).bytes()
+        };
+        assert_eq!(on_disk(20, 50), 0);
+        assert_eq!(on_disk(60, 40), 10);
+        assert_eq!(on_disk(20, 0), 10);
     }
 
     #[test]

@@ -32,6 +32,7 @@ async fn kept_tidy(dir: &Path) -> (Arc<LocalStore>, Arc<Counters>, JoinSet<()>) 
         lease: Duration::from_hours(3),
         force_update_atime: false,
         sync: SyncMode::None,
+        scrub_period: None,
     };
     let store = Arc::new(LocalStore::open(options).await.unwrap());
     let options = Options {

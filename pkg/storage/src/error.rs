@@ -2,6 +2,8 @@
 
 use std::{io, path::PathBuf, sync::Arc};
 
+use rustix::io::Errno;
+
 use crate::Digest;
 
 /// A store's result.
@@ -95,6 +97,14 @@ impl Error {
     /// Wraps an error of the caller's own stream.
     pub fn source(error: impl std::error::Error + Send + Sync + 'static) -> Self {
         Self::Source(Arc::new(error))
+    }
+
+    /// Whether the disk cannot give back what was written to it: a medium or a file system that is
+    /// damaged there.
+    pub(crate) fn is_unreadable(&self) -> bool {
+        let damage = [Errno::IO, Errno::BADMSG, Errno::UCLEAN].map(Errno::raw_os_error);
+        matches!(self, Self::Io { source, .. }
+            if source.raw_os_error().is_some_and(|code| damage.contains(&code)))
     }
 
     /// Whether the disk, a quota or a file-size limit had no room.

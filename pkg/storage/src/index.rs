@@ -5,6 +5,7 @@
 
 mod entry;
 mod slab;
+mod visit;
 
 use std::{
     hash::{BuildHasher as _, RandomState},
@@ -19,11 +20,8 @@ use hashbrown::HashTable;
 pub(crate) use entry::{Entry, INSTANCE_END, Key, SIZE_END, Space, room_of};
 pub(crate) use slab::Slab;
 
-use crate::EntryId;
-
-const SHARDS: usize = 64;
-/// How many slots one lock of a shard covers while everything is visited.
-const VISIT_STEP: u32 = 1000;
+/// How many parts the index has, each with a lock of its own.
+pub(crate) const SHARDS: usize = 64;
 
 /// What a caller does with an entry that it looks up.
 #[derive(Clone, Copy, Debug, Default)]
@@ -137,10 +135,12 @@ impl Index {
         }
     }
 
-    /// Adds an entry unless there is one under this key; says whether it did.
-    pub(crate) fn insert_new(&self, key: &Key, size: u64, last_use: u64, in_doubt: bool) -> bool {
+    /// Adds an entry of an earlier run, unless there is one under this key; says whether it did.
+    /// Its last use may have come with a lease, which nothing but that time has kept.
+    pub(crate) fn insert_found(&self, key: &Key, size: u64, last_use: u64, in_doubt: bool) -> bool {
         let mut entry = Entry::new(key, size, last_use);
         entry.set_in_doubt(in_doubt);
+        entry.set_leased();
         let Some((hash, mut shard)) = self.shard(key) else {
             return false;
         };
@@ -216,40 +216,6 @@ impl Index {
         }
     }
 
-    /// Shows each entry once, in no order, and lets it be changed in its flags and times.
-    pub(crate) fn visit(&self, mut see: impl FnMut(EntryId, &mut Entry)) {
-        for (number, shard) in (0u64..).zip(&self.shards) {
-            let mut from = 0;
-            loop {
-                let mut shard = lock(shard);
-                let end = shard.slab.end();
-                let until = end.min(from + VISIT_STEP);
-                for slot in from..until {
-                    if let Some(entry) = shard.slab.get_mut(slot)
-                        && !entry.is_vacant()
-                    {
-                        see(EntryId(number << 32 | u64::from(slot)), entry);
-                    }
-                }
-                from = until;
-                if from == end {
-                    break;
-                }
-            }
-        }
-    }
-
-    /// The entry with this number, unless it was removed.
-    pub(crate) fn by_id(&self, id: EntryId) -> Option<Entry> {
-        let shard = self.shards.get(usize::try_from(id.0 >> 32).ok()?)?;
-        let slot = u32::try_from(id.0 & u64::from(u32::MAX)).ok()?;
-        lock(shard)
-            .slab
-            .get(slot)
-            .filter(|entry| !entry.is_vacant())
-            .copied()
-    }
-
     fn account(&self, entry: &Entry, added: bool) {
         let doubt = u64::from(entry.is_in_doubt());
         if added {
@@ -319,7 +285,7 @@ impl Entry {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::DigestFunction;
+    use crate::{DigestFunction, EntryId};
 
     fn key(n: u64) -> Key {
         Key::cas(&DigestFunction::Sha256.digest(&n.to_le_bytes()))
@@ -333,7 +299,7 @@ mod tests {
         }
         assert_eq!((index.count(), index.in_doubt()), (10_000, 5_000));
         index.insert(&key(1), 5000, 0, false);
-        assert!(!index.insert_new(&key(1), 7, 0, false));
+        assert!(!index.insert_found(&key(1), 7, 0, false));
         index.trust(&key(0));
         assert_eq!(
             index.peek(&key(1)),
@@ -384,5 +350,13 @@ mod tests {
         });
         assert_eq!(seen.len(), 4999);
         assert!(ids.iter().all(|id| index.by_id(*id).is_some()));
+        let mut next = EntryId(0);
+        let mut walked = Vec::new();
+        while let Some((id, _)) = index.first_from(next) {
+            walked.push(id);
+            next = EntryId(id.0 + 1);
+        }
+        ids.sort_unstable();
+        assert_eq!(walked, ids);
     }
 }

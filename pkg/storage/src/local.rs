@@ -8,10 +8,12 @@ mod claims;
 mod core;
 mod evict;
 mod files;
+mod folders;
 mod instances;
 mod layout;
 mod room;
 mod scan;
+mod scrub;
 mod staged;
 mod state;
 mod upkeep;
@@ -21,9 +23,10 @@ mod watchers;
 
 use std::{
     fmt, fs,
+    io::{self, Write as _},
     path::{Path, PathBuf},
     sync::{
-        Arc,
+        Arc, PoisonError, RwLock,
         atomic::{AtomicBool, AtomicU64},
     },
     time::Duration,
@@ -37,7 +40,6 @@ use self::{
     claims::Claims,
     core::Core,
     files::Files,
-    instances::Instances,
     layout::{AC, CAS, QUARANTINE, TMP, UPLOADS},
     room::Room,
     state::State,
@@ -65,6 +67,8 @@ pub struct LocalOptions {
     pub force_update_atime: bool,
     /// Whether an acknowledged upload outlives a loss of power.
     pub sync: SyncMode,
+    /// In which time everything is hashed once, in the background; never without.
+    pub scrub_period: Option<Duration>,
 }
 
 /// Why a data directory could not be opened.
@@ -125,18 +129,19 @@ impl LocalStore {
     /// Opens a data directory and begins to scan it. Call within a Tokio runtime.
     pub async fn open(options: LocalOptions) -> Result<Self, OpenError> {
         let dir = options.dir.clone();
+        let scrub_period = options.scrub_period;
         let opened = core::blocking(move || Ok(Self::open_blocking(&options))).await;
         let store = opened.map_err(|source| OpenError::Unusable {
             dir,
             source: source.into(),
         })??;
-        let core = Arc::clone(&store.core);
-        store.core.tracker.spawn_blocking(move || scan::run(&core));
-        let recorded = Arc::clone(&store.recorded);
-        store
-            .core
-            .tracker
-            .spawn(upkeep::run(Arc::clone(&store.core), recorded));
+        let (core, recorded) = (Arc::clone(&store.core), Arc::clone(&store.recorded));
+        core.tracker.spawn(scan::run(Arc::clone(&core)));
+        core.tracker.spawn(upkeep::run(Arc::clone(&core), recorded));
+        if let Some(period) = scrub_period {
+            core.tracker
+                .spawn(scrub::run(Arc::clone(&core), period, core::now_ms()));
+        }
         Ok(store)
     }
 
@@ -158,13 +163,15 @@ impl LocalStore {
     }
 
     /// Ends background work, writes last uses and all data to the disk, and notes that nothing is
-    /// in doubt. The store answers on, but what is put from now on may be in doubt at the next start.
+    /// in doubt. What is here can still be read; nothing can be put any more.
     pub async fn close(&self) -> Result<()> {
         self.core.cancel.cancel();
         self.core.tracker.close();
         self.core.tracker.wait().await;
         let (core, recorded) = (Arc::clone(&self.core), Arc::clone(&self.recorded));
         core::blocking(move || {
+            // What is on its way to its place gets there first.
+            *core.closed.write().unwrap_or_else(PoisonError::into_inner) = true;
             core.write_back()?;
             core.sync_point(&recorded, true)
         })
@@ -259,17 +266,26 @@ fn check_version(dir: &Path) -> Result<bool, OpenError> {
                 }
             }
             let new = !dir.join(CAS).exists();
-            fs::write(&path, format!("{VERSION}\n")).map_err(|e| unusable("writing", e))?;
+            write_version(dir).map_err(|error| unusable("writing", error))?;
             Ok(new)
         }
         Err(error) => Err(unusable("reading", error)),
     }
 }
 
+/// Whole or not at all, since half a version is an unknown one.
+fn write_version(dir: &Path) -> io::Result<()> {
+    let new = dir.join("VERSION.new");
+    let mut file = fs::File::create(&new)?;
+    file.write_all(format!("{VERSION}\n").as_bytes())?;
+    file.sync_all()?;
+    fs::rename(&new, dir.join("VERSION"))
+}
+
 fn build(options: &LocalOptions, new: bool) -> Result<(Core, State)> {
     let files = Files::open(&options.dir, options.sync)?;
     for folder in [CAS, AC, UPLOADS, QUARANTINE] {
-        files.make_dir(folder)?;
+        files.make_dir(folder, |_| ())?;
     }
     let last = State::load(&files, new)?;
     // From here on this run is unclean, until it is closed.
@@ -278,20 +294,21 @@ fn build(options: &LocalOptions, new: bool) -> Result<(Core, State)> {
     } else {
         last.synced_ms
     };
-    let used_at_most = last.used_at_most.min(options.max_bytes);
+    let unscanned = unscanned(&last, options.max_bytes);
     let state = State {
         clean: false,
         synced_ms,
-        used_at_most,
+        used: last.used,
     };
     state.save(&files)?;
 
     let index = Arc::new(Index::new());
     let room = Room::new(
         Arc::clone(&index),
+        Arc::clone(&files.folders),
         options.max_bytes,
         options.wake_bytes,
-        used_at_most,
+        unscanned,
     );
     for folder in [UPLOADS, QUARANTINE] {
         for name in files.list(folder)? {
@@ -300,10 +317,10 @@ fn build(options: &LocalOptions, new: bool) -> Result<(Core, State)> {
         }
     }
     let core = Core {
+        instances: scan::instances(&files)?,
         files,
         index,
         room,
-        instances: Instances::default(),
         claims: Claims::default(),
         watchers: Watchers::default(),
         counters: Arc::default(),
@@ -315,7 +332,20 @@ fn build(options: &LocalOptions, new: bool) -> Result<(Core, State)> {
         healthy: watch::Sender::new(true),
         tracker: TaskTracker::new(),
         cancel: CancellationToken::new(),
+        closed: RwLock::new(false),
         key_locks: Core::key_locks(),
+        settling: Core::key_locks(),
     };
     Ok((core, state))
+}
+
+/// How much may lie in the directory until the scan has seen it, and how much of that perhaps not.
+fn unscanned(last: &State, limit: u64) -> (u64, u64) {
+    if last.used == state::UNKNOWN {
+        return (limit, limit);
+    }
+    let slack = if last.clean { 0 } else { upkeep::slack(limit) };
+    let used = last.used.min(limit);
+    let at_most = used.saturating_add(slack).min(limit);
+    (at_most, at_most - used)
 }

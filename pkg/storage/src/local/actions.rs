@@ -1,6 +1,9 @@
 //! Action results: a file each, with a checksum in front.
 
-use std::sync::{Arc, atomic::Ordering::Relaxed};
+use std::{
+    fs,
+    sync::{Arc, atomic::Ordering::Relaxed},
+};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -12,7 +15,8 @@ use super::{
     blobs::disk_full,
     core::{Core, blocking, now_ms},
     files::write_at,
-    layout,
+    instances::Interned,
+    layout::{self, InstanceHash},
 };
 use crate::{
     ActionCache, Digest, DigestFunction, Error, Result,
@@ -49,7 +53,7 @@ impl ActionCache for LocalStore {
     async fn put(&self, instance: &str, action: &Digest, result: ActionResult) -> Result<()> {
         let core = &self.core;
         let hash = layout::instance_hash(instance);
-        let number = core.instances.intern(&hash)?;
+        let instance = core.intern(&hash).await?;
         let content = Bytes::from(encode(&result));
         let size = content.len() as u64;
         let mut second = false;
@@ -59,7 +63,7 @@ impl ActionCache for LocalStore {
                 .reserve(size, &format!("action result {action}"))
                 .await?;
             let (writer, action, content) = (Arc::clone(core), *action, content.clone());
-            let key = Key::ac(&action, number);
+            let key = Key::ac(&action, instance.number);
             match blocking(move || writer.write_action(&key, &action, &hash, content)).await {
                 Err(error) if error.is_no_space() => {
                     if second || !core.make_on_disk(size).await {
@@ -74,11 +78,21 @@ impl ActionCache for LocalStore {
 }
 
 impl Core {
+    /// A number for the instance, for as long as it is about to be used.
+    async fn intern(self: &Arc<Self>, hash: &InstanceHash) -> Result<Interned> {
+        let (core, hash) = (Arc::clone(self), *hash);
+        match self.instances.find(&hash) {
+            Some(interned) => Ok(interned),
+            // May look through the whole index.
+            None => blocking(move || core.instances.intern(&hash, || core.index.instances())).await,
+        }
+    }
+
     /// Reads a result; a broken one is removed and is none. Blocks.
     fn read_action(
         &self,
         action: &Digest,
-        instance: &layout::InstanceHash,
+        instance: &InstanceHash,
     ) -> Result<Option<ActionResult>> {
         let path = layout::action_path(action, instance);
         let key = self
@@ -91,33 +105,47 @@ impl Core {
             }
             return Ok(None);
         };
-        let failed = |error| Error::io("reading", self.files.path(&path), error);
-        let size = usize::try_from(file.metadata().map_err(failed)?.len()).unwrap_or(usize::MAX);
-        let content = read_at(&file, 0, size).map_err(failed)?;
-        let result = decode(&content);
+        let result = self.read_result(&file, &path)?;
         if self.force_update_atime && result.is_some() {
             self.files.set_atime(&path, now_ms())?;
         }
         if result.is_none()
             && let Some(key) = key
         {
-            let _changing = self.lock(&key);
-            // A newer result may have replaced the file since it was opened.
-            if self.reads_broken(&path)? {
-                tracing::warn!(%action, "action result is damaged; moved to quarantine");
-                self.quarantine(&key, &path)?;
-            }
+            self.check_action(&key, &path)?;
         }
         Ok(result)
+    }
+
+    /// Quarantines an action result that is damaged. Blocks.
+    pub(super) fn check_action(&self, key: &Key, path: &str) -> Result<()> {
+        // Under the lock, since a newer result may replace the file at any moment.
+        let _changing = self.lock(key);
+        if self.reads_broken(path)? {
+            tracing::warn!(path, "action result is damaged");
+            self.quarantine(key, path)?;
+        }
+        Ok(())
     }
 
     fn reads_broken(&self, path: &str) -> Result<bool> {
         let Some(file) = self.files.open_read(path)? else {
             return Ok(false);
         };
-        let failed = |error| Error::io("reading", self.files.path(path), error);
-        let size = usize::try_from(file.metadata().map_err(failed)?.len()).unwrap_or(usize::MAX);
-        Ok(decode(&read_at(&file, 0, size).map_err(failed)?).is_none())
+        Ok(self.read_result(&file, path)?.is_none())
+    }
+
+    /// The result in an open file; `None` when it is not whole, or the disk cannot read it any more.
+    fn read_result(&self, file: &fs::File, path: &str) -> Result<Option<ActionResult>> {
+        let read = || {
+            let size = usize::try_from(file.metadata()?.len()).unwrap_or(usize::MAX);
+            read_at(file, 0, size)
+        };
+        match read().map_err(|error| Error::io("reading", self.files.path(path), error)) {
+            Ok(content) => Ok(decode(&content)),
+            Err(error) if error.is_unreadable() => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     fn forget_action(&self, key: &Key, path: &str) -> Result<()> {
@@ -132,7 +160,7 @@ impl Core {
         &self,
         key: &Key,
         action: &Digest,
-        instance: &layout::InstanceHash,
+        instance: &InstanceHash,
         content: Bytes,
     ) -> Result<()> {
         let size = content.len() as u64;
@@ -141,6 +169,7 @@ impl Core {
             .map_err(|errno| self.files.error("writing", &tmp, errno))
             .and_then(|()| self.files.seal(&tmp, &file, false))
             .and_then(|()| {
+                let _open = self.open()?;
                 let _changing = self.lock(key);
                 self.files
                     .publish(&tmp, &layout::action_path(action, instance))?;

@@ -37,23 +37,30 @@ impl BlobStore for LocalStore {
     async fn find_missing(&self, digests: &[Digest]) -> Result<Vec<Digest>> {
         let core = &self.core;
         let now = now_ms();
-        // Those that only the disk can tell about, or that have to be hashed first.
-        let mut unsure = Vec::new();
+        // Those that only the disk can tell about, and those that have to be hashed first.
+        let (mut unseen, mut in_doubt) = (Vec::new(), Vec::new());
         let mut missing = Vec::new();
         for digest in digests.iter().filter(|digest| !digest.is_empty_blob()) {
             match core
                 .index
                 .touch(&Key::cas(digest), Some(digest.size()), now, LEASE)
             {
-                Some(seen) if seen.in_doubt => unsure.push(*digest),
+                Some(seen) if seen.in_doubt => in_doubt.push(*digest),
                 Some(_) => {}
                 None if core.is_scanned() => missing.push(*digest),
-                None => unsure.push(*digest),
+                None => unseen.push(*digest),
             }
         }
-        if !unsure.is_empty() {
+        if !unseen.is_empty() {
             let core = Arc::clone(core);
-            missing.extend(blocking(move || core.missing_on_disk(unsure)).await?);
+            let (absent, doubtful) = blocking(move || core.look_for(unseen)).await?;
+            missing.extend(absent);
+            in_doubt.extend(doubtful);
+        }
+        for digest in in_doubt {
+            if !core.settle(&digest).await? {
+                missing.push(digest);
+            }
         }
         if core.force_update_atime {
             let (core, digests) = (Arc::clone(core), digests.to_vec());
@@ -261,8 +268,15 @@ impl Core {
         };
         let len = usize::try_from(digest.size() - offset).unwrap_or(usize::MAX);
         // One byte more than there should be, to notice a file that is too long.
-        let mut content = read_at(&file, offset, len.saturating_add(1))
-            .map_err(|error| Error::io("reading", self.files.path(&path), error))?;
+        let read = read_at(&file, offset, len.saturating_add(1))
+            .map_err(|error| Error::io("reading", self.files.path(&path), error));
+        let mut content = match read {
+            Err(error) if error.is_unreadable() => {
+                self.verify(digest)?;
+                return Err(Error::NotFound(*digest));
+            }
+            other => other?,
+        };
         if content.len() != len {
             return self.not_found(digest);
         }
@@ -303,27 +317,22 @@ impl Core {
         Err(Error::NotFound(*digest))
     }
 
-    fn missing_on_disk(&self, unsure: Vec<Digest>) -> Result<Vec<Digest>> {
-        let mut missing = Vec::new();
-        for digest in unsure {
-            let seek = || {
-                self.index
-                    .touch(&Key::cas(&digest), Some(digest.size()), now_ms(), LEASE)
-            };
-            let here = match seek() {
-                None if self.look_on_disk(&digest)? => seek(),
-                other => other,
-            };
-            let whole = match here {
-                Some(seen) if seen.in_doubt => self.verify(&digest)?,
-                Some(_) => true,
-                None => false,
-            };
-            if !whole {
-                missing.push(digest);
+    /// Looks for blobs that the scan has not reached. Those that are not here, and those that have
+    /// to be hashed. Blocks.
+    fn look_for(&self, unseen: Vec<Digest>) -> Result<(Vec<Digest>, Vec<Digest>)> {
+        let (mut absent, mut in_doubt) = (Vec::new(), Vec::new());
+        for digest in unseen {
+            self.look_on_disk(&digest)?;
+            let found = self
+                .index
+                .touch(&Key::cas(&digest), Some(digest.size()), now_ms(), LEASE);
+            match found {
+                Some(seen) if seen.in_doubt => in_doubt.push(digest),
+                Some(_) => {}
+                None => absent.push(digest),
             }
         }
-        Ok(missing)
+        Ok((absent, in_doubt))
     }
 
     fn write_atime(&self, digest: &Digest) -> Result<()> {

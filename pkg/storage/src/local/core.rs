@@ -3,7 +3,7 @@
 
 use std::{
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard,
         atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
     time::{Duration, SystemTime},
@@ -16,7 +16,7 @@ use super::{
     claims::Claims,
     files::Files,
     instances::Instances,
-    layout::{self, FileName, QUARANTINE},
+    layout::{self, FileName},
     room::Room,
     watchers::Watchers,
 };
@@ -58,6 +58,11 @@ pub(super) struct Core {
     pub(super) healthy: watch::Sender<bool>,
     pub(super) tracker: TaskTracker,
     pub(super) cancel: CancellationToken,
+    /// Set once what is on the disk is declared whole: nothing may follow that.
+    pub(super) closed: RwLock<bool>,
+    /// Whoever hashes a blob in doubt holds one of these, by its hash, so that those who want the
+    /// same blob wait instead of hashing it too.
+    pub(super) settling: Box<[tokio::sync::Mutex<()>]>,
     /// A file and its index entry change together under one of these, so that a scan, an eviction
     /// and an upload of one blob cannot cross. Held across single calls to the file system, by
     /// threads that may block, and only ever contended by work on the same blob.
@@ -83,18 +88,27 @@ impl Drop for Pin {
 }
 
 impl Core {
-    pub(super) fn key_locks() -> Box<[Mutex<()>]> {
-        (0..KEY_LOCKS).map(|_| Mutex::new(())).collect()
+    /// Locks for single files, of whatever kind.
+    pub(super) fn key_locks<L: Default>() -> Box<[L]> {
+        (0..KEY_LOCKS).map(|_| L::default()).collect()
     }
 
     pub(super) fn lock(&self, key: &Key) -> Option<MutexGuard<'_, ()>> {
-        let number = usize::from(u16::from_le_bytes(*key.hash.first_chunk()?)) % KEY_LOCKS;
-        let lock = self.key_locks.get(number)?;
+        let lock = lock_of(&self.key_locks, key)?;
         Some(lock.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     pub(super) fn is_scanned(&self) -> bool {
         self.scanned.load(Relaxed)
+    }
+
+    /// Holds the store's end back while something is put into its place.
+    pub(super) fn open(&self) -> Result<RwLockReadGuard<'_, bool>> {
+        let closed = self.closed.read().unwrap_or_else(PoisonError::into_inner);
+        if *closed {
+            return Err(Error::Unavailable("the store was closed".to_owned()));
+        }
+        Ok(closed)
     }
 
     fn pinned(&self, key: Key) -> Pin {
@@ -120,11 +134,8 @@ impl Core {
         let found = Found {
             pin: how.pin.then(|| self.pinned(key)),
         };
-        if seen.in_doubt {
-            let (core, digest) = (Arc::clone(self), *digest);
-            if !blocking(move || core.verify(&digest)).await? {
-                return Ok(None);
-            }
+        if seen.in_doubt && !self.settle(digest).await? {
+            return Ok(None);
         }
         Ok(Some(found))
     }
@@ -142,76 +153,16 @@ impl Core {
         };
         let in_doubt = meta.mtime_ms >= self.doubt_from_ms;
         self.index
-            .insert_new(&key, meta.size, meta.atime_ms, in_doubt);
+            .insert_found(&key, meta.size, meta.atime_ms, in_doubt);
         self.room.scanned(meta.size);
         Ok(true)
-    }
-
-    /// Hashes a blob's file. A wrong one goes to quarantine, and is not here any more. Blocks.
-    pub(super) fn verify(&self, digest: &Digest) -> Result<bool> {
-        let path = layout::blob_path(digest);
-        let Some(file) = self.files.open_read(&path)? else {
-            self.forget(digest)?;
-            return Ok(false);
-        };
-        let actual = super::verify::hash_file(digest.function(), &file)
-            .map_err(|error| Error::io("reading", self.files.path(&path), error))?;
-        let key = Key::cas(digest);
-        if actual == *digest {
-            self.index.trust(&key);
-            return Ok(true);
-        }
-        let _changing = self.lock(&key);
-        if self.index.peek(&key).is_some_and(|seen| !seen.in_doubt) {
-            // An upload replaced the file meanwhile.
-            return Ok(true);
-        }
-        tracing::warn!(%digest, %actual, "blob does not match its digest; moved to quarantine");
-        self.quarantine(&key, &path)?;
-        Ok(false)
-    }
-
-    /// Moves a wrong file away and forgets it. The caller holds the key's lock. Blocks.
-    pub(super) fn quarantine(&self, key: &Key, path: &str) -> Result<()> {
-        self.index.remove(key);
-        let size = self.files.stat(path)?.map_or(0, |meta| meta.size);
-        let name = path.replace('/', "-");
-        let place = format!("{QUARANTINE}/{}-{name}", now_ms());
-        self.files.rename(path, &place)?;
-        self.room.add_idle(size);
-        self.counters.corrupt.fetch_add(1, Relaxed);
-        Ok(())
-    }
-
-    /// Drops a blob whose file is gone or has another size from the index, and what is left of it
-    /// from the disk. Blocks.
-    pub(super) fn forget(&self, digest: &Digest) -> Result<()> {
-        let key = Key::cas(digest);
-        let _changing = self.lock(&key);
-        let Some(path) = self.locate(&key)? else {
-            if self.index.remove(&key).is_some() {
-                self.counters.lost.fetch_add(1, Relaxed);
-                tracing::warn!(%digest, "blob's file is gone; somebody removed it");
-            }
-            return Ok(());
-        };
-        if path != layout::blob_path(digest) {
-            return Ok(());
-        }
-        let size = self.files.stat(&path)?.map(|meta| meta.size);
-        if size != Some(digest.size()) {
-            self.counters.lost.fetch_add(1, Relaxed);
-            tracing::warn!(%digest, ?size, "blob's file has another size; removed");
-            self.index.remove(&key);
-            self.files.unlink(&path)?;
-        }
-        Ok(())
     }
 
     /// Puts a finished, verified and sealed file into its place. Blocks.
     pub(super) fn publish(&self, digest: &Digest, from: &str) -> Result<Put> {
         let key = Key::cas(digest);
         {
+            let _open = self.open()?;
             let _changing = self.lock(&key);
             let there = self.index.peek(&key);
             if there.is_some_and(|seen| seen.size == digest.size() && !seen.in_doubt) {
@@ -257,6 +208,12 @@ impl Core {
             }
         }
     }
+}
+
+/// The lock for this key.
+pub(super) fn lock_of<'a, L>(locks: &'a [L], key: &Key) -> Option<&'a L> {
+    let number = usize::from(u16::from_le_bytes(*key.hash.first_chunk()?));
+    locks.get(number % locks.len())
 }
 
 /// The present, in milliseconds since the Unix epoch.

@@ -7,9 +7,13 @@ use async_trait::async_trait;
 use super::{
     LocalStore,
     core::{Core, now_ms},
+    files::Meta,
     layout::{QUARANTINE, UPLOADS},
 };
-use crate::{Candidate, Evictable, Removed, Result, Usage, index::room_of};
+use crate::{
+    Candidate, Evictable, Removed, Result, Usage,
+    index::{Key, Space, room_of},
+};
 
 #[async_trait]
 impl Evictable for LocalStore {
@@ -55,23 +59,22 @@ impl Evictable for LocalStore {
                 if let Some(meta) = core.files.stat(&path)?
                     && meta.mtime_ms <= before
                 {
-                    old.push((meta.mtime_ms, meta.size, path));
+                    old.push((meta.mtime_ms, path));
                 }
             }
         }
         old.sort_unstable();
         let mut removed = Removed::default();
-        for (_, size, path) in old {
+        for (_, path) in old {
             if removed.bytes >= at_most {
                 break;
             }
-            let Some(done) = core.claims.if_idle(&path, || core.files.unlink(&path)) else {
-                continue;
-            };
-            done?;
-            core.room.remove_idle(size);
-            removed.count += 1;
-            removed.bytes += room_of(size);
+            // It may have been sent on, or published, since it was listed.
+            let remove = || core.remove_idle_if(&path, |meta| meta.mtime_ms <= before);
+            if let Some(size) = core.claims.if_idle(&path, remove).transpose()?.flatten() {
+                removed.count += 1;
+                removed.bytes += room_of(size);
+            }
         }
         Ok(removed)
     }
@@ -93,6 +96,35 @@ impl Core {
         u64::try_from(self.lease.as_millis()).unwrap_or(u64::MAX)
     }
 
+    /// Removes a partial upload or a quarantined file if it is there and as wanted; says how large it
+    /// was. Nobody may be sending the upload. Blocks.
+    pub(super) fn remove_idle_if(
+        &self,
+        path: &str,
+        wanted: impl FnOnce(&Meta) -> bool,
+    ) -> Result<Option<u64>> {
+        let Some(meta) = self.files.stat(path)?.filter(wanted) else {
+            return Ok(None);
+        };
+        self.files.unlink(path)?;
+        self.room.remove_idle(meta.size);
+        Ok(Some(meta.size))
+    }
+
+    /// Removes the folders above a file that is gone, as far as they are empty. Not before the scan
+    /// has counted them.
+    pub(super) fn prune(&self, key: &Key, path: &str) {
+        let levels = match key.space {
+            Space::Cas => 2,
+            Space::Ac(_) => 3,
+        };
+        if self.is_scanned() {
+            let above = path.rmatch_indices('/').take(levels);
+            let mut folders = above.filter_map(|(end, _)| path.get(..end));
+            let _in_use = folders.find(|folder| !self.files.remove_empty(folder));
+        }
+    }
+
     /// Removes an entry and its file unless it was used since it was shown. Blocks.
     fn evict(&self, candidate: &Candidate, break_leases: bool) -> Result<Option<u64>> {
         let Some(shown) = self.index.by_id(candidate.entry) else {
@@ -111,11 +143,12 @@ impl Core {
         let Some(entry) = removed else {
             return Ok(None);
         };
-        if let Some(path) = path
-            && let Err(error) = self.files.unlink(&path)
-        {
-            self.index.restore(entry);
-            return Err(error);
+        if let Some(path) = path {
+            if let Err(error) = self.files.unlink(&path) {
+                self.index.restore(entry);
+                return Err(error);
+            }
+            self.prune(&key, &path);
         }
         Ok(Some(entry.room()))
     }

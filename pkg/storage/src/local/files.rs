@@ -5,7 +5,10 @@ use std::{
     io::ErrorKind,
     os::fd::OwnedFd,
     path::{Path, PathBuf},
-    sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+    },
 };
 
 use bytes::Bytes;
@@ -14,12 +17,19 @@ use rustix::{
     io::Errno,
 };
 
-use super::layout::TMP;
+use super::{
+    folders::Folders,
+    layout::{self, TMP},
+};
 use crate::{Error, Result};
 
 /// Read-only and executable: a hard link to a blob can be an action's input.
 const BLOB_MODE: Mode = Mode::from_bits_retain(0o555);
+const UPLOAD_MODE: Mode = Mode::from_bits_retain(0o755);
 const DIR_MODE: Mode = Mode::from_bits_retain(0o777);
+
+/// How often a folder is made anew for a file that goes there, while others remove it as empty.
+const ATTEMPTS: usize = 16;
 
 /// Whether an upload outlives a loss of power.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -46,6 +56,7 @@ pub(super) struct Files {
     root: PathBuf,
     dir: OwnedFd,
     sync: SyncMode,
+    pub(super) folders: Arc<Folders>,
     /// Where the umask takes bits of [`BLOB_MODE`] away, each file's mode is set explicitly.
     chmod: bool,
     /// Cleared when the system refuses `O_NOATIME`.
@@ -63,11 +74,12 @@ impl Files {
             root: root.to_owned(),
             dir,
             sync,
+            folders: Arc::new(Folders::new()),
             chmod: false,
             noatime: AtomicBool::new(true),
             next_tmp: AtomicU64::new(0),
         };
-        files.make_dir(TMP)?;
+        files.make_dir(TMP, |_| ())?;
         for name in files.list(TMP)? {
             files.unlink(&format!("{TMP}/{name}"))?;
         }
@@ -92,19 +104,33 @@ impl Files {
         Error::io(action, self.path(relative), errno.into())
     }
 
-    /// Makes a directory and those above it; one that is there is fine.
-    pub(super) fn make_dir(&self, relative: &str) -> Result<()> {
+    /// Makes a directory and those above it, and tells of each; one that is there is fine.
+    pub(super) fn make_dir<'a>(
+        &self,
+        relative: &'a str,
+        mut made: impl FnMut(&'a str),
+    ) -> Result<()> {
         let ends = relative
             .match_indices('/')
             .map(|(end, _)| end)
             .chain([relative.len()]);
         for path in ends.filter_map(|end| relative.get(..end)) {
             match rustix::fs::mkdirat(&self.dir, path, DIR_MODE) {
-                Ok(()) | Err(Errno::EXIST) => {}
+                Ok(()) => made(path),
+                Err(Errno::EXIST) => {}
                 Err(errno) => return Err(self.error("creating", path, errno)),
             }
         }
         Ok(())
+    }
+
+    /// Removes a folder if it is empty; says whether it did.
+    pub(super) fn remove_empty(&self, relative: &str) -> bool {
+        let removed = rustix::fs::unlinkat(&self.dir, relative, AtFlags::REMOVEDIR).is_ok();
+        if removed {
+            self.folders.removed(relative);
+        }
+        removed
     }
 
     /// Opens for reading without that counting as use; `None` when there is no such file.
@@ -137,11 +163,12 @@ impl Files {
 
     /// Opens a partial upload's file for reading and writing; makes it when it is not there.
     pub(super) fn open_upload(&self, relative: &str) -> Result<fs::File> {
-        let open = || self.create(relative, OFlags::empty(), Mode::from_bits_retain(0o755));
+        let open = || self.create(relative, OFlags::empty(), UPLOAD_MODE);
         match open() {
-            // Sealed, then cut off before it was moved to its place: nobody may write it any more.
+            // Sealed, then cut off before it was moved to its place.
             Err(Error::Io { source, .. }) if source.kind() == ErrorKind::PermissionDenied => {
-                self.unlink(relative)?;
+                rustix::fs::chmodat(&self.dir, relative, UPLOAD_MODE, AtFlags::empty())
+                    .map_err(|errno| self.error("reopening", relative, errno))?;
                 open()
             }
             other => other,
@@ -168,21 +195,32 @@ impl Files {
 
     /// Moves a file to its place, replacing what is there, and makes the folders on the way.
     pub(super) fn publish(&self, from: &str, to: &str) -> Result<()> {
-        let rename = || rustix::fs::renameat(&self.dir, from, &self.dir, to);
-        let mut renamed = rename();
-        if renamed == Err(Errno::NOENT)
-            && let Some((folder, _)) = to.rsplit_once('/')
-        {
-            self.make_dir(folder)?;
-            renamed = rename();
+        let folder = to.rsplit_once('/').map_or("", |(folder, _)| folder);
+        let mut made = Vec::new();
+        for _ in 0..ATTEMPTS {
+            match rustix::fs::renameat(&self.dir, from, &self.dir, to) {
+                Err(Errno::NOENT) => self.make_dir(folder, |path| {
+                    if !layout::is_root(path) {
+                        self.folders.made(path);
+                    }
+                    made.push(path);
+                })?,
+                Err(errno) => return Err(self.error("publishing", to, errno)),
+                Ok(()) if self.sync == SyncMode::Full => return self.sync_dirs(folder, &made),
+                Ok(()) => return Ok(()),
+            }
         }
-        renamed.map_err(|errno| self.error("publishing", to, errno))?;
-        if self.sync == SyncMode::Full
-            && let Some((folder, _)) = to.rsplit_once('/')
-        {
-            self.sync_dir(folder)?;
-        }
-        Ok(())
+        Err(self.error("publishing", to, Errno::NOENT))
+    }
+
+    /// Gives a name in `folder` to the disk, and the names of the folders made for it.
+    fn sync_dirs(&self, folder: &str, made: &[&str]) -> Result<()> {
+        let above = made
+            .iter()
+            .map(|path| path.rsplit_once('/').map_or(".", |(above, _)| above));
+        above
+            .chain([folder])
+            .try_for_each(|path| self.sync_dir(path))
     }
 
     fn sync_dir(&self, relative: &str) -> Result<()> {
@@ -217,14 +255,30 @@ impl Files {
         }
     }
 
+    /// Whether a path still leads to this open file.
+    pub(super) fn is_same(&self, file: &fs::File, relative: &str) -> Result<bool> {
+        let opened = rustix::fs::fstat(file).map_err(|e| self.error("looking up", relative, e))?;
+        match rustix::fs::statat(&self.dir, relative, AtFlags::empty()) {
+            Ok(there) => Ok((there.st_dev, there.st_ino) == (opened.st_dev, opened.st_ino)),
+            Err(Errno::NOENT | Errno::NOTDIR) => Ok(false),
+            Err(errno) => Err(self.error("looking up", relative, errno)),
+        }
+    }
+
     /// Records a file's last use; one that is not there is fine.
     pub(super) fn set_atime(&self, relative: &str, ms: u64) -> Result<()> {
+        self.set_times(relative, timespec(ms), UNCHANGED)
+    }
+
+    /// Records that a file was changed now; one that is not there is fine.
+    pub(super) fn set_mtime_now(&self, relative: &str) -> Result<()> {
+        self.set_times(relative, UNCHANGED, NOW)
+    }
+
+    fn set_times(&self, relative: &str, atime: Timespec, mtime: Timespec) -> Result<()> {
         let times = Timestamps {
-            last_access: timespec(ms),
-            last_modification: Timespec {
-                tv_sec: 0,
-                tv_nsec: rustix::fs::UTIME_OMIT,
-            },
+            last_access: atime,
+            last_modification: mtime,
         };
         match rustix::fs::utimensat(&self.dir, relative, &times, AtFlags::SYMLINK_NOFOLLOW) {
             Ok(()) | Err(Errno::NOENT) => Ok(()),
@@ -267,10 +321,16 @@ impl Files {
     /// Replaces a small file atomically.
     pub(super) fn replace(&self, relative: &str, content: &[u8]) -> Result<()> {
         let (tmp, file) = self.create_tmp()?;
-        let written = write_at(&file, &[Bytes::copy_from_slice(content)], 0);
-        written.map_err(|errno| self.error("writing", relative, errno))?;
-        rustix::fs::fdatasync(&file).map_err(|e| self.error("syncing", relative, e))?;
-        self.rename(&tmp, relative)
+        let replaced = write_at(&file, &[Bytes::copy_from_slice(content)], 0)
+            .map_err(|errno| self.error("writing", relative, errno))
+            .and_then(|()| {
+                rustix::fs::fdatasync(&file).map_err(|e| self.error("syncing", relative, e))
+            })
+            .and_then(|()| self.rename(&tmp, relative));
+        if replaced.is_err() {
+            self.unlink(&tmp)?;
+        }
+        replaced
     }
 }
 
@@ -304,6 +364,15 @@ pub(super) fn regular(stat: &rustix::fs::Stat) -> Option<Meta> {
         mtime_ms: ms(stat.st_mtime, stat.st_mtime_nsec),
     })
 }
+
+const NOW: Timespec = Timespec {
+    tv_sec: 0,
+    tv_nsec: rustix::fs::UTIME_NOW,
+};
+const UNCHANGED: Timespec = Timespec {
+    tv_sec: 0,
+    tv_nsec: rustix::fs::UTIME_OMIT,
+};
 
 fn timespec(ms: u64) -> Timespec {
     let nanos = (ms % 1000) * 1_000_000;

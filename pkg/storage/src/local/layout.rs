@@ -42,6 +42,16 @@ pub(super) fn ac_folder(function: DigestFunction, instance: &InstanceHash) -> St
     format!("{AC}/{function}/{}", to_hex(instance))
 }
 
+/// Whether a folder is the root of a tree or above one, and stays whatever is in it.
+pub(super) fn is_root(path: &str) -> bool {
+    let is_function = |name| DigestFunction::ALL.iter().any(|f| f.to_string() == name);
+    match path.split_once('/') {
+        None => true,
+        Some((CAS | AC, name)) => is_function(name),
+        Some(_) => false,
+    }
+}
+
 /// A blob's file.
 pub(super) fn blob_path(digest: &Digest) -> String {
     file_path(&cas_folder(digest.function()), &digest.hex())

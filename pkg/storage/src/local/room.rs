@@ -13,6 +13,7 @@ use std::{
 
 use tokio::{sync::Notify, time};
 
+use super::folders::{FOLDER_ROOM, Folders};
 use crate::{
     Error, Result, Usage,
     index::{Index, room_of},
@@ -25,6 +26,7 @@ const WAIT: Duration = Duration::from_secs(30);
 /// The store's accounts.
 pub(super) struct Room {
     index: Arc<Index>,
+    folders: Arc<Folders>,
     limit: u64,
     /// Usage beyond this wakes the janitor.
     mark: u64,
@@ -34,6 +36,8 @@ pub(super) struct Room {
     idle: AtomicU64,
     /// What an earlier run left on the disk, at most, and the scan has not reached yet.
     unscanned: AtomicU64,
+    /// Of which this much may well not be there: a reason to hold uploads back, not to evict.
+    slack: AtomicU64,
     /// What the upload at the head of the queue wants.
     wanted: AtomicU64,
     waiting: AtomicU64,
@@ -51,14 +55,22 @@ pub(super) struct Reservation {
 }
 
 impl Room {
-    pub(super) fn new(index: Arc<Index>, limit: u64, mark: u64, unscanned: u64) -> Arc<Self> {
+    pub(super) fn new(
+        index: Arc<Index>,
+        folders: Arc<Folders>,
+        limit: u64,
+        mark: u64,
+        (unscanned, slack): (u64, u64),
+    ) -> Arc<Self> {
         Arc::new(Self {
             index,
+            folders,
             limit,
             mark,
             reserved: AtomicU64::new(0),
             idle: AtomicU64::new(0),
             unscanned: AtomicU64::new(unscanned),
+            slack: AtomicU64::new(slack),
             wanted: AtomicU64::new(0),
             waiting: AtomicU64::new(0),
             line: tokio::sync::Mutex::new(()),
@@ -148,9 +160,13 @@ impl Room {
         }
     }
 
+    /// What the index and its folders take.
+    pub(super) fn kept(&self) -> u64 {
+        self.index.bytes().saturating_add(self.folders.bytes())
+    }
+
     fn settled(&self) -> u64 {
-        self.index
-            .bytes()
+        self.kept()
             .saturating_add(self.idle.load(Relaxed))
             .saturating_add(self.unscanned.load(Relaxed))
     }
@@ -162,8 +178,9 @@ impl Room {
     pub(super) fn usage(&self, free_on_disk: Option<u64>) -> Usage {
         let (used, wanted) = (self.used(), self.wanted.load(SeqCst));
         let free = self.limit.saturating_sub(used);
+        let slack = self.slack.load(Relaxed).min(self.unscanned.load(Relaxed));
         Usage {
-            used,
+            used: used.saturating_sub(slack),
             idle_uploads: self.idle.load(Relaxed),
             limit: self.limit,
             wanted: wanted.saturating_sub(free),
@@ -202,9 +219,15 @@ impl Room {
         subtract(&self.unscanned, room_of(size));
     }
 
+    /// The scan reached this many folders.
+    pub(super) fn scanned_folders(&self, count: u64) {
+        subtract(&self.unscanned, count.saturating_mul(FOLDER_ROOM));
+    }
+
     /// The scan reached everything.
     pub(super) fn scan_done(&self) {
         self.unscanned.store(0, Relaxed);
+        self.slack.store(0, Relaxed);
         self.made.notify_waiters();
     }
 
@@ -290,7 +313,13 @@ mod tests {
     use super::*;
 
     fn room(limit: u64) -> Arc<Room> {
-        Room::new(Arc::new(Index::new()), limit, limit, 0)
+        Room::new(
+            Arc::new(Index::new()),
+            Arc::new(Folders::new()),
+            limit,
+            limit,
+            (0, 0),
+        )
     }
 
     #[tokio::test]

@@ -1,20 +1,28 @@
 //! Filling the index from the disk, in the background, after the store has opened.
 
 use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering::Relaxed},
-    },
+    collections::HashSet,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering::Relaxed},
     thread,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
-use super::{core::Core, layout, layout::InstanceHash, verify};
+use tokio::time::sleep;
+
+use super::{
+    core::{Core, blocking},
+    files::Files,
+    instances::Instances,
+    layout::{self, InstanceHash},
+    verify,
+};
 use crate::{
     DigestFunction, Error, Result,
     index::{Key, Space},
 };
 
+/// How long to wait before folders that could not be read are tried again.
+const RETRY: Duration = Duration::from_mins(1);
 /// How many threads look at folders at the same time: more than cores, since they wait for the disk.
 const THREADS: usize = 4;
 
@@ -25,18 +33,25 @@ struct Folder {
     space: Space,
 }
 
-/// Indexes everything, then hashes what is in doubt. Blocks until done or cancelled.
-pub(super) fn run(core: &Arc<Core>) {
+/// Indexes everything, then hashes what is in doubt. Folders that cannot be read are tried again
+/// and again: until they are known, the disk is asked about unknown blobs.
+pub(super) async fn run(core: Arc<Core>) {
     let started = Instant::now();
-    match scan(core) {
-        Ok(()) if core.cancel.is_cancelled() => return,
-        Ok(()) => {}
-        Err(error) => {
-            // Unknown blobs go on being looked up on the disk, so nothing is lost but speed.
-            tracing::error!(%error, "scanning the data directory failed; it goes on unindexed");
-            return;
+    let mut left = None;
+    loop {
+        let (worker, folders) = (Arc::clone(&core), left.take());
+        match blocking(move || scan(&worker, folders)).await {
+            _ if core.cancel.is_cancelled() => return,
+            Ok(failed) if failed.is_empty() => break,
+            Ok(failed) => left = Some(failed),
+            Err(error) => tracing::error!(%error, "scanning the data directory failed"),
+        }
+        tokio::select! {
+            () = core.cancel.cancelled() => return,
+            () = sleep(RETRY) => {}
         }
     }
+    core.files.folders.scan_done();
     core.scanned.store(true, Relaxed);
     core.room.scan_done();
     tracing::info!(
@@ -46,36 +61,48 @@ pub(super) fn run(core: &Arc<Core>) {
         seconds = started.elapsed().as_secs_f64(),
         "data directory scanned"
     );
-    verify::settle_doubts(core);
+    let settle = move || {
+        verify::settle_doubts(&core);
+        Ok(())
+    };
+    let _ = blocking(settle).await;
 }
 
-fn scan(core: &Core) -> Result<()> {
-    let folders = folders(core)?;
-    let next = AtomicUsize::new(0);
-    let work = || -> Result<()> {
-        while let Some(folder) = folders.get(next.fetch_add(1, Relaxed)) {
-            if core.cancel.is_cancelled() {
-                break;
+/// Indexes these folders, or all of them, and gives back those that could not be read. Blocks.
+fn scan(core: &Core, some: Option<Vec<Folder>>) -> Result<Vec<Folder>> {
+    let folders = Mutex::new(match some {
+        Some(folders) => folders,
+        None => folders(core)?,
+    });
+    let failed = Mutex::new(Vec::new());
+    let next = || lock(&folders).pop();
+    let work = || {
+        while let Some(folder) = next().filter(|_| !core.cancel.is_cancelled()) {
+            if let Err(error) = scan_folder(core, &folder) {
+                tracing::error!(%error, "scanning goes on without this folder for now");
+                lock(&failed).push(folder);
             }
-            scan_folder(core, folder)?;
             // Uploads may wait for room, and there may be something to evict now.
             core.room.press();
         }
-        Ok(())
     };
     thread::scope(|scope| {
         let threads: Vec<_> = (0..THREADS).map(|_| scope.spawn(work)).collect();
-        threads.into_iter().try_for_each(|thread| {
-            thread
-                .join()
-                .unwrap_or_else(|_| Err(Error::Unavailable("a scanning thread failed".into())))
-        })
+        threads
+            .into_iter()
+            .try_for_each(thread::ScopedJoinHandle::join)
     })
+    .map_err(|_| Error::Unavailable("a scanning thread failed".into()))?;
+    Ok(failed.into_inner().unwrap_or_else(PoisonError::into_inner))
+}
+
+fn lock(folders: &Mutex<Vec<Folder>>) -> MutexGuard<'_, Vec<Folder>> {
+    folders.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Every `ab` folder, those of one tree spread over the whole list.
 fn folders(core: &Core) -> Result<Vec<Folder>> {
-    let mut folders = Vec::new();
+    let (mut folders, mut trees) = (Vec::new(), Vec::new());
     let mut add = |tree: &str, function, space| -> Result<()> {
         let mut names = core.files.list(tree)?;
         names.retain(|name| name.len() == 2);
@@ -91,18 +118,17 @@ fn folders(core: &Core) -> Result<Vec<Folder>> {
     };
     for function in DigestFunction::ALL {
         add(&layout::cas_folder(function), function, Space::Cas)?;
-        for name in core.files.list(&format!("{}/{function}", layout::AC))? {
-            let Some(instance) = parse_instance(&name) else {
+        for instance in instances_of(&core.files, function)? {
+            let tree = layout::ac_folder(function, &instance);
+            let Some(number) = core.instances.number(&instance) else {
                 continue;
             };
-            let number = core.instances.intern(&instance)?;
-            add(
-                &layout::ac_folder(function, &instance),
-                function,
-                Space::Ac(number),
-            )?;
+            add(&tree, function, Space::Ac(number))?;
+            trees.push(tree);
         }
     }
+    trees.retain(|tree| !core.files.remove_empty(tree));
+    count(core, &trees);
     Ok(folders)
 }
 
@@ -117,10 +143,36 @@ fn parse_instance(name: &str) -> Option<InstanceHash> {
     Some(hash)
 }
 
+/// The instances that have a folder for action results, numbered. Blocks.
+pub(super) fn instances(files: &Files) -> Result<Instances> {
+    let instances = Instances::default();
+    for function in DigestFunction::ALL {
+        for hash in instances_of(files, function)? {
+            if let Err(error) = instances.intern(&hash, HashSet::new) {
+                tracing::warn!(%error, "some action results are left alone");
+                return Ok(instances);
+            }
+        }
+    }
+    Ok(instances)
+}
+
+fn instances_of(files: &Files, function: DigestFunction) -> Result<Vec<InstanceHash>> {
+    let names = files.list(&format!("{}/{function}", layout::AC))?;
+    Ok(names
+        .iter()
+        .filter_map(|name| parse_instance(name))
+        .collect())
+}
+
 fn scan_folder(core: &Core, folder: &Folder) -> Result<()> {
+    // Counted at the end, since a folder that cannot be read is scanned once more.
+    let mut found = Vec::new();
     for inner in core.files.list(&folder.path)? {
         let inner = format!("{}/{inner}", folder.path);
-        for name in core.files.list(&inner)? {
+        let names = core.files.list(&inner)?;
+        let empty = names.is_empty();
+        for name in names {
             let path = format!("{inner}/{name}");
             if let Some(key) = layout::key_of(&name, folder.function, folder.space) {
                 scan_file(core, &key, &path)?;
@@ -128,8 +180,20 @@ fn scan_folder(core: &Core, folder: &Folder) -> Result<()> {
                 tracing::debug!(path, "not a blob; left alone");
             }
         }
+        if !empty || !core.files.remove_empty(&inner) {
+            found.push(inner);
+        }
     }
+    if !found.is_empty() || !core.files.remove_empty(&folder.path) {
+        found.push(folder.path.clone());
+    }
+    count(core, &found);
     Ok(())
+}
+
+fn count(core: &Core, found: &[String]) {
+    let old = found.iter().filter(|path| core.files.folders.found(path));
+    core.room.scanned_folders(old.count() as u64);
 }
 
 fn scan_file(core: &Core, key: &Key, path: &str) -> Result<()> {
@@ -144,7 +208,7 @@ fn scan_file(core: &Core, key: &Key, path: &str) -> Result<()> {
     let in_doubt = key.space == Space::Cas && meta.mtime_ms >= core.doubt_from_ms;
     if core
         .index
-        .insert_new(key, meta.size, meta.atime_ms, in_doubt)
+        .insert_found(key, meta.size, meta.atime_ms, in_doubt)
     {
         core.room.scanned(meta.size);
     }

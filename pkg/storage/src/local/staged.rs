@@ -110,14 +110,12 @@ impl Staged {
         Ok(())
     }
 
-    /// Verifies the whole content and puts it into its place. Blocks.
-    pub(super) fn publish(mut self) -> Result<Put> {
+    /// Verifies the whole content and puts it into its place. After an error, remove it. Blocks.
+    pub(super) fn publish(&mut self) -> Result<Put> {
         let actual = self.hasher.clone().finish();
         if actual != self.digest {
             let (expected, actual) = (self.digest, actual.to_string());
-            let resumed = self.resumed;
-            self.discard()?;
-            return Err(if resumed {
+            return Err(if self.resumed {
                 Error::ResumedMismatch { expected, actual }
             } else {
                 Error::Mismatch { expected, actual }
@@ -126,13 +124,13 @@ impl Staged {
         self.core
             .files
             .seal(&self.path, &self.file, self.claim.is_some())?;
-        let published = self.core.publish(&self.digest, &self.path);
-        self.settled = published.is_ok();
-        published
+        let published = self.core.publish(&self.digest, &self.path)?;
+        self.settled = true;
+        Ok(published)
     }
 
     /// Removes the file. Blocks.
-    pub(super) fn discard(mut self) -> Result<()> {
+    pub(super) fn remove(&mut self) -> Result<()> {
         self.settled = true;
         self.core.files.unlink(&self.path)
     }

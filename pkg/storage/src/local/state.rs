@@ -1,11 +1,14 @@
 //! What one run of the store tells the next: whether it ended well, until when everything written
-//! is surely on the disk, and how much the directory holds at most.
+//! is surely on the disk, and how much the directory holds.
 
 use crate::{Error, Result};
 
 use super::files::Files;
 
 const FILE: &str = "state";
+
+/// A usage that nobody knows.
+pub(super) const UNKNOWN: u64 = u64::MAX;
 
 /// See the module. Kept as `key=value` lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,25 +17,25 @@ pub(super) struct State {
     pub(super) clean: bool,
     /// Files last written before this are whole, in milliseconds since the Unix epoch.
     pub(super) synced_ms: u64,
-    /// The directory holds no more than this, in bytes.
-    pub(super) used_at_most: u64,
+    /// About how much the directory holds, in bytes; exactly so after a clean end.
+    pub(super) used: u64,
 }
 
 impl State {
     /// Reads what the last run left. A new directory was left clean; one without a readable state
-    /// tells nothing: all of it is in doubt, and it may be full.
+    /// tells nothing: all of it is in doubt, and it may hold anything.
     pub(super) fn load(files: &Files, new_directory: bool) -> Result<Self> {
         if new_directory {
             return Ok(Self {
                 clean: true,
                 synced_ms: 0,
-                used_at_most: 0,
+                used: 0,
             });
         }
         let unknown = Self {
             clean: false,
             synced_ms: 0,
-            used_at_most: u64::MAX,
+            used: UNKNOWN,
         };
         let Some(mut file) = files.open_read(FILE)? else {
             return Ok(unknown);
@@ -55,7 +58,7 @@ impl State {
         Some(Self {
             clean: value("clean")? == 1,
             synced_ms: value("synced_ms")?,
-            used_at_most: value("used_at_most")?,
+            used: value("used")?,
         })
     }
 }
@@ -64,7 +67,7 @@ impl std::fmt::Display for State {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         writeln!(f, "clean={}", u8::from(self.clean))?;
         writeln!(f, "synced_ms={}", self.synced_ms)?;
-        writeln!(f, "used_at_most={}", self.used_at_most)
+        writeln!(f, "used={}", self.used)
     }
 }
 
@@ -77,7 +80,7 @@ mod tests {
         let state = State {
             clean: true,
             synced_ms: 17,
-            used_at_most: u64::MAX,
+            used: u64::MAX,
         };
         let text = state.to_string();
         assert_eq!(State::parse(&text), Some(state));

@@ -14,7 +14,10 @@ use super::{
     core::{Core, blocking, now_ms},
     state::State,
 };
-use crate::{Error, Result, index::Key};
+use crate::{
+    Error, Result,
+    index::{Key, SHARDS},
+};
 
 /// How often the usage on record is compared with the real one.
 const TICK: Duration = Duration::from_secs(1);
@@ -24,13 +27,11 @@ const ROUND: u32 = 60;
 const PROBE: u32 = 5;
 /// How much earlier than the flush a sync point is dated: file times are coarse, clocks get set.
 const MARGIN_MS: u64 = 2000;
-/// How many last uses are collected before they are written.
-const BATCH: usize = 4096;
 
 /// The state on record, as it was last written.
 pub(super) struct Recorded {
     state: Mutex<State>,
-    /// What had been written at the last sync point.
+    /// What had been written at the last sync point; more than can be before the first.
     synced: AtomicU64,
 }
 
@@ -39,9 +40,14 @@ impl Recorded {
     pub(super) fn new(state: State) -> Self {
         Self {
             state: Mutex::new(state),
-            synced: AtomicU64::new(0),
+            synced: AtomicU64::new(u64::MAX),
         }
     }
+}
+
+/// By how much the usage of a store with this limit may exceed the one on record, in bytes.
+pub(super) const fn slack(limit: u64) -> u64 {
+    limit / 20
 }
 
 /// The time that a sync point made now is given.
@@ -98,47 +104,41 @@ impl Core {
         }
     }
 
-    /// Notes an upper bound of the usage, so that a restart knows it before it has looked. Blocks.
+    /// Notes the usage when it has changed by more than a little, so that a restart knows it before
+    /// it has looked. Blocks.
     fn record_usage(&self, recorded: &Recorded) -> Result<()> {
-        let margin = self.room.usage(None).limit / 20;
+        let usage = self.room.usage(None);
         let mut state = recorded
             .state
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        let used = self.room.used();
-        let too_low = used.saturating_add(margin / 2) > state.used_at_most;
-        let too_high = used.saturating_add(margin * 2) < state.used_at_most && self.is_scanned();
-        if too_low || too_high {
-            let next = State {
-                used_at_most: used.saturating_add(margin),
-                ..*state
-            };
+        if usage.used.abs_diff(state.used) > slack(usage.limit) / 2 {
+            let used = usage.used;
+            let next = State { used, ..*state };
             next.save(&self.files)?;
             *state = next;
         }
         Ok(())
     }
 
-    /// Writes the last uses that changed to the files' access times. Blocks.
+    /// Writes the last uses that changed to the files' access times: those of one part of the index
+    /// after another, and each part once, however fast they change again. Blocks.
     pub(super) fn write_back(&self) -> Result<()> {
-        loop {
+        for part in 0..SHARDS {
             let mut used: Vec<(Key, u64)> = Vec::new();
-            self.index.visit(|_, entry| {
-                if entry.is_dirty() && used.len() < BATCH {
+            self.index.visit_part(part, |_, entry| {
+                if entry.is_dirty() {
                     entry.set_dirty(false);
                     used.push((entry.key(), entry.last_use()));
                 }
             });
-            let last = used.len() < BATCH;
             for (key, last_use) in used {
                 if let Some(path) = self.locate(&key)? {
                     self.files.set_atime(&path, last_use)?;
                 }
             }
-            if last {
-                return Ok(());
-            }
         }
+        Ok(())
     }
 
     /// Flushes the file system, and notes that what was written before is whole. Not while
@@ -157,15 +157,11 @@ impl Core {
             .state
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        let used_at_most = if clean {
-            self.index.bytes()
-        } else {
-            state.used_at_most
-        };
+        let used = if clean { self.room.kept() } else { state.used };
         let next = State {
             clean,
             synced_ms,
-            used_at_most,
+            used,
         };
         next.save(&self.files)?;
         *state = next;

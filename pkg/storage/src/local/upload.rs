@@ -266,7 +266,30 @@ impl Upload {
         let Phase::Ready(staged) = mem::replace(&mut self.phase, Phase::Lost) else {
             return Err(self.lost());
         };
-        blocking(move || staged.publish()).await
+        self.publish(staged).await
+    }
+
+    /// Verifies and publishes; a second time after eviction when the disk has no room for the name.
+    async fn publish(&self, mut staged: Box<Staged>) -> Result<Put> {
+        let mut second = false;
+        loop {
+            let attempt = move || {
+                let published = staged.publish();
+                Ok((staged, published))
+            };
+            let published;
+            (staged, published) = blocking(attempt).await?;
+            let Err(error) = published else {
+                return published;
+            };
+            let full = error.is_no_space();
+            if full && !second && self.core.make_on_disk(1).await {
+                second = true;
+                continue;
+            }
+            blocking(move || staged.remove()).await?;
+            return Err(if full { disk_full(&self.digest) } else { error });
+        }
     }
 
     async fn flush_and_wait(&mut self) -> Result<()> {
@@ -298,7 +321,8 @@ impl Upload {
         }
         let ready = self.ready().await;
         if let Phase::Ready(staged) = mem::replace(&mut self.phase, Phase::Lost) {
-            blocking(move || staged.discard()).await?;
+            let mut staged = staged;
+            blocking(move || staged.remove()).await?;
         }
         ready.or(Ok(()))
     }
@@ -327,14 +351,7 @@ impl Upload {
             Arc::clone(&self.core),
             layout::upload_path(&self.digest, &resume.upload),
         );
-        blocking(move || {
-            if let Some(kept) = core.files.stat(&path)? {
-                core.files.unlink(&path)?;
-                core.room.remove_idle(kept.size);
-            }
-            Ok(())
-        })
-        .await
+        blocking(move || core.remove_idle_if(&path, |_| true).map(drop)).await
     }
 
     fn lost(&self) -> Error {

@@ -1,10 +1,17 @@
-//! Hashing what lies on the disk.
+//! Hashing what lies on the disk, and what becomes of files that are not what they should be.
 
-use std::{fs, io, sync::Arc};
+use std::{
+    collections::HashSet,
+    fs, io,
+    sync::{Arc, atomic::Ordering::Relaxed},
+};
 
-use super::core::Core;
+use super::{
+    core::{Core, blocking, lock_of, now_ms},
+    layout::{self, QUARANTINE},
+};
 use crate::{
-    CHUNK_SIZE, Digest, DigestFunction, Hasher, Result,
+    CHUNK_SIZE, Digest, DigestFunction, Error, Hasher, Result,
     blob::read_at,
     index::{Key, Space},
 };
@@ -13,7 +20,7 @@ use crate::{
 const PASS: usize = 4096;
 
 /// The digest of a file's content. Blocks.
-pub(super) fn hash_file(function: DigestFunction, file: &fs::File) -> io::Result<Digest> {
+fn hash_file(function: DigestFunction, file: &fs::File) -> io::Result<Digest> {
     hash_prefix(function, file, u64::MAX).map(Hasher::finish)
 }
 
@@ -34,13 +41,125 @@ pub(super) fn hash_prefix(
     }
 }
 
+impl Core {
+    /// Hashes a blob in doubt, unless somebody else does: then waits for the outcome. Says whether
+    /// the blob is here and whole.
+    pub(super) async fn settle(self: &Arc<Self>, digest: &Digest) -> Result<bool> {
+        let key = Key::cas(digest);
+        let _settling = match lock_of(&self.settling, &key) {
+            Some(lock) => Some(lock.lock().await),
+            None => None,
+        };
+        match self.index.peek(&key) {
+            Some(seen) if seen.in_doubt => {
+                let (core, digest) = (Arc::clone(self), *digest);
+                blocking(move || core.verify(&digest)).await
+            }
+            seen => Ok(seen.is_some_and(|seen| seen.size == digest.size())),
+        }
+    }
+
+    /// Hashes a blob's file. A wrong or unreadable one goes to quarantine, and is not here any
+    /// more. Blocks.
+    pub(super) fn verify(&self, digest: &Digest) -> Result<bool> {
+        let path = layout::blob_path(digest);
+        let Some(file) = self.files.open_read(&path)? else {
+            self.forget(digest)?;
+            return Ok(false);
+        };
+        let hashed = hash_file(digest.function(), &file)
+            .map_err(|error| Error::io("reading", self.files.path(&path), error));
+        let key = Key::cas(digest);
+        match hashed {
+            Ok(actual) if actual == *digest => {
+                self.index.trust(&key);
+                return Ok(true);
+            }
+            Err(error) if !error.is_unreadable() => return Err(error),
+            _ => {}
+        }
+        let _changing = self.lock(&key);
+        if !self.files.is_same(&file, &path)? {
+            // An upload replaced the file meanwhile, or it was evicted.
+            return Ok(self.index.peek(&key).is_some());
+        }
+        match hashed {
+            Ok(actual) => tracing::warn!(%digest, %actual, "blob does not match its digest"),
+            Err(error) => tracing::warn!(%digest, %error, "blob cannot be read"),
+        }
+        self.quarantine(&key, &path)?;
+        Ok(false)
+    }
+
+    /// Moves a wrong file away and forgets it. The caller holds the key's lock. Blocks.
+    pub(super) fn quarantine(&self, key: &Key, path: &str) -> Result<()> {
+        self.index.remove(key);
+        let size = self.files.stat(path)?.map_or(0, |meta| meta.size);
+        let name = path.replace('/', "-");
+        let place = format!("{QUARANTINE}/{}-{name}", now_ms());
+        self.files.rename(path, &place)?;
+        self.prune(key, path);
+        // It is kept as long as a partial upload, from now on.
+        self.files.set_mtime_now(&place)?;
+        self.room.add_idle(size);
+        self.counters.corrupt.fetch_add(1, Relaxed);
+        tracing::warn!(from = path, to = place, "moved to quarantine");
+        Ok(())
+    }
+
+    /// Drops a blob whose file is gone or has another size from the index, and what is left of it
+    /// from the disk. Blocks.
+    pub(super) fn forget(&self, digest: &Digest) -> Result<()> {
+        let key = Key::cas(digest);
+        let _changing = self.lock(&key);
+        let Some(path) = self.locate(&key)? else {
+            if self.index.remove(&key).is_some() {
+                self.counters.lost.fetch_add(1, Relaxed);
+                tracing::warn!(%digest, "blob's file is gone; somebody removed it");
+                self.prune(&key, &layout::blob_path(digest));
+            }
+            return Ok(());
+        };
+        if path != layout::blob_path(digest) {
+            return Ok(());
+        }
+        let size = self.files.stat(&path)?.map(|meta| meta.size);
+        if size != Some(digest.size()) {
+            self.counters.lost.fetch_add(1, Relaxed);
+            tracing::warn!(%digest, ?size, "blob's file has another size; removed");
+            self.index.remove(&key);
+            self.files.unlink(&path)?;
+            self.prune(&key, &path);
+        }
+        Ok(())
+    }
+
+    /// Hashes the file of an index entry, or checks an action result's checksum. Blocks.
+    pub(super) fn check(&self, key: &Key, size: u64) -> Result<()> {
+        let Some(path) = self.locate(key)? else {
+            return Ok(());
+        };
+        if key.space != Space::Cas {
+            return self.check_action(key, &path);
+        }
+        let name = path.rsplit_once('/').map_or(&*path, |(_, name)| name);
+        let size = i64::try_from(size).unwrap_or(i64::MAX);
+        match Digest::parse(Some(key.function), name, size) {
+            Ok(digest) => self.verify(&digest).map(drop),
+            Err(_) => Ok(()),
+        }
+    }
+}
+
 /// Hashes every blob in doubt, one after the other, so that the next unclean stop finds few. Blocks
 /// until done or cancelled.
-pub(super) fn settle_doubts(core: &Arc<Core>) {
+pub(super) fn settle_doubts(core: &Core) {
+    // They stay in doubt for their readers; asking again and again would not help.
+    let mut failed = HashSet::new();
     while core.index.in_doubt() > 0 && !core.cancel.is_cancelled() {
         let mut keys = Vec::new();
         core.index.visit(|_, entry| {
-            if entry.is_in_doubt() && keys.len() < PASS {
+            if entry.is_in_doubt() && keys.len() < PASS && !failed.contains(&entry.key()) {
                 keys.push((entry.key(), entry.size()));
             }
         });
@@ -51,29 +170,18 @@ pub(super) fn settle_doubts(core: &Arc<Core>) {
             if core.cancel.is_cancelled() {
                 return;
             }
-            if let Err(error) = settle(core, &key, size) {
+            if let Err(error) = settle_one(core, &key, size) {
                 tracing::warn!(%error, "could not check a blob after an unclean stop");
-                // It stays in doubt for its readers; asking again and again would not help.
-                return;
+                failed.insert(key);
             }
         }
     }
 }
 
-fn settle(core: &Core, key: &Key, size: u64) -> Result<()> {
-    if key.space != Space::Cas {
-        // Action results carry a checksum that every read checks.
-        core.index.trust(key);
-        return Ok(());
-    }
-    let name = core
-        .locate(key)?
-        .and_then(|path| path.rsplit_once('/').map(|(_, n)| n.to_owned()));
-    let size = i64::try_from(size).unwrap_or(i64::MAX);
-    let digest = name.and_then(|name| Digest::parse(Some(key.function), &name, size).ok());
-    if let Some(digest) = digest {
-        core.verify(&digest)?;
-    } else {
+fn settle_one(core: &Core, key: &Key, size: u64) -> Result<()> {
+    core.check(key, size)?;
+    if core.index.peek(key).is_some_and(|seen| seen.in_doubt) {
+        // Its file is gone, or is no blob's.
         core.index.remove(key);
     }
     Ok(())

@@ -20,6 +20,19 @@ use reapi::v2::ActionResult;
 
 pub const GIB: u64 = 1 << 30;
 
+/// What the two folders above a single blob take.
+pub const FOLDERS: u64 = 2 * 4096;
+
+/// How many folders there are below this one.
+pub fn folders(dir: &Path, below: &str) -> usize {
+    let entries = std::fs::read_dir(dir.join(below)).unwrap();
+    let paths = entries.map(|entry| entry.unwrap().path());
+    paths
+        .filter(|path| path.is_dir())
+        .map(|path| 1 + folders(&path, ""))
+        .sum()
+}
+
 pub fn options(dir: &Path) -> LocalOptions {
     LocalOptions {
         dir: dir.to_owned(),
@@ -28,6 +41,7 @@ pub fn options(dir: &Path) -> LocalOptions {
         lease: Duration::from_hours(1),
         force_update_atime: false,
         sync: SyncMode::None,
+        scrub_period: None,
     }
 }
 
