@@ -148,25 +148,12 @@ async fn a_damaged_action_result_is_none_and_is_moved_away() {
     let store = open(dir.path()).await;
     let action = DigestFunction::Sha256.digest(b"action");
     common::put_result(&store, "", &action, 1).await;
-    let file = find_file(&dir.path().join("ac")).unwrap();
+    let file = common::find_file(&dir.path().join("ac")).unwrap();
     damage(&file);
     assert_eq!(common::get_result(&store, "", &action).await, None);
     assert!(!file.exists());
     common::put_result(&store, "", &action, 2).await;
     assert_eq!(common::get_result(&store, "", &action).await, Some(2));
-}
-
-fn find_file(dir: &std::path::Path) -> Option<std::path::PathBuf> {
-    std::fs::read_dir(dir)
-        .unwrap()
-        .map(|entry| entry.unwrap().path())
-        .find_map(|path| {
-            if path.is_dir() {
-                find_file(&path)
-            } else {
-                Some(path)
-            }
-        })
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -124,13 +124,15 @@ impl Files {
         Ok(())
     }
 
-    /// Removes a folder if it is empty; says whether it did.
+    /// Removes a folder if it is empty; says whether it is gone.
     pub(super) fn remove_empty(&self, relative: &str) -> bool {
-        let removed = rustix::fs::unlinkat(&self.dir, relative, AtFlags::REMOVEDIR).is_ok();
-        if removed {
-            self.folders.removed(relative);
+        match rustix::fs::unlinkat(&self.dir, relative, AtFlags::REMOVEDIR) {
+            Ok(()) => {
+                self.folders.removed(relative);
+                true
+            }
+            Err(errno) => errno == Errno::NOENT,
         }
-        removed
     }
 
     /// Opens for reading without that counting as use; `None` when there is no such file.

@@ -197,3 +197,23 @@ pub async fn get_result(store: &LocalStore, instance: &str, action: &Digest) -> 
         .unwrap();
     result.map(|result| result.exit_code)
 }
+
+/// Some file below a folder.
+pub fn find_file(dir: &Path) -> Option<std::path::PathBuf> {
+    std::fs::read_dir(dir)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .find_map(|path| {
+            if path.is_dir() {
+                find_file(&path)
+            } else {
+                Some(path)
+            }
+        })
+}
+
+/// The present, in milliseconds since the Unix epoch.
+pub fn now_ms() -> u64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    u64::try_from(since.unwrap().as_millis()).unwrap()
+}

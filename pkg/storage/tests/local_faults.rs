@@ -1,0 +1,205 @@
+//! Disks that fail, and stops at bad moments.
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
+
+mod common;
+
+use std::{
+    os::unix::fs::symlink,
+    path::Path,
+    sync::atomic::Ordering::Relaxed,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use common::{
+    candidate, content, damage, open, open_with, options, path, put, read, scanned, until,
+};
+use gorego_storage::{ActionCache, BlobStore, DigestFunction, Error, Evictable as _, LocalOptions};
+use reapi::v2::ActionResult;
+
+/// A file that cannot be read, as on a broken disk.
+const UNREADABLE: &str = "/proc/self/mem";
+
+fn quarantined(dir: &Path) -> usize {
+    std::fs::read_dir(dir.join("quarantine")).unwrap().count()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_blob_that_the_disk_cannot_read_is_moved_away_and_can_be_uploaded_anew() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path()).await;
+    let blob = content(1, 1000);
+    let digest = put(&store, &blob).await;
+    std::fs::remove_file(path(dir.path(), &digest)).unwrap();
+    symlink(UNREADABLE, path(dir.path(), &digest)).unwrap();
+    let unreadable = read(&store, &digest).await;
+    assert!(
+        matches!(unreadable, Err(Error::NotFound(_))),
+        "{unreadable:?}"
+    );
+    assert_eq!(store.find_missing(&[digest]).await.unwrap(), [digest]);
+    assert_eq!(store.counters().corrupt.load(Relaxed), 1);
+    put(&store, &blob).await;
+    assert_eq!(read(&store, &digest).await.unwrap(), blob);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_action_result_that_the_disk_cannot_read_is_none() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path()).await;
+    let action = DigestFunction::Sha256.digest(b"action");
+    common::put_result(&store, "", &action, 1).await;
+    let file = common::find_file(&dir.path().join("ac")).unwrap();
+    std::fs::remove_file(&file).unwrap();
+    symlink(UNREADABLE, &file).unwrap();
+    assert_eq!(common::get_result(&store, "", &action).await, None);
+    common::put_result(&store, "", &action, 2).await;
+    assert_eq!(common::get_result(&store, "", &action).await, Some(2));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_folder_that_cannot_be_read_leaves_the_others_indexed_and_is_tried_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path()).await;
+    let digest = put(&store, &content(1, 1000)).await;
+    store.close().await.unwrap();
+    drop(store);
+    let broken = dir.path().join("cas/zz");
+    symlink("zz", &broken).unwrap();
+
+    let store = open(dir.path()).await;
+    tokio::time::sleep(Duration::from_mins(10)).await;
+    assert!(!store.is_scanned());
+    assert_eq!(common::candidates(&store).len(), 1);
+    assert_eq!(store.find_missing(&[digest]).await.unwrap(), []);
+    let new = put(&store, &content(2, 1000)).await;
+    std::fs::remove_file(&broken).unwrap();
+    tokio::time::sleep(Duration::from_mins(2)).await;
+    assert!(store.is_scanned());
+    assert_eq!(store.usage().used, 2 * (4096 + common::FOLDERS));
+    assert_eq!(store.find_missing(&[digest, new]).await.unwrap(), []);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lease_outlives_a_restart() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path()).await;
+    let digest = put(&store, &content(1, 1000)).await;
+    store.find_missing(&[digest]).await.unwrap();
+    store.close().await.unwrap();
+    drop(store);
+
+    let store = open(dir.path()).await;
+    scanned(&store).await;
+    let leased = candidate(&store, 4096);
+    assert!(leased.leased);
+    assert_eq!(store.evict(&[leased], false).count, 0);
+    drop(store);
+
+    let hour = 60 * 60 * 1000;
+    common::set_atime(&path(dir.path(), &digest), common::now_ms() - 2 * hour);
+    let store = open(dir.path()).await;
+    scanned(&store).await;
+    assert!(!candidate(&store, 4096).leased, "it has ended since");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_quarantined_is_kept_as_long_as_a_partial_upload() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path()).await;
+    let digest = put(&store, &content(1, 1000)).await;
+    scanned(&store).await;
+    drop(store);
+    let file = path(dir.path(), &digest);
+    damage(&file);
+    // Hours ago by the file's own time, but in doubt all the same.
+    std::fs::remove_file(dir.path().join("state")).unwrap();
+    let old = SystemTime::now() - Duration::from_hours(48);
+    let times = std::fs::FileTimes::new().set_modified(old);
+    let opened = std::fs::File::options().write(true).open(&file).unwrap();
+    opened.set_times(times).unwrap();
+
+    let store = open(dir.path()).await;
+    assert_eq!(store.find_missing(&[digest]).await.unwrap(), [digest]);
+    let day = Duration::from_hours(24);
+    assert_eq!(store.remove_idle_uploads(day, u64::MAX).unwrap().count, 0);
+    assert_eq!(quarantined(dir.path()), 1);
+    let now = Duration::ZERO;
+    assert_eq!(store.remove_idle_uploads(now, u64::MAX).unwrap().count, 1);
+    assert_eq!(
+        (quarantined(dir.path()), store.usage().idle_uploads),
+        (0, 0)
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_put_once_the_store_has_declared_itself_whole() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path()).await;
+    scanned(&store).await;
+    let digest = put(&store, &content(1, 1000)).await;
+    store.close().await.unwrap();
+    for len in [1000, 1_000_000] {
+        let late = content(2, len);
+        let name = DigestFunction::Sha256.digest(&late);
+        let put = BlobStore::put(&*store, &name, common::whole("u", 0, &late)).await;
+        assert!(matches!(put, Err(Error::Unavailable(_))), "{put:?}");
+    }
+    let result = ActionCache::put(&*store, "", &digest, ActionResult::default()).await;
+    assert!(matches!(result, Err(Error::Unavailable(_))), "{result:?}");
+    assert_eq!(read(&store, &digest).await.unwrap(), content(1, 1000));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_that_is_killed_again_and_again_does_not_take_itself_for_full() {
+    let dir = tempfile::tempdir().unwrap();
+    for seed in 0..50 {
+        let store = open(dir.path()).await;
+        put(&store, &content(seed, 1000)).await;
+        let used = store.usage().used;
+        assert!(used < 1_000_000, "{used} after {seed} restarts");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn once_all_doubts_are_settled_the_next_unclean_stop_leaves_none() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path()).await;
+    put(&store, &content(1, 1000)).await;
+    drop(store);
+    let synced = || {
+        let state = std::fs::read_to_string(dir.path().join("state")).unwrap();
+        let value = state
+            .lines()
+            .find_map(|line| line.strip_prefix("synced_ms="));
+        value.unwrap().parse::<u64>().unwrap()
+    };
+    let before = synced();
+    let later = SystemTime::now().duration_since(UNIX_EPOCH).unwrap() + Duration::from_millis(50);
+    until(|| SystemTime::now().duration_since(UNIX_EPOCH).unwrap() > later).await;
+    let store = open(dir.path()).await;
+    tokio::time::sleep(Duration::from_mins(3)).await;
+    drop(store);
+    assert!(synced() > before);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn scrubbing_finds_what_the_disk_forgot() {
+    let dir = tempfile::tempdir().unwrap();
+    let scrubbed = LocalOptions {
+        scrub_period: Some(Duration::from_millis(1)),
+        ..options(dir.path())
+    };
+    let store = open_with(scrubbed).await;
+    let bad = put(&store, &content(1, 1000)).await;
+    let good = put(&store, &content(2, 300_000)).await;
+    let action = DigestFunction::Sha256.digest(b"action");
+    common::put_result(&store, "i", &action, 1).await;
+    damage(&path(dir.path(), &bad));
+    damage(&common::find_file(&dir.path().join("ac")).unwrap());
+    let counters = store.counters();
+    until(|| counters.corrupt.load(Relaxed) == 2).await;
+    assert_eq!(store.find_missing(&[bad]).await.unwrap(), [bad]);
+    assert_eq!(common::get_result(&store, "i", &action).await, None);
+    assert_eq!(quarantined(dir.path()), 2);
+    assert_eq!(read(&store, &good).await.unwrap(), content(2, 300_000));
+}
