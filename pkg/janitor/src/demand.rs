@@ -69,7 +69,7 @@ impl Demand {
                 0 => 0,
                 wanted => wanted.saturating_add(beyond_limit),
             },
-            leases_allowed: usage.limit - usage.limit / 5,
+            leases_allowed: leases_allowed(usage, marks),
         }
     }
 
@@ -77,6 +77,14 @@ impl Demand {
     pub fn bytes(&self) -> u64 {
         self.soft.max(self.hard)
     }
+}
+
+/// Four fifths of the limit, but never so much that at the low mark nothing is left for what has no
+/// lease: a blob that was just uploaded would be the next to go.
+fn leases_allowed(usage: &Usage, marks: &Marks) -> u64 {
+    let low = marks.low_bytes(usage.limit);
+    let allowed = (usage.limit - usage.limit / 5).min(low - low / 17);
+    allowed.saturating_sub(usage.folders)
 }
 
 /// What the file system itself is short of. Where others have filled it, the store keeps half of
@@ -146,6 +154,21 @@ mod tests {
     }
 
     #[test]
+    fn leases_leave_room_for_what_has_none() {
+        let allowed = |low, folders| {
+            let marks = Marks { low, ..MARKS };
+            let usage = Usage {
+                folders,
+                ..usage(950)
+            };
+            Demand::of(&usage, &marks).leases_allowed
+        };
+        assert_eq!(allowed(0.9, 0), 800);
+        assert_eq!(allowed(0.5, 0), 471);
+        assert_eq!(allowed(0.9, 300), 500);
+    }
+
+    #[test]
     fn what_uploads_wait_for_is_a_hard_need() {
         let waiting = |used, wanted| {
             let usage = Usage {
@@ -166,10 +189,11 @@ mod tests {
     proptest! {
         #[test]
         fn no_figures_overflow(
-            used: u64, idle_uploads: u64, limit: u64, wanted: u64, free: Option<u64>,
+            used: u64, idle_uploads: u64, folders: u64, limit: u64, wanted: u64, free: Option<u64>,
             high in 0.0..=1.0, low in 0.0..=1.0, min_free: u64,
         ) {
-            let usage = Usage { used, idle_uploads, limit, wanted, free_on_disk: free };
+            let free_on_disk = free;
+            let usage = Usage { used, idle_uploads, folders, limit, wanted, free_on_disk };
             let marks = Marks { high, low, min_free };
             let (start, go_on) = (Demand::of(&usage, &marks), Demand::down_to_low(&usage, &marks));
             prop_assert!(start.bytes() <= go_on.bytes());

@@ -100,17 +100,26 @@ impl Janitor {
                 return;
             }
         }
-        let mut pass = Pass::new(self);
-        let end = pass.run(shutdown).await;
         *rest = Rest::default();
-        if end == End::Stuck {
+        loop {
+            let mut pass = Pass::new(self);
+            let end = pass.run(shutdown).await;
+            pass.log(end);
+            if end != End::Stuck {
+                return;
+            }
             rest.soft = Some(Instant::now() + REST);
-            if self.store.usage().wanted > 0 {
+            if self.store.usage().wanted == 0 {
+                return;
+            }
+            // An upload that came to wait at the end of the pass is owed a look at what only
+            // waiting uploads may have.
+            if pass.was_hard() {
                 rest.hard = Some(Instant::now() + SHORT_REST);
                 self.store.room_made(true);
+                return;
             }
         }
-        pass.log(end);
     }
 
     async fn remove_expired_uploads(&self) {

@@ -33,6 +33,8 @@ pub struct Usage {
     pub used: u64,
     /// Of which partial uploads that nobody is sending at the moment.
     pub idle_uploads: u64,
+    /// Of which folders, which go with their last file.
+    pub folders: u64,
     /// What `used` may not exceed.
     pub limit: u64,
     /// What uploads are waiting for, beyond what is free below the limit. Zero when none waits.

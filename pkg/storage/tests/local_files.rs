@@ -35,6 +35,7 @@ async fn a_blob_is_a_read_only_executable_file_under_its_hash() {
 async fn a_deleted_file_costs_at_most_one_failed_read() {
     let dir = tempfile::tempdir().unwrap();
     let store = open(dir.path()).await;
+    scanned(&store).await;
     for len in [1000, 2_000_000] {
         let blob = content(1, len);
         let digest = put(&store, &blob).await;

@@ -202,6 +202,7 @@ async fn a_full_directory_counts_as_full_before_it_was_scanned() {
     for seed in 0..50 {
         put(&store, &content(seed, 100_000)).await;
     }
+    scanned(&store).await;
     store.close().await.unwrap();
     let used = store.usage().used;
     drop(store);

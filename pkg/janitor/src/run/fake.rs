@@ -119,6 +119,7 @@ impl State {
         Usage {
             used,
             idle_uploads: self.idle.iter().map(|(_, bytes)| bytes).sum(),
+            folders: 0,
             limit: self.limit,
             wanted: self.waiting.saturating_sub(self.limit.saturating_sub(used)),
             free_on_disk: self.disk,

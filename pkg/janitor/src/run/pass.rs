@@ -35,6 +35,8 @@ pub(super) struct Pass<'a> {
     started: Instant,
     /// Whether eviction goes on down to the low mark.
     down_to_low: bool,
+    /// Whether an upload was waiting when the latest plan was made.
+    hard: bool,
     /// Shown like this, and not evicted: it was used since, or cannot be removed.
     stubborn: HashSet<(EntryId, u64)>,
     step: usize,
@@ -49,6 +51,7 @@ impl<'a> Pass<'a> {
             janitor,
             started: Instant::now(),
             down_to_low: false,
+            hard: false,
             stubborn: HashSet::new(),
             step: STEP.0,
             evicted: Removed::default(),
@@ -64,6 +67,7 @@ impl<'a> Pass<'a> {
             if demand.bytes() == 0 {
                 return End::Met;
             }
+            self.hard = demand.hard > 0;
             let before = self.removed();
             let plan = self.plan(demand).await;
             let tried = self.carry_out(plan, shutdown).await;
@@ -93,6 +97,11 @@ impl<'a> Pass<'a> {
         } else {
             demand
         }
+    }
+
+    /// Whether the pass did, at its end, what it may do for waiting uploads only.
+    pub(super) const fn was_hard(&self) -> bool {
+        self.hard
     }
 
     fn removed(&self) -> u64 {

@@ -71,9 +71,10 @@ impl BlobStore for LocalStore {
             })
             .await?;
         }
-        let mut seen = HashSet::new();
-        missing.retain(|digest| seen.insert(*digest));
-        Ok(missing)
+        // Each once, in the order in which they were asked for.
+        let mut missing: HashSet<Digest> = missing.into_iter().collect();
+        let in_order = digests.iter().filter(|digest| missing.remove(digest));
+        Ok(in_order.copied().collect())
     }
 
     async fn get(&self, digest: &Digest, offset: u64) -> Result<Blob> {

@@ -201,15 +201,21 @@ impl Files {
         let mut made = Vec::new();
         for _ in 0..ATTEMPTS {
             match rustix::fs::renameat(&self.dir, from, &self.dir, to) {
-                Err(Errno::NOENT) => self.make_dir(folder, |path| {
-                    if !layout::is_root(path) {
-                        self.folders.made(path);
-                    }
-                    made.push(path);
-                })?,
+                Err(Errno::NOENT) => {}
                 Err(errno) => return Err(self.error("publishing", to, errno)),
                 Ok(()) if self.sync == SyncMode::Full => return self.sync_dirs(folder, &made),
                 Ok(()) => return Ok(()),
+            }
+            let new = |path| {
+                if !layout::is_root(path) {
+                    self.folders.made(path);
+                }
+                made.push(path);
+            };
+            match self.make_dir(folder, new) {
+                // Others removed one as empty before the next one was made in it.
+                Err(Error::Io { source, .. }) if source.kind() == ErrorKind::NotFound => {}
+                other => other?,
             }
         }
         Err(self.error("publishing", to, Errno::NOENT))

@@ -96,6 +96,7 @@ impl Room {
         let _turn = self.line.lock().await;
         self.exhausted.store(false, SeqCst);
         let until = time::Instant::now() + WAIT;
+        let wanted = Wanted(&self.wanted);
         loop {
             let made = self.made.notified();
             tokio::pin!(made);
@@ -103,7 +104,7 @@ impl Room {
             if let Some(reservation) = self.try_reserve(bytes) {
                 return Ok(reservation);
             }
-            let _wanted = Wanted::new(&self.wanted, bytes);
+            wanted.set(bytes);
             if self.exhausted.swap(false, SeqCst) {
                 return Err(self.full(what, bytes));
             }
@@ -121,13 +122,14 @@ impl Room {
         let _turn = self.line.lock().await;
         self.exhausted.store(false, SeqCst);
         let until = time::Instant::now() + WAIT;
+        let wanted = Wanted(&self.wanted);
         loop {
             let made = self.made.notified();
             tokio::pin!(made);
             made.as_mut().enable();
             // Eviction frees what is wanted beyond the room under the limit, so ask for that too.
             let under_limit = self.limit.saturating_sub(self.used());
-            let _wanted = Wanted::new(&self.wanted, under_limit.saturating_add(room_of(size)));
+            wanted.set(under_limit.saturating_add(room_of(size)));
             self.pressure.notify_one();
             if time::timeout_at(until, made).await.is_err() || self.exhausted.swap(false, SeqCst) {
                 return false;
@@ -182,6 +184,7 @@ impl Room {
         Usage {
             used: used.saturating_sub(slack),
             idle_uploads: self.idle.load(Relaxed),
+            folders: self.folders.bytes(),
             limit: self.limit,
             wanted: wanted.saturating_sub(free),
             free_on_disk,
@@ -285,13 +288,12 @@ impl Drop for Waiting<'_> {
     }
 }
 
-/// States how much is wanted for as long as it lives.
+/// Where it is stated how much is wanted; nothing, once this is dropped.
 struct Wanted<'a>(&'a AtomicU64);
 
-impl<'a> Wanted<'a> {
-    fn new(wanted: &'a AtomicU64, bytes: u64) -> Self {
-        wanted.store(bytes, SeqCst);
-        Self(wanted)
+impl Wanted<'_> {
+    fn set(&self, bytes: u64) {
+        self.0.store(bytes, SeqCst);
     }
 }
 

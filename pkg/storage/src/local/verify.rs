@@ -97,10 +97,10 @@ impl Core {
         let size = self.files.stat(path)?.map_or(0, |meta| meta.size);
         let name = path.replace('/', "-");
         let place = format!("{QUARANTINE}/{}-{name}", now_ms());
+        // It is kept as long as a partial upload, from now on.
+        self.files.set_mtime_now(path)?;
         self.files.rename(path, &place)?;
         self.prune(key, path);
-        // It is kept as long as a partial upload, from now on.
-        self.files.set_mtime_now(&place)?;
         self.room.add_idle(size);
         self.counters.corrupt.fetch_add(1, Relaxed);
         tracing::warn!(from = path, to = place, "moved to quarantine");
