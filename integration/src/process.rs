@@ -41,6 +41,11 @@ impl Process {
         &mut self.child
     }
 
+    /// Its number.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Sends `signal`; does nothing once the child was reaped, since its id may be another's then.
     pub fn signal(&self, signal: Signal) {
         if self.ended.is_none() {

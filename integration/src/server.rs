@@ -3,6 +3,7 @@
 use std::{
     env,
     ffi::OsStr,
+    fs,
     io::{BufRead as _, BufReader},
     net::SocketAddr,
     path::{Path, PathBuf},
@@ -12,7 +13,7 @@ use std::{
     time::Duration,
 };
 
-use rustix::process::Signal;
+use rustix::process::{Signal, geteuid};
 use tempfile::TempDir;
 
 use crate::{
@@ -27,7 +28,22 @@ const PATIENCE: Duration = Duration::from_mins(1);
 /// A command line of the server that keeps its blobs in `data` and listens on a free loopback
 /// port. Each setting is a `key=value`, and may override those two.
 pub fn command<S: AsRef<OsStr>>(data: &Path, settings: &[S]) -> Command {
-    let mut command = process::command(binary::gorego());
+    configure(process::command(binary::gorego()), data, settings)
+}
+
+/// The same, with a file system of `mib` MiB at `data` that only the server sees.
+fn command_on_small_disk<S: AsRef<OsStr>>(mib: u32, data: &Path, settings: &[S]) -> Command {
+    let mut command = process::command("unshare");
+    if !geteuid().is_root() {
+        command.args(["--user", "--map-root-user"]);
+    }
+    let mount = format!("mount -t tmpfs -o size={mib}m none \"$0\" && exec \"$@\"");
+    command.args(["--mount", "sh", "-c", &mount]).arg(data);
+    command.arg(binary::gorego());
+    configure(command, data, settings)
+}
+
+fn configure<S: AsRef<OsStr>>(mut command: Command, data: &Path, settings: &[S]) -> Command {
     // The caller's own settings and configuration files are not part of the test.
     for (key, _) in env::vars_os() {
         if key.as_encoded_bytes().starts_with(b"GOREGO_") {
@@ -53,6 +69,7 @@ pub struct Server {
     process: Process,
     address: SocketAddr,
     dir: Arc<TempDir>,
+    disk: Option<u32>,
     settings: Vec<String>,
     log: Log,
 }
@@ -63,9 +80,18 @@ impl Server {
     /// Starts a server on an empty data directory and waits until it listens. Each setting is a
     /// `key=value`.
     pub fn start(settings: &[&str]) -> Self {
+        Self::on(None, settings)
+    }
+
+    /// The same on a disk of `mib` MiB, which is gone once the server ends.
+    pub fn start_on_small_disk(mib: u32, settings: &[&str]) -> Self {
+        Self::on(Some(mib), settings)
+    }
+
+    fn on(disk: Option<u32>, settings: &[&str]) -> Self {
         let settings = settings.iter().map(|&s| s.to_owned()).collect();
         let dir = TempDir::new().expect("a temporary directory");
-        Self::launch(Arc::new(dir), settings)
+        Self::launch(Arc::new(dir), disk, settings)
     }
 
     /// Starts it again on the same directory, with the same settings, after killing it (SIGKILL)
@@ -73,11 +99,18 @@ impl Server {
     #[must_use]
     pub fn restart(mut self) -> Self {
         self.kill();
-        Self::launch(Arc::clone(&self.dir), self.settings.clone())
+        Self::launch(Arc::clone(&self.dir), self.disk, self.settings.clone())
     }
 
-    fn launch(dir: Arc<TempDir>, settings: Vec<String>) -> Self {
-        let mut command = command(&data_in(&dir), &settings);
+    fn launch(dir: Arc<TempDir>, disk: Option<u32>, settings: Vec<String>) -> Self {
+        let data = data_in(&dir);
+        let mut command = match disk {
+            None => command(&data, &settings),
+            Some(mib) => {
+                fs::create_dir_all(&data).expect("a place for the disk");
+                command_on_small_disk(mib, &data, &settings)
+            }
+        };
         command.stdout(Stdio::null()).stderr(Stdio::piped());
         let mut process = Process::spawn(&mut command);
         let stderr = process.child_mut().stderr.take();
@@ -91,6 +124,7 @@ impl Server {
             process,
             address,
             dir,
+            disk,
             settings,
             log,
         }
@@ -101,9 +135,14 @@ impl Server {
         self.address
     }
 
-    /// Its data directory.
+    /// Its data directory, as this process reaches it.
     pub fn data(&self) -> PathBuf {
-        data_in(&self.dir)
+        let data = data_in(&self.dir);
+        if self.disk.is_none() {
+            return data;
+        }
+        let root = format!("/proc/{}/root", self.process.id());
+        Path::new(&root).join(data.strip_prefix("/").unwrap_or(&data))
     }
 
     /// Its address in the form that Bazel takes.
@@ -123,7 +162,12 @@ impl Server {
 
     /// Asks it to stop (SIGTERM), without waiting.
     pub fn ask_to_stop(&self) {
-        self.process.signal(Signal::TERM);
+        self.signal(Signal::TERM);
+    }
+
+    /// Sends it a signal.
+    pub fn signal(&self, signal: Signal) {
+        self.process.signal(signal);
     }
 
     /// Waits until it has stopped by itself.

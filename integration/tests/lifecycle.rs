@@ -61,6 +61,40 @@ async fn sigterm_lets_a_running_upload_complete_and_exits_0() {
     assert!(client.download(&digest).await.unwrap() == content);
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_signal_ends_it_at_once_although_an_upload_is_running() {
+    for (signal, status) in [(Signal::TERM, 143), (Signal::INT, 130)] {
+        let mut server = Server::start(&["limits.drain_timeout=1h", "limits.idle_timeout=1h"]);
+        let client = Client::connect(server.address()).await;
+        let digest = digest_of(&blob(1, SIZE));
+        let name = uuid(&mut fastrand::Rng::with_seed(1));
+        let mut health = HealthClient::new(client.channel());
+        let watch = health.watch(HealthCheckRequest::default()).await;
+        let mut watch = watch.expect("the health service").into_inner();
+        watch.message().await.unwrap().expect("a first status");
+        let mut upload = client.begin_upload(&name, &digest);
+        upload.send(&blob(1, SIZE).slice(..SIZE / 2)).await;
+        client.wait_until_committed(&name, &digest, SIZE / 2).await;
+
+        server.signal(signal);
+        let next = watch.message().await.unwrap().expect("a second status");
+        assert_eq!(next.status(), ServingStatus::NotServing);
+        server.signal(signal);
+        let ended = server.wait();
+        assert_eq!(ended.code(), Some(status), "{}", describe(ended));
+    }
+}
+
+#[test]
+fn sigint_ends_an_idle_server_in_order() {
+    let mut server = Server::start(&[]);
+    server.signal(Signal::INT);
+    let ended = server.wait();
+    assert_eq!(ended.code(), Some(0), "{}", describe(ended));
+    let state = fs::read_to_string(server.data().join("state")).unwrap();
+    assert!(state.contains("clean=1"), "{state}");
+}
+
 #[test]
 fn sigterm_is_obeyed_although_nobody_reads_the_log_any_more() {
     let dir = TempDir::new().unwrap();

@@ -1,6 +1,11 @@
 //! Uploads that are broken off, resumed, overtaken, or share a name.
 #![cfg(test)]
 
+use std::{
+    fs::{self, File},
+    time::{Duration, Instant, SystemTime},
+};
+
 use bytes::Bytes;
 use gorego_integration::{
     client::{Client, Upload},
@@ -153,4 +158,30 @@ async fn a_resumed_upload_with_the_wrong_content_is_aborted_and_starts_anew() {
     let response = setup.client.upload(&setup.uuid, &setup.blob).await;
     assert_eq!(response.expect("the new start"), whole());
     setup.assert_stored().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upload_that_nobody_goes_on_with_expires() {
+    let mut setup = Setup::new(8).await;
+    drop(setup.half_upload().await);
+    setup.server.kill();
+    let uploads = setup.server.data().join("uploads");
+    let kept = || -> Vec<_> { fs::read_dir(&uploads).unwrap().flatten().collect() };
+    let [file] = &kept()[..] else {
+        panic!("not one file: {:?}", kept());
+    };
+    let expired = SystemTime::now() - Duration::from_hours(25);
+    let file = File::options().write(true).open(file.path()).unwrap();
+    file.set_modified(expired).unwrap();
+
+    setup.server = setup.server.restart();
+    let start = Instant::now();
+    while !kept().is_empty() {
+        assert!(start.elapsed() < Duration::from_mins(1), "it is kept");
+        tokio::task::yield_now().await;
+    }
+    let client = Client::connect(setup.server.address()).await;
+    let status = client.query_upload(&setup.uuid, &setup.digest).await;
+    let status = status.expect("the status of an unknown upload");
+    assert_eq!((status.committed_size, status.complete), (0, false));
 }

@@ -162,15 +162,24 @@ impl Room {
         }
     }
 
-    /// What the index and its folders take.
+    /// What blobs, action results and their folders take, as far as that is known.
     pub(super) fn kept(&self) -> u64 {
-        self.index.bytes().saturating_add(self.folders.bytes())
+        self.kept_at_most().saturating_sub(self.slack())
+    }
+
+    fn kept_at_most(&self) -> u64 {
+        self.index
+            .bytes()
+            .saturating_add(self.folders.bytes())
+            .saturating_add(self.unscanned.load(Relaxed))
+    }
+
+    fn slack(&self) -> u64 {
+        self.slack.load(Relaxed).min(self.unscanned.load(Relaxed))
     }
 
     fn settled(&self) -> u64 {
-        self.kept()
-            .saturating_add(self.idle.load(Relaxed))
-            .saturating_add(self.unscanned.load(Relaxed))
+        self.kept_at_most().saturating_add(self.idle.load(Relaxed))
     }
 
     pub(super) fn used(&self) -> u64 {
@@ -180,9 +189,8 @@ impl Room {
     pub(super) fn usage(&self, free_on_disk: Option<u64>) -> Usage {
         let (used, wanted) = (self.used(), self.wanted.load(SeqCst));
         let free = self.limit.saturating_sub(used);
-        let slack = self.slack.load(Relaxed).min(self.unscanned.load(Relaxed));
         Usage {
-            used: used.saturating_sub(slack),
+            used: used.saturating_sub(self.slack()),
             idle_uploads: self.idle.load(Relaxed),
             folders: self.folders.bytes(),
             limit: self.limit,

@@ -144,7 +144,8 @@ impl Core {
     /// Flushes the file system, and notes that what was written before is whole. Not while
     /// something is in doubt: that would be trusted from then on. Blocks.
     pub(super) fn sync_point(&self, recorded: &Recorded, clean: bool) -> Result<()> {
-        if !self.is_scanned() || self.index.in_doubt() > 0 {
+        let settled = self.is_scanned() && self.index.in_doubt() == 0;
+        if self.doubt_from_ms < u64::MAX && !settled {
             return Ok(());
         }
         let written = self.written.load(Relaxed);

@@ -1,0 +1,84 @@
+//! A disk smaller than the cache is told it may be.
+#![cfg(test)]
+
+use std::fs;
+
+use gorego_integration::{
+    client::Client,
+    content::{blob, digest_of, uuid},
+    server::Server,
+};
+use reapi::v2::{ActionResult, Digest};
+use tonic::Code;
+
+const DISK_MIB: u32 = 24;
+const MIB: usize = 1024 * 1024;
+
+/// Nothing but the disk itself is in the way.
+const SETTINGS: &[&str] = &["local_cache.max_size_gb=1", "local_cache.min_free=0"];
+
+async fn assert_stored(client: &Client, digest: &Digest, seed: u64, size: usize) {
+    let stored = client.download(digest).await;
+    assert!(stored.expect("the newest blob is there") == blob(seed, size));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn on_a_full_disk_the_oldest_make_room_for_every_upload() {
+    let server = Server::start_on_small_disk(DISK_MIB, SETTINGS);
+    let client = Client::connect(server.address()).await;
+    let mut rng = fastrand::Rng::with_seed(1);
+    // Four times what fits, as streams, in batches, and as action results.
+    for seed in 0..64 {
+        let streamed = blob(seed, MIB + MIB / 4);
+        let response = client.upload(&uuid(&mut rng), &streamed).await;
+        response.unwrap_or_else(|e| panic!("upload {seed}: {e}"));
+        let batch = [blob(1000 + seed, MIB / 4)];
+        let response = client.batch_upload(&batch).await;
+        response.unwrap_or_else(|e| panic!("batch {seed}: {e}"));
+        let result = ActionResult {
+            stdout_raw: blob(seed, 3000),
+            ..ActionResult::default()
+        };
+        let action = digest_of(&seed.to_le_bytes());
+        let response = client.put_action(&action, result).await;
+        response.unwrap_or_else(|e| panic!("action result {seed}: {e}"));
+        assert_stored(&client, &digest_of(&streamed), seed, streamed.len()).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_disk_cannot_hold_is_refused_and_leaves_nothing_behind() {
+    let server = Server::start_on_small_disk(DISK_MIB, SETTINGS);
+    let client = Client::connect(server.address()).await;
+    let mut rng = fastrand::Rng::with_seed(2);
+    let too_large = blob(1, (DISK_MIB as usize + 8) * MIB);
+    let refused = client.upload(&uuid(&mut rng), &too_large).await;
+    let refused = refused.expect_err("it does not fit");
+    assert_eq!(refused.code(), Code::ResourceExhausted, "{refused}");
+    assert!(refused.message().contains("disk is full"), "{refused}");
+    for folder in ["tmp", "uploads"] {
+        let left = fs::read_dir(server.data().join(folder)).unwrap().count();
+        assert_eq!(left, 0, "in {folder}");
+    }
+
+    let small = blob(2, MIB);
+    let response = client.upload(&uuid(&mut rng), &small).await;
+    response.expect("there is room again");
+    assert_stored(&client, &digest_of(&small), 2, MIB).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn on_a_disk_below_min_free_the_cache_still_keeps_something() {
+    // By default a GiB is to stay free, which this disk has never had.
+    let server = Server::start_on_small_disk(DISK_MIB, &[]);
+    let client = Client::connect(server.address()).await;
+    let mut rng = fastrand::Rng::with_seed(3);
+    let old = blob(0, MIB);
+    for seed in 0..64 {
+        let response = client.upload(&uuid(&mut rng), &blob(seed, MIB)).await;
+        response.unwrap_or_else(|e| panic!("upload {seed}: {e}"));
+        assert_stored(&client, &digest_of(&blob(seed, MIB)), seed, MIB).await;
+    }
+    let missing = client.find_missing(vec![digest_of(&old)]).await.unwrap();
+    assert_eq!(missing, [digest_of(&old)], "the oldest went");
+}
