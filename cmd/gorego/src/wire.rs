@@ -153,6 +153,7 @@ fn limits(limits: &config::Limits) -> Limits {
         idle_timeout: limits.idle_timeout,
         drain_timeout: limits.drain_timeout,
         max_connections: usize::try_from(limits.max_connections).unwrap_or(usize::MAX),
+        ..Limits::default()
     }
 }
 

@@ -30,7 +30,7 @@ impl ByteStreams {
         Self {
             blobs,
             uploads,
-            workspaces: Workspaces::default(),
+            workspaces: Workspaces::new(limits.grace),
             limits,
         }
     }

@@ -1,6 +1,8 @@
 //! Zstandard: whole blobs of a batch, and streams of any length in bounded memory.
 
-use std::{io, sync::Arc};
+mod stored;
+
+use std::{io, sync::Arc, time::Duration};
 
 use bytes::{Buf as _, Bytes};
 use gorego_storage::CHUNK_SIZE;
@@ -11,14 +13,19 @@ use zstd::{
     stream::raw::{DParameter, Decoder, Encoder, InBuffer, Operation as _, OutBuffer},
 };
 
+use self::stored::Stored;
+use crate::shared::{Held, Pace, Shared};
+
 /// The fastest of the ordinary levels: a cache compresses anew for each reader, and most of what
 /// can be gained on object files and archives is gained here.
 const LEVEL: i32 = 1;
 /// The largest window that a decoder sets memory aside for, as a power of two: 8 MiB, which
 /// RFC 8878 asks decoders to support and which no encoder exceeds by default.
 const MAX_WINDOW_LOG: u32 = 23;
-/// Streams that are being compressed or decompressed at once; each may take a window's memory.
-const MAX_STREAMS: usize = 64;
+/// Streams that are being decompressed at once; each may take a window's memory.
+const MAX_DECOMPRESSORS: u32 = 64;
+/// Streams that are being compressed at once; each takes a megabyte or so.
+const MAX_COMPRESSORS: usize = 64;
 
 /// Why compressed content cannot be decompressed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -73,25 +80,23 @@ fn failed(why: &io::Error) -> Status {
 
 /// Bounds the memory of all streams that are being compressed or decompressed.
 #[derive(Clone, Debug)]
-pub(crate) struct Workspaces(Arc<Semaphore>);
-
-impl Default for Workspaces {
-    fn default() -> Self {
-        Self(Arc::new(Semaphore::new(MAX_STREAMS)))
-    }
+pub(crate) struct Workspaces {
+    decompressors: Shared,
+    compressors: Arc<Semaphore>,
 }
 
 impl Workspaces {
-    async fn acquire(&self) -> Result<OwnedSemaphorePermit, Status> {
-        Arc::clone(&self.0)
-            .acquire_owned()
-            .await
-            .map_err(|_| Status::unavailable("shutting down"))
+    /// Whoever is slow with what it decompresses gives way after `grace`.
+    pub(crate) fn new(grace: Duration) -> Self {
+        Self {
+            decompressors: Shared::new(MAX_DECOMPRESSORS, grace),
+            compressors: Arc::new(Semaphore::new(MAX_COMPRESSORS)),
+        }
     }
 
-    /// For content of `size` bytes, or fewer: not one more comes out.
+    /// For content of `size` bytes, or fewer: not one more comes out. Waits for a workspace.
     pub(crate) async fn decompressor(&self, size: u64) -> Result<Decompressor, Status> {
-        let workspace = self.acquire().await?;
+        let workspace = self.decompressors.take(1).await?;
         let mut decoder = Decoder::new().map_err(|why| failed(&why))?;
         decoder
             .set_parameter(DParameter::WindowLogMax(MAX_WINDOW_LOG))
@@ -102,18 +107,21 @@ impl Workspaces {
             left: size,
             in_frame: false,
             unflushed: false,
-            _workspace: workspace,
+            workspace,
         })
     }
 
-    /// For content of exactly `size` bytes.
-    pub(crate) async fn compressor(&self, size: u64) -> Result<Compressor, Status> {
-        let workspace = self.acquire().await?;
+    /// For content of exactly `size` bytes. When all workspaces are taken, by readers of whatever
+    /// speed, the content goes uncompressed into its frame, which needs none.
+    pub(crate) fn compressor(&self, size: u64) -> Result<Compressor, Status> {
+        let Ok(workspace) = Arc::clone(&self.compressors).try_acquire_owned() else {
+            return Ok(Compressor::Stored(Stored::new(size)));
+        };
         let mut encoder = Encoder::new(LEVEL).map_err(|why| failed(&why))?;
         encoder
             .set_pledged_src_size(Some(size))
             .map_err(|why| failed(&why))?;
-        Ok(Compressor {
+        Ok(Compressor::Compressed {
             encoder,
             _workspace: workspace,
         })
@@ -129,10 +137,15 @@ pub(crate) struct Decompressor {
     in_frame: bool,
     /// Whether the decoder may hold output for which there was no room.
     unflushed: bool,
-    _workspace: OwnedSemaphorePermit,
+    workspace: Held,
 }
 
 impl Decompressor {
+    /// Watches the client whose content this is.
+    pub(crate) fn pace(&self) -> Pace {
+        self.workspace.pace()
+    }
+
     /// The next piece of content, of at most [`CHUNK_SIZE`]; `compressed` shrinks by what went
     /// into it. `None` when all of `compressed` is used up.
     pub(crate) fn next(&mut self, compressed: &mut Bytes) -> Result<Option<Bytes>, Malformed> {
@@ -169,42 +182,60 @@ impl Decompressor {
     }
 }
 
-/// Compresses content that is read in pieces, into one frame.
-pub(crate) struct Compressor {
-    encoder: Encoder<'static>,
-    _workspace: OwnedSemaphorePermit,
+/// Puts content that is read in pieces into one frame.
+pub(crate) enum Compressor {
+    /// Compressed.
+    Compressed {
+        encoder: Encoder<'static>,
+        _workspace: OwnedSemaphorePermit,
+    },
+    /// As it is.
+    Stored(Stored),
 }
 
 impl Compressor {
-    /// What `content` adds to the compressed stream; may be nothing yet.
+    /// What `content` adds to the frame; may be nothing yet.
     pub(crate) fn next(&mut self, content: &[u8]) -> Result<Bytes, Status> {
-        let mut compressed = Vec::with_capacity(zstd::zstd_safe::compress_bound(content.len()));
-        let mut input = InBuffer::around(content);
-        while input.pos() < content.len() {
-            grow_if_full(&mut compressed);
-            let at = compressed.len();
-            self.encoder
-                .run(&mut input, &mut OutBuffer::around_pos(&mut compressed, at))
-                .map_err(|why| failed(&why))?;
+        match self {
+            Self::Compressed { encoder, .. } => compress_next(encoder, content),
+            Self::Stored(stored) => Ok(stored.next(content)),
         }
-        Ok(compressed.into())
     }
 
-    /// What ends the stream.
+    /// What ends the frame.
     pub(crate) fn finish(&mut self) -> Result<Bytes, Status> {
-        let mut compressed = Vec::new();
-        loop {
-            grow_if_full(&mut compressed);
-            let at = compressed.len();
-            let left = self
-                .encoder
-                .finish(&mut OutBuffer::around_pos(&mut compressed, at), true)
-                .map_err(|why| failed(&why))?;
-            if left == 0 {
-                return Ok(compressed.into());
-            }
-            compressed.reserve(left);
+        match self {
+            Self::Compressed { encoder, .. } => compress_end(encoder),
+            Self::Stored(stored) => Ok(stored.finish()),
         }
+    }
+}
+
+fn compress_next(encoder: &mut Encoder<'_>, content: &[u8]) -> Result<Bytes, Status> {
+    let mut compressed = Vec::with_capacity(zstd::zstd_safe::compress_bound(content.len()));
+    let mut input = InBuffer::around(content);
+    while input.pos() < content.len() {
+        grow_if_full(&mut compressed);
+        let at = compressed.len();
+        encoder
+            .run(&mut input, &mut OutBuffer::around_pos(&mut compressed, at))
+            .map_err(|why| failed(&why))?;
+    }
+    Ok(compressed.into())
+}
+
+fn compress_end(encoder: &mut Encoder<'_>) -> Result<Bytes, Status> {
+    let mut compressed = Vec::new();
+    loop {
+        grow_if_full(&mut compressed);
+        let at = compressed.len();
+        let left = encoder
+            .finish(&mut OutBuffer::around_pos(&mut compressed, at), true)
+            .map_err(|why| failed(&why))?;
+        if left == 0 {
+            return Ok(compressed.into());
+        }
+        compressed.reserve(left);
     }
 }
 
@@ -219,14 +250,14 @@ fn grow_if_full(buffer: &mut Vec<u8>) {
 mod tests {
     use proptest::prelude::*;
 
-    use super::*;
+    use super::{stored::BLOCK, *};
 
     fn decompress_all(compressed: &[u8], size: u64, piece: usize) -> Result<Vec<u8>, Malformed> {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .build()
             .unwrap();
         let mut decompressor = runtime
-            .block_on(Workspaces::default().decompressor(size))
+            .block_on(Workspaces::new(Duration::MAX).decompressor(size))
             .unwrap();
         let mut content = Vec::new();
         for piece in compressed.chunks(piece) {
@@ -241,12 +272,25 @@ mod tests {
     }
 
     fn compress_all(content: &[u8], piece: usize) -> Vec<u8> {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .build()
-            .unwrap();
-        let mut compressor = runtime
-            .block_on(Workspaces::default().compressor(content.len() as u64))
-            .unwrap();
+        let size = content.len() as u64;
+        compress_with(
+            Workspaces::new(Duration::MAX).compressor(size).unwrap(),
+            content,
+            piece,
+        )
+    }
+
+    /// As a reader gets it that finds all workspaces taken.
+    fn store_all(content: &[u8], piece: usize) -> Vec<u8> {
+        let workspaces = Workspaces::new(Duration::MAX);
+        let size = content.len() as u64;
+        let _taken: Vec<_> = (0..MAX_COMPRESSORS)
+            .map(|_| workspaces.compressor(size).unwrap())
+            .collect();
+        compress_with(workspaces.compressor(size).unwrap(), content, piece)
+    }
+
+    fn compress_with(mut compressor: Compressor, content: &[u8], piece: usize) -> Vec<u8> {
         let mut compressed = Vec::new();
         for piece in content.chunks(piece) {
             compressed.extend_from_slice(&compressor.next(piece).unwrap());
@@ -270,6 +314,24 @@ mod tests {
         for piece in [1, 7, 1 << 20] {
             let size = content.len() as u64;
             assert_eq!(decompress_all(&frames, size, piece).unwrap(), content);
+        }
+    }
+
+    #[test]
+    fn without_a_workspace_content_goes_uncompressed_into_a_frame_that_anybody_reads() {
+        let content = content();
+        for len in [0, 1, BLOCK - 1, BLOCK, BLOCK + 1, content.len()] {
+            let content = &content[..len];
+            for piece in [1000, CHUNK_SIZE, 1 << 20] {
+                let frame = store_all(content, piece);
+                assert!(frame.len() >= len, "{len} bytes are stored");
+                assert_eq!(zstd::decode_all(frame.as_slice()).unwrap(), content);
+                assert_eq!(decompress(&frame, len as u64).unwrap(), content);
+                assert_eq!(
+                    decompress_all(&frame, len as u64, 1 << 16).unwrap(),
+                    content
+                );
+            }
         }
     }
 

@@ -18,6 +18,7 @@ mod options;
 mod reflection;
 mod router;
 mod serve;
+mod shared;
 mod status;
 mod tls;
 mod watchdog;

@@ -52,6 +52,9 @@ pub struct Limits {
     pub max_blob_size: Option<NonZeroU64>,
     /// How long a client may neither send nor take what it announced or asked for.
     pub idle_timeout: Duration,
+    /// How long a client that sends or takes fewer than 64 KiB a second may have what others wait
+    /// for: memory for its large message, say. Its call then ends, unless nobody waits.
+    pub grace: Duration,
     /// How long running calls may go on once the server shuts down.
     pub drain_timeout: Duration,
     /// How many connections are open at once; more wait in the listener's queue.
@@ -65,6 +68,7 @@ impl Default for Limits {
             max_batch_bytes: 4 * 1024 * 1024 - 64 * 1024,
             max_blob_size: None,
             idle_timeout: Duration::from_mins(1),
+            grace: Duration::from_secs(5),
             drain_timeout: Duration::from_secs(30),
             max_connections: 10_000,
         }

@@ -67,7 +67,7 @@ impl Router {
     ) -> Result<Self, Error> {
         let limits = options.limits;
         let max_batch_request = limits.max_batch_bytes.saturating_add(BATCH_FRAMING);
-        let responses = Budget::new(BUDGET, limits.max_batch_bytes);
+        let responses = Budget::new(BUDGET, limits.max_batch_bytes, limits.grace);
         Ok(Self {
             capabilities: Capabilities::new(&options),
             cas: Cas::new(Arc::clone(&services.blobs), limits, responses.clone()),
@@ -81,7 +81,7 @@ impl Router {
             ),
             health: Health::new(SERVICES, options.healthy, shutdown.clone()),
             reflection: Reflection::new(SERVICES, shutdown.clone())?,
-            requests: Budget::new(BUDGET, max_batch_request),
+            requests: Budget::new(BUDGET, max_batch_request, limits.grace),
             max_batch_request,
             idle_timeout: limits.idle_timeout,
             shutdown,

@@ -5,7 +5,8 @@
 //! stream: it is wrapped here. The body tells the wrapper, through a thread-local since both run
 //! inside one poll, whether it handed out data or is itself waiting for more. Data that went out
 //! without the body being polled again for the whole time-out means a stalled client: the stream's
-//! future is dropped, which resets the stream and frees what it held.
+//! future is dropped, which resets the stream and frees what it held. So it is when the client is
+//! merely slow, but others wait for what the response holds.
 
 use std::{
     cell::Cell,
@@ -19,6 +20,18 @@ use tokio::time::{Instant, Sleep};
 use tokio_util::task::TaskTracker;
 use tracing::debug;
 
+use crate::shared::{Pace, too_slow};
+
+/// What the body says during one poll of its stream.
+#[derive(Default)]
+struct Report {
+    signal: Signal,
+    /// How much it handed out, in bytes.
+    sent: usize,
+    /// What it holds and others may wait for, said once.
+    pace: Option<Pace>,
+}
+
 #[derive(Clone, Copy, Default)]
 enum Signal {
     /// The body was not polled.
@@ -31,17 +44,30 @@ enum Signal {
 }
 
 thread_local! {
-    static SIGNAL: Cell<Signal> = const { Cell::new(Signal::None) };
+    static REPORT: Cell<Report> = const {
+        Cell::new(Report { signal: Signal::None, sent: 0, pace: None })
+    };
 }
 
-/// Says that the body being polled hands out data.
-pub(crate) fn sent() {
-    SIGNAL.set(Signal::Sent);
+fn report(change: impl FnOnce(&mut Report)) {
+    let mut report = REPORT.take();
+    change(&mut report);
+    REPORT.set(report);
+}
+
+/// Says that the body being polled hands out this many bytes, and with the first of them what it
+/// holds.
+pub(crate) fn sent(bytes: usize, pace: Option<Pace>) {
+    report(|report| {
+        report.signal = Signal::Sent;
+        report.sent += bytes;
+        report.pace = report.pace.take().or(pace);
+    });
 }
 
 /// Says that the body being polled has nothing to hand out yet.
 pub(crate) fn waiting() {
-    SIGNAL.set(Signal::Waiting);
+    report(|report| report.signal = Signal::Waiting);
 }
 
 pin_project! {
@@ -53,6 +79,7 @@ pin_project! {
         timer: Option<Pin<Box<Sleep>>>,
         armed: bool,
         idle_timeout: Duration,
+        pace: Option<Pace>,
     }
 }
 
@@ -63,6 +90,7 @@ impl<F> Watched<F> {
             timer: None,
             armed: false,
             idle_timeout,
+            pace: None,
         }
     }
 }
@@ -75,11 +103,18 @@ impl<F: Future<Output = ()>> Future for Watched<F> {
         let Some(stream) = me.stream.as_mut().as_pin_mut() else {
             return Poll::Ready(());
         };
-        SIGNAL.set(Signal::None);
+        REPORT.take();
         if stream.poll(cx).is_ready() {
             return Poll::Ready(());
         }
-        match SIGNAL.take() {
+        let report = REPORT.take();
+        if report.pace.is_some() {
+            *me.pace = report.pace;
+        }
+        if let (Some(pace), Signal::Sent | Signal::Waiting) = (me.pace.as_mut(), report.signal) {
+            pace.moved(report.sent);
+        }
+        match report.signal {
             Signal::None => {}
             Signal::Waiting => *me.armed = false,
             Signal::Sent => {
@@ -91,7 +126,17 @@ impl<F: Future<Output = ()>> Future for Watched<F> {
                 }
             }
         }
-        if let (true, Some(timer)) = (*me.armed, me.timer) {
+        if !*me.armed {
+            return Poll::Pending;
+        }
+        if let Some(pace) = me.pace
+            && pace.poll_gives_way(cx).is_ready()
+        {
+            debug!("a response is dropped: {}", too_slow().message());
+            me.stream.set(None);
+            return Poll::Ready(());
+        }
+        if let Some(timer) = me.timer {
             ready!(timer.as_mut().poll(cx));
             debug!(
                 "a client took nothing of a response for {:?}, it is dropped",
@@ -144,7 +189,7 @@ mod tests {
         let stalled = stream(move |_| {
             let _ = &content;
             if std::mem::take(&mut first) {
-                sent();
+                sent(1, None);
             }
         });
         let start = Instant::now();
@@ -168,7 +213,7 @@ mod tests {
                 if pieces > 3 {
                     return;
                 }
-                sent();
+                sent(1, None);
                 pause = Some(Box::pin(tokio::time::sleep(IDLE * 9 / 10)));
             }
         });
@@ -183,7 +228,7 @@ mod tests {
         let quiet = stream(move |_| {
             polls += 1;
             if polls == 1 {
-                sent();
+                sent(1, None);
                 waiting();
             }
         });

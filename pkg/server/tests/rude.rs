@@ -14,7 +14,7 @@ use std::io;
 
 use bytes::Bytes;
 use common::{
-    raw::{RawClient, finish, framed},
+    raw::{RawClient, announce, finish, framed, send},
     *,
 };
 use gorego_server::{ClientAuth, Limits, Options};
@@ -224,36 +224,12 @@ async fn a_message_that_is_announced_too_large_is_refused_before_it_arrives() {
     }
 }
 
-/// Starts a request that announces 18 MiB, and sends as much of it as this.
-async fn announce(
-    client: &mut RawClient,
-    sent: usize,
-) -> (h2::client::ResponseFuture, h2::SendStream<Bytes>) {
-    let path = "/build.bazel.remote.execution.v2.ContentAddressableStorage/BatchUpdateBlobs";
-    let (response, mut request) = client.open(path);
-    request
-        .send_data(Bytes::from_static(&[0, 0x01, 0x20, 0, 0]), false)
-        .unwrap();
-    send(&mut request, sent).await;
-    (response, request)
-}
-
-/// Sends this much of a message, as the server makes room.
-async fn send(request: &mut h2::SendStream<Bytes>, mut bytes: usize) {
-    while bytes > 0 {
-        request.reserve_capacity(bytes);
-        let room = std::future::poll_fn(|cx| request.poll_capacity(cx)).await;
-        let room = room.unwrap().unwrap().min(bytes);
-        request
-            .send_data(Bytes::from(vec![0; room]), false)
-            .unwrap();
-        bytes -= room;
-    }
-}
-
 #[tokio::test]
 async fn requests_too_large_to_be_held_at_once_wait_for_each_other() {
+    const UPDATE: &str =
+        "/build.bazel.remote.execution.v2.ContentAddressableStorage/BatchUpdateBlobs";
     const WINDOW: usize = 1024 * 1024;
+    const LEN: usize = 18 * WINDOW;
     let server = Server::start().await;
     let mut clients = Vec::new();
     for _ in 0..3 {
@@ -262,10 +238,10 @@ async fn requests_too_large_to_be_held_at_once_wait_for_each_other() {
     let [first, second, third] = clients.as_mut_slice() else {
         panic!("three clients");
     };
-    let (_first, mut first) = announce(first, 3 * WINDOW).await;
-    let _second = announce(second, 3 * WINDOW).await;
+    let (_first, mut first) = announce(first, UPDATE, LEN, 3 * WINDOW).await;
+    let _second = announce(second, UPDATE, LEN, 3 * WINDOW).await;
     // Room for two of them is all there is: of the third nothing is read.
-    let (_third, mut third) = announce(third, WINDOW - 5).await;
+    let (_third, mut third) = announce(third, UPDATE, LEN, WINDOW - 5).await;
     let mut more = Box::pin(send(&mut third, 1));
     tokio::select! {
         biased;

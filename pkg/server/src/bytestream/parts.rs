@@ -10,7 +10,8 @@ use reapi::bytestream::WriteRequest;
 use tonic::Status;
 
 use crate::{
-    grpc::{Messages, decode},
+    grpc::{Messages, Permit, decode},
+    shared::Pace,
     wire::{self, Content},
 };
 
@@ -18,7 +19,8 @@ use crate::{
 const DATA: u64 = 10;
 /// What may precede a message's data, in bytes: a name, mostly.
 const MAX_FIELDS: usize = 64 * 1024;
-/// A message whose data is not its last field is taken whole. No known client sends such.
+/// A message whose data is not its last field is taken whole, out of the memory for large requests.
+/// No known client sends such.
 const MAX_WHOLE: usize = 4 * 1024 * 1024;
 
 /// The messages of a `Write`.
@@ -29,6 +31,8 @@ pub(super) struct Parts<B = Incoming> {
     here: Bytes,
     /// How much more of it is to come, in bytes.
     left: usize,
+    /// Set aside for the present message, if it had to be taken whole.
+    memory: Permit,
 }
 
 /// A message without its data.
@@ -54,17 +58,24 @@ where
     B: Body<Data = Bytes> + Unpin,
     B::Error: fmt::Display,
 {
-    pub(super) const fn new(messages: Messages<B>) -> Self {
+    pub(super) fn new(messages: Messages<B>) -> Self {
         Self {
             messages,
             here: Bytes::new(),
             left: 0,
+            memory: Permit::default(),
         }
+    }
+
+    /// Ends the request when its client is too slow for what the call holds.
+    pub(super) fn watch(&mut self, pace: Pace) {
+        self.messages.watch(pace);
     }
 
     /// The next message; `None` at the end of the request. The data of the present one has been
     /// taken before.
     pub(super) async fn next_head(&mut self) -> Result<Option<Head>, Status> {
+        self.memory = Permit::default();
         let Some(len) = self.messages.next_len().await? else {
             return Ok(None);
         };
@@ -85,8 +96,11 @@ where
                 "a message of {len} bytes whose data is not the last field; at most {MAX_WHOLE}"
             )));
         }
-        let rest = self.messages.whole(len - seen.len()).await?;
-        let mut request: WriteRequest = decode(join(&seen, rest))?;
+        self.memory = self.messages.reserve(len).await?;
+        let mut whole = BytesMut::with_capacity(len);
+        whole.extend_from_slice(&seen);
+        self.messages.append(len - seen.len(), &mut whole).await?;
+        let mut request: WriteRequest = decode(whole.freeze())?;
         self.here = std::mem::take(&mut request.data);
         Ok(Some(request.into()))
     }
@@ -174,7 +188,7 @@ mod tests {
     use tonic::Code;
 
     use super::*;
-    use crate::grpc::{Framed, RequestBody};
+    use crate::grpc::{Budget, Framed, RequestBody};
 
     fn parts(
         request: &[u8],
@@ -185,7 +199,9 @@ mod tests {
             .map(|piece| Ok(Frame::data(Bytes::copy_from_slice(piece))))
             .collect();
         let body = StreamBody::new(stream::iter(frames));
-        Parts::new(Messages::new(RequestBody::new(body, Duration::MAX)))
+        let body = RequestBody::new(body, Duration::MAX);
+        let budget = Budget::new(0, 16 * 1024 * 1024, Duration::MAX);
+        Parts::new(Messages::new(body, budget))
     }
 
     /// Takes a request apart: the fields of its messages, with all of the data of each.

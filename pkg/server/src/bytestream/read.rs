@@ -44,18 +44,18 @@ impl ByteStreams {
             Compressor::Identity => Ok(plain(blob.truncate(limit))),
             Compressor::Zstd => {
                 let size = name.digest.size().saturating_sub(offset);
-                self.compressed(blob, size).await
+                self.compressed(blob, size)
             }
         }
     }
 
-    async fn compressed(&self, blob: Blob, size: u64) -> Result<Body, Status> {
+    fn compressed(&self, blob: Blob, size: u64) -> Result<Body, Status> {
         if let Blob::Bytes(content) = &blob
             && content.len() <= COMPRESSED_AT_ONCE
         {
             return Ok(whole(compression::compress(content)?));
         }
-        let compressor = self.workspaces.compressor(size).await?;
+        let compressor = self.workspaces.compressor(size)?;
         let pieces = compress(blob.into_chunks(), compressor)
             .try_filter(|piece| std::future::ready(!piece.is_empty()))
             .map_ok(frame);

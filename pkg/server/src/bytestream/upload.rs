@@ -160,14 +160,17 @@ where
 
     /// The content decompressed; it should come to `size` bytes. Content that cannot be
     /// decompressed ends without error but with the wrong size, so that a store keeps nothing of
-    /// it; the verdict then tells what was wrong.
+    /// it; the verdict then tells what was wrong. A client that is slow gives way to those that wait
+    /// for a workspace.
     pub(super) fn into_decompressed_chunks(
         self,
         decompressor: Decompressor,
         size: u64,
     ) -> impl Stream<Item = StoreResult<Bytes>> + Send {
+        let mut upload = self;
+        upload.parts.watch(decompressor.pace());
         let state = Decompressed {
-            upload: self,
+            upload,
             decompressor,
             compressed: Bytes::new(),
             left: size,

@@ -1,56 +1,55 @@
 //! A bound on the memory that large messages take up at once.
 
-use std::sync::Arc;
+use std::time::Duration;
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tonic::Status;
+
+use crate::shared::{Held, Pace, Shared};
 
 /// Messages up to this size in bytes are not counted: they fit into what a stream may have in
 /// flight anyway.
 const UNCOUNTED: u64 = 64 * 1024;
-/// What one permit of the semaphore stands for, in bytes.
+/// What one shared unit stands for, in bytes.
 const UNIT: u64 = 64 * 1024;
 
 /// Memory that calls share. Whoever finds it used up waits, and meanwhile reads nothing from its
 /// client, which flow control then holds back.
 #[derive(Clone, Debug)]
 pub(crate) struct Budget {
-    semaphore: Arc<Semaphore>,
+    memory: Shared,
     units: u32,
 }
 
 /// Memory set aside, until this is dropped.
 #[derive(Debug, Default)]
-pub(crate) struct Permit {
-    _units: Option<OwnedSemaphorePermit>,
-}
+pub(crate) struct Permit(Option<Held>);
 
 impl Budget {
-    /// A budget of `bytes`, at least enough for one message of `largest` bytes.
-    pub(crate) fn new(bytes: u64, largest: u64) -> Self {
+    /// A budget of `bytes`, at least enough for one message of `largest` bytes. Whoever is slow
+    /// gives way after `grace`.
+    pub(crate) fn new(bytes: u64, largest: u64, grace: Duration) -> Self {
         let units = u32::try_from(bytes.max(largest).div_ceil(UNIT)).unwrap_or(u32::MAX);
-        let permits = usize::try_from(units).unwrap_or(usize::MAX);
         Self {
-            semaphore: Arc::new(Semaphore::new(permits.min(Semaphore::MAX_PERMITS))),
+            memory: Shared::new(units, grace),
             units,
         }
     }
 
-    /// Waits until `bytes` are free and sets them aside. All at once, so that no two calls wait for
-    /// each other.
+    /// Waits until `bytes` are free and sets them aside.
     pub(crate) async fn reserve(&self, bytes: u64) -> Result<Permit, Status> {
         if bytes <= UNCOUNTED {
             return Ok(Permit::default());
         }
         let units = u32::try_from(bytes.div_ceil(UNIT)).unwrap_or(u32::MAX);
-        let units = units.min(self.units);
-        Arc::clone(&self.semaphore)
-            .acquire_many_owned(units)
-            .await
-            .map(|units| Permit {
-                _units: Some(units),
-            })
-            .map_err(|_| Status::unavailable("shutting down"))
+        let held = self.memory.take(units.min(self.units)).await?;
+        Ok(Permit(Some(held)))
+    }
+}
+
+impl Permit {
+    /// Watches the client for whose message this is, if that is large.
+    pub(crate) fn pace(&self) -> Option<Pace> {
+        self.0.as_ref().map(Held::pace)
     }
 }
 
@@ -62,7 +61,7 @@ mod tests {
 
     #[tokio::test]
     async fn large_messages_wait_for_their_turn_and_small_ones_do_not() {
-        let budget = Budget::new(4 * UNIT, UNIT);
+        let budget = Budget::new(4 * UNIT, UNIT, Duration::MAX);
         let first = budget.reserve(3 * UNIT).await.unwrap();
         assert!(budget.reserve(2 * UNIT).now_or_never().is_none());
         let _small = budget.reserve(UNCOUNTED).now_or_never().unwrap().unwrap();
@@ -72,7 +71,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_message_larger_than_the_budget_gets_all_of_it() {
-        let budget = Budget::new(4 * UNIT, UNIT);
+        let budget = Budget::new(4 * UNIT, UNIT, Duration::MAX);
         let _all = budget.reserve(100 * UNIT).now_or_never().unwrap().unwrap();
         assert!(budget.reserve(2 * UNIT).now_or_never().is_none());
     }

@@ -76,7 +76,7 @@ impl Call {
         self,
         handler: impl AsyncFnOnce(Messages) -> Result<R, Status>,
     ) -> Response {
-        let answer = handler(Messages::new(self.body)).await;
+        let answer = handler(Messages::new(self.body, self.budget)).await;
         response(answer.map(|message| Body::reply(&message)))
     }
 
@@ -86,7 +86,7 @@ impl Call {
     }
 
     async fn only_message(self, limit: u64) -> Result<(Bytes, Permit), Status> {
-        let mut messages = Messages::new(self.body);
+        let mut messages = Messages::new(self.body, self.budget);
         let len = messages
             .next_len()
             .await?
@@ -96,10 +96,9 @@ impl Call {
                 "a message of {len} bytes, this method takes at most {limit}"
             )));
         }
-        let permit = self.budget.reserve(u64::from(len)).await?;
-        let message = messages
-            .whole(usize::try_from(len).unwrap_or(usize::MAX))
-            .await?;
+        let len = usize::try_from(len).unwrap_or(usize::MAX);
+        let permit = messages.reserve(len).await?;
+        let message = messages.whole(len).await?;
         if messages.next_len().await?.is_some() {
             return Err(Status::invalid_argument(
                 "a second message, this method takes one",

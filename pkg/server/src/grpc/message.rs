@@ -7,7 +7,8 @@ use http_body::Body;
 use hyper::body::Incoming;
 use tonic::Status;
 
-use super::RequestBody;
+use super::{Budget, Permit, RequestBody};
+use crate::shared::Pace;
 
 /// A request's body as a sequence of messages, each a header and that many bytes.
 #[derive(Debug)]
@@ -15,6 +16,8 @@ pub(crate) struct Messages<B = Incoming> {
     body: RequestBody<B>,
     /// Arrived and not yet taken.
     arrived: Bytes,
+    /// For messages that have to be here as a whole.
+    memory: Budget,
 }
 
 impl<B> Messages<B>
@@ -22,11 +25,27 @@ where
     B: Body<Data = Bytes> + Unpin,
     B::Error: fmt::Display,
 {
-    pub(crate) const fn new(body: RequestBody<B>) -> Self {
+    pub(crate) const fn new(body: RequestBody<B>, memory: Budget) -> Self {
         Self {
             body,
             arrived: Bytes::new(),
+            memory,
         }
+    }
+
+    /// Waits for the memory that a message of `len` bytes takes as a whole. From then on the client
+    /// has to send it without delay when others wait for theirs.
+    pub(crate) async fn reserve(&mut self, len: usize) -> Result<Permit, Status> {
+        let permit = self.memory.reserve(len as u64).await?;
+        if let Some(pace) = permit.pace() {
+            self.watch(pace);
+        }
+        Ok(permit)
+    }
+
+    /// Ends the request when its client is too slow for what the call holds.
+    pub(crate) fn watch(&mut self, pace: Pace) {
+        self.body.watch(pace);
     }
 
     /// Waits until something has arrived; `false` at the end of the request.
@@ -134,7 +153,8 @@ mod tests {
             .map(|piece| Ok(Frame::data(Bytes::from_static(piece))))
             .collect();
         let body = StreamBody::new(stream::iter(frames));
-        Messages::new(RequestBody::new(body, Duration::MAX))
+        let budget = Budget::new(0, 1024, Duration::MAX);
+        Messages::new(RequestBody::new(body, Duration::MAX), budget)
     }
 
     #[tokio::test]

@@ -13,8 +13,11 @@ use hyper::body::Incoming;
 use tokio::time::{Instant, Sleep};
 use tonic::Status;
 
+use crate::shared::{Pace, too_slow};
+
 /// A request's body. Ends with `DEADLINE_EXCEEDED` when its client sends nothing of it for the
-/// whole time-out while it is being read, and with `CANCELLED` when the client breaks it off.
+/// whole time-out while it is being read, with `RESOURCE_EXHAUSTED` when others wait for what the
+/// call holds and too little comes, and with `CANCELLED` when the client breaks it off.
 #[derive(Debug)]
 pub(crate) struct RequestBody<B = Incoming> {
     inner: B,
@@ -22,6 +25,8 @@ pub(crate) struct RequestBody<B = Incoming> {
     /// Made at the first wait: most requests arrive whole and never wait.
     timer: Option<Pin<Box<Sleep>>>,
     waiting: bool,
+    /// For each thing that the call holds and others may wait for.
+    paces: Vec<Pace>,
 }
 
 impl<B> RequestBody<B> {
@@ -31,7 +36,14 @@ impl<B> RequestBody<B> {
             idle_timeout,
             timer: None,
             waiting: false,
+            paces: Vec::new(),
         }
+    }
+
+    /// Ends the request when its client is too slow for what the call holds.
+    pub(crate) fn watch(&mut self, pace: Pace) {
+        self.paces.retain(Pace::is_held);
+        self.paces.push(pace);
     }
 
     fn poll_timer(&mut self, cx: &mut Context<'_>) -> Poll<()> {
@@ -80,9 +92,21 @@ where
         let me = self.get_mut();
         if let Poll::Ready(frame) = Pin::new(&mut me.inner).poll_frame(cx) {
             me.waiting = false;
+            let data = frame
+                .as_ref()
+                .and_then(|frame| frame.as_ref().ok()?.data_ref());
+            let bytes = data.map_or(0, Bytes::len);
+            for pace in &mut me.paces {
+                pace.moved(bytes);
+            }
             return Poll::Ready(frame.map(|frame| {
                 frame.map_err(|why| Status::cancelled(format!("request broken off: {why}")))
             }));
+        }
+        for pace in &mut me.paces {
+            if pace.poll_gives_way(cx).is_ready() {
+                return Poll::Ready(Some(Err(too_slow())));
+            }
         }
         ready!(me.poll_timer(cx));
         Poll::Ready(Some(Err(Status::deadline_exceeded(format!(

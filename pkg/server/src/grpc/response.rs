@@ -15,7 +15,7 @@ use tokio_util::sync::WaitForCancellationFutureOwned;
 use tonic::Status;
 
 use super::{HEADER_LEN, Permit};
-use crate::{status::unavailable, watchdog};
+use crate::{shared::Pace, status::unavailable, watchdog};
 
 /// A response to one call.
 pub(crate) type Response = http::Response<Body>;
@@ -63,6 +63,8 @@ pub(crate) struct Body {
     source: Source,
     /// Memory set aside for the content, until the client has it.
     _permit: Permit,
+    /// Of the client while the content is in memory, until the watchdog has it.
+    pace: Option<Pace>,
 }
 
 #[derive(Default)]
@@ -94,6 +96,7 @@ impl Body {
         Self {
             ready: message,
             source: Source::Ok,
+            pace: permit.pace(),
             _permit: permit,
         }
     }
@@ -106,6 +109,7 @@ impl Body {
     ) -> Self {
         Self {
             source: Source::Pieces(Box::new(pieces)),
+            pace: permit.pace(),
             _permit: permit,
             ..Self::default()
         }
@@ -222,7 +226,7 @@ impl http_body::Body for Body {
         let me = self.get_mut();
         loop {
             if let Some(piece) = me.next_piece() {
-                watchdog::sent();
+                watchdog::sent(piece.len(), me.pace.take());
                 return Poll::Ready(Some(Ok(Frame::data(piece))));
             }
             let polled = catch_unwind(AssertUnwindSafe(|| me.poll_source(cx)));
@@ -237,8 +241,8 @@ impl http_body::Body for Body {
                 }
                 Poll::Ready(Some(Ok(Step::Again))) => {}
                 Poll::Ready(Some(Ok(Step::Frame(frame)))) => {
-                    if frame.is_data() {
-                        watchdog::sent();
+                    if let Some(data) = frame.data_ref() {
+                        watchdog::sent(data.len(), None);
                     }
                     return Poll::Ready(Some(Ok(frame)));
                 }

@@ -109,3 +109,32 @@ pub(crate) fn framed(message: &[u8]) -> Bytes {
     framed.put_slice(message);
     framed.freeze()
 }
+
+/// Starts a request that announces a message of `len` bytes, and sends `sent` of them.
+pub(crate) async fn announce(
+    client: &mut RawClient,
+    path: &str,
+    len: usize,
+    sent: usize,
+) -> (ResponseFuture, SendStream<Bytes>) {
+    let (response, mut request) = client.open(path);
+    let mut header = BytesMut::new();
+    header.put_u8(0);
+    header.put_u32(len.try_into().unwrap());
+    request.send_data(header.freeze(), false).unwrap();
+    send(&mut request, sent).await;
+    (response, request)
+}
+
+/// Sends this many zeros, as the server makes room.
+pub(crate) async fn send(request: &mut SendStream<Bytes>, mut bytes: usize) {
+    while bytes > 0 {
+        request.reserve_capacity(bytes);
+        let room = std::future::poll_fn(|cx| request.poll_capacity(cx)).await;
+        let room = room.unwrap().unwrap().min(bytes);
+        request
+            .send_data(Bytes::from(vec![0; room]), false)
+            .unwrap();
+        bytes -= room;
+    }
+}

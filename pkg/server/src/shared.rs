@@ -1,0 +1,320 @@
+//! What calls share: memory for large messages, and workspaces to decompress in.
+//!
+//! Whoever finds it used up waits, and a few clients that move a byte a minute could make everybody
+//! wait for ever. Hence one rule: while somebody waits, a holder gives way whose client kept the
+//! server waiting for longer than a grace and moved fewer than [`SLOWEST`] bytes a second
+//! meanwhile. While nobody waits, clients are as slow as they like. Time in which the server does
+//! not wait for the client, but for its own disk say, counts for neither.
+
+use std::{
+    pin::Pin,
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicBool, AtomicI64, Ordering},
+    },
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::{Instant, Sleep},
+};
+use tonic::Status;
+
+/// Fewer bytes a second than this are too few, while others wait.
+const SLOWEST: u64 = 64 * 1024;
+/// How many times during a grace it is looked whether somebody waits.
+const LOOKS: u32 = 5;
+
+/// Units that calls share.
+#[derive(Clone, Debug)]
+pub(crate) struct Shared(Arc<Pool>);
+
+#[derive(Debug)]
+struct Pool {
+    units: Arc<Semaphore>,
+    grace: Duration,
+    /// How many units calls wait for, less those that holders are about to give back: when one call
+    /// waits, not all of the slow ones have to go.
+    wanted: AtomicI64,
+}
+
+/// Units that a call has, until this is dropped.
+#[derive(Debug)]
+pub(crate) struct Held(Arc<Holding>);
+
+#[derive(Debug)]
+struct Holding {
+    _permit: OwnedSemaphorePermit,
+    units: u32,
+    pool: Arc<Pool>,
+    gives_way: AtomicBool,
+}
+
+impl Shared {
+    /// This many units; who gives way has them for longer than `grace`.
+    pub(crate) fn new(units: u32, grace: Duration) -> Self {
+        let permits = usize::try_from(units).unwrap_or(usize::MAX);
+        Self(Arc::new(Pool {
+            units: Arc::new(Semaphore::new(permits.min(Semaphore::MAX_PERMITS))),
+            grace,
+            wanted: AtomicI64::new(0),
+        }))
+    }
+
+    /// Waits until this many units are free and takes them. All at once, so that no two calls wait
+    /// for each other.
+    pub(crate) async fn take(&self, units: u32) -> Result<Held, Status> {
+        let free = Arc::clone(&self.0.units).try_acquire_many_owned(units);
+        let permit = if let Ok(permit) = free {
+            permit
+        } else {
+            let _waiting = Waiting::new(&self.0, units);
+            Arc::clone(&self.0.units)
+                .acquire_many_owned(units)
+                .await
+                .map_err(|_| Status::unavailable("shutting down"))?
+        };
+        Ok(Held(Arc::new(Holding {
+            _permit: permit,
+            units,
+            pool: Arc::clone(&self.0),
+            gives_way: AtomicBool::new(false),
+        })))
+    }
+}
+
+/// A call that waits, also when it is given up.
+struct Waiting<'a> {
+    pool: &'a Pool,
+    units: u32,
+}
+
+impl<'a> Waiting<'a> {
+    fn new(pool: &'a Pool, units: u32) -> Self {
+        pool.wanted.fetch_add(units.into(), Ordering::Relaxed);
+        Self { pool, units }
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        let units = self.units.into();
+        self.pool.wanted.fetch_sub(units, Ordering::Relaxed);
+    }
+}
+
+impl Held {
+    /// Watches the client for whose call this is held.
+    pub(crate) fn pace(&self) -> Pace {
+        Pace {
+            held: Arc::downgrade(&self.0),
+            moved: 0,
+            waited: Duration::ZERO,
+            since: None,
+            look: None,
+        }
+    }
+}
+
+impl Holding {
+    /// Whether somebody waits for these units; if so, they count as given back from now on.
+    fn give_way(&self) -> bool {
+        let wanted = &self.pool.wanted;
+        let units = i64::from(self.units);
+        let less = |wanted: i64| (wanted > 0).then(|| wanted - units);
+        let gives_way = wanted
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, less)
+            .is_ok();
+        self.gives_way.fetch_or(gives_way, Ordering::Relaxed);
+        gives_way
+    }
+}
+
+impl Drop for Holding {
+    fn drop(&mut self) {
+        if self.gives_way.load(Ordering::Relaxed) {
+            let units = self.units.into();
+            self.pool.wanted.fetch_add(units, Ordering::Relaxed);
+        }
+    }
+}
+
+/// How fast a client moves while its call holds something. Holds nothing itself.
+#[derive(Debug)]
+pub(crate) struct Pace {
+    held: Weak<Holding>,
+    /// In bytes.
+    moved: u64,
+    /// How long the client was waited for, the present wait left out.
+    waited: Duration,
+    /// When the present wait for the client began, if there is one.
+    since: Option<Instant>,
+    /// When to look again whether somebody waits. Made at the first wait.
+    look: Option<Pin<Box<Sleep>>>,
+}
+
+impl Pace {
+    /// Whether the call still has what it held.
+    pub(crate) fn is_held(&self) -> bool {
+        self.held.strong_count() > 0
+    }
+
+    /// The client sent or took this many bytes.
+    pub(crate) fn moved(&mut self, bytes: usize) {
+        self.moved = self.moved.saturating_add(bytes as u64);
+        self.rest();
+    }
+
+    /// The client is not waited for.
+    pub(crate) fn rest(&mut self) {
+        if let Some(since) = self.since.take() {
+            self.waited += since.elapsed();
+        }
+    }
+
+    /// The client is waited for. Ready when its call has to give way, which it then has to do.
+    pub(crate) fn poll_gives_way(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let since = *self.since.get_or_insert_with(Instant::now);
+        loop {
+            let Some(held) = self.held.upgrade() else {
+                return Poll::Pending;
+            };
+            let grace = held.pool.grace;
+            let waited = self.waited + since.elapsed();
+            if waited >= grace && self.is_slow(waited) && held.give_way() {
+                return Poll::Ready(());
+            }
+            let look = self
+                .look
+                .get_or_insert_with(|| Box::pin(tokio::time::sleep(grace / LOOKS)));
+            ready!(look.as_mut().poll(cx));
+            look.as_mut().reset(Instant::now() + grace / LOOKS);
+        }
+    }
+
+    fn is_slow(&self, waited: Duration) -> bool {
+        u128::from(self.moved) * 1000 < u128::from(SLOWEST) * waited.as_millis()
+    }
+}
+
+/// What the client of a call that gives way is told.
+pub(crate) fn too_slow() -> Status {
+    Status::resource_exhausted(format!(
+        "too slow while others waited: fewer than {SLOWEST} bytes a second went to or fro"
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+
+    use futures::FutureExt as _;
+    use tokio::time::{sleep, timeout};
+
+    use super::*;
+
+    const GRACE: Duration = Duration::from_secs(5);
+    const LONG: Duration = Duration::from_hours(1);
+
+    async fn gives_way(held: &Held, bytes_a_second: usize) {
+        let mut pace = held.pace();
+        loop {
+            let second = sleep(Duration::from_secs(1));
+            tokio::select! {
+                biased;
+                () = poll_fn(|cx| pace.poll_gives_way(cx)) => return,
+                () = second => pace.moved(bytes_a_second),
+            }
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whoever_is_slow_gives_way_once_somebody_waits() {
+        let shared = Shared::new(2, GRACE);
+        let held = shared.take(2).await.unwrap();
+        let mut slow = Box::pin(gives_way(&held, 1));
+        assert!(timeout(LONG, &mut slow).await.is_err(), "nobody waits");
+        let mut waits = Box::pin(shared.take(1));
+        tokio::select! {
+            _ = &mut waits => panic!("nothing is free"),
+            () = slow => {}
+        }
+        drop(held);
+        waits.await.unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whoever_is_slow_has_a_grace() {
+        let shared = Shared::new(1, GRACE);
+        let held = shared.take(1).await.unwrap();
+        let mut waits = Box::pin(shared.take(1));
+        assert!((&mut waits).now_or_never().is_none());
+        let start = Instant::now();
+        gives_way(&held, 1).await;
+        let waited = start.elapsed();
+        assert!(waited >= GRACE && waited < GRACE * 2, "{waited:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whoever_is_fast_enough_makes_others_wait() {
+        let shared = Shared::new(1, GRACE);
+        let held = shared.take(1).await.unwrap();
+        let mut waits = Box::pin(shared.take(1));
+        assert!((&mut waits).now_or_never().is_none());
+        let fast = gives_way(&held, usize::try_from(SLOWEST).unwrap() * 2);
+        assert!(timeout(LONG, fast).await.is_err());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn time_in_which_the_client_is_not_waited_for_is_not_its_own() {
+        let shared = Shared::new(1, GRACE);
+        let held = shared.take(1).await.unwrap();
+        let mut waits = Box::pin(shared.take(1));
+        assert!((&mut waits).now_or_never().is_none());
+        let mut pace = held.pace();
+        let mut look = || poll_fn(|cx| pace.poll_gives_way(cx)).now_or_never();
+        assert!(look().is_none());
+        pace.rest();
+        sleep(LONG).await;
+        let mut look = || poll_fn(|cx| pace.poll_gives_way(cx)).now_or_never();
+        assert!(look().is_none());
+        sleep(GRACE).await;
+        assert!(look().is_some());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn no_more_give_way_than_others_wait_for() {
+        let shared = Shared::new(3, GRACE);
+        let mut held = Vec::new();
+        for _ in 0..3 {
+            held.push(shared.take(1).await.unwrap());
+        }
+        let mut waits = Box::pin(shared.take(1));
+        assert!((&mut waits).now_or_never().is_none());
+        let mut slow: Vec<_> = held
+            .into_iter()
+            .map(|held| {
+                Box::pin(async move {
+                    gives_way(&held, 1).await;
+                    held
+                })
+            })
+            .collect();
+        let (first, _, rest) = futures::future::select_all(slow).await;
+        slow = rest;
+        let others = futures::future::select_all(slow);
+        assert!(timeout(LONG, others).await.is_err(), "one is enough");
+        drop(first);
+        waits.await.unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whoever_no_longer_waits_makes_nobody_give_way() {
+        let shared = Shared::new(1, GRACE);
+        let held = shared.take(1).await.unwrap();
+        assert!(shared.take(1).now_or_never().is_none());
+        assert!(timeout(LONG, gives_way(&held, 1)).await.is_err());
+    }
+}

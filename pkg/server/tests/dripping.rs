@@ -1,0 +1,225 @@
+//! Clients that move a byte now and then, and hold what others wait for.
+
+#![allow(
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "tests"
+)]
+
+mod common;
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use common::{
+    raw::{RawClient, RawResponse, announce, finish, framed},
+    *,
+};
+use futures::future::select_all;
+use gorego_storage::Digest;
+use h2::{RecvStream, SendStream, client::ResponseFuture};
+use prost::Message as _;
+use reapi::{
+    bytestream::{ReadRequest, WriteRequest},
+    v2::{
+        BatchReadBlobsRequest, BatchUpdateBlobsRequest, batch_update_blobs_request::Request as Blob,
+    },
+};
+use tokio::time::{interval, timeout};
+use tonic::Code;
+
+const READ: &str = "/google.bytestream.ByteStream/Read";
+const WRITE: &str = "/google.bytestream.ByteStream/Write";
+const FIND: &str = "/build.bazel.remote.execution.v2.ContentAddressableStorage/FindMissingBlobs";
+const BATCH: &str = "/build.bazel.remote.execution.v2.ContentAddressableStorage/BatchReadBlobs";
+
+const MIB: usize = 1024 * 1024;
+
+/// A server whose memory for large requests and responses is 48 MiB each.
+async fn server() -> Server {
+    Server::limited(|limits| limits.grace = Duration::from_millis(100)).await
+}
+
+/// Sends a byte every few milliseconds, until the call ends.
+async fn drip(call: (ResponseFuture, SendStream<Bytes>)) -> RawResponse {
+    let (response, mut request) = call;
+    let endless = async {
+        let mut drops = interval(Duration::from_millis(10));
+        loop {
+            drops.tick().await;
+            let _ = request.send_data(Bytes::from_static(&[0]), false);
+        }
+    };
+    tokio::select! {
+        response = finish(response) => response,
+        () = endless => unreachable!(),
+    }
+}
+
+/// Takes a byte every few milliseconds, until the call ends.
+async fn sip(mut body: RecvStream) -> h2::Error {
+    let mut sips = interval(Duration::from_millis(10));
+    while let Some(data) = body.data().await {
+        match data {
+            Ok(data) => body.flow_control().release_capacity(data.len()).unwrap(),
+            Err(ended) => return ended,
+        }
+        sips.tick().await;
+    }
+    panic!("the whole response came");
+}
+
+/// What the first of these calls that ends is told.
+async fn first<T>(calls: impl IntoIterator<Item = impl Future<Output = T>>) -> T {
+    let calls = select_all(calls.into_iter().map(Box::pin));
+    timeout(LONG, calls).await.expect("one gives way").0
+}
+
+fn assert_gave_way(response: &RawResponse) {
+    assert_eq!(response.code, Some(Code::ResourceExhausted), "{response:?}");
+    assert!(response.message.contains("slow"), "{response:?}");
+}
+
+#[tokio::test]
+async fn large_requests_that_drip_give_way_to_those_that_wait() {
+    let server = server().await;
+    let mut client = RawClient::connect(&server, 65_535).await;
+    let mut calls = Vec::new();
+    // Memory is set aside for three of them, the fourth waits.
+    for _ in 0..4 {
+        calls.push(announce(&mut client, FIND, 16 * MIB, 1000).await);
+    }
+    let content = noise(MIB, 1);
+    let digest = sha256(&content);
+    let mut cas = server.cas().await;
+    let batch = cas.batch_update_blobs(BatchUpdateBlobsRequest {
+        requests: vec![Blob {
+            digest: Some(digest.to_proto()),
+            data: content,
+            ..Blob::default()
+        }],
+        ..BatchUpdateBlobsRequest::default()
+    });
+    let (dripping, stored) = tokio::join!(first(calls.into_iter().map(drip)), batch);
+    assert_gave_way(&dripping);
+    stored.unwrap();
+    assert!(server.stored(&digest).await.is_some());
+}
+
+#[tokio::test]
+async fn uploads_in_messages_that_are_held_whole_are_large_requests_too() {
+    let server = server().await;
+    let mut client = RawClient::connect(&server, 65_535).await;
+    // Data that is not the last field: two bytes of another one follow.
+    let mut head = Vec::new();
+    prost::encoding::encode_key(10, prost::encoding::WireType::LengthDelimited, &mut head);
+    prost::encoding::encode_varint(4 * MIB as u64 - 7, &mut head);
+    let message = Bytes::from([head, vec![0; 100_000]].concat());
+    let mut calls = Vec::new();
+    for _ in 0..13 {
+        let (response, mut request) = client.open(WRITE);
+        let len = u32::try_from(4 * MIB).unwrap().to_be_bytes();
+        let header = [&[0], len.as_slice()].concat();
+        request.send_data(header.into(), false).unwrap();
+        request.send_data(message.clone(), false).unwrap();
+        calls.push((response, request));
+    }
+    // The thirteenth waits for the others.
+    assert_gave_way(&first(calls.into_iter().map(drip)).await);
+}
+
+fn batch_read(digest: &Digest) -> BatchReadBlobsRequest {
+    BatchReadBlobsRequest {
+        digests: vec![digest.to_proto()],
+        ..BatchReadBlobsRequest::default()
+    }
+}
+
+#[tokio::test]
+async fn batches_that_are_sipped_give_way_to_one_that_waits() {
+    let server = server().await;
+    let content = noise(4_000_000, 1);
+    let digest = server.has(&content).await;
+    let mut client = RawClient::connect(&server, 1).await;
+    let message = framed(&batch_read(&digest).encode_to_vec());
+    let mut bodies = Vec::new();
+    for _ in 0..12 {
+        let (response, mut request) = client.open(BATCH);
+        request.send_data(message.clone(), true).unwrap();
+        bodies.push(response.await.unwrap().into_body());
+    }
+    let mut cas = server.cas().await;
+    let batch = cas.batch_read_blobs(batch_read(&digest));
+    let (sipping, batch) = tokio::join!(first(bodies.into_iter().map(sip)), batch);
+    assert!(sipping.is_reset(), "{sipping}");
+    assert_eq!(batch.unwrap().into_inner().responses[0].data, content);
+}
+
+#[tokio::test]
+async fn compressed_uploads_that_drip_give_way_to_one_that_waits_and_stay_resumable() {
+    const UPLOADS: usize = 64;
+    let server = server().await;
+    let content = noise(200_000, 1);
+    let digest = sha256(&content);
+    let half = zstd(&content[..100_000]);
+    let client = server.bytes().await;
+    let mut uploads = Vec::new();
+    for number in 0..UPLOADS {
+        let name = compressed_upload_name(&number.to_string(), &digest);
+        let upload = OpenUpload::start(client.clone());
+        upload.send(WriteRequest {
+            resource_name: name.clone(),
+            data: half.clone(),
+            ..WriteRequest::default()
+        });
+        uploads.push((upload, name));
+    }
+    server.has_taken(UPLOADS as u64 * 100_000).await;
+    let dripping = uploads.into_iter().map(async |(mut upload, name)| {
+        let answer = upload.answer().await;
+        (answer, name)
+    });
+    let other = monotony(100_000);
+    let other_name = compressed_upload_name("other", &sha256(&other));
+    let mut other_client = server.bytes().await;
+    let other = write(&mut other_client, messages(&other_name, &zstd(&other), 50));
+    let ((dripping, name), other) = tokio::join!(first(dripping), other);
+    other.unwrap();
+    assert_refused(dripping, Code::ResourceExhausted, "slow");
+    let mut client = server.bytes().await;
+    let status = query(&mut client, &name).await.unwrap();
+    assert_eq!(status.committed_size, 100_000);
+    let rest = zstd(&content[100_000..]);
+    write(&mut client, messages_from(&name, 100_000, &rest, MIB))
+        .await
+        .unwrap();
+    assert_eq!(server.stored(&digest).await.unwrap(), content);
+}
+
+#[tokio::test]
+async fn a_compressed_read_does_not_wait_for_other_readers() {
+    let server = server().await;
+    let content = monotony(3 * MIB);
+    let digest = server.has(&content).await;
+    let name = format!("compressed-blobs/zstd/{digest}");
+    let request = ReadRequest {
+        resource_name: name.clone(),
+        ..ReadRequest::default()
+    };
+    let message = framed(&request.encode_to_vec());
+    let mut stalled = RawClient::connect(&server, 1).await;
+    let mut bodies = Vec::new();
+    for _ in 0..64 {
+        let (response, mut request) = stalled.open(READ);
+        request.send_data(message.clone(), true).unwrap();
+        bodies.push(response.await.unwrap().into_body());
+    }
+    let mut client = server.bytes().await;
+    let found = timeout(LONG, read(&mut client, &name, 0, 0)).await;
+    let found = found.expect("an answer").unwrap();
+    assert!(found.len() > content.len(), "there is no room to compress");
+    assert_eq!(unzstd(&found), content);
+    drop(bodies);
+}
