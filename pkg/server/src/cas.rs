@@ -4,11 +4,13 @@ mod batch_read;
 mod batch_update;
 mod missing;
 mod tree;
+mod walks;
 
 use std::sync::Arc;
 
 use gorego_storage::BlobStore;
 
+use self::walks::Walks;
 use crate::{Limits, grpc::Budget};
 
 /// The service over a blob store.
@@ -18,6 +20,7 @@ pub(crate) struct Cas {
     limits: Limits,
     /// For the blobs of responses.
     memory: Budget,
+    walks: Arc<Walks>,
 }
 
 impl Cas {
@@ -26,6 +29,7 @@ impl Cas {
             blobs,
             limits,
             memory,
+            walks: Arc::default(),
         }
     }
 }

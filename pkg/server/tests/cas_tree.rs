@@ -10,8 +10,15 @@
 
 mod common;
 
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering},
+};
+
+use async_trait::async_trait;
 use common::*;
-use gorego_storage::Digest;
+use gorego_server::{Options, Services};
+use gorego_storage::{Blob, BlobStore, Digest, MemoryStore, Put, Result as StoreResult};
 use prost::Message as _;
 use reapi::v2::{Directory, DirectoryNode, GetTreeRequest};
 use tonic::{Code, Status};
@@ -130,6 +137,100 @@ async fn the_pages_of_a_tree_are_the_whole_tree() {
         }
         assert_eq!(pages, whole, "pages of {page_size}");
     }
+}
+
+/// Counts how often a blob is read.
+#[derive(Debug, Default)]
+struct Counting {
+    store: Arc<MemoryStore>,
+    reads: AtomicU64,
+}
+
+#[async_trait]
+impl BlobStore for Counting {
+    async fn find_missing(&self, digests: &[Digest]) -> StoreResult<Vec<Digest>> {
+        self.store.find_missing(digests).await
+    }
+
+    async fn get(&self, digest: &Digest, offset: u64) -> StoreResult<Blob> {
+        self.reads.fetch_add(1, Ordering::Relaxed);
+        self.store.get(digest, offset).await
+    }
+
+    async fn put(&self, digest: &Digest, blob: Blob) -> StoreResult<Put> {
+        self.store.put(digest, blob).await
+    }
+}
+
+/// A root with this many children, each another one for another `seed`.
+async fn store_wide(server: &Server, children: u32, seed: &str) -> Digest {
+    let mut names = Vec::new();
+    for number in 0..children {
+        let name = format!("{seed}{number}");
+        let child = store(server, &[(&name, sha256(b""))]).await;
+        names.push((name, child));
+    }
+    let children: Vec<_> = names
+        .iter()
+        .map(|(name, child)| (name.as_str(), *child))
+        .collect();
+    store(server, &children).await
+}
+
+#[tokio::test]
+async fn a_page_costs_what_is_on_it_and_not_what_came_before() {
+    const CHILDREN: u32 = 100;
+    let counting = Arc::new(Counting::default());
+    let memory = Arc::clone(&counting.store);
+    let services = Services {
+        blobs: Arc::clone(&counting) as _,
+        uploads: Arc::<MemoryStore>::clone(&memory),
+        actions: Arc::<MemoryStore>::clone(&memory),
+    };
+    let mut server = Server::over(services, Options::default()).await;
+    server.store = memory;
+    let root = store_wide(&server, CHILDREN, "").await;
+    // Two clients at a time, on different pages.
+    let mut tokens = [String::new(), String::new()];
+    let mut found = [0, 0];
+    for (size, client) in [(10, 1), (1, 0), (1, 0), (3, 1)]
+        .into_iter()
+        .chain([(1, 0); 200])
+        .chain([(1, 1); 200])
+    {
+        if found[client] > 0 && tokens[client].is_empty() {
+            continue;
+        }
+        let (page, token) = get(&server, &root, size, &tokens[client]).await.unwrap();
+        found[client] += page.len();
+        tokens[client] = token;
+    }
+    // The root, the children, and the empty directory below each.
+    let directories = u64::from(CHILDREN) + 2;
+    assert_eq!(found.map(|found| found as u64), [directories; 2]);
+    // Each directory when it is sent, and once more when the page before it looks for a next one.
+    let reads = counting.reads.load(Ordering::Relaxed);
+    assert!(reads <= 2 * 2 * directories + 20, "{reads} reads");
+}
+
+#[tokio::test]
+async fn a_token_is_good_again_and_after_the_server_forgot_the_walk() {
+    let server = Server::start().await;
+    let root = store_wide(&server, 10, "").await;
+    let (whole, _) = get(&server, &root, 0, "").await.unwrap();
+    let (first, token) = get(&server, &root, 4, "").await.unwrap();
+    assert_eq!(first, whole[..4]);
+    for _ in 0..2 {
+        let (second, _) = get(&server, &root, 3, &token).await.unwrap();
+        assert_eq!(second, whole[4..7]);
+    }
+    for number in 0..100 {
+        let other = store_wide(&server, 2, &format!("{number}-")).await;
+        let (_, token) = get(&server, &other, 1, "").await.unwrap();
+        assert_ne!(token, "");
+    }
+    let (rest, token) = get(&server, &root, 100, &token).await.unwrap();
+    assert_eq!((rest.as_slice(), token.as_str()), (&whole[4..], ""));
 }
 
 #[tokio::test]

@@ -3,12 +3,12 @@
 use std::sync::Arc;
 
 use futures::{StreamExt as _, stream};
-use gorego_storage::TreeWalk;
+use gorego_storage::{Digest, TreeWalk};
 use prost::Message as _;
 use reapi::v2::{Directory, GetTreeRequest, GetTreeResponse};
 use tonic::Status;
 
-use super::Cas;
+use super::{Cas, walks::Walks};
 use crate::{
     digests,
     grpc::{Body, Framed},
@@ -21,23 +21,26 @@ const MESSAGE_BYTES: usize = 1024 * 1024;
 
 impl Cas {
     /// The directories below a root, in as many messages as it takes. With a page size, as many
-    /// directories as that, and a token for the rest.
+    /// directories as that, and a token for the rest: the position to go on from.
     pub(crate) async fn get_tree(&self, request: GetTreeRequest) -> Result<Body, Status> {
         digests::instance(&request.instance_name)?;
         let function = digests::function(request.digest_function)?;
         let root = digests::digest("root_digest", function, request.root_digest.as_ref())?;
         let page_size = u64::try_from(request.page_size)
             .map_err(|_| invalid_field("page_size", "negative; 0 lets the server decide"))?;
-        let mut walk = TreeWalk::new(Arc::clone(&self.blobs), root);
-        if !request.page_token.is_empty() {
+        let walk = if request.page_token.is_empty() {
+            TreeWalk::new(Arc::clone(&self.blobs), root)
+        } else {
             let position = request
                 .page_token
                 .parse()
                 .map_err(|_| invalid_field("page_token", "is none that this server gave out"))?;
-            walk.skip_to(position).await.map_err(from_tree)?;
-        }
+            self.resume(root, position).await?
+        };
         let mut pages = Pages {
             walk,
+            root,
+            walks: Arc::clone(&self.walks),
             left: (page_size > 0).then_some(page_size),
             next: None,
         };
@@ -51,11 +54,22 @@ impl Cas {
         });
         Ok(Body::messages(messages.boxed()))
     }
+
+    /// A walk that goes on at `position`. One that was kept reads nothing again.
+    async fn resume(&self, root: Digest, position: u32) -> Result<TreeWalk, Status> {
+        let kept = self.walks.take(&root);
+        let mut walk = kept.unwrap_or_else(|| TreeWalk::new(Arc::clone(&self.blobs), root));
+        walk.skip_to(position).await.map_err(from_tree)?;
+        Ok(walk)
+    }
 }
 
 /// What is left to send.
 struct Pages {
     walk: TreeWalk,
+    root: Digest,
+    /// Where the walk waits when there is another page.
+    walks: Arc<Walks>,
     /// How many directories the client still takes, if it said so.
     left: Option<u64>,
     /// The next directory.
@@ -64,7 +78,9 @@ struct Pages {
 
 impl Pages {
     async fn advance(&mut self) -> Result<(), Status> {
-        let next = self.walk.next().await.map_err(from_tree)?;
+        let left = self.left.unwrap_or(u64::MAX);
+        let most = usize::try_from(left).unwrap_or(usize::MAX);
+        let next = self.walk.next_of(most).await.map_err(from_tree)?;
         self.next = next.map(|(_, directory)| directory);
         Ok(())
     }
@@ -87,6 +103,8 @@ impl Pages {
             if self.left == Some(0) {
                 if self.next.is_some() {
                     message.next_page_token = position.to_string();
+                    self.walk.return_to(position);
+                    self.walks.keep(self.root, self.walk);
                 }
                 break;
             }

@@ -27,6 +27,8 @@ pub struct TreeWalk {
     queue: DigestQueue,
     /// The number in the queue of the first directory not yet returned.
     position: u32,
+    /// How far the walk has ever come: what is before this is in the queue with its children.
+    furthest: u32,
     /// Fetched, from `position` on.
     ahead: VecDeque<(Digest, Result<Bytes>)>,
 }
@@ -55,8 +57,14 @@ impl TreeWalk {
             function,
             queue,
             position: 0,
+            furthest: 0,
             ahead: VecDeque::new(),
         }
+    }
+
+    /// How many directories the walk knows of: those it is past, and those it has yet to visit.
+    pub const fn known(&self) -> u32 {
+        self.queue.len()
     }
 
     /// How many directories the walk is past, absent ones included: where [`Self::skip_to`] can
@@ -65,16 +73,41 @@ impl TreeWalk {
         self.position
     }
 
-    /// Passes over the directories before `position`. They are read nevertheless, since only they
-    /// tell what comes below them. Stops at the end of the tree.
+    /// How many directories the walk has been past: within these, [`Self::skip_to`] reads nothing.
+    pub const fn furthest(&self) -> u32 {
+        self.furthest
+    }
+
+    /// Goes on at `position`. Directories where the walk has not been yet are read nevertheless,
+    /// since only they tell what comes below them. Stops at the end of the tree.
     pub async fn skip_to(&mut self, position: u32) -> Result<(), TreeError> {
-        while self.position < position && self.next_encoded().await?.is_some() {}
+        self.return_to(position);
+        while self.position < position {
+            let most = position - self.position;
+            let most = usize::try_from(most).unwrap_or(usize::MAX);
+            if self.next_encoded_of(most).await?.is_none() {
+                break;
+            }
+        }
         Ok(())
+    }
+
+    /// Goes on at `position`, or at the furthest if the walk has not come so far. Gives up what was
+    /// read ahead, and its memory.
+    pub fn return_to(&mut self, position: u32) {
+        self.position = self.furthest.min(position);
+        self.ahead = VecDeque::new();
     }
 
     /// The next directory that is here. [`Error::NotFound`] when the root is not.
     pub async fn next(&mut self) -> Result<Option<(Digest, Directory)>, TreeError> {
-        while let Some((digest, found)) = self.next_encoded().await? {
+        self.next_of(BATCH).await
+    }
+
+    /// As [`Self::next`] for a caller that wants no more than `most` of them, so that no more are
+    /// read.
+    pub async fn next_of(&mut self, most: usize) -> Result<Option<(Digest, Directory)>, TreeError> {
+        while let Some((digest, found)) = self.next_encoded_of(most).await? {
             if let Some(encoded) = found {
                 let decoded = encoded
                     .decode()
@@ -89,8 +122,15 @@ impl TreeWalk {
     pub(crate) async fn next_encoded(
         &mut self,
     ) -> Result<Option<(Digest, Option<EncodedDirectory>)>, TreeError> {
+        self.next_encoded_of(BATCH).await
+    }
+
+    async fn next_encoded_of(
+        &mut self,
+        most: usize,
+    ) -> Result<Option<(Digest, Option<EncodedDirectory>)>, TreeError> {
         if self.ahead.is_empty() {
-            self.fetch().await?;
+            self.fetch(most.min(BATCH)).await?;
         }
         let Some((digest, content)) = self.ahead.pop_front() else {
             return Ok(None);
@@ -99,6 +139,7 @@ impl TreeWalk {
         let encoded = match content {
             Ok(content) => EncodedDirectory(content),
             Err(Error::NotFound(_)) if self.root != Some(digest) => {
+                self.furthest = self.furthest.max(self.position);
                 return Ok(Some((digest, None)));
             }
             Err(error) => return Err(error.into()),
@@ -110,11 +151,12 @@ impl TreeWalk {
                 Err(why) => return Err(TreeError::NotDirectory { digest, why }),
             }
         }
+        self.furthest = self.furthest.max(self.position);
         Ok(Some((digest, Some(encoded))))
     }
 
-    /// Fetches the next directories of the queue.
-    async fn fetch(&mut self) -> Result<(), TreeError> {
+    /// Fetches the next directories of the queue: one, or up to `most`.
+    async fn fetch(&mut self, most: usize) -> Result<(), TreeError> {
         let mut batch = Vec::new();
         let mut bytes = 0;
         for number in self.position..self.queue.len() {
@@ -122,7 +164,7 @@ impl TreeWalk {
                 break;
             };
             bytes += digest.size();
-            if !batch.is_empty() && (batch.len() == BATCH || bytes > BATCH_BYTES) {
+            if !batch.is_empty() && (batch.len() >= most || bytes > BATCH_BYTES) {
                 break;
             }
             batch.push(digest);

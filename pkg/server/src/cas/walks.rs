@@ -1,0 +1,112 @@
+//! Walks between two pages of a tree, so that a page costs what is on it and not all that came
+//! before.
+
+use std::{
+    collections::VecDeque,
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+
+use gorego_storage::{Digest, TreeWalk};
+
+/// How many walks wait for their next page at most.
+const MAX_WALKS: usize = 64;
+/// How many directories they remember at most, all together: some 32 MiB.
+const MAX_DIRECTORIES: u64 = 512 * 1024;
+
+/// Walks whose next page nobody has asked for yet, the latest ones. A token says all that is needed
+/// without them: a walk that is not here any more, or never was because its tree is larger than all
+/// the room, begins anew and reads the earlier pages once more.
+#[derive(Debug)]
+pub(super) struct Walks {
+    waiting: Mutex<VecDeque<(Digest, TreeWalk)>>,
+    max_directories: u64,
+}
+
+impl Default for Walks {
+    fn default() -> Self {
+        Self::new(MAX_DIRECTORIES)
+    }
+}
+
+impl Walks {
+    fn new(max_directories: u64) -> Self {
+        Self {
+            waiting: Mutex::default(),
+            max_directories,
+        }
+    }
+
+    /// The walk below this root that has come furthest: it may go on anywhere before that.
+    pub(super) fn take(&self, root: &Digest) -> Option<TreeWalk> {
+        let mut waiting = self.lock();
+        let (at, _) = waiting
+            .iter()
+            .enumerate()
+            .filter(|(_, (other, _))| other == root)
+            .max_by_key(|(_, (_, walk))| walk.furthest())?;
+        waiting.remove(at).map(|(_, walk)| walk)
+    }
+
+    /// Keeps a walk for as long as there is room.
+    pub(super) fn keep(&self, root: Digest, walk: TreeWalk) {
+        if u64::from(walk.known()) > self.max_directories {
+            return;
+        }
+        let mut waiting = self.lock();
+        waiting.push_back((root, walk));
+        let known = |(_, walk): &(_, TreeWalk)| u64::from(walk.known());
+        let mut directories: u64 = waiting.iter().map(known).sum();
+        while directories > self.max_directories || waiting.len() > MAX_WALKS {
+            let Some(oldest) = waiting.pop_front() else {
+                return;
+            };
+            directories -= known(&oldest);
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, VecDeque<(Digest, TreeWalk)>> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use gorego_storage::{DigestFunction, MemoryStore};
+
+    use super::*;
+
+    fn root(number: usize) -> Digest {
+        DigestFunction::Sha256.digest(&number.to_le_bytes())
+    }
+
+    /// Knows of one directory, its root.
+    fn walk(number: usize) -> TreeWalk {
+        TreeWalk::new(Arc::<MemoryStore>::default(), root(number))
+    }
+
+    /// How many of `count` walks are here once all have been.
+    fn kept(walks: &Walks, count: usize) -> Vec<usize> {
+        for number in 0..count {
+            walks.keep(root(number), walk(number));
+        }
+        let is_here = |number: &usize| walks.take(&root(*number)).is_some();
+        (0..count).filter(is_here).collect()
+    }
+
+    #[test]
+    fn the_latest_walks_are_kept_as_long_as_there_is_room() {
+        assert_eq!(kept(&Walks::new(3), 5), [2, 3, 4]);
+        assert_eq!(kept(&Walks::new(0), 5), [0; 0]);
+        assert_eq!(kept(&Walks::default(), MAX_WALKS + 1).first(), Some(&1));
+    }
+
+    #[test]
+    fn a_walk_goes_on_for_one_client_only() {
+        let walks = Walks::default();
+        walks.keep(root(1), walk(1));
+        assert!(walks.take(&root(1)).is_some());
+        assert!(walks.take(&root(1)).is_none());
+    }
+}
