@@ -80,12 +80,14 @@ impl ActionCache for LocalStore {
 impl Core {
     /// A number for the instance, for as long as it is about to be used.
     async fn intern(self: &Arc<Self>, hash: &InstanceHash) -> Result<Interned> {
-        let (core, hash) = (Arc::clone(self), *hash);
-        match self.instances.find(&hash) {
-            Some(interned) => Ok(interned),
-            // May look through the whole index.
-            None => blocking(move || core.instances.intern(&hash, || core.index.instances())).await,
+        if let Some(interned) = self.instances.find(hash) {
+            return Ok(interned);
         }
+        let (core, hash) = (Arc::clone(self), *hash);
+        // May look through the whole index. Before the scan that does not know them all.
+        let used = move || core.is_scanned().then(|| core.index.instances());
+        let core = Arc::clone(self);
+        blocking(move || core.instances.intern(&hash, used)).await
     }
 
     /// Reads a result; a broken one is removed and is none. Blocks.

@@ -58,18 +58,21 @@ impl Instances {
     }
 
     /// The instance's number; a new one when it has none. `used` tells which numbers the index
-    /// uses, and is asked only when all are taken.
+    /// uses, if it knows, and is asked only when all are taken.
     pub(super) fn intern(
         &self,
         hash: &InstanceHash,
-        used: impl FnOnce() -> HashSet<u32>,
+        used: impl FnOnce() -> Option<HashSet<u32>>,
     ) -> Result<Interned> {
         let mut table = self.table.write().unwrap_or_else(PoisonError::into_inner);
         if let Some(interned) = table.find(hash) {
             return Ok(interned);
         }
-        if table.free.is_empty() && table.instances.len() == MAX {
-            table.release_all_but(&used());
+        if table.free.is_empty()
+            && table.instances.len() == MAX
+            && let Some(used) = used()
+        {
+            table.release_all_but(&used);
         }
         table.add(hash).ok_or_else(|| Error::Full {
             what: "the action results of another instance name".to_owned(),
@@ -149,10 +152,11 @@ mod tests {
             let interned = instances.intern(&hash(number), never).unwrap();
             assert_eq!(instances.hash(interned.number), Some(hash(number)));
         }
-        let all = || (0..65_536).collect();
+        let all = || Some((0..65_536).collect());
         assert!(instances.intern(&hash(65_536), all).is_err());
+        assert!(instances.intern(&hash(65_536), || None).is_err());
         // The index has results of all but two, and one of the two is about to get one.
-        let all_but_two = || (2..65_536).collect();
+        let all_but_two = || Some((2..65_536).collect());
         let new = instances.intern(&hash(65_536), all_but_two).unwrap();
         assert_eq!(instances.number(&hash(1)), None);
         assert_eq!(instances.hash(new.number), Some(hash(65_536)));

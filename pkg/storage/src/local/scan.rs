@@ -1,7 +1,6 @@
 //! Filling the index from the disk, in the background, after the store has opened.
 
 use std::{
-    collections::HashSet,
     sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering::Relaxed},
     thread,
     time::{Duration, Instant},
@@ -148,7 +147,7 @@ pub(super) fn instances(files: &Files) -> Result<Instances> {
     let instances = Instances::default();
     for function in DigestFunction::ALL {
         for hash in instances_of(files, function)? {
-            if let Err(error) = instances.intern(&hash, HashSet::new) {
+            if let Err(error) = instances.intern(&hash, || None) {
                 tracing::warn!(%error, "some action results are left alone");
                 return Ok(instances);
             }
