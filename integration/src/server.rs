@@ -31,14 +31,26 @@ pub fn command<S: AsRef<OsStr>>(data: &Path, settings: &[S]) -> Command {
     configure(process::command(binary::gorego()), data, settings)
 }
 
-/// The same, with a file system of `mib` MiB at `data` that only the server sees.
-fn command_on_small_disk<S: AsRef<OsStr>>(mib: u32, data: &Path, settings: &[S]) -> Command {
+/// A file system of the server's own, which goes when the server ends.
+#[derive(Clone, Copy, Debug)]
+pub struct Disk {
+    /// Its size in MiB.
+    pub mib: u32,
+    /// What a shell does there before the server starts.
+    pub prepare: &'static str,
+}
+
+/// The same, with such a file system at `data`.
+fn command_on<S: AsRef<OsStr>>(disk: Disk, data: &Path, settings: &[S]) -> Command {
     let mut command = process::command("unshare");
     if !geteuid().is_root() {
         command.args(["--user", "--map-root-user"]);
     }
-    let mount = format!("mount -t tmpfs -o size={mib}m none \"$0\" && exec \"$@\"");
-    command.args(["--mount", "sh", "-c", &mount]).arg(data);
+    let Disk { mib, prepare } = disk;
+    let script = format!(
+        "mount -t tmpfs -o size={mib}m none \"$0\" && (cd \"$0\" && {prepare}) && exec \"$@\""
+    );
+    command.args(["--mount", "sh", "-c", &script]).arg(data);
     command.arg(binary::gorego());
     configure(command, data, settings)
 }
@@ -69,7 +81,7 @@ pub struct Server {
     process: Process,
     address: SocketAddr,
     dir: Arc<TempDir>,
-    disk: Option<u32>,
+    disk: Option<Disk>,
     settings: Vec<String>,
     log: Log,
 }
@@ -83,12 +95,12 @@ impl Server {
         Self::on(None, settings)
     }
 
-    /// The same on a disk of `mib` MiB, which is gone once the server ends.
-    pub fn start_on_small_disk(mib: u32, settings: &[&str]) -> Self {
-        Self::on(Some(mib), settings)
+    /// The same on a disk of its own.
+    pub fn start_on(disk: Disk, settings: &[&str]) -> Self {
+        Self::on(Some(disk), settings)
     }
 
-    fn on(disk: Option<u32>, settings: &[&str]) -> Self {
+    fn on(disk: Option<Disk>, settings: &[&str]) -> Self {
         let settings = settings.iter().map(|&s| s.to_owned()).collect();
         let dir = TempDir::new().expect("a temporary directory");
         Self::launch(Arc::new(dir), disk, settings)
@@ -102,13 +114,13 @@ impl Server {
         Self::launch(Arc::clone(&self.dir), self.disk, self.settings.clone())
     }
 
-    fn launch(dir: Arc<TempDir>, disk: Option<u32>, settings: Vec<String>) -> Self {
+    fn launch(dir: Arc<TempDir>, disk: Option<Disk>, settings: Vec<String>) -> Self {
         let data = data_in(&dir);
         let mut command = match disk {
             None => command(&data, &settings),
-            Some(mib) => {
+            Some(disk) => {
                 fs::create_dir_all(&data).expect("a place for the disk");
-                command_on_small_disk(mib, &data, &settings)
+                command_on(disk, &data, &settings)
             }
         };
         command.stdout(Stdio::null()).stderr(Stdio::piped());

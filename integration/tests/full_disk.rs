@@ -6,13 +6,23 @@ use std::fs;
 use gorego_integration::{
     client::Client,
     content::{blob, digest_of, uuid},
-    server::Server,
+    server::{Disk, Server},
 };
 use reapi::v2::{ActionResult, Digest};
 use tonic::Code;
 
-const DISK_MIB: u32 = 24;
+const EMPTY: Disk = Disk {
+    mib: 24,
+    prepare: "true",
+};
 const MIB: usize = 1024 * 1024;
+
+/// Holds the blob `x`, and is full.
+const FULL: Disk = Disk {
+    mib: 24,
+    prepare: "mkdir -p cas/2d/71 && echo 1 >VERSION && printf x >cas/2d/71/$(printf x | sha256sum | \
+        cut -d' ' -f1) && ! cat /dev/zero >filler",
+};
 
 /// Nothing but the disk itself is in the way.
 const SETTINGS: &[&str] = &["local_cache.max_size_gb=1", "local_cache.min_free=0"];
@@ -24,7 +34,7 @@ async fn assert_stored(client: &Client, digest: &Digest, seed: u64, size: usize)
 
 #[tokio::test(flavor = "multi_thread")]
 async fn on_a_full_disk_the_oldest_make_room_for_every_upload() {
-    let server = Server::start_on_small_disk(DISK_MIB, SETTINGS);
+    let server = Server::start_on(EMPTY, SETTINGS);
     let client = Client::connect(server.address()).await;
     let mut rng = fastrand::Rng::with_seed(1);
     // Four times what fits, as streams, in batches, and as action results.
@@ -48,10 +58,10 @@ async fn on_a_full_disk_the_oldest_make_room_for_every_upload() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_the_disk_cannot_hold_is_refused_and_leaves_nothing_behind() {
-    let server = Server::start_on_small_disk(DISK_MIB, SETTINGS);
+    let server = Server::start_on(EMPTY, SETTINGS);
     let client = Client::connect(server.address()).await;
     let mut rng = fastrand::Rng::with_seed(2);
-    let too_large = blob(1, (DISK_MIB as usize + 8) * MIB);
+    let too_large = blob(1, (EMPTY.mib as usize + 8) * MIB);
     let refused = client.upload(&uuid(&mut rng), &too_large).await;
     let refused = refused.expect_err("it does not fit");
     assert_eq!(refused.code(), Code::ResourceExhausted, "{refused}");
@@ -70,7 +80,7 @@ async fn what_the_disk_cannot_hold_is_refused_and_leaves_nothing_behind() {
 #[tokio::test(flavor = "multi_thread")]
 async fn on_a_disk_below_min_free_the_cache_still_keeps_something() {
     // By default a GiB is to stay free, which this disk has never had.
-    let server = Server::start_on_small_disk(DISK_MIB, &[]);
+    let server = Server::start_on(EMPTY, &[]);
     let client = Client::connect(server.address()).await;
     let mut rng = fastrand::Rng::with_seed(3);
     let old = blob(0, MIB);
@@ -81,4 +91,12 @@ async fn on_a_disk_below_min_free_the_cache_still_keeps_something() {
     }
     let missing = client.find_missing(vec![digest_of(&old)]).await.unwrap();
     assert_eq!(missing, [digest_of(&old)], "the oldest went");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_that_others_have_filled_does_not_keep_it_from_starting() {
+    let server = Server::start_on(FULL, SETTINGS);
+    let client = Client::connect(server.address()).await;
+    let stored = client.download(&digest_of(b"x")).await;
+    assert_eq!(stored.expect("what was there before"), "x");
 }

@@ -112,6 +112,21 @@ fn sigterm_is_obeyed_although_nobody_reads_the_log_any_more() {
 }
 
 #[test]
+fn output_that_cannot_be_written_changes_nothing() {
+    let dir = TempDir::new().unwrap();
+    let full = || fs::File::create("/dev/full").unwrap();
+    let none: [&str; 0] = [];
+    let mut print = server::command(dir.path(), &none);
+    print.arg("config").stdout(full()).stderr(full());
+    let printed = Process::spawn(&mut print).wait_within(Duration::from_mins(1));
+    assert_eq!(printed.code(), Some(0), "{}", describe(printed));
+    let mut refused = server::command(dir.path(), &["local_cache.colour=blue"]);
+    refused.stdout(full()).stderr(full());
+    let refused = Process::spawn(&mut refused).wait_within(Duration::from_mins(1));
+    assert_eq!(refused.code(), Some(2), "{}", describe(refused));
+}
+
+#[test]
 fn a_second_instance_on_the_same_data_directory_is_refused() {
     let server = Server::start(&[]);
     let data = server.data();

@@ -8,7 +8,11 @@ mod logging;
 mod signals;
 mod wire;
 
-use std::process::ExitCode;
+use std::{
+    fmt::Display,
+    io::{self, Write as _},
+    process::ExitCode,
+};
 
 use clap::Parser as _;
 use gorego_config::{Config, Loaded, Sources};
@@ -28,19 +32,24 @@ fn main() -> ExitCode {
         Ok(loaded) => loaded,
         Err(problems) => {
             for line in problems.lines() {
-                eprintln!("gorego: {line}");
+                say(&line);
             }
             return ExitCode::from(EXIT_START);
         }
     };
     match cli.command.unwrap_or(Command::Serve) {
         Command::Config => {
-            print!("{}", loaded.render());
+            let _ = write!(io::stdout(), "{}", loaded.render());
             warn(&loaded);
             ExitCode::SUCCESS
         }
         Command::Serve => serve(&loaded),
     }
+}
+
+/// Tells the user, if anybody reads it: a log that cannot be written is no reason to fail.
+fn say(what: &dyn Display) {
+    let _ = writeln!(io::stderr(), "gorego: {what}");
 }
 
 fn load(cli: &Cli) -> Result<Loaded, String> {
@@ -51,13 +60,13 @@ fn load(cli: &Cli) -> Result<Loaded, String> {
 
 fn warn(loaded: &Loaded) {
     for warning in &loaded.warnings {
-        eprintln!("gorego: warning: {warning}");
+        say(&format_args!("warning: {warning}"));
     }
 }
 
 fn serve(loaded: &Loaded) -> ExitCode {
     if let Err(error) = logging::start(loaded.config.log_level) {
-        eprintln!("gorego: {error}");
+        say(&error);
         return ExitCode::from(EXIT_START);
     }
     if let Some(file) = &loaded.file {
@@ -69,7 +78,7 @@ fn serve(loaded: &Loaded) -> ExitCode {
     match wire::run(&loaded.config) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("gorego: {error}");
+            say(&error);
             ExitCode::from(EXIT_START)
         }
     }

@@ -1,6 +1,11 @@
 //! The composition root: makes the parts from the configuration, runs them, and ends them in order.
 
-use std::{io, num::NonZeroU64, sync::Arc, time::Duration};
+use std::{
+    io::{self, Write as _},
+    num::NonZeroU64,
+    sync::Arc,
+    time::Duration,
+};
 
 use gorego_config::{self as config, Config};
 use gorego_janitor::{self as janitor, Janitor, Marks};
@@ -74,13 +79,13 @@ async fn serve(config: &Config) -> Result<(), Error> {
         healthy: Some(store.health()),
     };
     let served = server::serve(listener, services, options, shutdown).await;
-    // Uploads that wait for room need the janitor, so it ends after the last of them.
-    evicting.cancel();
     match timeout(CLOSE, store.close()).await {
         Ok(Ok(())) => {}
         Ok(Err(error)) => tracing::warn!(%error, "the next start will check recent blobs"),
         Err(_) => tracing::warn!("the disk is slow; the next start will check recent blobs"),
     }
+    // Uploads that wait for room need the janitor, so it ends after the last of them.
+    evicting.cancel();
     signals.abort();
     tracing::info!("ended");
     Ok(served?)
@@ -93,7 +98,8 @@ fn announce(config: &Config, listener: &TcpListener) -> io::Result<()> {
         dir: &config.local_cache.dir,
         max_bytes: config.local_cache.max_size_gb.bytes(),
     };
-    eprint!("{}", banner.text());
+    // Whoever starts it need not read it.
+    let _ = write!(io::stderr(), "{}", banner.text());
     Ok(())
 }
 

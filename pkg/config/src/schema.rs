@@ -69,7 +69,8 @@ section! {
         /// Eviction also starts when less than this is free on the file system, or, where others
         /// have filled it, less than half of what is left for the cache. 0 does without.
         min_free: ByteSize = ByteSize::from_gib(1),
-        /// For how long a blob that a client was told of is not evicted.
+        /// For how long a blob that a client was told of is not evicted. Such blobs hold at most four
+        /// fifths of the cache; beyond that the oldest of them go.
         lease: Duration = Duration::from_hours(3),
         /// For how long an interrupted upload can be resumed.
         upload_expiry: Duration = Duration::from_hours(24),

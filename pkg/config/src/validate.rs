@@ -32,6 +32,9 @@ pub(crate) fn validate<'a>(config: &Config, effective: &'a [Effective]) -> Findi
     findings
 }
 
+/// A cache smaller than this would refuse nearly everything, in bytes.
+const MIN_SIZE: u64 = 1024 * 1024;
+
 impl Findings<'_> {
     fn is_given(&self, key: &str) -> bool {
         find(self.effective, key).is_some_and(|effective| effective.origin != Origin::Default)
@@ -117,8 +120,8 @@ impl Findings<'_> {
             let reason = "this build has no backing cache to serve from instead; accepted: true";
             self.refuse(&["local_cache.enabled"], reason);
         }
-        if cache.max_size_gb.bytes() == 0 {
-            let reason = "leaves no room for any blob; accepted: more than 0";
+        if cache.max_size_gb.bytes() < MIN_SIZE {
+            let reason = "leaves no room for blobs; accepted: 1MiB and more";
             self.refuse(&["local_cache.max_size_gb"], reason);
         }
         let (low, high) = ("local_cache.low_watermark", "local_cache.high_watermark");

@@ -133,7 +133,7 @@ fn impossible_cache_settings_are_refused() {
     refused(
         "local_cache: {max_size_gb: 0}",
         "local_cache.max_size_gb",
-        "more than 0",
+        "1MiB and more",
     );
     refused(
         "local_cache: {min_free: -1}",

@@ -87,6 +87,11 @@ impl Planner {
 }
 
 impl Plan {
+    /// What goes without breaking a lease, in bytes.
+    pub(crate) fn frees(&self) -> u64 {
+        bytes(&self.evict)
+    }
+
     /// Whether there is nothing to do.
     pub fn is_empty(&self) -> bool {
         self.evict.is_empty() && self.break_leases.is_empty()

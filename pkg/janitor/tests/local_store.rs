@@ -8,10 +8,11 @@ use std::{
 };
 
 use bytes::Bytes;
+use futures::{StreamExt as _, stream};
 use gorego_janitor::{Counters, Janitor, Marks, Options};
 use gorego_storage::{
-    Blob, BlobStore as _, Digest, DigestFunction, Evictable as _, LocalOptions, LocalStore, Put,
-    SyncMode,
+    Blob, BlobStore as _, BlobStream, Digest, DigestFunction, Error, Evictable as _, LocalOptions,
+    LocalStore, Put, Resume, SyncMode, UploadId, Uploads as _,
 };
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -114,4 +115,37 @@ async fn leases_never_keep_an_upload_out() {
     assert!(counters.leases_broken.load(Relaxed) > 0);
     // As large as the store: everything has to go.
     put(&store, 1000, usize::try_from(LIMIT).unwrap()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_partial_upload_outlives_any_number_of_blobs_that_could_go_instead() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, counters, _janitor) = kept_tidy(dir.path()).await;
+    let content = Bytes::from(vec![1; 600_000]);
+    let digest = DigestFunction::Sha256.digest(&content);
+    let upload = UploadId::new("u");
+    let broken = stream::iter([
+        Ok(content.slice(..500_000)),
+        Err(Error::Unavailable("the client went away".into())),
+    ]);
+    let broken = Blob::Stream(BlobStream {
+        chunks: broken.boxed(),
+        resume: Some(Resume {
+            upload: upload.clone(),
+            offset: 0,
+        }),
+    });
+    store.put(&digest, broken).await.unwrap_err();
+    let mut uploaders = JoinSet::new();
+    for uploader in 0..4 {
+        let store = Arc::clone(&store);
+        uploaders.spawn(async move {
+            for number in 0..300 {
+                put(&store, uploader * 1000 + number, 16 * 1024).await;
+            }
+        });
+    }
+    uploaders.join_all().await;
+    assert!(counters.evicted.load(Relaxed) > 800);
+    assert_eq!(store.committed(&digest, &upload).await.unwrap(), 500_000);
 }

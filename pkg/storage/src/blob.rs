@@ -38,7 +38,13 @@ pub struct BlobFile {
     /// The content's length in bytes.
     pub len: u64,
     /// Kept for as long as the content is in use: dropping it tells the store.
-    pub guard: Option<Box<dyn Send + Sync>>,
+    pub guard: Option<Box<dyn InUse>>,
+}
+
+/// A store's hold on content that is in use.
+pub trait InUse: Send + Sync {
+    /// The content could not be read as it should be.
+    fn unreadable(&self);
 }
 
 /// Arriving content.
@@ -161,7 +167,12 @@ impl BlobFile {
                         (next < end).then(|| file.read_ahead(next)).flatten(),
                     )
                 }
-                Ok((_, Err(error))) => (Err(error), None),
+                Ok((_, Err(error))) => {
+                    if let Some(guard) = &file.guard {
+                        guard.unreadable();
+                    }
+                    (Err(error), None)
+                }
                 Err(_) => (
                     Err(Error::Unavailable("reading was cut off".to_owned())),
                     None,
@@ -224,5 +235,38 @@ impl fmt::Debug for BlobStream {
         f.debug_struct("BlobStream")
             .field("resume", &self.resume)
             .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+
+    use super::*;
+
+    struct Told(Arc<AtomicBool>);
+
+    impl InUse for Told {
+        fn unreadable(&self) {
+            self.0.store(true, Relaxed);
+        }
+    }
+
+    #[tokio::test]
+    async fn the_store_is_told_when_its_content_cannot_be_read() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        fs::write(file.path(), "short").unwrap();
+        for (len, unreadable) in [(5, false), (6, true)] {
+            let told = Arc::new(AtomicBool::new(false));
+            let blob = Blob::File(BlobFile {
+                file: Arc::new(fs::File::open(file.path()).unwrap()),
+                path: file.path().to_owned(),
+                offset: 0,
+                len,
+                guard: Some(Box::new(Told(Arc::clone(&told)))),
+            });
+            assert_eq!(blob.into_bytes().await.is_err(), unreadable);
+            assert_eq!(told.load(Relaxed), unreadable);
+        }
     }
 }

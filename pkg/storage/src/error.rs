@@ -111,7 +111,9 @@ impl Error {
     pub fn is_no_space(&self) -> bool {
         matches!(self, Self::Io { source, .. } if matches!(
             source.kind(),
-            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
+            io::ErrorKind::StorageFull
+                | io::ErrorKind::QuotaExceeded
+                | io::ErrorKind::FileTooLarge
         ))
     }
 }

@@ -115,7 +115,7 @@ impl Index {
         if size.is_some_and(|size| size != entry.size()) {
             return None;
         }
-        entry.set_last_use(now.max(entry.last_use()));
+        entry.set_last_use(now);
         entry.set_dirty(true);
         if how.lease {
             entry.set_leased();
@@ -151,9 +151,10 @@ impl Index {
         new
     }
 
-    fn put(&self, shard: &mut Shard, hash: u64, key: &Key, entry: Entry) {
+    fn put(&self, shard: &mut Shard, hash: u64, key: &Key, mut entry: Entry) {
         self.account(&entry, true);
         if let Some(old) = shard.get_mut(hash, key) {
+            entry.inherit(old);
             let before = std::mem::replace(old, entry);
             self.account(&before, false);
             return;
@@ -202,6 +203,17 @@ impl Index {
             && let Some(entry) = shard.get_mut(hash, key)
         {
             entry.unpin();
+        }
+    }
+
+    /// Notes that the content may be wrong.
+    pub(crate) fn doubt(&self, key: &Key) {
+        if let Some((hash, mut shard)) = self.shard(key)
+            && let Some(entry) = shard.get_mut(hash, key)
+            && !entry.is_in_doubt()
+        {
+            entry.set_in_doubt(true);
+            self.in_doubt.fetch_add(1, Relaxed);
         }
     }
 
@@ -312,6 +324,23 @@ mod tests {
             assert!(index.remove(&key(n)).is_some());
         }
         assert_eq!((index.count(), index.bytes(), index.in_doubt()), (0, 0, 0));
+    }
+
+    #[test]
+    fn a_replaced_entry_is_in_use_as_long_as_its_predecessor() {
+        let index = Index::new();
+        index.insert(&key(1), 1, 0, true);
+        let how = Use {
+            lease: true,
+            pin: true,
+        };
+        index.touch(&key(1), None, 5, how);
+        index.insert(&key(1), 1, 7, false);
+        let pinned = |entry: &Entry| entry.is_pinned();
+        assert!(index.remove_if(&key(1), |entry| !pinned(entry)).is_none());
+        index.unpin(&key(1));
+        let entry = index.remove_if(&key(1), |entry| !pinned(entry)).unwrap();
+        assert!(entry.is_leased(u64::MAX / 2, u64::MAX / 2) && !entry.is_in_doubt());
     }
 
     #[test]

@@ -154,10 +154,10 @@ impl LocalStore {
         fs::create_dir_all(dir).map_err(|error| unusable(Error::io("creating", dir, error)))?;
         let lock = lock(dir)?;
         let new = check_version(dir)?;
-        let (core, state) = build(options, new).map_err(unusable)?;
+        let (core, state, saved) = build(options, new).map_err(unusable)?;
         Ok(Self {
             core: Arc::new(core),
-            recorded: Arc::new(Recorded::new(state)),
+            recorded: Arc::new(Recorded::new(state, saved)),
             _lock: lock,
         })
     }
@@ -238,7 +238,8 @@ fn lock(dir: &Path) -> Result<fs::File, OpenError> {
         }
         Err(errno) => return Err(unusable("locking", errno.into())),
     }
-    fs::write(&path, format!("{}\n", std::process::id())).map_err(|e| unusable("writing", e))?;
+    // Only for whoever is refused; a full disk is no reason not to start.
+    let _ = fs::write(&path, format!("{}\n", std::process::id()));
     Ok(file)
 }
 
@@ -282,7 +283,7 @@ fn write_version(dir: &Path) -> io::Result<()> {
     fs::rename(&new, dir.join("VERSION"))
 }
 
-fn build(options: &LocalOptions, new: bool) -> Result<(Core, State)> {
+fn build(options: &LocalOptions, new: bool) -> Result<(Core, State, bool)> {
     let files = Files::open(&options.dir, options.sync)?;
     for folder in [CAS, AC, UPLOADS, QUARANTINE] {
         files.make_dir(folder, |_| ())?;
@@ -300,7 +301,7 @@ fn build(options: &LocalOptions, new: bool) -> Result<(Core, State)> {
         synced_ms,
         used: last.used,
     };
-    state.save(&files)?;
+    let saved = state.save_or_forget(&files)?;
 
     let index = Arc::new(Index::new());
     let room = Room::new(
@@ -336,7 +337,7 @@ fn build(options: &LocalOptions, new: bool) -> Result<(Core, State)> {
         key_locks: Core::key_locks(),
         settling: Core::key_locks(),
     };
-    Ok((core, state))
+    Ok((core, state, saved))
 }
 
 /// How much may lie in the directory until the scan has seen it, and how much of that perhaps not.

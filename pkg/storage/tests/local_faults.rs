@@ -203,3 +203,131 @@ async fn scrubbing_finds_what_the_disk_forgot() {
     assert_eq!(quarantined(dir.path()), 2);
     assert_eq!(read(&store, &good).await.unwrap(), content(2, 300_000));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wrong_blob_that_cannot_be_quarantined_is_removed() {
+    for missing in [true, false] {
+        let dir = tempfile::tempdir().unwrap();
+        let store = open(dir.path()).await;
+        let digest = put(&store, &content(1, 1000)).await;
+        scanned(&store).await;
+        drop(store);
+        let file = path(dir.path(), &digest);
+        damage(&file);
+
+        let store = open(dir.path()).await;
+        let quarantine = dir.path().join("quarantine");
+        std::fs::remove_dir_all(&quarantine).unwrap();
+        if !missing {
+            std::fs::write(&quarantine, "in the way").unwrap();
+        }
+        assert_eq!(store.find_missing(&[digest]).await.unwrap(), [digest]);
+        assert!(!file.exists());
+        store.close().await.unwrap();
+        drop(store);
+        let store = open(dir.path()).await;
+        assert_eq!(store.find_missing(&[digest]).await.unwrap(), [digest]);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_partial_upload_counts_once_after_a_restart() {
+    let dir = tempfile::tempdir().unwrap();
+    let small = LocalOptions {
+        max_bytes: 8 << 20,
+        wake_bytes: 8 << 20,
+        ..options(dir.path())
+    };
+    let store = open_with(small.clone()).await;
+    let blob = content(1, 2_000_000);
+    let digest = DigestFunction::Sha256.digest(&blob);
+    let broken = common::broken("u", 0, &[blob.slice(..1_500_000)]);
+    BlobStore::put(&*store, &digest, broken).await.unwrap_err();
+    let used = store.usage().used;
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    drop(store);
+    let store = open_with(small).await;
+    assert_eq!(store.usage().used, used);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upload_that_ends_while_what_was_kept_is_hashed_leaves_no_trace() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path()).await;
+    scanned(&store).await;
+    let blob = content(1, 40_000_000);
+    let digest = DigestFunction::Sha256.digest(&blob);
+    let broken = common::broken("u", 0, &[blob.slice(..39_000_000)]);
+    BlobStore::put(&*store, &digest, broken).await.unwrap_err();
+
+    let rest = common::whole("u", 39_000_000, &blob.slice(39_000_000..));
+    let (resumed, other) = tokio::join!(
+        BlobStore::put(&*store, &digest, rest),
+        BlobStore::put(&*store, &digest, common::whole("v", 0, &blob)),
+    );
+    resumed.unwrap();
+    other.unwrap();
+    let whole = 40_001_536 + common::FOLDERS;
+    until(|| store.usage().used == whole).await;
+    let left = std::fs::read_dir(dir.path().join("uploads")).unwrap();
+    assert_eq!((left.count(), store.usage().idle_uploads), (0, 0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn folders_of_instances_without_results_take_no_numbers() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path()).await;
+    let action = DigestFunction::Sha256.digest(b"action");
+    common::put_result(&store, "main", &action, 1).await;
+    store.close().await.unwrap();
+    drop(store);
+    for number in 0..66_000 {
+        let folder = format!("ac/sha256/{number:032x}");
+        std::fs::create_dir(dir.path().join(folder)).unwrap();
+    }
+    let store = open(dir.path()).await;
+    scanned(&store).await;
+    assert_eq!(common::get_result(&store, "main", &action).await, Some(1));
+    common::put_result(&store, "another", &action, 2).await;
+    assert_eq!(common::folders(dir.path(), "ac/sha256"), 2 * 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_janitor_is_called_every_second_for_what_others_do_to_the_disk() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path()).await;
+    for _ in 0..10 {
+        let called = tokio::time::timeout(Duration::from_secs(2), store.pressure());
+        called.await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_last_use_in_the_future_is_one_of_now() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path()).await;
+    let digest = put(&store, &content(1, 1000)).await;
+    store.close().await.unwrap();
+    drop(store);
+    let year = 365 * 24 * 60 * 60 * 1000;
+    common::set_atime(&path(dir.path(), &digest), common::now_ms() + year);
+    let store = open(dir.path()).await;
+    scanned(&store).await;
+    assert!(candidate(&store, 4096).last_use <= common::now_ms());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_blob_in_the_wrong_folder_is_left_alone_and_not_reported() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path()).await;
+    let digest = put(&store, &content(1, 1000)).await;
+    store.close().await.unwrap();
+    drop(store);
+    let wrong = dir.path().join("cas/00/00").join(digest.hex());
+    std::fs::create_dir_all(wrong.parent().unwrap()).unwrap();
+    std::fs::rename(path(dir.path(), &digest), &wrong).unwrap();
+    let store = open(dir.path()).await;
+    scanned(&store).await;
+    assert_eq!(store.find_missing(&[digest]).await.unwrap(), [digest]);
+    assert!(wrong.exists());
+}

@@ -70,7 +70,7 @@ impl<'a> Pass<'a> {
             self.hard = demand.hard > 0;
             let before = self.removed();
             let plan = self.plan(demand).await;
-            let tried = self.carry_out(plan, shutdown).await;
+            let tried = self.carry_out(demand, plan, shutdown).await;
             if shutdown.is_cancelled() {
                 return End::Stopped;
             }
@@ -128,14 +128,21 @@ impl<'a> Pass<'a> {
     }
 
     /// Says whether there was anything to try.
-    async fn carry_out(&mut self, plan: Plan, shutdown: &CancellationToken) -> bool {
+    async fn carry_out(
+        &mut self,
+        demand: Demand,
+        plan: Plan,
+        shutdown: &CancellationToken,
+    ) -> bool {
         let mut tried = !plan.is_empty();
         self.evict(&plan.evict, Demand::bytes, shutdown).await;
         if plan.is_partial || shutdown.is_cancelled() {
             return tried;
         }
-        // Whoever sent a partial upload can send it anew; whoever holds a lease fails a build.
-        let missing = self.demand().bytes();
+        // Whoever sent a partial upload can send it anew; whoever holds a lease fails a build. But
+        // only for what the plan could not free: what others want by now is the next plan's.
+        let short = demand.hard.saturating_sub(plan.frees());
+        let missing = short.min(self.demand().hard);
         if missing > 0 && self.janitor.store.usage().idle_uploads > 0 {
             tried = true;
             let removed = self.janitor.remove_uploads(Duration::ZERO, missing).await;

@@ -14,8 +14,8 @@ use bytes::Bytes;
 use futures::{StreamExt as _, stream};
 
 use crate::{
-    Blob, BlobFile, BlobStore, BlobStream, CHUNK_SIZE, Digest, DigestFunction, Error, Result,
-    Resume, UploadId,
+    Blob, BlobFile, BlobStore, BlobStream, CHUNK_SIZE, Digest, DigestFunction, Error, InUse,
+    Result, Resume, UploadId,
 };
 
 pub(super) const SHA256: DigestFunction = DigestFunction::Sha256;
@@ -88,6 +88,10 @@ pub(super) fn file(content: &[u8], offset: usize, len: usize) -> BlobFile {
 
 /// A file that is removed when nobody needs it any more.
 struct Scratch(PathBuf);
+
+impl InUse for Scratch {
+    fn unreadable(&self) {}
+}
 
 impl Scratch {
     fn create(content: &[u8]) -> io::Result<Self> {

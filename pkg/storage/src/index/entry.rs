@@ -167,6 +167,11 @@ impl Entry {
         };
     }
 
+    /// Takes over who uses its predecessor.
+    pub(crate) const fn inherit(&mut self, old: &Self) {
+        self.what |= old.what & (PINS | LEASED);
+    }
+
     pub(crate) const fn pin(&mut self) {
         if self.what & PINS != PINS {
             self.what += PIN;

@@ -21,7 +21,7 @@ use super::{
     watchers::Watchers,
 };
 use crate::{
-    Digest, Error, Put, Result,
+    Digest, Error, InUse, Put, Result,
     index::{Index, Key, Space, Use},
 };
 
@@ -79,6 +79,13 @@ pub(super) struct Found {
 pub(super) struct Pin {
     index: Arc<Index>,
     key: Key,
+}
+
+impl InUse for Pin {
+    /// It is hashed before it is used again.
+    fn unreadable(&self) {
+        self.index.doubt(&self.key);
+    }
 }
 
 impl Drop for Pin {
@@ -153,7 +160,7 @@ impl Core {
         };
         let in_doubt = meta.mtime_ms >= self.doubt_from_ms;
         self.index
-            .insert_found(&key, meta.size, meta.atime_ms, in_doubt);
+            .insert_found(&key, meta.size, meta.atime_ms.min(now_ms()), in_doubt);
         self.room.scanned(meta.size);
         Ok(true)
     }

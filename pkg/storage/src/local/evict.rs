@@ -70,8 +70,9 @@ impl Evictable for LocalStore {
                 break;
             }
             // It may have been sent on, or published, since it was listed.
-            let remove = || core.remove_idle_if(&path, |meta| meta.mtime_ms <= before);
-            if let Some(size) = core.claims.if_idle(&path, remove).transpose()?.flatten() {
+            let take = || core.take_idle_if(&path, |meta| meta.mtime_ms <= before);
+            if let Some((aside, size)) = core.claims.if_idle(&path, take).transpose()?.flatten() {
+                core.files.unlink(&aside)?;
                 removed.count += 1;
                 removed.bytes += room_of(size);
             }
@@ -96,19 +97,19 @@ impl Core {
         u64::try_from(self.lease.as_millis()).unwrap_or(u64::MAX)
     }
 
-    /// Removes a partial upload or a quarantined file if it is there and as wanted; says how large it
-    /// was. Nobody may be sending the upload. Blocks.
-    pub(super) fn remove_idle_if(
+    /// Takes a partial upload or a quarantined file away if it is there and as wanted; says where it
+    /// now waits for removal, and how large it is. Nobody may be sending the upload. Blocks.
+    pub(super) fn take_idle_if(
         &self,
         path: &str,
         wanted: impl FnOnce(&Meta) -> bool,
-    ) -> Result<Option<u64>> {
+    ) -> Result<Option<(String, u64)>> {
         let Some(meta) = self.files.stat(path)?.filter(wanted) else {
             return Ok(None);
         };
-        self.files.unlink(path)?;
+        let aside = self.files.set_aside(path)?;
         self.room.remove_idle(meta.size);
-        Ok(Some(meta.size))
+        Ok(Some((aside, meta.size)))
     }
 
     /// Removes the folders above a file that is gone, as far as they are empty. Not before the scan

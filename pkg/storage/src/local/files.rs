@@ -19,7 +19,7 @@ use rustix::{
 
 use super::{
     folders::Folders,
-    layout::{self, TMP},
+    layout::{self, TMP, UPLOADS},
 };
 use crate::{Error, Result};
 
@@ -114,6 +114,7 @@ impl Files {
             .match_indices('/')
             .map(|(end, _)| end)
             .chain([relative.len()]);
+        let _changing = self.folders.changing();
         for path in ends.filter_map(|end| relative.get(..end)) {
             match rustix::fs::mkdirat(&self.dir, path, DIR_MODE) {
                 Ok(()) => made(path),
@@ -126,6 +127,7 @@ impl Files {
 
     /// Removes a folder if it is empty; says whether it is gone.
     pub(super) fn remove_empty(&self, relative: &str) -> bool {
+        let _changing = self.folders.changing();
         match rustix::fs::unlinkat(&self.dir, relative, AtFlags::REMOVEDIR) {
             Ok(()) => {
                 self.folders.removed(relative);
@@ -167,6 +169,10 @@ impl Files {
     pub(super) fn open_upload(&self, relative: &str) -> Result<fs::File> {
         let open = || self.create(relative, OFlags::empty(), UPLOAD_MODE);
         match open() {
+            Err(Error::Io { source, .. }) if source.kind() == ErrorKind::NotFound => {
+                self.make_dir(UPLOADS, |_| ())?;
+                open()
+            }
             // Sealed, then cut off before it was moved to its place.
             Err(Error::Io { source, .. }) if source.kind() == ErrorKind::PermissionDenied => {
                 rustix::fs::chmodat(&self.dir, relative, UPLOAD_MODE, AtFlags::empty())
@@ -238,12 +244,15 @@ impl Files {
             .map_err(|errno| self.error("syncing", relative, errno))
     }
 
-    /// Moves a file aside; one that is not there is fine.
-    pub(super) fn rename(&self, from: &str, to: &str) -> Result<()> {
-        match rustix::fs::renameat(&self.dir, from, &self.dir, to) {
-            Ok(()) | Err(Errno::NOENT) => Ok(()),
-            Err(errno) => Err(self.error("moving", from, errno)),
-        }
+    fn rename(&self, from: &str, to: &str) -> Result<()> {
+        rustix::fs::renameat(&self.dir, from, &self.dir, to)
+            .map_err(|errno| self.error("moving", from, errno))
+    }
+
+    /// Takes a file's name away at once, however long it takes to remove it by its new one.
+    pub(super) fn set_aside(&self, relative: &str) -> Result<String> {
+        let name = format!("{TMP}/{:x}", self.next_tmp.fetch_add(1, Relaxed));
+        self.rename(relative, &name).map(|()| name)
     }
 
     /// Removes a file; one that is not there is fine.
@@ -289,7 +298,8 @@ impl Files {
             last_modification: mtime,
         };
         match rustix::fs::utimensat(&self.dir, relative, &times, AtFlags::SYMLINK_NOFOLLOW) {
-            Ok(()) | Err(Errno::NOENT) => Ok(()),
+            // Without it eviction is less exact, which is no reason to fail.
+            Ok(()) | Err(Errno::NOENT | Errno::PERM | Errno::ACCESS | Errno::ROFS) => Ok(()),
             Err(errno) => Err(self.error("setting the time of", relative, errno)),
         }
     }
@@ -342,12 +352,17 @@ impl Files {
     }
 }
 
+/// How much is written in one go. A file's time is that of the beginning of the last one, and has to
+/// be close to the end of all: a sync point in between would count the file as whole.
+const WRITE: usize = 1024 * 1024;
+
 /// Writes all pieces, in order, from `at` on.
 pub(super) fn write_at(file: &fs::File, pieces: &[Bytes], mut at: u64) -> rustix::io::Result<()> {
     for piece in pieces {
         let mut rest: &[u8] = piece;
         while !rest.is_empty() {
-            let written = match rustix::io::pwrite(file, rest, at) {
+            let some = rest.get(..WRITE).unwrap_or(rest);
+            let written = match rustix::io::pwrite(file, some, at) {
                 Ok(0) => return Err(Errno::IO),
                 Ok(written) => written,
                 Err(Errno::INTR) => continue,

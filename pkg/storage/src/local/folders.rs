@@ -16,6 +16,7 @@ pub(super) const FOLDER_ROOM: u64 = 4096;
 #[derive(Debug)]
 pub(super) struct Folders {
     count: AtomicU64,
+    changing: Mutex<()>,
     /// Until the scan has counted what was there before: what it must not count again.
     made: Mutex<Option<HashSet<String>>>,
 }
@@ -25,12 +26,18 @@ impl Folders {
     pub(super) fn new() -> Self {
         Self {
             count: AtomicU64::new(0),
+            changing: Mutex::new(()),
             made: Mutex::new(Some(HashSet::new())),
         }
     }
 
     fn made_since(&self) -> MutexGuard<'_, Option<HashSet<String>>> {
         self.made.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Held while one is made or removed and counted: otherwise another could remove it in between.
+    pub(super) fn changing(&self) -> MutexGuard<'_, ()> {
+        self.changing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// One was made.

@@ -93,6 +93,13 @@ pub(super) fn key_of(name: &str, function: DigestFunction, space: Space) -> Opti
     })
 }
 
+/// Whether a file lies in the folders that its name asks for.
+pub(super) fn belongs(path: &str) -> bool {
+    let mut parts = path.rsplit('/');
+    let (name, second, first) = (parts.next(), parts.next(), parts.next());
+    name.is_some_and(|name| name.get(..2) == first && name.get(2..4) == second)
+}
+
 /// What the file of `key` is called: its whole name, or how the name begins when the index holds
 /// only the first half of the hash.
 pub(super) fn name_of(key: &Key) -> FileName {

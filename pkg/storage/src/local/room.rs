@@ -93,9 +93,11 @@ impl Room {
             return Err(self.full(what, bytes));
         }
         let _waiting = Waiting::new(&self.waiting);
-        let _turn = self.line.lock().await;
-        self.exhausted.store(false, SeqCst);
         let until = time::Instant::now() + WAIT;
+        let Ok(_turn) = time::timeout_at(until, self.line.lock()).await else {
+            return Err(self.full(what, bytes));
+        };
+        self.exhausted.store(false, SeqCst);
         let wanted = Wanted(&self.wanted);
         loop {
             let made = self.made.notified();
@@ -115,13 +117,22 @@ impl Room {
         }
     }
 
+    /// The same if that takes no wait.
+    pub(super) fn reserve_now(self: &Arc<Self>, size: u64, what: &str) -> Result<Reservation> {
+        let bytes = room_of(size);
+        self.try_reserve(bytes)
+            .ok_or_else(|| self.full(what, bytes))
+    }
+
     /// After the disk itself was full: waits until eviction has freed `size` bytes of it, as far as
     /// `free` tells. Says whether it is worth trying again.
     pub(super) async fn make_on_disk(&self, size: u64, free: impl Fn() -> Option<u64>) -> bool {
         let _waiting = Waiting::new(&self.waiting);
-        let _turn = self.line.lock().await;
-        self.exhausted.store(false, SeqCst);
         let until = time::Instant::now() + WAIT;
+        let Ok(_turn) = time::timeout_at(until, self.line.lock()).await else {
+            return false;
+        };
+        self.exhausted.store(false, SeqCst);
         let wanted = Wanted(&self.wanted);
         loop {
             let made = self.made.notified();

@@ -9,7 +9,7 @@ use std::{
 use tokio::time::sleep;
 
 use super::{
-    core::{Core, blocking},
+    core::{Core, blocking, now_ms},
     files::Files,
     instances::Instances,
     layout::{self, InstanceHash},
@@ -147,6 +147,9 @@ pub(super) fn instances(files: &Files) -> Result<Instances> {
     let instances = Instances::default();
     for function in DigestFunction::ALL {
         for hash in instances_of(files, function)? {
+            if files.remove_empty(&layout::ac_folder(function, &hash)) {
+                continue;
+            }
             if let Err(error) = instances.intern(&hash, || None) {
                 tracing::warn!(%error, "some action results are left alone");
                 return Ok(instances);
@@ -173,7 +176,8 @@ fn scan_folder(core: &Core, folder: &Folder) -> Result<()> {
         let empty = names.is_empty();
         for name in names {
             let path = format!("{inner}/{name}");
-            if let Some(key) = layout::key_of(&name, folder.function, folder.space) {
+            let key = layout::key_of(&name, folder.function, folder.space);
+            if let Some(key) = key.filter(|_| layout::belongs(&path)) {
                 scan_file(core, &key, &path)?;
             } else {
                 tracing::debug!(path, "not a blob; left alone");
@@ -207,7 +211,7 @@ fn scan_file(core: &Core, key: &Key, path: &str) -> Result<()> {
     let in_doubt = key.space == Space::Cas && meta.mtime_ms >= core.doubt_from_ms;
     if core
         .index
-        .insert_found(key, meta.size, meta.atime_ms, in_doubt)
+        .insert_found(key, meta.size, meta.atime_ms.min(now_ms()), in_doubt)
     {
         core.room.scanned(meta.size);
     }

@@ -50,6 +50,18 @@ impl State {
         files.replace(FILE, self.to_string().as_bytes())
     }
 
+    /// Saves it, or, on a full disk, removes the one that is there and no longer true: what is here
+    /// can be served even then. Says whether it is saved.
+    pub(super) fn save_or_forget(&self, files: &Files) -> Result<bool> {
+        match self.save(files) {
+            Err(error) if error.is_no_space() => {
+                tracing::warn!(%error, "the disk is full; after a crash everything is in doubt");
+                files.unlink(FILE).map(|()| false)
+            }
+            saved => saved.map(|()| true),
+        }
+    }
+
     fn parse(text: &str) -> Option<Self> {
         let value = |key: &str| -> Option<u64> {
             let mut values = text.lines().filter_map(|line| line.strip_prefix(key));

@@ -3,7 +3,7 @@
 use std::{
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
     time::Duration,
 };
@@ -31,15 +31,18 @@ const MARGIN_MS: u64 = 2000;
 /// The state on record, as it was last written.
 pub(super) struct Recorded {
     state: Mutex<State>,
+    /// Whether it is on the disk, too.
+    saved: AtomicBool,
     /// What had been written at the last sync point; more than can be before the first.
     synced: AtomicU64,
 }
 
 impl Recorded {
-    /// What was recorded when the store opened.
-    pub(super) fn new(state: State) -> Self {
+    /// What was recorded when the store opened, and whether the disk had room for it.
+    pub(super) fn new(state: State, saved: bool) -> Self {
         Self {
             state: Mutex::new(state),
+            saved: AtomicBool::new(saved),
             synced: AtomicU64::new(u64::MAX),
         }
     }
@@ -60,6 +63,7 @@ pub(super) async fn run(core: Arc<Core>, recorded: Arc<Recorded>) {
     let mut ticks = time::interval(TICK);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut round: u32 = 0;
+    let mut last_failure = None;
     loop {
         tokio::select! {
             () = core.cancel.cancelled() => return,
@@ -75,17 +79,24 @@ pub(super) async fn run(core: Arc<Core>, recorded: Arc<Recorded>) {
             if round.is_multiple_of(PROBE) {
                 core.probe();
             }
-            core.record_usage(&recorded)?;
+            // Others may be filling the disk, which is the janitor's business.
+            core.room.press();
+            let recorded_usage = core.record_usage(&recorded);
             if at_round {
                 core.write_back()?;
                 core.sync_point(&recorded, false)?;
             }
-            Ok(())
+            recorded_usage
         })
         .await;
-        if let Err(error) = done {
-            tracing::warn!(%error, "upkeep of the data directory failed; it will be tried again");
+        let failure = done.err().map(|error| error.to_string());
+        if let Some(error) = failure.as_ref().filter(|_| failure != last_failure) {
+            tracing::warn!(
+                error,
+                "upkeep of the data directory failed; it will be tried again"
+            );
         }
+        last_failure = failure;
     }
 }
 
@@ -107,16 +118,24 @@ impl Core {
     /// Notes the usage when it has changed by more than a little, so that a restart knows it before
     /// it has looked. Blocks.
     fn record_usage(&self, recorded: &Recorded) -> Result<()> {
-        let usage = self.room.usage(None);
+        // Without uploads, broken off or under way: those are found in their folder.
+        let (used, limit) = (self.room.kept(), self.room.usage(None).limit);
         let mut state = recorded
             .state
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        if usage.used.abs_diff(state.used) > slack(usage.limit) / 2 {
-            let used = usage.used;
-            let next = State { used, ..*state };
+        // Where the clock was set back, files can be older than the sync point that they come after.
+        let synced_ms = state.synced_ms.min(dated());
+        let changed = used.abs_diff(state.used) > slack(limit) / 2 || synced_ms < state.synced_ms;
+        if changed || !recorded.saved.load(Relaxed) {
+            let next = State {
+                synced_ms,
+                used,
+                ..*state
+            };
             next.save(&self.files)?;
             *state = next;
+            recorded.saved.store(true, Relaxed);
         }
         Ok(())
     }
@@ -144,8 +163,8 @@ impl Core {
     /// Flushes the file system, and notes that what was written before is whole. Not while
     /// something is in doubt: that would be trusted from then on. Blocks.
     pub(super) fn sync_point(&self, recorded: &Recorded, clean: bool) -> Result<()> {
-        let settled = self.is_scanned() && self.index.in_doubt() == 0;
-        if self.doubt_from_ms < u64::MAX && !settled {
+        let unseen = self.doubt_from_ms < u64::MAX && !self.is_scanned();
+        if unseen || self.index.in_doubt() > 0 {
             return Ok(());
         }
         let written = self.written.load(Relaxed);

@@ -13,6 +13,7 @@ use super::{
     claims::Claim,
     core::{Core, blocking, cut_off},
     layout,
+    room::Reservation,
     staged::Staged,
 };
 use crate::{
@@ -84,6 +85,8 @@ pub(super) async fn put_stream(
 enum Phase {
     /// All in memory: nothing was staged yet.
     Unopened,
+    /// The staged file is being opened, and what it holds hashed.
+    Opening(JoinHandle<Result<Staged>>),
     /// Staged, and nobody is writing.
     Ready(Box<Staged>),
     /// Another thread is writing; it gives back the pieces that it could not write.
@@ -106,6 +109,8 @@ struct Upload {
     pieces: Vec<Bytes>,
     collected: usize,
     phase: Phase,
+    /// Nothing more comes of it, and others may be waiting for its end.
+    ended: bool,
 }
 
 impl Upload {
@@ -126,6 +131,7 @@ impl Upload {
             pieces: Vec::new(),
             collected: 0,
             phase: Phase::Unopened,
+            ended: false,
         }
     }
 
@@ -182,11 +188,13 @@ impl Upload {
             let first = offset.saturating_add(bytes.max(RESERVE_STEP.min(rest)));
             // The room of what is kept becomes this upload's when it is opened.
             let more = room_of(first).saturating_sub(room_of(kept));
-            let room = self.core.room.reserve(more, &what).await?;
+            let room = self.room(more, &what).await?;
             let (core, digest) = (Arc::clone(&self.core), self.digest);
             let (resume, claim) = (self.resume.clone(), self.claim.clone());
-            let staged = blocking(move || Staged::open(core, &digest, resume, claim, room)).await?;
-            self.phase = Phase::Ready(Box::new(staged));
+            // Whoever gives this upload up meanwhile has to wait for its file all the same.
+            self.phase = Phase::Opening(tokio::task::spawn_blocking(move || {
+                Staged::open(core, &digest, resume, claim, room)
+            }));
         }
         self.ready().await?;
         let Phase::Ready(staged) = &mut self.phase else {
@@ -196,15 +204,32 @@ impl Upload {
         if short > 0 {
             let rest = self.digest.size().saturating_sub(staged.len() + bytes);
             let step = short + RESERVE_STEP.min(rest);
-            let more = self.core.room.reserve(step, &what).await?;
-            staged.give(more);
+            let more = self.room(step, &what).await?;
+            if let Phase::Ready(staged) = &mut self.phase {
+                staged.give(more);
+            }
         }
         Ok(())
+    }
+
+    /// Takes room; for an upload that has ended only what is free.
+    async fn room(&self, bytes: u64, what: &str) -> Result<Reservation> {
+        if self.ended {
+            self.core.room.reserve_now(bytes, what)
+        } else {
+            self.core.room.reserve(bytes, what).await
+        }
     }
 
     /// Waits until nobody is writing. What could not be written for lack of space is tried once
     /// more after eviction.
     async fn ready(&mut self) -> Result<()> {
+        if let Phase::Opening(opening) = &mut self.phase {
+            let opened = opening.await;
+            self.phase = Phase::Unopened;
+            let staged = opened.unwrap_or_else(|error| Err(cut_off(&error)))?;
+            self.phase = Phase::Ready(Box::new(staged));
+        }
         let mut second = false;
         while let Phase::Busy(writing) = &mut self.phase {
             let (staged, pieces, result) = match writing.await {
@@ -287,7 +312,10 @@ impl Upload {
                 second = true;
                 continue;
             }
-            blocking(move || staged.remove()).await?;
+            // A closed store keeps what came for its successor.
+            if !matches!(error, Error::Unavailable(_)) {
+                blocking(move || staged.remove()).await?;
+            }
             return Err(if full { disk_full(&self.digest) } else { error });
         }
     }
@@ -309,6 +337,7 @@ impl Upload {
 
     /// Stages what was collected, and keeps it for a later attempt.
     async fn suspend(mut self) -> Result<()> {
+        self.ended = true;
         if self.resume.is_some() && self.collected > 0 {
             self.flush_and_wait().await?;
         }
@@ -316,10 +345,10 @@ impl Upload {
     }
 
     async fn discard(mut self) -> Result<()> {
+        let ready = self.ready().await;
         if matches!(self.phase, Phase::Unopened) {
             return self.drop_kept().await;
         }
-        let ready = self.ready().await;
         if let Phase::Ready(staged) = mem::replace(&mut self.phase, Phase::Lost) {
             let mut staged = staged;
             blocking(move || staged.remove()).await?;
@@ -351,7 +380,11 @@ impl Upload {
             Arc::clone(&self.core),
             layout::upload_path(&self.digest, &resume.upload),
         );
-        blocking(move || core.remove_idle_if(&path, |_| true).map(drop)).await
+        blocking(move || match core.take_idle_if(&path, |_| true)? {
+            Some((aside, _)) => core.files.unlink(&aside),
+            None => Ok(()),
+        })
+        .await
     }
 
     fn lost(&self) -> Error {

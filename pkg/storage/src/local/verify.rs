@@ -13,7 +13,7 @@ use super::{
 use crate::{
     CHUNK_SIZE, Digest, DigestFunction, Error, Hasher, Result,
     blob::read_at,
-    index::{Key, Space},
+    index::{Entry, Key, Space},
 };
 
 /// How many blobs in doubt one pass over the index collects.
@@ -91,19 +91,34 @@ impl Core {
         Ok(false)
     }
 
-    /// Moves a wrong file away and forgets it. The caller holds the key's lock. Blocks.
+    /// Moves a wrong file away and forgets it; one that cannot be moved is removed, and one that
+    /// cannot be removed stays in doubt. The caller holds the key's lock. Blocks.
     pub(super) fn quarantine(&self, key: &Key, path: &str) -> Result<()> {
-        self.index.remove(key);
         let size = self.files.stat(path)?.map_or(0, |meta| meta.size);
         let name = path.replace('/', "-");
         let place = format!("{QUARANTINE}/{}-{name}", now_ms());
-        // It is kept as long as a partial upload, from now on.
-        self.files.set_mtime_now(path)?;
-        self.files.rename(path, &place)?;
-        self.prune(key, path);
+        // Before it is there, since the janitor may empty the folder at any moment.
         self.room.add_idle(size);
+        // It is kept as long as a partial upload, from now on.
+        let times = self.files.set_mtime_now(path);
+        let gone = match times.and_then(|()| self.files.publish(path, &place)) {
+            Ok(()) => {
+                tracing::warn!(from = path, to = place, "moved to quarantine");
+                Ok(())
+            }
+            Err(error) => {
+                self.room.remove_idle(size);
+                tracing::warn!(%error, "could not be moved to quarantine; removed");
+                self.files.unlink(path)
+            }
+        };
+        if let Err(error) = gone {
+            self.index.doubt(key);
+            return Err(error);
+        }
+        self.index.remove(key);
+        self.prune(key, path);
         self.counters.corrupt.fetch_add(1, Relaxed);
-        tracing::warn!(from = path, to = place, "moved to quarantine");
         Ok(())
     }
 
@@ -180,9 +195,8 @@ pub(super) fn settle_doubts(core: &Core) {
 
 fn settle_one(core: &Core, key: &Key, size: u64) -> Result<()> {
     core.check(key, size)?;
-    if core.index.peek(key).is_some_and(|seen| seen.in_doubt) {
-        // Its file is gone, or is no blob's.
-        core.index.remove(key);
-    }
+    let _changing = core.lock(key);
+    // Its file is gone, or is no blob's.
+    core.index.remove_if(key, Entry::is_in_doubt);
     Ok(())
 }
