@@ -24,7 +24,7 @@ pub enum Problem {
         reason: String,
     },
     /// A key in the file or a `--set` that does not exist.
-    #[error("{origin}: there is no key `{key}`{}", hint(nearest.as_deref()))]
+    #[error("{origin}: there is no key `{key}`{}", instead(nearest.as_deref()))]
     UnknownKey {
         /// The key as it was given.
         key: String,
@@ -90,6 +90,14 @@ impl std::error::Error for Problems {}
 impl From<Problem> for Problems {
     fn from(problem: Problem) -> Self {
         Self(vec![problem])
+    }
+}
+
+/// What to write instead of an unknown key.
+fn instead(nearest: Option<&str>) -> String {
+    match nearest {
+        Some(_) => hint(nearest),
+        None => "; accepted: those that `gorego config` lists".to_owned(),
     }
 }
 

@@ -187,7 +187,7 @@ fn an_argument_without_a_value_or_with_an_unknown_key_is_refused() {
         found[1].contains("expected a section with some of the keys enabled, dir, max_size_gb")
     );
     assert!(found[2].ends_with("no key `max_size_gb`; did you mean `local_cache.max_size_gb`?"));
-    assert_eq!(found[3], "--set: there is no key `zzz`");
+    assert!(found[3].starts_with("--set: there is no key `zzz`"));
 }
 
 #[test]
