@@ -339,7 +339,11 @@ impl Upload {
     async fn suspend(mut self) -> Result<()> {
         self.ended = true;
         if self.resume.is_some() && self.collected > 0 {
-            self.flush_and_wait().await?;
+            match self.flush_and_wait().await {
+                // What was staged before is kept all the same.
+                Err(Error::Full { .. }) => {}
+                other => other?,
+            }
         }
         self.ready().await
     }
