@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 use std::{
-    path::Path,
+    path::{Path, PathBuf},
     sync::{Arc, atomic::Ordering::Relaxed},
     time::Duration,
 };
@@ -148,4 +148,25 @@ async fn a_partial_upload_outlives_any_number_of_blobs_that_could_go_instead() {
     uploaders.join_all().await;
     assert!(counters.evicted.load(Relaxed) > 800);
     assert_eq!(store.committed(&digest, &upload).await.unwrap(), 500_000);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn files_that_somebody_else_removed_do_not_stop_eviction() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, counters, _janitor) = kept_tidy(dir.path()).await;
+    for number in 0..100 {
+        let digest = put(&store, number, 16 * 1024).await;
+        if number % 2 == 0 {
+            let hex = digest.hex();
+            let file = ["cas", &hex[..2], &hex[2..4], &hex]
+                .iter()
+                .collect::<PathBuf>();
+            std::fs::remove_file(dir.path().join(file)).unwrap();
+        }
+    }
+    for number in 100..500 {
+        put(&store, number, 16 * 1024).await;
+    }
+    settled(&store).await;
+    assert!(counters.evicted.load(Relaxed) > 100);
 }

@@ -155,3 +155,20 @@ async fn a_compressed_read_takes_no_limit() {
     let outcome = read(&mut server.bytes().await, &name, 0, 3).await;
     assert_refused(outcome, Code::InvalidArgument, "read_limit");
 }
+
+#[tokio::test]
+async fn a_compressed_upload_that_another_client_overtakes_is_answered_without_the_rest() {
+    let server = Server::start().await;
+    let content = noise(1_000_000, 1);
+    let digest = sha256(&content);
+    let name = compressed_upload_name("slow", &digest);
+    let mut slow = OpenUpload::start(server.bytes().await);
+    let mut slow_messages = messages(&name, &zstd(&content), 300_000).into_iter();
+    slow.send(slow_messages.next().unwrap());
+
+    let fast = messages(&upload_name("fast", &digest), &content, 300_000);
+    write(&mut server.bytes().await, fast).await.unwrap();
+
+    slow.send(slow_messages.next().unwrap());
+    assert_eq!(slow.answer().await.unwrap(), -1);
+}
