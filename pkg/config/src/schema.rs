@@ -97,9 +97,10 @@ section! {
 section! {
     /// What clients may use up.
     Limits {
-        /// The most that a batch of blobs may hold, as told to clients; 64KiB to 64MiB. The default
-        /// leaves room for the framing in the 4MiB that gRPC clients take.
-        max_batch_bytes: ByteSize = ByteSize::from_kib(4096 - 64),
+        /// The most that a batch of blobs may hold, as told to clients; 64KiB to 64MiB. gRPC clients
+        /// take messages of 4MiB, and each blob comes with some 80 bytes of its own: the default
+        /// leaves room for those of blobs of 256 bytes and more.
+        max_batch_bytes: ByteSize = ByteSize::from_kib(3 * 1024),
         /// The largest blob taken, as told to clients. 0 for no limit.
         max_blob_size: ByteSize = ByteSize::from_bytes(0),
         /// A transfer that makes no progress for this long is ended. It can be resumed.

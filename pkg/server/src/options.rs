@@ -64,8 +64,9 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         Self {
-            // gRPC clients take messages of 4 MiB; the rest is for the framing.
-            max_batch_bytes: 4 * 1024 * 1024 - 64 * 1024,
+            // gRPC clients take messages of 4 MiB; the rest is for the 80 bytes or so that come
+            // with each blob.
+            max_batch_bytes: 3 * 1024 * 1024,
             max_blob_size: None,
             idle_timeout: Duration::from_mins(1),
             grace: Duration::from_secs(5),

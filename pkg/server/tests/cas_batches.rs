@@ -284,24 +284,80 @@ async fn a_full_batch_passes_and_one_byte_more_does_not() {
     }
 }
 
-#[tokio::test]
-async fn a_full_batch_of_the_default_limit_passes_through_a_client_of_the_default_limit() {
-    let server = Server::start().await;
+/// The contents of a full batch of the default limit.
+fn full_batch(size: usize) -> Vec<Bytes> {
     let limit = gorego_server::Limits::default().max_batch_bytes;
-    let contents: Vec<_> = (0..limit / 10_000)
-        .map(|seed| noise(10_000, seed))
-        .collect();
-    let codes = update(&server, contents.iter().map(blob).collect()).await;
-    assert!(codes.unwrap().iter().all(|code| *code == Code::Ok));
+    let count = limit / size as u64;
+    (0..count).map(|seed| noise(size, seed + 1)).collect()
+}
+
+/// Reads as a client does that takes 4 MiB in one message.
+async fn read_by_default_client(server: &Server, digests: Vec<v2::Digest>) -> Vec<BlobRead> {
     let request = BatchReadBlobsRequest {
-        digests: contents.iter().map(|c| sha256(c).to_proto()).collect(),
+        digests,
         ..BatchReadBlobsRequest::default()
     };
     let mut client = v2::content_addressable_storage_client::ContentAddressableStorageClient::new(
         server.connect().await,
     );
     let answer = client.batch_read_blobs(request).await.unwrap();
-    assert_eq!(answer.into_inner().responses.len(), contents.len());
+    answer.into_inner().responses
+}
+
+#[tokio::test]
+async fn a_full_batch_of_the_default_limit_passes_through_a_client_of_the_default_limit() {
+    let server = Server::start().await;
+    for size in [10_000, 4096, 1000] {
+        let contents = full_batch(size);
+        let codes = update(&server, contents.iter().map(blob).collect()).await;
+        assert!(codes.unwrap().iter().all(|code| *code == Code::Ok));
+        let digests = contents.iter().map(|c| sha256(c).to_proto()).collect();
+        let found = read_by_default_client(&server, digests).await;
+        assert!(found.iter().map(|blob| &blob.data).eq(&contents), "{size}");
+    }
+}
+
+#[tokio::test]
+async fn what_does_not_fit_into_a_clients_message_can_be_asked_for_again() {
+    let server = Server::start().await;
+    let contents = full_batch(100);
+    let mut due = Vec::new();
+    for content in &contents {
+        due.push(server.has(content).await.to_proto());
+    }
+    let mut found = 0;
+    for _ in 0..2 {
+        let answer = read_by_default_client(&server, due).await;
+        due = Vec::new();
+        for blob in answer {
+            let status = blob.status.unwrap();
+            if status.code == Code::Ok as i32 {
+                assert_eq!(blob.data, contents[found], "blob {found}");
+                found += 1;
+            } else {
+                assert_eq!(status.code, Code::ResourceExhausted as i32);
+                assert_eq!(blob.data.len(), 0);
+                due.push(blob.digest.unwrap());
+            }
+        }
+    }
+    assert_eq!(found, contents.len());
+}
+
+#[tokio::test]
+async fn what_is_said_of_absent_blobs_fits_into_a_clients_message_too() {
+    let server = Server::start().await;
+    let absent = |count: u32| {
+        let digests = (0..count).map(|number| sha256(&number.to_le_bytes()).to_proto());
+        digests.collect::<Vec<_>>()
+    };
+    let found = read_by_default_client(&server, absent(50_000)).await;
+    assert_eq!(found.len(), 50_000);
+    for blob in found {
+        assert_eq!(blob.status.unwrap().code, Code::NotFound as i32);
+    }
+    let outcome = read_batch(&server, absent(57_000), false).await;
+    assert_refused(outcome, Code::InvalidArgument, "digests: the answer takes");
 }
 
 #[tokio::test]

@@ -3,20 +3,23 @@
 use std::{mem, vec};
 
 use bytes::{Bytes, BytesMut};
-use gorego_storage::Compressor;
+use gorego_storage::{Compressor, Digest};
 use prost::{
     Message as _,
     encoding::{WireType, encode_key, encode_varint, encoded_len_varint, key_len},
 };
-use reapi::v2::{BatchReadBlobsRequest, batch_read_blobs_response::Response as BlobRead};
+use reapi::{
+    rpc,
+    v2::{self, BatchReadBlobsRequest, batch_read_blobs_response::Response as BlobRead},
+};
 use tokio::task;
-use tonic::Status;
+use tonic::{Code, Status};
 
 use super::Cas;
 use crate::{
     compression, digests,
     grpc::{Body, COPIED, put_header},
-    status::{from_store, outcome, unavailable},
+    status::{from_store, invalid_field, outcome, to_proto, unavailable},
 };
 
 impl Cas {
@@ -26,6 +29,7 @@ impl Cas {
         let function = digests::function(request.digest_function)?;
         let wanted = digests::digests("digests", function, &request.digests)?;
         self.check_batch("digests", &wanted)?;
+        let room = Room::for_digests(&wanted, self.limits.max_batch_bytes)?;
         let bytes: u64 = wanted.iter().map(|digest| digest.size() + PER_BLOB).sum();
         let permit = self.memory.reserve(bytes).await?;
         let contents = self.blobs.get_batch(&wanted).await;
@@ -48,8 +52,81 @@ impl Cas {
         } else {
             blobs
         };
+        let responses = room.fit(responses);
         Ok(Body::pieces(Encoder::new(responses), permit))
     }
+}
+
+/// What gRPC clients take in one message by default, in bytes.
+const CLIENTS_TAKE: u64 = 4 * 1024 * 1024;
+/// How much larger than its blobs a response may be where batches are larger than that, in bytes.
+const FRAMING: u64 = 1024 * 1024;
+
+/// What is left of the largest message that clients take, in bytes, once each blob has its digest
+/// and the code of its status in there.
+struct Room(u64);
+
+impl Room {
+    /// Refuses digests whose answers would not fit even without any content.
+    fn for_digests(digests: &[Digest], max_batch_bytes: u64) -> Result<Self, Status> {
+        let largest = CLIENTS_TAKE.max(max_batch_bytes.saturating_add(FRAMING));
+        let least = digests
+            .iter()
+            .map(|digest| least_len(digest.to_proto()))
+            .sum();
+        largest.checked_sub(least).map(Self).ok_or_else(|| {
+            let why = format!("the answer takes {least} bytes without content, at most {largest}");
+            invalid_field("digests", why)
+        })
+    }
+
+    /// Leaves out the content that does not fit, and then what its status says in words.
+    fn fit(mut self, blobs: Vec<BlobRead>) -> Vec<BlobRead> {
+        blobs.into_iter().map(|blob| self.fit_one(blob)).collect()
+    }
+
+    fn fit_one(&mut self, blob: BlobRead) -> BlobRead {
+        let least = blob.digest.clone().map_or(0, least_len);
+        let mut fits = |blob: &BlobRead| {
+            let more = (field_len(blob) as u64).saturating_sub(least);
+            let left = self.0.checked_sub(more);
+            self.0 = left.unwrap_or(self.0);
+            left.is_some()
+        };
+        if fits(&blob) {
+            return blob;
+        }
+        let mut refused = if blob.data.is_empty() {
+            blob
+        } else {
+            let why =
+                "no room for it in this response: ask for it in another batch or by ByteStream";
+            BlobRead {
+                digest: blob.digest,
+                status: Some(to_proto(&Status::resource_exhausted(why))),
+                ..BlobRead::default()
+            }
+        };
+        if !fits(&refused)
+            && let Some(status) = &mut refused.status
+        {
+            status.message.clear();
+        }
+        refused
+    }
+}
+
+/// How much of a response a blob takes at least, in bytes.
+fn least_len(digest: v2::Digest) -> u64 {
+    let status = rpc::Status {
+        code: Code::Unauthenticated as i32,
+        ..rpc::Status::default()
+    };
+    field_len(&BlobRead {
+        digest: Some(digest),
+        status: Some(status),
+        ..BlobRead::default()
+    }) as u64
 }
 
 /// What a blob of a batch takes up beside its content, in bytes: a digest and a status, as text.
