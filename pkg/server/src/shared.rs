@@ -1,10 +1,11 @@
 //! What calls share: memory for large messages, and workspaces to decompress in.
 //!
 //! Whoever finds it used up waits, and a few clients that move a byte a minute could make everybody
-//! wait for ever. Hence one rule: while somebody waits, a holder gives way whose client kept the
-//! server waiting for longer than a grace and moved fewer than [`SLOWEST`] bytes a second
-//! meanwhile. While nobody waits, clients are as slow as they like. Time in which the server does
-//! not wait for the client, but for its own disk say, counts for neither.
+//! wait for ever. Hence one rule: while somebody waits, a holder gives way whose client has used up
+//! the patience that it has with it. That is a grace to begin with, shrinks while the server waits
+//! for the client, and grows by a second for [`SLOWEST`] bytes, up to two graces: nobody buys a slow
+//! end with a fast beginning. While nobody waits, clients are as slow as they like. Time in which
+//! the server does not wait for the client, but for its own disk say, counts for neither.
 
 use std::{
     pin::Pin,
@@ -23,7 +24,7 @@ use tokio::{
 use tonic::Status;
 
 /// Fewer bytes a second than this are too few, while others wait.
-const SLOWEST: u64 = 64 * 1024;
+const SLOWEST: u32 = 64 * 1024;
 /// How many times during a grace it is looked whether somebody waits.
 const LOOKS: u32 = 5;
 
@@ -110,8 +111,8 @@ impl Held {
     pub(crate) fn pace(&self) -> Pace {
         Pace {
             held: Arc::downgrade(&self.0),
-            moved: 0,
-            waited: Duration::ZERO,
+            most: self.0.pool.grace.saturating_mul(2),
+            patience: self.0.pool.grace,
             since: None,
             look: None,
         }
@@ -145,10 +146,10 @@ impl Drop for Holding {
 #[derive(Debug)]
 pub(crate) struct Pace {
     held: Weak<Holding>,
-    /// In bytes.
-    moved: u64,
-    /// How long the client was waited for, the present wait left out.
-    waited: Duration,
+    /// What the patience may grow to.
+    most: Duration,
+    /// How long the client may still be waited for when others wait, the present wait included.
+    patience: Duration,
     /// When the present wait for the client began, if there is one.
     since: Option<Instant>,
     /// When to look again whether somebody waits. Made at the first wait.
@@ -163,14 +164,15 @@ impl Pace {
 
     /// The client sent or took this many bytes.
     pub(crate) fn moved(&mut self, bytes: usize) {
-        self.moved = self.moved.saturating_add(bytes as u64);
         self.rest();
+        let bought = Duration::from_secs(bytes as u64) / SLOWEST;
+        self.patience = self.patience.saturating_add(bought).min(self.most);
     }
 
     /// The client is not waited for.
     pub(crate) fn rest(&mut self) {
         if let Some(since) = self.since.take() {
-            self.waited += since.elapsed();
+            self.patience = self.patience.saturating_sub(since.elapsed());
         }
     }
 
@@ -182,8 +184,7 @@ impl Pace {
                 return Poll::Pending;
             };
             let grace = held.pool.grace;
-            let waited = self.waited + since.elapsed();
-            if waited >= grace && self.is_slow(waited) && held.give_way() {
+            if since.elapsed() >= self.patience && held.give_way() {
                 return Poll::Ready(());
             }
             let look = self
@@ -192,10 +193,6 @@ impl Pace {
             ready!(look.as_mut().poll(cx));
             look.as_mut().reset(Instant::now() + grace / LOOKS);
         }
-    }
-
-    fn is_slow(&self, waited: Duration) -> bool {
-        u128::from(self.moved) * 1000 < u128::from(SLOWEST) * waited.as_millis()
     }
 }
 
@@ -265,6 +262,40 @@ mod tests {
         assert!((&mut waits).now_or_never().is_none());
         let fast = gives_way(&held, usize::try_from(SLOWEST).unwrap() * 2);
         assert!(timeout(LONG, fast).await.is_err());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whoever_is_fast_on_average_and_rests_for_a_grace_makes_others_wait() {
+        let shared = Shared::new(1, GRACE);
+        let held = shared.take(1).await.unwrap();
+        let mut waits = Box::pin(shared.take(1));
+        assert!((&mut waits).now_or_never().is_none());
+        let mut pace = held.pace();
+        let bursts = async {
+            loop {
+                pace.moved(5_000_000);
+                tokio::select! {
+                    biased;
+                    () = poll_fn(|cx| pace.poll_gives_way(cx)) => return,
+                    () = sleep(GRACE) => {}
+                }
+            }
+        };
+        assert!(timeout(LONG, bursts).await.is_err());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nobody_buys_a_slow_end_with_a_fast_beginning() {
+        let shared = Shared::new(1, GRACE);
+        let held = shared.take(1).await.unwrap();
+        let mut waits = Box::pin(shared.take(1));
+        assert!((&mut waits).now_or_never().is_none());
+        let mut pace = held.pace();
+        pace.moved(20_000_000);
+        let start = Instant::now();
+        poll_fn(|cx| pace.poll_gives_way(cx)).await;
+        let waited = start.elapsed();
+        assert!(waited <= GRACE * 3, "{waited:?}");
     }
 
     #[tokio::test(start_paused = true)]

@@ -85,13 +85,20 @@ fn assert_gave_way(response: &RawResponse) {
 #[tokio::test]
 async fn large_requests_that_drip_give_way_to_those_that_wait() {
     let server = server().await;
-    let mut client = RawClient::connect(&server, 65_535).await;
+    // However fast they were before.
+    for sent in [1000, 16 * MIB - 100_000] {
+        give_way(&server, sent).await;
+    }
+}
+
+async fn give_way(server: &Server, sent: usize) {
+    let mut client = RawClient::connect(server, 65_535).await;
     let mut calls = Vec::new();
     // Memory is set aside for three of them, the fourth waits.
-    for _ in 0..4 {
-        calls.push(announce(&mut client, FIND, 16 * MIB, 1000).await);
+    for sent in [sent, sent, sent, 1000] {
+        calls.push(announce(&mut client, FIND, 16 * MIB, sent).await);
     }
-    let content = noise(MIB, 1);
+    let content = noise(MIB, sent as u64);
     let digest = sha256(&content);
     let mut cas = server.cas().await;
     let batch = cas.batch_update_blobs(BatchUpdateBlobsRequest {
@@ -140,12 +147,12 @@ fn batch_read(digest: &Digest) -> BatchReadBlobsRequest {
 #[tokio::test]
 async fn batches_that_are_sipped_give_way_to_one_that_waits() {
     let server = server().await;
-    let content = noise(4_000_000, 1);
+    let content = noise(3_100_000, 1);
     let digest = server.has(&content).await;
     let mut client = RawClient::connect(&server, 1).await;
     let message = framed(&batch_read(&digest).encode_to_vec());
     let mut bodies = Vec::new();
-    for _ in 0..12 {
+    for _ in 0..16 {
         let (response, mut request) = client.open(BATCH);
         request.send_data(message.clone(), true).unwrap();
         bodies.push(response.await.unwrap().into_body());
