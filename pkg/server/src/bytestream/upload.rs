@@ -10,7 +10,7 @@ use std::{
 
 use bytes::Bytes;
 use futures::{Stream, stream};
-use gorego_storage::{Error, Result as StoreResult, Resume, WriteName};
+use gorego_storage::{Compressor, Error, Result as StoreResult, Resume, WriteName};
 use http_body::Body;
 use hyper::body::Incoming;
 use tonic::Status;
@@ -103,6 +103,15 @@ where
     /// All that the only message brings, in one piece.
     pub(super) async fn only_data(mut self) -> Result<Bytes, Status> {
         self.parts.whole_data().await
+    }
+
+    /// Refuses content of the empty blob, as far as it is here already: the rest, and what would
+    /// have to be decompressed, nobody reads.
+    pub(super) fn check_empty(&self, name: &WriteName) -> Result<(), Status> {
+        if name.compressor == Compressor::Identity && self.parts.data_len() > 0 {
+            return Err(invalid_field("data", "the empty blob has no content"));
+        }
+        Ok(())
     }
 
     /// Which upload this is, for a store that keeps what arrives of it.

@@ -12,10 +12,7 @@ use super::{
     ByteStreams,
     upload::{Upload, Verdict},
 };
-use crate::{
-    grpc::Messages,
-    status::{from_store, invalid_field},
-};
+use crate::{grpc::Messages, status::from_store};
 
 /// What compressed uploads are told about their size when it does not matter how much was sent.
 const NOT_COUNTED: i64 = -1;
@@ -36,8 +33,7 @@ impl ByteStreams {
         let verdict = upload.verdict();
         let put = match name.compressor {
             _ if name.digest.is_empty_blob() => {
-                self.check_empty(upload, name.compressor).await?;
-                Ok(Put::Stored)
+                upload.check_empty(&name).map(|()| Ok(Put::Existed))?
             }
             Compressor::Identity => self.put(upload, &name).await,
             Compressor::Zstd => self.put_compressed(upload, &name).await?,
@@ -84,22 +80,6 @@ impl ByteStreams {
             resume: Some(resume),
         });
         self.blobs.put(&name.digest, blob).await
-    }
-
-    /// The empty blob is never stored, but what claims to be it must be empty.
-    async fn check_empty(&self, upload: Upload, compressor: Compressor) -> Result<(), Status> {
-        let mut chunks = match compressor {
-            Compressor::Identity => upload.into_chunks().boxed(),
-            Compressor::Zstd => {
-                let decompressor = self.workspaces.decompressor(0).await?;
-                upload.into_decompressed_chunks(decompressor, 0).boxed()
-            }
-        };
-        match chunks.next().await {
-            None => Ok(()),
-            Some(Ok(_)) => Err(invalid_field("data", "the empty blob has no content")),
-            Some(Err(why)) => Err(from_store(why)),
-        }
     }
 }
 
