@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use gorego_storage::{BlobStore, Uploads};
 
-use crate::{Limits, compression::Workspaces};
+use crate::{Limits, compression::Workspaces, shared::Patience};
 
 /// The service over a blob store.
 #[derive(Debug)]
@@ -30,7 +30,7 @@ impl ByteStreams {
         Self {
             blobs,
             uploads,
-            workspaces: Workspaces::new(limits.grace),
+            workspaces: Workspaces::new(Patience::from(&limits)),
             limits,
         }
     }

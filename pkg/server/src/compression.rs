@@ -2,7 +2,7 @@
 
 mod stored;
 
-use std::{io, sync::Arc, time::Duration};
+use std::{io, sync::Arc};
 
 use bytes::{Buf as _, Bytes};
 use gorego_storage::CHUNK_SIZE;
@@ -14,7 +14,7 @@ use zstd::{
 };
 
 use self::stored::Stored;
-use crate::shared::{Held, Pace, Shared};
+use crate::shared::{Held, Pace, Patience, Shared};
 
 /// The fastest of the ordinary levels: a cache compresses anew for each reader, and most of what
 /// can be gained on object files and archives is gained here.
@@ -36,6 +36,9 @@ pub(crate) enum Malformed {
     /// It is longer than announced.
     #[error("decompresses to more than {0} bytes")]
     TooLong(u64),
+    /// It hardly decompresses to anything.
+    #[error("more than {0} compressed bytes, for content of {1}")]
+    TooMuch(u64, u64),
     /// It is shorter than announced.
     #[error("decompresses to {0} bytes, not to {1}")]
     TooShort(u64, u64),
@@ -86,10 +89,10 @@ pub(crate) struct Workspaces {
 }
 
 impl Workspaces {
-    /// Whoever is slow with what it decompresses gives way after `grace`.
-    pub(crate) fn new(grace: Duration) -> Self {
+    /// Clients wait for their turn to decompress, with this patience.
+    pub(crate) fn new(patience: Patience) -> Self {
         Self {
-            decompressors: Shared::new(MAX_DECOMPRESSORS, grace),
+            decompressors: Shared::new(MAX_DECOMPRESSORS, patience),
             compressors: Arc::new(Semaphore::new(MAX_COMPRESSORS)),
         }
     }
@@ -105,6 +108,7 @@ impl Workspaces {
             decoder,
             size,
             left: size,
+            due: compressed_bound(size),
             in_frame: false,
             unflushed: false,
             workspace,
@@ -134,6 +138,8 @@ pub(crate) struct Decompressor {
     size: u64,
     /// How many bytes may still come out.
     left: u64,
+    /// How many compressed bytes may still go in.
+    due: u64,
     in_frame: bool,
     /// Whether the decoder may hold output for which there was no room.
     unflushed: bool,
@@ -161,6 +167,8 @@ impl Decompressor {
                 .map_err(|why| malformed(&why))?;
             let used = input.pos();
             compressed.advance(used);
+            self.due = (self.due.checked_sub(used as u64))
+                .ok_or(Malformed::TooMuch(compressed_bound(self.size), self.size))?;
             self.in_frame = hint != 0;
             self.unflushed = self.in_frame && output.pos() == output.capacity();
         }
@@ -180,6 +188,14 @@ impl Decompressor {
             Ok(())
         }
     }
+}
+
+/// How many compressed bytes content of `size` bytes may arrive as: so many that an encoder can put
+/// each byte into a block of its own, and then some for empty frames. Those could go on for ever.
+const fn compressed_bound(size: u64) -> u64 {
+    const BLOCK_OF_ONE: u64 = 4;
+    const MORE: u64 = 64 * 1024;
+    size.saturating_mul(BLOCK_OF_ONE).saturating_add(MORE)
 }
 
 /// Puts content that is read in pieces into one frame.
@@ -247,156 +263,4 @@ fn grow_if_full(buffer: &mut Vec<u8>) {
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::{stored::BLOCK, *};
-
-    fn decompress_all(compressed: &[u8], size: u64, piece: usize) -> Result<Vec<u8>, Malformed> {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .build()
-            .unwrap();
-        let mut decompressor = runtime
-            .block_on(Workspaces::new(Duration::MAX).decompressor(size))
-            .unwrap();
-        let mut content = Vec::new();
-        for piece in compressed.chunks(piece) {
-            let mut piece = Bytes::copy_from_slice(piece);
-            while let Some(out) = decompressor.next(&mut piece)? {
-                assert!(out.len() <= CHUNK_SIZE);
-                content.extend_from_slice(&out);
-            }
-        }
-        decompressor.finish()?;
-        Ok(content)
-    }
-
-    fn compress_all(content: &[u8], piece: usize) -> Vec<u8> {
-        let size = content.len() as u64;
-        compress_with(
-            Workspaces::new(Duration::MAX).compressor(size).unwrap(),
-            content,
-            piece,
-        )
-    }
-
-    /// As a reader gets it that finds all workspaces taken.
-    fn store_all(content: &[u8], piece: usize) -> Vec<u8> {
-        let workspaces = Workspaces::new(Duration::MAX);
-        let size = content.len() as u64;
-        let _taken: Vec<_> = (0..MAX_COMPRESSORS)
-            .map(|_| workspaces.compressor(size).unwrap())
-            .collect();
-        compress_with(workspaces.compressor(size).unwrap(), content, piece)
-    }
-
-    fn compress_with(mut compressor: Compressor, content: &[u8], piece: usize) -> Vec<u8> {
-        let mut compressed = Vec::new();
-        for piece in content.chunks(piece) {
-            compressed.extend_from_slice(&compressor.next(piece).unwrap());
-        }
-        compressed.extend_from_slice(&compressor.finish().unwrap());
-        compressed
-    }
-
-    /// Content that compresses well, and is longer than any buffer here.
-    fn content() -> Vec<u8> {
-        (0_u8..=255)
-            .flat_map(|byte| std::iter::repeat_n(byte, 4 * CHUNK_SIZE / 256))
-            .collect()
-    }
-
-    #[test]
-    fn several_frames_are_one_content() {
-        let content = content();
-        let (front, back) = content.split_at(content.len() / 3);
-        let frames = [compress_all(front, 1 << 16), compress_all(back, 1 << 20)].concat();
-        for piece in [1, 7, 1 << 20] {
-            let size = content.len() as u64;
-            assert_eq!(decompress_all(&frames, size, piece).unwrap(), content);
-        }
-    }
-
-    #[test]
-    fn without_a_workspace_content_goes_uncompressed_into_a_frame_that_anybody_reads() {
-        let content = content();
-        for len in [0, 1, BLOCK - 1, BLOCK, BLOCK + 1, content.len()] {
-            let content = &content[..len];
-            for piece in [1000, CHUNK_SIZE, 1 << 20] {
-                let frame = store_all(content, piece);
-                assert!(frame.len() >= len, "{len} bytes are stored");
-                assert_eq!(zstd::decode_all(frame.as_slice()).unwrap(), content);
-                assert_eq!(decompress(&frame, len as u64).unwrap(), content);
-                assert_eq!(
-                    decompress_all(&frame, len as u64, 1 << 16).unwrap(),
-                    content
-                );
-            }
-        }
-    }
-
-    #[test]
-    fn content_that_expands_past_its_size_stops_there() {
-        let compressed = compress_all(&content(), 1 << 20);
-        for size in [0, 1, 1000, content().len() as u64 - 1] {
-            let outcome = decompress_all(&compressed, size, 1 << 20);
-            assert_eq!(outcome, Err(Malformed::TooLong(size)));
-        }
-    }
-
-    #[test]
-    fn a_cut_off_frame_is_noticed_wherever_it_is_cut() {
-        let compressed = compress_all(b"some content, some content", 100);
-        for len in 1..compressed.len() {
-            let outcome = decompress_all(&compressed[..len], 26, 100);
-            assert_eq!(outcome, Err(Malformed::CutOff), "cut at {len}");
-        }
-    }
-
-    #[test]
-    fn what_follows_the_last_frame_is_noticed() {
-        let mut compressed = compress_all(b"some content", 100);
-        compressed.extend_from_slice(b"and more");
-        let outcome = decompress_all(&compressed, 12, 100);
-        assert!(matches!(outcome, Err(Malformed::Zstd(_))), "{outcome:?}");
-    }
-
-    #[test]
-    fn a_window_that_takes_too_much_memory_is_refused() {
-        // A frame header: magic, no content size, a window of 2^27 bytes; then a raw empty block.
-        let frame = [0x28, 0xb5, 0x2f, 0xfd, 0x00, (27 - 10) << 3, 0x01, 0, 0];
-        let outcome = decompress_all(&frame, 1 << 30, 100);
-        assert!(matches!(outcome, Err(Malformed::Zstd(_))), "{outcome:?}");
-    }
-
-    proptest! {
-        #![proptest_config(ProptestConfig::with_cases(64))]
-
-        #[test]
-        fn what_was_compressed_decompresses_to_itself(
-            content in proptest::collection::vec(0_u8..4, 0..5000),
-            repeat in 1_usize..200,
-            piece in 1_usize..100_000,
-        ) {
-            let content = content.repeat(repeat);
-            let size = content.len() as u64;
-            let compressed = compress_all(&content, piece);
-            prop_assert_eq!(&decompress_all(&compressed, size, piece).unwrap(), &content);
-            prop_assert_eq!(&decompress(&compressed, size).unwrap(), &content);
-            let whole = compress(&content).unwrap();
-            prop_assert_eq!(&decompress_all(&whole, size, piece).unwrap(), &content);
-        }
-
-        #[test]
-        fn no_input_makes_decompression_panic(
-            garbage in proptest::collection::vec(any::<u8>(), 0..200),
-            with_magic in any::<bool>(),
-            size in 0_u64..10_000,
-        ) {
-            let magic: &[u8] = if with_magic { &[0x28, 0xb5, 0x2f, 0xfd] } else { &[] };
-            let garbage = [magic, &garbage].concat();
-            let _ = decompress_all(&garbage, size, 16);
-            let _ = decompress(&garbage, size);
-        }
-    }
-}
+mod tests;

@@ -16,6 +16,7 @@ use crate::{
     grpc::{Budget, Call, Response, panicked, refuse, refuse_foreign},
     health::Health,
     reflection::Reflection,
+    shared::Patience,
     status::unavailable,
 };
 
@@ -67,7 +68,8 @@ impl Router {
     ) -> Result<Self, Error> {
         let limits = options.limits;
         let max_batch_request = limits.max_batch_bytes.saturating_add(BATCH_FRAMING);
-        let responses = Budget::new(BUDGET, limits.max_batch_bytes, limits.grace);
+        let patience = Patience::from(&limits);
+        let responses = Budget::new(BUDGET, limits.max_batch_bytes, patience);
         Ok(Self {
             capabilities: Capabilities::new(&options),
             cas: Cas::new(Arc::clone(&services.blobs), limits, responses.clone()),
@@ -81,7 +83,7 @@ impl Router {
             ),
             health: Health::new(SERVICES, options.healthy, shutdown.clone()),
             reflection: Reflection::new(SERVICES, shutdown.clone())?,
-            requests: Budget::new(BUDGET, max_batch_request, limits.grace),
+            requests: Budget::new(BUDGET, max_batch_request, patience),
             max_batch_request,
             idle_timeout: limits.idle_timeout,
             shutdown,

@@ -19,14 +19,42 @@ use std::{
 
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
-    time::{Instant, Sleep},
+    time::{Instant, Sleep, timeout},
 };
 use tonic::Status;
+
+use crate::{Limits, status::unavailable};
 
 /// Fewer bytes a second than this are too few, while others wait.
 const SLOWEST: u32 = 64 * 1024;
 /// How many times during a grace it is looked whether somebody waits.
 const LOOKS: u32 = 5;
+
+/// How long calls wait for each other.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Patience {
+    /// Who is slow has units for longer than this.
+    pub(crate) grace: Duration,
+    /// Who waits for units does so for no longer than this.
+    pub(crate) queue: Duration,
+}
+
+impl Patience {
+    #[cfg(test)]
+    pub(crate) const ENDLESS: Self = Self {
+        grace: Duration::MAX,
+        queue: Duration::MAX,
+    };
+}
+
+impl From<&Limits> for Patience {
+    fn from(limits: &Limits) -> Self {
+        Self {
+            grace: limits.grace,
+            queue: limits.idle_timeout,
+        }
+    }
+}
 
 /// Units that calls share.
 #[derive(Clone, Debug)]
@@ -35,7 +63,7 @@ pub(crate) struct Shared(Arc<Pool>);
 #[derive(Debug)]
 struct Pool {
     units: Arc<Semaphore>,
-    grace: Duration,
+    patience: Patience,
     /// How many units calls wait for, less those that holders are about to give back: when one call
     /// waits, not all of the slow ones have to go.
     wanted: AtomicI64,
@@ -54,28 +82,30 @@ struct Holding {
 }
 
 impl Shared {
-    /// This many units; who gives way has them for longer than `grace`.
-    pub(crate) fn new(units: u32, grace: Duration) -> Self {
+    /// This many units.
+    pub(crate) fn new(units: u32, patience: Patience) -> Self {
         let permits = usize::try_from(units).unwrap_or(usize::MAX);
         Self(Arc::new(Pool {
             units: Arc::new(Semaphore::new(permits.min(Semaphore::MAX_PERMITS))),
-            grace,
+            patience,
             wanted: AtomicI64::new(0),
         }))
     }
 
     /// Waits until this many units are free and takes them. All at once, so that no two calls wait
-    /// for each other.
+    /// for each other. `UNAVAILABLE` when clients that are fast enough to keep theirs do so for too
+    /// long.
     pub(crate) async fn take(&self, units: u32) -> Result<Held, Status> {
         let free = Arc::clone(&self.0.units).try_acquire_many_owned(units);
         let permit = if let Ok(permit) = free {
             permit
         } else {
             let _waiting = Waiting::new(&self.0, units);
-            Arc::clone(&self.0.units)
-                .acquire_many_owned(units)
+            let free = Arc::clone(&self.0.units).acquire_many_owned(units);
+            timeout(self.0.patience.queue, free)
                 .await
-                .map_err(|_| Status::unavailable("shutting down"))?
+                .map_err(|_| unavailable("busy with the large calls of others; try again"))?
+                .map_err(|_| unavailable("shutting down"))?
         };
         Ok(Held(Arc::new(Holding {
             _permit: permit,
@@ -111,8 +141,8 @@ impl Held {
     pub(crate) fn pace(&self) -> Pace {
         Pace {
             held: Arc::downgrade(&self.0),
-            most: self.0.pool.grace.saturating_mul(2),
-            patience: self.0.pool.grace,
+            most: self.0.pool.patience.grace.saturating_mul(2),
+            patience: self.0.pool.patience.grace,
             since: None,
             look: None,
         }
@@ -183,7 +213,7 @@ impl Pace {
             let Some(held) = self.held.upgrade() else {
                 return Poll::Pending;
             };
-            let grace = held.pool.grace;
+            let grace = held.pool.patience.grace;
             if since.elapsed() >= self.patience && held.give_way() {
                 return Poll::Ready(());
             }
@@ -208,12 +238,17 @@ mod tests {
     use std::future::poll_fn;
 
     use futures::FutureExt as _;
-    use tokio::time::{sleep, timeout};
+    use tokio::time::sleep;
+    use tonic::Code;
 
     use super::*;
 
     const GRACE: Duration = Duration::from_secs(5);
     const LONG: Duration = Duration::from_hours(1);
+    const PATIENCE: Patience = Patience {
+        grace: GRACE,
+        queue: Duration::MAX,
+    };
 
     async fn gives_way(held: &Held, bytes_a_second: usize) {
         let mut pace = held.pace();
@@ -229,7 +264,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn whoever_is_slow_gives_way_once_somebody_waits() {
-        let shared = Shared::new(2, GRACE);
+        let shared = Shared::new(2, PATIENCE);
         let held = shared.take(2).await.unwrap();
         let mut slow = Box::pin(gives_way(&held, 1));
         assert!(timeout(LONG, &mut slow).await.is_err(), "nobody waits");
@@ -244,7 +279,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn whoever_is_slow_has_a_grace() {
-        let shared = Shared::new(1, GRACE);
+        let shared = Shared::new(1, PATIENCE);
         let held = shared.take(1).await.unwrap();
         let mut waits = Box::pin(shared.take(1));
         assert!((&mut waits).now_or_never().is_none());
@@ -256,7 +291,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn whoever_is_fast_enough_makes_others_wait() {
-        let shared = Shared::new(1, GRACE);
+        let shared = Shared::new(1, PATIENCE);
         let held = shared.take(1).await.unwrap();
         let mut waits = Box::pin(shared.take(1));
         assert!((&mut waits).now_or_never().is_none());
@@ -266,7 +301,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn whoever_is_fast_on_average_and_rests_for_a_grace_makes_others_wait() {
-        let shared = Shared::new(1, GRACE);
+        let shared = Shared::new(1, PATIENCE);
         let held = shared.take(1).await.unwrap();
         let mut waits = Box::pin(shared.take(1));
         assert!((&mut waits).now_or_never().is_none());
@@ -286,7 +321,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn nobody_buys_a_slow_end_with_a_fast_beginning() {
-        let shared = Shared::new(1, GRACE);
+        let shared = Shared::new(1, PATIENCE);
         let held = shared.take(1).await.unwrap();
         let mut waits = Box::pin(shared.take(1));
         assert!((&mut waits).now_or_never().is_none());
@@ -300,7 +335,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn time_in_which_the_client_is_not_waited_for_is_not_its_own() {
-        let shared = Shared::new(1, GRACE);
+        let shared = Shared::new(1, PATIENCE);
         let held = shared.take(1).await.unwrap();
         let mut waits = Box::pin(shared.take(1));
         assert!((&mut waits).now_or_never().is_none());
@@ -317,7 +352,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn no_more_give_way_than_others_wait_for() {
-        let shared = Shared::new(3, GRACE);
+        let shared = Shared::new(3, PATIENCE);
         let mut held = Vec::new();
         for _ in 0..3 {
             held.push(shared.take(1).await.unwrap());
@@ -343,9 +378,20 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn whoever_no_longer_waits_makes_nobody_give_way() {
-        let shared = Shared::new(1, GRACE);
+        let shared = Shared::new(1, PATIENCE);
         let held = shared.take(1).await.unwrap();
         assert!(shared.take(1).now_or_never().is_none());
         assert!(timeout(LONG, gives_way(&held, 1)).await.is_err());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whoever_waits_for_too_long_is_told_to_try_again() {
+        let queue = Duration::from_mins(1);
+        let shared = Shared::new(1, Patience { queue, ..PATIENCE });
+        let _held = shared.take(1).await.unwrap();
+        let start = Instant::now();
+        let status = shared.take(1).await.unwrap_err();
+        assert_eq!(status.code(), Code::Unavailable);
+        assert_eq!(start.elapsed(), queue);
     }
 }

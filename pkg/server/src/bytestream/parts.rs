@@ -189,6 +189,7 @@ mod tests {
 
     use super::*;
     use crate::grpc::{Budget, Framed, RequestBody};
+    use crate::shared::Patience;
 
     fn parts(
         request: &[u8],
@@ -200,7 +201,7 @@ mod tests {
             .collect();
         let body = StreamBody::new(stream::iter(frames));
         let body = RequestBody::new(body, Duration::MAX);
-        let budget = Budget::new(0, 16 * 1024 * 1024, Duration::MAX);
+        let budget = Budget::new(0, 16 * 1024 * 1024, Patience::ENDLESS);
         Parts::new(Messages::new(body, budget))
     }
 

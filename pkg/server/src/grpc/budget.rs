@@ -1,10 +1,8 @@
 //! A bound on the memory that large messages take up at once.
 
-use std::time::Duration;
-
 use tonic::Status;
 
-use crate::shared::{Held, Pace, Shared};
+use crate::shared::{Held, Pace, Patience, Shared};
 
 /// Messages up to this size in bytes are not counted: they fit into what a stream may have in
 /// flight anyway.
@@ -25,12 +23,11 @@ pub(crate) struct Budget {
 pub(crate) struct Permit(Option<Held>);
 
 impl Budget {
-    /// A budget of `bytes`, at least enough for one message of `largest` bytes. Whoever is slow
-    /// gives way after `grace`.
-    pub(crate) fn new(bytes: u64, largest: u64, grace: Duration) -> Self {
+    /// A budget of `bytes`, at least enough for one message of `largest` bytes.
+    pub(crate) fn new(bytes: u64, largest: u64, patience: Patience) -> Self {
         let units = u32::try_from(bytes.max(largest).div_ceil(UNIT)).unwrap_or(u32::MAX);
         Self {
-            memory: Shared::new(units, grace),
+            memory: Shared::new(units, patience),
             units,
         }
     }
@@ -61,7 +58,7 @@ mod tests {
 
     #[tokio::test]
     async fn large_messages_wait_for_their_turn_and_small_ones_do_not() {
-        let budget = Budget::new(4 * UNIT, UNIT, Duration::MAX);
+        let budget = Budget::new(4 * UNIT, UNIT, Patience::ENDLESS);
         let first = budget.reserve(3 * UNIT).await.unwrap();
         assert!(budget.reserve(2 * UNIT).now_or_never().is_none());
         let _small = budget.reserve(UNCOUNTED).now_or_never().unwrap().unwrap();
@@ -71,7 +68,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_message_larger_than_the_budget_gets_all_of_it() {
-        let budget = Budget::new(4 * UNIT, UNIT, Duration::MAX);
+        let budget = Budget::new(4 * UNIT, UNIT, Patience::ENDLESS);
         let _all = budget.reserve(100 * UNIT).now_or_never().unwrap().unwrap();
         assert!(budget.reserve(2 * UNIT).now_or_never().is_none());
     }

@@ -144,6 +144,7 @@ mod tests {
     use tonic::Code;
 
     use super::*;
+    use crate::shared::Patience;
 
     fn messages(
         pieces: &[&'static [u8]],
@@ -153,7 +154,7 @@ mod tests {
             .map(|piece| Ok(Frame::data(Bytes::from_static(piece))))
             .collect();
         let body = StreamBody::new(stream::iter(frames));
-        let budget = Budget::new(0, 1024, Duration::MAX);
+        let budget = Budget::new(0, 1024, Patience::ENDLESS);
         Messages::new(RequestBody::new(body, Duration::MAX), budget)
     }
 
