@@ -1,0 +1,207 @@
+//! What is configured is what the server does.
+#![cfg(test)]
+
+use std::{fs, path::PathBuf, pin::pin, time::Duration};
+
+use bytes::Bytes;
+use gorego_integration::{
+    client::Client,
+    content::{blob, digest_of, uuid},
+    server::Server,
+};
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use reapi::v2::{
+    ActionResult, GetCapabilitiesRequest, ServerCapabilities,
+    capabilities_client::CapabilitiesClient,
+};
+use tempfile::TempDir;
+use tonic::{
+    Code, Status,
+    transport::{Certificate, Channel, ClientTlsConfig, Identity},
+};
+use tonic_health::pb::{
+    HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
+};
+
+const MIB: usize = 1024 * 1024;
+/// Far more than anything here takes, so that only a hang fails.
+const PATIENCE: Duration = Duration::from_mins(1);
+
+async fn capabilities(channel: Channel) -> Result<ServerCapabilities, Status> {
+    let request = GetCapabilitiesRequest::default();
+    let mut client = CapabilitiesClient::new(channel);
+    Ok(client.get_capabilities(request).await?.into_inner())
+}
+
+#[track_caller]
+fn assert_refused<T>(outcome: Result<T, Status>, code: Code) {
+    let Err(status) = outcome else {
+        panic!("it was accepted");
+    };
+    assert_eq!(status.code(), code, "{status}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_limits_are_told_to_clients_and_kept() {
+    let server = Server::start(&[
+        "limits.max_batch_bytes=1MiB",
+        "limits.max_blob_size=2MiB",
+        "action_cache.updates=false",
+    ]);
+    let client = Client::connect(server.address()).await;
+    let told = capabilities(client.channel()).await.unwrap();
+    let told = told.cache_capabilities.expect("there is a cache");
+    assert_eq!(told.max_batch_total_size_bytes, 1024 * 1024);
+    assert_eq!(told.max_cas_blob_size_bytes, 2 * 1024 * 1024);
+    let updates = told.action_cache_update_capabilities.unwrap();
+    assert!(!updates.update_enabled);
+
+    let mut rng = fastrand::Rng::with_seed(1);
+    client.batch_upload(&[blob(1, MIB)]).await.unwrap();
+    let outcome = client.batch_upload(&[blob(2, MIB + 1)]).await;
+    assert_refused(outcome, Code::InvalidArgument);
+    client
+        .upload(&uuid(&mut rng), &blob(3, 2 * MIB))
+        .await
+        .unwrap();
+    let outcome = client.upload(&uuid(&mut rng), &blob(4, 2 * MIB + 1)).await;
+    assert_refused(outcome, Code::InvalidArgument);
+    let action = digest_of(b"action");
+    let outcome = client.put_action(&action, ActionResult::default()).await;
+    assert_refused(outcome, Code::PermissionDenied);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn action_results_are_accepted_by_default() {
+    let server = Server::start(&[]);
+    let client = Client::connect(server.address()).await;
+    let told = capabilities(client.channel()).await.unwrap();
+    let told = told.cache_capabilities.expect("there is a cache");
+    let updates = told.action_cache_update_capabilities.unwrap();
+    assert!(updates.update_enabled);
+    let result = ActionResult {
+        exit_code: 7,
+        ..ActionResult::default()
+    };
+    let action = digest_of(b"action");
+    client.put_action(&action, result.clone()).await.unwrap();
+    assert_eq!(client.get_action(&action).await.unwrap().exit_code, 7);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_more_connections_are_served_than_are_allowed() {
+    let server = Server::start(&["limits.max_connections=1"]);
+    let first = Client::connect(server.address()).await;
+    capabilities(first.channel()).await.unwrap();
+    let second = Client::connect(server.address()).await;
+    let mut waits = pin!(capabilities(second.channel()));
+    let others = async {
+        for _ in 0..200 {
+            capabilities(first.channel()).await.unwrap();
+        }
+    };
+    tokio::select! {
+        _ = &mut waits => panic!("the second connection is served beside the first"),
+        () = others => {}
+    }
+    drop(first);
+    waits.await.expect("there is room for the second now");
+}
+
+/// Certificates, and their files.
+struct Authority {
+    folder: TempDir,
+    issuer: CertifiedIssuer<'static, KeyPair>,
+}
+
+impl Authority {
+    fn new() -> Self {
+        let mut params = CertificateParams::new(Vec::new()).unwrap();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap());
+        Self {
+            folder: TempDir::new().unwrap(),
+            issuer: issuer.unwrap(),
+        }
+    }
+
+    /// The certificate of `name` and its key, in PEM form.
+    fn issue(&self, name: &str) -> (String, String) {
+        let key = KeyPair::generate().unwrap();
+        let params = CertificateParams::new(vec![name.to_owned()]).unwrap();
+        let certificate = params.signed_by(&key, &self.issuer).unwrap();
+        (certificate.pem(), key.serialize_pem())
+    }
+
+    fn file(&self, name: &str, content: &str) -> PathBuf {
+        let path = self.folder.path().join(name);
+        fs::write(&path, content).unwrap();
+        path
+    }
+
+    /// A server that lets in only those whom this authority vouches for.
+    fn server(&self) -> Server {
+        let (certificate, key) = self.issue("localhost");
+        let files = [
+            ("cert_file", self.file("server.pem", &certificate)),
+            ("key_file", self.file("server.key", &key)),
+            ("ca_file", self.file("ca.pem", &self.issuer.pem())),
+        ];
+        let mut settings = vec![
+            "tls.enabled=true".to_owned(),
+            "tls.client_auth=require_and_verify".to_owned(),
+        ];
+        settings.extend(files.map(|(key, path)| format!("tls.{key}={}", path.display())));
+        let settings: Vec<_> = settings.iter().map(String::as_str).collect();
+        Server::start(&settings)
+    }
+
+    /// Connects, perhaps as somebody, and asks something.
+    async fn ask(&self, server: &Server, identity: Option<(String, String)>) -> Result<(), String> {
+        let mut tls = ClientTlsConfig::new()
+            .domain_name("localhost")
+            .ca_certificate(Certificate::from_pem(self.issuer.pem()));
+        if let Some((certificate, key)) = identity {
+            tls = tls.identity(Identity::from_pem(certificate, key));
+        }
+        let endpoint = Channel::from_shared(format!("https://{}", server.address()))
+            .unwrap()
+            .tls_config(tls)
+            .unwrap();
+        let channel = endpoint.connect().await.map_err(|why| format!("{why:?}"))?;
+        let answer = capabilities(channel).await;
+        answer.map(|_| ()).map_err(|why| format!("{why:?}"))
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn over_tls_only_clients_with_a_certificate_are_served_where_it_is_required() {
+    let authority = Authority::new();
+    let server = authority.server();
+    let known = authority.issue("client");
+    authority.ask(&server, Some(known)).await.unwrap();
+    authority.ask(&server, None).await.unwrap_err();
+    let stranger = Authority::new().issue("client");
+    authority.ask(&server, Some(stranger)).await.unwrap_err();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn health_tells_when_the_data_directory_becomes_unusable_and_usable_again() {
+    let server = Server::start(&[]);
+    let client = Client::connect(server.address()).await;
+    let mut health = HealthClient::new(client.channel());
+    let watch = health.watch(HealthCheckRequest::default()).await;
+    let mut watch = watch.expect("the health service").into_inner();
+    let mut next = async || {
+        let status = tokio::time::timeout(PATIENCE, watch.message()).await;
+        status.expect("a change").unwrap().unwrap().status()
+    };
+    assert_eq!(next().await, ServingStatus::Serving);
+    let (tmp, away) = (server.data().join("tmp"), server.data().join("away"));
+    fs::rename(&tmp, &away).unwrap();
+    assert_eq!(next().await, ServingStatus::NotServing);
+    fs::rename(&away, &tmp).unwrap();
+    assert_eq!(next().await, ServingStatus::Serving);
+    let stored = client.batch_upload(&[Bytes::from_static(b"x")]).await;
+    stored.expect("it works again");
+}
