@@ -31,10 +31,7 @@ impl Cas {
         let walk = if request.page_token.is_empty() {
             TreeWalk::new(Arc::clone(&self.blobs), root)
         } else {
-            let position = request
-                .page_token
-                .parse()
-                .map_err(|_| invalid_field("page_token", "is none that this server gave out"))?;
+            let position = position(&request.page_token).ok_or_else(foreign_token)?;
             self.resume(root, position).await?
         };
         let mut pages = Pages {
@@ -60,8 +57,25 @@ impl Cas {
         let kept = self.walks.take(&root);
         let mut walk = kept.unwrap_or_else(|| TreeWalk::new(Arc::clone(&self.blobs), root));
         walk.skip_to(position).await.map_err(from_tree)?;
+        // A token is given out only where more comes.
+        if position >= walk.known() {
+            return Err(foreign_token());
+        }
         Ok(walk)
     }
+}
+
+/// The position in a token, if that is spelled as this server does it.
+fn position(token: &str) -> Option<u32> {
+    let position: u32 = token.parse().ok()?;
+    (position > 0 && position.to_string() == token).then_some(position)
+}
+
+fn foreign_token() -> Status {
+    invalid_field(
+        "page_token",
+        "is none that this server gave out for this tree",
+    )
 }
 
 /// What is left to send.
