@@ -3,12 +3,16 @@
 
 use std::fs;
 
+use bytes::BytesMut;
 use gorego_integration::{
     client::Client,
     content::{blob, digest_of, uuid},
     server::{Disk, Server},
 };
-use reapi::v2::{ActionResult, Digest};
+use reapi::{
+    bytestream::{ReadRequest, byte_stream_client::ByteStreamClient},
+    v2::{ActionResult, Digest},
+};
 use tonic::Code;
 
 const EMPTY: Disk = Disk {
@@ -75,6 +79,37 @@ async fn what_the_disk_cannot_hold_is_refused_and_leaves_nothing_behind() {
     let response = client.upload(&uuid(&mut rng), &small).await;
     response.expect("there is room again");
     assert_stored(&client, &digest_of(&small), 2, MIB).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn reads_go_on_while_uploads_are_refused() {
+    const SIZE: usize = 8 * MIB;
+    let server = Server::start_on(EMPTY, SETTINGS);
+    let client = Client::connect(server.address()).await;
+    let mut rng = fastrand::Rng::with_seed(4);
+    let content = blob(1, SIZE);
+    let digest = digest_of(&content);
+    client.upload(&uuid(&mut rng), &content).await.unwrap();
+    let request = ReadRequest {
+        resource_name: format!("blobs/{}/{}", digest.hash, digest.size_bytes),
+        ..ReadRequest::default()
+    };
+    let mut reader = ByteStreamClient::new(client.channel());
+    let mut read = reader.read(request).await.unwrap().into_inner();
+    let mut found = BytesMut::new();
+    for seed in 2..5 {
+        // What is here already is a window or two: the rest is still to be read.
+        let piece = read.message().await.unwrap().expect("more to come");
+        found.extend_from_slice(&piece.data);
+        let too_large = blob(seed, (EMPTY.mib as usize + 8) * MIB);
+        let refused = client.upload(&uuid(&mut rng), &too_large).await;
+        let refused = refused.expect_err("it does not fit");
+        assert_eq!(refused.code(), Code::ResourceExhausted, "{refused}");
+    }
+    while let Some(piece) = read.message().await.unwrap() {
+        found.extend_from_slice(&piece.data);
+    }
+    assert!(found == content);
 }
 
 #[tokio::test(flavor = "multi_thread")]
