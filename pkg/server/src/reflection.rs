@@ -1,16 +1,27 @@
 //! gRPC server reflection, in both versions that clients ask for.
 
-use std::convert::Infallible;
+use std::{
+    convert::Infallible,
+    sync::{Arc, OnceLock},
+};
 
-use http_body::Body as HttpBody;
+use bytes::Bytes;
+use futures::{Stream, StreamExt as _, stream};
+use http_body::{Body as HttpBody, Frame};
+use http_body_util::{BodyExt as _, StreamBody};
 use tokio_util::sync::CancellationToken;
-use tonic_reflection::server::Builder;
+use tonic::{Code, Status};
+use tonic_reflection::{pb::v1::ServerReflectionRequest, server::Builder};
 use tower::{ServiceExt as _, util::BoxCloneSyncService};
 
 use crate::{
     Error,
-    grpc::{Body, RequestBody, Response},
+    grpc::{Body, Framed, Messages, Response, decode},
+    status::unavailable,
 };
+
+/// The largest request taken, in bytes: the name of a file or a symbol.
+const MAX_REQUEST: u64 = 64 * 1024;
 
 type Reflector = BoxCloneSyncService<
     http::Request<tonic::body::Body>,
@@ -51,19 +62,83 @@ impl Reflection {
         })
     }
 
-    pub(crate) async fn call(&self, request: http::Request<RequestBody>) -> Response {
-        let reflector = if request.uri().path().starts_with("/grpc.reflection.v1.") {
+    /// Answers the requests of one call. tonic's service ends with `OK` whatever is wrong with one
+    /// of them, so they are read here, and what is wrong takes the place of that.
+    pub(crate) async fn call(&self, head: http::request::Parts, requests: Messages) -> Response {
+        let reflector = if head.uri.path().starts_with("/grpc.reflection.v1.") {
             self.v1.clone()
         } else {
             self.v1alpha.clone()
         };
-        let Ok(response) = reflector.oneshot(request.map(tonic::body::Body::new)).await;
+        let wrong = Wrong::default();
+        let requests = StreamBody::new(checked(requests, Arc::clone(&wrong)));
+        let request = http::Request::from_parts(head, tonic::body::Body::new(requests));
+        let Ok(response) = reflector.oneshot(request).await;
         response.map(|body| {
             if body.is_end_stream() {
                 Body::default()
             } else {
-                Body::tonic(body, self.shutdown.clone().cancelled_owned())
+                Body::messages(answers(body, wrong, self.shutdown.clone()).boxed())
             }
         })
     }
+}
+
+/// What was wrong with a request.
+type Wrong = Arc<OnceLock<Status>>;
+
+/// The requests as they go over the wire, up to one that is not right.
+fn checked(
+    requests: Messages,
+    wrong: Wrong,
+) -> impl Stream<Item = Result<Frame<Bytes>, Infallible>> + Send {
+    stream::unfold(requests, move |mut requests| {
+        let wrong = Arc::clone(&wrong);
+        async move {
+            match next(&mut requests).await {
+                Ok(request) => Some((Ok(Frame::data(request?.head)), requests)),
+                Err(status) => {
+                    let _ = wrong.set(status);
+                    None
+                }
+            }
+        }
+    })
+}
+
+/// The next request. Both versions have the same fields.
+async fn next(requests: &mut Messages) -> Result<Option<Framed>, Status> {
+    let Some(len) = requests.next_len_within(MAX_REQUEST).await? else {
+        return Ok(None);
+    };
+    let request: ServerReflectionRequest = decode(requests.whole(len).await?)?;
+    Ok(Some(Framed::encode(&request)))
+}
+
+/// What tonic's service answers, until the server shuts down.
+fn answers(
+    body: tonic::body::Body,
+    wrong: Wrong,
+    shutdown: CancellationToken,
+) -> impl Stream<Item = Result<Framed, Status>> + Send {
+    stream::try_unfold(body, move |mut body| {
+        let (wrong, shutdown) = (Arc::clone(&wrong), shutdown.clone());
+        async move {
+            let frame = shutdown.run_until_cancelled(body.frame()).await;
+            let frame = frame.ok_or_else(|| unavailable("shutting down"))?;
+            let trailers = match frame.transpose()?.map(Frame::into_data) {
+                Some(Ok(head)) => {
+                    let payload = Bytes::new();
+                    return Ok(Some((Framed { head, payload }, body)));
+                }
+                Some(Err(frame)) => frame.into_trailers().ok(),
+                None => None,
+            };
+            let told = || trailers.and_then(|trailers| Status::from_header_map(&trailers));
+            match wrong.get().cloned().or_else(told) {
+                Some(status) if status.code() != Code::Ok => Err(status),
+                _ => Ok(None),
+            }
+        }
+    })
 }

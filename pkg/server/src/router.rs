@@ -126,8 +126,8 @@ impl Router {
             }
             "/grpc.health.v1.Health" => Box::pin(self.health(method, call)).await,
             service if service.starts_with(REFLECTION) => {
-                let request = http::Request::from_parts(parts, call.into_body());
-                Box::pin(self.reflection.call(request)).await
+                let requests = call.into_messages();
+                Box::pin(self.reflection.call(parts, requests)).await
             }
             _ => unimplemented(path),
         }

@@ -12,7 +12,7 @@ mod common;
 
 use bytes::Bytes;
 use common::{
-    raw::{RawClient, RawResponse, framed},
+    raw::{RawClient, RawResponse, finish, framed},
     *,
 };
 use proptest::{prelude::*, test_runner::TestRunner};
@@ -22,6 +22,9 @@ use reapi::{
     v2,
 };
 use tonic::Code;
+use tonic_reflection::pb::v1::{
+    ServerReflectionRequest, server_reflection_request::MessageRequest,
+};
 
 const CAS: &str = "/build.bazel.remote.execution.v2.ContentAddressableStorage";
 const RESULTS: &str = "/build.bazel.remote.execution.v2.ActionCache";
@@ -216,4 +219,37 @@ fn malformed_requests_are_never_the_servers_fault() {
         proptest::collection::vec(any::<u8>(), 0..100).prop_map(Bytes::from),
     ];
     send_all(&(proptest::sample::select(methods()), body));
+}
+
+#[tokio::test]
+async fn reflection_tells_what_is_wrong_with_a_request() {
+    let idle_timeout = std::time::Duration::from_millis(100);
+    let server = Server::limited(|limits| limits.idle_timeout = idle_timeout).await;
+    let mut client = RawClient::connect(&server, 65_535).await;
+    let wrong = [
+        framed(b"\xff\xff\xff"),
+        framed(b"cut off").slice(..8),
+        framed(&vec![0; 70_000]),
+        Bytes::from_static(b"\x07\0\0\0\0"),
+    ];
+    for version in ["v1", "v1alpha"] {
+        let path = format!("/grpc.reflection.{version}.ServerReflection/ServerReflectionInfo");
+        for request in &wrong {
+            let response = client.call(&path, request.clone()).await;
+            assert_eq!(response.code, Some(Code::InvalidArgument), "{response:?}");
+        }
+        let absent = ServerReflectionRequest {
+            message_request: Some(MessageRequest::FileContainingSymbol("absent".to_owned())),
+            ..ServerReflectionRequest::default()
+        };
+        let absent = framed(&absent.encode_to_vec());
+        let response = client.call(&path, absent).await;
+        assert_eq!(response.code, Some(Code::NotFound), "{response:?}");
+        let (response, mut stalled) = client.open(&path);
+        stalled
+            .send_data(Bytes::from_static(b"\0\0"), false)
+            .unwrap();
+        let response = finish(response).await;
+        assert_eq!(response.code, Some(Code::DeadlineExceeded), "{response:?}");
+    }
 }

@@ -80,23 +80,17 @@ impl Call {
         response(answer.map(|message| Body::reply(&message)))
     }
 
-    /// The request, for a method that this layer does not handle.
-    pub(crate) fn into_body(self) -> RequestBody {
-        self.body
+    /// The requests, for a method that this layer does not handle.
+    pub(crate) fn into_messages(self) -> Messages {
+        Messages::new(self.body, self.budget)
     }
 
     async fn only_message(self, limit: u64) -> Result<(Bytes, Permit), Status> {
-        let mut messages = Messages::new(self.body, self.budget);
+        let mut messages = self.into_messages();
         let len = messages
-            .next_len()
+            .next_len_within(limit)
             .await?
             .ok_or_else(|| Status::invalid_argument("the request has no message"))?;
-        if u64::from(len) > limit {
-            return Err(Status::invalid_argument(format!(
-                "a message of {len} bytes, this method takes at most {limit}"
-            )));
-        }
-        let len = usize::try_from(len).unwrap_or(usize::MAX);
         let permit = messages.reserve(len).await?;
         let message = messages.whole(len).await?;
         if messages.next_len().await?.is_some() {

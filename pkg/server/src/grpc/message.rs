@@ -84,6 +84,19 @@ where
         Ok(Some(len))
     }
 
+    /// The same for a method that takes messages of at most `limit` bytes.
+    pub(crate) async fn next_len_within(&mut self, limit: u64) -> Result<Option<usize>, Status> {
+        let Some(len) = self.next_len().await? else {
+            return Ok(None);
+        };
+        if u64::from(len) > limit {
+            return Err(Status::invalid_argument(format!(
+                "a message of {len} bytes, this method takes at most {limit}"
+            )));
+        }
+        Ok(Some(usize::try_from(len).unwrap_or(usize::MAX)))
+    }
+
     async fn byte(&mut self) -> Result<u8, Status> {
         if self.fill().await? {
             Ok(self.arrived.get_u8())

@@ -11,11 +11,10 @@ use futures::stream::BoxStream;
 use http::{HeaderMap, HeaderValue, header::CONTENT_TYPE};
 use http_body::Frame;
 use prost::Message;
-use tokio_util::sync::WaitForCancellationFutureOwned;
 use tonic::Status;
 
 use super::{HEADER_LEN, Permit};
-use crate::{shared::Pace, status::unavailable, watchdog};
+use crate::{shared::Pace, watchdog};
 
 /// A response to one call.
 pub(crate) type Response = http::Response<Body>;
@@ -78,11 +77,6 @@ enum Source {
     Messages(BoxStream<'static, Result<Framed, Status>>),
     /// The message goes on.
     Pieces(Box<dyn Iterator<Item = Bytes> + Send>),
-    /// A tonic service answers, until the server shuts down.
-    Tonic {
-        body: tonic::body::Body,
-        shutdown: Pin<Box<WaitForCancellationFutureOwned>>,
-    },
 }
 
 impl Body {
@@ -119,17 +113,6 @@ impl Body {
     pub(crate) fn messages(messages: BoxStream<'static, Result<Framed, Status>>) -> Self {
         Self {
             source: Source::Messages(messages),
-            ..Self::default()
-        }
-    }
-
-    /// The body of a tonic service's response; ends when `shutdown` does.
-    pub(crate) fn tonic(body: tonic::body::Body, shutdown: WaitForCancellationFutureOwned) -> Self {
-        Self {
-            source: Source::Tonic {
-                body,
-                shutdown: Box::pin(shutdown),
-            },
             ..Self::default()
         }
     }
@@ -199,15 +182,6 @@ impl Body {
                     None => Step::Frame(self.end(&Status::ok(""))),
                 }))
             }),
-            Source::Tonic { body, shutdown } => {
-                match http_body::Body::poll_frame(Pin::new(body), cx) {
-                    Poll::Ready(frame) => Poll::Ready(frame.map(|frame| frame.map(Step::Frame))),
-                    Poll::Pending => shutdown.as_mut().poll(cx).map(|()| {
-                        let status = unavailable("shutting down");
-                        Some(Ok(Step::Frame(self.end(&status))))
-                    }),
-                }
-            }
         }
     }
 }
