@@ -92,7 +92,8 @@ async fn action_results_are_accepted_by_default() {
 async fn no_more_connections_are_served_than_are_allowed() {
     let server = Server::start(&["limits.max_connections=1"]);
     let first = Client::connect(server.address()).await;
-    capabilities(first.channel()).await.unwrap();
+    let mut health = HealthClient::new(first.channel());
+    let watch = health.watch(HealthCheckRequest::default()).await;
     let second = Client::connect(server.address()).await;
     let mut waits = pin!(capabilities(second.channel()));
     let others = async {
@@ -104,7 +105,7 @@ async fn no_more_connections_are_served_than_are_allowed() {
         _ = &mut waits => panic!("the second connection is served beside the first"),
         () = others => {}
     }
-    drop(first);
+    drop((first, health, watch));
     waits.await.expect("there is room for the second now");
 }
 

@@ -107,7 +107,7 @@ section! {
         idle_timeout: Duration = Duration::from_mins(1),
         /// How long running calls have to end at shutdown.
         drain_timeout: Duration = Duration::from_secs(30),
-        /// How many connections may be open at once.
+        /// How many connections may be open at once. For others, those without a call are closed.
         max_connections: u32 = 10_000,
     }
     sections {}

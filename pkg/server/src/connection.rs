@@ -14,6 +14,7 @@ use tracing::debug;
 
 use crate::{
     Tls,
+    idle::Idle,
     io::{Coalesced, Prefaced},
     router::Router,
     watchdog::StreamExecutor,
@@ -48,6 +49,8 @@ pub(crate) struct Connections {
     pub(crate) tls: Option<Tls>,
     /// Every task that belongs to a connection.
     pub(crate) tasks: TaskTracker,
+    /// Those that can make room for others.
+    pub(crate) idle: Idle,
     pub(crate) idle_timeout: Duration,
     /// Ask clients to go away once what they are doing is done.
     pub(crate) drain: CancellationToken,
@@ -98,8 +101,10 @@ impl Connections {
             let router = Arc::clone(&router);
             async move { Ok::<_, std::convert::Infallible>(router.call(request).await) }
         });
+        let activity = self.idle.connection();
         let executor = StreamExecutor {
             tasks: self.tasks,
+            activity: activity.clone(),
             idle_timeout: self.idle_timeout,
         };
         let io = Coalesced::new(stream);
@@ -110,11 +115,13 @@ impl Connections {
             tokio::select! {
                 ended = &mut connection => return Ok(ended?),
                 () = drain.cancelled() => {}
+                () = activity.has_to_close() => {}
             }
             connection.as_mut().graceful_shutdown();
-            match abort.run_until_cancelled(connection).await {
-                Some(ended) => Ok(ended?),
-                None => Err("cut off".into()),
+            tokio::select! {
+                ended = connection => Ok(ended?),
+                () = abort.cancelled() => Err("cut off".into()),
+                () = activity.has_to_be_closed() => Err("without a call, it made room".into()),
             }
         })
         .await

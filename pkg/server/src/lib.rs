@@ -13,6 +13,7 @@ mod digests;
 mod error;
 mod grpc;
 mod health;
+mod idle;
 mod io;
 mod options;
 mod reflection;

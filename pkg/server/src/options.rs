@@ -57,7 +57,8 @@ pub struct Limits {
     pub grace: Duration,
     /// How long running calls may go on once the server shuts down.
     pub drain_timeout: Duration,
-    /// How many connections are open at once; more wait in the listener's queue.
+    /// How many connections are served at once. For more, those without a call are closed, and if
+    /// there is none they wait in the listener's queue.
     pub max_connections: usize,
 }
 

@@ -10,7 +10,7 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{info, warn};
 
-use crate::{Error, Options, Services, connection::Connections, router::Router};
+use crate::{Error, Options, Services, connection::Connections, idle::Idle, router::Router};
 
 /// How long to wait before accepting again when the system has no more sockets to give.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -32,6 +32,7 @@ pub async fn serve(
         tls: options.tls.clone(),
         router: Arc::new(Router::new(services, options, drain.clone())?),
         tasks: TaskTracker::new(),
+        idle: Idle::default(),
         idle_timeout: limits.idle_timeout,
         drain: drain.clone(),
         abort: CancellationToken::new(),
@@ -55,14 +56,20 @@ pub async fn serve(
     Ok(())
 }
 
-/// Accepts for ever, as long as there is room for one more connection.
+/// Accepts for ever. A connection for which there is no room waits until another ends, or has no
+/// call and is closed.
 async fn accept(listener: TcpListener, connections: Connections, max_connections: usize) {
     let room = Arc::new(Semaphore::new(max_connections.min(Semaphore::MAX_PERMITS)));
     loop {
-        let Ok(permit) = Arc::clone(&room).acquire_owned().await else {
+        let stream = accept_one(&listener).await;
+        let permit = tokio::select! {
+            biased;
+            permit = Arc::clone(&room).acquire_owned() => permit,
+            never = connections.idle.make_room() => match never {},
+        };
+        let Ok(permit) = permit else {
             return;
         };
-        let stream = accept_one(&listener).await;
         let connection = connections.clone().serve(stream);
         connections.tasks.spawn(async move {
             connection.await;

@@ -20,7 +20,10 @@ use tokio::time::{Instant, Sleep};
 use tokio_util::task::TaskTracker;
 use tracing::debug;
 
-use crate::shared::{Pace, too_slow};
+use crate::{
+    idle::Activity,
+    shared::{Pace, too_slow},
+};
 
 /// What the body says during one poll of its stream.
 #[derive(Default)]
@@ -153,6 +156,7 @@ impl<F: Future<Output = ()>> Future for Watched<F> {
 #[derive(Clone, Debug)]
 pub(crate) struct StreamExecutor {
     pub(crate) tasks: TaskTracker,
+    pub(crate) activity: Activity,
     pub(crate) idle_timeout: Duration,
 }
 
@@ -161,7 +165,12 @@ where
     F: Future<Output = ()> + Send + 'static,
 {
     fn execute(&self, stream: F) {
-        self.tasks.spawn(Watched::new(stream, self.idle_timeout));
+        let watched = Watched::new(stream, self.idle_timeout);
+        let call = self.activity.call();
+        self.tasks.spawn(async move {
+            watched.await;
+            drop(call);
+        });
     }
 }
 

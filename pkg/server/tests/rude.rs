@@ -19,15 +19,19 @@ use common::{
 };
 use gorego_server::{ClientAuth, Limits, Options};
 use http::HeaderMap;
+use reapi::bytestream::byte_stream_client::ByteStreamClient;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
     time::Instant,
 };
 use tonic::Code;
+use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 
 const READ: &str = "/google.bytestream.ByteStream/Read";
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+/// A frame without any.
+const SETTINGS: &[u8] = &[0, 0, 0, 4, 0, 0, 0, 0, 0];
 
 async fn assert_serves(server: &Server) {
     let digest = server.has(b"content").await;
@@ -81,7 +85,6 @@ async fn whoever_does_not_finish_the_handshake_is_hung_up_on() {
 
 #[tokio::test(start_paused = true)]
 async fn whoever_answers_no_pings_is_hung_up_on() {
-    const SETTINGS: &[u8] = &[0, 0, 0, 4, 0, 0, 0, 0, 0];
     let server = Server::start().await;
     let start = Instant::now();
     let mut stream = TcpStream::connect(&server.address).await.unwrap();
@@ -109,17 +112,43 @@ async fn many_broken_connections_leave_the_server_serving() {
 }
 
 #[tokio::test]
-async fn connections_beyond_the_limit_wait_for_their_turn() {
+async fn a_connection_without_a_call_makes_room_for_another() {
     let server = Server::limited(|limits| limits.max_connections = 1).await;
     let digest = server.has(b"content").await;
     let name = format!("blobs/{digest}");
-    let mut first = server.bytes().await;
+    // One that never answers either.
+    let mut idle = TcpStream::connect(&server.address).await.unwrap();
+    idle.write_all(&[PREFACE, SETTINGS].concat()).await.unwrap();
+    idle.read_u8().await.unwrap();
+    let mut second = server.bytes().await;
+    let found = tokio::time::timeout(LONG, read(&mut second, &name, 0, 0)).await;
+    assert_eq!(found.expect("an answer").unwrap(), b"content");
+    hung_up(&mut idle).await;
+    // A client that knows gRPC notices nothing.
+    let mut third = server.bytes().await;
+    for client in [&mut third, &mut second] {
+        let found = tokio::time::timeout(LONG, read(client, &name, 0, 0)).await;
+        assert_eq!(found.expect("an answer").unwrap(), b"content");
+    }
+}
+
+#[tokio::test]
+async fn connections_beyond_the_limit_wait_while_the_others_have_calls() {
+    let server = Server::limited(|limits| limits.max_connections = 1).await;
+    let digest = server.has(b"content").await;
+    let name = format!("blobs/{digest}");
+    let channel = server.connect().await;
+    let mut first = ByteStreamClient::new(channel.clone());
+    let watch = HealthClient::new(channel)
+        .watch(HealthCheckRequest::default())
+        .await
+        .unwrap();
     assert_eq!(read(&mut first, &name, 0, 0).await.unwrap(), b"content");
 
     let mut tasks = tokio::task::JoinSet::new();
     let (mut second, second_name) = (TcpStream::connect(&server.address).await, name.clone());
     let stream = second.as_mut().unwrap();
-    // The system takes the connection, the server does not: nothing comes back.
+    // The server does not serve it: nothing comes back.
     stream.write_all(PREFACE).await.unwrap();
     for _ in 0..50 {
         assert_eq!(
@@ -129,7 +158,7 @@ async fn connections_beyond_the_limit_wait_for_their_turn() {
         let nothing = stream.try_read(&mut [0; 10]);
         assert_eq!(nothing.unwrap_err().kind(), io::ErrorKind::WouldBlock);
     }
-    drop(first);
+    drop((first, watch));
     let mut second = second.unwrap();
     tasks.spawn(async move { second.read_u8().await.map(|_| ()) });
     let greeted = tokio::time::timeout(LONG, tasks.join_next()).await;

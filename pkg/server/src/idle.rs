@@ -1,0 +1,186 @@
+//! Connections without a call. When there is no room for another connection, the one that has had
+//! none for the longest is closed: its client can connect again, and who waits could never know
+//! when somebody leaves.
+
+use std::{
+    collections::BTreeMap,
+    convert::Infallible,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use tokio::{sync::Notify, time::sleep};
+use tokio_util::sync::CancellationToken;
+
+/// How long it takes a client to leave: after that, another one is asked, too.
+const LEAVING: Duration = Duration::from_secs(1);
+/// How long it may take, with the end of a response still on the way to it, say.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// The connections without a call.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Idle(Arc<Pool>);
+
+#[derive(Debug, Default)]
+struct Pool {
+    queue: Mutex<Queue>,
+    entered: Notify,
+}
+
+/// How to close each connection, by a number that grows with the time at which its last call ended.
+#[derive(Debug, Default)]
+struct Queue {
+    connections: BTreeMap<u64, CancellationToken>,
+    next: u64,
+}
+
+impl Idle {
+    /// A connection, without a call for now.
+    pub(crate) fn connection(&self) -> Activity {
+        let connection = Connection {
+            idle: self.clone(),
+            close: CancellationToken::new(),
+            calls: Mutex::default(),
+        };
+        connection.change(|_| {});
+        Activity(Arc::new(connection))
+    }
+
+    /// Closes one connection after another, as soon as each is without a call, until this is
+    /// dropped.
+    pub(crate) async fn make_room(&self) -> Infallible {
+        loop {
+            let longest = lock(&self.0.queue).connections.pop_first();
+            if let Some((_, close)) = longest {
+                close.cancel();
+                sleep(LEAVING).await;
+            } else {
+                self.0.entered.notified().await;
+            }
+        }
+    }
+
+    fn enter(&self, close: CancellationToken) -> u64 {
+        let mut queue = lock(&self.0.queue);
+        let number = queue.next;
+        queue.next += 1;
+        queue.connections.insert(number, close);
+        self.0.entered.notify_one();
+        number
+    }
+
+    fn leave(&self, number: u64) {
+        lock(&self.0.queue).connections.remove(&number);
+    }
+}
+
+/// What goes on on one connection.
+#[derive(Clone, Debug)]
+pub(crate) struct Activity(Arc<Connection>);
+
+#[derive(Debug)]
+struct Connection {
+    idle: Idle,
+    close: CancellationToken,
+    calls: Mutex<Calls>,
+}
+
+#[derive(Debug, Default)]
+struct Calls {
+    running: usize,
+    /// The connection's number while there are none.
+    idle: Option<u64>,
+}
+
+impl Activity {
+    /// A call, until this is dropped.
+    pub(crate) fn call(&self) -> RunningCall {
+        self.0.change(|running| *running += 1);
+        RunningCall(self.clone())
+    }
+
+    /// Waits until the connection is to make room for another.
+    pub(crate) async fn has_to_close(&self) {
+        self.0.close.cancelled().await;
+    }
+
+    /// Waits until it should have made room.
+    pub(crate) async fn has_to_be_closed(&self) {
+        self.has_to_close().await;
+        loop {
+            sleep(GRACE).await;
+            if lock(&self.0.calls).running == 0 {
+                return;
+            }
+        }
+    }
+}
+
+impl Connection {
+    fn change(&self, change: impl FnOnce(&mut usize)) {
+        let mut calls = lock(&self.calls);
+        change(&mut calls.running);
+        if calls.running == 0 {
+            calls.idle = Some(self.idle.enter(self.close.clone()));
+        } else if let Some(number) = calls.idle.take() {
+            self.idle.leave(number);
+        }
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        if let Some(number) = lock(&self.calls).idle {
+            self.idle.leave(number);
+        }
+    }
+}
+
+/// A call that goes on.
+#[derive(Debug)]
+pub(crate) struct RunningCall(Activity);
+
+impl Drop for RunningCall {
+    fn drop(&mut self) {
+        self.0.0.change(|running| *running -= 1);
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::FutureExt as _;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn whoever_had_no_call_for_the_longest_makes_room() {
+        let idle = Idle::default();
+        let [first, second, third] = std::array::from_fn(|_| idle.connection());
+        drop(first.call());
+        let busy = second.call();
+        let has_to_close = |activity: &Activity| activity.0.close.is_cancelled();
+        let state = || [&first, &second, &third].map(has_to_close);
+
+        let mut room = Box::pin(idle.make_room());
+        assert!((&mut room).now_or_never().is_none());
+        assert_eq!(state(), [false, false, true]);
+        let _ = tokio::time::timeout(LEAVING * 2, &mut room).await;
+        assert_eq!(state(), [true, false, true]);
+        drop(busy);
+        assert!(room.now_or_never().is_none());
+        assert_eq!(state(), [true, true, true]);
+    }
+
+    #[test]
+    fn a_connection_that_is_gone_is_forgotten() {
+        let idle = Idle::default();
+        let connection = idle.connection();
+        drop(connection.call());
+        drop(connection);
+        assert_eq!(lock(&idle.0.queue).connections.len(), 0);
+    }
+}
