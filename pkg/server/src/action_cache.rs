@@ -3,14 +3,14 @@
 use std::{collections::HashSet, fmt, sync::Arc};
 
 use bytes::Bytes;
-use gorego_storage::{ActionCache, BlobStore, Digest, DigestFunction};
+use gorego_storage::{ActionCache, BlobStore, Digest, DigestFunction, decoded::result_memory};
 use prost::Message as _;
 use reapi::v2::{self, ActionResult, GetActionResultRequest, UpdateActionResultRequest};
 use tonic::Status;
 
 use crate::{
     Limits, digests,
-    grpc::{Body, Budget, Framed},
+    grpc::{Body, Framed, Memory},
     status::{from_store, invalid_field},
 };
 
@@ -21,7 +21,7 @@ pub(crate) struct Actions {
     blobs: Arc<dyn BlobStore>,
     updates: bool,
     limits: Limits,
-    memory: Budget,
+    memory: Memory,
 }
 
 impl Actions {
@@ -30,7 +30,7 @@ impl Actions {
         blobs: Arc<dyn BlobStore>,
         updates: bool,
         limits: Limits,
-        memory: Budget,
+        memory: Memory,
     ) -> Self {
         Self {
             results,
@@ -46,15 +46,20 @@ impl Actions {
         let instance = digests::instance(&request.instance_name)?;
         let function = digests::function(request.digest_function)?;
         let action = digests::digest("action_digest", function, request.action_digest.as_ref())?;
+        let stored = self.results.size(instance.as_str(), &action).await;
+        let reading = result_memory(stored.map_err(from_store)?);
+        // Until it is encoded anew: how long the client takes that, does not matter.
+        let _reading = self.memory.results.reserve(reading).await?;
         let mut result = self
             .results
             .get(instance.as_str(), &action)
             .await
             .map_err(from_store)?
             .ok_or_else(|| Status::not_found(format!("no result of action {action}")))?;
+        let own = result.encoded_len() as u64;
         let wanted = self.wanted(&mut result, &request, action.function());
-        let bytes = wanted.iter().map(|(_, digest)| digest.size()).sum();
-        let permit = self.memory.reserve(bytes).await?;
+        let inlined: u64 = wanted.iter().map(|(_, digest)| digest.size()).sum();
+        let permit = self.memory.responses.reserve(own + inlined).await?;
         self.inline(wanted).await;
         Ok(Body::message(Framed::encode(&result), permit))
     }
@@ -122,10 +127,7 @@ impl Actions {
     }
 
     /// `UpdateActionResult`.
-    pub(crate) async fn update(
-        &self,
-        request: UpdateActionResultRequest,
-    ) -> Result<ActionResult, Status> {
+    pub(crate) async fn update(&self, request: UpdateActionResultRequest) -> Result<Body, Status> {
         if !self.updates {
             return Err(Status::permission_denied(
                 "this server does not take action results from clients",
@@ -138,11 +140,13 @@ impl Actions {
             .action_result
             .ok_or_else(|| invalid_field("action_result", "is missing"))?;
         check(&result, action.function())?;
+        // Encoded first, so that it is not in memory twice as what it is.
+        let response = self.memory.reply(&result).await?;
         self.results
-            .put(instance.as_str(), &action, result.clone())
+            .put(instance.as_str(), &action, result)
             .await
             .map_err(from_store)?;
-        Ok(result)
+        Ok(response)
     }
 }
 
@@ -169,4 +173,67 @@ fn check(result: &ActionResult, function: DigestFunction) -> Result<(), Status> 
     check(format_args!("action_result.stdout_digest"), stdout, false)?;
     let stderr = result.stderr_digest.as_ref();
     check(format_args!("action_result.stderr_digest"), stderr, false)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use async_trait::async_trait;
+    use futures::FutureExt as _;
+    use gorego_storage::{MemoryStore, Result};
+
+    use super::*;
+
+    /// Results that never arrive.
+    #[derive(Debug, Default)]
+    struct Endless {
+        size: u64,
+        reads: AtomicUsize,
+    }
+
+    #[async_trait]
+    impl ActionCache for Endless {
+        async fn get(&self, _: &str, _: &Digest) -> Result<Option<ActionResult>> {
+            self.reads.fetch_add(1, Ordering::Relaxed);
+            std::future::pending().await
+        }
+
+        async fn size(&self, _: &str, _: &Digest) -> Result<u64> {
+            Ok(self.size)
+        }
+
+        async fn put(&self, _: &str, _: &Digest, _: ActionResult) -> Result<()> {
+            Ok(())
+        }
+    }
+
+    /// How many of ten results of this size are read at once.
+    fn read_at_once(size: u64) -> usize {
+        let results = Arc::new(Endless {
+            size,
+            ..Endless::default()
+        });
+        let memory = Memory::of_each(48 * 1024 * 1024);
+        let blobs = Arc::<MemoryStore>::default();
+        let shared = Arc::<Endless>::clone(&results);
+        let actions = Actions::new(shared, blobs, true, Limits::default(), memory);
+        let request = GetActionResultRequest {
+            action_digest: Some(DigestFunction::Sha256.digest(b"action").to_proto()),
+            ..GetActionResultRequest::default()
+        };
+        let mut calls: Vec<_> = (0..10)
+            .map(|_| Box::pin(actions.get(request.clone())))
+            .collect();
+        for call in &mut calls {
+            assert!(call.now_or_never().is_none());
+        }
+        results.reads.load(Ordering::Relaxed)
+    }
+
+    #[test]
+    fn large_results_are_read_one_after_another_and_small_ones_at_once() {
+        assert_eq!(read_at_once(4 * 1024 * 1024), 1);
+        assert_eq!(read_at_once(1000), 10);
+    }
 }

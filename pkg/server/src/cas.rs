@@ -11,20 +11,19 @@ use std::sync::Arc;
 use gorego_storage::BlobStore;
 
 use self::walks::Walks;
-use crate::{Limits, grpc::Budget};
+use crate::{Limits, grpc::Memory};
 
 /// The service over a blob store.
 #[derive(Debug)]
 pub(crate) struct Cas {
     blobs: Arc<dyn BlobStore>,
     limits: Limits,
-    /// For the blobs of responses.
-    memory: Budget,
+    memory: Memory,
     walks: Arc<Walks>,
 }
 
 impl Cas {
-    pub(crate) fn new(blobs: Arc<dyn BlobStore>, limits: Limits, memory: Budget) -> Self {
+    pub(crate) fn new(blobs: Arc<dyn BlobStore>, limits: Limits, memory: Memory) -> Self {
         Self {
             blobs,
             limits,

@@ -64,15 +64,27 @@ pub(crate) fn compress(content: &[u8]) -> Result<Bytes, Status> {
         .map_err(|why| failed(&why))
 }
 
-/// Decompresses a whole blob of exactly `size` bytes, which the caller knows to be few enough.
-pub(crate) fn decompress(compressed: &[u8], size: u64) -> Result<Bytes, Malformed> {
-    let capacity = usize::try_from(size).map_err(|_| Malformed::TooLong(size))?;
-    let content = bulk::decompress(compressed, capacity).map_err(|why| malformed(&why))?;
-    let len = content.len() as u64;
-    if len == size {
-        Ok(content.into())
-    } else {
-        Err(Malformed::TooShort(len, size))
+/// Decompresses whole blobs, one after another in the same workspace, which is made for the first.
+#[derive(Default)]
+pub(crate) struct Zstd(Option<bulk::Decompressor<'static>>);
+
+impl Zstd {
+    /// The content of exactly `size` bytes, which the caller knows to be few enough.
+    pub(crate) fn decompress(&mut self, compressed: &[u8], size: u64) -> Result<Bytes, Malformed> {
+        let decompressor = match &mut self.0 {
+            Some(decompressor) => decompressor,
+            none => none.insert(bulk::Decompressor::new().map_err(|why| malformed(&why))?),
+        };
+        let capacity = usize::try_from(size).map_err(|_| Malformed::TooLong(size))?;
+        let content = decompressor
+            .decompress(compressed, capacity)
+            .map_err(|why| malformed(&why))?;
+        let len = content.len() as u64;
+        if len == size {
+            Ok(content.into())
+        } else {
+            Err(Malformed::TooShort(len, size))
+        }
     }
 }
 

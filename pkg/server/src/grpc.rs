@@ -8,12 +8,15 @@
 
 mod budget;
 mod call;
+mod memory;
 mod message;
 mod request;
 mod response;
+mod shapes;
 
 pub(crate) use budget::{Budget, Permit};
 pub(crate) use call::{Call, decode, panicked, refuse_foreign};
+pub(crate) use memory::{MAX_DECODED, Memory, elsewhere, is_large};
 pub(crate) use message::Messages;
 pub(crate) use request::RequestBody;
 pub(crate) use response::{Body, COPIED, Framed, Response, put_header, refuse};

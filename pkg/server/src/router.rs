@@ -13,7 +13,7 @@ use crate::{
     bytestream::ByteStreams,
     capabilities::Capabilities,
     cas::Cas,
-    grpc::{Budget, Call, Response, panicked, refuse, refuse_foreign},
+    grpc::{Budget, Call, MAX_DECODED, Memory, Response, panicked, refuse, refuse_foreign},
     health::Health,
     reflection::Reflection,
     shared::Patience,
@@ -41,8 +41,8 @@ const DIGESTS: u64 = 16 * 1024 * 1024;
 /// What a batch may have beyond the blobs' bytes: digests and framing of some 150,000 blobs.
 const BATCH_FRAMING: u64 = 16 * 1024 * 1024;
 
-/// Memory for the large requests that are being read or worked on, and as much again for large
-/// responses: a dozen full batches each.
+/// Memory for the large requests that are being read or worked on, as much again for large
+/// responses, a dozen full batches each, and for action results.
 const BUDGET: u64 = 48 * 1024 * 1024;
 
 /// Every service, and what is common to their calls.
@@ -54,7 +54,7 @@ pub(crate) struct Router {
     capabilities: Capabilities,
     health: Health,
     reflection: Reflection,
-    requests: Budget,
+    memory: Memory,
     max_batch_request: u64,
     idle_timeout: Duration,
     shutdown: CancellationToken,
@@ -69,21 +69,28 @@ impl Router {
         let limits = options.limits;
         let max_batch_request = limits.max_batch_bytes.saturating_add(BATCH_FRAMING);
         let patience = Patience::from(&limits);
-        let responses = Budget::new(BUDGET, limits.max_batch_bytes, patience);
+        let budget = |bytes, largest| Budget::new(bytes, largest, patience);
+        let decoded = MAX_DECODED as u64;
+        let memory = Memory {
+            requests: budget(BUDGET, max_batch_request),
+            decoded: budget(decoded, decoded),
+            results: budget(BUDGET, 0),
+            responses: budget(BUDGET, limits.max_batch_bytes),
+        };
         Ok(Self {
             capabilities: Capabilities::new(&options),
-            cas: Cas::new(Arc::clone(&services.blobs), limits, responses.clone()),
+            cas: Cas::new(Arc::clone(&services.blobs), limits, memory.clone()),
             bytes: ByteStreams::new(Arc::clone(&services.blobs), services.uploads, limits),
             actions: Actions::new(
                 services.actions,
                 services.blobs,
                 options.ac_updates,
                 limits,
-                responses,
+                memory.clone(),
             ),
             health: Health::new(SERVICES, options.healthy, shutdown.clone()),
             reflection: Reflection::new(SERVICES, shutdown.clone())?,
-            requests: Budget::new(BUDGET, max_batch_request, patience),
+            memory,
             max_batch_request,
             idle_timeout: limits.idle_timeout,
             shutdown,
@@ -107,7 +114,7 @@ impl Router {
         if let Some(refusal) = refuse_foreign(&parts) {
             return refusal;
         }
-        let call = Call::new(body, self.idle_timeout, self.requests.clone());
+        let call = Call::new(body, self.idle_timeout, self.memory.clone());
         let Some((service, method)) = path.rsplit_once('/') else {
             return unimplemented(path);
         };
@@ -154,8 +161,8 @@ impl Router {
     async fn storage(&self, method: &str, call: Call) -> Response {
         match method {
             "FindMissingBlobs" => {
-                call.encoded(DIGESTS, async |request| {
-                    self.cas.find_missing(request).await
+                call.encoded(DIGESTS, async |request, permit| {
+                    self.cas.find_missing(request, permit).await
                 })
                 .await
             }
@@ -183,7 +190,7 @@ impl Router {
                     .await
             }
             "UpdateActionResult" => {
-                call.unary(MEDIUM, async |request| self.actions.update(request).await)
+                call.answered(MEDIUM, async |request| self.actions.update(request).await)
                     .await
             }
             other => unimplemented(other),

@@ -1,10 +1,13 @@
 //! An action result is worth something only while everything that it names can be fetched.
 
+mod memory;
+
 use std::{collections::BTreeSet, fmt, mem, sync::Arc};
 
 use async_trait::async_trait;
 use reapi::v2::{self, ActionResult};
 
+use self::memory::Memory;
 use crate::{
     ActionCache, BlobStore, Digest, DigestFunction, Error, Result,
     tree::{EncodedDirectory, Reference, TreeError, TreeReader, TreeWalk},
@@ -19,12 +22,18 @@ const BATCH: usize = 1000;
 pub struct CompletenessChecking<A: ?Sized> {
     results: Arc<A>,
     blobs: Arc<dyn BlobStore>,
+    /// For the directories that are being looked through.
+    memory: Memory,
 }
 
 impl<A: ActionCache + ?Sized> CompletenessChecking<A> {
     /// Shows those of `results` whose outputs are all in `blobs`.
     pub fn new(results: Arc<A>, blobs: Arc<dyn BlobStore>) -> Self {
-        Self { results, blobs }
+        Self {
+            results,
+            blobs,
+            memory: Memory::default(),
+        }
     }
 
     async fn check(
@@ -35,6 +44,7 @@ impl<A: ActionCache + ?Sized> CompletenessChecking<A> {
         let named = Named::of(function, result)?;
         let mut check = Check {
             blobs: &self.blobs,
+            memory: &self.memory,
             pending: named.blobs,
         };
         check.flush().await?;
@@ -66,6 +76,10 @@ impl<A: ActionCache + ?Sized> ActionCache for CompletenessChecking<A> {
         }
     }
 
+    async fn size(&self, instance: &str, action: &Digest) -> Result<u64> {
+        self.results.size(instance, action).await
+    }
+
     async fn put(&self, instance: &str, action: &Digest, result: ActionResult) -> Result<()> {
         self.results.put(instance, action, result).await
     }
@@ -76,7 +90,7 @@ impl<A: fmt::Debug + ?Sized> fmt::Debug for CompletenessChecking<A> {
         f.debug_struct("CompletenessChecking")
             .field("results", &&*self.results)
             .field("blobs", &self.blobs)
-            .finish()
+            .finish_non_exhaustive()
     }
 }
 
@@ -159,6 +173,7 @@ impl Named {
 /// Gathers digests, and asks the store about many at once.
 struct Check<'a> {
     blobs: &'a Arc<dyn BlobStore>,
+    memory: &'a Memory,
     pending: Vec<Digest>,
 }
 
@@ -184,6 +199,7 @@ impl Check<'_> {
 
     /// Checks the files in a `Tree`. Its directories need not be blobs of their own.
     async fn tree(&mut self, tree: Digest) -> Result<(), Incomplete> {
+        let _permit = self.memory.reserve(tree.size()).await;
         let mut reader = TreeReader::open(self.blobs.as_ref(), tree).await?;
         while let Some(directory) = reader.next_encoded().await? {
             self.files(tree, &directory).await?;
@@ -198,12 +214,21 @@ impl Check<'_> {
         roots: &[Digest],
     ) -> Result<(), Incomplete> {
         let mut walk = TreeWalk::below(Arc::clone(self.blobs), function, roots);
-        while let Some((digest, found)) = walk.next_encoded().await? {
+        let mut permit = None;
+        loop {
+            let next = walk.bytes_to_fetch();
+            if next > 0 {
+                // Nothing is held while waiting, so that no two checks wait for each other.
+                drop(permit.take());
+                permit = self.memory.reserve(next).await;
+            }
+            let Some((digest, found)) = walk.next_encoded().await? else {
+                return Ok(());
+            };
             let directory = found.ok_or(Incomplete::Missing(digest))?;
             self.add(digest).await?;
             self.files(digest, &directory).await?;
         }
-        Ok(())
     }
 
     /// Adds the files of one directory, which `blob` holds.

@@ -4,6 +4,7 @@ mod blob;
 mod completeness;
 #[cfg(feature = "conformance")]
 pub mod conformance;
+pub mod decoded;
 mod digest;
 mod error;
 mod eviction;

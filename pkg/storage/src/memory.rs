@@ -9,6 +9,7 @@ use std::{
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::StreamExt as _;
+use prost::Message as _;
 use reapi::v2::ActionResult;
 use tokio::sync::Notify;
 
@@ -229,6 +230,11 @@ impl ActionCache for MemoryStore {
             .results
             .get(&(instance.to_owned(), *action))
             .cloned())
+    }
+
+    async fn size(&self, instance: &str, action: &Digest) -> Result<u64> {
+        let found = ActionCache::get(self, instance, action).await?;
+        Ok(found.map_or(0, |result| result.encoded_len() as u64))
     }
 
     async fn put(&self, instance: &str, action: &Digest, result: ActionResult) -> Result<()> {

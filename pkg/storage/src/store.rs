@@ -71,6 +71,10 @@ pub trait ActionCache: Send + Sync + fmt::Debug + 'static {
     /// The action's result under this instance name, if one is here.
     async fn get(&self, instance: &str, action: &Digest) -> Result<Option<ActionResult>>;
 
+    /// How many bytes the encoded result has, so that memory can be set aside before it is read;
+    /// 0 when none is here.
+    async fn size(&self, instance: &str, action: &Digest) -> Result<u64>;
+
     /// Keeps the result; the last put wins, atomically.
     async fn put(&self, instance: &str, action: &Digest, result: ActionResult) -> Result<()>;
 }

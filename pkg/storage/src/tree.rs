@@ -4,7 +4,7 @@ mod directory;
 mod queue;
 mod reader;
 mod walk;
-mod wire;
+pub(crate) mod wire;
 
 use crate::{Digest, Error};
 

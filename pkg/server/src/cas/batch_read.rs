@@ -31,7 +31,7 @@ impl Cas {
         self.check_batch("digests", &wanted)?;
         let room = Room::for_digests(&wanted, self.limits.max_batch_bytes)?;
         let bytes: u64 = wanted.iter().map(|digest| digest.size() + PER_BLOB).sum();
-        let permit = self.memory.reserve(bytes).await?;
+        let permit = self.memory.responses.reserve(bytes).await?;
         let contents = self.blobs.get_batch(&wanted).await;
         let blobs = contents.into_iter().zip(&wanted).map(|(content, digest)| {
             let content = content.map_err(from_store);

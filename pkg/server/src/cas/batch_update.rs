@@ -11,7 +11,9 @@ use tonic::Status;
 
 use super::Cas;
 use crate::{
-    compression, digests,
+    compression::Zstd,
+    digests,
+    grpc::elsewhere,
     status::{from_store, invalid_field, outcome},
 };
 
@@ -33,15 +35,14 @@ impl Cas {
         let sent: u64 = blobs.iter().map(|blob| blob.data.len() as u64).sum();
         self.check_batch_bytes("requests", sent)?;
 
-        let mut outcomes = Vec::with_capacity(blobs.len());
-        let mut to_store = Vec::with_capacity(blobs.len());
-        for (digest, blob) in wanted.iter().zip(blobs) {
-            let content = content(digest, blob);
-            outcomes.push(content.as_ref().map(|_| ()).map_err(Clone::clone));
-            if let Ok(content) = content {
-                to_store.push((*digest, content));
-            }
-        }
+        let zstd = Compressor::Zstd.to_proto() as i32;
+        let (to_store, outcomes) = if blobs.iter().any(|blob| blob.compressor == zstd) {
+            // Up to a full batch: too much for a thread that others wait for.
+            let digests = wanted.clone();
+            elsewhere(move || contents(&digests, blobs)).await?
+        } else {
+            contents(&wanted, blobs)
+        };
         let mut stored = self.blobs.put_batch(to_store).await.into_iter();
         let responses = wanted.iter().zip(outcomes).map(|(digest, mut result)| {
             if result.is_ok()
@@ -77,8 +78,22 @@ impl Cas {
     }
 }
 
+/// The blobs that can be stored, and of each blob whether it can.
+type Contents = (Vec<(Digest, Bytes)>, Vec<Result<(), Status>>);
+
+fn contents(digests: &[Digest], blobs: Vec<BlobToStore>) -> Contents {
+    let mut zstd = Zstd::default();
+    let mut outcomes = Vec::with_capacity(blobs.len());
+    let mut to_store = Vec::with_capacity(blobs.len());
+    for (digest, blob) in digests.iter().zip(blobs) {
+        let content = content(digest, blob, &mut zstd);
+        outcomes.push(content.map(|content| to_store.push((*digest, content))));
+    }
+    (to_store, outcomes)
+}
+
 /// A blob's content, uncompressed and of the right size.
-fn content(digest: &Digest, blob: BlobToStore) -> Result<Bytes, Status> {
+fn content(digest: &Digest, blob: BlobToStore, zstd: &mut Zstd) -> Result<Bytes, Status> {
     let size = digest.size();
     match Compressor::from_proto(blob.compressor) {
         Some(Compressor::Identity) if blob.data.len() as u64 == size => Ok(blob.data),
@@ -86,10 +101,41 @@ fn content(digest: &Digest, blob: BlobToStore) -> Result<Bytes, Status> {
             "{} bytes of content for blob {digest}",
             blob.data.len()
         ))),
-        Some(Compressor::Zstd) => Ok(compression::decompress(&blob.data, size)?),
+        Some(Compressor::Zstd) => Ok(zstd.decompress(&blob.data, size)?),
         None => Err(invalid_field(
             "compressor",
             format_args!("{} is not offered, only identity and zstd", blob.compressor),
         )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use futures::FutureExt as _;
+    use gorego_storage::{DigestFunction, MemoryStore};
+
+    use super::*;
+    use crate::{Limits, grpc::Memory};
+
+    #[tokio::test]
+    async fn decompressing_a_batch_holds_up_nobody_else() {
+        let memory = Memory::of_each(1024 * 1024);
+        let cas = Cas::new(Arc::<MemoryStore>::default(), Limits::default(), memory);
+        let batch = |compressor: Compressor, data: Bytes| BatchUpdateBlobsRequest {
+            requests: vec![BlobToStore {
+                digest: Some(DigestFunction::Sha256.digest(b"content").to_proto()),
+                data,
+                compressor: compressor.to_proto() as i32,
+            }],
+            ..BatchUpdateBlobsRequest::default()
+        };
+        let compressed = crate::compression::compress(b"content").unwrap();
+        let mut elsewhere = Box::pin(cas.batch_update(batch(Compressor::Zstd, compressed)));
+        assert!((&mut elsewhere).now_or_never().is_none());
+        assert_eq!(elsewhere.await.unwrap().responses.len(), 1);
+        let plain = batch(Compressor::Identity, Bytes::from_static(b"content"));
+        assert!(cas.batch_update(plain).now_or_never().is_some());
     }
 }

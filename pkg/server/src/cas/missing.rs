@@ -1,60 +1,116 @@
 //! `FindMissingBlobs`.
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use gorego_storage::Digest;
+use prost::Message as _;
 use reapi::v2::{FindMissingBlobsRequest, FindMissingBlobsResponse};
 use tonic::Status;
 
 use super::Cas;
 use crate::{
     digests,
-    grpc::{Body, decode},
+    grpc::{Body, HEADER_LEN, Permit, elsewhere, is_large, put_header},
     status::from_store,
     wire::{self, Field},
 };
 
+/// What the digests of a request take at most for each of its bytes, in bytes.
+const UNFOLDED: u64 = 2;
+
 impl Cas {
     /// Those of the blobs that are not here, each once.
-    pub(crate) async fn find_missing(&self, request: Bytes) -> Result<Body, Status> {
-        let wanted = wanted(request)?;
+    pub(crate) async fn find_missing(
+        &self,
+        request: Bytes,
+        permit: Permit,
+    ) -> Result<Body, Status> {
+        let (wanted, _permits) = self.wanted(request, permit).await?;
         let missing = self.blobs.find_missing(&wanted).await.map_err(from_store)?;
-        let response = FindMissingBlobsResponse {
-            missing_blob_digests: missing.iter().map(Digest::to_proto).collect(),
+        let bytes = size_of_val(missing.as_slice()) as u64;
+        let permit = self.memory.responses.reserve(bytes).await?;
+        Ok(Body::pieces(encode(missing), permit))
+    }
+
+    /// The digests of an encoded request, and permits for the memory of both.
+    async fn wanted(
+        &self,
+        request: Bytes,
+        permit: Permit,
+    ) -> Result<(Vec<Digest>, [Permit; 2]), Status> {
+        let bytes = UNFOLDED.saturating_mul(request.len() as u64);
+        let permits = [permit, self.memory.decoded.reserve(bytes).await?];
+        let encoded = request.clone();
+        let read = move || (in_place(&encoded), permits);
+        let (found, [permit, digests]) = if is_large(&request) {
+            elsewhere(read).await?
+        } else {
+            read()
         };
-        Ok(Body::reply(&response))
+        if let Some(found) = found {
+            return Ok((found?, [permit, digests]));
+        }
+        // Malformed, or oddly written: prost knows which.
+        drop(digests);
+        let (request, permits) = self.memory.decode(request, permit).await?;
+        Ok((decoded(&request)?, permits))
     }
 }
 
 /// The digests of an encoded request. Read in place, since decoding first takes as long as all the
-/// rest, and several times the memory.
-fn wanted(request: Bytes) -> Result<Vec<Digest>, Status> {
-    if let Some(listed) = Listed::read(&request) {
-        return listed.digests();
-    }
-    // Malformed, or oddly written: prost knows which.
-    let request: FindMissingBlobsRequest = decode(request)?;
+/// rest, and several times the memory. `None` when the fields are other than a client's encoder
+/// would write them.
+fn in_place(request: &[u8]) -> Option<Result<Vec<Digest>, Status>> {
+    Listed::read(request).map(Listed::digests)
+}
+
+fn decoded(request: &FindMissingBlobsRequest) -> Result<Vec<Digest>, Status> {
     digests::instance(&request.instance_name)?;
     let function = digests::function(request.digest_function)?;
     digests::digests("blob_digests", function, &request.blob_digests)
 }
 
-/// A `FindMissingBlobsRequest`, its fields where they are.
+/// The response in pieces, so that it is in memory neither as a message nor encoded.
+fn encode(missing: Vec<Digest>) -> impl Iterator<Item = Bytes> + Send + 'static {
+    const PIECE: usize = 500;
+    let message = |digests: &[Digest]| FindMissingBlobsResponse {
+        missing_blob_digests: digests.iter().map(Digest::to_proto).collect(),
+    };
+    let len = missing
+        .chunks(PIECE)
+        .map(|piece| message(piece).encoded_len())
+        .sum();
+    let mut header = BytesMut::with_capacity(HEADER_LEN);
+    put_header(&mut header, len);
+    let mut from = 0;
+    // Messages one after another are one message with the fields of all.
+    let pieces = std::iter::from_fn(move || {
+        let rest = missing.get(from..).filter(|rest| !rest.is_empty())?;
+        let piece = rest.get(..PIECE).unwrap_or(rest);
+        from += piece.len();
+        Some(message(piece).encode_to_vec().into())
+    });
+    std::iter::once(header.freeze()).chain(pieces)
+}
+
+/// A `FindMissingBlobsRequest` that was looked through, and can be read.
 #[derive(Debug, Default)]
 struct Listed<'a> {
     instance: &'a str,
     function: i32,
-    /// Encoded `Digest`s.
-    digests: Vec<(&'a str, i64)>,
+    request: &'a [u8],
 }
 
 impl<'a> Listed<'a> {
-    /// `None` when the fields are other than a client's encoder would write them.
-    fn read(mut request: &'a [u8]) -> Option<Self> {
-        let mut listed = Self::default();
-        while !request.is_empty() {
-            match wire::field(&mut request)? {
+    fn read(request: &'a [u8]) -> Option<Self> {
+        let mut listed = Self {
+            request,
+            ..Self::default()
+        };
+        let mut rest = request;
+        while !rest.is_empty() {
+            match wire::field(&mut rest)? {
                 (1, Field::Delimited(name)) => listed.instance = str::from_utf8(name).ok()?,
-                (2, Field::Delimited(digest)) => listed.digests.push(read_digest(digest)?),
+                (2, Field::Delimited(digest)) => drop(read_digest(digest)?),
                 (3, Field::Number(function)) => listed.function = number(function)?,
                 _ => return None,
             }
@@ -65,10 +121,15 @@ impl<'a> Listed<'a> {
     fn digests(self) -> Result<Vec<Digest>, Status> {
         digests::instance(self.instance)?;
         let function = digests::function(self.function)?;
-        let mut found = Vec::with_capacity(self.digests.len());
-        for (index, (hash, size)) in self.digests.into_iter().enumerate() {
+        let mut found = Vec::new();
+        let mut rest = self.request;
+        while let Some((number, content)) = wire::field(&mut rest) {
+            let (2, Field::Delimited(digest)) = (number, content) else {
+                continue;
+            };
+            let (hash, size) = read_digest(digest).unwrap_or_default();
+            let field = format_args!("blob_digests[{}]", found.len());
             let digest = Digest::parse(function, hash, size);
-            let field = format_args!("blob_digests[{index}]");
             found.push(digest.map_err(|why| digests::refuse(field, why))?);
         }
         Ok(found)
@@ -97,7 +158,6 @@ fn number(value: u64) -> Option<i32> {
 mod tests {
     use gorego_storage::DigestFunction;
     use proptest::prelude::*;
-    use prost::Message as _;
     use reapi::v2;
 
     use super::*;
@@ -122,14 +182,35 @@ mod tests {
         )
     }
 
+    /// As a client gets it.
+    fn wanted(request: &[u8]) -> Result<Vec<Digest>, String> {
+        let found = in_place(request).unwrap_or_else(|| {
+            let request = FindMissingBlobsRequest::decode(request);
+            decoded(&request.map_err(|why| Status::invalid_argument(why.to_string()))?)
+        });
+        found.map_err(|status| status.to_string())
+    }
+
     /// What the generated types and the one parser of digests make of a request.
-    fn decoded(request: &FindMissingBlobsRequest) -> Result<Vec<Digest>, String> {
-        let read = || {
-            digests::instance(&request.instance_name)?;
-            let function = digests::function(request.digest_function)?;
-            digests::digests("blob_digests", function, &request.blob_digests)
-        };
-        read().map_err(|status: Status| status.to_string())
+    fn expected(request: &FindMissingBlobsRequest) -> Result<Vec<Digest>, String> {
+        decoded(request).map_err(|status| status.to_string())
+    }
+
+    #[test]
+    fn a_response_in_pieces_is_one_message_with_every_digest() {
+        for count in [0, 1, 500, 501, 1200] {
+            let missing: Vec<_> = (0..count)
+                .map(|n: u64| DigestFunction::Sha256.digest(&n.to_le_bytes()))
+                .collect();
+            let encoded: Vec<_> = encode(missing.clone()).collect();
+            let encoded = encoded.concat();
+            let (header, message) = encoded.split_at(HEADER_LEN);
+            let len = u32::try_from(message.len()).unwrap().to_be_bytes();
+            assert_eq!(header, [&[0], len.as_slice()].concat());
+            let found = FindMissingBlobsResponse::decode(message).unwrap();
+            let expected: Vec<_> = missing.iter().map(Digest::to_proto).collect();
+            assert_eq!(found.missing_blob_digests, expected);
+        }
     }
 
     proptest! {
@@ -138,9 +219,7 @@ mod tests {
             let encoded = request.encode_to_vec();
             let listed = Listed::read(&encoded).expect("an encoder wrote it");
             let found = listed.digests().map_err(|status| status.to_string());
-            prop_assert_eq!(&found, &decoded(&request));
-            let whole = wanted(encoded.into()).map_err(|status| status.to_string());
-            prop_assert_eq!(&whole, &found);
+            prop_assert_eq!(&found, &expected(&request));
         }
 
         #[test]
@@ -151,21 +230,19 @@ mod tests {
                 .iter()
                 .flat_map(FindMissingBlobsRequest::encode_to_vec)
                 .collect();
-            let expected = FindMissingBlobsRequest::decode(joined.as_slice()).unwrap();
-            let found = wanted(joined.into()).map_err(|status| status.to_string());
-            prop_assert_eq!(found, decoded(&expected));
+            let request = FindMissingBlobsRequest::decode(joined.as_slice()).unwrap();
+            prop_assert_eq!(wanted(&joined), expected(&request));
         }
 
         #[test]
         fn nonsense_is_refused_or_read_as_prost_reads_it(
             nonsense in proptest::collection::vec(prop_oneof![0_u8..30, any::<u8>()], 0..40),
         ) {
-            let found = wanted(nonsense.clone().into());
+            let found = wanted(&nonsense);
             if let Ok(request) = FindMissingBlobsRequest::decode(nonsense.as_slice()) {
-                let found = found.map_err(|status| status.to_string());
-                prop_assert_eq!(found, decoded(&request));
+                prop_assert_eq!(found, expected(&request));
             } else {
-                prop_assert_eq!(found.unwrap_err().code(), tonic::Code::InvalidArgument);
+                prop_assert!(found.is_err());
             }
         }
     }

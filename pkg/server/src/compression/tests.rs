@@ -2,6 +2,10 @@ use proptest::prelude::*;
 
 use super::{stored::BLOCK, *};
 
+fn decompress(compressed: &[u8], size: u64) -> Result<Bytes, Malformed> {
+    Zstd::default().decompress(compressed, size)
+}
+
 fn decompress_all(compressed: &[u8], size: u64, piece: usize) -> Result<Vec<u8>, Malformed> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .build()

@@ -9,21 +9,21 @@ use prost::Message;
 use tonic::Status;
 use tracing::error;
 
-use super::{Body, Budget, Messages, Permit, RequestBody, Response};
+use super::{Body, Memory, Messages, Permit, RequestBody, Response, memory::Request};
 
 /// A call that has arrived, up to its headers.
 #[derive(Debug)]
 pub(crate) struct Call {
     body: RequestBody,
-    budget: Budget,
+    memory: Memory,
 }
 
 impl Call {
     /// A call whose request has this body.
-    pub(crate) const fn new(body: Incoming, idle_timeout: Duration, budget: Budget) -> Self {
+    pub(crate) const fn new(body: Incoming, idle_timeout: Duration, memory: Memory) -> Self {
         Self {
             body: RequestBody::new(body, idle_timeout),
-            budget,
+            memory,
         }
     }
 
@@ -34,12 +34,12 @@ impl Call {
         handler: impl AsyncFnOnce(Q) -> Result<R, Status>,
     ) -> Response
     where
-        Q: Message + Default,
+        Q: Request,
         R: Message,
     {
-        self.encoded(limit, async |request| {
-            let response = handler(decode(request)?).await?;
-            Ok(Body::reply(&response))
+        let memory = self.memory.clone();
+        self.answered(limit, async |request| {
+            memory.reply(&handler(request).await?).await
         })
         .await
     }
@@ -51,22 +51,26 @@ impl Call {
         handler: impl AsyncFnOnce(Q) -> Result<Body, Status>,
     ) -> Response
     where
-        Q: Message + Default,
+        Q: Request,
     {
-        self.encoded(limit, async |request| handler(decode(request)?).await)
-            .await
+        let memory = self.memory.clone();
+        self.encoded(limit, async |request, wire| {
+            // Set aside for as long as the handler works on the request.
+            let (request, _permits) = memory.decode(request, wire).await?;
+            handler(request).await
+        })
+        .await
     }
 
-    /// A method with one request, whose handler also decodes it.
+    /// A method with one request, whose handler also decodes it, and drops the permit afterwards.
     pub(crate) async fn encoded(
         self,
         limit: u64,
-        handler: impl AsyncFnOnce(Bytes) -> Result<Body, Status>,
+        handler: impl AsyncFnOnce(Bytes, Permit) -> Result<Body, Status>,
     ) -> Response {
         let answer = async {
-            // Set aside for as long as the handler works on the request.
-            let (request, _permit) = self.only_message(limit).await?;
-            handler(request).await
+            let (request, permit) = self.only_message(limit).await?;
+            handler(request, permit).await
         };
         response(answer.await)
     }
@@ -76,13 +80,17 @@ impl Call {
         self,
         handler: impl AsyncFnOnce(Messages) -> Result<R, Status>,
     ) -> Response {
-        let answer = handler(Messages::new(self.body, self.budget)).await;
-        response(answer.map(|message| Body::reply(&message)))
+        let answer = async {
+            let requests = self.memory.requests.clone();
+            let message = handler(Messages::new(self.body, requests)).await?;
+            self.memory.reply(&message).await
+        };
+        response(answer.await)
     }
 
     /// The requests, for a method that this layer does not handle.
     pub(crate) fn into_messages(self) -> Messages {
-        Messages::new(self.body, self.budget)
+        Messages::new(self.body, self.memory.requests)
     }
 
     async fn only_message(self, limit: u64) -> Result<(Bytes, Permit), Status> {
@@ -102,7 +110,7 @@ impl Call {
     }
 }
 
-/// Decodes a message from a client.
+/// Decodes a message from a client whose fields come once.
 pub(crate) fn decode<M: Message + Default>(encoded: Bytes) -> Result<M, Status> {
     M::decode(encoded).map_err(|why| Status::invalid_argument(format!("malformed message: {why}")))
 }

@@ -80,11 +80,6 @@ enum Source {
 }
 
 impl Body {
-    /// A message of fields, then `OK`.
-    pub(crate) fn reply(message: &impl Message) -> Self {
-        Self::message(Framed::encode(message), Permit::default())
-    }
-
     /// One message, then `OK`.
     pub(crate) fn message(message: Framed, permit: Permit) -> Self {
         Self {

@@ -21,6 +21,7 @@ use super::{
 use crate::{
     ActionCache, Digest, DigestFunction, Error, Result,
     blob::read_at,
+    decoded::{ACTION_RESULT, MAX_DECODED_RESULT},
     index::{Key, Use},
 };
 
@@ -48,6 +49,19 @@ impl ActionCache for LocalStore {
         }
         let (core, action) = (Arc::clone(core), *action);
         blocking(move || core.read_action(&action, &hash)).await
+    }
+
+    async fn size(&self, instance: &str, action: &Digest) -> Result<u64> {
+        let core = &self.core;
+        let hash = layout::instance_hash(instance);
+        let number = core.instances.number(&hash);
+        let seen = number.and_then(|number| core.index.peek(&Key::ac(action, number)));
+        if seen.is_some() || core.is_scanned() {
+            return Ok(seen.map_or(0, |seen| seen.size));
+        }
+        let (core, path) = (Arc::clone(core), layout::action_path(action, &hash));
+        let found = blocking(move || core.files.stat(&path)).await?;
+        Ok(found.map_or(0, |meta| meta.size))
     }
 
     async fn put(&self, instance: &str, action: &Digest, result: ActionResult) -> Result<()> {
@@ -144,7 +158,7 @@ impl Core {
             read_at(file, 0, size)
         };
         match read().map_err(|error| Error::io("reading", self.files.path(path), error)) {
-            Ok(content) => Ok(decode(&content)),
+            Ok(content) => Ok(decode(content)),
             Err(error) if error.is_unreadable() => Ok(None),
             Err(error) => Err(error),
         }
@@ -195,14 +209,18 @@ fn encode(result: &ActionResult) -> Vec<u8> {
     content
 }
 
-/// The result in a file's content; `None` when it is not whole.
-fn decode(content: &[u8]) -> Option<ActionResult> {
-    let content = content.strip_prefix(MAGIC)?;
-    let (checksum, payload) = content.split_at_checked(HEADER - MAGIC.len())?;
+/// The result in a file's content; `None` when it is not whole, or takes more memory than any
+/// result may. What the result carries inline stays where it is in `content`.
+fn decode(mut content: Bytes) -> Option<ActionResult> {
+    let checksum = content.strip_prefix(MAGIC)?.get(..HEADER - MAGIC.len())?;
+    let payload = content.get(HEADER..)?;
     if DigestFunction::Sha256.digest(payload).hash() != checksum {
         return None;
     }
-    ActionResult::decode(payload).ok()
+    ACTION_RESULT
+        .decoded_bytes(payload, MAX_DECODED_RESULT)
+        .ok()?;
+    ActionResult::decode(content.split_off(HEADER)).ok()
 }
 
 #[cfg(test)]
@@ -217,12 +235,23 @@ mod tests {
             ..Default::default()
         };
         let content = encode(&result);
-        assert_eq!(decode(&content), Some(result));
+        assert_eq!(decode(content.clone().into()), Some(result));
         for at in 0..content.len() {
-            assert_eq!(decode(&content[..at]), None);
+            assert_eq!(decode(content[..at].to_vec().into()), None);
             let mut damaged = content.clone();
             damaged[at] ^= 1;
-            assert_eq!(decode(&damaged), None);
+            assert_eq!(decode(damaged.into()), None);
         }
+    }
+
+    #[test]
+    fn an_action_result_that_unfolds_to_too_much_memory_is_none() {
+        let symlink = reapi::v2::OutputSymlink::default();
+        let result = |count| ActionResult {
+            output_symlinks: vec![symlink.clone(); count],
+            ..Default::default()
+        };
+        assert_eq!(decode(encode(&result(1000)).into()), Some(result(1000)));
+        assert_eq!(decode(encode(&result(1_000_000)).into()), None);
     }
 }

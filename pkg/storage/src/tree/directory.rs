@@ -5,15 +5,11 @@ use bytes::Bytes;
 use prost::Message;
 use reapi::v2;
 
-use super::wire::{Fields, Malformed};
-use crate::{Digest, DigestFunction};
+use super::wire::Fields;
+use crate::{Digest, DigestFunction, decoded::DIRECTORY};
 
 const FILES: u64 = 1;
 const DIRECTORIES: u64 = 2;
-const SYMLINKS: u64 = 3;
-const PROPERTIES: u64 = 5;
-/// The field of the properties in a file's node, and in a symbolic link's.
-const NODE_PROPERTIES: [u64; 2] = [6, 4];
 
 /// What one decoded directory may take, in bytes: more than a real one of the largest size does.
 const MAX_DECODED_BYTES: usize = 128 * 1024 * 1024;
@@ -52,38 +48,10 @@ impl EncodedDirectory {
 
     /// The whole message; an error says what is malformed.
     pub(crate) fn decode(self) -> Result<v2::Directory, String> {
-        let bytes = self.decoded_bytes()?;
-        if bytes > MAX_DECODED_BYTES {
-            return Err(format!(
-                "its nodes take {bytes} bytes of memory, at most {MAX_DECODED_BYTES} are accepted"
-            ));
-        }
+        DIRECTORY
+            .decoded_bytes(&self.0, MAX_DECODED_BYTES)
+            .map_err(|error| error.to_string())?;
         v2::Directory::decode(self.0).map_err(|error| error.to_string())
-    }
-
-    /// An upper bound of what the decoded message takes.
-    fn decoded_bytes(&self) -> Result<usize, Malformed> {
-        // A vector that grew may be half empty.
-        const NODE: usize = 2 * size_of::<v2::FileNode>();
-        const PROPERTY: usize = 2 * size_of::<v2::NodeProperty>();
-        let mut total = self.0.len();
-        for field in Fields(self.0.clone()) {
-            let (number, node) = field?;
-            total += NODE;
-            match number {
-                PROPERTIES => total += PROPERTY * Fields(node).count(),
-                FILES | DIRECTORIES | SYMLINKS => {
-                    for inner in Fields(node) {
-                        let (number, properties) = inner?;
-                        if NODE_PROPERTIES.contains(&number) {
-                            total += PROPERTY * Fields(properties).count();
-                        }
-                    }
-                }
-                _ => {}
-            }
-        }
-        Ok(total)
     }
 }
 

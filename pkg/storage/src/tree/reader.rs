@@ -7,7 +7,7 @@ use futures::StreamExt as _;
 use reapi::v2::Directory;
 
 use super::{MAX_DIRECTORY_BYTES, TreeError, directory::EncodedDirectory, wire::Header};
-use crate::{BlobStore, Chunks, Digest, Error};
+use crate::{BlobStore, CHUNK_SIZE, Chunks, Digest, Error};
 
 const ROOT: u64 = 1;
 const CHILDREN: u64 = 2;
@@ -86,6 +86,12 @@ impl TreeReader {
                 digest: self.tree,
                 bytes: len,
             });
+        }
+        let missing = len.saturating_sub(self.buffer.len() as u64);
+        if missing <= self.tree.size() {
+            // All at once, rather than twice as much while it grows; with what comes along.
+            let missing = usize::try_from(missing).unwrap_or(usize::MAX);
+            self.buffer.reserve(missing.saturating_add(CHUNK_SIZE));
         }
         while (self.buffer.len() as u64) < len {
             if !self.arrive().await? {

@@ -155,20 +155,34 @@ impl TreeWalk {
         Ok(Some((digest, Some(encoded))))
     }
 
-    /// Fetches the next directories of the queue: one, or up to `most`.
-    async fn fetch(&mut self, most: usize) -> Result<(), TreeError> {
+    /// How many bytes [`Self::next_encoded`] is about to fetch; 0 when it need not.
+    pub(crate) fn bytes_to_fetch(&self) -> u64 {
+        if self.ahead.is_empty() {
+            self.batch(BATCH).iter().map(Digest::size).sum()
+        } else {
+            0
+        }
+    }
+
+    /// The next directories of the queue that are fetched at once: one, or up to `most`.
+    fn batch(&self, most: usize) -> Vec<Digest> {
         let mut batch = Vec::new();
         let mut bytes = 0;
         for number in self.position..self.queue.len() {
             let Some(digest) = self.queue.get(number) else {
                 break;
             };
-            bytes += digest.size();
+            bytes = digest.size().saturating_add(bytes);
             if !batch.is_empty() && (batch.len() >= most || bytes > BATCH_BYTES) {
                 break;
             }
             batch.push(digest);
         }
+        batch
+    }
+
+    async fn fetch(&mut self, most: usize) -> Result<(), TreeError> {
+        let batch = self.batch(most);
         if let [digest] = batch.as_slice()
             && digest.size() > MAX_DIRECTORY_BYTES
         {

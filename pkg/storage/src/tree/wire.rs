@@ -3,24 +3,24 @@
 use bytes::{Buf as _, Bytes};
 
 /// What is wrong with some bytes.
-pub(super) type Malformed = &'static str;
+pub(crate) type Malformed = &'static str;
 
 /// What comes before a field's content.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Header {
+pub(crate) struct Header {
     /// The field's number.
-    pub(super) number: u64,
+    pub(crate) number: u64,
     /// Whether the content is a message, a string or bytes. Otherwise it is a number.
-    pub(super) delimited: bool,
+    pub(crate) delimited: bool,
     /// The header's own length in bytes. A varint's content counts as header.
-    pub(super) len: usize,
+    pub(crate) len: usize,
     /// The length of the content that follows, in bytes.
-    pub(super) content: u64,
+    pub(crate) content: u64,
 }
 
 impl Header {
     /// Reads the header at the beginning of `bytes`; `None` when it is cut off.
-    pub(super) fn read(bytes: &[u8]) -> Result<Option<Self>, Malformed> {
+    pub(crate) fn read(bytes: &[u8]) -> Result<Option<Self>, Malformed> {
         const VARINT: u64 = 0;
         const FIXED64: u64 = 1;
         const DELIMITED: u64 = 2;
