@@ -123,12 +123,13 @@ fn frame(content: Bytes) -> Framed {
         head.put_slice(&content);
         return Framed {
             head: head.freeze(),
-            payload: Bytes::new(),
+            ..Framed::default()
         };
     }
     Framed {
         head: head.freeze(),
         payload: content,
+        ..Framed::default()
     }
 }
 

@@ -11,7 +11,7 @@ use tonic::Status;
 use super::{Cas, walks::Walks};
 use crate::{
     digests,
-    grpc::{Body, Framed},
+    grpc::{Body, Budget, Framed},
     status::{from_tree, invalid_field},
 };
 
@@ -38,6 +38,7 @@ impl Cas {
             walk,
             root,
             walks: Arc::clone(&self.walks),
+            responses: self.memory.responses.clone(),
             left: (page_size > 0).then_some(page_size),
             next: None,
         };
@@ -84,6 +85,8 @@ struct Pages {
     root: Digest,
     /// Where the walk waits when there is another page.
     walks: Arc<Walks>,
+    /// For each message, until the client has taken it.
+    responses: Budget,
     /// How many directories the client still takes, if it said so.
     left: Option<u64>,
     /// The next directory.
@@ -107,7 +110,7 @@ impl Pages {
             let len = directory.encoded_len();
             if bytes > 0 && bytes + len > MESSAGE_BYTES {
                 self.next = Some(directory);
-                return Ok((Framed::encode(&message), Some(self)));
+                return Ok((self.framed(&message).await?, Some(self)));
             }
             bytes += len.max(1);
             message.directories.push(directory);
@@ -118,11 +121,21 @@ impl Pages {
                 if self.next.is_some() {
                     message.next_page_token = position.to_string();
                     self.walk.return_to(position);
+                    let framed = self.framed(&message).await?;
                     self.walks.keep(self.root, self.walk);
+                    return Ok((framed, None));
                 }
                 break;
             }
         }
-        Ok((Framed::encode(&message), None))
+        Ok((self.framed(&message).await?, None))
+    }
+
+    async fn framed(&self, message: &GetTreeResponse) -> Result<Framed, Status> {
+        let permit = self.responses.reserve(message.encoded_len() as u64).await?;
+        Ok(Framed {
+            permit,
+            ..Framed::encode(message)
+        })
     }
 }

@@ -4,7 +4,7 @@
 use std::fmt;
 
 use bytes::Bytes;
-use gorego_storage::decoded::Shape;
+use gorego_storage::decoded::{Shape, Unfit};
 use prost::Message;
 use tokio::task;
 use tonic::Status;
@@ -66,7 +66,10 @@ impl Memory {
             (bytes, wire)
         };
         let (bytes, wire) = run(large, measure).await?;
-        let bytes = bytes.map_err(|why| malformed(&why))?;
+        let bytes = bytes.map_err(|why| match why {
+            Unfit::Malformed(_) => malformed(&why),
+            Unfit::TooLarge(_) => Status::invalid_argument(format!("the message: {why}")),
+        })?;
         let permits = [wire, self.decoded.reserve(bytes as u64).await?];
         // The permits go along, since what runs elsewhere is not ended with the call.
         let decode = move || (Q::decode(encoded), permits);

@@ -32,6 +32,8 @@ const PIECE: usize = 64 * 1024;
 pub(crate) struct Framed {
     pub(crate) head: Bytes,
     pub(crate) payload: Bytes,
+    /// For the memory of both, if that is counted.
+    pub(crate) permit: Permit,
 }
 
 impl Framed {
@@ -43,7 +45,7 @@ impl Framed {
         message.encode_raw(&mut head);
         Self {
             head: head.freeze(),
-            payload: Bytes::new(),
+            ..Self::default()
         }
     }
 }
@@ -170,6 +172,7 @@ impl Body {
             Source::Messages(messages) => messages.as_mut().poll_next(cx).map(|next| {
                 Some(Ok(match next {
                     Some(Ok(framed)) => {
+                        self.pace = framed.permit.pace();
                         self.ready = framed;
                         Step::Again
                     }
@@ -198,6 +201,8 @@ impl http_body::Body for Body {
                 watchdog::sent(piece.len(), me.pace.take());
                 return Poll::Ready(Some(Ok(Frame::data(piece))));
             }
+            // Sent, and no longer held while the next message waits for memory of its own.
+            me.ready = Framed::default();
             let polled = catch_unwind(AssertUnwindSafe(|| me.poll_source(cx)));
             let Ok(polled) = polled else {
                 let status = super::call::panicked();
@@ -225,5 +230,43 @@ impl http_body::Body for Body {
         matches!(self.source, Source::Ended)
             && self.ready.head.is_empty()
             && self.ready.payload.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{future::poll_fn, time::Duration};
+
+    use futures::{FutureExt as _, StreamExt as _, stream};
+    use http_body::Body as _;
+
+    use super::*;
+    use crate::grpc::Budget;
+
+    #[tokio::test]
+    async fn a_message_that_was_taken_leaves_its_memory_to_the_next() {
+        const LEN: usize = 1024 * 1024;
+        let budget = Budget::new(LEN as u64, 0, Duration::MAX);
+        let memory = budget.clone();
+        let messages = stream::iter(0..3).then(move |_| {
+            let memory = memory.clone();
+            async move {
+                Ok(Framed {
+                    payload: vec![0; LEN].into(),
+                    permit: memory.reserve(LEN as u64).await?,
+                    ..Framed::default()
+                })
+            }
+        });
+        let mut body = Body::messages(messages.boxed());
+        let mut frame = async || poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await;
+        assert!(frame().await.is_some());
+        assert!(budget.reserve(LEN as u64).now_or_never().is_none());
+        let mut frames = 1;
+        while frame().await.is_some() {
+            frames += 1;
+        }
+        assert_eq!(frames, 3 * LEN / PIECE + 1);
+        assert!(budget.reserve(LEN as u64).now_or_never().is_some());
     }
 }
