@@ -128,8 +128,11 @@ fn answers(
             let frame = frame.ok_or_else(|| unavailable("shutting down"))?;
             let trailers = match frame.transpose()?.map(Frame::into_data) {
                 Some(Ok(head)) => {
-                    let payload = Bytes::new();
-                    return Ok(Some((Framed { head, payload }, body)));
+                    let framed = Framed {
+                        head,
+                        ..Framed::default()
+                    };
+                    return Ok(Some((framed, body)));
                 }
                 Some(Err(frame)) => frame.into_trailers().ok(),
                 None => None,

@@ -43,7 +43,7 @@ impl Memory {
     /// So much of each kind, and nobody gives way.
     #[cfg(test)]
     pub(crate) fn of_each(bytes: u64) -> Self {
-        let budget = || Budget::new(bytes, 0, std::time::Duration::MAX);
+        let budget = || Budget::new(bytes, 0, crate::shared::Patience::ENDLESS);
         Self {
             requests: budget(),
             decoded: budget(),

@@ -235,7 +235,7 @@ impl http_body::Body for Body {
 
 #[cfg(test)]
 mod tests {
-    use std::{future::poll_fn, time::Duration};
+    use std::future::poll_fn;
 
     use futures::{FutureExt as _, StreamExt as _, stream};
     use http_body::Body as _;
@@ -246,7 +246,7 @@ mod tests {
     #[tokio::test]
     async fn a_message_that_was_taken_leaves_its_memory_to_the_next() {
         const LEN: usize = 1024 * 1024;
-        let budget = Budget::new(LEN as u64, 0, Duration::MAX);
+        let budget = Budget::new(LEN as u64, 0, crate::shared::Patience::ENDLESS);
         let memory = budget.clone();
         let messages = stream::iter(0..3).then(move |_| {
             let memory = memory.clone();
