@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use prost::Message as _;
 use reapi::v2::{ActionResult, OutputFile};
 use tokio::task::JoinSet;
 
@@ -21,6 +22,7 @@ pub(super) async fn the_last_result_is_got(cache: &dyn ActionCache) {
     for function in DigestFunction::ALL {
         let action = function.digest(b"action");
         assert_eq!(cache.get("main", &action).await.unwrap(), None);
+        assert_eq!(cache.size("main", &action).await.unwrap(), 0);
         for (number, len) in [(1, 10), (2, 100_000), (3, 0)] {
             cache
                 .put("main", &action, result(number, len))
@@ -28,6 +30,9 @@ pub(super) async fn the_last_result_is_got(cache: &dyn ActionCache) {
                 .unwrap();
             let got = cache.get("main", &action).await.unwrap();
             assert_eq!(got, Some(result(number, len)), "{function}");
+            let size = cache.size("main", &action).await.unwrap();
+            let least = result(number, len).encoded_len() as u64;
+            assert!((least..least + 100).contains(&size), "{size} bytes");
         }
     }
 }
