@@ -99,7 +99,7 @@ impl Checkout {
         let log = dir.join("execution.json");
         let console = dir.join("console.txt");
         let file = fs::File::create(&console).expect("creating a file in a temporary directory");
-        let mut command = root::command(dir, &self.source(), "bazel");
+        let mut command = root::command(&self.source(), "bazel");
         command
             .args(["--nohome_rc", "--batch"])
             // It lives for seconds: optimizing it would take longer than that gains.

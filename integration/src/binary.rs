@@ -3,22 +3,27 @@
 use std::{
     env,
     ffi::OsString,
-    path::{Path, PathBuf},
+    path::{self, Path, PathBuf},
     process::Command,
     sync::OnceLock,
 };
 
 use crate::lock::Lock;
 
-/// The program under test: `GOREGO_BIN`, or else `gorego` of the profile that this test was built
+/// The program under test: `GOREGO_BIN`, which Bazel's tests are given, or else `gorego` of the profile that this test was built
 /// with, brought up to date by Cargo.
 pub fn gorego() -> &'static Path {
     static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
-    PROGRAM.get_or_init(|| env::var_os("GOREGO_BIN").map_or_else(build, PathBuf::from))
+    PROGRAM.get_or_init(|| {
+        env::var_os("GOREGO_BIN").map_or_else(build, |given| {
+            // The server is started in another directory than the tests.
+            path::absolute(&given).unwrap_or_else(|e| panic!("GOREGO_BIN={}: {e}", given.display()))
+        })
+    })
 }
 
 /// Where Cargo puts this profile's programs: the folder above this test binary's `deps`.
-pub fn profile_dir() -> PathBuf {
+fn profile_dir() -> PathBuf {
     let test = env::current_exe().expect("a test binary knows its path");
     let mut above = test.ancestors().skip(1);
     let dir = above
@@ -38,7 +43,8 @@ fn build() -> PathBuf {
     let target_dir = profile_dir
         .parent()
         .expect("a profile's directory is in a target directory");
-    let status = Command::new(env!("CARGO"))
+    let cargo = env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo"));
+    let status = Command::new(&cargo)
         .args(["build", "--quiet", "--package", "gorego", "--bin", "gorego"])
         .arg("--profile")
         .arg(profile)
@@ -46,7 +52,7 @@ fn build() -> PathBuf {
         .arg(target_dir)
         .current_dir(env!("CARGO_MANIFEST_DIR"))
         .status()
-        .unwrap_or_else(|e| panic!("starting {}: {e}", env!("CARGO")));
+        .unwrap_or_else(|e| panic!("starting {}: {e}", cargo.display()));
     assert!(status.success(), "cargo build of gorego failed: {status}");
     profile_dir.join("gorego")
 }

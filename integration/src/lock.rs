@@ -1,8 +1,8 @@
 //! What may happen only once at a time on this machine, whichever test binary it is in.
 
-use std::fs::File;
+use std::{env, fs::File};
 
-use crate::binary;
+use rustix::process::geteuid;
 
 /// Held for as long as the value lives; released by the system if the process dies.
 #[derive(Debug)]
@@ -10,9 +10,10 @@ use crate::binary;
 pub struct Lock(File);
 
 impl Lock {
-    /// Waits for the lock of that name, which lives beside the test binaries.
+    /// Waits for the lock of that name, which this user's tests share.
     pub fn take(name: &str) -> Self {
-        let path = binary::profile_dir().join(format!("gorego-integration-{name}.lock"));
+        let user = geteuid().as_raw();
+        let path = env::temp_dir().join(format!("gorego-integration-{user}-{name}.lock"));
         let file =
             File::create(&path).unwrap_or_else(|e| panic!("creating {}: {e}", path.display()));
         file.lock()

@@ -6,18 +6,22 @@ use std::{
     sync::OnceLock,
 };
 
-use crate::process;
+use crate::{process, project};
 
 /// A command that will run inside the root, in the directory `inside`; the root is made first if
 /// this machine has none.
 ///
-/// It sees the host's network, and of the host's files those below `shared`, under the same path.
-pub fn command(shared: &Path, inside: &Path, program: &str) -> Command {
+/// It sees the machine's files and network, but for the system's own folders, and whatever it leaves
+/// running ends with it.
+pub fn command(inside: &Path, program: &str) -> Command {
     make();
     let mut command = process::command(script());
-    command.arg("run").arg("--bind").arg(shared);
-    command.arg("--chdir").arg(inside).arg("--").arg(program);
-    command.stdin(Stdio::null());
+    command
+        .args(["run", "--contained", "--", program])
+        // Not what somebody has put beside the root's programs.
+        .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
+        .current_dir(inside)
+        .stdin(Stdio::null());
     command
 }
 
@@ -38,5 +42,5 @@ fn make() {
 }
 
 fn script() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tools/client-root")
+    project::root().join("tools/client-root")
 }

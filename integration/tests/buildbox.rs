@@ -46,7 +46,7 @@ fn write_program(dir: &Path) {
 /// A command line by way of recc, run in `dir`; what recc counted.
 fn recc(server: &Server, dir: &Path, arguments: &[&str]) -> String {
     let metrics = dir.join("recc.metrics");
-    let mut command = root::command(dir, dir, "recc");
+    let mut command = root::command(dir, "recc");
     command
         .arg("g++")
         .args(arguments)
@@ -134,13 +134,13 @@ fn casdownload_brings_back_the_tree_that_casupload_stored() {
     write_tree(&source);
     let digest = dir.path().join("digest");
 
-    let mut upload = root::command(dir.path(), &source, "casupload");
+    let mut upload = root::command(&source, "casupload");
     upload.arg(format!("--remote={}", server.http_url()));
     upload.arg(format!("--output-digest-file={}", digest.display()));
     run(upload.arg("."));
     let digest = fs::read_to_string(&digest).expect("casupload writes the digest");
     let server = server.restart();
-    let mut download = root::command(dir.path(), dir.path(), "casdownload");
+    let mut download = root::command(dir.path(), "casdownload");
     download.arg(format!("--remote={}", server.http_url()));
     download.arg(format!("--destination-dir={}", copy.display()));
     run(download.arg(format!("--root-digest={}", digest.trim())));

@@ -2,6 +2,8 @@
 
 use std::{net::SocketAddr, path::Path};
 
+use crate::version::VERSION;
+
 /// The facts of the start.
 pub(crate) struct Banner<'a> {
     pub(crate) address: SocketAddr,
@@ -31,7 +33,7 @@ impl Banner<'_> {
              listening on {address}\n\
              data in {dir}, at most {size}\n\
              for Bazel, add to .bazelrc:  build --remote_cache={scheme}://{host}\n",
-            version = env!("CARGO_PKG_VERSION"),
+            version = VERSION,
             dir = dir.display(),
             size = size(*max_bytes),
         )

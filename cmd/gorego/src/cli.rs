@@ -4,9 +4,11 @@ use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
 
+use crate::version::VERSION;
+
 /// A fast, local, never-wrong cache for builds that speak the Remote Execution API.
 #[derive(Debug, Parser)]
-#[command(version, about)]
+#[command(version = VERSION, about)]
 pub(crate) struct Cli {
     /// Configuration file (YAML). Without it, config.yaml in the working directory, if there is one.
     #[arg(long, value_name = "FILE", global = true)]

@@ -6,6 +6,7 @@ mod cli;
 mod listen;
 mod logging;
 mod signals;
+mod version;
 mod wire;
 
 use std::{

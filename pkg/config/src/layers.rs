@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::path::PathBuf;
 
-use serde_yaml::Spanned;
+use serde_saphyr::Spanned;
 
 use crate::problem::hint;
 use crate::sources::Sources;

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
-use serde_yaml::{DuplicateKeyPolicy, NonFiniteFloatPolicy, Spanned, UserMessageFormatter};
+use serde_saphyr::{DuplicateKeyPolicy, NonFiniteFloatPolicy, Spanned, UserMessageFormatter};
 
 use crate::value::Raw;
 
@@ -23,15 +23,15 @@ pub(crate) enum Tree {
 /// Reads one document. Anchors work, within limits that no configuration reaches; the message of
 /// an error has the line.
 pub(crate) fn parse_document(document: &str) -> Result<Node, String> {
-    let options = serde_yaml::options! {
-        budget: serde_yaml::budget! { max_depth: 16, max_nodes: 10_000, max_events: 50_000 },
+    let options = serde_saphyr::options! {
+        budget: serde_saphyr::budget! { max_depth: 16, max_nodes: 10_000, max_events: 50_000 },
         // The reader of the tree reports them all at once, and those that differ in case as well.
         duplicate_keys: DuplicateKeyPolicy::PassThrough,
         non_finite_float_policy: NonFiniteFloatPolicy::PassThrough,
         // An excerpt could show a secret.
         with_snippet: false,
     };
-    serde_yaml::from_str_with_options(document, options).map_err(|error| {
+    serde_saphyr::from_str_with_options(document, options).map_err(|error| {
         format!(
             "not YAML: {}",
             error.render_with_formatter(&UserMessageFormatter)

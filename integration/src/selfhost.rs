@@ -1,0 +1,194 @@
+//! Builds this project with its own Bazel launcher, each time as if on a new machine, and reads from
+//! the build event log where the results came from.
+
+use std::{
+    collections::BTreeMap,
+    ffi::OsString,
+    fmt::{self, Display},
+    fs,
+    path::{Path, PathBuf},
+    process::Stdio,
+    time::{Duration, Instant},
+};
+
+use serde::Deserialize;
+use tempfile::TempDir;
+
+use crate::{
+    process::{self, Process, describe},
+    project,
+};
+
+/// The project as it was when this was made, so that editing it changes no build of it.
+#[derive(Debug)]
+pub struct Project(TempDir);
+
+/// Where a build may find and leave results.
+#[derive(Clone, Copy, Debug)]
+pub enum Cache<'a> {
+    /// Nowhere.
+    None,
+    /// In the server at this address (`grpc://...`).
+    Remote(&'a str),
+    /// In this folder, by Bazel itself.
+    Disk(&'a Path),
+}
+
+/// A build of everything that succeeded.
+#[derive(Debug)]
+pub struct Build {
+    /// From the call of the launcher to its end.
+    pub wall: Duration,
+    /// How many actions each way of running them, or of not having to, was good for.
+    pub actions: BTreeMap<String, u64>,
+}
+
+/// What is read of a build event; all others are passed over.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct Event {
+    build_metrics: Option<Metrics>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct Metrics {
+    action_summary: ActionSummary,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct ActionSummary {
+    runner_count: Vec<RunnerCount>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct RunnerCount {
+    name: String,
+    count: u64,
+}
+
+impl Default for Project {
+    fn default() -> Self {
+        let dir = TempDir::new().expect("a temporary directory");
+        project::copy(dir.path());
+        Self(dir)
+    }
+}
+
+impl Project {
+    /// Builds everything in a copy that is at no other build's path, with an empty output base.
+    /// Downloads of Bazel are shared with other builds. Panics with what the launcher said when it
+    /// fails.
+    pub fn build(&self, cache: Cache<'_>) -> Build {
+        let dir = TempDir::new().expect("a temporary directory");
+        let source = dir.path().join("project");
+        let mut copy = process::command("cp");
+        copy.arg("--recursive").arg(self.0.path()).arg(&source);
+        let status = Process::spawn(&mut copy).wait();
+        assert!(status.success(), "{copy:?}: {}", describe(status));
+        let events = dir.path().join("events.json");
+        let console = dir.path().join("console.txt");
+        let file = fs::File::create(&console).expect("creating a file in a temporary directory");
+
+        let mut command = process::command(source.join("tools/bazel"));
+        command
+            .arg(argument("--output_base=", &dir.path().join("out")))
+            .args(["--batch", "build", "//...", "--noshow_progress"])
+            .args(["--symlink_prefix=/", "--remote_timeout=60s"])
+            .args(cache.arguments())
+            .arg(argument("--build_event_json_file=", &events))
+            .current_dir(&source)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(file);
+        let start = Instant::now();
+        let status = Process::spawn(&mut command).wait();
+        let wall = start.elapsed();
+        let console = fs::read_to_string(&console).unwrap_or_default();
+        // Bazel takes the right to write from what it makes.
+        make_writable(dir.path());
+        assert!(
+            status.success(),
+            "{command:?}: {}\n{console}",
+            describe(status)
+        );
+        Build {
+            wall,
+            actions: runner_counts(&events),
+        }
+    }
+}
+
+impl Build {
+    /// How many actions could have come from a remote cache: all but those inside Bazel itself.
+    pub fn cacheable(&self) -> u64 {
+        let outside = |name: &&String| !matches!(name.as_str(), "total" | "internal");
+        let counts = self.actions.iter();
+        counts
+            .filter(|(name, _)| outside(name))
+            .map(|(_, n)| n)
+            .sum()
+    }
+
+    /// How many did.
+    pub fn remote_hits(&self) -> u64 {
+        self.actions.get("remote cache hit").copied().unwrap_or(0)
+    }
+}
+
+impl Display for Build {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:.1} s; actions:", self.wall.as_secs_f64())?;
+        let counts = self.actions.iter().filter(|(name, _)| *name != "total");
+        for (at, (name, count)) in counts.enumerate() {
+            write!(f, "{} {count} {name}", if at == 0 { "" } else { "," })?;
+        }
+        Ok(())
+    }
+}
+
+impl Cache<'_> {
+    fn arguments(self) -> Vec<OsString> {
+        let mut arguments = vec![OsString::from("--remote_local_fallback=false")];
+        match self {
+            Self::None => arguments.push(OsString::from("--disk_cache=")),
+            Self::Remote(address) => {
+                arguments.push(OsString::from("--disk_cache="));
+                arguments.push(OsString::from(format!("--remote_cache={address}")));
+            }
+            Self::Disk(dir) => arguments.push(argument("--disk_cache=", dir)),
+        }
+        arguments
+    }
+}
+
+fn argument(flag: &str, path: &Path) -> OsString {
+    let mut argument = OsString::from(flag);
+    argument.push(path);
+    argument
+}
+
+fn runner_counts(events: &PathBuf) -> BTreeMap<String, u64> {
+    let text = fs::read_to_string(events)
+        .unwrap_or_else(|e| panic!("the build event log {}: {e}", events.display()));
+    let parsed = text.lines().map(|line| {
+        serde_json::from_str::<Event>(line)
+            .unwrap_or_else(|e| panic!("the build event log {}: {e}", events.display()))
+    });
+    let metrics = parsed
+        .filter_map(|event| event.build_metrics)
+        .next_back()
+        .unwrap_or_else(|| panic!("{} has no build metrics", events.display()));
+    let counts = metrics.action_summary.runner_count;
+    assert!(!counts.is_empty(), "no action in {}", events.display());
+    counts.into_iter().map(|c| (c.name, c.count)).collect()
+}
+
+fn make_writable(dir: &Path) {
+    let mut command = process::command("chmod");
+    command.args(["--recursive", "u+w"]).arg(dir);
+    // What cannot be made so is told by the removal of the folder.
+    let _ = Process::spawn(command.stderr(Stdio::null())).wait();
+}

@@ -1,0 +1,239 @@
+//! `tools/bazel` finds a Bazel that works here, and both it and the root that it may need say why when
+//! there is none.
+#![cfg(test)]
+
+use std::{
+    env,
+    ffi::OsString,
+    fs::{self, Permissions},
+    io::{Read as _, Write as _},
+    net::TcpListener,
+    os::unix::fs::PermissionsExt as _,
+    path::Path,
+    process::{Command, Output, Stdio},
+    thread,
+};
+
+use gorego_integration::{process, project};
+use tempfile::TempDir;
+
+/// Programs that stand in for those of the machine.
+struct Programs(TempDir);
+
+impl Programs {
+    fn new() -> Self {
+        Self(TempDir::new().unwrap())
+    }
+
+    /// One that is a script of the shell.
+    fn with(self, name: &str, script: &str) -> Self {
+        let path = self.0.path().join(name);
+        fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
+        fs::set_permissions(&path, Permissions::from_mode(0o755)).unwrap();
+        self
+    }
+
+    /// The search path, with the system's programs behind these.
+    fn path(&self) -> OsString {
+        let mut path = self.0.path().as_os_str().to_owned();
+        path.push(":/usr/sbin:/usr/bin:/sbin:/bin");
+        path
+    }
+}
+
+/// A script of the project, with a cache directory of its own.
+fn script(name: &str, programs: &Programs, cache: &Path) -> Command {
+    let mut command = process::command(project::root().join("tools").join(name));
+    for (key, _) in env::vars_os() {
+        if key.as_encoded_bytes().starts_with(b"GOREGO_") {
+            command.env_remove(key);
+        }
+    }
+    command
+        .env("PATH", programs.path())
+        .env("XDG_CACHE_HOME", cache)
+        .env_remove("BAZEL_REAL")
+        .stdin(Stdio::null());
+    command
+}
+
+fn output(command: &mut Command) -> (Output, String) {
+    let output = command.output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    (output, said)
+}
+
+/// A central registry of modules that answers one request; its address.
+fn registry() -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    thread::spawn(move || {
+        let (mut connection, _) = listener.accept().unwrap();
+        let mut request = [0; 1024];
+        // Where there is no curl, nothing but the connection is tried.
+        if connection.read(&mut request).is_ok_and(|length| length > 0) {
+            let answer = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{}";
+            connection.write_all(answer.as_bytes()).unwrap();
+        }
+    });
+    format!("http://{address}")
+}
+
+const BAZELISK: &str = "echo \"bazelisk got $*\"";
+
+#[test]
+fn an_installed_bazelisk_is_used_where_the_registry_answers() {
+    let programs = Programs::new().with("bazelisk", BAZELISK);
+    let cache = TempDir::new().unwrap();
+    let mut bazel = script("bazel", &programs, cache.path());
+    bazel.env("GOREGO_BAZEL_REGISTRY", registry());
+    let (output, said) = output(bazel.args(["build", "//..."]));
+    assert_eq!(output.stdout, b"bazelisk got build //...\n", "{said}");
+    assert_eq!(said.lines().count(), 1, "{said}");
+    assert!(said.contains("/bazelisk, since"), "{said}");
+}
+
+#[test]
+fn what_bazelisk_has_chosen_is_used() {
+    let programs = Programs::new().with("real", "echo \"real got $*\"");
+    let cache = TempDir::new().unwrap();
+    let mut bazel = script("bazel", &programs, cache.path());
+    bazel.env("BAZEL_REAL", programs.0.path().join("real"));
+    let (output, said) = output(bazel.arg("version"));
+    assert_eq!(output.stdout, b"real got version\n", "{said}");
+    assert_eq!(said, "");
+}
+
+/// With the registry out of reach, and a root that is there already.
+#[test]
+fn without_the_registry_bazel_runs_in_the_root_as_it_would_outside() {
+    let programs = Programs::new().with("bazelisk", BAZELISK);
+    let cache = env::var_os("XDG_CACHE_HOME").map_or_else(
+        || Path::new(&env::var_os("HOME").unwrap()).join(".cache"),
+        Into::into,
+    );
+    let elsewhere = TempDir::new().unwrap();
+    let mut bazel = script("bazel", &programs, &cache);
+    // Nobody listens at a port that was free a moment ago.
+    let closed = TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap();
+    bazel
+        .env("GOREGO_BAZEL_REGISTRY", format!("http://{closed}"))
+        .args(["--batch", "--noworkspace_rc"])
+        .arg(format!(
+            "--output_base={}",
+            elsewhere.path().join("out").display()
+        ))
+        .args(["info", "workspace"])
+        .current_dir(project::root());
+    let (output, said) = output(&mut bazel);
+    let workspace = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert_eq!(Path::new(workspace.trim_end()), project::root(), "{said}");
+    assert!(
+        said.contains(&format!("http://{closed} cannot be reached")),
+        "{said}"
+    );
+}
+
+#[test]
+fn a_wrong_choice_is_told_what_would_be_right() {
+    let programs = Programs::new();
+    let cache = TempDir::new().unwrap();
+    let mut bazel = script("bazel", &programs, cache.path());
+    let (output, said) = output(bazel.env("GOREGO_BAZEL", "debian").arg("version"));
+    assert!(!output.status.success());
+    assert!(
+        said.contains("accepted are 'installed', 'root' and nothing"),
+        "{said}"
+    );
+}
+
+/// What making the root says when mmdebstrap fails with those last words.
+fn making_fails(last_words: &str) -> String {
+    let programs = Programs::new().with("mmdebstrap", &format!("echo '{last_words}' >&2; exit 1"));
+    let cache = TempDir::new().unwrap();
+    let (output, said) = output(script("client-root", &programs, cache.path()).arg("make"));
+    assert!(!output.status.success(), "{said}");
+    let left = fs::read_dir(cache.path().join("gorego")).unwrap();
+    for entry in left {
+        let name = entry.unwrap().file_name();
+        assert_ne!(name, "client-root", "a root that is not whole");
+        assert_ne!(name, "client-root.partial", "half a root");
+    }
+    said
+}
+
+#[test]
+fn each_way_of_failing_to_make_the_root_is_told_from_the_others() {
+    for (last_words, told) in [
+        (
+            "E: Write error - write (28: No space left on device)",
+            "no space left",
+        ),
+        (
+            "W: Temporary failure resolving 'deb.debian.org'",
+            "no network",
+        ),
+        ("E: Release file is expired", "set the clock"),
+        ("E: 404  Not Found [IP: 127.0.0.1]", "try again later"),
+        ("W: GPG error: NO_PUBKEY 0", "debian-archive-keyring"),
+        (
+            "E: Failed to fetch: Connection reset",
+            "what has arrived is kept",
+        ),
+        ("something new", "something new"),
+    ] {
+        let said = making_fails(last_words);
+        assert!(said.contains(told), "{last_words}: {said}");
+    }
+}
+
+#[test]
+fn without_room_for_the_root_nothing_is_fetched() {
+    let programs = Programs::new()
+        .with("mmdebstrap", "exit 3")
+        .with("df", "echo Avail; echo 12M");
+    let cache = TempDir::new().unwrap();
+    let (output, said) = output(script("client-root", &programs, cache.path()).arg("make"));
+    assert!(!output.status.success());
+    assert!(
+        said.contains("no space: ") && said.contains("12 MB left"),
+        "{said}"
+    );
+}
+
+#[test]
+fn without_root_privileges_it_is_told_how_to_get_a_root() {
+    let programs = Programs::new()
+        .with("unshare", "exit 1")
+        .with("id", "echo 1000");
+    let cache = TempDir::new().unwrap();
+    for command in ["make", "check"] {
+        let (output, said) = output(script("client-root", &programs, cache.path()).arg(command));
+        assert!(!output.status.success());
+        assert!(said.contains("takes root privileges: run 'sudo"), "{said}");
+    }
+}
+
+#[test]
+fn only_one_of_two_makes_the_root() {
+    // Whoever finds the folder there was let in while another was at work.
+    let cache = TempDir::new().unwrap();
+    let programs = Programs::new().with(
+        "mmdebstrap",
+        "mkdir \"$XDG_CACHE_HOME/only\" || { echo two at once >&2; exit 1; }\nrmdir \"$XDG_CACHE_HOME/only\"\nexit 1",
+    );
+    let makers: Vec<_> = (0..4)
+        .map(|_| {
+            let mut command = script("client-root", &programs, cache.path());
+            command.arg("make").stderr(Stdio::piped()).spawn().unwrap()
+        })
+        .collect();
+    for maker in makers {
+        let output = maker.wait_with_output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!said.contains("two at once"), "{said}");
+    }
+}

@@ -1,0 +1,61 @@
+//! The committed descriptor set, from which Cargo makes the stubs, says what the published protos say,
+//! from which Bazel makes them.
+#![cfg(test)]
+
+use std::collections::BTreeMap;
+
+use prost::Message as _;
+use prost_types::{FileDescriptorProto, FileDescriptorSet, ServiceDescriptorProto};
+
+const COMMITTED: &[u8] = include_bytes!("../reapi.binpb");
+const MEND: &str = "mend it with: tools/bazel run //proto:update_descriptor_set";
+
+/// The files of a set by name, but for those of protobuf itself: they differ from one release of it
+/// to the next, and no stub is made from them.
+fn files(set: &[u8]) -> BTreeMap<String, FileDescriptorProto> {
+    let set = FileDescriptorSet::decode(set).unwrap_or_else(|e| panic!("{e}; {MEND}"));
+    let files = set.file.into_iter();
+    files
+        .map(|file| (file.name().to_owned(), file))
+        .filter(|(name, _)| !name.starts_with("google/protobuf/"))
+        .collect()
+}
+
+#[test]
+fn the_committed_descriptor_set_is_the_published_one() {
+    let committed = files(COMMITTED);
+    let used = files(reapi::FILE_DESCRIPTOR_SET);
+    let names = |files: &BTreeMap<_, _>| files.keys().cloned().collect::<Vec<String>>();
+    assert_eq!(
+        names(&committed),
+        names(&used),
+        "proto/reapi.binpb has other files than are published; {MEND}"
+    );
+    for (name, file) in &used {
+        assert!(
+            &committed[name] == file,
+            "proto/reapi.binpb differs in {name}; {MEND}"
+        );
+    }
+}
+
+#[test]
+fn the_descriptor_set_has_the_services_that_are_served() {
+    let files = files(COMMITTED);
+    let services: Vec<&str> = files
+        .values()
+        .flat_map(|file| file.service.iter().map(ServiceDescriptorProto::name))
+        .collect();
+    for service in [
+        "ActionCache",
+        "ByteStream",
+        "Capabilities",
+        "ContentAddressableStorage",
+        "Execution",
+    ] {
+        assert!(
+            services.contains(&service),
+            "{service} is not in {services:?}"
+        );
+    }
+}

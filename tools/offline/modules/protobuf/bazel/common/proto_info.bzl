@@ -1,0 +1,5 @@
+"""Where protobuf itself has ProtoInfo."""
+
+load("@rules_proto//proto:defs.bzl", _ProtoInfo = "ProtoInfo")
+
+ProtoInfo = _ProtoInfo
