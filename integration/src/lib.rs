@@ -6,6 +6,7 @@
 //! is a failed test, so these helpers panic with the reason instead of returning it.
 #![allow(
     clippy::expect_used,
+    clippy::indexing_slicing,
     clippy::panic,
     reason = "test support: the message of the panic is the test's report"
 )]
@@ -15,6 +16,7 @@ pub mod binary;
 pub mod client;
 pub mod content;
 pub mod lock;
+pub mod package;
 pub mod process;
 pub mod project;
 pub mod root;

@@ -97,6 +97,8 @@ impl Project {
             .arg(argument("--output_base=", &dir.path().join("out")))
             .args(["--batch", "build", "//...", "--noshow_progress"])
             .args(["--symlink_prefix=/", "--remote_timeout=60s"])
+            // A test that is killed leaves no Bazel behind.
+            .env("GOREGO_BAZEL_CONTAINED", "yes")
             .args(cache.arguments())
             .arg(argument("--build_event_json_file=", &events))
             .current_dir(&source)

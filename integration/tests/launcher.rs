@@ -6,7 +6,7 @@ use std::{
     env,
     ffi::OsString,
     fs::{self, Permissions},
-    io::{Read as _, Write as _},
+    io::{BufRead as _, BufReader, Read as _, Write as _},
     net::TcpListener,
     os::unix::fs::PermissionsExt as _,
     path::Path,
@@ -14,7 +14,10 @@ use std::{
     thread,
 };
 
-use gorego_integration::{process, project};
+use gorego_integration::{
+    process::{self, Process},
+    project,
+};
 use tempfile::TempDir;
 
 /// Programs that stand in for those of the machine.
@@ -93,6 +96,29 @@ fn an_installed_bazelisk_is_used_where_the_registry_answers() {
     assert!(said.contains("/bazelisk, since"), "{said}");
 }
 
+/// What the launcher says when it is to use what is installed, which is a Bazel of that version.
+fn with_bazel(version: &str) -> String {
+    let bazel = format!("[ \"$1\" = --version ] && echo bazel {version} || echo \"ran $*\"");
+    let programs = Programs::new().with("bazel", &bazel);
+    let cache = TempDir::new().unwrap();
+    let mut launcher = script("bazel", &programs, cache.path());
+    launcher.env("GOREGO_BAZEL", "installed").arg("info");
+    let (output, said) = output(&mut launcher);
+    String::from_utf8(output.stdout).unwrap() + &said
+}
+
+#[test]
+fn of_what_is_called_bazel_only_a_release_is_used() {
+    let said = with_bazel("7.7.1");
+    assert!(said.starts_with("ran info\n"), "{said}");
+    // As Debian's says.
+    let said = with_bazel("7.7.1; echo");
+    assert!(
+        said.contains("neither Bazelisk nor a released Bazel"),
+        "{said}"
+    );
+}
+
 #[test]
 fn what_bazelisk_has_chosen_is_used() {
     let programs = Programs::new().with("real", "echo \"real got $*\"");
@@ -114,6 +140,9 @@ fn without_the_registry_bazel_runs_in_the_root_as_it_would_outside() {
     );
     let elsewhere = TempDir::new().unwrap();
     let mut bazel = script("bazel", &programs, &cache);
+    if let Some(root) = env::var_os("GOREGO_CLIENT_ROOT") {
+        bazel.env("GOREGO_CLIENT_ROOT", root);
+    }
     // Nobody listens at a port that was free a moment ago.
     let closed = TcpListener::bind("127.0.0.1:0")
         .unwrap()
@@ -156,7 +185,7 @@ fn making_fails(last_words: &str) -> String {
     let cache = TempDir::new().unwrap();
     let (output, said) = output(script("client-root", &programs, cache.path()).arg("make"));
     assert!(!output.status.success(), "{said}");
-    let left = fs::read_dir(cache.path().join("gorego")).unwrap();
+    let left = fs::read_dir(cache.path().join("gorego-build")).unwrap();
     for entry in left {
         let name = entry.unwrap().file_name();
         assert_ne!(name, "client-root", "a root that is not whole");
@@ -219,21 +248,59 @@ fn without_root_privileges_it_is_told_how_to_get_a_root() {
 
 #[test]
 fn only_one_of_two_makes_the_root() {
-    // Whoever finds the folder there was let in while another was at work.
     let cache = TempDir::new().unwrap();
+    // Whoever makes the root says so, and then waits to be let on.
+    let [arrived, go_on] = ["arrived", "go-on"].map(|name| cache.path().join(name));
+    let mut mkfifo = process::command("mkfifo");
+    assert!(mkfifo.args([&arrived, &go_on]).status().unwrap().success());
     let programs = Programs::new().with(
         "mmdebstrap",
-        "mkdir \"$XDG_CACHE_HOME/only\" || { echo two at once >&2; exit 1; }\nrmdir \"$XDG_CACHE_HOME/only\"\nexit 1",
+        "echo >\"$XDG_CACHE_HOME/arrived\"; cat \"$XDG_CACHE_HOME/go-on\"; exit 1",
     );
-    let makers: Vec<_> = (0..4)
-        .map(|_| {
-            let mut command = script("client-root", &programs, cache.path());
-            command.arg("make").stderr(Stdio::piped()).spawn().unwrap()
-        })
-        .collect();
-    for maker in makers {
-        let output = maker.wait_with_output().unwrap();
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert!(!said.contains("two at once"), "{said}");
-    }
+    let make = || {
+        let mut command = script("client-root", &programs, cache.path());
+        Process::spawn(command.arg("make").stderr(Stdio::piped()))
+    };
+
+    let mut first = make();
+    fs::read(&arrived).unwrap();
+    let mut second = make();
+    let mut said = BufReader::new(second.child_mut().stderr.take().unwrap());
+    let mut line = String::new();
+    said.read_line(&mut line).unwrap();
+    assert!(line.contains("waiting for another process"), "{line}");
+
+    // The second comes in when the first is out.
+    fs::write(&go_on, "").unwrap();
+    first.wait();
+    fs::read(&arrived).unwrap();
+    fs::write(&go_on, "").unwrap();
+    second.wait();
+}
+
+/// What a shell says inside the root, or without one.
+fn said_by_shell(inside: bool, dir: &Path) -> Vec<u8> {
+    let script = "pwd; id -un; echo \"$HOME\"; ls -d \"$HOME\"; cat file; exit 3";
+    let mut command = if inside {
+        let mut command = process::command(project::root().join("tools/client-root"));
+        command.args(["run", "--", "sh"]);
+        command
+    } else {
+        process::command("sh")
+    };
+    let output = command.args(["-c", script]).current_dir(dir).output();
+    let output = output.unwrap();
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(3), "{errors}");
+    output.stdout
+}
+
+#[test]
+fn in_the_root_home_user_and_paths_are_those_outside() {
+    let elsewhere = TempDir::new().unwrap();
+    fs::write(elsewhere.path().join("file"), "here").unwrap();
+    assert_eq!(
+        String::from_utf8_lossy(&said_by_shell(true, elsewhere.path())),
+        String::from_utf8_lossy(&said_by_shell(false, elsewhere.path()))
+    );
 }

@@ -10,14 +10,16 @@ use prost_types::{FileDescriptorProto, FileDescriptorSet, ServiceDescriptorProto
 const COMMITTED: &[u8] = include_bytes!("../reapi.binpb");
 const MEND: &str = "mend it with: tools/bazel run //proto:update_descriptor_set";
 
-/// The files of a set by name, but for those of protobuf itself: they differ from one release of it
-/// to the next, and no stub is made from them.
+/// The files of a set by name, but for what protobuf and Google's APIs bring of options and types:
+/// they differ from one release to the next, and no stub is made from them.
 fn files(set: &[u8]) -> BTreeMap<String, FileDescriptorProto> {
     let set = FileDescriptorSet::decode(set).unwrap_or_else(|e| panic!("{e}; {MEND}"));
     let files = set.file.into_iter();
     files
         .map(|file| (file.name().to_owned(), file))
-        .filter(|(name, _)| !name.starts_with("google/protobuf/"))
+        .filter(|(name, _)| {
+            !name.starts_with("google/protobuf/") && !name.starts_with("google/api/")
+        })
         .collect()
 }
 
