@@ -20,7 +20,9 @@ pub use completeness::CompletenessChecking;
 pub use digest::{Digest, DigestError, DigestFunction, Hasher, to_hex};
 pub use error::{Error, Result, SourceError};
 pub use eviction::{Candidate, EntryId, Evictable, Removed, Usage};
-pub use local::{Counters, LocalOptions, LocalStore, OpenError, SyncMode};
+pub use local::{
+    Complete, Counters, Growth, LocalOptions, LocalStore, OpenError, Received, SyncMode,
+};
 pub use memory::MemoryStore;
 pub use resource_name::{
     Compressor, InstanceName, InstanceNameError, NameProblem, ReadName, ResourceNameError,

@@ -9,8 +9,10 @@ mod core;
 mod evict;
 mod files;
 mod folders;
+mod growth;
 mod instances;
 mod layout;
+mod receive;
 mod room;
 mod scan;
 mod scrub;
@@ -46,7 +48,12 @@ use self::{
     upkeep::Recorded,
     watchers::Watchers,
 };
-pub use self::{core::Counters, files::SyncMode};
+pub use self::{
+    core::Counters,
+    files::SyncMode,
+    growth::Growth,
+    receive::{Complete, Received},
+};
 use crate::{Error, Result, index::Index};
 
 /// The layout that this program reads and writes.

@@ -9,9 +9,8 @@ use super::{
     LocalStore,
     core::{Core, Pin, blocking, now_ms},
     files::write_at,
-    layout,
+    layout, receive,
     room::Reservation,
-    upload,
 };
 use crate::{
     Blob, BlobFile, BlobStore, CHUNK_SIZE, Digest, Error, Hasher, Put, Result,
@@ -112,10 +111,10 @@ impl BlobStore for LocalStore {
             Blob::Bytes(content) => self.core.put_pieces(digest, vec![content]).await,
             Blob::File(file) => {
                 let chunks = Blob::File(file).into_chunks();
-                upload::put_stream(&self.core, digest, chunks, None).await
+                receive::put_stream(&self.core, digest, chunks, None).await
             }
             Blob::Stream(stream) => {
-                upload::put_stream(&self.core, digest, stream.chunks, stream.resume).await
+                receive::put_stream(&self.core, digest, stream.chunks, stream.resume).await
             }
         }
     }
@@ -212,17 +211,7 @@ impl Core {
         pieces: &[Bytes],
         _room: &Reservation,
     ) -> Result<Put> {
-        let mut hasher = Hasher::new(digest.function());
-        for piece in pieces {
-            hasher.update(piece);
-        }
-        let actual = hasher.finish();
-        if actual != *digest {
-            return Err(Error::Mismatch {
-                expected: *digest,
-                actual: actual.to_string(),
-            });
-        }
+        check_content(digest, pieces)?;
         let (tmp, file) = self.files.create_tmp()?;
         let written = write_at(&file, pieces, 0)
             .map_err(|errno| self.files.error("writing", &tmp, errno))
@@ -339,6 +328,22 @@ impl Core {
     fn write_atime(&self, digest: &Digest) -> Result<()> {
         self.files.set_atime(&layout::blob_path(digest), now_ms())
     }
+}
+
+/// Refuses content of another hash.
+pub(super) fn check_content(digest: &Digest, pieces: &[Bytes]) -> Result<()> {
+    let mut hasher = Hasher::new(digest.function());
+    for piece in pieces {
+        hasher.update(piece);
+    }
+    let actual = hasher.finish();
+    if actual == *digest {
+        return Ok(());
+    }
+    Err(Error::Mismatch {
+        expected: *digest,
+        actual: actual.to_string(),
+    })
 }
 
 /// Refuses content of another size, and sizes that no store can hold.

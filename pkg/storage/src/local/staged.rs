@@ -4,8 +4,10 @@ use std::{fs, sync::Arc};
 
 use bytes::Bytes;
 
-use super::{claims::Claim, core::Core, files::write_at, layout, room::Reservation, verify};
-use crate::{Digest, Error, Hasher, Put, Result, Resume, index::room_of};
+use super::{
+    claims::Claim, core::Core, files::write_at, growth::Growth, layout, room::Reservation, verify,
+};
+use crate::{BlobFile, Digest, Error, Hasher, Put, Result, Resume, index::room_of};
 
 /// A growing file and the hash of what it holds. Dropped, it is kept for a later attempt if the
 /// client gave the upload a name, and removed otherwise.
@@ -13,8 +15,10 @@ pub(super) struct Staged {
     core: Arc<Core>,
     digest: Digest,
     path: String,
-    file: fs::File,
+    file: Arc<fs::File>,
     hasher: Hasher,
+    /// Who else reads it.
+    growth: Option<Arc<Growth>>,
     room: Option<Reservation>,
     /// Held for as long as the file may be written.
     claim: Option<Arc<Claim>>,
@@ -30,12 +34,14 @@ impl Staged {
         digest: &Digest,
         resume: Option<Resume>,
         claim: Option<Arc<Claim>>,
+        growth: Option<Arc<Growth>>,
         mut room: Reservation,
     ) -> Result<Self> {
         let Some(Resume { upload, offset }) = resume else {
             let (path, file) = core.files.create_tmp()?;
             let hasher = Hasher::new(digest.function());
-            return Ok(Self::new(core, digest, path, file, hasher, room, None));
+            let staged = Self::new(core, digest, path, file, hasher, room, None);
+            return Ok(staged.read_by(growth));
         };
         let path = layout::upload_path(digest, &upload);
         let file = core.files.open_upload(&path)?;
@@ -54,7 +60,15 @@ impl Staged {
         let hasher = verify::hash_prefix(digest.function(), &file, offset).map_err(failed)?;
         file.set_len(offset).map_err(failed)?;
         room.merge(core.room.adopt_idle(kept));
-        Ok(Self::new(core, digest, path, file, hasher, room, claim))
+        Ok(Self::new(core, digest, path, file, hasher, room, claim).read_by(growth))
+    }
+
+    fn read_by(mut self, growth: Option<Arc<Growth>>) -> Self {
+        if let Some(growth) = &growth {
+            growth.opened(&self.file, self.core.files.path(&self.path), self.len());
+        }
+        self.growth = growth;
+        self
     }
 
     fn new(
@@ -72,8 +86,9 @@ impl Staged {
             core,
             digest: *digest,
             path,
-            file,
+            file: Arc::new(file),
             hasher,
+            growth: None,
             room,
             claim,
             resumed,
@@ -107,20 +122,40 @@ impl Staged {
         for piece in pieces {
             self.hasher.update(piece);
         }
+        if let Some(growth) = &self.growth {
+            growth.grown(self.len());
+        }
         Ok(())
+    }
+
+    /// Checks the whole content.
+    pub(super) fn verify(&self) -> Result<()> {
+        let actual = self.hasher.clone().finish();
+        if actual == self.digest {
+            return Ok(());
+        }
+        let (expected, actual) = (self.digest, actual.to_string());
+        Err(if self.resumed {
+            Error::ResumedMismatch { expected, actual }
+        } else {
+            Error::Mismatch { expected, actual }
+        })
+    }
+
+    /// What it holds.
+    pub(super) fn blob(&self) -> BlobFile {
+        BlobFile {
+            file: Arc::clone(&self.file),
+            path: self.core.files.path(&self.path),
+            offset: 0,
+            len: self.len(),
+            guard: None,
+        }
     }
 
     /// Verifies the whole content and puts it into its place. After an error, remove it. Blocks.
     pub(super) fn publish(&mut self) -> Result<Put> {
-        let actual = self.hasher.clone().finish();
-        if actual != self.digest {
-            let (expected, actual) = (self.digest, actual.to_string());
-            return Err(if self.resumed {
-                Error::ResumedMismatch { expected, actual }
-            } else {
-                Error::Mismatch { expected, actual }
-            });
-        }
+        self.verify()?;
         self.core
             .files
             .seal(&self.path, &self.file, self.claim.is_some())?;

@@ -4,21 +4,20 @@ use std::{mem, sync::Arc};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use futures::StreamExt as _;
-use tokio::{runtime::Handle, task::JoinHandle};
+use tokio::task::JoinHandle;
 
 use super::{
     LocalStore,
-    blobs::{check_size, disk_full},
+    blobs::{check_content, check_size, disk_full},
     claims::Claim,
     core::{Core, blocking, cut_off},
+    growth::Growth,
     layout,
     room::Reservation,
     staged::Staged,
 };
 use crate::{
-    CHUNK_SIZE, Chunks, Digest, Error, Put, Result, Resume, UploadId, Uploads,
-    index::{SIZE_END, Use, room_of},
+    Blob, CHUNK_SIZE, Digest, Error, Put, Result, Resume, UploadId, Uploads, index::room_of,
 };
 
 /// How much room an upload takes at a time beyond what has arrived.
@@ -30,54 +29,6 @@ impl Uploads for LocalStore {
         let (core, path) = (Arc::clone(&self.core), layout::upload_path(digest, upload));
         let meta = blocking(move || core.files.stat(&path)).await?;
         Ok(meta.map_or(0, |meta| meta.size.min(digest.size())))
-    }
-}
-
-/// Stores content as it arrives; see [`crate::BlobStore::put`].
-pub(super) async fn put_stream(
-    core: &Arc<Core>,
-    digest: &Digest,
-    mut chunks: Chunks,
-    resume: Option<Resume>,
-) -> Result<Put> {
-    if digest.size() >= SIZE_END {
-        check_size(digest, digest.size())?;
-    }
-    // Watching comes before looking, so that no other upload's end falls in between.
-    let watch = core.watchers.watch(digest);
-    if digest.is_empty_blob() || core.seek(digest, Use::default()).await?.is_some() {
-        return Ok(Put::Existed);
-    }
-    let mut upload = Guard(Some(Upload::begin(core, digest, resume).await));
-    let claim = upload.0.as_ref().and_then(|upload| upload.claim.clone());
-    let superseded = async move {
-        match claim {
-            Some(claim) => claim.superseded().await,
-            None => std::future::pending().await,
-        }
-    };
-    let receive = async {
-        while let Some(chunk) = chunks.next().await {
-            let Some(upload) = &mut upload.0 else { break };
-            upload.push(chunk?).await?;
-        }
-        Ok(())
-    };
-    let ended = tokio::select! {
-        biased;
-        () = superseded => Err(Error::Superseded(*digest)),
-        () = watch.published() => return upload.abandon().await,
-        ended = receive => ended,
-    };
-    let Some(taken) = upload.0.take() else {
-        return Ok(Put::Existed);
-    };
-    match ended {
-        Ok(()) => taken.finish().await,
-        Err(error) => {
-            taken.end(error.clone()).await?;
-            Err(error)
-        }
     }
 }
 
@@ -99,11 +50,13 @@ type Written = (Box<Staged>, Vec<Bytes>, Result<()>);
 
 /// One stream on its way to the disk. Bytes are collected until writing them is worth a trip to
 /// another thread, and received while that thread writes.
-struct Upload {
-    core: Arc<Core>,
+pub(super) struct Upload {
+    pub(super) core: Arc<Core>,
     digest: Digest,
     resume: Option<Resume>,
-    claim: Option<Arc<Claim>>,
+    pub(super) claim: Option<Arc<Claim>>,
+    /// Who else reads the file while it grows.
+    growth: Option<Arc<Growth>>,
     /// Bytes received, those before the stream's offset included.
     received: u64,
     pieces: Vec<Bytes>,
@@ -114,7 +67,12 @@ struct Upload {
 }
 
 impl Upload {
-    async fn begin(core: &Arc<Core>, digest: &Digest, resume: Option<Resume>) -> Self {
+    pub(super) async fn begin(
+        core: &Arc<Core>,
+        digest: &Digest,
+        resume: Option<Resume>,
+        growth: Option<Arc<Growth>>,
+    ) -> Self {
         let claim = match &resume {
             Some(resume) => {
                 let path = layout::upload_path(digest, &resume.upload);
@@ -128,6 +86,7 @@ impl Upload {
             received: resume.as_ref().map_or(0, |resume| resume.offset),
             resume,
             claim,
+            growth,
             pieces: Vec::new(),
             collected: 0,
             phase: Phase::Unopened,
@@ -135,7 +94,7 @@ impl Upload {
         }
     }
 
-    async fn push(&mut self, chunk: Bytes) -> Result<()> {
+    pub(super) async fn push(&mut self, chunk: Bytes) -> Result<()> {
         self.received = self.received.saturating_add(chunk.len() as u64);
         if self.received > self.digest.size() {
             let actual = format!("more than {} bytes", self.digest.size());
@@ -191,9 +150,10 @@ impl Upload {
             let room = self.room(more, &what).await?;
             let (core, digest) = (Arc::clone(&self.core), self.digest);
             let (resume, claim) = (self.resume.clone(), self.claim.clone());
+            let growth = self.growth.clone();
             // Whoever gives this upload up meanwhile has to wait for its file all the same.
             self.phase = Phase::Opening(tokio::task::spawn_blocking(move || {
-                Staged::open(core, &digest, resume, claim, room)
+                Staged::open(core, &digest, resume, claim, growth, room)
             }));
         }
         self.ready().await?;
@@ -265,37 +225,67 @@ impl Upload {
         }
     }
 
-    /// All bytes came: verifies and publishes.
-    async fn finish(mut self) -> Result<Put> {
-        let offset = self.resume.as_ref().map_or(0, |resume| resume.offset);
+    /// All bytes came: has them in memory if they are few, and otherwise all in the staged file.
+    pub(super) async fn complete(mut self) -> Result<Self> {
         if let Err(error) = check_size(&self.digest, self.received) {
             self.discard().await?;
             return Err(error);
         }
-        if matches!(self.phase, Phase::Unopened) && offset == 0 {
-            let put = self
-                .core
-                .put_pieces(&self.digest, mem::take(&mut self.pieces))
-                .await;
+        if self.is_small() {
+            return Ok(self);
+        }
+        let staged = async {
+            self.reserve(self.collected as u64).await?;
+            if self.collected > 0 {
+                self.flush_and_wait().await?;
+            }
+            Ok::<_, Error>(())
+        };
+        match staged.await {
+            Ok(()) => Ok(self),
+            Err(error) => Err(self.end(error.clone()).await.err().unwrap_or(error)),
+        }
+    }
+
+    fn is_small(&self) -> bool {
+        let offset = self.resume.as_ref().map_or(0, |resume| resume.offset);
+        matches!(self.phase, Phase::Unopened) && offset == 0
+    }
+
+    /// Checks the content of a complete upload against its digest.
+    pub(super) fn verify(&self) -> Result<()> {
+        match &self.phase {
+            Phase::Ready(staged) => staged.verify(),
+            _ if self.is_small() => check_content(&self.digest, &self.pieces),
+            _ => Err(self.lost()),
+        }
+    }
+
+    /// The content of a complete upload.
+    pub(super) fn blob(&self) -> Result<Blob> {
+        match &self.phase {
+            Phase::Ready(staged) => Ok(Blob::File(staged.blob())),
+            _ if self.is_small() => Ok(Blob::Bytes(self.pieces.concat().into())),
+            _ => Err(self.lost()),
+        }
+    }
+
+    /// Verifies a complete upload and puts it into its place.
+    pub(super) async fn publish(mut self) -> Result<Put> {
+        if self.is_small() {
+            let pieces = mem::take(&mut self.pieces);
+            let put = self.core.put_pieces(&self.digest, pieces).await;
             self.drop_kept().await?;
             return put;
-        }
-        if let Err(error) = self.reserve(self.collected as u64).await {
-            return Err(self.end(error.clone()).await.err().unwrap_or(error));
-        }
-        if self.collected > 0
-            && let Err(error) = self.flush_and_wait().await
-        {
-            return Err(self.end(error.clone()).await.err().unwrap_or(error));
         }
         let Phase::Ready(staged) = mem::replace(&mut self.phase, Phase::Lost) else {
             return Err(self.lost());
         };
-        self.publish(staged).await
+        self.publish_staged(staged).await
     }
 
-    /// Verifies and publishes; a second time after eviction when the disk has no room for the name.
-    async fn publish(&self, mut staged: Box<Staged>) -> Result<Put> {
+    /// The same, a second time after eviction when the disk has no room for the name.
+    async fn publish_staged(&self, mut staged: Box<Staged>) -> Result<Put> {
         let mut second = false;
         loop {
             let attempt = move || {
@@ -326,7 +316,7 @@ impl Upload {
     }
 
     /// After an error: keeps what a client can go on from, drops what it cannot.
-    async fn end(self, error: Error) -> Result<()> {
+    pub(super) async fn end(self, error: Error) -> Result<()> {
         match error {
             // What an earlier attempt left takes no room that it did not have.
             Error::Full { .. } if matches!(self.phase, Phase::Unopened) => Ok(()),
@@ -336,7 +326,7 @@ impl Upload {
     }
 
     /// Stages what was collected, and keeps it for a later attempt.
-    async fn suspend(mut self) -> Result<()> {
+    pub(super) async fn suspend(mut self) -> Result<()> {
         self.ended = true;
         if self.resume.is_some() && self.collected > 0 {
             match self.flush_and_wait().await {
@@ -348,7 +338,7 @@ impl Upload {
         self.ready().await
     }
 
-    async fn discard(mut self) -> Result<()> {
+    pub(super) async fn discard(mut self) -> Result<()> {
         let ready = self.ready().await;
         if matches!(self.phase, Phase::Unopened) {
             return self.drop_kept().await;
@@ -393,36 +383,5 @@ impl Upload {
 
     fn lost(&self) -> Error {
         Error::Unavailable(format!("upload of {} lost its file", self.digest))
-    }
-}
-
-/// An upload whose caller may vanish at any moment; what it collected is kept even then.
-struct Guard(Option<Upload>);
-
-impl Guard {
-    /// Another upload finished the blob first.
-    async fn abandon(&mut self) -> Result<Put> {
-        if let Some(upload) = self.0.take() {
-            upload.discard().await?;
-        }
-        Ok(Put::Existed)
-    }
-}
-
-impl Drop for Guard {
-    fn drop(&mut self) {
-        let Some(upload) = self.0.take() else { return };
-        let Ok(runtime) = Handle::try_current() else {
-            return;
-        };
-        let tracker = upload.core.tracker.clone();
-        tracker.spawn_on(
-            async move {
-                if let Err(error) = upload.suspend().await {
-                    tracing::debug!(%error, "could not keep an upload that broke off");
-                }
-            },
-            &runtime,
-        );
     }
 }
