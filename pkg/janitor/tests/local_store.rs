@@ -134,6 +134,7 @@ async fn a_partial_upload_outlives_any_number_of_blobs_that_could_go_instead() {
             upload: upload.clone(),
             offset: 0,
         }),
+        verified: None,
     });
     store.put(&digest, broken).await.unwrap_err();
     let mut uploaders = JoinSet::new();

@@ -102,6 +102,7 @@ impl ByteStream for Services {
             Blob::Stream(BlobStream {
                 chunks: stream::iter([Ok(first.data)]).chain(rest).boxed(),
                 resume: None,
+                verified: None,
             })
         };
         self.blobs.put(&name.digest, blob).await.map_err(status)?;

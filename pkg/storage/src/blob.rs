@@ -3,7 +3,7 @@
 use std::{fmt, fs, io, path::PathBuf, sync::Arc};
 
 use bytes::{Bytes, BytesMut};
-use futures::{StreamExt as _, stream, stream::BoxStream};
+use futures::{StreamExt as _, future::BoxFuture, stream, stream::BoxStream};
 use rustix::io::Errno;
 use tokio::task::{self, JoinHandle};
 
@@ -53,7 +53,13 @@ pub struct BlobStream {
     pub chunks: Chunks,
     /// For a put whose beginning may have come earlier, and whose end may come later.
     pub resume: Option<Resume>,
+    /// For content that is on its way from elsewhere: completes once all of it, also what is not
+    /// asked for, has arrived and was found to match. The last chunk comes no earlier.
+    pub verified: Option<Verified>,
 }
+
+/// See [`BlobStream::verified`].
+pub type Verified = BoxFuture<'static, Result<()>>;
 
 /// Which upload an arriving piece of content belongs to.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -86,10 +92,12 @@ impl Blob {
         Self::Stream(BlobStream {
             chunks: chunks.boxed(),
             resume: None,
+            verified: None,
         })
     }
 
-    /// Leaves out everything after the first `limit` bytes.
+    /// Leaves out everything after the first `limit` bytes. The last of those comes only once the
+    /// whole content was verified, if that is still to be done.
     #[must_use]
     pub fn truncate(self, limit: u64) -> Self {
         match self {
@@ -101,9 +109,14 @@ impl Blob {
                 len: file.len.min(limit),
                 ..file
             }),
-            Self::Stream(BlobStream { chunks, resume }) => Self::Stream(BlobStream {
-                chunks: truncate_chunks(chunks, limit),
+            Self::Stream(BlobStream {
+                chunks,
                 resume,
+                verified,
+            }) => Self::Stream(BlobStream {
+                chunks: truncate_chunks(chunks, limit, verified),
+                resume,
+                verified: None,
             }),
         }
     }
@@ -139,17 +152,24 @@ fn split(mut bytes: Bytes) -> impl Iterator<Item = Bytes> {
     })
 }
 
-fn truncate_chunks(chunks: Chunks, limit: u64) -> Chunks {
-    stream::unfold((chunks, limit), |(mut chunks, left)| async move {
+fn truncate_chunks(chunks: Chunks, limit: u64, verified: Option<Verified>) -> Chunks {
+    let state = (chunks, limit, verified);
+    stream::unfold(state, |(mut chunks, left, mut verified)| async move {
         if left == 0 {
             return None;
         }
-        let item = chunks.next().await?.map(|mut chunk| {
+        let mut item = chunks.next().await?.map(|mut chunk| {
             chunk.truncate(usize::try_from(left).unwrap_or(usize::MAX));
             chunk
         });
         let passed = item.as_ref().map_or(0, |chunk| chunk.len() as u64);
-        Some((item, (chunks, left - passed)))
+        if passed == left
+            && let Some(verified) = verified.take()
+            && let Err(error) = verified.await
+        {
+            item = Err(error);
+        }
+        Some((item, (chunks, left - passed, verified)))
     })
     .boxed()
 }

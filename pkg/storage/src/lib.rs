@@ -15,7 +15,7 @@ mod resource_name;
 mod store;
 mod tree;
 
-pub use blob::{Blob, BlobFile, BlobStream, CHUNK_SIZE, Chunks, InUse, Resume, UploadId};
+pub use blob::{Blob, BlobFile, BlobStream, CHUNK_SIZE, Chunks, InUse, Resume, UploadId, Verified};
 pub use completeness::CompletenessChecking;
 pub use digest::{Digest, DigestError, DigestFunction, Hasher, to_hex};
 pub use error::{Error, Result, SourceError};

@@ -236,6 +236,7 @@ async fn partial_uploads_count_and_are_removed_unless_somebody_sends_them() {
     let stalled = gorego_storage::BlobStream {
         chunks: Box::pin(stream),
         resume: Some(resume),
+        verified: None,
     };
     let mut sending = store.put(&digest, Blob::Stream(stalled));
     tokio::select! {

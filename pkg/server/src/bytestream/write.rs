@@ -78,6 +78,7 @@ impl ByteStreams {
         let blob = Blob::Stream(BlobStream {
             chunks,
             resume: Some(resume),
+            verified: None,
         });
         self.blobs.put(&name.digest, blob).await
     }

@@ -176,7 +176,7 @@ impl BlobStore for Counted {
     }
 
     async fn put(&self, digest: &Digest, blob: Blob) -> Result<Put, Error> {
-        let Blob::Stream(BlobStream { chunks, resume }) = blob else {
+        let Blob::Stream(BlobStream { chunks, resume, .. }) = blob else {
             return self.store.put(digest, blob).await;
         };
         let taken = self.taken.clone();
@@ -186,6 +186,7 @@ impl BlobStore for Counted {
         let stream = BlobStream {
             chunks: chunks.boxed(),
             resume,
+            verified: None,
         };
         self.store.put(digest, Blob::Stream(stream)).await
     }

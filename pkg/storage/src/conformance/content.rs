@@ -145,7 +145,11 @@ fn arriving(content: &Bytes, end: End, resume: Option<Resume>) -> Blob {
         End::Breaks => pieces.chain(stream::iter([Err(broken())])).boxed(),
         End::Stalls => pieces.chain(stream::pending()).boxed(),
     };
-    Blob::Stream(BlobStream { chunks, resume })
+    Blob::Stream(BlobStream {
+        chunks,
+        resume,
+        verified: None,
+    })
 }
 
 /// The stored content from `offset` on.

@@ -108,6 +108,7 @@ pub fn broken(upload: &str, offset: u64, pieces: &[Bytes]) -> Blob {
     Blob::Stream(BlobStream {
         chunks: Box::pin(stream::iter(items)),
         resume,
+        verified: None,
     })
 }
 
@@ -124,6 +125,7 @@ pub fn whole(upload: &str, offset: u64, content: &Bytes) -> Blob {
     Blob::Stream(BlobStream {
         chunks: Box::pin(stream::iter(pieces)),
         resume,
+        verified: None,
     })
 }
 
