@@ -7,7 +7,7 @@ use tokio::runtime::Handle;
 
 use super::{LocalStore, blobs::check_size, core::Core, growth::Growth, upload::Upload};
 use crate::{
-    Blob, Chunks, Digest, Error, Put, Result, Resume,
+    Blob, Chunks, Digest, Error, Put, Result, Resume, UploadId,
     index::{SIZE_END, Use},
 };
 
@@ -34,6 +34,16 @@ impl LocalStore {
         growth: Option<Arc<Growth>>,
     ) -> Result<Received> {
         receive(&self.core, digest, chunks, resume, growth).await
+    }
+
+    /// Drops what is kept of an upload that broke off, whoever is sending it.
+    pub async fn discard_upload(&self, digest: &Digest, upload: &UploadId) -> Result<()> {
+        let resume = Resume {
+            upload: upload.clone(),
+            offset: 0,
+        };
+        let upload = Upload::begin(&self.core, digest, Some(resume), None).await;
+        upload.discard().await
     }
 }
 

@@ -1,0 +1,367 @@
+//! A blob on its way from the backing cache, and all who read it meanwhile.
+//!
+//! What has arrived is in the file that it is written to, but for the newest part, which is in
+//! memory. Where it cannot be written, memory is all there is: then the newest part is as large as
+//! may be, and what no longer fits waits until the readers have passed it.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use bytes::{Bytes, BytesMut};
+use futures::{StreamExt as _, stream};
+use gorego_storage::{Blob, BlobStream, Digest, Error, Growth, Result};
+use tokio::{
+    sync::Notify,
+    task,
+    time::{Instant, timeout_at},
+};
+
+/// How much is read of the file at a time. There may be hundreds of readers.
+const PIECE: usize = 128 * 1024;
+
+/// A reader that does not go on for this long while memory is short is left behind.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Flow {
+    digest: Digest,
+    growth: Arc<Growth>,
+    state: Mutex<State>,
+    /// Something arrived, or the end was reached.
+    arrived: Notify,
+    /// A reader went on, or away.
+    passed: Notify,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// The newest part.
+    newest: VecDeque<Bytes>,
+    /// Where it starts and ends in the blob.
+    start: u64,
+    end: u64,
+    /// How much may be in memory, where nothing is written any more.
+    in_memory: Option<u64>,
+    outcome: Option<Result<()>>,
+    readers: HashMap<u64, Place>,
+    next_reader: u64,
+}
+
+/// Where a reader is, and since when.
+#[derive(Clone, Copy, Debug)]
+struct Place {
+    at: u64,
+    since: Instant,
+}
+
+/// What there is for a reader.
+enum Found {
+    Piece(Bytes),
+    /// This much, in the file.
+    Written(usize),
+    Nothing,
+    End(Result<()>),
+}
+
+impl Flow {
+    pub(crate) fn new(digest: Digest) -> Self {
+        Self {
+            digest,
+            growth: Arc::default(),
+            state: Mutex::default(),
+            arrived: Notify::new(),
+            passed: Notify::new(),
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) const fn digest(&self) -> &Digest {
+        &self.digest
+    }
+
+    /// Where to write it, for those who read.
+    pub(crate) fn growth(&self) -> Arc<Growth> {
+        Arc::clone(&self.growth)
+    }
+
+    /// Adds what arrived. Waits for readers where memory is all there is and is full.
+    pub(crate) async fn push(&self, chunk: Bytes) {
+        let len = chunk.len() as u64;
+        {
+            let mut state = self.state();
+            state.end += len;
+            state.newest.push_back(chunk);
+            state.drop_before(self.growth.len());
+        }
+        self.arrived.notify_waiters();
+        self.make_room().await;
+    }
+
+    /// Waits until the newest part is no larger than it may be. Readers that stand still for too
+    /// long are left behind.
+    async fn make_room(&self) {
+        loop {
+            let passed = self.passed.notified();
+            tokio::pin!(passed);
+            passed.as_mut().enable();
+            let until = {
+                let mut state = self.state();
+                let Some(most) = state.in_memory else { return };
+                let due = state.end.saturating_sub(most);
+                state.leave_behind(due);
+                let slowest = state.slowest();
+                state.drop_before(due.min(slowest));
+                if state.start >= due || state.end - state.start <= most {
+                    return;
+                }
+                state.patience(due)
+            };
+            let _ = timeout_at(until, passed).await;
+        }
+    }
+
+    /// Nothing more is written from now on; at most this much is kept in memory.
+    pub(crate) fn to_memory(&self, most: u64) {
+        self.state().in_memory = Some(most);
+    }
+
+    /// Whether anybody still reads it.
+    pub(crate) fn is_wanted(&self) -> bool {
+        !self.state().readers.is_empty()
+    }
+
+    /// All arrived and was verified, or not.
+    pub(crate) fn finish(&self, outcome: Result<()>) {
+        self.state().outcome.get_or_insert(outcome);
+        self.arrived.notify_waiters();
+    }
+
+    /// Waits until anything has arrived; an error if nothing will.
+    pub(crate) async fn started(&self) -> Result<()> {
+        self.until(|state| match &state.outcome {
+            Some(outcome) => Some(outcome.clone()),
+            None => (state.end > 0).then_some(Ok(())),
+        })
+        .await
+    }
+
+    /// Waits until all of it has arrived and was verified.
+    pub(crate) async fn verified(&self) -> Result<()> {
+        self.until(|state| state.outcome.clone()).await
+    }
+
+    async fn until<T>(&self, look: impl Fn(&State) -> Option<T>) -> T {
+        loop {
+            let arrived = self.arrived.notified();
+            tokio::pin!(arrived);
+            arrived.as_mut().enable();
+            if let Some(found) = look(&self.state()) {
+                return found;
+            }
+            arrived.await;
+        }
+    }
+
+    /// The content from `offset` on, as it arrives; `None` when it has passed that already, and it
+    /// was not written.
+    pub(crate) fn read(self: &Arc<Self>, offset: u64) -> Option<Blob> {
+        let reader = Reader::new(Arc::clone(self), offset)?;
+        let flow = Arc::clone(self);
+        let chunks = stream::try_unfold(reader, |mut reader| async move {
+            Ok(reader.next().await?.map(|piece| (piece, reader)))
+        });
+        Some(Blob::Stream(BlobStream {
+            chunks: chunks.boxed(),
+            resume: None,
+            verified: Some(Box::pin(async move { flow.verified().await })),
+        }))
+    }
+
+    /// All of it, once it was verified. For blobs that fit into a batch.
+    pub(crate) async fn bytes(&self) -> Result<Bytes> {
+        self.verified().await?;
+        let (start, newest) = {
+            let state = self.state();
+            (state.start, state.newest.clone())
+        };
+        if let (0, 1, Some(only)) = (start, newest.len(), newest.front()) {
+            return Ok(only.clone());
+        }
+        let mut whole = BytesMut::new();
+        while (whole.len() as u64) < start {
+            let left = start - whole.len() as u64;
+            let at = whole.len() as u64;
+            let len = usize::try_from(left).unwrap_or(usize::MAX);
+            whole.extend_from_slice(&self.written(at, len).await?);
+        }
+        for chunk in newest {
+            whole.extend_from_slice(&chunk);
+        }
+        Ok(whole.freeze())
+    }
+
+    /// Up to `len` bytes, and at least one, that were written.
+    async fn written(&self, at: u64, len: usize) -> Result<Bytes> {
+        let growth = self.growth();
+        let read = task::spawn_blocking(move || growth.read(at, len)).await;
+        let cut_off = |error| Error::Unavailable(format!("reading was cut off: {error}"));
+        let piece = read.map_err(cut_off)??;
+        if piece.is_empty() {
+            let why = format!("{}: what arrived is no longer there", self.digest);
+            return Err(Error::Unavailable(why));
+        }
+        Ok(piece)
+    }
+
+    /// What there is at `at`. The end of the blob is held back until it was verified.
+    fn look(&self, reader: u64, at: u64) -> Found {
+        let mut state = self.state();
+        let Some(place) = state.readers.get_mut(&reader) else {
+            let why =
+                "too slow while others waited for the same blob, which the disk has no room for";
+            return Found::End(Err(Error::Unavailable(format!("{}: {why}", self.digest))));
+        };
+        if place.at != at {
+            *place = Place::new(at);
+            self.passed.notify_waiters();
+        }
+        if let Some(Err(error)) = &state.outcome {
+            return Found::End(Err(error.clone()));
+        }
+        let verified = state.outcome.is_some();
+        let whole = |len: u64| verified || at + len < self.digest.size();
+        if let Some(piece) = state.piece(at) {
+            return if whole(piece.len() as u64) {
+                Found::Piece(piece)
+            } else {
+                Found::Nothing
+            };
+        }
+        let written = self.growth.len().saturating_sub(at);
+        let len = usize::try_from(written).unwrap_or(usize::MAX).min(PIECE);
+        if len > 0 && whole(len as u64) {
+            Found::Written(len)
+        } else if verified {
+            Found::End(Ok(()))
+        } else {
+            Found::Nothing
+        }
+    }
+}
+
+impl Place {
+    fn new(at: u64) -> Self {
+        let since = Instant::now();
+        Self { at, since }
+    }
+}
+
+impl State {
+    /// Lets go of the chunks that lie wholly before `offset`.
+    fn drop_before(&mut self, offset: u64) {
+        while let Some(first) = self.newest.front() {
+            let next = self.start + first.len() as u64;
+            if next > offset {
+                break;
+            }
+            self.start = next;
+            self.newest.pop_front();
+        }
+    }
+
+    fn slowest(&self) -> u64 {
+        let places = self.readers.values().map(|place| place.at);
+        places.min().unwrap_or(u64::MAX)
+    }
+
+    /// Forgets the readers that have stood still before `offset` for too long.
+    fn leave_behind(&mut self, offset: u64) {
+        let now = Instant::now();
+        self.readers
+            .retain(|_, place| place.at >= offset || now - place.since < PATIENCE);
+    }
+
+    /// When the first of those that stand before `offset` will have stood there for too long.
+    fn patience(&self, offset: u64) -> Instant {
+        let before = self.readers.values().filter(|place| place.at < offset);
+        let first = before.map(|place| place.since).min();
+        first.unwrap_or_else(Instant::now) + PATIENCE
+    }
+
+    /// The rest of the chunk that `at` is in.
+    fn piece(&self, at: u64) -> Option<Bytes> {
+        let mut start = self.start;
+        if at < start {
+            return None;
+        }
+        for chunk in &self.newest {
+            let next = start + chunk.len() as u64;
+            if at < next {
+                let from = usize::try_from(at - start).ok()?;
+                return Some(chunk.slice(from..));
+            }
+            start = next;
+        }
+        None
+    }
+}
+
+/// Somebody who reads a flow, until dropped.
+struct Reader {
+    flow: Arc<Flow>,
+    number: u64,
+    at: u64,
+}
+
+impl Reader {
+    fn new(flow: Arc<Flow>, at: u64) -> Option<Self> {
+        let number = {
+            let mut state = flow.state();
+            if at < state.start && flow.growth.len() < state.start {
+                return None;
+            }
+            let number = state.next_reader;
+            state.next_reader += 1;
+            state.readers.insert(number, Place::new(at));
+            number
+        };
+        Some(Self { flow, number, at })
+    }
+
+    async fn next(&mut self) -> Result<Option<Bytes>> {
+        loop {
+            let flow = Arc::clone(&self.flow);
+            let arrived = flow.arrived.notified();
+            tokio::pin!(arrived);
+            arrived.as_mut().enable();
+            let piece = match flow.look(self.number, self.at) {
+                Found::Piece(piece) => piece,
+                Found::Written(len) => flow.written(self.at, len).await?,
+                Found::End(outcome) => return outcome.map(|()| None),
+                Found::Nothing => {
+                    arrived.await;
+                    continue;
+                }
+            };
+            self.at += piece.len() as u64;
+            return Ok(Some(piece));
+        }
+    }
+}
+
+impl Drop for Reader {
+    fn drop(&mut self) {
+        self.flow.state().readers.remove(&self.number);
+        self.flow.passed.notify_waiters();
+    }
+}
+
+#[cfg(test)]
+mod tests;

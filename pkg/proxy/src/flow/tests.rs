@@ -1,0 +1,100 @@
+use futures::FutureExt as _;
+use gorego_storage::DigestFunction;
+use tokio::time;
+
+use super::*;
+
+const LEN: usize = 1000;
+
+fn flow(chunks: usize) -> (Arc<Flow>, Bytes) {
+    let content: Bytes = (0..chunks * LEN)
+        .map(|n| u8::try_from(n % 251).unwrap())
+        .collect();
+    let digest = DigestFunction::Sha256.digest(&content);
+    (Arc::new(Flow::new(digest)), content)
+}
+
+fn chunk(content: &Bytes, number: usize) -> Bytes {
+    content.slice(number * LEN..(number + 1) * LEN)
+}
+
+fn read(flow: &Arc<Flow>, offset: u64) -> gorego_storage::Chunks {
+    flow.read(offset).unwrap().into_chunks()
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_last_chunk_is_held_back_until_all_was_verified() {
+    let (flow, content) = flow(2);
+    let mut reader = read(&flow, 10);
+    assert!(reader.next().now_or_never().is_none());
+    flow.push(chunk(&content, 0)).await;
+    assert_eq!(
+        reader.next().await.unwrap().unwrap(),
+        content.slice(10..LEN)
+    );
+    flow.push(chunk(&content, 1)).await;
+    assert!(reader.next().now_or_never().is_none());
+    flow.finish(Ok(()));
+    assert_eq!(reader.next().await.unwrap().unwrap(), chunk(&content, 1));
+    assert!(reader.next().await.is_none());
+}
+
+#[tokio::test(start_paused = true)]
+async fn readers_of_what_was_wrong_never_see_its_end() {
+    let (flow, content) = flow(2);
+    let mut reader = read(&flow, 0);
+    flow.push(chunk(&content, 0)).await;
+    flow.push(chunk(&content, 1)).await;
+    reader.next().await.unwrap().unwrap();
+    flow.finish(Err(Error::NotFound(*flow.digest())));
+    assert!(reader.next().await.unwrap().is_err());
+}
+
+#[tokio::test(start_paused = true)]
+async fn in_memory_what_arrives_waits_for_readers_that_go_on() {
+    let (flow, content) = flow(5);
+    flow.to_memory(2 * LEN as u64);
+    let mut reader = read(&flow, 0);
+    flow.push(chunk(&content, 0)).await;
+    flow.push(chunk(&content, 1)).await;
+    {
+        let mut third = Box::pin(flow.push(chunk(&content, 2)));
+        assert!((&mut third).now_or_never().is_none());
+        assert_eq!(reader.next().await.unwrap().unwrap(), chunk(&content, 0));
+        // It has passed the first chunk once it asks for the second.
+        assert_eq!(reader.next().await.unwrap().unwrap(), chunk(&content, 1));
+        third.await;
+    }
+    // Whoever comes now cannot have the beginning.
+    assert!(flow.read(0).is_none());
+    assert!(flow.read(LEN as u64).is_some());
+}
+
+#[tokio::test(start_paused = true)]
+async fn in_memory_whoever_stands_still_is_left_behind() {
+    let (flow, content) = flow(4);
+    flow.to_memory(LEN as u64);
+    let mut stalled = read(&flow, 0);
+    let mut reader = read(&flow, 0);
+    flow.push(chunk(&content, 0)).await;
+    let push = flow.push(chunk(&content, 1));
+    let (pushed, ()) = tokio::join!(time::timeout(PATIENCE * 2, push), async {
+        reader.next().await.unwrap().unwrap();
+        reader.next().await.unwrap().unwrap();
+    });
+    pushed.unwrap();
+    let told = stalled.next().await.unwrap().unwrap_err();
+    assert!(matches!(told, Error::Unavailable(_)), "{told}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn in_memory_whoever_leaves_is_not_waited_for() {
+    let (flow, content) = flow(4);
+    flow.to_memory(LEN as u64);
+    let gone = read(&flow, 0);
+    flow.push(chunk(&content, 0)).await;
+    let mut push = Box::pin(flow.push(chunk(&content, 1)));
+    assert!((&mut push).now_or_never().is_none());
+    drop(gone);
+    (&mut push).now_or_never().unwrap();
+}

@@ -1,0 +1,136 @@
+//! What neither tier has; and what only the local one has goes up.
+
+use std::{collections::HashSet, sync::Arc};
+
+use bytes::Bytes;
+use futures::{StreamExt as _, stream};
+use gorego_storage::{BlobStore, CHUNK_SIZE, Digest, Result};
+
+use crate::store::Tiers;
+
+/// How much is read into memory at once to be pushed up, in bytes.
+const BATCH: u64 = 2 << 20;
+/// How many batches or large blobs go up at once.
+const AT_ONCE: usize = 8;
+
+impl Tiers {
+    /// The blobs that a client has to upload: those that the backing cache lacks. What it lacks and
+    /// the local store has is pushed up first.
+    pub(crate) async fn find_missing(self: &Arc<Self>, digests: &[Digest]) -> Result<Vec<Digest>> {
+        // Also for the lease.
+        let not_local = self.local.find_missing(digests).await?;
+        if self.options.read_only {
+            return self.missing_in_backing(not_local).await;
+        }
+        let unknown = self.existence.unknown(digests);
+        if unknown.is_empty() {
+            return Ok(unknown);
+        }
+        let lacking = self.missing_in_backing(unknown).await?;
+        if lacking.is_empty() {
+            return Ok(lacking);
+        }
+        let not_local: HashSet<Digest> = not_local.into_iter().collect();
+        let local = lacking.iter().filter(|digest| !not_local.contains(digest));
+        let pushed: HashSet<Digest> = self.push_up(local.copied().collect()).await;
+        let missing = lacking
+            .into_iter()
+            .filter(|digest| !pushed.contains(digest));
+        Ok(missing.collect())
+    }
+
+    /// The blobs that can be had from neither tier.
+    pub(crate) async fn find_unreadable(&self, digests: &[Digest]) -> Result<Vec<Digest>> {
+        let not_local = self.local.find_missing(digests).await?;
+        let unknown = self.existence.unknown(&not_local);
+        self.missing_in_backing(unknown).await
+    }
+
+    /// Those of `digests` that the backing cache lacks; it is believed that it has the others.
+    async fn missing_in_backing(&self, digests: Vec<Digest>) -> Result<Vec<Digest>> {
+        if digests.is_empty() {
+            return Ok(digests);
+        }
+        let missing = self.backing.find_missing(&digests).await?;
+        let lacking: HashSet<&Digest> = missing.iter().collect();
+        let there = digests.iter().filter(|digest| !lacking.contains(digest));
+        self.existence.insert(there);
+        Ok(missing)
+    }
+
+    /// Puts blobs of the local store into the backing cache; those that are there now. The others
+    /// the client has to upload, as if they had never been here.
+    async fn push_up(self: &Arc<Self>, digests: Vec<Digest>) -> HashSet<Digest> {
+        let pushes = batches(digests).into_iter().map(|batch| {
+            let tiers = Arc::clone(self);
+            async move {
+                match batch.as_slice() {
+                    [large] if large.size() > CHUNK_SIZE as u64 => tiers.push_large(large).await,
+                    _ => tiers.push_batch(batch).await,
+                }
+            }
+        });
+        let pushed = stream::iter(pushes).buffer_unordered(AT_ONCE);
+        pushed.flat_map(stream::iter).collect().await
+    }
+
+    async fn push_large(&self, digest: &Digest) -> Vec<Digest> {
+        match self.push_one(digest).await {
+            Ok(()) => vec![*digest],
+            Err(error) => {
+                tracing::debug!(%digest, %error, "could not push up");
+                Vec::new()
+            }
+        }
+    }
+
+    /// Puts a blob of the local store into the backing cache.
+    pub(crate) async fn push_one(&self, digest: &Digest) -> Result<()> {
+        let blob = self.local.get(digest, 0).await?;
+        self.backing.put(digest, blob).await?;
+        self.existence.insert([digest]);
+        Ok(())
+    }
+
+    async fn push_batch(&self, digests: Vec<Digest>) -> Vec<Digest> {
+        let read = self.local.get_batch(&digests).await;
+        let readable = digests.into_iter().zip(read);
+        let blobs: Vec<(Digest, Bytes)> = readable
+            .filter_map(|(digest, content)| Some((digest, content.ok()?)))
+            .collect();
+        let mut there: Vec<Digest> = blobs.iter().map(|(digest, _)| *digest).collect();
+        let mut put = self.backing.put_batch(blobs).await.into_iter();
+        there.retain(|digest| match put.next() {
+            Some(Ok(_)) => true,
+            Some(Err(error)) => {
+                tracing::debug!(%digest, %error, "could not push up");
+                false
+            }
+            None => false,
+        });
+        self.existence.insert(&there);
+        there
+    }
+}
+
+/// Small blobs together, as many as may be in memory at once; each large one by itself.
+fn batches(digests: Vec<Digest>) -> Vec<Vec<Digest>> {
+    let mut batches = Vec::new();
+    let (mut batch, mut bytes) = (Vec::new(), 0);
+    for digest in digests {
+        if digest.size() > CHUNK_SIZE as u64 {
+            batches.push(vec![digest]);
+            continue;
+        }
+        if bytes + digest.size() > BATCH {
+            batches.push(std::mem::take(&mut batch));
+            bytes = 0;
+        }
+        bytes += digest.size();
+        batch.push(digest);
+    }
+    if !batch.is_empty() {
+        batches.push(batch);
+    }
+    batches
+}

@@ -1,0 +1,218 @@
+//! The store of both tiers: what it is made of, and reading from it.
+
+use std::{fmt, future::Future, sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use gorego_storage::{
+    Blob, BlobStore, CHUNK_SIZE, Digest, Error, LocalStore, Put, Result, UploadId, Uploads,
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{
+    existence::Existence,
+    fetch::{Fetches, Joined},
+};
+
+/// How the two tiers work together.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// For how long the backing cache's word that it has a blob is believed.
+    pub existence_ttl: Duration,
+    /// Whether nothing is written to the backing cache.
+    pub read_only: bool,
+}
+
+/// Blobs of two tiers. What is read is fetched once and kept locally; what is written is in the
+/// backing cache before anybody hears that it is stored, or sees it here.
+#[derive(Clone)]
+pub struct ProxyStore {
+    pub(crate) tiers: Arc<Tiers>,
+}
+
+/// What all parts of the proxy share.
+pub(crate) struct Tiers {
+    pub(crate) local: Arc<LocalStore>,
+    pub(crate) backing: Arc<dyn BlobStore>,
+    pub(crate) options: Options,
+    pub(crate) existence: Existence,
+    pub(crate) fetches: Fetches,
+    tracker: TaskTracker,
+    cancel: CancellationToken,
+}
+
+impl ProxyStore {
+    /// Puts `local` in front of `backing`, which verifies what it gives as a whole. Call within a
+    /// Tokio runtime.
+    pub fn new(local: Arc<LocalStore>, backing: Arc<dyn BlobStore>, options: Options) -> Self {
+        let existence = Existence::new(options.existence_ttl);
+        let tiers = Tiers {
+            local,
+            backing,
+            options,
+            existence,
+            fetches: Fetches::default(),
+            tracker: TaskTracker::new(),
+            cancel: CancellationToken::new(),
+        };
+        Self {
+            tiers: Arc::new(tiers),
+        }
+    }
+
+    /// Ends what goes on in the background: fetches that others wait for fail.
+    pub async fn close(&self) {
+        self.tiers.cancel.cancel();
+        self.tiers.tracker.close();
+        self.tiers.tracker.wait().await;
+    }
+}
+
+impl Tiers {
+    /// Runs work that nobody waits for, until the store is closed.
+    pub(crate) fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
+        let cancel = self.cancel.clone();
+        self.tracker.spawn(async move {
+            cancel.run_until_cancelled(work).await;
+        });
+    }
+
+    /// What is here, or what the local store's error is worth in view of the other tier.
+    fn locally<T>(digest: &Digest, found: Result<T>) -> Option<Result<T>> {
+        match found {
+            Err(Error::NotFound(_)) => None,
+            Err(error @ Error::Io { .. }) => {
+                tracing::warn!(%digest, %error, "reading from the backing cache instead");
+                None
+            }
+            found => Some(found),
+        }
+    }
+
+    async fn get(self: &Arc<Self>, digest: &Digest, offset: u64) -> Result<Blob> {
+        let found = self.local.get(digest, offset).await;
+        if let Some(found) = Self::locally(digest, found) {
+            return found;
+        }
+        if digest.size() <= CHUNK_SIZE as u64 {
+            let mut content = self.fetch_whole(digest).await?;
+            let at = usize::try_from(offset).unwrap_or(usize::MAX);
+            if at > content.len() {
+                return Err(past_end(digest, offset));
+            }
+            return Ok(Blob::Bytes(content.split_off(at)));
+        }
+        let joined = self.fetches.join(digest, |flow| flow.read(offset));
+        let Some((joined, blob)) = joined else {
+            return Err(Error::NotFound(*digest));
+        };
+        self.run(joined).started().await?;
+        if offset > digest.size() {
+            return Err(past_end(digest, offset));
+        }
+        Ok(blob)
+    }
+
+    fn run(self: &Arc<Self>, joined: Joined) -> Arc<crate::flow::Flow> {
+        match joined {
+            Joined::Running(flow) => flow,
+            Joined::New(flow) => {
+                self.start(Arc::clone(&flow));
+                flow
+            }
+        }
+    }
+
+    async fn fetch_whole(self: &Arc<Self>, digest: &Digest) -> Result<Bytes> {
+        let Some((joined, ())) = self.fetches.join(digest, |_| Some(())) else {
+            return Err(Error::NotFound(*digest));
+        };
+        self.run(joined).bytes().await
+    }
+
+    async fn get_batch(self: &Arc<Self>, digests: &[Digest]) -> Vec<Result<Bytes>> {
+        let mut found: Vec<Option<Result<Bytes>>> = self
+            .local
+            .get_batch(digests)
+            .await
+            .into_iter()
+            .zip(digests)
+            .map(|(found, digest)| Self::locally(digest, found))
+            .collect();
+        let mut waiting = Vec::new();
+        let mut new = Vec::new();
+        for (at, digest) in digests.iter().enumerate() {
+            if found.get(at).is_none_or(Option::is_some) {
+                continue;
+            }
+            let Some((joined, ())) = self.fetches.join(digest, |_| Some(())) else {
+                continue;
+            };
+            let flow = match joined {
+                Joined::Running(flow) => flow,
+                Joined::New(flow) => {
+                    new.push(Arc::clone(&flow));
+                    flow
+                }
+            };
+            waiting.push((at, flow));
+        }
+        if !new.is_empty() {
+            self.start_batch(new);
+        }
+        for (at, flow) in waiting {
+            let content = flow.bytes().await;
+            if let Some(place) = found.get_mut(at) {
+                *place = Some(content);
+            }
+        }
+        let missing = |(found, digest): (Option<Result<Bytes>>, &Digest)| {
+            found.unwrap_or(Err(Error::NotFound(*digest)))
+        };
+        found.into_iter().zip(digests).map(missing).collect()
+    }
+}
+
+fn past_end(digest: &Digest, offset: u64) -> Error {
+    let digest = *digest;
+    Error::OffsetPastEnd { digest, offset }
+}
+
+#[async_trait]
+impl BlobStore for ProxyStore {
+    async fn find_missing(&self, digests: &[Digest]) -> Result<Vec<Digest>> {
+        self.tiers.find_missing(digests).await
+    }
+
+    async fn get(&self, digest: &Digest, offset: u64) -> Result<Blob> {
+        self.tiers.get(digest, offset).await
+    }
+
+    async fn put(&self, digest: &Digest, blob: Blob) -> Result<Put> {
+        self.tiers.put(digest, blob).await
+    }
+
+    async fn get_batch(&self, digests: &[Digest]) -> Vec<Result<Bytes>> {
+        self.tiers.get_batch(digests).await
+    }
+
+    async fn put_batch(&self, blobs: Vec<(Digest, Bytes)>) -> Vec<Result<Put>> {
+        self.tiers.put_batch(blobs).await
+    }
+}
+
+#[async_trait]
+impl Uploads for ProxyStore {
+    async fn committed(&self, digest: &Digest, upload: &UploadId) -> Result<u64> {
+        self.tiers.local.committed(digest, upload).await
+    }
+}
+
+impl fmt::Debug for ProxyStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ProxyStore")
+            .field("local", &self.tiers.local)
+            .field("backing", &self.tiers.backing)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,228 @@
+//! Writing through: the backing cache has a blob before anybody hears that it is stored.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use gorego_storage::{
+    Blob, BlobStore, BlobStream, Chunks, Complete, Digest, Error, Put, Received, Result, Resume,
+};
+
+use crate::{source::Source, store::Tiers};
+
+/// What the backing cache says of an upload, and what is here of it.
+type Settled = (Result<Put>, Result<Received>);
+
+impl Tiers {
+    pub(crate) async fn put(self: &Arc<Self>, digest: &Digest, blob: Blob) -> Result<Put> {
+        if self.options.read_only || digest.is_empty_blob() {
+            return self.local.put(digest, blob).await;
+        }
+        match blob {
+            Blob::Bytes(content) => self.put_bytes(digest, content).await,
+            blob => {
+                let resume = match &blob {
+                    Blob::Stream(BlobStream { resume, .. }) => resume.clone(),
+                    _ => None,
+                };
+                let chunks = blob.into_chunks();
+                match resume {
+                    Some(resume) if resume.offset > 0 => {
+                        self.put_rest(digest, chunks, resume).await
+                    }
+                    resume => self.put_stream(digest, chunks, resume).await,
+                }
+            }
+        }
+    }
+
+    async fn put_bytes(&self, digest: &Digest, content: Bytes) -> Result<Put> {
+        check(digest, &content)?;
+        let put = self
+            .backing
+            .put(digest, Blob::Bytes(content.clone()))
+            .await?;
+        self.existence.insert([digest]);
+        if let Err(error) = self.local.put(digest, Blob::Bytes(content)).await {
+            tracing::debug!(%digest, %error, "what was uploaded is not kept here");
+        }
+        Ok(put)
+    }
+
+    pub(crate) async fn put_batch(&self, blobs: Vec<(Digest, Bytes)>) -> Vec<Result<Put>> {
+        if self.options.read_only {
+            return self.local.put_batch(blobs).await;
+        }
+        let mut results: Vec<Option<Result<Put>>> = Vec::with_capacity(blobs.len());
+        let mut good = Vec::with_capacity(blobs.len());
+        for (digest, content) in blobs {
+            let checked = if digest.is_empty_blob() && content.is_empty() {
+                Some(Ok(Put::Existed))
+            } else {
+                check(&digest, &content).err().map(Err)
+            };
+            if checked.is_none() {
+                good.push((digest, content));
+            }
+            results.push(checked);
+        }
+        let put = self.backing.put_batch(good.clone()).await;
+        let there: Vec<_> = good
+            .into_iter()
+            .zip(&put)
+            .filter_map(|(blob, put)| put.is_ok().then_some(blob))
+            .collect();
+        self.existence
+            .insert(there.iter().map(|(digest, _)| digest));
+        for kept in self.local.put_batch(there).await {
+            if let Err(error) = kept {
+                tracing::debug!(%error, "what was uploaded is not kept here");
+            }
+        }
+        let mut put = put.into_iter();
+        let lost = || {
+            Err(Error::Unavailable(
+                "the backing cache gave no answer".to_owned(),
+            ))
+        };
+        results
+            .into_iter()
+            .map(|checked| checked.or_else(|| put.next()).unwrap_or_else(lost))
+            .collect()
+    }
+
+    /// An upload from its first byte on goes to both tiers at once.
+    async fn put_stream(
+        &self,
+        digest: &Digest,
+        chunks: Chunks,
+        resume: Option<Resume>,
+    ) -> Result<Put> {
+        if let Some((sent, kept)) = self.put_both(digest, chunks, resume.clone()).await? {
+            return self.settle(digest, sent, kept).await;
+        }
+        self.existence.insert([digest]);
+        if let Some(resume) = resume {
+            // Nobody will go on with it.
+            self.local.discard_upload(digest, &resume.upload).await?;
+        }
+        Ok(Put::Existed)
+    }
+
+    /// `None` once the backing cache is known to have the blob; the content may be unread.
+    async fn put_both(
+        &self,
+        digest: &Digest,
+        chunks: Chunks,
+        resume: Option<Resume>,
+    ) -> Result<Option<Settled>> {
+        let (source, up) = Source::new(chunks);
+        let backing = self.backing.put(digest, Blob::stream(up));
+        let local = self.local.receive(digest, source.chunks(), resume, None);
+        let drain = source.drain();
+        tokio::pin!(backing, local, drain);
+        let (mut sent, mut kept, mut drained) = (None, None, false);
+        loop {
+            tokio::select! {
+                result = &mut backing, if sent.is_none() => {
+                    if result.is_ok() && !source.has_ended() {
+                        // It has the blob already, and needs no more of it.
+                        return Ok(None);
+                    }
+                    sent = Some(result);
+                }
+                result = &mut local, if kept.is_none() => {
+                    let existed = matches!(&result, Ok(Received::Existed));
+                    if existed && self.existence.has(digest) {
+                        return Ok(None);
+                    }
+                    if let Err(error) = &result && is_callers(error) {
+                        return Err(error.clone());
+                    }
+                    kept = Some(result);
+                }
+                () = &mut drain, if kept.is_some() && !drained => drained = true,
+            }
+            match (sent.take(), kept.take()) {
+                (Some(sent), Some(kept)) => return Ok(Some((sent, kept))),
+                either => (sent, kept) = either,
+            }
+        }
+    }
+
+    /// Both tiers have said what they have to say of an upload.
+    async fn settle(
+        &self,
+        digest: &Digest,
+        sent: Result<Put>,
+        kept: Result<Received>,
+    ) -> Result<Put> {
+        match (sent, kept) {
+            (Ok(put), Ok(Received::Complete(complete))) => {
+                self.existence.insert([digest]);
+                self.show(digest, complete).await;
+                Ok(put)
+            }
+            (Ok(put), _) => {
+                self.existence.insert([digest]);
+                Ok(put)
+            }
+            (Err(error), Ok(Received::Complete(complete))) => {
+                tracing::debug!(%digest, %error, "sending the upload again");
+                self.send(digest, complete).await
+            }
+            (Err(_), Ok(Received::Existed)) => self.push_one(digest).await.map(|()| Put::Existed),
+            (Err(error), Err(_)) => Err(error),
+        }
+    }
+
+    /// An upload that goes on where it broke off is sent once all of it is here.
+    async fn put_rest(&self, digest: &Digest, chunks: Chunks, resume: Resume) -> Result<Put> {
+        match self
+            .local
+            .receive(digest, chunks, Some(resume), None)
+            .await?
+        {
+            Received::Complete(complete) => self.send(digest, complete).await,
+            Received::Existed if self.existence.has(digest) => Ok(Put::Existed),
+            Received::Existed => self.push_one(digest).await.map(|()| Put::Existed),
+        }
+    }
+
+    /// Sends what is complete here to the backing cache, and shows it then.
+    async fn send(&self, digest: &Digest, mut complete: Complete) -> Result<Put> {
+        complete.verify().await?;
+        let put = self.backing.put(digest, complete.blob()?).await?;
+        self.existence.insert([digest]);
+        self.show(digest, complete).await;
+        Ok(put)
+    }
+
+    async fn show(&self, digest: &Digest, complete: Complete) {
+        if let Err(error) = complete.publish().await {
+            tracing::debug!(%digest, %error, "what was uploaded is not kept here");
+        }
+    }
+}
+
+/// Whether the upload itself is at fault, so that it fails whatever the other tier says.
+fn is_callers(error: &Error) -> bool {
+    matches!(
+        error,
+        Error::Mismatch { .. }
+            | Error::ResumedMismatch { .. }
+            | Error::UploadOffset { .. }
+            | Error::Superseded(_)
+            | Error::Source(_)
+    )
+}
+
+fn check(digest: &Digest, content: &Bytes) -> Result<()> {
+    let actual = digest.function().digest(content);
+    if actual == *digest {
+        return Ok(());
+    }
+    Err(Error::Mismatch {
+        expected: *digest,
+        actual: actual.to_string(),
+    })
+}

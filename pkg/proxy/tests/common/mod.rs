@@ -1,0 +1,238 @@
+//! A backing cache in memory that does as it is told, and a proxy in front of it.
+#![allow(
+    dead_code,
+    unreachable_pub,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "tests, each using a part"
+)]
+
+use std::{
+    fmt,
+    path::Path,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering::SeqCst},
+    },
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures::{StreamExt as _, stream};
+use gorego_proxy::{Options, ProxyStore};
+use gorego_storage::{
+    ActionCache, Blob, BlobStore, Digest, DigestFunction, Error, LocalOptions, LocalStore,
+    MemoryStore, Put, Result, SyncMode,
+};
+use reapi::v2::ActionResult;
+use tempfile::TempDir;
+use tokio::sync::watch;
+
+pub const GIB: u64 = 1 << 30;
+/// The backing cache gives content in chunks of this size.
+pub const CHUNK: usize = 64 * 1024;
+
+/// See the module.
+#[derive(Default)]
+pub struct Backing {
+    pub memory: MemoryStore,
+    script: Mutex<Script>,
+    /// How much of each blob may be given; all, if nobody set it.
+    gate: watch::Sender<Option<u64>>,
+    pub gets: AtomicU64,
+    pub finds: AtomicU64,
+    pub puts: AtomicU64,
+}
+
+/// What goes wrong.
+#[derive(Clone, Debug, Default)]
+pub struct Script {
+    /// Nothing answers.
+    pub down: bool,
+    /// So many puts fail after the first chunk.
+    pub failing_puts: u32,
+    /// Content is found not to match.
+    pub corrupt: bool,
+    /// It says of every blob that it is there, and reads no put.
+    pub has_all: bool,
+}
+
+impl Backing {
+    pub fn script(&self, change: impl FnOnce(&mut Script)) {
+        change(&mut self.script.lock().unwrap());
+    }
+
+    fn now(&self) -> Script {
+        self.script.lock().unwrap().clone()
+    }
+
+    /// From now on no more than this of a blob is given.
+    pub fn hold_at(&self, bytes: u64) {
+        self.gate.send_replace(Some(bytes));
+    }
+
+    pub fn let_go(&self) {
+        self.gate.send_replace(None);
+    }
+
+    /// Has the blob, without anybody having put it.
+    pub async fn has(&self, content: &Bytes) -> Digest {
+        let digest = DigestFunction::Sha256.digest(content);
+        let blob = Blob::Bytes(content.clone());
+        BlobStore::put(&self.memory, &digest, blob).await.unwrap();
+        digest
+    }
+
+    fn up(&self) -> Result<()> {
+        if self.now().down {
+            return Err(Error::Unavailable("the backing cache is down".to_owned()));
+        }
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl BlobStore for Backing {
+    async fn find_missing(&self, digests: &[Digest]) -> Result<Vec<Digest>> {
+        self.finds.fetch_add(1, SeqCst);
+        self.up()?;
+        if self.now().has_all {
+            return Ok(Vec::new());
+        }
+        self.memory.find_missing(digests).await
+    }
+
+    async fn get(&self, digest: &Digest, offset: u64) -> Result<Blob> {
+        self.gets.fetch_add(1, SeqCst);
+        self.up()?;
+        let whole = BlobStore::get(&self.memory, digest, offset)
+            .await?
+            .into_bytes()
+            .await?;
+        let wrong = self.now().corrupt.then(|| Error::Mismatch {
+            expected: *digest,
+            actual: "something else".to_owned(),
+        });
+        let pieces = whole.len().div_ceil(CHUNK);
+        let gate = self.gate.subscribe();
+        let chunks = stream::iter(0..pieces).then(move |at| {
+            let (from, to) = (at * CHUNK, ((at + 1) * CHUNK).min(whole.len()));
+            let (piece, mut gate, wrong) = (whole.slice(from..to), gate.clone(), wrong.clone());
+            async move {
+                let open = |most: &Option<u64>| most.is_none_or(|most| to as u64 <= most);
+                gate.wait_for(open).await.expect("the backing cache lives");
+                match wrong {
+                    Some(wrong) if at + 1 == pieces => Err(wrong),
+                    _ => Ok(piece),
+                }
+            }
+        });
+        Ok(Blob::stream(chunks))
+    }
+
+    async fn put(&self, digest: &Digest, blob: Blob) -> Result<Put> {
+        self.puts.fetch_add(1, SeqCst);
+        self.up()?;
+        if self.now().has_all {
+            return Ok(Put::Existed);
+        }
+        let fails = {
+            let mut script = self.script.lock().unwrap();
+            let fails = script.failing_puts > 0;
+            script.failing_puts = script.failing_puts.saturating_sub(1);
+            fails
+        };
+        if fails {
+            let _ = blob.into_chunks().next().await;
+            return Err(Error::Unavailable("the put broke off".to_owned()));
+        }
+        BlobStore::put(&self.memory, digest, blob).await
+    }
+}
+
+#[async_trait]
+impl ActionCache for Backing {
+    async fn get(&self, instance: &str, action: &Digest) -> Result<Option<ActionResult>> {
+        self.gets.fetch_add(1, SeqCst);
+        self.up()?;
+        ActionCache::get(&self.memory, instance, action).await
+    }
+
+    async fn size(&self, instance: &str, action: &Digest) -> Result<u64> {
+        self.up()?;
+        self.memory.size(instance, action).await
+    }
+
+    async fn put(&self, instance: &str, action: &Digest, result: ActionResult) -> Result<()> {
+        self.puts.fetch_add(1, SeqCst);
+        self.up()?;
+        ActionCache::put(&self.memory, instance, action, result).await
+    }
+}
+
+impl fmt::Debug for Backing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Backing").finish_non_exhaustive()
+    }
+}
+
+/// A proxy, its two tiers, and where the local one is.
+pub struct Proxy {
+    pub store: ProxyStore,
+    pub local: Arc<LocalStore>,
+    pub backing: Arc<Backing>,
+    pub dir: TempDir,
+}
+
+pub fn options() -> Options {
+    Options {
+        existence_ttl: Duration::from_mins(5),
+        read_only: false,
+    }
+}
+
+impl Proxy {
+    pub async fn new() -> Self {
+        Self::with(options(), GIB).await
+    }
+
+    /// With room for that many bytes in the local tier.
+    pub async fn with(options: Options, max_bytes: u64) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let backing = Arc::new(Backing::default());
+        let local = open(dir.path(), max_bytes).await;
+        let store = ProxyStore::new(Arc::clone(&local), Arc::clone(&backing) as _, options);
+        Self {
+            store,
+            local,
+            backing,
+            dir,
+        }
+    }
+
+    pub async fn read(&self, digest: &Digest) -> Result<Bytes> {
+        self.store.get(digest, 0).await?.into_bytes().await
+    }
+}
+
+pub async fn open(dir: &Path, max_bytes: u64) -> Arc<LocalStore> {
+    let options = LocalOptions {
+        dir: dir.to_owned(),
+        max_bytes,
+        wake_bytes: max_bytes,
+        lease: Duration::from_hours(1),
+        force_update_atime: false,
+        sync: SyncMode::None,
+        scrub_period: None,
+    };
+    Arc::new(LocalStore::open(options).await.unwrap())
+}
+
+pub fn content(seed: u8, len: usize) -> Bytes {
+    gorego_storage::conformance::content(u64::from(seed), len)
+}
+
+pub fn sha256(content: &Bytes) -> Digest {
+    DigestFunction::Sha256.digest(content)
+}

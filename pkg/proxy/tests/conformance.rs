@@ -1,0 +1,56 @@
+//! The two tiers together keep every promise of a store.
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+mod common;
+
+use std::sync::{Arc, Mutex};
+
+use common::Proxy;
+use gorego_proxy::{Options, ProxyActions};
+use gorego_storage::conformance;
+
+/// What the stores under test must not outlive.
+type Kept = Mutex<Vec<Proxy>>;
+
+async fn blobs(options: Options, kept: &Kept) -> Arc<gorego_proxy::ProxyStore> {
+    let proxy = Proxy::with(options, common::GIB).await;
+    let store = Arc::new(proxy.store.clone());
+    kept.lock().unwrap().push(proxy);
+    store
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn it_stores_blobs() {
+    let kept = Kept::default();
+    conformance::blob_store(async || blobs(common::options(), &kept).await).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn it_stores_blobs_that_stay_here() {
+    let kept = Kept::default();
+    let options = Options {
+        read_only: true,
+        ..common::options()
+    };
+    conformance::blob_store(async || blobs(options.clone(), &kept).await).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn it_keeps_uploads_that_break_off() {
+    let kept = Kept::default();
+    conformance::uploads(async || blobs(common::options(), &kept).await).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn it_caches_action_results() {
+    let kept = Kept::default();
+    let make = async || {
+        let proxy = Proxy::new().await;
+        let actions = ProxyActions::new(&proxy.store, Arc::clone(&proxy.backing) as _);
+        // The suite's results name blobs that nobody has put.
+        proxy.backing.script(|script| script.has_all = true);
+        kept.lock().unwrap().push(proxy);
+        Arc::new(actions)
+    };
+    conformance::action_cache(make).await;
+}

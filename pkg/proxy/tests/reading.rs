@@ -1,0 +1,173 @@
+//! What is read is fetched once, by whoever comes first, and for everybody.
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+mod common;
+
+use std::sync::atomic::Ordering::SeqCst;
+
+use common::{CHUNK, Proxy, content};
+use futures::{FutureExt as _, StreamExt as _, future};
+use gorego_storage::{Blob, BlobStore, Error};
+use tokio::task::JoinSet;
+
+#[tokio::test]
+async fn what_was_read_once_is_here() {
+    for len in [10, CHUNK * 20] {
+        let proxy = Proxy::new().await;
+        let content = content(1, len);
+        let digest = proxy.backing.has(&content).await;
+        assert_eq!(proxy.read(&digest).await.unwrap(), content);
+        proxy.backing.script(|script| script.down = true);
+        assert_eq!(proxy.read(&digest).await.unwrap(), content);
+        assert_eq!(proxy.backing.gets.load(SeqCst), 1);
+    }
+}
+
+#[tokio::test]
+async fn the_first_bytes_come_before_the_last_have_arrived() {
+    let proxy = Proxy::new().await;
+    let content = content(1, CHUNK * 20);
+    let digest = proxy.backing.has(&content).await;
+    proxy.backing.hold_at(CHUNK as u64);
+    let mut chunks = proxy.store.get(&digest, 0).await.unwrap().into_chunks();
+    let first = chunks.next().await.unwrap().unwrap();
+    assert_eq!(first, content.slice(..first.len()));
+    assert!(!first.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_readers_share_one_fetch() {
+    let proxy = Proxy::new().await;
+    let content = content(1, CHUNK * 100);
+    let digest = proxy.backing.has(&content).await;
+    let readers = (0..50).map(|_| proxy.read(&digest));
+    for read in future::join_all(readers).await {
+        assert_eq!(read.unwrap(), content);
+    }
+    assert_eq!(proxy.backing.gets.load(SeqCst), 1);
+}
+
+#[tokio::test]
+async fn the_fetch_goes_on_when_whoever_began_it_leaves() {
+    let proxy = Proxy::new().await;
+    let content = content(1, CHUNK * 20);
+    let digest = proxy.backing.has(&content).await;
+    proxy.backing.hold_at(CHUNK as u64);
+    let mut first = proxy.store.get(&digest, 0).await.unwrap().into_chunks();
+    first.next().await.unwrap().unwrap();
+    let second = proxy.store.get(&digest, 0).await.unwrap();
+    drop(first);
+    proxy.backing.let_go();
+    assert_eq!(second.into_bytes().await.unwrap(), content);
+    assert_eq!(proxy.backing.gets.load(SeqCst), 1);
+}
+
+#[tokio::test]
+async fn a_reader_that_stands_still_holds_nobody_up() {
+    let proxy = Proxy::new().await;
+    let content = content(1, CHUNK * 200);
+    let digest = proxy.backing.has(&content).await;
+    let mut stalled = proxy.store.get(&digest, 0).await.unwrap().into_chunks();
+    stalled.next().await.unwrap().unwrap();
+    assert_eq!(proxy.read(&digest).await.unwrap(), content);
+    let rest: Vec<_> = stalled.map(Result::unwrap).collect().await;
+    assert_eq!(
+        rest.concat(),
+        content[content.len() - rest.concat().len()..]
+    );
+}
+
+#[tokio::test]
+async fn wrong_content_is_neither_served_to_its_end_nor_kept() {
+    for len in [10, CHUNK * 20] {
+        let proxy = Proxy::new().await;
+        let content = content(1, len);
+        let digest = proxy.backing.has(&content).await;
+        proxy.backing.script(|script| script.corrupt = true);
+        assert!(matches!(
+            proxy.read(&digest).await,
+            Err(Error::Mismatch { .. })
+        ));
+        let kept = proxy.local.get(&digest, 0).await;
+        assert!(matches!(kept, Err(Error::NotFound(_))));
+        proxy.backing.script(|script| script.corrupt = false);
+        assert_eq!(proxy.read(&digest).await.unwrap(), content);
+    }
+}
+
+#[tokio::test]
+async fn a_range_ends_only_when_all_was_verified() {
+    let proxy = Proxy::new().await;
+    let content = content(1, CHUNK * 20);
+    let digest = proxy.backing.has(&content).await;
+    proxy.backing.hold_at(10 * CHUNK as u64);
+    let range = proxy
+        .store
+        .get(&digest, 100)
+        .await
+        .unwrap()
+        .truncate(CHUNK as u64);
+    let mut read = Box::pin(range.into_bytes());
+    assert!((&mut read).now_or_never().is_none());
+    proxy.backing.let_go();
+    assert_eq!(read.await.unwrap(), content.slice(100..100 + CHUNK));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_room_here_readers_get_their_bytes_all_the_same() {
+    let proxy = Proxy::with(common::options(), 2 << 20).await;
+    let content = content(1, 40 << 20);
+    let digest = proxy.backing.has(&content).await;
+    let blobs: Vec<Blob> = future::try_join_all((0..50).map(|_| proxy.store.get(&digest, 0)))
+        .await
+        .unwrap();
+    let mut reads = JoinSet::new();
+    for blob in blobs {
+        let content = content.clone();
+        reads.spawn(async move {
+            let mut chunks = blob.into_chunks();
+            let mut at = 0;
+            while let Some(chunk) = chunks.next().await {
+                let chunk = chunk.unwrap();
+                assert_eq!(chunk, content.slice(at..at + chunk.len()));
+                at += chunk.len();
+            }
+            at
+        });
+    }
+    for read in reads.join_all().await {
+        assert_eq!(read, content.len());
+    }
+    assert!(proxy.backing.gets.load(SeqCst) <= 2);
+}
+
+#[tokio::test]
+async fn a_miss_of_both_is_not_found_and_a_dead_backing_cache_is_unavailable() {
+    let proxy = Proxy::new().await;
+    let absent = common::sha256(&content(1, 10));
+    assert!(matches!(proxy.read(&absent).await, Err(Error::NotFound(_))));
+    proxy.backing.script(|script| script.down = true);
+    assert!(matches!(
+        proxy.read(&absent).await,
+        Err(Error::Unavailable(_))
+    ));
+}
+
+#[tokio::test]
+async fn a_batch_is_fetched_for_those_that_are_not_here() {
+    let proxy = Proxy::new().await;
+    let (here, there, nowhere) = (content(1, 10), content(2, 300_000), content(3, 10));
+    let here_digest = proxy.backing.has(&here).await;
+    proxy.read(&here_digest).await.unwrap();
+    let digests = [
+        here_digest,
+        proxy.backing.has(&there).await,
+        common::sha256(&nowhere),
+    ];
+    let batch = proxy.store.get_batch(&digests).await;
+    assert_eq!(batch[0].as_ref().unwrap(), &here);
+    assert_eq!(batch[1].as_ref().unwrap(), &there);
+    assert!(matches!(batch[2], Err(Error::NotFound(_))));
+    proxy.backing.script(|script| script.down = true);
+    assert_eq!(proxy.read(&digests[1]).await.unwrap(), there);
+}

@@ -1,0 +1,161 @@
+//! Nobody hears that a blob is stored before the backing cache has it.
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+mod common;
+
+use std::sync::atomic::Ordering::SeqCst;
+
+use bytes::Bytes;
+use common::{CHUNK, Proxy, content, sha256};
+use futures::{StreamExt as _, stream};
+use gorego_proxy::Options;
+use gorego_storage::{
+    Blob, BlobStore, BlobStoreExt as _, BlobStream, Digest, Error, Put, Resume, UploadId, Uploads,
+};
+
+fn pieces(content: &Bytes) -> Vec<Bytes> {
+    let ends = (0..content.len()).step_by(CHUNK);
+    ends.map(|at| content.slice(at..content.len().min(at + CHUNK)))
+        .collect()
+}
+
+fn upload(content: &Bytes) -> Blob {
+    Blob::stream(stream::iter(pieces(content).into_iter().map(Ok)))
+}
+
+async fn is_in_both(proxy: &Proxy, digest: &Digest) {
+    assert!(proxy.backing.memory.contains(digest).await.unwrap());
+    assert!(proxy.local.contains(digest).await.unwrap());
+}
+
+#[tokio::test]
+async fn what_is_written_is_in_both_tiers() {
+    for len in [10, CHUNK * 20] {
+        let proxy = Proxy::new().await;
+        let content = content(1, len);
+        let digest = sha256(&content);
+        proxy.store.put(&digest, upload(&content)).await.unwrap();
+        is_in_both(&proxy, &digest).await;
+        let other = common::content(2, len);
+        let digest = sha256(&other);
+        proxy.store.put(&digest, Blob::Bytes(other)).await.unwrap();
+        is_in_both(&proxy, &digest).await;
+    }
+}
+
+#[tokio::test]
+async fn a_write_that_the_backing_cache_lost_is_sent_again_from_here() {
+    let proxy = Proxy::new().await;
+    let content = content(1, CHUNK * 20);
+    let digest = sha256(&content);
+    proxy.backing.script(|script| script.failing_puts = 1);
+    proxy.store.put(&digest, upload(&content)).await.unwrap();
+    is_in_both(&proxy, &digest).await;
+    assert_eq!(proxy.backing.puts.load(SeqCst), 2);
+}
+
+#[tokio::test]
+async fn a_write_that_the_backing_cache_refuses_is_not_shown_here() {
+    for blob in [true, false] {
+        let proxy = Proxy::new().await;
+        let content = content(1, CHUNK * 20);
+        let digest = sha256(&content);
+        proxy.backing.script(|script| script.down = true);
+        let blob = if blob {
+            Blob::Bytes(content.clone())
+        } else {
+            upload(&content)
+        };
+        let put = proxy.store.put(&digest, blob).await;
+        assert!(matches!(put, Err(Error::Unavailable(_))), "{put:?}");
+        assert!(!proxy.local.contains(&digest).await.unwrap());
+    }
+}
+
+#[tokio::test]
+async fn what_the_backing_cache_has_need_not_be_read() {
+    let proxy = Proxy::new().await;
+    let content = content(1, CHUNK * 20);
+    let digest = sha256(&content);
+    proxy.backing.script(|script| script.has_all = true);
+    let stalls = stream::iter([Ok(content.slice(..CHUNK))]).chain(stream::pending());
+    let put = proxy.store.put(&digest, Blob::stream(stalls)).await;
+    assert_eq!(put.unwrap(), Put::Existed);
+}
+
+#[tokio::test]
+async fn without_room_here_a_write_goes_through() {
+    let proxy = Proxy::with(common::options(), 2 << 20).await;
+    let content = content(1, 8 << 20);
+    let digest = sha256(&content);
+    proxy.store.put(&digest, upload(&content)).await.unwrap();
+    assert!(proxy.backing.memory.contains(&digest).await.unwrap());
+}
+
+#[tokio::test]
+async fn wrong_content_is_stored_nowhere() {
+    for len in [10, CHUNK * 20] {
+        let proxy = Proxy::new().await;
+        let digest = sha256(&content(1, len));
+        for blob in [upload(&content(2, len)), Blob::Bytes(content(2, len))] {
+            let put = proxy.store.put(&digest, blob).await;
+            assert!(matches!(put, Err(Error::Mismatch { .. })), "{put:?}");
+            assert!(!proxy.store.contains(&digest).await.unwrap());
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_upload_that_broke_off_goes_on_and_reaches_both() {
+    let proxy = Proxy::new().await;
+    let content = content(1, CHUNK * 20);
+    let digest = sha256(&content);
+    let id = UploadId::new("upload");
+    let resumed = |pieces: Vec<Result<Bytes, Error>>, offset| {
+        Blob::Stream(BlobStream {
+            chunks: stream::iter(pieces).boxed(),
+            resume: Some(Resume {
+                upload: id.clone(),
+                offset,
+            }),
+            verified: None,
+        })
+    };
+    let broken = Error::source(std::io::Error::other("the client went away"));
+    let mut first: Vec<_> = pieces(&content).into_iter().take(10).map(Ok).collect();
+    first.push(Err(broken));
+    let put = proxy.store.put(&digest, resumed(first, 0)).await;
+    assert!(matches!(put, Err(Error::Source(_))), "{put:?}");
+    let committed = proxy.store.committed(&digest, &id).await.unwrap();
+    assert_eq!(committed, 10 * CHUNK as u64);
+    let rest = pieces(&content).into_iter().skip(10).map(Ok).collect();
+    let put = proxy.store.put(&digest, resumed(rest, committed)).await;
+    assert_eq!(put.unwrap(), Put::Stored);
+    is_in_both(&proxy, &digest).await;
+}
+
+#[tokio::test]
+async fn a_batch_is_written_item_by_item() {
+    let proxy = Proxy::new().await;
+    let (good, bad) = (content(1, 10), sha256(&content(2, 10)));
+    let batch = vec![(sha256(&good), good.clone()), (bad, good.clone())];
+    let put = proxy.store.put_batch(batch).await;
+    assert!(put[0].is_ok());
+    assert!(matches!(put[1], Err(Error::Mismatch { .. })));
+    is_in_both(&proxy, &sha256(&good)).await;
+}
+
+#[tokio::test]
+async fn read_only_towards_the_backing_cache_keeps_writes_here() {
+    let options = Options {
+        read_only: true,
+        ..common::options()
+    };
+    let proxy = Proxy::with(options, common::GIB).await;
+    let content = content(1, CHUNK * 20);
+    let digest = sha256(&content);
+    proxy.store.put(&digest, upload(&content)).await.unwrap();
+    assert!(proxy.local.contains(&digest).await.unwrap());
+    assert_eq!(proxy.backing.puts.load(SeqCst), 0);
+    assert!(proxy.store.contains(&digest).await.unwrap());
+}
