@@ -70,9 +70,14 @@ impl Package {
             let text = read(&format!("{dir}/{name}"));
             sources.insert(name.to_owned(), has_tests(&text));
         }
+        let build = format!("{dir}/BUILD.bazel");
+        assert!(
+            project::root().join(&build).exists(),
+            "there is no {build}; begin one with: touch {build}, and the next run tells what goes in"
+        );
         Self {
             manifest: manifest(&dir),
-            build: read(&format!("{dir}/BUILD.bazel")),
+            build: read(&build),
             sources,
             dir,
         }
@@ -106,6 +111,12 @@ impl Package {
             Rule(&rest[..rest.find("\n)").expect("a rule ends")])
         });
         rules.collect()
+    }
+
+    /// Those of every kind that has Rust sources.
+    pub fn all_rules(&self) -> impl Iterator<Item = Rule<'_>> {
+        let kinds = ["rust_library", "rust_binary", "rust_test", "rust_tests"];
+        kinds.into_iter().flat_map(|kind| self.rules(kind))
     }
 
     /// The crate roots of its tests that no `rust_tests` rule has.

@@ -6,16 +6,17 @@ use std::{
     process::Command,
 };
 
-/// The checkout that this test was built from. Bazel's tests run elsewhere, among links to its
-/// files.
+/// The checkout that this program was built from. Bazel runs programs elsewhere: by `bazel run` it
+/// says where the checkout is, and tests run among links to its files.
 pub fn root() -> PathBuf {
-    let below = env::var_os("TEST_SRCDIR").map_or_else(
-        || Path::new(env!("CARGO_MANIFEST_DIR")).join("../Cargo.toml"),
-        |runfiles| {
-            let workspace = env::var_os("TEST_WORKSPACE").expect("Bazel names the workspace");
-            Path::new(&runfiles).join(workspace).join("Cargo.toml")
-        },
-    );
+    let below = if let Some(checkout) = env::var_os("BUILD_WORKSPACE_DIRECTORY") {
+        Path::new(&checkout).join("Cargo.toml")
+    } else if let Some(runfiles) = env::var_os("TEST_SRCDIR") {
+        let workspace = env::var_os("TEST_WORKSPACE").expect("Bazel names the workspace");
+        Path::new(&runfiles).join(workspace).join("Cargo.toml")
+    } else {
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../Cargo.toml")
+    };
     let manifest = fs::canonicalize(&below)
         .unwrap_or_else(|e| panic!("{}: {e}; is it in the test's data?", below.display()));
     manifest.parent().expect("a file is in a folder").to_owned()

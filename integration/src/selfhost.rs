@@ -95,7 +95,9 @@ impl Project {
         let mut command = process::command(source.join("tools/bazel"));
         command
             .arg(argument("--output_base=", &dir.path().join("out")))
-            .args(["--batch", "build", "//...", "--noshow_progress"])
+            // The caller's own options may name another cache.
+            .args(["--nohome_rc", "--batch"])
+            .args(["build", "//...", "--noshow_progress"])
             .args(["--symlink_prefix=/", "--remote_timeout=60s"])
             // A test that is killed leaves no Bazel behind.
             .env("GOREGO_BAZEL_CONTAINED", "yes")

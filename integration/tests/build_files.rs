@@ -2,8 +2,57 @@
 //! folders and Cargo.lock have. What is missing is told with the command that adds it.
 #![cfg(test)]
 
-use gorego_integration::package::{Names, Package, manifest, quoted, read, strings};
+use gorego_integration::package::{Names, Package, Rule, manifest, quoted, read, strings};
 use toml::Table;
+
+const BUILDOZER: &str = "tools/buildtools buildozer";
+
+/// The commands that add a rule of `//tools/build:rust.bzl`, and then edit it.
+fn new_rule(kind: &str, name: &str, dir: &str, edits: &str) -> String {
+    format!(
+        "{BUILDOZER} 'new_load //tools/build:rust.bzl {kind}' 'new {kind} {name}' //{dir}:__pkg__ \
+         && {BUILDOZER} {edits} //{dir}:{name}"
+    )
+}
+
+/// The rule of a package's library, or of its program.
+fn main_rule(package: &Package) -> Rule<'_> {
+    let kind = if package.dir.starts_with("cmd/") {
+        "rust_binary"
+    } else {
+        "rust_library"
+    };
+    package.rules(kind).into_iter().next().unwrap_or_else(|| {
+        let name = package.name().trim_start_matches("gorego-");
+        // A rule is named as its folder is.
+        let crate_name = format!(" 'set crate_name \"gorego_{name}\"'");
+        let crate_name = (name != package.name()).then_some(crate_name);
+        let edits =
+            "'set srcs glob([\"src/**/*.rs\"])'".to_owned() + &crate_name.unwrap_or_default();
+        panic!(
+            "{0}/BUILD.bazel has no {kind}; mend it with: {1}",
+            package.dir,
+            new_rule(kind, name, &package.dir, &edits)
+        )
+    })
+}
+
+/// The packages of this project that a rule names as its deps.
+fn labels(rule: Rule<'_>) -> Names {
+    let deps = quoted(rule.attribute("deps").unwrap_or_default());
+    deps.filter(|label| label.starts_with("//"))
+        .map(str::to_owned)
+        .collect()
+}
+
+/// What is to be done about a name that is in one of two lists only.
+fn verb(known: &Names, name: &str) -> &'static str {
+    if known.contains(name) {
+        "remove"
+    } else {
+        "add"
+    }
+}
 
 /// Fails with all of them.
 fn assert_none(problems: &[String]) {
@@ -22,14 +71,10 @@ fn every_member_of_the_workspace_is_known_to_crate_universe() {
     let problems: Vec<_> = members
         .symmetric_difference(&listed)
         .map(|dir| {
-            let verb = if listed.contains(dir) {
-                "remove"
-            } else {
-                "add"
-            };
+            let verb = verb(&listed, dir);
             format!(
                 "`{dir}` is not both a member of the workspace and a manifest in MODULE.bazel; \
-                 mend it with: tools/buildtools buildozer '{verb} manifests //{dir}:Cargo.toml' \
+                 mend it with: {BUILDOZER} '{verb} manifests //{dir}:Cargo.toml' \
                  //MODULE.bazel:%crate.from_cargo"
             )
         })
@@ -69,46 +114,84 @@ fn every_dependency_in_a_manifest_is_locked() {
     assert_none(&problems);
 }
 
+/// The packages that a rule names, be it by another label than usual.
+fn packages_of<'a>(rule: Rule<'_>, packages: &'a [Package]) -> Vec<&'a Package> {
+    let labels = labels(rule);
+    let dirs: Vec<_> = labels
+        .iter()
+        .filter_map(|label| label.strip_prefix("//")?.split(':').next())
+        .collect();
+    let named = packages.iter();
+    named.filter(|p| dirs.contains(&p.dir.as_str())).collect()
+}
+
+/// The labels of the other packages that a package uses by that table of its Cargo.toml.
+fn used(package: &Package, table: &str, packages: &[Package]) -> Names {
+    let names = package.dependencies(table);
+    let others = packages.iter().filter(|other| other.dir != package.dir);
+    others
+        .filter(|other| names.contains(other.name()))
+        .map(Package::label)
+        .collect()
+}
+
 #[test]
 fn bazel_knows_the_packages_that_each_package_uses() {
     let packages = Package::all();
-    let labels_of = |names: &Names| -> Names {
-        let used = packages
-            .iter()
-            .filter(|package| names.contains(package.name()));
-        used.map(Package::label).collect()
-    };
     let mut problems = Vec::new();
     for package in &packages {
-        let kind = if package.dir.starts_with("cmd/") {
-            "rust_binary"
-        } else {
-            "rust_library"
-        };
-        let rule = package.rules(kind).into_iter().next().unwrap_or_else(|| {
-            panic!(
-                "{0}/BUILD.bazel has no {kind}; mend it with: \
-                 tools/buildtools buildozer 'new {kind} {1}' //{0}:__pkg__",
-                package.dir,
-                package.name().trim_start_matches("gorego-"),
-            )
-        });
-        let used = labels_of(&package.dependencies("dependencies"));
-        let known: Names = quoted(rule.attribute("deps").unwrap_or_default())
-            .filter(|label| label.starts_with("//"))
-            .map(str::to_owned)
-            .collect();
-        for label in used.symmetric_difference(&known) {
-            let verb = if known.contains(label) {
-                "remove"
-            } else {
-                "add"
-            };
+        let rule = main_rule(package);
+        let mut mend = |known: &Names, label: &str, rule: &str| {
+            let verb = verb(known, label);
             problems.push(format!(
                 "{label} is not both in {0}/Cargo.toml and in {0}/BUILD.bazel; \
-                 mend it with: tools/buildtools buildozer '{verb} deps {label}' //{0}:{1}",
-                package.dir,
-                rule.name()
+                 mend it with: {BUILDOZER} '{verb} deps {label}' //{0}:{rule}",
+                package.dir
+            ));
+        };
+        let normal = used(package, "dependencies", &packages);
+        let known = labels(rule);
+        let missing: Names = normal.symmetric_difference(&known).cloned().collect();
+        for label in &missing {
+            mend(&known, label, rule.name());
+        }
+        // By the tests too, and by programs beside the main one.
+        let all = &normal | &used(package, "dev-dependencies", &packages);
+        let known: Names = package
+            .all_rules()
+            .flat_map(|rule| packages_of(rule, &packages))
+            .filter(|other| other.dir != package.dir)
+            .map(Package::label)
+            .collect();
+        for label in &(&(&all ^ &known) - &missing) {
+            mend(&known, label, "RULE (each that uses it)");
+        }
+    }
+    assert_none(&problems);
+}
+
+#[test]
+fn the_files_of_every_package_are_in_the_checkout_that_tests_see() {
+    let root = read("BUILD.bazel");
+    let listed: Names = quoted(&root).map(str::to_owned).collect();
+    let mut problems = Vec::new();
+    for package in Package::all() {
+        let dir = &package.dir;
+        if !package
+            .rules("filegroup")
+            .iter()
+            .any(|r| r.name() == "sources")
+        {
+            problems.push(format!(
+                "{dir}/BUILD.bazel has no filegroup `sources`; mend it with: \
+                 {BUILDOZER} 'new filegroup sources' //{dir}:__pkg__ && \
+                 {BUILDOZER} 'set srcs glob([\"**\"])' 'set visibility //:__pkg__' //{dir}:sources"
+            ));
+        }
+        if !listed.contains(&format!("//{dir}:sources")) {
+            problems.push(format!(
+                "//{dir}:sources is not in //:sources; mend it with: \
+                 {BUILDOZER} 'add srcs //{dir}:sources' //:sources"
             ));
         }
     }
@@ -120,17 +203,33 @@ fn bazel_runs_the_tests_that_cargo_runs() {
     let mut problems = Vec::new();
     for package in Package::all() {
         let dir = &package.dir;
+        let there = package.rules("rust_tests");
+        let mend = if there.is_empty() {
+            let library = package.rules("rust_library").into_iter().next();
+            let deps = library.map(|rule| format!(" 'add deps :{}'", rule.name()));
+            let set = "'set srcs glob([\"tests/*.rs\"])'".to_owned() + &deps.unwrap_or_default();
+            let command = new_rule("rust_tests", "tests", dir, &set);
+            format!("mend it with: {command}, and add to its deps what else they use")
+        } else {
+            let names: Vec<_> = there
+                .iter()
+                .map(|r| format!("//{dir}:{}", r.name()))
+                .collect();
+            let names = names.join(" or ");
+            format!(
+                "add it to the srcs of {names}, or take it out of their `exclude`, \
+                 and add to the deps what it uses"
+            )
+        };
         for file in package.tests_not_run() {
-            problems.push(format!(
-                "no rule in {dir}/BUILD.bazel runs {file}; mend it with: tools/buildtools buildozer \
-                 'new rust_tests tests' 'set srcs glob([\"tests/*.rs\"])' //{dir}:__pkg__"
-            ));
+            problems.push(format!("no rule in {dir}/BUILD.bazel runs {file}; {mend}"));
         }
         for name in package.crates_not_tested() {
+            let set = format!("'set crate \":{name}\"'");
+            let command = new_rule("rust_test", &format!("{name}_test"), dir, &set);
             problems.push(format!(
                 "no rule in {dir}/BUILD.bazel runs the tests inside {name}; mend it with: \
-                 tools/buildtools buildozer 'new rust_test {name}_test' //{dir}:__pkg__ && \
-                 tools/buildtools buildozer 'set crate :{name}' //{dir}:{name}_test"
+                 {command}, and add to its deps what they use and {name} does not"
             ));
         }
     }
@@ -143,10 +242,10 @@ fn bazel_builds_the_programs_that_cargo_builds() {
     for package in Package::all() {
         let dir = &package.dir;
         for root in package.programs_not_built() {
+            let command = new_rule("rust_binary", "NAME", dir, &format!("'set srcs {root}'"));
             problems.push(format!(
-                "no rule in {dir}/BUILD.bazel builds {root}; mend it with: \
-                 tools/buildtools buildozer 'new rust_binary NAME' //{dir}:__pkg__ && \
-                 tools/buildtools buildozer 'set srcs {root}' //{dir}:NAME"
+                "no rule in {dir}/BUILD.bazel builds {root}; mend it with: {command}, \
+                 and add to its srcs and deps what else it uses"
             ));
         }
     }
@@ -165,7 +264,7 @@ fn bazel_and_cargo_use_the_same_rust() {
         assert!(
             module.contains(&format!("    {key} = {value},\n")),
             "{key} in MODULE.bazel is not the channel of rust-toolchain.toml; mend it with: \
-             tools/buildtools buildozer 'set {key} \"{channel}\"' //MODULE.bazel:%rust.toolchain"
+             {BUILDOZER} 'set {key} \"{channel}\"' //MODULE.bazel:%rust.toolchain"
         );
     }
 }

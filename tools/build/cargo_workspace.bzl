@@ -14,7 +14,7 @@ def _section(lines, name):
             inside = line.strip() == "[%s]" % name
         elif inside and "=" in line and not line.startswith("#"):
             key, _, value = line.partition("=")
-            entries.append((key.strip(), value.strip()))
+            entries.append((key.strip(), value.partition(" #")[0].strip()))
     return entries
 
 def _level(value):

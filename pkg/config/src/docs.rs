@@ -12,7 +12,7 @@ working directory if there is one), the environment, and `--set key=value`. `gor
 result and where each value comes from.
 
 - Keys are accepted in any letter case. Unknown ones are errors in the file and in `--set`; an unknown
-  `GOREGO_` variable is a warning.
+  `GOREGO_` variable is a warning, unless it is one of `tools/bazel` (tools/README.md).
 - `null` or nothing means the default. An empty variable counts as not set.
 - *size*: bytes (`4194304`) or a number with a unit. `KB`, `MB`, `GB`, `TB`, `PB` are powers of 1000; `KiB`,
   `MiB`, `GiB`, `TiB`, `PiB` (or `Ki`, `Mi`, ...) are powers of 1024. *size in GiB*: the same, but a

@@ -8,7 +8,7 @@ use serde_saphyr::Spanned;
 
 use crate::problem::hint;
 use crate::sources::Sources;
-use crate::table::{Table, VARIABLE_PREFIX, nearest};
+use crate::table::{Table, VARIABLE_PREFIX, VARIABLES_OF_TOOLS, nearest};
 use crate::value::Raw;
 use crate::yaml::{self, Node, Tree};
 use crate::{Origin, Problem};
@@ -78,6 +78,7 @@ impl Layers {
                     origin,
                     reason: "expected UTF-8 text".to_owned(),
                 }),
+                (None, _) if VARIABLES_OF_TOOLS.contains(&name) => {}
                 (None, _) => {
                     let hint = hint(nearest_variable(name, table).as_deref());
                     self.warnings

@@ -7,6 +7,16 @@ use crate::value::Value;
 /// What the names of all our variables start with.
 pub(crate) const VARIABLE_PREFIX: &str = "GOREGO_";
 
+/// Variables that begin the same but are for the scripts in `tools`, from which a server may inherit
+/// them: under `tools/bazel run`, for example.
+pub(crate) const VARIABLES_OF_TOOLS: [&str; 5] = [
+    "GOREGO_BAZEL",
+    "GOREGO_BAZEL_CONTAINED",
+    "GOREGO_BAZEL_REGISTRY",
+    "GOREGO_CLIENT_ROOT",
+    "GOREGO_REQUIRE_CLIENT_ROOT",
+];
+
 /// A key or a section, with what the reference says about it.
 #[derive(Debug)]
 pub(crate) struct Entry {

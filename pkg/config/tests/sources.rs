@@ -149,6 +149,19 @@ fn an_unknown_variable_is_a_warning_with_the_nearest_name() {
 }
 
 #[test]
+fn a_variable_of_the_build_is_passed_over() {
+    let loaded = load(&variables(&[
+        ("GOREGO_BAZEL", "root"),
+        ("GOREGO_BAZEL_CONTAINED", "yes"),
+        ("GOREGO_BAZEL_REGISTRY", "https://example.com"),
+        ("GOREGO_CLIENT_ROOT", "/root"),
+        ("GOREGO_REQUIRE_CLIENT_ROOT", "1"),
+    ]));
+    assert_eq!(loaded.config, defaults());
+    assert_eq!(loaded.warnings, [""; 0]);
+}
+
+#[test]
 fn an_empty_variable_counts_as_not_set_and_an_empty_argument_as_the_default() {
     let mut sources = file("log_level: error\ntelemetry: {metrics_addr: ':1'}\n");
     sources.env = variables(&[("GOREGO_LOG_LEVEL", ""), ("GOREGO_NOTHING", "")]).env;

@@ -88,6 +88,15 @@ def _installed_rust_repository_impl(ctx):
             wanted,
             answer.stderr,
         ))
+
+    # A rustc that is not rustup's has no ear for RUSTUP_TOOLCHAIN.
+    version = ctx.execute(["rustc", "--version"], environment = {"RUSTUP_TOOLCHAIN": wanted}).stdout
+    if not version.startswith("rustc %s " % wanted):
+        fail("Rust %s is needed, and %s is %s: put the folder of rustup's rustc (~/.cargo/bin) before it in PATH" % (
+            wanted,
+            ctx.which("rustc"),
+            version.strip(),
+        ))
     sysroot = ctx.path(answer.stdout.strip())
     for folder in ("bin", "lib"):
         ctx.symlink(sysroot.get_child(folder), folder)
