@@ -15,6 +15,7 @@ pub mod bazel;
 pub mod binary;
 pub mod client;
 pub mod content;
+pub mod link;
 pub mod lock;
 pub mod package;
 pub mod process;

@@ -1,0 +1,124 @@
+//! How fast a link is.
+
+use std::{fmt, str::FromStr, time::Duration};
+
+use tokio::time::Instant;
+
+/// A bandwidth.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Rate {
+    bits_per_second: u64,
+}
+
+/// Units, in bits per second; decimal, as networks have it.
+const UNITS: [(&str, u64); 4] = [
+    ("Gbit", 1_000_000_000),
+    ("Mbit", 1_000_000),
+    ("kbit", 1000),
+    ("bit", 1),
+];
+
+impl Rate {
+    /// A rate of that many bits per second, at least one.
+    pub const fn bits(bits_per_second: u64) -> Self {
+        assert!(bits_per_second > 0, "a link that passes nothing");
+        Self { bits_per_second }
+    }
+
+    /// A rate in Mbit/s.
+    pub const fn mbit(mbit_per_second: u64) -> Self {
+        Self::bits(mbit_per_second * 1_000_000)
+    }
+
+    /// How many bytes go out in that time.
+    pub(super) fn bytes_in(self, time: Duration) -> u64 {
+        let bits = u128::from(self.bits_per_second) * time.as_nanos() / 1_000_000_000;
+        u64::try_from(bits / 8).unwrap_or(u64::MAX)
+    }
+
+    fn time_of(self, bytes: usize) -> Duration {
+        let bits = u128::try_from(bytes).unwrap_or(u128::MAX).saturating_mul(8);
+        let nanos = bits.saturating_mul(1_000_000_000) / u128::from(self.bits_per_second);
+        Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
+    }
+}
+
+impl FromStr for Rate {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        UNITS
+            .iter()
+            .find_map(|(name, unit)| {
+                let number: u64 = text.strip_suffix(name)?.parse().ok()?;
+                number.checked_mul(*unit).filter(|&bits| bits > 0)
+            })
+            .map(Self::bits)
+            .ok_or_else(|| {
+                format!("'{text}' is not a rate such as 1Gbit, 100Mbit, 64kbit or 9600bit")
+            })
+    }
+}
+
+impl fmt::Display for Rate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let bits = self.bits_per_second;
+        let (name, unit) = UNITS
+            .into_iter()
+            .find(|(_, unit)| bits.is_multiple_of(*unit))
+            .unwrap_or(("bit", 1));
+        write!(f, "{}{name}", bits / unit)
+    }
+}
+
+/// Decides when bytes leave: one after the other, however many connections they are of.
+#[derive(Debug, Default)]
+pub(super) struct Pacer {
+    free: Option<Instant>,
+}
+
+impl Pacer {
+    /// When the last of `bytes` that are ready at `now` has left.
+    pub(super) fn send(&mut self, now: Instant, rate: Option<Rate>, bytes: usize) -> Instant {
+        let start = self.free.map_or(now, |free| free.max(now));
+        let left = start + rate.map_or(Duration::ZERO, |rate| rate.time_of(bytes));
+        self.free = Some(left);
+        left
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rates_are_read_as_they_are_written() {
+        for text in ["1Gbit", "1500Mbit", "10kbit", "7bit"] {
+            assert_eq!(text.parse::<Rate>().unwrap().to_string(), text);
+        }
+        for text in [
+            "",
+            "0Gbit",
+            "fast",
+            "1 Gbit",
+            "-1bit",
+            "99999999999999999999Gbit",
+        ] {
+            assert!(text.parse::<Rate>().is_err(), "{text}");
+        }
+        assert_eq!("1000Mbit".parse::<Rate>().unwrap(), Rate::mbit(1000));
+    }
+
+    #[test]
+    fn bytes_leave_one_after_the_other() {
+        let mut pacer = Pacer::default();
+        let (now, rate) = (Instant::now(), Some(Rate::mbit(8)));
+        let ms = Duration::from_millis;
+        assert_eq!(pacer.send(now, rate, 1000), now + ms(1));
+        assert_eq!(pacer.send(now, rate, 2000), now + ms(3));
+        // What was not used while nothing was sent is not made up for.
+        assert_eq!(pacer.send(now + ms(10), rate, 1000), now + ms(11));
+        assert_eq!(pacer.send(now + ms(20), None, 1000), now + ms(20));
+        assert_eq!(Rate::mbit(8).bytes_in(ms(3)), 3000);
+    }
+}
