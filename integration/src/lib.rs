@@ -11,6 +11,7 @@
     reason = "test support: the message of the panic is the test's report"
 )]
 
+pub mod backing;
 pub mod bazel;
 pub mod binary;
 pub mod client;
@@ -18,6 +19,7 @@ pub mod content;
 pub mod link;
 pub mod lock;
 pub mod package;
+pub mod peer;
 pub mod process;
 pub mod project;
 pub mod root;

@@ -71,15 +71,24 @@ impl Process {
 
     /// Waits for the child to end by itself; panics, killing it, when that takes longer.
     pub fn wait_within(&mut self, limit: Duration) -> ExitStatus {
+        let id = self.child.id();
+        self.ended_within(limit)
+            .unwrap_or_else(|| panic!("process {id} did not end in time"))
+    }
+
+    /// How the child ended, unless it still runs after that time.
+    pub fn ended_within(&mut self, limit: Duration) -> Option<ExitStatus> {
         if self.ended.is_none() {
             let pidfd = pidfd_open(self.pid(), PidfdFlags::empty())
                 .expect("a child not yet reaped has a pidfd");
             let limit = Timespec::try_from(limit).expect("a time limit in range");
             let ready = poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&limit))
                 .expect("polling a pidfd");
-            assert!(ready > 0, "process {} did not end in time", self.child.id());
+            if ready == 0 {
+                return None;
+            }
         }
-        self.wait()
+        Some(self.wait())
     }
 
     fn pid(&self) -> Pid {

@@ -1,0 +1,87 @@
+//! The servers that stand behind a proxy in other tests do what those rely on.
+#![cfg(test)]
+
+use gorego_integration::{
+    backing::Backing,
+    client::Client,
+    content::{blob, digest_of, uuid},
+    link::Link,
+};
+use reapi::v2::ActionResult;
+
+const LARGE: usize = 3 * 1024 * 1024;
+
+/// Stores a blob by each way and an action result, and reads them back.
+async fn assert_serves(backing: &Backing) {
+    let client = Client::connect(backing.address()).await;
+    let (small, large) = (blob(1, 1000), blob(2, LARGE));
+    let digests = vec![digest_of(&small), digest_of(&large)];
+    assert_eq!(client.find_missing(digests.clone()).await.unwrap(), digests);
+    client
+        .batch_upload(std::slice::from_ref(&small))
+        .await
+        .unwrap();
+    let name = uuid(&mut fastrand::Rng::with_seed(1));
+    client.upload(&name, &large).await.unwrap();
+    let result = ActionResult {
+        exit_code: 7,
+        ..ActionResult::default()
+    };
+    client.put_action(&digests[0], result).await.unwrap();
+    assert_holds(backing).await;
+}
+
+async fn assert_holds(backing: &Backing) {
+    let client = Client::connect(backing.address()).await;
+    for content in [blob(1, 1000), blob(2, LARGE)] {
+        let digest = digest_of(&content);
+        assert!(client.download(&digest).await.unwrap() == content);
+    }
+    let action = digest_of(&blob(1, 1000));
+    assert_eq!(client.get_action(&action).await.unwrap().exit_code, 7);
+}
+
+/// Serves, also after a crash and after an orderly end, where it was.
+async fn assert_lasts(mut backing: Backing) {
+    let address = backing.address();
+    assert_serves(&backing).await;
+    backing.stop();
+    backing.restart();
+    assert_holds(&backing).await;
+    backing.restart();
+    assert_eq!(backing.address(), address);
+    assert_holds(&backing).await;
+}
+
+#[tokio::test]
+async fn bazel_remote_keeps_what_it_was_given_over_a_restart() {
+    assert_lasts(Backing::bazel_remote()).await;
+}
+
+#[tokio::test]
+async fn casd_keeps_what_it_was_given_over_a_restart() {
+    assert_lasts(Backing::casd()).await;
+}
+
+#[tokio::test]
+async fn gorego_keeps_what_it_was_given_over_a_restart() {
+    assert_lasts(Backing::gorego(&[])).await;
+}
+
+#[tokio::test]
+async fn what_goes_over_a_link_is_counted_there() {
+    let backing = Backing::gorego(&[]);
+    let link = Link::to(backing.address());
+    let client = Client::connect(link.address()).await;
+    let content = blob(3, LARGE);
+    let name = uuid(&mut fastrand::Rng::with_seed(2));
+    client.upload(&name, &content).await.unwrap();
+    let sent = u64::try_from(LARGE).unwrap();
+    let counts = link.wait_for(|counts| counts.up > sent).await;
+    assert_eq!(counts.connections, 1);
+    assert!(counts.up < sent + sent / 10, "{counts:?}");
+    link.down();
+    assert!(client.download(&digest_of(&content)).await.is_err());
+    link.restore();
+    assert!(client.download(&digest_of(&content)).await.unwrap() == content);
+}
