@@ -82,7 +82,7 @@ impl Setup {
         let mut at = offset;
         let chunks: Vec<_> = data.chunks(64 * 1024).collect();
         let last = chunks.len() - 1;
-        let messages: Vec<_> = chunks.into_iter().enumerate().map(|(number, chunk)| {
+        let messages = chunks.into_iter().enumerate().map(|(number, chunk)| {
             let message = WriteRequest {
                 resource_name: name.to_owned(),
                 write_offset: i64::try_from(at).unwrap(),
@@ -97,14 +97,22 @@ impl Setup {
         Ok(response.into_inner().committed_size)
     }
 
-    async fn batch_read(&self, digests: &[Digest], acceptable: &[i32]) -> Result<Vec<Bytes>, Status> {
+    async fn batch_read(
+        &self,
+        digests: &[Digest],
+        acceptable: &[i32],
+    ) -> Result<Vec<Bytes>, Status> {
         let request = BatchReadBlobsRequest {
             digests: digests.to_vec(),
             acceptable_compressors: acceptable.to_vec(),
             ..BatchReadBlobsRequest::default()
         };
         let response = self.cas().batch_read_blobs(request).await?.into_inner();
-        Ok(response.responses.into_iter().map(|blob| blob.data).collect())
+        Ok(response
+            .responses
+            .into_iter()
+            .map(|blob| blob.data)
+            .collect())
     }
 }
 
@@ -115,24 +123,52 @@ fn upload(digest: &Digest) -> String {
 #[tokio::test]
 async fn without_faults_it_is_a_cache() {
     let setup = Setup::new(Offer::default()).await;
-    let Setup { peer, client, content } = &setup;
+    let Setup {
+        peer,
+        client,
+        content,
+    } = &setup;
     let digest = digest_of(content);
-    assert_eq!(client.find_missing(vec![digest.clone()]).await.unwrap(), [digest.clone()]);
+    assert_eq!(
+        client.find_missing(vec![digest.clone()]).await.unwrap(),
+        [digest.clone()]
+    );
     client.upload("u", content).await.unwrap();
     assert!(peer.blob(&digest).unwrap() == *content);
-    assert!(client.find_missing(vec![digest.clone()]).await.unwrap().is_empty());
+    assert!(
+        client
+            .find_missing(vec![digest.clone()])
+            .await
+            .unwrap()
+            .is_empty()
+    );
     assert!(client.download(&digest).await.unwrap() == *content);
     let small = blob(2, 10);
-    client.batch_upload(std::slice::from_ref(&small)).await.unwrap();
-    assert_eq!(setup.batch_read(&[digest_of(&small)], &[]).await.unwrap(), [small]);
+    client
+        .batch_upload(std::slice::from_ref(&small))
+        .await
+        .unwrap();
+    assert_eq!(
+        setup.batch_read(&[digest_of(&small)], &[]).await.unwrap(),
+        [small]
+    );
     let action = digest_of(b"action");
-    assert_eq!(client.get_action(&action).await.unwrap_err().code(), Code::NotFound);
-    client.put_action(&action, ActionResult::default()).await.unwrap();
+    assert_eq!(
+        client.get_action(&action).await.unwrap_err().code(),
+        Code::NotFound
+    );
+    client
+        .put_action(&action, ActionResult::default())
+        .await
+        .unwrap();
     assert!(peer.action("", &action).is_some());
     assert!(peer.action("other", &action).is_none());
     client.get_action(&action).await.unwrap();
     let size = u64::try_from(SIZE).unwrap();
-    assert_eq!((peer.bytes_read(), peer.bytes_written()), (size + 10, size + 10));
+    assert_eq!(
+        (peer.bytes_read(), peer.bytes_written()),
+        (size + 10, size + 10)
+    );
     assert_eq!(peer.calls(Method::FindMissingBlobs).len(), 2);
 }
 
@@ -151,7 +187,10 @@ async fn calls_are_recorded_with_what_came_with_them() {
 
     let setup = Setup::new(Offer::default()).await;
     let digest = digest_of(&setup.content);
-    setup.write(&upload(&digest), 0, &setup.content).await.unwrap();
+    setup
+        .write(&upload(&digest), 0, &setup.content)
+        .await
+        .unwrap();
     let call = &setup.peer.calls(Method::Write)[0];
     assert_eq!((call.instance.as_str(), call.digests), ("some/where", 1));
     assert_eq!(call.received, u64::try_from(SIZE).unwrap());
@@ -167,7 +206,9 @@ async fn calls_are_recorded_with_what_came_with_them() {
     let header = tonic::metadata::MetadataValue::from_bytes(&metadata.encode_to_vec());
     let name = "build.bazel.remote.execution.v2.requestmetadata-bin";
     request.metadata_mut().insert_bin(name, header);
-    request.metadata_mut().insert("authorization", "Bearer x".parse().unwrap());
+    request
+        .metadata_mut()
+        .insert("authorization", "Bearer x".parse().unwrap());
     let mut client = CapabilitiesClient::new(setup.client.channel());
     client.get_capabilities(request).await.unwrap();
     let call = &setup.peer.calls(Method::GetCapabilities)[0];
@@ -179,9 +220,15 @@ async fn calls_are_recorded_with_what_came_with_them() {
 #[tokio::test]
 async fn a_code_is_answered_as_often_as_asked_for() {
     let setup = Setup::new(Offer::default()).await;
-    for code in [Code::Unavailable, Code::ResourceExhausted, Code::PermissionDenied] {
+    for code in [
+        Code::Unavailable,
+        Code::ResourceExhausted,
+        Code::PermissionDenied,
+    ] {
         let fault = Fault::Answer(code);
-        setup.peer.inject(Method::FindMissingBlobs, Times::Next(2), fault);
+        setup
+            .peer
+            .inject(Method::FindMissingBlobs, Times::Next(2), fault);
         for _ in 0..2 {
             let error = setup.client.find_missing(vec![]).await.unwrap_err();
             assert_eq!(error.code(), code);
@@ -191,10 +238,16 @@ async fn a_code_is_answered_as_often_as_asked_for() {
     let fault = Fault::Answer(Code::Unavailable);
     setup.peer.inject(Method::Read, Times::Always, fault);
     for _ in 0..3 {
-        assert_eq!(setup.read("blobs/x".to_owned(), 0).await.1, Code::Unavailable);
+        assert_eq!(
+            setup.read("blobs/x".to_owned(), 0).await.1,
+            Code::Unavailable
+        );
     }
     setup.peer.heal();
-    assert_eq!(setup.read("blobs/x".to_owned(), 0).await.1, Code::InvalidArgument);
+    assert_eq!(
+        setup.read("blobs/x".to_owned(), 0).await.1,
+        Code::InvalidArgument
+    );
 }
 
 #[tokio::test]
@@ -203,7 +256,10 @@ async fn a_read_is_spoilt_as_asked_for() {
     let content = setup.content.to_vec();
     let (read, code) = setup.read_with(Fault::Corrupt(200_000)).await;
     let differ = (0..SIZE).filter(|&at| read[at] != content[at]);
-    assert_eq!((differ.collect::<Vec<_>>(), code), (vec![200_000], Code::Ok));
+    assert_eq!(
+        (differ.collect::<Vec<_>>(), code),
+        (vec![200_000], Code::Ok)
+    );
     let (read, code) = setup.read_with(Fault::Truncate(70_000)).await;
     assert!(read == content[..70_000] && code == Code::Ok);
     let (read, code) = setup.read_with(Fault::Extend(5)).await;
@@ -225,7 +281,8 @@ async fn a_stalled_read_goes_on_when_it_is_released() {
     for (fault, before) in [(Fault::Stall, 0), (Fault::StallAfter(100_000), 100_000)] {
         peer.forget_calls();
         let release = async {
-            peer.wait_for(|seen| seen.calls(Method::Read).any(|call| call.sent == before)).await;
+            peer.wait_for(|seen| seen.calls(Method::Read).any(|call| call.sent == before))
+                .await;
             assert_eq!(peer.calls(Method::Read)[0].ended, None);
             peer.release();
         };
@@ -237,7 +294,9 @@ async fn a_stalled_read_goes_on_when_it_is_released() {
 #[tokio::test]
 async fn a_stalled_call_that_is_given_up_is_known_as_such() {
     let setup = Setup::new(Offer::default()).await;
-    setup.peer.inject(Method::FindMissingBlobs, Times::Always, Fault::Stall);
+    setup
+        .peer
+        .inject(Method::FindMissingBlobs, Times::Always, Fault::Stall);
     let client = setup.client.clone();
     let mut call = JoinSet::new();
     call.spawn(async move { client.find_missing(vec![]).await });
@@ -261,14 +320,32 @@ async fn a_broken_write_can_be_resumed() {
     peer.inject(Method::Write, Times::Next(1), broken);
     let error = setup.write(&name, 0, content).await.unwrap_err();
     assert_eq!(error.code(), Code::Unavailable);
-    let query = QueryWriteStatusRequest { resource_name: name.clone() };
-    let status = setup.stream().query_write_status(query.clone()).await.unwrap().into_inner();
+    let query = QueryWriteStatusRequest {
+        resource_name: name.clone(),
+    };
+    let status = setup
+        .stream()
+        .query_write_status(query.clone())
+        .await
+        .unwrap()
+        .into_inner();
     assert_eq!((status.committed_size, status.complete), (100_000, false));
-    let resumed = setup.write(&name, 100_000, &content[100_000..]).await.unwrap();
+    let resumed = setup
+        .write(&name, 100_000, &content[100_000..])
+        .await
+        .unwrap();
     assert_eq!(resumed, digest.size_bytes);
     assert!(peer.blob(&digest).unwrap() == *content);
-    let status = setup.stream().query_write_status(query).await.unwrap().into_inner();
-    assert_eq!((status.committed_size, status.complete), (digest.size_bytes, true));
+    let status = setup
+        .stream()
+        .query_write_status(query)
+        .await
+        .unwrap()
+        .into_inner();
+    assert_eq!(
+        (status.committed_size, status.complete),
+        (digest.size_bytes, true)
+    );
 }
 
 #[tokio::test]
@@ -292,7 +369,9 @@ async fn a_batch_is_spoilt_in_its_first_blob() {
         (Fault::Truncate(1), b"o"),
         (Fault::Extend(2), b"onexx"),
     ] {
-        setup.peer.inject(Method::BatchReadBlobs, Times::Next(1), fault);
+        setup
+            .peer
+            .inject(Method::BatchReadBlobs, Times::Next(1), fault);
         let read = setup.batch_read(&digests, &[]).await.unwrap();
         assert_eq!(read, [Bytes::from_static(first), contents[1].clone()]);
     }
@@ -300,7 +379,10 @@ async fn a_batch_is_spoilt_in_its_first_blob() {
 
 #[tokio::test]
 async fn the_batch_limit_is_enforced() {
-    let offer = Offer { batch_limit: 100, ..Offer::default() };
+    let offer = Offer {
+        batch_limit: 100,
+        ..Offer::default()
+    };
     let setup = Setup::new(offer).await;
     let blobs = [blob(1, 50), blob(2, 51)];
     let error = setup.client.batch_upload(&blobs).await.unwrap_err();
@@ -310,14 +392,19 @@ async fn the_batch_limit_is_enforced() {
     let error = setup.batch_read(&digests, &[]).await.unwrap_err();
     assert_eq!(error.code(), Code::InvalidArgument);
     let mut client = CapabilitiesClient::new(setup.client.channel());
-    let answer = client.get_capabilities(GetCapabilitiesRequest::default()).await;
+    let answer = client
+        .get_capabilities(GetCapabilitiesRequest::default())
+        .await;
     let offered = answer.unwrap().into_inner().cache_capabilities.unwrap();
     assert_eq!(offered.max_batch_total_size_bytes, 100);
 }
 
 #[tokio::test]
 async fn compression_is_there_where_it_is_on_offer() {
-    let offer = Offer { compressors: vec![compressor::Value::Zstd], ..Offer::default() };
+    let offer = Offer {
+        compressors: vec![compressor::Value::Zstd],
+        ..Offer::default()
+    };
     let setup = Setup::new(offer).await;
     let content = Bytes::from(b"again and ".repeat(10_000));
     let digest = digest_of(&content);
@@ -381,6 +468,8 @@ async fn blake3_is_checked_as_such() {
     assert_eq!(setup.write(&name, 0, content).await.unwrap(), 7);
     let (read, _) = setup.read(format!("blobs/blake3/{hash}/7"), 0).await;
     assert_eq!(read, content);
-    let error = setup.write(&format!("uploads/v/blobs/{hash}/8"), 0, b"content2").await;
+    let error = setup
+        .write(&format!("uploads/v/blobs/{hash}/8"), 0, b"content2")
+        .await;
     assert_eq!(error.unwrap_err().code(), Code::InvalidArgument);
 }
