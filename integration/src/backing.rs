@@ -113,15 +113,19 @@ impl Backing {
         self.process.id()
     }
 
-    /// Kills it with SIGKILL, as a crash would.
+    /// Kills it with SIGKILL, as a crash would, and waits until its port is closed.
     pub fn kill(&mut self) {
         self.process.kill();
+        wait_until_gone(self.address);
     }
 
-    /// Asks it to stop (SIGTERM) and waits until it has.
+    /// Asks it to stop (SIGTERM) and waits until it has. casd is killed all the same, by what holds
+    /// it.
     pub fn stop(&mut self) -> ExitStatus {
         self.process.signal(Signal::TERM);
-        self.process.wait_within(PATIENCE)
+        let status = self.process.wait_within(PATIENCE);
+        wait_until_gone(self.address);
+        status
     }
 
     /// Stops it without ending it (SIGSTOP), until [`Self::thaw`]: its port is open, and nobody
@@ -139,7 +143,7 @@ impl Backing {
     /// Starts it again on the same port and directory, after killing it (SIGKILL) unless it has
     /// ended.
     pub fn restart(&mut self) {
-        self.process.kill();
+        self.kill();
         self.process = self.kind.spawn(self.dir.path(), self.address);
         if let Err(reason) = wait_until_ready(&mut self.process, self.address) {
             panic!("{:?} does not start again: {reason}", self.kind);
@@ -176,8 +180,11 @@ impl Kind {
         match self {
             Self::BazelRemote => {
                 let mut command = process::command(install::bazel_remote());
-                // It insists on HTTP; in a socket file, that takes no second port.
-                let http = format!("unix://{}", dir.join("http").display());
+                // It insists on HTTP; in a socket file, that takes no second port. After a crash the
+                // file is still there.
+                let socket = dir.join("http");
+                let _ = fs::remove_file(&socket);
+                let http = format!("unix://{}", socket.display());
                 command
                     .current_dir(dir)
                     .arg("--dir")
@@ -225,6 +232,16 @@ fn log_in(dir: &Path) -> String {
 fn free_address() -> SocketAddr {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
     listener.local_addr().expect("a bound port")
+}
+
+/// Waits until nobody listens there: what was started inside the root ends a little later than what
+/// holds it.
+fn wait_until_gone(address: SocketAddr) {
+    let deadline = Instant::now() + PATIENCE;
+    while TcpListener::bind(address).is_err() {
+        assert!(Instant::now() < deadline, "{address} is still in use");
+        thread::yield_now();
+    }
 }
 
 /// Waits until the server answers a call, or says why it never will.
