@@ -1,6 +1,6 @@
 module gorego/integration/peers
 
-go 1.25
+go 1.24.0
 
 tool github.com/buchgr/bazel-remote/v2
 

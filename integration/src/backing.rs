@@ -119,8 +119,9 @@ impl Backing {
         wait_until_gone(self.address);
     }
 
-    /// Asks it to stop (SIGTERM) and waits until it has. casd is killed all the same, by what holds
-    /// it.
+    /// Asks it to stop (SIGTERM) and waits until it has; casd is killed all the same, by what holds
+    /// it. This blocks, so a runtime with one thread cannot close its connections meanwhile, which
+    /// the server waits for: such a test has to be `multi_thread`.
     pub fn stop(&mut self) -> ExitStatus {
         self.process.signal(Signal::TERM);
         let status = self.process.wait_within(PATIENCE);

@@ -219,10 +219,8 @@ impl Link {
     pub async fn wait_for(&self, met: impl FnMut(&Counts) -> bool) -> Counts {
         let mut counts = self.shared.counts.subscribe();
         let in_time = time::timeout(PATIENCE, counts.wait_for(met)).await;
-        match in_time {
-            Ok(counts) => *counts.expect("the link outlives the wait"),
-            Err(_) => panic!("it never came to that: {:?}", self.counts()),
-        }
+        let counts = in_time.unwrap_or_else(|_| panic!("never came to that: {:?}", self.counts()));
+        *counts.expect("the link outlives the wait")
     }
 
     /// Returns when it is done.

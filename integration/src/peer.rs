@@ -215,10 +215,9 @@ impl FaultyPeer {
     pub async fn wait_for(&self, met: impl FnMut(&Seen) -> bool) {
         let mut seen = self.shared.subscribe();
         let in_time = time::timeout(PATIENCE, seen.wait_for(met)).await;
-        match in_time {
-            Ok(seen) => drop(seen.expect("the peer outlives the wait")),
-            Err(_) => panic!("it never came to that: {:?}", self.shared.look(Seen::clone)),
-        }
+        let calls = || self.shared.look(|seen| format!("{:#?}", seen.all_calls()));
+        let seen = in_time.unwrap_or_else(|_| panic!("never came to that: {}", calls()));
+        drop(seen.expect("the peer outlives the wait"));
     }
 }
 

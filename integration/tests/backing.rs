@@ -53,17 +53,17 @@ async fn assert_lasts(mut backing: Backing) {
     assert_holds(&backing).await;
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn bazel_remote_keeps_what_it_was_given_over_a_restart() {
     assert_lasts(Backing::bazel_remote()).await;
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn casd_keeps_what_it_was_given_over_a_restart() {
     assert_lasts(Backing::casd()).await;
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn gorego_keeps_what_it_was_given_over_a_restart() {
     assert_lasts(Backing::gorego(&[])).await;
 }

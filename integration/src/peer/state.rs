@@ -133,10 +133,9 @@ impl Shared {
         self.seen.subscribe()
     }
 
-    /// Waits until stalled calls are let go on.
-    pub(super) async fn stall(&self) {
+    /// Waits until stalled calls are let go on more often than `before`.
+    pub(super) async fn stall(&self, before: u64) {
         let mut seen = self.subscribe();
-        let before = seen.borrow_and_update().releases;
         let released = seen.wait_for(|seen| seen.releases > before).await;
         released.expect("the peer outlives its calls");
     }
@@ -151,20 +150,21 @@ impl Shared {
         let id = self.next_call.fetch_add(1, Ordering::Relaxed);
         let mut call = Call::new(id, method, headers);
         describe(&mut call);
-        let fault = self.change(|seen| {
+        let (fault, releases) = self.change(|seen| {
             seen.calls.push(call);
-            seen.faults.next(method)
+            (seen.faults.next(method), seen.releases)
         });
         let running = Running {
             shared: Arc::clone(self),
             id,
             fault,
+            releases,
             ended: Code::Cancelled,
         };
         match fault {
             Some(Fault::Answer(code)) => running.end(Err(injected(code))),
             Some(Fault::Stall) => {
-                self.stall().await;
+                self.stall(releases).await;
                 Ok(running)
             }
             _ => Ok(running),
@@ -178,6 +178,9 @@ pub(super) struct Running {
     pub(super) shared: Arc<Shared>,
     id: u64,
     pub(super) fault: Option<Fault>,
+    /// How often stalled calls had been let go on when it came: whoever has seen the call can
+    /// release it, also before it has got to where it stalls.
+    pub(super) releases: u64,
     ended: Code,
 }
 

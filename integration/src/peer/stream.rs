@@ -149,7 +149,7 @@ impl Shared {
         if there || call.fault == Some(Fault::AlreadyThere) {
             return Ok(if name.zstd { -1 } else { name.key.size });
         }
-        let mut upload = Upload::begin(self, call, name, resource)?;
+        let mut upload = Upload::begin(self, call, name, resource);
         let mut next = Some(first);
         while let Some(message) = next {
             let finish = message.finish_write;
@@ -175,23 +175,18 @@ struct Upload<'a> {
 }
 
 impl<'a> Upload<'a> {
-    fn begin(
-        shared: &'a Shared,
-        call: &'a Running,
-        name: Name,
-        resource: String,
-    ) -> Result<Self, Status> {
+    fn begin(shared: &'a Shared, call: &'a Running, name: Name, resource: String) -> Self {
         if name.zstd {
             shared.change(|seen| seen.partials.remove(&resource));
         }
-        Ok(Self {
+        Self {
             shared,
             call,
             name,
             resource,
             stop: call.fault.and_then(Fault::stop),
             received: 0,
-        })
+        }
     }
 
     async fn take(&mut self, message: WriteRequest) -> Result<(), Status> {
@@ -215,7 +210,7 @@ impl<'a> Upload<'a> {
             offset += size(before.len());
             match self.stop.take() {
                 Some((_, Step::Fail(status))) => return Err(status),
-                _ => self.shared.stall().await,
+                _ => self.shared.stall(self.call.releases).await,
             }
         }
         self.keep(offset, &data)
@@ -257,7 +252,7 @@ impl<'a> Upload<'a> {
 
 /// Does the steps one after the other.
 fn play(mut call: Running, steps: Vec<Step>) -> ReadStream {
-    let shared = Arc::clone(&call.shared);
+    let (shared, releases) = (Arc::clone(&call.shared), call.releases);
     let answers = tokio_stream::iter(steps).then(move |step| {
         match &step {
             Step::Send(bytes) => call.sent(bytes.len()),
@@ -272,7 +267,7 @@ fn play(mut call: Running, steps: Vec<Step>) -> ReadStream {
                 Step::Fail(status) => Some(Err(status)),
                 Step::Done => None,
                 Step::Stall => {
-                    shared.stall().await;
+                    shared.stall(releases).await;
                     None
                 }
             }

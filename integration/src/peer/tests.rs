@@ -129,10 +129,8 @@ async fn without_faults_it_is_a_cache() {
         content,
     } = &setup;
     let digest = digest_of(content);
-    assert_eq!(
-        client.find_missing(vec![digest.clone()]).await.unwrap(),
-        [digest.clone()]
-    );
+    let missing = client.find_missing(vec![digest.clone()]).await.unwrap();
+    assert_eq!(missing, vec![digest.clone()]);
     client.upload("u", content).await.unwrap();
     assert!(peer.blob(&digest).unwrap() == *content);
     assert!(
