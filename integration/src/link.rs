@@ -151,6 +151,11 @@ impl Link {
         self.address
     }
 
+    /// Its address as a target of gRPC clients.
+    pub fn grpc_url(&self) -> String {
+        format!("grpc://{}", self.address)
+    }
+
     /// Connects to another server from now on; open connections stay with the old one.
     pub fn lead_to(&self, server: SocketAddr) {
         assert!(server.ip().is_loopback(), "{server} is not on loopback");

@@ -52,7 +52,8 @@ const FRAMING: usize = 64 * 1024;
 pub struct Offer {
     /// The content bytes that one batch may have; it is enforced, and 0 means no limit.
     pub batch_limit: usize,
-    /// SHA-256 and BLAKE3 are checked; content under any other function is taken as it is.
+    /// Others are refused. SHA-256 and BLAKE3 are checked, and content under any other is taken as
+    /// it is; where a request names none, it is SHA-256.
     pub functions: Vec<digest_function::Value>,
     /// Besides identity: zstd, or none.
     pub compressors: Vec<compressor::Value>,
@@ -124,6 +125,11 @@ impl FaultyPeer {
     /// Where it listens.
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// Its address as a target of gRPC clients.
+    pub fn grpc_url(&self) -> String {
+        format!("grpc://{}", self.address)
     }
 
     /// Makes calls of `method` go wrong. Of several faults of a method, the one that was given

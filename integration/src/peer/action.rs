@@ -24,7 +24,10 @@ impl ActionCache for Service {
             call.digests = 1;
         });
         let call = call.await?;
-        let found = required(request.action_digest).and_then(|key| {
+        let key = self
+            .function(request.digest_function)
+            .and_then(|_| required(request.action_digest));
+        let found = key.and_then(|key| {
             let missing = Status::not_found(format!("no result of action {}", key.hash));
             let key = (request.instance_name, key);
             self.look(|seen| seen.actions.get(&key).cloned())
@@ -47,7 +50,10 @@ impl ActionCache for Service {
             let refusal = "action results are not taken here";
             return call.end(Err(Status::permission_denied(refusal)));
         }
-        let stored = required(request.action_digest).and_then(|key| {
+        let key = self
+            .function(request.digest_function)
+            .and_then(|_| required(request.action_digest));
+        let stored = key.and_then(|key| {
             let result = request.action_result;
             let result = result.ok_or_else(|| Status::invalid_argument("no action_result"))?;
             let key = (request.instance_name, key);

@@ -38,6 +38,9 @@ impl ContentAddressableStorage for Service {
             call.digests = request.blob_digests.len();
         });
         let call = call.await?;
+        if let Err(refusal) = self.function(request.digest_function) {
+            return call.end(Err(refusal));
+        }
         let missing_blob_digests = self.look(|seen| {
             let missing = |digest: &Digest| seen.blob(digest).is_none();
             request.blob_digests.into_iter().filter(missing).collect()
@@ -60,11 +63,12 @@ impl ContentAddressableStorage for Service {
             call.received = u64::try_from(size).expect("a size in memory");
         });
         let call = call.await?;
-        if let Err(refusal) = self.limit(size) {
-            return call.end(Err(refusal));
-        }
-        let function = digest_function::Value::try_from(request.digest_function);
-        let function = function.unwrap_or_default();
+        let allowed = self.limit(size);
+        let allowed = allowed.and_then(|()| self.function(request.digest_function));
+        let function = match allowed {
+            Ok(function) => function,
+            Err(refusal) => return call.end(Err(refusal)),
+        };
         let update = |blob: BlobUpdate| BlobUpdated {
             digest: blob.digest.clone(),
             status: Some(status(self.update(function, blob))),
@@ -85,7 +89,8 @@ impl ContentAddressableStorage for Service {
         let call = call.await?;
         let sizes = request.digests.iter().map(|digest| digest.size_bytes);
         let size = usize::try_from(sizes.sum::<i64>()).unwrap_or(usize::MAX);
-        if let Err(refusal) = self.limit(size) {
+        let allowed = self.limit(size);
+        if let Err(refusal) = allowed.and_then(|()| self.function(request.digest_function)) {
             return call.end(Err(refusal));
         }
         let zstd = self.compresses() && request.acceptable_compressors.contains(&ZSTD);
@@ -125,6 +130,20 @@ impl Shared {
     /// Whether zstd is on offer.
     pub(super) fn compresses(&self) -> bool {
         self.offer.compressors.contains(&compressor::Value::Zstd)
+    }
+
+    /// The digest function of a request, if it is on offer.
+    pub(super) fn function(&self, named: i32) -> Result<digest_function::Value, Status> {
+        let function = match digest_function::Value::try_from(named) {
+            Ok(digest_function::Value::Unknown) => Some(digest_function::Value::Sha256),
+            named => named.ok(),
+        };
+        function
+            .filter(|function| self.offer.functions.contains(function))
+            .ok_or_else(|| {
+                let offered = &self.offer.functions;
+                Status::invalid_argument(format!("digest function {named} is none of {offered:?}"))
+            })
     }
 
     fn limit(&self, size: usize) -> Result<(), Status> {

@@ -189,7 +189,8 @@ impl Running {
     pub(super) fn note(&self, note: impl FnOnce(&mut Call)) {
         self.shared.change(|seen| {
             // Only calls that ended are forgotten.
-            if let Some(call) = seen.calls.iter_mut().find(|call| call.id == self.id) {
+            let mut latest_first = seen.calls.iter_mut().rev();
+            if let Some(call) = latest_first.find(|call| call.id == self.id) {
                 note(call);
             }
         });

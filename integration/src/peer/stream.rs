@@ -77,7 +77,8 @@ impl ByteStream for Service {
         call.end(name.map(|name| {
             let (complete, held) = self.look(|seen| {
                 let held = seen.partials.get(&request.resource_name);
-                let held = held.map_or(0, BytesMut::len);
+                // Of compressed ones it cannot say how much content they are.
+                let held = held.filter(|_| !name.zstd).map_or(0, BytesMut::len);
                 (seen.content(&name.key).is_some(), held)
             });
             let committed_size = if complete { name.key.size } else { size(held) };
@@ -116,8 +117,9 @@ impl Shared {
         Ok(script(fault, content, PIECE))
     }
 
-    /// Refuses compression that is not on offer.
+    /// Refuses a compressor or a digest function that is not on offer.
     fn accept(&self, name: &Name) -> Result<(), Status> {
+        self.function(name.function.into())?;
         if name.zstd && !self.compresses() {
             return Err(Status::invalid_argument("zstd is not on offer"));
         }
