@@ -192,3 +192,25 @@ async fn new_connections_are_led_to_another_server() {
     link.lead_to(second.address);
     assert_eq!(exchange(link.address(), b"there").await, b"there");
 }
+
+#[tokio::test]
+async fn the_server_gets_exactly_what_was_let_through_to_it() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let link = Link::to(listener.local_addr().unwrap());
+    let content = blob(4, MIB);
+    let cut = 300_007;
+    link.cut_after(Direction::Up, u64::try_from(cut).unwrap());
+    let mut client = TcpStream::connect(link.address()).await.unwrap();
+    let serve = async {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let mut received = Vec::new();
+        stream.read_to_end(&mut received).await.unwrap();
+        received
+    };
+    // Whether the rest could be sent is a matter of buffers.
+    let (_, received) = tokio::join!(client.write_all(&content), serve);
+    assert!(received == content[..cut], "{} arrived", received.len());
+    let counts = link.wait_for(|counts| counts.open == 0).await;
+    assert_eq!(counts.up, u64::try_from(cut).unwrap());
+    assert!(client.read_u8().await.is_err());
+}
