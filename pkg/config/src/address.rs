@@ -23,7 +23,7 @@ impl ListenAddr {
         Self { host: None, port }
     }
 
-    fn from_text(text: &str) -> Option<Self> {
+    pub(crate) fn from_text(text: &str) -> Option<Self> {
         let (host, port) = text.rsplit_once(':')?;
         let port = Some(port).filter(|port| all_digits(port))?.parse().ok()?;
         // `unix:` paths and IPv6 without brackets come here with hosts that are none.

@@ -23,6 +23,18 @@ impl fmt::Debug for Header {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Headers(pub Vec<Header>);
 
+impl Headers {
+    /// Reads a `name=value` from each line that is not empty and does not start with `#`; or the
+    /// number of the first line that has none.
+    pub fn from_lines(text: &str) -> Result<Self, usize> {
+        let lines = text.lines().enumerate();
+        let said = lines.filter(|(_, line)| !line.trim().is_empty() && !line.starts_with('#'));
+        said.map(|(at, line)| name_and_value(line).ok_or(at + 1))
+            .collect::<Result<_, _>>()
+            .map(Self)
+    }
+}
+
 impl Value for Headers {
     const TAKES_EMPTY: bool = true;
     const SECRET: bool = true;
@@ -108,6 +120,14 @@ mod tests {
                 .and_then(|headers| parse(&headers.render())),
             expected
         );
+    }
+
+    #[test]
+    fn a_file_has_a_header_in_each_line() {
+        let headers =
+            Headers::from_lines("# who we are\nauthorization=Bearer a=b\n\nx-team = core\n");
+        assert_eq!(headers.ok(), parse("authorization=Bearer a=b, x-team=core"));
+        assert_eq!(Headers::from_lines("a=b\nletmein"), Err(2));
     }
 
     #[test]

@@ -4,58 +4,9 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::choice::{ClientAuth, Compression, DiscoveryMode, OnOutage};
+use crate::ListenAddr;
+use crate::choice::DiscoveryMode;
 use crate::section::section;
-use crate::{ByteSize, Headers, ListenAddr};
-
-section! {
-    /// The authoritative cache behind this one. Not in this build: a `target` is refused.
-    BackingCache {
-        /// Where it is, for example `grpcs://cache.example.com:443`. If empty, there is none.
-        target: String = String::new(),
-        /// How blobs travel to and from it.
-        compression: Compression = Compression::None,
-        /// How many times a failed write is tried again.
-        put_retry_count: u32 = 3,
-        /// For how long its word that it has a blob is believed.
-        existence_ttl: Duration = Duration::from_mins(5),
-        /// While it is down: `fail` requests, or `degrade` to what is at hand, with writes kept in
-        /// a journal.
-        on_outage: OnOutage = OnOutage::Fail,
-        /// How much that journal may hold.
-        journal_max: ByteSize = ByteSize::from_gib(1),
-        /// Headers to send with each request: a mapping of names to values, or `name=value`
-        /// separated by commas. Never shown.
-        headers: Headers = Headers::default(),
-        /// A file with more of them, a `name=value` in each line.
-        headers_file: PathBuf = PathBuf::new(),
-        /// The instance name to use there.
-        instance_name: String = String::new(),
-        /// Never write to it.
-        read_only: bool = false,
-        /// Fetch the outputs of an action as soon as its result is asked for.
-        prefetch: bool = false,
-    }
-    sections { tls: BackingTls, }
-}
-
-section! {
-    /// Encryption of the connections with the backing cache.
-    BackingTls {
-        /// Speak TLS with it.
-        enabled: bool = false,
-        /// The certificate to show there (PEM). If empty, none is shown.
-        cert_file: PathBuf = PathBuf::new(),
-        /// The private key of that certificate (PEM).
-        key_file: PathBuf = PathBuf::new(),
-        /// The authorities that may have signed its certificate (PEM). If empty, those of the
-        /// system.
-        ca_file: PathBuf = PathBuf::new(),
-        /// Has no effect: it is for servers, and accepted since files may have it.
-        client_auth: ClientAuth = ClientAuth::None,
-    }
-    sections {}
-}
 
 section! {
     /// What can be observed from outside. Not in this build.

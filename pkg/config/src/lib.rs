@@ -6,6 +6,7 @@
 //! the keys are about: files are not opened, addresses not resolved.
 
 mod address;
+mod backing;
 mod choice;
 pub mod docs;
 mod duration;
@@ -22,18 +23,21 @@ mod section;
 mod size;
 mod sources;
 mod table;
+mod target;
 
 mod validate;
 mod value;
 mod yaml;
 
 pub use address::ListenAddr;
+pub use backing::{BackingCache, BackingTls};
 pub use choice::{ClientAuth, Compression, DiscoveryMode, LogLevel, OnOutage, Sync};
 pub use headers::{Header, Headers};
-pub use later::{BackingCache, BackingTls, Cluster, Execution, Sandbox, Telemetry};
+pub use later::{Cluster, Execution, Sandbox, Telemetry};
 pub use load::Loaded;
 pub use origin::Origin;
 pub use problem::{Problem, Problems};
 pub use schema::{ActionCache, Config, Limits, LocalCache, Tls};
 pub use size::{ByteSize, GibSize};
 pub use sources::{Places, Sources};
+pub use target::{Target, TargetAddress};

@@ -4,8 +4,9 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::backing::BackingCache;
 use crate::choice::{ClientAuth, LogLevel, Sync};
-use crate::later::{BackingCache, Cluster, Execution, Telemetry};
+use crate::later::{Cluster, Execution, Telemetry};
 use crate::section::section;
 use crate::{ByteSize, GibSize, ListenAddr};
 
@@ -55,7 +56,7 @@ section! {
     /// The cache on the local disk.
     LocalCache {
         /// Keep blobs on the local disk. Can be switched off only where there is a backing cache,
-        /// so not in this build.
+        /// which then answers everything.
         enabled: bool = true,
         /// Where. If empty: `/var/cache/gorego` for root, else `gorego` in `XDG_CACHE_HOME`,
         /// which by itself is `~/.cache`.

@@ -1,5 +1,7 @@
 //! What no single value can be blamed for: ranges, combinations, and what this build can not do.
 
+mod backing;
+
 use std::time::Duration;
 
 use crate::load::{Effective, find};
@@ -28,6 +30,7 @@ pub(crate) fn validate<'a>(config: &Config, effective: &'a [Effective]) -> Findi
     findings.check_tls(&config.tls);
     findings.check_local_cache(&config.local_cache);
     findings.check_limits(&config.limits);
+    findings.check_backing(config);
     findings.check_later_features(config);
     findings
 }
@@ -116,10 +119,6 @@ impl Findings<'_> {
     }
 
     fn check_local_cache(&mut self, cache: &LocalCache) {
-        if !cache.enabled {
-            let reason = "this build has no backing cache to serve from instead; accepted: true";
-            self.refuse(&["local_cache.enabled"], reason);
-        }
         if cache.max_size_gb.bytes() < MIN_SIZE {
             let reason = "leaves no room for blobs; accepted: 1MiB and more";
             self.refuse(&["local_cache.max_size_gb"], reason);
@@ -154,11 +153,6 @@ impl Findings<'_> {
     }
 
     fn check_later_features(&mut self, config: &Config) {
-        if !config.backing_cache.target.is_empty() {
-            let reason = "this build has no proxy, and a cache that left its backing cache out \
-                          would lie; accepted: nothing";
-            self.refuse(&["backing_cache.target"], reason);
-        }
         let metrics = config.telemetry.metrics_addr.is_some();
         for (key, wanted) in [
             (

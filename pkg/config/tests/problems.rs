@@ -129,7 +129,7 @@ fn impossible_cache_settings_are_refused() {
     refused(
         "local_cache: {enabled: off}",
         "local_cache.enabled",
-        "accepted: true",
+        "accepted: true, or a backing_cache.target",
     );
     refused(
         "local_cache: {max_size_gb: 0}",
@@ -202,11 +202,35 @@ fn limits_that_stop_everything_are_refused() {
 }
 
 #[test]
-fn a_backing_cache_is_refused_until_there_is_a_proxy() {
-    let text = "backing_cache: {target: 'grpc://cache:1'}";
-    refused(text, "backing_cache.target", "this build has no proxy");
-    let alone = "backing_cache: {compression: zstd, on_outage: degrade, tls: {enabled: yes}}";
-    assert_eq!(load(&file(alone)).warnings, [""; 0]);
+fn a_backing_cache_that_can_not_work_is_refused() {
+    let with = |target: &str, more: &str| format!("backing_cache: {{target: '{target}', {more}}}");
+    let (target, tls) = ("backing_cache.target", "tls: {enabled: yes}");
+    refused(&with("http://cache", ""), target, "grpcs://host[:port]");
+    refused(&with("grpc://cache:1", tls), target, "is plain text");
+    refused(&with("unix:/cache", tls), target, "is plain text");
+    refused(
+        &with("grpcs://cache", "tls: {enabled: no}"),
+        target,
+        "is TLS",
+    );
+    for text in [with("cache:1", tls), with("grpcs://cache", tls)] {
+        assert_eq!(load(&file(&text)).warnings, [""; 0]);
+    }
+    let half = with("grpcs://cache", "tls: {key_file: k}");
+    refused(
+        &half,
+        "backing_cache.tls.key_file",
+        "needs backing_cache.tls.cert_file",
+    );
+    let unused = load(&file(&with("grpc://cache", "tls: {ca_file: a}"))).warnings;
+    assert!(unused[0].contains("in plain text"), "{unused:?}");
+    let degrade = with("grpc://cache", "on_outage: degrade");
+    refused(&degrade, "backing_cache.on_outage", "accepted: fail");
+
+    let stateless = format!("{}\nlocal_cache: {{enabled: no}}", with("grpc://cache", ""));
+    assert_eq!(load(&file(&stateless)).warnings, [""; 0]);
+    let nowhere = stateless.replace("', ", "', read_only: yes");
+    refused(&nowhere, "backing_cache.read_only", "nowhere to write to");
 }
 
 #[test]

@@ -1,0 +1,58 @@
+//! The backing cache: where it is, and how the cache in front of it behaves.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::choice::{ClientAuth, Compression, OnOutage};
+use crate::section::section;
+use crate::{ByteSize, Headers, Target};
+
+section! {
+    /// The authoritative cache behind this one, which is read through and written through.
+    BackingCache {
+        /// Where it is: `grpcs://cache.example.com` (TLS), `grpc://host:port`, `host:port` (TLS if
+        /// `backing_cache.tls.enabled`) or `unix:/path`. If empty, there is none.
+        target: Option<Target> = None,
+        /// How large blobs travel to and from it, where it can do that too.
+        compression: Compression = Compression::None,
+        /// How many times what failed for the moment is tried again, reads as well as writes.
+        put_retry_count: u32 = 3,
+        /// For how long its word that it has a blob is believed, and an action result served from
+        /// here before it is looked at anew. 0 asks every time.
+        existence_ttl: Duration = Duration::from_mins(5),
+        /// While it is down, what is not here fails (`fail`). `degrade` is not in this build.
+        on_outage: OnOutage = OnOutage::Fail,
+        /// How much may wait to be written to it. Not in this build.
+        journal_max: ByteSize = ByteSize::from_gib(1),
+        /// Headers to send with each request: a mapping of names to values, or `name=value`
+        /// separated by commas. Never shown.
+        headers: Headers = Headers::default(),
+        /// A file with more of them, a `name=value` in each line, read at the start.
+        headers_file: PathBuf = PathBuf::new(),
+        /// The instance name to use there. If empty, the client's own.
+        instance_name: String = String::new(),
+        /// Never write to it: what clients upload stays here.
+        read_only: bool = false,
+        /// Fetch the outputs of an action as soon as its result is asked for. Not in this build.
+        prefetch: bool = false,
+    }
+    sections { tls: BackingTls, }
+}
+
+section! {
+    /// Encryption of the connections with the backing cache.
+    BackingTls {
+        /// Speak TLS with it. `grpcs://` does so by itself.
+        enabled: bool = false,
+        /// The certificate to show there (PEM). If empty, none is shown.
+        cert_file: PathBuf = PathBuf::new(),
+        /// The private key of that certificate (PEM).
+        key_file: PathBuf = PathBuf::new(),
+        /// The authorities that may have signed its certificate (PEM). If empty, those of the
+        /// system.
+        ca_file: PathBuf = PathBuf::new(),
+        /// Has no effect: it is for servers, and accepted since files may have it.
+        client_auth: ClientAuth = ClientAuth::None,
+    }
+    sections {}
+}

@@ -1,0 +1,75 @@
+//! What a backing cache goes together with.
+
+use super::Findings;
+use crate::{BackingCache, Config, OnOutage};
+
+const TARGET: &str = "backing_cache.target";
+const TLS: &str = "backing_cache.tls.enabled";
+
+impl Findings<'_> {
+    pub(super) fn check_backing(&mut self, config: &Config) {
+        let backing = &config.backing_cache;
+        if !config.local_cache.enabled {
+            self.check_stateless(backing);
+        }
+        self.check_backing_tls(backing);
+        if backing.on_outage == OnOutage::Degrade && backing.target.is_some() {
+            let reason = "not in this build; accepted: fail";
+            self.refuse(&["backing_cache.on_outage"], reason);
+        }
+        if backing.prefetch {
+            self.warn("backing_cache.prefetch", "not in this build, ignored");
+        }
+    }
+
+    fn check_stateless(&mut self, backing: &BackingCache) {
+        if backing.target.is_none() {
+            let reason = "leaves nothing to serve from; accepted: true, or a backing_cache.target";
+            self.refuse(&["local_cache.enabled", TARGET], reason);
+        } else if backing.read_only {
+            let reason = "leaves nowhere to write to without a local cache; accepted: false";
+            self.refuse(&["backing_cache.read_only", "local_cache.enabled"], reason);
+        }
+    }
+
+    fn check_backing_tls(&mut self, backing: &BackingCache) {
+        let Some(target) = &backing.target else {
+            return;
+        };
+        let tls = &backing.tls;
+        match target.tls {
+            Some(true) if !tls.enabled && self.is_given(TLS) => {
+                let reason =
+                    "is TLS, and backing_cache.tls.enabled is false; accepted: one of both";
+                self.refuse(&[TARGET, TLS], reason);
+            }
+            Some(false) if tls.enabled => {
+                let reason = "is plain text, and backing_cache.tls.enabled is true; accepted: \
+                              grpcs:// or host:port with it";
+                self.refuse(&[TARGET, TLS], reason);
+            }
+            _ => {}
+        }
+        let encrypted = target.tls.unwrap_or(tls.enabled);
+        let [cert, key, ca] = [
+            ("backing_cache.tls.cert_file", &tls.cert_file),
+            ("backing_cache.tls.key_file", &tls.key_file),
+            ("backing_cache.tls.ca_file", &tls.ca_file),
+        ]
+        .map(|(name, file)| (name, !file.as_os_str().is_empty()));
+        if !encrypted {
+            for (name, _) in [cert, key, ca].iter().filter(|(_, set)| *set) {
+                self.warn(
+                    name,
+                    "has no effect, since the backing cache is spoken to in plain text",
+                );
+            }
+            return;
+        }
+        for ((name, set), (other, other_set)) in [(cert, key), (key, cert)] {
+            if set && !other_set {
+                self.refuse(&[name, other], &format!("needs {other}"));
+            }
+        }
+    }
+}
