@@ -25,6 +25,7 @@ pub(crate) fn from_store(cause: Error) -> Status {
         }
         Error::Full { .. } => Status::resource_exhausted(message),
         Error::Unavailable(_) => unavailable(message),
+        Error::Refused { code, .. } => Status::new(refused(code), message),
         Error::Source(source) => source
             .downcast_ref::<Status>()
             .cloned()
@@ -39,6 +40,21 @@ pub(crate) fn from_store(cause: Error) -> Status {
                 "{action} a file failed; the server's log says more"
             ))
         }
+    }
+}
+
+/// The code for what a backing cache refused. What a client can do something about keeps its code;
+/// the rest is between this server and that one.
+const fn refused(code: Code) -> Code {
+    match code {
+        Code::PermissionDenied
+        | Code::Unauthenticated
+        | Code::InvalidArgument
+        | Code::FailedPrecondition
+        | Code::ResourceExhausted
+        | Code::DataLoss
+        | Code::Unimplemented => code,
+        _ => Code::Internal,
     }
 }
 
@@ -106,6 +122,11 @@ mod tests {
         let digest = DigestFunction::Sha256.digest(b"content");
         let actual = String::new;
         let io = |kind| Error::io("reading", "/secret/path", io::Error::from(kind));
+        let refusal = |code| Error::Refused {
+            peer: "cache:1".into(),
+            code,
+            message: "no".to_owned(),
+        };
         let cases = [
             (Error::NotFound(digest), Code::NotFound),
             (
@@ -145,6 +166,10 @@ mod tests {
                 Error::source(Status::deadline_exceeded("idle")),
                 Code::DeadlineExceeded,
             ),
+            (refusal(Code::PermissionDenied), Code::PermissionDenied),
+            (refusal(Code::Unauthenticated), Code::Unauthenticated),
+            (refusal(Code::ResourceExhausted), Code::ResourceExhausted),
+            (refusal(Code::OutOfRange), Code::Internal),
             (io(io::ErrorKind::StorageFull), Code::ResourceExhausted),
             (io(io::ErrorKind::PermissionDenied), Code::Internal),
         ];

@@ -25,10 +25,25 @@ pub use content::content;
 /// No check takes nearly as long; one that does hangs.
 const PATIENCE: Duration = Duration::from_mins(2);
 
+/// Who keeps what is put.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Keeper {
+    /// The store itself.
+    Own,
+    /// A peer, which tells less: neither whether content that it took to the end was there before,
+    /// nor how large a result is, nor what it keeps of an upload whose blob is there.
+    Peer,
+}
+
 /// Puts a [`BlobStore`] through its paces. `make` yields an empty store each time.
 pub async fn blob_store<S: BlobStore>(make: impl AsyncFn() -> Arc<S>) {
+    blob_store_of(Keeper::Own, make).await;
+}
+
+/// As [`blob_store`], for whichever keeper.
+pub async fn blob_store_of<S: BlobStore>(keeper: Keeper, make: impl AsyncFn() -> Arc<S>) {
     for kind in content::KINDS {
-        within(blobs::what_was_put_is_got(&*make().await, kind)).await;
+        within(blobs::what_was_put_is_got(&*make().await, kind, keeper)).await;
         within(blobs::wrong_content_is_not_stored(&*make().await, kind)).await;
     }
     within(blobs::content_is_got_from_any_offset(&*make().await)).await;
@@ -40,7 +55,7 @@ pub async fn blob_store<S: BlobStore>(make: impl AsyncFn() -> Arc<S>) {
     within(blobs::a_part_of_a_file_is_stored(&*make().await)).await;
     within(blobs::a_failing_stream_stores_nothing(&*make().await)).await;
     within(blobs::a_batch_is_got_item_by_item(&*make().await)).await;
-    within(blobs::a_batch_is_put_item_by_item(&*make().await)).await;
+    within(blobs::a_batch_is_put_item_by_item(&*make().await, keeper)).await;
     within(concurrency::a_present_blob_is_not_read_again(
         &*make().await,
     ))
@@ -63,6 +78,11 @@ pub async fn blob_store<S: BlobStore>(make: impl AsyncFn() -> Arc<S>) {
 
 /// Puts a store that keeps broken-off uploads through its paces.
 pub async fn uploads<S: BlobStore + Uploads>(make: impl AsyncFn() -> Arc<S>) {
+    uploads_of(Keeper::Own, make).await;
+}
+
+/// As [`uploads`], for whichever keeper.
+pub async fn uploads_of<S: BlobStore + Uploads>(keeper: Keeper, make: impl AsyncFn() -> Arc<S>) {
     within(uploads::an_unknown_upload_has_nothing(&*make().await)).await;
     within(uploads::a_broken_upload_goes_on_where_it_stopped(
         &*make().await,
@@ -92,13 +112,19 @@ pub async fn uploads<S: BlobStore + Uploads>(make: impl AsyncFn() -> Arc<S>) {
     .await;
     within(uploads::an_upload_ends_when_another_finishes_first(
         &*make().await,
+        keeper,
     ))
     .await;
 }
 
 /// Puts an [`ActionCache`] through its paces. `make` yields an empty one each time.
 pub async fn action_cache<S: ActionCache>(make: impl AsyncFn() -> Arc<S>) {
-    within(results::the_last_result_is_got(&*make().await)).await;
+    action_cache_of(Keeper::Own, make).await;
+}
+
+/// As [`action_cache`], for whichever keeper.
+pub async fn action_cache_of<S: ActionCache>(keeper: Keeper, make: impl AsyncFn() -> Arc<S>) {
+    within(results::the_last_result_is_got(&*make().await, keeper)).await;
     within(results::results_are_kept_whole(&*make().await)).await;
     within(results::instances_and_functions_are_separate(
         &*make().await,

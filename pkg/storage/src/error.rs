@@ -69,6 +69,16 @@ pub enum Error {
     /// The store is out of reach or shutting down; the same call may succeed later.
     #[error("{0}")]
     Unavailable(String),
+    /// The backing cache refused, or answered what it should not; the same call would fare alike.
+    #[error("backing cache {peer}: {message} ({code:?})")]
+    Refused {
+        /// Which backing cache.
+        peer: Arc<str>,
+        /// The code of its answer.
+        code: tonic::Code,
+        /// What was asked, and the message of its answer.
+        message: String,
+    },
     /// The caller's content could not be read.
     #[error("reading the content: {0}")]
     Source(#[source] SourceError),

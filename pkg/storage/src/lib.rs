@@ -11,6 +11,7 @@ mod eviction;
 mod index;
 mod local;
 mod memory;
+mod remote;
 mod resource_name;
 mod store;
 mod tree;
@@ -24,6 +25,10 @@ pub use local::{
     Complete, Counters, Growth, LocalOptions, LocalStore, OpenError, Received, SyncMode,
 };
 pub use memory::MemoryStore;
+pub use remote::{
+    BreakerOptions, BreakerState, RemoteAddress, RemoteCapabilities, RemoteError, RemoteOptions,
+    RemoteStore, RemoteTls,
+};
 pub use resource_name::{
     Compressor, InstanceName, InstanceNameError, NameProblem, ReadName, ResourceNameError,
     WriteName,

@@ -1,0 +1,237 @@
+//! A store behind another server that speaks the REAPI.
+
+mod batches;
+mod body;
+mod breaker;
+mod capabilities;
+mod compression;
+mod connect;
+mod download;
+mod failure;
+mod missing;
+mod options;
+mod packing;
+mod peer;
+mod results;
+mod upload;
+
+use std::{fmt::Write as _, sync::Arc};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use tokio::sync::watch;
+
+pub use self::{
+    breaker::BreakerState,
+    capabilities::RemoteCapabilities,
+    options::{BreakerOptions, RemoteAddress, RemoteError, RemoteOptions, RemoteTls},
+};
+use self::{capabilities::Known, failure::mismatch, peer::Peer};
+use crate::{
+    Blob, BlobStore, Compressor, Digest, DigestFunction, Error, InstanceName, Put, ReadName,
+    Result, UploadId, Uploads, WriteName,
+};
+
+/// Blobs up to this many bytes travel in batches, even alone; design.md: above it, streams.
+const SMALL: u64 = 64 * 1024;
+/// Blobs from this many bytes on are worth compressing.
+const WORTH_COMPRESSING: u64 = 1024;
+
+/// The store of another server, reached over gRPC. Connects when it is first asked something, and
+/// again whenever it has to. A put that the peer was sent to its end is reported as stored even
+/// if the peer had the blob before: small uploads are not told.
+#[derive(Debug)]
+pub struct RemoteStore {
+    peer: Arc<Peer>,
+    instance: InstanceName,
+    zstd: bool,
+    known: Known,
+}
+
+impl RemoteStore {
+    /// A store that has not connected yet. Within a Tokio runtime.
+    pub fn new(options: &RemoteOptions) -> Result<Self, RemoteError> {
+        Ok(Self {
+            instance: InstanceName::parse(&options.instance_name)?,
+            zstd: options.zstd,
+            peer: Arc::new(Peer::new(options)?),
+            known: Known::default(),
+        })
+    }
+
+    /// Whether the peer is asked at all. Stays open until somebody calls after the cool-down.
+    pub fn breaker(&self) -> watch::Receiver<BreakerState> {
+        self.peer.state()
+    }
+
+    /// What the peer can do, asked at most every few minutes and after it was out of reach.
+    pub async fn capabilities(&self) -> Result<Arc<RemoteCapabilities>> {
+        self.known.get(&self.peer, self.instance.as_str()).await
+    }
+
+    /// The peer's capabilities, which include this function.
+    async fn offered(&self, function: DigestFunction) -> Result<Arc<RemoteCapabilities>> {
+        let capabilities = self.capabilities().await?;
+        capabilities.check(&self.peer, function)?;
+        Ok(capabilities)
+    }
+
+    /// The instance to name where the caller names `instance`.
+    fn instance<'a>(&'a self, instance: &'a str) -> &'a str {
+        match self.instance.as_str() {
+            "" => instance,
+            own => own,
+        }
+    }
+
+    fn read_name(&self, digest: &Digest, compressor: Compressor) -> String {
+        let name = ReadName {
+            instance: self.instance.clone(),
+            compressor,
+            digest: *digest,
+        };
+        name.to_string()
+    }
+
+    fn write_name(&self, digest: &Digest, upload: &UploadId, compressor: Compressor) -> String {
+        let name = WriteName {
+            instance: self.instance.clone(),
+            upload: speakable(upload),
+            compressor,
+            digest: *digest,
+        };
+        name.to_string()
+    }
+}
+
+#[async_trait]
+impl BlobStore for RemoteStore {
+    async fn find_missing(&self, digests: &[Digest]) -> Result<Vec<Digest>> {
+        missing::find(self, digests).await
+    }
+
+    async fn get(&self, digest: &Digest, offset: u64) -> Result<Blob> {
+        if offset > digest.size() {
+            return Err(Error::OffsetPastEnd {
+                digest: *digest,
+                offset,
+            });
+        }
+        if digest.is_empty_blob() {
+            return Ok(Blob::Bytes(Bytes::new()));
+        }
+        let capabilities = self.offered(digest.function()).await?;
+        if offset == digest.size() {
+            // Nothing to read, which a peer might refuse: all that matters is whether it is there.
+            let absent = !missing::find(self, &[*digest]).await?.is_empty();
+            return if absent {
+                Err(Error::NotFound(*digest))
+            } else {
+                Ok(Blob::Bytes(Bytes::new()))
+            };
+        }
+        if offset == 0 && batches::is_small(&capabilities, digest.size()) {
+            return batches::get_one(self, &capabilities, digest)
+                .await
+                .map(Blob::Bytes);
+        }
+        download::start(self, &capabilities, digest, offset).await
+    }
+
+    async fn put(&self, digest: &Digest, blob: Blob) -> Result<Put> {
+        let len = match &blob {
+            Blob::Bytes(bytes) => Some(bytes.len() as u64),
+            Blob::File(file) => Some(file.len),
+            Blob::Stream(_) => None,
+        };
+        if let Some(len) = len.filter(|len| *len != digest.size()) {
+            return Err(mismatch(digest, format_args!("{len} bytes")));
+        }
+        if digest.is_empty_blob() {
+            return Ok(Put::Existed);
+        }
+        let capabilities = self.offered(digest.function()).await?;
+        match blob {
+            Blob::Bytes(content) if batches::is_small(&capabilities, digest.size()) => {
+                batches::put_one(self, &capabilities, digest, content).await
+            }
+            blob => upload::put(self, &capabilities, digest, blob).await,
+        }
+    }
+
+    async fn get_batch(&self, digests: &[Digest]) -> Vec<Result<Bytes>> {
+        batches::get(self, digests).await
+    }
+
+    async fn put_batch(&self, blobs: Vec<(Digest, Bytes)>) -> Vec<Result<Put>> {
+        batches::put(self, blobs).await
+    }
+}
+
+#[async_trait]
+impl Uploads for RemoteStore {
+    async fn committed(&self, digest: &Digest, upload: &UploadId) -> Result<u64> {
+        let name = self.write_name(digest, upload, Compressor::Identity);
+        upload::committed(&self.peer, digest, &name)
+            .await
+            .map_err(|failure| {
+                self.peer
+                    .error(&format_args!("upload of {digest}"), failure)
+            })
+    }
+}
+
+/// An upload's name as it can stand in a resource name: another one takes the place of what cannot.
+fn speakable(upload: &UploadId) -> UploadId {
+    let text = upload.as_str();
+    let plain = (1..=128).contains(&text.len())
+        && text
+            .bytes()
+            .all(|byte| byte.is_ascii_graphic() && byte != b'/');
+    if plain {
+        upload.clone()
+    } else {
+        let hash = DigestFunction::Sha256.digest(text.as_bytes());
+        UploadId::new(&hash.hex())
+    }
+}
+
+/// A new name for an upload of our own: a random UUID.
+fn random_upload() -> UploadId {
+    const VERSION: u128 = 0x4 << 76;
+    const VARIANT: u128 = 0x2 << 62;
+    let random = fastrand::u128(..) & !(0xf << 76) & !(0x3 << 62) | VERSION | VARIANT;
+    let mut text = String::with_capacity(36);
+    for (index, digit) in format!("{random:032x}").chars().enumerate() {
+        if matches!(index, 8 | 12 | 16 | 20) {
+            text.push('-');
+        }
+        let _ = text.write_char(digit);
+    }
+    UploadId::new(&text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_upload_of_our_own_has_a_random_uuid() {
+        let (one, other) = (random_upload(), random_upload());
+        assert_ne!(one, other);
+        let parts: Vec<_> = one.as_str().split('-').map(str::len).collect();
+        assert_eq!(parts, [8, 4, 4, 4, 12]);
+        assert_eq!(one.as_str().as_bytes()[14], b'4');
+        assert!(b"89ab".contains(&one.as_str().as_bytes()[19]));
+    }
+
+    #[test]
+    fn uploads_with_unspeakable_names_are_still_told_apart() {
+        let plain = UploadId::new("7f6ef5a6-2d0b-4b3c-9f53-0b8f4b1f7d3a");
+        assert_eq!(speakable(&plain), plain);
+        let [a, b] = ["../a", "../b"].map(|text| speakable(&UploadId::new(text)));
+        assert_ne!(a, b);
+        assert!(!a.as_str().contains('/'));
+        assert_eq!(a, speakable(&UploadId::new("../a")));
+    }
+}

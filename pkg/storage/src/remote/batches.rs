@@ -1,0 +1,33 @@
+//! Several small blobs in one call: `BatchReadBlobs` and `BatchUpdateBlobs`.
+
+mod read;
+mod update;
+
+use futures::{StreamExt as _, future::BoxFuture, stream};
+
+pub(super) use self::{
+    read::{get, get_one},
+    update::{put, put_one},
+};
+use super::{RemoteCapabilities, RemoteStore, SMALL, packing};
+
+/// Blobs above this travel alone: a stream of their own can go on where it broke off.
+const LARGE: u64 = 1 << 20;
+/// Room for what comes with the content.
+const MAX_ANSWER: usize = 8 << 20;
+
+/// Whether a blob travels in a batch even when it is alone.
+pub(super) fn is_small(capabilities: &RemoteCapabilities, size: u64) -> bool {
+    size <= SMALL && packing::fits(size, capabilities.max_batch_bytes)
+}
+
+/// The outcomes of all of these, as many of them at once as calls may be.
+async fn all<T>(store: &RemoteStore, calls: Vec<BoxFuture<'_, Vec<T>>>) -> Vec<T> {
+    stream::iter(calls)
+        .buffer_unordered(store.peer.max_calls())
+        .collect::<Vec<_>>()
+        .await
+        .into_iter()
+        .flatten()
+        .collect()
+}

@@ -1,0 +1,183 @@
+//! Connections to a peer, made when they are first needed.
+
+use std::{sync::Arc, time::Duration};
+
+use hyper_util::rt::TokioIo;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _};
+use tokio::net::UnixStream;
+use tonic::{
+    Request, Status,
+    metadata::{AsciiMetadataKey, AsciiMetadataValue, MetadataMap},
+    service::{Interceptor, interceptor::InterceptedService},
+    transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity},
+};
+
+use super::{RemoteAddress, RemoteError, RemoteOptions, RemoteTls};
+
+/// What a stream may have under way: 1 Gbit/s with 10 ms to the peer and back is 1.2 MiB.
+const STREAM_WINDOW: u32 = 2 << 20;
+/// As large as HTTP/2 allows: streams that nobody reads must not stop the others. Together they are
+/// bounded by their number.
+const CONNECTION_WINDOW: u32 = (1 << 31) - 1;
+/// Fewer, larger frames are less work.
+const MAX_FRAME: u32 = 256 << 10;
+/// How often a connection with calls on it is checked, and how long its answer may take.
+const KEEP_ALIVE: Duration = Duration::from_secs(20);
+const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(10);
+const MAX_CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A connection that adds what each request carries.
+pub(super) type Link = InterceptedService<Channel, Headers>;
+
+/// What each request carries.
+#[derive(Clone)]
+pub(super) struct Headers {
+    metadata: Arc<MetadataMap>,
+    /// What the peer is told of how long it has.
+    timeout: Option<Duration>,
+}
+
+impl Headers {
+    pub(super) fn parse(headers: &[(String, String)]) -> Result<Self, RemoteError> {
+        let mut metadata = MetadataMap::new();
+        for (name, value) in headers {
+            let error = |why| RemoteError::Header {
+                name: name.clone(),
+                why,
+            };
+            let lower = name.to_ascii_lowercase();
+            if lower.ends_with("-bin") {
+                return Err(error("ends with -bin, which gRPC keeps for binary values"));
+            }
+            if lower.starts_with("grpc-") || RESERVED.contains(&lower.as_str()) {
+                return Err(error("is one that gRPC sets itself"));
+            }
+            let key = AsciiMetadataKey::from_bytes(lower.as_bytes())
+                .map_err(|_| error("is no name of an HTTP header"))?;
+            let mut value: AsciiMetadataValue = value
+                .parse()
+                .map_err(|_| error("its value holds more than visible ASCII characters"))?;
+            value.set_sensitive(true);
+            metadata.append(key, value);
+        }
+        Ok(Self {
+            metadata: Arc::new(metadata),
+            timeout: None,
+        })
+    }
+
+    /// As these, with a time limit.
+    pub(super) fn within(&self, timeout: Option<Duration>) -> Self {
+        Self {
+            timeout,
+            ..self.clone()
+        }
+    }
+}
+
+const RESERVED: [&str; 5] = ["te", "content-type", "user-agent", "host", "content-length"];
+
+impl Interceptor for Headers {
+    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
+        if let Some(timeout) = self.timeout {
+            request.set_timeout(timeout);
+        }
+        for header in self.metadata.iter() {
+            if let tonic::metadata::KeyAndValueRef::Ascii(key, value) = header {
+                request.metadata_mut().append(key.clone(), value.clone());
+            }
+        }
+        Ok(request)
+    }
+}
+
+/// Channels that connect when they are first used.
+pub(super) fn channels(options: &RemoteOptions) -> Result<Vec<Channel>, RemoteError> {
+    let endpoint = endpoint(options)?;
+    let open = || match &options.address {
+        RemoteAddress::Tcp(_) => endpoint.connect_lazy(),
+        RemoteAddress::Unix(path) => {
+            let path = Arc::new(path.clone());
+            endpoint.connect_with_connector_lazy(tower::service_fn(move |_| {
+                let path = Arc::clone(&path);
+                async move { UnixStream::connect(&*path).await.map(TokioIo::new) }
+            }))
+        }
+    };
+    Ok((0..options.connections.max(1)).map(|_| open()).collect())
+}
+
+fn endpoint(options: &RemoteOptions) -> Result<Endpoint, RemoteError> {
+    let authority = match &options.address {
+        RemoteAddress::Tcp(authority) => authority,
+        RemoteAddress::Unix(_) => "localhost",
+    };
+    let error = |why: String| RemoteError::Address {
+        address: authority.to_owned(),
+        why,
+    };
+    let scheme = if options.tls.is_some() {
+        "https"
+    } else {
+        "http"
+    };
+    let endpoint = Endpoint::from_shared(format!("{scheme}://{authority}"))
+        .map_err(|why| error(why.to_string()))?;
+    let uri = endpoint.uri();
+    if let RemoteAddress::Tcp(_) = options.address
+        && (uri.port().is_none() || uri.path() != "/" || uri.query().is_some())
+    {
+        return Err(error("a host, a colon and a port are expected".to_owned()));
+    }
+    let endpoint = endpoint
+        .connect_timeout(options.timeout.min(MAX_CONNECT_TIMEOUT))
+        .tcp_nodelay(true)
+        .tcp_keepalive(Some(KEEP_ALIVE))
+        .http2_keep_alive_interval(KEEP_ALIVE)
+        .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_frame_size(MAX_FRAME);
+    match &options.tls {
+        Some(tls) => with_tls(endpoint, tls),
+        None => Ok(endpoint),
+    }
+}
+
+fn with_tls(endpoint: Endpoint, tls: &RemoteTls) -> Result<Endpoint, RemoteError> {
+    let mut config = ClientTlsConfig::new();
+    config = match &tls.ca_pem {
+        Some(pem) => {
+            check_certificates("certificates of authorities", pem)?;
+            config.ca_certificate(Certificate::from_pem(pem))
+        }
+        None => config.with_native_roots(),
+    };
+    if let Some((certificate, key)) = &tls.identity_pem {
+        check_certificates("client certificate", certificate)?;
+        PrivateKeyDer::from_pem_slice(key)
+            .map_err(|why| tls_error("client key", why.to_string()))?;
+        config = config.identity(Identity::from_pem(certificate, key));
+    }
+    endpoint.tls_config(config).map_err(|why| {
+        let why = match std::error::Error::source(&why) {
+            Some(source) => source.to_string(),
+            None => why.to_string(),
+        };
+        tls_error("TLS", why)
+    })
+}
+
+fn check_certificates(what: &'static str, pem: &[u8]) -> Result<(), RemoteError> {
+    let certificates: Vec<_> = CertificateDer::pem_slice_iter(pem)
+        .collect::<Result<_, _>>()
+        .map_err(|why| tls_error(what, why.to_string()))?;
+    if certificates.is_empty() {
+        return Err(tls_error(what, "there is none".to_owned()));
+    }
+    Ok(())
+}
+
+const fn tls_error(what: &'static str, why: String) -> RemoteError {
+    RemoteError::Tls { what, why }
+}

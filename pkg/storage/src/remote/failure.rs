@@ -1,0 +1,215 @@
+//! Why a call came to nothing, and whether to try again.
+
+use std::{error::Error as _, fmt, sync::Arc, time::Duration};
+
+use tonic::{Code, Status};
+
+use crate::{Digest, Error};
+
+/// Before the first retry; doubles each time.
+const FIRST_DELAY: Duration = Duration::from_millis(100);
+const MAX_DELAY: Duration = Duration::from_secs(10);
+
+/// Why a call came to nothing.
+#[derive(Debug)]
+pub(super) enum Failure {
+    /// The peer said so, or the connection failed.
+    Status(Status),
+    /// No answer, or no further piece, in this time.
+    TimedOut(Duration),
+    /// Too many calls were under way for this long.
+    Busy(Duration),
+    /// The breaker is open, because of this.
+    Open(Arc<str>),
+    /// The peer answered something that it should not.
+    Nonsense(String),
+    /// It is no fault of the peer.
+    Own(Error),
+}
+
+impl From<Status> for Failure {
+    fn from(status: Status) -> Self {
+        Self::Status(status)
+    }
+}
+
+impl Failure {
+    /// Whether the connection failed rather than that the peer answered.
+    fn is_transport(status: &Status) -> bool {
+        status.source().is_some()
+    }
+
+    /// Whether the same call may succeed soon.
+    pub(super) fn is_retryable(&self) -> bool {
+        match self {
+            Self::Status(status) => {
+                is_retryable(status.code())
+                    || (Self::is_transport(status)
+                        && matches!(
+                            status.code(),
+                            Code::Unknown | Code::Internal | Code::Cancelled
+                        ))
+            }
+            Self::TimedOut(_) => true,
+            Self::Busy(_) | Self::Open(_) | Self::Nonsense(_) | Self::Own(_) => false,
+        }
+    }
+
+    /// Whether it looks as if the peer were not there.
+    pub(super) fn is_outage(&self) -> bool {
+        match self {
+            Self::Status(status) => {
+                status.code() == Code::Unavailable
+                    || status.code() == Code::DeadlineExceeded
+                    || (Self::is_transport(status) && self.is_retryable())
+            }
+            Self::TimedOut(_) => true,
+            _ => false,
+        }
+    }
+
+    /// What the peer answered, if it did.
+    pub(super) fn code(&self) -> Option<Code> {
+        match self {
+            Self::Status(status) if !Self::is_transport(status) => Some(status.code()),
+            _ => None,
+        }
+    }
+
+    /// As what the caller is told.
+    pub(super) fn into_error(self, peer: &Arc<str>, what: &dyn fmt::Display) -> Error {
+        let retryable = self.is_retryable();
+        match self {
+            Self::Own(error) => error,
+            Self::Status(ref status)
+                if status.code() != Code::ResourceExhausted && !retryable
+                    || status.code() == Code::ResourceExhausted =>
+            {
+                refused(peer, what, status.code(), status.message())
+            }
+            Self::Nonsense(message) => refused(peer, what, Code::Internal, &message),
+            other => Error::Unavailable(format!(
+                "backing cache {peer} is unavailable: {what}: {other}"
+            )),
+        }
+    }
+}
+
+/// A refusal that names all that matters.
+pub(super) fn refused(
+    peer: &Arc<str>,
+    what: &dyn fmt::Display,
+    code: Code,
+    message: &str,
+) -> Error {
+    Error::Refused {
+        peer: Arc::clone(peer),
+        code,
+        message: format!("{what}: {}", crate::digest::shorten(message)),
+    }
+}
+
+/// Content that is not what its digest says.
+pub(super) fn mismatch(expected: &Digest, actual: impl fmt::Display) -> Error {
+    Error::Mismatch {
+        expected: *expected,
+        actual: actual.to_string(),
+    }
+}
+
+/// Whether the same call may succeed soon after this answer.
+pub(super) const fn is_retryable(code: Code) -> bool {
+    matches!(
+        code,
+        Code::Unavailable | Code::DeadlineExceeded | Code::ResourceExhausted | Code::Aborted
+    )
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Status(status) => {
+                f.write_str(&crate::digest::shorten(status.message()))?;
+                // Of what lies below, the innermost says most.
+                let mut source = status.source();
+                while let Some(inner) = source.and_then(|source| source.source()) {
+                    source = Some(inner);
+                }
+                match source {
+                    Some(source) => write!(f, ": {source}"),
+                    None => write!(f, " ({:?})", status.code()),
+                }
+            }
+            Self::TimedOut(time) => write!(f, "no answer in {time:?}"),
+            Self::Busy(time) => write!(f, "too many calls under way for {time:?}"),
+            Self::Open(cause) => write!(f, "not asked, as the last error is recent: {cause}"),
+            Self::Nonsense(message) => f.write_str(message),
+            Self::Own(error) => error.fmt(f),
+        }
+    }
+}
+
+/// How often, and when, something is tried again.
+#[derive(Debug)]
+pub(super) struct Backoff {
+    retries: u32,
+    tried: u32,
+}
+
+impl Backoff {
+    pub(super) const fn new(retries: u32) -> Self {
+        Self { retries, tried: 0 }
+    }
+
+    /// It came further: counts anew.
+    pub(super) const fn progressed(&mut self) {
+        self.tried = 0;
+    }
+
+    /// How long to wait before the next retry, if there is to be one.
+    pub(super) fn next_delay(&mut self) -> Option<Duration> {
+        if self.tried >= self.retries {
+            return None;
+        }
+        let delay = FIRST_DELAY
+            .saturating_mul(1_u32.checked_shl(self.tried).unwrap_or(u32::MAX))
+            .min(MAX_DELAY);
+        self.tried += 1;
+        // Those that failed together should not come back together.
+        Some(delay.mul_f64(0.5 + fastrand::f64() / 2.0))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn delays_double_to_their_bound_with_jitter() {
+        let mut backoff = Backoff::new(40);
+        for tried in 0..40 {
+            let full = (FIRST_DELAY * (1 << tried.min(10))).min(MAX_DELAY);
+            let delay = backoff.next_delay().unwrap();
+            assert!((full / 2..=full).contains(&delay), "{delay:?} of {full:?}");
+        }
+        assert_eq!(backoff.next_delay(), None);
+        backoff.progressed();
+        assert!(backoff.next_delay().unwrap() <= FIRST_DELAY);
+    }
+
+    #[test]
+    fn what_the_peer_refuses_is_not_tried_again() {
+        for (status, retried) in [
+            (Status::unavailable(""), true),
+            (Status::resource_exhausted(""), true),
+            (Status::deadline_exceeded(""), true),
+            (Status::aborted(""), true),
+            (Status::internal(""), false),
+            (Status::permission_denied(""), false),
+            (Status::invalid_argument(""), false),
+        ] {
+            let failure = Failure::from(status);
+            assert_eq!(failure.is_retryable(), retried, "{failure:?}");
+        }
+    }
+}

@@ -1,0 +1,95 @@
+//! `FindMissingBlobs`, in pieces.
+
+use std::collections::HashSet;
+
+use futures::{StreamExt as _, TryStreamExt as _, stream};
+use reapi::v2::{
+    self, FindMissingBlobsRequest,
+    content_addressable_storage_client::ContentAddressableStorageClient,
+};
+
+use super::{RemoteStore, capabilities::function, failure::Failure};
+use crate::{Digest, DigestFunction, Result};
+
+/// Digests in one call: a small fraction of a message of 4 MiB, so that many are looked up at once.
+const CHUNK: usize = 2000;
+/// An answer repeats at most the question.
+const MAX_ANSWER: usize = 4 << 20;
+
+/// Which are not there, each once, in the order of their first mention.
+pub(super) async fn find(store: &RemoteStore, digests: &[Digest]) -> Result<Vec<Digest>> {
+    let mut seen = HashSet::with_capacity(digests.len());
+    let unique: Vec<Digest> = digests
+        .iter()
+        .filter(|digest| !digest.is_empty_blob() && seen.insert(**digest))
+        .copied()
+        .collect();
+    drop(seen);
+    if unique.is_empty() {
+        return Ok(unique);
+    }
+    let capabilities = store.capabilities().await?;
+    let mut calls = Vec::new();
+    for function in DigestFunction::ALL {
+        let of_it = unique.iter().filter(|digest| digest.function() == function);
+        let of_it: Vec<Digest> = of_it.copied().collect();
+        if of_it.is_empty() {
+            continue;
+        }
+        capabilities.check(&store.peer, function)?;
+        calls.extend(
+            of_it
+                .chunks(CHUNK)
+                .map(|chunk| ask(store, function, chunk.to_vec())),
+        );
+    }
+    let missing: HashSet<Digest> = stream::iter(calls)
+        .buffer_unordered(store.peer.max_calls())
+        .try_fold(HashSet::new(), async |mut all, some| {
+            all.extend(some);
+            Ok(all)
+        })
+        .await?;
+    Ok(unique
+        .into_iter()
+        .filter(|digest| missing.contains(digest))
+        .collect())
+}
+
+async fn ask(store: &RemoteStore, of: DigestFunction, digests: Vec<Digest>) -> Result<Vec<Digest>> {
+    let request = FindMissingBlobsRequest {
+        instance_name: store.instance.as_str().to_owned(),
+        blob_digests: digests.iter().map(Digest::to_proto).collect(),
+        digest_function: function(of),
+    };
+    let answer = store.peer.call(0, |link| {
+        let request = request.clone();
+        async move {
+            ContentAddressableStorageClient::new(link)
+                .max_decoding_message_size(MAX_ANSWER)
+                .find_missing_blobs(request)
+                .await
+        }
+    });
+    let parsed = answer
+        .await
+        .and_then(|answer| parse(of, &answer.missing_blob_digests));
+    parsed.map_err(|failure| match digests.as_slice() {
+        [one] => store
+            .peer
+            .error(&format_args!("looking for {one}"), failure),
+        many => store
+            .peer
+            .error(&format_args!("looking for {} blobs", many.len()), failure),
+    })
+}
+
+fn parse(of: DigestFunction, missing: &[v2::Digest]) -> Result<Vec<Digest>, Failure> {
+    missing
+        .iter()
+        .map(|digest| {
+            Digest::from_proto(Some(of), digest)
+                .map_err(|why| Failure::Nonsense(format!("its answer: {why}")))
+        })
+        .collect()
+}

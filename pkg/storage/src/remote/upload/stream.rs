@@ -1,0 +1,113 @@
+//! Uploads of content that comes once. Only its owner can go on where one broke off.
+
+use std::sync::Arc;
+
+use tokio::{sync::OwnedSemaphorePermit, time};
+use tonic::Code;
+
+use super::{
+    super::{
+        RemoteStore,
+        body::{Plan, Sending},
+        failure::{Failure, mismatch},
+        random_upload,
+    },
+    error, query, write,
+};
+use crate::{BlobStream, Compressor, Digest, Error, Put, Result};
+
+/// Stores arriving content.
+pub(super) async fn put(
+    store: &RemoteStore,
+    digest: &Digest,
+    stream: BlobStream,
+    permit: Arc<OwnedSemaphorePermit>,
+) -> Result<Put> {
+    let BlobStream { chunks, resume } = stream;
+    let named = resume.is_some();
+    let (upload, offset) = match resume {
+        Some(resume) => (resume.upload, resume.offset),
+        None => (random_upload(), 0),
+    };
+    let name = store.write_name(digest, &upload, Compressor::Identity);
+    if offset > 0 && is_complete(store, digest, &name, offset).await? {
+        return Ok(Put::Existed);
+    }
+    let mut backoff = store.peer.backoff();
+    let mut source = chunks;
+    loop {
+        let plan = Plan {
+            name: name.clone(),
+            start: offset,
+            len: digest.size() - offset,
+            ends: false,
+            compressing: None,
+        };
+        let sending = Sending::new(plan, source);
+        let outcome = write(&store.peer, digest, &sending, false, &permit).await;
+        let progress = sending.progress();
+        let wrong_size = progress.finished() && offset + progress.taken != digest.size();
+        let failure = match outcome {
+            Ok(put) if !wrong_size => return Ok(put),
+            Ok(_) => Failure::Nonsense("wrong content was taken".to_owned()),
+            Err(Failure::Own(error)) => return Err(error),
+            Err(failure) => failure,
+        };
+        if wrong_size {
+            let bytes = format!("{} bytes", offset + progress.taken);
+            return Err(wrong(digest, offset, bytes));
+        }
+        match failure.code() {
+            Some(Code::AlreadyExists) => return Ok(Put::Existed),
+            Some(Code::InvalidArgument) if progress.finished() => {
+                let bytes = format!("what {} refuses: {failure}", store.peer.name());
+                return Err(wrong(digest, offset, bytes));
+            }
+            Some(Code::Aborted) if progress.finished() && offset > 0 => {
+                let bytes = format!("what {} refuses: {failure}", store.peer.name());
+                return Err(wrong(digest, offset, bytes));
+            }
+            Some(Code::Aborted) if named => return Err(Error::Superseded(*digest)),
+            _ => {}
+        }
+        let again = failure
+            .is_retryable()
+            .then(|| sending.take_source())
+            .flatten()
+            .zip(backoff.next_delay());
+        let Some((untouched, delay)) = again else {
+            return Err(error(&store.peer, digest, failure));
+        };
+        source = untouched;
+        time::sleep(delay).await;
+    }
+}
+
+/// Whether there is nothing left to send; an error when what comes before `offset` is not there.
+async fn is_complete(
+    store: &RemoteStore,
+    digest: &Digest,
+    name: &str,
+    offset: u64,
+) -> Result<bool> {
+    let progress = query(&store.peer, name).await;
+    let progress = progress.map_err(|failure| error(&store.peer, digest, failure))?;
+    if !progress.complete && (progress.committed < offset || offset > digest.size()) {
+        return Err(Error::UploadOffset {
+            digest: *digest,
+            offset,
+            committed: progress.committed,
+        });
+    }
+    Ok(progress.complete)
+}
+
+/// Of content that went on from `offset`, the beginning may be what is wrong.
+fn wrong(digest: &Digest, offset: u64, actual: String) -> Error {
+    match mismatch(digest, actual) {
+        Error::Mismatch { expected, actual } if offset > 0 => {
+            Error::ResumedMismatch { expected, actual }
+        }
+        other => other,
+    }
+}
