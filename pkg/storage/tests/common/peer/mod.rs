@@ -260,7 +260,16 @@ pub struct Line {
 impl Line {
     /// Breaks once this many bytes went to the peer, or came from it.
     pub async fn breaking_after(peer: &Peer, up: usize, down: usize) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        Self::between("127.0.0.1:0", peer, up, down).await
+    }
+
+    /// From this address, which goes dead when this is dropped.
+    pub async fn at(address: &str, peer: &Peer) -> Self {
+        Self::between(address, peer, usize::MAX, usize::MAX).await
+    }
+
+    async fn between(near: &str, peer: &Peer, up: usize, down: usize) -> Self {
+        let listener = TcpListener::bind(near).await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
         let target = peer.address.clone();
         let mut tasks = JoinSet::new();
