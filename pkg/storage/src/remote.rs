@@ -19,7 +19,7 @@ use std::{fmt::Write as _, sync::Arc};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use tokio::sync::watch;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 pub use self::{
     breaker::BreakerState,
@@ -36,6 +36,8 @@ use crate::{
 const SMALL: u64 = 64 * 1024;
 /// Blobs from this many bytes on are worth compressing.
 const WORTH_COMPRESSING: u64 = 1024;
+/// Downloads and uploads that are compressed at once. A download may take a window of 8 MiB.
+const MAX_COMPRESSED: usize = 64;
 
 /// The store of another server, reached over gRPC. Connects when it is first asked something, and
 /// again whenever it has to. A put that the peer was sent to its end is reported as stored even
@@ -45,6 +47,8 @@ pub struct RemoteStore {
     peer: Arc<Peer>,
     instance: InstanceName,
     zstd: bool,
+    /// Downloads and uploads that are compressed; each takes memory for it.
+    compressed: Arc<Semaphore>,
     known: Known,
 }
 
@@ -54,6 +58,7 @@ impl RemoteStore {
         Ok(Self {
             instance: InstanceName::parse(&options.instance_name)?,
             zstd: options.zstd,
+            compressed: Arc::new(Semaphore::new(MAX_COMPRESSED)),
             peer: Arc::new(Peer::new(options)?),
             known: Known::default(),
         })
@@ -82,6 +87,19 @@ impl RemoteStore {
             "" => instance,
             own => own,
         }
+    }
+
+    /// Leave to compress content of `bytes` bytes on its way, if that is wanted, possible and worth it.
+    /// When many others do, it goes as it is.
+    fn compress(
+        &self,
+        capabilities: &RemoteCapabilities,
+        bytes: u64,
+    ) -> Option<OwnedSemaphorePermit> {
+        let wanted = self.zstd && capabilities.zstd_streams && bytes >= WORTH_COMPRESSING;
+        wanted
+            .then(|| Arc::clone(&self.compressed).try_acquire_owned().ok())
+            .flatten()
     }
 
     fn read_name(&self, digest: &Digest, compressor: Compressor) -> String {

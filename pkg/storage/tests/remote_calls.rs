@@ -216,6 +216,31 @@ async fn action_results_come_from_the_instance_of_the_caller_or_the_configured_o
 }
 
 #[tokio::test]
+async fn a_result_that_would_unfold_in_memory_is_refused() {
+    let peer = Peer::start().await;
+    let store = peer.store();
+    let action = sha256(b"action");
+    let bomb = ActionResult {
+        output_symlinks: vec![reapi::v2::OutputSymlink::default(); 300_000],
+        ..ActionResult::default()
+    };
+    let key = action.hex();
+    peer.state.results.lock().unwrap().insert(key, bomb);
+    let error = within(store.get_result(&action)).await.unwrap_err();
+    assert!(
+        matches!(
+            error,
+            Error::Refused {
+                code: Code::DataLoss,
+                ..
+            }
+        ),
+        "{error:?}"
+    );
+    assert_eq!(peer.calls("result").len(), 1);
+}
+
+#[tokio::test]
 async fn a_call_waits_its_turn_beyond_the_limit() {
     let peer = Peer::start().await;
     let store = RemoteStore::new(&RemoteOptions {

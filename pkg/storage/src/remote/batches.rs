@@ -13,8 +13,16 @@ use super::{RemoteCapabilities, RemoteStore, SMALL, packing};
 
 /// Blobs above this travel alone: a stream of their own can go on where it broke off.
 const LARGE: u64 = 1 << 20;
-/// Room for what comes with the content.
-const MAX_ANSWER: usize = 8 << 20;
+
+/// The most that an answer about so many blobs of so many bytes may have.
+fn max_answer(count: usize, content: u64) -> usize {
+    const EACH: usize = 2048;
+    let content = usize::try_from(content).unwrap_or(usize::MAX);
+    // Compression may make content longer by a little.
+    content
+        .saturating_add(content / 16)
+        .saturating_add(EACH.saturating_mul(count))
+}
 
 /// Whether a blob travels in a batch even when it is alone.
 pub(super) fn is_small(capabilities: &RemoteCapabilities, size: u64) -> bool {

@@ -130,6 +130,8 @@ fn endpoint(options: &RemoteOptions) -> Result<Endpoint, RemoteError> {
         return Err(error("a host, a colon and a port are expected".to_owned()));
     }
     let endpoint = endpoint
+        .user_agent(concat!("gorego/", env!("CARGO_PKG_VERSION")))
+        .map_err(|why| error(why.to_string()))?
         .connect_timeout(options.timeout.min(MAX_CONNECT_TIMEOUT))
         .tcp_nodelay(true)
         .tcp_keepalive(Some(KEEP_ALIVE))

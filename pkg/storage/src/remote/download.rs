@@ -9,7 +9,7 @@ use tokio::{sync::OwnedSemaphorePermit, time};
 use tonic::{Code, Streaming};
 
 use super::{
-    RemoteCapabilities, RemoteStore, WORTH_COMPRESSING,
+    RemoteCapabilities, RemoteStore,
     compression::Decompressing,
     failure::{Backoff, Failure, mismatch},
     peer::Peer,
@@ -34,7 +34,7 @@ struct Download {
     arriving: Option<Arriving>,
     backoff: Backoff,
     ended: bool,
-    _permit: OwnedSemaphorePermit,
+    _permits: (OwnedSemaphorePermit, Option<OwnedSemaphorePermit>),
 }
 
 /// One answer of the peer.
@@ -53,8 +53,8 @@ pub(super) async fn start(
     offset: u64,
 ) -> Result<Blob> {
     let left = digest.size().saturating_sub(offset);
-    let compressed = store.zstd && capabilities.zstd_streams && left >= WORTH_COMPRESSING;
-    let compressor = if compressed {
+    let compress = store.compress(capabilities, left);
+    let compressor = if compress.is_some() {
         Compressor::Zstd
     } else {
         Compressor::Identity
@@ -66,7 +66,7 @@ pub(super) async fn start(
     let mut download = Download {
         name: store.read_name(digest, compressor),
         digest: *digest,
-        compressed,
+        compressed: compress.is_some(),
         at: offset,
         begun_at: offset,
         hasher: (offset == 0).then(|| Hasher::new(digest.function())),
@@ -74,7 +74,7 @@ pub(super) async fn start(
         backoff: peer.backoff(),
         ended: false,
         peer,
-        _permit: permit,
+        _permits: (permit, compress),
     };
     let first = download.next().await?;
     let rest = stream::unfold(Some(download), |download| async move {

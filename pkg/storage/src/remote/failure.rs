@@ -81,10 +81,7 @@ impl Failure {
         let retryable = self.is_retryable();
         match self {
             Self::Own(error) => error,
-            Self::Status(ref status)
-                if status.code() != Code::ResourceExhausted && !retryable
-                    || status.code() == Code::ResourceExhausted =>
-            {
+            Self::Status(status) if !retryable || status.code() == Code::ResourceExhausted => {
                 refused(peer, what, status.code(), status.message())
             }
             Self::Nonsense(message) => refused(peer, what, Code::Internal, &message),

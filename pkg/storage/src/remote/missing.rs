@@ -13,8 +13,8 @@ use crate::{Digest, DigestFunction, Result};
 
 /// Digests in one call: a small fraction of a message of 4 MiB, so that many are looked up at once.
 const CHUNK: usize = 2000;
-/// An answer repeats at most the question.
-const MAX_ANSWER: usize = 4 << 20;
+/// An answer repeats at most the question, which has 150 bytes for each.
+const MAX_ANSWER: usize = 1 << 20;
 
 /// Which are not there, each once, in the order of their first mention.
 pub(super) async fn find(store: &RemoteStore, digests: &[Digest]) -> Result<Vec<Digest>> {

@@ -163,7 +163,8 @@ impl Peer {
                 return Err(failure);
             }
             match backoff.next_delay() {
-                Some(delay) if Instant::now() + delay < end => time::sleep(delay).await,
+                // Too little time would look like an outage.
+                Some(delay) if Instant::now() + delay + limit / 2 < end => time::sleep(delay).await,
                 _ => return Err(failure),
             }
         }

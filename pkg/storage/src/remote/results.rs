@@ -1,17 +1,19 @@
 //! The action cache of a peer.
 
+mod codec;
+
 use async_trait::async_trait;
-use reapi::v2::{
-    ActionResult, GetActionResultRequest, UpdateActionResultRequest,
-    action_cache_client::ActionCacheClient,
-};
+use reapi::v2::{ActionResult, GetActionResultRequest, UpdateActionResultRequest};
 use tonic::Code;
 
 use super::{RemoteStore, capabilities::function};
 use crate::{ActionCache, Digest, Result};
 
 /// The largest action result that is taken, in bytes: what gRPC takes by default.
-pub(super) const MAX_RESULT: usize = 4 << 20;
+const MAX_RESULT: usize = 4 << 20;
+
+const GET: &str = "/build.bazel.remote.execution.v2.ActionCache/GetActionResult";
+const UPDATE: &str = "/build.bazel.remote.execution.v2.ActionCache/UpdateActionResult";
 
 #[async_trait]
 impl ActionCache for RemoteStore {
@@ -24,12 +26,7 @@ impl ActionCache for RemoteStore {
         };
         let answer = self.peer.call(0, |link| {
             let request = request.clone();
-            async move {
-                ActionCacheClient::new(link)
-                    .max_decoding_message_size(MAX_RESULT)
-                    .get_action_result(request)
-                    .await
-            }
+            async move { codec::call(link, request, GET).await }
         });
         match answer.await {
             Ok(result) => Ok(Some(result)),
@@ -55,12 +52,7 @@ impl ActionCache for RemoteStore {
         };
         let answer = self.peer.call(MAX_RESULT as u64, |link| {
             let request = request.clone();
-            async move {
-                ActionCacheClient::new(link)
-                    .max_decoding_message_size(MAX_RESULT)
-                    .update_action_result(request)
-                    .await
-            }
+            async move { codec::call(link, request, UPDATE).await }
         });
         match answer.await {
             Ok(_) => Ok(()),

@@ -34,8 +34,8 @@ pub(super) async fn put(
         Blob::Bytes(bytes) => Content::Bytes(bytes),
         Blob::File(file) => Content::File(file),
     };
-    let zstd = store.zstd && capabilities.zstd_streams;
-    replay::put(store, digest, content, zstd, permit).await
+    let compress = store.compress(capabilities, digest.size());
+    replay::put(store, digest, content, compress.is_some(), permit).await
 }
 
 fn error(peer: &Peer, digest: &Digest, failure: Failure) -> Error {

@@ -19,7 +19,7 @@ use super::{
         failure::{Failure, mismatch},
         packing,
     },
-    LARGE, MAX_ANSWER,
+    LARGE, max_answer,
 };
 use crate::{Blob, Compressor, Digest, DigestFunction, Error, Result};
 
@@ -178,13 +178,14 @@ async fn ask(
         digest_function: function(of),
     };
     let bytes = digests.iter().map(Digest::size).sum();
+    let most = max_answer(digests.len(), bytes);
     let answer = store
         .peer
         .call(bytes, |link| {
             let request = request.clone();
             async move {
                 ContentAddressableStorageClient::new(link)
-                    .max_decoding_message_size(MAX_ANSWER)
+                    .max_decoding_message_size(most)
                     .batch_read_blobs(request)
                     .await
             }

@@ -22,7 +22,7 @@ use super::{
         failure::{Failure, mismatch},
         packing, upload,
     },
-    LARGE, MAX_ANSWER,
+    LARGE, max_answer,
 };
 use crate::{Blob, Compressor, Digest, DigestFunction, Error, Put, Result};
 
@@ -223,13 +223,14 @@ async fn send(
         digest_function: function(of),
     };
     let bytes = items.iter().map(|item| item.digest.size()).sum();
+    let most = max_answer(items.len(), 0);
     let answer = store
         .peer
         .call(bytes, |link| {
             let request = request.clone();
             async move {
                 ContentAddressableStorageClient::new(link)
-                    .max_decoding_message_size(MAX_ANSWER)
+                    .max_decoding_message_size(most)
                     .batch_update_blobs(request)
                     .await
             }

@@ -9,7 +9,7 @@ use tonic::Code;
 
 use super::{
     super::{
-        RemoteStore, WORTH_COMPRESSING,
+        RemoteStore,
         body::{Plan, Sending},
         compression::Compressing,
         failure::{Failure, mismatch},
@@ -33,7 +33,6 @@ pub(super) async fn put(
     zstd: bool,
     permit: Arc<OwnedSemaphorePermit>,
 ) -> Result<Put> {
-    let zstd = zstd && digest.size() >= WORTH_COMPRESSING;
     let compressor = if zstd {
         Compressor::Zstd
     } else {

@@ -39,6 +39,69 @@ impl Services {
         }
     }
 
+    /// All that comes of an upload, and whether it came to its end.
+    async fn receive(
+        &self,
+        number: usize,
+        first: WriteRequest,
+        mut messages: Streaming<WriteRequest>,
+        act: &Act,
+    ) -> Result<(Vec<u8>, bool), Status> {
+        let name = first.resource_name.clone();
+        let offset = usize::try_from(first.write_offset).unwrap();
+        let kept = self.0.partial.lock().unwrap().remove(&name);
+        let mut content = kept.unwrap_or_default();
+        assert!(content.len() >= offset, "goes on from further");
+        content.truncate(offset);
+        let (mut message, mut finished) = (Some(first), false);
+        while let Some(part) = message {
+            assert_eq!(usize::try_from(part.write_offset).unwrap(), content.len());
+            content.extend_from_slice(&part.data);
+            self.0.calls.lock().unwrap()[number]
+                .sizes
+                .push(part.data.len());
+            finished = part.finish_write;
+            if let Act::CutAfter(len) = act
+                && content.len() >= *len
+            {
+                content.truncate(*len);
+                self.keep(&name, content);
+                return Err(Status::unavailable("cut"));
+            }
+            message = match messages.message().await {
+                Ok(message) => message,
+                Err(status) => {
+                    self.keep(&name, content);
+                    return Err(status);
+                }
+            };
+        }
+        Ok((content, finished))
+    }
+
+    fn keep(&self, name: &str, content: Vec<u8>) {
+        self.0
+            .partial
+            .lock()
+            .unwrap()
+            .insert(name.to_owned(), content);
+    }
+
+    fn store(&self, name: &str, mut content: Vec<u8>) -> Result<WriteResponse, Status> {
+        let parsed = WriteName::parse(name).unwrap();
+        let committed_size = i64::try_from(content.len()).unwrap();
+        if parsed.compressor == Compressor::Zstd {
+            let decoded = zstd::decode_all(&*content);
+            content = decoded.map_err(|error| Status::invalid_argument(error.to_string()))?;
+        }
+        if parsed.digest.function().digest(&content) != parsed.digest {
+            return Err(Status::invalid_argument("another hash"));
+        }
+        let key = parsed.digest.to_string();
+        self.0.blobs.lock().unwrap().insert(key, content.into());
+        Ok(WriteResponse { committed_size })
+    }
+
     fn status_of(&self, hash: &str) -> Option<Code> {
         let mut statuses = self.0.statuses.lock().unwrap();
         statuses.get_mut(hash)?.pop_front()
@@ -124,58 +187,12 @@ impl ByteStream for Services {
         if let Act::Answer(committed_size) = act {
             return Ok(Response::new(WriteResponse { committed_size }));
         }
-        let (offset, parsed) = (
-            usize::try_from(first.write_offset).unwrap(),
-            WriteName::parse(&name).unwrap(),
-        );
-        let kept = self.0.partial.lock().unwrap().remove(&name);
-        let mut content = kept.unwrap_or_default();
-        assert!(content.len() >= offset, "goes on from further");
-        content.truncate(offset);
-        let mut message = Some(first);
-        let mut finished = false;
-        while let Some(WriteRequest {
-            data,
-            finish_write,
-            write_offset,
-            ..
-        }) = message
-        {
-            assert_eq!(usize::try_from(write_offset).unwrap(), content.len());
-            content.extend_from_slice(&data);
-            self.0.calls.lock().unwrap()[number].sizes.push(data.len());
-            finished = finish_write;
-            if let Act::CutAfter(len) = act
-                && content.len() >= len
-            {
-                content.truncate(len);
-                self.0.partial.lock().unwrap().insert(name, content);
-                return Err(Status::unavailable("cut"));
-            }
-            message = match messages.message().await {
-                Ok(message) => message,
-                Err(status) => {
-                    self.0.partial.lock().unwrap().insert(name, content);
-                    return Err(status);
-                }
-            };
-        }
-        let committed_size = i64::try_from(content.len()).unwrap();
+        let (content, finished) = self.receive(number, first, messages, &act).await?;
         if !finished {
-            self.0.partial.lock().unwrap().insert(name, content);
-            self.0.changed.notify_waiters();
+            self.keep(&name, content);
             return Err(Status::invalid_argument("not finished"));
         }
-        if parsed.compressor == Compressor::Zstd {
-            content =
-                zstd::decode_all(&*content).map_err(|e| Status::invalid_argument(e.to_string()))?;
-        }
-        if parsed.digest.function().digest(&content) != parsed.digest {
-            return Err(Status::invalid_argument("another hash"));
-        }
-        let key = parsed.digest.to_string();
-        self.0.blobs.lock().unwrap().insert(key, content.into());
-        Ok(Response::new(WriteResponse { committed_size }))
+        self.store(&name, content).map(Response::new)
     }
 
     async fn query_write_status(
@@ -252,9 +269,10 @@ impl ContentAddressableStorage for Services {
                 .unwrap()
                 .unwrap();
             let right = function.digest(&data).to_proto() == digest;
-            let code = self.status_of(&digest.hash).unwrap_or(match right {
-                true => Code::Ok,
-                false => Code::InvalidArgument,
+            let code = self.status_of(&digest.hash).unwrap_or(if right {
+                Code::Ok
+            } else {
+                Code::InvalidArgument
             });
             if code == Code::Ok {
                 self.0.blobs.lock().unwrap().insert(key(&digest), data);
