@@ -1,5 +1,7 @@
 //! A store behind a real server keeps the promises of a store.
 
+#![allow(clippy::unwrap_used, reason = "tests")]
+
 mod common;
 
 use std::sync::{Arc, Mutex};

@@ -45,10 +45,7 @@ impl Failure {
             Self::Status(status) => {
                 is_retryable(status.code())
                     || (Self::is_transport(status)
-                        && matches!(
-                            status.code(),
-                            Code::Unknown | Code::Internal | Code::Cancelled
-                        ))
+                        && matches!(status.code(), Code::Unknown | Code::Internal))
             }
             Self::TimedOut(_) => true,
             Self::Busy(_) | Self::Open(_) | Self::Nonsense(_) | Self::Own(_) => false,
@@ -114,11 +111,16 @@ pub(super) fn mismatch(expected: &Digest, actual: impl fmt::Display) -> Error {
     }
 }
 
-/// Whether the same call may succeed soon after this answer.
-pub(super) const fn is_retryable(code: Code) -> bool {
+/// Whether the same call may succeed soon after this answer. Nobody here cancels calls and then waits
+/// for their answer.
+const fn is_retryable(code: Code) -> bool {
     matches!(
         code,
-        Code::Unavailable | Code::DeadlineExceeded | Code::ResourceExhausted | Code::Aborted
+        Code::Unavailable
+            | Code::DeadlineExceeded
+            | Code::ResourceExhausted
+            | Code::Aborted
+            | Code::Cancelled
     )
 }
 
@@ -201,6 +203,7 @@ mod tests {
             (Status::resource_exhausted(""), true),
             (Status::deadline_exceeded(""), true),
             (Status::aborted(""), true),
+            (Status::cancelled(""), true),
             (Status::internal(""), false),
             (Status::permission_denied(""), false),
             (Status::invalid_argument(""), false),

@@ -175,11 +175,13 @@ impl Peer {
         F: Future<Output = Result<Response<T>, Status>> + Send,
     {
         let tried = self.admit()?;
+        let started = Instant::now();
         let answer = attempt(self.link(Some(limit))?);
         let outcome = match time::timeout(limit, answer).await {
             Ok(Ok(answer)) => Ok(answer.into_inner()),
-            Ok(Err(status)) => Err(Failure::Status(status)),
-            Err(_) => Err(Failure::TimedOut(limit)),
+            // The peer and the connection watch the time, too, and may be the first to notice.
+            Ok(Err(status)) if started.elapsed() < limit => Err(Failure::Status(status)),
+            Ok(Err(_)) | Err(_) => Err(Failure::TimedOut(limit)),
         };
         tried.ended(outcome.as_ref().err());
         outcome
