@@ -1,6 +1,8 @@
 //! What a user wants to know at the start, whatever the log level.
 
-use std::{net::SocketAddr, path::Path};
+use std::{fmt::Write as _, net::SocketAddr, path::Path};
+
+use gorego_config::Target;
 
 use crate::version::VERSION;
 
@@ -8,8 +10,9 @@ use crate::version::VERSION;
 pub(crate) struct Banner<'a> {
     pub(crate) address: SocketAddr,
     pub(crate) tls: bool,
-    pub(crate) dir: &'a Path,
-    pub(crate) max_bytes: u64,
+    /// Where the local tier is and how much it may hold, in bytes.
+    pub(crate) local: Option<(&'a Path, u64)>,
+    pub(crate) backing: Option<&'a Target>,
 }
 
 impl Banner<'_> {
@@ -18,8 +21,8 @@ impl Banner<'_> {
         let Self {
             address,
             tls,
-            dir,
-            max_bytes,
+            local,
+            backing,
         } = self;
         let scheme = if *tls { "grpcs" } else { "grpc" };
         // An address that means all interfaces is none that a client can connect to.
@@ -28,15 +31,20 @@ impl Banner<'_> {
         } else {
             address.to_string()
         };
-        format!(
-            "gorego {version}\n\
-             listening on {address}\n\
-             data in {dir}, at most {size}\n\
-             for Bazel, add to .bazelrc:  build --remote_cache={scheme}://{host}\n",
-            version = VERSION,
-            dir = dir.display(),
-            size = size(*max_bytes),
-        )
+        let mut text = format!("gorego {VERSION}\nlistening on {address}\n");
+        // Writing to a string does not fail.
+        if let Some((dir, max_bytes)) = local {
+            let (dir, size) = (dir.display(), size(*max_bytes));
+            let _ = writeln!(text, "data in {dir}, at most {size}");
+        }
+        if let Some(target) = backing {
+            let _ = writeln!(text, "in front of {target}");
+        }
+        let _ = writeln!(
+            text,
+            "for Bazel, add to .bazelrc:  build --remote_cache={scheme}://{host}"
+        );
+        text
     }
 }
 
@@ -69,8 +77,8 @@ mod tests {
         Banner {
             address,
             tls,
-            dir: Path::new("/data"),
-            max_bytes: 10 << 30,
+            local: Some((Path::new("/data"), 10 << 30)),
+            backing: None,
         }
         .text()
     }

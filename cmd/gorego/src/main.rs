@@ -1,11 +1,13 @@
 //! gorego: a build cache between clients that speak the Remote Execution API and the disk where
 //! their results are kept.
 
+mod backing;
 mod banner;
 mod cli;
 mod listen;
 mod logging;
 mod signals;
+mod tiers;
 mod version;
 mod wire;
 

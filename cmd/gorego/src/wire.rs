@@ -3,25 +3,19 @@
 use std::{
     io::{self, Write as _},
     num::NonZeroU64,
-    sync::Arc,
-    time::Duration,
 };
 
 use gorego_config::{self as config, Config};
-use gorego_janitor::{self as janitor, Janitor, Marks};
-use gorego_server::{self as server, ClientAuth, Limits, Services, Tls};
-use gorego_storage::{CompletenessChecking, LocalOptions, LocalStore, OpenError, SyncMode};
-use tokio::{net::TcpListener, runtime::Runtime, time::timeout};
+use gorego_server::{self as server, ClientAuth, Limits, Tls};
+use tokio::{net::TcpListener, runtime::Runtime};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use crate::{banner::Banner, listen::listen, signals::Signals};
-
-/// What the store gets, at the end, to write down what it knows.
-const CLOSE: Duration = Duration::from_secs(10);
-
-/// How often the janitor looks without being called: for expired uploads, and for a disk that
-/// somebody else fills.
-const JANITOR: Duration = Duration::from_mins(1);
+use crate::{
+    banner::Banner,
+    listen::listen,
+    signals::Signals,
+    tiers::{self, Tiers},
+};
 
 /// Why the server could not start, or did not end well.
 #[derive(Debug, thiserror::Error)]
@@ -31,7 +25,7 @@ pub(crate) enum Error {
     #[error("cannot listen on {address}: {source}")]
     Listen { address: String, source: io::Error },
     #[error(transparent)]
-    Store(#[from] OpenError),
+    Tiers(#[from] tiers::Error),
     #[error(transparent)]
     Server(#[from] server::Error),
 }
@@ -54,36 +48,26 @@ async fn serve(config: &Config) -> Result<(), Error> {
             address: config.listen_addr.to_string(),
             source,
         })?;
-    let store = Arc::new(LocalStore::open(local_options(config)).await?);
+    let tiers = Tiers::open(config).await?;
     announce(config, &listener)?;
 
     let shutdown = CancellationToken::new();
     let tasks = TaskTracker::new();
     let signals = tasks.spawn(signals.obey(shutdown.clone()));
     let evicting = CancellationToken::new();
-    let janitor = Janitor::new(Arc::clone(&store) as _, janitor_options(config));
-    tasks.spawn(janitor.run(evicting.clone()));
+    if let Some(janitor) = tiers.janitor(config) {
+        tasks.spawn(janitor.run(evicting.clone()));
+    }
 
-    let services = Services {
-        blobs: Arc::clone(&store) as _,
-        uploads: Arc::clone(&store) as _,
-        actions: Arc::new(CompletenessChecking::new(
-            Arc::clone(&store),
-            Arc::clone(&store) as _,
-        )),
-    };
     let options = server::Options {
         limits: limits(&config.limits),
         ac_updates: config.action_cache.updates,
         tls,
-        healthy: Some(store.health()),
+        healthy: tiers.health(),
     };
+    let services = tiers.services.clone();
     let served = server::serve(listener, services, options, shutdown).await;
-    match timeout(CLOSE, store.close()).await {
-        Ok(Ok(())) => {}
-        Ok(Err(error)) => tracing::warn!(%error, "the next start will check recent blobs"),
-        Err(_) => tracing::warn!("the disk is slow; the next start will check recent blobs"),
-    }
+    tiers.close().await;
     // Uploads that wait for room need the janitor, so it ends after the last of them.
     evicting.cancel();
     signals.abort();
@@ -95,8 +79,11 @@ fn announce(config: &Config, listener: &TcpListener) -> io::Result<()> {
     let banner = Banner {
         address: listener.local_addr()?,
         tls: config.tls.enabled,
-        dir: &config.local_cache.dir,
-        max_bytes: config.local_cache.max_size_gb.bytes(),
+        local: config.local_cache.enabled.then(|| {
+            let cache = &config.local_cache;
+            (cache.dir.as_path(), cache.max_size_gb.bytes())
+        }),
+        backing: config.backing_cache.target.as_ref(),
     };
     // Whoever starts it need not read it.
     let _ = write!(io::stderr(), "{}", banner.text());
@@ -121,37 +108,6 @@ fn tls(config: &config::Tls) -> Result<Option<Tls>, Error> {
     )?))
 }
 
-fn local_options(config: &Config) -> LocalOptions {
-    let cache = &config.local_cache;
-    let max_bytes = cache.max_size_gb.bytes();
-    LocalOptions {
-        dir: cache.dir.clone(),
-        max_bytes,
-        wake_bytes: share(max_bytes, cache.high_watermark),
-        lease: cache.lease,
-        force_update_atime: config.force_update_atime,
-        sync: match cache.sync {
-            config::Sync::None => SyncMode::None,
-            config::Sync::Data => SyncMode::Data,
-            config::Sync::Full => SyncMode::Full,
-        },
-        scrub_period: Some(cache.scrub_period).filter(|period| !period.is_zero()),
-    }
-}
-
-fn janitor_options(config: &Config) -> janitor::Options {
-    let cache = &config.local_cache;
-    janitor::Options {
-        marks: Marks {
-            high: cache.high_watermark,
-            low: cache.low_watermark,
-            min_free: cache.min_free.bytes(),
-        },
-        interval: JANITOR,
-        upload_expiry: cache.upload_expiry,
-    }
-}
-
 fn limits(limits: &config::Limits) -> Limits {
     Limits {
         max_batch_bytes: limits.max_batch_bytes.bytes(),
@@ -161,14 +117,4 @@ fn limits(limits: &config::Limits) -> Limits {
         max_connections: usize::try_from(limits.max_connections).unwrap_or(usize::MAX),
         ..Limits::default()
     }
-}
-
-#[expect(
-    clippy::cast_possible_truncation,
-    clippy::cast_precision_loss,
-    clippy::cast_sign_loss,
-    reason = "a mark need not be exact to the byte"
-)]
-fn share(bytes: u64, of: f64) -> u64 {
-    (bytes as f64 * of) as u64
 }

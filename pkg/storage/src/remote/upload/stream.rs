@@ -23,7 +23,7 @@ pub(super) async fn put(
     stream: BlobStream,
     permit: Arc<OwnedSemaphorePermit>,
 ) -> Result<Put> {
-    let BlobStream { chunks, resume } = stream;
+    let BlobStream { chunks, resume, .. } = stream;
     let named = resume.is_some();
     let (upload, offset) = match resume {
         Some(resume) => (resume.upload, resume.offset),

@@ -1,0 +1,165 @@
+//! The stores behind the services: one tier or both, as configured.
+
+use std::{sync::Arc, time::Duration};
+
+use gorego_config::{self as config, Config, Target};
+use gorego_janitor::{self as janitor, Janitor, Marks};
+use gorego_proxy::{Options, ProxyActions, ProxyStore};
+use gorego_server::Services;
+use gorego_storage::{CompletenessChecking, LocalOptions, LocalStore, OpenError, SyncMode};
+use tokio::{sync::watch, time::timeout};
+
+use crate::backing;
+
+/// What the store gets, at the end, to write down what it knows.
+const CLOSE: Duration = Duration::from_secs(10);
+
+/// How often the janitor looks without being called: for expired uploads, and for a disk that
+/// somebody else fills.
+const JANITOR: Duration = Duration::from_mins(1);
+
+/// Why a store could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    #[error(transparent)]
+    Local(#[from] OpenError),
+    #[error(transparent)]
+    Backing(#[from] backing::Error),
+}
+
+/// What serves, and what has to be ended.
+pub(crate) struct Tiers {
+    pub(crate) services: Services,
+    local: Option<Arc<LocalStore>>,
+    proxy: Option<ProxyStore>,
+}
+
+impl Tiers {
+    /// Opens what the configuration asks for.
+    pub(crate) async fn open(config: &Config) -> Result<Self, Error> {
+        match (&config.backing_cache.target, config.local_cache.enabled) {
+            (None, _) => Self::local(config).await,
+            (Some(target), true) => Self::proxy(config, target).await,
+            (Some(target), false) => Self::stateless(config, target),
+        }
+    }
+
+    async fn local(config: &Config) -> Result<Self, Error> {
+        let local = Arc::new(LocalStore::open(local_options(config)).await?);
+        let services = Services {
+            blobs: Arc::clone(&local) as _,
+            uploads: Arc::clone(&local) as _,
+            actions: Arc::new(CompletenessChecking::new(
+                Arc::clone(&local),
+                Arc::clone(&local) as _,
+            )),
+        };
+        Ok(Self {
+            services,
+            local: Some(local),
+            proxy: None,
+        })
+    }
+
+    async fn proxy(config: &Config, target: &Target) -> Result<Self, Error> {
+        let backing = Arc::new(backing::open(target, &config.backing_cache)?);
+        let local = Arc::new(LocalStore::open(local_options(config)).await?);
+        let options = Options {
+            existence_ttl: config.backing_cache.existence_ttl,
+            read_only: config.backing_cache.read_only,
+        };
+        let proxy = ProxyStore::new(Arc::clone(&local), Arc::clone(&backing) as _, options);
+        let services = Services {
+            blobs: Arc::new(proxy.clone()),
+            uploads: Arc::new(proxy.clone()),
+            actions: Arc::new(ProxyActions::new(&proxy, backing)),
+        };
+        Ok(Self {
+            services,
+            local: Some(local),
+            proxy: Some(proxy),
+        })
+    }
+
+    fn stateless(config: &Config, target: &Target) -> Result<Self, Error> {
+        let backing = Arc::new(backing::open(target, &config.backing_cache)?);
+        let services = Services {
+            blobs: Arc::clone(&backing) as _,
+            uploads: Arc::clone(&backing) as _,
+            actions: Arc::new(CompletenessChecking::new(
+                Arc::clone(&backing),
+                Arc::clone(&backing) as _,
+            )),
+        };
+        Ok(Self {
+            services,
+            local: None,
+            proxy: None,
+        })
+    }
+
+    /// What keeps the local tier within its limits.
+    pub(crate) fn janitor(&self, config: &Config) -> Option<Janitor> {
+        let local = self.local.clone()?;
+        Some(Janitor::new(local as _, janitor_options(config)))
+    }
+
+    /// Whether the local tier can be used.
+    pub(crate) fn health(&self) -> Option<watch::Receiver<bool>> {
+        self.local.as_ref().map(|local| local.health())
+    }
+
+    /// Ends what goes on in the background, and has the next start trust what is here.
+    pub(crate) async fn close(&self) {
+        if let Some(proxy) = &self.proxy {
+            proxy.close().await;
+        }
+        let Some(local) = &self.local else { return };
+        match timeout(CLOSE, local.close()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(%error, "the next start will check recent blobs"),
+            Err(_) => tracing::warn!("the disk is slow; the next start will check recent blobs"),
+        }
+    }
+}
+
+fn local_options(config: &Config) -> LocalOptions {
+    let cache = &config.local_cache;
+    let max_bytes = cache.max_size_gb.bytes();
+    LocalOptions {
+        dir: cache.dir.clone(),
+        max_bytes,
+        wake_bytes: share(max_bytes, cache.high_watermark),
+        lease: cache.lease,
+        force_update_atime: config.force_update_atime,
+        sync: match cache.sync {
+            config::Sync::None => SyncMode::None,
+            config::Sync::Data => SyncMode::Data,
+            config::Sync::Full => SyncMode::Full,
+        },
+        scrub_period: Some(cache.scrub_period).filter(|period| !period.is_zero()),
+    }
+}
+
+fn janitor_options(config: &Config) -> janitor::Options {
+    let cache = &config.local_cache;
+    janitor::Options {
+        marks: Marks {
+            high: cache.high_watermark,
+            low: cache.low_watermark,
+            min_free: cache.min_free.bytes(),
+        },
+        interval: JANITOR,
+        upload_expiry: cache.upload_expiry,
+    }
+}
+
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_precision_loss,
+    clippy::cast_sign_loss,
+    reason = "a mark need not be exact to the byte"
+)]
+fn share(bytes: u64, of: f64) -> u64 {
+    (bytes as f64 * of) as u64
+}
