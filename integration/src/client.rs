@@ -142,6 +142,27 @@ impl Client {
         Ok(content.freeze())
     }
 
+    /// Reads a whole blob by `ByteStream.Read` and compares it with `content`, of which it keeps no
+    /// copy; panics when it differs.
+    pub async fn compare(&self, digest: &Digest, content: &Bytes) {
+        let request = ReadRequest {
+            resource_name: format!("blobs/{}/{}", digest.hash, digest.size_bytes),
+            ..Default::default()
+        };
+        let stream = self.byte_stream().read(request).await;
+        let mut stream = stream.expect("the blob is served").into_inner();
+        let mut at = 0;
+        while let Some(response) = stream.message().await.expect("the blob is served whole") {
+            let next = at + response.data.len();
+            let same = content
+                .get(at..next)
+                .is_some_and(|part| part == response.data);
+            assert!(same, "bytes {at} to {next} differ");
+            at = next;
+        }
+        assert_eq!(at, content.len());
+    }
+
     /// `UpdateActionResult`.
     pub async fn put_action(&self, action: &Digest, result: ActionResult) -> Result<(), Status> {
         let request = UpdateActionResultRequest {

@@ -139,6 +139,13 @@ impl FaultyPeer {
             .change(|seen| seen.faults.add(method, times, fault));
     }
 
+    /// Makes calls of every method go wrong.
+    pub fn inject_everywhere(&self, times: Times, fault: Fault) {
+        for method in Method::ALL {
+            self.inject(method, times, fault);
+        }
+    }
+
     /// Takes all faults back, and lets go on what is stalled.
     pub fn heal(&self) {
         self.shared.change(|seen| {

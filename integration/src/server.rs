@@ -147,6 +147,11 @@ impl Server {
         self.address
     }
 
+    /// The number of its process.
+    pub fn id(&self) -> u32 {
+        self.process.id()
+    }
+
     /// Its data directory, as this process reaches it.
     pub fn data(&self) -> PathBuf {
         let data = data_in(&self.dir);

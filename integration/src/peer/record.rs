@@ -33,6 +33,22 @@ pub enum Method {
     GetCapabilities,
 }
 
+impl Method {
+    /// Each of them.
+    pub const ALL: [Self; 10] = [
+        Self::FindMissingBlobs,
+        Self::BatchUpdateBlobs,
+        Self::BatchReadBlobs,
+        Self::GetTree,
+        Self::Read,
+        Self::Write,
+        Self::QueryWriteStatus,
+        Self::GetActionResult,
+        Self::UpdateActionResult,
+        Self::GetCapabilities,
+    ];
+}
+
 /// A call that came in.
 #[derive(Clone, Debug)]
 pub struct Call {

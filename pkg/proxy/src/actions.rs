@@ -9,8 +9,8 @@ use tokio::sync::Semaphore;
 
 use crate::{ProxyStore, reading::Reading, recent::Recent};
 
-/// For how long it is remembered that the backing cache has no result: until the same call asks for
-/// what its size was asked for.
+/// How long a call takes from asking for a result's size to asking for the result, at most: the next
+/// one to ask for it is told of a miss that the backing cache was asked about then.
 const MISS: Duration = Duration::from_secs(1);
 /// How many results are looked at anew at once.
 const REVALIDATIONS: usize = 16;
@@ -56,15 +56,10 @@ impl ProxyActions {
 impl Actions {
     /// The backing cache's result, kept here.
     async fn fetch(&self, instance: &str, action: &Digest) -> Result<Option<ActionResult>> {
-        let name = (instance.to_owned(), *action);
-        if self.misses.has(&name) {
-            return Ok(None);
-        }
         let Some(result) = self.there.get(instance, action).await? else {
-            self.misses.note(name);
             return Ok(None);
         };
-        self.validated.note(name);
+        self.validated.note((instance.to_owned(), *action));
         self.keep(instance, action, result.clone()).await;
         Ok(Some(result))
     }
@@ -107,13 +102,20 @@ impl ActionCache for ProxyActions {
             self.0.revalidate(instance, action, &result);
             return Ok(Some(result));
         }
+        if self.0.misses.take(&(instance.to_owned(), *action)) {
+            return Ok(None);
+        }
         self.0.fetch(instance, action).await
     }
 
     async fn size(&self, instance: &str, action: &Digest) -> Result<u64> {
         let size = self.0.local.size(instance, action).await?;
-        if size > 0 || self.0.fetch(instance, action).await?.is_none() {
+        if size > 0 {
             return Ok(size);
+        }
+        if self.0.fetch(instance, action).await?.is_none() {
+            self.0.misses.note((instance.to_owned(), *action));
+            return Ok(0);
         }
         self.0.local.size(instance, action).await
     }
@@ -123,7 +125,7 @@ impl ActionCache for ProxyActions {
             self.0.backing.put(instance, action, result.clone()).await?;
         }
         let name = (instance.to_owned(), *action);
-        self.0.misses.forget(&name);
+        self.0.misses.take(&name);
         self.0.local.put(instance, action, result).await?;
         self.0.validated.note(name);
         Ok(())

@@ -52,9 +52,10 @@ impl<T: Eq + Hash> Recent<T> {
         noted.is_some_and(|noted| noted.elapsed() < self.period)
     }
 
-    /// Forgets it.
-    pub(crate) fn forget(&self, what: &T) {
-        self.done().remove(what);
+    /// Forgets it, and says whether it was noted within the period.
+    pub(crate) fn take(&self, what: &T) -> bool {
+        let noted = self.done().remove(what);
+        noted.is_some_and(|noted| noted.elapsed() < self.period)
     }
 }
 
@@ -73,7 +74,7 @@ mod tests {
         advance(Duration::from_secs(1)).await;
         assert!(!recent.has(&"a"));
         assert!(recent.note("a"));
-        recent.forget(&"a");
-        assert!(!recent.has(&"a"));
+        assert!(recent.take(&"a"));
+        assert!(!recent.take(&"a"));
     }
 }

@@ -1,0 +1,273 @@
+//! In front of a backing cache that misbehaves, builds get what is right, or an error, and never
+//! something else.
+#![cfg(test)]
+
+use std::fs;
+
+use bytes::Bytes;
+use gorego_integration::{
+    client::Client,
+    content::{blob, digest_of, uuid},
+    peer::{Fault, FaultyPeer, Method, Times},
+    server::Server,
+};
+use reapi::v2::{ActionResult, OutputFile};
+use tokio::task::JoinSet;
+use tonic::Code;
+
+const MIB: usize = 1024 * 1024;
+const READERS: usize = 500;
+
+/// A server in front of `peer`, with these settings besides.
+fn in_front_of(peer: &FaultyPeer, settings: &[&str]) -> Server {
+    let target = format!("backing_cache.target={}", peer.grpc_url());
+    let mut all = vec![target.as_str()];
+    all.extend(settings);
+    Server::start(&all)
+}
+
+async fn proxy(settings: &[&str]) -> (FaultyPeer, Server, Client) {
+    let peer = FaultyPeer::start();
+    let server = in_front_of(&peer, settings);
+    let client = Client::connect(server.address()).await;
+    (peer, server, client)
+}
+
+async fn upload(client: &Client, content: &Bytes) -> Result<(), tonic::Status> {
+    let name = uuid(&mut fastrand::Rng::with_seed(content.len() as u64));
+    client.upload(&name, content).await.map(drop)
+}
+
+/// The most memory that a process ever had, in MiB.
+fn peak_mib(server: &Server) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{}/status", server.id())).unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmHWM:"));
+    let kib = line.and_then(|line| line.split_whitespace().nth(1));
+    kib.unwrap().parse::<u64>().unwrap() / 1024
+}
+
+async fn many_download(server: &Server, readers: usize, content: &Bytes) {
+    let digest = digest_of(content);
+    let mut clients = Vec::new();
+    for _ in 0..readers.div_ceil(50) {
+        clients.push(Client::connect(server.address()).await);
+    }
+    let mut reads = JoinSet::new();
+    for reader in 0..readers {
+        let (client, content) = (clients[reader % clients.len()].clone(), content.clone());
+        let digest = digest.clone();
+        reads.spawn(async move { client.compare(&digest, &content).await });
+    }
+    reads.join_all().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn five_hundred_readers_of_a_missing_blob_cost_one_fetch() {
+    let (peer, server, _) = proxy(&[]).await;
+    let content = blob(1, 100 * MIB);
+    peer.put(&content);
+    many_download(&server, READERS, &content).await;
+    assert_eq!(peer.calls(Method::Read).len(), 1);
+    assert_eq!(peer.bytes_read(), content.len() as u64);
+    let peak = peak_mib(&server);
+    assert!(peak < 300, "{peak} MiB");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_room_here_they_cost_at_most_two() {
+    let (peer, server, _) = proxy(&["local_cache.max_size_gb=16MiB"]).await;
+    let content = blob(1, 100 * MIB);
+    peer.put(&content);
+    many_download(&server, READERS, &content).await;
+    assert!(peer.bytes_read() <= 2 * content.len() as u64);
+    let peak = peak_mib(&server);
+    assert!(peak < 300, "{peak} MiB");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_wrong_in_the_backing_cache_is_served_to_nobody() {
+    for (size, method) in [(1000, Method::BatchReadBlobs), (3 * MIB, Method::Read)] {
+        for fault in [Fault::Corrupt(500), Fault::Truncate(500), Fault::Extend(5)] {
+            let (peer, _server, client) = proxy(&["backing_cache.put_retry_count=0"]).await;
+            let content = blob(1, size);
+            let digest = peer.put(&content);
+            peer.inject(method, Times::Always, fault);
+            let refused = client.download(&digest).await;
+            assert!(refused.is_err(), "{fault:?}");
+            peer.heal();
+            assert!(
+                client.download(&digest).await.unwrap() == content,
+                "{fault:?}"
+            );
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_broken_fetch_goes_on_where_it_stopped() {
+    let (peer, _server, client) = proxy(&[]).await;
+    let content = blob(1, 10 * MIB);
+    let digest = peer.put(&content);
+    let broken = Fault::BreakAfter(4 * MIB, Code::Unavailable);
+    peer.inject(Method::Read, Times::Next(2), broken);
+    assert!(client.download(&digest).await.unwrap() == content);
+    let sent = peer.bytes_read();
+    assert!(sent < 11 * MIB as u64, "{sent} bytes for 10 MiB");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_broken_write_through_goes_on_and_is_whole_in_both() {
+    let (peer, _server, client) = proxy(&[]).await;
+    let content = blob(1, 10 * MIB);
+    let broken = Fault::BreakAfter(4 * MIB, Code::Unavailable);
+    peer.inject(Method::Write, Times::Next(2), broken);
+    upload(&client, &content).await.unwrap();
+    assert!(
+        peer.blob(&digest_of(&content))
+            .is_some_and(|there| there == content)
+    );
+    assert!(client.download(&digest_of(&content)).await.unwrap() == content);
+    assert!(peer.calls(Method::Read).is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_backing_cache_is_told_and_leaves_nothing_here() {
+    let (peer, _server, client) = proxy(&["backing_cache.put_retry_count=1"]).await;
+    let full = Fault::Answer(Code::ResourceExhausted);
+    peer.inject(Method::Write, Times::Always, full);
+    peer.inject(Method::BatchUpdateBlobs, Times::Always, full);
+    for size in [1000, 3 * MIB] {
+        let content = blob(1, size);
+        let refused = upload(&client, &content).await.unwrap_err();
+        assert_eq!(refused.code(), Code::ResourceExhausted, "{refused}");
+        let digest = vec![digest_of(&content)];
+        assert_eq!(client.find_missing(digest.clone()).await.unwrap(), digest);
+    }
+    peer.heal();
+    for size in [1000, 3 * MIB] {
+        upload(&client, &blob(1, size)).await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refusal_of_the_backing_cache_is_passed_on() {
+    let (peer, _server, client) = proxy(&["backing_cache.headers=x-api-key=wrong"]).await;
+    peer.inject(
+        Method::Write,
+        Times::Always,
+        Fault::Answer(Code::PermissionDenied),
+    );
+    let refused = upload(&client, &blob(1, 3 * MIB)).await.unwrap_err();
+    assert_eq!(refused.code(), Code::PermissionDenied, "{refused}");
+    let calls = peer.calls(Method::Write);
+    assert_eq!(calls[0].header("x-api-key"), Some("wrong"));
+}
+
+fn result(output: &Bytes) -> ActionResult {
+    ActionResult {
+        output_files: vec![OutputFile {
+            path: "out".to_owned(),
+            digest: Some(digest_of(output)),
+            ..OutputFile::default()
+        }],
+        ..ActionResult::default()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_result_whose_outputs_are_in_neither_tier_is_no_hit() {
+    let (peer, _server, client) = proxy(&[]).await;
+    let (action, output) = (digest_of(b"action"), blob(1, 1000));
+    peer.put_action("", &action, result(&output));
+    let missed = client.get_action(&action).await.unwrap_err();
+    assert_eq!(missed.code(), Code::NotFound);
+    peer.put(&output);
+    assert_eq!(client.get_action(&action).await.unwrap(), result(&output));
+    // It has been read now, and is here: what the backing cache loses does not matter.
+    assert!(client.download(&digest_of(&output)).await.unwrap() == output);
+    peer.forget_all();
+    assert_eq!(client.get_action(&action).await.unwrap(), result(&output));
+    assert!(client.download(&digest_of(&output)).await.unwrap() == output);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn while_the_backing_cache_is_down_what_is_here_is_served() {
+    let (peer, _server, client) = proxy(&["backing_cache.put_retry_count=0"]).await;
+    let (action, output, absent) = (digest_of(b"action"), blob(1, 1000), blob(2, 1000));
+    upload(&client, &output).await.unwrap();
+    client.put_action(&action, result(&output)).await.unwrap();
+    peer.inject_everywhere(Times::Always, Fault::Answer(Code::Unavailable));
+    assert_eq!(client.get_action(&action).await.unwrap(), result(&output));
+    assert!(client.download(&digest_of(&output)).await.unwrap() == output);
+    let missed = client.download(&digest_of(&absent)).await.unwrap_err();
+    assert_eq!(missed.code(), Code::Unavailable, "{missed}");
+    let refused = upload(&client, &absent).await.unwrap_err();
+    assert_eq!(refused.code(), Code::Unavailable, "{refused}");
+    let unknown = client.get_action(&digest_of(b"other")).await.unwrap_err();
+    assert_eq!(unknown.code(), Code::Unavailable, "{unknown}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_only_this_tier_has_is_pushed_up_before_it_is_called_present() {
+    let (peer, _server, client) = proxy(&["backing_cache.existence_ttl=0"]).await;
+    let contents = [blob(1, 1000), blob(2, 3 * MIB)];
+    for content in &contents {
+        upload(&client, content).await.unwrap();
+    }
+    peer.forget_all();
+    let digests: Vec<_> = contents.iter().map(|content| digest_of(content)).collect();
+    assert_eq!(client.find_missing(digests.clone()).await.unwrap(), []);
+    for (digest, content) in digests.iter().zip(&contents) {
+        assert!(peer.blob(digest).is_some_and(|there| there == *content));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_known_to_be_there_is_not_asked_for_again() {
+    let (peer, _server, client) = proxy(&[]).await;
+    let digests: Vec<_> = (0..1000).map(|seed| peer.put(&blob(seed, 10))).collect();
+    for _ in 0..3 {
+        assert_eq!(client.find_missing(digests.clone()).await.unwrap(), []);
+    }
+    let asked: usize = peer
+        .calls(Method::FindMissingBlobs)
+        .iter()
+        .map(|call| call.digests)
+        .sum();
+    assert_eq!(asked, 1000);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_a_local_tier_everything_is_the_backing_caches() {
+    let (peer, server, client) = proxy(&["local_cache.enabled=false"]).await;
+    let content = blob(1, 3 * MIB);
+    let digest = digest_of(&content);
+    let mut upload = client.begin_upload("a-b", &digest);
+    upload.send(&content.slice(..MIB)).await;
+    client.wait_until_committed("a-b", &digest, MIB).await;
+    drop(upload);
+    let mut rest = client.begin_upload("a-b", &digest).from_offset(MIB);
+    rest.send_last(&content.slice(MIB..)).await;
+    rest.response().await.unwrap();
+    assert!(peer.blob(&digest).is_some_and(|there| there == content));
+    assert!(client.download(&digest).await.unwrap() == content);
+    client.put_action(&digest, result(&content)).await.unwrap();
+    assert_eq!(client.get_action(&digest).await.unwrap(), result(&content));
+    assert!(!server.data().join("cas").exists());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn read_only_towards_the_backing_cache_writes_stay_here() {
+    let (peer, _server, client) = proxy(&["backing_cache.read_only=true"]).await;
+    let (here, there) = (blob(1, 3 * MIB), blob(2, 3 * MIB));
+    upload(&client, &here).await.unwrap();
+    let action = digest_of(b"action");
+    client.put_action(&action, result(&here)).await.unwrap();
+    assert_eq!(client.get_action(&action).await.unwrap(), result(&here));
+    assert_eq!(peer.bytes_written(), 0);
+    assert!(peer.calls(Method::UpdateActionResult).is_empty());
+    peer.put(&there);
+    let digests = vec![digest_of(&here), digest_of(&there)];
+    assert_eq!(client.find_missing(digests).await.unwrap(), []);
+    assert!(client.download(&digest_of(&there)).await.unwrap() == there);
+}
