@@ -95,6 +95,14 @@ impl Server {
         Self::on(None, settings)
     }
 
+    /// The same in front of the cache at `target`.
+    pub fn in_front_of(target: &str, settings: &[&str]) -> Self {
+        let target = format!("backing_cache.target={target}");
+        let mut all = vec![target.as_str()];
+        all.extend(settings);
+        Self::start(&all)
+    }
+
     /// The same on a disk of its own.
     pub fn start_on(disk: Disk, settings: &[&str]) -> Self {
         Self::on(Some(disk), settings)

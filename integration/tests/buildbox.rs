@@ -103,6 +103,21 @@ fn recc_gets_the_second_compilation_from_the_cache() {
     assert!(first == second, "the object files differ");
 }
 
+#[test]
+fn recc_gets_the_second_compilation_through_another_proxy() {
+    let backing = Server::start(&[]);
+    let near = Server::in_front_of(&backing.grpc_url(), &[]);
+    let far = Server::in_front_of(&backing.grpc_url(), &[]);
+    let (here, there) = (TempDir::new().unwrap(), TempDir::new().unwrap());
+    write_program(here.path());
+    write_program(there.path());
+    let (first, hits) = compile(&near, here.path());
+    assert_eq!(hits, [false; 4]);
+    let (second, hits) = compile(&far, there.path());
+    assert_eq!(hits, [true; 4]);
+    assert!(first == second, "the object files differ");
+}
+
 /// A tree with everything that a `Directory` message can say.
 fn write_tree(dir: &Path) {
     fs::create_dir_all(dir.join("empty")).unwrap();

@@ -2,8 +2,6 @@
 //! something else.
 #![cfg(test)]
 
-use std::fs;
-
 use bytes::Bytes;
 use gorego_integration::{
     client::Client,
@@ -12,23 +10,13 @@ use gorego_integration::{
     server::Server,
 };
 use reapi::v2::{ActionResult, OutputFile};
-use tokio::task::JoinSet;
 use tonic::Code;
 
 const MIB: usize = 1024 * 1024;
-const READERS: usize = 500;
-
-/// A server in front of `peer`, with these settings besides.
-fn in_front_of(peer: &FaultyPeer, settings: &[&str]) -> Server {
-    let target = format!("backing_cache.target={}", peer.grpc_url());
-    let mut all = vec![target.as_str()];
-    all.extend(settings);
-    Server::start(&all)
-}
 
 async fn proxy(settings: &[&str]) -> (FaultyPeer, Server, Client) {
     let peer = FaultyPeer::start();
-    let server = in_front_of(&peer, settings);
+    let server = Server::in_front_of(&peer.grpc_url(), settings);
     let client = Client::connect(server.address()).await;
     (peer, server, client)
 }
@@ -36,52 +24,6 @@ async fn proxy(settings: &[&str]) -> (FaultyPeer, Server, Client) {
 async fn upload(client: &Client, content: &Bytes) -> Result<(), tonic::Status> {
     let name = uuid(&mut fastrand::Rng::with_seed(content.len() as u64));
     client.upload(&name, content).await.map(drop)
-}
-
-/// The most memory that a process ever had, in MiB.
-fn peak_mib(server: &Server) -> u64 {
-    let status = fs::read_to_string(format!("/proc/{}/status", server.id())).unwrap();
-    let line = status.lines().find(|line| line.starts_with("VmHWM:"));
-    let kib = line.and_then(|line| line.split_whitespace().nth(1));
-    kib.unwrap().parse::<u64>().unwrap() / 1024
-}
-
-async fn many_download(server: &Server, readers: usize, content: &Bytes) {
-    let digest = digest_of(content);
-    let mut clients = Vec::new();
-    for _ in 0..readers.div_ceil(50) {
-        clients.push(Client::connect(server.address()).await);
-    }
-    let mut reads = JoinSet::new();
-    for reader in 0..readers {
-        let (client, content) = (clients[reader % clients.len()].clone(), content.clone());
-        let digest = digest.clone();
-        reads.spawn(async move { client.compare(&digest, &content).await });
-    }
-    reads.join_all().await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn five_hundred_readers_of_a_missing_blob_cost_one_fetch() {
-    let (peer, server, _) = proxy(&[]).await;
-    let content = blob(1, 100 * MIB);
-    peer.put(&content);
-    many_download(&server, READERS, &content).await;
-    assert_eq!(peer.calls(Method::Read).len(), 1);
-    assert_eq!(peer.bytes_read(), content.len() as u64);
-    let peak = peak_mib(&server);
-    assert!(peak < 300, "{peak} MiB");
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn without_room_here_they_cost_at_most_two() {
-    let (peer, server, _) = proxy(&["local_cache.max_size_gb=16MiB"]).await;
-    let content = blob(1, 100 * MIB);
-    peer.put(&content);
-    many_download(&server, READERS, &content).await;
-    assert!(peer.bytes_read() <= 2 * content.len() as u64);
-    let peak = peak_mib(&server);
-    assert!(peak < 300, "{peak} MiB");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -4,12 +4,15 @@ use std::{sync::Arc, time::Duration};
 
 use gorego_config::{self as config, Config, Target};
 use gorego_janitor::{self as janitor, Janitor, Marks};
-use gorego_proxy::{Options, ProxyActions, ProxyStore};
+use gorego_proxy::{Ahead, Backing, Journal, OnOutage, Options, ProxyActions, ProxyStore};
 use gorego_server::Services;
 use gorego_storage::{CompletenessChecking, LocalOptions, LocalStore, OpenError, SyncMode};
 use tokio::{sync::watch, time::timeout};
 
 use crate::backing;
+
+/// Below the data directory: what waits for the backing cache.
+const JOURNAL: &str = "journal";
 
 /// What the store gets, at the end, to write down what it knows.
 const CLOSE: Duration = Duration::from_secs(10);
@@ -25,6 +28,8 @@ pub(crate) enum Error {
     Local(#[from] OpenError),
     #[error(transparent)]
     Backing(#[from] backing::Error),
+    #[error("the journal of what waits for the backing cache: {0}")]
+    Journal(#[from] gorego_storage::Error),
 }
 
 /// What serves, and what has to be ended.
@@ -64,15 +69,29 @@ impl Tiers {
     async fn proxy(config: &Config, target: &Target) -> Result<Self, Error> {
         let backing = Arc::new(backing::open(target, &config.backing_cache)?);
         let local = Arc::new(LocalStore::open(local_options(config)).await?);
+        let cache = &config.local_cache;
+        let waiting = config.backing_cache.journal_max.bytes();
+        let durable = cache.sync != config::Sync::None;
+        let dir = cache.dir.join(JOURNAL);
+        let journal = Journal::open(&dir, waiting, durable, Arc::clone(&local)).await?;
         let options = Options {
             existence_ttl: config.backing_cache.existence_ttl,
             read_only: config.backing_cache.read_only,
+            prefetch: config.backing_cache.prefetch,
+            on_outage: match config.backing_cache.on_outage {
+                config::OnOutage::Fail => OnOutage::Fail,
+                config::OnOutage::Degrade => OnOutage::Degrade,
+            },
         };
-        let proxy = ProxyStore::new(Arc::clone(&local), Arc::clone(&backing) as _, options);
+        let backing = Backing {
+            blobs: Arc::clone(&backing) as _,
+            actions: backing,
+        };
+        let proxy = ProxyStore::new(Arc::clone(&local), backing, Arc::new(journal), options);
         let services = Services {
             blobs: Arc::new(proxy.clone()),
             uploads: Arc::new(proxy.clone()),
-            actions: Arc::new(ProxyActions::new(&proxy, backing)),
+            actions: Arc::new(ProxyActions::new(&proxy)),
         };
         Ok(Self {
             services,
@@ -87,8 +106,8 @@ impl Tiers {
             blobs: Arc::clone(&backing) as _,
             uploads: Arc::clone(&backing) as _,
             actions: Arc::new(CompletenessChecking::new(
-                Arc::clone(&backing),
-                Arc::clone(&backing) as _,
+                Arc::new(Ahead::new(Arc::clone(&backing))),
+                backing,
             )),
         };
         Ok(Self {

@@ -20,9 +20,11 @@ section! {
         /// For how long its word that it has a blob is believed, and an action result served from
         /// here before it is looked at anew. 0 asks every time.
         existence_ttl: Duration = Duration::from_mins(5),
-        /// While it is down, what is not here fails (`fail`). `degrade` is not in this build.
+        /// While it is down, what is here is served. What is not, and writes, fail (`fail`); or else
+        /// (`degrade`) they are misses, and writes wait here until it is back, also over a restart.
         on_outage: OnOutage = OnOutage::Fail,
-        /// How much may wait to be written to it. Not in this build.
+        /// How much may wait for it, at most half of `max_size_gb`. Beyond that writes fail. What waits
+        /// is not evicted.
         journal_max: ByteSize = ByteSize::from_gib(1),
         /// Headers to send with each request: a mapping of names to values, or `name=value`
         /// separated by commas. Never shown.
@@ -33,7 +35,8 @@ section! {
         instance_name: String = String::new(),
         /// Never write to it: what clients upload stays here.
         read_only: bool = false,
-        /// Fetch the outputs of an action as soon as its result is asked for. Not in this build.
+        /// Fetch the outputs of an action that are not here as soon as its result is a hit, in the
+        /// background.
         prefetch: bool = false,
     }
     sections { tls: BackingTls, }

@@ -225,12 +225,16 @@ fn a_backing_cache_that_can_not_work_is_refused() {
     let unused = load(&file(&with("grpc://cache", "tls: {ca_file: a}"))).warnings;
     assert!(unused[0].contains("in plain text"), "{unused:?}");
     let degrade = with("grpc://cache", "on_outage: degrade");
-    refused(&degrade, "backing_cache.on_outage", "accepted: fail");
+    assert_eq!(load(&file(&degrade)).warnings, [""; 0]);
+    let too_much = with("grpc://cache", "on_outage: degrade, journal_max: 6GiB");
+    refused(&too_much, "backing_cache.journal_max", "up to half");
 
     let stateless = format!("{}\nlocal_cache: {{enabled: no}}", with("grpc://cache", ""));
     assert_eq!(load(&file(&stateless)).warnings, [""; 0]);
     let nowhere = stateless.replace("', ", "', read_only: yes");
     refused(&nowhere, "backing_cache.read_only", "nowhere to write to");
+    let nothing = stateless.replace("', ", "', on_outage: degrade");
+    refused(&nothing, "backing_cache.on_outage", "needs a local cache");
 }
 
 #[test]

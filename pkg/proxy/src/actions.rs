@@ -7,7 +7,7 @@ use gorego_storage::{ActionCache, CompletenessChecking, Digest, LocalStore, Resu
 use reapi::v2::ActionResult;
 use tokio::sync::Semaphore;
 
-use crate::{ProxyStore, reading::Reading, recent::Recent};
+use crate::{OnOutage, ProxyStore, reading::Reading, recent::Recent};
 
 /// How long a call takes from asking for a result's size to asking for the result, at most: the next
 /// one to ask for it is told of a miss that the backing cache was asked about then.
@@ -23,7 +23,6 @@ pub struct ProxyActions(Arc<Actions>);
 struct Actions {
     store: ProxyStore,
     local: Arc<LocalStore>,
-    backing: Arc<dyn ActionCache>,
     /// Those of the local store that are complete.
     here: CompletenessChecking<LocalStore>,
     /// Those of the backing cache that are.
@@ -36,16 +35,16 @@ struct Actions {
 type Name = (String, Digest);
 
 impl ProxyActions {
-    /// The results of `store`'s local tier in front of those of `backing`.
-    pub fn new(store: &ProxyStore, backing: Arc<dyn ActionCache>) -> Self {
+    /// The results of `store`'s two tiers.
+    pub fn new(store: &ProxyStore) -> Self {
+        let backing = Arc::clone(&store.tiers.actions);
         let local = Arc::clone(&store.tiers.local);
         let reading = Reading::of(store);
         Self(Arc::new(Actions {
             store: store.clone(),
             here: CompletenessChecking::new(Arc::clone(&local), Arc::clone(&reading)),
-            there: CompletenessChecking::new(Arc::clone(&backing), reading),
+            there: CompletenessChecking::new(backing, reading),
             local,
-            backing,
             misses: Recent::new(MISS),
             validated: Recent::new(store.tiers.options.existence_ttl),
             revalidations: Arc::new(Semaphore::new(REVALIDATIONS)),
@@ -56,12 +55,32 @@ impl ProxyActions {
 impl Actions {
     /// The backing cache's result, kept here.
     async fn fetch(&self, instance: &str, action: &Digest) -> Result<Option<ActionResult>> {
-        let Some(result) = self.there.get(instance, action).await? else {
+        let found = match self.there.get(instance, action).await {
+            Err(error) if self.store.tiers.degrades(&error) => None,
+            found => found?,
+        };
+        let Some(result) = found else {
             return Ok(None);
         };
         self.validated.note((instance.to_owned(), *action));
         self.keep(instance, action, result.clone()).await;
         Ok(Some(result))
+    }
+
+    /// Puts a result into the backing cache; says whether it has to wait for that.
+    async fn put_up(&self, instance: &str, action: &Digest, result: &ActionResult) -> Result<bool> {
+        let tiers = &self.store.tiers;
+        if tiers.options.read_only {
+            return Ok(false);
+        }
+        // What it names may be waiting, too, and goes first.
+        if tiers.options.on_outage == OnOutage::Degrade && !tiers.journal.is_empty() {
+            return Ok(true);
+        }
+        match tiers.actions.put(instance, action, result.clone()).await {
+            Err(error) if tiers.degrades(&error) => Ok(true),
+            put => put.map(|()| false),
+        }
     }
 
     async fn keep(&self, instance: &str, action: &Digest, result: ActionResult) {
@@ -121,12 +140,14 @@ impl ActionCache for ProxyActions {
     }
 
     async fn put(&self, instance: &str, action: &Digest, result: ActionResult) -> Result<()> {
-        if !self.0.store.tiers.options.read_only {
-            self.0.backing.put(instance, action, result.clone()).await?;
-        }
+        let waits = self.0.put_up(instance, action, &result).await?;
         let name = (instance.to_owned(), *action);
         self.0.misses.take(&name);
-        self.0.local.put(instance, action, result).await?;
+        self.0.local.put(instance, action, result.clone()).await?;
+        if waits {
+            let journal = &self.0.store.tiers.journal;
+            journal.add_action(instance, action, result).await?;
+        }
         self.0.validated.note(name);
         Ok(())
     }
@@ -136,7 +157,6 @@ impl fmt::Debug for ProxyActions {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ProxyActions")
             .field("store", &self.0.store)
-            .field("backing", &self.0.backing)
             .finish_non_exhaustive()
     }
 }

@@ -130,7 +130,12 @@ impl Tiers {
     async fn fetch(&self, flow: &Arc<Flow>) -> Result<()> {
         let digest = *flow.digest();
         let _memory = self.fetches.reserve(digest.size().min(WRITTEN)).await?;
-        let mut chunks = self.backing.get(&digest, 0).await?.into_chunks();
+        // It may have come between the caller's look and this fetch.
+        let blob = match self.local.get(&digest, 0).await {
+            Ok(blob) => blob,
+            Err(_) => self.backing.get(&digest, 0).await?,
+        };
+        let mut chunks = blob.into_chunks();
         let (sender, receiver) = mpsc::channel(1);
         let content = ReceiverStream::new(receiver).boxed();
         let write = self

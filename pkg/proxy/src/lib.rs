@@ -2,15 +2,21 @@
 //! which is read through and written through.
 
 mod actions;
+mod ahead;
 mod existence;
 mod fetch;
 mod flow;
+mod journal;
 mod missing;
+mod prefetch;
 mod reading;
 mod recent;
+mod replay;
 mod source;
 mod store;
 mod write;
 
 pub use actions::ProxyActions;
-pub use store::{Options, ProxyStore};
+pub use ahead::Ahead;
+pub use journal::{Depth, Journal};
+pub use store::{Backing, OnOutage, Options, ProxyStore};

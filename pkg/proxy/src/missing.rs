@@ -6,7 +6,7 @@ use bytes::Bytes;
 use futures::{StreamExt as _, stream};
 use gorego_storage::{BlobStore, CHUNK_SIZE, Digest, Result};
 
-use crate::store::Tiers;
+use crate::store::{OnOutage, Tiers};
 
 /// How much is read into memory at once to be pushed up, in bytes.
 const BATCH: u64 = 2 << 20;
@@ -22,6 +22,19 @@ impl Tiers {
         if self.options.read_only {
             return self.missing_in_backing(not_local).await;
         }
+        match self.find_missing_above(digests, not_local.clone()).await {
+            // It is taken for true that what is here will get there.
+            Err(error) if self.degrades(&error) => Ok(not_local),
+            found => found,
+        }
+    }
+
+    /// The same, knowing which of them are not here, and whatever is done during an outage.
+    pub(crate) async fn find_missing_above(
+        self: &Arc<Self>,
+        digests: &[Digest],
+        not_local: Vec<Digest>,
+    ) -> Result<Vec<Digest>> {
         let unknown = self.existence.unknown(digests);
         if unknown.is_empty() {
             return Ok(unknown);
@@ -39,11 +52,25 @@ impl Tiers {
         Ok(missing.collect())
     }
 
-    /// The blobs that can be had from neither tier.
+    /// The blobs that can be had from neither tier. Of the others, those that are not here are
+    /// fetched in the background, where that is wanted.
     pub(crate) async fn find_unreadable(&self, digests: &[Digest]) -> Result<Vec<Digest>> {
         let not_local = self.local.find_missing(digests).await?;
-        let unknown = self.existence.unknown(&not_local);
-        self.missing_in_backing(unknown).await
+        // While it may be down, the backing cache's word of a while ago is no good.
+        let unknown = match self.options.on_outage {
+            OnOutage::Fail => self.existence.unknown(&not_local),
+            OnOutage::Degrade => not_local.clone(),
+        };
+        let missing = match self.missing_in_backing(unknown).await {
+            Err(error) if self.degrades(&error) => return Ok(not_local),
+            missing => missing?,
+        };
+        if let Some(wanted) = &self.wanted {
+            let lacking: HashSet<&Digest> = missing.iter().collect();
+            let there = not_local.iter().filter(|digest| !lacking.contains(digest));
+            wanted.add(there.copied());
+        }
+        Ok(missing)
     }
 
     /// Those of `digests` that the backing cache lacks; it is believed that it has the others.
@@ -60,7 +87,7 @@ impl Tiers {
 
     /// Puts blobs of the local store into the backing cache; those that are there now. The others
     /// the client has to upload, as if they had never been here.
-    async fn push_up(self: &Arc<Self>, digests: Vec<Digest>) -> HashSet<Digest> {
+    pub(crate) async fn push_up(self: &Arc<Self>, digests: Vec<Digest>) -> HashSet<Digest> {
         let pushes = batches(digests).into_iter().map(|batch| {
             let tiers = Arc::clone(self);
             async move {
@@ -114,7 +141,7 @@ impl Tiers {
 }
 
 /// Small blobs together, as many as may be in memory at once; each large one by itself.
-fn batches(digests: Vec<Digest>) -> Vec<Vec<Digest>> {
+pub(crate) fn batches(digests: Vec<Digest>) -> Vec<Vec<Digest>> {
     let mut batches = Vec::new();
     let (mut batch, mut bytes) = (Vec::new(), 0);
     for digest in digests {

@@ -12,6 +12,9 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     existence::Existence,
     fetch::{Fetches, Joined},
+    journal::Journal,
+    prefetch::{self, Wanted},
+    replay,
 };
 
 /// How the two tiers work together.
@@ -21,6 +24,28 @@ pub struct Options {
     pub existence_ttl: Duration,
     /// Whether nothing is written to the backing cache.
     pub read_only: bool,
+    /// Whether the outputs of a result are fetched as soon as it is a hit.
+    pub prefetch: bool,
+    /// What happens while the backing cache is down.
+    pub on_outage: OnOutage,
+}
+
+/// What happens while the backing cache is down. What is here is served in either case.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnOutage {
+    /// Misses and writes fail.
+    Fail,
+    /// Misses are misses, and writes wait in the journal.
+    Degrade,
+}
+
+/// The backing cache.
+#[derive(Clone, Debug)]
+pub struct Backing {
+    /// Its blobs; it verifies what it gives as a whole.
+    pub blobs: Arc<dyn BlobStore>,
+    /// Its action results.
+    pub actions: Arc<dyn gorego_storage::ActionCache>,
 }
 
 /// Blobs of two tiers. What is read is fetched once and kept locally; what is written is in the
@@ -34,30 +59,48 @@ pub struct ProxyStore {
 pub(crate) struct Tiers {
     pub(crate) local: Arc<LocalStore>,
     pub(crate) backing: Arc<dyn BlobStore>,
+    pub(crate) actions: Arc<dyn gorego_storage::ActionCache>,
+    pub(crate) journal: Arc<Journal>,
     pub(crate) options: Options,
     pub(crate) existence: Existence,
     pub(crate) fetches: Fetches,
+    /// Where outputs of results are fetched before anybody asks for them.
+    pub(crate) wanted: Option<Wanted>,
     tracker: TaskTracker,
     cancel: CancellationToken,
 }
 
 impl ProxyStore {
-    /// Puts `local` in front of `backing`, which verifies what it gives as a whole. Call within a
-    /// Tokio runtime.
-    pub fn new(local: Arc<LocalStore>, backing: Arc<dyn BlobStore>, options: Options) -> Self {
+    /// Puts `local` in front of `backing`, and brings that what waits in the journal of `local`. Call
+    /// within a Tokio runtime.
+    pub fn new(
+        local: Arc<LocalStore>,
+        backing: Backing,
+        journal: Arc<Journal>,
+        options: Options,
+    ) -> Self {
         let existence = Existence::new(options.existence_ttl);
+        let (wanted, receiver) = options.prefetch.then(Wanted::new).unzip();
         let tiers = Tiers {
             local,
-            backing,
+            backing: backing.blobs,
+            actions: backing.actions,
+            journal,
             options,
             existence,
             fetches: Fetches::default(),
+            wanted,
             tracker: TaskTracker::new(),
             cancel: CancellationToken::new(),
         };
-        Self {
-            tiers: Arc::new(tiers),
+        let tiers = Arc::new(tiers);
+        if let Some(receiver) = receiver {
+            tiers.spawn(prefetch::run(Arc::clone(&tiers), receiver));
         }
+        if !tiers.options.read_only {
+            tiers.spawn(replay::run(Arc::clone(&tiers)));
+        }
+        Self { tiers }
     }
 
     /// Ends what goes on in the background: fetches that others wait for fail.
@@ -77,6 +120,22 @@ impl Tiers {
         });
     }
 
+    /// Whether an error of the backing cache is one to do without it for.
+    pub(crate) fn degrades(&self, error: &Error) -> bool {
+        self.options.on_outage == OnOutage::Degrade && matches!(error, Error::Unavailable(_))
+    }
+
+    /// A miss instead of an error, where the backing cache is to be done without.
+    fn or_missing<T>(&self, digest: &Digest, found: Result<T>) -> Result<T> {
+        found.map_err(|error| {
+            if self.degrades(&error) {
+                Error::NotFound(*digest)
+            } else {
+                error
+            }
+        })
+    }
+
     /// What is here, or what the local store's error is worth in view of the other tier.
     fn locally<T>(digest: &Digest, found: Result<T>) -> Option<Result<T>> {
         match found {
@@ -89,13 +148,14 @@ impl Tiers {
         }
     }
 
-    async fn get(self: &Arc<Self>, digest: &Digest, offset: u64) -> Result<Blob> {
+    pub(crate) async fn get(self: &Arc<Self>, digest: &Digest, offset: u64) -> Result<Blob> {
         let found = self.local.get(digest, offset).await;
         if let Some(found) = Self::locally(digest, found) {
             return found;
         }
         if digest.size() <= CHUNK_SIZE as u64 {
-            let mut content = self.fetch_whole(digest).await?;
+            let content = self.fetch_whole(digest).await;
+            let mut content = self.or_missing(digest, content)?;
             let at = usize::try_from(offset).unwrap_or(usize::MAX);
             if at > content.len() {
                 return Err(past_end(digest, offset));
@@ -106,7 +166,8 @@ impl Tiers {
         let Some((joined, blob)) = joined else {
             return Err(Error::NotFound(*digest));
         };
-        self.run(joined).started().await?;
+        let started = self.run(joined).started().await;
+        self.or_missing(digest, started)?;
         if offset > digest.size() {
             return Err(past_end(digest, offset));
         }
@@ -130,7 +191,7 @@ impl Tiers {
         self.run(joined).bytes().await
     }
 
-    async fn get_batch(self: &Arc<Self>, digests: &[Digest]) -> Vec<Result<Bytes>> {
+    pub(crate) async fn get_batch(self: &Arc<Self>, digests: &[Digest]) -> Vec<Result<Bytes>> {
         let mut found: Vec<Option<Result<Bytes>>> = self
             .local
             .get_batch(digests)
@@ -161,7 +222,7 @@ impl Tiers {
             self.start_batch(new);
         }
         for (at, flow) in waiting {
-            let content = flow.bytes().await;
+            let content = self.or_missing(flow.digest(), flow.bytes().await);
             if let Some(place) = found.get_mut(at) {
                 *place = Some(content);
             }

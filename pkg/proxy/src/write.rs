@@ -37,14 +37,27 @@ impl Tiers {
 
     async fn put_bytes(&self, digest: &Digest, content: Bytes) -> Result<Put> {
         check(digest, &content)?;
-        let put = self
-            .backing
-            .put(digest, Blob::Bytes(content.clone()))
-            .await?;
-        self.existence.insert([digest]);
+        let mut put = Put::Existed;
+        if !self.existence.has(digest) {
+            let blob = Blob::Bytes(content.clone());
+            put = match self.backing.put(digest, blob).await {
+                Err(error) if self.degrades(&error) => {
+                    return self.put_bytes_here(digest, content).await;
+                }
+                put => put?,
+            };
+            self.existence.insert([digest]);
+        }
         if let Err(error) = self.local.put(digest, Blob::Bytes(content)).await {
             tracing::debug!(%digest, %error, "what was uploaded is not kept here");
         }
+        Ok(put)
+    }
+
+    /// Accepts a blob that has to wait for the backing cache.
+    async fn put_bytes_here(&self, digest: &Digest, content: Bytes) -> Result<Put> {
+        let put = self.local.put(digest, Blob::Bytes(content)).await?;
+        self.journal.add_blob(digest).await?;
         Ok(put)
     }
 
@@ -65,7 +78,8 @@ impl Tiers {
             }
             results.push(checked);
         }
-        let put = self.backing.put_batch(good.clone()).await;
+        let mut put = self.backing.put_batch(good.clone()).await;
+        let waiting = good.clone();
         let there: Vec<_> = good
             .into_iter()
             .zip(&put)
@@ -73,6 +87,13 @@ impl Tiers {
             .collect();
         self.existence
             .insert(there.iter().map(|(digest, _)| digest));
+        for (result, (digest, content)) in put.iter_mut().zip(&waiting) {
+            if let Err(error) = result
+                && self.degrades(error)
+            {
+                *result = self.put_bytes_here(digest, content.clone()).await;
+            }
+        }
         for kept in self.local.put_batch(there).await {
             if let Err(error) = kept {
                 tracing::debug!(%error, "what was uploaded is not kept here");
@@ -170,7 +191,7 @@ impl Tiers {
                 tracing::debug!(%digest, %error, "sending the upload again");
                 self.send(digest, complete).await
             }
-            (Err(_), Ok(Received::Existed)) => self.push_one(digest).await.map(|()| Put::Existed),
+            (Err(_), Ok(Received::Existed)) => self.push_existing(digest).await,
             (Err(error), Err(_)) => Err(error),
         }
     }
@@ -184,17 +205,33 @@ impl Tiers {
         {
             Received::Complete(complete) => self.send(digest, complete).await,
             Received::Existed if self.existence.has(digest) => Ok(Put::Existed),
-            Received::Existed => self.push_one(digest).await.map(|()| Put::Existed),
+            Received::Existed => self.push_existing(digest).await,
         }
     }
 
     /// Sends what is complete here to the backing cache, and shows it then.
     async fn send(&self, digest: &Digest, mut complete: Complete) -> Result<Put> {
         complete.verify().await?;
-        let put = self.backing.put(digest, complete.blob()?).await?;
+        let put = match self.backing.put(digest, complete.blob()?).await {
+            Err(error) if self.degrades(&error) => {
+                let put = complete.publish().await?;
+                self.journal.add_blob(digest).await?;
+                return Ok(put);
+            }
+            put => put?,
+        };
         self.existence.insert([digest]);
         self.show(digest, complete).await;
         Ok(put)
+    }
+
+    /// Brings up what is here already.
+    async fn push_existing(&self, digest: &Digest) -> Result<Put> {
+        match self.push_one(digest).await {
+            Err(error) if self.degrades(&error) => self.journal.add_blob(digest).await?,
+            pushed => pushed?,
+        }
+        Ok(Put::Existed)
     }
 
     async fn show(&self, digest: &Digest, complete: Complete) {

@@ -6,7 +6,7 @@ mod common;
 use std::sync::{Arc, Mutex};
 
 use common::Proxy;
-use gorego_proxy::{Options, ProxyActions};
+use gorego_proxy::Options;
 use gorego_storage::conformance;
 
 /// What the stores under test must not outlive.
@@ -46,7 +46,7 @@ async fn it_caches_action_results() {
     let kept = Kept::default();
     let make = async || {
         let proxy = Proxy::new().await;
-        let actions = ProxyActions::new(&proxy.store, Arc::clone(&proxy.backing) as _);
+        let actions = proxy.actions();
         // The suite's results name blobs that nobody has put.
         proxy.backing.script(|script| script.has_all = true);
         kept.lock().unwrap().push(proxy);

@@ -153,23 +153,28 @@ fn split(mut bytes: Bytes) -> impl Iterator<Item = Bytes> {
 }
 
 fn truncate_chunks(chunks: Chunks, limit: u64, verified: Option<Verified>) -> Chunks {
-    let state = (chunks, limit, verified);
-    stream::unfold(state, |(mut chunks, left, mut verified)| async move {
-        if left == 0 {
-            return None;
-        }
+    if limit == 0 {
+        return stream::empty().boxed();
+    }
+    let state = (Some(chunks), limit, verified);
+    stream::unfold(state, |(chunks, left, mut verified)| async move {
+        let mut chunks = chunks?;
         let mut item = chunks.next().await?.map(|mut chunk| {
             chunk.truncate(usize::try_from(left).unwrap_or(usize::MAX));
             chunk
         });
-        let passed = item.as_ref().map_or(0, |chunk| chunk.len() as u64);
-        if passed == left
-            && let Some(verified) = verified.take()
+        let left = left - item.as_ref().map_or(0, |chunk| chunk.len() as u64);
+        if left > 0 {
+            return Some((item, (Some(chunks), left, verified)));
+        }
+        // Nobody is to wait for a reader that wants no more.
+        drop(chunks);
+        if let Some(verified) = verified.take()
             && let Err(error) = verified.await
         {
             item = Err(error);
         }
-        Some((item, (chunks, left - passed, verified)))
+        Some((item, (None, 0, None)))
     })
     .boxed()
 }

@@ -56,6 +56,7 @@ fn part(upload: &str, offset: usize, content: &Bytes) -> Blob {
             upload: UploadId::new(upload),
             offset: offset as u64,
         }),
+        verified: None,
     })
 }
 
@@ -347,6 +348,7 @@ async fn a_dropped_upload_reaches_the_peer_as_far_as_it_came() {
             upload: UploadId::new("mine"),
             offset: 0,
         }),
+        verified: None,
     });
     tokio::select! {
         ended = store.put(&digest, upload) => panic!("{ended:?}"),

@@ -14,11 +14,11 @@ impl Findings<'_> {
         }
         self.check_backing_tls(backing);
         if backing.on_outage == OnOutage::Degrade && backing.target.is_some() {
-            let reason = "not in this build; accepted: fail";
-            self.refuse(&["backing_cache.on_outage"], reason);
+            self.check_degrading(config);
         }
-        if backing.prefetch {
-            self.warn("backing_cache.prefetch", "not in this build, ignored");
+        if backing.prefetch && !config.local_cache.enabled {
+            let reason = "has no effect without a local cache";
+            self.warn("backing_cache.prefetch", reason);
         }
     }
 
@@ -29,6 +29,19 @@ impl Findings<'_> {
         } else if backing.read_only {
             let reason = "leaves nowhere to write to without a local cache; accepted: false";
             self.refuse(&["backing_cache.read_only", "local_cache.enabled"], reason);
+        }
+    }
+
+    fn check_degrading(&mut self, config: &Config) {
+        let (max, key) = ("local_cache.max_size_gb", "backing_cache.journal_max");
+        if !config.local_cache.enabled {
+            let reason = "needs a local cache to go on with; accepted: fail";
+            self.refuse(&["backing_cache.on_outage", "local_cache.enabled"], reason);
+        } else if config.backing_cache.journal_max.bytes()
+            > config.local_cache.max_size_gb.bytes() / 2
+        {
+            let reason = "leaves too little of the local cache; accepted: up to half of local_cache.max_size_gb";
+            self.refuse(&[key, max], reason);
         }
     }
 

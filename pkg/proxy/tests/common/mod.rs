@@ -20,7 +20,7 @@ use std::{
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::{StreamExt as _, stream};
-use gorego_proxy::{Options, ProxyStore};
+use gorego_proxy::{Backing as BackingCache, Journal, OnOutage, Options, ProxyActions, ProxyStore};
 use gorego_storage::{
     ActionCache, Blob, BlobStore, Digest, DigestFunction, Error, LocalOptions, LocalStore,
     MemoryStore, Put, Result, SyncMode,
@@ -30,6 +30,8 @@ use tempfile::TempDir;
 use tokio::sync::watch;
 
 pub const GIB: u64 = 1 << 30;
+/// How much may wait.
+pub const JOURNAL: u64 = 4 << 20;
 /// The backing cache gives content in chunks of this size.
 pub const CHUNK: usize = 64 * 1024;
 
@@ -182,6 +184,7 @@ pub struct Proxy {
     pub store: ProxyStore,
     pub local: Arc<LocalStore>,
     pub backing: Arc<Backing>,
+    pub journal: Arc<Journal>,
     pub dir: TempDir,
 }
 
@@ -189,6 +192,8 @@ pub fn options() -> Options {
     Options {
         existence_ttl: Duration::from_mins(5),
         read_only: false,
+        prefetch: false,
+        on_outage: OnOutage::Fail,
     }
 }
 
@@ -202,13 +207,44 @@ impl Proxy {
         let dir = tempfile::tempdir().unwrap();
         let backing = Arc::new(Backing::default());
         let local = open(dir.path(), max_bytes).await;
-        let store = ProxyStore::new(Arc::clone(&local), Arc::clone(&backing) as _, options);
+        Self::of(dir, local, backing, options).await
+    }
+
+    async fn of(
+        dir: TempDir,
+        local: Arc<LocalStore>,
+        backing: Arc<Backing>,
+        options: Options,
+    ) -> Self {
+        let both = BackingCache {
+            blobs: Arc::clone(&backing) as _,
+            actions: Arc::clone(&backing) as _,
+        };
+        let waiting = dir.path().join("journal");
+        let journal = Journal::open(&waiting, JOURNAL, false, Arc::clone(&local)).await;
+        let journal = Arc::new(journal.unwrap());
+        let store = ProxyStore::new(Arc::clone(&local), both, Arc::clone(&journal), options);
         Self {
             store,
             local,
             backing,
+            journal,
             dir,
         }
+    }
+
+    /// Stops, and starts again in the same directory.
+    pub async fn restart(self, options: Options) -> Self {
+        self.store.close().await;
+        self.local.close().await.unwrap();
+        let Self { dir, backing, .. } = self;
+        drop((self.store, self.local, self.journal));
+        let local = open(dir.path(), GIB).await;
+        Self::of(dir, local, backing, options).await
+    }
+
+    pub fn actions(&self) -> ProxyActions {
+        ProxyActions::new(&self.store)
     }
 
     pub async fn read(&self, digest: &Digest) -> Result<Bytes> {

@@ -13,7 +13,7 @@ use super::{
     room::Reservation,
 };
 use crate::{
-    Blob, BlobFile, BlobStore, CHUNK_SIZE, Digest, Error, Hasher, Put, Result,
+    Blob, BlobFile, BlobStore, CHUNK_SIZE, Digest, Error, Hasher, InUse, Put, Result,
     blob::read_at,
     index::{Key, SIZE_END, Use, room_of},
 };
@@ -30,6 +30,15 @@ const STREAM: Use = Use {
     lease: false,
     pin: true,
 };
+
+impl LocalStore {
+    /// Keeps a blob from eviction until what this gives is dropped; `None` when it is not here.
+    pub async fn keep(&self, digest: &Digest) -> Result<Option<Box<dyn InUse>>> {
+        let found = self.core.seek(digest, STREAM).await?;
+        let pin = found.and_then(|found| found.pin);
+        Ok(pin.map(|pin| Box::new(pin) as Box<dyn InUse>))
+    }
+}
 
 #[async_trait]
 impl BlobStore for LocalStore {

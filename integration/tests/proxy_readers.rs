@@ -1,0 +1,72 @@
+//! A crowd of readers of one blob that only the backing cache has.
+#![cfg(test)]
+
+use std::fs;
+
+use bytes::Bytes;
+use gorego_integration::{
+    client::Client,
+    content::{blob, digest_of},
+    lock::Lock,
+    peer::{FaultyPeer, Method},
+    server::Server,
+};
+use tokio::task::JoinSet;
+
+const MIB: usize = 1024 * 1024;
+const READERS: usize = 500;
+const CONNECTIONS: usize = 10;
+
+/// The most memory that a process ever had, in MiB.
+fn peak_mib(server: &Server) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{}/status", server.id())).unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmHWM:"));
+    let kib = line.and_then(|line| line.split_whitespace().nth(1));
+    kib.unwrap().parse::<u64>().unwrap() / 1024
+}
+
+fn proxy(settings: &[&str]) -> (FaultyPeer, Server) {
+    let peer = FaultyPeer::start();
+    let server = Server::in_front_of(&peer.grpc_url(), settings);
+    (peer, server)
+}
+
+/// Every reader gets all of it.
+async fn read_all(server: &Server, content: &Bytes) {
+    let digest = digest_of(content);
+    let mut clients = Vec::new();
+    for _ in 0..CONNECTIONS {
+        clients.push(Client::connect(server.address()).await);
+    }
+    let mut reads = JoinSet::new();
+    for client in clients.iter().cycle().take(READERS) {
+        let (client, digest, content) = (client.clone(), digest.clone(), content.clone());
+        reads.spawn(async move { client.compare(&digest, &content).await });
+    }
+    reads.join_all().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn five_hundred_readers_of_a_missing_blob_cost_one_fetch() {
+    let _lock = Lock::take("crowd");
+    let (peer, server) = proxy(&[]);
+    let content = blob(1, 100 * MIB);
+    peer.put(&content);
+    read_all(&server, &content).await;
+    assert_eq!(peer.calls(Method::Read).len(), 1);
+    assert_eq!(peer.bytes_read(), content.len() as u64);
+    let peak = peak_mib(&server);
+    assert!(peak < 300, "{peak} MiB");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_room_here_they_cost_at_most_two() {
+    let _lock = Lock::take("crowd");
+    let (peer, server) = proxy(&["local_cache.max_size_gb=16MiB"]);
+    let content = blob(1, 100 * MIB);
+    peer.put(&content);
+    read_all(&server, &content).await;
+    assert!(peer.bytes_read() <= 2 * content.len() as u64);
+    let peak = peak_mib(&server);
+    assert!(peak < 300, "{peak} MiB");
+}

@@ -1,0 +1,141 @@
+//! Action results of two tiers.
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+mod common;
+
+use std::{sync::atomic::Ordering::SeqCst, time::Duration};
+
+use common::{CHUNK, Proxy, content, sha256};
+use gorego_proxy::Options;
+use gorego_storage::{ActionCache, BlobStore, BlobStoreExt as _, Digest, Error};
+use reapi::v2::{self, ActionResult, Directory, FileNode, OutputDirectory, OutputFile, Tree};
+use tokio::{task, time};
+
+fn action() -> Digest {
+    sha256(&content(99, 10))
+}
+
+fn result(outputs: &[Digest]) -> ActionResult {
+    let files = outputs.iter().map(|digest| OutputFile {
+        path: digest.hex(),
+        digest: Some(digest.to_proto()),
+        ..OutputFile::default()
+    });
+    ActionResult {
+        output_files: files.collect(),
+        ..ActionResult::default()
+    }
+}
+
+async fn backing_has(proxy: &Proxy, result: &ActionResult) {
+    let put = ActionCache::put(&*proxy.backing, "", &action(), result.clone()).await;
+    put.unwrap();
+}
+
+async fn until(holds: impl AsyncFn() -> bool) {
+    let waited = time::timeout(Duration::from_mins(1), async {
+        while !holds().await {
+            task::yield_now().await;
+        }
+    });
+    waited.await.unwrap();
+}
+
+#[tokio::test]
+async fn a_result_that_was_read_once_is_here() {
+    let proxy = Proxy::new().await;
+    let actions = proxy.actions();
+    let digest = proxy.backing.has(&content(1, 10)).await;
+    backing_has(&proxy, &result(&[digest])).await;
+    let size = actions.size("", &action()).await.unwrap();
+    assert!(size > 0);
+    let got = actions.get("", &action()).await.unwrap();
+    assert_eq!(got, Some(result(&[digest])));
+    proxy.read(&digest).await.unwrap();
+    proxy.backing.script(|script| script.down = true);
+    let got = actions.get("", &action()).await.unwrap();
+    assert_eq!(got, Some(result(&[digest])));
+}
+
+#[tokio::test]
+async fn a_miss_asks_the_backing_cache_once() {
+    let proxy = Proxy::new().await;
+    let actions = proxy.actions();
+    assert_eq!(actions.size("", &action()).await.unwrap(), 0);
+    assert_eq!(actions.get("", &action()).await.unwrap(), None);
+    assert_eq!(proxy.backing.gets.load(SeqCst), 1);
+    let digest = proxy.backing.has(&content(1, 10)).await;
+    backing_has(&proxy, &result(&[digest])).await;
+    assert!(actions.size("", &action()).await.unwrap() > 0);
+}
+
+#[tokio::test]
+async fn a_newer_result_of_the_backing_cache_is_found_in_the_background() {
+    let options = Options {
+        existence_ttl: Duration::ZERO,
+        ..common::options()
+    };
+    let proxy = Proxy::with(options, common::GIB).await;
+    let actions = proxy.actions();
+    let old = proxy.backing.has(&content(1, 10)).await;
+    let new = proxy.backing.has(&content(2, 10)).await;
+    backing_has(&proxy, &result(&[old])).await;
+    let got = actions.get("", &action()).await.unwrap();
+    assert_eq!(got, Some(result(&[old])));
+    backing_has(&proxy, &result(&[new])).await;
+    let is_new = async || actions.get("", &action()).await.unwrap() == Some(result(&[new]));
+    until(is_new).await;
+}
+
+#[tokio::test]
+async fn a_result_is_not_here_when_the_backing_cache_did_not_take_it() {
+    let proxy = Proxy::new().await;
+    let actions = proxy.actions();
+    proxy.backing.script(|script| script.down = true);
+    let put = actions.put("", &action(), ActionResult::default()).await;
+    assert!(matches!(put, Err(Error::Unavailable(_))));
+    let got = ActionCache::get(&*proxy.local, "", &action())
+        .await
+        .unwrap();
+    assert_eq!(got, None);
+}
+
+#[tokio::test]
+async fn the_outputs_of_a_hit_are_fetched_before_they_are_asked_for() {
+    let options = Options {
+        prefetch: true,
+        ..common::options()
+    };
+    let proxy = Proxy::with(options, common::GIB).await;
+    let actions = proxy.actions();
+    let mut outputs = Vec::new();
+    for (seed, len) in [(1, 10), (2, 1000), (3, CHUNK * 20), (4, 20)] {
+        outputs.push(proxy.backing.has(&content(seed, len)).await);
+    }
+    let inside = outputs.pop().unwrap();
+    let root = Directory {
+        files: vec![FileNode {
+            name: "inside".to_owned(),
+            digest: Some(inside.to_proto()),
+            ..FileNode::default()
+        }],
+        ..Directory::default()
+    };
+    let tree = Tree {
+        root: Some(root),
+        children: Vec::new(),
+    };
+    let tree = prost::Message::encode_to_vec(&tree).into();
+    let mut result = result(&outputs);
+    result.output_directories = vec![OutputDirectory {
+        path: "dir".to_owned(),
+        tree_digest: Some(proxy.backing.has(&tree).await.to_proto()),
+        ..v2::OutputDirectory::default()
+    }];
+    backing_has(&proxy, &result).await;
+    assert_eq!(actions.get("", &action()).await.unwrap(), Some(result));
+    outputs.push(inside);
+    let all_here = async || proxy.local.find_missing(&outputs).await.unwrap().is_empty();
+    until(all_here).await;
+    assert!(proxy.local.contains(&sha256(&tree)).await.unwrap());
+}

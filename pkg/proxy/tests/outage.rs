@@ -1,0 +1,199 @@
+//! While the backing cache is down builds go on, and nothing that was accepted is lost.
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+mod common;
+
+use common::{CHUNK, Proxy, content, sha256};
+use futures::stream;
+use gorego_proxy::{OnOutage, Options};
+use gorego_storage::{ActionCache, Blob, BlobStore, BlobStoreExt as _, Digest, Error};
+use prost_types::Timestamp;
+use reapi::v2::{ActionResult, ExecutedActionMetadata, OutputFile};
+
+fn degrading() -> Options {
+    Options {
+        on_outage: OnOutage::Degrade,
+        ..common::options()
+    }
+}
+
+async fn down() -> Proxy {
+    let proxy = Proxy::with(degrading(), common::GIB).await;
+    proxy.backing.script(|script| script.down = true);
+    proxy
+}
+
+fn action() -> Digest {
+    sha256(&content(99, 10))
+}
+
+/// A result of an action that ended at that second.
+fn result(output: &Digest, ended: i64) -> ActionResult {
+    let file = OutputFile {
+        path: "out".to_owned(),
+        digest: Some(output.to_proto()),
+        ..OutputFile::default()
+    };
+    let metadata = ExecutedActionMetadata {
+        execution_completed_timestamp: Some(Timestamp {
+            seconds: ended,
+            nanos: 0,
+        }),
+        ..ExecutedActionMetadata::default()
+    };
+    ActionResult {
+        output_files: vec![file],
+        execution_metadata: Some(metadata),
+        ..ActionResult::default()
+    }
+}
+
+async fn replayed(proxy: &Proxy) {
+    proxy.backing.script(|script| script.down = false);
+    let mut depth = proxy.journal.depth();
+    depth.wait_for(|depth| depth.entries == 0).await.unwrap();
+}
+
+async fn backing_result(proxy: &Proxy) -> Option<ActionResult> {
+    let got = ActionCache::get(&proxy.backing.memory, "", &action()).await;
+    got.unwrap()
+}
+
+async fn backing_put(proxy: &Proxy, result: &ActionResult) {
+    let put = ActionCache::put(&proxy.backing.memory, "", &action(), result.clone()).await;
+    put.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn misses_are_misses() {
+    let proxy = down().await;
+    for len in [10, CHUNK * 20] {
+        let digest = sha256(&content(1, len));
+        assert!(matches!(proxy.read(&digest).await, Err(Error::NotFound(_))));
+        let missing = proxy.store.find_missing(&[digest]).await.unwrap();
+        assert_eq!(missing, [digest]);
+    }
+    let actions = proxy.actions();
+    assert_eq!(actions.size("", &action()).await.unwrap(), 0);
+    assert_eq!(actions.get("", &action()).await.unwrap(), None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_result_whose_output_only_the_backing_cache_has_is_no_hit() {
+    let proxy = Proxy::with(degrading(), common::GIB).await;
+    let output = proxy.backing.has(&content(1, 10)).await;
+    backing_put(&proxy, &result(&output, 1)).await;
+    let actions = proxy.actions();
+    assert!(actions.get("", &action()).await.unwrap().is_some());
+    proxy.backing.script(|script| script.down = true);
+    assert_eq!(actions.get("", &action()).await.unwrap(), None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_written_is_brought_up_when_the_backing_cache_is_back() {
+    let proxy = down().await;
+    let contents = [content(1, 10), content(2, CHUNK * 20), content(3, 1000)];
+    let [small, large, batched] = contents.clone().map(|content| (sha256(&content), content));
+    let put = proxy.store.put(&small.0, Blob::Bytes(small.1)).await;
+    put.unwrap();
+    let chunks = stream::iter([Ok(large.1.slice(..CHUNK)), Ok(large.1.slice(CHUNK..))]);
+    let put = proxy.store.put(&large.0, Blob::stream(chunks)).await;
+    put.unwrap();
+    for put in proxy.store.put_batch(vec![batched.clone()]).await {
+        put.unwrap();
+    }
+    let actions = proxy.actions();
+    let put = actions.put("", &action(), result(&large.0, 1)).await;
+    put.unwrap();
+    let digests = [small.0, large.0, batched.0];
+    assert_eq!(proxy.store.find_missing(&digests).await.unwrap(), []);
+    assert!(actions.get("", &action()).await.unwrap().is_some());
+    assert_eq!(proxy.journal.depth().borrow().entries, 4);
+
+    replayed(&proxy).await;
+    for digest in &digests {
+        assert!(proxy.backing.memory.contains(digest).await.unwrap());
+    }
+    assert_eq!(backing_result(&proxy).await, Some(result(&large.0, 1)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_waits_outlives_a_restart_also_without_degrading() {
+    for options in [degrading(), common::options()] {
+        let proxy = down().await;
+        let content = content(1, CHUNK * 20);
+        let digest = sha256(&content);
+        let put = proxy.store.put(&digest, Blob::Bytes(content)).await;
+        put.unwrap();
+        let put = proxy.actions().put("", &action(), result(&digest, 1)).await;
+        put.unwrap();
+        let proxy = proxy.restart(options).await;
+        assert_eq!(proxy.journal.depth().borrow().entries, 2);
+        replayed(&proxy).await;
+        assert!(proxy.backing.memory.contains(&digest).await.unwrap());
+        assert_eq!(backing_result(&proxy).await, Some(result(&digest, 1)));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_newer_result_of_the_backing_cache_is_not_overwritten() {
+    for (theirs, stays) in [(1, false), (2, true), (3, true)] {
+        let proxy = down().await;
+        let ours = content(1, 10);
+        let digest = sha256(&ours);
+        let put = proxy.store.put(&digest, Blob::Bytes(ours)).await;
+        put.unwrap();
+        let put = proxy.actions().put("", &action(), result(&digest, 2)).await;
+        put.unwrap();
+        let other = proxy.backing.has(&content(2, 10)).await;
+        backing_put(&proxy, &result(&other, theirs)).await;
+        replayed(&proxy).await;
+        let expected = if stays {
+            result(&other, theirs)
+        } else {
+            result(&digest, 2)
+        };
+        assert_eq!(backing_result(&proxy).await, Some(expected));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_newer_result_whose_outputs_are_gone_is_overwritten() {
+    let proxy = down().await;
+    let ours = content(1, 10);
+    let digest = sha256(&ours);
+    let put = proxy.store.put(&digest, Blob::Bytes(ours)).await;
+    put.unwrap();
+    let put = proxy.actions().put("", &action(), result(&digest, 2)).await;
+    put.unwrap();
+    let gone = sha256(&content(2, 10));
+    backing_put(&proxy, &result(&gone, 3)).await;
+    replayed(&proxy).await;
+    assert_eq!(backing_result(&proxy).await, Some(result(&digest, 2)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_more_waits_than_may() {
+    let proxy = down().await;
+    let len = usize::try_from(common::JOURNAL).unwrap() / 3;
+    let mut accepted = 0;
+    for seed in 0..4 {
+        let content = content(seed, len);
+        let put = proxy
+            .store
+            .put(&sha256(&content), Blob::Bytes(content))
+            .await;
+        match put {
+            Ok(_) => accepted += 1,
+            Err(error) => assert!(matches!(error, Error::Unavailable(_)), "{error}"),
+        }
+    }
+    assert_eq!(accepted, 2);
+    replayed(&proxy).await;
+    let content = content(9, len);
+    let put = proxy
+        .store
+        .put(&sha256(&content), Blob::Bytes(content))
+        .await;
+    put.unwrap();
+}
