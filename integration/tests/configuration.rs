@@ -7,7 +7,8 @@ use bytes::Bytes;
 use gorego_integration::{
     client::Client,
     content::{blob, digest_of, uuid},
-    server::Server,
+    peer::{FaultyPeer, Method},
+    server::{self, Server},
 };
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use reapi::v2::{
@@ -184,6 +185,69 @@ async fn over_tls_only_clients_with_a_certificate_are_served_where_it_is_require
     authority.ask(&server, None).await.unwrap_err();
     let stranger = Authority::new().issue("client");
     authority.ask(&server, Some(stranger)).await.unwrap_err();
+}
+
+/// A server in front of `backing`, as whom `identity` says, trusting `authority`.
+fn in_front_of(backing: &Server, authority: &Authority, identity: &(String, String)) -> Server {
+    let files = [
+        (
+            "ca_file",
+            authority.file("trusted.pem", &authority.issuer.pem()),
+        ),
+        ("cert_file", authority.file("client.pem", &identity.0)),
+        ("key_file", authority.file("client.key", &identity.1)),
+    ];
+    let settings = files.map(|(key, path)| format!("backing_cache.tls.{key}={}", path.display()));
+    let mut settings: Vec<_> = settings.iter().map(String::as_str).collect();
+    settings.push("backing_cache.put_retry_count=0");
+    let target = format!("grpcs://localhost:{}", backing.address().port());
+    Server::in_front_of(&target, &settings)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backing_cache_is_reached_over_tls_by_those_it_knows() {
+    let authority = Authority::new();
+    let backing = authority.server();
+    let content = [blob(1, 1000)];
+
+    let server = in_front_of(&backing, &authority, &authority.issue("client"));
+    let client = Client::connect(server.address()).await;
+    client.batch_upload(&content).await.unwrap();
+    let missing = client.find_missing(vec![digest_of(&content[0])]).await;
+    assert_eq!(missing.unwrap(), []);
+
+    let stranger = Authority::new().issue("client");
+    let server = in_front_of(&backing, &authority, &stranger);
+    let client = Client::connect(server.address()).await;
+    let outcome = client.find_missing(vec![digest_of(&content[0])]).await;
+    assert_refused(outcome, Code::Unavailable);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn headers_of_a_file_are_sent_to_the_backing_cache() {
+    let dir = TempDir::new().unwrap();
+    let file = dir.path().join("headers");
+    let setting = format!("backing_cache.headers_file={}", file.display());
+    let peer = FaultyPeer::start();
+    let target = format!("backing_cache.target={}", peer.grpc_url());
+    let settings = [target.as_str(), setting.as_str()];
+    let data = dir.path().join("data");
+    let (_, said) = server::refusal(&data, &settings);
+    assert!(said.contains("backing_cache.headers_file"), "{said}");
+    fs::write(&file, "letmein\n").unwrap();
+    let (_, said) = server::refusal(&data, &settings);
+    assert!(
+        said.contains("line 1") && !said.contains("letmein"),
+        "{said}"
+    );
+
+    fs::write(&file, "# a key\nx-api-key=letmein\n").unwrap();
+    let server = Server::start(&settings);
+    let client = Client::connect(server.address()).await;
+    let missing = client.find_missing(vec![digest_of(b"x")]).await;
+    assert_eq!(missing.unwrap().len(), 1);
+    let calls = peer.calls(Method::FindMissingBlobs);
+    assert_eq!(calls[0].header("x-api-key"), Some("letmein"));
 }
 
 #[tokio::test(flavor = "multi_thread")]

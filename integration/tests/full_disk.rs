@@ -7,6 +7,7 @@ use bytes::BytesMut;
 use gorego_integration::{
     client::Client,
     content::{blob, digest_of, uuid},
+    peer::FaultyPeer,
     server::{Disk, Server},
 };
 use reapi::{
@@ -134,4 +135,24 @@ async fn a_disk_that_others_have_filled_does_not_keep_it_from_starting() {
     let client = Client::connect(server.address()).await;
     let stored = client.download(&digest_of(b"x")).await;
     assert_eq!(stored.expect("what was there before"), "x");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn in_front_of_another_cache_readers_get_what_the_disk_has_no_room_for() {
+    for disk in [EMPTY, FULL] {
+        let peer = FaultyPeer::start();
+        let target = format!("backing_cache.target={}", peer.grpc_url());
+        let settings = [
+            &[target.as_str(), "backing_cache.on_outage=degrade"],
+            SETTINGS,
+        ]
+        .concat();
+        let server = Server::start_on(disk, &settings);
+        let client = Client::connect(server.address()).await;
+        for size in [1000, 3 * MIB, (EMPTY.mib as usize + 40) * MIB] {
+            let content = blob(size as u64, size);
+            let digest = peer.put(&content);
+            client.compare(&digest, &content).await;
+        }
+    }
 }

@@ -70,7 +70,9 @@ impl Tiers {
         let backing = Arc::new(backing::open(target, &config.backing_cache)?);
         let local = Arc::new(LocalStore::open(local_options(config)).await?);
         let cache = &config.local_cache;
-        let waiting = config.backing_cache.journal_max.bytes();
+        // What waits is not evicted, and must leave room for what else is in use.
+        let half = cache.max_size_gb.bytes() / 2;
+        let waiting = config.backing_cache.journal_max.bytes().min(half);
         let durable = cache.sync != config::Sync::None;
         let dir = cache.dir.join(JOURNAL);
         let journal = Journal::open(&dir, waiting, durable, Arc::clone(&local)).await?;

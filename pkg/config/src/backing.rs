@@ -23,8 +23,8 @@ section! {
         /// While it is down, what is here is served. What is not, and writes, fail (`fail`); or else
         /// (`degrade`) they are misses, and writes wait here until it is back, also over a restart.
         on_outage: OnOutage = OnOutage::Fail,
-        /// How much may wait for it, at most half of `max_size_gb`. Beyond that writes fail. What waits
-        /// is not evicted.
+        /// How much may wait for it, at most half of `local_cache.max_size_gb`. Beyond that writes fail.
+        /// What waits is not evicted.
         journal_max: ByteSize = ByteSize::from_gib(1),
         /// Headers to send with each request: a mapping of names to values, or `name=value`
         /// separated by commas. Never shown.

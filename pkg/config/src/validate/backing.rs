@@ -33,15 +33,17 @@ impl Findings<'_> {
     }
 
     fn check_degrading(&mut self, config: &Config) {
-        let (max, key) = ("local_cache.max_size_gb", "backing_cache.journal_max");
+        let (key, half) = (
+            "backing_cache.journal_max",
+            config.local_cache.max_size_gb.bytes() / 2,
+        );
         if !config.local_cache.enabled {
             let reason = "needs a local cache to go on with; accepted: fail";
             self.refuse(&["backing_cache.on_outage", "local_cache.enabled"], reason);
-        } else if config.backing_cache.journal_max.bytes()
-            > config.local_cache.max_size_gb.bytes() / 2
-        {
-            let reason = "leaves too little of the local cache; accepted: up to half of local_cache.max_size_gb";
-            self.refuse(&[key, max], reason);
+        } else if self.is_given(key) && config.backing_cache.journal_max.bytes() > half {
+            let reason = "leaves too little of the local cache; accepted: up to half of \
+                          local_cache.max_size_gb";
+            self.refuse(&[key], reason);
         }
     }
 

@@ -65,7 +65,8 @@ impl Record {
 #[derive(Debug)]
 pub(super) struct File {
     path: PathBuf,
-    log: fs::File,
+    /// Not there before the first record, since a full disk must not keep anybody from starting.
+    log: Option<fs::File>,
     len: u64,
     /// Whether a record is on the disk before anybody is told that it was added.
     durable: bool,
@@ -78,11 +79,11 @@ impl File {
     /// Opens the files in `dir`; what was not replayed. A torn record at the end, which nobody was
     /// told of, is cut off.
     pub(super) fn open(dir: &Path, durable: bool) -> Result<(Self, Records)> {
-        fs::create_dir_all(dir).map_err(|error| Error::io("creating", dir, error))?;
         let path = dir.join("log");
-        let mut options = fs::OpenOptions::new();
-        let log = options.read(true).append(true).create(true).open(&path);
-        let log = log.map_err(|error| Error::io("opening", &path, error))?;
+        let log = match fs::OpenOptions::new().read(true).append(true).open(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            log => Some(log.map_err(|error| Error::io("opening", &path, error))?),
+        };
         let mut file = Self {
             path,
             log,
@@ -97,11 +98,11 @@ impl File {
 
     fn load(&mut self, replayed: u64) -> Result<Records> {
         let mut records = Vec::new();
-        let size = self
-            .log
-            .metadata()
-            .map_err(|e| self.failed("probing", e))?
-            .len();
+        let Some(log) = &self.log else {
+            return Ok(records);
+        };
+        let meta = log.metadata().map_err(|e| self.failed("probing", e))?;
+        let size = meta.len();
         while let Ok(record) = self.record_at(self.len, size) {
             let start = self.len;
             self.len += (record.encoded_len() + HEAD) as u64;
@@ -111,9 +112,7 @@ impl File {
         }
         if self.len < size {
             tracing::warn!(path = %self.path.display(), at = self.len, "the journal's end is torn");
-            self.log
-                .set_len(self.len)
-                .map_err(|error| self.failed("truncating", error))?;
+            self.truncate()?;
         }
         if records.is_empty() {
             self.clear()?;
@@ -123,7 +122,7 @@ impl File {
 
     fn record_at(&self, at: u64, size: u64) -> io::Result<Record> {
         let invalid = || io::Error::from(io::ErrorKind::InvalidData);
-        let mut log = &self.log;
+        let mut log = self.log.as_ref().ok_or_else(invalid)?;
         log.seek(SeekFrom::Start(at))?;
         let mut head = [0; HEAD];
         log.read_exact(&mut head)?;
@@ -149,19 +148,38 @@ impl File {
             ));
         };
         let frame = [&len.to_le_bytes(), hash_of(&body).as_slice(), &body].concat();
-        let mut written = self.log.write_all(&frame);
-        if self.durable {
-            written = written.and_then(|()| self.log.sync_data());
-        }
-        if let Err(error) = written {
-            self.log
-                .set_len(self.len)
-                .map_err(|error| self.failed("truncating", error))?;
+        if let Err(error) = self.write(&frame) {
+            self.truncate()?;
             return Err(self.failed("writing", error));
         }
         let start = self.len;
         self.len += frame.len() as u64;
         Ok((start, self.len))
+    }
+
+    fn write(&mut self, frame: &[u8]) -> io::Result<()> {
+        let mut log = if let Some(log) = &self.log {
+            log
+        } else {
+            if let Some(dir) = self.path.parent() {
+                fs::create_dir_all(dir)?;
+            }
+            let mut options = fs::OpenOptions::new();
+            options.read(true).append(true).create(true);
+            self.log.insert(options.open(&self.path)?)
+        };
+        log.write_all(frame)?;
+        if self.durable {
+            log.sync_data()?;
+        }
+        Ok(())
+    }
+
+    /// Cuts off what lies beyond the records.
+    fn truncate(&self) -> Result<()> {
+        let Some(log) = &self.log else { return Ok(()) };
+        log.set_len(self.len)
+            .map_err(|error| self.failed("truncating", error))
     }
 
     /// The action result of the record at `at`.
@@ -184,12 +202,16 @@ impl File {
 
     /// All is done.
     pub(super) fn clear(&mut self) -> Result<()> {
-        // In this order: a log that is empty needs no word on how far it is done.
-        self.log
-            .set_len(0)
-            .map_err(|error| self.failed("truncating", error))?;
+        // In this order: to do everything again does no harm, to leave out what is added next would.
+        let path = self.path.with_file_name("replayed");
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(Error::io("removing", path, error));
+            }
+            _ => {}
+        }
         self.len = 0;
-        self.replayed(0)
+        self.truncate()
     }
 
     fn failed(&self, action: &'static str, error: io::Error) -> Error {
