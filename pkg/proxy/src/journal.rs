@@ -80,19 +80,23 @@ impl Journal {
             }),
             depth: watch::Sender::default(),
         };
-        for (record, at, end) in records {
-            journal.restore(&record, at, end).await?;
+        for kept in records {
+            journal.restore(&kept).await?;
         }
-        journal.tell();
+        journal.tell(&journal.state());
         Ok(journal)
     }
 
-    async fn restore(&self, record: &Record, at: u64, end: u64) -> Result<()> {
+    async fn restore(&self, kept: &file::Kept) -> Result<()> {
+        let (record, bytes, end) = (&kept.record, kept.bytes, kept.end);
         let Some(digest) = record.digest() else {
             return Ok(());
         };
         let (what, kept) = if record.is_action() {
-            (What::Action(record.instance.clone(), digest, at), None)
+            (
+                What::Action(record.instance.clone(), digest, kept.start),
+                None,
+            )
         } else {
             let kept = self.local.keep(&digest).await?;
             if kept.is_none() {
@@ -101,7 +105,6 @@ impl Journal {
             }
             (What::Blob(digest), kept)
         };
-        let bytes = record.bytes();
         self.state().push(what, bytes, end, kept);
         Ok(())
     }
@@ -116,7 +119,8 @@ impl Journal {
     }
 
     pub(crate) fn is_empty(&self) -> bool {
-        self.state().entries.is_empty()
+        // Not by the lock, which is held while the disk is written to.
+        self.depth.borrow().entries == 0
     }
 
     /// Accepts a blob that is in the local store.
@@ -163,26 +167,29 @@ impl Journal {
             }
             let (at, end) = state.file.append(&record)?;
             state.push(what(at), bytes, end, kept);
+            journal.tell(&state);
             Ok(())
         })
-        .await?;
-        self.tell();
-        Ok(())
+        .await
     }
 
     /// What has waited longest: an action result, or up to `most` blobs that were accepted before the
     /// next one.
-    pub(crate) fn first(&self, most: usize) -> Vec<What> {
-        let state = self.state();
-        let is_blob = |entry: &&Entry| matches!(entry.what, What::Blob(_));
-        let entries = state.entries.iter();
-        let blobs: Vec<_> = entries.take_while(is_blob).take(most).collect();
-        let first = if blobs.is_empty() {
-            state.entries.front().into_iter().collect()
-        } else {
-            blobs
-        };
-        first.into_iter().map(|entry| entry.what.clone()).collect()
+    pub(crate) async fn first(self: &Arc<Self>, most: usize) -> Result<Vec<What>> {
+        let journal = Arc::clone(self);
+        blocking(move || {
+            let state = journal.state();
+            let is_blob = |entry: &&Entry| matches!(entry.what, What::Blob(_));
+            let entries = state.entries.iter();
+            let blobs: Vec<_> = entries.take_while(is_blob).take(most).collect();
+            let first = if blobs.is_empty() {
+                state.entries.front().into_iter().collect()
+            } else {
+                blobs
+            };
+            Ok(first.into_iter().map(|entry| entry.what.clone()).collect())
+        })
+        .await
     }
 
     /// The action result at that place.
@@ -200,6 +207,7 @@ impl Journal {
             let gone: Vec<Entry> = state.entries.drain(..count).collect();
             let bytes: u64 = gone.iter().map(|entry| entry.bytes).sum();
             state.bytes = state.bytes.saturating_sub(bytes);
+            journal.tell(&state);
             if state.entries.is_empty() {
                 return state.file.clear();
             }
@@ -208,18 +216,14 @@ impl Journal {
                 None => Ok(()),
             }
         })
-        .await?;
-        self.tell();
-        Ok(())
+        .await
     }
 
-    fn tell(&self) {
-        let state = self.state();
+    fn tell(&self, state: &State) {
         let depth = Depth {
             entries: state.entries.len() as u64,
             bytes: state.bytes,
         };
-        drop(state);
         self.depth.send_if_modified(|last| {
             let news = *last != depth;
             *last = depth;

@@ -48,7 +48,7 @@ pub(crate) async fn run(tiers: Arc<Tiers>) {
 impl Tiers {
     /// Brings up what has waited longest.
     async fn replay(self: &Arc<Self>, journal: &Arc<Journal>) -> Result<()> {
-        let first = journal.first(TOGETHER);
+        let first = journal.first(TOGETHER).await?;
         if let [What::Action(instance, action, at)] = first.as_slice() {
             let result = journal.result(*at).await?;
             self.replay_action(instance, action, result).await?;

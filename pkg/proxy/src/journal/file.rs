@@ -13,6 +13,10 @@ use reapi::v2::{self, ActionResult};
 /// What stands before a record: its length, and the beginning of its hash.
 const HEAD: usize = 12;
 
+/// What an entry counts for besides, in bytes: a block of the disk, and more than it takes in memory, so
+/// that many small ones are bounded, too.
+const ENTRY: u64 = 4096;
+
 /// A record of something accepted.
 #[derive(Clone, PartialEq, Message)]
 pub(super) struct Record {
@@ -57,7 +61,7 @@ impl Record {
     /// What it keeps from being removed: a blob, or itself.
     pub(super) fn bytes(&self) -> u64 {
         let blob = self.digest().filter(|_| !self.is_action());
-        (self.encoded_len() + HEAD) as u64 + blob.map_or(0, |digest| digest.size())
+        (self.encoded_len() + HEAD) as u64 + ENTRY + blob.map_or(0, |digest| digest.size())
     }
 }
 
@@ -72,8 +76,16 @@ pub(super) struct File {
     durable: bool,
 }
 
-/// Records with where they start and end.
-pub(super) type Records = Vec<(Record, u64, u64)>;
+/// A record that is still to be done. Its action result stays in the file: there may be many.
+pub(super) struct Kept {
+    pub(super) record: Record,
+    /// See [`Record::bytes`].
+    pub(super) bytes: u64,
+    pub(super) start: u64,
+    pub(super) end: u64,
+}
+
+pub(super) type Records = Vec<Kept>;
 
 impl File {
     /// Opens the files in `dir`; what was not replayed. A torn record at the end, which nobody was
@@ -103,11 +115,21 @@ impl File {
         };
         let meta = log.metadata().map_err(|e| self.failed("probing", e))?;
         let size = meta.len();
-        while let Ok(record) = self.record_at(self.len, size) {
-            let start = self.len;
+        loop {
+            let mut record = match self.record_at(self.len, size) {
+                Err(error) if is_torn(&error) => break,
+                record => record.map_err(|error| self.failed("reading", error))?,
+            };
+            let (start, bytes) = (self.len, record.bytes());
             self.len += (record.encoded_len() + HEAD) as u64;
             if start >= replayed {
-                records.push((record, start, self.len));
+                record.result = record.result.map(|_| ActionResult::default());
+                records.push(Kept {
+                    record,
+                    bytes,
+                    start,
+                    end: self.len,
+                });
             }
         }
         if self.len < size {
@@ -219,6 +241,12 @@ impl File {
     }
 }
 
+/// Whether that is how an unfinished record looks, rather than a disk that cannot be read.
+fn is_torn(error: &io::Error) -> bool {
+    use io::ErrorKind::{InvalidData, UnexpectedEof};
+    matches!(error.kind(), InvalidData | UnexpectedEof)
+}
+
 fn hash_of(body: &[u8]) -> [u8; HEAD - 4] {
     let digest = DigestFunction::Sha256.digest(body);
     digest.hash().first_chunk().copied().unwrap_or_default()
@@ -240,9 +268,13 @@ mod tests {
         Record::action("main", &DigestFunction::Sha256.digest(&[number]), result)
     }
 
-    fn reopened(dir: &Path) -> Vec<Record> {
+    fn id(record: &Record) -> (Digest, bool) {
+        (record.digest().unwrap(), record.is_action())
+    }
+
+    fn reopened(dir: &Path) -> Vec<(Digest, bool)> {
         let (_, records) = File::open(dir, false).unwrap();
-        records.into_iter().map(|(record, ..)| record).collect()
+        records.iter().map(|kept| id(&kept.record)).collect()
     }
 
     #[test]
@@ -254,13 +286,19 @@ mod tests {
         let (at, _) = file.append(&result(2)).unwrap();
         file.append(&blob(3)).unwrap();
         assert_eq!(file.read(at).unwrap().exit_code, 2);
-        assert_eq!(reopened(dir.path()), [blob(1), result(2), blob(3)]);
+        assert_eq!(
+            reopened(dir.path()),
+            [blob(1), result(2), blob(3)].map(|record| id(&record))
+        );
         file.replayed(end).unwrap();
-        assert_eq!(reopened(dir.path()), [result(2), blob(3)]);
+        assert_eq!(
+            reopened(dir.path()),
+            [result(2), blob(3)].map(|record| id(&record))
+        );
         file.clear().unwrap();
         assert!(reopened(dir.path()).is_empty());
         file.append(&blob(4)).unwrap();
-        assert_eq!(reopened(dir.path()), [blob(4)]);
+        assert_eq!(reopened(dir.path()), [blob(4)].map(|record| id(&record)));
     }
 
     #[test]
@@ -273,10 +311,13 @@ mod tests {
         let whole = fs::read(&log).unwrap();
         for torn in usize::try_from(end).unwrap()..whole.len() {
             fs::write(&log, &whole[..torn]).unwrap();
-            assert_eq!(reopened(dir.path()), [blob(1)]);
+            assert_eq!(reopened(dir.path()), [blob(1)].map(|record| id(&record)));
             let (mut file, _) = File::open(dir.path(), true).unwrap();
             file.append(&blob(3)).unwrap();
-            assert_eq!(reopened(dir.path()), [blob(1), blob(3)]);
+            assert_eq!(
+                reopened(dir.path()),
+                [blob(1), blob(3)].map(|record| id(&record))
+            );
         }
     }
 }
