@@ -24,7 +24,7 @@ section! {
         /// (`degrade`) they are misses, and writes wait here until it is back, also over a restart.
         on_outage: OnOutage = OnOutage::Fail,
         /// How much may wait for it, at most half of `local_cache.max_size_gb`. Beyond that writes fail.
-        /// What waits is not evicted.
+        /// What waits is not evicted, and counts for 4 KiB more than it is.
         journal_max: ByteSize = ByteSize::from_gib(1),
         /// Headers to send with each request: a mapping of names to values, or `name=value`
         /// separated by commas. Never shown.
