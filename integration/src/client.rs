@@ -6,8 +6,8 @@ use std::{net::SocketAddr, time::Duration};
 use bytes::{Bytes, BytesMut};
 use reapi::{
     bytestream::{
-        QueryWriteStatusRequest, QueryWriteStatusResponse, ReadRequest, WriteRequest,
-        WriteResponse, byte_stream_client::ByteStreamClient,
+        QueryWriteStatusRequest, QueryWriteStatusResponse, ReadRequest, ReadResponse,
+        WriteRequest, WriteResponse, byte_stream_client::ByteStreamClient,
     },
     v2::{
         ActionResult, BatchUpdateBlobsRequest, Digest, FindMissingBlobsRequest,
@@ -19,7 +19,7 @@ use reapi::{
 use tokio::{sync::mpsc, task::JoinSet};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{
-    Code, Status,
+    Code, Status, Streaming,
     transport::{Channel, Endpoint},
 };
 
@@ -31,6 +31,9 @@ pub const PIECE: usize = 64 * 1024;
 /// How long any one call may take; far more than it needs, so that only a hanging one fails.
 const PATIENCE: Duration = Duration::from_mins(1);
 
+/// What a server may send before it has to wait for a far client: more than 1 Gbit/s in 50 ms.
+const WIDE_WINDOW: u32 = 8 << 20;
+
 /// One connection to a server.
 #[derive(Clone, Debug)]
 pub struct Client {
@@ -40,9 +43,19 @@ pub struct Client {
 impl Client {
     /// Connects to the server at `address`.
     pub async fn connect(address: SocketAddr) -> Self {
-        let endpoint = Endpoint::from_shared(format!("http://{address}"))
-            .expect("a socket address makes a URI")
-            .timeout(PATIENCE);
+        Self::over(address, endpoint(address)).await
+    }
+
+    /// The same, with room for what a fast link holds on its way here.
+    pub async fn connect_far(address: SocketAddr) -> Self {
+        let endpoint = endpoint(address)
+            .tcp_nodelay(true)
+            .initial_stream_window_size(WIDE_WINDOW)
+            .initial_connection_window_size(WIDE_WINDOW);
+        Self::over(address, endpoint).await
+    }
+
+    async fn over(address: SocketAddr, endpoint: Endpoint) -> Self {
         let channel = endpoint.connect().await;
         Self {
             channel: channel.unwrap_or_else(|e| panic!("connecting to {address}: {e}")),
@@ -128,13 +141,19 @@ impl Client {
         assert!(in_time.is_ok(), "the server never held {size} bytes");
     }
 
-    /// Reads a whole blob by `ByteStream.Read`.
-    pub async fn download(&self, digest: &Digest) -> Result<Bytes, Status> {
+    /// `ByteStream.Read` of a whole blob, message by message.
+    pub async fn read(&self, digest: &Digest) -> Result<Streaming<ReadResponse>, Status> {
         let request = ReadRequest {
             resource_name: format!("blobs/{}/{}", digest.hash, digest.size_bytes),
             ..Default::default()
         };
-        let mut stream = self.byte_stream().read(request).await?.into_inner();
+        let response = self.byte_stream().read(request).await?;
+        Ok(response.into_inner())
+    }
+
+    /// Reads a whole blob by `ByteStream.Read`.
+    pub async fn download(&self, digest: &Digest) -> Result<Bytes, Status> {
+        let mut stream = self.read(digest).await?;
         let mut content = BytesMut::new();
         while let Some(response) = stream.message().await? {
             content.extend_from_slice(&response.data);
@@ -145,12 +164,7 @@ impl Client {
     /// Reads a whole blob by `ByteStream.Read` and compares it with `content`, of which it keeps no
     /// copy; panics when it differs.
     pub async fn compare(&self, digest: &Digest, content: &Bytes) {
-        let request = ReadRequest {
-            resource_name: format!("blobs/{}/{}", digest.hash, digest.size_bytes),
-            ..Default::default()
-        };
-        let stream = self.byte_stream().read(request).await;
-        let mut stream = stream.expect("the blob is served").into_inner();
+        let mut stream = self.read(digest).await.expect("the blob is served");
         let mut at = 0;
         while let Some(response) = stream.message().await.expect("the blob is served whole") {
             let next = at + response.data.len();
@@ -267,6 +281,12 @@ impl Upload {
             }
         }
     }
+}
+
+fn endpoint(address: SocketAddr) -> Endpoint {
+    Endpoint::from_shared(format!("http://{address}"))
+        .expect("a socket address makes a URI")
+        .timeout(PATIENCE)
 }
 
 fn upload_name(uuid: &str, digest: &Digest) -> String {

@@ -21,7 +21,7 @@ use tokio::{
     time::{self, Instant},
 };
 
-pub use self::rate::Rate;
+pub use self::rate::{Rate, parse_latency};
 use self::{
     carry::{Hold, What},
     quota::Quotas,

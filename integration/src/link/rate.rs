@@ -43,6 +43,18 @@ impl Rate {
     }
 }
 
+/// A latency as it is written on a command line: `10ms`, `250us`, `1s`.
+pub fn parse_latency(text: &str) -> Result<Duration, String> {
+    let units = [("us", 1), ("ms", 1000), ("s", 1_000_000)];
+    units
+        .iter()
+        .find_map(|(name, micros)| {
+            let number: u64 = text.strip_suffix(name)?.parse().ok()?;
+            number.checked_mul(*micros).map(Duration::from_micros)
+        })
+        .ok_or_else(|| format!("'{text}' is not a latency such as 10ms, 250us or 1s"))
+}
+
 impl FromStr for Rate {
     type Err = String;
 
@@ -107,6 +119,15 @@ mod tests {
             assert!(text.parse::<Rate>().is_err(), "{text}");
         }
         assert_eq!("1000Mbit".parse::<Rate>().unwrap(), Rate::mbit(1000));
+    }
+
+    #[test]
+    fn latencies_have_a_unit() {
+        assert_eq!(parse_latency("10ms"), Ok(Duration::from_millis(10)));
+        assert_eq!(parse_latency("250us"), Ok(Duration::from_micros(250)));
+        assert_eq!(parse_latency("2s"), Ok(Duration::from_secs(2)));
+        assert!(parse_latency("10").is_err());
+        assert!(parse_latency("ms").is_err());
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::{
 };
 
 use clap::Parser;
-use gorego_integration::link::{Link, Rate, Settings};
+use gorego_integration::link::{Link, Rate, Settings, parse_latency};
 
 /// Forwards connections to a server on this machine as a network would, and prints the address
 /// that it listens on. Ends with its standard input.
@@ -23,7 +23,7 @@ struct Args {
     #[arg(long, value_name = "IP:PORT", value_parser = loopback)]
     to: SocketAddr,
     /// One way: 10ms, 250us, 1s.
-    #[arg(long, default_value = "0ms", value_parser = latency)]
+    #[arg(long, default_value = "0ms", value_parser = parse_latency)]
     latency: Duration,
     /// Of each direction: 1Gbit, 100Mbit, 64kbit [default: as fast as the machine].
     #[arg(long)]
@@ -61,29 +61,9 @@ fn loopback(text: &str) -> Result<SocketAddr, String> {
     }
 }
 
-fn latency(text: &str) -> Result<Duration, String> {
-    let units = [("us", 1), ("ms", 1000), ("s", 1_000_000)];
-    units
-        .iter()
-        .find_map(|(name, micros)| {
-            let number: u64 = text.strip_suffix(name)?.parse().ok()?;
-            number.checked_mul(*micros).map(Duration::from_micros)
-        })
-        .ok_or_else(|| format!("'{text}' is not a latency such as 10ms, 250us or 1s"))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn latencies_have_a_unit() {
-        assert_eq!(latency("10ms"), Ok(Duration::from_millis(10)));
-        assert_eq!(latency("250us"), Ok(Duration::from_micros(250)));
-        assert_eq!(latency("2s"), Ok(Duration::from_secs(2)));
-        assert!(latency("10").is_err());
-        assert!(latency("ms").is_err());
-    }
 
     #[test]
     fn only_this_machine_is_reached() {
