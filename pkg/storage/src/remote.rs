@@ -12,6 +12,7 @@ mod missing;
 mod options;
 mod packing;
 mod peer;
+mod pool;
 mod results;
 mod upload;
 

@@ -12,12 +12,13 @@ use tonic::{
     transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity},
 };
 
-use super::{RemoteAddress, RemoteError, RemoteOptions, RemoteTls};
+use super::{RemoteAddress, RemoteError, RemoteOptions, RemoteTls, pool::Lease};
 
-/// What a stream may have under way: 1 Gbit/s with 10 ms to the peer and back is 1.2 MiB.
-const STREAM_WINDOW: u32 = 2 << 20;
+/// What a stream may have under way. Peers are told to go on when half of it has come, so that it
+/// takes twice what the network holds to keep them going: 1 Gbit/s over 30 ms there and back.
+pub(super) const STREAM_WINDOW: u32 = 8 << 20;
 /// As large as HTTP/2 allows: streams that nobody reads must not stop the others. Together they are
-/// bounded by their number.
+/// bounded by who starts them.
 const CONNECTION_WINDOW: u32 = (1 << 31) - 1;
 /// Fewer, larger frames are less work.
 const MAX_FRAME: u32 = 256 << 10;
@@ -35,6 +36,8 @@ pub(super) struct Headers {
     metadata: Arc<MetadataMap>,
     /// What the peer is told of how long it has.
     timeout: Option<Duration>,
+    /// Of the connection that they go over.
+    _lease: Option<Arc<Lease>>,
 }
 
 impl Headers {
@@ -63,14 +66,16 @@ impl Headers {
         Ok(Self {
             metadata: Arc::new(metadata),
             timeout: None,
+            _lease: None,
         })
     }
 
-    /// As these, with a time limit.
-    pub(super) fn within(&self, timeout: Option<Duration>) -> Self {
+    /// As these, for one call, which may have a time limit.
+    pub(super) fn of(&self, lease: Lease, timeout: Option<Duration>) -> Self {
         Self {
+            metadata: Arc::clone(&self.metadata),
             timeout,
-            ..self.clone()
+            _lease: Some(Arc::new(lease)),
         }
     }
 }

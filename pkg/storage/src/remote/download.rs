@@ -11,6 +11,7 @@ use tonic::{Code, Streaming};
 use super::{
     RemoteCapabilities, RemoteStore,
     compression::Decompressing,
+    connect::Link,
     failure::{Backoff, Failure, mismatch},
     peer::Peer,
 };
@@ -34,7 +35,11 @@ struct Download {
     arriving: Option<Arriving>,
     backoff: Backoff,
     ended: bool,
-    _permits: (OwnedSemaphorePermit, Option<OwnedSemaphorePermit>),
+    _permits: (
+        OwnedSemaphorePermit,
+        OwnedSemaphorePermit,
+        Option<OwnedSemaphorePermit>,
+    ),
 }
 
 /// One answer of the peer.
@@ -43,6 +48,8 @@ struct Arriving {
     decompressing: Option<Decompressing>,
     /// Arrived and not yet decompressed.
     compressed: Bytes,
+    /// In use until the end.
+    _connection: Link,
 }
 
 /// Content from `offset` on, which is before the end. Its first piece has come when this returns.
@@ -60,9 +67,10 @@ pub(super) async fn start(
         Compressor::Identity
     };
     let peer = Arc::clone(&store.peer);
-    let permit = peer.stream_permit().await;
-    let permit =
-        permit.map_err(|failure| peer.error(&format_args!("reading {digest}"), failure))?;
+    let permits = async { Ok((peer.stream_permit().await?, peer.window_permit(left).await?)) };
+    let permits = permits.await;
+    let (permit, window) =
+        permits.map_err(|failure| peer.error(&format_args!("reading {digest}"), failure))?;
     let mut download = Download {
         name: store.read_name(digest, compressor),
         digest: *digest,
@@ -74,7 +82,7 @@ pub(super) async fn start(
         backoff: peer.backoff(),
         ended: false,
         peer,
-        _permits: (permit, compress),
+        _permits: (permit, window, compress),
     };
     let first = download.next().await?;
     let rest = stream::unfold(Some(download), |download| async move {
@@ -164,7 +172,7 @@ impl Download {
         let decompressing = self.compressed.then(Decompressing::new).transpose();
         let decompressing =
             decompressing.map_err(|why| Failure::Own(Error::Unavailable(why.to_string())))?;
-        let mut client = ByteStreamClient::new(link).max_decoding_message_size(MAX_PIECE);
+        let mut client = ByteStreamClient::new(link.clone()).max_decoding_message_size(MAX_PIECE);
         let patience = self.peer.timeout();
         let answer = match time::timeout(patience, client.read(request)).await {
             Ok(Ok(answer)) => Ok(answer.into_inner()),
@@ -177,6 +185,7 @@ impl Download {
             messages: answer?,
             decompressing,
             compressed: Bytes::new(),
+            _connection: link,
         });
         Ok(())
     }

@@ -4,7 +4,7 @@ use std::{
     fmt,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -17,7 +17,7 @@ use tokio_util::{
     sync::{CancellationToken, DropGuard},
     task::TaskTracker,
 };
-use tonic::{Response, Status, service::interceptor::InterceptedService, transport::Channel};
+use tonic::{Response, Status, service::interceptor::InterceptedService};
 use tracing::{info, warn};
 
 use super::{
@@ -25,20 +25,27 @@ use super::{
     breaker::{Admission, Breaker},
     connect::{self, Headers, Link},
     failure::{Backoff, Failure},
+    pool::Pool,
 };
 use crate::{Error, Result};
 
 /// What a peer moves at least, in bytes a second: calls that move more have more time.
 const SLOWEST: u64 = 1 << 20;
 
+/// A permit stands for this many bytes under way.
+const UNIT: u64 = 64 << 10;
+/// What all downloads together may have under way, in permits: 512 MiB.
+const WINDOWS: usize = 8192;
+
 /// A peer and what is known of it.
 pub(super) struct Peer {
     name: Arc<str>,
-    channels: Vec<Channel>,
-    next: AtomicUsize,
+    pool: Pool,
     headers: Headers,
     calls: Arc<Semaphore>,
     streams: Arc<Semaphore>,
+    /// What downloads may have under way, in permits of [`UNIT`] bytes.
+    windows: Arc<Semaphore>,
     breaker: Mutex<Breaking>,
     state: watch::Sender<BreakerState>,
     /// Counts failures to reach the peer, after which it may be another one.
@@ -64,11 +71,11 @@ impl Peer {
         let stop = CancellationToken::new();
         Ok(Self {
             name: options.address.to_string().into(),
-            channels: connect::channels(options)?,
-            next: AtomicUsize::new(0),
+            pool: Pool::new(connect::channels(options)?),
             headers: Headers::parse(&options.headers)?,
             calls: Arc::new(Semaphore::new(max_calls)),
             streams: Arc::new(Semaphore::new(max_calls)),
+            windows: Arc::new(Semaphore::new(WINDOWS)),
             breaker: Mutex::new(Breaking {
                 breaker: Breaker::new(options.breaker),
                 last_error: Arc::from(""),
@@ -128,15 +135,13 @@ impl Peer {
         self.tasks.spawn(stop.run_until_cancelled_owned(task))
     }
 
-    /// The next connection, for a call that ends after `timeout`.
+    /// A connection, for a call that ends after `timeout`; in use as long as that is kept.
     fn link(&self, timeout: Option<Duration>) -> Result<Link, Failure> {
-        let next = self.next.fetch_add(1, Ordering::Relaxed) % self.channels.len().max(1);
-        let channel = self
-            .channels
-            .get(next)
-            .ok_or_else(|| Failure::Nonsense("no connection".to_owned()))?;
-        let headers = self.headers.within(timeout);
-        Ok(InterceptedService::new(channel.clone(), headers))
+        let taken = self.pool.take();
+        let (channel, lease) =
+            taken.ok_or_else(|| Failure::Nonsense("no connection".to_owned()))?;
+        let headers = self.headers.of(lease, timeout);
+        Ok(InterceptedService::new(channel, headers))
     }
 
     /// A call that moves up to `bytes`, tried until it succeeds or time is up.
@@ -152,7 +157,7 @@ impl Peer {
         let end = Instant::now() + limit * 2;
         let mut backoff = self.backoff();
         loop {
-            let permit = acquire(&self.calls, limit).await?;
+            let permit = acquire(&self.calls, 1, limit).await?;
             let left = end.saturating_duration_since(Instant::now());
             let failure = match self.once(limit.min(left), &attempt).await {
                 Ok(answer) => return Ok(answer),
@@ -204,7 +209,14 @@ impl Peer {
 
     /// Waits until another download or upload may start.
     pub(super) async fn stream_permit(&self) -> Result<OwnedSemaphorePermit, Failure> {
-        acquire(&self.streams, self.timeout).await
+        acquire(&self.streams, 1, self.timeout).await
+    }
+
+    /// Waits until a download of `bytes` may have a window's worth of them under way.
+    pub(super) async fn window_permit(&self, bytes: u64) -> Result<OwnedSemaphorePermit, Failure> {
+        let window = bytes.min(u64::from(connect::STREAM_WINDOW));
+        let permits = u32::try_from(window.div_ceil(UNIT)).unwrap_or(u32::MAX);
+        acquire(&self.windows, permits, self.timeout).await
     }
 
     fn admit(&self) -> Result<Attempt<'_>, Failure> {
@@ -247,9 +259,10 @@ impl Peer {
 
 async fn acquire(
     semaphore: &Arc<Semaphore>,
+    permits: u32,
     patience: Duration,
 ) -> Result<OwnedSemaphorePermit, Failure> {
-    match time::timeout(patience, Arc::clone(semaphore).acquire_owned()).await {
+    match time::timeout(patience, Arc::clone(semaphore).acquire_many_owned(permits)).await {
         Ok(Ok(permit)) => Ok(permit),
         _ => Err(Failure::Busy(patience)),
     }
@@ -270,6 +283,7 @@ impl Attempt<'_> {
         match failure.filter(|failure| failure.is_outage()) {
             Some(failure) => {
                 self.peer.outages.fetch_add(1, Ordering::Relaxed);
+                self.peer.pool.rotate();
                 let cause = failure.to_string();
                 self.peer.change(|breaking| {
                     breaking.last_error = cause.into();
