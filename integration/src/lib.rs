@@ -18,6 +18,7 @@ pub mod client;
 pub mod content;
 pub mod link;
 pub mod lock;
+pub mod metrics;
 pub mod package;
 pub mod peer;
 pub mod process;

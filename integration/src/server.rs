@@ -25,8 +25,11 @@ use crate::{
 /// hanging one fails.
 const PATIENCE: Duration = Duration::from_mins(1);
 
-/// A command line of the server that keeps its blobs in `data` and listens on a free loopback
-/// port. Each setting is a `key=value`, and may override those two.
+/// Without a value, no metrics.
+const METRICS_ADDR: &str = "telemetry.metrics_addr=";
+
+/// A command line of the server that keeps its blobs in `data`, listens on a free loopback port and
+/// tells no metrics. Each setting is a `key=value`, and may override those three.
 pub fn command<S: AsRef<OsStr>>(data: &Path, settings: &[S]) -> Command {
     configure(process::command(binary::gorego()), data, settings)
 }
@@ -66,7 +69,9 @@ fn configure<S: AsRef<OsStr>>(mut command: Command, data: &Path, settings: &[S])
     let mut dir = OsStr::new("local_cache.dir=").to_owned();
     dir.push(data);
     command
-        .args(["--set", "listen_addr=127.0.0.1:0", "--set"])
+        .args(["--set", "listen_addr=127.0.0.1:0"])
+        // By default they would be told on all interfaces, on a port that others may want.
+        .args(["--set", METRICS_ADDR, "--set"])
         .arg(dir);
     for setting in settings {
         command.arg("--set").arg(setting);
@@ -80,6 +85,7 @@ fn configure<S: AsRef<OsStr>>(mut command: Command, data: &Path, settings: &[S])
 pub struct Server {
     process: Process,
     address: SocketAddr,
+    metrics: Option<SocketAddr>,
     dir: Arc<TempDir>,
     disk: Option<Disk>,
     settings: Vec<String>,
@@ -135,14 +141,19 @@ impl Server {
         let mut process = Process::spawn(&mut command);
         let stderr = process.child_mut().stderr.take();
         let log = Log::default();
-        let address = follow(stderr.expect("stderr is piped"), Arc::clone(&log));
-        let Ok(address) = address.recv_timeout(PATIENCE) else {
-            process.kill();
-            panic!("the server never said where it listens:\n{}", text(&log));
+        let told = follow(stderr.expect("stderr is piped"), Arc::clone(&log));
+        let mut next = |told: &mpsc::Receiver<SocketAddr>, what| {
+            told.recv_timeout(PATIENCE).unwrap_or_else(|_| {
+                process.kill();
+                panic!("the server never said where {what}:\n{}", text(&log))
+            })
         };
+        let address = next(&told.listening, "it listens");
+        let metrics = wants_metrics(&settings).then(|| next(&told.metrics, "its metrics are"));
         Self {
             process,
             address,
+            metrics,
             dir,
             disk,
             settings,
@@ -153,6 +164,11 @@ impl Server {
     /// Where it listens.
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// Where it tells metrics, which its settings have to ask for.
+    pub fn metrics(&self) -> SocketAddr {
+        self.metrics.expect("telemetry.metrics_addr is set")
     }
 
     /// The number of its process.
@@ -222,9 +238,9 @@ pub fn refusal_of(command: &mut Command) -> (ExitStatus, String) {
     let mut process = Process::spawn(command);
     let stderr = process.child_mut().stderr.take();
     let log = Log::default();
-    let listening = follow(stderr.expect("stderr is piped"), Arc::clone(&log));
+    let told = follow(stderr.expect("stderr is piped"), Arc::clone(&log));
     // Ends with the pipe: either it says that it listens after all, or it has nothing more to say.
-    if let Ok(address) = listening.recv_timeout(PATIENCE) {
+    if let Ok(address) = told.listening.recv_timeout(PATIENCE) {
         panic!("the server started, on {address}:\n{}", text(&log));
     }
     let status = process.wait_within(PATIENCE);
@@ -235,26 +251,44 @@ fn data_in(dir: &TempDir) -> PathBuf {
     dir.path().join("data")
 }
 
-/// Keeps what the server writes, until it ends, and sends the address once it names one.
-fn follow(stderr: ChildStderr, log: Log) -> mpsc::Receiver<SocketAddr> {
-    let (sender, receiver) = mpsc::channel();
+/// Whether the last setting of the address names one.
+fn wants_metrics(settings: &[String]) -> bool {
+    let mut values = settings.iter().filter_map(|s| s.strip_prefix(METRICS_ADDR));
+    values
+        .next_back()
+        .is_some_and(|address| !address.is_empty())
+}
+
+/// The addresses that a server names.
+struct Told {
+    listening: mpsc::Receiver<SocketAddr>,
+    metrics: mpsc::Receiver<SocketAddr>,
+}
+
+/// Keeps what the server writes, until it ends, and sends an address once it names one.
+fn follow(stderr: ChildStderr, log: Log) -> Told {
+    let (to_listening, listening) = mpsc::channel();
+    let (to_metrics, metrics) = mpsc::channel();
     thread::spawn(move || {
         for line in BufReader::new(stderr).lines().map_while(Result::ok) {
             let mut log = log.lock().unwrap_or_else(PoisonError::into_inner);
             log.push_str(&line);
             log.push('\n');
             drop(log);
-            if let Some(address) = listening_on(&line) {
-                // Nobody waits for it any more after the first.
-                let _ = sender.send(address);
+            // Nobody waits for them any more after the first.
+            if let Some(address) = address_after("listening on ", &line) {
+                let _ = to_listening.send(address);
+            }
+            if let Some(address) = address_after("metrics on http://", &line) {
+                let _ = to_metrics.send(address);
             }
         }
     });
-    receiver
+    Told { listening, metrics }
 }
 
-fn listening_on(line: &str) -> Option<SocketAddr> {
-    let (_, rest) = line.split_once("listening on ")?;
+fn address_after(words: &str, line: &str) -> Option<SocketAddr> {
+    let (_, rest) = line.split_once(words)?;
     let end = rest
         .find(|c: char| !(c.is_ascii_hexdigit() || "[]:.".contains(c)))
         .unwrap_or(rest.len());
@@ -267,19 +301,20 @@ fn text(log: &Log) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::listening_on;
+    use super::address_after;
 
     #[test]
     fn the_address_is_found_in_a_plain_and_in_a_structured_line() {
         let expected = Some("127.0.0.1:4711".parse().unwrap());
-        assert_eq!(
-            listening_on("gorego: listening on 127.0.0.1:4711"),
-            expected
-        );
-        assert_eq!(
-            listening_on(r#"{"message":"listening on 127.0.0.1:4711","level":"INFO"}"#),
-            expected
-        );
+        let listening_on = |line| address_after("listening on ", line);
+        for line in [
+            "gorego: listening on 127.0.0.1:4711",
+            r#"{"message":"listening on 127.0.0.1:4711","level":"INFO"}"#,
+        ] {
+            assert_eq!(listening_on(line), expected);
+        }
         assert_eq!(listening_on("listening on nothing yet"), None);
+        let metrics = "metrics on http://127.0.0.1:4711/metrics";
+        assert_eq!(address_after("metrics on http://", metrics), expected);
     }
 }

@@ -3,6 +3,7 @@
 use std::{fmt::Write as _, net::SocketAddr, path::Path};
 
 use gorego_config::Target;
+use gorego_telemetry::PATH;
 
 use crate::version::VERSION;
 
@@ -10,6 +11,8 @@ use crate::version::VERSION;
 pub(crate) struct Banner<'a> {
     pub(crate) address: SocketAddr,
     pub(crate) tls: bool,
+    /// Where metrics are, if anywhere.
+    pub(crate) metrics: Option<SocketAddr>,
     /// Where the local tier is and how much it may hold, in bytes.
     pub(crate) local: Option<(&'a Path, u64)>,
     pub(crate) backing: Option<&'a Target>,
@@ -21,16 +24,12 @@ impl Banner<'_> {
         let Self {
             address,
             tls,
+            metrics,
             local,
             backing,
         } = self;
         let scheme = if *tls { "grpcs" } else { "grpc" };
-        // An address that means all interfaces is none that a client can connect to.
-        let host = if address.ip().is_unspecified() {
-            format!("localhost:{}", address.port())
-        } else {
-            address.to_string()
-        };
+        let host = reachable(address);
         let mut text = format!("gorego {VERSION}\nlistening on {address}\n");
         // Writing to a string does not fail.
         if let Some((dir, max_bytes)) = local {
@@ -40,11 +39,23 @@ impl Banner<'_> {
         if let Some(target) = backing {
             let _ = writeln!(text, "in front of {target}");
         }
+        if let Some(address) = metrics {
+            let _ = writeln!(text, "metrics on http://{}{PATH}", reachable(address));
+        }
         let _ = writeln!(
             text,
             "for Bazel, add to .bazelrc:  build --remote_cache={scheme}://{host}"
         );
         text
+    }
+}
+
+/// An address that means all interfaces is none that a client can connect to.
+fn reachable(address: &SocketAddr) -> String {
+    if address.ip().is_unspecified() {
+        format!("localhost:{}", address.port())
+    } else {
+        address.to_string()
     }
 }
 
@@ -77,6 +88,7 @@ mod tests {
         Banner {
             address,
             tls,
+            metrics: Some("[::]:9090".parse().unwrap()),
             local: Some((Path::new("/data"), 10 << 30)),
             backing: None,
         }
@@ -89,6 +101,7 @@ mod tests {
         assert!(banner.contains("listening on [::]:50051\n"));
         assert!(banner.contains("build --remote_cache=grpc://localhost:50051\n"));
         assert!(banner.contains("data in /data, at most 10 GiB\n"));
+        assert!(banner.contains("metrics on http://localhost:9090/metrics\n"));
         let banner = text("127.0.0.1:8", true);
         assert!(banner.contains("build --remote_cache=grpcs://127.0.0.1:8\n"));
     }

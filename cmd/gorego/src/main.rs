@@ -6,6 +6,7 @@ mod banner;
 mod cli;
 mod listen;
 mod logging;
+mod metrics;
 mod signals;
 mod tiers;
 mod version;
@@ -78,7 +79,7 @@ fn serve(loaded: &Loaded) -> ExitCode {
     for warning in &loaded.warnings {
         tracing::warn!("{warning}");
     }
-    match wire::run(&loaded.config) {
+    match wire::run(loaded) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             say(&error);

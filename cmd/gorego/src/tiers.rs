@@ -4,12 +4,15 @@ use std::{sync::Arc, time::Duration};
 
 use gorego_config::{self as config, Config, Target};
 use gorego_janitor::{self as janitor, Janitor, Marks};
-use gorego_proxy::{Ahead, Backing, Journal, OnOutage, Options, ProxyActions, ProxyStore};
+use gorego_proxy::{Ahead, Backing, Depth, Journal, OnOutage, Options, ProxyActions, ProxyStore};
 use gorego_server::Services;
-use gorego_storage::{CompletenessChecking, LocalOptions, LocalStore, OpenError, SyncMode};
+use gorego_storage::{
+    BreakerState, CompletenessChecking, LocalOptions, LocalStore, OpenError, SyncMode,
+};
+use gorego_telemetry::{Sources, Waiting};
 use tokio::{sync::watch, time::timeout};
 
-use crate::backing;
+use crate::{backing, version::VERSION};
 
 /// Below the data directory: what waits for the backing cache.
 const JOURNAL: &str = "journal";
@@ -37,6 +40,8 @@ pub(crate) struct Tiers {
     pub(crate) services: Services,
     local: Option<Arc<LocalStore>>,
     proxy: Option<ProxyStore>,
+    breaker: Option<watch::Receiver<BreakerState>>,
+    waiting: Option<watch::Receiver<Depth>>,
 }
 
 impl Tiers {
@@ -63,11 +68,14 @@ impl Tiers {
             services,
             local: Some(local),
             proxy: None,
+            breaker: None,
+            waiting: None,
         })
     }
 
     async fn proxy(config: &Config, target: &Target) -> Result<Self, Error> {
         let backing = Arc::new(backing::open(target, &config.backing_cache)?);
+        let breaker = backing.breaker();
         let local = Arc::new(LocalStore::open(local_options(config)).await?);
         let cache = &config.local_cache;
         // What waits is not evicted, and must leave room for what else is in use.
@@ -76,6 +84,7 @@ impl Tiers {
         let durable = cache.sync != config::Sync::None;
         let dir = cache.dir.join(JOURNAL);
         let journal = Journal::open(&dir, waiting, durable, Arc::clone(&local)).await?;
+        let depth = journal.depth();
         let options = Options {
             existence_ttl: config.backing_cache.existence_ttl,
             read_only: config.backing_cache.read_only,
@@ -99,11 +108,14 @@ impl Tiers {
             services,
             local: Some(local),
             proxy: Some(proxy),
+            breaker: Some(breaker),
+            waiting: Some(depth),
         })
     }
 
     fn stateless(config: &Config, target: &Target) -> Result<Self, Error> {
         let backing = Arc::new(backing::open(target, &config.backing_cache)?);
+        let breaker = backing.breaker();
         let services = Services {
             blobs: Arc::clone(&backing) as _,
             uploads: Arc::clone(&backing) as _,
@@ -116,6 +128,8 @@ impl Tiers {
             services,
             local: None,
             proxy: None,
+            breaker: Some(breaker),
+            waiting: None,
         })
     }
 
@@ -130,6 +144,16 @@ impl Tiers {
         self.local.as_ref().map(|local| local.health())
     }
 
+    /// What there is to observe.
+    pub(crate) fn sources(&self) -> Sources {
+        let depth = self.waiting.clone();
+        Sources {
+            version: VERSION,
+            breaker: self.breaker.clone(),
+            journal: depth.map(|depth| Box::new(move || waiting(*depth.borrow())) as _),
+        }
+    }
+
     /// Ends what goes on in the background, and has the next start trust what is here.
     pub(crate) async fn close(&self) {
         if let Some(proxy) = &self.proxy {
@@ -141,6 +165,14 @@ impl Tiers {
             Ok(Err(error)) => tracing::warn!(%error, "the next start will check recent blobs"),
             Err(_) => tracing::warn!("the disk is slow; the next start will check recent blobs"),
         }
+    }
+}
+
+fn waiting(depth: Depth) -> Waiting {
+    Waiting {
+        blobs: depth.entries.saturating_sub(depth.results),
+        results: depth.results,
+        bytes: depth.bytes,
     }
 }
 

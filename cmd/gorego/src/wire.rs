@@ -5,14 +5,16 @@ use std::{
     num::NonZeroU64,
 };
 
-use gorego_config::{self as config, Config};
+use gorego_config::{self as config, Config, Loaded};
 use gorego_server::{self as server, ClientAuth, Limits, Tls};
+use gorego_telemetry::{self as telemetry, Metrics};
 use tokio::{net::TcpListener, runtime::Runtime};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     banner::Banner,
     listen::listen,
+    metrics,
     signals::Signals,
     tiers::{self, Tiers},
 };
@@ -25,21 +27,24 @@ pub(crate) enum Error {
     #[error("cannot listen on {address}: {source}")]
     Listen { address: String, source: io::Error },
     #[error(transparent)]
+    Metrics(#[from] metrics::Error),
+    #[error(transparent)]
     Tiers(#[from] tiers::Error),
     #[error(transparent)]
     Server(#[from] server::Error),
 }
 
 /// Serves until a signal ends it.
-pub(crate) fn run(config: &Config) -> Result<(), Error> {
+pub(crate) fn run(loaded: &Loaded) -> Result<(), Error> {
     let runtime = Runtime::new()?;
-    let ended = runtime.block_on(serve(config));
+    let ended = runtime.block_on(serve(loaded));
     // Whatever still blocks on the disk was told to stop; the process need not wait for it.
     runtime.shutdown_background();
     ended
 }
 
-async fn serve(config: &Config) -> Result<(), Error> {
+async fn serve(loaded: &Loaded) -> Result<(), Error> {
+    let config = &loaded.config;
     let signals = Signals::new()?;
     let tls = tls(&config.tls)?;
     let listener = listen(&config.listen_addr)
@@ -48,8 +53,9 @@ async fn serve(config: &Config) -> Result<(), Error> {
             address: config.listen_addr.to_string(),
             source,
         })?;
+    let scraped = metrics::listen(loaded).await?;
     let tiers = Tiers::open(config).await?;
-    announce(config, &listener)?;
+    announce(config, &listener, scraped.as_ref())?;
 
     let shutdown = CancellationToken::new();
     let tasks = TaskTracker::new();
@@ -58,6 +64,11 @@ async fn serve(config: &Config) -> Result<(), Error> {
     if let Some(janitor) = tiers.janitor(config) {
         tasks.spawn(janitor.run(evicting.clone()));
     }
+    let observing = CancellationToken::new();
+    let observed = scraped.map(|listener| {
+        let metrics = Metrics::new(tiers.sources());
+        tasks.spawn(telemetry::serve(listener, metrics, observing.clone()))
+    });
 
     let options = server::Options {
         limits: limits(&config.limits),
@@ -70,15 +81,25 @@ async fn serve(config: &Config) -> Result<(), Error> {
     tiers.close().await;
     // Uploads that wait for room need the janitor, so it ends after the last of them.
     evicting.cancel();
+    // Last, since a shutdown that takes its time is worth watching.
+    observing.cancel();
+    if let Some(observed) = observed {
+        let _ = observed.await;
+    }
     signals.abort();
     tracing::info!("ended");
     Ok(served?)
 }
 
-fn announce(config: &Config, listener: &TcpListener) -> io::Result<()> {
+fn announce(
+    config: &Config,
+    listener: &TcpListener,
+    scraped: Option<&TcpListener>,
+) -> io::Result<()> {
     let banner = Banner {
         address: listener.local_addr()?,
         tls: config.tls.enabled,
+        metrics: scraped.map(TcpListener::local_addr).transpose()?,
         local: config.local_cache.enabled.then(|| {
             let cache = &config.local_cache;
             (cache.dir.as_path(), cache.max_size_gb.bytes())

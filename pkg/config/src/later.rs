@@ -4,20 +4,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::ListenAddr;
 use crate::choice::DiscoveryMode;
 use crate::section::section;
-
-section! {
-    /// What can be observed from outside. Not in this build.
-    Telemetry {
-        /// Where Prometheus finds the metrics. If empty, nowhere.
-        metrics_addr: Option<ListenAddr> = Some(ListenAddr::any(9090)),
-        /// Where traces are sent (OTLP), for example `otel.example.com:4317`. If empty, nowhere.
-        tracing_endpoint: String = String::new(),
-    }
-    sections {}
-}
 
 section! {
     /// The execution of actions. Not in this build.

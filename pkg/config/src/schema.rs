@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::backing::BackingCache;
 use crate::choice::{ClientAuth, LogLevel, Sync};
-use crate::later::{Cluster, Execution, Telemetry};
+use crate::later::{Cluster, Execution};
 use crate::section::section;
 use crate::{ByteSize, GibSize, ListenAddr};
 
@@ -110,6 +110,19 @@ section! {
         drain_timeout: Duration = Duration::from_secs(30),
         /// How many connections may be open at once. For others, those without a call are closed.
         max_connections: u32 = 10_000,
+    }
+    sections {}
+}
+
+section! {
+    /// What can be observed from outside.
+    Telemetry {
+        /// Where Prometheus finds the metrics (`/metrics`), without TLS. If empty, nowhere. If not
+        /// given and taken by others, nowhere either.
+        metrics_addr: Option<ListenAddr> = Some(ListenAddr::any(9090)),
+        /// Where traces are sent (OTLP), for example `otel.example.com:4317`. If empty, nowhere.
+        /// Not in this build.
+        tracing_endpoint: String = String::new(),
     }
     sections {}
 }

@@ -153,12 +153,7 @@ impl Findings<'_> {
     }
 
     fn check_later_features(&mut self, config: &Config) {
-        let metrics = config.telemetry.metrics_addr.is_some();
         for (key, wanted) in [
-            (
-                "telemetry.metrics_addr",
-                metrics && self.is_given("telemetry.metrics_addr"),
-            ),
             (
                 "telemetry.tracing_endpoint",
                 !config.telemetry.tracing_endpoint.is_empty(),

@@ -304,7 +304,6 @@ fn features_of_later_builds_are_warned_about_when_switched_on() {
         "execution.enabled=true",
         "cluster.enabled=true",
         "telemetry.tracing_endpoint=otel:4317",
-        "telemetry.metrics_addr=:9090",
     ] {
         let warnings = load(&arguments(&[setting])).warnings;
         assert_eq!(warnings.len(), 1, "{warnings:?}");
@@ -317,7 +316,7 @@ fn features_of_later_builds_are_warned_about_when_switched_on() {
     let off = [
         "execution.enabled=false",
         "cluster.enabled=no",
-        "telemetry.metrics_addr=",
+        "telemetry.metrics_addr=:9090",
     ];
     assert_eq!(load(&arguments(&off)).warnings, [""; 0]);
 }

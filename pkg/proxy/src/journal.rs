@@ -23,6 +23,8 @@ use self::file::{File, Record};
 pub struct Depth {
     /// Blobs and action results.
     pub entries: u64,
+    /// How many of them are action results.
+    pub results: u64,
     /// What they take, in bytes.
     pub bytes: u64,
 }
@@ -38,6 +40,8 @@ pub struct Journal {
 struct State {
     file: File,
     entries: VecDeque<Entry>,
+    /// How many of them are action results.
+    results: u64,
     bytes: u64,
 }
 
@@ -59,6 +63,12 @@ pub(crate) enum What {
     Action(String, Digest, u64),
 }
 
+impl What {
+    const fn is_action(&self) -> bool {
+        matches!(self, Self::Action(..))
+    }
+}
+
 impl Journal {
     /// Opens the journal in `dir`, which is made if it is not there, for the blobs of `local`. At most
     /// `max_bytes` may wait; with `durable`, what waits outlives a loss of power.
@@ -76,6 +86,7 @@ impl Journal {
             state: Mutex::new(State {
                 file,
                 entries: VecDeque::new(),
+                results: 0,
                 bytes: 0,
             }),
             depth: watch::Sender::default(),
@@ -207,6 +218,8 @@ impl Journal {
             let gone: Vec<Entry> = state.entries.drain(..count).collect();
             let bytes: u64 = gone.iter().map(|entry| entry.bytes).sum();
             state.bytes = state.bytes.saturating_sub(bytes);
+            let results = gone.iter().filter(|entry| entry.what.is_action()).count();
+            state.results = state.results.saturating_sub(results as u64);
             journal.tell(&state);
             if state.entries.is_empty() {
                 return state.file.clear();
@@ -222,6 +235,7 @@ impl Journal {
     fn tell(&self, state: &State) {
         let depth = Depth {
             entries: state.entries.len() as u64,
+            results: state.results,
             bytes: state.bytes,
         };
         self.depth.send_if_modified(|last| {
@@ -235,6 +249,7 @@ impl Journal {
 impl State {
     fn push(&mut self, what: What, bytes: u64, end: u64, kept: Option<Box<dyn InUse>>) {
         self.bytes += bytes;
+        self.results += u64::from(what.is_action());
         self.entries.push_back(Entry {
             what,
             bytes,

@@ -5,7 +5,7 @@ mod common;
 
 use common::{CHUNK, Proxy, content, sha256};
 use futures::stream;
-use gorego_proxy::{OnOutage, Options};
+use gorego_proxy::{Depth, OnOutage, Options};
 use gorego_storage::{ActionCache, Blob, BlobStore, BlobStoreExt as _, Digest, Error};
 use prost_types::Timestamp;
 use reapi::v2::{ActionResult, ExecutedActionMetadata, OutputFile};
@@ -108,9 +108,11 @@ async fn what_was_written_is_brought_up_when_the_backing_cache_is_back() {
     let digests = [small.0, large.0, batched.0];
     assert_eq!(proxy.store.find_missing(&digests).await.unwrap(), []);
     assert!(actions.get("", &action()).await.unwrap().is_some());
-    assert_eq!(proxy.journal.depth().borrow().entries, 4);
+    let depth = *proxy.journal.depth().borrow();
+    assert_eq!((depth.entries, depth.results), (4, 1));
 
     replayed(&proxy).await;
+    assert_eq!(*proxy.journal.depth().borrow(), Depth::default());
     for digest in &digests {
         assert!(proxy.backing.memory.contains(digest).await.unwrap());
     }

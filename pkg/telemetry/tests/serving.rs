@@ -1,0 +1,164 @@
+//! What is answered over HTTP, and what no client can do to the server.
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+use std::{net::SocketAddr, time::Duration};
+
+use gorego_storage::BreakerState;
+use gorego_telemetry::{Metrics, Sources, serve};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{TcpListener, TcpStream},
+    sync::watch,
+    task::JoinSet,
+    time::Instant,
+};
+use tokio_util::sync::CancellationToken;
+
+/// As many as the server has at once.
+const CONNECTIONS: usize = 64;
+/// How long one of them may last.
+const LIFETIME: Duration = Duration::from_secs(10);
+
+/// A server on a port of its own.
+struct Running {
+    address: SocketAddr,
+    shutdown: CancellationToken,
+    served: JoinSet<()>,
+}
+
+impl Running {
+    async fn start() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (_, breaker) = watch::channel(BreakerState::Open);
+        let metrics = Metrics::new(Sources {
+            version: "1.2.3",
+            breaker: Some(breaker),
+            journal: None,
+        });
+        let shutdown = CancellationToken::new();
+        let mut served = JoinSet::new();
+        served.spawn(serve(listener, metrics, shutdown.clone()));
+        Self {
+            address,
+            shutdown,
+            served,
+        }
+    }
+
+    /// A connection over which that much of a request was sent.
+    async fn send(&self, request: &str) -> TcpStream {
+        let mut stream = TcpStream::connect(self.address).await.unwrap();
+        stream.write_all(request.as_bytes()).await.unwrap();
+        stream
+    }
+
+    /// The whole response to a request without a body.
+    async fn ask(&self, line: &str) -> String {
+        let request = format!("{line} HTTP/1.1\r\nhost: here\r\n\r\n");
+        response(self.send(&request).await).await
+    }
+
+    async fn stop(mut self) {
+        self.shutdown.cancel();
+        self.served.join_next().await.unwrap().unwrap();
+    }
+}
+
+async fn response(mut stream: TcpStream) -> String {
+    let mut response = String::new();
+    stream.read_to_string(&mut response).await.unwrap();
+    response
+}
+
+#[tokio::test]
+async fn metrics_are_told_and_the_connection_is_closed() {
+    let running = Running::start().await;
+    let response = running.ask("GET /metrics").await;
+    assert!(response.starts_with("HTTP/1.1 200 OK\r\n"), "{response}");
+    let content_type = "content-type: text/plain; version=0.0.4";
+    assert!(response.contains(content_type), "{response}");
+    let open = "\ngorego_backing_cache_breaker_state{state=\"open\"} 1\n";
+    assert!(response.contains(open), "{response}");
+}
+
+#[tokio::test]
+async fn head_tells_the_length_without_the_content() {
+    let running = Running::start().await;
+    let all = running.ask("GET /metrics").await;
+    let (_, content) = all.split_once("\r\n\r\n").unwrap();
+    let head = running.ask("HEAD /metrics").await;
+    let length = format!("content-length: {}\r\n", content.len());
+    assert!(head.contains(&length), "{head}");
+    assert!(head.ends_with("\r\n\r\n"), "{head}");
+}
+
+#[tokio::test]
+async fn other_paths_and_methods_are_told_what_there_is() {
+    let running = Running::start().await;
+    for path in ["/", "/metrics/", "/favicon.ico"] {
+        let response = running.ask(&format!("GET {path}")).await;
+        assert!(response.starts_with("HTTP/1.1 404 "), "{response}");
+        assert!(response.contains("at /metrics\n"), "{response}");
+    }
+    for method in ["POST", "DELETE", "OPTIONS"] {
+        let response = running.ask(&format!("{method} /metrics")).await;
+        assert!(response.starts_with("HTTP/1.1 405 "), "{response}");
+        assert!(response.contains("allow: GET, HEAD\r\n"), "{response}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_asks_too_slowly_is_sent_away() {
+    let running = Running::start().await;
+    for begun in ["", "GET /met", "GET /metrics HTTP/1.1\r\nhost: here\r\n"] {
+        let start = Instant::now();
+        let mut stream = running.send(begun).await;
+        // Reset where something is left unread.
+        let _ = stream.read_to_end(&mut Vec::new()).await;
+        assert!(start.elapsed() >= LIFETIME, "{begun}");
+        assert!(start.elapsed() < 2 * LIFETIME, "{begun}");
+    }
+}
+
+#[tokio::test]
+async fn a_request_without_an_end_takes_no_more_than_its_share_of_memory() {
+    let running = Running::start().await;
+    let mut stream = running.send("GET /metrics HTTP/1.1\r\n").await;
+    let line = format!("x: {}\r\n", "y".repeat(1000));
+    // Refused long before the last of them, and then closed under the writer.
+    for _ in 0..10_000 {
+        if stream.write_all(line.as_bytes()).await.is_err() {
+            return;
+        }
+    }
+    panic!("10 MB of headers were taken");
+}
+
+#[tokio::test(start_paused = true)]
+async fn there_are_no_more_connections_than_are_allowed() {
+    let running = Running::start().await;
+    let mut silent = Vec::new();
+    for _ in 0..CONNECTIONS {
+        silent.push(running.send("").await);
+    }
+    let start = Instant::now();
+    let response = running.ask("GET /metrics").await;
+    assert!(response.starts_with("HTTP/1.1 200 "), "{response}");
+    // One of the silent ones had to go first.
+    assert!(start.elapsed() > LIFETIME / 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn it_ends_soon_whatever_its_clients_do() {
+    for begun in ["", "GET /met"] {
+        let running = Running::start().await;
+        let _held = running.send(begun).await;
+        // Answered, so the one before was accepted.
+        running.ask("GET /metrics").await;
+        let (start, address) = (Instant::now(), running.address);
+        running.stop().await;
+        assert!(start.elapsed() <= Duration::from_secs(2), "{begun}");
+        assert!(TcpStream::connect(address).await.is_err());
+    }
+}
