@@ -26,10 +26,14 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(30);
 const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// Unread bytes of one request. The window bounds both a stream's speed (this much per round trip:
-/// 110 MB/s over 20 ms, and several uploads run at a time) and the memory that an upload holds while
-/// the disk is behind.
+/// Unread bytes of one request, where there are few connections. The window bounds both a stream's
+/// speed (this much per round trip: 110 MB/s over 20 ms, and several uploads run at a time) and the
+/// memory that an upload holds while the disk is behind.
 const STREAM_WINDOW: u32 = 4 * 1024 * 1024;
+/// The same where there are many; over loopback the disk is slower than this.
+const LEAST_STREAM_WINDOW: u32 = 1024 * 1024;
+/// What one upload on each connection may hold together, as long as each gets the least.
+const STREAM_WINDOWS: u32 = 32 * 1024 * 1024;
 /// Unread bytes of all requests of a connection: 160 MB/s over 50 ms.
 const CONNECTION_WINDOW: u32 = 8 * 1024 * 1024;
 /// Uploads come in frames of up to this size from clients that follow the server's wish, which
@@ -56,6 +60,8 @@ pub(crate) struct Connections {
     pub(crate) drain: CancellationToken,
     /// Stop at once, if `drain` has come before.
     pub(crate) abort: CancellationToken,
+    /// Held by each connection, and so counts them.
+    pub(crate) live: Arc<()>,
 }
 
 impl Connections {
@@ -108,7 +114,11 @@ impl Connections {
             idle_timeout: self.idle_timeout,
         };
         let io = Coalesced::new(stream);
-        let connection = builder(executor).serve_connection(TokioIo::new(io.clone()), service);
+        let live = self.live;
+        // One is held by who accepts them.
+        let window = stream_window(Arc::strong_count(&live).saturating_sub(1));
+        let connection =
+            builder(executor, window).serve_connection(TokioIo::new(io.clone()), service);
         let (drain, abort) = (self.drain, self.abort);
         io.drive(async move {
             let mut connection = pin!(connection);
@@ -130,13 +140,19 @@ impl Connections {
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
-fn builder(executor: StreamExecutor) -> http2::Builder<StreamExecutor> {
+/// A new connection's share, being one of so many.
+fn stream_window(connections: usize) -> u32 {
+    let connections = u32::try_from(connections).unwrap_or(u32::MAX).max(1);
+    (STREAM_WINDOWS / connections).clamp(LEAST_STREAM_WINDOW, STREAM_WINDOW)
+}
+
+fn builder(executor: StreamExecutor, window: u32) -> http2::Builder<StreamExecutor> {
     let mut builder = http2::Builder::new(executor);
     builder
         .timer(TokioTimer::new())
         .keep_alive_interval(KEEP_ALIVE_INTERVAL)
         .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
-        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_stream_window_size(window)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_frame_size(MAX_FRAME)
         .max_send_buf_size(SEND_BUFFER)
@@ -144,4 +160,17 @@ fn builder(executor: StreamExecutor) -> http2::Builder<StreamExecutor> {
         .max_header_list_size(MAX_HEADERS)
         .auto_date_header(false);
     builder
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn few_connections_have_wide_windows_and_many_share_what_there_is() {
+        const MIB: u32 = 1024 * 1024;
+        assert_eq!([0, 1, 8].map(stream_window), [4 * MIB; 3]);
+        assert_eq!(stream_window(16), 2 * MIB);
+        assert_eq!([32, 1000, usize::MAX].map(stream_window), [MIB; 3]);
+    }
 }

@@ -36,6 +36,7 @@ pub async fn serve(
         idle_timeout: limits.idle_timeout,
         drain: drain.clone(),
         abort: CancellationToken::new(),
+        live: Arc::default(),
     };
     // Whatever ends this future, also when it is dropped, ends what it started.
     let ends = (drain.drop_guard(), connections.abort.clone().drop_guard());
