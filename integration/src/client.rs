@@ -6,8 +6,8 @@ use std::{net::SocketAddr, time::Duration};
 use bytes::{Bytes, BytesMut};
 use reapi::{
     bytestream::{
-        QueryWriteStatusRequest, QueryWriteStatusResponse, ReadRequest, ReadResponse,
-        WriteRequest, WriteResponse, byte_stream_client::ByteStreamClient,
+        QueryWriteStatusRequest, QueryWriteStatusResponse, ReadRequest, ReadResponse, WriteRequest,
+        WriteResponse, byte_stream_client::ByteStreamClient,
     },
     v2::{
         ActionResult, BatchUpdateBlobsRequest, Digest, FindMissingBlobsRequest,
