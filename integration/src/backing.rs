@@ -133,7 +133,7 @@ impl Backing {
     /// answers. Not for casd, whose process is another's child.
     pub fn freeze(&self) {
         assert_ne!(self.kind, Kind::Casd, "only what holds it would be stopped");
-        self.process.signal(Signal::STOP);
+        self.process.freeze();
     }
 
     /// Lets it go on.

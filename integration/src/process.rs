@@ -9,7 +9,7 @@ use std::{
 
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
-    process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open},
+    process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, kill_process, pidfd_open, waitid},
 };
 
 /// A command line whose process does not outlive the thread that starts it, even when the test
@@ -51,6 +51,14 @@ impl Process {
         if self.ended.is_none() {
             kill_process(self.pid(), signal).expect("a child not yet reaped can be signalled");
         }
+    }
+
+    /// Stops the child (SIGSTOP) and waits until all its threads have: until the first of them has
+    /// its turn, the others go on.
+    pub fn freeze(&self) {
+        self.signal(Signal::STOP);
+        let stopped = waitid(WaitId::Pid(self.pid()), WaitIdOptions::STOPPED);
+        stopped.expect("a child that was sent SIGSTOP stops");
     }
 
     /// Kills the child with SIGKILL and reaps it.

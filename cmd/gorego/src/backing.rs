@@ -40,6 +40,7 @@ pub(crate) fn open(target: &Target, config: &BackingCache) -> Result<RemoteStore
             .collect(),
         zstd: config.compression == Compression::Zstd,
         retries: config.put_retry_count,
+        timeout: config.timeout,
         ..RemoteOptions::new(match &target.address {
             TargetAddress::Tcp(address) => RemoteAddress::Tcp(address.clone()),
             TargetAddress::Unix(path) => RemoteAddress::Unix(path.clone()),

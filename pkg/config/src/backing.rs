@@ -17,6 +17,9 @@ section! {
         compression: Compression = Compression::None,
         /// How many times what failed for the moment is tried again, reads as well as writes.
         put_retry_count: u32 = 3,
+        /// How long a call there may take, and 1 s more for each MiB; of downloads and uploads how
+        /// long they may stand still.
+        timeout: Duration = Duration::from_mins(1),
         /// For how long its word that it has a blob is believed, and an action result served from
         /// here before it is looked at anew. 0 asks every time.
         existence_ttl: Duration = Duration::from_mins(5),

@@ -216,6 +216,11 @@ fn a_backing_cache_that_can_not_work_is_refused() {
     for text in [with("cache:1", tls), with("grpcs://cache", tls)] {
         assert_eq!(load(&file(&text)).warnings, [""; 0]);
     }
+    refused(
+        &with("grpc://cache", "timeout: 0"),
+        "backing_cache.timeout",
+        "more than 0",
+    );
     let half = with("grpcs://cache", "tls: {key_file: k}");
     refused(
         &half,

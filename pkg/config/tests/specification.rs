@@ -37,6 +37,7 @@ const KEYS: &[(&str, &str)] = &[
     ("backing_cache.target", r#""""#),
     ("backing_cache.compression", "none"),
     ("backing_cache.put_retry_count", "3"),
+    ("backing_cache.timeout", "1m"),
     ("backing_cache.existence_ttl", "5m"),
     ("backing_cache.on_outage", "fail"),
     ("backing_cache.journal_max", "1GiB"),

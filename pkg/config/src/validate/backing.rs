@@ -1,5 +1,7 @@
 //! What a backing cache goes together with.
 
+use std::time::Duration;
+
 use super::Findings;
 use crate::{BackingCache, Config, OnOutage};
 
@@ -13,6 +15,10 @@ impl Findings<'_> {
             self.check_stateless(backing);
         }
         self.check_backing_tls(backing);
+        if backing.timeout == Duration::ZERO {
+            let reason = "would give up every call at once; accepted: more than 0";
+            self.refuse(&["backing_cache.timeout"], reason);
+        }
         if backing.on_outage == OnOutage::Degrade && backing.target.is_some() {
             self.check_degrading(config);
         }

@@ -1,8 +1,13 @@
 //! When to stop asking a peer that does not answer: a state machine without a clock or I/O.
 
+use std::time::Duration;
+
 use tokio::time::Instant;
 
 use super::BreakerOptions;
+
+/// All that was under way on a connection fails with it, a little apart.
+const TOGETHER: Duration = Duration::from_millis(500);
 
 /// Whether calls to a peer are made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,7 +37,9 @@ pub(super) struct Breaker {
     failures: u32,
     /// When the next probe may be made, while open.
     until: Option<Instant>,
-    cool_down: std::time::Duration,
+    cool_down: Duration,
+    /// When a failure was counted last.
+    counted: Option<Instant>,
     probing: bool,
 }
 
@@ -44,6 +51,7 @@ impl Breaker {
             failures: 0,
             until: None,
             cool_down: options.cool_down,
+            counted: None,
             probing: false,
         }
     }
@@ -77,18 +85,26 @@ impl Breaker {
         }
     }
 
-    /// The peer did not answer.
-    pub(super) fn failed(&mut self, admission: Admission, now: Instant) {
+    /// The peer did not answer a call that began then. Calls that were under way together and fail
+    /// together are one failure, however many they are.
+    pub(super) fn failed(&mut self, admission: Admission, began: Instant, now: Instant) {
         if admission == Admission::Probe {
             self.probing = false;
             self.cool_down = (self.cool_down * 2).min(self.options.max_cool_down);
             self.open(now);
-        } else if self.state == BreakerState::Closed {
+        } else if self.state == BreakerState::Closed && !self.is_counted(began, now) {
+            self.counted = Some(now);
             self.failures += 1;
             if self.failures >= self.options.failures.max(1) {
                 self.open(now);
             }
         }
+    }
+
+    /// Whether a failure now is of one kind with the last one, of a call that began before that.
+    fn is_counted(&self, began: Instant, now: Instant) -> bool {
+        self.counted
+            .is_some_and(|counted| began < counted && now < counted + TOGETHER)
     }
 
     /// The call was given up before its outcome was known: the next one may be the probe.
@@ -107,8 +123,6 @@ impl Breaker {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     const SECOND: Duration = Duration::from_secs(1);
@@ -125,7 +139,7 @@ mod tests {
             BreakerState::Open,
         ] {
             assert_eq!(breaker.admit(now), Admission::Pass);
-            breaker.failed(Admission::Pass, now);
+            breaker.failed(Admission::Pass, now, now);
             assert_eq!(breaker.state(), state);
         }
         breaker
@@ -139,10 +153,29 @@ mod tests {
             ..BreakerOptions::default()
         });
         for _ in 0..10 {
-            breaker.failed(Admission::Pass, now);
+            breaker.failed(Admission::Pass, now, now);
             breaker.succeeded(Admission::Pass);
         }
         assert_eq!(breaker.state(), BreakerState::Closed);
+    }
+
+    #[test]
+    fn calls_that_fail_together_are_one_failure() {
+        let began = Instant::now();
+        let mut breaker = Breaker::new(BreakerOptions {
+            failures: 3,
+            ..BreakerOptions::default()
+        });
+        let mut now = began + SECOND;
+        for failures in [100, 1, 1] {
+            assert_eq!(breaker.state(), BreakerState::Closed);
+            for _ in 0..failures {
+                breaker.failed(Admission::Pass, began, now);
+                now += TOGETHER / 200;
+            }
+            now += TOGETHER;
+        }
+        assert_eq!(breaker.state(), BreakerState::Open);
     }
 
     #[test]
@@ -165,7 +198,7 @@ mod tests {
         now += SECOND;
         for cool_down in [2, 3, 3] {
             assert_eq!(breaker.admit(now), Admission::Probe);
-            breaker.failed(Admission::Probe, now);
+            breaker.failed(Admission::Probe, now, now);
             let early = now + cool_down * SECOND - SECOND / 2;
             assert_eq!(breaker.admit(early), Admission::Refuse);
             now += cool_down * SECOND;
@@ -173,7 +206,7 @@ mod tests {
         assert_eq!(breaker.admit(now), Admission::Probe);
         breaker.succeeded(Admission::Probe);
         for _ in 0..3 {
-            breaker.failed(Admission::Pass, now);
+            breaker.failed(Admission::Pass, now, now);
         }
         assert_eq!(breaker.admit(now + SECOND), Admission::Probe);
     }
@@ -183,7 +216,7 @@ mod tests {
         let now = Instant::now();
         let mut breaker = opened(now);
         breaker.succeeded(Admission::Pass);
-        breaker.failed(Admission::Pass, now + SECOND);
+        breaker.failed(Admission::Pass, now, now + SECOND);
         assert_eq!(breaker.state(), BreakerState::Open);
         assert_eq!(breaker.admit(now + SECOND), Admission::Probe);
         breaker.abandoned(Admission::Probe);

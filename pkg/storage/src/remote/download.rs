@@ -5,7 +5,10 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures::{StreamExt as _, stream};
 use reapi::bytestream::{ReadRequest, ReadResponse, byte_stream_client::ByteStreamClient};
-use tokio::{sync::OwnedSemaphorePermit, time};
+use tokio::{
+    sync::OwnedSemaphorePermit,
+    time::{self, Instant},
+};
 use tonic::{Code, Streaming};
 
 use super::{
@@ -30,6 +33,7 @@ struct Download {
     at: u64,
     /// How far it had come when it was last begun.
     begun_at: u64,
+    began: Instant,
     /// Of a download from the beginning.
     hasher: Option<Hasher>,
     arriving: Option<Arriving>,
@@ -77,6 +81,7 @@ pub(super) async fn start(
         compressed: compress.is_some(),
         at: offset,
         begun_at: offset,
+        began: Instant::now(),
         hasher: (offset == 0).then(|| Hasher::new(digest.function())),
         arriving: None,
         backoff: peer.backoff(),
@@ -134,12 +139,9 @@ impl Download {
         self.arriving = None;
         if self.at > self.begun_at {
             self.backoff.progressed();
+            self.begun_at = self.at;
         }
-        let delay = failure
-            .is_retryable()
-            .then(|| self.backoff.next_delay())
-            .flatten();
-        match delay {
+        match self.backoff.after(&failure) {
             Some(delay) => {
                 time::sleep(delay).await;
                 Ok(())
@@ -157,13 +159,14 @@ impl Download {
         let piece = time::timeout(patience, self.piece()).await;
         let piece = piece.unwrap_or(Err(Failure::TimedOut(patience)));
         if let Err(failure) = &piece {
-            self.peer.broke_off(failure);
+            self.peer.broke_off(self.began, failure);
         }
         piece
     }
 
     async fn begin(&mut self) -> Result<(), Failure> {
         let (link, attempt) = self.peer.open()?;
+        self.began = Instant::now();
         let request = ReadRequest {
             resource_name: self.name.clone(),
             read_offset: i64::try_from(self.at).unwrap_or(i64::MAX),

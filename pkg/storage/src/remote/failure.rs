@@ -165,6 +165,14 @@ impl Backoff {
         self.tried = 0;
     }
 
+    /// How long to wait before what failed like that is tried again, if it is to be. What is being
+    /// tried again goes on with that while the breaker is open, which it may have opened itself.
+    pub(super) fn after(&mut self, failure: &Failure) -> Option<Duration> {
+        let refused = self.tried > 0 && matches!(failure, Failure::Open(_));
+        let again = failure.is_retryable() || refused;
+        again.then(|| self.next_delay()).flatten()
+    }
+
     /// How long to wait before the next retry, if there is to be one.
     pub(super) fn next_delay(&mut self) -> Option<Duration> {
         if self.tried >= self.retries {
@@ -194,6 +202,16 @@ mod tests {
         assert_eq!(backoff.next_delay(), None);
         backoff.progressed();
         assert!(backoff.next_delay().unwrap() <= FIRST_DELAY);
+    }
+
+    #[test]
+    fn an_open_breaker_ends_what_begins_and_not_what_is_tried_again() {
+        let mut backoff = Backoff::new(2);
+        let open = Failure::Open("it was down".into());
+        assert_eq!(backoff.after(&open), None);
+        assert!(backoff.after(&Status::unavailable("").into()).is_some());
+        assert!(backoff.after(&open).is_some());
+        assert_eq!(backoff.after(&open), None);
     }
 
     #[test]

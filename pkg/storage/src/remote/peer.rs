@@ -153,9 +153,21 @@ impl Peer {
     where
         F: Future<Output = Result<Response<T>, Status>> + Send,
     {
+        self.call_within(&mut self.backoff(), bytes, attempt).await
+    }
+
+    /// The same as a part of something that is itself tried again, with the tries that it has left.
+    pub(super) async fn call_within<T, F>(
+        &self,
+        backoff: &mut Backoff,
+        bytes: u64,
+        attempt: impl Fn(Link) -> F + Send + Sync,
+    ) -> Result<T, Failure>
+    where
+        F: Future<Output = Result<Response<T>, Status>> + Send,
+    {
         let limit = self.deadline(bytes);
         let end = Instant::now() + limit * 2;
-        let mut backoff = self.backoff();
         loop {
             let permit = acquire(&self.calls, 1, limit).await?;
             let left = end.saturating_duration_since(Instant::now());
@@ -164,10 +176,7 @@ impl Peer {
                 Err(failure) => failure,
             };
             drop(permit);
-            if !failure.is_retryable() {
-                return Err(failure);
-            }
-            match backoff.next_delay() {
+            match backoff.after(&failure) {
                 // Too little time would look like an outage.
                 Some(delay) if Instant::now() + delay + limit / 2 < end => time::sleep(delay).await,
                 _ => return Err(failure),
@@ -198,10 +207,11 @@ impl Peer {
         Ok((self.link(None)?, attempt))
     }
 
-    /// A download that had begun broke off.
-    pub(super) fn broke_off(&self, failure: &Failure) {
+    /// A download that had begun then broke off.
+    pub(super) fn broke_off(&self, began: Instant, failure: &Failure) {
         let attempt = Attempt {
             peer: self,
+            began,
             admission: failure.is_outage().then_some(Admission::Pass),
         };
         attempt.ended(Some(failure));
@@ -220,8 +230,9 @@ impl Peer {
     }
 
     fn admit(&self) -> Result<Attempt<'_>, Failure> {
+        let began = Instant::now();
         let (admission, cause) = self.change(|breaking| {
-            let admission = breaking.breaker.admit(Instant::now());
+            let admission = breaking.breaker.admit(began);
             (admission, Arc::clone(&breaking.last_error))
         });
         if admission == Admission::Refuse {
@@ -229,6 +240,7 @@ impl Peer {
         }
         Ok(Attempt {
             peer: self,
+            began,
             admission: Some(admission),
         })
     }
@@ -271,6 +283,7 @@ async fn acquire(
 /// Leave to make one call. Says how it went, or was given up when dropped.
 pub(super) struct Attempt<'a> {
     peer: &'a Peer,
+    began: Instant,
     admission: Option<Admission>,
 }
 
@@ -285,9 +298,13 @@ impl Attempt<'_> {
                 self.peer.outages.fetch_add(1, Ordering::Relaxed);
                 self.peer.pool.rotate();
                 let cause = failure.to_string();
+                let now = Instant::now();
+                // Each that waited in vain for all that time tells for itself.
+                let alone = matches!(failure, Failure::TimedOut(_));
+                let began = if alone { now } else { self.began };
                 self.peer.change(|breaking| {
                     breaking.last_error = cause.into();
-                    breaking.breaker.failed(admission, Instant::now());
+                    breaking.breaker.failed(admission, began, now);
                 });
             }
             None => self

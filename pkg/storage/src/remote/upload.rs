@@ -14,7 +14,7 @@ use super::{
     RemoteCapabilities, RemoteStore,
     body::{CloseOnDrop, Sending},
     connect::Link,
-    failure::Failure,
+    failure::{Backoff, Failure},
     peer::Peer,
 };
 use crate::{Blob, Digest, Error, Put, Result};
@@ -49,11 +49,11 @@ struct Progress {
     complete: bool,
 }
 
-async fn query(peer: &Peer, name: &str) -> Result<Progress, Failure> {
+async fn query(peer: &Peer, name: &str, backoff: &mut Backoff) -> Result<Progress, Failure> {
     let request = QueryWriteStatusRequest {
         resource_name: name.to_owned(),
     };
-    let answer = peer.call(0, |link| {
+    let answer = peer.call_within(backoff, 0, |link| {
         let request = request.clone();
         async move {
             ByteStreamClient::new(link)
@@ -78,7 +78,7 @@ async fn query(peer: &Peer, name: &str) -> Result<Progress, Failure> {
 
 /// How many bytes of an upload the peer has; of a complete one, all.
 pub(super) async fn committed(peer: &Peer, digest: &Digest, name: &str) -> Result<u64, Failure> {
-    let progress = query(peer, name).await?;
+    let progress = query(peer, name, &mut peer.backoff()).await?;
     Ok(if progress.complete {
         digest.size()
     } else {

@@ -63,10 +63,13 @@ pub(super) async fn put(
             }
         }
         // A peer may have something against going on; it has to say so of a new upload, too.
-        let anew = zstd || code == Some(Code::Aborted) || !failure.is_retryable();
-        let delay = (failure.is_retryable() || offset > 0)
-            .then(|| backoff.next_delay())
-            .flatten();
+        let refused = !failure.is_retryable() && !matches!(failure, Failure::Open(_));
+        let anew = zstd || code == Some(Code::Aborted) || refused;
+        let delay = if refused && offset > 0 {
+            backoff.next_delay()
+        } else {
+            backoff.after(&failure)
+        };
         let Some(delay) = delay else {
             return Err(error(&store.peer, digest, failure));
         };
@@ -75,7 +78,7 @@ pub(super) async fn put(
             (name, offset) = (new_name(), 0);
             continue;
         }
-        let progress = query(&store.peer, &name).await;
+        let progress = query(&store.peer, &name, &mut backoff).await;
         let Progress {
             committed,
             complete,

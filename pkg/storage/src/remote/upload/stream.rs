@@ -90,7 +90,7 @@ async fn is_complete(
     name: &str,
     offset: u64,
 ) -> Result<bool> {
-    let progress = query(&store.peer, name).await;
+    let progress = query(&store.peer, name, &mut store.peer.backoff()).await;
     let progress = progress.map_err(|failure| error(&store.peer, digest, failure))?;
     if !progress.complete && (progress.committed < offset || offset > digest.size()) {
         return Err(Error::UploadOffset {

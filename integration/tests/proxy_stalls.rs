@@ -1,0 +1,211 @@
+//! In front of a cache that stands still: what is here is served, and everything else is answered all
+//! the same.
+#![cfg(test)]
+
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use gorego_integration::{
+    backing::Backing,
+    client::Client,
+    content::{blob, digest_of, uuid},
+    link::Link,
+    peer::{Fault, FaultyPeer, Method, Times},
+    server::Server,
+};
+use reapi::v2::{ActionResult, OutputFile};
+use tonic::{Code, Status};
+
+const MIB: usize = 1024 * 1024;
+
+/// Far more than it takes.
+const PATIENCE: Duration = Duration::from_mins(1);
+
+/// Short, so that a cache that stands still is soon given up; one that runs answers sooner.
+const SHORT: [&str; 2] = [
+    "backing_cache.timeout=2s",
+    "backing_cache.put_retry_count=0",
+];
+const DEGRADE: &str = "backing_cache.on_outage=degrade";
+
+/// A cache that can be made to stand still, and go on. For casd, its connections do that.
+struct Stalling {
+    backing: Backing,
+    link: Link,
+    by_link: bool,
+}
+
+impl Stalling {
+    fn all() -> [Self; 3] {
+        let with = |backing: Backing, by_link| Self {
+            link: Link::to(backing.address()),
+            backing,
+            by_link,
+        };
+        [
+            with(Backing::bazel_remote(), false),
+            with(Backing::casd(), true),
+            with(Backing::gorego(&[]), false),
+        ]
+    }
+
+    fn stall(&self) {
+        if self.by_link {
+            self.link.stall();
+        } else {
+            self.backing.freeze();
+        }
+    }
+
+    fn go_on(&self) {
+        if self.by_link {
+            self.link.restore();
+        } else {
+            self.backing.thaw();
+        }
+    }
+
+    async fn direct(&self) -> Client {
+        Client::connect(self.backing.address()).await
+    }
+}
+
+async fn in_front_of(url: &str, more: &[&str]) -> (Server, Client) {
+    let server = Server::in_front_of(url, &[&SHORT[..], more].concat());
+    let client = Client::connect(server.address()).await;
+    (server, client)
+}
+
+async fn upload(client: &Client, content: &Bytes) -> Result<(), Status> {
+    let name = uuid(&mut fastrand::Rng::with_seed(content.len() as u64));
+    client.upload(&name, content).await.map(drop)
+}
+
+fn result(output: &Bytes) -> ActionResult {
+    ActionResult {
+        output_files: vec![OutputFile {
+            path: "out".to_owned(),
+            digest: Some(digest_of(output)),
+            ..OutputFile::default()
+        }],
+        ..ActionResult::default()
+    }
+}
+
+/// Tries until it succeeds: on a busy machine, a cache that runs may be slow as well.
+async fn in_the_end<T>(mut attempt: impl AsyncFnMut() -> Result<T, Status>) -> T {
+    let since = Instant::now();
+    loop {
+        match attempt().await {
+            Ok(answer) => return answer,
+            Err(status) => assert_eq!(status.code(), Code::Unavailable, "{status}"),
+        }
+        assert!(since.elapsed() < PATIENCE, "it never comes to that");
+    }
+}
+
+/// Misses until one is told of without asking the cache.
+async fn until_left_alone(client: &Client) {
+    let since = Instant::now();
+    let mut seed = 1000;
+    loop {
+        let missed = client.download(&digest_of(&blob(seed, 1000))).await;
+        let missed = missed.unwrap_err();
+        assert_eq!(missed.code(), Code::Unavailable, "{missed}");
+        if missed.message().contains("not asked") {
+            return;
+        }
+        seed += 1;
+        assert!(since.elapsed() < PATIENCE, "it is asked again and again");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_miss_and_a_write_are_refused_while_the_cache_stands_still() {
+    for cache in Stalling::all() {
+        let (here, there, late) = (blob(1, 3 * MIB), blob(2, 3 * MIB), blob(3, 3 * MIB));
+        let [action, other] = [&b"action"[..], b"other"].map(digest_of);
+        let direct = cache.direct().await;
+        upload(&direct, &there).await.unwrap();
+        let (_server, client) = in_front_of(&cache.link.grpc_url(), &[]).await;
+        in_the_end(async || upload(&client, &here).await).await;
+        in_the_end(async || client.put_action(&action, result(&here)).await).await;
+
+        cache.stall();
+        let small = [blob(4, 1000)];
+        let refused = tokio::join!(
+            async { client.download(&digest_of(&there)).await.map(drop) },
+            async { client.get_action(&other).await.map(drop) },
+            async { client.find_missing(vec![digest_of(&late)]).await.map(drop) },
+            client.put_action(&other, result(&here)),
+            client.batch_upload(&small),
+            upload(&client, &late),
+        );
+        for outcome in <[_; 6]>::from(refused) {
+            let refused = outcome.unwrap_err();
+            assert_eq!(refused.code(), Code::Unavailable, "{refused}");
+        }
+        until_left_alone(&client).await;
+        assert!(client.download(&digest_of(&here)).await.unwrap() == here);
+        assert_eq!(client.get_action(&action).await.unwrap(), result(&here));
+
+        cache.go_on();
+        let read = in_the_end(async || client.download(&digest_of(&there)).await).await;
+        assert!(read == there);
+        in_the_end(async || upload(&client, &late).await).await;
+        direct.compare(&digest_of(&late), &late).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn degraded_a_miss_is_one_and_a_write_waits_until_the_cache_goes_on() {
+    for cache in Stalling::all() {
+        let (there, late) = (blob(2, 3 * MIB), blob(3, 3 * MIB));
+        let action = digest_of(b"action");
+        let direct = cache.direct().await;
+        upload(&direct, &there).await.unwrap();
+        let (_server, client) = in_front_of(&cache.link.grpc_url(), &[DEGRADE]).await;
+
+        cache.stall();
+        let missed = client.download(&digest_of(&there)).await.unwrap_err();
+        assert_eq!(missed.code(), Code::NotFound, "{missed}");
+        let missed = client.get_action(&action).await.unwrap_err();
+        assert_eq!(missed.code(), Code::NotFound, "{missed}");
+        upload(&client, &late).await.unwrap();
+        client.put_action(&action, result(&late)).await.unwrap();
+        assert_eq!(client.get_action(&action).await.unwrap(), result(&late));
+        assert!(client.download(&digest_of(&late)).await.unwrap() == late);
+
+        cache.go_on();
+        let since = Instant::now();
+        while direct.get_action(&action).await.is_err() {
+            assert!(since.elapsed() < PATIENCE, "it is never brought up");
+        }
+        direct.compare(&digest_of(&late), &late).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cache_that_stands_still_is_left_alone() {
+    let peer = FaultyPeer::start();
+    let there = blob(1, 1000);
+    peer.put(&there);
+    let (_server, client) = in_front_of(&peer.grpc_url(), &[]).await;
+    peer.inject_everywhere(Times::Always, Fault::Stall);
+    until_left_alone(&client).await;
+    let calls = || -> usize {
+        let of = |method| peer.calls(method).len();
+        Method::ALL.into_iter().map(of).sum()
+    };
+    let before = calls();
+    for seed in 0..30 {
+        let missed = client.download(&digest_of(&blob(seed, 999))).await;
+        assert_eq!(missed.unwrap_err().code(), Code::Unavailable);
+    }
+    // Now and then one is, to see whether it is back.
+    let asked = calls() - before;
+    assert!(asked < 10, "{asked} of 30");
+    peer.heal();
+    let read = in_the_end(async || client.download(&digest_of(&there)).await).await;
+    assert!(read == there);
+}
