@@ -118,7 +118,8 @@ impl Flow {
                 state.leave_behind(due);
                 let slowest = state.slowest();
                 state.drop_before(due.min(slowest));
-                if state.start >= due || state.end - state.start <= most {
+                // A chunk that `due` falls into stays: more than `most` is held by less than that.
+                if slowest >= due || state.start >= due {
                     return;
                 }
                 state.patience(due)
@@ -127,7 +128,7 @@ impl Flow {
         }
     }
 
-    /// Nothing more is written from now on; at most this much is kept in memory.
+    /// Nothing more is written from now on; this much is kept in memory, and up to a chunk more.
     pub(crate) fn to_memory(&self, most: u64) {
         self.state().in_memory = Some(most);
     }

@@ -116,7 +116,7 @@ async fn a_range_ends_only_when_all_was_verified() {
 #[tokio::test(flavor = "multi_thread")]
 async fn without_room_here_readers_get_their_bytes_all_the_same() {
     let proxy = Proxy::with(common::options(), 2 << 20).await;
-    let content = content(1, 40 << 20);
+    let content = content(1, (40 << 20) + 1000);
     let digest = proxy.backing.has(&content).await;
     let blobs: Vec<Blob> = future::try_join_all((0..50).map(|_| proxy.store.get(&digest, 0)))
         .await

@@ -1,4 +1,4 @@
-use futures::FutureExt as _;
+use futures::{FutureExt as _, future};
 use gorego_storage::DigestFunction;
 use tokio::time;
 
@@ -97,4 +97,37 @@ async fn in_memory_whoever_leaves_is_not_waited_for() {
     assert!((&mut push).now_or_never().is_none());
     drop(gone);
     (&mut push).now_or_never().unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn in_memory_chunks_of_any_size_go_on() {
+    for (most, sizes) in [
+        (2500, vec![1000; 9]),
+        (2000, vec![700, 1, 1999, 300, 4000, 2000]),
+    ] {
+        let content: Bytes = (0..sizes.iter().sum())
+            .map(|n: usize| u8::try_from(n % 251).unwrap())
+            .collect();
+        let flow = Arc::new(Flow::new(DigestFunction::Sha256.digest(&content)));
+        flow.to_memory(most);
+        let reader = read(&flow, 0);
+        let arrive = async {
+            let mut rest = content.clone();
+            for size in sizes {
+                flow.push(rest.split_to(size)).await;
+                let state = flow.state();
+                assert!(state.end - state.start < most + size.max(1999) as u64);
+            }
+            flow.finish(Ok(()));
+        };
+        let read = async {
+            reader
+                .map(Result::unwrap)
+                .collect::<Vec<_>>()
+                .await
+                .concat()
+        };
+        let both = time::timeout(PATIENCE / 2, future::join(arrive, read));
+        assert_eq!(both.await.unwrap().1, content);
+    }
 }
