@@ -158,9 +158,8 @@ impl Tiers {
                     writer = None;
                     more_memory = self.keep_in_memory(flow);
                 }
-                if writer.is_none() && digest.size() > UNWRITTEN && !flow.is_wanted() {
-                    let why = format!("{digest} cannot be kept and nobody waits for it");
-                    return Err(Error::Unavailable(why));
+                if writer.is_none() && digest.size() > UNWRITTEN {
+                    flow.abandon()?;
                 }
             }
             drop(writer);

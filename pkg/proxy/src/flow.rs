@@ -4,26 +4,23 @@
 //! memory. Where it cannot be written, memory is all there is: then the newest part is as large as
 //! may be, and what no longer fits waits until the readers have passed it.
 
-use std::{
-    collections::{HashMap, VecDeque},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+mod reader;
+mod state;
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::{Bytes, BytesMut};
 use futures::{StreamExt as _, stream};
 use gorego_storage::{Blob, BlobStream, Digest, Error, Growth, Result};
-use tokio::{
-    sync::Notify,
-    task,
-    time::{Instant, timeout_at},
+use tokio::{sync::Notify, task, time::timeout_at};
+
+use self::{
+    reader::{Reader, Waiter},
+    state::{Place, State},
 };
 
 /// How much is read of the file at a time. There may be hundreds of readers.
 const PIECE: usize = 128 * 1024;
-
-/// A reader that does not go on for this long while memory is short is left behind.
-const PATIENCE: Duration = Duration::from_secs(5);
 
 /// See the module.
 #[derive(Debug)]
@@ -35,27 +32,6 @@ pub(crate) struct Flow {
     arrived: Notify,
     /// A reader went on, or away.
     passed: Notify,
-}
-
-#[derive(Debug, Default)]
-struct State {
-    /// The newest part.
-    newest: VecDeque<Bytes>,
-    /// Where it starts and ends in the blob.
-    start: u64,
-    end: u64,
-    /// How much may be in memory, where nothing is written any more.
-    in_memory: Option<u64>,
-    outcome: Option<Result<()>>,
-    readers: HashMap<u64, Place>,
-    next_reader: u64,
-}
-
-/// Where a reader is, and since when.
-#[derive(Clone, Copy, Debug)]
-struct Place {
-    at: u64,
-    since: Instant,
 }
 
 /// What there is for a reader.
@@ -133,9 +109,16 @@ impl Flow {
         self.state().in_memory = Some(most);
     }
 
-    /// Whether anybody still reads it.
-    pub(crate) fn is_wanted(&self) -> bool {
-        !self.state().readers.is_empty()
+    /// Gives it up if nobody reads it or waits for its end; whoever comes from then on needs another.
+    pub(crate) fn abandon(&self) -> Result<()> {
+        let mut state = self.state();
+        if state.is_wanted() {
+            return Ok(());
+        }
+        let why = format!("{} cannot be kept, and nobody waited for it", self.digest);
+        let error = Error::Unavailable(why);
+        state.outcome = Some(Err(error.clone()));
+        Err(error)
     }
 
     /// All arrived and was verified, or not.
@@ -153,8 +136,8 @@ impl Flow {
         .await
     }
 
-    /// Waits until all of it has arrived and was verified.
-    pub(crate) async fn verified(&self) -> Result<()> {
+    /// Waits until all of it has arrived and was verified; not as one for whose sake it goes on.
+    pub(crate) async fn ended(&self) -> Result<()> {
         self.until(|state| state.outcome.clone()).await
     }
 
@@ -174,20 +157,20 @@ impl Flow {
     /// was not written.
     pub(crate) fn read(self: &Arc<Self>, offset: u64) -> Option<Blob> {
         let reader = Reader::new(Arc::clone(self), offset)?;
-        let flow = Arc::clone(self);
+        let waiter = Waiter::new(Arc::clone(self));
         let chunks = stream::try_unfold(reader, |mut reader| async move {
             Ok(reader.next().await?.map(|piece| (piece, reader)))
         });
         Some(Blob::Stream(BlobStream {
             chunks: chunks.boxed(),
             resume: None,
-            verified: Some(Box::pin(async move { flow.verified().await })),
+            verified: Some(Box::pin(async move { waiter.verified().await })),
         }))
     }
 
     /// All of it, once it was verified. For blobs that fit into a batch.
-    pub(crate) async fn bytes(&self) -> Result<Bytes> {
-        self.verified().await?;
+    pub(crate) async fn bytes(self: &Arc<Self>) -> Result<Bytes> {
+        Waiter::new(Arc::clone(self)).verified().await?;
         let (start, newest) = {
             let state = self.state();
             (state.start, state.newest.clone())
@@ -254,113 +237,6 @@ impl Flow {
         } else {
             Found::Nothing
         }
-    }
-}
-
-impl Place {
-    fn new(at: u64) -> Self {
-        let since = Instant::now();
-        Self { at, since }
-    }
-}
-
-impl State {
-    /// Lets go of the chunks that lie wholly before `offset`.
-    fn drop_before(&mut self, offset: u64) {
-        while let Some(first) = self.newest.front() {
-            let next = self.start + first.len() as u64;
-            if next > offset {
-                break;
-            }
-            self.start = next;
-            self.newest.pop_front();
-        }
-    }
-
-    fn slowest(&self) -> u64 {
-        let places = self.readers.values().map(|place| place.at);
-        places.min().unwrap_or(u64::MAX)
-    }
-
-    /// Forgets the readers that have stood still before `offset` for too long.
-    fn leave_behind(&mut self, offset: u64) {
-        let now = Instant::now();
-        self.readers
-            .retain(|_, place| place.at >= offset || now - place.since < PATIENCE);
-    }
-
-    /// When the first of those that stand before `offset` will have stood there for too long.
-    fn patience(&self, offset: u64) -> Instant {
-        let before = self.readers.values().filter(|place| place.at < offset);
-        let first = before.map(|place| place.since).min();
-        first.unwrap_or_else(Instant::now) + PATIENCE
-    }
-
-    /// The rest of the chunk that `at` is in.
-    fn piece(&self, at: u64) -> Option<Bytes> {
-        let mut start = self.start;
-        if at < start {
-            return None;
-        }
-        for chunk in &self.newest {
-            let next = start + chunk.len() as u64;
-            if at < next {
-                let from = usize::try_from(at - start).ok()?;
-                return Some(chunk.slice(from..));
-            }
-            start = next;
-        }
-        None
-    }
-}
-
-/// Somebody who reads a flow, until dropped.
-struct Reader {
-    flow: Arc<Flow>,
-    number: u64,
-    at: u64,
-}
-
-impl Reader {
-    fn new(flow: Arc<Flow>, at: u64) -> Option<Self> {
-        let number = {
-            let mut state = flow.state();
-            if at < state.start && flow.growth.len() < state.start {
-                return None;
-            }
-            let number = state.next_reader;
-            state.next_reader += 1;
-            state.readers.insert(number, Place::new(at));
-            number
-        };
-        Some(Self { flow, number, at })
-    }
-
-    async fn next(&mut self) -> Result<Option<Bytes>> {
-        loop {
-            let flow = Arc::clone(&self.flow);
-            let arrived = flow.arrived.notified();
-            tokio::pin!(arrived);
-            arrived.as_mut().enable();
-            let piece = match flow.look(self.number, self.at) {
-                Found::Piece(piece) => piece,
-                Found::Written(len) => flow.written(self.at, len).await?,
-                Found::End(outcome) => return outcome.map(|()| None),
-                Found::Nothing => {
-                    arrived.await;
-                    continue;
-                }
-            };
-            self.at += piece.len() as u64;
-            return Ok(Some(piece));
-        }
-    }
-}
-
-impl Drop for Reader {
-    fn drop(&mut self) {
-        self.flow.state().readers.remove(&self.number);
-        self.flow.passed.notify_waiters();
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use gorego_storage::{Blob, BlobStream, CHUNK_SIZE, Digest};
+use gorego_storage::{BlobStoreExt as _, CHUNK_SIZE, Digest};
 use tokio::sync::{Semaphore, mpsc};
 
 use crate::{missing::batches, store::Tiers};
@@ -55,16 +55,13 @@ pub(crate) async fn run(tiers: Arc<Tiers>, mut wanted: mpsc::Receiver<Digest>) {
 async fn fetch(tiers: &Arc<Tiers>, batch: &[Digest]) {
     match batch {
         [large] if large.size() > CHUNK_SIZE as u64 => {
-            let Ok(Blob::Stream(BlobStream {
-                chunks, verified, ..
-            })) = tiers.get(large, 0).await
-            else {
+            // It may have come since it was wanted.
+            if tiers.local.contains(large).await.unwrap_or_default() {
                 return;
-            };
-            // Nobody reads it yet.
-            drop(chunks);
-            if let Some(verified) = verified {
-                let _ = verified.await;
+            }
+            // As one whom nobody waits for: what cannot be kept is of no use.
+            if let Some((joined, ())) = tiers.fetches.join(large, |_| Some(())) {
+                let _ = tiers.run(joined).ended().await;
             }
         }
         small => drop(tiers.get_batch(small).await),

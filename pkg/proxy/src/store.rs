@@ -12,6 +12,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     existence::Existence,
     fetch::{Fetches, Joined},
+    flow::Flow,
     journal::Journal,
     prefetch::{self, Wanted},
     replay,
@@ -174,7 +175,8 @@ impl Tiers {
         Ok(blob)
     }
 
-    fn run(self: &Arc<Self>, joined: Joined) -> Arc<crate::flow::Flow> {
+    /// The fetch that was joined, under way.
+    pub(crate) fn run(self: &Arc<Self>, joined: Joined) -> Arc<Flow> {
         match joined {
             Joined::Running(flow) => flow,
             Joined::New(flow) => {

@@ -1,8 +1,8 @@
-use futures::{FutureExt as _, future};
+use futures::{FutureExt as _, StreamExt as _, future};
 use gorego_storage::DigestFunction;
 use tokio::time;
 
-use super::*;
+use super::{state::PATIENCE, *};
 
 const LEN: usize = 1000;
 
@@ -130,4 +130,24 @@ async fn in_memory_chunks_of_any_size_go_on() {
         let both = time::timeout(PATIENCE / 2, future::join(arrive, read));
         assert_eq!(both.await.unwrap().1, content);
     }
+}
+
+#[tokio::test]
+async fn it_is_given_up_only_when_nobody_waits_for_its_end() {
+    let (flow, content) = flow(3);
+    flow.push(chunk(&content, 0)).await;
+    let reader = read(&flow, 0);
+    flow.abandon().unwrap();
+    drop(reader);
+    let part = flow.read(0).unwrap().truncate(10);
+    let mut part = Box::pin(part.into_bytes());
+    assert!((&mut part).now_or_never().is_none());
+    flow.abandon().unwrap();
+    drop(part);
+    let mut whole = Box::pin(flow.bytes());
+    assert!((&mut whole).now_or_never().is_none());
+    flow.abandon().unwrap();
+    drop(whole);
+    assert!(flow.abandon().is_err());
+    assert!(flow.read(0).is_none(), "nobody joins what was given up");
 }

@@ -1,0 +1,25 @@
+//! Where this tier has no room for a blob, its readers get it all the same, and harm nobody.
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+mod common;
+
+use common::{CHUNK, Proxy, content};
+use gorego_storage::BlobStore as _;
+
+/// With room for less than any blob here.
+async fn proxy() -> Proxy {
+    Proxy::with(common::options(), 2 << 20).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_asks_for_a_part_gets_it() {
+    let proxy = proxy().await;
+    let content = content(1, (40 << 20) + 1000);
+    let digest = proxy.backing.has(&content).await;
+    for offset in [0, 5] {
+        let part = proxy.store.get(&digest, offset).await.unwrap();
+        let part = part.truncate(CHUNK as u64).into_bytes().await.unwrap();
+        let offset = usize::try_from(offset).unwrap();
+        assert_eq!(part, content.slice(offset..offset + CHUNK));
+    }
+}
