@@ -12,11 +12,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use bytes::{Bytes, BytesMut};
 use futures::{StreamExt as _, stream};
 use gorego_storage::{Blob, BlobStream, Digest, Error, Growth, Result};
-use tokio::{sync::Notify, task, time::timeout_at};
+use tokio::{
+    sync::Notify,
+    task,
+    time::{Instant, timeout_at},
+};
 
 use self::{
     reader::{Reader, Waiter},
-    state::{Place, State},
+    state::State,
 };
 
 /// How much is read of the file at a time. There may be hundreds of readers.
@@ -81,8 +85,9 @@ impl Flow {
     }
 
     /// Waits until the newest part is no larger than it may be. Readers that stand still for too
-    /// long are left behind.
+    /// long are left behind, and those that others have waited for too long.
     async fn make_room(&self) {
+        let mut since = None;
         loop {
             let passed = self.passed.notified();
             tokio::pin!(passed);
@@ -91,14 +96,16 @@ impl Flow {
                 let mut state = self.state();
                 let Some(most) = state.in_memory else { return };
                 let due = state.end.saturating_sub(most);
-                state.leave_behind(due);
+                if let Some(since) = since.replace(Instant::now()) {
+                    state.leave_behind(Instant::now() - since);
+                }
                 let slowest = state.slowest();
                 state.drop_before(due.min(slowest));
                 // A chunk that `due` falls into stays: more than `most` is held by less than that.
                 if slowest >= due || state.start >= due {
                     return;
                 }
-                state.patience(due)
+                state.wait_for(due)
             };
             let _ = timeout_at(until, passed).await;
         }
@@ -213,7 +220,7 @@ impl Flow {
             return Found::End(Err(Error::Unavailable(format!("{}: {why}", self.digest))));
         };
         if place.at != at {
-            *place = Place::new(at);
+            place.go_on(at);
             self.passed.notify_waiters();
         }
         if let Some(Err(error)) = &state.outcome {

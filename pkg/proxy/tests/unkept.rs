@@ -3,8 +3,12 @@
 
 mod common;
 
+use std::time::Duration;
+
 use common::{CHUNK, Proxy, content};
+use futures::StreamExt as _;
 use gorego_storage::BlobStore as _;
+use tokio::time::{sleep, timeout};
 
 /// With room for less than any blob here.
 async fn proxy() -> Proxy {
@@ -22,4 +26,21 @@ async fn whoever_asks_for_a_part_gets_it() {
         let offset = usize::try_from(offset).unwrap();
         assert_eq!(part, content.slice(offset..offset + CHUNK));
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_reads_slowly_does_not_set_the_pace_for_others() {
+    let proxy = proxy().await;
+    let content = content(1, 40 << 20);
+    let digest = proxy.backing.has(&content).await;
+    let mut slow = proxy.store.get(&digest, 0).await.unwrap().into_chunks();
+    let fast = proxy.store.get(&digest, 0).await.unwrap();
+    let slow = tokio::spawn(async move {
+        while let Some(Ok(_)) = slow.next().await {
+            sleep(Duration::from_secs(1)).await;
+        }
+    });
+    let read = timeout(Duration::from_secs(30), fast.into_bytes()).await;
+    assert!(read.unwrap().unwrap() == content);
+    slow.await.unwrap();
 }

@@ -58,22 +58,33 @@ impl Drop for Reader {
     }
 }
 
-/// Somebody who waits for the end of a flow and reads nothing, until dropped.
-pub(super) struct Waiter(Arc<Flow>);
+/// Somebody who wants a flow to come to its end, until dropped.
+pub(super) struct Waiter {
+    flow: Arc<Flow>,
+    waiting: bool,
+}
 
 impl Waiter {
     pub(super) fn new(flow: Arc<Flow>) -> Self {
         flow.state().waiters += 1;
-        Self(flow)
+        let waiting = false;
+        Self { flow, waiting }
     }
 
-    pub(super) async fn verified(&self) -> Result<()> {
-        self.0.ended().await
+    /// Waits for it, and reads no more.
+    pub(super) async fn verified(mut self) -> Result<()> {
+        self.flow.state().waiting += 1;
+        self.waiting = true;
+        self.flow.ended().await
     }
 }
 
 impl Drop for Waiter {
     fn drop(&mut self) {
-        self.0.state().waiters -= 1;
+        let mut state = self.flow.state();
+        state.waiters -= 1;
+        if self.waiting {
+            state.waiting -= 1;
+        }
     }
 }
