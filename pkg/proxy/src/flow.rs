@@ -9,7 +9,7 @@ mod state;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use futures::{StreamExt as _, stream};
 use gorego_storage::{Blob, BlobStream, Digest, Error, Growth, Result};
 use tokio::{
@@ -130,8 +130,22 @@ impl Flow {
 
     /// All arrived and was verified, or not.
     pub(crate) fn finish(&self, outcome: Result<()>) {
-        self.state().outcome.get_or_insert(outcome);
+        {
+            let mut state = self.state();
+            state.outcome.get_or_insert(outcome);
+            let of_use = match state.outcome {
+                Some(Err(_)) => state.end,
+                _ => self.growth.len(),
+            };
+            state.drop_before(of_use);
+        }
         self.arrived.notify_waiters();
+    }
+
+    /// Waits, after the end, until nothing is in memory: readers that stand still are left behind.
+    pub(crate) async fn emptied(&self) {
+        self.to_memory(0);
+        self.make_room().await;
     }
 
     /// Waits until anything has arrived; an error if nothing will.
@@ -175,29 +189,6 @@ impl Flow {
         }))
     }
 
-    /// All of it, once it was verified. For blobs that fit into a batch.
-    pub(crate) async fn bytes(self: &Arc<Self>) -> Result<Bytes> {
-        Waiter::new(Arc::clone(self)).verified().await?;
-        let (start, newest) = {
-            let state = self.state();
-            (state.start, state.newest.clone())
-        };
-        if let (0, 1, Some(only)) = (start, newest.len(), newest.front()) {
-            return Ok(only.clone());
-        }
-        let mut whole = BytesMut::new();
-        while (whole.len() as u64) < start {
-            let left = start - whole.len() as u64;
-            let at = whole.len() as u64;
-            let len = usize::try_from(left).unwrap_or(usize::MAX);
-            whole.extend_from_slice(&self.written(at, len).await?);
-        }
-        for chunk in newest {
-            whole.extend_from_slice(&chunk);
-        }
-        Ok(whole.freeze())
-    }
-
     /// Up to `len` bytes, and at least one, that were written.
     async fn written(&self, at: u64, len: usize) -> Result<Bytes> {
         let growth = self.growth();
@@ -214,6 +205,10 @@ impl Flow {
     /// What there is at `at`. The end of the blob is held back until it was verified.
     fn look(&self, reader: u64, at: u64) -> Found {
         let mut state = self.state();
+        let verified = matches!(state.outcome, Some(Ok(())));
+        if verified && at >= self.digest.size() {
+            return Found::End(Ok(()));
+        }
         let Some(place) = state.readers.get_mut(&reader) else {
             let why =
                 "too slow while others waited for the same blob, which the disk has no room for";
@@ -226,7 +221,6 @@ impl Flow {
         if let Some(Err(error)) = &state.outcome {
             return Found::End(Err(error.clone()));
         }
-        let verified = state.outcome.is_some();
         let whole = |len: u64| verified || at + len < self.digest.size();
         if let Some(piece) = state.piece(at) {
             return if whole(piece.len() as u64) {

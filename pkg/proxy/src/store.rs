@@ -4,6 +4,7 @@ use std::{fmt, future::Future, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use futures::future;
 use gorego_storage::{
     Blob, BlobStore, CHUNK_SIZE, Digest, Error, LocalStore, Put, Result, UploadId, Uploads,
 };
@@ -187,10 +188,11 @@ impl Tiers {
     }
 
     async fn fetch_whole(self: &Arc<Self>, digest: &Digest) -> Result<Bytes> {
-        let Some((joined, ())) = self.fetches.join(digest, |_| Some(())) else {
+        let Some((joined, blob)) = self.fetches.join(digest, |flow| flow.read(0)) else {
             return Err(Error::NotFound(*digest));
         };
-        self.run(joined).bytes().await
+        self.run(joined);
+        blob.into_bytes().await
     }
 
     pub(crate) async fn get_batch(self: &Arc<Self>, digests: &[Digest]) -> Vec<Result<Bytes>> {
@@ -202,33 +204,28 @@ impl Tiers {
             .zip(digests)
             .map(|(found, digest)| Self::locally(digest, found))
             .collect();
-        let mut waiting = Vec::new();
+        let mut reads = Vec::new();
         let mut new = Vec::new();
-        for (at, digest) in digests.iter().enumerate() {
-            if found.get(at).is_none_or(Option::is_some) {
+        for (place, digest) in found.iter_mut().zip(digests) {
+            if place.is_some() {
                 continue;
             }
-            let Some((joined, ())) = self.fetches.join(digest, |_| Some(())) else {
+            let Some((joined, blob)) = self.fetches.join(digest, |flow| flow.read(0)) else {
                 continue;
             };
-            let flow = match joined {
-                Joined::Running(flow) => flow,
-                Joined::New(flow) => {
-                    new.push(Arc::clone(&flow));
-                    flow
-                }
-            };
-            waiting.push((at, flow));
+            if let Joined::New(flow) = joined {
+                new.push(flow);
+            }
+            reads.push(async move {
+                let content = self.or_missing(digest, blob.into_bytes().await);
+                *place = Some(content);
+            });
         }
         if !new.is_empty() {
             self.start_batch(new);
         }
-        for (at, flow) in waiting {
-            let content = self.or_missing(flow.digest(), flow.bytes().await);
-            if let Some(place) = found.get_mut(at) {
-                *place = Some(content);
-            }
-        }
+        // All at once: nobody waits for a reader that stands still.
+        future::join_all(reads).await;
         let missing = |(found, digest): (Option<Result<Bytes>>, &Digest)| {
             found.unwrap_or(Err(Error::NotFound(*digest)))
         };

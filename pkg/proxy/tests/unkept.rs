@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use common::{CHUNK, Proxy, content};
 use futures::StreamExt as _;
-use gorego_storage::BlobStore as _;
+use gorego_storage::{BlobStore as _, Error};
 use tokio::time::{sleep, timeout};
 
 /// With room for less than any blob here.
@@ -43,4 +43,46 @@ async fn whoever_reads_slowly_does_not_set_the_pace_for_others() {
     let read = timeout(Duration::from_secs(30), fast.into_bytes()).await;
     assert!(read.unwrap().unwrap() == content);
     slow.await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn slow_readers_of_some_blobs_do_not_keep_others_from_being_read() {
+    let proxy = proxy().await;
+    let mut slow = Vec::new();
+    for seed in 0..10 {
+        let digest = proxy.backing.has(&content(seed, 17 << 20)).await;
+        let mut chunks = proxy.store.get(&digest, 0).await.unwrap().into_chunks();
+        slow.push(tokio::spawn(async move {
+            while let Some(Ok(_)) = chunks.next().await {
+                sleep(Duration::from_secs(3)).await;
+            }
+        }));
+        // Until all of them hold what they can get.
+        sleep(Duration::from_millis(100)).await;
+    }
+    for size in [10, 300_000, 3 << 20] {
+        let content = content(50, size);
+        let digest = proxy.backing.has(&content).await;
+        let read = timeout(Duration::from_secs(1), proxy.read(&digest)).await;
+        assert!(read.expect("no waiting").unwrap() == content, "{size}");
+    }
+    assert!(slow.iter().all(|slow| !slow.is_finished()));
+    slow.iter().for_each(tokio::task::JoinHandle::abort);
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_stands_still_when_all_has_arrived_gives_up_the_memory() {
+    let proxy = proxy().await;
+    let content = content(1, 10 << 20);
+    let digest = proxy.backing.has(&content).await;
+    let mut stalled = proxy.store.get(&digest, 0).await.unwrap().into_chunks();
+    assert!(proxy.read(&digest).await.unwrap() == content);
+    sleep(Duration::from_secs(10)).await;
+    while let Some(chunk) = stalled.next().await {
+        if let Err(error) = chunk {
+            assert!(matches!(error, Error::Unavailable(_)), "{error}");
+            return;
+        }
+    }
+    panic!("still in memory");
 }

@@ -144,10 +144,6 @@ async fn it_is_given_up_only_when_nobody_waits_for_its_end() {
     assert!((&mut part).now_or_never().is_none());
     flow.abandon().unwrap();
     drop(part);
-    let mut whole = Box::pin(flow.bytes());
-    assert!((&mut whole).now_or_never().is_none());
-    flow.abandon().unwrap();
-    drop(whole);
     assert!(flow.abandon().is_err());
     assert!(flow.read(0).is_none(), "nobody joins what was given up");
 }
@@ -238,4 +234,34 @@ async fn in_memory_sixteen_mebibytes_a_second_are_fast_enough_for_anybody() {
     assert_eq!(fast.await.unwrap().len(), count);
     assert!(begun.elapsed() > PATIENCE * 2);
     assert_eq!(slow.await.unwrap(), count);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_over_leaves_memory_when_its_readers_have_passed_it_or_stand_still() {
+    let (flow, content) = flow(3);
+    let (mut stalled, reader) = (read(&flow, 0), read(&flow, 0));
+    let done = read(&flow, 0).take(3).collect::<Vec<_>>();
+    for number in 0..3 {
+        flow.push(chunk(&content, number)).await;
+    }
+    flow.finish(Ok(()));
+    assert_eq!(done.await.len(), 3);
+    let mut emptied = Box::pin(flow.emptied());
+    assert!((&mut emptied).now_or_never().is_none());
+    let read = reader.map(Result::unwrap).collect::<Vec<_>>();
+    assert_eq!(read.await.concat(), content);
+    time::timeout(PATIENCE * 2, emptied).await.unwrap();
+    assert!(flow.state().newest.is_empty());
+    assert!(stalled.next().await.unwrap().is_err());
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_had_all_of_it_is_not_told_of_being_late() {
+    let (flow, content) = flow(1);
+    flow.push(content.clone()).await;
+    flow.finish(Ok(()));
+    let mut late = read(&flow, 0);
+    late.next().await.unwrap().unwrap();
+    flow.emptied().await;
+    assert!(late.next().await.is_none());
 }
