@@ -9,7 +9,7 @@ use std::{
 
 use bytes::Bytes;
 use futures::{StreamExt as _, future};
-use gorego_storage::{BlobStore, CHUNK_SIZE, Chunks, Digest, Error, Received, Result};
+use gorego_storage::{Blob, BlobStore, CHUNK_SIZE, Chunks, Digest, Error, Received, Result};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
@@ -150,13 +150,18 @@ impl Tiers {
         }
     }
 
-    /// Writes what arrives, for as long as there is room and no such blob here.
+    /// Writes what arrives, for as long as there is room and no such blob here. Once there is, readers
+    /// go on from that.
     async fn write(&self, flow: &Flow, content: mpsc::Receiver<Result<Bytes>>) -> Result<Received> {
         let content = ReceiverStream::new(content).boxed();
-        let growth = Some(flow.growth());
-        self.local
-            .receive(flow.digest(), content, None, growth)
-            .await
+        let (digest, growth) = (flow.digest(), Some(flow.growth()));
+        let written = self.local.receive(digest, content, None, growth).await;
+        if let Ok(Received::Existed) = &written
+            && let Ok(Blob::File(file)) = self.local.get(digest, 0).await
+        {
+            flow.found(&file);
+        }
+        written
     }
 
     /// Brings what arrives to the readers and to the writer.

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use futures::{StreamExt as _, stream};
-use gorego_storage::{Blob, BlobStream, Digest, Error, Growth, Result};
+use gorego_storage::{Blob, BlobFile, BlobStream, Digest, Error, Growth, Result};
 use tokio::{
     sync::Notify,
     task,
@@ -30,7 +30,6 @@ const PIECE: usize = 128 * 1024;
 #[derive(Debug)]
 pub(crate) struct Flow {
     digest: Digest,
-    growth: Arc<Growth>,
     state: Mutex<State>,
     /// Something arrived, or the end was reached.
     arrived: Notify,
@@ -51,7 +50,6 @@ impl Flow {
     pub(crate) fn new(digest: Digest) -> Self {
         Self {
             digest,
-            growth: Arc::default(),
             state: Mutex::default(),
             arrived: Notify::new(),
             passed: Notify::new(),
@@ -68,7 +66,17 @@ impl Flow {
 
     /// Where to write it, for those who read.
     pub(crate) fn growth(&self) -> Arc<Growth> {
-        Arc::clone(&self.growth)
+        Arc::clone(&self.state().growth)
+    }
+
+    /// The same blob, verified, is in a file that others have brought: what is still to be read is
+    /// read from there. The end is held back all the same, for those who have read the beginning of
+    /// what arrives.
+    pub(crate) fn found(&self, file: &BlobFile) {
+        self.state().growth = Arc::new(Growth::ended(file));
+        self.arrived.notify_waiters();
+        // Nobody is to be waited for any more.
+        self.passed.notify_waiters();
     }
 
     /// Adds what arrived. Waits for readers where memory is all there is and is full.
@@ -78,7 +86,7 @@ impl Flow {
             let mut state = self.state();
             state.end += len;
             state.newest.push_back(chunk);
-            state.drop_before(self.growth.len());
+            state.drop_written();
         }
         self.arrived.notify_waiters();
         self.make_room().await;
@@ -99,6 +107,7 @@ impl Flow {
                 if let Some(since) = since.replace(Instant::now()) {
                     state.leave_behind(Instant::now() - since);
                 }
+                state.drop_written();
                 let slowest = state.slowest();
                 state.drop_before(due.min(slowest));
                 // A chunk that `due` falls into stays: more than `most` is held by less than that.
@@ -133,11 +142,10 @@ impl Flow {
         {
             let mut state = self.state();
             state.outcome.get_or_insert(outcome);
-            let of_use = match state.outcome {
-                Some(Err(_)) => state.end,
-                _ => self.growth.len(),
-            };
-            state.drop_before(of_use);
+            if let Some(Err(_)) = state.outcome {
+                state.drop_before(u64::MAX);
+            }
+            state.drop_written();
         }
         self.arrived.notify_waiters();
     }
@@ -229,7 +237,7 @@ impl Flow {
                 Found::Nothing
             };
         }
-        let written = self.growth.len().saturating_sub(at);
+        let written = state.growth.len().saturating_sub(at);
         let len = usize::try_from(written).unwrap_or(usize::MAX).min(PIECE);
         if len > 0 && whole(len as u64) {
             Found::Written(len)

@@ -3,12 +3,12 @@
 
 mod common;
 
-use std::sync::atomic::Ordering::SeqCst;
+use std::{sync::atomic::Ordering::SeqCst, time::Duration};
 
 use common::{CHUNK, Proxy, content};
-use futures::{FutureExt as _, StreamExt as _, future};
-use gorego_storage::{Blob, BlobStore, Error};
-use tokio::task::JoinSet;
+use futures::{FutureExt as _, StreamExt as _, future, stream};
+use gorego_storage::{Blob, BlobStore, BlobStoreExt as _, DigestFunction, Error, Put};
+use tokio::{task::JoinSet, time::timeout};
 
 #[tokio::test]
 async fn what_was_read_once_is_here() {
@@ -170,4 +170,42 @@ async fn a_batch_is_fetched_for_those_that_are_not_here() {
     assert!(matches!(batch[2], Err(Error::NotFound(_))));
     proxy.backing.script(|script| script.down = true);
     assert_eq!(proxy.read(&digests[1]).await.unwrap(), there);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn when_somebody_else_brings_the_blob_readers_go_on_from_there() {
+    for offset in [0, 5] {
+        let proxy = Proxy::new().await;
+        let content = content(1, 40 << 20);
+        let digest = proxy.backing.has(&content).await;
+        proxy.backing.hold_at(10 * CHUNK as u64);
+        let mut stalled = proxy.store.get(&digest, 0).await.unwrap().into_chunks();
+        stalled.next().await.unwrap().unwrap();
+        let reader = proxy.store.get(&digest, offset).await.unwrap();
+        let put = BlobStore::put(&*proxy.local, &digest, Blob::Bytes(content.clone())).await;
+        put.unwrap();
+        proxy.backing.let_go();
+        // Were it only in memory, this would wait for the other.
+        let read = timeout(Duration::from_secs(4), reader.into_bytes()).await;
+        let offset = usize::try_from(offset).unwrap();
+        assert!(read.expect("nobody is waited for").unwrap() == content.slice(offset..));
+        assert_eq!(proxy.backing.gets.load(SeqCst), 1);
+    }
+}
+
+#[tokio::test]
+async fn whoever_read_the_beginning_of_wrong_content_never_sees_an_end() {
+    let proxy = Proxy::new().await;
+    let content = content(1, CHUNK * 40);
+    let digest = proxy.backing.has(&content).await;
+    proxy.backing.script(|script| script.corrupt = true);
+    proxy.backing.hold_at(CHUNK as u64);
+    let mut reader = proxy.store.get(&digest, 0).await.unwrap().into_chunks();
+    reader.next().await.unwrap().unwrap();
+    let put = BlobStore::put(&*proxy.local, &digest, Blob::Bytes(content.clone())).await;
+    put.unwrap();
+    proxy.backing.let_go();
+    let last = reader.map(|chunk| chunk.is_ok()).collect::<Vec<_>>().await;
+    assert_eq!(last.last(), Some(&false));
+    assert!(proxy.read(&digest).await.unwrap() == content);
 }

@@ -18,7 +18,7 @@ impl Reader {
     pub(super) fn new(flow: Arc<Flow>, at: u64) -> Option<Self> {
         let number = {
             let mut state = flow.state();
-            let gone = at < state.start && flow.growth.len() < state.start;
+            let gone = at < state.start && state.growth.len() < state.start;
             if gone || matches!(state.outcome, Some(Err(_))) {
                 return None;
             }

@@ -2,11 +2,12 @@
 
 use std::{
     collections::{HashMap, VecDeque},
+    sync::Arc,
     time::Duration,
 };
 
 use bytes::Bytes;
-use gorego_storage::Result;
+use gorego_storage::{Growth, Result};
 use tokio::time::Instant;
 
 /// A reader that does not go on for this long while memory is short is left behind, and so is one
@@ -19,6 +20,8 @@ const FORGIVEN: u64 = 60;
 
 #[derive(Debug, Default)]
 pub(super) struct State {
+    /// What is in a file.
+    pub(super) growth: Arc<Growth>,
     /// The newest part.
     pub(super) newest: VecDeque<Bytes>,
     /// Where it starts and ends in the blob.
@@ -83,6 +86,11 @@ impl State {
             self.start = next;
             self.newest.pop_front();
         }
+    }
+
+    /// Lets go of what can be read from the file.
+    pub(super) fn drop_written(&mut self) {
+        self.drop_before(self.growth.len());
     }
 
     /// Whether anybody is left to get what arrives.
