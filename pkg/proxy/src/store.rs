@@ -155,14 +155,16 @@ impl Tiers {
         if let Some(found) = Self::locally(digest, found) {
             return found;
         }
+        if offset > digest.size() {
+            // There is nothing to fetch for this.
+            let digest = *digest;
+            return Err(Error::OffsetPastEnd { digest, offset });
+        }
         if digest.size() <= CHUNK_SIZE as u64 {
             let content = self.fetch_whole(digest).await;
             let mut content = self.or_missing(digest, content)?;
             let at = usize::try_from(offset).unwrap_or(usize::MAX);
-            if at > content.len() {
-                return Err(past_end(digest, offset));
-            }
-            return Ok(Blob::Bytes(content.split_off(at)));
+            return Ok(Blob::Bytes(content.split_off(at.min(content.len()))));
         }
         let joined = self.fetches.join(digest, |flow| flow.read(offset));
         let Some((joined, blob)) = joined else {
@@ -170,9 +172,6 @@ impl Tiers {
         };
         let started = self.run(joined).started().await;
         self.or_missing(digest, started)?;
-        if offset > digest.size() {
-            return Err(past_end(digest, offset));
-        }
         Ok(blob)
     }
 
@@ -231,11 +230,6 @@ impl Tiers {
         };
         found.into_iter().zip(digests).map(missing).collect()
     }
-}
-
-fn past_end(digest: &Digest, offset: u64) -> Error {
-    let digest = *digest;
-    Error::OffsetPastEnd { digest, offset }
 }
 
 #[async_trait]

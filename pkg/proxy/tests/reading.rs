@@ -172,6 +172,19 @@ async fn a_batch_is_fetched_for_those_that_are_not_here() {
     assert_eq!(proxy.read(&digests[1]).await.unwrap(), there);
 }
 
+#[tokio::test]
+async fn an_offset_past_the_end_costs_no_fetch() {
+    for len in [10, CHUNK * 20] {
+        let proxy = Proxy::new().await;
+        let digest = proxy.backing.has(&content(1, len)).await;
+        let past = proxy.store.get(&digest, len as u64 + 1).await;
+        assert!(matches!(past, Err(Error::OffsetPastEnd { .. })));
+        assert_eq!(proxy.backing.gets.load(SeqCst), 0);
+        let end = proxy.store.get(&digest, len as u64).await.unwrap();
+        assert!(end.into_bytes().await.unwrap().is_empty());
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn when_somebody_else_brings_the_blob_readers_go_on_from_there() {
     for offset in [0, 5] {
