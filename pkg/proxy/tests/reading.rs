@@ -185,6 +185,39 @@ async fn an_offset_past_the_end_costs_no_fetch() {
     }
 }
 
+#[tokio::test]
+async fn whoever_waits_for_a_fetch_is_told_when_the_proxy_closes() {
+    let proxy = Proxy::new().await;
+    let (small, large) = (content(1, 10), content(2, CHUNK * 20));
+    let digests = [
+        proxy.backing.has(&small).await,
+        proxy.backing.has(&large).await,
+    ];
+    proxy.backing.hold_at(CHUNK as u64);
+    let mut begun = proxy.store.get(&digests[1], 0).await.unwrap().into_chunks();
+    begun.next().await.unwrap().unwrap();
+    let part = proxy.store.get(&digests[1], 0).await.unwrap().truncate(10);
+    proxy.backing.hold_at(0);
+    let waiting = future::join4(
+        begun.next(),
+        part.into_bytes(),
+        proxy.read(&digests[0]),
+        proxy.store.get_batch(&digests),
+    );
+    let close = async {
+        tokio::task::yield_now().await;
+        proxy.store.close().await;
+    };
+    let both = timeout(Duration::from_secs(1), future::join(waiting, close));
+    let ((begun, part, small, batch), ()) = both.await.expect("all are told");
+    let cut_off = |error| matches!(error, Error::Unavailable(_));
+    assert!(cut_off(begun.unwrap().unwrap_err()));
+    assert!(cut_off(part.unwrap_err()));
+    assert!(cut_off(small.unwrap_err()));
+    assert!(batch.into_iter().all(|read| cut_off(read.unwrap_err())));
+    assert!(cut_off(proxy.read(&digests[0]).await.unwrap_err()));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn when_somebody_else_brings_the_blob_readers_go_on_from_there() {
     for offset in [0, 5] {
@@ -221,4 +254,24 @@ async fn whoever_read_the_beginning_of_wrong_content_never_sees_an_end() {
     let last = reader.map(|chunk| chunk.is_ok()).collect::<Vec<_>>().await;
     assert_eq!(last.last(), Some(&false));
     assert!(proxy.read(&digest).await.unwrap() == content);
+}
+
+#[tokio::test]
+async fn blobs_of_another_digest_function_go_both_ways() {
+    let proxy = Proxy::new().await;
+    for len in [10, CHUNK * 20] {
+        let (there, new) = (content(1, len), content(2, len));
+        let digest = DigestFunction::Blake3.digest(&there);
+        let blob = Blob::Bytes(there.clone());
+        let put = BlobStore::put(&proxy.backing.memory, &digest, blob).await;
+        put.unwrap();
+        assert_eq!(proxy.read(&digest).await.unwrap(), there);
+        assert!(proxy.local.contains(&digest).await.unwrap());
+        let digest = DigestFunction::Blake3.digest(&new);
+        let chunks = stream::iter([Ok(new.clone())]);
+        let put = proxy.store.put(&digest, Blob::stream(chunks)).await;
+        assert_eq!(put.unwrap(), Put::Stored);
+        assert!(proxy.backing.memory.contains(&digest).await.unwrap());
+        assert_eq!(proxy.read(&digest).await.unwrap(), new);
+    }
 }
