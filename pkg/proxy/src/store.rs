@@ -6,7 +6,8 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures::future;
 use gorego_storage::{
-    Blob, BlobStore, CHUNK_SIZE, Digest, Error, LocalStore, Put, Result, UploadId, Uploads,
+    Blob, BlobStore, CHUNK_SIZE, Digest, Error, Evictable as _, LocalStore, Put, Result, UploadId,
+    Uploads,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -82,7 +83,8 @@ impl ProxyStore {
         options: Options,
     ) -> Self {
         let existence = Existence::new(options.existence_ttl);
-        let (wanted, receiver) = options.prefetch.then(Wanted::new).unzip();
+        let capacity = local.usage().limit;
+        let (wanted, queue) = options.prefetch.then(|| Wanted::new(capacity)).unzip();
         let tiers = Tiers {
             local,
             backing: backing.blobs,
@@ -96,8 +98,8 @@ impl ProxyStore {
             cancel: CancellationToken::new(),
         };
         let tiers = Arc::new(tiers);
-        if let Some(receiver) = receiver {
-            tiers.spawn(prefetch::run(Arc::clone(&tiers), receiver));
+        if let Some(queue) = queue {
+            tiers.spawn(prefetch::run(Arc::clone(&tiers), queue));
         }
         if !tiers.options.read_only {
             tiers.spawn(replay::run(Arc::clone(&tiers)));
