@@ -6,9 +6,12 @@ mod common;
 use std::time::Duration;
 
 use common::{CHUNK, Proxy, content};
-use futures::StreamExt as _;
+use futures::{StreamExt as _, future};
 use gorego_storage::{BlobStore as _, Error};
-use tokio::time::{sleep, timeout};
+use tokio::{
+    task::JoinSet,
+    time::{sleep, timeout},
+};
 
 /// With room for less than any blob here.
 async fn proxy() -> Proxy {
@@ -35,28 +38,28 @@ async fn whoever_reads_slowly_does_not_set_the_pace_for_others() {
     let digest = proxy.backing.has(&content).await;
     let mut slow = proxy.store.get(&digest, 0).await.unwrap().into_chunks();
     let fast = proxy.store.get(&digest, 0).await.unwrap();
-    let slow = tokio::spawn(async move {
+    let slow = async {
         while let Some(Ok(_)) = slow.next().await {
             sleep(Duration::from_secs(1)).await;
         }
-    });
-    let read = timeout(Duration::from_secs(30), fast.into_bytes()).await;
+    };
+    let read = timeout(Duration::from_secs(30), fast.into_bytes());
+    let (read, ()) = future::join(read, slow).await;
     assert!(read.unwrap().unwrap() == content);
-    slow.await.unwrap();
 }
 
 #[tokio::test(start_paused = true)]
 async fn slow_readers_of_some_blobs_do_not_keep_others_from_being_read() {
     let proxy = proxy().await;
-    let mut slow = Vec::new();
+    let mut slow = JoinSet::new();
     for seed in 0..10 {
         let digest = proxy.backing.has(&content(seed, 17 << 20)).await;
         let mut chunks = proxy.store.get(&digest, 0).await.unwrap().into_chunks();
-        slow.push(tokio::spawn(async move {
+        slow.spawn(async move {
             while let Some(Ok(_)) = chunks.next().await {
                 sleep(Duration::from_secs(3)).await;
             }
-        }));
+        });
         // Until all of them hold what they can get.
         sleep(Duration::from_millis(100)).await;
     }
@@ -66,8 +69,7 @@ async fn slow_readers_of_some_blobs_do_not_keep_others_from_being_read() {
         let read = timeout(Duration::from_secs(1), proxy.read(&digest)).await;
         assert!(read.expect("no waiting").unwrap() == content, "{size}");
     }
-    assert!(slow.iter().all(|slow| !slow.is_finished()));
-    slow.iter().for_each(tokio::task::JoinHandle::abort);
+    assert!(slow.try_join_next().is_none(), "all go on");
 }
 
 #[tokio::test(start_paused = true)]

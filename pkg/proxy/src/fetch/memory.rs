@@ -86,18 +86,12 @@ impl Memory {
 }
 
 async fn take(pool: &Arc<Semaphore>, bytes: u64) -> Result<Reserved> {
-    match timeout(
-        PATIENCE,
-        Arc::clone(pool).acquire_many_owned(permits(bytes)),
-    )
-    .await
-    {
-        Ok(Ok(reserved)) => Ok(reserved),
-        _ => {
-            let why = "too much is being fetched from the backing cache at once";
-            Err(Error::Unavailable(why.to_owned()))
-        }
+    let reserve = Arc::clone(pool).acquire_many_owned(permits(bytes));
+    if let Ok(Ok(reserved)) = timeout(PATIENCE, reserve).await {
+        return Ok(reserved);
     }
+    let why = "too much is being fetched from the backing cache at once";
+    Err(Error::Unavailable(why.to_owned()))
 }
 
 fn permits(bytes: u64) -> u32 {

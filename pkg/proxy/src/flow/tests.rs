@@ -1,6 +1,6 @@
 use futures::{FutureExt as _, StreamExt as _, future};
 use gorego_storage::DigestFunction;
-use tokio::{task::JoinHandle, time};
+use tokio::time;
 
 use super::{state::PATIENCE, *};
 
@@ -148,17 +148,25 @@ async fn it_is_given_up_only_when_nobody_waits_for_its_end() {
     assert!(flow.read(0).is_none(), "nobody joins what was given up");
 }
 
-/// Readers that take a chunk each `pace`; how many chunks each of them got.
-fn slow(flow: &Arc<Flow>, pace: time::Duration) -> JoinHandle<usize> {
+/// Reads a chunk each `pace`, for as long as it is let; how many it got.
+async fn slow(flow: &Arc<Flow>, pace: time::Duration) -> usize {
     let mut reader = read(flow, 0);
-    tokio::spawn(async move {
-        let mut got = 0;
-        while let Some(Ok(_)) = reader.next().await {
-            got += 1;
-            time::sleep(pace).await;
-        }
-        got
-    })
+    let mut got = 0;
+    while let Some(Ok(_)) = reader.next().await {
+        got += 1;
+        time::sleep(pace).await;
+    }
+    got
+}
+
+/// Brings all of it; how long that took.
+async fn arrive(flow: &Arc<Flow>, content: &Bytes) -> time::Duration {
+    let begun = time::Instant::now();
+    for number in 0..content.len() / LEN {
+        flow.push(chunk(content, number)).await;
+    }
+    flow.finish(Ok(()));
+    begun.elapsed()
 }
 
 #[tokio::test(start_paused = true)]
@@ -166,20 +174,13 @@ async fn in_memory_a_slow_reader_goes_at_its_pace_until_others_have_waited_enoug
     for others in [0, 1] {
         let (flow, content) = flow(30);
         flow.to_memory(2 * LEN as u64);
+        let fast = (0..others).map(|_| read(&flow, 0).count());
         let slow = slow(&flow, PATIENCE / 5);
-        let fast: Vec<_> = (0..others)
-            .map(|_| tokio::spawn(read(&flow, 0).collect::<Vec<_>>()))
-            .collect();
-        let begun = time::Instant::now();
-        for number in 0..30 {
-            flow.push(chunk(&content, number)).await;
-        }
-        flow.finish(Ok(()));
-        for fast in fast {
-            assert_eq!(fast.await.unwrap().len(), 30);
-            assert!(begun.elapsed() < PATIENCE * 2);
-        }
-        assert_eq!(slow.await.unwrap() == 30, others == 0);
+        let (slow, fast, took) =
+            future::join3(slow, future::join_all(fast), arrive(&flow, &content)).await;
+        assert_eq!(fast, vec![30; others]);
+        assert_eq!(took < PATIENCE * 2, others > 0);
+        assert_eq!(slow < 30, others > 0);
     }
 }
 
@@ -187,33 +188,24 @@ async fn in_memory_a_slow_reader_goes_at_its_pace_until_others_have_waited_enoug
 async fn in_memory_many_that_are_slow_together_are_not_left_behind() {
     let (flow, content) = flow(30);
     flow.to_memory(2 * LEN as u64);
-    let crowd: Vec<_> = (0..20).map(|_| slow(&flow, PATIENCE / 5)).collect();
-    let fast = tokio::spawn(read(&flow, 0).collect::<Vec<_>>());
-    for number in 0..30 {
-        flow.push(chunk(&content, number)).await;
-    }
-    flow.finish(Ok(()));
-    for reader in crowd {
-        assert_eq!(reader.await.unwrap(), 30);
-    }
-    assert_eq!(fast.await.unwrap().len(), 30);
+    let crowd = (0..20).map(|_| slow(&flow, PATIENCE / 5));
+    let fast = read(&flow, 0).count();
+    let (crowd, fast, _) =
+        future::join3(future::join_all(crowd), fast, arrive(&flow, &content)).await;
+    assert_eq!(crowd, vec![30; 20]);
+    assert_eq!(fast, 30);
 }
 
 #[tokio::test(start_paused = true)]
 async fn in_memory_whoever_wants_a_part_is_not_held_up_either() {
     let (flow, content) = flow(30);
     flow.to_memory(2 * LEN as u64);
+    let part = flow.read(0).unwrap().truncate(10).into_bytes();
     let slow = slow(&flow, PATIENCE / 5);
-    let part = flow.read(0).unwrap().truncate(10);
-    let arrive = async {
-        for number in 0..30 {
-            flow.push(chunk(&content, number)).await;
-        }
-        flow.finish(Ok(()));
-    };
-    let both = time::timeout(PATIENCE * 2, future::join(arrive, part.into_bytes()));
-    assert_eq!(both.await.unwrap().1.unwrap(), content.slice(..10));
-    assert!(slow.await.unwrap() < 30);
+    let (part, slow, took) = future::join3(part, slow, arrive(&flow, &content)).await;
+    assert_eq!(part.unwrap(), content.slice(..10));
+    assert!(took < PATIENCE * 2);
+    assert!(slow < 30);
 }
 
 #[tokio::test(start_paused = true)]
@@ -224,16 +216,18 @@ async fn in_memory_sixteen_mebibytes_a_second_are_fast_enough_for_anybody() {
     let digest = Digest::from_hash(DigestFunction::Sha256, &[1; 32], size);
     let flow = Arc::new(Flow::new(digest.unwrap()));
     flow.to_memory(2 << 20);
-    let slow = slow(&flow, pace);
-    let fast = tokio::spawn(read(&flow, 0).collect::<Vec<_>>());
     let begun = time::Instant::now();
-    for _ in 0..count {
-        flow.push(piece.clone()).await;
-    }
-    flow.finish(Ok(()));
-    assert_eq!(fast.await.unwrap().len(), count);
-    assert!(begun.elapsed() > PATIENCE * 2);
-    assert_eq!(slow.await.unwrap(), count);
+    let arrive = async {
+        for _ in 0..count {
+            flow.push(piece.clone()).await;
+        }
+        flow.finish(Ok(()));
+        begun.elapsed()
+    };
+    let fast = read(&flow, 0).count();
+    let (slow, fast, took) = future::join3(slow(&flow, pace), fast, arrive).await;
+    assert!(took > PATIENCE * 2);
+    assert_eq!((slow, fast), (count, count));
 }
 
 #[tokio::test(start_paused = true)]
