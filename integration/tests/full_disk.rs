@@ -149,7 +149,8 @@ async fn in_front_of_another_cache_readers_get_what_the_disk_has_no_room_for() {
         .concat();
         let server = Server::start_on(disk, &settings);
         let client = Client::connect(server.address()).await;
-        for size in [1000, 3 * MIB, (EMPTY.mib as usize + 40) * MIB] {
+        let large = (EMPTY.mib as usize + 40) * MIB;
+        for size in [1000, 3 * MIB, large, large + 12345] {
             let content = blob(size as u64, size);
             let digest = peer.put(&content);
             client.compare(&digest, &content).await;

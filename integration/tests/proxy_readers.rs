@@ -14,6 +14,8 @@ use gorego_integration::{
 use tokio::task::JoinSet;
 
 const MIB: usize = 1024 * 1024;
+/// Of a size that no chunk or window ends at.
+const SIZE: usize = 100 * MIB + 12345;
 const READERS: usize = 500;
 const CONNECTIONS: usize = 10;
 
@@ -50,7 +52,7 @@ async fn read_all(server: &Server, content: &Bytes) {
 async fn five_hundred_readers_of_a_missing_blob_cost_one_fetch() {
     let _lock = Lock::take("crowd");
     let (peer, server) = proxy(&[]);
-    let content = blob(1, 100 * MIB);
+    let content = blob(1, SIZE);
     peer.put(&content);
     read_all(&server, &content).await;
     assert_eq!(peer.calls(Method::Read).len(), 1);
@@ -63,7 +65,7 @@ async fn five_hundred_readers_of_a_missing_blob_cost_one_fetch() {
 async fn without_room_here_they_cost_at_most_two() {
     let _lock = Lock::take("crowd");
     let (peer, server) = proxy(&["local_cache.max_size_gb=16MiB"]);
-    let content = blob(1, 100 * MIB);
+    let content = blob(1, SIZE);
     peer.put(&content);
     read_all(&server, &content).await;
     assert!(peer.bytes_read() <= 2 * content.len() as u64);

@@ -39,7 +39,7 @@ section! {
         /// Never write to it: what clients upload stays here.
         read_only: bool = false,
         /// Fetch the outputs of an action that are not here as soon as its result is a hit, in the
-        /// background.
+        /// background. Of one result at most 1 GiB, and a sixteenth of `local_cache.max_size_gb`.
         prefetch: bool = false,
     }
     sections { tls: BackingTls, }

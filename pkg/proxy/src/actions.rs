@@ -117,14 +117,16 @@ impl Actions {
 #[async_trait]
 impl ActionCache for ProxyActions {
     async fn get(&self, instance: &str, action: &Digest) -> Result<Option<ActionResult>> {
-        if let Some(result) = self.0.here.get(instance, action).await? {
+        let tiers = &self.0.store.tiers;
+        let here = tiers.prefetching(self.0.here.get(instance, action));
+        if let Some(result) = here.await? {
             self.0.revalidate(instance, action, &result);
             return Ok(Some(result));
         }
         if self.0.misses.take(&(instance.to_owned(), *action)) {
             return Ok(None);
         }
-        self.0.fetch(instance, action).await
+        tiers.prefetching(self.0.fetch(instance, action)).await
     }
 
     async fn size(&self, instance: &str, action: &Digest) -> Result<u64> {

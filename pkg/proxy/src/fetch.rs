@@ -1,5 +1,7 @@
 //! Fetches from the backing cache: one of each blob at a time, which belongs to nobody who reads it.
 
+mod memory;
+
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -7,26 +9,18 @@ use std::{
 
 use bytes::Bytes;
 use futures::{StreamExt as _, future};
-use gorego_storage::{BlobStore, Digest, Error, Received, Result};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use gorego_storage::{Blob, BlobStore, CHUNK_SIZE, Chunks, Digest, Error, Received, Result};
+use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
+use self::memory::{Memory, Reserved, UNWRITTEN};
 use crate::{flow::Flow, store::Tiers};
 
-/// A permit stands for this many bytes of memory.
-const UNIT: u64 = 16 * 1024;
-/// What all fetches together may have in memory, in permits.
-const MEMORY: usize = (128 << 20) / 16 / 1024;
-/// What one of them has, in bytes, while what arrives can be written.
-const WRITTEN: u64 = 1 << 20;
-/// And what it should have, in bytes, when it cannot.
-const UNWRITTEN: u64 = 16 << 20;
-
 /// The fetches under way.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Fetches {
     flows: Mutex<HashMap<Digest, Arc<Flow>>>,
-    memory: Arc<Semaphore>,
+    memory: Memory,
 }
 
 /// A fetch to wait for.
@@ -35,15 +29,6 @@ pub(crate) enum Joined {
     Running(Arc<Flow>),
     /// Which the caller has to start.
     New(Arc<Flow>),
-}
-
-impl Default for Fetches {
-    fn default() -> Self {
-        Self {
-            flows: Mutex::default(),
-            memory: Arc::new(Semaphore::new(MEMORY)),
-        }
-    }
 }
 
 impl Fetches {
@@ -78,16 +63,6 @@ impl Fetches {
             flows.remove(flow.digest());
         }
     }
-
-    async fn reserve(&self, bytes: u64) -> Result<OwnedSemaphorePermit> {
-        let reserved = Arc::clone(&self.memory).acquire_many_owned(permits(bytes));
-        let closed = |_| Error::Unavailable("the proxy is shutting down".to_owned());
-        reserved.await.map_err(closed)
-    }
-}
-
-fn permits(bytes: u64) -> u32 {
-    u32::try_from(bytes.div_ceil(UNIT)).unwrap_or(u32::MAX)
 }
 
 /// What failed here does not concern the readers.
@@ -109,6 +84,21 @@ impl Drop for Ending {
     }
 }
 
+/// A chunk in pieces of which none keeps a larger one in memory, as slices would.
+fn pieces(mut chunk: Bytes) -> impl Iterator<Item = Bytes> {
+    let whole = chunk.len() <= CHUNK_SIZE;
+    std::iter::from_fn(move || {
+        if chunk.is_empty() {
+            None
+        } else if whole {
+            Some(std::mem::take(&mut chunk))
+        } else {
+            let piece = chunk.split_to(chunk.len().min(CHUNK_SIZE));
+            Some(Bytes::copy_from_slice(&piece))
+        }
+    })
+}
+
 impl Tiers {
     /// Starts the fetch of one blob.
     pub(crate) fn start(self: &Arc<Self>, flow: Arc<Flow>) {
@@ -117,58 +107,34 @@ impl Tiers {
             flow,
         };
         self.spawn(async move {
-            let outcome = ending.tiers.fetch(&ending.flow).await;
+            let (tiers, flow) = (&ending.tiers, &ending.flow);
+            let mut reserved = Vec::new();
+            let outcome = tiers.fetch(flow, &mut reserved).await;
             if let Err(error) = &outcome {
-                ending.tiers.note_fetch(ending.flow.digest(), error);
+                tiers.note_fetch(flow.digest(), error);
             }
             // Whoever comes from now on finds it in the local store, or tries again.
-            ending.tiers.fetches.end(&ending.flow);
-            ending.flow.finish(outcome);
+            tiers.fetches.end(flow);
+            flow.finish(outcome);
+            // What is in memory counts until it is gone from there.
+            flow.emptied().await;
         });
     }
 
-    async fn fetch(&self, flow: &Arc<Flow>) -> Result<()> {
+    async fn fetch(&self, flow: &Flow, reserved: &mut Vec<Reserved>) -> Result<()> {
         let digest = *flow.digest();
-        let _memory = self.fetches.reserve(digest.size().min(WRITTEN)).await?;
+        reserved.push(self.fetches.memory.reserve(&digest).await?);
         // It may have come between the caller's look and this fetch.
         let blob = match self.local.get(&digest, 0).await {
             Ok(blob) => blob,
             Err(_) => self.backing.get(&digest, 0).await?,
         };
-        let mut chunks = blob.into_chunks();
-        let (sender, receiver) = mpsc::channel(1);
-        let content = ReceiverStream::new(receiver).boxed();
-        let write = self
-            .local
-            .receive(&digest, content, None, Some(flow.growth()));
-        let pump = async {
-            let mut writer = Some(sender);
-            let mut more_memory = None;
-            while let Some(chunk) = chunks.next().await {
-                if let Err(error) = &chunk
-                    && let Some(writer) = &writer
-                {
-                    let _ = writer.send(Err(error.clone())).await;
-                }
-                let chunk = chunk?;
-                flow.push(chunk.clone()).await;
-                if let Some(open) = &writer
-                    && open.send(Ok(chunk)).await.is_err()
-                {
-                    writer = None;
-                    more_memory = self.keep_in_memory(flow);
-                }
-                if writer.is_none() && digest.size() > UNWRITTEN && !flow.is_wanted() {
-                    let why = format!("{digest} cannot be kept and nobody waits for it");
-                    return Err(Error::Unavailable(why));
-                }
-            }
-            drop(writer);
-            Ok(more_memory)
-        };
+        let (writer, content) = mpsc::channel(1);
+        let write = self.write(flow, content);
+        let pump = self.pump(flow, blob.into_chunks(), writer, reserved);
         let (written, arrived) = future::join(write, pump).await;
         // The backing store verifies what it gives as a whole.
-        let _memory = arrived?;
+        arrived?;
         let kept = match written {
             Ok(Received::Existed) => return Ok(()),
             Ok(Received::Complete(complete)) => complete.publish().await,
@@ -184,14 +150,49 @@ impl Tiers {
         }
     }
 
-    /// The local store has no use for the rest, or no room.
-    fn keep_in_memory(&self, flow: &Flow) -> Option<OwnedSemaphorePermit> {
-        let most = flow.digest().size().min(UNWRITTEN);
-        let more = Arc::clone(&self.fetches.memory)
-            .try_acquire_many_owned(permits(most.saturating_sub(WRITTEN)))
-            .ok();
-        flow.to_memory(if more.is_some() { most } else { WRITTEN });
-        more
+    /// Writes what arrives, for as long as there is room and no such blob here. Once there is, readers
+    /// go on from that.
+    async fn write(&self, flow: &Flow, content: mpsc::Receiver<Result<Bytes>>) -> Result<Received> {
+        let content = ReceiverStream::new(content).boxed();
+        let (digest, growth) = (flow.digest(), Some(flow.growth()));
+        let written = self.local.receive(digest, content, None, growth).await;
+        if let Ok(Received::Existed) = &written
+            && let Ok(Blob::File(file)) = self.local.get(digest, 0).await
+        {
+            flow.found(&file);
+        }
+        written
+    }
+
+    /// Brings what arrives to the readers and to the writer.
+    async fn pump(
+        &self,
+        flow: &Flow,
+        mut chunks: Chunks,
+        writer: mpsc::Sender<Result<Bytes>>,
+        reserved: &mut Vec<Reserved>,
+    ) -> Result<()> {
+        let mut writer = Some(writer);
+        while let Some(chunk) = chunks.next().await {
+            if let Err(error) = &chunk
+                && let Some(writer) = &writer
+            {
+                let _ = writer.send(Err(error.clone())).await;
+            }
+            for piece in pieces(chunk?) {
+                flow.push(piece.clone()).await;
+                if let Some(open) = &writer
+                    && open.send(Ok(piece)).await.is_err()
+                {
+                    writer = None;
+                    reserved.extend(self.fetches.memory.keep(flow));
+                }
+                if writer.is_none() && flow.digest().size() > UNWRITTEN {
+                    flow.abandon()?;
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Fetches several small blobs at once.
@@ -209,9 +210,15 @@ impl Tiers {
 
     async fn fetch_batch(&self, endings: Vec<Ending>) {
         let digests: Vec<Digest> = endings.iter().map(|e| *e.flow.digest()).collect();
-        let total = digests.iter().map(Digest::size).sum::<u64>();
-        let Ok(_memory) = self.fetches.reserve(total.min(UNWRITTEN)).await else {
-            return;
+        let _reserved = match self.fetches.memory.reserve_batch(&digests).await {
+            Ok(reserved) => reserved,
+            Err(error) => {
+                for ending in endings {
+                    self.fetches.end(&ending.flow);
+                    ending.flow.finish(Err(error.clone()));
+                }
+                return;
+            }
         };
         let fetched = self.backing.get_batch(&digests).await;
         let whole = |(digest, content): (&Digest, &Result<Bytes>)| {
@@ -228,7 +235,7 @@ impl Tiers {
                 not_kept(digest, &error);
             }
         }
-        for (ending, content) in endings.into_iter().zip(fetched) {
+        for (ending, content) in endings.iter().zip(fetched) {
             let flow = &ending.flow;
             let outcome = match content {
                 Ok(content) => {
@@ -243,6 +250,7 @@ impl Tiers {
             self.fetches.end(flow);
             flow.finish(outcome);
         }
+        future::join_all(endings.iter().map(|ending| ending.flow.emptied())).await;
     }
 
     /// What a failed fetch tells about the backing cache.
@@ -254,5 +262,23 @@ impl Tiers {
             }
             error => tracing::debug!(%digest, %error, "could not fetch"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_piece_keeps_a_large_chunk_in_memory() {
+        let chunk = Bytes::from(vec![7; 4 * CHUNK_SIZE + 1]);
+        let all: Vec<_> = pieces(chunk.clone()).collect();
+        assert_eq!(all.concat(), chunk);
+        assert!(all.iter().all(|piece| piece.len() <= CHUNK_SIZE));
+        drop(chunk);
+        assert!(all.iter().all(Bytes::is_unique));
+        let small = Bytes::from(vec![7; CHUNK_SIZE]);
+        let same: Vec<_> = pieces(small.clone()).collect();
+        assert_eq!(same[0].as_ptr(), small.as_ptr(), "not copied");
     }
 }

@@ -4,58 +4,37 @@
 //! memory. Where it cannot be written, memory is all there is: then the newest part is as large as
 //! may be, and what no longer fits waits until the readers have passed it.
 
-use std::{
-    collections::{HashMap, VecDeque},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+mod reader;
+mod state;
 
-use bytes::{Bytes, BytesMut};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bytes::Bytes;
 use futures::{StreamExt as _, stream};
-use gorego_storage::{Blob, BlobStream, Digest, Error, Growth, Result};
+use gorego_storage::{Blob, BlobFile, BlobStream, Digest, Error, Growth, Result};
 use tokio::{
     sync::Notify,
     task,
     time::{Instant, timeout_at},
 };
 
+use self::{
+    reader::{Reader, Waiter},
+    state::State,
+};
+
 /// How much is read of the file at a time. There may be hundreds of readers.
 const PIECE: usize = 128 * 1024;
-
-/// A reader that does not go on for this long while memory is short is left behind.
-const PATIENCE: Duration = Duration::from_secs(5);
 
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct Flow {
     digest: Digest,
-    growth: Arc<Growth>,
     state: Mutex<State>,
     /// Something arrived, or the end was reached.
     arrived: Notify,
     /// A reader went on, or away.
     passed: Notify,
-}
-
-#[derive(Debug, Default)]
-struct State {
-    /// The newest part.
-    newest: VecDeque<Bytes>,
-    /// Where it starts and ends in the blob.
-    start: u64,
-    end: u64,
-    /// How much may be in memory, where nothing is written any more.
-    in_memory: Option<u64>,
-    outcome: Option<Result<()>>,
-    readers: HashMap<u64, Place>,
-    next_reader: u64,
-}
-
-/// Where a reader is, and since when.
-#[derive(Clone, Copy, Debug)]
-struct Place {
-    at: u64,
-    since: Instant,
 }
 
 /// What there is for a reader.
@@ -71,7 +50,6 @@ impl Flow {
     pub(crate) fn new(digest: Digest) -> Self {
         Self {
             digest,
-            growth: Arc::default(),
             state: Mutex::default(),
             arrived: Notify::new(),
             passed: Notify::new(),
@@ -88,7 +66,17 @@ impl Flow {
 
     /// Where to write it, for those who read.
     pub(crate) fn growth(&self) -> Arc<Growth> {
-        Arc::clone(&self.growth)
+        Arc::clone(&self.state().growth)
+    }
+
+    /// The same blob, verified, is in a file that others have brought: what is still to be read is
+    /// read from there. The end is held back all the same, for those who have read the beginning of
+    /// what arrives.
+    pub(crate) fn found(&self, file: &BlobFile) {
+        self.state().growth = Arc::new(Growth::ended(file));
+        self.arrived.notify_waiters();
+        // Nobody is to be waited for any more.
+        self.passed.notify_waiters();
     }
 
     /// Adds what arrived. Waits for readers where memory is all there is and is full.
@@ -98,15 +86,16 @@ impl Flow {
             let mut state = self.state();
             state.end += len;
             state.newest.push_back(chunk);
-            state.drop_before(self.growth.len());
+            state.drop_written();
         }
         self.arrived.notify_waiters();
         self.make_room().await;
     }
 
     /// Waits until the newest part is no larger than it may be. Readers that stand still for too
-    /// long are left behind.
+    /// long are left behind, and those that others have waited for too long.
     async fn make_room(&self) {
+        let mut since = None;
         loop {
             let passed = self.passed.notified();
             tokio::pin!(passed);
@@ -115,32 +104,56 @@ impl Flow {
                 let mut state = self.state();
                 let Some(most) = state.in_memory else { return };
                 let due = state.end.saturating_sub(most);
-                state.leave_behind(due);
+                if let Some(since) = since.replace(Instant::now()) {
+                    state.leave_behind(Instant::now() - since);
+                }
+                state.drop_written();
                 let slowest = state.slowest();
                 state.drop_before(due.min(slowest));
-                if state.start >= due || state.end - state.start <= most {
+                // A chunk that `due` falls into stays: more than `most` is held by less than that.
+                if slowest >= due || state.start >= due {
                     return;
                 }
-                state.patience(due)
+                state.wait_for(due)
             };
             let _ = timeout_at(until, passed).await;
         }
     }
 
-    /// Nothing more is written from now on; at most this much is kept in memory.
+    /// Nothing more is written from now on; this much is kept in memory, and up to a chunk more.
     pub(crate) fn to_memory(&self, most: u64) {
         self.state().in_memory = Some(most);
     }
 
-    /// Whether anybody still reads it.
-    pub(crate) fn is_wanted(&self) -> bool {
-        !self.state().readers.is_empty()
+    /// Gives it up if nobody reads it or waits for its end; whoever comes from then on needs another.
+    pub(crate) fn abandon(&self) -> Result<()> {
+        let mut state = self.state();
+        if state.is_wanted() {
+            return Ok(());
+        }
+        let why = format!("{} cannot be kept, and nobody waited for it", self.digest);
+        let error = Error::Unavailable(why);
+        state.outcome = Some(Err(error.clone()));
+        Err(error)
     }
 
     /// All arrived and was verified, or not.
     pub(crate) fn finish(&self, outcome: Result<()>) {
-        self.state().outcome.get_or_insert(outcome);
+        {
+            let mut state = self.state();
+            state.outcome.get_or_insert(outcome);
+            if let Some(Err(_)) = state.outcome {
+                state.drop_before(u64::MAX);
+            }
+            state.drop_written();
+        }
         self.arrived.notify_waiters();
+    }
+
+    /// Waits, after the end, until nothing is in memory: readers that stand still are left behind.
+    pub(crate) async fn emptied(&self) {
+        self.to_memory(0);
+        self.make_room().await;
     }
 
     /// Waits until anything has arrived; an error if nothing will.
@@ -152,8 +165,8 @@ impl Flow {
         .await
     }
 
-    /// Waits until all of it has arrived and was verified.
-    pub(crate) async fn verified(&self) -> Result<()> {
+    /// Waits until all of it has arrived and was verified; not as one for whose sake it goes on.
+    pub(crate) async fn ended(&self) -> Result<()> {
         self.until(|state| state.outcome.clone()).await
     }
 
@@ -173,38 +186,15 @@ impl Flow {
     /// was not written.
     pub(crate) fn read(self: &Arc<Self>, offset: u64) -> Option<Blob> {
         let reader = Reader::new(Arc::clone(self), offset)?;
-        let flow = Arc::clone(self);
+        let waiter = Waiter::new(Arc::clone(self));
         let chunks = stream::try_unfold(reader, |mut reader| async move {
             Ok(reader.next().await?.map(|piece| (piece, reader)))
         });
         Some(Blob::Stream(BlobStream {
             chunks: chunks.boxed(),
             resume: None,
-            verified: Some(Box::pin(async move { flow.verified().await })),
+            verified: Some(Box::pin(async move { waiter.verified().await })),
         }))
-    }
-
-    /// All of it, once it was verified. For blobs that fit into a batch.
-    pub(crate) async fn bytes(&self) -> Result<Bytes> {
-        self.verified().await?;
-        let (start, newest) = {
-            let state = self.state();
-            (state.start, state.newest.clone())
-        };
-        if let (0, 1, Some(only)) = (start, newest.len(), newest.front()) {
-            return Ok(only.clone());
-        }
-        let mut whole = BytesMut::new();
-        while (whole.len() as u64) < start {
-            let left = start - whole.len() as u64;
-            let at = whole.len() as u64;
-            let len = usize::try_from(left).unwrap_or(usize::MAX);
-            whole.extend_from_slice(&self.written(at, len).await?);
-        }
-        for chunk in newest {
-            whole.extend_from_slice(&chunk);
-        }
-        Ok(whole.freeze())
     }
 
     /// Up to `len` bytes, and at least one, that were written.
@@ -223,19 +213,22 @@ impl Flow {
     /// What there is at `at`. The end of the blob is held back until it was verified.
     fn look(&self, reader: u64, at: u64) -> Found {
         let mut state = self.state();
+        let verified = matches!(state.outcome, Some(Ok(())));
+        if verified && at >= self.digest.size() {
+            return Found::End(Ok(()));
+        }
         let Some(place) = state.readers.get_mut(&reader) else {
             let why =
                 "too slow while others waited for the same blob, which the disk has no room for";
             return Found::End(Err(Error::Unavailable(format!("{}: {why}", self.digest))));
         };
         if place.at != at {
-            *place = Place::new(at);
+            place.go_on(at);
             self.passed.notify_waiters();
         }
         if let Some(Err(error)) = &state.outcome {
             return Found::End(Err(error.clone()));
         }
-        let verified = state.outcome.is_some();
         let whole = |len: u64| verified || at + len < self.digest.size();
         if let Some(piece) = state.piece(at) {
             return if whole(piece.len() as u64) {
@@ -244,7 +237,7 @@ impl Flow {
                 Found::Nothing
             };
         }
-        let written = self.growth.len().saturating_sub(at);
+        let written = state.growth.len().saturating_sub(at);
         let len = usize::try_from(written).unwrap_or(usize::MAX).min(PIECE);
         if len > 0 && whole(len as u64) {
             Found::Written(len)
@@ -253,113 +246,6 @@ impl Flow {
         } else {
             Found::Nothing
         }
-    }
-}
-
-impl Place {
-    fn new(at: u64) -> Self {
-        let since = Instant::now();
-        Self { at, since }
-    }
-}
-
-impl State {
-    /// Lets go of the chunks that lie wholly before `offset`.
-    fn drop_before(&mut self, offset: u64) {
-        while let Some(first) = self.newest.front() {
-            let next = self.start + first.len() as u64;
-            if next > offset {
-                break;
-            }
-            self.start = next;
-            self.newest.pop_front();
-        }
-    }
-
-    fn slowest(&self) -> u64 {
-        let places = self.readers.values().map(|place| place.at);
-        places.min().unwrap_or(u64::MAX)
-    }
-
-    /// Forgets the readers that have stood still before `offset` for too long.
-    fn leave_behind(&mut self, offset: u64) {
-        let now = Instant::now();
-        self.readers
-            .retain(|_, place| place.at >= offset || now - place.since < PATIENCE);
-    }
-
-    /// When the first of those that stand before `offset` will have stood there for too long.
-    fn patience(&self, offset: u64) -> Instant {
-        let before = self.readers.values().filter(|place| place.at < offset);
-        let first = before.map(|place| place.since).min();
-        first.unwrap_or_else(Instant::now) + PATIENCE
-    }
-
-    /// The rest of the chunk that `at` is in.
-    fn piece(&self, at: u64) -> Option<Bytes> {
-        let mut start = self.start;
-        if at < start {
-            return None;
-        }
-        for chunk in &self.newest {
-            let next = start + chunk.len() as u64;
-            if at < next {
-                let from = usize::try_from(at - start).ok()?;
-                return Some(chunk.slice(from..));
-            }
-            start = next;
-        }
-        None
-    }
-}
-
-/// Somebody who reads a flow, until dropped.
-struct Reader {
-    flow: Arc<Flow>,
-    number: u64,
-    at: u64,
-}
-
-impl Reader {
-    fn new(flow: Arc<Flow>, at: u64) -> Option<Self> {
-        let number = {
-            let mut state = flow.state();
-            if at < state.start && flow.growth.len() < state.start {
-                return None;
-            }
-            let number = state.next_reader;
-            state.next_reader += 1;
-            state.readers.insert(number, Place::new(at));
-            number
-        };
-        Some(Self { flow, number, at })
-    }
-
-    async fn next(&mut self) -> Result<Option<Bytes>> {
-        loop {
-            let flow = Arc::clone(&self.flow);
-            let arrived = flow.arrived.notified();
-            tokio::pin!(arrived);
-            arrived.as_mut().enable();
-            let piece = match flow.look(self.number, self.at) {
-                Found::Piece(piece) => piece,
-                Found::Written(len) => flow.written(self.at, len).await?,
-                Found::End(outcome) => return outcome.map(|()| None),
-                Found::Nothing => {
-                    arrived.await;
-                    continue;
-                }
-            };
-            self.at += piece.len() as u64;
-            return Ok(Some(piece));
-        }
-    }
-}
-
-impl Drop for Reader {
-    fn drop(&mut self) {
-        self.flow.state().readers.remove(&self.number);
-        self.flow.passed.notify_waiters();
     }
 }
 

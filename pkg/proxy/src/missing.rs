@@ -6,7 +6,10 @@ use bytes::Bytes;
 use futures::{StreamExt as _, stream};
 use gorego_storage::{BlobStore, CHUNK_SIZE, Digest, Result};
 
-use crate::store::{OnOutage, Tiers};
+use crate::{
+    prefetch,
+    store::{OnOutage, Tiers},
+};
 
 /// How much is read into memory at once to be pushed up, in bytes.
 const BATCH: u64 = 2 << 20;
@@ -52,8 +55,8 @@ impl Tiers {
         Ok(missing.collect())
     }
 
-    /// The blobs that can be had from neither tier. Of the others, those that are not here are
-    /// fetched in the background, where that is wanted.
+    /// The blobs that can be had from neither tier. Of the others, those that are not here may be
+    /// wanted here.
     pub(crate) async fn find_unreadable(&self, digests: &[Digest]) -> Result<Vec<Digest>> {
         let not_local = self.local.find_missing(digests).await?;
         // While it may be down, the backing cache's word of a while ago is no good.
@@ -65,10 +68,10 @@ impl Tiers {
             Err(error) if self.degrades(&error) => return Ok(not_local),
             missing => missing?,
         };
-        if let Some(wanted) = &self.wanted {
+        if self.wanted.is_some() {
             let lacking: HashSet<&Digest> = missing.iter().collect();
             let there = not_local.iter().filter(|digest| !lacking.contains(digest));
-            wanted.add(there.copied());
+            prefetch::names(there.copied());
         }
         Ok(missing)
     }

@@ -4,14 +4,17 @@ use std::{fmt, future::Future, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use futures::future;
 use gorego_storage::{
-    Blob, BlobStore, CHUNK_SIZE, Digest, Error, LocalStore, Put, Result, UploadId, Uploads,
+    Blob, BlobStore, CHUNK_SIZE, Digest, Error, Evictable as _, LocalStore, Put, Result, UploadId,
+    Uploads,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     existence::Existence,
     fetch::{Fetches, Joined},
+    flow::Flow,
     journal::Journal,
     prefetch::{self, Wanted},
     replay,
@@ -80,7 +83,8 @@ impl ProxyStore {
         options: Options,
     ) -> Self {
         let existence = Existence::new(options.existence_ttl);
-        let (wanted, receiver) = options.prefetch.then(Wanted::new).unzip();
+        let capacity = local.usage().limit;
+        let (wanted, queue) = options.prefetch.then(|| Wanted::new(capacity)).unzip();
         let tiers = Tiers {
             local,
             backing: backing.blobs,
@@ -94,8 +98,8 @@ impl ProxyStore {
             cancel: CancellationToken::new(),
         };
         let tiers = Arc::new(tiers);
-        if let Some(receiver) = receiver {
-            tiers.spawn(prefetch::run(Arc::clone(&tiers), receiver));
+        if let Some(queue) = queue {
+            tiers.spawn(prefetch::run(Arc::clone(&tiers), queue));
         }
         if !tiers.options.read_only {
             tiers.spawn(replay::run(Arc::clone(&tiers)));
@@ -153,14 +157,16 @@ impl Tiers {
         if let Some(found) = Self::locally(digest, found) {
             return found;
         }
+        if offset > digest.size() {
+            // There is nothing to fetch for this.
+            let digest = *digest;
+            return Err(Error::OffsetPastEnd { digest, offset });
+        }
         if digest.size() <= CHUNK_SIZE as u64 {
             let content = self.fetch_whole(digest).await;
             let mut content = self.or_missing(digest, content)?;
             let at = usize::try_from(offset).unwrap_or(usize::MAX);
-            if at > content.len() {
-                return Err(past_end(digest, offset));
-            }
-            return Ok(Blob::Bytes(content.split_off(at)));
+            return Ok(Blob::Bytes(content.split_off(at.min(content.len()))));
         }
         let joined = self.fetches.join(digest, |flow| flow.read(offset));
         let Some((joined, blob)) = joined else {
@@ -168,13 +174,11 @@ impl Tiers {
         };
         let started = self.run(joined).started().await;
         self.or_missing(digest, started)?;
-        if offset > digest.size() {
-            return Err(past_end(digest, offset));
-        }
         Ok(blob)
     }
 
-    fn run(self: &Arc<Self>, joined: Joined) -> Arc<crate::flow::Flow> {
+    /// The fetch that was joined, under way.
+    pub(crate) fn run(self: &Arc<Self>, joined: Joined) -> Arc<Flow> {
         match joined {
             Joined::Running(flow) => flow,
             Joined::New(flow) => {
@@ -185,10 +189,11 @@ impl Tiers {
     }
 
     async fn fetch_whole(self: &Arc<Self>, digest: &Digest) -> Result<Bytes> {
-        let Some((joined, ())) = self.fetches.join(digest, |_| Some(())) else {
+        let Some((joined, blob)) = self.fetches.join(digest, |flow| flow.read(0)) else {
             return Err(Error::NotFound(*digest));
         };
-        self.run(joined).bytes().await
+        self.run(joined);
+        blob.into_bytes().await
     }
 
     pub(crate) async fn get_batch(self: &Arc<Self>, digests: &[Digest]) -> Vec<Result<Bytes>> {
@@ -200,43 +205,33 @@ impl Tiers {
             .zip(digests)
             .map(|(found, digest)| Self::locally(digest, found))
             .collect();
-        let mut waiting = Vec::new();
+        let mut reads = Vec::new();
         let mut new = Vec::new();
-        for (at, digest) in digests.iter().enumerate() {
-            if found.get(at).is_none_or(Option::is_some) {
+        for (place, digest) in found.iter_mut().zip(digests) {
+            if place.is_some() {
                 continue;
             }
-            let Some((joined, ())) = self.fetches.join(digest, |_| Some(())) else {
+            let Some((joined, blob)) = self.fetches.join(digest, |flow| flow.read(0)) else {
                 continue;
             };
-            let flow = match joined {
-                Joined::Running(flow) => flow,
-                Joined::New(flow) => {
-                    new.push(Arc::clone(&flow));
-                    flow
-                }
-            };
-            waiting.push((at, flow));
+            if let Joined::New(flow) = joined {
+                new.push(flow);
+            }
+            reads.push(async move {
+                let content = self.or_missing(digest, blob.into_bytes().await);
+                *place = Some(content);
+            });
         }
         if !new.is_empty() {
             self.start_batch(new);
         }
-        for (at, flow) in waiting {
-            let content = self.or_missing(flow.digest(), flow.bytes().await);
-            if let Some(place) = found.get_mut(at) {
-                *place = Some(content);
-            }
-        }
+        // All at once: nobody waits for a reader that stands still.
+        future::join_all(reads).await;
         let missing = |(found, digest): (Option<Result<Bytes>>, &Digest)| {
             found.unwrap_or(Err(Error::NotFound(*digest)))
         };
         found.into_iter().zip(digests).map(missing).collect()
     }
-}
-
-fn past_end(digest: &Digest, offset: u64) -> Error {
-    let digest = *digest;
-    Error::OffsetPastEnd { digest, offset }
 }
 
 #[async_trait]

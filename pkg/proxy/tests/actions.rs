@@ -5,10 +5,10 @@ mod common;
 
 use std::{sync::atomic::Ordering::SeqCst, time::Duration};
 
-use common::{CHUNK, Proxy, content, sha256};
+use common::{Proxy, content, sha256};
 use gorego_proxy::Options;
-use gorego_storage::{ActionCache, BlobStore, BlobStoreExt as _, Digest, Error};
-use reapi::v2::{self, ActionResult, Directory, FileNode, OutputDirectory, OutputFile, Tree};
+use gorego_storage::{ActionCache, Digest, Error};
+use reapi::v2::{ActionResult, OutputFile};
 use tokio::{task, time};
 
 fn action() -> Digest {
@@ -98,44 +98,4 @@ async fn a_result_is_not_here_when_the_backing_cache_did_not_take_it() {
         .await
         .unwrap();
     assert_eq!(got, None);
-}
-
-#[tokio::test]
-async fn the_outputs_of_a_hit_are_fetched_before_they_are_asked_for() {
-    let options = Options {
-        prefetch: true,
-        ..common::options()
-    };
-    let proxy = Proxy::with(options, common::GIB).await;
-    let actions = proxy.actions();
-    let mut outputs = Vec::new();
-    for (seed, len) in [(1, 10), (2, 1000), (3, CHUNK * 20), (4, 20)] {
-        outputs.push(proxy.backing.has(&content(seed, len)).await);
-    }
-    let inside = outputs.pop().unwrap();
-    let root = Directory {
-        files: vec![FileNode {
-            name: "inside".to_owned(),
-            digest: Some(inside.to_proto()),
-            ..FileNode::default()
-        }],
-        ..Directory::default()
-    };
-    let tree = Tree {
-        root: Some(root),
-        children: Vec::new(),
-    };
-    let tree = prost::Message::encode_to_vec(&tree).into();
-    let mut result = result(&outputs);
-    result.output_directories = vec![OutputDirectory {
-        path: "dir".to_owned(),
-        tree_digest: Some(proxy.backing.has(&tree).await.to_proto()),
-        ..v2::OutputDirectory::default()
-    }];
-    backing_has(&proxy, &result).await;
-    assert_eq!(actions.get("", &action()).await.unwrap(), Some(result));
-    outputs.push(inside);
-    let all_here = async || proxy.local.find_missing(&outputs).await.unwrap().is_empty();
-    until(all_here).await;
-    assert!(proxy.local.contains(&sha256(&tree)).await.unwrap());
 }

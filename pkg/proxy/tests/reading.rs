@@ -3,12 +3,12 @@
 
 mod common;
 
-use std::sync::atomic::Ordering::SeqCst;
+use std::{sync::atomic::Ordering::SeqCst, time::Duration};
 
 use common::{CHUNK, Proxy, content};
-use futures::{FutureExt as _, StreamExt as _, future};
-use gorego_storage::{Blob, BlobStore, Error};
-use tokio::task::JoinSet;
+use futures::{FutureExt as _, StreamExt as _, future, stream};
+use gorego_storage::{Blob, BlobStore, BlobStoreExt as _, DigestFunction, Error, Put};
+use tokio::{task::JoinSet, time::timeout};
 
 #[tokio::test]
 async fn what_was_read_once_is_here() {
@@ -116,7 +116,7 @@ async fn a_range_ends_only_when_all_was_verified() {
 #[tokio::test(flavor = "multi_thread")]
 async fn without_room_here_readers_get_their_bytes_all_the_same() {
     let proxy = Proxy::with(common::options(), 2 << 20).await;
-    let content = content(1, 40 << 20);
+    let content = content(1, (40 << 20) + 1000);
     let digest = proxy.backing.has(&content).await;
     let blobs: Vec<Blob> = future::try_join_all((0..50).map(|_| proxy.store.get(&digest, 0)))
         .await
@@ -170,4 +170,108 @@ async fn a_batch_is_fetched_for_those_that_are_not_here() {
     assert!(matches!(batch[2], Err(Error::NotFound(_))));
     proxy.backing.script(|script| script.down = true);
     assert_eq!(proxy.read(&digests[1]).await.unwrap(), there);
+}
+
+#[tokio::test]
+async fn an_offset_past_the_end_costs_no_fetch() {
+    for len in [10, CHUNK * 20] {
+        let proxy = Proxy::new().await;
+        let digest = proxy.backing.has(&content(1, len)).await;
+        let past = proxy.store.get(&digest, len as u64 + 1).await;
+        assert!(matches!(past, Err(Error::OffsetPastEnd { .. })));
+        assert_eq!(proxy.backing.gets.load(SeqCst), 0);
+        let end = proxy.store.get(&digest, len as u64).await.unwrap();
+        assert!(end.into_bytes().await.unwrap().is_empty());
+    }
+}
+
+#[tokio::test]
+async fn whoever_waits_for_a_fetch_is_told_when_the_proxy_closes() {
+    let proxy = Proxy::new().await;
+    let (small, large) = (content(1, 10), content(2, CHUNK * 20));
+    let digests = [
+        proxy.backing.has(&small).await,
+        proxy.backing.has(&large).await,
+    ];
+    proxy.backing.hold_at(CHUNK as u64);
+    let mut begun = proxy.store.get(&digests[1], 0).await.unwrap().into_chunks();
+    begun.next().await.unwrap().unwrap();
+    let part = proxy.store.get(&digests[1], 0).await.unwrap().truncate(10);
+    proxy.backing.hold_at(0);
+    let waiting = future::join4(
+        begun.next(),
+        part.into_bytes(),
+        proxy.read(&digests[0]),
+        proxy.store.get_batch(&digests),
+    );
+    let close = async {
+        tokio::task::yield_now().await;
+        proxy.store.close().await;
+    };
+    let both = timeout(Duration::from_secs(1), future::join(waiting, close));
+    let ((begun, part, small, batch), ()) = both.await.expect("all are told");
+    let cut_off = |error| matches!(error, Error::Unavailable(_));
+    assert!(cut_off(begun.unwrap().unwrap_err()));
+    assert!(cut_off(part.unwrap_err()));
+    assert!(cut_off(small.unwrap_err()));
+    assert!(batch.into_iter().all(|read| cut_off(read.unwrap_err())));
+    assert!(cut_off(proxy.read(&digests[0]).await.unwrap_err()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn when_somebody_else_brings_the_blob_readers_go_on_from_there() {
+    for offset in [0, 5] {
+        let proxy = Proxy::new().await;
+        let content = content(1, 40 << 20);
+        let digest = proxy.backing.has(&content).await;
+        proxy.backing.hold_at(10 * CHUNK as u64);
+        let mut stalled = proxy.store.get(&digest, 0).await.unwrap().into_chunks();
+        stalled.next().await.unwrap().unwrap();
+        let reader = proxy.store.get(&digest, offset).await.unwrap();
+        let put = BlobStore::put(&*proxy.local, &digest, Blob::Bytes(content.clone())).await;
+        put.unwrap();
+        proxy.backing.let_go();
+        // Were it only in memory, this would wait for the other.
+        let read = timeout(Duration::from_secs(4), reader.into_bytes()).await;
+        let offset = usize::try_from(offset).unwrap();
+        assert!(read.expect("nobody is waited for").unwrap() == content.slice(offset..));
+        assert_eq!(proxy.backing.gets.load(SeqCst), 1);
+    }
+}
+
+#[tokio::test]
+async fn whoever_read_the_beginning_of_wrong_content_never_sees_an_end() {
+    let proxy = Proxy::new().await;
+    let content = content(1, CHUNK * 40);
+    let digest = proxy.backing.has(&content).await;
+    proxy.backing.script(|script| script.corrupt = true);
+    proxy.backing.hold_at(CHUNK as u64);
+    let mut reader = proxy.store.get(&digest, 0).await.unwrap().into_chunks();
+    reader.next().await.unwrap().unwrap();
+    let put = BlobStore::put(&*proxy.local, &digest, Blob::Bytes(content.clone())).await;
+    put.unwrap();
+    proxy.backing.let_go();
+    let last = reader.map(|chunk| chunk.is_ok()).collect::<Vec<_>>().await;
+    assert_eq!(last.last(), Some(&false));
+    assert!(proxy.read(&digest).await.unwrap() == content);
+}
+
+#[tokio::test]
+async fn blobs_of_another_digest_function_go_both_ways() {
+    let proxy = Proxy::new().await;
+    for len in [10, CHUNK * 20] {
+        let (there, new) = (content(1, len), content(2, len));
+        let digest = DigestFunction::Blake3.digest(&there);
+        let blob = Blob::Bytes(there.clone());
+        let put = BlobStore::put(&proxy.backing.memory, &digest, blob).await;
+        put.unwrap();
+        assert_eq!(proxy.read(&digest).await.unwrap(), there);
+        assert!(proxy.local.contains(&digest).await.unwrap());
+        let digest = DigestFunction::Blake3.digest(&new);
+        let chunks = stream::iter([Ok(new.clone())]);
+        let put = proxy.store.put(&digest, Blob::stream(chunks)).await;
+        assert_eq!(put.unwrap(), Put::Stored);
+        assert!(proxy.backing.memory.contains(&digest).await.unwrap());
+        assert_eq!(proxy.read(&digest).await.unwrap(), new);
+    }
 }

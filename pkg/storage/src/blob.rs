@@ -137,10 +137,17 @@ impl Blob {
             return Ok(bytes);
         }
         let mut chunks = self.into_chunks();
-        let mut whole = BytesMut::new();
+        let Some(first) = chunks.next().await.transpose()? else {
+            return Ok(Bytes::new());
+        };
+        let Some(second) = chunks.next().await.transpose()? else {
+            // Small content comes in one chunk, and need not be copied.
+            return Ok(first);
+        };
+        let mut whole = BytesMut::from(&*first);
+        whole.extend_from_slice(&second);
         while let Some(chunk) = chunks.next().await {
-            let chunk = chunk?;
-            whole.extend_from_slice(&chunk);
+            whole.extend_from_slice(&chunk?);
         }
         Ok(whole.freeze())
     }

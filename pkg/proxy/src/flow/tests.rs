@@ -1,8 +1,8 @@
-use futures::FutureExt as _;
+use futures::{FutureExt as _, StreamExt as _, future};
 use gorego_storage::DigestFunction;
 use tokio::time;
 
-use super::*;
+use super::{state::PATIENCE, *};
 
 const LEN: usize = 1000;
 
@@ -97,4 +97,165 @@ async fn in_memory_whoever_leaves_is_not_waited_for() {
     assert!((&mut push).now_or_never().is_none());
     drop(gone);
     (&mut push).now_or_never().unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn in_memory_chunks_of_any_size_go_on() {
+    for (most, sizes) in [
+        (2500, vec![1000; 9]),
+        (2000, vec![700, 1, 1999, 300, 4000, 2000]),
+    ] {
+        let content: Bytes = (0..sizes.iter().sum())
+            .map(|n: usize| u8::try_from(n % 251).unwrap())
+            .collect();
+        let flow = Arc::new(Flow::new(DigestFunction::Sha256.digest(&content)));
+        flow.to_memory(most);
+        let reader = read(&flow, 0);
+        let arrive = async {
+            let mut rest = content.clone();
+            for size in sizes {
+                flow.push(rest.split_to(size)).await;
+                let state = flow.state();
+                assert!(state.end - state.start < most + size.max(1999) as u64);
+            }
+            flow.finish(Ok(()));
+        };
+        let read = async {
+            reader
+                .map(Result::unwrap)
+                .collect::<Vec<_>>()
+                .await
+                .concat()
+        };
+        let both = time::timeout(PATIENCE / 2, future::join(arrive, read));
+        assert_eq!(both.await.unwrap().1, content);
+    }
+}
+
+#[tokio::test]
+async fn it_is_given_up_only_when_nobody_waits_for_its_end() {
+    let (flow, content) = flow(3);
+    flow.push(chunk(&content, 0)).await;
+    let reader = read(&flow, 0);
+    flow.abandon().unwrap();
+    drop(reader);
+    let part = flow.read(0).unwrap().truncate(10);
+    let mut part = Box::pin(part.into_bytes());
+    assert!((&mut part).now_or_never().is_none());
+    flow.abandon().unwrap();
+    drop(part);
+    assert!(flow.abandon().is_err());
+    assert!(flow.read(0).is_none(), "nobody joins what was given up");
+}
+
+/// Reads a chunk each `pace`, for as long as it is let; how many it got.
+async fn slow(flow: &Arc<Flow>, pace: time::Duration) -> usize {
+    let mut reader = read(flow, 0);
+    let mut got = 0;
+    while let Some(Ok(_)) = reader.next().await {
+        got += 1;
+        time::sleep(pace).await;
+    }
+    got
+}
+
+/// Brings all of it; how long that took.
+async fn arrive(flow: &Arc<Flow>, content: &Bytes) -> time::Duration {
+    let begun = time::Instant::now();
+    for number in 0..content.len() / LEN {
+        flow.push(chunk(content, number)).await;
+    }
+    flow.finish(Ok(()));
+    begun.elapsed()
+}
+
+#[tokio::test(start_paused = true)]
+async fn in_memory_a_slow_reader_goes_at_its_pace_until_others_have_waited_enough() {
+    for others in [0, 1] {
+        let (flow, content) = flow(30);
+        flow.to_memory(2 * LEN as u64);
+        let fast = (0..others).map(|_| read(&flow, 0).count());
+        let slow = slow(&flow, PATIENCE / 5);
+        let (slow, fast, took) =
+            future::join3(slow, future::join_all(fast), arrive(&flow, &content)).await;
+        assert_eq!(fast, vec![30; others]);
+        assert_eq!(took < PATIENCE * 2, others > 0);
+        assert_eq!(slow < 30, others > 0);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn in_memory_many_that_are_slow_together_are_not_left_behind() {
+    let (flow, content) = flow(30);
+    flow.to_memory(2 * LEN as u64);
+    let crowd = (0..20).map(|_| slow(&flow, PATIENCE / 5));
+    let fast = read(&flow, 0).count();
+    let (crowd, fast, _) =
+        future::join3(future::join_all(crowd), fast, arrive(&flow, &content)).await;
+    assert_eq!(crowd, vec![30; 20]);
+    assert_eq!(fast, 30);
+}
+
+#[tokio::test(start_paused = true)]
+async fn in_memory_whoever_wants_a_part_is_not_held_up_either() {
+    let (flow, content) = flow(30);
+    flow.to_memory(2 * LEN as u64);
+    let part = flow.read(0).unwrap().truncate(10).into_bytes();
+    let slow = slow(&flow, PATIENCE / 5);
+    let (part, slow, took) = future::join3(part, slow, arrive(&flow, &content)).await;
+    assert_eq!(part.unwrap(), content.slice(..10));
+    assert!(took < PATIENCE * 2);
+    assert!(slow < 30);
+}
+
+#[tokio::test(start_paused = true)]
+async fn in_memory_sixteen_mebibytes_a_second_are_fast_enough_for_anybody() {
+    let piece = Bytes::from(vec![1; 1 << 20]);
+    let (count, pace) = (200, time::Duration::from_millis(62));
+    let size = piece.len() as u64 * count as u64;
+    let digest = Digest::from_hash(DigestFunction::Sha256, &[1; 32], size);
+    let flow = Arc::new(Flow::new(digest.unwrap()));
+    flow.to_memory(2 << 20);
+    let begun = time::Instant::now();
+    let arrive = async {
+        for _ in 0..count {
+            flow.push(piece.clone()).await;
+        }
+        flow.finish(Ok(()));
+        begun.elapsed()
+    };
+    let fast = read(&flow, 0).count();
+    let (slow, fast, took) = future::join3(slow(&flow, pace), fast, arrive).await;
+    assert!(took > PATIENCE * 2);
+    assert_eq!((slow, fast), (count, count));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_over_leaves_memory_when_its_readers_have_passed_it_or_stand_still() {
+    let (flow, content) = flow(3);
+    let (mut stalled, reader) = (read(&flow, 0), read(&flow, 0));
+    let done = read(&flow, 0).take(3).collect::<Vec<_>>();
+    for number in 0..3 {
+        flow.push(chunk(&content, number)).await;
+    }
+    flow.finish(Ok(()));
+    assert_eq!(done.await.len(), 3);
+    let mut emptied = Box::pin(flow.emptied());
+    assert!((&mut emptied).now_or_never().is_none());
+    let read = reader.map(Result::unwrap).collect::<Vec<_>>();
+    assert_eq!(read.await.concat(), content);
+    time::timeout(PATIENCE * 2, emptied).await.unwrap();
+    assert!(flow.state().newest.is_empty());
+    assert!(stalled.next().await.unwrap().is_err());
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_had_all_of_it_is_not_told_of_being_late() {
+    let (flow, content) = flow(1);
+    flow.push(content.clone()).await;
+    flow.finish(Ok(()));
+    let mut late = read(&flow, 0);
+    late.next().await.unwrap().unwrap();
+    flow.emptied().await;
+    assert!(late.next().await.is_none());
 }

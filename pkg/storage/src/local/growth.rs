@@ -11,7 +11,7 @@ use std::{
 
 use bytes::Bytes;
 
-use crate::{Error, Result, blob::read_at};
+use crate::{BlobFile, Error, Result, blob::read_at};
 
 /// How far the file of an upload has grown. Small uploads have none until they are published.
 #[derive(Debug, Default)]
@@ -21,6 +21,14 @@ pub struct Growth {
 }
 
 impl Growth {
+    /// A file that will grow no more, and is read from its first byte on.
+    pub fn ended(file: &BlobFile) -> Self {
+        let growth = Self::default();
+        let whole = file.offset + file.len;
+        growth.opened(&file.file, file.path.clone(), whole);
+        growth
+    }
+
     /// How many bytes can be read, from the blob's first on.
     pub fn len(&self) -> u64 {
         self.len.load(std::sync::atomic::Ordering::Acquire)

@@ -1,0 +1,90 @@
+//! Where this tier has no room for a blob, its readers get it all the same, and harm nobody.
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+mod common;
+
+use std::time::Duration;
+
+use common::{CHUNK, Proxy, content};
+use futures::{StreamExt as _, future};
+use gorego_storage::{BlobStore as _, Error};
+use tokio::{
+    task::JoinSet,
+    time::{sleep, timeout},
+};
+
+/// With room for less than any blob here.
+async fn proxy() -> Proxy {
+    Proxy::with(common::options(), 2 << 20).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_asks_for_a_part_gets_it() {
+    let proxy = proxy().await;
+    let content = content(1, (40 << 20) + 1000);
+    let digest = proxy.backing.has(&content).await;
+    for offset in [0, 5] {
+        let part = proxy.store.get(&digest, offset).await.unwrap();
+        let part = part.truncate(CHUNK as u64).into_bytes().await.unwrap();
+        let offset = usize::try_from(offset).unwrap();
+        assert_eq!(part, content.slice(offset..offset + CHUNK));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_reads_slowly_does_not_set_the_pace_for_others() {
+    let proxy = proxy().await;
+    let content = content(1, 40 << 20);
+    let digest = proxy.backing.has(&content).await;
+    let mut slow = proxy.store.get(&digest, 0).await.unwrap().into_chunks();
+    let fast = proxy.store.get(&digest, 0).await.unwrap();
+    let slow = async {
+        while let Some(Ok(_)) = slow.next().await {
+            sleep(Duration::from_secs(1)).await;
+        }
+    };
+    let read = timeout(Duration::from_secs(30), fast.into_bytes());
+    let (read, ()) = future::join(read, slow).await;
+    assert!(read.unwrap().unwrap() == content);
+}
+
+#[tokio::test(start_paused = true)]
+async fn slow_readers_of_some_blobs_do_not_keep_others_from_being_read() {
+    let proxy = proxy().await;
+    let mut slow = JoinSet::new();
+    for seed in 0..10 {
+        let digest = proxy.backing.has(&content(seed, 17 << 20)).await;
+        let mut chunks = proxy.store.get(&digest, 0).await.unwrap().into_chunks();
+        slow.spawn(async move {
+            while let Some(Ok(_)) = chunks.next().await {
+                sleep(Duration::from_secs(3)).await;
+            }
+        });
+        // Until all of them hold what they can get.
+        sleep(Duration::from_millis(100)).await;
+    }
+    for size in [10, 300_000, 3 << 20] {
+        let content = content(50, size);
+        let digest = proxy.backing.has(&content).await;
+        let read = timeout(Duration::from_secs(1), proxy.read(&digest)).await;
+        assert!(read.expect("no waiting").unwrap() == content, "{size}");
+    }
+    assert!(slow.try_join_next().is_none(), "all go on");
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_stands_still_when_all_has_arrived_gives_up_the_memory() {
+    let proxy = proxy().await;
+    let content = content(1, 10 << 20);
+    let digest = proxy.backing.has(&content).await;
+    let mut stalled = proxy.store.get(&digest, 0).await.unwrap().into_chunks();
+    assert!(proxy.read(&digest).await.unwrap() == content);
+    sleep(Duration::from_secs(10)).await;
+    while let Some(chunk) = stalled.next().await {
+        if let Err(error) = chunk {
+            assert!(matches!(error, Error::Unavailable(_)), "{error}");
+            return;
+        }
+    }
+    panic!("still in memory");
+}
