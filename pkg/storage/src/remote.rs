@@ -8,6 +8,7 @@ mod compression;
 mod connect;
 mod download;
 mod failure;
+mod gate;
 mod missing;
 mod options;
 mod packing;

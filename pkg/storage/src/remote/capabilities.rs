@@ -8,7 +8,10 @@ use reapi::v2::{
 use tokio::{sync::Mutex, time::Instant};
 use tonic::Code;
 
-use super::{failure::Failure, peer::Peer};
+use super::{
+    failure::Failure,
+    peer::{Peer, Turn},
+};
 use crate::{Compressor, DigestFunction, Error, Result};
 
 /// A peer's configuration changes when it restarts; a peer behind a balancer restarts unseen.
@@ -149,7 +152,7 @@ async fn ask(peer: &Peer, instance: &str) -> Result<RemoteCapabilities, Failure>
     let request = GetCapabilitiesRequest {
         instance_name: instance.to_owned(),
     };
-    let answer = peer.call(0, |link| {
+    let answer = peer.call(Turn::First, 0, |link| {
         let request = request.clone();
         async move {
             CapabilitiesClient::new(link)

@@ -10,10 +10,11 @@ use tonic::{Code, Streaming};
 
 use super::{
     RemoteCapabilities, RemoteStore,
+    breaker::Since,
     compression::Decompressing,
     connect::Link,
     failure::{Backoff, Failure, mismatch},
-    peer::Peer,
+    peer::{Peer, Turn},
 };
 use crate::{Blob, Compressor, Digest, Error, Hasher, Result};
 
@@ -34,6 +35,8 @@ struct Download {
     hasher: Option<Hasher>,
     arriving: Option<Arriving>,
     backoff: Backoff,
+    turn: Turn,
+    since: Since,
     ended: bool,
     _permits: (
         OwnedSemaphorePermit,
@@ -80,6 +83,8 @@ pub(super) async fn start(
         hasher: (offset == 0).then(|| Hasher::new(digest.function())),
         arriving: None,
         backoff: peer.backoff(),
+        turn: Turn::First,
+        since: Since::default(),
         ended: false,
         peer,
         _permits: (permit, window, compress),
@@ -142,6 +147,7 @@ impl Download {
         match delay {
             Some(delay) => {
                 time::sleep(delay).await;
+                self.turn = Turn::Again;
                 Ok(())
             }
             None => Err(self.error(failure)),
@@ -157,13 +163,14 @@ impl Download {
         let piece = time::timeout(patience, self.piece()).await;
         let piece = piece.unwrap_or(Err(Failure::TimedOut(patience)));
         if let Err(failure) = &piece {
-            self.peer.broke_off(failure);
+            self.peer.broke_off(self.since, failure);
         }
         piece
     }
 
     async fn begin(&mut self) -> Result<(), Failure> {
-        let (link, attempt) = self.peer.open()?;
+        let peer = Arc::clone(&self.peer);
+        let (link, attempt) = peer.open(self.turn).await?;
         let request = ReadRequest {
             resource_name: self.name.clone(),
             read_offset: i64::try_from(self.at).unwrap_or(i64::MAX),
@@ -179,7 +186,7 @@ impl Download {
             Ok(Err(status)) => Err(Failure::Status(status)),
             Err(_) => Err(Failure::TimedOut(patience)),
         };
-        attempt.ended(answer.as_ref().err());
+        self.since = attempt.ended(answer.as_ref().err());
         self.begun_at = self.at;
         self.arriving = Some(Arriving {
             messages: answer?,

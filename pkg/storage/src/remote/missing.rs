@@ -8,7 +8,7 @@ use reapi::v2::{
     content_addressable_storage_client::ContentAddressableStorageClient,
 };
 
-use super::{RemoteStore, capabilities::function, failure::Failure};
+use super::{RemoteStore, capabilities::function, failure::Failure, peer::Turn};
 use crate::{Digest, DigestFunction, Result};
 
 /// Digests in one call: a small fraction of a message of 4 MiB, so that many are looked up at once.
@@ -62,7 +62,7 @@ async fn ask(store: &RemoteStore, of: DigestFunction, digests: Vec<Digest>) -> R
         blob_digests: digests.iter().map(Digest::to_proto).collect(),
         digest_function: function(of),
     };
-    let answer = store.peer.call(0, |link| {
+    let answer = store.peer.call(Turn::First, 0, |link| {
         let request = request.clone();
         async move {
             ContentAddressableStorageClient::new(link)

@@ -15,7 +15,7 @@ use super::{
     body::{CloseOnDrop, Sending},
     connect::Link,
     failure::Failure,
-    peer::Peer,
+    peer::{Peer, Turn},
 };
 use crate::{Blob, Digest, Error, Put, Result};
 
@@ -49,11 +49,11 @@ struct Progress {
     complete: bool,
 }
 
-async fn query(peer: &Peer, name: &str) -> Result<Progress, Failure> {
+async fn query(peer: &Peer, turn: Turn, name: &str) -> Result<Progress, Failure> {
     let request = QueryWriteStatusRequest {
         resource_name: name.to_owned(),
     };
-    let answer = peer.call(0, |link| {
+    let answer = peer.call(turn, 0, |link| {
         let request = request.clone();
         async move {
             ByteStreamClient::new(link)
@@ -78,7 +78,7 @@ async fn query(peer: &Peer, name: &str) -> Result<Progress, Failure> {
 
 /// How many bytes of an upload the peer has; of a complete one, all.
 pub(super) async fn committed(peer: &Peer, digest: &Digest, name: &str) -> Result<u64, Failure> {
-    let progress = query(peer, name).await?;
+    let progress = query(peer, Turn::First, name).await?;
     Ok(if progress.complete {
         digest.size()
     } else {
@@ -89,12 +89,13 @@ pub(super) async fn committed(peer: &Peer, digest: &Digest, name: &str) -> Resul
 /// Sends once. Dropped, the request is ended in order, so that the peer keeps what was sent.
 async fn write(
     peer: &Arc<Peer>,
+    turn: Turn,
     digest: &Digest,
     sending: &Arc<Sending>,
     compressed: bool,
     permit: &Arc<OwnedSemaphorePermit>,
 ) -> Result<Put, Failure> {
-    let (link, attempt) = peer.open()?;
+    let (link, attempt) = peer.open(turn).await?;
     let close = CloseOnDrop(Arc::clone(sending));
     let (patience, last) = (peer.timeout(), peer.deadline(digest.size()));
     let request = {

@@ -18,6 +18,7 @@ use super::{
         compression, download,
         failure::{Failure, mismatch},
         packing,
+        peer::Turn,
     },
     LARGE, max_answer,
 };
@@ -117,8 +118,9 @@ async fn read(
 ) -> Vec<Read> {
     let mut done = Vec::with_capacity(pending.len());
     let mut backoff = store.peer.backoff();
+    let mut turn = Turn::First;
     loop {
-        let mut answers = match ask(store, capabilities, of, &pending).await {
+        let mut answers = match ask(store, capabilities, turn, of, &pending).await {
             Ok(answers) => answers,
             Err(failure) => {
                 let what = format!("reading {} blobs", pending.len());
@@ -153,6 +155,7 @@ async fn read(
             }
         }
         pending = again;
+        turn = Turn::Again;
         match delay {
             Some(delay) if !pending.is_empty() => time::sleep(delay).await,
             _ => return done,
@@ -163,6 +166,7 @@ async fn read(
 async fn ask(
     store: &RemoteStore,
     capabilities: &RemoteCapabilities,
+    turn: Turn,
     of: DigestFunction,
     digests: &[Digest],
 ) -> Result<HashMap<Digest, Response>, Failure> {
@@ -181,7 +185,7 @@ async fn ask(
     let most = max_answer(digests.len(), bytes);
     let answer = store
         .peer
-        .call(bytes, |link| {
+        .call(turn, bytes, |link| {
             let request = request.clone();
             async move {
                 ContentAddressableStorageClient::new(link)

@@ -20,7 +20,9 @@ use super::{
         capabilities::function,
         compression,
         failure::{Failure, mismatch},
-        packing, upload,
+        packing,
+        peer::Turn,
+        upload,
     },
     LARGE, max_answer,
 };
@@ -155,8 +157,9 @@ async fn update(
 ) -> Vec<Stored> {
     let mut done = Vec::with_capacity(pending.len());
     let mut backoff = store.peer.backoff();
+    let mut turn = Turn::First;
     loop {
-        let mut answers = match send(store, capabilities, of, &pending).await {
+        let mut answers = match send(store, capabilities, turn, of, &pending).await {
             Ok(answers) => answers,
             Err(failure) => {
                 let code = failure.code();
@@ -197,6 +200,7 @@ async fn update(
             done.push((item.place, Err(error)));
         }
         pending = again;
+        turn = Turn::Again;
         match delay {
             Some(delay) if !pending.is_empty() => time::sleep(delay).await,
             _ => return done,
@@ -213,6 +217,7 @@ fn wrong(item: &Item) -> Option<Error> {
 async fn send(
     store: &RemoteStore,
     capabilities: &RemoteCapabilities,
+    turn: Turn,
     of: DigestFunction,
     items: &[Item],
 ) -> Result<HashMap<Digest, rpc::Status>, Failure> {
@@ -226,7 +231,7 @@ async fn send(
     let most = max_answer(items.len(), 0);
     let answer = store
         .peer
-        .call(bytes, |link| {
+        .call(turn, bytes, |link| {
             let request = request.clone();
             async move {
                 ContentAddressableStorageClient::new(link)

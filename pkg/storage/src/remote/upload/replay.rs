@@ -13,6 +13,7 @@ use super::{
         body::{Plan, Sending},
         compression::Compressing,
         failure::{Failure, mismatch},
+        peer::Turn,
         random_upload,
     },
     Progress, error, query, write,
@@ -41,9 +42,10 @@ pub(super) async fn put(
     let new_name = || store.write_name(digest, &random_upload(), compressor);
     let mut backoff = store.peer.backoff();
     let (mut name, mut offset) = (new_name(), 0);
+    let mut turn = Turn::First;
     loop {
         let sending = sending(digest, &content, name.clone(), offset, zstd)?;
-        let attempt = write(&store.peer, digest, &sending, zstd, &permit);
+        let attempt = write(&store.peer, turn, digest, &sending, zstd, &permit);
         let failure = match attempt.await {
             Ok(put) => return Ok(put),
             Err(Failure::Own(error)) => {
@@ -71,11 +73,12 @@ pub(super) async fn put(
             return Err(error(&store.peer, digest, failure));
         };
         time::sleep(delay).await;
+        turn = Turn::Again;
         if anew {
             (name, offset) = (new_name(), 0);
             continue;
         }
-        let progress = query(&store.peer, &name).await;
+        let progress = query(&store.peer, turn, &name).await;
         let Progress {
             committed,
             complete,

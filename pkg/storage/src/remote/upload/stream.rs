@@ -10,6 +10,7 @@ use super::{
         RemoteStore,
         body::{Plan, Sending},
         failure::{Failure, mismatch},
+        peer::Turn,
         random_upload,
     },
     error, query, write,
@@ -35,6 +36,7 @@ pub(super) async fn put(
     }
     let mut backoff = store.peer.backoff();
     let mut source = chunks;
+    let mut turn = Turn::First;
     loop {
         let plan = Plan {
             name: name.clone(),
@@ -44,7 +46,7 @@ pub(super) async fn put(
             compressing: None,
         };
         let sending = Sending::new(plan, source);
-        let outcome = write(&store.peer, digest, &sending, false, &permit).await;
+        let outcome = write(&store.peer, turn, digest, &sending, false, &permit).await;
         let progress = sending.progress();
         let wrong_size = progress.finished() && offset + progress.taken != digest.size();
         let failure = match outcome {
@@ -80,6 +82,7 @@ pub(super) async fn put(
         };
         source = untouched;
         time::sleep(delay).await;
+        turn = Turn::Again;
     }
 }
 
@@ -90,7 +93,7 @@ async fn is_complete(
     name: &str,
     offset: u64,
 ) -> Result<bool> {
-    let progress = query(&store.peer, name).await;
+    let progress = query(&store.peer, Turn::First, name).await;
     let progress = progress.map_err(|failure| error(&store.peer, digest, failure))?;
     if !progress.complete && (progress.committed < offset || offset > digest.size()) {
         return Err(Error::UploadOffset {
