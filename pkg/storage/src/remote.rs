@@ -1,5 +1,6 @@
 //! A store behind another server that speaks the REAPI.
 
+mod answers;
 mod batches;
 mod body;
 mod breaker;

@@ -137,13 +137,12 @@ impl Download {
     /// Waits for a while after a failure, if it is to be tried again.
     async fn broken(&mut self, failure: Failure) -> Result<()> {
         self.arriving = None;
-        if self.at > self.begun_at {
+        let progressed = self.at > self.begun_at;
+        if progressed {
             self.backoff.progressed();
         }
-        let delay = failure
-            .is_retryable()
-            .then(|| self.backoff.next_delay())
-            .flatten();
+        let again = failure.is_retryable() || progressed && failure.is_resumable();
+        let delay = again.then(|| self.backoff.next_delay()).flatten();
         match delay {
             Some(delay) => {
                 time::sleep(delay).await;

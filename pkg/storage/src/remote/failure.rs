@@ -52,6 +52,12 @@ impl Failure {
         }
     }
 
+    /// Whether a download that had begun may go on: there the hash tells what came of it, and what
+    /// stands between here and the peer cuts streams off with these, too.
+    pub(super) fn is_resumable(&self) -> bool {
+        self.is_retryable() || matches!(self.code(), Some(Code::Unknown | Code::Internal))
+    }
+
     /// Whether it looks as if the peer were not there.
     pub(super) fn is_outage(&self) -> bool {
         match self {
@@ -78,7 +84,10 @@ impl Failure {
         let retryable = self.is_retryable();
         match self {
             Self::Own(error) => error,
-            Self::Status(status) if !retryable || status.code() == Code::ResourceExhausted => {
+            Self::Status(status)
+                if !retryable
+                    || status.code() == Code::ResourceExhausted && !Self::is_transport(&status) =>
+            {
                 refused(peer, what, status.code(), status.message())
             }
             Self::Nonsense(message) => refused(peer, what, Code::Internal, &message),

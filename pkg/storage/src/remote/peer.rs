@@ -14,6 +14,7 @@ use tonic::{Response, Status, service::interceptor::InterceptedService};
 
 use super::{
     BreakerState, RemoteError, RemoteOptions,
+    answers::Answers,
     breaker::Since,
     connect::{self, Headers, Link},
     failure::{Backoff, Failure},
@@ -131,7 +132,7 @@ impl Peer {
         let (channel, lease) =
             taken.ok_or_else(|| Failure::Nonsense("no connection".to_owned()))?;
         let headers = self.headers.of(lease, timeout);
-        Ok(InterceptedService::new(channel, headers))
+        Ok(InterceptedService::new(Answers(channel), headers))
     }
 
     /// A call that moves up to `bytes`, tried until it succeeds or time is up.
