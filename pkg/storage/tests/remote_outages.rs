@@ -102,3 +102,16 @@ async fn what_has_begun_waits_for_the_cool_down_and_what_begins_does_not() {
     assert!(error.to_string().contains("not asked"), "{error}");
     assert!(peer.calls("missing").is_empty());
 }
+
+#[tokio::test]
+async fn a_peer_that_begins_downloads_and_sends_nothing_opens_the_breaker() {
+    let peer = Peer::start().await;
+    let digest = peer.has(&conformance::content(1, MIB));
+    let store = peer.impatient(0);
+    within(store.capabilities()).await.unwrap();
+    peer.script("read", vec![Act::StallAfter(0); 5]);
+    for _ in 0..5 {
+        within(store.get(&digest, 0)).await.unwrap_err();
+    }
+    assert_eq!(*store.breaker().borrow(), BreakerState::Open);
+}

@@ -106,12 +106,15 @@ impl Gate {
     }
 
     fn failed(&self, pool: &Pool, admission: Admission, since: Since, failure: &Failure) {
-        self.outages.fetch_add(1, Relaxed);
+        let silent = matches!(failure, Failure::TimedOut(_));
+        // A peer that says nothing was not replaced by another one.
+        if !silent {
+            self.outages.fetch_add(1, Relaxed);
+        }
         pool.rotate();
         let cause = failure.to_string();
         self.change(|breaking| {
             breaking.last_error = cause.into();
-            let silent = matches!(failure, Failure::TimedOut(_));
             let now = Instant::now();
             breaking.breaker.failed(admission, since, silent, now);
         });
