@@ -244,3 +244,17 @@ async fn an_answer_that_makes_no_sense_is_no_hit() {
     let got = within(store.get_batch(&[digest])).await;
     assert!(matches!(got[0], Err(Error::Mismatch { .. })), "{got:?}");
 }
+
+#[tokio::test]
+async fn an_answer_about_other_blobs_says_nothing_of_those_that_were_asked_for() {
+    let peer = Peer::start().await;
+    let (asked, other) = ([sha256(b"asked")], sha256(b"other"));
+    peer.script("missing", [Act::Missing(vec![other.to_proto()])]);
+    let error = within(peer.store().find_missing(&asked)).await.unwrap_err();
+    assert!(matches!(error, Error::Refused { .. }), "{error:?}");
+    let text = error.to_string();
+    assert!(
+        text.contains(&asked[0].hex()) && text.contains(&other.hex()),
+        "{text}"
+    );
+}

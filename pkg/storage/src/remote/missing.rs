@@ -8,7 +8,7 @@ use reapi::v2::{
     content_addressable_storage_client::ContentAddressableStorageClient,
 };
 
-use super::{RemoteStore, capabilities::function, failure::Failure, peer::Turn};
+use super::{RemoteStore, capabilities::function, failure::Failure};
 use crate::{Digest, DigestFunction, Result};
 
 /// Digests in one call: a small fraction of a message of 4 MiB, so that many are looked up at once.
@@ -62,7 +62,7 @@ async fn ask(store: &RemoteStore, of: DigestFunction, digests: Vec<Digest>) -> R
         blob_digests: digests.iter().map(Digest::to_proto).collect(),
         digest_function: function(of),
     };
-    let answer = store.peer.call(Turn::First, 0, |link| {
+    let answer = store.peer.call(0, |link| {
         let request = request.clone();
         async move {
             ContentAddressableStorageClient::new(link)
@@ -73,7 +73,7 @@ async fn ask(store: &RemoteStore, of: DigestFunction, digests: Vec<Digest>) -> R
     });
     let parsed = answer
         .await
-        .and_then(|answer| parse(of, &answer.missing_blob_digests));
+        .and_then(|answer| parse(of, &digests, &answer.missing_blob_digests));
     parsed.map_err(|failure| match digests.as_slice() {
         [one] => store
             .peer
@@ -84,12 +84,20 @@ async fn ask(store: &RemoteStore, of: DigestFunction, digests: Vec<Digest>) -> R
     })
 }
 
-fn parse(of: DigestFunction, missing: &[v2::Digest]) -> Result<Vec<Digest>, Failure> {
-    missing
-        .iter()
-        .map(|digest| {
-            Digest::from_proto(Some(of), digest)
-                .map_err(|why| Failure::Nonsense(format!("its answer: {why}")))
-        })
-        .collect()
+/// The digests in an answer. Where others are in it than those that were asked for, it says nothing
+/// of these.
+fn parse(
+    of: DigestFunction,
+    asked: &[Digest],
+    missing: &[v2::Digest],
+) -> Result<Vec<Digest>, Failure> {
+    let asked: HashSet<&Digest> = asked.iter().collect();
+    let digest = |digest: &v2::Digest| match Digest::from_proto(Some(of), digest) {
+        Ok(digest) if asked.contains(&digest) => Ok(digest),
+        Ok(other) => Err(Failure::Nonsense(format!(
+            "its answer: {other} was not asked for"
+        ))),
+        Err(why) => Err(Failure::Nonsense(format!("its answer: {why}"))),
+    };
+    missing.iter().map(digest).collect()
 }

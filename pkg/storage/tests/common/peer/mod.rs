@@ -61,6 +61,8 @@ pub enum Act {
     FailAtEnd(Code),
     /// Answers an upload at once, with this size, and goes on reading.
     Answer(i64),
+    /// Says that these are missing.
+    Missing(Vec<reapi::v2::Digest>),
     /// Behaves. For a call between two others.
     Behave,
 }

@@ -238,7 +238,12 @@ impl ContentAddressableStorage for Services {
             ..call("missing", &asked.instance_name)
         };
         let digests = asked.blob_digests.clone();
-        self.begin(call, &request).await?;
+        let (_, act) = self.begin(call, &request).await?;
+        if let Act::Missing(missing_blob_digests) = act {
+            return Ok(Response::new(v2::FindMissingBlobsResponse {
+                missing_blob_digests,
+            }));
+        }
         let blobs = self.0.blobs.lock().unwrap();
         let missing = digests
             .into_iter()
