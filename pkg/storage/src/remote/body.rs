@@ -10,7 +10,7 @@ use std::{
 use bytes::Bytes;
 use futures::{Stream, StreamExt as _, task::AtomicWaker};
 use reapi::bytestream::WriteRequest;
-use tokio::time;
+use tokio::{sync::Notify, time};
 
 use super::compression::Compressing;
 use crate::{Chunks, Error, Result};
@@ -36,6 +36,7 @@ pub(super) struct Plan {
 pub(super) struct Sending {
     state: Mutex<State>,
     waker: AtomicWaker,
+    closed: Notify,
 }
 
 struct State {
@@ -102,6 +103,7 @@ impl Sending {
                 closed: false,
             }),
             waker: AtomicWaker::new(),
+            closed: Notify::new(),
         })
     }
 
@@ -132,6 +134,7 @@ impl Sending {
         state.progress.over();
         drop(state);
         self.waker.wake();
+        self.closed.notify_one();
     }
 
     /// The messages.
@@ -149,7 +152,11 @@ impl Sending {
                 Phase::Finished => last,
                 Phase::Over => patience.min(PARTING),
             };
-            time::sleep(wait).await;
+            tokio::select! {
+                () = time::sleep(wait) => {}
+                // Less patience from now on.
+                () = self.closed.notified() => continue,
+            }
             let now = self.progress();
             if now == before && now.phase != Phase::Source {
                 return wait;
@@ -247,5 +254,31 @@ impl State {
             finish_write: self.progress.finished(),
             data,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_peer_has_less_time_from_when_the_upload_was_given_up() {
+        let plan = Plan {
+            name: String::new(),
+            start: 0,
+            len: 1,
+            ends: true,
+            compressing: None,
+        };
+        let sending = Sending::new(plan, futures::stream::pending().boxed());
+        let minute = Duration::from_mins(1);
+        let began = time::Instant::now();
+        let close = async {
+            time::sleep(Duration::from_secs(1)).await;
+            sending.close();
+        };
+        let (wait, ()) = tokio::join!(sending.stalled(minute, minute), close);
+        assert_eq!(wait, PARTING);
+        assert_eq!(began.elapsed(), PARTING + Duration::from_secs(1));
     }
 }
