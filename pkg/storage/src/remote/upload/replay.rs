@@ -42,6 +42,8 @@ pub(super) async fn put(
     let new_name = || store.write_name(digest, &random_upload(), compressor);
     let mut backoff = store.peer.backoff();
     let (mut name, mut offset) = (new_name(), 0);
+    // The most that the peer ever had: it may forget, but not for ever.
+    let mut furthest = 0;
     let mut turn = Turn::First;
     loop {
         let sending = sending(digest, &content, name.clone(), offset, zstd)?;
@@ -87,7 +89,8 @@ pub(super) async fn put(
             return Ok(Put::Stored);
         }
         let committed = committed.min(digest.size());
-        if committed > offset {
+        if committed > furthest {
+            furthest = committed;
             backoff.progressed();
         }
         offset = committed;
