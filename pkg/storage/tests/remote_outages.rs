@@ -14,9 +14,11 @@ use std::{sync::Arc, time::Duration};
 use bytes::Bytes;
 use futures::future::join_all;
 use gorego_storage::{
-    BlobStore, BreakerOptions, BreakerState, RemoteAddress, RemoteOptions, RemoteStore, conformance,
+    Blob, BlobStore, BreakerOptions, BreakerState, RemoteAddress, RemoteOptions, RemoteStore,
+    conformance,
 };
 use peer::{Act, Line, Peer, sha256, within};
+use tonic::Code;
 
 const MIB: usize = 1 << 20;
 
@@ -114,4 +116,70 @@ async fn a_peer_that_begins_downloads_and_sends_nothing_opens_the_breaker() {
         within(store.get(&digest, 0)).await.unwrap_err();
     }
     assert_eq!(*store.breaker().borrow(), BreakerState::Open);
+}
+
+#[tokio::test]
+async fn while_one_call_finds_out_the_others_fail_at_once() {
+    let peer = Peer::start().await;
+    let store = sensitive(&peer, Duration::from_millis(1), 0);
+    let (one, other) = ([sha256(b"1")], [sha256(b"2")]);
+    within(store.capabilities()).await.unwrap();
+    peer.script("missing", [Act::Fail(Code::Unavailable)]);
+    within(store.find_missing(&one)).await.unwrap_err();
+    tokio::time::sleep(Duration::from_millis(10)).await;
+    // What it can do is what is asked first after an outage.
+    peer.script("capabilities", [Act::Stall]);
+    let others = async {
+        while *store.breaker().borrow() != BreakerState::HalfOpen {
+            tokio::task::yield_now().await;
+        }
+        store.find_missing(&other).await.unwrap_err()
+    };
+    tokio::select! {
+        ended = store.find_missing(&one) => panic!("{ended:?}"),
+        error = within(others) => assert!(error.to_string().contains("not asked"), "{error}"),
+    }
+}
+
+#[tokio::test]
+async fn while_one_asks_what_the_peer_can_do_others_go_by_what_they_know() {
+    let peer = Peer::start().await;
+    let store = peer.store();
+    let (one, other) = ([sha256(b"1")], [sha256(b"2")]);
+    within(store.capabilities()).await.unwrap();
+    peer.script("missing", [Act::Fail(Code::Unavailable)]);
+    within(store.find_missing(&one)).await.unwrap();
+    peer.script("capabilities", [Act::Stall]);
+    let others = async {
+        while peer.calls("capabilities").len() < 2 {
+            tokio::task::yield_now().await;
+        }
+        store.find_missing(&other).await
+    };
+    tokio::select! {
+        ended = store.find_missing(&one) => panic!("{ended:?}"),
+        missing = within(others) => assert_eq!(missing.unwrap(), other),
+    }
+}
+
+#[tokio::test]
+async fn an_upload_that_takes_its_time_keeps_nobody_waiting_after_an_outage() {
+    let peer = Peer::start().await;
+    let store = sensitive(&peer, Duration::from_millis(1), 3);
+    within(store.capabilities()).await.unwrap();
+    let digest = sha256(&conformance::content(1, MIB));
+    peer.script("write", [Act::Fail(Code::Unavailable)]);
+    let upload = store.put(&digest, Blob::stream(futures::stream::pending()));
+    let other = async {
+        while peer.calls("write").len() < 2 {
+            tokio::task::yield_now().await;
+        }
+        let asked = [sha256(b"x")];
+        store.find_missing(&asked).await
+    };
+    tokio::select! {
+        ended = upload => panic!("{ended:?}"),
+        missing = within(other) => assert_eq!(missing.unwrap().len(), 1),
+    }
+    assert_eq!(*store.breaker().borrow(), BreakerState::Closed);
 }

@@ -79,6 +79,11 @@ impl Gate {
         Some((refusal, Failure::Open(Arc::clone(&breaking.last_error))))
     }
 
+    /// Fails where a call would be refused.
+    pub(super) fn check(&self) -> Result<(), Failure> {
+        self.refusal().map_or(Ok(()), |(_, failure)| Err(failure))
+    }
+
     /// Waits until a call might not be refused; not beyond `end`.
     pub(super) async fn opened(&self, end: Instant) -> Result<(), Failure> {
         let mut state = self.state();
@@ -157,6 +162,11 @@ pub(super) struct Attempt<'a> {
 }
 
 impl Attempt<'_> {
+    /// Whether all others wait for how this one fares.
+    pub(super) fn decides(&self) -> bool {
+        self.admission == Some(Admission::Probe)
+    }
+
     /// How it went: `None` when the peer answered as it should. What is to be held against the peer
     /// should it break off later begins there.
     pub(super) fn ended(mut self, failure: Option<&Failure>) -> Since {

@@ -16,6 +16,7 @@ use super::{
     BreakerState, RemoteError, RemoteOptions,
     answers::Answers,
     breaker::Since,
+    capabilities,
     connect::{self, Headers, Link},
     failure::{Backoff, Failure},
     gate::{Attempt, Gate},
@@ -135,10 +136,29 @@ impl Peer {
         Ok(InterceptedService::new(Answers(channel), headers))
     }
 
+    /// When what is asked of a store has to be done that moves `bytes`, however often it is tried.
+    pub(super) fn end(&self, bytes: u64) -> Instant {
+        Instant::now() + self.deadline(bytes) * 2
+    }
+
     /// A call that moves up to `bytes`, tried until it succeeds or time is up.
     pub(super) async fn call<T, F>(
         &self,
-        turn: Turn,
+        bytes: u64,
+        attempt: impl Fn(Link) -> F + Send + Sync,
+    ) -> Result<T, Failure>
+    where
+        F: Future<Output = Result<Response<T>, Status>> + Send,
+    {
+        let end = self.end(bytes);
+        self.call_until(end, Turn::First, bytes, attempt).await
+    }
+
+    /// As [`Self::call`], for what has to be done by `end`.
+    pub(super) async fn call_until<T, F>(
+        &self,
+        end: Instant,
+        mut turn: Turn,
         bytes: u64,
         attempt: impl Fn(Link) -> F + Send + Sync,
     ) -> Result<T, Failure>
@@ -146,16 +166,16 @@ impl Peer {
         F: Future<Output = Result<Response<T>, Status>> + Send,
     {
         let limit = self.deadline(bytes);
-        let end = Instant::now() + limit * 2;
-        let mut turn = turn;
+        let left = || end.saturating_duration_since(Instant::now());
+        // A call that had less than half its time would look like an outage.
+        let spare = || left().saturating_sub(limit / 2);
         let mut backoff = self.backoff();
         loop {
             if turn == Turn::Again {
-                self.gate.opened(end).await?;
+                self.gate.opened(Instant::now() + spare()).await?;
             }
-            let permit = acquire(&self.calls, 1, limit).await?;
-            let left = end.saturating_duration_since(Instant::now());
-            let failure = match self.once(limit.min(left), &attempt).await {
+            let permit = acquire(&self.calls, 1, limit.min(spare())).await?;
+            let failure = match self.once(limit.min(left()), &attempt).await {
                 Ok(answer) => return Ok(answer),
                 // Another one was faster.
                 Err(Failure::Open(_)) if turn == Turn::Again => continue,
@@ -166,8 +186,7 @@ impl Peer {
                 return Err(failure);
             }
             match backoff.next_delay() {
-                // Too little time would look like an outage.
-                Some(delay) if Instant::now() + delay + limit / 2 < end => time::sleep(delay).await,
+                Some(delay) if delay < spare() => time::sleep(delay).await,
                 _ => return Err(failure),
             }
             turn = Turn::Again;
@@ -205,6 +224,32 @@ impl Peer {
                 Err(failure) => return Err(failure),
             }
         }
+    }
+
+    /// As [`Self::open`], for a stream of which only the end tells how it fares. Where all others wait
+    /// for that, a short call goes before it.
+    pub(super) async fn open_long(&self, turn: Turn) -> Result<(Link, Attempt<'_>), Failure> {
+        loop {
+            let (link, attempt) = self.open(turn).await?;
+            if !attempt.decides() {
+                return Ok((link, attempt));
+            }
+            let answer = match time::timeout(self.timeout, capabilities::probe(link)).await {
+                Ok(answer) => answer.map_err(Failure::Status),
+                Err(_) => Err(Failure::TimedOut(self.timeout)),
+            };
+            attempt.ended(answer.as_ref().err());
+            if let Err(failure) = answer
+                && failure.is_outage()
+            {
+                return Err(failure);
+            }
+        }
+    }
+
+    /// Fails where a call would fail at once.
+    pub(super) fn check(&self) -> Result<(), Failure> {
+        self.gate.check()
     }
 
     /// A download broke off that had begun at `since`.

@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use reapi::v2::{ActionResult, GetActionResultRequest, UpdateActionResultRequest};
 use tonic::Code;
 
-use super::{RemoteStore, capabilities::function, peer::Turn};
+use super::{RemoteStore, capabilities::function};
 use crate::{ActionCache, Digest, Result};
 
 /// The largest action result that is taken, in bytes: what gRPC takes by default.
@@ -24,7 +24,7 @@ impl ActionCache for RemoteStore {
             digest_function: function(action.function()),
             ..GetActionResultRequest::default()
         };
-        let answer = self.peer.call(Turn::First, 0, |link| {
+        let answer = self.peer.call(0, |link| {
             let request = request.clone();
             async move { codec::call(link, request, GET).await }
         });
@@ -50,7 +50,7 @@ impl ActionCache for RemoteStore {
             digest_function: function(action.function()),
             ..UpdateActionResultRequest::default()
         };
-        let answer = self.peer.call(Turn::First, MAX_RESULT as u64, |link| {
+        let answer = self.peer.call(MAX_RESULT as u64, |link| {
             let request = request.clone();
             async move { codec::call(link, request, UPDATE).await }
         });

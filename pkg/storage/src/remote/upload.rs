@@ -53,7 +53,7 @@ async fn query(peer: &Peer, turn: Turn, name: &str) -> Result<Progress, Failure>
     let request = QueryWriteStatusRequest {
         resource_name: name.to_owned(),
     };
-    let answer = peer.call(turn, 0, |link| {
+    let answer = peer.call_until(peer.end(0), turn, 0, |link| {
         let request = request.clone();
         async move {
             ByteStreamClient::new(link)
@@ -95,7 +95,7 @@ async fn write(
     compressed: bool,
     permit: &Arc<OwnedSemaphorePermit>,
 ) -> Result<Put, Failure> {
-    let (link, attempt) = peer.open(turn).await?;
+    let (link, attempt) = peer.open_long(turn).await?;
     let close = CloseOnDrop(Arc::clone(sending));
     let (patience, last) = (peer.timeout(), peer.deadline(digest.size()));
     let request = {

@@ -8,7 +8,7 @@ use reapi::v2::{
     BatchReadBlobsRequest, batch_read_blobs_response::Response,
     content_addressable_storage_client::ContentAddressableStorageClient,
 };
-use tokio::time;
+use tokio::time::{self, Instant};
 use tonic::{Code, Status};
 
 use super::{
@@ -119,8 +119,9 @@ async fn read(
     let mut done = Vec::with_capacity(pending.len());
     let mut backoff = store.peer.backoff();
     let mut turn = Turn::First;
+    let end = store.peer.end(pending.iter().map(Digest::size).sum());
     loop {
-        let mut answers = match ask(store, capabilities, turn, of, &pending).await {
+        let mut answers = match ask(store, capabilities, (end, turn), of, &pending).await {
             Ok(answers) => answers,
             Err(failure) => {
                 let what = format!("reading {} blobs", pending.len());
@@ -166,7 +167,7 @@ async fn read(
 async fn ask(
     store: &RemoteStore,
     capabilities: &RemoteCapabilities,
-    turn: Turn,
+    (end, turn): (Instant, Turn),
     of: DigestFunction,
     digests: &[Digest],
 ) -> Result<HashMap<Digest, Response>, Failure> {
@@ -185,7 +186,7 @@ async fn ask(
     let most = max_answer(digests.len(), bytes);
     let answer = store
         .peer
-        .call(turn, bytes, |link| {
+        .call_until(end, turn, bytes, |link| {
             let request = request.clone();
             async move {
                 ContentAddressableStorageClient::new(link)

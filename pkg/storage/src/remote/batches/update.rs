@@ -11,7 +11,7 @@ use reapi::{
         content_addressable_storage_client::ContentAddressableStorageClient,
     },
 };
-use tokio::time;
+use tokio::time::{self, Instant};
 use tonic::{Code, Status};
 
 use super::{
@@ -158,8 +158,11 @@ async fn update(
     let mut done = Vec::with_capacity(pending.len());
     let mut backoff = store.peer.backoff();
     let mut turn = Turn::First;
+    let end = store
+        .peer
+        .end(pending.iter().map(|item| item.digest.size()).sum());
     loop {
-        let mut answers = match send(store, capabilities, turn, of, &pending).await {
+        let mut answers = match send(store, capabilities, (end, turn), of, &pending).await {
             Ok(answers) => answers,
             Err(failure) => {
                 let code = failure.code();
@@ -217,7 +220,7 @@ fn wrong(item: &Item) -> Option<Error> {
 async fn send(
     store: &RemoteStore,
     capabilities: &RemoteCapabilities,
-    turn: Turn,
+    (end, turn): (Instant, Turn),
     of: DigestFunction,
     items: &[Item],
 ) -> Result<HashMap<Digest, rpc::Status>, Failure> {
@@ -231,7 +234,7 @@ async fn send(
     let most = max_answer(items.len(), 0);
     let answer = store
         .peer
-        .call(turn, bytes, |link| {
+        .call_until(end, turn, bytes, |link| {
             let request = request.clone();
             async move {
                 ContentAddressableStorageClient::new(link)
