@@ -326,35 +326,6 @@ async fn wrong_content_is_told_from_other_refusals() {
 }
 
 #[tokio::test]
-async fn a_compressed_upload_starts_anew() {
-    let peer = Peer::start().await;
-    let content: Bytes = content(1000).repeat(5000).into();
-    let digest = peer::sha256(&content);
-    let store = peer.zstd_store();
-    peer.script("write", [Act::CutAfter(500)]);
-    assert_eq!(
-        put(&store, &digest, file(&content)).await.unwrap(),
-        Put::Stored
-    );
-    assert_eq!(peer.stored(&digest).unwrap(), content);
-    let calls = peer.calls("write");
-    assert_eq!(offsets(&peer), [0, 0]);
-    assert_ne!(calls[0].name, calls[1].name);
-    let sent: usize = calls[1].sizes.iter().sum();
-    assert!(sent < content.len() / 10, "{sent} bytes were sent");
-
-    let noise = conformance::content(3, MIB);
-    let digest = peer::sha256(&noise);
-    assert_eq!(
-        put(&store, &digest, Blob::Bytes(noise.clone()))
-            .await
-            .unwrap(),
-        Put::Stored
-    );
-    assert_eq!(peer.stored(&digest).unwrap(), noise);
-}
-
-#[tokio::test]
 async fn a_dropped_upload_reaches_the_peer_as_far_as_it_came() {
     let peer = Peer::start().await;
     let content = content(MIB);

@@ -46,8 +46,6 @@ struct State {
     /// What is left of a piece, in the form in which it is sent.
     rest: Bytes,
     error: Option<Error>,
-    /// The source has ended.
-    ended: bool,
     closed: bool,
 }
 
@@ -58,6 +56,8 @@ pub(super) struct Progress {
     pub(super) taken: u64,
     /// Bytes that went out, compressed if that is so.
     pub(super) sent: u64,
+    /// The source has ended, or went on for too long.
+    pub(super) ended: bool,
     /// Messages that went out.
     messages: u64,
     phase: Phase,
@@ -94,10 +94,12 @@ impl Sending {
     pub(super) fn new(plan: Plan, source: Chunks) -> Arc<Self> {
         Arc::new(Self {
             state: Mutex::new(State {
-                ended: plan.ends && plan.len == 0,
+                progress: Progress {
+                    ended: plan.ends && plan.len == 0,
+                    ..Progress::default()
+                },
                 plan,
                 source,
-                progress: Progress::default(),
                 rest: Bytes::new(),
                 error: None,
                 closed: false,
@@ -123,7 +125,7 @@ impl Sending {
     /// The source, if nothing was taken from it yet.
     pub(super) fn take_source(&self) -> Option<Chunks> {
         let mut state = self.state();
-        let untouched = state.progress.taken == 0 && !state.ended && state.error.is_none();
+        let untouched = state.progress.taken == 0 && !state.progress.ended && state.error.is_none();
         untouched.then(|| std::mem::replace(&mut state.source, futures::stream::empty().boxed()))
     }
 
@@ -195,7 +197,7 @@ impl State {
         if self.closed || self.progress.finished() || self.error.is_some() {
             return Poll::Ready(None);
         }
-        while self.rest.is_empty() && !self.ended {
+        while self.rest.is_empty() && !self.progress.ended {
             match self.poll_source(cx) {
                 Poll::Ready(Ok(())) => {}
                 Poll::Ready(Err(error)) => {
@@ -216,23 +218,37 @@ impl State {
         let piece = ready!(self.source.poll_next_unpin(cx));
         self.progress.phase = Phase::Peer;
         let Some(piece) = piece.transpose()? else {
-            self.ended = true;
-            return Poll::Ready(Ok(()));
+            self.progress.ended = true;
+            return Poll::Ready(self.check_size());
         };
         let mut piece = piece;
         // Of what is too long, so much that the peer sees it.
         let most = (self.plan.len - self.progress.taken).saturating_add(1);
         piece.truncate(usize::try_from(most).unwrap_or(usize::MAX));
         self.progress.taken += piece.len() as u64;
-        self.ended = self.progress.taken > self.plan.len
-            || self.plan.ends && self.progress.taken == self.plan.len;
+        let whole = self.progress.taken == self.plan.len;
+        self.progress.ended = self.progress.taken > self.plan.len || self.plan.ends && whole;
+        if self.progress.ended {
+            self.check_size()?;
+        }
         self.rest = match &mut self.plan.compressing {
             Some(compressing) => compressing
-                .next(&piece, self.ended)
+                .next(&piece, whole)
                 .map_err(|why| Error::Unavailable(format!("compressing: {why}")))?,
             None => piece,
         };
         Poll::Ready(Ok(()))
+    }
+
+    /// What is to become of content of another size is up to the peer, unless it is compressed: a
+    /// frame says how much is in it, and cannot be ended.
+    fn check_size(&self) -> Result<()> {
+        if self.plan.compressing.is_none() || self.progress.taken == self.plan.len {
+            return Ok(());
+        }
+        let (taken, len) = (self.progress.taken, self.plan.len);
+        let why = format!("{taken} bytes came instead of {len}");
+        Err(Error::Unavailable(why))
     }
 
     fn message(&mut self) -> WriteRequest {
@@ -241,7 +257,7 @@ impl State {
         let offset = self.plan.start + self.progress.sent;
         self.progress.sent += data.len() as u64;
         self.progress.messages += 1;
-        if self.ended && self.rest.is_empty() {
+        if self.progress.ended && self.rest.is_empty() {
             self.progress.phase = Phase::Finished;
         }
         WriteRequest {

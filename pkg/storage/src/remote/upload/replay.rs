@@ -11,14 +11,13 @@ use super::{
     super::{
         RemoteStore,
         body::{Plan, Sending},
-        compression::Compressing,
         failure::{Failure, mismatch},
         peer::Turn,
         random_upload,
     },
-    Progress, error, query, write,
+    Progress, compressing, compressor, error, query, write,
 };
-use crate::{Blob, BlobFile, Chunks, Compressor, Digest, Error, Hasher, Put, Result};
+use crate::{Blob, BlobFile, Chunks, Digest, Error, Hasher, Put, Result};
 
 /// What can be read again.
 pub(super) enum Content {
@@ -34,12 +33,7 @@ pub(super) async fn put(
     zstd: bool,
     permit: Arc<OwnedSemaphorePermit>,
 ) -> Result<Put> {
-    let compressor = if zstd {
-        Compressor::Zstd
-    } else {
-        Compressor::Identity
-    };
-    let new_name = || store.write_name(digest, &random_upload(), compressor);
+    let new_name = || store.write_name(digest, &random_upload(), compressor(zstd));
     let mut backoff = store.peer.backoff();
     let (mut name, mut offset) = (new_name(), 0);
     // The most that the peer ever had: it may forget, but not for ever.
@@ -105,15 +99,12 @@ fn sending(
     zstd: bool,
 ) -> Result<Arc<Sending>> {
     let len = digest.size() - offset;
-    let compressing = zstd.then(|| Compressing::new(len)).transpose();
-    let compressing =
-        compressing.map_err(|why| Error::Unavailable(format!("compressing {digest}: {why}")))?;
     let plan = Plan {
         name,
         start: offset,
         len,
         ends: true,
-        compressing,
+        compressing: compressing(digest, zstd, len)?,
     };
     Ok(Sending::new(plan, chunks(content, offset)))
 }

@@ -13,15 +13,16 @@ use super::{
         peer::Turn,
         random_upload,
     },
-    error, query, write,
+    compressing, compressor, error, query, write,
 };
-use crate::{BlobStream, Compressor, Digest, Error, Put, Result};
+use crate::{BlobStream, Digest, Error, Put, Result};
 
 /// Stores arriving content.
 pub(super) async fn put(
     store: &RemoteStore,
     digest: &Digest,
     stream: BlobStream,
+    zstd: bool,
     permit: Arc<OwnedSemaphorePermit>,
 ) -> Result<Put> {
     let BlobStream { chunks, resume, .. } = stream;
@@ -30,7 +31,7 @@ pub(super) async fn put(
         Some(resume) => (resume.upload, resume.offset),
         None => (random_upload(), 0),
     };
-    let name = store.write_name(digest, &upload, Compressor::Identity);
+    let name = store.write_name(digest, &upload, compressor(zstd));
     if offset > 0 && is_complete(store, digest, &name, offset).await? {
         return Ok(Put::Existed);
     }
@@ -43,22 +44,22 @@ pub(super) async fn put(
             start: offset,
             len: digest.size() - offset,
             ends: false,
-            compressing: None,
+            compressing: compressing(digest, zstd, digest.size() - offset)?,
         };
         let sending = Sending::new(plan, source);
-        let outcome = write(&store.peer, turn, digest, &sending, false, &permit).await;
+        let outcome = write(&store.peer, turn, digest, &sending, zstd, &permit).await;
         let progress = sending.progress();
-        let wrong_size = progress.finished() && offset + progress.taken != digest.size();
+        let wrong_size = progress.ended && offset + progress.taken != digest.size();
         let failure = match outcome {
-            Ok(put) if !wrong_size => return Ok(put),
-            Ok(_) => Failure::Nonsense("wrong content was taken".to_owned()),
+            Ok(put) if !wrong_size || !progress.finished() => return Ok(put),
+            _ if wrong_size => {
+                let bytes = format!("{} bytes", offset + progress.taken);
+                return Err(wrong(digest, offset, bytes));
+            }
+            Ok(put) => return Ok(put),
             Err(Failure::Own(error)) => return Err(error),
             Err(failure) => failure,
         };
-        if wrong_size {
-            let bytes = format!("{} bytes", offset + progress.taken);
-            return Err(wrong(digest, offset, bytes));
-        }
         match failure.code() {
             Some(Code::AlreadyExists) => return Ok(Put::Existed),
             Some(Code::InvalidArgument) if progress.finished() => {
