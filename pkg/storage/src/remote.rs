@@ -3,6 +3,7 @@
 mod answers;
 mod batches;
 mod body;
+mod bounded;
 mod breaker;
 mod capabilities;
 mod compression;

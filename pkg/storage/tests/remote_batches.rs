@@ -258,3 +258,35 @@ async fn an_answer_about_other_blobs_says_nothing_of_those_that_were_asked_for()
         "{text}"
     );
 }
+
+#[tokio::test]
+async fn an_answer_that_would_unfold_in_memory_is_refused() {
+    let peer = Peer::start().await;
+    let content = Bytes::from_static(b"content");
+    let digest = sha256(&content);
+    let store = peer.store();
+    peer.script("missing", [Act::Missing(vec![Default::default(); 700])]);
+    peer.script("batch_read", [Act::Entries(1000)]);
+    peer.script("update", [Act::Entries(1000)]);
+    let errors = [
+        within(store.find_missing(&[digest])).await.unwrap_err(),
+        within(store.get_batch(&[digest]))
+            .await
+            .remove(0)
+            .unwrap_err(),
+        within(store.put_batch(vec![(digest, content)]))
+            .await
+            .remove(0)
+            .unwrap_err(),
+    ];
+    for error in errors {
+        let refused = matches!(
+            error,
+            Error::Refused {
+                code: Code::DataLoss,
+                ..
+            }
+        );
+        assert!(refused, "{error:?}");
+    }
+}

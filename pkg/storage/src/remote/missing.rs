@@ -3,18 +3,21 @@
 use std::collections::HashSet;
 
 use futures::{StreamExt as _, TryStreamExt as _, stream};
-use reapi::v2::{
-    self, FindMissingBlobsRequest,
-    content_addressable_storage_client::ContentAddressableStorageClient,
-};
+use reapi::v2::{self, FindMissingBlobsRequest};
 
-use super::{RemoteStore, capabilities::function, failure::Failure};
+use super::{
+    RemoteStore,
+    bounded::{self, FIND_MISSING, Limits},
+    capabilities::function,
+    failure::Failure,
+};
 use crate::{Digest, DigestFunction, Result};
 
 /// Digests in one call: a small fraction of a message of 4 MiB, so that many are looked up at once.
 const CHUNK: usize = 2000;
-/// An answer repeats at most the question, which has 150 bytes for each.
-const MAX_ANSWER: usize = 1 << 20;
+/// An answer repeats at most the question: what each digest in it may take, encoded and decoded.
+const ENCODED: usize = 150;
+const DECODED: usize = 512;
 
 /// Which are not there, each once, in the order of their first mention.
 pub(super) async fn find(store: &RemoteStore, digests: &[Digest]) -> Result<Vec<Digest>> {
@@ -62,14 +65,13 @@ async fn ask(store: &RemoteStore, of: DigestFunction, digests: Vec<Digest>) -> R
         blob_digests: digests.iter().map(Digest::to_proto).collect(),
         digest_function: function(of),
     };
+    let limits = Limits {
+        encoded: ENCODED * (digests.len() + 10),
+        decoded: DECODED * (digests.len() + 10),
+    };
     let answer = store.peer.call(0, |link| {
         let request = request.clone();
-        async move {
-            ContentAddressableStorageClient::new(link)
-                .max_decoding_message_size(MAX_ANSWER)
-                .find_missing_blobs(request)
-                .await
-        }
+        bounded::call(link, request, &FIND_MISSING, limits)
     });
     let parsed = answer
         .await

@@ -4,16 +4,14 @@ use std::collections::{HashMap, HashSet};
 
 use bytes::Bytes;
 use futures::{FutureExt as _, future::BoxFuture};
-use reapi::v2::{
-    BatchReadBlobsRequest, batch_read_blobs_response::Response,
-    content_addressable_storage_client::ContentAddressableStorageClient,
-};
+use reapi::v2::{BatchReadBlobsRequest, batch_read_blobs_response::Response};
 use tokio::time::{self, Instant};
 use tonic::{Code, Status};
 
 use super::{
     super::{
         RemoteCapabilities, RemoteStore,
+        bounded::{self, BATCH_READ},
         capabilities::function,
         compression, download,
         failure::{Failure, mismatch},
@@ -188,12 +186,7 @@ async fn ask(
         .peer
         .call_until(end, turn, bytes, |link| {
             let request = request.clone();
-            async move {
-                ContentAddressableStorageClient::new(link)
-                    .max_decoding_message_size(most)
-                    .batch_read_blobs(request)
-                    .await
-            }
+            bounded::call(link, request, &BATCH_READ, most)
         })
         .await?;
     let keyed = answer.responses.into_iter().filter_map(|response| {

@@ -6,10 +6,7 @@ use bytes::Bytes;
 use futures::{FutureExt as _, future::BoxFuture};
 use reapi::{
     rpc,
-    v2::{
-        BatchUpdateBlobsRequest, batch_update_blobs_request::Request,
-        content_addressable_storage_client::ContentAddressableStorageClient,
-    },
+    v2::{BatchUpdateBlobsRequest, batch_update_blobs_request::Request},
 };
 use tokio::time::{self, Instant};
 use tonic::{Code, Status};
@@ -17,6 +14,7 @@ use tonic::{Code, Status};
 use super::{
     super::{
         RemoteCapabilities, RemoteStore, WORTH_COMPRESSING,
+        bounded::{self, BATCH_UPDATE},
         capabilities::function,
         compression,
         failure::{Failure, mismatch},
@@ -236,12 +234,7 @@ async fn send(
         .peer
         .call_until(end, turn, bytes, |link| {
             let request = request.clone();
-            async move {
-                ContentAddressableStorageClient::new(link)
-                    .max_decoding_message_size(most)
-                    .batch_update_blobs(request)
-                    .await
-            }
+            bounded::call(link, request, &BATCH_UPDATE, most)
         })
         .await?;
     let keyed = answer.responses.into_iter().filter_map(|response| {

@@ -63,6 +63,8 @@ pub enum Act {
     Answer(i64),
     /// Says that these are missing.
     Missing(Vec<reapi::v2::Digest>),
+    /// Answers a batch with this many entries, all of them empty.
+    Entries(usize),
     /// Behaves. For a call between two others.
     Behave,
 }
