@@ -289,3 +289,21 @@ impl fmt::Debug for Peer {
             .finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{super::RemoteAddress, *};
+
+    #[tokio::test]
+    async fn a_call_that_moves_more_has_more_time() {
+        let options = RemoteOptions {
+            timeout: Duration::from_secs(5),
+            ..RemoteOptions::new(RemoteAddress::Tcp("127.0.0.1:1".to_owned()))
+        };
+        let peer = Peer::new(&options).unwrap();
+        for (bytes, seconds) in [(0, 5), (4 << 20, 9), (1 << 30, 5 + 1024)] {
+            assert_eq!(peer.deadline(bytes), Duration::from_secs(seconds));
+        }
+        assert!(peer.deadline(u64::MAX) > Duration::from_hours(1));
+    }
+}
