@@ -66,7 +66,8 @@ pub struct RemoteOptions {
     pub address: RemoteAddress,
     /// TLS, or plain text without.
     pub tls: Option<RemoteTls>,
-    /// The instance to name in each request; the caller's own when this is empty.
+    /// The instance to name in each request. When this is empty, the caller's own for action results,
+    /// and none for blobs.
     pub instance_name: String,
     /// Sent with each request, and never logged.
     pub headers: Vec<(String, String)>,
