@@ -35,7 +35,8 @@ async fn what_is_wrong_in_the_backing_cache_is_served_to_nobody() {
             let digest = peer.put(&content);
             peer.inject(method, Times::Always, fault);
             let refused = client.download(&digest).await;
-            assert!(refused.is_err(), "{fault:?}");
+            let refused = refused.map(|_| ()).map_err(|status| status.code());
+            assert_eq!(refused, Err(Code::DataLoss), "{fault:?}");
             peer.heal();
             assert!(
                 client.download(&digest).await.unwrap() == content,

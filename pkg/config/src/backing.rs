@@ -34,7 +34,8 @@ section! {
         headers: Headers = Headers::default(),
         /// A file with more of them, a `name=value` in each line, read at the start.
         headers_file: PathBuf = PathBuf::new(),
-        /// The instance name to use there. If empty, the client's own.
+        /// The instance name to use there. If empty, action results keep the client's own, and blobs,
+        /// which all instances share here, have none.
         instance_name: String = String::new(),
         /// Never write to it: what clients upload stays here.
         read_only: bool = false,

@@ -8,12 +8,13 @@ use std::{
 };
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use gorego_storage::{ActionCache, Digest, Result};
 use prost::Message;
 use reapi::v2::ActionResult;
 use tokio::time::Instant;
 
-/// How much is held at most, encoded, in bytes. Beyond that the oldest go, which costs a trip.
+/// How much is held at most, in bytes. Beyond that the oldest go, which costs a trip.
 const CAPACITY: u64 = 64 << 20;
 
 /// For how long it is held: a caller asks for the result right after its size.
@@ -40,10 +41,9 @@ struct Held {
     bytes: u64,
 }
 
-/// A result, or that there is none.
+/// A result, encoded, as what it takes in memory is bounded by that; or that there is none.
 struct Found {
-    result: Option<ActionResult>,
-    size: u64,
+    result: Option<Bytes>,
     at: Instant,
     number: u64,
 }
@@ -63,22 +63,44 @@ impl<A: ActionCache + ?Sized> Ahead<A> {
 }
 
 impl Held {
-    fn put(&mut self, name: Name, result: Option<ActionResult>, size: u64) {
+    fn put(&mut self, name: Name, result: Option<Bytes>) {
+        let now = Instant::now();
+        while self.bytes > 0 && self.oldest().is_none_or(|at| at + HELD <= now) {
+            self.forget_oldest();
+        }
         self.came += 1;
-        self.bytes += size + OVERHEAD;
+        self.bytes += cost(&result);
         self.order.insert(self.came, name.clone());
         self.found.entry(name).or_default().push(Found {
             result,
-            size,
-            at: Instant::now(),
+            at: now,
             number: self.came,
         });
         while self.bytes > CAPACITY {
-            let oldest = self.order.first_key_value();
-            let Some(oldest) = oldest.map(|(_, name)| name.clone()) else {
-                return;
-            };
-            self.take(&oldest);
+            self.forget_oldest();
+        }
+    }
+
+    /// When the oldest came.
+    fn oldest(&self) -> Option<Instant> {
+        let (_, name) = self.order.first_key_value()?;
+        let found = self.found.get(name)?.first()?;
+        Some(found.at)
+    }
+
+    fn forget_oldest(&mut self) {
+        let Some((_, name)) = self.order.pop_first() else {
+            self.bytes = 0;
+            return;
+        };
+        let Some(all) = self.found.get_mut(&name) else {
+            return;
+        };
+        if !all.is_empty() {
+            self.bytes = self.bytes.saturating_sub(cost(&all.remove(0).result));
+        }
+        if all.is_empty() {
+            self.found.remove(&name);
         }
     }
 
@@ -90,26 +112,34 @@ impl Held {
             self.found.remove(name);
         }
         self.order.remove(&found.number);
-        self.bytes = self.bytes.saturating_sub(found.size + OVERHEAD);
+        self.bytes = self.bytes.saturating_sub(cost(&found.result));
         Some(found)
     }
+}
+
+/// What holding it takes, in bytes.
+fn cost(result: &Option<Bytes>) -> u64 {
+    OVERHEAD + result.as_ref().map_or(0, Bytes::len) as u64
 }
 
 #[async_trait]
 impl<A: ActionCache + ?Sized> ActionCache for Ahead<A> {
     async fn get(&self, instance: &str, action: &Digest) -> Result<Option<ActionResult>> {
         let held = self.held().take(&(instance.to_owned(), *action));
-        match held {
-            Some(found) if found.at.elapsed() < HELD => Ok(found.result),
-            _ => self.results.get(instance, action).await,
+        if let Some(found) = held
+            && found.at.elapsed() < HELD
+            && let Ok(result) = found.result.map(ActionResult::decode).transpose()
+        {
+            return Ok(result);
         }
+        self.results.get(instance, action).await
     }
 
     async fn size(&self, instance: &str, action: &Digest) -> Result<u64> {
         let result = self.results.get(instance, action).await?;
-        let size = result.as_ref().map_or(0, Message::encoded_len) as u64;
-        let name = (instance.to_owned(), *action);
-        self.held().put(name, result, size);
+        let encoded = result.map(|result| Bytes::from(result.encode_to_vec()));
+        let size = encoded.as_ref().map_or(0, Bytes::len) as u64;
+        self.held().put((instance.to_owned(), *action), encoded);
         Ok(size)
     }
 
@@ -126,7 +156,6 @@ impl<A: fmt::Debug + ?Sized> fmt::Debug for Ahead<A> {
 
 #[cfg(test)]
 mod tests {
-    use bytes::Bytes;
     use gorego_storage::{DigestFunction, MemoryStore};
     use tokio::time::advance;
 
@@ -168,12 +197,19 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn what_is_held_is_bounded() {
         let (_memory, ahead) = ahead(1 << 20).await;
-        for number in 0..100_000 {
+        for number in 0..1000 {
             ahead.size("", &action(number % 2 * number)).await.unwrap();
         }
         let held = ahead.held();
         assert!(held.bytes <= CAPACITY);
         let names = held.found.values().map(Vec::len).sum::<usize>();
         assert_eq!(held.order.len(), names);
+        drop(held);
+
+        advance(HELD).await;
+        ahead.size("", &action(1)).await.unwrap();
+        let held = ahead.held();
+        assert_eq!((held.order.len(), held.found.len()), (1, 1));
+        assert_eq!(held.bytes, OVERHEAD);
     }
 }

@@ -43,6 +43,15 @@ pub(crate) fn from_store(cause: Error) -> Status {
     }
 }
 
+/// As [`from_store`], of a read: there content that does not match was given by a backing cache, and
+/// is no fault of the client.
+pub(crate) fn from_read(cause: Error) -> Status {
+    match cause {
+        Error::Mismatch { .. } => Status::data_loss(cause.to_string()),
+        other => from_store(other),
+    }
+}
+
 /// The code for what a backing cache refused. What a client can do something about keeps its code;
 /// the rest is between this server and that one.
 const fn refused(code: Code) -> Code {
@@ -61,7 +70,7 @@ const fn refused(code: Code) -> Code {
 /// What a client is told when a tree cannot be read.
 pub(crate) fn from_tree(cause: TreeError) -> Status {
     match cause {
-        TreeError::Store(cause) => from_store(cause),
+        TreeError::Store(cause) => from_read(cause),
         bad => Status::invalid_argument(bad.to_string()),
     }
 }
@@ -178,6 +187,25 @@ mod tests {
             assert_eq!(status.code(), code, "{cause}");
             assert!(!status.message().contains("/secret"), "{status}");
         }
+    }
+
+    #[test]
+    fn wrong_content_is_the_clients_fault_only_if_it_sent_it() {
+        let digest = DigestFunction::Sha256.digest(b"content");
+        let mismatch = Error::Mismatch {
+            expected: digest,
+            actual: "other content, from cache:1".to_owned(),
+        };
+        let status = from_read(mismatch.clone());
+        assert_eq!(status.code(), Code::DataLoss);
+        assert!(status.message().contains(&digest.hex()), "{status}");
+        let tree = from_tree(TreeError::Store(mismatch.clone()));
+        assert_eq!(tree.code(), Code::DataLoss);
+        assert_eq!(from_store(mismatch).code(), Code::InvalidArgument);
+        assert_eq!(
+            from_read(Error::NotFound(digest)).code(),
+            from_store(Error::NotFound(digest)).code()
+        );
     }
 
     #[test]

@@ -1,13 +1,16 @@
 //! A store behind another server that speaks the REAPI.
 
+mod answers;
 mod batches;
 mod body;
+mod bounded;
 mod breaker;
 mod capabilities;
 mod compression;
 mod connect;
 mod download;
 mod failure;
+mod gate;
 mod missing;
 mod options;
 mod packing;
@@ -149,10 +152,10 @@ impl BlobStore for RemoteStore {
                 Ok(Blob::Bytes(Bytes::new()))
             };
         }
-        if offset == 0 && batches::is_small(&capabilities, digest.size()) {
-            return batches::get_one(self, &capabilities, digest)
-                .await
-                .map(Blob::Bytes);
+        if batches::is_small(&capabilities, digest.size()) {
+            let mut content = batches::get_one(self, &capabilities, digest).await?;
+            let offset = usize::try_from(offset).unwrap_or(usize::MAX);
+            return Ok(Blob::Bytes(content.split_off(offset.min(content.len()))));
         }
         download::start(self, &capabilities, digest, offset).await
     }

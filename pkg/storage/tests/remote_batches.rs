@@ -244,3 +244,49 @@ async fn an_answer_that_makes_no_sense_is_no_hit() {
     let got = within(store.get_batch(&[digest])).await;
     assert!(matches!(got[0], Err(Error::Mismatch { .. })), "{got:?}");
 }
+
+#[tokio::test]
+async fn an_answer_about_other_blobs_says_nothing_of_those_that_were_asked_for() {
+    let peer = Peer::start().await;
+    let (asked, other) = ([sha256(b"asked")], sha256(b"other"));
+    peer.script("missing", [Act::Missing(vec![other.to_proto()])]);
+    let error = within(peer.store().find_missing(&asked)).await.unwrap_err();
+    assert!(matches!(error, Error::Refused { .. }), "{error:?}");
+    let text = error.to_string();
+    assert!(
+        text.contains(&asked[0].hex()) && text.contains(&other.hex()),
+        "{text}"
+    );
+}
+
+#[tokio::test]
+async fn an_answer_that_would_unfold_in_memory_is_refused() {
+    let peer = Peer::start().await;
+    let content = Bytes::from_static(b"content");
+    let digest = sha256(&content);
+    let store = peer.store();
+    peer.script("missing", [Act::Missing(vec![Default::default(); 700])]);
+    peer.script("batch_read", [Act::Entries(1000)]);
+    peer.script("update", [Act::Entries(1000)]);
+    let errors = [
+        within(store.find_missing(&[digest])).await.unwrap_err(),
+        within(store.get_batch(&[digest]))
+            .await
+            .remove(0)
+            .unwrap_err(),
+        within(store.put_batch(vec![(digest, content)]))
+            .await
+            .remove(0)
+            .unwrap_err(),
+    ];
+    for error in errors {
+        let refused = matches!(
+            error,
+            Error::Refused {
+                code: Code::DataLoss,
+                ..
+            }
+        );
+        assert!(refused, "{error:?}");
+    }
+}

@@ -12,8 +12,7 @@ mod peer;
 use std::time::Duration;
 
 use gorego_storage::{
-    ActionCache as _, BlobStore, BreakerOptions, BreakerState, Error, RemoteAddress, RemoteOptions,
-    RemoteStore,
+    ActionCache as _, BlobStore, BreakerOptions, BreakerState, Error, RemoteOptions, RemoteStore,
 };
 use peer::{Act, Peer, sha256, within};
 use reapi::v2::ActionResult;
@@ -37,7 +36,11 @@ async fn what_may_succeed_later_is_tried_again() {
 #[tokio::test]
 async fn refusals_come_back_with_their_code_at_once_and_exhaustion_after_retries() {
     let peer = Peer::start().await;
-    let store = peer.impatient(1);
+    let store = RemoteStore::new(&RemoteOptions {
+        retries: 1,
+        ..peer.options()
+    });
+    let store = store.unwrap();
     let digest = sha256(b"x");
     for (code, calls) in [
         (Code::PermissionDenied, 1),
@@ -238,26 +241,4 @@ async fn a_result_that_would_unfold_in_memory_is_refused() {
         "{error:?}"
     );
     assert_eq!(peer.calls("result").len(), 1);
-}
-
-#[tokio::test]
-async fn a_call_waits_its_turn_beyond_the_limit() {
-    let peer = Peer::start().await;
-    let store = RemoteStore::new(&RemoteOptions {
-        max_calls: 1,
-        timeout: Duration::from_millis(300),
-        retries: 0,
-        ..RemoteOptions::new(RemoteAddress::Tcp(peer.address.clone()))
-    });
-    let store = store.unwrap();
-    within(store.capabilities()).await.unwrap();
-    peer.script("result", [Act::Stall]);
-    let (one, two) = (sha256(b"1"), [sha256(b"2")]);
-    let (stalled, waited) = tokio::join!(store.get_result(&one), store.find_missing(&two));
-    assert!(stalled.is_err());
-    // Either its turn came when the stalled one was given up, or its patience ended just before.
-    if let Err(error) = waited {
-        assert!(error.to_string().contains("too many calls"), "{error}");
-    }
-    within(store.find_missing(&two)).await.unwrap();
 }

@@ -164,8 +164,9 @@ async fn a_stream_of_which_nothing_was_taken_waits_for_a_peer_to_come_up() {
         ..RemoteOptions::new(RemoteAddress::Tcp(address.clone()))
     });
     let store = store.unwrap();
-    // Over the first connection; the second one is yet to be made.
-    within(store.capabilities()).await.unwrap();
+    // The first connection is in use; the second one is yet to be made.
+    let other = peer.has(&conformance::content(2, 200_000));
+    let _in_use = within(store.get(&other, 0)).await.unwrap();
     drop(line);
     let content = conformance::content(1, 200_000);
     let digest = sha256(&content);

@@ -14,8 +14,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures::{StreamExt as _, stream};
 use gorego_storage::{
-    Blob, BlobFile, BlobStore, BlobStream, Digest, Error, Put, RemoteAddress, RemoteOptions,
-    RemoteStore, Resume, UploadId, Uploads as _, conformance,
+    Blob, BlobFile, BlobStore, BlobStream, BreakerOptions, Digest, Error, Put, RemoteAddress,
+    RemoteOptions, RemoteStore, Resume, UploadId, Uploads as _, conformance,
 };
 use peer::{Act, Line, Peer, within};
 use tonic::Code;
@@ -119,6 +119,29 @@ async fn attempts_without_progress_are_counted_and_the_peer_is_named() {
         "{text}"
     );
     assert_eq!(offsets(&peer), [0, 1000, 1000]);
+}
+
+#[tokio::test]
+async fn a_peer_that_keeps_forgetting_what_it_had_is_given_up() {
+    let peer = Peer::start().await;
+    let content = content(2 * MIB);
+    let digest = peer::sha256(&content);
+    let turns = 10;
+    for _ in 0..turns {
+        peer.script("write", [Act::CutAfter(MIB), Act::Fail(Code::Unavailable)]);
+        peer.script("query", [Act::Behave, Act::Fail(Code::NotFound)]);
+    }
+    let store = RemoteStore::new(&RemoteOptions {
+        retries: 2,
+        breaker: BreakerOptions {
+            failures: u32::MAX,
+            ..BreakerOptions::default()
+        },
+        ..peer.options()
+    });
+    let error = put(&store.unwrap(), &digest, Blob::Bytes(content)).await;
+    assert!(matches!(error, Err(Error::Unavailable(_))), "{error:?}");
+    assert!(peer.calls("write").len() < turns, "{:?}", offsets(&peer));
 }
 
 #[tokio::test]
@@ -300,35 +323,6 @@ async fn wrong_content_is_told_from_other_refusals() {
         put(&store, &digest, Blob::Bytes(right)).await.unwrap(),
         Put::Existed
     );
-}
-
-#[tokio::test]
-async fn a_compressed_upload_starts_anew() {
-    let peer = Peer::start().await;
-    let content: Bytes = content(1000).repeat(5000).into();
-    let digest = peer::sha256(&content);
-    let store = peer.zstd_store();
-    peer.script("write", [Act::CutAfter(500)]);
-    assert_eq!(
-        put(&store, &digest, file(&content)).await.unwrap(),
-        Put::Stored
-    );
-    assert_eq!(peer.stored(&digest).unwrap(), content);
-    let calls = peer.calls("write");
-    assert_eq!(offsets(&peer), [0, 0]);
-    assert_ne!(calls[0].name, calls[1].name);
-    let sent: usize = calls[1].sizes.iter().sum();
-    assert!(sent < content.len() / 10, "{sent} bytes were sent");
-
-    let noise = conformance::content(3, MIB);
-    let digest = peer::sha256(&noise);
-    assert_eq!(
-        put(&store, &digest, Blob::Bytes(noise.clone()))
-            .await
-            .unwrap(),
-        Put::Stored
-    );
-    assert_eq!(peer.stored(&digest).unwrap(), noise);
 }
 
 #[tokio::test]

@@ -12,7 +12,7 @@ use super::ByteStreams;
 use crate::{
     compression,
     grpc::{Body, COPIED, Framed, HEADER_LEN, Permit, put_header},
-    status::{from_store, invalid_field, unavailable},
+    status::{from_read, invalid_field, unavailable},
 };
 
 /// The number of `ReadResponse.data`.
@@ -38,7 +38,7 @@ impl ByteStreams {
             .blobs
             .get(&name.digest, offset)
             .await
-            .map_err(from_store)?;
+            .map_err(from_read)?;
         match name.compressor {
             Compressor::Identity if limit == 0 => Ok(plain(blob)),
             Compressor::Identity => Ok(plain(blob.truncate(limit))),
@@ -68,7 +68,7 @@ fn plain(blob: Blob) -> Body {
         Blob::Bytes(content) => whole(content),
         blob => {
             let chunks = blob.into_chunks();
-            Body::messages(chunks.map_ok(frame).map_err(from_store).boxed())
+            Body::messages(chunks.map_ok(frame).map_err(from_read).boxed())
         }
     }
 }
@@ -79,7 +79,7 @@ fn whole(content: Bytes) -> Body {
         return Body::message(frame(content), Permit::default());
     }
     let chunks = Blob::Bytes(content).into_chunks();
-    Body::messages(chunks.map_ok(frame).map_err(from_store).boxed())
+    Body::messages(chunks.map_ok(frame).map_err(from_read).boxed())
 }
 
 /// Compresses chunk by chunk, each on a thread that may be busy for a while.
@@ -91,7 +91,7 @@ fn compress(
         let Some((mut chunks, mut compressor)) = state else {
             return Ok(None);
         };
-        let Some(chunk) = chunks.next().await.transpose().map_err(from_store)? else {
+        let Some(chunk) = chunks.next().await.transpose().map_err(from_read)? else {
             return Ok(Some((compressor.finish()?, None)));
         };
         let (piece, compressor) = task::spawn_blocking(move || {

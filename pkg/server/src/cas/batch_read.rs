@@ -19,7 +19,7 @@ use super::Cas;
 use crate::{
     compression, digests,
     grpc::{Body, COPIED, put_header},
-    status::{from_store, invalid_field, outcome, to_proto, unavailable},
+    status::{from_read, invalid_field, outcome, to_proto, unavailable},
 };
 
 impl Cas {
@@ -34,7 +34,7 @@ impl Cas {
         let permit = self.memory.responses.reserve(bytes).await?;
         let contents = self.blobs.get_batch(&wanted).await;
         let blobs = contents.into_iter().zip(&wanted).map(|(content, digest)| {
-            let content = content.map_err(from_store);
+            let content = content.map_err(from_read);
             BlobRead {
                 digest: Some(digest.to_proto()),
                 status: Some(outcome(&content)),

@@ -9,19 +9,23 @@ pub(super) use self::{
     read::{get, get_one},
     update::{put, put_one},
 };
-use super::{RemoteCapabilities, RemoteStore, SMALL, packing};
+use super::{RemoteCapabilities, RemoteStore, SMALL, bounded::Limits, packing};
 
 /// Blobs above this travel alone: a stream of their own can go on where it broke off.
 const LARGE: u64 = 1 << 20;
 
 /// The most that an answer about so many blobs of so many bytes may have.
-fn max_answer(count: usize, content: u64) -> usize {
-    const EACH: usize = 2048;
+fn max_answer(count: usize, content: u64) -> Limits {
+    const ENCODED: usize = 2048;
+    const DECODED: usize = 4096;
     let content = usize::try_from(content).unwrap_or(usize::MAX);
-    // Compression may make content longer by a little.
-    content
-        .saturating_add(content / 16)
-        .saturating_add(EACH.saturating_mul(count))
+    Limits {
+        // Compression may make content longer by a little.
+        encoded: content
+            .saturating_add(content / 16)
+            .saturating_add(ENCODED.saturating_mul(count)),
+        decoded: DECODED.saturating_mul(count),
+    }
 }
 
 /// Whether a blob travels in a batch even when it is alone.

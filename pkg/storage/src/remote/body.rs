@@ -10,7 +10,7 @@ use std::{
 use bytes::Bytes;
 use futures::{Stream, StreamExt as _, task::AtomicWaker};
 use reapi::bytestream::WriteRequest;
-use tokio::time;
+use tokio::{sync::Notify, time};
 
 use super::compression::Compressing;
 use crate::{Chunks, Error, Result};
@@ -36,6 +36,7 @@ pub(super) struct Plan {
 pub(super) struct Sending {
     state: Mutex<State>,
     waker: AtomicWaker,
+    closed: Notify,
 }
 
 struct State {
@@ -45,8 +46,6 @@ struct State {
     /// What is left of a piece, in the form in which it is sent.
     rest: Bytes,
     error: Option<Error>,
-    /// The source has ended.
-    ended: bool,
     closed: bool,
 }
 
@@ -57,6 +56,8 @@ pub(super) struct Progress {
     pub(super) taken: u64,
     /// Bytes that went out, compressed if that is so.
     pub(super) sent: u64,
+    /// The source has ended, or went on for too long.
+    pub(super) ended: bool,
     /// Messages that went out.
     messages: u64,
     phase: Phase,
@@ -93,15 +94,18 @@ impl Sending {
     pub(super) fn new(plan: Plan, source: Chunks) -> Arc<Self> {
         Arc::new(Self {
             state: Mutex::new(State {
-                ended: plan.ends && plan.len == 0,
+                progress: Progress {
+                    ended: plan.ends && plan.len == 0,
+                    ..Progress::default()
+                },
                 plan,
                 source,
-                progress: Progress::default(),
                 rest: Bytes::new(),
                 error: None,
                 closed: false,
             }),
             waker: AtomicWaker::new(),
+            closed: Notify::new(),
         })
     }
 
@@ -121,7 +125,7 @@ impl Sending {
     /// The source, if nothing was taken from it yet.
     pub(super) fn take_source(&self) -> Option<Chunks> {
         let mut state = self.state();
-        let untouched = state.progress.taken == 0 && !state.ended && state.error.is_none();
+        let untouched = state.progress.taken == 0 && !state.progress.ended && state.error.is_none();
         untouched.then(|| std::mem::replace(&mut state.source, futures::stream::empty().boxed()))
     }
 
@@ -132,6 +136,7 @@ impl Sending {
         state.progress.over();
         drop(state);
         self.waker.wake();
+        self.closed.notify_one();
     }
 
     /// The messages.
@@ -149,7 +154,11 @@ impl Sending {
                 Phase::Finished => last,
                 Phase::Over => patience.min(PARTING),
             };
-            time::sleep(wait).await;
+            tokio::select! {
+                () = time::sleep(wait) => {}
+                // Less patience from now on.
+                () = self.closed.notified() => continue,
+            }
             let now = self.progress();
             if now == before && now.phase != Phase::Source {
                 return wait;
@@ -188,7 +197,7 @@ impl State {
         if self.closed || self.progress.finished() || self.error.is_some() {
             return Poll::Ready(None);
         }
-        while self.rest.is_empty() && !self.ended {
+        while self.rest.is_empty() && !self.progress.ended {
             match self.poll_source(cx) {
                 Poll::Ready(Ok(())) => {}
                 Poll::Ready(Err(error)) => {
@@ -209,23 +218,37 @@ impl State {
         let piece = ready!(self.source.poll_next_unpin(cx));
         self.progress.phase = Phase::Peer;
         let Some(piece) = piece.transpose()? else {
-            self.ended = true;
-            return Poll::Ready(Ok(()));
+            self.progress.ended = true;
+            return Poll::Ready(self.check_size());
         };
         let mut piece = piece;
         // Of what is too long, so much that the peer sees it.
         let most = (self.plan.len - self.progress.taken).saturating_add(1);
         piece.truncate(usize::try_from(most).unwrap_or(usize::MAX));
         self.progress.taken += piece.len() as u64;
-        self.ended = self.progress.taken > self.plan.len
-            || self.plan.ends && self.progress.taken == self.plan.len;
+        let whole = self.progress.taken == self.plan.len;
+        self.progress.ended = self.progress.taken > self.plan.len || self.plan.ends && whole;
+        if self.progress.ended {
+            self.check_size()?;
+        }
         self.rest = match &mut self.plan.compressing {
             Some(compressing) => compressing
-                .next(&piece, self.ended)
+                .next(&piece, whole)
                 .map_err(|why| Error::Unavailable(format!("compressing: {why}")))?,
             None => piece,
         };
         Poll::Ready(Ok(()))
+    }
+
+    /// What is to become of content of another size is up to the peer, unless it is compressed: a
+    /// frame says how much is in it, and cannot be ended.
+    fn check_size(&self) -> Result<()> {
+        if self.plan.compressing.is_none() || self.progress.taken == self.plan.len {
+            return Ok(());
+        }
+        let (taken, len) = (self.progress.taken, self.plan.len);
+        let why = format!("{taken} bytes came instead of {len}");
+        Err(Error::Unavailable(why))
     }
 
     fn message(&mut self) -> WriteRequest {
@@ -234,7 +257,7 @@ impl State {
         let offset = self.plan.start + self.progress.sent;
         self.progress.sent += data.len() as u64;
         self.progress.messages += 1;
-        if self.ended && self.rest.is_empty() {
+        if self.progress.ended && self.rest.is_empty() {
             self.progress.phase = Phase::Finished;
         }
         WriteRequest {
@@ -247,5 +270,31 @@ impl State {
             finish_write: self.progress.finished(),
             data,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_peer_has_less_time_from_when_the_upload_was_given_up() {
+        let plan = Plan {
+            name: String::new(),
+            start: 0,
+            len: 1,
+            ends: true,
+            compressing: None,
+        };
+        let sending = Sending::new(plan, futures::stream::pending().boxed());
+        let minute = Duration::from_mins(1);
+        let began = time::Instant::now();
+        let close = async {
+            time::sleep(Duration::from_secs(1)).await;
+            sending.close();
+        };
+        let (wait, ()) = tokio::join!(sending.stalled(minute, minute), close);
+        assert_eq!(wait, PARTING);
+        assert_eq!(began.elapsed(), PARTING + Duration::from_secs(1));
     }
 }

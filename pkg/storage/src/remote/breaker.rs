@@ -1,13 +1,8 @@
 //! When to stop asking a peer that does not answer: a state machine without a clock or I/O.
 
-use std::time::Duration;
-
 use tokio::time::Instant;
 
 use super::BreakerOptions;
-
-/// All that was under way on a connection fails with it, a little apart.
-const TOGETHER: Duration = Duration::from_millis(500);
 
 /// Whether calls to a peer are made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,6 +24,32 @@ pub(super) enum Admission {
     Refuse,
 }
 
+/// How long calls are refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Refusal {
+    /// Until the cool-down is over.
+    Until(Instant),
+    /// Until it is known how one call fares.
+    Probing,
+}
+
+/// When a call began, in the peer's failures and answers until then.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Since {
+    incidents: u64,
+    answers: u64,
+}
+
+impl Since {
+    /// Of a call that has been answered by `now`: what broke down before that still counts once.
+    pub(super) const fn answered(self, now: Self) -> Self {
+        Self {
+            incidents: self.incidents,
+            answers: now.answers,
+        }
+    }
+}
+
 #[derive(Debug)]
 pub(super) struct Breaker {
     options: BreakerOptions,
@@ -37,10 +58,9 @@ pub(super) struct Breaker {
     failures: u32,
     /// When the next probe may be made, while open.
     until: Option<Instant>,
-    cool_down: Duration,
-    /// When a failure was counted last.
-    counted: Option<Instant>,
+    cool_down: std::time::Duration,
     probing: bool,
+    now: Since,
 }
 
 impl Breaker {
@@ -51,8 +71,8 @@ impl Breaker {
             failures: 0,
             until: None,
             cool_down: options.cool_down,
-            counted: None,
             probing: false,
+            now: Since::default(),
         }
     }
 
@@ -60,12 +80,15 @@ impl Breaker {
         self.state
     }
 
+    pub(super) const fn since(&self) -> Since {
+        self.now
+    }
+
     pub(super) fn admit(&mut self, now: Instant) -> Admission {
-        match self.state {
-            BreakerState::Closed => Admission::Pass,
-            BreakerState::Open if self.until.is_some_and(|until| now < until) => Admission::Refuse,
-            BreakerState::HalfOpen if self.probing => Admission::Refuse,
-            BreakerState::Open | BreakerState::HalfOpen => {
+        match (self.state, self.refuses(now)) {
+            (BreakerState::Closed, _) => Admission::Pass,
+            (_, Some(_)) => Admission::Refuse,
+            (BreakerState::Open | BreakerState::HalfOpen, None) => {
                 self.state = BreakerState::HalfOpen;
                 self.probing = true;
                 Admission::Probe
@@ -73,8 +96,18 @@ impl Breaker {
         }
     }
 
+    /// Whether a call would be refused, and if so until when at least, unless the state changes.
+    pub(super) fn refuses(&self, now: Instant) -> Option<Refusal> {
+        match self.state {
+            BreakerState::Open => self.until.filter(|until| now < *until).map(Refusal::Until),
+            BreakerState::HalfOpen if self.probing => Some(Refusal::Probing),
+            BreakerState::Closed | BreakerState::HalfOpen => None,
+        }
+    }
+
     /// The peer answered. Answers to calls from before the breaker opened do not close it.
     pub(super) fn succeeded(&mut self, admission: Admission) {
+        self.now.answers += 1;
         if admission == Admission::Probe {
             self.state = BreakerState::Closed;
             self.probing = false;
@@ -85,15 +118,24 @@ impl Breaker {
         }
     }
 
-    /// The peer did not answer a call that began then. Calls that were under way together and fail
-    /// together are one failure, however many they are.
-    pub(super) fn failed(&mut self, admission: Admission, began: Instant, now: Instant) {
+    /// The peer did not answer a call from `since`. What many calls meet together counts once: of
+    /// those under way when one failed no other counts, unless the peer was `silent` to all of them.
+    pub(super) fn failed(
+        &mut self,
+        admission: Admission,
+        since: Since,
+        silent: bool,
+        now: Instant,
+    ) {
+        let another =
+            since.incidents == self.now.incidents || silent && since.answers == self.now.answers;
         if admission == Admission::Probe {
+            self.now.incidents += 1;
             self.probing = false;
             self.cool_down = (self.cool_down * 2).min(self.options.max_cool_down);
             self.open(now);
-        } else if self.state == BreakerState::Closed && !self.is_counted(began, now) {
-            self.counted = Some(now);
+        } else if self.state == BreakerState::Closed && another {
+            self.now.incidents += 1;
             self.failures += 1;
             if self.failures >= self.options.failures.max(1) {
                 self.open(now);
@@ -101,16 +143,12 @@ impl Breaker {
         }
     }
 
-    /// Whether a failure now is of one kind with the last one, of a call that began before that.
-    fn is_counted(&self, began: Instant, now: Instant) -> bool {
-        self.counted
-            .is_some_and(|counted| began < counted && now < counted + TOGETHER)
-    }
-
     /// The call was given up before its outcome was known: the next one may be the probe.
     pub(super) fn abandoned(&mut self, admission: Admission) {
         if admission == Admission::Probe {
             self.probing = false;
+            // The cool-down is over.
+            self.state = BreakerState::Open;
         }
     }
 
@@ -123,6 +161,8 @@ impl Breaker {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     const SECOND: Duration = Duration::from_secs(1);
@@ -139,7 +179,7 @@ mod tests {
             BreakerState::Open,
         ] {
             assert_eq!(breaker.admit(now), Admission::Pass);
-            breaker.failed(Admission::Pass, now, now);
+            breaker.failed(Admission::Pass, breaker.since(), false, now);
             assert_eq!(breaker.state(), state);
         }
         breaker
@@ -153,29 +193,45 @@ mod tests {
             ..BreakerOptions::default()
         });
         for _ in 0..10 {
-            breaker.failed(Admission::Pass, now, now);
+            breaker.failed(Admission::Pass, breaker.since(), false, now);
             breaker.succeeded(Admission::Pass);
         }
         assert_eq!(breaker.state(), BreakerState::Closed);
     }
 
     #[test]
-    fn calls_that_fail_together_are_one_failure() {
-        let began = Instant::now();
-        let mut breaker = Breaker::new(BreakerOptions {
+    fn what_many_calls_meet_together_counts_once() {
+        let now = Instant::now();
+        let options = BreakerOptions {
             failures: 3,
             ..BreakerOptions::default()
-        });
-        let mut now = began + SECOND;
-        for failures in [100, 1, 1] {
-            assert_eq!(breaker.state(), BreakerState::Closed);
-            for _ in 0..failures {
-                breaker.failed(Admission::Pass, began, now);
-                now += TOGETHER / 200;
+        };
+        let mut breaker = Breaker::new(options);
+        for _ in 0..2 {
+            let since = breaker.since();
+            for _ in 0..10 {
+                breaker.failed(Admission::Pass, since, false, now);
             }
-            now += TOGETHER;
+            assert_eq!(breaker.state(), BreakerState::Closed);
         }
+        breaker.failed(Admission::Pass, breaker.since(), false, now);
         assert_eq!(breaker.state(), BreakerState::Open);
+    }
+
+    #[test]
+    fn silence_counts_for_each_call_unless_another_was_answered() {
+        let now = Instant::now();
+        for (answered, state) in [(true, BreakerState::Closed), (false, BreakerState::Open)] {
+            let mut breaker = Breaker::new(BreakerOptions::default());
+            let since = breaker.since();
+            if answered {
+                breaker.succeeded(Admission::Pass);
+            }
+            for _ in 0..10 {
+                breaker.failed(Admission::Pass, since, true, now);
+            }
+            assert_eq!(breaker.state(), state);
+        }
     }
 
     #[test]
@@ -198,7 +254,7 @@ mod tests {
         now += SECOND;
         for cool_down in [2, 3, 3] {
             assert_eq!(breaker.admit(now), Admission::Probe);
-            breaker.failed(Admission::Probe, now, now);
+            breaker.failed(Admission::Probe, breaker.since(), false, now);
             let early = now + cool_down * SECOND - SECOND / 2;
             assert_eq!(breaker.admit(early), Admission::Refuse);
             now += cool_down * SECOND;
@@ -206,7 +262,7 @@ mod tests {
         assert_eq!(breaker.admit(now), Admission::Probe);
         breaker.succeeded(Admission::Probe);
         for _ in 0..3 {
-            breaker.failed(Admission::Pass, now, now);
+            breaker.failed(Admission::Pass, breaker.since(), false, now);
         }
         assert_eq!(breaker.admit(now + SECOND), Admission::Probe);
     }
@@ -216,7 +272,7 @@ mod tests {
         let now = Instant::now();
         let mut breaker = opened(now);
         breaker.succeeded(Admission::Pass);
-        breaker.failed(Admission::Pass, now, now + SECOND);
+        breaker.failed(Admission::Pass, breaker.since(), false, now + SECOND);
         assert_eq!(breaker.state(), BreakerState::Open);
         assert_eq!(breaker.admit(now + SECOND), Admission::Probe);
         breaker.abandoned(Admission::Probe);

@@ -1,14 +1,17 @@
 //! What a peer can do (REAPI `Capabilities`), asked when needed and then remembered.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
 use reapi::v2::{
     self, GetCapabilitiesRequest, ServerCapabilities, capabilities_client::CapabilitiesClient,
 };
-use tokio::{sync::Mutex, time::Instant};
-use tonic::Code;
+use tokio::time::Instant;
+use tonic::{Code, Status};
 
-use super::{failure::Failure, peer::Peer};
+use super::{connect::Link, failure::Failure, peer::Peer};
 use crate::{Compressor, DigestFunction, Error, Result};
 
 /// A peer's configuration changes when it restarts; a peer behind a balancer restarts unseen.
@@ -29,8 +32,6 @@ pub struct RemoteCapabilities {
     pub zstd_streams: bool,
     /// Whether it takes content in batches compressed with Zstandard.
     pub zstd_batches: bool,
-    /// Whether it takes action results.
-    pub ac_updates: bool,
 }
 
 impl RemoteCapabilities {
@@ -41,7 +42,6 @@ impl RemoteCapabilities {
             max_batch_bytes: MESSAGE - FRAMING,
             zstd_streams: false,
             zstd_batches: false,
-            ac_updates: true,
         }
     }
 
@@ -61,7 +61,6 @@ impl RemoteCapabilities {
         };
         let zstd = Compressor::Zstd.to_proto() as i32;
         let batch = u64::try_from(cache.max_batch_total_size_bytes).unwrap_or_default();
-        let updates = cache.action_cache_update_capabilities.as_ref();
         Self {
             digest_functions,
             // Larger batches would hold more memory than they save time.
@@ -71,7 +70,6 @@ impl RemoteCapabilities {
             },
             zstd_streams: cache.supported_compressors.contains(&zstd),
             zstd_batches: cache.supported_batch_update_compressors.contains(&zstd),
-            ac_updates: updates.is_none_or(|updates| updates.update_enabled),
         }
     }
 
@@ -94,10 +92,13 @@ impl RemoteCapabilities {
 
 /// The last answer.
 #[derive(Debug, Default)]
-pub(super) struct Known(Mutex<State>);
+pub(super) struct Known {
+    last: Mutex<Last>,
+    asking: tokio::sync::Mutex<()>,
+}
 
 #[derive(Debug, Default)]
-struct State {
+struct Last {
     answer: Option<Answer>,
     /// The last failure to get one, for those who waited for it.
     failed: Option<(Instant, Error)>,
@@ -111,38 +112,73 @@ struct Answer {
 }
 
 impl Known {
-    /// What the peer can do; asked anew when it was out of reach meanwhile, or after a while.
+    /// What the peer can do; asked anew when it was out of reach meanwhile, or after a while. One asks,
+    /// and the others go by the last answer. Fails at once where a call would.
     pub(super) async fn get(&self, peer: &Peer, instance: &str) -> Result<Arc<RemoteCapabilities>> {
         let came = Instant::now();
-        let mut state = self.0.lock().await;
-        if let Some(answer) = &state.answer
-            && answer.outages == peer.outages()
-            && answer.at.elapsed() < KEPT
-        {
-            return Ok(Arc::clone(&answer.capabilities));
+        if let Some(fresh) = self.fresh(peer) {
+            return Ok(fresh);
         }
-        if let Some((at, error)) = &state.failed
+        let error = |failure| peer.error(&"asking what it can do", failure);
+        peer.check().map_err(error)?;
+        let asking = match (self.asking.try_lock(), self.last()) {
+            (Ok(asking), _) => asking,
+            (Err(_), Some(last)) => return Ok(last),
+            (Err(_), None) => self.asking.lock().await,
+        };
+        if let Some(fresh) = self.fresh(peer) {
+            return Ok(fresh);
+        }
+        if let Some((at, error)) = &self.known().failed
             && *at > came
         {
             return Err(error.clone());
         }
-        match ask(peer, instance).await {
+        let answer = ask(peer, instance).await.map_err(error);
+        let mut known = self.known();
+        drop(asking);
+        match answer {
             Ok(capabilities) => {
                 let capabilities = Arc::new(capabilities);
-                state.answer = Some(Answer {
+                known.answer = Some(Answer {
                     capabilities: Arc::clone(&capabilities),
                     at: Instant::now(),
                     outages: peer.outages(),
                 });
                 Ok(capabilities)
             }
-            Err(failure) => {
-                let error = peer.error(&"asking what it can do", failure);
-                state.failed = Some((Instant::now(), error.clone()));
+            Err(error) => {
+                known.failed = Some((Instant::now(), error.clone()));
                 Err(error)
             }
         }
     }
+
+    fn known(&self) -> MutexGuard<'_, Last> {
+        self.last.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn last(&self) -> Option<Arc<RemoteCapabilities>> {
+        let known = self.known();
+        let answer = known.answer.as_ref()?;
+        Some(Arc::clone(&answer.capabilities))
+    }
+
+    fn fresh(&self, peer: &Peer) -> Option<Arc<RemoteCapabilities>> {
+        let known = self.known();
+        let answer = known.answer.as_ref()?;
+        let fresh = answer.outages == peer.outages() && answer.at.elapsed() < KEPT;
+        fresh.then(|| Arc::clone(&answer.capabilities))
+    }
+}
+
+/// Whether the peer answers anything at all.
+pub(super) async fn probe(link: Link) -> Result<(), Status> {
+    let request = GetCapabilitiesRequest::default();
+    CapabilitiesClient::new(link)
+        .get_capabilities(request)
+        .await
+        .map(drop)
 }
 
 async fn ask(peer: &Peer, instance: &str) -> Result<RemoteCapabilities, Failure> {

@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use hyper_util::rt::TokioIo;
+use hyper_util::{client::legacy::connect::HttpConnector, rt::TokioIo};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _};
 use tokio::net::UnixStream;
 use tonic::{
@@ -12,7 +12,7 @@ use tonic::{
     transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity},
 };
 
-use super::{RemoteAddress, RemoteError, RemoteOptions, RemoteTls, pool::Lease};
+use super::{RemoteAddress, RemoteError, RemoteOptions, RemoteTls, answers::Answers, pool::Lease};
 
 /// What a stream may have under way. Peers are told to go on when half of it has come, so that it
 /// takes twice what the network holds to keep them going: 1 Gbit/s over 30 ms there and back.
@@ -22,13 +22,19 @@ pub(super) const STREAM_WINDOW: u32 = 8 << 20;
 const CONNECTION_WINDOW: u32 = (1 << 31) - 1;
 /// Fewer, larger frames are less work.
 const MAX_FRAME: u32 = 256 << 10;
-/// How often a connection with calls on it is checked, and how long its answer may take.
+/// How often a quiet connection is checked, by TCP, and after how long a host that confirms nothing
+/// is given up.
 const KEEP_ALIVE: Duration = Duration::from_secs(20);
-const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(10);
+const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(5);
+const HOST_TIMEOUT: Duration = Duration::from_secs(30);
+/// How often a peer is asked, over HTTP/2, whether it is still there while calls are under way. gRPC's
+/// servers close connections on which that happens more often than every 5 minutes.
+const PING: Duration = Duration::from_mins(6);
+const PING_TIMEOUT: Duration = Duration::from_secs(20);
 const MAX_CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A connection that adds what each request carries.
-pub(super) type Link = InterceptedService<Channel, Headers>;
+pub(super) type Link = InterceptedService<Answers, Headers>;
 
 /// What each request carries.
 #[derive(Clone)]
@@ -100,7 +106,9 @@ impl Interceptor for Headers {
 pub(super) fn channels(options: &RemoteOptions) -> Result<Vec<Channel>, RemoteError> {
     let endpoint = endpoint(options)?;
     let open = || match &options.address {
-        RemoteAddress::Tcp(_) => endpoint.connect_lazy(),
+        RemoteAddress::Tcp(_) => {
+            endpoint.connect_with_connector_lazy(tcp(connect_timeout(options)))
+        }
         RemoteAddress::Unix(path) => {
             let path = Arc::new(path.clone());
             endpoint.connect_with_connector_lazy(tower::service_fn(move |_| {
@@ -110,6 +118,22 @@ pub(super) fn channels(options: &RemoteOptions) -> Result<Vec<Channel>, RemoteEr
         }
     };
     Ok((0..options.connections.max(1)).map(|_| open()).collect())
+}
+
+fn connect_timeout(options: &RemoteOptions) -> Duration {
+    options.timeout.min(MAX_CONNECT_TIMEOUT)
+}
+
+fn tcp(connect_timeout: Duration) -> HttpConnector {
+    let mut connector = HttpConnector::new();
+    // TLS comes on top.
+    connector.enforce_http(false);
+    connector.set_nodelay(true);
+    connector.set_connect_timeout(Some(connect_timeout));
+    connector.set_keepalive(Some(KEEP_ALIVE));
+    connector.set_keepalive_interval(Some(KEEP_ALIVE_INTERVAL));
+    connector.set_tcp_user_timeout(Some(HOST_TIMEOUT));
+    connector
 }
 
 fn endpoint(options: &RemoteOptions) -> Result<Endpoint, RemoteError> {
@@ -137,11 +161,9 @@ fn endpoint(options: &RemoteOptions) -> Result<Endpoint, RemoteError> {
     let endpoint = endpoint
         .user_agent(concat!("gorego/", env!("CARGO_PKG_VERSION")))
         .map_err(|why| error(why.to_string()))?
-        .connect_timeout(options.timeout.min(MAX_CONNECT_TIMEOUT))
-        .tcp_nodelay(true)
-        .tcp_keepalive(Some(KEEP_ALIVE))
-        .http2_keep_alive_interval(KEEP_ALIVE)
-        .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
+        .connect_timeout(connect_timeout(options))
+        .http2_keep_alive_interval(PING)
+        .keep_alive_timeout(PING_TIMEOUT)
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_frame_size(MAX_FRAME);
@@ -187,4 +209,14 @@ fn check_certificates(what: &'static str, pem: &[u8]) -> Result<(), RemoteError>
 
 const fn tls_error(what: &'static str, why: String) -> RemoteError {
     RemoteError::Tls { what, why }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_server_is_pinged_more_often_than_it_takes_by_default() {
+        assert!(PING > Duration::from_mins(5));
+    }
 }

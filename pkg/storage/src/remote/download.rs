@@ -1,27 +1,31 @@
 //! `ByteStream.Read` that goes on where it broke off, and ends well only with the right content.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
-use bytes::Bytes;
-use futures::{StreamExt as _, stream};
+use bytes::{Buf as _, Bytes};
+use futures::{FutureExt as _, StreamExt as _, stream};
 use reapi::bytestream::{ReadRequest, ReadResponse, byte_stream_client::ByteStreamClient};
 use tokio::{
-    sync::OwnedSemaphorePermit,
-    time::{self, Instant},
+    sync::{OwnedSemaphorePermit, oneshot},
+    time,
 };
 use tonic::{Code, Streaming};
 
 use super::{
     RemoteCapabilities, RemoteStore,
+    breaker::Since,
     compression::Decompressing,
     connect::Link,
     failure::{Backoff, Failure, mismatch},
-    peer::Peer,
+    peer::{Peer, Turn},
 };
-use crate::{Blob, Compressor, Digest, Error, Hasher, Result};
+use crate::{Blob, BlobStream, Compressor, Digest, Error, Hasher, Result};
 
 /// What peers send in one piece, and then some.
 const MAX_PIECE: usize = (4 << 20) + (64 << 10);
+
+/// How long the end of a stream is waited for whose content is complete and right.
+const GRACE: Duration = Duration::from_secs(1);
 
 /// A download under way.
 struct Download {
@@ -29,15 +33,18 @@ struct Download {
     name: String,
     digest: Digest,
     compressed: bool,
+    /// The first byte that is not only hashed.
+    wanted_from: u64,
     /// How far it has come in the blob, in bytes.
     at: u64,
     /// How far it had come when it was last begun.
     begun_at: u64,
-    began: Instant,
-    /// Of a download from the beginning.
+    /// Of all that came so far.
     hasher: Option<Hasher>,
     arriving: Option<Arriving>,
     backoff: Backoff,
+    turn: Turn,
+    since: Since,
     ended: bool,
     _permits: (
         OwnedSemaphorePermit,
@@ -56,22 +63,25 @@ struct Arriving {
     _connection: Link,
 }
 
-/// Content from `offset` on, which is before the end. Its first piece has come when this returns.
+/// Content from `offset` on, which is before the end. Its first piece has come when this returns. All
+/// of the blob is fetched, also what is not asked for, since its hash is that of the whole.
 pub(super) async fn start(
     store: &RemoteStore,
     capabilities: &RemoteCapabilities,
     digest: &Digest,
     offset: u64,
 ) -> Result<Blob> {
-    let left = digest.size().saturating_sub(offset);
-    let compress = store.compress(capabilities, left);
+    let compress = store.compress(capabilities, digest.size());
     let compressor = if compress.is_some() {
         Compressor::Zstd
     } else {
         Compressor::Identity
     };
     let peer = Arc::clone(&store.peer);
-    let permits = async { Ok((peer.stream_permit().await?, peer.window_permit(left).await?)) };
+    let permits = async {
+        let stream = peer.stream_permit().await?;
+        Ok((stream, peer.window_permit(digest.size()).await?))
+    };
     let permits = permits.await;
     let (permit, window) =
         permits.map_err(|failure| peer.error(&format_args!("reading {digest}"), failure))?;
@@ -79,37 +89,76 @@ pub(super) async fn start(
         name: store.read_name(digest, compressor),
         digest: *digest,
         compressed: compress.is_some(),
-        at: offset,
-        begun_at: offset,
-        began: Instant::now(),
-        hasher: (offset == 0).then(|| Hasher::new(digest.function())),
+        wanted_from: offset,
+        at: 0,
+        begun_at: 0,
+        hasher: Some(Hasher::new(digest.function())),
         arriving: None,
         backoff: peer.backoff(),
+        turn: Turn::First,
+        since: Since::default(),
         ended: false,
         peer,
         _permits: (permit, window, compress),
     };
     let first = download.next().await?;
-    let rest = stream::unfold(Some(download), |download| async move {
-        let mut download = download?;
+    Ok(Blob::Stream(stream_of(first, download)))
+}
+
+/// What came first and what is to come. Whoever wants no more of it can still wait for its end.
+fn stream_of(first: Option<Bytes>, download: Download) -> BlobStream {
+    let (back, rest) = oneshot::channel();
+    let reading = Reading(Some((download, back)));
+    let chunks = stream::unfold(reading, |mut reading| async move {
+        let (download, _) = reading.0.as_mut()?;
         match download.next().await {
-            Ok(Some(piece)) => Some((Ok(piece), Some(download))),
-            Ok(None) => None,
-            Err(error) => Some((Err(error), None)),
+            Ok(piece) => Some((Ok(piece?), reading)),
+            Err(error) => {
+                if let Some((_, back)) = reading.0.take() {
+                    let _ = back.send(Err(error.clone()));
+                }
+                Some((Err(error), reading))
+            }
         }
     });
-    Ok(Blob::stream(stream::iter(first.map(Ok)).chain(rest)))
+    let verified = async move {
+        let cut_off = |_| Error::Unavailable("reading was cut off".to_owned());
+        let mut download = rest.await.map_err(cut_off)??;
+        while download.next().await?.is_some() {}
+        Ok(())
+    };
+    BlobStream {
+        chunks: stream::iter(first.map(Ok)).chain(chunks).boxed(),
+        resume: None,
+        verified: Some(verified.boxed()),
+    }
+}
+
+/// A download that is given back when its reader wants no more.
+struct Reading(Option<(Download, oneshot::Sender<Result<Download>>)>);
+
+impl Drop for Reading {
+    fn drop(&mut self) {
+        if let Some((download, back)) = self.0.take() {
+            let _ = back.send(Ok(download));
+        }
+    }
 }
 
 impl Download {
-    /// The next piece; the last one only once all is known to be right.
+    /// The next piece that is wanted; the last one only once all is known to be right.
     async fn next(&mut self) -> Result<Option<Bytes>> {
-        if self.ended {
-            return Ok(None);
-        }
-        loop {
+        while !self.ended {
             match self.advance().await {
-                Ok(Some(piece)) => return self.take(piece).await.map(Some),
+                Ok(Some(piece)) => {
+                    let mut piece = self.take(piece).await?;
+                    let wanted = self.at.saturating_sub(self.wanted_from);
+                    if wanted > 0 {
+                        let wanted = usize::try_from(wanted).unwrap_or(usize::MAX);
+                        piece.advance(piece.len().saturating_sub(wanted));
+                        return Ok(Some(piece));
+                    }
+                }
                 Ok(None) => {
                     let actual = format!("{} bytes, of which no more come", self.at);
                     return Err(self.wrong(&actual));
@@ -117,6 +166,7 @@ impl Download {
                 Err(failure) => self.broken(failure).await?,
             }
         }
+        Ok(None)
     }
 
     async fn take(&mut self, piece: Bytes) -> Result<Bytes> {
@@ -137,36 +187,43 @@ impl Download {
     /// Waits for a while after a failure, if it is to be tried again.
     async fn broken(&mut self, failure: Failure) -> Result<()> {
         self.arriving = None;
-        if self.at > self.begun_at {
+        let progressed = self.at > self.begun_at;
+        if progressed {
             self.backoff.progressed();
-            self.begun_at = self.at;
         }
-        match self.backoff.after(&failure) {
+        let again = failure.is_retryable() || progressed && failure.is_resumable();
+        let delay = again.then(|| self.backoff.next_delay()).flatten();
+        match delay {
             Some(delay) => {
                 time::sleep(delay).await;
+                self.turn = Turn::Again;
                 Ok(())
             }
             None => Err(self.error(failure)),
         }
     }
 
-    /// Begins if need be, and waits for a piece. `None` when the peer says that this was all.
+    /// Begins if need be, and waits for a piece. `None` when the peer says that this was all. It
+    /// counts as an answer once a piece has come.
     async fn advance(&mut self) -> Result<Option<Bytes>, Failure> {
-        if self.arriving.is_none() {
-            self.begin().await?;
+        if self.arriving.is_some() {
+            let piece = self.piece_in_time().await;
+            if let Err(failure) = &piece {
+                self.peer.broke_off(self.since, failure);
+            }
+            return piece;
         }
-        let patience = self.peer.timeout();
-        let piece = time::timeout(patience, self.piece()).await;
-        let piece = piece.unwrap_or(Err(Failure::TimedOut(patience)));
-        if let Err(failure) = &piece {
-            self.peer.broke_off(self.began, failure);
-        }
+        let peer = Arc::clone(&self.peer);
+        let (link, attempt) = peer.open(self.turn).await?;
+        let piece = match self.begin(link).await {
+            Ok(()) => self.piece_in_time().await,
+            Err(failure) => Err(failure),
+        };
+        self.since = attempt.ended(piece.as_ref().err());
         piece
     }
 
-    async fn begin(&mut self) -> Result<(), Failure> {
-        let (link, attempt) = self.peer.open()?;
-        self.began = Instant::now();
+    async fn begin(&mut self, link: Link) -> Result<(), Failure> {
         let request = ReadRequest {
             resource_name: self.name.clone(),
             read_offset: i64::try_from(self.at).unwrap_or(i64::MAX),
@@ -177,20 +234,24 @@ impl Download {
             decompressing.map_err(|why| Failure::Own(Error::Unavailable(why.to_string())))?;
         let mut client = ByteStreamClient::new(link.clone()).max_decoding_message_size(MAX_PIECE);
         let patience = self.peer.timeout();
-        let answer = match time::timeout(patience, client.read(request)).await {
-            Ok(Ok(answer)) => Ok(answer.into_inner()),
-            Ok(Err(status)) => Err(Failure::Status(status)),
-            Err(_) => Err(Failure::TimedOut(patience)),
-        };
-        attempt.ended(answer.as_ref().err());
         self.begun_at = self.at;
+        let answer = match time::timeout(patience, client.read(request)).await {
+            Ok(answer) => answer?.into_inner(),
+            Err(_) => return Err(Failure::TimedOut(patience)),
+        };
         self.arriving = Some(Arriving {
-            messages: answer?,
+            messages: answer,
             decompressing,
             compressed: Bytes::new(),
             _connection: link,
         });
         Ok(())
+    }
+
+    async fn piece_in_time(&mut self) -> Result<Option<Bytes>, Failure> {
+        let patience = self.peer.timeout();
+        let piece = time::timeout(patience, self.piece()).await;
+        piece.unwrap_or(Err(Failure::TimedOut(patience)))
     }
 
     async fn piece(&mut self) -> Result<Option<Bytes>, Failure> {
@@ -221,22 +282,19 @@ impl Download {
         }
     }
 
-    /// Checks the content, and that no more comes. A peer that has something against it says so at
-    /// the end.
+    /// Checks the content, and that no more comes. What else the peer says then does not matter, nor
+    /// whether it says anything.
     async fn end(&mut self) -> Result<()> {
-        let checked = self.hasher.take().map(Hasher::finish);
-        if let Some(actual) = &checked
-            && *actual != self.digest
+        if let Some(actual) = self.hasher.take().map(Hasher::finish)
+            && actual != self.digest
         {
             return Err(self.wrong(&actual.to_string()));
         }
-        let outcome = time::timeout(self.peer.timeout(), self.piece()).await;
+        let grace = self.peer.timeout().min(GRACE);
+        let outcome = time::timeout(grace, self.piece()).await;
         self.arriving = None;
         match outcome {
             Ok(Ok(Some(_))) => Err(self.too_long()),
-            Ok(Err(failure)) if checked.is_none() && failure.code().is_some() => {
-                Err(self.error(failure))
-            }
             _ => Ok(()),
         }
     }

@@ -52,6 +52,12 @@ impl Failure {
         }
     }
 
+    /// Whether a download that had begun may go on: there the hash tells what came of it, and what
+    /// stands between here and the peer cuts streams off with these, too.
+    pub(super) fn is_resumable(&self) -> bool {
+        self.is_retryable() || matches!(self.code(), Some(Code::Unknown | Code::Internal))
+    }
+
     /// Whether it looks as if the peer were not there.
     pub(super) fn is_outage(&self) -> bool {
         match self {
@@ -78,7 +84,10 @@ impl Failure {
         let retryable = self.is_retryable();
         match self {
             Self::Own(error) => error,
-            Self::Status(status) if !retryable || status.code() == Code::ResourceExhausted => {
+            Self::Status(status)
+                if !retryable
+                    || status.code() == Code::ResourceExhausted && !Self::is_transport(&status) =>
+            {
                 refused(peer, what, status.code(), status.message())
             }
             Self::Nonsense(message) => refused(peer, what, Code::Internal, &message),
@@ -165,14 +174,6 @@ impl Backoff {
         self.tried = 0;
     }
 
-    /// How long to wait before what failed like that is tried again, if it is to be. What is being
-    /// tried again goes on with that while the breaker is open, which it may have opened itself.
-    pub(super) fn after(&mut self, failure: &Failure) -> Option<Duration> {
-        let refused = self.tried > 0 && matches!(failure, Failure::Open(_));
-        let again = failure.is_retryable() || refused;
-        again.then(|| self.next_delay()).flatten()
-    }
-
     /// How long to wait before the next retry, if there is to be one.
     pub(super) fn next_delay(&mut self) -> Option<Duration> {
         if self.tried >= self.retries {
@@ -202,16 +203,6 @@ mod tests {
         assert_eq!(backoff.next_delay(), None);
         backoff.progressed();
         assert!(backoff.next_delay().unwrap() <= FIRST_DELAY);
-    }
-
-    #[test]
-    fn an_open_breaker_ends_what_begins_and_not_what_is_tried_again() {
-        let mut backoff = Backoff::new(2);
-        let open = Failure::Open("it was down".into());
-        assert_eq!(backoff.after(&open), None);
-        assert!(backoff.after(&Status::unavailable("").into()).is_some());
-        assert!(backoff.after(&open).is_some());
-        assert_eq!(backoff.after(&open), None);
     }
 
     #[test]

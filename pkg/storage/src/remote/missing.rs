@@ -3,18 +3,21 @@
 use std::collections::HashSet;
 
 use futures::{StreamExt as _, TryStreamExt as _, stream};
-use reapi::v2::{
-    self, FindMissingBlobsRequest,
-    content_addressable_storage_client::ContentAddressableStorageClient,
-};
+use reapi::v2::{self, FindMissingBlobsRequest};
 
-use super::{RemoteStore, capabilities::function, failure::Failure};
+use super::{
+    RemoteStore,
+    bounded::{self, FIND_MISSING, Limits},
+    capabilities::function,
+    failure::Failure,
+};
 use crate::{Digest, DigestFunction, Result};
 
 /// Digests in one call: a small fraction of a message of 4 MiB, so that many are looked up at once.
 const CHUNK: usize = 2000;
-/// An answer repeats at most the question, which has 150 bytes for each.
-const MAX_ANSWER: usize = 1 << 20;
+/// An answer repeats at most the question: what each digest in it may take, encoded and decoded.
+const ENCODED: usize = 150;
+const DECODED: usize = 512;
 
 /// Which are not there, each once, in the order of their first mention.
 pub(super) async fn find(store: &RemoteStore, digests: &[Digest]) -> Result<Vec<Digest>> {
@@ -62,18 +65,17 @@ async fn ask(store: &RemoteStore, of: DigestFunction, digests: Vec<Digest>) -> R
         blob_digests: digests.iter().map(Digest::to_proto).collect(),
         digest_function: function(of),
     };
+    let limits = Limits {
+        encoded: ENCODED * (digests.len() + 10),
+        decoded: DECODED * (digests.len() + 10),
+    };
     let answer = store.peer.call(0, |link| {
         let request = request.clone();
-        async move {
-            ContentAddressableStorageClient::new(link)
-                .max_decoding_message_size(MAX_ANSWER)
-                .find_missing_blobs(request)
-                .await
-        }
+        bounded::call(link, request, &FIND_MISSING, limits)
     });
     let parsed = answer
         .await
-        .and_then(|answer| parse(of, &answer.missing_blob_digests));
+        .and_then(|answer| parse(of, &digests, &answer.missing_blob_digests));
     parsed.map_err(|failure| match digests.as_slice() {
         [one] => store
             .peer
@@ -84,12 +86,20 @@ async fn ask(store: &RemoteStore, of: DigestFunction, digests: Vec<Digest>) -> R
     })
 }
 
-fn parse(of: DigestFunction, missing: &[v2::Digest]) -> Result<Vec<Digest>, Failure> {
-    missing
-        .iter()
-        .map(|digest| {
-            Digest::from_proto(Some(of), digest)
-                .map_err(|why| Failure::Nonsense(format!("its answer: {why}")))
-        })
-        .collect()
+/// The digests in an answer. Where others are in it than those that were asked for, it says nothing
+/// of these.
+fn parse(
+    of: DigestFunction,
+    asked: &[Digest],
+    missing: &[v2::Digest],
+) -> Result<Vec<Digest>, Failure> {
+    let asked: HashSet<&Digest> = asked.iter().collect();
+    let digest = |digest: &v2::Digest| match Digest::from_proto(Some(of), digest) {
+        Ok(digest) if asked.contains(&digest) => Ok(digest),
+        Ok(other) => Err(Failure::Nonsense(format!(
+            "its answer: {other} was not asked for"
+        ))),
+        Err(why) => Err(Failure::Nonsense(format!("its answer: {why}"))),
+    };
+    missing.iter().map(digest).collect()
 }

@@ -41,8 +41,7 @@ impl fmt::Debug for RemoteTls {
 /// When to stop asking a peer that does not answer, and for how long.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BreakerOptions {
-    /// How many failures one after another open the breaker. Calls that fail together, as with
-    /// their connection, are one.
+    /// How many failures one after another open the breaker.
     pub failures: u32,
     /// How long it stays open the first time.
     pub cool_down: Duration,
@@ -67,14 +66,15 @@ pub struct RemoteOptions {
     pub address: RemoteAddress,
     /// TLS, or plain text without.
     pub tls: Option<RemoteTls>,
-    /// The instance to name in each request; the caller's own when this is empty.
+    /// The instance to name in each request. When this is empty, the caller's own for action results,
+    /// and none for blobs.
     pub instance_name: String,
     /// Sent with each request, and never logged.
     pub headers: Vec<(String, String)>,
     /// Whether large content may be compressed on its way, if the peer can.
     pub zstd: bool,
-    /// How often a call is tried again, also while the breaker is open; a download or upload that
-    /// came further starts counting anew.
+    /// How often a call is tried again; a download or upload that came further starts counting
+    /// anew.
     pub retries: u32,
     /// How many connections are opened.
     pub connections: usize,

@@ -1,13 +1,6 @@
 //! Calls to a peer: how many at once, how long, how often, and whether at all.
 
-use std::{
-    fmt,
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicU64, Ordering},
-    },
-    time::Duration,
-};
+use std::{fmt, sync::Arc, time::Duration};
 
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, watch},
@@ -18,13 +11,15 @@ use tokio_util::{
     task::TaskTracker,
 };
 use tonic::{Response, Status, service::interceptor::InterceptedService};
-use tracing::{info, warn};
 
 use super::{
     BreakerState, RemoteError, RemoteOptions,
-    breaker::{Admission, Breaker},
+    answers::Answers,
+    breaker::Since,
+    capabilities,
     connect::{self, Headers, Link},
     failure::{Backoff, Failure},
+    gate::{Attempt, Gate},
     pool::Pool,
 };
 use crate::{Error, Result};
@@ -46,10 +41,7 @@ pub(super) struct Peer {
     streams: Arc<Semaphore>,
     /// What downloads may have under way, in permits of [`UNIT`] bytes.
     windows: Arc<Semaphore>,
-    breaker: Mutex<Breaking>,
-    state: watch::Sender<BreakerState>,
-    /// Counts failures to reach the peer, after which it may be another one.
-    outages: AtomicU64,
+    gate: Gate,
     timeout: Duration,
     retries: u32,
     max_calls: usize,
@@ -59,9 +51,13 @@ pub(super) struct Peer {
     _stop: DropGuard,
 }
 
-struct Breaking {
-    breaker: Breaker,
-    last_error: Arc<str>,
+/// What a call is to its caller, which tells what becomes of it while the breaker is open.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Turn {
+    /// The first one: fails at once.
+    First,
+    /// One more after others, which should not have been in vain: waits for the cool-down to end.
+    Again,
 }
 
 impl Peer {
@@ -69,19 +65,15 @@ impl Peer {
         tokio::runtime::Handle::try_current().map_err(|_| RemoteError::NoRuntime)?;
         let max_calls = options.max_calls.clamp(1, Semaphore::MAX_PERMITS);
         let stop = CancellationToken::new();
+        let name: Arc<str> = options.address.to_string().into();
         Ok(Self {
-            name: options.address.to_string().into(),
+            gate: Gate::new(Arc::clone(&name), options.breaker),
+            name,
             pool: Pool::new(connect::channels(options)?),
             headers: Headers::parse(&options.headers)?,
             calls: Arc::new(Semaphore::new(max_calls)),
             streams: Arc::new(Semaphore::new(max_calls)),
             windows: Arc::new(Semaphore::new(WINDOWS)),
-            breaker: Mutex::new(Breaking {
-                breaker: Breaker::new(options.breaker),
-                last_error: Arc::from(""),
-            }),
-            state: watch::channel(BreakerState::Closed).0,
-            outages: AtomicU64::new(0),
             timeout: options.timeout,
             retries: options.retries,
             max_calls,
@@ -104,11 +96,11 @@ impl Peer {
     }
 
     pub(super) fn state(&self) -> watch::Receiver<BreakerState> {
-        self.state.subscribe()
+        self.gate.state()
     }
 
     pub(super) fn outages(&self) -> u64 {
-        self.outages.load(Ordering::Relaxed)
+        self.gate.outages()
     }
 
     pub(super) const fn backoff(&self) -> Backoff {
@@ -141,7 +133,12 @@ impl Peer {
         let (channel, lease) =
             taken.ok_or_else(|| Failure::Nonsense("no connection".to_owned()))?;
         let headers = self.headers.of(lease, timeout);
-        Ok(InterceptedService::new(channel, headers))
+        Ok(InterceptedService::new(Answers(channel), headers))
+    }
+
+    /// When what is asked of a store has to be done that moves `bytes`, however often it is tried.
+    pub(super) fn end(&self, bytes: u64) -> Instant {
+        Instant::now() + self.deadline(bytes) * 2
     }
 
     /// A call that moves up to `bytes`, tried until it succeeds or time is up.
@@ -153,13 +150,15 @@ impl Peer {
     where
         F: Future<Output = Result<Response<T>, Status>> + Send,
     {
-        self.call_within(&mut self.backoff(), bytes, attempt).await
+        let end = self.end(bytes);
+        self.call_until(end, Turn::First, bytes, attempt).await
     }
 
-    /// The same as a part of something that is itself tried again, with the tries that it has left.
-    pub(super) async fn call_within<T, F>(
+    /// As [`Self::call`], for what has to be done by `end`.
+    pub(super) async fn call_until<T, F>(
         &self,
-        backoff: &mut Backoff,
+        end: Instant,
+        mut turn: Turn,
         bytes: u64,
         attempt: impl Fn(Link) -> F + Send + Sync,
     ) -> Result<T, Failure>
@@ -167,20 +166,30 @@ impl Peer {
         F: Future<Output = Result<Response<T>, Status>> + Send,
     {
         let limit = self.deadline(bytes);
-        let end = Instant::now() + limit * 2;
+        let left = || end.saturating_duration_since(Instant::now());
+        // A call that had less than half its time would look like an outage.
+        let spare = || left().saturating_sub(limit / 2);
+        let mut backoff = self.backoff();
         loop {
-            let permit = acquire(&self.calls, 1, limit).await?;
-            let left = end.saturating_duration_since(Instant::now());
-            let failure = match self.once(limit.min(left), &attempt).await {
+            if turn == Turn::Again {
+                self.gate.opened(Instant::now() + spare()).await?;
+            }
+            let permit = acquire(&self.calls, 1, limit.min(spare())).await?;
+            let failure = match self.once(limit.min(left()), &attempt).await {
                 Ok(answer) => return Ok(answer),
+                // Another one was faster.
+                Err(Failure::Open(_)) if turn == Turn::Again => continue,
                 Err(failure) => failure,
             };
             drop(permit);
-            match backoff.after(&failure) {
-                // Too little time would look like an outage.
-                Some(delay) if Instant::now() + delay + limit / 2 < end => time::sleep(delay).await,
+            if !failure.is_retryable() {
+                return Err(failure);
+            }
+            match backoff.next_delay() {
+                Some(delay) if delay < spare() => time::sleep(delay).await,
                 _ => return Err(failure),
             }
+            turn = Turn::Again;
         }
     }
 
@@ -188,7 +197,7 @@ impl Peer {
     where
         F: Future<Output = Result<Response<T>, Status>> + Send,
     {
-        let tried = self.admit()?;
+        let tried = self.gate.admit(&self.pool)?;
         let started = Instant::now();
         let answer = attempt(self.link(Some(limit))?);
         let outcome = match time::timeout(limit, answer).await {
@@ -202,19 +211,50 @@ impl Peer {
     }
 
     /// A connection for a stream, and leave to have it; without a time limit.
-    pub(super) fn open(&self) -> Result<(Link, Attempt<'_>), Failure> {
-        let attempt = self.admit()?;
-        Ok((self.link(None)?, attempt))
+    pub(super) async fn open(&self, turn: Turn) -> Result<(Link, Attempt<'_>), Failure> {
+        let end = Instant::now() + self.timeout;
+        loop {
+            if turn == Turn::Again {
+                self.gate.opened(end).await?;
+            }
+            match self.gate.admit(&self.pool) {
+                Ok(attempt) => return Ok((self.link(None)?, attempt)),
+                // Another one was faster.
+                Err(Failure::Open(_)) if turn == Turn::Again => {}
+                Err(failure) => return Err(failure),
+            }
+        }
     }
 
-    /// A download that had begun then broke off.
-    pub(super) fn broke_off(&self, began: Instant, failure: &Failure) {
-        let attempt = Attempt {
-            peer: self,
-            began,
-            admission: failure.is_outage().then_some(Admission::Pass),
-        };
-        attempt.ended(Some(failure));
+    /// As [`Self::open`], for a stream of which only the end tells how it fares. Where all others wait
+    /// for that, a short call goes before it.
+    pub(super) async fn open_long(&self, turn: Turn) -> Result<(Link, Attempt<'_>), Failure> {
+        loop {
+            let (link, attempt) = self.open(turn).await?;
+            if !attempt.decides() {
+                return Ok((link, attempt));
+            }
+            let answer = match time::timeout(self.timeout, capabilities::probe(link)).await {
+                Ok(answer) => answer.map_err(Failure::Status),
+                Err(_) => Err(Failure::TimedOut(self.timeout)),
+            };
+            attempt.ended(answer.as_ref().err());
+            if let Err(failure) = answer
+                && failure.is_outage()
+            {
+                return Err(failure);
+            }
+        }
+    }
+
+    /// Fails where a call would fail at once.
+    pub(super) fn check(&self) -> Result<(), Failure> {
+        self.gate.check()
+    }
+
+    /// A download broke off that had begun at `since`.
+    pub(super) fn broke_off(&self, since: Since, failure: &Failure) {
+        self.gate.broke_off(&self.pool, since, failure);
     }
 
     /// Waits until another download or upload may start.
@@ -227,45 +267,6 @@ impl Peer {
         let window = bytes.min(u64::from(connect::STREAM_WINDOW));
         let permits = u32::try_from(window.div_ceil(UNIT)).unwrap_or(u32::MAX);
         acquire(&self.windows, permits, self.timeout).await
-    }
-
-    fn admit(&self) -> Result<Attempt<'_>, Failure> {
-        let began = Instant::now();
-        let (admission, cause) = self.change(|breaking| {
-            let admission = breaking.breaker.admit(began);
-            (admission, Arc::clone(&breaking.last_error))
-        });
-        if admission == Admission::Refuse {
-            return Err(Failure::Open(cause));
-        }
-        Ok(Attempt {
-            peer: self,
-            began,
-            admission: Some(admission),
-        })
-    }
-
-    /// Changes the breaker, and tells of it.
-    fn change<T>(&self, change: impl FnOnce(&mut Breaking) -> T) -> T {
-        let mut breaking = self.breaker.lock().unwrap_or_else(PoisonError::into_inner);
-        let before = breaking.breaker.state();
-        let outcome = change(&mut breaking);
-        let after = breaking.breaker.state();
-        if before != after {
-            match after {
-                BreakerState::Open if before == BreakerState::Closed => warn!(
-                    peer = &*self.name,
-                    error = &*breaking.last_error,
-                    "the backing cache does not answer; it is left alone for a while"
-                ),
-                BreakerState::Closed => {
-                    info!(peer = &*self.name, "the backing cache answers again");
-                }
-                BreakerState::Open | BreakerState::HalfOpen => {}
-            }
-            self.state.send_replace(after);
-        }
-        outcome
     }
 }
 
@@ -280,54 +281,29 @@ async fn acquire(
     }
 }
 
-/// Leave to make one call. Says how it went, or was given up when dropped.
-pub(super) struct Attempt<'a> {
-    peer: &'a Peer,
-    began: Instant,
-    admission: Option<Admission>,
-}
-
-impl Attempt<'_> {
-    /// How it went: `None` when the peer answered as it should.
-    pub(super) fn ended(mut self, failure: Option<&Failure>) {
-        let Some(admission) = self.admission.take() else {
-            return;
-        };
-        match failure.filter(|failure| failure.is_outage()) {
-            Some(failure) => {
-                self.peer.outages.fetch_add(1, Ordering::Relaxed);
-                self.peer.pool.rotate();
-                let cause = failure.to_string();
-                let now = Instant::now();
-                // Each that waited in vain for all that time tells for itself.
-                let alone = matches!(failure, Failure::TimedOut(_));
-                let began = if alone { now } else { self.began };
-                self.peer.change(|breaking| {
-                    breaking.last_error = cause.into();
-                    breaking.breaker.failed(admission, began, now);
-                });
-            }
-            None => self
-                .peer
-                .change(|breaking| breaking.breaker.succeeded(admission)),
-        }
-    }
-}
-
-impl Drop for Attempt<'_> {
-    fn drop(&mut self) {
-        if let Some(admission) = self.admission {
-            self.peer
-                .change(|breaking| breaking.breaker.abandoned(admission));
-        }
-    }
-}
-
 impl fmt::Debug for Peer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Peer")
             .field("name", &self.name)
-            .field("breaker", &*self.state.borrow())
+            .field("gate", &self.gate)
             .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::RemoteAddress, *};
+
+    #[tokio::test]
+    async fn a_call_that_moves_more_has_more_time() {
+        let options = RemoteOptions {
+            timeout: Duration::from_secs(5),
+            ..RemoteOptions::new(RemoteAddress::Tcp("127.0.0.1:1".to_owned()))
+        };
+        let peer = Peer::new(&options).unwrap();
+        for (bytes, seconds) in [(0, 5), (4 << 20, 9), (1 << 30, 5 + 1024)] {
+            assert_eq!(peer.deadline(bytes), Duration::from_secs(seconds));
+        }
+        assert!(peer.deadline(u64::MAX) > Duration::from_hours(1));
     }
 }

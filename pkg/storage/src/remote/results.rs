@@ -1,19 +1,23 @@
 //! The action cache of a peer.
 
-mod codec;
-
 use async_trait::async_trait;
 use reapi::v2::{ActionResult, GetActionResultRequest, UpdateActionResultRequest};
 use tonic::Code;
 
-use super::{RemoteStore, capabilities::function};
-use crate::{ActionCache, Digest, Result};
+use super::{
+    RemoteStore,
+    bounded::{self, GET_RESULT, Limits, UPDATE_RESULT},
+    capabilities::function,
+};
+use crate::{ActionCache, Digest, Result, decoded::MAX_DECODED_RESULT};
 
 /// The largest action result that is taken, in bytes: what gRPC takes by default.
 const MAX_RESULT: usize = 4 << 20;
 
-const GET: &str = "/build.bazel.remote.execution.v2.ActionCache/GetActionResult";
-const UPDATE: &str = "/build.bazel.remote.execution.v2.ActionCache/UpdateActionResult";
+const LIMITS: Limits = Limits {
+    encoded: MAX_RESULT,
+    decoded: MAX_DECODED_RESULT,
+};
 
 #[async_trait]
 impl ActionCache for RemoteStore {
@@ -26,7 +30,7 @@ impl ActionCache for RemoteStore {
         };
         let answer = self.peer.call(0, |link| {
             let request = request.clone();
-            async move { codec::call(link, request, GET).await }
+            async move { bounded::call(link, request, &GET_RESULT, LIMITS).await }
         });
         match answer.await {
             Ok(result) => Ok(Some(result)),
@@ -52,7 +56,7 @@ impl ActionCache for RemoteStore {
         };
         let answer = self.peer.call(MAX_RESULT as u64, |link| {
             let request = request.clone();
-            async move { codec::call(link, request, UPDATE).await }
+            async move { bounded::call(link, request, &UPDATE_RESULT, LIMITS).await }
         });
         match answer.await {
             Ok(_) => Ok(()),

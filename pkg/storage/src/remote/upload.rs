@@ -13,11 +13,12 @@ use self::replay::Content;
 use super::{
     RemoteCapabilities, RemoteStore,
     body::{CloseOnDrop, Sending},
+    compression::Compressing,
     connect::Link,
-    failure::{Backoff, Failure},
-    peer::Peer,
+    failure::Failure,
+    peer::{Peer, Turn},
 };
-use crate::{Blob, Digest, Error, Put, Result};
+use crate::{Blob, Compressor, Digest, Error, Put, Result};
 
 /// Stores content of the right length.
 pub(super) async fn put(
@@ -29,13 +30,18 @@ pub(super) async fn put(
     let permit = store.peer.stream_permit().await;
     let permit = permit.map_err(|failure| error(&store.peer, digest, failure))?;
     let permit = Arc::new(permit);
+    // An upload that has a name may be gone on with by its owner, which counts what it sent itself.
+    let named = matches!(&blob, Blob::Stream(stream) if stream.resume.is_some());
+    let compress = (!named)
+        .then(|| store.compress(capabilities, digest.size()))
+        .flatten();
+    let zstd = compress.is_some();
     let content = match blob {
-        Blob::Stream(stream) => return stream::put(store, digest, stream, permit).await,
+        Blob::Stream(stream) => return stream::put(store, digest, stream, zstd, permit).await,
         Blob::Bytes(bytes) => Content::Bytes(bytes),
         Blob::File(file) => Content::File(file),
     };
-    let compress = store.compress(capabilities, digest.size());
-    replay::put(store, digest, content, compress.is_some(), permit).await
+    replay::put(store, digest, content, zstd, permit).await
 }
 
 fn error(peer: &Peer, digest: &Digest, failure: Failure) -> Error {
@@ -49,11 +55,11 @@ struct Progress {
     complete: bool,
 }
 
-async fn query(peer: &Peer, name: &str, backoff: &mut Backoff) -> Result<Progress, Failure> {
+async fn query(peer: &Peer, turn: Turn, name: &str) -> Result<Progress, Failure> {
     let request = QueryWriteStatusRequest {
         resource_name: name.to_owned(),
     };
-    let answer = peer.call_within(backoff, 0, |link| {
+    let answer = peer.call_until(peer.end(0), turn, 0, |link| {
         let request = request.clone();
         async move {
             ByteStreamClient::new(link)
@@ -78,7 +84,7 @@ async fn query(peer: &Peer, name: &str, backoff: &mut Backoff) -> Result<Progres
 
 /// How many bytes of an upload the peer has; of a complete one, all.
 pub(super) async fn committed(peer: &Peer, digest: &Digest, name: &str) -> Result<u64, Failure> {
-    let progress = query(peer, name, &mut peer.backoff()).await?;
+    let progress = query(peer, Turn::First, name).await?;
     Ok(if progress.complete {
         digest.size()
     } else {
@@ -86,15 +92,30 @@ pub(super) async fn committed(peer: &Peer, digest: &Digest, name: &str) -> Resul
     })
 }
 
+/// What takes content of `bytes` bytes to the peer, if it is to be compressed.
+fn compressing(digest: &Digest, zstd: bool, bytes: u64) -> Result<Option<Compressing>> {
+    let compressing = zstd.then(|| Compressing::new(bytes)).transpose();
+    compressing.map_err(|why| Error::Unavailable(format!("compressing {digest}: {why}")))
+}
+
+const fn compressor(zstd: bool) -> Compressor {
+    if zstd {
+        Compressor::Zstd
+    } else {
+        Compressor::Identity
+    }
+}
+
 /// Sends once. Dropped, the request is ended in order, so that the peer keeps what was sent.
 async fn write(
     peer: &Arc<Peer>,
+    turn: Turn,
     digest: &Digest,
     sending: &Arc<Sending>,
     compressed: bool,
     permit: &Arc<OwnedSemaphorePermit>,
 ) -> Result<Put, Failure> {
-    let (link, attempt) = peer.open()?;
+    let (link, attempt) = peer.open_long(turn).await?;
     let close = CloseOnDrop(Arc::clone(sending));
     let (patience, last) = (peer.timeout(), peer.deadline(digest.size()));
     let request = {

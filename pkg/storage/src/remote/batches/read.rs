@@ -4,20 +4,19 @@ use std::collections::{HashMap, HashSet};
 
 use bytes::Bytes;
 use futures::{FutureExt as _, future::BoxFuture};
-use reapi::v2::{
-    BatchReadBlobsRequest, batch_read_blobs_response::Response,
-    content_addressable_storage_client::ContentAddressableStorageClient,
-};
-use tokio::time;
+use reapi::v2::{BatchReadBlobsRequest, batch_read_blobs_response::Response};
+use tokio::time::{self, Instant};
 use tonic::{Code, Status};
 
 use super::{
     super::{
         RemoteCapabilities, RemoteStore,
+        bounded::{self, BATCH_READ},
         capabilities::function,
         compression, download,
         failure::{Failure, mismatch},
         packing,
+        peer::Turn,
     },
     LARGE, max_answer,
 };
@@ -117,8 +116,10 @@ async fn read(
 ) -> Vec<Read> {
     let mut done = Vec::with_capacity(pending.len());
     let mut backoff = store.peer.backoff();
+    let mut turn = Turn::First;
+    let end = store.peer.end(pending.iter().map(Digest::size).sum());
     loop {
-        let mut answers = match ask(store, capabilities, of, &pending).await {
+        let mut answers = match ask(store, capabilities, (end, turn), of, &pending).await {
             Ok(answers) => answers,
             Err(failure) => {
                 let what = format!("reading {} blobs", pending.len());
@@ -153,6 +154,7 @@ async fn read(
             }
         }
         pending = again;
+        turn = Turn::Again;
         match delay {
             Some(delay) if !pending.is_empty() => time::sleep(delay).await,
             _ => return done,
@@ -163,6 +165,7 @@ async fn read(
 async fn ask(
     store: &RemoteStore,
     capabilities: &RemoteCapabilities,
+    (end, turn): (Instant, Turn),
     of: DigestFunction,
     digests: &[Digest],
 ) -> Result<HashMap<Digest, Response>, Failure> {
@@ -181,14 +184,9 @@ async fn ask(
     let most = max_answer(digests.len(), bytes);
     let answer = store
         .peer
-        .call(bytes, |link| {
+        .call_until(end, turn, bytes, |link| {
             let request = request.clone();
-            async move {
-                ContentAddressableStorageClient::new(link)
-                    .max_decoding_message_size(most)
-                    .batch_read_blobs(request)
-                    .await
-            }
+            bounded::call(link, request, &BATCH_READ, most)
         })
         .await?;
     let keyed = answer.responses.into_iter().filter_map(|response| {

@@ -6,21 +6,21 @@ use bytes::Bytes;
 use futures::{FutureExt as _, future::BoxFuture};
 use reapi::{
     rpc,
-    v2::{
-        BatchUpdateBlobsRequest, batch_update_blobs_request::Request,
-        content_addressable_storage_client::ContentAddressableStorageClient,
-    },
+    v2::{BatchUpdateBlobsRequest, batch_update_blobs_request::Request},
 };
-use tokio::time;
+use tokio::time::{self, Instant};
 use tonic::{Code, Status};
 
 use super::{
     super::{
         RemoteCapabilities, RemoteStore, WORTH_COMPRESSING,
+        bounded::{self, BATCH_UPDATE},
         capabilities::function,
         compression,
         failure::{Failure, mismatch},
-        packing, upload,
+        packing,
+        peer::Turn,
+        upload,
     },
     LARGE, max_answer,
 };
@@ -155,8 +155,12 @@ async fn update(
 ) -> Vec<Stored> {
     let mut done = Vec::with_capacity(pending.len());
     let mut backoff = store.peer.backoff();
+    let mut turn = Turn::First;
+    let end = store
+        .peer
+        .end(pending.iter().map(|item| item.digest.size()).sum());
     loop {
-        let mut answers = match send(store, capabilities, of, &pending).await {
+        let mut answers = match send(store, capabilities, (end, turn), of, &pending).await {
             Ok(answers) => answers,
             Err(failure) => {
                 let code = failure.code();
@@ -197,6 +201,7 @@ async fn update(
             done.push((item.place, Err(error)));
         }
         pending = again;
+        turn = Turn::Again;
         match delay {
             Some(delay) if !pending.is_empty() => time::sleep(delay).await,
             _ => return done,
@@ -213,6 +218,7 @@ fn wrong(item: &Item) -> Option<Error> {
 async fn send(
     store: &RemoteStore,
     capabilities: &RemoteCapabilities,
+    (end, turn): (Instant, Turn),
     of: DigestFunction,
     items: &[Item],
 ) -> Result<HashMap<Digest, rpc::Status>, Failure> {
@@ -226,14 +232,9 @@ async fn send(
     let most = max_answer(items.len(), 0);
     let answer = store
         .peer
-        .call(bytes, |link| {
+        .call_until(end, turn, bytes, |link| {
             let request = request.clone();
-            async move {
-                ContentAddressableStorageClient::new(link)
-                    .max_decoding_message_size(most)
-                    .batch_update_blobs(request)
-                    .await
-            }
+            bounded::call(link, request, &BATCH_UPDATE, most)
         })
         .await?;
     let keyed = answer.responses.into_iter().filter_map(|response| {

@@ -11,13 +11,13 @@ use super::{
     super::{
         RemoteStore,
         body::{Plan, Sending},
-        compression::Compressing,
         failure::{Failure, mismatch},
+        peer::Turn,
         random_upload,
     },
-    Progress, error, query, write,
+    Progress, compressing, compressor, error, query, write,
 };
-use crate::{Blob, BlobFile, Chunks, Compressor, Digest, Error, Hasher, Put, Result};
+use crate::{Blob, BlobFile, Chunks, Digest, Error, Hasher, Put, Result};
 
 /// What can be read again.
 pub(super) enum Content {
@@ -33,17 +33,15 @@ pub(super) async fn put(
     zstd: bool,
     permit: Arc<OwnedSemaphorePermit>,
 ) -> Result<Put> {
-    let compressor = if zstd {
-        Compressor::Zstd
-    } else {
-        Compressor::Identity
-    };
-    let new_name = || store.write_name(digest, &random_upload(), compressor);
+    let new_name = || store.write_name(digest, &random_upload(), compressor(zstd));
     let mut backoff = store.peer.backoff();
     let (mut name, mut offset) = (new_name(), 0);
+    // The most that the peer ever had: it may forget, but not for ever.
+    let mut furthest = 0;
+    let mut turn = Turn::First;
     loop {
         let sending = sending(digest, &content, name.clone(), offset, zstd)?;
-        let attempt = write(&store.peer, digest, &sending, zstd, &permit);
+        let attempt = write(&store.peer, turn, digest, &sending, zstd, &permit);
         let failure = match attempt.await {
             Ok(put) => return Ok(put),
             Err(Failure::Own(error)) => {
@@ -63,22 +61,20 @@ pub(super) async fn put(
             }
         }
         // A peer may have something against going on; it has to say so of a new upload, too.
-        let refused = !failure.is_retryable() && !matches!(failure, Failure::Open(_));
-        let anew = zstd || code == Some(Code::Aborted) || refused;
-        let delay = if refused && offset > 0 {
-            backoff.next_delay()
-        } else {
-            backoff.after(&failure)
-        };
+        let anew = zstd || code == Some(Code::Aborted) || !failure.is_retryable();
+        let delay = (failure.is_retryable() || offset > 0)
+            .then(|| backoff.next_delay())
+            .flatten();
         let Some(delay) = delay else {
             return Err(error(&store.peer, digest, failure));
         };
         time::sleep(delay).await;
+        turn = Turn::Again;
         if anew {
             (name, offset) = (new_name(), 0);
             continue;
         }
-        let progress = query(&store.peer, &name, &mut backoff).await;
+        let progress = query(&store.peer, turn, &name).await;
         let Progress {
             committed,
             complete,
@@ -87,7 +83,8 @@ pub(super) async fn put(
             return Ok(Put::Stored);
         }
         let committed = committed.min(digest.size());
-        if committed > offset {
+        if committed > furthest {
+            furthest = committed;
             backoff.progressed();
         }
         offset = committed;
@@ -102,15 +99,12 @@ fn sending(
     zstd: bool,
 ) -> Result<Arc<Sending>> {
     let len = digest.size() - offset;
-    let compressing = zstd.then(|| Compressing::new(len)).transpose();
-    let compressing =
-        compressing.map_err(|why| Error::Unavailable(format!("compressing {digest}: {why}")))?;
     let plan = Plan {
         name,
         start: offset,
         len,
         ends: true,
-        compressing,
+        compressing: compressing(digest, zstd, len)?,
     };
     Ok(Sending::new(plan, chunks(content, offset)))
 }

@@ -10,17 +10,19 @@ use super::{
         RemoteStore,
         body::{Plan, Sending},
         failure::{Failure, mismatch},
+        peer::Turn,
         random_upload,
     },
-    error, query, write,
+    compressing, compressor, error, query, write,
 };
-use crate::{BlobStream, Compressor, Digest, Error, Put, Result};
+use crate::{BlobStream, Digest, Error, Put, Result};
 
 /// Stores arriving content.
 pub(super) async fn put(
     store: &RemoteStore,
     digest: &Digest,
     stream: BlobStream,
+    zstd: bool,
     permit: Arc<OwnedSemaphorePermit>,
 ) -> Result<Put> {
     let BlobStream { chunks, resume, .. } = stream;
@@ -29,34 +31,35 @@ pub(super) async fn put(
         Some(resume) => (resume.upload, resume.offset),
         None => (random_upload(), 0),
     };
-    let name = store.write_name(digest, &upload, Compressor::Identity);
+    let name = store.write_name(digest, &upload, compressor(zstd));
     if offset > 0 && is_complete(store, digest, &name, offset).await? {
         return Ok(Put::Existed);
     }
     let mut backoff = store.peer.backoff();
     let mut source = chunks;
+    let mut turn = Turn::First;
     loop {
         let plan = Plan {
             name: name.clone(),
             start: offset,
             len: digest.size() - offset,
             ends: false,
-            compressing: None,
+            compressing: compressing(digest, zstd, digest.size() - offset)?,
         };
         let sending = Sending::new(plan, source);
-        let outcome = write(&store.peer, digest, &sending, false, &permit).await;
+        let outcome = write(&store.peer, turn, digest, &sending, zstd, &permit).await;
         let progress = sending.progress();
-        let wrong_size = progress.finished() && offset + progress.taken != digest.size();
+        let wrong_size = progress.ended && offset + progress.taken != digest.size();
         let failure = match outcome {
-            Ok(put) if !wrong_size => return Ok(put),
-            Ok(_) => Failure::Nonsense("wrong content was taken".to_owned()),
+            Ok(put) if !wrong_size || !progress.finished() => return Ok(put),
+            _ if wrong_size => {
+                let bytes = format!("{} bytes", offset + progress.taken);
+                return Err(wrong(digest, offset, bytes));
+            }
+            Ok(put) => return Ok(put),
             Err(Failure::Own(error)) => return Err(error),
             Err(failure) => failure,
         };
-        if wrong_size {
-            let bytes = format!("{} bytes", offset + progress.taken);
-            return Err(wrong(digest, offset, bytes));
-        }
         match failure.code() {
             Some(Code::AlreadyExists) => return Ok(Put::Existed),
             Some(Code::InvalidArgument) if progress.finished() => {
@@ -80,6 +83,7 @@ pub(super) async fn put(
         };
         source = untouched;
         time::sleep(delay).await;
+        turn = Turn::Again;
     }
 }
 
@@ -90,7 +94,7 @@ async fn is_complete(
     name: &str,
     offset: u64,
 ) -> Result<bool> {
-    let progress = query(&store.peer, name, &mut store.peer.backoff()).await;
+    let progress = query(&store.peer, Turn::First, name).await;
     let progress = progress.map_err(|failure| error(&store.peer, digest, failure))?;
     if !progress.complete && (progress.committed < offset || offset > digest.size()) {
         return Err(Error::UploadOffset {

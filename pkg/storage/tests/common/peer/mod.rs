@@ -14,7 +14,10 @@ mod services;
 use std::{
     collections::{HashMap, VecDeque},
     path::Path,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
@@ -61,6 +64,10 @@ pub enum Act {
     FailAtEnd(Code),
     /// Answers an upload at once, with this size, and goes on reading.
     Answer(i64),
+    /// Says that these are missing.
+    Missing(Vec<reapi::v2::Digest>),
+    /// Answers a batch with this many entries, all of them empty.
+    Entries(usize),
     /// Behaves. For a call between two others.
     Behave,
 }
@@ -254,6 +261,8 @@ impl Peer {
 /// A line to a peer, of which the first connection breaks after some bytes.
 pub struct Line {
     pub address: String,
+    /// How many there were.
+    pub connections: Arc<AtomicUsize>,
     _tasks: JoinSet<()>,
 }
 
@@ -272,12 +281,15 @@ impl Line {
         let listener = TcpListener::bind(near).await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
         let target = peer.address.clone();
+        let count = Arc::new(AtomicUsize::new(0));
+        let accepted = Arc::clone(&count);
         let mut tasks = JoinSet::new();
         tasks.spawn(async move {
             let mut connections = JoinSet::new();
             let (mut up, mut down) = (up, down);
             loop {
                 let (near, _) = listener.accept().await.unwrap();
+                accepted.fetch_add(1, Ordering::SeqCst);
                 let far = TcpStream::connect(&target).await.unwrap();
                 let ((from_near, to_near), (from_far, to_far)) =
                     (near.into_split(), far.into_split());
@@ -292,6 +304,7 @@ impl Line {
         });
         Self {
             address,
+            connections: count,
             _tasks: tasks,
         }
     }

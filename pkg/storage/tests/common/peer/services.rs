@@ -238,7 +238,12 @@ impl ContentAddressableStorage for Services {
             ..call("missing", &asked.instance_name)
         };
         let digests = asked.blob_digests.clone();
-        self.begin(call, &request).await?;
+        let (_, act) = self.begin(call, &request).await?;
+        if let Act::Missing(missing_blob_digests) = act {
+            return Ok(Response::new(v2::FindMissingBlobsResponse {
+                missing_blob_digests,
+            }));
+        }
         let blobs = self.0.blobs.lock().unwrap();
         let missing = digests
             .into_iter()
@@ -258,7 +263,11 @@ impl ContentAddressableStorage for Services {
             function: asked.digest_function,
             ..call("update", &asked.instance_name)
         };
-        self.begin(call, &request).await?;
+        let (_, act) = self.begin(call, &request).await?;
+        if let Act::Entries(count) = act {
+            let responses = vec![v2::batch_update_blobs_response::Response::default(); count];
+            return Ok(Response::new(v2::BatchUpdateBlobsResponse { responses }));
+        }
         let responses = asked.requests.into_iter().map(|blob| {
             let digest = blob.digest.unwrap();
             let data = match Compressor::from_proto(blob.compressor).unwrap() {
@@ -302,6 +311,10 @@ impl ContentAddressableStorage for Services {
             ..call("batch_read", &asked.instance_name)
         };
         let (_, act) = self.begin(call, &request).await?;
+        if let Act::Entries(count) = act {
+            let responses = vec![v2::batch_read_blobs_response::Response::default(); count];
+            return Ok(Response::new(v2::BatchReadBlobsResponse { responses }));
+        }
         let zstd = asked
             .acceptable_compressors
             .contains(&(Compressor::Zstd.to_proto() as i32));

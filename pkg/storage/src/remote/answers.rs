@@ -1,0 +1,94 @@
+//! Answers as they come over the wire, made fit for tonic.
+
+use std::{
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
+
+use bytes::Bytes;
+use futures::{FutureExt as _, future::BoxFuture};
+use http_body::Frame;
+use tonic::{
+    Status,
+    body::Body,
+    codegen::{
+        Service,
+        http::{HeaderMap, Request, Response, StatusCode},
+    },
+    transport::{Channel, Error},
+};
+
+/// A channel whose answers cannot make tonic panic, and that tells those that were cut off from
+/// those that came to their end.
+#[derive(Clone)]
+pub(super) struct Answers(pub(super) Channel);
+
+impl Service<Request<Body>> for Answers {
+    type Response = Response<Body>;
+    type Error = Error;
+    type Future = BoxFuture<'static, Result<Response<Body>, Error>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
+        self.0.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        let answer = self.0.call(request);
+        async move { Ok(fit(answer.await?)) }.boxed()
+    }
+}
+
+fn fit(mut answer: Response<Body>) -> Response<Body> {
+    let headers = answer.headers_mut();
+    without_details(headers);
+    // A status in the headers, or one of HTTP, stands for the whole.
+    if headers.contains_key(Status::GRPC_STATUS) || answer.status() != StatusCode::OK {
+        return answer;
+    }
+    answer.map(|inner| {
+        Body::new(Whole {
+            inner,
+            ended: false,
+        })
+    })
+}
+
+/// Nobody here asks for details, and tonic panics on those that are not in Base64.
+fn without_details(headers: &mut HeaderMap) {
+    headers.remove(Status::GRPC_STATUS_DETAILS);
+}
+
+/// A body that fails when it ends without trailers: hyper takes a stream that was reset without an
+/// error, as balancers do, for one that came to its end.
+struct Whole {
+    inner: Body,
+    ended: bool,
+}
+
+impl http_body::Body for Whole {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        let frame = ready!(Pin::new(&mut self.inner).poll_frame(cx));
+        let frame = frame.map(|frame| {
+            frame.map(|mut frame| {
+                if let Some(trailers) = frame.trailers_mut() {
+                    without_details(trailers);
+                    self.ended = true;
+                }
+                frame
+            })
+        });
+        Poll::Ready(match frame {
+            None if !self.ended => {
+                self.ended = true;
+                Some(Err(Status::unavailable("the answer was cut off")))
+            }
+            other => other,
+        })
+    }
+}

@@ -1,0 +1,223 @@
+//! What a peer, or what stands before it, may do on the wire.
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "tests"
+)]
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use bytes::{BufMut as _, Bytes, BytesMut};
+use gorego_storage::{
+    BlobStore, DigestFunction, Error, RemoteAddress, RemoteOptions, RemoteStore, conformance,
+};
+use h2::{Reason, server::SendResponse};
+use prost::Message as _;
+use reapi::bytestream::{ReadRequest, ReadResponse};
+use tokio::{net::TcpListener, task::JoinSet};
+
+/// What comes of the first download after some of its content.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Cut {
+    Reset(Reason),
+    NoTrailers,
+    MidMessage,
+    Internal,
+    BadDetails,
+    GoAway(Reason),
+}
+
+const CONTENT: usize = 200_000;
+const BEFORE_THE_CUT: usize = 100_000;
+
+fn content() -> Bytes {
+    conformance::content(1, CONTENT)
+}
+
+/// A peer of one blob, without capabilities, that looks for blobs in vain.
+struct Wire {
+    address: String,
+    reads: Arc<AtomicUsize>,
+    _tasks: JoinSet<()>,
+}
+
+impl Wire {
+    async fn start(cut: Cut) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let reads = Arc::new(AtomicUsize::new(0));
+        let mut tasks = JoinSet::new();
+        let count = Arc::clone(&reads);
+        tasks.spawn(async move {
+            let mut connections = JoinSet::new();
+            loop {
+                let (stream, _) = listener.accept().await.unwrap();
+                connections.spawn(serve(stream, cut, Arc::clone(&count)));
+            }
+        });
+        Self {
+            address,
+            reads,
+            _tasks: tasks,
+        }
+    }
+
+    fn store(&self, retries: u32) -> RemoteStore {
+        RemoteStore::new(&RemoteOptions {
+            retries,
+            ..RemoteOptions::new(RemoteAddress::Tcp(self.address.clone()))
+        })
+        .unwrap()
+    }
+}
+
+async fn serve(stream: tokio::net::TcpStream, cut: Cut, reads: Arc<AtomicUsize>) {
+    let mut connection = h2::server::handshake(stream).await.unwrap();
+    let mut calls = JoinSet::new();
+    let (broken, mut is_broken) = tokio::sync::mpsc::channel::<Reason>(1);
+    loop {
+        tokio::select! {
+            call = connection.accept() => {
+                let Some(Ok((request, respond))) = call else { return };
+                calls.spawn(answer(request, respond, cut, Arc::clone(&reads), broken.clone()));
+            }
+            Some(reason) = is_broken.recv() => connection.abrupt_shutdown(reason),
+        }
+    }
+}
+
+async fn answer(
+    request: http::Request<h2::RecvStream>,
+    mut respond: SendResponse<Bytes>,
+    cut: Cut,
+    reads: Arc<AtomicUsize>,
+    broken: tokio::sync::mpsc::Sender<Reason>,
+) {
+    let headers = http::Response::builder().header("content-type", "application/grpc");
+    let path = request.uri().path().to_owned();
+    if path.ends_with("FindMissingBlobs") {
+        let headers = headers
+            .header("grpc-status", "7")
+            .header("grpc-status-details-bin", "!!! no base64");
+        respond
+            .send_response(headers.body(()).unwrap(), true)
+            .unwrap();
+        return;
+    }
+    if !path.ends_with("Read") {
+        let headers = headers.header("grpc-status", "12");
+        respond
+            .send_response(headers.body(()).unwrap(), true)
+            .unwrap();
+        return;
+    }
+    let asked = request.into_body().data().await.unwrap().unwrap();
+    let asked = ReadRequest::decode(&asked[5..]).unwrap();
+    let from = usize::try_from(asked.read_offset).unwrap();
+    let mut send = respond
+        .send_response(headers.body(()).unwrap(), false)
+        .unwrap();
+    let trailers = |code: &'static str, details: Option<&'static str>| {
+        let mut trailers = http::HeaderMap::new();
+        trailers.insert("grpc-status", code.parse().unwrap());
+        if let Some(details) = details {
+            trailers.insert("grpc-status-details-bin", details.parse().unwrap());
+        }
+        trailers
+    };
+    if reads.fetch_add(1, Ordering::SeqCst) > 0 {
+        send.send_data(framed(content().slice(from..)), false)
+            .unwrap();
+        send.send_trailers(trailers("0", None)).unwrap();
+        return;
+    }
+    send.send_data(framed(content().slice(..BEFORE_THE_CUT)), false)
+        .unwrap();
+    // A reset would overtake what was sent.
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    match cut {
+        Cut::Reset(reason) => send.send_reset(reason),
+        Cut::NoTrailers => send.send_data(Bytes::new(), true).unwrap(),
+        Cut::MidMessage => {
+            let begun = Bytes::from_static(&[0, 0, 0, 9, 9, 1, 2]);
+            send.send_data(begun, true).unwrap();
+        }
+        Cut::Internal => send.send_trailers(trailers("13", None)).unwrap(),
+        Cut::BadDetails => send.send_trailers(trailers("14", Some("%%%"))).unwrap(),
+        Cut::GoAway(reason) => {
+            broken.send(reason).await.unwrap();
+            std::future::pending().await
+        }
+    }
+}
+
+fn framed(data: Bytes) -> Bytes {
+    let message = ReadResponse { data }.encode_to_vec();
+    let mut framed = BytesMut::with_capacity(message.len() + 5);
+    framed.put_u8(0);
+    framed.put_u32(u32::try_from(message.len()).unwrap());
+    framed.extend_from_slice(&message);
+    framed.freeze()
+}
+
+async fn within<T>(future: impl Future<Output = T>) -> T {
+    let limit = Duration::from_secs(30);
+    tokio::time::timeout(limit, future).await.expect("it hangs")
+}
+
+#[tokio::test]
+async fn a_download_that_was_cut_in_whichever_way_goes_on() {
+    let content = content();
+    let digest = DigestFunction::Sha256.digest(&content);
+    for cut in [
+        Cut::Reset(Reason::CANCEL),
+        Cut::Reset(Reason::NO_ERROR),
+        Cut::Reset(Reason::ENHANCE_YOUR_CALM),
+        Cut::NoTrailers,
+        Cut::MidMessage,
+        Cut::Internal,
+        Cut::BadDetails,
+        Cut::GoAway(Reason::ENHANCE_YOUR_CALM),
+    ] {
+        let peer = Wire::start(cut).await;
+        let store = peer.store(2);
+        let read = within(async { store.get(&digest, 0).await?.into_bytes().await }).await;
+        assert!(
+            read.as_ref().is_ok_and(|read| *read == content),
+            "{cut:?}: {read:?}"
+        );
+        assert_eq!(peer.reads.load(Ordering::SeqCst), 2, "{cut:?}");
+    }
+}
+
+#[tokio::test]
+async fn details_that_are_no_base64_do_no_harm() {
+    let peer = Wire::start(Cut::NoTrailers).await;
+    let (store, asked) = (peer.store(0), [DigestFunction::Sha256.digest(b"x")]);
+    let error = within(store.find_missing(&asked)).await.unwrap_err();
+    let refused = matches!(
+        error,
+        Error::Refused {
+            code: tonic::Code::PermissionDenied,
+            ..
+        }
+    );
+    assert!(refused, "{error:?}");
+}
+
+#[tokio::test]
+async fn a_connection_that_is_closed_as_too_busy_is_no_refusal() {
+    let peer = Wire::start(Cut::GoAway(Reason::ENHANCE_YOUR_CALM)).await;
+    let digest = DigestFunction::Sha256.digest(&content());
+    let store = peer.store(0);
+    let read = within(async { store.get(&digest, 0).await?.into_bytes().await }).await;
+    let error = read.unwrap_err();
+    assert!(matches!(error, Error::Unavailable(_)), "{error:?}");
+}
