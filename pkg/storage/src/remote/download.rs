@@ -190,6 +190,8 @@ impl Download {
         let progressed = self.at > self.begun_at;
         if progressed {
             self.backoff.progressed();
+            // Once for each time that it came further.
+            self.begun_at = self.at;
         }
         let again = failure.is_retryable() || progressed && failure.is_resumable();
         let delay = again.then(|| self.backoff.next_delay()).flatten();
