@@ -3,12 +3,12 @@
 
 use std::fs;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use gorego_integration::{
     client::Client,
     content::{blob, digest_of},
     lock::Lock,
-    peer::{FaultyPeer, Method},
+    peer::{Fault, FaultyPeer, Method, Times},
     server::Server,
 };
 use tokio::task::JoinSet;
@@ -71,4 +71,25 @@ async fn without_room_here_they_cost_at_most_two() {
     assert!(peer.bytes_read() <= 2 * content.len() as u64);
     let peak = peak_mib(&server);
     assert!(peak < 300, "{peak} MiB");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn when_the_first_reader_disconnects_others_still_get_all_of_it_by_the_same_fetch() {
+    let (peer, server) = proxy(&[]);
+    let content = blob(2, 8 * MIB + 12345);
+    let digest = peer.put(&content);
+    peer.inject(Method::Read, Times::Next(1), Fault::StallAfter(MIB));
+    let first = Client::connect(server.address()).await;
+    let mut begun = first.read(&digest).await.unwrap();
+    begun.message().await.unwrap().expect("the beginning");
+    let second = Client::connect(server.address()).await;
+    let mut reading = second.read(&digest).await.unwrap();
+    drop((begun, first));
+    peer.release();
+    let mut found = BytesMut::new();
+    while let Some(piece) = reading.message().await.unwrap() {
+        found.extend_from_slice(&piece.data);
+    }
+    assert!(found == content);
+    assert_eq!(peer.calls(Method::Read).len(), 1);
 }

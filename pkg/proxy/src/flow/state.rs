@@ -14,9 +14,9 @@ use tokio::time::Instant;
 /// that others have had to wait for as long in total.
 pub(super) const PATIENCE: Duration = Duration::from_secs(5);
 
-/// For each byte that a reader goes on it is forgiven this much waiting, in nanoseconds: at 16 MiB/s
-/// it is fast enough for anybody.
-const FORGIVEN: u64 = 60;
+/// Up to here it is no waiting: as long as anybody goes on within this time, there is work for all,
+/// and those who come last may not be to blame.
+const BRISK: Duration = Duration::from_millis(500);
 
 #[derive(Debug, Default)]
 pub(super) struct State {
@@ -58,8 +58,6 @@ impl Place {
     }
 
     pub(super) fn go_on(&mut self, at: u64) {
-        let forgiven = at.saturating_sub(self.at).saturating_mul(FORGIVEN);
-        self.owes = self.owes.saturating_sub(Duration::from_nanos(forgiven));
         self.at = at;
         self.since = Instant::now();
     }
@@ -71,7 +69,7 @@ impl Place {
             return standing;
         }
         let left = PATIENCE.saturating_sub(self.owes) * late;
-        standing.min(Instant::now() + left)
+        standing.min(Instant::now() + BRISK + left)
     }
 }
 
@@ -103,12 +101,12 @@ impl State {
         places.min().unwrap_or(u64::MAX)
     }
 
-    /// Forgets the readers that were waited for too long: those that `waited` has just passed for
-    /// share it, if anybody was at the end and could not go on.
+    /// Forgets the readers that were waited for too long: those for whom nobody went on for as long as
+    /// `waited` share that, if anybody was at the end and could not.
     pub(super) fn leave_behind(&mut self, waited: Duration) {
         let late = self.late();
         let share = if late > 0 && self.others_wait() {
-            waited / late
+            waited.saturating_sub(BRISK) / late
         } else {
             Duration::ZERO
         };

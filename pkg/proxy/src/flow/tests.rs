@@ -179,7 +179,7 @@ async fn in_memory_a_slow_reader_goes_at_its_pace_until_others_have_waited_enoug
         let (slow, fast, took) =
             future::join3(slow, future::join_all(fast), arrive(&flow, &content)).await;
         assert_eq!(fast, vec![30; others]);
-        assert_eq!(took < PATIENCE * 2, others > 0);
+        assert_eq!(took < PATIENCE * 3, others > 0);
         assert_eq!(slow < 30, others > 0);
     }
 }
@@ -204,30 +204,19 @@ async fn in_memory_whoever_wants_a_part_is_not_held_up_either() {
     let slow = slow(&flow, PATIENCE / 5);
     let (part, slow, took) = future::join3(part, slow, arrive(&flow, &content)).await;
     assert_eq!(part.unwrap(), content.slice(..10));
-    assert!(took < PATIENCE * 2);
+    assert!(took < PATIENCE * 3);
     assert!(slow < 30);
 }
 
 #[tokio::test(start_paused = true)]
-async fn in_memory_sixteen_mebibytes_a_second_are_fast_enough_for_anybody() {
-    let piece = Bytes::from(vec![1; 1 << 20]);
-    let (count, pace) = (200, time::Duration::from_millis(62));
-    let size = piece.len() as u64 * count as u64;
-    let digest = Digest::from_hash(DigestFunction::Sha256, &[1; 32], size);
-    let flow = Arc::new(Flow::new(digest.unwrap()));
-    flow.to_memory(2 << 20);
-    let begun = time::Instant::now();
-    let arrive = async {
-        for _ in 0..count {
-            flow.push(piece.clone()).await;
-        }
-        flow.finish(Ok(()));
-        begun.elapsed()
-    };
+async fn in_memory_whoever_goes_on_briskly_is_not_left_behind() {
+    let (flow, content) = flow(30);
+    flow.to_memory(2 * LEN as u64);
+    let slow = slow(&flow, PATIENCE / 12);
     let fast = read(&flow, 0).count();
-    let (slow, fast, took) = future::join3(slow(&flow, pace), fast, arrive).await;
+    let (slow, fast, took) = future::join3(slow, fast, arrive(&flow, &content)).await;
     assert!(took > PATIENCE * 2);
-    assert_eq!((slow, fast), (count, count));
+    assert_eq!((slow, fast), (30, 30));
 }
 
 #[tokio::test(start_paused = true)]
