@@ -30,12 +30,12 @@ pub(super) async fn put(
     store: &RemoteStore,
     digest: &Digest,
     content: Content,
-    zstd: bool,
+    mut zstd: bool,
     permit: Arc<OwnedSemaphorePermit>,
 ) -> Result<Put> {
-    let new_name = || store.write_name(digest, &random_upload(), compressor(zstd));
+    let new_name = |zstd| store.write_name(digest, &random_upload(), compressor(zstd));
     let mut backoff = store.peer.backoff();
-    let (mut name, mut offset) = (new_name(), 0);
+    let (mut name, mut offset) = (new_name(zstd), 0);
     // The most that the peer ever had: it may forget, but not for ever.
     let mut furthest = 0;
     let mut turn = Turn::First;
@@ -60,6 +60,12 @@ pub(super) async fn put(
                 return Err(mismatch(digest, actual));
             }
         }
+        if zstd && failure.is_unknown_form() {
+            store.known.correct(|known| known.zstd_streams = false);
+            zstd = false;
+            (name, offset) = (new_name(zstd), 0);
+            continue;
+        }
         // A peer may have something against going on; it has to say so of a new upload, too.
         let anew = zstd || code == Some(Code::Aborted) || !failure.is_retryable();
         let delay = (failure.is_retryable() || offset > 0)
@@ -71,7 +77,7 @@ pub(super) async fn put(
         time::sleep(delay).await;
         turn = Turn::Again;
         if anew {
-            (name, offset) = (new_name(), 0);
+            (name, offset) = (new_name(zstd), 0);
             continue;
         }
         let progress = query(&store.peer, turn, &name).await;

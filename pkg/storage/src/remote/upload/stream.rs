@@ -22,7 +22,7 @@ pub(super) async fn put(
     store: &RemoteStore,
     digest: &Digest,
     stream: BlobStream,
-    zstd: bool,
+    mut zstd: bool,
     permit: Arc<OwnedSemaphorePermit>,
 ) -> Result<Put> {
     let BlobStream { chunks, resume, .. } = stream;
@@ -31,7 +31,7 @@ pub(super) async fn put(
         Some(resume) => (resume.upload, resume.offset),
         None => (random_upload(), 0),
     };
-    let name = store.write_name(digest, &upload, compressor(zstd));
+    let mut name = store.write_name(digest, &upload, compressor(zstd));
     if offset > 0 && is_complete(store, digest, &name, offset).await? {
         return Ok(Put::Existed);
     }
@@ -60,6 +60,12 @@ pub(super) async fn put(
             Err(Failure::Own(error)) => return Err(error),
             Err(failure) => failure,
         };
+        let plain = zstd && failure.is_unknown_form() && !progress.finished();
+        if plain {
+            store.known.correct(|known| known.zstd_streams = false);
+            zstd = false;
+            name = store.write_name(digest, &upload, compressor(zstd));
+        }
         match failure.code() {
             Some(Code::AlreadyExists) => return Ok(Put::Existed),
             Some(Code::InvalidArgument) if progress.finished() => {
@@ -73,8 +79,7 @@ pub(super) async fn put(
             Some(Code::Aborted) if named => return Err(Error::Superseded(*digest)),
             _ => {}
         }
-        let again = failure
-            .is_retryable()
+        let again = (failure.is_retryable() || plain)
             .then(|| sending.take_source())
             .flatten()
             .zip(backoff.next_delay());
