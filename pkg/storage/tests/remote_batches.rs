@@ -265,7 +265,10 @@ async fn an_answer_that_would_unfold_in_memory_is_refused() {
     let content = Bytes::from_static(b"content");
     let digest = sha256(&content);
     let store = peer.store();
-    peer.script("missing", [Act::Missing(vec![Default::default(); 700])]);
+    peer.script(
+        "missing",
+        [Act::Missing(vec![reapi::v2::Digest::default(); 700])],
+    );
     peer.script("batch_read", [Act::Entries(1000)]);
     peer.script("update", [Act::Entries(1000)]);
     let errors = [

@@ -55,10 +55,7 @@ pub(super) async fn put(
             return Ok(Put::Existed);
         }
         if code == Some(Code::InvalidArgument) && offset == 0 {
-            let actual = hash(digest, &content).await?;
-            if actual != *digest {
-                return Err(mismatch(digest, actual));
-            }
+            check(digest, &content).await?;
         }
         if zstd && failure.is_unknown_form() {
             store.known.correct(|known| known.zstd_streams = false);
@@ -133,14 +130,20 @@ fn chunks(content: &Content, offset: u64) -> Chunks {
     }
 }
 
-async fn hash(digest: &Digest, content: &Content) -> Result<Digest> {
+/// Whether it is the content that is wrong.
+async fn check(digest: &Digest, content: &Content) -> Result<()> {
     let mut hasher = Hasher::new(digest.function());
     let mut chunks = chunks(content, 0);
     while let Some(chunk) = chunks.next().await {
         let chunk = chunk.inspect_err(|error| unreadable(content, error))?;
         hasher.update(&chunk);
     }
-    Ok(hasher.finish())
+    let actual = hasher.finish();
+    if actual == *digest {
+        Ok(())
+    } else {
+        Err(mismatch(digest, actual))
+    }
 }
 
 /// Tells whose file it is that it could not be read.
