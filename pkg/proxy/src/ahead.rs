@@ -69,7 +69,7 @@ impl Held {
             self.forget_oldest();
         }
         self.came += 1;
-        self.bytes += cost(&result);
+        self.bytes += cost(result.as_ref());
         self.order.insert(self.came, name.clone());
         self.found.entry(name).or_default().push(Found {
             result,
@@ -97,7 +97,9 @@ impl Held {
             return;
         };
         if !all.is_empty() {
-            self.bytes = self.bytes.saturating_sub(cost(&all.remove(0).result));
+            self.bytes = self
+                .bytes
+                .saturating_sub(cost(all.remove(0).result.as_ref()));
         }
         if all.is_empty() {
             self.found.remove(&name);
@@ -112,14 +114,14 @@ impl Held {
             self.found.remove(name);
         }
         self.order.remove(&found.number);
-        self.bytes = self.bytes.saturating_sub(cost(&found.result));
+        self.bytes = self.bytes.saturating_sub(cost(found.result.as_ref()));
         Some(found)
     }
 }
 
 /// What holding it takes, in bytes.
-fn cost(result: &Option<Bytes>) -> u64 {
-    OVERHEAD + result.as_ref().map_or(0, Bytes::len) as u64
+fn cost(result: Option<&Bytes>) -> u64 {
+    OVERHEAD + result.map_or(0, Bytes::len) as u64
 }
 
 #[async_trait]
@@ -200,12 +202,12 @@ mod tests {
         for number in 0..1000 {
             ahead.size("", &action(number % 2 * number)).await.unwrap();
         }
-        let held = ahead.held();
-        assert!(held.bytes <= CAPACITY);
-        let names = held.found.values().map(Vec::len).sum::<usize>();
-        assert_eq!(held.order.len(), names);
-        drop(held);
-
+        {
+            let held = ahead.held();
+            assert!(held.bytes <= CAPACITY);
+            let names = held.found.values().map(Vec::len).sum::<usize>();
+            assert_eq!(held.order.len(), names);
+        }
         advance(HELD).await;
         ahead.size("", &action(1)).await.unwrap();
         let held = ahead.held();

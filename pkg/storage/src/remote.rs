@@ -53,7 +53,7 @@ pub struct RemoteStore {
     zstd: bool,
     /// Downloads and uploads that are compressed; each takes memory for it.
     compressed: Arc<Semaphore>,
-    known: Known,
+    known: Arc<Known>,
 }
 
 impl RemoteStore {
@@ -64,7 +64,7 @@ impl RemoteStore {
             zstd: options.zstd,
             compressed: Arc::new(Semaphore::new(MAX_COMPRESSED)),
             peer: Arc::new(Peer::new(options)?),
-            known: Known::default(),
+            known: Arc::default(),
         })
     }
 

@@ -265,7 +265,10 @@ async fn an_answer_that_would_unfold_in_memory_is_refused() {
     let content = Bytes::from_static(b"content");
     let digest = sha256(&content);
     let store = peer.store();
-    peer.script("missing", [Act::Missing(vec![Default::default(); 700])]);
+    peer.script(
+        "missing",
+        [Act::Missing(vec![reapi::v2::Digest::default(); 700])],
+    );
     peer.script("batch_read", [Act::Entries(1000)]);
     peer.script("update", [Act::Entries(1000)]);
     let errors = [
@@ -288,5 +291,43 @@ async fn an_answer_that_would_unfold_in_memory_is_refused() {
             }
         );
         assert!(refused, "{error:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_peer_that_takes_less_than_it_says_gets_smaller_batches() {
+    let peer = Peer::start().await;
+    let contents = contents(&[60_000; 16]);
+    let blobs = with_digests(&contents);
+    let digests: Vec<_> = blobs.iter().map(|(digest, _)| *digest).collect();
+    for code in [Code::InvalidArgument, Code::ResourceExhausted] {
+        let options = RemoteOptions {
+            retries: 0,
+            ..peer.options()
+        };
+        let store = RemoteStore::new(&options).unwrap();
+        peer.state.calls.lock().unwrap().clear();
+        peer.script("update", [Act::Fail(code)]);
+        let put = within(store.put_batch(blobs.clone())).await;
+        assert!(put.iter().all(Result::is_ok), "{put:?}");
+        let counts = |method| {
+            let calls = peer.calls(method);
+            let mut counts: Vec<_> = calls.iter().map(|call| call.sizes.len()).collect();
+            counts.sort_unstable();
+            counts
+        };
+        assert_eq!(counts("update"), [2, 7, 7, 16]);
+        // Remembered, and so is what comes of reads.
+        peer.script("batch_read", [Act::Fail(code)]);
+        let got = within(store.get_batch(&digests)).await;
+        assert!(got.iter().all(Result::is_ok), "{got:?}");
+        assert_eq!(counts("batch_read").iter().sum::<usize>(), 16 + 7);
+
+        peer.script("update", vec![Act::Fail(code); 100]);
+        let before = peer.calls("update").len();
+        let put = within(store.put_batch(blobs.clone())).await;
+        assert!(put.iter().all(Result::is_err), "{put:?}");
+        assert!(peer.calls("update").len() < before + 20, "it gives up");
+        peer.state.script.lock().unwrap().clear();
     }
 }

@@ -122,6 +122,7 @@ async fn wrong_content_never_reaches_its_end() {
     peer.script("batch_read", [Act::Serve(other.slice(..1000))]);
     let error = peer.store().get(&digest, 0).await.unwrap_err();
     assert!(matches!(error, Error::Mismatch { .. }), "{error:?}");
+    assert!(error.to_string().contains(&peer.address), "{error}");
 }
 
 #[tokio::test]

@@ -14,10 +14,11 @@ use std::{sync::Arc, time::Duration};
 use bytes::Bytes;
 use futures::future::join_all;
 use gorego_storage::{
-    Blob, BlobStore, BreakerOptions, BreakerState, RemoteAddress, RemoteOptions, RemoteStore,
-    conformance,
+    Blob, BlobStore, BreakerOptions, BreakerState, Error, RemoteAddress, RemoteOptions,
+    RemoteStore, conformance,
 };
 use peer::{Act, Line, Peer, sha256, within};
+use tokio::task::JoinSet;
 use tonic::Code;
 
 const MIB: usize = 1 << 20;
@@ -53,13 +54,16 @@ async fn a_cut_connection_ends_none_of_the_downloads_that_share_it() {
     let line = Line::breaking_after(&peer, usize::MAX, 4 * MIB).await;
     let store = Arc::new(over_one_connection(&line));
     within(store.capabilities()).await.unwrap();
-    let reads = contents.iter().map(|content| {
-        let (store, digest) = (Arc::clone(&store), peer.has(content));
-        tokio::spawn(async move { store.get(&digest, 0).await?.into_bytes().await })
-    });
-    let read = within(join_all(reads)).await;
-    for (read, content) in read.into_iter().zip(&contents) {
-        assert!(read.unwrap().unwrap() == *content);
+    let mut reads = JoinSet::new();
+    for content in &contents {
+        let (store, content, digest) = (Arc::clone(&store), content.clone(), peer.has(content));
+        reads.spawn(async move {
+            let read = store.get(&digest, 0).await?.into_bytes().await?;
+            Ok::<_, Error>(read == content)
+        });
+    }
+    for right in within(reads.join_all()).await {
+        assert!(right.unwrap());
     }
     assert!(peer.calls("read").len() > contents.len());
     assert_eq!(*store.breaker().borrow(), BreakerState::Closed);

@@ -1,6 +1,7 @@
 //! What a peer, or what stands before it, may do on the wire.
 #![allow(
     clippy::unwrap_used,
+    clippy::expect_used,
     clippy::panic,
     clippy::indexing_slicing,
     reason = "tests"
@@ -153,7 +154,7 @@ async fn answer(
         Cut::BadDetails => send.send_trailers(trailers("14", Some("%%%"))).unwrap(),
         Cut::GoAway(reason) => {
             broken.send(reason).await.unwrap();
-            std::future::pending().await
+            std::future::pending::<()>().await;
         }
     }
 }

@@ -129,3 +129,63 @@ async fn a_compressed_stream_of_another_size_or_content_is_told_from_other_failu
     let error = put(&store, &digest, stream_of(&right)).await.unwrap_err();
     assert!(matches!(error, Error::Refused { .. }), "{error:?}");
 }
+
+#[tokio::test]
+async fn a_peer_that_refuses_what_is_compressed_gets_it_plain() {
+    let peer = Peer::start().await;
+    let store = peer.zstd_store();
+    let content = monotonous();
+    let digest = peer::sha256(&content);
+    let small = Bytes::from(vec![7; 10_000]);
+    let plain = |method: &str| {
+        let calls = peer.calls(method);
+        calls
+            .iter()
+            .map(|call| !call.name.contains("compressed-blobs"))
+            .collect::<Vec<_>>()
+    };
+    for code in [Code::InvalidArgument, Code::Unimplemented] {
+        let forget = || {
+            peer.state.calls.lock().unwrap().clear();
+            // As after an outage.
+            peer.script("result", [Act::Fail(Code::Unavailable)]);
+        };
+        for blob in [
+            Blob::Bytes(content.clone()),
+            Blob::stream(stream::pending()),
+        ] {
+            forget();
+            let action = gorego_storage::ActionCache::get(&store, "", &digest);
+            within(action).await.unwrap();
+            peer.script("write", [Act::Fail(code)]);
+            if matches!(blob, Blob::Stream(_)) {
+                peer.script(
+                    "write",
+                    [Act::Answer(i64::try_from(content.len()).unwrap())],
+                );
+            }
+            put(&store, &digest, blob).await.unwrap();
+            assert_eq!(plain("write"), [false, true]);
+        }
+        peer.has(&content);
+        forget();
+        let action = gorego_storage::ActionCache::get(&store, "", &digest);
+        within(action).await.unwrap();
+        peer.script("read", [Act::Fail(code)]);
+        for plain_reads in [vec![false, true], vec![false, true, true]] {
+            let blob = within(BlobStore::get(&store, &digest, 0)).await.unwrap();
+            assert!(within(blob.into_bytes()).await.unwrap() == content);
+            // It is not tried in vain again.
+            assert_eq!(plain("read"), plain_reads);
+        }
+        peer.script("update", [Act::Fail(code)]);
+        let stored = store.put_batch(vec![(peer::sha256(&small), small.clone())]);
+        assert!(within(stored).await[0].is_ok());
+        let sizes: Vec<_> = peer
+            .calls("update")
+            .iter()
+            .map(|call| call.sizes[0])
+            .collect();
+        assert!(sizes[0] < 1000 && sizes[1] == small.len(), "{sizes:?}");
+    }
+}

@@ -9,7 +9,9 @@ pub(super) use self::{
     read::{get, get_one},
     update::{put, put_one},
 };
-use super::{RemoteCapabilities, RemoteStore, SMALL, bounded::Limits, packing};
+use tonic::Code;
+
+use super::{RemoteCapabilities, RemoteStore, SMALL, bounded::Limits, failure::Failure, packing};
 
 /// Blobs above this travel alone: a stream of their own can go on where it broke off.
 const LARGE: u64 = 1 << 20;
@@ -26,6 +28,35 @@ fn max_answer(count: usize, content: u64) -> Limits {
             .saturating_add(ENCODED.saturating_mul(count)),
         decoded: DECODED.saturating_mul(count),
     }
+}
+
+/// How a batch of blobs of `bytes` bytes that the peer refused as a whole may be sent once more: plain
+/// if it was not, else in smaller ones, and whether another try may come after that.
+fn otherwise(
+    store: &RemoteStore,
+    capabilities: &RemoteCapabilities,
+    failure: &Failure,
+    count: usize,
+    bytes: u64,
+) -> Option<(RemoteCapabilities, bool)> {
+    let correct = |change: &dyn Fn(&mut RemoteCapabilities)| {
+        let mut corrected = capabilities.clone();
+        change(&mut corrected);
+        store.known.correct(change);
+        corrected
+    };
+    if store.zstd && capabilities.zstd_batches && failure.is_unknown_form() {
+        return Some((correct(&|known| known.zstd_batches = false), true));
+    }
+    let too_large = matches!(
+        failure.code(),
+        Some(Code::InvalidArgument | Code::ResourceExhausted | Code::OutOfRange)
+    );
+    let half = (bytes / 2).max(2 * SMALL);
+    let smaller = |known: &mut RemoteCapabilities| {
+        known.max_batch_bytes = known.max_batch_bytes.min(half);
+    };
+    (too_large && count > 1).then(|| (correct(&smaller), false))
 }
 
 /// Whether a blob travels in a batch even when it is alone.

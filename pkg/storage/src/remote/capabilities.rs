@@ -154,6 +154,13 @@ impl Known {
         }
     }
 
+    /// The peer turned out to do less than it said, which holds until it is asked again.
+    pub(super) fn correct(&self, change: impl FnOnce(&mut RemoteCapabilities)) {
+        if let Some(answer) = &mut self.known().answer {
+            change(Arc::make_mut(&mut answer.capabilities));
+        }
+    }
+
     fn known(&self) -> MutexGuard<'_, Last> {
         self.last.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -14,6 +14,7 @@ use tonic::{Code, Streaming};
 use super::{
     RemoteCapabilities, RemoteStore,
     breaker::Since,
+    capabilities::Known,
     compression::Decompressing,
     connect::Link,
     failure::{Backoff, Failure, mismatch},
@@ -32,7 +33,9 @@ struct Download {
     peer: Arc<Peer>,
     name: String,
     digest: Digest,
-    compressed: bool,
+    /// The name under which it is not compressed, while it is.
+    plain: Option<String>,
+    known: Arc<Known>,
     /// The first byte that is not only hashed.
     wanted_from: u64,
     /// How far it has come in the blob, in bytes.
@@ -88,7 +91,10 @@ pub(super) async fn start(
     let mut download = Download {
         name: store.read_name(digest, compressor),
         digest: *digest,
-        compressed: compress.is_some(),
+        plain: compress
+            .is_some()
+            .then(|| store.read_name(digest, Compressor::Identity)),
+        known: Arc::clone(&store.known),
         wanted_from: offset,
         at: 0,
         begun_at: 0,
@@ -193,6 +199,14 @@ impl Download {
             // Once for each time that it came further.
             self.begun_at = self.at;
         }
+        if !progressed
+            && failure.is_unknown_form()
+            && let Some(plain) = self.plain.take()
+        {
+            self.known.correct(|known| known.zstd_streams = false);
+            self.name = plain;
+            return Ok(());
+        }
         let again = failure.is_retryable() || progressed && failure.is_resumable();
         let delay = again.then(|| self.backoff.next_delay()).flatten();
         match delay {
@@ -231,7 +245,7 @@ impl Download {
             read_offset: i64::try_from(self.at).unwrap_or(i64::MAX),
             read_limit: 0,
         };
-        let decompressing = self.compressed.then(Decompressing::new).transpose();
+        let decompressing = self.plain.is_some().then(Decompressing::new).transpose();
         let decompressing =
             decompressing.map_err(|why| Failure::Own(Error::Unavailable(why.to_string())))?;
         let mut client = ByteStreamClient::new(link.clone()).max_decoding_message_size(MAX_PIECE);

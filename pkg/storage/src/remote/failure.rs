@@ -58,6 +58,15 @@ impl Failure {
         self.is_retryable() || matches!(self.code(), Some(Code::Unknown | Code::Internal))
     }
 
+    /// Whether the peer may not know what it was asked in this form, as when it does not do what it
+    /// says, or no longer.
+    pub(super) fn is_unknown_form(&self) -> bool {
+        matches!(
+            self.code(),
+            Some(Code::InvalidArgument | Code::Unimplemented)
+        )
+    }
+
     /// Whether it looks as if the peer were not there.
     pub(super) fn is_outage(&self) -> bool {
         match self {

@@ -18,7 +18,7 @@ use super::{
         packing,
         peer::Turn,
     },
-    LARGE, max_answer,
+    LARGE, max_answer, otherwise,
 };
 use crate::{Blob, Compressor, Digest, DigestFunction, Error, Result};
 
@@ -34,7 +34,7 @@ pub(in super::super) async fn get(store: &RemoteStore, digests: &[Digest]) -> Ve
         .collect();
     let results: HashMap<Digest, Result<Bytes>> = match store.capabilities().await {
         _ if unique.is_empty() => HashMap::new(),
-        Ok(capabilities) => fetch(store, &capabilities, &unique).await,
+        Ok(capabilities) => fetch(store, &capabilities, &unique, true).await,
         Err(error) => unique
             .into_iter()
             .map(|digest| (digest, Err(error.clone())))
@@ -52,10 +52,21 @@ pub(in super::super) async fn get(store: &RemoteStore, digests: &[Digest]) -> Ve
     digests.iter().map(result).collect()
 }
 
-async fn fetch(
+/// Reads each blob. What is refused as a whole is asked for in smaller batches, if `again`.
+fn fetch<'a>(
+    store: &'a RemoteStore,
+    capabilities: &'a RemoteCapabilities,
+    unique: &'a [Digest],
+    again: bool,
+) -> BoxFuture<'a, HashMap<Digest, Result<Bytes>>> {
+    fetch_packed(store, capabilities, unique, again).boxed()
+}
+
+async fn fetch_packed(
     store: &RemoteStore,
     capabilities: &RemoteCapabilities,
     unique: &[Digest],
+    again: bool,
 ) -> HashMap<Digest, Result<Bytes>> {
     let mut calls: Vec<BoxFuture<'_, Vec<Read>>> = Vec::new();
     let mut results = HashMap::new();
@@ -74,7 +85,7 @@ async fn fetch(
         for batch in packed.batches {
             let places = batch.iter().filter_map(|place| of_it.get(*place));
             let batch = places.copied().collect();
-            calls.push(read(store, capabilities, function, batch).boxed());
+            calls.push(read(store, capabilities, function, batch, again).boxed());
         }
         for digest in packed.alone.iter().filter_map(|place| of_it.get(*place)) {
             let digest = *digest;
@@ -102,7 +113,7 @@ pub(in super::super) async fn get_one(
     capabilities: &RemoteCapabilities,
     digest: &Digest,
 ) -> Result<Bytes> {
-    let read = read(store, capabilities, digest.function(), vec![*digest]).await;
+    let read = read(store, capabilities, digest.function(), vec![*digest], false).await;
     let result = read.into_iter().next();
     result.map_or(Err(Error::NotFound(*digest)), |(_, result)| result)
 }
@@ -113,6 +124,7 @@ async fn read(
     capabilities: &RemoteCapabilities,
     of: DigestFunction,
     mut pending: Vec<Digest>,
+    again: bool,
 ) -> Vec<Read> {
     let mut done = Vec::with_capacity(pending.len());
     let mut backoff = store.peer.backoff();
@@ -122,15 +134,7 @@ async fn read(
         let mut answers = match ask(store, capabilities, (end, turn), of, &pending).await {
             Ok(answers) => answers,
             Err(failure) => {
-                let what = format!("reading {} blobs", pending.len());
-                let error = store.peer.error(&what, failure);
-                done.extend(pending.into_iter().map(|digest| match error.clone() {
-                    Error::Refused {
-                        code: Code::NotFound,
-                        ..
-                    } => (digest, Err(Error::NotFound(digest))),
-                    other => (digest, Err(other)),
-                }));
+                done.extend(refused(store, capabilities, pending, failure, again).await);
                 return done;
             }
         };
@@ -138,7 +142,7 @@ async fn read(
         let mut again = Vec::new();
         for digest in pending {
             let content = match answers.remove(&digest) {
-                Some(answer) => take(&digest, answer),
+                Some(answer) => take(store.peer.name(), &digest, answer),
                 None => Err(Failure::Nonsense("its answer leaves it out".to_owned())),
             };
             match content {
@@ -160,6 +164,38 @@ async fn read(
             _ => return done,
         }
     }
+}
+
+/// What becomes of a batch that failed as a whole.
+async fn refused(
+    store: &RemoteStore,
+    capabilities: &RemoteCapabilities,
+    digests: Vec<Digest>,
+    failure: Failure,
+    again: bool,
+) -> Vec<Read> {
+    if again {
+        let plain = RemoteCapabilities {
+            zstd_batches: false,
+            ..capabilities.clone()
+        };
+        let bytes = digests.iter().map(Digest::size).sum();
+        let smaller = otherwise(store, &plain, &failure, digests.len(), bytes);
+        if let Some((capabilities, again)) = smaller {
+            let read = fetch(store, &capabilities, &digests, again).await;
+            return read.into_iter().collect();
+        }
+    }
+    let what = format!("reading {} blobs", digests.len());
+    let error = store.peer.error(&what, failure);
+    let error = |digest| match error.clone() {
+        Error::Refused {
+            code: Code::NotFound,
+            ..
+        } => (digest, Err(Error::NotFound(digest))),
+        other => (digest, Err(other)),
+    };
+    digests.into_iter().map(error).collect()
 }
 
 async fn ask(
@@ -197,11 +233,14 @@ async fn ask(
 }
 
 /// The content in an answer, checked.
-fn take(digest: &Digest, answer: Response) -> Result<Bytes, Failure> {
+fn take(peer: &str, digest: &Digest, answer: Response) -> Result<Bytes, Failure> {
     if let Some(status) = answer.status.filter(|status| status.code != 0) {
         return Err(Status::new(Code::from_i32(status.code), status.message).into());
     }
-    let wrong = |actual: String| Failure::Own(mismatch(digest, actual));
+    let wrong = |actual: String| {
+        let actual = format_args!("{actual}, from {peer}");
+        Failure::Own(mismatch(digest, actual))
+    };
     let content = match Compressor::from_proto(answer.compressor) {
         Some(Compressor::Identity) => answer.data,
         Some(Compressor::Zstd) => {

@@ -22,7 +22,7 @@ use super::{
         peer::Turn,
         upload,
     },
-    LARGE, max_answer,
+    LARGE, max_answer, otherwise,
 };
 use crate::{Blob, Compressor, Digest, DigestFunction, Error, Put, Result};
 
@@ -60,7 +60,7 @@ pub(in super::super) async fn put(
     }
     if !items.is_empty() {
         match store.capabilities().await {
-            Ok(capabilities) => results.extend(store_all(store, &capabilities, items).await),
+            Ok(capabilities) => results.extend(store_all(store, &capabilities, items, true).await),
             Err(error) => results.extend(
                 items
                     .into_iter()
@@ -74,10 +74,21 @@ pub(in super::super) async fn put(
         .collect()
 }
 
-async fn store_all(
+/// Stores blobs of the right lengths. What is refused as a whole is sent in another way, if `again`.
+fn store_all<'a>(
+    store: &'a RemoteStore,
+    capabilities: &'a RemoteCapabilities,
+    items: Vec<Item>,
+    again: bool,
+) -> BoxFuture<'a, Vec<Stored>> {
+    store_packed(store, capabilities, items, again).boxed()
+}
+
+async fn store_packed(
     store: &RemoteStore,
     capabilities: &RemoteCapabilities,
     items: Vec<Item>,
+    again: bool,
 ) -> Vec<Stored> {
     let mut calls: Vec<BoxFuture<'_, Vec<Stored>>> = Vec::new();
     let mut results = Vec::new();
@@ -95,7 +106,7 @@ async fn store_all(
         for batch in packed.batches {
             let places = batch.iter().filter_map(|place| items.get(*place));
             let batch = places.cloned().collect();
-            calls.push(update(store, capabilities, function, batch).boxed());
+            calls.push(update(store, capabilities, function, batch, again).boxed());
         }
         for item in packed.alone.iter().filter_map(|place| items.get(*place)) {
             let Item {
@@ -141,7 +152,7 @@ pub(in super::super) async fn put_one(
         digest: *digest,
         content,
     };
-    let stored = update(store, capabilities, digest.function(), vec![item]).await;
+    let stored = update(store, capabilities, digest.function(), vec![item], true).await;
     let result = stored.into_iter().next();
     result.map_or(Err(Error::NotFound(*digest)), |(_, result)| result)
 }
@@ -152,6 +163,7 @@ async fn update(
     capabilities: &RemoteCapabilities,
     of: DigestFunction,
     mut pending: Vec<Item>,
+    again: bool,
 ) -> Vec<Stored> {
     let mut done = Vec::with_capacity(pending.len());
     let mut backoff = store.peer.backoff();
@@ -163,16 +175,7 @@ async fn update(
         let mut answers = match send(store, capabilities, (end, turn), of, &pending).await {
             Ok(answers) => answers,
             Err(failure) => {
-                let code = failure.code();
-                let what = format!("storing {} blobs", pending.len());
-                let error = store.peer.error(&what, failure);
-                done.extend(pending.into_iter().map(|item| {
-                    let wrong = (code == Some(Code::InvalidArgument)).then(|| wrong(&item));
-                    (
-                        item.place,
-                        Err(wrong.flatten().unwrap_or_else(|| error.clone())),
-                    )
-                }));
+                done.extend(refused(store, capabilities, pending, failure, again).await);
                 return done;
             }
         };
@@ -207,6 +210,39 @@ async fn update(
             _ => return done,
         }
     }
+}
+
+/// What becomes of a batch that failed as a whole.
+async fn refused(
+    store: &RemoteStore,
+    capabilities: &RemoteCapabilities,
+    items: Vec<Item>,
+    failure: Failure,
+    again: bool,
+) -> Vec<Stored> {
+    let invalid = failure.code() == Some(Code::InvalidArgument);
+    let mut wrongs: HashMap<usize, Error> = HashMap::new();
+    if invalid {
+        wrongs.extend(
+            items
+                .iter()
+                .filter_map(|item| Some((item.place, wrong(item)?))),
+        );
+    }
+    if again && wrongs.is_empty() {
+        let bytes = items.iter().map(|item| item.digest.size()).sum();
+        let other = otherwise(store, capabilities, &failure, items.len(), bytes);
+        if let Some((capabilities, again)) = other {
+            return store_all(store, &capabilities, items, again).await;
+        }
+    }
+    let what = format!("storing {} blobs", items.len());
+    let error = store.peer.error(&what, failure);
+    let error = |item: Item| {
+        let wrong = wrongs.remove(&item.place);
+        (item.place, Err(wrong.unwrap_or_else(|| error.clone())))
+    };
+    items.into_iter().map(error).collect()
 }
 
 /// What is wrong with content that the peer refused, if it is not the peer.

@@ -30,12 +30,12 @@ pub(super) async fn put(
     store: &RemoteStore,
     digest: &Digest,
     content: Content,
-    zstd: bool,
+    mut zstd: bool,
     permit: Arc<OwnedSemaphorePermit>,
 ) -> Result<Put> {
-    let new_name = || store.write_name(digest, &random_upload(), compressor(zstd));
+    let new_name = |zstd| store.write_name(digest, &random_upload(), compressor(zstd));
     let mut backoff = store.peer.backoff();
-    let (mut name, mut offset) = (new_name(), 0);
+    let (mut name, mut offset) = (new_name(zstd), 0);
     // The most that the peer ever had: it may forget, but not for ever.
     let mut furthest = 0;
     let mut turn = Turn::First;
@@ -55,10 +55,13 @@ pub(super) async fn put(
             return Ok(Put::Existed);
         }
         if code == Some(Code::InvalidArgument) && offset == 0 {
-            let actual = hash(digest, &content).await?;
-            if actual != *digest {
-                return Err(mismatch(digest, actual));
-            }
+            check(digest, &content).await?;
+        }
+        if zstd && failure.is_unknown_form() {
+            store.known.correct(|known| known.zstd_streams = false);
+            zstd = false;
+            (name, offset) = (new_name(zstd), 0);
+            continue;
         }
         // A peer may have something against going on; it has to say so of a new upload, too.
         let anew = zstd || code == Some(Code::Aborted) || !failure.is_retryable();
@@ -71,7 +74,7 @@ pub(super) async fn put(
         time::sleep(delay).await;
         turn = Turn::Again;
         if anew {
-            (name, offset) = (new_name(), 0);
+            (name, offset) = (new_name(zstd), 0);
             continue;
         }
         let progress = query(&store.peer, turn, &name).await;
@@ -127,14 +130,20 @@ fn chunks(content: &Content, offset: u64) -> Chunks {
     }
 }
 
-async fn hash(digest: &Digest, content: &Content) -> Result<Digest> {
+/// Whether it is the content that is wrong.
+async fn check(digest: &Digest, content: &Content) -> Result<()> {
     let mut hasher = Hasher::new(digest.function());
     let mut chunks = chunks(content, 0);
     while let Some(chunk) = chunks.next().await {
         let chunk = chunk.inspect_err(|error| unreadable(content, error))?;
         hasher.update(&chunk);
     }
-    Ok(hasher.finish())
+    let actual = hasher.finish();
+    if actual == *digest {
+        Ok(())
+    } else {
+        Err(mismatch(digest, actual))
+    }
 }
 
 /// Tells whose file it is that it could not be read.

@@ -1,6 +1,6 @@
 //! Uploads of content that comes once. Only its owner can go on where one broke off.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use tokio::{sync::OwnedSemaphorePermit, time};
 use tonic::Code;
@@ -8,9 +8,9 @@ use tonic::Code;
 use super::{
     super::{
         RemoteStore,
-        body::{Plan, Sending},
+        body::{Plan, Progress, Sending},
         failure::{Failure, mismatch},
-        peer::Turn,
+        peer::{Peer, Turn},
         random_upload,
     },
     compressing, compressor, error, query, write,
@@ -22,7 +22,7 @@ pub(super) async fn put(
     store: &RemoteStore,
     digest: &Digest,
     stream: BlobStream,
-    zstd: bool,
+    mut zstd: bool,
     permit: Arc<OwnedSemaphorePermit>,
 ) -> Result<Put> {
     let BlobStream { chunks, resume, .. } = stream;
@@ -31,7 +31,7 @@ pub(super) async fn put(
         Some(resume) => (resume.upload, resume.offset),
         None => (random_upload(), 0),
     };
-    let name = store.write_name(digest, &upload, compressor(zstd));
+    let mut name = store.write_name(digest, &upload, compressor(zstd));
     if offset > 0 && is_complete(store, digest, &name, offset).await? {
         return Ok(Put::Existed);
     }
@@ -49,41 +49,64 @@ pub(super) async fn put(
         let sending = Sending::new(plan, source);
         let outcome = write(&store.peer, turn, digest, &sending, zstd, &permit).await;
         let progress = sending.progress();
-        let wrong_size = progress.ended && offset + progress.taken != digest.size();
-        let failure = match outcome {
-            Ok(put) if !wrong_size || !progress.finished() => return Ok(put),
-            _ if wrong_size => {
-                let bytes = format!("{} bytes", offset + progress.taken);
-                return Err(wrong(digest, offset, bytes));
-            }
+        let judged = judge(&store.peer, digest, (offset, named), outcome, progress);
+        let failure = match judged? {
             Ok(put) => return Ok(put),
-            Err(Failure::Own(error)) => return Err(error),
             Err(failure) => failure,
         };
-        match failure.code() {
-            Some(Code::AlreadyExists) => return Ok(Put::Existed),
-            Some(Code::InvalidArgument) if progress.finished() => {
-                let bytes = format!("what {} refuses: {failure}", store.peer.name());
-                return Err(wrong(digest, offset, bytes));
-            }
-            Some(Code::Aborted) if progress.finished() && offset > 0 => {
-                let bytes = format!("what {} refuses: {failure}", store.peer.name());
-                return Err(wrong(digest, offset, bytes));
-            }
-            Some(Code::Aborted) if named => return Err(Error::Superseded(*digest)),
-            _ => {}
+        let plain = zstd && failure.is_unknown_form() && !progress.finished();
+        if plain {
+            store.known.correct(|known| known.zstd_streams = false);
+            zstd = false;
+            name = store.write_name(digest, &upload, compressor(zstd));
         }
-        let again = failure
-            .is_retryable()
-            .then(|| sending.take_source())
-            .flatten()
-            .zip(backoff.next_delay());
-        let Some((untouched, delay)) = again else {
+        let delay = if plain {
+            Some(Duration::ZERO)
+        } else {
+            failure
+                .is_retryable()
+                .then(|| backoff.next_delay())
+                .flatten()
+        };
+        let Some((untouched, delay)) = sending.take_source().zip(delay) else {
             return Err(error(&store.peer, digest, failure));
         };
         source = untouched;
         time::sleep(delay).await;
         turn = Turn::Again;
+    }
+}
+
+/// What came of an attempt, of which a failure need not be the end. `named` is an upload that others
+/// may go on with.
+fn judge(
+    peer: &Peer,
+    digest: &Digest,
+    (offset, named): (u64, bool),
+    outcome: Result<Put, Failure>,
+    progress: Progress,
+) -> Result<Result<Put, Failure>> {
+    let wrong_size = progress.ended && offset + progress.taken != digest.size();
+    let failure = match outcome {
+        Ok(put) if !wrong_size || !progress.finished() => return Ok(Ok(put)),
+        _ if wrong_size => {
+            let bytes = format!("{} bytes", offset + progress.taken);
+            return Err(wrong(digest, offset, bytes));
+        }
+        Ok(put) => return Ok(Ok(put)),
+        Err(Failure::Own(error)) => return Err(error),
+        Err(failure) => failure,
+    };
+    let refused = || {
+        let bytes = format!("what {} refuses: {failure}", peer.name());
+        Err(wrong(digest, offset, bytes))
+    };
+    match failure.code() {
+        Some(Code::AlreadyExists) => Ok(Ok(Put::Existed)),
+        Some(Code::InvalidArgument) if progress.finished() => refused(),
+        Some(Code::Aborted) if progress.finished() && offset > 0 => refused(),
+        Some(Code::Aborted) if named => Err(Error::Superseded(*digest)),
+        _ => Ok(Err(failure)),
     }
 }
 

@@ -86,6 +86,20 @@ pub struct Call {
     pub function: i32,
 }
 
+fn call(method: &'static str, name: &str) -> Call {
+    Call {
+        method,
+        name: name.to_owned(),
+        offset: 0,
+        sizes: Vec::new(),
+        function: 0,
+    }
+}
+
+fn key(digest: &reapi::v2::Digest) -> String {
+    format!("{}/{}", digest.hash, digest.size_bytes)
+}
+
 /// All that a peer knows.
 #[derive(Default)]
 pub struct State {

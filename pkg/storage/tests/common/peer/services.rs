@@ -18,7 +18,7 @@ use reapi::{
 };
 use tonic::{Code, Request, Response, Status, Streaming};
 
-use super::{Act, Call, State};
+use super::{Act, Call, State, call, key};
 
 type Answer<T> = Result<Response<T>, Status>;
 
@@ -106,20 +106,6 @@ impl Services {
         let mut statuses = self.0.statuses.lock().unwrap();
         statuses.get_mut(hash)?.pop_front()
     }
-}
-
-fn call(method: &'static str, name: &str) -> Call {
-    Call {
-        method,
-        name: name.to_owned(),
-        offset: 0,
-        sizes: Vec::new(),
-        function: 0,
-    }
-}
-
-fn key(digest: &v2::Digest) -> String {
-    format!("{}/{}", digest.hash, digest.size_bytes)
 }
 
 fn pieces(content: &Bytes) -> Vec<Result<ReadResponse, Status>> {
