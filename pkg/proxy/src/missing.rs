@@ -2,9 +2,8 @@
 
 use std::{collections::HashSet, sync::Arc};
 
-use bytes::Bytes;
 use futures::{StreamExt as _, stream};
-use gorego_storage::{BlobStore, CHUNK_SIZE, Digest, Result};
+use gorego_storage::{BlobStore as _, CHUNK_SIZE, Digest, Result};
 
 use crate::store::{OnOutage, Tiers};
 
@@ -20,7 +19,12 @@ impl Tiers {
         // Also for the lease.
         let not_local = self.local.find_missing(digests).await?;
         if self.options.read_only {
-            return self.missing_in_backing(not_local).await;
+            // What is here stays here, whether the backing cache has it or not.
+            let unknown = self.existence.unknown(&not_local);
+            return match self.missing_in_backing(unknown).await {
+                Err(error) if self.degrades(&error) => Ok(not_local),
+                missing => missing,
+            };
         }
         match self.find_missing_above(digests, not_local.clone()).await {
             // It is taken for true that what is here will get there.
@@ -45,10 +49,15 @@ impl Tiers {
         }
         let not_local: HashSet<Digest> = not_local.into_iter().collect();
         let local = lacking.iter().filter(|digest| !not_local.contains(digest));
-        let pushed: HashSet<Digest> = self.push_up(local.copied().collect()).await;
-        let missing = lacking
-            .into_iter()
-            .filter(|digest| !pushed.contains(digest));
+        let pushed = self.push_up(local.copied().collect()).await;
+        let mut there = HashSet::new();
+        for (digest, pushed) in pushed {
+            match pushed {
+                Ok(()) => drop(there.insert(digest)),
+                Err(error) => tracing::debug!(%digest, %error, "could not push up"),
+            }
+        }
+        let missing = lacking.into_iter().filter(|digest| !there.contains(digest));
         Ok(missing.collect())
     }
 
@@ -85,59 +94,47 @@ impl Tiers {
         Ok(missing)
     }
 
-    /// Puts blobs of the local store into the backing cache; those that are there now. The others
-    /// the client has to upload, as if they had never been here.
-    pub(crate) async fn push_up(self: &Arc<Self>, digests: Vec<Digest>) -> HashSet<Digest> {
-        let pushes = batches(digests).into_iter().map(|batch| {
+    /// Puts blobs of the local store into the backing cache. Those that do not get there the client has
+    /// to upload, as if they had never been here.
+    pub(crate) async fn push_up(
+        self: &Arc<Self>,
+        digests: Vec<Digest>,
+    ) -> Vec<(Digest, Result<()>)> {
+        let alike = by_function(digests).into_iter();
+        let pushes = alike.flat_map(batches).map(|batch| {
             let tiers = Arc::clone(self);
             async move {
                 match batch.as_slice() {
-                    [large] if large.size() > CHUNK_SIZE as u64 => tiers.push_large(large).await,
-                    _ => tiers.push_batch(batch).await,
+                    [large] if large.size() > CHUNK_SIZE as u64 => {
+                        vec![(*large, tiers.push_one(large).await)]
+                    }
+                    _ => tiers.push_small(batch).await,
                 }
             }
         });
         let pushed = stream::iter(pushes).buffer_unordered(AT_ONCE);
-        pushed.flat_map(stream::iter).collect().await
+        let pushed = pushed.flat_map(stream::iter);
+        pushed
+            .map(|(digest, pushed)| (digest, pushed.map(drop)))
+            .collect()
+            .await
     }
+}
 
-    async fn push_large(&self, digest: &Digest) -> Vec<Digest> {
-        match self.push_one(digest).await {
-            Ok(()) => vec![*digest],
-            Err(error) => {
-                tracing::debug!(%digest, %error, "could not push up");
-                Vec::new()
-            }
+/// Those that have the same digest function together: a peer may not offer them all.
+pub(crate) fn by_function(digests: Vec<Digest>) -> Vec<Vec<Digest>> {
+    let mut groups: Vec<Vec<Digest>> = Vec::new();
+    for digest in digests {
+        let is_alike = |group: &&mut Vec<Digest>| {
+            let first = group.first();
+            first.is_some_and(|first| first.function() == digest.function())
+        };
+        match groups.iter_mut().find(is_alike) {
+            Some(group) => group.push(digest),
+            None => groups.push(vec![digest]),
         }
     }
-
-    /// Puts a blob of the local store into the backing cache.
-    pub(crate) async fn push_one(&self, digest: &Digest) -> Result<()> {
-        let blob = self.local.get(digest, 0).await?;
-        self.backing.put(digest, blob).await?;
-        self.existence.insert([digest]);
-        Ok(())
-    }
-
-    async fn push_batch(&self, digests: Vec<Digest>) -> Vec<Digest> {
-        let read = self.local.get_batch(&digests).await;
-        let readable = digests.into_iter().zip(read);
-        let blobs: Vec<(Digest, Bytes)> = readable
-            .filter_map(|(digest, content)| Some((digest, content.ok()?)))
-            .collect();
-        let mut there: Vec<Digest> = blobs.iter().map(|(digest, _)| *digest).collect();
-        let mut put = self.backing.put_batch(blobs).await.into_iter();
-        there.retain(|digest| match put.next() {
-            Some(Ok(_)) => true,
-            Some(Err(error)) => {
-                tracing::debug!(%digest, %error, "could not push up");
-                false
-            }
-            None => false,
-        });
-        self.existence.insert(&there);
-        there
-    }
+    groups
 }
 
 /// Small blobs together, as many as may be in memory at once; each large one by itself.

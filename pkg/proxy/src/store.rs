@@ -14,6 +14,7 @@ use crate::{
     fetch::{Fetches, Joined},
     journal::Journal,
     prefetch::{self, Wanted},
+    push::Pushes,
     replay,
 };
 
@@ -64,6 +65,7 @@ pub(crate) struct Tiers {
     pub(crate) options: Options,
     pub(crate) existence: Existence,
     pub(crate) fetches: Fetches,
+    pub(crate) pushes: Pushes,
     /// Where outputs of results are fetched before anybody asks for them.
     pub(crate) wanted: Option<Wanted>,
     tracker: TaskTracker,
@@ -89,6 +91,7 @@ impl ProxyStore {
             options,
             existence,
             fetches: Fetches::default(),
+            pushes: Pushes::default(),
             wanted,
             tracker: TaskTracker::new(),
             cancel: CancellationToken::new(),
@@ -103,7 +106,7 @@ impl ProxyStore {
         Self { tiers }
     }
 
-    /// Ends what goes on in the background: fetches that others wait for fail.
+    /// Ends what goes on in the background: fetches and uploads that others wait for fail.
     pub async fn close(&self) {
         self.tiers.cancel.cancel();
         self.tiers.tracker.close();
@@ -118,6 +121,15 @@ impl Tiers {
         self.tracker.spawn(async move {
             cancel.run_until_cancelled(work).await;
         });
+    }
+
+    /// Carries out to the end what must not be left half done when the caller goes away.
+    pub(crate) async fn see_through<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = Result<T>> + Send + 'static,
+    ) -> Result<T> {
+        let cut_off = |error| Error::Unavailable(format!("a write was cut off: {error}"));
+        self.tracker.spawn(work).await.map_err(cut_off)?
     }
 
     /// Whether an error of the backing cache is one to do without it for.

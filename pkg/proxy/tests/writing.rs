@@ -8,7 +8,6 @@ use std::sync::atomic::Ordering::SeqCst;
 use bytes::Bytes;
 use common::{CHUNK, Proxy, content, sha256};
 use futures::{StreamExt as _, stream};
-use gorego_proxy::Options;
 use gorego_storage::{
     Blob, BlobStore, BlobStoreExt as _, BlobStream, Digest, Error, Put, Resume, UploadId, Uploads,
 };
@@ -106,6 +105,17 @@ async fn wrong_content_is_stored_nowhere() {
 }
 
 #[tokio::test]
+async fn wrong_content_is_refused_also_when_the_backing_cache_does_not_look_at_it() {
+    let proxy = Proxy::new().await;
+    proxy.backing.script(|script| script.careless = true);
+    let digest = sha256(&content(1, CHUNK * 20));
+    let wrong = upload(&content(2, CHUNK * 20));
+    let put = proxy.store.put(&digest, wrong).await;
+    assert!(matches!(put, Err(Error::Mismatch { .. })), "{put:?}");
+    assert_eq!(proxy.store.find_missing(&[digest]).await.unwrap(), [digest]);
+}
+
+#[tokio::test]
 async fn an_upload_that_broke_off_goes_on_and_reaches_both() {
     let proxy = Proxy::new().await;
     let content = content(1, CHUNK * 20);
@@ -143,19 +153,4 @@ async fn a_batch_is_written_item_by_item() {
     assert!(put[0].is_ok());
     assert!(matches!(put[1], Err(Error::Mismatch { .. })));
     is_in_both(&proxy, &sha256(&good)).await;
-}
-
-#[tokio::test]
-async fn read_only_towards_the_backing_cache_keeps_writes_here() {
-    let options = Options {
-        read_only: true,
-        ..common::options()
-    };
-    let proxy = Proxy::with(options, common::GIB).await;
-    let content = content(1, CHUNK * 20);
-    let digest = sha256(&content);
-    proxy.store.put(&digest, upload(&content)).await.unwrap();
-    assert!(proxy.local.contains(&digest).await.unwrap());
-    assert_eq!(proxy.backing.puts.load(SeqCst), 0);
-    assert!(proxy.store.contains(&digest).await.unwrap());
 }
