@@ -1,10 +1,10 @@
 //! The stores behind the services: one tier or both, as configured.
 
-use std::{sync::Arc, time::Duration};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use gorego_config::{self as config, Config, Target};
 use gorego_janitor::{self as janitor, Janitor, Marks};
-use gorego_proxy::{Ahead, Backing, Journal, OnOutage, Options, ProxyActions, ProxyStore};
+use gorego_proxy::{Ahead, Backing, Depth, Journal, OnOutage, Options, ProxyActions, ProxyStore};
 use gorego_server::Services;
 use gorego_storage::{CompletenessChecking, LocalOptions, LocalStore, OpenError, SyncMode};
 use tokio::{sync::watch, time::timeout};
@@ -37,6 +37,8 @@ pub(crate) struct Tiers {
     pub(crate) services: Services,
     local: Option<Arc<LocalStore>>,
     proxy: Option<ProxyStore>,
+    /// Keeps from eviction what waits for a backing cache that is not configured now.
+    _waiting: Option<Journal>,
 }
 
 impl Tiers {
@@ -45,12 +47,22 @@ impl Tiers {
         match (&config.backing_cache.target, config.local_cache.enabled) {
             (None, _) => Self::local(config).await,
             (Some(target), true) => Self::proxy(config, target).await,
-            (Some(target), false) => Self::stateless(config, target),
+            (Some(target), false) => Self::stateless(config, target).await,
         }
     }
 
     async fn local(config: &Config) -> Result<Self, Error> {
         let local = Arc::new(LocalStore::open(local_options(config)).await?);
+        let waiting = match journal(config, &local).await {
+            Ok(waiting) => {
+                warn_of_waiting(*waiting.depth().borrow(), "there is no backing cache");
+                Some(waiting)
+            }
+            Err(error) => {
+                tracing::warn!(%error, "what waits for a backing cache may be evicted");
+                None
+            }
+        };
         let services = Services {
             blobs: Arc::clone(&local) as _,
             uploads: Arc::clone(&local) as _,
@@ -63,19 +75,18 @@ impl Tiers {
             services,
             local: Some(local),
             proxy: None,
+            _waiting: waiting,
         })
     }
 
     async fn proxy(config: &Config, target: &Target) -> Result<Self, Error> {
         let backing = Arc::new(backing::open(target, &config.backing_cache)?);
         let local = Arc::new(LocalStore::open(local_options(config)).await?);
-        let cache = &config.local_cache;
-        // What waits is not evicted, and must leave room for what else is in use.
-        let half = cache.max_size_gb.bytes() / 2;
-        let waiting = config.backing_cache.journal_max.bytes().min(half);
-        let durable = cache.sync != config::Sync::None;
-        let dir = cache.dir.join(JOURNAL);
-        let journal = Journal::open(&dir, waiting, durable, Arc::clone(&local)).await?;
+        let journal = journal(config, &local).await?;
+        if config.backing_cache.read_only {
+            let why = "nothing is written to the backing cache";
+            warn_of_waiting(*journal.depth().borrow(), why);
+        }
         let options = Options {
             existence_ttl: config.backing_cache.existence_ttl,
             read_only: config.backing_cache.read_only,
@@ -99,11 +110,16 @@ impl Tiers {
             services,
             local: Some(local),
             proxy: Some(proxy),
+            _waiting: None,
         })
     }
 
-    fn stateless(config: &Config, target: &Target) -> Result<Self, Error> {
+    async fn stateless(config: &Config, target: &Target) -> Result<Self, Error> {
         let backing = Arc::new(backing::open(target, &config.backing_cache)?);
+        match Journal::left_in(&journal_dir(config)).await {
+            Ok(left) => warn_of_waiting(left, "there is no local tier"),
+            Err(error) => tracing::warn!(%error, "cannot tell what waits for the backing cache"),
+        }
         let services = Services {
             blobs: Arc::clone(&backing) as _,
             uploads: Arc::clone(&backing) as _,
@@ -116,6 +132,7 @@ impl Tiers {
             services,
             local: None,
             proxy: None,
+            _waiting: None,
         })
     }
 
@@ -141,6 +158,33 @@ impl Tiers {
             Ok(Err(error)) => tracing::warn!(%error, "the next start will check recent blobs"),
             Err(_) => tracing::warn!("the disk is slow; the next start will check recent blobs"),
         }
+    }
+}
+
+fn journal_dir(config: &Config) -> PathBuf {
+    config.local_cache.dir.join(JOURNAL)
+}
+
+async fn journal(config: &Config, local: &Arc<LocalStore>) -> Result<Journal, Error> {
+    let cache = &config.local_cache;
+    // What waits is not evicted, and must leave room for what else is in use.
+    let half = cache.max_size_gb.bytes() / 2;
+    let waiting = config.backing_cache.journal_max.bytes().min(half);
+    let durable = cache.sync != config::Sync::None;
+    let dir = journal_dir(config);
+    Ok(Journal::open(&dir, waiting, durable, Arc::clone(local)).await?)
+}
+
+/// Tells of what an earlier configuration accepted and this one does not bring up.
+fn warn_of_waiting(left: Depth, why: &'static str) {
+    let Depth { entries, bytes, .. } = left;
+    if entries > 0 {
+        tracing::warn!(
+            entries,
+            bytes,
+            why,
+            "writes of an outage stay in the journal"
+        );
     }
 }
 
