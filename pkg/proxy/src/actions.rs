@@ -90,21 +90,40 @@ impl Actions {
         if tiers.options.read_only {
             return Ok(false);
         }
-        if tiers.options.on_outage == OnOutage::Degrade && !tiers.journal.is_empty() {
-            if tiers.journal.has_action(instance, action) {
-                return Ok(true);
-            }
-            // What it names may be waiting, too, and goes first.
-            let up = Arc::new(Upward(Arc::clone(tiers)));
-            match is_complete(action, result.clone(), up).await {
-                Err(error) if tiers.degrades(&error) => return Ok(true),
-                // The backing cache has the last word.
-                _ => {}
-            }
+        if self.goes_behind(instance, action, result).await? {
+            return Ok(true);
         }
         match tiers.actions.put(instance, action, result.clone()).await {
             Err(error) if tiers.degrades(&error) => Ok(true),
             put => put.map(|()| false),
+        }
+    }
+
+    /// Whether a result has to wait for what waits already. What it names and lookups in an outage
+    /// called present is brought up first.
+    async fn goes_behind(
+        &self,
+        instance: &str,
+        action: &Digest,
+        result: &ActionResult,
+    ) -> Result<bool> {
+        let tiers = &self.store.tiers;
+        let degrades = tiers.options.on_outage == OnOutage::Degrade;
+        if !degrades || tiers.journal.is_empty() && !tiers.has_promised() {
+            return Ok(false);
+        }
+        if tiers.journal.has_action(instance, action) {
+            return Ok(true);
+        }
+        let outputs = local_outputs(&self.local, action, result).await?;
+        if tiers.journal.has_blob(outputs).await? {
+            return Ok(true);
+        }
+        let up = Arc::new(Upward(Arc::clone(tiers)));
+        match is_complete(action, result.clone(), up).await {
+            Err(error) => Ok(tiers.degrades(&error)),
+            // The backing cache has the last word.
+            Ok(_) => Ok(false),
         }
     }
 

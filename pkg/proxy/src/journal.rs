@@ -135,6 +135,16 @@ impl Journal {
         self.names.has(&What::Action(instance.to_owned(), *action))
     }
 
+    /// Whether one of the blobs waits.
+    pub(crate) async fn has_blob(self: &Arc<Self>, digests: Vec<Digest>) -> Result<bool> {
+        let journal = Arc::clone(self);
+        blocking(move || {
+            let state = journal.state();
+            Ok(digests.iter().any(|digest| state.has_blob(digest)))
+        })
+        .await
+    }
+
     /// Writes down blobs that are about to be accepted, before anybody can see them. Those that wait
     /// already take no more room.
     pub(crate) async fn announce_blobs(

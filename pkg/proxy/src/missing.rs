@@ -1,9 +1,15 @@
 //! What neither tier has; and what only the local one has goes up.
 
-use std::{collections::HashSet, sync::Arc};
+use std::{
+    collections::HashSet,
+    sync::{Arc, PoisonError},
+    time::Duration,
+};
 
 use futures::{StreamExt as _, stream};
 use gorego_storage::{BlobStore as _, CHUNK_SIZE, Digest, Result};
+
+use tokio::time::Instant;
 
 use crate::store::{OnOutage, Tiers};
 
@@ -11,6 +17,8 @@ use crate::store::{OnOutage, Tiers};
 const BATCH: u64 = 2 << 20;
 /// How many batches or large blobs go up at once.
 const AT_ONCE: usize = 8;
+/// How long a client goes on with what it was told is present, at most.
+const BUILD: Duration = Duration::from_hours(3);
 
 impl Tiers {
     /// The blobs that a client has to upload: those that the backing cache lacks. What it lacks and
@@ -27,10 +35,24 @@ impl Tiers {
             };
         }
         match self.find_missing_above(digests, not_local.clone()).await {
-            // It is taken for true that what is here will get there.
-            Err(error) if self.degrades(&error) => Ok(not_local),
+            // What is here will get there, together with the results that name it.
+            Err(error) if self.degrades(&error) => {
+                self.promise();
+                Ok(not_local)
+            }
             found => found,
         }
+    }
+
+    fn promise(&self) {
+        let mut promised = self.promised.lock().unwrap_or_else(PoisonError::into_inner);
+        *promised = Some(Instant::now());
+    }
+
+    /// Whether clients may rely on what was only here when they asked, and is not told to wait.
+    pub(crate) fn has_promised(&self) -> bool {
+        let promised = self.promised.lock().unwrap_or_else(PoisonError::into_inner);
+        promised.is_some_and(|at| at.elapsed() < BUILD)
     }
 
     /// The same, knowing which of them are not here, and whatever is done during an outage.

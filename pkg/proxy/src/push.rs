@@ -149,7 +149,13 @@ impl Tiers {
     }
 
     /// Sends what is complete here to the backing cache, and shows it then.
-    pub(crate) async fn send(self: &Arc<Self>, digest: &Digest, complete: Complete) -> Result<Put> {
+    pub(crate) async fn send(
+        self: &Arc<Self>,
+        digest: &Digest,
+        mut complete: Complete,
+    ) -> Result<Put> {
+        // Nobody else is to be told of what is wrong with this one.
+        complete.verify().await?;
         let (waiting, new) = self.join_push(digest);
         let Some(pushing) = new else {
             return match waiting.outcome().await {
@@ -164,8 +170,7 @@ impl Tiers {
         waiting.outcome().await
     }
 
-    async fn send_now(self: &Arc<Self>, digest: &Digest, mut complete: Complete) -> Result<Put> {
-        complete.verify().await?;
+    async fn send_now(self: &Arc<Self>, digest: &Digest, complete: Complete) -> Result<Put> {
         match self.backing.put(digest, complete.blob()?).await {
             Ok(put) => {
                 self.existence.insert([digest]);

@@ -88,7 +88,11 @@ impl Tiers {
     /// Brings up what has waited longest: first the blobs, then the results.
     async fn replay(self: &Arc<Self>, journal: &Arc<Journal>) -> Result<()> {
         let (mut blobs, mut results) = (Vec::new(), Vec::new());
-        for (number, what) in journal.take(TOGETHER, BYTES).await? {
+        let taken = journal.take(TOGETHER, BYTES).await?;
+        if taken.is_empty() {
+            return Err(Error::Unavailable("nothing can be taken now".to_owned()));
+        }
+        for (number, what) in taken {
             match what {
                 What::Blob(digest) => blobs.push((number, digest)),
                 What::Action(..) => results.push((number, what)),

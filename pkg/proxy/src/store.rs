@@ -1,12 +1,18 @@
 //! The store of both tiers: what it is made of, and reading from it.
 
-use std::{fmt, future::Future, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    future::Future,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use gorego_storage::{
     Blob, BlobStore, CHUNK_SIZE, Digest, Error, LocalStore, Put, Result, UploadId, Uploads,
 };
+use tokio::time::Instant;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
@@ -66,6 +72,8 @@ pub(crate) struct Tiers {
     pub(crate) existence: Existence,
     pub(crate) fetches: Fetches,
     pub(crate) pushes: Pushes,
+    /// When a client was last told that something is there which may be only here.
+    pub(crate) promised: Mutex<Option<Instant>>,
     /// Where outputs of results are fetched before anybody asks for them.
     pub(crate) wanted: Option<Wanted>,
     tracker: TaskTracker,
@@ -92,6 +100,7 @@ impl ProxyStore {
             existence,
             fetches: Fetches::default(),
             pushes: Pushes::default(),
+            promised: Mutex::default(),
             wanted,
             tracker: TaskTracker::new(),
             cancel: CancellationToken::new(),

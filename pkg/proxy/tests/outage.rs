@@ -70,6 +70,22 @@ async fn what_was_written_is_brought_up_when_the_backing_cache_is_back() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_was_called_present_comes_with_the_result_that_names_it() {
+    let proxy = down().await;
+    let content = content(1, 10);
+    let output = sha256(&content);
+    let put = BlobStore::put(&*proxy.local, &output, Blob::Bytes(content)).await;
+    put.unwrap();
+    assert_eq!(proxy.store.find_missing(&[output]).await.unwrap(), []);
+    // The outage is over before the action is.
+    proxy.backing.script(|script| script.down = false);
+    let ours = result(&output, 0, None);
+    proxy.actions().put("", &action(), ours).await.unwrap();
+    assert!(backing_result(&proxy).await.is_some());
+    assert!(proxy.backing.memory.contains(&output).await.unwrap());
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_waits_outlives_a_restart_also_without_degrading() {
     for options in [degrading(), common::options()] {
         let proxy = down().await;

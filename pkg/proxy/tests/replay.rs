@@ -190,7 +190,7 @@ async fn results_that_keep_coming_do_not_outrun_the_replay() {
     let output = put(&proxy, &content(1, 10)).await;
     let name = |number: u64| sha256(&Bytes::copy_from_slice(&number.to_le_bytes()));
     let large = ActionResult {
-        stdout_raw: content(2, 100_000),
+        stdout_raw: content(2, 10_000),
         ..result(&output, 0, None)
     };
     for number in 0..20 {
@@ -200,12 +200,12 @@ async fn results_that_keep_coming_do_not_outrun_the_replay() {
         script.down = false;
         script.latency = Duration::from_millis(50);
     });
-    for number in 20..200 {
+    for number in 20..500 {
         sleep(Duration::from_millis(20)).await;
         put_result(&proxy, &name(number), large.clone()).await;
     }
     left(&proxy, 0).await;
-    for number in 0..200 {
+    for number in 0..500 {
         let there = ActionCache::get(&proxy.backing.memory, "", &name(number)).await;
         assert!(there.unwrap().is_some());
     }

@@ -286,8 +286,11 @@ impl File {
         }
         fs::rename(&path, &self.path)?;
         (self.log, self.len, self.too_short) = (Some(new), len, 0);
-        if self.durable {
-            sync_folder(&self.path)?;
+        if self.durable
+            && let Err(error) = sync_folder(&self.path)
+        {
+            // The file is there; only a loss of power right now could bring the old one back.
+            tracing::warn!(path = %self.path.display(), %error, "the journal's folder is not synced");
         }
         Ok(places)
     }
