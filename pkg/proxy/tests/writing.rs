@@ -3,13 +3,14 @@
 
 mod common;
 
-use std::sync::atomic::Ordering::SeqCst;
+use std::{fs, sync::atomic::Ordering::SeqCst};
 
 use bytes::Bytes;
 use common::{CHUNK, Proxy, content, sha256};
 use futures::{StreamExt as _, stream};
 use gorego_storage::{
-    Blob, BlobStore, BlobStoreExt as _, BlobStream, Digest, Error, Put, Resume, UploadId, Uploads,
+    Blob, BlobStore, BlobStoreExt as _, BlobStream, Chunks, Digest, Error, Put, Resume, UploadId,
+    Uploads,
 };
 
 fn pieces(content: &Bytes) -> Vec<Bytes> {
@@ -142,6 +143,35 @@ async fn an_upload_that_broke_off_goes_on_and_reaches_both() {
     let put = proxy.store.put(&digest, resumed(rest, committed)).await;
     assert_eq!(put.unwrap(), Put::Stored);
     is_in_both(&proxy, &digest).await;
+}
+
+#[tokio::test]
+async fn what_the_backing_cache_has_is_stored_whatever_is_wrong_with_what_is_left_here() {
+    let proxy = Proxy::new().await;
+    let content = content(1, CHUNK * 20);
+    let digest = sha256(&content);
+    let upload = |last: Chunks| {
+        let first = stream::iter(pieces(&content).into_iter().take(10).map(Ok));
+        Blob::Stream(BlobStream {
+            chunks: first.chain(last).boxed(),
+            resume: Some(Resume {
+                upload: UploadId::new("upload"),
+                offset: 0,
+            }),
+            verified: None,
+        })
+    };
+    let broken = Error::source(std::io::Error::other("the client went away"));
+    let broken = stream::iter([Err(broken)]).boxed();
+    let put = proxy.store.put(&digest, upload(broken)).await;
+    assert!(matches!(put, Err(Error::Source(_))), "{put:?}");
+    // What was kept cannot be reached any more.
+    let uploads = proxy.dir.path().join("uploads");
+    fs::remove_dir_all(&uploads).unwrap();
+    std::os::unix::fs::symlink("uploads", &uploads).unwrap();
+    proxy.backing.script(|script| script.has_all = true);
+    let put = proxy.store.put(&digest, upload(stream::pending().boxed()));
+    assert_eq!(put.await.unwrap(), Put::Existed);
 }
 
 #[tokio::test]
