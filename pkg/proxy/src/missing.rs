@@ -7,7 +7,7 @@ use std::{
 };
 
 use futures::{StreamExt as _, stream};
-use gorego_storage::{BlobStore as _, CHUNK_SIZE, Digest, Result};
+use gorego_storage::{BlobStore as _, CHUNK_SIZE, Digest, Error, Result};
 
 use tokio::time::Instant;
 
@@ -40,7 +40,7 @@ impl Tiers {
                 self.promise();
                 Ok(not_local)
             }
-            found => found,
+            found => found.map(|(missing, _)| missing),
         }
     }
 
@@ -55,32 +55,36 @@ impl Tiers {
         promised.is_some_and(|at| at.elapsed() < BUILD)
     }
 
-    /// The same, knowing which of them are not here, and whatever is done during an outage.
+    /// The same, knowing which of them are not here, and whatever is done during an outage. Also why some
+    /// of what is missing did not get there, if that may pass.
     pub(crate) async fn find_missing_above(
         self: &Arc<Self>,
         digests: &[Digest],
         not_local: Vec<Digest>,
-    ) -> Result<Vec<Digest>> {
+    ) -> Result<(Vec<Digest>, Option<Error>)> {
         let unknown = self.existence.unknown(digests);
         if unknown.is_empty() {
-            return Ok(unknown);
+            return Ok((unknown, None));
         }
         let lacking = self.missing_in_backing(unknown).await?;
         if lacking.is_empty() {
-            return Ok(lacking);
+            return Ok((lacking, None));
         }
         let not_local: HashSet<Digest> = not_local.into_iter().collect();
         let local = lacking.iter().filter(|digest| !not_local.contains(digest));
         let pushed = self.push_up(local.copied().collect()).await;
-        let mut there = HashSet::new();
+        let (mut there, mut passing) = (HashSet::new(), None);
         for (digest, pushed) in pushed {
             match pushed {
                 Ok(()) => drop(there.insert(digest)),
-                Err(error) => tracing::debug!(%digest, %error, "could not push up"),
+                Err(error) => {
+                    tracing::debug!(%digest, %error, "could not push up");
+                    passing = passing.or(Some(error).filter(Error::may_pass));
+                }
             }
         }
         let missing = lacking.into_iter().filter(|digest| !there.contains(digest));
-        Ok(missing.collect())
+        Ok((missing.collect(), passing))
     }
 
     /// The blobs that can be had from neither tier. Of the others, those that are not here are

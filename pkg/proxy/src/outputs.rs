@@ -107,11 +107,19 @@ pub(crate) struct Upward(pub(crate) Arc<Tiers>);
 impl BlobStore for Upward {
     async fn find_missing(&self, digests: &[Digest]) -> Result<Vec<Digest>> {
         let not_local = self.0.local.find_missing(digests).await?;
-        self.0.find_missing_above(digests, not_local).await
+        match self.0.find_missing_above(digests, not_local).await? {
+            // They are not gone: they are not there yet.
+            (_, Some(error)) => Err(error),
+            (missing, None) => Ok(missing),
+        }
     }
 
     async fn get(&self, digest: &Digest, offset: u64) -> Result<Blob> {
-        self.0.get(digest, offset).await
+        match BlobStore::get(&*self.0.local, digest, offset).await {
+            Ok(blob) => Ok(blob),
+            // Not as for a client, to whom an outage may be a miss.
+            Err(_) => self.0.backing.get(digest, offset).await,
+        }
     }
 
     async fn put(&self, digest: &Digest, _: Blob) -> Result<Put> {

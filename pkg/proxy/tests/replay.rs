@@ -13,7 +13,7 @@ use common::{
     sha256,
 };
 use gorego_storage::{ActionCache, Blob, BlobStore, BlobStoreExt as _, Digest, DigestFunction};
-use reapi::v2::ActionResult;
+use reapi::v2::{ActionResult, Directory, OutputDirectory, Tree};
 use tokio::time::sleep;
 use tonic::Code;
 
@@ -76,6 +76,40 @@ async fn what_is_refused_for_the_moment_is_offered_again() {
     proxy.backing.script(|script| script.refused.clear());
     left(&proxy, 0).await;
     assert!(backing_has(&proxy, &bad).await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_result_waits_for_outputs_that_cannot_go_up_or_be_looked_at_yet() {
+    for (code, is_there) in [(Code::ResourceExhausted, false), (Code::Unavailable, true)] {
+        let proxy = down().await;
+        let tree = Tree {
+            root: Some(Directory::default()),
+            children: vec![Directory::default()],
+        };
+        let tree = Bytes::from(prost::Message::encode_to_vec(&tree));
+        let tree = if is_there {
+            proxy.backing.has(&content(1, 10)).await;
+            proxy.backing.has(&tree).await
+        } else {
+            put(&proxy, &tree).await
+        };
+        let output = put(&proxy, &content(1, 10)).await;
+        let mut ours = result(&output, 0, None);
+        ours.output_directories.push(OutputDirectory {
+            tree_digest: Some(tree.to_proto()),
+            ..OutputDirectory::default()
+        });
+        put_result(&proxy, &action(), ours).await;
+        proxy.backing.script(|script| {
+            script.refused = vec![(tree, code)];
+            script.down = false;
+        });
+        sleep(Duration::from_mins(10)).await;
+        assert_eq!(backing_result(&proxy).await, None);
+        proxy.backing.script(|script| script.refused.clear());
+        left(&proxy, 0).await;
+        assert!(backing_result(&proxy).await.is_some());
+    }
 }
 
 #[tokio::test(start_paused = true)]

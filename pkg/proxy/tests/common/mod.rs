@@ -62,7 +62,7 @@ pub struct Script {
     pub corrupt: bool,
     /// It says of every blob that it is there, and reads no put.
     pub has_all: bool,
-    /// Puts of these blobs, and of these actions' results, are answered with that code.
+    /// Puts and gets of these blobs, and puts of these actions' results, are answered with that code.
     pub refused: Vec<(Digest, Code)>,
     /// Nothing under this function is taken or looked for.
     pub lacks: Option<DigestFunction>,
@@ -148,6 +148,7 @@ impl BlobStore for Backing {
     async fn get(&self, digest: &Digest, offset: u64) -> Result<Blob> {
         self.gets.fetch_add(1, SeqCst);
         self.up().await?;
+        self.takes(digest)?;
         let whole = BlobStore::get(&self.memory, digest, offset)
             .await?
             .into_bytes()
