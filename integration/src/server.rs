@@ -128,6 +128,18 @@ impl Server {
         Self::launch(Arc::clone(&self.dir), self.disk, self.settings.clone())
     }
 
+    /// The same with other settings.
+    #[must_use]
+    pub fn restart_with(mut self, settings: &[&str]) -> Self {
+        self.settings = settings.iter().map(|&s| s.to_owned()).collect();
+        self.restart()
+    }
+
+    /// What it has logged so far.
+    pub fn log(&self) -> String {
+        text(&self.log)
+    }
+
     fn launch(dir: Arc<TempDir>, disk: Option<Disk>, settings: Vec<String>) -> Self {
         let data = data_in(&dir);
         let mut command = match disk {

@@ -1,6 +1,6 @@
 //! The stores behind the services: one tier or both, as configured.
 
-use std::{sync::Arc, time::Duration};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use gorego_config::{self as config, Config, Target};
 use gorego_janitor::{self as janitor, Janitor, Marks};
@@ -42,6 +42,8 @@ pub(crate) struct Tiers {
     proxy: Option<ProxyStore>,
     breaker: Option<watch::Receiver<BreakerState>>,
     waiting: Option<watch::Receiver<Depth>>,
+    /// Keeps from eviction what waits for a backing cache that is not configured now.
+    _unwanted: Option<Journal>,
 }
 
 impl Tiers {
@@ -50,12 +52,22 @@ impl Tiers {
         match (&config.backing_cache.target, config.local_cache.enabled) {
             (None, _) => Self::local(config).await,
             (Some(target), true) => Self::proxy(config, target).await,
-            (Some(target), false) => Self::stateless(config, target),
+            (Some(target), false) => Self::stateless(config, target).await,
         }
     }
 
     async fn local(config: &Config) -> Result<Self, Error> {
         let local = Arc::new(LocalStore::open(local_options(config)).await?);
+        let waiting = match journal(config, &local).await {
+            Ok(waiting) => {
+                warn_of_waiting(*waiting.depth().borrow(), "there is no backing cache");
+                Some(waiting)
+            }
+            Err(error) => {
+                tracing::warn!(%error, "what waits for a backing cache may be evicted");
+                None
+            }
+        };
         let services = Services {
             blobs: Arc::clone(&local) as _,
             uploads: Arc::clone(&local) as _,
@@ -70,6 +82,7 @@ impl Tiers {
             proxy: None,
             breaker: None,
             waiting: None,
+            _unwanted: waiting,
         })
     }
 
@@ -77,13 +90,11 @@ impl Tiers {
         let backing = Arc::new(backing::open(target, &config.backing_cache)?);
         let breaker = backing.breaker();
         let local = Arc::new(LocalStore::open(local_options(config)).await?);
-        let cache = &config.local_cache;
-        // What waits is not evicted, and must leave room for what else is in use.
-        let half = cache.max_size_gb.bytes() / 2;
-        let waiting = config.backing_cache.journal_max.bytes().min(half);
-        let durable = cache.sync != config::Sync::None;
-        let dir = cache.dir.join(JOURNAL);
-        let journal = Journal::open(&dir, waiting, durable, Arc::clone(&local)).await?;
+        let journal = journal(config, &local).await?;
+        if config.backing_cache.read_only {
+            let why = "nothing is written to the backing cache";
+            warn_of_waiting(*journal.depth().borrow(), why);
+        }
         let depth = journal.depth();
         let options = Options {
             existence_ttl: config.backing_cache.existence_ttl,
@@ -110,12 +121,17 @@ impl Tiers {
             proxy: Some(proxy),
             breaker: Some(breaker),
             waiting: Some(depth),
+            _unwanted: None,
         })
     }
 
-    fn stateless(config: &Config, target: &Target) -> Result<Self, Error> {
+    async fn stateless(config: &Config, target: &Target) -> Result<Self, Error> {
         let backing = Arc::new(backing::open(target, &config.backing_cache)?);
         let breaker = backing.breaker();
+        match Journal::left_in(&journal_dir(config)).await {
+            Ok(left) => warn_of_waiting(left, "there is no local tier"),
+            Err(error) => tracing::warn!(%error, "cannot tell what waits for the backing cache"),
+        }
         let services = Services {
             blobs: Arc::clone(&backing) as _,
             uploads: Arc::clone(&backing) as _,
@@ -130,6 +146,7 @@ impl Tiers {
             proxy: None,
             breaker: Some(breaker),
             waiting: None,
+            _unwanted: None,
         })
     }
 
@@ -173,6 +190,33 @@ fn waiting(depth: Depth) -> Waiting {
         blobs: depth.entries.saturating_sub(depth.results),
         results: depth.results,
         bytes: depth.bytes,
+    }
+}
+
+fn journal_dir(config: &Config) -> PathBuf {
+    config.local_cache.dir.join(JOURNAL)
+}
+
+async fn journal(config: &Config, local: &Arc<LocalStore>) -> Result<Journal, Error> {
+    let cache = &config.local_cache;
+    // What waits is not evicted, and must leave room for what else is in use.
+    let half = cache.max_size_gb.bytes() / 2;
+    let waiting = config.backing_cache.journal_max.bytes().min(half);
+    let durable = cache.sync != config::Sync::None;
+    let dir = journal_dir(config);
+    Ok(Journal::open(&dir, waiting, durable, Arc::clone(local)).await?)
+}
+
+/// Tells of what an earlier configuration accepted and this one does not bring up.
+fn warn_of_waiting(left: Depth, why: &'static str) {
+    let Depth { entries, bytes, .. } = left;
+    if entries > 0 {
+        tracing::warn!(
+            entries,
+            bytes,
+            why,
+            "writes of an outage stay in the journal"
+        );
     }
 }
 

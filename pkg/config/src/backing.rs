@@ -24,7 +24,8 @@ section! {
         /// here before it is looked at anew. 0 asks every time.
         existence_ttl: Duration = Duration::from_mins(5),
         /// While it is down, what is here is served. What is not, and writes, fail (`fail`); or else
-        /// (`degrade`) they are misses, and writes wait here until it is back, also over a restart.
+        /// (`degrade`) they are misses, and writes wait here until it is back, also over a restart; over a
+        /// loss of power with `local_cache.sync: full`. What it then refuses to take stays here.
         on_outage: OnOutage = OnOutage::Fail,
         /// How much may wait for it, at most half of `local_cache.max_size_gb`. Beyond that writes fail.
         /// What waits is not evicted, and counts for 4 KiB more than it is.

@@ -80,7 +80,7 @@ section! {
         scrub_period: Duration = Duration::from_hours(30 * 24),
         /// What a write waits for: nothing, the file's content on the disk (`data`), or its
         /// directory entry too (`full`). A power failure may lose blobs that nothing waited for, but
-        /// wrong bytes are never served.
+        /// wrong bytes are never served. The same goes for what waits for a backing cache.
         sync: Sync = Sync::None,
     }
     sections {}

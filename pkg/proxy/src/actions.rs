@@ -7,7 +7,13 @@ use gorego_storage::{ActionCache, CompletenessChecking, Digest, LocalStore, Resu
 use reapi::v2::ActionResult;
 use tokio::sync::Semaphore;
 
-use crate::{OnOutage, ProxyStore, reading::Reading, recent::Recent};
+use crate::{
+    OnOutage, ProxyStore,
+    outputs::{Upward, is_complete, local_outputs},
+    reading::Reading,
+    recent::Recent,
+    writes::Writes,
+};
 
 /// How long a call takes from asking for a result's size to asking for the result, at most: the next
 /// one to ask for it is told of a miss that the backing cache was asked about then.
@@ -29,6 +35,9 @@ struct Actions {
     there: CompletenessChecking<dyn ActionCache>,
     misses: Recent<Name>,
     validated: Recent<Name>,
+    /// Those here that the backing cache gave; a few too many are forgotten, now and then.
+    fetched: Recent<Name>,
+    writes: Writes,
     revalidations: Arc<Semaphore>,
 }
 
@@ -47,6 +56,8 @@ impl ProxyActions {
             local,
             misses: Recent::new(MISS),
             validated: Recent::new(store.tiers.options.existence_ttl),
+            fetched: Recent::new(Duration::MAX),
+            writes: Writes::default(),
             revalidations: Arc::new(Semaphore::new(REVALIDATIONS)),
         }))
     }
@@ -54,7 +65,13 @@ impl ProxyActions {
 
 impl Actions {
     /// The backing cache's result, kept here.
-    async fn fetch(&self, instance: &str, action: &Digest) -> Result<Option<ActionResult>> {
+    async fn fetch(
+        self: &Arc<Self>,
+        instance: &str,
+        action: &Digest,
+    ) -> Result<Option<ActionResult>> {
+        let name = (instance.to_owned(), *action);
+        let written = self.writes.count(&name);
         let found = match self.there.get(instance, action).await {
             Err(error) if self.store.tiers.degrades(&error) => None,
             found => found?,
@@ -62,8 +79,8 @@ impl Actions {
         let Some(result) = found else {
             return Ok(None);
         };
-        self.validated.note((instance.to_owned(), *action));
-        self.keep(instance, action, result.clone()).await;
+        self.validated.note(name.clone());
+        self.keep(name, result.clone(), written).await;
         Ok(Some(result))
     }
 
@@ -73,8 +90,7 @@ impl Actions {
         if tiers.options.read_only {
             return Ok(false);
         }
-        // What it names may be waiting, too, and goes first.
-        if tiers.options.on_outage == OnOutage::Degrade && !tiers.journal.is_empty() {
+        if self.goes_behind(instance, action, result).await? {
             return Ok(true);
         }
         match tiers.actions.put(instance, action, result.clone()).await {
@@ -83,30 +99,103 @@ impl Actions {
         }
     }
 
-    async fn keep(&self, instance: &str, action: &Digest, result: ActionResult) {
-        if let Err(error) = self.local.put(instance, action, result).await {
-            tracing::debug!(instance, %action, %error, "the result is not kept here");
+    /// Whether a result has to wait for what waits already. What it names and lookups in an outage
+    /// called present is brought up first.
+    async fn goes_behind(
+        &self,
+        instance: &str,
+        action: &Digest,
+        result: &ActionResult,
+    ) -> Result<bool> {
+        let tiers = &self.store.tiers;
+        let degrades = tiers.options.on_outage == OnOutage::Degrade;
+        if !degrades || tiers.journal.is_empty() && !tiers.has_promised() {
+            return Ok(false);
         }
+        if tiers.journal.has_action(instance, action) {
+            return Ok(true);
+        }
+        let outputs = local_outputs(&self.local, action, result).await?;
+        if tiers.journal.has_blob(outputs).await? {
+            return Ok(true);
+        }
+        let up = Arc::new(Upward(Arc::clone(tiers)));
+        match is_complete(action, result.clone(), up).await {
+            Err(error) => Ok(tiers.degrades(&error)),
+            // The backing cache has the last word.
+            Ok(_) => Ok(false),
+        }
+    }
+
+    /// Keeps what the backing cache gave, unless it was written here since: `written` is from before
+    /// the backing cache was asked.
+    async fn keep(self: &Arc<Self>, name: Name, result: ActionResult, written: u64) {
+        let actions = Arc::clone(self);
+        let kept = self.store.tiers.see_through(async move {
+            let _alone = actions.writes.alone(&name).await;
+            let (instance, action) = &name;
+            let waits = actions.store.tiers.journal.has_action(instance, action);
+            if waits || actions.writes.count(&name) != written {
+                return Ok(());
+            }
+            let kept = actions.local.put(instance, action, result).await;
+            actions.fetched.note(name);
+            kept
+        });
+        if let Err(error) = kept.await {
+            tracing::debug!(%error, "a result is not kept here");
+        }
+    }
+
+    /// Accepts a result here, and all of it or nothing.
+    async fn accept(&self, name: Name, result: ActionResult, waits: bool) -> Result<()> {
+        let (instance, action) = &name;
+        let journal = &self.store.tiers.journal;
+        if waits {
+            // What is here was called present, and no client will bring it.
+            let outputs = local_outputs(&self.local, action, &result).await?;
+            journal.announce_blobs(outputs).await?.accept().await?;
+        }
+        let _alone = self.writes.alone(&name).await;
+        let announced = if waits {
+            let here = self.local.get(instance, action).await.unwrap_or_default();
+            let ours = result.clone();
+            let announced = journal.announce_action(instance, action, ours, here.as_ref());
+            Some(announced.await?)
+        } else {
+            None
+        };
+        self.local.put(instance, action, result).await?;
+        self.writes.note(&name);
+        self.fetched.take(&name);
+        if let Some(announced) = announced {
+            announced.accept().await?;
+        }
+        self.validated.note(name);
+        Ok(())
     }
 
     /// Looks in the background whether the backing cache has another result by now.
     fn revalidate(self: &Arc<Self>, instance: &str, action: &Digest, known: &ActionResult) {
         let name = (instance.to_owned(), *action);
-        if self.validated.has(&name) {
+        let tiers = &self.store.tiers;
+        // What the backing cache does not know yet, or never will, it has nothing newer for.
+        let is_ours = tiers.options.read_only && !self.fetched.has(&name)
+            || !tiers.journal.is_empty() && tiers.journal.has_action(instance, action);
+        if is_ours || self.validated.has(&name) {
             return;
         }
         let Ok(permit) = Arc::clone(&self.revalidations).try_acquire_owned() else {
             return;
         };
-        self.validated.note(name);
+        self.validated.note(name.clone());
+        let written = self.writes.count(&name);
         let (actions, known) = (Arc::clone(self), known.clone());
-        let (instance, action) = (instance.to_owned(), *action);
-        self.store.tiers.spawn(async move {
+        tiers.spawn(async move {
             let _permit = permit;
-            match actions.there.get(&instance, &action).await {
-                Ok(Some(result)) if result != known => {
-                    actions.keep(&instance, &action, result).await;
-                }
+            let (instance, action) = &name;
+            match actions.there.get(instance, action).await {
+                Ok(Some(result)) if result != known => actions.keep(name, result, written).await,
                 Ok(_) => {}
                 Err(error) => tracing::debug!(instance, %action, %error, "could not revalidate"),
             }
@@ -142,16 +231,13 @@ impl ActionCache for ProxyActions {
     }
 
     async fn put(&self, instance: &str, action: &Digest, result: ActionResult) -> Result<()> {
-        let waits = self.0.put_up(instance, action, &result).await?;
         let name = (instance.to_owned(), *action);
+        self.0.writes.note(&name);
+        let waits = self.0.put_up(instance, action, &result).await?;
         self.0.misses.take(&name);
-        self.0.local.put(instance, action, result.clone()).await?;
-        if waits {
-            let journal = &self.0.store.tiers.journal;
-            journal.add_action(instance, action, result).await?;
-        }
-        self.0.validated.note(name);
-        Ok(())
+        let actions = Arc::clone(&self.0);
+        let accepted = async move { actions.accept(name, result, waits).await };
+        self.0.store.tiers.see_through(accepted).await
     }
 }
 

@@ -1,29 +1,40 @@
 //! What was accepted while the backing cache was down, and still has to reach it.
 //!
 //! The blobs themselves are in the local store, kept from eviction. The journal is a file of
-//! records in the order in which they were accepted, and one that says how far it was replayed.
+//! records in the order in which they were accepted.
 
+mod announced;
 mod file;
+mod record;
+mod state;
 
 use std::{
-    collections::VecDeque,
     fmt,
     path::Path,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use gorego_storage::{Digest, Error, InUse, LocalStore, Result};
+use gorego_storage::{Digest, Error, LocalStore, Result};
 use reapi::v2::ActionResult;
 use tokio::{sync::watch, task};
 
-use self::file::{File, Record};
+pub(crate) use self::{
+    announced::Announced,
+    record::fingerprint,
+    state::{Outcome, What},
+};
+use self::{
+    file::{File, Kept},
+    record::Record,
+    state::{Entry, Names, Phase, State},
+};
 
 /// How much is waiting.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Depth {
     /// Blobs and action results.
     pub entries: u64,
-    /// How many of them are action results.
+    /// The action results among them.
     pub results: u64,
     /// What they take, in bytes.
     pub bytes: u64,
@@ -34,39 +45,8 @@ pub struct Journal {
     local: Arc<LocalStore>,
     max_bytes: u64,
     state: Mutex<State>,
+    names: Arc<Names>,
     depth: watch::Sender<Depth>,
-}
-
-struct State {
-    file: File,
-    entries: VecDeque<Entry>,
-    /// How many of them are action results.
-    results: u64,
-    bytes: u64,
-}
-
-/// Something that waits.
-struct Entry {
-    what: What,
-    bytes: u64,
-    /// Where its record ends in the file.
-    end: u64,
-    /// Keeps a blob from eviction.
-    _kept: Option<Box<dyn InUse>>,
-}
-
-/// What waits.
-#[derive(Clone, Debug, PartialEq)]
-pub(crate) enum What {
-    Blob(Digest),
-    /// An action's result under an instance name, at this place in the file.
-    Action(String, Digest, u64),
-}
-
-impl What {
-    const fn is_action(&self) -> bool {
-        matches!(self, Self::Action(..))
-    }
 }
 
 impl Journal {
@@ -80,43 +60,65 @@ impl Journal {
     ) -> Result<Self> {
         let dir = dir.to_owned();
         let (file, records) = blocking(move || File::open(&dir, durable)).await?;
+        let names = Arc::<Names>::default();
         let journal = Self {
             local,
             max_bytes,
-            state: Mutex::new(State {
-                file,
-                entries: VecDeque::new(),
-                results: 0,
-                bytes: 0,
-            }),
+            state: Mutex::new(State::new(file, Arc::clone(&names))),
+            names,
             depth: watch::Sender::default(),
         };
-        for kept in records {
-            journal.restore(&kept).await?;
-        }
-        journal.tell(&journal.state());
+        journal.restore(records).await?;
         Ok(journal)
     }
 
-    async fn restore(&self, kept: &file::Kept) -> Result<()> {
-        let (record, bytes, end) = (&kept.record, kept.bytes, kept.end);
-        let Some(digest) = record.digest() else {
-            return Ok(());
-        };
-        let (what, kept) = if record.is_action() {
-            (
-                What::Action(record.instance.clone(), digest, kept.start),
-                None,
-            )
-        } else {
-            let kept = self.local.keep(&digest).await?;
-            if kept.is_none() {
-                tracing::error!(%digest, "a blob that waits for the backing cache is gone");
-                return Ok(());
-            }
-            (What::Blob(digest), kept)
-        };
-        self.state().push(what, bytes, end, kept);
+    /// How much the journal in `dir` holds, for those who do not replay it.
+    pub async fn left_in(dir: &Path) -> Result<Depth> {
+        let dir = dir.to_owned();
+        let (_, records) = blocking(move || File::open(&dir, false)).await?;
+        Ok(Depth {
+            entries: records.len() as u64,
+            results: records
+                .iter()
+                .filter(|kept| kept.record.is_action())
+                .count() as u64,
+            bytes: records.iter().map(|kept| kept.bytes).sum(),
+        })
+    }
+
+    /// What can no more be had is one entry lost, and nothing to keep anybody from starting.
+    async fn restore(&self, records: Vec<Kept>) -> Result<()> {
+        let blob = |kept: &&Kept| !kept.record.is_action();
+        let blobs = records.iter().filter(blob);
+        let digests: Vec<Digest> = blobs.filter_map(|kept| kept.record.digest()).collect();
+        let mut pins = self.local.keep_unread(digests).await?.into_iter();
+        let mut state = self.state();
+        for kept in records {
+            let Some(digest) = kept.record.digest() else {
+                continue;
+            };
+            let pin = if kept.record.is_action() {
+                None
+            } else {
+                pins.next()
+            };
+            let pin = match pin {
+                None => None,
+                Some(Ok(Some(pin))) => Some(pin),
+                Some(Ok(None)) => {
+                    tracing::error!(%digest, "a blob that waits for the backing cache is gone");
+                    continue;
+                }
+                Some(Err(error)) => {
+                    tracing::error!(%digest, %error, "a blob that waits for the backing cache is lost");
+                    continue;
+                }
+            };
+            let number = state.push(Entry::of(kept, digest));
+            state.accept(number, pin);
+        }
+        state.tidy();
+        self.tell(&state);
         Ok(())
     }
 
@@ -134,110 +136,154 @@ impl Journal {
         self.depth.borrow().entries == 0
     }
 
-    /// Accepts a blob that is in the local store.
-    pub(crate) async fn add_blob(self: &Arc<Self>, digest: &Digest) -> Result<()> {
-        if digest.is_empty_blob() {
-            return Ok(());
-        }
-        let kept = self.local.keep(digest).await?;
-        let kept = kept.ok_or(Error::NotFound(*digest))?;
-        let what = What::Blob(*digest);
-        self.add(Record::blob(digest), move |_| what, Some(kept))
-            .await
+    /// Whether a result of that action waits, or is about to.
+    pub(crate) fn has_action(&self, instance: &str, action: &Digest) -> bool {
+        self.names.has(&What::Action(instance.to_owned(), *action))
     }
 
-    /// Accepts an action's result.
-    pub(crate) async fn add_action(
+    /// Whether one of the blobs waits.
+    pub(crate) async fn has_blob(self: &Arc<Self>, digests: Vec<Digest>) -> Result<bool> {
+        let journal = Arc::clone(self);
+        blocking(move || {
+            let state = journal.state();
+            Ok(digests.iter().any(|digest| state.has_blob(digest)))
+        })
+        .await
+    }
+
+    /// Writes down blobs that are about to be accepted, before anybody can see them. Those that wait
+    /// already take no more room.
+    pub(crate) async fn announce_blobs(
+        self: &Arc<Self>,
+        mut digests: Vec<Digest>,
+    ) -> Result<Announced> {
+        digests.retain(|digest| !digest.is_empty_blob());
+        self.announce(move |state| {
+            let new = digests.iter().filter(|digest| !state.has_blob(digest));
+            new.map(Record::blob).collect()
+        })
+        .await
+    }
+
+    /// Writes down an action's result that is about to be accepted in place of the one that is here.
+    pub(crate) async fn announce_action(
         self: &Arc<Self>,
         instance: &str,
         action: &Digest,
         result: ActionResult,
-    ) -> Result<()> {
-        let (name, digest) = (instance.to_owned(), *action);
-        let record = Record::action(instance, action, result);
-        self.add(record, move |at| What::Action(name, digest, at), None)
-            .await
+        here: Option<&ActionResult>,
+    ) -> Result<Announced> {
+        let name = What::Action(instance.to_owned(), *action);
+        let here = here.map(fingerprint);
+        let mut record = Record::action(instance, action, result);
+        self.announce(move |state| {
+            record.replaces = state.replaced_by(&name, here);
+            vec![record]
+        })
+        .await
     }
 
-    async fn add(
+    async fn announce(
         self: &Arc<Self>,
-        record: Record,
-        what: impl FnOnce(u64) -> What + Send + 'static,
-        kept: Option<Box<dyn InUse>>,
-    ) -> Result<()> {
+        records: impl FnOnce(&State) -> Vec<Record> + Send + 'static,
+    ) -> Result<Announced> {
         let journal = Arc::clone(self);
         blocking(move || {
-            let bytes = record.bytes();
             let mut state = journal.state();
-            if state.bytes.saturating_add(bytes) > journal.max_bytes {
+            let records = records(&state);
+            let bytes = records.iter().map(Record::bytes);
+            let all = bytes.fold(state.bytes, u64::saturating_add);
+            if all > journal.max_bytes {
                 let most = journal.max_bytes;
                 let why = format!(
                     "the backing cache is down, and no more than {most} bytes may wait for it"
                 );
                 return Err(Error::Unavailable(why));
             }
-            let (at, end) = state.file.append(&record)?;
-            state.push(what(at), bytes, end, kept);
+            if records.is_empty() {
+                return Ok(Announced::new(Arc::clone(&journal), Vec::new()));
+            }
+            let places = state.file.append(&records)?;
+            let mut announced = Vec::new();
+            for (record, place) in records.into_iter().zip(places) {
+                if let Some(digest) = record.digest() {
+                    let entry = Entry::of(Kept::of(record, place), digest);
+                    let what = entry.what.clone();
+                    announced.push((state.push(entry), what));
+                }
+            }
+            drop(state);
+            Ok(Announced::new(journal, announced))
+        })
+        .await
+    }
+
+    /// Sends what has waited longest on its way, up to `most` entries or about so many bytes of blobs.
+    /// Each has to be settled.
+    pub(crate) async fn take(
+        self: &Arc<Self>,
+        most: usize,
+        bytes: u64,
+    ) -> Result<Vec<(u64, What)>> {
+        let journal = Arc::clone(self);
+        blocking(move || Ok(journal.state().take(most, bytes))).await
+    }
+
+    /// The result of an entry, and the fingerprints of those that it is newer than.
+    pub(crate) async fn result(self: &Arc<Self>, number: u64) -> Result<(ActionResult, Vec<u64>)> {
+        let journal = Arc::clone(self);
+        blocking(move || {
+            let state = journal.state();
+            let changed = || Error::Unavailable("the journal has changed".to_owned());
+            let entry = state.entry(number).ok_or_else(changed)?;
+            let (record, result) = state.file.read(entry.place)?;
+            let is_other = match &entry.what {
+                What::Action(instance, action) => {
+                    *instance != record.instance || Some(*action) != record.digest()
+                }
+                What::Blob(_) => true,
+            };
+            if is_other {
+                return Err(state.file.misplaced());
+            }
+            Ok((result, record.replaces))
+        })
+        .await
+    }
+
+    /// What became of entries that were on their way.
+    pub(crate) async fn settle(self: &Arc<Self>, outcomes: Vec<(u64, Outcome)>) -> Result<()> {
+        if outcomes.is_empty() {
+            return Ok(());
+        }
+        self.change(move |state| {
+            for what in state.settle(&outcomes) {
+                tracing::error!(
+                    ?what,
+                    "the backing cache has refused for too long what waits for it"
+                );
+            }
+        })
+        .await
+    }
+
+    async fn change(
+        self: &Arc<Self>,
+        change: impl FnOnce(&mut State) + Send + 'static,
+    ) -> Result<()> {
+        let journal = Arc::clone(self);
+        blocking(move || {
+            let mut state = journal.state();
+            change(&mut state);
+            state.tidy();
             journal.tell(&state);
             Ok(())
         })
         .await
     }
 
-    /// What has waited longest: an action result, or up to `most` blobs that were accepted before the
-    /// next one.
-    pub(crate) async fn first(self: &Arc<Self>, most: usize) -> Result<Vec<What>> {
-        let journal = Arc::clone(self);
-        blocking(move || {
-            let state = journal.state();
-            let is_blob = |entry: &&Entry| matches!(entry.what, What::Blob(_));
-            let entries = state.entries.iter();
-            let blobs: Vec<_> = entries.take_while(is_blob).take(most).collect();
-            let first = if blobs.is_empty() {
-                state.entries.front().into_iter().collect()
-            } else {
-                blobs
-            };
-            Ok(first.into_iter().map(|entry| entry.what.clone()).collect())
-        })
-        .await
-    }
-
-    /// The action result at that place.
-    pub(crate) async fn result(self: &Arc<Self>, at: u64) -> Result<ActionResult> {
-        let journal = Arc::clone(self);
-        blocking(move || journal.state().file.read(at)).await
-    }
-
-    /// So many of the first have reached the backing cache.
-    pub(crate) async fn done(self: &Arc<Self>, count: usize) -> Result<()> {
-        let journal = Arc::clone(self);
-        blocking(move || {
-            let mut state = journal.state();
-            let count = count.min(state.entries.len());
-            let gone: Vec<Entry> = state.entries.drain(..count).collect();
-            let bytes: u64 = gone.iter().map(|entry| entry.bytes).sum();
-            state.bytes = state.bytes.saturating_sub(bytes);
-            let results = gone.iter().filter(|entry| entry.what.is_action()).count();
-            state.results = state.results.saturating_sub(results as u64);
-            journal.tell(&state);
-            if state.entries.is_empty() {
-                return state.file.clear();
-            }
-            match gone.last() {
-                Some(last) => state.file.replayed(last.end),
-                None => Ok(()),
-            }
-        })
-        .await
-    }
-
     fn tell(&self, state: &State) {
-        let depth = Depth {
-            entries: state.entries.len() as u64,
-            results: state.results,
-            bytes: state.bytes,
-        };
+        let depth = state.depth();
         self.depth.send_if_modified(|last| {
             let news = *last != depth;
             *last = depth;
@@ -246,16 +292,23 @@ impl Journal {
     }
 }
 
-impl State {
-    fn push(&mut self, what: What, bytes: u64, end: u64, kept: Option<Box<dyn InUse>>) {
-        self.bytes += bytes;
-        self.results += u64::from(what.is_action());
-        self.entries.push_back(Entry {
-            what,
-            bytes,
-            end,
-            _kept: kept,
-        });
+impl Entry {
+    fn of(kept: Kept, digest: Digest) -> Self {
+        let record = kept.record;
+        Self {
+            what: if record.is_action() {
+                What::Action(record.instance, digest)
+            } else {
+                What::Blob(digest)
+            },
+            bytes: kept.bytes,
+            place: kept.place,
+            phase: Phase::Coming,
+            replaces: record.replaces,
+            fingerprint: kept.fingerprint,
+            refused: None,
+            kept: None,
+        }
     }
 }
 

@@ -8,13 +8,16 @@ mod fetch;
 mod flow;
 mod journal;
 mod missing;
+mod outputs;
 mod prefetch;
+mod push;
 mod reading;
 mod recent;
 mod replay;
 mod source;
 mod store;
 mod write;
+mod writes;
 
 pub use actions::ProxyActions;
 pub use ahead::Ahead;

@@ -1,10 +1,15 @@
 //! What neither tier has; and what only the local one has goes up.
 
-use std::{collections::HashSet, sync::Arc};
+use std::{
+    collections::HashSet,
+    sync::{Arc, PoisonError},
+    time::Duration,
+};
 
-use bytes::Bytes;
 use futures::{StreamExt as _, stream};
-use gorego_storage::{BlobStore, CHUNK_SIZE, Digest, Result};
+use gorego_storage::{BlobStore as _, CHUNK_SIZE, Digest, Error, Result};
+
+use tokio::time::Instant;
 
 use crate::{
     prefetch,
@@ -15,6 +20,8 @@ use crate::{
 const BATCH: u64 = 2 << 20;
 /// How many batches or large blobs go up at once.
 const AT_ONCE: usize = 8;
+/// How long a client goes on with what it was told is present, at most.
+const BUILD: Duration = Duration::from_hours(3);
 
 impl Tiers {
     /// The blobs that a client has to upload: those that the backing cache lacks. What it lacks and
@@ -23,36 +30,64 @@ impl Tiers {
         // Also for the lease.
         let not_local = self.local.find_missing(digests).await?;
         if self.options.read_only {
-            return self.missing_in_backing(not_local).await;
+            // What is here stays here, whether the backing cache has it or not.
+            let unknown = self.existence.unknown(&not_local);
+            return match self.missing_in_backing(unknown).await {
+                Err(error) if self.degrades(&error) => Ok(not_local),
+                missing => missing,
+            };
         }
         match self.find_missing_above(digests, not_local.clone()).await {
-            // It is taken for true that what is here will get there.
-            Err(error) if self.degrades(&error) => Ok(not_local),
-            found => found,
+            // What is here will get there, together with the results that name it.
+            Err(error) if self.degrades(&error) => {
+                self.promise();
+                Ok(not_local)
+            }
+            found => found.map(|(missing, _)| missing),
         }
     }
 
-    /// The same, knowing which of them are not here, and whatever is done during an outage.
+    fn promise(&self) {
+        let mut promised = self.promised.lock().unwrap_or_else(PoisonError::into_inner);
+        *promised = Some(Instant::now());
+    }
+
+    /// Whether clients may rely on what was only here when they asked, and is not told to wait.
+    pub(crate) fn has_promised(&self) -> bool {
+        let promised = self.promised.lock().unwrap_or_else(PoisonError::into_inner);
+        promised.is_some_and(|at| at.elapsed() < BUILD)
+    }
+
+    /// The same, knowing which of them are not here, and whatever is done during an outage. Also why some
+    /// of what is missing did not get there, if that may pass.
     pub(crate) async fn find_missing_above(
         self: &Arc<Self>,
         digests: &[Digest],
         not_local: Vec<Digest>,
-    ) -> Result<Vec<Digest>> {
+    ) -> Result<(Vec<Digest>, Option<Error>)> {
         let unknown = self.existence.unknown(digests);
         if unknown.is_empty() {
-            return Ok(unknown);
+            return Ok((unknown, None));
         }
         let lacking = self.missing_in_backing(unknown).await?;
         if lacking.is_empty() {
-            return Ok(lacking);
+            return Ok((lacking, None));
         }
         let not_local: HashSet<Digest> = not_local.into_iter().collect();
         let local = lacking.iter().filter(|digest| !not_local.contains(digest));
-        let pushed: HashSet<Digest> = self.push_up(local.copied().collect()).await;
-        let missing = lacking
-            .into_iter()
-            .filter(|digest| !pushed.contains(digest));
-        Ok(missing.collect())
+        let pushed = self.push_up(local.copied().collect()).await;
+        let (mut there, mut passing) = (HashSet::new(), None);
+        for (digest, pushed) in pushed {
+            match pushed {
+                Ok(()) => drop(there.insert(digest)),
+                Err(error) => {
+                    tracing::debug!(%digest, %error, "could not push up");
+                    passing = passing.or(Some(error).filter(Error::may_pass));
+                }
+            }
+        }
+        let missing = lacking.into_iter().filter(|digest| !there.contains(digest));
+        Ok((missing.collect(), passing))
     }
 
     /// The blobs that can be had from neither tier. Of the others, those that are not here may be
@@ -88,59 +123,47 @@ impl Tiers {
         Ok(missing)
     }
 
-    /// Puts blobs of the local store into the backing cache; those that are there now. The others
-    /// the client has to upload, as if they had never been here.
-    pub(crate) async fn push_up(self: &Arc<Self>, digests: Vec<Digest>) -> HashSet<Digest> {
-        let pushes = batches(digests).into_iter().map(|batch| {
+    /// Puts blobs of the local store into the backing cache. Those that do not get there the client has
+    /// to upload, as if they had never been here.
+    pub(crate) async fn push_up(
+        self: &Arc<Self>,
+        digests: Vec<Digest>,
+    ) -> Vec<(Digest, Result<()>)> {
+        let alike = by_function(digests).into_iter();
+        let pushes = alike.flat_map(batches).map(|batch| {
             let tiers = Arc::clone(self);
             async move {
                 match batch.as_slice() {
-                    [large] if large.size() > CHUNK_SIZE as u64 => tiers.push_large(large).await,
-                    _ => tiers.push_batch(batch).await,
+                    [large] if large.size() > CHUNK_SIZE as u64 => {
+                        vec![(*large, tiers.push_one(large).await)]
+                    }
+                    _ => tiers.push_small(batch).await,
                 }
             }
         });
         let pushed = stream::iter(pushes).buffer_unordered(AT_ONCE);
-        pushed.flat_map(stream::iter).collect().await
+        let pushed = pushed.flat_map(stream::iter);
+        pushed
+            .map(|(digest, pushed)| (digest, pushed.map(drop)))
+            .collect()
+            .await
     }
+}
 
-    async fn push_large(&self, digest: &Digest) -> Vec<Digest> {
-        match self.push_one(digest).await {
-            Ok(()) => vec![*digest],
-            Err(error) => {
-                tracing::debug!(%digest, %error, "could not push up");
-                Vec::new()
-            }
+/// Those that have the same digest function together: a peer may not offer them all.
+pub(crate) fn by_function(digests: Vec<Digest>) -> Vec<Vec<Digest>> {
+    let mut groups: Vec<Vec<Digest>> = Vec::new();
+    for digest in digests {
+        let is_alike = |group: &&mut Vec<Digest>| {
+            let first = group.first();
+            first.is_some_and(|first| first.function() == digest.function())
+        };
+        match groups.iter_mut().find(is_alike) {
+            Some(group) => group.push(digest),
+            None => groups.push(vec![digest]),
         }
     }
-
-    /// Puts a blob of the local store into the backing cache.
-    pub(crate) async fn push_one(&self, digest: &Digest) -> Result<()> {
-        let blob = self.local.get(digest, 0).await?;
-        self.backing.put(digest, blob).await?;
-        self.existence.insert([digest]);
-        Ok(())
-    }
-
-    async fn push_batch(&self, digests: Vec<Digest>) -> Vec<Digest> {
-        let read = self.local.get_batch(&digests).await;
-        let readable = digests.into_iter().zip(read);
-        let blobs: Vec<(Digest, Bytes)> = readable
-            .filter_map(|(digest, content)| Some((digest, content.ok()?)))
-            .collect();
-        let mut there: Vec<Digest> = blobs.iter().map(|(digest, _)| *digest).collect();
-        let mut put = self.backing.put_batch(blobs).await.into_iter();
-        there.retain(|digest| match put.next() {
-            Some(Ok(_)) => true,
-            Some(Err(error)) => {
-                tracing::debug!(%digest, %error, "could not push up");
-                false
-            }
-            None => false,
-        });
-        self.existence.insert(&there);
-        there
-    }
+    groups
 }
 
 /// Small blobs together, as many as may be in memory at once; each large one by itself.

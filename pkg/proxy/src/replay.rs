@@ -1,22 +1,33 @@
-//! Brings the backing cache what was accepted while it was down, in the order in which it was.
+//! Brings the backing cache what was accepted while it was down.
 
-use std::{sync::Arc, time::Duration};
-
-use async_trait::async_trait;
-use gorego_storage::{
-    ActionCache, Blob, BlobStore, BlobStoreExt as _, CompletenessChecking, Digest, Error, Put,
-    Result,
+use std::{
+    cmp::Ordering,
+    collections::HashMap,
+    mem,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    time::Duration,
 };
+
+use futures::{StreamExt as _, stream};
+use gorego_storage::{BlobStore, Digest, Error, Result};
 use reapi::v2::ActionResult;
 use tokio::time::sleep;
 
 use crate::{
-    journal::{Journal, What},
+    journal::{Journal, Outcome, What, fingerprint},
+    missing::by_function,
+    outputs::{Upward, is_complete},
     store::Tiers,
 };
 
-/// How many blobs go up together.
+/// How many entries are looked at together, and about how many bytes of blobs.
 const TOGETHER: usize = 1000;
+const BYTES: u64 = 256 << 20;
+/// How many results go up at once.
+const RESULTS: usize = 32;
 /// How long to wait after a failure, at first and at most.
 const SHORTEST: Duration = Duration::from_secs(1);
 const LONGEST: Duration = Duration::from_secs(30);
@@ -45,124 +56,157 @@ pub(crate) async fn run(tiers: Arc<Tiers>) {
     }
 }
 
-impl Tiers {
-    /// Brings up what has waited longest.
-    async fn replay(self: &Arc<Self>, journal: &Arc<Journal>) -> Result<()> {
-        let first = journal.first(TOGETHER).await?;
-        if let [What::Action(instance, action, at)] = first.as_slice() {
-            let result = journal.result(*at).await?;
-            self.replay_action(instance, action, result).await?;
-        } else {
-            let blob = |what: &What| match what {
-                What::Blob(digest) => Some(*digest),
-                What::Action(..) => None,
-            };
-            self.replay_blobs(first.iter().filter_map(blob).collect())
-                .await?;
+/// What became of entries so far, and why some of them still wait.
+#[derive(Default)]
+struct Progress {
+    outcomes: Vec<(u64, Outcome)>,
+    error: Option<Error>,
+    down: bool,
+}
+
+impl Progress {
+    /// What concerns an entry itself leaves it behind, so that nothing is held up by it.
+    fn note(&mut self, number: u64, what: &What, result: Result<()>) {
+        let outcome = match &result {
+            Ok(()) => Outcome::Done,
+            Err(Error::Unavailable(_)) => Outcome::Again,
+            Err(error) if error.may_pass() => Outcome::Later,
+            Err(error) => {
+                tracing::error!(?what, %error, "what waited for the backing cache will not reach it");
+                Outcome::Done
+            }
+        };
+        self.outcomes.push((number, outcome));
+        self.down |= outcome == Outcome::Again;
+        if outcome != Outcome::Done && self.error.is_none() {
+            self.error = result.err();
         }
-        journal.done(first.len()).await
+    }
+}
+
+impl Tiers {
+    /// Brings up what has waited longest: first the blobs, then the results.
+    async fn replay(self: &Arc<Self>, journal: &Arc<Journal>) -> Result<()> {
+        let (mut blobs, mut results) = (Vec::new(), Vec::new());
+        let taken = journal.take(TOGETHER, BYTES).await?;
+        if taken.is_empty() {
+            return Err(Error::Unavailable("nothing can be taken now".to_owned()));
+        }
+        for (number, what) in taken {
+            match what {
+                What::Blob(digest) => blobs.push((number, digest)),
+                What::Action(..) => results.push((number, what)),
+            }
+        }
+        let mut progress = Progress::default();
+        for (number, digest, result) in self.replay_blobs(&blobs).await {
+            progress.note(number, &What::Blob(digest), result);
+        }
+        journal.settle(mem::take(&mut progress.outcomes)).await?;
+        let down = AtomicBool::new(progress.down);
+        let replays = results.into_iter().map(|(number, what)| {
+            let down = &down;
+            async move {
+                let replayed = if down.load(Relaxed) {
+                    Err(Error::Unavailable(
+                        "others could not be replayed".to_owned(),
+                    ))
+                } else {
+                    self.replay_result(number, &what).await
+                };
+                down.fetch_or(matches!(replayed, Err(Error::Unavailable(_))), Relaxed);
+                (number, what, replayed)
+            }
+        });
+        let replays = stream::iter(replays.collect::<Vec<_>>());
+        let mut replays = replays.buffer_unordered(RESULTS).ready_chunks(RESULTS);
+        while let Some(replayed) = replays.next().await {
+            for (number, what, result) in replayed {
+                progress.note(number, &what, result);
+            }
+            journal.settle(mem::take(&mut progress.outcomes)).await?;
+        }
+        progress.error.map_or(Ok(()), Err)
     }
 
-    async fn replay_blobs(self: &Arc<Self>, digests: Vec<Digest>) -> Result<()> {
-        let missing = self.backing.find_missing(&digests).await?;
-        let pushed = self.push_up(missing.clone()).await;
-        for digest in missing.iter().filter(|digest| !pushed.contains(digest)) {
-            if self.local.contains(digest).await? {
-                let why = format!("the backing cache did not take {digest}");
-                return Err(Error::Unavailable(why));
+    async fn replay_blobs(
+        self: &Arc<Self>,
+        blobs: &[(u64, Digest)],
+    ) -> Vec<(u64, Digest, Result<()>)> {
+        let digests = blobs.iter().map(|(_, digest)| *digest).collect();
+        let mut failed = HashMap::new();
+        for digests in by_function(digests) {
+            let missing = match self.backing.find_missing(&digests).await {
+                Ok(missing) => missing,
+                Err(error) if error.may_pass() => {
+                    failed.extend(digests.iter().map(|digest| (*digest, error.clone())));
+                    continue;
+                }
+                // Each is told of by itself.
+                Err(_) => digests,
+            };
+            for (digest, pushed) in self.push_up(missing).await {
+                if let Err(error) = self.once_more(&digest, pushed).await {
+                    failed.insert(digest, error);
+                }
             }
-            tracing::error!(%digest, "a blob that waited for the backing cache is gone");
         }
-        Ok(())
+        let result = |(number, digest): &(u64, Digest)| {
+            let result = failed.remove(digest).map_or(Ok(()), Err);
+            (*number, *digest, result)
+        };
+        blobs.iter().map(result).collect()
+    }
+
+    /// What was refused with others may be taken alone.
+    async fn once_more(self: &Arc<Self>, digest: &Digest, pushed: Result<()>) -> Result<()> {
+        match pushed {
+            Err(Error::Refused { .. }) => self.push_one(digest).await.map(drop),
+            pushed => pushed,
+        }
     }
 
     /// Puts a result there, unless there is a newer one. Where nobody can tell which one is newer,
     /// the one that is there stays, if it is of use.
-    async fn replay_action(
-        self: &Arc<Self>,
-        instance: &str,
-        action: &Digest,
-        ours: ActionResult,
-    ) -> Result<()> {
-        if let Some(theirs) = self.actions.get(instance, action).await? {
-            let stays = theirs == ours
-                || (!is_newer(&ours, &theirs)
-                    && is_complete(action, theirs, Arc::clone(&self.backing)).await?);
-            if stays {
-                return Ok(());
-            }
-        }
+    async fn replay_result(self: &Arc<Self>, number: u64, what: &What) -> Result<()> {
+        let What::Action(instance, action) = what else {
+            return Ok(());
+        };
+        let (ours, replaces) = self.journal.result(number).await?;
         let up: Arc<dyn BlobStore> = Arc::new(Upward(Arc::clone(self)));
         if !is_complete(action, ours.clone(), up).await? {
             tracing::warn!(instance, %action, "a result whose outputs are gone is not replayed");
             return Ok(());
         }
+        let mut useless = None;
+        // Nothing that takes long comes between a look and the put.
+        while let Some(theirs) = self.actions.get(instance, action).await? {
+            if theirs == ours {
+                return Ok(());
+            }
+            let is_newer = match by_end(&ours, &theirs) {
+                Some(Ordering::Greater) => true,
+                Some(Ordering::Less) => false,
+                Some(Ordering::Equal) | None => replaces.contains(&fingerprint(&theirs)),
+            };
+            if is_newer || useless.as_ref() == Some(&theirs) {
+                break;
+            }
+            if is_complete(action, theirs.clone(), Arc::clone(&self.backing)).await? {
+                return Ok(());
+            }
+            useless = Some(theirs);
+        }
         self.actions.put(instance, action, ours).await
     }
 }
 
-/// Whether the action that `ours` is of ended after that of `theirs`, as far as both tell.
-fn is_newer(ours: &ActionResult, theirs: &ActionResult) -> bool {
+/// Which of the two actions ended later, as far as both tell.
+fn by_end(ours: &ActionResult, theirs: &ActionResult) -> Option<Ordering> {
     let ended = |result: &ActionResult| {
         let metadata = result.execution_metadata.as_ref()?;
         let at = metadata.execution_completed_timestamp.as_ref()?;
         Some((at.seconds, at.nanos))
     };
-    ended(ours)
-        .zip(ended(theirs))
-        .is_some_and(|(ours, theirs)| ours > theirs)
-}
-
-async fn is_complete(
-    action: &Digest,
-    result: ActionResult,
-    blobs: Arc<dyn BlobStore>,
-) -> Result<bool> {
-    let checked = CompletenessChecking::new(Arc::new(Only(result)), blobs);
-    Ok(checked.get("", action).await?.is_some())
-}
-
-/// A result, whatever it is asked for.
-#[derive(Debug)]
-struct Only(ActionResult);
-
-#[async_trait]
-impl ActionCache for Only {
-    async fn get(&self, _: &str, _: &Digest) -> Result<Option<ActionResult>> {
-        Ok(Some(self.0.clone()))
-    }
-
-    async fn size(&self, _: &str, _: &Digest) -> Result<u64> {
-        Ok(prost::Message::encoded_len(&self.0) as u64)
-    }
-
-    async fn put(&self, _: &str, _: &Digest, _: ActionResult) -> Result<()> {
-        Err(Error::Unavailable("nothing is kept here".to_owned()))
-    }
-}
-
-/// The proxy for whoever wants a blob to be in the backing cache: it is brought up from here if it
-/// has to be.
-struct Upward(Arc<Tiers>);
-
-#[async_trait]
-impl BlobStore for Upward {
-    async fn find_missing(&self, digests: &[Digest]) -> Result<Vec<Digest>> {
-        let not_local = self.0.local.find_missing(digests).await?;
-        self.0.find_missing_above(digests, not_local).await
-    }
-
-    async fn get(&self, digest: &Digest, offset: u64) -> Result<Blob> {
-        self.0.get(digest, offset).await
-    }
-
-    async fn put(&self, digest: &Digest, _: Blob) -> Result<Put> {
-        Err(Error::Unavailable(format!("{digest} is not to be put")))
-    }
-}
-
-impl std::fmt::Debug for Upward {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_tuple("Upward").field(&self.0.local).finish()
-    }
+    Some(ended(ours)?.cmp(&ended(theirs)?))
 }

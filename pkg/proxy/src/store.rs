@@ -1,6 +1,11 @@
 //! The store of both tiers: what it is made of, and reading from it.
 
-use std::{fmt, future::Future, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    future::Future,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -9,6 +14,7 @@ use gorego_storage::{
     Blob, BlobStore, CHUNK_SIZE, Digest, Error, Evictable as _, LocalStore, Put, Result, UploadId,
     Uploads,
 };
+use tokio::time::Instant;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
@@ -17,6 +23,7 @@ use crate::{
     flow::Flow,
     journal::Journal,
     prefetch::{self, Wanted},
+    push::Pushes,
     replay,
 };
 
@@ -67,6 +74,9 @@ pub(crate) struct Tiers {
     pub(crate) options: Options,
     pub(crate) existence: Existence,
     pub(crate) fetches: Fetches,
+    pub(crate) pushes: Pushes,
+    /// When a client was last told that something is there which may be only here.
+    pub(crate) promised: Mutex<Option<Instant>>,
     /// Where outputs of results are fetched before anybody asks for them.
     pub(crate) wanted: Option<Wanted>,
     tracker: TaskTracker,
@@ -93,6 +103,8 @@ impl ProxyStore {
             options,
             existence,
             fetches: Fetches::default(),
+            pushes: Pushes::default(),
+            promised: Mutex::default(),
             wanted,
             tracker: TaskTracker::new(),
             cancel: CancellationToken::new(),
@@ -107,7 +119,7 @@ impl ProxyStore {
         Self { tiers }
     }
 
-    /// Ends what goes on in the background: fetches that others wait for fail.
+    /// Ends what goes on in the background: fetches and uploads that others wait for fail.
     pub async fn close(&self) {
         self.tiers.cancel.cancel();
         self.tiers.tracker.close();
@@ -122,6 +134,15 @@ impl Tiers {
         self.tracker.spawn(async move {
             cancel.run_until_cancelled(work).await;
         });
+    }
+
+    /// Carries out to the end what must not be left half done when the caller goes away.
+    pub(crate) async fn see_through<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = Result<T>> + Send + 'static,
+    ) -> Result<T> {
+        let cut_off = |error| Error::Unavailable(format!("a write was cut off: {error}"));
+        self.tracker.spawn(work).await.map_err(cut_off)?
     }
 
     /// Whether an error of the backing cache is one to do without it for.

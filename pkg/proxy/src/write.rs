@@ -1,6 +1,6 @@
 //! Writing through: the backing cache has a blob before anybody hears that it is stored.
 
-use std::sync::Arc;
+use std::{future::Future, sync::Arc};
 
 use bytes::Bytes;
 use gorego_storage::{
@@ -35,7 +35,7 @@ impl Tiers {
         }
     }
 
-    async fn put_bytes(&self, digest: &Digest, content: Bytes) -> Result<Put> {
+    async fn put_bytes(self: &Arc<Self>, digest: &Digest, content: Bytes) -> Result<Put> {
         check(digest, &content)?;
         let mut put = Put::Existed;
         if !self.existence.has(digest) {
@@ -55,13 +55,35 @@ impl Tiers {
     }
 
     /// Accepts a blob that has to wait for the backing cache.
-    async fn put_bytes_here(&self, digest: &Digest, content: Bytes) -> Result<Put> {
-        let put = self.local.put(digest, Blob::Bytes(content)).await?;
-        self.journal.add_blob(digest).await?;
-        Ok(put)
+    async fn put_bytes_here(self: &Arc<Self>, digest: &Digest, content: Bytes) -> Result<Put> {
+        let (tiers, digest) = (Arc::clone(self), *digest);
+        self.accept(digest, async move {
+            tiers.local.put(&digest, Blob::Bytes(content)).await
+        })
+        .await
     }
 
-    pub(crate) async fn put_batch(&self, blobs: Vec<(Digest, Bytes)>) -> Vec<Result<Put>> {
+    /// Has a blob wait for the backing cache. It is written down before `publish` lets anybody see it,
+    /// since who sees it relies on it; and all of that happens, or nothing, whoever goes away.
+    pub(crate) async fn accept(
+        &self,
+        digest: Digest,
+        publish: impl Future<Output = Result<Put>> + Send + 'static,
+    ) -> Result<Put> {
+        let journal = Arc::clone(&self.journal);
+        self.see_through(async move {
+            let announced = journal.announce_blobs(vec![digest]).await?;
+            let put = publish.await?;
+            announced.accept().await?;
+            Ok(put)
+        })
+        .await
+    }
+
+    pub(crate) async fn put_batch(
+        self: &Arc<Self>,
+        blobs: Vec<(Digest, Bytes)>,
+    ) -> Vec<Result<Put>> {
         if self.options.read_only {
             return self.local.put_batch(blobs).await;
         }
@@ -113,20 +135,33 @@ impl Tiers {
 
     /// An upload from its first byte on goes to both tiers at once.
     async fn put_stream(
-        &self,
+        self: &Arc<Self>,
         digest: &Digest,
         chunks: Chunks,
         resume: Option<Resume>,
     ) -> Result<Put> {
-        if let Some((sent, kept)) = self.put_both(digest, chunks, resume.clone()).await? {
-            return self.settle(digest, sent, kept).await;
+        if !self.is_being_sent(digest).await {
+            if let Some((sent, kept)) = self.put_both(digest, chunks, resume.clone()).await? {
+                return self.settle(digest, sent, kept).await;
+            }
+            self.existence.insert([digest]);
         }
-        self.existence.insert([digest]);
         if let Some(resume) = resume {
             // Nobody will go on with it.
-            self.local.discard_upload(digest, &resume.upload).await?;
+            let discarded = self.local.discard_upload(digest, &resume.upload).await;
+            if let Err(error) = discarded {
+                tracing::warn!(%digest, %error, "what is left of an upload stays here");
+            }
         }
         Ok(Put::Existed)
+    }
+
+    /// Waits for an upload of that blob from here, if there is one; says whether it succeeded.
+    async fn is_being_sent(&self, digest: &Digest) -> bool {
+        match self.pushes.running(digest) {
+            Some(running) => running.outcome().await.is_ok(),
+            None => false,
+        }
     }
 
     /// `None` once the backing cache is known to have the blob; the content may be unread.
@@ -172,15 +207,16 @@ impl Tiers {
 
     /// Both tiers have said what they have to say of an upload.
     async fn settle(
-        &self,
+        self: &Arc<Self>,
         digest: &Digest,
         sent: Result<Put>,
         kept: Result<Received>,
     ) -> Result<Put> {
         match (sent, kept) {
             (Ok(put), Ok(Received::Complete(complete))) => {
+                // It may have been taken there without a look at it.
+                self.show(digest, complete).await?;
                 self.existence.insert([digest]);
-                self.show(digest, complete).await;
                 Ok(put)
             }
             (Ok(put), _) => {
@@ -197,7 +233,15 @@ impl Tiers {
     }
 
     /// An upload that goes on where it broke off is sent once all of it is here.
-    async fn put_rest(&self, digest: &Digest, chunks: Chunks, resume: Resume) -> Result<Put> {
+    async fn put_rest(
+        self: &Arc<Self>,
+        digest: &Digest,
+        chunks: Chunks,
+        resume: Resume,
+    ) -> Result<Put> {
+        if self.is_being_sent(digest).await {
+            return Ok(Put::Existed);
+        }
         match self
             .local
             .receive(digest, chunks, Some(resume), None)
@@ -209,34 +253,26 @@ impl Tiers {
         }
     }
 
-    /// Sends what is complete here to the backing cache, and shows it then.
-    async fn send(&self, digest: &Digest, mut complete: Complete) -> Result<Put> {
-        complete.verify().await?;
-        let put = match self.backing.put(digest, complete.blob()?).await {
-            Err(error) if self.degrades(&error) => {
-                let put = complete.publish().await?;
-                self.journal.add_blob(digest).await?;
-                return Ok(put);
-            }
-            put => put?,
-        };
-        self.existence.insert([digest]);
-        self.show(digest, complete).await;
-        Ok(put)
-    }
-
     /// Brings up what is here already.
-    async fn push_existing(&self, digest: &Digest) -> Result<Put> {
+    async fn push_existing(self: &Arc<Self>, digest: &Digest) -> Result<Put> {
         match self.push_one(digest).await {
-            Err(error) if self.degrades(&error) => self.journal.add_blob(digest).await?,
-            pushed => pushed?,
+            Err(error) if self.degrades(&error) => {
+                self.accept(*digest, async { Ok(Put::Existed) }).await
+            }
+            pushed => pushed.map(|_| Put::Existed),
         }
-        Ok(Put::Existed)
     }
 
-    async fn show(&self, digest: &Digest, complete: Complete) {
-        if let Err(error) = complete.publish().await {
-            tracing::debug!(%digest, %error, "what was uploaded is not kept here");
+    /// Shows here what the backing cache has. That it has to be kept here is not part of the promise;
+    /// that it is what its digest says, is.
+    pub(crate) async fn show(&self, digest: &Digest, complete: Complete) -> Result<()> {
+        match complete.publish().await {
+            Err(error) if is_callers(&error) => Err(error),
+            Err(error) => {
+                tracing::debug!(%digest, %error, "what was uploaded is not kept here");
+                Ok(())
+            }
+            Ok(_) => Ok(()),
         }
     }
 }

@@ -87,6 +87,42 @@ async fn a_newer_result_of_the_backing_cache_is_found_in_the_background() {
     until(is_new).await;
 }
 
+#[tokio::test(start_paused = true)]
+async fn what_was_read_before_a_write_does_not_undo_it() {
+    for old_is_here in [true, false] {
+        let options = Options {
+            existence_ttl: Duration::ZERO,
+            ..common::options()
+        };
+        let proxy = Proxy::with(options, common::GIB).await;
+        let outputs = [1, 2, 3].map(|seed| content(seed, 10));
+        let [old, theirs, new] = [
+            result(&[proxy.backing.has(&outputs[0]).await]),
+            result(&[proxy.backing.has(&outputs[1]).await]),
+            result(&[proxy.backing.has(&outputs[2]).await]),
+        ];
+        if old_is_here {
+            let put = ActionCache::put(&*proxy.local, "", &action(), old).await;
+            put.unwrap();
+        }
+        backing_has(&proxy, &theirs).await;
+        let latency = Duration::from_millis(100);
+        proxy.backing.script(|script| script.latency = latency);
+        let actions = proxy.actions();
+        let written = async {
+            time::sleep(latency * 3 / 2).await;
+            let put = actions.put("", &action(), new.clone()).await;
+            put.unwrap();
+        };
+        let name = action();
+        let (got, ()) = tokio::join!(actions.get("", &name), written);
+        assert!(got.unwrap().is_some());
+        time::sleep(latency * 10).await;
+        let here = ActionCache::get(&*proxy.local, "", &action()).await;
+        assert_eq!(here.unwrap(), Some(new));
+    }
+}
+
 #[tokio::test]
 async fn a_result_is_not_here_when_the_backing_cache_did_not_take_it() {
     let proxy = Proxy::new().await;

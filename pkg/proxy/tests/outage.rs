@@ -3,66 +3,14 @@
 
 mod common;
 
-use common::{CHUNK, Proxy, content, sha256};
+use common::{
+    CHUNK, Proxy, content,
+    outage::{action, backing_put, backing_result, degrading, down, replayed, result},
+    sha256,
+};
 use futures::stream;
-use gorego_proxy::{Depth, OnOutage, Options};
-use gorego_storage::{ActionCache, Blob, BlobStore, BlobStoreExt as _, Digest, Error};
-use prost_types::Timestamp;
-use reapi::v2::{ActionResult, ExecutedActionMetadata, OutputFile};
-
-fn degrading() -> Options {
-    Options {
-        on_outage: OnOutage::Degrade,
-        ..common::options()
-    }
-}
-
-async fn down() -> Proxy {
-    let proxy = Proxy::with(degrading(), common::GIB).await;
-    proxy.backing.script(|script| script.down = true);
-    proxy
-}
-
-fn action() -> Digest {
-    sha256(&content(99, 10))
-}
-
-/// A result of an action that ended at that second.
-fn result(output: &Digest, ended: i64) -> ActionResult {
-    let file = OutputFile {
-        path: "out".to_owned(),
-        digest: Some(output.to_proto()),
-        ..OutputFile::default()
-    };
-    let metadata = ExecutedActionMetadata {
-        execution_completed_timestamp: Some(Timestamp {
-            seconds: ended,
-            nanos: 0,
-        }),
-        ..ExecutedActionMetadata::default()
-    };
-    ActionResult {
-        output_files: vec![file],
-        execution_metadata: Some(metadata),
-        ..ActionResult::default()
-    }
-}
-
-async fn replayed(proxy: &Proxy) {
-    proxy.backing.script(|script| script.down = false);
-    let mut depth = proxy.journal.depth();
-    depth.wait_for(|depth| depth.entries == 0).await.unwrap();
-}
-
-async fn backing_result(proxy: &Proxy) -> Option<ActionResult> {
-    let got = ActionCache::get(&proxy.backing.memory, "", &action()).await;
-    got.unwrap()
-}
-
-async fn backing_put(proxy: &Proxy, result: &ActionResult) {
-    let put = ActionCache::put(&proxy.backing.memory, "", &action(), result.clone()).await;
-    put.unwrap();
-}
+use gorego_proxy::Depth;
+use gorego_storage::{ActionCache, Blob, BlobStore, BlobStoreExt as _, Error};
 
 #[tokio::test(start_paused = true)]
 async fn misses_are_misses() {
@@ -82,7 +30,7 @@ async fn misses_are_misses() {
 async fn a_result_whose_output_only_the_backing_cache_has_is_no_hit() {
     let proxy = Proxy::with(degrading(), common::GIB).await;
     let output = proxy.backing.has(&content(1, 10)).await;
-    backing_put(&proxy, &result(&output, 1)).await;
+    backing_put(&proxy, &result(&output, 0, Some(1))).await;
     let actions = proxy.actions();
     assert!(actions.get("", &action()).await.unwrap().is_some());
     proxy.backing.script(|script| script.down = true);
@@ -103,7 +51,9 @@ async fn what_was_written_is_brought_up_when_the_backing_cache_is_back() {
         put.unwrap();
     }
     let actions = proxy.actions();
-    let put = actions.put("", &action(), result(&large.0, 1)).await;
+    let put = actions
+        .put("", &action(), result(&large.0, 0, Some(1)))
+        .await;
     put.unwrap();
     let digests = [small.0, large.0, batched.0];
     assert_eq!(proxy.store.find_missing(&digests).await.unwrap(), []);
@@ -116,7 +66,26 @@ async fn what_was_written_is_brought_up_when_the_backing_cache_is_back() {
     for digest in &digests {
         assert!(proxy.backing.memory.contains(digest).await.unwrap());
     }
-    assert_eq!(backing_result(&proxy).await, Some(result(&large.0, 1)));
+    assert_eq!(
+        backing_result(&proxy).await,
+        Some(result(&large.0, 0, Some(1)))
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_called_present_comes_with_the_result_that_names_it() {
+    let proxy = down().await;
+    let content = content(1, 10);
+    let output = sha256(&content);
+    let put = BlobStore::put(&*proxy.local, &output, Blob::Bytes(content)).await;
+    put.unwrap();
+    assert_eq!(proxy.store.find_missing(&[output]).await.unwrap(), []);
+    // The outage is over before the action is.
+    proxy.backing.script(|script| script.down = false);
+    let ours = result(&output, 0, None);
+    proxy.actions().put("", &action(), ours).await.unwrap();
+    assert!(backing_result(&proxy).await.is_some());
+    assert!(proxy.backing.memory.contains(&output).await.unwrap());
 }
 
 #[tokio::test(start_paused = true)]
@@ -127,13 +96,19 @@ async fn what_waits_outlives_a_restart_also_without_degrading() {
         let digest = sha256(&content);
         let put = proxy.store.put(&digest, Blob::Bytes(content)).await;
         put.unwrap();
-        let put = proxy.actions().put("", &action(), result(&digest, 1)).await;
+        let put = proxy
+            .actions()
+            .put("", &action(), result(&digest, 0, Some(1)))
+            .await;
         put.unwrap();
         let proxy = proxy.restart(options).await;
         assert_eq!(proxy.journal.depth().borrow().entries, 2);
         replayed(&proxy).await;
         assert!(proxy.backing.memory.contains(&digest).await.unwrap());
-        assert_eq!(backing_result(&proxy).await, Some(result(&digest, 1)));
+        assert_eq!(
+            backing_result(&proxy).await,
+            Some(result(&digest, 0, Some(1)))
+        );
     }
 }
 
@@ -145,15 +120,18 @@ async fn a_newer_result_of_the_backing_cache_is_not_overwritten() {
         let digest = sha256(&ours);
         let put = proxy.store.put(&digest, Blob::Bytes(ours)).await;
         put.unwrap();
-        let put = proxy.actions().put("", &action(), result(&digest, 2)).await;
+        let put = proxy
+            .actions()
+            .put("", &action(), result(&digest, 0, Some(2)))
+            .await;
         put.unwrap();
         let other = proxy.backing.has(&content(2, 10)).await;
-        backing_put(&proxy, &result(&other, theirs)).await;
+        backing_put(&proxy, &result(&other, 0, Some(theirs))).await;
         replayed(&proxy).await;
         let expected = if stays {
-            result(&other, theirs)
+            result(&other, 0, Some(theirs))
         } else {
-            result(&digest, 2)
+            result(&digest, 0, Some(2))
         };
         assert_eq!(backing_result(&proxy).await, Some(expected));
     }
@@ -166,12 +144,18 @@ async fn a_newer_result_whose_outputs_are_gone_is_overwritten() {
     let digest = sha256(&ours);
     let put = proxy.store.put(&digest, Blob::Bytes(ours)).await;
     put.unwrap();
-    let put = proxy.actions().put("", &action(), result(&digest, 2)).await;
+    let put = proxy
+        .actions()
+        .put("", &action(), result(&digest, 0, Some(2)))
+        .await;
     put.unwrap();
     let gone = sha256(&content(2, 10));
-    backing_put(&proxy, &result(&gone, 3)).await;
+    backing_put(&proxy, &result(&gone, 0, Some(3))).await;
     replayed(&proxy).await;
-    assert_eq!(backing_result(&proxy).await, Some(result(&digest, 2)));
+    assert_eq!(
+        backing_result(&proxy).await,
+        Some(result(&digest, 0, Some(2)))
+    );
 }
 
 #[tokio::test(start_paused = true)]

@@ -3,14 +3,14 @@
 
 mod common;
 
-use std::sync::atomic::Ordering::SeqCst;
+use std::{fs, sync::atomic::Ordering::SeqCst};
 
 use bytes::Bytes;
 use common::{CHUNK, Proxy, content, sha256};
 use futures::{StreamExt as _, stream};
-use gorego_proxy::Options;
 use gorego_storage::{
-    Blob, BlobStore, BlobStoreExt as _, BlobStream, Digest, Error, Put, Resume, UploadId, Uploads,
+    Blob, BlobStore, BlobStoreExt as _, BlobStream, Chunks, Digest, Error, Put, Resume, UploadId,
+    Uploads,
 };
 
 fn pieces(content: &Bytes) -> Vec<Bytes> {
@@ -106,6 +106,17 @@ async fn wrong_content_is_stored_nowhere() {
 }
 
 #[tokio::test]
+async fn wrong_content_is_refused_also_when_the_backing_cache_does_not_look_at_it() {
+    let proxy = Proxy::new().await;
+    proxy.backing.script(|script| script.careless = true);
+    let digest = sha256(&content(1, CHUNK * 20));
+    let wrong = upload(&content(2, CHUNK * 20));
+    let put = proxy.store.put(&digest, wrong).await;
+    assert!(matches!(put, Err(Error::Mismatch { .. })), "{put:?}");
+    assert_eq!(proxy.store.find_missing(&[digest]).await.unwrap(), [digest]);
+}
+
+#[tokio::test]
 async fn an_upload_that_broke_off_goes_on_and_reaches_both() {
     let proxy = Proxy::new().await;
     let content = content(1, CHUNK * 20);
@@ -135,6 +146,35 @@ async fn an_upload_that_broke_off_goes_on_and_reaches_both() {
 }
 
 #[tokio::test]
+async fn what_the_backing_cache_has_is_stored_whatever_is_wrong_with_what_is_left_here() {
+    let proxy = Proxy::new().await;
+    let content = content(1, CHUNK * 20);
+    let digest = sha256(&content);
+    let upload = |last: Chunks| {
+        let first = stream::iter(pieces(&content).into_iter().take(10).map(Ok));
+        Blob::Stream(BlobStream {
+            chunks: first.chain(last).boxed(),
+            resume: Some(Resume {
+                upload: UploadId::new("upload"),
+                offset: 0,
+            }),
+            verified: None,
+        })
+    };
+    let broken = Error::source(std::io::Error::other("the client went away"));
+    let broken = stream::iter([Err(broken)]).boxed();
+    let put = proxy.store.put(&digest, upload(broken)).await;
+    assert!(matches!(put, Err(Error::Source(_))), "{put:?}");
+    // What was kept cannot be reached any more.
+    let uploads = proxy.dir.path().join("uploads");
+    fs::remove_dir_all(&uploads).unwrap();
+    std::os::unix::fs::symlink("uploads", &uploads).unwrap();
+    proxy.backing.script(|script| script.has_all = true);
+    let put = proxy.store.put(&digest, upload(stream::pending().boxed()));
+    assert_eq!(put.await.unwrap(), Put::Existed);
+}
+
+#[tokio::test]
 async fn a_batch_is_written_item_by_item() {
     let proxy = Proxy::new().await;
     let (good, bad) = (content(1, 10), sha256(&content(2, 10)));
@@ -143,19 +183,4 @@ async fn a_batch_is_written_item_by_item() {
     assert!(put[0].is_ok());
     assert!(matches!(put[1], Err(Error::Mismatch { .. })));
     is_in_both(&proxy, &sha256(&good)).await;
-}
-
-#[tokio::test]
-async fn read_only_towards_the_backing_cache_keeps_writes_here() {
-    let options = Options {
-        read_only: true,
-        ..common::options()
-    };
-    let proxy = Proxy::with(options, common::GIB).await;
-    let content = content(1, CHUNK * 20);
-    let digest = sha256(&content);
-    proxy.store.put(&digest, upload(&content)).await.unwrap();
-    assert!(proxy.local.contains(&digest).await.unwrap());
-    assert_eq!(proxy.backing.puts.load(SeqCst), 0);
-    assert!(proxy.store.contains(&digest).await.unwrap());
 }

@@ -109,6 +109,17 @@ impl Error {
         Self::Source(Arc::new(error))
     }
 
+    /// Whether it tells of the backing cache's state rather than of what was asked: out of reach, short
+    /// of something, or not accepting this proxy for now.
+    pub fn may_pass(&self) -> bool {
+        use tonic::Code::{ResourceExhausted, Unauthenticated};
+        match self {
+            Self::Unavailable(_) => true,
+            Self::Refused { code, .. } => matches!(code, ResourceExhausted | Unauthenticated),
+            _ => false,
+        }
+    }
+
     /// Whether the disk cannot give back what was written to it: a medium or a file system that is
     /// damaged there.
     pub(crate) fn is_unreadable(&self) -> bool {

@@ -7,6 +7,8 @@
     reason = "tests, each using a part"
 )]
 
+pub mod outage;
+
 use std::{
     fmt,
     path::Path,
@@ -27,7 +29,8 @@ use gorego_storage::{
 };
 use reapi::v2::ActionResult;
 use tempfile::TempDir;
-use tokio::sync::watch;
+use tokio::{sync::watch, time::sleep};
+use tonic::Code;
 
 pub const GIB: u64 = 1 << 30;
 /// How much may wait.
@@ -49,6 +52,7 @@ pub struct Backing {
 
 /// What goes wrong.
 #[derive(Clone, Debug, Default)]
+#[expect(clippy::struct_excessive_bools, reason = "each goes wrong by itself")]
 pub struct Script {
     /// Nothing answers.
     pub down: bool,
@@ -58,6 +62,16 @@ pub struct Script {
     pub corrupt: bool,
     /// It says of every blob that it is there, and reads no put.
     pub has_all: bool,
+    /// Puts and gets of these blobs, and puts of these actions' results, are answered with that code.
+    pub refused: Vec<(Digest, Code)>,
+    /// Nothing under this function is taken or looked for.
+    pub lacks: Option<DigestFunction>,
+    /// Each call takes so long.
+    pub latency: Duration,
+    /// Puts are taken without a look at them, and content is lost.
+    pub careless: bool,
+    /// When this blob is looked for, somebody else puts this result of [`outage::action`].
+    pub newer: Option<(Digest, ActionResult)>,
 }
 
 impl Backing {
@@ -86,11 +100,24 @@ impl Backing {
         digest
     }
 
-    fn up(&self) -> Result<()> {
+    async fn up(&self) -> Result<()> {
+        sleep(self.now().latency).await;
         if self.now().down {
             return Err(Error::Unavailable("the backing cache is down".to_owned()));
         }
         Ok(())
+    }
+
+    fn takes(&self, digest: &Digest) -> Result<()> {
+        let script = self.now();
+        let lacks = script.lacks == Some(digest.function());
+        let mut refused = script.refused.iter();
+        match refused.find(|(refused, _)| refused == digest) {
+            Some((_, Code::Unavailable)) => Err(Error::Unavailable("not now".to_owned())),
+            Some((_, code)) => Err(refusal(*code)),
+            None if lacks => Err(refusal(Code::InvalidArgument)),
+            None => Ok(()),
+        }
     }
 }
 
@@ -98,16 +125,30 @@ impl Backing {
 impl BlobStore for Backing {
     async fn find_missing(&self, digests: &[Digest]) -> Result<Vec<Digest>> {
         self.finds.fetch_add(1, SeqCst);
-        self.up()?;
+        self.up().await?;
         if self.now().has_all {
             return Ok(Vec::new());
+        }
+        if let Some((blob, result)) = self.now().newer
+            && digests.contains(&blob)
+        {
+            self.script(|script| script.newer = None);
+            ActionCache::put(&self.memory, "", &outage::action(), result).await?;
+        }
+        let lacks = self.now().lacks;
+        if digests
+            .iter()
+            .any(|digest| Some(digest.function()) == lacks)
+        {
+            return Err(refusal(Code::InvalidArgument));
         }
         self.memory.find_missing(digests).await
     }
 
     async fn get(&self, digest: &Digest, offset: u64) -> Result<Blob> {
         self.gets.fetch_add(1, SeqCst);
-        self.up()?;
+        self.up().await?;
+        self.takes(digest)?;
         let whole = BlobStore::get(&self.memory, digest, offset)
             .await?
             .into_bytes()
@@ -135,9 +176,13 @@ impl BlobStore for Backing {
 
     async fn put(&self, digest: &Digest, blob: Blob) -> Result<Put> {
         self.puts.fetch_add(1, SeqCst);
-        self.up()?;
+        self.up().await?;
         if self.now().has_all {
             return Ok(Put::Existed);
+        }
+        self.takes(digest)?;
+        if self.now().careless {
+            return blob.into_bytes().await.map(|_| Put::Stored);
         }
         let fails = {
             let mut script = self.script.lock().unwrap();
@@ -157,19 +202,31 @@ impl BlobStore for Backing {
 impl ActionCache for Backing {
     async fn get(&self, instance: &str, action: &Digest) -> Result<Option<ActionResult>> {
         self.gets.fetch_add(1, SeqCst);
-        self.up()?;
-        ActionCache::get(&self.memory, instance, action).await
+        self.up().await?;
+        let got = ActionCache::get(&self.memory, instance, action).await;
+        // The answer is on its way for as long as the call was.
+        sleep(self.now().latency).await;
+        got
     }
 
     async fn size(&self, instance: &str, action: &Digest) -> Result<u64> {
-        self.up()?;
+        self.up().await?;
         self.memory.size(instance, action).await
     }
 
     async fn put(&self, instance: &str, action: &Digest, result: ActionResult) -> Result<()> {
         self.puts.fetch_add(1, SeqCst);
-        self.up()?;
+        self.up().await?;
+        self.takes(action)?;
         ActionCache::put(&self.memory, instance, action, result).await
+    }
+}
+
+fn refusal(code: Code) -> Error {
+    Error::Refused {
+        peer: "there".into(),
+        code,
+        message: "no".to_owned(),
     }
 }
 
@@ -239,6 +296,16 @@ impl Proxy {
         self.local.close().await.unwrap();
         let Self { dir, backing, .. } = self;
         drop((self.store, self.local, self.journal));
+        let local = open(dir.path(), GIB).await;
+        Self::of(dir, local, backing, options).await
+    }
+
+    /// Stops as if the machine had, and starts again after `meanwhile`.
+    pub async fn crash(self, options: Options, meanwhile: impl FnOnce()) -> Self {
+        self.store.close().await;
+        let Self { dir, backing, .. } = self;
+        drop((self.store, self.local, self.journal));
+        meanwhile();
         let local = open(dir.path(), GIB).await;
         Self::of(dir, local, backing, options).await
     }

@@ -38,6 +38,23 @@ impl LocalStore {
         let pin = found.and_then(|found| found.pin);
         Ok(pin.map(|pin| Box::new(pin) as Box<dyn InUse>))
     }
+
+    /// The same for many, without hashing those that have to be hashed before their next use: that
+    /// is left to whoever reads them.
+    pub async fn keep_unread(
+        &self,
+        digests: Vec<Digest>,
+    ) -> Result<Vec<Result<Option<Box<dyn InUse>>>>> {
+        let core = Arc::clone(&self.core);
+        blocking(move || {
+            let keep = |digest: &Digest| {
+                let pin = core.pin_unread(digest)?;
+                Ok(pin.map(|pin| Box::new(pin) as Box<dyn InUse>))
+            };
+            Ok(digests.iter().map(keep).collect())
+        })
+        .await
+    }
 }
 
 #[async_trait]

@@ -147,6 +147,21 @@ impl Core {
         Ok(Some(found))
     }
 
+    /// Pins a blob that is here, whole or not. Blocks.
+    pub(super) fn pin_unread(&self, digest: &Digest) -> Result<Option<Pin>> {
+        let key = Key::cas(digest);
+        let how = Use {
+            lease: false,
+            pin: true,
+        };
+        let touch = || self.index.touch(&key, Some(digest.size()), now_ms(), how);
+        let mut seen = touch();
+        if seen.is_none() && !self.is_scanned() && self.look_on_disk(digest)? {
+            seen = touch();
+        }
+        Ok(seen.map(|_| self.pinned(key)))
+    }
+
     /// Looks for a blob that the scan has not reached, and indexes it. Blocks.
     pub(super) fn look_on_disk(&self, digest: &Digest) -> Result<bool> {
         let key = Key::cas(digest);

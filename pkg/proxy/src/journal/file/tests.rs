@@ -1,0 +1,118 @@
+use gorego_storage::Digest;
+
+use super::*;
+
+fn blob(number: u8) -> Record {
+    Record::blob(&DigestFunction::Blake3.digest(&[number]))
+}
+
+fn result(number: u8) -> Record {
+    let result = ActionResult {
+        exit_code: i32::from(number),
+        ..ActionResult::default()
+    };
+    Record::action("main", &DigestFunction::Sha256.digest(&[number]), result)
+}
+
+type Id = (Digest, bool);
+
+fn ids<const N: usize>(records: [Record; N]) -> [Id; N] {
+    records.map(|record| (record.digest().unwrap(), record.is_action()))
+}
+
+fn reopened(dir: &Path) -> Vec<Id> {
+    let (_, records) = File::open(dir, false).unwrap();
+    let id = |kept: &Kept| (kept.record.digest().unwrap(), kept.record.is_action());
+    records.iter().map(id).collect()
+}
+
+fn usize(len: u64) -> usize {
+    usize::try_from(len).unwrap()
+}
+
+#[test]
+fn what_was_added_is_there_again_until_it_is_done() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut file, records) = File::open(dir.path(), true).unwrap();
+    assert!(records.is_empty());
+    let places = file.append(&[blob(1), result(2)]).unwrap();
+    file.append(&[blob(3)]).unwrap();
+    assert_eq!(file.read(places[1]).unwrap().1.exit_code, 2);
+    assert_eq!(reopened(dir.path()), ids([blob(1), result(2), blob(3)]));
+    file.done(places[1].start).unwrap();
+    assert_eq!(reopened(dir.path()), ids([result(2), blob(3)]));
+    file.compact(&[]).unwrap();
+    assert!(reopened(dir.path()).is_empty());
+    file.append(&[blob(4)]).unwrap();
+    assert_eq!(reopened(dir.path()), ids([blob(4)]));
+}
+
+#[test]
+fn a_torn_end_is_cut_off() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut file, _) = File::open(dir.path(), true).unwrap();
+    let end = file.append(&[blob(1)]).unwrap()[0].end;
+    file.append(&[blob(2)]).unwrap();
+    let log = dir.path().join("log");
+    let whole = fs::read(&log).unwrap();
+    for torn in usize(end)..whole.len() {
+        fs::write(&log, &whole[..torn]).unwrap();
+        assert_eq!(reopened(dir.path()), ids([blob(1)]));
+        let (mut file, _) = File::open(dir.path(), true).unwrap();
+        file.append(&[blob(3)]).unwrap();
+        assert_eq!(reopened(dir.path()), ids([blob(1), blob(3)]));
+    }
+}
+
+#[test]
+fn damage_takes_only_the_record_with_it_that_it_touches() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut file, _) = File::open(dir.path(), true).unwrap();
+    let places = file.append(&[blob(1), result(2), blob(3)]).unwrap();
+    let log = dir.path().join("log");
+    let whole = fs::read(&log).unwrap();
+    for damaged in 0..usize(places[1].end) {
+        let mut bytes = whole.clone();
+        bytes[damaged] ^= 1;
+        fs::write(&log, &bytes).unwrap();
+        let left = if damaged < usize(places[0].end) {
+            ids([result(2), blob(3)])
+        } else {
+            ids([blob(1), blob(3)])
+        };
+        assert_eq!(reopened(dir.path()), left, "byte {damaged}");
+    }
+}
+
+#[test]
+fn what_a_failed_write_left_is_written_over() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut file, _) = File::open(dir.path(), true).unwrap();
+    file.append(&[blob(1)]).unwrap();
+    let log = dir.path().join("log");
+    let mut bytes = fs::read(&log).unwrap();
+    bytes.extend_from_slice(&[7; 100]);
+    fs::write(&log, &bytes).unwrap();
+    let place = file.append(&[result(2)]).unwrap()[0];
+    assert_eq!(file.read(place).unwrap().1.exit_code, 2);
+    assert_eq!(reopened(dir.path()), ids([blob(1), result(2)]));
+}
+
+#[test]
+fn a_file_that_is_mostly_done_is_written_anew() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut file, _) = File::open(dir.path(), true).unwrap();
+    let many: Vec<Record> = (0..=255).cycle().take(2000).map(result).collect();
+    let places = file.append(&many).unwrap();
+    assert!(!file.is_mostly_done(places.iter().map(|place| place.len()).sum()));
+    file.done(places[1999].start).unwrap();
+    assert!(file.is_mostly_done(places[1999].len()));
+    let live = file.compact(&places[1999..]).unwrap();
+    assert_eq!(file.read(live[0]).unwrap().1.exit_code, 1999 % 256);
+    let len = fs::metadata(dir.path().join("log")).unwrap().len();
+    assert_eq!(len, places[1999].len());
+    file.append(&[blob(1)]).unwrap();
+    let [last] = ids([many[1999].clone()]);
+    let [blob] = ids([blob(1)]);
+    assert_eq!(reopened(dir.path()), [last, blob]);
+}

@@ -1,0 +1,196 @@
+//! Uploads of what is here to the backing cache: one of each blob at a time, which belongs to nobody who
+//! waits for it, so that those who give up find it further on when they come again.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use bytes::Bytes;
+use gorego_storage::{BlobStore, Complete, Digest, Error, Put, Result};
+use tokio::sync::watch;
+
+use crate::store::Tiers;
+
+/// The uploads under way.
+#[derive(Debug, Default)]
+pub(crate) struct Pushes(Mutex<HashMap<Digest, Waiting>>);
+
+/// Waits for an upload's outcome.
+#[derive(Clone, Debug)]
+pub(crate) struct Waiting(watch::Receiver<Option<Result<Put>>>);
+
+/// An upload to be carried out. It ends also when its task is cut off.
+struct Pushing {
+    tiers: Arc<Tiers>,
+    digest: Digest,
+    outcome: watch::Sender<Option<Result<Put>>>,
+}
+
+impl Pushes {
+    fn map(&self) -> MutexGuard<'_, HashMap<Digest, Waiting>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The upload of that blob which is under way.
+    pub(crate) fn running(&self, digest: &Digest) -> Option<Waiting> {
+        self.map().get(digest).cloned()
+    }
+}
+
+impl Waiting {
+    pub(crate) async fn outcome(mut self) -> Result<Put> {
+        let outcome = self.0.wait_for(Option::is_some).await;
+        let outcome = outcome.ok().and_then(|outcome| outcome.clone());
+        outcome.unwrap_or_else(|| Err(cut_off()))
+    }
+}
+
+impl Pushing {
+    fn finish(self, outcome: Result<Put>) {
+        // Whoever comes from now on does not find it under way.
+        self.tiers.pushes.map().remove(&self.digest);
+        self.outcome.send_replace(Some(outcome));
+    }
+}
+
+impl Drop for Pushing {
+    fn drop(&mut self) {
+        if self.outcome.borrow().is_none() {
+            self.tiers.pushes.map().remove(&self.digest);
+            self.outcome.send_replace(Some(Err(cut_off())));
+        }
+    }
+}
+
+fn cut_off() -> Error {
+    Error::Unavailable("the upload to the backing cache was cut off".to_owned())
+}
+
+impl Tiers {
+    /// The upload of that blob, and what to carry out if it is new.
+    fn join_push(self: &Arc<Self>, digest: &Digest) -> (Waiting, Option<Pushing>) {
+        let mut map = self.pushes.map();
+        if let Some(running) = map.get(digest) {
+            return (running.clone(), None);
+        }
+        let (outcome, receiver) = watch::channel(None);
+        let waiting = Waiting(receiver);
+        map.insert(*digest, waiting.clone());
+        let pushing = Pushing {
+            tiers: Arc::clone(self),
+            digest: *digest,
+            outcome,
+        };
+        (waiting, Some(pushing))
+    }
+
+    /// Puts a blob of the local store into the backing cache.
+    pub(crate) async fn push_one(self: &Arc<Self>, digest: &Digest) -> Result<Put> {
+        let (waiting, new) = self.join_push(digest);
+        if let Some(pushing) = new {
+            self.spawn(async move {
+                let pushed = pushing.tiers.push_now(&pushing.digest).await;
+                pushing.finish(pushed);
+            });
+        }
+        waiting.outcome().await
+    }
+
+    async fn push_now(&self, digest: &Digest) -> Result<Put> {
+        let blob = self.local.get(digest, 0).await?;
+        let put = self.backing.put(digest, blob).await?;
+        self.existence.insert([digest]);
+        Ok(put)
+    }
+
+    /// The same for small blobs, together.
+    pub(crate) async fn push_small(
+        self: &Arc<Self>,
+        digests: Vec<Digest>,
+    ) -> Vec<(Digest, Result<Put>)> {
+        let (mut waiting, mut new) = (Vec::new(), Vec::new());
+        for digest in digests {
+            let (joined, pushing) = self.join_push(&digest);
+            waiting.push((digest, joined));
+            new.extend(pushing);
+        }
+        if !new.is_empty() {
+            let tiers = Arc::clone(self);
+            self.spawn(async move { tiers.push_batch(new).await });
+        }
+        let mut outcomes = Vec::with_capacity(waiting.len());
+        for (digest, joined) in waiting {
+            outcomes.push((digest, joined.outcome().await));
+        }
+        outcomes
+    }
+
+    async fn push_batch(&self, pushes: Vec<Pushing>) {
+        let digests: Vec<Digest> = pushes.iter().map(|pushing| pushing.digest).collect();
+        let (mut read, mut blobs): (Vec<Pushing>, Vec<(Digest, Bytes)>) = Default::default();
+        let contents = self.local.get_batch(&digests).await;
+        for (pushing, content) in pushes.into_iter().zip(contents) {
+            match content {
+                Ok(content) => {
+                    blobs.push((pushing.digest, content));
+                    read.push(pushing);
+                }
+                Err(error) => pushing.finish(Err(error)),
+            }
+        }
+        let put = self.backing.put_batch(blobs).await;
+        for (pushing, put) in read.into_iter().zip(put) {
+            if put.is_ok() {
+                self.existence.insert([&pushing.digest]);
+            }
+            pushing.finish(put);
+        }
+    }
+
+    /// Sends what is complete here to the backing cache, and shows it then.
+    pub(crate) async fn send(
+        self: &Arc<Self>,
+        digest: &Digest,
+        mut complete: Complete,
+    ) -> Result<Put> {
+        // Nobody else is to be told of what is wrong with this one.
+        complete.verify().await?;
+        let (waiting, new) = self.join_push(digest);
+        let Some(pushing) = new else {
+            return match waiting.outcome().await {
+                Ok(put) => self.show(digest, complete).await.map(|()| put),
+                Err(error) => self.without_backing(digest, complete, error).await,
+            };
+        };
+        self.spawn(async move {
+            let sent = pushing.tiers.send_now(&pushing.digest, complete).await;
+            pushing.finish(sent);
+        });
+        waiting.outcome().await
+    }
+
+    async fn send_now(self: &Arc<Self>, digest: &Digest, complete: Complete) -> Result<Put> {
+        match self.backing.put(digest, complete.blob()?).await {
+            Ok(put) => {
+                self.existence.insert([digest]);
+                self.show(digest, complete).await?;
+                Ok(put)
+            }
+            Err(error) => self.without_backing(digest, complete, error).await,
+        }
+    }
+
+    /// What the backing cache did not take is accepted here, where that may be.
+    async fn without_backing(
+        self: &Arc<Self>,
+        digest: &Digest,
+        complete: Complete,
+        error: Error,
+    ) -> Result<Put> {
+        if !self.degrades(&error) {
+            return Err(error);
+        }
+        self.accept(*digest, complete.publish()).await
+    }
+}

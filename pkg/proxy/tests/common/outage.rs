@@ -1,0 +1,91 @@
+//! A backing cache that is down, and what it missed.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use gorego_proxy::{OnOutage, Options};
+use gorego_storage::{ActionCache, Blob, BlobStore, Digest, Evictable as _};
+use prost_types::Timestamp;
+use reapi::v2::{ActionResult, ExecutedActionMetadata, OutputFile};
+use tokio::time::timeout;
+
+use super::{GIB, Proxy, content, options, sha256};
+
+pub fn degrading() -> Options {
+    Options {
+        on_outage: OnOutage::Degrade,
+        ..options()
+    }
+}
+
+/// A proxy whose backing cache is down.
+pub async fn down() -> Proxy {
+    let proxy = Proxy::with(degrading(), GIB).await;
+    proxy.backing.script(|script| script.down = true);
+    proxy
+}
+
+pub fn action() -> Digest {
+    sha256(&content(99, 10))
+}
+
+/// A result of an action that ended with that code, at that second if it tells.
+pub fn result(output: &Digest, code: i32, ended: Option<i64>) -> ActionResult {
+    let file = OutputFile {
+        path: "out".to_owned(),
+        digest: Some(output.to_proto()),
+        ..OutputFile::default()
+    };
+    let metadata = |seconds| ExecutedActionMetadata {
+        execution_completed_timestamp: Some(Timestamp { seconds, nanos: 0 }),
+        ..ExecutedActionMetadata::default()
+    };
+    ActionResult {
+        output_files: vec![file],
+        exit_code: code,
+        execution_metadata: ended.map(metadata),
+        ..ActionResult::default()
+    }
+}
+
+/// Uploads content; its digest.
+pub async fn put(proxy: &Proxy, content: &Bytes) -> Digest {
+    let digest = sha256(content);
+    let put = proxy.store.put(&digest, Blob::Bytes(content.clone())).await;
+    put.unwrap();
+    digest
+}
+
+/// The backing cache is back: waits until it has got everything.
+pub async fn replayed(proxy: &Proxy) {
+    proxy.backing.script(|script| script.down = false);
+    left(proxy, 0).await;
+}
+
+/// Waits until that many entries wait.
+pub async fn left(proxy: &Proxy, entries: u64) {
+    let mut depth = proxy.journal.depth();
+    let until = depth.wait_for(|depth| depth.entries == entries);
+    timeout(Duration::from_hours(3), until)
+        .await
+        .unwrap()
+        .unwrap();
+}
+
+pub async fn backing_result(proxy: &Proxy) -> Option<ActionResult> {
+    let got = ActionCache::get(&proxy.backing.memory, "", &action()).await;
+    got.unwrap()
+}
+
+pub async fn backing_put(proxy: &Proxy, result: &ActionResult) {
+    let put = ActionCache::put(&proxy.backing.memory, "", &action(), result.clone()).await;
+    put.unwrap();
+}
+
+/// Evicts from the local tier all that may be.
+pub fn evict_all(proxy: &Proxy) {
+    let mut all = Vec::new();
+    proxy.local.visit(&mut |candidate| all.push(candidate));
+    all.retain(|candidate| !candidate.in_use);
+    proxy.local.evict(&all, true);
+}

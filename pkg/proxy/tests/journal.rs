@@ -1,0 +1,219 @@
+//! What is accepted during an outage is kept, what is refused leaves no trace, and neither grows beyond
+//! its bounds.
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+mod common;
+
+use std::{fs, time::Duration};
+
+use bytes::Bytes;
+use common::{
+    CHUNK, Proxy, content,
+    outage::{action, degrading, down, evict_all, left, put, replayed, result},
+    sha256,
+};
+use futures::stream;
+use gorego_storage::{ActionCache, Blob, BlobStore, BlobStoreExt as _, Error};
+use reapi::v2::{ActionResult, Directory, FileNode, OutputDirectory, Tree};
+use tokio::time::{sleep, timeout};
+
+fn journal() -> usize {
+    usize::try_from(common::JOURNAL).unwrap()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_blob_that_was_refused_is_not_here() {
+    let proxy = down().await;
+    let content = content(1, journal() + 1);
+    let digest = sha256(&content);
+    let halves = [content.slice(..CHUNK), content.slice(CHUNK..)].map(Ok);
+    let blobs = [
+        Blob::Bytes(content.clone()),
+        Blob::stream(stream::iter(halves)),
+    ];
+    for blob in blobs {
+        let put = proxy.store.put(&digest, blob).await;
+        assert!(matches!(put, Err(Error::Unavailable(_))), "{put:?}");
+        let missing = proxy.store.find_missing(&[digest]).await.unwrap();
+        assert_eq!(missing, [digest]);
+    }
+    let batch = proxy.store.put_batch(vec![(digest, content)]).await;
+    assert!(matches!(batch[0], Err(Error::Unavailable(_))));
+    assert!(!proxy.local.contains(&digest).await.unwrap());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_result_that_was_refused_is_not_served() {
+    let proxy = down().await;
+    let output = put(&proxy, &content(1, journal() - 4200)).await;
+    let actions = proxy.actions();
+    let put = actions.put("", &action(), result(&output, 0, None)).await;
+    assert!(matches!(put, Err(Error::Unavailable(_))), "{put:?}");
+    assert_eq!(actions.get("", &action()).await.unwrap(), None);
+}
+
+#[tokio::test]
+async fn a_write_that_is_given_up_is_accepted_as_a_whole_or_not_at_all() {
+    for micros in (0..4000).step_by(100) {
+        let proxy = down().await;
+        let content = content(1, CHUNK * 4);
+        let digest = sha256(&content);
+        let put = proxy.store.put(&digest, Blob::Bytes(content));
+        let _ = timeout(Duration::from_micros(micros), put).await;
+        let settled = async {
+            let here = proxy.local.contains(&digest).await.unwrap();
+            here == (proxy.journal.depth().borrow().entries == 1)
+        };
+        proxy.store.close().await;
+        assert!(settled.await, "after {micros} microseconds");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_waits_already_takes_no_more_room() {
+    let proxy = down().await;
+    for _ in 0..4 {
+        put(&proxy, &content(1, journal() / 3)).await;
+    }
+    assert_eq!(proxy.journal.depth().borrow().entries, 1);
+}
+
+#[tokio::test]
+async fn what_waits_is_not_evicted() {
+    let proxy = down().await;
+    let digest = put(&proxy, &content(1, 10)).await;
+    evict_all(&proxy);
+    assert!(proxy.local.contains(&digest).await.unwrap());
+    let proxy = proxy.restart(degrading()).await;
+    evict_all(&proxy);
+    assert!(proxy.local.contains(&digest).await.unwrap());
+    replayed(&proxy).await;
+    evict_all(&proxy);
+    assert!(!proxy.local.contains(&digest).await.unwrap());
+}
+
+#[tokio::test]
+async fn the_outputs_of_a_result_that_waits_are_not_evicted_and_go_up_with_it() {
+    let proxy = Proxy::with(degrading(), common::GIB).await;
+    let (file, inside) = (content(1, 10), content(2, 10));
+    let node = FileNode {
+        name: "inside".to_owned(),
+        digest: Some(sha256(&inside).to_proto()),
+        ..FileNode::default()
+    };
+    let tree = Tree {
+        root: Some(Directory {
+            files: vec![node],
+            ..Directory::default()
+        }),
+        children: Vec::new(),
+    };
+    let tree = Bytes::from(prost::Message::encode_to_vec(&tree));
+    let blobs = [file, inside, tree].map(|content| (sha256(&content), content));
+    for put in BlobStore::put_batch(&*proxy.local, blobs.to_vec()).await {
+        put.unwrap();
+    }
+    let digests = blobs.map(|(digest, _)| digest);
+    proxy.backing.script(|script| script.down = true);
+    assert_eq!(proxy.store.find_missing(&digests).await.unwrap(), []);
+    let mut result = result(&digests[0], 0, None);
+    for tree in [sha256(&content(9, 10)), digests[2]] {
+        result.output_directories.push(OutputDirectory {
+            tree_digest: Some(tree.to_proto()),
+            ..OutputDirectory::default()
+        });
+    }
+    proxy.actions().put("", &action(), result).await.unwrap();
+    evict_all(&proxy);
+    assert_eq!(proxy.local.find_missing(&digests).await.unwrap(), []);
+    replayed(&proxy).await;
+    let missing = proxy.backing.memory.find_missing(&digests).await.unwrap();
+    assert_eq!(missing, []);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_bad_byte_takes_one_entry_with_it() {
+    let proxy = down().await;
+    for seed in 0..3 {
+        put(&proxy, &content(seed, 10)).await;
+    }
+    let log = proxy.dir.path().join("journal/log");
+    let mut bytes = fs::read(&log).unwrap();
+    bytes[20] ^= 1;
+    fs::write(&log, &bytes).unwrap();
+    let proxy = proxy.restart(degrading()).await;
+    assert_eq!(proxy.journal.depth().borrow().entries, 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_blob_that_rotted_holds_up_neither_the_start_nor_the_others() {
+    let proxy = down().await;
+    let rotten = put(&proxy, &content(1, CHUNK * 2)).await;
+    let good = put(&proxy, &content(2, 10)).await;
+    let hex = rotten.hex();
+    let found = find(proxy.dir.path(), &hex).unwrap();
+    let proxy = proxy
+        .crash(degrading(), || {
+            fs::set_permissions(&found, std::os::unix::fs::PermissionsExt::from_mode(0o644))
+                .unwrap();
+            fs::write(&found, content(3, CHUNK * 2)).unwrap();
+        })
+        .await;
+    replayed(&proxy).await;
+    assert!(proxy.backing.memory.contains(&good).await.unwrap());
+    assert!(!proxy.backing.memory.contains(&rotten).await.unwrap());
+}
+
+fn find(dir: &std::path::Path, name: &str) -> Option<std::path::PathBuf> {
+    for entry in fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            if let Some(found) = find(&path, name) {
+                return Some(found);
+            }
+        } else if path
+            .file_name()
+            .unwrap()
+            .to_string_lossy()
+            .starts_with(name)
+        {
+            return Some(path);
+        }
+    }
+    None
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_log_is_bounded_while_something_always_waits() {
+    let proxy = down().await;
+    let name = |number: u64| sha256(&Bytes::copy_from_slice(&number.to_le_bytes()));
+    let result = ActionResult {
+        stdout_raw: content(1, 100_000),
+        ..ActionResult::default()
+    };
+    let actions = proxy.actions();
+    // One that stays, in front of those that come and go.
+    put(&proxy, &content(2, 10)).await;
+    let stays = vec![(sha256(&content(2, 10)), tonic::Code::ResourceExhausted)];
+    proxy.backing.script(|script| script.refused = stays);
+    for round in 0..20 {
+        proxy.backing.script(|script| script.down = true);
+        for number in 0..5 {
+            let name = name(round * 5 + number);
+            actions.put("", &name, result.clone()).await.unwrap();
+        }
+        proxy.backing.script(|script| script.down = false);
+        left(&proxy, 1).await;
+    }
+    let len = fs::metadata(proxy.dir.path().join("journal/log")).unwrap();
+    assert!(len.len() < 1_100_000, "{} bytes", len.len());
+    // The same action again and again waits once.
+    proxy.backing.script(|script| script.down = true);
+    for _ in 0..100 {
+        actions.put("", &action(), result.clone()).await.unwrap();
+    }
+    sleep(Duration::from_secs(1)).await;
+    assert_eq!(proxy.journal.depth().borrow().entries, 2);
+    let len = fs::metadata(proxy.dir.path().join("journal/log")).unwrap();
+    assert!(len.len() < 1_100_000, "{} bytes", len.len());
+}

@@ -1,0 +1,96 @@
+//! What goes up from here goes once, whoever waits for it.
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+mod common;
+
+use std::{slice, sync::atomic::Ordering::SeqCst, time::Duration};
+
+use bytes::Bytes;
+use common::{CHUNK, Proxy, content, sha256};
+use futures::{StreamExt as _, future::join_all, stream};
+use gorego_proxy::Options;
+use gorego_storage::{Blob, BlobStore, BlobStream, Digest, Error, Resume, UploadId, Uploads};
+use tokio::time::{sleep, timeout};
+
+/// Uploads what is not here yet of it.
+async fn resume(proxy: &Proxy, digest: &Digest, content: &Bytes) -> Result<(), Error> {
+    let upload = UploadId::new("upload");
+    let offset = proxy.store.committed(digest, &upload).await.unwrap();
+    let rest = content.slice(usize::try_from(offset).unwrap()..);
+    let pieces = if rest.is_empty() {
+        vec![]
+    } else {
+        vec![Ok(rest)]
+    };
+    let blob = Blob::Stream(BlobStream {
+        chunks: stream::iter(pieces).boxed(),
+        resume: Some(Resume { upload, offset }),
+        verified: None,
+    });
+    proxy.store.put(digest, blob).await.map(drop)
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_upload_that_takes_longer_than_its_client_waits_comes_to_an_end() {
+    let proxy = Proxy::new().await;
+    let latency = Duration::from_secs(70);
+    proxy.backing.script(|script| script.latency = latency);
+    let content = content(1, CHUNK * 20);
+    let digest = sha256(&content);
+    for _ in 0..4 {
+        let attempt = resume(&proxy, &digest, &content);
+        if let Ok(done) = timeout(Duration::from_mins(1), attempt).await {
+            done.unwrap();
+            return;
+        }
+        sleep(Duration::from_secs(1)).await;
+    }
+    panic!("after {} puts", proxy.backing.puts.load(SeqCst));
+}
+
+#[tokio::test(start_paused = true)]
+async fn many_who_ask_for_a_blob_have_it_pushed_up_once() {
+    let options = Options {
+        existence_ttl: Duration::ZERO,
+        ..common::options()
+    };
+    for len in [10, CHUNK * 20] {
+        let proxy = Proxy::with(options.clone(), common::GIB).await;
+        let content = content(1, len);
+        let digest = sha256(&content);
+        let put = BlobStore::put(&*proxy.local, &digest, Blob::Bytes(content)).await;
+        put.unwrap();
+        let latency = Duration::from_millis(50);
+        proxy.backing.script(|script| script.latency = latency);
+        let five = (0..5).map(|_| proxy.store.find_missing(slice::from_ref(&digest)));
+        // One of them goes away.
+        let gone = proxy.store.find_missing(slice::from_ref(&digest));
+        let (found, _) = tokio::join!(join_all(five), timeout(latency * 3 / 2, gone));
+        for missing in found {
+            assert_eq!(missing.unwrap(), []);
+        }
+        assert_eq!(proxy.backing.puts.load(SeqCst), 1);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn closing_ends_what_goes_up() {
+    let proxy = Proxy::new().await;
+    let content = content(1, CHUNK * 20);
+    let digest = sha256(&content);
+    let put = BlobStore::put(&*proxy.local, &digest, Blob::Bytes(content)).await;
+    put.unwrap();
+    let latency = Duration::from_hours(1);
+    proxy
+        .backing
+        .script(|script| script.latency = Duration::from_secs(1));
+    let asked = [digest];
+    let find = proxy.store.find_missing(&asked);
+    let close = async {
+        sleep(Duration::from_millis(1500)).await;
+        proxy.store.close().await;
+    };
+    let (missing, closed) = tokio::join!(find, timeout(latency, close));
+    closed.unwrap();
+    assert_eq!(missing.unwrap(), asked);
+}

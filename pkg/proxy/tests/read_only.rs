@@ -1,0 +1,77 @@
+//! Read-only towards the backing cache: what clients write stays here.
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+mod common;
+
+use std::{sync::atomic::Ordering::SeqCst, time::Duration};
+
+use common::{
+    CHUNK, Proxy, content,
+    outage::{action, backing_put, degrading, result},
+    sha256,
+};
+use futures::stream;
+use gorego_proxy::Options;
+use gorego_storage::{ActionCache, Blob, BlobStore, BlobStoreExt as _};
+use tokio::time::sleep;
+
+async fn read_only(options: Options) -> Proxy {
+    let options = Options {
+        read_only: true,
+        ..options
+    };
+    Proxy::with(options, common::GIB).await
+}
+
+#[tokio::test]
+async fn writes_stay_here() {
+    let proxy = read_only(common::options()).await;
+    let content = content(1, CHUNK * 20);
+    let digest = sha256(&content);
+    let halves = [content.slice(..CHUNK), content.slice(CHUNK..)].map(Ok);
+    let blob = Blob::stream(stream::iter(halves));
+    proxy.store.put(&digest, blob).await.unwrap();
+    assert!(proxy.local.contains(&digest).await.unwrap());
+    assert_eq!(proxy.backing.puts.load(SeqCst), 0);
+    assert!(proxy.store.contains(&digest).await.unwrap());
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_here_is_all_there_is_while_the_backing_cache_is_down() {
+    let proxy = read_only(degrading()).await;
+    proxy.backing.script(|script| script.down = true);
+    let digest = sha256(&content(1, 10));
+    let missing = proxy.store.find_missing(&[digest]).await.unwrap();
+    assert_eq!(missing, [digest]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_known_to_be_there_is_not_asked_for_again() {
+    let proxy = read_only(common::options()).await;
+    let digest = proxy.backing.has(&content(1, 10)).await;
+    for _ in 0..3 {
+        assert_eq!(proxy.store.find_missing(&[digest]).await.unwrap(), []);
+    }
+    assert_eq!(proxy.backing.finds.load(SeqCst), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_result_that_was_written_stays_and_one_that_was_read_is_looked_at_anew() {
+    let proxy = read_only(common::options()).await;
+    let output = proxy.backing.has(&content(1, 10)).await;
+    backing_put(&proxy, &result(&output, 1, None)).await;
+    let actions = proxy.actions();
+    let code = async || {
+        sleep(Duration::from_secs(301)).await;
+        actions.get("", &action()).await.unwrap();
+        sleep(Duration::from_secs(1)).await;
+        let got = actions.get("", &action()).await.unwrap();
+        got.unwrap().exit_code
+    };
+    assert_eq!(code().await, 1);
+    backing_put(&proxy, &result(&output, 2, None)).await;
+    assert_eq!(code().await, 2);
+    let put = actions.put("", &action(), result(&output, 3, None)).await;
+    put.unwrap();
+    assert_eq!(code().await, 3);
+}

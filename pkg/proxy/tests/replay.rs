@@ -1,0 +1,246 @@
+//! The backing cache gets what was accepted while it was down, and nothing that is older than what it
+//! has.
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+mod common;
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use common::{
+    Proxy, content,
+    outage::{action, backing_put, backing_result, degrading, down, left, put, replayed, result},
+    sha256,
+};
+use gorego_storage::{ActionCache, Blob, BlobStore, BlobStoreExt as _, Digest, DigestFunction};
+use reapi::v2::{ActionResult, Directory, OutputDirectory, Tree};
+use tokio::time::sleep;
+use tonic::Code;
+
+async fn backing_has(proxy: &Proxy, digest: &Digest) -> bool {
+    proxy.backing.memory.contains(digest).await.unwrap()
+}
+
+async fn put_result(proxy: &Proxy, action: &Digest, result: ActionResult) {
+    proxy.actions().put("", action, result).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_the_backing_cache_never_takes_holds_up_nothing_else() {
+    for code in [Code::InvalidArgument, Code::PermissionDenied] {
+        let proxy = down().await;
+        let bad = put(&proxy, &content(1, 10)).await;
+        put_result(&proxy, &sha256(&content(7, 10)), ActionResult::default()).await;
+        let good = put(&proxy, &content(2, 10)).await;
+        put_result(&proxy, &action(), result(&good, 0, None)).await;
+        let refused = vec![(bad, code), (sha256(&content(7, 10)), code)];
+        proxy.backing.script(|script| script.refused = refused);
+        replayed(&proxy).await;
+        assert!(backing_has(&proxy, &good).await);
+        assert!(!backing_has(&proxy, &bad).await);
+        assert!(backing_result(&proxy).await.is_some());
+        assert!(proxy.local.contains(&bad).await.unwrap());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_function_that_the_backing_cache_lacks_holds_up_no_other() {
+    let proxy = down().await;
+    let content = content(1, 10);
+    let lacking = DigestFunction::Blake3.digest(&content);
+    let put_lacking = proxy
+        .store
+        .put(&lacking, Blob::Bytes(content.clone()))
+        .await;
+    put_lacking.unwrap();
+    let good = put(&proxy, &content).await;
+    let lacks = Some(DigestFunction::Blake3);
+    proxy.backing.script(|script| script.lacks = lacks);
+    replayed(&proxy).await;
+    assert!(backing_has(&proxy, &good).await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_refused_for_the_moment_is_offered_again() {
+    let proxy = down().await;
+    let bad = put(&proxy, &content(1, 10)).await;
+    let good = put(&proxy, &content(2, 10)).await;
+    let refused = vec![(bad, Code::ResourceExhausted)];
+    proxy.backing.script(|script| {
+        script.refused = refused;
+        script.down = false;
+    });
+    left(&proxy, 1).await;
+    assert!(backing_has(&proxy, &good).await);
+    sleep(Duration::from_mins(10)).await;
+    proxy.backing.script(|script| script.refused.clear());
+    left(&proxy, 0).await;
+    assert!(backing_has(&proxy, &bad).await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_result_waits_for_outputs_that_cannot_go_up_or_be_looked_at_yet() {
+    for (code, is_there) in [(Code::ResourceExhausted, false), (Code::Unavailable, true)] {
+        let proxy = down().await;
+        let tree = Tree {
+            root: Some(Directory::default()),
+            children: vec![Directory::default()],
+        };
+        let tree = Bytes::from(prost::Message::encode_to_vec(&tree));
+        let tree = if is_there {
+            proxy.backing.has(&content(1, 10)).await;
+            proxy.backing.has(&tree).await
+        } else {
+            put(&proxy, &tree).await
+        };
+        let output = put(&proxy, &content(1, 10)).await;
+        let mut ours = result(&output, 0, None);
+        ours.output_directories.push(OutputDirectory {
+            tree_digest: Some(tree.to_proto()),
+            ..OutputDirectory::default()
+        });
+        put_result(&proxy, &action(), ours).await;
+        proxy.backing.script(|script| {
+            script.refused = vec![(tree, code)];
+            script.down = false;
+        });
+        sleep(Duration::from_mins(10)).await;
+        assert_eq!(backing_result(&proxy).await, None);
+        proxy.backing.script(|script| script.refused.clear());
+        left(&proxy, 0).await;
+        assert!(backing_result(&proxy).await.is_some());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_refused_for_long_is_given_up() {
+    let proxy = down().await;
+    let bad = put(&proxy, &content(1, 10)).await;
+    let refused = vec![(bad, Code::ResourceExhausted)];
+    proxy.backing.script(|script| script.refused = refused);
+    replayed(&proxy).await;
+    assert!(!backing_has(&proxy, &bad).await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn of_two_results_of_an_action_the_later_one_stays() {
+    let proxy = down().await;
+    let output = put(&proxy, &content(1, 10)).await;
+    for code in [1, 2] {
+        put_result(&proxy, &action(), result(&output, code, None)).await;
+    }
+    assert_eq!(proxy.journal.depth().borrow().entries, 2);
+    replayed(&proxy).await;
+    assert_eq!(backing_result(&proxy).await.unwrap().exit_code, 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_result_takes_the_place_of_those_that_were_here_before_it() {
+    let proxy = down().await;
+    let output = put(&proxy, &content(1, 10)).await;
+    put_result(&proxy, &action(), result(&output, 1, None)).await;
+    replayed(&proxy).await;
+    assert_eq!(backing_result(&proxy).await.unwrap().exit_code, 1);
+    proxy.backing.script(|script| script.down = true);
+    for code in [2, 3] {
+        put_result(&proxy, &action(), result(&output, code, None)).await;
+    }
+    let proxy = proxy.restart(degrading()).await;
+    replayed(&proxy).await;
+    assert_eq!(backing_result(&proxy).await.unwrap().exit_code, 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_newer_result_that_comes_while_outputs_go_up_is_not_overwritten() {
+    let proxy = down().await;
+    // It was here before the outage, so that nobody uploads it.
+    let content = content(1, 10);
+    let output = sha256(&content);
+    let here = BlobStore::put(&*proxy.local, &output, Blob::Bytes(content)).await;
+    here.unwrap();
+    put_result(&proxy, &action(), result(&output, 1, Some(1))).await;
+    let newer = (output, result(&output, 2, Some(2)));
+    proxy.backing.script(|script| script.newer = Some(newer));
+    replayed(&proxy).await;
+    assert_eq!(backing_result(&proxy).await.unwrap().exit_code, 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_newer_result_that_takes_the_place_of_a_useless_one_meanwhile_is_not_overwritten() {
+    let proxy = down().await;
+    let output = put(&proxy, &content(1, 10)).await;
+    put_result(&proxy, &action(), result(&output, 1, Some(1))).await;
+    let gone = sha256(&content(2, 10));
+    backing_put(&proxy, &result(&gone, 3, None)).await;
+    let newer = (gone, result(&output, 2, Some(2)));
+    proxy.backing.script(|script| script.newer = Some(newer));
+    replayed(&proxy).await;
+    assert_eq!(backing_result(&proxy).await.unwrap().exit_code, 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_result_of_unknown_age_is_overwritten_only_if_it_is_of_no_use() {
+    for complete in [true, false] {
+        let proxy = down().await;
+        let output = put(&proxy, &content(1, 10)).await;
+        put_result(&proxy, &action(), result(&output, 1, None)).await;
+        let theirs = content(2, 10);
+        if complete {
+            proxy.backing.has(&theirs).await;
+        }
+        backing_put(&proxy, &result(&sha256(&theirs), 2, None)).await;
+        replayed(&proxy).await;
+        let stays = backing_result(&proxy).await.unwrap().exit_code == 2;
+        assert_eq!(stays, complete);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_replay_that_broke_off_goes_on_after_a_restart() {
+    let proxy = down().await;
+    let first = put(&proxy, &content(1, 10)).await;
+    let second = put(&proxy, &content(2, 10)).await;
+    put_result(&proxy, &action(), result(&second, 0, None)).await;
+    let refused = vec![(second, Code::Unavailable)];
+    proxy.backing.script(|script| {
+        script.refused = refused;
+        script.down = false;
+    });
+    left(&proxy, 2).await;
+    assert!(backing_has(&proxy, &first).await);
+    // Its outputs go first.
+    assert_eq!(backing_result(&proxy).await, None);
+    let proxy = proxy.restart(degrading()).await;
+    assert_eq!(proxy.journal.depth().borrow().entries, 2);
+    proxy.backing.script(|script| script.refused.clear());
+    replayed(&proxy).await;
+    assert!(backing_has(&proxy, &second).await);
+    assert!(backing_result(&proxy).await.is_some());
+}
+
+#[tokio::test(start_paused = true)]
+async fn results_that_keep_coming_do_not_outrun_the_replay() {
+    let proxy = down().await;
+    let output = put(&proxy, &content(1, 10)).await;
+    let name = |number: u64| sha256(&Bytes::copy_from_slice(&number.to_le_bytes()));
+    let large = ActionResult {
+        stdout_raw: content(2, 10_000),
+        ..result(&output, 0, None)
+    };
+    for number in 0..20 {
+        put_result(&proxy, &name(number), large.clone()).await;
+    }
+    proxy.backing.script(|script| {
+        script.down = false;
+        script.latency = Duration::from_millis(50);
+    });
+    for number in 20..500 {
+        sleep(Duration::from_millis(20)).await;
+        put_result(&proxy, &name(number), large.clone()).await;
+    }
+    left(&proxy, 0).await;
+    for number in 0..500 {
+        let there = ActionCache::get(&proxy.backing.memory, "", &name(number)).await;
+        assert!(there.unwrap().is_some());
+    }
+}
