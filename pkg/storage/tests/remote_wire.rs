@@ -19,12 +19,12 @@ use bytes::{BufMut as _, Bytes, BytesMut};
 use gorego_storage::{
     BlobStore, DigestFunction, Error, RemoteAddress, RemoteOptions, RemoteStore, conformance,
 };
-use h2::{Reason, server::SendResponse};
+use h2::{Reason, SendStream, server::SendResponse};
 use prost::Message as _;
 use reapi::bytestream::{ReadRequest, ReadResponse};
 use tokio::{net::TcpListener, task::JoinSet};
 
-/// What comes of the first download after some of its content.
+/// What comes of the first call, of a download after some of its content.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Cut {
     Reset(Reason),
@@ -42,10 +42,10 @@ fn content() -> Bytes {
     conformance::content(1, CONTENT)
 }
 
-/// A peer of one blob, without capabilities, that looks for blobs in vain.
+/// A peer of one blob, without capabilities, that may not look for blobs.
 struct Wire {
     address: String,
-    reads: Arc<AtomicUsize>,
+    calls: Arc<AtomicUsize>,
     _tasks: JoinSet<()>,
 }
 
@@ -53,9 +53,9 @@ impl Wire {
     async fn start(cut: Cut) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
-        let reads = Arc::new(AtomicUsize::new(0));
+        let calls = Arc::new(AtomicUsize::new(0));
         let mut tasks = JoinSet::new();
-        let count = Arc::clone(&reads);
+        let count = Arc::clone(&calls);
         tasks.spawn(async move {
             let mut connections = JoinSet::new();
             loop {
@@ -65,7 +65,7 @@ impl Wire {
         });
         Self {
             address,
-            reads,
+            calls,
             _tasks: tasks,
         }
     }
@@ -79,15 +79,15 @@ impl Wire {
     }
 }
 
-async fn serve(stream: tokio::net::TcpStream, cut: Cut, reads: Arc<AtomicUsize>) {
+async fn serve(stream: tokio::net::TcpStream, cut: Cut, calls: Arc<AtomicUsize>) {
     let mut connection = h2::server::handshake(stream).await.unwrap();
-    let mut calls = JoinSet::new();
+    let mut answers = JoinSet::new();
     let (broken, mut is_broken) = tokio::sync::mpsc::channel::<Reason>(1);
     loop {
         tokio::select! {
             call = connection.accept() => {
                 let Some(Ok((request, respond))) = call else { return };
-                calls.spawn(answer(request, respond, cut, Arc::clone(&reads), broken.clone()));
+                answers.spawn(answer(request, respond, cut, Arc::clone(&calls), broken.clone()));
             }
             Some(reason) = is_broken.recv() => connection.abrupt_shutdown(reason),
         }
@@ -98,11 +98,18 @@ async fn answer(
     request: http::Request<h2::RecvStream>,
     mut respond: SendResponse<Bytes>,
     cut: Cut,
-    reads: Arc<AtomicUsize>,
+    calls: Arc<AtomicUsize>,
     broken: tokio::sync::mpsc::Sender<Reason>,
 ) {
     let headers = http::Response::builder().header("content-type", "application/grpc");
     let path = request.uri().path().to_owned();
+    let first = !path.ends_with("Capabilities") && calls.fetch_add(1, Ordering::SeqCst) == 0;
+    if path.ends_with("FindMissingBlobs") && first && cut != Cut::BadDetails {
+        let headers = headers.body(()).unwrap();
+        let mut send = respond.send_response(headers, false).unwrap();
+        end(&mut send, cut);
+        return;
+    }
     if path.ends_with("FindMissingBlobs") {
         let headers = headers
             .header("grpc-status", "7")
@@ -133,7 +140,7 @@ async fn answer(
         }
         trailers
     };
-    if reads.fetch_add(1, Ordering::SeqCst) > 0 {
+    if !first {
         send.send_data(framed(content().slice(from..)), false)
             .unwrap();
         send.send_trailers(trailers("0", None)).unwrap();
@@ -144,18 +151,25 @@ async fn answer(
     // A reset would overtake what was sent.
     tokio::time::sleep(Duration::from_millis(100)).await;
     match cut {
-        Cut::Reset(reason) => send.send_reset(reason),
-        Cut::NoTrailers => send.send_data(Bytes::new(), true).unwrap(),
-        Cut::MidMessage => {
-            let begun = Bytes::from_static(&[0, 0, 0, 9, 9, 1, 2]);
-            send.send_data(begun, true).unwrap();
-        }
+        Cut::Reset(_) | Cut::NoTrailers | Cut::MidMessage => end(&mut send, cut),
         Cut::Internal => send.send_trailers(trailers("13", None)).unwrap(),
         Cut::BadDetails => send.send_trailers(trailers("14", Some("%%%"))).unwrap(),
         Cut::GoAway(reason) => {
             broken.send(reason).await.unwrap();
             std::future::pending::<()>().await;
         }
+    }
+}
+
+/// Ends an answer as no gRPC server does.
+fn end(send: &mut SendStream<Bytes>, cut: Cut) {
+    match cut {
+        Cut::Reset(reason) => send.send_reset(reason),
+        Cut::MidMessage => {
+            let begun = Bytes::from_static(&[0, 0, 0, 0, 9, 1, 2]);
+            send.send_data(begun, true).unwrap();
+        }
+        _ => send.send_data(Bytes::new(), true).unwrap(),
     }
 }
 
@@ -194,13 +208,13 @@ async fn a_download_that_was_cut_in_whichever_way_goes_on() {
             read.as_ref().is_ok_and(|read| *read == content),
             "{cut:?}: {read:?}"
         );
-        assert_eq!(peer.reads.load(Ordering::SeqCst), 2, "{cut:?}");
+        assert_eq!(peer.calls.load(Ordering::SeqCst), 2, "{cut:?}");
     }
 }
 
 #[tokio::test]
 async fn details_that_are_no_base64_do_no_harm() {
-    let peer = Wire::start(Cut::NoTrailers).await;
+    let peer = Wire::start(Cut::BadDetails).await;
     let (store, asked) = (peer.store(0), [DigestFunction::Sha256.digest(b"x")]);
     let error = within(store.find_missing(&asked)).await.unwrap_err();
     let refused = matches!(
@@ -214,11 +228,26 @@ async fn details_that_are_no_base64_do_no_harm() {
 }
 
 #[tokio::test]
-async fn a_connection_that_is_closed_as_too_busy_is_no_refusal() {
-    let peer = Wire::start(Cut::GoAway(Reason::ENHANCE_YOUR_CALM)).await;
+async fn what_is_closed_as_too_busy_is_no_refusal() {
     let digest = DigestFunction::Sha256.digest(&content());
-    let store = peer.store(0);
-    let read = within(async { store.get(&digest, 0).await?.into_bytes().await }).await;
-    let error = read.unwrap_err();
-    assert!(matches!(error, Error::Unavailable(_)), "{error:?}");
+    let busy = Reason::ENHANCE_YOUR_CALM;
+    for cut in [Cut::Reset(busy), Cut::GoAway(busy)] {
+        let peer = Wire::start(cut).await;
+        let store = peer.store(0);
+        let read = within(async { store.get(&digest, 0).await?.into_bytes().await }).await;
+        let error = read.unwrap_err();
+        assert!(matches!(error, Error::Unavailable(_)), "{error:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_call_whose_answer_was_cut_off_is_made_again() {
+    let asked = [DigestFunction::Sha256.digest(b"x")];
+    for cut in [Cut::Reset(Reason::NO_ERROR), Cut::MidMessage] {
+        let peer = Wire::start(cut).await;
+        let store = peer.store(1);
+        let error = within(store.find_missing(&asked)).await.unwrap_err();
+        assert!(matches!(error, Error::Refused { .. }), "{error:?}");
+        assert_eq!(peer.calls.load(Ordering::SeqCst), 2);
+    }
 }
