@@ -257,8 +257,11 @@ async fn a_message_that_is_announced_too_large_is_refused_before_it_arrives() {
 async fn requests_too_large_to_be_held_at_once_wait_for_each_other() {
     const UPDATE: &str =
         "/build.bazel.remote.execution.v2.ContentAddressableStorage/BatchUpdateBlobs";
-    const WINDOW: usize = 1024 * 1024;
-    const LEN: usize = 18 * WINDOW;
+    const MIB: usize = 1024 * 1024;
+    const LEN: usize = 18 * MIB;
+    // What can be sent that nobody reads, where there are few connections.
+    const WINDOW: usize = 4 * MIB;
+    const READ: usize = 6 * MIB;
     let server = Server::start().await;
     let mut clients = Vec::new();
     for _ in 0..3 {
@@ -267,15 +270,15 @@ async fn requests_too_large_to_be_held_at_once_wait_for_each_other() {
     let [first, second, third] = clients.as_mut_slice() else {
         panic!("three clients");
     };
-    let (_first, mut first) = announce(first, UPDATE, LEN, 3 * WINDOW).await;
-    let _second = announce(second, UPDATE, LEN, 3 * WINDOW).await;
+    let (_first, mut first) = announce(first, UPDATE, LEN, READ).await;
+    let _second = announce(second, UPDATE, LEN, READ).await;
     // Room for two of them is all there is: of the third nothing is read.
     let (_third, mut third) = announce(third, UPDATE, LEN, WINDOW - 5).await;
     let mut more = Box::pin(send(&mut third, 1));
     tokio::select! {
         biased;
         () = &mut more => panic!("the third request was read"),
-        () = send(&mut first, 3 * WINDOW) => {}
+        () = send(&mut first, READ) => {}
     }
     first.send_reset(h2::Reason::CANCEL);
     tokio::time::timeout(LONG, more).await.unwrap();
