@@ -9,6 +9,7 @@ use std::{
 };
 
 use gorego_integration::{
+    backing::Backing,
     process::{Process, describe},
     root,
     server::Server,
@@ -103,9 +104,8 @@ fn recc_gets_the_second_compilation_from_the_cache() {
     assert!(first == second, "the object files differ");
 }
 
-#[test]
-fn recc_gets_the_second_compilation_through_another_proxy() {
-    let backing = Server::start(&[]);
+/// What recc compiled through one proxy it gets through another.
+fn assert_shared(backing: &Backing) {
     let near = Server::in_front_of(&backing.grpc_url(), &[]);
     let far = Server::in_front_of(&backing.grpc_url(), &[]);
     let (here, there) = (TempDir::new().unwrap(), TempDir::new().unwrap());
@@ -116,6 +116,21 @@ fn recc_gets_the_second_compilation_through_another_proxy() {
     let (second, hits) = compile(&far, there.path());
     assert_eq!(hits, [true; 4]);
     assert!(first == second, "the object files differ");
+}
+
+#[test]
+fn recc_gets_the_second_compilation_through_another_proxy_of_gorego() {
+    assert_shared(&Backing::gorego(&[]));
+}
+
+#[test]
+fn recc_gets_the_second_compilation_through_another_proxy_of_bazel_remote() {
+    assert_shared(&Backing::bazel_remote());
+}
+
+#[test]
+fn recc_gets_the_second_compilation_through_another_proxy_of_casd() {
+    assert_shared(&Backing::casd());
 }
 
 /// A tree with everything that a `Directory` message can say.

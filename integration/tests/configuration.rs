@@ -187,8 +187,8 @@ async fn over_tls_only_clients_with_a_certificate_are_served_where_it_is_require
     authority.ask(&server, Some(stranger)).await.unwrap_err();
 }
 
-/// A server in front of `backing`, as whom `identity` says, trusting `authority`.
-fn in_front_of(backing: &Server, authority: &Authority, identity: &(String, String)) -> Server {
+/// A server in front of what is at `target`, as whom `identity` says, trusting `authority`.
+fn in_front_of(target: &str, authority: &Authority, identity: &(String, String)) -> Server {
     let files = [
         (
             "ca_file",
@@ -200,8 +200,10 @@ fn in_front_of(backing: &Server, authority: &Authority, identity: &(String, Stri
     let settings = files.map(|(key, path)| format!("backing_cache.tls.{key}={}", path.display()));
     let mut settings: Vec<_> = settings.iter().map(String::as_str).collect();
     settings.push("backing_cache.put_retry_count=0");
-    let target = format!("grpcs://localhost:{}", backing.address().port());
-    Server::in_front_of(&target, &settings)
+    if !target.starts_with("grpcs:") {
+        settings.push("backing_cache.tls.enabled=true");
+    }
+    Server::in_front_of(target, &settings)
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -209,15 +211,19 @@ async fn a_backing_cache_is_reached_over_tls_by_those_it_knows() {
     let authority = Authority::new();
     let backing = authority.server();
     let content = [blob(1, 1000)];
+    let bare = format!("localhost:{}", backing.address().port());
+    let target = format!("grpcs://{bare}");
 
-    let server = in_front_of(&backing, &authority, &authority.issue("client"));
-    let client = Client::connect(server.address()).await;
-    client.batch_upload(&content).await.unwrap();
-    let missing = client.find_missing(vec![digest_of(&content[0])]).await;
-    assert_eq!(missing.unwrap(), []);
+    for target in [&target, &bare] {
+        let server = in_front_of(target, &authority, &authority.issue("client"));
+        let client = Client::connect(server.address()).await;
+        client.batch_upload(&content).await.unwrap();
+        let missing = client.find_missing(vec![digest_of(&content[0])]).await;
+        assert_eq!(missing.unwrap(), []);
+    }
 
     let stranger = Authority::new().issue("client");
-    let server = in_front_of(&backing, &authority, &stranger);
+    let server = in_front_of(&target, &authority, &stranger);
     let client = Client::connect(server.address()).await;
     let outcome = client.find_missing(vec![digest_of(&content[0])]).await;
     assert_refused(outcome, Code::Unavailable);

@@ -2,6 +2,7 @@
 #![cfg(test)]
 
 use gorego_integration::{
+    backing::Backing,
     bazel::{Build, Checkout},
     lock::Lock,
     server::Server,
@@ -19,6 +20,25 @@ fn build(server: &Server) -> Build {
     let checkout = Checkout::new(workspace::write_mixed);
     let arguments = ["test", "//...", "--remote_download_all"];
     checkout.bazel(&server.grpc_url(), &[], &arguments)
+}
+
+/// What Bazel built through one proxy it gets through another.
+fn assert_shared(backing: &Backing) {
+    let _lock = Lock::bazel();
+    let here = Server::in_front_of(&backing.grpc_url(), &[]);
+    assert!(build(&here).cacheable().count() >= ACTIONS);
+    let there = Server::in_front_of(&backing.grpc_url(), &[]);
+    build(&there).assert_all_remote_hits();
+}
+
+#[test]
+fn machines_share_builds_in_front_of_bazel_remote() {
+    assert_shared(&Backing::bazel_remote());
+}
+
+#[test]
+fn machines_share_builds_in_front_of_casd() {
+    assert_shared(&Backing::casd());
 }
 
 #[test]

@@ -11,8 +11,8 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures::future;
 use gorego_storage::{
-    Blob, BlobStore, CHUNK_SIZE, Digest, Error, Evictable as _, LocalStore, Put, Result, UploadId,
-    Uploads,
+    Blob, BlobStore, CHUNK_SIZE, Digest, DigestFunction, Error, Evictable as _, LocalStore, Put,
+    Result, UploadId, Uploads,
 };
 use tokio::time::Instant;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -257,6 +257,16 @@ impl Tiers {
 
 #[async_trait]
 impl BlobStore for ProxyStore {
+    /// Those of the backing cache, which has to take whatever is stored here, unless nothing is
+    /// written there.
+    async fn digest_functions(&self) -> Vec<DigestFunction> {
+        if self.tiers.options.read_only {
+            self.tiers.local.digest_functions().await
+        } else {
+            self.tiers.backing.digest_functions().await
+        }
+    }
+
     async fn find_missing(&self, digests: &[Digest]) -> Result<Vec<Digest>> {
         self.tiers.find_missing(digests).await
     }

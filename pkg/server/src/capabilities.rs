@@ -1,6 +1,8 @@
 //! `Capabilities`: what this server does, as it is configured.
 
-use gorego_storage::{Compressor, DigestFunction};
+use std::sync::Arc;
+
+use gorego_storage::{BlobStore, Compressor, DigestFunction};
 use reapi::{semver::SemVer, v2};
 use tonic::Status;
 
@@ -9,17 +11,18 @@ use crate::{Options, digests};
 /// Answers what the configuration decided.
 #[derive(Debug)]
 pub(crate) struct Capabilities {
+    /// All but the digest functions, which are those of the store.
     answer: v2::ServerCapabilities,
+    blobs: Arc<dyn BlobStore>,
 }
 
 impl Capabilities {
-    pub(crate) fn new(options: &Options) -> Self {
+    pub(crate) fn new(options: &Options, blobs: Arc<dyn BlobStore>) -> Self {
         let limits = options.limits;
-        let functions = DigestFunction::ALL.map(|function| function.to_proto() as i32);
         // Identity goes without saying.
         let compressors = vec![Compressor::Zstd.to_proto() as i32];
         let cache = v2::CacheCapabilities {
-            digest_functions: functions.to_vec(),
+            digest_functions: Vec::new(),
             action_cache_update_capabilities: Some(v2::ActionCacheUpdateCapabilities {
                 update_enabled: options.ac_updates,
             }),
@@ -35,6 +38,7 @@ impl Capabilities {
                 .map_or(0, |size| i64::try_from(size.get()).unwrap_or(i64::MAX)),
         };
         Self {
+            blobs,
             answer: v2::ServerCapabilities {
                 cache_capabilities: Some(cache),
                 execution_capabilities: Some(v2::ExecutionCapabilities {
@@ -42,7 +46,7 @@ impl Capabilities {
                     exec_enabled: false,
                     execution_priority_capabilities: None,
                     supported_node_properties: Vec::new(),
-                    digest_functions: functions.to_vec(),
+                    digest_functions: Vec::new(),
                 }),
                 deprecated_api_version: None,
                 low_api_version: Some(version(0)),
@@ -52,12 +56,21 @@ impl Capabilities {
     }
 
     /// `GetCapabilities`: the same for every instance.
-    pub(crate) fn get(
+    pub(crate) async fn get(
         &self,
         request: &v2::GetCapabilitiesRequest,
     ) -> Result<v2::ServerCapabilities, Status> {
         digests::instance(&request.instance_name)?;
-        Ok(self.answer.clone())
+        let functions: Vec<_> = self.blobs.digest_functions().await;
+        let functions: Vec<_> = functions.iter().map(|f| f.to_proto() as i32).collect();
+        let mut answer = self.answer.clone();
+        if let Some(execution) = &mut answer.execution_capabilities {
+            execution.digest_functions.clone_from(&functions);
+        }
+        if let Some(cache) = &mut answer.cache_capabilities {
+            cache.digest_functions = functions;
+        }
+        Ok(answer)
     }
 }
 

@@ -78,7 +78,7 @@ impl Router {
             responses: budget(BUDGET, limits.max_batch_bytes),
         };
         Ok(Self {
-            capabilities: Capabilities::new(&options),
+            capabilities: Capabilities::new(&options, Arc::clone(&services.blobs)),
             cas: Cas::new(Arc::clone(&services.blobs), limits, memory.clone()),
             bytes: ByteStreams::new(Arc::clone(&services.blobs), services.uploads, limits),
             actions: Actions::new(
@@ -128,7 +128,7 @@ impl Router {
                 Box::pin(self.results(method, call)).await
             }
             "/build.bazel.remote.execution.v2.Capabilities" if method == "GetCapabilities" => {
-                let answer = async |request| self.capabilities.get(&request);
+                let answer = async |request| self.capabilities.get(&request).await;
                 Box::pin(call.unary(SMALL, answer)).await
             }
             "/grpc.health.v1.Health" => Box::pin(self.health(method, call)).await,

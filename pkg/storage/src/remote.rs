@@ -19,11 +19,14 @@ mod pool;
 mod results;
 mod upload;
 
-use std::{fmt::Write as _, sync::Arc};
+use std::{fmt::Write as _, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore, watch},
+    time::timeout,
+};
 
 pub use self::{
     breaker::BreakerState,
@@ -40,6 +43,8 @@ use crate::{
 const SMALL: u64 = 64 * 1024;
 /// Blobs from this many bytes on are worth compressing.
 const WORTH_COMPRESSING: u64 = 1024;
+/// How long a client that only wants to know what there is may have to wait for the peer.
+const ASKING: Duration = Duration::from_secs(5);
 /// Downloads and uploads that are compressed at once. A download may take a window of 8 MiB.
 const MAX_COMPRESSED: usize = 64;
 
@@ -128,6 +133,14 @@ impl RemoteStore {
 
 #[async_trait]
 impl BlobStore for RemoteStore {
+    /// All while the peer does not answer: it may be back when they are needed.
+    async fn digest_functions(&self) -> Vec<DigestFunction> {
+        match timeout(ASKING, self.capabilities()).await {
+            Ok(Ok(capabilities)) => capabilities.digest_functions.clone(),
+            Ok(Err(_)) | Err(_) => DigestFunction::ALL.to_vec(),
+        }
+    }
+
     async fn find_missing(&self, digests: &[Digest]) -> Result<Vec<Digest>> {
         missing::find(self, digests).await
     }

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use futures::future;
 use reapi::v2::ActionResult;
 
-use crate::{Blob, Digest, Error, Result, UploadId};
+use crate::{Blob, Digest, DigestFunction, Error, Result, UploadId};
 
 /// Content-addressed storage. Implementations and decorators provide the first three methods; the
 /// batched ones have correct defaults and exist for stores that can do better.
@@ -26,6 +26,11 @@ pub trait BlobStore: Send + Sync + fmt::Debug + 'static {
     /// Stores `blob` under `digest`. It is visible once this returns, and only if its size and
     /// hash are the digest's. Returns early, content unread, when the blob is or becomes present.
     async fn put(&self, digest: &Digest, blob: Blob) -> Result<Put>;
+
+    /// The digest functions of the blobs that it takes and gives, as far as that is known now.
+    async fn digest_functions(&self) -> Vec<DigestFunction> {
+        DigestFunction::ALL.to_vec()
+    }
 
     /// The whole content of several blobs, a result each, in order. The caller bounds their sum.
     async fn get_batch(&self, digests: &[Digest]) -> Vec<Result<Bytes>> {

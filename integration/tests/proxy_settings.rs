@@ -1,0 +1,153 @@
+//! What is configured of a backing cache is how it is spoken to, and what it can do is what clients
+//! are told.
+#![cfg(test)]
+
+use std::net::SocketAddr;
+
+use bytes::Bytes;
+use gorego_integration::{
+    client::Client,
+    content::{blob, digest_of},
+    peer::{Fault, FaultyPeer, Method, Offer, Times},
+    server::{self, Server},
+};
+use reapi::v2::{
+    ActionResult, GetCapabilitiesRequest, capabilities_client::CapabilitiesClient, compressor,
+    digest_function::Value,
+};
+use tempfile::TempDir;
+use tokio::{
+    io,
+    net::{TcpStream, UnixListener},
+    task::JoinSet,
+};
+
+const MIB: usize = 1024 * 1024;
+
+/// Leads whoever connects to the socket on to the server.
+async fn lead_on(socket: UnixListener, server: SocketAddr) {
+    let mut connections = JoinSet::new();
+    loop {
+        let (mut near, _) = socket.accept().await.expect("a connection");
+        connections.spawn(async move {
+            let mut far = TcpStream::connect(server).await?;
+            io::copy_bidirectional(&mut near, &mut far).await
+        });
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backing_cache_may_be_behind_a_socket_file() {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("cache");
+    let peer = FaultyPeer::start();
+    let mut socket = JoinSet::new();
+    socket.spawn(lead_on(UnixListener::bind(&path).unwrap(), peer.address()));
+    let server = Server::in_front_of(&format!("unix:{}", path.display()), &[]);
+    let client = Client::connect(server.address()).await;
+    let content = blob(1, 1000);
+    client
+        .batch_upload(std::slice::from_ref(&content))
+        .await
+        .unwrap();
+    assert_eq!(peer.blob(&digest_of(&content)), Some(content));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backing_cache_is_asked_under_the_instance_name_that_is_set() {
+    let peer = FaultyPeer::start();
+    let server = Server::in_front_of(&peer.grpc_url(), &["backing_cache.instance_name=team/one"]);
+    let client = Client::connect(server.address()).await;
+    let action = digest_of(b"action");
+    let result = ActionResult {
+        exit_code: 7,
+        ..ActionResult::default()
+    };
+    peer.put_action("team/one", &action, result.clone());
+    assert_eq!(client.get_action(&action).await.unwrap(), result);
+    client.find_missing(vec![digest_of(b"x")]).await.unwrap();
+    let asked = peer.calls(Method::FindMissingBlobs);
+    assert!(
+        asked.iter().all(|call| call.instance == "team/one"),
+        "{asked:?}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_travels_to_and_from_a_backing_cache_that_can_do_that_is_compressed() {
+    let peer = FaultyPeer::with(Offer {
+        compressors: vec![compressor::Value::Zstd],
+        ..Offer::default()
+    });
+    let content = Bytes::from(vec![7; 3 * MIB]);
+    let zstd = ["backing_cache.compression=zstd"];
+    let here = Server::in_front_of(&peer.grpc_url(), &zstd);
+    let client = Client::connect(here.address()).await;
+    client.upload("a-b", &content).await.unwrap();
+    assert!(
+        peer.blob(&digest_of(&content))
+            .is_some_and(|there| there == content)
+    );
+    assert!(
+        peer.bytes_written() < MIB as u64,
+        "{}",
+        peer.bytes_written()
+    );
+
+    let there = Server::in_front_of(&peer.grpc_url(), &zstd);
+    let client = Client::connect(there.address()).await;
+    assert!(client.download(&digest_of(&content)).await.unwrap() == content);
+    assert!(peer.bytes_read() < MIB as u64, "{}", peer.bytes_read());
+}
+
+#[test]
+fn files_that_are_not_there_are_named_with_their_keys() {
+    let dir = TempDir::new().unwrap();
+    for keys in [["ca_file", "ca_file"], ["cert_file", "key_file"]] {
+        let mut settings = vec!["backing_cache.target=grpcs://localhost:1".to_owned()];
+        settings.extend(keys.map(|key| format!("backing_cache.tls.{key}=/nowhere/{key}")));
+        let (status, said) = server::refusal(&dir.path().join("data"), &settings);
+        assert!(!status.success());
+        let named = format!("backing_cache.tls.{} = /nowhere/{0}", keys[0]);
+        assert!(said.contains(&named), "{said}");
+    }
+}
+
+async fn functions(server: &Server) -> Vec<i32> {
+    let client = Client::connect(server.address()).await;
+    let mut client = CapabilitiesClient::new(client.channel());
+    let told = client
+        .get_capabilities(GetCapabilitiesRequest::default())
+        .await;
+    let told = told.unwrap().into_inner();
+    let cache = told.cache_capabilities.expect("there is a cache");
+    let execution = told
+        .execution_capabilities
+        .expect("it is told that there is none");
+    assert_eq!(cache.digest_functions, execution.digest_functions);
+    cache.digest_functions
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn clients_are_told_the_digest_functions_of_the_backing_cache() {
+    let peer = FaultyPeer::with(Offer {
+        functions: vec![Value::Sha256],
+        ..Offer::default()
+    });
+    for settings in [&[][..], &["local_cache.enabled=false"]] {
+        let server = Server::in_front_of(&peer.grpc_url(), settings);
+        assert_eq!(functions(&server).await, [Value::Sha256 as i32]);
+    }
+    // Nothing is written there.
+    let server = Server::in_front_of(&peer.grpc_url(), &["backing_cache.read_only=true"]);
+    assert!(functions(&server).await.contains(&(Value::Blake3 as i32)));
+    // It may be back when they are needed.
+    peer.inject(
+        Method::GetCapabilities,
+        Times::Always,
+        Fault::Answer(tonic::Code::Unavailable),
+    );
+    let settings = ["backing_cache.put_retry_count=0"];
+    let server = Server::in_front_of(&peer.grpc_url(), &settings);
+    assert!(functions(&server).await.contains(&(Value::Blake3 as i32)));
+}
