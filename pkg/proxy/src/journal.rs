@@ -109,9 +109,10 @@ impl Journal {
                     tracing::error!(%digest, "a blob that waits for the backing cache is gone");
                     continue;
                 }
+                // It may be readable when its turn comes.
                 Some(Err(error)) => {
-                    tracing::error!(%digest, %error, "a blob that waits for the backing cache is lost");
-                    continue;
+                    tracing::error!(%digest, %error, "a blob that waits may be evicted");
+                    None
                 }
             };
             let number = state.push(Entry::of(kept, digest));
@@ -307,6 +308,7 @@ impl Entry {
             replaces: record.replaces,
             fingerprint: kept.fingerprint,
             refused: None,
+            tries: 0,
             kept: None,
         }
     }

@@ -118,7 +118,10 @@ impl BlobStore for Upward {
         match BlobStore::get(&*self.0.local, digest, offset).await {
             Ok(blob) => Ok(blob),
             // Not as for a client, to whom an outage may be a miss.
-            Err(_) => self.0.backing.get(digest, offset).await,
+            Err(here) => match self.0.backing.get(digest, offset).await {
+                Err(Error::NotFound(_)) if here.may_pass() => Err(here),
+                there => there,
+            },
         }
     }
 

@@ -8,13 +8,28 @@ use std::{
 
 use bytes::Bytes;
 use gorego_storage::{BlobStore, Complete, Digest, Error, Put, Result};
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, oneshot, watch};
 
 use crate::store::Tiers;
 
+/// How many batches of small blobs are in memory at once.
+const BATCHES: usize = 32;
+
 /// The uploads under way.
-#[derive(Debug, Default)]
-pub(crate) struct Pushes(Mutex<HashMap<Digest, Waiting>>);
+#[derive(Debug)]
+pub(crate) struct Pushes {
+    running: Mutex<HashMap<Digest, Waiting>>,
+    batches: Semaphore,
+}
+
+impl Default for Pushes {
+    fn default() -> Self {
+        Self {
+            running: Mutex::default(),
+            batches: Semaphore::new(BATCHES),
+        }
+    }
+}
 
 /// Waits for an upload's outcome.
 #[derive(Clone, Debug)]
@@ -29,7 +44,7 @@ struct Pushing {
 
 impl Pushes {
     fn map(&self) -> MutexGuard<'_, HashMap<Digest, Waiting>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The upload of that blob which is under way.
@@ -128,6 +143,9 @@ impl Tiers {
 
     async fn push_batch(&self, pushes: Vec<Pushing>) {
         let digests: Vec<Digest> = pushes.iter().map(|pushing| pushing.digest).collect();
+        let Ok(_permit) = self.pushes.batches.acquire().await else {
+            return;
+        };
         let (mut read, mut blobs): (Vec<Pushing>, Vec<(Digest, Bytes)>) = Default::default();
         let contents = self.local.get_batch(&digests).await;
         for (pushing, content) in pushes.into_iter().zip(contents) {
@@ -156,28 +174,54 @@ impl Tiers {
     ) -> Result<Put> {
         // Nobody else is to be told of what is wrong with this one.
         complete.verify().await?;
-        let (waiting, new) = self.join_push(digest);
-        let Some(pushing) = new else {
-            return match waiting.outcome().await {
-                Ok(put) => self.show(digest, complete).await.map(|()| put),
-                Err(error) => self.without_backing(digest, complete, error).await,
-            };
+        let pushing = loop {
+            let (waiting, new) = self.join_push(digest);
+            if let Some(pushing) = new {
+                break (waiting, pushing);
+            }
+            match waiting.outcome().await {
+                Ok(put) => return self.show(digest, complete).await.map(|()| put),
+                Err(error @ Error::Unavailable(_)) => {
+                    return self.without_backing(digest, complete, error).await;
+                }
+                // It may have been at fault itself, or what it read.
+                Err(error) => tracing::debug!(%digest, %error, "trying the upload anew"),
+            }
         };
+        let (waiting, pushing) = pushing;
+        let (give_back, given_back) = oneshot::channel();
         self.spawn(async move {
-            let sent = pushing.tiers.send_now(&pushing.digest, complete).await;
-            pushing.finish(sent);
+            match pushing.tiers.send_now(&pushing.digest, complete).await {
+                Ok(put) => pushing.finish(Ok(put)),
+                Err((error, complete)) => {
+                    // Before anybody hears of it, so that it is there by then.
+                    let _ = give_back.send(complete);
+                    pushing.finish(Err(error));
+                }
+            }
         });
-        waiting.outcome().await
+        match (waiting.outcome().await, given_back.await) {
+            (Err(error), Ok(Some(complete))) => self.without_backing(digest, complete, error).await,
+            (outcome, _) => outcome,
+        }
     }
 
-    async fn send_now(self: &Arc<Self>, digest: &Digest, complete: Complete) -> Result<Put> {
-        match self.backing.put(digest, complete.blob()?).await {
+    /// What comes of it tells whether the backing cache has it, and nothing else: whatever was not sent
+    /// is given back.
+    async fn send_now(
+        &self,
+        digest: &Digest,
+        complete: Complete,
+    ) -> Result<Put, (Error, Option<Complete>)> {
+        let blob = complete.blob().map_err(|error| (error, None))?;
+        match self.backing.put(digest, blob).await {
             Ok(put) => {
+                let shown = self.show(digest, complete).await;
+                shown.map_err(|error| (error, None))?;
                 self.existence.insert([digest]);
-                self.show(digest, complete).await?;
                 Ok(put)
             }
-            Err(error) => self.without_backing(digest, complete, error).await,
+            Err(error) => Err((error, Some(complete))),
         }
     }
 

@@ -4,6 +4,7 @@ use std::{
     cmp::Ordering,
     collections::HashMap,
     mem,
+    panic::AssertUnwindSafe,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering::Relaxed},
@@ -11,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use futures::{StreamExt as _, stream};
+use futures::{FutureExt as _, StreamExt as _, stream};
 use gorego_storage::{BlobStore, Digest, Error, Result};
 use reapi::v2::ActionResult;
 use tokio::time::sleep;
@@ -38,20 +39,32 @@ pub(crate) async fn run(tiers: Arc<Tiers>) {
     let mut depth = journal.depth();
     let mut wait = SHORTEST;
     while depth.wait_for(|depth| depth.entries > 0).await.is_ok() {
-        let replayed = tiers.replay(&journal).await;
+        let round = AssertUnwindSafe(tiers.replay(&journal))
+            .catch_unwind()
+            .await;
+        let round = round.unwrap_or_else(|_| Err(Error::Unavailable("it panicked".to_owned())));
         let left = *journal.depth().borrow();
-        match replayed {
-            Ok(()) if left.entries == 0 => {
-                tracing::info!("the backing cache has all that waited for it");
-                wait = SHORTEST;
-            }
-            Ok(()) => wait = SHORTEST,
-            Err(error) => {
-                let (entries, bytes) = (left.entries, left.bytes);
-                tracing::warn!(entries, bytes, %error, "writes wait for the backing cache");
-                sleep(wait).await;
-                wait = (wait * 2).min(LONGEST);
-            }
+        let error = match round {
+            Ok(Progress { error: None, .. }) => None,
+            // What is left is what was tried: others may go on.
+            Ok(Progress {
+                done: true,
+                down: false,
+                ..
+            }) => None,
+            Ok(Progress { error, .. }) => error,
+            Err(error) => Some(error),
+        };
+        if let Some(error) = error {
+            let (entries, bytes) = (left.entries, left.bytes);
+            tracing::warn!(entries, bytes, %error, "writes wait for the backing cache");
+            sleep(wait).await;
+            wait = (wait * 2).min(LONGEST);
+            continue;
+        }
+        wait = SHORTEST;
+        if left.entries == 0 {
+            tracing::info!("the backing cache has all that waited for it");
         }
     }
 }
@@ -61,6 +74,9 @@ pub(crate) async fn run(tiers: Arc<Tiers>) {
 struct Progress {
     outcomes: Vec<(u64, Outcome)>,
     error: Option<Error>,
+    /// Whether anything got there.
+    done: bool,
+    /// Whether some were not tried, since others found nobody there.
     down: bool,
 }
 
@@ -68,7 +84,10 @@ impl Progress {
     /// What concerns an entry itself leaves it behind, so that nothing is held up by it.
     fn note(&mut self, number: u64, what: &What, result: Result<()>) {
         let outcome = match &result {
-            Ok(()) => Outcome::Done,
+            Ok(()) => {
+                self.done = true;
+                Outcome::Done
+            }
             Err(Error::Unavailable(_)) => Outcome::Again,
             Err(error) if error.may_pass() => Outcome::Later,
             Err(error) => {
@@ -77,7 +96,6 @@ impl Progress {
             }
         };
         self.outcomes.push((number, outcome));
-        self.down |= outcome == Outcome::Again;
         if outcome != Outcome::Done && self.error.is_none() {
             self.error = result.err();
         }
@@ -86,7 +104,7 @@ impl Progress {
 
 impl Tiers {
     /// Brings up what has waited longest: first the blobs, then the results.
-    async fn replay(self: &Arc<Self>, journal: &Arc<Journal>) -> Result<()> {
+    async fn replay(self: &Arc<Self>, journal: &Arc<Journal>) -> Result<Progress> {
         let (mut blobs, mut results) = (Vec::new(), Vec::new());
         let taken = journal.take(TOGETHER, BYTES).await?;
         if taken.is_empty() {
@@ -103,30 +121,32 @@ impl Tiers {
             progress.note(number, &What::Blob(digest), result);
         }
         journal.settle(mem::take(&mut progress.outcomes)).await?;
-        let down = AtomicBool::new(progress.down);
+        // Blobs that do not get there say nothing of the results of others.
+        let down = AtomicBool::new(false);
         let replays = results.into_iter().map(|(number, what)| {
             let down = &down;
             async move {
-                let replayed = if down.load(Relaxed) {
-                    Err(Error::Unavailable(
-                        "others could not be replayed".to_owned(),
-                    ))
-                } else {
-                    self.replay_result(number, &what).await
-                };
+                if down.load(Relaxed) {
+                    return (number, what, None);
+                }
+                let replayed = self.replay_result(number, &what).await;
                 down.fetch_or(matches!(replayed, Err(Error::Unavailable(_))), Relaxed);
-                (number, what, replayed)
+                (number, what, Some(replayed))
             }
         });
         let replays = stream::iter(replays.collect::<Vec<_>>());
         let mut replays = replays.buffer_unordered(RESULTS).ready_chunks(RESULTS);
         while let Some(replayed) = replays.next().await {
             for (number, what, result) in replayed {
-                progress.note(number, &what, result);
+                match result {
+                    Some(result) => progress.note(number, &what, result),
+                    None => progress.outcomes.push((number, Outcome::Untried)),
+                }
             }
             journal.settle(mem::take(&mut progress.outcomes)).await?;
         }
-        progress.error.map_or(Ok(()), Err)
+        progress.down = down.load(Relaxed);
+        Ok(progress)
     }
 
     async fn replay_blobs(

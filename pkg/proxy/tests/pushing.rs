@@ -6,10 +6,12 @@ mod common;
 use std::{slice, sync::atomic::Ordering::SeqCst, time::Duration};
 
 use bytes::Bytes;
-use common::{CHUNK, Proxy, content, sha256};
+use common::{CHUNK, Proxy, content, outage::left, sha256};
 use futures::{StreamExt as _, future::join_all, stream};
-use gorego_proxy::Options;
-use gorego_storage::{Blob, BlobStore, BlobStream, Digest, Error, Resume, UploadId, Uploads};
+use gorego_proxy::{OnOutage, Options};
+use gorego_storage::{
+    Blob, BlobStore, BlobStoreExt as _, BlobStream, Digest, Error, Resume, UploadId, Uploads,
+};
 use tokio::time::{sleep, timeout};
 
 /// Uploads what is not here yet of it.
@@ -93,4 +95,42 @@ async fn closing_ends_what_goes_up() {
     let (missing, closed) = tokio::join!(find, timeout(latency, close));
     closed.unwrap();
     assert_eq!(missing.unwrap(), asked);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_waits_here_is_not_taken_for_what_is_there() {
+    let options = Options {
+        on_outage: OnOutage::Degrade,
+        ..common::options()
+    };
+    let proxy = Proxy::with(options, common::GIB).await;
+    let content = content(1, CHUNK * 20);
+    let digest = sha256(&content);
+    proxy.backing.script(|script| {
+        script.down = true;
+        script.latency = Duration::from_secs(1);
+    });
+    let whole = proxy.store.put(&digest, Blob::Bytes(content.clone()));
+    // This one is here by the time that the other is accepted, and is sent again after that, while
+    // what is accepted goes up.
+    let streamed = async {
+        sleep(Duration::from_millis(500)).await;
+        let chunks = stream::iter([Ok(content.clone())]);
+        proxy.store.put(&digest, Blob::stream(chunks)).await
+    };
+    let back = async {
+        sleep(Duration::from_millis(1200)).await;
+        proxy.backing.script(|script| {
+            script.down = false;
+            script.failing_puts = u32::MAX;
+        });
+    };
+    let (whole, streamed, ()) = tokio::join!(whole, streamed, back);
+    whole.unwrap();
+    streamed.unwrap();
+    sleep(Duration::from_mins(1)).await;
+    assert_eq!(proxy.journal.depth().borrow().entries, 1);
+    proxy.backing.script(|script| script.failing_puts = 0);
+    left(&proxy, 0).await;
+    assert!(proxy.backing.memory.contains(&digest).await.unwrap());
 }

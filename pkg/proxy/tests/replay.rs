@@ -27,20 +27,19 @@ async fn put_result(proxy: &Proxy, action: &Digest, result: ActionResult) {
 
 #[tokio::test(start_paused = true)]
 async fn what_the_backing_cache_never_takes_holds_up_nothing_else() {
-    for code in [Code::InvalidArgument, Code::PermissionDenied] {
-        let proxy = down().await;
-        let bad = put(&proxy, &content(1, 10)).await;
-        put_result(&proxy, &sha256(&content(7, 10)), ActionResult::default()).await;
-        let good = put(&proxy, &content(2, 10)).await;
-        put_result(&proxy, &action(), result(&good, 0, None)).await;
-        let refused = vec![(bad, code), (sha256(&content(7, 10)), code)];
-        proxy.backing.script(|script| script.refused = refused);
-        replayed(&proxy).await;
-        assert!(backing_has(&proxy, &good).await);
-        assert!(!backing_has(&proxy, &bad).await);
-        assert!(backing_result(&proxy).await.is_some());
-        assert!(proxy.local.contains(&bad).await.unwrap());
-    }
+    let code = Code::InvalidArgument;
+    let proxy = down().await;
+    let bad = put(&proxy, &content(1, 10)).await;
+    put_result(&proxy, &sha256(&content(7, 10)), ActionResult::default()).await;
+    let good = put(&proxy, &content(2, 10)).await;
+    put_result(&proxy, &action(), result(&good, 0, None)).await;
+    let refused = vec![(bad, code), (sha256(&content(7, 10)), code)];
+    proxy.backing.script(|script| script.refused = refused);
+    replayed(&proxy).await;
+    assert!(backing_has(&proxy, &good).await);
+    assert!(!backing_has(&proxy, &bad).await);
+    assert!(backing_result(&proxy).await.is_some());
+    assert!(proxy.local.contains(&bad).await.unwrap());
 }
 
 #[tokio::test(start_paused = true)]
@@ -62,20 +61,62 @@ async fn a_function_that_the_backing_cache_lacks_holds_up_no_other() {
 
 #[tokio::test(start_paused = true)]
 async fn what_is_refused_for_the_moment_is_offered_again() {
+    for code in [
+        Code::ResourceExhausted,
+        Code::PermissionDenied,
+        Code::Unimplemented,
+        Code::Internal,
+        Code::Unknown,
+    ] {
+        let proxy = down().await;
+        let bad = put(&proxy, &content(1, 10)).await;
+        let good = put(&proxy, &content(2, 10)).await;
+        proxy.backing.script(|script| {
+            script.refused = vec![(bad, code)];
+            script.down = false;
+        });
+        left(&proxy, 1).await;
+        assert!(backing_has(&proxy, &good).await);
+        sleep(Duration::from_mins(10)).await;
+        proxy.backing.script(|script| script.refused.clear());
+        left(&proxy, 0).await;
+        assert!(backing_has(&proxy, &bad).await, "{code}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_time_of_an_outage_is_none_of_being_refused() {
     let proxy = down().await;
     let bad = put(&proxy, &content(1, 10)).await;
-    let good = put(&proxy, &content(2, 10)).await;
-    let refused = vec![(bad, Code::ResourceExhausted)];
+    let other = put(&proxy, &content(2, 10)).await;
     proxy.backing.script(|script| {
-        script.refused = refused;
+        script.refused = vec![(bad, Code::ResourceExhausted)];
         script.down = false;
     });
     left(&proxy, 1).await;
-    assert!(backing_has(&proxy, &good).await);
+    assert!(backing_has(&proxy, &other).await);
+    proxy.backing.script(|script| script.down = true);
+    sleep(Duration::from_hours(2)).await;
+    proxy.backing.script(|script| script.down = false);
     sleep(Duration::from_mins(10)).await;
     proxy.backing.script(|script| script.refused.clear());
     left(&proxy, 0).await;
     assert!(backing_has(&proxy, &bad).await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_blob_that_never_gets_there_holds_up_no_result() {
+    let proxy = down().await;
+    let bad = put(&proxy, &content(1, 10)).await;
+    let good = put(&proxy, &content(2, 10)).await;
+    put_result(&proxy, &action(), result(&good, 0, None)).await;
+    proxy.backing.script(|script| {
+        script.refused = vec![(bad, Code::Unavailable)];
+        script.down = false;
+    });
+    left(&proxy, 1).await;
+    assert!(backing_has(&proxy, &good).await);
+    assert!(backing_result(&proxy).await.is_some());
 }
 
 #[tokio::test(start_paused = true)]

@@ -109,13 +109,13 @@ impl Error {
         Self::Source(Arc::new(error))
     }
 
-    /// Whether it tells of the backing cache's state rather than of what was asked: out of reach, short
-    /// of something, or not accepting this proxy for now.
+    /// Whether it may tell of the state of a store, or of what stands before it, rather than of what was
+    /// asked: out of reach, short of something, not accepting this proxy for now, a disk in trouble.
     pub fn may_pass(&self) -> bool {
-        use tonic::Code::{ResourceExhausted, Unauthenticated};
+        use tonic::Code::{InvalidArgument, OutOfRange};
         match self {
-            Self::Unavailable(_) => true,
-            Self::Refused { code, .. } => matches!(code, ResourceExhausted | Unauthenticated),
+            Self::Unavailable(_) | Self::Io { .. } | Self::Full { .. } => true,
+            Self::Refused { code, .. } => !matches!(code, InvalidArgument | OutOfRange),
             _ => false,
         }
     }

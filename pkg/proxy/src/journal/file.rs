@@ -268,9 +268,16 @@ impl File {
 
     fn rewrite(&mut self, live: &[Place]) -> io::Result<Vec<Place>> {
         let path = self.path.with_extension("new");
+        self.rewrite_by(&path, live).inspect_err(|_| {
+            // Where there is no room, half of it must not take any.
+            let _ = fs::remove_file(&path);
+        })
+    }
+
+    fn rewrite_by(&mut self, path: &Path, live: &[Place]) -> io::Result<Vec<Place>> {
         let mut options = fs::OpenOptions::new();
         let options = options.read(true).write(true).create(true).truncate(true);
-        let mut new = options.open(&path)?;
+        let mut new = options.open(path)?;
         let (mut len, mut places) = (0, Vec::with_capacity(live.len()));
         for place in live {
             let size = usize::try_from(place.len()).unwrap_or(usize::MAX);
@@ -284,7 +291,7 @@ impl File {
         if self.durable {
             new.sync_data()?;
         }
-        fs::rename(&path, &self.path)?;
+        fs::rename(path, &self.path)?;
         (self.log, self.len, self.too_short) = (Some(new), len, 0);
         if self.durable
             && let Err(error) = sync_folder(&self.path)

@@ -38,7 +38,10 @@ pub(super) struct Entry {
     /// Which results of its action this one is known to be newer than.
     pub(super) replaces: Vec<u64>,
     pub(super) fingerprint: u64,
+    /// Since when it has been refused, time and again.
     pub(super) refused: Option<Instant>,
+    /// How often it did not get there.
+    pub(super) tries: u32,
     /// Keeps a blob from eviction.
     pub(super) kept: Option<Box<dyn InUse>>,
 }
@@ -62,6 +65,8 @@ pub(crate) enum Outcome {
     Again,
     /// Refused for a reason that may pass.
     Later,
+    /// Nobody tried.
+    Untried,
 }
 
 /// The actions of which a result waits. Apart, since the rest is locked while the disk is written to.
@@ -224,22 +229,24 @@ impl State {
     }
 
     /// Sends what has waited longest on its way, up to `most` entries or until their blobs have so
-    /// many bytes. What was refused comes behind the others.
+    /// many bytes. What did not get there before comes behind the others.
     pub(super) fn take(&mut self, most: usize, bytes: u64) -> Vec<(u64, What)> {
-        let waits = |refused: bool| {
-            move |(_, entry): &(&u64, &Entry)| {
-                entry.phase == Phase::Waiting && entry.refused.is_some() == refused
+        // There is nobody else who takes: what is still on its way was given up in between.
+        for entry in self.entries.values_mut() {
+            if entry.phase == Phase::Going {
+                entry.phase = Phase::Waiting;
             }
-        };
-        let fresh = self.entries.iter().filter(waits(false));
-        let refused = self.entries.iter().filter(waits(true));
+        }
+        let waits = |(_, entry): &(&u64, &Entry)| entry.phase == Phase::Waiting;
+        let mut waiting: Vec<_> = self.entries.iter().filter(waits).collect();
+        waiting.sort_by_key(|(_, entry)| entry.tries);
         let mut sum = 0;
         let enough = |(_, entry): &(&u64, &Entry)| {
             let within = sum < bytes;
             sum += entry.bytes;
             within
         };
-        let next = fresh.chain(refused).take(most).take_while(enough);
+        let next = waiting.into_iter().take(most).take_while(enough);
         let next: Vec<_> = next.map(|(at, entry)| (*at, entry.what.clone())).collect();
         for (number, _) in &next {
             if let Some(entry) = self.entries.get_mut(number) {
@@ -257,6 +264,13 @@ impl State {
                 continue;
             };
             entry.phase = Phase::Waiting;
+            if *outcome != Outcome::Untried {
+                entry.tries = entry.tries.saturating_add(1);
+            }
+            if *outcome == Outcome::Again {
+                // It does not refuse it any more, as far as anybody can tell.
+                entry.refused = None;
+            }
             if *outcome == Outcome::Later {
                 let since = *entry.refused.get_or_insert_with(Instant::now);
                 if since.elapsed() >= PATIENCE {

@@ -129,6 +129,13 @@ impl Sending {
         untouched.then(|| std::mem::replace(&mut state.source, futures::stream::empty().boxed()))
     }
 
+    /// Lets go of the source, whoever holds on to the request.
+    fn discard_source(&self) {
+        let empty = futures::stream::empty().boxed();
+        let source = std::mem::replace(&mut self.state().source, empty);
+        drop(source);
+    }
+
     /// Ends the request without finishing the upload.
     pub(super) fn close(&self) {
         let mut state = self.state();
@@ -173,6 +180,15 @@ pub(super) struct CloseOnDrop(pub(super) Arc<Sending>);
 impl Drop for CloseOnDrop {
     fn drop(&mut self) {
         self.0.close();
+    }
+}
+
+/// Lets go of a source that nobody is going to read to its end.
+pub(super) struct DiscardOnDrop(pub(super) Arc<Sending>);
+
+impl Drop for DiscardOnDrop {
+    fn drop(&mut self) {
+        self.0.discard_source();
     }
 }
 

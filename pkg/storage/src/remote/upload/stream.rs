@@ -8,7 +8,7 @@ use tonic::Code;
 use super::{
     super::{
         RemoteStore,
-        body::{Plan, Progress, Sending},
+        body::{DiscardOnDrop, Plan, Progress, Sending},
         failure::{Failure, mismatch},
         peer::{Peer, Turn},
         random_upload,
@@ -47,6 +47,7 @@ pub(super) async fn put(
             compressing: compressing(digest, zstd, digest.size() - offset)?,
         };
         let sending = Sending::new(plan, source);
+        let _discard = DiscardOnDrop(Arc::clone(&sending));
         let outcome = write(&store.peer, turn, digest, &sending, zstd, &permit).await;
         let progress = sending.progress();
         let judged = judge(&store.peer, digest, (offset, named), outcome, progress);
