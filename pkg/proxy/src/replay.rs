@@ -45,14 +45,9 @@ pub(crate) async fn run(tiers: Arc<Tiers>) {
         let round = round.unwrap_or_else(|_| Err(Error::Unavailable("it panicked".to_owned())));
         let left = *journal.depth().borrow();
         let error = match round {
-            Ok(Progress { error: None, .. }) => None,
-            // What is left is what was tried: others may go on.
-            Ok(Progress {
-                done: true,
-                down: false,
-                ..
-            }) => None,
-            Ok(Progress { error, .. }) => error,
+            // What is left was tried, and others may go on.
+            Ok(progress) if progress.done && !progress.down => None,
+            Ok(progress) => progress.error,
             Err(error) => Some(error),
         };
         if let Some(error) = error {
