@@ -257,14 +257,9 @@ impl Tiers {
 
 #[async_trait]
 impl BlobStore for ProxyStore {
-    /// Those of the backing cache, which has to take whatever is stored here, unless nothing is
-    /// written there.
+    /// Those of the backing cache, which is asked for whatever is not here.
     async fn digest_functions(&self) -> Vec<DigestFunction> {
-        if self.tiers.options.read_only {
-            self.tiers.local.digest_functions().await
-        } else {
-            self.tiers.backing.digest_functions().await
-        }
+        self.tiers.backing.digest_functions().await
     }
 
     async fn find_missing(&self, digests: &[Digest]) -> Result<Vec<Digest>> {

@@ -2,13 +2,7 @@
 
 use std::time::Instant;
 
-use gorego_integration::{
-    bazel::Checkout,
-    link::{Link, Settings},
-    lock::Lock,
-    server::Server,
-    workspace,
-};
+use gorego_integration::{bazel::Checkout, lock::Lock, server::Server, workspace};
 
 use crate::{
     Args,
@@ -18,14 +12,7 @@ use crate::{
 pub(crate) fn measure(args: &Args, report: &mut Report) {
     let _lock = Lock::bazel();
     let backing = Server::start(&[]);
-    let link = Link::with(
-        backing.address(),
-        Settings {
-            latency: args.latency,
-            rate: Some(args.rate),
-            ..Settings::default()
-        },
-    );
+    let link = args.link(backing.address());
     let proxy = Server::in_front_of(&link.grpc_url(), &[]);
     let local = Server::start(&[]);
     let mut times = <(Times, Times)>::default();

@@ -10,7 +10,6 @@ use gorego_integration::{
     backing::Backing,
     client::Client,
     content::{blob, digest_of, uuid},
-    link::{Link, Settings},
     server::Server,
 };
 use reapi::v2::Digest;
@@ -43,14 +42,7 @@ pub(crate) async fn measure(args: &Args, report: &mut Report) {
         Peer::Gorego => Backing::gorego(&[]),
         Peer::BazelRemote => Backing::bazel_remote(),
     };
-    let link = Link::with(
-        backing.address(),
-        Settings {
-            latency: args.latency,
-            rate: Some(args.rate),
-            ..Settings::default()
-        },
-    );
+    let link = args.link(backing.address());
     let proxy = Server::in_front_of(&link.grpc_url(), &[]);
     let local = Server::start(&[]);
     let mut clients = Clients {

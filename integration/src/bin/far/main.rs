@@ -10,10 +10,10 @@ mod builds;
 mod calls;
 mod report;
 
-use std::time::Duration;
+use std::{net::SocketAddr, time::Duration};
 
 use clap::{Parser, ValueEnum};
-use gorego_integration::link::{Rate, parse_latency};
+use gorego_integration::link::{Link, Rate, Settings, parse_latency};
 
 use crate::report::Report;
 
@@ -37,6 +37,20 @@ struct Args {
     /// Measure a Bazel build that hits instead, which takes the root with the build clients.
     #[arg(long)]
     builds: bool,
+}
+
+impl Args {
+    /// The link to the cache at `to`.
+    fn link(&self, to: SocketAddr) -> Link {
+        Link::with(
+            to,
+            Settings {
+                latency: self.latency,
+                rate: Some(self.rate),
+                ..Settings::default()
+            },
+        )
+    }
 }
 
 /// A server to stand behind the proxy.
