@@ -87,9 +87,16 @@ pub struct Server {
     address: SocketAddr,
     metrics: Option<SocketAddr>,
     dir: Arc<TempDir>,
-    disk: Option<Disk>,
+    surroundings: Surroundings,
     settings: Vec<String>,
     log: Log,
+}
+
+/// What it finds on its machine.
+#[derive(Clone, Debug, Default)]
+struct Surroundings {
+    disk: Option<Disk>,
+    roots: Option<PathBuf>,
 }
 
 type Log = Arc<Mutex<String>>;
@@ -98,7 +105,7 @@ impl Server {
     /// Starts a server on an empty data directory and waits until it listens. Each setting is a
     /// `key=value`.
     pub fn start(settings: &[&str]) -> Self {
-        Self::on(None, settings)
+        Self::within(Surroundings::default(), settings)
     }
 
     /// The same in front of the cache at `target`.
@@ -111,13 +118,20 @@ impl Server {
 
     /// The same on a disk of its own.
     pub fn start_on(disk: Disk, settings: &[&str]) -> Self {
-        Self::on(Some(disk), settings)
+        let disk = Some(disk);
+        Self::within(Surroundings { disk, roots: None }, settings)
     }
 
-    fn on(disk: Option<Disk>, settings: &[&str]) -> Self {
+    /// The same where the certificates in `roots` are the system's.
+    pub fn start_with_roots(roots: &Path, settings: &[&str]) -> Self {
+        let roots = Some(roots.to_owned());
+        Self::within(Surroundings { disk: None, roots }, settings)
+    }
+
+    fn within(surroundings: Surroundings, settings: &[&str]) -> Self {
         let settings = settings.iter().map(|&s| s.to_owned()).collect();
         let dir = TempDir::new().expect("a temporary directory");
-        Self::launch(Arc::new(dir), disk, settings)
+        Self::launch(Arc::new(dir), surroundings, settings)
     }
 
     /// Starts it again on the same directory, with the same settings, after killing it (SIGKILL)
@@ -125,7 +139,8 @@ impl Server {
     #[must_use]
     pub fn restart(mut self) -> Self {
         self.kill();
-        Self::launch(Arc::clone(&self.dir), self.disk, self.settings.clone())
+        let (dir, surroundings) = (Arc::clone(&self.dir), self.surroundings.clone());
+        Self::launch(dir, surroundings, self.settings.clone())
     }
 
     /// The same with other settings.
@@ -140,15 +155,18 @@ impl Server {
         text(&self.log)
     }
 
-    fn launch(dir: Arc<TempDir>, disk: Option<Disk>, settings: Vec<String>) -> Self {
+    fn launch(dir: Arc<TempDir>, surroundings: Surroundings, settings: Vec<String>) -> Self {
         let data = data_in(&dir);
-        let mut command = match disk {
+        let mut command = match surroundings.disk {
             None => command(&data, &settings),
             Some(disk) => {
                 fs::create_dir_all(&data).expect("a place for the disk");
                 command_on(disk, &data, &settings)
             }
         };
+        if let Some(roots) = &surroundings.roots {
+            command.env("SSL_CERT_FILE", roots);
+        }
         command.stdout(Stdio::null()).stderr(Stdio::piped());
         let mut process = Process::spawn(&mut command);
         let stderr = process.child_mut().stderr.take();
@@ -167,7 +185,7 @@ impl Server {
             address,
             metrics,
             dir,
-            disk,
+            surroundings,
             settings,
             log,
         }
@@ -191,7 +209,7 @@ impl Server {
     /// Its data directory, as this process reaches it.
     pub fn data(&self) -> PathBuf {
         let data = data_in(&self.dir);
-        if self.disk.is_none() {
+        if self.surroundings.disk.is_none() {
             return data;
         }
         let root = format!("/proc/{}/root", self.process.id());

@@ -230,6 +230,32 @@ async fn a_backing_cache_is_reached_over_tls_by_those_it_knows() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_certificate_of_a_backing_cache_is_checked_by_the_roots_of_the_system() {
+    let authority = Authority::new();
+    let backing = authority.server();
+    let (certificate, key) = authority.issue("client");
+    let files = [
+        ("cert_file", authority.file("client.pem", &certificate)),
+        ("key_file", authority.file("client.key", &key)),
+    ];
+    let port = backing.address().port();
+    let mut settings = files
+        .map(|(key, path)| format!("backing_cache.tls.{key}={}", path.display()))
+        .to_vec();
+    settings.push(format!("backing_cache.target=grpcs://localhost:{port}"));
+    settings.push("backing_cache.put_retry_count=0".to_owned());
+    let settings: Vec<_> = settings.iter().map(String::as_str).collect();
+    let find_missing = async |roots: &Authority| {
+        let roots = authority.file("roots.pem", &roots.issuer.pem());
+        let server = Server::start_with_roots(&roots, &settings);
+        let client = Client::connect(server.address()).await;
+        client.find_missing(vec![digest_of(b"x")]).await
+    };
+    find_missing(&authority).await.unwrap();
+    assert_refused(find_missing(&Authority::new()).await, Code::Unavailable);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn headers_of_a_file_are_sent_to_the_backing_cache() {
     let dir = TempDir::new().unwrap();
     let file = dir.path().join("headers");

@@ -76,6 +76,30 @@ async fn many_who_ask_for_a_blob_have_it_pushed_up_once() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn few_batches_are_in_memory_at_once_however_many_ask() {
+    const MANY: u8 = 200;
+    let proxy = Proxy::new().await;
+    let mut digests = Vec::new();
+    for seed in 0..MANY {
+        let content = content(seed, 10);
+        let digest = sha256(&content);
+        let put = BlobStore::put(&*proxy.local, &digest, Blob::Bytes(content)).await;
+        put.unwrap();
+        digests.push(digest);
+    }
+    let latency = Duration::from_millis(50);
+    proxy.backing.script(|script| script.latency = latency);
+    let each = digests.chunks(1);
+    let asked = each.map(|digest| proxy.store.find_missing(digest));
+    for missing in join_all(asked).await {
+        assert_eq!(missing.unwrap(), []);
+    }
+    let most = proxy.backing.most_putting.load(SeqCst);
+    assert!((2..=32).contains(&most), "{most}");
+    assert_eq!(proxy.backing.puts.load(SeqCst), u64::from(MANY));
+}
+
+#[tokio::test(start_paused = true)]
 async fn closing_ends_what_goes_up() {
     let proxy = Proxy::new().await;
     let content = content(1, CHUNK * 20);

@@ -18,6 +18,8 @@ use gorego_storage::{
     RemoteOptions, RemoteStore, Resume, UploadId, Uploads as _, conformance,
 };
 use peer::{Act, Line, Peer, within};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::Code;
 
 const MIB: usize = 1 << 20;
@@ -175,6 +177,22 @@ async fn an_upload_ends_at_once_when_the_peer_has_the_blob() {
         "{}",
         last.name
     );
+}
+
+#[tokio::test]
+async fn content_that_the_peer_does_not_want_is_let_go_of() {
+    let peer = Peer::start().await;
+    let content = content(MIB);
+    let digest = peer::sha256(&content);
+    let size = i64::try_from(content.len()).unwrap();
+    for act in [Act::Answer(size), Act::AnswerOnly(size)] {
+        peer.script("write", [act]);
+        let (sender, receiver) = mpsc::channel(1);
+        let blob = Blob::stream(ReceiverStream::new(receiver));
+        let stored = put(&peer.store(), &digest, blob).await;
+        assert_eq!(stored.unwrap(), Put::Existed);
+        within(sender.closed()).await;
+    }
 }
 
 #[tokio::test]

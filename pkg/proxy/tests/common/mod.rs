@@ -48,6 +48,9 @@ pub struct Backing {
     pub gets: AtomicU64,
     pub finds: AtomicU64,
     pub puts: AtomicU64,
+    putting: AtomicU64,
+    /// The most puts of blobs at once.
+    pub most_putting: AtomicU64,
 }
 
 /// What goes wrong.
@@ -176,7 +179,11 @@ impl BlobStore for Backing {
 
     async fn put(&self, digest: &Digest, blob: Blob) -> Result<Put> {
         self.puts.fetch_add(1, SeqCst);
-        self.up().await?;
+        let putting = self.putting.fetch_add(1, SeqCst) + 1;
+        self.most_putting.fetch_max(putting, SeqCst);
+        let up = self.up().await;
+        self.putting.fetch_sub(1, SeqCst);
+        up?;
         if self.now().has_all {
             return Ok(Put::Existed);
         }

@@ -179,10 +179,12 @@ impl Room {
     }
 
     fn kept_at_most(&self) -> u64 {
+        // First, so that what the scan finds meanwhile is counted twice and not left out.
+        let unscanned = self.unscanned.load(SeqCst);
         self.index
             .bytes()
             .saturating_add(self.folders.bytes())
-            .saturating_add(self.unscanned.load(Relaxed))
+            .saturating_add(unscanned)
     }
 
     fn slack(&self) -> u64 {

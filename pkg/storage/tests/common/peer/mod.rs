@@ -24,7 +24,7 @@ use std::{
 use bytes::Bytes;
 use gorego_storage::{Digest, DigestFunction, RemoteAddress, RemoteOptions, RemoteStore};
 use reapi::{
-    bytestream::byte_stream_server::ByteStreamServer,
+    bytestream::{WriteRequest, byte_stream_server::ByteStreamServer},
     v2::{
         CacheCapabilities, action_cache_server::ActionCacheServer,
         capabilities_server::CapabilitiesServer,
@@ -39,7 +39,7 @@ use tokio::{
 };
 use tokio_stream::wrappers::{TcpListenerStream, UnixListenerStream};
 use tonic::{
-    Code,
+    Code, Streaming,
     metadata::MetadataMap,
     transport::{Server, ServerTlsConfig, server::Router},
 };
@@ -62,8 +62,10 @@ pub enum Act {
     Serve(Bytes),
     /// Sends all of a download, and then this.
     FailAtEnd(Code),
-    /// Answers an upload at once, with this size, and goes on reading.
+    /// Answers an upload at once, with this size, and wants no more of it.
     Answer(i64),
+    /// The same, but leaves it to the client whether it goes on.
+    AnswerOnly(i64),
     /// Says that these are missing.
     Missing(Vec<reapi::v2::Digest>),
     /// Answers a batch with this many entries, all of them empty.
@@ -112,6 +114,8 @@ pub struct State {
     pub capabilities: Mutex<CacheCapabilities>,
     /// What a batch is to answer for a blob, by hash.
     pub statuses: Mutex<HashMap<String, VecDeque<Code>>>,
+    /// Uploads that nobody reads any further.
+    pub unread: Mutex<Vec<Streaming<WriteRequest>>>,
     pub changed: Notify,
 }
 

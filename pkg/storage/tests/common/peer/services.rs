@@ -170,7 +170,10 @@ impl ByteStream for Services {
             ..call("write", &name)
         };
         let (number, act) = self.begin(call, &fake).await?;
-        if let Act::Answer(committed_size) = act {
+        if let Act::Answer(committed_size) | Act::AnswerOnly(committed_size) = act {
+            if matches!(act, Act::AnswerOnly(_)) {
+                self.0.unread.lock().unwrap().push(messages);
+            }
             return Ok(Response::new(WriteResponse { committed_size }));
         }
         let (content, finished) = self.receive(number, first, messages, &act).await?;
