@@ -23,7 +23,7 @@ use tonic::{
     transport::{Channel, Endpoint},
 };
 
-use crate::content::digest_of;
+use crate::content::{digest_of, uuid};
 
 /// Blob bytes in one `WriteRequest`.
 pub const PIECE: usize = 64 * 1024;
@@ -106,6 +106,12 @@ impl Client {
         let mut upload = self.begin_upload(uuid, &digest_of(blob));
         upload.send_last(blob).await;
         upload.response().await
+    }
+
+    /// The same under a name that is the same for all blobs of that size.
+    pub async fn upload_whole(&self, blob: &Bytes) -> Result<(), Status> {
+        let name = uuid(&mut fastrand::Rng::with_seed(blob.len() as u64));
+        self.upload(&name, blob).await.map(drop)
     }
 
     /// Opens a `ByteStream.Write` whose messages the caller sends.

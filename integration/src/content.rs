@@ -4,7 +4,7 @@
 use std::io;
 
 use bytes::Bytes;
-use reapi::v2::Digest;
+use reapi::v2::{ActionResult, Digest, OutputFile};
 use sha2::{Digest as _, Sha256};
 
 /// The SHA-256 digest of `bytes`.
@@ -45,6 +45,19 @@ pub fn uuid(rng: &mut fastrand::Rng) -> String {
         bits >> 48 & 0xffff,
         bits & 0xffff_ffff_ffff,
     )
+}
+
+/// A result whose output files have these digests.
+pub fn result_of(outputs: impl IntoIterator<Item = Digest>) -> ActionResult {
+    let file = |(at, digest)| OutputFile {
+        path: format!("out/{at}"),
+        digest: Some(digest),
+        ..OutputFile::default()
+    };
+    ActionResult {
+        output_files: outputs.into_iter().enumerate().map(file).collect(),
+        ..ActionResult::default()
+    }
 }
 
 fn hex(hash: &[u8]) -> String {

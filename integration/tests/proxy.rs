@@ -2,14 +2,12 @@
 //! something else.
 #![cfg(test)]
 
-use bytes::Bytes;
 use gorego_integration::{
     client::Client,
-    content::{blob, digest_of, uuid},
+    content::{blob, digest_of, result_of},
     peer::{Fault, FaultyPeer, Method, Times},
     server::Server,
 };
-use reapi::v2::{ActionResult, OutputFile};
 use tonic::Code;
 
 const MIB: usize = 1024 * 1024;
@@ -19,11 +17,6 @@ async fn proxy(settings: &[&str]) -> (FaultyPeer, Server, Client) {
     let server = Server::in_front_of(&peer.grpc_url(), settings);
     let client = Client::connect(server.address()).await;
     (peer, server, client)
-}
-
-async fn upload(client: &Client, content: &Bytes) -> Result<(), tonic::Status> {
-    let name = uuid(&mut fastrand::Rng::with_seed(content.len() as u64));
-    client.upload(&name, content).await.map(drop)
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -64,7 +57,7 @@ async fn a_broken_write_through_goes_on_and_is_whole_in_both() {
     let content = blob(1, 10 * MIB);
     let broken = Fault::BreakAfter(4 * MIB, Code::Unavailable);
     peer.inject(Method::Write, Times::Next(2), broken);
-    upload(&client, &content).await.unwrap();
+    client.upload_whole(&content).await.unwrap();
     assert!(
         peer.blob(&digest_of(&content))
             .is_some_and(|there| there == content)
@@ -81,14 +74,14 @@ async fn a_full_backing_cache_is_told_and_leaves_nothing_here() {
     peer.inject(Method::BatchUpdateBlobs, Times::Always, full);
     for size in [1000, 3 * MIB] {
         let content = blob(1, size);
-        let refused = upload(&client, &content).await.unwrap_err();
+        let refused = client.upload_whole(&content).await.unwrap_err();
         assert_eq!(refused.code(), Code::ResourceExhausted, "{refused}");
         let digest = vec![digest_of(&content)];
         assert_eq!(client.find_missing(digest.clone()).await.unwrap(), digest);
     }
     peer.heal();
     for size in [1000, 3 * MIB] {
-        upload(&client, &blob(1, size)).await.unwrap();
+        client.upload_whole(&blob(1, size)).await.unwrap();
     }
 }
 
@@ -100,36 +93,31 @@ async fn a_refusal_of_the_backing_cache_is_passed_on() {
         Times::Always,
         Fault::Answer(Code::PermissionDenied),
     );
-    let refused = upload(&client, &blob(1, 3 * MIB)).await.unwrap_err();
+    let refused = client.upload_whole(&blob(1, 3 * MIB)).await.unwrap_err();
     assert_eq!(refused.code(), Code::PermissionDenied, "{refused}");
     let calls = peer.calls(Method::Write);
     assert_eq!(calls[0].header("x-api-key"), Some("wrong"));
-}
-
-fn result(output: &Bytes) -> ActionResult {
-    ActionResult {
-        output_files: vec![OutputFile {
-            path: "out".to_owned(),
-            digest: Some(digest_of(output)),
-            ..OutputFile::default()
-        }],
-        ..ActionResult::default()
-    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_result_whose_outputs_are_in_neither_tier_is_no_hit() {
     let (peer, _server, client) = proxy(&[]).await;
     let (action, output) = (digest_of(b"action"), blob(1, 1000));
-    peer.put_action("", &action, result(&output));
+    peer.put_action("", &action, result_of([digest_of(&output)]));
     let missed = client.get_action(&action).await.unwrap_err();
     assert_eq!(missed.code(), Code::NotFound);
     peer.put(&output);
-    assert_eq!(client.get_action(&action).await.unwrap(), result(&output));
+    assert_eq!(
+        client.get_action(&action).await.unwrap(),
+        result_of([digest_of(&output)])
+    );
     // It has been read now, and is here: what the backing cache loses does not matter.
     assert!(client.download(&digest_of(&output)).await.unwrap() == output);
     peer.forget_all();
-    assert_eq!(client.get_action(&action).await.unwrap(), result(&output));
+    assert_eq!(
+        client.get_action(&action).await.unwrap(),
+        result_of([digest_of(&output)])
+    );
     assert!(client.download(&digest_of(&output)).await.unwrap() == output);
 }
 
@@ -137,14 +125,20 @@ async fn a_result_whose_outputs_are_in_neither_tier_is_no_hit() {
 async fn while_the_backing_cache_is_down_what_is_here_is_served() {
     let (peer, _server, client) = proxy(&["backing_cache.put_retry_count=0"]).await;
     let (action, output, absent) = (digest_of(b"action"), blob(1, 1000), blob(2, 1000));
-    upload(&client, &output).await.unwrap();
-    client.put_action(&action, result(&output)).await.unwrap();
+    client.upload_whole(&output).await.unwrap();
+    client
+        .put_action(&action, result_of([digest_of(&output)]))
+        .await
+        .unwrap();
     peer.inject_everywhere(Times::Always, Fault::Answer(Code::Unavailable));
-    assert_eq!(client.get_action(&action).await.unwrap(), result(&output));
+    assert_eq!(
+        client.get_action(&action).await.unwrap(),
+        result_of([digest_of(&output)])
+    );
     assert!(client.download(&digest_of(&output)).await.unwrap() == output);
     let missed = client.download(&digest_of(&absent)).await.unwrap_err();
     assert_eq!(missed.code(), Code::Unavailable, "{missed}");
-    let refused = upload(&client, &absent).await.unwrap_err();
+    let refused = client.upload_whole(&absent).await.unwrap_err();
     assert_eq!(refused.code(), Code::Unavailable, "{refused}");
     let unknown = client.get_action(&digest_of(b"other")).await.unwrap_err();
     assert_eq!(unknown.code(), Code::Unavailable, "{unknown}");
@@ -155,7 +149,7 @@ async fn what_only_this_tier_has_is_pushed_up_before_it_is_called_present() {
     let (peer, _server, client) = proxy(&["backing_cache.existence_ttl=0"]).await;
     let contents = [blob(1, 1000), blob(2, 3 * MIB)];
     for content in &contents {
-        upload(&client, content).await.unwrap();
+        client.upload_whole(content).await.unwrap();
     }
     peer.forget_all();
     let digests: Vec<_> = contents.iter().map(|content| digest_of(content)).collect();
@@ -194,8 +188,14 @@ async fn without_a_local_tier_everything_is_the_backing_caches() {
     rest.response().await.unwrap();
     assert!(peer.blob(&digest).is_some_and(|there| there == content));
     assert!(client.download(&digest).await.unwrap() == content);
-    client.put_action(&digest, result(&content)).await.unwrap();
-    assert_eq!(client.get_action(&digest).await.unwrap(), result(&content));
+    client
+        .put_action(&digest, result_of([digest_of(&content)]))
+        .await
+        .unwrap();
+    assert_eq!(
+        client.get_action(&digest).await.unwrap(),
+        result_of([digest_of(&content)])
+    );
     assert!(!server.data().join("cas").exists());
 }
 
@@ -203,10 +203,16 @@ async fn without_a_local_tier_everything_is_the_backing_caches() {
 async fn read_only_towards_the_backing_cache_writes_stay_here() {
     let (peer, _server, client) = proxy(&["backing_cache.read_only=true"]).await;
     let (here, there) = (blob(1, 3 * MIB), blob(2, 3 * MIB));
-    upload(&client, &here).await.unwrap();
+    client.upload_whole(&here).await.unwrap();
     let action = digest_of(b"action");
-    client.put_action(&action, result(&here)).await.unwrap();
-    assert_eq!(client.get_action(&action).await.unwrap(), result(&here));
+    client
+        .put_action(&action, result_of([digest_of(&here)]))
+        .await
+        .unwrap();
+    assert_eq!(
+        client.get_action(&action).await.unwrap(),
+        result_of([digest_of(&here)])
+    );
     assert_eq!(peer.bytes_written(), 0);
     assert!(peer.calls(Method::UpdateActionResult).is_empty());
     peer.put(&there);

@@ -64,14 +64,10 @@ fn name() -> String {
     uuid(&mut fastrand::Rng::with_seed(1))
 }
 
-async fn upload(client: &Client, content: &Bytes) -> Result<(), Status> {
-    client.upload(&name(), content).await.map(drop)
-}
-
 /// Puts a blob where the proxy has to fetch it from.
 async fn put_there(backing: &Backing, content: &Bytes) -> Digest {
     let direct = Client::connect(backing.address()).await;
-    upload(&direct, content).await.unwrap();
+    direct.upload_whole(content).await.unwrap();
     digest_of(content)
 }
 
@@ -159,7 +155,7 @@ fn fetch_all(client: &Client, contents: Vec<Bytes>) -> JoinSet<()> {
 fn upload_all(client: &Client, contents: Vec<Bytes>) -> JoinSet<()> {
     let uploads = contents.into_iter().map(|content| {
         let client = client.clone();
-        async move { upload(&client, &content).await.unwrap() }
+        async move { client.upload_whole(&content).await.unwrap() }
     });
     uploads.collect()
 }
@@ -236,7 +232,7 @@ async fn begin_upload(
 ) -> JoinSet<Result<(), Status>> {
     let (client, content) = (client.clone(), content.clone());
     let mut uploads = JoinSet::new();
-    uploads.spawn(async move { upload(&client, &content).await });
+    uploads.spawn(async move { client.upload_whole(&content).await });
     link.wait_for(|counts| counts.up > 2 * MIB as u64).await;
     uploads
 }
@@ -328,7 +324,7 @@ async fn a_cache_may_be_dead_at_the_first_try_and_back_before_the_last() {
         let link = Link::to(backing.address());
         let (_server, client) = in_front_of(&link, MANY).await;
         backing.kill();
-        let both = async { tokio::join!(client.download(&digest), upload(&client, &new)) };
+        let both = async { tokio::join!(client.download(&digest), client.upload_whole(&new)) };
         let back = async {
             retried(&link, UNTIL_LEFT_ALONE).await;
             backing.restart();

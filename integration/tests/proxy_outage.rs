@@ -1,14 +1,12 @@
 //! While the backing cache is down, builds go on, and it gets what it missed when it is back.
 #![cfg(test)]
 
-use bytes::Bytes;
 use gorego_integration::{
     client::Client,
-    content::{blob, digest_of, uuid},
+    content::{blob, digest_of, result_of},
     peer::{Fault, FaultyPeer, Method, Times},
     server::Server,
 };
-use reapi::v2::{ActionResult, OutputFile};
 use tonic::Code;
 
 const MIB: usize = 1024 * 1024;
@@ -29,42 +27,35 @@ fn end(peer: &FaultyPeer) {
     peer.inject_everywhere(Times::Always, Fault::Answer(Code::Unavailable));
 }
 
-async fn upload(client: &Client, content: &Bytes) -> Result<(), tonic::Status> {
-    let name = uuid(&mut fastrand::Rng::with_seed(content.len() as u64));
-    client.upload(&name, content).await.map(drop)
-}
-
-fn result(output: &Bytes) -> ActionResult {
-    ActionResult {
-        output_files: vec![OutputFile {
-            path: "out".to_owned(),
-            digest: Some(digest_of(output)),
-            ..OutputFile::default()
-        }],
-        ..ActionResult::default()
-    }
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn what_was_accepted_reaches_the_backing_cache_also_after_a_crash() {
     let (peer, server, client) = proxy(&DEGRADE).await;
     end(&peer);
     let (small, large) = (blob(1, 1000), blob(2, 3 * MIB));
     for content in [&small, &large] {
-        upload(&client, content).await.unwrap();
+        client.upload_whole(content).await.unwrap();
     }
     client.batch_upload(&[blob(3, 500)]).await.unwrap();
     let digests = [&small, &large, &blob(3, 500)].map(|content| digest_of(content));
     assert_eq!(client.find_missing(digests.to_vec()).await.unwrap(), []);
     let action = digest_of(b"action");
-    client.put_action(&action, result(&large)).await.unwrap();
-    assert_eq!(client.get_action(&action).await.unwrap(), result(&large));
+    client
+        .put_action(&action, result_of([digest_of(&large)]))
+        .await
+        .unwrap();
+    assert_eq!(
+        client.get_action(&action).await.unwrap(),
+        result_of([digest_of(&large)])
+    );
     let missed = client.download(&digest_of(b"absent")).await.unwrap_err();
     assert_eq!(missed.code(), Code::NotFound, "{missed}");
 
     let server = server.restart();
     let client = Client::connect(server.address()).await;
-    assert_eq!(client.get_action(&action).await.unwrap(), result(&large));
+    assert_eq!(
+        client.get_action(&action).await.unwrap(),
+        result_of([digest_of(&large)])
+    );
     peer.heal();
     peer.wait_for(|seen| seen.action("", &action).is_some())
         .await;
@@ -79,15 +70,15 @@ async fn no_more_is_accepted_than_may_wait_and_what_is_refused_is_not_called_pre
         proxy(&[&DEGRADE[..], &["backing_cache.journal_max=3MiB"]].concat()).await;
     end(&peer);
     let (first, second) = (blob(1, 2 * MIB), blob(2, 2 * MIB));
-    upload(&client, &first).await.unwrap();
-    let refused = upload(&client, &second).await.unwrap_err();
+    client.upload_whole(&first).await.unwrap();
+    let refused = client.upload_whole(&second).await.unwrap_err();
     assert_eq!(refused.code(), Code::Unavailable, "{refused}");
     let digests = vec![digest_of(&first), digest_of(&second)];
     let missing = client.find_missing(digests.clone()).await.unwrap();
     assert_eq!(missing, digests[1..]);
     peer.heal();
     peer.wait_for(|seen| seen.blob(&digests[0]).is_some()).await;
-    upload(&client, &second).await.unwrap();
+    client.upload_whole(&second).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -95,7 +86,7 @@ async fn what_waits_and_is_not_brought_up_is_told_of_at_the_start() {
     let (peer, server, client) = proxy(&DEGRADE).await;
     end(&peer);
     let content = blob(1, 1000);
-    upload(&client, &content).await.unwrap();
+    client.upload_whole(&content).await.unwrap();
     peer.heal();
     let target = format!("backing_cache.target={}", peer.grpc_url());
     let mut server = server;
@@ -120,13 +111,16 @@ async fn what_the_backing_cache_refuses_holds_up_nothing_else() {
     end(&peer);
     let (large, small) = (blob(1, 3 * MIB), blob(2, 1000));
     for content in [&large, &small] {
-        upload(&client, content).await.unwrap();
+        client.upload_whole(content).await.unwrap();
     }
     peer.heal();
     let never = Fault::Answer(Code::InvalidArgument);
     peer.inject(Method::Write, Times::Always, never);
     let action = digest_of(b"action");
-    client.put_action(&action, result(&small)).await.unwrap();
+    client
+        .put_action(&action, result_of([digest_of(&small)]))
+        .await
+        .unwrap();
     peer.wait_for(|seen| seen.action("", &action).is_some())
         .await;
     assert!(peer.blob(&digest_of(&small)).is_some());
@@ -137,8 +131,11 @@ async fn the_outputs_of_a_hit_are_here_before_they_are_asked_for() {
     let (peer, _server, client) = proxy(&["backing_cache.prefetch=true"]).await;
     let (action, output) = (digest_of(b"action"), blob(1, 3 * MIB));
     peer.put(&output);
-    peer.put_action("", &action, result(&output));
-    assert_eq!(client.get_action(&action).await.unwrap(), result(&output));
+    peer.put_action("", &action, result_of([digest_of(&output)]));
+    assert_eq!(
+        client.get_action(&action).await.unwrap(),
+        result_of([digest_of(&output)])
+    );
     peer.wait_for(|seen| seen.calls(Method::Read).next().is_some())
         .await;
     // Whoever asks joins the fetch under way.

@@ -3,15 +3,13 @@
 
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use gorego_integration::{
     backing::Backing,
     client::Client,
-    content::{blob, digest_of, uuid},
+    content::{blob, digest_of, result_of},
     link::{Direction, Link},
     server::Server,
 };
-use reapi::v2::{ActionResult, OutputFile};
 use tonic::Code;
 
 const MIB: usize = 1024 * 1024;
@@ -25,23 +23,6 @@ async fn in_front_of(url: &str) -> (Server, Client) {
     (server, client)
 }
 
-async fn upload(client: &Client, content: &Bytes) -> Result<(), tonic::Status> {
-    let name = uuid(&mut fastrand::Rng::with_seed(content.len() as u64));
-    client.upload(&name, content).await.map(drop)
-}
-
-fn result(outputs: &[Bytes]) -> ActionResult {
-    let files = outputs.iter().enumerate().map(|(at, output)| OutputFile {
-        path: format!("out/{at}"),
-        digest: Some(digest_of(output)),
-        ..OutputFile::default()
-    });
-    ActionResult {
-        output_files: files.collect(),
-        ..ActionResult::default()
-    }
-}
-
 /// What one machine's proxy was given another machine's proxy has.
 async fn assert_shares(backing: &Backing) {
     let outputs = [blob(1, 1000), blob(2, 300_000), blob(3, 20 * MIB)];
@@ -51,8 +32,11 @@ async fn assert_shares(backing: &Backing) {
     let (_here, client) = in_front_of(&backing.grpc_url()).await;
     assert_eq!(client.find_missing(digests.clone()).await.unwrap(), digests);
     client.batch_upload(&outputs[..2]).await.unwrap();
-    upload(&client, &outputs[2]).await.unwrap();
-    client.put_action(&action, result(&outputs)).await.unwrap();
+    client.upload_whole(&outputs[2]).await.unwrap();
+    client
+        .put_action(&action, result_of(digests.clone()))
+        .await
+        .unwrap();
 
     let direct = Client::connect(backing.address()).await;
     assert_eq!(direct.find_missing(digests.clone()).await.unwrap(), []);
@@ -60,7 +44,7 @@ async fn assert_shares(backing: &Backing) {
     let (_there, client) = in_front_of(&backing.grpc_url()).await;
     assert_eq!(
         client.get_action(&action).await.unwrap().output_files,
-        result(&outputs).output_files
+        result_of(digests.clone()).output_files
     );
     assert_eq!(client.find_missing(digests.clone()).await.unwrap(), []);
     for (digest, output) in digests.iter().zip(&outputs) {
@@ -72,8 +56,10 @@ async fn assert_shares(backing: &Backing) {
 async fn assert_outlived(mut backing: Backing) {
     let (read, unread, late) = (blob(1, 3 * MIB), blob(2, 3 * MIB), blob(4, 3 * MIB));
     let (server, client) = in_front_of(&backing.grpc_url()).await;
-    upload(&client, &read).await.unwrap();
-    upload(&Client::connect(backing.address()).await, &unread)
+    client.upload_whole(&read).await.unwrap();
+    Client::connect(backing.address())
+        .await
+        .upload_whole(&unread)
         .await
         .unwrap();
     backing.kill();
@@ -81,7 +67,7 @@ async fn assert_outlived(mut backing: Backing) {
     assert!(client.download(&digest_of(&read)).await.unwrap() == read);
     for failed in [
         client.download(&digest_of(&unread)).await.map(drop),
-        upload(&client, &late).await,
+        client.upload_whole(&late).await,
     ] {
         assert_eq!(failed.unwrap_err().code(), Code::Unavailable);
     }
@@ -100,7 +86,7 @@ async fn assert_outlived(mut backing: Backing) {
         }
         assert!(since.elapsed() < PATIENCE, "it never comes back");
     }
-    upload(&client, &late).await.unwrap();
+    client.upload_whole(&late).await.unwrap();
     let direct = Client::connect(backing.address()).await;
     assert!(direct.download(&digest_of(&late)).await.unwrap() == late);
 }
@@ -118,11 +104,17 @@ async fn assert_brought_up(mut backing: Backing) {
     let missed = client.get_action(&action).await.unwrap_err();
     assert_eq!(missed.code(), Code::NotFound, "{missed}");
     client.batch_upload(&outputs[..1]).await.unwrap();
-    upload(&client, &outputs[1]).await.unwrap();
-    client.put_action(&action, result(&outputs)).await.unwrap();
+    client.upload_whole(&outputs[1]).await.unwrap();
+    client
+        .put_action(&action, result_of(digests.clone()))
+        .await
+        .unwrap();
     let server = server.restart();
     let client = Client::connect(server.address()).await;
-    assert_eq!(client.get_action(&action).await.unwrap(), result(&outputs));
+    assert_eq!(
+        client.get_action(&action).await.unwrap(),
+        result_of(digests.clone())
+    );
 
     backing.restart();
     let direct = Client::connect(backing.address()).await;
@@ -139,7 +131,9 @@ async fn assert_brought_up(mut backing: Backing) {
 async fn assert_goes_on(backing: &Backing) {
     let link = Link::to(backing.address());
     let (up, down) = (blob(1, 20 * MIB), blob(2, 20 * MIB));
-    upload(&Client::connect(backing.address()).await, &down)
+    Client::connect(backing.address())
+        .await
+        .upload_whole(&down)
         .await
         .unwrap();
     let (_server, client) = in_front_of(&link.grpc_url()).await;
@@ -153,7 +147,7 @@ async fn assert_goes_on(backing: &Backing) {
         link.wait_for(|counts| counts.up > far).await;
         link.cut();
     };
-    let (uploaded, ()) = tokio::join!(upload(&client, &up), cut);
+    let (uploaded, ()) = tokio::join!(client.upload_whole(&up), cut);
     uploaded.unwrap();
     let direct = Client::connect(backing.address()).await;
     assert!(direct.download(&digest_of(&up)).await.unwrap() == up);

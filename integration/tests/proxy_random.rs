@@ -12,12 +12,12 @@ use bytes::Bytes;
 use fastrand::Rng;
 use gorego_integration::{
     client::Client,
-    content::{blob, digest_of, uuid},
+    content::{blob, digest_of, result_of, uuid},
     link::{Direction, Link, Settings},
     peer::{Fault, FaultyPeer, Method, Offer, Times},
     server::Server,
 };
-use reapi::v2::{ActionResult, Digest, OutputFile};
+use reapi::v2::Digest;
 use tokio::task::{self, JoinSet};
 use tonic::{Code, Status};
 
@@ -62,19 +62,6 @@ fn action(number: usize) -> Digest {
 
 fn outputs(number: usize) -> std::ops::Range<usize> {
     number * OUTPUTS..(number + 1) * OUTPUTS
-}
-
-/// The result whose outputs are those blobs.
-fn result(blobs: impl IntoIterator<Item = usize>) -> ActionResult {
-    let files = blobs.into_iter().map(|number| OutputFile {
-        path: format!("out/{number}"),
-        digest: Some(digest(number)),
-        ..OutputFile::default()
-    });
-    ActionResult {
-        output_files: files.collect(),
-        ..ActionResult::default()
-    }
 }
 
 /// Tells the seed of a run that fails.
@@ -236,7 +223,7 @@ impl World {
         let contents: Vec<_> = outputs(number).map(content).collect();
         client.batch_upload(&contents).await?;
         self.acknowledge(outputs(number));
-        let result = result(outputs(number));
+        let result = result_of(outputs(number).map(digest));
         client.put_action(&action(number), result).await?;
         self.acknowledged.lock().unwrap().actions.insert(number);
         Ok(())
@@ -249,7 +236,7 @@ impl World {
             let lost = known && !self.degrade && status.code() == Code::NotFound;
             assert!(!lost, "action {number}: {status}");
         }
-        assert_eq!(found?, result(outputs(number)));
+        assert_eq!(found?, result_of(outputs(number).map(digest)));
         if !self.degrade {
             outputs(number).for_each(|number| self.assert_there(number));
         }
@@ -290,7 +277,9 @@ async fn run(seed: u64, settings: &[&str]) {
     let _seed = Seed(seed);
     let world = Arc::new(World::new(seed, !settings.is_empty()));
     let lost = digest_of(b"an action of which an output is gone");
-    world.peer.put_action("", &lost, result([0, NEVER]));
+    world
+        .peer
+        .put_action("", &lost, result_of([0, NEVER].map(digest)));
     let short = ["backing_cache.timeout=2s", "backing_cache.existence_ttl=1s"];
     let settings = [&short[..], settings].concat();
     let server = Server::in_front_of(&world.link.grpc_url(), &settings);

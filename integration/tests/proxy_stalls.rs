@@ -4,16 +4,14 @@
 
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use gorego_integration::{
     backing::Backing,
     client::Client,
-    content::{blob, digest_of, uuid},
+    content::{blob, digest_of, result_of},
     link::Link,
     peer::{Fault, FaultyPeer, Method, Times},
     server::Server,
 };
-use reapi::v2::{ActionResult, OutputFile};
 use tonic::{Code, Status};
 
 const MIB: usize = 1024 * 1024;
@@ -76,22 +74,6 @@ async fn in_front_of(url: &str, more: &[&str]) -> (Server, Client) {
     (server, client)
 }
 
-async fn upload(client: &Client, content: &Bytes) -> Result<(), Status> {
-    let name = uuid(&mut fastrand::Rng::with_seed(content.len() as u64));
-    client.upload(&name, content).await.map(drop)
-}
-
-fn result(output: &Bytes) -> ActionResult {
-    ActionResult {
-        output_files: vec![OutputFile {
-            path: "out".to_owned(),
-            digest: Some(digest_of(output)),
-            ..OutputFile::default()
-        }],
-        ..ActionResult::default()
-    }
-}
-
 /// Tries until it succeeds: on a busy machine, a cache that runs may be slow as well.
 async fn in_the_end<T>(mut attempt: impl AsyncFnMut() -> Result<T, Status>) -> T {
     let since = Instant::now();
@@ -126,10 +108,15 @@ async fn a_miss_and_a_write_are_refused_while_the_cache_stands_still() {
         let (here, there, late) = (blob(1, 3 * MIB), blob(2, 3 * MIB), blob(3, 3 * MIB));
         let [action, other] = [&b"action"[..], b"other"].map(digest_of);
         let direct = cache.direct().await;
-        upload(&direct, &there).await.unwrap();
+        direct.upload_whole(&there).await.unwrap();
         let (_server, client) = in_front_of(&cache.link.grpc_url(), &[]).await;
-        in_the_end(async || upload(&client, &here).await).await;
-        in_the_end(async || client.put_action(&action, result(&here)).await).await;
+        in_the_end(async || client.upload_whole(&here).await).await;
+        in_the_end(async || {
+            client
+                .put_action(&action, result_of([digest_of(&here)]))
+                .await
+        })
+        .await;
 
         cache.stall();
         let small = [blob(4, 1000)];
@@ -137,9 +124,9 @@ async fn a_miss_and_a_write_are_refused_while_the_cache_stands_still() {
             async { client.download(&digest_of(&there)).await.map(drop) },
             async { client.get_action(&other).await.map(drop) },
             async { client.find_missing(vec![digest_of(&late)]).await.map(drop) },
-            client.put_action(&other, result(&here)),
+            client.put_action(&other, result_of([digest_of(&here)])),
             client.batch_upload(&small),
-            upload(&client, &late),
+            client.upload_whole(&late),
         );
         for outcome in <[_; 6]>::from(refused) {
             let refused = outcome.unwrap_err();
@@ -147,12 +134,15 @@ async fn a_miss_and_a_write_are_refused_while_the_cache_stands_still() {
         }
         until_left_alone(&client).await;
         assert!(client.download(&digest_of(&here)).await.unwrap() == here);
-        assert_eq!(client.get_action(&action).await.unwrap(), result(&here));
+        assert_eq!(
+            client.get_action(&action).await.unwrap(),
+            result_of([digest_of(&here)])
+        );
 
         cache.go_on();
         let read = in_the_end(async || client.download(&digest_of(&there)).await).await;
         assert!(read == there);
-        in_the_end(async || upload(&client, &late).await).await;
+        in_the_end(async || client.upload_whole(&late).await).await;
         direct.compare(&digest_of(&late), &late).await;
     }
 }
@@ -163,7 +153,7 @@ async fn degraded_a_miss_is_one_and_a_write_waits_until_the_cache_goes_on() {
         let (there, late) = (blob(2, 3 * MIB), blob(3, 3 * MIB));
         let action = digest_of(b"action");
         let direct = cache.direct().await;
-        upload(&direct, &there).await.unwrap();
+        direct.upload_whole(&there).await.unwrap();
         let (_server, client) = in_front_of(&cache.link.grpc_url(), &[DEGRADE]).await;
 
         cache.stall();
@@ -171,9 +161,15 @@ async fn degraded_a_miss_is_one_and_a_write_waits_until_the_cache_goes_on() {
         assert_eq!(missed.code(), Code::NotFound, "{missed}");
         let missed = client.get_action(&action).await.unwrap_err();
         assert_eq!(missed.code(), Code::NotFound, "{missed}");
-        upload(&client, &late).await.unwrap();
-        client.put_action(&action, result(&late)).await.unwrap();
-        assert_eq!(client.get_action(&action).await.unwrap(), result(&late));
+        client.upload_whole(&late).await.unwrap();
+        client
+            .put_action(&action, result_of([digest_of(&late)]))
+            .await
+            .unwrap();
+        assert_eq!(
+            client.get_action(&action).await.unwrap(),
+            result_of([digest_of(&late)])
+        );
         assert!(client.download(&digest_of(&late)).await.unwrap() == late);
 
         cache.go_on();
