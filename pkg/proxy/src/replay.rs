@@ -87,11 +87,14 @@ impl Progress {
             Err(error) if error.may_pass() => Outcome::Later,
             Err(error) => {
                 tracing::error!(?what, %error, "what waited for the backing cache will not reach it");
-                Outcome::Done
+                match error {
+                    Error::NotFound(_) => Outcome::Gone,
+                    _ => Outcome::Done,
+                }
             }
         };
         self.outcomes.push((number, outcome));
-        if outcome != Outcome::Done && self.error.is_none() {
+        if !matches!(outcome, Outcome::Done | Outcome::Gone) && self.error.is_none() {
             self.error = result.err();
         }
     }
