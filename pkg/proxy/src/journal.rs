@@ -72,10 +72,10 @@ impl Journal {
         Ok(journal)
     }
 
-    /// How much the journal in `dir` holds, for those who do not replay it.
+    /// How much the journal in `dir` holds, for those who do not replay it: somebody else may.
     pub async fn left_in(dir: &Path) -> Result<Depth> {
         let dir = dir.to_owned();
-        let (_, records) = blocking(move || File::open(&dir, false)).await?;
+        let records = blocking(move || File::look(&dir)).await?;
         Ok(Depth {
             entries: records.len() as u64,
             results: records

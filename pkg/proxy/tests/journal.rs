@@ -13,6 +13,7 @@ use common::{
     sha256,
 };
 use futures::stream;
+use gorego_proxy::Journal;
 use gorego_storage::{ActionCache, Blob, BlobStore, BlobStoreExt as _, Digest, Error};
 use reapi::v2::{ActionResult, Directory, FileNode, OutputDirectory, Tree};
 use tokio::time::{sleep, timeout};
@@ -129,6 +130,20 @@ async fn the_outputs_of_a_result_that_waits_are_not_evicted_and_go_up_with_it() 
     replayed(&proxy).await;
     let missing = proxy.backing.memory.find_missing(&digests).await.unwrap();
     assert_eq!(missing, []);
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_only_looks_leaves_it_to_its_owner() {
+    let proxy = down().await;
+    put(&proxy, &content(1, 10)).await;
+    let log = proxy.dir.path().join("journal/log");
+    // The owner is about to add another one.
+    let mut bytes = fs::read(&log).unwrap();
+    bytes.extend_from_within(..bytes.len() - 1);
+    fs::write(&log, &bytes).unwrap();
+    let left = Journal::left_in(log.parent().unwrap()).await.unwrap();
+    assert_eq!(left, *proxy.journal.depth().borrow());
+    assert_eq!(fs::read(&log).unwrap(), bytes);
 }
 
 #[tokio::test(start_paused = true)]

@@ -65,7 +65,7 @@ impl File {
         let path = dir.join(LOG);
         let log = there(fs::OpenOptions::new().read(true).write(true), &path)?;
         let scan = match &log {
-            Some(log) => Scan::of(log, &path)?,
+            Some(log) => Scan::of(log, &path, true)?,
             None => Scan::default(),
         };
         let mut file = Self {
@@ -82,6 +82,15 @@ impl File {
             file.compact(&[])?;
         }
         Ok((file, scan.records))
+    }
+
+    /// What is not done in the file in `dir`, which may be somebody else's: nothing is changed.
+    pub(super) fn look(dir: &Path) -> Result<Vec<Kept>> {
+        let path = dir.join(LOG);
+        match there(fs::OpenOptions::new().read(true), &path)? {
+            Some(log) => Scan::of(&log, &path, false).map(|scan| scan.records),
+            None => Ok(Vec::new()),
+        }
     }
 
     fn log(&self) -> io::Result<&fs::File> {

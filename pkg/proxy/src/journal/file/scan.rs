@@ -18,8 +18,8 @@ pub(super) struct Scan {
 }
 
 impl Scan {
-    /// Reads the log at `path`, and tells of what is wrong with it.
-    pub(super) fn of(log: &fs::File, path: &Path) -> Result<Self> {
+    /// Reads the log at `path`; what is wrong with it is told of if it is ours.
+    pub(super) fn of(log: &fs::File, path: &Path, is_ours: bool) -> Result<Self> {
         let meta = log.metadata();
         let size = meta.map_err(|e| Error::io("probing", path, e))?.len();
         let mut scan = Self::default();
@@ -41,7 +41,9 @@ impl Scan {
             };
             let (path, at) = (path.display(), scan.len);
             if let Some(next) = frame::next_whole(log, at + 1, size) {
-                tracing::error!(%path, at, next, %error, "the journal is damaged: what stood there will not reach the backing cache");
+                if is_ours {
+                    tracing::error!(%path, at, next, %error, "the journal is damaged: what stood there will not reach the backing cache");
+                }
                 (scan.len, damaged) = (next, true);
                 continue;
             }
@@ -49,9 +51,9 @@ impl Scan {
             if !scan.torn {
                 scan.len = size;
             }
-            if scan.torn {
+            if is_ours && scan.torn {
                 tracing::warn!(%path, at, "the journal's end is torn");
-            } else {
+            } else if is_ours {
                 tracing::error!(%path, at, %error, "the journal's end cannot be read");
             }
             break;

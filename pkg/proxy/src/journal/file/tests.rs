@@ -147,6 +147,27 @@ fn what_an_earlier_version_wrote_is_still_read() {
 }
 
 #[test]
+fn to_look_changes_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut file, _) = File::open(dir.path(), true).unwrap();
+    file.append(&[blob(1)]).unwrap();
+    let log = dir.path().join("log");
+    // Another one is just being added; and all is done.
+    let mut bytes = fs::read(&log).unwrap();
+    bytes.extend_from_within(..10);
+    fs::write(&log, &bytes).unwrap();
+    assert_eq!(File::look(dir.path()).unwrap().len(), 1);
+    assert_eq!(fs::read(&log).unwrap(), bytes);
+    file.done(file.len).unwrap();
+    let bytes = fs::read(&log).unwrap();
+    assert!(File::look(dir.path()).unwrap().is_empty());
+    assert_eq!(fs::read(&log).unwrap(), bytes);
+    let nowhere = dir.path().join("nowhere");
+    assert!(File::look(&nowhere).unwrap().is_empty());
+    assert!(!nowhere.exists());
+}
+
+#[test]
 fn what_a_failed_write_left_is_written_over() {
     let dir = tempfile::tempdir().unwrap();
     let (mut file, _) = File::open(dir.path(), true).unwrap();
