@@ -16,7 +16,10 @@ use std::{
 
 use gorego_storage::{Digest, Error, LocalStore, Result};
 use reapi::v2::ActionResult;
-use tokio::{sync::watch, task};
+use tokio::{
+    sync::{OwnedMutexGuard, watch},
+    task,
+};
 
 pub(crate) use self::{
     announced::Announced,
@@ -28,6 +31,7 @@ use self::{
     record::Record,
     state::{Entry, Names, Phase, Pin, State},
 };
+use crate::writes::Writes;
 
 /// How much is waiting.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -46,6 +50,8 @@ pub struct Journal {
     max_bytes: u64,
     state: Mutex<State>,
     names: Arc<Names>,
+    /// Held while a result goes up of whose action another one waits.
+    going: Writes,
     depth: watch::Sender<Depth>,
 }
 
@@ -66,6 +72,7 @@ impl Journal {
             max_bytes,
             state: Mutex::new(State::new(file, Arc::clone(&names))),
             names,
+            going: Writes::default(),
             depth: watch::Sender::default(),
         };
         journal.restore(records).await?;
@@ -140,6 +147,21 @@ impl Journal {
     /// Whether a result of that action waits, or is about to.
     pub(crate) fn has_action(&self, instance: &str, action: &Digest) -> bool {
         self.names.has(&What::Action(instance.to_owned(), *action))
+    }
+
+    /// Keeps other results of that action from going up, as far as they wait or one does that waits.
+    pub(crate) async fn alone(
+        &self,
+        instance: &str,
+        action: &Digest,
+    ) -> Option<OwnedMutexGuard<()>> {
+        self.going.alone(&(instance, action)).await
+    }
+
+    /// The backing cache was given a result that did not wait: those of its action that do need not.
+    pub(crate) async fn supersede(self: &Arc<Self>, instance: &str, action: &Digest) -> Result<()> {
+        let name = What::Action(instance.to_owned(), *action);
+        self.change(move |state| state.supersede(&name)).await
     }
 
     /// Whether one of the blobs waits.

@@ -196,6 +196,11 @@ impl Tiers {
             tracing::warn!(instance, %action, "a result whose outputs are gone is not replayed");
             return Ok(());
         }
+        let _alone = self.journal.alone(instance, action).await;
+        if !self.journal.has_action(instance, action) {
+            // A later one went up meanwhile.
+            return Ok(());
+        }
         let mut useless = None;
         // Nothing that takes long comes between a look and the put.
         while let Some(theirs) = self.actions.get(instance, action).await? {

@@ -230,6 +230,16 @@ impl State {
         None
     }
 
+    /// Results of that action wait no more, since a later one went up.
+    pub(super) fn supersede(&mut self, name: &What) {
+        for number in self.names.of(name) {
+            let entry = self.entries.get(&number);
+            if entry.is_some_and(|entry| entry.phase != Phase::Coming) {
+                self.remove(number);
+            }
+        }
+    }
+
     pub(super) fn remove(&mut self, number: u64) {
         let Some(entry) = self.entries.remove(&number) else {
             return;
