@@ -93,10 +93,21 @@ impl Actions {
         if self.goes_behind(instance, action, result).await? {
             return Ok(true);
         }
+        // An earlier configuration may have had one wait, which must not come after this one.
+        let waits = tiers.journal.has_action(instance, action);
+        let _alone = if waits {
+            tiers.journal.alone(instance, action).await
+        } else {
+            None
+        };
         match tiers.actions.put(instance, action, result.clone()).await {
-            Err(error) if tiers.degrades(&error) => Ok(true),
-            put => put.map(|()| false),
+            Err(error) if tiers.degrades(&error) => return Ok(true),
+            put => put?,
         }
+        if waits {
+            tiers.journal.supersede(instance, action).await?;
+        }
+        Ok(false)
     }
 
     /// Whether a result has to wait for what waits already. What it names and lookups in an outage

@@ -16,7 +16,10 @@ use std::{
 
 use gorego_storage::{Digest, Error, LocalStore, Result};
 use reapi::v2::ActionResult;
-use tokio::{sync::watch, task};
+use tokio::{
+    sync::{OwnedMutexGuard, watch},
+    task,
+};
 
 pub(crate) use self::{
     announced::Announced,
@@ -26,8 +29,9 @@ pub(crate) use self::{
 use self::{
     file::{File, Kept},
     record::Record,
-    state::{Entry, Names, Phase, State},
+    state::{Entry, Names, Phase, Pin, State},
 };
+use crate::writes::Writes;
 
 /// How much is waiting.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -46,6 +50,8 @@ pub struct Journal {
     max_bytes: u64,
     state: Mutex<State>,
     names: Arc<Names>,
+    /// Held while a result goes up of whose action another one waits.
+    going: Writes,
     depth: watch::Sender<Depth>,
 }
 
@@ -66,16 +72,17 @@ impl Journal {
             max_bytes,
             state: Mutex::new(State::new(file, Arc::clone(&names))),
             names,
+            going: Writes::default(),
             depth: watch::Sender::default(),
         };
         journal.restore(records).await?;
         Ok(journal)
     }
 
-    /// How much the journal in `dir` holds, for those who do not replay it.
+    /// How much the journal in `dir` holds, for those who do not replay it: somebody else may.
     pub async fn left_in(dir: &Path) -> Result<Depth> {
         let dir = dir.to_owned();
-        let (_, records) = blocking(move || File::open(&dir, false)).await?;
+        let records = blocking(move || File::look(&dir)).await?;
         Ok(Depth {
             entries: records.len() as u64,
             results: records
@@ -142,6 +149,21 @@ impl Journal {
         self.names.has(&What::Action(instance.to_owned(), *action))
     }
 
+    /// Keeps other results of that action from going up, as far as they wait or one does that waits.
+    pub(crate) async fn alone(
+        &self,
+        instance: &str,
+        action: &Digest,
+    ) -> Option<OwnedMutexGuard<()>> {
+        self.going.alone(&(instance, action)).await
+    }
+
+    /// The backing cache was given a result that did not wait: those of its action that do need not.
+    pub(crate) async fn supersede(self: &Arc<Self>, instance: &str, action: &Digest) -> Result<()> {
+        let name = What::Action(instance.to_owned(), *action);
+        self.change(move |state| state.supersede(&name)).await
+    }
+
     /// Whether one of the blobs waits.
     pub(crate) async fn has_blob(self: &Arc<Self>, digests: Vec<Digest>) -> Result<bool> {
         let journal = Arc::clone(self);
@@ -160,8 +182,9 @@ impl Journal {
     ) -> Result<Announced> {
         digests.retain(|digest| !digest.is_empty_blob());
         self.announce(move |state| {
-            let new = digests.iter().filter(|digest| !state.has_blob(digest));
-            new.map(Record::blob).collect()
+            let is_new = |digest: &Digest| !state.has_blob(digest);
+            let (new, waiting): (Vec<_>, Vec<_>) = digests.into_iter().partition(is_new);
+            (new.iter().map(Record::blob).collect(), waiting)
         })
         .await
     }
@@ -179,44 +202,64 @@ impl Journal {
         let mut record = Record::action(instance, action, result);
         self.announce(move |state| {
             record.replaces = state.replaced_by(&name, here);
-            vec![record]
+            (vec![record], Vec::new())
         })
         .await
     }
 
+    /// Announces records, and blobs that wait already.
     async fn announce(
         self: &Arc<Self>,
-        records: impl FnOnce(&State) -> Vec<Record> + Send + 'static,
+        records: impl FnOnce(&State) -> (Vec<Record>, Vec<Digest>) + Send + 'static,
     ) -> Result<Announced> {
         let journal = Arc::clone(self);
         blocking(move || {
             let mut state = journal.state();
-            let records = records(&state);
-            let bytes = records.iter().map(Record::bytes);
-            let all = bytes.fold(state.bytes, u64::saturating_add);
-            if all > journal.max_bytes {
-                let most = journal.max_bytes;
-                let why = format!(
-                    "the backing cache is down, and no more than {most} bytes may wait for it"
-                );
-                return Err(Error::Unavailable(why));
-            }
-            if records.is_empty() {
-                return Ok(Announced::new(Arc::clone(&journal), Vec::new()));
-            }
-            let places = state.file.append(&records)?;
-            let mut announced = Vec::new();
-            for (record, place) in records.into_iter().zip(places) {
-                if let Some(digest) = record.digest() {
-                    let entry = Entry::of(Kept::of(record, place), digest);
-                    let what = entry.what.clone();
-                    announced.push((state.push(entry), what));
-                }
-            }
+            let (records, waiting) = records(&state);
+            let added = journal.add(&mut state, records)?;
             drop(state);
-            Ok(Announced::new(journal, announced))
+            Ok(Announced::new(journal, added, waiting))
         })
         .await
+    }
+
+    /// Adds entries that are still to be accepted, if there is room for them.
+    fn add(&self, state: &mut State, records: Vec<Record>) -> Result<Vec<(u64, What)>> {
+        if records.is_empty() {
+            return Ok(Vec::new());
+        }
+        let bytes = records.iter().map(Record::bytes);
+        let all = bytes.fold(state.bytes, u64::saturating_add);
+        if all > self.max_bytes {
+            let most = self.max_bytes;
+            let why =
+                format!("the backing cache is down, and no more than {most} bytes may wait for it");
+            return Err(Error::Unavailable(why));
+        }
+        let places = state.file.append(&records)?;
+        let mut added = Vec::with_capacity(records.len());
+        for (record, place) in records.into_iter().zip(places) {
+            if let Some(digest) = record.digest() {
+                let entry = Entry::of(Kept::of(record, place), digest);
+                let what = entry.what.clone();
+                added.push((state.push(entry), what));
+            }
+        }
+        Ok(added)
+    }
+
+    /// Blobs that waited when they were announced are accepted. Those that wait no more, since they
+    /// were not here when their turn came, do so from now on.
+    fn accept_anew(&self, state: &mut State, blobs: Vec<(Digest, Pin)>) -> Result<()> {
+        let settled = blobs.into_iter().filter_map(|(digest, kept)| {
+            let given_back = state.accept_anew(&digest, kept)?;
+            Some((Record::blob(&digest), given_back))
+        });
+        let (records, pins): (Vec<_>, Vec<_>) = settled.unzip();
+        for ((number, _), kept) in self.add(state, records)?.into_iter().zip(pins) {
+            state.accept(number, Some(kept));
+        }
+        Ok(())
     }
 
     /// Sends what has waited longest on its way, up to `most` entries or about so many bytes of blobs.
@@ -268,17 +311,17 @@ impl Journal {
         .await
     }
 
-    async fn change(
+    async fn change<T: Send + 'static>(
         self: &Arc<Self>,
-        change: impl FnOnce(&mut State) + Send + 'static,
-    ) -> Result<()> {
+        change: impl FnOnce(&mut State) -> T + Send + 'static,
+    ) -> Result<T> {
         let journal = Arc::clone(self);
         blocking(move || {
             let mut state = journal.state();
-            change(&mut state);
+            let changed = change(&mut state);
             state.tidy();
             journal.tell(&state);
-            Ok(())
+            Ok(changed)
         })
         .await
     }
@@ -328,3 +371,6 @@ async fn blocking<T: Send + 'static>(
     let cut_off = |error| Error::Unavailable(format!("work on the journal was cut off: {error}"));
     task::spawn_blocking(work).await.map_err(cut_off)?
 }
+
+#[cfg(test)]
+mod tests;

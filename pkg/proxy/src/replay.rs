@@ -87,11 +87,14 @@ impl Progress {
             Err(error) if error.may_pass() => Outcome::Later,
             Err(error) => {
                 tracing::error!(?what, %error, "what waited for the backing cache will not reach it");
-                Outcome::Done
+                match error {
+                    Error::NotFound(_) => Outcome::Gone,
+                    _ => Outcome::Done,
+                }
             }
         };
         self.outcomes.push((number, outcome));
-        if outcome != Outcome::Done && self.error.is_none() {
+        if !matches!(outcome, Outcome::Done | Outcome::Gone) && self.error.is_none() {
             self.error = result.err();
         }
     }
@@ -191,6 +194,11 @@ impl Tiers {
         let up: Arc<dyn BlobStore> = Arc::new(Upward(Arc::clone(self)));
         if !is_complete(action, ours.clone(), up).await? {
             tracing::warn!(instance, %action, "a result whose outputs are gone is not replayed");
+            return Ok(());
+        }
+        let _alone = self.journal.alone(instance, action).await;
+        if !self.journal.has_action(instance, action) {
+            // A later one went up meanwhile.
             return Ok(());
         }
         let mut useless = None;

@@ -13,7 +13,8 @@ use common::{
     sha256,
 };
 use futures::stream;
-use gorego_storage::{ActionCache, Blob, BlobStore, BlobStoreExt as _, Error};
+use gorego_proxy::Journal;
+use gorego_storage::{ActionCache, Blob, BlobStore, BlobStoreExt as _, Digest, Error};
 use reapi::v2::{ActionResult, Directory, FileNode, OutputDirectory, Tree};
 use tokio::time::{sleep, timeout};
 
@@ -132,6 +133,20 @@ async fn the_outputs_of_a_result_that_waits_are_not_evicted_and_go_up_with_it() 
 }
 
 #[tokio::test(start_paused = true)]
+async fn whoever_only_looks_leaves_it_to_its_owner() {
+    let proxy = down().await;
+    put(&proxy, &content(1, 10)).await;
+    let log = proxy.dir.path().join("journal/log");
+    // The owner is about to add another one.
+    let mut bytes = fs::read(&log).unwrap();
+    bytes.extend_from_within(..bytes.len() - 1);
+    fs::write(&log, &bytes).unwrap();
+    let left = Journal::left_in(log.parent().unwrap()).await.unwrap();
+    assert_eq!(left, *proxy.journal.depth().borrow());
+    assert_eq!(fs::read(&log).unwrap(), bytes);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_bad_byte_takes_one_entry_with_it() {
     let proxy = down().await;
     for seed in 0..3 {
@@ -150,18 +165,47 @@ async fn a_blob_that_rotted_holds_up_neither_the_start_nor_the_others() {
     let proxy = down().await;
     let rotten = put(&proxy, &content(1, CHUNK * 2)).await;
     let good = put(&proxy, &content(2, 10)).await;
-    let hex = rotten.hex();
-    let found = find(proxy.dir.path(), &hex).unwrap();
-    let proxy = proxy
+    let proxy = rotted(proxy, &rotten).await;
+    replayed(&proxy).await;
+    assert!(proxy.backing.memory.contains(&good).await.unwrap());
+    assert!(!proxy.backing.memory.contains(&rotten).await.unwrap());
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_uploaded_anew_since_it_was_lost_here_is_kept_and_goes_up() {
+    for is_removed in [false, true] {
+        let proxy = down().await;
+        let content = content(1, CHUNK * 2);
+        let lost = put(&proxy, &content).await;
+        let proxy = if is_removed {
+            fs::remove_file(find(proxy.dir.path(), &lost.hex()).unwrap()).unwrap();
+            assert!(proxy.read(&lost).await.is_err());
+            proxy
+        } else {
+            rotted(proxy, &lost).await
+        };
+        assert_eq!(proxy.store.find_missing(&[lost]).await.unwrap(), [lost]);
+        put(&proxy, &content).await;
+        evict_all(&proxy);
+        assert!(proxy.local.contains(&lost).await.unwrap());
+        assert_eq!(proxy.journal.depth().borrow().entries, 1);
+        replayed(&proxy).await;
+        assert!(proxy.backing.memory.contains(&lost).await.unwrap());
+        evict_all(&proxy);
+        assert!(!proxy.local.contains(&lost).await.unwrap());
+    }
+}
+
+/// The machine stops, and the blob's content is another then.
+async fn rotted(proxy: Proxy, digest: &Digest) -> Proxy {
+    let found = find(proxy.dir.path(), &digest.hex()).unwrap();
+    proxy
         .crash(degrading(), || {
             fs::set_permissions(&found, std::os::unix::fs::PermissionsExt::from_mode(0o644))
                 .unwrap();
             fs::write(&found, content(3, CHUNK * 2)).unwrap();
         })
-        .await;
-    replayed(&proxy).await;
-    assert!(proxy.backing.memory.contains(&good).await.unwrap());
-    assert!(!proxy.backing.memory.contains(&rotten).await.unwrap());
+        .await
 }
 
 fn find(dir: &std::path::Path, name: &str) -> Option<std::path::PathBuf> {

@@ -12,7 +12,9 @@ use common::{
     outage::{action, backing_put, backing_result, degrading, down, left, put, replayed, result},
     sha256,
 };
-use gorego_storage::{ActionCache, Blob, BlobStore, BlobStoreExt as _, Digest, DigestFunction};
+use gorego_storage::{
+    ActionCache, Blob, BlobStore, BlobStoreExt as _, Digest, DigestFunction, Error,
+};
 use reapi::v2::{ActionResult, Directory, OutputDirectory, Tree};
 use tokio::time::sleep;
 use tonic::Code;
@@ -217,6 +219,42 @@ async fn a_newer_result_that_takes_the_place_of_a_useless_one_meanwhile_is_not_o
     proxy.backing.script(|script| script.newer = Some(newer));
     replayed(&proxy).await;
     assert_eq!(backing_result(&proxy).await.unwrap().exit_code, 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_result_that_does_not_wait_takes_the_place_of_one_that_does() {
+    for ended in [Some(2), Some(0), None] {
+        // Wherever the replay is by then.
+        for millis in (250..8000).step_by(1000) {
+            let proxy = down().await;
+            let output = put(&proxy, &content(1, 10)).await;
+            put_result(&proxy, &action(), result(&output, 1, Some(1))).await;
+            let proxy = proxy.restart(common::options()).await;
+            proxy.backing.script(|script| {
+                script.down = false;
+                script.latency = Duration::from_secs(1);
+            });
+            sleep(Duration::from_millis(millis)).await;
+            put_result(&proxy, &action(), result(&output, 2, ended)).await;
+            left(&proxy, 0).await;
+            sleep(Duration::from_secs(10)).await;
+            let stays = backing_result(&proxy).await.unwrap().exit_code;
+            assert_eq!(stays, 2, "after {millis} ms, ended {ended:?}");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_result_that_may_not_wait_is_refused_and_one_that_waits_stays() {
+    let proxy = down().await;
+    let output = put(&proxy, &content(1, 10)).await;
+    put_result(&proxy, &action(), result(&output, 1, Some(1))).await;
+    let proxy = proxy.restart(common::options()).await;
+    let newer = result(&output, 2, Some(2));
+    let put = proxy.actions().put("", &action(), newer).await;
+    assert!(matches!(put, Err(Error::Unavailable(_))), "{put:?}");
+    replayed(&proxy).await;
+    assert_eq!(backing_result(&proxy).await.unwrap().exit_code, 1);
 }
 
 #[tokio::test(start_paused = true)]

@@ -8,6 +8,7 @@ mod slab;
 mod visit;
 
 use std::{
+    collections::HashMap,
     hash::{BuildHasher as _, RandomState},
     sync::{
         Mutex, MutexGuard, PoisonError,
@@ -51,6 +52,8 @@ pub(crate) struct Index {
 struct Shard {
     table: HashTable<u32>,
     slab: Slab<Entry>,
+    /// Entries that were removed while in use: what comes under their keys again is in use, too.
+    gone: HashMap<Key, Entry>,
 }
 
 impl Shard {
@@ -75,6 +78,7 @@ impl Index {
             Mutex::new(Shard {
                 table: HashTable::new(),
                 slab: Slab::new(Entry::EMPTY),
+                gone: HashMap::new(),
             })
         };
         let random = RandomState::new();
@@ -159,8 +163,11 @@ impl Index {
             self.account(&before, false);
             return;
         }
+        if let Some(gone) = shard.gone.remove(key) {
+            entry.inherit(&gone);
+        }
         let slot = shard.slab.insert(entry);
-        let Shard { table, slab } = shard;
+        let Shard { table, slab, .. } = shard;
         let rehash = |slot: &u32| slab.get(*slot).map_or(0, |entry| self.hash(&entry.key()));
         table.insert_unique(hash, slot, rehash);
     }
@@ -185,6 +192,9 @@ impl Index {
             .ok()?
             .remove();
         shard.slab.remove(slot);
+        if entry.is_pinned() {
+            shard.gone.insert(*key, entry);
+        }
         self.account(&entry, false);
         Some(entry)
     }
@@ -199,10 +209,16 @@ impl Index {
 
     /// Ends what a [`Use`] with `pin` began.
     pub(crate) fn unpin(&self, key: &Key) {
-        if let Some((hash, mut shard)) = self.shard(key)
-            && let Some(entry) = shard.get_mut(hash, key)
-        {
+        let Some((hash, mut shard)) = self.shard(key) else {
+            return;
+        };
+        if let Some(entry) = shard.get_mut(hash, key) {
             entry.unpin();
+        } else if let Some(gone) = shard.gone.get_mut(key) {
+            gone.unpin();
+            if !gone.is_pinned() {
+                shard.gone.remove(key);
+            }
         }
     }
 
@@ -327,20 +343,34 @@ mod tests {
     }
 
     #[test]
-    fn a_replaced_entry_is_in_use_as_long_as_its_predecessor() {
-        let index = Index::new();
-        index.insert(&key(1), 1, 0, true);
+    fn an_entry_is_in_use_as_long_as_its_predecessor_removed_or_not() {
         let how = Use {
             lease: true,
             pin: true,
         };
+        let index = Index::new();
+        let removed = || index.remove_if(&key(1), |entry| !entry.is_pinned());
+        for is_removed in [false, true] {
+            index.insert(&key(1), 1, 0, true);
+            for _ in 0..3 {
+                index.touch(&key(1), None, 5, how);
+            }
+            if is_removed {
+                index.remove(&key(1));
+            }
+            index.unpin(&key(1));
+            index.insert(&key(1), 1, 7, false);
+            index.unpin(&key(1));
+            assert!(removed().is_none());
+            index.unpin(&key(1));
+            let entry = removed().unwrap();
+            assert!(entry.is_leased(u64::MAX / 2, u64::MAX / 2) && !entry.is_in_doubt());
+        }
+        index.insert(&key(1), 1, 0, false);
         index.touch(&key(1), None, 5, how);
-        index.insert(&key(1), 1, 7, false);
-        let pinned = |entry: &Entry| entry.is_pinned();
-        assert!(index.remove_if(&key(1), |entry| !pinned(entry)).is_none());
+        index.remove(&key(1));
         index.unpin(&key(1));
-        let entry = index.remove_if(&key(1), |entry| !pinned(entry)).unwrap();
-        assert!(entry.is_leased(u64::MAX / 2, u64::MAX / 2) && !entry.is_in_doubt());
+        assert!(index.shards.iter().all(|shard| lock(shard).gone.is_empty()));
     }
 
     #[test]

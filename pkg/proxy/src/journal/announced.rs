@@ -2,10 +2,10 @@
 
 use std::{mem, sync::Arc};
 
-use gorego_storage::{Error, Result};
+use gorego_storage::{Digest, Error, Result};
 use tokio::runtime::Handle;
 
-use super::{Journal, What};
+use super::{Journal, What, state::Pin};
 
 /// Entries that nobody was told of. Dropped, they are taken back: after a crash meanwhile they are
 /// at worst a record too much.
@@ -13,11 +13,21 @@ use super::{Journal, What};
 pub(crate) struct Announced {
     journal: Arc<Journal>,
     entries: Vec<(u64, What)>,
+    /// Blobs that need no entry, as long as theirs still waits.
+    waiting: Vec<Digest>,
 }
 
 impl Announced {
-    pub(super) const fn new(journal: Arc<Journal>, entries: Vec<(u64, What)>) -> Self {
-        Self { journal, entries }
+    pub(super) const fn new(
+        journal: Arc<Journal>,
+        entries: Vec<(u64, What)>,
+        waiting: Vec<Digest>,
+    ) -> Self {
+        Self {
+            journal,
+            entries,
+            waiting,
+        }
     }
 
     /// Accepts them. Blobs have to be in the local store by now, and stay there.
@@ -25,25 +35,33 @@ impl Announced {
         let mut accepted = Vec::with_capacity(self.entries.len());
         for (number, what) in &self.entries {
             let kept = match what {
-                What::Blob(digest) => {
-                    let gone = || Error::Unavailable(format!("blob {digest} did not stay here"));
-                    let kept = self.journal.local.keep(digest).await?;
-                    Some(kept.ok_or_else(gone)?)
-                }
+                What::Blob(digest) => Some(self.keep(digest).await?),
                 What::Action(..) => None,
             };
             accepted.push((*number, kept));
         }
+        // Their entries may date from before they were lost here and brought anew.
+        let mut anew = Vec::with_capacity(self.waiting.len());
+        for digest in &self.waiting {
+            anew.push((*digest, self.keep(digest).await?));
+        }
         self.entries.clear();
-        if accepted.is_empty() {
+        if accepted.is_empty() && anew.is_empty() {
             return Ok(());
         }
-        let accept = self.journal.change(|state| {
+        let journal = Arc::clone(&self.journal);
+        let accept = self.journal.change(move |state| {
             for (number, kept) in accepted {
                 state.accept(number, kept);
             }
+            journal.accept_anew(state, anew)
         });
-        accept.await
+        accept.await?
+    }
+
+    async fn keep(&self, digest: &Digest) -> Result<Pin> {
+        let gone = || Error::Unavailable(format!("blob {digest} did not stay here"));
+        self.journal.local.keep(digest).await?.ok_or_else(gone)
     }
 }
 

@@ -1,5 +1,8 @@
 //! The journal's file: `log`, records one behind the other, also of how far they are done.
 
+mod frame;
+mod scan;
+
 use std::{
     fs,
     io::{self, Write as _},
@@ -7,20 +10,16 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use gorego_storage::{DigestFunction, Error, Result};
-use prost::Message as _;
+use gorego_storage::{Error, Result};
 use reapi::v2::ActionResult;
 
+pub(super) use self::frame::HEAD;
+use self::scan::Scan;
 use super::record::Record;
 
-/// What stands before a record: a mark, its length, and the beginning of its hash.
-pub(super) const HEAD: usize = 16;
-/// Behind damage, the next whole record is found by it.
-const MARK: [u8; 4] = *b"\xffgj\x01";
+const LOG: &str = "log";
 /// Up to this length it is not worth while to drop what is done, in bytes.
 const SMALL: u64 = 64 * 1024;
-/// How much is read at once in search of a mark, in bytes.
-const STEP: u64 = 64 * 1024;
 
 /// See the module.
 #[derive(Debug)]
@@ -63,65 +62,35 @@ impl File {
     /// Opens the file in `dir`; what is not done. A torn record at the end, which nobody was told of, is
     /// cut off; damage elsewhere takes no more with it than it touches.
     pub(super) fn open(dir: &Path, durable: bool) -> Result<(Self, Vec<Kept>)> {
-        let path = dir.join("log");
-        let log = match fs::OpenOptions::new().read(true).write(true).open(&path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-            log => Some(log.map_err(|error| Error::io("opening", &path, error))?),
+        let path = dir.join(LOG);
+        let log = there(fs::OpenOptions::new().read(true).write(true), &path)?;
+        let scan = match &log {
+            Some(log) => Scan::of(log, &path, true)?,
+            None => Scan::default(),
         };
         let mut file = Self {
             path,
             log,
-            len: 0,
+            len: scan.len,
             durable,
             too_short: 0,
         };
-        let records = file.load()?;
-        if records.is_empty() {
+        if scan.torn {
+            file.truncate();
+        }
+        if scan.records.is_empty() {
             file.compact(&[])?;
         }
-        Ok((file, records))
+        Ok((file, scan.records))
     }
 
-    fn load(&mut self) -> Result<Vec<Kept>> {
-        let mut records: Vec<Kept> = Vec::new();
-        let Some(log) = &self.log else {
-            return Ok(records);
-        };
-        let size = log.metadata().map_err(|e| self.failed("probing", e))?.len();
-        let mut done = 0;
-        while self.len < size {
-            match self.record_at(self.len, size) {
-                Ok((record, place)) => {
-                    self.len = place.end;
-                    match record.done {
-                        Some(before) => done = before,
-                        None => records.push(Kept::of(record, place)),
-                    }
-                }
-                Err(error) if self.step_over(size, &error) => {}
-                Err(_) => break,
-            }
+    /// What is not done in the file in `dir`, which may be somebody else's: nothing is changed.
+    pub(super) fn look(dir: &Path) -> Result<Vec<Kept>> {
+        let path = dir.join(LOG);
+        match there(fs::OpenOptions::new().read(true), &path)? {
+            Some(log) => Scan::of(&log, &path, false).map(|scan| scan.records),
+            None => Ok(Vec::new()),
         }
-        records.retain(|kept| kept.place.start >= done);
-        Ok(records)
-    }
-
-    /// Whether there is a record behind what is none.
-    fn step_over(&mut self, size: u64, error: &io::Error) -> bool {
-        let (path, at) = (self.path.display(), self.len);
-        if let Some(next) = self.next_whole(at + 1, size) {
-            tracing::error!(%path, at, next, %error, "the journal is damaged: what stood there will not reach the backing cache");
-            self.len = next;
-            return true;
-        }
-        if is_torn(error) {
-            tracing::warn!(%path, at, "the journal's end is torn");
-            self.truncate();
-        } else {
-            tracing::error!(%path, at, %error, "the journal's end cannot be read");
-            self.len = size;
-        }
-        false
     }
 
     fn log(&self) -> io::Result<&fs::File> {
@@ -130,60 +99,12 @@ impl File {
             .ok_or_else(|| io::ErrorKind::NotFound.into())
     }
 
-    fn record_at(&self, at: u64, size: u64) -> io::Result<(Record, Place)> {
-        let invalid = || io::Error::from(io::ErrorKind::InvalidData);
-        let log = self.log()?;
-        let mut head = [0; HEAD];
-        if at + HEAD as u64 > size {
-            return Err(io::ErrorKind::UnexpectedEof.into());
-        }
-        log.read_exact_at(&mut head, at)?;
-        let (mark, rest) = head.split_first_chunk().ok_or_else(invalid)?;
-        let (len, hash) = rest.split_first_chunk().ok_or_else(invalid)?;
-        let start = at + HEAD as u64;
-        let end = start + u64::from(u32::from_le_bytes(*len));
-        if *mark != MARK || end > size {
-            return Err(invalid());
-        }
-        let mut body = vec![0; usize::try_from(end - start).map_err(|_| invalid())?];
-        log.read_exact_at(&mut body, start)?;
-        if hash_of(&body) != hash {
-            return Err(invalid());
-        }
-        let record = Record::decode(body.as_slice()).map_err(|_| invalid())?;
-        Ok((record, Place { start: at, end }))
-    }
-
-    /// Where the first whole record from there on starts.
-    fn next_whole(&self, from: u64, size: u64) -> Option<u64> {
-        let log = self.log().ok()?;
-        let mut at = from;
-        while at + (HEAD as u64) <= size {
-            let len = STEP.min(size - at);
-            let mut piece = vec![0; usize::try_from(len).ok()?];
-            // What cannot be read has no record in it.
-            if log.read_exact_at(&mut piece, at).is_ok() {
-                let marks = piece.windows(MARK.len()).enumerate();
-                let whole = marks
-                    .filter(|(_, bytes)| **bytes == MARK)
-                    .map(|(offset, _)| at + offset as u64)
-                    .find(|start| self.record_at(*start, size).is_ok());
-                if whole.is_some() {
-                    return whole;
-                }
-            }
-            // A mark may lie across the border.
-            at += len.saturating_sub(MARK.len() as u64 - 1).max(1);
-        }
-        None
-    }
-
     /// Adds records; where they are. After an error, none is added.
     pub(super) fn append(&mut self, records: &[Record]) -> Result<Vec<Place>> {
         let (mut frames, mut places) = (Vec::new(), Vec::new());
         for record in records {
             let start = self.len + frames.len() as u64;
-            frame(record, &mut frames)?;
+            frame::add(record, &mut frames)?;
             let end = self.len + frames.len() as u64;
             places.push(Place { start, end });
         }
@@ -220,7 +141,9 @@ impl File {
 
     /// The action result in the record at `place`.
     pub(super) fn read(&self, place: Place) -> Result<(Record, ActionResult)> {
-        let record = self.record_at(place.start, place.end);
+        let record = self
+            .log()
+            .and_then(|log| frame::read(log, place.start, place.end));
         let (mut record, _) = record.map_err(|error| self.failed("reading", error))?;
         let result = record.result.take();
         let result = result.ok_or_else(|| self.misplaced())?;
@@ -230,7 +153,7 @@ impl File {
     /// What lies before `place` is done. That need not be on the disk: to do it again does no harm.
     pub(super) fn done(&mut self, place: u64) -> Result<()> {
         let mut bytes = Vec::new();
-        frame(&Record::done_before(place), &mut bytes)?;
+        frame::add(&Record::done_before(place), &mut bytes)?;
         if let Err(error) = self.write(&bytes, false) {
             self.truncate();
             return Err(self.failed("writing", error));
@@ -326,17 +249,12 @@ impl Kept {
     }
 }
 
-fn frame(record: &Record, frames: &mut Vec<u8>) -> Result<()> {
-    let body = record.encode_to_vec();
-    let Ok(len) = u32::try_from(body.len()) else {
-        let why = "the result is too large to wait".to_owned();
-        return Err(Error::Unavailable(why));
-    };
-    frames.extend_from_slice(&MARK);
-    frames.extend_from_slice(&len.to_le_bytes());
-    frames.extend_from_slice(&hash_of(&body));
-    frames.extend_from_slice(&body);
-    Ok(())
+/// Opens a file that may not be there.
+fn there(options: &fs::OpenOptions, path: &Path) -> Result<Option<fs::File>> {
+    match options.open(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        log => Ok(Some(log.map_err(|e| Error::io("opening", path, e))?)),
+    }
 }
 
 fn create(path: &Path, durable: bool) -> io::Result<fs::File> {
@@ -361,17 +279,6 @@ fn sync_folder(path: &Path) -> io::Result<()> {
         Some(folder) => fs::File::open(folder)?.sync_all(),
         None => Ok(()),
     }
-}
-
-/// Whether that is how an unfinished record looks, rather than a disk that cannot be read.
-fn is_torn(error: &io::Error) -> bool {
-    use io::ErrorKind::{InvalidData, UnexpectedEof};
-    matches!(error.kind(), InvalidData | UnexpectedEof)
-}
-
-fn hash_of(body: &[u8]) -> [u8; HEAD - 8] {
-    let digest = DigestFunction::Sha256.digest(body);
-    digest.hash().first_chunk().copied().unwrap_or_default()
 }
 
 #[cfg(test)]

@@ -20,6 +20,9 @@ const REPLACES: usize = 16;
 /// For how long what was refused for a reason that may pass is offered again.
 const PATIENCE: Duration = Duration::from_hours(1);
 
+/// Keeps a blob from eviction.
+pub(super) type Pin = Box<dyn InUse>;
+
 /// What waits.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum What {
@@ -42,8 +45,8 @@ pub(super) struct Entry {
     pub(super) refused: Option<Instant>,
     /// How often it did not get there.
     pub(super) tries: u32,
-    /// Keeps a blob from eviction.
-    pub(super) kept: Option<Box<dyn InUse>>,
+    /// Of a blob; not there if it could not be read at the start.
+    pub(super) kept: Option<Pin>,
 }
 
 /// How far it has come.
@@ -61,6 +64,8 @@ pub(super) enum Phase {
 pub(crate) enum Outcome {
     /// It is there, or never will be.
     Done,
+    /// It is not here any more.
+    Gone,
     /// The backing cache is down.
     Again,
     /// Refused for a reason that may pass.
@@ -183,7 +188,7 @@ impl State {
 
     /// An entry is accepted: it takes the place of older results of the same action. A blob that waits
     /// already does so once.
-    pub(super) fn accept(&mut self, number: u64, kept: Option<Box<dyn InUse>>) {
+    pub(super) fn accept(&mut self, number: u64, kept: Option<Pin>) {
         let Some(entry) = self.entries.get_mut(&number) else {
             return;
         };
@@ -194,7 +199,11 @@ impl State {
         match &what {
             What::Blob(digest) => {
                 if *self.blobs.entry(*digest).or_insert(number) != number {
+                    let kept = entry.kept.take();
                     self.remove(number);
+                    if let Some(kept) = kept {
+                        self.accept_anew(digest, kept);
+                    }
                 }
             }
             What::Action(..) => {
@@ -205,6 +214,28 @@ impl State {
                         self.remove(older);
                     }
                 }
+            }
+        }
+    }
+
+    /// A blob that waits is here anew, whatever the replay has just found. Gives the pin back if it
+    /// waits no more.
+    pub(super) fn accept_anew(&mut self, digest: &Digest, kept: Pin) -> Option<Pin> {
+        let number = self.blobs.get(digest);
+        let Some(entry) = number.and_then(|number| self.entries.get_mut(number)) else {
+            return Some(kept);
+        };
+        entry.kept = Some(kept);
+        entry.phase = Phase::Waiting;
+        None
+    }
+
+    /// Results of that action wait no more, since a later one went up.
+    pub(super) fn supersede(&mut self, name: &What) {
+        for number in self.names.of(name) {
+            let entry = self.entries.get(&number);
+            if entry.is_some_and(|entry| entry.phase != Phase::Coming) {
+                self.remove(number);
             }
         }
     }
@@ -263,7 +294,11 @@ impl State {
             let Some(entry) = self.entries.get_mut(number) else {
                 continue;
             };
+            let is_anew = entry.phase == Phase::Waiting;
             entry.phase = Phase::Waiting;
+            if *outcome == Outcome::Gone && is_anew {
+                continue;
+            }
             if *outcome != Outcome::Untried {
                 entry.tries = entry.tries.saturating_add(1);
             }
@@ -280,7 +315,8 @@ impl State {
                 }
             }
             let what = entry.what.clone();
-            if *outcome == Outcome::Done || self.is_outdated(*number, &what) {
+            let is_done = matches!(outcome, Outcome::Done | Outcome::Gone);
+            if is_done || self.is_outdated(*number, &what) {
                 self.remove(*number);
             }
         }

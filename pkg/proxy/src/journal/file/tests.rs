@@ -1,4 +1,4 @@
-use gorego_storage::Digest;
+use gorego_storage::{Digest, DigestFunction};
 
 use super::*;
 
@@ -82,6 +82,89 @@ fn damage_takes_only_the_record_with_it_that_it_touches() {
         };
         assert_eq!(reopened(dir.path()), left, "byte {damaged}");
     }
+}
+
+#[test]
+fn what_is_in_a_torn_or_damaged_record_is_no_record() {
+    let mut inside = Vec::new();
+    for record in [blob(7), Record::done_before(u64::MAX)] {
+        frame::add(&record, &mut inside).unwrap();
+        frame::add_plain(&record, &mut inside).unwrap();
+    }
+    let forging = ActionResult {
+        stdout_raw: inside.into(),
+        stderr_raw: vec![0; 100].into(),
+        ..ActionResult::default()
+    };
+    let forging = Record::action("main", &DigestFunction::Sha256.digest(&[9]), forging);
+    let dir = tempfile::tempdir().unwrap();
+    let (mut file, _) = File::open(dir.path(), true).unwrap();
+    file.append(&[blob(1), result(2)]).unwrap();
+    let place = file.append(&[forging]).unwrap()[0];
+    let log = dir.path().join("log");
+    let mut torn = fs::read(&log).unwrap();
+    torn.truncate(usize(place.end) - 1);
+    fs::write(&log, &torn).unwrap();
+    assert_eq!(reopened(dir.path()), ids([blob(1), result(2)]));
+    file.append(&[blob(3)]).unwrap();
+    let mut damaged = fs::read(&log).unwrap();
+    damaged[..torn.len()].copy_from_slice(&torn);
+    damaged[usize(place.start)] ^= 1;
+    fs::write(&log, &damaged).unwrap();
+    assert_eq!(reopened(dir.path()), ids([blob(1), result(2), blob(3)]));
+}
+
+#[test]
+fn nothing_counts_as_done_by_what_is_behind_damage_or_ahead() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut file, _) = File::open(dir.path(), true).unwrap();
+    let places = file.append(&[blob(1), result(2), blob(3)]).unwrap();
+    file.done(u64::MAX).unwrap();
+    assert_eq!(reopened(dir.path()), ids([blob(1), result(2), blob(3)]));
+    file.done(places[2].start).unwrap();
+    assert_eq!(reopened(dir.path()), ids([blob(3)]));
+    let log = dir.path().join("log");
+    let mut bytes = fs::read(&log).unwrap();
+    bytes[usize(places[1].start)] ^= 1;
+    fs::write(&log, &bytes).unwrap();
+    assert_eq!(reopened(dir.path()), ids([blob(1), blob(3)]));
+}
+
+#[test]
+fn what_an_earlier_version_wrote_is_still_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut plain = Vec::new();
+    frame::add_plain(&blob(1), &mut plain).unwrap();
+    let done = Record::done_before(plain.len() as u64);
+    for record in [result(2), done] {
+        frame::add_plain(&record, &mut plain).unwrap();
+    }
+    fs::write(dir.path().join("log"), &plain).unwrap();
+    let (mut file, records) = File::open(dir.path(), true).unwrap();
+    assert_eq!(file.read(records[0].place).unwrap().1.exit_code, 2);
+    file.append(&[blob(3)]).unwrap();
+    assert_eq!(reopened(dir.path()), ids([result(2), blob(3)]));
+}
+
+#[test]
+fn to_look_changes_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut file, _) = File::open(dir.path(), true).unwrap();
+    file.append(&[blob(1)]).unwrap();
+    let log = dir.path().join("log");
+    // Another one is just being added; and all is done.
+    let mut bytes = fs::read(&log).unwrap();
+    bytes.extend_from_within(..10);
+    fs::write(&log, &bytes).unwrap();
+    assert_eq!(File::look(dir.path()).unwrap().len(), 1);
+    assert_eq!(fs::read(&log).unwrap(), bytes);
+    file.done(file.len).unwrap();
+    let bytes = fs::read(&log).unwrap();
+    assert!(File::look(dir.path()).unwrap().is_empty());
+    assert_eq!(fs::read(&log).unwrap(), bytes);
+    let nowhere = dir.path().join("nowhere");
+    assert!(File::look(&nowhere).unwrap().is_empty());
+    assert!(!nowhere.exists());
 }
 
 #[test]
