@@ -11,7 +11,10 @@ mod state;
 use std::{
     fmt,
     path::Path,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
 };
 
 use gorego_storage::{Digest, Error, LocalStore, Result};
@@ -47,6 +50,8 @@ pub struct Journal {
     state: Mutex<State>,
     names: Arc<Names>,
     depth: watch::Sender<Depth>,
+    /// How often the backing cache took something.
+    taken: AtomicU64,
 }
 
 impl Journal {
@@ -67,6 +72,7 @@ impl Journal {
             state: Mutex::new(State::new(file, Arc::clone(&names))),
             names,
             depth: watch::Sender::default(),
+            taken: AtomicU64::default(),
         };
         journal.restore(records).await?;
         Ok(journal)
@@ -252,16 +258,23 @@ impl Journal {
         .await
     }
 
+    /// The backing cache took something, whether it waited here or not.
+    pub(crate) fn took(&self) {
+        self.taken.fetch_add(1, Relaxed);
+    }
+
     /// What became of entries that were on their way.
     pub(crate) async fn settle(self: &Arc<Self>, outcomes: Vec<(u64, Outcome)>) -> Result<()> {
         if outcomes.is_empty() {
             return Ok(());
         }
+        let taken = self.taken.load(Relaxed);
         self.change(move |state| {
-            for what in state.settle(&outcomes) {
+            for (what, error) in state.settle(outcomes, taken) {
                 tracing::error!(
                     ?what,
-                    "the backing cache has refused for too long what waits for it"
+                    %error,
+                    "the backing cache has refused this for too long, and took other things"
                 );
             }
         })

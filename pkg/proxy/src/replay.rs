@@ -39,25 +39,26 @@ pub(crate) async fn run(tiers: Arc<Tiers>) {
     let mut depth = journal.depth();
     let mut wait = SHORTEST;
     while depth.wait_for(|depth| depth.entries > 0).await.is_ok() {
-        let round = AssertUnwindSafe(tiers.replay(&journal))
-            .catch_unwind()
-            .await;
-        let round = round.unwrap_or_else(|_| Err(Error::Unavailable("it panicked".to_owned())));
+        let replay = AssertUnwindSafe(tiers.replay(&journal));
+        let replay = replay.catch_unwind().await;
+        let panicked = |_| Err(Error::Unavailable("it panicked".to_owned()));
+        let progress = replay
+            .unwrap_or_else(panicked)
+            .unwrap_or_else(Progress::none);
+        if progress.done {
+            wait = SHORTEST;
+        }
         let left = *journal.depth().borrow();
-        let error = match round {
-            // What is left was tried, and others may go on.
-            Ok(progress) if progress.done && !progress.down => None,
-            Ok(progress) => progress.error,
-            Err(error) => Some(error),
-        };
-        if let Some(error) = error {
+        if let Some(error) = progress.error {
             let (entries, bytes) = (left.entries, left.bytes);
             tracing::warn!(entries, bytes, %error, "writes wait for the backing cache");
-            sleep(wait).await;
-            wait = (wait * 2).min(LONGEST);
-            continue;
+            // Otherwise what is left was tried, and others may go on.
+            if progress.down || !progress.done {
+                sleep(wait).await;
+                wait = (wait * 2).min(LONGEST);
+                continue;
+            }
         }
-        wait = SHORTEST;
         if left.entries == 0 {
             tracing::info!("the backing cache has all that waited for it");
         }
@@ -76,35 +77,41 @@ struct Progress {
 }
 
 impl Progress {
-    /// What concerns an entry itself leaves it behind, so that nothing is held up by it.
-    fn note(&mut self, number: u64, what: &What, result: Result<()>) {
-        let outcome = match &result {
-            Ok(()) => {
-                self.done = true;
-                Outcome::Done
-            }
-            Err(Error::Unavailable(_)) => Outcome::Again,
-            Err(error) if error.may_pass() => Outcome::Later,
-            Err(error) => {
-                tracing::error!(?what, %error, "what waited for the backing cache will not reach it");
-                Outcome::Done
-            }
-        };
-        self.outcomes.push((number, outcome));
-        if outcome != Outcome::Done && self.error.is_none() {
-            self.error = result.err();
+    fn none(error: Error) -> Self {
+        Self {
+            error: Some(error),
+            ..Self::default()
         }
+    }
+
+    /// What concerns an entry itself leaves it behind, so that nothing is held up by it.
+    fn note(&mut self, number: u64, what: &What, outcome: Outcome) {
+        match &outcome {
+            Outcome::Done => self.done = true,
+            Outcome::Never(error) => {
+                tracing::error!(?what, %error, "what waited for the backing cache will not reach it");
+            }
+            Outcome::Again(error) | Outcome::Later(error) => {
+                self.error.get_or_insert_with(|| error.clone());
+            }
+            Outcome::Untried => {}
+        }
+        self.outcomes.push((number, outcome));
+    }
+
+    async fn settle(&mut self, journal: &Arc<Journal>) -> Result<()> {
+        journal.settle(mem::take(&mut self.outcomes)).await
     }
 }
 
 impl Tiers {
     /// Brings up what has waited longest: first the blobs, then the results.
     async fn replay(self: &Arc<Self>, journal: &Arc<Journal>) -> Result<Progress> {
-        let (mut blobs, mut results) = (Vec::new(), Vec::new());
         let taken = journal.take(TOGETHER, BYTES).await?;
         if taken.is_empty() {
             return Err(Error::Unavailable("nothing can be taken now".to_owned()));
         }
+        let (mut blobs, mut results) = (Vec::new(), Vec::new());
         for (number, what) in taken {
             match what {
                 What::Blob(digest) => blobs.push((number, digest)),
@@ -112,65 +119,46 @@ impl Tiers {
             }
         }
         let mut progress = Progress::default();
-        for (number, digest, result) in self.replay_blobs(&blobs).await {
-            progress.note(number, &What::Blob(digest), result);
-        }
-        journal.settle(mem::take(&mut progress.outcomes)).await?;
+        self.replay_blobs(&blobs, &mut progress).await?;
         // Blobs that do not get there say nothing of the results of others.
-        let down = AtomicBool::new(false);
-        let replays = results.into_iter().map(|(number, what)| {
-            let down = &down;
-            async move {
-                if down.load(Relaxed) {
-                    return (number, what, None);
-                }
-                let replayed = self.replay_result(number, &what).await;
-                down.fetch_or(matches!(replayed, Err(Error::Unavailable(_))), Relaxed);
-                (number, what, Some(replayed))
-            }
-        });
-        let replays = stream::iter(replays.collect::<Vec<_>>());
-        let mut replays = replays.buffer_unordered(RESULTS).ready_chunks(RESULTS);
-        while let Some(replayed) = replays.next().await {
-            for (number, what, result) in replayed {
-                match result {
-                    Some(result) => progress.note(number, &what, result),
-                    None => progress.outcomes.push((number, Outcome::Untried)),
-                }
-            }
-            journal.settle(mem::take(&mut progress.outcomes)).await?;
-        }
-        progress.down = down.load(Relaxed);
+        self.replay_results(results, &mut progress).await?;
         Ok(progress)
     }
 
     async fn replay_blobs(
         self: &Arc<Self>,
         blobs: &[(u64, Digest)],
-    ) -> Vec<(u64, Digest, Result<()>)> {
-        let digests = blobs.iter().map(|(_, digest)| *digest).collect();
-        let mut failed = HashMap::new();
-        for digests in by_function(digests) {
+        progress: &mut Progress,
+    ) -> Result<()> {
+        let numbers: HashMap<Digest, u64> =
+            blobs.iter().map(|(at, digest)| (*digest, *at)).collect();
+        let note = |progress: &mut Progress, digest: &Digest, pushed: Result<()>| {
+            if let Some(number) = numbers.get(digest) {
+                let outcome = pushed.map_or_else(Outcome::from, |()| Outcome::Done);
+                progress.note(*number, &What::Blob(*digest), outcome);
+            }
+        };
+        for digests in by_function(blobs.iter().map(|(_, digest)| *digest).collect()) {
             let missing = match self.backing.find_missing(&digests).await {
                 Ok(missing) => missing,
-                Err(error) if error.may_pass() => {
-                    failed.extend(digests.iter().map(|digest| (*digest, error.clone())));
+                Err(error) if error.is_general() => {
+                    for digest in &digests {
+                        note(progress, digest, Err(error.clone()));
+                    }
                     continue;
                 }
                 // Each is told of by itself.
-                Err(_) => digests,
+                Err(_) => digests.clone(),
             };
-            for (digest, pushed) in self.push_up(missing).await {
-                if let Err(error) = self.once_more(&digest, pushed).await {
-                    failed.insert(digest, error);
-                }
+            let mut pushed: HashMap<Digest, Result<()>> = HashMap::new();
+            for (digest, result) in self.push_up(missing).await {
+                pushed.insert(digest, self.once_more(&digest, result).await);
+            }
+            for digest in &digests {
+                note(progress, digest, pushed.remove(digest).unwrap_or(Ok(())));
             }
         }
-        let result = |(number, digest): &(u64, Digest)| {
-            let result = failed.remove(digest).map_or(Ok(()), Err);
-            (*number, *digest, result)
-        };
-        blobs.iter().map(result).collect()
+        progress.settle(&self.journal).await
     }
 
     /// What was refused with others may be taken alone.
@@ -181,9 +169,39 @@ impl Tiers {
         }
     }
 
+    async fn replay_results(
+        self: &Arc<Self>,
+        results: Vec<(u64, What)>,
+        progress: &mut Progress,
+    ) -> Result<()> {
+        let down = AtomicBool::new(false);
+        let replays = results.into_iter().map(|(number, what)| {
+            let down = &down;
+            async move {
+                if down.load(Relaxed) {
+                    return (number, what, Outcome::Untried);
+                }
+                let replayed = self.replay_result(number, &what).await;
+                let outcome = replayed.err().unwrap_or(Outcome::Done);
+                down.fetch_or(matches!(outcome, Outcome::Again(_)), Relaxed);
+                (number, what, outcome)
+            }
+        });
+        let replays = stream::iter(replays.collect::<Vec<_>>());
+        let mut replays = replays.buffer_unordered(RESULTS).ready_chunks(RESULTS);
+        while let Some(replayed) = replays.next().await {
+            for (number, what, outcome) in replayed {
+                progress.note(number, &what, outcome);
+            }
+            progress.settle(&self.journal).await?;
+        }
+        progress.down = down.load(Relaxed);
+        Ok(())
+    }
+
     /// Puts a result there, unless there is a newer one. Where nobody can tell which one is newer,
     /// the one that is there stays, if it is of use.
-    async fn replay_result(self: &Arc<Self>, number: u64, what: &What) -> Result<()> {
+    async fn replay_result(self: &Arc<Self>, number: u64, what: &What) -> Result<(), Outcome> {
         let What::Action(instance, action) = what else {
             return Ok(());
         };
@@ -212,7 +230,9 @@ impl Tiers {
             }
             useless = Some(theirs);
         }
-        self.actions.put(instance, action, ours).await
+        self.actions.put(instance, action, ours).await?;
+        self.journal.took();
+        Ok(())
     }
 }
 

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use gorego_storage::{Digest, InUse};
+use gorego_storage::{Digest, Error, InUse};
 use tokio::time::Instant;
 
 use super::{
@@ -17,8 +17,9 @@ use super::{
 /// How many results an entry is known to be newer than, at most: those that may be in the backing
 /// cache are among the last few.
 const REPLACES: usize = 16;
-/// For how long what was refused for a reason that may pass is offered again.
+/// For how long what is refused is offered again, and how often after other things were taken, at least.
 const PATIENCE: Duration = Duration::from_hours(1);
+const OFFERS: u32 = 10;
 
 /// What waits.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -38,8 +39,7 @@ pub(super) struct Entry {
     /// Which results of its action this one is known to be newer than.
     pub(super) replaces: Vec<u64>,
     pub(super) fingerprint: u64,
-    /// Since when it has been refused, time and again.
-    pub(super) refused: Option<Instant>,
+    pub(super) refused: Option<Refused>,
     /// How often it did not get there.
     pub(super) tries: u32,
     /// Keeps a blob from eviction.
@@ -56,17 +56,53 @@ pub(super) enum Phase {
     Going,
 }
 
+/// Since when an entry has been refused, time and again.
+pub(super) struct Refused {
+    since: Instant,
+    /// How much the backing cache had taken when it was last refused.
+    taken: u64,
+    /// How often something else was taken since it was last refused.
+    alone: u32,
+}
+
+impl Refused {
+    /// It was refused once more. Says whether it is the entry that is at fault: other things are taken,
+    /// today as an hour ago.
+    fn again(&mut self, taken: u64) -> bool {
+        if taken == self.taken {
+            return false;
+        }
+        self.taken = taken;
+        self.alone = self.alone.saturating_add(1);
+        self.alone >= OFFERS && self.since.elapsed() >= PATIENCE
+    }
+}
+
 /// What became of an entry on its way.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub(crate) enum Outcome {
-    /// It is there, or never will be.
+    /// It is there, or need not be.
     Done,
-    /// The backing cache is down.
-    Again,
-    /// Refused for a reason that may pass.
-    Later,
-    /// Nobody tried.
+    /// It never will be.
+    Never(Error),
+    /// The backing cache is down, or takes nothing from here.
+    Again(Error),
+    /// Refused for a reason that may pass, and may lie in the entry.
+    Later(Error),
+    /// Nobody tried, since the backing cache is down.
     Untried,
+}
+
+impl From<Error> for Outcome {
+    fn from(error: Error) -> Self {
+        if error.is_general() {
+            Self::Again(error)
+        } else if error.may_pass() {
+            Self::Later(error)
+        } else {
+            Self::Never(error)
+        }
+    }
 }
 
 /// The actions of which a result waits. Apart, since the rest is locked while the disk is written to.
@@ -256,32 +292,45 @@ impl State {
         next
     }
 
-    /// What was on its way has arrived, or not. Gives those that have been refused for too long.
-    pub(super) fn settle(&mut self, outcomes: &[(u64, Outcome)]) -> Vec<What> {
+    /// What was on its way has arrived, or not; so much was ever taken. Gives those that are given up, and
+    /// why they were last refused.
+    pub(super) fn settle(
+        &mut self,
+        outcomes: Vec<(u64, Outcome)>,
+        taken: u64,
+    ) -> Vec<(What, Error)> {
         let mut given_up = Vec::new();
         for (number, outcome) in outcomes {
-            let Some(entry) = self.entries.get_mut(number) else {
+            let Some(entry) = self.entries.get_mut(&number) else {
                 continue;
             };
             entry.phase = Phase::Waiting;
-            if *outcome != Outcome::Untried {
+            let what = entry.what.clone();
+            if !matches!(outcome, Outcome::Untried) {
                 entry.tries = entry.tries.saturating_add(1);
             }
-            if *outcome == Outcome::Again {
-                // It does not refuse it any more, as far as anybody can tell.
-                entry.refused = None;
-            }
-            if *outcome == Outcome::Later {
-                let since = *entry.refused.get_or_insert_with(Instant::now);
-                if since.elapsed() >= PATIENCE {
-                    given_up.push(entry.what.clone());
-                    self.remove(*number);
-                    continue;
+            let is_over = match outcome {
+                Outcome::Done | Outcome::Never(_) => true,
+                Outcome::Again(_) | Outcome::Untried => {
+                    // It is not refused by itself any more, as far as anybody can tell.
+                    entry.refused = None;
+                    false
                 }
-            }
-            let what = entry.what.clone();
-            if *outcome == Outcome::Done || self.is_outdated(*number, &what) {
-                self.remove(*number);
+                Outcome::Later(error) => {
+                    let refused = entry.refused.get_or_insert_with(|| Refused {
+                        since: Instant::now(),
+                        taken,
+                        alone: 0,
+                    });
+                    let is_over = refused.again(taken);
+                    if is_over {
+                        given_up.push((what.clone(), error));
+                    }
+                    is_over
+                }
+            };
+            if is_over || self.is_outdated(number, &what) {
+                self.remove(number);
             }
         }
         given_up

@@ -34,7 +34,7 @@ use tonic::Code;
 
 pub const GIB: u64 = 1 << 30;
 /// How much may wait.
-pub const JOURNAL: u64 = 4 << 20;
+pub const JOURNAL: u64 = 8 << 20;
 /// The backing cache gives content in chunks of this size.
 pub const CHUNK: usize = 64 * 1024;
 
