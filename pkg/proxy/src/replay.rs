@@ -207,13 +207,23 @@ impl Tiers {
         };
         let (ours, replaces) = self.journal.result(number).await?;
         let up: Arc<dyn BlobStore> = Arc::new(Upward(Arc::clone(self)));
-        if !is_complete(action, ours.clone(), up).await? {
+        let is_whole = match is_complete(action, ours.clone(), up).await {
+            // On the way here, where it is not already.
+            Err(damaged @ Error::Mismatch { .. }) => return Err(Outcome::Later(damaged)),
+            is_whole => is_whole?,
+        };
+        if !is_whole {
             tracing::warn!(instance, %action, "a result whose outputs are gone is not replayed");
             return Ok(());
         }
         let mut useless = None;
         // Nothing that takes long comes between a look and the put.
-        while let Some(theirs) = self.actions.get(instance, action).await? {
+        while let Some(theirs) = self
+            .actions
+            .get(instance, action)
+            .await
+            .map_err(theirs_fails)?
+        {
             if theirs == ours {
                 return Ok(());
             }
@@ -225,7 +235,8 @@ impl Tiers {
             if is_newer || useless.as_ref() == Some(&theirs) {
                 break;
             }
-            if is_complete(action, theirs.clone(), Arc::clone(&self.backing)).await? {
+            let is_whole = is_complete(action, theirs.clone(), Arc::clone(&self.backing));
+            if is_whole.await.map_err(theirs_fails)? {
                 return Ok(());
             }
             useless = Some(theirs);
@@ -233,6 +244,14 @@ impl Tiers {
         self.actions.put(instance, action, ours).await?;
         self.journal.took();
         Ok(())
+    }
+}
+
+/// What is wrong with theirs says nothing final of ours.
+fn theirs_fails(error: Error) -> Outcome {
+    match Outcome::from(error) {
+        Outcome::Never(error) => Outcome::Later(error),
+        outcome => outcome,
     }
 }
 

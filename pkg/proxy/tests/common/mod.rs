@@ -61,7 +61,7 @@ pub struct Script {
     pub down: bool,
     /// So many puts fail after the first chunk.
     pub failing_puts: u32,
-    /// Content is found not to match.
+    /// Content is damaged on the way, and found not to match at its end.
     pub corrupt: bool,
     /// It says of every blob that it is there, and reads no put.
     pub has_all: bool,
@@ -170,7 +170,8 @@ impl BlobStore for Backing {
                 gate.wait_for(open).await.expect("the backing cache lives");
                 match wrong {
                     Some(wrong) if at + 1 == pieces => Err(wrong),
-                    _ => Ok(piece),
+                    Some(_) => Ok(Bytes::from(vec![0xff; piece.len()])),
+                    None => Ok(piece),
                 }
             }
         });
