@@ -2,7 +2,7 @@
 
 use std::{
     cmp::Ordering,
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     mem,
     panic::AssertUnwindSafe,
     sync::{
@@ -19,7 +19,7 @@ use tokio::time::sleep;
 
 use crate::{
     journal::{Journal, Outcome, What, fingerprint},
-    missing::by_function,
+    missing::{batches, by_function},
     outputs::{Upward, is_complete},
     store::Tiers,
 };
@@ -29,6 +29,10 @@ const TOGETHER: usize = 1000;
 const BYTES: u64 = 256 << 20;
 /// How many results go up at once.
 const RESULTS: usize = 32;
+/// How many blobs that were refused together go up alone at once, and of those that are not lost for it,
+/// how many at all.
+const ALONE: usize = 8;
+const FEW: usize = 32;
 /// How long to wait after a failure, at first and at most.
 const SHORTEST: Duration = Duration::from_secs(1);
 const LONGEST: Duration = Duration::from_secs(30);
@@ -150,23 +154,24 @@ impl Tiers {
                 // Each is told of by itself.
                 Err(_) => digests.clone(),
             };
-            let mut pushed: HashMap<Digest, Result<()>> = HashMap::new();
-            for (digest, result) in self.push_up(missing).await {
-                pushed.insert(digest, self.once_more(&digest, result).await);
-            }
-            for digest in &digests {
+            let pushed = self.push_up(missing.clone()).await;
+            let mut pushed: HashMap<Digest, Result<()>> = pushed.into_iter().collect();
+            let alone = to_push_alone(&missing, &pushed);
+            let waits: HashSet<&Digest> = alone.iter().collect();
+            for digest in digests.iter().filter(|digest| !waits.contains(digest)) {
                 note(progress, digest, pushed.remove(digest).unwrap_or(Ok(())));
+            }
+            progress.settle(&self.journal).await?;
+            let again = alone.iter().map(|digest| async move {
+                let pushed = self.push_one(digest).await;
+                (digest, pushed.map(drop))
+            });
+            let mut again = stream::iter(again.collect::<Vec<_>>()).buffer_unordered(ALONE);
+            while let Some((digest, pushed)) = again.next().await {
+                note(progress, digest, pushed);
             }
         }
         progress.settle(&self.journal).await
-    }
-
-    /// What was refused with others may be taken alone.
-    async fn once_more(self: &Arc<Self>, digest: &Digest, pushed: Result<()>) -> Result<()> {
-        match pushed {
-            Err(Error::Refused { .. }) => self.push_one(digest).await.map(drop),
-            pushed => pushed,
-        }
     }
 
     async fn replay_results(
@@ -253,6 +258,19 @@ fn theirs_fails(error: Error) -> Outcome {
         Outcome::Never(error) => Outcome::Later(error),
         outcome => outcome,
     }
+}
+
+/// Those that were refused together with others and may be taken alone: all that would be lost for it, and
+/// a few of the others, since one of them may be what all were refused for.
+fn to_push_alone(missing: &[Digest], pushed: &HashMap<Digest, Result<()>>) -> Vec<Digest> {
+    let together = batches(missing.to_vec()).into_iter();
+    let together = together.filter(|batch| batch.len() > 1).flatten();
+    let mut few = 0..FEW;
+    let is_to_be = |digest: &Digest| match pushed.get(digest) {
+        Some(Err(error @ Error::Refused { .. })) => !error.may_pass() || few.next().is_some(),
+        _ => false,
+    };
+    together.filter(is_to_be).collect()
 }
 
 /// Which of the two actions ended later, as far as both tell.
