@@ -5,9 +5,10 @@ use std::{
     collections::{HashMap, HashSet},
     mem,
     panic::AssertUnwindSafe,
+    slice,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
     },
     time::Duration,
 };
@@ -129,6 +130,14 @@ impl Tiers {
         Ok(progress)
     }
 
+    /// An error if the backing cache is down, or this proxy may not use it.
+    async fn reach(&self, digest: &Digest) -> Result<()> {
+        match self.backing.find_missing(slice::from_ref(digest)).await {
+            Err(error) if error.is_general() => Err(error),
+            _ => Ok(()),
+        }
+    }
+
     async fn replay_blobs(
         self: &Arc<Self>,
         blobs: &[(u64, Digest)],
@@ -179,16 +188,23 @@ impl Tiers {
         results: Vec<(u64, What)>,
         progress: &mut Progress,
     ) -> Result<()> {
-        let down = AtomicBool::new(false);
+        let (in_a_row, down) = (AtomicUsize::new(0), AtomicBool::new(false));
         let replays = results.into_iter().map(|(number, what)| {
-            let down = &down;
+            let (in_a_row, down) = (&in_a_row, &down);
             async move {
                 if down.load(Relaxed) {
                     return (number, what, Outcome::Untried);
                 }
                 let replayed = self.replay_result(number, &what).await;
                 let outcome = replayed.err().unwrap_or(Outcome::Done);
-                down.fetch_or(matches!(outcome, Outcome::Again(_)), Relaxed);
+                if !matches!(outcome, Outcome::Again(_)) {
+                    in_a_row.store(0, Relaxed);
+                } else if in_a_row.fetch_add(1, Relaxed) + 1 >= RESULTS {
+                    // They may all name something that does not get there.
+                    let reached = self.reach(what.digest()).await;
+                    in_a_row.store(0, Relaxed);
+                    down.fetch_or(reached.is_err(), Relaxed);
+                }
                 (number, what, outcome)
             }
         });

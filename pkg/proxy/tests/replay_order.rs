@@ -8,9 +8,10 @@ use std::{sync::atomic::Ordering::SeqCst, time::Duration};
 use bytes::Bytes;
 use common::{
     CHUNK, Proxy, content,
-    outage::{action, backing_has, backing_result, down, left, put, put_result, result},
+    outage::{action, backing_has, backing_result, down, left, name, put, put_result, result},
 };
 use gorego_storage::Digest;
+use tokio::time::sleep;
 use tonic::Code;
 
 /// Uploads so many small blobs.
@@ -40,6 +41,20 @@ async fn one_blob_that_never_gets_there_holds_up_no_result() {
     refuse(&proxy, &[bad], Code::Unavailable);
     left(&proxy, 1).await;
     assert!(backing_has(&proxy, &good).await);
+    assert!(backing_result(&proxy).await.is_some());
+}
+
+#[tokio::test(start_paused = true)]
+async fn results_of_a_blob_that_never_gets_there_hold_up_no_others() {
+    let proxy = down().await;
+    let bad = put(&proxy, &content(1, 10)).await;
+    let good = put(&proxy, &content(2, 10)).await;
+    for number in 0..600 {
+        put_result(&proxy, &name(number), result(&bad, 0, None)).await;
+    }
+    put_result(&proxy, &action(), result(&good, 0, None)).await;
+    refuse(&proxy, &[bad], Code::Unavailable);
+    sleep(Duration::from_mins(1)).await;
     assert!(backing_result(&proxy).await.is_some());
 }
 

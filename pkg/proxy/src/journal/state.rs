@@ -29,6 +29,15 @@ pub(crate) enum What {
     Action(String, Digest),
 }
 
+impl What {
+    /// The blob's, or the action's.
+    pub(crate) const fn digest(&self) -> &Digest {
+        match self {
+            Self::Blob(digest) | Self::Action(_, digest) => digest,
+        }
+    }
+}
+
 /// Something that waits.
 pub(super) struct Entry {
     pub(super) what: What,
