@@ -43,9 +43,11 @@ pub(crate) async fn run(tiers: Arc<Tiers>) {
     let journal = Arc::clone(&tiers.journal);
     let mut depth = journal.depth();
     let mut wait = SHORTEST;
+    let mut round = 0_usize;
     while depth.wait_for(|depth| depth.entries > 0).await.is_ok() {
-        let replay = AssertUnwindSafe(tiers.replay(&journal));
+        let replay = AssertUnwindSafe(tiers.replay(&journal, round));
         let replay = replay.catch_unwind().await;
+        round = round.wrapping_add(1);
         let panicked = |_| Err(Error::Unavailable("it panicked".to_owned()));
         let progress = replay
             .unwrap_or_else(panicked)
@@ -111,10 +113,18 @@ impl Progress {
 
 impl Tiers {
     /// Brings up what has waited longest: first the blobs, then the results.
-    async fn replay(self: &Arc<Self>, journal: &Arc<Journal>) -> Result<Progress> {
+    async fn replay(self: &Arc<Self>, journal: &Arc<Journal>, round: usize) -> Result<Progress> {
         let taken = journal.take(TOGETHER, BYTES).await?;
-        if taken.is_empty() {
+        let asked = round.checked_rem(taken.len());
+        let Some((_, asked)) = asked.and_then(|at| taken.get(at)) else {
             return Err(Error::Unavailable("nothing can be taken now".to_owned()));
+        };
+        // Another one each time, in case that only this one is out of reach.
+        if let Err(error) = self.reach(asked.digest()).await {
+            let untried = taken.into_iter();
+            let untried = untried.map(|(number, _)| (number, Outcome::Untried));
+            journal.settle(untried.collect()).await?;
+            return Err(error);
         }
         let (mut blobs, mut results) = (Vec::new(), Vec::new());
         for (number, what) in taken {
@@ -130,7 +140,8 @@ impl Tiers {
         Ok(progress)
     }
 
-    /// An error if the backing cache is down, or this proxy may not use it.
+    /// An error if the backing cache is down, or this proxy may not use it: that is no news of what
+    /// waits, which keeps its order.
     async fn reach(&self, digest: &Digest) -> Result<()> {
         match self.backing.find_missing(slice::from_ref(digest)).await {
             Err(error) if error.is_general() => Err(error),

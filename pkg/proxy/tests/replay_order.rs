@@ -10,7 +10,7 @@ use common::{
     CHUNK, Proxy, content,
     outage::{action, backing_has, backing_result, down, left, name, put, put_result, result},
 };
-use gorego_storage::Digest;
+use gorego_storage::{BlobStore, Digest};
 use tokio::time::sleep;
 use tonic::Code;
 
@@ -30,6 +30,32 @@ fn refuse(proxy: &Proxy, refused: &[Digest], code: Code) {
         script.refused = refused.iter().map(|digest| (*digest, code)).collect();
         script.down = false;
     });
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_outage_of_any_length_leaves_the_order_as_it_was() {
+    let proxy = down().await;
+    let digests = put_many(&proxy, 1500).await;
+    sleep(Duration::from_mins(10)).await;
+    proxy.backing.script(|script| {
+        script.latency = Duration::from_secs(1);
+        script.down = false;
+    });
+    left(&proxy, 500).await;
+    let missing = proxy.backing.memory.find_missing(&digests).await;
+    assert!(missing.unwrap() == digests[1000..]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_round_panics_over_comes_behind_the_rest() {
+    let proxy = down().await;
+    let digests = put_many(&proxy, 2000).await;
+    proxy.backing.script(|script| {
+        script.panics = Some(digests[0]);
+        script.down = false;
+    });
+    left(&proxy, 1000).await;
+    assert!(backing_has(&proxy, &digests[1999]).await);
 }
 
 #[tokio::test(start_paused = true)]

@@ -276,10 +276,12 @@ impl State {
     /// Sends what has waited longest on its way, up to `most` entries or until their blobs have so
     /// many bytes. What did not get there before comes behind the others.
     pub(super) fn take(&mut self, most: usize, bytes: u64) -> Vec<(u64, What)> {
-        // There is nobody else who takes: what is still on its way was given up in between.
+        // There is nobody else who takes: what is still on its way was given up in between, and may be
+        // why.
         for entry in self.entries.values_mut() {
             if entry.phase == Phase::Going {
                 entry.phase = Phase::Waiting;
+                entry.tries = entry.tries.saturating_add(1);
             }
         }
         let waits = |(_, entry): &(&u64, &Entry)| entry.phase == Phase::Waiting;

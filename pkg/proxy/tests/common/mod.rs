@@ -69,6 +69,8 @@ pub struct Script {
     pub refused: Vec<(Digest, Code)>,
     /// Nothing under this function is taken or looked for.
     pub lacks: Option<DigestFunction>,
+    /// Looking for this blob together with others panics.
+    pub panics: Option<Digest>,
     /// Each call takes so long.
     pub latency: Duration,
     /// Puts are taken without a look at them, and content is lost.
@@ -132,6 +134,8 @@ impl BlobStore for Backing {
         if self.now().has_all {
             return Ok(Vec::new());
         }
+        let panics = self.now().panics.filter(|bad| digests.contains(bad));
+        assert!(panics.is_none() || digests.len() == 1, "{panics:?}");
         if let Some((blob, result)) = self.now().newer
             && digests.contains(&blob)
         {
