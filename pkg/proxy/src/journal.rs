@@ -5,13 +5,17 @@
 
 mod announced;
 mod file;
+mod outcome;
 mod record;
 mod state;
 
 use std::{
     fmt,
     path::Path,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
 };
 
 use gorego_storage::{Digest, Error, LocalStore, Result};
@@ -21,11 +25,7 @@ use tokio::{
     task,
 };
 
-pub(crate) use self::{
-    announced::Announced,
-    record::fingerprint,
-    state::{Outcome, What},
-};
+pub(crate) use self::{announced::Announced, outcome::Outcome, record::fingerprint, state::What};
 use self::{
     file::{File, Kept},
     record::Record,
@@ -53,6 +53,8 @@ pub struct Journal {
     /// Held while a result goes up of whose action another one waits.
     going: Writes,
     depth: watch::Sender<Depth>,
+    /// How often the backing cache took something.
+    taken: AtomicU64,
 }
 
 impl Journal {
@@ -74,6 +76,7 @@ impl Journal {
             names,
             going: Writes::default(),
             depth: watch::Sender::default(),
+            taken: AtomicU64::default(),
         };
         journal.restore(records).await?;
         Ok(journal)
@@ -295,16 +298,23 @@ impl Journal {
         .await
     }
 
+    /// The backing cache took something, whether it waited here or not.
+    pub(crate) fn took(&self) {
+        self.taken.fetch_add(1, Relaxed);
+    }
+
     /// What became of entries that were on their way.
     pub(crate) async fn settle(self: &Arc<Self>, outcomes: Vec<(u64, Outcome)>) -> Result<()> {
         if outcomes.is_empty() {
             return Ok(());
         }
+        let taken = self.taken.load(Relaxed);
         self.change(move |state| {
-            for what in state.settle(&outcomes) {
+            for (what, error) in state.settle(outcomes, taken) {
                 tracing::error!(
                     ?what,
-                    "the backing cache has refused for too long what waits for it"
+                    %error,
+                    "the backing cache has refused this for too long, and took other things"
                 );
             }
         })

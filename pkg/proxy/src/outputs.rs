@@ -1,26 +1,40 @@
 //! What action results name, and where it is.
 
 use std::{
-    fmt,
+    fmt, mem,
     sync::{Arc, Mutex, PoisonError},
 };
 
 use async_trait::async_trait;
+use bytes::Bytes;
+use futures::{StreamExt as _, stream};
 use gorego_storage::{
-    ActionCache, Blob, BlobStore, CompletenessChecking, Digest, Error, LocalStore, Put, Result,
+    ActionCache, Blob, BlobStore, Chunks, CompletenessChecking, Digest, Error, LocalStore, Put,
+    Result,
 };
 use reapi::v2::ActionResult;
 
 use crate::store::Tiers;
 
-/// Whether all that the result names is in `blobs`.
+/// Whether all that the result names is in `blobs`. Only what was read to its end, and found to be right
+/// there, tells of something that is not.
 pub(crate) async fn is_complete(
     action: &Digest,
     result: ActionResult,
     blobs: Arc<dyn BlobStore>,
 ) -> Result<bool> {
-    let checked = CompletenessChecking::new(Arc::new(Only(result)), blobs);
-    Ok(checked.get("", action).await?.is_some())
+    let rests = Rests::default();
+    let read = Arc::new(Read {
+        blobs,
+        rests: Arc::clone(&rests),
+    });
+    let checked = CompletenessChecking::new(Arc::new(Only(result)), read);
+    let is_complete = checked.get("", action).await?.is_some();
+    let rests = mem::take(&mut *rests.lock().unwrap_or_else(PoisonError::into_inner));
+    for mut rest in rests {
+        while rest.next().await.transpose()?.is_some() {}
+    }
+    Ok(is_complete)
 }
 
 /// What the result names and the local store has, as far as that can be told without the backing cache.
@@ -35,7 +49,7 @@ pub(crate) async fn local_outputs(
     });
     let mut files = result.clone();
     // One tree that is not here says nothing of the others.
-    let directories = std::mem::take(&mut files.output_directories);
+    let directories = mem::take(&mut files.output_directories);
     let parts = directories.into_iter().map(|directory| ActionResult {
         output_directories: vec![directory],
         ..ActionResult::default()
@@ -44,7 +58,7 @@ pub(crate) async fn local_outputs(
         is_complete(action, part, Arc::clone(&here) as _).await?;
     }
     let mut found = here.found.lock().unwrap_or_else(PoisonError::into_inner);
-    let mut found = std::mem::take(&mut *found);
+    let mut found = mem::take(&mut *found);
     found.sort_unstable_by_key(Digest::to_string);
     found.dedup();
     Ok(found)
@@ -66,6 +80,71 @@ impl ActionCache for Only {
 
     async fn put(&self, _: &str, _: &Digest, _: ActionResult) -> Result<()> {
         Err(Error::Unavailable("nothing is kept here".to_owned()))
+    }
+}
+
+/// What is left of content that somebody stopped reading.
+type Rests = Arc<Mutex<Vec<Chunks>>>;
+
+/// Gives what `blobs` gives, and keeps what its readers leave unread: content proves to be right only at
+/// its end, also what was enough for them, such as nonsense.
+struct Read {
+    blobs: Arc<dyn BlobStore>,
+    rests: Rests,
+}
+
+#[async_trait]
+impl BlobStore for Read {
+    async fn find_missing(&self, digests: &[Digest]) -> Result<Vec<Digest>> {
+        self.blobs.find_missing(digests).await
+    }
+
+    async fn get(&self, digest: &Digest, offset: u64) -> Result<Blob> {
+        let stream = match self.blobs.get(digest, offset).await? {
+            Blob::Stream(stream) => stream,
+            here => return Ok(here),
+        };
+        let unread = Unread {
+            chunks: Some(stream.chunks),
+            rests: Arc::clone(&self.rests),
+        };
+        let chunks = stream::unfold(unread, |mut unread| async move {
+            let next = unread.chunks.as_mut()?.next().await;
+            if !matches!(next, Some(Ok(_))) {
+                unread.chunks = None;
+            }
+            Some((next?, unread))
+        });
+        Ok(Blob::stream(chunks))
+    }
+
+    async fn get_batch(&self, digests: &[Digest]) -> Vec<Result<Bytes>> {
+        self.blobs.get_batch(digests).await
+    }
+
+    async fn put(&self, digest: &Digest, blob: Blob) -> Result<Put> {
+        self.blobs.put(digest, blob).await
+    }
+}
+
+impl fmt::Debug for Read {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Read").field(&self.blobs).finish()
+    }
+}
+
+/// What is yet to be read of some content.
+struct Unread {
+    chunks: Option<Chunks>,
+    rests: Rests,
+}
+
+impl Drop for Unread {
+    fn drop(&mut self) {
+        if let Some(chunks) = self.chunks.take() {
+            let mut rests = self.rests.lock().unwrap_or_else(PoisonError::into_inner);
+            rests.push(chunks);
+        }
     }
 }
 

@@ -115,7 +115,7 @@ impl Tiers {
     async fn push_now(&self, digest: &Digest) -> Result<Put> {
         let blob = self.local.get(digest, 0).await?;
         let put = self.backing.put(digest, blob).await?;
-        self.existence.insert([digest]);
+        self.took(digest);
         Ok(put)
     }
 
@@ -160,7 +160,7 @@ impl Tiers {
         let put = self.backing.put_batch(blobs).await;
         for (pushing, put) in read.into_iter().zip(put) {
             if put.is_ok() {
-                self.existence.insert([&pushing.digest]);
+                self.took(&pushing.digest);
             }
             pushing.finish(put);
         }
@@ -218,7 +218,7 @@ impl Tiers {
             Ok(put) => {
                 let shown = self.show(digest, complete).await;
                 shown.map_err(|error| (error, None))?;
-                self.existence.insert([digest]);
+                self.took(digest);
                 Ok(put)
             }
             Err(error) => Err((error, Some(complete))),

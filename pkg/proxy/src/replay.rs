@@ -2,12 +2,13 @@
 
 use std::{
     cmp::Ordering,
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     mem,
     panic::AssertUnwindSafe,
+    slice,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
     },
     time::Duration,
 };
@@ -19,7 +20,7 @@ use tokio::time::sleep;
 
 use crate::{
     journal::{Journal, Outcome, What, fingerprint},
-    missing::by_function,
+    missing::{batches, by_function},
     outputs::{Upward, is_complete},
     store::Tiers,
 };
@@ -29,6 +30,10 @@ const TOGETHER: usize = 1000;
 const BYTES: u64 = 256 << 20;
 /// How many results go up at once.
 const RESULTS: usize = 32;
+/// How many blobs that were refused together go up alone at once, and of those that are not lost for it,
+/// how many at all.
+const ALONE: usize = 8;
+const FEW: usize = 32;
 /// How long to wait after a failure, at first and at most.
 const SHORTEST: Duration = Duration::from_secs(1);
 const LONGEST: Duration = Duration::from_secs(30);
@@ -38,26 +43,29 @@ pub(crate) async fn run(tiers: Arc<Tiers>) {
     let journal = Arc::clone(&tiers.journal);
     let mut depth = journal.depth();
     let mut wait = SHORTEST;
+    let mut round = 0_usize;
     while depth.wait_for(|depth| depth.entries > 0).await.is_ok() {
-        let round = AssertUnwindSafe(tiers.replay(&journal))
-            .catch_unwind()
-            .await;
-        let round = round.unwrap_or_else(|_| Err(Error::Unavailable("it panicked".to_owned())));
+        let replay = AssertUnwindSafe(tiers.replay(&journal, round));
+        let replay = replay.catch_unwind().await;
+        round = round.wrapping_add(1);
+        let panicked = |_| Err(Error::Unavailable("it panicked".to_owned()));
+        let progress = replay
+            .unwrap_or_else(panicked)
+            .unwrap_or_else(Progress::none);
+        if progress.done {
+            wait = SHORTEST;
+        }
         let left = *journal.depth().borrow();
-        let error = match round {
-            // What is left was tried, and others may go on.
-            Ok(progress) if progress.done && !progress.down => None,
-            Ok(progress) => progress.error,
-            Err(error) => Some(error),
-        };
-        if let Some(error) = error {
+        if let Some(error) = progress.error {
             let (entries, bytes) = (left.entries, left.bytes);
             tracing::warn!(entries, bytes, %error, "writes wait for the backing cache");
-            sleep(wait).await;
-            wait = (wait * 2).min(LONGEST);
-            continue;
+            // Otherwise what is left was tried, and others may go on.
+            if progress.down || !progress.done {
+                sleep(wait).await;
+                wait = (wait * 2).min(LONGEST);
+                continue;
+            }
         }
-        wait = SHORTEST;
         if left.entries == 0 {
             tracing::info!("the backing cache has all that waited for it");
         }
@@ -76,38 +84,49 @@ struct Progress {
 }
 
 impl Progress {
-    /// What concerns an entry itself leaves it behind, so that nothing is held up by it.
-    fn note(&mut self, number: u64, what: &What, result: Result<()>) {
-        let outcome = match &result {
-            Ok(()) => {
-                self.done = true;
-                Outcome::Done
-            }
-            Err(Error::Unavailable(_)) => Outcome::Again,
-            Err(error) if error.may_pass() => Outcome::Later,
-            Err(error) => {
-                tracing::error!(?what, %error, "what waited for the backing cache will not reach it");
-                match error {
-                    Error::NotFound(_) => Outcome::Gone,
-                    _ => Outcome::Done,
-                }
-            }
-        };
-        self.outcomes.push((number, outcome));
-        if !matches!(outcome, Outcome::Done | Outcome::Gone) && self.error.is_none() {
-            self.error = result.err();
+    fn none(error: Error) -> Self {
+        Self {
+            error: Some(error),
+            ..Self::default()
         }
+    }
+
+    /// What concerns an entry itself leaves it behind, so that nothing is held up by it.
+    fn note(&mut self, number: u64, what: &What, outcome: Outcome) {
+        match &outcome {
+            Outcome::Done => self.done = true,
+            Outcome::Never(error) => {
+                tracing::error!(?what, %error, "what waited for the backing cache will not reach it");
+            }
+            Outcome::Again(error) | Outcome::Later(error) => {
+                self.error.get_or_insert_with(|| error.clone());
+            }
+            Outcome::Untried => {}
+        }
+        self.outcomes.push((number, outcome));
+    }
+
+    async fn settle(&mut self, journal: &Arc<Journal>) -> Result<()> {
+        journal.settle(mem::take(&mut self.outcomes)).await
     }
 }
 
 impl Tiers {
     /// Brings up what has waited longest: first the blobs, then the results.
-    async fn replay(self: &Arc<Self>, journal: &Arc<Journal>) -> Result<Progress> {
-        let (mut blobs, mut results) = (Vec::new(), Vec::new());
+    async fn replay(self: &Arc<Self>, journal: &Arc<Journal>, round: usize) -> Result<Progress> {
         let taken = journal.take(TOGETHER, BYTES).await?;
-        if taken.is_empty() {
+        let asked = round.checked_rem(taken.len());
+        let Some((_, asked)) = asked.and_then(|at| taken.get(at)) else {
             return Err(Error::Unavailable("nothing can be taken now".to_owned()));
+        };
+        // Another one each time, in case that only this one is out of reach.
+        if let Err(error) = self.reach(asked.digest()).await {
+            let untried = taken.into_iter();
+            let untried = untried.map(|(number, _)| (number, Outcome::Untried));
+            journal.settle(untried.collect()).await?;
+            return Err(error);
         }
+        let (mut blobs, mut results) = (Vec::new(), Vec::new());
         for (number, what) in taken {
             match what {
                 What::Blob(digest) => blobs.push((number, digest)),
@@ -115,84 +134,117 @@ impl Tiers {
             }
         }
         let mut progress = Progress::default();
-        for (number, digest, result) in self.replay_blobs(&blobs).await {
-            progress.note(number, &What::Blob(digest), result);
-        }
-        journal.settle(mem::take(&mut progress.outcomes)).await?;
+        self.replay_blobs(&blobs, &mut progress).await?;
         // Blobs that do not get there say nothing of the results of others.
-        let down = AtomicBool::new(false);
-        let replays = results.into_iter().map(|(number, what)| {
-            let down = &down;
-            async move {
-                if down.load(Relaxed) {
-                    return (number, what, None);
-                }
-                let replayed = self.replay_result(number, &what).await;
-                down.fetch_or(matches!(replayed, Err(Error::Unavailable(_))), Relaxed);
-                (number, what, Some(replayed))
-            }
-        });
-        let replays = stream::iter(replays.collect::<Vec<_>>());
-        let mut replays = replays.buffer_unordered(RESULTS).ready_chunks(RESULTS);
-        while let Some(replayed) = replays.next().await {
-            for (number, what, result) in replayed {
-                match result {
-                    Some(result) => progress.note(number, &what, result),
-                    None => progress.outcomes.push((number, Outcome::Untried)),
-                }
-            }
-            journal.settle(mem::take(&mut progress.outcomes)).await?;
-        }
-        progress.down = down.load(Relaxed);
+        self.replay_results(results, &mut progress).await?;
         Ok(progress)
+    }
+
+    /// An error if the backing cache is down, or this proxy may not use it: that is no news of what
+    /// waits, which keeps its order.
+    async fn reach(&self, digest: &Digest) -> Result<()> {
+        match self.backing.find_missing(slice::from_ref(digest)).await {
+            Err(error) if error.is_general() => Err(error),
+            _ => Ok(()),
+        }
     }
 
     async fn replay_blobs(
         self: &Arc<Self>,
         blobs: &[(u64, Digest)],
-    ) -> Vec<(u64, Digest, Result<()>)> {
-        let digests = blobs.iter().map(|(_, digest)| *digest).collect();
-        let mut failed = HashMap::new();
-        for digests in by_function(digests) {
+        progress: &mut Progress,
+    ) -> Result<()> {
+        let numbers: HashMap<Digest, u64> =
+            blobs.iter().map(|(at, digest)| (*digest, *at)).collect();
+        let note = |progress: &mut Progress, digest: &Digest, pushed: Result<()>| {
+            if let Some(number) = numbers.get(digest) {
+                let outcome = pushed.map_or_else(Outcome::from, |()| Outcome::Done);
+                progress.note(*number, &What::Blob(*digest), outcome);
+            }
+        };
+        for digests in by_function(blobs.iter().map(|(_, digest)| *digest).collect()) {
             let missing = match self.backing.find_missing(&digests).await {
                 Ok(missing) => missing,
-                Err(error) if error.may_pass() => {
-                    failed.extend(digests.iter().map(|digest| (*digest, error.clone())));
+                Err(error) if error.is_general() => {
+                    for digest in &digests {
+                        note(progress, digest, Err(error.clone()));
+                    }
                     continue;
                 }
                 // Each is told of by itself.
-                Err(_) => digests,
+                Err(_) => digests.clone(),
             };
-            for (digest, pushed) in self.push_up(missing).await {
-                if let Err(error) = self.once_more(&digest, pushed).await {
-                    failed.insert(digest, error);
-                }
+            let pushed = self.push_up(missing.clone()).await;
+            let mut pushed: HashMap<Digest, Result<()>> = pushed.into_iter().collect();
+            let alone = to_push_alone(&missing, &pushed);
+            let waits: HashSet<&Digest> = alone.iter().collect();
+            for digest in digests.iter().filter(|digest| !waits.contains(digest)) {
+                note(progress, digest, pushed.remove(digest).unwrap_or(Ok(())));
+            }
+            progress.settle(&self.journal).await?;
+            let again = alone.iter().map(|digest| async move {
+                let pushed = self.push_one(digest).await;
+                (digest, pushed.map(drop))
+            });
+            let mut again = stream::iter(again.collect::<Vec<_>>()).buffer_unordered(ALONE);
+            while let Some((digest, pushed)) = again.next().await {
+                note(progress, digest, pushed);
             }
         }
-        let result = |(number, digest): &(u64, Digest)| {
-            let result = failed.remove(digest).map_or(Ok(()), Err);
-            (*number, *digest, result)
-        };
-        blobs.iter().map(result).collect()
+        progress.settle(&self.journal).await
     }
 
-    /// What was refused with others may be taken alone.
-    async fn once_more(self: &Arc<Self>, digest: &Digest, pushed: Result<()>) -> Result<()> {
-        match pushed {
-            Err(Error::Refused { .. }) => self.push_one(digest).await.map(drop),
-            pushed => pushed,
+    async fn replay_results(
+        self: &Arc<Self>,
+        results: Vec<(u64, What)>,
+        progress: &mut Progress,
+    ) -> Result<()> {
+        let (in_a_row, down) = (AtomicUsize::new(0), AtomicBool::new(false));
+        let replays = results.into_iter().map(|(number, what)| {
+            let (in_a_row, down) = (&in_a_row, &down);
+            async move {
+                if down.load(Relaxed) {
+                    return (number, what, Outcome::Untried);
+                }
+                let replayed = self.replay_result(number, &what).await;
+                let outcome = replayed.err().unwrap_or(Outcome::Done);
+                if !matches!(outcome, Outcome::Again(_)) {
+                    in_a_row.store(0, Relaxed);
+                } else if in_a_row.fetch_add(1, Relaxed) + 1 >= RESULTS {
+                    // They may all name something that does not get there.
+                    let reached = self.reach(what.digest()).await;
+                    in_a_row.store(0, Relaxed);
+                    down.fetch_or(reached.is_err(), Relaxed);
+                }
+                (number, what, outcome)
+            }
+        });
+        let replays = stream::iter(replays.collect::<Vec<_>>());
+        let mut replays = replays.buffer_unordered(RESULTS).ready_chunks(RESULTS);
+        while let Some(replayed) = replays.next().await {
+            for (number, what, outcome) in replayed {
+                progress.note(number, &what, outcome);
+            }
+            progress.settle(&self.journal).await?;
         }
+        progress.down = down.load(Relaxed);
+        Ok(())
     }
 
     /// Puts a result there, unless there is a newer one. Where nobody can tell which one is newer,
     /// the one that is there stays, if it is of use.
-    async fn replay_result(self: &Arc<Self>, number: u64, what: &What) -> Result<()> {
+    async fn replay_result(self: &Arc<Self>, number: u64, what: &What) -> Result<(), Outcome> {
         let What::Action(instance, action) = what else {
             return Ok(());
         };
         let (ours, replaces) = self.journal.result(number).await?;
         let up: Arc<dyn BlobStore> = Arc::new(Upward(Arc::clone(self)));
-        if !is_complete(action, ours.clone(), up).await? {
+        let is_whole = match is_complete(action, ours.clone(), up).await {
+            // On the way here, where it is not already.
+            Err(damaged @ Error::Mismatch { .. }) => return Err(Outcome::Later(damaged)),
+            is_whole => is_whole?,
+        };
+        if !is_whole {
             tracing::warn!(instance, %action, "a result whose outputs are gone is not replayed");
             return Ok(());
         }
@@ -203,7 +255,12 @@ impl Tiers {
         }
         let mut useless = None;
         // Nothing that takes long comes between a look and the put.
-        while let Some(theirs) = self.actions.get(instance, action).await? {
+        while let Some(theirs) = self
+            .actions
+            .get(instance, action)
+            .await
+            .map_err(theirs_fails)?
+        {
             if theirs == ours {
                 return Ok(());
             }
@@ -215,13 +272,37 @@ impl Tiers {
             if is_newer || useless.as_ref() == Some(&theirs) {
                 break;
             }
-            if is_complete(action, theirs.clone(), Arc::clone(&self.backing)).await? {
+            let is_whole = is_complete(action, theirs.clone(), Arc::clone(&self.backing));
+            if is_whole.await.map_err(theirs_fails)? {
                 return Ok(());
             }
             useless = Some(theirs);
         }
-        self.actions.put(instance, action, ours).await
+        self.actions.put(instance, action, ours).await?;
+        self.journal.took();
+        Ok(())
     }
+}
+
+/// What is wrong with theirs says nothing final of ours.
+fn theirs_fails(error: Error) -> Outcome {
+    match Outcome::from(error) {
+        Outcome::Never(error) => Outcome::Later(error),
+        outcome => outcome,
+    }
+}
+
+/// Those that were refused together with others and may be taken alone: all that would be lost for it, and
+/// a few of the others, since one of them may be what all were refused for.
+fn to_push_alone(missing: &[Digest], pushed: &HashMap<Digest, Result<()>>) -> Vec<Digest> {
+    let together = batches(missing.to_vec()).into_iter();
+    let together = together.filter(|batch| batch.len() > 1).flatten();
+    let mut few = 0..FEW;
+    let is_to_be = |digest: &Digest| match pushed.get(digest) {
+        Some(Err(error @ Error::Refused { .. })) => !error.may_pass() || few.next().is_some(),
+        _ => false,
+    };
+    together.filter(is_to_be).collect()
 }
 
 /// Which of the two actions ended later, as far as both tell.

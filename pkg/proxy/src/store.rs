@@ -145,6 +145,12 @@ impl Tiers {
         self.tracker.spawn(work).await.map_err(cut_off)?
     }
 
+    /// The backing cache has taken this blob.
+    pub(crate) fn took(&self, digest: &Digest) {
+        self.existence.insert([digest]);
+        self.journal.took();
+    }
+
     /// Whether an error of the backing cache is one to do without it for.
     pub(crate) fn degrades(&self, error: &Error) -> bool {
         self.options.on_outage == OnOutage::Degrade && matches!(error, Error::Unavailable(_))

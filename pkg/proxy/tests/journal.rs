@@ -9,7 +9,7 @@ use std::{fs, time::Duration};
 use bytes::Bytes;
 use common::{
     CHUNK, Proxy, content,
-    outage::{action, degrading, down, evict_all, left, put, replayed, result},
+    outage::{action, degrading, down, evict_all, left, name, put, replayed, result},
     sha256,
 };
 use futures::stream;
@@ -230,7 +230,6 @@ fn find(dir: &std::path::Path, name: &str) -> Option<std::path::PathBuf> {
 #[tokio::test(start_paused = true)]
 async fn the_log_is_bounded_while_something_always_waits() {
     let proxy = down().await;
-    let name = |number: u64| sha256(&Bytes::copy_from_slice(&number.to_le_bytes()));
     let result = ActionResult {
         stdout_raw: content(1, 100_000),
         ..ActionResult::default()

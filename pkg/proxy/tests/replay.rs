@@ -8,24 +8,17 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use common::{
-    Proxy, content,
-    outage::{action, backing_put, backing_result, degrading, down, left, put, replayed, result},
+    content,
+    outage::{
+        action, backing_has, backing_put, backing_result, degrading, down, left, name, put,
+        put_result, replayed, result,
+    },
     sha256,
 };
-use gorego_storage::{
-    ActionCache, Blob, BlobStore, BlobStoreExt as _, Digest, DigestFunction, Error,
-};
+use gorego_storage::{ActionCache, Blob, BlobStore, BlobStoreExt as _, DigestFunction, Error};
 use reapi::v2::{ActionResult, Directory, OutputDirectory, Tree};
 use tokio::time::sleep;
 use tonic::Code;
-
-async fn backing_has(proxy: &Proxy, digest: &Digest) -> bool {
-    proxy.backing.memory.contains(digest).await.unwrap()
-}
-
-async fn put_result(proxy: &Proxy, action: &Digest, result: ActionResult) {
-    proxy.actions().put("", action, result).await.unwrap();
-}
 
 #[tokio::test(start_paused = true)]
 async fn what_the_backing_cache_never_takes_holds_up_nothing_else() {
@@ -62,66 +55,6 @@ async fn a_function_that_the_backing_cache_lacks_holds_up_no_other() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_refused_for_the_moment_is_offered_again() {
-    for code in [
-        Code::ResourceExhausted,
-        Code::PermissionDenied,
-        Code::Unimplemented,
-        Code::Internal,
-        Code::Unknown,
-    ] {
-        let proxy = down().await;
-        let bad = put(&proxy, &content(1, 10)).await;
-        let good = put(&proxy, &content(2, 10)).await;
-        proxy.backing.script(|script| {
-            script.refused = vec![(bad, code)];
-            script.down = false;
-        });
-        left(&proxy, 1).await;
-        assert!(backing_has(&proxy, &good).await);
-        sleep(Duration::from_mins(10)).await;
-        proxy.backing.script(|script| script.refused.clear());
-        left(&proxy, 0).await;
-        assert!(backing_has(&proxy, &bad).await, "{code}");
-    }
-}
-
-#[tokio::test(start_paused = true)]
-async fn the_time_of_an_outage_is_none_of_being_refused() {
-    let proxy = down().await;
-    let bad = put(&proxy, &content(1, 10)).await;
-    let other = put(&proxy, &content(2, 10)).await;
-    proxy.backing.script(|script| {
-        script.refused = vec![(bad, Code::ResourceExhausted)];
-        script.down = false;
-    });
-    left(&proxy, 1).await;
-    assert!(backing_has(&proxy, &other).await);
-    proxy.backing.script(|script| script.down = true);
-    sleep(Duration::from_hours(2)).await;
-    proxy.backing.script(|script| script.down = false);
-    sleep(Duration::from_mins(10)).await;
-    proxy.backing.script(|script| script.refused.clear());
-    left(&proxy, 0).await;
-    assert!(backing_has(&proxy, &bad).await);
-}
-
-#[tokio::test(start_paused = true)]
-async fn one_blob_that_never_gets_there_holds_up_no_result() {
-    let proxy = down().await;
-    let bad = put(&proxy, &content(1, 10)).await;
-    let good = put(&proxy, &content(2, 10)).await;
-    put_result(&proxy, &action(), result(&good, 0, None)).await;
-    proxy.backing.script(|script| {
-        script.refused = vec![(bad, Code::Unavailable)];
-        script.down = false;
-    });
-    left(&proxy, 1).await;
-    assert!(backing_has(&proxy, &good).await);
-    assert!(backing_result(&proxy).await.is_some());
-}
-
-#[tokio::test(start_paused = true)]
 async fn a_result_waits_for_outputs_that_cannot_go_up_or_be_looked_at_yet() {
     for (code, is_there) in [(Code::ResourceExhausted, false), (Code::Unavailable, true)] {
         let proxy = down().await;
@@ -153,16 +86,6 @@ async fn a_result_waits_for_outputs_that_cannot_go_up_or_be_looked_at_yet() {
         left(&proxy, 0).await;
         assert!(backing_result(&proxy).await.is_some());
     }
-}
-
-#[tokio::test(start_paused = true)]
-async fn what_is_refused_for_long_is_given_up() {
-    let proxy = down().await;
-    let bad = put(&proxy, &content(1, 10)).await;
-    let refused = vec![(bad, Code::ResourceExhausted)];
-    proxy.backing.script(|script| script.refused = refused);
-    replayed(&proxy).await;
-    assert!(!backing_has(&proxy, &bad).await);
 }
 
 #[tokio::test(start_paused = true)]
@@ -301,7 +224,6 @@ async fn a_replay_that_broke_off_goes_on_after_a_restart() {
 async fn results_that_keep_coming_do_not_outrun_the_replay() {
     let proxy = down().await;
     let output = put(&proxy, &content(1, 10)).await;
-    let name = |number: u64| sha256(&Bytes::copy_from_slice(&number.to_le_bytes()));
     let large = ActionResult {
         stdout_raw: content(2, 10_000),
         ..result(&output, 0, None)

@@ -120,6 +120,31 @@ impl Error {
         }
     }
 
+    /// Whether it tells of a store as a whole, or of what this proxy may do there, and nothing of what was
+    /// asked.
+    pub fn is_general(&self) -> bool {
+        use tonic::Code::{
+            Aborted, Cancelled, DeadlineExceeded, Internal, PermissionDenied, ResourceExhausted,
+            Unauthenticated, Unavailable, Unknown,
+        };
+        match self {
+            Self::Unavailable(_) => true,
+            Self::Refused { code, .. } => matches!(
+                code,
+                Unauthenticated
+                    | PermissionDenied
+                    | ResourceExhausted
+                    | Unavailable
+                    | DeadlineExceeded
+                    | Aborted
+                    | Cancelled
+                    | Internal
+                    | Unknown
+            ),
+            _ => false,
+        }
+    }
+
     /// Whether the disk cannot give back what was written to it: a medium or a file system that is
     /// damaged there.
     pub(crate) fn is_unreadable(&self) -> bool {

@@ -3,23 +3,19 @@
 use std::{
     collections::{BTreeMap, HashMap},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
 };
 
-use gorego_storage::{Digest, InUse};
-use tokio::time::Instant;
+use gorego_storage::{Digest, Error, InUse};
 
 use super::{
     Depth,
     file::{File, Place},
+    outcome::{Outcome, Refused},
 };
 
 /// How many results an entry is known to be newer than, at most: those that may be in the backing
 /// cache are among the last few.
 const REPLACES: usize = 16;
-/// For how long what was refused for a reason that may pass is offered again.
-const PATIENCE: Duration = Duration::from_hours(1);
-
 /// Keeps a blob from eviction.
 pub(super) type Pin = Box<dyn InUse>;
 
@@ -29,6 +25,15 @@ pub(crate) enum What {
     Blob(Digest),
     /// An action's result under an instance name.
     Action(String, Digest),
+}
+
+impl What {
+    /// The blob's, or the action's.
+    pub(crate) const fn digest(&self) -> &Digest {
+        match self {
+            Self::Blob(digest) | Self::Action(_, digest) => digest,
+        }
+    }
 }
 
 /// Something that waits.
@@ -41,8 +46,7 @@ pub(super) struct Entry {
     /// Which results of its action this one is known to be newer than.
     pub(super) replaces: Vec<u64>,
     pub(super) fingerprint: u64,
-    /// Since when it has been refused, time and again.
-    pub(super) refused: Option<Instant>,
+    pub(super) refused: Option<Refused>,
     /// How often it did not get there.
     pub(super) tries: u32,
     /// Of a blob; not there if it could not be read at the start.
@@ -57,21 +61,6 @@ pub(super) enum Phase {
     Waiting,
     /// On its way to the backing cache.
     Going,
-}
-
-/// What became of an entry on its way.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Outcome {
-    /// It is there, or never will be.
-    Done,
-    /// It is not here any more.
-    Gone,
-    /// The backing cache is down.
-    Again,
-    /// Refused for a reason that may pass.
-    Later,
-    /// Nobody tried.
-    Untried,
 }
 
 /// The actions of which a result waits. Apart, since the rest is locked while the disk is written to.
@@ -262,10 +251,12 @@ impl State {
     /// Sends what has waited longest on its way, up to `most` entries or until their blobs have so
     /// many bytes. What did not get there before comes behind the others.
     pub(super) fn take(&mut self, most: usize, bytes: u64) -> Vec<(u64, What)> {
-        // There is nobody else who takes: what is still on its way was given up in between.
+        // There is nobody else who takes: what is still on its way was given up in between, and may be
+        // why.
         for entry in self.entries.values_mut() {
             if entry.phase == Phase::Going {
                 entry.phase = Phase::Waiting;
+                entry.tries = entry.tries.saturating_add(1);
             }
         }
         let waits = |(_, entry): &(&u64, &Entry)| entry.phase == Phase::Waiting;
@@ -287,37 +278,46 @@ impl State {
         next
     }
 
-    /// What was on its way has arrived, or not. Gives those that have been refused for too long.
-    pub(super) fn settle(&mut self, outcomes: &[(u64, Outcome)]) -> Vec<What> {
+    /// What was on its way has arrived, or not; so much was ever taken. Gives those that are given up, and
+    /// why they were last refused.
+    pub(super) fn settle(
+        &mut self,
+        outcomes: Vec<(u64, Outcome)>,
+        taken: u64,
+    ) -> Vec<(What, Error)> {
         let mut given_up = Vec::new();
         for (number, outcome) in outcomes {
-            let Some(entry) = self.entries.get_mut(number) else {
+            let Some(entry) = self.entries.get_mut(&number) else {
                 continue;
             };
             let is_anew = entry.phase == Phase::Waiting;
             entry.phase = Phase::Waiting;
-            if *outcome == Outcome::Gone && is_anew {
+            if matches!(outcome, Outcome::Never(Error::NotFound(_))) && is_anew {
+                // It was brought after that was found out.
                 continue;
             }
-            if *outcome != Outcome::Untried {
+            let what = entry.what.clone();
+            if !matches!(outcome, Outcome::Untried) {
                 entry.tries = entry.tries.saturating_add(1);
             }
-            if *outcome == Outcome::Again {
-                // It does not refuse it any more, as far as anybody can tell.
-                entry.refused = None;
-            }
-            if *outcome == Outcome::Later {
-                let since = *entry.refused.get_or_insert_with(Instant::now);
-                if since.elapsed() >= PATIENCE {
-                    given_up.push(entry.what.clone());
-                    self.remove(*number);
-                    continue;
+            let is_over = match outcome {
+                Outcome::Done | Outcome::Never(_) => true,
+                Outcome::Again(_) | Outcome::Untried => {
+                    // It is not refused by itself any more, as far as anybody can tell.
+                    entry.refused = None;
+                    false
                 }
-            }
-            let what = entry.what.clone();
-            let is_done = matches!(outcome, Outcome::Done | Outcome::Gone);
-            if is_done || self.is_outdated(*number, &what) {
-                self.remove(*number);
+                Outcome::Later(error) => {
+                    let refused = entry.refused.get_or_insert_with(|| Refused::first(taken));
+                    let is_over = refused.again(taken);
+                    if is_over {
+                        given_up.push((what.clone(), error));
+                    }
+                    is_over
+                }
+            };
+            if is_over || self.is_outdated(number, &what) {
+                self.remove(number);
             }
         }
         given_up

@@ -46,8 +46,13 @@ async fn announced(journal: &Arc<Journal>, digest: &Digest) -> Announced {
 async fn round(journal: &Arc<Journal>, outcome: Outcome, meanwhile: impl Future<Output = ()>) {
     let taken = journal.take(1, 1).await.unwrap();
     meanwhile.await;
-    let outcomes = taken.into_iter().map(|(number, _)| (number, outcome));
+    let outcomes = taken.into_iter().zip([outcome]);
+    let outcomes = outcomes.map(|((number, _), outcome)| (number, outcome));
     journal.settle(outcomes.collect()).await.unwrap();
+}
+
+fn gone(digest: Digest) -> Outcome {
+    Outcome::Never(Error::NotFound(digest))
 }
 
 fn entries(journal: &Journal) -> u64 {
@@ -67,7 +72,7 @@ async fn a_blob_that_stops_waiting_before_it_is_accepted_anew_waits_once_more() 
     let journal = open(&dir).await;
     let digest = waiting(&journal).await;
     let anew = announced(&journal, &digest).await;
-    round(&journal, Outcome::Gone, async {}).await;
+    round(&journal, gone(digest), async {}).await;
     assert_eq!(entries(&journal), 0);
     anew.accept().await.unwrap();
     assert_eq!(entries(&journal), 1);
@@ -78,7 +83,8 @@ async fn a_blob_that_stops_waiting_before_it_is_accepted_anew_waits_once_more() 
 
 #[tokio::test]
 async fn that_a_blob_was_gone_before_it_came_anew_does_not_end_its_wait() {
-    for (outcome, left) in [(Outcome::Gone, 1), (Outcome::Done, 0)] {
+    let done: fn(Digest) -> Outcome = |_| Outcome::Done;
+    for (outcome, left) in [(gone as _, 1), (done, 0)] {
         let dir = tempfile::tempdir().unwrap();
         let journal = open(&dir).await;
         let digest = waiting(&journal).await;
@@ -86,9 +92,9 @@ async fn that_a_blob_was_gone_before_it_came_anew_does_not_end_its_wait() {
             let anew = announced(&journal, &digest).await;
             anew.accept().await.unwrap();
         };
-        round(&journal, outcome, anew).await;
+        round(&journal, outcome(digest), anew).await;
         assert_eq!(entries(&journal), left);
-        round(&journal, outcome, async {}).await;
+        round(&journal, outcome(digest), async {}).await;
         assert_eq!(entries(&journal), 0);
         assert!(!is_kept(&journal));
     }

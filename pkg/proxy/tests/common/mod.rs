@@ -34,7 +34,7 @@ use tonic::Code;
 
 pub const GIB: u64 = 1 << 30;
 /// How much may wait.
-pub const JOURNAL: u64 = 4 << 20;
+pub const JOURNAL: u64 = 16 << 20;
 /// The backing cache gives content in chunks of this size.
 pub const CHUNK: usize = 64 * 1024;
 
@@ -61,7 +61,7 @@ pub struct Script {
     pub down: bool,
     /// So many puts fail after the first chunk.
     pub failing_puts: u32,
-    /// Content is found not to match.
+    /// Content is damaged on the way, and found not to match at its end.
     pub corrupt: bool,
     /// It says of every blob that it is there, and reads no put.
     pub has_all: bool,
@@ -69,6 +69,8 @@ pub struct Script {
     pub refused: Vec<(Digest, Code)>,
     /// Nothing under this function is taken or looked for.
     pub lacks: Option<DigestFunction>,
+    /// Looking for this blob together with others panics.
+    pub panics: Option<Digest>,
     /// Each call takes so long.
     pub latency: Duration,
     /// Puts are taken without a look at them, and content is lost.
@@ -132,6 +134,8 @@ impl BlobStore for Backing {
         if self.now().has_all {
             return Ok(Vec::new());
         }
+        let panics = self.now().panics.filter(|bad| digests.contains(bad));
+        assert!(panics.is_none() || digests.len() == 1, "{panics:?}");
         if let Some((blob, result)) = self.now().newer
             && digests.contains(&blob)
         {
@@ -170,7 +174,8 @@ impl BlobStore for Backing {
                 gate.wait_for(open).await.expect("the backing cache lives");
                 match wrong {
                     Some(wrong) if at + 1 == pieces => Err(wrong),
-                    _ => Ok(piece),
+                    Some(_) => Ok(Bytes::from(vec![0xff; piece.len()])),
+                    None => Ok(piece),
                 }
             }
         });

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use gorego_proxy::{OnOutage, Options};
-use gorego_storage::{ActionCache, Blob, BlobStore, Digest, Evictable as _};
+use gorego_storage::{ActionCache, Blob, BlobStore, BlobStoreExt as _, Digest, Evictable as _};
 use prost_types::Timestamp;
 use reapi::v2::{ActionResult, ExecutedActionMetadata, OutputFile};
 use tokio::time::timeout;
@@ -56,6 +56,15 @@ pub async fn put(proxy: &Proxy, content: &Bytes) -> Digest {
     digest
 }
 
+/// The digest with that number.
+pub fn name(number: u64) -> Digest {
+    sha256(&Bytes::copy_from_slice(&number.to_le_bytes()))
+}
+
+pub async fn put_result(proxy: &Proxy, action: &Digest, result: ActionResult) {
+    proxy.actions().put("", action, result).await.unwrap();
+}
+
 /// The backing cache is back: waits until it has got everything.
 pub async fn replayed(proxy: &Proxy) {
     proxy.backing.script(|script| script.down = false);
@@ -70,6 +79,10 @@ pub async fn left(proxy: &Proxy, entries: u64) {
         .await
         .unwrap()
         .unwrap();
+}
+
+pub async fn backing_has(proxy: &Proxy, digest: &Digest) -> bool {
+    proxy.backing.memory.contains(digest).await.unwrap()
 }
 
 pub async fn backing_result(proxy: &Proxy) -> Option<ActionResult> {

@@ -1,0 +1,128 @@
+//! What waits gets there in its order, and what does not get there holds up nothing behind it.
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+mod common;
+
+use std::{sync::atomic::Ordering::SeqCst, time::Duration};
+
+use bytes::Bytes;
+use common::{
+    CHUNK, Proxy, content,
+    outage::{action, backing_has, backing_result, down, left, name, put, put_result, result},
+};
+use gorego_storage::{BlobStore, Digest};
+use tokio::time::sleep;
+use tonic::Code;
+
+/// Uploads so many small blobs.
+async fn put_many(proxy: &Proxy, count: u64) -> Vec<Digest> {
+    let mut digests = Vec::new();
+    for number in 0..count {
+        let content = Bytes::copy_from_slice(&number.to_le_bytes());
+        digests.push(put(proxy, &content).await);
+    }
+    digests
+}
+
+/// The backing cache is back, and answers about these with that code.
+fn refuse(proxy: &Proxy, refused: &[Digest], code: Code) {
+    proxy.backing.script(|script| {
+        script.refused = refused.iter().map(|digest| (*digest, code)).collect();
+        script.down = false;
+    });
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_outage_of_any_length_leaves_the_order_as_it_was() {
+    let proxy = down().await;
+    let digests = put_many(&proxy, 1500).await;
+    sleep(Duration::from_mins(10)).await;
+    proxy.backing.script(|script| {
+        script.latency = Duration::from_secs(1);
+        script.down = false;
+    });
+    left(&proxy, 500).await;
+    let missing = proxy.backing.memory.find_missing(&digests).await;
+    assert!(missing.unwrap() == digests[1000..]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_round_panics_over_comes_behind_the_rest() {
+    let proxy = down().await;
+    let digests = put_many(&proxy, 2000).await;
+    proxy.backing.script(|script| {
+        script.panics = Some(digests[0]);
+        script.down = false;
+    });
+    left(&proxy, 1000).await;
+    assert!(backing_has(&proxy, &digests[1999]).await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_blob_that_never_gets_there_holds_up_no_result() {
+    let proxy = down().await;
+    let bad = put(&proxy, &content(1, 10)).await;
+    let good = put(&proxy, &content(2, 10)).await;
+    put_result(&proxy, &action(), result(&good, 0, None)).await;
+    refuse(&proxy, &[bad], Code::Unavailable);
+    left(&proxy, 1).await;
+    assert!(backing_has(&proxy, &good).await);
+    assert!(backing_result(&proxy).await.is_some());
+}
+
+#[tokio::test(start_paused = true)]
+async fn results_of_a_blob_that_never_gets_there_hold_up_no_others() {
+    let proxy = down().await;
+    let bad = put(&proxy, &content(1, 10)).await;
+    let good = put(&proxy, &content(2, 10)).await;
+    for number in 0..600 {
+        put_result(&proxy, &name(number), result(&bad, 0, None)).await;
+    }
+    put_result(&proxy, &action(), result(&good, 0, None)).await;
+    refuse(&proxy, &[bad], Code::Unavailable);
+    sleep(Duration::from_mins(1)).await;
+    assert!(backing_result(&proxy).await.is_some());
+}
+
+#[tokio::test(start_paused = true)]
+async fn many_that_are_refused_hold_up_no_others() {
+    let proxy = down().await;
+    let bad = put_many(&proxy, 300).await;
+    let good = put(&proxy, &content(2, 10)).await;
+    put_result(&proxy, &action(), result(&good, 0, None)).await;
+    let before = proxy.backing.puts.load(SeqCst);
+    let latency = Duration::from_secs(1);
+    proxy.backing.script(|script| script.latency = latency);
+    refuse(&proxy, &bad, Code::ResourceExhausted);
+    left(&proxy, 300).await;
+    assert!(backing_result(&proxy).await.is_some());
+    let puts = proxy.backing.puts.load(SeqCst) - before;
+    assert!(puts < 400, "{puts} before others had their turn");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_refused_with_others_goes_up_once_more_and_what_got_there_does_not_wait_for_it() {
+    let proxy = down().await;
+    let bad = put_many(&proxy, 20).await;
+    put(&proxy, &content(2, 10)).await;
+    let before = proxy.backing.puts.load(SeqCst);
+    proxy
+        .backing
+        .script(|script| script.latency = Duration::from_secs(1));
+    refuse(&proxy, &bad, Code::InvalidArgument);
+    left(&proxy, 20).await;
+    proxy.backing.most_putting.store(0, SeqCst);
+    left(&proxy, 0).await;
+    assert_eq!(proxy.backing.puts.load(SeqCst) - before, 41);
+    assert_eq!(proxy.backing.most_putting.load(SeqCst), 8);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_refused_alone_goes_up_once() {
+    let proxy = down().await;
+    let bad = put(&proxy, &content(1, CHUNK * 20)).await;
+    let before = proxy.backing.puts.load(SeqCst);
+    refuse(&proxy, &[bad], Code::InvalidArgument);
+    left(&proxy, 0).await;
+    assert_eq!(proxy.backing.puts.load(SeqCst) - before, 1);
+}
