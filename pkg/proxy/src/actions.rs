@@ -131,7 +131,7 @@ impl Actions {
     /// the backing cache was asked.
     async fn keep(self: &Arc<Self>, name: Name, result: ActionResult, written: u64) {
         let actions = Arc::clone(self);
-        let kept = self.store.tiers.see_through(async move {
+        let kept = self.store.tiers.see_through(name.1, async move {
             let _alone = actions.writes.alone(&name).await;
             let (instance, action) = &name;
             let waits = actions.store.tiers.journal.has_action(instance, action);
@@ -237,7 +237,7 @@ impl ActionCache for ProxyActions {
         self.0.misses.take(&name);
         let actions = Arc::clone(&self.0);
         let accepted = async move { actions.accept(name, result, waits).await };
-        self.0.store.tiers.see_through(accepted).await
+        self.0.store.tiers.see_through(*action, accepted).await
     }
 }
 

@@ -136,12 +136,14 @@ impl Tiers {
         });
     }
 
-    /// Carries out to the end what must not be left half done when the caller goes away.
+    /// Carries out to the end what must not be left half done when the caller goes away: the write of a
+    /// blob or of an action's result.
     pub(crate) async fn see_through<T: Send + 'static>(
         &self,
+        digest: Digest,
         work: impl Future<Output = Result<T>> + Send + 'static,
     ) -> Result<T> {
-        let cut_off = |error| Error::Unavailable(format!("a write was cut off: {error}"));
+        let cut_off = |error| Error::Unavailable(format!("writing {digest} was cut off: {error}"));
         self.tracker.spawn(work).await.map_err(cut_off)?
     }
 

@@ -76,14 +76,7 @@ async fn ask(store: &RemoteStore, of: DigestFunction, digests: Vec<Digest>) -> R
     let parsed = answer
         .await
         .and_then(|answer| parse(of, &digests, &answer.missing_blob_digests));
-    parsed.map_err(|failure| match digests.as_slice() {
-        [one] => store
-            .peer
-            .error(&format_args!("looking for {one}"), failure),
-        many => store
-            .peer
-            .error(&format_args!("looking for {} blobs", many.len()), failure),
-    })
+    parsed.map_err(|failure| store.peer.error_of("looking for", &digests, failure))
 }
 
 /// The digests in an answer. Where others are in it than those that were asked for, it says nothing

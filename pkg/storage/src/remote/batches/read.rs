@@ -186,8 +186,7 @@ async fn refused(
             return read.into_iter().collect();
         }
     }
-    let what = format!("reading {} blobs", digests.len());
-    let error = store.peer.error(&what, failure);
+    let error = store.peer.error_of("reading", &digests, failure);
     let error = |digest| match error.clone() {
         Error::Refused {
             code: Code::NotFound,

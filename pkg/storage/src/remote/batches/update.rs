@@ -236,8 +236,8 @@ async fn refused(
             return store_all(store, &capabilities, items, again).await;
         }
     }
-    let what = format!("storing {} blobs", items.len());
-    let error = store.peer.error(&what, failure);
+    let digests: Vec<Digest> = items.iter().map(|item| item.digest).collect();
+    let error = store.peer.error_of("storing", &digests, failure);
     let error = |item: Item| {
         let wrong = wrongs.remove(&item.place);
         (item.place, Err(wrong.unwrap_or_else(|| error.clone())))
