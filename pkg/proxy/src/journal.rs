@@ -196,8 +196,10 @@ impl Journal {
             let all = bytes.fold(state.bytes, u64::saturating_add);
             if all > journal.max_bytes {
                 let most = journal.max_bytes;
+                let first = records.iter().find_map(Record::digest);
+                let first = first.map(|digest| digest.to_string()).unwrap_or_default();
                 let why = format!(
-                    "the backing cache is down, and no more than {most} bytes may wait for it"
+                    "no room for {first} among the {most} bytes that may wait for the backing cache"
                 );
                 return Err(Error::Unavailable(why));
             }
