@@ -31,7 +31,6 @@ pub(super) async fn find(store: &RemoteStore, digests: &[Digest]) -> Result<Vec<
     if unique.is_empty() {
         return Ok(unique);
     }
-    let capabilities = store.capabilities().await?;
     let mut calls = Vec::new();
     for function in DigestFunction::ALL {
         let of_it = unique.iter().filter(|digest| digest.function() == function);
@@ -39,7 +38,7 @@ pub(super) async fn find(store: &RemoteStore, digests: &[Digest]) -> Result<Vec<
         if of_it.is_empty() {
             continue;
         }
-        capabilities.check(&store.peer, function)?;
+        store.offered(function).await?;
         calls.extend(
             of_it
                 .chunks(CHUNK)

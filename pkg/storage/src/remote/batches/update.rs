@@ -61,11 +61,10 @@ pub(in super::super) async fn put(
     if !items.is_empty() {
         match store.capabilities().await {
             Ok(capabilities) => results.extend(store_all(store, &capabilities, items, true).await),
-            Err(error) => results.extend(
-                items
-                    .into_iter()
-                    .map(|item| (item.place, Err(error.clone()))),
-            ),
+            Err(error) => results.extend(items.into_iter().map(|item| {
+                let error = store.unless_lacking(item.digest.function(), error.clone());
+                (item.place, Err(error))
+            })),
         }
     }
     let lost = || Err(Error::Unavailable("a blob was left out".to_owned()));
