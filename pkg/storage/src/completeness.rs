@@ -48,11 +48,13 @@ impl<A: ActionCache + ?Sized> CompletenessChecking<A> {
             pending: named.blobs,
         };
         check.flush().await?;
-        for tree in named.trees {
-            check.tree(tree).await?;
+        let looked = check.inside(function, named.trees, &named.roots).await;
+        if !matches!(looked, Err(Incomplete::Unknown(_))) {
+            // Also where the rest is missing or malformed: the store may count on hearing of all that
+            // was found.
+            check.flush().await?;
         }
-        check.directories(function, &named.roots).await?;
-        check.flush().await
+        looked
     }
 }
 
@@ -195,6 +197,19 @@ impl Check<'_> {
             self.flush().await?;
         }
         Ok(())
+    }
+
+    /// Checks what is in the `Tree`s and below the root directories.
+    async fn inside(
+        &mut self,
+        function: DigestFunction,
+        trees: BTreeSet<Digest>,
+        roots: &[Digest],
+    ) -> Result<(), Incomplete> {
+        for tree in trees {
+            self.tree(tree).await?;
+        }
+        self.directories(function, roots).await
     }
 
     /// Checks the files in a `Tree`. Its directories need not be blobs of their own.
