@@ -9,29 +9,41 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use gorego_storage::{
     ActionCache, Blob, BlobStore, CompletenessChecking, Digest, Error, LocalStore, Put, Result,
+    TreeMemory,
 };
 use reapi::v2::ActionResult;
 
 use crate::store::Tiers;
+
+/// What the trees of results may take in memory while they are looked through, all together.
+#[derive(Debug, Default)]
+pub(crate) struct Trees {
+    /// For whoever only looks.
+    pub(crate) looking: Arc<TreeMemory>,
+    /// For whoever brings up what is found. That may take long, and nobody who only looks waits for it.
+    pub(crate) bringing: Arc<TreeMemory>,
+}
 
 /// Whether all that the result names is in `blobs`.
 pub(crate) async fn is_complete(
     action: &Digest,
     result: ActionResult,
     blobs: Arc<dyn BlobStore>,
+    memory: &Arc<TreeMemory>,
 ) -> Result<bool> {
     let checked = CompletenessChecking::new(Arc::new(Only(result)), blobs);
+    let checked = checked.within(Arc::clone(memory));
     Ok(checked.get("", action).await?.is_some())
 }
 
 /// What the result names and the local store has, as far as that can be told without the backing cache.
 pub(crate) async fn local_outputs(
-    local: &Arc<LocalStore>,
+    tiers: &Tiers,
     action: &Digest,
     result: &ActionResult,
 ) -> Result<Vec<Digest>> {
     let here = Arc::new(Here {
-        local: Arc::clone(local),
+        local: Arc::clone(&tiers.local),
         found: Mutex::default(),
     });
     let mut files = result.clone();
@@ -42,7 +54,8 @@ pub(crate) async fn local_outputs(
         ..ActionResult::default()
     });
     for part in parts.chain([files]) {
-        is_complete(action, part, Arc::clone(&here) as _).await?;
+        let looking = &tiers.trees.looking;
+        is_complete(action, part, Arc::clone(&here) as _, looking).await?;
     }
     let mut found = here.found.lock().unwrap_or_else(PoisonError::into_inner);
     let mut found = std::mem::take(&mut *found);

@@ -189,7 +189,8 @@ impl Tiers {
         };
         let (ours, replaces) = self.journal.result(number).await?;
         let up: Arc<dyn BlobStore> = Arc::new(Upward(Arc::clone(self)));
-        if !is_complete(action, ours.clone(), up).await? {
+        let trees = &self.trees.bringing;
+        if !is_complete(action, ours.clone(), up, trees).await? {
             tracing::warn!(instance, %action, "a result whose outputs are gone is not replayed");
             return Ok(());
         }
@@ -207,7 +208,7 @@ impl Tiers {
             if is_newer || useless.as_ref() == Some(&theirs) {
                 break;
             }
-            if is_complete(action, theirs.clone(), Arc::clone(&self.backing)).await? {
+            if is_complete(action, theirs.clone(), Arc::clone(&self.backing), trees).await? {
                 return Ok(());
             }
             useless = Some(theirs);

@@ -22,6 +22,7 @@ use crate::{
     fetch::{Fetches, Joined},
     flow::Flow,
     journal::Journal,
+    outputs::Trees,
     prefetch::{self, Wanted},
     push::Pushes,
     replay,
@@ -75,6 +76,7 @@ pub(crate) struct Tiers {
     pub(crate) existence: Existence,
     pub(crate) fetches: Fetches,
     pub(crate) pushes: Pushes,
+    pub(crate) trees: Trees,
     /// When a client was last told that something is there which may be only here.
     pub(crate) promised: Mutex<Option<Instant>>,
     /// Where outputs of results are fetched before anybody asks for them.
@@ -104,6 +106,7 @@ impl ProxyStore {
             existence,
             fetches: Fetches::default(),
             pushes: Pushes::default(),
+            trees: Trees::default(),
             promised: Mutex::default(),
             wanted,
             tracker: TaskTracker::new(),
