@@ -49,10 +49,13 @@ impl ProxyActions {
         let backing = Arc::clone(&store.tiers.actions);
         let local = Arc::clone(&store.tiers.local);
         let reading = Reading::of(store);
+        let here = CompletenessChecking::new(Arc::clone(&local), Arc::clone(&reading));
+        let there = CompletenessChecking::new(backing, reading);
+        let looking = &store.tiers.trees.looking;
         Self(Arc::new(Actions {
             store: store.clone(),
-            here: CompletenessChecking::new(Arc::clone(&local), Arc::clone(&reading)),
-            there: CompletenessChecking::new(backing, reading),
+            here: here.within(Arc::clone(looking)),
+            there: there.within(Arc::clone(looking)),
             local,
             misses: Recent::new(MISS),
             validated: Recent::new(store.tiers.options.existence_ttl),
@@ -126,12 +129,12 @@ impl Actions {
         if tiers.journal.has_action(instance, action) {
             return Ok(true);
         }
-        let outputs = local_outputs(&self.local, action, result).await?;
+        let outputs = local_outputs(tiers, action, result).await?;
         if tiers.journal.has_blob(outputs).await? {
             return Ok(true);
         }
         let up = Arc::new(Upward(Arc::clone(tiers)));
-        match is_complete(action, result.clone(), up).await {
+        match is_complete(action, result.clone(), up, &tiers.trees.bringing).await {
             Err(error) => Ok(tiers.degrades(&error)),
             // The backing cache has the last word.
             Ok(_) => Ok(false),
@@ -142,7 +145,7 @@ impl Actions {
     /// the backing cache was asked.
     async fn keep(self: &Arc<Self>, name: Name, result: ActionResult, written: u64) {
         let actions = Arc::clone(self);
-        let kept = self.store.tiers.see_through(async move {
+        let kept = self.store.tiers.see_through(name.1, async move {
             let _alone = actions.writes.alone(&name).await;
             let (instance, action) = &name;
             let waits = actions.store.tiers.journal.has_action(instance, action);
@@ -161,10 +164,11 @@ impl Actions {
     /// Accepts a result here, and all of it or nothing.
     async fn accept(&self, name: Name, result: ActionResult, waits: bool) -> Result<()> {
         let (instance, action) = &name;
-        let journal = &self.store.tiers.journal;
+        let tiers = &self.store.tiers;
+        let journal = &tiers.journal;
         if waits {
             // What is here was called present, and no client will bring it.
-            let outputs = local_outputs(&self.local, action, &result).await?;
+            let outputs = local_outputs(tiers, action, &result).await?;
             journal.announce_blobs(outputs).await?.accept().await?;
         }
         let _alone = self.writes.alone(&name).await;
@@ -248,7 +252,7 @@ impl ActionCache for ProxyActions {
         self.0.misses.take(&name);
         let actions = Arc::clone(&self.0);
         let accepted = async move { actions.accept(name, result, waits).await };
-        self.0.store.tiers.see_through(accepted).await
+        self.0.store.tiers.see_through(*action, accepted).await
     }
 }
 

@@ -235,8 +235,11 @@ impl Journal {
         let all = bytes.fold(state.bytes, u64::saturating_add);
         if all > self.max_bytes {
             let most = self.max_bytes;
-            let why =
-                format!("the backing cache is down, and no more than {most} bytes may wait for it");
+            let first = records.iter().find_map(Record::digest);
+            let first = first.map(|digest| digest.to_string()).unwrap_or_default();
+            let why = format!(
+                "no room for {first} among the {most} bytes that may wait for the backing cache"
+            );
             return Err(Error::Unavailable(why));
         }
         let places = state.file.append(&records)?;

@@ -10,11 +10,20 @@ use bytes::Bytes;
 use futures::{StreamExt as _, stream};
 use gorego_storage::{
     ActionCache, Blob, BlobStore, Chunks, CompletenessChecking, Digest, Error, LocalStore, Put,
-    Result,
+    Result, TreeMemory,
 };
 use reapi::v2::ActionResult;
 
 use crate::store::Tiers;
+
+/// What the trees of results may take in memory while they are looked through, all together.
+#[derive(Debug, Default)]
+pub(crate) struct Trees {
+    /// For whoever only looks.
+    pub(crate) looking: Arc<TreeMemory>,
+    /// For whoever brings up what is found. That may take long, and nobody who only looks waits for it.
+    pub(crate) bringing: Arc<TreeMemory>,
+}
 
 /// Whether all that the result names is in `blobs`. Only what was read to its end, and found to be right
 /// there, tells of something that is not.
@@ -22,6 +31,7 @@ pub(crate) async fn is_complete(
     action: &Digest,
     result: ActionResult,
     blobs: Arc<dyn BlobStore>,
+    memory: &Arc<TreeMemory>,
 ) -> Result<bool> {
     let rests = Rests::default();
     let read = Arc::new(Read {
@@ -29,6 +39,7 @@ pub(crate) async fn is_complete(
         rests: Arc::clone(&rests),
     });
     let checked = CompletenessChecking::new(Arc::new(Only(result)), read);
+    let checked = checked.within(Arc::clone(memory));
     let is_complete = checked.get("", action).await?.is_some();
     let rests = mem::take(&mut *rests.lock().unwrap_or_else(PoisonError::into_inner));
     for mut rest in rests {
@@ -39,12 +50,12 @@ pub(crate) async fn is_complete(
 
 /// What the result names and the local store has, as far as that can be told without the backing cache.
 pub(crate) async fn local_outputs(
-    local: &Arc<LocalStore>,
+    tiers: &Tiers,
     action: &Digest,
     result: &ActionResult,
 ) -> Result<Vec<Digest>> {
     let here = Arc::new(Here {
-        local: Arc::clone(local),
+        local: Arc::clone(&tiers.local),
         found: Mutex::default(),
     });
     let mut files = result.clone();
@@ -55,7 +66,8 @@ pub(crate) async fn local_outputs(
         ..ActionResult::default()
     });
     for part in parts.chain([files]) {
-        is_complete(action, part, Arc::clone(&here) as _).await?;
+        let looking = &tiers.trees.looking;
+        is_complete(action, part, Arc::clone(&here) as _, looking).await?;
     }
     let mut found = here.found.lock().unwrap_or_else(PoisonError::into_inner);
     let mut found = mem::take(&mut *found);
@@ -148,7 +160,8 @@ impl Drop for Unread {
     }
 }
 
-/// Keeps in mind which of the blobs that it is asked for are in the local store.
+/// Keeps in mind which of the blobs that it is asked for are in the local store, and says of none that it
+/// is not.
 #[derive(Debug)]
 struct Here {
     local: Arc<LocalStore>,
@@ -169,8 +182,12 @@ impl BlobStore for Here {
         Ok(Vec::new())
     }
 
+    /// A directory that is not here is as good as an empty one: the rest is looked through all the same.
     async fn get(&self, digest: &Digest, offset: u64) -> Result<Blob> {
-        BlobStore::get(&*self.local, digest, offset).await
+        match BlobStore::get(&*self.local, digest, offset).await {
+            Err(Error::NotFound(_)) => Ok(Blob::Bytes(Bytes::new())),
+            found => found,
+        }
     }
 
     async fn put(&self, digest: &Digest, _: Blob) -> Result<Put> {

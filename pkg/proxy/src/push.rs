@@ -33,7 +33,10 @@ impl Default for Pushes {
 
 /// Waits for an upload's outcome.
 #[derive(Clone, Debug)]
-pub(crate) struct Waiting(watch::Receiver<Option<Result<Put>>>);
+pub(crate) struct Waiting {
+    digest: Digest,
+    outcome: watch::Receiver<Option<Result<Put>>>,
+}
 
 /// An upload to be carried out. It ends also when its task is cut off.
 struct Pushing {
@@ -55,9 +58,9 @@ impl Pushes {
 
 impl Waiting {
     pub(crate) async fn outcome(mut self) -> Result<Put> {
-        let outcome = self.0.wait_for(Option::is_some).await;
+        let outcome = self.outcome.wait_for(Option::is_some).await;
         let outcome = outcome.ok().and_then(|outcome| outcome.clone());
-        outcome.unwrap_or_else(|| Err(cut_off()))
+        outcome.unwrap_or_else(|| Err(cut_off(&self.digest)))
     }
 }
 
@@ -73,13 +76,15 @@ impl Drop for Pushing {
     fn drop(&mut self) {
         if self.outcome.borrow().is_none() {
             self.tiers.pushes.map().remove(&self.digest);
-            self.outcome.send_replace(Some(Err(cut_off())));
+            self.outcome.send_replace(Some(Err(cut_off(&self.digest))));
         }
     }
 }
 
-fn cut_off() -> Error {
-    Error::Unavailable("the upload to the backing cache was cut off".to_owned())
+fn cut_off(digest: &Digest) -> Error {
+    Error::Unavailable(format!(
+        "the upload of {digest} to the backing cache was cut off"
+    ))
 }
 
 impl Tiers {
@@ -90,7 +95,10 @@ impl Tiers {
             return (running.clone(), None);
         }
         let (outcome, receiver) = watch::channel(None);
-        let waiting = Waiting(receiver);
+        let waiting = Waiting {
+            digest: *digest,
+            outcome: receiver,
+        };
         map.insert(*digest, waiting.clone());
         let pushing = Pushing {
             tiers: Arc::clone(self),

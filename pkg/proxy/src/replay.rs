@@ -239,7 +239,8 @@ impl Tiers {
         };
         let (ours, replaces) = self.journal.result(number).await?;
         let up: Arc<dyn BlobStore> = Arc::new(Upward(Arc::clone(self)));
-        let is_whole = match is_complete(action, ours.clone(), up).await {
+        let trees = &self.trees.bringing;
+        let is_whole = match is_complete(action, ours.clone(), up, trees).await {
             // On the way here, where it is not already.
             Err(damaged @ Error::Mismatch { .. }) => return Err(Outcome::Later(damaged)),
             is_whole => is_whole?,
@@ -272,7 +273,7 @@ impl Tiers {
             if is_newer || useless.as_ref() == Some(&theirs) {
                 break;
             }
-            let is_whole = is_complete(action, theirs.clone(), Arc::clone(&self.backing));
+            let is_whole = is_complete(action, theirs.clone(), Arc::clone(&self.backing), trees);
             if is_whole.await.map_err(theirs_fails)? {
                 return Ok(());
             }

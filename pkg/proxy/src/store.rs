@@ -22,6 +22,7 @@ use crate::{
     fetch::{Fetches, Joined},
     flow::Flow,
     journal::Journal,
+    outputs::Trees,
     prefetch::{self, Wanted},
     push::Pushes,
     replay,
@@ -75,6 +76,7 @@ pub(crate) struct Tiers {
     pub(crate) existence: Existence,
     pub(crate) fetches: Fetches,
     pub(crate) pushes: Pushes,
+    pub(crate) trees: Trees,
     /// When a client was last told that something is there which may be only here.
     pub(crate) promised: Mutex<Option<Instant>>,
     /// Where outputs of results are fetched before anybody asks for them.
@@ -104,6 +106,7 @@ impl ProxyStore {
             existence,
             fetches: Fetches::default(),
             pushes: Pushes::default(),
+            trees: Trees::default(),
             promised: Mutex::default(),
             wanted,
             tracker: TaskTracker::new(),
@@ -136,12 +139,14 @@ impl Tiers {
         });
     }
 
-    /// Carries out to the end what must not be left half done when the caller goes away.
+    /// Carries out to the end what must not be left half done when the caller goes away: the write of a
+    /// blob or of an action's result.
     pub(crate) async fn see_through<T: Send + 'static>(
         &self,
+        digest: Digest,
         work: impl Future<Output = Result<T>> + Send + 'static,
     ) -> Result<T> {
-        let cut_off = |error| Error::Unavailable(format!("a write was cut off: {error}"));
+        let cut_off = |error| Error::Unavailable(format!("writing {digest} was cut off: {error}"));
         self.tracker.spawn(work).await.map_err(cut_off)?
     }
 

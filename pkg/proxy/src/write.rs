@@ -71,7 +71,7 @@ impl Tiers {
         publish: impl Future<Output = Result<Put>> + Send + 'static,
     ) -> Result<Put> {
         let journal = Arc::clone(&self.journal);
-        self.see_through(async move {
+        self.see_through(digest, async move {
             let announced = journal.announce_blobs(vec![digest]).await?;
             let put = publish.await?;
             announced.accept().await?;

@@ -9,13 +9,15 @@ use std::{fs, time::Duration};
 use bytes::Bytes;
 use common::{
     CHUNK, Proxy, content,
-    outage::{action, degrading, down, evict_all, left, name, put, replayed, result},
+    outage::{
+        action, backing_result, degrading, down, evict_all, left, name, put, replayed, result,
+    },
     sha256,
 };
 use futures::stream;
 use gorego_proxy::Journal;
 use gorego_storage::{ActionCache, Blob, BlobStore, BlobStoreExt as _, Digest, Error};
-use reapi::v2::{ActionResult, Directory, FileNode, OutputDirectory, Tree};
+use reapi::v2::{ActionResult, Directory, DirectoryNode, FileNode, OutputDirectory, Tree};
 use tokio::time::{sleep, timeout};
 
 fn journal() -> usize {
@@ -34,7 +36,11 @@ async fn a_blob_that_was_refused_is_not_here() {
     ];
     for blob in blobs {
         let put = proxy.store.put(&digest, blob).await;
-        assert!(matches!(put, Err(Error::Unavailable(_))), "{put:?}");
+        let named = |why: &str| why.contains(&digest.hex()) && !why.contains("down");
+        assert!(
+            matches!(&put, Err(Error::Unavailable(why)) if named(why)),
+            "{put:?}"
+        );
         let missing = proxy.store.find_missing(&[digest]).await.unwrap();
         assert_eq!(missing, [digest]);
     }
@@ -130,6 +136,64 @@ async fn the_outputs_of_a_result_that_waits_are_not_evicted_and_go_up_with_it() 
     replayed(&proxy).await;
     let missing = proxy.backing.memory.find_missing(&digests).await.unwrap();
     assert_eq!(missing, []);
+}
+
+#[tokio::test]
+async fn nor_are_outputs_beside_a_directory_that_only_the_backing_cache_has() {
+    let proxy = Proxy::with(degrading(), common::GIB).await;
+    let (beside, below) = (content(1, 10), content(2, 10));
+    let there = encoded(&[&content(3, 10)], &[]);
+    let here = encoded(&[&below], &[]);
+    // The one that is not here comes first.
+    let root = encoded(&[&beside], &[&there, &here]);
+    let named = directory(&root);
+    proxy.backing.has(&content(3, 10)).await;
+    proxy.backing.has(&there).await;
+    let blobs = [beside, below, here, root].map(|content| (sha256(&content), content));
+    for put in BlobStore::put_batch(&*proxy.local, blobs.to_vec()).await {
+        put.unwrap();
+    }
+    let digests = blobs.map(|(digest, _)| digest);
+    proxy.backing.script(|script| script.down = true);
+    assert_eq!(proxy.store.find_missing(&digests).await.unwrap(), []);
+    proxy.actions().put("", &action(), named).await.unwrap();
+    evict_all(&proxy);
+    assert_eq!(proxy.local.find_missing(&digests).await.unwrap(), []);
+    replayed(&proxy).await;
+    let missing = proxy.backing.memory.find_missing(&digests).await.unwrap();
+    assert_eq!(missing, []);
+    assert!(backing_result(&proxy).await.is_some());
+}
+
+/// A directory of these files, and of these directories.
+fn encoded(files: &[&Bytes], directories: &[&Bytes]) -> Bytes {
+    let files = files.iter().map(|content| FileNode {
+        name: sha256(content).hex(),
+        digest: Some(sha256(content).to_proto()),
+        ..FileNode::default()
+    });
+    let directories = directories.iter().map(|content| DirectoryNode {
+        name: sha256(content).hex(),
+        digest: Some(sha256(content).to_proto()),
+    });
+    let directory = Directory {
+        files: files.collect(),
+        directories: directories.collect(),
+        ..Directory::default()
+    };
+    Bytes::from(prost::Message::encode_to_vec(&directory))
+}
+
+/// A result that names a directory.
+fn directory(root: &Bytes) -> ActionResult {
+    let directory = OutputDirectory {
+        root_directory_digest: Some(sha256(root).to_proto()),
+        ..OutputDirectory::default()
+    };
+    ActionResult {
+        output_directories: vec![directory],
+        ..ActionResult::default()
+    }
 }
 
 #[tokio::test(start_paused = true)]

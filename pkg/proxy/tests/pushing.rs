@@ -122,6 +122,31 @@ async fn closing_ends_what_goes_up() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_upload_that_closing_cuts_off_is_named() {
+    let proxy = Proxy::new().await;
+    let content = content(1, CHUNK * 20);
+    let digest = sha256(&content);
+    // It is sent once more from here, by which time the proxy closes.
+    proxy.backing.script(|script| {
+        script.failing_puts = 1;
+        script.latency = Duration::from_secs(1);
+    });
+    let put = proxy
+        .store
+        .put(&digest, Blob::stream(stream::iter([Ok(content)])));
+    let close = async {
+        sleep(Duration::from_millis(1500)).await;
+        proxy.store.close().await;
+    };
+    let (put, ()) = tokio::join!(put, close);
+    let error = put.unwrap_err().to_string();
+    assert!(
+        error.contains("cut off") && error.contains(&digest.hex()),
+        "{error}"
+    );
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_waits_here_is_not_taken_for_what_is_there() {
     let options = Options {
         on_outage: OnOutage::Degrade,

@@ -101,12 +101,14 @@ pub(crate) fn invalid_field(field: impl fmt::Display, why: impl fmt::Display) ->
     Status::invalid_argument(format!("{field}: {why}"))
 }
 
-/// The part of a `Status` that goes into a message, as batches need it for each blob.
+/// A `Status` as it goes into a message, with when to try again: batches need one for each blob.
 pub(crate) fn to_proto(status: &Status) -> rpc::Status {
+    // What comes beside a call's status is a message of the same kind.
+    let told = rpc::Status::decode(status.details()).unwrap_or_default();
     rpc::Status {
         code: status.code() as i32,
         message: status.message().to_owned(),
-        details: Vec::new(),
+        details: told.details,
     }
 }
 

@@ -7,7 +7,7 @@ use std::{collections::BTreeSet, fmt, mem, sync::Arc};
 use async_trait::async_trait;
 use reapi::v2::{self, ActionResult};
 
-use self::memory::Memory;
+pub use self::memory::TreeMemory;
 use crate::{
     ActionCache, BlobStore, Digest, DigestFunction, Error, Result,
     tree::{EncodedDirectory, Reference, TreeError, TreeReader, TreeWalk},
@@ -23,7 +23,7 @@ pub struct CompletenessChecking<A: ?Sized> {
     results: Arc<A>,
     blobs: Arc<dyn BlobStore>,
     /// For the directories that are being looked through.
-    memory: Memory,
+    memory: Arc<TreeMemory>,
 }
 
 impl<A: ActionCache + ?Sized> CompletenessChecking<A> {
@@ -32,8 +32,14 @@ impl<A: ActionCache + ?Sized> CompletenessChecking<A> {
         Self {
             results,
             blobs,
-            memory: Memory::default(),
+            memory: Arc::default(),
         }
+    }
+
+    /// The same, within memory that is shared with others.
+    #[must_use]
+    pub fn within(self, memory: Arc<TreeMemory>) -> Self {
+        Self { memory, ..self }
     }
 
     async fn check(
@@ -48,11 +54,13 @@ impl<A: ActionCache + ?Sized> CompletenessChecking<A> {
             pending: named.blobs,
         };
         check.flush().await?;
-        for tree in named.trees {
-            check.tree(tree).await?;
+        let looked = check.inside(function, named.trees, &named.roots).await;
+        if !matches!(looked, Err(Incomplete::Unknown(_))) {
+            // Also where the rest is missing or malformed: the store may count on hearing of all that
+            // was found.
+            check.flush().await?;
         }
-        check.directories(function, &named.roots).await?;
-        check.flush().await
+        looked
     }
 }
 
@@ -173,7 +181,7 @@ impl Named {
 /// Gathers digests, and asks the store about many at once.
 struct Check<'a> {
     blobs: &'a Arc<dyn BlobStore>,
-    memory: &'a Memory,
+    memory: &'a TreeMemory,
     pending: Vec<Digest>,
 }
 
@@ -195,6 +203,19 @@ impl Check<'_> {
             self.flush().await?;
         }
         Ok(())
+    }
+
+    /// Checks what is in the `Tree`s and below the root directories.
+    async fn inside(
+        &mut self,
+        function: DigestFunction,
+        trees: BTreeSet<Digest>,
+        roots: &[Digest],
+    ) -> Result<(), Incomplete> {
+        for tree in trees {
+            self.tree(tree).await?;
+        }
+        self.directories(function, roots).await
     }
 
     /// Checks the files in a `Tree`. Its directories need not be blobs of their own.

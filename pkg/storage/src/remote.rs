@@ -85,9 +85,21 @@ impl RemoteStore {
 
     /// The peer's capabilities, which include this function.
     async fn offered(&self, function: DigestFunction) -> Result<Arc<RemoteCapabilities>> {
-        let capabilities = self.capabilities().await?;
+        let capabilities = self.capabilities().await;
+        let capabilities = capabilities.map_err(|error| self.unless_lacking(function, error))?;
         capabilities.check(&self.peer, function)?;
         Ok(capabilities)
+    }
+
+    /// That something of this function failed: for good where the peer was out of reach and, by its last
+    /// answer, would refuse it. Nobody is to put it off until the peer is back.
+    fn unless_lacking(&self, function: DigestFunction, error: Error) -> Error {
+        let last = match &error {
+            Error::Unavailable(_) => self.known.last(),
+            _ => None,
+        };
+        let refusal = last.and_then(|last| last.check(&self.peer, function).err());
+        refusal.unwrap_or(error)
     }
 
     /// The instance to name where the caller names `instance`.
@@ -133,12 +145,21 @@ impl RemoteStore {
 
 #[async_trait]
 impl BlobStore for RemoteStore {
-    /// All while the peer does not answer: it may be back when they are needed.
+    /// Those of the peer's last answer, for which nobody waits. All if it never gave one: it may be there
+    /// when they are needed.
     async fn digest_functions(&self) -> Vec<DigestFunction> {
-        match timeout(ASKING, self.capabilities()).await {
-            Ok(Ok(capabilities)) => capabilities.digest_functions.clone(),
-            Ok(Err(_)) | Err(_) => DigestFunction::ALL.to_vec(),
-        }
+        let last = self.known.at_hand(&self.peer, &self.instance);
+        let known = match last {
+            Some(last) => Some(last),
+            None => timeout(ASKING, self.capabilities())
+                .await
+                .ok()
+                .and_then(Result::ok),
+        };
+        known.map_or_else(
+            || DigestFunction::ALL.to_vec(),
+            |known| known.digest_functions.clone(),
+        )
     }
 
     async fn find_missing(&self, digests: &[Digest]) -> Result<Vec<Digest>> {

@@ -11,7 +11,7 @@ mod peer;
 
 use bytes::Bytes;
 use gorego_storage::{
-    BlobStore, Digest, DigestFunction, Error, Put, RemoteOptions, RemoteStore, conformance,
+    Blob, BlobStore, Digest, DigestFunction, Error, Put, RemoteOptions, RemoteStore, conformance,
 };
 use peer::{Act, Peer, sha256, within};
 use tonic::Code;
@@ -228,6 +228,33 @@ async fn a_function_that_the_peer_lacks_is_named() {
             "{text}"
         );
         assert!(text.contains(&peer.address), "{text}");
+    }
+}
+
+#[tokio::test]
+async fn a_batch_of_one_that_is_refused_names_it() {
+    let peer = Peer::start().await;
+    let store = peer.impatient(0);
+    let content = Bytes::from_static(b"x");
+    let digest = sha256(&content);
+    for code in [Code::PermissionDenied, Code::Unavailable] {
+        peer.script("update", vec![Act::Fail(code); 2]);
+        peer.script("batch_read", vec![Act::Fail(code); 2]);
+        let one = vec![(digest, content.clone())];
+        let errors = [
+            within(store.put(&digest, Blob::Bytes(content.clone())))
+                .await
+                .unwrap_err(),
+            within(store.put_batch(one)).await.remove(0).unwrap_err(),
+            within(store.get(&digest, 0)).await.map(drop).unwrap_err(),
+            within(store.get_batch(&[digest]))
+                .await
+                .remove(0)
+                .unwrap_err(),
+        ];
+        for error in errors {
+            assert!(error.to_string().contains(&digest.hex()), "{error}");
+        }
     }
 }
 

@@ -12,12 +12,13 @@ mod peer;
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use futures::future::join_all;
+use futures::{FutureExt as _, future::join_all};
 use gorego_storage::{
-    Blob, BlobStore, BreakerOptions, BreakerState, Error, RemoteAddress, RemoteOptions,
-    RemoteStore, conformance,
+    Blob, BlobStore, BreakerOptions, BreakerState, DigestFunction, Error, RemoteAddress,
+    RemoteOptions, RemoteStore, conformance,
 };
 use peer::{Act, Line, Peer, sha256, within};
+use reapi::v2::ActionResult;
 use tokio::task::JoinSet;
 use tonic::Code;
 
@@ -187,4 +188,92 @@ async fn an_upload_that_takes_its_time_keeps_nobody_waiting_after_an_outage() {
         missing = within(other) => assert_eq!(missing.unwrap().len(), 1),
     }
     assert_eq!(*store.breaker().borrow(), BreakerState::Closed);
+}
+
+#[tokio::test]
+async fn what_the_peer_lacks_is_neither_promised_nor_put_off_while_it_is_down() {
+    let peer = Peer::start().await;
+    peer.capable(|capabilities| capabilities.digest_functions = vec![1]);
+    let store = sensitive(&peer, Duration::from_mins(1), 0);
+    let promised = [DigestFunction::Sha256];
+    assert_eq!(within(store.digest_functions()).await, promised);
+    peer.script("missing", [Act::Fail(Code::Unavailable)]);
+    within(store.find_missing(&[sha256(b"x")]))
+        .await
+        .unwrap_err();
+    assert_eq!(*store.breaker().borrow(), BreakerState::Open);
+    assert_eq!(within(store.digest_functions()).await, promised);
+
+    let content = Bytes::from_static(b"content");
+    for function in [DigestFunction::Blake3, DigestFunction::Sha256] {
+        let digest = function.digest(&content);
+        let batch = vec![(digest, content.clone())];
+        let blob = Blob::Bytes(content.clone());
+        let errors = [
+            within(store.find_missing(&[digest])).await.unwrap_err(),
+            within(store.get(&digest, 0)).await.unwrap_err(),
+            within(store.get_batch(&[digest]))
+                .await
+                .remove(0)
+                .unwrap_err(),
+            within(store.put(&digest, blob)).await.unwrap_err(),
+            within(store.put_batch(batch)).await.remove(0).unwrap_err(),
+            within(gorego_storage::ActionCache::put(
+                &store,
+                "",
+                &digest,
+                ActionResult::default(),
+            ))
+            .await
+            .unwrap_err(),
+        ];
+        for error in errors {
+            if function == DigestFunction::Sha256 {
+                assert!(matches!(error, Error::Unavailable(_)), "{error:?}");
+                continue;
+            }
+            let code = Code::InvalidArgument;
+            let refused = matches!(error, Error::Refused { code: c, .. } if c == code);
+            assert!(refused, "{error:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn nobody_waits_to_hear_which_functions_there_are_once_the_peer_has_said_it() {
+    let peer = Peer::start().await;
+    peer.capable(|capabilities| capabilities.digest_functions = vec![1]);
+    let store = peer.store();
+    let sha256_only = vec![DigestFunction::Sha256];
+    assert_eq!(within(store.digest_functions()).await, sha256_only);
+    peer.script("missing", [Act::Fail(Code::Unavailable)]);
+    within(store.find_missing(&[sha256(b"x")])).await.unwrap();
+    // It is asked anew, and does not answer.
+    peer.script("capabilities", [Act::Stall]);
+    let asked = async {
+        while peer.calls("capabilities").len() < 2 {
+            let functions = store.digest_functions().now_or_never();
+            assert_eq!(functions.as_ref(), Some(&sha256_only));
+            tokio::task::yield_now().await;
+        }
+    };
+    within(asked).await;
+    assert_eq!(store.digest_functions().now_or_never(), Some(sha256_only));
+}
+
+#[tokio::test]
+async fn a_peer_that_is_back_with_another_function_is_heard() {
+    let peer = Peer::start().await;
+    peer.capable(|capabilities| capabilities.digest_functions = vec![1]);
+    let store = peer.store();
+    assert_eq!(within(store.digest_functions()).await.len(), 1);
+    peer.script("missing", [Act::Fail(Code::Unavailable)]);
+    within(store.find_missing(&[sha256(b"x")])).await.unwrap();
+    peer.capable(|capabilities| capabilities.digest_functions = vec![1, 9]);
+    let heard = async {
+        while store.digest_functions().await.len() == 1 {
+            tokio::task::yield_now().await;
+        }
+    };
+    within(heard).await;
 }

@@ -111,6 +111,7 @@ impl Room {
             && let Some(status) = &mut refused.status
         {
             status.message.clear();
+            status.details.clear();
         }
         refused
     }

@@ -13,15 +13,15 @@ const UNIT: u64 = 64 * 1024;
 /// How many there are of each kind: enough for the largest directory.
 const UNITS: u64 = MAX_DIRECTORY_BYTES / UNIT;
 
-/// Memory for directories. Whoever finds it used up waits; he does not wait for anything else that
-/// another holder of it has.
+/// Memory for directories: 32 MiB for large ones, and as much for those below 1 MiB. Whoever finds it used
+/// up waits; he does not wait for anything else that another holder of it has.
 #[derive(Debug)]
-pub(super) struct Memory {
+pub struct TreeMemory {
     medium: Semaphore,
     large: Semaphore,
 }
 
-impl Default for Memory {
+impl Default for TreeMemory {
     fn default() -> Self {
         let units = usize::try_from(UNITS).unwrap_or(Semaphore::MAX_PERMITS);
         Self {
@@ -31,7 +31,7 @@ impl Default for Memory {
     }
 }
 
-impl Memory {
+impl TreeMemory {
     /// Waits until this many bytes may be read, and takes them until the permit is dropped. More
     /// than the largest directory are never in memory at once.
     pub(super) async fn reserve(&self, bytes: u64) -> Option<SemaphorePermit<'_>> {
@@ -86,19 +86,24 @@ mod tests {
         }
     }
 
-    /// How many of ten results' directories of this size are read at once.
+    /// How many of ten results' directories of this size are read at once, by two who share memory.
     async fn read_at_once(size: u64, directory: fn(Digest) -> OutputDirectory) -> usize {
         let blobs = Arc::<Endless>::default();
         let shared = Arc::<Endless>::clone(&blobs);
-        let results = CompletenessChecking::new(Arc::<MemoryStore>::default(), shared);
+        let (results, memory) = (Arc::<MemoryStore>::default(), Arc::default());
+        let both = [Arc::clone(&shared), shared].map(|blobs| {
+            CompletenessChecking::new(Arc::clone(&results), blobs).within(Arc::clone(&memory))
+        });
         let action = DigestFunction::Sha256.digest(b"action");
         let named = Digest::from_hash(DigestFunction::Sha256, &[1; 32], size).unwrap();
         let result = ActionResult {
             output_directories: vec![directory(named)],
             ..Default::default()
         };
-        results.put("", &action, result).await.unwrap();
-        let mut checks: Vec<_> = (0..10).map(|_| results.get("", &action)).collect();
+        let put = crate::ActionCache::put(&*results, "", &action, result);
+        put.await.unwrap();
+        let checks = both.iter().cycle().take(10);
+        let mut checks: Vec<_> = checks.map(|checked| checked.get("", &action)).collect();
         for check in &mut checks {
             assert!(check.now_or_never().is_none());
         }
@@ -123,7 +128,7 @@ mod tests {
 
     #[tokio::test]
     async fn large_reads_wait_for_each_other_and_nothing_smaller_waits_for_them() {
-        let memory = Memory::default();
+        let memory = TreeMemory::default();
         let large = memory.reserve(u64::MAX).now_or_never().unwrap();
         let mut waits = Box::pin(memory.reserve(LARGE));
         assert!((&mut waits).now_or_never().is_none());

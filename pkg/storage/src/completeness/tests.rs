@@ -302,6 +302,43 @@ async fn a_malformed_result_is_not_shown() {
 }
 
 #[tokio::test]
+async fn what_was_found_is_asked_for_although_the_rest_is_missing_or_malformed() {
+    let store = Arc::new(Recording::default());
+    let found = store.add(SHA256, "found").await;
+    let missing = DirectoryNode {
+        name: "missing".to_owned(),
+        digest: Some(SHA256.digest(b"missing").to_proto()),
+    };
+    let root = Directory {
+        files: vec![file(&found)],
+        directories: vec![missing],
+        ..Directory::default()
+    };
+    let tree = Tree {
+        root: Some(Directory {
+            directories: Vec::new(),
+            ..root.clone()
+        }),
+        children: Vec::new(),
+    };
+    let tree = [tree.encode_to_vec(), vec![0xff]].concat();
+    let (root, tree) = (
+        store.add(SHA256, root.encode_to_vec()).await,
+        store.add(SHA256, tree).await,
+    );
+    for (tree, root) in [(None, Some(&root)), (Some(&tree), None)] {
+        store.asked.lock().unwrap().clear();
+        let result = ActionResult {
+            output_directories: vec![output_directory(tree, root)],
+            ..ActionResult::default()
+        };
+        assert!(!shown(&store, SHA256, &result).await);
+        let asked = store.asked().concat();
+        assert!(asked.contains(&found), "{asked:?}");
+    }
+}
+
+#[tokio::test]
 async fn a_large_tree_is_checked_in_few_calls_of_bounded_size() {
     let store = Arc::new(Recording::default());
     let mut files = Vec::new();

@@ -13,7 +13,7 @@ use reapi::bytestream::WriteRequest;
 use tokio::{sync::Notify, time};
 
 use super::compression::Compressing;
-use crate::{Chunks, Error, Result};
+use crate::{Chunks, Digest, Error, Result};
 
 /// The most that goes into one message: a quarter of what peers take at least.
 const MAX_MESSAGE: usize = 1 << 20;
@@ -22,6 +22,7 @@ const PARTING: Duration = Duration::from_secs(5);
 
 /// What is sent.
 pub(super) struct Plan {
+    pub(super) digest: Digest,
     pub(super) name: String,
     /// Where in the blob the content starts, in bytes.
     pub(super) start: u64,
@@ -248,9 +249,10 @@ impl State {
             self.check_size()?;
         }
         self.rest = match &mut self.plan.compressing {
-            Some(compressing) => compressing
-                .next(&piece, whole)
-                .map_err(|why| Error::Unavailable(format!("compressing: {why}")))?,
+            Some(compressing) => compressing.next(&piece, whole).map_err(|why| {
+                let digest = self.plan.digest;
+                Error::Unavailable(format!("compressing {digest}: {why}"))
+            })?,
             None => piece,
         };
         Poll::Ready(Ok(()))
@@ -262,8 +264,8 @@ impl State {
         if self.plan.compressing.is_none() || self.progress.taken == self.plan.len {
             return Ok(());
         }
-        let (taken, len) = (self.progress.taken, self.plan.len);
-        let why = format!("{taken} bytes came instead of {len}");
+        let (taken, Plan { digest, len, .. }) = (self.progress.taken, &self.plan);
+        let why = format!("{taken} bytes of {digest} came instead of {len}");
         Err(Error::Unavailable(why))
     }
 
@@ -292,10 +294,31 @@ impl State {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::DigestFunction;
+
+    #[tokio::test]
+    async fn content_that_ends_too_early_is_named() {
+        let digest = DigestFunction::Sha256.digest(b"content");
+        let plan = Plan {
+            digest,
+            name: String::new(),
+            start: 0,
+            len: digest.size(),
+            ends: false,
+            compressing: Some(Compressing::new(digest.size()).unwrap()),
+        };
+        let source = futures::stream::iter([Ok(Bytes::from_static(b"cont"))]);
+        let sending = Sending::new(plan, source.boxed());
+        let messages: Vec<_> = Arc::clone(&sending).messages().collect().await;
+        assert!(messages.iter().all(|message| !message.finish_write));
+        let error = sending.take_error().unwrap().to_string();
+        assert!(error.contains(&digest.to_string()), "{error}");
+    }
 
     #[tokio::test(start_paused = true)]
     async fn a_peer_has_less_time_from_when_the_upload_was_given_up() {
         let plan = Plan {
+            digest: DigestFunction::Sha256.digest(b"content"),
             name: String::new(),
             start: 0,
             len: 1,

@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use tonic::{Code, Status};
 
 use super::{connect::Link, failure::Failure, peer::Peer};
-use crate::{Compressor, DigestFunction, Error, Result};
+use crate::{Compressor, DigestFunction, Error, InstanceName, Result};
 
 /// A peer's configuration changes when it restarts; a peer behind a balancer restarts unseen.
 const KEPT: Duration = Duration::from_mins(5);
@@ -154,6 +154,25 @@ impl Known {
         }
     }
 
+    /// The last answer, without waiting for the peer. It is asked anew meanwhile, as in [`Self::get`].
+    pub(super) fn at_hand(
+        self: &Arc<Self>,
+        peer: &Arc<Peer>,
+        instance: &InstanceName,
+    ) -> Option<Arc<RemoteCapabilities>> {
+        let last = self.last()?;
+        if self.fresh(peer).is_none() && self.asking.try_lock().is_ok() {
+            let (known, asked, instance) = (Arc::clone(self), Arc::clone(peer), instance.clone());
+            // What comes of it is for the next one who wants to know.
+            drop(peer.spawn(async move {
+                if let Err(error) = known.get(&asked, instance.as_str()).await {
+                    tracing::debug!(%error, "what the backing cache said last still holds");
+                }
+            }));
+        }
+        Some(last)
+    }
+
     /// The peer turned out to do less than it said, which holds until it is asked again.
     pub(super) fn correct(&self, change: impl FnOnce(&mut RemoteCapabilities)) {
         if let Some(answer) = &mut self.known().answer {
@@ -165,7 +184,8 @@ impl Known {
         self.last.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn last(&self) -> Option<Arc<RemoteCapabilities>> {
+    /// The last answer, however long ago.
+    pub(super) fn last(&self) -> Option<Arc<RemoteCapabilities>> {
         let known = self.known();
         let answer = known.answer.as_ref()?;
         Some(Arc::clone(&answer.capabilities))

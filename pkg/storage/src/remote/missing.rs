@@ -31,7 +31,6 @@ pub(super) async fn find(store: &RemoteStore, digests: &[Digest]) -> Result<Vec<
     if unique.is_empty() {
         return Ok(unique);
     }
-    let capabilities = store.capabilities().await?;
     let mut calls = Vec::new();
     for function in DigestFunction::ALL {
         let of_it = unique.iter().filter(|digest| digest.function() == function);
@@ -39,7 +38,7 @@ pub(super) async fn find(store: &RemoteStore, digests: &[Digest]) -> Result<Vec<
         if of_it.is_empty() {
             continue;
         }
-        capabilities.check(&store.peer, function)?;
+        store.offered(function).await?;
         calls.extend(
             of_it
                 .chunks(CHUNK)
@@ -76,14 +75,7 @@ async fn ask(store: &RemoteStore, of: DigestFunction, digests: Vec<Digest>) -> R
     let parsed = answer
         .await
         .and_then(|answer| parse(of, &digests, &answer.missing_blob_digests));
-    parsed.map_err(|failure| match digests.as_slice() {
-        [one] => store
-            .peer
-            .error(&format_args!("looking for {one}"), failure),
-        many => store
-            .peer
-            .error(&format_args!("looking for {} blobs", many.len()), failure),
-    })
+    parsed.map_err(|failure| store.peer.error_of("looking for", &digests, failure))
 }
 
 /// The digests in an answer. Where others are in it than those that were asked for, it says nothing

@@ -22,7 +22,7 @@ use super::{
     gate::{Attempt, Gate},
     pool::Pool,
 };
-use crate::{Error, Result};
+use crate::{Digest, Error, Result};
 
 /// What a peer moves at least, in bytes a second: calls that move more have more time.
 const SLOWEST: u64 = 1 << 20;
@@ -110,6 +110,14 @@ impl Peer {
     /// As what the caller is told that `what` came to nothing.
     pub(super) fn error(&self, what: &dyn fmt::Display, failure: Failure) -> Error {
         failure.into_error(&self.name, what)
+    }
+
+    /// The same of something done with several blobs at once; a single one is named.
+    pub(super) fn error_of(&self, doing: &str, blobs: &[Digest], failure: Failure) -> Error {
+        match blobs {
+            [one] => self.error(&format_args!("{doing} {one}"), failure),
+            many => self.error(&format_args!("{doing} {} blobs", many.len()), failure),
+        }
     }
 
     /// How long a call that moves this many bytes may take.

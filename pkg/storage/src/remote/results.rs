@@ -60,10 +60,11 @@ impl ActionCache for RemoteStore {
         });
         match answer.await {
             Ok(_) => Ok(()),
-            Err(failure) => Err(self.peer.error(
-                &format_args!("storing the result of action {action}"),
-                failure,
-            )),
+            Err(failure) => {
+                let what = format_args!("storing the result of action {action}");
+                let error = self.peer.error(&what, failure);
+                Err(self.unless_lacking(action.function(), error))
+            }
         }
     }
 }

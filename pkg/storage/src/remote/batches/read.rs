@@ -37,7 +37,10 @@ pub(in super::super) async fn get(store: &RemoteStore, digests: &[Digest]) -> Ve
         Ok(capabilities) => fetch(store, &capabilities, &unique, true).await,
         Err(error) => unique
             .into_iter()
-            .map(|digest| (digest, Err(error.clone())))
+            .map(|digest| {
+                let error = store.unless_lacking(digest.function(), error.clone());
+                (digest, Err(error))
+            })
             .collect(),
     };
     let result = |digest: &Digest| {
@@ -186,8 +189,7 @@ async fn refused(
             return read.into_iter().collect();
         }
     }
-    let what = format!("reading {} blobs", digests.len());
-    let error = store.peer.error(&what, failure);
+    let error = store.peer.error_of("reading", &digests, failure);
     let error = |digest| match error.clone() {
         Error::Refused {
             code: Code::NotFound,

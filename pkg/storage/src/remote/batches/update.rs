@@ -61,11 +61,10 @@ pub(in super::super) async fn put(
     if !items.is_empty() {
         match store.capabilities().await {
             Ok(capabilities) => results.extend(store_all(store, &capabilities, items, true).await),
-            Err(error) => results.extend(
-                items
-                    .into_iter()
-                    .map(|item| (item.place, Err(error.clone()))),
-            ),
+            Err(error) => results.extend(items.into_iter().map(|item| {
+                let error = store.unless_lacking(item.digest.function(), error.clone());
+                (item.place, Err(error))
+            })),
         }
     }
     let lost = || Err(Error::Unavailable("a blob was left out".to_owned()));
@@ -236,8 +235,8 @@ async fn refused(
             return store_all(store, &capabilities, items, again).await;
         }
     }
-    let what = format!("storing {} blobs", items.len());
-    let error = store.peer.error(&what, failure);
+    let digests: Vec<Digest> = items.iter().map(|item| item.digest).collect();
+    let error = store.peer.error_of("storing", &digests, failure);
     let error = |item: Item| {
         let wrong = wrongs.remove(&item.place);
         (item.place, Err(wrong.unwrap_or_else(|| error.clone())))

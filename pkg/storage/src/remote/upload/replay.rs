@@ -103,6 +103,7 @@ fn sending(
 ) -> Result<Arc<Sending>> {
     let len = digest.size() - offset;
     let plan = Plan {
+        digest: *digest,
         name,
         start: offset,
         len,

@@ -40,6 +40,7 @@ pub(super) async fn put(
     let mut turn = Turn::First;
     loop {
         let plan = Plan {
+            digest: *digest,
             name: name.clone(),
             start: offset,
             len: digest.size() - offset,
