@@ -15,6 +15,7 @@ mod layout;
 mod receive;
 mod room;
 mod scan;
+mod scanned;
 mod scrub;
 mod staged;
 mod state;
@@ -44,6 +45,7 @@ use self::{
     files::Files,
     layout::{AC, CAS, QUARANTINE, TMP, UPLOADS},
     room::Room,
+    scanned::Scanned,
     state::State,
     upkeep::Recorded,
     watchers::Watchers,
@@ -336,7 +338,8 @@ fn build(options: &LocalOptions, new: bool) -> Result<(Core, State, bool)> {
         force_update_atime: options.force_update_atime,
         doubt_from_ms: if last.clean { u64::MAX } else { last.synced_ms },
         written: AtomicU64::new(0),
-        scanned: AtomicBool::new(false),
+        scanned: Scanned::default(),
+        janitor_saw_all: AtomicBool::new(false),
         healthy: watch::Sender::new(true),
         tracker: TaskTracker::new(),
         cancel: CancellationToken::new(),

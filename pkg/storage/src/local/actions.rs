@@ -17,6 +17,7 @@ use super::{
     files::write_at,
     instances::Interned,
     layout::{self, InstanceHash},
+    scanned::Known,
 };
 use crate::{
     ActionCache, Digest, DigestFunction, Error, Result,
@@ -34,17 +35,11 @@ impl ActionCache for LocalStore {
     async fn get(&self, instance: &str, action: &Digest) -> Result<Option<ActionResult>> {
         let core = &self.core;
         let hash = layout::instance_hash(instance);
-        if let Some(number) = core.instances.number(&hash) {
-            let key = Key::ac(action, number);
-            if core
-                .index
-                .touch(&key, None, now_ms(), Use::default())
-                .is_none()
-                && core.is_scanned()
-            {
-                return Ok(None);
-            }
-        } else if core.is_scanned() {
+        let known = core.scanned.known(|| {
+            let key = Key::ac(action, core.instances.number(&hash)?);
+            core.index.touch(&key, None, now_ms(), Use::default())
+        });
+        if matches!(known, Known::Nowhere) {
             return Ok(None);
         }
         let (core, action) = (Arc::clone(core), *action);
@@ -54,10 +49,14 @@ impl ActionCache for LocalStore {
     async fn size(&self, instance: &str, action: &Digest) -> Result<u64> {
         let core = &self.core;
         let hash = layout::instance_hash(instance);
-        let number = core.instances.number(&hash);
-        let seen = number.and_then(|number| core.index.peek(&Key::ac(action, number)));
-        if seen.is_some() || core.is_scanned() {
-            return Ok(seen.map_or(0, |seen| seen.size));
+        let known = core.scanned.known(|| {
+            let number = core.instances.number(&hash)?;
+            core.index.peek(&Key::ac(action, number))
+        });
+        match known {
+            Known::Here(seen) => return Ok(seen.size),
+            Known::Nowhere => return Ok(0),
+            Known::Unseen => {}
         }
         let (core, path) = (Arc::clone(core), layout::action_path(action, &hash));
         let found = blocking(move || core.files.stat(&path)).await?;

@@ -11,6 +11,7 @@ use super::{
     files::write_at,
     layout, receive,
     room::Reservation,
+    scanned::Known,
 };
 use crate::{
     Blob, BlobFile, BlobStore, CHUNK_SIZE, Digest, Error, Hasher, InUse, Put, Result,
@@ -66,14 +67,15 @@ impl BlobStore for LocalStore {
         let (mut unseen, mut in_doubt) = (Vec::new(), Vec::new());
         let mut missing = Vec::new();
         for digest in digests.iter().filter(|digest| !digest.is_empty_blob()) {
+            let (key, size) = (Key::cas(digest), Some(digest.size()));
             match core
-                .index
-                .touch(&Key::cas(digest), Some(digest.size()), now, LEASE)
+                .scanned
+                .known(|| core.index.touch(&key, size, now, LEASE))
             {
-                Some(seen) if seen.in_doubt => in_doubt.push(*digest),
-                Some(_) => {}
-                None if core.is_scanned() => missing.push(*digest),
-                None => unseen.push(*digest),
+                Known::Here(seen) if seen.in_doubt => in_doubt.push(*digest),
+                Known::Here(_) => {}
+                Known::Nowhere => missing.push(*digest),
+                Known::Unseen => unseen.push(*digest),
             }
         }
         if !unseen.is_empty() {

@@ -18,6 +18,7 @@ use super::{
     instances::Instances,
     layout::{self, FileName},
     room::Room,
+    scanned::{Known, Scanned},
     watchers::Watchers,
 };
 use crate::{
@@ -53,7 +54,9 @@ pub(super) struct Core {
     pub(super) doubt_from_ms: u64,
     /// Blobs and action results written, by this process.
     pub(super) written: AtomicU64,
-    pub(super) scanned: AtomicBool,
+    pub(super) scanned: Scanned,
+    /// Whether that was so when the janitor last looked.
+    pub(super) janitor_saw_all: AtomicBool,
     /// Whether the directory can still be written to, or is merely full.
     pub(super) healthy: watch::Sender<bool>,
     pub(super) tracker: TaskTracker,
@@ -106,7 +109,7 @@ impl Core {
     }
 
     pub(super) fn is_scanned(&self) -> bool {
-        self.scanned.load(Relaxed)
+        self.scanned.get()
     }
 
     /// Holds the store's end back while something is put into its place.
@@ -130,13 +133,15 @@ impl Core {
     pub(super) async fn seek(self: &Arc<Self>, digest: &Digest, how: Use) -> Result<Option<Found>> {
         let key = Key::cas(digest);
         let touch = || self.index.touch(&key, Some(digest.size()), now_ms(), how);
-        let mut seen = touch();
-        if seen.is_none() && !self.is_scanned() {
-            let (core, digest) = (Arc::clone(self), *digest);
-            if blocking(move || core.look_on_disk(&digest)).await? {
-                seen = touch();
+        let seen = match self.scanned.known(touch) {
+            Known::Here(seen) => Some(seen),
+            Known::Nowhere => None,
+            Known::Unseen => {
+                let (core, digest) = (Arc::clone(self), *digest);
+                let is_there = blocking(move || core.look_on_disk(&digest)).await?;
+                is_there.then(touch).flatten()
             }
-        }
+        };
         let Some(seen) = seen else { return Ok(None) };
         let found = Found {
             pin: how.pin.then(|| self.pinned(key)),
@@ -155,10 +160,11 @@ impl Core {
             pin: true,
         };
         let touch = || self.index.touch(&key, Some(digest.size()), now_ms(), how);
-        let mut seen = touch();
-        if seen.is_none() && !self.is_scanned() && self.look_on_disk(digest)? {
-            seen = touch();
-        }
+        let seen = match self.scanned.known(touch) {
+            Known::Here(seen) => Some(seen),
+            Known::Nowhere => None,
+            Known::Unseen => self.look_on_disk(digest)?.then(touch).flatten(),
+        };
         Ok(seen.map(|_| self.pinned(key)))
     }
 

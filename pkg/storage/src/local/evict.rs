@@ -1,6 +1,6 @@
 //! The janitor's hands.
 
-use std::time::Duration;
+use std::{sync::atomic::Ordering::Relaxed, time::Duration};
 
 use async_trait::async_trait;
 
@@ -23,6 +23,8 @@ impl Evictable for LocalStore {
 
     fn visit(&self, see: &mut dyn FnMut(Candidate)) {
         let (now, lease) = (now_ms(), self.core.lease_ms());
+        let saw_all = self.core.is_scanned();
+        self.core.janitor_saw_all.store(saw_all, Relaxed);
         self.core.index.visit(|entry, seen| {
             see(Candidate {
                 entry,
@@ -81,8 +83,8 @@ impl Evictable for LocalStore {
     }
 
     fn room_made(&self, exhausted: bool) {
-        // While the scan goes on there may be more than the index shows.
-        if !exhausted || self.core.is_scanned() {
+        // While the scan went on there may have been more than the index showed.
+        if !exhausted || self.core.janitor_saw_all.load(Relaxed) {
             self.core.room.made(exhausted);
         }
     }

@@ -1,7 +1,7 @@
 //! Filling the index from the disk, in the background, after the store has opened.
 
 use std::{
-    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering::Relaxed},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     thread,
     time::{Duration, Instant},
 };
@@ -51,7 +51,7 @@ pub(super) async fn run(core: Arc<Core>) {
         }
     }
     core.files.folders.scan_done();
-    core.scanned.store(true, Relaxed);
+    core.scanned.set();
     core.room.scan_done();
     tracing::info!(
         entries = core.index.count(),
