@@ -33,6 +33,7 @@ const PATIENCE: Duration = Duration::from_mins(1);
 
 /// What a server may send before it has to wait for a far client: more than 1 Gbit/s in 50 ms.
 const WIDE_WINDOW: u32 = 8 << 20;
+const WIDE_FRAME: u32 = 1 << 20;
 
 /// One connection to a server.
 #[derive(Clone, Debug)]
@@ -50,6 +51,7 @@ impl Client {
     pub async fn connect_far(address: SocketAddr) -> Self {
         let endpoint = endpoint(address)
             .tcp_nodelay(true)
+            .max_frame_size(WIDE_FRAME)
             .initial_stream_window_size(WIDE_WINDOW)
             .initial_connection_window_size(WIDE_WINDOW);
         Self::over(address, endpoint).await

@@ -38,7 +38,7 @@ async fn read_all(server: &Server, content: &Bytes) {
     let digest = digest_of(content);
     let mut clients = Vec::new();
     for _ in 0..CONNECTIONS {
-        clients.push(Client::connect(server.address()).await);
+        clients.push(Client::connect_far(server.address()).await);
     }
     let mut reads = JoinSet::new();
     for client in clients.iter().cycle().take(READERS) {
