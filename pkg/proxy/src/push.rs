@@ -123,7 +123,7 @@ impl Tiers {
     async fn push_now(&self, digest: &Digest) -> Result<Put> {
         let blob = self.local.get(digest, 0).await?;
         let put = self.backing.put(digest, blob).await?;
-        self.took(digest);
+        self.took([digest]);
         Ok(put)
     }
 
@@ -168,7 +168,7 @@ impl Tiers {
         let put = self.backing.put_batch(blobs).await;
         for (pushing, put) in read.into_iter().zip(put) {
             if put.is_ok() {
-                self.took(&pushing.digest);
+                self.took([&pushing.digest]);
             }
             pushing.finish(put);
         }
@@ -182,7 +182,7 @@ impl Tiers {
     ) -> Result<Put> {
         // Nobody else is to be told of what is wrong with this one.
         complete.verify().await?;
-        let pushing = loop {
+        let (waiting, pushing) = loop {
             let (waiting, new) = self.join_push(digest);
             if let Some(pushing) = new {
                 break (waiting, pushing);
@@ -196,7 +196,6 @@ impl Tiers {
                 Err(error) => tracing::debug!(%digest, %error, "trying the upload anew"),
             }
         };
-        let (waiting, pushing) = pushing;
         let (give_back, given_back) = oneshot::channel();
         self.spawn(async move {
             match pushing.tiers.send_now(&pushing.digest, complete).await {
@@ -226,7 +225,7 @@ impl Tiers {
             Ok(put) => {
                 let shown = self.show(digest, complete).await;
                 shown.map_err(|error| (error, None))?;
-                self.took(digest);
+                self.took([digest]);
                 Ok(put)
             }
             Err(error) => Err((error, Some(complete))),

@@ -150,9 +150,9 @@ impl Tiers {
         self.tracker.spawn(work).await.map_err(cut_off)?
     }
 
-    /// The backing cache has taken this blob.
-    pub(crate) fn took(&self, digest: &Digest) {
-        self.existence.insert([digest]);
+    /// The backing cache has taken these blobs, of which there is one at least.
+    pub(crate) fn took<'a>(&self, digests: impl IntoIterator<Item = &'a Digest>) {
+        self.existence.insert(digests);
         self.journal.took();
     }
 

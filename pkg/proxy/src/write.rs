@@ -46,7 +46,7 @@ impl Tiers {
                 }
                 put => put?,
             };
-            self.took(digest);
+            self.took([digest]);
         }
         if let Err(error) = self.local.put(digest, Blob::Bytes(content)).await {
             tracing::debug!(%digest, %error, "what was uploaded is not kept here");
@@ -107,8 +107,8 @@ impl Tiers {
             .zip(&put)
             .filter_map(|(blob, put)| put.is_ok().then_some(blob))
             .collect();
-        for (digest, _) in &there {
-            self.took(digest);
+        if !there.is_empty() {
+            self.took(there.iter().map(|(digest, _)| digest));
         }
         for (result, (digest, content)) in put.iter_mut().zip(&waiting) {
             if let Err(error) = result
@@ -217,11 +217,11 @@ impl Tiers {
             (Ok(put), Ok(Received::Complete(complete))) => {
                 // It may have been taken there without a look at it.
                 self.show(digest, complete).await?;
-                self.took(digest);
+                self.took([digest]);
                 Ok(put)
             }
             (Ok(put), _) => {
-                self.took(digest);
+                self.took([digest]);
                 Ok(put)
             }
             (Err(error), Ok(Received::Complete(complete))) => {

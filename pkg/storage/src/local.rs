@@ -339,7 +339,7 @@ fn build(options: &LocalOptions, new: bool) -> Result<(Core, State, bool)> {
         doubt_from_ms: if last.clean { u64::MAX } else { last.synced_ms },
         written: AtomicU64::new(0),
         scanned: Scanned::default(),
-        janitor_saw_all: AtomicBool::new(false),
+        janitor_saw_part: AtomicBool::new(false),
         healthy: watch::Sender::new(true),
         tracker: TaskTracker::new(),
         cancel: CancellationToken::new(),

@@ -261,14 +261,20 @@ impl State {
         }
         let waits = |(_, entry): &(&u64, &Entry)| entry.phase == Phase::Waiting;
         let mut waiting: Vec<_> = self.entries.iter().filter(waits).collect();
-        waiting.sort_by_key(|(_, entry)| entry.tries);
+        let turn = |(number, entry): &(&u64, &Entry)| (entry.tries, **number);
+        if most < waiting.len() {
+            // Not all are sorted for the sake of a few.
+            waiting.select_nth_unstable_by_key(most, turn);
+            waiting.truncate(most);
+        }
+        waiting.sort_unstable_by_key(turn);
         let mut sum = 0;
         let enough = |(_, entry): &(&u64, &Entry)| {
             let within = sum < bytes;
             sum += entry.bytes;
             within
         };
-        let next = waiting.into_iter().take(most).take_while(enough);
+        let next = waiting.into_iter().take_while(enough);
         let next: Vec<_> = next.map(|(at, entry)| (*at, entry.what.clone())).collect();
         for (number, _) in &next {
             if let Some(entry) = self.entries.get_mut(number) {

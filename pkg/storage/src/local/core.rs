@@ -55,8 +55,8 @@ pub(super) struct Core {
     /// Blobs and action results written, by this process.
     pub(super) written: AtomicU64,
     pub(super) scanned: Scanned,
-    /// Whether that was so when the janitor last looked.
-    pub(super) janitor_saw_all: AtomicBool,
+    /// Whether that was not so yet when the janitor last looked.
+    pub(super) janitor_saw_part: AtomicBool,
     /// Whether the directory can still be written to, or is merely full.
     pub(super) healthy: watch::Sender<bool>,
     pub(super) tracker: TaskTracker,

@@ -23,9 +23,9 @@ impl Evictable for LocalStore {
 
     fn visit(&self, see: &mut dyn FnMut(Candidate)) {
         let (now, lease) = (now_ms(), self.core.lease_ms());
-        let saw_all = self.core.is_scanned();
-        self.core.janitor_saw_all.store(saw_all, Relaxed);
-        self.core.index.visit(|entry, seen| {
+        let core = &self.core;
+        core.janitor_saw_part.store(!core.is_scanned(), Relaxed);
+        core.index.visit(|entry, seen| {
             see(Candidate {
                 entry,
                 last_use: seen.last_use(),
@@ -84,8 +84,10 @@ impl Evictable for LocalStore {
 
     fn room_made(&self, exhausted: bool) {
         // While the scan went on there may have been more than the index showed.
-        if !exhausted || self.core.janitor_saw_all.load(Relaxed) {
-            self.core.room.made(exhausted);
+        let core = &self.core;
+        let saw_all = core.is_scanned() && !core.janitor_saw_part.load(Relaxed);
+        if !exhausted || saw_all {
+            core.room.made(exhausted);
         }
     }
 
