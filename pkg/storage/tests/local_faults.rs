@@ -48,6 +48,8 @@ async fn an_action_result_that_the_disk_cannot_read_is_none() {
     let store = open(dir.path()).await;
     let action = DigestFunction::Sha256.digest(b"action");
     common::put_result(&store, "", &action, 1).await;
+    // Which would remove the folder if it found it empty.
+    common::scanned(&store).await;
     let file = common::find_file(&dir.path().join("ac")).unwrap();
     std::fs::remove_file(&file).unwrap();
     symlink(UNREADABLE, &file).unwrap();
