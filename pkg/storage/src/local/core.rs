@@ -2,6 +2,7 @@
 //! together.
 
 use std::{
+    fs,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard,
         atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
@@ -41,6 +42,8 @@ pub struct Counters {
 /// See the module.
 pub(super) struct Core {
     pub(super) files: Files,
+    /// Locked until the store is dropped.
+    pub(super) lock_file: Mutex<Option<fs::File>>,
     pub(super) index: Arc<Index>,
     pub(super) room: Arc<Room>,
     pub(super) instances: Instances,
@@ -57,6 +60,8 @@ pub(super) struct Core {
     pub(super) scanned: Scanned,
     /// Whether that was not so yet when the janitor last looked.
     pub(super) janitor_saw_part: AtomicBool,
+    /// Whether somebody has removed folders of the data directory, so that files may be gone.
+    pub(super) cleared: AtomicBool,
     /// Whether the directory can still be written to, or is merely full.
     pub(super) healthy: watch::Sender<bool>,
     pub(super) tracker: TaskTracker,
@@ -197,7 +202,7 @@ impl Core {
                 self.files.unlink(from)?;
                 return Ok(Put::Existed);
             }
-            self.files.publish(from, &layout::blob_path(digest))?;
+            self.install(from, &layout::blob_path(digest))?;
             self.index.insert(&key, digest.size(), now_ms(), false);
             self.written.fetch_add(1, Relaxed);
         }

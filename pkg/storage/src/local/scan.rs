@@ -159,7 +159,7 @@ pub(super) fn instances(files: &Files) -> Result<Instances> {
     Ok(instances)
 }
 
-fn instances_of(files: &Files, function: DigestFunction) -> Result<Vec<InstanceHash>> {
+pub(super) fn instances_of(files: &Files, function: DigestFunction) -> Result<Vec<InstanceHash>> {
     let names = files.list(&format!("{}/{function}", layout::AC))?;
     Ok(names
         .iter()
