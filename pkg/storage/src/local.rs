@@ -359,7 +359,6 @@ fn build(
         doubt_from_ms: if last.clean { u64::MAX } else { last.synced_ms },
         written: AtomicU64::new(0),
         scanned: Scanned::default(),
-        cleared: AtomicBool::new(false),
         janitor_saw_part: AtomicBool::new(false),
         healthy: watch::Sender::new(true),
         tracker: TaskTracker::new(),

@@ -97,10 +97,7 @@ impl Core {
             return Ok(interned);
         }
         let (core, hash) = (Arc::clone(self), *hash);
-        // May look through the whole index. Before the scan that does not know them all.
-        let used = move || core.is_scanned().then(|| core.index.instances());
-        let core = Arc::clone(self);
-        blocking(move || core.instances.intern(&hash, used)).await
+        blocking(move || core.name_instance(&hash)).await
     }
 
     /// Reads a result; a broken one is removed and is none. Blocks.

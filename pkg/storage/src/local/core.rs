@@ -60,8 +60,6 @@ pub(super) struct Core {
     pub(super) scanned: Scanned,
     /// Whether that was not so yet when the janitor last looked.
     pub(super) janitor_saw_part: AtomicBool,
-    /// Whether somebody has removed folders of the data directory, so that files may be gone.
-    pub(super) cleared: AtomicBool,
     /// Whether the directory can still be written to, or is merely full.
     pub(super) healthy: watch::Sender<bool>,
     pub(super) tracker: TaskTracker,

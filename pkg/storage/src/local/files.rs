@@ -64,6 +64,8 @@ pub(super) struct Files {
     /// Cleared when the system refuses `O_NOATIME`.
     noatime: AtomicBool,
     next_tmp: AtomicU64,
+    /// Whether somebody has removed folders, so that files may be gone.
+    pub(super) cleared: AtomicBool,
 }
 
 impl Files {
@@ -80,6 +82,7 @@ impl Files {
             chmod: false,
             noatime: AtomicBool::new(true),
             next_tmp: AtomicU64::new(0),
+            cleared: AtomicBool::new(false),
         };
         for folder in layout::ROOTS {
             files.make_dir(folder, |_| ())?;

@@ -4,6 +4,7 @@ use std::sync::{PoisonError, atomic::Ordering::Relaxed};
 
 use super::{
     core::Core,
+    files::Files,
     layout::{self, LOCK_FILE, ROOTS, VERSION_FILE},
     lock, scan, write_version,
 };
@@ -12,33 +13,41 @@ use crate::{
     index::{Key, SHARDS},
 };
 
-impl Core {
-    /// Makes the folders and files anew that the start makes. Blocks.
-    pub(super) fn repair(&self) -> Result<()> {
-        let mut held = self
-            .lock_file
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        let Some(held) = &mut *held else {
-            return Ok(());
-        };
+impl Files {
+    /// Makes the folders of the data directory anew, and its version, as far as they are gone.
+    pub(super) fn restore(&self) -> Result<()> {
         let mut made = Vec::new();
         for folder in ROOTS {
-            self.files.make_dir(folder, |path| made.push(path))?;
+            self.make_dir(folder, |path| made.push(path))?;
         }
-        let root = self.files.path("");
-        if !self.files.is_there(VERSION_FILE)? {
-            write_version(&root)
-                .map_err(|error| Error::io("writing", self.files.path(VERSION_FILE), error))?;
+        let dir = self.path("");
+        if !self.is_there(VERSION_FILE)? {
+            write_version(&dir)
+                .map_err(|error| Error::io("writing", self.path(VERSION_FILE), error))?;
             made.push(VERSION_FILE);
         }
-        if !self.files.is_same(held, LOCK_FILE)? {
-            *held = lock(&root).map_err(|error| Error::Unavailable(error.to_string()))?;
-            made.push(LOCK_FILE);
-        }
         if !made.is_empty() {
-            tracing::warn!(?made, dir = %root.display(), "parts of the data directory were removed; made anew");
+            let dir = dir.display();
+            tracing::warn!(?made, %dir, "somebody removed parts of the data directory; made anew");
             self.cleared.store(true, Relaxed);
+        }
+        Ok(())
+    }
+}
+
+impl Core {
+    /// Brings the data directory back into the state that the start left it in, the lock included.
+    /// Blocks.
+    pub(super) fn repair(&self) -> Result<()> {
+        let held = self.lock_file.lock();
+        let mut held = held.unwrap_or_else(PoisonError::into_inner);
+        let Some(file) = &*held else {
+            return Ok(());
+        };
+        self.files.restore()?;
+        if !self.files.is_same(file, LOCK_FILE)? {
+            let locked = lock(&self.files.path(""));
+            *held = Some(locked.map_err(|error| Error::Unavailable(error.to_string()))?);
         }
         Ok(())
     }
@@ -46,7 +55,7 @@ impl Core {
     /// Compares the index with the disk after somebody has removed folders: entries without a file are
     /// forgotten, and the folders counted anew. Blocks.
     pub(super) fn forget_cleared(&self) -> Result<()> {
-        if !self.is_scanned() || !self.cleared.swap(false, Relaxed) {
+        if !self.is_scanned() || !self.files.cleared.swap(false, Relaxed) {
             return Ok(());
         }
         let mut lost = 0_u64;

@@ -150,8 +150,10 @@ pub(super) fn instances(files: &Files) -> Result<Instances> {
             if files.remove_empty(&layout::ac_folder(function, &hash)) {
                 continue;
             }
-            if let Err(error) = instances.intern(&hash, || None) {
-                tracing::warn!(%error, "some action results are left alone");
+            if instances.intern(&hash, || None).is_none() {
+                tracing::warn!(
+                    "too many instance names; the action results of some are left alone"
+                );
                 return Ok(instances);
             }
         }

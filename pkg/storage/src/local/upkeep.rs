@@ -20,11 +20,11 @@ use crate::{
 };
 
 /// How often the usage on record is compared with the real one.
-const TICK: Duration = Duration::from_secs(1);
+const TICK: Duration = Duration::from_secs(2);
 /// Ticks between two sync points, and two rounds of writing last uses back.
-const ROUND: u32 = 60;
+const ROUND: u32 = 30;
 /// Ticks between two looks at whether the directory can be used.
-const PROBE: u32 = 5;
+const PROBE: u32 = 2;
 /// How much earlier than the flush a sync point is dated: file times are coarse, clocks get set.
 const MARGIN_MS: u64 = 2000;
 

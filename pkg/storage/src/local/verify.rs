@@ -181,7 +181,7 @@ impl Core {
                 tracing::warn!(%digest, "blob's file is gone; somebody removed it");
                 let folder = path.rsplit_once('/').map_or("", |(folder, _)| folder);
                 if self.files.is_folder(folder).is_none() {
-                    self.cleared.store(true, Relaxed);
+                    self.files.cleared.store(true, Relaxed);
                 }
                 self.prune(&key, &path);
             }

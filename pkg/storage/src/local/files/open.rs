@@ -7,10 +7,7 @@ use rustix::{
     io::Errno,
 };
 
-use super::{
-    super::layout::{TMP, UPLOADS},
-    BLOB_MODE, Files, UPLOAD_MODE, regular,
-};
+use super::{super::layout::TMP, BLOB_MODE, Files, UPLOAD_MODE, regular};
 use crate::{Error, Result};
 
 impl Files {
@@ -61,22 +58,22 @@ impl Files {
         })
     }
 
-    /// Does something with a new name in [`TMP`], which is made anew if it was removed.
+    /// Does something with a new name in [`TMP`], which is made anew if somebody removed it.
     fn in_tmp<T>(
         &self,
         action: &'static str,
         work: impl Fn(&str) -> rustix::io::Result<T>,
     ) -> Result<(String, T)> {
-        let mut made = false;
+        let mut restored = false;
         loop {
             let name = format!("{TMP}/{:x}", self.next_tmp.fetch_add(1, Relaxed));
             match work(&name) {
                 Ok(done) => return Ok((name, done)),
                 // A folder of that name, for one, which the start has left alone.
                 Err(Errno::EXIST | Errno::ISDIR | Errno::NOTEMPTY) => {}
-                Err(Errno::NOENT) if !made => {
-                    self.make_dir(TMP, |_| ())?;
-                    made = true;
+                Err(Errno::NOENT) if !restored => {
+                    self.restore()?;
+                    restored = true;
                 }
                 Err(errno) => return Err(self.error(action, &name, errno)),
             }
@@ -101,7 +98,7 @@ impl Files {
         };
         match open() {
             Err(Error::Io { source, .. }) if source.kind() == ErrorKind::NotFound => {
-                self.make_dir(UPLOADS, |_| ())?;
+                self.restore()?;
                 open()
             }
             // Sealed, then cut off before it was moved to its place.
