@@ -10,6 +10,7 @@ mod compression;
 mod connect;
 mod download;
 mod failure;
+mod foreign;
 mod gate;
 mod missing;
 mod options;
