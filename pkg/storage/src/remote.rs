@@ -16,6 +16,7 @@ mod missing;
 mod options;
 mod packing;
 mod peer;
+mod pieces;
 mod pool;
 mod results;
 mod upload;

@@ -19,7 +19,10 @@ use tonic::{
     transport::{Channel, Error},
 };
 
-use super::foreign::{self, Foreign};
+use super::{
+    foreign::{self, Foreign},
+    pieces::{self, Pieces},
+};
 
 /// A channel whose answers cannot make tonic panic or decode what is not gRPC, and that tells those
 /// that were cut off from those that came to their end.
@@ -40,13 +43,18 @@ impl Service<Request<Body>> for Answers {
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
         let foreign = Arc::clone(&self.foreign);
+        let is_download = request.uri().path() == pieces::PATH;
         let answer = self.channel.call(request);
         async move {
             let answer = answer.await?;
-            Ok(if foreign::is_foreign(&answer) {
-                foreign.translate(answer).await
+            if foreign::is_foreign(&answer) {
+                return Ok(foreign.translate(answer).await);
+            }
+            let answer = fit(answer);
+            Ok(if is_download {
+                answer.map(Pieces::of)
             } else {
-                fit(answer)
+                answer
             })
         }
         .boxed()
