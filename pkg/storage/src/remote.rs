@@ -164,6 +164,10 @@ impl BlobStore for RemoteStore {
         )
     }
 
+    fn outages(&self) -> u64 {
+        self.peer.outages()
+    }
+
     async fn find_missing(&self, digests: &[Digest]) -> Result<Vec<Digest>> {
         missing::find(self, digests).await
     }
