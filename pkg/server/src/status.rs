@@ -70,6 +70,8 @@ const fn refused(code: Code) -> Code {
         | Code::ResourceExhausted
         | Code::DataLoss
         | Code::Unimplemented => code,
+        // Its limit on the size of a message, or that of a proxy in front of it.
+        Code::OutOfRange => Code::ResourceExhausted,
         _ => Code::Internal,
     }
 }
