@@ -7,7 +7,7 @@ use gorego_janitor::{self as janitor, Janitor, Marks};
 use gorego_proxy::{Ahead, Backing, Depth, Journal, OnOutage, Options, ProxyActions, ProxyStore};
 use gorego_server::Services;
 use gorego_storage::{
-    BreakerState, CompletenessChecking, LocalOptions, LocalStore, OpenError, SyncMode,
+    BreakerState, Chain, CompletenessChecking, LocalOptions, LocalStore, OpenError, SyncMode,
 };
 use gorego_telemetry::{Sources, Waiting};
 use tokio::{sync::watch, time::timeout};
@@ -38,6 +38,8 @@ pub(crate) enum Error {
 /// What serves, and what has to be ended.
 pub(crate) struct Tiers {
     pub(crate) services: Services,
+    /// This instance among those that stand in front of each other.
+    pub(crate) chain: Arc<Chain>,
     local: Option<Arc<LocalStore>>,
     proxy: Option<ProxyStore>,
     breaker: Option<watch::Receiver<BreakerState>>,
@@ -78,6 +80,7 @@ impl Tiers {
         };
         Ok(Self {
             services,
+            chain: Arc::default(),
             local: Some(local),
             proxy: None,
             breaker: None,
@@ -87,7 +90,8 @@ impl Tiers {
     }
 
     async fn proxy(config: &Config, target: &Target) -> Result<Self, Error> {
-        let backing = Arc::new(backing::open(target, &config.backing_cache)?);
+        let chain = Arc::<Chain>::default();
+        let backing = Arc::new(backing::open(target, &config.backing_cache, &chain)?);
         let breaker = backing.breaker();
         let local = Arc::new(LocalStore::open(local_options(config)).await?);
         let journal = journal(config, &local).await?;
@@ -117,6 +121,7 @@ impl Tiers {
         };
         Ok(Self {
             services,
+            chain,
             local: Some(local),
             proxy: Some(proxy),
             breaker: Some(breaker),
@@ -126,7 +131,8 @@ impl Tiers {
     }
 
     async fn stateless(config: &Config, target: &Target) -> Result<Self, Error> {
-        let backing = Arc::new(backing::open(target, &config.backing_cache)?);
+        let chain = Arc::<Chain>::default();
+        let backing = Arc::new(backing::open(target, &config.backing_cache, &chain)?);
         let breaker = backing.breaker();
         match Journal::left_in(&journal_dir(config)).await {
             Ok(left) => warn_of_waiting(left, "there is no local tier"),
@@ -142,6 +148,7 @@ impl Tiers {
         };
         Ok(Self {
             services,
+            chain,
             local: None,
             proxy: None,
             breaker: Some(breaker),

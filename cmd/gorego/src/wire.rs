@@ -3,6 +3,7 @@
 use std::{
     io::{self, Write as _},
     num::NonZeroU64,
+    sync::Arc,
 };
 
 use gorego_config::{self as config, Config, Loaded};
@@ -74,6 +75,7 @@ async fn serve(loaded: &Loaded) -> Result<(), Error> {
         limits: limits(&config.limits),
         ac_updates: config.action_cache.updates,
         tls,
+        chain: Arc::clone(&tiers.chain),
         healthy: tiers.health(),
     };
     let services = tiers.services.clone();

@@ -2,7 +2,7 @@
 
 use std::{num::NonZeroU64, sync::Arc, time::Duration};
 
-use gorego_storage::{ActionCache, BlobStore, Uploads};
+use gorego_storage::{ActionCache, BlobStore, Chain, Uploads};
 use tokio::sync::watch;
 
 use crate::Tls;
@@ -27,6 +27,8 @@ pub struct Options {
     pub ac_updates: bool,
     /// Who may connect and how; plain text without.
     pub tls: Option<Tls>,
+    /// By which calls that come back over a backing cache are noticed and refused; of the store too.
+    pub chain: Arc<Chain>,
     /// Whether the stores work, when somebody watches them; health tells clients. Without it the
     /// server counts as serving until it shuts down.
     pub healthy: Option<watch::Receiver<bool>>,
@@ -38,6 +40,7 @@ impl Default for Options {
             limits: Limits::default(),
             ac_updates: true,
             tls: None,
+            chain: Arc::default(),
             healthy: None,
         }
     }

@@ -3,6 +3,7 @@
 use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
 use futures::FutureExt as _;
+use gorego_storage::Chain;
 use hyper::body::Incoming;
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
@@ -57,6 +58,7 @@ pub(crate) struct Router {
     memory: Memory,
     max_batch_request: u64,
     idle_timeout: Duration,
+    chain: Arc<Chain>,
     shutdown: CancellationToken,
 }
 
@@ -68,6 +70,7 @@ impl Router {
     ) -> Result<Self, Error> {
         let limits = options.limits;
         let max_batch_request = limits.max_batch_bytes.saturating_add(BATCH_FRAMING);
+        let chain = Arc::clone(&options.chain);
         let patience = Patience::from(&limits);
         let budget = |bytes, largest| Budget::new(bytes, largest, patience);
         let decoded = MAX_DECODED as u64;
@@ -93,6 +96,7 @@ impl Router {
             memory,
             max_batch_request,
             idle_timeout: limits.idle_timeout,
+            chain,
             shutdown,
         })
     }
@@ -113,6 +117,13 @@ impl Router {
         }
         if let Some(refusal) = refuse_foreign(&parts) {
             return refusal;
+        }
+        if let Some(passed) = parts.headers.get(Chain::HEADER)
+            && let Err(error) = self
+                .chain
+                .enter(&String::from_utf8_lossy(passed.as_bytes()))
+        {
+            return refuse(&Status::failed_precondition(error.to_string()));
         }
         let call = Call::new(body, self.idle_timeout, self.memory.clone());
         let Some((service, method)) = path.rsplit_once('/') else {

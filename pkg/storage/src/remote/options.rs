@@ -1,6 +1,8 @@
 //! What a remote store is made of.
 
-use std::{fmt, path::PathBuf, time::Duration};
+use std::{fmt, path::PathBuf, sync::Arc, time::Duration};
+
+use super::Chain;
 
 /// Where a peer listens.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -71,6 +73,8 @@ pub struct RemoteOptions {
     pub instance_name: String,
     /// Sent with each request, and never logged.
     pub headers: Vec<(String, String)>,
+    /// What each request names, so that a loop is noticed: the chain of the server that this store is of.
+    pub chain: Arc<Chain>,
     /// Whether large content may be compressed on its way, if the peer can.
     pub zstd: bool,
     /// How often a call is tried again; a download or upload that came further starts counting
@@ -95,6 +99,7 @@ impl RemoteOptions {
             tls: None,
             instance_name: String::new(),
             headers: Vec::new(),
+            chain: Arc::default(),
             zstd: false,
             retries: 3,
             connections: 4,
@@ -119,7 +124,7 @@ impl fmt::Debug for RemoteOptions {
             .field("max_calls", &self.max_calls)
             .field("timeout", &self.timeout)
             .field("breaker", &self.breaker)
-            .finish()
+            .finish_non_exhaustive()
     }
 }
 

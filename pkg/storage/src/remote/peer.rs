@@ -13,7 +13,7 @@ use tokio_util::{
 use tonic::{Response, Status, service::interceptor::InterceptedService};
 
 use super::{
-    BreakerState, RemoteError, RemoteOptions,
+    BreakerState, Chain, RemoteError, RemoteOptions,
     answers::Answers,
     breaker::Since,
     capabilities,
@@ -39,6 +39,7 @@ pub(super) struct Peer {
     pool: Pool,
     foreign: Arc<Foreign>,
     headers: Headers,
+    chain: Arc<Chain>,
     calls: Arc<Semaphore>,
     streams: Arc<Semaphore>,
     /// What downloads may have under way, in permits of [`UNIT`] bytes.
@@ -74,6 +75,7 @@ impl Peer {
             name,
             pool: Pool::new(connect::channels(options)?),
             headers: Headers::parse(&options.headers)?,
+            chain: Arc::clone(&options.chain),
             calls: Arc::new(Semaphore::new(max_calls)),
             streams: Arc::new(Semaphore::new(max_calls)),
             windows: Arc::new(Semaphore::new(WINDOWS)),
@@ -143,7 +145,7 @@ impl Peer {
         let taken = self.pool.take();
         let (channel, lease) =
             taken.ok_or_else(|| Failure::Nonsense("no connection".to_owned()))?;
-        let headers = self.headers.of(lease, timeout);
+        let headers = self.headers.of(lease, &self.chain, timeout);
         let foreign = Arc::clone(&self.foreign);
         Ok(InterceptedService::new(
             Answers { channel, foreign },
