@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::backing::BackingCache;
-use crate::choice::{ClientAuth, LogLevel, Sync};
+use crate::choice::{ClientAuth, InferredFunction, LogLevel, Sync};
 use crate::later::{Cluster, Execution};
 use crate::section::section;
 use crate::{ByteSize, GibSize, ListenAddr};
@@ -104,6 +104,10 @@ section! {
         max_batch_bytes: ByteSize = ByteSize::from_kib(3 * 1024),
         /// The largest blob taken, as told to clients. 0 for no limit.
         max_blob_size: ByteSize = ByteSize::from_bytes(0),
+        /// Functions that a hash of 64 digits is tried under, in this order, where a client names none.
+        /// An upload takes the one that its content has.
+        inferred_functions: Vec<InferredFunction> =
+            vec![InferredFunction::Sha256, InferredFunction::Blake3],
         /// A transfer that makes no progress for this long is ended. It can be resumed.
         idle_timeout: Duration = Duration::from_mins(1),
         /// How long running calls have to end at shutdown.

@@ -173,7 +173,8 @@ impl Tiers {
         resume: Option<Resume>,
     ) -> Result<Option<Settled>> {
         let (source, up) = Source::new(chunks);
-        let backing = self.backing.put(digest, Blob::stream(up));
+        let first = digest.only();
+        let backing = self.backing.put(&first, Blob::stream(up));
         let local = self.local.receive(digest, source.chunks(), resume, None);
         let drain = source.drain();
         tokio::pin!(backing, local, drain);
@@ -214,7 +215,10 @@ impl Tiers {
         kept: Result<Received>,
     ) -> Result<Put> {
         match (sent, kept) {
-            (Ok(put), Ok(Received::Complete(complete))) => {
+            (Ok(put), Ok(Received::Complete(mut complete))) => {
+                if digest.other().is_some() && complete.verify().await? != *digest {
+                    return self.send(complete).await;
+                }
                 // It may have been taken there without a look at it.
                 self.show(digest, complete).await?;
                 self.took([digest]);
@@ -226,7 +230,7 @@ impl Tiers {
             }
             (Err(error), Ok(Received::Complete(complete))) => {
                 tracing::debug!(%digest, %error, "sending the upload again");
-                self.send(digest, complete).await
+                self.send(complete).await
             }
             (Err(_), Ok(Received::Existed)) => self.push_existing(digest).await,
             (Err(error), Err(_)) => Err(error),
@@ -248,7 +252,7 @@ impl Tiers {
             .receive(digest, chunks, Some(resume), None)
             .await?
         {
-            Received::Complete(complete) => self.send(digest, complete).await,
+            Received::Complete(complete) => self.send(complete).await,
             Received::Existed if self.existence.has(digest) => Ok(Put::Existed),
             Received::Existed => self.push_existing(digest).await,
         }

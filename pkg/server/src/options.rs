@@ -2,7 +2,7 @@
 
 use std::{num::NonZeroU64, sync::Arc, time::Duration};
 
-use gorego_storage::{ActionCache, BlobStore, Uploads};
+use gorego_storage::{ActionCache, BlobStore, DigestFunction, Uploads};
 use tokio::sync::watch;
 
 use crate::Tls;
@@ -25,6 +25,9 @@ pub struct Options {
     pub limits: Limits,
     /// Whether clients may write action results; Capabilities tells them.
     pub ac_updates: bool,
+    /// The functions that a digest without one is tried under where its length leaves several, in this
+    /// order.
+    pub inferred_functions: Vec<DigestFunction>,
     /// Who may connect and how; plain text without.
     pub tls: Option<Tls>,
     /// Whether the stores work, when somebody watches them; health tells clients. Without it the
@@ -37,6 +40,7 @@ impl Default for Options {
         Self {
             limits: Limits::default(),
             ac_updates: true,
+            inferred_functions: vec![DigestFunction::Sha256, DigestFunction::Blake3],
             tls: None,
             healthy: None,
         }

@@ -130,6 +130,11 @@ impl From<TreeError> for Incomplete {
     }
 }
 
+/// The digests in an action result itself, read as those of `function`; `None` where one is malformed.
+pub fn named_blobs(function: DigestFunction, result: &ActionResult) -> Option<Vec<Digest>> {
+    Named::of(function, result).ok().map(|named| named.blobs)
+}
+
 /// The digests in an action result itself.
 struct Named {
     /// All of them.
