@@ -29,7 +29,7 @@ const KEYS: &[(&str, &str)] = &[
     ("local_cache.scrub_period", "720h"),
     ("local_cache.sync", "none"),
     ("action_cache.updates", "true"),
-    ("limits.max_batch_bytes", "3MiB"),
+    ("limits.max_batch_bytes", "2MiB"),
     ("limits.max_blob_size", "0"),
     ("limits.inferred_functions", "[sha256, blake3]"),
     ("limits.idle_timeout", "1m"),

@@ -69,9 +69,8 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         Self {
-            // gRPC clients take messages of 4 MiB; the rest is for the 80 bytes or so that come
-            // with each blob.
-            max_batch_bytes: 3 * 1024 * 1024,
+            // Half of what gRPC clients take in one message: some 80 bytes come with each blob.
+            max_batch_bytes: 2 * 1024 * 1024,
             max_blob_size: None,
             idle_timeout: Duration::from_mins(1),
             grace: Duration::from_secs(5),

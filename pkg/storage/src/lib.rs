@@ -34,4 +34,4 @@ pub use resource_name::{
     WriteName,
 };
 pub use store::{ActionCache, BlobStore, BlobStoreExt, Put, Uploads};
-pub use tree::{MAX_DIRECTORY_BYTES, TreeError, TreeReader, TreeWalk};
+pub use tree::{MAX_DIRECTORY_BYTES, TreeError, TreeWalk};
