@@ -262,6 +262,12 @@ pub fn refusal<S: AsRef<OsStr>>(data: &Path, settings: &[S]) -> (ExitStatus, Str
     refusal_of(&mut command(data, settings))
 }
 
+/// The same on a disk of its own.
+pub fn refusal_on<S: AsRef<OsStr>>(disk: Disk, settings: &[S]) -> (ExitStatus, String) {
+    let dir = TempDir::new().expect("a temporary directory");
+    refusal_of(&mut command_on(disk, dir.path(), settings))
+}
+
 /// The same for a command line of the caller's own.
 pub fn refusal_of(command: &mut Command) -> (ExitStatus, String) {
     command.stdout(Stdio::null()).stderr(Stdio::piped());

@@ -30,6 +30,14 @@ pub(crate) enum Error {
 pub(crate) fn open(target: &Target, config: &BackingCache) -> Result<RemoteStore, Error> {
     let mut headers = config.headers.clone();
     headers.0.extend(headers_of(&config.headers_file)?.0);
+    if let Some(authorization) = &target.authorization
+        && headers
+            .0
+            .iter()
+            .all(|header| header.name != authorization.name)
+    {
+        headers.0.push(authorization.clone());
+    }
     let options = RemoteOptions {
         tls: tls(target, config)?,
         instance_name: config.instance_name.clone(),

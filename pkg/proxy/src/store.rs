@@ -18,7 +18,7 @@ use tokio::time::Instant;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    existence::Existence,
+    existence::{Epoch, Existence},
     fetch::{Fetches, Joined},
     flow::Flow,
     journal::Journal,
@@ -94,7 +94,7 @@ impl ProxyStore {
         journal: Arc<Journal>,
         options: Options,
     ) -> Self {
-        let existence = Existence::new(options.existence_ttl);
+        let existence = Existence::new(options.existence_ttl, Arc::clone(&backing.blobs));
         let capacity = local.usage().limit;
         let (wanted, queue) = options.prefetch.then(|| Wanted::new(capacity)).unzip();
         let tiers = Tiers {
@@ -150,9 +150,9 @@ impl Tiers {
         self.tracker.spawn(work).await.map_err(cut_off)?
     }
 
-    /// The backing cache has taken these blobs, of which there is one at least.
-    pub(crate) fn took<'a>(&self, digests: impl IntoIterator<Item = &'a Digest>) {
-        self.existence.insert(digests);
+    /// The backing cache has taken these blobs, of which there is one at least, since `epoch`.
+    pub(crate) fn took<'a>(&self, epoch: Epoch, digests: impl IntoIterator<Item = &'a Digest>) {
+        self.existence.insert(epoch, digests);
         self.journal.took();
     }
 

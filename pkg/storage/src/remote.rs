@@ -10,11 +10,13 @@ mod compression;
 mod connect;
 mod download;
 mod failure;
+mod foreign;
 mod gate;
 mod missing;
 mod options;
 mod packing;
 mod peer;
+mod pieces;
 mod pool;
 mod results;
 mod upload;
@@ -160,6 +162,10 @@ impl BlobStore for RemoteStore {
             || DigestFunction::ALL.to_vec(),
             |known| known.digest_functions.clone(),
         )
+    }
+
+    fn outages(&self) -> u64 {
+        self.peer.outages()
     }
 
     async fn find_missing(&self, digests: &[Digest]) -> Result<Vec<Digest>> {

@@ -300,11 +300,11 @@ async fn folders_of_instances_without_results_take_no_numbers() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_janitor_is_called_every_second_for_what_others_do_to_the_disk() {
+async fn the_janitor_is_called_every_two_seconds_for_what_others_do_to_the_disk() {
     let dir = tempfile::tempdir().unwrap();
     let store = open(dir.path()).await;
     for _ in 0..10 {
-        let called = tokio::time::timeout(Duration::from_secs(2), store.pressure());
+        let called = tokio::time::timeout(Duration::from_secs(3), store.pressure());
         called.await.unwrap();
     }
 }

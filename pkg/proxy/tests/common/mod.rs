@@ -48,6 +48,8 @@ pub struct Backing {
     pub gets: AtomicU64,
     pub finds: AtomicU64,
     pub puts: AtomicU64,
+    /// How many calls found it down.
+    outages: AtomicU64,
     putting: AtomicU64,
     /// The most puts of blobs at once.
     pub most_putting: AtomicU64,
@@ -108,6 +110,7 @@ impl Backing {
     async fn up(&self) -> Result<()> {
         sleep(self.now().latency).await;
         if self.now().down {
+            self.outages.fetch_add(1, SeqCst);
             return Err(Error::Unavailable("the backing cache is down".to_owned()));
         }
         Ok(())
@@ -128,6 +131,10 @@ impl Backing {
 
 #[async_trait]
 impl BlobStore for Backing {
+    fn outages(&self) -> u64 {
+        self.outages.load(SeqCst)
+    }
+
     async fn find_missing(&self, digests: &[Digest]) -> Result<Vec<Digest>> {
         self.finds.fetch_add(1, SeqCst);
         self.up().await?;

@@ -80,7 +80,7 @@ impl ActionCache for LocalStore {
             match blocking(move || writer.write_action(&key, &action, &hash, content)).await {
                 Err(error) if error.is_no_space() => {
                     if second || !core.make_on_disk(size).await {
-                        return Err(disk_full(&action));
+                        return Err(disk_full(&action, &error));
                     }
                     second = true;
                 }
@@ -97,10 +97,7 @@ impl Core {
             return Ok(interned);
         }
         let (core, hash) = (Arc::clone(self), *hash);
-        // May look through the whole index. Before the scan that does not know them all.
-        let used = move || core.is_scanned().then(|| core.index.instances());
-        let core = Arc::clone(self);
-        blocking(move || core.instances.intern(&hash, used)).await
+        blocking(move || core.name_instance(&hash)).await
     }
 
     /// Reads a result; a broken one is removed and is none. Blocks.
@@ -114,13 +111,17 @@ impl Core {
             .instances
             .number(instance)
             .map(|number| Key::ac(action, number));
-        let Some(file) = self.files.open_read(&path)? else {
-            if let Some(key) = key {
-                self.forget_action(&key, &path)?;
+        let result = match self.files.open_read(&path) {
+            Ok(Some(file)) => self.read_result(&file, &path)?,
+            Ok(None) => {
+                if let Some(key) = key {
+                    self.forget_action(&key, &path)?;
+                }
+                return Ok(None);
             }
-            return Ok(None);
+            Err(error) if error.is_unreadable() => None,
+            Err(error) => return Err(error),
         };
-        let result = self.read_result(&file, &path)?;
         if self.force_update_atime && result.is_some() {
             self.files.set_atime(&path, now_ms())?;
         }
@@ -144,10 +145,11 @@ impl Core {
     }
 
     fn reads_broken(&self, path: &str) -> Result<bool> {
-        let Some(file) = self.files.open_read(path)? else {
-            return Ok(false);
-        };
-        Ok(self.read_result(&file, path)?.is_none())
+        match self.files.open_read(path) {
+            Ok(Some(file)) => Ok(self.read_result(&file, path)?.is_none()),
+            Ok(None) => Ok(false),
+            Err(error) => error.is_unreadable().then_some(true).ok_or(error),
+        }
     }
 
     /// The result in an open file; `None` when it is not whole, or the disk cannot read it any more.
@@ -165,9 +167,17 @@ impl Core {
 
     fn forget_action(&self, key: &Key, path: &str) -> Result<()> {
         let _changing = self.lock(key);
-        if self.files.stat(path)?.is_none() {
-            self.index.remove(key);
+        if self.files.stat(path)?.is_some() {
+            return Ok(());
         }
+        if self.files.is_there(path)? {
+            tracing::warn!(
+                path,
+                "something that is no regular file is in the place of a result"
+            );
+            return self.quarantine(key, path);
+        }
+        self.index.remove(key);
         Ok(())
     }
 
@@ -186,8 +196,7 @@ impl Core {
             .and_then(|()| {
                 let _open = self.open()?;
                 let _changing = self.lock(key);
-                self.files
-                    .publish(&tmp, &layout::action_path(action, instance))?;
+                self.install(&tmp, &layout::action_path(action, instance))?;
                 self.index.insert(key, size, now_ms(), false);
                 self.written.fetch_add(1, Relaxed);
                 Ok(())

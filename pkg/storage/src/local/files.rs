@@ -1,5 +1,7 @@
 //! File operations below the data directory, relative to its descriptor. All of them block.
 
+mod open;
+
 use std::{
     fs,
     io::ErrorKind,
@@ -7,19 +9,19 @@ use std::{
     path::{Path, PathBuf},
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU64},
     },
 };
 
 use bytes::Bytes;
 use rustix::{
-    fs::{AtFlags, CWD, Mode, OFlags, Timespec, Timestamps},
+    fs::{AtFlags, CWD, FileType, Mode, OFlags, Timespec, Timestamps},
     io::Errno,
 };
 
 use super::{
     folders::Folders,
-    layout::{self, TMP, UPLOADS},
+    layout::{self, TMP},
 };
 use crate::{Error, Result};
 
@@ -62,6 +64,8 @@ pub(super) struct Files {
     /// Cleared when the system refuses `O_NOATIME`.
     noatime: AtomicBool,
     next_tmp: AtomicU64,
+    /// Whether somebody has removed folders, so that files may be gone.
+    pub(super) cleared: AtomicBool,
 }
 
 impl Files {
@@ -78,16 +82,55 @@ impl Files {
             chmod: false,
             noatime: AtomicBool::new(true),
             next_tmp: AtomicU64::new(0),
+            cleared: AtomicBool::new(false),
         };
-        files.make_dir(TMP, |_| ())?;
+        for folder in layout::ROOTS {
+            files.make_dir(folder, |_| ())?;
+        }
         for name in files.list(TMP)? {
-            files.unlink(&format!("{TMP}/{name}"))?;
+            let path = format!("{TMP}/{name}");
+            match rustix::fs::unlinkat(&files.dir, &*path, AtFlags::empty()) {
+                Ok(()) | Err(Errno::NOENT) => {}
+                Err(Errno::ISDIR | Errno::PERM | Errno::BUSY) => {
+                    tracing::warn!(path, "not a file of gorego; left alone, remove it by hand");
+                }
+                Err(errno) => return Err(files.error("removing", &path, errno)),
+            }
         }
         let (probe, file) = files.create_tmp()?;
         let stat = rustix::fs::fstat(&file).map_err(|e| files.error("probing", &probe, e))?;
         files.chmod = Mode::from_raw_mode(stat.st_mode) & BLOB_MODE != BLOB_MODE;
         files.unlink(&probe)?;
         Ok(files)
+    }
+
+    /// A folder to which no file can be moved from the others, since it is on another file system.
+    pub(super) fn elsewhere(&self) -> Result<Option<String>> {
+        const PROBE: &str = "probe";
+        let mut at = PROBE.to_owned();
+        match self.open_regular(&at, OFlags::RDWR | OFlags::CREATE, BLOB_MODE) {
+            // A full disk can still be read from.
+            Ok(None) | Err(Errno::NOSPC | Errno::DQUOT) => return Ok(None),
+            opened => opened.map_err(|errno| self.error("creating", &at, errno))?,
+        };
+        let subfolders = layout::subfolders().filter(|path| self.is_folder(path) == Some(true));
+        let folders = layout::ROOTS
+            .map(str::to_owned)
+            .into_iter()
+            .chain(subfolders);
+        let mut elsewhere = None;
+        for folder in folders {
+            let to = format!("{folder}/{PROBE}");
+            match rustix::fs::renameat(&self.dir, &*at, &self.dir, &*to) {
+                Ok(()) => at = to,
+                Err(Errno::XDEV) => elsewhere = Some(folder),
+                // What is in the way is put away when the folder is needed.
+                Err(Errno::NOSPC | Errno::DQUOT | Errno::NOTDIR) => {}
+                Err(errno) => return Err(self.error("moving a file to", &folder, errno)),
+            }
+        }
+        self.unlink(&at)?;
+        Ok(elsewhere)
     }
 
     /// Writes and removes a small file.
@@ -135,59 +178,6 @@ impl Files {
             }
             Err(errno) => errno == Errno::NOENT,
         }
-    }
-
-    /// Opens for reading without that counting as use; `None` when there is no such file.
-    pub(super) fn open_read(&self, relative: &str) -> Result<Option<fs::File>> {
-        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
-        let open = |extra| rustix::fs::openat(&self.dir, relative, flags | extra, Mode::empty());
-        let mut opened = if self.noatime.load(Relaxed) {
-            open(OFlags::NOATIME)
-        } else {
-            open(OFlags::empty())
-        };
-        if matches!(opened, Err(Errno::PERM)) {
-            // Permitted only to the file's owner.
-            self.noatime.store(false, Relaxed);
-            opened = open(OFlags::empty());
-        }
-        match opened {
-            Ok(file) => Ok(Some(file.into())),
-            Err(Errno::NOENT) => Ok(None),
-            Err(errno) => Err(self.error("opening", relative, errno)),
-        }
-    }
-
-    /// A new file to write, of a blob's mode, and its name.
-    pub(super) fn create_tmp(&self) -> Result<(String, fs::File)> {
-        let name = format!("{TMP}/{:x}", self.next_tmp.fetch_add(1, Relaxed));
-        let file = self.create(&name, OFlags::EXCL, BLOB_MODE)?;
-        Ok((name, file))
-    }
-
-    /// Opens a partial upload's file for reading and writing; makes it when it is not there.
-    pub(super) fn open_upload(&self, relative: &str) -> Result<fs::File> {
-        let open = || self.create(relative, OFlags::empty(), UPLOAD_MODE);
-        match open() {
-            Err(Error::Io { source, .. }) if source.kind() == ErrorKind::NotFound => {
-                self.make_dir(UPLOADS, |_| ())?;
-                open()
-            }
-            // Sealed, then cut off before it was moved to its place.
-            Err(Error::Io { source, .. }) if source.kind() == ErrorKind::PermissionDenied => {
-                rustix::fs::chmodat(&self.dir, relative, UPLOAD_MODE, AtFlags::empty())
-                    .map_err(|errno| self.error("reopening", relative, errno))?;
-                open()
-            }
-            other => other,
-        }
-    }
-
-    fn create(&self, relative: &str, extra: OFlags, mode: Mode) -> Result<fs::File> {
-        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC | extra;
-        rustix::fs::openat(&self.dir, relative, flags, mode)
-            .map(fs::File::from)
-            .map_err(|errno| self.error("creating", relative, errno))
     }
 
     /// Gives a finished file its mode, and its bytes to the disk where that was asked for.
@@ -249,12 +239,6 @@ impl Files {
             .map_err(|errno| self.error("moving", from, errno))
     }
 
-    /// Takes a file's name away at once, however long it takes to remove it by its new one.
-    pub(super) fn set_aside(&self, relative: &str) -> Result<String> {
-        let name = format!("{TMP}/{:x}", self.next_tmp.fetch_add(1, Relaxed));
-        self.rename(relative, &name).map(|()| name)
-    }
-
     /// Removes a file; one that is not there is fine.
     pub(super) fn unlink(&self, relative: &str) -> Result<()> {
         match rustix::fs::unlinkat(&self.dir, relative, AtFlags::empty()) {
@@ -270,6 +254,21 @@ impl Files {
             Err(Errno::NOENT | Errno::NOTDIR) => Ok(None),
             Err(errno) => Err(self.error("looking up", relative, errno)),
         }
+    }
+
+    /// Whether there is anything at a path, of whatever type.
+    pub(super) fn is_there(&self, relative: &str) -> Result<bool> {
+        match rustix::fs::statat(&self.dir, relative, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(_) => Ok(true),
+            Err(Errno::NOENT | Errno::NOTDIR) => Ok(false),
+            Err(errno) => Err(self.error("looking up", relative, errno)),
+        }
+    }
+
+    /// Whether a path leads to a folder; nothing when it leads nowhere.
+    pub(super) fn is_folder(&self, relative: &str) -> Option<bool> {
+        let stat = rustix::fs::statat(&self.dir, relative, AtFlags::empty()).ok()?;
+        Some(FileType::from_raw_mode(stat.st_mode) == FileType::Directory)
     }
 
     /// Whether a path still leads to this open file.
@@ -377,11 +376,11 @@ pub(super) fn write_at(file: &fs::File, pieces: &[Bytes], mut at: u64) -> rustix
 
 /// The size and times in a `stat` of a regular file.
 pub(super) fn regular(stat: &rustix::fs::Stat) -> Option<Meta> {
-    let kind = rustix::fs::FileType::from_raw_mode(stat.st_mode);
+    let kind = FileType::from_raw_mode(stat.st_mode);
     let ms = |seconds: i64, nanos: u64| {
         u64::try_from(seconds).unwrap_or(0).saturating_mul(1000) + nanos / 1_000_000
     };
-    (kind == rustix::fs::FileType::RegularFile).then(|| Meta {
+    (kind == FileType::RegularFile).then(|| Meta {
         size: u64::try_from(stat.st_size).unwrap_or(0),
         atime_ms: ms(stat.st_atime, stat.st_atime_nsec),
         mtime_ms: ms(stat.st_mtime, stat.st_mtime_nsec),

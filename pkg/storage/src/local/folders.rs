@@ -74,6 +74,11 @@ impl Folders {
         *self.made_since() = None;
     }
 
+    /// All of them were counted anew, by a caller that keeps others from changing them.
+    pub(super) fn recounted(&self, count: u64) {
+        self.count.store(count, Relaxed);
+    }
+
     /// What they take, in bytes.
     pub(super) fn bytes(&self) -> u64 {
         self.count.load(Relaxed).saturating_mul(FOLDER_ROOM)

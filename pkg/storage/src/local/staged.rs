@@ -44,7 +44,7 @@ impl Staged {
             return Ok(staged.read_by(growth));
         };
         let path = layout::upload_path(digest, &upload);
-        let file = core.files.open_upload(&path)?;
+        let file = core.open_upload(&path)?;
         let failed = |error| Error::io("resuming", core.files.path(&path), error);
         let kept = file.metadata().map_err(failed)?.len();
         if kept < offset {

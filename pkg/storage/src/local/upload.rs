@@ -207,7 +207,7 @@ impl Upload {
                 Err(error) if error.is_no_space() => {
                     let bytes = pieces.iter().map(|piece| piece.len() as u64).sum();
                     if second || !self.core.make_on_disk(bytes).await {
-                        return Err(disk_full(&self.digest));
+                        return Err(disk_full(&self.digest, &error));
                     }
                     second = true;
                     self.write_again(pieces);
@@ -304,7 +304,11 @@ impl Upload {
             if !matches!(error, Error::Unavailable(_)) {
                 blocking(move || staged.remove()).await?;
             }
-            return Err(if full { disk_full(&self.digest) } else { error });
+            return Err(if full {
+                disk_full(&self.digest, &error)
+            } else {
+                error
+            });
         }
     }
 

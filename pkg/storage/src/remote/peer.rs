@@ -19,6 +19,7 @@ use super::{
     capabilities,
     connect::{self, Headers, Link},
     failure::{Backoff, Failure},
+    foreign::Foreign,
     gate::{Attempt, Gate},
     pool::Pool,
 };
@@ -36,6 +37,7 @@ const WINDOWS: usize = 8192;
 pub(super) struct Peer {
     name: Arc<str>,
     pool: Pool,
+    foreign: Arc<Foreign>,
     headers: Headers,
     calls: Arc<Semaphore>,
     streams: Arc<Semaphore>,
@@ -68,6 +70,7 @@ impl Peer {
         let name: Arc<str> = options.address.to_string().into();
         Ok(Self {
             gate: Gate::new(Arc::clone(&name), options.breaker),
+            foreign: Foreign::new(Arc::clone(&name)),
             name,
             pool: Pool::new(connect::channels(options)?),
             headers: Headers::parse(&options.headers)?,
@@ -141,7 +144,11 @@ impl Peer {
         let (channel, lease) =
             taken.ok_or_else(|| Failure::Nonsense("no connection".to_owned()))?;
         let headers = self.headers.of(lease, timeout);
-        Ok(InterceptedService::new(Answers(channel), headers))
+        let foreign = Arc::clone(&self.foreign);
+        Ok(InterceptedService::new(
+            Answers { channel, foreign },
+            headers,
+        ))
     }
 
     /// When what is asked of a store has to be done that moves `bytes`, however often it is tried.
