@@ -8,6 +8,7 @@ use std::{
 
 use gorego_config::{self as config, Config, Loaded};
 use gorego_server::{self as server, ClientAuth, Limits, Tls};
+use gorego_storage::DigestFunction;
 use gorego_telemetry::{self as telemetry, Metrics};
 use tokio::{net::TcpListener, runtime::Runtime};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -74,6 +75,7 @@ async fn serve(loaded: &Loaded) -> Result<(), Error> {
     let options = server::Options {
         limits: limits(&config.limits),
         ac_updates: config.action_cache.updates,
+        inferred_functions: inferred_functions(&config.limits),
         tls,
         chain: Arc::clone(&tiers.chain),
         healthy: tiers.health(),
@@ -129,6 +131,15 @@ fn tls(config: &config::Tls) -> Result<Option<Tls>, Error> {
         &config.key_file,
         &client_auth,
     )?))
+}
+
+fn inferred_functions(limits: &config::Limits) -> Vec<DigestFunction> {
+    let inferred = limits.inferred_functions.iter();
+    let known = |function: &config::InferredFunction| match function {
+        config::InferredFunction::Sha256 => DigestFunction::Sha256,
+        config::InferredFunction::Blake3 => DigestFunction::Blake3,
+    };
+    inferred.map(known).collect()
 }
 
 fn limits(limits: &config::Limits) -> Limits {

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::backing::BackingCache;
-use crate::choice::{ClientAuth, LogLevel, Sync};
+use crate::choice::{ClientAuth, InferredFunction, LogLevel, Sync};
 use crate::later::{Cluster, Execution};
 use crate::section::section;
 use crate::{ByteSize, GibSize, ListenAddr};
@@ -98,12 +98,16 @@ section! {
 section! {
     /// What clients may use up.
     Limits {
-        /// The most that a batch of blobs may hold, as told to clients; 64KiB to 64MiB. gRPC clients
-        /// take messages of 4MiB, and each blob comes with some 80 bytes of its own: the default
-        /// leaves room for those of blobs of 256 bytes and more.
-        max_batch_bytes: ByteSize = ByteSize::from_kib(3 * 1024),
+        /// The most that a batch of blobs may hold, as told to clients; 64KiB to 64MiB. A response may
+        /// take twice that, which is room for the digests of blobs of 80 bytes and more. gRPC clients
+        /// take responses of 4MiB, unless they are told to take more.
+        max_batch_bytes: ByteSize = ByteSize::from_kib(2 * 1024),
         /// The largest blob taken, as told to clients. 0 for no limit.
         max_blob_size: ByteSize = ByteSize::from_bytes(0),
+        /// Functions that a hash of 64 digits is tried under, in this order, where a client names none.
+        /// An upload takes the one that its content has.
+        inferred_functions: Vec<InferredFunction> =
+            vec![InferredFunction::Sha256, InferredFunction::Blake3],
         /// A transfer that makes no progress for this long is ended. It can be resumed.
         idle_timeout: Duration = Duration::from_mins(1),
         /// How long running calls have to end at shutdown.

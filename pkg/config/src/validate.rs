@@ -142,6 +142,12 @@ impl Findings<'_> {
         if !(MIN_BATCH..=MAX_BATCH).contains(&limits.max_batch_bytes) {
             self.refuse(&["limits.max_batch_bytes"], "accepted: 64KiB to 64MiB");
         }
+        let inferred = &limits.inferred_functions;
+        let is_repeated = |(at, function)| inferred.iter().skip(at + 1).any(|f| f == function);
+        if inferred.is_empty() || inferred.iter().enumerate().any(is_repeated) {
+            let reason = "accepted: sha256, blake3 or both, each once";
+            self.refuse(&["limits.inferred_functions"], reason);
+        }
         if limits.idle_timeout == Duration::ZERO {
             let reason = "would end every transfer at once; accepted: more than 0";
             self.refuse(&["limits.idle_timeout"], reason);

@@ -176,14 +176,11 @@ impl Tiers {
         }
     }
 
-    /// Sends what is complete here to the backing cache, and shows it then.
-    pub(crate) async fn send(
-        self: &Arc<Self>,
-        digest: &Digest,
-        mut complete: Complete,
-    ) -> Result<Put> {
+    /// Sends what is complete here to the backing cache, under the digest that its content has, and shows it
+    /// then.
+    pub(crate) async fn send(self: &Arc<Self>, mut complete: Complete) -> Result<Put> {
         // Nobody else is to be told of what is wrong with this one.
-        complete.verify().await?;
+        let digest = &complete.verify().await?;
         let (waiting, pushing) = loop {
             let (waiting, new) = self.join_push(digest);
             if let Some(pushing) = new {

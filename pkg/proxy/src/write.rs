@@ -176,7 +176,8 @@ impl Tiers {
         resume: Option<Resume>,
     ) -> Result<Option<Settled>> {
         let (source, up) = Source::new(chunks);
-        let backing = self.backing.put(digest, Blob::stream(up));
+        let first = digest.only();
+        let backing = self.backing.put(&first, Blob::stream(up));
         let local = self.local.receive(digest, source.chunks(), resume, None);
         let drain = source.drain();
         tokio::pin!(backing, local, drain);
@@ -212,7 +213,10 @@ impl Tiers {
     /// Both tiers have said what they have to say of an upload.
     async fn settle(self: &Arc<Self>, digest: &Digest, epoch: Epoch, said: Settled) -> Result<Put> {
         match said {
-            (Ok(put), Ok(Received::Complete(complete))) => {
+            (Ok(put), Ok(Received::Complete(mut complete))) => {
+                if digest.other().is_some() && complete.verify().await? != *digest {
+                    return self.send(complete).await;
+                }
                 // It may have been taken there without a look at it.
                 self.show(digest, complete).await?;
                 self.took(epoch, [digest]);
@@ -224,7 +228,7 @@ impl Tiers {
             }
             (Err(error), Ok(Received::Complete(complete))) => {
                 tracing::debug!(%digest, %error, "sending the upload again");
-                self.send(digest, complete).await
+                self.send(complete).await
             }
             (Err(_), Ok(Received::Existed)) => self.push_existing(digest).await,
             (Err(error), Err(_)) => Err(error),
@@ -246,7 +250,7 @@ impl Tiers {
             .receive(digest, chunks, Some(resume), None)
             .await?
         {
-            Received::Complete(complete) => self.send(digest, complete).await,
+            Received::Complete(complete) => self.send(complete).await,
             Received::Existed if self.existence.has(digest) => Ok(Put::Existed),
             Received::Existed => self.push_existing(digest).await,
         }

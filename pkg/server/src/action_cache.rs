@@ -57,7 +57,9 @@ impl Actions {
             .map_err(from_store)?
             .ok_or_else(|| Status::not_found(format!("no result of action {action}")))?;
         let own = result.encoded_len() as u64;
-        let wanted = self.wanted(&mut result, &request, action.function());
+        // The outputs are of one function with the action, and found as that is.
+        let function = action.other().is_none().then(|| action.function());
+        let wanted = self.wanted(&mut result, &request, function);
         let inlined: u64 = wanted.iter().map(|(_, digest)| digest.size()).sum();
         let permit = self.memory.responses.reserve(own + inlined).await?;
         self.inline(wanted).await;
@@ -69,7 +71,7 @@ impl Actions {
         &self,
         result: &'a mut ActionResult,
         request: &GetActionResultRequest,
-        function: DigestFunction,
+        function: Option<DigestFunction>,
     ) -> Vec<(&'a mut Bytes, Digest)> {
         let mut room = self
             .limits
@@ -100,7 +102,7 @@ impl Actions {
             .into_iter()
             .chain(files)
             .filter_map(|(asked, content, digest)| {
-                let digest = Digest::from_field(Some(function), digest.as_ref()).ok()?;
+                let digest = Digest::from_field(function, digest.as_ref()).ok()?;
                 let due = asked && content.is_empty() && digest.size() > 0;
                 if !due || digest.size() > room {
                     return None;

@@ -14,6 +14,7 @@ mod error;
 mod grpc;
 mod health;
 mod idle;
+mod inferred;
 mod io;
 mod options;
 mod reflection;

@@ -2,7 +2,7 @@
 
 use std::{num::NonZeroU64, sync::Arc, time::Duration};
 
-use gorego_storage::{ActionCache, BlobStore, Chain, Uploads};
+use gorego_storage::{ActionCache, BlobStore, Chain, DigestFunction, Uploads};
 use tokio::sync::watch;
 
 use crate::Tls;
@@ -25,6 +25,9 @@ pub struct Options {
     pub limits: Limits,
     /// Whether clients may write action results; Capabilities tells them.
     pub ac_updates: bool,
+    /// The functions that a digest without one is tried under where its length leaves several, in this
+    /// order.
+    pub inferred_functions: Vec<DigestFunction>,
     /// Who may connect and how; plain text without.
     pub tls: Option<Tls>,
     /// By which calls that come back over a backing cache are noticed and refused; of the store too.
@@ -39,6 +42,7 @@ impl Default for Options {
         Self {
             limits: Limits::default(),
             ac_updates: true,
+            inferred_functions: vec![DigestFunction::Sha256, DigestFunction::Blake3],
             tls: None,
             chain: Arc::default(),
             healthy: None,
@@ -68,9 +72,8 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         Self {
-            // gRPC clients take messages of 4 MiB; the rest is for the 80 bytes or so that come
-            // with each blob.
-            max_batch_bytes: 3 * 1024 * 1024,
+            // Half of what gRPC clients take in one message: some 80 bytes come with each blob.
+            max_batch_bytes: 2 * 1024 * 1024,
             max_blob_size: None,
             idle_timeout: Duration::from_mins(1),
             grace: Duration::from_secs(5),

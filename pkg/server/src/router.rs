@@ -16,6 +16,7 @@ use crate::{
     cas::Cas,
     grpc::{Budget, Call, MAX_DECODED, Memory, Response, panicked, refuse, refuse_foreign},
     health::Health,
+    inferred::infer,
     reflection::Reflection,
     shared::Patience,
     status::unavailable,
@@ -69,6 +70,7 @@ impl Router {
         shutdown: CancellationToken,
     ) -> Result<Self, Error> {
         let limits = options.limits;
+        let services = infer(services, options.inferred_functions.clone());
         let max_batch_request = limits.max_batch_bytes.saturating_add(BATCH_FRAMING);
         let chain = Arc::clone(&options.chain);
         let patience = Patience::from(&limits);

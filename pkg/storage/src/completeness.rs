@@ -10,7 +10,7 @@ use reapi::v2::{self, ActionResult};
 pub use self::memory::TreeMemory;
 use crate::{
     ActionCache, BlobStore, Digest, DigestFunction, Error, Result,
-    tree::{EncodedDirectory, Reference, TreeError, TreeReader, TreeWalk},
+    tree::{Reference, References, TreeError, TreeWalk},
 };
 
 /// How many digests from inside trees are gathered before the store is asked about them.
@@ -130,6 +130,11 @@ impl From<TreeError> for Incomplete {
     }
 }
 
+/// The digests in an action result itself, read as those of `function`; `None` where one is malformed.
+pub fn named_blobs(function: DigestFunction, result: &ActionResult) -> Option<Vec<Digest>> {
+    Named::of(function, result).ok().map(|named| named.blobs)
+}
+
 /// The digests in an action result itself.
 struct Named {
     /// All of them.
@@ -221,9 +226,12 @@ impl Check<'_> {
     /// Checks the files in a `Tree`. Its directories need not be blobs of their own.
     async fn tree(&mut self, tree: Digest) -> Result<(), Incomplete> {
         let _permit = self.memory.reserve(tree.size()).await;
-        let mut reader = TreeReader::open(self.blobs.as_ref(), tree).await?;
-        while let Some(directory) = reader.next_encoded().await? {
-            self.files(tree, &directory).await?;
+        let content = self.blobs.get(&tree, 0).await?;
+        let mut references = References::of_tree(tree, content);
+        while let Some(reference) = references.next().await? {
+            if let Reference::File(file) = reference {
+                self.add(file).await?;
+            }
         }
         Ok(())
     }
@@ -243,32 +251,18 @@ impl Check<'_> {
                 drop(permit.take());
                 permit = self.memory.reserve(next).await;
             }
-            let Some((digest, found)) = walk.next_encoded().await? else {
+            let Some((digest, found)) = walk.next_open().await? else {
                 return Ok(());
             };
-            let directory = found.ok_or(Incomplete::Missing(digest))?;
+            let mut references = found.ok_or(Incomplete::Missing(digest))?;
             self.add(digest).await?;
-            self.files(digest, &directory).await?;
-        }
-    }
-
-    /// Adds the files of one directory, which `blob` holds.
-    async fn files(
-        &mut self,
-        blob: Digest,
-        directory: &EncodedDirectory,
-    ) -> Result<(), Incomplete> {
-        for reference in directory.references(blob.function()) {
-            match reference {
-                Ok(Reference::File(file)) => self.add(file).await?,
-                Ok(Reference::Directory(_)) => {}
-                Err(why) => {
-                    let why = format!("a directory in blob {blob}: {why}");
-                    return Err(Incomplete::Malformed(why));
+            while let Some(reference) = references.next().await? {
+                match reference {
+                    Reference::File(file) => self.add(file).await?,
+                    Reference::Directory(child) => walk.add(&child),
                 }
             }
         }
-        Ok(())
     }
 }
 

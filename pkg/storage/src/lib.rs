@@ -17,7 +17,7 @@ mod store;
 mod tree;
 
 pub use blob::{Blob, BlobFile, BlobStream, CHUNK_SIZE, Chunks, InUse, Resume, UploadId, Verified};
-pub use completeness::{CompletenessChecking, TreeMemory};
+pub use completeness::{CompletenessChecking, TreeMemory, named_blobs};
 pub use digest::{Digest, DigestError, DigestFunction, Hasher, to_hex};
 pub use error::{Error, Result, SourceError};
 pub use eviction::{Candidate, EntryId, Evictable, Removed, Usage};
@@ -34,4 +34,4 @@ pub use resource_name::{
     WriteName,
 };
 pub use store::{ActionCache, BlobStore, BlobStoreExt, Put, Uploads};
-pub use tree::{MAX_DIRECTORY_BYTES, TreeError, TreeReader, TreeWalk};
+pub use tree::{MAX_DIRECTORY_BYTES, TreeError, TreeWalk};

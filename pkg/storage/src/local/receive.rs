@@ -54,6 +54,11 @@ pub(super) async fn put_stream(
     chunks: Chunks,
     resume: Option<Resume>,
 ) -> Result<Put> {
+    if let Some(other) = digest.other()
+        && core.seek(&other, Use::default()).await?.is_some()
+    {
+        return Ok(Put::Existed);
+    }
     match receive(core, digest, chunks, resume, None).await? {
         Received::Existed => Ok(Put::Existed),
         Received::Complete(complete) => complete.publish().await,
@@ -115,12 +120,11 @@ async fn receive(
 }
 
 impl Complete {
-    /// Checks the content against its digest; after an error nothing is kept of it.
-    pub async fn verify(&mut self) -> Result<()> {
-        let Some(upload) = &self.0.0 else {
-            return Ok(());
-        };
-        let verified = upload.verify();
+    /// Checks the content, and returns its digest: that which was announced, or, where its client named
+    /// no function, perhaps that of the other. After an error nothing is kept of it.
+    pub async fn verify(&mut self) -> Result<Digest> {
+        let upload = self.0.0.as_mut().ok_or_else(gone)?;
+        let verified = upload.verify().await;
         if verified.is_err() {
             self.0.abandon().await?;
         }

@@ -1,5 +1,7 @@
 //! Blobs that arrive as a stream: staged on disk as they come, kept when they break off.
 
+mod checked;
+
 use std::{mem, sync::Arc};
 
 use async_trait::async_trait;
@@ -8,7 +10,7 @@ use tokio::task::JoinHandle;
 
 use super::{
     LocalStore,
-    blobs::{check_content, check_size, disk_full},
+    blobs::{check_size, disk_full},
     claims::Claim,
     core::{Core, blocking, cut_off},
     growth::Growth,
@@ -252,15 +254,6 @@ impl Upload {
         matches!(self.phase, Phase::Unopened) && offset == 0
     }
 
-    /// Checks the content of a complete upload against its digest.
-    pub(super) fn verify(&self) -> Result<()> {
-        match &self.phase {
-            Phase::Ready(staged) => staged.verify(),
-            _ if self.is_small() => check_content(&self.digest, &self.pieces),
-            _ => Err(self.lost()),
-        }
-    }
-
     /// The content of a complete upload.
     pub(super) fn blob(&self) -> Result<Blob> {
         match &self.phase {
@@ -274,7 +267,12 @@ impl Upload {
     pub(super) async fn publish(mut self) -> Result<Put> {
         if self.is_small() {
             let pieces = mem::take(&mut self.pieces);
-            let put = self.core.put_pieces(&self.digest, pieces).await;
+            let mut put = self.core.put_pieces(&self.digest, pieces.clone()).await;
+            if let (Err(Error::Mismatch { .. }), Some(_)) = (&put, self.digest.other())
+                && let Ok(digest) = self.digest_of(&pieces)
+            {
+                put = self.core.put_pieces(&digest, pieces).await;
+            }
             self.drop_kept().await?;
             return put;
         }
