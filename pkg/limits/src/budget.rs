@@ -16,12 +16,12 @@ use tokio::{sync::oneshot, time::timeout};
 use self::queue::{Queue, Ticket};
 use crate::Call;
 
-/// Up to this many bytes are granted at once and not counted: a call takes that much by itself.
+/// Up to this many bytes of memory are granted at once and not counted: a call takes as much by itself.
 pub const UNCOUNTED: u64 = 64 * 1024;
 /// How long a call waits for its turn.
 const WAIT: Duration = Duration::from_secs(30);
 
-/// A number of bytes that calls share. Nothing is granted to a call whose connection holds more
+/// A number of bytes, or of other things, that calls share. Nothing is granted to a call whose connection holds more
 /// permits than one that waits; of those with equally many, connections take turns.
 #[derive(Clone, Debug)]
 pub struct Budget(Arc<Pool>);
@@ -30,23 +30,35 @@ pub struct Budget(Arc<Pool>);
 struct Pool {
     what: &'static str,
     bytes: u64,
+    /// Up to this many are not counted.
+    uncounted: u64,
     queue: Mutex<Queue>,
 }
 
 /// Nothing was free in time.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("no memory for {what} became free within {} s: {total} bytes are shared", WAIT.as_secs())]
+#[error("no {what} became free within {} s; {total} are shared by all clients", WAIT.as_secs())]
 pub struct Full {
     what: &'static str,
     total: u64,
 }
 
 impl Budget {
-    /// Shares out `bytes` for `what`, as messages call it.
-    pub fn new(what: &'static str, bytes: u64) -> Self {
+    /// Shares out bytes of memory, of which messages speak as `what`.
+    pub fn memory(what: &'static str, bytes: u64) -> Self {
+        Self::new(what, bytes, UNCOUNTED)
+    }
+
+    /// Shares out `count` of something else.
+    pub fn count(what: &'static str, count: u64) -> Self {
+        Self::new(what, count, 0)
+    }
+
+    fn new(what: &'static str, bytes: u64, uncounted: u64) -> Self {
         Self(Arc::new(Pool {
             what,
             bytes,
+            uncounted,
             queue: Mutex::new(Queue::new(bytes)),
         }))
     }
@@ -59,7 +71,7 @@ impl Budget {
     /// Waits until `bytes` are free and takes them, all at once. One that asks for more than there is
     /// gets everything.
     pub async fn reserve(&self, bytes: u64) -> Result<Permit, Full> {
-        if bytes <= UNCOUNTED {
+        if bytes <= self.0.uncounted {
             return Ok(Permit::default());
         }
         let bytes = bytes.min(self.0.bytes);
@@ -82,7 +94,7 @@ impl Budget {
 
     /// Takes `bytes` if they are free and nobody waits.
     pub fn try_reserve(&self, bytes: u64) -> Option<Permit> {
-        if bytes <= UNCOUNTED {
+        if bytes <= self.0.uncounted {
             return Some(Permit::default());
         }
         self.take(bytes, &Call::current())
@@ -211,18 +223,18 @@ impl Permit {
     }
 
     /// The same content, which keeps this permit for as long as any part of it is in memory.
-    pub fn hold(self, content: Vec<u8>) -> Bytes {
+    pub fn hold(self, content: Bytes) -> Bytes {
         struct Held(
-            Vec<u8>,
-            #[expect(dead_code, reason = "dropped with it")] Permit,
+            Bytes,
+            #[expect(dead_code, reason = "dropped with the content")] Permit,
         );
         impl AsRef<[u8]> for Held {
             fn as_ref(&self) -> &[u8] {
                 &self.0
             }
         }
-        if self.0.is_none() || content.is_empty() {
-            return content.into();
+        if self.0.is_none() {
+            return content;
         }
         Bytes::from_owner(Held(content, self))
     }

@@ -31,7 +31,7 @@ fn granted(reserving: &mut Reserving) -> Option<Permit> {
 
 #[tokio::test]
 async fn large_requests_wait_for_their_turn_and_small_ones_do_not() {
-    let budget = Budget::new("tests", 4 * MIB);
+    let budget = Budget::memory("tests", 4 * MIB);
     let first = budget.reserve(3 * MIB).await.unwrap();
     assert!(budget.reserve(2 * MIB).now_or_never().is_none());
     assert!(budget.try_reserve(2 * MIB).is_none());
@@ -42,8 +42,20 @@ async fn large_requests_wait_for_their_turn_and_small_ones_do_not() {
 }
 
 #[tokio::test]
+async fn things_that_are_no_bytes_are_counted_one_by_one() {
+    let budget = Budget::count("open files", 2);
+    let files = [
+        budget.reserve(1).await.unwrap(),
+        budget.reserve(1).await.unwrap(),
+    ];
+    assert!(budget.reserve(1).now_or_never().is_none());
+    drop(files);
+    assert!(budget.try_reserve(2).is_some());
+}
+
+#[tokio::test]
 async fn a_request_larger_than_the_budget_gets_all_of_it() {
-    let budget = Budget::new("tests", MIB);
+    let budget = Budget::memory("tests", MIB);
     let all = budget.reserve(100 * MIB).now_or_never().unwrap().unwrap();
     assert_eq!(all.bytes(), MIB);
     assert!(budget.reserve(UNCOUNTED + 1).now_or_never().is_none());
@@ -51,7 +63,7 @@ async fn a_request_larger_than_the_budget_gets_all_of_it() {
 
 #[tokio::test]
 async fn a_waiting_connection_is_served_before_the_second_request_of_any_other() {
-    let budget = Budget::new("tests", MIB);
+    let budget = Budget::memory("tests", MIB);
     let [greedy, first, second] = [client(), client(), client()];
     let held = reserve(&budget, &greedy, MIB).await.unwrap();
     let mut waiting: Vec<_> = [&greedy, &greedy, &greedy, &first, &first, &second]
@@ -77,7 +89,7 @@ async fn a_waiting_connection_is_served_before_the_second_request_of_any_other()
 
 #[tokio::test]
 async fn who_holds_something_waits_for_those_that_hold_nothing() {
-    let budget = Budget::new("tests", 2 * MIB);
+    let budget = Budget::memory("tests", 2 * MIB);
     let [greedy, other] = [client(), client()];
     let _kept = reserve(&budget, &greedy, MIB).await.unwrap();
     let released = reserve(&budget, &greedy, MIB).await.unwrap();
@@ -92,7 +104,7 @@ async fn who_holds_something_waits_for_those_that_hold_nothing() {
 
 #[tokio::test(start_paused = true)]
 async fn a_request_waits_for_half_a_minute_at_most() {
-    let budget = Budget::new("large requests", MIB);
+    let budget = Budget::memory("large requests", MIB);
     let _all = budget.reserve(MIB).await.unwrap();
     let start = tokio::time::Instant::now();
     let full = budget.reserve(MIB).await.unwrap_err();
@@ -102,7 +114,7 @@ async fn a_request_waits_for_half_a_minute_at_most() {
 
 #[tokio::test]
 async fn a_large_request_that_is_given_up_lets_the_next_pass() {
-    let budget = Budget::new("tests", 2 * MIB);
+    let budget = Budget::memory("tests", 2 * MIB);
     let _held = budget.reserve(MIB).await.unwrap();
     let mut large = reserve(&budget, &client(), 2 * MIB);
     let mut next = reserve(&budget, &client(), MIB);
@@ -114,7 +126,7 @@ async fn a_large_request_that_is_given_up_lets_the_next_pass() {
 
 #[tokio::test]
 async fn shares_become_smaller_and_never_wait() {
-    let budget = Budget::new("tests", 4 * MIB);
+    let budget = Budget::memory("tests", 4 * MIB);
     let shares: Vec<_> = (0..10).map(|_| budget.share(MIB, 4)).collect();
     let bytes: Vec<_> = shares.iter().map(Permit::bytes).collect();
     assert_eq!(bytes[..3], [MIB, 768 * KIB, 576 * KIB]);
@@ -126,12 +138,12 @@ async fn shares_become_smaller_and_never_wait() {
 
 #[tokio::test]
 async fn a_permit_shrinks_and_lasts_as_long_as_its_content() {
-    let budget = Budget::new("tests", 4 * MIB);
+    let budget = Budget::memory("tests", 4 * MIB);
     let mut permit = budget.reserve(4 * MIB).await.unwrap();
     permit.shrink(3 * MIB);
     assert_eq!(permit.bytes(), 3 * MIB);
     drop(budget.try_reserve(MIB).unwrap());
-    let content = permit.hold(vec![7; 1000]);
+    let content = permit.hold(vec![7; 1000].into());
     let part = content.slice(10..20);
     drop(content);
     assert!(budget.try_reserve(4 * MIB).is_none());
@@ -170,7 +182,7 @@ proptest! {
         const TOTAL: u64 = 8 * UNCOUNTED + 8;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
         let _entered = runtime.enter();
-        let budget = Budget::new("tests", TOTAL);
+        let budget = Budget::memory("tests", TOTAL);
         let clients: [Client; 5] = std::array::from_fn(|_| client());
         let mut calls: Vec<(usize, u64, Asked)> = Vec::new();
         for step in steps {

@@ -31,7 +31,7 @@ async fn too_slow(call: Call, bytes_a_second: usize) {
 }
 
 fn all() -> Budget {
-    Budget::new("tests", MIB)
+    Budget::memory("tests", MIB)
 }
 
 #[tokio::test(start_paused = true)]
