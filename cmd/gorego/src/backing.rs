@@ -6,6 +6,7 @@ use std::{
 };
 
 use gorego_config::{BackingCache, Compression, Headers, Target, TargetAddress};
+use gorego_limits::Budget;
 use gorego_storage::{RemoteAddress, RemoteError, RemoteOptions, RemoteStore, RemoteTls};
 
 /// Why there can be no such store.
@@ -27,7 +28,11 @@ pub(crate) enum Error {
 }
 
 /// The store at `target`. It is not asked anything yet: it may be down.
-pub(crate) fn open(target: &Target, config: &BackingCache) -> Result<RemoteStore, Error> {
+pub(crate) fn open(
+    target: &Target,
+    config: &BackingCache,
+    windows: &Budget,
+) -> Result<RemoteStore, Error> {
     let mut headers = config.headers.clone();
     headers.0.extend(headers_of(&config.headers_file)?.0);
     let options = RemoteOptions {
@@ -41,6 +46,7 @@ pub(crate) fn open(target: &Target, config: &BackingCache) -> Result<RemoteStore
         zstd: config.compression == Compression::Zstd,
         retries: config.put_retry_count,
         timeout: config.timeout,
+        windows: windows.clone(),
         ..RemoteOptions::new(match &target.address {
             TargetAddress::Tcp(address) => RemoteAddress::Tcp(address.clone()),
             TargetAddress::Unix(path) => RemoteAddress::Unix(path.clone()),

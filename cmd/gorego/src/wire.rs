@@ -14,6 +14,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     banner::Banner,
     listen::listen,
+    memory::Parts,
     metrics,
     signals::Signals,
     tiers::{self, Tiers},
@@ -54,7 +55,12 @@ async fn serve(loaded: &Loaded) -> Result<(), Error> {
             source,
         })?;
     let scraped = metrics::listen(loaded).await?;
-    let tiers = Tiers::open(config).await?;
+    let parts = Parts::of(
+        config.limits.memory.bytes(),
+        config.limits.max_batch_bytes.bytes(),
+        config.backing_cache.target.is_some(),
+    );
+    let tiers = Tiers::open(config, &parts).await?;
     announce(config, &listener, scraped.as_ref())?;
 
     let shutdown = CancellationToken::new();
@@ -72,6 +78,7 @@ async fn serve(loaded: &Loaded) -> Result<(), Error> {
 
     let options = server::Options {
         limits: limits(&config.limits),
+        memory: parts.server,
         ac_updates: config.action_cache.updates,
         tls,
         healthy: tiers.health(),

@@ -104,6 +104,10 @@ section! {
         max_batch_bytes: ByteSize = ByteSize::from_kib(3 * 1024),
         /// The largest blob taken, as told to clients. 0 for no limit.
         max_blob_size: ByteSize = ByteSize::from_bytes(0),
+        /// What clients can make the server hold in memory, all together, beside the index: unread and
+        /// decoded requests, responses, pieces of blobs, what is fetched from a backing cache. 64MiB
+        /// and twice `max_batch_bytes` at least. A call that finds none left waits, up to 30 s.
+        memory: ByteSize = ByteSize::from_kib(160 * 1024),
         /// A transfer that makes no progress for this long is ended. It can be resumed.
         idle_timeout: Duration = Duration::from_mins(1),
         /// How long running calls have to end at shutdown.

@@ -31,6 +31,7 @@ const KEYS: &[(&str, &str)] = &[
     ("action_cache.updates", "true"),
     ("limits.max_batch_bytes", "3MiB"),
     ("limits.max_blob_size", "0"),
+    ("limits.memory", "160MiB"),
     ("limits.idle_timeout", "1m"),
     ("limits.drain_timeout", "30s"),
     ("limits.max_connections", "10000"),

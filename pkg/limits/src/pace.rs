@@ -70,9 +70,15 @@ impl Credit {
         self.since = now;
     }
 
-    fn left(&mut self) -> Duration {
+    /// What is left, and when to look again.
+    fn left(&mut self) -> (Duration, Duration) {
         self.pay();
-        self.left
+        let look = if self.left.is_zero() {
+            self.grace
+        } else {
+            self.left
+        };
+        (self.left, look.min(LOOK))
     }
 }
 
@@ -122,11 +128,10 @@ impl Pace {
             self.call.client().credit().wait();
         }
         loop {
-            let left = self.call.client().credit().left();
+            let (left, next) = self.call.client().credit().left();
             if left.is_zero() && self.call.give_way() {
                 return Poll::Ready(());
             }
-            let next = if left.is_zero() { LOOK } else { left.min(LOOK) };
             let look = self
                 .look
                 .get_or_insert_with(|| Box::pin(tokio::time::sleep(next)));

@@ -27,8 +27,8 @@ impl Cas {
         Self {
             blobs,
             limits,
+            walks: Arc::new(Walks::within(memory.walks)),
             memory,
-            walks: Arc::default(),
         }
     }
 }

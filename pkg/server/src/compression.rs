@@ -5,7 +5,7 @@ mod stored;
 use std::io;
 
 use bytes::{Buf as _, Bytes};
-use gorego_limits::{Budget, Permit};
+use gorego_limits::{Budget, Call, Permit};
 use gorego_storage::CHUNK_SIZE;
 use tonic::Status;
 use zstd::{
@@ -105,6 +105,7 @@ impl Workspaces {
     /// For content of `size` bytes, or fewer: not one more comes out.
     pub(crate) fn decompressor(&self, size: u64) -> Decompressor {
         Decompressor {
+            call: Call::current(),
             memory: self.0.clone(),
             workspace: None,
             size,
@@ -134,6 +135,7 @@ impl Workspaces {
 
 /// Decompresses content that arrives in pieces; any number of frames, one after another.
 pub(crate) struct Decompressor {
+    call: Call,
     memory: Budget,
     /// Made for the first frame, and anew for one that needs more.
     workspace: Option<Workspace>,
@@ -163,7 +165,9 @@ impl Decompressor {
         }
         self.workspace = None;
         let bytes = self.needed(compressed);
-        let memory = self.memory.reserve(bytes).await.map_err(full)?;
+        // Another task may read the content for the call.
+        let memory = self.call.scope(self.memory.reserve(bytes));
+        let memory = memory.await.map_err(full)?;
         let mut decoder = Decoder::new().map_err(|why| failed(&why))?;
         decoder
             .set_parameter(DParameter::WindowLogMax(MAX_WINDOW_LOG))

@@ -21,6 +21,8 @@ pub struct Memory {
     pub decoded: Budget,
     /// Action results that are read.
     pub results: Budget,
+    /// Bytes of walks through trees whose next page was not asked for yet.
+    pub walks: u64,
     /// Workspaces to compress and decompress in.
     pub workspaces: Budget,
     /// Responses, until the client has taken them.
@@ -40,6 +42,7 @@ impl Default for Memory {
             requests: Budget::memory("memory for large requests", 20 * MIB),
             decoded: Budget::memory("memory for decoded requests", 24 * MIB),
             results: Budget::memory("memory for action results", 16 * MIB),
+            walks: 8 * MIB,
             workspaces: Budget::memory("memory to compress in", 16 * MIB),
             responses: Budget::memory("memory for large responses", 16 * MIB),
             pieces: Budget::memory("memory for pieces of blobs", 12 * MIB),

@@ -1,15 +1,13 @@
 //! An action result is worth something only while everything that it names can be fetched.
 
-mod memory;
-
 use std::{collections::BTreeSet, fmt, mem, sync::Arc};
 
 use async_trait::async_trait;
+use gorego_limits::Budget;
 use reapi::v2::{self, ActionResult};
 
-pub use self::memory::TreeMemory;
 use crate::{
-    ActionCache, BlobStore, Digest, DigestFunction, Error, Result,
+    ActionCache, BlobStore, Digest, DigestFunction, Error, MAX_DIRECTORY_BYTES, Result,
     tree::{EncodedDirectory, Reference, TreeError, TreeReader, TreeWalk},
 };
 
@@ -23,7 +21,7 @@ pub struct CompletenessChecking<A: ?Sized> {
     results: Arc<A>,
     blobs: Arc<dyn BlobStore>,
     /// For the directories that are being looked through.
-    memory: Arc<TreeMemory>,
+    memory: Budget,
 }
 
 impl<A: ActionCache + ?Sized> CompletenessChecking<A> {
@@ -32,13 +30,13 @@ impl<A: ActionCache + ?Sized> CompletenessChecking<A> {
         Self {
             results,
             blobs,
-            memory: Arc::default(),
+            memory: Budget::memory("memory for trees", MAX_DIRECTORY_BYTES),
         }
     }
 
     /// The same, within memory that is shared with others.
     #[must_use]
-    pub fn within(self, memory: Arc<TreeMemory>) -> Self {
+    pub fn within(self, memory: Budget) -> Self {
         Self { memory, ..self }
     }
 
@@ -181,7 +179,7 @@ impl Named {
 /// Gathers digests, and asks the store about many at once.
 struct Check<'a> {
     blobs: &'a Arc<dyn BlobStore>,
-    memory: &'a TreeMemory,
+    memory: &'a Budget,
     pending: Vec<Digest>,
 }
 
@@ -220,7 +218,8 @@ impl Check<'_> {
 
     /// Checks the files in a `Tree`. Its directories need not be blobs of their own.
     async fn tree(&mut self, tree: Digest) -> Result<(), Incomplete> {
-        let _permit = self.memory.reserve(tree.size()).await;
+        let bytes = tree.size().min(MAX_DIRECTORY_BYTES);
+        let _permit = self.memory.reserve(bytes).await.map_err(Error::no_memory)?;
         let mut reader = TreeReader::open(self.blobs.as_ref(), tree).await?;
         while let Some(directory) = reader.next_encoded().await? {
             self.files(tree, &directory).await?;
@@ -241,7 +240,7 @@ impl Check<'_> {
             if next > 0 {
                 // Nothing is held while waiting, so that no two checks wait for each other.
                 drop(permit.take());
-                permit = self.memory.reserve(next).await;
+                permit = Some(self.memory.reserve(next).await.map_err(Error::no_memory)?);
             }
             let Some((digest, found)) = walk.next_encoded().await? else {
                 return Ok(());
