@@ -7,6 +7,7 @@ use std::{
 };
 
 use gorego_config::{BackingCache, Compression, Headers, Target, TargetAddress};
+use gorego_limits::Budget;
 use gorego_storage::{Chain, RemoteAddress, RemoteError, RemoteOptions, RemoteStore, RemoteTls};
 
 /// Why there can be no such store.
@@ -32,6 +33,7 @@ pub(crate) fn open(
     target: &Target,
     config: &BackingCache,
     chain: &Arc<Chain>,
+    windows: &Budget,
 ) -> Result<RemoteStore, Error> {
     let mut headers = config.headers.clone();
     headers.0.extend(headers_of(&config.headers_file)?.0);
@@ -55,6 +57,7 @@ pub(crate) fn open(
         zstd: config.compression == Compression::Zstd,
         retries: config.put_retry_count,
         timeout: config.timeout,
+        windows: windows.clone(),
         ..RemoteOptions::new(match &target.address {
             TargetAddress::Tcp(address) => RemoteAddress::Tcp(address.clone()),
             TargetAddress::Unix(path) => RemoteAddress::Unix(path.clone()),

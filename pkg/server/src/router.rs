@@ -9,16 +9,15 @@ use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
 use crate::{
-    Error, Options, Services,
+    Error, Memory, Options, Services,
     action_cache::Actions,
     bytestream::ByteStreams,
     capabilities::Capabilities,
     cas::Cas,
-    grpc::{Budget, Call, MAX_DECODED, Memory, Response, panicked, refuse, refuse_foreign},
+    grpc::{Call, Response, panicked, refuse, refuse_foreign},
     health::Health,
     inferred::infer,
     reflection::Reflection,
-    shared::Patience,
     status::unavailable,
 };
 
@@ -42,10 +41,6 @@ const MEDIUM: u64 = 4 * 1024 * 1024;
 const DIGESTS: u64 = 16 * 1024 * 1024;
 /// What a batch may have beyond the blobs' bytes: digests and framing of some 150,000 blobs.
 const BATCH_FRAMING: u64 = 16 * 1024 * 1024;
-
-/// Memory for the large requests that are being read or worked on, as much again for large
-/// responses, a dozen full batches each, and for action results.
-const BUDGET: u64 = 48 * 1024 * 1024;
 
 /// Every service, and what is common to their calls.
 #[derive(Debug)]
@@ -73,19 +68,16 @@ impl Router {
         let services = infer(services, options.inferred_functions.clone());
         let max_batch_request = limits.max_batch_bytes.saturating_add(BATCH_FRAMING);
         let chain = Arc::clone(&options.chain);
-        let patience = Patience::from(&limits);
-        let budget = |bytes, largest| Budget::new(bytes, largest, patience);
-        let decoded = MAX_DECODED as u64;
-        let memory = Memory {
-            requests: budget(BUDGET, max_batch_request),
-            decoded: budget(decoded, decoded),
-            results: budget(BUDGET, 0),
-            responses: budget(BUDGET, limits.max_batch_bytes),
-        };
+        let memory = options.memory.clone();
         Ok(Self {
             capabilities: Capabilities::new(&options, Arc::clone(&services.blobs)),
             cas: Cas::new(Arc::clone(&services.blobs), limits, memory.clone()),
-            bytes: ByteStreams::new(Arc::clone(&services.blobs), services.uploads, limits),
+            bytes: ByteStreams::new(
+                Arc::clone(&services.blobs),
+                services.uploads,
+                limits,
+                memory.clone(),
+            ),
             actions: Actions::new(
                 services.actions,
                 services.blobs,

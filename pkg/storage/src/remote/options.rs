@@ -4,6 +4,8 @@ use std::{fmt, path::PathBuf, sync::Arc, time::Duration};
 
 use super::Chain;
 
+use gorego_limits::Budget;
+
 /// Where a peer listens.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RemoteAddress {
@@ -62,7 +64,7 @@ impl Default for BreakerOptions {
 }
 
 /// Which peer, and how it is spoken to.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone)]
 pub struct RemoteOptions {
     /// Where it listens.
     pub address: RemoteAddress,
@@ -84,6 +86,8 @@ pub struct RemoteOptions {
     pub connections: usize,
     /// How many calls may run at once, and how many downloads and uploads beside them.
     pub max_calls: usize,
+    /// Receive windows of downloads, which a peer may fill while their readers are slow.
+    pub windows: Budget,
     /// How long a call may take, and 1 s more for each MiB that it moves. Of downloads and uploads
     /// in pieces: how long they may stand still.
     pub timeout: Duration,
@@ -104,6 +108,7 @@ impl RemoteOptions {
             retries: 3,
             connections: 4,
             max_calls: 256,
+            windows: Budget::memory("memory for downloads", 64 << 20),
             timeout: Duration::from_mins(1),
             breaker: BreakerOptions::default(),
         }

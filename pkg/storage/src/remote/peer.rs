@@ -2,6 +2,7 @@
 
 use std::{fmt, sync::Arc, time::Duration};
 
+use gorego_limits::{Budget, Permit};
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, watch},
     time::{self, Instant},
@@ -28,11 +29,6 @@ use crate::{Digest, Error, Result};
 /// What a peer moves at least, in bytes a second: calls that move more have more time.
 const SLOWEST: u64 = 1 << 20;
 
-/// A permit stands for this many bytes under way.
-const UNIT: u64 = 64 << 10;
-/// What all downloads together may have under way, in permits: 512 MiB.
-const WINDOWS: usize = 8192;
-
 /// A peer and what is known of it.
 pub(super) struct Peer {
     name: Arc<str>,
@@ -42,8 +38,8 @@ pub(super) struct Peer {
     chain: Arc<Chain>,
     calls: Arc<Semaphore>,
     streams: Arc<Semaphore>,
-    /// What downloads may have under way, in permits of [`UNIT`] bytes.
-    windows: Arc<Semaphore>,
+    /// What downloads may have under way.
+    windows: Budget,
     gate: Gate,
     timeout: Duration,
     retries: u32,
@@ -78,7 +74,7 @@ impl Peer {
             chain: Arc::clone(&options.chain),
             calls: Arc::new(Semaphore::new(max_calls)),
             streams: Arc::new(Semaphore::new(max_calls)),
-            windows: Arc::new(Semaphore::new(WINDOWS)),
+            windows: options.windows.clone(),
             timeout: options.timeout,
             retries: options.retries,
             max_calls,
@@ -280,10 +276,13 @@ impl Peer {
     }
 
     /// Waits until a download of `bytes` may have a window's worth of them under way.
-    pub(super) async fn window_permit(&self, bytes: u64) -> Result<OwnedSemaphorePermit, Failure> {
+    pub(super) async fn window_permit(&self, bytes: u64) -> Result<Permit, Failure> {
         let window = bytes.min(u64::from(connect::STREAM_WINDOW));
-        let permits = u32::try_from(window.div_ceil(UNIT)).unwrap_or(u32::MAX);
-        acquire(&self.windows, permits, self.timeout).await
+        let reserve = self.windows.reserve(window);
+        match time::timeout(self.timeout, reserve).await {
+            Ok(Ok(permit)) => Ok(permit),
+            _ => Err(Failure::Busy(self.timeout)),
+        }
     }
 }
 
