@@ -105,7 +105,7 @@ section! {
         /// The largest blob taken, as told to clients. 0 for no limit.
         max_blob_size: ByteSize = ByteSize::from_bytes(0),
         /// Functions that a hash of 64 digits is tried under, in this order, where a client names none.
-        /// An upload takes the one that its content has.
+        /// An upload takes the one that its content has; for a large one that needs the local cache.
         inferred_functions: Vec<InferredFunction> =
             vec![InferredFunction::Sha256, InferredFunction::Blake3],
         /// A transfer that makes no progress for this long is ended. It can be resumed.
