@@ -9,14 +9,14 @@ use std::{
     io::{BufRead as _, BufReader, Read as _, Write as _},
     net::TcpListener,
     os::unix::fs::{MetadataExt as _, PermissionsExt as _},
-    path::{Path, PathBuf},
+    path::Path,
     process::{Command, Output, Stdio},
     thread,
 };
 
 use gorego_integration::{
     process::{self, Process},
-    project,
+    project, root,
 };
 use tempfile::TempDir;
 
@@ -254,14 +254,6 @@ fn without_root_privileges_and_user_namespaces_it_is_told_how_to_get_in() {
     }
 }
 
-/// The place of the root that the other tests use, which is made first if there is none.
-fn root() -> PathBuf {
-    let mut make = process::command(project::root().join("tools/client-root"));
-    let (output, said) = output(make.arg("make").stdin(Stdio::null()));
-    assert!(output.status.success(), "{said}");
-    PathBuf::from(String::from_utf8(output.stdout).unwrap().trim_end())
-}
-
 #[test]
 fn a_root_made_before_gets_what_was_added_since_without_being_made_again() {
     let place = TempDir::new().unwrap();
@@ -282,7 +274,7 @@ fn a_root_made_before_gets_what_was_added_since_without_being_made_again() {
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::write(path, content).unwrap();
     }
-    fs::copy(root().join("recipe"), place.path().join("recipe")).unwrap();
+    fs::copy(root::make().join("recipe"), place.path().join("recipe")).unwrap();
 
     let programs = Programs::new().with("mmdebstrap", "exit 1");
     let make = || {
@@ -364,7 +356,7 @@ fn in_the_root_home_user_and_paths_are_those_outside() {
 /// whose /etc is a copy.
 #[test]
 fn the_root_can_be_entered_from_inside_after_the_machine_has_replaced_a_file() {
-    root();
+    root::make();
     let script = r#"
         set -e
         # Not all of it may be readable.

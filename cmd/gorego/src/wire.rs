@@ -3,6 +3,7 @@
 use std::{
     io::{self, Write as _},
     num::NonZeroU64,
+    sync::Arc,
 };
 
 use gorego_config::{self as config, Config, Loaded};
@@ -15,6 +16,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     banner::Banner,
     listen::listen,
+    memory::Parts,
     metrics,
     signals::Signals,
     tiers::{self, Tiers},
@@ -55,7 +57,12 @@ async fn serve(loaded: &Loaded) -> Result<(), Error> {
             source,
         })?;
     let scraped = metrics::listen(loaded).await?;
-    let tiers = Tiers::open(config).await?;
+    let parts = Parts::of(
+        config.limits.memory.bytes(),
+        config.limits.max_batch_bytes.bytes(),
+        config.backing_cache.target.is_some(),
+    );
+    let tiers = Tiers::open(config, &parts).await?;
     announce(config, &listener, scraped.as_ref())?;
 
     let shutdown = CancellationToken::new();
@@ -73,9 +80,11 @@ async fn serve(loaded: &Loaded) -> Result<(), Error> {
 
     let options = server::Options {
         limits: limits(&config.limits),
+        memory: parts.server,
         ac_updates: config.action_cache.updates,
         inferred_functions: inferred_functions(&config.limits),
         tls,
+        chain: Arc::clone(&tiers.chain),
         healthy: tiers.health(),
     };
     let services = tiers.services.clone();

@@ -108,6 +108,10 @@ section! {
         /// An upload takes the one that its content has; for a large one that needs the local cache.
         inferred_functions: Vec<InferredFunction> =
             vec![InferredFunction::Sha256, InferredFunction::Blake3],
+        /// What clients can make the server hold in memory, all together, beside the index: unread and
+        /// decoded requests, responses, pieces of blobs, what is fetched from a backing cache. 64MiB
+        /// and twice `max_batch_bytes` at least. A call that finds none left waits, up to 30 s.
+        memory: ByteSize = ByteSize::from_kib(160 * 1024),
         /// A transfer that makes no progress for this long is ended. It can be resumed.
         idle_timeout: Duration = Duration::from_mins(1),
         /// How long running calls have to end at shutdown.

@@ -32,6 +32,7 @@ const KEYS: &[(&str, &str)] = &[
     ("limits.max_batch_bytes", "2MiB"),
     ("limits.max_blob_size", "0"),
     ("limits.inferred_functions", "[sha256, blake3]"),
+    ("limits.memory", "160MiB"),
     ("limits.idle_timeout", "1m"),
     ("limits.drain_timeout", "30s"),
     ("limits.max_connections", "10000"),

@@ -53,11 +53,11 @@ impl ProxyActions {
         let reading = Reading::of(store);
         let here = CompletenessChecking::new(Arc::clone(&local), Arc::clone(&reading));
         let there = CompletenessChecking::new(backing, reading);
-        let looking = &store.tiers.trees.looking;
+        let looking = &store.tiers.options.memory.looking;
         Self(Arc::new(Actions {
             store: store.clone(),
-            here: here.within(Arc::clone(looking)),
-            there: there.within(Arc::clone(looking)),
+            here: here.within(looking.clone()),
+            there: there.within(looking.clone()),
             local,
             misses: Recent::new(MISS),
             validated: Recent::new(store.tiers.options.existence_ttl),
@@ -137,7 +137,7 @@ impl Actions {
             return Ok(true);
         }
         let up = Arc::new(Upward(Arc::clone(tiers)));
-        match is_complete(action, result.clone(), up, &tiers.trees.bringing).await {
+        match is_complete(action, result.clone(), up, &tiers.options.memory.bringing).await {
             Err(error) => Ok(tiers.degrades(&error)),
             // The backing cache has the last word.
             Ok(_) => Ok(false),

@@ -1,18 +1,20 @@
 //! An action result is worth something only while everything that it names can be fetched.
 
-mod memory;
-
 use std::{collections::BTreeSet, fmt, mem, sync::Arc};
 
 use async_trait::async_trait;
+use gorego_limits::Budget;
 use reapi::v2::{self, ActionResult};
 
-pub use self::memory::TreeMemory;
 use crate::{
     ActionCache, BlobStore, Digest, DigestFunction, Error, Result,
     tree::{Reference, References, TreeError, TreeWalk},
 };
 
+/// Bytes that reading one tree holds at a time: large directories pass in chunks, small ones come in batches.
+const HELD: u64 = 1024 * 1024;
+/// Memory for all trees together, in bytes, where no other is given.
+const DEFAULT_MEMORY: u64 = 32 * HELD;
 /// How many digests from inside trees are gathered before the store is asked about them.
 const BATCH: usize = 1000;
 
@@ -23,7 +25,7 @@ pub struct CompletenessChecking<A: ?Sized> {
     results: Arc<A>,
     blobs: Arc<dyn BlobStore>,
     /// For the directories that are being looked through.
-    memory: Arc<TreeMemory>,
+    memory: Budget,
 }
 
 impl<A: ActionCache + ?Sized> CompletenessChecking<A> {
@@ -32,13 +34,13 @@ impl<A: ActionCache + ?Sized> CompletenessChecking<A> {
         Self {
             results,
             blobs,
-            memory: Arc::default(),
+            memory: Budget::memory("memory for trees", DEFAULT_MEMORY),
         }
     }
 
     /// The same, within memory that is shared with others.
     #[must_use]
-    pub fn within(self, memory: Arc<TreeMemory>) -> Self {
+    pub fn within(self, memory: Budget) -> Self {
         Self { memory, ..self }
     }
 
@@ -186,7 +188,7 @@ impl Named {
 /// Gathers digests, and asks the store about many at once.
 struct Check<'a> {
     blobs: &'a Arc<dyn BlobStore>,
-    memory: &'a TreeMemory,
+    memory: &'a Budget,
     pending: Vec<Digest>,
 }
 
@@ -225,7 +227,8 @@ impl Check<'_> {
 
     /// Checks the files in a `Tree`. Its directories need not be blobs of their own.
     async fn tree(&mut self, tree: Digest) -> Result<(), Incomplete> {
-        let _permit = self.memory.reserve(tree.size()).await;
+        let bytes = tree.size().min(HELD);
+        let _permit = self.memory.reserve(bytes).await.map_err(Error::no_memory)?;
         let content = self.blobs.get(&tree, 0).await?;
         let mut references = References::of_tree(tree, content);
         while let Some(reference) = references.next().await? {
@@ -249,7 +252,7 @@ impl Check<'_> {
             if next > 0 {
                 // Nothing is held while waiting, so that no two checks wait for each other.
                 drop(permit.take());
-                permit = self.memory.reserve(next).await;
+                permit = Some(self.memory.reserve(next.min(HELD)).await.map_err(Error::no_memory)?);
             }
             let Some((digest, found)) = walk.next_open().await? else {
                 return Ok(());

@@ -2,6 +2,7 @@
 
 use std::{io, path::PathBuf, sync::Arc};
 
+use gorego_limits::Full;
 use rustix::io::Errno;
 
 use crate::Digest;
@@ -95,6 +96,12 @@ pub enum Error {
 }
 
 impl Error {
+    /// Memory that calls share did not become free in time.
+    #[expect(clippy::needless_pass_by_value, reason = "for map_err")]
+    pub fn no_memory(why: Full) -> Self {
+        Self::Unavailable(why.to_string())
+    }
+
     /// An I/O error with what was tried on which path.
     pub fn io(action: &'static str, path: impl Into<PathBuf>, source: io::Error) -> Self {
         Self::Io {

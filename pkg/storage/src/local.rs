@@ -5,6 +5,7 @@
 mod actions;
 mod blobs;
 mod claims;
+mod collected;
 mod core;
 mod evict;
 mod files;

@@ -6,6 +6,7 @@ mod body;
 mod bounded;
 mod breaker;
 mod capabilities;
+mod chain;
 mod compression;
 mod connect;
 mod download;
@@ -14,6 +15,7 @@ mod foreign;
 mod gate;
 mod missing;
 mod options;
+mod paced;
 mod packing;
 mod peer;
 mod pieces;
@@ -33,6 +35,7 @@ use tokio::{
 pub use self::{
     breaker::BreakerState,
     capabilities::RemoteCapabilities,
+    chain::{Chain, LoopError},
     options::{BreakerOptions, RemoteAddress, RemoteError, RemoteOptions, RemoteTls},
 };
 use self::{capabilities::Known, failure::mismatch, peer::Peer};

@@ -117,14 +117,24 @@ async fn every_write_succeeds_right_after_the_data_directory_was_emptied() {
 #[tokio::test(start_paused = true)]
 async fn an_emptied_data_directory_is_whole_again_within_seconds() {
     let dir = tempfile::tempdir().unwrap();
-    let store = open(dir.path()).await;
+    is_whole_again_after(dir.path(), empty).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_removed_data_directory_is_whole_again_within_seconds() {
+    let dir = tempfile::tempdir().unwrap();
+    is_whole_again_after(&dir.path().join("cache"), remove).await;
+}
+
+async fn is_whole_again_after(dir: &Path, clear: impl Fn(&Path)) {
+    let store = open(dir).await;
     let lost = [
         put(&store, &content(1, 1000)).await,
         put(&store, &content(2, 500_000)).await,
     ];
     common::put_result(&store, "main", &lost[0], 1).await;
     scanned(&store).await;
-    empty(dir.path());
+    clear(dir);
     let broken = breaks_off(&store, "u", &content(3, 2_000_000), 1_000_000).await;
     tokio::time::sleep(Duration::from_secs(10)).await;
 
@@ -133,11 +143,11 @@ async fn an_emptied_data_directory_is_whole_again_within_seconds() {
     assert_eq!(common::get_result(&store, "main", &lost[0]).await, None);
     let usage = store.usage();
     assert_eq!((usage.used - usage.idle_uploads, usage.folders), (0, 0));
-    let second = LocalStore::open(options(dir.path())).await;
+    let second = LocalStore::open(options(dir)).await;
     assert!(matches!(second, Err(OpenError::InUse { .. })), "{second:?}");
 
     drop(store);
-    let store = open(dir.path()).await;
+    let store = open(dir).await;
     let kept = store.committed(&broken, &UploadId::new("u")).await;
     assert_eq!(kept.unwrap(), 1_000_000);
 }

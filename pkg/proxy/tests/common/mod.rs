@@ -22,7 +22,9 @@ use std::{
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::{StreamExt as _, stream};
-use gorego_proxy::{Backing as BackingCache, Journal, OnOutage, Options, ProxyActions, ProxyStore};
+use gorego_proxy::{
+    Backing as BackingCache, Journal, Memory, OnOutage, Options, ProxyActions, ProxyStore,
+};
 use gorego_storage::{
     ActionCache, Blob, BlobStore, Digest, DigestFunction, Error, LocalOptions, LocalStore,
     MemoryStore, Put, Result, SyncMode,
@@ -270,6 +272,7 @@ pub fn options() -> Options {
         read_only: false,
         prefetch: false,
         on_outage: OnOutage::Fail,
+        memory: Memory::default(),
     }
 }
 

@@ -56,7 +56,7 @@ impl ByteStreams {
     ) -> Result<StoreResult<Put>, Status> {
         let resume = upload.resume(name);
         let left = name.digest.size().saturating_sub(resume.offset);
-        let decompressor = self.workspaces.decompressor(left).await?;
+        let decompressor = self.workspaces.decompressor(left);
         let chunks = upload.into_decompressed_chunks(decompressor, left);
         Ok(self.put_stream(name, chunks.boxed(), resume).await)
     }

@@ -19,6 +19,7 @@ use super::Cas;
 use crate::{
     compression, digests,
     grpc::{Body, COPIED, put_header},
+    memory::full,
     status::{from_read, invalid_field, outcome, to_proto, unavailable},
 };
 
@@ -31,7 +32,7 @@ impl Cas {
         self.check_batch("digests", &wanted)?;
         let room = Room::for_digests(&wanted, self.limits.max_batch_bytes)?;
         let bytes: u64 = wanted.iter().map(|digest| digest.size() + PER_BLOB).sum();
-        let permit = self.memory.responses.reserve(bytes).await?;
+        let permit = self.memory.responses.reserve(bytes).await.map_err(full)?;
         let contents = self.blobs.get_batch(&wanted).await;
         let blobs = contents.into_iter().zip(&wanted).map(|(content, digest)| {
             let content = content.map_err(from_read);

@@ -119,7 +119,7 @@ mod tests {
     use gorego_storage::{DigestFunction, MemoryStore};
 
     use super::*;
-    use crate::grpc::Memory;
+    use crate::{Limits, Memory};
 
     #[tokio::test]
     async fn decompressing_a_batch_holds_up_nobody_else() {

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use futures::{StreamExt as _, stream};
+use gorego_limits::{Budget, Permit};
 use gorego_storage::{BlobStoreExt as _, Digest, TreeWalk};
 use prost::Message as _;
 use reapi::v2::{Directory, GetTreeRequest, GetTreeResponse};
@@ -11,7 +12,8 @@ use tonic::Status;
 use super::{Cas, walks::Walks};
 use crate::{
     digests,
-    grpc::{Body, Budget, Framed},
+    grpc::{Body, Framed},
+    memory::full,
     status::{from_store, from_tree, invalid_field},
 };
 
@@ -51,7 +53,7 @@ impl Cas {
             };
             pages.message().await.map(Some)
         });
-        Ok(Body::messages(messages.boxed()))
+        Ok(Body::messages(messages.boxed(), Permit::default()))
     }
 
     /// A root under the function that it has here, which is that of all below it.
@@ -149,10 +151,10 @@ impl Pages {
     }
 
     async fn framed(&self, message: &GetTreeResponse) -> Result<Framed, Status> {
-        let permit = self.responses.reserve(message.encoded_len() as u64).await?;
-        Ok(Framed {
-            permit,
-            ..Framed::encode(message)
-        })
+        let bytes = message.encoded_len() as u64;
+        let permit = self.responses.reserve(bytes).await.map_err(full)?;
+        let Framed { head, payload } = Framed::encode(message);
+        let head = permit.hold(head);
+        Ok(Framed { head, payload })
     }
 }

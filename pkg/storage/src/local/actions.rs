@@ -14,7 +14,7 @@ use super::{
     LocalStore,
     blobs::disk_full,
     core::{Core, blocking, now_ms},
-    files::write_at,
+    files::{Files, write_at},
     instances::Interned,
     layout::{self, InstanceHash},
     scanned::Known,
@@ -112,7 +112,7 @@ impl Core {
             .number(instance)
             .map(|number| Key::ac(action, number));
         let result = match self.files.open_read(&path) {
-            Ok(Some(file)) => self.read_result(&file, &path)?,
+            Ok(Some(file)) => read_result(&self.files, &file, &path)?,
             Ok(None) => {
                 if let Some(key) = key {
                     self.forget_action(&key, &path)?;
@@ -146,22 +146,9 @@ impl Core {
 
     fn reads_broken(&self, path: &str) -> Result<bool> {
         match self.files.open_read(path) {
-            Ok(Some(file)) => Ok(self.read_result(&file, path)?.is_none()),
+            Ok(Some(file)) => Ok(read_result(&self.files, &file, path)?.is_none()),
             Ok(None) => Ok(false),
             Err(error) => error.is_unreadable().then_some(true).ok_or(error),
-        }
-    }
-
-    /// The result in an open file; `None` when it is not whole, or the disk cannot read it any more.
-    fn read_result(&self, file: &fs::File, path: &str) -> Result<Option<ActionResult>> {
-        let read = || {
-            let size = usize::try_from(file.metadata()?.len()).unwrap_or(usize::MAX);
-            read_at(file, 0, size)
-        };
-        match read().map_err(|error| Error::io("reading", self.files.path(path), error)) {
-            Ok(content) => Ok(decode(content)),
-            Err(error) if error.is_unreadable() => Ok(None),
-            Err(error) => Err(error),
         }
     }
 
@@ -208,6 +195,19 @@ impl Core {
     }
 }
 
+/// The result in an open file; `None` when it is not whole, or the disk cannot read it any more.
+fn read_result(files: &Files, file: &fs::File, path: &str) -> Result<Option<ActionResult>> {
+    let read = || {
+        let size = usize::try_from(file.metadata()?.len()).unwrap_or(usize::MAX);
+        read_at(file, 0, size)
+    };
+    match read().map_err(|error| Error::io("reading", files.path(path), error)) {
+        Ok(content) => Ok(decode(content)),
+        Err(error) if error.is_unreadable() => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
 fn encode(result: &ActionResult) -> Vec<u8> {
     let payload = result.encode_to_vec();
     let mut content = Vec::with_capacity(HEADER + payload.len());
@@ -234,6 +234,7 @@ fn decode(mut content: Bytes) -> Option<ActionResult> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::SyncMode;
 
     #[test]
     fn a_damaged_or_torn_action_result_is_none() {
@@ -250,6 +251,15 @@ mod tests {
             damaged[at] ^= 1;
             assert_eq!(decode(damaged.into()), None);
         }
+    }
+
+    #[test]
+    fn an_action_result_that_the_disk_cannot_read_is_none() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = Files::open(dir.path(), SyncMode::None).unwrap();
+        // Reading it is an I/O error, as on a broken disk.
+        let broken = fs::File::open("/proc/self/mem").unwrap();
+        assert_eq!(read_result(&files, &broken, "ac/broken").unwrap(), None);
     }
 
     #[test]

@@ -4,6 +4,7 @@ use std::{collections::HashSet, fs, sync::Arc};
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use gorego_limits::UNCOUNTED;
 
 use super::{
     LocalStore,
@@ -14,7 +15,7 @@ use super::{
     scanned::Known,
 };
 use crate::{
-    Blob, BlobFile, BlobStore, CHUNK_SIZE, Digest, Error, Hasher, InUse, Put, Result,
+    Blob, BlobFile, BlobStore, Digest, Error, Hasher, InUse, Put, Result,
     blob::read_at,
     index::{Key, SIZE_END, Use, room_of},
 };
@@ -114,7 +115,7 @@ impl BlobStore for LocalStore {
                 }),
             };
         }
-        let small = digest.size().saturating_sub(offset) <= CHUNK_SIZE as u64;
+        let small = digest.size().saturating_sub(offset) <= UNCOUNTED;
         let found = self
             .core
             .seek(digest, if small { READ } else { STREAM })

@@ -8,7 +8,7 @@ use std::{
     os::fd::OwnedFd,
     path::{Path, PathBuf},
     sync::{
-        Arc,
+        Arc, PoisonError, RwLock,
         atomic::{AtomicBool, AtomicU64},
     },
 };
@@ -56,7 +56,7 @@ pub(super) struct Meta {
 /// The data directory.
 pub(super) struct Files {
     root: PathBuf,
-    dir: OwnedFd,
+    dir: RwLock<Arc<OwnedFd>>,
     sync: SyncMode,
     pub(super) folders: Arc<Folders>,
     /// Where the umask takes bits of [`BLOB_MODE`] away, each file's mode is set explicitly.
@@ -71,9 +71,7 @@ pub(super) struct Files {
 impl Files {
     /// Opens the data directory, which must exist and be writable.
     pub(super) fn open(root: &Path, sync: SyncMode) -> Result<Self> {
-        let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC;
-        let dir = rustix::fs::openat(CWD, root, flags, Mode::empty())
-            .map_err(|errno| Error::io("opening", root, errno.into()))?;
+        let dir = RwLock::new(open_root(root)?);
         let mut files = Self {
             root: root.to_owned(),
             dir,
@@ -89,7 +87,7 @@ impl Files {
         }
         for name in files.list(TMP)? {
             let path = format!("{TMP}/{name}");
-            match rustix::fs::unlinkat(&files.dir, &*path, AtFlags::empty()) {
+            match rustix::fs::unlinkat(files.dir(), &*path, AtFlags::empty()) {
                 Ok(()) | Err(Errno::NOENT) => {}
                 Err(Errno::ISDIR | Errno::PERM | Errno::BUSY) => {
                     tracing::warn!(path, "not a file of gorego; left alone, remove it by hand");
@@ -121,7 +119,7 @@ impl Files {
         let mut elsewhere = None;
         for folder in folders {
             let to = format!("{folder}/{PROBE}");
-            match rustix::fs::renameat(&self.dir, &*at, &self.dir, &*to) {
+            match rustix::fs::renameat(self.dir(), &*at, self.dir(), &*to) {
                 Ok(()) => at = to,
                 Err(Errno::XDEV) => elsewhere = Some(folder),
                 // What is in the way is put away when the folder is needed.
@@ -131,6 +129,18 @@ impl Files {
         }
         self.unlink(&at)?;
         Ok(elsewhere)
+    }
+
+    fn dir(&self) -> Arc<OwnedFd> {
+        Arc::clone(&self.dir.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Makes the data directory itself anew after somebody has removed it.
+    pub(super) fn reopen(&self) -> Result<()> {
+        fs::create_dir_all(&self.root).map_err(|e| Error::io("creating", &self.root, e))?;
+        let dir = open_root(&self.root)?;
+        *self.dir.write().unwrap_or_else(PoisonError::into_inner) = dir;
+        Ok(())
     }
 
     /// Writes and removes a small file.
@@ -159,7 +169,7 @@ impl Files {
             .chain([relative.len()]);
         let _changing = self.folders.changing();
         for path in ends.filter_map(|end| relative.get(..end)) {
-            match rustix::fs::mkdirat(&self.dir, path, DIR_MODE) {
+            match rustix::fs::mkdirat(self.dir(), path, DIR_MODE) {
                 Ok(()) => made(path),
                 Err(Errno::EXIST) => {}
                 Err(errno) => return Err(self.error("creating", path, errno)),
@@ -171,7 +181,7 @@ impl Files {
     /// Removes a folder if it is empty; says whether it is gone.
     pub(super) fn remove_empty(&self, relative: &str) -> bool {
         let _changing = self.folders.changing();
-        match rustix::fs::unlinkat(&self.dir, relative, AtFlags::REMOVEDIR) {
+        match rustix::fs::unlinkat(self.dir(), relative, AtFlags::REMOVEDIR) {
             Ok(()) => {
                 self.folders.removed(relative);
                 true
@@ -196,7 +206,7 @@ impl Files {
         let folder = to.rsplit_once('/').map_or("", |(folder, _)| folder);
         let mut made = Vec::new();
         for _ in 0..ATTEMPTS {
-            match rustix::fs::renameat(&self.dir, from, &self.dir, to) {
+            match rustix::fs::renameat(self.dir(), from, self.dir(), to) {
                 Err(Errno::NOENT) => {}
                 Err(errno) => return Err(self.error("publishing", to, errno)),
                 Ok(()) if self.sync == SyncMode::Full => return self.sync_dirs(folder, &made),
@@ -229,19 +239,19 @@ impl Files {
 
     fn sync_dir(&self, relative: &str) -> Result<()> {
         let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC;
-        rustix::fs::openat(&self.dir, relative, flags, Mode::empty())
+        rustix::fs::openat(self.dir(), relative, flags, Mode::empty())
             .and_then(rustix::fs::fsync)
             .map_err(|errno| self.error("syncing", relative, errno))
     }
 
     fn rename(&self, from: &str, to: &str) -> Result<()> {
-        rustix::fs::renameat(&self.dir, from, &self.dir, to)
+        rustix::fs::renameat(self.dir(), from, self.dir(), to)
             .map_err(|errno| self.error("moving", from, errno))
     }
 
     /// Removes a file; one that is not there is fine.
     pub(super) fn unlink(&self, relative: &str) -> Result<()> {
-        match rustix::fs::unlinkat(&self.dir, relative, AtFlags::empty()) {
+        match rustix::fs::unlinkat(self.dir(), relative, AtFlags::empty()) {
             Ok(()) | Err(Errno::NOENT) => Ok(()),
             Err(errno) => Err(self.error("removing", relative, errno)),
         }
@@ -249,7 +259,7 @@ impl Files {
 
     /// A file's size and times; `None` when there is none, or no regular one.
     pub(super) fn stat(&self, relative: &str) -> Result<Option<Meta>> {
-        match rustix::fs::statat(&self.dir, relative, AtFlags::SYMLINK_NOFOLLOW) {
+        match rustix::fs::statat(self.dir(), relative, AtFlags::SYMLINK_NOFOLLOW) {
             Ok(stat) => Ok(regular(&stat)),
             Err(Errno::NOENT | Errno::NOTDIR) => Ok(None),
             Err(errno) => Err(self.error("looking up", relative, errno)),
@@ -258,7 +268,7 @@ impl Files {
 
     /// Whether there is anything at a path, of whatever type.
     pub(super) fn is_there(&self, relative: &str) -> Result<bool> {
-        match rustix::fs::statat(&self.dir, relative, AtFlags::SYMLINK_NOFOLLOW) {
+        match rustix::fs::statat(self.dir(), relative, AtFlags::SYMLINK_NOFOLLOW) {
             Ok(_) => Ok(true),
             Err(Errno::NOENT | Errno::NOTDIR) => Ok(false),
             Err(errno) => Err(self.error("looking up", relative, errno)),
@@ -267,14 +277,14 @@ impl Files {
 
     /// Whether a path leads to a folder; nothing when it leads nowhere.
     pub(super) fn is_folder(&self, relative: &str) -> Option<bool> {
-        let stat = rustix::fs::statat(&self.dir, relative, AtFlags::empty()).ok()?;
+        let stat = rustix::fs::statat(self.dir(), relative, AtFlags::empty()).ok()?;
         Some(FileType::from_raw_mode(stat.st_mode) == FileType::Directory)
     }
 
     /// Whether a path still leads to this open file.
     pub(super) fn is_same(&self, file: &fs::File, relative: &str) -> Result<bool> {
         let opened = rustix::fs::fstat(file).map_err(|e| self.error("looking up", relative, e))?;
-        match rustix::fs::statat(&self.dir, relative, AtFlags::empty()) {
+        match rustix::fs::statat(self.dir(), relative, AtFlags::empty()) {
             Ok(there) => Ok((there.st_dev, there.st_ino) == (opened.st_dev, opened.st_ino)),
             Err(Errno::NOENT | Errno::NOTDIR) => Ok(false),
             Err(errno) => Err(self.error("looking up", relative, errno)),
@@ -296,7 +306,7 @@ impl Files {
             last_access: atime,
             last_modification: mtime,
         };
-        match rustix::fs::utimensat(&self.dir, relative, &times, AtFlags::SYMLINK_NOFOLLOW) {
+        match rustix::fs::utimensat(self.dir(), relative, &times, AtFlags::SYMLINK_NOFOLLOW) {
             // Without it eviction is less exact, which is no reason to fail.
             Ok(()) | Err(Errno::NOENT | Errno::PERM | Errno::ACCESS | Errno::ROFS) => Ok(()),
             Err(errno) => Err(self.error("setting the time of", relative, errno)),
@@ -307,7 +317,7 @@ impl Files {
     pub(super) fn list(&self, relative: &str) -> Result<Vec<String>> {
         let read = || -> rustix::io::Result<Vec<String>> {
             let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC;
-            let dir = rustix::fs::openat(&self.dir, relative, flags, Mode::empty())?;
+            let dir = rustix::fs::openat(self.dir(), relative, flags, Mode::empty())?;
             let names = rustix::fs::Dir::read_from(dir)?.filter_map(|entry| {
                 let entry = match entry {
                     Ok(entry) => entry,
@@ -326,12 +336,12 @@ impl Files {
 
     /// Flushes the whole file system that holds the data.
     pub(super) fn sync_all(&self) -> Result<()> {
-        rustix::fs::syncfs(&self.dir).map_err(|errno| self.error("syncing", "", errno))
+        rustix::fs::syncfs(self.dir()).map_err(|errno| self.error("syncing", "", errno))
     }
 
     /// What the file system has left for us, in bytes.
     pub(super) fn free_bytes(&self) -> Option<u64> {
-        let stat = rustix::fs::fstatvfs(&self.dir).ok()?;
+        let stat = rustix::fs::fstatvfs(self.dir()).ok()?;
         Some(stat.f_bavail.saturating_mul(stat.f_frsize))
     }
 
@@ -349,6 +359,13 @@ impl Files {
         }
         replaced
     }
+}
+
+fn open_root(root: &Path) -> Result<Arc<OwnedFd>> {
+    let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC;
+    let dir = rustix::fs::openat(CWD, root, flags, Mode::empty())
+        .map_err(|errno| Error::io("opening", root, errno.into()))?;
+    Ok(Arc::new(dir))
 }
 
 /// How much is written in one go. A file's time is that of the beginning of the last one, and has to

@@ -3,9 +3,11 @@
 use std::{fmt, sync::Arc};
 
 use futures::StreamExt as _;
-use tokio::runtime::Handle;
+use tokio::{runtime::Handle, time::timeout};
 
-use super::{LocalStore, blobs::check_size, core::Core, growth::Growth, upload::Upload};
+use super::{
+    LocalStore, blobs::check_size, collected::SLOW, core::Core, growth::Growth, upload::Upload,
+};
 use crate::{
     Blob, Chunks, Digest, Error, Put, Result, Resume, UploadId,
     index::{SIZE_END, Use},
@@ -89,9 +91,14 @@ async fn receive(
         }
     };
     let receive = async {
-        while let Some(chunk) = chunks.next().await {
+        loop {
+            let next = timeout(SLOW, chunks.next()).await;
             let Some(upload) = &mut upload.0 else { break };
-            upload.push(chunk?).await?;
+            match next {
+                Ok(Some(chunk)) => upload.push(chunk?).await?,
+                Ok(None) => break,
+                Err(_) => upload.write_due().await?,
+            }
         }
         Ok(())
     };

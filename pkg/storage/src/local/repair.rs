@@ -1,6 +1,9 @@
 //! Making anew what somebody has removed from the data directory while the store is open.
 
-use std::sync::{PoisonError, atomic::Ordering::Relaxed};
+use std::{
+    io::ErrorKind,
+    sync::{PoisonError, atomic::Ordering::Relaxed},
+};
 
 use super::{
     core::Core,
@@ -17,8 +20,17 @@ impl Files {
     /// Makes the folders of the data directory anew, and its version, as far as they are gone.
     pub(super) fn restore(&self) -> Result<()> {
         let mut made = Vec::new();
-        for folder in ROOTS {
-            self.make_dir(folder, |path| made.push(path))?;
+        let mut make = || {
+            let mut folders = ROOTS.iter();
+            folders.try_for_each(|folder| self.make_dir(folder, |path| made.push(path)))
+        };
+        match make() {
+            // The data directory itself was removed.
+            Err(Error::Io { source, .. }) if source.kind() == ErrorKind::NotFound => {
+                self.reopen()?;
+                make()?;
+            }
+            done => done?,
         }
         let dir = self.path("");
         if !self.is_there(VERSION_FILE)? {

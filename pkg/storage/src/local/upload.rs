@@ -12,15 +12,14 @@ use super::{
     LocalStore,
     blobs::{check_size, disk_full},
     claims::Claim,
+    collected::Collected,
     core::{Core, blocking, cut_off},
     growth::Growth,
     layout,
     room::Reservation,
     staged::Staged,
 };
-use crate::{
-    Blob, CHUNK_SIZE, Digest, Error, Put, Result, Resume, UploadId, Uploads, index::room_of,
-};
+use crate::{Blob, Digest, Error, Put, Result, Resume, UploadId, Uploads, index::room_of};
 
 /// How much room an upload takes at a time beyond what has arrived.
 const RESERVE_STEP: u64 = 8 * 1024 * 1024;
@@ -61,8 +60,7 @@ pub(super) struct Upload {
     growth: Option<Arc<Growth>>,
     /// Bytes received, those before the stream's offset included.
     received: u64,
-    pieces: Vec<Bytes>,
-    collected: usize,
+    collected: Collected,
     phase: Phase,
     /// Nothing more comes of it, and others may be waiting for its end.
     ended: bool,
@@ -89,8 +87,7 @@ impl Upload {
             resume,
             claim,
             growth,
-            pieces: Vec::new(),
-            collected: 0,
+            collected: Collected::default(),
             phase: Phase::Unopened,
             ended: false,
         }
@@ -105,9 +102,13 @@ impl Upload {
                 actual,
             });
         }
-        self.collected += chunk.len();
-        self.pieces.push(chunk);
-        if self.collected >= CHUNK_SIZE {
+        self.collected.push(chunk);
+        self.write_due().await
+    }
+
+    /// Writes what was collected, if that is worth it by now.
+    pub(super) async fn write_due(&mut self) -> Result<()> {
+        if self.collected.are_due() {
             self.flush().await
         } else {
             Ok(())
@@ -116,13 +117,12 @@ impl Upload {
 
     /// Hands what was collected to a thread that writes it.
     async fn flush(&mut self) -> Result<()> {
-        let bytes = self.collected as u64;
+        let bytes = self.collected.len() as u64;
         self.reserve(bytes).await?;
         let Phase::Ready(mut staged) = mem::replace(&mut self.phase, Phase::Lost) else {
             return Err(self.lost());
         };
-        let pieces = mem::take(&mut self.pieces);
-        self.collected = 0;
+        let pieces = self.collected.take();
         self.phase = Phase::Busy(tokio::task::spawn_blocking(move || {
             let result = staged.append(&pieces);
             let pieces = if result.is_err() { pieces } else { Vec::new() };
@@ -234,11 +234,12 @@ impl Upload {
             return Err(error);
         }
         if self.is_small() {
+            self.collected.close();
             return Ok(self);
         }
         let staged = async {
-            self.reserve(self.collected as u64).await?;
-            if self.collected > 0 {
+            self.reserve(self.collected.len() as u64).await?;
+            if self.collected.len() > 0 {
                 self.flush_and_wait().await?;
             }
             Ok::<_, Error>(())
@@ -258,7 +259,7 @@ impl Upload {
     pub(super) fn blob(&self) -> Result<Blob> {
         match &self.phase {
             Phase::Ready(staged) => Ok(Blob::File(staged.blob())),
-            _ if self.is_small() => Ok(Blob::Bytes(self.pieces.concat().into())),
+            _ if self.is_small() => Ok(Blob::Bytes(self.collected.pieces().concat().into())),
             _ => Err(self.lost()),
         }
     }
@@ -266,7 +267,7 @@ impl Upload {
     /// Verifies a complete upload and puts it into its place.
     pub(super) async fn publish(mut self) -> Result<Put> {
         if self.is_small() {
-            let pieces = mem::take(&mut self.pieces);
+            let pieces = self.collected.take();
             let mut put = self.core.put_pieces(&self.digest, pieces.clone()).await;
             if let (Err(Error::Mismatch { .. }), Some(_)) = (&put, self.digest.other())
                 && let Ok(digest) = self.digest_of(&pieces)
@@ -330,7 +331,7 @@ impl Upload {
     /// Stages what was collected, and keeps it for a later attempt.
     pub(super) async fn suspend(mut self) -> Result<()> {
         self.ended = true;
-        if self.resume.is_some() && self.collected > 0 {
+        if self.resume.is_some() && self.collected.len() > 0 {
             match self.flush_and_wait().await {
                 // What was staged before is kept all the same.
                 Err(Error::Full { .. }) => {}

@@ -248,3 +248,16 @@ fn settle_one(core: &Core, key: &Key, size: u64) -> Result<()> {
     core.index.remove_if(key, Entry::is_in_doubt);
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_blob_that_the_disk_cannot_read_counts_as_damaged() {
+        // Reading it is an I/O error, as on a broken disk.
+        let path = "/proc/self/mem";
+        let hashed = hash_file(DigestFunction::Sha256, &fs::File::open(path).unwrap());
+        assert!(Error::io("reading", path, hashed.unwrap_err()).is_unreadable());
+    }
+}

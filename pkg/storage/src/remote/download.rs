@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use bytes::{Buf as _, Bytes};
 use futures::{FutureExt as _, StreamExt as _, stream};
+use gorego_limits::Permit;
 use reapi::bytestream::{ReadRequest, ReadResponse, byte_stream_client::ByteStreamClient};
 use tokio::{
     sync::{OwnedSemaphorePermit, oneshot},
@@ -55,11 +56,7 @@ struct Download {
     turn: Turn,
     since: Since,
     ended: bool,
-    _permits: (
-        OwnedSemaphorePermit,
-        OwnedSemaphorePermit,
-        Option<OwnedSemaphorePermit>,
-    ),
+    _permits: (OwnedSemaphorePermit, Permit, Option<OwnedSemaphorePermit>),
 }
 
 /// One answer of the peer.

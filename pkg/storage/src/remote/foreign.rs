@@ -1,25 +1,21 @@
 //! Answers that no gRPC server gave: the error pages of balancers and proxies.
 
-use std::{
-    fmt,
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::{fmt, sync::Arc, time::Duration};
 
-use tokio::time::{self, Instant};
+use tokio::time;
 use tonic::{
     Code, Status,
     body::Body,
     codegen::http::{HeaderMap, Response, StatusCode, header::CONTENT_TYPE},
 };
 
+use super::paced::Paced;
+
 /// How much of a page is read, in bytes, and for how long.
 const PAGE: usize = 4 << 10;
 const PATIENCE: Duration = Duration::from_secs(1);
 /// How many characters of a page and of its content type are quoted.
 const QUOTED: usize = 60;
-/// How often the log tells of such answers, at most.
-const PACE: Duration = Duration::from_mins(1);
 
 /// Whether a peer's answer comes from something else than a gRPC server. A status of gRPC that refuses
 /// the call stands for the whole, whatever else the headers say.
@@ -43,19 +39,19 @@ fn is_grpc(content_type: &[u8]) -> bool {
 /// Turns a peer's foreign answers into statuses, and logs one of them a minute.
 pub(super) struct Foreign {
     peer: Arc<str>,
-    logged: Mutex<Option<Instant>>,
+    logged: Paced,
 }
 
 impl Foreign {
     pub(super) fn new(peer: Arc<str>) -> Arc<Self> {
-        let logged = Mutex::default();
+        let logged = Paced::default();
         Arc::new(Self { peer, logged })
     }
 
     /// The answer as one of gRPC, with the code that the gRPC specification maps the HTTP status to.
     pub(super) async fn translate(&self, answer: Response<Body>) -> Response<Body> {
         let page = Page::read(answer).await;
-        if self.may_log() {
+        if self.logged.may_log() {
             tracing::warn!(
                 peer = &*self.peer,
                 "the backing cache answered with {page}; {}",
@@ -63,15 +59,6 @@ impl Foreign {
             );
         }
         Status::new(code(page.status), page.to_string()).into_http()
-    }
-
-    fn may_log(&self) -> bool {
-        let mut logged = self.logged.lock().unwrap_or_else(PoisonError::into_inner);
-        let may = logged.is_none_or(|at| at.elapsed() >= PACE);
-        if may {
-            *logged = Some(Instant::now());
-        }
-        may
     }
 }
 

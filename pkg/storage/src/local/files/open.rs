@@ -39,7 +39,7 @@ impl Files {
         mode: Mode,
     ) -> rustix::io::Result<Option<fs::File>> {
         let safe = OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
-        match rustix::fs::openat(&self.dir, relative, flags | safe, mode) {
+        match rustix::fs::openat(self.dir(), relative, flags | safe, mode) {
             Ok(file) => {
                 let is_regular = regular(&rustix::fs::fstat(&file)?).is_some();
                 Ok(is_regular.then(|| file.into()))
@@ -54,7 +54,7 @@ impl Files {
     pub(in super::super) fn create_tmp(&self) -> Result<(String, fs::File)> {
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
         self.in_tmp("creating", |name| {
-            rustix::fs::openat(&self.dir, name, flags, BLOB_MODE).map(fs::File::from)
+            rustix::fs::openat(self.dir(), name, flags, BLOB_MODE).map(fs::File::from)
         })
     }
 
@@ -83,7 +83,7 @@ impl Files {
     /// Takes a file's name away at once, however long it takes to remove it by its new one.
     pub(in super::super) fn set_aside(&self, relative: &str) -> Result<String> {
         let (name, ()) = self.in_tmp("moving", |name| {
-            rustix::fs::renameat(&self.dir, relative, &self.dir, name)
+            rustix::fs::renameat(self.dir(), relative, self.dir(), name)
         })?;
         Ok(name)
     }
@@ -103,7 +103,7 @@ impl Files {
             }
             // Sealed, then cut off before it was moved to its place.
             Err(Error::Io { source, .. }) if source.kind() == ErrorKind::PermissionDenied => {
-                rustix::fs::chmodat(&self.dir, relative, UPLOAD_MODE, AtFlags::empty())
+                rustix::fs::chmodat(self.dir(), relative, UPLOAD_MODE, AtFlags::empty())
                     .map_err(|errno| self.error("reopening", relative, errno))?;
                 open()
             }

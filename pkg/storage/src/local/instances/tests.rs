@@ -93,3 +93,21 @@ async fn a_new_instance_name_is_served_however_many_others_took_all_numbers() {
     let folders = std::fs::read_dir(dir.path().join("ac/sha256")).unwrap();
     assert!((MAX - FORGOTTEN..=MAX).contains(&folders.count()));
 }
+
+#[tokio::test]
+async fn folders_of_instances_without_results_take_no_numbers() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path()).await;
+    put(&store, "main", 1).await;
+    store.close().await.unwrap();
+    drop(store);
+    for number in 0..2 * MAX {
+        let folder = format!("ac/sha256/{number:032x}");
+        std::fs::create_dir(dir.path().join(folder)).unwrap();
+    }
+    let store = open(dir.path()).await;
+    assert!(has(&store, "main", 1).await);
+    put(&store, "another", 2).await;
+    let folders = std::fs::read_dir(dir.path().join("ac/sha256")).unwrap();
+    assert_eq!(folders.count(), 2);
+}

@@ -15,7 +15,7 @@ impl Upload {
     /// function, the content tells it.
     pub(in crate::local) async fn verify(&mut self) -> Result<Digest> {
         if self.is_small() {
-            return self.digest_of(&self.pieces);
+            return self.digest_of(self.collected.pieces());
         }
         let Phase::Ready(mut staged) = mem::replace(&mut self.phase, Phase::Lost) else {
             return Err(self.lost());
