@@ -9,7 +9,7 @@ use std::{
 use bytes::Bytes;
 use gorego_integration::{
     client::{Client, Upload},
-    content::{blob, digest_of, uuid},
+    content::{blob, digest_of, result_of, uuid},
     server::Server,
 };
 use prost::Message as _;
@@ -225,4 +225,62 @@ async fn a_result_whose_directory_is_larger_than_any_message_is_a_hit() {
     let action = digest_of(b"action");
     client.put_action(&action, result.clone()).await.unwrap();
     assert_eq!(client.get_action(&action).await.unwrap(), result);
+}
+
+/// A BLAKE3 digest, which says nothing of its function.
+fn blake3_of(blob: &Bytes) -> Digest {
+    Digest {
+        hash: blake3::hash(blob).to_hex().to_string(),
+        ..digest_of(blob)
+    }
+}
+
+/// Uploads a blob, half of it and then the rest, with a result that names it, as a client does that names
+/// no digest function; and gets both from `other`.
+async fn share_unnamed(server: &Server, other: &Server, seed: u64) -> Digest {
+    let client = Client::connect(server.address()).await;
+    let blob = blob(seed, SIZE);
+    let digest = blake3_of(&blob);
+    let uuid = uuid(&mut fastrand::Rng::with_seed(seed));
+    let mut begin = client.begin_upload(&uuid, &digest);
+    begin.send(&blob.slice(..HALF)).await;
+    client.wait_until_committed(&uuid, &digest, HALF).await;
+    drop(begin);
+    let mut rest = client.begin_upload(&uuid, &digest).from_offset(HALF);
+    rest.send_last(&blob.slice(HALF..)).await;
+    assert_eq!(rest.response().await.unwrap(), whole());
+    let action = blake3_of(&Bytes::from(format!("action {seed}")));
+    let result = result_of([digest.clone()]);
+    client.put_action(&action, result.clone()).await.unwrap();
+
+    let client = Client::connect(other.address()).await;
+    let missing = client.find_missing(vec![digest.clone()]).await;
+    assert_eq!(missing.unwrap(), []);
+    assert_eq!(client.get_action(&action).await.unwrap(), result);
+    assert!(client.download(&digest).await.unwrap() == blob);
+    digest
+}
+
+fn blake3_path(digest: &Digest) -> String {
+    let hash = &digest.hash;
+    format!("cas/blake3/{}/{}/{hash}", &hash[..2], &hash[2..4])
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn blake3_blobs_of_a_client_that_names_no_function_are_stored_as_such() {
+    let server = Server::start(&[]);
+    let digest = share_unnamed(&server, &server, 1).await;
+    assert!(server.data().join(blake3_path(&digest)).exists());
+
+    // In front of another server, which is asked for it under its function.
+    let behind = Server::start(&["limits.inferred_functions=sha256"]);
+    let settings = ["backing_cache.existence_ttl=0"];
+    let near = Server::in_front_of(&behind.grpc_url(), &settings);
+    let far = Server::in_front_of(&behind.grpc_url(), &settings);
+    let digest = share_unnamed(&near, &far, 2).await;
+    assert!(behind.data().join(blake3_path(&digest)).exists());
+
+    let client = Client::connect(behind.address()).await;
+    let missing = client.find_missing(vec![digest.clone()]).await;
+    assert_eq!(missing.unwrap(), [digest], "it is not looked for as BLAKE3");
 }

@@ -105,7 +105,7 @@ section! {
         /// The largest blob taken, as told to clients. 0 for no limit.
         max_blob_size: ByteSize = ByteSize::from_bytes(0),
         /// Functions that a hash of 64 digits is tried under, in this order, where a client names none.
-        /// An upload takes the one that its content has.
+        /// An upload takes the one that its content has; for a large one that needs the local cache.
         inferred_functions: Vec<InferredFunction> =
             vec![InferredFunction::Sha256, InferredFunction::Blake3],
         /// What clients can make the server hold in memory, all together, beside the index: unread and

@@ -195,6 +195,15 @@ fn limits_that_stop_everything_are_refused() {
         "limits.idle_timeout",
         "more than 0",
     );
+    for functions in ["[]", "[blake3, sha256, blake3]"] {
+        let text = format!("limits: {{inferred_functions: {functions}}}");
+        refused(&text, "limits.inferred_functions", "each once");
+    }
+    refused(
+        "limits: {inferred_functions: [sha1]}",
+        "limits.inferred_functions",
+        "sha256, blake3",
+    );
     refused(
         "limits: {max_connections: 0}",
         "limits.max_connections",

@@ -14,6 +14,8 @@ use tonic::Code;
 
 use crate::Services;
 
+/// The order in which a digest has its functions that was parsed without one.
+const AS_PARSED: [DigestFunction; 2] = [DigestFunction::Sha256, DigestFunction::Blake3];
 /// How many digests that were not found are looked for under the second function at once.
 const BATCH: usize = 10_000;
 
@@ -56,16 +58,11 @@ impl Inferring {
 
     /// The digests as they are tried first.
     fn all_meant<'a>(&self, digests: &'a [Digest]) -> Cow<'a, [Digest]> {
-        let differs = |digest: &Digest| {
-            let (first, other) = self.meant(digest);
-            first != *digest || other != digest.other()
-        };
-        if digests.iter().any(differs) {
-            let meant = digests.iter().map(|digest| digest.among(&self.functions));
-            meant.collect()
-        } else {
-            Cow::Borrowed(digests)
+        if self.functions == AS_PARSED {
+            return Cow::Borrowed(digests);
         }
+        let meant = digests.iter().map(|digest| digest.among(&self.functions));
+        meant.collect()
     }
 
     /// Asks `find_missing` of digests that may be of either function.
@@ -85,13 +82,13 @@ impl Inferring {
                 .iter()
                 .filter_map(|digest| digest.under(second))
                 .collect();
-            let others: HashSet<_> = match self.blobs().find_missing(&others).await {
+            let mut others: HashSet<_> = match self.blobs().find_missing(&others).await {
                 Err(error) if is_absence(&error) => others.into_iter().collect(),
                 others => others?.into_iter().collect(),
             };
             let is_absent = |digest: &&Digest| {
                 let other = digest.under(second);
-                other.is_none_or(|other| others.contains(&other))
+                other.is_none_or(|other| others.remove(&other))
             };
             absent.extend(batch.iter().filter(is_absent));
         }

@@ -189,7 +189,7 @@ mod tests {
             (refusal(Code::PermissionDenied), Code::PermissionDenied),
             (refusal(Code::Unauthenticated), Code::Unauthenticated),
             (refusal(Code::ResourceExhausted), Code::ResourceExhausted),
-            (refusal(Code::OutOfRange), Code::Internal),
+            (refusal(Code::OutOfRange), Code::ResourceExhausted),
             (io(io::ErrorKind::StorageFull), Code::ResourceExhausted),
             (io(io::ErrorKind::PermissionDenied), Code::Internal),
         ];
