@@ -7,6 +7,7 @@ mod cli;
 mod listen;
 mod logging;
 mod metrics;
+mod reload;
 mod signals;
 mod tiers;
 mod version;

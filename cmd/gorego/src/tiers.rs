@@ -2,17 +2,17 @@
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
-use gorego_config::{self as config, Config, Target};
+use gorego_config::{self as config, Config};
 use gorego_janitor::{self as janitor, Janitor, Marks};
 use gorego_proxy::{Ahead, Backing, Depth, Journal, OnOutage, Options, ProxyActions, ProxyStore};
 use gorego_server::Services;
 use gorego_storage::{
-    BreakerState, CompletenessChecking, LocalOptions, LocalStore, OpenError, SyncMode,
+    BreakerState, CompletenessChecking, LocalOptions, LocalStore, OpenError, RemoteStore, SyncMode,
 };
 use gorego_telemetry::{Sources, Waiting};
 use tokio::{sync::watch, time::timeout};
 
-use crate::{backing, version::VERSION};
+use crate::version::VERSION;
 
 /// Below the data directory: what waits for the backing cache.
 const JOURNAL: &str = "journal";
@@ -29,8 +29,6 @@ const JANITOR: Duration = Duration::from_mins(1);
 pub(crate) enum Error {
     #[error(transparent)]
     Local(#[from] OpenError),
-    #[error(transparent)]
-    Backing(#[from] backing::Error),
     #[error("the journal of what waits for the backing cache: {0}")]
     Journal(#[from] gorego_storage::Error),
 }
@@ -48,11 +46,11 @@ pub(crate) struct Tiers {
 
 impl Tiers {
     /// Opens what the configuration asks for.
-    pub(crate) async fn open(config: &Config) -> Result<Self, Error> {
-        match (&config.backing_cache.target, config.local_cache.enabled) {
+    pub(crate) async fn open(config: &Config, backing: Option<RemoteStore>) -> Result<Self, Error> {
+        match (backing.map(Arc::new), config.local_cache.enabled) {
             (None, _) => Self::local(config).await,
-            (Some(target), true) => Self::proxy(config, target).await,
-            (Some(target), false) => Self::stateless(config, target).await,
+            (Some(backing), true) => Self::proxy(config, backing).await,
+            (Some(backing), false) => Ok(Self::stateless(config, backing).await),
         }
     }
 
@@ -86,8 +84,7 @@ impl Tiers {
         })
     }
 
-    async fn proxy(config: &Config, target: &Target) -> Result<Self, Error> {
-        let backing = Arc::new(backing::open(target, &config.backing_cache)?);
+    async fn proxy(config: &Config, backing: Arc<RemoteStore>) -> Result<Self, Error> {
         let breaker = backing.breaker();
         let local = Arc::new(LocalStore::open(local_options(config)).await?);
         let journal = journal(config, &local).await?;
@@ -125,8 +122,7 @@ impl Tiers {
         })
     }
 
-    async fn stateless(config: &Config, target: &Target) -> Result<Self, Error> {
-        let backing = Arc::new(backing::open(target, &config.backing_cache)?);
+    async fn stateless(config: &Config, backing: Arc<RemoteStore>) -> Self {
         let breaker = backing.breaker();
         match Journal::left_in(&journal_dir(config)).await {
             Ok(left) => warn_of_waiting(left, "there is no local tier"),
@@ -140,14 +136,14 @@ impl Tiers {
                 backing,
             )),
         };
-        Ok(Self {
+        Self {
             services,
             local: None,
             proxy: None,
             breaker: Some(breaker),
             waiting: None,
             _unwanted: None,
-        })
+        }
     }
 
     /// What keeps the local tier within its limits.
@@ -167,6 +163,7 @@ impl Tiers {
         Sources {
             version: VERSION,
             breaker: self.breaker.clone(),
+            certificates: Box::new(Vec::new),
             journal: depth.map(|depth| Box::new(move || waiting(*depth.borrow())) as _),
         }
     }

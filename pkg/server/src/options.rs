@@ -3,9 +3,8 @@
 use std::{num::NonZeroU64, sync::Arc, time::Duration};
 
 use gorego_storage::{ActionCache, BlobStore, Uploads};
+use gorego_tls::ServerTls;
 use tokio::sync::watch;
-
-use crate::Tls;
 
 /// The stores behind the services.
 #[derive(Clone, Debug)]
@@ -25,8 +24,8 @@ pub struct Options {
     pub limits: Limits,
     /// Whether clients may write action results; Capabilities tells them.
     pub ac_updates: bool,
-    /// Who may connect and how; plain text without.
-    pub tls: Option<Tls>,
+    /// TLS of connections from now on, which may change; plain text without.
+    pub tls: Option<watch::Receiver<ServerTls>>,
     /// Whether the stores work, when somebody watches them; health tells clients. Without it the
     /// server counts as serving until it shuts down.
     pub healthy: Option<watch::Receiver<bool>>,

@@ -26,8 +26,8 @@ pub use local::{
 };
 pub use memory::MemoryStore;
 pub use remote::{
-    BreakerOptions, BreakerState, RemoteAddress, RemoteCapabilities, RemoteError, RemoteOptions,
-    RemoteStore, RemoteTls,
+    BreakerOptions, BreakerState, RemoteAddress, RemoteCapabilities, RemoteError, RemoteHeaders,
+    RemoteOptions, RemoteStore,
 };
 pub use resource_name::{
     Compressor, InstanceName, InstanceNameError, NameProblem, ReadName, ResourceNameError,

@@ -31,7 +31,8 @@ use tokio::{
 pub use self::{
     breaker::BreakerState,
     capabilities::RemoteCapabilities,
-    options::{BreakerOptions, RemoteAddress, RemoteError, RemoteOptions, RemoteTls},
+    connect::RemoteHeaders,
+    options::{BreakerOptions, RemoteAddress, RemoteError, RemoteOptions},
 };
 use self::{capabilities::Known, failure::mismatch, peer::Peer};
 use crate::{

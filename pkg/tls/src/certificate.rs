@@ -96,8 +96,7 @@ impl fmt::Display for Flaw {
 impl std::error::Error for Flaw {}
 
 /// The kinds of keys that can be used.
-pub(crate) const ACCEPTED_KEYS: &str =
-    "RSA of 2048 to 4096 bits, ECDSA with P-256 or P-384, Ed25519";
+pub const ACCEPTED_KEYS: &str = "RSA of 2048 to 4096 bits, ECDSA with P-256 or P-384, Ed25519";
 
 /// Names the kind of a key that cannot be used.
 fn unsupported(key: &SubjectPublicKeyInfo<'_>, longest_rsa: usize) -> Option<String> {

@@ -34,6 +34,14 @@ impl ClientFiles {
 
     /// Reads them.
     pub fn load(&self) -> Result<ClientTls, Error> {
+        let identity = match &self.identity {
+            Some((cert_file, key_file)) => Some((
+                Identity::read(cert_file, key_file, Side::Client)?,
+                cert_file,
+                key_file,
+            )),
+            None => None,
+        };
         let authorities = match &self.ca_file {
             Some(path) => Authorities::read(path, "server_authority")?,
             None => Authorities::of_system()?,
@@ -57,9 +65,8 @@ impl ClientFiles {
             .dangerous()
             .with_custom_certificate_verifier(verifier);
         let mut certificates = authorities.certificates;
-        let mut config = match &self.identity {
-            Some((cert_file, key_file)) => {
-                let identity = Identity::read(cert_file, key_file, Side::Client)?;
+        let mut config = match identity {
+            Some((identity, cert_file, key_file)) => {
                 certificates.extend(identity.certificates);
                 builder
                     .with_client_auth_cert(identity.chain, identity.key)

@@ -10,7 +10,7 @@ mod verify;
 
 use std::{fmt, sync::Arc};
 
-pub use certificate::{Certificate, Flaw};
+pub use certificate::{ACCEPTED_KEYS, Certificate, Flaw};
 pub use client::{ClientFiles, ClientTls};
 pub use error::Error;
 pub use server::{ClientAuth, ServerFiles, ServerTls};

@@ -13,7 +13,7 @@ use crate::{
     verify::Verifier,
 };
 
-/// Which clients may connect over TLS.
+/// The clients that may connect over TLS.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ClientAuth {
     /// Any; they are not asked for a certificate.
@@ -23,7 +23,7 @@ pub enum ClientAuth {
         /// The authorities' certificates, and clients' own ones, a PEM file.
         ca_file: PathBuf,
     },
-    /// Those with a certificate that is trusted.
+    /// Clients with a certificate that is trusted.
     RequireAndVerify {
         /// The authorities' certificates, and clients' own ones, a PEM file.
         ca_file: PathBuf,

@@ -6,7 +6,8 @@
 use std::sync::Arc;
 
 use rustls::{
-    CertificateError, DigitallySignedStruct, DistinguishedName, Error, OtherError, SignatureScheme,
+    CertificateError, DigitallySignedStruct, DistinguishedName, Error, InvalidMessage, OtherError,
+    SignatureScheme,
     client::{
         danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
         verify_server_name,
@@ -61,6 +62,13 @@ pub fn describe(error: &Error) -> String {
     match error {
         // rustls shows only that there is another error.
         Error::InvalidCertificate(CertificateError::Other(flaw)) => flaw.to_string(),
+        Error::InvalidCertificate(CertificateError::UnknownIssuer) => {
+            "the peer's certificate is signed by none of the trusted authorities (ca_file)"
+                .to_owned()
+        }
+        Error::InvalidMessage(InvalidMessage::InvalidContentType) => {
+            "the peer does not speak TLS".to_owned()
+        }
         error => error.to_string(),
     }
 }

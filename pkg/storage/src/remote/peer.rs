@@ -13,7 +13,7 @@ use tokio_util::{
 use tonic::{Response, Status, service::interceptor::InterceptedService};
 
 use super::{
-    BreakerState, RemoteError, RemoteOptions,
+    BreakerState, RemoteError, RemoteHeaders, RemoteOptions,
     answers::Answers,
     breaker::Since,
     capabilities,
@@ -36,7 +36,7 @@ const WINDOWS: usize = 8192;
 pub(super) struct Peer {
     name: Arc<str>,
     pool: Pool,
-    headers: Headers,
+    headers: watch::Receiver<RemoteHeaders>,
     calls: Arc<Semaphore>,
     streams: Arc<Semaphore>,
     /// What downloads may have under way, in permits of [`UNIT`] bytes.
@@ -70,7 +70,7 @@ impl Peer {
             gate: Gate::new(Arc::clone(&name), options.breaker),
             name,
             pool: Pool::new(connect::channels(options)?),
-            headers: Headers::parse(&options.headers)?,
+            headers: options.headers.clone(),
             calls: Arc::new(Semaphore::new(max_calls)),
             streams: Arc::new(Semaphore::new(max_calls)),
             windows: Arc::new(Semaphore::new(WINDOWS)),
@@ -140,7 +140,7 @@ impl Peer {
         let taken = self.pool.take();
         let (channel, lease) =
             taken.ok_or_else(|| Failure::Nonsense("no connection".to_owned()))?;
-        let headers = self.headers.of(lease, timeout);
+        let headers = Headers::new(self.headers.borrow().clone(), lease, timeout);
         Ok(InterceptedService::new(Answers(channel), headers))
     }
 
