@@ -1,7 +1,7 @@
 //! What is configured is what the server does.
 #![cfg(test)]
 
-use std::{fs, path::PathBuf, pin::pin, time::Duration};
+use std::{fs, pin::pin, time::Duration};
 
 use bytes::Bytes;
 use gorego_integration::{
@@ -10,16 +10,13 @@ use gorego_integration::{
     peer::{FaultyPeer, Method},
     server::{self, Server},
 };
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use reapi::v2::{
     ActionResult, GetCapabilitiesRequest, ServerCapabilities,
     capabilities_client::CapabilitiesClient,
 };
+use rustix::process::Signal;
 use tempfile::TempDir;
-use tonic::{
-    Code, Status,
-    transport::{Certificate, Channel, ClientTlsConfig, Identity},
-};
+use tonic::{Code, Status, transport::Channel};
 use tonic_health::pb::{
     HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
 };
@@ -110,153 +107,8 @@ async fn no_more_connections_are_served_than_are_allowed() {
     waits.await.expect("there is room for the second now");
 }
 
-/// Certificates, and their files.
-struct Authority {
-    folder: TempDir,
-    issuer: CertifiedIssuer<'static, KeyPair>,
-}
-
-impl Authority {
-    fn new() -> Self {
-        let mut params = CertificateParams::new(Vec::new()).unwrap();
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap());
-        Self {
-            folder: TempDir::new().unwrap(),
-            issuer: issuer.unwrap(),
-        }
-    }
-
-    /// The certificate of `name` and its key, in PEM form.
-    fn issue(&self, name: &str) -> (String, String) {
-        let key = KeyPair::generate().unwrap();
-        let params = CertificateParams::new(vec![name.to_owned()]).unwrap();
-        let certificate = params.signed_by(&key, &self.issuer).unwrap();
-        (certificate.pem(), key.serialize_pem())
-    }
-
-    fn file(&self, name: &str, content: &str) -> PathBuf {
-        let path = self.folder.path().join(name);
-        fs::write(&path, content).unwrap();
-        path
-    }
-
-    /// A server that lets in only those whom this authority vouches for.
-    fn server(&self) -> Server {
-        let (certificate, key) = self.issue("localhost");
-        let files = [
-            ("cert_file", self.file("server.pem", &certificate)),
-            ("key_file", self.file("server.key", &key)),
-            ("ca_file", self.file("ca.pem", &self.issuer.pem())),
-        ];
-        let mut settings = vec![
-            "tls.enabled=true".to_owned(),
-            "tls.client_auth=require_and_verify".to_owned(),
-        ];
-        settings.extend(files.map(|(key, path)| format!("tls.{key}={}", path.display())));
-        let settings: Vec<_> = settings.iter().map(String::as_str).collect();
-        Server::start(&settings)
-    }
-
-    /// Connects, perhaps as somebody, and asks something.
-    async fn ask(&self, server: &Server, identity: Option<(String, String)>) -> Result<(), String> {
-        let mut tls = ClientTlsConfig::new()
-            .domain_name("localhost")
-            .ca_certificate(Certificate::from_pem(self.issuer.pem()));
-        if let Some((certificate, key)) = identity {
-            tls = tls.identity(Identity::from_pem(certificate, key));
-        }
-        let endpoint = Channel::from_shared(format!("https://{}", server.address()))
-            .unwrap()
-            .tls_config(tls)
-            .unwrap();
-        let channel = endpoint.connect().await.map_err(|why| format!("{why:?}"))?;
-        let answer = capabilities(channel).await;
-        answer.map(|_| ()).map_err(|why| format!("{why:?}"))
-    }
-}
-
 #[tokio::test(flavor = "multi_thread")]
-async fn over_tls_only_clients_with_a_certificate_are_served_where_it_is_required() {
-    let authority = Authority::new();
-    let server = authority.server();
-    let known = authority.issue("client");
-    authority.ask(&server, Some(known)).await.unwrap();
-    authority.ask(&server, None).await.unwrap_err();
-    let stranger = Authority::new().issue("client");
-    authority.ask(&server, Some(stranger)).await.unwrap_err();
-}
-
-/// A server in front of what is at `target`, as whom `identity` says, trusting `authority`.
-fn in_front_of(target: &str, authority: &Authority, identity: &(String, String)) -> Server {
-    let files = [
-        (
-            "ca_file",
-            authority.file("trusted.pem", &authority.issuer.pem()),
-        ),
-        ("cert_file", authority.file("client.pem", &identity.0)),
-        ("key_file", authority.file("client.key", &identity.1)),
-    ];
-    let settings = files.map(|(key, path)| format!("backing_cache.tls.{key}={}", path.display()));
-    let mut settings: Vec<_> = settings.iter().map(String::as_str).collect();
-    settings.push("backing_cache.put_retry_count=0");
-    if !target.starts_with("grpcs:") {
-        settings.push("backing_cache.tls.enabled=true");
-    }
-    Server::in_front_of(target, &settings)
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_backing_cache_is_reached_over_tls_by_those_it_knows() {
-    let authority = Authority::new();
-    let backing = authority.server();
-    let content = [blob(1, 1000)];
-    let bare = format!("localhost:{}", backing.address().port());
-    let target = format!("grpcs://{bare}");
-
-    for target in [&target, &bare] {
-        let server = in_front_of(target, &authority, &authority.issue("client"));
-        let client = Client::connect(server.address()).await;
-        client.batch_upload(&content).await.unwrap();
-        let missing = client.find_missing(vec![digest_of(&content[0])]).await;
-        assert_eq!(missing.unwrap(), []);
-    }
-
-    let stranger = Authority::new().issue("client");
-    let server = in_front_of(&target, &authority, &stranger);
-    let client = Client::connect(server.address()).await;
-    let outcome = client.find_missing(vec![digest_of(&content[0])]).await;
-    assert_refused(outcome, Code::Unavailable);
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn the_certificate_of_a_backing_cache_is_checked_by_the_roots_of_the_system() {
-    let authority = Authority::new();
-    let backing = authority.server();
-    let (certificate, key) = authority.issue("client");
-    let files = [
-        ("cert_file", authority.file("client.pem", &certificate)),
-        ("key_file", authority.file("client.key", &key)),
-    ];
-    let port = backing.address().port();
-    let mut settings = files
-        .map(|(key, path)| format!("backing_cache.tls.{key}={}", path.display()))
-        .to_vec();
-    settings.push(format!("backing_cache.target=grpcs://localhost:{port}"));
-    settings.push("backing_cache.put_retry_count=0".to_owned());
-    let settings: Vec<_> = settings.iter().map(String::as_str).collect();
-    let find_missing = async |roots: &Authority| {
-        let roots = authority.file("roots.pem", &roots.issuer.pem());
-        let server = Server::start_with_roots(&roots, &settings);
-        let client = Client::connect(server.address()).await;
-        client.find_missing(vec![digest_of(b"x")]).await
-    };
-    find_missing(&authority).await.unwrap();
-    assert_refused(find_missing(&Authority::new()).await, Code::Unavailable);
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn headers_of_a_file_are_sent_to_the_backing_cache() {
+async fn headers_of_a_file_are_sent_to_the_backing_cache_and_read_again_at_sighup() {
     let dir = TempDir::new().unwrap();
     let file = dir.path().join("headers");
     let setting = format!("backing_cache.headers_file={}", file.display());
@@ -280,6 +132,21 @@ async fn headers_of_a_file_are_sent_to_the_backing_cache() {
     assert_eq!(missing.unwrap().len(), 1);
     let calls = peer.calls(Method::FindMissingBlobs);
     assert_eq!(calls[0].header("x-api-key"), Some("letmein"));
+
+    fs::write(&file, "x-api-key=another").unwrap();
+    server.signal(Signal::HUP);
+    let sends_it = async {
+        loop {
+            let missing = client.find_missing(vec![digest_of(b"x")]).await;
+            assert_eq!(missing.unwrap().len(), 1);
+            let calls = peer.calls(Method::FindMissingBlobs);
+            if calls.last().and_then(|call| call.header("x-api-key")) == Some("another") {
+                return;
+            }
+        }
+    };
+    let sends_it = tokio::time::timeout(PATIENCE, sends_it).await;
+    sends_it.expect("the new key is sent");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -8,19 +8,25 @@ use std::{
 
 use gorego_config::{BackingCache, Compression, Headers, Target, TargetAddress};
 use gorego_limits::Budget;
-use gorego_storage::{Chain, RemoteAddress, RemoteError, RemoteOptions, RemoteStore, RemoteTls};
+use gorego_storage::{
+    Chain, RemoteAddress, RemoteError, RemoteHeaders, RemoteOptions, RemoteStore,
+};
+use gorego_tls::{ClientFiles, ClientTls};
+use tokio::sync::watch;
+
+use crate::reload::Reloads;
 
 /// Why there can be no such store.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
     #[error("backing_cache.target = {target}: {source}")]
     Remote { target: String, source: RemoteError },
-    #[error("{key} = {}: {source}", path.display())]
-    File {
-        key: &'static str,
-        path: PathBuf,
-        source: io::Error,
-    },
+    #[error("backing_cache.headers: {0}")]
+    Header(RemoteError),
+    #[error("backing_cache.tls.{0}")]
+    Tls(gorego_tls::Error),
+    #[error("backing_cache.headers_file = {}: {source}", path.display())]
+    File { path: PathBuf, source: io::Error },
     #[error(
         "backing_cache.headers_file = {}: line {line} is not name=value",
         path.display()
@@ -28,31 +34,24 @@ pub(crate) enum Error {
     Headers { path: PathBuf, line: usize },
 }
 
-/// The store at `target`. It is not asked anything yet: it may be down.
+/// TLS as it is now, where it is spoken.
+type Tls = Option<watch::Receiver<ClientTls>>;
+
+/// The store that is configured, with its TLS. It is not asked anything yet: it may be down.
 pub(crate) fn open(
-    target: &Target,
     config: &BackingCache,
     chain: &Arc<Chain>,
     windows: &Budget,
-) -> Result<RemoteStore, Error> {
-    let mut headers = config.headers.clone();
-    headers.0.extend(headers_of(&config.headers_file)?.0);
-    if let Some(authorization) = &target.authorization
-        && headers
-            .0
-            .iter()
-            .all(|header| header.name != authorization.name)
-    {
-        headers.0.push(authorization.clone());
-    }
+    reloads: &mut Reloads,
+) -> Result<Option<(RemoteStore, Tls)>, Error> {
+    let Some(target) = &config.target else {
+        return Ok(None);
+    };
+    let tls = tls(target, config, reloads)?;
     let options = RemoteOptions {
-        tls: tls(target, config)?,
+        tls: tls.clone(),
         instance_name: config.instance_name.clone(),
-        headers: headers
-            .0
-            .into_iter()
-            .map(|header| (header.name, header.value))
-            .collect(),
+        headers: headers(target, config, reloads)?,
         chain: Arc::clone(chain),
         zstd: config.compression == Compression::Zstd,
         retries: config.put_retry_count,
@@ -63,17 +62,45 @@ pub(crate) fn open(
             TargetAddress::Unix(path) => RemoteAddress::Unix(path.clone()),
         })
     };
-    RemoteStore::new(&options).map_err(|source| Error::Remote {
+    let store = RemoteStore::new(&options).map_err(|source| Error::Remote {
         target: target.to_string(),
         source,
+    })?;
+    Ok(Some((store, tls)))
+}
+
+/// The headers of the configuration, those of the file, and the user of the target unless either names one.
+fn headers(
+    target: &Target,
+    config: &BackingCache,
+    reloads: &mut Reloads,
+) -> Result<watch::Receiver<RemoteHeaders>, Error> {
+    let file = given(&config.headers_file);
+    let configured = config.headers.clone();
+    let authorization = target.authorization.clone();
+    reloads.read(file.iter().cloned().collect(), move || {
+        let of_file = file.as_deref().map(headers_of).transpose()?;
+        let given = configured
+            .0
+            .iter()
+            .chain(of_file.iter().flat_map(|of_file| &of_file.0));
+        let names_user =
+            |user: &&gorego_config::Header| given.clone().all(|header| header.name != user.name);
+        let user = authorization.as_ref().filter(names_user);
+        let all: Vec<_> = given
+            .clone()
+            .chain(user)
+            .map(|header| (header.name.clone(), header.value.clone()))
+            .collect();
+        RemoteHeaders::parse(&all).map_err(Error::Header)
     })
 }
 
 fn headers_of(path: &Path) -> Result<Headers, Error> {
-    if path.as_os_str().is_empty() {
-        return Ok(Headers::default());
-    }
-    let text = read("backing_cache.headers_file", path)?;
+    let text = fs::read(path).map_err(|source| Error::File {
+        path: path.to_owned(),
+        source,
+    })?;
     let text = String::from_utf8_lossy(&text);
     Headers::from_lines(&text).map_err(|line| Error::Headers {
         path: path.to_owned(),
@@ -81,31 +108,19 @@ fn headers_of(path: &Path) -> Result<Headers, Error> {
     })
 }
 
-fn tls(target: &Target, config: &BackingCache) -> Result<Option<RemoteTls>, Error> {
+fn tls(target: &Target, config: &BackingCache, reloads: &mut Reloads) -> Result<Tls, Error> {
     let tls = &config.tls;
     if !target.tls.unwrap_or(tls.enabled) {
         return Ok(None);
     }
-    let given = |path: &Path| !path.as_os_str().is_empty();
-    let ca_pem = given(&tls.ca_file)
-        .then(|| read("backing_cache.tls.ca_file", &tls.ca_file))
-        .transpose()?;
-    let identity_pem = if given(&tls.cert_file) {
-        let cert = read("backing_cache.tls.cert_file", &tls.cert_file)?;
-        Some((cert, read("backing_cache.tls.key_file", &tls.key_file)?))
-    } else {
-        None
+    let files = ClientFiles {
+        ca_file: given(&tls.ca_file),
+        identity: given(&tls.cert_file).map(|cert_file| (cert_file, tls.key_file.clone())),
     };
-    Ok(Some(RemoteTls {
-        ca_pem,
-        identity_pem,
-    }))
+    let tls = reloads.read(files.paths(), move || files.load().map_err(Error::Tls))?;
+    Ok(Some(tls))
 }
 
-fn read(key: &'static str, path: &Path) -> Result<Vec<u8>, Error> {
-    fs::read(path).map_err(|source| Error::File {
-        key,
-        path: path.to_owned(),
-        source,
-    })
+fn given(path: &Path) -> Option<PathBuf> {
+    (!path.as_os_str().is_empty()).then(|| path.to_owned())
 }

@@ -8,6 +8,7 @@ mod listen;
 mod logging;
 mod memory;
 mod metrics;
+mod reload;
 mod signals;
 mod tiers;
 mod version;

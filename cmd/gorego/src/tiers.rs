@@ -2,17 +2,17 @@
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
-use gorego_config::{self as config, Config, Target};
+use gorego_config::{self as config, Config};
 use gorego_janitor::{self as janitor, Janitor, Marks};
 use gorego_proxy::{Ahead, Backing, Depth, Journal, OnOutage, Options, ProxyActions, ProxyStore};
 use gorego_server::Services;
 use gorego_storage::{
-    BreakerState, Chain, CompletenessChecking, LocalOptions, LocalStore, OpenError, SyncMode,
+    BreakerState, CompletenessChecking, LocalOptions, LocalStore, OpenError, RemoteStore, SyncMode,
 };
 use gorego_telemetry::{Sources, Waiting};
 use tokio::{sync::watch, time::timeout};
 
-use crate::{backing, memory::Parts, version::VERSION};
+use crate::{memory::Parts, version::VERSION};
 
 /// Below the data directory: what waits for the backing cache.
 const JOURNAL: &str = "journal";
@@ -29,8 +29,6 @@ const JANITOR: Duration = Duration::from_mins(1);
 pub(crate) enum Error {
     #[error(transparent)]
     Local(#[from] OpenError),
-    #[error(transparent)]
-    Backing(#[from] backing::Error),
     #[error("the journal of what waits for the backing cache: {0}")]
     Journal(#[from] gorego_storage::Error),
 }
@@ -38,8 +36,6 @@ pub(crate) enum Error {
 /// What serves, and what has to be ended.
 pub(crate) struct Tiers {
     pub(crate) services: Services,
-    /// This instance among those that stand in front of each other.
-    pub(crate) chain: Arc<Chain>,
     local: Option<Arc<LocalStore>>,
     proxy: Option<ProxyStore>,
     breaker: Option<watch::Receiver<BreakerState>>,
@@ -50,11 +46,15 @@ pub(crate) struct Tiers {
 
 impl Tiers {
     /// Opens what the configuration asks for.
-    pub(crate) async fn open(config: &Config, parts: &Parts) -> Result<Self, Error> {
-        match (&config.backing_cache.target, config.local_cache.enabled) {
+    pub(crate) async fn open(
+        config: &Config,
+        parts: &Parts,
+        backing: Option<RemoteStore>,
+    ) -> Result<Self, Error> {
+        match (backing.map(Arc::new), config.local_cache.enabled) {
             (None, _) => Self::local(config, parts).await,
-            (Some(target), true) => Self::proxy(config, target, parts).await,
-            (Some(target), false) => Self::stateless(config, target, parts).await,
+            (Some(backing), true) => Self::proxy(config, parts, backing).await,
+            (Some(backing), false) => Ok(Self::stateless(config, parts, backing).await),
         }
     }
 
@@ -80,7 +80,6 @@ impl Tiers {
         };
         Ok(Self {
             services,
-            chain: Arc::default(),
             local: Some(local),
             proxy: None,
             breaker: None,
@@ -89,14 +88,11 @@ impl Tiers {
         })
     }
 
-    async fn proxy(config: &Config, target: &Target, parts: &Parts) -> Result<Self, Error> {
-        let chain = Arc::<Chain>::default();
-        let backing = Arc::new(backing::open(
-            target,
-            &config.backing_cache,
-            &chain,
-            &parts.downloads,
-        )?);
+    async fn proxy(
+        config: &Config,
+        parts: &Parts,
+        backing: Arc<RemoteStore>,
+    ) -> Result<Self, Error> {
         let breaker = backing.breaker();
         let local = Arc::new(LocalStore::open(local_options(config)).await?);
         let journal = journal(config, &local).await?;
@@ -127,7 +123,6 @@ impl Tiers {
         };
         Ok(Self {
             services,
-            chain,
             local: Some(local),
             proxy: Some(proxy),
             breaker: Some(breaker),
@@ -136,14 +131,7 @@ impl Tiers {
         })
     }
 
-    async fn stateless(config: &Config, target: &Target, parts: &Parts) -> Result<Self, Error> {
-        let chain = Arc::<Chain>::default();
-        let backing = Arc::new(backing::open(
-            target,
-            &config.backing_cache,
-            &chain,
-            &parts.downloads,
-        )?);
+    async fn stateless(config: &Config, parts: &Parts, backing: Arc<RemoteStore>) -> Self {
         let breaker = backing.breaker();
         match Journal::left_in(&journal_dir(config)).await {
             Ok(left) => warn_of_waiting(left, "there is no local tier"),
@@ -160,15 +148,14 @@ impl Tiers {
                 .within(parts.trees.clone()),
             ),
         };
-        Ok(Self {
+        Self {
             services,
-            chain,
             local: None,
             proxy: None,
             breaker: Some(breaker),
             waiting: None,
             _unwanted: None,
-        })
+        }
     }
 
     /// What keeps the local tier within its limits.
@@ -188,6 +175,7 @@ impl Tiers {
         Sources {
             version: VERSION,
             breaker: self.breaker.clone(),
+            certificates: Box::new(Vec::new),
             journal: depth.map(|depth| Box::new(move || waiting(*depth.borrow())) as _),
         }
     }

@@ -7,17 +7,20 @@ use std::{
 };
 
 use gorego_config::{self as config, Config, Loaded};
-use gorego_server::{self as server, ClientAuth, Limits, Tls};
-use gorego_storage::DigestFunction;
-use gorego_telemetry::{self as telemetry, Metrics};
-use tokio::{net::TcpListener, runtime::Runtime};
+use gorego_server::{self as server, Limits};
+use gorego_storage::{Chain, DigestFunction};
+use gorego_telemetry::{self as telemetry, Metrics, Sources};
+use gorego_tls::{Certificate, ClientAuth, ClientTls, ServerFiles, ServerTls};
+use tokio::{net::TcpListener, runtime::Runtime, sync::watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
+    backing,
     banner::Banner,
     listen::listen,
     memory::Parts,
     metrics,
+    reload::{self, Reloads},
     signals::Signals,
     tiers::{self, Tiers},
 };
@@ -33,6 +36,10 @@ pub(crate) enum Error {
     Metrics(#[from] metrics::Error),
     #[error(transparent)]
     Tiers(#[from] tiers::Error),
+    #[error("tls.{0}")]
+    Tls(gorego_tls::Error),
+    #[error(transparent)]
+    Backing(#[from] backing::Error),
     #[error(transparent)]
     Server(#[from] server::Error),
 }
@@ -48,8 +55,9 @@ pub(crate) fn run(loaded: &Loaded) -> Result<(), Error> {
 
 async fn serve(loaded: &Loaded) -> Result<(), Error> {
     let config = &loaded.config;
-    let signals = Signals::new()?;
-    let tls = tls(&config.tls)?;
+    let (signals, hangups) = (Signals::new()?, reload::hangups()?);
+    let mut reloads = Reloads::default();
+    let tls = tls(&config.tls, &mut reloads)?;
     let listener = listen(&config.listen_addr)
         .await
         .map_err(|source| Error::Listen {
@@ -62,19 +70,31 @@ async fn serve(loaded: &Loaded) -> Result<(), Error> {
         config.limits.max_batch_bytes.bytes(),
         config.backing_cache.target.is_some(),
     );
-    let tiers = Tiers::open(config, &parts).await?;
+    let chain = Arc::<Chain>::default();
+    let backing = backing::open(
+        &config.backing_cache,
+        &chain,
+        &parts.downloads,
+        &mut reloads,
+    )?;
+    let (backing, backing_tls) = backing.map_or((None, None), |(store, tls)| (Some(store), tls));
+    let tiers = Tiers::open(config, &parts, backing).await?;
     announce(config, &listener, scraped.as_ref())?;
 
     let shutdown = CancellationToken::new();
     let tasks = TaskTracker::new();
     let signals = tasks.spawn(signals.obey(shutdown.clone()));
+    let reloads = tasks.spawn(reloads.run(hangups));
     let evicting = CancellationToken::new();
     if let Some(janitor) = tiers.janitor(config) {
         tasks.spawn(janitor.run(evicting.clone()));
     }
     let observing = CancellationToken::new();
     let observed = scraped.map(|listener| {
-        let metrics = Metrics::new(tiers.sources());
+        let metrics = Metrics::new(Sources {
+            certificates: certificates(tls.clone(), backing_tls),
+            ..tiers.sources()
+        });
         tasks.spawn(telemetry::serve(listener, metrics, observing.clone()))
     });
 
@@ -84,7 +104,7 @@ async fn serve(loaded: &Loaded) -> Result<(), Error> {
         ac_updates: config.action_cache.updates,
         inferred_functions: inferred_functions(&config.limits),
         tls,
-        chain: Arc::clone(&tiers.chain),
+        chain,
         healthy: tiers.health(),
     };
     let services = tiers.services.clone();
@@ -98,6 +118,7 @@ async fn serve(loaded: &Loaded) -> Result<(), Error> {
         let _ = observed.await;
     }
     signals.abort();
+    reloads.abort();
     tracing::info!("ended");
     Ok(served?)
 }
@@ -122,22 +143,40 @@ fn announce(
     Ok(())
 }
 
-fn tls(config: &config::Tls) -> Result<Option<Tls>, Error> {
+fn tls(
+    config: &config::Tls,
+    reloads: &mut Reloads,
+) -> Result<Option<watch::Receiver<ServerTls>>, Error> {
     if !config.enabled {
         return Ok(None);
     }
     let ca_file = config.ca_file.clone();
-    let client_auth = match config.client_auth {
-        config::ClientAuth::VerifyIfGiven => ClientAuth::VerifyIfGiven { ca_file },
-        config::ClientAuth::RequireAndVerify => ClientAuth::RequireAndVerify { ca_file },
-        // The configuration refuses `require`; the others let everybody in.
-        _ => ClientAuth::None,
+    let files = ServerFiles {
+        cert_file: config.cert_file.clone(),
+        key_file: config.key_file.clone(),
+        client_auth: match config.client_auth {
+            config::ClientAuth::VerifyIfGiven => ClientAuth::VerifyIfGiven { ca_file },
+            config::ClientAuth::RequireAndVerify => ClientAuth::RequireAndVerify { ca_file },
+            // The configuration refuses `require`; the others let everybody in.
+            _ => ClientAuth::None,
+        },
     };
-    Ok(Some(Tls::load(
-        &config.cert_file,
-        &config.key_file,
-        &client_auth,
-    )?))
+    let tls = reloads.read(files.paths(), move || files.load().map_err(Error::Tls))?;
+    Ok(Some(tls))
+}
+
+type Certificates = Box<dyn Fn() -> Vec<Certificate> + Send + Sync>;
+
+/// The certificates of both sides, as they are when this is called.
+fn certificates(
+    server: Option<watch::Receiver<ServerTls>>,
+    client: Option<watch::Receiver<ClientTls>>,
+) -> Certificates {
+    Box::new(move || {
+        let server = server.iter().map(|tls| tls.borrow().certificates.clone());
+        let client = client.iter().map(|tls| tls.borrow().certificates.clone());
+        server.chain(client).flatten().collect()
+    })
 }
 
 fn inferred_functions(limits: &config::Limits) -> Vec<DigestFunction> {

@@ -35,7 +35,7 @@ section! {
         /// Headers to send with each request: a mapping of names to values, or `name=value`
         /// separated by commas. Never shown.
         headers: Headers = Headers::default(),
-        /// A file with more of them, a `name=value` in each line, read at the start.
+        /// A file with more of them, a `name=value` in each line.
         headers_file: PathBuf = PathBuf::new(),
         /// The instance name to use there. If empty, action results keep the client's own, and blobs,
         /// which all instances share here, have none.
@@ -58,8 +58,8 @@ section! {
         cert_file: PathBuf = PathBuf::new(),
         /// The private key of that certificate (PEM).
         key_file: PathBuf = PathBuf::new(),
-        /// The authorities that may have signed its certificate (PEM). If empty, those of the
-        /// system.
+        /// The authorities that may have signed its certificate, or that itself if it is self-signed
+        /// (PEM). If empty, those of the system.
         ca_file: PathBuf = PathBuf::new(),
         /// Has no effect: it is for servers, and accepted since files may have it.
         client_auth: ClientAuth = ClientAuth::None,

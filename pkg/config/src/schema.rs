@@ -42,7 +42,8 @@ section! {
         cert_file: PathBuf = PathBuf::new(),
         /// The private key of that certificate (PEM).
         key_file: PathBuf = PathBuf::new(),
-        /// The authorities that sign the clients' certificates (PEM). Needed to verify those.
+        /// The authorities that sign the clients' certificates, and clients' self-signed ones (PEM). Needed to
+        /// verify those.
         ca_file: PathBuf = PathBuf::new(),
         /// What is asked of a client's certificate. `verify_if_given` lets in clients without
         /// one, `require_and_verify` does not. `request` is the same as `none`; `require` is

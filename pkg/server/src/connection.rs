@@ -1,22 +1,25 @@
 //! One connection, from the handshake to its end.
 
-use std::{io, pin::pin, sync::Arc, time::Duration};
+use std::{net::SocketAddr, pin::pin, sync::Arc, time::Duration};
 
 use gorego_limits::Client;
+use gorego_tls::ServerTls;
 use hyper::{body::Incoming, server::conn::http2, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::TcpStream,
+    sync::watch,
     time::timeout,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::debug;
 
 use crate::{
-    Memory, Tls,
+    Memory,
+    greeting::{self, Faults},
     idle::Idle,
-    io::{Coalesced, Prefaced},
+    io::Coalesced,
     router::Router,
     watchdog::StreamExecutor,
     windows::Windows,
@@ -37,7 +40,10 @@ const MAX_HEADERS: u32 = 16 * 1024;
 #[derive(Clone, Debug)]
 pub(crate) struct Connections {
     pub(crate) router: Arc<Router>,
-    pub(crate) tls: Option<Tls>,
+    /// TLS of connections from now on.
+    pub(crate) tls: Option<watch::Receiver<ServerTls>>,
+    /// Clients that were not let in.
+    pub(crate) faults: Arc<Faults>,
     /// Every task that belongs to a connection.
     pub(crate) tasks: TaskTracker,
     /// Those that can make room for others.
@@ -56,35 +62,45 @@ pub(crate) struct Connections {
 impl Connections {
     /// Serves one client until it leaves or is told to.
     pub(crate) async fn serve(self, stream: TcpStream) {
-        let peer = stream.peer_addr().ok();
+        let Ok(peer) = stream.peer_addr() else {
+            // It is gone already.
+            return;
+        };
+        // An IPv4 address, also where the listener is one of IPv6.
+        let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
         // Small messages must not wait for the acknowledgement of earlier ones.
         let _ = stream.set_nodelay(true);
+        let faults = Arc::clone(&self.faults);
         if let Err(why) = self.greet(stream).await {
-            debug!(?peer, "connection ended: {why}");
+            if let Some(fault) = why.downcast_ref() {
+                faults.report(peer, fault);
+            } else {
+                debug!("connection of {peer} ended: {why}");
+            }
         }
     }
 
     async fn greet(self, stream: TcpStream) -> Result<(), BoxError> {
-        let Some(tls) = self.tls.clone() else {
-            let stream = self.in_time(Prefaced::expect(stream)).await?;
+        let Some(tls) = &self.tls else {
+            let greeting = Box::pin(greeting::http2(stream, "grpc"));
+            let stream = self.in_time(greeting).await?;
             return self.serve_http2(stream).await;
         };
-        let handshake = async {
-            let stream = tls.acceptor().accept(stream).await?;
-            Prefaced::expect(stream).await
-        };
-        let stream = self.in_time(handshake).await?;
+        let config = Arc::clone(&tls.borrow().config);
+        // In memory that goes when it is done: connections last longer.
+        let greeting = Box::pin(greeting::tls(stream, config));
+        let stream = self.in_time(greeting).await?;
         self.serve_http2(stream).await
     }
 
     /// Runs a handshake, which neither its client nor the end of the server may draw out.
     async fn in_time<S>(
         &self,
-        handshake: impl Future<Output = io::Result<S>>,
+        handshake: impl Future<Output = Result<S, BoxError>>,
     ) -> Result<S, BoxError> {
         let handshake = timeout(HANDSHAKE_TIMEOUT, handshake);
         let outcome = self.drain.run_until_cancelled(handshake).await;
-        Ok(outcome.ok_or("shutting down")???)
+        outcome.ok_or("shutting down")??
     }
 
     async fn serve_http2<S>(self, stream: S) -> Result<(), BoxError>
@@ -128,7 +144,7 @@ impl Connections {
     }
 }
 
-type BoxError = Box<dyn std::error::Error + Send + Sync>;
+pub(crate) type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 fn builder(executor: StreamExecutor, windows: &Windows) -> http2::Builder<StreamExecutor> {
     let mut builder = http2::Builder::new(executor);

@@ -4,4 +4,4 @@ mod coalesce;
 mod preface;
 
 pub(crate) use coalesce::Coalesced;
-pub(crate) use preface::Prefaced;
+pub(crate) use preface::{NoPreface, Prefaced, Protocol};

@@ -3,9 +3,10 @@
 use std::{num::NonZeroU64, sync::Arc, time::Duration};
 
 use gorego_storage::{ActionCache, BlobStore, Chain, DigestFunction, Uploads};
+use gorego_tls::ServerTls;
 use tokio::sync::watch;
 
-use crate::{Memory, Tls};
+use crate::Memory;
 
 /// The stores behind the services.
 #[derive(Clone, Debug)]
@@ -30,8 +31,8 @@ pub struct Options {
     /// The functions that a digest without one is tried under where its length leaves several, in this
     /// order.
     pub inferred_functions: Vec<DigestFunction>,
-    /// Who may connect and how; plain text without.
-    pub tls: Option<Tls>,
+    /// TLS of connections from now on, which may change; plain text without.
+    pub tls: Option<watch::Receiver<ServerTls>>,
     /// By which calls that come back over a backing cache are noticed and refused; of the store too.
     pub chain: Arc<Chain>,
     /// Whether the stores work, when somebody watches them; health tells clients. Without it the

@@ -31,6 +31,7 @@ pub async fn serve(
     let drain = shutdown.child_token();
     let connections = Connections {
         tls: options.tls.clone(),
+        faults: Arc::default(),
         router: Arc::new(Router::new(services, options, drain.clone())?),
         tasks: TaskTracker::new(),
         idle: Idle::default(),

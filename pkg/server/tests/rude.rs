@@ -17,12 +17,14 @@ use common::{
     raw::{RawClient, announce, finish, framed, send},
     *,
 };
-use gorego_server::{ClientAuth, Limits, Options};
+use gorego_server::{Limits, Options};
+use gorego_tls::{ClientAuth, ServerFiles};
 use http::HeaderMap;
 use reapi::bytestream::byte_stream_client::ByteStreamClient;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
+    sync::watch,
     time::Instant,
 };
 use tonic::Code;
@@ -307,7 +309,12 @@ async fn whoever_does_not_finish_the_tls_handshake_is_hung_up_on() {
     );
     std::fs::write(&certificate, identity.cert.pem()).unwrap();
     std::fs::write(&key, identity.signing_key.serialize_pem()).unwrap();
-    let tls = gorego_server::Tls::load(&certificate, &key, &ClientAuth::None).unwrap();
+    let files = ServerFiles {
+        cert_file: certificate,
+        key_file: key,
+        client_auth: ClientAuth::None,
+    };
+    let tls = watch::channel(files.load().unwrap()).1;
     let server = Server::with(Options {
         tls: Some(tls),
         limits: Limits::default(),

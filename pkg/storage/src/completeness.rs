@@ -252,7 +252,12 @@ impl Check<'_> {
             if next > 0 {
                 // Nothing is held while waiting, so that no two checks wait for each other.
                 drop(permit.take());
-                permit = Some(self.memory.reserve(next.min(HELD)).await.map_err(Error::no_memory)?);
+                permit = Some(
+                    self.memory
+                        .reserve(next.min(HELD))
+                        .await
+                        .map_err(Error::no_memory)?,
+                );
             }
             let Some((digest, found)) = walk.next_open().await? else {
                 return Ok(());

@@ -27,7 +27,7 @@ pub use local::{
 pub use memory::MemoryStore;
 pub use remote::{
     BreakerOptions, BreakerState, Chain, LoopError, RemoteAddress, RemoteCapabilities, RemoteError,
-    RemoteOptions, RemoteStore, RemoteTls,
+    RemoteHeaders, RemoteOptions, RemoteStore,
 };
 pub use resource_name::{
     Compressor, InstanceName, InstanceNameError, NameProblem, ReadName, ResourceNameError,

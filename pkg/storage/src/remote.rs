@@ -36,7 +36,8 @@ pub use self::{
     breaker::BreakerState,
     capabilities::RemoteCapabilities,
     chain::{Chain, LoopError},
-    options::{BreakerOptions, RemoteAddress, RemoteError, RemoteOptions, RemoteTls},
+    connect::RemoteHeaders,
+    options::{BreakerOptions, RemoteAddress, RemoteError, RemoteOptions},
 };
 use self::{capabilities::Known, failure::mismatch, peer::Peer};
 use crate::{

@@ -14,10 +14,12 @@ use std::{path::PathBuf, time::Duration};
 use bytes::Bytes;
 use gorego_storage::{
     Blob, BlobStore, BreakerOptions, BreakerState, Error, Put, RemoteAddress, RemoteError,
-    RemoteOptions, RemoteStore, RemoteTls, conformance,
+    RemoteHeaders, RemoteOptions, RemoteStore, conformance,
 };
+use gorego_tls::{ClientFiles, ClientTls};
 use peer::{LONG, Line, Peer, sha256, within};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use tokio::sync::watch;
 use tonic::transport::{Certificate, Identity, ServerTlsConfig};
 
 async fn ask(store: &RemoteStore) -> Result<(), Error> {
@@ -29,11 +31,12 @@ async fn ask(store: &RemoteStore) -> Result<(), Error> {
 #[tokio::test]
 async fn headers_arrive_with_every_call_and_are_not_shown() {
     let peer = Peer::start().await;
+    let headers = RemoteHeaders::parse(&[
+        ("Authorization".to_owned(), "Bearer sesame".to_owned()),
+        ("x-tenant".to_owned(), "build".to_owned()),
+    ]);
     let options = RemoteOptions {
-        headers: vec![
-            ("Authorization".to_owned(), "Bearer sesame".to_owned()),
-            ("x-tenant".to_owned(), "build".to_owned()),
-        ],
+        headers: watch::channel(headers.unwrap()).1,
         ..peer.options()
     };
     assert!(!format!("{options:?}").contains("sesame"));
@@ -67,7 +70,8 @@ async fn options_that_are_no_use_are_refused_without_secrets() {
         ("te", "sesame"),
         ("x-bin", "sesame"),
     ] {
-        let error = with(&|options| options.headers = vec![(name.to_owned(), value.to_owned())]);
+        let header = (name.to_owned(), value.to_owned());
+        let error = RemoteHeaders::parse(&[header]).unwrap_err();
         assert!(matches!(error, RemoteError::Header { .. }), "{error}");
         let text = format!("{error} {error:?}");
         assert!(text.contains(name) && !text.contains("sesame"), "{text}");
@@ -81,24 +85,30 @@ async fn options_that_are_no_use_are_refused_without_secrets() {
     }
     let error = with(&|options| options.instance_name = "a//b".to_owned());
     assert!(matches!(error, RemoteError::Instance(_)), "{error}");
-    let tls = |ca: Option<&str>, identity: Option<(&str, &str)>| {
-        with(&|options| {
-            options.tls = Some(RemoteTls {
-                ca_pem: ca.map(|pem| pem.as_bytes().to_vec()),
-                identity_pem: identity.map(|(certificate, key)| (certificate.into(), key.into())),
-            });
-        })
-        .to_string()
-    };
-    let authority = Authority::new();
-    let (certificate, key) = authority.issue("client");
-    let (_, other_key) = authority.issue("client");
-    let ca = Some(authority.pem());
-    let ca = ca.as_deref();
-    assert!(tls(Some("nonsense"), None).starts_with("certificates of authorities: "));
-    assert!(tls(ca, Some(("nonsense", &key))).starts_with("client certificate: "));
-    assert!(tls(ca, Some((&certificate, "nonsense"))).starts_with("client key: "));
-    assert!(tls(ca, Some((&certificate, &other_key))).starts_with("TLS: "));
+}
+
+/// A header's value that may change.
+fn token(value: &str) -> RemoteHeaders {
+    RemoteHeaders::parse(&[("authorization".to_owned(), value.to_owned())]).unwrap()
+}
+
+#[tokio::test]
+async fn a_new_value_of_a_header_is_sent_with_the_next_call() {
+    let peer = Peer::start().await;
+    let (change, headers) = watch::channel(token("old"));
+    let store = RemoteStore::new(&RemoteOptions {
+        headers,
+        ..peer.options()
+    });
+    let store = store.unwrap();
+    ask(&store).await.unwrap();
+    change.send_replace(token("new"));
+    ask(&store).await.unwrap();
+    let metadata = peer.state.metadata.lock().unwrap();
+    let sent = metadata
+        .iter()
+        .map(|sent| sent.get("authorization").unwrap());
+    assert_eq!(sent.collect::<Vec<_>>().last().unwrap(), &"new");
 }
 
 #[test]
@@ -229,6 +239,23 @@ impl Authority {
         let certificate = params.signed_by(&key, &self.0).unwrap();
         (certificate.pem(), key.serialize_pem())
     }
+
+    /// TLS of a client that trusts this one, with a certificate of another, or none.
+    fn trusted_by(&self, issuer: Option<&Self>) -> ClientTls {
+        let folder = tempfile::TempDir::new().unwrap();
+        let write = |name: &str, pem: String| {
+            let path = folder.path().join(name);
+            std::fs::write(&path, pem).unwrap();
+            path
+        };
+        let identity = issuer.map(|issuer| issuer.issue("client"));
+        let files = ClientFiles {
+            ca_file: Some(write("ca.pem", self.pem())),
+            identity: identity
+                .map(|(certificate, key)| (write("c.pem", certificate), write("c.key", key))),
+        };
+        files.load().unwrap()
+    }
 }
 
 #[tokio::test]
@@ -240,22 +267,16 @@ async fn with_tls_both_sides_have_to_show_who_they_are() {
         .client_ca_root(Certificate::from_pem(authority.pem()));
     let peer = Peer::with_tls(tls).await;
     let port = peer.address.rsplit(':').next().unwrap();
-    let store = |tls: Option<RemoteTls>| {
+    let store = |tls: Option<ClientTls>| {
         RemoteStore::new(&RemoteOptions {
-            tls,
+            tls: tls.map(|tls| watch::channel(tls).1),
             timeout: LONG,
             retries: 0,
             ..RemoteOptions::new(RemoteAddress::Tcp(format!("localhost:{port}")))
         })
         .unwrap()
     };
-    let tls = |ca: &Authority, client: Option<&Authority>| {
-        let identity = client.map(|authority| authority.issue("client"));
-        Some(RemoteTls {
-            ca_pem: Some(ca.pem().into_bytes()),
-            identity_pem: identity.map(|(certificate, key)| (certificate.into(), key.into())),
-        })
-    };
+    let tls = |ca: &Authority, client: Option<&Authority>| Some(ca.trusted_by(client));
     let stranger = Authority::new();
     ask(&store(tls(&authority, Some(&authority))))
         .await
@@ -269,4 +290,39 @@ async fn with_tls_both_sides_have_to_show_who_they_are() {
         let error = ask(&store(wrong)).await.unwrap_err();
         assert!(matches!(error, Error::Unavailable(_)), "{error:?}");
     }
+}
+
+#[tokio::test]
+async fn a_peer_without_tls_is_named_as_such() {
+    let peer = Peer::start().await;
+    let port = peer.address.rsplit(':').next().unwrap();
+    let store = RemoteStore::new(&RemoteOptions {
+        tls: Some(watch::channel(Authority::new().trusted_by(None)).1),
+        retries: 0,
+        ..RemoteOptions::new(RemoteAddress::Tcp(format!("localhost:{port}")))
+    });
+    let error = ask(&store.unwrap()).await.unwrap_err().to_string();
+    assert!(error.contains("does not speak TLS"), "{error}");
+}
+
+#[tokio::test]
+async fn a_new_connection_is_made_with_the_certificates_of_its_time() {
+    let (authority, stranger) = (Authority::new(), Authority::new());
+    let (certificate, key) = authority.issue("localhost");
+    let tls = ServerTlsConfig::new()
+        .identity(Identity::from_pem(certificate, key))
+        .client_ca_root(Certificate::from_pem(authority.pem()));
+    let peer = Peer::with_tls(tls).await;
+    let port = peer.address.rsplit(':').next().unwrap();
+    let (change, tls) = watch::channel(stranger.trusted_by(Some(&stranger)));
+    let store = RemoteStore::new(&RemoteOptions {
+        tls: Some(tls),
+        timeout: LONG,
+        retries: 0,
+        ..RemoteOptions::new(RemoteAddress::Tcp(format!("localhost:{port}")))
+    });
+    let store = store.unwrap();
+    ask(&store).await.unwrap_err();
+    change.send_replace(authority.trusted_by(Some(&authority)));
+    ask(&store).await.unwrap();
 }

@@ -1,8 +1,9 @@
 //! The metrics, by name, and the texts that they are told in.
 
-use std::fmt;
+use std::{collections::BTreeMap, fmt};
 
 use gorego_storage::BreakerState;
+use gorego_tls::Certificate;
 use prometheus_client::{
     collector::Collector,
     encoding::{DescriptorEncoder, EncodeMetric as _, prometheus_text, text},
@@ -33,6 +34,8 @@ pub struct Sources {
     pub version: &'static str,
     /// Whether the backing cache is asked at all.
     pub breaker: Option<watch::Receiver<BreakerState>>,
+    /// The certificates of both sides. Called each time, as the next one is.
+    pub certificates: Box<dyn Fn() -> Vec<Certificate> + Send + Sync>,
     /// What waits for it. Called each time, so it should neither block nor take long.
     pub journal: Option<Box<dyn Fn() -> Waiting + Send + Sync>>,
 }
@@ -66,6 +69,7 @@ impl Metrics {
         if let Some(state) = sources.breaker {
             registry.register_collector(Box::new(Breaker(state)));
         }
+        registry.register_collector(Box::new(Certificates(sources.certificates)));
         if let Some(read) = sources.journal {
             registry.register_collector(Box::new(Journal(read)));
         }
@@ -109,6 +113,45 @@ impl Collector for Breaker {
             gauge.encode(family.encode_family(&[("state", name)])?)?;
         }
         Ok(())
+    }
+}
+
+struct Certificates(Box<dyn Fn() -> Vec<Certificate> + Send + Sync>);
+
+impl Collector for Certificates {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        // A file may have a certificate twice, but a metric no value.
+        let unique = (self.0)().into_iter().map(|found| {
+            let Certificate { expiry, role, .. } = found;
+            let file = found.file.to_string_lossy().into_owned();
+            ([role.to_owned(), file, found.subject, found.serial], expiry)
+        });
+        let unique: BTreeMap<_, _> = unique.collect();
+        if unique.is_empty() {
+            return Ok(());
+        }
+        let mut family = encoder.encode_descriptor(
+            "certificate_expiry",
+            "The end of a certificate in a file of tls or backing_cache.tls, in Unix time.",
+            Some(&Unit::Seconds),
+            MetricType::Gauge,
+        )?;
+        for ([role, file, subject, serial], expiry) in unique {
+            let labels = [
+                ("role", role),
+                ("file", file),
+                ("subject", subject),
+                ("serial", serial),
+            ];
+            ConstGauge::new(expiry).encode(family.encode_family(&labels)?)?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Debug for Certificates {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Certificates").field(&(self.0)()).finish()
     }
 }
 
@@ -163,6 +206,7 @@ mod tests {
         Sources {
             version: "1.2.3",
             breaker: None,
+            certificates: Box::new(Vec::new),
             journal: None,
         }
     }
@@ -217,6 +261,32 @@ mod tests {
         now([0, 1, 0], [2, 1, 1 << 40]);
         state.send_replace(BreakerState::HalfOpen);
         now([0, 0, 1], [2, 1, 1 << 40]);
+    }
+
+    #[test]
+    fn each_certificate_is_told_once_with_its_end() {
+        let of = |subject: &str, expiry| Certificate {
+            role: "server",
+            file: "/etc/\"gorego\"/tls.crt".into(),
+            subject: subject.to_owned(),
+            serial: "0a:0b".to_owned(),
+            expiry,
+        };
+        let all = vec![of("CN=b", -1), of("CN=a", 1 << 33), of("CN=b", -1)];
+        let metrics = Metrics::new(Sources {
+            certificates: Box::new(move || all.clone()),
+            ..lone()
+        });
+        let labels = "role=\"server\",file=\"/etc/\\\"gorego\\\"/tls.crt\",subject=";
+        let name = format!("gorego_certificate_expiry_seconds{{{labels}");
+        let serial = ",serial=\"0a:0b\"}";
+        assert_eq!(
+            samples(&metrics)[1..],
+            [
+                format!("{name}\"CN=a\"{serial} 8589934592"),
+                format!("{name}\"CN=b\"{serial} -1"),
+            ]
+        );
     }
 
     #[test]

@@ -34,6 +34,7 @@ impl Running {
         let metrics = Metrics::new(Sources {
             version: "1.2.3",
             breaker: Some(breaker),
+            certificates: Box::new(Vec::new),
             journal: None,
         });
         let shutdown = CancellationToken::new();

@@ -8,6 +8,8 @@ use std::{
 
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf};
 
+use crate::greeting::TLS_HANDSHAKE;
+
 /// What an HTTP/2 client says first (RFC 9113, 3.4).
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
@@ -19,22 +21,52 @@ pub(crate) struct Prefaced<S> {
     unread: &'static [u8],
 }
 
+/// A connection that does not begin with the preface.
+#[derive(Debug)]
+pub(crate) enum NoPreface<S> {
+    /// It ended or failed before it had shown anything else.
+    Lost(io::Error),
+    /// It begins with bytes of another protocol.
+    Speaks(Protocol, S),
+}
+
+/// The protocol of a client that does not speak HTTP/2.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Protocol {
+    Http1,
+    Tls,
+    Unknown,
+}
+
+impl Protocol {
+    /// Guesses by the first bytes, of which there may be few.
+    fn of(first: &[u8]) -> Self {
+        let method = first.split(|byte| *byte == b' ').next();
+        match (first, method) {
+            ([TLS_HANDSHAKE, ..], _) => Self::Tls,
+            (_, Some([_, ..])) if method.is_some_and(|m| m.iter().all(u8::is_ascii_uppercase)) => {
+                Self::Http1
+            }
+            _ => Self::Unknown,
+        }
+    }
+}
+
 impl<S: AsyncRead + Unpin> Prefaced<S> {
     /// Waits for the preface. Anything else is an error as soon as it differs.
-    pub(crate) async fn expect(mut stream: S) -> io::Result<Self> {
+    pub(crate) async fn expect(mut stream: S) -> Result<Self, NoPreface<S>> {
         let mut preface = [0; PREFACE.len()];
-        let mut rest = preface.as_mut_slice();
-        let mut expected = PREFACE.as_slice();
-        while !rest.is_empty() {
-            let len = stream.read(rest).await?;
-            if len == 0 {
-                return Err(io::ErrorKind::UnexpectedEof.into());
+        let mut len = 0;
+        while let Some(rest @ [_, ..]) = preface.get_mut(len..) {
+            len += match stream.read(rest).await {
+                Ok(0) => return Err(NoPreface::Lost(io::ErrorKind::UnexpectedEof.into())),
+                Ok(read) => read,
+                Err(error) => return Err(NoPreface::Lost(error)),
+            };
+            let arrived = preface.get(..len).unwrap_or_default();
+            if !PREFACE.starts_with(arrived) {
+                return Err(NoPreface::Speaks(Protocol::of(arrived), stream));
             }
-            let (arrived, missing) = rest.split_at_mut_checked(len).unwrap_or_default();
-            expected = expected.strip_prefix(&*arrived).ok_or_else(|| {
-                io::Error::new(io::ErrorKind::InvalidData, "the client speaks no HTTP/2")
-            })?;
-            rest = missing;
         }
         Ok(Self {
             stream,
@@ -111,10 +143,22 @@ mod tests {
 
     #[tokio::test]
     async fn another_protocol_is_noticed_at_its_first_bytes() {
-        let (mut client, server) = tokio::io::duplex(64);
-        client.write_all(b"GET").await.unwrap();
-        let error = Prefaced::expect(server).await.unwrap_err();
-        assert_eq!(error.kind(), io::ErrorKind::InvalidData);
+        for (sent, expected) in [
+            (b"G".as_slice(), Protocol::Http1),
+            (b"PUT /ac/", Protocol::Http1),
+            (b"OPTIONS * HTTP/1.1\r\n", Protocol::Http1),
+            (b"\x16\x03\x01\x02", Protocol::Tls),
+            (b"SSH-2.0-OpenSSH", Protocol::Unknown),
+            (b" ", Protocol::Unknown),
+            (b"\0", Protocol::Unknown),
+        ] {
+            let (mut client, server) = tokio::io::duplex(64);
+            client.write_all(sent).await.unwrap();
+            match Prefaced::expect(server).await.unwrap_err() {
+                NoPreface::Speaks(protocol, _) => assert_eq!(protocol, expected, "{sent:?}"),
+                NoPreface::Lost(error) => panic!("{sent:?}: {error}"),
+            }
+        }
     }
 
     #[tokio::test]
@@ -122,7 +166,9 @@ mod tests {
         let (mut client, server) = tokio::io::duplex(64);
         client.write_all(b"PRI *").await.unwrap();
         drop(client);
-        let error = Prefaced::expect(server).await.unwrap_err();
-        assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
+        match Prefaced::expect(server).await.unwrap_err() {
+            NoPreface::Lost(error) => assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof),
+            NoPreface::Speaks(protocol, _) => panic!("{protocol:?}"),
+        }
     }
 }

@@ -1,20 +1,26 @@
 //! Connections to a peer, made when they are first needed.
 
-use std::{sync::Arc, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 
+use gorego_tls::ClientTls;
 use hyper_util::{client::legacy::connect::HttpConnector, rt::TokioIo};
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _};
-use tokio::net::UnixStream;
+use rustls::pki_types::ServerName;
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::UnixStream,
+    sync::watch,
+};
+use tokio_rustls::{TlsConnector, client::TlsStream};
 use tonic::{
     Request, Status,
+    codegen::http::{Uri, uri::InvalidUri},
     metadata::{AsciiMetadataKey, AsciiMetadataValue, MetadataMap},
     service::{Interceptor, interceptor::InterceptedService},
-    transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity},
+    transport::{Channel, Endpoint},
 };
+use tower::{BoxError, Service, ServiceExt as _};
 
-use super::{
-    Chain, RemoteAddress, RemoteError, RemoteOptions, RemoteTls, answers::Answers, pool::Lease,
-};
+use super::{Chain, RemoteAddress, RemoteError, RemoteOptions, answers::Answers, pool::Lease};
 
 /// What a stream may have under way. Peers are told to go on when half of it has come, so that it
 /// takes twice what the network holds to keep them going: 1 Gbit/s over 30 ms there and back.
@@ -38,20 +44,13 @@ const MAX_CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// A connection that adds what each request carries.
 pub(super) type Link = InterceptedService<Answers, Headers>;
 
-/// What each request carries.
-#[derive(Clone)]
-pub(super) struct Headers {
-    metadata: Arc<MetadataMap>,
-    /// The instances of gorego that the request passed.
-    chain: Option<AsciiMetadataValue>,
-    /// What the peer is told of how long it has.
-    timeout: Option<Duration>,
-    /// Of the connection that they go over.
-    _lease: Option<Arc<Lease>>,
-}
+/// Headers that each request carries. Their values are secrets, and never shown.
+#[derive(Clone, Default)]
+pub struct RemoteHeaders(Arc<MetadataMap>);
 
-impl Headers {
-    pub(super) fn parse(headers: &[(String, String)]) -> Result<Self, RemoteError> {
+impl RemoteHeaders {
+    /// Takes names with their values, or names one that cannot be sent.
+    pub fn parse(headers: &[(String, String)]) -> Result<Self, RemoteError> {
         let mut metadata = MetadataMap::new();
         for (name, value) in headers {
             let error = |why| RemoteError::Header {
@@ -73,21 +72,40 @@ impl Headers {
             value.set_sensitive(true);
             metadata.append(key, value);
         }
-        Ok(Self {
-            metadata: Arc::new(metadata),
-            chain: None,
-            timeout: None,
-            _lease: None,
-        })
+        Ok(Self(Arc::new(metadata)))
     }
+}
 
-    /// As these, for one call, which may have a time limit.
-    pub(super) fn of(&self, lease: Lease, chain: &Chain, timeout: Option<Duration>) -> Self {
+impl fmt::Debug for RemoteHeaders {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.0.keys()).finish()
+    }
+}
+
+/// The headers of one call.
+#[derive(Clone)]
+pub(super) struct Headers {
+    common: RemoteHeaders,
+    /// The instances of gorego that the request passed.
+    chain: Option<AsciiMetadataValue>,
+    /// The time limit that the peer is told, if there is one.
+    timeout: Option<Duration>,
+    /// Of the connection that they go over.
+    _lease: Arc<Lease>,
+}
+
+impl Headers {
+    pub(super) fn new(
+        common: RemoteHeaders,
+        lease: Lease,
+        chain: &Chain,
+        timeout: Option<Duration>,
+    ) -> Self {
         Self {
-            metadata: Arc::clone(&self.metadata),
+            common,
             chain: chain.header().parse().ok(),
             timeout,
-            _lease: Some(Arc::new(lease)),
+            _lease: Arc::new(lease),
         }
     }
 }
@@ -102,7 +120,7 @@ impl Interceptor for Headers {
         if let Some(chain) = &self.chain {
             request.metadata_mut().insert(Chain::HEADER, chain.clone());
         }
-        for header in self.metadata.iter() {
+        for header in self.common.0.iter() {
             if let tonic::metadata::KeyAndValueRef::Ascii(key, value) = header {
                 request.metadata_mut().append(key.clone(), value.clone());
             }
@@ -114,19 +132,45 @@ impl Interceptor for Headers {
 /// Channels that connect when they are first used.
 pub(super) fn channels(options: &RemoteOptions) -> Result<Vec<Channel>, RemoteError> {
     let endpoint = endpoint(options)?;
+    let tls = match &options.tls {
+        Some(current) => Some(Secure::new(current.clone(), endpoint.uri())?),
+        None => None,
+    };
     let open = || match &options.address {
         RemoteAddress::Tcp(_) => {
-            endpoint.connect_with_connector_lazy(tcp(connect_timeout(options)))
+            let connect = tcp(connect_timeout(options)).map_err(BoxError::from);
+            lazily(&endpoint, tls.clone(), connect)
         }
         RemoteAddress::Unix(path) => {
             let path = Arc::new(path.clone());
-            endpoint.connect_with_connector_lazy(tower::service_fn(move |_| {
+            let connect = tower::service_fn(move |_| {
                 let path = Arc::clone(&path);
-                async move { UnixStream::connect(&*path).await.map(TokioIo::new) }
-            }))
+                async move { Ok(TokioIo::new(UnixStream::connect(&*path).await?)) }
+            });
+            lazily(&endpoint, tls.clone(), connect)
         }
     };
     Ok((0..options.connections.max(1)).map(|_| open()).collect())
+}
+
+/// A channel over the connections of `connector`, encrypted where `tls` is given.
+fn lazily<C, S>(endpoint: &Endpoint, tls: Option<Secure>, connector: C) -> Channel
+where
+    C: Service<Uri, Response = TokioIo<S>, Error = BoxError> + Clone + Send + 'static,
+    C::Future: Send,
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    let Some(tls) = tls else {
+        return endpoint.connect_with_connector_lazy(connector);
+    };
+    let encrypted = tower::service_fn(move |uri| {
+        let (connecting, tls) = (connector.clone().oneshot(uri), tls.clone());
+        async move {
+            let stream = connecting.await?;
+            tls.handshake(stream.into_inner()).await
+        }
+    });
+    endpoint.connect_with_connector_lazy(encrypted)
 }
 
 fn connect_timeout(options: &RemoteOptions) -> Duration {
@@ -135,8 +179,6 @@ fn connect_timeout(options: &RemoteOptions) -> Duration {
 
 fn tcp(connect_timeout: Duration) -> HttpConnector {
     let mut connector = HttpConnector::new();
-    // TLS comes on top.
-    connector.enforce_http(false);
     connector.set_nodelay(true);
     connector.set_connect_timeout(Some(connect_timeout));
     connector.set_keepalive(Some(KEEP_ALIVE));
@@ -159,7 +201,7 @@ fn endpoint(options: &RemoteOptions) -> Result<Endpoint, RemoteError> {
     } else {
         "http"
     };
-    let endpoint = Endpoint::from_shared(format!("{scheme}://{authority}"))
+    let endpoint = Endpoint::from_shared(format!("http://{authority}"))
         .map_err(|why| error(why.to_string()))?;
     let uri = endpoint.uri();
     if let RemoteAddress::Tcp(_) = options.address
@@ -176,48 +218,44 @@ fn endpoint(options: &RemoteOptions) -> Result<Endpoint, RemoteError> {
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_frame_size(MAX_FRAME);
-    match &options.tls {
-        Some(tls) => with_tls(endpoint, tls),
-        None => Ok(endpoint),
-    }
+    // The connector encrypts, and tonic does not know of it.
+    let origin = format!("{scheme}://{authority}").parse();
+    Ok(endpoint.origin(origin.map_err(|why: InvalidUri| error(why.to_string()))?))
 }
 
-fn with_tls(endpoint: Endpoint, tls: &RemoteTls) -> Result<Endpoint, RemoteError> {
-    let mut config = ClientTlsConfig::new();
-    config = match &tls.ca_pem {
-        Some(pem) => {
-            check_certificates("certificates of authorities", pem)?;
-            config.ca_certificate(Certificate::from_pem(pem))
+/// TLS with the peer, as it is set when a connection is made.
+#[derive(Clone)]
+struct Secure {
+    current: watch::Receiver<ClientTls>,
+    name: ServerName<'static>,
+}
+
+impl Secure {
+    fn new(current: watch::Receiver<ClientTls>, uri: &Uri) -> Result<Self, RemoteError> {
+        let host = uri.host().unwrap_or_default();
+        let name = ServerName::try_from(host.trim_matches(['[', ']']).to_owned());
+        let name = name.map_err(|why| RemoteError::Address {
+            address: uri.to_string(),
+            why: why.to_string(),
+        })?;
+        Ok(Self { current, name })
+    }
+
+    async fn handshake<S>(self, stream: S) -> Result<TokioIo<TlsStream<S>>, BoxError>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        let config = Arc::clone(&self.current.borrow().config);
+        let connecting = TlsConnector::from(config).connect(self.name, stream);
+        let stream = connecting.await.map_err(|why| {
+            let reason = why.get_ref().and_then(|why| why.downcast_ref());
+            reason.map_or_else(|| why.to_string(), gorego_tls::describe)
+        })?;
+        if stream.get_ref().1.alpn_protocol() != Some(gorego_tls::HTTP2) {
+            return Err("it speaks TLS, but not HTTP/2, which gRPC needs".into());
         }
-        None => config.with_native_roots(),
-    };
-    if let Some((certificate, key)) = &tls.identity_pem {
-        check_certificates("client certificate", certificate)?;
-        PrivateKeyDer::from_pem_slice(key)
-            .map_err(|why| tls_error("client key", why.to_string()))?;
-        config = config.identity(Identity::from_pem(certificate, key));
+        Ok(TokioIo::new(stream))
     }
-    endpoint.tls_config(config).map_err(|why| {
-        let why = match std::error::Error::source(&why) {
-            Some(source) => source.to_string(),
-            None => why.to_string(),
-        };
-        tls_error("TLS", why)
-    })
-}
-
-fn check_certificates(what: &'static str, pem: &[u8]) -> Result<(), RemoteError> {
-    let certificates: Vec<_> = CertificateDer::pem_slice_iter(pem)
-        .collect::<Result<_, _>>()
-        .map_err(|why| tls_error(what, why.to_string()))?;
-    if certificates.is_empty() {
-        return Err(tls_error(what, "there is none".to_owned()));
-    }
-    Ok(())
-}
-
-const fn tls_error(what: &'static str, why: String) -> RemoteError {
-    RemoteError::Tls { what, why }
 }
 
 #[cfg(test)]

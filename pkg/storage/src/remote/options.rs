@@ -2,9 +2,11 @@
 
 use std::{fmt, path::PathBuf, sync::Arc, time::Duration};
 
-use super::Chain;
-
 use gorego_limits::Budget;
+use gorego_tls::ClientTls;
+use tokio::sync::watch;
+
+use super::{Chain, RemoteHeaders};
 
 /// Where a peer listens.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,24 +23,6 @@ impl fmt::Display for RemoteAddress {
             Self::Tcp(host) => f.write_str(host),
             Self::Unix(path) => write!(f, "unix:{}", path.display()),
         }
-    }
-}
-
-/// Whom to trust, and as whom to appear.
-#[derive(Clone, Default, PartialEq, Eq)]
-pub struct RemoteTls {
-    /// The authorities' certificates in PEM form; the system's when there is none.
-    pub ca_pem: Option<Vec<u8>>,
-    /// The client's certificate chain and its key, both in PEM form.
-    pub identity_pem: Option<(Vec<u8>, Vec<u8>)>,
-}
-
-impl fmt::Debug for RemoteTls {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("RemoteTls")
-            .field("own_authorities", &self.ca_pem.is_some())
-            .field("identity", &self.identity_pem.is_some())
-            .finish()
     }
 }
 
@@ -68,13 +52,13 @@ impl Default for BreakerOptions {
 pub struct RemoteOptions {
     /// Where it listens.
     pub address: RemoteAddress,
-    /// TLS, or plain text without.
-    pub tls: Option<RemoteTls>,
+    /// TLS of connections from now on, which may change; plain text without.
+    pub tls: Option<watch::Receiver<ClientTls>>,
     /// The instance to name in each request. When this is empty, the caller's own for action results,
     /// and none for blobs.
     pub instance_name: String,
-    /// Sent with each request, and never logged.
-    pub headers: Vec<(String, String)>,
+    /// Sent with each request from now on, which may change.
+    pub headers: watch::Receiver<RemoteHeaders>,
     /// What each request names, so that a loop is noticed: the chain of the server that this store is of.
     pub chain: Arc<Chain>,
     /// Whether large content may be compressed on its way, if the peer can.
@@ -102,7 +86,7 @@ impl RemoteOptions {
             address,
             tls: None,
             instance_name: String::new(),
-            headers: Vec::new(),
+            headers: watch::channel(RemoteHeaders::default()).1,
             chain: Arc::default(),
             zstd: false,
             retries: 3,
@@ -117,12 +101,11 @@ impl RemoteOptions {
 
 impl fmt::Debug for RemoteOptions {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let names: Vec<_> = self.headers.iter().map(|(name, _)| name).collect();
         f.debug_struct("RemoteOptions")
             .field("address", &self.address)
-            .field("tls", &self.tls)
+            .field("tls", &self.tls.is_some())
             .field("instance_name", &self.instance_name)
-            .field("header_names", &names)
+            .field("headers", &*self.headers.borrow())
             .field("zstd", &self.zstd)
             .field("retries", &self.retries)
             .field("connections", &self.connections)
@@ -154,14 +137,6 @@ pub enum RemoteError {
         name: String,
         /// What is wrong with it.
         why: &'static str,
-    },
-    /// Certificates or a key that are none.
-    #[error("{what}: {why}")]
-    Tls {
-        /// Which of the PEM texts.
-        what: &'static str,
-        /// What is wrong with it.
-        why: String,
     },
     /// Connections need a Tokio runtime to run on.
     #[error("a remote store is made within a Tokio runtime")]

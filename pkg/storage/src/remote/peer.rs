@@ -14,7 +14,7 @@ use tokio_util::{
 use tonic::{Response, Status, service::interceptor::InterceptedService};
 
 use super::{
-    BreakerState, Chain, RemoteError, RemoteOptions,
+    BreakerState, Chain, RemoteError, RemoteHeaders, RemoteOptions,
     answers::Answers,
     breaker::Since,
     capabilities,
@@ -34,7 +34,7 @@ pub(super) struct Peer {
     name: Arc<str>,
     pool: Pool,
     foreign: Arc<Foreign>,
-    headers: Headers,
+    headers: watch::Receiver<RemoteHeaders>,
     chain: Arc<Chain>,
     calls: Arc<Semaphore>,
     streams: Arc<Semaphore>,
@@ -70,7 +70,7 @@ impl Peer {
             foreign: Foreign::new(Arc::clone(&name)),
             name,
             pool: Pool::new(connect::channels(options)?),
-            headers: Headers::parse(&options.headers)?,
+            headers: options.headers.clone(),
             chain: Arc::clone(&options.chain),
             calls: Arc::new(Semaphore::new(max_calls)),
             streams: Arc::new(Semaphore::new(max_calls)),
@@ -141,7 +141,7 @@ impl Peer {
         let taken = self.pool.take();
         let (channel, lease) =
             taken.ok_or_else(|| Failure::Nonsense("no connection".to_owned()))?;
-        let headers = self.headers.of(lease, &self.chain, timeout);
+        let headers = Headers::new(self.headers.borrow().clone(), lease, &self.chain, timeout);
         let foreign = Arc::clone(&self.foreign);
         Ok(InterceptedService::new(
             Answers { channel, foreign },

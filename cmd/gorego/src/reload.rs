@@ -1,0 +1,258 @@
+//! Values that files hold, read again at SIGHUP and when the files change.
+
+use std::{
+    fmt::Display,
+    fs, io,
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use tokio::{
+    signal::unix::{Signal, SignalKind, signal},
+    sync::watch,
+    task::spawn_blocking,
+    time::sleep,
+};
+
+/// The time between two looks at the files, each of which wakes up an idle process.
+const INTERVAL: Duration = Duration::from_secs(5);
+/// The time for which a file must stay the same before it is read: it may be half written.
+const SETTLED: Duration = Duration::from_secs(1);
+
+/// Takes SIGHUP over from the system's default, which ends the process.
+pub(crate) fn hangups() -> io::Result<Signal> {
+    signal(SignalKind::hangup())
+}
+
+/// All values that files hold.
+#[derive(Default)]
+pub(crate) struct Reloads(Vec<Watched>);
+
+impl Reloads {
+    /// Reads a value that comes from `files`; the receiver has the newest one that could be read.
+    pub(crate) fn read<T, E>(
+        &mut self,
+        files: Vec<PathBuf>,
+        load: impl Fn() -> Result<T, E> + Send + 'static,
+    ) -> Result<watch::Receiver<T>, E>
+    where
+        T: Send + Sync + 'static,
+        E: Display,
+    {
+        let known = states(&files);
+        let (value, receiver) = watch::channel(load()?);
+        if !files.is_empty() {
+            self.0.push(Watched {
+                files,
+                known,
+                unsettled: None,
+                load: Box::new(move || {
+                    value.send_replace(load().map_err(|why| why.to_string())?);
+                    Ok(())
+                }),
+            });
+        }
+        Ok(receiver)
+    }
+
+    /// Reads the values again, for as long as the process lives.
+    pub(crate) async fn run(self, mut hangups: Signal) {
+        let mut watched = self.0;
+        loop {
+            let pause = if watched.iter().any(|watched| watched.unsettled.is_some()) {
+                SETTLED
+            } else {
+                INTERVAL
+            };
+            let forced = tokio::select! {
+                _ = hangups.recv() => true,
+                () = sleep(pause), if !watched.is_empty() => false,
+            };
+            if forced && watched.is_empty() {
+                tracing::info!("SIGHUP: no file is configured that could be read again");
+                continue;
+            }
+            let checked = spawn_blocking(move || {
+                for watched in &mut watched {
+                    watched.check(forced);
+                }
+                watched
+            });
+            let Ok(back) = checked.await else { return };
+            watched = back;
+        }
+    }
+}
+
+/// A value, and the files that it was read from.
+struct Watched {
+    files: Vec<PathBuf>,
+    /// The files when they were read last.
+    known: Vec<State>,
+    /// The files when they were found to be others.
+    unsettled: Option<Vec<State>>,
+    load: Box<dyn FnMut() -> Result<(), String> + Send>,
+}
+
+impl Watched {
+    /// Reads the value again where the files changed and have settled, or anyway.
+    fn check(&mut self, forced: bool) {
+        let now = states(&self.files);
+        let unsettled = self.unsettled.take();
+        if !forced {
+            if now == self.known {
+                return;
+            }
+            if unsettled.as_ref() != Some(&now) {
+                self.unsettled = Some(now);
+                return;
+            }
+        }
+        self.known = now;
+        let files: Vec<_> = self.files.iter().map(|file| file.display()).collect();
+        match (self.load)() {
+            Ok(()) => tracing::info!("read again: {files:?}"),
+            Err(why) => tracing::warn!("{why}; going on with what was read before"),
+        }
+    }
+}
+
+/// A file's identity, length and time of its last change, if it is there.
+type State = Option<[u64; 5]>;
+
+fn states(files: &[PathBuf]) -> Vec<State> {
+    files.iter().map(|file| state(file)).collect()
+}
+
+/// Follows links, so that it changes where one of them is replaced.
+fn state(file: &Path) -> State {
+    let found = fs::metadata(file).ok()?;
+    let (seconds, nanoseconds) = (found.ctime(), found.ctime_nsec());
+    Some([
+        found.dev(),
+        found.ino(),
+        found.size(),
+        seconds.cast_unsigned(),
+        nanoseconds.cast_unsigned(),
+    ])
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    /// Reads the text of a file, unless it is `broken`; counts how often.
+    struct Reader {
+        value: watch::Receiver<String>,
+        reads: watch::Receiver<u32>,
+    }
+
+    impl Reader {
+        fn of(file: &Path) -> Self {
+            let (count, reads) = watch::channel(0);
+            let mut reloads = Reloads::default();
+            let path = file.to_owned();
+            let value = reloads.read(vec![path.clone()], move || {
+                count.send_modify(|count| *count += 1);
+                match fs::read_to_string(&path) {
+                    Ok(text) if text == "broken" => Err("broken".to_owned()),
+                    read => read.map_err(|why| why.to_string()),
+                }
+            });
+            tokio::spawn(reloads.run(hangups().unwrap()));
+            Self {
+                value: value.unwrap(),
+                reads,
+            }
+        }
+
+        async fn becomes(&mut self, text: &str) {
+            let is = self.value.wait_for(|value| value == text);
+            tokio::time::timeout(Duration::from_secs(10), is)
+                .await
+                .expect("soon")
+                .unwrap();
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_file_that_was_written_anew_or_replaced_is_read_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("file");
+        fs::write(&file, "one").unwrap();
+        let mut reader = Reader::of(&file);
+        reader.becomes("one").await;
+        fs::write(&file, "another").unwrap();
+        reader.becomes("another").await;
+        let other = dir.path().join("other");
+        fs::write(&other, "three").unwrap();
+        fs::rename(&other, &file).unwrap();
+        reader.becomes("three").await;
+    }
+
+    /// As in a volume of Kubernetes.
+    #[tokio::test(start_paused = true)]
+    async fn a_file_behind_a_link_to_a_folder_that_is_replaced_is_read_again() {
+        let dir = tempfile::tempdir().unwrap();
+        for (folder, text) in [("1", "one"), ("2", "two")] {
+            fs::create_dir(dir.path().join(folder)).unwrap();
+            fs::write(dir.path().join(folder).join("tls.crt"), text).unwrap();
+        }
+        symlink("1", dir.path().join("..data")).unwrap();
+        let file = dir.path().join("tls.crt");
+        symlink("..data/tls.crt", &file).unwrap();
+        let mut reader = Reader::of(&file);
+        reader.becomes("one").await;
+        symlink("2", dir.path().join("..data_tmp")).unwrap();
+        fs::rename(dir.path().join("..data_tmp"), dir.path().join("..data")).unwrap();
+        reader.becomes("two").await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_broken_file_is_tried_once_and_the_old_value_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("file");
+        fs::write(&file, "one").unwrap();
+        let mut reader = Reader::of(&file);
+        for (tries, break_it) in [
+            (
+                2,
+                Box::new(|| fs::write(&file, "broken")) as Box<dyn Fn() -> io::Result<()>>,
+            ),
+            (3, Box::new(|| fs::remove_file(&file))),
+        ] {
+            break_it().unwrap();
+            let tried = reader.reads.wait_for(|reads| *reads == tries);
+            tried.await.unwrap();
+            sleep(Duration::from_mins(10)).await;
+            assert_eq!(*reader.reads.borrow(), tries);
+            assert_eq!(*reader.value.borrow(), "one");
+        }
+        fs::write(&file, "two").unwrap();
+        reader.becomes("two").await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_file_that_is_still_being_written_is_not_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("file");
+        fs::write(&file, "one").unwrap();
+        let mut reader = Reader::of(&file);
+        sleep(INTERVAL / 2).await;
+        for half in 0..40 {
+            // Another file each time: the clock of the files may stand still.
+            let (next, link) = (dir.path().join(half.to_string()), dir.path().join("link"));
+            fs::write(&next, "half").unwrap();
+            symlink(&next, &link).unwrap();
+            fs::rename(&link, &file).unwrap();
+            sleep(SETTLED / 2).await;
+        }
+        assert_eq!(*reader.value.borrow(), "one");
+        fs::write(&file, "whole").unwrap();
+        reader.becomes("whole").await;
+        assert_eq!(*reader.reads.borrow(), 2);
+    }
+}

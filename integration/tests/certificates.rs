@@ -1,0 +1,303 @@
+//! Certificates of both sides, from their files to the peers that they let in.
+#![cfg(test)]
+
+use std::{fs, path::PathBuf, time::Duration};
+
+use gorego_integration::{
+    client::Client,
+    content::{blob, digest_of},
+    metrics::Metrics,
+    server::Server,
+};
+use rcgen::{
+    BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, SerialNumber,
+    date_time_ymd,
+};
+use reapi::v2::{GetCapabilitiesRequest, capabilities_client::CapabilitiesClient};
+use rustix::process::Signal;
+use tempfile::TempDir;
+use tonic::{
+    Code, Status,
+    transport::{Certificate, Channel, ClientTlsConfig, Identity},
+};
+
+/// Far more than anything here takes, so that only a hang fails.
+const PATIENCE: Duration = Duration::from_mins(1);
+
+#[track_caller]
+fn assert_refused<T>(outcome: Result<T, Status>, code: Code) {
+    let Err(status) = outcome else {
+        panic!("it was accepted");
+    };
+    assert_eq!(status.code(), code, "{status}");
+}
+
+/// Certificates, and their files.
+struct Authority {
+    folder: TempDir,
+    issuer: CertifiedIssuer<'static, KeyPair>,
+}
+
+impl Authority {
+    fn new() -> Self {
+        let mut params = CertificateParams::new(Vec::new()).unwrap();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap());
+        Self {
+            folder: TempDir::new().unwrap(),
+            issuer: issuer.unwrap(),
+        }
+    }
+
+    /// The certificate of `name` and its key, in PEM form.
+    fn issue(&self, name: &str) -> (String, String) {
+        let key = KeyPair::generate().unwrap();
+        let params = CertificateParams::new(vec![name.to_owned()]).unwrap();
+        let certificate = params.signed_by(&key, &self.issuer).unwrap();
+        (certificate.pem(), key.serialize_pem())
+    }
+
+    fn file(&self, name: &str, content: &str) -> PathBuf {
+        let path = self.folder.path().join(name);
+        fs::write(&path, content).unwrap();
+        path
+    }
+
+    /// A server that lets in only those whom this authority vouches for.
+    fn server(&self) -> Server {
+        server_in(&self.folder, &self.issue("localhost"), &self.issuer.pem())
+    }
+
+    /// Connects, perhaps as somebody, and asks something.
+    async fn ask(&self, server: &Server, identity: Option<(String, String)>) -> Result<(), String> {
+        let channel = self.connect(server, identity).await?;
+        capabilities(channel).await
+    }
+
+    async fn connect(
+        &self,
+        server: &Server,
+        identity: Option<(String, String)>,
+    ) -> Result<Channel, String> {
+        let mut tls = ClientTlsConfig::new()
+            .domain_name("localhost")
+            .ca_certificate(Certificate::from_pem(self.issuer.pem()));
+        if let Some((certificate, key)) = identity {
+            tls = tls.identity(Identity::from_pem(certificate, key));
+        }
+        let endpoint = Channel::from_shared(format!("https://{}", server.address()));
+        let endpoint = endpoint.unwrap().tls_config(tls).unwrap();
+        endpoint.connect().await.map_err(|why| format!("{why:?}"))
+    }
+}
+
+async fn capabilities(channel: Channel) -> Result<(), String> {
+    let request = GetCapabilitiesRequest::default();
+    let mut client = CapabilitiesClient::new(channel);
+    let answer = client.get_capabilities(request).await;
+    answer.map(|_| ()).map_err(|why| format!("{why:?}"))
+}
+
+/// A server with this certificate and its key, written into `folder`, for `clients` alone.
+fn server_in(folder: &TempDir, identity: &(String, String), clients: &str) -> Server {
+    let files = [
+        ("cert_file", "server.pem", identity.0.as_str()),
+        ("key_file", "server.key", &identity.1),
+        ("ca_file", "ca.pem", clients),
+    ];
+    let mut settings = vec![
+        "tls.enabled=true".to_owned(),
+        "tls.client_auth=require_and_verify".to_owned(),
+        "telemetry.metrics_addr=127.0.0.1:0".to_owned(),
+    ];
+    settings.extend(files.map(|(key, name, content)| {
+        let path = folder.path().join(name);
+        fs::write(&path, content).unwrap();
+        format!("tls.{key}={}", path.display())
+    }));
+    let settings: Vec<_> = settings.iter().map(String::as_str).collect();
+    Server::start(&settings)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn over_tls_only_clients_with_a_certificate_are_served_where_it_is_required() {
+    let authority = Authority::new();
+    let server = authority.server();
+    let known = authority.issue("client");
+    authority.ask(&server, Some(known)).await.unwrap();
+    authority.ask(&server, None).await.unwrap_err();
+    let stranger = Authority::new().issue("client");
+    authority.ask(&server, Some(stranger)).await.unwrap_err();
+}
+
+/// A server in front of what is at `target`, as whom `identity` says, trusting `authorities`.
+fn in_front_of(target: &str, authorities: &str, identity: &(String, String)) -> Server {
+    // Read at the start.
+    let folder = TempDir::new().unwrap();
+    let files = [
+        ("ca_file", authorities),
+        ("cert_file", identity.0.as_str()),
+        ("key_file", &identity.1),
+    ];
+    let settings = files.map(|(key, content)| {
+        let path = folder.path().join(key);
+        fs::write(&path, content).unwrap();
+        format!("backing_cache.tls.{key}={}", path.display())
+    });
+    let mut settings: Vec<_> = settings.iter().map(String::as_str).collect();
+    settings.push("backing_cache.put_retry_count=0");
+    if !target.starts_with("grpcs:") {
+        settings.push("backing_cache.tls.enabled=true");
+    }
+    Server::in_front_of(target, &settings)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backing_cache_is_reached_over_tls_by_those_it_knows() {
+    let authority = Authority::new();
+    let backing = authority.server();
+    let content = [blob(1, 1000)];
+    let bare = format!("localhost:{}", backing.address().port());
+    let target = format!("grpcs://{bare}");
+
+    for target in [&target, &bare] {
+        let server = in_front_of(target, &authority.issuer.pem(), &authority.issue("client"));
+        let client = Client::connect(server.address()).await;
+        client.batch_upload(&content).await.unwrap();
+        let missing = client.find_missing(vec![digest_of(&content[0])]).await;
+        assert_eq!(missing.unwrap(), []);
+    }
+
+    let stranger = Authority::new().issue("client");
+    let server = in_front_of(&target, &authority.issuer.pem(), &stranger);
+    let client = Client::connect(server.address()).await;
+    let outcome = client.find_missing(vec![digest_of(&content[0])]).await;
+    assert_refused(outcome, Code::Unavailable);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_certificate_of_a_backing_cache_is_checked_by_the_roots_of_the_system() {
+    let authority = Authority::new();
+    let backing = authority.server();
+    let (certificate, key) = authority.issue("client");
+    let files = [
+        ("cert_file", authority.file("client.pem", &certificate)),
+        ("key_file", authority.file("client.key", &key)),
+    ];
+    let port = backing.address().port();
+    let mut settings = files
+        .map(|(key, path)| format!("backing_cache.tls.{key}={}", path.display()))
+        .to_vec();
+    settings.push(format!("backing_cache.target=grpcs://localhost:{port}"));
+    settings.push("backing_cache.put_retry_count=0".to_owned());
+    let settings: Vec<_> = settings.iter().map(String::as_str).collect();
+    let find_missing = async |roots: &Authority| {
+        let roots = authority.file("roots.pem", &roots.issuer.pem());
+        let server = Server::start_with_roots(&roots, &settings);
+        let client = Client::connect(server.address()).await;
+        client.find_missing(vec![digest_of(b"x")]).await
+    };
+    find_missing(&authority).await.unwrap();
+    assert_refused(find_missing(&Authority::new()).await, Code::Unavailable);
+}
+
+/// A certificate that is its own authority, as `openssl req -x509` makes it, and its key.
+fn self_signed() -> (String, String) {
+    let mut params = CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.serial_number = Some(SerialNumber::from(7_u64));
+    params.not_after = date_time_ymd(2999, 1, 1);
+    let key = KeyPair::generate().unwrap();
+    let certificate = params.self_signed(&key).unwrap();
+    (certificate.pem(), key.serialize_pem())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn self_signed_certificates_that_are_listed_are_trusted_by_both_sides() {
+    let (server, client) = (self_signed(), self_signed());
+    let folder = TempDir::new().unwrap();
+    let backing = server_in(&folder, &server, &client.0);
+    let target = format!("grpcs://localhost:{}", backing.address().port());
+    let find_missing = async |authorities: &str, identity: &(String, String)| {
+        let front = in_front_of(&target, authorities, identity);
+        let asks = Client::connect(front.address()).await;
+        asks.find_missing(vec![digest_of(b"x")]).await
+    };
+    find_missing(&server.0, &client).await.unwrap();
+    let of_another_server = find_missing(&self_signed().0, &client).await;
+    assert_refused(of_another_server, Code::Unavailable);
+    let by_another_client = find_missing(&server.0, &self_signed()).await;
+    assert_refused(by_another_client, Code::Unavailable);
+}
+
+/// Repeats `attempt` until it succeeds.
+async fn until<E: std::fmt::Debug>(attempt: impl AsyncFn() -> Result<(), E>) {
+    let start = tokio::time::Instant::now();
+    while let Err(why) = attempt().await {
+        assert!(start.elapsed() < PATIENCE, "it never did: {why:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn at_sighup_new_certificates_count_broken_ones_do_not_and_nothing_ends() {
+    let (old, new) = (Authority::new(), Authority::new());
+    let server = old.server();
+    let before = old.connect(&server, Some(old.issue("client"))).await;
+    let before = before.unwrap();
+
+    let (certificate, key) = new.issue("localhost");
+    old.file("server.key", &key);
+    old.file("server.pem", &certificate);
+    let me = self_signed();
+    old.file("ca.pem", &format!("{}{}", new.issuer.pem(), me.0));
+    server.signal(Signal::HUP);
+    until(async || new.ask(&server, Some(new.issue("client"))).await).await;
+    new.ask(&server, Some(me)).await.unwrap();
+    let stale = old.ask(&server, Some(old.issue("client"))).await;
+    stale.unwrap_err();
+    capabilities(before.clone()).await.unwrap();
+    let file = old.folder.path().join("ca.pem");
+    let expiry = format!(
+        "gorego_certificate_expiry_seconds{{role=\"client_authority\",file=\"{}\",\
+         subject=\"CN=rcgen self signed cert\",serial=\"07\"}}",
+        file.display()
+    );
+    let told = Metrics::of(server.metrics()).await.get(&expiry);
+    let end = u64::try_from(date_time_ymd(2999, 1, 1).unix_timestamp());
+    assert_eq!(told, end.ok());
+
+    let warnings = || {
+        let log = server.log();
+        log.matches("going on with what was read before").count()
+    };
+    // There are some if the files were looked at while they were being replaced.
+    let earlier = warnings();
+    old.file("server.pem", "nonsense");
+    server.signal(Signal::HUP);
+    until(async || {
+        if warnings() > earlier {
+            return Ok(());
+        }
+        capabilities(before.clone()).await.and(Err(server.log()))
+    })
+    .await;
+    new.ask(&server, Some(new.issue("client"))).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sighup_does_not_end_a_server_without_files() {
+    let mut server = Server::start(&[]);
+    let client = Client::connect(server.address()).await;
+    server.signal(Signal::HUP);
+    until(async || {
+        if server.log().contains("SIGHUP") {
+            return Ok(());
+        }
+        capabilities(client.channel()).await.and(Err(server.log()))
+    })
+    .await;
+    capabilities(client.channel()).await.unwrap();
+    drop(client);
+    server.ask_to_stop();
+    assert_eq!(server.wait().code(), Some(0));
+}

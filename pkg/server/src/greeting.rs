@@ -1,0 +1,217 @@
+//! The first bytes of a connection, by which a client shows that it is configured for this server.
+
+use std::{
+    collections::HashMap,
+    io,
+    mem::{Discriminant, discriminant},
+    net::SocketAddr,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use rustls::{AlertDescription, CertificateError, ServerConfig};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, copy, sink},
+    net::TcpStream,
+    time::{Instant, timeout},
+};
+use tokio_rustls::{TlsAcceptor, server::TlsStream};
+use tracing::{debug, warn};
+
+use crate::{
+    connection::BoxError,
+    io::{NoPreface, Prefaced, Protocol},
+};
+
+/// The first byte of a TLS connection: the content type of a handshake record (RFC 8446, 5.1).
+pub(crate) const TLS_HANDSHAKE: u8 = 0x16;
+/// The time between two warnings of clients with the same fault.
+const PAUSE: Duration = Duration::from_mins(1);
+/// The time, and the bytes, that an HTTP/1 client may still send before it has read its answer.
+const LINGER: Duration = Duration::from_secs(1);
+const LINGER_BYTES: u64 = 1 << 20;
+
+/// A fault in the configuration of a client, or in that of this server for it.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Fault {
+    #[error("it speaks TLS, but this port does not: have it use grpc://, or set tls.enabled here")]
+    Tls,
+    #[error("it speaks plain text, but this port speaks TLS: have it use grpcs://")]
+    PlainText,
+    #[error(
+        "it speaks HTTP/1, but gRPC is spoken over HTTP/2: have it use {0}://HOST:PORT (Bazel: \
+         --remote_cache={0}://HOST:PORT)"
+    )]
+    Http1(&'static str),
+    #[error("it speaks neither HTTP/2 nor TLS: have it use a port of its own protocol")]
+    Unknown,
+    #[error(
+        "it offers no HTTP/2 (h2) in the TLS handshake, over which gRPC is spoken: have it use grpcs://"
+    )]
+    NoHttp2,
+    #[error(
+        "it shows no client certificate, or only has one with a key that is not accepted ({}): give \
+         it one (Bazel: --tls_client_certificate and --tls_client_key), or set tls.client_auth to \
+         verify_if_given",
+        gorego_tls::ACCEPTED_KEYS
+    )]
+    NoCertificate,
+    #[error("its client certificate cannot be used: {0}")]
+    Unusable(String),
+    #[error(
+        "{0}: have it show a client certificate that is valid now and in tls.ca_file, or signed by \
+         an authority there"
+    )]
+    Untrusted(String),
+    #[error(
+        "it does not trust this server's certificate ({0:?}): have it trust the authority of \
+         tls.cert_file (Bazel: --tls_certificate), and use a host name that is in the certificate"
+    )]
+    Distrusts(AlertDescription),
+    #[error("the TLS handshake failed: {0}: have it use TLS 1.2 or 1.3")]
+    Handshake(String),
+}
+
+impl From<&rustls::Error> for Fault {
+    fn from(error: &rustls::Error) -> Self {
+        use AlertDescription as Alert;
+        use rustls::Error;
+        let described = || gorego_tls::describe(error);
+        match error {
+            Error::NoCertificatesPresented => Self::NoCertificate,
+            Error::NoApplicationProtocol => Self::NoHttp2,
+            Error::InvalidCertificate(CertificateError::Other(_)) => Self::Unusable(described()),
+            Error::InvalidCertificate(_) => Self::Untrusted(described()),
+            Error::AlertReceived(
+                alert @ (Alert::BadCertificate
+                | Alert::UnsupportedCertificate
+                | Alert::CertificateRevoked
+                | Alert::CertificateExpired
+                | Alert::CertificateUnknown
+                // An authority of the same name, but with another key, cannot verify the signature.
+                | Alert::DecryptError
+                | Alert::UnknownCA),
+            ) => Self::Distrusts(*alert),
+            _ => Self::Handshake(described()),
+        }
+    }
+}
+
+/// Warns of clients with faults, so that neither many of them nor one that tries for ever fills the log.
+#[derive(Debug, Default)]
+pub(crate) struct Faults(Mutex<HashMap<Discriminant<Fault>, Instant>>);
+
+impl Faults {
+    /// Warns of the first client with each kind of fault in a minute; the others are for `debug`.
+    pub(crate) fn report(&self, peer: SocketAddr, fault: &Fault) {
+        if self.is_due(fault) {
+            warn!("client {peer} is not served: {fault}");
+        } else {
+            debug!("client {peer} is not served: {fault}");
+        }
+    }
+
+    fn is_due(&self, fault: &Fault) -> bool {
+        let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        let due = last
+            .get(&discriminant(fault))
+            .is_none_or(|last| now.duration_since(*last) >= PAUSE);
+        if due {
+            last.insert(discriminant(fault), now);
+        }
+        due
+    }
+}
+
+/// Waits until a client has shown that it speaks HTTP/2, which it should where it was given a target
+/// of this scheme.
+pub(crate) async fn http2<S>(stream: S, scheme: &'static str) -> Result<Prefaced<S>, BoxError>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    match Prefaced::expect(stream).await {
+        Ok(stream) => Ok(stream),
+        Err(NoPreface::Lost(error)) => Err(error.into()),
+        Err(NoPreface::Speaks(protocol, stream)) => Err(match protocol {
+            Protocol::Http1 => {
+                refuse(stream, scheme).await;
+                Fault::Http1(scheme)
+            }
+            Protocol::Tls => Fault::Tls,
+            Protocol::Unknown => Fault::Unknown,
+        }
+        .into()),
+    }
+}
+
+/// Waits until a client has shown that it speaks TLS, and HTTP/2 within.
+pub(crate) async fn tls(
+    stream: TcpStream,
+    config: Arc<ServerConfig>,
+) -> Result<Prefaced<TlsStream<TcpStream>>, BoxError> {
+    const SCHEME: &str = "grpcs";
+    let mut first = [0];
+    if stream.peek(&mut first).await? == 0 {
+        return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
+    }
+    if first != [TLS_HANDSHAKE] {
+        return match Prefaced::expect(stream).await {
+            Err(NoPreface::Lost(error)) => Err(error.into()),
+            Err(NoPreface::Speaks(Protocol::Http1, stream)) => {
+                refuse(stream, SCHEME).await;
+                Err(Fault::PlainText.into())
+            }
+            Ok(_) | Err(NoPreface::Speaks(..)) => Err(Fault::PlainText.into()),
+        };
+    }
+    match TlsAcceptor::from(config).accept(stream).await {
+        Ok(stream) => http2(stream, SCHEME).await,
+        Err(error) => {
+            let inner = error.get_ref();
+            let fault = inner.and_then(|error| error.downcast_ref::<rustls::Error>());
+            Err(fault.map(Fault::from).map_or(error.into(), BoxError::from))
+        }
+    }
+}
+
+/// Answers an HTTP/1 client, whatever it asks, and hangs up.
+async fn refuse<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S, scheme: &str) {
+    let text = format!(
+        "this is a gRPC server, which speaks HTTP/2 and not HTTP/1: use {scheme}://HOST:PORT, with \
+         Bazel --remote_cache={scheme}://HOST:PORT\n"
+    );
+    let length = text.len();
+    let answer = format!(
+        "HTTP/1.1 400 Bad Request\r\ncontent-type: text/plain; charset=utf-8\r\n\
+         content-length: {length}\r\nconnection: close\r\n\r\n{text}"
+    );
+    let answered = async {
+        stream.write_all(answer.as_bytes()).await?;
+        stream.shutdown().await?;
+        // Closed with bytes unread, the connection would be reset, perhaps before the answer is read.
+        copy(&mut stream.take(LINGER_BYTES), &mut sink()).await
+    };
+    // A client that is gone, or goes on sending, misses the answer.
+    let _ = timeout(LINGER, answered).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::advance;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn each_kind_of_fault_is_worth_a_warning_a_minute() {
+        let faults = Faults::default();
+        for _ in 0..2 {
+            assert!(faults.is_due(&Fault::Untrusted("one".to_owned())));
+            assert!(!faults.is_due(&Fault::Untrusted("another".to_owned())));
+            assert!(faults.is_due(&Fault::Tls));
+            advance(PAUSE - Duration::from_nanos(1)).await;
+            assert!(!faults.is_due(&Fault::Tls));
+            advance(Duration::from_nanos(1)).await;
+        }
+    }
+}

@@ -1,0 +1,114 @@
+use std::{path::PathBuf, sync::Arc};
+
+use rustls::{
+    ServerConfig,
+    crypto::{CryptoProvider, ring},
+    server::{WebPkiClientVerifier, danger::ClientCertVerifier},
+};
+
+use crate::{
+    Certificate, Error, HTTP2, Loaded,
+    certificate::Side,
+    files::{Authorities, Identity, mismatch},
+    verify::Verifier,
+};
+
+/// The clients that may connect over TLS.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ClientAuth {
+    /// Any; they are not asked for a certificate.
+    None,
+    /// Any without a certificate; one that shows a certificate only if that is trusted.
+    VerifyIfGiven {
+        /// The authorities' certificates, and clients' own ones, a PEM file.
+        ca_file: PathBuf,
+    },
+    /// Clients with a certificate that is trusted.
+    RequireAndVerify {
+        /// The authorities' certificates, and clients' own ones, a PEM file.
+        ca_file: PathBuf,
+    },
+}
+
+/// A server's TLS.
+pub type ServerTls = Loaded<ServerConfig>;
+
+/// The files that a server's TLS comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServerFiles {
+    /// Its certificate, followed by those between it and its authority (PEM).
+    pub cert_file: PathBuf,
+    /// The key of that certificate (PEM).
+    pub key_file: PathBuf,
+    /// The clients that it lets in.
+    pub client_auth: ClientAuth,
+}
+
+impl ServerFiles {
+    /// The paths of all of them.
+    pub fn paths(&self) -> Vec<PathBuf> {
+        let ca_file = match &self.client_auth {
+            ClientAuth::None => None,
+            ClientAuth::VerifyIfGiven { ca_file } | ClientAuth::RequireAndVerify { ca_file } => {
+                Some(ca_file.clone())
+            }
+        };
+        let own = [self.cert_file.clone(), self.key_file.clone()];
+        own.into_iter().chain(ca_file).collect()
+    }
+
+    /// Reads them.
+    pub fn load(&self) -> Result<ServerTls, Error> {
+        let identity = Identity::read(&self.cert_file, &self.key_file, Side::Server)?;
+        let mismatch = |why| mismatch(&self.key_file, &self.cert_file, &why);
+        let provider = Arc::new(ring::default_provider());
+        let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
+            .with_safe_default_protocol_versions()
+            .map_err(mismatch)?;
+        let mut certificates = identity.certificates;
+        let builder = match client_verifier(&self.client_auth, provider)? {
+            Some((verifier, authorities)) => {
+                certificates.extend(authorities);
+                builder.with_client_cert_verifier(verifier)
+            }
+            None => builder.with_no_client_auth(),
+        };
+        let mut config = builder
+            .with_single_cert(identity.chain, identity.key)
+            .map_err(mismatch)?;
+        config.alpn_protocols = vec![HTTP2.to_vec()];
+        Ok(Loaded {
+            config: Arc::new(config),
+            certificates,
+        })
+    }
+}
+
+type ClientVerifier = (Arc<dyn ClientCertVerifier>, Vec<Certificate>);
+
+fn client_verifier(
+    client_auth: &ClientAuth,
+    provider: Arc<CryptoProvider>,
+) -> Result<Option<ClientVerifier>, Error> {
+    let (path, optional) = match client_auth {
+        ClientAuth::None => return Ok(None),
+        ClientAuth::VerifyIfGiven { ca_file } => (ca_file, true),
+        ClientAuth::RequireAndVerify { ca_file } => (ca_file, false),
+    };
+    let authorities = Authorities::read(path, "client_authority")?;
+    let roots = Arc::new(authorities.roots);
+    let builder = WebPkiClientVerifier::builder_with_provider(roots, provider);
+    let builder = if optional {
+        builder.allow_unauthenticated()
+    } else {
+        builder
+    };
+    let chains = builder
+        .build()
+        .map_err(|why| Error::new("ca_file", path, why))?;
+    let verifier = Arc::new(Verifier {
+        listed: authorities.listed,
+        chains,
+    });
+    Ok(Some((verifier, authorities.certificates)))
+}

@@ -1,0 +1,177 @@
+//! Trust in certificates: those of authorities vouch for others, and each for itself.
+//!
+//! webpki refuses the certificate of an authority as that of a peer. But a self-signed certificate is
+//! both, and other implementations take it where it is listed.
+
+use std::sync::Arc;
+
+use rustls::{
+    CertificateError, DigitallySignedStruct, DistinguishedName, Error, InvalidMessage, OtherError,
+    SignatureScheme,
+    client::{
+        danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
+        verify_server_name,
+    },
+    pki_types::{CertificateDer, ServerName, UnixTime},
+    server::{
+        ParsedCertificate,
+        danger::{ClientCertVerified, ClientCertVerifier},
+    },
+};
+
+use crate::{
+    Flaw,
+    certificate::{PEER_RSA, Side, check_use, parse},
+};
+
+/// Takes listed certificates as they are, and leaves all others to `chains`.
+#[derive(Debug)]
+pub(crate) struct Verifier<V: ?Sized> {
+    pub(crate) listed: Vec<CertificateDer<'static>>,
+    pub(crate) chains: Arc<V>,
+}
+
+impl<V: ?Sized> Verifier<V> {
+    /// Returns the certificate if it is listed, unless it cannot be used now.
+    fn listed<'a>(
+        &self,
+        shown: &'a CertificateDer<'a>,
+        now: UnixTime,
+        side: Side,
+    ) -> Result<Option<ParsedCertificate<'a>>, Error> {
+        if !self.listed.contains(shown) {
+            return Ok(None);
+        }
+        let parsed = ParsedCertificate::try_from(shown)?;
+        check_use(&parse(shown)?, now, side)?;
+        Ok(Some(parsed))
+    }
+}
+
+/// Names the flaw for which a certificate is refused, where it has one: webpki's words for it lead nowhere.
+fn explained(shown: &CertificateDer<'_>, error: Error) -> Error {
+    let parsed = parse(shown).ok();
+    match parsed.and_then(|parsed| Flaw::of(&parsed, PEER_RSA)) {
+        Some(flaw) => CertificateError::Other(OtherError(Arc::new(flaw))).into(),
+        None => error,
+    }
+}
+
+/// Describes why a handshake failed, with the remedy where the peer's certificate has a flaw.
+pub fn describe(error: &Error) -> String {
+    match error {
+        // rustls shows only that there is another error.
+        Error::InvalidCertificate(CertificateError::Other(flaw)) => flaw.to_string(),
+        Error::InvalidCertificate(CertificateError::UnknownIssuer) => {
+            "the peer's certificate is signed by none of the trusted authorities (ca_file)"
+                .to_owned()
+        }
+        Error::InvalidMessage(InvalidMessage::InvalidContentType) => {
+            "the peer does not speak TLS".to_owned()
+        }
+        error => error.to_string(),
+    }
+}
+
+impl ServerCertVerifier for Verifier<dyn ServerCertVerifier> {
+    fn verify_server_cert(
+        &self,
+        shown: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        name: &ServerName<'_>,
+        ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        let verified = match self.listed(shown, now, Side::Server) {
+            Ok(Some(parsed)) => {
+                verify_server_name(&parsed, name).map(|()| ServerCertVerified::assertion())
+            }
+            Ok(None) => {
+                let chains = &self.chains;
+                chains.verify_server_cert(shown, intermediates, name, ocsp_response, now)
+            }
+            Err(error) => Err(error),
+        };
+        verified.map_err(|error| explained(shown, error))
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        shown: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        let verified = self
+            .chains
+            .verify_tls12_signature(message, shown, signature);
+        verified.map_err(|error| explained(shown, error))
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        shown: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        let verified = self
+            .chains
+            .verify_tls13_signature(message, shown, signature);
+        verified.map_err(|error| explained(shown, error))
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.chains.supported_verify_schemes()
+    }
+}
+
+impl ClientCertVerifier for Verifier<dyn ClientCertVerifier> {
+    fn client_auth_mandatory(&self) -> bool {
+        self.chains.client_auth_mandatory()
+    }
+
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        self.chains.root_hint_subjects()
+    }
+
+    fn verify_client_cert(
+        &self,
+        shown: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, Error> {
+        let verified = match self.listed(shown, now, Side::Client) {
+            Ok(Some(_)) => Ok(ClientCertVerified::assertion()),
+            Ok(None) => self.chains.verify_client_cert(shown, intermediates, now),
+            Err(error) => Err(error),
+        };
+        verified.map_err(|error| explained(shown, error))
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        shown: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        let verified = self
+            .chains
+            .verify_tls12_signature(message, shown, signature);
+        verified.map_err(|error| explained(shown, error))
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        shown: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        let verified = self
+            .chains
+            .verify_tls13_signature(message, shown, signature);
+        verified.map_err(|error| explained(shown, error))
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.chains.supported_verify_schemes()
+    }
+}
