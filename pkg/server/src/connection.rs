@@ -1,21 +1,21 @@
 //! One connection, from the handshake to its end.
 
-use std::{io, pin::pin, sync::Arc, time::Duration};
+use std::{io, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
 
 use hyper::{body::Incoming, server::conn::http2, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::TcpStream,
-    time::timeout,
+    time::{sleep, timeout},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::debug;
 
 use crate::{
     Tls,
-    idle::Idle,
-    io::{Coalesced, Prefaced},
+    idle::{Activity, Idle},
+    io::{Coalesced, Prefaced, ResetGuard},
     router::Router,
     watchdog::StreamExecutor,
 };
@@ -41,10 +41,28 @@ const CONNECTION_WINDOW: u32 = 8 * 1024 * 1024;
 const MAX_FRAME: u32 = 256 * 1024;
 /// A response's bytes within the HTTP/2 layer, beyond which it takes no more.
 const SEND_BUFFER: usize = 256 * 1024;
-/// Calls at once on one connection. Bazel runs up to 100.
-const MAX_STREAMS: u32 = 256;
-/// The headers of one call.
-const MAX_HEADERS: u32 = 16 * 1024;
+/// Calls at once on one connection. Bazel runs up to 100; what multiplexes many clients opens another
+/// connection beyond that.
+pub(crate) const MAX_STREAMS: u32 = 256;
+/// Cancelled calls that the HTTP/2 layer holds until it gets to them. Beyond that it ends the
+/// connection, and every other call on it. A client that stops may cancel all that it has, and what
+/// multiplexes clients may do so several times in one burst. Each takes about a kilobyte, and its
+/// headers. What a client cancels over time is bounded by [`ResetGuard`].
+const MAX_PENDING_RESETS: usize = 4 * MAX_STREAMS as usize;
+/// Streams that the HTTP/2 layer itself ends for a breach of the protocol, during the whole life of
+/// a connection. Each may wait to be sent to a client that reads nothing, so there has to be a limit,
+/// at a few hundred bytes each. A connection between balancers lives for weeks.
+const MAX_BREACHES: usize = 4096;
+/// The headers of one call as the HTTP/2 layer takes them. More than a call may have
+/// ([`crate::grpc::MAX_HEADERS`]), so that the refusal is a gRPC status. Beyond it the layer refuses
+/// the stream, and beyond four times as much the connection. Headers may take a hundred times as much memory
+/// as they did on the wire, times the calls that begin in one burst.
+const MAX_HEADER_LIST: u32 = 64 * 1024;
+/// What is remembered of a connection's headers so that they need not be repeated. Names, tokens and
+/// the like fit; more is memory that an idle connection holds.
+const HEADER_TABLE: u32 = 4 * 1024;
+/// How long a client may take to leave at the shutdown once it has no call.
+const GOODBYE: Duration = Duration::from_millis(200);
 
 /// What all connections share.
 #[derive(Clone, Debug)]
@@ -70,35 +88,51 @@ impl Connections {
         let peer = stream.peer_addr().ok();
         // Small messages must not wait for the acknowledgement of earlier ones.
         let _ = stream.set_nodelay(true);
-        if let Err(why) = self.greet(stream).await {
+        let activity = self.idle.connection();
+        if let Err(why) = self.greet(stream, peer, activity).await {
             debug!(?peer, "connection ended: {why}");
         }
     }
 
-    async fn greet(self, stream: TcpStream) -> Result<(), BoxError> {
+    async fn greet(
+        self,
+        stream: TcpStream,
+        peer: Option<SocketAddr>,
+        activity: Activity,
+    ) -> Result<(), BoxError> {
         let Some(tls) = self.tls.clone() else {
-            let stream = self.in_time(Prefaced::expect(stream)).await?;
-            return self.serve_http2(stream).await;
+            let handshake = Prefaced::expect(stream);
+            let stream = self.in_time(&activity, handshake).await?;
+            return self.serve_http2(stream, peer, activity).await;
         };
         let handshake = async {
             let stream = tls.acceptor().accept(stream).await?;
             Prefaced::expect(stream).await
         };
-        let stream = self.in_time(handshake).await?;
-        self.serve_http2(stream).await
+        let stream = self.in_time(&activity, handshake).await?;
+        self.serve_http2(stream, peer, activity).await
     }
 
-    /// Runs a handshake, which neither its client nor the end of the server may draw out.
+    /// Runs a handshake, which neither its client nor the end of the server may draw out, and which
+    /// makes room for others like any connection without a call.
     async fn in_time<S>(
         &self,
+        activity: &Activity,
         handshake: impl Future<Output = io::Result<S>>,
     ) -> Result<S, BoxError> {
-        let handshake = timeout(HANDSHAKE_TIMEOUT, handshake);
-        let outcome = self.drain.run_until_cancelled(handshake).await;
-        Ok(outcome.ok_or("shutting down")???)
+        tokio::select! {
+            outcome = timeout(HANDSHAKE_TIMEOUT, handshake) => Ok(outcome??),
+            () = self.drain.cancelled() => Err("shutting down".into()),
+            () = activity.has_to_close() => Err("closed in its handshake to make room".into()),
+        }
     }
 
-    async fn serve_http2<S>(self, stream: S) -> Result<(), BoxError>
+    async fn serve_http2<S>(
+        self,
+        stream: S,
+        peer: Option<SocketAddr>,
+        activity: Activity,
+    ) -> Result<(), BoxError>
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
@@ -107,13 +141,12 @@ impl Connections {
             let router = Arc::clone(&router);
             async move { Ok::<_, std::convert::Infallible>(router.call(request).await) }
         });
-        let activity = self.idle.connection();
         let executor = StreamExecutor {
             tasks: self.tasks,
             activity: activity.clone(),
             idle_timeout: self.idle_timeout,
         };
-        let io = Coalesced::new(stream);
+        let io = Coalesced::new(ResetGuard::new(stream, peer));
         let live = self.live;
         // One is held by who accepts them.
         let window = stream_window(Arc::strong_count(&live).saturating_sub(1));
@@ -128,10 +161,18 @@ impl Connections {
                 () = activity.has_to_close() => {}
             }
             connection.as_mut().graceful_shutdown();
+            let unused = async {
+                drain.cancelled().await;
+                sleep(GOODBYE).await;
+                activity.is_unused().await;
+            };
             tokio::select! {
+                // First, so that the client is told before it is cut off.
+                biased;
                 ended = connection => Ok(ended?),
                 () = abort.cancelled() => Err("cut off".into()),
-                () = activity.has_to_be_closed() => Err("without a call, it made room".into()),
+                () = activity.has_to_be_closed() => Err("closed without a call to make room".into()),
+                () = unused => Err("closed without a call at the shutdown".into()),
             }
         })
         .await
@@ -157,7 +198,11 @@ fn builder(executor: StreamExecutor, window: u32) -> http2::Builder<StreamExecut
         .max_frame_size(MAX_FRAME)
         .max_send_buf_size(SEND_BUFFER)
         .max_concurrent_streams(MAX_STREAMS)
-        .max_header_list_size(MAX_HEADERS)
+        .max_pending_accept_reset_streams(MAX_PENDING_RESETS)
+        .max_local_error_reset_streams(MAX_BREACHES)
+        .max_header_list_size(MAX_HEADER_LIST)
+        .header_table_size(HEADER_TABLE)
+        // No client of ours tunnels through CONNECT, or wants the date.
         .auto_date_header(false);
     builder
 }

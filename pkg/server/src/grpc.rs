@@ -8,6 +8,7 @@
 
 mod budget;
 mod call;
+mod head;
 mod memory;
 mod message;
 mod request;
@@ -15,11 +16,12 @@ mod response;
 mod shapes;
 
 pub(crate) use budget::{Budget, Permit};
-pub(crate) use call::{Call, decode, panicked, refuse_foreign};
+pub(crate) use call::{Call, decode, panicked};
+pub(crate) use head::{refuse_foreign, timeout};
 pub(crate) use memory::{MAX_DECODED, Memory, elsewhere, is_large};
-pub(crate) use message::Messages;
+pub(crate) use message::{Limit, Messages};
 pub(crate) use request::RequestBody;
-pub(crate) use response::{Body, COPIED, Framed, Response, put_header, refuse};
+pub(crate) use response::{Body, COPIED, Framed, Response, put_header, refuse, too_late};
 
 /// What precedes each message on the wire: a compression flag and the length.
 pub(crate) const HEADER_LEN: usize = 5;

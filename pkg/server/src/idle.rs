@@ -9,7 +9,10 @@ use std::{
     time::Duration,
 };
 
-use tokio::{sync::Notify, time::sleep};
+use tokio::{
+    sync::Notify,
+    time::{Instant, sleep, sleep_until},
+};
 use tokio_util::sync::CancellationToken;
 
 /// How long it takes a client to leave: after that, another one is asked, too.
@@ -42,7 +45,7 @@ impl Idle {
             close: CancellationToken::new(),
             calls: Mutex::default(),
         };
-        connection.change(|_| {});
+        connection.change(|_| {}, None);
         Activity(Arc::new(connection))
     }
 
@@ -57,6 +60,17 @@ impl Idle {
             } else {
                 self.0.entered.notified().await;
             }
+        }
+    }
+
+    /// Closes up to `count` connections that are without a call now.
+    pub(crate) fn close_some(&self, count: usize) {
+        let mut queue = lock(&self.0.queue);
+        for _ in 0..count {
+            let Some((_, close)) = queue.connections.pop_first() else {
+                return;
+            };
+            close.cancel();
         }
     }
 
@@ -90,12 +104,14 @@ struct Calls {
     running: usize,
     /// The connection's number while there are none.
     idle: Option<u64>,
+    /// The end of the last call, if there was one.
+    ended: Option<Instant>,
 }
 
 impl Activity {
     /// A call, until this is dropped.
     pub(crate) fn call(&self) -> RunningCall {
-        self.0.change(|running| *running += 1);
+        self.0.change(|running| *running += 1, None);
         RunningCall(self.clone())
     }
 
@@ -107,21 +123,34 @@ impl Activity {
     /// Waits until it should have made room.
     pub(crate) async fn has_to_be_closed(&self) {
         self.has_to_close().await;
-        loop {
-            sleep(GRACE).await;
-            if lock(&self.0.calls).running == 0 {
-                return;
-            }
+        sleep(GRACE).await;
+        self.is_unused().await;
+    }
+
+    /// Waits until there is no call, and the end of the last response has had time to arrive.
+    pub(crate) async fn is_unused(&self) {
+        while let Some(later) = self.may_close_at() {
+            sleep_until(later).await;
         }
+    }
+
+    /// The time to look again whether the connection is unused; `None` when it is.
+    fn may_close_at(&self) -> Option<Instant> {
+        let now = Instant::now();
+        let calls = lock(&self.0.calls);
+        let since = if calls.running > 0 { now } else { calls.ended? };
+        Some(since + GRACE).filter(|at| *at > now)
     }
 }
 
 impl Connection {
-    fn change(&self, change: impl FnOnce(&mut usize)) {
+    /// Counts the running calls anew. `ended` is the end of one of them.
+    fn change(&self, change: impl FnOnce(&mut usize), ended: Option<Instant>) {
         let mut calls = lock(&self.calls);
         change(&mut calls.running);
         if calls.running == 0 {
             calls.idle = Some(self.idle.enter(self.close.clone()));
+            calls.ended = ended;
         } else if let Some(number) = calls.idle.take() {
             self.idle.leave(number);
         }
@@ -142,7 +171,8 @@ pub(crate) struct RunningCall(Activity);
 
 impl Drop for RunningCall {
     fn drop(&mut self) {
-        self.0.0.change(|running| *running -= 1);
+        let ended = Some(Instant::now());
+        self.0.0.change(|running| *running -= 1, ended);
     }
 }
 
@@ -173,6 +203,28 @@ mod tests {
         drop(busy);
         assert!(room.now_or_never().is_none());
         assert_eq!(state(), [true, true, true]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_is_unused_once_its_last_response_had_time_to_arrive() {
+        let idle = Idle::default();
+        let connection = idle.connection();
+        assert!(
+            connection.is_unused().now_or_never().is_some(),
+            "no call yet"
+        );
+        let call = connection.call();
+        let start = Instant::now();
+        let unused = async {
+            connection.is_unused().await;
+            start.elapsed()
+        };
+        let call = async {
+            sleep(GRACE * 3).await;
+            drop(call);
+        };
+        let (unused, ()) = tokio::join!(unused, call);
+        assert!(unused >= GRACE * 4, "{unused:?}");
     }
 
     #[test]

@@ -2,6 +2,8 @@
 
 mod coalesce;
 mod preface;
+mod resets;
 
 pub(crate) use coalesce::Coalesced;
 pub(crate) use preface::Prefaced;
+pub(crate) use resets::ResetGuard;

@@ -71,7 +71,7 @@ impl Default for Limits {
             max_blob_size: None,
             idle_timeout: Duration::from_mins(1),
             grace: Duration::from_secs(5),
-            drain_timeout: Duration::from_secs(30),
+            drain_timeout: Duration::from_secs(8),
             max_connections: 10_000,
         }
     }

@@ -34,6 +34,10 @@ pub(crate) fn from_store(cause: Error) -> Status {
             error!("{message}");
             Status::resource_exhausted("no room left for this blob")
         }
+        Error::Io { .. } if cause.is_out_of_descriptors() => {
+            error!("{message}");
+            unavailable("out of file descriptors")
+        }
         Error::Io { action, .. } => {
             error!("{message}");
             Status::internal(format!(
@@ -132,7 +136,16 @@ mod tests {
     fn each_store_error_has_the_code_that_the_reapi_asks_for() {
         let digest = DigestFunction::Sha256.digest(b"content");
         let actual = String::new;
+        const EMFILE: i32 = 24;
+        const ENFILE: i32 = 23;
         let io = |kind| Error::io("reading", "/secret/path", io::Error::from(kind));
+        let exhausted = |errno| {
+            Error::io(
+                "opening",
+                "/secret/path",
+                io::Error::from_raw_os_error(errno),
+            )
+        };
         let refusal = |code| Error::Refused {
             peer: "cache:1".into(),
             code,
@@ -183,6 +196,8 @@ mod tests {
             (refusal(Code::OutOfRange), Code::Internal),
             (io(io::ErrorKind::StorageFull), Code::ResourceExhausted),
             (io(io::ErrorKind::PermissionDenied), Code::Internal),
+            (exhausted(EMFILE), Code::Unavailable),
+            (exhausted(ENFILE), Code::Unavailable),
         ];
         for (cause, code) in cases {
             let status = from_store(cause.clone());

@@ -21,6 +21,7 @@ use tokio_util::task::TaskTracker;
 use tracing::debug;
 
 use crate::{
+    deadline::Timed,
     idle::Activity,
     shared::{Pace, too_slow},
 };
@@ -165,7 +166,7 @@ where
     F: Future<Output = ()> + Send + 'static,
 {
     fn execute(&self, stream: F) {
-        let watched = Watched::new(stream, self.idle_timeout);
+        let watched = Watched::new(Timed::new(stream), self.idle_timeout);
         let call = self.activity.call();
         self.tasks.spawn(async move {
             watched.await;

@@ -153,6 +153,11 @@ impl Error {
             if source.raw_os_error().is_some_and(|code| damage.contains(&code)))
     }
 
+    /// Whether the process or the system had no descriptor left for another file.
+    pub fn is_out_of_descriptors(&self) -> bool {
+        matches!(self, Self::Io { source, .. } if is_out_of_descriptors(source))
+    }
+
     /// Whether the disk, a quota or a file-size limit had no room.
     pub fn is_no_space(&self) -> bool {
         matches!(self, Self::Io { source, .. } if matches!(
@@ -162,4 +167,10 @@ impl Error {
                 | io::ErrorKind::FileTooLarge
         ))
     }
+}
+
+/// Whether the process or the system had no descriptor left for another file or socket.
+pub fn is_out_of_descriptors(error: &io::Error) -> bool {
+    let exhausted = [Errno::MFILE, Errno::NFILE].map(|errno| Some(errno.raw_os_error()));
+    exhausted.contains(&error.raw_os_error())
 }

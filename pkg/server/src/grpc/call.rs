@@ -3,13 +3,12 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderValue, StatusCode, header::CONTENT_TYPE};
 use hyper::body::Incoming;
 use prost::Message;
 use tonic::Status;
 use tracing::error;
 
-use super::{Body, Memory, Messages, Permit, RequestBody, Response, memory::Request};
+use super::{Body, Limit, Memory, Messages, Permit, RequestBody, Response, memory::Request};
 
 /// A call that has arrived, up to its headers.
 #[derive(Debug)]
@@ -30,7 +29,7 @@ impl Call {
     /// A method with one request of at most `limit` bytes, and one response.
     pub(crate) async fn unary<Q, R>(
         self,
-        limit: u64,
+        limit: impl Into<Limit>,
         handler: impl AsyncFnOnce(Q) -> Result<R, Status>,
     ) -> Response
     where
@@ -47,7 +46,7 @@ impl Call {
     /// A method with one request, whose handler makes the response's body itself.
     pub(crate) async fn answered<Q>(
         self,
-        limit: u64,
+        limit: impl Into<Limit>,
         handler: impl AsyncFnOnce(Q) -> Result<Body, Status>,
     ) -> Response
     where
@@ -65,11 +64,11 @@ impl Call {
     /// A method with one request, whose handler also decodes it, and drops the permit afterwards.
     pub(crate) async fn encoded(
         self,
-        limit: u64,
+        limit: impl Into<Limit>,
         handler: impl AsyncFnOnce(Bytes, Permit) -> Result<Body, Status>,
     ) -> Response {
         let answer = async {
-            let (request, permit) = self.only_message(limit).await?;
+            let (request, permit) = self.only_message(limit.into()).await?;
             handler(request, permit).await
         };
         response(answer.await)
@@ -93,7 +92,7 @@ impl Call {
         Messages::new(self.body, self.memory.requests)
     }
 
-    async fn only_message(self, limit: u64) -> Result<(Bytes, Permit), Status> {
+    async fn only_message(self, limit: Limit) -> Result<(Bytes, Permit), Status> {
         let mut messages = self.into_messages();
         let len = messages
             .next_len_within(limit)
@@ -113,26 +112,6 @@ impl Call {
 /// Decodes a message from a client whose fields come once.
 pub(crate) fn decode<M: Message + Default>(encoded: Bytes) -> Result<M, Status> {
     M::decode(encoded).map_err(|why| Status::invalid_argument(format!("malformed message: {why}")))
-}
-
-/// The refusal of a request that is no gRPC call, or in an encoding that is not known here.
-pub(crate) fn refuse_foreign(head: &http::request::Parts) -> Option<Response> {
-    let header = |name| head.headers.get(name).map(HeaderValue::as_bytes);
-    if !header(CONTENT_TYPE.as_str()).is_some_and(|kind| kind.starts_with(b"application/grpc")) {
-        let mut refusal = Response::default();
-        *refusal.status_mut() = StatusCode::UNSUPPORTED_MEDIA_TYPE;
-        return Some(refusal);
-    }
-    if header("grpc-encoding").is_some_and(|encoding| encoding != b"identity") {
-        let status = Status::unimplemented("messages are accepted as they are, not encoded");
-        let mut refusal = super::refuse(&status);
-        let accepted = HeaderValue::from_static("identity");
-        refusal
-            .headers_mut()
-            .insert("grpc-accept-encoding", accepted);
-        return Some(refusal);
-    }
-    None
 }
 
 fn response(answer: Result<Body, Status>) -> Response {

@@ -68,7 +68,7 @@ impl Memory {
         let (bytes, wire) = run(large, measure).await?;
         let bytes = bytes.map_err(|why| match why {
             Unfit::Malformed(_) => malformed(&why),
-            Unfit::TooLarge(_) => Status::invalid_argument(format!("the message: {why}")),
+            Unfit::TooLarge(_) => Status::resource_exhausted(format!("the message: {why}")),
         })?;
         let permits = [wire, self.decoded.reserve(bytes as u64).await?];
         // The permits go along, since what runs elsewhere is not ended with the call.

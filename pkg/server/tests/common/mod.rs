@@ -8,6 +8,7 @@
     reason = "a test helper fails by panicking"
 )]
 
+pub(crate) mod frames;
 pub(crate) mod raw;
 
 use std::{sync::Arc, time::Duration};

@@ -5,7 +5,7 @@ use std::{io, net::SocketAddr};
 use super::{
     kind::Attackers,
     raw::{
-        CONTINUATION, DATA, END_HEADERS, END_STREAM, HEADERS, PING, PRIORITY, RST_STREAM, Raw,
+        CONTINUATION, DATA, END_HEADERS, HEADERS, PING, PRIORITY, RST_STREAM, Raw,
         SETTINGS, WINDOW_UPDATE, head, remembered,
     },
 };
@@ -108,16 +108,16 @@ pub(super) fn empty_data(raw: &mut Raw, state: &mut State) {
     }
 }
 
-/// Calls whose headers refer to one large header again and again.
+/// Calls that wait, and whose headers refer to one small header as often as the server takes it.
 pub(super) fn hpack(raw: &mut Raw, state: &mut State) {
     for _ in 0..BURST {
         let stream = raw.stream();
         let mut headers = head(GET_RESULT);
         if !std::mem::replace(&mut state.taught, true) {
-            remembered(&mut headers, "x-flood", &"x".repeat(3_900));
+            remembered(&mut headers, "x", "");
         }
-        // The newest header that is remembered, which is entry 62.
-        headers.extend([0x80 + 62; 4_000]);
-        raw.frame(HEADERS, END_HEADERS | END_STREAM, stream, &headers);
+        // The newest header that is remembered, which is entry 62. It counts for 33 bytes.
+        headers.extend([0x80 + 62; 1_900]);
+        raw.frame(HEADERS, END_HEADERS, stream, &headers);
     }
 }
