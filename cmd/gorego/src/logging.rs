@@ -57,6 +57,9 @@ mod tests {
         let quiet = filter(LogLevel::Info, None).unwrap().to_string();
         assert!(quiet.contains("h2=error"), "{quiet}");
         let asked = filter(LogLevel::Info, Some("h2=warn")).unwrap().to_string();
-        assert!(asked.contains("h2=warn") && !asked.contains("h2=error"), "{asked}");
+        assert!(
+            asked.contains("h2=warn") && !asked.contains("h2=error"),
+            "{asked}"
+        );
     }
 }

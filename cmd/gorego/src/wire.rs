@@ -13,6 +13,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     banner::Banner,
+    descriptors::Descriptors,
     listen::listen,
     metrics,
     signals::Signals,
@@ -46,6 +47,7 @@ pub(crate) fn run(loaded: &Loaded) -> Result<(), Error> {
 async fn serve(loaded: &Loaded) -> Result<(), Error> {
     let config = &loaded.config;
     let signals = Signals::new()?;
+    let descriptors = Descriptors::claim(config.limits.max_connections);
     let tls = tls(&config.tls)?;
     let listener = listen(&config.listen_addr)
         .await
@@ -71,13 +73,23 @@ async fn serve(loaded: &Loaded) -> Result<(), Error> {
     });
 
     let options = server::Options {
-        limits: limits(&config.limits),
+        limits: limits(&config.limits, descriptors),
         ac_updates: config.action_cache.updates,
         tls,
         healthy: tiers.health(),
     };
     let services = tiers.services.clone();
-    let served = server::serve(listener, services, options, shutdown).await;
+    let serving = async {
+        let served = server::serve(listener, services, options, shutdown.clone()).await;
+        shutdown.cancel();
+        served
+    };
+    // While calls drain, since the process may be killed before the last of them ends.
+    let saving = async {
+        shutdown.cancelled().await;
+        tiers.save().await;
+    };
+    let (served, ()) = tokio::join!(serving, saving);
     tiers.close().await;
     // Uploads that wait for room need the janitor, so it ends after the last of them.
     evicting.cancel();
@@ -129,13 +141,14 @@ fn tls(config: &config::Tls) -> Result<Option<Tls>, Error> {
     )?))
 }
 
-fn limits(limits: &config::Limits) -> Limits {
+fn limits(limits: &config::Limits, descriptors: Descriptors) -> Limits {
     Limits {
         max_batch_bytes: limits.max_batch_bytes.bytes(),
         max_blob_size: NonZeroU64::new(limits.max_blob_size.bytes()),
         idle_timeout: limits.idle_timeout,
         drain_timeout: limits.drain_timeout,
-        max_connections: usize::try_from(limits.max_connections).unwrap_or(usize::MAX),
+        max_connections: descriptors.connections,
+        max_files: descriptors.files,
         ..Limits::default()
     }
 }

@@ -7,7 +7,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::TcpStream,
-    time::{sleep, timeout},
+    time::timeout,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::debug;
@@ -41,14 +41,13 @@ const CONNECTION_WINDOW: u32 = 8 * 1024 * 1024;
 const MAX_FRAME: u32 = 256 * 1024;
 /// A response's bytes within the HTTP/2 layer, beyond which it takes no more.
 const SEND_BUFFER: usize = 256 * 1024;
-/// Calls at once on one connection. Bazel runs up to 100; what multiplexes many clients opens another
-/// connection beyond that.
-pub(crate) const MAX_STREAMS: u32 = 256;
+/// Calls at once on one connection. Bazel runs up to 100.
+const MAX_STREAMS: u32 = 256;
 /// Cancelled calls that the HTTP/2 layer holds until it gets to them. Beyond that it ends the
 /// connection, and every other call on it. A client that stops may cancel all that it has, and what
 /// multiplexes clients may do so several times in one burst. Each takes about a kilobyte, and its
 /// headers. What a client cancels over time is bounded by [`ResetGuard`].
-const MAX_PENDING_RESETS: usize = 4 * MAX_STREAMS as usize;
+const MAX_PENDING_RESETS: usize = 1024;
 /// Streams that the HTTP/2 layer itself ends for a breach of the protocol, during the whole life of
 /// a connection. Each may wait to be sent to a client that reads nothing, so there has to be a limit,
 /// at a few hundred bytes each. A connection between balancers lives for weeks.
@@ -61,8 +60,6 @@ const MAX_HEADER_LIST: u32 = 64 * 1024;
 /// What is remembered of a connection's headers so that they need not be repeated. Names, tokens and
 /// the like fit; more is memory that an idle connection holds.
 const HEADER_TABLE: u32 = 4 * 1024;
-/// How long a client may take to leave at the shutdown once it has no call.
-const GOODBYE: Duration = Duration::from_millis(200);
 
 /// What all connections share.
 #[derive(Clone, Debug)]
@@ -161,18 +158,12 @@ impl Connections {
                 () = activity.has_to_close() => {}
             }
             connection.as_mut().graceful_shutdown();
-            let unused = async {
-                drain.cancelled().await;
-                sleep(GOODBYE).await;
-                activity.is_unused().await;
-            };
             tokio::select! {
                 // First, so that the client is told before it is cut off.
                 biased;
                 ended = connection => Ok(ended?),
                 () = abort.cancelled() => Err("cut off".into()),
-                () = activity.has_to_be_closed() => Err("closed without a call to make room".into()),
-                () = unused => Err("closed without a call at the shutdown".into()),
+                () = activity.has_to_be_closed() => Err("closed without a call".into()),
             }
         })
         .await

@@ -15,9 +15,12 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-/// How long it takes a client to leave: after that, another one is asked, too.
-const LEAVING: Duration = Duration::from_secs(1);
-/// How long it may take, with the end of a response still on the way to it, say.
+/// How long it takes most clients to leave: after that, another one is asked, too. Many may wait, and
+/// those that are asked may be gone.
+const LEAVING: Duration = Duration::from_millis(50);
+/// How long a client may take that has made calls before: it may be about to make another.
+const GOODBYE: Duration = Duration::from_millis(200);
+/// How long it may take after a call, with the end of the response still on the way to it, say.
 const GRACE: Duration = Duration::from_secs(5);
 
 /// The connections without a call.
@@ -120,15 +123,12 @@ impl Activity {
         self.0.close.cancelled().await;
     }
 
-    /// Waits until it should have made room.
+    /// Waits until a client that was asked to leave has had its time: there is no call, and the end of
+    /// the last response has had time to arrive. A client without any call so far has none.
     pub(crate) async fn has_to_be_closed(&self) {
-        self.has_to_close().await;
-        sleep(GRACE).await;
-        self.is_unused().await;
-    }
-
-    /// Waits until there is no call, and the end of the last response has had time to arrive.
-    pub(crate) async fn is_unused(&self) {
+        if lock(&self.0.calls).ended.is_some() {
+            sleep(GOODBYE).await;
+        }
         while let Some(later) = self.may_close_at() {
             sleep_until(later).await;
         }
@@ -206,25 +206,25 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_connection_is_unused_once_its_last_response_had_time_to_arrive() {
+    async fn a_client_has_time_to_take_the_end_of_its_last_response() {
         let idle = Idle::default();
         let connection = idle.connection();
         assert!(
-            connection.is_unused().now_or_never().is_some(),
+            connection.has_to_be_closed().now_or_never().is_some(),
             "no call yet"
         );
         let call = connection.call();
         let start = Instant::now();
-        let unused = async {
-            connection.is_unused().await;
+        let closed = async {
+            connection.has_to_be_closed().await;
             start.elapsed()
         };
         let call = async {
             sleep(GRACE * 3).await;
             drop(call);
         };
-        let (unused, ()) = tokio::join!(unused, call);
-        assert!(unused >= GRACE * 4, "{unused:?}");
+        let (closed, ()) = tokio::join!(closed, call);
+        assert!(closed >= GRACE * 4, "{closed:?}");
     }
 
     #[test]

@@ -5,8 +5,8 @@ use std::{io, net::SocketAddr};
 use super::{
     kind::Attackers,
     raw::{
-        CONTINUATION, DATA, END_HEADERS, HEADERS, PING, PRIORITY, RST_STREAM, Raw,
-        SETTINGS, WINDOW_UPDATE, head, remembered,
+        CONTINUATION, DATA, END_HEADERS, HEADERS, PING, PRIORITY, RST_STREAM, Raw, SETTINGS,
+        WINDOW_UPDATE, head, remembered,
     },
 };
 
