@@ -32,7 +32,7 @@ const KEYS: &[(&str, &str)] = &[
     ("limits.max_batch_bytes", "3MiB"),
     ("limits.max_blob_size", "0"),
     ("limits.idle_timeout", "1m"),
-    ("limits.drain_timeout", "30s"),
+    ("limits.drain_timeout", "8s"),
     ("limits.max_connections", "10000"),
     ("backing_cache.target", r#""""#),
     ("backing_cache.compression", "none"),

@@ -178,6 +178,9 @@ fn stream_window(connections: usize) -> u32 {
     (STREAM_WINDOWS / connections).clamp(LEAST_STREAM_WINDOW, STREAM_WINDOW)
 }
 
+/// Every limit of HTTP/2 that can be chosen. hyper does not pass on what else h2 bounds: the overhead
+/// of small frames of data that nobody has read (half of the connection's window), frames without any
+/// (100 in a connection's life), and streams that the server has reset and remembers (50, for a second).
 fn builder(executor: StreamExecutor, window: u32) -> http2::Builder<StreamExecutor> {
     let mut builder = http2::Builder::new(executor);
     builder

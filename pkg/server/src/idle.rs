@@ -228,6 +228,18 @@ mod tests {
     }
 
     #[test]
+    fn as_many_connections_are_closed_as_are_without_a_call() {
+        let idle = Idle::default();
+        let connections: [_; 4] = std::array::from_fn(|_| idle.connection());
+        let _busy = connections[0].call();
+        let closed = || connections.each_ref().map(|one| one.0.close.is_cancelled());
+        idle.close_some(2);
+        assert_eq!(closed(), [false, true, true, false]);
+        idle.close_some(2);
+        assert_eq!(closed(), [false, true, true, true]);
+    }
+
+    #[test]
     fn a_connection_that_is_gone_is_forgotten() {
         let idle = Idle::default();
         let connection = idle.connection();

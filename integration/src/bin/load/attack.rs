@@ -76,12 +76,14 @@ fn allow_descriptors() {
 }
 
 async fn one(attack: Attack, args: &Args) -> Result<Row, Error> {
-    let mut settings = vec!["local_cache.max_size_gb=4GiB"];
-    settings.extend(args.settings.iter().map(String::as_str));
     let behind = args.backing.then(|| Backing::gorego(&[]));
     let target = behind.as_ref().map(Backing::grpc_url);
-    let server = match &target {
-        Some(target) => Server::in_front_of(target, &settings),
+    let target = target.map(|target| format!("backing_cache.target={target}"));
+    let mut settings = vec!["local_cache.max_size_gb=4GiB"];
+    settings.extend(target.as_deref());
+    settings.extend(args.settings.iter().map(String::as_str));
+    let server = match attack.descriptors() {
+        Some(limit) => Server::start_limited(limit, &settings),
         None => Server::start(&settings),
     };
     let address = server.address();

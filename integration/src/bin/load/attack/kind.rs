@@ -3,7 +3,7 @@
 use std::{fmt, net::SocketAddr};
 
 use clap::ValueEnum;
-use gorego_integration::content;
+use gorego_integration::{content, server::Descriptors};
 use reapi::v2::Digest;
 use tokio::task::JoinSet;
 
@@ -57,6 +57,8 @@ pub(super) enum Attack {
     InstanceNames,
     /// 1,000 uploads of 2 MB that break off after one.
     AbandonedUploads,
+    /// 10,000 HTTP/2 connections without a call, and 1,024 file descriptors unless more are taken.
+    Descriptors,
 }
 
 /// What an attack finds on the server.
@@ -80,9 +82,17 @@ impl Attack {
     /// How much memory the server may hold, in MiB.
     pub(super) const fn aim_mib(self) -> u64 {
         match self {
-            Self::IdleTcp | Self::IdleHttp2 => 400,
+            Self::IdleTcp | Self::IdleHttp2 | Self::Descriptors => 400,
             _ => 256,
         }
+    }
+
+    /// The limit of file descriptors that the server starts with, unless it is that of this process.
+    pub(super) fn descriptors(self) -> Option<Descriptors> {
+        (self == Self::Descriptors).then_some(Descriptors {
+            soft: 1024,
+            hard: 20_000,
+        })
     }
 
     /// Uploads what the attack is about.
@@ -128,6 +138,7 @@ impl Attack {
             Self::StalledResults => held::results(attackers, address, setup, 300, 10),
             Self::InstanceNames => bodies::instance_names(attackers, address, 65_536),
             Self::AbandonedUploads => bodies::abandoned_uploads(attackers, address, 1_000).await,
+            Self::Descriptors => held::idle_http2(attackers, address, 10_000),
         }
     }
 }
