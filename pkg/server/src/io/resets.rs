@@ -2,7 +2,8 @@
 //!
 //! Cancelling is cheap for a client, and a call that is cancelled no longer counts as one of those that it may
 //! have at a time. The HTTP/2 layer bounds what waits for it, but not what was cancelled over time,
-//! and tells nobody. So the frames of the client are counted on their way to it.
+//! and tells nobody. So frames are counted on their way: those by which the client cancels, and those by
+//! which calls are answered. Many clients also reset a call that was answered before its request had ended.
 
 use std::{
     io::{self, IoSlice},
@@ -20,25 +21,29 @@ use tracing::warn;
 
 use crate::seldom::Seldom;
 
-/// The calls that a client may have cancelled beyond those that were answered. Bazel has up to 100 at
+/// The calls that a client may cancel beyond those that were answered. Bazel has up to 100 at
 /// a time on a connection, what multiplexes clients up to 256: it may cancel all of them several
 /// times in a row.
 const ALLOWED: u32 = 2048;
 /// Cancelled calls that are forgiven each second.
 const FORGIVEN: u32 = 100;
 
+const DATA: u8 = 0;
 const HEADERS: u8 = 1;
 const RST_STREAM: u8 = 3;
+/// The flag of the last frame of a request or a response.
+const END_STREAM: u8 = 1;
 /// The length in bytes of what precedes each frame, and of what precedes the first.
 const HEADER_LEN: usize = 9;
 const PREFACE_LEN: usize = 24;
 
-/// A connection that fails once its client has cancelled too many calls and waited for too few.
+/// A connection that fails once its client has cancelled too many calls, and few were answered.
 #[derive(Debug)]
 pub(crate) struct ResetGuard<S> {
     stream: S,
     peer: Option<SocketAddr>,
-    frames: Frames,
+    received: Frames,
+    sent: Frames,
     cancelled: Cancelled,
 }
 
@@ -48,15 +53,21 @@ impl<S> ResetGuard<S> {
         Self {
             stream,
             peer,
-            frames: Frames {
-                skip: PREFACE_LEN,
-                header: [0; HEADER_LEN],
-                len: 0,
-            },
+            received: Frames::after(PREFACE_LEN),
+            sent: Frames::after(0),
             cancelled: Cancelled {
                 calls: 0,
                 since: Instant::now(),
             },
+        }
+    }
+
+    /// Counts the calls whose answers end in these bytes.
+    fn wrote(&mut self, mut bytes: &[u8]) {
+        while let Some((kind, flags)) = self.sent.next(&mut bytes) {
+            if matches!(kind, DATA | HEADERS) && flags & END_STREAM != 0 {
+                self.cancelled.answered();
+            }
         }
     }
 
@@ -67,7 +78,8 @@ impl<S> ResetGuard<S> {
             let peer = self.peer.map(|peer| peer.to_string()).unwrap_or_default();
             warn!(
                 peer,
-                "connection closed: its client cancels nearly all of its calls; if it is a proxy,                  give it more connections; further ones are not logged for a minute"
+                "connection closed: its client cancels nearly all of its calls; if it is a proxy, \
+                 give it more connections; further ones are not logged for a minute"
             );
         }
         io::Error::other("too many cancelled calls")
@@ -86,8 +98,18 @@ struct Frames {
 }
 
 impl Frames {
-    /// The kind of the next frame that begins in these bytes, which are taken up to its content.
-    fn next(&mut self, bytes: &mut &[u8]) -> Option<u8> {
+    /// The frames after so many bytes of something else.
+    const fn after(skip: usize) -> Self {
+        Self {
+            skip,
+            header: [0; HEADER_LEN],
+            len: 0,
+        }
+    }
+
+    /// The kind and the flags of the next frame that begins in these bytes, which are taken up to its
+    /// content.
+    fn next(&mut self, bytes: &mut &[u8]) -> Option<(u8, u8)> {
         loop {
             let skipped = self.skip.min(bytes.len());
             self.skip -= skipped;
@@ -97,16 +119,16 @@ impl Frames {
             self.len += 1;
             *bytes = rest;
             if self.len == HEADER_LEN {
-                let [l0, l1, l2, kind, ..] = self.header;
+                let [l0, l1, l2, kind, flags, ..] = self.header;
                 self.skip = usize::from(l0) << 16 | usize::from(l1) << 8 | usize::from(l2);
                 self.len = 0;
-                return Some(kind);
+                return Some((kind, flags));
             }
         }
     }
 }
 
-/// Cancelled calls that were not made up for.
+/// Cancelled calls beyond those that were answered.
 #[derive(Debug)]
 struct Cancelled {
     calls: u32,
@@ -115,18 +137,15 @@ struct Cancelled {
 }
 
 impl Cancelled {
-    /// Counts a frame of the client. False once there are too many cancelled calls.
-    fn count(&mut self, kind: u8) -> bool {
-        match kind {
-            // A call makes up for one that was cancelled, unless it is cancelled, too.
-            HEADERS => self.calls = self.calls.saturating_sub(1),
-            RST_STREAM => {
-                self.calls += 2;
-                if self.calls > ALLOWED {
-                    self.forgive();
-                }
-            }
-            _ => {}
+    fn answered(&mut self) {
+        self.calls = self.calls.saturating_sub(1);
+    }
+
+    /// Counts a call that the client cancels. False once there are too many.
+    fn cancel(&mut self) -> bool {
+        self.calls += 1;
+        if self.calls > ALLOWED {
+            self.forgive();
         }
         self.calls <= ALLOWED
     }
@@ -149,8 +168,8 @@ impl<S: AsyncRead + Unpin> AsyncRead for ResetGuard<S> {
         let before = buffer.filled().len();
         ready!(Pin::new(&mut me.stream).poll_read(cx, buffer))?;
         let mut read = buffer.filled().get(before..).unwrap_or_default();
-        while let Some(kind) = me.frames.next(&mut read) {
-            if !me.cancelled.count(kind) {
+        while let Some((kind, _)) = me.received.next(&mut read) {
+            if kind == RST_STREAM && !me.cancelled.cancel() {
                 return Poll::Ready(Err(me.refuse()));
             }
         }
@@ -164,7 +183,10 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for ResetGuard<S> {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().stream).poll_write(cx, bytes)
+        let me = self.get_mut();
+        let len = ready!(Pin::new(&mut me.stream).poll_write(cx, bytes))?;
+        me.wrote(bytes.get(..len).unwrap_or_default());
+        Poll::Ready(Ok(len))
     }
 
     fn poll_write_vectored(
@@ -172,7 +194,15 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for ResetGuard<S> {
         cx: &mut Context<'_>,
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().stream).poll_write_vectored(cx, slices)
+        let me = self.get_mut();
+        let len = ready!(Pin::new(&mut me.stream).poll_write_vectored(cx, slices))?;
+        let mut left = len;
+        for slice in slices {
+            let part = slice.get(..left.min(slice.len())).unwrap_or_default();
+            me.wrote(part);
+            left -= part.len();
+        }
+        Poll::Ready(Ok(len))
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -190,59 +220,79 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for ResetGuard<S> {
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex};
+
     use super::*;
 
-    const ANSWERED: &[u8] = &[HEADERS];
-    const CANCELLED: &[u8] = &[HEADERS, RST_STREAM];
-
-    fn fresh() -> Cancelled {
-        Cancelled {
-            calls: 0,
-            since: Instant::now(),
-        }
+    fn frame(len: u8, kind: u8, flags: u8) -> Vec<u8> {
+        let header = [0, 0, len, kind, flags, 0, 0, 0, 1];
+        // The content looks like frames of another kind.
+        [header.as_slice(), &vec![RST_STREAM; len.into()]].concat()
     }
 
-    /// The number of these calls that are allowed, up to a million.
-    fn allowed(cancelled: &mut Cancelled, calls: &[&[u8]]) -> usize {
-        let calls = calls.iter().copied().cycle().take(1_000_000);
-        calls
-            .take_while(|frames| frames.iter().all(|kind| cancelled.count(*kind)))
-            .count()
+    /// A connection whose client has sent its preface.
+    async fn guarded() -> (ResetGuard<DuplexStream>, DuplexStream) {
+        let (server, mut client) = duplex(1024);
+        let mut guard = ResetGuard::new(server, None);
+        client.write_all(&[1; PREFACE_LEN]).await.unwrap();
+        guard.read_exact(&mut [0; PREFACE_LEN]).await.unwrap();
+        (guard, client)
+    }
+
+    /// Has the client cancel up to 10,000 calls, each after `answers` others were answered; the number
+    /// of those that are allowed.
+    async fn cancel(
+        (guard, client): &mut (ResetGuard<DuplexStream>, DuplexStream),
+        answers: usize,
+    ) -> usize {
+        let reset = frame(4, RST_STREAM, 0);
+        let answer = [frame(30, DATA, 0), frame(9, HEADERS, END_STREAM)].concat();
+        let mut read = [0; 1024];
+        for done in 0..10_000 {
+            for _ in 0..answers {
+                guard.write_all(&answer).await.unwrap();
+                client.read_exact(&mut read[..answer.len()]).await.unwrap();
+            }
+            client.write_all(&reset).await.unwrap();
+            if guard.read_exact(&mut read[..reset.len()]).await.is_err() {
+                return done;
+            }
+        }
+        10_000
     }
 
     #[tokio::test(start_paused = true)]
     async fn whoever_only_cancels_is_stopped_and_has_more_after_a_while() {
-        let mut cancelled = fresh();
-        let first = allowed(&mut cancelled, &[CANCELLED]);
-        assert!((2000..2100).contains(&first), "{first}");
+        let mut connection = guarded().await;
+        assert_eq!(cancel(&mut connection, 0).await, ALLOWED as usize);
         tokio::time::advance(Duration::from_secs(10)).await;
-        let later = allowed(&mut cancelled, &[CANCELLED]);
+        let later = cancel(&mut connection, 0).await;
         assert!((990..1010).contains(&later), "{later}");
     }
 
     #[tokio::test(start_paused = true)]
     async fn every_other_call_may_be_cancelled() {
-        let all = allowed(&mut fresh(), &[ANSWERED, CANCELLED]);
-        assert_eq!(all, 1_000_000);
+        assert_eq!(cancel(&mut guarded().await, 1).await, 10_000);
     }
 
-    #[tokio::test]
-    async fn frames_are_found_however_they_are_cut() {
-        let frame = |len: u8, kind| {
-            let header = [0, 0, len, kind, 0, 0, 0, 0, 1];
-            // The content looks like frames of another kind.
-            [header.as_slice(), &vec![RST_STREAM; len.into()]].concat()
-        };
-        let sent = [vec![1; PREFACE_LEN], frame(0, 4), frame(30, 1), frame(4, 3)].concat();
+    #[test]
+    fn frames_are_found_however_they_are_cut() {
+        let sent = [
+            vec![1; PREFACE_LEN],
+            frame(0, 4, 1),
+            frame(30, 1, 4),
+            frame(4, 3, 0),
+        ]
+        .concat();
         for cut in 1..sent.len() {
-            let mut frames = ResetGuard::new((), None).frames;
+            let mut frames = Frames::after(PREFACE_LEN);
             let mut found = Vec::new();
             for mut piece in sent.chunks(cut) {
-                while let Some(kind) = frames.next(&mut piece) {
-                    found.push(kind);
+                while let Some(frame) = frames.next(&mut piece) {
+                    found.push(frame);
                 }
             }
-            assert_eq!(found, [4, 1, 3], "in pieces of {cut}");
+            assert_eq!(found, [(4, 1), (1, 4), (3, 0)], "in pieces of {cut}");
         }
     }
 }
