@@ -264,9 +264,10 @@ async fn a_message_that_is_announced_too_large_is_refused_before_it_arrives() {
         let header = Bytes::from_static(b"\0\xff\xff\xff\xff");
         request.send_data(header, false).unwrap();
         let response = finish(response).await;
-        let refusal = match method == batch {
-            true => Code::InvalidArgument,
-            false => Code::ResourceExhausted,
+        let refusal = if method == batch {
+            Code::InvalidArgument
+        } else {
+            Code::ResourceExhausted
         };
         assert_eq!(response.code, Some(refusal), "{method}");
         assert!(response.message.contains("most"), "{}", response.message);
