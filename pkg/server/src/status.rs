@@ -136,16 +136,7 @@ mod tests {
     fn each_store_error_has_the_code_that_the_reapi_asks_for() {
         let digest = DigestFunction::Sha256.digest(b"content");
         let actual = String::new;
-        const EMFILE: i32 = 24;
-        const ENFILE: i32 = 23;
         let io = |kind| Error::io("reading", "/secret/path", io::Error::from(kind));
-        let exhausted = |errno| {
-            Error::io(
-                "opening",
-                "/secret/path",
-                io::Error::from_raw_os_error(errno),
-            )
-        };
         let refusal = |code| Error::Refused {
             peer: "cache:1".into(),
             code,
@@ -196,13 +187,22 @@ mod tests {
             (refusal(Code::OutOfRange), Code::Internal),
             (io(io::ErrorKind::StorageFull), Code::ResourceExhausted),
             (io(io::ErrorKind::PermissionDenied), Code::Internal),
-            (exhausted(EMFILE), Code::Unavailable),
-            (exhausted(ENFILE), Code::Unavailable),
         ];
         for (cause, code) in cases {
             let status = from_store(cause.clone());
             assert_eq!(status.code(), code, "{cause}");
             assert!(!status.message().contains("/secret"), "{status}");
+        }
+    }
+
+    #[test]
+    fn without_descriptors_left_a_store_is_unavailable() {
+        // EMFILE and ENFILE.
+        for errno in [24, 23] {
+            let exhausted = io::Error::from_raw_os_error(errno);
+            let status = from_store(Error::io("opening", "/secret/path", exhausted));
+            assert_eq!(status.code(), Code::Unavailable);
+            assert_eq!(status.message(), "out of file descriptors");
         }
     }
 
