@@ -102,6 +102,29 @@ pub struct Server {
 struct Surroundings {
     disk: Option<Disk>,
     roots: Option<PathBuf>,
+    descriptors: Option<Descriptors>,
+}
+
+impl Surroundings {
+    /// The command line that its settings are added to.
+    fn program(&self) -> Command {
+        let Some(Descriptors { soft, hard }) = self.descriptors else {
+            return process::command(binary::gorego());
+        };
+        let mut command = process::command("prlimit");
+        command.arg(format!("--nofile={soft}:{hard}"));
+        command.arg(binary::gorego());
+        command
+    }
+}
+
+/// How many files and sockets a server may have open.
+#[derive(Clone, Copy, Debug)]
+pub struct Descriptors {
+    /// The limit that it starts with.
+    pub soft: u32,
+    /// What it may raise that to.
+    pub hard: u32,
 }
 
 type Log = Arc<Mutex<String>>;
@@ -123,14 +146,29 @@ impl Server {
 
     /// The same on a disk of its own.
     pub fn start_on(disk: Disk, settings: &[&str]) -> Self {
-        let disk = Some(disk);
-        Self::within(Surroundings { disk, roots: None }, settings)
+        let surroundings = Surroundings {
+            disk: Some(disk),
+            ..Surroundings::default()
+        };
+        Self::within(surroundings, settings)
     }
 
     /// The same where the certificates in `roots` are the system's.
     pub fn start_with_roots(roots: &Path, settings: &[&str]) -> Self {
-        let roots = Some(roots.to_owned());
-        Self::within(Surroundings { disk: None, roots }, settings)
+        let surroundings = Surroundings {
+            roots: Some(roots.to_owned()),
+            ..Surroundings::default()
+        };
+        Self::within(surroundings, settings)
+    }
+
+    /// The same with a limit of open files.
+    pub fn start_limited(descriptors: Descriptors, settings: &[&str]) -> Self {
+        let surroundings = Surroundings {
+            descriptors: Some(descriptors),
+            ..Surroundings::default()
+        };
+        Self::within(surroundings, settings)
     }
 
     fn within(surroundings: Surroundings, settings: &[&str]) -> Self {
@@ -163,7 +201,7 @@ impl Server {
     fn launch(dir: Arc<TempDir>, surroundings: Surroundings, settings: Vec<String>) -> Self {
         let data = data_in(&dir);
         let mut command = match surroundings.disk {
-            None => command(&data, &settings),
+            None => configure(surroundings.program(), &data, &settings),
             Some(disk) => {
                 fs::create_dir_all(&data).expect("a place for the disk");
                 command_on(disk, &data, &settings)

@@ -3,8 +3,8 @@
 
 use std::{
     fs,
-    io::{BufRead as _, BufReader},
-    net::TcpListener,
+    io::{BufRead as _, BufReader, Write as _},
+    net::{TcpListener, TcpStream},
     process::{ExitStatus, Stdio},
     time::Duration,
 };
@@ -13,7 +13,7 @@ use gorego_integration::{
     client::Client,
     content::{blob, digest_of, uuid},
     process::{Process, describe},
-    server::{self, Server},
+    server::{self, Descriptors, Server},
 };
 use rustix::process::Signal;
 use tempfile::TempDir;
@@ -22,6 +22,27 @@ use tonic_health::pb::{
 };
 
 const SIZE: usize = 2 * 1024 * 1024;
+
+/// What an HTTP/2 client says first, and a frame of settings.
+const GREETING: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+
+/// Connections on which nothing more is said.
+fn idle_connections(server: &Server, count: usize) -> Vec<TcpStream> {
+    let connect = |_| {
+        let mut stream = TcpStream::connect(server.address()).unwrap();
+        // The server may have closed it to make room.
+        let _ = stream.write_all(GREETING);
+        stream
+    };
+    (0..count).map(connect).collect()
+}
+
+async fn assert_serves(client: &Client, seed: u64) {
+    let content = blob(seed, 100_000);
+    client.upload_whole(&content).await.unwrap();
+    let digest = digest_of(&content);
+    assert!(client.download(&digest).await.unwrap() == content);
+}
 
 /// A refusal to start is status 2 and one line that names the cause.
 fn assert_refused((status, log): (ExitStatus, String), cause: &str) {
@@ -95,6 +116,31 @@ fn sigint_ends_an_idle_server_in_order() {
     assert!(state.contains("clean=1"), "{state}");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn sigterm_saves_the_state_before_calls_drain() {
+    let mut server = Server::start(&["limits.drain_timeout=1h", "limits.idle_timeout=1h"]);
+    let client = Client::connect(server.address()).await;
+    let state = server.data().join("state");
+    let read = || fs::read_to_string(&state).unwrap_or_default();
+    let before = read();
+    let digest = digest_of(&blob(1, SIZE));
+    let name = uuid(&mut fastrand::Rng::with_seed(1));
+    let mut upload = client.begin_upload(&name, &digest);
+    upload.send(&blob(1, SIZE).slice(..SIZE / 2)).await;
+    client.wait_until_committed(&name, &digest, SIZE / 2).await;
+    server.ask_to_stop();
+    // By itself it would be written within a minute.
+    let saved = async {
+        while read() == before {
+            tokio::task::yield_now().await;
+        }
+    };
+    let saved = tokio::time::timeout(Duration::from_secs(20), saved).await;
+    saved.expect("the state is saved while an upload goes on");
+    server.kill();
+    assert!(read().contains("clean=0"), "{}", read());
+}
+
 #[test]
 fn sigterm_is_obeyed_although_nobody_reads_the_log_any_more() {
     let dir = TempDir::new().unwrap();
@@ -124,6 +170,33 @@ fn output_that_cannot_be_written_changes_nothing() {
     refused.stdout(full()).stderr(full());
     let refused = Process::spawn(&mut refused).wait_within(Duration::from_mins(1));
     assert_eq!(refused.code(), Some(2), "{}", describe(refused));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn it_takes_as_many_descriptors_as_the_system_allows() {
+    let limit = Descriptors {
+        soft: 128,
+        hard: 4096,
+    };
+    let server = Server::start_limited(limit, &["limits.max_connections=1000"]);
+    let _idle = idle_connections(&server, 500);
+    assert_serves(&Client::connect(server.address()).await, 1).await;
+    let log = server.log();
+    assert!(!log.contains("max_connections"), "{log}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn idle_connections_leave_descriptors_to_files_and_to_new_clients() {
+    let limit = Descriptors {
+        soft: 256,
+        hard: 256,
+    };
+    let server = Server::start_limited(limit, &[]);
+    let log = server.log();
+    let cut = "limits.max_connections = 10000 is cut to 64";
+    assert!(log.contains(cut), "{log}");
+    let _idle = idle_connections(&server, 300);
+    assert_serves(&Client::connect(server.address()).await, 1).await;
 }
 
 #[test]

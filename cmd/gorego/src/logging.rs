@@ -24,9 +24,14 @@ pub(crate) fn start(level: LogLevel) -> Result<(), String> {
 }
 
 fn filter(level: LogLevel, refined: Option<&str>) -> Result<EnvFilter, ParseError> {
+    let level = match level {
+        // Their warnings are of single clients, one for each that breaks a rule.
+        LogLevel::Info | LogLevel::Warn => format!("{level},h2=error,hyper=error"),
+        _ => level.to_string(),
+    };
     match refined.filter(|text| !text.is_empty()) {
         Some(refined) => EnvFilter::builder().parse(format!("{level},{refined}")),
-        None => EnvFilter::builder().parse(level.to_string()),
+        None => EnvFilter::builder().parse(level),
     }
 }
 
@@ -36,7 +41,7 @@ mod tests {
 
     #[test]
     fn rust_log_refines_the_configured_level() {
-        assert_eq!(filter(LogLevel::Warn, None).unwrap().to_string(), "warn");
+        assert_eq!(filter(LogLevel::Debug, None).unwrap().to_string(), "debug");
         let both = filter(LogLevel::Warn, Some("gorego_server=debug"))
             .unwrap()
             .to_string();
@@ -45,5 +50,16 @@ mod tests {
             "{both}"
         );
         assert!(filter(LogLevel::Warn, Some("gorego=loud=very")).is_err());
+    }
+
+    #[test]
+    fn the_http2_library_warns_of_single_clients_only_where_it_was_asked_to() {
+        let quiet = filter(LogLevel::Info, None).unwrap().to_string();
+        assert!(quiet.contains("h2=error"), "{quiet}");
+        let asked = filter(LogLevel::Info, Some("h2=warn")).unwrap().to_string();
+        assert!(
+            asked.contains("h2=warn") && !asked.contains("h2=error"),
+            "{asked}"
+        );
     }
 }

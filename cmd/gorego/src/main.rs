@@ -4,6 +4,7 @@
 mod backing;
 mod banner;
 mod cli;
+mod descriptors;
 mod listen;
 mod logging;
 mod memory;

@@ -180,6 +180,16 @@ impl Tiers {
         }
     }
 
+    /// Has the next start trust what is here now, however this process ends.
+    pub(crate) async fn save(&self) {
+        let Some(local) = &self.local else { return };
+        match timeout(CLOSE, local.save()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(%error, "failed to save the state before the drain"),
+            Err(_) => tracing::warn!("the disk is slow: the state is not saved before the drain"),
+        }
+    }
+
     /// Ends what goes on in the background, and has the next start trust what is here.
     pub(crate) async fn close(&self) {
         if let Some(proxy) = &self.proxy {

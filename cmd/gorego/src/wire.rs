@@ -17,6 +17,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     backing,
     banner::Banner,
+    descriptors::Descriptors,
     listen::listen,
     memory::Parts,
     metrics,
@@ -57,6 +58,7 @@ async fn serve(loaded: &Loaded) -> Result<(), Error> {
     let config = &loaded.config;
     let (signals, hangups) = (Signals::new()?, reload::hangups()?);
     let mut reloads = Reloads::default();
+    let descriptors = Descriptors::claim(config.limits.max_connections);
     let tls = tls(&config.tls, &mut reloads)?;
     let listener = listen(&config.listen_addr)
         .await
@@ -99,7 +101,7 @@ async fn serve(loaded: &Loaded) -> Result<(), Error> {
     });
 
     let options = server::Options {
-        limits: limits(&config.limits),
+        limits: limits(&config.limits, descriptors),
         memory: parts.server,
         ac_updates: config.action_cache.updates,
         inferred_functions: inferred_functions(&config.limits),
@@ -108,7 +110,17 @@ async fn serve(loaded: &Loaded) -> Result<(), Error> {
         healthy: tiers.health(),
     };
     let services = tiers.services.clone();
-    let served = server::serve(listener, services, options, shutdown).await;
+    let serving = async {
+        let served = server::serve(listener, services, options, shutdown.clone()).await;
+        shutdown.cancel();
+        served
+    };
+    // While calls drain, since the process may be killed before the last of them ends.
+    let saving = async {
+        shutdown.cancelled().await;
+        tiers.save().await;
+    };
+    let (served, ()) = tokio::join!(serving, saving);
     tiers.close().await;
     // Uploads that wait for room need the janitor, so it ends after the last of them.
     evicting.cancel();
@@ -188,13 +200,14 @@ fn inferred_functions(limits: &config::Limits) -> Vec<DigestFunction> {
     inferred.map(known).collect()
 }
 
-fn limits(limits: &config::Limits) -> Limits {
+fn limits(limits: &config::Limits, descriptors: Descriptors) -> Limits {
     Limits {
         max_batch_bytes: limits.max_batch_bytes.bytes(),
         max_blob_size: NonZeroU64::new(limits.max_blob_size.bytes()),
         idle_timeout: limits.idle_timeout,
         drain_timeout: limits.drain_timeout,
-        max_connections: usize::try_from(limits.max_connections).unwrap_or(usize::MAX),
+        max_connections: descriptors.connections,
+        max_files: descriptors.files,
         ..Limits::default()
     }
 }

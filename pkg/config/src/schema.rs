@@ -115,8 +115,9 @@ section! {
         memory: ByteSize = ByteSize::from_kib(160 * 1024),
         /// A transfer that makes no progress for this long is ended. It can be resumed.
         idle_timeout: Duration = Duration::from_mins(1),
-        /// How long running calls have to end at shutdown.
-        drain_timeout: Duration = Duration::from_secs(30),
+        /// How long running calls have to end at shutdown. Keep it below the time after which the
+        /// process is killed: 10 s with Docker, 30 s with Kubernetes by default.
+        drain_timeout: Duration = Duration::from_secs(8),
         /// How many connections may be open at once. For others, those without a call are closed.
         max_connections: u32 = 10_000,
     }

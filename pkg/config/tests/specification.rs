@@ -34,7 +34,7 @@ const KEYS: &[(&str, &str)] = &[
     ("limits.inferred_functions", "[sha256, blake3]"),
     ("limits.memory", "160MiB"),
     ("limits.idle_timeout", "1m"),
-    ("limits.drain_timeout", "30s"),
+    ("limits.drain_timeout", "8s"),
     ("limits.max_connections", "10000"),
     ("backing_cache.target", r#""""#),
     ("backing_cache.compression", "none"),

@@ -18,8 +18,8 @@ use tracing::debug;
 use crate::{
     Memory,
     greeting::{self, Faults},
-    idle::Idle,
-    io::Coalesced,
+    idle::{Activity, Idle},
+    io::{Coalesced, ResetGuard},
     router::Router,
     watchdog::StreamExecutor,
     windows::Windows,
@@ -33,8 +33,23 @@ const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// A response's bytes within the HTTP/2 layer, beyond which it takes no more.
 const SEND_BUFFER: usize = 64 * 1024;
-/// The headers of one call.
-const MAX_HEADERS: u32 = 16 * 1024;
+/// Cancelled calls that the HTTP/2 layer holds until it gets to them. Beyond that it ends the
+/// connection, and every other call on it. A client that stops may cancel all that it has, and what
+/// multiplexes clients may do so several times in one burst. Each takes about a kilobyte, and its
+/// headers. What a client cancels over time is bounded by [`ResetGuard`].
+const MAX_PENDING_RESETS: usize = 1024;
+/// Streams that the HTTP/2 layer itself ends for a breach of the protocol, during the whole life of
+/// a connection. Each may wait to be sent to a client that reads nothing, so there has to be a limit,
+/// at a few hundred bytes each. A connection between balancers lives for weeks.
+const MAX_BREACHES: usize = 4096;
+/// The headers of one call as the HTTP/2 layer takes them. More than a call may have
+/// ([`crate::grpc::MAX_HEADERS`]), so that the refusal is a gRPC status. Beyond it the layer refuses
+/// the stream, and beyond four times as much the connection. Headers may take a hundred times as much memory
+/// as they did on the wire, times the calls that begin in one burst.
+const MAX_HEADER_LIST: u32 = 64 * 1024;
+/// What is remembered of a connection's headers so that they need not be repeated. Names, tokens and
+/// the like fit; more is memory that an idle connection holds.
+const HEADER_TABLE: u32 = 4 * 1024;
 
 /// What all connections share.
 #[derive(Clone, Debug)]
@@ -70,8 +85,9 @@ impl Connections {
         let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
         // Small messages must not wait for the acknowledgement of earlier ones.
         let _ = stream.set_nodelay(true);
+        let activity = self.idle.connection();
         let faults = Arc::clone(&self.faults);
-        if let Err(why) = self.greet(stream).await {
+        if let Err(why) = self.greet(stream, peer, activity).await {
             if let Some(fault) = why.downcast_ref() {
                 faults.report(peer, fault);
             } else {
@@ -80,30 +96,44 @@ impl Connections {
         }
     }
 
-    async fn greet(self, stream: TcpStream) -> Result<(), BoxError> {
+    async fn greet(
+        self,
+        stream: TcpStream,
+        peer: SocketAddr,
+        activity: Activity,
+    ) -> Result<(), BoxError> {
         let Some(tls) = &self.tls else {
             let greeting = Box::pin(greeting::http2(stream, "grpc"));
-            let stream = self.in_time(greeting).await?;
-            return self.serve_http2(stream).await;
+            let stream = self.in_time(&activity, greeting).await?;
+            return self.serve_http2(stream, peer, activity).await;
         };
         let config = Arc::clone(&tls.borrow().config);
         // In memory that goes when it is done: connections last longer.
         let greeting = Box::pin(greeting::tls(stream, config));
-        let stream = self.in_time(greeting).await?;
-        self.serve_http2(stream).await
+        let stream = self.in_time(&activity, greeting).await?;
+        self.serve_http2(stream, peer, activity).await
     }
 
-    /// Runs a handshake, which neither its client nor the end of the server may draw out.
+    /// Runs a handshake, which neither its client nor the end of the server may draw out, and which
+    /// makes room for others like any connection without a call.
     async fn in_time<S>(
         &self,
+        activity: &Activity,
         handshake: impl Future<Output = Result<S, BoxError>>,
     ) -> Result<S, BoxError> {
-        let handshake = timeout(HANDSHAKE_TIMEOUT, handshake);
-        let outcome = self.drain.run_until_cancelled(handshake).await;
-        outcome.ok_or("shutting down")??
+        tokio::select! {
+            outcome = timeout(HANDSHAKE_TIMEOUT, handshake) => outcome?,
+            () = self.drain.cancelled() => Err("shutting down".into()),
+            () = activity.has_to_close() => Err("closed in its handshake to make room".into()),
+        }
     }
 
-    async fn serve_http2<S>(self, stream: S) -> Result<(), BoxError>
+    async fn serve_http2<S>(
+        self,
+        stream: S,
+        peer: SocketAddr,
+        activity: Activity,
+    ) -> Result<(), BoxError>
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
@@ -112,14 +142,13 @@ impl Connections {
             let router = Arc::clone(&router);
             async move { Ok::<_, std::convert::Infallible>(router.call(request).await) }
         });
-        let activity = self.idle.connection();
         let executor = StreamExecutor {
             tasks: self.tasks,
             activity: activity.clone(),
             client: Client::new(self.grace),
             idle_timeout: self.idle_timeout,
         };
-        let io = Coalesced::new(stream);
+        let io = Coalesced::new(ResetGuard::new(stream, peer));
         let live = self.live;
         // One is held by who accepts them.
         let windows = Windows::new(&self.memory, Arc::strong_count(&live).saturating_sub(1));
@@ -135,9 +164,11 @@ impl Connections {
             }
             connection.as_mut().graceful_shutdown();
             tokio::select! {
+                // First, so that the client is told before it is cut off.
+                biased;
                 ended = connection => Ok(ended?),
                 () = abort.cancelled() => Err("cut off".into()),
-                () = activity.has_to_be_closed() => Err("without a call, it made room".into()),
+                () = activity.has_to_be_closed() => Err("closed without a call".into()),
             }
         })
         .await
@@ -146,6 +177,9 @@ impl Connections {
 
 pub(crate) type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
+/// Every limit of HTTP/2 that can be chosen. hyper does not pass on what else h2 bounds: the overhead
+/// of small frames of data that nobody has read (half of the connection's window), frames without any
+/// (100 in a connection's life), and streams that the server has reset and remembers (50, for a second).
 fn builder(executor: StreamExecutor, windows: &Windows) -> http2::Builder<StreamExecutor> {
     let mut builder = http2::Builder::new(executor);
     builder
@@ -157,7 +191,11 @@ fn builder(executor: StreamExecutor, windows: &Windows) -> http2::Builder<Stream
         .max_frame_size(windows.frame)
         .max_send_buf_size(SEND_BUFFER)
         .max_concurrent_streams(windows.calls)
-        .max_header_list_size(MAX_HEADERS)
+        .max_pending_accept_reset_streams(MAX_PENDING_RESETS)
+        .max_local_error_reset_streams(MAX_BREACHES)
+        .max_header_list_size(MAX_HEADER_LIST)
+        .header_table_size(HEADER_TABLE)
+        // No client of ours tunnels through CONNECT, or wants the date.
         .auto_date_header(false);
     builder
 }

@@ -7,17 +7,19 @@
 //! client is to be told `INVALID_ARGUMENT`. tonic's status, health, reflection and clients are used.
 
 mod call;
+mod head;
 mod memory;
 mod message;
 mod request;
 mod response;
 mod shapes;
 
-pub(crate) use call::{Call, decode, panicked, refuse_foreign};
+pub(crate) use call::{Call, decode, panicked};
+pub(crate) use head::{refuse_foreign, timeout};
 pub(crate) use memory::{decode_within, elsewhere, is_large, reply};
-pub(crate) use message::Messages;
+pub(crate) use message::{Limit, Messages};
 pub(crate) use request::RequestBody;
-pub(crate) use response::{Body, COPIED, Framed, Response, put_header, refuse};
+pub(crate) use response::{Body, COPIED, Framed, Response, put_header, refuse, too_late};
 
 /// What precedes each message on the wire: a compression flag and the length.
 pub(crate) const HEADER_LEN: usize = 5;

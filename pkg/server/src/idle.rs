@@ -9,12 +9,18 @@ use std::{
     time::Duration,
 };
 
-use tokio::{sync::Notify, time::sleep};
+use tokio::{
+    sync::Notify,
+    time::{Instant, sleep, sleep_until},
+};
 use tokio_util::sync::CancellationToken;
 
-/// How long it takes a client to leave: after that, another one is asked, too.
-const LEAVING: Duration = Duration::from_secs(1);
-/// How long it may take, with the end of a response still on the way to it, say.
+/// How long it takes most clients to leave: after that, another one is asked, too. Many may wait, and
+/// those that are asked may be gone.
+const LEAVING: Duration = Duration::from_millis(50);
+/// How long a client may take that has made calls before: it may be about to make another.
+const GOODBYE: Duration = Duration::from_millis(200);
+/// How long it may take after a call, with the end of the response still on the way to it, say.
 const GRACE: Duration = Duration::from_secs(5);
 
 /// The connections without a call.
@@ -42,7 +48,7 @@ impl Idle {
             close: CancellationToken::new(),
             calls: Mutex::default(),
         };
-        connection.change(|_| {});
+        connection.change(|_| {}, None);
         Activity(Arc::new(connection))
     }
 
@@ -57,6 +63,17 @@ impl Idle {
             } else {
                 self.0.entered.notified().await;
             }
+        }
+    }
+
+    /// Closes up to `count` connections that are without a call now.
+    pub(crate) fn close_some(&self, count: usize) {
+        let mut queue = lock(&self.0.queue);
+        for _ in 0..count {
+            let Some((_, close)) = queue.connections.pop_first() else {
+                return;
+            };
+            close.cancel();
         }
     }
 
@@ -90,12 +107,14 @@ struct Calls {
     running: usize,
     /// The connection's number while there are none.
     idle: Option<u64>,
+    /// The end of the last call, if there was one.
+    ended: Option<Instant>,
 }
 
 impl Activity {
     /// A call, until this is dropped.
     pub(crate) fn call(&self) -> RunningCall {
-        self.0.change(|running| *running += 1);
+        self.0.change(|running| *running += 1, None);
         RunningCall(self.clone())
     }
 
@@ -104,24 +123,34 @@ impl Activity {
         self.0.close.cancelled().await;
     }
 
-    /// Waits until it should have made room.
+    /// Waits until a client that was asked to leave has had its time: there is no call, and the end of
+    /// the last response has had time to arrive. A client without any call so far has none.
     pub(crate) async fn has_to_be_closed(&self) {
-        self.has_to_close().await;
-        loop {
-            sleep(GRACE).await;
-            if lock(&self.0.calls).running == 0 {
-                return;
-            }
+        if lock(&self.0.calls).ended.is_some() {
+            sleep(GOODBYE).await;
         }
+        while let Some(later) = self.may_close_at() {
+            sleep_until(later).await;
+        }
+    }
+
+    /// The time to look again whether the connection is unused; `None` when it is.
+    fn may_close_at(&self) -> Option<Instant> {
+        let now = Instant::now();
+        let calls = lock(&self.0.calls);
+        let since = if calls.running > 0 { now } else { calls.ended? };
+        Some(since + GRACE).filter(|at| *at > now)
     }
 }
 
 impl Connection {
-    fn change(&self, change: impl FnOnce(&mut usize)) {
+    /// Counts the running calls anew. `ended` is the end of one of them.
+    fn change(&self, change: impl FnOnce(&mut usize), ended: Option<Instant>) {
         let mut calls = lock(&self.calls);
         change(&mut calls.running);
         if calls.running == 0 {
             calls.idle = Some(self.idle.enter(self.close.clone()));
+            calls.ended = ended;
         } else if let Some(number) = calls.idle.take() {
             self.idle.leave(number);
         }
@@ -142,7 +171,8 @@ pub(crate) struct RunningCall(Activity);
 
 impl Drop for RunningCall {
     fn drop(&mut self) {
-        self.0.0.change(|running| *running -= 1);
+        let ended = Some(Instant::now());
+        self.0.0.change(|running| *running -= 1, ended);
     }
 }
 
@@ -173,6 +203,40 @@ mod tests {
         drop(busy);
         assert!(room.now_or_never().is_none());
         assert_eq!(state(), [true, true, true]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_has_time_to_take_the_end_of_its_last_response() {
+        let idle = Idle::default();
+        let connection = idle.connection();
+        assert!(
+            connection.has_to_be_closed().now_or_never().is_some(),
+            "no call yet"
+        );
+        let call = connection.call();
+        let start = Instant::now();
+        let closed = async {
+            connection.has_to_be_closed().await;
+            start.elapsed()
+        };
+        let call = async {
+            sleep(GRACE * 3).await;
+            drop(call);
+        };
+        let (closed, ()) = tokio::join!(closed, call);
+        assert!(closed >= GRACE * 4, "{closed:?}");
+    }
+
+    #[test]
+    fn as_many_connections_are_closed_as_are_without_a_call() {
+        let idle = Idle::default();
+        let connections: [_; 4] = std::array::from_fn(|_| idle.connection());
+        let _busy = connections[0].call();
+        let closed = || connections.each_ref().map(|one| one.0.close.is_cancelled());
+        idle.close_some(2);
+        assert_eq!(closed(), [false, true, true, false]);
+        idle.close_some(2);
+        assert_eq!(closed(), [false, true, true, true]);
     }
 
     #[test]

@@ -2,6 +2,8 @@
 
 mod coalesce;
 mod preface;
+mod resets;
 
 pub(crate) use coalesce::Coalesced;
 pub(crate) use preface::{NoPreface, Prefaced, Protocol};
+pub(crate) use resets::ResetGuard;

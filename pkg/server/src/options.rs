@@ -71,6 +71,8 @@ pub struct Limits {
     /// How many connections are served at once. For more, those without a call are closed, and if
     /// there is none they wait in the listener's queue.
     pub max_connections: usize,
+    /// How many files the stores may have open: descriptors that connections leave to them.
+    pub max_files: usize,
 }
 
 impl Default for Limits {
@@ -81,8 +83,9 @@ impl Default for Limits {
             max_blob_size: None,
             idle_timeout: Duration::from_mins(1),
             grace: Duration::from_secs(1),
-            drain_timeout: Duration::from_secs(30),
+            drain_timeout: Duration::from_secs(8),
             max_connections: 10_000,
+            max_files: 1024,
         }
     }
 }

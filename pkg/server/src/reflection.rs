@@ -110,7 +110,7 @@ fn checked(
 
 /// The next request. Both versions have the same fields.
 async fn next(requests: &mut Messages) -> Result<Option<Framed>, Status> {
-    let Some(len) = requests.next_len_within(MAX_REQUEST).await? else {
+    let Some(len) = requests.next_len_within(MAX_REQUEST.into()).await? else {
         return Ok(None);
     };
     let request: ServerReflectionRequest = decode(requests.whole(len).await?)?;

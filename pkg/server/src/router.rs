@@ -4,7 +4,10 @@ use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
 use futures::FutureExt as _;
 use gorego_storage::Chain;
+use http::HeaderMap;
 use hyper::body::Incoming;
+
+use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
@@ -14,7 +17,8 @@ use crate::{
     bytestream::ByteStreams,
     capabilities::Capabilities,
     cas::Cas,
-    grpc::{Call, Response, panicked, refuse, refuse_foreign},
+    deadline,
+    grpc::{Call, Limit, Response, panicked, refuse, refuse_foreign, timeout, too_late},
     health::Health,
     inferred::infer,
     reflection::Reflection,
@@ -95,18 +99,34 @@ impl Router {
         })
     }
 
-    /// Answers one call, whatever it is. A panic on the way costs no other call anything.
+    /// Answers one call, whatever it is, in the time that its client gives it. A panic on the way
+    /// costs no other call anything.
     pub(crate) async fn call(&self, request: http::Request<Incoming>) -> Response {
-        AssertUnwindSafe(self.dispatch(request))
-            .catch_unwind()
-            .await
-            .unwrap_or_else(|_| refuse(&panicked()))
+        let deadline = match timeout(request.headers()) {
+            Ok(timeout) => timeout.and_then(|timeout| Instant::now().checked_add(timeout)),
+            Err(status) => return refuse(&status),
+        };
+        let answer = AssertUnwindSafe(self.dispatch(request)).catch_unwind();
+        let answer = match deadline {
+            None => answer.await,
+            Some(deadline) => {
+                deadline::end_at(deadline);
+                match timeout_at(deadline, answer).await {
+                    Ok(answer) => answer,
+                    Err(_) => return refuse(&too_late()),
+                }
+            }
+        };
+        let mut response = answer.unwrap_or_else(|_| refuse(&panicked()));
+        if let Some(deadline) = deadline {
+            response.body_mut().end_at(deadline);
+        }
+        response
     }
 
     async fn dispatch(&self, request: http::Request<Incoming>) -> Response {
-        let (parts, body) = request.into_parts();
-        let path = parts.uri.path();
-        if self.shutdown.is_cancelled() && !path.starts_with(HEALTH) {
+        let (mut parts, body) = request.into_parts();
+        if self.shutdown.is_cancelled() && !parts.uri.path().starts_with(HEALTH) {
             return refuse(&unavailable("shutting down"));
         }
         if let Some(refusal) = refuse_foreign(&parts) {
@@ -119,6 +139,9 @@ impl Router {
         {
             return refuse(&Status::failed_precondition(error.to_string()));
         }
+        // Nothing else in there is needed, and many calls may wait for long.
+        parts.headers = HeaderMap::new();
+        let path = parts.uri.path();
         let call = Call::new(body, self.idle_timeout, self.memory.clone());
         let Some((service, method)) = path.rsplit_once('/') else {
             return unimplemented(path);
@@ -172,7 +195,7 @@ impl Router {
                 .await
             }
             "BatchUpdateBlobs" => {
-                let limit = self.max_batch_request;
+                let limit = Limit::of_batch(self.max_batch_request);
                 call.unary(limit, async |request| self.cas.batch_update(request).await)
                     .await
             }

@@ -14,6 +14,9 @@ use crate::{Error, Options, Services, connection::Connections, idle::Idle, route
 
 /// How long to wait before accepting again when the system has no more sockets to give.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// How many connections without a call are closed when there are no descriptors left: the next
+/// clients need some, and so do files.
+const CLOSED_AT_ONCE: usize = 32;
 /// How long tasks may take to notice that their connection is gone.
 const ABORT_GRACE: Duration = Duration::from_secs(1);
 
@@ -66,7 +69,7 @@ pub async fn serve(
 async fn accept(listener: TcpListener, connections: Connections, max_connections: usize) {
     let room = Arc::new(Semaphore::new(max_connections.min(Semaphore::MAX_PERMITS)));
     loop {
-        let stream = accept_one(&listener).await;
+        let stream = accept_one(&listener, &connections.idle).await;
         let permit = tokio::select! {
             biased;
             permit = Arc::clone(&room).acquire_owned() => permit,
@@ -83,7 +86,7 @@ async fn accept(listener: TcpListener, connections: Connections, max_connections
     }
 }
 
-async fn accept_one(listener: &TcpListener) -> TcpStream {
+async fn accept_one(listener: &TcpListener, idle: &Idle) -> TcpStream {
     let mut warned = false;
     loop {
         match listener.accept().await {
@@ -93,6 +96,9 @@ async fn accept_one(listener: &TcpListener) -> TcpStream {
             Err(error) => {
                 if !std::mem::replace(&mut warned, true) {
                     warn!("cannot accept a connection, trying again: {error}");
+                }
+                if gorego_storage::is_out_of_descriptors(&error) {
+                    idle.close_some(CLOSED_AT_ONCE);
                 }
                 sleep(ACCEPT_PAUSE).await;
             }

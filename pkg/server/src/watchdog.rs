@@ -21,7 +21,7 @@ use tokio::time::{Instant, Sleep};
 use tokio_util::task::TaskTracker;
 use tracing::debug;
 
-use crate::{idle::Activity, memory::too_slow};
+use crate::{deadline::Timed, idle::Activity, memory::too_slow};
 
 /// What the body says during one poll of its stream.
 #[derive(Clone, Copy, Default)]
@@ -157,7 +157,7 @@ where
 {
     fn execute(&self, stream: F) {
         let call = self.client.call();
-        let watched = Watched::new(stream, self.idle_timeout, call.clone());
+        let watched = Watched::new(Timed::new(stream), self.idle_timeout, call.clone());
         let running = self.activity.call();
         self.tasks.spawn(call.scope(async move {
             watched.await;

@@ -361,5 +361,5 @@ async fn a_result_that_clients_could_not_fetch_is_refused() {
         ..ActionResult::default()
     };
     let outcome = update(&server, "", &sha256(b"action"), huge).await;
-    assert_refused(outcome, Code::InvalidArgument, "at most");
+    assert_refused(outcome, Code::ResourceExhausted, "at most");
 }

@@ -356,7 +356,11 @@ async fn what_is_said_of_absent_blobs_fits_into_a_clients_message_too() {
         assert_eq!(blob.status.unwrap().code, Code::NotFound as i32);
     }
     let outcome = read_batch(&server, absent(57_000), false).await;
-    assert_refused(outcome, Code::InvalidArgument, "digests: the answer takes");
+    assert_refused(
+        outcome,
+        Code::ResourceExhausted,
+        "digests: the answer takes",
+    );
 }
 
 #[tokio::test]

@@ -14,6 +14,7 @@ use std::io;
 
 use bytes::Bytes;
 use common::{
+    frames::{DATA, END_STREAM, Frames, GOAWAY, PREFACE},
     raw::{RawClient, announce, finish, framed, send},
     *,
 };
@@ -31,7 +32,7 @@ use tonic::Code;
 use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 
 const READ: &str = "/google.bytestream.ByteStream/Read";
-const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+const CAPABILITIES: &str = "/build.bazel.remote.execution.v2.Capabilities/GetCapabilities";
 /// A frame without any.
 const SETTINGS: &[u8] = &[0, 0, 0, 4, 0, 0, 0, 0, 0];
 
@@ -171,9 +172,22 @@ async fn connections_beyond_the_limit_wait_while_the_others_have_calls() {
 async fn what_is_no_grpc_is_refused_as_http_does() {
     let server = Server::start().await;
     let mut client = RawClient::connect(&server, 65_535).await;
-    let (response, mut request) = client.open_as(READ, "text/html", HeaderMap::new());
-    request.send_data(Bytes::new(), true).unwrap();
-    assert_eq!(finish(response).await.http_status, 415);
+    for kind in [
+        "text/html",
+        "application/grpc-web",
+        "application/grpc-web+proto",
+        "application/grpc+json",
+    ] {
+        let (response, mut request) = client.open_as(READ, kind, HeaderMap::new());
+        request.send_data(Bytes::new(), true).unwrap();
+        assert_eq!(finish(response).await.http_status, 415, "{kind}");
+    }
+    for kind in ["application/grpc", "application/grpc+proto"] {
+        let (response, mut request) = client.open_as(READ, kind, HeaderMap::new());
+        request.send_data(framed(b""), true).unwrap();
+        let code = finish(response).await.code;
+        assert_eq!(code, Some(Code::InvalidArgument), "{kind}");
+    }
 }
 
 #[tokio::test]
@@ -234,9 +248,11 @@ async fn requests_that_are_not_one_message_are_refused() {
 async fn a_message_that_is_announced_too_large_is_refused_before_it_arrives() {
     let server = Server::start().await;
     let mut client = RawClient::connect(&server, 65_535).await;
+    // Its limit is that of a batch, whose code the protocol names.
+    let batch = "build.bazel.remote.execution.v2.ContentAddressableStorage/BatchUpdateBlobs";
     for method in [
+        batch,
         "build.bazel.remote.execution.v2.ContentAddressableStorage/FindMissingBlobs",
-        "build.bazel.remote.execution.v2.ContentAddressableStorage/BatchUpdateBlobs",
         "build.bazel.remote.execution.v2.ContentAddressableStorage/BatchReadBlobs",
         "build.bazel.remote.execution.v2.ContentAddressableStorage/GetTree",
         "build.bazel.remote.execution.v2.ActionCache/GetActionResult",
@@ -250,7 +266,12 @@ async fn a_message_that_is_announced_too_large_is_refused_before_it_arrives() {
         let header = Bytes::from_static(b"\0\xff\xff\xff\xff");
         request.send_data(header, false).unwrap();
         let response = finish(response).await;
-        assert_eq!(response.code, Some(Code::InvalidArgument), "{method}");
+        let refusal = if method == batch {
+            Code::InvalidArgument
+        } else {
+            Code::ResourceExhausted
+        };
+        assert_eq!(response.code, Some(refusal), "{method}");
         assert!(response.message.contains("most"), "{}", response.message);
     }
 }
@@ -287,16 +308,75 @@ async fn requests_too_large_to_be_held_at_once_wait_for_each_other() {
 }
 
 #[tokio::test]
-async fn headers_without_end_are_refused() {
+async fn too_many_headers_cost_no_other_call_on_the_connection() {
     let server = Server::start().await;
     let mut client = RawClient::connect(&server, 65_535).await;
-    let mut headers = HeaderMap::new();
-    headers.insert("x-large", "x".repeat(20_000).parse().unwrap());
-    let (response, mut request) = client.open_as(READ, "application/grpc", headers);
-    let _ = request.send_data(framed(b""), true);
-    let refused = tokio::time::timeout(LONG, response).await.unwrap();
-    assert_eq!(refused.unwrap().status(), 431);
+    let (other, mut request) = client.open(READ);
+    for (bytes, status) in [(17_000, 200), (60_000, 200), (100_000, 431)] {
+        let mut headers = HeaderMap::new();
+        headers.insert("x-large", "x".repeat(bytes).parse().unwrap());
+        let (response, _request) = client.open_as(READ, "application/grpc", headers);
+        let refused = finish(response).await;
+        assert_eq!(refused.http_status, status, "{bytes}");
+        if status == 200 {
+            assert_eq!(refused.code, Some(Code::ResourceExhausted), "{bytes}");
+            assert!(refused.message.contains("16384"), "{refused:?}");
+        }
+    }
+    request.send_data(framed(b""), true).unwrap();
+    assert_eq!(finish(other).await.code, Some(Code::InvalidArgument));
+}
+
+#[tokio::test]
+async fn calls_cancelled_in_a_burst_cost_no_other_call_on_the_connection() {
+    let server = Server::start().await;
+    let mut client = Frames::connect(&server).await;
+    let other = client.open(CAPABILITIES);
+    assert!(client.sync().await);
+    for _ in 0..1000 {
+        let cancelled = client.open(READ);
+        client.reset(cancelled);
+    }
+    client.add(DATA, END_STREAM, other, &framed(b""));
+    client.send().await;
+    loop {
+        let frame = client.next().await.expect("an open connection");
+        assert_ne!(frame.kind, GOAWAY, "{frame:?}");
+        if frame.kind == DATA && frame.stream == other {
+            return;
+        }
+    }
+}
+
+#[tokio::test]
+async fn whoever_cancels_all_calls_one_after_the_other_is_hung_up_on() {
+    let server = Server::start().await;
+    let mut client = Frames::connect(&server).await;
+    for _ in 0..100 {
+        let calls: Vec<_> = (0..100).map(|_| client.open(READ)).collect();
+        // Each is being answered when it is cancelled.
+        if !client.sync().await {
+            assert_serves(&server).await;
+            return;
+        }
+        for call in calls {
+            client.reset(call);
+        }
+    }
+    panic!("10,000 calls were cancelled on one connection");
+}
+
+#[tokio::test]
+async fn connections_in_their_handshake_make_room_before_those_of_clients_at_work() {
+    let server = Server::limited(|limits| limits.max_connections = 2).await;
+    let mut mute = TcpStream::connect(&server.address).await.unwrap();
+    let mut client = RawClient::connect(&server, 65_535).await;
+    let before = client.call(READ, framed(b"")).await;
+    assert_eq!(before.code, Some(Code::InvalidArgument), "{before:?}");
     assert_serves(&server).await;
+    hung_up(&mut mute).await;
+    let after = client.call(READ, framed(b"")).await;
+    assert_eq!(after.code, Some(Code::InvalidArgument), "{after:?}");
 }
 
 #[tokio::test(start_paused = true)]

@@ -13,12 +13,16 @@ mod common;
 use std::time::{Duration, Instant};
 
 use common::{
+    frames::PREFACE,
     raw::{RawClient, framed},
     *,
 };
 use gorego_server::{Limits, Options};
 use reapi::bytestream::ReadRequest;
-use tokio::net::TcpStream;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+};
 use tonic::Code;
 use tonic_health::pb::{
     HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
@@ -46,6 +50,18 @@ async fn an_idle_server_ends_at_once() {
     server.shutdown.cancel();
     server.ended().await.unwrap();
     assert!(start.elapsed() < LONG);
+}
+
+#[tokio::test]
+async fn a_client_that_is_gone_does_not_keep_the_server() {
+    let server = draining_for(LONG * 100).await;
+    let mut gone = TcpStream::connect(&server.address).await.unwrap();
+    let greeting = [PREFACE, &[0, 0, 0, 4, 0, 0, 0, 0, 0]].concat();
+    gone.write_all(&greeting).await.unwrap();
+    gone.read_u8().await.unwrap();
+    server.shutdown.cancel();
+    // It never answers that it has heard of the end.
+    server.ended().await.unwrap();
 }
 
 #[tokio::test]

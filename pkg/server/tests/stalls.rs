@@ -24,6 +24,7 @@ use common::{
 use futures::stream;
 use gorego_server::{Limits, Options, Services};
 use gorego_storage::{Blob, BlobStore, Digest, MemoryStore, Put, Result};
+use http::{HeaderMap, HeaderName};
 use prost::Message as _;
 use reapi::{bytestream::ReadRequest, v2::BatchReadBlobsRequest};
 use tokio::sync::watch;
@@ -53,8 +54,60 @@ fn read_request(digest: &Digest) -> Bytes {
 }
 
 const READ: &str = "/google.bytestream.ByteStream/Read";
+const WATCH: &str = "/grpc.health.v1.Health/Watch";
 const WRITE: &str = "/google.bytestream.ByteStream/Write";
 const STORAGE: &str = "/build.bazel.remote.execution.v2.ContentAddressableStorage";
+
+fn within(timeout: &str) -> HeaderMap {
+    HeaderMap::from_iter([(
+        HeaderName::from_static("grpc-timeout"),
+        timeout.parse().unwrap(),
+    )])
+}
+
+#[tokio::test]
+async fn uploads_and_streams_end_at_the_deadline_of_their_client() {
+    let server = Server::start().await;
+    let mut client = RawClient::connect(&server, 65_535).await;
+    for path in [WRITE, WATCH] {
+        let (response, mut request) = client.open_as(path, "application/grpc", within("50m"));
+        let all_there_is = path == WATCH;
+        let sent = framed(b"").slice(if all_there_is { 0..5 } else { 0..2 });
+        request.send_data(sent, all_there_is).unwrap();
+        let code = finish(response).await.code;
+        assert_eq!(code, Some(Code::DeadlineExceeded), "{path}");
+    }
+}
+
+#[tokio::test]
+async fn a_download_that_nobody_takes_ends_at_the_deadline_of_its_client() {
+    let server = Server::start().await;
+    let digest = server.has(&monotony(10_000_000)).await;
+    let mut client = RawClient::connect(&server, 65_535).await;
+    let (response, mut request) = client.open_as(READ, "application/grpc", within("50m"));
+    request.send_data(read_request(&digest), true).unwrap();
+    let reset = async {
+        let mut body = response.await.unwrap().into_body();
+        while let Some(piece) = body.data().await {
+            if piece.is_err() {
+                return;
+            }
+        }
+        panic!("all of it came, although the client takes no more than a window");
+    };
+    tokio::time::timeout(LONG, reset).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_malformed_deadline_is_refused() {
+    let server = Server::start().await;
+    let mut client = RawClient::connect(&server, 65_535).await;
+    let (response, mut request) = client.open_as(READ, "application/grpc", within("soon"));
+    request.send_data(framed(b""), true).unwrap();
+    let refused = finish(response).await;
+    assert_eq!(refused.code, Some(Code::InvalidArgument));
+    assert!(refused.message.contains("grpc-timeout"), "{refused:?}");
+}
 
 #[tokio::test]
 async fn an_upload_that_stalls_is_ended_and_stays_resumable() {

@@ -21,7 +21,7 @@ use tonic::{Code, Status};
 const MANY: usize = 2_000_000;
 
 fn assert_too_much<T: std::fmt::Debug>(outcome: Result<T, Status>) {
-    assert_refused(outcome, Code::InvalidArgument, "bytes of memory");
+    assert_refused(outcome, Code::ResourceExhausted, "bytes of memory");
 }
 
 #[tokio::test]
@@ -79,7 +79,7 @@ async fn a_result_that_unfolds_to_too_much_is_not_stored() {
     let mut actions = server.actions().await;
     let limit = format!("more than {MAX_DECODED_RESULT} bytes of memory");
     let outcome = actions.update_action_result(request).await;
-    assert_refused(outcome, Code::InvalidArgument, &limit);
+    assert_refused(outcome, Code::ResourceExhausted, &limit);
     let request = GetActionResultRequest {
         action_digest: Some(action),
         ..Default::default()

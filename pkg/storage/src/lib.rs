@@ -19,7 +19,7 @@ mod tree;
 pub use blob::{Blob, BlobFile, BlobStream, CHUNK_SIZE, Chunks, InUse, Resume, UploadId, Verified};
 pub use completeness::{CompletenessChecking, named_blobs};
 pub use digest::{Digest, DigestError, DigestFunction, Hasher, to_hex};
-pub use error::{Error, Result, SourceError};
+pub use error::{Error, Result, SourceError, is_out_of_descriptors};
 pub use eviction::{Candidate, EntryId, Evictable, Removed, Usage};
 pub use local::{
     Complete, Counters, Growth, LocalOptions, LocalStore, OpenError, Received, SyncMode,

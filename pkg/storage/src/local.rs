@@ -187,6 +187,17 @@ impl LocalStore {
         })
     }
 
+    /// Writes last uses and all data to the disk, and notes that what is here now is whole: of a
+    /// process that is killed, the next one checks only what came later.
+    pub async fn save(&self) -> Result<()> {
+        let (core, recorded) = (Arc::clone(&self.core), Arc::clone(&self.recorded));
+        core::blocking(move || {
+            core.write_back()?;
+            core.sync_point(&recorded, false)
+        })
+        .await
+    }
+
     /// Ends background work, writes last uses and all data to the disk, and notes that nothing is
     /// in doubt. What is here can still be read; nothing can be put any more.
     pub async fn close(&self) -> Result<()> {

@@ -2,13 +2,17 @@
 
 use std::{net::SocketAddr, str::FromStr};
 
-use clap::Parser;
+use clap::{Parser, Subcommand};
 
-use crate::{error::Error, scenario::Scenario};
+use crate::{attack, error::Error, scenario::Scenario};
 
 /// Measures REAPI caches on this machine, one after the other, and prints a table.
 #[derive(Debug, Parser)]
-#[command(name = "load")]
+#[command(
+    name = "load",
+    args_conflicts_with_subcommands = true,
+    subcommand_negates_reqs = true
+)]
 pub(crate) struct Args {
     /// A server to measure, on a loopback address; the others are compared with the first one.
     #[arg(long = "server", value_name = "NAME=IP:PORT,pid=PID", required = true)]
@@ -28,6 +32,14 @@ pub(crate) struct Args {
     /// Print JSON instead of a Markdown table.
     #[arg(long)]
     pub(crate) json: bool,
+    #[command(subcommand)]
+    pub(crate) command: Option<Command>,
+}
+
+/// What else there is to measure.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    Attack(attack::Args),
 }
 
 impl Args {

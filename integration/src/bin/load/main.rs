@@ -5,6 +5,7 @@
 //! the machine does hits all of them.
 
 mod args;
+mod attack;
 mod client;
 mod content;
 mod error;
@@ -20,7 +21,7 @@ use std::process::ExitCode;
 use clap::Parser as _;
 
 use crate::{
-    args::Args,
+    args::{Args, Command},
     error::Error,
     report::Report,
     round::{Limits, Server},
@@ -28,7 +29,7 @@ use crate::{
     summary::Summary,
 };
 
-/// At least one scenario ended with an error.
+/// At least one scenario ended with an error, or one attack missed its aim.
 const EXIT_FAILED: u8 = 1;
 /// Nothing was measured.
 const EXIT_START: u8 = 2;
@@ -36,6 +37,16 @@ const EXIT_START: u8 = 2;
 #[tokio::main]
 async fn main() -> ExitCode {
     let args = Args::parse();
+    if let Some(Command::Attack(args)) = &args.command {
+        return match attack::run(args).await {
+            Ok(true) => ExitCode::SUCCESS,
+            Ok(false) => ExitCode::from(EXIT_FAILED),
+            Err(error) => {
+                eprintln!("load: {error}");
+                ExitCode::from(EXIT_START)
+            }
+        };
+    }
     let report = match measure(&args).await {
         Ok(report) => report,
         Err(error) => {

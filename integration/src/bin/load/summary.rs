@@ -57,7 +57,7 @@ impl Summary {
 }
 
 /// The least of the sorted `values` that `percent` in a hundred do not exceed.
-fn percentile(values: &[Duration], percent: usize) -> Duration {
+pub(crate) fn percentile(values: &[Duration], percent: usize) -> Duration {
     let rank = (values.len() * percent).div_ceil(100);
     let found = values.get(rank.saturating_sub(1));
     found.copied().unwrap_or_default()

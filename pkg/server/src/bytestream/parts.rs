@@ -87,7 +87,7 @@ where
             }
         }
         if len > MAX_WHOLE {
-            return Err(Status::invalid_argument(format!(
+            return Err(Status::resource_exhausted(format!(
                 "a message of {len} bytes whose data is not the last field; at most {MAX_WHOLE}"
             )));
         }
@@ -334,6 +334,6 @@ mod tests {
         };
         let message = [data_first.encode_to_vec(), name.encode_to_vec()].concat();
         let status = take_apart(&framed(&message), 16 * 1024).unwrap_err();
-        assert_eq!(status.code(), Code::InvalidArgument);
+        assert_eq!(status.code(), Code::ResourceExhausted);
     }
 }

@@ -20,7 +20,7 @@ use crate::{
     compression, digests,
     grpc::{Body, COPIED, put_header},
     memory::full,
-    status::{from_read, invalid_field, outcome, to_proto, unavailable},
+    status::{from_read, outcome, to_proto, unavailable},
 };
 
 impl Cas {
@@ -77,7 +77,7 @@ impl Room {
             .sum();
         largest.checked_sub(least).map(Self).ok_or_else(|| {
             let why = format!("the answer takes {least} bytes without content, at most {largest}");
-            invalid_field("digests", why)
+            Status::resource_exhausted(format!("digests: {why}"))
         })
     }
 

@@ -4,13 +4,12 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use gorego_limits::Permit;
-use http::{HeaderValue, StatusCode, header::CONTENT_TYPE};
 use hyper::body::Incoming;
 use prost::Message;
 use tonic::Status;
 use tracing::error;
 
-use super::{Body, Messages, RequestBody, Response, decode_within, memory::Request, reply};
+use super::{Body, Limit, Messages, RequestBody, Response, decode_within, memory::Request, reply};
 use crate::Memory;
 
 /// A call that has arrived, up to its headers.
@@ -32,7 +31,7 @@ impl Call {
     /// A method with one request of at most `limit` bytes, and one response.
     pub(crate) async fn unary<Q, R>(
         self,
-        limit: u64,
+        limit: impl Into<Limit>,
         handler: impl AsyncFnOnce(Q) -> Result<R, Status>,
     ) -> Response
     where
@@ -49,7 +48,7 @@ impl Call {
     /// A method with one request, whose handler makes the response's body itself.
     pub(crate) async fn answered<Q>(
         self,
-        limit: u64,
+        limit: impl Into<Limit>,
         handler: impl AsyncFnOnce(Q) -> Result<Body, Status>,
     ) -> Response
     where
@@ -67,11 +66,11 @@ impl Call {
     /// A method with one request, whose handler also decodes it, and drops the permit afterwards.
     pub(crate) async fn encoded(
         self,
-        limit: u64,
+        limit: impl Into<Limit>,
         handler: impl AsyncFnOnce(Bytes, Permit) -> Result<Body, Status>,
     ) -> Response {
         let answer = async {
-            let (request, permit) = self.only_message(limit).await?;
+            let (request, permit) = self.only_message(limit.into()).await?;
             handler(request, permit).await
         };
         response(answer.await)
@@ -95,7 +94,7 @@ impl Call {
         Messages::new(self.body, self.memory.requests)
     }
 
-    async fn only_message(self, limit: u64) -> Result<(Bytes, Permit), Status> {
+    async fn only_message(self, limit: Limit) -> Result<(Bytes, Permit), Status> {
         let mut messages = self.into_messages();
         let len = messages
             .next_len_within(limit)
@@ -115,26 +114,6 @@ impl Call {
 /// Decodes a message from a client whose fields come once.
 pub(crate) fn decode<M: Message + Default>(encoded: Bytes) -> Result<M, Status> {
     M::decode(encoded).map_err(|why| Status::invalid_argument(format!("malformed message: {why}")))
-}
-
-/// The refusal of a request that is no gRPC call, or in an encoding that is not known here.
-pub(crate) fn refuse_foreign(head: &http::request::Parts) -> Option<Response> {
-    let header = |name| head.headers.get(name).map(HeaderValue::as_bytes);
-    if !header(CONTENT_TYPE.as_str()).is_some_and(|kind| kind.starts_with(b"application/grpc")) {
-        let mut refusal = Response::default();
-        *refusal.status_mut() = StatusCode::UNSUPPORTED_MEDIA_TYPE;
-        return Some(refusal);
-    }
-    if header("grpc-encoding").is_some_and(|encoding| encoding != b"identity") {
-        let status = Status::unimplemented("messages are accepted as they are, not encoded");
-        let mut refusal = super::refuse(&status);
-        let accepted = HeaderValue::from_static("identity");
-        refusal
-            .headers_mut()
-            .insert("grpc-accept-encoding", accepted);
-        return Some(refusal);
-    }
-    None
 }
 
 fn response(answer: Result<Body, Status>) -> Response {

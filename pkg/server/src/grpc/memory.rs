@@ -42,7 +42,7 @@ pub(crate) async fn decode_within<Q: Request>(
     let (bytes, wire) = run(large, measure).await?;
     let bytes = bytes.map_err(|why| match why {
         Unfit::Malformed(_) => malformed(&why),
-        Unfit::TooLarge(_) => Status::invalid_argument(format!("the message: {why}")),
+        Unfit::TooLarge(_) => Status::resource_exhausted(format!("the message: {why}")),
     })?;
     let fields = memory.decoded.reserve(bytes as u64).await.map_err(full)?;
     let permits = [wire, fields];

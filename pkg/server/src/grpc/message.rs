@@ -6,7 +6,7 @@ use bytes::{Buf as _, Bytes, BytesMut};
 use gorego_limits::{Budget, Permit};
 use http_body::Body;
 use hyper::body::Incoming;
-use tonic::Status;
+use tonic::{Code, Status};
 
 use super::RequestBody;
 use crate::memory::full;
@@ -76,15 +76,17 @@ where
         Ok(Some(len))
     }
 
-    /// The same for a method that takes messages of at most `limit` bytes.
-    pub(crate) async fn next_len_within(&mut self, limit: u64) -> Result<Option<usize>, Status> {
+    /// The length of the next message, within the limit.
+    pub(crate) async fn next_len_within(&mut self, limit: Limit) -> Result<Option<usize>, Status> {
         let Some(len) = self.next_len().await? else {
             return Ok(None);
         };
-        if u64::from(len) > limit {
-            return Err(Status::invalid_argument(format!(
-                "a message of {len} bytes, this method takes at most {limit}"
-            )));
+        if u64::from(len) > limit.bytes {
+            let most = limit.bytes;
+            return Err(Status::new(
+                limit.refusal,
+                format!("a message of {len} bytes, this method takes at most {most}"),
+            ));
         }
         Ok(Some(usize::try_from(len).unwrap_or(usize::MAX)))
     }
@@ -135,6 +137,30 @@ where
     }
 }
 
+/// The size of a method's messages.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limit {
+    bytes: u64,
+    /// The code for a message beyond it.
+    refusal: Code,
+}
+
+impl From<u64> for Limit {
+    fn from(bytes: u64) -> Self {
+        let refusal = Code::ResourceExhausted;
+        Self { bytes, refusal }
+    }
+}
+
+impl Limit {
+    /// The limit of a message that beyond `bytes` breaks the advertised limit of a batch: the protocol
+    /// has a code of its own for that.
+    pub(crate) const fn of_batch(bytes: u64) -> Self {
+        let refusal = Code::InvalidArgument;
+        Self { bytes, refusal }
+    }
+}
+
 fn cut_off() -> Status {
     Status::invalid_argument("the request ends within a message")
 }
@@ -146,7 +172,6 @@ mod tests {
     use futures::stream;
     use http_body::Frame;
     use http_body_util::StreamBody;
-    use tonic::Code;
 
     use super::*;
 

@@ -12,6 +12,7 @@ use gorego_limits::Permit;
 use http::{HeaderMap, HeaderValue, header::CONTENT_TYPE};
 use http_body::Frame;
 use prost::Message;
+use tokio::time::{Instant, Sleep, sleep_until};
 use tonic::Status;
 
 use super::HEADER_LEN;
@@ -63,6 +64,8 @@ pub(crate) struct Body {
     source: Source,
     /// Memory set aside for the content, until the client has it.
     _permit: Permit,
+    /// The time at which the client has no more use for it.
+    deadline: Option<Pin<Box<Sleep>>>,
 }
 
 #[derive(Default)]
@@ -85,6 +88,7 @@ impl Body {
             ready: message,
             source: Source::Ok,
             _permit: permit,
+            deadline: None,
         }
     }
 
@@ -111,6 +115,13 @@ impl Body {
             source: Source::Messages(messages),
             _permit: permit,
             ..Self::default()
+        }
+    }
+
+    /// Ends what is still to come at `deadline`.
+    pub(crate) fn end_at(&mut self, deadline: Instant) {
+        if !http_body::Body::is_end_stream(self) {
+            self.deadline = Some(Box::pin(sleep_until(deadline)));
         }
     }
 
@@ -144,6 +155,11 @@ pub(crate) fn refuse(status: &Status) -> Response {
     let mut response = Body::default().into_response();
     response.headers_mut().extend(trailers(status));
     response
+}
+
+/// The end of a call that took longer than its client gave it.
+pub(crate) fn too_late() -> Status {
+    Status::deadline_exceeded("the time that the client gave this call (grpc-timeout) is over")
 }
 
 fn trailers(status: &Status) -> HeaderMap {
@@ -195,6 +211,13 @@ impl http_body::Body for Body {
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Polled {
         let me = self.get_mut();
+        if let Some(deadline) = &mut me.deadline
+            && deadline.as_mut().poll(cx).is_ready()
+        {
+            me.deadline = None;
+            me.ready = Framed::default();
+            return Poll::Ready(Some(Ok(me.end(&too_late()))));
+        }
         loop {
             if let Some(piece) = me.next_piece() {
                 watchdog::sent(piece.len());

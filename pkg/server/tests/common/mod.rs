@@ -9,6 +9,7 @@
 )]
 
 pub(crate) mod authority;
+pub(crate) mod frames;
 pub(crate) mod raw;
 
 use std::{sync::Arc, time::Duration};

@@ -183,7 +183,8 @@ impl Core {
         let mut state = recorded.state();
         let used = if clean { self.room.kept() } else { state.used };
         let next = State {
-            clean,
+            // Nothing was written after a clean end, whoever is slow to note an earlier state.
+            clean: clean || state.clean,
             synced_ms,
             used,
         };

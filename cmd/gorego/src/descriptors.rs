@@ -1,0 +1,88 @@
+//! The file descriptors of the process, divided between connections and files.
+
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+/// Descriptors for all that is neither a client's connection nor a blob's file: those of metrics, of
+/// the backing cache, of the runtime and of the log.
+const OVERHEAD: u64 = 128;
+/// Files that can be open at least, where that leaves as much for connections. Many small
+/// reads and writes have one open for moments only.
+const LEAST_FILES: u64 = 256;
+
+/// What the process may open.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Descriptors {
+    /// Connections of clients.
+    pub(crate) connections: usize,
+    /// Files of blobs and results.
+    pub(crate) files: usize,
+}
+
+impl Descriptors {
+    /// Raises the process's limit to the highest that it may have, and divides it. Says so when fewer
+    /// connections fit than are wanted.
+    pub(crate) fn claim(max_connections: u32) -> Self {
+        let limit = raise();
+        let divided = Self::divide(limit, max_connections);
+        let Self { connections, files } = divided;
+        if connections < usize::try_from(max_connections).unwrap_or(usize::MAX) {
+            tracing::warn!(
+                "limits.max_connections = {max_connections} is cut to {connections}: the process may \
+                 have {limit} file descriptors, of which files need {files}; raise its hard limit \
+                 (LimitNOFILE= of systemd, --ulimit nofile= of Docker, ulimit -Hn)"
+            );
+        }
+        divided
+    }
+
+    fn divide(limit: u64, max_connections: u32) -> Self {
+        let usable = limit.saturating_sub(OVERHEAD).max(2);
+        let files = (usable / 4).max(LEAST_FILES).min(usable / 2);
+        let connections = u64::from(max_connections).min(usable - files);
+        let count = |number| usize::try_from(number).unwrap_or(usize::MAX);
+        Self {
+            connections: count(connections),
+            files: count(usable - connections),
+        }
+    }
+}
+
+/// The limit that is in force from now on.
+fn raise() -> u64 {
+    let limit = getrlimit(Resource::Nofile);
+    let highest = Rlimit {
+        current: limit.maximum,
+        maximum: limit.maximum,
+    };
+    let raised = setrlimit(Resource::Nofile, highest).map(|()| highest);
+    let in_force = raised.unwrap_or_else(|error| {
+        tracing::warn!("cannot raise the limit of file descriptors: {error}");
+        limit
+    });
+    in_force.current.unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn connections_get_what_they_want_unless_files_would_run_short() {
+        for (limit, wanted, connections) in [
+            (20_000, 10_000, 10_000),
+            (u64::MAX, 10_000, 10_000),
+            (4096, 10_000, 2976),
+            (1024, 10_000, 640),
+            (1024, 100, 100),
+            (256, 10_000, 64),
+            (10, 10_000, 1),
+        ] {
+            let divided = Descriptors::divide(limit, wanted);
+            assert_eq!(divided.connections, connections, "{limit}");
+            assert!(
+                divided.files >= connections.min(256),
+                "{divided:?} of {limit}"
+            );
+        }
+    }
+}

@@ -1,0 +1,122 @@
+//! Attacks on a gorego that is started for each of them, with an honest client beside it: what the
+//! server holds in memory, and what the honest client notices.
+
+mod bodies;
+mod floods;
+mod held;
+mod honest;
+mod kind;
+mod raw;
+mod report;
+
+use std::{net::SocketAddr, time::Duration};
+
+use gorego_integration::{backing::Backing, server::Server};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use tokio::time::{Instant, timeout_at};
+
+use self::{
+    honest::Honest,
+    kind::{Attack, Attackers},
+    report::Row,
+};
+use crate::{error::Error, process::Process};
+
+/// How long the honest client is alone, to compare with.
+const ALONE: Duration = Duration::from_secs(3);
+
+/// Attacks a gorego on this machine, one attack after the other, and prints a table.
+///
+/// `GOREGO_BIN` names the program; without it, Cargo builds that of the same profile.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct Args {
+    /// An attack to run, in the order given [default: all].
+    #[arg(long = "attack", value_name = "NAME", value_enum)]
+    attacks: Vec<Attack>,
+    /// How long each attack goes on.
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=120))]
+    seconds: u64,
+    /// Put the attacked gorego in front of another one.
+    #[arg(long)]
+    backing: bool,
+    /// A setting of the attacked gorego.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    settings: Vec<String>,
+}
+
+/// Runs the attacks and prints a row after each. True if all aims were met.
+pub(crate) async fn run(args: &Args) -> Result<bool, Error> {
+    allow_descriptors();
+    let attacks = if args.attacks.is_empty() {
+        Attack::all()
+    } else {
+        args.attacks.clone()
+    };
+    print!("{}", report::HEADER);
+    let mut met = true;
+    for attack in attacks {
+        eprintln!("load: attack {attack}");
+        let row = one(attack, args).await?;
+        met &= row.is_met();
+        println!("{row}");
+    }
+    Ok(met)
+}
+
+/// Lets this process open as many sockets as the system allows it.
+fn allow_descriptors() {
+    let limit = getrlimit(Resource::Nofile);
+    let highest = Rlimit {
+        current: limit.maximum,
+        ..limit
+    };
+    if let Err(error) = setrlimit(Resource::Nofile, highest) {
+        eprintln!("load: cannot raise the limit of open files: {error}");
+    }
+}
+
+async fn one(attack: Attack, args: &Args) -> Result<Row, Error> {
+    let behind = args.backing.then(|| Backing::gorego(&[]));
+    let target = behind.as_ref().map(Backing::grpc_url);
+    let target = target.map(|target| format!("backing_cache.target={target}"));
+    let mut settings = vec!["local_cache.max_size_gb=4GiB"];
+    settings.extend(target.as_deref());
+    settings.extend(args.settings.iter().map(String::as_str));
+    let server = match attack.descriptors() {
+        Some(limit) => Server::start_limited(limit, &settings),
+        None => Server::start(&settings),
+    };
+    let address = server.address();
+    let mut honest = Honest::prepare(address).await?;
+    let alone = honest.call_until(Instant::now() + ALONE).await;
+    let setup = attack.prepare(address).await?;
+
+    let process = Process::open(server.id())?;
+    let end = Instant::now() + Duration::from_secs(args.seconds);
+    let mut attackers = Attackers::new();
+    let attacking = async {
+        let begun = timeout_at(end, attack.run(address, &setup, &mut attackers));
+        // Where there is no time to begin all of it, the beginning has to do.
+        let _ = begun.await;
+    };
+    let ((), beside) = tokio::join!(attacking, honest.call_until(end));
+    let newcomer = newcomer(address).await;
+    let peak = process.peak_memory()?;
+    drop(attackers);
+    Ok(Row {
+        attack,
+        peak,
+        alone,
+        beside,
+        newcomer,
+    })
+}
+
+/// Connects while the attackers are still there, and makes a call: how long that takes.
+async fn newcomer(address: SocketAddr) -> Result<Duration, String> {
+    let start = Instant::now();
+    match Honest::first_call(address).await {
+        Ok(()) => Ok(start.elapsed()),
+        Err(error) => Err(error.to_string()),
+    }
+}

@@ -1,0 +1,73 @@
+//! The table.
+
+use std::{fmt, time::Duration};
+
+use super::{honest::Calls, kind::Attack};
+use crate::summary::percentile;
+
+pub(super) const HEADER: &str = "\
+| attack | peak MiB | aim | honest calls | errors | p99 alone ms | p99 beside ms | newcomer ms |
+|---|---:|---:|---:|---:|---:|---:|---:|
+";
+
+/// How slow the honest client may become in any case.
+const SLOW: Duration = Duration::from_secs(2);
+/// How many times slower it may become.
+const SLOWER: u32 = 3;
+
+/// One attack.
+pub(super) struct Row {
+    pub(super) attack: Attack,
+    /// Resident memory at its highest, in bytes.
+    pub(super) peak: u64,
+    /// Honest calls without the attack.
+    pub(super) alone: Calls,
+    /// Honest calls beside it.
+    pub(super) beside: Calls,
+    /// How long a client needs that connects during the attack.
+    pub(super) newcomer: Result<Duration, String>,
+}
+
+impl Row {
+    /// Whether the server held what it should, and the honest client noticed little.
+    pub(super) fn is_met(&self) -> bool {
+        let slowest = (p99(&self.alone) * SLOWER).max(SLOW);
+        self.peak.div_ceil(1 << 20) <= self.attack.aim_mib()
+            && self.beside.errors.is_empty()
+            && self.newcomer.is_ok()
+            && p99(&self.beside) <= slowest
+    }
+}
+
+impl fmt::Display for Row {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let newcomer = match &self.newcomer {
+            Ok(time) => millis(*time),
+            Err(error) => error.clone(),
+        };
+        write!(
+            f,
+            "| {}{} | {} | {} | {} | {} | {} | {} | {newcomer} |",
+            self.attack,
+            if self.is_met() { "" } else { " (missed)" },
+            self.peak.div_ceil(1 << 20),
+            self.attack.aim_mib(),
+            self.beside.latencies.len(),
+            self.beside.errors.len(),
+            millis(p99(&self.alone)),
+            millis(p99(&self.beside)),
+        )?;
+        match self.beside.errors.first() {
+            Some(first) => write!(f, "\n  first error: {first}"),
+            None => Ok(()),
+        }
+    }
+}
+
+fn p99(calls: &Calls) -> Duration {
+    percentile(&calls.latencies, 99)
+}
+
+fn millis(time: Duration) -> String {
+    format!("{:.1}", time.as_secs_f64() * 1e3)
+}

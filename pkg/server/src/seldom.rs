@@ -1,0 +1,44 @@
+//! Log lines for what may happen many times a second.
+
+use std::{
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
+
+use tokio::time::Instant;
+
+const PAUSE: Duration = Duration::from_mins(1);
+
+/// Lets one line a minute through.
+#[derive(Debug, Default)]
+pub(crate) struct Seldom(Mutex<Option<Instant>>);
+
+impl Seldom {
+    pub(crate) const fn new() -> Self {
+        Self(Mutex::new(None))
+    }
+
+    /// Whether a line is due, which then counts as written.
+    pub(crate) fn is_due(&self) -> bool {
+        let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let due = last.is_none_or(|last| last.elapsed() >= PAUSE);
+        if due {
+            *last = Some(Instant::now());
+        }
+        due
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn one_line_a_minute_is_due() {
+        let seldom = Seldom::new();
+        assert!(seldom.is_due());
+        assert!(!seldom.is_due());
+        tokio::time::advance(PAUSE).await;
+        assert!(seldom.is_due());
+    }
+}
