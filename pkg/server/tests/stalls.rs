@@ -56,7 +56,7 @@ const READ: &str = "/google.bytestream.ByteStream/Read";
 const WRITE: &str = "/google.bytestream.ByteStream/Write";
 const STORAGE: &str = "/build.bazel.remote.execution.v2.ContentAddressableStorage";
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn an_upload_that_stalls_is_ended_and_stays_resumable() {
     let server = Server::with(options()).await;
     let content = noise(100_000, 1);
@@ -79,7 +79,7 @@ async fn an_upload_that_stalls_is_ended_and_stays_resumable() {
     assert_eq!(status.unwrap().committed_size, 60_000);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_request_that_stalls_is_ended_whatever_its_method() {
     let server = Server::with(options()).await;
     let mut client = RawClient::connect(&server, 65_535).await;
@@ -136,7 +136,7 @@ async fn let_go(held: &Weak<()>) {
     tokio::time::timeout(LONG, wait).await.unwrap();
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_download_that_nobody_takes_is_ended_and_its_memory_freed() {
     let store = Arc::new(Endless::default());
     let held = Arc::downgrade(&store.held);
@@ -175,7 +175,7 @@ async fn a_download_that_nobody_takes_is_ended_and_its_memory_freed() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_batch_that_nobody_takes_is_ended() {
     let server = Server::with(options()).await;
     let digest = server.has(&noise(1_000_000, 1)).await;
@@ -202,7 +202,7 @@ async fn a_batch_that_nobody_takes_is_ended() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_watcher_of_health_may_wait_for_longer_than_the_time_out() {
     let (healthy, receiver) = watch::channel(true);
     let server = Server::with(Options {
