@@ -185,7 +185,7 @@ async fn an_offset_past_the_end_costs_no_fetch() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn whoever_waits_for_a_fetch_is_told_when_the_proxy_closes() {
     let proxy = Proxy::new().await;
     let (small, large) = (content(1, 10), content(2, CHUNK * 20));
@@ -218,7 +218,7 @@ async fn whoever_waits_for_a_fetch_is_told_when_the_proxy_closes() {
     assert!(cut_off(proxy.read(&digests[0]).await.unwrap_err()));
 }
 
-#[tokio::test(flavor = "multi_thread")]
+#[tokio::test(start_paused = true)]
 async fn when_somebody_else_brings_the_blob_readers_go_on_from_there() {
     for offset in [0, 5] {
         let proxy = Proxy::new().await;

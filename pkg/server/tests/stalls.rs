@@ -109,7 +109,7 @@ async fn a_malformed_deadline_is_refused() {
     assert!(refused.message.contains("grpc-timeout"), "{refused:?}");
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn an_upload_that_stalls_is_ended_and_stays_resumable() {
     let server = Server::with(options()).await;
     let content = noise(100_000, 1);
@@ -132,7 +132,7 @@ async fn an_upload_that_stalls_is_ended_and_stays_resumable() {
     assert_eq!(status.unwrap().committed_size, 60_000);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_request_that_stalls_is_ended_whatever_its_method() {
     let server = Server::with(options()).await;
     let mut client = RawClient::connect(&server, 65_535).await;
@@ -189,7 +189,7 @@ async fn let_go(held: &Weak<()>) {
     tokio::time::timeout(LONG, wait).await.unwrap();
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_download_that_nobody_takes_is_ended_and_its_memory_freed() {
     let store = Arc::new(Endless::default());
     let held = Arc::downgrade(&store.held);
@@ -228,7 +228,7 @@ async fn a_download_that_nobody_takes_is_ended_and_its_memory_freed() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_batch_that_nobody_takes_is_ended() {
     let server = Server::with(options()).await;
     let digest = server.has(&noise(1_000_000, 1)).await;
@@ -255,7 +255,7 @@ async fn a_batch_that_nobody_takes_is_ended() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_watcher_of_health_may_wait_for_longer_than_the_time_out() {
     let (healthy, receiver) = watch::channel(true);
     let server = Server::with(Options {

@@ -34,9 +34,10 @@ fn empty(dir: &Path) {
 }
 
 fn remove(path: &Path) {
-    match fs::symlink_metadata(path).unwrap().is_dir() {
-        true => fs::remove_dir_all(path).unwrap(),
-        false => fs::remove_file(path).unwrap(),
+    if fs::symlink_metadata(path).unwrap().is_dir() {
+        fs::remove_dir_all(path).unwrap();
+    } else {
+        fs::remove_file(path).unwrap();
     }
 }
 
@@ -58,9 +59,11 @@ const STANDS: [(&str, Stand); 5] = [
         fs::write(path.join("notes.txt"), "mine").unwrap();
     }),
     ("link to a file", |path| {
-        symlink("/etc/hostname", path).unwrap()
+        symlink("/etc/hostname", path).unwrap();
     }),
-    ("link to nothing", |path| symlink("nothing", path).unwrap()),
+    ("link to nothing", |path| {
+        symlink("nothing", path).unwrap();
+    }),
     ("pipe", |path| node(path, FileType::Fifo)),
     ("socket", |path| node(path, FileType::Socket)),
 ];
@@ -284,7 +287,7 @@ async fn a_blob_that_may_not_be_read_goes_to_the_quarantine() {
     let blob = content(1, 1000);
     let digest = put(&store, &blob).await;
     let file = path(dir.path(), &digest);
-    fs::set_permissions(&file, fs::Permissions::from_mode(0)).unwrap();
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o0)).unwrap();
     let found = read(&store, &digest).await;
     assert!(matches!(found, Err(Error::NotFound(_))), "{found:?}");
     assert_eq!(quarantined(dir.path()), 1);

@@ -83,7 +83,7 @@ async fn a_download_waits_its_turn_beyond_the_limit() {
     assert!(within(read.into_bytes()).await.unwrap() == contents[1]);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_call_that_gets_no_turn_in_time_is_not_held_against_the_peer() {
     let peer = Peer::start().await;
     let store = one_at_a_time(&peer, Duration::from_secs(1), 3);

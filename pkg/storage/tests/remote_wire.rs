@@ -192,7 +192,7 @@ async fn within<T>(future: impl Future<Output = T>) -> T {
     tokio::time::timeout(limit, future).await.expect("it hangs")
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_download_that_was_cut_in_whichever_way_goes_on() {
     let content = content();
     let digest = DigestFunction::Sha256.digest(&content);
@@ -217,7 +217,7 @@ async fn a_download_that_was_cut_in_whichever_way_goes_on() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn details_that_are_no_base64_do_no_harm() {
     let peer = Wire::start(Cut::BadDetails).await;
     let (store, asked) = (peer.store(0), [DigestFunction::Sha256.digest(b"x")]);
@@ -232,7 +232,7 @@ async fn details_that_are_no_base64_do_no_harm() {
     assert!(refused, "{error:?}");
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn what_is_closed_as_too_busy_is_no_refusal() {
     let digest = DigestFunction::Sha256.digest(&content());
     let busy = Reason::ENHANCE_YOUR_CALM;
@@ -245,7 +245,7 @@ async fn what_is_closed_as_too_busy_is_no_refusal() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_call_whose_answer_was_cut_off_is_made_again() {
     let asked = [DigestFunction::Sha256.digest(b"x")];
     for cut in [Cut::Reset(Reason::NO_ERROR), Cut::MidMessage] {

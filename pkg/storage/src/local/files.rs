@@ -102,35 +102,6 @@ impl Files {
         Ok(files)
     }
 
-    /// A folder to which no file can be moved from the others, since it is on another file system.
-    pub(super) fn elsewhere(&self) -> Result<Option<String>> {
-        const PROBE: &str = "probe";
-        let mut at = PROBE.to_owned();
-        match self.open_regular(&at, OFlags::RDWR | OFlags::CREATE, BLOB_MODE) {
-            // A full disk can still be read from.
-            Ok(None) | Err(Errno::NOSPC | Errno::DQUOT) => return Ok(None),
-            opened => opened.map_err(|errno| self.error("creating", &at, errno))?,
-        };
-        let subfolders = layout::subfolders().filter(|path| self.is_folder(path) == Some(true));
-        let folders = layout::ROOTS
-            .map(str::to_owned)
-            .into_iter()
-            .chain(subfolders);
-        let mut elsewhere = None;
-        for folder in folders {
-            let to = format!("{folder}/{PROBE}");
-            match rustix::fs::renameat(self.dir(), &*at, self.dir(), &*to) {
-                Ok(()) => at = to,
-                Err(Errno::XDEV) => elsewhere = Some(folder),
-                // What is in the way is put away when the folder is needed.
-                Err(Errno::NOSPC | Errno::DQUOT | Errno::NOTDIR) => {}
-                Err(errno) => return Err(self.error("moving a file to", &folder, errno)),
-            }
-        }
-        self.unlink(&at)?;
-        Ok(elsewhere)
-    }
-
     fn dir(&self) -> Arc<OwnedFd> {
         Arc::clone(&self.dir.read().unwrap_or_else(PoisonError::into_inner))
     }

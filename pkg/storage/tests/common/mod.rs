@@ -161,22 +161,20 @@ pub fn atime_ms(path: &Path) -> u64 {
     u64::try_from(since.as_millis()).unwrap()
 }
 
-/// Changes one byte of a blob's file, keeping its size and times.
+/// Changes one byte of a blob's file, keeping its size and times. In one step, since the scan removes
+/// folders that it finds empty.
 pub fn damage(path: &Path) {
     let times = std::fs::metadata(path).unwrap();
     let mut content = std::fs::read(path).unwrap();
     content[0] ^= 1;
-    std::fs::remove_file(path).unwrap();
-    std::fs::write(path, content).unwrap();
+    let damaged = path.with_extension("damaged");
+    std::fs::write(&damaged, content).unwrap();
     let set = std::fs::FileTimes::new()
         .set_accessed(times.accessed().unwrap())
         .set_modified(times.modified().unwrap());
-    std::fs::File::options()
-        .write(true)
-        .open(path)
-        .unwrap()
-        .set_times(set)
-        .unwrap();
+    let file = std::fs::File::options().write(true).open(&damaged).unwrap();
+    file.set_times(set).unwrap();
+    std::fs::rename(&damaged, path).unwrap();
 }
 
 pub const fn no_entry() -> EntryId {

@@ -7,10 +7,42 @@ use rustix::{
     io::Errno,
 };
 
-use super::{super::layout::TMP, BLOB_MODE, Files, UPLOAD_MODE, regular};
+use super::{
+    super::layout::{self, TMP},
+    BLOB_MODE, Files, UPLOAD_MODE, regular,
+};
 use crate::{Error, Result};
 
 impl Files {
+    /// A folder to which no file can be moved from the others, since it is on another file system.
+    pub(in super::super) fn elsewhere(&self) -> Result<Option<String>> {
+        const PROBE: &str = "probe";
+        let mut at = PROBE.to_owned();
+        match self.open_regular(&at, OFlags::RDWR | OFlags::CREATE, UPLOAD_MODE) {
+            // A full disk can still be read from.
+            Ok(None) | Err(Errno::NOSPC | Errno::DQUOT) => return Ok(None),
+            opened => opened.map_err(|errno| self.error("creating", &at, errno))?,
+        };
+        let subfolders = layout::subfolders().filter(|path| self.is_folder(path) == Some(true));
+        let folders = layout::ROOTS
+            .map(str::to_owned)
+            .into_iter()
+            .chain(subfolders);
+        let mut elsewhere = None;
+        for folder in folders {
+            let to = format!("{folder}/{PROBE}");
+            match rustix::fs::renameat(self.dir(), &*at, self.dir(), &*to) {
+                Ok(()) => at = to,
+                Err(Errno::XDEV) => elsewhere = Some(folder),
+                // What is in the way is put away when the folder is needed.
+                Err(Errno::NOSPC | Errno::DQUOT | Errno::NOTDIR) => {}
+                Err(errno) => return Err(self.error("moving a file to", &folder, errno)),
+            }
+        }
+        self.unlink(&at)?;
+        Ok(elsewhere)
+    }
+
     /// Opens for reading without that counting as use; `None` when there is no such regular file.
     pub(in super::super) fn open_read(&self, relative: &str) -> Result<Option<fs::File>> {
         let open = |extra| self.open_regular(relative, OFlags::RDONLY | extra, Mode::empty());
@@ -32,7 +64,7 @@ impl Files {
 
     /// Opens a regular file; `None` when the path leads to something else. Never waits for the other end
     /// of a pipe, and follows no link.
-    pub(super) fn open_regular(
+    fn open_regular(
         &self,
         relative: &str,
         flags: OFlags,

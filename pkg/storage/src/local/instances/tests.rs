@@ -11,9 +11,9 @@ fn hash(number: usize) -> InstanceHash {
     hash
 }
 
-fn used(numbers: std::ops::Range<usize>) -> Option<HashMap<u32, InstanceUse>> {
+fn used(numbers: std::ops::Range<usize>) -> HashMap<u32, InstanceUse> {
     let numbers = numbers.map(|number| u32::try_from(number).unwrap());
-    Some(numbers.map(|n| (n, InstanceUse::default())).collect())
+    numbers.map(|n| (n, InstanceUse::default())).collect()
 }
 
 #[test]
@@ -25,10 +25,14 @@ fn a_number_is_given_anew_once_nothing_of_its_instance_is_left() {
         let interned = instances.intern(&hash(number), never).unwrap();
         assert_eq!(instances.hash(interned.number), Some(hash(number)));
     }
-    assert!(instances.intern(&hash(MAX), || used(0..MAX)).is_none());
+    assert!(
+        instances
+            .intern(&hash(MAX), || Some(used(0..MAX)))
+            .is_none()
+    );
     assert!(instances.intern(&hash(MAX), || None).is_none());
     // The index has results of all but two, and one of the two is about to get one.
-    let new = instances.intern(&hash(MAX), || used(2..MAX)).unwrap();
+    let new = instances.intern(&hash(MAX), || Some(used(2..MAX))).unwrap();
     assert_eq!(instances.number(&hash(1)), None);
     assert_eq!(instances.hash(new.number), Some(hash(MAX)));
     assert_eq!(instances.number(&hash(0)), Some(held.number));
