@@ -83,5 +83,5 @@ proto_blobs = rule(
             providers = [ProtoInfo],
         ),
     },
-    doc = "Lists the .proto files of `deps`, by the path that imports name and the hash that git has for their content.",
+    doc = "Lists the .proto files of `deps`: the path that imports name, and the hash that git has for the content.",
 )

@@ -2,7 +2,7 @@
 //! are told.
 #![cfg(test)]
 
-use std::net::SocketAddr;
+use std::{convert::Infallible, net::SocketAddr};
 
 use bytes::Bytes;
 use gorego_integration::{
@@ -21,11 +21,12 @@ use tokio::{
     net::{TcpStream, UnixListener},
     task::JoinSet,
 };
+use tonic::Code;
 
 const MIB: usize = 1024 * 1024;
 
 /// Leads whoever connects to the socket on to the server.
-async fn lead_on(socket: UnixListener, server: SocketAddr) {
+async fn lead_on(socket: &UnixListener, server: SocketAddr) -> Infallible {
     let mut connections = JoinSet::new();
     loop {
         let (mut near, _) = socket.accept().await.expect("a connection");
@@ -42,7 +43,8 @@ async fn a_backing_cache_may_be_behind_a_socket_file() {
     let path = dir.path().join("cache");
     let peer = FaultyPeer::start();
     let mut socket = JoinSet::new();
-    socket.spawn(lead_on(UnixListener::bind(&path).unwrap(), peer.address()));
+    let (listener, address) = (UnixListener::bind(&path).unwrap(), peer.address());
+    socket.spawn(async move { lead_on(&listener, address).await });
     let server = Server::in_front_of(&format!("unix:{}", path.display()), &[]);
     let client = Client::connect(server.address()).await;
     let content = blob(1, 1000);
@@ -100,6 +102,58 @@ async fn what_travels_to_and_from_a_backing_cache_that_can_do_that_is_compressed
     assert!(peer.bytes_read() < MIB as u64, "{}", peer.bytes_read());
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn the_user_and_password_of_a_target_are_sent_and_never_told() {
+    let peer = FaultyPeer::start();
+    let target = format!("grpc://user:let%2Dmein@{}", peer.address());
+    let server = Server::in_front_of(&target, &[]);
+    let client = Client::connect(server.address()).await;
+    client.find_missing(vec![digest_of(b"x")]).await.unwrap();
+    let asked = peer.calls(Method::FindMissingBlobs);
+    // `user:let-mein` in Base64.
+    let basic = Some("Basic dXNlcjpsZXQtbWVpbg==");
+    assert_eq!(asked[0].header("authorization"), basic);
+    peer.inject_everywhere(Times::Always, Fault::Answer(Code::PermissionDenied));
+    let refused = client.find_missing(vec![digest_of(b"y")]).await;
+    let told = format!("{:?}{}", refused.unwrap_err(), server.log());
+    assert!(told.contains("in plain text"), "{told}");
+    assert!(!told.contains("mein") && !told.contains("dXNlcj"), "{told}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backing_cache_that_is_the_server_itself_is_refused_and_nothing_hangs() {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("cache");
+    let socket = UnixListener::bind(&path).unwrap();
+    for settings in [&[][..], &["backing_cache.on_outage=degrade"]] {
+        let server = Server::in_front_of(&format!("unix:{}", path.display()), settings);
+        let itself = lead_on(&socket, server.address());
+        let calls = async {
+            let client = Client::connect(server.address()).await;
+            let content = blob(1, MIB);
+            let digest = digest_of(&content);
+            let found = client.find_missing(vec![digest.clone()]).await;
+            let read = client.download(&digest).await;
+            let written = client.upload_whole(&content).await;
+            [found.map(drop), read.map(drop), written]
+        };
+        let refused = tokio::select! {
+            refused = calls => refused,
+            never = itself => match never {},
+        };
+        for refused in refused {
+            let refused = refused.unwrap_err();
+            assert_eq!(refused.code(), Code::FailedPrecondition, "{refused}");
+            assert!(
+                refused.message().contains("backing_cache.target"),
+                "{refused}"
+            );
+        }
+        let log = server.log();
+        assert_eq!(log.matches("leads back to this server").count(), 1, "{log}");
+    }
+}
+
 #[test]
 fn files_that_are_not_there_are_named_with_their_keys() {
     let dir = TempDir::new().unwrap();
@@ -146,7 +200,7 @@ async fn clients_are_told_the_digest_functions_of_the_backing_cache() {
     peer.inject(
         Method::GetCapabilities,
         Times::Always,
-        Fault::Answer(tonic::Code::Unavailable),
+        Fault::Answer(Code::Unavailable),
     );
     let settings = ["backing_cache.put_retry_count=0"];
     let server = Server::in_front_of(&peer.grpc_url(), &settings);

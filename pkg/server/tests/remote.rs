@@ -80,7 +80,8 @@ async fn find_missing(server: &Server) -> Result<usize, tonic::Status> {
     };
     let mut cas = server.cas().await;
     let answer = tokio::time::timeout(LONG, cas.find_missing_blobs(request)).await;
-    let answer = answer.expect("no call hangs")?;
+    // No call hangs.
+    let answer = answer.unwrap()?;
     Ok(answer.into_inner().missing_blob_digests.len())
 }
 
