@@ -262,7 +262,7 @@ async fn requests_too_large_to_be_held_at_once_wait_for_each_other() {
     // What can be sent that nobody reads, where there are few connections.
     const WINDOW: usize = 4 * MIB;
     const READ: usize = 6 * MIB;
-    let server = Server::limited(|limits| limits.max_batch_bytes = 3 << 20).await;
+    let server = Server::start().await;
     let mut clients = Vec::new();
     for _ in 0..3 {
         clients.push(RawClient::connect(&server, 65_535).await);
