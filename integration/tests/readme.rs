@@ -20,13 +20,13 @@ use gorego_integration::{
 };
 use tempfile::TempDir;
 
-/// Where the README has gorego listen.
+/// The address at which the README has gorego listen.
 const ADDRESS: &str = "localhost:50051";
 
 /// A fenced block.
 #[derive(Debug)]
 struct Block<'a> {
-    /// What stands behind the fence.
+    /// The word behind the fence.
     language: &'a str,
     text: &'a str,
     /// The paragraph that introduces it.
@@ -95,7 +95,7 @@ fn run(command: &mut Command) -> Output {
     output
 }
 
-/// What `gorego config` prints of a configuration, which it takes without a warning.
+/// Returns what `gorego config` prints of a configuration, which it takes without a warning.
 fn load(config: &str) -> String {
     let dir = TempDir::new().unwrap();
     write(dir.path(), "config.yaml", config);
@@ -151,7 +151,7 @@ async fn check_alerts(block: &Block<'_>) {
     }
 }
 
-/// What gorego says at its start, but for versions and places.
+/// Compares what gorego says at its start, but for versions and places.
 fn check_start(block: &Block<'_>) {
     let server = Server::start(&["telemetry.metrics_addr=127.0.0.1:0"]);
     let said = server.log();

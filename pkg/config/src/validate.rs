@@ -143,10 +143,10 @@ impl Findings<'_> {
     }
 
     fn check_limits(&mut self, limits: &Limits) {
-        if !(MIN_BATCH..=MAX_BATCH).contains(&limits.max_batch_bytes) {
-            self.refuse(&["limits.max_batch_bytes"], "accepted: 64KiB to 64MiB");
-        } else {
+        if (MIN_BATCH..=MAX_BATCH).contains(&limits.max_batch_bytes) {
             self.check_memory(limits);
+        } else {
+            self.refuse(&["limits.max_batch_bytes"], "accepted: 64KiB to 64MiB");
         }
         let inferred = &limits.inferred_functions;
         let is_repeated = |(at, function)| inferred.iter().skip(at + 1).any(|f| f == function);

@@ -181,9 +181,9 @@ fn limits_that_stop_everything_are_refused() {
         "64KiB to 64MiB",
     );
     refused(
-        "limits: {memory: 69MiB}",
+        "limits: {memory: 67MiB}",
         "limits.memory",
-        "accepted: 70MiB and more",
+        "accepted: 68MiB and more",
     );
     refused(
         "limits: {max_batch_bytes: 64MiB}",
@@ -212,7 +212,7 @@ fn limits_that_stop_everything_are_refused() {
     let text = "limits: {max_batch_bytes: 64KiB, max_connections: 1, drain_timeout: 0}";
     assert_eq!(config(&file(text)).limits.max_batch_bytes.bytes(), 65_536);
     assert_eq!(
-        config(&file("limits: {max_batch_bytes: 64MiB}"))
+        config(&file("limits: {max_batch_bytes: 64MiB, memory: 192MiB}"))
             .limits
             .max_batch_bytes
             .bytes(),

@@ -16,7 +16,7 @@ use crate::Services;
 
 /// The order in which a digest has its functions that was parsed without one.
 const AS_PARSED: [DigestFunction; 2] = [DigestFunction::Sha256, DigestFunction::Blake3];
-/// How many digests that were not found are looked for under the second function at once.
+/// The number of digests that are looked for under the second function at once.
 const BATCH: usize = 10_000;
 
 /// Stores that are asked for a digest of unnamed function under each function in turn. No hash is one
@@ -212,7 +212,7 @@ impl Uploads for Inferring {
     }
 }
 
-/// Nothing where a function is not offered.
+/// Takes a function that is not offered for one under which there is nothing.
 fn or_nothing<T: Default>(found: Result<T>) -> Result<T> {
     match found {
         Err(error) if is_absence(&error) => Ok(T::default()),

@@ -39,7 +39,11 @@ const MIB: usize = 1024 * 1024;
 
 /// A server whose memory for large requests and responses is 20 and 16 MiB.
 async fn server() -> Server {
-    Server::limited(|limits| limits.grace = Duration::from_millis(100)).await
+    Server::limited(|limits| {
+        limits.grace = Duration::from_millis(100);
+        limits.max_batch_bytes = 3 << 20;
+    })
+    .await
 }
 
 /// Sends a byte every few milliseconds, until the call ends.

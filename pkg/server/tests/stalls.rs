@@ -39,6 +39,7 @@ fn options() -> Options {
     Options {
         limits: Limits {
             idle_timeout: IDLE,
+            max_batch_bytes: 3 << 20,
             ..Limits::default()
         },
         ..Options::default()

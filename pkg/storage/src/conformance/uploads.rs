@@ -77,11 +77,6 @@ pub(super) async fn the_content_tells_a_function_that_was_not_named<S: BlobStore
             store.put(&unnamed, rest).await.unwrap();
             expect(store, &actual, Some(&content)).await;
             expect(store, &unnamed.only(), None).await;
-            assert_eq!(committed(store, &unnamed, "u").await, 0);
-
-            let named = unnamed.only();
-            let outcome = store.put(&named, upload("v", 0, &content, End::Ends)).await;
-            assert!(outcome.is_err(), "{outcome:?}");
         }
     }
 }

@@ -38,9 +38,9 @@ pub(crate) struct References {
     chunks: Chunks,
     /// Arrived, and not yet passed.
     buffer: Bytes,
-    /// How much of the content was passed, in bytes.
+    /// The part of the content that was passed, in bytes.
     passed: u64,
-    /// Where the present directory ends; `None` between those of a tree.
+    /// The end of the present directory; `None` between those of a tree.
     directory_end: Option<u64>,
 }
 
@@ -113,7 +113,7 @@ impl References {
             .map_err(|why| self.malformed(why.to_string()))
     }
 
-    /// Where the content of a field ends whose header was just read.
+    /// The end of the content of a field whose header was just read.
     const fn end_of(&self, field: Header) -> u64 {
         self.passed.saturating_add(field.content)
     }

@@ -35,7 +35,7 @@ async fn read_directory(content: Bytes) -> Result<Vec<Reference>, TreeError> {
     all(References::of_directory(blob, Blob::Bytes(content))).await
 }
 
-/// What the generated types find in a directory.
+/// The references that the generated types find in a directory.
 fn named(directory: &Directory) -> Vec<Reference> {
     let digest = |digest: &Option<v2::Digest>| Digest::from_field(Some(SHA256), digest.as_ref());
     let files = directory.files.iter().map(|node| digest(&node.digest));
