@@ -142,12 +142,15 @@ fn state(file: &Path) -> State {
 mod tests {
     use std::os::unix::fs::symlink;
 
+    use tokio::task::JoinSet;
+
     use super::*;
 
     /// Reads the text of a file, unless it is `broken`; counts how often.
     struct Reader {
         value: watch::Receiver<String>,
         reads: watch::Receiver<u32>,
+        _running: JoinSet<()>,
     }
 
     impl Reader {
@@ -162,10 +165,12 @@ mod tests {
                     read => read.map_err(|why| why.to_string()),
                 }
             });
-            tokio::spawn(reloads.run(hangups().unwrap()));
+            let mut running = JoinSet::new();
+            running.spawn(reloads.run(hangups().unwrap()));
             Self {
                 value: value.unwrap(),
                 reads,
+                _running: running,
             }
         }
 
