@@ -3,12 +3,14 @@
 use gorego_limits::Budget;
 use gorego_proxy as proxy;
 use gorego_server as server;
+use rustix::process::{Resource, getrlimit};
 
 /// What the largest request has beside its blobs, in bytes.
 const FRAMING: u64 = 16 << 20;
 /// How many calls all clients may have under way. Those of a connection wait with their client.
 const CALLS: u64 = 20_000;
-/// How many blobs may be open to be read.
+/// How many blobs may be open to be read, where the process may open so many files and four times as
+/// many.
 const FILES: u64 = 4096;
 
 /// Each part of the memory.
@@ -57,7 +59,7 @@ impl Parts {
             server: server::Memory {
                 windows: part("memory for receive windows", WINDOWS),
                 calls: Budget::count("calls", CALLS),
-                files: Budget::count("open files for reads", FILES),
+                files: Budget::count("open files for reads", files()),
                 requests: Budget::memory("memory for large requests", requests),
                 decoded: part("memory for decoded requests", DECODED),
                 results: part("memory for action results", RESULTS),
@@ -80,6 +82,12 @@ impl Parts {
             ahead: bytes(SMALL),
         }
     }
+}
+
+/// A quarter of what the process may open, for blobs that are read.
+fn files() -> u64 {
+    let open = getrlimit(Resource::Nofile).current;
+    open.map_or(FILES, |open| FILES.min(open / 4).max(1))
 }
 
 #[cfg(test)]

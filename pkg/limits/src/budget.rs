@@ -68,6 +68,11 @@ impl Budget {
         self.0.bytes
     }
 
+    /// The number of connections that wait.
+    pub fn waiting(&self) -> usize {
+        self.0.lock().waiting()
+    }
+
     /// Waits until `bytes` are free and takes them, all at once. One that asks for more than there is
     /// gets everything.
     pub async fn reserve(&self, bytes: u64) -> Result<Permit, Full> {

@@ -104,6 +104,11 @@ impl Upload {
         self.write_due().await
     }
 
+    /// Whether so much is in memory that it is written even if no more comes.
+    pub(super) const fn has_much(&self) -> bool {
+        self.collected.are_many()
+    }
+
     /// Writes what was collected, if that is worth it by now.
     pub(super) async fn write_due(&mut self) -> Result<()> {
         if self.collected.are_due() {
