@@ -58,6 +58,7 @@ async fn serve(loaded: &Loaded) -> Result<(), Error> {
     let parts = Parts::of(
         config.limits.memory.bytes(),
         config.limits.max_batch_bytes.bytes(),
+        config.local_cache.enabled,
         config.backing_cache.target.is_some(),
     );
     let tiers = Tiers::open(config, &parts).await?;

@@ -143,10 +143,10 @@ impl Findings<'_> {
     }
 
     fn check_limits(&mut self, limits: &Limits) {
-        if !(MIN_BATCH..=MAX_BATCH).contains(&limits.max_batch_bytes) {
-            self.refuse(&["limits.max_batch_bytes"], "accepted: 64KiB to 64MiB");
-        } else {
+        if (MIN_BATCH..=MAX_BATCH).contains(&limits.max_batch_bytes) {
             self.check_memory(limits);
+        } else {
+            self.refuse(&["limits.max_batch_bytes"], "accepted: 64KiB to 64MiB");
         }
         if limits.idle_timeout == Duration::ZERO {
             let reason = "would end every transfer at once; accepted: more than 0";

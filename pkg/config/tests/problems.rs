@@ -203,7 +203,7 @@ fn limits_that_stop_everything_are_refused() {
     let text = "limits: {max_batch_bytes: 64KiB, max_connections: 1, drain_timeout: 0}";
     assert_eq!(config(&file(text)).limits.max_batch_bytes.bytes(), 65_536);
     assert_eq!(
-        config(&file("limits: {max_batch_bytes: 64MiB}"))
+        config(&file("limits: {max_batch_bytes: 64MiB, memory: 192MiB}"))
             .limits
             .max_batch_bytes
             .bytes(),
