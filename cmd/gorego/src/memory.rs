@@ -69,8 +69,8 @@ impl Parts {
         Self {
             server: server::Memory {
                 windows: part("memory for receive windows", WINDOWS),
-                calls: Budget::count("calls", CALLS),
-                files: Budget::count("open files for reads", files()),
+                calls: Budget::count("room for calls", CALLS),
+                files: Budget::count("room for open files", files()),
                 requests: Budget::memory("memory for large requests", requests),
                 decoded: part("memory for decoded requests", DECODED),
                 results: part("memory for action results", RESULTS),

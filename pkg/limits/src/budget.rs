@@ -37,10 +37,9 @@ struct Pool {
 
 /// Nothing was free in time.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("no {what} became free within {} s; {total} are shared by all clients", WAIT.as_secs())]
+#[error("all {what} is in use, and none became free within {} s; try again", WAIT.as_secs())]
 pub struct Full {
     what: &'static str,
-    total: u64,
 }
 
 impl Budget {
@@ -180,7 +179,6 @@ impl Waiting<'_> {
         if !matches!(granted, Ok(Ok(()))) {
             return Err(Full {
                 what: self.pool.what,
-                total: self.pool.bytes,
             });
         }
         Ok(self.pool.grant(self.bytes, call))

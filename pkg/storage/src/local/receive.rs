@@ -86,8 +86,7 @@ async fn receive(
         }
     };
     let receive = async {
-        loop {
-            let Some(upload) = &mut upload.0 else { break };
+        while let Some(upload) = &mut upload.0 {
             let next = chunks.next();
             // Nothing is to be done for a stalled upload that has little in memory.
             let next = if upload.has_much() {

@@ -58,7 +58,7 @@ pub(super) struct Upload {
     growth: Option<Arc<Growth>>,
     /// Bytes received, those before the stream's offset included.
     received: u64,
-    collected: Collected,
+    collected: Box<Collected>,
     phase: Phase,
     /// Nothing more comes of it, and others may be waiting for its end.
     ended: bool,
@@ -85,7 +85,7 @@ impl Upload {
             resume,
             claim,
             growth,
-            collected: Collected::default(),
+            collected: Box::default(),
             phase: Phase::Unopened,
             ended: false,
         }
@@ -105,7 +105,7 @@ impl Upload {
     }
 
     /// Whether so much is in memory that it is written even if no more comes.
-    pub(super) const fn has_much(&self) -> bool {
+    pub(super) fn has_much(&self) -> bool {
         self.collected.are_many()
     }
 

@@ -124,7 +124,7 @@ impl fmt::Debug for RemoteOptions {
             .field("max_calls", &self.max_calls)
             .field("timeout", &self.timeout)
             .field("breaker", &self.breaker)
-            .finish()
+            .finish_non_exhaustive()
     }
 }
 
