@@ -3,12 +3,14 @@
 use gorego_limits::Budget;
 use gorego_proxy as proxy;
 use gorego_server as server;
+use rustix::process::{Resource, getrlimit};
 
 /// What the largest request has beside its blobs, in bytes.
 const FRAMING: u64 = 16 << 20;
 /// How many calls all clients may have under way. Those of a connection wait with their client.
 const CALLS: u64 = 20_000;
-/// How many blobs may be open to be read.
+/// How many blobs may be open to be read, where the process may open so many files and four times as
+/// many.
 const FILES: u64 = 4096;
 
 /// Each part of the memory.
@@ -26,38 +28,49 @@ pub(crate) struct Parts {
 
 /// The parts of what is left beside one batch each way, in hundredths: with a backing cache and
 /// without.
+#[derive(Clone, Copy)]
 struct Share(u64, u64);
 
-const WINDOWS: Share = Share(18, 32);
+const WINDOWS: Share = Share(14, 32);
 const REQUESTS: Share = Share(2, 4);
-const DECODED: Share = Share(15, 18);
-const RESULTS: Share = Share(9, 12);
-const RESPONSES: Share = Share(7, 9);
+const DECODED: Share = Share(14, 18);
+const RESULTS: Share = Share(8, 12);
+const RESPONSES: Share = Share(6, 9);
 const PIECES: Share = Share(4, 9);
 const WORKSPACES: Share = Share(7, 9);
 const WALKS: Share = Share(2, 2);
 const TREES: Share = Share(4, 5);
 const BRINGING: Share = Share(2, 0);
 const SMALL: Share = Share(6, 0);
-const LARGE: Share = Share(10, 0);
+const LARGE: Share = Share(15, 0);
 const UNWRITTEN: Share = Share(4, 0);
-const DOWNLOADS: Share = Share(10, 0);
+const DOWNLOADS: Share = Share(12, 0);
 
 impl Parts {
-    /// Divides `memory` bytes. A batch of `batch` bytes fits into its part.
-    pub(crate) fn of(memory: u64, batch: u64, backing: bool) -> Self {
+    /// Divides `memory` bytes for these tiers. A batch of `batch` bytes fits into its part.
+    pub(crate) fn of(memory: u64, batch: u64, local: bool, backing: bool) -> Self {
         let rest = memory.saturating_sub(FRAMING + 2 * batch);
         let bytes = |Share(with, without)| rest / 100 * if backing { with } else { without };
         let part = |what, share| Budget::memory(what, bytes(share));
         let pieces = part("memory for pieces of blobs", PIECES);
         let trees = part("memory for trees", TREES);
+        let part_with = |what, shares: &[Share]| {
+            let bytes = shares.iter().map(|share| bytes(*share)).sum();
+            Budget::memory(what, bytes)
+        };
+        // Where no proxy fetches, each reader has a download of its own.
+        let fetched: &[Share] = if local {
+            &[DOWNLOADS]
+        } else {
+            &[DOWNLOADS, LARGE, UNWRITTEN, BRINGING]
+        };
         let requests = FRAMING + batch + bytes(REQUESTS);
         let responses = batch + bytes(RESPONSES);
         Self {
             server: server::Memory {
                 windows: part("memory for receive windows", WINDOWS),
-                calls: Budget::count("calls", CALLS),
-                files: Budget::count("open files for reads", FILES),
+                calls: Budget::count("room for calls", CALLS),
+                files: Budget::count("room for open files", files()),
                 requests: Budget::memory("memory for large requests", requests),
                 decoded: part("memory for decoded requests", DECODED),
                 results: part("memory for action results", RESULTS),
@@ -74,12 +87,18 @@ impl Parts {
                 bringing: part("memory for trees that are fetched", BRINGING),
                 pieces,
             },
-            downloads: part("memory for downloads", DOWNLOADS),
+            downloads: part_with("memory for downloads", fetched),
             trees,
             // Without a local tier, what a proxy fetches has no use for its part.
             ahead: bytes(SMALL),
         }
     }
+}
+
+/// A quarter of what the process may open, for blobs that are read.
+fn files() -> u64 {
+    let open = getrlimit(Resource::Nofile).current;
+    open.map_or(FILES, |open| FILES.min(open / 4).max(1))
 }
 
 #[cfg(test)]
@@ -118,7 +137,7 @@ mod tests {
     fn the_parts_are_the_whole_and_the_largest_batch_fits() {
         for (memory, batch) in [(160, 3), (70, 3), (1024, 3), (192, 64)] {
             for backing in [false, true] {
-                let parts = Parts::of(memory * MIB, batch * MIB, backing);
+                let parts = Parts::of(memory * MIB, batch * MIB, true, backing);
                 let total = total(&parts);
                 assert!(
                     total <= memory * MIB && total > memory * MIB - 1000,
@@ -126,6 +145,8 @@ mod tests {
                 );
                 assert!(parts.server.requests.total() >= batch * MIB + FRAMING);
                 assert!(parts.server.responses.total() >= batch * MIB);
+                let stateless = Parts::of(memory * MIB, batch * MIB, false, backing);
+                assert!(stateless.downloads.total() >= parts.downloads.total());
             }
         }
     }

@@ -70,6 +70,7 @@ async fn serve(loaded: &Loaded) -> Result<(), Error> {
     let parts = Parts::of(
         config.limits.memory.bytes(),
         config.limits.max_batch_bytes.bytes(),
+        config.local_cache.enabled,
         config.backing_cache.target.is_some(),
     );
     let chain = Arc::<Chain>::default();

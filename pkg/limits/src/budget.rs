@@ -37,10 +37,9 @@ struct Pool {
 
 /// Nothing was free in time.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("no {what} became free within {} s; {total} are shared by all clients", WAIT.as_secs())]
+#[error("all {what} is in use, and none became free within {} s; try again", WAIT.as_secs())]
 pub struct Full {
     what: &'static str,
-    total: u64,
 }
 
 impl Budget {
@@ -66,6 +65,11 @@ impl Budget {
     /// The bytes that are shared, granted or not.
     pub fn total(&self) -> u64 {
         self.0.bytes
+    }
+
+    /// The number of connections that wait.
+    pub fn waiting(&self) -> usize {
+        self.0.lock().waiting()
     }
 
     /// Waits until `bytes` are free and takes them, all at once. One that asks for more than there is
@@ -175,7 +179,6 @@ impl Waiting<'_> {
         if !matches!(granted, Ok(Ok(()))) {
             return Err(Full {
                 what: self.pool.what,
-                total: self.pool.bytes,
             });
         }
         Ok(self.pool.grant(self.bytes, call))

@@ -54,7 +54,8 @@ fn name(number: u8) -> Digest {
 /// Waits until nothing goes on any more; how many gets the backing cache had by then, of which it has
 /// answered none.
 async fn held(proxy: &Proxy) -> u64 {
-    sleep(Duration::from_mins(1)).await;
+    // Not for longer than a call waits for its turn.
+    sleep(Duration::from_secs(20)).await;
     let gets = proxy.backing.gets.load(SeqCst);
     proxy.backing.let_go();
     gets

@@ -37,8 +37,8 @@ impl Default for Memory {
     fn default() -> Self {
         Self {
             windows: Budget::memory("memory for receive windows", 32 * MIB),
-            calls: Budget::count("calls", 20_000),
-            files: Budget::count("open files for reads", 4096),
+            calls: Budget::count("room for calls", 20_000),
+            files: Budget::count("room for open files", 4096),
             requests: Budget::memory("memory for large requests", 20 * MIB),
             decoded: Budget::memory("memory for decoded requests", 24 * MIB),
             results: Budget::memory("memory for action results", 16 * MIB),

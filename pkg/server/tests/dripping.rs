@@ -14,10 +14,12 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use common::{
-    raw::{RawClient, RawResponse, announce, finish, framed},
+    raw::{RawClient, RawResponse, announce, finish, framed, send},
     *,
 };
 use futures::future::select_all;
+use gorego_limits::Budget;
+use gorego_server::Options;
 use gorego_storage::Digest;
 use h2::{RecvStream, SendStream, client::ResponseFuture};
 use prost::Message as _;
@@ -27,7 +29,10 @@ use reapi::{
         BatchReadBlobsRequest, BatchUpdateBlobsRequest, batch_update_blobs_request::Request as Blob,
     },
 };
-use tokio::time::{interval, timeout};
+use tokio::{
+    task::JoinSet,
+    time::{interval, timeout},
+};
 use tonic::Code;
 
 const READ: &str = "/google.bytestream.ByteStream/Read";
@@ -225,5 +230,84 @@ async fn a_compressed_read_does_not_wait_for_other_readers() {
     let found = found.expect("an answer").unwrap();
     assert!(found.len() > content.len(), "there is no room to compress");
     assert_eq!(unzstd(&found), content);
+    drop(bodies);
+}
+
+/// Waits until this many connections wait for a budget.
+async fn wait_for(budget: &Budget, connections: usize) {
+    let waiting = async {
+        while budget.waiting() != connections {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(LONG, waiting).await.expect("so many wait");
+}
+
+#[tokio::test]
+async fn a_connection_that_waits_is_served_before_the_second_request_of_another() {
+    let mut options = Options::default();
+    options.limits.grace = LONG;
+    let requests = Budget::memory("tests", 2 * MIB as u64);
+    options.memory.requests = requests.clone();
+    let server = Server::with(options).await;
+    let content = noise(3 * MIB / 2, 1);
+    let digest = sha256(&content);
+    let mut greedy = RawClient::connect(&server, 65_535).await;
+    let first = announce(&mut greedy, FIND, 3 * MIB / 2, 1000).await;
+    while requests.try_reserve(MIB as u64).is_some() {
+        tokio::task::yield_now().await;
+    }
+    let second = announce(&mut greedy, FIND, 3 * MIB / 2, 1000).await;
+    let third = announce(&mut greedy, FIND, 3 * MIB / 2, 1000).await;
+    wait_for(&requests, 1).await;
+    let mut cas = server.cas().await;
+    let mut batch = JoinSet::new();
+    batch.spawn(async move {
+        cas.batch_update_blobs(BatchUpdateBlobsRequest {
+            requests: vec![Blob {
+                digest: Some(digest.to_proto()),
+                data: content,
+                ..Blob::default()
+            }],
+            ..BatchUpdateBlobsRequest::default()
+        })
+        .await
+    });
+    wait_for(&requests, 2).await;
+    let (response, mut request) = first;
+    send(&mut request, 3 * MIB / 2 - 1000).await;
+    request.send_data(Bytes::new(), true).unwrap();
+    finish(response).await;
+    let stored = timeout(LONG, batch.join_next()).await.expect("its turn");
+    stored.unwrap().unwrap().unwrap();
+    assert!(server.stored(&digest).await.is_some());
+    drop((second, third));
+}
+
+#[tokio::test]
+async fn stalled_reads_of_large_blobs_give_their_open_files_to_others() {
+    let mut options = Options::default();
+    options.limits.grace = Duration::from_millis(100);
+    options.memory.files = Budget::count("files", 2);
+    let server = Server::with(options).await;
+    let content = noise(MIB, 1);
+    let name = format!("blobs/{}", server.has(&content).await);
+    let small = format!("blobs/{}", server.has(b"small").await);
+    let request = ReadRequest {
+        resource_name: name.clone(),
+        ..ReadRequest::default()
+    };
+    let message = framed(&request.encode_to_vec());
+    let mut stalled = RawClient::connect(&server, 1).await;
+    let mut bodies = Vec::new();
+    for _ in 0..2 {
+        let (response, mut request) = stalled.open(READ);
+        request.send_data(message.clone(), true).unwrap();
+        bodies.push(response.await.unwrap().into_body());
+    }
+    let mut client = server.bytes().await;
+    assert_eq!(read(&mut client, &small, 0, 0).await.unwrap(), b"small");
+    let found = timeout(LONG, read(&mut client, &name, 0, 0)).await;
+    assert_eq!(found.expect("an answer").unwrap(), content);
     drop(bodies);
 }

@@ -18,6 +18,7 @@ use common::{
     raw::{RawClient, announce, finish, framed, send},
     *,
 };
+use gorego_limits::Budget;
 use gorego_server::{Limits, Options};
 use gorego_tls::{ClientAuth, ServerFiles};
 use http::HeaderMap;
@@ -285,7 +286,11 @@ async fn requests_too_large_to_be_held_at_once_wait_for_each_other() {
     // What can be sent that nobody reads, where there are few connections.
     const WINDOW: usize = 4 * MIB;
     const READ: usize = 6 * MIB;
-    let server = Server::start().await;
+    let mut options = Options::default();
+    options.limits.grace = LONG;
+    options.memory.windows = Budget::memory("windows", 64 * MIB as u64);
+    options.memory.requests = Budget::memory("requests", 2 * LEN as u64);
+    let server = Server::with(options).await;
     let mut clients = Vec::new();
     for _ in 0..3 {
         clients.push(RawClient::connect(&server, 65_535).await);

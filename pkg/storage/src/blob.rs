@@ -354,4 +354,40 @@ mod tests {
             assert_eq!(told.load(Relaxed), unreadable);
         }
     }
+
+    #[tokio::test]
+    async fn a_slow_reader_holds_little_where_memory_is_short() {
+        const LEN: u64 = 4 * CHUNK_SIZE as u64;
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let content: Vec<u8> = (0..=255).cycle().take(4 * CHUNK_SIZE).collect();
+        fs::write(file.path(), &content).unwrap();
+        let blob = || {
+            Blob::File(BlobFile {
+                file: Arc::new(fs::File::open(file.path()).unwrap()),
+                path: file.path().to_owned(),
+                offset: 0,
+                len: LEN,
+                guard: None,
+            })
+        };
+        for (total, first) in [
+            (64 << 20, CHUNK_SIZE as u64),
+            (1 << 20, 64 << 10),
+            (0, LEAST),
+        ] {
+            let memory = Budget::memory("tests", total);
+            let free = || memory.share(u64::MAX, 1).bytes();
+            let mut chunks = blob().into_chunks_within(&memory);
+            let piece = chunks.next().await.unwrap().unwrap();
+            assert_eq!(piece.len() as u64, first);
+            assert!(free() >= total.saturating_sub(2 * first));
+            let mut read = piece.to_vec();
+            drop(piece);
+            while let Some(piece) = chunks.next().await {
+                read.extend_from_slice(&piece.unwrap());
+            }
+            assert!(read == content);
+            assert_eq!(free(), total, "all of it is given back");
+        }
+    }
 }

@@ -69,6 +69,11 @@ impl Queue {
         self.order.is_empty() && bytes <= self.free
     }
 
+    /// The number of connections that wait.
+    pub(super) fn waiting(&self) -> usize {
+        self.order.len()
+    }
+
     pub(super) fn take(&mut self, client: u64, bytes: u64) {
         self.free = self.free.saturating_sub(bytes);
         self.update(client, |line| line.held += 1);
@@ -76,7 +81,12 @@ impl Queue {
 
     pub(super) fn give_back(&mut self, client: u64, bytes: u64) {
         self.free += bytes;
-        self.update(client, |line| line.held = line.held.saturating_sub(1));
+        let turn = self.next();
+        self.update(client, |line| {
+            line.held = line.held.saturating_sub(1);
+            // Others that have waited meanwhile come before its next one.
+            line.turn = turn;
+        });
     }
 
     /// Up to `most`, and at most one in `of` of what is free; it belongs to no connection.

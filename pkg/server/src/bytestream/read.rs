@@ -130,7 +130,6 @@ fn frame(content: Bytes) -> Framed {
     Framed {
         head: head.freeze(),
         payload: content,
-        ..Framed::default()
     }
 }
 

@@ -15,6 +15,7 @@ use crate::{
     compression::Zstd,
     digests,
     grpc::elsewhere,
+    memory::full,
     status::{from_store, invalid_field, outcome},
 };
 
@@ -37,12 +38,17 @@ impl Cas {
         self.check_batch_bytes("requests", sent)?;
 
         let zstd = Compressor::Zstd.to_proto() as i32;
-        let (to_store, outcomes) = if blobs.iter().any(|blob| blob.compressor == zstd) {
+        let compressed = blobs.iter().zip(&wanted);
+        let compressed = compressed.filter(|(blob, _)| blob.compressor == zstd);
+        let unfolded: u64 = compressed.map(|(_, digest)| digest.size()).sum();
+        let memory = self.memory.workspaces.reserve(unfolded);
+        let memory = memory.await.map_err(full)?;
+        let ((to_store, outcomes), _memory) = if unfolded > 0 {
             // Up to a full batch: too much for a thread that others wait for.
             let (digests, limits) = (wanted.clone(), self.limits);
-            elsewhere(move || contents(&digests, blobs, &limits)).await?
+            elsewhere(move || (contents(&digests, blobs, &limits), memory)).await?
         } else {
-            contents(&wanted, blobs, &self.limits)
+            (contents(&wanted, blobs, &self.limits), memory)
         };
         let mut stored = self.blobs.put_batch(to_store).await.into_iter();
         let responses = wanted.iter().zip(outcomes).map(|(digest, mut result)| {
@@ -139,5 +145,28 @@ mod tests {
         assert_eq!(elsewhere.await.unwrap().responses.len(), 1);
         let plain = batch(Compressor::Identity, Bytes::from_static(b"content"));
         assert!(cas.batch_update(plain).now_or_never().is_some());
+    }
+
+    #[tokio::test]
+    async fn a_compressed_batch_waits_for_the_memory_of_its_content() {
+        let memory = Memory::default();
+        let workspaces = memory.workspaces.clone();
+        let cas = Cas::new(Arc::<MemoryStore>::default(), Limits::default(), memory);
+        let content = vec![0; 1_000_000];
+        let batch = || BatchUpdateBlobsRequest {
+            requests: vec![BlobToStore {
+                digest: Some(DigestFunction::Sha256.digest(&content).to_proto()),
+                data: crate::compression::compress(&content).unwrap(),
+                compressor: Compressor::Zstd.to_proto() as i32,
+            }],
+            ..BatchUpdateBlobsRequest::default()
+        };
+        let all = workspaces.try_reserve(workspaces.total()).unwrap();
+        let mut waits = Box::pin(cas.batch_update(batch()));
+        assert!((&mut waits).now_or_never().is_none());
+        assert_eq!(workspaces.waiting(), 1);
+        drop(all);
+        assert_eq!(waits.await.unwrap().responses.len(), 1);
+        assert_eq!(workspaces.waiting(), 0);
     }
 }

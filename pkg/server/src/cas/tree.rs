@@ -20,6 +20,8 @@ use crate::{
 /// How many bytes of directories go into one message, unless they are a single one: well below
 /// what gRPC clients take.
 const MESSAGE_BYTES: usize = 1024 * 1024;
+/// Up to this many bytes of directories, a message is not counted.
+const SMALL: usize = 64 * 1024;
 
 impl Cas {
     /// The directories below a root, in as many messages as it takes. With a page size, as many
@@ -125,11 +127,17 @@ impl Pages {
     async fn message(mut self) -> Result<(Framed, Option<Self>), Status> {
         let mut message = GetTreeResponse::default();
         let mut bytes = 0;
+        let mut memory = Permit::default();
         while let Some(directory) = self.next.take() {
             let len = directory.encoded_len();
             if bytes > 0 && bytes + len > MESSAGE_BYTES {
                 self.next = Some(directory);
-                return Ok((self.framed(&message).await?, Some(self)));
+                return Ok((framed(&message, memory), Some(self)));
+            }
+            // Little is held while waiting.
+            if memory.bytes() == 0 && bytes + len > SMALL {
+                let most = MESSAGE_BYTES.max(len) as u64;
+                memory = self.responses.reserve(most).await.map_err(full)?;
             }
             bytes += len.max(1);
             message.directories.push(directory);
@@ -140,21 +148,21 @@ impl Pages {
                 if self.next.is_some() {
                     message.next_page_token = position.to_string();
                     self.walk.return_to(position);
-                    let framed = self.framed(&message).await?;
+                    let framed = framed(&message, memory);
                     self.walks.keep(self.root, self.walk);
                     return Ok((framed, None));
                 }
                 break;
             }
         }
-        Ok((self.framed(&message).await?, None))
+        Ok((framed(&message, memory), None))
     }
+}
 
-    async fn framed(&self, message: &GetTreeResponse) -> Result<Framed, Status> {
-        let bytes = message.encoded_len() as u64;
-        let permit = self.responses.reserve(bytes).await.map_err(full)?;
-        let Framed { head, payload } = Framed::encode(message);
-        let head = permit.hold(head);
-        Ok(Framed { head, payload })
-    }
+/// A message that holds the memory it takes until the client has it.
+fn framed(message: &GetTreeResponse, mut memory: Permit) -> Framed {
+    memory.shrink(message.encoded_len() as u64);
+    let Framed { head, payload } = Framed::encode(message);
+    let head = memory.hold(head);
+    Framed { head, payload }
 }

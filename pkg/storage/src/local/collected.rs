@@ -55,7 +55,12 @@ impl Collected {
 
     /// Whether it is time to write them.
     pub(super) fn are_due(&self) -> bool {
-        self.len >= CHUNK_SIZE || self.len >= LEAST && self.since.elapsed() >= SLOW
+        self.len >= CHUNK_SIZE || self.are_many() && self.since.elapsed() >= SLOW
+    }
+
+    /// Whether they are to be written after a while even if no more come.
+    pub(super) const fn are_many(&self) -> bool {
+        self.len >= LEAST
     }
 
     /// All of them, as far as no small ones came after [`Self::close`].
@@ -66,7 +71,8 @@ impl Collected {
     /// Makes a piece of the small ones.
     pub(super) fn close(&mut self) {
         if !self.small.is_empty() {
-            self.pieces.push(self.small.split().freeze());
+            let small = mem::take(&mut self.small);
+            self.pieces.push(small.freeze());
         }
     }
 

@@ -91,9 +91,14 @@ async fn receive(
         }
     };
     let receive = async {
-        loop {
-            let next = timeout(SLOW, chunks.next()).await;
-            let Some(upload) = &mut upload.0 else { break };
+        while let Some(upload) = &mut upload.0 {
+            let next = chunks.next();
+            // Nothing is to be done for a stalled upload that has little in memory.
+            let next = if upload.has_much() {
+                timeout(SLOW, next).await
+            } else {
+                Ok(next.await)
+            };
             match next {
                 Ok(Some(chunk)) => upload.push(chunk?).await?,
                 Ok(None) => break,

@@ -60,7 +60,7 @@ pub(super) struct Upload {
     growth: Option<Arc<Growth>>,
     /// Bytes received, those before the stream's offset included.
     received: u64,
-    collected: Collected,
+    collected: Box<Collected>,
     phase: Phase,
     /// Nothing more comes of it, and others may be waiting for its end.
     ended: bool,
@@ -87,7 +87,7 @@ impl Upload {
             resume,
             claim,
             growth,
-            collected: Collected::default(),
+            collected: Box::default(),
             phase: Phase::Unopened,
             ended: false,
         }
@@ -104,6 +104,11 @@ impl Upload {
         }
         self.collected.push(chunk);
         self.write_due().await
+    }
+
+    /// Whether so much is in memory that it is written even if no more comes.
+    pub(super) fn has_much(&self) -> bool {
+        self.collected.are_many()
     }
 
     /// Writes what was collected, if that is worth it by now.

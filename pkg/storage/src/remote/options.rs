@@ -70,7 +70,7 @@ pub struct RemoteOptions {
     pub connections: usize,
     /// How many calls may run at once, and how many downloads and uploads beside them.
     pub max_calls: usize,
-    /// Receive windows of downloads, which a peer may fill while their readers are slow.
+    /// Receive windows of downloads, which a peer fills while their readers are slow.
     pub windows: Budget,
     /// How long a call may take, and 1 s more for each MiB that it moves. Of downloads and uploads
     /// in pieces: how long they may stand still.

@@ -29,6 +29,9 @@ use crate::{Digest, Error, Result};
 /// What a peer moves at least, in bytes a second: calls that move more have more time.
 const SLOWEST: u64 = 1 << 20;
 
+/// One in so many bytes of a download's window is counted.
+const COUNTED: u64 = 4;
+
 /// A peer and what is known of it.
 pub(super) struct Peer {
     name: Arc<str>,
@@ -275,10 +278,11 @@ impl Peer {
         acquire(&self.streams, 1, self.timeout).await
     }
 
-    /// Waits until a download of `bytes` may have a window's worth of them under way.
+    /// Waits until a download of `bytes` may have a window's worth of them under way. That fills only
+    /// while its reader is slower than the peer: a part of it is counted.
     pub(super) async fn window_permit(&self, bytes: u64) -> Result<Permit, Failure> {
         let window = bytes.min(u64::from(connect::STREAM_WINDOW));
-        let reserve = self.windows.reserve(window);
+        let reserve = self.windows.reserve(window / COUNTED);
         match time::timeout(self.timeout, reserve).await {
             Ok(Ok(permit)) => Ok(permit),
             _ => Err(Failure::Busy(self.timeout)),
