@@ -71,10 +71,10 @@ impl Tiers {
         let services = Services {
             blobs: Arc::clone(&local) as _,
             uploads: Arc::clone(&local) as _,
-            actions: Arc::new(CompletenessChecking::new(
-                Arc::clone(&local),
-                Arc::clone(&local) as _,
-            )),
+            actions: Arc::new(
+                CompletenessChecking::new(Arc::clone(&local), Arc::clone(&local) as _)
+                    .leasing_puts(),
+            ),
         };
         Ok(Self {
             services,
@@ -228,6 +228,7 @@ fn local_options(config: &Config) -> LocalOptions {
         max_bytes,
         wake_bytes: share(max_bytes, cache.high_watermark),
         lease: cache.lease,
+        upload_lease: cache.upload_lease,
         force_update_atime: config.force_update_atime,
         sync: match cache.sync {
             config::Sync::None => SyncMode::None,

@@ -74,9 +74,14 @@ impl Folders {
         *self.made_since() = None;
     }
 
+    /// How many there are.
+    pub(super) fn count(&self) -> u64 {
+        self.count.load(Relaxed)
+    }
+
     /// What they take, in bytes.
     pub(super) fn bytes(&self) -> u64 {
-        self.count.load(Relaxed).saturating_mul(FOLDER_ROOM)
+        self.count().saturating_mul(FOLDER_ROOM)
     }
 }
 

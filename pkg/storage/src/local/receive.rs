@@ -5,11 +5,14 @@ use std::{fmt, sync::Arc};
 use futures::StreamExt as _;
 use tokio::runtime::Handle;
 
-use super::{LocalStore, blobs::check_size, core::Core, growth::Growth, upload::Upload};
-use crate::{
-    Blob, Chunks, Digest, Error, Put, Result, Resume, UploadId,
-    index::{SIZE_END, Use},
+use super::{
+    LocalStore,
+    blobs::{UPLOAD, check_size},
+    core::Core,
+    growth::Growth,
+    upload::{RESERVE_STEP, Upload},
 };
+use crate::{Blob, Chunks, Digest, Error, Put, Result, Resume, UploadId, index::SIZE_END};
 
 /// How a blob was taken in.
 #[derive(Debug)]
@@ -72,9 +75,13 @@ async fn receive(
     }
     // Watching comes before looking, so that no other upload's end falls in between.
     let watch = core.watchers.watch(digest);
-    if digest.is_empty_blob() || core.seek(digest, Use::default()).await?.is_some() {
+    if digest.is_empty_blob() || core.seek(digest, UPLOAD).await?.is_some() {
         return Ok(Received::Existed);
     }
+    // Before anything is evicted for it.
+    let free = (digest.size() > RESERVE_STEP).then(|| core.files.free());
+    core.room
+        .check_fits(digest.size(), &digest.to_string(), free.flatten())?;
     let mut upload = Guard(Some(Upload::begin(core, digest, resume, growth).await));
     let claim = upload.0.as_ref().and_then(|upload| upload.claim.clone());
     let superseded = async move {

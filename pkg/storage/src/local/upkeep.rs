@@ -119,7 +119,7 @@ impl Core {
     /// it has looked. Blocks.
     fn record_usage(&self, recorded: &Recorded) -> Result<()> {
         // Without uploads, broken off or under way: those are found in their folder.
-        let (used, limit) = (self.room.kept(), self.room.usage(None).limit);
+        let (used, limit) = (self.room.kept(), self.room.limit());
         let mut state = recorded
             .state
             .lock()

@@ -97,17 +97,15 @@ impl Core {
         let size = self.files.stat(path)?.map_or(0, |meta| meta.size);
         let name = path.replace('/', "-");
         let place = format!("{QUARANTINE}/{}-{name}", now_ms());
-        // Before it is there, since the janitor may empty the folder at any moment.
-        self.room.add_idle(size);
         // It is kept as long as a partial upload, from now on.
         let times = self.files.set_mtime_now(path);
         let gone = match times.and_then(|()| self.files.publish(path, &place)) {
             Ok(()) => {
+                self.room.add_idle(&place, size, now_ms());
                 tracing::warn!(from = path, to = place, "moved to quarantine");
                 Ok(())
             }
             Err(error) => {
-                self.room.remove_idle(size);
                 tracing::warn!(%error, "could not be moved to quarantine; removed");
                 self.files.unlink(path)
             }
