@@ -1,4 +1,4 @@
-"""One FileDescriptorSet of several proto_library targets."""
+"""One FileDescriptorSet of several proto_library targets, and the hashes of their files."""
 
 load("@protobuf//bazel/common:proto_info.bzl", "ProtoInfo")
 
@@ -34,4 +34,54 @@ descriptor_set = rule(
         ),
     },
     doc = "Joins the descriptors of `deps` and of all they import in one file.",
+)
+
+def _proto_blobs_impl(ctx):
+    out = ctx.actions.declare_file(ctx.label.name + ".blobs")
+    arguments = ctx.actions.args()
+    arguments.add(out)
+    arguments.add(ctx.file.committed)
+    sources = []
+    for dep in ctx.attr.deps:
+        root = dep[ProtoInfo].proto_source_root + "/"
+        for source in dep[ProtoInfo].direct_sources:
+            sources.append(source)
+            arguments.add(source.path.removeprefix(root))
+            arguments.add(source)
+    ctx.actions.run_shell(
+        outputs = [out],
+        inputs = sources + [ctx.file.committed],
+        # A blob of git is its length and its bytes.
+        command = """
+            set -o errexit -o pipefail
+            exec >"$1"
+            grep '^#' "$2"
+            shift 2
+            while [ $# -gt 0 ]; do
+                hash=$({ printf 'blob %d\\0' "$(wc -c <"$2")" && cat "$2"; } | sha1sum)
+                echo "$1 ${hash%% *}"
+                shift 2
+            done | LC_ALL=C sort
+        """,
+        arguments = [arguments],
+        mnemonic = "ProtoBlobs",
+        progress_message = "Hashing the protos of %{label}",
+    )
+    return [DefaultInfo(files = depset([out]))]
+
+proto_blobs = rule(
+    implementation = _proto_blobs_impl,
+    attrs = {
+        "committed": attr.label(
+            allow_single_file = True,
+            doc = "The list that this one is compared with; its comments are taken over.",
+            mandatory = True,
+        ),
+        "deps": attr.label_list(
+            doc = "The proto_library targets; what they import is left out.",
+            mandatory = True,
+            providers = [ProtoInfo],
+        ),
+    },
+    doc = "Lists the .proto files of `deps`, by the path that imports name and the hash that git has for their content.",
 )

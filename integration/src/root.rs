@@ -25,8 +25,9 @@ pub fn command(inside: &Path, program: &str) -> Command {
     command
 }
 
-fn make() {
-    static MADE: OnceLock<()> = OnceLock::new();
+/// Makes the root if this machine has none, and returns its place.
+pub fn make() -> &'static Path {
+    static MADE: OnceLock<PathBuf> = OnceLock::new();
     MADE.get_or_init(|| {
         let output = Command::new(script())
             .arg("make")
@@ -38,7 +39,9 @@ fn make() {
             "the root with the build clients cannot be made: {}",
             String::from_utf8_lossy(&output.stderr).trim_end()
         );
-    });
+        let place = String::from_utf8(output.stdout).expect("the root's path is UTF-8");
+        PathBuf::from(place.trim_end())
+    })
 }
 
 fn script() -> PathBuf {

@@ -58,13 +58,18 @@ fn command_on<S: AsRef<OsStr>>(disk: Disk, data: &Path, settings: &[S]) -> Comma
     configure(command, data, settings)
 }
 
-fn configure<S: AsRef<OsStr>>(mut command: Command, data: &Path, settings: &[S]) -> Command {
-    // The caller's own settings and configuration files are not part of the test.
+/// Keeps the caller's own settings from a server that `command` starts.
+pub fn forget_settings(command: &mut Command) {
     for (key, _) in env::vars_os() {
         if key.as_encoded_bytes().starts_with(b"GOREGO_") {
             command.env_remove(key);
         }
     }
+}
+
+fn configure<S: AsRef<OsStr>>(mut command: Command, data: &Path, settings: &[S]) -> Command {
+    // The caller's own settings and configuration files are not part of the test.
+    forget_settings(&mut command);
     command.current_dir("/").stdin(Stdio::null());
     let mut dir = OsStr::new("local_cache.dir=").to_owned();
     dir.push(data);
@@ -260,6 +265,12 @@ impl Drop for Server {
 /// Runs a server that is expected to refuse to start; its status and what it wrote to stderr.
 pub fn refusal<S: AsRef<OsStr>>(data: &Path, settings: &[S]) -> (ExitStatus, String) {
     refusal_of(&mut command(data, settings))
+}
+
+/// The same on a disk of its own.
+pub fn refusal_on<S: AsRef<OsStr>>(disk: Disk, settings: &[S]) -> (ExitStatus, String) {
+    let dir = TempDir::new().expect("a temporary directory");
+    refusal_of(&mut command_on(disk, dir.path(), settings))
 }
 
 /// The same for a command line of the caller's own.

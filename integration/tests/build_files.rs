@@ -257,14 +257,34 @@ fn bazel_and_cargo_use_the_same_rust() {
     let toolchain: Table = read("rust-toolchain.toml").parse().expect("TOML");
     let channel = toolchain["toolchain"]["channel"].as_str().expect("a text");
     let module = read("MODULE.bazel");
-    for (key, value) in [
-        ("versions", format!("[\"{channel}\"]")),
-        ("rustfmt_version", format!("\"{channel}\"")),
+    assert!(
+        module.contains(&format!("\nRUST = \"{channel}\"\n")),
+        "RUST in MODULE.bazel is not the channel of rust-toolchain.toml; mend it there: RUST = \"{channel}\""
+    );
+    // The compiler's, the formatter's, and crate_universe's.
+    for attribute in [
+        "versions = [RUST]",
+        "version = RUST",
+        "rustfmt_version = RUST",
     ] {
         assert!(
-            module.contains(&format!("    {key} = {value},\n")),
-            "{key} in MODULE.bazel is not the channel of rust-toolchain.toml; mend it with: \
-             {BUILDOZER} 'set {key} \"{channel}\"' //MODULE.bazel:%rust.toolchain"
+            module.contains(&format!("    {attribute},\n")),
+            "MODULE.bazel has no `{attribute}`: Bazel would fetch another Rust than {channel}"
         );
     }
+}
+
+/// Where Bazel has the protos from a crate, `//proto:remote_apis_test` compares them with that list.
+#[test]
+fn the_pinned_commit_of_remote_apis_is_the_one_whose_protos_are_listed() {
+    let list = read("proto/remote_apis.blobs");
+    let commit = list
+        .lines()
+        .find_map(|line| line.strip_prefix("# commit "))
+        .expect("proto/remote_apis.blobs names its commit");
+    assert!(
+        read("MODULE.bazel").contains(&format!("    commit = \"{commit}\",\n")),
+        "MODULE.bazel pins another commit of remote-apis than {commit}, which proto/remote_apis.blobs lists; where the \
+         internet can be reached, `git ls-tree -r COMMIT build/bazel` tells the hashes of another one"
+    );
 }

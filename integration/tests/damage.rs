@@ -3,6 +3,7 @@
 
 use std::{
     fs::{self, File},
+    os::unix::{fs::symlink, net::UnixListener},
     path::{Path, PathBuf},
     slice,
 };
@@ -14,6 +15,7 @@ use gorego_integration::{
     server::Server,
 };
 use reapi::v2::{ActionResult, Digest, OutputFile};
+use rustix::fs::{CWD, FileType, Mode};
 use tonic::Code;
 
 const SMALL: usize = 1000;
@@ -38,6 +40,27 @@ fn truncate(path: &Path) {
 
 fn delete(path: &Path) {
     fs::remove_file(path).unwrap();
+}
+
+fn replace_by_folder(path: &Path) {
+    delete(path);
+    fs::create_dir(path).unwrap();
+}
+
+fn replace_by_link(path: &Path) {
+    delete(path);
+    symlink("/etc/passwd", path).unwrap();
+}
+
+fn replace_by_pipe(path: &Path) {
+    delete(path);
+    let mode = Mode::from_raw_mode(0o666);
+    rustix::fs::mknodat(CWD, path, FileType::Fifo, mode, 0).unwrap();
+}
+
+fn replace_by_socket(path: &Path) {
+    delete(path);
+    drop(UnixListener::bind(path).unwrap());
 }
 
 /// Damages the stored file of a blob and checks that this costs one failed read, not a wrong byte,
@@ -130,5 +153,50 @@ async fn a_file_deleted_while_the_server_is_down_is_missing_and_no_other() {
     assert_eq!(missing, slice::from_ref(&gone));
     for blob in blobs.iter().filter(|&blob| digest_of(blob) != gone) {
         assert!(client.download(&digest_of(blob)).await.unwrap() == *blob);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn anything_in_the_place_of_a_file_costs_one_read() {
+    for replace in [
+        replace_by_folder,
+        replace_by_link,
+        replace_by_pipe,
+        replace_by_socket,
+    ] {
+        assert_costs_one_read(replace, SMALL).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_emptied_data_directory_takes_writes_and_starts_again() {
+    let server = Server::start(&[]);
+    let client = Client::connect(server.address()).await;
+    client.batch_upload(&[blob(1, SMALL)]).await.unwrap();
+    for entry in fs::read_dir(server.data()).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            fs::remove_dir_all(path).unwrap();
+        } else {
+            delete(&path);
+        }
+    }
+    let (small, large) = (blob(2, SMALL), blob(3, LARGE));
+    client.batch_upload(slice::from_ref(&small)).await.unwrap();
+    let mut names = fastrand::Rng::with_seed(1);
+    client.upload(&uuid(&mut names), &large).await.unwrap();
+    let broken = blob(4, LARGE);
+    let name = uuid(&mut names);
+    let mut upload = client.begin_upload(&name, &digest_of(&broken));
+    upload.send(&broken.slice(..LARGE / 2)).await;
+    let part = LARGE / 2;
+    client
+        .wait_until_committed(&name, &digest_of(&broken), part)
+        .await;
+
+    let server = server.restart();
+    let client = Client::connect(server.address()).await;
+    for content in [small, large] {
+        assert!(client.download(&digest_of(&content)).await.unwrap() == content);
     }
 }

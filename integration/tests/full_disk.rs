@@ -8,7 +8,7 @@ use gorego_integration::{
     client::Client,
     content::{blob, digest_of, uuid},
     peer::FaultyPeer,
-    server::{Disk, Server},
+    server::{self, Disk, Server},
 };
 use reapi::{
     bytestream::{ReadRequest, byte_stream_client::ByteStreamClient},
@@ -267,4 +267,30 @@ async fn an_upload_larger_than_the_cache_costs_nothing() {
     assert!(refused.message().contains(&limit), "{refused}");
     let digests = kept.iter().map(|blob| digest_of(blob)).collect();
     assert_eq!(client.find_missing(digests).await.unwrap(), []);
+}
+
+#[test]
+fn a_data_directory_that_spans_file_systems_is_refused_with_the_folder_and_the_remedy() {
+    for (folder, prepare) in [
+        ("cas", "mkdir cas && mount -t tmpfs none cas"),
+        ("ac", "mkdir ac && mount -t tmpfs none ac"),
+        ("tmp", "mkdir tmp && mount -t tmpfs none tmp"),
+        ("uploads", "mkdir uploads && mount -t tmpfs none uploads"),
+        (
+            "quarantine",
+            "mkdir quarantine && mount -t tmpfs none quarantine",
+        ),
+        (
+            "cas/blake3",
+            "mkdir -p cas/blake3 && mount -t tmpfs none cas/blake3",
+        ),
+    ] {
+        let (status, log) = server::refusal_on(Disk { prepare, ..EMPTY }, SETTINGS);
+        assert_eq!(status.code(), Some(2), "{log}");
+        assert_eq!(log.lines().count(), 1, "one line, not:\n{log}");
+        let named = format!("{folder} in data directory");
+        for part in [&named, "another file system", "local_cache.dir"] {
+            assert!(log.contains(part), "{part} is not named in: {log}");
+        }
+    }
 }

@@ -8,7 +8,7 @@ use std::{
     fs::{self, Permissions},
     io::{BufRead as _, BufReader, Read as _, Write as _},
     net::TcpListener,
-    os::unix::fs::PermissionsExt as _,
+    os::unix::fs::{MetadataExt as _, PermissionsExt as _},
     path::Path,
     process::{Command, Output, Stdio},
     thread,
@@ -16,7 +16,7 @@ use std::{
 
 use gorego_integration::{
     process::{self, Process},
-    project,
+    project, root,
 };
 use tempfile::TempDir;
 
@@ -255,6 +255,45 @@ fn without_root_privileges_and_user_namespaces_it_is_told_how_to_get_in() {
 }
 
 #[test]
+fn a_root_made_before_gets_what_was_added_since_without_being_made_again() {
+    let place = TempDir::new().unwrap();
+    let rules = place.path().join("debian/usr/share/bazel/rules/rust");
+    for (file, content) in [
+        (
+            "crate_universe/extension.bzl",
+            "        cargo_lockfile = CRATES_VENDOR_ATTRS[\"cargo_lockfile\"],\n",
+        ),
+        (
+            "rust/extensions.bzl",
+            "_RUST_HOST_TOOLS_TAG = tag_class(\n    attrs = dict(\n    ),\n)\n\
+             def _rust_host_tools_impl(module_ctx):\n    rust_toolchain_tools_repository(\n        \
+             name = \"rust_host_tools\",\n    )\n",
+        ),
+    ] {
+        let path = rules.join(file);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, content).unwrap();
+    }
+    fs::copy(root::make().join("recipe"), place.path().join("recipe")).unwrap();
+
+    let programs = Programs::new().with("mmdebstrap", "exit 1");
+    let make = || {
+        let mut make = script("client-root", &programs, place.path());
+        let (output, said) = output(make.env("GOREGO_CLIENT_ROOT", place.path()).arg("make"));
+        assert!(output.status.success(), "{said}");
+        ["crate_universe/extensions.bzl", "rust/extensions.bzl"]
+            .map(|file| fs::read_to_string(rules.join(file)).unwrap())
+    };
+    let [crates, rust] = make();
+    assert!(crates.contains("crate = _crate"), "{crates}");
+    assert!(rust.contains("name = name"), "{rust}");
+
+    // As if it had ended half-way.
+    fs::remove_file(place.path().join("amendment")).unwrap();
+    assert_eq!(make(), [crates, rust]);
+}
+
+#[test]
 fn only_one_of_two_makes_the_root() {
     let cache = TempDir::new().unwrap();
     // Whoever makes the root says so, and then waits to be let on.
@@ -311,4 +350,37 @@ fn in_the_root_home_user_and_paths_are_those_outside() {
         String::from_utf8_lossy(&said_by_shell(true, elsewhere.path())),
         String::from_utf8_lossy(&said_by_shell(false, elsewhere.path()))
     );
+}
+
+/// What a process in the root has got of the machine stays what it was, as with Bazel's server. The machine here is one
+/// whose /etc is a copy.
+#[test]
+fn the_root_can_be_entered_from_inside_after_the_machine_has_replaced_a_file() {
+    root::make();
+    let script = r#"
+        set -e
+        # Not all of it may be readable.
+        cp -a /etc "$DIR/etc" 2>/dev/null || true
+        mount --bind "$DIR/etc" /etc
+        exec "$CLIENT_ROOT" run -- sh -c '
+            set -e
+            cp "$DIR/etc/passwd" "$DIR/etc/passwd.new"
+            echo "added:x:4711:4711::/:/bin/sh" >>"$DIR/etc/passwd.new"
+            mv "$DIR/etc/passwd.new" "$DIR/etc/passwd"
+            "$CLIENT_ROOT" run -- sh -c "\"\$CLIENT_ROOT\" run -- id -un"
+        '
+    "#;
+    let dir = TempDir::new().unwrap();
+    let mut machine = process::command("unshare");
+    machine.arg("--mount");
+    if fs::metadata(dir.path()).unwrap().uid() != 0 {
+        machine.args(["--user", "--map-root-user"]);
+    }
+    machine
+        .args(["sh", "-c", script])
+        .env("CLIENT_ROOT", project::root().join("tools/client-root"))
+        .env("DIR", dir.path())
+        .stdin(Stdio::null());
+    let (output, said) = output(&mut machine);
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "root\n", "{said}");
 }

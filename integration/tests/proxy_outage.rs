@@ -142,3 +142,25 @@ async fn the_outputs_of_a_hit_are_here_before_they_are_asked_for() {
     assert!(client.download(&digest_of(&output)).await.unwrap() == output);
     assert_eq!(peer.calls(Method::Read).len(), 1);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_an_outage_lost_is_uploaded_again() {
+    let (peer, _server, client) = proxy(&["backing_cache.put_retry_count=0"]).await;
+    let (again, looked_for) = (blob(1, 3 * MIB), blob(2, 3 * MIB));
+    let digests = [&again, &looked_for].map(|content| digest_of(content));
+    for content in [&again, &looked_for] {
+        client.upload_whole(content).await.unwrap();
+    }
+    assert_eq!(client.find_missing(digests.to_vec()).await.unwrap(), []);
+    end(&peer);
+    let absent = vec![digest_of(b"absent")];
+    client.find_missing(absent).await.unwrap_err();
+    peer.forget_all();
+    peer.heal();
+
+    client.upload_whole(&again).await.unwrap();
+    assert!(peer.blob(&digests[0]).is_some());
+    let missing = client.find_missing(vec![digests[1].clone()]).await;
+    assert_eq!(missing.unwrap(), []);
+    assert!(peer.blob(&digests[1]).is_some());
+}

@@ -12,7 +12,11 @@ use gorego_integration::{
     content::{blob, digest_of, uuid},
     server::Server,
 };
-use reapi::{bytestream::WriteResponse, v2::Digest};
+use prost::Message as _;
+use reapi::{
+    bytestream::WriteResponse,
+    v2::{ActionResult, Digest, Directory, FileNode, OutputDirectory, Tree},
+};
 use tonic::Code;
 
 const SIZE: usize = 4 * 1024 * 1024;
@@ -184,4 +188,41 @@ async fn an_upload_that_nobody_goes_on_with_expires() {
     let status = client.query_upload(&setup.uuid, &setup.digest).await;
     let status = status.expect("the status of an unknown upload");
     assert_eq!((status.committed_size, status.complete), (0, false));
+}
+
+/// A result whose output directory holds files with names that come to 40 MiB.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_result_whose_directory_is_larger_than_any_message_is_a_hit() {
+    let server = Server::start(&[]);
+    let client = Client::connect(server.address()).await;
+    let output = Bytes::from_static(b"output");
+    client
+        .batch_upload(std::slice::from_ref(&output))
+        .await
+        .unwrap();
+    let file = FileNode {
+        name: "n".repeat(64 * 1024),
+        digest: Some(digest_of(&output)),
+        ..FileNode::default()
+    };
+    let tree = Tree {
+        root: Some(Directory {
+            files: vec![file; 640],
+            ..Directory::default()
+        }),
+        children: Vec::new(),
+    };
+    let tree = Bytes::from(tree.encode_to_vec());
+    client.upload_whole(&tree).await.unwrap();
+    let result = ActionResult {
+        output_directories: vec![OutputDirectory {
+            path: "out".to_owned(),
+            tree_digest: Some(digest_of(&tree)),
+            ..OutputDirectory::default()
+        }],
+        ..ActionResult::default()
+    };
+    let action = digest_of(b"action");
+    client.put_action(&action, result.clone()).await.unwrap();
+    assert_eq!(client.get_action(&action).await.unwrap(), result);
 }

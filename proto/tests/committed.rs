@@ -11,7 +11,8 @@ const COMMITTED: &[u8] = include_bytes!("../reapi.binpb");
 const MEND: &str = "mend it with: tools/bazel run //proto:update_descriptor_set";
 
 /// The files of a set by name, but for what protobuf and Google's APIs bring of options and types:
-/// they differ from one release to the next, and no stub is made from them.
+/// they differ from one release to the next, and no stub is made from them. Options that others have defined are not
+/// decoded, as no stub is made from them either: each protoc writes those of a method in an order of its own.
 fn files(set: &[u8]) -> BTreeMap<String, FileDescriptorProto> {
     let set = FileDescriptorSet::decode(set).unwrap_or_else(|e| panic!("{e}; {MEND}"));
     let files = set.file.into_iter();
@@ -39,6 +40,26 @@ fn the_committed_descriptor_set_is_the_published_one() {
             "proto/reapi.binpb differs in {name}; {MEND}"
         );
     }
+}
+
+/// A field of protobuf's wire format that has bytes in it.
+fn field(number: u8, bytes: &[u8]) -> Vec<u8> {
+    let length = u8::try_from(bytes.len()).unwrap();
+    [&[number << 3 | 2, length], bytes].concat()
+}
+
+#[test]
+fn the_order_of_a_methods_options_does_not_matter() {
+    let set = |options: [&[u8]; 2]| {
+        let method = [field(1, b"Get"), field(4, &options.concat())].concat();
+        let service = [field(1, b"Service"), field(2, &method)].concat();
+        let file = [field(1, b"a.proto"), field(6, &service)].concat();
+        files(&field(1, &file))
+    };
+    let [one, other] = [field(14, b"http"), field(15, b"signature")];
+    let [forth, back] = [set([&one, &other]), set([&other, &one])];
+    assert_eq!(forth["a.proto"].service[0].method[0].name(), "Get");
+    assert_eq!(forth, back);
 }
 
 #[test]

@@ -10,6 +10,13 @@ load(
     _rust_test = "rust_test",
 )
 
+# Says in Bazel's error what it would take, where that is missing.
+_LINUX = select({
+    "//tools/build:linux_arm64": [],
+    "//tools/build:linux_x86_64": [],
+    "//conditions:default": ["//tools/build:gorego_needs_linux_on_x86_64_or_arm64"],
+})
+
 def rust_library(name, **kwargs):
     """A crate; with `lints = False`, one whose Cargo.toml does not take the workspace's lints."""
     _rust_library(name = name, **_as_cargo(kwargs))
@@ -62,4 +69,5 @@ def _as_cargo(kwargs, code = True, tests = False):
             proc_macro_dev = tests,
         ),
         "rustc_flags": lints + kwargs.get("rustc_flags", []),
+        "target_compatible_with": kwargs.get("target_compatible_with", []) + _LINUX,
     }

@@ -3,10 +3,12 @@
 use std::{
     fs, io,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use gorego_config::{BackingCache, Compression, Headers, Target, TargetAddress};
-use gorego_storage::{RemoteAddress, RemoteError, RemoteOptions, RemoteStore, RemoteTls};
+use gorego_limits::Budget;
+use gorego_storage::{Chain, RemoteAddress, RemoteError, RemoteOptions, RemoteStore, RemoteTls};
 
 /// Why there can be no such store.
 #[derive(Debug, thiserror::Error)]
@@ -27,9 +29,22 @@ pub(crate) enum Error {
 }
 
 /// The store at `target`. It is not asked anything yet: it may be down.
-pub(crate) fn open(target: &Target, config: &BackingCache) -> Result<RemoteStore, Error> {
+pub(crate) fn open(
+    target: &Target,
+    config: &BackingCache,
+    chain: &Arc<Chain>,
+    windows: &Budget,
+) -> Result<RemoteStore, Error> {
     let mut headers = config.headers.clone();
     headers.0.extend(headers_of(&config.headers_file)?.0);
+    if let Some(authorization) = &target.authorization
+        && headers
+            .0
+            .iter()
+            .all(|header| header.name != authorization.name)
+    {
+        headers.0.push(authorization.clone());
+    }
     let options = RemoteOptions {
         tls: tls(target, config)?,
         instance_name: config.instance_name.clone(),
@@ -38,9 +53,11 @@ pub(crate) fn open(target: &Target, config: &BackingCache) -> Result<RemoteStore
             .into_iter()
             .map(|header| (header.name, header.value))
             .collect(),
+        chain: Arc::clone(chain),
         zstd: config.compression == Compression::Zstd,
         retries: config.put_retry_count,
         timeout: config.timeout,
+        windows: windows.clone(),
         ..RemoteOptions::new(match &target.address {
             TargetAddress::Tcp(address) => RemoteAddress::Tcp(address.clone()),
             TargetAddress::Unix(path) => RemoteAddress::Unix(path.clone()),

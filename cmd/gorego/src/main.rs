@@ -6,6 +6,7 @@ mod banner;
 mod cli;
 mod listen;
 mod logging;
+mod memory;
 mod metrics;
 mod signals;
 mod tiers;

@@ -7,12 +7,12 @@ use gorego_janitor::{self as janitor, Janitor, Marks};
 use gorego_proxy::{Ahead, Backing, Depth, Journal, OnOutage, Options, ProxyActions, ProxyStore};
 use gorego_server::Services;
 use gorego_storage::{
-    BreakerState, CompletenessChecking, LocalOptions, LocalStore, OpenError, SyncMode,
+    BreakerState, Chain, CompletenessChecking, LocalOptions, LocalStore, OpenError, SyncMode,
 };
 use gorego_telemetry::{Sources, Waiting};
 use tokio::{sync::watch, time::timeout};
 
-use crate::{backing, version::VERSION};
+use crate::{backing, memory::Parts, version::VERSION};
 
 /// Below the data directory: what waits for the backing cache.
 const JOURNAL: &str = "journal";
@@ -38,6 +38,8 @@ pub(crate) enum Error {
 /// What serves, and what has to be ended.
 pub(crate) struct Tiers {
     pub(crate) services: Services,
+    /// This instance among those that stand in front of each other.
+    pub(crate) chain: Arc<Chain>,
     local: Option<Arc<LocalStore>>,
     proxy: Option<ProxyStore>,
     breaker: Option<watch::Receiver<BreakerState>>,
@@ -48,15 +50,15 @@ pub(crate) struct Tiers {
 
 impl Tiers {
     /// Opens what the configuration asks for.
-    pub(crate) async fn open(config: &Config) -> Result<Self, Error> {
+    pub(crate) async fn open(config: &Config, parts: &Parts) -> Result<Self, Error> {
         match (&config.backing_cache.target, config.local_cache.enabled) {
-            (None, _) => Self::local(config).await,
-            (Some(target), true) => Self::proxy(config, target).await,
-            (Some(target), false) => Self::stateless(config, target).await,
+            (None, _) => Self::local(config, parts).await,
+            (Some(target), true) => Self::proxy(config, target, parts).await,
+            (Some(target), false) => Self::stateless(config, target, parts).await,
         }
     }
 
-    async fn local(config: &Config) -> Result<Self, Error> {
+    async fn local(config: &Config, parts: &Parts) -> Result<Self, Error> {
         let local = Arc::new(LocalStore::open(local_options(config)).await?);
         let waiting = match journal(config, &local).await {
             Ok(waiting) => {
@@ -73,11 +75,13 @@ impl Tiers {
             uploads: Arc::clone(&local) as _,
             actions: Arc::new(
                 CompletenessChecking::new(Arc::clone(&local), Arc::clone(&local) as _)
+                    .within(parts.trees.clone())
                     .leasing_puts(),
             ),
         };
         Ok(Self {
             services,
+            chain: Arc::default(),
             local: Some(local),
             proxy: None,
             breaker: None,
@@ -86,8 +90,14 @@ impl Tiers {
         })
     }
 
-    async fn proxy(config: &Config, target: &Target) -> Result<Self, Error> {
-        let backing = Arc::new(backing::open(target, &config.backing_cache)?);
+    async fn proxy(config: &Config, target: &Target, parts: &Parts) -> Result<Self, Error> {
+        let chain = Arc::<Chain>::default();
+        let backing = Arc::new(backing::open(
+            target,
+            &config.backing_cache,
+            &chain,
+            &parts.downloads,
+        )?);
         let breaker = backing.breaker();
         let local = Arc::new(LocalStore::open(local_options(config)).await?);
         let journal = journal(config, &local).await?;
@@ -104,6 +114,7 @@ impl Tiers {
                 config::OnOutage::Fail => OnOutage::Fail,
                 config::OnOutage::Degrade => OnOutage::Degrade,
             },
+            memory: parts.proxy.clone(),
         };
         let backing = Backing {
             blobs: Arc::clone(&backing) as _,
@@ -117,6 +128,7 @@ impl Tiers {
         };
         Ok(Self {
             services,
+            chain,
             local: Some(local),
             proxy: Some(proxy),
             breaker: Some(breaker),
@@ -125,8 +137,14 @@ impl Tiers {
         })
     }
 
-    async fn stateless(config: &Config, target: &Target) -> Result<Self, Error> {
-        let backing = Arc::new(backing::open(target, &config.backing_cache)?);
+    async fn stateless(config: &Config, target: &Target, parts: &Parts) -> Result<Self, Error> {
+        let chain = Arc::<Chain>::default();
+        let backing = Arc::new(backing::open(
+            target,
+            &config.backing_cache,
+            &chain,
+            &parts.downloads,
+        )?);
         let breaker = backing.breaker();
         match Journal::left_in(&journal_dir(config)).await {
             Ok(left) => warn_of_waiting(left, "there is no local tier"),
@@ -135,13 +153,17 @@ impl Tiers {
         let services = Services {
             blobs: Arc::clone(&backing) as _,
             uploads: Arc::clone(&backing) as _,
-            actions: Arc::new(CompletenessChecking::new(
-                Arc::new(Ahead::new(Arc::clone(&backing))),
-                backing,
-            )),
+            actions: Arc::new(
+                CompletenessChecking::new(
+                    Arc::new(Ahead::new(Arc::clone(&backing), parts.ahead)),
+                    backing,
+                )
+                .within(parts.trees.clone()),
+            ),
         };
         Ok(Self {
             services,
+            chain,
             local: None,
             proxy: None,
             breaker: Some(breaker),

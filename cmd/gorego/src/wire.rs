@@ -3,10 +3,12 @@
 use std::{
     io::{self, Write as _},
     num::NonZeroU64,
+    sync::Arc,
 };
 
 use gorego_config::{self as config, Config, Loaded};
 use gorego_server::{self as server, ClientAuth, Limits, Tls};
+use gorego_storage::DigestFunction;
 use gorego_telemetry::{self as telemetry, Metrics};
 use tokio::{net::TcpListener, runtime::Runtime};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -14,6 +16,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     banner::Banner,
     listen::listen,
+    memory::Parts,
     metrics,
     signals::Signals,
     tiers::{self, Tiers},
@@ -54,7 +57,12 @@ async fn serve(loaded: &Loaded) -> Result<(), Error> {
             source,
         })?;
     let scraped = metrics::listen(loaded).await?;
-    let tiers = Tiers::open(config).await?;
+    let parts = Parts::of(
+        config.limits.memory.bytes(),
+        config.limits.max_batch_bytes.bytes(),
+        config.backing_cache.target.is_some(),
+    );
+    let tiers = Tiers::open(config, &parts).await?;
     announce(config, &listener, scraped.as_ref())?;
 
     let shutdown = CancellationToken::new();
@@ -72,8 +80,11 @@ async fn serve(loaded: &Loaded) -> Result<(), Error> {
 
     let options = server::Options {
         limits: limits(&config.limits),
+        memory: parts.server,
         ac_updates: config.action_cache.updates,
+        inferred_functions: inferred_functions(&config.limits),
         tls,
+        chain: Arc::clone(&tiers.chain),
         healthy: tiers.health(),
     };
     let services = tiers.services.clone();
@@ -129,6 +140,15 @@ fn tls(config: &config::Tls) -> Result<Option<Tls>, Error> {
     )?))
 }
 
+fn inferred_functions(limits: &config::Limits) -> Vec<DigestFunction> {
+    let inferred = limits.inferred_functions.iter();
+    let known = |function: &config::InferredFunction| match function {
+        config::InferredFunction::Sha256 => DigestFunction::Sha256,
+        config::InferredFunction::Blake3 => DigestFunction::Blake3,
+    };
+    inferred.map(known).collect()
+}
+
 fn limits(limits: &config::Limits) -> Limits {
     Limits {
         max_batch_bytes: limits.max_batch_bytes.bytes(),
@@ -137,5 +157,78 @@ fn limits(limits: &config::Limits) -> Limits {
         drain_timeout: limits.drain_timeout,
         max_connections: usize::try_from(limits.max_connections).unwrap_or(usize::MAX),
         ..Limits::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        collections::HashSet,
+        sync::{Arc, Mutex},
+        time::Duration,
+    };
+
+    use gorego_config::{Places, Sources};
+    use tokio::{
+        runtime::Builder,
+        time::{Instant, sleep},
+    };
+
+    use super::*;
+
+    const MINUTE: Duration = Duration::from_mins(1);
+
+    /// At how many moments of its second minute an idle server wakes, in a time that only timers move.
+    fn wakes_in_a_minute(settings: &[&str]) -> usize {
+        let dir = tempfile::tempdir().unwrap();
+        let mut set = vec![
+            format!("local_cache.dir={}", dir.path().display()),
+            "listen_addr=127.0.0.1:0".to_owned(),
+            "telemetry.metrics_addr=127.0.0.1:0".to_owned(),
+        ];
+        set.extend(settings.iter().map(|&setting| setting.to_owned()));
+        let sources = Sources {
+            file: None,
+            env: Vec::new(),
+            set,
+            places: Places::new(dir.path().to_owned(), None, None, false),
+        };
+        let loaded = Config::load(&sources).unwrap();
+        let moments = Arc::new(Mutex::new(HashSet::new()));
+        let woken = Arc::clone(&moments);
+        let runtime = Builder::new_current_thread()
+            .enable_all()
+            .start_paused(true)
+            .on_thread_unpark(move || {
+                woken.lock().unwrap().insert(Instant::now());
+            })
+            .build()
+            .unwrap();
+        runtime.block_on(async {
+            let second_minute = async {
+                sleep(MINUTE).await;
+                moments.lock().unwrap().clear();
+                sleep(MINUTE).await;
+            };
+            tokio::select! {
+                ended = serve(&loaded) => panic!("{ended:?}"),
+                () = second_minute => {}
+            }
+        });
+        moments.lock().unwrap().len()
+    }
+
+    #[test]
+    fn an_idle_server_wakes_at_most_twice_a_second() {
+        let backing = "backing_cache.target=grpc://127.0.0.1:1";
+        for settings in [
+            &[][..],
+            &[backing],
+            &[backing, "backing_cache.on_outage=degrade"],
+            &[backing, "local_cache.enabled=false"],
+        ] {
+            let wakes = wakes_in_a_minute(settings);
+            assert!(wakes <= 120, "{wakes} times, with {settings:?}");
+        }
     }
 }

@@ -11,7 +11,9 @@ section! {
     /// The authoritative cache behind this one, which is read through and written through.
     BackingCache {
         /// Where it is: `grpcs://cache.example.com` (TLS), `grpc://host:port`, `host:port` (TLS if
-        /// `backing_cache.tls.enabled`) or `unix:/path`. If empty, there is none.
+        /// `backing_cache.tls.enabled`) or `unix:/path`. If empty, there is none. `user:password@` before
+        /// the host is sent as a basic `authorization` header, unless `headers` have another one, and
+        /// never shown.
         target: Option<Target> = None,
         /// How large blobs travel to and from it, where it can do that too.
         compression: Compression = Compression::None,
@@ -21,7 +23,7 @@ section! {
         /// long they may stand still.
         timeout: Duration = Duration::from_mins(1),
         /// For how long its word that it has a blob is believed, and an action result served from
-        /// here before it is looked at anew. 0 asks every time.
+        /// here before it is looked at anew; but not after an outage. 0 asks every time.
         existence_ttl: Duration = Duration::from_mins(5),
         /// While it is down, what is here is served. What is not, and writes, fail (`fail`); or else
         /// (`degrade`) they are misses, and writes wait here until it is back, also over a restart; over a

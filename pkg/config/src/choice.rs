@@ -41,6 +41,29 @@ impl<T: Choice> Value for T {
     }
 }
 
+impl<T: Choice> Value for Vec<T> {
+    const TAKES_EMPTY: bool = true;
+
+    fn kind() -> String {
+        format!("list of {}", T::kind())
+    }
+
+    fn accepts() -> String {
+        format!("a list of {}", T::names(", "))
+    }
+
+    fn parse(raw: &Raw, places: &Places) -> Option<Self> {
+        let items: Vec<String> = Value::parse(raw, places)?;
+        let item = |item: String| T::parse(&Raw::Text(item), places);
+        items.into_iter().map(item).collect()
+    }
+
+    fn render(&self) -> String {
+        let names: Vec<_> = self.iter().map(|choice| choice.name()).collect();
+        format!("[{}]", names.join(", "))
+    }
+}
+
 macro_rules! choice {
     (
         $(#[doc = $about:literal])+
@@ -99,6 +122,16 @@ choice! {
         Data = "data",
         /// Its directory entry is, too.
         Full = "full",
+    }
+}
+
+choice! {
+    /// A digest function whose hashes have 64 digits (`limits.inferred_functions`).
+    InferredFunction {
+        /// SHA-256.
+        Sha256 = "sha256",
+        /// BLAKE3.
+        Blake3 = "blake3",
     }
 }
 

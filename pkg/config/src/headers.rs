@@ -1,5 +1,6 @@
 use std::fmt;
 
+use crate::load::HIDDEN;
 use crate::sources::Places;
 use crate::value::{Raw, Value, split_commas};
 use crate::yaml;
@@ -37,7 +38,6 @@ impl Headers {
 
 impl Value for Headers {
     const TAKES_EMPTY: bool = true;
-    const SECRET: bool = true;
 
     fn kind() -> String {
         "headers".to_owned()
@@ -68,6 +68,14 @@ impl Value for Headers {
         };
         let entries: Vec<_> = self.0.iter().map(entry).collect();
         format!("{{{}}}", entries.join(", "))
+    }
+
+    fn shown(_: &Raw) -> String {
+        HIDDEN.to_owned()
+    }
+
+    fn masked(&self) -> Option<String> {
+        (!self.0.is_empty()).then(|| HIDDEN.to_owned())
     }
 }
 

@@ -90,9 +90,13 @@ impl Layers {
 
     fn read_argument(&mut self, argument: &str, table: &Table) {
         let Some((key, value)) = argument.split_once('=') else {
-            self.problems.push(Problem::Argument {
-                argument: argument.to_owned(),
-            });
+            // What comes after the key may be a secret.
+            let is_end = |c: char| !c.is_alphanumeric() && !matches!(c, '.' | '_' | '-');
+            let argument = match argument.split_once(is_end) {
+                Some((key, _)) => format!("{key}..."),
+                None => argument.to_owned(),
+            };
+            self.problems.push(Problem::Argument { argument });
             return;
         };
         let name = key.trim().to_ascii_lowercase();

@@ -31,7 +31,9 @@ mod yaml;
 
 pub use address::ListenAddr;
 pub use backing::{BackingCache, BackingTls};
-pub use choice::{ClientAuth, Compression, DiscoveryMode, LogLevel, OnOutage, Sync};
+pub use choice::{
+    ClientAuth, Compression, DiscoveryMode, InferredFunction, LogLevel, OnOutage, Sync,
+};
 pub use headers::{Header, Headers};
 pub use later::{Cluster, Execution, Sandbox};
 pub use load::Loaded;

@@ -29,8 +29,10 @@ pub struct Loaded {
 #[derive(Debug)]
 pub(crate) struct Effective {
     pub(crate) name: String,
-    /// In YAML; [`HIDDEN`] for a secret.
+    /// In YAML, without secrets.
     pub(crate) value: String,
+    /// Whether it holds a secret.
+    pub(crate) hidden: bool,
     pub(crate) origin: Origin,
     /// Whether some source gave a value that was refused, so that this one is not to be judged.
     pub(crate) refused: bool,
@@ -109,28 +111,19 @@ impl Visitor for Assignment<'_> {
                 origin = setting.origin;
             } else {
                 refused = true;
-                let shown = if T::SECRET {
-                    HIDDEN.to_owned()
-                } else {
-                    setting.raw.shown()
-                };
                 self.problems.push(Problem::Value {
                     key: name.clone(),
-                    value: shown,
+                    value: T::shown(&setting.raw),
                     origin: setting.origin,
                     reason: format!("expected {}", T::accepts()),
                 });
             }
         }
-        let hidden = T::SECRET && *value != default;
-        let value = if hidden {
-            HIDDEN.to_owned()
-        } else {
-            value.render()
-        };
+        let masked = value.masked();
         self.effective.push(Effective {
             name,
-            value,
+            hidden: masked.is_some(),
+            value: masked.unwrap_or_else(|| value.render()),
             origin,
             refused,
         });

@@ -1,5 +1,5 @@
 use crate::Loaded;
-use crate::load::{HIDDEN, find};
+use crate::load::find;
 use crate::table::Table;
 
 const HEAD: &str = "# The effective configuration, with where each value comes from.\n";
@@ -19,7 +19,7 @@ impl Loaded {
             return format!("{indent}{name}:\n");
         };
         // A stand-in that is loaded again must not pass for the secret.
-        let comment = if key.value == HIDDEN { "# " } else { "" };
+        let comment = if key.hidden { "# " } else { "" };
         let origin = key.origin.to_string().replace(char::is_control, "?");
         format!("{indent}{comment}{name}: {} # {origin}\n", key.value)
     }

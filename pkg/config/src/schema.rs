@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::backing::BackingCache;
-use crate::choice::{ClientAuth, LogLevel, Sync};
+use crate::choice::{ClientAuth, InferredFunction, LogLevel, Sync};
 use crate::later::{Cluster, Execution};
 use crate::section::section;
 use crate::{ByteSize, GibSize, ListenAddr};
@@ -103,12 +103,20 @@ section! {
 section! {
     /// What clients may use up.
     Limits {
-        /// The most that a batch of blobs may hold, as told to clients; 64KiB to 64MiB. gRPC clients
-        /// take messages of 4MiB, and each blob comes with some 80 bytes of its own: the default
-        /// leaves room for those of blobs of 256 bytes and more.
-        max_batch_bytes: ByteSize = ByteSize::from_kib(3 * 1024),
+        /// The most that a batch of blobs may hold, as told to clients; 64KiB to 64MiB. A response may
+        /// take twice that, which is room for the digests of blobs of 80 bytes and more. gRPC clients
+        /// take responses of 4MiB, unless they are told to take more.
+        max_batch_bytes: ByteSize = ByteSize::from_kib(2 * 1024),
         /// The largest blob taken, as told to clients. 0 for no limit.
         max_blob_size: ByteSize = ByteSize::from_bytes(0),
+        /// Functions that a hash of 64 digits is tried under, in this order, where a client names none.
+        /// An upload takes the one that its content has.
+        inferred_functions: Vec<InferredFunction> =
+            vec![InferredFunction::Sha256, InferredFunction::Blake3],
+        /// What clients can make the server hold in memory, all together, beside the index: unread and
+        /// decoded requests, responses, pieces of blobs, what is fetched from a backing cache. 64MiB
+        /// and twice `max_batch_bytes` at least. A call that finds none left waits, up to 30 s.
+        memory: ByteSize = ByteSize::from_kib(160 * 1024),
         /// A transfer that makes no progress for this long is ended. It can be resumed.
         idle_timeout: Duration = Duration::from_mins(1),
         /// How long running calls have to end at shutdown.

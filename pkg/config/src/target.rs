@@ -1,18 +1,25 @@
 use std::fmt;
 use std::path::PathBuf;
 
-use crate::ListenAddr;
-use crate::sources::Places;
-use crate::value::{Raw, Value};
-use crate::yaml::quote;
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
+use percent_encoding::percent_decode_str;
 
-/// Where a server is: `grpc://host:port`, `grpcs://host`, `host:port` or `unix:/path`.
+use crate::sources::Places;
+use crate::value::{Raw, Value, without_user};
+use crate::yaml::quote;
+use crate::{Header, ListenAddr};
+
+/// Where a server is: `grpc://host:port`, `grpcs://host`, `host:port` or `unix:/path`. A user and a
+/// password may precede the host; they are secrets, which `Display` hides.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Target {
     /// Its address.
     pub address: TargetAddress,
     /// Whether the scheme asks for TLS; `None` where it leaves that open.
     pub tls: Option<bool>,
+    /// The header that the user and the password become.
+    pub authorization: Option<Header>,
     text: String,
 }
 
@@ -27,17 +34,59 @@ pub enum TargetAddress {
 
 impl Target {
     fn from_text(text: &str) -> Option<Self> {
+        if let Some(path) = text.strip_prefix("unix:") {
+            return Some(Self {
+                address: socket(path)?,
+                tls: Some(false),
+                authorization: None,
+                text: text.to_owned(),
+            });
+        }
         let (scheme, rest) = text.split_once("://").unwrap_or(("", text));
-        let (address, tls) = match (scheme, text.strip_prefix("unix:")) {
-            (_, Some(path)) => (socket(path)?, Some(false)),
-            ("grpc", _) => (host_and_port(rest, Some(80))?, Some(false)),
-            ("grpcs", _) => (host_and_port(rest, Some(443))?, Some(true)),
-            ("", _) => (host_and_port(rest, None)?, None),
+        let (default_port, tls) = match scheme {
+            "grpc" => (Some(80), Some(false)),
+            "grpcs" => (Some(443), Some(true)),
+            "" => (None, None),
             _ => return None,
         };
-        let text = text.to_owned();
-        Some(Self { address, tls, text })
+        let (user, host) = match rest.rsplit_once('@') {
+            Some((user, host)) => (Some(user), host),
+            None => (None, rest),
+        };
+        let separator = if scheme.is_empty() { "" } else { "://" };
+        Some(Self {
+            address: host_and_port(host, default_port)?,
+            tls,
+            authorization: match user {
+                Some(user) => Some(basic(user)?),
+                None => None,
+            },
+            text: format!("{scheme}{separator}{}", without_user(rest)),
+        })
     }
+}
+
+/// The header of RFC 7617 for `user:password`, each with `%XX` for special characters.
+fn basic(text: &str) -> Option<Header> {
+    let (user, password) = text.split_once(':').unwrap_or((text, ""));
+    let (user, password) = (decoded(user)?, decoded(password)?);
+    if user.contains(':') || user.is_empty() && password.is_empty() {
+        return None;
+    }
+    let encoded = BASE64_STANDARD.encode(format!("{user}:{password}"));
+    Some(Header {
+        name: "authorization".to_owned(),
+        value: format!("Basic {encoded}"),
+    })
+}
+
+fn decoded(text: &str) -> Option<String> {
+    let is_code = |code: &[u8; 2]| code.iter().all(u8::is_ascii_hexdigit);
+    let mut codes = text.split('%').skip(1);
+    let is_sound = codes.all(|rest| rest.as_bytes().first_chunk().is_some_and(is_code))
+        && !text.contains(['/', '?', '#', '@']);
+    let decoded = percent_decode_str(text).decode_utf8().ok()?;
+    (is_sound && !decoded.contains(char::is_control)).then(|| decoded.into_owned())
 }
 
 fn socket(path: &str) -> Option<TargetAddress> {
@@ -68,7 +117,9 @@ impl Value for Option<Target> {
     }
 
     fn accepts() -> String {
-        "grpc://host:port, grpcs://host[:port], host:port, unix:/path or nothing".to_owned()
+        "grpc://host:port, grpcs://host[:port], host:port, unix:/path or nothing; the host may follow \
+         user:password@, with %XX for special characters"
+            .to_owned()
     }
 
     fn parse(raw: &Raw, _: &Places) -> Option<Self> {
@@ -80,6 +131,20 @@ impl Value for Option<Target> {
 
     fn render(&self) -> String {
         quote(&self.as_ref().map(ToString::to_string).unwrap_or_default())
+    }
+
+    fn shown(raw: &Raw) -> String {
+        match raw.word() {
+            Some(text) if !text.contains("://") && !text.starts_with("unix:") => {
+                quote(&without_user(text))
+            }
+            _ => raw.shown(),
+        }
+    }
+
+    fn masked(&self) -> Option<String> {
+        let target = self.as_ref()?;
+        target.authorization.is_some().then(|| self.render())
     }
 }
 
@@ -112,6 +177,38 @@ mod tests {
     }
 
     #[test]
+    fn a_user_and_a_password_become_a_header_that_is_not_shown() {
+        for (text, plain, shown) in [
+            (
+                "grpcs://user:secret@cache:8980",
+                "user:secret",
+                "grpcs://<hidden>@cache:8980",
+            ),
+            (
+                "user:s%2Fcr%C3%A9t%40@cache:8980",
+                "user:s/crét@",
+                "<hidden>@cache:8980",
+            ),
+            ("grpcs://token@cache/", "token:", "grpcs://<hidden>@cache/"),
+        ] {
+            let target = Target::from_text(text).unwrap();
+            let value = format!("Basic {}", BASE64_STANDARD.encode(plain));
+            assert_eq!(target.authorization.as_ref().unwrap().value, value);
+            assert_eq!(target.to_string(), shown);
+            let debug = format!("{target:?}");
+            assert!(
+                !debug.contains("secret") && !debug.contains("Basic"),
+                "{debug}"
+            );
+        }
+        let target = Target::from_text("unix:/run/a@b").unwrap();
+        assert_eq!(
+            (target.authorization, &*target.text),
+            (None, "unix:/run/a@b")
+        );
+    }
+
+    #[test]
     fn what_names_no_server_is_refused() {
         for text in [
             "cache",
@@ -120,6 +217,13 @@ mod tests {
             "grpc://",
             "grpc://cache:0",
             "grpc://cache/instance",
+            "grpc://@cache:80",
+            "grpc://:@cache:80",
+            "grpc://us%3Aer:secret@cache:80",
+            "grpc://user:sec%2@cache:80",
+            "grpc://user:sec%0Aret@cache:80",
+            "grpc://user:sec/ret@cache:80",
+            "grpc://user:secr@t@cache:80",
             "unix:cache.sock",
         ] {
             assert_eq!(Target::from_text(text), None, "{text}");

@@ -5,6 +5,7 @@ mod backing;
 use std::time::Duration;
 
 use crate::load::{Effective, find};
+use crate::value::Value as _;
 use crate::{ByteSize, ClientAuth, Config, Limits, LocalCache, Origin, Problem, Tls};
 
 /// Below, a batch could not even hold a few small blobs.
@@ -12,6 +13,9 @@ const MIN_BATCH: ByteSize = ByteSize::from_kib(64);
 
 /// Above, each of a few clients could take up the server's memory with one message.
 const MAX_BATCH: ByteSize = ByteSize::from_kib(64 << 10);
+
+/// Below, the largest requests would not fit into their part of the memory.
+const MIN_MEMORY: ByteSize = ByteSize::from_kib(64 << 10);
 
 /// What was found, each finding naming the key, its value and who gave it.
 pub(crate) struct Findings<'a> {
@@ -141,6 +145,14 @@ impl Findings<'_> {
     fn check_limits(&mut self, limits: &Limits) {
         if !(MIN_BATCH..=MAX_BATCH).contains(&limits.max_batch_bytes) {
             self.refuse(&["limits.max_batch_bytes"], "accepted: 64KiB to 64MiB");
+        } else {
+            self.check_memory(limits);
+        }
+        let inferred = &limits.inferred_functions;
+        let is_repeated = |(at, function)| inferred.iter().skip(at + 1).any(|f| f == function);
+        if inferred.is_empty() || inferred.iter().enumerate().any(is_repeated) {
+            let reason = "accepted: sha256, blake3 or both, each once";
+            self.refuse(&["limits.inferred_functions"], reason);
         }
         if limits.idle_timeout == Duration::ZERO {
             let reason = "would end every transfer at once; accepted: more than 0";
@@ -149,6 +161,20 @@ impl Findings<'_> {
         if limits.max_connections == 0 {
             let reason = "would let nobody in; accepted: 1 or more";
             self.refuse(&["limits.max_connections"], reason);
+        }
+    }
+
+    fn check_memory(&mut self, limits: &Limits) {
+        let batches = limits.max_batch_bytes.bytes() * 2;
+        let least = MIN_MEMORY.bytes().saturating_add(batches);
+        if limits.memory.bytes() < least {
+            let reason = format!(
+                "too little for the largest requests; accepted: {} and more, which is {} \
+                 and twice limits.max_batch_bytes",
+                ByteSize::from_bytes(least).render(),
+                MIN_MEMORY.render()
+            );
+            self.refuse(&["limits.memory", "limits.max_batch_bytes"], &reason);
         }
     }
 

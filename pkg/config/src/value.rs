@@ -1,5 +1,7 @@
+use std::borrow::Cow;
 use std::path::PathBuf;
 
+use crate::load::HIDDEN;
 use crate::sources::Places;
 use crate::yaml;
 
@@ -41,11 +43,14 @@ impl Raw {
         *self == Self::Null || (!takes_empty && self.word() == Some(""))
     }
 
-    /// As shown in messages.
+    /// As shown in messages, without the user and password of a URL.
     pub(crate) fn shown(&self) -> String {
         match self {
             Self::Null => "null".to_owned(),
-            Self::Text(text) => yaml::quote(text),
+            Self::Text(text) => match text.split_once("://") {
+                Some((scheme, rest)) => yaml::quote(&format!("{scheme}://{}", without_user(rest))),
+                None => yaml::quote(text),
+            },
             Self::List(_) => "a list".to_owned(),
             Self::Map(_) => "a mapping".to_owned(),
         }
@@ -56,9 +61,6 @@ impl Raw {
 pub(crate) trait Value: Clone + PartialEq {
     /// Whether an empty text is a value, and not another way to ask for the default.
     const TAKES_EMPTY: bool = false;
-
-    /// Whether it must never be shown.
-    const SECRET: bool = false;
 
     /// One or two words for the reference.
     fn kind() -> String;
@@ -71,6 +73,16 @@ pub(crate) trait Value: Clone + PartialEq {
 
     /// The value in one line of YAML, from which [`Value::parse`] makes the same value again.
     fn render(&self) -> String;
+
+    /// What messages show of `raw`, which may not be a value of this type.
+    fn shown(raw: &Raw) -> String {
+        raw.shown()
+    }
+
+    /// What is shown in place of a value that holds a secret.
+    fn masked(&self) -> Option<String> {
+        None
+    }
 }
 
 impl Value for bool {
@@ -168,6 +180,14 @@ impl Value for Vec<String> {
     fn render(&self) -> String {
         let items: Vec<_> = self.iter().map(|item| yaml::quote(item)).collect();
         format!("[{}]", items.join(", "))
+    }
+}
+
+/// The authority of a URL with what stands before its host hidden.
+pub(crate) fn without_user(authority: &str) -> Cow<'_, str> {
+    match authority.rsplit_once('@') {
+        Some((_, host)) => format!("{HIDDEN}@{host}").into(),
+        None => authority.into(),
     }
 }
 

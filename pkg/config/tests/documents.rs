@@ -33,22 +33,6 @@ fn the_reference_in_the_readme_is_current() -> io::Result<()> {
 }
 
 #[test]
-fn the_examples_in_the_readme_are_accepted() {
-    let blocks = README.split("```yaml\n").skip(1);
-    let blocks = blocks.filter_map(|rest| rest.split("```").next());
-    // Others are rules of Prometheus: a list.
-    let examples: Vec<_> = blocks.filter(|text| !text.starts_with('-')).collect();
-    for example in &examples {
-        assert_eq!(load(&file(example)).warnings, [""; 0], "{example}");
-    }
-    let targets = examples.iter().filter_map(|example| {
-        let config = load(&file(example)).config;
-        config.backing_cache.target.map(|target| target.to_string())
-    });
-    assert!(targets.count() >= 4, "{examples:#?}");
-}
-
-#[test]
 fn the_sample_is_current() -> io::Result<()> {
     check("../../config.yaml", SAMPLE, &docs::sample())
 }

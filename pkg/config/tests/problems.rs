@@ -181,6 +181,16 @@ fn limits_that_stop_everything_are_refused() {
         "64KiB to 64MiB",
     );
     refused(
+        "limits: {memory: 69MiB}",
+        "limits.memory",
+        "accepted: 70MiB and more",
+    );
+    refused(
+        "limits: {max_batch_bytes: 64MiB}",
+        "limits.max_batch_bytes",
+        "accepted: 192MiB and more",
+    );
+    refused(
         "limits: {idle_timeout: 0}",
         "limits.idle_timeout",
         "more than 0",

@@ -69,3 +69,37 @@ fn secrets_are_never_shown() {
         assert!(!problem.contains("letmein"), "{problem}");
     }
 }
+
+#[test]
+fn the_user_and_password_of_a_target_are_never_shown() {
+    let loaded = load(&file(
+        "backing_cache: {target: \"grpcs://user:letmein@cache\"}",
+    ));
+    let target = loaded.config.backing_cache.target.clone().unwrap();
+    assert!(target.authorization.is_some());
+    let text = loaded.render();
+    let line = "  # target: \"grpcs://<hidden>@cache\" # config.yaml:1\n";
+    assert!(text.contains(line), "{text}");
+    assert!(!format!("{text}{loaded:?}{target}").contains("letmein"));
+    // `user:letmein` in Base64.
+    assert!(!format!("{text}{loaded:?}").contains("bGV0bWVpb"));
+    load(&file(&text));
+
+    let plain = load(&arguments(&["backing_cache.target=user:letmein@cache:1"]));
+    let warnings = plain.warnings.join("\n");
+    assert!(warnings.contains("in plain text"), "{warnings}");
+    assert!(!warnings.contains("letmein"), "{warnings}");
+
+    for argument in [
+        "backing_cache.target=grpcs://user:%letmein@cache",
+        "backing_cache.target=user:let/me@in/letmein@cache:1",
+        "backing_cache.target=http://user:letmein@cache:1",
+        "backing_cache=grpcs://user:letmein@cache",
+        "listen_addr=grpcs://user:letmein@cache",
+        "backing_cache.target:grpcs://user:letmein@cache",
+    ] {
+        let problem = problem(&arguments(&[argument]));
+        assert!(!problem.contains("letmein"), "{problem}");
+        assert!(problem.contains("backing_cache") || problem.contains("listen_addr"));
+    }
+}

@@ -9,6 +9,7 @@ use tokio::sync::Semaphore;
 
 use crate::{
     OnOutage, ProxyStore,
+    existence::Epoch,
     outputs::{Upward, is_complete, local_outputs},
     reading::Reading,
     recent::Recent,
@@ -34,7 +35,8 @@ struct Actions {
     /// Those of the backing cache that are.
     there: CompletenessChecking<dyn ActionCache>,
     misses: Recent<Name>,
-    validated: Recent<Name>,
+    /// Those that agree with the backing cache, by when it said so.
+    validated: Recent<(Epoch, Name)>,
     /// Those here that the backing cache gave; a few too many are forgotten, now and then.
     fetched: Recent<Name>,
     writes: Writes,
@@ -51,11 +53,11 @@ impl ProxyActions {
         let reading = Reading::of(store);
         let here = CompletenessChecking::new(Arc::clone(&local), Arc::clone(&reading));
         let there = CompletenessChecking::new(backing, reading);
-        let looking = &store.tiers.trees.looking;
+        let looking = &store.tiers.options.memory.looking;
         Self(Arc::new(Actions {
             store: store.clone(),
-            here: here.within(Arc::clone(looking)),
-            there: there.within(Arc::clone(looking)),
+            here: here.within(looking.clone()),
+            there: there.within(looking.clone()),
             local,
             misses: Recent::new(MISS),
             validated: Recent::new(store.tiers.options.existence_ttl),
@@ -75,6 +77,7 @@ impl Actions {
     ) -> Result<Option<ActionResult>> {
         let name = (instance.to_owned(), *action);
         let written = self.writes.count(&name);
+        let epoch = self.store.tiers.existence.epoch();
         let found = match self.there.get(instance, action).await {
             Err(error) if self.store.tiers.degrades(&error) => None,
             found => found?,
@@ -82,7 +85,7 @@ impl Actions {
         let Some(result) = found else {
             return Ok(None);
         };
-        self.validated.note(name.clone());
+        self.validated.note((epoch, name.clone()));
         self.keep(name, result.clone(), written).await;
         Ok(Some(result))
     }
@@ -134,7 +137,7 @@ impl Actions {
             return Ok(true);
         }
         let up = Arc::new(Upward(Arc::clone(tiers)));
-        match is_complete(action, result.clone(), up, &tiers.trees.bringing).await {
+        match is_complete(action, result.clone(), up, &tiers.options.memory.bringing).await {
             Err(error) => Ok(tiers.degrades(&error)),
             // The backing cache has the last word.
             Ok(_) => Ok(false),
@@ -162,7 +165,13 @@ impl Actions {
     }
 
     /// Accepts a result here, and all of it or nothing.
-    async fn accept(&self, name: Name, result: ActionResult, waits: bool) -> Result<()> {
+    async fn accept(
+        &self,
+        epoch: Epoch,
+        name: Name,
+        result: ActionResult,
+        waits: bool,
+    ) -> Result<()> {
         let (instance, action) = &name;
         let tiers = &self.store.tiers;
         let journal = &tiers.journal;
@@ -186,7 +195,7 @@ impl Actions {
         if let Some(announced) = announced {
             announced.accept().await?;
         }
-        self.validated.note(name);
+        self.validated.note((epoch, name));
         Ok(())
     }
 
@@ -197,13 +206,14 @@ impl Actions {
         // What the backing cache does not know yet, or never will, it has nothing newer for.
         let is_ours = tiers.options.read_only && !self.fetched.has(&name)
             || !tiers.journal.is_empty() && tiers.journal.has_action(instance, action);
-        if is_ours || self.validated.has(&name) {
+        let validated = (tiers.existence.epoch(), name.clone());
+        if is_ours || self.validated.has(&validated) {
             return;
         }
         let Ok(permit) = Arc::clone(&self.revalidations).try_acquire_owned() else {
             return;
         };
-        self.validated.note(name.clone());
+        self.validated.note(validated);
         let written = self.writes.count(&name);
         let (actions, known) = (Arc::clone(self), known.clone());
         tiers.spawn(async move {
@@ -248,10 +258,11 @@ impl ActionCache for ProxyActions {
     async fn put(&self, instance: &str, action: &Digest, result: ActionResult) -> Result<()> {
         let name = (instance.to_owned(), *action);
         self.0.writes.note(&name);
+        let epoch = self.0.store.tiers.existence.epoch();
         let waits = self.0.put_up(instance, action, &result).await?;
         self.0.misses.take(&name);
         let actions = Arc::clone(&self.0);
-        let accepted = async move { actions.accept(name, result, waits).await };
+        let accepted = async move { actions.accept(epoch, name, result, waits).await };
         self.0.store.tiers.see_through(*action, accepted).await
     }
 }

@@ -14,9 +14,6 @@ use prost::Message;
 use reapi::v2::ActionResult;
 use tokio::time::Instant;
 
-/// How much is held at most, in bytes. Beyond that the oldest go, which costs a trip.
-const CAPACITY: u64 = 64 << 20;
-
 /// For how long it is held: a caller asks for the result right after its size.
 const HELD: Duration = Duration::from_secs(10);
 
@@ -27,6 +24,8 @@ const OVERHEAD: u64 = 1024;
 /// whoever asks for it next.
 pub struct Ahead<A: ?Sized> {
     results: Arc<A>,
+    /// How many bytes are held at most. Beyond that the oldest go, which costs a trip.
+    capacity: u64,
     held: Mutex<Held>,
 }
 
@@ -49,10 +48,11 @@ struct Found {
 }
 
 impl<A: ActionCache + ?Sized> Ahead<A> {
-    /// Over `results`, whose own word on sizes is not asked for.
-    pub fn new(results: Arc<A>) -> Self {
+    /// Over `results`, whose own word on sizes is not asked for. Holds up to `capacity` bytes.
+    pub fn new(results: Arc<A>, capacity: u64) -> Self {
         Self {
             results,
+            capacity,
             held: Mutex::default(),
         }
     }
@@ -63,7 +63,7 @@ impl<A: ActionCache + ?Sized> Ahead<A> {
 }
 
 impl Held {
-    fn put(&mut self, name: Name, result: Option<Bytes>) {
+    fn put(&mut self, name: Name, result: Option<Bytes>, capacity: u64) {
         let now = Instant::now();
         while self.bytes > 0 && self.oldest().is_none_or(|at| at + HELD <= now) {
             self.forget_oldest();
@@ -76,7 +76,7 @@ impl Held {
             at: now,
             number: self.came,
         });
-        while self.bytes > CAPACITY {
+        while self.bytes > capacity {
             self.forget_oldest();
         }
     }
@@ -141,7 +141,8 @@ impl<A: ActionCache + ?Sized> ActionCache for Ahead<A> {
         let result = self.results.get(instance, action).await?;
         let encoded = result.map(|result| Bytes::from(result.encode_to_vec()));
         let size = encoded.as_ref().map_or(0, Bytes::len) as u64;
-        self.held().put((instance.to_owned(), *action), encoded);
+        self.held()
+            .put((instance.to_owned(), *action), encoded, self.capacity);
         Ok(size)
     }
 
@@ -163,6 +164,8 @@ mod tests {
 
     use super::*;
 
+    const CAPACITY: u64 = 64 << 20;
+
     fn action(number: u64) -> Digest {
         DigestFunction::Sha256.digest(&number.to_le_bytes())
     }
@@ -178,7 +181,7 @@ mod tests {
         let memory = Arc::new(MemoryStore::default());
         let put = ActionCache::put(&*memory, "", &action(0), result(len)).await;
         put.unwrap();
-        (Arc::clone(&memory), Ahead::new(memory))
+        (Arc::clone(&memory), Ahead::new(memory, CAPACITY))
     }
 
     #[tokio::test(start_paused = true)]

@@ -2,31 +2,38 @@
 
 use std::{
     collections::HashMap,
-    mem,
-    sync::{Mutex, MutexGuard, PoisonError},
+    fmt, mem,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
-use gorego_storage::{Digest, DigestFunction};
+use gorego_storage::{BlobStore, Digest, DigestFunction};
 use tokio::time::Instant;
 
 /// How many digests are kept at most, in two halves; some 60 bytes each.
 const CAPACITY: usize = 512 * 1024;
 
-/// The backing cache's own words that it has a blob. That it lacks one is never kept.
-#[derive(Debug)]
+/// The backing cache's own words that it has a blob. That it lacks one is never kept. An outage of it
+/// ends them all, since it may come back without its blobs.
 pub(crate) struct Existence {
     ttl: Duration,
     start: Instant,
+    backing: Arc<dyn BlobStore>,
     halves: Mutex<Halves>,
 }
 
 /// The older half goes when the younger one is full: what is asked for again is young again.
-#[derive(Debug, Default)]
+#[derive(Default)]
 struct Halves {
+    /// The last outage before these words.
+    since: Epoch,
     young: HashMap<Key, u32>,
     old: HashMap<Key, u32>,
 }
+
+/// The time between two outages of the backing cache, in which it may be believed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub(crate) struct Epoch(u64);
 
 /// Enough of a hash to tell blobs apart, its function, and the size.
 type Key = ([u8; 32], DigestFunction, u64);
@@ -36,17 +43,31 @@ fn key(digest: &Digest) -> Key {
 }
 
 impl Existence {
-    /// Believes each word for `ttl`; with zero, none.
-    pub(crate) fn new(ttl: Duration) -> Self {
+    /// Believes each word of `backing` for `ttl`; with zero, none.
+    pub(crate) fn new(ttl: Duration, backing: Arc<dyn BlobStore>) -> Self {
         Self {
             ttl,
             start: Instant::now(),
+            backing,
             halves: Mutex::default(),
         }
     }
 
     fn halves(&self) -> MutexGuard<'_, Halves> {
-        self.halves.lock().unwrap_or_else(PoisonError::into_inner)
+        let mut halves = self.halves.lock().unwrap_or_else(PoisonError::into_inner);
+        let since = self.epoch();
+        if halves.since != since {
+            *halves = Halves {
+                since,
+                ..Halves::default()
+            };
+        }
+        halves
+    }
+
+    /// The present, to be taken before the backing cache is asked for what is kept later.
+    pub(crate) fn epoch(&self) -> Epoch {
+        Epoch(self.backing.outages())
     }
 
     /// Seconds since this was made.
@@ -54,10 +75,13 @@ impl Existence {
         u32::try_from(self.start.elapsed().as_secs()).unwrap_or(u32::MAX)
     }
 
-    /// Keeps that these are there.
-    pub(crate) fn insert<'a>(&self, digests: impl IntoIterator<Item = &'a Digest>) {
+    /// Keeps that these are there, as the backing cache said when it was asked in `epoch`.
+    pub(crate) fn insert<'a>(&self, epoch: Epoch, digests: impl IntoIterator<Item = &'a Digest>) {
         let now = self.now();
         let mut halves = self.halves();
+        if halves.since != epoch {
+            return;
+        }
         for digest in digests {
             if halves.young.len() >= CAPACITY / 2 {
                 halves.old = mem::take(&mut halves.young);
@@ -94,20 +118,33 @@ impl Existence {
     }
 }
 
+impl fmt::Debug for Existence {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Existence")
+            .field("ttl", &self.ttl)
+            .finish_non_exhaustive()
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use gorego_storage::MemoryStore;
     use tokio::time::advance;
 
     use super::*;
+
+    fn existence() -> Existence {
+        Existence::new(TTL, Arc::<MemoryStore>::default())
+    }
 
     const TTL: Duration = Duration::from_mins(5);
 
     #[tokio::test(start_paused = true)]
     async fn a_word_is_believed_for_its_time() {
-        let existence = Existence::new(TTL);
+        let existence = existence();
         let digest = DigestFunction::Sha256.digest(b"content");
         let other = DigestFunction::Blake3.digest(b"content");
-        existence.insert([&digest]);
+        existence.insert(existence.epoch(), [&digest]);
         assert!(existence.has(&digest));
         assert!(!existence.has(&other));
         advance(TTL / 2).await;
@@ -118,19 +155,19 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_word_taken_back_is_forgotten() {
-        let existence = Existence::new(TTL);
+        let existence = existence();
         let digest = DigestFunction::Sha256.digest(b"content");
-        existence.insert([&digest]);
+        existence.insert(existence.epoch(), [&digest]);
         existence.remove(&digest);
         assert!(!existence.has(&digest));
     }
 
     #[tokio::test(start_paused = true)]
     async fn what_is_kept_is_bounded() {
-        let existence = Existence::new(TTL);
+        let existence = existence();
         let digest = |n: usize| DigestFunction::Sha256.digest(&n.to_le_bytes());
         for n in 0..=CAPACITY {
-            existence.insert([&digest(n)]);
+            existence.insert(existence.epoch(), [&digest(n)]);
         }
         let halves = existence.halves();
         assert!(halves.young.len() + halves.old.len() <= CAPACITY);

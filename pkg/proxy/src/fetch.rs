@@ -1,7 +1,5 @@
 //! Fetches from the backing cache: one of each blob at a time, which belongs to nobody who reads it.
 
-mod memory;
-
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -9,18 +7,19 @@ use std::{
 
 use bytes::Bytes;
 use futures::{StreamExt as _, future};
+use gorego_limits::{Budget, Permit};
 use gorego_storage::{Blob, BlobStore, CHUNK_SIZE, Chunks, Digest, Error, Received, Result};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
-use self::memory::{Memory, Reserved, UNWRITTEN};
-use crate::{flow::Flow, store::Tiers};
+use crate::{flow::Flow, memory::UNWRITTEN, store::Tiers};
 
 /// The fetches under way.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Fetches {
     flows: Mutex<HashMap<Digest, Arc<Flow>>>,
-    memory: Memory,
+    /// For what readers get of them.
+    pieces: Budget,
 }
 
 /// A fetch to wait for.
@@ -32,6 +31,13 @@ pub(crate) enum Joined {
 }
 
 impl Fetches {
+    pub(crate) fn new(pieces: Budget) -> Self {
+        Self {
+            flows: Mutex::default(),
+            pieces,
+        }
+    }
+
     fn flows(&self) -> MutexGuard<'_, HashMap<Digest, Arc<Flow>>> {
         self.flows.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -48,7 +54,7 @@ impl Fetches {
         {
             return Some((Joined::Running(Arc::clone(flow)), used));
         }
-        let flow = Arc::new(Flow::new(*digest));
+        let flow = Arc::new(Flow::new(*digest, self.pieces.clone()));
         let used = use_it(&flow)?;
         flows.insert(*digest, Arc::clone(&flow));
         Some((Joined::New(flow), used))
@@ -121,9 +127,15 @@ impl Tiers {
         });
     }
 
-    async fn fetch(&self, flow: &Flow, reserved: &mut Vec<Reserved>) -> Result<()> {
+    async fn fetch(&self, flow: &Flow, reserved: &mut Vec<Permit>) -> Result<()> {
         let digest = *flow.digest();
-        reserved.push(self.fetches.memory.reserve(&digest).await?);
+        reserved.push(
+            self.options
+                .memory
+                .reserve(&digest)
+                .await
+                .map_err(Error::no_memory)?,
+        );
         // It may have come between the caller's look and this fetch.
         let blob = match self.local.get(&digest, 0).await {
             Ok(blob) => blob,
@@ -170,7 +182,7 @@ impl Tiers {
         flow: &Flow,
         mut chunks: Chunks,
         writer: mpsc::Sender<Result<Bytes>>,
-        reserved: &mut Vec<Reserved>,
+        reserved: &mut Vec<Permit>,
     ) -> Result<()> {
         let mut writer = Some(writer);
         while let Some(chunk) = chunks.next().await {
@@ -185,7 +197,7 @@ impl Tiers {
                     && open.send(Ok(piece)).await.is_err()
                 {
                     writer = None;
-                    reserved.extend(self.fetches.memory.keep(flow));
+                    reserved.extend(self.options.memory.keep(flow));
                 }
                 if writer.is_none() && flow.digest().size() > UNWRITTEN {
                     flow.abandon()?;
@@ -210,9 +222,10 @@ impl Tiers {
 
     async fn fetch_batch(&self, endings: Vec<Ending>) {
         let digests: Vec<Digest> = endings.iter().map(|e| *e.flow.digest()).collect();
-        let _reserved = match self.fetches.memory.reserve_batch(&digests).await {
+        let _reserved = match self.options.memory.reserve_batch(&digests).await {
             Ok(reserved) => reserved,
-            Err(error) => {
+            Err(full) => {
+                let error = Error::no_memory(full);
                 for ending in endings {
                     self.fetches.end(&ending.flow);
                     ending.flow.finish(Err(error.clone()));

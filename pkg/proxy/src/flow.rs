@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use futures::{StreamExt as _, stream};
+use gorego_limits::Budget;
 use gorego_storage::{Blob, BlobFile, BlobStream, Digest, Error, Growth, Result};
 use tokio::{
     sync::Notify,
@@ -23,13 +24,19 @@ use self::{
     state::State,
 };
 
-/// How much is read of the file at a time. There may be hundreds of readers.
+/// How much is read of the file at a time.
 const PIECE: usize = 128 * 1024;
+/// How much where memory is short. There may be thousands of readers.
+const LEAST: usize = 16 * 1024;
+/// Pieces take at most one in so many of the bytes that are left for them.
+const SHARE: u64 = 16;
 
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct Flow {
     digest: Digest,
+    /// For pieces that are read from the file.
+    pieces: Budget,
     state: Mutex<State>,
     /// Something arrived, or the end was reached.
     arrived: Notify,
@@ -47,9 +54,10 @@ enum Found {
 }
 
 impl Flow {
-    pub(crate) fn new(digest: Digest) -> Self {
+    pub(crate) fn new(digest: Digest, pieces: Budget) -> Self {
         Self {
             digest,
+            pieces,
             state: Mutex::default(),
             arrived: Notify::new(),
             passed: Notify::new(),
@@ -200,6 +208,10 @@ impl Flow {
     /// Up to `len` bytes, and at least one, that were written.
     async fn written(&self, at: u64, len: usize) -> Result<Bytes> {
         let growth = self.growth();
+        let share = self.pieces.share(len as u64, SHARE);
+        let len = usize::try_from(share.bytes())
+            .unwrap_or(len)
+            .max(LEAST.min(len));
         let read = task::spawn_blocking(move || growth.read(at, len)).await;
         let cut_off = |error| Error::Unavailable(format!("reading was cut off: {error}"));
         let piece = read.map_err(cut_off)??;
@@ -207,7 +219,7 @@ impl Flow {
             let why = format!("{}: what arrived is no longer there", self.digest);
             return Err(Error::Unavailable(why));
         }
-        Ok(piece)
+        Ok(share.hold(piece))
     }
 
     /// What there is at `at`. The end of the blob is held back until it was verified.

@@ -116,10 +116,11 @@ impl Tiers {
         if digests.is_empty() {
             return Ok(digests);
         }
+        let epoch = self.existence.epoch();
         let missing = self.backing.find_missing(&digests).await?;
         let lacking: HashSet<&Digest> = missing.iter().collect();
         let there = digests.iter().filter(|digest| !lacking.contains(digest));
-        self.existence.insert(there);
+        self.existence.insert(epoch, there);
         Ok(missing)
     }
 

@@ -8,22 +8,14 @@ use std::{
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::{StreamExt as _, stream};
+use gorego_limits::Budget;
 use gorego_storage::{
     ActionCache, Blob, BlobStore, Chunks, CompletenessChecking, Digest, Error, LocalStore, Put,
-    Result, TreeMemory,
+    Result,
 };
 use reapi::v2::ActionResult;
 
 use crate::store::Tiers;
-
-/// What the trees of results may take in memory while they are looked through, all together.
-#[derive(Debug, Default)]
-pub(crate) struct Trees {
-    /// For whoever only looks.
-    pub(crate) looking: Arc<TreeMemory>,
-    /// For whoever brings up what is found. That may take long, and nobody who only looks waits for it.
-    pub(crate) bringing: Arc<TreeMemory>,
-}
 
 /// Whether all that the result names is in `blobs`. Only what was read to its end, and found to be right
 /// there, tells of something that is not.
@@ -31,7 +23,7 @@ pub(crate) async fn is_complete(
     action: &Digest,
     result: ActionResult,
     blobs: Arc<dyn BlobStore>,
-    memory: &Arc<TreeMemory>,
+    memory: &Budget,
 ) -> Result<bool> {
     let rests = Rests::default();
     let read = Arc::new(Read {
@@ -39,7 +31,7 @@ pub(crate) async fn is_complete(
         rests: Arc::clone(&rests),
     });
     let checked = CompletenessChecking::new(Arc::new(Only(result)), read);
-    let checked = checked.within(Arc::clone(memory));
+    let checked = checked.within(memory.clone());
     let is_complete = checked.get("", action).await?.is_some();
     let rests = mem::take(&mut *rests.lock().unwrap_or_else(PoisonError::into_inner));
     for mut rest in rests {
@@ -66,7 +58,7 @@ pub(crate) async fn local_outputs(
         ..ActionResult::default()
     });
     for part in parts.chain([files]) {
-        let looking = &tiers.trees.looking;
+        let looking = &tiers.options.memory.looking;
         is_complete(action, part, Arc::clone(&here) as _, looking).await?;
     }
     let mut found = here.found.lock().unwrap_or_else(PoisonError::into_inner);

@@ -122,8 +122,9 @@ impl Tiers {
 
     async fn push_now(&self, digest: &Digest) -> Result<Put> {
         let blob = self.local.get(digest, 0).await?;
+        let epoch = self.existence.epoch();
         let put = self.backing.put(digest, blob).await?;
-        self.took([digest]);
+        self.took(epoch, [digest]);
         Ok(put)
     }
 
@@ -165,23 +166,21 @@ impl Tiers {
                 Err(error) => pushing.finish(Err(error)),
             }
         }
+        let epoch = self.existence.epoch();
         let put = self.backing.put_batch(blobs).await;
         for (pushing, put) in read.into_iter().zip(put) {
             if put.is_ok() {
-                self.took([&pushing.digest]);
+                self.took(epoch, [&pushing.digest]);
             }
             pushing.finish(put);
         }
     }
 
-    /// Sends what is complete here to the backing cache, and shows it then.
-    pub(crate) async fn send(
-        self: &Arc<Self>,
-        digest: &Digest,
-        mut complete: Complete,
-    ) -> Result<Put> {
+    /// Sends what is complete here to the backing cache, under the digest that its content has, and shows it
+    /// then.
+    pub(crate) async fn send(self: &Arc<Self>, mut complete: Complete) -> Result<Put> {
         // Nobody else is to be told of what is wrong with this one.
-        complete.verify().await?;
+        let digest = &complete.verify().await?;
         let (waiting, pushing) = loop {
             let (waiting, new) = self.join_push(digest);
             if let Some(pushing) = new {
@@ -221,11 +220,12 @@ impl Tiers {
         complete: Complete,
     ) -> Result<Put, (Error, Option<Complete>)> {
         let blob = complete.blob().map_err(|error| (error, None))?;
+        let epoch = self.existence.epoch();
         match self.backing.put(digest, blob).await {
             Ok(put) => {
                 let shown = self.show(digest, complete).await;
                 shown.map_err(|error| (error, None))?;
-                self.took([digest]);
+                self.took(epoch, [digest]);
                 Ok(put)
             }
             Err(error) => Err((error, Some(complete))),

@@ -239,7 +239,7 @@ impl Tiers {
         };
         let (ours, replaces) = self.journal.result(number).await?;
         let up: Arc<dyn BlobStore> = Arc::new(Upward(Arc::clone(self)));
-        let trees = &self.trees.bringing;
+        let trees = &self.options.memory.bringing;
         let is_whole = match is_complete(action, ours.clone(), up, trees).await {
             // On the way here, where it is not already.
             Err(damaged @ Error::Mismatch { .. }) => return Err(Outcome::Later(damaged)),

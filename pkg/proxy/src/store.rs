@@ -10,6 +10,7 @@ use std::{
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::future;
+use gorego_limits::Call;
 use gorego_storage::{
     Blob, BlobStore, CHUNK_SIZE, Digest, DigestFunction, Error, Evictable as _, LocalStore, Put,
     Result, UploadId, Uploads,
@@ -18,11 +19,11 @@ use tokio::time::Instant;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    existence::Existence,
+    existence::{Epoch, Existence},
     fetch::{Fetches, Joined},
     flow::Flow,
     journal::Journal,
-    outputs::Trees,
+    memory::Memory,
     prefetch::{self, Wanted},
     push::Pushes,
     replay,
@@ -39,6 +40,8 @@ pub struct Options {
     pub prefetch: bool,
     /// What happens while the backing cache is down.
     pub on_outage: OnOutage,
+    /// What clients can make the proxy hold.
+    pub memory: Memory,
 }
 
 /// What happens while the backing cache is down. What is here is served in either case.
@@ -76,7 +79,6 @@ pub(crate) struct Tiers {
     pub(crate) existence: Existence,
     pub(crate) fetches: Fetches,
     pub(crate) pushes: Pushes,
-    pub(crate) trees: Trees,
     /// When a client was last told that something is there which may be only here.
     pub(crate) promised: Mutex<Option<Instant>>,
     /// Where outputs of results are fetched before anybody asks for them.
@@ -94,9 +96,10 @@ impl ProxyStore {
         journal: Arc<Journal>,
         options: Options,
     ) -> Self {
-        let existence = Existence::new(options.existence_ttl);
+        let existence = Existence::new(options.existence_ttl, Arc::clone(&backing.blobs));
         let capacity = local.usage().limit;
         let (wanted, queue) = options.prefetch.then(|| Wanted::new(capacity)).unzip();
+        let fetches = Fetches::new(options.memory.pieces.clone());
         let tiers = Tiers {
             local,
             backing: backing.blobs,
@@ -104,9 +107,8 @@ impl ProxyStore {
             journal,
             options,
             existence,
-            fetches: Fetches::default(),
+            fetches,
             pushes: Pushes::default(),
-            trees: Trees::default(),
             promised: Mutex::default(),
             wanted,
             tracker: TaskTracker::new(),
@@ -134,9 +136,11 @@ impl Tiers {
     /// Runs work that nobody waits for, until the store is closed.
     pub(crate) fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
         let cancel = self.cancel.clone();
-        self.tracker.spawn(async move {
+        // It goes on when the call ends, but waits its turn among those of the same connection.
+        let call = Call::current().detached();
+        self.tracker.spawn(call.scope(async move {
             cancel.run_until_cancelled(work).await;
-        });
+        }));
     }
 
     /// Carries out to the end what must not be left half done when the caller goes away: the write of a
@@ -147,12 +151,13 @@ impl Tiers {
         work: impl Future<Output = Result<T>> + Send + 'static,
     ) -> Result<T> {
         let cut_off = |error| Error::Unavailable(format!("writing {digest} was cut off: {error}"));
+        let work = Call::current().scope(work);
         self.tracker.spawn(work).await.map_err(cut_off)?
     }
 
-    /// The backing cache has taken these blobs, of which there is one at least.
-    pub(crate) fn took<'a>(&self, digests: impl IntoIterator<Item = &'a Digest>) {
-        self.existence.insert(digests);
+    /// The backing cache has taken these blobs, of which there is one at least, since `epoch`.
+    pub(crate) fn took<'a>(&self, epoch: Epoch, digests: impl IntoIterator<Item = &'a Digest>) {
+        self.existence.insert(epoch, digests);
         self.journal.took();
     }
 

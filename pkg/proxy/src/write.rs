@@ -7,7 +7,7 @@ use gorego_storage::{
     Blob, BlobStore, BlobStream, Chunks, Complete, Digest, Error, Put, Received, Result, Resume,
 };
 
-use crate::{source::Source, store::Tiers};
+use crate::{existence::Epoch, source::Source, store::Tiers};
 
 /// What the backing cache says of an upload, and what is here of it.
 type Settled = (Result<Put>, Result<Received>);
@@ -39,6 +39,7 @@ impl Tiers {
         check(digest, &content)?;
         let mut put = Put::Existed;
         if !self.existence.has(digest) {
+            let epoch = self.existence.epoch();
             let blob = Blob::Bytes(content.clone());
             put = match self.backing.put(digest, blob).await {
                 Err(error) if self.degrades(&error) => {
@@ -46,7 +47,7 @@ impl Tiers {
                 }
                 put => put?,
             };
-            self.took([digest]);
+            self.took(epoch, [digest]);
         }
         if let Err(error) = self.local.put(digest, Blob::Bytes(content)).await {
             tracing::debug!(%digest, %error, "what was uploaded is not kept here");
@@ -100,6 +101,7 @@ impl Tiers {
             }
             results.push(checked);
         }
+        let epoch = self.existence.epoch();
         let mut put = self.backing.put_batch(good.clone()).await;
         let waiting = good.clone();
         let there: Vec<_> = good
@@ -108,7 +110,7 @@ impl Tiers {
             .filter_map(|(blob, put)| put.is_ok().then_some(blob))
             .collect();
         if !there.is_empty() {
-            self.took(there.iter().map(|(digest, _)| digest));
+            self.took(epoch, there.iter().map(|(digest, _)| digest));
         }
         for (result, (digest, content)) in put.iter_mut().zip(&waiting) {
             if let Err(error) = result
@@ -142,10 +144,11 @@ impl Tiers {
         resume: Option<Resume>,
     ) -> Result<Put> {
         if !self.is_being_sent(digest).await {
-            if let Some((sent, kept)) = self.put_both(digest, chunks, resume.clone()).await? {
-                return self.settle(digest, sent, kept).await;
+            let epoch = self.existence.epoch();
+            if let Some(said) = self.put_both(digest, chunks, resume.clone()).await? {
+                return self.settle(digest, epoch, said).await;
             }
-            self.existence.insert([digest]);
+            self.existence.insert(epoch, [digest]);
         }
         if let Some(resume) = resume {
             // Nobody will go on with it.
@@ -173,7 +176,8 @@ impl Tiers {
         resume: Option<Resume>,
     ) -> Result<Option<Settled>> {
         let (source, up) = Source::new(chunks);
-        let backing = self.backing.put(digest, Blob::stream(up));
+        let first = digest.only();
+        let backing = self.backing.put(&first, Blob::stream(up));
         let local = self.local.receive(digest, source.chunks(), resume, None);
         let drain = source.drain();
         tokio::pin!(backing, local, drain);
@@ -207,26 +211,24 @@ impl Tiers {
     }
 
     /// Both tiers have said what they have to say of an upload.
-    async fn settle(
-        self: &Arc<Self>,
-        digest: &Digest,
-        sent: Result<Put>,
-        kept: Result<Received>,
-    ) -> Result<Put> {
-        match (sent, kept) {
-            (Ok(put), Ok(Received::Complete(complete))) => {
+    async fn settle(self: &Arc<Self>, digest: &Digest, epoch: Epoch, said: Settled) -> Result<Put> {
+        match said {
+            (Ok(put), Ok(Received::Complete(mut complete))) => {
+                if digest.other().is_some() && complete.verify().await? != *digest {
+                    return self.send(complete).await;
+                }
                 // It may have been taken there without a look at it.
                 self.show(digest, complete).await?;
-                self.took([digest]);
+                self.took(epoch, [digest]);
                 Ok(put)
             }
             (Ok(put), _) => {
-                self.took([digest]);
+                self.took(epoch, [digest]);
                 Ok(put)
             }
             (Err(error), Ok(Received::Complete(complete))) => {
                 tracing::debug!(%digest, %error, "sending the upload again");
-                self.send(digest, complete).await
+                self.send(complete).await
             }
             (Err(_), Ok(Received::Existed)) => self.push_existing(digest).await,
             (Err(error), Err(_)) => Err(error),
@@ -248,7 +250,7 @@ impl Tiers {
             .receive(digest, chunks, Some(resume), None)
             .await?
         {
-            Received::Complete(complete) => self.send(digest, complete).await,
+            Received::Complete(complete) => self.send(complete).await,
             Received::Existed if self.existence.has(digest) => Ok(Put::Existed),
             Received::Existed => self.push_existing(digest).await,
         }

@@ -7,7 +7,7 @@ use std::{sync::atomic::Ordering::SeqCst, time::Duration};
 
 use common::{Proxy, content, sha256};
 use gorego_proxy::Options;
-use gorego_storage::{ActionCache, Digest, Error};
+use gorego_storage::{ActionCache, BlobStore as _, Digest, Error};
 use reapi::v2::{ActionResult, OutputFile};
 use tokio::{task, time};
 
@@ -82,6 +82,24 @@ async fn a_newer_result_of_the_backing_cache_is_found_in_the_background() {
     backing_has(&proxy, &result(&[old])).await;
     let got = actions.get("", &action()).await.unwrap();
     assert_eq!(got, Some(result(&[old])));
+    backing_has(&proxy, &result(&[new])).await;
+    let is_new = async || actions.get("", &action()).await.unwrap() == Some(result(&[new]));
+    until(is_new).await;
+}
+
+#[tokio::test]
+async fn a_result_is_looked_at_anew_after_an_outage() {
+    let proxy = Proxy::new().await;
+    let actions = proxy.actions();
+    let [old, new] = [1, 2].map(|seed| content(seed, 10));
+    let (old, new) = (proxy.backing.has(&old).await, proxy.backing.has(&new).await);
+    backing_has(&proxy, &result(&[old])).await;
+    let got = actions.get("", &action()).await.unwrap();
+    assert_eq!(got, Some(result(&[old])));
+    proxy.backing.script(|script| script.down = true);
+    let seen = proxy.store.find_missing(&[sha256(&content(3, 10))]).await;
+    seen.unwrap_err();
+    proxy.backing.script(|script| script.down = false);
     backing_has(&proxy, &result(&[new])).await;
     let is_new = async || actions.get("", &action()).await.unwrap() == Some(result(&[new]));
     until(is_new).await;

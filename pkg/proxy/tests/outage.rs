@@ -183,3 +183,40 @@ async fn no_more_waits_than_may() {
         .await;
     put.unwrap();
 }
+
+/// An outage that is seen, after which the backing cache has lost what it said it had.
+async fn come_back_empty(proxy: &Proxy) {
+    proxy.backing.script(|script| script.down = true);
+    let seen = proxy.store.find_missing(&[sha256(&content(50, 10))]).await;
+    seen.unwrap_err();
+    proxy.backing.script(|script| {
+        script.down = false;
+        script.has_all = false;
+    });
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_that_the_backing_cache_said_before_an_outage_is_believed_after_it() {
+    let proxy = Proxy::new().await;
+    let actions = proxy.actions();
+    proxy.backing.script(|script| script.has_all = true);
+    let contents = [content(1, 10), content(2, 10)];
+    let [again, looked_for] = contents.clone().map(|content| sha256(&content));
+    for content in &contents {
+        common::outage::put(&proxy, content).await;
+    }
+    let only_there = sha256(&content(3, 10));
+    let missing = proxy.store.find_missing(&[only_there]).await.unwrap();
+    assert_eq!(missing, []);
+    backing_put(&proxy, &result(&only_there, 0, None)).await;
+    assert!(actions.get("", &action()).await.unwrap().is_some());
+
+    come_back_empty(&proxy).await;
+    common::outage::put(&proxy, &contents[0]).await;
+    let missing = proxy.store.find_missing(&[looked_for, only_there]).await;
+    assert_eq!(missing.unwrap(), [only_there]);
+    for digest in [again, looked_for] {
+        assert!(proxy.backing.memory.contains(&digest).await.unwrap());
+    }
+    assert_eq!(actions.get("", &action()).await.unwrap(), None);
+}

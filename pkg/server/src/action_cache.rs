@@ -9,8 +9,9 @@ use reapi::v2::{self, ActionResult, GetActionResultRequest, UpdateActionResultRe
 use tonic::Status;
 
 use crate::{
-    Limits, digests,
-    grpc::{Body, Framed, Memory},
+    Limits, Memory, digests,
+    grpc::{Body, Framed, reply},
+    memory::full,
     status::{from_store, invalid_field},
 };
 
@@ -49,7 +50,7 @@ impl Actions {
         let stored = self.results.size(instance.as_str(), &action).await;
         let reading = result_memory(stored.map_err(from_store)?);
         // Until it is encoded anew: how long the client takes that, does not matter.
-        let _reading = self.memory.results.reserve(reading).await?;
+        let _reading = self.memory.results.reserve(reading).await.map_err(full)?;
         let mut result = self
             .results
             .get(instance.as_str(), &action)
@@ -57,9 +58,16 @@ impl Actions {
             .map_err(from_store)?
             .ok_or_else(|| Status::not_found(format!("no result of action {action}")))?;
         let own = result.encoded_len() as u64;
-        let wanted = self.wanted(&mut result, &request, action.function());
+        // The outputs are of one function with the action, and found as that is.
+        let function = action.other().is_none().then(|| action.function());
+        let wanted = self.wanted(&mut result, &request, function);
         let inlined: u64 = wanted.iter().map(|(_, digest)| digest.size()).sum();
-        let permit = self.memory.responses.reserve(own + inlined).await?;
+        let permit = self
+            .memory
+            .responses
+            .reserve(own + inlined)
+            .await
+            .map_err(full)?;
         self.inline(wanted).await;
         Ok(Body::message(Framed::encode(&result), permit))
     }
@@ -69,7 +77,7 @@ impl Actions {
         &self,
         result: &'a mut ActionResult,
         request: &GetActionResultRequest,
-        function: DigestFunction,
+        function: Option<DigestFunction>,
     ) -> Vec<(&'a mut Bytes, Digest)> {
         let mut room = self
             .limits
@@ -100,7 +108,7 @@ impl Actions {
             .into_iter()
             .chain(files)
             .filter_map(|(asked, content, digest)| {
-                let digest = Digest::from_field(Some(function), digest.as_ref()).ok()?;
+                let digest = Digest::from_field(function, digest.as_ref()).ok()?;
                 let due = asked && content.is_empty() && digest.size() > 0;
                 if !due || digest.size() > room {
                     return None;
@@ -141,7 +149,7 @@ impl Actions {
             .ok_or_else(|| invalid_field("action_result", "is missing"))?;
         check(&result, action.function())?;
         // Encoded first, so that it is not in memory twice as what it is.
-        let response = self.memory.reply(&result).await?;
+        let response = reply(&self.memory, &result).await?;
         self.results
             .put(instance.as_str(), &action, result)
             .await
@@ -231,8 +239,8 @@ mod tests {
         results.reads.load(Ordering::Relaxed)
     }
 
-    #[test]
-    fn large_results_are_read_one_after_another_and_small_ones_at_once() {
+    #[tokio::test]
+    async fn large_results_are_read_one_after_another_and_small_ones_at_once() {
         assert_eq!(read_at_once(4 * 1024 * 1024), 1);
         assert_eq!(read_at_once(1000), 10);
     }

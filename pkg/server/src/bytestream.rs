@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use gorego_storage::{BlobStore, Uploads};
 
-use crate::{Limits, compression::Workspaces, shared::Patience};
+use crate::{Limits, Memory, compression::Workspaces};
 
 /// The service over a blob store.
 #[derive(Debug)]
@@ -19,6 +19,7 @@ pub(crate) struct ByteStreams {
     uploads: Arc<dyn Uploads>,
     workspaces: Workspaces,
     limits: Limits,
+    memory: Memory,
 }
 
 impl ByteStreams {
@@ -26,12 +27,14 @@ impl ByteStreams {
         blobs: Arc<dyn BlobStore>,
         uploads: Arc<dyn Uploads>,
         limits: Limits,
+        memory: Memory,
     ) -> Self {
         Self {
             blobs,
             uploads,
-            workspaces: Workspaces::new(Patience::from(&limits)),
+            workspaces: Workspaces::new(memory.workspaces.clone()),
             limits,
+            memory,
         }
     }
 }

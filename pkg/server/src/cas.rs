@@ -11,7 +11,7 @@ use std::sync::Arc;
 use gorego_storage::BlobStore;
 
 use self::walks::Walks;
-use crate::{Limits, grpc::Memory};
+use crate::{Limits, Memory};
 
 /// The service over a blob store.
 #[derive(Debug)]
@@ -27,8 +27,8 @@ impl Cas {
         Self {
             blobs,
             limits,
+            walks: Arc::new(Walks::within(memory.walks)),
             memory,
-            walks: Arc::default(),
         }
     }
 }

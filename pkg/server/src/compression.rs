@@ -2,11 +2,11 @@
 
 mod stored;
 
-use std::{io, sync::Arc};
+use std::io;
 
 use bytes::{Buf as _, Bytes};
+use gorego_limits::{Budget, Call, Permit};
 use gorego_storage::CHUNK_SIZE;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tonic::Status;
 use zstd::{
     bulk,
@@ -14,7 +14,7 @@ use zstd::{
 };
 
 use self::stored::Stored;
-use crate::shared::{Held, Pace, Patience, Shared};
+use crate::memory::full;
 
 /// The fastest of the ordinary levels: a cache compresses anew for each reader, and most of what
 /// can be gained on object files and archives is gained here.
@@ -22,10 +22,10 @@ const LEVEL: i32 = 1;
 /// The largest window that a decoder sets memory aside for, as a power of two: 8 MiB, which
 /// RFC 8878 asks decoders to support and which no encoder exceeds by default.
 const MAX_WINDOW_LOG: u32 = 23;
-/// Streams that are being decompressed at once; each may take a window's memory.
-const MAX_DECOMPRESSORS: u32 = 64;
-/// Streams that are being compressed at once; each takes a megabyte or so.
-const MAX_COMPRESSORS: usize = 64;
+/// What a stream takes beside its window, in bytes.
+const FIXED: u64 = 256 * 1024;
+/// The window and buffers of a stream that is being compressed, in bytes.
+const COMPRESSED_WINDOW: u64 = 768 * 1024;
 
 /// Why compressed content cannot be decompressed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -93,44 +93,33 @@ fn failed(why: &io::Error) -> Status {
     Status::resource_exhausted(format!("compressing: {why}"))
 }
 
-/// Bounds the memory of all streams that are being compressed or decompressed.
+/// Memory for all streams that are being compressed or decompressed.
 #[derive(Clone, Debug)]
-pub(crate) struct Workspaces {
-    decompressors: Shared,
-    compressors: Arc<Semaphore>,
-}
+pub(crate) struct Workspaces(Budget);
 
 impl Workspaces {
-    /// Clients wait for their turn to decompress, with this patience.
-    pub(crate) fn new(patience: Patience) -> Self {
-        Self {
-            decompressors: Shared::new(MAX_DECOMPRESSORS, patience),
-            compressors: Arc::new(Semaphore::new(MAX_COMPRESSORS)),
-        }
+    pub(crate) const fn new(memory: Budget) -> Self {
+        Self(memory)
     }
 
-    /// For content of `size` bytes, or fewer: not one more comes out. Waits for a workspace.
-    pub(crate) async fn decompressor(&self, size: u64) -> Result<Decompressor, Status> {
-        let workspace = self.decompressors.take(1).await?;
-        let mut decoder = Decoder::new().map_err(|why| failed(&why))?;
-        decoder
-            .set_parameter(DParameter::WindowLogMax(MAX_WINDOW_LOG))
-            .map_err(|why| failed(&why))?;
-        Ok(Decompressor {
-            decoder,
+    /// For content of `size` bytes, or fewer: not one more comes out.
+    pub(crate) fn decompressor(&self, size: u64) -> Decompressor {
+        Decompressor {
+            call: Call::current(),
+            memory: self.0.clone(),
+            workspace: None,
             size,
             left: size,
             due: compressed_bound(size),
             in_frame: false,
             unflushed: false,
-            workspace,
-        })
+        }
     }
 
-    /// For content of exactly `size` bytes. When all workspaces are taken, by readers of whatever
-    /// speed, the content goes uncompressed into its frame, which needs none.
+    /// For content of exactly `size` bytes. When too little memory is free, the content goes
+    /// uncompressed into its frame, which needs none.
     pub(crate) fn compressor(&self, size: u64) -> Result<Compressor, Status> {
-        let Ok(workspace) = Arc::clone(&self.compressors).try_acquire_owned() else {
+        let Some(workspace) = self.0.try_reserve(FIXED + size.min(COMPRESSED_WINDOW)) else {
             return Ok(Compressor::Stored(Stored::new(size)));
         };
         let mut encoder = Encoder::new(LEVEL).map_err(|why| failed(&why))?;
@@ -146,7 +135,10 @@ impl Workspaces {
 
 /// Decompresses content that arrives in pieces; any number of frames, one after another.
 pub(crate) struct Decompressor {
-    decoder: Decoder<'static>,
+    call: Call,
+    memory: Budget,
+    /// Made for the first frame, and anew for one that needs more.
+    workspace: Option<Workspace>,
     size: u64,
     /// How many bytes may still come out.
     left: u64,
@@ -155,25 +147,64 @@ pub(crate) struct Decompressor {
     in_frame: bool,
     /// Whether the decoder may hold output for which there was no room.
     unflushed: bool,
-    workspace: Held,
+}
+
+struct Workspace {
+    decoder: Decoder<'static>,
+    /// The bytes that were asked for.
+    bytes: u64,
+    _memory: Permit,
 }
 
 impl Decompressor {
-    /// Watches the client whose content this is.
-    pub(crate) fn pace(&self) -> Pace {
-        self.workspace.pace()
+    /// Waits for the memory that the frame takes which begins with these bytes, if one does. Nothing
+    /// is held meanwhile.
+    pub(crate) async fn ready(&mut self, compressed: &[u8]) -> Result<(), Status> {
+        if !self.needs_more(compressed) {
+            return Ok(());
+        }
+        self.workspace = None;
+        let bytes = self.needed(compressed);
+        // Another task may read the content for the call.
+        let memory = self.call.scope(self.memory.reserve(bytes));
+        let memory = memory.await.map_err(full)?;
+        let mut decoder = Decoder::new().map_err(|why| failed(&why))?;
+        decoder
+            .set_parameter(DParameter::WindowLogMax(MAX_WINDOW_LOG))
+            .map_err(|why| failed(&why))?;
+        self.workspace = Some(Workspace {
+            decoder,
+            bytes,
+            _memory: memory,
+        });
+        Ok(())
+    }
+
+    fn needs_more(&self, compressed: &[u8]) -> bool {
+        let here = self.workspace.as_ref().map_or(0, |here| here.bytes);
+        !self.in_frame && !compressed.is_empty() && here < self.needed(compressed)
+    }
+
+    /// The memory that a frame takes, in bytes. No more of a window is used than there is content.
+    fn needed(&self, frame: &[u8]) -> u64 {
+        FIXED + window(frame).min(self.left)
     }
 
     /// The next piece of content, of at most [`CHUNK_SIZE`]; `compressed` shrinks by what went
-    /// into it. `None` when all of `compressed` is used up.
+    /// into it. `None` when all of `compressed` is used up, or begins with a frame for which this is
+    /// not ready.
     pub(crate) fn next(&mut self, compressed: &mut Bytes) -> Result<Option<Bytes>, Malformed> {
         // Room for one byte too many tells content of the announced size from longer content.
         let room = usize::try_from(self.left.saturating_add(1)).unwrap_or(usize::MAX);
         let mut content = Vec::with_capacity(room.min(CHUNK_SIZE));
         let mut output = OutBuffer::around(&mut content);
-        while output.pos() < output.capacity() && (self.unflushed || !compressed.is_empty()) {
+        while output.pos() < output.capacity()
+            && (self.unflushed || !compressed.is_empty())
+            && !self.needs_more(compressed)
+            && let Some(workspace) = &mut self.workspace
+        {
             let mut input = InBuffer::around(compressed);
-            let hint = self
+            let hint = workspace
                 .decoder
                 .run(&mut input, &mut output)
                 .map_err(|why| malformed(&why))?;
@@ -189,6 +220,8 @@ impl Decompressor {
             .left
             .checked_sub(len)
             .ok_or(Malformed::TooLong(self.size))?;
+        // What waits to be stored takes no more memory than it has bytes.
+        content.shrink_to_fit();
         Ok((len > 0).then(|| content.into()))
     }
 
@@ -200,6 +233,23 @@ impl Decompressor {
             Ok(())
         }
     }
+}
+
+/// The window of the frame that begins with these bytes, as far as they tell.
+fn window(frame: &[u8]) -> u64 {
+    const MAGIC: &[u8] = &[0x28, 0xb5, 0x2f, 0xfd];
+    const SINGLE_SEGMENT: u8 = 0x20;
+    let largest = 1 << MAX_WINDOW_LOG;
+    let Some(&[descriptor, window]) = frame.strip_prefix(MAGIC).and_then(<[u8]>::first_chunk)
+    else {
+        return largest;
+    };
+    if descriptor & SINGLE_SEGMENT != 0 {
+        // Its window is its content.
+        return largest;
+    }
+    let base = 1u64 << (10 + (window >> 3));
+    (base + base / 8 * u64::from(window & 7)).min(largest)
 }
 
 /// How many compressed bytes content of `size` bytes may arrive as: so many that an encoder can put
@@ -215,7 +265,7 @@ pub(crate) enum Compressor {
     /// Compressed.
     Compressed {
         encoder: Encoder<'static>,
-        _workspace: OwnedSemaphorePermit,
+        _workspace: Permit,
     },
     /// As it is.
     Stored(Stored),
@@ -249,6 +299,8 @@ fn compress_next(encoder: &mut Encoder<'_>, content: &[u8]) -> Result<Bytes, Sta
             .run(&mut input, &mut OutBuffer::around_pos(&mut compressed, at))
             .map_err(|why| failed(&why))?;
     }
+    // A stalled reader holds no more than there is.
+    compressed.shrink_to_fit();
     Ok(compressed.into())
 }
 

@@ -2,6 +2,7 @@
 
 use std::{io, pin::pin, sync::Arc, time::Duration};
 
+use gorego_limits::Client;
 use hyper::{body::Incoming, server::conn::http2, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
@@ -13,11 +14,12 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::debug;
 
 use crate::{
-    Tls,
+    Memory, Tls,
     idle::Idle,
     io::{Coalesced, Prefaced},
     router::Router,
     watchdog::StreamExecutor,
+    windows::Windows,
 };
 
 /// A client that has not shown by then that it speaks TLS, where due, and HTTP/2 is dropped.
@@ -26,23 +28,8 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(30);
 const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// Unread bytes of one request, where there are few connections. The window bounds both a stream's
-/// speed (this much per round trip: 110 MB/s over 20 ms, and several uploads run at a time) and the
-/// memory that an upload holds while the disk is behind.
-const STREAM_WINDOW: u32 = 4 * 1024 * 1024;
-/// The same where there are many; over loopback the disk is slower than this.
-const LEAST_STREAM_WINDOW: u32 = 1024 * 1024;
-/// What one upload on each connection may hold together, as long as each gets the least.
-const STREAM_WINDOWS: u32 = 32 * 1024 * 1024;
-/// Unread bytes of all requests of a connection: 160 MB/s over 50 ms.
-const CONNECTION_WINDOW: u32 = 8 * 1024 * 1024;
-/// Uploads come in frames of up to this size from clients that follow the server's wish, which
-/// saves reads and bookkeeping; larger ones gain nothing measurable.
-const MAX_FRAME: u32 = 256 * 1024;
 /// A response's bytes within the HTTP/2 layer, beyond which it takes no more.
-const SEND_BUFFER: usize = 256 * 1024;
-/// Calls at once on one connection. Bazel runs up to 100.
-const MAX_STREAMS: u32 = 256;
+const SEND_BUFFER: usize = 64 * 1024;
 /// The headers of one call.
 const MAX_HEADERS: u32 = 16 * 1024;
 
@@ -55,7 +42,9 @@ pub(crate) struct Connections {
     pub(crate) tasks: TaskTracker,
     /// Those that can make room for others.
     pub(crate) idle: Idle,
+    pub(crate) memory: Memory,
     pub(crate) idle_timeout: Duration,
+    pub(crate) grace: Duration,
     /// Ask clients to go away once what they are doing is done.
     pub(crate) drain: CancellationToken,
     /// Stop at once, if `drain` has come before.
@@ -111,14 +100,15 @@ impl Connections {
         let executor = StreamExecutor {
             tasks: self.tasks,
             activity: activity.clone(),
+            client: Client::new(self.grace),
             idle_timeout: self.idle_timeout,
         };
         let io = Coalesced::new(stream);
         let live = self.live;
         // One is held by who accepts them.
-        let window = stream_window(Arc::strong_count(&live).saturating_sub(1));
+        let windows = Windows::new(&self.memory, Arc::strong_count(&live).saturating_sub(1));
         let connection =
-            builder(executor, window).serve_connection(TokioIo::new(io.clone()), service);
+            builder(executor, &windows).serve_connection(TokioIo::new(io.clone()), service);
         let (drain, abort) = (self.drain, self.abort);
         io.drive(async move {
             let mut connection = pin!(connection);
@@ -140,37 +130,18 @@ impl Connections {
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
-/// A new connection's share, being one of so many.
-fn stream_window(connections: usize) -> u32 {
-    let connections = u32::try_from(connections).unwrap_or(u32::MAX).max(1);
-    (STREAM_WINDOWS / connections).clamp(LEAST_STREAM_WINDOW, STREAM_WINDOW)
-}
-
-fn builder(executor: StreamExecutor, window: u32) -> http2::Builder<StreamExecutor> {
+fn builder(executor: StreamExecutor, windows: &Windows) -> http2::Builder<StreamExecutor> {
     let mut builder = http2::Builder::new(executor);
     builder
         .timer(TokioTimer::new())
         .keep_alive_interval(KEEP_ALIVE_INTERVAL)
         .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
-        .initial_stream_window_size(window)
-        .initial_connection_window_size(CONNECTION_WINDOW)
-        .max_frame_size(MAX_FRAME)
+        .initial_stream_window_size(windows.stream)
+        .initial_connection_window_size(windows.connection)
+        .max_frame_size(windows.frame)
         .max_send_buf_size(SEND_BUFFER)
-        .max_concurrent_streams(MAX_STREAMS)
+        .max_concurrent_streams(windows.calls)
         .max_header_list_size(MAX_HEADERS)
         .auto_date_header(false);
     builder
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn few_connections_have_wide_windows_and_many_share_what_there_is() {
-        const MIB: u32 = 1024 * 1024;
-        assert_eq!([0, 1, 8].map(stream_window), [4 * MIB; 3]);
-        assert_eq!(stream_window(16), 2 * MIB);
-        assert_eq!([32, 1000, usize::MAX].map(stream_window), [MIB; 3]);
-    }
 }

@@ -6,7 +6,7 @@ use gorego_storage::{Digest, DigestError, DigestFunction, InstanceName};
 use reapi::v2;
 use tonic::Status;
 
-use crate::status::invalid_field;
+use crate::{Limits, status::invalid_field};
 
 /// The digest function that a request names, if it does.
 pub(crate) fn function(value: i32) -> Result<Option<DigestFunction>, Status> {
@@ -36,6 +36,16 @@ pub(crate) fn refuse(field: impl fmt::Display, why: DigestError) -> Status {
         }
         DigestError::Size(_) => invalid_field(format_args!("{field}.size_bytes"), why),
         DigestError::Function(_) => invalid_field("digest_function", why),
+    }
+}
+
+/// Refuses to store a blob that is larger than clients are told to send.
+pub(crate) fn check_size(digest: &Digest, limits: &Limits) -> Result<(), Status> {
+    match limits.max_blob_size {
+        Some(max) if digest.size() > max.get() => Err(Status::invalid_argument(format!(
+            "blob {digest} is larger than the {max} bytes that are accepted"
+        ))),
+        _ => Ok(()),
     }
 }
 

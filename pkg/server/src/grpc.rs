@@ -6,7 +6,6 @@
 //! many do; and its decode errors and size limits answer `INTERNAL` and `OUT_OF_RANGE` where the
 //! client is to be told `INVALID_ARGUMENT`. tonic's status, health, reflection and clients are used.
 
-mod budget;
 mod call;
 mod memory;
 mod message;
@@ -14,9 +13,8 @@ mod request;
 mod response;
 mod shapes;
 
-pub(crate) use budget::{Budget, Permit};
 pub(crate) use call::{Call, decode, panicked, refuse_foreign};
-pub(crate) use memory::{MAX_DECODED, Memory, elsewhere, is_large};
+pub(crate) use memory::{decode_within, elsewhere, is_large, reply};
 pub(crate) use message::Messages;
 pub(crate) use request::RequestBody;
 pub(crate) use response::{Body, COPIED, Framed, Response, put_header, refuse};

@@ -1,6 +1,7 @@
 //! `grpc.health.v1`: whether this server serves, asked once or watched.
 
 use futures::{StreamExt as _, stream};
+use gorego_limits::Permit;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
@@ -70,6 +71,7 @@ impl Health {
             stream::unfold(watcher, move |watcher| watcher.next(known))
                 .map(|status| Ok(Framed::encode(&response(status))))
                 .boxed(),
+            Permit::default(),
         )
     }
 }

@@ -2,10 +2,10 @@
 
 use std::{num::NonZeroU64, sync::Arc, time::Duration};
 
-use gorego_storage::{ActionCache, BlobStore, Uploads};
+use gorego_storage::{ActionCache, BlobStore, Chain, DigestFunction, Uploads};
 use tokio::sync::watch;
 
-use crate::Tls;
+use crate::{Memory, Tls};
 
 /// The stores behind the services.
 #[derive(Clone, Debug)]
@@ -23,10 +23,17 @@ pub struct Services {
 pub struct Options {
     /// How much, and for how long.
     pub limits: Limits,
+    /// What clients can make the server hold.
+    pub memory: Memory,
     /// Whether clients may write action results; Capabilities tells them.
     pub ac_updates: bool,
+    /// The functions that a digest without one is tried under where its length leaves several, in this
+    /// order.
+    pub inferred_functions: Vec<DigestFunction>,
     /// Who may connect and how; plain text without.
     pub tls: Option<Tls>,
+    /// By which calls that come back over a backing cache are noticed and refused; of the store too.
+    pub chain: Arc<Chain>,
     /// Whether the stores work, when somebody watches them; health tells clients. Without it the
     /// server counts as serving until it shuts down.
     pub healthy: Option<watch::Receiver<bool>>,
@@ -36,8 +43,11 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             limits: Limits::default(),
+            memory: Memory::default(),
             ac_updates: true,
+            inferred_functions: vec![DigestFunction::Sha256, DigestFunction::Blake3],
             tls: None,
+            chain: Arc::default(),
             healthy: None,
         }
     }
@@ -52,8 +62,8 @@ pub struct Limits {
     pub max_blob_size: Option<NonZeroU64>,
     /// How long a client may neither send nor take what it announced or asked for.
     pub idle_timeout: Duration,
-    /// How long a client that sends or takes fewer than 64 KiB a second may have what others wait
-    /// for: memory for its large message, say. Its call then ends, unless nobody waits.
+    /// How long a connection that sends or takes fewer than 64 KiB a second may hold what others wait
+    /// for, memory for its large message, say. Faster ones save up to thirty times as much.
     pub grace: Duration,
     /// How long running calls may go on once the server shuts down.
     pub drain_timeout: Duration,
@@ -65,12 +75,11 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         Self {
-            // gRPC clients take messages of 4 MiB; the rest is for the 80 bytes or so that come
-            // with each blob.
-            max_batch_bytes: 3 * 1024 * 1024,
+            // Half of what gRPC clients take in one message: some 80 bytes come with each blob.
+            max_batch_bytes: 2 * 1024 * 1024,
             max_blob_size: None,
             idle_timeout: Duration::from_mins(1),
-            grace: Duration::from_secs(5),
+            grace: Duration::from_secs(1),
             drain_timeout: Duration::from_secs(30),
             max_connections: 10_000,
         }

@@ -7,6 +7,7 @@ use std::{
 
 use bytes::Bytes;
 use futures::{Stream, StreamExt as _, stream};
+use gorego_limits::Permit;
 use http_body::{Body as HttpBody, Frame};
 use http_body_util::{BodyExt as _, StreamBody};
 use tokio_util::sync::CancellationToken;
@@ -78,7 +79,8 @@ impl Reflection {
             if body.is_end_stream() {
                 Body::default()
             } else {
-                Body::messages(answers(body, wrong, self.shutdown.clone()).boxed())
+                let answers = answers(body, wrong, self.shutdown.clone());
+                Body::messages(answers.boxed(), Permit::default())
             }
         })
     }

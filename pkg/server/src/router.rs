@@ -3,20 +3,21 @@
 use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
 use futures::FutureExt as _;
+use gorego_storage::Chain;
 use hyper::body::Incoming;
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
 use crate::{
-    Error, Options, Services,
+    Error, Memory, Options, Services,
     action_cache::Actions,
     bytestream::ByteStreams,
     capabilities::Capabilities,
     cas::Cas,
-    grpc::{Budget, Call, MAX_DECODED, Memory, Response, panicked, refuse, refuse_foreign},
+    grpc::{Call, Response, panicked, refuse, refuse_foreign},
     health::Health,
+    inferred::infer,
     reflection::Reflection,
-    shared::Patience,
     status::unavailable,
 };
 
@@ -41,10 +42,6 @@ const DIGESTS: u64 = 16 * 1024 * 1024;
 /// What a batch may have beyond the blobs' bytes: digests and framing of some 150,000 blobs.
 const BATCH_FRAMING: u64 = 16 * 1024 * 1024;
 
-/// Memory for the large requests that are being read or worked on, as much again for large
-/// responses, a dozen full batches each, and for action results.
-const BUDGET: u64 = 48 * 1024 * 1024;
-
 /// Every service, and what is common to their calls.
 #[derive(Debug)]
 pub(crate) struct Router {
@@ -57,6 +54,7 @@ pub(crate) struct Router {
     memory: Memory,
     max_batch_request: u64,
     idle_timeout: Duration,
+    chain: Arc<Chain>,
     shutdown: CancellationToken,
 }
 
@@ -67,20 +65,19 @@ impl Router {
         shutdown: CancellationToken,
     ) -> Result<Self, Error> {
         let limits = options.limits;
+        let services = infer(services, options.inferred_functions.clone());
         let max_batch_request = limits.max_batch_bytes.saturating_add(BATCH_FRAMING);
-        let patience = Patience::from(&limits);
-        let budget = |bytes, largest| Budget::new(bytes, largest, patience);
-        let decoded = MAX_DECODED as u64;
-        let memory = Memory {
-            requests: budget(BUDGET, max_batch_request),
-            decoded: budget(decoded, decoded),
-            results: budget(BUDGET, 0),
-            responses: budget(BUDGET, limits.max_batch_bytes),
-        };
+        let chain = Arc::clone(&options.chain);
+        let memory = options.memory.clone();
         Ok(Self {
             capabilities: Capabilities::new(&options, Arc::clone(&services.blobs)),
             cas: Cas::new(Arc::clone(&services.blobs), limits, memory.clone()),
-            bytes: ByteStreams::new(Arc::clone(&services.blobs), services.uploads, limits),
+            bytes: ByteStreams::new(
+                Arc::clone(&services.blobs),
+                services.uploads,
+                limits,
+                memory.clone(),
+            ),
             actions: Actions::new(
                 services.actions,
                 services.blobs,
@@ -93,6 +90,7 @@ impl Router {
             memory,
             max_batch_request,
             idle_timeout: limits.idle_timeout,
+            chain,
             shutdown,
         })
     }
@@ -113,6 +111,13 @@ impl Router {
         }
         if let Some(refusal) = refuse_foreign(&parts) {
             return refusal;
+        }
+        if let Some(passed) = parts.headers.get(Chain::HEADER)
+            && let Err(error) = self
+                .chain
+                .enter(&String::from_utf8_lossy(passed.as_bytes()))
+        {
+            return refuse(&Status::failed_precondition(error.to_string()));
         }
         let call = Call::new(body, self.idle_timeout, self.memory.clone());
         let Some((service, method)) = path.rsplit_once('/') else {

@@ -27,13 +27,16 @@ pub async fn serve(
     shutdown: CancellationToken,
 ) -> Result<(), Error> {
     let limits = options.limits;
+    let memory = options.memory.clone();
     let drain = shutdown.child_token();
     let connections = Connections {
         tls: options.tls.clone(),
         router: Arc::new(Router::new(services, options, drain.clone())?),
         tasks: TaskTracker::new(),
         idle: Idle::default(),
+        memory,
         idle_timeout: limits.idle_timeout,
+        grace: limits.grace,
         drain: drain.clone(),
         abort: CancellationToken::new(),
         live: Arc::default(),

@@ -30,16 +30,23 @@ pub(crate) fn from_store(cause: Error) -> Status {
             .downcast_ref::<Status>()
             .cloned()
             .unwrap_or_else(|| Status::aborted(message)),
-        Error::Io { .. } if cause.is_no_space() => {
-            error!("{message}");
-            Status::resource_exhausted("no room left for this blob")
-        }
         Error::Io { action, .. } => {
             error!("{message}");
-            Status::internal(format!(
-                "{action} a file failed; the server's log says more"
-            ))
+            from_io(action, &cause)
         }
+    }
+}
+
+/// An I/O error as a client sees it: the cause, without the path.
+fn from_io(action: &str, error: &Error) -> Status {
+    let cause = error.io_cause().unwrap_or_default();
+    let message = format!("{action} a file of the cache failed: {cause}");
+    if error.is_no_space() {
+        Status::resource_exhausted(message)
+    } else if error.is_out_of_resources() {
+        unavailable(message)
+    } else {
+        Status::internal(message)
     }
 }
 
@@ -63,6 +70,8 @@ const fn refused(code: Code) -> Code {
         | Code::ResourceExhausted
         | Code::DataLoss
         | Code::Unimplemented => code,
+        // Its limit on the size of a message, or that of a proxy in front of it.
+        Code::OutOfRange => Code::ResourceExhausted,
         _ => Code::Internal,
     }
 }

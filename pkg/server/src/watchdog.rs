@@ -15,24 +15,20 @@ use std::{
     time::Duration,
 };
 
+use gorego_limits::{Call, Client, Pace};
 use pin_project_lite::pin_project;
 use tokio::time::{Instant, Sleep};
 use tokio_util::task::TaskTracker;
 use tracing::debug;
 
-use crate::{
-    idle::Activity,
-    shared::{Pace, too_slow},
-};
+use crate::{idle::Activity, memory::too_slow};
 
 /// What the body says during one poll of its stream.
-#[derive(Default)]
+#[derive(Clone, Copy, Default)]
 struct Report {
     signal: Signal,
     /// How much it handed out, in bytes.
     sent: usize,
-    /// What it holds and others may wait for, said once.
-    pace: Option<Pace>,
 }
 
 #[derive(Clone, Copy, Default)]
@@ -48,7 +44,7 @@ enum Signal {
 
 thread_local! {
     static REPORT: Cell<Report> = const {
-        Cell::new(Report { signal: Signal::None, sent: 0, pace: None })
+        Cell::new(Report { signal: Signal::None, sent: 0 })
     };
 }
 
@@ -58,13 +54,11 @@ fn report(change: impl FnOnce(&mut Report)) {
     REPORT.set(report);
 }
 
-/// Says that the body being polled hands out this many bytes, and with the first of them what it
-/// holds.
-pub(crate) fn sent(bytes: usize, pace: Option<Pace>) {
+/// Says that the body being polled hands out this many bytes.
+pub(crate) fn sent(bytes: usize) {
     report(|report| {
         report.signal = Signal::Sent;
         report.sent += bytes;
-        report.pace = report.pace.take().or(pace);
     });
 }
 
@@ -82,18 +76,19 @@ pin_project! {
         timer: Option<Pin<Box<Sleep>>>,
         armed: bool,
         idle_timeout: Duration,
-        pace: Option<Pace>,
+        pace: Pace,
     }
 }
 
 impl<F> Watched<F> {
-    pub(crate) const fn new(stream: F, idle_timeout: Duration) -> Self {
+    /// The future of a stream that answers `call`.
+    pub(crate) const fn new(stream: F, idle_timeout: Duration, call: Call) -> Self {
         Self {
             stream: Some(stream),
             timer: None,
             armed: false,
             idle_timeout,
-            pace: None,
+            pace: Pace::new(call),
         }
     }
 }
@@ -111,11 +106,8 @@ impl<F: Future<Output = ()>> Future for Watched<F> {
             return Poll::Ready(());
         }
         let report = REPORT.take();
-        if report.pace.is_some() {
-            *me.pace = report.pace;
-        }
-        if let (Some(pace), Signal::Sent | Signal::Waiting) = (me.pace.as_mut(), report.signal) {
-            pace.moved(report.sent);
+        if matches!(report.signal, Signal::Sent | Signal::Waiting) {
+            me.pace.moved(report.sent);
         }
         match report.signal {
             Signal::None => {}
@@ -132,9 +124,7 @@ impl<F: Future<Output = ()>> Future for Watched<F> {
         if !*me.armed {
             return Poll::Pending;
         }
-        if let Some(pace) = me.pace
-            && pace.poll_gives_way(cx).is_ready()
-        {
+        if me.pace.poll_too_slow(cx).is_ready() {
             debug!("a response is dropped: {}", too_slow().message());
             me.stream.set(None);
             return Poll::Ready(());
@@ -157,6 +147,7 @@ impl<F: Future<Output = ()>> Future for Watched<F> {
 pub(crate) struct StreamExecutor {
     pub(crate) tasks: TaskTracker,
     pub(crate) activity: Activity,
+    pub(crate) client: Client,
     pub(crate) idle_timeout: Duration,
 }
 
@@ -165,12 +156,13 @@ where
     F: Future<Output = ()> + Send + 'static,
 {
     fn execute(&self, stream: F) {
-        let watched = Watched::new(stream, self.idle_timeout);
-        let call = self.activity.call();
-        self.tasks.spawn(async move {
+        let call = self.client.call();
+        let watched = Watched::new(stream, self.idle_timeout, call.clone());
+        let running = self.activity.call();
+        self.tasks.spawn(call.scope(async move {
             watched.await;
-            drop(call);
-        });
+            drop(running);
+        }));
     }
 }
 
@@ -198,11 +190,11 @@ mod tests {
         let stalled = stream(move |_| {
             let _ = &content;
             if std::mem::take(&mut first) {
-                sent(1, None);
+                sent(1);
             }
         });
         let start = Instant::now();
-        Watched::new(stalled, IDLE).await;
+        Watched::new(stalled, IDLE, Call::current()).await;
         assert_eq!(start.elapsed(), IDLE);
         assert_eq!(Arc::strong_count(&held), 1, "what the stream held is freed");
     }
@@ -222,12 +214,12 @@ mod tests {
                 if pieces > 3 {
                     return;
                 }
-                sent(1, None);
+                sent(1);
                 pause = Some(Box::pin(tokio::time::sleep(IDLE * 9 / 10)));
             }
         });
         let start = Instant::now();
-        Watched::new(slow, IDLE).await;
+        Watched::new(slow, IDLE, Call::current()).await;
         assert!(start.elapsed() > IDLE * 2, "{:?}", start.elapsed());
     }
 
@@ -237,11 +229,12 @@ mod tests {
         let quiet = stream(move |_| {
             polls += 1;
             if polls == 1 {
-                sent(1, None);
+                sent(1);
                 waiting();
             }
         });
-        let outcome = tokio::time::timeout(IDLE * 10, Watched::new(quiet, IDLE)).await;
+        let outcome =
+            tokio::time::timeout(IDLE * 10, Watched::new(quiet, IDLE, Call::current())).await;
         assert!(outcome.is_err(), "it must still be there");
     }
 }

@@ -252,8 +252,10 @@ async fn digests_in_a_result_have_the_actions_function() {
     let mut client = server.actions().await;
     client.update_action_result(request).await.unwrap();
     // The same hash under another function is another action.
-    let outcome = get(&server, "", &action).await;
-    assert_refused(outcome, Code::NotFound, "");
+    let outcome = get_with(&server, "", &action, |request| {
+        request.digest_function = DigestFunction::Sha256.to_proto().into();
+    });
+    assert_refused(outcome.await, Code::NotFound, "");
     let found = get_with(&server, "", &action, |request| {
         request.digest_function = function.to_proto().into();
     });

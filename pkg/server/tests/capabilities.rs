@@ -52,7 +52,7 @@ async fn capabilities_tell_the_truth_of_the_defaults() {
     ] {
         assert!(cache.digest_functions.contains(&function.into()));
     }
-    assert_eq!(cache.max_batch_total_size_bytes, 3 * 1024 * 1024);
+    assert_eq!(cache.max_batch_total_size_bytes, 2 * 1024 * 1024);
     assert_eq!(cache.max_cas_blob_size_bytes, 0);
     let zstd = i32::from(compressor::Value::Zstd);
     assert_eq!(cache.supported_compressors, [zstd]);

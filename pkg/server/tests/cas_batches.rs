@@ -10,6 +10,8 @@
 
 mod common;
 
+use std::num::NonZeroU64;
+
 use bytes::Bytes;
 use common::*;
 use gorego_storage::{Digest, DigestFunction};
@@ -109,10 +111,7 @@ async fn digests_of_every_function_are_found() {
             };
             let answer = server.cas().await.find_missing_blobs(request).await;
             let missing = answer.unwrap().into_inner().missing_blob_digests;
-            // Without its name, BLAKE3 is taken for SHA-256, whose empty blob is another one.
-            if named || function != DigestFunction::Blake3 {
-                assert_eq!(missing, [digest.to_proto()], "{function}");
-            }
+            assert_eq!(missing, [digest.to_proto()], "{function}");
         }
     }
 }
@@ -307,7 +306,7 @@ async fn read_by_default_client(server: &Server, digests: Vec<v2::Digest>) -> Ve
 #[tokio::test]
 async fn a_full_batch_of_the_default_limit_passes_through_a_client_of_the_default_limit() {
     let server = Server::start().await;
-    for size in [10_000, 4096, 1000] {
+    for size in [10_000, 1000, 100] {
         let contents = full_batch(size);
         let codes = update(&server, contents.iter().map(blob).collect()).await;
         assert!(codes.unwrap().iter().all(|code| *code == Code::Ok));
@@ -320,7 +319,7 @@ async fn a_full_batch_of_the_default_limit_passes_through_a_client_of_the_defaul
 #[tokio::test]
 async fn what_does_not_fit_into_a_clients_message_can_be_asked_for_again() {
     let server = Server::start().await;
-    let contents = full_batch(100);
+    let contents = full_batch(60);
     let mut due = Vec::new();
     for content in &contents {
         due.push(server.has(content).await.to_proto());
@@ -358,6 +357,15 @@ async fn what_is_said_of_absent_blobs_fits_into_a_clients_message_too() {
     }
     let outcome = read_batch(&server, absent(57_000), false).await;
     assert_refused(outcome, Code::InvalidArgument, "digests: the answer takes");
+}
+
+#[tokio::test]
+async fn a_blob_of_a_batch_that_is_larger_than_advertised_is_refused() {
+    let server = Server::limited(|limits| limits.max_blob_size = NonZeroU64::new(1000)).await;
+    let contents = [noise(1000, 1), noise(1001, 2)];
+    let codes = update(&server, contents.iter().map(blob).collect()).await;
+    assert_eq!(codes.unwrap(), [Code::Ok, Code::InvalidArgument]);
+    assert_eq!(server.stored(&sha256(&contents[1])).await, None);
 }
 
 #[tokio::test]

@@ -4,6 +4,7 @@ use std::{fmt, fs, io, path::PathBuf, sync::Arc};
 
 use bytes::{Bytes, BytesMut};
 use futures::{StreamExt as _, future::BoxFuture, stream, stream::BoxStream};
+use gorego_limits::{Budget, Permit};
 use rustix::io::Errno;
 use tokio::task::{self, JoinHandle};
 
@@ -12,6 +13,13 @@ use crate::{Error, Result};
 /// How much of a file is read at a time. Large enough that the hop to another thread does not
 /// count, small enough that many slow readers hold little.
 pub const CHUNK_SIZE: usize = 256 * 1024;
+
+/// How much of a file is read at a time where memory is short.
+const LEAST: u64 = 16 * 1024;
+/// Pieces take at most one in so many of the bytes that are left for them.
+const SHARE: u64 = 16;
+/// Pieces from this size on are read before they are asked for.
+const WORTH_AHEAD: u64 = 64 * 1024;
 
 /// Content in pieces; none of them empty.
 pub type Chunks = BoxStream<'static, Result<Bytes>>;
@@ -126,8 +134,17 @@ impl Blob {
     pub fn into_chunks(self) -> Chunks {
         match self {
             Self::Bytes(bytes) => stream::iter(split(bytes).map(Ok)).boxed(),
-            Self::File(file) => file.into_chunks(),
+            Self::File(file) => file.into_chunks(None),
             Self::Stream(stream) => stream.chunks,
+        }
+    }
+
+    /// The same for a reader that may be slow: a file's pieces are counted in `memory` for as long as
+    /// they are held. Where little is left of that, pieces are small and nothing is read ahead.
+    pub fn into_chunks_within(self, memory: &Budget) -> Chunks {
+        match self {
+            Self::File(file) => file.into_chunks(Some(memory.clone())),
+            other => other.into_chunks(),
         }
     }
 
@@ -187,39 +204,77 @@ fn truncate_chunks(chunks: Chunks, limit: u64, verified: Option<Verified>) -> Ch
 }
 
 impl BlobFile {
-    fn into_chunks(self) -> Chunks {
-        let ahead = self.read_ahead(self.offset);
-        let end = self.offset + self.len;
-        stream::unfold((self, ahead, end), |(file, ahead, end)| async move {
-            let (chunk, next) = match ahead?.await {
-                Ok((at, Ok(chunk))) => {
-                    let next = at + chunk.len() as u64;
-                    (
-                        Ok(chunk),
-                        (next < end).then(|| file.read_ahead(next)).flatten(),
-                    )
+    fn into_chunks(self, memory: Option<Budget>) -> Chunks {
+        let (at, end) = (self.offset, self.offset + self.len);
+        let pieces = Pieces {
+            file: self,
+            memory,
+            at,
+            end,
+            ahead: None,
+        };
+        stream::unfold(pieces, Pieces::next).boxed()
+    }
+}
+
+/// A file that is read in pieces.
+struct Pieces {
+    file: BlobFile,
+    /// What the pieces are counted in, if they are.
+    memory: Option<Budget>,
+    at: u64,
+    end: u64,
+    ahead: Option<JoinHandle<Result<Bytes>>>,
+}
+
+impl Pieces {
+    async fn next(mut self) -> Option<(Result<Bytes>, Self)> {
+        let reading = match self.ahead.take() {
+            Some(reading) => reading,
+            None => self.read(self.share())?,
+        };
+        let read = reading.await.unwrap_or_else(|_| {
+            let cut_off = "reading was cut off".to_owned();
+            Err(Error::Unavailable(cut_off))
+        });
+        match &read {
+            Ok(piece) => {
+                self.at += piece.len() as u64;
+                let share = self.share();
+                let in_large_pieces = share.bytes() >= WORTH_AHEAD || self.memory.is_none();
+                self.ahead = in_large_pieces.then(|| self.read(share)).flatten();
+            }
+            Err(error) => {
+                self.at = self.end;
+                if let (Some(guard), Error::Io { .. }) = (&self.file.guard, error) {
+                    guard.unreadable();
                 }
-                Ok((_, Err(error))) => {
-                    if let Some(guard) = &file.guard {
-                        guard.unreadable();
-                    }
-                    (Err(error), None)
-                }
-                Err(_) => (
-                    Err(Error::Unavailable("reading was cut off".to_owned())),
-                    None,
-                ),
-            };
-            Some((chunk, (file, next, end)))
-        })
-        .boxed()
+            }
+        }
+        Some((read, self))
     }
 
-    /// Starts reading the piece at `at`; `None` at the content's end.
-    fn read_ahead(&self, at: u64) -> Option<JoinHandle<(u64, Result<Bytes>)>> {
-        let left = (self.offset + self.len).saturating_sub(at);
-        let len = usize::try_from(left).unwrap_or(usize::MAX).min(CHUNK_SIZE);
-        let (file, path) = (Arc::clone(&self.file), self.path.clone());
+    /// Memory for the next piece; none where the piece has to be small.
+    fn share(&self) -> Permit {
+        let most = (CHUNK_SIZE as u64).min(self.end - self.at);
+        let share = |memory: &Budget| memory.share(most, SHARE);
+        let share = self.memory.as_ref().map(share).unwrap_or_default();
+        if share.bytes() > LEAST {
+            share
+        } else {
+            Permit::default()
+        }
+    }
+
+    /// Starts reading the piece at hand; `None` at the content's end.
+    fn read(&self, memory: Permit) -> Option<JoinHandle<Result<Bytes>>> {
+        let most = match (&self.memory, memory.bytes()) {
+            (None, _) => CHUNK_SIZE as u64,
+            (_, 0) => LEAST,
+            (_, bytes) => bytes,
+        };
+        let len = usize::try_from(most.min(self.end - self.at)).unwrap_or(usize::MAX);
+        let (at, file, path) = (self.at, Arc::clone(&self.file.file), self.file.path.clone());
         (len > 0).then(|| {
             task::spawn_blocking(move || {
                 let read = read_at(&file, at, len).and_then(|bytes| {
@@ -228,10 +283,8 @@ impl BlobFile {
                         .then_some(bytes)
                         .ok_or_else(|| io::ErrorKind::UnexpectedEof.into())
                 });
-                (
-                    at,
-                    read.map_err(|source| Error::io("reading", path, source)),
-                )
+                read.map(|bytes| memory.hold(bytes))
+                    .map_err(|source| Error::io("reading", path, source))
             })
         })
     }

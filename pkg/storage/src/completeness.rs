@@ -1,18 +1,20 @@
 //! An action result is worth something only while everything that it names can be fetched.
 
-mod memory;
-
 use std::{collections::BTreeSet, fmt, mem, sync::Arc};
 
 use async_trait::async_trait;
+use gorego_limits::Budget;
 use reapi::v2::{self, ActionResult};
 
-pub use self::memory::TreeMemory;
 use crate::{
     ActionCache, BlobStore, Digest, DigestFunction, Error, Result,
-    tree::{EncodedDirectory, Reference, TreeError, TreeReader, TreeWalk},
+    tree::{Reference, References, TreeError, TreeWalk},
 };
 
+/// Bytes that reading one tree holds at a time: large directories pass in chunks, small ones come in batches.
+const HELD: u64 = 1024 * 1024;
+/// Memory for all trees together, in bytes, where no other is given.
+const DEFAULT_MEMORY: u64 = 32 * HELD;
 /// How many digests from inside trees are gathered before the store is asked about them.
 const BATCH: usize = 1000;
 
@@ -23,7 +25,7 @@ pub struct CompletenessChecking<A: ?Sized> {
     results: Arc<A>,
     blobs: Arc<dyn BlobStore>,
     /// For the directories that are being looked through.
-    memory: Arc<TreeMemory>,
+    memory: Budget,
     /// Whether the outputs of a new result are looked up as well.
     leases_puts: bool,
 }
@@ -34,7 +36,7 @@ impl<A: ActionCache + ?Sized> CompletenessChecking<A> {
         Self {
             results,
             blobs,
-            memory: Arc::default(),
+            memory: Budget::memory("memory for trees", DEFAULT_MEMORY),
             leases_puts: false,
         }
     }
@@ -51,7 +53,7 @@ impl<A: ActionCache + ?Sized> CompletenessChecking<A> {
 
     /// The same, within memory that is shared with others.
     #[must_use]
-    pub fn within(self, memory: Arc<TreeMemory>) -> Self {
+    pub fn within(self, memory: Budget) -> Self {
         Self { memory, ..self }
     }
 
@@ -150,6 +152,11 @@ impl From<TreeError> for Incomplete {
     }
 }
 
+/// The digests in an action result itself, read as those of `function`; `None` where one is malformed.
+pub fn named_blobs(function: DigestFunction, result: &ActionResult) -> Option<Vec<Digest>> {
+    Named::of(function, result).ok().map(|named| named.blobs)
+}
+
 /// The digests in an action result itself.
 struct Named {
     /// All of them.
@@ -201,7 +208,7 @@ impl Named {
 /// Gathers digests, and asks the store about many at once.
 struct Check<'a> {
     blobs: &'a Arc<dyn BlobStore>,
-    memory: &'a TreeMemory,
+    memory: &'a Budget,
     pending: Vec<Digest>,
 }
 
@@ -240,10 +247,14 @@ impl Check<'_> {
 
     /// Checks the files in a `Tree`. Its directories need not be blobs of their own.
     async fn tree(&mut self, tree: Digest) -> Result<(), Incomplete> {
-        let _permit = self.memory.reserve(tree.size()).await;
-        let mut reader = TreeReader::open(self.blobs.as_ref(), tree).await?;
-        while let Some(directory) = reader.next_encoded().await? {
-            self.files(tree, &directory).await?;
+        let bytes = tree.size().min(HELD);
+        let _permit = self.memory.reserve(bytes).await.map_err(Error::no_memory)?;
+        let content = self.blobs.get(&tree, 0).await?;
+        let mut references = References::of_tree(tree, content);
+        while let Some(reference) = references.next().await? {
+            if let Reference::File(file) = reference {
+                self.add(file).await?;
+            }
         }
         Ok(())
     }
@@ -261,34 +272,25 @@ impl Check<'_> {
             if next > 0 {
                 // Nothing is held while waiting, so that no two checks wait for each other.
                 drop(permit.take());
-                permit = self.memory.reserve(next).await;
+                permit = Some(
+                    self.memory
+                        .reserve(next.min(HELD))
+                        .await
+                        .map_err(Error::no_memory)?,
+                );
             }
-            let Some((digest, found)) = walk.next_encoded().await? else {
+            let Some((digest, found)) = walk.next_open().await? else {
                 return Ok(());
             };
-            let directory = found.ok_or(Incomplete::Missing(digest))?;
+            let mut references = found.ok_or(Incomplete::Missing(digest))?;
             self.add(digest).await?;
-            self.files(digest, &directory).await?;
-        }
-    }
-
-    /// Adds the files of one directory, which `blob` holds.
-    async fn files(
-        &mut self,
-        blob: Digest,
-        directory: &EncodedDirectory,
-    ) -> Result<(), Incomplete> {
-        for reference in directory.references(blob.function()) {
-            match reference {
-                Ok(Reference::File(file)) => self.add(file).await?,
-                Ok(Reference::Directory(_)) => {}
-                Err(why) => {
-                    let why = format!("a directory in blob {blob}: {why}");
-                    return Err(Incomplete::Malformed(why));
+            while let Some(reference) = references.next().await? {
+                match reference {
+                    Reference::File(file) => self.add(file).await?,
+                    Reference::Directory(child) => walk.add(&child),
                 }
             }
         }
-        Ok(())
     }
 }
 

@@ -98,6 +98,10 @@ pub async fn uploads_of<S: BlobStore + Uploads>(keeper: Keeper, make: impl Async
     .await;
     within(uploads::a_wrong_resumed_upload_is_dropped(&*make().await)).await;
     within(uploads::a_wrong_upload_is_dropped(&*make().await)).await;
+    within(uploads::the_content_tells_a_function_that_was_not_named(
+        &*make().await,
+    ))
+    .await;
     within(uploads::uploads_are_told_apart_by_name_and_digest(
         &*make().await,
     ))

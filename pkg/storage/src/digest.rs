@@ -1,10 +1,14 @@
 //! Digests: which blob, by its hash and size. Parsed once, at the edge; inside, every digest is
 //! well formed.
 
+mod hasher;
+mod identity;
+
 use std::fmt;
 
 use reapi::v2;
-use ring::digest::{self, Context};
+
+pub use self::hasher::Hasher;
 
 /// The longest hash of any offered function, in bytes.
 const MAX_HASH_LEN: usize = 64;
@@ -93,6 +97,12 @@ impl DigestFunction {
             .find(|function| function.hash_len() * 2 == hex_len)
     }
 
+    /// The next function whose hashes are as long, so that a hash alone does not tell which it is.
+    fn rival(self) -> Option<Self> {
+        let alike = |function: &Self| *function > self && function.hash_len() == self.hash_len();
+        Self::ALL.into_iter().find(alike)
+    }
+
     /// The digest of `content`.
     pub fn digest(self, content: &[u8]) -> Digest {
         let mut hasher = Hasher::new(self);
@@ -147,22 +157,27 @@ pub enum DigestError {
 }
 
 /// A blob's name: its hash under a digest function, and its size in bytes.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy)]
 pub struct Digest {
     function: DigestFunction,
+    /// Another function that the client may have meant, since it named none. Says nothing of which
+    /// blob this is: digests are equal with and without.
+    other: Option<DigestFunction>,
     size: u64,
     /// Zero beyond `function.hash_len()`.
     hash: [u8; MAX_HASH_LEN],
 }
 
 impl Digest {
-    /// Parses a digest from outside. Without a function, the hash's length tells it.
+    /// Parses a digest from outside. Without a function, the hash's length tells it, or leaves two
+    /// to choose from; see [`Self::other`].
     pub fn parse(
         function: Option<DigestFunction>,
         hash: &str,
         size: i64,
     ) -> Result<Self, DigestError> {
         let size = u64::try_from(size).map_err(|_| DigestError::Size(size))?;
+        let named = function;
         let function = function
             .or_else(|| DigestFunction::infer(hash.len()))
             .ok_or_else(|| length_error(hash, "known are 40, 64, 96 and 128".to_owned()))?;
@@ -178,11 +193,15 @@ impl Digest {
             };
             *byte = (high << 4) | low;
         }
-        Ok(Self {
+        let digest = Self {
             function,
+            other: named.is_none().then(|| function.rival()).flatten(),
             size,
             hash: bytes,
-        })
+        };
+        // The hash of the empty blob tells its function.
+        let empty = digest.other().filter(Self::is_empty_blob);
+        Ok(empty.unwrap_or(digest))
     }
 
     /// Parses a digest message of a request whose function is `function`.
@@ -210,6 +229,7 @@ impl Digest {
         fill(&mut bytes, hash);
         Some(Self {
             function,
+            other: None,
             size,
             hash: bytes,
         })
@@ -226,6 +246,49 @@ impl Digest {
     /// The digest function.
     pub const fn function(&self) -> DigestFunction {
         self.function
+    }
+
+    /// The same hash and size under the other function that may be meant, where the client named
+    /// none and there are two of that length.
+    pub fn other(&self) -> Option<Self> {
+        self.under(self.other?)
+    }
+
+    /// The same hash and size under `function`; `None` where its hashes have another length.
+    pub fn under(&self, function: DigestFunction) -> Option<Self> {
+        Self::from_hash(function, self.hash(), self.size)
+    }
+
+    /// Whether `content` has this digest.
+    pub fn is_of(&self, content: &[u8]) -> bool {
+        self.function.digest(content) == *self
+    }
+
+    /// The digest under its own function, and no other.
+    #[must_use]
+    pub const fn only(&self) -> Self {
+        Self {
+            other: None,
+            ..*self
+        }
+    }
+
+    /// The digest with only those of `functions` that may be meant, tried in that order. A digest
+    /// whose function is certain stays as it is.
+    #[must_use]
+    pub fn among(&self, functions: &[DigestFunction]) -> Self {
+        let mut meant = functions
+            .iter()
+            .copied()
+            .filter(|function| *function == self.function || Some(*function) == self.other);
+        match (self.other, meant.next()) {
+            (Some(_), Some(function)) => Self {
+                function,
+                other: meant.next(),
+                ..*self
+            },
+            _ => *self,
+        }
     }
 
     /// The blob's size in bytes.
@@ -305,74 +368,6 @@ pub(crate) fn shorten(text: &str) -> String {
     match text.char_indices().nth(QUOTED) {
         Some((end, _)) => format!("{}...", text.get(..end).unwrap_or_default()),
         None => text.to_owned(),
-    }
-}
-
-/// Hashes content as it passes.
-#[derive(Clone)]
-pub struct Hasher {
-    function: DigestFunction,
-    state: State,
-    size: u64,
-}
-
-#[derive(Clone)]
-#[expect(
-    clippy::large_enum_variant,
-    reason = "the usual functions need no allocation"
-)]
-enum State {
-    // In assembly: twice the speed of plain Rust where the CPU has no instructions for it.
-    Sha(Context),
-    Blake3(Box<blake3::Hasher>),
-}
-
-impl Hasher {
-    /// A hasher that has seen nothing.
-    pub fn new(function: DigestFunction) -> Self {
-        let sha = |algorithm| State::Sha(Context::new(algorithm));
-        let state = match function {
-            DigestFunction::Sha256 => sha(&digest::SHA256),
-            DigestFunction::Blake3 => State::Blake3(Box::default()),
-            DigestFunction::Sha1 => sha(&digest::SHA1_FOR_LEGACY_USE_ONLY),
-            DigestFunction::Sha384 => sha(&digest::SHA384),
-            DigestFunction::Sha512 => sha(&digest::SHA512),
-        };
-        Self {
-            function,
-            state,
-            size: 0,
-        }
-    }
-
-    /// Takes in the next bytes.
-    pub fn update(&mut self, bytes: &[u8]) {
-        match &mut self.state {
-            State::Sha(state) => state.update(bytes),
-            State::Blake3(state) => {
-                state.update(bytes);
-            }
-        }
-        self.size += bytes.len() as u64;
-    }
-
-    /// How many bytes were taken in.
-    pub const fn size(&self) -> u64 {
-        self.size
-    }
-
-    /// The digest of all that was taken in.
-    pub fn finish(self) -> Digest {
-        let mut hash = [0; MAX_HASH_LEN];
-        match self.state {
-            State::Sha(state) => fill(&mut hash, state.finish().as_ref()),
-            State::Blake3(state) => fill(&mut hash, state.finalize().as_bytes()),
-        }
-        Digest {
-            function: self.function,
-            size: self.size,
-            hash,
-        }
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::{io, path::PathBuf, sync::Arc};
 
+use gorego_limits::Full;
 use rustix::io::Errno;
 
 use crate::Digest;
@@ -95,6 +96,12 @@ pub enum Error {
 }
 
 impl Error {
+    /// Memory that calls share did not become free in time.
+    #[expect(clippy::needless_pass_by_value, reason = "for map_err")]
+    pub fn no_memory(why: Full) -> Self {
+        Self::Unavailable(why.to_string())
+    }
+
     /// An I/O error with what was tried on which path.
     pub fn io(action: &'static str, path: impl Into<PathBuf>, source: io::Error) -> Self {
         Self::Io {
@@ -145,12 +152,51 @@ impl Error {
         }
     }
 
-    /// Whether the disk cannot give back what was written to it: a medium or a file system that is
-    /// damaged there.
+    /// Whether a file's content cannot be had back: the medium or the file system is damaged there, or
+    /// this process may not read the file.
     pub(crate) fn is_unreadable(&self) -> bool {
-        let damage = [Errno::IO, Errno::BADMSG, Errno::UCLEAN].map(Errno::raw_os_error);
-        matches!(self, Self::Io { source, .. }
-            if source.raw_os_error().is_some_and(|code| damage.contains(&code)))
+        const DAMAGE: [Errno; 4] = [Errno::IO, Errno::BADMSG, Errno::UCLEAN, Errno::ACCESS];
+        self.errno().is_some_and(|errno| DAMAGE.contains(&errno))
+    }
+
+    /// Whether something of another type is where a file or a folder should be.
+    pub(crate) fn is_obstructed(&self) -> bool {
+        matches!(self.errno(), Some(Errno::ISDIR | Errno::NOTDIR))
+    }
+
+    /// Whether the process or the system has no file descriptor or memory left for the call.
+    pub fn is_out_of_resources(&self) -> bool {
+        const SHORT: [Errno; 4] = [Errno::MFILE, Errno::NFILE, Errno::NOMEM, Errno::AGAIN];
+        self.errno().is_some_and(|errno| SHORT.contains(&errno))
+    }
+
+    /// The cause of an I/O error in words that name no path; nothing for other errors.
+    pub fn io_cause(&self) -> Option<String> {
+        let Self::Io { source, .. } = self else {
+            return None;
+        };
+        let known = match self.errno() {
+            Some(Errno::NOSPC) => "the disk is full",
+            Some(Errno::DQUOT) => "the disk quota is used up",
+            Some(Errno::FBIG) => "the file is larger than the file system or the process may write",
+            Some(Errno::ACCESS | Errno::PERM) => "permission denied",
+            Some(Errno::ROFS) => "the file system is mounted read-only",
+            Some(Errno::XDEV) => "part of the data directory is on another file system",
+            Some(Errno::MFILE) => "the server is out of file descriptors",
+            Some(Errno::NFILE) => "the system is out of file descriptors",
+            Some(Errno::IO) => "the disk reports an I/O error",
+            // The system's own words.
+            Some(errno) => return Some(errno.to_string()),
+            None => return Some(source.kind().to_string()),
+        };
+        Some(known.to_owned())
+    }
+
+    fn errno(&self) -> Option<Errno> {
+        match self {
+            Self::Io { source, .. } => Errno::from_io_error(source),
+            _ => None,
+        }
     }
 
     /// Whether the disk, a quota or a file-size limit had no room.

@@ -20,6 +20,7 @@ use hashbrown::HashTable;
 
 pub(crate) use entry::{Entry, INSTANCE_END, Key, Lease, SIZE_END, Space, Terms, room_of};
 pub(crate) use slab::Slab;
+pub(crate) use visit::InstanceUse;
 
 /// How many parts the index has, each with a lock of its own.
 pub(crate) const SHARDS: usize = 64;

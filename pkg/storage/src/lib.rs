@@ -18,7 +18,7 @@ mod store;
 mod tree;
 
 pub use blob::{Blob, BlobFile, BlobStream, CHUNK_SIZE, Chunks, InUse, Resume, UploadId, Verified};
-pub use completeness::{CompletenessChecking, TreeMemory};
+pub use completeness::{CompletenessChecking, named_blobs};
 pub use digest::{Digest, DigestError, DigestFunction, Hasher, to_hex};
 pub use error::{Error, Result, SourceError};
 pub use eviction::{Candidate, EntryId, Evictable, Removed, Usage};
@@ -28,12 +28,12 @@ pub use local::{
 };
 pub use memory::MemoryStore;
 pub use remote::{
-    BreakerOptions, BreakerState, RemoteAddress, RemoteCapabilities, RemoteError, RemoteOptions,
-    RemoteStore, RemoteTls,
+    BreakerOptions, BreakerState, Chain, LoopError, RemoteAddress, RemoteCapabilities, RemoteError,
+    RemoteOptions, RemoteStore, RemoteTls,
 };
 pub use resource_name::{
     Compressor, InstanceName, InstanceNameError, NameProblem, ReadName, ResourceNameError,
     WriteName,
 };
 pub use store::{ActionCache, BlobStore, BlobStoreExt, Put, Uploads};
-pub use tree::{MAX_DIRECTORY_BYTES, TreeError, TreeReader, TreeWalk};
+pub use tree::{MAX_DIRECTORY_BYTES, TreeError, TreeWalk};

@@ -5,6 +5,7 @@
 mod actions;
 mod blobs;
 mod claims;
+mod collected;
 mod core;
 mod evict;
 mod files;
@@ -15,6 +16,7 @@ mod idle;
 mod instances;
 mod layout;
 mod receive;
+mod repair;
 mod room;
 mod scan;
 mod scanned;
@@ -31,7 +33,7 @@ use std::{
     io::{self, Write as _},
     path::{Path, PathBuf},
     sync::{
-        Arc, PoisonError, RwLock,
+        Arc, Mutex, PoisonError, RwLock,
         atomic::{AtomicBool, AtomicU64},
     },
     time::Duration,
@@ -45,7 +47,7 @@ use self::{
     claims::Claims,
     core::Core,
     files::Files,
-    layout::{AC, CAS, QUARANTINE, TMP, UPLOADS},
+    layout::{CAS, LOCK_FILE, QUARANTINE, TMP, UPLOADS, VERSION_FILE},
     room::Room,
     scanned::Scanned,
     state::State,
@@ -122,6 +124,18 @@ pub enum OpenError {
         /// The folder in it.
         folder: &'static str,
     },
+    /// A part of it is on another file system.
+    #[error(
+        "{folder} in data directory {} is on another file system, to which no file can be moved in one \
+         step; put the whole data directory on one file system (local_cache.dir)",
+        dir.display()
+    )]
+    Elsewhere {
+        /// The data directory.
+        dir: PathBuf,
+        /// The folder in it.
+        folder: String,
+    },
     /// It cannot be read or written.
     #[error("data directory {} cannot be used: {source}", dir.display())]
     Unusable {
@@ -137,8 +151,6 @@ pub enum OpenError {
 pub struct LocalStore {
     core: Arc<Core>,
     recorded: Arc<Recorded>,
-    /// Held until the store is dropped.
-    _lock: fs::File,
 }
 
 impl LocalStore {
@@ -170,11 +182,15 @@ impl LocalStore {
         fs::create_dir_all(dir).map_err(|error| unusable(Error::io("creating", dir, error)))?;
         let lock = lock(dir)?;
         let new = check_version(dir)?;
-        let (core, state, saved) = build(options, new).map_err(unusable)?;
+        let files = Files::open(dir, options.sync).map_err(unusable)?;
+        if let Some(folder) = files.elsewhere().map_err(unusable)? {
+            let dir = dir.clone();
+            return Err(OpenError::Elsewhere { dir, folder });
+        }
+        let (core, state, saved) = build(options, files, new, lock).map_err(unusable)?;
         Ok(Self {
             core: Arc::new(core),
             recorded: Arc::new(Recorded::new(state, saved)),
-            _lock: lock,
         })
     }
 
@@ -214,6 +230,9 @@ impl LocalStore {
 impl Drop for LocalStore {
     fn drop(&mut self) {
         self.core.cancel.cancel();
+        // At once, whatever still goes on in the background.
+        let lock = self.core.lock_file.lock();
+        *lock.unwrap_or_else(PoisonError::into_inner) = None;
     }
 }
 
@@ -227,7 +246,7 @@ impl fmt::Debug for LocalStore {
 
 /// One process per directory. The lock goes with the process, however it ends.
 fn lock(dir: &Path) -> Result<fs::File, OpenError> {
-    let path = dir.join("lock");
+    let path = dir.join(LOCK_FILE);
     let unusable = |action, error| OpenError::Unusable {
         dir: dir.to_owned(),
         source: Box::new(Error::io(action, &path, error)),
@@ -261,7 +280,7 @@ fn lock(dir: &Path) -> Result<fs::File, OpenError> {
 
 /// Refuses another layout; says whether the directory is new.
 fn check_version(dir: &Path) -> Result<bool, OpenError> {
-    let path = dir.join("VERSION");
+    let path = dir.join(VERSION_FILE);
     let unusable = |action, error| OpenError::Unusable {
         dir: dir.to_owned(),
         source: Box::new(Error::io(action, &path, error)),
@@ -296,18 +315,15 @@ fn write_version(dir: &Path) -> io::Result<()> {
     let mut file = fs::File::create(&new)?;
     file.write_all(format!("{VERSION}\n").as_bytes())?;
     file.sync_all()?;
-    fs::rename(&new, dir.join("VERSION"))
+    fs::rename(&new, dir.join(VERSION_FILE))
 }
 
-fn build(options: &LocalOptions, new: bool) -> Result<(Core, State, bool)> {
-    let files = Files::open(&options.dir, options.sync)?;
-    for folder in [CAS, AC, UPLOADS, QUARANTINE] {
-        match files.make_dir(folder, |_| ()) {
-            // It is made when it is needed, once something was evicted.
-            Err(error) if error.is_no_space() => {}
-            made => made?,
-        }
-    }
+fn build(
+    options: &LocalOptions,
+    files: Files,
+    new: bool,
+    lock: fs::File,
+) -> Result<(Core, State, bool)> {
     let last = State::load(&files, new)?;
     // From here on this run is unclean, until it is closed.
     let synced_ms = if last.clean {
@@ -342,6 +358,7 @@ fn build(options: &LocalOptions, new: bool) -> Result<(Core, State, bool)> {
     let core = Core {
         instances: scan::instances(&files)?,
         files,
+        lock_file: Mutex::new(Some(lock)),
         index,
         room,
         claims: Claims::default(),

@@ -6,15 +6,19 @@ mod body;
 mod bounded;
 mod breaker;
 mod capabilities;
+mod chain;
 mod compression;
 mod connect;
 mod download;
 mod failure;
+mod foreign;
 mod gate;
 mod missing;
 mod options;
+mod paced;
 mod packing;
 mod peer;
+mod pieces;
 mod pool;
 mod results;
 mod upload;
@@ -31,6 +35,7 @@ use tokio::{
 pub use self::{
     breaker::BreakerState,
     capabilities::RemoteCapabilities,
+    chain::{Chain, LoopError},
     options::{BreakerOptions, RemoteAddress, RemoteError, RemoteOptions, RemoteTls},
 };
 use self::{capabilities::Known, failure::mismatch, peer::Peer};
@@ -160,6 +165,10 @@ impl BlobStore for RemoteStore {
             || DigestFunction::ALL.to_vec(),
             |known| known.digest_functions.clone(),
         )
+    }
+
+    fn outages(&self) -> u64 {
+        self.peer.outages()
     }
 
     async fn find_missing(&self, digests: &[Digest]) -> Result<Vec<Digest>> {

@@ -32,6 +32,12 @@ pub trait BlobStore: Send + Sync + fmt::Debug + 'static {
         DigestFunction::ALL.to_vec()
     }
 
+    /// Counts the outages seen so far of a store behind a network. What it said before the last one may
+    /// not hold any more: it may have come back without its blobs.
+    fn outages(&self) -> u64 {
+        0
+    }
+
     /// The whole content of several blobs, a result each, in order. The caller bounds their sum.
     async fn get_batch(&self, digests: &[Digest]) -> Vec<Result<Bytes>> {
         future::join_all(

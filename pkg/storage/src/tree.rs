@@ -8,11 +8,11 @@ pub(crate) mod wire;
 
 use crate::{Digest, Error};
 
-pub(crate) use directory::{EncodedDirectory, Reference};
-pub use reader::TreeReader;
+pub(crate) use reader::{Reference, References};
 pub use walk::TreeWalk;
 
-/// The largest encoded `Directory` that is read, in bytes: some 300,000 files in one directory.
+/// The largest encoded `Directory` that is decoded for a client (`GetTree`), in bytes: some 300,000 files
+/// in one directory. No client takes a message as large. What it names is read without such a limit.
 pub const MAX_DIRECTORY_BYTES: u64 = 32 * 1024 * 1024;
 
 /// Why a tree could not be read.
@@ -37,10 +37,10 @@ pub enum TreeError {
         /// Where its content stops making sense.
         why: String,
     },
-    /// A directory whose content is not read into memory.
-    #[error("directory {digest} has {bytes} bytes, at most {MAX_DIRECTORY_BYTES} are read at once")]
+    /// A directory that is too large for a message.
+    #[error("directory {digest} has {bytes} bytes, GetTree sends at most {MAX_DIRECTORY_BYTES}")]
     TooLarge {
-        /// The directory, or the `Tree` that holds it.
+        /// The directory.
         digest: Digest,
         /// The directory's encoded size.
         bytes: u64,

@@ -170,17 +170,3 @@ async fn wrong_content_leaves_nothing_on_the_disk() {
     }
     assert_eq!(store.usage().used, 0);
 }
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_data_directory_that_is_taken_away_makes_the_store_unhealthy() {
-    let dir = tempfile::tempdir().unwrap();
-    let store = open(dir.path()).await;
-    let mut health = store.health();
-    assert!(*health.borrow_and_update());
-    std::fs::remove_dir_all(dir.path().join("tmp")).unwrap();
-    health.changed().await.unwrap();
-    assert!(!*health.borrow_and_update());
-    std::fs::create_dir(dir.path().join("tmp")).unwrap();
-    health.changed().await.unwrap();
-    assert!(*health.borrow_and_update());
-}

@@ -18,6 +18,8 @@ use peer::{Act, Line, Peer, within};
 use tonic::Code;
 
 const MIB: usize = 1 << 20;
+/// What a download that goes on asks for once more.
+const OVERLAP: usize = 512;
 
 fn content(len: usize) -> Bytes {
     conformance::content(1, len)
@@ -42,19 +44,21 @@ async fn a_broken_download_goes_on_where_it_stopped() {
         [
             Act::CutAfter(300_000),
             Act::Fail(Code::Unavailable),
-            Act::CutAfter(5),
+            Act::CutAfter(OVERLAP + 5),
         ],
     );
     let store = peer.store();
     assert_eq!(read(&store, &content, 0).await.unwrap(), content);
-    assert_eq!(offsets(&peer), [0, 300_000, 300_000, 300_005]);
+    let again = |at: usize| i64::try_from(at - OVERLAP).unwrap();
+    let cut = again(300_000);
+    assert_eq!(offsets(&peer), [0, cut, cut, cut + 5]);
 
     peer.script("read", [Act::CutAfter(2000)]);
     assert_eq!(
         read(&store, &content, 1000).await.unwrap(),
         content.slice(1000..)
     );
-    assert_eq!(offsets(&peer)[4..], [0, 2000]);
+    assert_eq!(offsets(&peer)[4..], [0, again(2000)]);
 }
 
 #[tokio::test]
@@ -191,7 +195,8 @@ async fn a_stalled_download_is_begun_anew() {
     peer.script("read", [Act::StallAfter(200_000), Act::Stall]);
     let store = peer.impatient(3);
     assert_eq!(read(&store, &content, 0).await.unwrap(), content);
-    assert_eq!(offsets(&peer), [0, 200_000, 200_000]);
+    let cut = i64::try_from(200_000 - OVERLAP).unwrap();
+    assert_eq!(offsets(&peer), [0, cut, cut]);
 }
 
 #[tokio::test]
@@ -243,4 +248,86 @@ async fn a_compressed_download_goes_on_by_uncompressed_bytes() {
         offsets[..3] == [0, 0, 0] && offsets[3] > 300_000,
         "{offsets:?}"
     );
+}
+
+#[tokio::test]
+async fn a_resumption_with_other_content_reaches_no_reader_and_all_is_read_anew_uncompressed() {
+    let peer = Peer::start().await;
+    let content = content(MIB);
+    peer.has(&content);
+    for store in [peer.store(), peer.zstd_store()] {
+        for offset in [0, 5, MIB - 1] {
+            peer.script("read", [Act::CutAfter(600_000), Act::FromStart]);
+            let read = read(&store, &content, offset as u64).await.unwrap();
+            assert!(read == content.slice(offset..));
+            let calls = peer.calls("read");
+            let [.., resumed, anew] = &calls[..] else {
+                panic!("{calls:?}")
+            };
+            assert!(resumed.offset > 0 && anew.offset == 0, "{calls:?}");
+            assert!(!anew.name.contains("compressed"), "{calls:?}");
+        }
+    }
+}
+
+/// Content of which the bytes before `cut` are those at its beginning.
+fn repeated_at(cut: usize, len: usize) -> Bytes {
+    let mut content = content(len).to_vec();
+    content.copy_within(..OVERLAP, cut - OVERLAP);
+    content.into()
+}
+
+#[tokio::test]
+async fn a_resumed_download_that_does_not_match_its_digest_is_read_once_more() {
+    let peer = Peer::start().await;
+    let content = repeated_at(200_000, 250_000);
+    let digest = peer.has(&content);
+    let store = peer.store();
+    peer.script("read", [Act::CutAfter(200_000), Act::FromStart]);
+    assert_eq!(read(&store, &content, 0).await.unwrap(), content);
+    assert_eq!(offsets(&peer).len(), 3);
+
+    // Wrong at both, it is the peer that is wrong.
+    let wrong = conformance::content(2, 250_000);
+    let acts = [Act::CutAfter(200_000), Act::FromStart, Act::Serve(wrong)];
+    peer.script("read", acts.clone());
+    let error = read(&store, &content, 0).await.unwrap_err();
+    assert!(matches!(error, Error::Unavailable(_)), "{error:?}");
+    peer.script("read", acts);
+    let error = read(&store, &content, 240_000).await.unwrap_err();
+    let mismatch = matches!(&error, Error::Mismatch { expected, .. } if *expected == digest);
+    assert!(mismatch, "{error:?}");
+}
+
+#[tokio::test]
+async fn a_reader_that_was_given_wrong_content_by_a_resumption_may_try_again() {
+    let peer = Peer::start().await;
+    let content = repeated_at(200_000, 500_000);
+    peer.has(&content);
+    let store = peer.store();
+    peer.script("read", [Act::CutAfter(200_000), Act::FromStart]);
+    let error = read(&store, &content, 0).await.unwrap_err();
+    assert!(matches!(error, Error::Unavailable(_)), "{error:?}");
+    assert_eq!(read(&store, &content, 0).await.unwrap(), content);
+}
+
+#[tokio::test]
+async fn a_blob_that_comes_in_large_messages_is_read_in_bounded_pieces() {
+    let peer = Peer::start().await;
+    let content = content(17 * MIB);
+    let digest = peer.has(&content);
+    for store in [peer.store(), peer.zstd_store()] {
+        for len in [8 * MIB, usize::MAX] {
+            peer.script("read", [Act::InMessages(len)]);
+            let mut chunks = within(store.get(&digest, 0)).await.unwrap().into_chunks();
+            let mut at = 0;
+            while let Some(chunk) = within(chunks.next()).await {
+                let chunk = chunk.unwrap();
+                assert!(chunk.len() <= MIB, "{} bytes at once", chunk.len());
+                assert!(content[at..].starts_with(&chunk), "at {at}");
+                at += chunk.len();
+            }
+            assert_eq!(at, content.len());
+        }
+    }
 }

@@ -277,3 +277,40 @@ async fn a_peer_that_is_back_with_another_function_is_heard() {
     };
     within(heard).await;
 }
+
+#[tokio::test]
+async fn every_outage_that_is_seen_is_counted_and_no_answer_is() {
+    let peer = Peer::start().await;
+    let store = peer.impatient(0);
+    let asked = [sha256(b"x")];
+    within(store.find_missing(&asked)).await.unwrap();
+    peer.script("missing", [Act::Fail(Code::PermissionDenied)]);
+    within(store.find_missing(&asked)).await.unwrap_err();
+    assert_eq!(store.outages(), 0);
+    peer.script("missing", [Act::Fail(Code::Unavailable)]);
+    within(store.find_missing(&asked)).await.unwrap_err();
+    assert_eq!(store.outages(), 1);
+
+    // From then on connections are refused.
+    drop(peer);
+    let refused = async {
+        while store.outages() == 1 {
+            let _ = store.find_missing(&asked).await;
+        }
+    };
+    within(refused).await;
+}
+
+#[tokio::test]
+async fn a_peer_that_says_nothing_for_long_counts_as_an_outage() {
+    let peer = Peer::start().await;
+    let store = peer.impatient(0);
+    within(store.capabilities()).await.unwrap();
+    let asked = [sha256(b"x")];
+    peer.script("missing", vec![Act::Stall; 5]);
+    while *store.breaker().borrow() == BreakerState::Closed {
+        assert_eq!(store.outages(), 0, "one slow call is no outage");
+        within(store.find_missing(&asked)).await.unwrap_err();
+    }
+    assert_eq!(store.outages(), 1);
+}

@@ -7,6 +7,9 @@
     reason = "tests"
 )]
 
+#[path = "common/pages.rs"]
+mod pages;
+
 use std::{
     sync::{
         Arc,
@@ -17,9 +20,11 @@ use std::{
 
 use bytes::{BufMut as _, Bytes, BytesMut};
 use gorego_storage::{
-    BlobStore, DigestFunction, Error, RemoteAddress, RemoteOptions, RemoteStore, conformance,
+    Blob, BlobStore, BreakerState, DigestFunction, Error, RemoteAddress, RemoteOptions,
+    RemoteStore, conformance,
 };
 use h2::{Reason, SendStream, server::SendResponse};
+use pages::{Balancer, Page};
 use prost::Message as _;
 use reapi::bytestream::{ReadRequest, ReadResponse};
 use tokio::{net::TcpListener, task::JoinSet};
@@ -250,4 +255,96 @@ async fn a_call_whose_answer_was_cut_off_is_made_again() {
         assert!(matches!(error, Error::Refused { .. }), "{error:?}");
         assert_eq!(peer.calls.load(Ordering::SeqCst), 2);
     }
+}
+
+const UNAVAILABLE: &str = "<html><head><style>b{}</style></head><b>Service unavailable</b></html>";
+
+#[tokio::test]
+async fn a_balancers_error_page_is_an_outage_that_names_the_page_and_the_peer() {
+    for (status, body) in [429, 502, 503, 504]
+        .into_iter()
+        .flat_map(|status| [(status, UNAVAILABLE), (status, "")])
+    {
+        let content_type = "text/html";
+        let balancer = Balancer::start(Page {
+            status,
+            content_type,
+            body,
+        })
+        .await;
+        let (store, asked) = (balancer.store(1), [DigestFunction::Sha256.digest(b"x")]);
+        let error = within(store.find_missing(&asked)).await.unwrap_err();
+        assert!(matches!(error, Error::Unavailable(_)), "{error:?}");
+        let error = error.to_string();
+        let quoted = if body.is_empty() {
+            ""
+        } else {
+            ": \"Service unavailable\""
+        };
+        for said in [
+            &balancer.address,
+            &format!("HTTP {status} "),
+            &format!("{content_type}{quoted} (Unavailable)"),
+        ] {
+            assert!(error.contains(said), "{said} in {error}");
+        }
+        assert_eq!(balancer.answered(), 2, "one retry");
+        assert_eq!(*store.breaker().borrow(), BreakerState::Open);
+    }
+}
+
+#[tokio::test]
+async fn an_http_error_is_a_refusal_with_the_code_that_grpc_maps_it_to() {
+    use tonic::Code;
+    let asked = [DigestFunction::Sha256.digest(b"x")];
+    for (status, mapped) in [
+        (400, Code::Internal),
+        (401, Code::Unauthenticated),
+        (403, Code::PermissionDenied),
+        (404, Code::Unimplemented),
+        (200, Code::Unknown),
+        (302, Code::Unknown),
+        (500, Code::Unknown),
+    ] {
+        let page = Page {
+            status,
+            content_type: "text/html; charset=utf-8",
+            body: "<p>Sign in",
+        };
+        let balancer = Balancer::start(page).await;
+        let store = balancer.store(1);
+        let error = within(store.find_missing(&asked)).await.unwrap_err();
+        let refused = matches!(&error, Error::Refused { code, .. } if *code == mapped);
+        assert!(refused, "{status}: {error:?}");
+        assert!(error.to_string().contains("Sign in"), "{error}");
+        assert_eq!(balancer.answered(), 1, "no retry");
+        assert_eq!(*store.breaker().borrow(), BreakerState::Closed);
+    }
+}
+
+#[tokio::test]
+async fn an_upload_that_a_proxy_finds_too_large_is_refused_once_and_closes_nothing() {
+    let page = Page {
+        status: 413,
+        content_type: "text/html",
+        body: "<h1>Request Entity Too Large",
+    };
+    let balancer = Balancer::start(page).await;
+    let store = balancer.store(3);
+    let content = content();
+    let digest = DigestFunction::Sha256.digest(&content);
+    let error = within(store.put(&digest, Blob::Bytes(content)))
+        .await
+        .unwrap_err();
+    let refused = matches!(
+        &error,
+        Error::Refused {
+            code: tonic::Code::OutOfRange,
+            ..
+        }
+    );
+    assert!(refused && !error.may_pass(), "{error:?}");
+    assert!(error.to_string().contains("HTTP 413"), "{error}");
+    assert_eq!(balancer.answered(), 1, "no retry");
+    assert_eq!(*store.breaker().borrow(), BreakerState::Closed);
 }

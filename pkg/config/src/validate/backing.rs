@@ -72,6 +72,10 @@ impl Findings<'_> {
             _ => {}
         }
         let encrypted = target.tls.unwrap_or(tls.enabled);
+        if !encrypted && target.authorization.is_some() {
+            let reason = "sends its user and password in plain text; grpcs:// encrypts them";
+            self.warn(TARGET, reason);
+        }
         let [cert, key, ca] = [
             ("backing_cache.tls.cert_file", &tls.cert_file),
             ("backing_cache.tls.key_file", &tls.key_file),

@@ -3,6 +3,7 @@ use gorego_storage::DigestFunction;
 use tokio::time;
 
 use super::{state::PATIENCE, *};
+use crate::Memory;
 
 const LEN: usize = 1000;
 
@@ -11,7 +12,10 @@ fn flow(chunks: usize) -> (Arc<Flow>, Bytes) {
         .map(|n| u8::try_from(n % 251).unwrap())
         .collect();
     let digest = DigestFunction::Sha256.digest(&content);
-    (Arc::new(Flow::new(digest)), content)
+    (
+        Arc::new(Flow::new(digest, Memory::default().pieces)),
+        content,
+    )
 }
 
 fn chunk(content: &Bytes, number: usize) -> Bytes {
@@ -108,7 +112,10 @@ async fn in_memory_chunks_of_any_size_go_on() {
         let content: Bytes = (0..sizes.iter().sum())
             .map(|n: usize| u8::try_from(n % 251).unwrap())
             .collect();
-        let flow = Arc::new(Flow::new(DigestFunction::Sha256.digest(&content)));
+        let flow = Arc::new(Flow::new(
+            DigestFunction::Sha256.digest(&content),
+            Memory::default().pieces,
+        ));
         flow.to_memory(most);
         let reader = read(&flow, 0);
         let arrive = async {

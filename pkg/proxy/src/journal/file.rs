@@ -5,8 +5,8 @@ mod scan;
 
 use std::{
     fs,
-    io::{self, Write as _},
-    os::unix::fs::FileExt as _,
+    io::{self, Read as _, Seek as _, Write as _},
+    os::unix::fs::{FileExt as _, MetadataExt as _},
     path::{Path, PathBuf},
 };
 
@@ -117,18 +117,31 @@ impl File {
     }
 
     fn write(&mut self, frames: &[u8], durable: bool) -> io::Result<()> {
-        let log = if let Some(log) = &self.log {
-            log
-        } else {
-            let log = create(&self.path, self.durable)?;
-            self.log.insert(log)
+        let is_there = match &self.log {
+            Some(log) => log.metadata()?.nlink() > 0,
+            None => false,
         };
+        if !is_there {
+            self.log = Some(self.create_log()?);
+        }
+        let log = self.log()?;
         // At its place rather than at the end: what a write that failed has left is written over.
         log.write_all_at(frames, self.len)?;
         if durable {
             log.sync_data()?;
         }
         Ok(())
+    }
+
+    /// Makes the file, with the records of the one that somebody has removed.
+    fn create_log(&self) -> io::Result<fs::File> {
+        let mut new = create(&self.path, self.durable)?;
+        if let Some(mut old) = self.log.as_ref() {
+            tracing::warn!(path = %self.path.display(), "somebody removed the journal; made anew");
+            old.rewind()?;
+            io::copy(&mut old.take(self.len), &mut new)?;
+        }
+        Ok(new)
     }
 
     /// Cuts off what lies beyond the records; it would be taken for damage, otherwise.
@@ -198,6 +211,9 @@ impl File {
     }
 
     fn rewrite_by(&mut self, path: &Path, live: &[Place]) -> io::Result<Vec<Place>> {
+        if let Some(dir) = path.parent() {
+            fs::create_dir_all(dir)?;
+        }
         let mut options = fs::OpenOptions::new();
         let options = options.read(true).write(true).create(true).truncate(true);
         let mut new = options.open(path)?;

@@ -22,7 +22,9 @@ use std::{
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::{StreamExt as _, stream};
-use gorego_proxy::{Backing as BackingCache, Journal, OnOutage, Options, ProxyActions, ProxyStore};
+use gorego_proxy::{
+    Backing as BackingCache, Journal, Memory, OnOutage, Options, ProxyActions, ProxyStore,
+};
 use gorego_storage::{
     ActionCache, Blob, BlobStore, Digest, DigestFunction, Error, LocalOptions, LocalStore,
     MemoryStore, Put, Result, SyncMode,
@@ -48,6 +50,8 @@ pub struct Backing {
     pub gets: AtomicU64,
     pub finds: AtomicU64,
     pub puts: AtomicU64,
+    /// How many calls found it down.
+    outages: AtomicU64,
     putting: AtomicU64,
     /// The most puts of blobs at once.
     pub most_putting: AtomicU64,
@@ -108,6 +112,7 @@ impl Backing {
     async fn up(&self) -> Result<()> {
         sleep(self.now().latency).await;
         if self.now().down {
+            self.outages.fetch_add(1, SeqCst);
             return Err(Error::Unavailable("the backing cache is down".to_owned()));
         }
         Ok(())
@@ -128,6 +133,10 @@ impl Backing {
 
 #[async_trait]
 impl BlobStore for Backing {
+    fn outages(&self) -> u64 {
+        self.outages.load(SeqCst)
+    }
+
     async fn find_missing(&self, digests: &[Digest]) -> Result<Vec<Digest>> {
         self.finds.fetch_add(1, SeqCst);
         self.up().await?;
@@ -263,6 +272,7 @@ pub fn options() -> Options {
         read_only: false,
         prefetch: false,
         on_outage: OnOutage::Fail,
+        memory: Memory::default(),
     }
 }
 

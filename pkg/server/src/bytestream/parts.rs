@@ -4,14 +4,14 @@
 use std::fmt;
 
 use bytes::{Bytes, BytesMut};
+use gorego_limits::Permit;
 use http_body::Body;
 use hyper::body::Incoming;
 use reapi::bytestream::WriteRequest;
 use tonic::Status;
 
 use crate::{
-    grpc::{Messages, Permit, decode},
-    shared::Pace,
+    grpc::{Messages, decode},
     wire::{self, Content},
 };
 
@@ -65,11 +65,6 @@ where
             left: 0,
             memory: Permit::default(),
         }
-    }
-
-    /// Ends the request when its client is too slow for what the call holds.
-    pub(super) fn watch(&mut self, pace: Pace) {
-        self.messages.watch(pace);
     }
 
     /// The next message; `None` at the end of the request. The data of the present one has been
@@ -181,6 +176,7 @@ mod tests {
     use std::{convert::Infallible, time::Duration};
 
     use futures::{FutureExt as _, stream};
+    use gorego_limits::Budget;
     use http_body::Frame;
     use http_body_util::StreamBody;
     use proptest::prelude::*;
@@ -188,8 +184,7 @@ mod tests {
     use tonic::Code;
 
     use super::*;
-    use crate::grpc::{Budget, Framed, RequestBody};
-    use crate::shared::Patience;
+    use crate::grpc::{Framed, RequestBody};
 
     fn parts(
         request: &[u8],
@@ -201,7 +196,7 @@ mod tests {
             .collect();
         let body = StreamBody::new(stream::iter(frames));
         let body = RequestBody::new(body, Duration::MAX);
-        let budget = Budget::new(0, 16 * 1024 * 1024, Patience::ENDLESS);
+        let budget = Budget::memory("tests", 16 * 1024 * 1024);
         Parts::new(Messages::new(body, budget))
     }
 

@@ -2,7 +2,8 @@
 
 use bytes::{BufMut as _, Bytes, BytesMut};
 use futures::{Stream, StreamExt as _, TryStreamExt as _, stream};
-use gorego_storage::{Blob, Chunks, Compressor, ReadName};
+use gorego_limits::{Permit, UNCOUNTED};
+use gorego_storage::{Blob, CHUNK_SIZE, Chunks, Compressor, ReadName};
 use prost::encoding::{WireType, encode_key, encode_varint, encoded_len_varint, key_len};
 use reapi::bytestream::ReadRequest;
 use tokio::task;
@@ -11,7 +12,8 @@ use tonic::Status;
 use super::ByteStreams;
 use crate::{
     compression,
-    grpc::{Body, COPIED, Framed, HEADER_LEN, Permit, put_header},
+    grpc::{Body, COPIED, Framed, HEADER_LEN, put_header},
+    memory::full,
     status::{from_read, invalid_field, unavailable},
 };
 
@@ -34,52 +36,51 @@ impl ByteStreams {
             let why = "not possible for a compressed read";
             return Err(invalid_field("read_limit", why));
         }
+        let size = name.digest.size().saturating_sub(offset);
+        let file = if size > UNCOUNTED {
+            self.memory.files.reserve(1).await.map_err(full)?
+        } else {
+            Permit::default()
+        };
         let blob = self
             .blobs
             .get(&name.digest, offset)
             .await
             .map_err(from_read)?;
         match name.compressor {
-            Compressor::Identity if limit == 0 => Ok(plain(blob)),
-            Compressor::Identity => Ok(plain(blob.truncate(limit))),
-            Compressor::Zstd => {
-                let size = name.digest.size().saturating_sub(offset);
-                self.compressed(blob, size)
-            }
+            Compressor::Identity if limit == 0 => self.plain(blob, file).await,
+            Compressor::Identity => self.plain(blob.truncate(limit), file).await,
+            Compressor::Zstd => self.compressed(blob, size, file),
         }
     }
 
-    fn compressed(&self, blob: Blob, size: u64) -> Result<Body, Status> {
+    async fn plain(&self, blob: Blob, file: Permit) -> Result<Body, Status> {
+        if let Blob::Bytes(content) = &blob
+            && content.len() <= CHUNK_SIZE
+        {
+            let len = content.len() as u64;
+            let permit = self.memory.responses.reserve(len).await.map_err(full)?;
+            return Ok(Body::message(frame(content.clone()), permit));
+        }
+        let chunks = blob.into_chunks_within(&self.memory.pieces);
+        let messages = chunks.map_ok(frame).map_err(from_read);
+        Ok(Body::messages(messages.boxed(), file))
+    }
+
+    fn compressed(&self, blob: Blob, size: u64, file: Permit) -> Result<Body, Status> {
         if let Blob::Bytes(content) = &blob
             && content.len() <= COMPRESSED_AT_ONCE
         {
-            return Ok(whole(compression::compress(content)?));
+            let message = frame(compression::compress(content)?);
+            return Ok(Body::message(message, Permit::default()));
         }
         let compressor = self.workspaces.compressor(size)?;
-        let pieces = compress(blob.into_chunks(), compressor)
+        let chunks = blob.into_chunks_within(&self.memory.pieces);
+        let pieces = compress(chunks, compressor)
             .try_filter(|piece| std::future::ready(!piece.is_empty()))
             .map_ok(frame);
-        Ok(Body::messages(pieces.boxed()))
+        Ok(Body::messages(pieces.boxed(), file))
     }
-}
-
-fn plain(blob: Blob) -> Body {
-    match blob {
-        Blob::Bytes(content) => whole(content),
-        blob => {
-            let chunks = blob.into_chunks();
-            Body::messages(chunks.map_ok(frame).map_err(from_read).boxed())
-        }
-    }
-}
-
-/// Content that is at hand. One message, unless it is too much for one.
-fn whole(content: Bytes) -> Body {
-    if content.len() <= gorego_storage::CHUNK_SIZE {
-        return Body::message(frame(content), Permit::default());
-    }
-    let chunks = Blob::Bytes(content).into_chunks();
-    Body::messages(chunks.map_ok(frame).map_err(from_read).boxed())
 }
 
 /// Compresses chunk by chunk, each on a thread that may be busy for a while.

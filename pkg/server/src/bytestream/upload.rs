@@ -169,17 +169,14 @@ where
 
     /// The content decompressed; it should come to `size` bytes. Content that cannot be
     /// decompressed ends without error but with the wrong size, so that a store keeps nothing of
-    /// it; the verdict then tells what was wrong. A client that is slow gives way to those that wait
-    /// for a workspace.
+    /// it; the verdict then tells what was wrong.
     pub(super) fn into_decompressed_chunks(
         self,
         decompressor: Decompressor,
         size: u64,
     ) -> impl Stream<Item = StoreResult<Bytes>> + Send {
-        let mut upload = self;
-        upload.parts.watch(decompressor.pace());
         let state = Decompressed {
-            upload,
+            upload: self,
             decompressor,
             compressed: Bytes::new(),
             left: size,
@@ -225,6 +222,8 @@ where
 {
     async fn next_content(&mut self) -> Result<Option<Bytes>, Stop> {
         loop {
+            let ready = self.decompressor.ready(&self.compressed).await;
+            ready.map_err(Stop::BrokenOff)?;
             let content = self
                 .decompressor
                 .next(&mut self.compressed)
@@ -232,6 +231,9 @@ where
             if let Some(content) = content {
                 self.left = self.left.saturating_sub(content.len() as u64);
                 return Ok(Some(content));
+            }
+            if !self.compressed.is_empty() {
+                continue;
             }
             let Some(compressed) = self.upload.next_data().await.map_err(Stop::BrokenOff)? else {
                 self.decompressor.finish().map_err(Stop::Malformed)?;

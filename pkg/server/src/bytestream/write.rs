@@ -12,7 +12,7 @@ use super::{
     ByteStreams,
     upload::{Upload, Verdict},
 };
-use crate::{grpc::Messages, status::from_store};
+use crate::{digests, grpc::Messages, status::from_store};
 
 /// What compressed uploads are told about their size when it does not matter how much was sent.
 const NOT_COUNTED: i64 = -1;
@@ -21,15 +21,7 @@ impl ByteStreams {
     /// Stores what the client sends, or answers at once when it is here already.
     pub(crate) async fn write(&self, messages: Messages) -> Result<WriteResponse, Status> {
         let (upload, name) = Upload::start(messages).await?;
-        let size = name.digest.size();
-        if let Some(max) = self.limits.max_blob_size
-            && size > max.get()
-        {
-            return Err(Status::invalid_argument(format!(
-                "blob {} is larger than the {max} bytes that are accepted",
-                name.digest
-            )));
-        }
+        digests::check_size(&name.digest, &self.limits)?;
         let verdict = upload.verdict();
         let put = match name.compressor {
             _ if name.digest.is_empty_blob() => {
@@ -64,7 +56,7 @@ impl ByteStreams {
     ) -> Result<StoreResult<Put>, Status> {
         let resume = upload.resume(name);
         let left = name.digest.size().saturating_sub(resume.offset);
-        let decompressor = self.workspaces.decompressor(left).await?;
+        let decompressor = self.workspaces.decompressor(left);
         let chunks = upload.into_decompressed_chunks(decompressor, left);
         Ok(self.put_stream(name, chunks.boxed(), resume).await)
     }

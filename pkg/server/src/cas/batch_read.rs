@@ -19,6 +19,7 @@ use super::Cas;
 use crate::{
     compression, digests,
     grpc::{Body, COPIED, put_header},
+    memory::full,
     status::{from_read, invalid_field, outcome, to_proto, unavailable},
 };
 
@@ -31,7 +32,7 @@ impl Cas {
         self.check_batch("digests", &wanted)?;
         let room = Room::for_digests(&wanted, self.limits.max_batch_bytes)?;
         let bytes: u64 = wanted.iter().map(|digest| digest.size() + PER_BLOB).sum();
-        let permit = self.memory.responses.reserve(bytes).await?;
+        let permit = self.memory.responses.reserve(bytes).await.map_err(full)?;
         let contents = self.blobs.get_batch(&wanted).await;
         let blobs = contents.into_iter().zip(&wanted).map(|(content, digest)| {
             let content = content.map_err(from_read);
@@ -59,8 +60,8 @@ impl Cas {
 
 /// What gRPC clients take in one message by default, in bytes.
 const CLIENTS_TAKE: u64 = 4 * 1024 * 1024;
-/// How much larger than its blobs a response may be where batches are larger than that, in bytes.
-const FRAMING: u64 = 1024 * 1024;
+/// How much larger than the blobs of a full batch its response may be.
+const FRAMED: u64 = 2;
 
 /// What is left of the largest message that clients take, in bytes, once each blob has its digest
 /// and the code of its status in there.
@@ -69,7 +70,7 @@ struct Room(u64);
 impl Room {
     /// Refuses digests whose answers would not fit even without any content.
     fn for_digests(digests: &[Digest], max_batch_bytes: u64) -> Result<Self, Status> {
-        let largest = CLIENTS_TAKE.max(max_batch_bytes.saturating_add(FRAMING));
+        let largest = CLIENTS_TAKE.max(max_batch_bytes.saturating_mul(FRAMED));
         let least = digests
             .iter()
             .map(|digest| least_len(digest.to_proto()))

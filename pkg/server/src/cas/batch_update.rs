@@ -11,6 +11,7 @@ use tonic::Status;
 
 use super::Cas;
 use crate::{
+    Limits,
     compression::Zstd,
     digests,
     grpc::elsewhere,
@@ -38,10 +39,10 @@ impl Cas {
         let zstd = Compressor::Zstd.to_proto() as i32;
         let (to_store, outcomes) = if blobs.iter().any(|blob| blob.compressor == zstd) {
             // Up to a full batch: too much for a thread that others wait for.
-            let digests = wanted.clone();
-            elsewhere(move || contents(&digests, blobs)).await?
+            let (digests, limits) = (wanted.clone(), self.limits);
+            elsewhere(move || contents(&digests, blobs, &limits)).await?
         } else {
-            contents(&wanted, blobs)
+            contents(&wanted, blobs, &self.limits)
         };
         let mut stored = self.blobs.put_batch(to_store).await.into_iter();
         let responses = wanted.iter().zip(outcomes).map(|(digest, mut result)| {
@@ -81,12 +82,13 @@ impl Cas {
 /// The blobs that can be stored, and of each blob whether it can.
 type Contents = (Vec<(Digest, Bytes)>, Vec<Result<(), Status>>);
 
-fn contents(digests: &[Digest], blobs: Vec<BlobToStore>) -> Contents {
+fn contents(digests: &[Digest], blobs: Vec<BlobToStore>, limits: &Limits) -> Contents {
     let mut zstd = Zstd::default();
     let mut outcomes = Vec::with_capacity(blobs.len());
     let mut to_store = Vec::with_capacity(blobs.len());
     for (digest, blob) in digests.iter().zip(blobs) {
-        let content = content(digest, blob, &mut zstd);
+        let content =
+            digests::check_size(digest, limits).and_then(|()| content(digest, blob, &mut zstd));
         outcomes.push(content.map(|content| to_store.push((*digest, content))));
     }
     (to_store, outcomes)
@@ -117,7 +119,7 @@ mod tests {
     use gorego_storage::{DigestFunction, MemoryStore};
 
     use super::*;
-    use crate::{Limits, grpc::Memory};
+    use crate::{Limits, Memory};
 
     #[tokio::test]
     async fn decompressing_a_batch_holds_up_nobody_else() {

@@ -1,6 +1,7 @@
 //! `FindMissingBlobs`.
 
 use bytes::{Bytes, BytesMut};
+use gorego_limits::Permit;
 use gorego_storage::Digest;
 use prost::Message as _;
 use reapi::v2::{FindMissingBlobsRequest, FindMissingBlobsResponse};
@@ -9,7 +10,8 @@ use tonic::Status;
 use super::Cas;
 use crate::{
     digests,
-    grpc::{Body, HEADER_LEN, Permit, elsewhere, is_large, put_header},
+    grpc::{Body, HEADER_LEN, decode_within, elsewhere, is_large, put_header},
+    memory::full,
     status::from_store,
     wire::{self, Field},
 };
@@ -27,7 +29,7 @@ impl Cas {
         let (wanted, _permits) = self.wanted(request, permit).await?;
         let missing = self.blobs.find_missing(&wanted).await.map_err(from_store)?;
         let bytes = size_of_val(missing.as_slice()) as u64;
-        let permit = self.memory.responses.reserve(bytes).await?;
+        let permit = self.memory.responses.reserve(bytes).await.map_err(full)?;
         Ok(Body::pieces(encode(missing), permit))
     }
 
@@ -38,7 +40,8 @@ impl Cas {
         permit: Permit,
     ) -> Result<(Vec<Digest>, [Permit; 2]), Status> {
         let bytes = UNFOLDED.saturating_mul(request.len() as u64);
-        let permits = [permit, self.memory.decoded.reserve(bytes).await?];
+        let digests = self.memory.decoded.reserve(bytes).await.map_err(full)?;
+        let permits = [permit, digests];
         let encoded = request.clone();
         let read = move || (in_place(&encoded), permits);
         let (found, [permit, digests]) = if is_large(&request) {
@@ -51,7 +54,7 @@ impl Cas {
         }
         // Malformed, or oddly written: prost knows which.
         drop(digests);
-        let (request, permits) = self.memory.decode(request, permit).await?;
+        let (request, permits) = decode_within(&self.memory, request, permit).await?;
         Ok((decoded(&request)?, permits))
     }
 }

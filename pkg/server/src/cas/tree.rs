@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use futures::{StreamExt as _, stream};
-use gorego_storage::{Digest, TreeWalk};
+use gorego_limits::{Budget, Permit};
+use gorego_storage::{BlobStoreExt as _, Digest, TreeWalk};
 use prost::Message as _;
 use reapi::v2::{Directory, GetTreeRequest, GetTreeResponse};
 use tonic::Status;
@@ -11,8 +12,9 @@ use tonic::Status;
 use super::{Cas, walks::Walks};
 use crate::{
     digests,
-    grpc::{Body, Budget, Framed},
-    status::{from_tree, invalid_field},
+    grpc::{Body, Framed},
+    memory::full,
+    status::{from_store, from_tree, invalid_field},
 };
 
 /// How many bytes of directories go into one message, unless they are a single one: well below
@@ -26,6 +28,7 @@ impl Cas {
         digests::instance(&request.instance_name)?;
         let function = digests::function(request.digest_function)?;
         let root = digests::digest("root_digest", function, request.root_digest.as_ref())?;
+        let root = self.certain(root).await?;
         let page_size = u64::try_from(request.page_size)
             .map_err(|_| invalid_field("page_size", "negative; 0 lets the server decide"))?;
         let walk = if request.page_token.is_empty() {
@@ -50,7 +53,23 @@ impl Cas {
             };
             pages.message().await.map(Some)
         });
-        Ok(Body::messages(messages.boxed()))
+        Ok(Body::messages(messages.boxed(), Permit::default()))
+    }
+
+    /// A root under the function that it has here, which is that of all below it.
+    async fn certain(&self, root: Digest) -> Result<Digest, Status> {
+        let Some(other) = root.other() else {
+            return Ok(root);
+        };
+        if !self.blobs.contains(&root).await.map_err(from_store)? {
+            return Ok(root);
+        }
+        let is_first = self.blobs.contains(&root.only()).await;
+        Ok(if is_first.unwrap_or(false) {
+            root.only()
+        } else {
+            other
+        })
     }
 
     /// A walk that goes on at `position`. One that was kept reads nothing again.
@@ -132,10 +151,10 @@ impl Pages {
     }
 
     async fn framed(&self, message: &GetTreeResponse) -> Result<Framed, Status> {
-        let permit = self.responses.reserve(message.encoded_len() as u64).await?;
-        Ok(Framed {
-            permit,
-            ..Framed::encode(message)
-        })
+        let bytes = message.encoded_len() as u64;
+        let permit = self.responses.reserve(bytes).await.map_err(full)?;
+        let Framed { head, payload } = Framed::encode(message);
+        let head = permit.hold(head);
+        Ok(Framed { head, payload })
     }
 }

@@ -10,8 +10,8 @@ use gorego_storage::{Digest, TreeWalk};
 
 /// How many walks wait for their next page at most.
 const MAX_WALKS: usize = 64;
-/// How many directories they remember at most, all together: some 32 MiB.
-const MAX_DIRECTORIES: u64 = 512 * 1024;
+/// What they take for each directory that they remember, in bytes.
+const PER_DIRECTORY: u64 = 64;
 
 /// Walks whose next page nobody has asked for yet, the latest ones. A token says all that is needed
 /// without them: a walk that is not here any more, or never was because its tree is larger than all
@@ -22,13 +22,12 @@ pub(super) struct Walks {
     max_directories: u64,
 }
 
-impl Default for Walks {
-    fn default() -> Self {
-        Self::new(MAX_DIRECTORIES)
-    }
-}
-
 impl Walks {
+    /// Walks within this many bytes.
+    pub(super) fn within(bytes: u64) -> Self {
+        Self::new(bytes / PER_DIRECTORY)
+    }
+
     fn new(max_directories: u64) -> Self {
         Self {
             waiting: Mutex::default(),
@@ -99,12 +98,15 @@ mod tests {
     fn the_latest_walks_are_kept_as_long_as_there_is_room() {
         assert_eq!(kept(&Walks::new(3), 5), [2, 3, 4]);
         assert_eq!(kept(&Walks::new(0), 5), [0; 0]);
-        assert_eq!(kept(&Walks::default(), MAX_WALKS + 1).first(), Some(&1));
+        assert_eq!(
+            kept(&Walks::within(1 << 20), MAX_WALKS + 1).first(),
+            Some(&1)
+        );
     }
 
     #[test]
     fn a_walk_goes_on_for_one_client_only() {
-        let walks = Walks::default();
+        let walks = Walks::within(1 << 20);
         walks.keep(root(1), walk(1));
         assert!(walks.take(&root(1)).is_some());
         assert!(walks.take(&root(1)).is_none());

@@ -1,3 +1,4 @@
+use futures::FutureExt as _;
 use proptest::prelude::*;
 
 use super::{stored::BLOCK, *};
@@ -7,41 +8,59 @@ fn decompress(compressed: &[u8], size: u64) -> Result<Bytes, Malformed> {
 }
 
 fn decompress_all(compressed: &[u8], size: u64, piece: usize) -> Result<Vec<u8>, Malformed> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .build()
-        .unwrap();
-    let mut decompressor = runtime
-        .block_on(Workspaces::new(Patience::ENDLESS).decompressor(size))
-        .unwrap();
+    let mut decompressor = workspaces(64 << 20).decompressor(size);
     let mut content = Vec::new();
     for piece in compressed.chunks(piece) {
         let mut piece = Bytes::copy_from_slice(piece);
-        while let Some(out) = decompressor.next(&mut piece)? {
-            assert!(out.len() <= CHUNK_SIZE);
-            content.extend_from_slice(&out);
+        loop {
+            let ready = decompressor.ready(&piece).now_or_never();
+            ready.expect("memory is free").unwrap();
+            if let Some(out) = decompressor.next(&mut piece)? {
+                assert!(out.len() <= CHUNK_SIZE);
+                content.extend_from_slice(&out);
+            } else if piece.is_empty() {
+                break;
+            }
         }
     }
     decompressor.finish()?;
     Ok(content)
 }
 
-fn compress_all(content: &[u8], piece: usize) -> Vec<u8> {
-    let size = content.len() as u64;
-    compress_with(
-        Workspaces::new(Patience::ENDLESS).compressor(size).unwrap(),
-        content,
-        piece,
-    )
+fn workspaces(bytes: u64) -> Workspaces {
+    Workspaces::new(Budget::memory("tests", bytes))
 }
 
-/// As a reader gets it that finds all workspaces taken.
-fn store_all(content: &[u8], piece: usize) -> Vec<u8> {
-    let workspaces = Workspaces::new(Patience::ENDLESS);
+fn compress_all(content: &[u8], piece: usize) -> Vec<u8> {
     let size = content.len() as u64;
-    let _taken: Vec<_> = (0..MAX_COMPRESSORS)
-        .map(|_| workspaces.compressor(size).unwrap())
-        .collect();
-    compress_with(workspaces.compressor(size).unwrap(), content, piece)
+    let compressor = workspaces(64 << 20).compressor(size).unwrap();
+    compress_with(compressor, content, piece)
+}
+
+/// As a reader gets it for whom there is no memory.
+fn store_all(content: &[u8], piece: usize) -> Vec<u8> {
+    let size = content.len() as u64;
+    compress_with(workspaces(0).compressor(size).unwrap(), content, piece)
+}
+
+#[test]
+fn a_decompressor_takes_the_memory_that_its_window_and_content_need() {
+    const MIB: usize = 1 << 20;
+    let noise: Vec<u8> = (0..4 * MIB).map(|n| (n * n / 7).to_le_bytes()[1]).collect();
+    let streamed = |level, content: &[u8]| zstd::encode_all(content, level).unwrap();
+    let takes = |frame: &[u8], size: usize| {
+        let workspaces = workspaces(64 << 20);
+        let mut decompressor = workspaces.decompressor(size as u64);
+        decompressor.ready(frame).now_or_never().unwrap().unwrap();
+        (64 << 20) - workspaces.0.share(u64::MAX, 1).bytes()
+    };
+    let window = takes(&streamed(3, &noise), 4 * MIB) - FIXED;
+    assert_eq!(window, 2 << 20, "of zstd's default level");
+    assert_eq!(takes(&streamed(3, &noise[..1000]), 1000), FIXED + 1000);
+    assert_eq!(takes(b"nonsense", 4 * MIB), FIXED + (4 << 20));
+    let skipped = [0x50, 0x2a, 0x4d, 0x18, 0, 0, 0, 0];
+    let frames = [&skipped, streamed(1, &noise[..10]).as_slice()].concat();
+    assert_eq!(decompress_all(&frames, 10, 3).unwrap(), noise[..10]);
 }
 
 fn compress_with(mut compressor: Compressor, content: &[u8], piece: usize) -> Vec<u8> {

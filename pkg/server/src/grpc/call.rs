@@ -3,13 +3,15 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use gorego_limits::Permit;
 use http::{HeaderValue, StatusCode, header::CONTENT_TYPE};
 use hyper::body::Incoming;
 use prost::Message;
 use tonic::Status;
 use tracing::error;
 
-use super::{Body, Memory, Messages, Permit, RequestBody, Response, memory::Request};
+use super::{Body, Messages, RequestBody, Response, decode_within, memory::Request, reply};
+use crate::Memory;
 
 /// A call that has arrived, up to its headers.
 #[derive(Debug)]
@@ -20,7 +22,7 @@ pub(crate) struct Call {
 
 impl Call {
     /// A call whose request has this body.
-    pub(crate) const fn new(body: Incoming, idle_timeout: Duration, memory: Memory) -> Self {
+    pub(crate) fn new(body: Incoming, idle_timeout: Duration, memory: Memory) -> Self {
         Self {
             body: RequestBody::new(body, idle_timeout),
             memory,
@@ -39,7 +41,7 @@ impl Call {
     {
         let memory = self.memory.clone();
         self.answered(limit, async |request| {
-            memory.reply(&handler(request).await?).await
+            reply(&memory, &handler(request).await?).await
         })
         .await
     }
@@ -56,7 +58,7 @@ impl Call {
         let memory = self.memory.clone();
         self.encoded(limit, async |request, wire| {
             // Set aside for as long as the handler works on the request.
-            let (request, _permits) = memory.decode(request, wire).await?;
+            let (request, _permits) = decode_within(&memory, request, wire).await?;
             handler(request).await
         })
         .await
@@ -83,7 +85,7 @@ impl Call {
         let answer = async {
             let requests = self.memory.requests.clone();
             let message = handler(Messages::new(self.body, requests)).await?;
-            self.memory.reply(&message).await
+            reply(&self.memory, &message).await
         };
         response(answer.await)
     }

@@ -1,16 +1,16 @@
-//! The memory of calls, in the order in which a call asks for it: since none asks for an earlier
-//! kind while it holds a later one, no two wait for each other.
+//! Decoding requests and encoding responses within the memory that calls share.
 
 use std::fmt;
 
 use bytes::Bytes;
+use gorego_limits::Permit;
 use gorego_storage::decoded::{Shape, Unfit};
 use prost::Message;
 use tokio::task;
 use tonic::Status;
 
-use super::{Body, Budget, Framed, Permit};
-use crate::status::unavailable;
+use super::{Body, Framed};
+use crate::{Memory, memory::full, status::unavailable};
 
 /// Encoded requests from this size in bytes on are decoded where nobody else waits meanwhile.
 const LARGE: usize = 256 * 1024;
@@ -23,66 +23,40 @@ pub(crate) trait Request: Message + Default + Send + 'static {
     const MAX_DECODED: usize = MAX_DECODED;
 }
 
-/// A full batch of some 200,000 blobs, and all that is set aside for [`Memory::decoded`].
-pub(crate) const MAX_DECODED: usize = 48 * 1024 * 1024;
+/// A full batch of some 130,000 blobs.
+const MAX_DECODED: usize = 32 * 1024 * 1024;
 
-/// What calls share.
-#[derive(Clone, Debug)]
-pub(crate) struct Memory {
-    /// For requests as they come.
-    pub(crate) requests: Budget,
-    /// For what they are decoded to.
-    pub(crate) decoded: Budget,
-    /// For action results that are read.
-    pub(crate) results: Budget,
-    /// For responses, until the client has taken them.
-    pub(crate) responses: Budget,
+/// Decodes a message from a client, once there is memory for its fields. That is set aside until
+/// the permits are dropped; one of them is `wire`, for the message as it came.
+pub(crate) async fn decode_within<Q: Request>(
+    memory: &Memory,
+    encoded: Bytes,
+    wire: Permit,
+) -> Result<(Q, [Permit; 2]), Status> {
+    let large = is_large(&encoded);
+    let measured = encoded.clone();
+    let measure = move || {
+        let bytes = Q::SHAPE.decoded_bytes(&measured, Q::MAX_DECODED);
+        (bytes, wire)
+    };
+    let (bytes, wire) = run(large, measure).await?;
+    let bytes = bytes.map_err(|why| match why {
+        Unfit::Malformed(_) => malformed(&why),
+        Unfit::TooLarge(_) => Status::invalid_argument(format!("the message: {why}")),
+    })?;
+    let fields = memory.decoded.reserve(bytes as u64).await.map_err(full)?;
+    let permits = [wire, fields];
+    // The permits go along, since what runs elsewhere is not ended with the call.
+    let decode = move || (Q::decode(encoded), permits);
+    let (request, permits) = run(large, decode).await?;
+    Ok((request.map_err(|why| malformed(&why))?, permits))
 }
 
-impl Memory {
-    /// So much of each kind, and nobody gives way.
-    #[cfg(test)]
-    pub(crate) fn of_each(bytes: u64) -> Self {
-        let budget = || Budget::new(bytes, 0, crate::shared::Patience::ENDLESS);
-        Self {
-            requests: budget(),
-            decoded: budget(),
-            results: budget(),
-            responses: budget(),
-        }
-    }
-
-    /// Decodes a message from a client, once there is memory for its fields. That is set aside
-    /// until the permits are dropped; one of them is `wire`, for the message as it came.
-    pub(crate) async fn decode<Q: Request>(
-        &self,
-        encoded: Bytes,
-        wire: Permit,
-    ) -> Result<(Q, [Permit; 2]), Status> {
-        let large = is_large(&encoded);
-        let measured = encoded.clone();
-        let measure = move || {
-            let bytes = Q::SHAPE.decoded_bytes(&measured, Q::MAX_DECODED);
-            (bytes, wire)
-        };
-        let (bytes, wire) = run(large, measure).await?;
-        let bytes = bytes.map_err(|why| match why {
-            Unfit::Malformed(_) => malformed(&why),
-            Unfit::TooLarge(_) => Status::invalid_argument(format!("the message: {why}")),
-        })?;
-        let permits = [wire, self.decoded.reserve(bytes as u64).await?];
-        // The permits go along, since what runs elsewhere is not ended with the call.
-        let decode = move || (Q::decode(encoded), permits);
-        let (request, permits) = run(large, decode).await?;
-        Ok((request.map_err(|why| malformed(&why))?, permits))
-    }
-
-    /// A response of one message, once there is memory for it.
-    pub(crate) async fn reply(&self, message: &impl Message) -> Result<Body, Status> {
-        let bytes = message.encoded_len() as u64;
-        let permit = self.responses.reserve(bytes).await?;
-        Ok(Body::message(Framed::encode(message), permit))
-    }
+/// A response of one message, once there is memory for it.
+pub(crate) async fn reply(memory: &Memory, message: &impl Message) -> Result<Body, Status> {
+    let bytes = message.encoded_len() as u64;
+    let permit = memory.responses.reserve(bytes).await.map_err(full)?;
+    Ok(Body::message(Framed::encode(message), permit))
 }
 
 fn malformed(why: &dyn fmt::Display) -> Status {
@@ -129,11 +103,11 @@ mod tests {
             ..Default::default()
         };
         let (large, small) = (response(700_000), response(10_000));
-        let first = memory.reply(&large).now_or_never().unwrap().unwrap();
-        assert!(memory.reply(&large).now_or_never().is_none());
-        let _small = memory.reply(&small).now_or_never().unwrap().unwrap();
+        let first = reply(&memory, &large).now_or_never().unwrap().unwrap();
+        assert!(reply(&memory, &large).now_or_never().is_none());
+        let _small = reply(&memory, &small).now_or_never().unwrap().unwrap();
         drop(first);
-        let _second = memory.reply(&large).now_or_never().unwrap().unwrap();
+        let _second = reply(&memory, &large).now_or_never().unwrap().unwrap();
     }
 
     #[tokio::test]
@@ -146,9 +120,7 @@ mod tests {
         let encoded = Bytes::from(request.encode_to_vec());
         let decode = || {
             let wire = Permit::default();
-            memory
-                .decode::<BatchUpdateBlobsRequest>(encoded.clone(), wire)
-                .now_or_never()
+            decode_within::<BatchUpdateBlobsRequest>(&memory, encoded.clone(), wire).now_or_never()
         };
         let (first, permits) = decode().unwrap().unwrap();
         assert_eq!(first, request);
@@ -169,7 +141,7 @@ mod tests {
             ..Default::default()
         };
         let encoded = Bytes::from(request.encode_to_vec());
-        let decoding = memory.decode(encoded, Permit::default());
+        let decoding = decode_within(&memory, encoded, Permit::default());
         let mut decoding = Box::pin(decoding);
         assert!((&mut decoding).now_or_never().is_none());
         let (decoded, _permits) = decoding.await.unwrap();

@@ -3,12 +3,13 @@
 use std::fmt;
 
 use bytes::{Buf as _, Bytes, BytesMut};
+use gorego_limits::{Budget, Permit};
 use http_body::Body;
 use hyper::body::Incoming;
 use tonic::Status;
 
-use super::{Budget, Permit, RequestBody};
-use crate::shared::Pace;
+use super::RequestBody;
+use crate::memory::full;
 
 /// A request's body as a sequence of messages, each a header and that many bytes.
 #[derive(Debug)]
@@ -36,16 +37,7 @@ where
     /// Waits for the memory that a message of `len` bytes takes as a whole. From then on the client
     /// has to send it without delay when others wait for theirs.
     pub(crate) async fn reserve(&mut self, len: usize) -> Result<Permit, Status> {
-        let permit = self.memory.reserve(len as u64).await?;
-        if let Some(pace) = permit.pace() {
-            self.watch(pace);
-        }
-        Ok(permit)
-    }
-
-    /// Ends the request when its client is too slow for what the call holds.
-    pub(crate) fn watch(&mut self, pace: Pace) {
-        self.body.watch(pace);
+        self.memory.reserve(len as u64).await.map_err(full)
     }
 
     /// Waits until something has arrived; `false` at the end of the request.
@@ -157,7 +149,6 @@ mod tests {
     use tonic::Code;
 
     use super::*;
-    use crate::shared::Patience;
 
     fn messages(
         pieces: &[&'static [u8]],
@@ -167,7 +158,7 @@ mod tests {
             .map(|piece| Ok(Frame::data(Bytes::from_static(piece))))
             .collect();
         let body = StreamBody::new(stream::iter(frames));
-        let budget = Budget::new(0, 1024, Patience::ENDLESS);
+        let budget = Budget::memory("tests", 1024);
         Messages::new(RequestBody::new(body, Duration::MAX), budget)
     }
 

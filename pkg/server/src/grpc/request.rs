@@ -8,12 +8,13 @@ use std::{
 };
 
 use bytes::Bytes;
+use gorego_limits::{Call, Pace};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use tokio::time::{Instant, Sleep};
 use tonic::Status;
 
-use crate::shared::{Pace, too_slow};
+use crate::memory::too_slow;
 
 /// A request's body. Ends with `DEADLINE_EXCEEDED` when its client sends nothing of it for the
 /// whole time-out while it is being read, with `RESOURCE_EXHAUSTED` when others wait for what the
@@ -25,25 +26,19 @@ pub(crate) struct RequestBody<B = Incoming> {
     /// Made at the first wait: most requests arrive whole and never wait.
     timer: Option<Pin<Box<Sleep>>>,
     waiting: bool,
-    /// For each thing that the call holds and others may wait for.
-    paces: Vec<Pace>,
+    pace: Pace,
 }
 
 impl<B> RequestBody<B> {
-    pub(crate) const fn new(inner: B, idle_timeout: Duration) -> Self {
+    /// The body of a request of the present call.
+    pub(crate) fn new(inner: B, idle_timeout: Duration) -> Self {
         Self {
             inner,
             idle_timeout,
             timer: None,
             waiting: false,
-            paces: Vec::new(),
+            pace: Pace::new(Call::current()),
         }
-    }
-
-    /// Ends the request when its client is too slow for what the call holds.
-    pub(crate) fn watch(&mut self, pace: Pace) {
-        self.paces.retain(Pace::is_held);
-        self.paces.push(pace);
     }
 
     fn poll_timer(&mut self, cx: &mut Context<'_>) -> Poll<()> {
@@ -96,17 +91,13 @@ where
                 .as_ref()
                 .and_then(|frame| frame.as_ref().ok()?.data_ref());
             let bytes = data.map_or(0, Bytes::len);
-            for pace in &mut me.paces {
-                pace.moved(bytes);
-            }
+            me.pace.moved(bytes);
             return Poll::Ready(frame.map(|frame| {
                 frame.map_err(|why| Status::cancelled(format!("request broken off: {why}")))
             }));
         }
-        for pace in &mut me.paces {
-            if pace.poll_gives_way(cx).is_ready() {
-                return Poll::Ready(Some(Err(too_slow())));
-            }
+        if me.pace.poll_too_slow(cx).is_ready() {
+            return Poll::Ready(Some(Err(too_slow())));
         }
         ready!(me.poll_timer(cx));
         Poll::Ready(Some(Err(Status::deadline_exceeded(format!(

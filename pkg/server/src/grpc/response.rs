@@ -8,13 +8,14 @@ use std::{
 
 use bytes::{BufMut as _, Bytes, BytesMut};
 use futures::stream::BoxStream;
+use gorego_limits::Permit;
 use http::{HeaderMap, HeaderValue, header::CONTENT_TYPE};
 use http_body::Frame;
 use prost::Message;
 use tonic::Status;
 
-use super::{HEADER_LEN, Permit};
-use crate::{shared::Pace, watchdog};
+use super::HEADER_LEN;
+use crate::watchdog;
 
 /// A response to one call.
 pub(crate) type Response = http::Response<Body>;
@@ -32,8 +33,6 @@ const PIECE: usize = 64 * 1024;
 pub(crate) struct Framed {
     pub(crate) head: Bytes,
     pub(crate) payload: Bytes,
-    /// For the memory of both, if that is counted.
-    pub(crate) permit: Permit,
 }
 
 impl Framed {
@@ -64,8 +63,6 @@ pub(crate) struct Body {
     source: Source,
     /// Memory set aside for the content, until the client has it.
     _permit: Permit,
-    /// Of the client while the content is in memory, until the watchdog has it.
-    pace: Option<Pace>,
 }
 
 #[derive(Default)]
@@ -87,7 +84,6 @@ impl Body {
         Self {
             ready: message,
             source: Source::Ok,
-            pace: permit.pace(),
             _permit: permit,
         }
     }
@@ -100,16 +96,20 @@ impl Body {
     ) -> Self {
         Self {
             source: Source::Pieces(Box::new(pieces)),
-            pace: permit.pace(),
             _permit: permit,
             ..Self::default()
         }
     }
 
-    /// Messages as they come, then `OK` or the error that ended them.
-    pub(crate) fn messages(messages: BoxStream<'static, Result<Framed, Status>>) -> Self {
+    /// Messages as they come, then `OK` or the error that ended them. The permit is for what they
+    /// come from.
+    pub(crate) fn messages(
+        messages: BoxStream<'static, Result<Framed, Status>>,
+        permit: Permit,
+    ) -> Self {
         Self {
             source: Source::Messages(messages),
+            _permit: permit,
             ..Self::default()
         }
     }
@@ -172,7 +172,6 @@ impl Body {
             Source::Messages(messages) => messages.as_mut().poll_next(cx).map(|next| {
                 Some(Ok(match next {
                     Some(Ok(framed)) => {
-                        self.pace = framed.permit.pace();
                         self.ready = framed;
                         Step::Again
                     }
@@ -198,7 +197,7 @@ impl http_body::Body for Body {
         let me = self.get_mut();
         loop {
             if let Some(piece) = me.next_piece() {
-                watchdog::sent(piece.len(), me.pace.take());
+                watchdog::sent(piece.len());
                 return Poll::Ready(Some(Ok(Frame::data(piece))));
             }
             // Sent, and no longer held while the next message waits for memory of its own.
@@ -216,7 +215,7 @@ impl http_body::Body for Body {
                 Poll::Ready(Some(Ok(Step::Again))) => {}
                 Poll::Ready(Some(Ok(Step::Frame(frame)))) => {
                     if let Some(data) = frame.data_ref() {
-                        watchdog::sent(data.len(), None);
+                        watchdog::sent(data.len());
                     }
                     return Poll::Ready(Some(Ok(frame)));
                 }
@@ -238,27 +237,28 @@ mod tests {
     use std::future::poll_fn;
 
     use futures::{FutureExt as _, StreamExt as _, stream};
+    use gorego_limits::Budget;
     use http_body::Body as _;
 
     use super::*;
-    use crate::grpc::Budget;
+    use crate::memory::full;
 
     #[tokio::test]
     async fn a_message_that_was_taken_leaves_its_memory_to_the_next() {
         const LEN: usize = 1024 * 1024;
-        let budget = Budget::new(LEN as u64, 0, crate::shared::Patience::ENDLESS);
+        let budget = Budget::memory("tests", LEN as u64);
         let memory = budget.clone();
         let messages = stream::iter(0..3).then(move |_| {
             let memory = memory.clone();
             async move {
+                let permit = memory.reserve(LEN as u64).await.map_err(full)?;
                 Ok(Framed {
-                    payload: vec![0; LEN].into(),
-                    permit: memory.reserve(LEN as u64).await?,
+                    payload: permit.hold(vec![0; LEN].into()),
                     ..Framed::default()
                 })
             }
         });
-        let mut body = Body::messages(messages.boxed());
+        let mut body = Body::messages(messages.boxed(), Permit::default());
         let mut frame = async || poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await;
         assert!(frame().await.is_some());
         assert!(budget.reserve(LEN as u64).now_or_never().is_none());

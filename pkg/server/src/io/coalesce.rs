@@ -16,8 +16,8 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 /// How many bytes are gathered: four frames with their headers, which stay in the CPU's cache.
 const ENOUGH: usize = 68 * 1024;
-/// A connection that has little to say keeps no larger buffer than this, in bytes.
-const KEPT: usize = 16 * 1024;
+/// A connection that has nothing more to say keeps no larger buffer than this, in bytes.
+const KEPT: usize = 4 * 1024;
 
 /// A connection that writes in larger pieces.
 #[derive(Debug)]
@@ -31,8 +31,6 @@ struct Shared<S> {
     gathered: Vec<u8>,
     /// How much of that is written.
     written: usize,
-    /// How many bytes were gathered since the buffer was last found empty.
-    said: usize,
 }
 
 impl<S> Clone for Coalesced<S> {
@@ -50,7 +48,6 @@ impl<S: AsyncWrite + Unpin> Coalesced<S> {
                 stream,
                 gathered: Vec::new(),
                 written: 0,
-                said: 0,
             })),
         }
     }
@@ -92,10 +89,8 @@ impl<S: AsyncWrite + Unpin> Shared<S> {
         }
         self.written = 0;
         self.gathered.clear();
-        if self.said < KEPT {
-            self.gathered.shrink_to(KEPT);
-        }
-        self.said = 0;
+        // There may be thousands of connections that say nothing more.
+        self.gathered.shrink_to(KEPT);
         Poll::Ready(Ok(()))
     }
 
@@ -105,14 +100,15 @@ impl<S: AsyncWrite + Unpin> Shared<S> {
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let len = slices.iter().map(|slice| slice.len()).sum();
-        let said = self.said + len;
         if self.gathered.len() + len > ENOUGH {
             ready!(self.poll_write_out(cx))?;
             if len >= ENOUGH {
                 return Pin::new(&mut self.stream).poll_write_vectored(cx, slices);
             }
         }
-        self.said = said;
+        if len > KEPT {
+            self.gathered.reserve_exact(ENOUGH - self.gathered.len());
+        }
         for slice in slices {
             self.gathered.extend_from_slice(slice);
         }

@@ -85,6 +85,11 @@ impl Server {
     /// A server over other stores.
     pub(crate) async fn over(services: Services, options: Options) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        Self::on(listener, services, options)
+    }
+
+    /// A server that listens there.
+    pub(crate) fn on(listener: TcpListener, services: Services, options: Options) -> Self {
         let address = listener.local_addr().unwrap().to_string();
         let shutdown = CancellationToken::new();
         let mut tasks = JoinSet::new();

@@ -1,3 +1,5 @@
+mod large;
+
 use std::{
     collections::HashSet,
     sync::{Mutex, PoisonError},

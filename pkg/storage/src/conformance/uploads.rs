@@ -64,6 +64,28 @@ pub(super) async fn a_broken_upload_goes_on_where_it_stopped<S: BlobStore + Uplo
     }
 }
 
+pub(super) async fn the_content_tells_a_function_that_was_not_named<S: BlobStore + Uploads>(
+    store: &S,
+) {
+    for (seed, size) in (20..).zip(SIZES) {
+        for from in [0, size / 2] {
+            let content = content(seed + from as u64, size);
+            let actual = DigestFunction::Blake3.digest(&content);
+            let unnamed = Digest::from_proto(None, &actual.to_proto()).unwrap();
+            break_off(store, &unnamed, "u", &content.slice(..from)).await;
+            let rest = upload("u", from, &content.slice(from..), End::Ends);
+            store.put(&unnamed, rest).await.unwrap();
+            expect(store, &actual, Some(&content)).await;
+            expect(store, &unnamed.only(), None).await;
+            assert_eq!(committed(store, &unnamed, "u").await, 0);
+
+            let named = unnamed.only();
+            let outcome = store.put(&named, upload("v", 0, &content, End::Ends)).await;
+            assert!(outcome.is_err(), "{outcome:?}");
+        }
+    }
+}
+
 pub(super) async fn an_upload_goes_on_from_any_earlier_offset<S: BlobStore + Uploads>(store: &S) {
     for (seed, size) in (2..).zip(SIZES) {
         for (from, wrong) in [(0, 0), (1, 1), (size / 3, size / 3), (size / 2, size / 2)] {

@@ -1,12 +1,20 @@
 //! Going through the index: all of it, part by part, or one entry after the other.
 
-use std::{collections::HashSet, iter};
+use std::{collections::HashMap, iter};
 
 use super::{Entry, Index, SHARDS, Space, lock};
 use crate::EntryId;
 
 /// How many slots one lock of a shard covers while everything is visited.
 const VISIT_STEP: u32 = 1000;
+
+/// How much an instance is used. The least used comes first in order.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct InstanceUse {
+    pub(crate) results: u64,
+    /// The last use of any of them, in milliseconds since the Unix epoch.
+    pub(crate) last_use: u64,
+}
 
 impl Index {
     /// Shows each entry once, in no order, and lets it be changed in its flags and times.
@@ -38,12 +46,14 @@ impl Index {
         }
     }
 
-    /// The numbers of the instances that have a result.
-    pub(crate) fn instances(&self) -> HashSet<u32> {
-        let mut instances = HashSet::new();
+    /// The instances that have a result, by number.
+    pub(crate) fn instances(&self) -> HashMap<u32, InstanceUse> {
+        let mut instances = HashMap::new();
         self.visit(|_, entry| {
             if let Space::Ac(number) = entry.key().space {
-                instances.insert(number);
+                let used: &mut InstanceUse = instances.entry(number).or_default();
+                used.results += 1;
+                used.last_use = used.last_use.max(entry.last_use());
             }
         });
         instances

@@ -14,7 +14,7 @@ use super::{
     LocalStore,
     blobs::disk_full,
     core::{Core, blocking, now_ms},
-    files::write_at,
+    files::{Files, write_at},
     full::Attempts,
     instances::Interned,
     layout::{self, InstanceHash},
@@ -82,7 +82,7 @@ impl ActionCache for LocalStore {
             match blocking(move || writer.write_action(&key, &action, &hash, content)).await {
                 Err(error) if error.is_no_space() => {
                     if !attempts.again(size).await {
-                        return Err(disk_full(&action));
+                        return Err(disk_full(&action, &error));
                     }
                 }
                 other => return other,
@@ -98,10 +98,7 @@ impl Core {
             return Ok(interned);
         }
         let (core, hash) = (Arc::clone(self), *hash);
-        // May look through the whole index. Before the scan that does not know them all.
-        let used = move || core.is_scanned().then(|| core.index.instances());
-        let core = Arc::clone(self);
-        blocking(move || core.instances.intern(&hash, used)).await
+        blocking(move || core.name_instance(&hash)).await
     }
 
     /// Reads a result; a broken one is removed and is none. Blocks.
@@ -115,13 +112,17 @@ impl Core {
             .instances
             .number(instance)
             .map(|number| Key::ac(action, number));
-        let Some(file) = self.files.open_read(&path)? else {
-            if let Some(key) = key {
-                self.forget_action(&key, &path)?;
+        let result = match self.files.open_read(&path) {
+            Ok(Some(file)) => read_result(&self.files, &file, &path)?,
+            Ok(None) => {
+                if let Some(key) = key {
+                    self.forget_action(&key, &path)?;
+                }
+                return Ok(None);
             }
-            return Ok(None);
+            Err(error) if error.is_unreadable() => None,
+            Err(error) => return Err(error),
         };
-        let result = self.read_result(&file, &path)?;
         if self.force_update_atime && result.is_some() {
             self.files.set_atime(&path, now_ms())?;
         }
@@ -145,30 +146,26 @@ impl Core {
     }
 
     fn reads_broken(&self, path: &str) -> Result<bool> {
-        let Some(file) = self.files.open_read(path)? else {
-            return Ok(false);
-        };
-        Ok(self.read_result(&file, path)?.is_none())
-    }
-
-    /// The result in an open file; `None` when it is not whole, or the disk cannot read it any more.
-    fn read_result(&self, file: &fs::File, path: &str) -> Result<Option<ActionResult>> {
-        let read = || {
-            let size = usize::try_from(file.metadata()?.len()).unwrap_or(usize::MAX);
-            read_at(file, 0, size)
-        };
-        match read().map_err(|error| Error::io("reading", self.files.path(path), error)) {
-            Ok(content) => Ok(decode(content)),
-            Err(error) if error.is_unreadable() => Ok(None),
-            Err(error) => Err(error),
+        match self.files.open_read(path) {
+            Ok(Some(file)) => Ok(read_result(&self.files, &file, path)?.is_none()),
+            Ok(None) => Ok(false),
+            Err(error) => error.is_unreadable().then_some(true).ok_or(error),
         }
     }
 
     fn forget_action(&self, key: &Key, path: &str) -> Result<()> {
         let _changing = self.lock(key);
-        if self.files.stat(path)?.is_none() {
-            self.index.remove(key);
+        if self.files.stat(path)?.is_some() {
+            return Ok(());
         }
+        if self.files.is_there(path)? {
+            tracing::warn!(
+                path,
+                "something that is no regular file is in the place of a result"
+            );
+            return self.quarantine(key, path);
+        }
+        self.index.remove(key);
         Ok(())
     }
 
@@ -187,8 +184,7 @@ impl Core {
             .and_then(|()| {
                 let _open = self.open()?;
                 let _changing = self.lock(key);
-                self.files
-                    .publish(&tmp, &layout::action_path(action, instance))?;
+                self.install(&tmp, &layout::action_path(action, instance))?;
                 self.index.insert(key, size, now_ms());
                 self.written.fetch_add(1, Relaxed);
                 Ok(())
@@ -197,6 +193,19 @@ impl Core {
             self.files.unlink(&tmp)?;
         }
         written
+    }
+}
+
+/// The result in an open file; `None` when it is not whole, or the disk cannot read it any more.
+fn read_result(files: &Files, file: &fs::File, path: &str) -> Result<Option<ActionResult>> {
+    let read = || {
+        let size = usize::try_from(file.metadata()?.len()).unwrap_or(usize::MAX);
+        read_at(file, 0, size)
+    };
+    match read().map_err(|error| Error::io("reading", files.path(path), error)) {
+        Ok(content) => Ok(decode(content)),
+        Err(error) if error.is_unreadable() => Ok(None),
+        Err(error) => Err(error),
     }
 }
 
@@ -226,6 +235,7 @@ fn decode(mut content: Bytes) -> Option<ActionResult> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::SyncMode;
 
     #[test]
     fn a_damaged_or_torn_action_result_is_none() {
@@ -242,6 +252,15 @@ mod tests {
             damaged[at] ^= 1;
             assert_eq!(decode(damaged.into()), None);
         }
+    }
+
+    #[test]
+    fn an_action_result_that_the_disk_cannot_read_is_none() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = Files::open(dir.path(), SyncMode::None).unwrap();
+        // Reading it is an I/O error, as on a broken disk.
+        let broken = fs::File::open("/proc/self/mem").unwrap();
+        assert_eq!(read_result(&files, &broken, "ac/broken").unwrap(), None);
     }
 
     #[test]

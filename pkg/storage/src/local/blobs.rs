@@ -1,9 +1,10 @@
 //! Blobs: look up, read, and write those that are at hand whole.
 
-use std::{collections::HashSet, sync::Arc};
+use std::{collections::HashSet, fs, sync::Arc};
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use gorego_limits::UNCOUNTED;
 
 use super::{
     LocalStore,
@@ -15,7 +16,7 @@ use super::{
     scanned::Known,
 };
 use crate::{
-    Blob, BlobFile, BlobStore, CHUNK_SIZE, Digest, Error, Hasher, InUse, Put, Result,
+    Blob, BlobFile, BlobStore, Digest, Error, Hasher, InUse, Put, Result,
     blob::read_at,
     index::{Key, Lease, SIZE_END, Use, room_of},
 };
@@ -120,7 +121,7 @@ impl BlobStore for LocalStore {
                 }),
             };
         }
-        let small = digest.size().saturating_sub(offset) <= CHUNK_SIZE as u64;
+        let small = digest.size().saturating_sub(offset) <= UNCOUNTED;
         let found = self
             .core
             .seek(digest, if small { READ } else { STREAM })
@@ -231,7 +232,7 @@ impl Core {
             match blocking(move || core.write_whole(&digest, &content, &reservation)).await {
                 Err(error) if error.is_no_space() => {
                     if !attempts.again(digest.size()).await {
-                        return Err(disk_full(&digest));
+                        return Err(disk_full(&digest, &error));
                     }
                 }
                 other => return other,
@@ -288,18 +289,13 @@ impl Core {
     /// Opens, reads and closes. A file that is gone or has another size is forgotten. Blocks.
     fn read_small(&self, digest: &Digest, offset: u64) -> Result<Bytes> {
         let path = layout::blob_path(digest);
-        let Some(file) = self.files.open_read(&path)? else {
-            return self.not_found(digest);
-        };
+        let file = self.open_blob(digest, &path)?;
         let len = usize::try_from(digest.size() - offset).unwrap_or(usize::MAX);
         // One byte more than there should be, to notice a file that is too long.
         let read = read_at(&file, offset, len.saturating_add(1))
             .map_err(|error| Error::io("reading", self.files.path(&path), error));
         let mut content = match read {
-            Err(error) if error.is_unreadable() => {
-                self.verify(digest)?;
-                return Err(Error::NotFound(*digest));
-            }
+            Err(error) if error.is_unreadable() => return self.unreadable(digest),
             other => other?,
         };
         if content.len() != len {
@@ -315,9 +311,7 @@ impl Core {
     /// Opens a blob for reading in pieces. Blocks.
     fn open_large(&self, digest: &Digest, offset: u64, pin: Pin) -> Result<BlobFile> {
         let path = layout::blob_path(digest);
-        let Some(file) = self.files.open_read(&path)? else {
-            return self.not_found(digest);
-        };
+        let file = self.open_blob(digest, &path)?;
         let len = file
             .metadata()
             .map_err(|e| Error::io("probing", self.files.path(&path), e))?
@@ -335,6 +329,21 @@ impl Core {
             len: len - offset,
             guard: Some(Box::new(pin)),
         })
+    }
+
+    /// Opens a blob's file. What cannot be opened as one is forgotten. Blocks.
+    fn open_blob(&self, digest: &Digest, path: &str) -> Result<fs::File> {
+        match self.files.open_read(path) {
+            Ok(Some(file)) => Ok(file),
+            Ok(None) => self.not_found(digest),
+            Err(error) if error.is_unreadable() => self.unreadable(digest),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn unreadable<T>(&self, digest: &Digest) -> Result<T> {
+        self.verify(digest)?;
+        Err(Error::NotFound(*digest))
     }
 
     fn not_found<T>(&self, digest: &Digest) -> Result<T> {
@@ -400,10 +409,11 @@ pub(super) fn check_size(digest: &Digest, size: u64) -> Result<()> {
 }
 
 /// The refusal after eviction did not help against a full disk.
-pub(super) fn disk_full(digest: &Digest) -> Error {
+pub(super) fn disk_full(digest: &Digest, error: &Error) -> Error {
+    let cause = error.io_cause().unwrap_or_else(|| error.to_string());
     Error::Full {
         what: digest.to_string(),
         bytes: digest.size(),
-        why: "the disk is full, and nothing more can be evicted for it".to_owned(),
+        why: format!("{cause} and nothing more can be evicted for it"),
     }
 }

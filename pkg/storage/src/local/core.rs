@@ -2,6 +2,7 @@
 //! together.
 
 use std::{
+    fs,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard,
         atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
@@ -41,6 +42,8 @@ pub struct Counters {
 /// See the module.
 pub(super) struct Core {
     pub(super) files: Files,
+    /// Locked until the store is dropped.
+    pub(super) lock_file: Mutex<Option<fs::File>>,
     pub(super) index: Arc<Index>,
     pub(super) room: Arc<Room>,
     pub(super) instances: Instances,
@@ -198,7 +201,7 @@ impl Core {
                 self.files.unlink(from)?;
                 return Ok(Put::Existed);
             }
-            self.files.publish(from, &layout::blob_path(digest))?;
+            self.install(from, &layout::blob_path(digest))?;
             self.index.insert(&key, digest.size(), now_ms());
             self.written.fetch_add(1, Relaxed);
         }

@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     Candidate, Error, Evictable, Removed, Result, Usage,
-    index::{Key, Space},
+    index::{Entry, Key, Space},
 };
 
 #[async_trait]
@@ -150,17 +150,25 @@ impl Core {
         let Some(shown) = self.index.by_id(candidate.entry) else {
             return Ok(None);
         };
-        let key = shown.key();
-        let _changing = self.lock(&key);
         let (now, terms) = (now_ms(), self.terms);
-        let path = self.locate(&key)?;
-        let removed = self.index.remove_if(&key, |entry| {
+        let removed = self.remove_if(&shown.key(), |entry| {
             entry.last_use() == candidate.last_use
                 && entry.room() == candidate.bytes
                 && !entry.is_pinned()
                 && (break_leases || !entry.is_leased(now, terms))
         });
-        let Some(entry) = removed else {
+        Ok(removed?.map(|entry| entry.room()))
+    }
+
+    /// Removes an entry and its file if it satisfies the condition. Blocks.
+    pub(super) fn remove_if(
+        &self,
+        key: &Key,
+        when: impl FnOnce(&Entry) -> bool,
+    ) -> Result<Option<Entry>> {
+        let _changing = self.lock(key);
+        let path = self.locate(key)?;
+        let Some(entry) = self.index.remove_if(key, when) else {
             return Ok(None);
         };
         if let Some(path) = path {
@@ -168,8 +176,8 @@ impl Core {
                 self.index.restore(entry);
                 return Err(error);
             }
-            self.prune(&key, &path);
+            self.prune(key, &path);
         }
-        Ok(Some(entry.room()))
+        Ok(Some(entry))
     }
 }

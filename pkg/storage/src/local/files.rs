@@ -1,26 +1,28 @@
 //! File operations below the data directory, relative to its descriptor. All of them block.
 
+mod open;
+
 use std::{
     fs,
     io::ErrorKind,
     os::fd::OwnedFd,
     path::{Path, PathBuf},
     sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+        Arc, PoisonError, RwLock,
+        atomic::{AtomicBool, AtomicU64},
     },
 };
 
 use bytes::Bytes;
 use rustix::{
-    fs::{AtFlags, CWD, Mode, OFlags, Timespec, Timestamps},
+    fs::{AtFlags, CWD, FileType, Mode, OFlags, Timespec, Timestamps},
     io::Errno,
 };
 
 use super::{
     folders::Folders,
     full::Free,
-    layout::{self, TMP, UPLOADS},
+    layout::{self, TMP},
 };
 use crate::{Error, Result};
 
@@ -55,7 +57,7 @@ pub(super) struct Meta {
 /// The data directory.
 pub(super) struct Files {
     root: PathBuf,
-    dir: OwnedFd,
+    dir: RwLock<Arc<OwnedFd>>,
     sync: SyncMode,
     pub(super) folders: Arc<Folders>,
     /// Where the umask takes bits of [`BLOB_MODE`] away, each file's mode is set explicitly.
@@ -63,14 +65,14 @@ pub(super) struct Files {
     /// Cleared when the system refuses `O_NOATIME`.
     noatime: AtomicBool,
     next_tmp: AtomicU64,
+    /// Whether somebody has removed folders, so that files may be gone.
+    pub(super) cleared: AtomicBool,
 }
 
 impl Files {
     /// Opens the data directory, which must exist and be writable.
     pub(super) fn open(root: &Path, sync: SyncMode) -> Result<Self> {
-        let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC;
-        let dir = rustix::fs::openat(CWD, root, flags, Mode::empty())
-            .map_err(|errno| Error::io("opening", root, errno.into()))?;
+        let dir = RwLock::new(open_root(root)?);
         let mut files = Self {
             root: root.to_owned(),
             dir,
@@ -79,10 +81,24 @@ impl Files {
             chmod: false,
             noatime: AtomicBool::new(true),
             next_tmp: AtomicU64::new(0),
+            cleared: AtomicBool::new(false),
         };
-        files.make_dir(TMP, |_| ())?;
+        for folder in layout::ROOTS {
+            match files.make_dir(folder, |_| ()) {
+                // It is made when it is needed, once something was evicted.
+                Err(error) if error.is_no_space() => {}
+                made => made?,
+            }
+        }
         for name in files.list(TMP)? {
-            files.unlink(&format!("{TMP}/{name}"))?;
+            let path = format!("{TMP}/{name}");
+            match rustix::fs::unlinkat(files.dir(), &*path, AtFlags::empty()) {
+                Ok(()) | Err(Errno::NOENT) => {}
+                Err(Errno::ISDIR | Errno::PERM | Errno::BUSY) => {
+                    tracing::warn!(path, "not a file of gorego; left alone, remove it by hand");
+                }
+                Err(errno) => return Err(files.error("removing", &path, errno)),
+            }
         }
         files.chmod = match files.create_tmp() {
             Ok((probe, file)) => {
@@ -96,6 +112,47 @@ impl Files {
             Err(error) => return Err(error),
         };
         Ok(files)
+    }
+
+    /// A folder to which no file can be moved from the others, since it is on another file system.
+    pub(super) fn elsewhere(&self) -> Result<Option<String>> {
+        const PROBE: &str = "probe";
+        let mut at = PROBE.to_owned();
+        match self.open_regular(&at, OFlags::RDWR | OFlags::CREATE, BLOB_MODE) {
+            // A full disk can still be read from.
+            Ok(None) | Err(Errno::NOSPC | Errno::DQUOT) => return Ok(None),
+            opened => opened.map_err(|errno| self.error("creating", &at, errno))?,
+        };
+        let subfolders = layout::subfolders().filter(|path| self.is_folder(path) == Some(true));
+        let folders = layout::ROOTS
+            .map(str::to_owned)
+            .into_iter()
+            .chain(subfolders);
+        let mut elsewhere = None;
+        for folder in folders {
+            let to = format!("{folder}/{PROBE}");
+            match rustix::fs::renameat(self.dir(), &*at, self.dir(), &*to) {
+                Ok(()) => at = to,
+                Err(Errno::XDEV) => elsewhere = Some(folder),
+                // What is in the way is put away when the folder is needed.
+                Err(Errno::NOSPC | Errno::DQUOT | Errno::NOTDIR) => {}
+                Err(errno) => return Err(self.error("moving a file to", &folder, errno)),
+            }
+        }
+        self.unlink(&at)?;
+        Ok(elsewhere)
+    }
+
+    fn dir(&self) -> Arc<OwnedFd> {
+        Arc::clone(&self.dir.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Makes the data directory itself anew after somebody has removed it.
+    pub(super) fn reopen(&self) -> Result<()> {
+        fs::create_dir_all(&self.root).map_err(|e| Error::io("creating", &self.root, e))?;
+        let dir = open_root(&self.root)?;
+        *self.dir.write().unwrap_or_else(PoisonError::into_inner) = dir;
+        Ok(())
     }
 
     /// Writes and removes a small file.
@@ -124,7 +181,7 @@ impl Files {
             .chain([relative.len()]);
         let _changing = self.folders.changing();
         for path in ends.filter_map(|end| relative.get(..end)) {
-            match rustix::fs::mkdirat(&self.dir, path, DIR_MODE) {
+            match rustix::fs::mkdirat(self.dir(), path, DIR_MODE) {
                 Ok(()) => made(path),
                 Err(Errno::EXIST) => {}
                 Err(errno) => return Err(self.error("creating", path, errno)),
@@ -136,66 +193,13 @@ impl Files {
     /// Removes a folder if it is empty; says whether it is gone.
     pub(super) fn remove_empty(&self, relative: &str) -> bool {
         let _changing = self.folders.changing();
-        match rustix::fs::unlinkat(&self.dir, relative, AtFlags::REMOVEDIR) {
+        match rustix::fs::unlinkat(self.dir(), relative, AtFlags::REMOVEDIR) {
             Ok(()) => {
                 self.folders.removed(relative);
                 true
             }
             Err(errno) => errno == Errno::NOENT,
         }
-    }
-
-    /// Opens for reading without that counting as use; `None` when there is no such file.
-    pub(super) fn open_read(&self, relative: &str) -> Result<Option<fs::File>> {
-        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
-        let open = |extra| rustix::fs::openat(&self.dir, relative, flags | extra, Mode::empty());
-        let mut opened = if self.noatime.load(Relaxed) {
-            open(OFlags::NOATIME)
-        } else {
-            open(OFlags::empty())
-        };
-        if matches!(opened, Err(Errno::PERM)) {
-            // Permitted only to the file's owner.
-            self.noatime.store(false, Relaxed);
-            opened = open(OFlags::empty());
-        }
-        match opened {
-            Ok(file) => Ok(Some(file.into())),
-            Err(Errno::NOENT) => Ok(None),
-            Err(errno) => Err(self.error("opening", relative, errno)),
-        }
-    }
-
-    /// A new file to write, of a blob's mode, and its name.
-    pub(super) fn create_tmp(&self) -> Result<(String, fs::File)> {
-        let name = format!("{TMP}/{:x}", self.next_tmp.fetch_add(1, Relaxed));
-        let file = self.create(&name, OFlags::EXCL, BLOB_MODE)?;
-        Ok((name, file))
-    }
-
-    /// Opens a partial upload's file for reading and writing; makes it when it is not there.
-    pub(super) fn open_upload(&self, relative: &str) -> Result<fs::File> {
-        let open = || self.create(relative, OFlags::empty(), UPLOAD_MODE);
-        match open() {
-            Err(Error::Io { source, .. }) if source.kind() == ErrorKind::NotFound => {
-                self.make_dir(UPLOADS, |_| ())?;
-                open()
-            }
-            // Sealed, then cut off before it was moved to its place.
-            Err(Error::Io { source, .. }) if source.kind() == ErrorKind::PermissionDenied => {
-                rustix::fs::chmodat(&self.dir, relative, UPLOAD_MODE, AtFlags::empty())
-                    .map_err(|errno| self.error("reopening", relative, errno))?;
-                open()
-            }
-            other => other,
-        }
-    }
-
-    fn create(&self, relative: &str, extra: OFlags, mode: Mode) -> Result<fs::File> {
-        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC | extra;
-        rustix::fs::openat(&self.dir, relative, flags, mode)
-            .map(fs::File::from)
-            .map_err(|errno| self.error("creating", relative, errno))
     }
 
     /// Gives a finished file its mode, and its bytes to the disk where that was asked for.
@@ -214,7 +218,7 @@ impl Files {
         let folder = to.rsplit_once('/').map_or("", |(folder, _)| folder);
         let mut made = Vec::new();
         for _ in 0..ATTEMPTS {
-            match rustix::fs::renameat(&self.dir, from, &self.dir, to) {
+            match rustix::fs::renameat(self.dir(), from, self.dir(), to) {
                 Err(Errno::NOENT) => {}
                 Err(errno) => return Err(self.error("publishing", to, errno)),
                 Ok(()) if self.sync == SyncMode::Full => return self.sync_dirs(folder, &made),
@@ -247,25 +251,19 @@ impl Files {
 
     fn sync_dir(&self, relative: &str) -> Result<()> {
         let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC;
-        rustix::fs::openat(&self.dir, relative, flags, Mode::empty())
+        rustix::fs::openat(self.dir(), relative, flags, Mode::empty())
             .and_then(rustix::fs::fsync)
             .map_err(|errno| self.error("syncing", relative, errno))
     }
 
     fn rename(&self, from: &str, to: &str) -> Result<()> {
-        rustix::fs::renameat(&self.dir, from, &self.dir, to)
+        rustix::fs::renameat(self.dir(), from, self.dir(), to)
             .map_err(|errno| self.error("moving", from, errno))
-    }
-
-    /// Takes a file's name away at once, however long it takes to remove it by its new one.
-    pub(super) fn set_aside(&self, relative: &str) -> Result<String> {
-        let name = format!("{TMP}/{:x}", self.next_tmp.fetch_add(1, Relaxed));
-        self.rename(relative, &name).map(|()| name)
     }
 
     /// Removes a file; one that is not there is fine.
     pub(super) fn unlink(&self, relative: &str) -> Result<()> {
-        match rustix::fs::unlinkat(&self.dir, relative, AtFlags::empty()) {
+        match rustix::fs::unlinkat(self.dir(), relative, AtFlags::empty()) {
             Ok(()) | Err(Errno::NOENT) => Ok(()),
             Err(errno) => Err(self.error("removing", relative, errno)),
         }
@@ -273,17 +271,32 @@ impl Files {
 
     /// A file's size and times; `None` when there is none, or no regular one.
     pub(super) fn stat(&self, relative: &str) -> Result<Option<Meta>> {
-        match rustix::fs::statat(&self.dir, relative, AtFlags::SYMLINK_NOFOLLOW) {
+        match rustix::fs::statat(self.dir(), relative, AtFlags::SYMLINK_NOFOLLOW) {
             Ok(stat) => Ok(regular(&stat)),
             Err(Errno::NOENT | Errno::NOTDIR) => Ok(None),
             Err(errno) => Err(self.error("looking up", relative, errno)),
         }
     }
 
+    /// Whether there is anything at a path, of whatever type.
+    pub(super) fn is_there(&self, relative: &str) -> Result<bool> {
+        match rustix::fs::statat(self.dir(), relative, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(_) => Ok(true),
+            Err(Errno::NOENT | Errno::NOTDIR) => Ok(false),
+            Err(errno) => Err(self.error("looking up", relative, errno)),
+        }
+    }
+
+    /// Whether a path leads to a folder; nothing when it leads nowhere.
+    pub(super) fn is_folder(&self, relative: &str) -> Option<bool> {
+        let stat = rustix::fs::statat(self.dir(), relative, AtFlags::empty()).ok()?;
+        Some(FileType::from_raw_mode(stat.st_mode) == FileType::Directory)
+    }
+
     /// Whether a path still leads to this open file.
     pub(super) fn is_same(&self, file: &fs::File, relative: &str) -> Result<bool> {
         let opened = rustix::fs::fstat(file).map_err(|e| self.error("looking up", relative, e))?;
-        match rustix::fs::statat(&self.dir, relative, AtFlags::empty()) {
+        match rustix::fs::statat(self.dir(), relative, AtFlags::empty()) {
             Ok(there) => Ok((there.st_dev, there.st_ino) == (opened.st_dev, opened.st_ino)),
             Err(Errno::NOENT | Errno::NOTDIR) => Ok(false),
             Err(errno) => Err(self.error("looking up", relative, errno)),
@@ -305,7 +318,7 @@ impl Files {
             last_access: atime,
             last_modification: mtime,
         };
-        match rustix::fs::utimensat(&self.dir, relative, &times, AtFlags::SYMLINK_NOFOLLOW) {
+        match rustix::fs::utimensat(self.dir(), relative, &times, AtFlags::SYMLINK_NOFOLLOW) {
             // Without it eviction is less exact, which is no reason to fail.
             Ok(()) | Err(Errno::NOENT | Errno::PERM | Errno::ACCESS | Errno::ROFS) => Ok(()),
             Err(errno) => Err(self.error("setting the time of", relative, errno)),
@@ -316,7 +329,7 @@ impl Files {
     pub(super) fn list(&self, relative: &str) -> Result<Vec<String>> {
         let read = || -> rustix::io::Result<Vec<String>> {
             let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC;
-            let dir = rustix::fs::openat(&self.dir, relative, flags, Mode::empty())?;
+            let dir = rustix::fs::openat(self.dir(), relative, flags, Mode::empty())?;
             let names = rustix::fs::Dir::read_from(dir)?.filter_map(|entry| {
                 let entry = match entry {
                     Ok(entry) => entry,
@@ -335,12 +348,12 @@ impl Files {
 
     /// Flushes the whole file system that holds the data.
     pub(super) fn sync_all(&self) -> Result<()> {
-        rustix::fs::syncfs(&self.dir).map_err(|errno| self.error("syncing", "", errno))
+        rustix::fs::syncfs(self.dir()).map_err(|errno| self.error("syncing", "", errno))
     }
 
     /// What the file system has left for us.
     pub(super) fn free(&self) -> Option<Free> {
-        let stat = rustix::fs::fstatvfs(&self.dir).ok()?;
+        let stat = rustix::fs::fstatvfs(self.dir()).ok()?;
         Some(Free {
             bytes: stat.f_bavail.saturating_mul(stat.f_frsize),
             files: (stat.f_files > 0).then_some(stat.f_favail),
@@ -361,6 +374,13 @@ impl Files {
         }
         replaced
     }
+}
+
+fn open_root(root: &Path) -> Result<Arc<OwnedFd>> {
+    let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC;
+    let dir = rustix::fs::openat(CWD, root, flags, Mode::empty())
+        .map_err(|errno| Error::io("opening", root, errno.into()))?;
+    Ok(Arc::new(dir))
 }
 
 /// How much is written in one go. A file's time is that of the beginning of the last one, and has to
@@ -388,11 +408,11 @@ pub(super) fn write_at(file: &fs::File, pieces: &[Bytes], mut at: u64) -> rustix
 
 /// The size and times in a `stat` of a regular file.
 pub(super) fn regular(stat: &rustix::fs::Stat) -> Option<Meta> {
-    let kind = rustix::fs::FileType::from_raw_mode(stat.st_mode);
+    let kind = FileType::from_raw_mode(stat.st_mode);
     let ms = |seconds: i64, nanos: u64| {
         u64::try_from(seconds).unwrap_or(0).saturating_mul(1000) + nanos / 1_000_000
     };
-    (kind == rustix::fs::FileType::RegularFile).then(|| Meta {
+    (kind == FileType::RegularFile).then(|| Meta {
         size: u64::try_from(stat.st_size).unwrap_or(0),
         atime_ms: ms(stat.st_atime, stat.st_atime_nsec),
         mtime_ms: ms(stat.st_mtime, stat.st_mtime_nsec),

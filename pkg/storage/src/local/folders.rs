@@ -79,6 +79,11 @@ impl Folders {
         self.count.load(Relaxed)
     }
 
+    /// All of them were counted anew, by a caller that keeps others from changing them.
+    pub(super) fn recounted(&self, count: u64) {
+        self.count.store(count, Relaxed);
+    }
+
     /// What they take, in bytes.
     pub(super) fn bytes(&self) -> u64 {
         self.count().saturating_mul(FOLDER_ROOM)

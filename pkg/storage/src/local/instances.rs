@@ -2,20 +2,28 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    sync::{Arc, PoisonError, RwLock},
+    sync::{Arc, Mutex, PoisonError, RwLock},
 };
 
-use super::layout::InstanceHash;
-use crate::{Error, Result};
+use super::{core::Core, layout::InstanceHash};
+use crate::{
+    Error, Result,
+    index::{InstanceUse, Space},
+};
 
 /// How many instance names one store tells apart.
-const MAX: usize = 1 << 16;
+const MAX: usize = if cfg!(test) { 64 } else { 1 << 16 };
+/// How many instance names are forgotten when all numbers are taken, so that the index is not looked
+/// through for each new name.
+const FORGOTTEN: usize = MAX / 16;
 const _: () = assert!(MAX <= crate::index::INSTANCE_END as usize);
 
 /// The instances that have an action result, or had one.
 #[derive(Default)]
 pub(super) struct Instances {
     table: RwLock<Table>,
+    /// Held while a new name gets a number, which may take a look through the index.
+    naming: Mutex<()>,
 }
 
 #[derive(Default)]
@@ -58,15 +66,15 @@ impl Instances {
     }
 
     /// The instance's number; a new one when it has none. `used` tells which numbers the index
-    /// uses, if it knows, and is asked only when all are taken.
+    /// uses, if it knows, and is asked only when all are taken. `None` when all stay taken.
     pub(super) fn intern(
         &self,
         hash: &InstanceHash,
-        used: impl FnOnce() -> Option<HashSet<u32>>,
-    ) -> Result<Interned> {
+        used: impl FnOnce() -> Option<HashMap<u32, InstanceUse>>,
+    ) -> Option<Interned> {
         let mut table = self.table.write().unwrap_or_else(PoisonError::into_inner);
         if let Some(interned) = table.find(hash) {
-            return Ok(interned);
+            return Some(interned);
         }
         if table.free.is_empty()
             && table.instances.len() == MAX
@@ -74,11 +82,7 @@ impl Instances {
         {
             table.release_all_but(&used);
         }
-        table.add(hash).ok_or_else(|| Error::Full {
-            what: "the action results of another instance name".to_owned(),
-            bytes: 0,
-            why: format!("the action cache tells at most {MAX} instance names apart"),
-        })
+        table.add(hash)
     }
 
     /// The instance with this number.
@@ -86,6 +90,56 @@ impl Instances {
         let table = self.table.read().unwrap_or_else(PoisonError::into_inner);
         let instance = table.instances.get(usize::try_from(number).ok()?)?.as_ref();
         instance.map(|instance| instance.hash)
+    }
+}
+
+impl Core {
+    /// A number for a new instance name. When all are taken, names that have few results and were not
+    /// used lately are forgotten. Blocks.
+    pub(super) fn name_instance(&self, hash: &InstanceHash) -> Result<Interned> {
+        let naming = self.instances.naming.lock();
+        let _turn = naming.unwrap_or_else(PoisonError::into_inner);
+        // Before the scan, the index does not know them all.
+        let used = || self.is_scanned().then(|| self.index.instances());
+        if let Some(interned) = self.instances.intern(hash, used) {
+            return Ok(interned);
+        }
+        if self.is_scanned() {
+            self.forget_instances();
+        }
+        self.instances.intern(hash, used).ok_or_else(|| {
+            Error::Unavailable(format!(
+                "all {MAX} instance names of the action cache are taken, and none can be forgotten \
+                 before the data directory is scanned"
+            ))
+        })
+    }
+
+    /// Removes the results of the instance names that have the fewest, of those the least recently used.
+    fn forget_instances(&self) {
+        let uses = self.index.instances().into_iter();
+        let mut uses: Vec<_> = uses.map(|(number, used)| (used, number)).collect();
+        uses.sort_unstable();
+        let oldest = uses.into_iter().take(FORGOTTEN);
+        let forgotten: HashSet<u32> = oldest.map(|(_, number)| number).collect();
+        let mut keys = Vec::new();
+        self.index.visit(|_, entry| {
+            let key = entry.key();
+            if matches!(key.space, Space::Ac(number) if forgotten.contains(&number)) {
+                keys.push(key);
+            }
+        });
+        let results = keys.len();
+        for key in keys {
+            if let Err(error) = self.remove_if(&key, |entry| !entry.is_pinned()) {
+                tracing::warn!(%error, "could not remove an action result");
+            }
+        }
+        tracing::warn!(
+            instances = forgotten.len(),
+            results,
+            "all {MAX} instance names were taken; removed the results of those with the fewest"
+        );
     }
 }
 
@@ -120,10 +174,10 @@ impl Table {
     }
 
     /// Frees the numbers that nobody is about to use, except those of `used`.
-    fn release_all_but(&mut self, used: &HashSet<u32>) {
+    fn release_all_but(&mut self, used: &HashMap<u32, InstanceUse>) {
         for (number, place) in (0..).zip(&mut self.instances) {
             let idle = |instance: &mut Instance| {
-                !used.contains(&number) && Arc::strong_count(&instance.users) == 1
+                !used.contains_key(&number) && Arc::strong_count(&instance.users) == 1
             };
             if let Some(instance) = place.take_if(idle) {
                 self.numbers.remove(&instance.hash);
@@ -134,32 +188,4 @@ impl Table {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn hash(number: u32) -> InstanceHash {
-        let mut hash = InstanceHash::default();
-        hash[..4].copy_from_slice(&number.to_le_bytes());
-        hash
-    }
-
-    #[test]
-    fn a_number_is_given_anew_once_nothing_of_its_instance_is_left() {
-        let instances = Instances::default();
-        let never = || panic!("not all numbers are taken");
-        let held = instances.intern(&hash(0), never).unwrap();
-        for number in 1..65_536 {
-            let interned = instances.intern(&hash(number), never).unwrap();
-            assert_eq!(instances.hash(interned.number), Some(hash(number)));
-        }
-        let all = || Some((0..65_536).collect());
-        assert!(instances.intern(&hash(65_536), all).is_err());
-        assert!(instances.intern(&hash(65_536), || None).is_err());
-        // The index has results of all but two, and one of the two is about to get one.
-        let all_but_two = || Some((2..65_536).collect());
-        let new = instances.intern(&hash(65_536), all_but_two).unwrap();
-        assert_eq!(instances.number(&hash(1)), None);
-        assert_eq!(instances.hash(new.number), Some(hash(65_536)));
-        assert_eq!(instances.number(&hash(0)), Some(held.number));
-    }
-}
+mod tests;

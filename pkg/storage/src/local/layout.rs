@@ -20,6 +20,13 @@ pub(super) const CAS: &str = "cas";
 /// Action results.
 pub(super) const AC: &str = "ac";
 
+/// The folders that the start makes, and that are made anew when somebody removes them.
+pub(super) const ROOTS: [&str; 5] = [TMP, UPLOADS, QUARANTINE, CAS, AC];
+/// The layout's version.
+pub(super) const VERSION_FILE: &str = "VERSION";
+/// Held by the process that has the data directory.
+pub(super) const LOCK_FILE: &str = "lock";
+
 /// The name under which an instance's action results lie: its name may hold any character.
 pub(super) type InstanceHash = [u8; 16];
 
@@ -40,6 +47,12 @@ pub(super) fn cas_folder(function: DigestFunction) -> String {
 /// The folder of an instance's action results.
 pub(super) fn ac_folder(function: DigestFunction, instance: &InstanceHash) -> String {
     format!("{AC}/{function}/{}", to_hex(instance))
+}
+
+/// The folders right below [`CAS`] and [`AC`], one for each digest function that has its own.
+pub(super) fn subfolders() -> impl Iterator<Item = String> {
+    let below = |tree| DigestFunction::ALL.map(move |function| format!("{tree}/{function}"));
+    [CAS, AC].into_iter().flat_map(below)
 }
 
 /// Whether a folder is the root of a tree or above one, and stays whatever is in it.

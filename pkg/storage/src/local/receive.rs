@@ -3,11 +3,12 @@
 use std::{fmt, sync::Arc};
 
 use futures::StreamExt as _;
-use tokio::runtime::Handle;
+use tokio::{runtime::Handle, time::timeout};
 
 use super::{
     LocalStore,
     blobs::{UPLOAD, check_size},
+    collected::SLOW,
     core::Core,
     growth::Growth,
     upload::{RESERVE_STEP, Upload},
@@ -57,6 +58,11 @@ pub(super) async fn put_stream(
     chunks: Chunks,
     resume: Option<Resume>,
 ) -> Result<Put> {
+    if let Some(other) = digest.other()
+        && core.seek(&other, UPLOAD).await?.is_some()
+    {
+        return Ok(Put::Existed);
+    }
     match receive(core, digest, chunks, resume, None).await? {
         Received::Existed => Ok(Put::Existed),
         Received::Complete(complete) => complete.publish().await,
@@ -91,9 +97,14 @@ async fn receive(
         }
     };
     let receive = async {
-        while let Some(chunk) = chunks.next().await {
+        loop {
+            let next = timeout(SLOW, chunks.next()).await;
             let Some(upload) = &mut upload.0 else { break };
-            upload.push(chunk?).await?;
+            match next {
+                Ok(Some(chunk)) => upload.push(chunk?).await?,
+                Ok(None) => break,
+                Err(_) => upload.write_due().await?,
+            }
         }
         Ok(())
     };
@@ -122,12 +133,11 @@ async fn receive(
 }
 
 impl Complete {
-    /// Checks the content against its digest; after an error nothing is kept of it.
-    pub async fn verify(&mut self) -> Result<()> {
-        let Some(upload) = &self.0.0 else {
-            return Ok(());
-        };
-        let verified = upload.verify();
+    /// Checks the content, and returns its digest: that which was announced, or, where its client named
+    /// no function, perhaps that of the other. After an error nothing is kept of it.
+    pub async fn verify(&mut self) -> Result<Digest> {
+        let upload = self.0.0.as_mut().ok_or_else(gone)?;
+        let verified = upload.verify().await;
         if verified.is_err() {
             self.0.abandon().await?;
         }

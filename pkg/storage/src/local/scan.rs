@@ -150,8 +150,10 @@ pub(super) fn instances(files: &Files) -> Result<Instances> {
             if files.remove_empty(&layout::ac_folder(function, &hash)) {
                 continue;
             }
-            if let Err(error) = instances.intern(&hash, || None) {
-                tracing::warn!(%error, "some action results are left alone");
+            if instances.intern(&hash, || None).is_none() {
+                tracing::warn!(
+                    "too many instance names; the action results of some are left alone"
+                );
                 return Ok(instances);
             }
         }
@@ -159,7 +161,7 @@ pub(super) fn instances(files: &Files) -> Result<Instances> {
     Ok(instances)
 }
 
-fn instances_of(files: &Files, function: DigestFunction) -> Result<Vec<InstanceHash>> {
+pub(super) fn instances_of(files: &Files, function: DigestFunction) -> Result<Vec<InstanceHash>> {
     let names = files.list(&format!("{}/{function}", layout::AC))?;
     Ok(names
         .iter()

@@ -21,7 +21,11 @@ pub(super) async fn run(core: Arc<Core>, period: Duration, seed: u64) {
     loop {
         let next = core.index.first_from(at);
         let size = next.map_or(0, |(_, entry)| entry.size());
-        let pause = pause(period, room_of(size), core.index.bytes());
+        let pause = match core.index.bytes() {
+            // There is nothing to look at: what comes is not due before the period has passed.
+            0 => pause(period, 1, 1),
+            total => pause(period, room_of(size), total),
+        };
         tokio::select! {
             () = core.cancel.cancelled() => return,
             () = tokio::time::sleep(pause) => {}

@@ -2,7 +2,7 @@
 
 use std::{
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
     time::Duration,
@@ -20,11 +20,11 @@ use crate::{
 };
 
 /// How often the usage on record is compared with the real one.
-const TICK: Duration = Duration::from_secs(1);
+const TICK: Duration = Duration::from_secs(2);
 /// Ticks between two sync points, and two rounds of writing last uses back.
-const ROUND: u32 = 60;
+const ROUND: u32 = 30;
 /// Ticks between two looks at whether the directory can be used.
-const PROBE: u32 = 5;
+const PROBE: u32 = 2;
 /// How much earlier than the flush a sync point is dated: file times are coarse, clocks get set.
 const MARGIN_MS: u64 = 2000;
 
@@ -45,6 +45,10 @@ impl Recorded {
             saved: AtomicBool::new(saved),
             synced: AtomicU64::new(u64::MAX),
         }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -70,17 +74,18 @@ pub(super) async fn run(core: Arc<Core>, recorded: Arc<Recorded>) {
             _ = ticks.tick() => {}
         }
         round = round.wrapping_add(1);
-        let (at_round, core, recorded) = (
-            round.is_multiple_of(ROUND),
-            Arc::clone(&core),
-            Arc::clone(&recorded),
-        );
+        // Others may be filling the disk, which is the janitor's business.
+        core.room.press();
+        let (at_round, at_probe) = (round.is_multiple_of(ROUND), round.is_multiple_of(PROBE));
+        if !at_round && !at_probe && core.usage_to_record(&recorded).is_none() {
+            continue;
+        }
+        let (core, recorded) = (Arc::clone(&core), Arc::clone(&recorded));
         let done = blocking(move || {
-            if round.is_multiple_of(PROBE) {
+            if at_probe {
                 core.probe();
+                core.forget_cleared()?;
             }
-            // Others may be filling the disk, which is the janitor's business.
-            core.room.press();
             let recorded_usage = core.record_usage(&recorded);
             if at_round {
                 core.write_back()?;
@@ -103,7 +108,7 @@ pub(super) async fn run(core: Arc<Core>, recorded: Arc<Recorded>) {
 impl Core {
     /// Finds out whether the directory can be written to, and says so when that changes. Blocks.
     fn probe(&self) {
-        let probed = self.files.probe();
+        let probed = self.repair().and_then(|()| self.files.probe());
         let healthy = probed.as_ref().map_or_else(Error::is_no_space, |()| true);
         let changed = self
             .healthy
@@ -115,26 +120,28 @@ impl Core {
         }
     }
 
-    /// Notes the usage when it has changed by more than a little, so that a restart knows it before
-    /// it has looked. Blocks.
-    fn record_usage(&self, recorded: &Recorded) -> Result<()> {
+    /// The state with the present usage, when that has changed by more than a little, so that a restart
+    /// knows it before it has looked.
+    fn usage_to_record(&self, recorded: &Recorded) -> Option<State> {
         // Without uploads, broken off or under way: those are found in their folder.
         let (used, limit) = (self.room.kept(), self.room.limit());
-        let mut state = recorded
-            .state
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let state = *recorded.state();
         // Where the clock was set back, files can be older than the sync point that they come after.
         let synced_ms = state.synced_ms.min(dated());
         let changed = used.abs_diff(state.used) > slack(limit) / 2 || synced_ms < state.synced_ms;
-        if changed || !recorded.saved.load(Relaxed) {
-            let next = State {
-                synced_ms,
-                used,
-                ..*state
-            };
+        let next = State {
+            synced_ms,
+            used,
+            ..state
+        };
+        (changed || !recorded.saved.load(Relaxed)).then_some(next)
+    }
+
+    /// Writes the usage down when it has changed. Blocks.
+    fn record_usage(&self, recorded: &Recorded) -> Result<()> {
+        if let Some(next) = self.usage_to_record(recorded) {
             next.save(&self.files)?;
-            *state = next;
+            *recorded.state() = next;
             recorded.saved.store(true, Relaxed);
         }
         Ok(())
@@ -173,10 +180,7 @@ impl Core {
         }
         let synced_ms = dated();
         self.files.sync_all()?;
-        let mut state = recorded
-            .state
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut state = recorded.state();
         let used = if clean { self.room.kept() } else { state.used };
         let next = State {
             clean,

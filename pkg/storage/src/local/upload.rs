@@ -1,5 +1,7 @@
 //! Blobs that arrive as a stream: staged on disk as they come, kept when they break off.
 
+mod checked;
+
 use std::{mem, sync::Arc};
 
 use async_trait::async_trait;
@@ -8,8 +10,9 @@ use tokio::task::JoinHandle;
 
 use super::{
     LocalStore,
-    blobs::{check_content, check_size, disk_full},
+    blobs::{check_size, disk_full},
     claims::Claim,
+    collected::Collected,
     core::{Core, blocking, cut_off},
     full::Attempts,
     growth::Growth,
@@ -17,9 +20,7 @@ use super::{
     room::{BrokenLeases, Reservation},
     staged::Staged,
 };
-use crate::{
-    Blob, CHUNK_SIZE, Digest, Error, Put, Result, Resume, UploadId, Uploads, index::room_of,
-};
+use crate::{Blob, Digest, Error, Put, Result, Resume, UploadId, Uploads, index::room_of};
 
 /// How much room an upload takes at a time beyond what has arrived.
 pub(super) const RESERVE_STEP: u64 = 8 * 1024 * 1024;
@@ -60,8 +61,7 @@ pub(super) struct Upload {
     growth: Option<Arc<Growth>>,
     /// Bytes received, those before the stream's offset included.
     received: u64,
-    pieces: Vec<Bytes>,
-    collected: usize,
+    collected: Collected,
     phase: Phase,
     /// The leases that it cost.
     broken: Arc<BrokenLeases>,
@@ -90,8 +90,7 @@ impl Upload {
             resume,
             claim,
             growth,
-            pieces: Vec::new(),
-            collected: 0,
+            collected: Collected::default(),
             phase: Phase::Unopened,
             broken: Arc::default(),
             ended: false,
@@ -107,9 +106,13 @@ impl Upload {
                 actual,
             });
         }
-        self.collected += chunk.len();
-        self.pieces.push(chunk);
-        if self.collected >= CHUNK_SIZE {
+        self.collected.push(chunk);
+        self.write_due().await
+    }
+
+    /// Writes what was collected, if that is worth it by now.
+    pub(super) async fn write_due(&mut self) -> Result<()> {
+        if self.collected.are_due() {
             self.flush().await
         } else {
             Ok(())
@@ -118,13 +121,12 @@ impl Upload {
 
     /// Hands what was collected to a thread that writes it.
     async fn flush(&mut self) -> Result<()> {
-        let bytes = self.collected as u64;
+        let bytes = self.collected.len() as u64;
         self.reserve(bytes).await?;
         let Phase::Ready(mut staged) = mem::replace(&mut self.phase, Phase::Lost) else {
             return Err(self.lost());
         };
-        let pieces = mem::take(&mut self.pieces);
-        self.collected = 0;
+        let pieces = self.collected.take();
         self.phase = Phase::Busy(tokio::task::spawn_blocking(move || {
             let result = staged.append(&pieces);
             let pieces = if result.is_err() { pieces } else { Vec::new() };
@@ -143,7 +145,7 @@ impl Upload {
             match self.ready().await {
                 Err(error) if error.is_no_space() => {
                     if !attempts.again(1).await {
-                        return Err(disk_full(&self.digest));
+                        return Err(disk_full(&self.digest, &error));
                     }
                 }
                 ready => break ready?,
@@ -225,7 +227,7 @@ impl Upload {
                 Err(error) if error.is_no_space() => {
                     let bytes = pieces.iter().map(|piece| piece.len() as u64).sum();
                     if !attempts.again(bytes).await {
-                        return Err(disk_full(&self.digest));
+                        return Err(disk_full(&self.digest, &error));
                     }
                     self.write_again(pieces);
                 }
@@ -251,11 +253,12 @@ impl Upload {
             return Err(error);
         }
         if self.is_small() {
+            self.collected.close();
             return Ok(self);
         }
         let staged = async {
-            self.reserve(self.collected as u64).await?;
-            if self.collected > 0 {
+            self.reserve(self.collected.len() as u64).await?;
+            if self.collected.len() > 0 {
                 self.flush_and_wait().await?;
             }
             Ok::<_, Error>(())
@@ -271,20 +274,11 @@ impl Upload {
         matches!(self.phase, Phase::Unopened) && offset == 0
     }
 
-    /// Checks the content of a complete upload against its digest.
-    pub(super) fn verify(&self) -> Result<()> {
-        match &self.phase {
-            Phase::Ready(staged) => staged.verify(),
-            _ if self.is_small() => check_content(&self.digest, &self.pieces),
-            _ => Err(self.lost()),
-        }
-    }
-
     /// The content of a complete upload.
     pub(super) fn blob(&self) -> Result<Blob> {
         match &self.phase {
             Phase::Ready(staged) => Ok(Blob::File(staged.blob())),
-            _ if self.is_small() => Ok(Blob::Bytes(self.pieces.concat().into())),
+            _ if self.is_small() => Ok(Blob::Bytes(self.collected.pieces().concat().into())),
             _ => Err(self.lost()),
         }
     }
@@ -292,8 +286,13 @@ impl Upload {
     /// Verifies a complete upload and puts it into its place.
     pub(super) async fn publish(mut self) -> Result<Put> {
         if self.is_small() {
-            let pieces = mem::take(&mut self.pieces);
-            let put = self.core.put_pieces(&self.digest, pieces).await;
+            let pieces = self.collected.take();
+            let mut put = self.core.put_pieces(&self.digest, pieces.clone()).await;
+            if let (Err(Error::Mismatch { .. }), Some(_)) = (&put, self.digest.other())
+                && let Ok(digest) = self.digest_of(&pieces)
+            {
+                put = self.core.put_pieces(&digest, pieces).await;
+            }
             self.drop_kept().await?;
             return put;
         }
@@ -325,7 +324,11 @@ impl Upload {
             if !matches!(error, Error::Unavailable(_)) {
                 blocking(move || staged.remove()).await?;
             }
-            return Err(if full { disk_full(&self.digest) } else { error });
+            return Err(if full {
+                disk_full(&self.digest, &error)
+            } else {
+                error
+            });
         }
     }
 
@@ -347,7 +350,7 @@ impl Upload {
     /// Stages what was collected, and keeps it for a later attempt.
     pub(super) async fn suspend(mut self) -> Result<()> {
         self.ended = true;
-        if self.resume.is_some() && self.collected > 0 {
+        if self.resume.is_some() && self.collected.len() > 0 {
             match self.flush_and_wait().await {
                 // What was staged before is kept all the same.
                 Err(Error::Full { .. }) => {}

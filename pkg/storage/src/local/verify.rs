@@ -6,6 +6,8 @@ use std::{
     sync::{Arc, atomic::Ordering::Relaxed},
 };
 
+use rustix::io::Errno;
+
 use super::{
     core::{Core, blocking, lock_of, now_ms},
     layout::{self, QUARANTINE},
@@ -63,12 +65,16 @@ impl Core {
     /// more. Blocks.
     pub(super) fn verify(&self, digest: &Digest) -> Result<bool> {
         let path = layout::blob_path(digest);
-        let Some(file) = self.files.open_read(&path)? else {
-            self.forget(digest)?;
-            return Ok(false);
+        let opened = self.files.open_read(&path);
+        let hashed = match &opened {
+            Ok(None) => {
+                self.forget(digest)?;
+                return Ok(false);
+            }
+            Ok(Some(file)) => hash_file(digest.function(), file)
+                .map_err(|error| Error::io("reading", self.files.path(&path), error)),
+            Err(error) => Err(error.clone()),
         };
-        let hashed = hash_file(digest.function(), &file)
-            .map_err(|error| Error::io("reading", self.files.path(&path), error));
         let key = Key::cas(digest);
         match hashed {
             Ok(actual) if actual == *digest => {
@@ -79,7 +85,11 @@ impl Core {
             _ => {}
         }
         let _changing = self.lock(&key);
-        if !self.files.is_same(&file, &path)? {
+        let is_same = match opened {
+            Ok(Some(file)) => self.files.is_same(&file, &path)?,
+            _ => self.files.open_read(&path).is_err(),
+        };
+        if !is_same {
             // An upload replaced the file meanwhile, or it was evicted.
             return Ok(self.index.peek(&key).is_some());
         }
@@ -94,22 +104,10 @@ impl Core {
     /// Moves a wrong file away and forgets it; one that cannot be moved is removed, and one that
     /// cannot be removed stays in doubt. The caller holds the key's lock. Blocks.
     pub(super) fn quarantine(&self, key: &Key, path: &str) -> Result<()> {
-        let size = self.files.stat(path)?.map_or(0, |meta| meta.size);
-        let name = path.replace('/', "-");
-        let place = format!("{QUARANTINE}/{}-{name}", now_ms());
-        // It is kept as long as a partial upload, from now on.
-        let times = self.files.set_mtime_now(path);
-        let gone = match times.and_then(|()| self.files.publish(path, &place)) {
-            Ok(()) => {
-                self.room.add_idle(&place, size, now_ms());
-                tracing::warn!(from = path, to = place, "moved to quarantine");
-                Ok(())
-            }
-            Err(error) => {
-                tracing::warn!(%error, "could not be moved to quarantine; removed");
-                self.files.unlink(path)
-            }
-        };
+        let gone = self.put_away(path).or_else(|error| {
+            tracing::warn!(%error, "could not be moved to quarantine; removed");
+            self.files.unlink(path)
+        });
         if let Err(error) = gone {
             self.index.doubt(key);
             return Err(error);
@@ -120,24 +118,77 @@ impl Core {
         Ok(())
     }
 
+    /// Moves what is at a path to the quarantine, of whatever type it is. Blocks.
+    fn put_away(&self, path: &str) -> Result<()> {
+        let meta = self.files.stat(path)?;
+        let name = path.replace('/', "-");
+        let place = format!("{QUARANTINE}/{}-{name}", now_ms());
+        // It is kept as long as a partial upload, from now on.
+        let times = self.files.set_mtime_now(path);
+        let moved = times.and_then(|()| self.files.publish(path, &place));
+        if moved.is_ok() {
+            // What is no regular file is for the operator to remove.
+            if let Some(meta) = meta {
+                self.room.add_idle(&place, meta.size, now_ms());
+            }
+            tracing::warn!(from = path, to = place, "moved to quarantine");
+        }
+        moved
+    }
+
+    /// Moves a finished file to its place. A folder that somebody has put there, or a file in the place
+    /// of a folder above, goes to the quarantine. Blocks.
+    pub(super) fn install(&self, from: &str, to: &str) -> Result<()> {
+        match self.files.publish(from, to) {
+            Err(error) if error.is_obstructed() => {}
+            done => return done,
+        }
+        let above = to.match_indices('/').filter_map(|(end, _)| to.get(..end));
+        for folder in above {
+            if self.files.is_folder(folder) == Some(false) {
+                self.put_away(folder)?;
+            }
+        }
+        if self.files.is_folder(to) == Some(true) {
+            self.put_away(to)?;
+        }
+        self.files.publish(from, to)
+    }
+
+    /// Opens the file of a partial upload, or makes it; anything else at its path goes to the
+    /// quarantine. Blocks.
+    pub(super) fn open_upload(&self, path: &str) -> Result<fs::File> {
+        if let Some(file) = self.files.open_upload(path)? {
+            return Ok(file);
+        }
+        self.put_away(path)?;
+        let opened = self.files.open_upload(path)?;
+        opened.ok_or_else(|| self.files.error("creating", path, Errno::EXIST))
+    }
+
     /// Drops a blob whose file is gone or has another size from the index, and what is left of it
     /// from the disk. Blocks.
     pub(super) fn forget(&self, digest: &Digest) -> Result<()> {
-        let key = Key::cas(digest);
+        let (key, path) = (Key::cas(digest), layout::blob_path(digest));
         let _changing = self.lock(&key);
-        let Some(path) = self.locate(&key)? else {
+        let size = self.files.stat(&path)?.map(|meta| meta.size);
+        if size.is_none() && self.files.is_there(&path)? {
+            tracing::warn!(%digest, "something that is no regular file is in the place of a blob");
+            return self.quarantine(&key, &path);
+        }
+        let Some(found) = self.locate(&key)? else {
             if self.index.remove(&key).is_some() {
                 self.counters.lost.fetch_add(1, Relaxed);
                 tracing::warn!(%digest, "blob's file is gone; somebody removed it");
-                self.prune(&key, &layout::blob_path(digest));
+                let folder = path.rsplit_once('/').map_or("", |(folder, _)| folder);
+                if self.files.is_folder(folder).is_none() {
+                    self.files.cleared.store(true, Relaxed);
+                }
+                self.prune(&key, &path);
             }
             return Ok(());
         };
-        if path != layout::blob_path(digest) {
-            return Ok(());
-        }
-        let size = self.files.stat(&path)?.map(|meta| meta.size);
-        if size != Some(digest.size()) {
+        if found == path && size != Some(digest.size()) {
             self.counters.lost.fetch_add(1, Relaxed);
             tracing::warn!(%digest, ?size, "blob's file has another size; removed");
             self.index.remove(&key);
@@ -150,7 +201,7 @@ impl Core {
     /// Hashes the file of an index entry, or checks an action result's checksum. Blocks.
     pub(super) fn check(&self, key: &Key, size: u64) -> Result<()> {
         let Some(path) = self.locate(key)? else {
-            return Ok(());
+            return self.drop_if_gone(key).map(drop);
         };
         if key.space != Space::Cas {
             return self.check_action(key, &path);
@@ -197,4 +248,17 @@ fn settle_one(core: &Core, key: &Key, size: u64) -> Result<()> {
     // Its file is gone, or is no blob's.
     core.index.remove_if(key, Entry::is_in_doubt);
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_blob_that_the_disk_cannot_read_counts_as_damaged() {
+        // Reading it is an I/O error, as on a broken disk.
+        let path = "/proc/self/mem";
+        let hashed = hash_file(DigestFunction::Sha256, &fs::File::open(path).unwrap());
+        assert!(Error::io("reading", path, hashed.unwrap_err()).is_unreadable());
+    }
 }

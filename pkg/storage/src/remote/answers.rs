@@ -2,6 +2,7 @@
 
 use std::{
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll, ready},
 };
 
@@ -13,15 +14,23 @@ use tonic::{
     body::Body,
     codegen::{
         Service,
-        http::{HeaderMap, Request, Response, StatusCode},
+        http::{HeaderMap, Request, Response},
     },
     transport::{Channel, Error},
 };
 
-/// A channel whose answers cannot make tonic panic, and that tells those that were cut off from
-/// those that came to their end.
+use super::{
+    foreign::{self, Foreign},
+    pieces::{self, Pieces},
+};
+
+/// A channel whose answers cannot make tonic panic or decode what is not gRPC, and that tells those
+/// that were cut off from those that came to their end.
 #[derive(Clone)]
-pub(super) struct Answers(pub(super) Channel);
+pub(super) struct Answers {
+    pub(super) channel: Channel,
+    pub(super) foreign: Arc<Foreign>,
+}
 
 impl Service<Request<Body>> for Answers {
     type Response = Response<Body>;
@@ -29,20 +38,34 @@ impl Service<Request<Body>> for Answers {
     type Future = BoxFuture<'static, Result<Response<Body>, Error>>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
-        self.0.poll_ready(cx)
+        self.channel.poll_ready(cx)
     }
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
-        let answer = self.0.call(request);
-        async move { Ok(fit(answer.await?)) }.boxed()
+        let foreign = Arc::clone(&self.foreign);
+        let is_download = request.uri().path() == pieces::PATH;
+        let answer = self.channel.call(request);
+        async move {
+            let answer = answer.await?;
+            if foreign::is_foreign(&answer) {
+                return Ok(foreign.translate(answer).await);
+            }
+            let answer = fit(answer);
+            Ok(if is_download {
+                answer.map(Pieces::of)
+            } else {
+                answer
+            })
+        }
+        .boxed()
     }
 }
 
 fn fit(mut answer: Response<Body>) -> Response<Body> {
     let headers = answer.headers_mut();
     without_details(headers);
-    // A status in the headers, or one of HTTP, stands for the whole.
-    if headers.contains_key(Status::GRPC_STATUS) || answer.status() != StatusCode::OK {
+    // A status in the headers stands for the whole.
+    if headers.contains_key(Status::GRPC_STATUS) {
         return answer;
     }
     answer.map(|inner| {

@@ -12,7 +12,9 @@ use tonic::{
     transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity},
 };
 
-use super::{RemoteAddress, RemoteError, RemoteOptions, RemoteTls, answers::Answers, pool::Lease};
+use super::{
+    Chain, RemoteAddress, RemoteError, RemoteOptions, RemoteTls, answers::Answers, pool::Lease,
+};
 
 /// What a stream may have under way. Peers are told to go on when half of it has come, so that it
 /// takes twice what the network holds to keep them going: 1 Gbit/s over 30 ms there and back.
@@ -40,6 +42,8 @@ pub(super) type Link = InterceptedService<Answers, Headers>;
 #[derive(Clone)]
 pub(super) struct Headers {
     metadata: Arc<MetadataMap>,
+    /// The instances of gorego that the request passed.
+    chain: Option<AsciiMetadataValue>,
     /// What the peer is told of how long it has.
     timeout: Option<Duration>,
     /// Of the connection that they go over.
@@ -71,15 +75,17 @@ impl Headers {
         }
         Ok(Self {
             metadata: Arc::new(metadata),
+            chain: None,
             timeout: None,
             _lease: None,
         })
     }
 
     /// As these, for one call, which may have a time limit.
-    pub(super) fn of(&self, lease: Lease, timeout: Option<Duration>) -> Self {
+    pub(super) fn of(&self, lease: Lease, chain: &Chain, timeout: Option<Duration>) -> Self {
         Self {
             metadata: Arc::clone(&self.metadata),
+            chain: chain.header().parse().ok(),
             timeout,
             _lease: Some(Arc::new(lease)),
         }
@@ -92,6 +98,9 @@ impl Interceptor for Headers {
     fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
         if let Some(timeout) = self.timeout {
             request.set_timeout(timeout);
+        }
+        if let Some(chain) = &self.chain {
+            request.metadata_mut().insert(Chain::HEADER, chain.clone());
         }
         for header in self.metadata.iter() {
             if let tonic::metadata::KeyAndValueRef::Ascii(key, value) = header {

@@ -1,9 +1,12 @@
 //! `ByteStream.Read` that goes on where it broke off, and ends well only with the right content.
 
-use std::{sync::Arc, time::Duration};
+mod checked;
+
+use std::sync::Arc;
 
 use bytes::{Buf as _, Bytes};
 use futures::{FutureExt as _, StreamExt as _, stream};
+use gorego_limits::Permit;
 use reapi::bytestream::{ReadRequest, ReadResponse, byte_stream_client::ByteStreamClient};
 use tokio::{
     sync::{OwnedSemaphorePermit, oneshot},
@@ -19,22 +22,18 @@ use super::{
     connect::Link,
     failure::{Backoff, Failure, mismatch},
     peer::{Peer, Turn},
+    pieces::MAX_MESSAGE,
 };
 use crate::{Blob, BlobStream, Compressor, Digest, Error, Hasher, Result};
-
-/// What peers send in one piece, and then some.
-const MAX_PIECE: usize = (4 << 20) + (64 << 10);
-
-/// How long the end of a stream is waited for whose content is complete and right.
-const GRACE: Duration = Duration::from_secs(1);
 
 /// A download under way.
 struct Download {
     peer: Arc<Peer>,
     name: String,
     digest: Digest,
-    /// The name under which it is not compressed, while it is.
-    plain: Option<String>,
+    /// The name under which it is not compressed.
+    plain_name: String,
+    zstd: bool,
     known: Arc<Known>,
     /// The first byte that is not only hashed.
     wanted_from: u64,
@@ -43,17 +42,21 @@ struct Download {
     /// How far it had come when it was last begun.
     begun_at: u64,
     /// Of all that came so far.
-    hasher: Option<Hasher>,
+    hasher: Hasher,
+    /// The last bytes that came, [`OVERLAP`] at most.
+    tail: Bytes,
+    /// What is to come once more, after the download was resumed.
+    overlap: Bytes,
+    /// Whether it was resumed, so that wrong content may be the fault of that.
+    resumed: bool,
+    /// The position and the hash of what its reader had when it was begun anew.
+    given: Option<(u64, Hasher)>,
     arriving: Option<Arriving>,
     backoff: Backoff,
     turn: Turn,
     since: Since,
     ended: bool,
-    _permits: (
-        OwnedSemaphorePermit,
-        OwnedSemaphorePermit,
-        Option<OwnedSemaphorePermit>,
-    ),
+    _permits: (OwnedSemaphorePermit, Permit, Option<OwnedSemaphorePermit>),
 }
 
 /// One answer of the peer.
@@ -91,14 +94,17 @@ pub(super) async fn start(
     let mut download = Download {
         name: store.read_name(digest, compressor),
         digest: *digest,
-        plain: compress
-            .is_some()
-            .then(|| store.read_name(digest, Compressor::Identity)),
+        plain_name: store.read_name(digest, Compressor::Identity),
+        zstd: compress.is_some(),
         known: Arc::clone(&store.known),
         wanted_from: offset,
         at: 0,
         begun_at: 0,
-        hasher: Some(Hasher::new(digest.function())),
+        hasher: Hasher::new(digest.function()),
+        tail: Bytes::new(),
+        overlap: Bytes::new(),
+        resumed: false,
+        given: None,
         arriving: None,
         backoff: peer.backoff(),
         turn: Turn::First,
@@ -159,35 +165,21 @@ impl Download {
                 Ok(Some(piece)) => {
                     let mut piece = self.take(piece).await?;
                     let wanted = self.at.saturating_sub(self.wanted_from);
-                    if wanted > 0 {
-                        let wanted = usize::try_from(wanted).unwrap_or(usize::MAX);
-                        piece.advance(piece.len().saturating_sub(wanted));
+                    let wanted = usize::try_from(wanted).unwrap_or(usize::MAX);
+                    piece.advance(piece.len().saturating_sub(wanted));
+                    if !piece.is_empty() {
                         return Ok(Some(piece));
                     }
                 }
                 Ok(None) => {
                     let actual = format!("{} bytes, of which no more come", self.at);
-                    return Err(self.wrong(&actual));
+                    self.is_wrong(self.wrong(&actual))?;
                 }
+                Err(Failure::Own(error @ Error::Mismatch { .. })) => self.is_wrong(error)?,
                 Err(failure) => self.broken(failure).await?,
             }
         }
         Ok(None)
-    }
-
-    async fn take(&mut self, piece: Bytes) -> Result<Bytes> {
-        self.at += piece.len() as u64;
-        if self.at > self.digest.size() {
-            return Err(self.too_long());
-        }
-        if let Some(hasher) = &mut self.hasher {
-            hasher.update(&piece);
-        }
-        if self.at == self.digest.size() {
-            self.end().await?;
-            self.ended = true;
-        }
-        Ok(piece)
     }
 
     /// Waits for a while after a failure, if it is to be tried again.
@@ -199,12 +191,9 @@ impl Download {
             // Once for each time that it came further.
             self.begun_at = self.at;
         }
-        if !progressed
-            && failure.is_unknown_form()
-            && let Some(plain) = self.plain.take()
-        {
+        if !progressed && self.zstd && failure.is_unknown_form() {
             self.known.correct(|known| known.zstd_streams = false);
-            self.name = plain;
+            self.be_plain();
             return Ok(());
         }
         let again = failure.is_retryable() || progressed && failure.is_resumable();
@@ -240,15 +229,18 @@ impl Download {
     }
 
     async fn begin(&mut self, link: Link) -> Result<(), Failure> {
+        self.resumed |= self.at > 0;
+        self.overlap = self.tail.clone();
+        let offset = self.at.saturating_sub(self.overlap.len() as u64);
         let request = ReadRequest {
             resource_name: self.name.clone(),
-            read_offset: i64::try_from(self.at).unwrap_or(i64::MAX),
+            read_offset: i64::try_from(offset).unwrap_or(i64::MAX),
             read_limit: 0,
         };
-        let decompressing = self.plain.is_some().then(Decompressing::new).transpose();
+        let decompressing = self.zstd.then(Decompressing::new).transpose();
         let decompressing =
             decompressing.map_err(|why| Failure::Own(Error::Unavailable(why.to_string())))?;
-        let mut client = ByteStreamClient::new(link.clone()).max_decoding_message_size(MAX_PIECE);
+        let mut client = ByteStreamClient::new(link.clone()).max_decoding_message_size(MAX_MESSAGE);
         let patience = self.peer.timeout();
         self.begun_at = self.at;
         let answer = match time::timeout(patience, client.read(request)).await {
@@ -275,7 +267,7 @@ impl Download {
             return Ok(None);
         };
         // One byte too many tells content of the right size from longer content.
-        let most = self.digest.size().saturating_sub(self.at) + 1;
+        let most = self.digest.size().saturating_sub(self.at) + self.overlap.len() as u64 + 1;
         loop {
             if let Some(decompressing) = &mut arriving.decompressing {
                 let piece = decompressing.next(&mut arriving.compressed, most);
@@ -296,32 +288,6 @@ impl Download {
                 Some(message) => return Ok(Some(message.data)),
             }
         }
-    }
-
-    /// Checks the content, and that no more comes. What else the peer says then does not matter, nor
-    /// whether it says anything.
-    async fn end(&mut self) -> Result<()> {
-        if let Some(actual) = self.hasher.take().map(Hasher::finish)
-            && actual != self.digest
-        {
-            return Err(self.wrong(&actual.to_string()));
-        }
-        let grace = self.peer.timeout().min(GRACE);
-        let outcome = time::timeout(grace, self.piece()).await;
-        self.arriving = None;
-        match outcome {
-            Ok(Ok(Some(_))) => Err(self.too_long()),
-            _ => Ok(()),
-        }
-    }
-
-    fn too_long(&self) -> Error {
-        self.wrong(&format!("more than {} bytes", self.digest.size()))
-    }
-
-    fn wrong(&self, actual: &str) -> Error {
-        let peer = self.peer.name();
-        mismatch(&self.digest, format_args!("{actual}, from {peer}"))
     }
 
     fn error(&self, failure: Failure) -> Error {

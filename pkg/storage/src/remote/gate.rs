@@ -26,7 +26,7 @@ pub(super) struct Gate {
     name: Arc<str>,
     breaking: Mutex<Breaking>,
     state: watch::Sender<BreakerState>,
-    /// Counts failures to reach the peer, after which it may be another one.
+    /// Counts failures to reach the peer, after which it may be another one, or without its blobs.
     outages: AtomicU64,
 }
 
@@ -112,7 +112,7 @@ impl Gate {
 
     fn failed(&self, pool: &Pool, admission: Admission, since: Since, failure: &Failure) {
         let silent = matches!(failure, Failure::TimedOut(_));
-        // A peer that says nothing was not replaced by another one.
+        // A peer that says nothing was not replaced by another one, unless that goes on.
         if !silent {
             self.outages.fetch_add(1, Relaxed);
         }
@@ -136,6 +136,9 @@ impl Gate {
         let outcome = change(&mut breaking);
         let after = breaking.breaker.state();
         if before != after {
+            if after == BreakerState::Open {
+                self.outages.fetch_add(1, Relaxed);
+            }
             match after {
                 BreakerState::Open if before == BreakerState::Closed => warn!(
                     peer = &*self.name,

@@ -1,6 +1,10 @@
 //! What a remote store is made of.
 
-use std::{fmt, path::PathBuf, time::Duration};
+use std::{fmt, path::PathBuf, sync::Arc, time::Duration};
+
+use super::Chain;
+
+use gorego_limits::Budget;
 
 /// Where a peer listens.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -60,7 +64,7 @@ impl Default for BreakerOptions {
 }
 
 /// Which peer, and how it is spoken to.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone)]
 pub struct RemoteOptions {
     /// Where it listens.
     pub address: RemoteAddress,
@@ -71,6 +75,8 @@ pub struct RemoteOptions {
     pub instance_name: String,
     /// Sent with each request, and never logged.
     pub headers: Vec<(String, String)>,
+    /// What each request names, so that a loop is noticed: the chain of the server that this store is of.
+    pub chain: Arc<Chain>,
     /// Whether large content may be compressed on its way, if the peer can.
     pub zstd: bool,
     /// How often a call is tried again; a download or upload that came further starts counting
@@ -80,6 +86,8 @@ pub struct RemoteOptions {
     pub connections: usize,
     /// How many calls may run at once, and how many downloads and uploads beside them.
     pub max_calls: usize,
+    /// Receive windows of downloads, which a peer may fill while their readers are slow.
+    pub windows: Budget,
     /// How long a call may take, and 1 s more for each MiB that it moves. Of downloads and uploads
     /// in pieces: how long they may stand still.
     pub timeout: Duration,
@@ -95,10 +103,12 @@ impl RemoteOptions {
             tls: None,
             instance_name: String::new(),
             headers: Vec::new(),
+            chain: Arc::default(),
             zstd: false,
             retries: 3,
             connections: 4,
             max_calls: 256,
+            windows: Budget::memory("memory for downloads", 64 << 20),
             timeout: Duration::from_mins(1),
             breaker: BreakerOptions::default(),
         }
@@ -119,7 +129,7 @@ impl fmt::Debug for RemoteOptions {
             .field("max_calls", &self.max_calls)
             .field("timeout", &self.timeout)
             .field("breaker", &self.breaker)
-            .finish()
+            .finish_non_exhaustive()
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::{fmt, sync::Arc, time::Duration};
 
+use gorego_limits::{Budget, Permit};
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, watch},
     time::{self, Instant},
@@ -13,12 +14,13 @@ use tokio_util::{
 use tonic::{Response, Status, service::interceptor::InterceptedService};
 
 use super::{
-    BreakerState, RemoteError, RemoteOptions,
+    BreakerState, Chain, RemoteError, RemoteOptions,
     answers::Answers,
     breaker::Since,
     capabilities,
     connect::{self, Headers, Link},
     failure::{Backoff, Failure},
+    foreign::Foreign,
     gate::{Attempt, Gate},
     pool::Pool,
 };
@@ -27,20 +29,17 @@ use crate::{Digest, Error, Result};
 /// What a peer moves at least, in bytes a second: calls that move more have more time.
 const SLOWEST: u64 = 1 << 20;
 
-/// A permit stands for this many bytes under way.
-const UNIT: u64 = 64 << 10;
-/// What all downloads together may have under way, in permits: 512 MiB.
-const WINDOWS: usize = 8192;
-
 /// A peer and what is known of it.
 pub(super) struct Peer {
     name: Arc<str>,
     pool: Pool,
+    foreign: Arc<Foreign>,
     headers: Headers,
+    chain: Arc<Chain>,
     calls: Arc<Semaphore>,
     streams: Arc<Semaphore>,
-    /// What downloads may have under way, in permits of [`UNIT`] bytes.
-    windows: Arc<Semaphore>,
+    /// What downloads may have under way.
+    windows: Budget,
     gate: Gate,
     timeout: Duration,
     retries: u32,
@@ -68,12 +67,14 @@ impl Peer {
         let name: Arc<str> = options.address.to_string().into();
         Ok(Self {
             gate: Gate::new(Arc::clone(&name), options.breaker),
+            foreign: Foreign::new(Arc::clone(&name)),
             name,
             pool: Pool::new(connect::channels(options)?),
             headers: Headers::parse(&options.headers)?,
+            chain: Arc::clone(&options.chain),
             calls: Arc::new(Semaphore::new(max_calls)),
             streams: Arc::new(Semaphore::new(max_calls)),
-            windows: Arc::new(Semaphore::new(WINDOWS)),
+            windows: options.windows.clone(),
             timeout: options.timeout,
             retries: options.retries,
             max_calls,
@@ -140,8 +141,12 @@ impl Peer {
         let taken = self.pool.take();
         let (channel, lease) =
             taken.ok_or_else(|| Failure::Nonsense("no connection".to_owned()))?;
-        let headers = self.headers.of(lease, timeout);
-        Ok(InterceptedService::new(Answers(channel), headers))
+        let headers = self.headers.of(lease, &self.chain, timeout);
+        let foreign = Arc::clone(&self.foreign);
+        Ok(InterceptedService::new(
+            Answers { channel, foreign },
+            headers,
+        ))
     }
 
     /// When what is asked of a store has to be done that moves `bytes`, however often it is tried.
@@ -271,10 +276,13 @@ impl Peer {
     }
 
     /// Waits until a download of `bytes` may have a window's worth of them under way.
-    pub(super) async fn window_permit(&self, bytes: u64) -> Result<OwnedSemaphorePermit, Failure> {
+    pub(super) async fn window_permit(&self, bytes: u64) -> Result<Permit, Failure> {
         let window = bytes.min(u64::from(connect::STREAM_WINDOW));
-        let permits = u32::try_from(window.div_ceil(UNIT)).unwrap_or(u32::MAX);
-        acquire(&self.windows, permits, self.timeout).await
+        let reserve = self.windows.reserve(window);
+        match time::timeout(self.timeout, reserve).await {
+            Ok(Ok(permit)) => Ok(permit),
+            _ => Err(Failure::Busy(self.timeout)),
+        }
     }
 }
 

@@ -1,77 +1,140 @@
-//! Reading the directories out of a `Tree` while it arrives.
+//! Reading what a `Tree` or a `Directory` names while it arrives.
 
 use std::fmt;
 
 use bytes::{Buf as _, Bytes, BytesMut};
 use futures::StreamExt as _;
-use reapi::v2::Directory;
+use prost::Message as _;
+use reapi::v2;
 
-use super::{MAX_DIRECTORY_BYTES, TreeError, directory::EncodedDirectory, wire::Header};
-use crate::{BlobStore, CHUNK_SIZE, Chunks, Digest, Error};
+use super::{TreeError, wire::Header};
+use crate::{Blob, Chunks, Digest};
 
+/// The fields of a `Tree` that hold a directory.
 const ROOT: u64 = 1;
 const CHILDREN: u64 = 2;
+/// The fields of a `Directory` that hold a node.
+const FILES: u64 = 1;
+const DIRECTORIES: u64 = 2;
+/// The field of a node that holds its digest.
+const DIGEST: u64 = 2;
+/// More than any encoded digest has, in bytes.
+const MAX_DIGEST: u64 = 1024;
+/// The end of a message that ends with the content.
+const OPEN: u64 = u64::MAX;
 
-/// The directories of a `Tree`, in its order, the root among them. Holds one at a time, never the
-/// whole tree.
-pub struct TreeReader {
-    tree: Digest,
-    chunks: Chunks,
-    /// Arrived, and not yet passed.
-    buffer: BytesMut,
+/// A digest that a directory names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Reference {
+    File(Digest),
+    Directory(Digest),
 }
 
-impl TreeReader {
-    /// Opens the `Tree` stored under `tree`.
-    pub async fn open(store: &dyn BlobStore, tree: Digest) -> Result<Self, Error> {
-        let blob = store.get(&tree, 0).await?;
-        Ok(Self::new(tree, blob.into_chunks()))
+/// The digests that a directory names, or all directories of a `Tree`, in their order. Holds one chunk of
+/// the content at a time: neither a directory nor a name in it can be too large.
+pub(crate) struct References {
+    blob: Digest,
+    is_tree: bool,
+    chunks: Chunks,
+    /// Arrived, and not yet passed.
+    buffer: Bytes,
+    /// How much of the content was passed, in bytes.
+    passed: u64,
+    /// Where the present directory ends; `None` between those of a tree.
+    directory_end: Option<u64>,
+}
+
+impl References {
+    /// Reads the content of the `Tree` that `blob` names.
+    pub(crate) fn of_tree(blob: Digest, content: Blob) -> Self {
+        Self::new(blob, true, None, content)
     }
 
-    /// Reads the `Tree` that arrives in `chunks`; `tree` names it in errors.
-    pub fn new(tree: Digest, chunks: Chunks) -> Self {
+    /// Reads the content of the `Directory` that `blob` names.
+    pub(crate) fn of_directory(blob: Digest, content: Blob) -> Self {
+        Self::new(blob, false, Some(OPEN), content)
+    }
+
+    fn new(blob: Digest, is_tree: bool, directory_end: Option<u64>, content: Blob) -> Self {
         Self {
-            tree,
-            chunks,
-            buffer: BytesMut::new(),
+            blob,
+            is_tree,
+            chunks: content.into_chunks(),
+            buffer: Bytes::new(),
+            passed: 0,
+            directory_end,
         }
     }
 
-    /// The next directory.
-    pub async fn next(&mut self) -> Result<Option<Directory>, TreeError> {
-        let Some(encoded) = self.next_encoded().await? else {
-            return Ok(None);
-        };
-        encoded.decode().map(Some).map_err(|why| self.not_tree(why))
-    }
-
-    pub(crate) async fn next_encoded(&mut self) -> Result<Option<EncodedDirectory>, TreeError> {
-        while let Some(header) = self.next_header().await? {
-            if header.delimited && matches!(header.number, ROOT | CHILDREN) {
-                return self.take(header.content).await.map(Some);
-            }
-            self.pass(header.content).await?;
-        }
-        Ok(None)
-    }
-
-    /// That the tree is none, in the words of `why`.
-    fn not_tree(&self, why: impl Into<String>) -> TreeError {
-        TreeError::NotTree {
-            digest: self.tree,
-            why: why.into(),
-        }
-    }
-
-    async fn next_header(&mut self) -> Result<Option<Header>, TreeError> {
+    /// The next digest.
+    pub(crate) async fn next(&mut self) -> Result<Option<Reference>, TreeError> {
         loop {
-            let read = Header::read(&self.buffer).map_err(|why| self.not_tree(why))?;
+            let Some(end) = self.directory_end else {
+                match self.field(OPEN).await? {
+                    None => return Ok(None),
+                    Some(field) if field.delimited && matches!(field.number, ROOT | CHILDREN) => {
+                        self.directory_end = Some(self.end_of(field));
+                    }
+                    Some(field) => self.pass(field.content).await?,
+                }
+                continue;
+            };
+            match self.field(end).await? {
+                None if !self.is_tree => return Ok(None),
+                None => self.directory_end = None,
+                Some(field) if field.delimited && field.number == FILES => {
+                    return self.node(field).await.map(Reference::File).map(Some);
+                }
+                Some(field) if field.delimited && field.number == DIRECTORIES => {
+                    return self.node(field).await.map(Reference::Directory).map(Some);
+                }
+                Some(field) => self.pass(field.content).await?,
+            }
+        }
+    }
+
+    /// The digest of a node; the rest of it is passed over.
+    async fn node(&mut self, node: Header) -> Result<Digest, TreeError> {
+        let end = self.end_of(node);
+        let mut digest: Option<v2::Digest> = None;
+        while let Some(field) = self.field(end).await? {
+            if field.number != DIGEST {
+                self.pass(field.content).await?;
+                continue;
+            }
+            if !field.delimited || field.content > MAX_DIGEST {
+                return Err(self.malformed("the digest of a node is none"));
+            }
+            let encoded = self.take(field.content).await?;
+            let merged = digest.get_or_insert_default().merge(encoded);
+            merged.map_err(|why| self.malformed(why.to_string()))?;
+        }
+        Digest::from_field(Some(self.blob.function()), digest.as_ref())
+            .map_err(|why| self.malformed(why.to_string()))
+    }
+
+    /// Where the content of a field ends whose header was just read.
+    const fn end_of(&self, field: Header) -> u64 {
+        self.passed.saturating_add(field.content)
+    }
+
+    /// Passes the header of the next field of a message; `None` at the message's end.
+    async fn field(&mut self, end: u64) -> Result<Option<Header>, TreeError> {
+        loop {
+            if self.passed == end {
+                return Ok(None);
+            }
+            let read = Header::read(&self.buffer).map_err(|why| self.malformed(why))?;
             if let Some(header) = read {
-                self.buffer.advance(header.len);
+                self.advance(header.len);
+                if self.passed > end || self.end_of(header) > end {
+                    return Err(self.malformed("a field is cut off"));
+                }
                 return Ok(Some(header));
             }
             if !self.arrive().await? {
-                return if self.buffer.is_empty() {
+                let is_end = self.buffer.is_empty() && end == OPEN;
+                return if is_end {
                     Ok(None)
                 } else {
                     Err(self.cut_off())
@@ -80,36 +143,24 @@ impl TreeReader {
         }
     }
 
-    async fn take(&mut self, len: u64) -> Result<EncodedDirectory, TreeError> {
-        if len > MAX_DIRECTORY_BYTES {
-            return Err(TreeError::TooLarge {
-                digest: self.tree,
-                bytes: len,
-            });
-        }
-        let missing = len.saturating_sub(self.buffer.len() as u64);
-        if missing <= self.tree.size() {
-            // All at once, rather than twice as much while it grows; with what comes along.
-            let missing = usize::try_from(missing).unwrap_or(usize::MAX);
-            self.buffer.reserve(missing.saturating_add(CHUNK_SIZE));
-        }
+    /// The next `len` bytes, which are few.
+    async fn take(&mut self, len: u64) -> Result<Bytes, TreeError> {
         while (self.buffer.len() as u64) < len {
             if !self.arrive().await? {
                 return Err(self.cut_off());
             }
         }
         let len = usize::try_from(len).unwrap_or(usize::MAX);
-        Ok(EncodedDirectory(self.buffer.split_to(len).freeze()))
+        self.passed += len as u64;
+        Ok(self.buffer.split_to(len))
     }
 
     async fn pass(&mut self, len: u64) -> Result<(), TreeError> {
         let mut left = len;
         loop {
-            let passed = self
-                .buffer
-                .len()
-                .min(usize::try_from(left).unwrap_or(usize::MAX));
-            self.buffer.advance(passed);
+            let here = usize::try_from(left).unwrap_or(usize::MAX);
+            let passed = self.buffer.len().min(here);
+            self.advance(passed);
             left -= passed as u64;
             if left == 0 {
                 return Ok(());
@@ -120,25 +171,46 @@ impl TreeReader {
         }
     }
 
+    fn advance(&mut self, len: usize) {
+        self.buffer.advance(len);
+        self.passed += len as u64;
+    }
+
     /// Waits for the next chunk; `false` at the end.
     async fn arrive(&mut self) -> Result<bool, TreeError> {
-        let Some(chunk) = self.chunks.next().await else {
+        let Some(chunk) = self.chunks.next().await.transpose()? else {
             return Ok(false);
         };
-        let chunk: Bytes = chunk?;
-        self.buffer.extend_from_slice(&chunk);
+        if self.buffer.is_empty() {
+            self.buffer = chunk;
+            return Ok(true);
+        }
+        let mut joined = BytesMut::with_capacity(self.buffer.len() + chunk.len());
+        joined.extend_from_slice(&self.buffer);
+        joined.extend_from_slice(&chunk);
+        self.buffer = joined.freeze();
         Ok(true)
     }
 
     fn cut_off(&self) -> TreeError {
-        self.not_tree("it ends within a field")
+        self.malformed("it ends within a field")
+    }
+
+    /// The blob is not what it should be, in the words of `why`.
+    fn malformed(&self, why: impl Into<String>) -> TreeError {
+        let (digest, why) = (self.blob, why.into());
+        if self.is_tree {
+            TreeError::NotTree { digest, why }
+        } else {
+            TreeError::NotDirectory { digest, why }
+        }
     }
 }
 
-impl fmt::Debug for TreeReader {
+impl fmt::Debug for References {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("TreeReader")
-            .field("tree", &self.tree)
+        f.debug_struct("References")
+            .field("blob", &self.blob)
             .finish_non_exhaustive()
     }
 }

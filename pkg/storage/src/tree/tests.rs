@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use prost::Message as _;
 use reapi::v2::{self, Directory, DirectoryNode, FileNode, Tree};
 
-use super::{queue::DigestQueue, *};
+use super::{directory::decode, queue::DigestQueue, *};
 use crate::{Blob, BlobStore as _, Chunks, DigestFunction, MemoryStore};
 
 const SHA256: DigestFunction = DigestFunction::Sha256;
@@ -182,7 +182,7 @@ async fn a_directory_too_large_to_read_is_refused() {
 fn a_directory_that_unfolds_to_far_more_than_its_size_is_refused_before_decoding() {
     // An empty node takes two bytes on the wire and over a hundred in memory.
     let nodes = Bytes::from([0x0a, 0x00].repeat(1 << 20));
-    let why = EncodedDirectory(nodes).decode().unwrap_err();
+    let why = decode(nodes).unwrap_err();
     assert!(why.contains("bytes of memory"), "{why}");
 
     // So do the properties of a single node, and those of the directory itself.
@@ -196,7 +196,7 @@ fn a_directory_that_unfolds_to_far_more_than_its_size_is_refused_before_decoding
             prost::encode_length_delimiter(node.len(), &mut content).unwrap();
         }
         content.put_slice(&node);
-        let why = EncodedDirectory(content.freeze()).decode().unwrap_err();
+        let why = decode(content.freeze()).unwrap_err();
         assert!(why.contains("bytes of memory"), "{why}");
     }
 }
@@ -213,7 +213,7 @@ fn the_largest_real_directory_is_decoded() {
     };
     let encoded = Bytes::from(expected.encode_to_vec());
     assert!(encoded.len() > 24 << 20);
-    assert_eq!(EncodedDirectory(encoded).decode(), Ok(expected));
+    assert_eq!(decode(encoded), Ok(expected));
 }
 
 #[test]

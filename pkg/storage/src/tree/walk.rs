@@ -7,14 +7,15 @@ use reapi::v2::Directory;
 
 use super::{
     MAX_DIRECTORY_BYTES, TreeError,
-    directory::{EncodedDirectory, Reference},
+    directory::decode,
     queue::DigestQueue,
+    reader::{Reference, References},
 };
-use crate::{BlobStore, BlobStoreExt as _, Digest, DigestFunction, Error, Result};
+use crate::{Blob, BlobStore, Digest, DigestFunction, Error, Result};
 
 /// How many directories are fetched at once.
 const BATCH: usize = 64;
-/// How many bytes of directories are fetched at once, if they are more than one.
+/// How many bytes of directories are fetched at once. A larger one is read while it arrives.
 const BATCH_BYTES: u64 = 1024 * 1024;
 
 /// The directories below a root: the root first, each once, those the store lacks left out.
@@ -23,14 +24,13 @@ const BATCH_BYTES: u64 = 1024 * 1024;
 pub struct TreeWalk {
     store: Arc<dyn BlobStore>,
     root: Option<Digest>,
-    function: DigestFunction,
     queue: DigestQueue,
     /// The number in the queue of the first directory not yet returned.
     position: u32,
     /// How far the walk has ever come: what is before this is in the queue with its children.
     furthest: u32,
-    /// Fetched, from `position` on.
-    ahead: VecDeque<(Digest, Result<Bytes>)>,
+    /// Those from `position` on that were fetched, or one that is too large for that.
+    ahead: VecDeque<(Digest, Option<Result<Bytes>>)>,
 }
 
 impl TreeWalk {
@@ -54,7 +54,6 @@ impl TreeWalk {
         Self {
             store,
             root: None,
-            function,
             queue,
             position: 0,
             furthest: 0,
@@ -109,53 +108,86 @@ impl TreeWalk {
     pub async fn next_of(&mut self, most: usize) -> Result<Option<(Digest, Directory)>, TreeError> {
         while let Some((digest, found)) = self.next_encoded_of(most).await? {
             if let Some(encoded) = found {
-                let decoded = encoded
-                    .decode()
-                    .map_err(|why| TreeError::NotDirectory { digest, why })?;
+                let decoded =
+                    decode(encoded).map_err(|why| TreeError::NotDirectory { digest, why })?;
                 return Ok(Some((digest, decoded)));
             }
         }
         Ok(None)
     }
 
-    /// The next directory, here or not. What it names comes later in the walk.
-    pub(crate) async fn next_encoded(
+    /// The next directory, here or not, to be read while it arrives. The walk goes into those of its
+    /// children that are given to [`Self::add`].
+    pub(crate) async fn next_open(
         &mut self,
-    ) -> Result<Option<(Digest, Option<EncodedDirectory>)>, TreeError> {
-        self.next_encoded_of(BATCH).await
+    ) -> Result<Option<(Digest, Option<References>)>, TreeError> {
+        let next = self.next_blob(BATCH).await?;
+        Ok(next.map(|(digest, blob)| {
+            let open = blob.map(|content| References::of_directory(digest, content));
+            (digest, open)
+        }))
+    }
+
+    /// Has a directory come later in the walk.
+    pub(crate) fn add(&mut self, child: &Digest) {
+        self.queue.push(child);
     }
 
     async fn next_encoded_of(
         &mut self,
         most: usize,
-    ) -> Result<Option<(Digest, Option<EncodedDirectory>)>, TreeError> {
+    ) -> Result<Option<(Digest, Option<Bytes>)>, TreeError> {
+        let Some((digest, blob)) = self.next_blob(most).await? else {
+            return Ok(None);
+        };
+        let encoded = match blob {
+            Some(blob) => Some(self.whole(digest, blob).await?),
+            None => None,
+        };
+        self.furthest = self.furthest.max(self.position);
+        Ok(Some((digest, encoded)))
+    }
+
+    /// A directory's content. What it names comes later in the walk.
+    async fn whole(&mut self, digest: Digest, blob: Blob) -> Result<Bytes, TreeError> {
+        if digest.size() > MAX_DIRECTORY_BYTES {
+            let bytes = digest.size();
+            return Err(TreeError::TooLarge { digest, bytes });
+        }
+        let content = blob.into_bytes().await?;
+        let mut references = References::of_directory(digest, Blob::Bytes(content.clone()));
+        while let Some(reference) = references.next().await? {
+            if let Reference::Directory(child) = reference {
+                self.add(&child);
+            }
+        }
+        Ok(content)
+    }
+
+    /// The next directory's content, if it is here.
+    async fn next_blob(
+        &mut self,
+        most: usize,
+    ) -> Result<Option<(Digest, Option<Blob>)>, TreeError> {
         if self.ahead.is_empty() {
-            self.fetch(most.min(BATCH)).await?;
+            self.fetch(most.min(BATCH)).await;
         }
         let Some((digest, content)) = self.ahead.pop_front() else {
             return Ok(None);
         };
         self.position = self.position.saturating_add(1);
-        let encoded = match content {
-            Ok(content) => EncodedDirectory(content),
-            Err(Error::NotFound(_)) if self.root != Some(digest) => {
-                self.furthest = self.furthest.max(self.position);
-                return Ok(Some((digest, None)));
-            }
-            Err(error) => return Err(error.into()),
+        let found = match content {
+            Some(content) => content.map(Blob::Bytes),
+            None => self.store.get(&digest, 0).await,
         };
-        for reference in encoded.references(self.function) {
-            match reference {
-                Ok(Reference::Directory(child)) => self.queue.push(&child),
-                Ok(Reference::File(_)) => {}
-                Err(why) => return Err(TreeError::NotDirectory { digest, why }),
-            }
+        match found {
+            Ok(blob) => Ok(Some((digest, Some(blob)))),
+            Err(Error::NotFound(_)) if self.root != Some(digest) => Ok(Some((digest, None))),
+            Err(error) => Err(error.into()),
         }
-        self.furthest = self.furthest.max(self.position);
-        Ok(Some((digest, Some(encoded))))
     }
 
-    /// How many bytes [`Self::next_encoded`] is about to fetch; 0 when it need not.
+    /// How many bytes [`Self::next_open`] is about to fetch; 0 when it need not.
     pub(crate) fn bytes_to_fetch(&self) -> u64 {
         if self.ahead.is_empty() {
             self.batch(BATCH).iter().map(Digest::size).sum()
@@ -181,26 +213,15 @@ impl TreeWalk {
         batch
     }
 
-    async fn fetch(&mut self, most: usize) -> Result<(), TreeError> {
+    async fn fetch(&mut self, most: usize) {
         let batch = self.batch(most);
-        if let [digest] = batch.as_slice()
-            && digest.size() > MAX_DIRECTORY_BYTES
+        if let [large] = batch.as_slice()
+            && large.size() > BATCH_BYTES
         {
-            let content = self.refuse_large(*digest).await?;
-            self.ahead.push_back((*digest, content));
-            return Ok(());
+            self.ahead.push_back((*large, None));
+            return;
         }
-        let contents = self.store.get_batch(&batch).await;
+        let contents = self.store.get_batch(&batch).await.into_iter().map(Some);
         self.ahead.extend(batch.into_iter().zip(contents));
-        Ok(())
-    }
-
-    /// A directory too large to read is an error only if it exists.
-    async fn refuse_large(&self, digest: Digest) -> Result<Result<Bytes>, TreeError> {
-        if self.store.contains(&digest).await? {
-            let bytes = digest.size();
-            return Err(TreeError::TooLarge { digest, bytes });
-        }
-        Ok(Err(Error::NotFound(digest)))
     }
 }

@@ -1,7 +1,5 @@
 //! Protocol Buffers' wire format, a field at a time: enough to walk a message without decoding it.
 
-use bytes::{Buf as _, Bytes};
-
 /// What is wrong with some bytes.
 pub(crate) type Malformed = &'static str;
 
@@ -63,40 +61,5 @@ fn varint(bytes: &[u8]) -> Result<Option<(u64, usize)>, Malformed> {
         Ok(None)
     } else {
         Err("a number has more than ten bytes")
-    }
-}
-
-/// The messages and strings in a message, by field number; numbers are passed over. An error is
-/// the last item.
-pub(super) struct Fields(pub(super) Bytes);
-
-impl Fields {
-    fn read(&mut self) -> Result<Option<(u64, Bytes)>, Malformed> {
-        const CUT_OFF: Malformed = "a field is cut off";
-        while self.0.has_remaining() {
-            let header = Header::read(&self.0)?.ok_or(CUT_OFF)?;
-            self.0.advance(header.len);
-            let len = usize::try_from(header.content).unwrap_or(usize::MAX);
-            if len > self.0.len() {
-                return Err(CUT_OFF);
-            }
-            let content = self.0.split_to(len);
-            if header.delimited {
-                return Ok(Some((header.number, content)));
-            }
-        }
-        Ok(None)
-    }
-}
-
-impl Iterator for Fields {
-    type Item = Result<(u64, Bytes), Malformed>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        let item = self.read().transpose();
-        if let Some(Err(_)) = item {
-            self.0.clear();
-        }
-        item
     }
 }

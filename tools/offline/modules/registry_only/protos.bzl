@@ -57,7 +57,8 @@ _PROJECTS = {
     },
 }
 
-# Cargo gets it from whichever registry it is set up for, and checks it by this hash.
+# Cargo gets it from whichever registry it is set up for, and checks it by this hash. It has the commit of remote-apis
+# that MODULE.bazel pins: //proto:remote_apis_test compares them.
 _CRATE = "bazel-remote-apis"
 _VERSION = "0.18.0"
 _SHA256 = "6867061593bdc5b0e05bf212a0734f6e351fb4885ede8dbf302217d65379f80f"

@@ -48,6 +48,21 @@ fn what_was_added_is_there_again_until_it_is_done() {
 }
 
 #[test]
+fn a_journal_that_somebody_removed_is_on_the_disk_again_with_the_next_record() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path().join("journal");
+    let (mut file, _) = File::open(&dir, true).unwrap();
+    file.append(&[blob(1)]).unwrap();
+    fs::remove_dir_all(&dir).unwrap();
+    let places = file.append(&[result(2)]).unwrap();
+    assert_eq!(reopened(&dir), ids([blob(1), result(2)]));
+    assert_eq!(file.read(places[0]).unwrap().1.exit_code, 2);
+    fs::remove_dir_all(&dir).unwrap();
+    file.compact(&places).unwrap();
+    assert_eq!(reopened(&dir), ids([result(2)]));
+}
+
+#[test]
 fn a_torn_end_is_cut_off() {
     let dir = tempfile::tempdir().unwrap();
     let (mut file, _) = File::open(dir.path(), true).unwrap();

@@ -17,13 +17,36 @@ fn chunks(content: &Bytes, cuts: &[prop::sample::Index]) -> Chunks {
     stream::iter(pieces).boxed()
 }
 
-async fn read(content: &Bytes, cuts: &[prop::sample::Index]) -> Result<Vec<Directory>, TreeError> {
-    let mut reader = TreeReader::new(SHA256.digest(content), chunks(content, cuts));
+async fn all(mut references: References) -> Result<Vec<Reference>, TreeError> {
     let mut all = Vec::new();
-    while let Some(directory) = reader.next().await? {
-        all.push(directory);
+    while let Some(reference) = references.next().await? {
+        all.push(reference);
     }
     Ok(all)
+}
+
+async fn read(content: &Bytes, cuts: &[prop::sample::Index]) -> Result<Vec<Reference>, TreeError> {
+    let blob = Blob::stream(chunks(content, cuts));
+    all(References::of_tree(SHA256.digest(content), blob)).await
+}
+
+async fn read_directory(content: Bytes) -> Result<Vec<Reference>, TreeError> {
+    let blob = SHA256.digest(&content);
+    all(References::of_directory(blob, Blob::Bytes(content))).await
+}
+
+/// What the generated types find in a directory.
+fn named(directory: &Directory) -> Vec<Reference> {
+    let digest = |digest: &Option<v2::Digest>| Digest::from_field(Some(SHA256), digest.as_ref());
+    let files = directory.files.iter().map(|node| digest(&node.digest));
+    let directories = directory
+        .directories
+        .iter()
+        .map(|node| digest(&node.digest));
+    let files = files.map(|file| Reference::File(file.unwrap()));
+    files
+        .chain(directories.map(|child| Reference::Directory(child.unwrap())))
+        .collect()
 }
 
 fn tree() -> Tree {
@@ -35,45 +58,63 @@ fn tree() -> Tree {
     }
 }
 
+/// A directory with these files and children.
+fn naming(files: &[String], directories: &[String]) -> Directory {
+    let digest = |name: &String| SHA256.digest(name.as_bytes());
+    Directory {
+        files: files.iter().map(|name| file(name, &digest(name))).collect(),
+        directories: directories
+            .iter()
+            .map(|name| child(name, &digest(name)))
+            .collect(),
+        symlinks: vec![v2::SymlinkNode {
+            name: "link".into(),
+            target: "to".into(),
+            node_properties: None,
+        }],
+        ..Directory::default()
+    }
+}
+
 proptest! {
     #[test]
-    fn a_tree_in_any_pieces_yields_its_directories_in_order(
-        names in prop::collection::vec("[a-z]{0,20}", 0..20),
+    fn a_tree_in_any_pieces_yields_what_its_directories_name_in_order(
+        names in prop::collection::vec(prop::collection::vec("[a-z]{1,20}", 0..4), 1..8),
         cuts in prop::collection::vec(any::<prop::sample::Index>(), 0..20),
     ) {
-        let children: Vec<_> = names.iter().map(|name| directory(name, &[])).collect();
-        let tree = Tree { root: Some(directory("root", &[])), children };
+        let directories: Vec<_> = names.iter().map(|names| naming(names, names)).collect();
+        let expected: Vec<_> = directories.iter().flat_map(named).collect();
+        let mut children = directories.into_iter();
+        let tree = Tree { root: children.next(), children: children.collect() };
         let content = Bytes::from(tree.encode_to_vec());
-        let expected: Vec<_> = tree.root.into_iter().chain(tree.children).collect();
         prop_assert_eq!(block_on(read(&content, &cuts)).unwrap(), expected);
     }
 
     #[test]
-    fn a_tree_that_is_cut_off_is_never_taken_for_a_whole_one(cut in 1_usize..200) {
+    fn a_tree_that_is_cut_off_is_never_taken_for_a_whole_one(cut in 1_usize..300) {
         let whole = Bytes::from(tree().encode_to_vec());
         let at = cut.min(whole.len() - 1);
         match block_on(read(&whole.slice(..at), &[])) {
-            // The cut fell between two fields.
-            Ok(found) => prop_assert!(found.len() < 3),
+            // The cut fell between two directories.
+            Ok(_) => prop_assert!(Tree::decode(whole.slice(..at)).is_ok()),
             Err(error) => prop_assert!(matches!(error, TreeError::NotTree { .. }), "{}", error),
         }
     }
 
     #[test]
     fn arbitrary_bytes_are_refused_or_read_without_panic(
-        content in prop::collection::vec(any::<u8>(), 0..200),
+        content in prop::collection::vec(prop_oneof![0_u8..0x20, any::<u8>()], 0..200),
         cuts in prop::collection::vec(any::<prop::sample::Index>(), 0..4),
     ) {
         let content = Bytes::from(content);
-        let ours = block_on(read(&content, &cuts));
-        if let Ok(whole) = Tree::decode(content.clone()) && let Ok(ours) = ours {
-            prop_assert_eq!(ours.len() > whole.children.len(), whole.root.is_some());
+        let whole = block_on(read(&content, &[]));
+        let in_pieces = block_on(read(&content, &cuts));
+        prop_assert_eq!(whole.ok(), in_pieces.ok());
+        let ours = block_on(read_directory(content.clone()));
+        if let (Ok(ours), Ok(theirs)) = (ours, Directory::decode(content.clone())) {
+            prop_assert_eq!(ours.len(), theirs.files.len() + theirs.directories.len());
         }
-        let encoded = EncodedDirectory(content.clone());
-        for reference in encoded.references(SHA256) {
-            drop(reference);
-        }
-        prop_assert_eq!(encoded.decode().ok(), Directory::decode(content).ok());
+        prop_assert_eq!(decode(content.clone()).ok(), Directory::decode(content).ok());
     }
 
     #[test]
@@ -81,19 +122,9 @@ proptest! {
         files in prop::collection::vec("[a-z]{1,5}", 0..10),
         directories in prop::collection::vec("[a-z]{1,5}", 0..10),
     ) {
-        let digest = |name: &String| SHA256.digest(name.as_bytes());
-        let content = Directory {
-            files: files.iter().map(|name| file(name, &digest(name))).collect(),
-            directories: directories.iter().map(|name| child(name, &digest(name))).collect(),
-            symlinks: vec![v2::SymlinkNode { name: "link".into(), target: "to".into(), node_properties: None }],
-            ..Directory::default()
-        };
-        let expected: Vec<_> = files.iter().map(digest).map(Reference::File)
-            .chain(directories.iter().map(digest).map(Reference::Directory))
-            .collect();
-        let encoded = EncodedDirectory(content.encode_to_vec().into());
-        let found: Result<Vec<_>, _> = encoded.references(SHA256).collect();
-        prop_assert_eq!(found, Ok(expected));
+        let content = naming(&files, &directories);
+        let found = block_on(read_directory(content.encode_to_vec().into()));
+        prop_assert_eq!(found.unwrap(), named(&content));
     }
 }
 
@@ -106,15 +137,37 @@ async fn fields_that_a_tree_does_not_have_are_passed_over() {
     content.put_slice(&[0x29, 1, 2, 3, 4, 5, 6, 7, 8]); // 5: fixed64
     content.put_slice(&[0x35, 1, 2, 3, 4]); // 6: fixed32
     let found = read(&content.freeze(), &[]).await.unwrap();
-    assert_eq!(found.len(), 3);
+    let expected = read(&tree().encode_to_vec().into(), &[]).await.unwrap();
+    assert!(!expected.is_empty());
+    assert_eq!(found, expected);
 }
 
 #[tokio::test]
-async fn a_directory_too_large_to_read_is_refused_when_its_length_is_known() {
+async fn a_directory_that_says_to_be_longer_than_all_there_is_is_cut_off() {
     let mut content = BytesMut::from([0x12].as_slice());
     prost::encode_length_delimiter(usize::MAX / 2, &mut content).unwrap();
     let error = read(&content.freeze(), &[]).await.unwrap_err();
-    assert!(matches!(error, TreeError::TooLarge { .. }), "{error}");
+    assert!(matches!(error, TreeError::NotTree { .. }), "{error}");
+}
+
+#[tokio::test]
+async fn fields_do_not_reach_beyond_the_message_that_they_are_in() {
+    let digest = SHA256.digest(b"x");
+    let node = file("name", &digest).encode_to_vec();
+    for (directory, node_len) in [
+        (node.len() + 2, node.len() + 1),
+        (node.len() + 1, node.len()),
+    ] {
+        let lengths = [
+            0x0a,
+            u8::try_from(directory).unwrap(),
+            0x0a,
+            u8::try_from(node_len).unwrap(),
+        ];
+        let content = [&lengths, node.as_slice(), &[0; 8]].concat();
+        let error = read(&content.into(), &[]).await.unwrap_err();
+        assert!(matches!(error, TreeError::NotTree { .. }), "{error}");
+    }
 }
 
 #[tokio::test]
@@ -124,13 +177,10 @@ async fn a_failing_stream_fails_the_reading_of_its_tree() {
         Ok(whole.slice(..whole.len() - 1)),
         Err(Error::Unavailable("gone".to_owned())),
     ]);
-    let mut reader = TreeReader::new(SHA256.digest(&whole), failing.boxed());
-    let mut last = Ok(None);
-    for _ in 0..3 {
-        last = reader.next().await;
-    }
+    let references = References::of_tree(SHA256.digest(&whole), Blob::stream(failing));
+    let outcome = all(references).await;
     assert!(
-        matches!(last, Err(TreeError::Store(Error::Unavailable(_)))),
-        "{last:?}"
+        matches!(outcome, Err(TreeError::Store(Error::Unavailable(_)))),
+        "{outcome:?}"
     );
 }

@@ -60,6 +60,10 @@ pub enum Act {
     StallAfter(usize),
     /// Sends this instead of what was asked for.
     Serve(Bytes),
+    /// Sends a download from its first byte on, whatever was asked for.
+    FromStart,
+    /// Sends a download in messages of this many bytes.
+    InMessages(usize),
     /// Sends all of a download, and then this.
     FailAtEnd(Code),
     /// Answers an upload at once, with this size, and wants no more of it.

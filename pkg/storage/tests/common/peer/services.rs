@@ -108,9 +108,9 @@ impl Services {
     }
 }
 
-fn pieces(content: &Bytes) -> Vec<Result<ReadResponse, Status>> {
-    let starts = (0..content.len()).step_by(PIECE);
-    let piece = |start: usize| content.slice(start..content.len().min(start + PIECE));
+fn pieces(content: &Bytes, len: usize) -> Vec<Result<ReadResponse, Status>> {
+    let starts = (0..content.len()).step_by(len);
+    let piece = |start: usize| content.slice(start..content.len().min(start + len));
     starts
         .map(|start| Ok(ReadResponse { data: piece(start) }))
         .collect()
@@ -140,7 +140,9 @@ impl ByteStream for Services {
             Act::Serve(other) => other.clone(),
             _ => found.ok_or_else(|| Status::not_found("no such blob"))?,
         };
-        content = content.slice(offset.min(content.len())..);
+        if !matches!(act, Act::FromStart) {
+            content = content.slice(offset.min(content.len())..);
+        }
         if name.compressor == Compressor::Zstd {
             content = zstd::encode_all(&*content, 1).unwrap().into();
         }
@@ -153,8 +155,12 @@ impl ByteStream for Services {
             Act::FailAtEnd(code) => stream::iter([Err(Status::new(code, "as told"))]).boxed(),
             _ => stream::empty().boxed(),
         };
+        let len = match act {
+            Act::InMessages(len) => len,
+            _ => PIECE,
+        };
         Ok(Response::new(
-            stream::iter(pieces(&content)).chain(end).boxed(),
+            stream::iter(pieces(&content, len)).chain(end).boxed(),
         ))
     }
 

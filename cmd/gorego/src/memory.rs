@@ -1,0 +1,132 @@
+//! The memory that clients can make the process hold, divided among its parts.
+
+use gorego_limits::Budget;
+use gorego_proxy as proxy;
+use gorego_server as server;
+
+/// What the largest request has beside its blobs, in bytes.
+const FRAMING: u64 = 16 << 20;
+/// How many calls all clients may have under way. Those of a connection wait with their client.
+const CALLS: u64 = 20_000;
+/// How many blobs may be open to be read.
+const FILES: u64 = 4096;
+
+/// Each part of the memory.
+#[derive(Debug)]
+pub(crate) struct Parts {
+    pub(crate) server: server::Memory,
+    pub(crate) proxy: proxy::Memory,
+    /// Receive windows of what is downloaded from the backing cache.
+    pub(crate) downloads: Budget,
+    /// The trees of results, where there is no proxy.
+    pub(crate) trees: Budget,
+    /// Action results that a cache without a local tier holds for a moment, in bytes.
+    pub(crate) ahead: u64,
+}
+
+/// The parts of what is left beside one batch each way, in hundredths: with a backing cache and
+/// without.
+struct Share(u64, u64);
+
+const WINDOWS: Share = Share(18, 32);
+const REQUESTS: Share = Share(2, 4);
+const DECODED: Share = Share(15, 18);
+const RESULTS: Share = Share(9, 12);
+const RESPONSES: Share = Share(7, 9);
+const PIECES: Share = Share(4, 9);
+const WORKSPACES: Share = Share(7, 9);
+const WALKS: Share = Share(2, 2);
+const TREES: Share = Share(4, 5);
+const BRINGING: Share = Share(2, 0);
+const SMALL: Share = Share(6, 0);
+const LARGE: Share = Share(10, 0);
+const UNWRITTEN: Share = Share(4, 0);
+const DOWNLOADS: Share = Share(10, 0);
+
+impl Parts {
+    /// Divides `memory` bytes. A batch of `batch` bytes fits into its part.
+    pub(crate) fn of(memory: u64, batch: u64, backing: bool) -> Self {
+        let rest = memory.saturating_sub(FRAMING + 2 * batch);
+        let bytes = |Share(with, without)| rest / 100 * if backing { with } else { without };
+        let part = |what, share| Budget::memory(what, bytes(share));
+        let pieces = part("memory for pieces of blobs", PIECES);
+        let trees = part("memory for trees", TREES);
+        let requests = FRAMING + batch + bytes(REQUESTS);
+        let responses = batch + bytes(RESPONSES);
+        Self {
+            server: server::Memory {
+                windows: part("memory for receive windows", WINDOWS),
+                calls: Budget::count("calls", CALLS),
+                files: Budget::count("open files for reads", FILES),
+                requests: Budget::memory("memory for large requests", requests),
+                decoded: part("memory for decoded requests", DECODED),
+                results: part("memory for action results", RESULTS),
+                walks: bytes(WALKS),
+                workspaces: part("memory to compress in", WORKSPACES),
+                responses: Budget::memory("memory for large responses", responses),
+                pieces: pieces.clone(),
+            },
+            proxy: proxy::Memory {
+                small: part("memory to fetch small blobs", SMALL),
+                large: part("memory to fetch large blobs", LARGE),
+                unwritten: part("memory for blobs that cannot be written", UNWRITTEN),
+                looking: trees.clone(),
+                bringing: part("memory for trees that are fetched", BRINGING),
+                pieces,
+            },
+            downloads: part("memory for downloads", DOWNLOADS),
+            trees,
+            // Without a local tier, what a proxy fetches has no use for its part.
+            ahead: bytes(SMALL),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIB: u64 = 1 << 20;
+
+    fn total(parts: &Parts) -> u64 {
+        let Parts {
+            server,
+            proxy,
+            downloads,
+            trees,
+            ..
+        } = parts;
+        let budgets = [
+            &server.windows,
+            &server.requests,
+            &server.decoded,
+            &server.results,
+            &server.workspaces,
+            &server.responses,
+            &server.pieces,
+            &proxy.small,
+            &proxy.large,
+            &proxy.unwritten,
+            &proxy.bringing,
+            downloads,
+            trees,
+        ];
+        server.walks + budgets.into_iter().map(Budget::total).sum::<u64>()
+    }
+
+    #[test]
+    fn the_parts_are_the_whole_and_the_largest_batch_fits() {
+        for (memory, batch) in [(160, 3), (70, 3), (1024, 3), (192, 64)] {
+            for backing in [false, true] {
+                let parts = Parts::of(memory * MIB, batch * MIB, backing);
+                let total = total(&parts);
+                assert!(
+                    total <= memory * MIB && total > memory * MIB - 1000,
+                    "{total}"
+                );
+                assert!(parts.server.requests.total() >= batch * MIB + FRAMING);
+                assert!(parts.server.responses.total() >= batch * MIB);
+            }
+        }
+    }
+}

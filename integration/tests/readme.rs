@@ -1,0 +1,308 @@
+//! Every command, configuration and `.bazelrc` line of the README does what it is there for.
+#![cfg(test)]
+
+use std::{
+    fmt::Write as _,
+    fs,
+    process::{Command, Output},
+};
+
+use gorego_integration::{
+    bazel::Checkout,
+    binary,
+    client::Client,
+    lock::Lock,
+    metrics::Metrics,
+    process::{self, describe},
+    project, root,
+    server::{self, Server},
+    workspace::{self, write},
+};
+use tempfile::TempDir;
+
+/// Where the README has gorego listen.
+const ADDRESS: &str = "localhost:50051";
+
+/// A fenced block.
+#[derive(Debug)]
+struct Block<'a> {
+    /// What stands behind the fence.
+    language: &'a str,
+    text: &'a str,
+    /// The paragraph that introduces it.
+    before: &'a str,
+}
+
+/// Clients that no registry has, or that take too long to be tried each time: how a block of theirs
+/// begins. Its paragraph names the client and says which version was tried.
+const TRIED: [(&str, &str); 5] = [
+    ("remote:\n", "moon"),
+    ("siso ninja ", "siso"),
+    ("[GLOBAL]\n", "Pants"),
+    ("[buck2]\n", "Buck2"),
+    ("cache:\n", "BuildStream"),
+];
+
+/// Commands of the project itself, which `.ci/run` carries out in its own way.
+const OWN: [&str; 4] = [
+    "bazel run //cmd/gorego",
+    "tools/bazel run //cmd/gorego",
+    "bazel test //...",
+    "cargo test --workspace",
+];
+
+fn blocks(readme: &str) -> Vec<Block<'_>> {
+    // What is outside and inside of fences, in turn.
+    let parts: Vec<_> = readme.split("\n```").collect();
+    let pairs = parts.chunks(2).filter_map(|pair| match pair {
+        [outside, inside] => Some((outside, inside)),
+        _ => None,
+    });
+    pairs
+        .map(|(outside, inside)| {
+            let (language, text) = inside.split_once('\n').expect("a fence ends its line");
+            let before = outside.trim_end().rsplit("\n\n").next();
+            Block {
+                language,
+                text,
+                before: before.unwrap_or_default(),
+            }
+        })
+        .collect()
+}
+
+/// The lines of a block that are no remarks, with ` # ...` at their end removed.
+fn commands(block: &Block<'_>) -> Vec<String> {
+    let lines = block.text.lines().filter(|line| !line.starts_with('#'));
+    let lines = lines.map(|line| line.split(" # ").next().unwrap_or(line).trim_end());
+    lines.map(str::to_owned).collect()
+}
+
+/// The README's own text with the address of a server that is there.
+fn at(server: &Server, text: &str) -> String {
+    text.replace(ADDRESS, &server.address().to_string())
+}
+
+fn run(command: &mut Command) -> Output {
+    let output = command.output();
+    let output = output.unwrap_or_else(|e| panic!("starting {command:?}: {e}"));
+    assert!(
+        output.status.success(),
+        "{command:?}: {}\n{}",
+        describe(output.status),
+        String::from_utf8_lossy(&output.stderr)
+    );
+    output
+}
+
+/// What `gorego config` prints of a configuration, which it takes without a warning.
+fn load(config: &str) -> String {
+    let dir = TempDir::new().unwrap();
+    write(dir.path(), "config.yaml", config);
+    let mut command = process::command(binary::gorego());
+    server::forget_settings(&mut command);
+    let output = run(command.arg("config").current_dir(dir.path()));
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(said, "", "{config}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// A configuration is loaded, and shown as it was given; where it names a host of one's own without
+/// TLS, a gorego runs in front of another one.
+async fn check_config(block: &Block<'_>) {
+    let shown = load(block.text);
+    for line in block.text.lines().filter(|line| !line.ends_with(':')) {
+        let (key, value) = line.trim().split_once(": ").expect("a key and a value");
+        let key = format!("{key}: ");
+        let is_shown = |line: &str| line.trim_start().starts_with(&key) && line.contains(value);
+        assert!(shown.lines().any(is_shown), "{line} in {shown}");
+    }
+    let target = block
+        .text
+        .lines()
+        .find_map(|line| line.split_once("target: grpc://"));
+    if let Some((_, target)) = target {
+        let behind = Server::start(&[]);
+        let here = block.text.replace(target, &behind.address().to_string());
+        let (_, url) = here.split_once("target: ").expect("a target");
+        let server = Server::in_front_of(url.trim(), &[]);
+        let client = Client::connect(server.address()).await;
+        client.batch_upload(&["blob".into()]).await.unwrap();
+    }
+}
+
+/// Alerts are about metrics that there are.
+async fn check_alerts(block: &Block<'_>) {
+    let behind = Server::start(&[]);
+    let settings = ["telemetry.metrics_addr=127.0.0.1:0"];
+    let server = Server::in_front_of(&behind.grpc_url(), &settings);
+    let metrics = Metrics::of(server.metrics()).await;
+    let alerts = block.text.matches("- alert: ").count();
+    let conditions = block
+        .text
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("expr: "));
+    let conditions: Vec<_> = conditions.collect();
+    assert_eq!(conditions.len(), alerts);
+    for condition in conditions {
+        let (name, _) = condition.rsplit_once(' ').expect("a number at the end");
+        let (name, _) = name.rsplit_once(' ').expect("a comparison before it");
+        assert!(metrics.get(name).is_some(), "{name} is no metric");
+    }
+}
+
+/// What gorego says at its start, but for versions and places.
+fn check_start(block: &Block<'_>) {
+    let server = Server::start(&["telemetry.metrics_addr=127.0.0.1:0"]);
+    let said = server.log();
+    for line in block.text.lines() {
+        let varies = ["0.1.0", "[::]", "~", "http://", "grpc://"];
+        let end = varies.iter().filter_map(|part| line.find(part)).min();
+        let constant = line.get(..end.expect("something that varies")).unwrap();
+        assert!(
+            said.lines().any(|said| said.starts_with(constant)),
+            "{constant:?}: {said}"
+        );
+    }
+}
+
+/// Bazel gets in one checkout what it built in another, with all lines, also those that are remarked
+/// to be worth it elsewhere.
+fn check_bazelrc(block: &Block<'_>) {
+    let _lock = Lock::bazel();
+    let server = Server::start(&[]);
+    let mut lines = String::new();
+    for line in block.text.lines() {
+        let line = line
+            .strip_prefix("# ")
+            .filter(|line| line.starts_with("build --"));
+        if let Some(line) = line {
+            let _ = writeln!(lines, "{line}");
+        }
+    }
+    lines += &at(&server, block.text);
+    let build = || {
+        let checkout = Checkout::new(|dir| {
+            workspace::write_big(dir, 100_000);
+            let rc = dir.join(".bazelrc");
+            let own = fs::read_to_string(&rc).unwrap();
+            fs::write(&rc, own + &lines).unwrap();
+        });
+        let arguments = ["build", "//:big", "--announce_rc"];
+        checkout.bazel(&server.grpc_url(), &[], &arguments)
+    };
+    let first = build();
+    assert!(!first.cacheable().any(|spawn| spawn.cache_hit));
+    for line in lines.lines().filter(|line| line.starts_with("build --")) {
+        let option = line.strip_prefix("build ").unwrap();
+        assert!(
+            first.console.contains(option),
+            "{option}: {}",
+            first.console
+        );
+    }
+    build().assert_all_remote_hits();
+}
+
+/// recc gets what it compiled elsewhere.
+fn check_recc(block: &Block<'_>) {
+    let server = Server::start(&[]);
+    let compile = || {
+        let dir = TempDir::new().unwrap();
+        write(dir.path(), "one.c", "int one(void) { return 1; }\n");
+        let metrics = dir.path().join("metrics");
+        let mut command = root::command(dir.path(), "recc");
+        command.args(["gcc", "-c", "one.c", "-o", "one.o"]);
+        for line in commands(block) {
+            let variable = line
+                .strip_prefix("export ")
+                .and_then(|line| line.split_once('='));
+            let (name, value) = variable.unwrap_or_else(|| panic!("{line} exports nothing"));
+            command.env(name, at(&server, value));
+        }
+        command
+            .env("RECC_PROJECT_ROOT", dir.path())
+            .env("RECC_ENABLE_METRICS", "1")
+            .env("RECC_METRICS_FILE", &metrics);
+        run(&mut command);
+        fs::read_to_string(&metrics).unwrap()
+    };
+    assert!(compile().contains("recc.action_cache_miss:1|c"));
+    assert!(compile().contains("recc.action_cache_hit:1|c"));
+}
+
+/// The BuildBox tools find gorego by the option.
+fn check_buildbox(block: &Block<'_>) {
+    let server = Server::start(&[]);
+    let dir = TempDir::new().unwrap();
+    write(dir.path(), "file.txt", "content\n");
+    for line in commands(block) {
+        let line = at(&server, &line);
+        let mut words = line.split(' ');
+        let program = words.next().expect("a program");
+        run(root::command(dir.path(), program).args(words));
+    }
+    let stored = gorego_integration::content::digest_of(b"content\n");
+    let hash = &stored.hash;
+    let path = format!("cas/{}/{}/{hash}", &hash[..2], &hash[2..4]);
+    assert!(server.data().join(path).exists());
+}
+
+/// Says why a block of a client that is not run here would mislead.
+fn check_tried(block: &Block<'_>, client: &str) {
+    let (_, tried) = block
+        .before
+        .split_once(&format!("{client} (tried"))
+        .unwrap_or_else(|| panic!("no \"{client} (tried: version)\" before {block:?}"));
+    let version = tried.split(')').next().unwrap_or_default();
+    let is_known = version.starts_with(": ") && version.contains(|c: char| c.is_ascii_digit());
+    assert!(is_known || version.contains("not recorded"), "{tried}");
+    assert!(
+        block.text.contains(":50051"),
+        "{block:?} has not gorego's port"
+    );
+}
+
+fn check_own(block: &Block<'_>) {
+    for command in commands(block) {
+        assert!(OWN.contains(&command.as_str()), "nothing runs `{command}`");
+        for package in command
+            .split(' ')
+            .filter_map(|word| word.strip_prefix("//"))
+        {
+            let package = package.trim_end_matches("...");
+            assert!(project::root().join(package).join("BUILD.bazel").exists());
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_block_of_the_readme_works() {
+    let readme = fs::read_to_string(project::root().join("README.md")).unwrap();
+    let blocks = blocks(&readme);
+    assert!(blocks.len() > 10, "{blocks:?}");
+    for block in &blocks {
+        let text = block.text;
+        if let Some((_, client)) = TRIED.iter().find(|(start, _)| text.starts_with(start)) {
+            check_tried(block, client);
+            continue;
+        }
+        match block.language {
+            "yaml" if text.starts_with("- alert:") => check_alerts(block).await,
+            "yaml" => check_config(block).await,
+            "sh" if text.starts_with("export RECC_") => check_recc(block),
+            "sh" if text.starts_with("cas") => check_buildbox(block),
+            "sh" => check_own(block),
+            "" if text.starts_with("gorego ") => check_start(block),
+            "" if text.starts_with("build --") => check_bazelrc(block),
+            language => panic!("nothing tests a block of {language:?}:\n{text}"),
+        }
+    }
+    for (start, client) in TRIED {
+        let is_theirs = |block: &Block<'_>| block.text.starts_with(start);
+        assert!(
+            blocks.iter().any(is_theirs),
+            "{client} is in no block any more"
+        );
+    }
+}

@@ -1,0 +1,184 @@
+//! Those that wait for a budget, by connection.
+
+use std::collections::{BTreeSet, HashMap, VecDeque};
+
+use tokio::sync::oneshot;
+
+/// What is free, what connections hold, and what they wait for.
+#[derive(Debug)]
+pub(super) struct Queue {
+    free: u64,
+    /// What those that wait want, all together.
+    wanted: u64,
+    /// What holders are about to give back: when one call waits, not all of the slow ones have to go.
+    leaving: u64,
+    /// Connections that hold something or wait.
+    lines: HashMap<u64, Line>,
+    /// Connections that wait, the next one first.
+    order: BTreeSet<Place>,
+    /// Grows with each turn and each call that waits.
+    next: u64,
+}
+
+/// The permits that a connection holds, its last turn, and its number.
+type Place = (usize, u64, u64);
+
+#[derive(Debug, Default)]
+struct Line {
+    held: usize,
+    turn: u64,
+    waiting: VecDeque<Waiter>,
+}
+
+#[derive(Debug)]
+struct Waiter {
+    number: u64,
+    bytes: u64,
+    send: oneshot::Sender<()>,
+}
+
+/// A place in the queue.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Ticket {
+    pub(super) client: u64,
+    number: u64,
+}
+
+/// A call whose turn came: its connection, the bytes that were taken for it, and how to wake it.
+pub(super) type Served = (u64, u64, oneshot::Sender<()>);
+
+impl Queue {
+    pub(super) fn new(bytes: u64) -> Self {
+        Self {
+            free: bytes,
+            wanted: 0,
+            leaving: 0,
+            lines: HashMap::new(),
+            order: BTreeSet::new(),
+            next: 0,
+        }
+    }
+
+    #[cfg(test)]
+    pub(super) const fn free(&self) -> u64 {
+        self.free
+    }
+
+    /// Whether `bytes` are free and nobody waits.
+    pub(super) fn is_free(&self, bytes: u64) -> bool {
+        self.order.is_empty() && bytes <= self.free
+    }
+
+    pub(super) fn take(&mut self, client: u64, bytes: u64) {
+        self.free = self.free.saturating_sub(bytes);
+        self.update(client, |line| line.held += 1);
+    }
+
+    pub(super) fn give_back(&mut self, client: u64, bytes: u64) {
+        self.free += bytes;
+        self.update(client, |line| line.held = line.held.saturating_sub(1));
+    }
+
+    /// Up to `most`, and at most one in `of` of what is free; it belongs to no connection.
+    pub(super) fn share(&mut self, most: u64, of: u64) -> u64 {
+        if !self.order.is_empty() {
+            return 0;
+        }
+        let bytes = most.min(self.free / of.max(1));
+        self.free -= bytes;
+        bytes
+    }
+
+    /// Adds what belongs to no connection.
+    pub(super) fn add(&mut self, bytes: u64) {
+        self.free += bytes;
+    }
+
+    pub(super) fn wait(&mut self, client: u64, bytes: u64, send: oneshot::Sender<()>) -> Ticket {
+        let number = self.next();
+        self.wanted += bytes;
+        self.update(client, |line| {
+            if line.waiting.is_empty() {
+                line.turn = number;
+            }
+            line.waiting.push_back(Waiter {
+                number,
+                bytes,
+                send,
+            });
+        });
+        Ticket { client, number }
+    }
+
+    /// Removes one that no longer waits. `false` when its turn has come before.
+    pub(super) fn forget(&mut self, ticket: Ticket) -> bool {
+        let mut forgotten = None;
+        self.update(ticket.client, |line| {
+            let is_it = |waiter: &Waiter| waiter.number == ticket.number;
+            let at = line.waiting.iter().position(is_it);
+            forgotten = at.and_then(|at| line.waiting.remove(at));
+        });
+        self.wanted -= forgotten.as_ref().map_or(0, |waiter| waiter.bytes);
+        forgotten.is_some()
+    }
+
+    /// Takes what is free for those whose turn it is. One that wants much is not passed over.
+    pub(super) fn serve(&mut self) -> Vec<Served> {
+        let mut served = Vec::new();
+        while let Some(&(_, _, client)) = self.order.first() {
+            let next = self
+                .lines
+                .get(&client)
+                .and_then(|line| line.waiting.front());
+            let Some(bytes) = next.map(|waiter| waiter.bytes) else {
+                break;
+            };
+            if bytes > self.free {
+                break;
+            }
+            let turn = self.next();
+            let mut first = None;
+            self.update(client, |line| {
+                line.held += 1;
+                line.turn = turn;
+                first = line.waiting.pop_front();
+            });
+            self.free -= bytes;
+            self.wanted -= bytes;
+            served.extend(first.map(|waiter| (client, bytes, waiter.send)));
+        }
+        served
+    }
+
+    /// Whether others wait for `bytes` of a holder; if so, they count as given back.
+    pub(super) fn leave(&mut self, bytes: u64) -> bool {
+        let waited_for = self.wanted > self.free + self.leaving;
+        if waited_for {
+            self.leaving += bytes;
+        }
+        waited_for
+    }
+
+    /// What was about to be given back is.
+    pub(super) fn left(&mut self, bytes: u64) {
+        self.leaving = self.leaving.saturating_sub(bytes);
+    }
+
+    fn next(&mut self) -> u64 {
+        self.next += 1;
+        self.next
+    }
+
+    fn update(&mut self, client: u64, change: impl FnOnce(&mut Line)) {
+        let line = self.lines.entry(client).or_default();
+        if !line.waiting.is_empty() {
+            self.order.remove(&(line.held, line.turn, client));
+        }
+        change(line);
+        if !line.waiting.is_empty() {
+            self.order.insert((line.held, line.turn, client));
+        } else if line.held == 0 {
+            self.lines.remove(&client);
+        }
+    }
+}

@@ -1,0 +1,119 @@
+//! Connections and their calls, as far as limits tell them apart.
+
+use std::{
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use crate::{budget::Grant, pace::Credit};
+
+tokio::task_local! {
+    static CURRENT: Call;
+}
+
+/// A connection of a client.
+#[derive(Clone, Debug)]
+pub struct Client(Arc<Connection>);
+
+#[derive(Debug)]
+struct Connection {
+    id: u64,
+    credit: Mutex<Credit>,
+}
+
+impl Client {
+    /// A new connection, whose slow calls have to give way after `grace`.
+    pub fn new(grace: Duration) -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        Self(Arc::new(Connection {
+            id: NEXT.fetch_add(1, Ordering::Relaxed),
+            credit: Mutex::new(Credit::new(grace)),
+        }))
+    }
+
+    /// A call on this connection.
+    pub fn call(&self) -> Call {
+        Call(Arc::new(Holder {
+            client: self.clone(),
+            count: AtomicUsize::new(0),
+            grants: Mutex::default(),
+        }))
+    }
+
+    pub(crate) fn id(&self) -> u64 {
+        self.0.id
+    }
+
+    pub(crate) fn credit(&self) -> MutexGuard<'_, Credit> {
+        self.0.credit.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A call of a client, with the permits that it holds.
+#[derive(Clone, Debug)]
+pub struct Call(Arc<Holder>);
+
+#[derive(Debug)]
+struct Holder {
+    client: Client,
+    /// The length of `grants`: most calls never have any, and are asked often.
+    count: AtomicUsize,
+    grants: Mutex<Vec<Weak<Grant>>>,
+}
+
+impl Call {
+    /// The call that the present task works for. Work of the process itself is a connection of its
+    /// own, of which no pace is asked.
+    pub fn current() -> Self {
+        CURRENT
+            .try_with(Self::clone)
+            .unwrap_or_else(|_| Client::new(Duration::MAX).call())
+    }
+
+    /// Runs `work` for this call.
+    pub fn scope<F: Future>(&self, work: F) -> impl Future<Output = F::Output> + use<F> {
+        CURRENT.scope(self.clone(), work)
+    }
+
+    /// A call of the same connection for work that goes on when this call ends: it waits its turn
+    /// among those of that connection, but ending this call frees nothing that it holds.
+    #[must_use]
+    pub fn detached(&self) -> Self {
+        self.client().call()
+    }
+
+    pub(crate) fn client(&self) -> &Client {
+        &self.0.client
+    }
+
+    /// Whether it holds anything that others may wait for.
+    pub(crate) fn holds(&self) -> bool {
+        self.0.count.load(Ordering::Acquire) > 0 && self.grants(|grants| !grants.is_empty())
+    }
+
+    pub(crate) fn add(&self, grant: &Arc<Grant>) {
+        self.client().credit().renew();
+        self.grants(|grants| grants.push(Arc::downgrade(grant)));
+    }
+
+    /// Chooses the first permit that others wait for; its memory counts as given back from now on.
+    pub(crate) fn give_way(&self) -> bool {
+        self.grants(|grants| {
+            let mut grants = grants.iter().filter_map(Weak::upgrade);
+            grants.any(|grant| grant.give_way())
+        })
+    }
+
+    /// Looks at the permits that are still held.
+    fn grants<T>(&self, look: impl FnOnce(&mut Vec<Weak<Grant>>) -> T) -> T {
+        let grants = self.0.grants.lock();
+        let mut grants = grants.unwrap_or_else(PoisonError::into_inner);
+        grants.retain(|grant| grant.strong_count() > 0);
+        let found = look(&mut grants);
+        self.0.count.store(grants.len(), Ordering::Release);
+        found
+    }
+}

@@ -1,0 +1,151 @@
+//! The pace that is asked of clients that hold what others wait for.
+
+use std::{
+    pin::Pin,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use tokio::time::{Instant, Sleep};
+
+use crate::Call;
+
+/// Fewer bytes a second than this are too few while others wait.
+pub const SLOWEST: u32 = 64 * 1024;
+/// For how many graces the bytes of a fast connection last: its pace is an average over that time.
+const AVERAGED: u32 = 30;
+/// How long the process waits at most before it looks again whether others wait.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// How long a connection may still be waited for, while others wait for what its calls hold.
+#[derive(Debug)]
+pub(crate) struct Credit {
+    grace: Duration,
+    left: Duration,
+    /// How many of its calls that hold something wait for the client.
+    waiting: usize,
+    /// The time up to which waiting was paid for, while any do.
+    since: Instant,
+}
+
+impl Credit {
+    pub(crate) fn new(grace: Duration) -> Self {
+        Self {
+            grace,
+            left: grace,
+            waiting: 0,
+            since: Instant::now(),
+        }
+    }
+
+    /// A call got something: at least a grace from now on.
+    pub(crate) fn renew(&mut self) {
+        self.pay();
+        self.left = self.left.max(self.grace);
+    }
+
+    fn moved(&mut self, bytes: usize) {
+        self.pay();
+        let most = self.grace.saturating_mul(AVERAGED);
+        let bought = Duration::from_secs(bytes as u64) / SLOWEST;
+        self.left = self.left.saturating_add(bought).min(most);
+    }
+
+    fn wait(&mut self) {
+        self.pay();
+        self.waiting += 1;
+    }
+
+    fn rest(&mut self) {
+        self.pay();
+        self.waiting -= 1;
+    }
+
+    /// Takes the time that passed while the client was waited for, once for all of its calls.
+    fn pay(&mut self) {
+        let now = Instant::now();
+        if self.waiting > 0 {
+            self.left = self.left.saturating_sub(now - self.since);
+        }
+        self.since = now;
+    }
+
+    /// What is left, and when to look again.
+    fn left(&mut self) -> (Duration, Duration) {
+        self.pay();
+        let look = if self.left.is_zero() {
+            self.grace
+        } else {
+            self.left
+        };
+        (self.left, look.min(LOOK))
+    }
+}
+
+/// Watches how fast a client moves the bytes of one call. All calls of a connection that hold
+/// something count together, so that many on a slow link are no worse than one. Time in which the
+/// process waits for itself, for its disk say, does not count.
+#[derive(Debug)]
+pub struct Pace {
+    call: Call,
+    waiting: bool,
+    /// When to look again. Made at the first wait of a call that holds something.
+    look: Option<Pin<Box<Sleep>>>,
+}
+
+impl Pace {
+    /// Watches the client of this call.
+    pub const fn new(call: Call) -> Self {
+        Self {
+            call,
+            waiting: false,
+            look: None,
+        }
+    }
+
+    /// The client sent or took this many bytes.
+    pub fn moved(&mut self, bytes: usize) {
+        self.rest();
+        if bytes > 0 && self.call.holds() {
+            self.call.client().credit().moved(bytes);
+        }
+    }
+
+    /// The client is not waited for.
+    pub fn rest(&mut self) {
+        if std::mem::take(&mut self.waiting) {
+            self.call.client().credit().rest();
+        }
+    }
+
+    /// The client is waited for. Ready when its call has to end, which frees what others wait for.
+    pub fn poll_too_slow(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if !self.call.holds() {
+            return Poll::Pending;
+        }
+        if !self.waiting {
+            self.waiting = true;
+            self.call.client().credit().wait();
+        }
+        loop {
+            let (left, next) = self.call.client().credit().left();
+            if left.is_zero() && self.call.give_way() {
+                return Poll::Ready(());
+            }
+            let look = self
+                .look
+                .get_or_insert_with(|| Box::pin(tokio::time::sleep(next)));
+            ready!(look.as_mut().poll(cx));
+            look.as_mut().reset(Instant::now() + next);
+        }
+    }
+}
+
+impl Drop for Pace {
+    fn drop(&mut self) {
+        self.rest();
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,281 @@
+//! Digests of clients that name no digest function: 64 digits may be of SHA-256 or of BLAKE3, and
+//! some clients say in no call which of them they use.
+
+use std::{borrow::Cow, collections::HashSet, sync::Arc};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use gorego_storage::{
+    ActionCache, Blob, BlobStore, Digest, DigestFunction, Error, Put, Result, UploadId, Uploads,
+    named_blobs,
+};
+use reapi::v2::ActionResult;
+use tonic::Code;
+
+use crate::Services;
+
+/// How many digests that were not found are looked for under the second function at once.
+const BATCH: usize = 10_000;
+
+/// Stores that are asked for a digest of unnamed function under each function in turn. No hash is one
+/// of several functions, so that whatever is found is what was meant.
+#[derive(Debug)]
+struct Inferring {
+    services: Services,
+    /// In the order in which they are tried.
+    functions: Vec<DigestFunction>,
+}
+
+/// The same stores, which try `functions` where a digest does not say of which it is.
+pub(crate) fn infer(services: Services, functions: Vec<DigestFunction>) -> Services {
+    let inferring = Arc::new(Inferring {
+        services,
+        functions,
+    });
+    Services {
+        blobs: Arc::<Inferring>::clone(&inferring),
+        uploads: Arc::<Inferring>::clone(&inferring),
+        actions: inferring,
+    }
+}
+
+impl Inferring {
+    fn blobs(&self) -> &dyn BlobStore {
+        &*self.services.blobs
+    }
+
+    fn actions(&self) -> &dyn ActionCache {
+        &*self.services.actions
+    }
+
+    /// The digest, and what it is tried as when that is not found.
+    fn meant(&self, digest: &Digest) -> (Digest, Option<Digest>) {
+        let digest = digest.among(&self.functions);
+        (digest.only(), digest.other())
+    }
+
+    /// The digests as they are tried first.
+    fn all_meant<'a>(&self, digests: &'a [Digest]) -> Cow<'a, [Digest]> {
+        let differs = |digest: &Digest| {
+            let (first, other) = self.meant(digest);
+            first != *digest || other != digest.other()
+        };
+        if digests.iter().any(differs) {
+            let meant = digests.iter().map(|digest| digest.among(&self.functions));
+            meant.collect()
+        } else {
+            Cow::Borrowed(digests)
+        }
+    }
+
+    /// Asks `find_missing` of digests that may be of either function.
+    async fn find_missing_inferred(
+        &self,
+        digests: &[Digest],
+        second: DigestFunction,
+    ) -> Result<Vec<Digest>> {
+        let missing = self.blobs().find_missing(digests).await;
+        let missing = match missing {
+            Err(error) if is_absence(&error) => digests.to_vec(),
+            missing => missing?,
+        };
+        let mut absent = Vec::new();
+        for batch in missing.chunks(BATCH) {
+            let others: Vec<_> = batch
+                .iter()
+                .filter_map(|digest| digest.under(second))
+                .collect();
+            let others: HashSet<_> = match self.blobs().find_missing(&others).await {
+                Err(error) if is_absence(&error) => others.into_iter().collect(),
+                others => others?.into_iter().collect(),
+            };
+            let is_absent = |digest: &&Digest| {
+                let other = digest.under(second);
+                other.is_none_or(|other| others.contains(&other))
+            };
+            absent.extend(batch.iter().filter(is_absent));
+        }
+        Ok(absent)
+    }
+}
+
+/// Whether a blob cannot be had under the function that was tried: it is not there, or the backing cache
+/// does not offer that function.
+fn is_absence(error: &Error) -> bool {
+    use Error::{NotFound, Refused};
+    matches!(
+        error,
+        NotFound(_)
+            | Refused {
+                code: Code::InvalidArgument,
+                ..
+            }
+    )
+}
+
+/// The second outcome, unless it only says once more that there is nothing.
+fn better<T>(first: Result<T>, second: Result<T>) -> Result<T> {
+    match (first, second) {
+        (first @ Err(Error::NotFound(_)), Err(error)) if is_absence(&error) => first,
+        (_, second) => second,
+    }
+}
+
+/// Whether content that was refused under one function is to be tried as `other`.
+fn is_of_other<T>(put: &Result<T>, other: &Digest, content: &[u8]) -> bool {
+    let refused = |error: &Error| is_absence(error) || matches!(error, Error::Mismatch { .. });
+    put.as_ref().is_err_and(refused) && other.is_of(content)
+}
+
+#[async_trait]
+impl BlobStore for Inferring {
+    async fn digest_functions(&self) -> Vec<DigestFunction> {
+        self.blobs().digest_functions().await
+    }
+
+    async fn find_missing(&self, digests: &[Digest]) -> Result<Vec<Digest>> {
+        let digests = self.all_meant(digests);
+        match digests.iter().find_map(Digest::other) {
+            Some(other) => self.find_missing_inferred(&digests, other.function()).await,
+            None => self.blobs().find_missing(&digests).await,
+        }
+    }
+
+    async fn get(&self, digest: &Digest, offset: u64) -> Result<Blob> {
+        let (first, other) = self.meant(digest);
+        let found = self.blobs().get(&first, offset).await;
+        match other {
+            Some(other) if found.as_ref().is_err_and(is_absence) => {
+                better(found, self.blobs().get(&other, offset).await)
+            }
+            _ => found,
+        }
+    }
+
+    /// Content in memory is hashed under the other function once it was refused under the first. A
+    /// stream is left to the store, which keeps what was sent and looks at it there.
+    async fn put(&self, digest: &Digest, blob: Blob) -> Result<Put> {
+        let (first, other) = self.meant(digest);
+        let (Some(other), Blob::Bytes(content)) = (other, &blob) else {
+            return self.blobs().put(&digest.among(&self.functions), blob).await;
+        };
+        let content = content.clone();
+        let put = self.blobs().put(&first, blob).await;
+        if is_of_other(&put, &other, &content) {
+            return self.blobs().put(&other, Blob::Bytes(content)).await;
+        }
+        put
+    }
+
+    async fn get_batch(&self, digests: &[Digest]) -> Vec<Result<Bytes>> {
+        let digests = self.all_meant(digests);
+        let mut found = self.blobs().get_batch(&digests).await;
+        let absent = found.iter_mut().zip(digests.iter());
+        let (places, others): (Vec<_>, Vec<_>) = absent
+            .filter(|(found, _)| found.as_ref().is_err_and(is_absence))
+            .filter_map(|(found, digest)| Some((found, digest.other()?)))
+            .unzip();
+        if !others.is_empty() {
+            let again = self.blobs().get_batch(&others).await;
+            for (place, content) in places.into_iter().zip(again) {
+                *place = better(place.clone(), content);
+            }
+        }
+        found
+    }
+
+    async fn put_batch(&self, blobs: Vec<(Digest, Bytes)>) -> Vec<Result<Put>> {
+        if blobs.iter().all(|(digest, _)| digest.other().is_none()) {
+            return self.blobs().put_batch(blobs).await;
+        }
+        let meant = |(digest, content): (Digest, Bytes)| (digest.among(&self.functions), content);
+        let blobs: Vec<_> = blobs.into_iter().map(meant).collect();
+        let mut put = self.blobs().put_batch(blobs.clone()).await;
+        let (places, others): (Vec<_>, Vec<_>) = put
+            .iter_mut()
+            .zip(blobs)
+            .filter_map(|(put, (digest, content))| Some((put, (digest.other()?, content))))
+            .filter(|(put, (other, content))| is_of_other(put, other, content))
+            .unzip();
+        if !others.is_empty() {
+            let again = self.blobs().put_batch(others).await;
+            for (place, put) in places.into_iter().zip(again) {
+                *place = put;
+            }
+        }
+        put
+    }
+}
+
+#[async_trait]
+impl Uploads for Inferring {
+    async fn committed(&self, digest: &Digest, upload: &UploadId) -> Result<u64> {
+        let digest = digest.among(&self.functions);
+        self.services.uploads.committed(&digest, upload).await
+    }
+}
+
+/// Nothing where a function is not offered.
+fn or_nothing<T: Default>(found: Result<T>) -> Result<T> {
+    match found {
+        Err(error) if is_absence(&error) => Ok(T::default()),
+        found => found,
+    }
+}
+
+#[async_trait]
+impl ActionCache for Inferring {
+    async fn get(&self, instance: &str, action: &Digest) -> Result<Option<ActionResult>> {
+        let (first, other) = self.meant(action);
+        let found = self.actions().get(instance, &first).await;
+        match other {
+            None => found,
+            Some(other) => match or_nothing(found)? {
+                None => or_nothing(self.actions().get(instance, &other).await),
+                found => Ok(found),
+            },
+        }
+    }
+
+    async fn size(&self, instance: &str, action: &Digest) -> Result<u64> {
+        let (first, other) = self.meant(action);
+        let size = self.actions().size(instance, &first).await;
+        match other {
+            None => size,
+            Some(other) => match or_nothing(size)? {
+                0 => or_nothing(self.actions().size(instance, &other).await),
+                size => Ok(size),
+            },
+        }
+    }
+
+    /// Stores the result under the function of its outputs: under the first, unless some are here under
+    /// the other alone.
+    async fn put(&self, instance: &str, action: &Digest, result: ActionResult) -> Result<()> {
+        let (first, other) = self.meant(action);
+        let Some(other) = other else {
+            return self.actions().put(instance, &first, result).await;
+        };
+        if self.has_any(&first, &result).await? || !self.has_any(&other, &result).await? {
+            return self.actions().put(instance, &first, result).await;
+        }
+        // One of an earlier put would be found before this one.
+        if or_nothing(self.actions().get(instance, &first).await)?.is_some() {
+            self.actions().put(instance, &first, result.clone()).await?;
+        }
+        self.actions().put(instance, &other, result).await
+    }
+}
+
+impl Inferring {
+    /// Whether anything that the result names is here under the function of `action`.
+    async fn has_any(&self, action: &Digest, result: &ActionResult) -> Result<bool> {
+        let mut outputs = named_blobs(action.function(), result).unwrap_or_default();
+        outputs.sort_unstable();
+        outputs.dedup();
+        match self.blobs().find_missing(&outputs).await {
+            Err(error) if is_absence(&error) => Ok(false),
+            missing => Ok(missing?.len() < outputs.len()),
+        }
+    }
+}

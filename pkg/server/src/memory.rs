@@ -1,0 +1,80 @@
+//! What clients can make the server hold, a budget for each kind.
+
+use gorego_limits::{Budget, Full};
+use tonic::Status;
+
+use crate::status::unavailable;
+
+/// Budgets in the order in which a call asks for them: since none asks for an earlier one while it
+/// holds a later one, no two calls wait for each other. Clone it, and the clones share them.
+#[derive(Clone, Debug)]
+pub struct Memory {
+    /// Bytes of requests that were sent and are not read yet, in connections' receive windows.
+    pub windows: Budget,
+    /// Calls that clients may have under way.
+    pub calls: Budget,
+    /// Blobs that are read in pieces, each of which is an open file.
+    pub files: Budget,
+    /// Requests as they come; at least as much as the largest.
+    pub requests: Budget,
+    /// The fields of requests.
+    pub decoded: Budget,
+    /// Action results that are read.
+    pub results: Budget,
+    /// Bytes of walks through trees whose next page was not asked for yet.
+    pub walks: u64,
+    /// Workspaces to compress and decompress in.
+    pub workspaces: Budget,
+    /// Responses, until the client has taken them.
+    pub responses: Budget,
+    /// Pieces of blobs on their way to clients. Where there is none left, pieces are small.
+    pub pieces: Budget,
+}
+
+const MIB: u64 = 1024 * 1024;
+
+impl Default for Memory {
+    fn default() -> Self {
+        Self {
+            windows: Budget::memory("memory for receive windows", 32 * MIB),
+            calls: Budget::count("calls", 20_000),
+            files: Budget::count("open files for reads", 4096),
+            requests: Budget::memory("memory for large requests", 20 * MIB),
+            decoded: Budget::memory("memory for decoded requests", 24 * MIB),
+            results: Budget::memory("memory for action results", 16 * MIB),
+            walks: 8 * MIB,
+            workspaces: Budget::memory("memory to compress in", 16 * MIB),
+            responses: Budget::memory("memory for large responses", 16 * MIB),
+            pieces: Budget::memory("memory for pieces of blobs", 12 * MIB),
+        }
+    }
+}
+
+#[cfg(test)]
+impl Memory {
+    /// So many bytes of each kind.
+    pub(crate) fn of_each(bytes: u64) -> Self {
+        let memory = || Budget::memory("tests", bytes);
+        Self {
+            requests: memory(),
+            decoded: memory(),
+            results: memory(),
+            responses: memory(),
+            ..Self::default()
+        }
+    }
+}
+
+/// What a client is told whose call waited for too long.
+#[expect(clippy::needless_pass_by_value, reason = "for map_err")]
+pub(crate) fn full(why: Full) -> Status {
+    unavailable(why.to_string())
+}
+
+/// What a client is told whose call is ended by its pace.
+pub(crate) fn too_slow() -> Status {
+    let slowest = gorego_limits::SLOWEST;
+    Status::resource_exhausted(format!(
+        "too slow while others waited: fewer than {slowest} bytes a second went to or fro"
+    ))
+}

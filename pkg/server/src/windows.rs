@@ -1,0 +1,93 @@
+//! What a new connection may have under way: the more there are, the less each gets.
+
+use gorego_limits::{Budget, Permit};
+
+use crate::Memory;
+
+/// Unread bytes of all requests of a connection, where there are few: 160 MB/s over 50 ms.
+const CONNECTION: u32 = 8 * 1024 * 1024;
+/// Unread bytes of one request, where there are few connections. The window bounds both a stream's
+/// speed (this much per round trip: 110 MB/s over 20 ms, and several uploads run at a time) and the
+/// memory that an upload holds while the disk is behind.
+const STREAM: u32 = 4 * 1024 * 1024;
+/// A connection takes at most one in so many of the bytes that are left for windows.
+const OF_WINDOWS: u64 = 4;
+/// The window of a connection for which little is left, among up to [`SOME`] of them and among more.
+/// The last is what HTTP/2 begins with, and cannot be less.
+const LEAST_OF_SOME: u32 = 256 * 1024;
+const LEAST: u32 = 64 * 1024;
+const SOME: usize = 128;
+
+/// Uploads come in frames of up to this size from clients that follow the server's wish, which
+/// saves reads and bookkeeping; larger ones gain nothing measurable.
+const FRAME: u32 = 256 * 1024;
+
+/// Calls at once on one connection, where there are few. Bazel runs up to 100.
+const CALLS: u32 = 256;
+/// A connection takes at most one in so many of the calls that are left.
+const OF_CALLS: u64 = 32;
+const LEAST_CALLS: u32 = 16;
+
+/// A connection's part.
+#[derive(Debug)]
+pub(crate) struct Windows {
+    pub(crate) connection: u32,
+    pub(crate) stream: u32,
+    /// The largest frame, which is in memory as a whole before it counts as received.
+    pub(crate) frame: u32,
+    pub(crate) calls: u32,
+    _permits: [Permit; 2],
+}
+
+impl Windows {
+    /// Takes a part for a new connection, being one of so many.
+    pub(crate) fn new(memory: &Memory, connections: usize) -> Self {
+        let least = if connections <= SOME {
+            LEAST_OF_SOME
+        } else {
+            LEAST
+        };
+        let (connection, window) = part(&memory.windows, CONNECTION, OF_WINDOWS, least);
+        let (calls, running) = part(&memory.calls, CALLS, OF_CALLS, LEAST_CALLS);
+        Self {
+            connection,
+            stream: (connection / 2).clamp(LEAST, STREAM),
+            frame: connection.min(FRAME),
+            calls,
+            _permits: [window, running],
+        }
+    }
+}
+
+fn part(budget: &Budget, most: u32, of: u64, least: u32) -> (u32, Permit) {
+    let permit = budget.share(most.into(), of);
+    let bytes = u32::try_from(permit.bytes()).unwrap_or(most);
+    (bytes.max(least), permit)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIB: u32 = 1024 * 1024;
+
+    #[test]
+    fn few_connections_have_wide_windows_and_many_share_what_there_is() {
+        let memory = Memory::default();
+        let windows: Vec<_> = (1..=300).map(|n| Windows::new(&memory, n)).collect();
+        let first = &windows[0];
+        assert_eq!((first.connection, first.stream), (8 * MIB, 4 * MIB));
+        assert_eq!((first.frame, first.calls), (MIB / 4, 256));
+        assert!(windows[2].connection > 4 * MIB);
+        let (some, many) = (&windows[100], &windows[299]);
+        assert_eq!((some.connection, some.stream), (MIB / 4, MIB / 8));
+        let window = many.connection;
+        assert_eq!([window, many.stream, many.frame], [64 * 1024; 3]);
+        let all: u32 = windows.iter().map(|windows| windows.connection).sum();
+        assert!(all < 80 * MIB, "{all}");
+        let calls: u32 = windows.iter().map(|windows| windows.calls).sum();
+        assert!(calls < 25_000, "{calls}");
+        drop(windows);
+        assert_eq!(Windows::new(&memory, 1).connection, 8 * MIB);
+    }
+}

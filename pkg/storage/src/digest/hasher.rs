@@ -1,0 +1,74 @@
+//! Hashing, piece by piece.
+
+use ring::digest::{self, Context};
+
+use super::{Digest, DigestFunction, MAX_HASH_LEN, fill};
+
+/// Hashes content as it passes.
+#[derive(Clone)]
+pub struct Hasher {
+    function: DigestFunction,
+    state: State,
+    size: u64,
+}
+
+#[derive(Clone)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "the usual functions need no allocation"
+)]
+enum State {
+    // In assembly: twice the speed of plain Rust where the CPU has no instructions for it.
+    Sha(Context),
+    Blake3(Box<blake3::Hasher>),
+}
+
+impl Hasher {
+    /// A hasher that has seen nothing.
+    pub fn new(function: DigestFunction) -> Self {
+        let sha = |algorithm| State::Sha(Context::new(algorithm));
+        let state = match function {
+            DigestFunction::Sha256 => sha(&digest::SHA256),
+            DigestFunction::Blake3 => State::Blake3(Box::default()),
+            DigestFunction::Sha1 => sha(&digest::SHA1_FOR_LEGACY_USE_ONLY),
+            DigestFunction::Sha384 => sha(&digest::SHA384),
+            DigestFunction::Sha512 => sha(&digest::SHA512),
+        };
+        Self {
+            function,
+            state,
+            size: 0,
+        }
+    }
+
+    /// Takes in the next bytes.
+    pub fn update(&mut self, bytes: &[u8]) {
+        match &mut self.state {
+            State::Sha(state) => state.update(bytes),
+            State::Blake3(state) => {
+                state.update(bytes);
+            }
+        }
+        self.size += bytes.len() as u64;
+    }
+
+    /// How many bytes were taken in.
+    pub const fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// The digest of all that was taken in.
+    pub fn finish(self) -> Digest {
+        let mut hash = [0; MAX_HASH_LEN];
+        match self.state {
+            State::Sha(state) => fill(&mut hash, state.finish().as_ref()),
+            State::Blake3(state) => fill(&mut hash, state.finalize().as_bytes()),
+        }
+        Digest {
+            function: self.function,
+            other: None,
+            size: self.size,
+            hash,
+        }
+    }
+}

@@ -1,0 +1,205 @@
+//! Answers that no gRPC server gave: the error pages of balancers and proxies.
+
+use std::{fmt, sync::Arc, time::Duration};
+
+use tokio::time;
+use tonic::{
+    Code, Status,
+    body::Body,
+    codegen::http::{HeaderMap, Response, StatusCode, header::CONTENT_TYPE},
+};
+
+use super::paced::Paced;
+
+/// How much of a page is read, in bytes, and for how long.
+const PAGE: usize = 4 << 10;
+const PATIENCE: Duration = Duration::from_secs(1);
+/// How many characters of a page and of its content type are quoted.
+const QUOTED: usize = 60;
+
+/// Whether a peer's answer comes from something else than a gRPC server. A status of gRPC that refuses
+/// the call stands for the whole, whatever else the headers say.
+pub(super) fn is_foreign(answer: &Response<Body>) -> bool {
+    let headers = answer.headers();
+    let status = headers.get(Status::GRPC_STATUS);
+    if status.is_some_and(|status| status != "0") {
+        return false;
+    }
+    let content_type = headers.get(CONTENT_TYPE);
+    answer.status() != StatusCode::OK
+        || content_type.is_some_and(|value| !is_grpc(value.as_bytes()))
+}
+
+/// `application/grpc`, perhaps with a message format or parameters, but not `application/grpc-web`.
+fn is_grpc(content_type: &[u8]) -> bool {
+    let rest = content_type.strip_prefix(b"application/grpc");
+    rest.is_some_and(|rest| matches!(rest.first(), None | Some(b'+' | b';' | b' ')))
+}
+
+/// Turns a peer's foreign answers into statuses, and logs one of them a minute.
+pub(super) struct Foreign {
+    peer: Arc<str>,
+    logged: Paced,
+}
+
+impl Foreign {
+    pub(super) fn new(peer: Arc<str>) -> Arc<Self> {
+        let logged = Paced::default();
+        Arc::new(Self { peer, logged })
+    }
+
+    /// The answer as one of gRPC, with the code that the gRPC specification maps the HTTP status to.
+    pub(super) async fn translate(&self, answer: Response<Body>) -> Response<Body> {
+        let page = Page::read(answer).await;
+        if self.logged.may_log() {
+            tracing::warn!(
+                peer = &*self.peer,
+                "the backing cache answered with {page}; {}",
+                remedy(page.status)
+            );
+        }
+        Status::new(code(page.status), page.to_string()).into_http()
+    }
+}
+
+/// The mapping of the gRPC specification ("HTTP to gRPC status code mapping"), to which 413 is added: it
+/// refuses one request for its size, as gRPC servers do with `OUT_OF_RANGE`.
+const fn code(status: StatusCode) -> Code {
+    match status {
+        StatusCode::TOO_MANY_REQUESTS
+        | StatusCode::BAD_GATEWAY
+        | StatusCode::SERVICE_UNAVAILABLE
+        | StatusCode::GATEWAY_TIMEOUT => Code::Unavailable,
+        StatusCode::PAYLOAD_TOO_LARGE => Code::OutOfRange,
+        StatusCode::UNAUTHORIZED => Code::Unauthenticated,
+        StatusCode::FORBIDDEN => Code::PermissionDenied,
+        StatusCode::NOT_FOUND => Code::Unimplemented,
+        StatusCode::BAD_REQUEST => Code::Internal,
+        _ => Code::Unknown,
+    }
+}
+
+const fn remedy(status: StatusCode) -> &'static str {
+    match code(status) {
+        Code::Unavailable => "the proxy in front of it is overloaded or does not reach it",
+        Code::OutOfRange => {
+            "raise the largest request body of the proxy in front of it (nginx: client_max_body_size)"
+        }
+        Code::Unauthenticated | Code::PermissionDenied => {
+            "check backing_cache.headers, its headers_file and the user in backing_cache.target"
+        }
+        _ => "check that backing_cache.target is the address of its gRPC service",
+    }
+}
+
+/// The parts of an answer that are worth quoting.
+struct Page {
+    status: StatusCode,
+    content_type: String,
+    text: String,
+}
+
+impl Page {
+    async fn read(answer: Response<Body>) -> Self {
+        let (head, body) = answer.into_parts();
+        let content_type = content_type(&head.headers);
+        let mut bytes = Vec::new();
+        // What came in time is quoted; the rest is not waited for.
+        let _ = time::timeout(PATIENCE, beginning(body, &mut bytes)).await;
+        let text = String::from_utf8_lossy(&bytes);
+        Self {
+            status: head.status,
+            text: if content_type.contains("html") {
+                printable(&without_tags(&text))
+            } else {
+                printable(&text)
+            },
+            content_type,
+        }
+    }
+}
+
+impl fmt::Display for Page {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "HTTP {} and no gRPC", self.status)?;
+        if !self.content_type.is_empty() {
+            write!(f, ", {}", self.content_type)?;
+        }
+        if !self.text.is_empty() {
+            write!(f, ": {:?}", self.text)?;
+        }
+        Ok(())
+    }
+}
+
+fn content_type(headers: &HeaderMap) -> String {
+    let value = headers.get(CONTENT_TYPE);
+    let value = value.map(|value| String::from_utf8_lossy(value.as_bytes()));
+    printable(value.as_deref().unwrap_or_default())
+}
+
+/// Reads the first bytes of a body. An error ends it as its end does.
+async fn beginning(mut body: Body, bytes: &mut Vec<u8>) {
+    use http_body::Body as _;
+    while bytes.len() < PAGE {
+        let frame = std::future::poll_fn(|cx| std::pin::Pin::new(&mut body).poll_frame(cx)).await;
+        let Some(Ok(frame)) = frame else { return };
+        if let Ok(data) = frame.into_data() {
+            let room = PAGE - bytes.len();
+            bytes.extend(data.iter().take(room));
+        }
+    }
+}
+
+/// The text between the tags of a page, apart from what is not shown.
+fn without_tags(page: &str) -> String {
+    let mut parts = page.split('<');
+    let mut text = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        text.push(' ');
+        let hidden = part.starts_with("style") || part.starts_with("script");
+        if let Some((_, shown)) = part.split_once('>').filter(|_| !hidden) {
+            text.push_str(shown);
+        }
+    }
+    text
+}
+
+/// The first words in one line, without what a log should not hold.
+fn printable(text: &str) -> String {
+    let words = text.split(|c: char| c.is_whitespace() || c.is_control());
+    let words: Vec<_> = words.filter(|word| !word.is_empty()).collect();
+    words.join(" ").chars().take(QUOTED).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_grpc_counts_as_grpc() {
+        for grpc in [
+            "application/grpc",
+            "application/grpc+proto",
+            "application/grpc; a=b",
+        ] {
+            assert!(is_grpc(grpc.as_bytes()), "{grpc}");
+        }
+        for other in [
+            "text/html",
+            "application/grpc-web",
+            "application/grpc-web+proto",
+            "",
+        ] {
+            assert!(!is_grpc(other.as_bytes()), "{other}");
+        }
+    }
+
+    #[test]
+    fn the_text_of_a_page_is_quoted_in_one_short_line() {
+        let page = "<html>\r\n<head><title>502 Bad Gateway</title><style>h1 {}</style></head>\n\
+                    <body>\u{1b}[2J<hr>nginx</body></html>";
+        assert_eq!(printable(&without_tags(page)), "502 Bad Gateway [2J nginx");
+        assert_eq!(printable(&"word ".repeat(100)).len(), QUOTED);
+    }
+}
