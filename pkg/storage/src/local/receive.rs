@@ -25,7 +25,7 @@ pub enum Received {
 }
 
 /// A blob that has arrived and that nobody sees yet. Dropped, it is as an upload that broke off.
-pub struct Complete(Guard);
+pub struct Complete(Box<Guard>);
 
 impl LocalStore {
     /// Takes in content as [`crate::BlobStore::put`] does, but does not show it. Whoever has
@@ -123,7 +123,9 @@ async fn receive(
     match ended {
         Ok(()) => {
             let complete = taken.complete().await?;
-            Ok(Received::Complete(Complete(Guard(Some(complete)))))
+            Ok(Received::Complete(Complete(Box::new(Guard(Some(
+                complete,
+            ))))))
         }
         Err(error) => {
             taken.end(error.clone()).await?;
