@@ -1,7 +1,7 @@
 //! A disk smaller than the cache is told it may be.
 #![cfg(test)]
 
-use std::fs;
+use std::{fs, path::PathBuf};
 
 use bytes::BytesMut;
 use gorego_integration::{
@@ -156,6 +156,117 @@ async fn in_front_of_another_cache_readers_get_what_the_disk_has_no_room_for() {
             client.compare(&digest, &content).await;
         }
     }
+}
+
+/// Holds at most this many files beside those of an empty cache.
+const FEW_FILES: Disk = Disk {
+    mib: 64,
+    prepare: "mount -o remount,nr_inodes=600 .",
+};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn where_files_run_out_the_oldest_make_room_for_every_upload() {
+    let server = Server::start_on(FEW_FILES, SETTINGS);
+    let client = Client::connect(server.address()).await;
+    let mut rng = fastrand::Rng::with_seed(5);
+    // Each takes up to three files: its own, and two folders.
+    for seed in 0..800 {
+        let small = blob(seed, 100);
+        let response = if seed % 2 == 0 {
+            client.upload(&uuid(&mut rng), &small).await.map(drop)
+        } else {
+            client.batch_upload(&[small]).await
+        };
+        response.unwrap_or_else(|e| panic!("upload {seed}: {e}"));
+        let large = blob(10_000 + seed, 70_000);
+        if seed % 20 == 0 {
+            let response = client.upload(&uuid(&mut rng), &large).await;
+            response.unwrap_or_else(|e| panic!("large upload {seed}: {e}"));
+        }
+    }
+    assert_stored(&client, &digest_of(&blob(799, 100)), 799, 100).await;
+}
+
+/// Holds a hundred old blobs, the numbers from 100 to 199, and cannot hold another file.
+const NO_FILES: Disk = Disk {
+    mib: 24,
+    prepare: "for n in $(seq 100 199); do h=$(printf $n | sha256sum | cut -d' ' -f1); \
+        d=cas/$(echo $h | cut -c1-2)/$(echo $h | cut -c3-4); mkdir -p $d; printf $n >$d/$h; \
+        touch -a -d '2 days ago' $d/$h; done; mkdir -p ac uploads quarantine tmp; echo 1 >VERSION; \
+        : >lock; printf 'clean=1\\nsynced_ms=0\\nused=1228800\\n' >state; \
+        mount -o remount,nr_inodes=$(df --output=iused . | tail -n1 | tr -d ' ') .",
+};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_that_can_hold_no_more_files_does_not_keep_it_from_starting() {
+    let server = Server::start_on(NO_FILES, SETTINGS);
+    let client = Client::connect(server.address()).await;
+    for seed in 0..40 {
+        let response = client.batch_upload(&[blob(seed, 100)]).await;
+        response.unwrap_or_else(|e| panic!("upload {seed}: {e}"));
+        assert_stored(&client, &digest_of(&blob(seed, 100)), seed, 100).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_that_eviction_does_not_free_costs_few_blobs() {
+    const SIZE: usize = MIB / 2;
+    let server = Server::start_on(EMPTY, SETTINGS);
+    let client = Client::connect(server.address()).await;
+    let mut rng = fastrand::Rng::with_seed(6);
+    let blobs: Vec<_> = (0..20).map(|seed| blob(seed, SIZE)).collect();
+    let digests: Vec<_> = blobs.iter().map(|blob| digest_of(blob)).collect();
+    for blob in &blobs {
+        client.upload(&uuid(&mut rng), blob).await.unwrap();
+    }
+    assert_eq!(client.find_missing(digests.clone()).await.unwrap(), []);
+    // Others hold links to all of them, and fill the rest of the disk.
+    let links = server.data().join("links");
+    fs::create_dir(&links).unwrap();
+    for digest in &digests {
+        let (first, second) = (&digest.hash[..2], &digest.hash[2..4]);
+        let file = ["cas", first, second, &digest.hash]
+            .iter()
+            .collect::<PathBuf>();
+        fs::hard_link(server.data().join(file), links.join(&digest.hash)).unwrap();
+    }
+    let filled = fs::write(server.data().join("filler"), vec![0; 24 * MIB]);
+    filled.expect_err("the disk is smaller");
+    for seed in 100..130 {
+        let refused = client.upload(&uuid(&mut rng), &blob(seed, 50_000)).await;
+        let refused = refused.expect_err("there is no room");
+        assert_eq!(refused.code(), Code::ResourceExhausted, "{refused}");
+        assert!(refused.message().contains("disk is full"), "{refused}");
+    }
+    let missing = client.find_missing(digests.clone()).await.unwrap();
+    assert!(missing.len() < 10, "{} of 20 blobs are gone", missing.len());
+    // When there is room again, uploads are taken again.
+    fs::remove_file(server.data().join("filler")).unwrap();
+    client
+        .upload(&uuid(&mut rng), &blob(200, MIB))
+        .await
+        .unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upload_larger_than_the_cache_costs_nothing() {
+    let server = Server::start(&["local_cache.max_size_gb=16MiB", "local_cache.min_free=0"]);
+    let client = Client::connect(server.address()).await;
+    let mut rng = fastrand::Rng::with_seed(7);
+    let kept: Vec<_> = (0..10).map(|seed| blob(seed, MIB)).collect();
+    for blob in &kept {
+        client.upload(&uuid(&mut rng), blob).await.unwrap();
+    }
+    let too_large = blob(100, 20 * MIB);
+    let mut upload = client.begin_upload(&uuid(&mut rng), &digest_of(&too_large));
+    // Its first bytes are answered.
+    upload.send(&too_large.slice(..1000)).await;
+    let refused = upload.response().await.expect_err("it cannot fit");
+    assert_eq!(refused.code(), Code::ResourceExhausted, "{refused}");
+    let limit = (16 * MIB).to_string();
+    assert!(refused.message().contains(&limit), "{refused}");
+    let digests = kept.iter().map(|blob| digest_of(blob)).collect();
+    assert_eq!(client.find_missing(digests).await.unwrap(), []);
 }
 
 #[test]

@@ -75,7 +75,8 @@ impl Tiers {
             uploads: Arc::clone(&local) as _,
             actions: Arc::new(
                 CompletenessChecking::new(Arc::clone(&local), Arc::clone(&local) as _)
-                    .within(parts.trees.clone()),
+                    .within(parts.trees.clone())
+                    .leasing_puts(),
             ),
         };
         Ok(Self {
@@ -247,6 +248,7 @@ fn local_options(config: &Config) -> LocalOptions {
         max_bytes,
         wake_bytes: share(max_bytes, cache.high_watermark),
         lease: cache.lease,
+        upload_lease: cache.upload_lease,
         force_update_atime: config.force_update_atime,
         sync: match cache.sync {
             config::Sync::None => SyncMode::None,

@@ -69,12 +69,17 @@ section! {
         /// Eviction ends when no more than this share of `max_size_gb` is used.
         low_watermark: f64 = 0.85,
         /// Eviction also starts when less than this is free on the file system, or, where others
-        /// have filled it, less than half of what is left for the cache. 0 does without.
+        /// have filled it, less than half of what is left for the cache. It ends when it does not
+        /// free anything there. 0 does without.
         min_free: ByteSize = ByteSize::from_gib(1),
-        /// For how long a blob that a client was told of is not evicted. Such blobs hold at most four
-        /// fifths of the cache; beyond that the oldest of them go.
+        /// How long a blob reported to a client is protected from eviction. Such blobs hold at most four
+        /// fifths of the cache; beyond that the oldest of them go. An upload that finds no other room
+        /// evicts at most a tenth of the cache from them, and is refused after that.
         lease: Duration = Duration::from_hours(3),
-        /// For how long an interrupted upload can be resumed.
+        /// How long a blob that was just uploaded is protected from eviction, at most as long as `lease`.
+        upload_lease: Duration = Duration::from_mins(10),
+        /// How long an interrupted upload can be resumed at most. Such uploads are evicted in the same
+        /// order as blobs, and hold no more than a tenth of the cache, or the newest a quarter.
         upload_expiry: Duration = Duration::from_hours(24),
         /// In which time every file is hashed once in the background, since disks forget. 0 never
         /// does it.

@@ -25,6 +25,7 @@ const KEYS: &[(&str, &str)] = &[
     ("local_cache.low_watermark", "0.85"),
     ("local_cache.min_free", "1GiB"),
     ("local_cache.lease", "3h"),
+    ("local_cache.upload_lease", "10m"),
     ("local_cache.upload_expiry", "24h"),
     ("local_cache.scrub_period", "720h"),
     ("local_cache.sync", "none"),

@@ -2,6 +2,8 @@
 
 use gorego_storage::Usage;
 
+use crate::Amount;
+
 /// Where eviction starts and stops.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Marks {
@@ -35,65 +37,76 @@ fn share(limit: u64, share: f64) -> u64 {
     (limit as f64 * share.clamp(0.0, 1.0)) as u64
 }
 
-/// How many bytes have to be freed, and how far to go for them.
+/// How much has to be freed, and how far to go for it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Demand {
     /// To get back to the low mark. Leases are respected.
-    pub soft: u64,
-    /// For uploads that wait. Leases are broken if nothing else is left.
-    pub hard: u64,
+    pub soft: Amount,
+    /// For uploads that wait. Some leases are broken if nothing else is left.
+    pub hard: Amount,
     /// How much leased entries may hold together; beyond this the oldest count as unleased.
     pub leases_allowed: u64,
+    /// How many leased bytes may be evicted for the upload that waits.
+    pub leases_breakable: u64,
 }
 
 impl Demand {
-    /// What has to be freed by a janitor at rest: nothing below the high mark, unless uploads wait.
-    pub fn of(usage: &Usage, marks: &Marks) -> Self {
+    /// What has to be freed by a janitor at rest: nothing below the high mark, unless the file system is
+    /// short of something or uploads wait.
+    pub fn of(usage: &Usage, marks: &Marks, on_disk: Amount) -> Self {
         let full = usage.used.saturating_add(usage.wanted) > marks.high_bytes(usage.limit);
-        let demand = Self::down_to_low(usage, marks);
-        if full || on_disk(usage, marks) > 0 {
+        let demand = Self::down_to_low(usage, marks, on_disk);
+        if full || !on_disk.is_zero() {
             demand
         } else {
-            Self { soft: 0, ..demand }
+            let soft = Amount::default();
+            Self { soft, ..demand }
         }
     }
 
-    /// What has to be freed by a janitor at work, which does not stop before the low mark.
-    pub fn down_to_low(usage: &Usage, marks: &Marks) -> Self {
+    /// What has to be freed by a janitor at work, which does not stop before the low mark. `on_disk` is
+    /// what the file system itself is short of.
+    pub fn down_to_low(usage: &Usage, marks: &Marks, on_disk: Amount) -> Self {
         let after = usage.used.saturating_add(usage.wanted);
         let beyond_low = after.saturating_sub(marks.low_bytes(usage.limit));
-        let beyond_limit = usage.used.saturating_sub(usage.limit);
+        let soft = Amount::of_bytes(beyond_low).max(on_disk);
+        let tenth = usage.capacity() / 10;
         Self {
-            soft: beyond_low.max(on_disk(usage, marks)),
-            hard: match usage.wanted {
-                0 => 0,
-                wanted => wanted.saturating_add(beyond_limit),
+            // Until all entries are known, the oldest are not.
+            soft: if usage.scanning {
+                Amount::default()
+            } else {
+                soft
             },
+            hard: hard(usage),
             leases_allowed: leases_allowed(usage, marks),
+            leases_breakable: if usage.scanning {
+                0
+            } else {
+                tenth.saturating_sub(usage.leases_broken)
+            },
         }
     }
 
     /// The larger of the two.
-    pub fn bytes(&self) -> u64 {
+    pub fn total(&self) -> Amount {
         self.soft.max(self.hard)
     }
 }
 
-/// Four fifths of the limit, but never so much that at the low mark nothing is left for what has no
-/// lease: a blob that was just uploaded would be the next to go.
-fn leases_allowed(usage: &Usage, marks: &Marks) -> u64 {
-    let low = marks.low_bytes(usage.limit);
-    let allowed = (usage.limit - usage.limit / 5).min(low - low / 17);
-    allowed.saturating_sub(usage.folders)
+fn hard(usage: &Usage) -> Amount {
+    Amount {
+        bytes: usage.wanted.max(usage.wanted_on_disk.unwrap_or(0)),
+        files: usage.wanted_files,
+    }
 }
 
-/// What the file system itself is short of. Where others have filled it, the store keeps half of
-/// what is left for the two of them: giving up everything would not free what was asked for
-/// either, and the store would be of no use.
-fn on_disk(usage: &Usage, marks: &Marks) -> u64 {
-    let free = usage.free_on_disk.unwrap_or(u64::MAX);
-    let half = free.saturating_add(usage.used) / 2;
-    marks.min_free.min(half).saturating_sub(free)
+/// Four fifths of what the store can hold, but never so much that at the low mark nothing is left for
+/// what has no lease.
+fn leases_allowed(usage: &Usage, marks: &Marks) -> u64 {
+    let (capacity, low) = (usage.capacity(), marks.low_bytes(usage.limit));
+    let allowed = (capacity - capacity / 5).min(low - low / 17);
+    allowed.saturating_sub(usage.folders)
 }
 
 #[cfg(test)]
@@ -101,6 +114,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::shortage::Shortage;
 
     const MARKS: Marks = Marks {
         high: 0.95,
@@ -116,12 +130,18 @@ mod tests {
         }
     }
 
+    fn soft(usage: &Usage) -> u64 {
+        let lacking = Shortage::of(usage, &MARKS).lacking();
+        Demand::of(usage, &MARKS, lacking).total().bytes
+    }
+
     #[test]
     fn eviction_starts_above_the_high_mark_and_goes_down_to_the_low_one() {
-        assert_eq!(Demand::of(&usage(950), &MARKS).bytes(), 0);
-        assert_eq!(Demand::of(&usage(951), &MARKS).bytes(), 101);
-        assert_eq!(Demand::down_to_low(&usage(900), &MARKS).bytes(), 50);
-        assert_eq!(Demand::down_to_low(&usage(850), &MARKS).bytes(), 0);
+        let at_work = |used| Demand::down_to_low(&usage(used), &MARKS, Amount::default());
+        assert_eq!(soft(&usage(950)), 0);
+        assert_eq!(soft(&usage(951)), 101);
+        assert_eq!(at_work(900).total().bytes, 50);
+        assert_eq!(at_work(850).total().bytes, 0);
     }
 
     #[test]
@@ -130,42 +150,33 @@ mod tests {
             free_on_disk: Some(free),
             ..usage(used)
         };
-        assert_eq!(Demand::of(&on_disk(500, 100), &MARKS).bytes(), 0);
-        assert_eq!(Demand::of(&on_disk(500, 99), &MARKS).bytes(), 1);
-        assert_eq!(Demand::of(&on_disk(500, 0), &MARKS).bytes(), 100);
+        assert_eq!(soft(&on_disk(500, 100)), 0);
+        assert_eq!(soft(&on_disk(500, 99)), 1);
+        assert_eq!(soft(&on_disk(500, 0)), 100);
         // Whichever asks for more.
-        assert_eq!(Demand::of(&on_disk(900, 99), &MARKS).bytes(), 50);
-        assert_eq!(Demand::of(&on_disk(900, 0), &MARKS).bytes(), 100);
-    }
-
-    #[test]
-    fn on_a_disk_that_others_fill_the_store_keeps_half_of_what_is_left() {
-        let on_disk = |used, free| {
-            let free_on_disk = Some(free);
-            let usage = Usage {
-                free_on_disk,
-                ..usage(used)
-            };
-            Demand::of(&usage, &MARKS).bytes()
-        };
-        assert_eq!(on_disk(20, 50), 0);
-        assert_eq!(on_disk(60, 40), 10);
-        assert_eq!(on_disk(20, 0), 10);
+        assert_eq!(soft(&on_disk(900, 99)), 50);
+        assert_eq!(soft(&on_disk(900, 0)), 100);
+        // On a disk that others fill the store keeps half of what is left.
+        assert_eq!(soft(&on_disk(20, 50)), 0);
+        assert_eq!(soft(&on_disk(60, 40)), 10);
+        assert_eq!(soft(&on_disk(20, 0)), 10);
     }
 
     #[test]
     fn leases_leave_room_for_what_has_none() {
-        let allowed = |low, folders| {
+        let allowed = |low, folders, free_on_disk| {
             let marks = Marks { low, ..MARKS };
             let usage = Usage {
                 folders,
+                free_on_disk,
                 ..usage(950)
             };
-            Demand::of(&usage, &marks).leases_allowed
+            Demand::of(&usage, &marks, Amount::default()).leases_allowed
         };
-        assert_eq!(allowed(0.9, 0), 800);
-        assert_eq!(allowed(0.5, 0), 471);
-        assert_eq!(allowed(0.9, 300), 500);
+        assert_eq!(allowed(0.9, 0, None), 800);
+        assert_eq!(allowed(0.5, 0, None), 471);
+        assert_eq!(allowed(0.9, 300, None), 500);
+        assert_eq!(allowed(0.9, 0, Some(0)), 760);
     }
 
     #[test]
@@ -175,28 +186,74 @@ mod tests {
                 wanted,
                 ..usage(used)
             };
-            let demand = Demand::of(&usage, &MARKS);
-            (demand.hard, demand.soft)
+            let demand = Demand::of(&usage, &MARKS, Amount::default());
+            (demand.hard.bytes, demand.soft.bytes)
         };
         assert_eq!(waiting(500, 0), (0, 0));
         assert_eq!(waiting(500, 100), (100, 0));
         assert_eq!(waiting(960, 0), (0, 110));
         assert_eq!(waiting(960, 50), (50, 160));
-        // The limit was lowered: what is beyond it has to go first.
-        assert_eq!(waiting(1200, 50), (250, 400));
+        let on_disk = Usage {
+            wanted_on_disk: Some(70),
+            wanted_files: 3,
+            ..usage(500)
+        };
+        let hard = Demand::of(&on_disk, &MARKS, Amount::default()).hard;
+        let expected = Amount {
+            bytes: 70,
+            files: 3,
+        };
+        assert_eq!(hard, expected);
+    }
+
+    #[test]
+    fn one_upload_breaks_leases_of_a_tenth_of_what_the_store_can_hold() {
+        let breakable = |leases_broken, free_on_disk| {
+            let usage = Usage {
+                leases_broken,
+                free_on_disk,
+                ..usage(900)
+            };
+            Demand::of(&usage, &MARKS, Amount::default()).leases_breakable
+        };
+        assert_eq!(breakable(0, None), 100);
+        assert_eq!(breakable(30, None), 70);
+        assert_eq!(breakable(300, None), 0);
+        assert_eq!(breakable(0, Some(0)), 90);
+    }
+
+    #[test]
+    fn before_all_entries_are_known_only_uploads_that_wait_cost_any_and_none_with_a_lease() {
+        let usage = Usage {
+            scanning: true,
+            wanted: 10,
+            ..usage(990)
+        };
+        let demand = Demand::of(&usage, &MARKS, Amount::of_bytes(500));
+        assert_eq!((demand.soft, demand.hard.bytes), (Amount::default(), 10));
+        assert_eq!(demand.leases_breakable, 0);
     }
 
     proptest! {
         #[test]
         fn no_figures_overflow(
-            used: u64, idle_uploads: u64, folders: u64, limit: u64, wanted: u64, free: Option<u64>,
-            high in 0.0..=1.0, low in 0.0..=1.0, min_free: u64,
+            (used, idle_uploads, folders, files) in any::<(u64, u64, u64, u64)>(),
+            (limit, wanted, leases_broken, wanted_files) in any::<(u64, u64, u64, u64)>(),
+            (wanted_on_disk, free_on_disk, free_files) in any::<(Option<u64>, Option<u64>, Option<u64>)>(),
+            scanning in any::<bool>(),
+            (high, low) in (0.0..=1.0, 0.0..=1.0),
+            (min_free, bytes) in any::<(u64, u64)>(),
         ) {
-            let free_on_disk = free;
-            let usage = Usage { used, idle_uploads, folders, limit, wanted, free_on_disk };
+            let usage = Usage {
+                used, idle_uploads, folders, limit, wanted, wanted_on_disk, wanted_files,
+                leases_broken, files, free_on_disk, free_files, scanning,
+            };
             let marks = Marks { high, low, min_free };
-            let (start, go_on) = (Demand::of(&usage, &marks), Demand::down_to_low(&usage, &marks));
-            prop_assert!(start.bytes() <= go_on.bytes());
+            let shortage = Shortage::of(&usage, &marks);
+            let on_disk = shortage.left(&usage, Amount { bytes, files });
+            let start = Demand::of(&usage, &marks, on_disk);
+            let go_on = Demand::down_to_low(&usage, &marks, on_disk);
+            prop_assert!(go_on.total().covers(start.total()));
             prop_assert_eq!(start.hard, go_on.hard);
         }
     }

@@ -1,11 +1,14 @@
 //! Keeps a store within its limits: decides what to evict, and evicts it in small steps.
 
+mod amount;
 mod counters;
 mod demand;
 mod oldest;
 mod plan;
 mod run;
+mod shortage;
 
+pub use amount::Amount;
 pub use counters::Counters;
 pub use demand::{Demand, Marks};
 pub use plan::{Plan, Planner};

@@ -4,12 +4,14 @@ use std::{cmp::Ordering, iter::Peekable, vec};
 
 use gorego_storage::Candidate;
 
-/// Keeps, of all entries offered, the oldest whose bytes together cover what is wanted, and at
+use crate::amount::{self, Amount};
+
+/// Keeps, of all entries offered, the oldest that together free what is wanted, and at
 /// most so many. Holds up to twice as many while it looks: parting them now and then is
 /// several times cheaper than keeping order.
 #[derive(Debug)]
 pub(crate) struct Oldest {
-    wanted: u64,
+    wanted: Amount,
     at_most: usize,
     kept: Vec<Candidate>,
     /// Nothing after this one is needed any more.
@@ -17,7 +19,7 @@ pub(crate) struct Oldest {
 }
 
 impl Oldest {
-    pub(crate) const fn new(wanted: u64, at_most: usize) -> Self {
+    pub(crate) const fn new(wanted: Amount, at_most: usize) -> Self {
         Self {
             wanted,
             at_most,
@@ -30,7 +32,7 @@ impl Oldest {
         let too_young = self
             .last
             .is_some_and(|last| by_age(&last, &candidate).is_lt());
-        if too_young || self.wanted == 0 {
+        if too_young || self.wanted.is_zero() {
             return;
         }
         self.kept.push(candidate);
@@ -62,14 +64,14 @@ pub(crate) fn by_age(a: &Candidate, b: &Candidate) -> Ordering {
     (a.last_use, a.entry).cmp(&(b.last_use, b.entry))
 }
 
-/// How many of the first entries it takes to cover so many bytes; all when they do not suffice.
-pub(crate) fn cover(candidates: &[Candidate], wanted: u64) -> usize {
-    let mut sum = 0_u64;
+/// How many of the first entries it takes to free what is wanted; all when they do not suffice.
+pub(crate) fn cover(candidates: &[Candidate], wanted: Amount) -> usize {
+    let mut sum = Amount::default();
     candidates
         .iter()
         .take_while(|candidate| {
-            let short = sum < wanted;
-            sum = sum.saturating_add(candidate.bytes);
+            let short = !sum.covers(wanted);
+            sum = sum.plus(amount::of(**candidate));
             short
         })
         .count()

@@ -3,7 +3,8 @@
 use gorego_storage::Candidate;
 
 use crate::{
-    Demand,
+    Amount, Demand,
+    amount::total,
     oldest::{Oldest, cover, merge},
 };
 
@@ -42,8 +43,8 @@ impl Planner {
         Self {
             demand,
             at_most,
-            unleased: Oldest::new(demand.bytes(), at_most),
-            leased: Oldest::new(demand.bytes(), at_most),
+            unleased: Oldest::new(demand.total(), at_most),
+            leased: Oldest::new(demand.total(), at_most),
             leased_bytes: 0,
         }
     }
@@ -62,22 +63,26 @@ impl Planner {
 
     /// What has to go, now that everything was seen.
     pub fn finish(self) -> Plan {
-        let excess = self.leased_bytes.saturating_sub(self.demand.leases_allowed);
+        let demand = self.demand;
+        let excess = self.leased_bytes.saturating_sub(demand.leases_allowed);
         let mut lapsed = self.leased.into_vec();
-        let mut break_leases = lapsed.split_off(cover(&lapsed, excess));
+        let saw_all = lapsed.len() < self.at_most;
+        let mut break_leases = lapsed.split_off(cover(&lapsed, Amount::of_bytes(excess)));
 
         let mut evict = merge(self.unleased.into_vec(), lapsed);
         // Each list holds its oldest, so that this many of both are the oldest of all.
         evict.truncate(self.at_most);
-        evict.truncate(cover(&evict, self.demand.bytes()));
-        let freed = bytes(&evict);
-        let is_partial = evict.len() == self.at_most && freed < self.demand.bytes();
-        let short = self.demand.hard.saturating_sub(freed);
-        break_leases.truncate(if is_partial {
-            0
-        } else {
-            cover(&break_leases, short)
-        });
+        evict.truncate(cover(&evict, demand.total()));
+        let freed = total(&evict);
+        let is_partial = evict.len() == self.at_most && !freed.covers(demand.total());
+        let short = demand.hard.minus(freed);
+        break_leases.truncate(cover(&break_leases, short));
+        let broken = total(&break_leases);
+        // Leases are not broken for an upload that will be refused all the same.
+        let in_vain = saw_all && !broken.covers(short);
+        if is_partial || in_vain || broken.bytes > demand.leases_breakable {
+            break_leases.clear();
+        }
         Plan {
             evict,
             break_leases,
@@ -87,21 +92,10 @@ impl Planner {
 }
 
 impl Plan {
-    /// What goes without breaking a lease, in bytes.
-    pub(crate) fn frees(&self) -> u64 {
-        bytes(&self.evict)
-    }
-
     /// Whether there is nothing to do.
     pub fn is_empty(&self) -> bool {
         self.evict.is_empty() && self.break_leases.is_empty()
     }
-}
-
-fn bytes(candidates: &[Candidate]) -> u64 {
-    candidates
-        .iter()
-        .fold(0, |sum, candidate| sum.saturating_add(candidate.bytes))
 }
 
 #[cfg(test)]

@@ -4,14 +4,14 @@ mod pass;
 
 use std::{sync::Arc, time::Duration};
 
-use gorego_storage::{Evictable, Removed};
+use gorego_storage::{Evictable, Futile, Removed, Usage};
 use tokio::{
     task,
     time::{self, Instant, MissedTickBehavior},
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::{Counters, Demand, Marks};
+use crate::{Counters, Demand, Marks, shortage::Shortage};
 use pass::{End, Pass};
 
 /// How long to leave a store alone that is above its mark and has nothing to evict: each attempt
@@ -46,6 +46,19 @@ struct Rest {
     soft: Option<Instant>,
     /// As far as uploads wait.
     hard: Option<Instant>,
+    /// As far as the file system goes.
+    disk: Futile,
+}
+
+impl Rest {
+    /// What the file system is short of, if eviction may help.
+    fn shortage(&self, usage: &Usage, marks: &Marks) -> Shortage {
+        if self.disk.holds(usage) {
+            Shortage::default()
+        } else {
+            Shortage::of(usage, marks)
+        }
+    }
 }
 
 impl Janitor {
@@ -82,17 +95,21 @@ impl Janitor {
 
     /// Brings the store back within its marks, as far as possible.
     async fn relieve(&self, rest: &mut Rest, shutdown: &CancellationToken) {
-        let demand = Demand::of(&self.store.usage(), &self.options.marks);
-        let until = if demand.hard > 0 {
-            rest.hard
-        } else {
-            rest.soft
-        };
-        if demand.bytes() == 0 {
+        let usage = self.store.usage();
+        if usage.idle_uploads > usage.limit / 10 {
+            let trim = |store: &dyn Evictable| store.trim_idle_uploads();
+            self.counters
+                .uploads_dropped(self.remove_uploads(trim).await);
+        }
+        let shortage = rest.shortage(&usage, &self.options.marks);
+        let demand = Demand::of(&self.store.usage(), &self.options.marks, shortage.lacking());
+        if demand.total().is_zero() {
             return;
         }
+        let is_hard = !demand.hard.is_zero();
+        let until = if is_hard { rest.hard } else { rest.soft };
         if let Some(until) = until.filter(|until| *until > Instant::now()) {
-            if demand.hard == 0 {
+            if !is_hard {
                 return;
             }
             let rested = shutdown.run_until_cancelled(time::sleep_until(until)).await;
@@ -100,16 +117,23 @@ impl Janitor {
                 return;
             }
         }
-        *rest = Rest::default();
+        (rest.soft, rest.hard) = (None, None);
         loop {
-            let mut pass = Pass::new(self);
+            let shortage = rest.shortage(&self.store.usage(), &self.options.marks);
+            let mut pass = Pass::new(self, shortage);
             let end = pass.run(shutdown).await;
             pass.log(end);
+            if pass.was_futile() {
+                let files = shortage.lacking().bytes == 0;
+                rest.disk.record(&self.store.usage(), files);
+            } else if !shortage.lacking().is_zero() {
+                rest.disk.clear();
+            }
             if end != End::Stuck {
                 return;
             }
             rest.soft = Some(Instant::now() + REST);
-            if self.store.usage().wanted == 0 {
+            if !self.store.usage().is_wanted() {
                 return;
             }
             // An upload that came to wait at the end of the pass is owed a look at what only
@@ -122,9 +146,11 @@ impl Janitor {
         }
     }
 
+    /// Removes what is left of uploads for too long, and what is beyond their number.
     async fn remove_expired_uploads(&self) {
         let age = self.options.upload_expiry;
-        let removed = self.remove_uploads(age, u64::MAX).await;
+        let expired = move |store: &dyn Evictable| store.remove_idle_uploads(age);
+        let removed = self.remove_uploads(expired).await;
         if removed.count > 0 {
             self.counters.uploads_expired(removed);
             tracing::info!(
@@ -133,11 +159,16 @@ impl Janitor {
                 "removed expired uploads"
             );
         }
+        let trim = |store: &dyn Evictable| store.trim_idle_uploads();
+        self.counters
+            .uploads_dropped(self.remove_uploads(trim).await);
     }
 
-    /// Removes idle uploads of this age, `at_most` bytes of them, and says so to those who wait.
-    async fn remove_uploads(&self, age: Duration, at_most: u64) -> Removed {
-        let remove = move |store: &dyn Evictable| store.remove_idle_uploads(age, at_most);
+    /// Removes idle uploads, and tells those who wait of it.
+    async fn remove_uploads(
+        &self,
+        remove: impl FnOnce(&dyn Evictable) -> gorego_storage::Result<Removed> + Send + 'static,
+    ) -> Removed {
         match self
             .blocking(remove)
             .await

@@ -1,5 +1,5 @@
 //! The janitor and the local store together: uploads never stop, and the limit holds.
-#![allow(clippy::unwrap_used, reason = "tests")]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
 use std::{
     path::{Path, PathBuf},
@@ -26,11 +26,19 @@ const MARKS: Marks = Marks {
 
 /// A store with a janitor at work until the set is dropped.
 async fn kept_tidy(dir: &Path) -> (Arc<LocalStore>, Arc<Counters>, JoinSet<()>) {
+    kept_tidy_with(dir, Duration::ZERO).await
+}
+
+async fn kept_tidy_with(
+    dir: &Path,
+    upload_lease: Duration,
+) -> (Arc<LocalStore>, Arc<Counters>, JoinSet<()>) {
     let options = LocalOptions {
         dir: dir.to_owned(),
         max_bytes: LIMIT,
         wake_bytes: MARKS.high_bytes(LIMIT),
         lease: Duration::from_hours(3),
+        upload_lease,
         force_update_atime: false,
         sync: SyncMode::None,
         scrub_period: None,
@@ -113,42 +121,163 @@ async fn leases_never_keep_an_upload_out() {
         assert_eq!(store.find_missing(&[digest]).await.unwrap(), []);
     }
     assert!(counters.leases_broken.load(Relaxed) > 0);
-    // As large as the store: everything has to go.
-    put(&store, 1000, usize::try_from(LIMIT).unwrap()).await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_partial_upload_outlives_any_number_of_blobs_that_could_go_instead() {
-    let dir = tempfile::tempdir().unwrap();
-    let (store, counters, _janitor) = kept_tidy(dir.path()).await;
-    let content = Bytes::from(vec![1; 600_000]);
-    let digest = DigestFunction::Sha256.digest(&content);
-    let upload = UploadId::new("u");
-    let broken = stream::iter([
-        Ok(content.slice(..500_000)),
+/// An upload of this many bytes, of which only some arrive.
+fn interrupted(upload: &str, arrived: &Bytes) -> Blob {
+    let chunks = stream::iter([
+        Ok(arrived.clone()),
         Err(Error::Unavailable("the client went away".into())),
     ]);
-    let broken = Blob::Stream(BlobStream {
-        chunks: broken.boxed(),
+    Blob::Stream(BlobStream {
+        chunks: chunks.boxed(),
         resume: Some(Resume {
-            upload: upload.clone(),
+            upload: UploadId::new(upload),
             offset: 0,
         }),
         verified: None,
-    });
-    store.put(&digest, broken).await.unwrap_err();
-    let mut uploaders = JoinSet::new();
-    for uploader in 0..4 {
-        let store = Arc::clone(&store);
-        uploaders.spawn(async move {
-            for number in 0..300 {
-                put(&store, uploader * 1000 + number, 16 * 1024).await;
-            }
-        });
+    })
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upload_larger_than_the_cache_is_refused_before_it_costs_anything() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, counters, _janitor) = kept_tidy(dir.path()).await;
+    let mut kept = Vec::new();
+    for number in 0..100 {
+        kept.push(put(&store, number, 16 * 1024).await);
     }
-    uploaders.join_all().await;
-    assert!(counters.evicted.load(Relaxed) > 800);
+    let content = Bytes::from(vec![1; 1 << 20]);
+    let digest = DigestFunction::Sha256.digest(&content);
+    let too_large = Digest::from_hash(DigestFunction::Sha256, digest.hash(), LIMIT + 1);
+    // Refused at once, although none of its content arrives.
+    let chunks = stream::pending().boxed();
+    let blob = Blob::Stream(BlobStream {
+        chunks,
+        resume: None,
+        verified: None,
+    });
+    let refused = store.put(&too_large.unwrap(), blob).await;
+    let Err(Error::Full { why, .. }) = refused else {
+        panic!("{refused:?}");
+    };
+    assert!(
+        why.contains(&LIMIT.to_string()) && why.contains("max_size_gb"),
+        "{why}"
+    );
+    assert_eq!(counters.evicted.load(Relaxed), 0);
+    assert_eq!(store.find_missing(&kept).await.unwrap(), []);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_upload_costs_leases_of_at_most_a_tenth_of_the_limit() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, _, _janitor) = kept_tidy(dir.path()).await;
+    let mut leased = Vec::new();
+    for number in 0..100 {
+        let digest = put(&store, number, 16 * 1024).await;
+        assert_eq!(store.find_missing(&[digest]).await.unwrap(), []);
+        leased.push(digest);
+    }
+    // Nearly as large as the cache: most of the leases would have to go.
+    let content = Bytes::from(vec![1; 3_900_000]);
+    let digest = DigestFunction::Sha256.digest(&content);
+    let pieces: Vec<_> = content
+        .chunks(100_000)
+        .map(|piece| Ok(Bytes::copy_from_slice(piece)))
+        .collect();
+    let blob = Blob::Stream(BlobStream {
+        chunks: stream::iter(pieces).boxed(),
+        resume: None,
+        verified: None,
+    });
+    let refused = store.put(&digest, blob).await;
+    assert!(matches!(refused, Err(Error::Full { .. })), "{refused:?}");
+    let lost = store.find_missing(&leased).await.unwrap().len() as u64;
+    assert!(
+        lost * 16 * 1024 <= LIMIT / 10,
+        "{lost} leased blobs are gone"
+    );
+    // One that takes little more than is free is taken.
+    put(&store, 1000, 1_950_000).await;
+    let lost = store.find_missing(&leased).await.unwrap().len() as u64;
+    assert!(
+        (1..=LIMIT / 10 / 16 / 1024).contains(&lost),
+        "{lost} leased blobs are gone"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_just_uploaded_stays_and_old_leased_blobs_go() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, _, _janitor) = kept_tidy_with(dir.path(), Duration::from_mins(10)).await;
+    let mut old = Vec::new();
+    for number in 0..110 {
+        old.push(put(&store, number, 16 * 1024).await);
+    }
+    assert_eq!(store.find_missing(&old).await.unwrap(), []);
+    let mut fresh = Vec::new();
+    for number in 1000..1090 {
+        fresh.push(put(&store, number, 16 * 1024).await);
+    }
+    settled(&store).await;
+    let lost = store.find_missing(&old).await.unwrap();
+    assert!(!lost.is_empty(), "there is no room for all of them");
+    assert_eq!(store.find_missing(&fresh).await.unwrap(), []);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn abandoned_uploads_do_not_displace_blobs() {
+    const SIZE: usize = 64 * 1024;
+    let dir = tempfile::tempdir().unwrap();
+    let (store, counters, _janitor) = kept_tidy(dir.path()).await;
+    let mut kept = Vec::new();
+    for number in 0..100 {
+        kept.push(put(&store, number, 16 * 1024).await);
+    }
+    for number in 0..100_u8 {
+        let content = Bytes::from(vec![number; 2 * SIZE]);
+        let digest = DigestFunction::Sha256.digest(&content);
+        let broken = interrupted(&number.to_string(), &content.slice(..SIZE));
+        store.put(&digest, broken).await.unwrap_err();
+    }
+    let trimmed = async {
+        while store.usage().idle_uploads > LIMIT / 10 + SIZE as u64 {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_mins(1), trimmed)
+        .await
+        .unwrap();
+    assert!(counters.uploads_dropped.load(Relaxed) >= 90);
+    assert_eq!(store.find_missing(&kept).await.unwrap(), []);
+    // The newest can be resumed.
+    let newest = DigestFunction::Sha256.digest(&vec![99; 2 * SIZE]);
+    let committed = store
+        .committed(&newest, &UploadId::new("99"))
+        .await
+        .unwrap();
+    assert_eq!(committed, SIZE as u64);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_partial_upload_is_evicted_when_it_is_the_oldest() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, _, _janitor) = kept_tidy(dir.path()).await;
+    let content = Bytes::from(vec![1; 600_000]);
+    let digest = DigestFunction::Sha256.digest(&content);
+    let upload = UploadId::new("u");
+    let broken = interrupted("u", &content.slice(..500_000));
+    store.put(&digest, broken).await.unwrap_err();
+    for number in 0..100 {
+        put(&store, number, 16 * 1024).await;
+    }
     assert_eq!(store.committed(&digest, &upload).await.unwrap(), 500_000);
+    for number in 100..300 {
+        put(&store, number, 16 * 1024).await;
+    }
+    settled(&store).await;
+    assert_eq!(store.committed(&digest, &upload).await.unwrap(), 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]

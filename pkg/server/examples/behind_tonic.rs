@@ -233,6 +233,7 @@ async fn main() -> Result<(), Box<dyn StdError>> {
         max_bytes: MAX_BYTES,
         wake_bytes: MAX_BYTES,
         lease: Duration::from_hours(3),
+        upload_lease: Duration::ZERO,
         force_update_atime: false,
         sync: SyncMode::None,
         scrub_period: None,

@@ -20,12 +20,14 @@ const BATCH: usize = 1000;
 
 /// An action cache that hides the results whose outputs are not all in a store: files, standard
 /// output and error, `Tree`s, what is inside them, and what is below root directories. What a
-/// result carries inline is no substitute for a blob that it names. Looking leases them all.
+/// result carries inline is no substitute for a blob that it names. A lookup leases them all.
 pub struct CompletenessChecking<A: ?Sized> {
     results: Arc<A>,
     blobs: Arc<dyn BlobStore>,
     /// For the directories that are being looked through.
     memory: Budget,
+    /// Whether the outputs of a new result are looked up as well.
+    leases_puts: bool,
 }
 
 impl<A: ActionCache + ?Sized> CompletenessChecking<A> {
@@ -35,6 +37,17 @@ impl<A: ActionCache + ?Sized> CompletenessChecking<A> {
             results,
             blobs,
             memory: Budget::memory("memory for trees", DEFAULT_MEMORY),
+            leases_puts: false,
+        }
+    }
+
+    /// Leases the outputs of results that are put, too.
+    #[must_use]
+    pub fn leasing_puts(self) -> Self {
+        let leases_puts = true;
+        Self {
+            leases_puts,
+            ..self
         }
     }
 
@@ -91,6 +104,13 @@ impl<A: ActionCache + ?Sized> ActionCache for CompletenessChecking<A> {
     }
 
     async fn put(&self, instance: &str, action: &Digest, result: ActionResult) -> Result<()> {
+        // A client that was told of the result counts on its outputs as after a hit. Whether they are
+        // all here is for the next lookup to say.
+        if self.leases_puts
+            && let Err(Incomplete::Unknown(error)) = self.check(action.function(), &result).await
+        {
+            tracing::debug!(instance, %action, %error, "outputs of a new action result get no lease");
+        }
         self.results.put(instance, action, result).await
     }
 }

@@ -6,7 +6,7 @@ use async_trait::async_trait;
 
 use crate::Result;
 
-/// One thing that could be evicted: a blob or an action result.
+/// One thing that could be evicted: a blob, an action result, or a partial upload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Candidate {
     /// Which one, in the store's own terms.
@@ -19,6 +19,8 @@ pub struct Candidate {
     pub leased: bool,
     /// Whether it is being read or written at this moment.
     pub in_use: bool,
+    /// Whether it is a partial upload or a quarantined file.
+    pub partial: bool,
 }
 
 /// A store's own name for one entry. It may come to mean another entry after an eviction; stores
@@ -26,7 +28,7 @@ pub struct Candidate {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct EntryId(pub u64);
 
-/// How full a store is; all figures in bytes.
+/// How full a store is; figures in bytes unless they say otherwise.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Usage {
     /// Room taken, uploads in flight and kept partial uploads included.
@@ -37,10 +39,35 @@ pub struct Usage {
     pub folders: u64,
     /// What `used` may not exceed.
     pub limit: u64,
-    /// What uploads are waiting for, beyond what is free below the limit. Zero when none waits.
+    /// What has to be freed for uploads that wait. Zero when none waits.
     pub wanted: u64,
+    /// What is still to be evicted for an upload that met a full disk; `None` when none waits.
+    pub wanted_on_disk: Option<u64>,
+    /// How many files are to be evicted for it, where the file system can hold no more of them.
+    pub wanted_files: u64,
+    /// The leased bytes already evicted for the upload that waits.
+    pub leases_broken: u64,
+    /// How many files and folders there are.
+    pub files: u64,
     /// What the file system has left; `None` when it does not say.
     pub free_on_disk: Option<u64>,
+    /// How many more files the file system can hold; `None` when it does not say.
+    pub free_files: Option<u64>,
+    /// Whether entries of an earlier run are still being looked for.
+    pub scanning: bool,
+}
+
+impl Usage {
+    /// The most that the store could hold: its limit, or what others leave of the disk.
+    pub fn capacity(&self) -> u64 {
+        let on_disk = self.free_on_disk.map(|free| free.saturating_add(self.used));
+        self.limit.min(on_disk.unwrap_or(u64::MAX))
+    }
+
+    /// Whether an upload waits for eviction.
+    pub const fn is_wanted(&self) -> bool {
+        self.wanted > 0 || self.wanted_on_disk.is_some()
+    }
 }
 
 /// What an eviction or clean-up removed.
@@ -67,9 +94,16 @@ pub trait Evictable: Send + Sync + fmt::Debug + 'static {
     /// one that cannot be removed is skipped and the others still are.
     fn evict(&self, candidates: &[Candidate], break_leases: bool) -> Removed;
 
-    /// Removes partial uploads and quarantined files untouched for `age`, oldest first, until
-    /// `at_most` bytes are freed. Skips uploads that someone is sending. Blocks on the disk.
-    fn remove_idle_uploads(&self, age: Duration, at_most: u64) -> Result<Removed>;
+    /// Notes that so many leased bytes were evicted for the upload that waits.
+    fn charge_leases(&self, bytes: u64);
+
+    /// Removes partial uploads and quarantined files untouched for `age`. Skips uploads that someone
+    /// is sending. Blocks on the disk.
+    fn remove_idle_uploads(&self, age: Duration) -> Result<Removed>;
+
+    /// Removes the partial uploads and quarantined files beyond what these may hold: a tenth of the
+    /// limit, the newest excepted, which may hold a quarter. Blocks on the disk.
+    fn trim_idle_uploads(&self) -> Result<Removed>;
 
     /// Tells the uploads that wait for room that there may be some, or that eviction has ended
     /// with nothing left to remove (`exhausted`), so that they stop waiting.

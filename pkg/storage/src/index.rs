@@ -18,7 +18,7 @@ use std::{
 
 use hashbrown::HashTable;
 
-pub(crate) use entry::{Entry, INSTANCE_END, Key, SIZE_END, Space, room_of};
+pub(crate) use entry::{Entry, INSTANCE_END, Key, Lease, SIZE_END, Space, Terms, room_of};
 pub(crate) use slab::Slab;
 pub(crate) use visit::InstanceUse;
 
@@ -28,8 +28,8 @@ pub(crate) const SHARDS: usize = 64;
 /// What a caller does with an entry that it looks up.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Use {
-    /// Reports it as present: it gets a lease.
-    pub(crate) lease: bool,
+    /// The lease that it gets.
+    pub(crate) lease: Lease,
     /// Keeps it from eviction until [`Index::unpin`].
     pub(crate) pin: bool,
 }
@@ -122,19 +122,17 @@ impl Index {
         }
         entry.set_last_use(now);
         entry.set_dirty(true);
-        if how.lease {
-            entry.set_leased();
-        }
+        entry.lease(how.lease);
         if how.pin {
             entry.pin();
         }
         Some(entry.seen())
     }
 
-    /// Adds an entry, or replaces the one under this key.
-    pub(crate) fn insert(&self, key: &Key, size: u64, last_use: u64, in_doubt: bool) {
-        let mut entry = Entry::new(key, size, last_use);
-        entry.set_in_doubt(in_doubt);
+    /// Adds what was just uploaded, or replaces the entry under its key.
+    pub(crate) fn insert(&self, key: &Key, size: u64, now: u64) {
+        let mut entry = Entry::new(key, size, now);
+        entry.lease(Lease::Upload);
         if let Some((hash, mut shard)) = self.shard(key) {
             self.put(&mut shard, hash, key, entry);
         }
@@ -145,7 +143,7 @@ impl Index {
     pub(crate) fn insert_found(&self, key: &Key, size: u64, last_use: u64, in_doubt: bool) -> bool {
         let mut entry = Entry::new(key, size, last_use);
         entry.set_in_doubt(in_doubt);
-        entry.set_leased();
+        entry.lease(Lease::Full);
         let Some((hash, mut shard)) = self.shard(key) else {
             return false;
         };

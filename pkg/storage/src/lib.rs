@@ -8,6 +8,7 @@ pub mod decoded;
 mod digest;
 mod error;
 mod eviction;
+mod futile;
 mod index;
 mod local;
 mod memory;
@@ -21,6 +22,7 @@ pub use completeness::{CompletenessChecking, named_blobs};
 pub use digest::{Digest, DigestError, DigestFunction, Hasher, to_hex};
 pub use error::{Error, Result, SourceError, is_out_of_descriptors};
 pub use eviction::{Candidate, EntryId, Evictable, Removed, Usage};
+pub use futile::Futile;
 pub use local::{
     Complete, Counters, Growth, LocalOptions, LocalStore, OpenError, Received, SyncMode,
 };

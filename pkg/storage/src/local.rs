@@ -10,7 +10,9 @@ mod core;
 mod evict;
 mod files;
 mod folders;
+mod full;
 mod growth;
+mod idle;
 mod instances;
 mod layout;
 mod receive;
@@ -58,7 +60,10 @@ pub use self::{
     growth::Growth,
     receive::{Complete, Received},
 };
-use crate::{Error, Result, index::Index};
+use crate::{
+    Error, Result,
+    index::{Index, Terms},
+};
 
 /// The layout that this program reads and writes.
 const VERSION: &str = "1";
@@ -74,6 +79,8 @@ pub struct LocalOptions {
     pub wake_bytes: u64,
     /// How long a blob that was reported present is kept from eviction.
     pub lease: Duration,
+    /// How long one that was just uploaded is.
+    pub upload_lease: Duration,
     /// Whether each hit writes the file's access time at once, rather than now and then.
     pub force_update_atime: bool,
     /// Whether an acknowledged upload outlives a loss of power.
@@ -353,8 +360,10 @@ fn build(
     );
     for folder in [UPLOADS, QUARANTINE] {
         for name in files.list(folder)? {
-            let meta = files.stat(&format!("{folder}/{name}"))?;
-            room.add_idle(meta.map_or(0, |meta| meta.size));
+            let path = format!("{folder}/{name}");
+            if let Some(meta) = files.stat(&path)? {
+                room.add_idle(&path, meta.size, meta.mtime_ms);
+            }
         }
     }
     let core = Core {
@@ -366,7 +375,11 @@ fn build(
         claims: Claims::default(),
         watchers: Watchers::default(),
         counters: Arc::default(),
-        lease: options.lease,
+        terms: Terms {
+            full_ms: core::millis(options.lease),
+            // The longer lease is never the upload's.
+            upload_ms: core::millis(options.upload_lease.min(options.lease)),
+        },
         force_update_atime: options.force_update_atime,
         doubt_from_ms: if last.clean { u64::MAX } else { last.synced_ms },
         written: AtomicU64::new(0),
@@ -388,7 +401,6 @@ fn unscanned(last: &State, limit: u64) -> (u64, u64) {
         return (limit, limit);
     }
     let slack = if last.clean { 0 } else { upkeep::slack(limit) };
-    let used = last.used.min(limit);
-    let at_most = used.saturating_add(slack).min(limit);
-    (at_most, at_most - used)
+    let at_most = last.used.saturating_add(slack).min(limit.max(last.used));
+    (at_most, at_most - last.used)
 }

@@ -1,5 +1,10 @@
 //! What the janitor may take, and what it may not.
-#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    reason = "tests"
+)]
 
 mod common;
 
@@ -10,7 +15,8 @@ use common::{
 };
 use futures::StreamExt as _;
 use gorego_storage::{
-    Blob, BlobStore as _, Candidate, DigestFunction, Error, Evictable as _, LocalOptions, Removed,
+    Blob, BlobStore as _, Candidate, Digest, DigestFunction, Error, Evictable as _, LocalOptions,
+    Removed,
 };
 
 #[tokio::test(flavor = "multi_thread")]
@@ -89,6 +95,95 @@ async fn a_blob_that_was_reported_present_is_leased_until_the_lease_ends() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_upload_leases_a_blob_for_the_shorter_term() {
+    let dir = tempfile::tempdir().unwrap();
+    let leasing = |upload_lease| LocalOptions {
+        upload_lease,
+        ..options(dir.path())
+    };
+    let store = open_with(leasing(Duration::from_mins(10))).await;
+    let (one, two) = (content(1, 1000), content(2, 5000));
+    put(&store, &one).await;
+    assert!(candidate(&store, 4096).leased);
+    drop(store);
+
+    // Files of an earlier run have the longer lease, since nothing tells which.
+    let store = open_with(leasing(Duration::ZERO)).await;
+    common::scanned(&store).await;
+    assert!(candidate(&store, 4096).leased);
+    assert_eq!(store.evict(&candidates(&store), true).count, 1);
+    let digest = put(&store, &two).await;
+    assert!(!candidate(&store, 8192).leased);
+    store.find_missing(&[digest]).await.unwrap();
+    let again = store.put(&digest, Blob::Bytes(two)).await.unwrap();
+    assert_eq!(again, gorego_storage::Put::Existed);
+    assert!(candidate(&store, 8192).leased, "the longer lease goes on");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn after_the_limit_was_lowered_uploads_go_on_while_eviction_catches_up() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path()).await;
+    for seed in 0..20 {
+        put(&store, &content(seed, 40_000)).await;
+    }
+    let used = store.usage().used;
+    store.close().await.unwrap();
+    drop(store);
+
+    let lowered = LocalOptions {
+        max_bytes: 100_000,
+        wake_bytes: 95_000,
+        ..options(dir.path())
+    };
+    let store = open_with(lowered).await;
+    common::scanned(&store).await;
+    assert_eq!(store.usage().used, used);
+    let new = content(30, 15_000);
+    let digest = DigestFunction::Sha256.digest(&new);
+    let mut upload = store.put(&digest, Blob::Bytes(new));
+    assert!(is_waiting(upload.as_mut()));
+    assert_eq!(store.evict(&candidates(&store)[..1], true).count, 1);
+    store.room_made(false);
+    upload.await.unwrap();
+    // Eviction gets on all the same, down to the limit and no further.
+    let evicted = candidates(&store).len() - 1;
+    assert_eq!(
+        store.evict(&candidates(&store)[..evicted], true).count,
+        evicted as u64
+    );
+    let large = content(31, 90_000);
+    let digest = DigestFunction::Sha256.digest(&large);
+    let mut upload = store.put(&digest, Blob::Bytes(large));
+    assert!(is_waiting(upload.as_mut()), "{:?}", store.usage());
+    store.room_made(true);
+    assert!(matches!(upload.await, Err(Error::Full { .. })));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upload_that_cannot_fit_is_refused_before_its_content_comes() {
+    let dir = tempfile::tempdir().unwrap();
+    let small = LocalOptions {
+        max_bytes: 1 << 20,
+        wake_bytes: 1 << 20,
+        ..options(dir.path())
+    };
+    let store = open_with(small).await;
+    let digest = DigestFunction::Sha256.digest(b"");
+    let digest = Digest::from_hash(DigestFunction::Sha256, digest.hash(), (1 << 20) + 1);
+    let never = Blob::Stream(gorego_storage::BlobStream {
+        chunks: Box::pin(futures::stream::pending()),
+        resume: None,
+        verified: None,
+    });
+    let refused = store.put(&digest.unwrap(), never).await;
+    let Err(Error::Full { why, .. }) = refused else {
+        panic!("{refused:?}");
+    };
+    assert!(why.contains("1048576 bytes"), "{why}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_blob_that_was_used_since_it_was_shown_stays() {
     let dir = tempfile::tempdir().unwrap();
     let store = open(dir.path()).await;
@@ -137,7 +232,8 @@ async fn an_upload_waits_for_eviction_and_then_succeeds() {
     let mut upload = store.put(&digest, Blob::Bytes(second));
     assert!(is_waiting(upload.as_mut()));
     store.pressure().await;
-    assert_eq!(store.usage().wanted, 8192);
+    // The two folders are beyond the limit already.
+    assert_eq!(store.usage().wanted, 16_384);
     assert_eq!(store.evict(&candidates(&store), false).count, 1);
     store.room_made(false);
     upload.await.unwrap();
@@ -225,7 +321,7 @@ async fn partial_uploads_count_and_are_removed_unless_somebody_sends_them() {
         .unwrap_err();
     assert_eq!(store.usage().idle_uploads, 401_408);
     let hour = Duration::from_hours(1);
-    assert_eq!(store.remove_idle_uploads(hour, u64::MAX).unwrap().count, 0);
+    assert_eq!(store.remove_idle_uploads(hour).unwrap().count, 0);
 
     let stream =
         futures::stream::iter([Ok(blob.slice(..300_000))]).chain(futures::stream::pending());
@@ -243,15 +339,9 @@ async fn partial_uploads_count_and_are_removed_unless_somebody_sends_them() {
         _ = &mut sending => unreachable!("it never ends"),
         () = common::until(|| store.usage().idle_uploads == 0) => {}
     }
-    assert_eq!(
-        store
-            .remove_idle_uploads(Duration::ZERO, u64::MAX)
-            .unwrap()
-            .count,
-        0
-    );
+    assert_eq!(store.remove_idle_uploads(Duration::ZERO).unwrap().count, 0);
     drop(sending);
-    let remove = || store.remove_idle_uploads(Duration::ZERO, u64::MAX).unwrap();
+    let remove = || store.remove_idle_uploads(Duration::ZERO).unwrap();
     common::until(|| remove().count == 1).await;
     assert_eq!(store.usage().used, 0);
 }

@@ -36,6 +36,12 @@ pub(super) struct State {
     /// What a waiting upload wants in all, until it gets it.
     pub(super) waiting: u64,
     pub(super) disk: Option<u64>,
+    pub(super) free_files: Option<u64>,
+    /// What is evicted does not become free.
+    pub(super) linked: bool,
+    pub(super) scanning: bool,
+    /// Leased bytes evicted for the upload that waits.
+    pub(super) leases_broken: u64,
     /// Entries that cannot be removed.
     pub(super) stubborn: HashSet<u64>,
     pub(super) uploads_fail: bool,
@@ -48,7 +54,6 @@ pub(super) struct State {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Event {
     Evicted(u64),
-    RemovedUpload(u64),
     RoomMade,
     Exhausted,
 }
@@ -76,6 +81,7 @@ impl Fake {
             bytes,
             leased: false,
             in_use: false,
+            partial: false,
         };
         change(&mut candidate);
         self.state().entries.insert(number, candidate);
@@ -119,10 +125,14 @@ impl State {
         Usage {
             used,
             idle_uploads: self.idle.iter().map(|(_, bytes)| bytes).sum(),
-            folders: 0,
             limit: self.limit,
             wanted: self.waiting.saturating_sub(self.limit.saturating_sub(used)),
+            leases_broken: self.leases_broken,
+            files: self.entries.len() as u64,
             free_on_disk: self.disk,
+            free_files: self.free_files,
+            scanning: self.scanning,
+            ..Usage::default()
         }
     }
 
@@ -134,7 +144,10 @@ impl State {
             return None;
         }
         let bytes = self.entries.remove(&number)?.bytes;
-        self.disk = self.disk.map(|free| free + bytes);
+        if !self.linked {
+            self.disk = self.disk.map(|free| free + bytes);
+            self.free_files = self.free_files.map(|free| free + 1);
+        }
         self.events.push(Event::Evicted(number));
         Some(bytes)
     }
@@ -171,17 +184,22 @@ impl Evictable for Fake {
         removed
     }
 
-    fn remove_idle_uploads(&self, age: Duration, at_most: u64) -> Result<Removed> {
+    fn charge_leases(&self, bytes: u64) {
+        self.state().leases_broken += bytes;
+    }
+
+    fn trim_idle_uploads(&self) -> Result<Removed> {
+        Ok(Removed::default())
+    }
+
+    fn remove_idle_uploads(&self, age: Duration) -> Result<Removed> {
         let mut state = self.state();
         if state.uploads_fail {
             return Err(Error::Unavailable("the folder cannot be read".to_owned()));
         }
         let mut removed = Removed::default();
-        while let Some((_, bytes)) = state.idle.first().filter(|(old, _)| *old >= age).copied()
-            && removed.bytes < at_most
-        {
+        while let Some((_, bytes)) = state.idle.first().filter(|(old, _)| *old >= age).copied() {
             state.idle.remove(0);
-            state.events.push(Event::RemovedUpload(bytes));
             removed.count += 1;
             removed.bytes += bytes;
         }

@@ -7,7 +7,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::Janitor;
-use crate::{Demand, Plan, Planner, oldest::cover};
+use crate::{Amount, Demand, Plan, Planner, oldest::cover, shortage::Shortage};
 
 /// How many entries are evicted at a time, at most and at least.
 const STEP: (usize, usize) = (8, 256);
@@ -33,6 +33,8 @@ pub(super) enum End {
 pub(super) struct Pass<'a> {
     janitor: &'a Janitor,
     started: Instant,
+    /// What the file system is short of.
+    shortage: Shortage,
     /// Whether eviction goes on down to the low mark.
     down_to_low: bool,
     /// Whether an upload was waiting when the latest plan was made.
@@ -42,20 +44,29 @@ pub(super) struct Pass<'a> {
     step: usize,
     evicted: Removed,
     leases_broken: u64,
+    /// What those took, in bytes.
+    leased: u64,
     uploads: Removed,
 }
 
 impl<'a> Pass<'a> {
-    pub(super) fn new(janitor: &'a Janitor) -> Self {
+    pub(super) fn new(janitor: &'a Janitor, shortage: Shortage) -> Self {
         Self {
             janitor,
             started: Instant::now(),
+            shortage,
             down_to_low: false,
             hard: false,
             stubborn: HashSet::new(),
-            step: STEP.0,
+            // Where it may be futile, as little as possible is evicted before that can be told.
+            step: if shortage.lacking().is_zero() {
+                STEP.0
+            } else {
+                1
+            },
             evicted: Removed::default(),
             leases_broken: 0,
+            leased: 0,
             uploads: Removed::default(),
         }
     }
@@ -64,13 +75,14 @@ impl<'a> Pass<'a> {
         let mut fruitless = 0;
         loop {
             let demand = self.demand();
-            if demand.bytes() == 0 {
+            if demand.total().is_zero() {
                 return End::Met;
             }
-            self.hard = demand.hard > 0;
+            self.hard = !demand.hard.is_zero();
             let before = self.removed();
             let plan = self.plan(demand).await;
-            let tried = self.carry_out(demand, plan, shutdown).await;
+            let tried = !plan.is_empty();
+            self.carry_out(plan, shutdown).await;
             if shutdown.is_cancelled() {
                 return End::Stopped;
             }
@@ -81,7 +93,7 @@ impl<'a> Pass<'a> {
             };
             if fruitless == FRUITLESS || (fruitless > 0 && !tried) {
                 // The last look may have been met by others: uploads that ended, for one.
-                let met = self.demand().bytes() == 0;
+                let met = self.demand().total().is_zero();
                 return if met { End::Met } else { End::Stuck };
             }
         }
@@ -90,10 +102,11 @@ impl<'a> Pass<'a> {
     /// What is needed at this moment. Once below the high mark, eviction goes on to the low one.
     fn demand(&mut self) -> Demand {
         let (usage, marks) = (self.janitor.store.usage(), &self.janitor.options.marks);
-        let demand = Demand::of(&usage, marks);
-        self.down_to_low |= demand.soft > 0;
+        let on_disk = self.shortage.left(&usage, self.freed());
+        let demand = Demand::of(&usage, marks, on_disk);
+        self.down_to_low |= !demand.soft.is_zero();
         if self.down_to_low {
-            Demand::down_to_low(&usage, marks)
+            Demand::down_to_low(&usage, marks, on_disk)
         } else {
             demand
         }
@@ -104,8 +117,21 @@ impl<'a> Pass<'a> {
         self.hard
     }
 
+    /// Whether the file system was short of something, and eviction did not help.
+    pub(super) fn was_futile(&self) -> bool {
+        self.shortage
+            .is_futile(&self.janitor.store.usage(), self.freed())
+    }
+
     fn removed(&self) -> u64 {
-        self.evicted.count + self.uploads.count
+        self.freed().files
+    }
+
+    const fn freed(&self) -> Amount {
+        Amount {
+            bytes: self.evicted.bytes + self.uploads.bytes,
+            files: self.evicted.count + self.uploads.count,
+        }
     }
 
     async fn plan(&mut self, demand: Demand) -> Plan {
@@ -127,39 +153,19 @@ impl<'a> Pass<'a> {
         plan
     }
 
-    /// Says whether there was anything to try.
-    async fn carry_out(
-        &mut self,
-        demand: Demand,
-        plan: Plan,
-        shutdown: &CancellationToken,
-    ) -> bool {
-        let mut tried = !plan.is_empty();
-        self.evict(&plan.evict, Demand::bytes, shutdown).await;
-        if plan.is_partial || shutdown.is_cancelled() {
-            return tried;
-        }
-        // Whoever sent a partial upload can send it anew; whoever holds a lease fails a build. But
-        // only for what the plan could not free: what others want by now is the next plan's.
-        let short = demand.hard.saturating_sub(plan.frees());
-        let missing = short.min(self.demand().hard);
-        if missing > 0 && self.janitor.store.usage().idle_uploads > 0 {
-            tried = true;
-            let removed = self.janitor.remove_uploads(Duration::ZERO, missing).await;
-            self.janitor.counters.uploads_dropped(removed);
-            self.uploads.count += removed.count;
-            self.uploads.bytes += removed.bytes;
-        }
+    async fn carry_out(&mut self, plan: Plan, shutdown: &CancellationToken) {
+        self.evict(&plan.evict, Demand::total, shutdown).await;
+        let before = self.leased;
         self.evict(&plan.break_leases, |demand| demand.hard, shutdown)
             .await;
-        tried
+        self.janitor.store.charge_leases(self.leased - before);
     }
 
     /// Evicts in small steps, for as long as there is a need.
     async fn evict(
         &mut self,
         mut candidates: &[Candidate],
-        need: impl Fn(&Demand) -> u64,
+        need: impl Fn(&Demand) -> Amount,
         shutdown: &CancellationToken,
     ) {
         while !candidates.is_empty() && !shutdown.is_cancelled() {
@@ -177,26 +183,31 @@ impl<'a> Pass<'a> {
 
     async fn evict_step(&mut self, step: Vec<Candidate>) {
         let started = Instant::now();
+        let (partial, rest): (Vec<Candidate>, Vec<Candidate>) = step
+            .iter()
+            .copied()
+            .partition(|candidate| candidate.partial);
         let (leased, unleased): (Vec<_>, Vec<_>) =
-            step.iter().copied().partition(|candidate| candidate.leased);
+            rest.into_iter().partition(|candidate| candidate.leased);
         let evict = move |store: &dyn gorego_storage::Evictable| {
-            (store.evict(&unleased, false), store.evict(&leased, true))
+            [(partial, false), (unleased, false), (leased, true)]
+                .map(|(step, break_leases)| store.evict(&step, break_leases))
         };
-        let (plain, broken) = self.janitor.blocking(evict).await.unwrap_or_default();
-        let removed = Removed {
-            count: plain.count + broken.count,
-            bytes: plain.bytes + broken.bytes,
-        };
-        if removed.count < step.len() as u64 && self.stubborn.len() < REMEMBERED {
+        let [uploads, plain, broken] = self.janitor.blocking(evict).await.unwrap_or_default();
+        let evicted = sum(plain, broken);
+        let count = evicted.count + uploads.count;
+        if count < step.len() as u64 && self.stubborn.len() < REMEMBERED {
             self.stubborn.extend(step.iter().map(shown));
         }
-        if removed.count > 0 {
+        if count > 0 {
             self.janitor.store.room_made(false);
         }
-        self.evicted.count += removed.count;
-        self.evicted.bytes += removed.bytes;
+        self.evicted = sum(self.evicted, evicted);
+        self.uploads = sum(self.uploads, uploads);
+        self.leased += broken.bytes;
         self.leases_broken += broken.count;
-        self.janitor.counters.evicted(removed, broken.count);
+        self.janitor.counters.evicted(evicted, broken.count);
+        self.janitor.counters.uploads_dropped(uploads);
         self.step = next_step(self.step, started.elapsed());
     }
 
@@ -220,6 +231,13 @@ impl<'a> Pass<'a> {
             ?end,
             "made room"
         );
+    }
+}
+
+const fn sum(a: Removed, b: Removed) -> Removed {
+    Removed {
+        count: a.count + b.count,
+        bytes: a.bytes + b.bytes,
     }
 }
 

@@ -1,10 +1,7 @@
 use std::sync::atomic::Ordering::Relaxed;
 
 use super::{
-    fake::{
-        Event::{self, Evicted, RemovedUpload},
-        Fake,
-    },
+    fake::{Event, Fake},
     *,
 };
 
@@ -120,38 +117,109 @@ async fn leases_beyond_their_share_are_broken_oldest_first_and_counted() {
 }
 
 #[tokio::test]
-async fn an_upload_that_waits_costs_old_entries_then_partial_uploads_then_leases() {
+async fn an_upload_that_waits_costs_what_is_old_partial_or_not_and_then_some_leases() {
     let store = Fake::new(1000);
-    store.add(5, 100);
-    for number in [1, 2, 3] {
-        store.add_with(number, 200, |entry| entry.leased = true);
+    for number in 0..70 {
+        store.add_with(number, 10, |entry| entry.leased = true);
     }
-    store.add_with(4, 100, |entry| entry.in_use = true);
-    store.state().idle = vec![(DAY / 2, 50), (DAY / 3, 50)];
-    store.state().waiting = 600;
+    store.add_with(70, 100, |entry| entry.partial = true);
+    store.add(71, 100);
+    store.add_with(72, 100, |entry| entry.in_use = true);
+    store.state().waiting = 250;
     let janitor = janitor(&store);
     react(&janitor).await;
-    let done: Vec<_> = store
-        .state()
-        .events
-        .iter()
-        .filter(|event| **event != Event::RoomMade)
-        .cloned()
-        .collect();
-    assert_eq!(
-        done,
-        [
-            Evicted(5),
-            RemovedUpload(50),
-            RemovedUpload(50),
-            Evicted(1),
-            Evicted(2)
-        ],
-        "and no more than it takes"
-    );
+    let expected: Vec<_> = [70, 71].into_iter().chain(0..5).collect();
+    assert_eq!(store.evicted(), expected, "and no more than it takes");
     assert_eq!(store.state().waiting, 0);
-    assert_eq!(janitor.counters().leases_broken.load(Relaxed), 2);
-    assert_eq!(janitor.counters().uploads_dropped.load(Relaxed), 2);
+    assert_eq!(store.state().leases_broken, 50);
+    assert_eq!(janitor.counters().leases_broken.load(Relaxed), 5);
+    assert_eq!(janitor.counters().uploads_dropped.load(Relaxed), 1);
+}
+
+#[tokio::test]
+async fn an_upload_that_would_cost_leases_of_more_than_a_tenth_is_refused_and_costs_none() {
+    let store = Fake::new(1000);
+    for number in 0..80 {
+        store.add_with(number, 10, |entry| entry.leased = true);
+    }
+    store.add(80, 200);
+    store.state().waiting = 310;
+    react(&janitor(&store)).await;
+    assert_eq!(store.state().events.last(), Some(&Event::Exhausted));
+    assert_eq!(store.evicted(), [80]);
+    // One that cost some already has less to cost.
+    store.state().leases_broken = 60;
+    store.add(81, 200);
+    store.state().waiting = 250;
+    react(&janitor(&store)).await;
+    assert_eq!(store.evicted(), [80, 81]);
+    store.state().leases_broken = 0;
+    store.add(82, 200);
+    store.state().waiting = 250;
+    react(&janitor(&store)).await;
+    assert_eq!(store.evicted(), [80, 81, 82, 0, 1, 2, 3, 4]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_disk_that_eviction_does_not_free_costs_little() {
+    const KIB: u64 = 1024;
+    let store = Fake::new(1 << 40);
+    (0..1000).for_each(|number| store.add(number, 8 * KIB));
+    store.state().disk = Some(0);
+    store.state().linked = true;
+    let options = Options {
+        marks: Marks {
+            min_free: 1 << 30,
+            ..MARKS
+        },
+        interval: Duration::from_mins(1),
+        upload_expiry: DAY,
+    };
+    let janitor = Janitor::new(Arc::clone(&store) as _, options);
+    let mut rest = Rest::default();
+    // As often as upkeep wakes it in three hours.
+    for _ in 0..10_800 {
+        janitor.relieve(&mut rest, &CancellationToken::new()).await;
+        tokio::time::advance(Duration::from_secs(1)).await;
+    }
+    let evicted = store.evicted().len();
+    assert!((8..150).contains(&evicted), "{evicted} of 1000 are gone");
+    // Once others free something, eviction is given another chance.
+    store.state().linked = false;
+    store.state().disk = Some(1);
+    let before = store.state().used();
+    janitor.relieve(&mut rest, &CancellationToken::new()).await;
+    let freed = before - store.state().used();
+    assert!(
+        freed.abs_diff(before / 2) <= 8 * KIB,
+        "{freed} of {before} bytes freed"
+    );
+}
+
+#[tokio::test]
+async fn files_that_run_short_are_made_room_for_as_bytes_are() {
+    let store = filled(90);
+    store.state().free_files = Some(10);
+    react(&janitor(&store)).await;
+    assert!(store.evicted().is_empty());
+    store.state().free_files = Some(3);
+    react(&janitor(&store)).await;
+    // Three times a twentieth of 93 are free.
+    assert_eq!(store.evicted().len(), 9);
+}
+
+#[tokio::test]
+async fn before_the_scan_has_ended_nothing_is_evicted_for_the_marks() {
+    let store = filled(100);
+    store.state().scanning = true;
+    react(&janitor(&store)).await;
+    assert!(store.evicted().is_empty());
+    store.state().waiting = 10;
+    react(&janitor(&store)).await;
+    assert_eq!(store.evicted(), [0]);
+    store.state().scanning = false;
+    react(&janitor(&store)).await;
+    assert_eq!(store.state().used(), 850);
 }
 
 #[tokio::test]
@@ -221,21 +289,16 @@ async fn entries_that_cannot_be_removed_do_not_stand_in_the_way() {
     assert_eq!(store.evicted(), (20..33).collect::<Vec<_>>());
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn uploads_that_cannot_be_removed_do_not_stand_in_the_way() {
-    let store = filled(90);
-    for number in 0..90 {
-        store.add_with(number, 10, |entry| entry.leased = true);
-    }
+    let store = filled(98);
     {
         let mut state = store.state();
-        state.idle = vec![(DAY, 100)];
+        state.idle = vec![(2 * DAY, 5)];
         state.uploads_fail = true;
-        state.waiting = 200;
     }
-    react(&janitor(&store)).await;
-    // Ten leases are beyond their share, the others are broken for the upload.
-    assert_eq!(store.evicted(), (0..20).collect::<Vec<_>>());
+    beside(&store, store.until(|state| state.used() <= 850)).await;
+    assert_eq!(store.state().idle.len(), 1);
 }
 
 #[tokio::test(start_paused = true)]

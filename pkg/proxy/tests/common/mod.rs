@@ -347,6 +347,7 @@ pub async fn open(dir: &Path, max_bytes: u64) -> Arc<LocalStore> {
         max_bytes,
         wake_bytes: max_bytes,
         lease: Duration::from_hours(1),
+        upload_lease: Duration::ZERO,
         force_update_atime: false,
         sync: SyncMode::None,
         scrub_period: None,

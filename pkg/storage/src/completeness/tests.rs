@@ -371,6 +371,22 @@ async fn a_large_tree_is_checked_in_few_calls_of_bounded_size() {
 }
 
 #[tokio::test]
+async fn the_outputs_of_a_result_that_is_put_are_leased_where_that_is_wanted() {
+    for leases in [false, true] {
+        let store = Arc::new(Recording::default());
+        let (result, needed) = full_result(&store, SHA256).await;
+        let results = Arc::new(MemoryStore::default());
+        let cache = CompletenessChecking::new(results, Arc::clone(&store) as _);
+        let cache = if leases { cache.leasing_puts() } else { cache };
+        let action = SHA256.digest(b"action");
+        cache.put("main", &action, result).await.unwrap();
+        let asked = store.asked().concat();
+        let leased = needed.iter().filter(|(_, digest)| asked.contains(digest));
+        assert_eq!(leased.count(), if leases { needed.len() } else { 0 });
+    }
+}
+
+#[tokio::test]
 async fn a_tree_evicted_while_it_is_looked_at_hides_the_result() {
     let mut store = Recording::default();
     let (result, needed) = full_result(&store, SHA256).await;

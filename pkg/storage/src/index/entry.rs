@@ -52,8 +52,28 @@ const EPOCH_MS: u64 = 1_577_836_800_000;
 const LEASED: u64 = 1 << 44;
 const IN_DOUBT: u64 = 1 << 45;
 const DIRTY: u64 = 1 << 46;
+const UPLOADED: u64 = 1 << 47;
 const PIN: u64 = 1 << 48;
 const PINS: u64 = 0xffff << 48;
+
+/// For how long a use of an entry keeps it from eviction.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Lease {
+    /// Not at all.
+    #[default]
+    None,
+    /// For the shorter term, that of what was uploaded.
+    Upload,
+    /// For the longer term, that of what a client was told is here.
+    Full,
+}
+
+/// How long leases last, in milliseconds.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Terms {
+    pub(crate) full_ms: u64,
+    pub(crate) upload_ms: u64,
+}
 
 /// A packed entry. `what`: size (40 bits), action result or blob and function (4), flags (4), pins
 /// (16). `when`: last use (40), instance number (24).
@@ -131,8 +151,16 @@ impl Entry {
         self.when = (self.when >> TIME_BITS << TIME_BITS) | ticks;
     }
 
-    pub(crate) const fn is_leased(&self, now_ms: u64, lease_ms: u64) -> bool {
-        self.what & LEASED != 0 && self.last_use().saturating_add(lease_ms) > now_ms
+    /// Whether it has a lease at this time. Either lease begins anew with each use.
+    pub(crate) const fn is_leased(&self, now_ms: u64, terms: Terms) -> bool {
+        let term = if self.what & LEASED != 0 {
+            terms.full_ms
+        } else if self.what & UPLOADED != 0 {
+            terms.upload_ms
+        } else {
+            return false;
+        };
+        self.last_use().saturating_add(term) > now_ms
     }
 
     pub(crate) const fn is_in_doubt(&self) -> bool {
@@ -147,8 +175,13 @@ impl Entry {
         self.what & PINS != 0
     }
 
-    pub(crate) const fn set_leased(&mut self) {
-        self.what |= LEASED;
+    /// Gives it a lease; one that it has is never shortened.
+    pub(crate) const fn lease(&mut self, lease: Lease) {
+        self.what |= match lease {
+            Lease::None => 0,
+            Lease::Upload => UPLOADED,
+            Lease::Full => LEASED,
+        };
     }
 
     pub(crate) const fn set_in_doubt(&mut self, doubt: bool) {
@@ -169,7 +202,7 @@ impl Entry {
 
     /// Takes over who uses its predecessor.
     pub(crate) const fn inherit(&mut self, old: &Self) {
-        self.what |= old.what & (PINS | LEASED);
+        self.what |= old.what & (PINS | LEASED | UPLOADED);
     }
 
     pub(crate) const fn pin(&mut self) {
@@ -225,16 +258,41 @@ mod tests {
             let key = Key { hash, function, space };
             let mut entry = Entry::new(&key, size, ms);
             for _ in 0..pins { entry.pin(); }
-            entry.set_leased();
+            entry.lease(Lease::Full);
             entry.set_dirty(true);
             prop_assert!(entry.is(&key));
             prop_assert_eq!((entry.key(), entry.size(), entry.last_use()), (key, size, ms));
             prop_assert_eq!(entry.is_pinned(), pins > 0);
-            prop_assert!(entry.is_leased(ms, 1) && !entry.is_leased(ms + 1, 1));
+            let terms = Terms { full_ms: 1, upload_ms: 0 };
+            prop_assert!(entry.is_leased(ms, terms) && !entry.is_leased(ms + 1, terms));
             prop_assert!(entry.is_dirty() && !entry.is_in_doubt());
             for _ in 0..pins { entry.unpin(); }
             prop_assert!(!entry.is_pinned());
         }
+    }
+
+    #[test]
+    fn an_upload_never_shortens_a_lease() {
+        let key = Key::cas(&DigestFunction::Sha256.digest(b"x"));
+        let terms = Terms {
+            full_ms: 100,
+            upload_ms: 10,
+        };
+        let mut entry = Entry::new(&key, 1, EPOCH_MS);
+        let leased_until = |entry: &Entry| {
+            let ends = (0..200).find(|after| !entry.is_leased(EPOCH_MS + after, terms));
+            ends.unwrap_or(200)
+        };
+        assert_eq!(leased_until(&entry), 0);
+        entry.lease(Lease::Upload);
+        assert_eq!(leased_until(&entry), 10);
+        entry.lease(Lease::Full);
+        entry.lease(Lease::Upload);
+        assert_eq!(leased_until(&entry), 100);
+        let mut replaced = Entry::new(&key, 1, EPOCH_MS);
+        replaced.lease(Lease::Upload);
+        replaced.inherit(&entry);
+        assert_eq!(leased_until(&replaced), 100);
     }
 
     #[test]

@@ -9,10 +9,10 @@ fn key(n: u64) -> Key {
 fn usage_follows_insertion_replacement_and_removal() {
     let index = Index::new();
     for n in 0..10_000 {
-        index.insert(&key(n), n + 1, 0, n % 2 == 0);
+        index.insert_found(&key(n), n + 1, 0, n % 2 == 0);
     }
     assert_eq!((index.count(), index.in_doubt()), (10_000, 5_000));
-    index.insert(&key(1), 5000, 0, false);
+    index.insert(&key(1), 5000, 0);
     assert!(!index.insert_found(&key(1), 7, 0, false));
     index.trust(&key(0));
     assert_eq!(
@@ -31,13 +31,13 @@ fn usage_follows_insertion_replacement_and_removal() {
 #[test]
 fn an_entry_is_in_use_as_long_as_its_predecessor_removed_or_not() {
     let how = Use {
-        lease: true,
+        lease: Lease::Full,
         pin: true,
     };
     let index = Index::new();
     let removed = || index.remove_if(&key(1), |entry| !entry.is_pinned());
     for is_removed in [false, true] {
-        index.insert(&key(1), 1, 0, true);
+        index.insert_found(&key(1), 1, 0, true);
         for _ in 0..3 {
             index.touch(&key(1), None, 5, how);
         }
@@ -45,14 +45,18 @@ fn an_entry_is_in_use_as_long_as_its_predecessor_removed_or_not() {
             index.remove(&key(1));
         }
         index.unpin(&key(1));
-        index.insert(&key(1), 1, 7, false);
+        index.insert(&key(1), 1, 7);
         index.unpin(&key(1));
         assert!(removed().is_none());
         index.unpin(&key(1));
         let entry = removed().unwrap();
-        assert!(entry.is_leased(u64::MAX / 2, u64::MAX / 2) && !entry.is_in_doubt());
+        let terms = Terms {
+            full_ms: u64::MAX / 2,
+            upload_ms: 0,
+        };
+        assert!(entry.is_leased(u64::MAX / 2, terms) && !entry.is_in_doubt());
     }
-    index.insert(&key(1), 1, 0, false);
+    index.insert(&key(1), 1, 0);
     index.touch(&key(1), None, 5, how);
     index.remove(&key(1));
     index.unpin(&key(1));
@@ -63,7 +67,7 @@ fn an_entry_is_in_use_as_long_as_its_predecessor_removed_or_not() {
 fn the_same_hash_in_another_space_or_function_is_another_entry() {
     let index = Index::new();
     let cas = key(1);
-    index.insert(&cas, 1, 0, false);
+    index.insert(&cas, 1, 0);
     assert_eq!(
         index.peek(&Key {
             space: Space::Ac(0),
@@ -84,7 +88,7 @@ fn the_same_hash_in_another_space_or_function_is_another_entry() {
 fn visiting_shows_each_entry_once_and_its_number_finds_it() {
     let index = Index::new();
     for n in 0..5000 {
-        index.insert(&key(n), 1, n, false);
+        index.insert(&key(n), 1, n);
     }
     index.remove(&key(17));
     let mut seen = std::collections::HashSet::new();

@@ -15,6 +15,7 @@ use super::{
     blobs::disk_full,
     core::{Core, blocking, now_ms},
     files::{Files, write_at},
+    full::Attempts,
     instances::Interned,
     layout::{self, InstanceHash},
     scanned::Known,
@@ -69,20 +70,20 @@ impl ActionCache for LocalStore {
         let instance = core.intern(&hash).await?;
         let content = Bytes::from(encode(&result));
         let size = content.len() as u64;
-        let mut second = false;
+        let broken = Arc::default();
+        let mut attempts = Attempts::new(core, &broken);
         loop {
             let _room = core
                 .room
-                .reserve(size, &format!("action result {action}"))
+                .reserve(size, &format!("action result {action}"), &broken)
                 .await?;
             let (writer, action, content) = (Arc::clone(core), *action, content.clone());
             let key = Key::ac(&action, instance.number);
             match blocking(move || writer.write_action(&key, &action, &hash, content)).await {
                 Err(error) if error.is_no_space() => {
-                    if second || !core.make_on_disk(size).await {
+                    if !attempts.again(size).await {
                         return Err(disk_full(&action, &error));
                     }
-                    second = true;
                 }
                 other => return other,
             }
@@ -184,7 +185,7 @@ impl Core {
                 let _open = self.open()?;
                 let _changing = self.lock(key);
                 self.install(&tmp, &layout::action_path(action, instance))?;
-                self.index.insert(key, size, now_ms(), false);
+                self.index.insert(key, size, now_ms());
                 self.written.fetch_add(1, Relaxed);
                 Ok(())
             });

@@ -10,6 +10,7 @@ use super::{
     LocalStore,
     core::{Core, Pin, blocking, now_ms},
     files::write_at,
+    full::Attempts,
     layout, receive,
     room::Reservation,
     scanned::Known,
@@ -17,20 +18,25 @@ use super::{
 use crate::{
     Blob, BlobFile, BlobStore, Digest, Error, Hasher, InUse, Put, Result,
     blob::read_at,
-    index::{Key, SIZE_END, Use, room_of},
+    index::{Key, Lease, SIZE_END, Use, room_of},
 };
 
 const LEASE: Use = Use {
-    lease: true,
+    lease: Lease::Full,
     pin: false,
 };
 const READ: Use = Use {
-    lease: false,
+    lease: Lease::None,
     pin: false,
 };
 const STREAM: Use = Use {
-    lease: false,
+    lease: Lease::None,
     pin: true,
+};
+/// That of an upload of what is here already.
+pub(super) const UPLOAD: Use = Use {
+    lease: Lease::Upload,
+    pin: false,
 };
 
 impl LocalStore {
@@ -179,7 +185,8 @@ impl BlobStore for LocalStore {
             sum.saturating_add(room_of(digest.size()))
         });
         let what = format!("a batch of {count} blobs");
-        let reservation = match self.core.room.reserve(total, &what).await {
+        let broken = Arc::default();
+        let reservation = match self.core.room.reserve(total, &what, &broken).await {
             Ok(reservation) => reservation,
             Err(error) => return vec![Err(error); count],
         };
@@ -211,22 +218,22 @@ impl Core {
         pieces: Vec<Bytes>,
     ) -> Result<Put> {
         check_size(digest, pieces.iter().map(|piece| piece.len() as u64).sum())?;
-        if digest.is_empty_blob() || self.seek(digest, READ).await?.is_some() {
+        if digest.is_empty_blob() || self.seek(digest, UPLOAD).await?.is_some() {
             return Ok(Put::Existed);
         }
-        let mut second = false;
+        let broken = Arc::default();
+        let mut attempts = Attempts::new(self, &broken);
         loop {
             let reservation = self
                 .room
-                .reserve(digest.size(), &digest.to_string())
+                .reserve(digest.size(), &digest.to_string(), &broken)
                 .await?;
             let (core, digest, content) = (Arc::clone(self), *digest, pieces.clone());
             match blocking(move || core.write_whole(&digest, &content, &reservation)).await {
                 Err(error) if error.is_no_space() => {
-                    if second || !self.make_on_disk(digest.size()).await {
+                    if !attempts.again(digest.size()).await {
                         return Err(disk_full(&digest, &error));
                     }
-                    second = true;
                 }
                 other => return other,
             }
@@ -262,7 +269,7 @@ impl Core {
         for (at, (digest, content)) in blobs.into_iter().enumerate() {
             let here = self
                 .index
-                .touch(&Key::cas(&digest), Some(digest.size()), now_ms(), READ);
+                .touch(&Key::cas(&digest), Some(digest.size()), now_ms(), UPLOAD);
             results.push(match check_size(&digest, content.len() as u64) {
                 Err(error) => Err(error),
                 Ok(()) if digest.is_empty_blob() => Ok(Put::Existed),
@@ -407,6 +414,6 @@ pub(super) fn disk_full(digest: &Digest, error: &Error) -> Error {
     Error::Full {
         what: digest.to_string(),
         bytes: digest.size(),
-        why: format!("{cause} and nothing more can be evicted"),
+        why: format!("{cause} and nothing more can be evicted for it"),
     }
 }

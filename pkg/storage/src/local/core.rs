@@ -24,7 +24,7 @@ use super::{
 };
 use crate::{
     Digest, Error, InUse, Put, Result,
-    index::{Index, Key, Space, Use},
+    index::{Index, Key, Space, Terms, Use},
 };
 
 /// How many locks order the changes of single files.
@@ -50,7 +50,8 @@ pub(super) struct Core {
     pub(super) claims: Claims,
     pub(super) watchers: Watchers,
     pub(super) counters: Arc<Counters>,
-    pub(super) lease: Duration,
+    /// How long leases last.
+    pub(super) terms: Terms,
     pub(super) force_update_atime: bool,
     /// Files written at this time or later are hashed before their first use, in milliseconds
     /// since the Unix epoch.
@@ -159,8 +160,8 @@ impl Core {
     pub(super) fn pin_unread(&self, digest: &Digest) -> Result<Option<Pin>> {
         let key = Key::cas(digest);
         let how = Use {
-            lease: false,
             pin: true,
+            ..Use::default()
         };
         let touch = || self.index.touch(&key, Some(digest.size()), now_ms(), how);
         let seen = match self.scanned.known(touch) {
@@ -201,18 +202,11 @@ impl Core {
                 return Ok(Put::Existed);
             }
             self.install(from, &layout::blob_path(digest))?;
-            self.index.insert(&key, digest.size(), now_ms(), false);
+            self.index.insert(&key, digest.size(), now_ms());
             self.written.fetch_add(1, Relaxed);
         }
         self.watchers.published(digest);
         Ok(Put::Stored)
-    }
-
-    /// See [`Room::make_on_disk`].
-    pub(super) async fn make_on_disk(&self, size: u64) -> bool {
-        self.room
-            .make_on_disk(size, || self.files.free_bytes())
-            .await
     }
 
     /// The file of an index entry, if there is one. Blocks.
@@ -253,6 +247,11 @@ pub(super) fn now_ms() -> u64 {
         .duration_since(SystemTime::UNIX_EPOCH)
         .unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// A duration in milliseconds.
+pub(super) fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// Runs what blocks on the disk where that may be done.

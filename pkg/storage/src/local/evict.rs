@@ -1,28 +1,31 @@
 //! The janitor's hands.
 
-use std::{sync::atomic::Ordering::Relaxed, time::Duration};
+use std::{
+    io::ErrorKind,
+    sync::{Arc, atomic::Ordering::Relaxed},
+    time::Duration,
+};
 
 use async_trait::async_trait;
 
 use super::{
     LocalStore,
-    core::{Core, now_ms},
-    files::Meta,
-    layout::{QUARANTINE, UPLOADS},
+    core::{Core, millis, now_ms},
 };
 use crate::{
-    Candidate, Evictable, Removed, Result, Usage,
-    index::{Entry, Key, Space, room_of},
+    Candidate, Error, Evictable, Removed, Result, Usage,
+    index::{Entry, Key, Space},
 };
 
 #[async_trait]
 impl Evictable for LocalStore {
     fn usage(&self) -> Usage {
-        self.core.room.usage(self.core.files.free_bytes())
+        let core = &self.core;
+        core.room.usage(core.files.free(), !core.is_scanned())
     }
 
     fn visit(&self, see: &mut dyn FnMut(Candidate)) {
-        let (now, lease) = (now_ms(), self.core.lease_ms());
+        let (now, terms) = (now_ms(), self.core.terms);
         let core = &self.core;
         core.janitor_saw_part.store(!core.is_scanned(), Relaxed);
         core.index.visit(|entry, seen| {
@@ -30,17 +33,25 @@ impl Evictable for LocalStore {
                 entry,
                 last_use: seen.last_use(),
                 bytes: seen.room(),
-                leased: seen.is_leased(now, lease),
+                leased: seen.is_leased(now, terms),
                 in_use: seen.is_pinned(),
+                partial: false,
             });
         });
+        core.room.idle.visit(see);
     }
 
     fn evict(&self, candidates: &[Candidate], break_leases: bool) -> Removed {
         let mut removed = Removed::default();
         for candidate in candidates {
-            match self.core.evict(candidate, break_leases) {
+            let core = &self.core;
+            let evicted = match core.room.idle.path_of(candidate.entry) {
+                Some(path) => core.remove_idle(&path),
+                None => core.evict(candidate, break_leases),
+            };
+            match evicted {
                 Ok(Some(bytes)) => {
+                    core.room.add_freed(bytes);
                     removed.count += 1;
                     removed.bytes += bytes;
                 }
@@ -51,35 +62,18 @@ impl Evictable for LocalStore {
         removed
     }
 
-    fn remove_idle_uploads(&self, age: Duration, at_most: u64) -> Result<Removed> {
-        let core = &self.core;
-        let before = now_ms().saturating_sub(u64::try_from(age.as_millis()).unwrap_or(u64::MAX));
-        let mut old = Vec::new();
-        for folder in [UPLOADS, QUARANTINE] {
-            for name in core.files.list(folder)? {
-                let path = format!("{folder}/{name}");
-                if let Some(meta) = core.files.stat(&path)?
-                    && meta.mtime_ms <= before
-                {
-                    old.push((meta.mtime_ms, path));
-                }
-            }
-        }
-        old.sort_unstable();
-        let mut removed = Removed::default();
-        for (_, path) in old {
-            if removed.bytes >= at_most {
-                break;
-            }
-            // It may have been sent on, or published, since it was listed.
-            let take = || core.take_idle_if(&path, |meta| meta.mtime_ms <= before);
-            if let Some((aside, size)) = core.claims.if_idle(&path, take).transpose()?.flatten() {
-                core.files.unlink(&aside)?;
-                removed.count += 1;
-                removed.bytes += room_of(size);
-            }
-        }
-        Ok(removed)
+    fn charge_leases(&self, bytes: u64) {
+        self.core.room.charge_leases(bytes);
+    }
+
+    fn remove_idle_uploads(&self, age: Duration) -> Result<Removed> {
+        let (core, before) = (&self.core, now_ms().saturating_sub(millis(age)));
+        core.remove_all_idle(core.room.idle.since(before))
+    }
+
+    fn trim_idle_uploads(&self) -> Result<Removed> {
+        let room = &self.core.room;
+        self.core.remove_all_idle(room.idle.excess(room.limit()))
     }
 
     fn room_made(&self, exhausted: bool) {
@@ -97,23 +91,44 @@ impl Evictable for LocalStore {
 }
 
 impl Core {
-    pub(super) fn lease_ms(&self) -> u64 {
-        u64::try_from(self.lease.as_millis()).unwrap_or(u64::MAX)
-    }
-
-    /// Takes a partial upload or a quarantined file away if it is there and as wanted; says where it
-    /// now waits for removal, and how large it is. Nobody may be sending the upload. Blocks.
-    pub(super) fn take_idle_if(
-        &self,
-        path: &str,
-        wanted: impl FnOnce(&Meta) -> bool,
-    ) -> Result<Option<(String, u64)>> {
-        let Some(meta) = self.files.stat(path)?.filter(wanted) else {
+    /// Takes an idle file away; returns where it now waits for removal, and the room it takes. Nobody
+    /// may be sending the upload. Blocks.
+    pub(super) fn take_idle(&self, path: &str) -> Result<Option<(String, u64)>> {
+        let Some(room) = self.room.idle.remove(path) else {
             return Ok(None);
         };
-        let aside = self.files.set_aside(path)?;
-        self.room.remove_idle(meta.size);
-        Ok(Some((aside, meta.size)))
+        let aside = self.files.set_aside(path);
+        if let (Err(_), Some(meta)) = (&aside, self.files.stat(path)?) {
+            self.room.add_idle(path, meta.size, meta.mtime_ms);
+        }
+        match aside {
+            // Somebody else removed it.
+            Err(Error::Io { source, .. }) if source.kind() == ErrorKind::NotFound => {
+                Ok(Some((path.to_owned(), room)))
+            }
+            aside => Ok(Some((aside?, room))),
+        }
+    }
+
+    /// Removes an idle file unless somebody is sending it; returns the room it took. Blocks.
+    fn remove_idle(&self, path: &str) -> Result<Option<u64>> {
+        let taken = self.claims.if_idle(path, || self.take_idle(path));
+        let Some((aside, room)) = taken.transpose()?.flatten() else {
+            return Ok(None);
+        };
+        self.files.unlink(&aside)?;
+        Ok(Some(room))
+    }
+
+    fn remove_all_idle(&self, paths: Vec<Arc<str>>) -> Result<Removed> {
+        let mut removed = Removed::default();
+        for path in paths {
+            if let Some(room) = self.remove_idle(&path)? {
+                removed.count += 1;
+                removed.bytes += room;
+            }
+        }
+        Ok(removed)
     }
 
     /// Removes the folders above a file that is gone, as far as they are empty. Not before the scan
@@ -135,12 +150,12 @@ impl Core {
         let Some(shown) = self.index.by_id(candidate.entry) else {
             return Ok(None);
         };
-        let (now, lease) = (now_ms(), self.lease_ms());
+        let (now, terms) = (now_ms(), self.terms);
         let removed = self.remove_if(&shown.key(), |entry| {
             entry.last_use() == candidate.last_use
                 && entry.room() == candidate.bytes
                 && !entry.is_pinned()
-                && (break_leases || !entry.is_leased(now, lease))
+                && (break_leases || !entry.is_leased(now, terms))
         });
         Ok(removed?.map(|entry| entry.room()))
     }

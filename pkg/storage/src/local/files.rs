@@ -21,6 +21,7 @@ use rustix::{
 
 use super::{
     folders::Folders,
+    full::Free,
     layout::{self, TMP},
 };
 use crate::{Error, Result};
@@ -83,7 +84,11 @@ impl Files {
             cleared: AtomicBool::new(false),
         };
         for folder in layout::ROOTS {
-            files.make_dir(folder, |_| ())?;
+            match files.make_dir(folder, |_| ()) {
+                // It is made when it is needed, once something was evicted.
+                Err(error) if error.is_no_space() => {}
+                made => made?,
+            }
         }
         for name in files.list(TMP)? {
             let path = format!("{TMP}/{name}");
@@ -95,10 +100,17 @@ impl Files {
                 Err(errno) => return Err(files.error("removing", &path, errno)),
             }
         }
-        let (probe, file) = files.create_tmp()?;
-        let stat = rustix::fs::fstat(&file).map_err(|e| files.error("probing", &probe, e))?;
-        files.chmod = Mode::from_raw_mode(stat.st_mode) & BLOB_MODE != BLOB_MODE;
-        files.unlink(&probe)?;
+        files.chmod = match files.create_tmp() {
+            Ok((probe, file)) => {
+                let stat =
+                    rustix::fs::fstat(&file).map_err(|e| files.error("probing", &probe, e))?;
+                files.unlink(&probe)?;
+                Mode::from_raw_mode(stat.st_mode) & BLOB_MODE != BLOB_MODE
+            }
+            // Eviction needs a running server.
+            Err(error) if error.is_no_space() => true,
+            Err(error) => return Err(error),
+        };
         Ok(files)
     }
 
@@ -310,10 +322,13 @@ impl Files {
         rustix::fs::syncfs(self.dir()).map_err(|errno| self.error("syncing", "", errno))
     }
 
-    /// What the file system has left for us, in bytes.
-    pub(super) fn free_bytes(&self) -> Option<u64> {
+    /// What the file system has left for us.
+    pub(super) fn free(&self) -> Option<Free> {
         let stat = rustix::fs::fstatvfs(self.dir()).ok()?;
-        Some(stat.f_bavail.saturating_mul(stat.f_frsize))
+        Some(Free {
+            bytes: stat.f_bavail.saturating_mul(stat.f_frsize),
+            files: (stat.f_files > 0).then_some(stat.f_favail),
+        })
     }
 
     /// Replaces a small file atomically.

@@ -74,6 +74,11 @@ impl Folders {
         *self.made_since() = None;
     }
 
+    /// How many there are.
+    pub(super) fn count(&self) -> u64 {
+        self.count.load(Relaxed)
+    }
+
     /// All of them were counted anew, by a caller that keeps others from changing them.
     pub(super) fn recounted(&self, count: u64) {
         self.count.store(count, Relaxed);
@@ -81,7 +86,7 @@ impl Folders {
 
     /// What they take, in bytes.
     pub(super) fn bytes(&self) -> u64 {
-        self.count.load(Relaxed).saturating_mul(FOLDER_ROOM)
+        self.count().saturating_mul(FOLDER_ROOM)
     }
 }
 

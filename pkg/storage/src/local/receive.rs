@@ -6,12 +6,14 @@ use futures::StreamExt as _;
 use tokio::{runtime::Handle, time::timeout};
 
 use super::{
-    LocalStore, blobs::check_size, collected::SLOW, core::Core, growth::Growth, upload::Upload,
+    LocalStore,
+    blobs::{UPLOAD, check_size},
+    collected::SLOW,
+    core::Core,
+    growth::Growth,
+    upload::{RESERVE_STEP, Upload},
 };
-use crate::{
-    Blob, Chunks, Digest, Error, Put, Result, Resume, UploadId,
-    index::{SIZE_END, Use},
-};
+use crate::{Blob, Chunks, Digest, Error, Put, Result, Resume, UploadId, index::SIZE_END};
 
 /// How a blob was taken in.
 #[derive(Debug)]
@@ -23,7 +25,7 @@ pub enum Received {
 }
 
 /// A blob that has arrived and that nobody sees yet. Dropped, it is as an upload that broke off.
-pub struct Complete(Guard);
+pub struct Complete(Box<Guard>);
 
 impl LocalStore {
     /// Takes in content as [`crate::BlobStore::put`] does, but does not show it. Whoever has
@@ -57,7 +59,7 @@ pub(super) async fn put_stream(
     resume: Option<Resume>,
 ) -> Result<Put> {
     if let Some(other) = digest.other()
-        && core.seek(&other, Use::default()).await?.is_some()
+        && core.seek(&other, UPLOAD).await?.is_some()
     {
         return Ok(Put::Existed);
     }
@@ -79,9 +81,13 @@ async fn receive(
     }
     // Watching comes before looking, so that no other upload's end falls in between.
     let watch = core.watchers.watch(digest);
-    if digest.is_empty_blob() || core.seek(digest, Use::default()).await?.is_some() {
+    if digest.is_empty_blob() || core.seek(digest, UPLOAD).await?.is_some() {
         return Ok(Received::Existed);
     }
+    // Before anything is evicted for it.
+    let free = (digest.size() > RESERVE_STEP).then(|| core.files.free());
+    core.room
+        .check_fits(digest.size(), &digest.to_string(), free.flatten())?;
     let mut upload = Guard(Some(Upload::begin(core, digest, resume, growth).await));
     let claim = upload.0.as_ref().and_then(|upload| upload.claim.clone());
     let superseded = async move {
@@ -122,7 +128,9 @@ async fn receive(
     match ended {
         Ok(()) => {
             let complete = taken.complete().await?;
-            Ok(Received::Complete(Complete(Guard(Some(complete)))))
+            Ok(Received::Complete(Complete(Box::new(Guard(Some(
+                complete,
+            ))))))
         }
         Err(error) => {
             taken.end(error.clone()).await?;

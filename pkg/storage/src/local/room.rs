@@ -1,45 +1,56 @@
 //! Who may take how much of the disk: every byte is reserved before it is written.
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{
-            AtomicBool, AtomicU64,
-            Ordering::{Relaxed, SeqCst},
-        },
+mod waiting;
+
+use std::sync::{
+    Arc, Mutex, MutexGuard, PoisonError,
+    atomic::{
+        AtomicBool, AtomicU64,
+        Ordering::{Relaxed, SeqCst},
     },
-    time::Duration,
 };
 
-use tokio::{sync::Notify, time};
+use tokio::sync::Notify;
 
-use super::folders::{FOLDER_ROOM, Folders};
+pub(in crate::local) use self::waiting::BrokenLeases;
+use super::{
+    folders::{FOLDER_ROOM, Folders},
+    full::{self, Free},
+    idle::Idle,
+};
 use crate::{
-    Error, Result, Usage,
+    Error, Futile, Result, Usage,
     index::{Index, room_of},
 };
-
-/// How long an upload waits for eviction before it is refused. Eviction takes milliseconds; this
-/// ends the wait when nothing evicts.
-const WAIT: Duration = Duration::from_secs(30);
 
 /// The store's accounts.
 pub(super) struct Room {
     index: Arc<Index>,
     folders: Arc<Folders>,
     limit: u64,
+    /// What may be used. More than the limit at first if that was lowered, and less with each eviction,
+    /// so that uploads need not wait until all of it is evicted.
+    ceiling: AtomicU64,
     /// Usage beyond this wakes the janitor.
     mark: u64,
     /// Being written.
     reserved: AtomicU64,
     /// Partial uploads that nobody is sending.
-    idle: AtomicU64,
+    pub(super) idle: Idle,
     /// What an earlier run left on the disk, at most, and the scan has not reached yet.
     unscanned: AtomicU64,
     /// Of which this much may well not be there: a reason to hold uploads back, not to evict.
     slack: AtomicU64,
     /// What the upload at the head of the queue wants.
     wanted: AtomicU64,
+    /// How far `freed` has to get for it, where the disk itself was full; 0 otherwise.
+    freed_goal: AtomicU64,
+    /// The leases broken for it.
+    broken: Mutex<Arc<BrokenLeases>>,
+    /// What eviction has freed since the start, in bytes.
+    freed: AtomicU64,
+    /// Whether that helps against a full disk.
+    futile: Mutex<Futile>,
     waiting: AtomicU64,
     /// Waiting uploads stand in line here, so that a large one is not passed by small ones for ever.
     line: tokio::sync::Mutex<()>,
@@ -66,12 +77,17 @@ impl Room {
             index,
             folders,
             limit,
+            ceiling: AtomicU64::new(limit.max(unscanned)),
             mark,
             reserved: AtomicU64::new(0),
-            idle: AtomicU64::new(0),
+            idle: Idle::default(),
             unscanned: AtomicU64::new(unscanned),
             slack: AtomicU64::new(slack),
             wanted: AtomicU64::new(0),
+            freed_goal: AtomicU64::new(0),
+            broken: Mutex::default(),
+            freed: AtomicU64::new(0),
+            futile: Mutex::default(),
             waiting: AtomicU64::new(0),
             line: tokio::sync::Mutex::new(()),
             made: Notify::new(),
@@ -80,82 +96,62 @@ impl Room {
         })
     }
 
-    /// Takes room for a file of `size` bytes; waits for eviction when there is not enough.
-    /// `what` names it in the error.
-    pub(super) async fn reserve(self: &Arc<Self>, size: u64, what: &str) -> Result<Reservation> {
+    /// Refuses a blob of this size if all that could be evicted would not make room for it. `free` is
+    /// what the disk has left.
+    pub(super) fn check_fits(&self, size: u64, what: &str, free: Option<Free>) -> Result<()> {
         let bytes = room_of(size);
-        if self.waiting.load(SeqCst) == 0
-            && let Some(reservation) = self.try_reserve(bytes)
-        {
-            return Ok(reservation);
-        }
         if bytes > self.limit {
             return Err(self.full(what, bytes));
         }
-        let _waiting = Waiting::new(&self.waiting);
-        let until = time::Instant::now() + WAIT;
-        let Ok(_turn) = time::timeout_at(until, self.line.lock()).await else {
-            return Err(self.full(what, bytes));
-        };
-        self.exhausted.store(false, SeqCst);
-        let wanted = Wanted(&self.wanted);
-        loop {
-            let made = self.made.notified();
-            tokio::pin!(made);
-            made.as_mut().enable();
-            if let Some(reservation) = self.try_reserve(bytes) {
-                return Ok(reservation);
-            }
-            wanted.set(bytes);
-            if self.exhausted.swap(false, SeqCst) {
-                return Err(self.full(what, bytes));
-            }
-            self.pressure.notify_one();
-            if time::timeout_at(until, made).await.is_err() {
-                return Err(self.full(what, bytes));
-            }
+        let on_disk = free.map(|free| free.bytes.saturating_add(self.used()));
+        match on_disk {
+            Some(most) if bytes > most => Err(Error::Full {
+                what: what.to_owned(),
+                bytes,
+                why: format!("the disk is full, and has at most {most} bytes for the cache"),
+            }),
+            _ => Ok(()),
         }
     }
 
-    /// The same if that takes no wait.
+    /// Takes room if that takes no wait.
     pub(super) fn reserve_now(self: &Arc<Self>, size: u64, what: &str) -> Result<Reservation> {
         let bytes = room_of(size);
         self.try_reserve(bytes)
             .ok_or_else(|| self.full(what, bytes))
     }
 
-    /// After the disk itself was full: waits until eviction has freed `size` bytes of it, as far as
-    /// `free` tells. Says whether it is worth trying again.
-    pub(super) async fn make_on_disk(&self, size: u64, free: impl Fn() -> Option<u64>) -> bool {
-        let _waiting = Waiting::new(&self.waiting);
-        let until = time::Instant::now() + WAIT;
-        let Ok(_turn) = time::timeout_at(until, self.line.lock()).await else {
-            return false;
-        };
-        self.exhausted.store(false, SeqCst);
-        let wanted = Wanted(&self.wanted);
-        loop {
-            let made = self.made.notified();
-            tokio::pin!(made);
-            made.as_mut().enable();
-            // Eviction frees what is wanted beyond the room under the limit, so ask for that too.
-            let under_limit = self.limit.saturating_sub(self.used());
-            wanted.set(under_limit.saturating_add(room_of(size)));
-            self.pressure.notify_one();
-            if time::timeout_at(until, made).await.is_err() || self.exhausted.swap(false, SeqCst) {
-                return false;
-            }
-            if free().is_none_or(|free| free >= room_of(size)) {
-                return true;
-            }
-        }
+    /// Whether eviction helps against a full disk.
+    pub(super) fn futile(&self) -> MutexGuard<'_, Futile> {
+        self.futile.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What eviction has freed since the start, in bytes.
+    pub(super) fn freed(&self) -> u64 {
+        self.freed.load(SeqCst)
+    }
+
+    /// Eviction has freed so many bytes.
+    pub(super) fn add_freed(&self, bytes: u64) {
+        self.freed.fetch_add(bytes, SeqCst);
+        // Half of it is for uploads, half of it gets the store closer to its limit.
+        let ceiling = self.used().saturating_add(bytes / 2).max(self.limit);
+        self.ceiling.fetch_min(ceiling, SeqCst);
+    }
+
+    /// See [`crate::Evictable::charge_leases`].
+    pub(super) fn charge_leases(&self, bytes: u64) {
+        let broken = self.broken.lock().unwrap_or_else(PoisonError::into_inner);
+        broken.0.fetch_add(bytes, Relaxed);
     }
 
     fn try_reserve(self: &Arc<Self>, bytes: u64) -> Option<Reservation> {
         // What is settled is read after what is reserved: a blob that moves from the one to the
         // other meanwhile is counted twice and not left out.
         let sum = |taken: u64| self.settled().saturating_add(taken).saturating_add(bytes);
-        let fits = |taken: u64| (sum(taken) <= self.limit).then(|| taken.saturating_add(bytes));
+        let fits = |taken: u64| {
+            (sum(taken) <= self.ceiling.load(SeqCst)).then(|| taken.saturating_add(bytes))
+        };
         let taken = self.reserved.fetch_update(SeqCst, SeqCst, fits).ok()?;
         if sum(taken) > self.mark {
             self.pressure.notify_one();
@@ -165,7 +161,11 @@ impl Room {
     }
 
     fn full(&self, what: &str, bytes: u64) -> Error {
-        let why = format!("the cache holds at most {} bytes", self.limit);
+        let why = format!(
+            "the cache holds at most {} bytes (local_cache.max_size_gb), and one upload evicts at most \
+             a tenth of that from what clients were told is here",
+            self.limit
+        );
         Error::Full {
             what: what.to_owned(),
             bytes,
@@ -192,50 +192,64 @@ impl Room {
     }
 
     fn settled(&self) -> u64 {
-        self.kept_at_most().saturating_add(self.idle.load(Relaxed))
+        self.kept_at_most().saturating_add(self.idle.bytes())
     }
 
     pub(super) fn used(&self) -> u64 {
         self.settled().saturating_add(self.reserved.load(SeqCst))
     }
 
-    pub(super) fn usage(&self, free_on_disk: Option<u64>) -> Usage {
+    pub(super) fn usage(&self, free: Option<Free>, scanning: bool) -> Usage {
         let (used, wanted) = (self.used(), self.wanted.load(SeqCst));
-        let free = self.limit.saturating_sub(used);
+        let wanted = match wanted {
+            0 => 0,
+            wanted => used
+                .saturating_add(wanted)
+                .saturating_sub(self.ceiling.load(SeqCst)),
+        };
+        let goal = Some(self.freed_goal.load(SeqCst)).filter(|goal| *goal > 0);
+        let broken = self.broken.lock().unwrap_or_else(PoisonError::into_inner);
         Usage {
             used: used.saturating_sub(self.slack()),
-            idle_uploads: self.idle.load(Relaxed),
+            idle_uploads: self.idle.bytes(),
             folders: self.folders.bytes(),
             limit: self.limit,
-            wanted: wanted.saturating_sub(free),
-            free_on_disk,
+            wanted,
+            wanted_on_disk: goal.map(|goal| goal.saturating_sub(self.freed())),
+            leases_broken: broken.0.load(Relaxed),
+            wanted_files: match (goal, free.and_then(|free| free.files)) {
+                (Some(_), Some(files)) => full::FILES.saturating_sub(files),
+                _ => 0,
+            },
+            files: self.index.count() + self.folders.count() + self.idle.count(),
+            free_on_disk: free.map(|free| free.bytes),
+            free_files: free.and_then(|free| free.files),
+            scanning,
         }
     }
 
-    /// Whether any partial upload is kept.
-    pub(super) fn has_idle(&self) -> bool {
-        self.idle.load(Relaxed) > 0
+    /// What it may hold, in bytes.
+    pub(super) const fn limit(&self) -> u64 {
+        self.limit
     }
 
-    /// Counts a kept partial upload of `size` bytes.
-    pub(super) fn add_idle(&self, size: u64) {
-        self.idle.fetch_add(room_of(size), Relaxed);
+    /// Counts a file that may be evicted when its room is needed.
+    pub(super) fn add_idle(&self, path: &str, size: u64, since_ms: u64) {
+        self.idle.add(path, size, since_ms);
+        if self.idle.bytes() > self.limit / 10 {
+            self.pressure.notify_one();
+        }
     }
 
     /// A kept partial upload of `size` bytes is being sent again: its room is reserved from now on.
-    pub(super) fn adopt_idle(self: &Arc<Self>, size: u64) -> Reservation {
+    pub(super) fn adopt_idle(self: &Arc<Self>, path: &str, size: u64) -> Reservation {
         let bytes = room_of(size);
         self.reserved.fetch_add(bytes, SeqCst);
-        subtract(&self.idle, bytes);
+        self.idle.remove(path);
         Reservation {
             room: Arc::clone(self),
             bytes,
         }
-    }
-
-    /// Ends what [`Self::add_idle`] began.
-    pub(super) fn remove_idle(&self, size: u64) {
-        subtract(&self.idle, room_of(size));
     }
 
     /// The scan reached a file of `size` bytes.
@@ -253,6 +267,7 @@ impl Room {
         self.unscanned.store(0, Relaxed);
         self.slack.store(0, Relaxed);
         self.made.notify_waiters();
+        self.pressure.notify_one();
     }
 
     /// See [`crate::Evictable::room_made`].
@@ -290,37 +305,6 @@ impl Drop for Reservation {
         if self.bytes > 0 && self.room.waiting.load(SeqCst) > 0 {
             self.room.made.notify_waiters();
         }
-    }
-}
-
-/// Counts one waiting upload for as long as it lives.
-struct Waiting<'a>(&'a AtomicU64);
-
-impl<'a> Waiting<'a> {
-    fn new(count: &'a AtomicU64) -> Self {
-        count.fetch_add(1, SeqCst);
-        Self(count)
-    }
-}
-
-impl Drop for Waiting<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, SeqCst);
-    }
-}
-
-/// Where it is stated how much is wanted; nothing, once this is dropped.
-struct Wanted<'a>(&'a AtomicU64);
-
-impl Wanted<'_> {
-    fn set(&self, bytes: u64) {
-        self.0.store(bytes, SeqCst);
-    }
-}
-
-impl Drop for Wanted<'_> {
-    fn drop(&mut self) {
-        self.0.store(0, SeqCst);
     }
 }
 

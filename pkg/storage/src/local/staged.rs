@@ -5,7 +5,13 @@ use std::{fs, sync::Arc};
 use bytes::Bytes;
 
 use super::{
-    claims::Claim, core::Core, files::write_at, growth::Growth, layout, room::Reservation, verify,
+    claims::Claim,
+    core::{Core, now_ms},
+    files::write_at,
+    growth::Growth,
+    layout,
+    room::Reservation,
+    verify,
 };
 use crate::{BlobFile, Digest, Error, Hasher, Put, Result, Resume, index::room_of};
 
@@ -59,7 +65,7 @@ impl Staged {
         }
         let hasher = verify::hash_prefix(digest.function(), &file, offset).map_err(failed)?;
         file.set_len(offset).map_err(failed)?;
-        room.merge(core.room.adopt_idle(kept));
+        room.merge(core.room.adopt_idle(&path, kept));
         Ok(Self::new(core, digest, path, file, hasher, room, claim).read_by(growth))
     }
 
@@ -189,7 +195,7 @@ impl Drop for Staged {
         // A write that failed may have left more than was counted.
         let kept = self.claim.is_some() && self.len() > 0;
         if kept && self.file.set_len(self.len()).is_ok() {
-            self.core.room.add_idle(self.len());
+            self.core.room.add_idle(&self.path, self.len(), now_ms());
         } else if let Err(error) = self.core.files.unlink(&self.path) {
             tracing::warn!(%error, "could not remove an upload that broke off");
         }

@@ -124,7 +124,7 @@ impl Core {
     /// knows it before it has looked.
     fn usage_to_record(&self, recorded: &Recorded) -> Option<State> {
         // Without uploads, broken off or under way: those are found in their folder.
-        let (used, limit) = (self.room.kept(), self.room.usage(None).limit);
+        let (used, limit) = (self.room.kept(), self.room.limit());
         let state = *recorded.state();
         // Where the clock was set back, files can be older than the sync point that they come after.
         let synced_ms = state.synced_ms.min(dated());

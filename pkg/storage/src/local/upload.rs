@@ -14,15 +14,16 @@ use super::{
     claims::Claim,
     collected::Collected,
     core::{Core, blocking, cut_off},
+    full::Attempts,
     growth::Growth,
     layout,
-    room::Reservation,
+    room::{BrokenLeases, Reservation},
     staged::Staged,
 };
 use crate::{Blob, Digest, Error, Put, Result, Resume, UploadId, Uploads, index::room_of};
 
 /// How much room an upload takes at a time beyond what has arrived.
-const RESERVE_STEP: u64 = 8 * 1024 * 1024;
+pub(super) const RESERVE_STEP: u64 = 8 * 1024 * 1024;
 
 #[async_trait]
 impl Uploads for LocalStore {
@@ -62,6 +63,8 @@ pub(super) struct Upload {
     received: u64,
     collected: Box<Collected>,
     phase: Phase,
+    /// The leases that it cost.
+    broken: Arc<BrokenLeases>,
     /// Nothing more comes of it, and others may be waiting for its end.
     ended: bool,
 }
@@ -89,6 +92,7 @@ impl Upload {
             growth,
             collected: Box::default(),
             phase: Phase::Unopened,
+            broken: Arc::default(),
             ended: false,
         }
     }
@@ -138,32 +142,20 @@ impl Upload {
 
     /// Opens the staged file, or waits until it is at hand, and takes room for more of it.
     async fn reserve(&mut self, bytes: u64) -> Result<()> {
-        let what = self.digest.to_string();
-        if matches!(self.phase, Phase::Unopened) {
-            let offset = self.resume.as_ref().map_or(0, |resume| resume.offset);
-            let kept = self.kept().await?;
-            if kept < offset {
-                let digest = self.digest;
-                return Err(Error::UploadOffset {
-                    digest,
-                    offset,
-                    committed: kept,
-                });
+        let mut attempts = Attempts::new(&self.core, &self.broken);
+        loop {
+            if matches!(self.phase, Phase::Unopened) {
+                self.open(bytes).await?;
             }
-            let rest = self.digest.size().saturating_sub(offset);
-            let first = offset.saturating_add(bytes.max(RESERVE_STEP.min(rest)));
-            // The room of what is kept becomes this upload's when it is opened.
-            let more = room_of(first).saturating_sub(room_of(kept));
-            let room = self.room(more, &what).await?;
-            let (core, digest) = (Arc::clone(&self.core), self.digest);
-            let (resume, claim) = (self.resume.clone(), self.claim.clone());
-            let growth = self.growth.clone();
-            // Whoever gives this upload up meanwhile has to wait for its file all the same.
-            self.phase = Phase::Opening(tokio::task::spawn_blocking(move || {
-                Staged::open(core, &digest, resume, claim, growth, room)
-            }));
+            match self.ready().await {
+                Err(error) if error.is_no_space() => {
+                    if !attempts.again(1).await {
+                        return Err(disk_full(&self.digest, &error));
+                    }
+                }
+                ready => break ready?,
+            }
         }
-        self.ready().await?;
         let Phase::Ready(staged) = &mut self.phase else {
             return Err(self.lost());
         };
@@ -171,7 +163,7 @@ impl Upload {
         if short > 0 {
             let rest = self.digest.size().saturating_sub(staged.len() + bytes);
             let step = short + RESERVE_STEP.min(rest);
-            let more = self.room(step, &what).await?;
+            let more = self.room(step).await?;
             if let Phase::Ready(staged) = &mut self.phase {
                 staged.give(more);
             }
@@ -179,17 +171,45 @@ impl Upload {
         Ok(())
     }
 
+    /// Begins to open the staged file, with room for its first bytes.
+    async fn open(&mut self, bytes: u64) -> Result<()> {
+        let offset = self.resume.as_ref().map_or(0, |resume| resume.offset);
+        let kept = self.kept().await?;
+        if kept < offset {
+            let digest = self.digest;
+            return Err(Error::UploadOffset {
+                digest,
+                offset,
+                committed: kept,
+            });
+        }
+        let rest = self.digest.size().saturating_sub(offset);
+        let first = offset.saturating_add(bytes.max(RESERVE_STEP.min(rest)));
+        // The room of what is kept becomes this upload's when it is opened.
+        let more = room_of(first).saturating_sub(room_of(kept));
+        let room = self.room(more).await?;
+        let (core, digest) = (Arc::clone(&self.core), self.digest);
+        let (resume, claim) = (self.resume.clone(), self.claim.clone());
+        let growth = self.growth.clone();
+        // Whoever gives this upload up meanwhile has to wait for its file all the same.
+        self.phase = Phase::Opening(tokio::task::spawn_blocking(move || {
+            Staged::open(core, &digest, resume, claim, growth, room)
+        }));
+        Ok(())
+    }
+
     /// Takes room; for an upload that has ended only what is free.
-    async fn room(&self, bytes: u64, what: &str) -> Result<Reservation> {
+    async fn room(&self, bytes: u64) -> Result<Reservation> {
+        let (room, what) = (&self.core.room, self.digest.to_string());
         if self.ended {
-            self.core.room.reserve_now(bytes, what)
+            room.reserve_now(bytes, &what)
         } else {
-            self.core.room.reserve(bytes, what).await
+            room.reserve(bytes, &what, &self.broken).await
         }
     }
 
-    /// Waits until nobody is writing. What could not be written for lack of space is tried once
-    /// more after eviction.
+    /// Waits until nobody is writing. What could not be written for lack of space is tried again after
+    /// eviction.
     async fn ready(&mut self) -> Result<()> {
         if let Phase::Opening(opening) = &mut self.phase {
             let opened = opening.await;
@@ -197,7 +217,7 @@ impl Upload {
             let staged = opened.unwrap_or_else(|error| Err(cut_off(&error)))?;
             self.phase = Phase::Ready(Box::new(staged));
         }
-        let mut second = false;
+        let mut attempts = Attempts::new(&self.core, &self.broken);
         while let Phase::Busy(writing) = &mut self.phase {
             let (staged, pieces, result) = match writing.await {
                 Ok(written) => written,
@@ -211,10 +231,9 @@ impl Upload {
                 Ok(()) => {}
                 Err(error) if error.is_no_space() => {
                     let bytes = pieces.iter().map(|piece| piece.len() as u64).sum();
-                    if second || !self.core.make_on_disk(bytes).await {
+                    if !attempts.again(bytes).await {
                         return Err(disk_full(&self.digest, &error));
                     }
-                    second = true;
                     self.write_again(pieces);
                 }
                 Err(error) => return Err(error),
@@ -288,9 +307,10 @@ impl Upload {
         self.publish_staged(staged).await
     }
 
-    /// The same, a second time after eviction when the disk has no room for the name.
+    /// Verifies a staged file and puts it into its place, again after eviction when the disk has no
+    /// room for the name.
     async fn publish_staged(&self, mut staged: Box<Staged>) -> Result<Put> {
-        let mut second = false;
+        let mut attempts = Attempts::new(&self.core, &self.broken);
         loop {
             let attempt = move || {
                 let published = staged.publish();
@@ -302,8 +322,7 @@ impl Upload {
                 return published;
             };
             let full = error.is_no_space();
-            if full && !second && self.core.make_on_disk(1).await {
-                second = true;
+            if full && attempts.again(1).await {
                 continue;
             }
             // A closed store keeps what came for its successor.
@@ -375,14 +394,9 @@ impl Upload {
         let Some(resume) = &self.resume else {
             return Ok(());
         };
-        if !self.core.room.has_idle() {
-            return Ok(());
-        }
-        let (core, path) = (
-            Arc::clone(&self.core),
-            layout::upload_path(&self.digest, &resume.upload),
-        );
-        blocking(move || match core.take_idle_if(&path, |_| true)? {
+        let path = layout::upload_path(&self.digest, &resume.upload);
+        let core = Arc::clone(&self.core);
+        blocking(move || match core.take_idle(&path)? {
             Some((aside, _)) => core.files.unlink(&aside),
             None => Ok(()),
         })

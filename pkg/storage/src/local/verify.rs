@@ -120,17 +120,18 @@ impl Core {
 
     /// Moves what is at a path to the quarantine, of whatever type it is. Blocks.
     fn put_away(&self, path: &str) -> Result<()> {
-        let size = self.files.stat(path)?.map_or(0, |meta| meta.size);
+        let meta = self.files.stat(path)?;
         let name = path.replace('/', "-");
         let place = format!("{QUARANTINE}/{}-{name}", now_ms());
-        // Before it is there, since the janitor may empty the folder at any moment.
-        self.room.add_idle(size);
         // It is kept as long as a partial upload, from now on.
         let times = self.files.set_mtime_now(path);
         let moved = times.and_then(|()| self.files.publish(path, &place));
-        match &moved {
-            Ok(()) => tracing::warn!(from = path, to = place, "moved to quarantine"),
-            Err(_) => self.room.remove_idle(size),
+        if moved.is_ok() {
+            // What is no regular file is for the operator to remove.
+            if let Some(meta) = meta {
+                self.room.add_idle(&place, meta.size, now_ms());
+            }
+            tracing::warn!(from = path, to = place, "moved to quarantine");
         }
         moved
     }

@@ -39,6 +39,7 @@ pub fn options(dir: &Path) -> LocalOptions {
         max_bytes: GIB,
         wake_bytes: GIB,
         lease: Duration::from_hours(1),
+        upload_lease: Duration::ZERO,
         force_update_atime: false,
         sync: SyncMode::None,
         scrub_period: None,

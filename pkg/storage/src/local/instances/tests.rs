@@ -44,6 +44,7 @@ async fn open(dir: &std::path::Path) -> LocalStore {
         max_bytes: 1 << 30,
         wake_bytes: 1 << 30,
         lease: Duration::from_hours(1),
+        upload_lease: Duration::ZERO,
         force_update_atime: false,
         sync: SyncMode::None,
         scrub_period: None,

@@ -15,9 +15,10 @@ fn room(limit: u64) -> Arc<Room> {
 #[tokio::test]
 async fn reservations_never_exceed_the_limit() {
     let room = room(8192);
-    let first = room.reserve(1, "a").await.unwrap();
-    let second = room.reserve(4096, "b").await.unwrap();
-    assert!(room.reserve(1, "c").now_or_never().is_none());
+    let none = &Arc::default();
+    let first = room.reserve(1, "a", none).await.unwrap();
+    let second = room.reserve(4096, "b", none).await.unwrap();
+    assert!(room.reserve(1, "c", none).now_or_never().is_none());
     assert_eq!(room.used(), 8192);
     drop((first, second));
     assert_eq!(room.used(), 0);
@@ -26,25 +27,27 @@ async fn reservations_never_exceed_the_limit() {
 #[tokio::test]
 async fn a_waiting_upload_goes_on_when_room_was_made() {
     let room = room(8192);
-    let held = room.reserve(8192, "a").await.unwrap();
-    let mut waiting = Box::pin(room.reserve(4096, "b"));
+    let none = &Arc::default();
+    let held = room.reserve(8192, "a", none).await.unwrap();
+    let mut waiting = Box::pin(room.reserve(4096, "b", none));
     assert!(waiting.as_mut().now_or_never().is_none());
     room.pressure()
         .now_or_never()
         .expect("the janitor is called");
-    assert_eq!(room.usage(None).wanted, 4096);
+    assert_eq!(room.usage(None, false).wanted, 4096);
     drop(held);
     waiting.await.unwrap();
-    assert_eq!(room.usage(None).wanted, 0);
+    assert_eq!(room.usage(None, false).wanted, 0);
 }
 
 #[tokio::test]
 async fn a_small_upload_does_not_pass_a_large_one_that_waits() {
     let room = room(8192);
-    let held = room.reserve(4096, "a").await.unwrap();
-    let mut large = Box::pin(room.reserve(8192, "b"));
+    let none = &Arc::default();
+    let held = room.reserve(4096, "a", none).await.unwrap();
+    let mut large = Box::pin(room.reserve(8192, "b", none));
     assert!(large.as_mut().now_or_never().is_none());
-    let mut small = Box::pin(room.reserve(1, "c"));
+    let mut small = Box::pin(room.reserve(1, "c", none));
     assert!(small.as_mut().now_or_never().is_none());
     drop(held);
     let large = large.await.unwrap();
@@ -56,8 +59,9 @@ async fn a_small_upload_does_not_pass_a_large_one_that_waits() {
 #[tokio::test]
 async fn when_nothing_can_be_evicted_the_upload_is_refused() {
     let room = room(8192);
-    let _held = room.reserve(8192, "a").await.unwrap();
-    let mut waiting = Box::pin(room.reserve(4096, "b"));
+    let none = &Arc::default();
+    let _held = room.reserve(8192, "a", none).await.unwrap();
+    let mut waiting = Box::pin(room.reserve(4096, "b", none));
     assert!(waiting.as_mut().now_or_never().is_none());
     room.made(true);
     assert!(matches!(
@@ -65,7 +69,7 @@ async fn when_nothing_can_be_evicted_the_upload_is_refused() {
         Err(Error::Full { bytes: 4096, .. })
     ));
     assert!(matches!(
-        room.reserve(8193, "c").await,
+        room.reserve(8193, "c", none).await,
         Err(Error::Full { .. })
     ));
 }
@@ -73,9 +77,10 @@ async fn when_nothing_can_be_evicted_the_upload_is_refused() {
 #[tokio::test(start_paused = true)]
 async fn without_a_janitor_the_wait_ends_too() {
     let room = room(4096);
-    let _held = room.reserve(1, "a").await.unwrap();
+    let none = &Arc::default();
+    let _held = room.reserve(1, "a", none).await.unwrap();
     assert!(matches!(
-        room.reserve(1, "b").await,
+        room.reserve(1, "b", none).await,
         Err(Error::Full { .. })
     ));
 }

@@ -1,0 +1,82 @@
+//! What eviction may be short of: bytes, and files.
+
+use gorego_storage::Candidate;
+
+/// Bytes on the disk, and files, of which a file system can hold only so many.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Amount {
+    /// In bytes.
+    pub bytes: u64,
+    /// In number.
+    pub files: u64,
+}
+
+impl Amount {
+    /// Bytes alone.
+    pub const fn of_bytes(bytes: u64) -> Self {
+        Self { bytes, files: 0 }
+    }
+
+    /// Whether there is neither.
+    pub fn is_zero(self) -> bool {
+        self == Self::default()
+    }
+
+    /// Whether this is at least the other in both.
+    pub const fn covers(self, other: Self) -> bool {
+        self.bytes >= other.bytes && self.files >= other.files
+    }
+
+    /// Adds the other.
+    #[must_use]
+    pub const fn plus(self, other: Self) -> Self {
+        Self {
+            bytes: self.bytes.saturating_add(other.bytes),
+            files: self.files.saturating_add(other.files),
+        }
+    }
+
+    /// Takes the other away; nothing falls below zero.
+    #[must_use]
+    pub const fn minus(self, other: Self) -> Self {
+        Self {
+            bytes: self.bytes.saturating_sub(other.bytes),
+            files: self.files.saturating_sub(other.files),
+        }
+    }
+
+    /// The larger of the two in each.
+    #[must_use]
+    pub fn max(self, other: Self) -> Self {
+        Self {
+            bytes: self.bytes.max(other.bytes),
+            files: self.files.max(other.files),
+        }
+    }
+
+    /// The smaller of the two in each.
+    #[must_use]
+    pub fn min(self, other: Self) -> Self {
+        Self {
+            bytes: self.bytes.min(other.bytes),
+            files: self.files.min(other.files),
+        }
+    }
+}
+
+/// What evicting all of these frees.
+pub(crate) fn total(candidates: &[Candidate]) -> Amount {
+    candidates
+        .iter()
+        .copied()
+        .map(of)
+        .fold(Amount::default(), Amount::plus)
+}
+
+/// What evicting this one frees. Folders that go with it are not counted.
+pub(crate) const fn of(candidate: Candidate) -> Amount {
+    Amount {
+        bytes: candidate.bytes,
+        files: 1,
+    }
+}

@@ -1,0 +1,152 @@
+//! Uploads that wait for room.
+
+use std::{
+    future::Future,
+    sync::{
+        Arc, PoisonError,
+        atomic::{
+            AtomicU64,
+            Ordering::{Relaxed, SeqCst},
+        },
+    },
+    time::Duration,
+};
+
+use tokio::time;
+
+use super::{Reservation, Room};
+use crate::{Result, index::room_of};
+
+/// How long an upload waits while nothing is evicted and nothing scanned before it is refused.
+const WAIT: Duration = Duration::from_secs(30);
+
+/// The leased bytes evicted for one upload so far. There is a bound to them, so that no single upload
+/// costs everybody else's leases.
+#[derive(Debug, Default)]
+pub(in crate::local) struct BrokenLeases(pub(super) AtomicU64);
+
+impl Room {
+    /// Takes room for a file of `size` bytes; waits for eviction when there is not enough.
+    /// `what` names it in the error, `broken` counts the leases that its upload costs.
+    pub(in crate::local) async fn reserve(
+        self: &Arc<Self>,
+        size: u64,
+        what: &str,
+        broken: &Arc<BrokenLeases>,
+    ) -> Result<Reservation> {
+        let bytes = room_of(size);
+        if self.waiting.load(SeqCst) == 0
+            && let Some(reservation) = self.try_reserve(bytes)
+        {
+            return Ok(reservation);
+        }
+        if bytes > self.limit {
+            return Err(self.full(what, bytes));
+        }
+        let _waiting = Waiting::new(&self.waiting);
+        let reserve = async {
+            let _turn = self.line.lock().await;
+            self.serve(broken);
+            let wanted = Wanted(&self.wanted);
+            loop {
+                let made = self.made.notified();
+                tokio::pin!(made);
+                made.as_mut().enable();
+                if let Some(reservation) = self.try_reserve(bytes) {
+                    return Some(reservation);
+                }
+                wanted.set(bytes);
+                if self.exhausted.swap(false, SeqCst) {
+                    return None;
+                }
+                self.pressure.notify_one();
+                made.await;
+            }
+        };
+        let reserved = self.patiently(reserve).await.flatten();
+        reserved.ok_or_else(|| self.full(what, bytes))
+    }
+
+    /// After the disk itself was full: waits until eviction has freed `enough`, which is asked with the
+    /// bytes that were. Returns whether anything was evicted, so that it is worth trying again.
+    pub(in crate::local) async fn make_on_disk(
+        &self,
+        size: u64,
+        broken: &Arc<BrokenLeases>,
+        enough: impl Fn(u64) -> bool,
+    ) -> bool {
+        let _waiting = Waiting::new(&self.waiting);
+        let make = async {
+            let _turn = self.line.lock().await;
+            self.serve(broken);
+            let before = self.freed();
+            let goal = before.saturating_add(room_of(size.max(1)));
+            let wanted = Wanted(&self.freed_goal);
+            loop {
+                let made = self.made.notified();
+                tokio::pin!(made);
+                made.as_mut().enable();
+                wanted.set(goal);
+                self.pressure.notify_one();
+                made.await;
+                let freed = self.freed() - before;
+                if self.exhausted.swap(false, SeqCst) || (freed > 0 && enough(freed)) {
+                    return freed > 0;
+                }
+            }
+        };
+        self.patiently(make).await.unwrap_or(false)
+    }
+
+    /// Makes an upload the one that eviction works for.
+    fn serve(&self, broken: &Arc<BrokenLeases>) {
+        self.exhausted.store(false, SeqCst);
+        *self.broken.lock().unwrap_or_else(PoisonError::into_inner) = Arc::clone(broken);
+    }
+
+    /// Awaits `work` for as long as eviction or the scan goes on; `None` after that.
+    async fn patiently<W: Future>(&self, work: W) -> Option<W::Output> {
+        tokio::pin!(work);
+        let progress = || (self.freed(), self.unscanned.load(Relaxed));
+        loop {
+            let before = progress();
+            if let Ok(done) = time::timeout(WAIT, &mut work).await {
+                return Some(done);
+            }
+            if progress() == before {
+                return None;
+            }
+        }
+    }
+}
+
+/// Counts one waiting upload for as long as it lives.
+struct Waiting<'a>(&'a AtomicU64);
+
+impl<'a> Waiting<'a> {
+    fn new(count: &'a AtomicU64) -> Self {
+        count.fetch_add(1, SeqCst);
+        Self(count)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, SeqCst);
+    }
+}
+
+/// Where it is stated how much is wanted; nothing, once this is dropped.
+struct Wanted<'a>(&'a AtomicU64);
+
+impl Wanted<'_> {
+    fn set(&self, bytes: u64) {
+        self.0.store(bytes, SeqCst);
+    }
+}
+
+impl Drop for Wanted<'_> {
+    fn drop(&mut self) {
+        self.0.store(0, SeqCst);
+    }
+}
