@@ -24,6 +24,14 @@ pub(super) const STREAM_WINDOW: u32 = 8 << 20;
 const CONNECTION_WINDOW: u32 = (1 << 31) - 1;
 /// Fewer, larger frames are less work.
 const MAX_FRAME: u32 = 256 << 10;
+/// What the headers and trailers of an answer may take. A status may have a long message and details; what
+/// is larger breaks the call. h2 takes 16 KiB by itself, which some proxies exceed.
+const MAX_HEADERS: u32 = 64 << 10;
+/// How many calls that ended early are remembered on a connection, and for how long: until their peer has
+/// heard of it, what it still sends for them is passed over. Beyond that it is answered with a reset, and
+/// h2 closes a connection after 1024 of these, by itself, with all other calls on it.
+const ENDED_EARLY: usize = 4096;
+const ENDED_EARLY_FOR: Duration = Duration::from_secs(30);
 /// How often a quiet connection is checked, by TCP, and after how long a host that confirms nothing
 /// is given up.
 const KEEP_ALIVE: Duration = Duration::from_secs(20);
@@ -175,7 +183,12 @@ fn endpoint(options: &RemoteOptions) -> Result<Endpoint, RemoteError> {
         .keep_alive_timeout(PING_TIMEOUT)
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
-        .max_frame_size(MAX_FRAME);
+        .max_frame_size(MAX_FRAME)
+        .http2_max_header_list_size(MAX_HEADERS)
+        .http2_max_concurrent_reset_streams(ENDED_EARLY)
+        .http2_reset_stream_duration(ENDED_EARLY_FOR)
+        // That protects servers from clients. The backing cache is trusted not to attack its own.
+        .http2_max_local_error_reset_streams(None);
     match &options.tls {
         Some(tls) => with_tls(endpoint, tls),
         None => Ok(endpoint),

@@ -108,7 +108,11 @@ impl Services {
     }
 }
 
-fn pieces(content: &Bytes, len: usize) -> Vec<Result<ReadResponse, Status>> {
+fn pieces(content: &Bytes, act: &Act) -> Vec<Result<ReadResponse, Status>> {
+    let len = match act {
+        Act::InMessages(len) => *len,
+        _ => PIECE,
+    };
     let starts = (0..content.len()).step_by(len);
     let piece = |start: usize| content.slice(start..content.len().min(start + len));
     starts
@@ -129,13 +133,9 @@ impl ByteStream for Services {
         let name = ReadName::parse(&asked.resource_name).unwrap();
         let offset = usize::try_from(asked.read_offset).unwrap();
         let (_, act) = self.begin(call, &request).await?;
-        let found = self
-            .0
-            .blobs
-            .lock()
-            .unwrap()
-            .get(&name.digest.to_string())
-            .cloned();
+        let blobs = self.0.blobs.lock().unwrap();
+        let found = blobs.get(&name.digest.to_string()).cloned();
+        drop(blobs);
         let mut content = match &act {
             Act::Serve(other) => other.clone(),
             _ => found.ok_or_else(|| Status::not_found("no such blob"))?,
@@ -155,13 +155,8 @@ impl ByteStream for Services {
             Act::FailAtEnd(code) => stream::iter([Err(Status::new(code, "as told"))]).boxed(),
             _ => stream::empty().boxed(),
         };
-        let len = match act {
-            Act::InMessages(len) => len,
-            _ => PIECE,
-        };
-        Ok(Response::new(
-            stream::iter(pieces(&content, len)).chain(end).boxed(),
-        ))
+        let pieces = stream::iter(pieces(&content, &act));
+        Ok(Response::new(pieces.chain(end).boxed()))
     }
 
     async fn write(&self, request: Request<Streaming<WriteRequest>>) -> Answer<WriteResponse> {
@@ -197,12 +192,9 @@ impl ByteStream for Services {
         let name = request.get_ref().resource_name.clone();
         self.begin(call("query", &name), &request).await?;
         let parsed = WriteName::parse(&name).unwrap();
-        let complete = self
-            .0
-            .blobs
-            .lock()
-            .unwrap()
-            .contains_key(&parsed.digest.to_string());
+        let blobs = self.0.blobs.lock().unwrap();
+        let complete = blobs.contains_key(&parsed.digest.to_string());
+        drop(blobs);
         let partial = self.0.partial.lock().unwrap().get(&name).map(Vec::len);
         let Some(committed) = partial.or(complete.then_some(0)) else {
             return Err(Status::not_found("no such upload"));
