@@ -14,7 +14,7 @@ async fn open(dir: &TempDir) -> Arc<Journal> {
         max_bytes: GIB,
         wake_bytes: GIB,
         lease: std::time::Duration::ZERO,
-        upload_lease: Duration::ZERO,
+        upload_lease: std::time::Duration::ZERO,
         force_update_atime: false,
         sync: SyncMode::None,
         scrub_period: None,
