@@ -28,6 +28,7 @@ pub(super) struct Fake {
 }
 
 #[derive(Debug, Default)]
+#[expect(clippy::struct_excessive_bools, reason = "faults, each by itself")]
 pub(super) struct State {
     pub(super) limit: u64,
     pub(super) entries: BTreeMap<u64, Candidate>,
