@@ -279,6 +279,10 @@ async fn blake3_blobs_of_a_client_that_names_no_function_are_stored_as_such() {
     let far = Server::in_front_of(&behind.grpc_url(), &settings);
     let digest = share_unnamed(&near, &far, 2).await;
     assert!(behind.data().join(blake3_path(&digest)).exists());
+    let behind_too = Server::start(&[]);
+    let near = Server::in_front_of(&behind_too.grpc_url(), &settings);
+    let far = Server::in_front_of(&behind_too.grpc_url(), &settings);
+    share_unnamed(&near, &far, 3).await;
 
     let client = Client::connect(behind.address()).await;
     let missing = client.find_missing(vec![digest.clone()]).await;

@@ -139,9 +139,9 @@ impl BlobStore for Inferring {
     }
 
     async fn get(&self, digest: &Digest, offset: u64) -> Result<Blob> {
-        let (first, other) = self.meant(digest);
-        let found = self.blobs().get(&first, offset).await;
-        match other {
+        let digest = digest.among(&self.functions);
+        let found = self.blobs().get(&digest, offset).await;
+        match digest.other() {
             Some(other) if found.as_ref().is_err_and(is_absence) => {
                 better(found, self.blobs().get(&other, offset).await)
             }

@@ -201,6 +201,13 @@ impl BlobStore for RemoteStore {
             let offset = usize::try_from(offset).unwrap_or(usize::MAX);
             return Ok(Blob::Bytes(content.split_off(offset.min(content.len()))));
         }
+        // A name of SHA-256 leaves the function out, so that the peer may take it for the other.
+        if let Some(other) = digest.other()
+            && capabilities.digest_functions.contains(&other.function())
+            && !missing::find(self, &[*digest]).await?.is_empty()
+        {
+            return Err(Error::NotFound(*digest));
+        }
         download::start(self, &capabilities, digest, offset).await
     }
 

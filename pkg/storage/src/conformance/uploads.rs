@@ -76,7 +76,6 @@ pub(super) async fn the_content_tells_a_function_that_was_not_named<S: BlobStore
             let rest = upload("u", from, &content.slice(from..), End::Ends);
             store.put(&unnamed, rest).await.unwrap();
             expect(store, &actual, Some(&content)).await;
-            expect(store, &unnamed.only(), None).await;
         }
     }
 }
