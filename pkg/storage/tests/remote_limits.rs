@@ -6,21 +6,15 @@
     reason = "tests"
 )]
 
-#[path = "common/frames.rs"]
-mod frames;
 #[path = "common/peer/mod.rs"]
 mod peer;
 
 use std::{sync::atomic::Ordering::SeqCst, time::Duration};
 
 use bytes::Bytes;
-use frames::Late;
 use futures::{FutureExt as _, future::join_all};
-use gorego_storage::{BlobStore, Error, RemoteAddress, RemoteOptions, RemoteStore, conformance};
+use gorego_storage::{BlobStore, RemoteAddress, RemoteOptions, RemoteStore, conformance};
 use peer::{Act, LONG, Line, Peer, sha256, within};
-use prost::Message as _;
-use reapi::bytestream::ReadResponse;
-use tonic::Code;
 
 const MIB: usize = 1 << 20;
 
@@ -129,37 +123,4 @@ async fn the_connections_share_what_comes_at_once_and_little_keeps_to_one() {
     let blobs = within(join_all(reads)).await;
     assert!(blobs.iter().all(Result::is_ok), "{blobs:?}");
     assert_eq!(line.connections.load(SeqCst), 3);
-}
-
-#[tokio::test]
-async fn what_still_comes_for_downloads_that_were_given_up_breaks_no_other_call() {
-    const DOWNLOADS: usize = 100;
-    let content = conformance::content(1, 1 << 20);
-    let digest = sha256(&content);
-    let data = content.slice(..1000);
-    let message = ReadResponse { data }.encode_to_vec();
-    let len = u32::try_from(message.len()).unwrap();
-    let beginning = [&[0][..], &len.to_be_bytes(), &message].concat();
-    let peer = Late::start(DOWNLOADS, 2000, beginning).await;
-    let store = RemoteStore::new(&RemoteOptions {
-        connections: 1,
-        ..RemoteOptions::new(RemoteAddress::Tcp(peer.address.clone()))
-    })
-    .unwrap();
-    let mut begun = Vec::new();
-    for _ in 0..DOWNLOADS {
-        begun.push(within(store.get(&digest, 0)).await.unwrap());
-    }
-    drop(begun);
-    within(peer.sent.notified()).await;
-    let error = within(store.find_missing(&[digest])).await.unwrap_err();
-    let refused = matches!(
-        error,
-        Error::Refused {
-            code: Code::Unimplemented,
-            ..
-        }
-    );
-    assert!(refused, "{error:?}");
-    assert_eq!(peer.connections.load(SeqCst), 1);
 }
