@@ -15,7 +15,7 @@ pub(crate) struct Descriptors {
     /// Connections of clients.
     pub(crate) connections: usize,
     /// Files of blobs and results.
-    pub(crate) files: usize,
+    pub(crate) files: u64,
 }
 
 impl Descriptors {
@@ -39,10 +39,9 @@ impl Descriptors {
         let usable = limit.saturating_sub(OVERHEAD).max(2);
         let files = (usable / 4).max(LEAST_FILES).min(usable / 2);
         let connections = u64::from(max_connections).min(usable - files);
-        let count = |number| usize::try_from(number).unwrap_or(usize::MAX);
         Self {
-            connections: count(connections),
-            files: count(usable - connections),
+            connections: usize::try_from(connections).unwrap_or(usize::MAX),
+            files: usable - connections,
         }
     }
 }
@@ -80,7 +79,7 @@ mod tests {
             let divided = Descriptors::divide(limit, wanted);
             assert_eq!(divided.connections, connections, "{limit}");
             assert!(
-                divided.files >= connections.min(256),
+                divided.files >= connections.min(256) as u64,
                 "{divided:?} of {limit}"
             );
         }

@@ -3,14 +3,12 @@
 use gorego_limits::Budget;
 use gorego_proxy as proxy;
 use gorego_server as server;
-use rustix::process::{Resource, getrlimit};
 
 /// What the largest request has beside its blobs, in bytes.
 const FRAMING: u64 = 16 << 20;
 /// How many calls all clients may have under way. Those of a connection wait with their client.
 const CALLS: u64 = 20_000;
-/// How many blobs may be open to be read, where the process may open so many files and four times as
-/// many.
+/// How many blobs may be open to be read, at most, and half of the files that may be open.
 const FILES: u64 = 4096;
 
 /// Each part of the memory.
@@ -47,8 +45,9 @@ const UNWRITTEN: Share = Share(4, 0);
 const DOWNLOADS: Share = Share(12, 0);
 
 impl Parts {
-    /// Divides `memory` bytes for these tiers. A batch of `batch` bytes fits into its part.
-    pub(crate) fn of(memory: u64, batch: u64, local: bool, backing: bool) -> Self {
+    /// Divides `memory` bytes, and `files` that may be open, for these tiers. A batch of `batch` bytes
+    /// fits into its part.
+    pub(crate) fn of(memory: u64, batch: u64, files: u64, local: bool, backing: bool) -> Self {
         let rest = memory.saturating_sub(FRAMING + 2 * batch);
         let bytes = |Share(with, without)| rest / 100 * if backing { with } else { without };
         let part = |what, share| Budget::memory(what, bytes(share));
@@ -70,7 +69,7 @@ impl Parts {
             server: server::Memory {
                 windows: part("memory for receive windows", WINDOWS),
                 calls: Budget::count("room for calls", CALLS),
-                files: Budget::count("room for open files", files()),
+                files: Budget::count("room for open files", FILES.min(files / 2).max(1)),
                 requests: Budget::memory("memory for large requests", requests),
                 decoded: part("memory for decoded requests", DECODED),
                 results: part("memory for action results", RESULTS),
@@ -93,12 +92,6 @@ impl Parts {
             ahead: bytes(SMALL),
         }
     }
-}
-
-/// A quarter of what the process may open, for blobs that are read.
-fn files() -> u64 {
-    let open = getrlimit(Resource::Nofile).current;
-    open.map_or(FILES, |open| FILES.min(open / 4).max(1))
 }
 
 #[cfg(test)]
@@ -137,7 +130,7 @@ mod tests {
     fn the_parts_are_the_whole_and_the_largest_batch_fits() {
         for (memory, batch) in [(160, 3), (70, 3), (1024, 3), (192, 64)] {
             for backing in [false, true] {
-                let parts = Parts::of(memory * MIB, batch * MIB, true, backing);
+                let parts = Parts::of(memory * MIB, batch * MIB, 1024, true, backing);
                 let total = total(&parts);
                 assert!(
                     total <= memory * MIB && total > memory * MIB - 1000,
@@ -145,7 +138,7 @@ mod tests {
                 );
                 assert!(parts.server.requests.total() >= batch * MIB + FRAMING);
                 assert!(parts.server.responses.total() >= batch * MIB);
-                let stateless = Parts::of(memory * MIB, batch * MIB, false, backing);
+                let stateless = Parts::of(memory * MIB, batch * MIB, 1024, false, backing);
                 assert!(stateless.downloads.total() >= parts.downloads.total());
             }
         }

@@ -70,6 +70,7 @@ async fn serve(loaded: &Loaded) -> Result<(), Error> {
     let parts = Parts::of(
         config.limits.memory.bytes(),
         config.limits.max_batch_bytes.bytes(),
+        descriptors.files,
         config.local_cache.enabled,
         config.backing_cache.target.is_some(),
     );
@@ -208,7 +209,6 @@ fn limits(limits: &config::Limits, descriptors: Descriptors) -> Limits {
         idle_timeout: limits.idle_timeout,
         drain_timeout: limits.drain_timeout,
         max_connections: descriptors.connections,
-        max_files: descriptors.files,
         ..Limits::default()
     }
 }

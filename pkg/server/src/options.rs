@@ -71,8 +71,6 @@ pub struct Limits {
     /// How many connections are served at once. For more, those without a call are closed, and if
     /// there is none they wait in the listener's queue.
     pub max_connections: usize,
-    /// How many files the stores may have open: descriptors that connections leave to them.
-    pub max_files: usize,
 }
 
 impl Default for Limits {
@@ -85,7 +83,6 @@ impl Default for Limits {
             grace: Duration::from_secs(1),
             drain_timeout: Duration::from_secs(8),
             max_connections: 10_000,
-            max_files: 1024,
         }
     }
 }
