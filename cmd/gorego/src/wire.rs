@@ -60,20 +60,9 @@ async fn serve(loaded: &Loaded) -> Result<(), Error> {
     let mut reloads = Reloads::default();
     let descriptors = Descriptors::claim(config.limits.max_connections);
     let tls = tls(&config.tls, &mut reloads)?;
-    let listener = listen(&config.listen_addr)
-        .await
-        .map_err(|source| Error::Listen {
-            address: config.listen_addr.to_string(),
-            source,
-        })?;
+    let listener = bind(config).await?;
     let scraped = metrics::listen(loaded).await?;
-    let parts = Parts::of(
-        config.limits.memory.bytes(),
-        config.limits.max_batch_bytes.bytes(),
-        descriptors.files,
-        config.local_cache.enabled,
-        config.backing_cache.target.is_some(),
-    );
+    let parts = parts(config, descriptors);
     let chain = Arc::<Chain>::default();
     let backing = backing::open(
         &config.backing_cache,
@@ -111,18 +100,7 @@ async fn serve(loaded: &Loaded) -> Result<(), Error> {
         chain,
         healthy: tiers.health(),
     };
-    let services = tiers.services.clone();
-    let serving = async {
-        let served = server::serve(listener, services, options, shutdown.clone()).await;
-        shutdown.cancel();
-        served
-    };
-    // While calls drain, since the process may be killed before the last of them ends.
-    let saving = async {
-        shutdown.cancelled().await;
-        tiers.save().await;
-    };
-    let (served, ()) = tokio::join!(serving, saving);
+    let served = serve_and_save(listener, &tiers, options, shutdown).await;
     tiers.close().await;
     // Uploads that wait for room need the janitor, so it ends after the last of them.
     evicting.cancel();
@@ -135,6 +113,46 @@ async fn serve(loaded: &Loaded) -> Result<(), Error> {
     reloads.abort();
     tracing::info!("ended");
     Ok(served?)
+}
+
+async fn bind(config: &Config) -> Result<TcpListener, Error> {
+    let address = &config.listen_addr;
+    listen(address).await.map_err(|source| Error::Listen {
+        address: address.to_string(),
+        source,
+    })
+}
+
+fn parts(config: &Config, descriptors: Descriptors) -> Parts {
+    Parts::of(
+        config.limits.memory.bytes(),
+        config.limits.max_batch_bytes.bytes(),
+        descriptors.files,
+        config.local_cache.enabled,
+        config.backing_cache.target.is_some(),
+    )
+}
+
+/// Serves until the shutdown, and saves the state of the stores while calls drain, since the process
+/// may be killed before the last of them ends.
+async fn serve_and_save(
+    listener: TcpListener,
+    tiers: &Tiers,
+    options: server::Options,
+    shutdown: CancellationToken,
+) -> Result<(), server::Error> {
+    let services = tiers.services.clone();
+    let serving = async {
+        let served = server::serve(listener, services, options, shutdown.clone()).await;
+        shutdown.cancel();
+        served
+    };
+    let saving = async {
+        shutdown.cancelled().await;
+        tiers.save().await;
+    };
+    let (served, ()) = tokio::join!(serving, saving);
+    served
 }
 
 fn announce(

@@ -112,7 +112,7 @@ async fn exchange(mut stream: impl AsyncRead + AsyncWrite + Unpin, sent: &[u8]) 
 /// A client that does something else than it should.
 enum Client {
     Sends(&'static [u8]),
-    Shows(ClientConfig),
+    Shows(Arc<ClientConfig>),
 }
 
 impl Client {
@@ -123,7 +123,7 @@ impl Client {
         match self {
             Self::Sends(bytes) => drop(exchange(stream, bytes).await),
             Self::Shows(config) => {
-                let connector = TlsConnector::from(Arc::new(config.clone()));
+                let connector = TlsConnector::from(Arc::clone(config));
                 let connecting = connector.connect("localhost".try_into().unwrap(), stream);
                 if let Ok(stream) = connecting.await {
                     exchange(stream, PREFACE).await;
@@ -173,19 +173,17 @@ async fn clients_that_fail_at_tls_are_warned_of_with_the_remedy() {
     let key = PrivateKeyDer::from_pem_slice(VERSION_1_KEY.as_bytes()).unwrap();
     let shown = CertifiedKey::new(vec![chain], any_supported_type(&key).unwrap());
     of_version_1.client_auth_cert_resolver = Arc::new(SingleCertAndKey::from(shown));
+    let shows = |config| Client::Shows(Arc::new(config));
     let clients = vec![
         (Client::Sends(PREFACE), "use grpcs://"),
+        (shows(authority.client(None)), "--tls_client_certificate"),
         (
-            Client::Shows(authority.client(None)),
-            "--tls_client_certificate",
-        ),
-        (
-            Client::Shows(authority.client(Some(&stranger.issue("client")))),
+            shows(authority.client(Some(&stranger.issue("client")))),
             "tls.ca_file",
         ),
-        (Client::Shows(of_version_1), "openssl x509 -req"),
-        (Client::Shows(stranger.client(None)), "--tls_certificate"),
-        (Client::Shows(of_http1), "use grpcs://"),
+        (shows(of_version_1), "openssl x509 -req"),
+        (shows(stranger.client(None)), "--tls_certificate"),
+        (shows(of_http1), "use grpcs://"),
         (
             Client::Sends(b"\x16\x03\x01\x00\x04\x02\x00\x00\x00"),
             "TLS 1.2 or 1.3",
