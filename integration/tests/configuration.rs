@@ -161,10 +161,13 @@ async fn health_tells_when_the_data_directory_becomes_unusable_and_usable_again(
         status.expect("a change").unwrap().unwrap().status()
     };
     assert_eq!(next().await, ServingStatus::Serving);
-    let (tmp, away) = (server.data().join("tmp"), server.data().join("away"));
-    fs::rename(&tmp, &away).unwrap();
+    let tmp = server.data().join("tmp");
+    // The server may be making it anew at this moment.
+    while fs::write(&tmp, "in the way").is_err() {
+        let _ = fs::remove_dir_all(&tmp);
+    }
     assert_eq!(next().await, ServingStatus::NotServing);
-    fs::rename(&away, &tmp).unwrap();
+    fs::remove_file(&tmp).unwrap();
     assert_eq!(next().await, ServingStatus::Serving);
     let stored = client.batch_upload(&[Bytes::from_static(b"x")]).await;
     stored.expect("it works again");

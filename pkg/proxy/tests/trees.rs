@@ -1,4 +1,4 @@
-//! Of large trees only so much is in memory at once, however many results name them.
+//! Of trees only so much is in memory at once, however many results name them.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 mod common;
@@ -17,9 +17,13 @@ use reapi::v2::{ActionResult, Directory, OutputDirectory, SymlinkNode, Tree};
 use tokio::time::sleep;
 use tonic::Code;
 
-/// More than half of what may be in memory.
-const LARGE: usize = 17 << 20;
+/// More than is in memory of one tree at a time, which is 1 MiB.
+const LARGE: usize = 2 << 20;
 const MANY: u8 = 10;
+/// How many trees fit at once into the memory for those that go to the backing cache, and for those that
+/// clients ask for.
+const BRINGING: u64 = 4;
+const LOOKING: u64 = 8;
 
 fn tree(letter: &str) -> Bytes {
     let link = SymlinkNode {
@@ -62,7 +66,7 @@ async fn held(proxy: &Proxy) -> u64 {
 }
 
 #[tokio::test(start_paused = true)]
-async fn results_that_look_for_what_waits_read_large_trees_one_after_another() {
+async fn results_that_look_for_what_waits_read_as_many_trees_at_once_as_fit() {
     let proxy = down().await;
     let waits = put(&proxy, &content(1, 10)).await;
     let tree = proxy.backing.has(&tree("a")).await;
@@ -77,7 +81,7 @@ async fn results_that_look_for_what_waits_read_large_trees_one_after_another() {
         async move { actions.put("", &name, result(&tree)).await }
     });
     let (puts, gets) = join(join_all(puts), held(&proxy)).await;
-    assert_eq!(gets, 1);
+    assert_eq!(gets, BRINGING);
     for put in puts {
         put.unwrap();
     }
@@ -107,7 +111,7 @@ async fn a_replay_does_so_too_and_no_client_waits_for_it() {
     proxy.backing.hold_at(0);
     proxy.backing.script(|script| script.down = false);
     sleep(Duration::from_mins(1)).await;
-    assert_eq!(proxy.backing.gets.load(SeqCst), before + 1);
+    assert_eq!(proxy.backing.gets.load(SeqCst), before + BRINGING);
     let got = actions.get("", &action()).await.unwrap();
     assert!(got.is_some());
     proxy.backing.let_go();
@@ -117,23 +121,26 @@ async fn a_replay_does_so_too_and_no_client_waits_for_it() {
 #[tokio::test(start_paused = true)]
 async fn results_from_here_and_from_there_share_what_they_may_hold() {
     let proxy = Proxy::with(degrading(), GIB).await;
-    let trees = [
-        proxy.backing.has(&tree("a")).await,
-        proxy.backing.has(&tree("b")).await,
-    ];
-    let [here, there] = [name(0), name(1)];
-    let [ours, theirs] = trees.map(|tree| result(&tree));
-    ActionCache::put(&*proxy.local, "", &here, ours)
-        .await
-        .unwrap();
-    ActionCache::put(&proxy.backing.memory, "", &there, theirs)
-        .await
-        .unwrap();
+    for number in 0..MANY {
+        let tree = proxy
+            .backing
+            .has(&tree(&char::from(b'a' + number).to_string()))
+            .await;
+        let results: &dyn ActionCache = if number % 2 == 0 {
+            &*proxy.local
+        } else {
+            &proxy.backing.memory
+        };
+        results.put("", &name(number), result(&tree)).await.unwrap();
+    }
     proxy.backing.hold_at(0);
     let actions = proxy.actions();
-    let gets = join(actions.get("", &here), actions.get("", &there));
-    let ((here, there), gets) = join(gets, held(&proxy)).await;
-    // One of a result, one of a tree.
-    assert_eq!(gets, 2);
-    assert!(here.unwrap().is_some() && there.unwrap().is_some());
+    let gets = (0..MANY).map(|number| {
+        let (actions, name) = (actions.clone(), name(number));
+        async move { actions.get("", &name).await }
+    });
+    let (found, gets) = join(join_all(gets), held(&proxy)).await;
+    // Half of them are of a result.
+    assert_eq!(gets, LOOKING + u64::from(MANY / 2));
+    assert!(found.into_iter().all(|found| found.unwrap().is_some()));
 }

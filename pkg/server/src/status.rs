@@ -201,17 +201,6 @@ mod tests {
     }
 
     #[test]
-    fn without_descriptors_left_a_store_is_unavailable() {
-        // EMFILE and ENFILE.
-        for errno in [24, 23] {
-            let exhausted = io::Error::from_raw_os_error(errno);
-            let status = from_store(Error::io("opening", "/secret/path", exhausted));
-            assert_eq!(status.code(), Code::Unavailable);
-            assert_eq!(status.message(), "out of file descriptors");
-        }
-    }
-
-    #[test]
     fn wrong_content_is_the_clients_fault_only_if_it_sent_it() {
         let digest = DigestFunction::Sha256.digest(b"content");
         let mismatch = Error::Mismatch {
