@@ -118,12 +118,12 @@ impl Surroundings {
     }
 }
 
-/// How many files and sockets a server may have open.
+/// The limits of files and sockets that a server may have open.
 #[derive(Clone, Copy, Debug)]
 pub struct Descriptors {
     /// The limit that it starts with.
     pub soft: u32,
-    /// What it may raise that to.
+    /// The hard limit, to which the server may raise the other.
     pub hard: u32,
 }
 
@@ -162,7 +162,7 @@ impl Server {
         Self::within(surroundings, settings)
     }
 
-    /// The same with a limit of open files.
+    /// Starts a server with a limit of open files.
     pub fn start_limited(descriptors: Descriptors, settings: &[&str]) -> Self {
         let surroundings = Surroundings {
             descriptors: Some(descriptors),
@@ -305,7 +305,7 @@ pub fn refusal<S: AsRef<OsStr>>(data: &Path, settings: &[S]) -> (ExitStatus, Str
     refusal_of(&mut command(data, settings))
 }
 
-/// The same on a disk of its own.
+/// Returns how a server that refuses to start on this disk ends, and its output.
 pub fn refusal_on<S: AsRef<OsStr>>(disk: Disk, settings: &[S]) -> (ExitStatus, String) {
     let dir = TempDir::new().expect("a temporary directory");
     refusal_of(&mut command_on(disk, dir.path(), settings))

@@ -274,7 +274,8 @@ fn bazel_and_cargo_use_the_same_rust() {
     }
 }
 
-/// Where Bazel has the protos from a crate, `//proto:remote_apis_test` compares them with that list.
+/// Compares the pinned commit with that of the list. `//proto:remote_apis_test` compares the list
+/// with the protos that Bazel has from a crate.
 #[test]
 fn the_pinned_commit_of_remote_apis_is_the_one_whose_protos_are_listed() {
     let list = read("proto/remote_apis.blobs");

@@ -63,12 +63,12 @@ impl Authority {
         path
     }
 
-    /// A server that lets in only those whom this authority vouches for.
+    /// Starts a server that accepts only clients signed by this authority.
     fn server(&self) -> Server {
         server_in(&self.folder, &self.issue("localhost"), &self.issuer.pem())
     }
 
-    /// Connects, perhaps as somebody, and asks something.
+    /// Connects, with an identity if one is given, and makes a request.
     async fn ask(&self, server: &Server, identity: Option<(String, String)>) -> Result<(), String> {
         let channel = self.connect(server, identity).await?;
         capabilities(channel).await

@@ -352,8 +352,8 @@ fn in_the_root_home_user_and_paths_are_those_outside() {
     );
 }
 
-/// What a process in the root has got of the machine stays what it was, as with Bazel's server. The machine here is one
-/// whose /etc is a copy.
+/// Files of the machine stay as they were for a process in the root, such as Bazel's server. The
+/// machine here is one whose /etc is a copy.
 #[test]
 fn the_root_can_be_entered_from_inside_after_the_machine_has_replaced_a_file() {
     root::make();

@@ -23,7 +23,7 @@ use tonic_health::pb::{
 
 const SIZE: usize = 2 * 1024 * 1024;
 
-/// What an HTTP/2 client says first, and a frame of settings.
+/// The first bytes of an HTTP/2 client, and a frame of settings.
 const GREETING: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
 
 /// Connections on which nothing more is said.

@@ -1,4 +1,4 @@
-//! Every command, configuration and `.bazelrc` line of the README does what it is there for.
+//! Checks that every command, configuration and `.bazelrc` line of the README works.
 #![cfg(test)]
 
 use std::{

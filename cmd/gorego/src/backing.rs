@@ -34,10 +34,11 @@ pub(crate) enum Error {
     Headers { path: PathBuf, line: usize },
 }
 
-/// TLS as it is now, where it is spoken.
+/// The current TLS settings, if the target uses TLS.
 type Tls = Option<watch::Receiver<ClientTls>>;
 
-/// The store that is configured, with its TLS. It is not asked anything yet: it may be down.
+/// Creates the configured store with its TLS settings. Does not contact the backing cache, which
+/// may be down.
 pub(crate) fn open(
     config: &BackingCache,
     chain: &Arc<Chain>,
@@ -69,7 +70,8 @@ pub(crate) fn open(
     Ok(Some((store, tls)))
 }
 
-/// The headers of the configuration, those of the file, and the user of the target unless either names one.
+/// Returns the configured headers, those of the file, and the target's user unless either of them
+/// sets one.
 fn headers(
     target: &Target,
     config: &BackingCache,

@@ -2,14 +2,14 @@
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-/// Descriptors for all that is neither a client's connection nor a blob's file: those of metrics, of
-/// the backing cache, of the runtime and of the log.
+/// Descriptors reserved for everything but clients' connections and blobs' files: metrics, the
+/// backing cache, the runtime and the log.
 const OVERHEAD: u64 = 128;
-/// Files that can be open at least, where that leaves as much for connections. Many small
-/// reads and writes have one open for moments only.
+/// The least number of files that can be open, if that leaves as many descriptors for connections.
+/// Many small reads and writes have a file open only for moments.
 const LEAST_FILES: u64 = 256;
 
-/// What the process may open.
+/// The descriptors that the process may open.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Descriptors {
     /// Connections of clients.
@@ -19,8 +19,8 @@ pub(crate) struct Descriptors {
 }
 
 impl Descriptors {
-    /// Raises the process's limit to the highest that it may have, and divides it. Says so when fewer
-    /// connections fit than are wanted.
+    /// Raises the process's limit to its maximum and divides it. Warns when fewer connections fit
+    /// than are configured.
     pub(crate) fn claim(max_connections: u32) -> Self {
         let limit = raise();
         let divided = Self::divide(limit, max_connections);

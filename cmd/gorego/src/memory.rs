@@ -4,11 +4,12 @@ use gorego_limits::Budget;
 use gorego_proxy as proxy;
 use gorego_server as server;
 
-/// What the largest request has beside its blobs, in bytes.
+/// The most bytes of a request apart from its blobs.
 const FRAMING: u64 = 16 << 20;
-/// How many calls all clients may have under way. Those of a connection wait with their client.
+/// The most calls that all clients together may have in progress. Further calls of a connection
+/// wait with their client.
 const CALLS: u64 = 20_000;
-/// How many blobs may be open to be read, at most, and half of the files that may be open.
+/// The most blobs that may be open for reading; never more than half of the files that may be open.
 const FILES: u64 = 4096;
 
 /// Each part of the memory.
@@ -24,8 +25,8 @@ pub(crate) struct Parts {
     pub(crate) ahead: u64,
 }
 
-/// The parts of what is left beside one batch each way, in hundredths: with a backing cache and
-/// without.
+/// Shares of the memory left after one batch in each direction, in percent: with a backing cache
+/// and without.
 #[derive(Clone, Copy)]
 struct Share(u64, u64);
 
@@ -45,8 +46,8 @@ const UNWRITTEN: Share = Share(4, 0);
 const DOWNLOADS: Share = Share(12, 0);
 
 impl Parts {
-    /// Divides `memory` bytes, and `files` that may be open, for these tiers. A batch of `batch` bytes
-    /// fits into its part.
+    /// Divides `memory` bytes and `files` open files for these tiers. A batch of `batch` bytes fits
+    /// into its part.
     pub(crate) fn of(memory: u64, batch: u64, files: u64, local: bool, backing: bool) -> Self {
         let rest = memory.saturating_sub(FRAMING + 2 * batch);
         let bytes = |Share(with, without)| rest / 100 * if backing { with } else { without };
@@ -88,7 +89,7 @@ impl Parts {
             },
             downloads: part_with("memory for downloads", fetched),
             trees,
-            // Without a local tier, what a proxy fetches has no use for its part.
+            // Without a local tier, a proxy's fetches do not use their part.
             ahead: bytes(SMALL),
         }
     }

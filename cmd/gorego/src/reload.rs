@@ -15,9 +15,9 @@ use tokio::{
     time::sleep,
 };
 
-/// The time between two looks at the files, each of which wakes up an idle process.
+/// The interval between two checks of the files, each of which wakes up an idle process.
 const INTERVAL: Duration = Duration::from_secs(5);
-/// The time for which a file must stay the same before it is read: it may be half written.
+/// The time for which a file must stay unchanged before it is read: it may be half written.
 const SETTLED: Duration = Duration::from_secs(1);
 
 /// Takes SIGHUP over from the system's default, which ends the process.
@@ -30,7 +30,7 @@ pub(crate) fn hangups() -> io::Result<Signal> {
 pub(crate) struct Reloads(Vec<Watched>);
 
 impl Reloads {
-    /// Reads a value that comes from `files`; the receiver has the newest one that could be read.
+    /// Reads a value from `files`; the receiver has the newest one that could be read.
     pub(crate) fn read<T, E>(
         &mut self,
         files: Vec<PathBuf>,
@@ -88,9 +88,9 @@ impl Reloads {
 /// A value, and the files that it was read from.
 struct Watched {
     files: Vec<PathBuf>,
-    /// The files when they were read last.
+    /// The state of the files at the last read.
     known: Vec<State>,
-    /// The files when they were found to be others.
+    /// The state of the files when they were last found changed, until they are read.
     unsettled: Option<Vec<State>>,
     load: Box<dyn FnMut() -> Result<(), String> + Send>,
 }

@@ -181,7 +181,8 @@ impl Tiers {
         }
     }
 
-    /// Has the next start trust what is here now, however this process ends.
+    /// Saves the state, so that the next start trusts the present entries however this process
+    /// ends.
     pub(crate) async fn save(&self) {
         let Some(local) = &self.local else { return };
         match timeout(CLOSE, local.save()).await {

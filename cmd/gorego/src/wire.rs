@@ -249,7 +249,8 @@ mod tests {
 
     const MINUTE: Duration = Duration::from_mins(1);
 
-    /// At how many moments of its second minute an idle server wakes, in a time that only timers move.
+    /// Counts how often an idle server wakes in its second minute, in a time that only timers
+    /// advance.
     fn wakes_in_a_minute(settings: &[&str]) -> usize {
         let dir = tempfile::tempdir().unwrap();
         let mut set = vec![

@@ -22,8 +22,8 @@ section! {
         /// How long a call there may take, and 1 s more for each MiB; of downloads and uploads how
         /// long they may stand still.
         timeout: Duration = Duration::from_mins(1),
-        /// For how long its word that it has a blob is believed, and an action result served from
-        /// here before it is looked at anew; but not after an outage. 0 asks every time.
+        /// How long a blob that it reported as present counts as present, and an action result is
+        /// served locally before it is checked again; never beyond an outage. 0 asks every time.
         existence_ttl: Duration = Duration::from_mins(5),
         /// While it is down, what is here is served. What is not, and writes, fail (`fail`); or else
         /// (`degrade`) they are misses, and writes wait here until it is back, also over a restart; over a
@@ -35,7 +35,7 @@ section! {
         /// Headers to send with each request: a mapping of names to values, or `name=value`
         /// separated by commas. Never shown.
         headers: Headers = Headers::default(),
-        /// A file with more of them, a `name=value` in each line.
+        /// A file with more headers, one `name=value` in each line.
         headers_file: PathBuf = PathBuf::new(),
         /// The instance name to use there. If empty, action results keep the client's own, and blobs,
         /// which all instances share here, have none.

@@ -72,14 +72,15 @@ section! {
         /// have filled it, less than half of what is left for the cache. It ends when it does not
         /// free anything there. 0 does without.
         min_free: ByteSize = ByteSize::from_gib(1),
-        /// How long a blob reported to a client is protected from eviction. Such blobs hold at most four
-        /// fifths of the cache; beyond that the oldest of them go. An upload that finds no other room
-        /// evicts at most a tenth of the cache from them, and is refused after that.
+        /// How long a blob reported to a client is protected from eviction. Such blobs hold at most
+        /// four fifths of the cache; beyond that the oldest are evicted. An upload that finds no
+        /// other room evicts at most a tenth of the cache from them; beyond that it is refused.
         lease: Duration = Duration::from_hours(3),
         /// How long a blob that was just uploaded is protected from eviction, at most as long as `lease`.
         upload_lease: Duration = Duration::from_mins(10),
-        /// How long an interrupted upload can be resumed at most. Such uploads are evicted in the same
-        /// order as blobs, and hold no more than a tenth of the cache, or the newest a quarter.
+        /// How long an interrupted upload can be resumed. Such uploads are evicted in the same
+        /// order as blobs. Together they hold at most a tenth of the cache; the newest alone may
+        /// hold a quarter.
         upload_expiry: Duration = Duration::from_hours(24),
         /// In which time every file is hashed once in the background, since disks forget. 0 never
         /// does it.
@@ -110,13 +111,14 @@ section! {
         max_batch_bytes: ByteSize = ByteSize::from_kib(2 * 1024),
         /// The largest blob taken, as told to clients. 0 for no limit.
         max_blob_size: ByteSize = ByteSize::from_bytes(0),
-        /// Functions that a hash of 64 digits is tried under, in this order, where a client names none.
-        /// An upload takes the one that its content has; for a large one that needs the local cache.
+        /// The functions tried in this order for a hash of 64 digits if the client names none. An
+        /// upload is stored under the function that its content matches; for large uploads that
+        /// needs the local cache.
         inferred_functions: Vec<InferredFunction> =
             vec![InferredFunction::Sha256, InferredFunction::Blake3],
-        /// What clients can make the server hold in memory, all together, beside the index: unread and
-        /// decoded requests, responses, pieces of blobs, what is fetched from a backing cache. 64MiB
-        /// and twice `max_batch_bytes` at least. A call that finds none left waits, up to 30 s.
+        /// The memory that all clients together can make the server hold in addition to the index:
+        /// requests, responses, pieces of blobs, blobs fetched from a backing cache. At least 64MiB
+        /// and twice `max_batch_bytes`. When it is used up, calls wait up to 30 s.
         memory: ByteSize = ByteSize::from_kib(160 * 1024),
         /// A transfer that makes no progress for this long is ended. It can be resumed.
         idle_timeout: Duration = Duration::from_mins(1),

@@ -10,8 +10,8 @@ use crate::value::{Raw, Value, without_user};
 use crate::yaml::quote;
 use crate::{Header, ListenAddr};
 
-/// Where a server is: `grpc://host:port`, `grpcs://host`, `host:port` or `unix:/path`. A user and a
-/// password may precede the host; they are secrets, which `Display` hides.
+/// The address of a server: `grpc://host:port`, `grpcs://host`, `host:port` or `unix:/path`. A user
+/// and a password may precede the host; they are secrets, which `Display` hides.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Target {
     /// Its address.

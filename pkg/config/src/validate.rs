@@ -14,7 +14,7 @@ const MIN_BATCH: ByteSize = ByteSize::from_kib(64);
 /// Above, each of a few clients could take up the server's memory with one message.
 const MAX_BATCH: ByteSize = ByteSize::from_kib(64 << 10);
 
-/// Below, the largest requests would not fit into their part of the memory.
+/// The least `limits.memory` beside two batches: with less, the largest requests would not fit.
 const MIN_MEMORY: ByteSize = ByteSize::from_kib(64 << 10);
 
 /// What was found, each finding naming the key, its value and who gave it.

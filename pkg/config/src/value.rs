@@ -74,12 +74,12 @@ pub(crate) trait Value: Clone + PartialEq {
     /// The value in one line of YAML, from which [`Value::parse`] makes the same value again.
     fn render(&self) -> String;
 
-    /// What messages show of `raw`, which may not be a value of this type.
+    /// Returns the text that messages show for `raw`, which may not be a value of this type.
     fn shown(raw: &Raw) -> String {
         raw.shown()
     }
 
-    /// What is shown in place of a value that holds a secret.
+    /// Returns the text shown in place of a value that holds a secret.
     fn masked(&self) -> Option<String> {
         None
     }
@@ -183,7 +183,7 @@ impl Value for Vec<String> {
     }
 }
 
-/// The authority of a URL with what stands before its host hidden.
+/// Returns the authority of a URL with its user and password hidden.
 pub(crate) fn without_user(authority: &str) -> Cow<'_, str> {
     match authority.rsplit_once('@') {
         Some((_, host)) => format!("{HIDDEN}@{host}").into(),

@@ -1,4 +1,4 @@
-//! What eviction may be short of: bytes, and files.
+//! Amounts that eviction has to free: bytes and files.
 
 use gorego_storage::Candidate;
 
@@ -17,17 +17,17 @@ impl Amount {
         Self { bytes, files: 0 }
     }
 
-    /// Whether there is neither.
+    /// Whether both are zero.
     pub fn is_zero(self) -> bool {
         self == Self::default()
     }
 
-    /// Whether this is at least the other in both.
+    /// Whether this is at least `other` in both.
     pub const fn covers(self, other: Self) -> bool {
         self.bytes >= other.bytes && self.files >= other.files
     }
 
-    /// Adds the other.
+    /// Adds the other amount.
     #[must_use]
     pub const fn plus(self, other: Self) -> Self {
         Self {
@@ -36,7 +36,7 @@ impl Amount {
         }
     }
 
-    /// Takes the other away; nothing falls below zero.
+    /// Subtracts the other amount; nothing falls below zero.
     #[must_use]
     pub const fn minus(self, other: Self) -> Self {
         Self {
@@ -64,7 +64,7 @@ impl Amount {
     }
 }
 
-/// What evicting all of these frees.
+/// Returns the amount that evicting all of these frees.
 pub(crate) fn total(candidates: &[Candidate]) -> Amount {
     candidates
         .iter()
@@ -73,7 +73,7 @@ pub(crate) fn total(candidates: &[Candidate]) -> Amount {
         .fold(Amount::default(), Amount::plus)
 }
 
-/// What evicting this one frees. Folders that go with it are not counted.
+/// Returns the amount that evicting this one frees. Folders that go with it are not counted.
 pub(crate) const fn of(candidate: Candidate) -> Amount {
     Amount {
         bytes: candidate.bytes,

@@ -37,7 +37,7 @@ fn share(limit: u64, share: f64) -> u64 {
     (limit as f64 * share.clamp(0.0, 1.0)) as u64
 }
 
-/// How much has to be freed, and how far to go for it.
+/// The amount to be freed, and the leases that may be broken for it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Demand {
     /// To get back to the low mark. Leases are respected.
@@ -46,13 +46,13 @@ pub struct Demand {
     pub hard: Amount,
     /// How much leased entries may hold together; beyond this the oldest count as unleased.
     pub leases_allowed: u64,
-    /// How many leased bytes may be evicted for the upload that waits.
+    /// The most leased bytes that may be evicted for the waiting upload.
     pub leases_breakable: u64,
 }
 
 impl Demand {
-    /// What has to be freed by a janitor at rest: nothing below the high mark, unless the file system is
-    /// short of something or uploads wait.
+    /// Returns the demand on a janitor at rest: nothing below the high mark, unless the file system
+    /// has a shortage or uploads wait.
     pub fn of(usage: &Usage, marks: &Marks, on_disk: Amount) -> Self {
         let full = usage.used.saturating_add(usage.wanted) > marks.high_bytes(usage.limit);
         let demand = Self::down_to_low(usage, marks, on_disk);
@@ -64,8 +64,8 @@ impl Demand {
         }
     }
 
-    /// What has to be freed by a janitor at work, which does not stop before the low mark. `on_disk` is
-    /// what the file system itself is short of.
+    /// Returns the demand on a janitor at work, which does not stop before the low mark. `on_disk`
+    /// is the shortage of the file system.
     pub fn down_to_low(usage: &Usage, marks: &Marks, on_disk: Amount) -> Self {
         let after = usage.used.saturating_add(usage.wanted);
         let beyond_low = after.saturating_sub(marks.low_bytes(usage.limit));

@@ -64,7 +64,7 @@ pub(crate) fn by_age(a: &Candidate, b: &Candidate) -> Ordering {
     (a.last_use, a.entry).cmp(&(b.last_use, b.entry))
 }
 
-/// How many of the first entries it takes to free what is wanted; all when they do not suffice.
+/// Returns how many of the first entries free the wanted amount; all of them if that is not enough.
 pub(crate) fn cover(candidates: &[Candidate], wanted: Amount) -> usize {
     let mut sum = Amount::default();
     candidates

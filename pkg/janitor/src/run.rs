@@ -51,7 +51,7 @@ struct Rest {
 }
 
 impl Rest {
-    /// What the file system is short of, if eviction may help.
+    /// Returns the file system's shortage, unless eviction is known not to help.
     fn shortage(&self, usage: &Usage, marks: &Marks) -> Shortage {
         if self.disk.holds(usage) {
             Shortage::default()

@@ -1,4 +1,4 @@
-//! What the file system itself is short of, because others fill it too.
+//! The shortage of the file system itself, which others fill too.
 
 use gorego_storage::Usage;
 
@@ -9,7 +9,7 @@ use crate::{Amount, Marks};
 const FILES: (u64, u64) = (20, 32 * 1024);
 /// And it goes on until this many times as many are free.
 const FILES_LOW: u64 = 3;
-/// How much has to be evicted before it can be told that this does not help.
+/// The amount to evict before it can be judged whether eviction helps.
 const PROBE: Amount = Amount {
     bytes: 64 * 1024,
     files: 16,
@@ -19,11 +19,11 @@ const PROBE: Amount = Amount {
 /// would be answered with the whole cache.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Shortage {
-    /// What should be free.
+    /// The amount that should be free.
     level: Amount,
-    /// What of that was not.
+    /// The part of `level` that was not free.
     lacking: Amount,
-    /// What was free or taken by the store.
+    /// The amount that was free or used by the store.
     shared: Amount,
 }
 
@@ -51,12 +51,12 @@ impl Shortage {
         }
     }
 
-    /// What was lacking.
+    /// Returns the amount that was lacking.
     pub(crate) const fn lacking(&self) -> Amount {
         self.lacking
     }
 
-    /// What is still to be evicted for it, after so much was.
+    /// Returns the amount still to be evicted after `evicted`.
     pub(crate) fn left(&self, usage: &Usage, evicted: Amount) -> Amount {
         let left = self
             .level
@@ -69,7 +69,7 @@ impl Shortage {
         }
     }
 
-    /// Whether most of what was evicted did not become free.
+    /// Whether most of the evicted amount did not become free.
     pub(crate) fn is_futile(&self, usage: &Usage, evicted: Amount) -> bool {
         let (bytes, files) = self.futile(usage, evicted);
         (self.lacking.bytes > 0 && bytes) || (self.lacking.files > 0 && files)
@@ -87,7 +87,7 @@ impl Shortage {
     }
 }
 
-/// What the file system has left, as far as it says.
+/// Returns the free amount of the file system, as far as it reports it.
 fn free(usage: &Usage) -> Amount {
     Amount {
         bytes: usage.free_on_disk.unwrap_or(u64::MAX),

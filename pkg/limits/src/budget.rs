@@ -18,7 +18,7 @@ use crate::Call;
 
 /// Up to this many bytes of memory are granted at once and not counted: a call takes as much by itself.
 pub const UNCOUNTED: u64 = 64 * 1024;
-/// How long a call waits for its turn.
+/// The longest time that a call waits for its turn.
 const WAIT: Duration = Duration::from_secs(30);
 
 /// A number of bytes, or of other things, that calls share. Nothing is granted to a call whose connection holds more
@@ -35,7 +35,7 @@ struct Pool {
     queue: Mutex<Queue>,
 }
 
-/// Nothing was free in time.
+/// The error of a call that waited in vain: nothing became free in time.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("all {what} is in use, and none became free within {} s; try again", WAIT.as_secs())]
 pub struct Full {
@@ -114,8 +114,8 @@ impl Budget {
         free.then(|| self.0.grant(bytes, call))
     }
 
-    /// Takes up to `most`, and at most one in `of` of the bytes that are free. Never waits, and may
-    /// take nothing: the more is taken, the less is given.
+    /// Takes up to `most` bytes, and at most one in `of` of the free bytes. Never waits; may take
+    /// nothing. Shares shrink as the budget fills.
     pub fn share(&self, most: u64, of: u64) -> Permit {
         let mut queue = self.0.lock();
         let bytes = queue.share(most, of);
@@ -187,7 +187,7 @@ impl Waiting<'_> {
 
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
-        // Afterwards nothing is sent any more, and whether anything was can be told.
+        // After this nothing is sent any more, so it is known whether anything was.
         self.waiter.close();
         let unused = self.waiter.try_recv().is_ok();
         let (ticket, bytes) = (self.ticket, self.bytes);
@@ -207,7 +207,8 @@ pub struct Permit(Option<Arc<Grant>>);
 pub(crate) struct Grant {
     pool: Arc<Pool>,
     bytes: AtomicU64,
-    /// Whose it is, and whether it counts as given back; none for a share, which nobody waits for.
+    /// The call that the permit belongs to, and whether it counts as given back; none for a share,
+    /// which nobody waits for.
     client: Option<(u64, Mutex<bool>)>,
 }
 
@@ -225,7 +226,8 @@ impl Permit {
         }
     }
 
-    /// The same content, which keeps this permit for as long as any part of it is in memory.
+    /// Attaches this permit to `content`: it is held for as long as any part of the content is in
+    /// memory.
     pub fn hold(self, content: Bytes) -> Bytes {
         struct Held(
             Bytes,

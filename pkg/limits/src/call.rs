@@ -78,8 +78,8 @@ impl Call {
         CURRENT.scope(self.clone(), work)
     }
 
-    /// A call of the same connection for work that goes on when this call ends: it waits its turn
-    /// among those of that connection, but ending this call frees nothing that it holds.
+    /// Returns a call of the same connection for work that goes on when this call ends. Its permits
+    /// are queued with those of the connection, but ending this call does not release them.
     #[must_use]
     pub fn detached(&self) -> Self {
         self.client().call()

@@ -14,17 +14,18 @@ use crate::Call;
 pub const SLOWEST: u32 = 64 * 1024;
 /// For how many graces the bytes of a fast connection last: its pace is an average over that time.
 const AVERAGED: u32 = 30;
-/// How long the process waits at most before it looks again whether others wait.
+/// The longest interval between two checks whether others wait.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// How long a connection may still be waited for, while others wait for what its calls hold.
+/// The time for which a connection may still be waited for, while others wait for permits of its
+/// calls.
 #[derive(Debug)]
 pub(crate) struct Credit {
     grace: Duration,
     left: Duration,
-    /// How many of its calls that hold something wait for the client.
+    /// The number of its calls that hold permits and wait for the client.
     waiting: usize,
-    /// The time up to which waiting was paid for, while any do.
+    /// The time up to which waiting has been charged, while any call waits.
     since: Instant,
 }
 
@@ -38,7 +39,7 @@ impl Credit {
         }
     }
 
-    /// A call got something: at least a grace from now on.
+    /// Records that a call got a permit: the connection has at least one grace from now on.
     pub(crate) fn renew(&mut self) {
         self.pay();
         self.left = self.left.max(self.grace);
@@ -61,7 +62,7 @@ impl Credit {
         self.waiting -= 1;
     }
 
-    /// Takes the time that passed while the client was waited for, once for all of its calls.
+    /// Charges the time that passed while the client was waited for, once for all of its calls.
     fn pay(&mut self) {
         let now = Instant::now();
         if self.waiting > 0 {
@@ -70,7 +71,7 @@ impl Credit {
         self.since = now;
     }
 
-    /// What is left, and when to look again.
+    /// Returns the time that is left, and the time until the next check.
     fn left(&mut self) -> (Duration, Duration) {
         self.pay();
         let look = if self.left.is_zero() {
@@ -89,7 +90,7 @@ impl Credit {
 pub struct Pace {
     call: Call,
     waiting: bool,
-    /// When to look again. Made at the first wait of a call that holds something.
+    /// The timer of the next check. Created at the first wait of a call that holds permits.
     look: Option<Pin<Box<Sleep>>>,
 }
 
@@ -103,7 +104,7 @@ impl Pace {
         }
     }
 
-    /// The client sent or took this many bytes.
+    /// Records that the client sent or took this many bytes.
     pub fn moved(&mut self, bytes: usize) {
         self.rest();
         if bytes > 0 && self.call.holds() {
@@ -111,14 +112,14 @@ impl Pace {
         }
     }
 
-    /// The client is not waited for.
+    /// Records that the client is not waited for.
     pub fn rest(&mut self) {
         if std::mem::take(&mut self.waiting) {
             self.call.client().credit().rest();
         }
     }
 
-    /// The client is waited for. Ready when its call has to end, which frees what others wait for.
+    /// Records that the client is waited for. Ready when its call has to end because others wait.
     pub fn poll_too_slow(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         if !self.call.holds() {
             return Poll::Pending;

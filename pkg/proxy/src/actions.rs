@@ -35,7 +35,7 @@ struct Actions {
     /// Those of the backing cache that are.
     there: CompletenessChecking<dyn ActionCache>,
     misses: Recent<Name>,
-    /// Those that agree with the backing cache, by when it said so.
+    /// The results that agree with the backing cache, by the time of its answer.
     validated: Recent<(Epoch, Name)>,
     /// Those here that the backing cache gave; a few too many are forgotten, now and then.
     fetched: Recent<Name>,

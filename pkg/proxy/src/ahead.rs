@@ -24,7 +24,8 @@ const OVERHEAD: u64 = 1024;
 /// whoever asks for it next.
 pub struct Ahead<A: ?Sized> {
     results: Arc<A>,
-    /// How many bytes are held at most. Beyond that the oldest go, which costs a trip.
+    /// The most bytes that are held. Beyond that the oldest results are dropped, which costs a
+    /// round trip each.
     capacity: u64,
     held: Mutex<Held>,
 }

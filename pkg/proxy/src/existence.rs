@@ -13,8 +13,8 @@ use tokio::time::Instant;
 /// How many digests are kept at most, in two halves; some 60 bytes each.
 const CAPACITY: usize = 512 * 1024;
 
-/// The backing cache's own words that it has a blob. That it lacks one is never kept. An outage of it
-/// ends them all, since it may come back without its blobs.
+/// The blobs that the backing cache reported as present. Missing ones are never recorded. An outage
+/// ends all records, since the backing cache may come back without its blobs.
 pub(crate) struct Existence {
     ttl: Duration,
     start: Instant,
@@ -25,7 +25,7 @@ pub(crate) struct Existence {
 /// The older half goes when the younger one is full: what is asked for again is young again.
 #[derive(Default)]
 struct Halves {
-    /// The last outage before these words.
+    /// The number of outages seen before these answers.
     since: Epoch,
     young: HashMap<Key, u32>,
     old: HashMap<Key, u32>,
@@ -65,7 +65,8 @@ impl Existence {
         halves
     }
 
-    /// The present, to be taken before the backing cache is asked for what is kept later.
+    /// Returns the current epoch. Take it before asking the backing cache for an answer to be
+    /// stored.
     pub(crate) fn epoch(&self) -> Epoch {
         Epoch(self.backing.outages())
     }
@@ -75,7 +76,7 @@ impl Existence {
         u32::try_from(self.start.elapsed().as_secs()).unwrap_or(u32::MAX)
     }
 
-    /// Keeps that these are there, as the backing cache said when it was asked in `epoch`.
+    /// Records that the backing cache has these blobs, as it answered in `epoch`.
     pub(crate) fn insert<'a>(&self, epoch: Epoch, digests: impl IntoIterator<Item = &'a Digest>) {
         let now = self.now();
         let mut halves = self.halves();

@@ -24,9 +24,9 @@ use self::{
     state::State,
 };
 
-/// How much is read of the file at a time.
+/// The size of a piece read from the file.
 const PIECE: usize = 128 * 1024;
-/// How much where memory is short. There may be thousands of readers.
+/// The size of a piece where memory is short. There may be thousands of readers.
 const LEAST: usize = 16 * 1024;
 /// Pieces take at most one in so many of the bytes that are left for them.
 const SHARE: u64 = 16;

@@ -1,30 +1,30 @@
-//! What clients can make the proxy hold, a budget for each kind.
+//! Budgets for the memory that clients can make the proxy hold, one for each kind.
 
 use gorego_limits::{Budget, Full, Permit};
 use gorego_storage::{CHUNK_SIZE, Digest};
 
 use crate::flow::Flow;
 
-/// What a large blob has, in bytes: what is being written, being collected for that, and waiting on
-/// either side of the writer, none of it in pieces above [`CHUNK_SIZE`].
+/// The memory of a large blob, in bytes: the pieces being written, collected for writing, and
+/// waiting on either side of the writer. No piece is larger than [`CHUNK_SIZE`].
 const WRITTEN: u64 = 6 * CHUNK_SIZE as u64;
-/// And what it should have, in bytes, when it cannot be written.
+/// The memory that a large blob should have when it cannot be written, in bytes.
 pub(crate) const UNWRITTEN: u64 = 16 << 20;
 
-/// Budgets of which stalled readers cannot take the part that others need: a small blob does not wait
-/// for large ones, and a large one has a share that lasts for as long as it can be written.
+/// Budgets that keep stalled readers from taking the memory that others need: a small blob does not
+/// wait for large ones, and a large blob has a share for as long as it can be written.
 #[derive(Clone, Debug)]
 pub struct Memory {
     /// Small blobs and batches that are fetched.
     pub small: Budget,
     /// Large blobs that are fetched.
     pub large: Budget,
-    /// What those that cannot be written have beside that.
+    /// Additional memory of large blobs that cannot be written.
     pub unwritten: Budget,
     /// The trees of results that clients ask for.
     pub looking: Budget,
-    /// The trees of results whose outputs are fetched from the backing cache meanwhile, which takes
-    /// longer: nobody who only looks waits for it.
+    /// The trees of results whose outputs are fetched meanwhile from the backing cache. Fetching
+    /// takes longer, so lookups without it have a budget of their own.
     pub bringing: Budget,
     /// Pieces that readers get out of files that are being written.
     pub pieces: Budget,
@@ -46,7 +46,7 @@ impl Default for Memory {
 }
 
 impl Memory {
-    /// What the fetch of a blob needs.
+    /// Reserves the memory to fetch a blob.
     pub(crate) async fn reserve(&self, digest: &Digest) -> Result<Permit, Full> {
         if digest.size() <= CHUNK_SIZE as u64 {
             self.small.reserve(digest.size()).await
@@ -55,13 +55,13 @@ impl Memory {
         }
     }
 
-    /// What the fetch of some blobs at once needs.
+    /// Reserves the memory to fetch some blobs at once.
     pub(crate) async fn reserve_batch(&self, digests: &[Digest]) -> Result<Permit, Full> {
         let total = digests.iter().map(Digest::size).sum();
         self.small.reserve(total).await
     }
 
-    /// What there is for a blob that the local store has no use for, or no room.
+    /// Reserves memory for a blob that the local store does not accept, if there is any.
     pub(crate) fn keep(&self, flow: &Flow) -> Option<Permit> {
         let size = flow.digest().size();
         let most = size.min(UNWRITTEN);

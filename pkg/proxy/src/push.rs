@@ -176,8 +176,7 @@ impl Tiers {
         }
     }
 
-    /// Sends what is complete here to the backing cache, under the digest that its content has, and shows it
-    /// then.
+    /// Sends a complete blob to the backing cache under its actual digest, then makes it visible.
     pub(crate) async fn send(self: &Arc<Self>, mut complete: Complete) -> Result<Put> {
         // Nobody else is to be told of what is wrong with this one.
         let digest = &complete.verify().await?;

@@ -40,7 +40,7 @@ pub struct Options {
     pub prefetch: bool,
     /// What happens while the backing cache is down.
     pub on_outage: OnOutage,
-    /// What clients can make the proxy hold.
+    /// Budgets for the memory that clients can make the proxy hold.
     pub memory: Memory,
 }
 

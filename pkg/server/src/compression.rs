@@ -22,7 +22,7 @@ const LEVEL: i32 = 1;
 /// The largest window that a decoder sets memory aside for, as a power of two: 8 MiB, which
 /// RFC 8878 asks decoders to support and which no encoder exceeds by default.
 const MAX_WINDOW_LOG: u32 = 23;
-/// What a stream takes beside its window, in bytes.
+/// The memory of a stream without its window, in bytes.
 const FIXED: u64 = 256 * 1024;
 /// The window and buffers of a stream that is being compressed, in bytes.
 const COMPRESSED_WINDOW: u64 = 768 * 1024;
@@ -157,8 +157,8 @@ struct Workspace {
 }
 
 impl Decompressor {
-    /// Waits for the memory that the frame takes which begins with these bytes, if one does. Nothing
-    /// is held meanwhile.
+    /// Waits for the memory of the frame that begins with these bytes, if one does. Nothing is held
+    /// while waiting.
     pub(crate) async fn ready(&mut self, compressed: &[u8]) -> Result<(), Status> {
         if !self.needs_more(compressed) {
             return Ok(());

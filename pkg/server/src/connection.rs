@@ -33,31 +33,31 @@ const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// A response's bytes within the HTTP/2 layer, beyond which it takes no more.
 const SEND_BUFFER: usize = 64 * 1024;
-/// Cancelled calls that the HTTP/2 layer holds until it gets to them. Beyond that it ends the
-/// connection, and every other call on it. A client that stops may cancel all that it has, and what
-/// multiplexes clients may do so several times in one burst. Each takes about a kilobyte, and its
-/// headers. What a client cancels over time is bounded by [`ResetGuard`].
+/// The most cancelled calls that the HTTP/2 layer holds until it processes them. Beyond that it
+/// ends the connection and every other call on it. A client that stops may cancel all of its calls,
+/// and a multiplexing proxy may do so several times in one burst. Each takes about a kilobyte, and
+/// its headers. [`ResetGuard`] limits how many a client cancels over time.
 const MAX_PENDING_RESETS: usize = 1024;
-/// Streams that the HTTP/2 layer itself ends for a breach of the protocol, during the whole life of
-/// a connection. Each may wait to be sent to a client that reads nothing, so there has to be a limit,
-/// at a few hundred bytes each. A connection between balancers lives for weeks.
+/// The most streams that the HTTP/2 layer may end for a breach of the protocol during the life of a
+/// connection. Each may wait to be sent to a client that reads nothing, at a few hundred bytes
+/// each. A connection between balancers lives for weeks.
 const MAX_BREACHES: usize = 4096;
 /// The headers of one call as the HTTP/2 layer takes them. More than a call may have
 /// ([`crate::grpc::MAX_HEADERS`]), so that the refusal is a gRPC status. Beyond it the layer refuses
 /// the stream, and beyond four times as much the connection. Headers may take a hundred times as much memory
 /// as they did on the wire, times the calls that begin in one burst.
 const MAX_HEADER_LIST: u32 = 64 * 1024;
-/// What is remembered of a connection's headers so that they need not be repeated. Names, tokens and
-/// the like fit; more is memory that an idle connection holds.
+/// The table of remembered headers of a connection, which need not be repeated. Names, tokens and
+/// the like fit; a larger table would be memory held by idle connections.
 const HEADER_TABLE: u32 = 4 * 1024;
 
 /// What all connections share.
 #[derive(Clone, Debug)]
 pub(crate) struct Connections {
     pub(crate) router: Arc<Router>,
-    /// TLS of connections from now on.
+    /// TLS settings of new connections.
     pub(crate) tls: Option<watch::Receiver<ServerTls>>,
-    /// Clients that were not let in.
+    /// Reports clients that were not let in.
     pub(crate) faults: Arc<Faults>,
     /// Every task that belongs to a connection.
     pub(crate) tasks: TaskTracker,
@@ -114,8 +114,8 @@ impl Connections {
         self.serve_http2(stream, peer, activity).await
     }
 
-    /// Runs a handshake, which neither its client nor the end of the server may draw out, and which
-    /// makes room for others like any connection without a call.
+    /// Runs a handshake. Neither its client nor the end of the server may prolong it, and it makes
+    /// room for others like any connection without a call.
     async fn in_time<S>(
         &self,
         activity: &Activity,
@@ -177,9 +177,9 @@ impl Connections {
 
 pub(crate) type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
-/// Every limit of HTTP/2 that can be chosen. hyper does not pass on what else h2 bounds: the overhead
-/// of small frames of data that nobody has read (half of the connection's window), frames without any
-/// (100 in a connection's life), and streams that the server has reset and remembers (50, for a second).
+/// Sets every limit of HTTP/2 that hyper exposes. Limits of h2 that it does not: the overhead of
+/// small unread data frames (half of the connection's window), empty data frames (100 in a
+/// connection's life), and remembered streams that the server has reset (50, for a second).
 fn builder(executor: StreamExecutor, windows: &Windows) -> http2::Builder<StreamExecutor> {
     let mut builder = http2::Builder::new(executor);
     builder

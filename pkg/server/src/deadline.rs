@@ -15,7 +15,7 @@ use pin_project_lite::pin_project;
 use tokio::time::{Instant, Sleep, sleep_until};
 use tracing::debug;
 
-/// How long the status has to get away before the stream is reset.
+/// The time in which the status can be sent before the stream is reset.
 const LATE: Duration = Duration::from_secs(1);
 
 thread_local! {

@@ -39,7 +39,7 @@ pub(crate) fn refuse(field: impl fmt::Display, why: DigestError) -> Status {
     }
 }
 
-/// Refuses to store a blob that is larger than clients are told to send.
+/// Refuses to store a blob larger than the limit that clients are told.
 pub(crate) fn check_size(digest: &Digest, limits: &Limits) -> Result<(), Status> {
     match limits.max_blob_size {
         Some(max) if digest.size() > max.get() => Err(Status::invalid_argument(format!(

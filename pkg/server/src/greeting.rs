@@ -124,8 +124,7 @@ impl Faults {
     }
 }
 
-/// Waits until a client has shown that it speaks HTTP/2, which it should where it was given a target
-/// of this scheme.
+/// Waits until a client has shown that it speaks HTTP/2, as it should for a target of this scheme.
 pub(crate) async fn http2<S>(stream: S, scheme: &'static str) -> Result<Prefaced<S>, BoxError>
 where
     S: AsyncRead + AsyncWrite + Unpin,

@@ -15,12 +15,12 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-/// How long it takes most clients to leave: after that, another one is asked, too. Many may wait, and
-/// those that are asked may be gone.
+/// The time in which most clients leave; after that, another one is asked, too. Many may wait, and
+/// those that were asked may be gone.
 const LEAVING: Duration = Duration::from_millis(50);
-/// How long a client may take that has made calls before: it may be about to make another.
+/// The time to leave for a client that has made calls before: it may be about to make another.
 const GOODBYE: Duration = Duration::from_millis(200);
-/// How long it may take after a call, with the end of the response still on the way to it, say.
+/// The time to leave after a call, since the end of the response may still be on its way.
 const GRACE: Duration = Duration::from_secs(5);
 
 /// The connections without a call.

@@ -14,7 +14,7 @@ use tonic::Code;
 
 use crate::Services;
 
-/// The order in which a digest has its functions that was parsed without one.
+/// The order of the functions of a digest that was parsed without one.
 const AS_PARSED: [DigestFunction; 2] = [DigestFunction::Sha256, DigestFunction::Blake3];
 /// The number of digests that are looked for under the second function at once.
 const BATCH: usize = 10_000;
@@ -28,7 +28,7 @@ struct Inferring {
     functions: Vec<DigestFunction>,
 }
 
-/// The same stores, which try `functions` where a digest does not say of which it is.
+/// Wraps the stores, so that digests without a function are tried under `functions`.
 pub(crate) fn infer(services: Services, functions: Vec<DigestFunction>) -> Services {
     let inferring = Arc::new(Inferring {
         services,
@@ -50,7 +50,7 @@ impl Inferring {
         &*self.services.actions
     }
 
-    /// The digest, and what it is tried as when that is not found.
+    /// The digest, and its form under the other function, tried when the first is not found.
     fn meant(&self, digest: &Digest) -> (Digest, Option<Digest>) {
         let digest = digest.among(&self.functions);
         (digest.only(), digest.other())
@@ -96,8 +96,8 @@ impl Inferring {
     }
 }
 
-/// Whether a blob cannot be had under the function that was tried: it is not there, or the backing cache
-/// does not offer that function.
+/// Whether a blob is unavailable under the tried function: it is missing, or the backing cache does
+/// not offer that function.
 fn is_absence(error: &Error) -> bool {
     use Error::{NotFound, Refused};
     matches!(
@@ -110,7 +110,7 @@ fn is_absence(error: &Error) -> bool {
     )
 }
 
-/// The second outcome, unless it only says once more that there is nothing.
+/// Returns the second outcome, unless it only repeats that the blob is missing.
 fn better<T>(first: Result<T>, second: Result<T>) -> Result<T> {
     match (first, second) {
         (first @ Err(Error::NotFound(_)), Err(error)) if is_absence(&error) => first,
@@ -118,7 +118,7 @@ fn better<T>(first: Result<T>, second: Result<T>) -> Result<T> {
     }
 }
 
-/// Whether content that was refused under one function is to be tried as `other`.
+/// Whether content that was refused under one function should be tried as `other`.
 fn is_of_other<T>(put: &Result<T>, other: &Digest, content: &[u8]) -> bool {
     let refused = |error: &Error| is_absence(error) || matches!(error, Error::Mismatch { .. });
     put.as_ref().is_err_and(refused) && other.is_of(content)
@@ -149,8 +149,8 @@ impl BlobStore for Inferring {
         }
     }
 
-    /// Content in memory is hashed under the other function once it was refused under the first. A
-    /// stream is left to the store, which keeps what was sent and looks at it there.
+    /// Content in memory is hashed under the other function after it was refused under the first. A
+    /// stream is left to the store, which hashes the staged content again.
     async fn put(&self, digest: &Digest, blob: Blob) -> Result<Put> {
         let (first, other) = self.meant(digest);
         let (Some(other), Blob::Bytes(content)) = (other, &blob) else {
@@ -212,7 +212,7 @@ impl Uploads for Inferring {
     }
 }
 
-/// Takes a function that is not offered for one under which there is nothing.
+/// Treats a function that is not offered as one under which nothing is stored.
 fn or_nothing<T: Default>(found: Result<T>) -> Result<T> {
     match found {
         Err(error) if is_absence(&error) => Ok(T::default()),
@@ -246,8 +246,8 @@ impl ActionCache for Inferring {
         }
     }
 
-    /// Stores the result under the function of its outputs: under the first, unless some are here under
-    /// the other alone.
+    /// Stores the result under the function of its outputs: the first one, unless some outputs are
+    /// present under the other alone.
     async fn put(&self, instance: &str, action: &Digest, result: ActionResult) -> Result<()> {
         let (first, other) = self.meant(action);
         let Some(other) = other else {
@@ -265,7 +265,7 @@ impl ActionCache for Inferring {
 }
 
 impl Inferring {
-    /// Whether anything that the result names is here under the function of `action`.
+    /// Whether any output of the result is stored under the function of `action`.
     async fn has_any(&self, action: &Digest, result: &ActionResult) -> Result<bool> {
         let mut outputs = named_blobs(action.function(), result).unwrap_or_default();
         outputs.sort_unstable();

@@ -1,4 +1,4 @@
-//! What clients can make the server hold, a budget for each kind.
+//! Budgets for the memory that clients can make the server hold, one for each kind.
 
 use gorego_limits::{Budget, Full};
 use tonic::Status;
@@ -65,13 +65,13 @@ impl Memory {
     }
 }
 
-/// What a client is told whose call waited for too long.
+/// Returns the status of a call that waited for too long.
 #[expect(clippy::needless_pass_by_value, reason = "for map_err")]
 pub(crate) fn full(why: Full) -> Status {
     unavailable(why.to_string())
 }
 
-/// What a client is told whose call is ended by its pace.
+/// Returns the status of a call that is ended by its pace.
 pub(crate) fn too_slow() -> Status {
     let slowest = gorego_limits::SLOWEST;
     Status::resource_exhausted(format!(

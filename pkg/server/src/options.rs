@@ -24,16 +24,16 @@ pub struct Services {
 pub struct Options {
     /// How much, and for how long.
     pub limits: Limits,
-    /// What clients can make the server hold.
+    /// Budgets for the memory that clients can make the server hold.
     pub memory: Memory,
     /// Whether clients may write action results; Capabilities tells them.
     pub ac_updates: bool,
     /// The functions that a digest without one is tried under where its length leaves several, in this
     /// order.
     pub inferred_functions: Vec<DigestFunction>,
-    /// TLS of connections from now on, which may change; plain text without.
+    /// TLS settings of new connections, which may change; plain text without.
     pub tls: Option<watch::Receiver<ServerTls>>,
-    /// By which calls that come back over a backing cache are noticed and refused; of the store too.
+    /// Detects and refuses calls that come back over a backing cache; shared with the store.
     pub chain: Arc<Chain>,
     /// Whether the stores work, when somebody watches them; health tells clients. Without it the
     /// server counts as serving until it shuts down.
@@ -63,8 +63,9 @@ pub struct Limits {
     pub max_blob_size: Option<NonZeroU64>,
     /// How long a client may neither send nor take what it announced or asked for.
     pub idle_timeout: Duration,
-    /// How long a connection that sends or takes fewer than 64 KiB a second may hold what others wait
-    /// for, memory for its large message, say. Faster ones save up to thirty times as much.
+    /// The time for which a connection slower than 64 KiB a second may hold permits that others
+    /// wait for, such as memory for a large message. Faster connections save up to thirty times as
+    /// much.
     pub grace: Duration,
     /// How long running calls may go on once the server shuts down.
     pub drain_timeout: Duration,

@@ -99,8 +99,8 @@ impl Router {
         })
     }
 
-    /// Answers one call, whatever it is, in the time that its client gives it. A panic on the way
-    /// costs no other call anything.
+    /// Answers any call within the time that its client gives it. A panic while doing so does not
+    /// affect other calls.
     pub(crate) async fn call(&self, request: http::Request<Incoming>) -> Response {
         let deadline = match timeout(request.headers()) {
             Ok(timeout) => timeout.and_then(|timeout| Instant::now().checked_add(timeout)),

@@ -18,7 +18,7 @@ impl Seldom {
         Self(Mutex::new(None))
     }
 
-    /// Whether a line is due, which then counts as written.
+    /// Whether a line is due. If so, it counts as written.
     pub(crate) fn is_due(&self) -> bool {
         let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let due = last.is_none_or(|last| last.elapsed() >= PAUSE);

@@ -14,8 +14,8 @@ use crate::{Error, Options, Services, connection::Connections, idle::Idle, route
 
 /// How long to wait before accepting again when the system has no more sockets to give.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-/// How many connections without a call are closed when there are no descriptors left: the next
-/// clients need some, and so do files.
+/// The number of idle connections closed when no descriptors are left: the next clients need some,
+/// and so do files.
 const CLOSED_AT_ONCE: usize = 32;
 /// How long tasks may take to notice that their connection is gone.
 const ABORT_GRACE: Duration = Duration::from_secs(1);

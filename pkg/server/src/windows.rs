@@ -1,4 +1,4 @@
-//! What a new connection may have under way: the more there are, the less each gets.
+//! Windows and calls of new connections: the more connections there are, the less each gets.
 
 use gorego_limits::{Budget, Permit};
 
@@ -12,8 +12,8 @@ const CONNECTION: u32 = 8 * 1024 * 1024;
 const STREAM: u32 = 4 * 1024 * 1024;
 /// A connection takes at most one in so many of the bytes that are left for windows.
 const OF_WINDOWS: u64 = 4;
-/// The window of a connection for which little is left, among up to [`SOME`] of them and among more.
-/// The last is what HTTP/2 begins with, and cannot be less.
+/// The windows of connections when little memory is left: for up to [`SOME`] connections, and for
+/// more. The latter is the initial window of HTTP/2 and cannot be smaller.
 const LEAST_OF_SOME: u32 = 256 * 1024;
 const LEAST: u32 = 64 * 1024;
 const SOME: usize = 128;

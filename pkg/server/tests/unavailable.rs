@@ -1,4 +1,4 @@
-//! What clients are told when the store fails.
+//! Statuses that clients get when the store fails.
 
 #![allow(
     clippy::expect_used,

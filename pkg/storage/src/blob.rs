@@ -14,7 +14,7 @@ use crate::{Error, Result};
 /// count, small enough that many slow readers hold little.
 pub const CHUNK_SIZE: usize = 256 * 1024;
 
-/// How much of a file is read at a time where memory is short.
+/// The size of a piece read from a file where memory is short.
 const LEAST: u64 = 16 * 1024;
 /// Pieces take at most one in so many of the bytes that are left for them.
 const SHARE: u64 = 16;
@@ -139,8 +139,9 @@ impl Blob {
         }
     }
 
-    /// The same for a reader that may be slow: a file's pieces are counted in `memory` for as long as
-    /// they are held. Where little is left of that, pieces are small and nothing is read ahead.
+    /// Returns chunks for a reader that may be slow: a file's pieces are counted in `memory` for as
+    /// long as they are held. When little memory is left, pieces are small and nothing is read
+    /// ahead.
     pub fn into_chunks_within(self, memory: &Budget) -> Chunks {
         match self {
             Self::File(file) => file.into_chunks(Some(memory.clone())),
@@ -220,7 +221,7 @@ impl BlobFile {
 /// A file that is read in pieces.
 struct Pieces {
     file: BlobFile,
-    /// What the pieces are counted in, if they are.
+    /// The budget that counts the pieces, if there is one.
     memory: Option<Budget>,
     at: u64,
     end: u64,

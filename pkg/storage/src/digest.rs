@@ -248,13 +248,13 @@ impl Digest {
         self.function
     }
 
-    /// The same hash and size under the other function that may be meant, where the client named
-    /// none and there are two of that length.
+    /// Returns the same hash and size under the other function of that length, if the client named
+    /// none.
     pub fn other(&self) -> Option<Self> {
         self.under(self.other?)
     }
 
-    /// The same hash and size under `function`; `None` where its hashes have another length.
+    /// Returns the same hash and size under `function`; `None` if its hashes have another length.
     pub fn under(&self, function: DigestFunction) -> Option<Self> {
         Self::from_hash(function, self.hash(), self.size)
     }

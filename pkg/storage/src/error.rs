@@ -152,8 +152,8 @@ impl Error {
         }
     }
 
-    /// Whether a file's content cannot be had back: the medium or the file system is damaged there, or
-    /// this process may not read the file.
+    /// Whether a file's content cannot be read: the medium or the file system is damaged there, or
+    /// this process lacks the permission.
     pub(crate) fn is_unreadable(&self) -> bool {
         const DAMAGE: [Errno; 4] = [Errno::IO, Errno::BADMSG, Errno::UCLEAN, Errno::ACCESS];
         self.errno().is_some_and(|errno| DAMAGE.contains(&errno))

@@ -28,7 +28,7 @@ pub struct Candidate {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct EntryId(pub u64);
 
-/// How full a store is; figures in bytes unless they say otherwise.
+/// The usage of a store; figures in bytes unless they say otherwise.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Usage {
     /// Room taken, uploads in flight and kept partial uploads included.
@@ -39,19 +39,19 @@ pub struct Usage {
     pub folders: u64,
     /// What `used` may not exceed.
     pub limit: u64,
-    /// What has to be freed for uploads that wait. Zero when none waits.
+    /// The bytes to be freed for waiting uploads. Zero when none waits.
     pub wanted: u64,
-    /// What is still to be evicted for an upload that met a full disk; `None` when none waits.
+    /// The bytes still to be evicted for an upload that met a full disk; `None` when none waits.
     pub wanted_on_disk: Option<u64>,
-    /// How many files are to be evicted for it, where the file system can hold no more of them.
+    /// The files to be evicted for that upload, if the file system can hold no more of them.
     pub wanted_files: u64,
     /// The leased bytes already evicted for the upload that waits.
     pub leases_broken: u64,
-    /// How many files and folders there are.
+    /// The number of files and folders.
     pub files: u64,
     /// What the file system has left; `None` when it does not say.
     pub free_on_disk: Option<u64>,
-    /// How many more files the file system can hold; `None` when it does not say.
+    /// The number of further files that the file system can hold; `None` if it does not report it.
     pub free_files: Option<u64>,
     /// Whether entries of an earlier run are still being looked for.
     pub scanning: bool,

@@ -1,4 +1,4 @@
-//! Eviction that does not make room on a disk.
+//! Eviction that frees nothing on the disk.
 
 use std::time::Duration;
 
@@ -6,18 +6,19 @@ use tokio::time::Instant;
 
 use crate::Usage;
 
-/// How long nothing is evicted for the disk's sake after that did not help, at first and at most.
+/// The first and the longest pause of eviction for the disk's sake after it did not help.
 const PAUSE: (Duration, Duration) = (Duration::from_secs(5), Duration::from_hours(1));
 
-/// Remembers that what was evicted did not become free on the disk: others take it, have reserved it,
-/// or hold links to the same files. Evicting more would cost the whole cache to no avail.
+/// Remembers that evicted bytes did not become free on the disk: others use them, have reserved
+/// them, or hold links to the same files. Evicting more would lose the whole cache and free
+/// nothing.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Futile {
     until: Option<Instant>,
     pause: Duration,
-    /// Whether it was files that the disk was short of, and not bytes.
+    /// Whether the disk was short of files rather than bytes.
     files: bool,
-    /// What was free then; when there is more, eviction is worth another attempt.
+    /// The free amount at that time; when there is more, eviction is worth another attempt.
     free: Option<u64>,
 }
 
@@ -46,7 +47,7 @@ impl Futile {
         );
     }
 
-    /// Eviction helped.
+    /// Records that eviction helped.
     pub fn clear(&mut self) {
         *self = Self::default();
     }

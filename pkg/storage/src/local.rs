@@ -79,7 +79,7 @@ pub struct LocalOptions {
     pub wake_bytes: u64,
     /// How long a blob that was reported present is kept from eviction.
     pub lease: Duration,
-    /// How long one that was just uploaded is.
+    /// The time for which a blob that was just uploaded is protected from eviction.
     pub upload_lease: Duration,
     /// Whether each hit writes the file's access time at once, rather than now and then.
     pub force_update_atime: bool,

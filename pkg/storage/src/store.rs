@@ -32,8 +32,8 @@ pub trait BlobStore: Send + Sync + fmt::Debug + 'static {
         DigestFunction::ALL.to_vec()
     }
 
-    /// Counts the outages seen so far of a store behind a network. What it said before the last one may
-    /// not hold any more: it may have come back without its blobs.
+    /// Returns the number of outages seen so far of a store behind a network. Answers from before
+    /// the last one may no longer hold: it may have come back without its blobs.
     fn outages(&self) -> u64 {
         0
     }

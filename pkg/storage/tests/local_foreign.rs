@@ -52,7 +52,7 @@ fn only_file_in(dir: &Path) -> PathBuf {
 
 type Stand = fn(&Path);
 
-/// What may stand in the place of a file.
+/// Things that may be in the place of a file.
 const STANDS: [(&str, Stand); 5] = [
     ("folder", |path| {
         fs::create_dir(path).unwrap();

@@ -18,7 +18,7 @@ use peer::{Act, Line, Peer, within};
 use tonic::Code;
 
 const MIB: usize = 1 << 20;
-/// What a download that goes on asks for once more.
+/// The bytes that a resumed download asks for once more.
 const OVERLAP: usize = 512;
 
 fn content(len: usize) -> Bytes {

@@ -17,7 +17,7 @@ use x509_parser::{
 /// A certificate in one of the files that were read.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Certificate {
-    /// What the file is for: `server`, `client`, or the authorities of the other side.
+    /// The use of the file: `server`, `client`, or the authorities of the other side.
     pub role: &'static str,
     /// The file.
     pub file: PathBuf,
@@ -41,7 +41,7 @@ impl Certificate {
     }
 }
 
-/// Reads a certificate, or says that it is none.
+/// Reads a certificate, or returns an error if it is none.
 pub(crate) fn parse(der: &[u8]) -> Result<X509Certificate<'_>, rustls::Error> {
     match parse_x509_certificate(der) {
         Ok(([], parsed)) => Ok(parsed),
@@ -49,7 +49,7 @@ pub(crate) fn parse(der: &[u8]) -> Result<X509Certificate<'_>, rustls::Error> {
     }
 }
 
-/// A property for which a certificate cannot be used here, though others may take it.
+/// A property that makes a certificate unusable here, though others may accept it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Flaw {
     /// Without extensions, as `openssl x509 -req` makes it by default.
@@ -65,7 +65,8 @@ pub(crate) const OWN_RSA: usize = 4096;
 const LEAST_RSA: usize = 2048;
 
 impl Flaw {
-    /// Looks for one. The authorities' own certificates may be of version 1.
+    /// Returns the certificate's flaw, if it has one. The authorities' own certificates may be of
+    /// version 1.
     pub(crate) fn of(parsed: &X509Certificate<'_>, longest_rsa: usize) -> Option<Self> {
         if parsed.version() == X509Version::V1 {
             return Some(Self::Version1);

@@ -20,7 +20,7 @@ const AUTHORITIES: &str = "ca_file";
 /// The certificates that others' ones are verified by.
 pub(crate) struct Authorities {
     pub(crate) roots: RootCertStore,
-    /// The same certificates, each trusted as that of a peer, too.
+    /// These certificates again, each also trusted as that of a peer.
     pub(crate) listed: Vec<CertificateDer<'static>>,
     pub(crate) certificates: Vec<Certificate>,
 }

@@ -1,4 +1,4 @@
-//! Trust in certificates: those of authorities vouch for others, and each for itself.
+//! Trust in certificates: an authority's certificate vouches for others, a listed one for itself.
 //!
 //! webpki refuses the certificate of an authority as that of a peer. But a self-signed certificate is
 //! both, and other implementations take it where it is listed.
@@ -48,7 +48,8 @@ impl<V: ?Sized> Verifier<V> {
     }
 }
 
-/// Names the flaw for which a certificate is refused, where it has one: webpki's words for it lead nowhere.
+/// Names the flaw for which a certificate is refused, if it has one: webpki's own error does not
+/// help the reader.
 fn explained(shown: &CertificateDer<'_>, error: Error) -> Error {
     let parsed = parse(shown).ok();
     match parsed.and_then(|parsed| Flaw::of(&parsed, PEER_RSA)) {

@@ -215,7 +215,7 @@ fn a_listed_certificate_is_worth_nothing_without_its_key() {
     assert!(error.contains("BadSignature"), "{error}");
 }
 
-/// The same client with a certificate that rustls would not show by itself.
+/// Returns the client with a certificate that rustls would not show by itself.
 fn shows(client: &Arc<ClientConfig>, certificate: &str, key: &str) -> Arc<ClientConfig> {
     let chain = CertificateDer::from_pem_slice(certificate.as_bytes()).unwrap();
     let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).unwrap();

@@ -36,7 +36,7 @@ pub(crate) struct Args {
     pub(crate) command: Option<Command>,
 }
 
-/// What else there is to measure.
+/// A measurement other than the default one.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     Attack(attack::Args),

@@ -22,7 +22,7 @@ use self::{
 };
 use crate::{error::Error, process::Process};
 
-/// How long the honest client is alone, to compare with.
+/// The time for which the honest client runs alone, as a baseline.
 const ALONE: Duration = Duration::from_secs(3);
 
 /// Attacks a gorego on this machine, one attack after the other, and prints a table.
@@ -112,7 +112,7 @@ async fn one(attack: Attack, args: &Args) -> Result<Row, Error> {
     })
 }
 
-/// Connects while the attackers are still there, and makes a call: how long that takes.
+/// Connects during the attack and makes a call; returns how long that takes.
 async fn newcomer(address: SocketAddr) -> Result<Duration, String> {
     let start = Instant::now();
     match Honest::first_call(address).await {

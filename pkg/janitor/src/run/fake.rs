@@ -38,7 +38,7 @@ pub(super) struct State {
     pub(super) waiting: u64,
     pub(super) disk: Option<u64>,
     pub(super) free_files: Option<u64>,
-    /// What is evicted does not become free.
+    /// Eviction frees nothing on the disk.
     pub(super) linked: bool,
     pub(super) scanning: bool,
     /// Leased bytes evicted for the upload that waits.

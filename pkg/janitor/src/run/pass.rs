@@ -33,7 +33,7 @@ pub(super) enum End {
 pub(super) struct Pass<'a> {
     janitor: &'a Janitor,
     started: Instant,
-    /// What the file system is short of.
+    /// The shortage of the file system.
     shortage: Shortage,
     /// Whether eviction goes on down to the low mark.
     down_to_low: bool,
@@ -44,7 +44,7 @@ pub(super) struct Pass<'a> {
     step: usize,
     evicted: Removed,
     leases_broken: u64,
-    /// What those took, in bytes.
+    /// The size of the entries whose leases were broken, in bytes.
     leased: u64,
     uploads: Removed,
 }
@@ -117,7 +117,7 @@ impl<'a> Pass<'a> {
         self.hard
     }
 
-    /// Whether the file system was short of something, and eviction did not help.
+    /// Whether the file system had a shortage and eviction did not help.
     pub(super) fn was_futile(&self) -> bool {
         self.shortage
             .is_futile(&self.janitor.store.usage(), self.freed())

@@ -1,16 +1,17 @@
-//! Those that wait for a budget, by connection.
+//! The queue of calls that wait for a budget, by connection.
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 
 use tokio::sync::oneshot;
 
-/// What is free, what connections hold, and what they wait for.
+/// The free permits, those that connections hold, and those that they wait for.
 #[derive(Debug)]
 pub(super) struct Queue {
     free: u64,
-    /// What those that wait want, all together.
+    /// The sum that the waiting calls want.
     wanted: u64,
-    /// What holders are about to give back: when one call waits, not all of the slow ones have to go.
+    /// The sum that holders are about to give back, so that one waiting call does not end all slow
+    /// ones.
     leaving: u64,
     /// Connections that hold something or wait.
     lines: HashMap<u64, Line>,
@@ -44,7 +45,7 @@ pub(super) struct Ticket {
     number: u64,
 }
 
-/// A call whose turn came: its connection, the bytes that were taken for it, and how to wake it.
+/// A call whose turn has come: its connection, the bytes taken for it, and the means to wake it.
 pub(super) type Served = (u64, u64, oneshot::Sender<()>);
 
 impl Queue {
@@ -89,7 +90,7 @@ impl Queue {
         });
     }
 
-    /// Up to `most`, and at most one in `of` of what is free; it belongs to no connection.
+    /// Takes up to `most`, and at most one in `of` of the free permits, for no connection.
     pub(super) fn share(&mut self, most: u64, of: u64) -> u64 {
         if !self.order.is_empty() {
             return 0;
@@ -99,7 +100,7 @@ impl Queue {
         bytes
     }
 
-    /// Adds what belongs to no connection.
+    /// Returns permits that belong to no connection.
     pub(super) fn add(&mut self, bytes: u64) {
         self.free += bytes;
     }
@@ -120,7 +121,7 @@ impl Queue {
         Ticket { client, number }
     }
 
-    /// Removes one that no longer waits. `false` when its turn has come before.
+    /// Removes a call that no longer waits. `false` if its turn has already come.
     pub(super) fn forget(&mut self, ticket: Ticket) -> bool {
         let mut forgotten = None;
         self.update(ticket.client, |line| {
@@ -132,7 +133,8 @@ impl Queue {
         forgotten.is_some()
     }
 
-    /// Takes what is free for those whose turn it is. One that wants much is not passed over.
+    /// Grants free permits to the calls whose turn it is. A call that wants much is not passed
+    /// over.
     pub(super) fn serve(&mut self) -> Vec<Served> {
         let mut served = Vec::new();
         while let Some(&(_, _, client)) = self.order.first() {
@@ -169,7 +171,7 @@ impl Queue {
         waited_for
     }
 
-    /// What was about to be given back is.
+    /// Subtracts permits that were about to be given back, and now are.
     pub(super) fn left(&mut self, bytes: u64) {
         self.leaving = self.leaving.saturating_sub(bytes);
     }

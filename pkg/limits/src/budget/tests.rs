@@ -152,7 +152,7 @@ async fn a_permit_shrinks_and_lasts_as_long_as_its_content() {
     assert!(budget.try_reserve(4 * MIB).is_some());
 }
 
-/// What clients do to a budget.
+/// A step of a client that uses a budget.
 #[derive(Clone, Copy, Debug)]
 enum Step {
     /// One of five connections asks for up to eight shares of 64 KiB, and one byte.

@@ -62,7 +62,8 @@ async fn a_slow_client_has_a_grace() {
     assert!(waited >= GRACE && waited < GRACE * 3, "{waited:?}");
 }
 
-/// What is waited for while calls of one connection move so many bytes a second each.
+/// Whether one of `calls`, all of one connection, is ended within a minute while others wait and
+/// each moves this many bytes a second.
 async fn ends_within_a_minute(calls: usize, bytes_a_second: usize) -> bool {
     let budget = all();
     let client = Client::new(GRACE);

@@ -50,7 +50,7 @@ pub struct Backing {
     pub gets: AtomicU64,
     pub finds: AtomicU64,
     pub puts: AtomicU64,
-    /// How many calls found it down.
+    /// The number of calls that found it down.
     outages: AtomicU64,
     putting: AtomicU64,
     /// The most puts of blobs at once.

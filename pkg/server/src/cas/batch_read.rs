@@ -60,7 +60,7 @@ impl Cas {
 
 /// What gRPC clients take in one message by default, in bytes.
 const CLIENTS_TAKE: u64 = 4 * 1024 * 1024;
-/// How much larger than the blobs of a full batch its response may be.
+/// The factor by which a response may exceed the blobs of a full batch.
 const FRAMED: u64 = 2;
 
 /// What is left of the largest message that clients take, in bytes, once each blob has its digest

@@ -10,7 +10,7 @@ use gorego_storage::{Digest, TreeWalk};
 
 /// How many walks wait for their next page at most.
 const MAX_WALKS: usize = 64;
-/// What they take for each directory that they remember, in bytes.
+/// The memory of a walk for each directory that it remembers, in bytes.
 const PER_DIRECTORY: u64 = 64;
 
 /// Walks whose next page nobody has asked for yet, the latest ones. A token says all that is needed

@@ -14,7 +14,7 @@ use super::Response;
 
 /// The headers of one call, counted as HTTP/2 does. What gRPC libraries take at most by default.
 pub(crate) const MAX_HEADERS: usize = 16 * 1024;
-/// What HTTP/2 counts for each header beside its name and value.
+/// The bytes that HTTP/2 counts for each header in addition to its name and value.
 const OVERHEAD: usize = 32;
 
 /// The refusal of a request that is no gRPC call, or not in a form that is known here.

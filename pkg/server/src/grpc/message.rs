@@ -153,8 +153,8 @@ impl From<u64> for Limit {
 }
 
 impl Limit {
-    /// The limit of a message that beyond `bytes` breaks the advertised limit of a batch: the protocol
-    /// has a code of its own for that.
+    /// The limit of a message whose size beyond `bytes` breaks the advertised limit of a batch: the
+    /// protocol defines another code for that.
     pub(crate) const fn of_batch(bytes: u64) -> Self {
         let refusal = Code::InvalidArgument;
         Self { bytes, refusal }

@@ -16,7 +16,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 /// How many bytes are gathered: four frames with their headers, which stay in the CPU's cache.
 const ENOUGH: usize = 68 * 1024;
-/// A connection that has nothing more to say keeps no larger buffer than this, in bytes.
+/// The largest buffer, in bytes, that a connection keeps when it has nothing left to send.
 const KEPT: usize = 4 * 1024;
 
 /// A connection that writes in larger pieces.
@@ -89,7 +89,7 @@ impl<S: AsyncWrite + Unpin> Shared<S> {
         }
         self.written = 0;
         self.gathered.clear();
-        // There may be thousands of connections that say nothing more.
+        // There may be thousands of connections that send nothing more.
         self.gathered.shrink_to(KEPT);
         Poll::Ready(Ok(()))
     }

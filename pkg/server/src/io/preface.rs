@@ -24,7 +24,7 @@ pub(crate) struct Prefaced<S> {
 /// A connection that does not begin with the preface.
 #[derive(Debug)]
 pub(crate) enum NoPreface<S> {
-    /// It ended or failed before it had shown anything else.
+    /// It ended or failed before it sent anything else.
     Lost(io::Error),
     /// It begins with bytes of another protocol.
     Speaks(Protocol, S),

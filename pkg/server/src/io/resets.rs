@@ -21,8 +21,8 @@ use tracing::warn;
 
 use crate::seldom::Seldom;
 
-/// The calls that a client may cancel beyond those that were answered. Bazel has up to 100 at
-/// a time on a connection, what multiplexes clients up to 256: it may cancel all of them several
+/// The most cancelled calls of a client in excess of its answered calls. Bazel has up to 100 calls
+/// at a time on a connection, a multiplexing proxy up to 256: it may cancel all of them several
 /// times in a row.
 const ALLOWED: u32 = 2048;
 /// Cancelled calls that are forgiven each second.
@@ -88,7 +88,7 @@ impl<S> ResetGuard<S> {
 /// The frames of a connection, found by their headers.
 #[derive(Debug)]
 struct Frames {
-    /// How many bytes come before the next header.
+    /// The number of bytes before the next header.
     skip: usize,
     /// The beginning of the next header.
     header: [u8; HEADER_LEN],

@@ -27,7 +27,7 @@ pub(crate) struct Frames {
     next_stream: u32,
 }
 
-/// What the server sent.
+/// A frame that the server sent.
 #[derive(Debug)]
 pub(crate) struct Frame {
     pub(crate) kind: u8,

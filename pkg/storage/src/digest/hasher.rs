@@ -41,7 +41,7 @@ impl Hasher {
         }
     }
 
-    /// Takes in the next bytes.
+    /// Hashes the next bytes.
     pub fn update(&mut self, bytes: &[u8]) {
         match &mut self.state {
             State::Sha(state) => state.update(bytes),
@@ -52,12 +52,12 @@ impl Hasher {
         self.size += bytes.len() as u64;
     }
 
-    /// How many bytes were taken in.
+    /// Returns the number of bytes hashed so far.
     pub const fn size(&self) -> u64 {
         self.size
     }
 
-    /// The digest of all that was taken in.
+    /// Returns the digest of all bytes hashed so far.
     pub fn finish(self) -> Digest {
         let mut hash = [0; MAX_HASH_LEN];
         match self.state {

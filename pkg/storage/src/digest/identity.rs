@@ -1,4 +1,4 @@
-//! Which digests are the same: those of one function, hash and size.
+//! Equality of digests: the same function, hash and size.
 
 use std::{
     cmp::Ordering,

@@ -56,19 +56,19 @@ const UPLOADED: u64 = 1 << 47;
 const PIN: u64 = 1 << 48;
 const PINS: u64 = 0xffff << 48;
 
-/// For how long a use of an entry keeps it from eviction.
+/// The kind of lease that a use of an entry gives it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Lease {
-    /// Not at all.
+    /// No lease.
     #[default]
     None,
-    /// For the shorter term, that of what was uploaded.
+    /// The shorter lease, of uploads.
     Upload,
-    /// For the longer term, that of what a client was told is here.
+    /// The longer lease, of blobs and results reported to a client.
     Full,
 }
 
-/// How long leases last, in milliseconds.
+/// Durations of leases, in milliseconds.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Terms {
     pub(crate) full_ms: u64,

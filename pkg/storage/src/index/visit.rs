@@ -8,7 +8,7 @@ use crate::EntryId;
 /// How many slots one lock of a shard covers while everything is visited.
 const VISIT_STEP: u32 = 1000;
 
-/// How much an instance is used. The least used comes first in order.
+/// The usage of an instance name. The least used comes first in order.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct InstanceUse {
     pub(crate) results: u64,

@@ -33,7 +33,7 @@ const STREAM: Use = Use {
     lease: Lease::None,
     pin: true,
 };
-/// That of an upload of what is here already.
+/// The use by an upload of a blob that is already stored.
 pub(super) const UPLOAD: Use = Use {
     lease: Lease::Upload,
     pin: false,

@@ -1,4 +1,4 @@
-//! Bytes of an upload that are in memory until writing them is worth it.
+//! Collects bytes of an upload in memory until writing them is worthwhile.
 
 use std::{mem, time::Duration};
 
@@ -10,19 +10,19 @@ use crate::CHUNK_SIZE;
 /// A piece up to this size, in bytes, is copied: it may be a part of something large, which would stay
 /// in memory with it.
 const COPIED: usize = 4 * 1024;
-/// A client that is slow has no more than this in memory, in bytes, for longer than [`SLOW`].
+/// The most bytes of a slow client that stay in memory for longer than [`SLOW`].
 const LEAST: usize = 16 * 1024;
-/// How long bytes are collected before even few of them are written.
+/// The time after which even a few collected bytes are written.
 pub(super) const SLOW: Duration = Duration::from_secs(1);
 
-/// See the module.
+/// Collected bytes of an upload.
 #[derive(Debug)]
 pub(super) struct Collected {
     pieces: Vec<Bytes>,
     /// Small pieces that come after those.
     small: BytesMut,
     len: usize,
-    /// When the last ones were taken.
+    /// The time at which bytes were last taken to be written.
     since: Instant,
 }
 
@@ -53,12 +53,12 @@ impl Collected {
         self.len
     }
 
-    /// Whether it is time to write them.
+    /// Whether it is time to write the bytes.
     pub(super) fn are_due(&self) -> bool {
         self.len >= CHUNK_SIZE || self.are_many() && self.since.elapsed() >= SLOW
     }
 
-    /// Whether they are to be written after a while even if no more come.
+    /// Whether there are enough bytes to write them after a while even if no more come.
     pub(super) const fn are_many(&self) -> bool {
         self.len >= LEAST
     }

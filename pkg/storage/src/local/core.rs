@@ -50,7 +50,7 @@ pub(super) struct Core {
     pub(super) claims: Claims,
     pub(super) watchers: Watchers,
     pub(super) counters: Arc<Counters>,
-    /// How long leases last.
+    /// Durations of leases.
     pub(super) terms: Terms,
     pub(super) force_update_atime: bool,
     /// Files written at this time or later are hashed before their first use, in milliseconds

@@ -118,7 +118,7 @@ impl Files {
         Arc::clone(&self.dir.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Makes the data directory itself anew after somebody has removed it.
+    /// Recreates the data directory itself after it was removed.
     pub(super) fn reopen(&self) -> Result<()> {
         fs::create_dir_all(&self.root).map_err(|e| Error::io("creating", &self.root, e))?;
         let dir = open_root(&self.root)?;
@@ -249,7 +249,7 @@ impl Files {
         }
     }
 
-    /// Whether there is anything at a path, of whatever type.
+    /// Whether anything exists at a path, of whatever type.
     pub(super) fn is_there(&self, relative: &str) -> Result<bool> {
         match rustix::fs::statat(self.dir(), relative, AtFlags::SYMLINK_NOFOLLOW) {
             Ok(_) => Ok(true),
@@ -258,7 +258,7 @@ impl Files {
         }
     }
 
-    /// Whether a path leads to a folder; nothing when it leads nowhere.
+    /// Whether a path leads to a folder; `None` if nothing exists there.
     pub(super) fn is_folder(&self, relative: &str) -> Option<bool> {
         let stat = rustix::fs::statat(self.dir(), relative, AtFlags::empty()).ok()?;
         Some(FileType::from_raw_mode(stat.st_mode) == FileType::Directory)
@@ -322,7 +322,7 @@ impl Files {
         rustix::fs::syncfs(self.dir()).map_err(|errno| self.error("syncing", "", errno))
     }
 
-    /// What the file system has left for us.
+    /// Returns the space that the file system has left for the store.
     pub(super) fn free(&self) -> Option<Free> {
         let stat = rustix::fs::fstatvfs(self.dir()).ok()?;
         Some(Free {

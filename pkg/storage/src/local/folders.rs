@@ -74,7 +74,7 @@ impl Folders {
         *self.made_since() = None;
     }
 
-    /// How many there are.
+    /// Returns the number of folders.
     pub(super) fn count(&self) -> u64 {
         self.count.load(Relaxed)
     }

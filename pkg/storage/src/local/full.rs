@@ -1,4 +1,4 @@
-//! Writes that meet a full disk: what is evicted for them, and when that is given up.
+//! Writes that meet a full disk: eviction for them, and the limit of attempts.
 
 use std::sync::Arc;
 
@@ -8,12 +8,13 @@ use super::{
 };
 use crate::index::room_of;
 
-/// How many files and folders a disk should be able to take before one blob is written to it.
+/// The number of files and folders that a disk should be able to take before one blob is written to
+/// it.
 pub(super) const FILES: u64 = 16;
 
-/// How often one write is tried again while others take what is evicted for it.
+/// The most retries of one write while others take the space that is evicted for it.
 const ATTEMPTS: u32 = 4;
-/// What a file system has left.
+/// The space that a file system has left.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Free {
     pub(super) bytes: u64,
@@ -30,7 +31,7 @@ pub(super) struct Attempts {
     before: Level,
 }
 
-/// What the cache has of the disk, and what was evicted so far, in bytes.
+/// The cache's part of the disk, and the bytes evicted so far.
 #[derive(Clone, Copy, Default)]
 struct Level {
     /// Free for it, or taken by it.
@@ -49,8 +50,8 @@ impl Attempts {
         }
     }
 
-    /// After a write of `size` bytes that the disk had no room for: evicts something, and returns
-    /// whether it is worth another attempt.
+    /// Evicts something after a write of `size` bytes met a full disk; returns whether another
+    /// attempt is worthwhile.
     pub(super) async fn again(&mut self, size: u64) -> bool {
         let room = &self.core.room;
         let free = self.core.files.free();

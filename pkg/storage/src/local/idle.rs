@@ -72,17 +72,17 @@ impl Idle {
         Some(file.room)
     }
 
-    /// The room that all of them take, in bytes.
+    /// Returns the disk space of all idle files, in bytes.
     pub(super) fn bytes(&self) -> u64 {
         self.bytes.load(Relaxed)
     }
 
-    /// How many there are.
+    /// Returns the number of idle files.
     pub(super) fn count(&self) -> u64 {
         self.lock().files.len() as u64
     }
 
-    /// Shows all of them as candidates.
+    /// Offers all idle files as candidates.
     pub(super) fn visit(&self, see: &mut dyn FnMut(Candidate)) {
         for (number, file) in self.snapshot() {
             see(Candidate {

@@ -13,8 +13,8 @@ use crate::{
 
 /// How many instance names one store tells apart.
 const MAX: usize = if cfg!(test) { 64 } else { 1 << 16 };
-/// How many instance names are forgotten when all numbers are taken, so that the index is not looked
-/// through for each new name.
+/// The number of instance names forgotten when all numbers are taken, so that not every new name
+/// searches the index.
 const FORGOTTEN: usize = MAX / 16;
 const _: () = assert!(MAX <= crate::index::INSTANCE_END as usize);
 

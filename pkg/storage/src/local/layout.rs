@@ -20,7 +20,7 @@ pub(super) const CAS: &str = "cas";
 /// Action results.
 pub(super) const AC: &str = "ac";
 
-/// The folders that the start makes, and that are made anew when somebody removes them.
+/// The folders that are created at the start, and recreated when they were removed.
 pub(super) const ROOTS: [&str; 5] = [TMP, UPLOADS, QUARANTINE, CAS, AC];
 /// The layout's version.
 pub(super) const VERSION_FILE: &str = "VERSION";

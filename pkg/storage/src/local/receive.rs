@@ -140,8 +140,9 @@ async fn receive(
 }
 
 impl Complete {
-    /// Checks the content, and returns its digest: that which was announced, or, where its client named
-    /// no function, perhaps that of the other. After an error nothing is kept of it.
+    /// Checks the content and returns its digest: the announced one or, if the client named no
+    /// function, possibly that of the other function. After an error, nothing of the content is
+    /// stored.
     pub async fn verify(&mut self) -> Result<Digest> {
         let upload = self.0.0.as_mut().ok_or_else(gone)?;
         let verified = upload.verify().await;

@@ -1,4 +1,4 @@
-//! Making anew what somebody has removed from the data directory while the store is open.
+//! Recreates folders and files that were removed from the data directory while the store is open.
 
 use std::{
     io::ErrorKind,
@@ -17,7 +17,7 @@ use crate::{
 };
 
 impl Files {
-    /// Makes the folders of the data directory anew, and its version, as far as they are gone.
+    /// Recreates the folders and the version of the data directory where they are missing.
     pub(super) fn restore(&self) -> Result<()> {
         let mut made = Vec::new();
         let mut make = || {
@@ -64,8 +64,8 @@ impl Core {
         Ok(())
     }
 
-    /// Compares the index with the disk after somebody has removed folders: entries without a file are
-    /// forgotten, and the folders counted anew. Blocks.
+    /// Compares the index with the disk after folders were removed: forgets entries without a file
+    /// and counts the folders again. Blocks.
     pub(super) fn forget_cleared(&self) -> Result<()> {
         if !self.is_scanned() || !self.files.cleared.swap(false, Relaxed) {
             return Ok(());

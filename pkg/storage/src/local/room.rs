@@ -28,8 +28,8 @@ pub(super) struct Room {
     index: Arc<Index>,
     folders: Arc<Folders>,
     limit: u64,
-    /// What may be used. More than the limit at first if that was lowered, and less with each eviction,
-    /// so that uploads need not wait until all of it is evicted.
+    /// The space that may be used. At first more than the limit, if that was lowered; it shrinks
+    /// with each eviction, so that uploads need not wait until all of it is evicted.
     ceiling: AtomicU64,
     /// Usage beyond this wakes the janitor.
     mark: u64,
@@ -43,11 +43,12 @@ pub(super) struct Room {
     slack: AtomicU64,
     /// What the upload at the head of the queue wants.
     wanted: AtomicU64,
-    /// How far `freed` has to get for it, where the disk itself was full; 0 otherwise.
+    /// The value that `freed` has to reach for the waiting upload, if the disk itself was full; 0
+    /// otherwise.
     freed_goal: AtomicU64,
     /// The leases broken for it.
     broken: Mutex<Arc<BrokenLeases>>,
-    /// What eviction has freed since the start, in bytes.
+    /// The bytes that eviction has freed since the start.
     freed: AtomicU64,
     /// Whether that helps against a full disk.
     futile: Mutex<Futile>,
@@ -96,8 +97,8 @@ impl Room {
         })
     }
 
-    /// Refuses a blob of this size if all that could be evicted would not make room for it. `free` is
-    /// what the disk has left.
+    /// Refuses a blob of this size if evicting everything would not make room for it. `free` is the
+    /// space that the disk has left.
     pub(super) fn check_fits(&self, size: u64, what: &str, free: Option<Free>) -> Result<()> {
         let bytes = room_of(size);
         if bytes > self.limit {
@@ -114,7 +115,7 @@ impl Room {
         }
     }
 
-    /// Takes room if that takes no wait.
+    /// Reserves room if that needs no wait.
     pub(super) fn reserve_now(self: &Arc<Self>, size: u64, what: &str) -> Result<Reservation> {
         let bytes = room_of(size);
         self.try_reserve(bytes)
@@ -126,12 +127,12 @@ impl Room {
         self.futile.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What eviction has freed since the start, in bytes.
+    /// Returns the bytes that eviction has freed since the start.
     pub(super) fn freed(&self) -> u64 {
         self.freed.load(SeqCst)
     }
 
-    /// Eviction has freed so many bytes.
+    /// Records bytes that eviction has freed.
     pub(super) fn add_freed(&self, bytes: u64) {
         self.freed.fetch_add(bytes, SeqCst);
         // Half of it is for uploads, half of it gets the store closer to its limit.
@@ -139,7 +140,7 @@ impl Room {
         self.ceiling.fetch_min(ceiling, SeqCst);
     }
 
-    /// See [`crate::Evictable::charge_leases`].
+    /// Adds leased bytes evicted for the waiting upload.
     pub(super) fn charge_leases(&self, bytes: u64) {
         let broken = self.broken.lock().unwrap_or_else(PoisonError::into_inner);
         broken.0.fetch_add(bytes, Relaxed);
@@ -228,7 +229,7 @@ impl Room {
         }
     }
 
-    /// What it may hold, in bytes.
+    /// Returns the limit of the cache, in bytes.
     pub(super) const fn limit(&self) -> u64 {
         self.limit
     }

@@ -134,8 +134,8 @@ impl Staged {
         Ok(())
     }
 
-    /// Checks the whole content, and returns its digest. Where the client named no function, it is hashed
-    /// once more under the other before it is refused, which blocks.
+    /// Checks the whole content and returns its digest. If the client named no function, content
+    /// that does not match is hashed once more under the other; that blocks.
     pub(super) fn verify(&mut self) -> Result<Digest> {
         let actual = self.hasher.clone().finish();
         if actual == self.digest {

@@ -208,8 +208,8 @@ impl Upload {
         }
     }
 
-    /// Waits until nobody is writing. What could not be written for lack of space is tried again after
-    /// eviction.
+    /// Waits until no write is in progress. A write that failed for lack of space is tried again
+    /// after eviction.
     async fn ready(&mut self) -> Result<()> {
         if let Phase::Opening(opening) = &mut self.phase {
             let opened = opening.await;

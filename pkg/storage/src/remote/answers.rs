@@ -24,8 +24,8 @@ use super::{
     pieces::{self, Pieces},
 };
 
-/// A channel whose answers cannot make tonic panic or decode what is not gRPC, and that tells those
-/// that were cut off from those that came to their end.
+/// A channel whose answers cannot make tonic panic or decode anything but gRPC. It tells answers
+/// that were cut off from complete ones.
 #[derive(Clone)]
 pub(super) struct Answers {
     pub(super) channel: Channel,

@@ -10,15 +10,15 @@ use tokio::time::Instant;
 
 use super::paced::Paced;
 
-/// How many instances are remembered and named, this one included: a bound on the header. The direct
-/// callers come first, so that no crowd of them hides a loop for long.
+/// The most instances that are remembered and named, this one included, which bounds the header.
+/// Direct callers come first, so that a large number of instances cannot hide a loop for long.
 const MOST: usize = 16;
-/// For how long an instance that does not call any more is remembered.
+/// The time after which an instance that no longer calls is forgotten.
 const REMEMBERED: Duration = Duration::from_mins(1);
 
-/// An instance of gorego: its id, and those of the instances that lately called it, directly or through
-/// others. All requests to a backing cache name them, so that an instance which finds itself named knows
-/// that its backing cache leads back to it.
+/// An instance of gorego: its id, and the ids of the instances that lately called it, directly or
+/// through others. Each request to a backing cache names them. An instance that finds its own id in
+/// a request is in a loop.
 #[derive(Debug)]
 pub struct Chain {
     own: u64,

@@ -30,12 +30,12 @@ pub(super) const STREAM_WINDOW: u32 = 8 << 20;
 const CONNECTION_WINDOW: u32 = (1 << 31) - 1;
 /// Fewer, larger frames are less work.
 const MAX_FRAME: u32 = 256 << 10;
-/// What the headers and trailers of an answer may take. A status may have a long message and details; what
-/// is larger breaks the call. h2 takes 16 KiB by itself, which some proxies exceed.
+/// The limit of an answer's headers and trailers. A status may have a long message and details; a
+/// larger one fails the call. The default of h2 is 16 KiB, which some proxies exceed.
 const MAX_HEADERS: u32 = 64 << 10;
-/// How many calls that ended early are remembered on a connection, and for how long: until their peer has
-/// heard of it, what it still sends for them is passed over. Beyond that it is answered with a reset, and
-/// h2 closes a connection after 1024 of these, by itself, with all other calls on it.
+/// The number of calls remembered on a connection after they ended early. Until the peer learns of
+/// the end, its data for such a call is ignored. For calls beyond this number h2 answers with a
+/// reset, and after 1024 resets it closes the connection with all other calls on it.
 const ENDED_EARLY: usize = 4096;
 const ENDED_EARLY_FOR: Duration = Duration::from_secs(30);
 /// How often a quiet connection is checked, by TCP, and after how long a host that confirms nothing

@@ -45,9 +45,9 @@ struct Download {
     hasher: Hasher,
     /// The last bytes that came, [`OVERLAP`] at most.
     tail: Bytes,
-    /// What is to come once more, after the download was resumed.
+    /// The bytes expected once more after the download was resumed.
     overlap: Bytes,
-    /// Whether it was resumed, so that wrong content may be the fault of that.
+    /// Whether it was resumed, in which case wrong content may be the fault of the resumption.
     resumed: bool,
     /// The position and the hash of what its reader had when it was begun anew.
     given: Option<(u64, Hasher)>,

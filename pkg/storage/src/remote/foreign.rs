@@ -11,14 +11,14 @@ use tonic::{
 
 use super::paced::Paced;
 
-/// How much of a page is read, in bytes, and for how long.
+/// The bytes of a page that are read, and the time for that.
 const PAGE: usize = 4 << 10;
 const PATIENCE: Duration = Duration::from_secs(1);
-/// How many characters of a page and of its content type are quoted.
+/// The characters quoted of a page and of its content type.
 const QUOTED: usize = 60;
 
-/// Whether a peer's answer comes from something else than a gRPC server. A status of gRPC that refuses
-/// the call stands for the whole, whatever else the headers say.
+/// Whether an answer comes from something other than a gRPC server. An answer with a gRPC status
+/// other than OK never does, whatever its other headers.
 pub(super) fn is_foreign(answer: &Response<Body>) -> bool {
     let headers = answer.headers();
     let status = headers.get(Status::GRPC_STATUS);
@@ -62,7 +62,7 @@ impl Foreign {
     }
 }
 
-/// The mapping of the gRPC specification ("HTTP to gRPC status code mapping"), to which 413 is added: it
+/// The mapping of the gRPC specification ("HTTP to gRPC status code mapping"). 413 is added: it
 /// refuses one request for its size, as gRPC servers do with `OUT_OF_RANGE`.
 const fn code(status: StatusCode) -> Code {
     match status {

@@ -26,7 +26,8 @@ pub(super) struct Gate {
     name: Arc<str>,
     breaking: Mutex<Breaking>,
     state: watch::Sender<BreakerState>,
-    /// Counts failures to reach the peer, after which it may be another one, or without its blobs.
+    /// Counts failures to reach the peer. After one, the peer may be another server, or may have
+    /// lost its blobs.
     outages: AtomicU64,
 }
 

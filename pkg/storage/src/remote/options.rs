@@ -52,14 +52,15 @@ impl Default for BreakerOptions {
 pub struct RemoteOptions {
     /// Where it listens.
     pub address: RemoteAddress,
-    /// TLS of connections from now on, which may change; plain text without.
+    /// TLS settings of new connections, which may change; plain text without.
     pub tls: Option<watch::Receiver<ClientTls>>,
     /// The instance to name in each request. When this is empty, the caller's own for action results,
     /// and none for blobs.
     pub instance_name: String,
-    /// Sent with each request from now on, which may change.
+    /// Headers of new requests, which may change.
     pub headers: watch::Receiver<RemoteHeaders>,
-    /// What each request names, so that a loop is noticed: the chain of the server that this store is of.
+    /// The chain of the server that this store belongs to. Each request carries it, so that a loop
+    /// is noticed.
     pub chain: Arc<Chain>,
     /// Whether large content may be compressed on its way, if the peer can.
     pub zstd: bool,

@@ -41,7 +41,7 @@ pub(super) struct Peer {
     chain: Arc<Chain>,
     calls: Arc<Semaphore>,
     streams: Arc<Semaphore>,
-    /// What downloads may have under way.
+    /// The budget of downloads' receive windows.
     windows: Budget,
     gate: Gate,
     timeout: Duration,
@@ -278,8 +278,8 @@ impl Peer {
         acquire(&self.streams, 1, self.timeout).await
     }
 
-    /// Waits until a download of `bytes` may have a window's worth of them under way. That fills only
-    /// while its reader is slower than the peer: a part of it is counted.
+    /// Waits until a download of `bytes` may have a window's worth of them in flight. Only a part
+    /// of the window is counted, since it fills only while the reader is slower than the peer.
     pub(super) async fn window_permit(&self, bytes: u64) -> Result<Permit, Failure> {
         let window = bytes.min(u64::from(connect::STREAM_WINDOW));
         let reserve = self.windows.reserve(window / COUNTED);

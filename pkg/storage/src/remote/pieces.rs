@@ -19,7 +19,7 @@ const PIECE: usize = 1 << 20;
 /// The most that a message has after it was cut, in bytes.
 pub(super) const MAX_MESSAGE: usize = PIECE + 64;
 
-/// What precedes each message: a compression flag and the length.
+/// The length of a message's prefix: a compression flag and the length.
 const PREFIX: usize = 5;
 /// The key of `ReadResponse.data`, its only field.
 const DATA: u8 = 10 << 3 | 2;
@@ -70,7 +70,7 @@ struct Cutter {
 }
 
 enum State {
-    /// What precedes the content of a message, as far as it came.
+    /// The prefix and the beginning of a message, as far as they have arrived.
     Head(BytesMut),
     /// A message that is small enough, of which this many bytes are to come.
     Whole(usize),
@@ -127,8 +127,8 @@ impl Cutter {
     }
 }
 
-/// What is to be done with the message that begins like this, and what is to precede it; `None` as long
-/// as that cannot be told.
+/// Chooses how to handle a message that begins like this, and the bytes to precede it; `None` if
+/// more bytes are needed to tell.
 fn begin(head: &BytesMut) -> Result<Option<(State, Bytes)>, Status> {
     let mut rest = head.as_ref();
     if rest.len() < PREFIX {
@@ -163,7 +163,7 @@ fn begin(head: &BytesMut) -> Result<Option<(State, Bytes)>, Status> {
     Ok(Some((State::Cut { piece, rest }, head_of(piece))))
 }
 
-/// What precedes `content` bytes in a message of their own.
+/// Returns the bytes that precede `content` bytes in a message of their own.
 fn head_of(content: usize) -> Bytes {
     let len = 1 + encoded_len_varint(content as u64) + content;
     let mut head = BytesMut::with_capacity(PREFIX + 1 + VARINT);

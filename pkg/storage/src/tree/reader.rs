@@ -196,7 +196,7 @@ impl References {
         self.malformed("it ends within a field")
     }
 
-    /// The blob is not what it should be, in the words of `why`.
+    /// Returns the error of a malformed blob, with the reason `why`.
     fn malformed(&self, why: impl Into<String>) -> TreeError {
         let (digest, why) = (self.blob, why.into());
         if self.is_tree {

@@ -15,7 +15,7 @@ use crate::{Blob, BlobStore, Digest, DigestFunction, Error, Result};
 
 /// How many directories are fetched at once.
 const BATCH: usize = 64;
-/// How many bytes of directories are fetched at once. A larger one is read while it arrives.
+/// The bytes of directories that are fetched at once. A larger directory is read while it arrives.
 const BATCH_BYTES: u64 = 1024 * 1024;
 
 /// The directories below a root: the root first, each once, those the store lacks left out.
@@ -29,7 +29,7 @@ pub struct TreeWalk {
     position: u32,
     /// How far the walk has ever come: what is before this is in the queue with its children.
     furthest: u32,
-    /// Those from `position` on that were fetched, or one that is too large for that.
+    /// The directories from `position` on that were fetched, or one too large to fetch.
     ahead: VecDeque<(Digest, Option<Result<Bytes>>)>,
 }
 
@@ -116,8 +116,8 @@ impl TreeWalk {
         Ok(None)
     }
 
-    /// The next directory, here or not, to be read while it arrives. The walk goes into those of its
-    /// children that are given to [`Self::add`].
+    /// Returns the next directory, present or not, to be read while it arrives. The walk enters
+    /// those of its children that are passed to [`Self::add`].
     pub(crate) async fn next_open(
         &mut self,
     ) -> Result<Option<(Digest, Option<References>)>, TreeError> {
@@ -187,7 +187,7 @@ impl TreeWalk {
         }
     }
 
-    /// How many bytes [`Self::next_open`] is about to fetch; 0 when it need not.
+    /// Returns the bytes that [`Self::next_open`] is about to fetch; 0 if none.
     pub(crate) fn bytes_to_fetch(&self) -> u64 {
         if self.ahead.is_empty() {
             self.batch(BATCH).iter().map(Digest::size).sum()

@@ -18,7 +18,7 @@ use tokio::{
     task::JoinSet,
 };
 
-/// What each call is answered with.
+/// The page that answers each call.
 #[derive(Clone, Copy)]
 pub struct Page {
     pub status: u16,
@@ -28,7 +28,7 @@ pub struct Page {
 
 pub struct Balancer {
     pub address: String,
-    /// How many calls were answered with the page.
+    /// The number of calls answered with the page.
     pub pages: Arc<AtomicUsize>,
     _tasks: JoinSet<()>,
 }

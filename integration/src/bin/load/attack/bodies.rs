@@ -27,7 +27,7 @@ const WRITE: &str = "/google.bytestream.ByteStream/Write";
 
 /// Between two tries of a client that was sent away.
 const PAUSE: Duration = Duration::from_millis(100);
-/// What bombs decompress to, in bytes.
+/// The decompressed size of a bomb, in bytes.
 const BOMB: u64 = 512 * 1024 * 1024;
 
 /// A connection that keeps to the rules of HTTP/2.

@@ -22,7 +22,7 @@ const CANCEL: [u8; 4] = 8_u32.to_be_bytes();
 /// Adds a burst of frames to a connection.
 pub(super) type Burst = fn(&mut Raw, &mut State);
 
-/// What a flood remembers of its connection.
+/// The state of a flood on its connection.
 #[derive(Debug, Default)]
 pub(super) struct State {
     /// The stream that is flooded.

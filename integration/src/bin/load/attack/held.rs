@@ -25,7 +25,7 @@ use super::{
 const WINDOW: u32 = 65_535;
 /// Connections that are being made at the same time.
 const CONNECTING: usize = 200;
-/// What an upload at a byte a second announces, in bytes.
+/// The announced size of an upload at a byte a second, in bytes.
 const ANNOUNCED: usize = 1_000_000;
 
 const READ: &str = "/google.bytestream.ByteStream/Read";

@@ -9,11 +9,11 @@ use crate::{client::Client, content::Template, error::Error};
 
 /// Longer than any honest call may take: beyond it the call counts as failed.
 const PATIENCE: Duration = Duration::from_mins(1);
-/// Digests in one question.
+/// Digests in one request.
 const QUESTION: usize = 100;
-/// What is read, in bytes.
+/// The size of the blob that is read, in bytes.
 const LARGE: usize = 64 * 1024;
-/// What is written, in bytes.
+/// The size of the blob that is written, in bytes.
 const SMALL: usize = 1024;
 
 /// Asks for a hundred blobs, reads one of 64 KiB and writes one of 1 KiB, in turn.

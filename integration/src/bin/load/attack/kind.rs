@@ -61,7 +61,7 @@ pub(super) enum Attack {
     Descriptors,
 }
 
-/// What an attack finds on the server.
+/// The blobs and results that an attack finds on the server.
 #[derive(Debug)]
 pub(super) struct Setup {
     /// A blob of 16 MiB.
@@ -79,7 +79,7 @@ impl Attack {
         Self::value_variants().to_vec()
     }
 
-    /// How much memory the server may hold, in MiB.
+    /// Returns the most memory that the server may hold, in MiB.
     pub(super) const fn aim_mib(self) -> u64 {
         match self {
             Self::IdleTcp | Self::IdleHttp2 | Self::Descriptors => 400,

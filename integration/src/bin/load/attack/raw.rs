@@ -25,7 +25,7 @@ pub(super) const END_HEADERS: u8 = 4;
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 const INITIAL_WINDOW_SIZE: u16 = 4;
-/// What the window of the whole connection is raised by, so that only those of streams count.
+/// The increase of the whole connection's window, so that only the streams' windows limit.
 const CONNECTION_WINDOW: u32 = 1 << 30;
 /// The most that is sent in one frame, whatever the server allows.
 const MAX_FRAME: usize = 16 * 1024;
@@ -66,7 +66,7 @@ impl Raw {
         self.gathered.extend_from_slice(payload);
     }
 
-    /// Begins a call, whose request is open unless `flags` end it; its stream.
+    /// Begins a call, whose request is open unless `flags` end it; returns its stream.
     pub(super) fn open(&mut self, path: &str, flags: u8) -> u32 {
         let stream = self.stream();
         self.frame(HEADERS, END_HEADERS | flags, stream, &head(path));

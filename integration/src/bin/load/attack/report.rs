@@ -10,9 +10,9 @@ pub(super) const HEADER: &str = "\
 |---|---:|---:|---:|---:|---:|---:|---:|
 ";
 
-/// How slow the honest client may become in any case.
+/// The latency that the honest client may have in any case.
 const SLOW: Duration = Duration::from_secs(2);
-/// How many times slower it may become.
+/// The factor by which the honest client may become slower.
 const SLOWER: u32 = 3;
 
 /// One attack.
@@ -24,7 +24,7 @@ pub(super) struct Row {
     pub(super) alone: Calls,
     /// Honest calls beside it.
     pub(super) beside: Calls,
-    /// How long a client needs that connects during the attack.
+    /// The time that a client needs to connect and make a call during the attack.
     pub(super) newcomer: Result<Duration, String>,
 }
 

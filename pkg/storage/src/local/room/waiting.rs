@@ -17,11 +17,11 @@ use tokio::time;
 use super::{Reservation, Room};
 use crate::{Result, index::room_of};
 
-/// How long an upload waits while nothing is evicted and nothing scanned before it is refused.
+/// The time after which an upload is refused while nothing is evicted and nothing scanned.
 const WAIT: Duration = Duration::from_secs(30);
 
-/// The leased bytes evicted for one upload so far. There is a bound to them, so that no single upload
-/// costs everybody else's leases.
+/// The leased bytes evicted for one upload so far. They are limited, so that no single upload costs
+/// the leases of all others.
 #[derive(Debug, Default)]
 pub(in crate::local) struct BrokenLeases(pub(super) AtomicU64);
 
@@ -67,8 +67,8 @@ impl Room {
         reserved.ok_or_else(|| self.full(what, bytes))
     }
 
-    /// After the disk itself was full: waits until eviction has freed `enough`, which is asked with the
-    /// bytes that were. Returns whether anything was evicted, so that it is worth trying again.
+    /// Waits, after the disk itself was full, until `enough` returns true for the bytes that
+    /// eviction has freed, or nothing more can be evicted. Returns whether anything was freed.
     pub(in crate::local) async fn make_on_disk(
         &self,
         size: u64,
@@ -136,7 +136,7 @@ impl Drop for Waiting<'_> {
     }
 }
 
-/// Where it is stated how much is wanted; nothing, once this is dropped.
+/// A published demand, withdrawn when this is dropped.
 struct Wanted<'a>(&'a AtomicU64);
 
 impl Wanted<'_> {

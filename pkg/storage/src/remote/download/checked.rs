@@ -8,16 +8,16 @@ use tokio::time;
 use super::{super::failure::mismatch, Download};
 use crate::{Error, Hasher, Result};
 
-/// How many bytes a download that goes on asks for once more, to see that they are those that came
-/// before: some peers begin anew, or elsewhere, with what they compress.
+/// The number of bytes that a resumed download requests once more, to check that they are the same:
+/// some peers resume compressed content at another position.
 const OVERLAP: usize = 512;
 
-/// How long the end of a stream is waited for whose content is complete and right.
+/// The time to wait for the end of a stream whose content is complete and correct.
 const GRACE: Duration = Duration::from_secs(1);
 
 impl Download {
-    /// Hashes a piece, and returns what is new of it. The end is reached only with the right content; if
-    /// that is wrong, nothing of the last piece counts.
+    /// Hashes a piece and returns its new part. A download ends only with the right content; if
+    /// that is wrong, nothing of the last piece is returned.
     pub(super) async fn take(&mut self, mut piece: Bytes) -> Result<Bytes> {
         let again = piece.split_to(piece.len().min(self.overlap.len()));
         if again != self.overlap.split_to(again.len()) {
@@ -67,8 +67,8 @@ impl Download {
         Ok(())
     }
 
-    /// What came is wrong. Where that may be the fault of a resumption, all of it is asked for anew, once
-    /// and uncompressed, and what the reader has is not given again.
+    /// Handles wrong content. If a resumption may have caused it, downloads everything anew, once
+    /// and uncompressed; bytes that the reader has are not given again.
     pub(super) fn is_wrong(&mut self, error: Error) -> Result<()> {
         if !self.resumed {
             return Err(error);
@@ -90,7 +90,7 @@ impl Download {
         Ok(())
     }
 
-    /// The reader has something wrong, by the fault of a resumption.
+    /// Returns the error of a reader that got wrong content from a resumption.
     fn misled(&self) -> Error {
         let (digest, peer) = (&self.digest, self.peer.name());
         Error::Unavailable(format!(
@@ -103,8 +103,8 @@ impl Download {
         self.name.clone_from(&self.plain_name);
     }
 
-    /// Checks the content, and that no more comes. What else the peer says then does not matter, nor
-    /// whether it says anything.
+    /// Checks the content, and that no more of it arrives. The status of the peer after that does
+    /// not matter, nor whether it sends one.
     async fn end(&mut self) -> Result<()> {
         let actual = self.hasher.clone().finish();
         if actual != self.digest {
