@@ -70,7 +70,7 @@ impl Reloads {
                 () = sleep(pause), if !watched.is_empty() => false,
             };
             if forced && watched.is_empty() {
-                tracing::info!("SIGHUP: no file is configured that could be read again");
+                tracing::info!("SIGHUP: no reloadable file is configured");
                 continue;
             }
             let checked = spawn_blocking(move || {
@@ -112,7 +112,7 @@ impl Watched {
         self.known = now;
         let files: Vec<_> = self.files.iter().map(|file| file.display()).collect();
         match (self.load)() {
-            Ok(()) => tracing::info!("read again: {files:?}"),
+            Ok(()) => tracing::info!("reloaded {files:?}"),
             Err(why) => tracing::warn!("{why}; going on with what was read before"),
         }
     }

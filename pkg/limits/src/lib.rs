@@ -7,8 +7,10 @@
 
 mod budget;
 mod call;
+mod log;
 mod pace;
 
 pub use budget::{Budget, Full, Permit, UNCOUNTED};
 pub use call::{Call, Client};
+pub use log::LogLimit;
 pub use pace::{Pace, SLOWEST};

@@ -9,11 +9,12 @@ use std::{
     time::Duration,
 };
 
+use gorego_limits::LogLimit;
 use rustls::{AlertDescription, CertificateError, ServerConfig};
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, copy, sink},
     net::TcpStream,
-    time::{Instant, timeout},
+    time::timeout,
 };
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use tracing::{debug, warn};
@@ -25,8 +26,6 @@ use crate::{
 
 /// The first byte of a TLS connection: the content type of a handshake record (RFC 8446, 5.1).
 pub(crate) const TLS_HANDSHAKE: u8 = 0x16;
-/// The time between two warnings of clients with the same fault.
-const PAUSE: Duration = Duration::from_mins(1);
 /// The time, and the bytes, that an HTTP/1 client may still send before it has read its answer.
 const LINGER: Duration = Duration::from_secs(1);
 const LINGER_BYTES: u64 = 1 << 20;
@@ -99,7 +98,7 @@ impl From<&rustls::Error> for Fault {
 
 /// Warns of clients with faults, so that neither many of them nor one that tries for ever fills the log.
 #[derive(Debug, Default)]
-pub(crate) struct Faults(Mutex<HashMap<Discriminant<Fault>, Instant>>);
+pub(crate) struct Faults(Mutex<HashMap<Discriminant<Fault>, LogLimit>>);
 
 impl Faults {
     /// Warns of the first client with each kind of fault in a minute; the others are for `debug`.
@@ -112,15 +111,8 @@ impl Faults {
     }
 
     fn is_due(&self, fault: &Fault) -> bool {
-        let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let now = Instant::now();
-        let due = last
-            .get(&discriminant(fault))
-            .is_none_or(|last| now.duration_since(*last) >= PAUSE);
-        if due {
-            last.insert(discriminant(fault), now);
-        }
-        due
+        let mut limits = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        limits.entry(discriminant(fault)).or_default().is_due()
     }
 }
 
@@ -208,9 +200,7 @@ mod tests {
             assert!(faults.is_due(&Fault::Untrusted("one".to_owned())));
             assert!(!faults.is_due(&Fault::Untrusted("another".to_owned())));
             assert!(faults.is_due(&Fault::Tls));
-            advance(PAUSE.saturating_sub(Duration::from_nanos(1))).await;
-            assert!(!faults.is_due(&Fault::Tls));
-            advance(Duration::from_nanos(1)).await;
+            advance(Duration::from_mins(1)).await;
         }
     }
 }

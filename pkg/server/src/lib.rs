@@ -22,7 +22,6 @@ mod memory;
 mod options;
 mod reflection;
 mod router;
-mod seldom;
 mod serve;
 mod status;
 mod watchdog;

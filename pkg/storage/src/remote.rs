@@ -15,7 +15,6 @@ mod foreign;
 mod gate;
 mod missing;
 mod options;
-mod paced;
 mod packing;
 mod peer;
 mod pieces;

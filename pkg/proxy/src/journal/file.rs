@@ -137,7 +137,7 @@ impl File {
     fn create_log(&self) -> io::Result<fs::File> {
         let mut new = create(&self.path, self.durable)?;
         if let Some(mut old) = self.log.as_ref() {
-            tracing::warn!(path = %self.path.display(), "somebody removed the journal; made anew");
+            tracing::warn!(path = %self.path.display(), "recreated the journal, which was removed");
             old.rewind()?;
             io::copy(&mut old.take(self.len), &mut new)?;
         }

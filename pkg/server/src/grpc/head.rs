@@ -36,7 +36,7 @@ pub(crate) fn refuse_foreign(head: &Parts) -> Option<Response> {
         ))));
     }
     if header("grpc-encoding").is_some_and(|encoding| encoding != b"identity") {
-        let status = Status::unimplemented("messages are accepted as they are, not encoded");
+        let status = Status::unimplemented("grpc-encoding is not supported; accepted: identity");
         let mut refusal = super::refuse(&status);
         let accepted = HeaderValue::from_static("identity");
         refusal

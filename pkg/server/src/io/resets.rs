@@ -12,14 +12,13 @@ use std::{
     task::{Context, Poll, ready},
 };
 
+use gorego_limits::LogLimit;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     time::{Duration, Instant},
 };
 
 use tracing::warn;
-
-use crate::seldom::Seldom;
 
 /// The most cancelled calls of a client in excess of its answered calls. Bazel has up to 100 calls
 /// at a time on a connection, a multiplexing proxy up to 256: it may cancel all of them several
@@ -73,7 +72,7 @@ impl<S> ResetGuard<S> {
 
     /// The end of a connection whose client does little but cancel.
     fn refuse(&self) -> io::Error {
-        static WARNING: Seldom = Seldom::new();
+        static WARNING: LogLimit = LogLimit::new();
         if WARNING.is_due() {
             warn!(
                 peer = %self.peer,

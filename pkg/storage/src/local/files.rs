@@ -95,7 +95,7 @@ impl Files {
             match rustix::fs::unlinkat(files.dir(), &*path, AtFlags::empty()) {
                 Ok(()) | Err(Errno::NOENT) => {}
                 Err(Errno::ISDIR | Errno::PERM | Errno::BUSY) => {
-                    tracing::warn!(path, "not a file of gorego; left alone, remove it by hand");
+                    tracing::warn!(path, "not a gorego file; remove it by hand");
                 }
                 Err(errno) => return Err(files.error("removing", &path, errno)),
             }

@@ -109,7 +109,7 @@ impl Core {
         }
         self.instances.intern(hash, used).ok_or_else(|| {
             Error::Unavailable(format!(
-                "all {MAX} instance names of the action cache are taken, and none can be forgotten \
+                "all {MAX} instance names of the action cache are taken, and none can be evicted \
                  before the data directory is scanned"
             ))
         })

@@ -40,7 +40,7 @@ impl Files {
         }
         if !made.is_empty() {
             let dir = dir.display();
-            tracing::warn!(?made, %dir, "somebody removed parts of the data directory; made anew");
+            tracing::warn!(?made, %dir, "recreated what was removed from the data directory");
             self.cleared.store(true, Relaxed);
         }
         Ok(())
@@ -83,7 +83,7 @@ impl Core {
         if lost > 0 {
             tracing::warn!(
                 lost,
-                "blobs and action results are gone; somebody removed their files"
+                "dropped blobs and action results whose files were removed"
             );
         }
         Ok(())

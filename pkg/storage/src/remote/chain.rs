@@ -6,9 +6,8 @@ use std::{
     time::Duration,
 };
 
+use gorego_limits::LogLimit;
 use tokio::time::Instant;
-
-use super::paced::Paced;
 
 /// The most instances that are remembered and named, this one included, which bounds the header.
 /// Direct callers come first, so that a large number of instances cannot hide a loop for long.
@@ -24,7 +23,7 @@ pub struct Chain {
     own: u64,
     /// The last caller first.
     ahead: Mutex<Vec<(u64, Instant)>>,
-    logged: Paced,
+    logged: LogLimit,
 }
 
 /// A request that came back to an instance that it had passed.
@@ -44,7 +43,7 @@ impl Default for Chain {
         Self {
             own: fastrand::u64(..),
             ahead: Mutex::default(),
-            logged: Paced::default(),
+            logged: LogLimit::default(),
         }
     }
 }
@@ -71,7 +70,7 @@ impl Chain {
             let error = LoopError {
                 passed: names(&passed),
             };
-            if self.logged.may_log() {
+            if self.logged.is_due() {
                 tracing::error!("requests are refused: {error}");
             }
             return Err(error);

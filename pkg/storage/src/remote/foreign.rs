@@ -2,14 +2,13 @@
 
 use std::{fmt, sync::Arc, time::Duration};
 
+use gorego_limits::LogLimit;
 use tokio::time;
 use tonic::{
     Code, Status,
     body::Body,
     codegen::http::{HeaderMap, Response, StatusCode, header::CONTENT_TYPE},
 };
-
-use super::paced::Paced;
 
 /// The bytes of a page that are read, and the time for that.
 const PAGE: usize = 4 << 10;
@@ -39,19 +38,19 @@ fn is_grpc(content_type: &[u8]) -> bool {
 /// Turns a peer's foreign answers into statuses, and logs one of them a minute.
 pub(super) struct Foreign {
     peer: Arc<str>,
-    logged: Paced,
+    logged: LogLimit,
 }
 
 impl Foreign {
     pub(super) fn new(peer: Arc<str>) -> Arc<Self> {
-        let logged = Paced::default();
+        let logged = LogLimit::default();
         Arc::new(Self { peer, logged })
     }
 
     /// The answer as one of gRPC, with the code that the gRPC specification maps the HTTP status to.
     pub(super) async fn translate(&self, answer: Response<Body>) -> Response<Body> {
         let page = Page::read(answer).await;
-        if self.logged.may_log() {
+        if self.logged.is_due() {
             tracing::warn!(
                 peer = &*self.peer,
                 "the backing cache answered with {page}; {}",

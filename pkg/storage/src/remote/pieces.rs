@@ -140,7 +140,7 @@ fn begin(head: &BytesMut) -> Result<Option<(State, Bytes)>, Status> {
         return Ok(Some((State::Whole(len), Bytes::copy_from_slice(head))));
     }
     let strange = || {
-        let why = format!("a message of {len} bytes that holds more than content");
+        let why = format!("a message of {len} bytes with unexpected fields");
         Status::data_loss(why)
     };
     if rest.is_empty() {

@@ -103,7 +103,7 @@ impl References {
                 continue;
             }
             if !field.delimited || field.content > MAX_DIGEST {
-                return Err(self.malformed("the digest of a node is none"));
+                return Err(self.malformed("a node has no valid digest"));
             }
             let encoded = self.take(field.content).await?;
             let merged = digest.get_or_insert_default().merge(encoded);

@@ -11,15 +11,16 @@ const PAUSE: Duration = Duration::from_mins(1);
 
 /// Lets one line a minute through.
 #[derive(Debug, Default)]
-pub(crate) struct Seldom(Mutex<Option<Instant>>);
+pub struct LogLimit(Mutex<Option<Instant>>);
 
-impl Seldom {
-    pub(crate) const fn new() -> Self {
+impl LogLimit {
+    /// A limit under which the first line is due.
+    pub const fn new() -> Self {
         Self(Mutex::new(None))
     }
 
     /// Whether a line is due. If so, it counts as written.
-    pub(crate) fn is_due(&self) -> bool {
+    pub fn is_due(&self) -> bool {
         let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let due = last.is_none_or(|last| last.elapsed() >= PAUSE);
         if due {
@@ -35,10 +36,10 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn one_line_a_minute_is_due() {
-        let seldom = Seldom::new();
-        assert!(seldom.is_due());
-        assert!(!seldom.is_due());
+        let limit = LogLimit::new();
+        assert!(limit.is_due());
+        assert!(!limit.is_due());
         tokio::time::advance(PAUSE).await;
-        assert!(seldom.is_due());
+        assert!(limit.is_due());
     }
 }
