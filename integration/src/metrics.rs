@@ -40,6 +40,13 @@ impl Metrics {
         Some(number.unwrap_or_else(|e| panic!("{name} is {value}: {e}")))
     }
 
+    /// Whether there is a metric of that name, whatever its labels where the name gives none.
+    pub fn has(&self, name: &str) -> bool {
+        let labelled = format!("{name}{{");
+        let mut known = self.0.keys();
+        known.any(|known| known == name || known.starts_with(&labelled))
+    }
+
     /// Asks until what is told satisfies `met`; panics when it never does.
     pub async fn wait_for(address: SocketAddr, mut met: impl FnMut(&Self) -> bool) -> Self {
         let start = time::Instant::now();

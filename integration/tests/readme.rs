@@ -4,6 +4,7 @@
 use std::{
     fmt::Write as _,
     fs,
+    path::{Path, PathBuf},
     process::{Command, Output},
 };
 
@@ -134,7 +135,15 @@ async fn check_config(block: &Block<'_>) {
 /// Alerts are about metrics that there are.
 async fn check_alerts(block: &Block<'_>) {
     let behind = Server::start(&[]);
-    let settings = ["telemetry.metrics_addr=127.0.0.1:0"];
+    let dir = TempDir::new().unwrap();
+    let [cert_file, key_file] = certificate(dir.path());
+    let settings = [
+        "telemetry.metrics_addr=127.0.0.1:0".to_owned(),
+        "tls.enabled=true".to_owned(),
+        format!("tls.cert_file={}", cert_file.display()),
+        format!("tls.key_file={}", key_file.display()),
+    ];
+    let settings: Vec<_> = settings.iter().map(String::as_str).collect();
     let server = Server::in_front_of(&behind.grpc_url(), &settings);
     let metrics = Metrics::of(server.metrics()).await;
     let alerts = block.text.matches("- alert: ").count();
@@ -145,10 +154,22 @@ async fn check_alerts(block: &Block<'_>) {
     let conditions: Vec<_> = conditions.collect();
     assert_eq!(conditions.len(), alerts);
     for condition in conditions {
-        let (name, _) = condition.rsplit_once(' ').expect("a number at the end");
-        let (name, _) = name.rsplit_once(' ').expect("a comparison before it");
-        assert!(metrics.get(name).is_some(), "{name} is no metric");
+        let (name, _) = condition.split_once(' ').expect("a comparison");
+        assert!(metrics.has(name), "{name} is no metric");
     }
+}
+
+/// Makes a certificate and its key, as two files.
+fn certificate(dir: &Path) -> [PathBuf; 2] {
+    let signed = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+    let files = [dir.join("tls.crt"), dir.join("tls.key")];
+    for (file, pem) in files
+        .iter()
+        .zip([signed.cert.pem(), signed.signing_key.serialize_pem()])
+    {
+        fs::write(file, pem).unwrap();
+    }
+    files
 }
 
 /// Compares what gorego says at its start, but for versions and places.

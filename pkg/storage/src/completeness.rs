@@ -283,11 +283,15 @@ impl Check<'_> {
                 return Ok(());
             };
             let mut references = found.ok_or(Incomplete::Missing(digest))?;
-            self.add(digest).await?;
             while let Some(reference) = references.next().await? {
                 match reference {
                     Reference::File(file) => self.add(file).await?,
-                    Reference::Directory(child) => walk.add(&child),
+                    // Looked up before its own turn comes, so that a directory that names millions which
+                    // are missing fills no memory with them.
+                    Reference::Directory(child) => {
+                        self.add(child).await?;
+                        walk.add(&child);
+                    }
                 }
             }
         }

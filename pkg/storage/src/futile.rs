@@ -26,7 +26,7 @@ impl Futile {
     /// Whether eviction is not worth an attempt yet.
     pub fn holds(&self, usage: &Usage) -> bool {
         let rests = self.until.is_some_and(|until| Instant::now() < until);
-        rests && free(usage, self.files) <= self.free
+        rests && free(usage, self.files) <= self.free.map(|free| free + worth(usage, self.files))
     }
 
     /// Eviction did not help again; `files` says that it was to free these, and not bytes.
@@ -50,6 +50,15 @@ impl Futile {
     /// Records that eviction helped.
     pub fn clear(&mut self) {
         *self = Self::default();
+    }
+}
+
+/// The rise of the free amount after which another attempt is worth it: others' files come and go.
+fn worth(usage: &Usage, files: bool) -> u64 {
+    if files {
+        usage.files / 64
+    } else {
+        (usage.limit / 64).min(64 << 20)
     }
 }
 

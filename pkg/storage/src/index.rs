@@ -132,7 +132,11 @@ impl Index {
     /// Adds what was just uploaded, or replaces the entry under its key.
     pub(crate) fn insert(&self, key: &Key, size: u64, now: u64) {
         let mut entry = Entry::new(key, size, now);
-        entry.lease(Lease::Upload);
+        entry.lease(match key.space {
+            Space::Cas => Lease::Upload,
+            // Clients upload no result twice, as they do with blobs.
+            Space::Ac(_) => Lease::Full,
+        });
         if let Some((hash, mut shard)) = self.shard(key) {
             self.put(&mut shard, hash, key, entry);
         }

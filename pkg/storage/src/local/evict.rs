@@ -68,12 +68,12 @@ impl Evictable for LocalStore {
 
     fn remove_idle_uploads(&self, age: Duration) -> Result<Removed> {
         let (core, before) = (&self.core, now_ms().saturating_sub(millis(age)));
-        core.remove_all_idle(core.room.idle.since(before))
+        Ok(core.remove_all_idle(core.room.idle.since(before)))
     }
 
     fn trim_idle_uploads(&self) -> Result<Removed> {
         let room = &self.core.room;
-        self.core.remove_all_idle(room.idle.excess(room.limit()))
+        Ok(self.core.remove_all_idle(room.idle.excess(room.limit())))
     }
 
     fn room_made(&self, exhausted: bool) {
@@ -120,15 +120,20 @@ impl Core {
         Ok(Some(room))
     }
 
-    fn remove_all_idle(&self, paths: Vec<Arc<str>>) -> Result<Removed> {
+    /// Removes these, but for those that cannot be removed, which the next pass tries again.
+    fn remove_all_idle(&self, paths: Vec<Arc<str>>) -> Removed {
         let mut removed = Removed::default();
         for path in paths {
-            if let Some(room) = self.remove_idle(&path)? {
-                removed.count += 1;
-                removed.bytes += room;
+            match self.remove_idle(&path) {
+                Ok(Some(room)) => {
+                    removed.count += 1;
+                    removed.bytes += room;
+                }
+                Ok(None) => {}
+                Err(error) => tracing::warn!(%error, "failed to remove an idle file"),
             }
         }
-        Ok(removed)
+        removed
     }
 
     /// Removes the folders above a file that is gone, as far as they are empty. Not before the scan

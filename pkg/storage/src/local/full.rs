@@ -75,6 +75,8 @@ impl Attempts {
             let bytes = room_of(size);
             (free.bytes >= bytes || freed >= bytes) && free.files.is_none_or(|left| left >= FILES)
         };
+        // Also when the caller gives up meanwhile: that says nothing of the disk.
+        self.failed = true;
         let worth = room.make_on_disk(size, &self.broken, enough).await;
         self.failed = !worth;
         worth

@@ -70,6 +70,13 @@ impl Core {
         if !self.is_scanned() || !self.files.cleared.swap(false, Relaxed) {
             return Ok(());
         }
+        let compared = self.compare_with_disk();
+        // After an error it is due again.
+        self.files.cleared.fetch_or(compared.is_err(), Relaxed);
+        compared
+    }
+
+    fn compare_with_disk(&self) -> Result<()> {
         let mut lost = 0_u64;
         for part in 0..SHARDS {
             let mut keys = Vec::new();
