@@ -198,7 +198,7 @@ mod tests {
         reader.becomes("three").await;
     }
 
-    /// As in a volume of Kubernetes.
+    /// Replaces files through a link, as a volume of Kubernetes does.
     #[tokio::test(start_paused = true)]
     async fn a_file_behind_a_link_to_a_folder_that_is_replaced_is_read_again() {
         let dir = tempfile::tempdir().unwrap();

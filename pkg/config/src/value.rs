@@ -43,7 +43,7 @@ impl Raw {
         *self == Self::Null || (!takes_empty && self.word() == Some(""))
     }
 
-    /// As shown in messages, without the user and password of a URL.
+    /// The value for messages, without the user and password of a URL.
     pub(crate) fn shown(&self) -> String {
         match self {
             Self::Null => "null".to_owned(),

@@ -33,7 +33,7 @@ pub(crate) struct Args {
     /// An attack to run, in the order given [default: all].
     #[arg(long = "attack", value_name = "NAME", value_enum)]
     attacks: Vec<Attack>,
-    /// How long each attack goes on.
+    /// Duration of each attack.
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=120))]
     seconds: u64,
     /// Put the attacked gorego in front of another one.
