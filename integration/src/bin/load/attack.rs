@@ -24,6 +24,8 @@ use crate::{error::Error, process::Process};
 
 /// The time for which the honest client runs alone, as a baseline.
 const ALONE: Duration = Duration::from_secs(3);
+/// The time for which it goes on after the attack, before what the server still holds is read.
+const AFTERWARDS: Duration = Duration::from_secs(3);
 
 /// Attacks a gorego on this machine, one attack after the other, and prints a table.
 ///
@@ -92,6 +94,7 @@ async fn one(attack: Attack, args: &Args) -> Result<Row, Error> {
     let setup = attack.prepare(address).await?;
 
     let process = Process::open(server.id())?;
+    let cpu = process.cpu()?;
     let end = Instant::now() + Duration::from_secs(args.seconds);
     let mut attackers = Attackers::new();
     let attacking = async {
@@ -102,10 +105,16 @@ async fn one(attack: Attack, args: &Args) -> Result<Row, Error> {
     let ((), beside) = tokio::join!(attacking, honest.call_until(end));
     let newcomer = newcomer(address).await;
     let peak = process.peak_memory()?;
+    let cpu = process.cpu_since(cpu)?;
     drop(attackers);
+    // The server learns from the next calls that the attackers are gone, and may give memory back.
+    honest.call_until(Instant::now() + AFTERWARDS).await;
+    let after = process.memory()?;
     Ok(Row {
         attack,
         peak,
+        after,
+        cpu,
         alone,
         beside,
         newcomer,

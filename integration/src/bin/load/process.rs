@@ -33,7 +33,12 @@ impl Process {
 
     /// The largest resident memory since the last reset, in bytes.
     pub(crate) fn peak_memory(&self) -> Result<u64, Error> {
-        self.field("status", "VmHWM", peak_memory)
+        self.field("status", "VmHWM", |status| bytes(status, "VmHWM:"))
+    }
+
+    /// The resident memory of this moment, in bytes.
+    pub(crate) fn memory(&self) -> Result<u64, Error> {
+        self.field("status", "VmRSS", |status| bytes(status, "VmRSS:"))
     }
 
     /// Starts a new measurement of [`Self::peak_memory`] from what is resident now.
@@ -79,11 +84,9 @@ fn cpu_ticks(stat: &str) -> Option<u64> {
     user.checked_add(system)
 }
 
-/// `VmHWM` of `/proc/PID/status`, which is in KiB.
-fn peak_memory(status: &str) -> Option<u64> {
-    let line = status
-        .lines()
-        .find_map(|line| line.strip_prefix("VmHWM:"))?;
+/// A field of `/proc/PID/status` that is given in KiB there.
+fn bytes(status: &str, field: &str) -> Option<u64> {
+    let line = status.lines().find_map(|line| line.strip_prefix(field))?;
     let kib: u64 = line.trim().strip_suffix("kB")?.trim_end().parse().ok()?;
     kib.checked_mul(1024)
 }
@@ -108,10 +111,11 @@ mod tests {
     }
 
     #[test]
-    fn peak_memory_is_read_in_bytes() {
+    fn memory_is_read_in_bytes() {
         let status = "Name:\ta\nVmPeak:\t    9 kB\nVmHWM:\t   24292 kB\nVmRSS:\t   1 kB\n";
-        assert_eq!(peak_memory(status), Some(24292 * 1024));
-        assert_eq!(peak_memory("Name:\tkthreadd\n"), None);
+        assert_eq!(bytes(status, "VmHWM:"), Some(24292 * 1024));
+        assert_eq!(bytes(status, "VmRSS:"), Some(1024));
+        assert_eq!(bytes("Name:\tkthreadd\n", "VmHWM:"), None);
     }
 
     #[test]

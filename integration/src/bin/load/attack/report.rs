@@ -6,8 +6,8 @@ use super::{honest::Calls, kind::Attack};
 use crate::summary::percentile;
 
 pub(super) const HEADER: &str = "\
-| attack | peak MiB | aim | honest calls | errors | p99 alone ms | p99 beside ms | newcomer ms |
-|---|---:|---:|---:|---:|---:|---:|---:|
+| attack | peak MiB | aim | after MiB | CPU s | honest calls | errors | p99 alone ms | p99 beside ms | newcomer ms |
+|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|
 ";
 
 /// The latency that the honest client may have in any case.
@@ -20,6 +20,10 @@ pub(super) struct Row {
     pub(super) attack: Attack,
     /// Resident memory at its highest, in bytes.
     pub(super) peak: u64,
+    /// Resident memory three seconds after the attack, in bytes.
+    pub(super) after: u64,
+    /// What the attack and the honest client beside it cost the server.
+    pub(super) cpu: Duration,
     /// Honest calls without the attack.
     pub(super) alone: Calls,
     /// Honest calls beside it.
@@ -47,11 +51,13 @@ impl fmt::Display for Row {
         };
         write!(
             f,
-            "| {}{} | {} | {} | {} | {} | {} | {} | {newcomer} |",
+            "| {}{} | {} | {} | {} | {:.2} | {} | {} | {} | {} | {newcomer} |",
             self.attack,
             if self.is_met() { "" } else { " (missed)" },
             self.peak.div_ceil(1 << 20),
             self.attack.aim_mib(),
+            self.after.div_ceil(1 << 20),
+            self.cpu.as_secs_f64(),
             self.beside.latencies.len(),
             self.beside.errors.len(),
             millis(p99(&self.alone)),
