@@ -24,8 +24,9 @@ use crate::{error::Error, process::Process};
 
 /// The time for which the honest client runs alone, as a baseline.
 const ALONE: Duration = Duration::from_secs(3);
-/// The time for which it goes on after the attack, before what the server still holds is read.
-const AFTERWARDS: Duration = Duration::from_secs(3);
+/// The time for which it goes on after the attack, before what the server still holds is read: the
+/// allocator returns memory to the system within ten seconds.
+const AFTERWARDS: Duration = Duration::from_secs(12);
 
 /// Attacks a gorego on this machine, one attack after the other, and prints a table.
 ///

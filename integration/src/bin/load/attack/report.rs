@@ -20,7 +20,7 @@ pub(super) struct Row {
     pub(super) attack: Attack,
     /// Resident memory at its highest, in bytes.
     pub(super) peak: u64,
-    /// Resident memory three seconds after the attack, in bytes.
+    /// Resident memory twelve seconds after the attack, in bytes.
     pub(super) after: u64,
     /// What the attack and the honest client beside it cost the server.
     pub(super) cpu: Duration,
