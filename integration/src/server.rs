@@ -10,7 +10,7 @@ use std::{
     process::{ChildStderr, Command, ExitStatus, Stdio},
     sync::{Arc, Mutex, PoisonError, mpsc},
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use rustix::process::{Signal, geteuid};
@@ -196,6 +196,20 @@ impl Server {
     /// What it has logged so far.
     pub fn log(&self) -> String {
         text(&self.log)
+    }
+
+    /// Waits until the log contains `part`, and returns the log. The server is ahead of what the
+    /// test has read of its log.
+    pub fn wait_for_log(&self, part: &str) -> String {
+        let start = Instant::now();
+        loop {
+            let log = self.log();
+            if log.contains(part) {
+                return log;
+            }
+            assert!(start.elapsed() < PATIENCE, "no {part:?} in the log:\n{log}");
+            thread::yield_now();
+        }
     }
 
     fn launch(dir: Arc<TempDir>, surroundings: Surroundings, settings: Vec<String>) -> Self {

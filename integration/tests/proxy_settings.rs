@@ -115,8 +115,8 @@ async fn the_user_and_password_of_a_target_are_sent_and_never_told() {
     assert_eq!(asked[0].header("authorization"), basic);
     peer.inject_everywhere(Times::Always, Fault::Answer(Code::PermissionDenied));
     let refused = client.find_missing(vec![digest_of(b"y")]).await;
-    let told = format!("{:?}{}", refused.unwrap_err(), server.log());
-    assert!(told.contains("in plain text"), "{told}");
+    let log = server.wait_for_log("in plain text");
+    let told = format!("{:?}{log}", refused.unwrap_err());
     assert!(!told.contains("mein") && !told.contains("dXNlcj"), "{told}");
 }
 
@@ -149,8 +149,9 @@ async fn a_backing_cache_that_is_the_server_itself_is_refused_and_nothing_hangs(
                 "{refused}"
             );
         }
-        let log = server.log();
-        assert_eq!(log.matches("leads back to this server").count(), 1, "{log}");
+        let warning = "leads back to this server";
+        let log = server.wait_for_log(warning);
+        assert_eq!(log.matches(warning).count(), 1, "{log}");
     }
 }
 

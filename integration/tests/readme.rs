@@ -175,7 +175,8 @@ fn certificate(dir: &Path) -> [PathBuf; 2] {
 /// Compares what gorego says at its start, but for versions and places.
 fn check_start(block: &Block<'_>) {
     let server = Server::start(&["telemetry.metrics_addr=127.0.0.1:0"]);
-    let said = server.log();
+    // The last line of the banner.
+    let said = server.wait_for_log("for Bazel, add");
     for line in block.text.lines() {
         let varies = ["0.1.0", "[::]", "~", "http://", "grpc://"];
         let end = varies.iter().filter_map(|part| line.find(part)).min();

@@ -66,15 +66,25 @@ async fn put(store: &LocalStore, number: u64, len: usize) -> Digest {
     digest
 }
 
-/// Waits until the janitor is done.
-async fn settled(store: &LocalStore) {
-    let low_enough = async {
-        while store.usage().used > MARKS.high_bytes(LIMIT) {
+/// Waits until the condition is true. The usage falls before the counters rise: a test waits for
+/// both.
+async fn until(store: &LocalStore, condition: impl Fn() -> bool) {
+    let waiting = async {
+        while !condition() {
             tokio::task::yield_now().await;
         }
     };
-    let waited = tokio::time::timeout(Duration::from_mins(1), low_enough).await;
+    let waited = tokio::time::timeout(Duration::from_mins(1), waiting).await;
     assert!(waited.is_ok(), "{:?}", store.usage());
+}
+
+/// Waits until the janitor has evicted down to its mark, and counted at least `evicted` entries.
+async fn settled(store: &LocalStore, counters: &Counters, evicted: u64) {
+    let high = MARKS.high_bytes(LIMIT);
+    until(store, || {
+        store.usage().used <= high && counters.evicted.load(Relaxed) >= evicted
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -102,8 +112,7 @@ async fn uploads_without_pause_all_succeed_and_stay_below_the_limit() {
     for number in 0..20 {
         last.push(put(&store, UPLOADERS * EACH + number, 16 * 1024).await);
     }
-    settled(&store).await;
-    assert!(counters.evicted.load(Relaxed) >= UPLOADERS * EACH - LIMIT / SIZE);
+    settled(&store, &counters, UPLOADERS * EACH - LIMIT / SIZE).await;
     assert_eq!(counters.leases_broken.load(Relaxed), 0);
     assert_eq!(
         store.find_missing(&last).await.unwrap(),
@@ -120,7 +129,7 @@ async fn leases_never_keep_an_upload_out() {
         let digest = put(&store, number, 16 * 1024).await;
         assert_eq!(store.find_missing(&[digest]).await.unwrap(), []);
     }
-    assert!(counters.leases_broken.load(Relaxed) > 0);
+    until(&store, || counters.leases_broken.load(Relaxed) > 0).await;
 }
 
 /// An upload of this many bytes, of which only some arrive.
@@ -210,7 +219,7 @@ async fn one_upload_costs_leases_of_at_most_a_tenth_of_the_limit() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_was_just_uploaded_stays_and_old_leased_blobs_go() {
     let dir = tempfile::tempdir().unwrap();
-    let (store, _, _janitor) = kept_tidy_with(dir.path(), Duration::from_mins(10)).await;
+    let (store, counters, _janitor) = kept_tidy_with(dir.path(), Duration::from_mins(10)).await;
     let mut old = Vec::new();
     for number in 0..110 {
         old.push(put(&store, number, 16 * 1024).await);
@@ -220,7 +229,7 @@ async fn what_was_just_uploaded_stays_and_old_leased_blobs_go() {
     for number in 1000..1090 {
         fresh.push(put(&store, number, 16 * 1024).await);
     }
-    settled(&store).await;
+    settled(&store, &counters, 1).await;
     let lost = store.find_missing(&old).await.unwrap();
     assert!(!lost.is_empty(), "there is no room for all of them");
     assert_eq!(store.find_missing(&fresh).await.unwrap(), []);
@@ -241,15 +250,11 @@ async fn abandoned_uploads_do_not_displace_blobs() {
         let broken = interrupted(&number.to_string(), &content.slice(..SIZE));
         store.put(&digest, broken).await.unwrap_err();
     }
-    let trimmed = async {
-        while store.usage().idle_uploads > LIMIT / 10 + SIZE as u64 {
-            tokio::task::yield_now().await;
-        }
-    };
-    tokio::time::timeout(Duration::from_mins(1), trimmed)
-        .await
-        .unwrap();
-    assert!(counters.uploads_dropped.load(Relaxed) >= 90);
+    until(&store, || {
+        store.usage().idle_uploads <= LIMIT / 10 + SIZE as u64
+            && counters.uploads_dropped.load(Relaxed) >= 90
+    })
+    .await;
     assert_eq!(store.find_missing(&kept).await.unwrap(), []);
     // The newest can be resumed.
     let newest = DigestFunction::Sha256.digest(&vec![99; 2 * SIZE]);
@@ -263,7 +268,7 @@ async fn abandoned_uploads_do_not_displace_blobs() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_partial_upload_is_evicted_when_it_is_the_oldest() {
     let dir = tempfile::tempdir().unwrap();
-    let (store, _, _janitor) = kept_tidy(dir.path()).await;
+    let (store, counters, _janitor) = kept_tidy(dir.path()).await;
     let content = Bytes::from(vec![1; 600_000]);
     let digest = DigestFunction::Sha256.digest(&content);
     let upload = UploadId::new("u");
@@ -276,7 +281,7 @@ async fn a_partial_upload_is_evicted_when_it_is_the_oldest() {
     for number in 100..300 {
         put(&store, number, 16 * 1024).await;
     }
-    settled(&store).await;
+    settled(&store, &counters, 1).await;
     assert_eq!(store.committed(&digest, &upload).await.unwrap(), 0);
 }
 
@@ -297,6 +302,5 @@ async fn files_that_somebody_else_removed_do_not_stop_eviction() {
     for number in 100..500 {
         put(&store, number, 16 * 1024).await;
     }
-    settled(&store).await;
-    assert!(counters.evicted.load(Relaxed) > 100);
+    settled(&store, &counters, 101).await;
 }

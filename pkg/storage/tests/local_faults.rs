@@ -231,9 +231,12 @@ async fn an_upload_that_ends_while_what_was_kept_is_hashed_leaves_no_trace() {
     resumed.unwrap();
     other.unwrap();
     let whole = 40_001_536 + common::FOLDERS;
-    until(|| store.usage().used == whole).await;
-    let left = std::fs::read_dir(dir.path().join("uploads")).unwrap();
-    assert_eq!((left.count(), store.usage().idle_uploads), (0, 0));
+    until(|| {
+        let mut left = std::fs::read_dir(dir.path().join("uploads")).unwrap();
+        let usage = store.usage();
+        (usage.used, usage.idle_uploads) == (whole, 0) && left.next().is_none()
+    })
+    .await;
 }
 
 #[tokio::test(start_paused = true)]
