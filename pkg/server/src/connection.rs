@@ -18,8 +18,9 @@ use tracing::debug;
 use crate::{
     Memory,
     greeting::{self, Faults},
+    grpc,
     idle::{Activity, Idle},
-    io::{Coalesced, ResetGuard},
+    io::{CallGuard, Coalesced},
     router::Router,
     watchdog::StreamExecutor,
     windows::Windows,
@@ -36,7 +37,7 @@ const SEND_BUFFER: usize = 64 * 1024;
 /// The most cancelled calls that the HTTP/2 layer holds until it processes them. Beyond that it
 /// ends the connection and every other call on it. A client that stops may cancel all of its calls,
 /// and a multiplexing proxy may do so several times in one burst. Each takes about a kilobyte, and
-/// its headers. [`ResetGuard`] limits how many a client cancels over time.
+/// its headers. [`CallGuard`] limits how many a client cancels over time.
 const MAX_PENDING_RESETS: usize = 1024;
 /// The most streams that the HTTP/2 layer may end for a breach of the protocol during the life of a
 /// connection. Each may wait to be sent to a client that reads nothing, at a few hundred bytes
@@ -139,8 +140,15 @@ impl Connections {
     {
         let router = self.router;
         let service = service_fn(move |request: http::Request<Incoming>| {
+            // At once, so that large headers are gone before the next call is accepted.
+            let request = grpc::admit(request);
             let router = Arc::clone(&router);
-            async move { Ok::<_, std::convert::Infallible>(router.call(request).await) }
+            async move {
+                Ok::<_, std::convert::Infallible>(match request {
+                    Ok(request) => router.call(request).await,
+                    Err(refusal) => refusal,
+                })
+            }
         });
         let executor = StreamExecutor {
             tasks: self.tasks,
@@ -148,7 +156,7 @@ impl Connections {
             client: Client::new(self.grace),
             idle_timeout: self.idle_timeout,
         };
-        let io = Coalesced::new(ResetGuard::new(stream, peer));
+        let io = Coalesced::new(CallGuard::new(stream, peer));
         let live = self.live;
         // One is held by who accepts them.
         let windows = Windows::new(&self.memory, Arc::strong_count(&live).saturating_sub(1));

@@ -18,7 +18,7 @@ use crate::{
     capabilities::Capabilities,
     cas::Cas,
     deadline,
-    grpc::{Call, Limit, Response, panicked, refuse, refuse_foreign, timeout, too_late},
+    grpc::{Call, Limit, Response, panicked, refuse, timeout, too_late},
     health::Health,
     inferred::infer,
     reflection::Reflection,
@@ -128,9 +128,6 @@ impl Router {
         let (mut parts, body) = request.into_parts();
         if self.shutdown.is_cancelled() && !parts.uri.path().starts_with(HEALTH) {
             return refuse(&unavailable("shutting down"));
-        }
-        if let Some(refusal) = refuse_foreign(&parts) {
-            return refusal;
         }
         if let Some(passed) = parts.headers.get(Chain::HEADER)
             && let Err(error) = self

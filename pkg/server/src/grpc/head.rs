@@ -4,9 +4,8 @@
 use std::time::Duration;
 
 use http::{
-    HeaderMap, HeaderValue, Method, StatusCode,
+    HeaderMap, HeaderValue, Method, Request, StatusCode,
     header::{ALLOW, CONTENT_TYPE},
-    request::Parts,
 };
 use tonic::Status;
 
@@ -17,15 +16,19 @@ pub(crate) const MAX_HEADERS: usize = 16 * 1024;
 /// The bytes that HTTP/2 counts for each header in addition to its name and value.
 const OVERHEAD: usize = 32;
 
-/// The refusal of a request that is no gRPC call, or not in a form that is known here.
-pub(crate) fn refuse_foreign(head: &Parts) -> Option<Response> {
-    if head.method != Method::POST {
+/// Returns the request if it is a gRPC call in a form that this server knows, or else the refusal.
+pub(crate) fn admit<B>(request: Request<B>) -> Result<Request<B>, Response> {
+    refuse_foreign(&request).map_or(Ok(request), Err)
+}
+
+fn refuse_foreign<B>(head: &Request<B>) -> Option<Response> {
+    if head.method() != Method::POST {
         let mut refusal = refuse_http(StatusCode::METHOD_NOT_ALLOWED);
         let allowed = HeaderValue::from_static("POST");
         refusal.headers_mut().insert(ALLOW, allowed);
         return Some(refusal);
     }
-    let header = |name| head.headers.get(name).map(HeaderValue::as_bytes);
+    let header = |name| head.headers().get(name).map(HeaderValue::as_bytes);
     if !header(CONTENT_TYPE.as_str()).is_some_and(is_grpc) {
         return Some(refuse_http(StatusCode::UNSUPPORTED_MEDIA_TYPE));
     }
@@ -63,10 +66,10 @@ fn is_grpc(content_type: &[u8]) -> bool {
     )
 }
 
-fn size(head: &Parts) -> usize {
-    let fields = head.headers.iter();
+fn size<B>(head: &Request<B>) -> usize {
+    let fields = head.headers().iter();
     let fields = fields.map(|(name, value)| name.as_str().len() + value.len() + OVERHEAD);
-    fields.sum::<usize>() + head.uri.path().len()
+    fields.sum::<usize>() + head.uri().path().len()
 }
 
 /// The time that the client gives the whole call, if it says so.

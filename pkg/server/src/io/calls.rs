@@ -1,4 +1,5 @@
-//! A bound on the calls that a client makes only to cancel them.
+//! Bounds on the calls that a client begins: how many it makes only to cancel them, and how many
+//! headers are read before the calls that they begin are accepted.
 //!
 //! Cancelling is cheap for a client, and a call that is cancelled no longer counts as one of those that it may
 //! have at a time. The HTTP/2 layer bounds what waits for it, but not what was cancelled over time,
@@ -27,26 +28,35 @@ const ALLOWED: u32 = 2048;
 /// Cancelled calls that are forgiven each second.
 const FORGIVEN: u32 = 100;
 
+/// The bytes of headers after which reading pauses, so that the calls that they begin are accepted
+/// or refused first. The HTTP/2 layer reads whatever has arrived before it hands over a single call, and
+/// compressed headers may take a hundred times as much memory as they did on the wire.
+const HEADERS_AT_ONCE: usize = 16 * 1024;
+
 const DATA: u8 = 0;
 const HEADERS: u8 = 1;
 const RST_STREAM: u8 = 3;
+const CONTINUATION: u8 = 9;
 /// The flag of the last frame of a request or a response.
 const END_STREAM: u8 = 1;
 /// The length in bytes of what precedes each frame, and of what precedes the first.
 const HEADER_LEN: usize = 9;
 const PREFACE_LEN: usize = 24;
 
-/// A connection that fails once its client has cancelled too many calls, and few were answered.
+/// A connection that fails once its client has cancelled too many calls, and few were answered, and
+/// that pauses where a client begins many calls at once.
 #[derive(Debug)]
-pub(crate) struct ResetGuard<S> {
+pub(crate) struct CallGuard<S> {
     stream: S,
     peer: SocketAddr,
     received: Frames,
     sent: Frames,
     cancelled: Cancelled,
+    /// The bytes of headers received since reading last paused.
+    headers: usize,
 }
 
-impl<S> ResetGuard<S> {
+impl<S> CallGuard<S> {
     /// Guards a connection from its preface on.
     pub(crate) fn new(stream: S, peer: SocketAddr) -> Self {
         Self {
@@ -58,7 +68,20 @@ impl<S> ResetGuard<S> {
                 calls: 0,
                 since: Instant::now(),
             },
+            headers: 0,
         }
+    }
+
+    /// Counts the calls that these bytes begin and cancel. False once there are too many of the latter.
+    fn read(&mut self, mut bytes: &[u8]) -> bool {
+        while let Some((kind, _)) = self.received.next(&mut bytes) {
+            match kind {
+                HEADERS | CONTINUATION => self.headers += self.received.skip,
+                RST_STREAM if !self.cancelled.cancel() => return false,
+                _ => {}
+            }
+        }
+        true
     }
 
     /// Counts the calls whose answers end in these bytes.
@@ -156,26 +179,33 @@ impl Cancelled {
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for ResetGuard<S> {
+impl<S: AsyncRead + Unpin> AsyncRead for CallGuard<S> {
     fn poll_read(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let me = self.get_mut();
-        let before = buffer.filled().len();
-        ready!(Pin::new(&mut me.stream).poll_read(cx, buffer))?;
-        let mut read = buffer.filled().get(before..).unwrap_or_default();
-        while let Some((kind, _)) = me.received.next(&mut read) {
-            if kind == RST_STREAM && !me.cancelled.cancel() {
-                return Poll::Ready(Err(me.refuse()));
-            }
+        if me.headers > HEADERS_AT_ONCE {
+            me.headers = 0;
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
         }
-        Poll::Ready(Ok(()))
+        let before = buffer.filled().len();
+        let read = Pin::new(&mut me.stream).poll_read(cx, buffer);
+        if read.is_pending() {
+            me.headers = 0;
+        }
+        ready!(read)?;
+        if me.read(buffer.filled().get(before..).unwrap_or_default()) {
+            Poll::Ready(Ok(()))
+        } else {
+            Poll::Ready(Err(me.refuse()))
+        }
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for ResetGuard<S> {
+impl<S: AsyncWrite + Unpin> AsyncWrite for CallGuard<S> {
     fn poll_write(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -229,9 +259,9 @@ mod tests {
     }
 
     /// A connection whose client has sent its preface.
-    async fn guarded() -> (ResetGuard<DuplexStream>, DuplexStream) {
+    async fn guarded() -> (CallGuard<DuplexStream>, DuplexStream) {
         let (server, mut client) = duplex(1024);
-        let mut guard = ResetGuard::new(server, SocketAddr::from(([127, 0, 0, 1], 1)));
+        let mut guard = CallGuard::new(server, SocketAddr::from(([127, 0, 0, 1], 1)));
         client.write_all(&[1; PREFACE_LEN]).await.unwrap();
         guard.read_exact(&mut [0; PREFACE_LEN]).await.unwrap();
         (guard, client)
@@ -240,7 +270,7 @@ mod tests {
     /// Has the client cancel up to 10,000 calls, each after `answers` others were answered; the number
     /// of those that are allowed.
     async fn cancel(
-        (guard, client): &mut (ResetGuard<DuplexStream>, DuplexStream),
+        (guard, client): &mut (CallGuard<DuplexStream>, DuplexStream),
         answers: usize,
     ) -> usize {
         let reset = frame(4, RST_STREAM, 0);
@@ -271,6 +301,31 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn every_other_call_may_be_cancelled() {
         assert_eq!(cancel(&mut guarded().await, 1).await, 10_000);
+    }
+
+    #[tokio::test]
+    async fn reading_pauses_where_many_calls_begin() {
+        let (server, mut client) = duplex(1 << 20);
+        let mut guard = CallGuard::new(server, SocketAddr::from(([127, 0, 0, 1], 1)));
+        client.write_all(&[1; PREFACE_LEN]).await.unwrap();
+        for _ in 0..400 {
+            client.write_all(&frame(200, HEADERS, 0)).await.unwrap();
+        }
+        let mut reads = 0;
+        let mut buffer = [0; 1024];
+        let mut cx = Context::from_waker(std::task::Waker::noop());
+        let mut poll = |guard: &mut CallGuard<_>| {
+            let mut buffer = ReadBuf::new(&mut buffer);
+            Pin::new(guard).poll_read(&mut cx, &mut buffer).is_ready()
+        };
+        for _ in 0..4 {
+            let start = reads;
+            while poll(&mut guard) {
+                reads += 1;
+            }
+            assert!(reads - start <= 18, "{} reads", reads - start);
+        }
+        assert_eq!(reads, 68);
     }
 
     #[test]
