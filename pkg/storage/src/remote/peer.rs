@@ -219,7 +219,7 @@ impl Peer {
         let outcome = match time::timeout(limit, answer).await {
             Ok(Ok(answer)) => Ok(answer.into_inner()),
             // The peer and the connection watch the time, too, and may be the first to notice.
-            Ok(Err(status)) if started.elapsed() < limit => Err(Failure::Status(status)),
+            Ok(Err(status)) if started.elapsed() < limit => Err(status.into()),
             Ok(Err(_)) | Err(_) => Err(Failure::TimedOut(limit)),
         };
         tried.ended(outcome.as_ref().err());
@@ -251,7 +251,7 @@ impl Peer {
                 return Ok((link, attempt));
             }
             let answer = match time::timeout(self.timeout, capabilities::probe(link)).await {
-                Ok(answer) => answer.map_err(Failure::Status),
+                Ok(answer) => answer.map_err(Failure::from),
                 Err(_) => Err(Failure::TimedOut(self.timeout)),
             };
             attempt.ended(answer.as_ref().err());
