@@ -26,8 +26,8 @@ pub(super) struct Gate {
     name: Arc<str>,
     breaking: Mutex<Breaking>,
     state: watch::Sender<BreakerState>,
-    /// Counts failures to reach the peer. After one, the peer may be another server, or may have
-    /// lost its blobs.
+    /// Counts the times after which the peer may be another server, or may have lost its blobs: failures
+    /// to reach it, and losses of a blob that were noticed.
     outages: AtomicU64,
 }
 
@@ -55,6 +55,10 @@ impl Gate {
 
     pub(super) fn outages(&self) -> u64 {
         self.outages.load(Relaxed)
+    }
+
+    pub(super) fn lost_blobs(&self) {
+        self.outages.fetch_add(1, Relaxed);
     }
 
     /// Leave to call now, over a connection of `pool`.
