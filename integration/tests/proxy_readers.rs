@@ -14,8 +14,8 @@ use gorego_integration::{
 use tokio::task::JoinSet;
 
 const MIB: usize = 1024 * 1024;
-/// Of a size that no chunk or window ends at.
-const SIZE: usize = 100 * MIB + 12345;
+/// Larger than what may stay in memory, and of a size that no chunk or window ends at.
+const SIZE: usize = 24 * MIB + 12345;
 const READERS: usize = 500;
 const CONNECTIONS: usize = 10;
 

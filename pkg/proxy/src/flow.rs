@@ -5,6 +5,7 @@
 //! may be, and what no longer fits waits until the readers have passed it.
 
 mod reader;
+mod shared;
 mod state;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -21,6 +22,7 @@ use tokio::{
 
 use self::{
     reader::{Reader, Waiter},
+    shared::Shared,
     state::State,
 };
 
@@ -37,6 +39,7 @@ pub(crate) struct Flow {
     digest: Digest,
     /// For pieces that are read from the file.
     pieces: Budget,
+    shared: Shared,
     state: Mutex<State>,
     /// Something arrived, or the end was reached.
     arrived: Notify,
@@ -58,6 +61,7 @@ impl Flow {
         Self {
             digest,
             pieces,
+            shared: Shared::default(),
             state: Mutex::default(),
             arrived: Notify::new(),
             passed: Notify::new(),
@@ -205,13 +209,20 @@ impl Flow {
         }))
     }
 
-    /// Up to `len` bytes, and at least one, that were written.
+    /// Up to `len` bytes, and at least one, that were written. Readers at the same place share them.
     async fn written(&self, at: u64, len: usize) -> Result<Bytes> {
+        self.shared.piece(at, self.read_written(at, len)).await
+    }
+
+    async fn read_written(&self, at: u64, len: usize) -> Result<Bytes> {
         let growth = self.growth();
-        let share = self.pieces.share(len as u64, SHARE);
-        let len = usize::try_from(share.bytes())
-            .unwrap_or(len)
-            .max(LEAST.min(len));
+        let wanted = until_next(PIECE, at, len);
+        let share = self.pieces.share(wanted as u64, SHARE);
+        let len = if share.bytes() < wanted as u64 {
+            until_next(LEAST, at, len)
+        } else {
+            wanted
+        };
         let read = task::spawn_blocking(move || growth.read(at, len)).await;
         let cut_off = |error| Error::Unavailable(format!("reading was cut off: {error}"));
         let piece = read.map_err(cut_off)??;
@@ -259,6 +270,12 @@ impl Flow {
             Found::Nothing
         }
     }
+}
+
+/// How much there is from `at` to the next multiple of `size`, where readers meet, within `len`.
+fn until_next(size: usize, at: u64, len: usize) -> usize {
+    let past = usize::try_from(at % size as u64).unwrap_or_default();
+    (size - past).min(len)
 }
 
 #[cfg(test)]

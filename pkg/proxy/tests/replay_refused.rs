@@ -115,3 +115,16 @@ async fn the_time_of_an_outage_is_none_of_being_refused() {
     left(&proxy, 0).await;
     assert!(backing_has(&proxy, &bad).await);
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_a_balancers_page_refuses_is_offered_again() {
+    for code in [Code::OutOfRange, Code::Unimplemented, Code::Unknown] {
+        let (proxy, bad) = refused(code).await;
+        proxy.backing.script(|script| script.foreign = true);
+        upload(&proxy, 1..10).await;
+        assert_eq!(waiting(&proxy), 1, "{code}");
+        proxy.backing.script(|script| script.refused.clear());
+        left(&proxy, 0).await;
+        assert!(backing_has(&proxy, &bad).await, "{code}");
+    }
+}

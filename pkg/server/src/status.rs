@@ -146,6 +146,7 @@ mod tests {
             peer: "cache:1".into(),
             code,
             message: "no".to_owned(),
+            foreign: false,
         };
         let cases = [
             (Error::NotFound(digest), Code::NotFound),

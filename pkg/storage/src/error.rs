@@ -79,6 +79,9 @@ pub enum Error {
         code: tonic::Code,
         /// What was asked, and the message of its answer.
         message: String,
+        /// Whether something before it answered, such as a balancer with an HTTP page. That says
+        /// nothing final of what was asked.
+        foreign: bool,
     },
     /// The caller's content could not be read.
     #[error("reading the content: {0}")]
@@ -122,7 +125,9 @@ impl Error {
         use tonic::Code::{InvalidArgument, OutOfRange};
         match self {
             Self::Unavailable(_) | Self::Io { .. } | Self::Full { .. } => true,
-            Self::Refused { code, .. } => !matches!(code, InvalidArgument | OutOfRange),
+            Self::Refused { code, foreign, .. } => {
+                *foreign || !matches!(code, InvalidArgument | OutOfRange)
+            }
             _ => false,
         }
     }

@@ -5,6 +5,7 @@ mod batches;
 mod body;
 mod bounded;
 mod breaker;
+mod canary;
 mod capabilities;
 mod chain;
 mod compression;
@@ -38,7 +39,7 @@ pub use self::{
     connect::RemoteHeaders,
     options::{BreakerOptions, RemoteAddress, RemoteError, RemoteOptions},
 };
-use self::{capabilities::Known, failure::mismatch, peer::Peer};
+use self::{canary::Canary, capabilities::Known, failure::mismatch, peer::Peer};
 use crate::{
     Blob, BlobStore, Compressor, Digest, DigestFunction, Error, InstanceName, Put, ReadName,
     Result, UploadId, Uploads, WriteName,
@@ -64,17 +65,23 @@ pub struct RemoteStore {
     /// Downloads and uploads that are compressed; each takes memory for it.
     compressed: Arc<Semaphore>,
     known: Arc<Known>,
+    canary: Arc<Canary>,
 }
 
 impl RemoteStore {
     /// A store that has not connected yet. Within a Tokio runtime.
     pub fn new(options: &RemoteOptions) -> Result<Self, RemoteError> {
+        let instance = InstanceName::parse(&options.instance_name)?;
+        let peer = Arc::new(Peer::new(options)?);
+        let canary = Arc::<Canary>::default();
+        drop(peer.spawn(Arc::clone(&canary).watch(Arc::downgrade(&peer), instance.clone())));
         Ok(Self {
-            instance: InstanceName::parse(&options.instance_name)?,
+            peer,
+            instance,
             zstd: options.zstd,
             compressed: Arc::new(Semaphore::new(MAX_COMPRESSED)),
-            peer: Arc::new(Peer::new(options)?),
             known: Arc::default(),
+            canary,
         })
     }
 
@@ -223,12 +230,13 @@ impl BlobStore for RemoteStore {
             return Ok(Put::Existed);
         }
         let capabilities = self.offered(digest.function()).await?;
-        match blob {
+        let put = match blob {
             Blob::Bytes(content) if batches::is_small(&capabilities, digest.size()) => {
                 batches::put_one(self, &capabilities, digest, content).await
             }
             blob => upload::put(self, &capabilities, digest, blob).await,
-        }
+        };
+        put.inspect(|_| self.canary.set(digest))
     }
 
     async fn get_batch(&self, digests: &[Digest]) -> Vec<Result<Bytes>> {
@@ -236,7 +244,12 @@ impl BlobStore for RemoteStore {
     }
 
     async fn put_batch(&self, blobs: Vec<(Digest, Bytes)>) -> Vec<Result<Put>> {
-        batches::put(self, blobs).await
+        let first = blobs.first().map(|(digest, _)| *digest);
+        let puts = batches::put(self, blobs).await;
+        if let (Some(digest), Some(Ok(_))) = (first, puts.first()) {
+            self.canary.set(&digest);
+        }
+        puts
     }
 }
 

@@ -284,8 +284,10 @@ async fn every_outage_that_is_seen_is_counted_and_no_answer_is() {
     let store = peer.impatient(0);
     let asked = [sha256(b"x")];
     within(store.find_missing(&asked)).await.unwrap();
-    peer.script("missing", [Act::Fail(Code::PermissionDenied)]);
-    within(store.find_missing(&asked)).await.unwrap_err();
+    for code in [Code::PermissionDenied, Code::ResourceExhausted] {
+        peer.script("missing", [Act::Fail(code)]);
+        within(store.find_missing(&asked)).await.unwrap_err();
+    }
     assert_eq!(store.outages(), 0);
     peer.script("missing", [Act::Fail(Code::Unavailable)]);
     within(store.find_missing(&asked)).await.unwrap_err();
@@ -313,4 +315,43 @@ async fn a_peer_that_says_nothing_for_long_counts_as_an_outage() {
         within(store.find_missing(&asked)).await.unwrap_err();
     }
     assert_eq!(store.outages(), 1);
+}
+
+#[tokio::test]
+async fn a_restart_between_two_calls_counts_as_an_outage_if_blobs_are_gone() {
+    let peer = Peer::start().await;
+    let line = Line::at("127.0.0.1:0", &peer).await;
+    let store = over_one_connection(&line);
+    let asked = [peer.has(&Bytes::from_static(b"content"))];
+    assert_eq!(within(store.find_missing(&asked)).await.unwrap(), []);
+    peer.state.blobs.lock().unwrap().clear();
+    line.cut();
+    let noticed = async {
+        while store.outages() == 0 {
+            tokio::task::yield_now().await;
+        }
+    };
+    within(noticed).await;
+}
+
+#[tokio::test]
+async fn a_connection_that_a_balancer_closes_is_no_outage() {
+    let peer = Peer::start().await;
+    let line = Line::at("127.0.0.1:0", &peer).await;
+    let store = over_one_connection(&line);
+    let content = Bytes::from_static(b"content");
+    let digest = sha256(&content);
+    within(store.put(&digest, Blob::Bytes(content)))
+        .await
+        .unwrap();
+    line.cut();
+    let asked_again = async {
+        while peer.calls("missing").is_empty() {
+            tokio::task::yield_now().await;
+        }
+    };
+    within(asked_again).await;
+    assert_eq!(within(store.find_missing(&[digest])).await.unwrap(), []);
+    assert_eq!(store.outages(), 0);
+    assert_eq!(*store.breaker().borrow(), BreakerState::Closed);
 }

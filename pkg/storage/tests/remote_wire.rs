@@ -24,7 +24,7 @@ use gorego_storage::{
     RemoteStore, conformance,
 };
 use h2::{Reason, SendStream, server::SendResponse};
-use pages::{Balancer, Page};
+use pages::{Balancer, Offers, Page};
 use prost::Message as _;
 use reapi::bytestream::{ReadRequest, ReadResponse};
 use tokio::{net::TcpListener, task::JoinSet};
@@ -284,7 +284,7 @@ async fn a_balancers_error_page_is_an_outage_that_names_the_page_and_the_peer() 
         for said in [
             &balancer.address,
             &format!("HTTP {status} "),
-            &format!("{content_type}{quoted} (Unavailable)"),
+            &format!("{content_type}{quoted}; the proxy in front of it"),
         ] {
             assert!(error.contains(said), "{said} in {error}");
         }
@@ -314,7 +314,8 @@ async fn an_http_error_is_a_refusal_with_the_code_that_grpc_maps_it_to() {
         let balancer = Balancer::start(page).await;
         let store = balancer.store(1);
         let error = within(store.find_missing(&asked)).await.unwrap_err();
-        let refused = matches!(&error, Error::Refused { code, .. } if *code == mapped);
+        let refused =
+            matches!(&error, Error::Refused { code, foreign: true, .. } if *code == mapped);
         assert!(refused, "{status}: {error:?}");
         assert!(error.to_string().contains("Sign in"), "{error}");
         assert_eq!(balancer.answered(), 1, "no retry");
@@ -323,7 +324,7 @@ async fn an_http_error_is_a_refusal_with_the_code_that_grpc_maps_it_to() {
 }
 
 #[tokio::test]
-async fn an_upload_that_a_proxy_finds_too_large_is_refused_once_and_closes_nothing() {
+async fn an_upload_that_a_proxy_finds_too_large_is_refused_for_now_and_names_the_setting() {
     let page = Page {
         status: 413,
         content_type: "text/html",
@@ -343,8 +344,66 @@ async fn an_upload_that_a_proxy_finds_too_large_is_refused_once_and_closes_nothi
             ..
         }
     );
-    assert!(refused && !error.may_pass(), "{error:?}");
-    assert!(error.to_string().contains("HTTP 413"), "{error}");
+    assert!(refused && error.may_pass(), "{error:?}");
+    for said in ["HTTP 413", "client_max_body_size", &balancer.address] {
+        assert!(error.to_string().contains(said), "{said} in {error}");
+    }
     assert_eq!(balancer.answered(), 1, "no retry");
     assert_eq!(*store.breaker().borrow(), BreakerState::Closed);
+}
+
+const NOT_FOUND: Page = Page {
+    status: 404,
+    content_type: "text/html",
+    body: "<h1>default backend",
+};
+
+#[tokio::test]
+async fn a_page_says_nothing_of_what_the_backing_cache_can_do() {
+    let balancer = Balancer::offering(Offers::ThePage, NOT_FOUND).await;
+    let store = balancer.store(0);
+    for asked in 1..=2 {
+        let error = within(store.capabilities()).await.unwrap_err();
+        assert!(error.to_string().contains("HTTP 404"), "{error}");
+        assert_eq!(balancer.answered(), asked);
+    }
+}
+
+#[tokio::test]
+async fn a_page_in_answer_to_compressed_content_does_not_turn_compression_off() {
+    let balancer = Balancer::offering(Offers::Zstd, NOT_FOUND).await;
+    let store = balancer.store(0);
+    for len in [10_000, 2 << 20] {
+        let content = conformance::content(1, len);
+        let digest = DigestFunction::Sha256.digest(&content);
+        let errors = [
+            within(store.put(&digest, Blob::Bytes(content.clone())))
+                .await
+                .unwrap_err(),
+            within(store.put(&digest, Blob::stream(futures::stream::iter([Ok(content)]))))
+                .await
+                .unwrap_err(),
+            within(store.get(&digest, 0)).await.unwrap_err(),
+        ];
+        for error in errors {
+            assert!(error.to_string().contains("HTTP 404"), "{error}");
+        }
+    }
+    let known = within(store.capabilities()).await.unwrap();
+    assert!(known.zstd_streams && known.zstd_batches, "{known:?}");
+}
+
+#[tokio::test]
+async fn being_asked_to_slow_down_pauses_calls_and_is_no_sign_of_a_restart() {
+    let page = Page {
+        status: 429,
+        content_type: "text/plain",
+        body: "too many requests",
+    };
+    let balancer = Balancer::start(page).await;
+    let store = balancer.store(1);
+    let asked = [DigestFunction::Sha256.digest(b"x")];
+    within(store.find_missing(&asked)).await.unwrap_err();
+    assert_eq!(*store.breaker().borrow(), BreakerState::Open);
+    assert_eq!(store.outages(), 0);
 }

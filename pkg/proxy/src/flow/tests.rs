@@ -1,6 +1,8 @@
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+
 use futures::{FutureExt as _, StreamExt as _, future};
 use gorego_storage::DigestFunction;
-use tokio::time;
+use tokio::{task::yield_now, time};
 
 use super::{state::PATIENCE, *};
 use crate::Memory;
@@ -254,4 +256,42 @@ async fn whoever_had_all_of_it_is_not_told_of_being_late() {
     late.next().await.unwrap().unwrap();
     flow.emptied().await;
     assert!(late.next().await.is_none());
+}
+
+#[tokio::test]
+async fn a_crowd_reads_a_piece_once_and_holds_it_once() {
+    let shared = Shared::default();
+    let reads = AtomicUsize::new(0);
+    let read = || async {
+        reads.fetch_add(1, Relaxed);
+        yield_now().await;
+        Ok(Bytes::from_static(b"piece"))
+    };
+    let crowd = future::join_all((0..10).map(|_| shared.piece(7, read()))).await;
+    let pieces: Vec<Bytes> = crowd.into_iter().map(Result::unwrap).collect();
+    assert!(pieces.iter().all(|piece| *piece == "piece"));
+    assert_eq!(reads.load(Relaxed), 1);
+    shared.piece(8, read()).await.unwrap();
+    assert_eq!(reads.load(Relaxed), 2, "another one");
+    drop(pieces);
+    shared.piece(7, read()).await.unwrap();
+    assert_eq!(reads.load(Relaxed), 3, "nobody holds it any more");
+}
+
+#[tokio::test]
+async fn a_reader_that_goes_away_leaves_its_read_to_the_others() {
+    let shared = Shared::default();
+    let other = shared.piece(0, async { Ok(Bytes::from_static(b"piece")) });
+    let mut first = Box::pin(shared.piece(0, future::pending()));
+    assert!((&mut first).now_or_never().is_none());
+    drop(first);
+    assert_eq!(other.await.unwrap(), "piece");
+}
+
+#[test]
+fn readers_of_pieces_of_any_size_meet() {
+    assert_eq!(until_next(PIECE, 0, 9 * PIECE), PIECE);
+    assert_eq!(until_next(PIECE, 1, 9 * PIECE), PIECE - 1);
+    assert_eq!(until_next(LEAST, LEAST as u64 + 1, PIECE), LEAST - 1);
+    assert_eq!(until_next(PIECE, 1, 7), 7);
 }

@@ -71,6 +71,8 @@ pub struct Script {
     pub has_all: bool,
     /// Puts and gets of these blobs, and puts of these actions' results, are answered with that code.
     pub refused: Vec<(Digest, Code)>,
+    /// A balancer before it refuses, with a page.
+    pub foreign: bool,
     /// Nothing under this function is taken or looked for.
     pub lacks: Option<DigestFunction>,
     /// Looking for this blob together with others panics.
@@ -124,8 +126,8 @@ impl Backing {
         let mut refused = script.refused.iter();
         match refused.find(|(refused, _)| refused == digest) {
             Some((_, Code::Unavailable)) => Err(Error::Unavailable("not now".to_owned())),
-            Some((_, code)) => Err(refusal(*code)),
-            None if lacks => Err(refusal(Code::InvalidArgument)),
+            Some((_, code)) => Err(refusal(*code, script.foreign)),
+            None if lacks => Err(refusal(Code::InvalidArgument, false)),
             None => Ok(()),
         }
     }
@@ -156,7 +158,7 @@ impl BlobStore for Backing {
             .iter()
             .any(|digest| Some(digest.function()) == lacks)
         {
-            return Err(refusal(Code::InvalidArgument));
+            return Err(refusal(Code::InvalidArgument, false));
         }
         self.memory.find_missing(digests).await
     }
@@ -243,11 +245,12 @@ impl ActionCache for Backing {
     }
 }
 
-fn refusal(code: Code) -> Error {
+fn refusal(code: Code, foreign: bool) -> Error {
     Error::Refused {
         peer: "there".into(),
         code,
         message: "no".to_owned(),
+        foreign,
     }
 }
 

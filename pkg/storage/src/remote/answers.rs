@@ -16,7 +16,7 @@ use tonic::{
         Service,
         http::{HeaderMap, Request, Response},
     },
-    transport::{Channel, Error},
+    transport::Channel,
 };
 
 use super::{
@@ -34,11 +34,11 @@ pub(super) struct Answers {
 
 impl Service<Request<Body>> for Answers {
     type Response = Response<Body>;
-    type Error = Error;
-    type Future = BoxFuture<'static, Result<Response<Body>, Error>>;
+    type Error = Status;
+    type Future = BoxFuture<'static, Result<Response<Body>, Status>>;
 
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
-        self.channel.poll_ready(cx)
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Status>> {
+        self.channel.poll_ready(cx).map_err(transport)
     }
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
@@ -46,9 +46,9 @@ impl Service<Request<Body>> for Answers {
         let is_download = request.uri().path() == pieces::PATH;
         let answer = self.channel.call(request);
         async move {
-            let answer = answer.await?;
+            let answer = answer.await.map_err(transport)?;
             if foreign::is_foreign(&answer) {
-                return Ok(foreign.translate(answer).await);
+                return Err(foreign.translate(answer).await);
             }
             let answer = fit(answer);
             Ok(if is_download {
@@ -59,6 +59,10 @@ impl Service<Request<Body>> for Answers {
         }
         .boxed()
     }
+}
+
+fn transport(error: tonic::transport::Error) -> Status {
+    Status::from_error(error.into())
 }
 
 fn fit(mut answer: Response<Body>) -> Response<Body> {

@@ -9,8 +9,6 @@ pub(super) use self::{
     read::{get, get_one},
     update::{put, put_one},
 };
-use tonic::Code;
-
 use super::{RemoteCapabilities, RemoteStore, SMALL, bounded::Limits, failure::Failure, packing};
 
 /// Blobs above this travel alone: a stream of their own can go on where it broke off.
@@ -48,15 +46,11 @@ fn otherwise(
     if store.zstd && capabilities.zstd_batches && failure.is_unknown_form() {
         return Some((correct(&|known| known.zstd_batches = false), true));
     }
-    let too_large = matches!(
-        failure.code(),
-        Some(Code::InvalidArgument | Code::ResourceExhausted | Code::OutOfRange)
-    );
     let half = (bytes / 2).max(2 * SMALL);
     let smaller = |known: &mut RemoteCapabilities| {
         known.max_batch_bytes = known.max_batch_bytes.min(half);
     };
-    (too_large && count > 1).then(|| (correct(&smaller), false))
+    (failure.is_too_large() && count > 1).then(|| (correct(&smaller), false))
 }
 
 /// Whether a blob travels in a batch even when it is alone.

@@ -86,6 +86,7 @@ impl RemoteCapabilities {
                 "digest function {function} is not offered; offered are {}",
                 offered.join(", ")
             ),
+            foreign: false,
         })
     }
 }

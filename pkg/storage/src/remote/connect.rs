@@ -8,7 +8,7 @@ use rustls::pki_types::ServerName;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::UnixStream,
-    sync::watch,
+    sync::{Notify, watch},
 };
 use tokio_rustls::{TlsConnector, client::TlsStream};
 use tonic::{
@@ -20,7 +20,10 @@ use tonic::{
 };
 use tower::{BoxError, Service, ServiceExt as _};
 
-use super::{Chain, RemoteAddress, RemoteError, RemoteOptions, answers::Answers, pool::Lease};
+use super::{
+    Chain, RemoteAddress, RemoteError, RemoteOptions, answers::Answers, canary::watched,
+    pool::Lease,
+};
 
 /// What a stream may have under way. Peers are told to go on when half of it has come, so that it
 /// takes twice what the network holds to keep them going: 1 Gbit/s over 30 ms there and back.
@@ -137,8 +140,11 @@ impl Interceptor for Headers {
     }
 }
 
-/// Channels that connect when they are first used.
-pub(super) fn channels(options: &RemoteOptions) -> Result<Vec<Channel>, RemoteError> {
+/// Channels that connect when they are first used, and notify `lost` when a connection ends.
+pub(super) fn channels(
+    options: &RemoteOptions,
+    lost: &Arc<Notify>,
+) -> Result<Vec<Channel>, RemoteError> {
     let endpoint = endpoint(options)?;
     let tls = match &options.tls {
         Some(current) => Some(Secure::new(current.clone(), endpoint.uri())?),
@@ -147,7 +153,7 @@ pub(super) fn channels(options: &RemoteOptions) -> Result<Vec<Channel>, RemoteEr
     let open = || match &options.address {
         RemoteAddress::Tcp(_) => {
             let connect = tcp(connect_timeout(options)).map_err(BoxError::from);
-            lazily(&endpoint, tls.clone(), connect)
+            lazily(&endpoint, tls.clone(), lost, connect)
         }
         RemoteAddress::Unix(path) => {
             let path = Arc::new(path.clone());
@@ -155,19 +161,27 @@ pub(super) fn channels(options: &RemoteOptions) -> Result<Vec<Channel>, RemoteEr
                 let path = Arc::clone(&path);
                 async move { Ok(TokioIo::new(UnixStream::connect(&*path).await?)) }
             });
-            lazily(&endpoint, tls.clone(), connect)
+            lazily(&endpoint, tls.clone(), lost, connect)
         }
     };
     Ok((0..options.connections.max(1)).map(|_| open()).collect())
 }
 
 /// A channel over the connections of `connector`, encrypted where `tls` is given.
-fn lazily<C, S>(endpoint: &Endpoint, tls: Option<Secure>, connector: C) -> Channel
+fn lazily<C, S>(
+    endpoint: &Endpoint,
+    tls: Option<Secure>,
+    lost: &Arc<Notify>,
+    connector: C,
+) -> Channel
 where
     C: Service<Uri, Response = TokioIo<S>, Error = BoxError> + Clone + Send + 'static,
     C::Future: Send,
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
+    let lost = Arc::clone(lost);
+    let connector = connector
+        .map_response(move |stream| TokioIo::new(watched(stream.into_inner(), Arc::clone(&lost))));
     let Some(tls) = tls else {
         return endpoint.connect_with_connector_lazy(connector);
     };

@@ -4,7 +4,8 @@ use std::{error::Error as _, fmt, sync::Arc, time::Duration};
 
 use tonic::{Code, Status};
 
-use crate::{Digest, Error};
+use super::foreign::Page;
+use crate::{Digest, Error, digest::shorten};
 
 /// Before the first retry; doubles each time.
 const FIRST_DELAY: Duration = Duration::from_millis(100);
@@ -15,6 +16,8 @@ const MAX_DELAY: Duration = Duration::from_secs(10);
 pub(super) enum Failure {
     /// The peer said so, or the connection failed.
     Status(Status),
+    /// Something other than the peer answered. That says nothing of what the peer can do or has.
+    Page(Page),
     /// No answer, or no further piece, in this time.
     TimedOut(Duration),
     /// Too many calls were under way for this long.
@@ -29,7 +32,10 @@ pub(super) enum Failure {
 
 impl From<Status> for Failure {
     fn from(status: Status) -> Self {
-        Self::Status(status)
+        match Page::of(&status) {
+            Some(page) => Self::Page(page.clone()),
+            None => Self::Status(status),
+        }
     }
 }
 
@@ -47,6 +53,7 @@ impl Failure {
                     || (Self::is_transport(status)
                         && matches!(status.code(), Code::Unknown | Code::Internal))
             }
+            Self::Page(page) => is_retryable(page.code()),
             Self::TimedOut(_) => true,
             Self::Busy(_) | Self::Open(_) | Self::Nonsense(_) | Self::Own(_) => false,
         }
@@ -55,7 +62,11 @@ impl Failure {
     /// Whether a download that had begun may go on: there the hash tells what came of it, and what
     /// stands between here and the peer cuts streams off with these, too.
     pub(super) fn is_resumable(&self) -> bool {
-        self.is_retryable() || matches!(self.code(), Some(Code::Unknown | Code::Internal))
+        let code = match self {
+            Self::Page(page) => Some(page.code()),
+            _ => self.code(),
+        };
+        self.is_retryable() || matches!(code, Some(Code::Unknown | Code::Internal))
     }
 
     /// Whether the peer may not know what it was asked in this form, as when it does not do what it
@@ -67,7 +78,28 @@ impl Failure {
         )
     }
 
-    /// Whether it looks as if the peer were not there.
+    /// Whether a request may have been refused for its size.
+    pub(super) fn is_too_large(&self) -> bool {
+        match self {
+            // Whoever said it, smaller requests pass.
+            Self::Page(page) => page.is_too_large(),
+            _ => matches!(
+                self.code(),
+                Some(Code::InvalidArgument | Code::ResourceExhausted | Code::OutOfRange)
+            ),
+        }
+    }
+
+    /// Whether the peer, or something before it, asks for fewer calls. It is no sign of a restart.
+    pub(super) fn asks_to_slow_down(&self) -> bool {
+        match self {
+            Self::Status(status) => status.code() == Code::ResourceExhausted,
+            Self::Page(page) => page.asks_to_slow_down(),
+            _ => false,
+        }
+    }
+
+    /// Whether it looks as if the peer were not there, or as if it should be left alone.
     pub(super) fn is_outage(&self) -> bool {
         match self {
             Self::Status(status) => {
@@ -75,12 +107,13 @@ impl Failure {
                     || status.code() == Code::DeadlineExceeded
                     || (Self::is_transport(status) && self.is_retryable())
             }
+            Self::Page(page) => page.code() == Code::Unavailable,
             Self::TimedOut(_) => true,
             _ => false,
         }
     }
 
-    /// What the peer answered, if it did.
+    /// What the peer itself answered, if it did.
     pub(super) fn code(&self) -> Option<Code> {
         match self {
             Self::Status(status) if !Self::is_transport(status) => Some(status.code()),
@@ -97,9 +130,15 @@ impl Failure {
                 if !retryable
                     || status.code() == Code::ResourceExhausted && !Self::is_transport(&status) =>
             {
-                refused(peer, what, status.code(), status.message())
+                refused(peer, what, status.code(), &shorten(status.message()))
             }
-            Self::Nonsense(message) => refused(peer, what, Code::Internal, &message),
+            Self::Page(page) if !retryable => Error::Refused {
+                peer: Arc::clone(peer),
+                code: page.code(),
+                message: format!("{what}: {page}"),
+                foreign: true,
+            },
+            Self::Nonsense(message) => refused(peer, what, Code::Internal, &shorten(&message)),
             other => Error::Unavailable(format!(
                 "backing cache {peer} is unavailable: {what}: {other}"
             )),
@@ -117,7 +156,8 @@ pub(super) fn refused(
     Error::Refused {
         peer: Arc::clone(peer),
         code,
-        message: format!("{what}: {}", crate::digest::shorten(message)),
+        message: format!("{what}: {message}"),
+        foreign: false,
     }
 }
 
@@ -146,7 +186,7 @@ impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Status(status) => {
-                f.write_str(&crate::digest::shorten(status.message()))?;
+                f.write_str(&shorten(status.message()))?;
                 // Of what lies below, the innermost says most.
                 let mut source = status.source();
                 while let Some(inner) = source.and_then(|source| source.source()) {
@@ -157,6 +197,7 @@ impl fmt::Display for Failure {
                     None => write!(f, " ({:?})", status.code()),
                 }
             }
+            Self::Page(page) => page.fmt(f),
             Self::TimedOut(time) => write!(f, "no answer in {time:?}"),
             Self::Busy(time) => write!(f, "too many calls under way for {time:?}"),
             Self::Open(cause) => write!(f, "not asked, as the last error is recent: {cause}"),

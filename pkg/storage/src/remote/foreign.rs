@@ -1,6 +1,6 @@
 //! Answers that no gRPC server gave: the error pages of balancers and proxies.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{error::Error as _, fmt, sync::Arc, time::Duration};
 
 use gorego_limits::LogLimit;
 use tokio::time;
@@ -35,7 +35,7 @@ fn is_grpc(content_type: &[u8]) -> bool {
     rest.is_some_and(|rest| matches!(rest.first(), None | Some(b'+' | b';' | b' ')))
 }
 
-/// Turns a peer's foreign answers into statuses, and logs one of them a minute.
+/// Turns a peer's foreign answers into errors, and logs one of them a minute.
 pub(super) struct Foreign {
     peer: Arc<str>,
     logged: LogLimit,
@@ -47,17 +47,16 @@ impl Foreign {
         Arc::new(Self { peer, logged })
     }
 
-    /// The answer as one of gRPC, with the code that the gRPC specification maps the HTTP status to.
-    pub(super) async fn translate(&self, answer: Response<Body>) -> Response<Body> {
+    /// The answer as an error whose source is the [`Page`].
+    pub(super) async fn translate(&self, answer: Response<Body>) -> Status {
         let page = Page::read(answer).await;
         if self.logged.is_due() {
-            tracing::warn!(
-                peer = &*self.peer,
-                "the backing cache answered with {page}; {}",
-                remedy(page.status)
-            );
+            let peer = &*self.peer;
+            tracing::warn!(peer, "the backing cache answered with {page}");
         }
-        Status::new(code(page.status), page.to_string()).into_http()
+        let mut status = Status::new(page.code(), page.to_string());
+        status.set_source(Arc::new(page));
+        status
     }
 }
 
@@ -91,14 +90,33 @@ const fn remedy(status: StatusCode) -> &'static str {
     }
 }
 
-/// The parts of an answer that are worth quoting.
-struct Page {
+/// The parts of a foreign answer that are worth quoting.
+#[derive(Clone, Debug)]
+pub(super) struct Page {
     status: StatusCode,
     content_type: String,
     text: String,
 }
 
 impl Page {
+    /// The page that a call failed with, if it was one.
+    pub(super) fn of(status: &Status) -> Option<&Self> {
+        status.source()?.downcast_ref()
+    }
+
+    pub(super) const fn code(&self) -> Code {
+        code(self.status)
+    }
+
+    /// Whether it asks for fewer calls.
+    pub(super) fn asks_to_slow_down(&self) -> bool {
+        self.status == StatusCode::TOO_MANY_REQUESTS
+    }
+
+    pub(super) fn is_too_large(&self) -> bool {
+        self.status == StatusCode::PAYLOAD_TOO_LARGE
+    }
+
     async fn read(answer: Response<Body>) -> Self {
         let (head, body) = answer.into_parts();
         let content_type = content_type(&head.headers);
@@ -127,9 +145,11 @@ impl fmt::Display for Page {
         if !self.text.is_empty() {
             write!(f, ": {:?}", self.text)?;
         }
-        Ok(())
+        write!(f, "; {}", remedy(self.status))
     }
 }
+
+impl std::error::Error for Page {}
 
 fn content_type(headers: &HeaderMap) -> String {
     let value = headers.get(CONTENT_TYPE);

@@ -26,8 +26,8 @@ pub(super) struct Gate {
     name: Arc<str>,
     breaking: Mutex<Breaking>,
     state: watch::Sender<BreakerState>,
-    /// Counts failures to reach the peer. After one, the peer may be another server, or may have
-    /// lost its blobs.
+    /// Counts the times after which the peer may be another server, or may have lost its blobs: failures
+    /// to reach it, and losses of a blob that were noticed.
     outages: AtomicU64,
 }
 
@@ -55,6 +55,10 @@ impl Gate {
 
     pub(super) fn outages(&self) -> u64 {
         self.outages.load(Relaxed)
+    }
+
+    pub(super) fn lost_blobs(&self) {
+        self.outages.fetch_add(1, Relaxed);
     }
 
     /// Leave to call now, over a connection of `pool`.
@@ -113,16 +117,18 @@ impl Gate {
 
     fn failed(&self, pool: &Pool, admission: Admission, since: Since, failure: &Failure) {
         let silent = matches!(failure, Failure::TimedOut(_));
-        // A peer that says nothing was not replaced by another one, unless that goes on.
-        if !silent {
-            self.outages.fetch_add(1, Relaxed);
-        }
         pool.rotate();
         let cause = failure.to_string();
         self.change(|breaking| {
             breaking.last_error = cause.into();
+            let was_open = breaking.breaker.state() == BreakerState::Open;
             let now = Instant::now();
             breaking.breaker.failed(admission, since, silent, now);
+            let opens = !was_open && breaking.breaker.state() == BreakerState::Open;
+            // A peer that says nothing was not replaced by another one, unless that goes on.
+            if !failure.asks_to_slow_down() && (opens || !silent) {
+                self.outages.fetch_add(1, Relaxed);
+            }
         });
     }
 
@@ -137,9 +143,6 @@ impl Gate {
         let outcome = change(&mut breaking);
         let after = breaking.breaker.state();
         if before != after {
-            if after == BreakerState::Open {
-                self.outages.fetch_add(1, Relaxed);
-            }
             match after {
                 BreakerState::Open if before == BreakerState::Closed => warn!(
                     peer = &*self.name,

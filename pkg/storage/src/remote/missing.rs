@@ -10,6 +10,7 @@ use super::{
     bounded::{self, FIND_MISSING, Limits},
     capabilities::function,
     failure::Failure,
+    peer::Peer,
 };
 use crate::{Digest, DigestFunction, Result};
 
@@ -52,6 +53,9 @@ pub(super) async fn find(store: &RemoteStore, digests: &[Digest]) -> Result<Vec<
             Ok(all)
         })
         .await?;
+    if let Some(present) = unique.iter().find(|digest| !missing.contains(digest)) {
+        store.canary.set(present);
+    }
     Ok(unique
         .into_iter()
         .filter(|digest| missing.contains(digest))
@@ -59,15 +63,7 @@ pub(super) async fn find(store: &RemoteStore, digests: &[Digest]) -> Result<Vec<
 }
 
 async fn ask(store: &RemoteStore, of: DigestFunction, digests: Vec<Digest>) -> Result<Vec<Digest>> {
-    let request = FindMissingBlobsRequest {
-        instance_name: store.instance.as_str().to_owned(),
-        blob_digests: digests.iter().map(Digest::to_proto).collect(),
-        digest_function: function(of),
-    };
-    let limits = Limits {
-        encoded: ENCODED * (digests.len() + 10),
-        decoded: DECODED * (digests.len() + 10),
-    };
+    let (request, limits) = question(store.instance.as_str(), of, &digests);
     let answer = store.peer.call(0, |link| {
         let request = request.clone();
         bounded::call(link, request, &FIND_MISSING, limits)
@@ -76,6 +72,34 @@ async fn ask(store: &RemoteStore, of: DigestFunction, digests: Vec<Digest>) -> R
         .await
         .and_then(|answer| parse(of, &digests, &answer.missing_blob_digests));
     parsed.map_err(|failure| store.peer.error_of("looking for", &digests, failure))
+}
+
+/// Whether the peer lacks a blob. Asks once, and fails when that fails.
+pub(super) async fn lacks(peer: &Peer, instance: &str, digest: &Digest) -> Result<bool, Failure> {
+    let (of, asked) = (digest.function(), [*digest]);
+    let (request, limits) = question(instance, of, &asked);
+    let answer = peer.once(peer.timeout(), |link| {
+        bounded::call(link, request.clone(), &FIND_MISSING, limits)
+    });
+    let missing = parse(of, &asked, &answer.await?.missing_blob_digests)?;
+    Ok(!missing.is_empty())
+}
+
+fn question(
+    instance: &str,
+    of: DigestFunction,
+    digests: &[Digest],
+) -> (FindMissingBlobsRequest, Limits) {
+    let request = FindMissingBlobsRequest {
+        instance_name: instance.to_owned(),
+        blob_digests: digests.iter().map(Digest::to_proto).collect(),
+        digest_function: function(of),
+    };
+    let limits = Limits {
+        encoded: ENCODED * (digests.len() + 10),
+        decoded: DECODED * (digests.len() + 10),
+    };
+    (request, limits)
 }
 
 /// The digests in an answer. Where others are in it than those that were asked for, it says nothing

@@ -4,7 +4,7 @@ use std::{fmt, sync::Arc, time::Duration};
 
 use gorego_limits::{Budget, Permit};
 use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore, watch},
+    sync::{Notify, OwnedSemaphorePermit, Semaphore, watch},
     time::{self, Instant},
 };
 use tokio_util::{
@@ -36,6 +36,8 @@ const COUNTED: u64 = 4;
 pub(super) struct Peer {
     name: Arc<str>,
     pool: Pool,
+    /// Notified when a connection ends.
+    lost: Arc<Notify>,
     foreign: Arc<Foreign>,
     headers: watch::Receiver<RemoteHeaders>,
     chain: Arc<Chain>,
@@ -68,11 +70,13 @@ impl Peer {
         let max_calls = options.max_calls.clamp(1, Semaphore::MAX_PERMITS);
         let stop = CancellationToken::new();
         let name: Arc<str> = options.address.to_string().into();
+        let lost = Arc::<Notify>::default();
         Ok(Self {
             gate: Gate::new(Arc::clone(&name), options.breaker),
             foreign: Foreign::new(Arc::clone(&name)),
             name,
-            pool: Pool::new(connect::channels(options)?),
+            pool: Pool::new(connect::channels(options, &lost)?),
+            lost,
             headers: options.headers.clone(),
             chain: Arc::clone(&options.chain),
             calls: Arc::new(Semaphore::new(max_calls)),
@@ -105,6 +109,15 @@ impl Peer {
 
     pub(super) fn outages(&self) -> u64 {
         self.gate.outages()
+    }
+
+    pub(super) const fn lost(&self) -> &Arc<Notify> {
+        &self.lost
+    }
+
+    /// The peer turned out to lack a blob that it had.
+    pub(super) fn lost_blobs(&self) {
+        self.gate.lost_blobs();
     }
 
     pub(super) const fn backoff(&self) -> Backoff {
@@ -209,7 +222,12 @@ impl Peer {
         }
     }
 
-    async fn once<T, F>(&self, limit: Duration, attempt: impl Fn(Link) -> F) -> Result<T, Failure>
+    /// A call that is tried once.
+    pub(super) async fn once<T, F>(
+        &self,
+        limit: Duration,
+        attempt: impl Fn(Link) -> F,
+    ) -> Result<T, Failure>
     where
         F: Future<Output = Result<Response<T>, Status>> + Send,
     {
@@ -219,7 +237,7 @@ impl Peer {
         let outcome = match time::timeout(limit, answer).await {
             Ok(Ok(answer)) => Ok(answer.into_inner()),
             // The peer and the connection watch the time, too, and may be the first to notice.
-            Ok(Err(status)) if started.elapsed() < limit => Err(Failure::Status(status)),
+            Ok(Err(status)) if started.elapsed() < limit => Err(status.into()),
             Ok(Err(_)) | Err(_) => Err(Failure::TimedOut(limit)),
         };
         tried.ended(outcome.as_ref().err());
@@ -251,7 +269,7 @@ impl Peer {
                 return Ok((link, attempt));
             }
             let answer = match time::timeout(self.timeout, capabilities::probe(link)).await {
-                Ok(answer) => answer.map_err(Failure::Status),
+                Ok(answer) => answer.map_err(Failure::from),
                 Err(_) => Err(Failure::TimedOut(self.timeout)),
             };
             attempt.ended(answer.as_ref().err());

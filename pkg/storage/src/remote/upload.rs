@@ -123,7 +123,7 @@ async fn write(
         async move {
             let _permit = permit;
             tokio::select! {
-                answer = ask(link, Arc::clone(&sending)) => answer.map_err(Failure::Status),
+                answer = ask(link, Arc::clone(&sending)) => answer.map_err(Failure::from),
                 wait = sending.stalled(patience, last) => Err(Failure::TimedOut(wait)),
             }
         }

@@ -11,8 +11,10 @@ use std::sync::{
     atomic::{AtomicUsize, Ordering},
 };
 
-use bytes::Bytes;
+use bytes::{BufMut as _, Bytes, BytesMut};
 use gorego_storage::{BreakerOptions, RemoteAddress, RemoteOptions, RemoteStore};
+use prost::Message as _;
+use reapi::v2;
 use tokio::{
     net::{TcpListener, TcpStream},
     task::JoinSet,
@@ -26,6 +28,14 @@ pub struct Page {
     pub body: &'static str,
 }
 
+/// The answer to `Capabilities`.
+#[derive(Clone, Copy)]
+pub enum Offers {
+    Unimplemented,
+    Zstd,
+    ThePage,
+}
+
 pub struct Balancer {
     pub address: String,
     /// The number of calls answered with the page.
@@ -36,6 +46,11 @@ pub struct Balancer {
 impl Balancer {
     /// Answers each call with this page, apart from `Capabilities`, which it does not have.
     pub async fn start(page: Page) -> Self {
+        Self::offering(Offers::Unimplemented, page).await
+    }
+
+    /// Answers each call with this page, apart from `Capabilities`.
+    pub async fn offering(offers: Offers, page: Page) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
         let pages = Arc::new(AtomicUsize::new(0));
@@ -45,7 +60,7 @@ impl Balancer {
             let mut connections = JoinSet::new();
             loop {
                 let (stream, _) = listener.accept().await.unwrap();
-                connections.spawn(serve(stream, page, Arc::clone(&count)));
+                connections.spawn(serve(stream, offers, page, Arc::clone(&count)));
             }
         });
         Self {
@@ -59,6 +74,7 @@ impl Balancer {
     pub fn store(&self, retries: u32) -> RemoteStore {
         let options = RemoteOptions {
             retries,
+            zstd: true,
             breaker: BreakerOptions {
                 failures: retries + 1,
                 ..BreakerOptions::default()
@@ -73,13 +89,28 @@ impl Balancer {
     }
 }
 
-async fn serve(stream: TcpStream, page: Page, pages: Arc<AtomicUsize>) {
+async fn serve(stream: TcpStream, offers: Offers, page: Page, pages: Arc<AtomicUsize>) {
     let mut connection = h2::server::handshake(stream).await.unwrap();
     while let Some(Ok((request, mut respond))) = connection.accept().await {
-        if request.uri().path().ends_with("Capabilities") {
-            let head = http::Response::builder().header("grpc-status", "12");
-            respond.send_response(head.body(()).unwrap(), true).unwrap();
-            continue;
+        let is_capabilities = request.uri().path().ends_with("Capabilities");
+        match offers {
+            Offers::Unimplemented if is_capabilities => {
+                let head = http::Response::builder().header("grpc-status", "12");
+                respond.send_response(head.body(()).unwrap(), true).unwrap();
+                continue;
+            }
+            Offers::Zstd if is_capabilities => {
+                let head = http::Response::builder().header("content-type", "application/grpc");
+                let mut send = respond
+                    .send_response(head.body(()).unwrap(), false)
+                    .unwrap();
+                send.send_data(zstd_capabilities(), false).unwrap();
+                let mut trailers = http::HeaderMap::new();
+                trailers.insert("grpc-status", http::HeaderValue::from_static("0"));
+                send.send_trailers(trailers).unwrap();
+                continue;
+            }
+            _ => {}
         }
         pages.fetch_add(1, Ordering::SeqCst);
         let head = http::Response::builder()
@@ -92,4 +123,22 @@ async fn serve(stream: TcpStream, page: Page, pages: Arc<AtomicUsize>) {
                 .unwrap();
         }
     }
+}
+
+/// A gRPC message of the capabilities of a cache that takes compressed content.
+fn zstd_capabilities() -> Bytes {
+    let zstd = vec![v2::compressor::Value::Zstd as i32];
+    let message = v2::ServerCapabilities {
+        cache_capabilities: Some(v2::CacheCapabilities {
+            supported_compressors: zstd.clone(),
+            supported_batch_update_compressors: zstd,
+            ..v2::CacheCapabilities::default()
+        }),
+        ..v2::ServerCapabilities::default()
+    };
+    let mut framed = BytesMut::new();
+    framed.put_u8(0);
+    framed.put_u32(u32::try_from(message.encoded_len()).unwrap());
+    message.encode(&mut framed).unwrap();
+    framed.freeze()
 }

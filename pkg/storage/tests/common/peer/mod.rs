@@ -285,6 +285,7 @@ pub struct Line {
     pub address: String,
     /// How many there were.
     pub connections: Arc<AtomicUsize>,
+    cuts: Arc<Notify>,
     _tasks: JoinSet<()>,
 }
 
@@ -305,6 +306,8 @@ impl Line {
         let target = peer.address.clone();
         let count = Arc::new(AtomicUsize::new(0));
         let accepted = Arc::clone(&count);
+        let cuts = Arc::<Notify>::default();
+        let cut = Arc::clone(&cuts);
         let mut tasks = JoinSet::new();
         tasks.spawn(async move {
             let mut connections = JoinSet::new();
@@ -315,8 +318,10 @@ impl Line {
                 let far = TcpStream::connect(&target).await.unwrap();
                 let ((from_near, to_near), (from_far, to_far)) =
                     (near.into_split(), far.into_split());
+                let cut = Arc::clone(&cut).notified_owned();
                 connections.spawn(async move {
                     tokio::select! {
+                        () = cut => {}
                         () = carry(from_near, to_far, up) => {}
                         () = carry(from_far, to_near, down) => {}
                     }
@@ -327,8 +332,14 @@ impl Line {
         Self {
             address,
             connections: count,
+            cuts,
             _tasks: tasks,
         }
+    }
+
+    /// Cuts the connections there are.
+    pub fn cut(&self) {
+        self.cuts.notify_waiters();
     }
 }
 

@@ -1,0 +1,48 @@
+//! Pieces of a file that readers at the same place share.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError, Weak},
+};
+
+use bytes::Bytes;
+use gorego_storage::Result;
+use tokio::sync::OnceCell;
+
+/// The pieces that readers hold, by offset. A crowd of readers reads each piece once, and holds it once:
+/// otherwise each would get a small one, since all share one budget.
+#[derive(Debug, Default)]
+pub(super) struct Shared(Mutex<HashMap<u64, Weak<OnceCell<Bytes>>>>);
+
+impl Shared {
+    /// Returns the piece at `at`, which one of those who want it reads.
+    pub(super) async fn piece(
+        &self,
+        at: u64,
+        read: impl Future<Output = Result<Bytes>>,
+    ) -> Result<Bytes> {
+        let cell = self.cell(at);
+        cell.get_or_try_init(|| read).await?;
+        Ok(Bytes::from_owner(Piece(cell)))
+    }
+
+    fn cell(&self, at: u64) -> Arc<OnceCell<Bytes>> {
+        let mut cells = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(cell) = cells.get(&at).and_then(Weak::upgrade) {
+            return cell;
+        }
+        cells.retain(|_, cell| cell.strong_count() > 0);
+        let cell = Arc::default();
+        cells.insert(at, Arc::downgrade(&cell));
+        cell
+    }
+}
+
+/// A piece, shared as long as a reader or its connection holds it.
+struct Piece(Arc<OnceCell<Bytes>>);
+
+impl AsRef<[u8]> for Piece {
+    fn as_ref(&self) -> &[u8] {
+        self.0.get().map_or(&[], |bytes| bytes)
+    }
+}
