@@ -54,9 +54,12 @@ impl Shortage {
     /// Keeps of the lacking amounts those of the resources that satisfy the condition.
     pub(crate) fn only(mut self, keep: impl Fn(Resource) -> bool) -> Self {
         let lacking = self.lacking;
-        self.lacking = Amount::of(|resource| match keep(resource) {
-            true => lacking.get(resource),
-            false => 0,
+        self.lacking = Amount::of(|resource| {
+            if keep(resource) {
+                lacking.get(resource)
+            } else {
+                0
+            }
         });
         self
     }
