@@ -1,14 +1,15 @@
 //! A server under test, in a process of its own.
 
+mod log;
+
 use std::{
     env,
     ffi::OsStr,
     fs,
-    io::{BufRead as _, BufReader},
     net::SocketAddr,
     path::{Path, PathBuf},
-    process::{ChildStderr, Command, ExitStatus, Stdio},
-    sync::{Arc, Mutex, PoisonError, mpsc},
+    process::{Command, ExitStatus, Stdio},
+    sync::{Arc, mpsc},
     thread,
     time::{Duration, Instant},
 };
@@ -16,6 +17,7 @@ use std::{
 use rustix::process::{Signal, geteuid};
 use tempfile::TempDir;
 
+use self::log::{Log, follow, text};
 use crate::{
     binary,
     process::{self, Process},
@@ -126,8 +128,6 @@ pub struct Descriptors {
     /// The hard limit, to which the server may raise the other.
     pub hard: u32,
 }
-
-type Log = Arc<Mutex<String>>;
 
 impl Server {
     /// Starts a server on an empty data directory and waits until it listens. Each setting is a
@@ -350,64 +350,4 @@ fn wants_metrics(settings: &[String]) -> bool {
     values
         .next_back()
         .is_some_and(|address| !address.is_empty())
-}
-
-/// The addresses that a server names.
-struct Told {
-    listening: mpsc::Receiver<SocketAddr>,
-    metrics: mpsc::Receiver<SocketAddr>,
-}
-
-/// Keeps what the server writes, until it ends, and sends an address once it names one.
-fn follow(stderr: ChildStderr, log: Log) -> Told {
-    let (to_listening, listening) = mpsc::channel();
-    let (to_metrics, metrics) = mpsc::channel();
-    thread::spawn(move || {
-        for line in BufReader::new(stderr).lines().map_while(Result::ok) {
-            let mut log = log.lock().unwrap_or_else(PoisonError::into_inner);
-            log.push_str(&line);
-            log.push('\n');
-            drop(log);
-            // Nobody waits for them any more after the first.
-            if let Some(address) = address_after("listening on ", &line) {
-                let _ = to_listening.send(address);
-            }
-            if let Some(address) = address_after("metrics on http://", &line) {
-                let _ = to_metrics.send(address);
-            }
-        }
-    });
-    Told { listening, metrics }
-}
-
-fn address_after(words: &str, line: &str) -> Option<SocketAddr> {
-    let (_, rest) = line.split_once(words)?;
-    let end = rest
-        .find(|c: char| !(c.is_ascii_hexdigit() || "[]:.".contains(c)))
-        .unwrap_or(rest.len());
-    rest.get(..end)?.parse().ok()
-}
-
-fn text(log: &Log) -> String {
-    log.lock().unwrap_or_else(PoisonError::into_inner).clone()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::address_after;
-
-    #[test]
-    fn the_address_is_found_in_a_plain_and_in_a_structured_line() {
-        let expected = Some("127.0.0.1:4711".parse().unwrap());
-        let listening_on = |line| address_after("listening on ", line);
-        for line in [
-            "gorego: listening on 127.0.0.1:4711",
-            r#"{"message":"listening on 127.0.0.1:4711","level":"INFO"}"#,
-        ] {
-            assert_eq!(listening_on(line), expected);
-        }
-        assert_eq!(listening_on("listening on nothing yet"), None);
-        let metrics = "metrics on http://127.0.0.1:4711/metrics";
-        assert_eq!(address_after("metrics on http://", metrics), expected);
-    }
 }

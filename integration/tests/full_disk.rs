@@ -1,7 +1,10 @@
 //! A disk smaller than the cache is told it may be.
 #![cfg(test)]
 
-use std::{fs, path::PathBuf};
+use std::{
+    fs::{self, File},
+    path::PathBuf,
+};
 
 use bytes::BytesMut;
 use gorego_integration::{
@@ -246,6 +249,46 @@ async fn a_disk_that_eviction_does_not_free_costs_few_blobs() {
         .upload(&uuid(&mut rng), &blob(200, MIB))
         .await
         .unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_whose_files_eviction_does_not_free_costs_few_blobs() {
+    let server = Server::start_on(FEW_FILES, SETTINGS);
+    let client = Client::connect(server.address()).await;
+    let mut rng = fastrand::Rng::with_seed(8);
+    let blobs: Vec<_> = (0..100).map(|seed| blob(seed, 100)).collect();
+    let digests: Vec<_> = blobs.iter().map(|blob| digest_of(blob)).collect();
+    client.batch_upload(&blobs).await.unwrap();
+    // A file that somebody has open stays after its removal, and so do folders with other files.
+    let mut open = Vec::new();
+    for digest in &digests {
+        let (first, second) = (&digest.hash[..2], &digest.hash[2..4]);
+        let folder = server.data().join("cas").join(first).join(second);
+        open.push(File::open(folder.join(&digest.hash)).unwrap());
+        fs::write(folder.join("theirs"), "").unwrap();
+    }
+    let filled = (0..1000).try_for_each(|n| fs::write(server.data().join(n.to_string()), ""));
+    filled.expect_err("there are fewer files");
+    for seed in 100..110 {
+        let refused = client.upload(&uuid(&mut rng), &blob(seed, 50_000)).await;
+        let refused = refused.expect_err("there is no file left");
+        assert_eq!(refused.code(), Code::ResourceExhausted, "{refused}");
+    }
+    let missing = client.find_missing(digests.clone()).await.unwrap();
+    assert!(
+        missing.len() < 50,
+        "{} of 100 blobs are gone",
+        missing.len()
+    );
+    let warning = "evicting blobs does not free it";
+    let log = server.wait_for_log(warning);
+    assert_eq!(log.matches(warning).count(), 1, "{log}");
+    // When there are files again, uploads are taken again.
+    for n in 0..100 {
+        fs::remove_file(server.data().join(n.to_string())).unwrap();
+    }
+    let response = client.upload(&uuid(&mut rng), &blob(200, 100)).await;
+    response.expect("there are files again");
 }
 
 #[tokio::test(flavor = "multi_thread")]

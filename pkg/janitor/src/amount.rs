@@ -1,6 +1,6 @@
 //! Amounts that eviction has to free: bytes and files.
 
-use gorego_storage::Candidate;
+use gorego_storage::{Candidate, Resource};
 
 /// Bytes on the disk, and files, of which a file system can hold only so many.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -12,6 +12,22 @@ pub struct Amount {
 }
 
 impl Amount {
+    /// Takes the amount of each resource from `amount`.
+    pub fn of(amount: impl Fn(Resource) -> u64) -> Self {
+        Self {
+            bytes: amount(Resource::Bytes),
+            files: amount(Resource::Files),
+        }
+    }
+
+    /// Returns the amount of one resource.
+    pub const fn get(self, resource: Resource) -> u64 {
+        match resource {
+            Resource::Bytes => self.bytes,
+            Resource::Files => self.files,
+        }
+    }
+
     /// Bytes alone.
     pub const fn of_bytes(bytes: u64) -> Self {
         Self { bytes, files: 0 }

@@ -111,6 +111,7 @@ fn leases_allowed(usage: &Usage, marks: &Marks) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use gorego_storage::Removed;
     use proptest::prelude::*;
 
     use super::*;
@@ -239,18 +240,20 @@ mod tests {
         fn no_figures_overflow(
             (used, idle_uploads, folders, files) in any::<(u64, u64, u64, u64)>(),
             (limit, wanted, leases_broken, wanted_files) in any::<(u64, u64, u64, u64)>(),
+            (upload, count, evicted) in any::<(u64, u64, u64)>(),
             (wanted_on_disk, free_on_disk, free_files) in any::<(Option<u64>, Option<u64>, Option<u64>)>(),
             scanning in any::<bool>(),
             (high, low) in (0.0..=1.0, 0.0..=1.0),
-            (min_free, bytes) in any::<(u64, u64)>(),
+            min_free in any::<u64>(),
         ) {
             let usage = Usage {
                 used, idle_uploads, folders, limit, wanted, wanted_on_disk, wanted_files,
-                leases_broken, files, free_on_disk, free_files, scanning,
+                upload, leases_broken, files, free_on_disk, free_files, scanning,
+                evicted: Removed { count, bytes: evicted },
             };
             let marks = Marks { high, low, min_free };
             let shortage = Shortage::of(&usage, &marks);
-            let on_disk = shortage.left(&usage, Amount { bytes, files });
+            let on_disk = shortage.left(&usage);
             let start = Demand::of(&usage, &marks, on_disk);
             let go_on = Demand::down_to_low(&usage, &marks, on_disk);
             prop_assert!(go_on.total().covers(start.total()));

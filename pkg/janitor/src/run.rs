@@ -4,7 +4,7 @@ mod pass;
 
 use std::{sync::Arc, time::Duration};
 
-use gorego_storage::{Evictable, Futile, Removed, Usage};
+use gorego_storage::{Evictable, Removed, Resource, Usage};
 use tokio::{
     task,
     time::{self, Instant, MissedTickBehavior},
@@ -46,19 +46,6 @@ struct Rest {
     soft: Option<Instant>,
     /// As far as uploads wait.
     hard: Option<Instant>,
-    /// As far as the file system goes.
-    disk: Futile,
-}
-
-impl Rest {
-    /// Returns the file system's shortage, unless eviction is known not to help.
-    fn shortage(&self, usage: &Usage, marks: &Marks) -> Shortage {
-        if self.disk.holds(usage) {
-            Shortage::default()
-        } else {
-            Shortage::of(usage, marks)
-        }
-    }
 }
 
 impl Janitor {
@@ -93,6 +80,12 @@ impl Janitor {
         }
     }
 
+    /// Returns the file system's shortage, without that which eviction is known not to help against.
+    fn shortage(&self, usage: &Usage) -> Shortage {
+        let futile = self.store.futile();
+        Shortage::of(usage, &self.options.marks).only(|resource| !futile.holds(resource, usage))
+    }
+
     /// Brings the store back within its marks, as far as possible.
     async fn relieve(&self, rest: &mut Rest, shutdown: &CancellationToken) {
         let usage = self.store.usage();
@@ -101,7 +94,7 @@ impl Janitor {
             self.counters
                 .uploads_dropped(self.remove_uploads(trim).await);
         }
-        let shortage = rest.shortage(&usage, &self.options.marks);
+        let shortage = self.shortage(&usage);
         let demand = Demand::of(&self.store.usage(), &self.options.marks, shortage.lacking());
         if demand.total().is_zero() {
             return;
@@ -119,15 +112,15 @@ impl Janitor {
         }
         (rest.soft, rest.hard) = (None, None);
         loop {
-            let shortage = rest.shortage(&self.store.usage(), &self.options.marks);
+            let shortage = self.shortage(&self.store.usage());
             let mut pass = Pass::new(self, shortage);
             let end = pass.run(shutdown).await;
             pass.log(end);
-            if pass.was_futile() {
-                let files = shortage.lacking().bytes == 0;
-                rest.disk.record(&self.store.usage(), files);
-            } else if !shortage.lacking().is_zero() {
-                rest.disk.clear();
+            let usage = self.store.usage();
+            for resource in [Resource::Bytes, Resource::Files] {
+                if shortage.is_futile(resource, &usage) {
+                    self.store.futile().record(resource, &usage);
+                }
             }
             if end != End::Stuck {
                 return;

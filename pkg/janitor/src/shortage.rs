@@ -1,6 +1,6 @@
 //! The shortage of the file system itself, which others fill too.
 
-use gorego_storage::Usage;
+use gorego_storage::{Resource, Usage};
 
 use crate::{Amount, Marks};
 
@@ -23,14 +23,14 @@ pub(crate) struct Shortage {
     level: Amount,
     /// The part of `level` that was not free.
     lacking: Amount,
-    /// The amount that was free or used by the store.
-    shared: Amount,
+    /// The usage at that time.
+    before: Usage,
 }
 
 impl Shortage {
     pub(crate) fn of(usage: &Usage, marks: &Marks) -> Self {
-        let free = free(usage);
-        let shared = free.plus(taken(usage));
+        let free = Amount::of(|resource| resource.free(usage));
+        let shared = Amount::of(|resource| resource.shared(usage));
         // Where others have filled it, the store keeps half of what is left for the two of them:
         // giving up everything would not free what was asked for either.
         let bytes = marks.min_free.min(shared.bytes / 2);
@@ -47,8 +47,21 @@ impl Shortage {
         Self {
             level,
             lacking: level.minus(free),
-            shared,
+            before: *usage,
         }
+    }
+
+    /// Keeps of the lacking amounts those of the resources that satisfy the condition.
+    pub(crate) fn only(mut self, keep: impl Fn(Resource) -> bool) -> Self {
+        let lacking = self.lacking;
+        self.lacking = Amount::of(|resource| {
+            if keep(resource) {
+                lacking.get(resource)
+            } else {
+                0
+            }
+        });
+        self
     }
 
     /// Returns the amount that was lacking.
@@ -56,54 +69,37 @@ impl Shortage {
         self.lacking
     }
 
-    /// Returns the amount still to be evicted after `evicted`.
-    pub(crate) fn left(&self, usage: &Usage, evicted: Amount) -> Amount {
-        let left = self
-            .level
-            .minus(free(usage))
-            .min(self.lacking.minus(evicted));
-        let futile = self.futile(usage, evicted);
-        Amount {
-            bytes: if futile.0 { 0 } else { left.bytes },
-            files: if futile.1 { 0 } else { left.files },
-        }
+    /// Returns the amount still to be evicted.
+    pub(crate) fn left(&self, usage: &Usage) -> Amount {
+        Amount::of(|resource| {
+            if self.is_futile(resource, usage) {
+                return 0;
+            }
+            let level = self.level.get(resource);
+            let missing = level.saturating_sub(resource.free(usage));
+            let lacking = self.lacking.get(resource);
+            missing.min(lacking.saturating_sub(self.evicted(resource, usage)))
+        })
     }
 
-    /// Whether most of the evicted amount did not become free.
-    pub(crate) fn is_futile(&self, usage: &Usage, evicted: Amount) -> bool {
-        let (bytes, files) = self.futile(usage, evicted);
-        (self.lacking.bytes > 0 && bytes) || (self.lacking.files > 0 && files)
+    /// Whether the resource was lacking, and most of what was evicted of it did not become free.
+    /// What others free or take meanwhile counts as well, and may end a pass early.
+    pub(crate) fn is_futile(&self, resource: Resource, usage: &Usage) -> bool {
+        self.lacking.get(resource) > 0
+            && self.evicted(resource, usage) >= PROBE.get(resource)
+            && resource.is_lost(&self.before, usage)
     }
 
-    fn futile(&self, usage: &Usage, evicted: Amount) -> (bool, bool) {
-        // What others free or take meanwhile counts as well, and may end a pass early.
-        let lost = self.shared.minus(free(usage).plus(taken(usage)));
-        let futile =
-            |evicted: u64, lost: u64, probe: u64| evicted >= probe && lost >= evicted / 4 * 3;
-        (
-            futile(evicted.bytes, lost.bytes, PROBE.bytes),
-            futile(evicted.files, lost.files, PROBE.files),
-        )
-    }
-}
-
-/// Returns the free amount of the file system, as far as it reports it.
-fn free(usage: &Usage) -> Amount {
-    Amount {
-        bytes: usage.free_on_disk.unwrap_or(u64::MAX),
-        files: usage.free_files.unwrap_or(u64::MAX),
-    }
-}
-
-const fn taken(usage: &Usage) -> Amount {
-    Amount {
-        bytes: usage.used,
-        files: usage.files,
+    fn evicted(&self, resource: Resource, usage: &Usage) -> u64 {
+        let before = resource.evicted(&self.before);
+        resource.evicted(usage).saturating_sub(before)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use gorego_storage::Removed;
+
     use super::*;
 
     const MARKS: Marks = Marks {
@@ -121,11 +117,12 @@ mod tests {
         }
     }
 
-    const fn evicted(bytes: u64) -> Amount {
-        Amount {
+    fn after(bytes: u64, usage: Usage) -> Usage {
+        let evicted = Removed {
+            count: bytes >> 12,
             bytes,
-            files: bytes >> 12,
-        }
+        };
+        Usage { evicted, ..usage }
     }
 
     #[test]
@@ -133,34 +130,26 @@ mod tests {
         let shortage = Shortage::of(&usage(1 << 21, 1 << 19), &MARKS);
         assert_eq!(shortage.lacking().bytes, 1 << 19);
         // Others took as much as eviction freed.
-        let after = usage((1 << 21) - (1 << 18), (1 << 19) + (1 << 17));
-        assert_eq!(shortage.left(&after, evicted(1 << 18)).bytes, 1 << 18);
-        assert!(shortage.left(&after, evicted(1 << 19)).is_zero());
+        let taken = usage((1 << 21) - (1 << 18), (1 << 19) + (1 << 17));
+        assert_eq!(shortage.left(&after(1 << 18, taken)).bytes, 1 << 18);
+        assert!(shortage.left(&after(1 << 19, taken)).is_zero());
         // It was met, whoever did it.
-        assert!(
-            shortage
-                .left(&usage(1 << 20, 1 << 20), evicted(1))
-                .is_zero()
-        );
+        assert!(shortage.left(&after(1, usage(1 << 20, 1 << 20))).is_zero());
     }
 
     #[test]
     fn eviction_ends_when_it_does_not_free_anything() {
         let shortage = Shortage::of(&usage(1 << 21, 0), &MARKS);
         assert_eq!(shortage.lacking().bytes, 1 << 20);
-        let after = |bytes: u64| usage((1 << 21) - bytes, 0);
-        let small = PROBE.bytes / 2;
-        assert!(!shortage.left(&after(small), evicted(small)).is_zero());
-        assert!(!shortage.is_futile(&after(small), evicted(small)));
-        assert!(
-            shortage
-                .left(&after(PROBE.bytes), evicted(PROBE.bytes))
-                .is_zero()
-        );
-        assert!(shortage.is_futile(&after(PROBE.bytes), evicted(PROBE.bytes)));
+        let lost = |bytes: u64| after(bytes, usage((1 << 21) - bytes, 0));
+        let is_futile = |usage: &Usage| shortage.is_futile(Resource::Bytes, usage);
+        let small = lost(PROBE.bytes / 2);
+        assert!(!shortage.left(&small).is_zero());
+        assert!(!is_futile(&small));
+        assert!(shortage.left(&lost(PROBE.bytes)).is_zero());
+        assert!(is_futile(&lost(PROBE.bytes)));
         // Uploads that take what eviction frees are no reason to end it.
-        let shared = usage(1 << 21, 0);
-        assert!(!shortage.is_futile(&shared, evicted(PROBE.bytes)));
+        assert!(!is_futile(&after(PROBE.bytes, usage(1 << 21, 0))));
     }
 
     #[test]
@@ -181,8 +170,12 @@ mod tests {
         };
         assert!(Shortage::of(&unknown, &MARKS).lacking().is_zero());
         let shortage = Shortage::of(&usage(1000, 0), &MARKS);
-        let evicted = |files| Amount { bytes: 0, files };
-        assert!(shortage.is_futile(&usage(980, 0), evicted(20)));
-        assert!(!shortage.is_futile(&usage(980, 20), evicted(20)));
+        let is_futile = |free| {
+            let after = after(20 << 12, usage(980, free));
+            shortage.is_futile(Resource::Files, &after)
+        };
+        assert!(is_futile(0) && !is_futile(20));
+        let held = shortage.only(|resource| resource != Resource::Files);
+        assert!(held.lacking().is_zero());
     }
 }

@@ -175,10 +175,14 @@ impl Actions {
         let (instance, action) = &name;
         let tiers = &self.store.tiers;
         let journal = &tiers.journal;
+        // Also for the lease: a client that was told of the result counts on its outputs as after a
+        // hit.
+        let outputs = local_outputs(tiers, action, &result).await;
         if waits {
             // What is here was called present, and no client will bring it.
-            let outputs = local_outputs(tiers, action, &result).await?;
-            journal.announce_blobs(outputs).await?.accept().await?;
+            journal.announce_blobs(outputs?).await?.accept().await?;
+        } else if let Err(error) = outputs {
+            tracing::debug!(instance, %action, %error, "outputs of a new action result get no lease");
         }
         let _alone = self.writes.alone(&name).await;
         let announced = if waits {

@@ -5,10 +5,11 @@ mod common;
 
 use std::{sync::atomic::Ordering::SeqCst, time::Duration};
 
+use bytes::Bytes;
 use common::{Proxy, content, sha256};
 use gorego_proxy::Options;
-use gorego_storage::{ActionCache, BlobStore as _, Digest, Error};
-use reapi::v2::{ActionResult, OutputFile};
+use gorego_storage::{ActionCache, Blob, BlobStore as _, Digest, Error, Evictable as _};
+use reapi::v2::{ActionResult, Directory, FileNode, OutputDirectory, OutputFile, Tree};
 use tokio::{task, time};
 
 fn action() -> Digest {
@@ -25,6 +26,23 @@ fn result(outputs: &[Digest]) -> ActionResult {
         output_files: files.collect(),
         ..ActionResult::default()
     }
+}
+
+/// A tree with one file.
+fn tree_of(file: &Digest) -> Bytes {
+    let file = FileNode {
+        digest: Some(file.to_proto()),
+        ..FileNode::default()
+    };
+    let root = Directory {
+        files: vec![file],
+        ..Directory::default()
+    };
+    let tree = Tree {
+        root: Some(root),
+        children: Vec::new(),
+    };
+    Bytes::from(prost::Message::encode_to_vec(&tree))
 }
 
 async fn backing_has(proxy: &Proxy, result: &ActionResult) {
@@ -55,6 +73,60 @@ async fn a_result_that_was_read_once_is_here() {
     proxy.backing.script(|script| script.down = true);
     let got = actions.get("", &action()).await.unwrap();
     assert_eq!(got, Some(result(&[digest])));
+}
+
+#[tokio::test]
+async fn a_new_result_a_hit_and_a_lookup_give_outputs_in_the_local_tier_the_full_lease() {
+    for (way, read_only) in [
+        ("put", false),
+        ("put", true),
+        ("hit", false),
+        ("lookup", false),
+    ] {
+        let options = Options {
+            read_only,
+            ..common::options()
+        };
+        let proxy = Proxy::with(options, common::GIB).await;
+        let tree = tree_of(&sha256(&content(1, 1000)));
+        for output in [&content(1, 1000), &content(2, 1000), &tree] {
+            let digest = sha256(output);
+            let put = proxy.store.put(&digest, Blob::Bytes(output.clone()));
+            put.await.unwrap();
+        }
+        let directory = OutputDirectory {
+            tree_digest: Some(sha256(&tree).to_proto()),
+            ..OutputDirectory::default()
+        };
+        let result = ActionResult {
+            output_directories: vec![directory],
+            ..result(&[sha256(&content(2, 1000))])
+        };
+        let unleased = || {
+            let mut count = 0;
+            let local = &proxy.local;
+            local.visit(&mut |candidate| count += usize::from(!candidate.leased));
+            count
+        };
+        assert_eq!(unleased(), 3, "uploads alone have none here");
+        match way {
+            "put" => {
+                let put = proxy.actions().put("", &action(), result).await;
+                put.unwrap();
+            }
+            "hit" => {
+                backing_has(&proxy, &result).await;
+                let hit = proxy.actions().get("", &action()).await.unwrap();
+                assert_eq!(hit, Some(result));
+            }
+            _ => {
+                let outputs = [content(1, 1000), content(2, 1000), tree];
+                let outputs = outputs.map(|output| sha256(&output));
+                assert_eq!(proxy.store.find_missing(&outputs).await.unwrap(), []);
+            }
+        }
+        assert_eq!(unleased(), 0, "{way}, read_only: {read_only}");
+    }
 }
 
 #[tokio::test]

@@ -4,7 +4,7 @@ use std::{fmt, time::Duration};
 
 use async_trait::async_trait;
 
-use crate::Result;
+use crate::{Futile, Result};
 
 /// One thing that could be evicted: a blob, an action result, or a partial upload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,10 +43,14 @@ pub struct Usage {
     pub wanted: u64,
     /// The bytes still to be evicted for an upload that met a full disk; `None` when none waits.
     pub wanted_on_disk: Option<u64>,
-    /// The files to be evicted for that upload, if the file system can hold no more of them.
+    /// The files still to be evicted for that upload, if the file system can hold no more of them.
     pub wanted_files: u64,
-    /// The leased bytes already evicted for the upload that waits.
+    /// The number of the upload that waits, or waited last.
+    pub upload: u64,
+    /// The leased bytes already evicted for that upload.
     pub leases_broken: u64,
+    /// The amount evicted since the store's start.
+    pub evicted: Removed,
     /// The number of files and folders.
     pub files: u64,
     /// What the file system has left; `None` when it does not say.
@@ -94,8 +98,11 @@ pub trait Evictable: Send + Sync + fmt::Debug + 'static {
     /// one that cannot be removed is skipped and the others still are.
     fn evict(&self, candidates: &[Candidate], break_leases: bool) -> Removed;
 
-    /// Notes that so many leased bytes were evicted for the upload that waits.
-    fn charge_leases(&self, bytes: u64);
+    /// Records leased bytes that were evicted for the upload of this number.
+    fn charge_leases(&self, upload: u64, bytes: u64);
+
+    /// Returns the store's record of evictions that did not help against a full disk.
+    fn futile(&self) -> &Futile;
 
     /// Removes partial uploads and quarantined files untouched for `age`. Skips uploads that someone
     /// is sending. Blocks on the disk.

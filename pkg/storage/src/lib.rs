@@ -22,7 +22,7 @@ pub use completeness::{CompletenessChecking, named_blobs};
 pub use digest::{Digest, DigestError, DigestFunction, Hasher, to_hex};
 pub use error::{Error, Result, SourceError, is_out_of_descriptors};
 pub use eviction::{Candidate, EntryId, Evictable, Removed, Usage};
-pub use futile::Futile;
+pub use futile::{Futile, Resource};
 pub use local::{
     Complete, Counters, Growth, LocalOptions, LocalStore, OpenError, Received, SyncMode,
 };

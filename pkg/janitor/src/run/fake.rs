@@ -10,7 +10,7 @@ use std::{
 };
 
 use async_trait::async_trait;
-use gorego_storage::{Candidate, EntryId, Error, Evictable, Removed, Result, Usage};
+use gorego_storage::{Candidate, EntryId, Error, Evictable, Futile, Removed, Result, Usage};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
@@ -23,6 +23,7 @@ pub(super) struct Fake {
     pub(super) touched: Notify,
     /// Cancelled by the first eviction.
     pub(super) evicting: CancellationToken,
+    futile: Futile,
     /// How often every entry was looked at.
     pub(super) visits: AtomicUsize,
 }
@@ -41,6 +42,12 @@ pub(super) struct State {
     /// Eviction frees nothing on the disk.
     pub(super) linked: bool,
     pub(super) scanning: bool,
+    /// The amount evicted so far.
+    pub(super) evicted: Removed,
+    /// The number of the upload that waits.
+    pub(super) upload: u64,
+    /// The first eviction is the end of that upload, and another one waits for as much.
+    pub(super) upload_leaves: bool,
     /// Leased bytes evicted for the upload that waits.
     pub(super) leases_broken: u64,
     /// Entries that cannot be removed.
@@ -128,7 +135,9 @@ impl State {
             idle_uploads: self.idle.iter().map(|(_, bytes)| bytes).sum(),
             limit: self.limit,
             wanted: self.waiting.saturating_sub(self.limit.saturating_sub(used)),
+            upload: self.upload,
             leases_broken: self.leases_broken,
+            evicted: self.evicted,
             files: self.entries.len() as u64,
             free_on_disk: self.disk,
             free_files: self.free_files,
@@ -149,6 +158,8 @@ impl State {
             self.disk = self.disk.map(|free| free + bytes);
             self.free_files = self.free_files.map(|free| free + 1);
         }
+        self.evicted.count += 1;
+        self.evicted.bytes += bytes;
         self.events.push(Event::Evicted(number));
         Some(bytes)
     }
@@ -177,6 +188,9 @@ impl Evictable for Fake {
             }
         }
         let mut state = self.state();
+        if !candidates.is_empty() && std::mem::take(&mut state.upload_leaves) {
+            state.upload += 1;
+        }
         if state.uploads_end {
             state.idle.clear();
         }
@@ -185,8 +199,15 @@ impl Evictable for Fake {
         removed
     }
 
-    fn charge_leases(&self, bytes: u64) {
-        self.state().leases_broken += bytes;
+    fn charge_leases(&self, upload: u64, bytes: u64) {
+        let mut state = self.state();
+        if upload == state.upload {
+            state.leases_broken += bytes;
+        }
+    }
+
+    fn futile(&self) -> &Futile {
+        &self.futile
     }
 
     fn trim_idle_uploads(&self) -> Result<Removed> {

@@ -39,6 +39,8 @@ pub(super) struct Pass<'a> {
     down_to_low: bool,
     /// Whether an upload was waiting when the latest plan was made.
     hard: bool,
+    /// The number of the upload that the latest look at the need was for.
+    upload: u64,
     /// Shown like this, and not evicted: it was used since, or cannot be removed.
     stubborn: HashSet<(EntryId, u64)>,
     step: usize,
@@ -57,6 +59,7 @@ impl<'a> Pass<'a> {
             shortage,
             down_to_low: false,
             hard: false,
+            upload: 0,
             stubborn: HashSet::new(),
             // Where it may be futile, as little as possible is evicted before that can be told.
             step: if shortage.lacking().is_zero() {
@@ -102,7 +105,8 @@ impl<'a> Pass<'a> {
     /// What is needed at this moment. Once below the high mark, eviction goes on to the low one.
     fn demand(&mut self) -> Demand {
         let (usage, marks) = (self.janitor.store.usage(), &self.janitor.options.marks);
-        let on_disk = self.shortage.left(&usage, self.freed());
+        self.upload = usage.upload;
+        let on_disk = self.shortage.left(&usage);
         let demand = Demand::of(&usage, marks, on_disk);
         self.down_to_low |= !demand.soft.is_zero();
         if self.down_to_low {
@@ -117,21 +121,8 @@ impl<'a> Pass<'a> {
         self.hard
     }
 
-    /// Whether the file system had a shortage and eviction did not help.
-    pub(super) fn was_futile(&self) -> bool {
-        self.shortage
-            .is_futile(&self.janitor.store.usage(), self.freed())
-    }
-
-    fn removed(&self) -> u64 {
-        self.freed().files
-    }
-
-    const fn freed(&self) -> Amount {
-        Amount {
-            bytes: self.evicted.bytes + self.uploads.bytes,
-            files: self.evicted.count + self.uploads.count,
-        }
+    const fn removed(&self) -> u64 {
+        self.evicted.count + self.uploads.count
     }
 
     async fn plan(&mut self, demand: Demand) -> Plan {
@@ -154,18 +145,19 @@ impl<'a> Pass<'a> {
     }
 
     async fn carry_out(&mut self, plan: Plan, shutdown: &CancellationToken) {
-        self.evict(&plan.evict, Demand::total, shutdown).await;
-        let before = self.leased;
-        self.evict(&plan.break_leases, |demand| demand.hard, shutdown)
+        self.evict(&plan.evict, Demand::total, false, shutdown)
             .await;
-        self.janitor.store.charge_leases(self.leased - before);
+        self.evict(&plan.break_leases, |demand| demand.hard, true, shutdown)
+            .await;
     }
 
-    /// Evicts in small steps, for as long as there is a need.
+    /// Evicts in small steps, for as long as there is a need. `charged`: the upload that waits pays
+    /// for the leases.
     async fn evict(
         &mut self,
         mut candidates: &[Candidate],
         need: impl Fn(&Demand) -> Amount,
+        charged: bool,
         shutdown: &CancellationToken,
     ) {
         while !candidates.is_empty() && !shutdown.is_cancelled() {
@@ -177,7 +169,13 @@ impl<'a> Pass<'a> {
                 return;
             }
             candidates = rest;
+            // It may leave while the step goes on.
+            let (upload, before) = (self.upload, self.leased);
             self.evict_step(step.to_vec()).await;
+            if charged {
+                let broken = self.leased - before;
+                self.janitor.store.charge_leases(upload, broken);
+            }
         }
     }
 

@@ -160,6 +160,19 @@ async fn an_upload_that_would_cost_leases_of_more_than_a_tenth_is_refused_and_co
     assert_eq!(store.evicted(), [80, 81, 82, 0, 1, 2, 3, 4]);
 }
 
+#[tokio::test]
+async fn an_upload_does_not_pay_for_leases_broken_for_one_that_left() {
+    let store = Fake::new(1000);
+    (0..70).for_each(|number| store.add_with(number, 10, |entry| entry.leased = true));
+    store.add_with(70, 300, |entry| entry.in_use = true);
+    store.state().waiting = 50;
+    store.state().upload_leaves = true;
+    react(&janitor(&store)).await;
+    let state = store.state();
+    assert_eq!(state.used(), 950);
+    assert_eq!((state.upload, state.leases_broken), (1, 0));
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_disk_that_eviction_does_not_free_costs_little() {
     const KIB: u64 = 1024;

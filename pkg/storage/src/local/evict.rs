@@ -13,7 +13,7 @@ use super::{
     core::{Core, millis, now_ms},
 };
 use crate::{
-    Candidate, Error, Evictable, Removed, Result, Usage,
+    Candidate, Error, Evictable, Futile, Removed, Result, Usage,
     index::{Entry, Key, Space},
 };
 
@@ -51,7 +51,7 @@ impl Evictable for LocalStore {
             };
             match evicted {
                 Ok(Some(bytes)) => {
-                    core.room.add_freed(bytes);
+                    core.room.add_evicted(bytes);
                     removed.count += 1;
                     removed.bytes += bytes;
                 }
@@ -62,8 +62,12 @@ impl Evictable for LocalStore {
         removed
     }
 
-    fn charge_leases(&self, bytes: u64) {
-        self.core.room.charge_leases(bytes);
+    fn charge_leases(&self, upload: u64, bytes: u64) {
+        self.core.room.charge_leases(upload, bytes);
+    }
+
+    fn futile(&self) -> &Futile {
+        &self.core.room.futile
     }
 
     fn remove_idle_uploads(&self, age: Duration) -> Result<Removed> {

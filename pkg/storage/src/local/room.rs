@@ -19,7 +19,7 @@ use super::{
     idle::Idle,
 };
 use crate::{
-    Error, Futile, Result, Usage,
+    Error, Futile, Removed, Result, Usage,
     index::{Index, room_of},
 };
 
@@ -43,21 +43,29 @@ pub(super) struct Room {
     slack: AtomicU64,
     /// What the upload at the head of the queue wants.
     wanted: AtomicU64,
-    /// The value that `freed` has to reach for the waiting upload, if the disk itself was full; 0
-    /// otherwise.
-    freed_goal: AtomicU64,
-    /// The leases broken for it.
-    broken: Mutex<Arc<BrokenLeases>>,
-    /// The bytes that eviction has freed since the start.
-    freed: AtomicU64,
+    /// The upload that eviction works for.
+    served: Mutex<Served>,
+    /// The amount evicted since the start.
+    evicted: Mutex<Removed>,
     /// Whether that helps against a full disk.
-    futile: Mutex<Futile>,
+    pub(super) futile: Futile,
     waiting: AtomicU64,
     /// Waiting uploads stand in line here, so that a large one is not passed by small ones for ever.
     line: tokio::sync::Mutex<()>,
     made: Notify,
     exhausted: AtomicBool,
     pressure: Notify,
+}
+
+/// The upload that eviction works for: the one at the head of the queue, or the last one.
+#[derive(Default)]
+struct Served {
+    /// Its number among those that waited.
+    number: u64,
+    /// The leases broken for it.
+    broken: Arc<BrokenLeases>,
+    /// The evicted amount to be reached for it, if the disk itself was full.
+    goal: Option<Removed>,
 }
 
 /// Room that is taken until this is dropped.
@@ -85,10 +93,9 @@ impl Room {
             unscanned: AtomicU64::new(unscanned),
             slack: AtomicU64::new(slack),
             wanted: AtomicU64::new(0),
-            freed_goal: AtomicU64::new(0),
-            broken: Mutex::default(),
-            freed: AtomicU64::new(0),
-            futile: Mutex::default(),
+            served: Mutex::default(),
+            evicted: Mutex::default(),
+            futile: Futile::default(),
             waiting: AtomicU64::new(0),
             line: tokio::sync::Mutex::new(()),
             made: Notify::new(),
@@ -122,28 +129,32 @@ impl Room {
             .ok_or_else(|| self.full(what, bytes))
     }
 
-    /// Whether eviction helps against a full disk.
-    pub(super) fn futile(&self) -> MutexGuard<'_, Futile> {
-        self.futile.lock().unwrap_or_else(PoisonError::into_inner)
+    fn served(&self) -> MutexGuard<'_, Served> {
+        self.served.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Returns the bytes that eviction has freed since the start.
-    pub(super) fn freed(&self) -> u64 {
-        self.freed.load(SeqCst)
+    /// Returns the amount evicted since the start.
+    fn evicted(&self) -> Removed {
+        *self.evicted.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Records bytes that eviction has freed.
-    pub(super) fn add_freed(&self, bytes: u64) {
-        self.freed.fetch_add(bytes, SeqCst);
+    /// Records that a file of so many bytes was evicted.
+    pub(super) fn add_evicted(&self, bytes: u64) {
+        let mut evicted = self.evicted.lock().unwrap_or_else(PoisonError::into_inner);
+        evicted.count += 1;
+        evicted.bytes = evicted.bytes.saturating_add(bytes);
+        drop(evicted);
         // Half of it is for uploads, half of it gets the store closer to its limit.
         let ceiling = self.used().saturating_add(bytes / 2).max(self.limit);
         self.ceiling.fetch_min(ceiling, SeqCst);
     }
 
-    /// Adds leased bytes evicted for the waiting upload.
-    pub(super) fn charge_leases(&self, bytes: u64) {
-        let broken = self.broken.lock().unwrap_or_else(PoisonError::into_inner);
-        broken.0.fetch_add(bytes, Relaxed);
+    /// Adds leased bytes evicted for the upload of this number, unless it has left meanwhile.
+    pub(super) fn charge_leases(&self, upload: u64, bytes: u64) {
+        let served = self.served();
+        if served.number == upload {
+            served.broken.0.fetch_add(bytes, Relaxed);
+        }
     }
 
     fn try_reserve(self: &Arc<Self>, bytes: u64) -> Option<Reservation> {
@@ -208,23 +219,25 @@ impl Room {
                 .saturating_add(wanted)
                 .saturating_sub(self.ceiling.load(SeqCst)),
         };
-        let goal = Some(self.freed_goal.load(SeqCst)).filter(|goal| *goal > 0);
-        let broken = self.broken.lock().unwrap_or_else(PoisonError::into_inner);
+        let (evicted, served) = (self.evicted(), self.served());
+        let free_files = free.and_then(|free| free.files);
+        let goal_files = served.goal.map_or(0, |goal| goal.count);
         Usage {
             used: used.saturating_sub(self.slack()),
             idle_uploads: self.idle.bytes(),
             folders: self.folders.bytes(),
             limit: self.limit,
             wanted,
-            wanted_on_disk: goal.map(|goal| goal.saturating_sub(self.freed())),
-            leases_broken: broken.0.load(Relaxed),
-            wanted_files: match (goal, free.and_then(|free| free.files)) {
-                (Some(_), Some(files)) => full::FILES.saturating_sub(files),
-                _ => 0,
-            },
+            wanted_on_disk: served
+                .goal
+                .map(|goal| goal.bytes.saturating_sub(evicted.bytes)),
+            wanted_files: lacking_files(free_files).min(goal_files.saturating_sub(evicted.count)),
+            upload: served.number,
+            leases_broken: served.broken.0.load(Relaxed),
+            evicted,
             files: self.index.count() + self.folders.count() + self.idle.count(),
             free_on_disk: free.map(|free| free.bytes),
-            free_files: free.and_then(|free| free.files),
+            free_files,
             scanning,
         }
     }
@@ -307,6 +320,11 @@ impl Drop for Reservation {
             self.room.made.notify_waiters();
         }
     }
+}
+
+/// The files that a disk should be able to take beyond those that it reports to have left.
+fn lacking_files(free: Option<u64>) -> u64 {
+    free.map_or(0, |free| full::FILES.saturating_sub(free))
 }
 
 fn subtract(from: &AtomicU64, bytes: u64) {

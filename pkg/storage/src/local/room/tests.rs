@@ -74,6 +74,65 @@ async fn when_nothing_can_be_evicted_the_upload_is_refused() {
     ));
 }
 
+const NO_FILES: Free = Free {
+    bytes: 1 << 30,
+    files: Some(0),
+};
+
+#[tokio::test]
+async fn an_upload_that_waits_for_files_has_no_more_evicted_than_it_needs() {
+    let room = room(1 << 20);
+    let none = &Arc::default();
+    let mut waiting = Box::pin(room.make_on_disk(1, none, || Some(NO_FILES)));
+    assert!(waiting.as_mut().now_or_never().is_none());
+    for evicted in 0..full::FILES {
+        let wanted = room.usage(Some(NO_FILES), false).wanted_files;
+        assert_eq!(wanted, full::FILES - evicted);
+        assert!(waiting.as_mut().now_or_never().is_none());
+        room.add_evicted(4096);
+        room.made(false);
+    }
+    assert_eq!(room.usage(Some(NO_FILES), false).wanted_files, 0);
+    let before = waiting.await.expect("files were evicted");
+    assert_eq!(before.evicted, Removed::default());
+    assert_eq!(room.usage(Some(NO_FILES), false).wanted_on_disk, None);
+}
+
+#[tokio::test]
+async fn uploads_in_line_are_refused_once_eviction_did_not_help_another() {
+    let room = room(1 << 20);
+    let none = &Arc::default();
+    let mut first = Box::pin(room.make_on_disk(1, none, || Some(NO_FILES)));
+    assert!(first.as_mut().now_or_never().is_none());
+    let mut second = Box::pin(room.make_on_disk(1, none, || Some(NO_FILES)));
+    assert!(second.as_mut().now_or_never().is_none());
+    let usage = room.usage(Some(NO_FILES), false);
+    room.futile.record(crate::Resource::Files, &usage);
+    drop(first);
+    assert_eq!(second.await, None);
+    assert_eq!(room.usage(Some(NO_FILES), false).wanted_files, 0);
+}
+
+#[tokio::test]
+async fn leases_are_charged_to_the_upload_that_they_were_broken_for() {
+    let room = room(8192);
+    let held = room.reserve(8192, "a", &Arc::default()).await.unwrap();
+    let (left, next) = (Arc::default(), Arc::default());
+    let mut leaves = Box::pin(room.reserve(4096, "b", &left));
+    assert!(leaves.as_mut().now_or_never().is_none());
+    let number = room.usage(None, false).upload;
+    drop(leaves);
+    let mut waits = Box::pin(room.reserve(4096, "c", &next));
+    assert!(waits.as_mut().now_or_never().is_none());
+    room.charge_leases(number, 100);
+    let usage = room.usage(None, false);
+    assert_eq!(usage.leases_broken, 0);
+    room.charge_leases(usage.upload, 10);
+    assert_eq!(room.usage(None, false).leases_broken, 10);
+    drop(held);
+    waits.await.unwrap();
+}
+
 #[tokio::test(start_paused = true)]
 async fn without_a_janitor_the_wait_ends_too() {
     let room = room(4096);

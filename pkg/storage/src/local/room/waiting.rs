@@ -3,7 +3,7 @@
 use std::{
     future::Future,
     sync::{
-        Arc, PoisonError,
+        Arc,
         atomic::{
             AtomicU64,
             Ordering::{Relaxed, SeqCst},
@@ -14,8 +14,12 @@ use std::{
 
 use tokio::time;
 
-use super::{Reservation, Room};
-use crate::{Result, index::room_of};
+use super::{Reservation, Room, lacking_files};
+use crate::{
+    Removed, Result, Usage,
+    index::room_of,
+    local::full::{self, Free},
+};
 
 /// The time after which an upload is refused while nothing is evicted and nothing scanned.
 const WAIT: Duration = Duration::from_secs(30);
@@ -67,47 +71,56 @@ impl Room {
         reserved.ok_or_else(|| self.full(what, bytes))
     }
 
-    /// Waits, after the disk itself was full, until `enough` returns true for the bytes that
-    /// eviction has freed, or nothing more can be evicted. Returns whether anything was freed.
+    /// Waits, after the disk itself was full, until the free or the evicted amount is enough for a
+    /// file of `size` bytes, or nothing more can be evicted. `free` reports what the disk has left.
+    /// Returns the usage before the eviction; `None` if nothing was evicted.
     pub(in crate::local) async fn make_on_disk(
         &self,
         size: u64,
         broken: &Arc<BrokenLeases>,
-        enough: impl Fn(u64) -> bool,
-    ) -> bool {
+        free: impl Fn() -> Option<Free>,
+    ) -> Option<Usage> {
         let _waiting = Waiting::new(&self.waiting);
         let make = async {
             let _turn = self.line.lock().await;
+            // Those who waited before may have found out meanwhile.
+            let before = self.usage(free(), false);
+            if self.futile.holds(full::short_of(&before), &before) {
+                return None;
+            }
             self.serve(broken);
-            let before = self.freed();
-            let goal = before.saturating_add(room_of(size.max(1)));
-            let wanted = Wanted(&self.freed_goal);
+            let bytes = room_of(size.max(1));
+            let _goal = Goal::set(self, bytes, lacking_files(before.free_files));
             loop {
                 let made = self.made.notified();
                 tokio::pin!(made);
                 made.as_mut().enable();
-                wanted.set(goal);
                 self.pressure.notify_one();
                 made.await;
-                let freed = self.freed() - before;
-                if self.exhausted.swap(false, SeqCst) || (freed > 0 && enough(freed)) {
-                    return freed > 0;
+                let now = self.usage(free(), false);
+                let evicted = now.evicted.count > before.evicted.count;
+                let fits = now.free_on_disk.is_none_or(|free| free >= bytes);
+                let enough = (fits || now.wanted_on_disk == Some(0)) && now.wanted_files == 0;
+                if self.exhausted.swap(false, SeqCst) || (evicted && enough) {
+                    return evicted.then_some(before);
                 }
             }
         };
-        self.patiently(make).await.unwrap_or(false)
+        self.patiently(make).await.flatten()
     }
 
     /// Makes an upload the one that eviction works for.
     fn serve(&self, broken: &Arc<BrokenLeases>) {
         self.exhausted.store(false, SeqCst);
-        *self.broken.lock().unwrap_or_else(PoisonError::into_inner) = Arc::clone(broken);
+        let mut served = self.served();
+        served.number += 1;
+        served.broken = Arc::clone(broken);
     }
 
     /// Awaits `work` for as long as eviction or the scan goes on; `None` after that.
     async fn patiently<W: Future>(&self, work: W) -> Option<W::Output> {
         tokio::pin!(work);
-        let progress = || (self.freed(), self.unscanned.load(Relaxed));
+        let progress = || (self.evicted().bytes, self.unscanned.load(Relaxed));
         loop {
             let before = progress();
             if let Ok(done) = time::timeout(WAIT, &mut work).await {
@@ -133,6 +146,27 @@ impl<'a> Waiting<'a> {
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
         self.0.fetch_sub(1, SeqCst);
+    }
+}
+
+/// A goal for eviction on the disk, withdrawn when this is dropped.
+struct Goal<'a>(&'a Room);
+
+impl<'a> Goal<'a> {
+    /// Asks for this much more than was evicted so far.
+    fn set(room: &'a Room, bytes: u64, files: u64) -> Self {
+        let evicted = room.evicted();
+        room.served().goal = Some(Removed {
+            count: evicted.count.saturating_add(files),
+            bytes: evicted.bytes.saturating_add(bytes),
+        });
+        Self(room)
+    }
+}
+
+impl Drop for Goal<'_> {
+    fn drop(&mut self) {
+        self.0.served().goal = None;
     }
 }
 
