@@ -9,7 +9,7 @@ const FRAMING: u64 = 16 << 20;
 /// The most calls that all clients together may have in progress. Further calls of a connection
 /// wait with their client.
 const CALLS: u64 = 20_000;
-/// The most blobs that may be open for reading; never more than half of the files that may be open.
+/// The most large blobs that may be read and uploaded at a time; never more than half of the files that may be open.
 const FILES: u64 = 4096;
 
 /// Each part of the memory.

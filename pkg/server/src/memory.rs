@@ -13,7 +13,7 @@ pub struct Memory {
     pub windows: Budget,
     /// Calls that clients may have under way.
     pub calls: Budget,
-    /// Blobs that are read in pieces, each of which is an open file.
+    /// Blobs that are read or uploaded in pieces, each of which is an open file.
     pub files: Budget,
     /// Requests as they come; at least as much as the largest.
     pub requests: Budget,
