@@ -2,8 +2,7 @@
 
 use futures::StreamExt as _;
 use gorego_storage::{
-    Blob, BlobStream, CHUNK_SIZE, Chunks, Compressor, Put, Result as StoreResult, Resume,
-    WriteName,
+    Blob, BlobStream, CHUNK_SIZE, Chunks, Compressor, Put, Result as StoreResult, Resume, WriteName,
 };
 use reapi::bytestream::WriteResponse;
 use tonic::Status;
@@ -38,11 +37,7 @@ impl ByteStreams {
         })
     }
 
-    async fn put(
-        &self,
-        mut upload: Upload,
-        name: &WriteName,
-    ) -> Result<StoreResult<Put>, Status> {
+    async fn put(&self, mut upload: Upload, name: &WriteName) -> Result<StoreResult<Put>, Status> {
         // A small blob in one message, the most frequent upload by far: nothing to resume.
         if upload.only_data_len().is_some_and(|len| len <= CHUNK_SIZE) {
             let content = upload.only_data().await?;

@@ -19,7 +19,7 @@ use super::Cas;
 use crate::{
     compression, digests,
     grpc::{Body, COPIED, put_header},
-    memory::full,
+    memory::read_within,
     status::{from_read, outcome, to_proto, unavailable},
 };
 
@@ -31,9 +31,8 @@ impl Cas {
         let wanted = digests::digests("digests", function, &request.digests)?;
         self.check_batch("digests", &wanted)?;
         let room = Room::for_digests(&wanted, self.limits.max_batch_bytes)?;
-        let bytes: u64 = wanted.iter().map(|digest| digest.size() + PER_BLOB).sum();
-        let permit = self.memory.responses.reserve(bytes).await.map_err(full)?;
-        let contents = self.blobs.get_batch(&wanted).await;
+        let framing = PER_BLOB.saturating_mul(wanted.len() as u64);
+        let (contents, permit) = read_within(&self.memory, &*self.blobs, &wanted, framing).await?;
         let blobs = contents.into_iter().zip(&wanted).map(|(content, digest)| {
             let content = content.map_err(from_read);
             BlobRead {
