@@ -9,7 +9,7 @@ const FRAMING: u64 = 16 << 20;
 /// The most calls that all clients together may have in progress. Further calls of a connection
 /// wait with their client.
 const CALLS: u64 = 20_000;
-/// The most blobs that may be open for reading; never more than half of the files that may be open.
+/// The most large blobs that may be read and uploaded at a time; never more than half of the files that may be open.
 const FILES: u64 = 4096;
 
 /// Each part of the memory.
@@ -25,7 +25,7 @@ pub(crate) struct Parts {
     pub(crate) ahead: u64,
 }
 
-/// Shares of the memory left after one batch in each direction, in percent: with a backing cache
+/// Shares of the memory left after one batch and the response to another, in percent: with a backing cache
 /// and without.
 #[derive(Clone, Copy)]
 struct Share(u64, u64);
@@ -46,10 +46,11 @@ const UNWRITTEN: Share = Share(4, 0);
 const DOWNLOADS: Share = Share(12, 0);
 
 impl Parts {
-    /// Divides `memory` bytes and `files` open files for these tiers. A batch of `batch` bytes fits
-    /// into its part.
+    /// Divides `memory` bytes and `files` open files for these tiers. A batch of `batch` bytes and
+    /// the largest response to one fit into their parts.
     pub(crate) fn of(memory: u64, batch: u64, files: u64, local: bool, backing: bool) -> Self {
-        let rest = memory.saturating_sub(FRAMING + 2 * batch);
+        let response = server::Limits::max_batch_response(batch);
+        let rest = memory.saturating_sub(FRAMING + batch + response);
         let bytes = |Share(with, without)| rest / 100 * if backing { with } else { without };
         let part = |what, share| Budget::memory(what, bytes(share));
         let pieces = part("memory for pieces of blobs", PIECES);
@@ -65,7 +66,7 @@ impl Parts {
             &[DOWNLOADS, LARGE, UNWRITTEN, BRINGING]
         };
         let requests = FRAMING + batch + bytes(REQUESTS);
-        let responses = batch + bytes(RESPONSES);
+        let responses = response + bytes(RESPONSES);
         Self {
             server: server::Memory {
                 windows: part("memory for receive windows", WINDOWS),
@@ -129,7 +130,7 @@ mod tests {
 
     #[test]
     fn the_parts_are_the_whole_and_the_largest_batch_fits() {
-        for (memory, batch) in [(160, 3), (70, 3), (1024, 3), (192, 64)] {
+        for (memory, batch) in [(160, 3), (70, 3), (64, 1), (1024, 3), (256, 64)] {
             for backing in [false, true] {
                 let parts = Parts::of(memory * MIB, batch * MIB, 1024, true, backing);
                 let total = total(&parts);
@@ -138,7 +139,8 @@ mod tests {
                     "{total}"
                 );
                 assert!(parts.server.requests.total() >= batch * MIB + FRAMING);
-                assert!(parts.server.responses.total() >= batch * MIB);
+                let response = server::Limits::max_batch_response(batch * MIB);
+                assert!(parts.server.responses.total() >= response);
                 let stateless = Parts::of(memory * MIB, batch * MIB, 1024, false, backing);
                 assert!(stateless.downloads.total() >= parts.downloads.total());
             }

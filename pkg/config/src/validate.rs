@@ -14,7 +14,7 @@ const MIN_BATCH: ByteSize = ByteSize::from_kib(64);
 /// Above, each of a few clients could take up the server's memory with one message.
 const MAX_BATCH: ByteSize = ByteSize::from_kib(64 << 10);
 
-/// The least `limits.memory` beside two batches: with less, the largest requests would not fit.
+/// The least `limits.memory` beside a batch and its response, which may be twice as large: with less, the largest requests would not fit.
 const MIN_MEMORY: ByteSize = ByteSize::from_kib(64 << 10);
 
 /// What was found, each finding naming the key, its value and who gave it.
@@ -165,12 +165,12 @@ impl Findings<'_> {
     }
 
     fn check_memory(&mut self, limits: &Limits) {
-        let batches = limits.max_batch_bytes.bytes() * 2;
+        let batches = limits.max_batch_bytes.bytes() * 3;
         let least = MIN_MEMORY.bytes().saturating_add(batches);
         if limits.memory.bytes() < least {
             let reason = format!(
                 "too little for the largest requests; accepted: {} and more, which is {} \
-                 and twice limits.max_batch_bytes",
+                 and three times limits.max_batch_bytes",
                 ByteSize::from_bytes(least).render(),
                 MIN_MEMORY.render()
             );

@@ -181,14 +181,14 @@ fn limits_that_stop_everything_are_refused() {
         "64KiB to 64MiB",
     );
     refused(
-        "limits: {memory: 67MiB}",
+        "limits: {memory: 69MiB}",
         "limits.memory",
-        "accepted: 68MiB and more",
+        "accepted: 70MiB and more",
     );
     refused(
         "limits: {max_batch_bytes: 64MiB}",
         "limits.max_batch_bytes",
-        "accepted: 192MiB and more",
+        "accepted: 256MiB and more",
     );
     refused(
         "limits: {idle_timeout: 0}",
@@ -212,7 +212,7 @@ fn limits_that_stop_everything_are_refused() {
     let text = "limits: {max_batch_bytes: 64KiB, max_connections: 1, drain_timeout: 0}";
     assert_eq!(config(&file(text)).limits.max_batch_bytes.bytes(), 65_536);
     assert_eq!(
-        config(&file("limits: {max_batch_bytes: 64MiB, memory: 192MiB}"))
+        config(&file("limits: {max_batch_bytes: 64MiB, memory: 256MiB}"))
             .limits
             .max_batch_bytes
             .bytes(),

@@ -14,7 +14,7 @@ use bytes::Bytes;
 use tokio::{sync::oneshot, time::timeout};
 
 use self::queue::{Queue, Ticket};
-use crate::Call;
+use crate::{Call, Client};
 
 /// Up to this many bytes of memory are granted at once and not counted: a call takes as much by itself.
 pub const UNCOUNTED: u64 = 64 * 1024;
@@ -141,7 +141,7 @@ impl Pool {
         let grant = Arc::new(Grant {
             pool: Arc::clone(self),
             bytes: AtomicU64::new(bytes),
-            client: Some((call.client().id(), Mutex::new(false))),
+            client: Some((call.client().clone(), Mutex::new(false))),
         });
         call.add(&grant);
         Permit(Some(grant))
@@ -207,9 +207,9 @@ pub struct Permit(Option<Arc<Grant>>);
 pub(crate) struct Grant {
     pool: Arc<Pool>,
     bytes: AtomicU64,
-    /// The call that the permit belongs to, and whether it counts as given back; none for a share,
+    /// The connection that the permit belongs to, and whether it counts as given back; none for a share,
     /// which nobody waits for.
-    client: Option<(u64, Mutex<bool>)>,
+    client: Option<(Client, Mutex<bool>)>,
 }
 
 impl Permit {
@@ -280,7 +280,8 @@ impl Drop for Grant {
         let bytes = *self.bytes.get_mut();
         let client = self.client.as_mut().map(|(client, leaving)| {
             let leaving = leaving.get_mut().unwrap_or_else(PoisonError::into_inner);
-            (*client, *leaving)
+            client.credit().give_back();
+            (client.id(), *leaving)
         });
         self.pool.change(|queue| match client {
             None => queue.add(bytes),

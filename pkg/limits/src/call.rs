@@ -95,7 +95,7 @@ impl Call {
     }
 
     pub(crate) fn add(&self, grant: &Arc<Grant>) {
-        self.client().credit().renew();
+        self.client().credit().take();
         self.grants(|grants| grants.push(Arc::downgrade(grant)));
     }
 

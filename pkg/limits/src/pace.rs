@@ -23,6 +23,8 @@ const LOOK: Duration = Duration::from_secs(1);
 pub(crate) struct Credit {
     grace: Duration,
     left: Duration,
+    /// The number of permits that it holds, of any budget.
+    held: usize,
     /// The number of its calls that hold permits and wait for the client.
     waiting: usize,
     /// The time up to which waiting has been charged, while any call waits.
@@ -34,15 +36,25 @@ impl Credit {
         Self {
             grace,
             left: grace,
+            held: 0,
             waiting: 0,
             since: Instant::now(),
         }
     }
 
-    /// Records that a call got a permit: the connection has at least one grace from now on.
-    pub(crate) fn renew(&mut self) {
+    /// Records that a call got a permit. A connection that held none has at least one grace from now
+    /// on. Others get no time for it: a client that stalls could buy as much as it likes.
+    pub(crate) fn take(&mut self) {
         self.pay();
-        self.left = self.left.max(self.grace);
+        if self.held == 0 {
+            self.left = self.left.max(self.grace);
+        }
+        self.held += 1;
+    }
+
+    /// Records that a permit was dropped.
+    pub(crate) fn give_back(&mut self) {
+        self.held = self.held.saturating_sub(1);
     }
 
     fn moved(&mut self, bytes: usize) {

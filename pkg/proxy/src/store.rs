@@ -1,6 +1,7 @@
 //! The store of both tiers: what it is made of, and reading from it.
 
 use std::{
+    collections::HashMap,
     fmt,
     future::Future,
     sync::{Arc, Mutex},
@@ -233,6 +234,37 @@ impl Tiers {
         blob.into_bytes().await
     }
 
+    /// Fetches blobs that the local store lacks, without their content in memory afterwards. What it
+    /// cannot keep is fetched anew when it is read.
+    async fn bring(self: &Arc<Self>, digests: &[Digest]) -> Vec<Result<()>> {
+        let missing = self.local.find_missing(digests).await.unwrap_or_default();
+        let mut flows = HashMap::new();
+        let mut new = Vec::new();
+        for digest in missing {
+            let Some((joined, ())) = self.fetches.join(&digest, |_| Some(())) else {
+                continue;
+            };
+            let (Joined::Running(flow) | Joined::New(flow)) = &joined;
+            flows.insert(digest, Arc::clone(flow));
+            if let Joined::New(flow) = joined {
+                new.push(flow);
+            }
+        }
+        if !new.is_empty() {
+            self.start_batch(new);
+        }
+        let brought = digests.iter().map(|digest| {
+            let flow = flows.get(digest);
+            async move {
+                match flow {
+                    Some(flow) => self.or_missing(digest, flow.ended().await),
+                    None => Ok(()),
+                }
+            }
+        });
+        future::join_all(brought).await
+    }
+
     pub(crate) async fn get_batch(self: &Arc<Self>, digests: &[Digest]) -> Vec<Result<Bytes>> {
         let mut found: Vec<Option<Result<Bytes>>> = self
             .local
@@ -288,6 +320,10 @@ impl BlobStore for ProxyStore {
 
     async fn put(&self, digest: &Digest, blob: Blob) -> Result<Put> {
         self.tiers.put(digest, blob).await
+    }
+
+    async fn fetch_batch(&self, digests: &[Digest]) -> Vec<Result<()>> {
+        self.tiers.bring(digests).await
     }
 
     async fn get_batch(&self, digests: &[Digest]) -> Vec<Result<Bytes>> {

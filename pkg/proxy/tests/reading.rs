@@ -275,3 +275,28 @@ async fn blobs_of_another_digest_function_go_both_ways() {
         assert_eq!(proxy.read(&digest).await.unwrap(), new);
     }
 }
+
+#[tokio::test]
+async fn a_fetched_batch_is_read_without_the_backing_cache() {
+    let proxy = Proxy::new().await;
+    let contents = [content(1, 10), content(2, CHUNK)];
+    let mut digests = Vec::new();
+    for content in &contents {
+        digests.push(proxy.backing.has(content).await);
+    }
+    let missing = DigestFunction::Sha256.digest(b"missing");
+    let wanted = [digests[0], missing, digests[1]];
+    let fetched = proxy.store.fetch_batch(&wanted).await;
+    assert!(fetched[0].is_ok() && fetched[2].is_ok(), "{fetched:?}");
+    assert!(matches!(&fetched[1], Err(Error::NotFound(digest)) if *digest == missing));
+    proxy.backing.script(|script| script.down = true);
+    let read = proxy.store.get_batch(&digests).await;
+    assert_eq!(
+        read.into_iter().map(Result::unwrap).collect::<Vec<_>>(),
+        contents
+    );
+    assert!(matches!(
+        &proxy.store.fetch_batch(&wanted).await[1],
+        Err(Error::Unavailable(_))
+    ));
+}

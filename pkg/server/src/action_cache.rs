@@ -3,6 +3,7 @@
 use std::{collections::HashSet, fmt, sync::Arc};
 
 use bytes::Bytes;
+use gorego_limits::Permit;
 use gorego_storage::{ActionCache, BlobStore, Digest, DigestFunction, decoded::result_memory};
 use prost::Message as _;
 use reapi::v2::{self, ActionResult, GetActionResultRequest, UpdateActionResultRequest};
@@ -10,8 +11,8 @@ use tonic::Status;
 
 use crate::{
     Limits, Memory, digests,
-    grpc::{Body, Framed, reply},
-    memory::full,
+    grpc::{Body, Framed, decode, decode_within, is_large, reply, run},
+    memory::{full, read_within},
     status::{from_store, invalid_field},
 };
 
@@ -61,14 +62,7 @@ impl Actions {
         // The outputs are of one function with the action, and found as that is.
         let function = action.other().is_none().then(|| action.function());
         let wanted = self.wanted(&mut result, &request, function);
-        let inlined: u64 = wanted.iter().map(|(_, digest)| digest.size()).sum();
-        let permit = self
-            .memory
-            .responses
-            .reserve(own + inlined)
-            .await
-            .map_err(full)?;
-        self.inline(wanted).await;
+        let permit = self.inline(wanted, own).await?;
         Ok(Body::message(Framed::encode(&result), permit))
     }
 
@@ -120,27 +114,32 @@ impl Actions {
     }
 
     /// Fetches content into its places. What cannot be fetched stays out: the client has the
-    /// digest, and asks for it where errors can be told.
-    async fn inline(&self, wanted: Vec<(&mut Bytes, Digest)>) {
+    /// digest, and asks for it where errors can be told. Returns the permit for the response, which
+    /// has `own` bytes without that content.
+    async fn inline(&self, wanted: Vec<(&mut Bytes, Digest)>, own: u64) -> Result<Permit, Status> {
         if wanted.is_empty() {
-            return;
+            return self.memory.responses.reserve(own).await.map_err(full);
         }
         let (places, digests): (Vec<_>, Vec<_>) = wanted.into_iter().unzip();
-        let contents = self.blobs.get_batch(&digests).await;
+        let (contents, permit) = read_within(&self.memory, &*self.blobs, &digests, own).await?;
         for (place, content) in places.into_iter().zip(contents) {
             if let Ok(content) = content {
                 *place = content;
             }
         }
+        Ok(permit)
     }
 
-    /// `UpdateActionResult`.
-    pub(crate) async fn update(&self, request: UpdateActionResultRequest) -> Result<Body, Status> {
+    /// `UpdateActionResult`. While the result is stored, which a backing cache may delay, only the
+    /// request is held: the result is decoded from it once more for the response.
+    pub(crate) async fn update(&self, encoded: Bytes, wire: Permit) -> Result<Body, Status> {
         if !self.updates {
             return Err(Status::permission_denied(
                 "this server does not take action results from clients",
             ));
         }
+        let decoded = decode_within(&self.memory, encoded.clone(), wire).await?;
+        let (request, permits): (UpdateActionResultRequest, _) = decoded;
         let instance = digests::instance(&request.instance_name)?;
         let function = digests::function(request.digest_function)?;
         let action = digests::digest("action_digest", function, request.action_digest.as_ref())?;
@@ -148,13 +147,14 @@ impl Actions {
             .action_result
             .ok_or_else(|| invalid_field("action_result", "is missing"))?;
         check(&result, action.function())?;
-        // Encoded first, so that it is not in memory twice as what it is.
-        let response = reply(&self.memory, &result).await?;
         self.results
             .put(instance.as_str(), &action, result)
             .await
             .map_err(from_store)?;
-        Ok(response)
+        let large = is_large(&encoded);
+        let again = move || (decode::<UpdateActionResultRequest>(encoded), permits);
+        let (again, _permits) = run(large, again).await?;
+        reply(&self.memory, &again?.action_result.unwrap_or_default()).await
     }
 }
 

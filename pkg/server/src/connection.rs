@@ -176,10 +176,22 @@ impl Connections {
                 biased;
                 ended = connection => Ok(ended?),
                 () = abort.cancelled() => Err("cut off".into()),
-                () = activity.has_to_be_closed() => Err("closed without a call".into()),
+                () = has_to_be_closed(&activity, &drain) => Err("closed without a call".into()),
             }
         })
         .await
+    }
+}
+
+/// Waits until a client that was asked to leave has had its time, which is short at the server's end.
+async fn has_to_be_closed(activity: &Activity, drain: &CancellationToken) {
+    let ending = async {
+        drain.cancelled().await;
+        activity.has_to_be_closed(true).await;
+    };
+    tokio::select! {
+        () = activity.has_to_be_closed(false) => {}
+        () = ending => {}
     }
 }
 

@@ -16,7 +16,7 @@ mod shapes;
 
 pub(crate) use call::{Call, decode, panicked};
 pub(crate) use head::{admit, timeout};
-pub(crate) use memory::{decode_within, elsewhere, is_large, reply};
+pub(crate) use memory::{decode_within, elsewhere, is_large, reply, run};
 pub(crate) use message::{Limit, Messages};
 pub(crate) use request::RequestBody;
 pub(crate) use response::{Body, COPIED, Framed, Response, put_header, refuse, too_late};

@@ -124,14 +124,25 @@ impl Activity {
     }
 
     /// Waits until a client that was asked to leave has had its time: there is no call, and the end of
-    /// the last response has had time to arrive. A client without any call so far has none.
-    pub(crate) async fn has_to_be_closed(&self) {
+    /// the last response has had time to arrive. A client without any call so far has none. When the
+    /// server is `ending`, a client without a call since then has only the time to leave: a live one
+    /// leaves, and one that is gone must not delay the end.
+    pub(crate) async fn has_to_be_closed(&self, ending: bool) {
+        let asked = Instant::now();
         if lock(&self.0.calls).ended.is_some() {
             sleep(GOODBYE).await;
+        }
+        if ending && self.is_unused_since(asked) {
+            return;
         }
         while let Some(later) = self.may_close_at() {
             sleep_until(later).await;
         }
+    }
+
+    fn is_unused_since(&self, time: Instant) -> bool {
+        let calls = lock(&self.0.calls);
+        calls.running == 0 && calls.ended.is_none_or(|ended| ended <= time)
     }
 
     /// The time to look again whether the connection is unused; `None` when it is.
@@ -182,7 +193,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 #[cfg(test)]
 mod tests {
-    use futures::FutureExt as _;
+    use futures::{FutureExt as _, future::join_all};
 
     use super::*;
 
@@ -210,21 +221,37 @@ mod tests {
         let idle = Idle::default();
         let connection = idle.connection();
         assert!(
-            connection.has_to_be_closed().now_or_never().is_some(),
+            connection.has_to_be_closed(false).now_or_never().is_some(),
             "no call yet"
         );
         let call = connection.call();
         let start = Instant::now();
         let closed = async {
-            connection.has_to_be_closed().await;
-            start.elapsed()
+            let times = [false, true].map(async |ending| {
+                connection.has_to_be_closed(ending).await;
+                start.elapsed()
+            });
+            join_all(times).await
         };
         let call = async {
             sleep(GRACE * 3).await;
             drop(call);
         };
         let (closed, ()) = tokio::join!(closed, call);
-        assert!(closed >= GRACE * 4, "{closed:?}");
+        assert!(closed.iter().all(|time| *time >= GRACE * 4), "{closed:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn at_the_end_of_the_server_an_earlier_response_prolongs_nothing() {
+        let idle = Idle::default();
+        let connection = idle.connection();
+        drop(connection.call());
+        let start = Instant::now();
+        connection.has_to_be_closed(true).await;
+        assert!(start.elapsed() < GOODBYE * 2, "{:?}", start.elapsed());
+        assert!(start.elapsed() >= GOODBYE, "{:?}", start.elapsed());
+        connection.has_to_be_closed(false).await;
+        assert!(start.elapsed() >= GRACE, "{:?}", start.elapsed());
     }
 
     #[test]

@@ -118,6 +118,18 @@ fn better<T>(first: Result<T>, second: Result<T>) -> Result<T> {
     }
 }
 
+/// Returns the outcomes of absent blobs that may be of another function, and these digests.
+fn others_of_absent<'a, T>(
+    found: &'a mut [Result<T>],
+    digests: &[Digest],
+) -> (Vec<&'a mut Result<T>>, Vec<Digest>) {
+    let absent = found.iter_mut().zip(digests);
+    absent
+        .filter(|(found, _)| found.as_ref().is_err_and(is_absence))
+        .filter_map(|(found, digest)| Some((found, digest.other()?)))
+        .unzip()
+}
+
 /// Whether content that was refused under one function should be tried as `other`.
 fn is_of_other<T>(put: &Result<T>, other: &Digest, content: &[u8]) -> bool {
     let refused = |error: &Error| is_absence(error) || matches!(error, Error::Mismatch { .. });
@@ -164,14 +176,23 @@ impl BlobStore for Inferring {
         put
     }
 
+    async fn fetch_batch(&self, digests: &[Digest]) -> Vec<Result<()>> {
+        let digests = self.all_meant(digests);
+        let mut found = self.blobs().fetch_batch(&digests).await;
+        let (places, others) = others_of_absent(&mut found, &digests);
+        if !others.is_empty() {
+            let again = self.blobs().fetch_batch(&others).await;
+            for (place, fetched) in places.into_iter().zip(again) {
+                *place = better(place.clone(), fetched);
+            }
+        }
+        found
+    }
+
     async fn get_batch(&self, digests: &[Digest]) -> Vec<Result<Bytes>> {
         let digests = self.all_meant(digests);
         let mut found = self.blobs().get_batch(&digests).await;
-        let absent = found.iter_mut().zip(digests.iter());
-        let (places, others): (Vec<_>, Vec<_>) = absent
-            .filter(|(found, _)| found.as_ref().is_err_and(is_absence))
-            .filter_map(|(found, digest)| Some((found, digest.other()?)))
-            .unzip();
+        let (places, others) = others_of_absent(&mut found, &digests);
         if !others.is_empty() {
             let again = self.blobs().get_batch(&others).await;
             for (place, content) in places.into_iter().zip(again) {

@@ -1,6 +1,8 @@
 //! Budgets for the memory that clients can make the server hold, one for each kind.
 
-use gorego_limits::{Budget, Full};
+use bytes::Bytes;
+use gorego_limits::{Budget, Full, Permit};
+use gorego_storage::{BlobStore, Digest, Error};
 use tonic::Status;
 
 use crate::status::unavailable;
@@ -13,7 +15,7 @@ pub struct Memory {
     pub windows: Budget,
     /// Calls that clients may have under way.
     pub calls: Budget,
-    /// Blobs that are read in pieces, each of which is an open file.
+    /// Blobs that are read or uploaded in pieces, each of which is an open file.
     pub files: Budget,
     /// Requests as they come; at least as much as the largest.
     pub requests: Budget,
@@ -63,6 +65,28 @@ impl Memory {
             ..Self::default()
         }
     }
+}
+
+/// Reads several blobs for a response that has `more` other bytes, once there is memory for it. None
+/// is reserved while the blobs are fetched from another server, nor for those that cannot be had.
+pub(crate) async fn read_within(
+    memory: &Memory,
+    blobs: &dyn BlobStore,
+    digests: &[Digest],
+    more: u64,
+) -> Result<(Vec<gorego_storage::Result<Bytes>>, Permit), Status> {
+    let fetched = blobs.fetch_batch(digests).await;
+    let at_hand = digests.iter().zip(&fetched);
+    let at_hand = at_hand.filter(|(_, fetched)| fetched.is_ok());
+    let at_hand: Vec<_> = at_hand.map(|(digest, _)| *digest).collect();
+    let bytes: u64 = at_hand.iter().map(Digest::size).sum();
+    let permit = memory.responses.reserve(bytes.saturating_add(more)).await;
+    let permit = permit.map_err(full)?;
+    let mut read = blobs.get_batch(&at_hand).await.into_iter();
+    let contents = fetched.into_iter().zip(digests).map(|(fetched, digest)| {
+        fetched.and_then(|()| read.next().unwrap_or(Err(Error::NotFound(*digest))))
+    });
+    Ok((contents.collect(), permit))
 }
 
 /// Returns the status of a call that waited for too long.

@@ -54,6 +54,11 @@ impl Default for Options {
     }
 }
 
+/// What gRPC clients take in one message by default, in bytes.
+const CLIENTS_TAKE: u64 = 4 * 1024 * 1024;
+/// The factor by which a response may exceed the blobs of a full batch.
+const FRAMED: u64 = 2;
+
 /// What clients may use up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
@@ -72,6 +77,18 @@ pub struct Limits {
     /// How many connections are served at once. For more, those without a call are closed, and if
     /// there is none they wait in the listener's queue.
     pub max_connections: usize,
+}
+
+impl Limits {
+    /// The most bytes in the response to a batch of at most `max_batch_bytes`, digests included.
+    pub const fn max_batch_response(max_batch_bytes: u64) -> u64 {
+        let framed = max_batch_bytes.saturating_mul(FRAMED);
+        if framed > CLIENTS_TAKE {
+            framed
+        } else {
+            CLIENTS_TAKE
+        }
+    }
 }
 
 impl Default for Limits {

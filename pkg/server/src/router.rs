@@ -215,8 +215,10 @@ impl Router {
                     .await
             }
             "UpdateActionResult" => {
-                call.answered(MEDIUM, async |request| self.actions.update(request).await)
-                    .await
+                call.encoded(MEDIUM, async |request, permit| {
+                    self.actions.update(request, permit).await
+                })
+                .await
             }
             other => unimplemented(other),
         }

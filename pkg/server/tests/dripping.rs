@@ -311,3 +311,47 @@ async fn stalled_reads_of_large_blobs_give_their_open_files_to_others() {
     assert_eq!(found.expect("an answer").unwrap(), content);
     drop(bodies);
 }
+
+#[tokio::test]
+async fn stalled_uploads_give_their_open_files_to_others() {
+    let mut options = Options::default();
+    options.limits.grace = Duration::from_millis(100);
+    let files = Budget::count("files", 2);
+    options.memory.files = files.clone();
+    let server = Server::with(options).await;
+    let content = noise(MIB, 1);
+    let digest = sha256(&content);
+    let client = server.bytes().await;
+    let stalled = [
+        (upload_name("1", &digest), content.clone()),
+        (compressed_upload_name("2", &digest), zstd(&content)),
+    ];
+    let mut uploads = Vec::new();
+    for (name, content) in stalled {
+        let upload = OpenUpload::start(client.clone());
+        upload.send(messages(&name, &content, MIB / 2).swap_remove(0));
+        uploads.push(upload);
+    }
+    wait_until_none_is_free(&files).await;
+    // A small blob in one message needs none.
+    let small = Bytes::from_static(b"small");
+    let name = upload_name("3", &sha256(&small));
+    let mut other = server.bytes().await;
+    write(&mut other, messages(&name, &small, 5)).await.unwrap();
+    let large = noise(MIB, 2);
+    let name = upload_name("4", &sha256(&large));
+    let stalled = uploads.iter_mut().map(OpenUpload::answer);
+    let written = write(&mut other, messages(&name, &large, MIB / 2));
+    let (stalled, written) = tokio::join!(first(stalled), written);
+    written.unwrap();
+    assert_refused(stalled, Code::ResourceExhausted, "slow");
+}
+
+async fn wait_until_none_is_free(budget: &Budget) {
+    let taken = async {
+        while budget.try_reserve(1).is_some() {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(LONG, taken).await.expect("all are taken");
+}

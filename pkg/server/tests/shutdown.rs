@@ -13,7 +13,7 @@ mod common;
 use std::time::{Duration, Instant};
 
 use common::{
-    frames::PREFACE,
+    frames::{DATA, END_STREAM, Frames, PREFACE},
     raw::{RawClient, framed},
     *,
 };
@@ -62,6 +62,20 @@ async fn a_client_that_is_gone_does_not_keep_the_server() {
     server.shutdown.cancel();
     // It never answers that it has heard of the end.
     server.ended().await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_is_gone_after_a_call_does_not_delay_the_end() {
+    let server = draining_for(LONG * 100).await;
+    let mut gone = Frames::connect(&server).await;
+    let stream = gone.open(READ);
+    gone.add(DATA, END_STREAM, stream, &[]);
+    gone.send().await;
+    while gone.next().await.expect("a response").stream != stream {}
+    let start = tokio::time::Instant::now();
+    server.shutdown.cancel();
+    server.ended().await.unwrap();
+    assert!(start.elapsed() < Duration::from_secs(1));
 }
 
 #[tokio::test]

@@ -120,6 +120,45 @@ async fn a_fast_beginning_lasts_for_thirty_graces_at_most() {
     assert!((30 * GRACE..=31 * GRACE).contains(&waited), "{waited:?}");
 }
 
+/// Keeps asking for another permit, by calls of the same connection.
+async fn asks_every_second(client: &Client, budget: &Budget) {
+    loop {
+        let _asked = holder(client, budget, MIB).await;
+        sleep(SECOND).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stalled_client_buys_no_time_by_asking_for_more() {
+    let (budget, other) = (all(), all());
+    let client = Client::new(GRACE);
+    let (call, _permit) = holder(&client, &budget, MIB).await;
+    let mut waits = Box::pin(budget.reserve(MIB));
+    assert!((&mut waits).now_or_never().is_none());
+    let start = Instant::now();
+    tokio::select! {
+        () = too_slow(call, 1) => {}
+        () = asks_every_second(&client, &other) => {}
+        () = sleep(LONG) => panic!("it was never ended"),
+    }
+    let waited = start.elapsed();
+    assert!(waited < GRACE * 3, "{waited:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_held_nothing_has_a_grace_again() {
+    let budget = all();
+    let client = Client::new(GRACE);
+    for _ in 0..2 {
+        let (call, _permit) = holder(&client, &budget, MIB).await;
+        let mut waits = Box::pin(budget.reserve(MIB));
+        assert!((&mut waits).now_or_never().is_none());
+        let start = Instant::now();
+        too_slow(call, 1).await;
+        assert!(start.elapsed() >= GRACE);
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn time_in_which_the_client_is_not_waited_for_is_not_its_own() {
     let budget = all();

@@ -4,7 +4,7 @@
 use std::fmt;
 
 use bytes::{Bytes, BytesMut};
-use gorego_limits::Permit;
+use gorego_limits::{Budget, Permit};
 use http_body::Body;
 use hyper::body::Incoming;
 use reapi::bytestream::WriteRequest;
@@ -12,6 +12,7 @@ use tonic::Status;
 
 use crate::{
     grpc::{Messages, decode},
+    memory::full,
     wire::{self, Content},
 };
 
@@ -31,6 +32,9 @@ pub(super) struct Parts<B = Incoming> {
     here: Bytes,
     /// How much more of it is to come, in bytes.
     left: usize,
+    files: Budget,
+    /// For the file of this upload, once it is reserved.
+    file: Permit,
     /// Set aside for the present message, if it had to be taken whole.
     memory: Permit,
 }
@@ -58,13 +62,28 @@ where
     B: Body<Data = Bytes> + Unpin,
     B::Error: fmt::Display,
 {
-    pub(super) fn new(messages: Messages<B>) -> Self {
+    pub(super) fn new(messages: Messages<B>, files: Budget) -> Self {
         Self {
             messages,
             here: Bytes::new(),
             left: 0,
+            files,
+            file: Permit::default(),
             memory: Permit::default(),
         }
+    }
+
+    /// Reserves the open file of an upload that may stall.
+    pub(super) async fn reserve_file(&mut self) -> Result<(), Status> {
+        if self.file.bytes() == 0 {
+            self.file = self.files.reserve(1).await.map_err(full)?;
+        }
+        Ok(())
+    }
+
+    /// Returns the permit for the open file, which is open for longer than the request.
+    pub(super) fn take_file(&mut self) -> Permit {
+        std::mem::take(&mut self.file)
     }
 
     /// The next message; `None` at the end of the request. The data of the present one has been
@@ -91,6 +110,8 @@ where
                 "a message of {len} bytes whose data is not the last field; at most {MAX_WHOLE}"
             )));
         }
+        // Uploads that hold a file may ask for this memory, so the file comes first.
+        self.reserve_file().await?;
         self.memory = self.messages.reserve(len).await?;
         let mut whole = BytesMut::with_capacity(len);
         whole.extend_from_slice(&seen);
@@ -197,7 +218,8 @@ mod tests {
         let body = StreamBody::new(stream::iter(frames));
         let body = RequestBody::new(body, Duration::MAX);
         let budget = Budget::memory("tests", 16 * 1024 * 1024);
-        Parts::new(Messages::new(body, budget))
+        let files = Budget::count("tests", 1);
+        Parts::new(Messages::new(body, budget), files)
     }
 
     /// Takes a request apart: the fields of its messages, with all of the data of each.

@@ -10,6 +10,7 @@ use std::{
 
 use bytes::Bytes;
 use futures::{Stream, stream};
+use gorego_limits::{Budget, Permit};
 use gorego_storage::{Compressor, Error, Result as StoreResult, Resume, WriteName};
 use http_body::Body;
 use hyper::body::Incoming;
@@ -68,8 +69,11 @@ where
     B::Error: fmt::Display,
 {
     /// Waits for the first message, which says what is uploaded and from where on.
-    pub(super) async fn start(messages: Messages<B>) -> Result<(Self, WriteName), Status> {
-        let mut parts = Parts::new(messages);
+    pub(super) async fn start(
+        messages: Messages<B>,
+        files: Budget,
+    ) -> Result<(Self, WriteName), Status> {
+        let mut parts = Parts::new(messages, files);
         let head = parts
             .next_head()
             .await?
@@ -103,6 +107,12 @@ where
     /// All that the only message brings, in one piece.
     pub(super) async fn only_data(mut self) -> Result<Bytes, Status> {
         self.parts.whole_data().await
+    }
+
+    /// Reserves the file that a store keeps open for this upload.
+    pub(super) async fn reserve_file(&mut self) -> Result<Permit, Status> {
+        self.parts.reserve_file().await?;
+        Ok(self.parts.take_file())
     }
 
     /// Refuses content of the empty blob, as far as it is here already: the rest, and what would

@@ -2,8 +2,7 @@
 
 use futures::StreamExt as _;
 use gorego_storage::{
-    Blob, BlobStream, CHUNK_SIZE, Chunks, Compressor, Error, Put, Result as StoreResult, Resume,
-    WriteName,
+    Blob, BlobStream, CHUNK_SIZE, Chunks, Compressor, Put, Result as StoreResult, Resume, WriteName,
 };
 use reapi::bytestream::WriteResponse;
 use tonic::Status;
@@ -20,14 +19,14 @@ const NOT_COUNTED: i64 = -1;
 impl ByteStreams {
     /// Stores what the client sends, or answers at once when it is here already.
     pub(crate) async fn write(&self, messages: Messages) -> Result<WriteResponse, Status> {
-        let (upload, name) = Upload::start(messages).await?;
+        let (upload, name) = Upload::start(messages, self.memory.files.clone()).await?;
         digests::check_size(&name.digest, &self.limits)?;
         let verdict = upload.verdict();
         let put = match name.compressor {
             _ if name.digest.is_empty_blob() => {
                 upload.check_empty(&name).map(|()| Ok(Put::Existed))?
             }
-            Compressor::Identity => self.put(upload, &name).await,
+            Compressor::Identity => self.put(upload, &name).await?,
             Compressor::Zstd => self.put_compressed(upload, &name).await?,
         };
         // What this layer found wrong comes before what the store made of it.
@@ -38,22 +37,24 @@ impl ByteStreams {
         })
     }
 
-    async fn put(&self, upload: Upload, name: &WriteName) -> StoreResult<Put> {
+    async fn put(&self, mut upload: Upload, name: &WriteName) -> Result<StoreResult<Put>, Status> {
         // A small blob in one message, the most frequent upload by far: nothing to resume.
         if upload.only_data_len().is_some_and(|len| len <= CHUNK_SIZE) {
-            let content = upload.only_data().await.map_err(Error::source)?;
-            return self.blobs.put(&name.digest, Blob::Bytes(content)).await;
+            let content = upload.only_data().await?;
+            return Ok(self.blobs.put(&name.digest, Blob::Bytes(content)).await);
         }
+        let _file = upload.reserve_file().await?;
         let resume = upload.resume(name);
         let chunks = upload.into_chunks();
-        self.put_stream(name, chunks.boxed(), resume).await
+        Ok(self.put_stream(name, chunks.boxed(), resume).await)
     }
 
     async fn put_compressed(
         &self,
-        upload: Upload,
+        mut upload: Upload,
         name: &WriteName,
     ) -> Result<StoreResult<Put>, Status> {
+        let _file = upload.reserve_file().await?;
         let resume = upload.resume(name);
         let left = name.digest.size().saturating_sub(resume.offset);
         let decompressor = self.workspaces.decompressor(left);

@@ -17,9 +17,9 @@ use tonic::{Code, Status};
 
 use super::Cas;
 use crate::{
-    compression, digests,
+    Limits, compression, digests,
     grpc::{Body, COPIED, put_header},
-    memory::full,
+    memory::read_within,
     status::{from_read, outcome, to_proto, unavailable},
 };
 
@@ -31,9 +31,8 @@ impl Cas {
         let wanted = digests::digests("digests", function, &request.digests)?;
         self.check_batch("digests", &wanted)?;
         let room = Room::for_digests(&wanted, self.limits.max_batch_bytes)?;
-        let bytes: u64 = wanted.iter().map(|digest| digest.size() + PER_BLOB).sum();
-        let permit = self.memory.responses.reserve(bytes).await.map_err(full)?;
-        let contents = self.blobs.get_batch(&wanted).await;
+        let framing = PER_BLOB.saturating_mul(wanted.len() as u64);
+        let (contents, permit) = read_within(&self.memory, &*self.blobs, &wanted, framing).await?;
         let blobs = contents.into_iter().zip(&wanted).map(|(content, digest)| {
             let content = content.map_err(from_read);
             BlobRead {
@@ -58,11 +57,6 @@ impl Cas {
     }
 }
 
-/// What gRPC clients take in one message by default, in bytes.
-const CLIENTS_TAKE: u64 = 4 * 1024 * 1024;
-/// The factor by which a response may exceed the blobs of a full batch.
-const FRAMED: u64 = 2;
-
 /// What is left of the largest message that clients take, in bytes, once each blob has its digest
 /// and the code of its status in there.
 struct Room(u64);
@@ -70,7 +64,7 @@ struct Room(u64);
 impl Room {
     /// Refuses digests whose answers would not fit even without any content.
     fn for_digests(digests: &[Digest], max_batch_bytes: u64) -> Result<Self, Status> {
-        let largest = CLIENTS_TAKE.max(max_batch_bytes.saturating_mul(FRAMED));
+        let largest = Limits::max_batch_response(max_batch_bytes);
         let least = digests
             .iter()
             .map(|digest| least_len(digest.to_proto()))

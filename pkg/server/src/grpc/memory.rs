@@ -68,7 +68,8 @@ pub(crate) const fn is_large(encoded: &Bytes) -> bool {
     encoded.len() >= LARGE
 }
 
-async fn run<R: Send + 'static>(
+/// Does work that would hold up other calls if it is `large`.
+pub(crate) async fn run<R: Send + 'static>(
     large: bool,
     work: impl FnOnce() -> R + Send + 'static,
 ) -> Result<R, Status> {
