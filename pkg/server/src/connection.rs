@@ -17,7 +17,7 @@ use tracing::debug;
 
 use crate::{
     Memory,
-    greeting::{self, Faults},
+    greeting::{self, Fault, Faults},
     grpc,
     idle::{Activity, Idle},
     io::{CallGuard, Coalesced},
@@ -123,7 +123,13 @@ impl Connections {
         handshake: impl Future<Output = Result<S, BoxError>>,
     ) -> Result<S, BoxError> {
         tokio::select! {
-            outcome = timeout(HANDSHAKE_TIMEOUT, handshake) => outcome?,
+            outcome = timeout(HANDSHAKE_TIMEOUT, handshake) => outcome.map_err(|_| {
+                let (handshake, scheme) = match self.tls {
+                    Some(_) => ("TLS handshake and HTTP/2 preface", "grpcs"),
+                    None => ("HTTP/2 preface", "grpc"),
+                };
+                Fault::Unfinished { handshake, scheme, within: HANDSHAKE_TIMEOUT }
+            })?,
             () = self.drain.cancelled() => Err("shutting down".into()),
             () = activity.has_to_close() => Err("closed in its handshake to make room".into()),
         }

@@ -10,13 +10,13 @@ use std::{
 };
 
 use gorego_limits::LogLimit;
-use rustls::{AlertDescription, CertificateError, ServerConfig};
+use rustls::{AlertDescription, CertificateError, ServerConfig, server::Acceptor};
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, copy, sink},
     net::TcpStream,
     time::timeout,
 };
-use tokio_rustls::{TlsAcceptor, server::TlsStream};
+use tokio_rustls::{LazyConfigAcceptor, server::TlsStream};
 use tracing::{debug, warn};
 
 use crate::{
@@ -67,6 +67,22 @@ pub(crate) enum Fault {
          tls.cert_file (Bazel: --tls_certificate), and use a host name that is in the certificate"
     )]
     Distrusts(AlertDescription),
+    #[error(
+        "it broke off the TLS handshake when it got this server's certificate: have it trust the \
+         authority of tls.cert_file (Bazel: --tls_certificate), and use a host name that is in the \
+         certificate"
+    )]
+    BrokeOff,
+    #[error(
+        "it sent no complete {handshake} within {within:?}: it may speak another protocol, be a \
+         balancer that opens connections in advance, or have a network that loses packets: have it use \
+         {scheme}://"
+    )]
+    Unfinished {
+        handshake: &'static str,
+        scheme: &'static str,
+        within: Duration,
+    },
     #[error("the TLS handshake failed: {0}: have it use TLS 1.2 or 1.3")]
     Handshake(String),
 }
@@ -156,14 +172,21 @@ pub(crate) async fn tls(
             Ok(_) | Err(NoPreface::Speaks(..)) => Err(Fault::PlainText.into()),
         };
     }
-    match TlsAcceptor::from(config).accept(stream).await {
-        Ok(stream) => http2(stream, SCHEME).await,
-        Err(error) => {
-            let inner = error.get_ref();
-            let fault = inner.and_then(|error| error.downcast_ref::<rustls::Error>());
-            Err(fault.map(Fault::from).map_or(error.into(), BoxError::from))
-        }
-    }
+    let hello = LazyConfigAcceptor::new(Acceptor::default(), stream);
+    let hello = hello.await.map_err(|error| match fault_of(&error) {
+        Some(fault) => BoxError::from(fault),
+        None => error.into(),
+    })?;
+    // From here on the client has this server's certificate, and may leave without an alert.
+    let stream = hello.into_stream(config).await;
+    let stream = stream.map_err(|error| fault_of(&error).unwrap_or(Fault::BrokeOff))?;
+    http2(stream, SCHEME).await
+}
+
+/// Returns the fault that TLS found in what the client sent, if the connection itself did not fail.
+fn fault_of(error: &io::Error) -> Option<Fault> {
+    let inner = error.get_ref()?.downcast_ref::<rustls::Error>()?;
+    Some(Fault::from(inner))
 }
 
 /// Answers an HTTP/1 client, whatever it asks, and hangs up.

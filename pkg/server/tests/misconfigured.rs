@@ -19,7 +19,7 @@ use common::{authority::Authority, *};
 use gorego_server::Options;
 use gorego_tls::ClientAuth;
 use rustls::{
-    ClientConfig,
+    ClientConfig, ClientConnection,
     crypto::ring::sign::any_supported_type,
     pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _},
     sign::{CertifiedKey, SingleCertAndKey},
@@ -27,8 +27,7 @@ use rustls::{
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
     net::TcpStream,
-    sync::watch,
-    task::yield_now,
+    sync::{Notify, watch},
     time::timeout,
 };
 use tokio_rustls::TlsConnector;
@@ -43,7 +42,7 @@ const GET: &[u8] = b"GET /status HTTP/1.1\r\nhost: localhost\r\n\r\n";
 
 /// The warnings of this thread, on which the server of a test runs, too.
 #[derive(Clone, Default)]
-struct Log(Arc<Mutex<Vec<u8>>>);
+struct Log(Arc<(Mutex<Vec<u8>>, Notify)>);
 
 impl Log {
     fn start() -> (Self, DefaultGuard) {
@@ -58,7 +57,7 @@ impl Log {
     }
 
     fn lines(&self) -> Vec<String> {
-        let text = String::from_utf8(self.0.lock().unwrap().clone()).unwrap();
+        let text = String::from_utf8(self.0.0.lock().unwrap().clone()).unwrap();
         text.lines().map(str::to_owned).collect()
     }
 
@@ -69,7 +68,7 @@ impl Log {
                 if let Some(line) = self.lines().into_iter().find(|line| line.contains(client)) {
                     return line;
                 }
-                yield_now().await;
+                self.0.1.notified().await;
             }
         };
         let told = timeout(LONG, told).await;
@@ -79,7 +78,8 @@ impl Log {
 
 impl io::Write for Log {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.lock().unwrap().extend_from_slice(bytes);
+        self.0.0.lock().unwrap().extend_from_slice(bytes);
+        self.0.1.notify_one();
         Ok(bytes.len())
     }
 
@@ -113,6 +113,8 @@ async fn exchange(mut stream: impl AsyncRead + AsyncWrite + Unpin, sent: &[u8]) 
 enum Client {
     Sends(&'static [u8]),
     Shows(Arc<ClientConfig>),
+    /// Closes the connection when it got the first bytes of the server's certificate.
+    Leaves(Arc<ClientConfig>),
 }
 
 impl Client {
@@ -129,9 +131,19 @@ impl Client {
                     exchange(stream, PREFACE).await;
                 }
             }
+            Self::Leaves(config) => leave(stream, config).await,
         }
         me
     }
+}
+
+async fn leave(mut stream: TcpStream, config: &Arc<ClientConfig>) {
+    let name = "localhost".try_into().unwrap();
+    let mut tls = ClientConnection::new(Arc::clone(config), name).unwrap();
+    let mut hello = Vec::new();
+    tls.write_tls(&mut hello).unwrap();
+    stream.write_all(&hello).await.unwrap();
+    stream.read_u8().await.unwrap();
 }
 
 /// Checks that two clients of each kind are worth one warning, with an address and this remedy.
@@ -185,11 +197,29 @@ async fn clients_that_fail_at_tls_are_warned_of_with_the_remedy() {
         (shows(stranger.client(None)), "--tls_certificate"),
         (shows(of_http1), "use grpcs://"),
         (
+            Client::Leaves(Arc::new(authority.client(None))),
+            "broke off the TLS handshake",
+        ),
+        (
             Client::Sends(b"\x16\x03\x01\x00\x04\x02\x00\x00\x00"),
             "TLS 1.2 or 1.3",
         ),
     ];
     assert_warned_once(server, clients).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn clients_that_never_finish_their_handshake_are_warned_of_with_the_remedy() {
+    let authority = Authority::new();
+    for sent in [b"".as_slice(), &PREFACE[..9]] {
+        let clients = vec![(Client::Sends(sent), "use grpc://")];
+        assert_warned_once(Server::start().await, clients).await;
+    }
+    for sent in [b"".as_slice(), b"\x16\x03\x01\x02\x00\x01"] {
+        let clients = vec![(Client::Sends(sent), "use grpcs://")];
+        let server = over_tls(&authority, ClientAuth::None).await;
+        assert_warned_once(server, clients).await;
+    }
 }
 
 #[tokio::test]

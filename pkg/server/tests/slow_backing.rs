@@ -42,7 +42,7 @@ impl Waiting {
 
     async fn wait_for_any(&self, digests: &[Digest]) {
         if !self.local.find_missing(digests).await.unwrap().is_empty() {
-            self.wait().await
+            self.wait::<()>().await;
         }
     }
 }
