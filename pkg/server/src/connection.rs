@@ -162,14 +162,16 @@ impl Connections {
             client: Client::new(self.grace),
             idle_timeout: self.idle_timeout,
         };
-        let io = Coalesced::new(CallGuard::new(stream, peer));
+        let guard = CallGuard::new(stream, peer);
+        let pause = guard.pause();
+        let io = Coalesced::new(guard);
         let live = self.live;
         // One is held by who accepts them.
         let windows = Windows::new(&self.memory, Arc::strong_count(&live).saturating_sub(1));
         let connection =
             builder(executor, &windows).serve_connection(TokioIo::new(io.clone()), service);
         let (drain, abort) = (self.drain, self.abort);
-        io.drive(async move {
+        io.drive(pause.end_at_each_turn(async move {
             let mut connection = pin!(connection);
             tokio::select! {
                 ended = &mut connection => return Ok(ended?),
@@ -184,7 +186,7 @@ impl Connections {
                 () = abort.cancelled() => Err("cut off".into()),
                 () = has_to_be_closed(&activity, &drain) => Err("closed without a call".into()),
             }
-        })
+        }))
         .await
     }
 }
