@@ -26,6 +26,8 @@ use crate::{
 /// How long a server may take to open its port or to end; far more than it needs, so that only a
 /// hanging one fails.
 const PATIENCE: Duration = Duration::from_mins(1);
+/// The interval between two looks at the log.
+const LOOK: Duration = Duration::from_millis(5);
 
 /// Without a value, no metrics.
 const METRICS_ADDR: &str = "telemetry.metrics_addr=";
@@ -208,7 +210,7 @@ impl Server {
                 return log;
             }
             assert!(start.elapsed() < PATIENCE, "no {part:?} in the log:\n{log}");
-            thread::yield_now();
+            thread::sleep(LOOK);
         }
     }
 

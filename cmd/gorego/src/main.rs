@@ -28,7 +28,7 @@ use crate::cli::{Cli, Command};
 
 /// Measured with `load` and `load attack`. The allocator of glibc takes 1.36 times the processor time
 /// for the calls of a Bazel action and 1.2 times for uploads of 64 MiB. mimalloc holds 695 MiB where
-/// this one holds 185 (2,000 stalled reads on 10 connections). With its background threads, this one
+/// jemalloc holds 185 (2,000 stalled reads on 10 connections). With its background threads, jemalloc
 /// returns unused memory to the system within some ten seconds: 29 MiB instead of 314 are left after
 /// 10,000 connections.
 #[global_allocator]

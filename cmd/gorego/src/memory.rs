@@ -9,7 +9,8 @@ const FRAMING: u64 = 16 << 20;
 /// The most calls that all clients together may have in progress. Further calls of a connection
 /// wait with their client.
 const CALLS: u64 = 20_000;
-/// The most large blobs that may be read and uploaded at a time; never more than half of the files that may be open.
+/// The limit on files open for reads of large blobs and for uploads, together; at most half of the
+/// descriptors.
 const FILES: u64 = 4096;
 
 /// Each part of the memory.
@@ -25,8 +26,8 @@ pub(crate) struct Parts {
     pub(crate) ahead: u64,
 }
 
-/// Shares of the memory left after one batch and the response to another, in percent: with a backing cache
-/// and without.
+/// Shares of the memory left after one batch and the response to another, in percent: with a
+/// backing cache and without.
 #[derive(Clone, Copy)]
 struct Share(u64, u64);
 

@@ -118,7 +118,7 @@ section! {
             vec![InferredFunction::Sha256, InferredFunction::Blake3],
         /// The memory that all clients together can make the server hold in addition to the index:
         /// requests, responses, pieces of blobs, blobs fetched from a backing cache. At least 64MiB
-        /// and three times `max_batch_bytes`. When it is used up, calls wait up to 30 s.
+        /// plus three times `max_batch_bytes`. When it is used up, calls wait up to 30 s.
         memory: ByteSize = ByteSize::from_kib(160 * 1024),
         /// A transfer that makes no progress for this long is ended. It can be resumed.
         idle_timeout: Duration = Duration::from_mins(1),

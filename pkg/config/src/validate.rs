@@ -14,7 +14,8 @@ const MIN_BATCH: ByteSize = ByteSize::from_kib(64);
 /// Above, each of a few clients could take up the server's memory with one message.
 const MAX_BATCH: ByteSize = ByteSize::from_kib(64 << 10);
 
-/// The least `limits.memory` beside a batch and its response, which may be twice as large: with less, the largest requests would not fit.
+/// The least `limits.memory` beside a batch and its response, which may be twice as large: with less,
+/// the largest requests would not fit.
 const MIN_MEMORY: ByteSize = ByteSize::from_kib(64 << 10);
 
 /// What was found, each finding naming the key, its value and who gave it.

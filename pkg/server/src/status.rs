@@ -25,6 +25,12 @@ pub(crate) fn from_store(cause: Error) -> Status {
         }
         Error::Full { .. } => Status::resource_exhausted(message),
         Error::Unavailable(_) => unavailable(message),
+        // A page says nothing of what is implemented, and clients would remember it.
+        Error::Refused {
+            code: Code::Unimplemented,
+            foreign: true,
+            ..
+        } => Status::internal(message),
         Error::Refused { code, .. } => Status::new(refused(code), message),
         Error::Source(source) => source
             .downcast_ref::<Status>()

@@ -79,8 +79,7 @@ pub enum Error {
         code: tonic::Code,
         /// What was asked, and the message of its answer.
         message: String,
-        /// Whether something before it answered, such as a balancer with an HTTP page. That says
-        /// nothing final of what was asked.
+        /// Whether a proxy in front of the peer answered, with an HTTP page. Such a refusal may pass.
         foreign: bool,
     },
     /// The caller's content could not be read.

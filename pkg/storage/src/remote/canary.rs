@@ -18,7 +18,7 @@ use crate::{Digest, InstanceName};
 /// The least time between two checks, for peers that close each connection soon.
 const PAUSE: Duration = Duration::from_secs(5);
 
-const LOST: &str = "the backing cache closed a connection and lacks a blob that it had; \
+const LOST: &str = "the backing cache lost a blob between two connections; \
                     it is asked again for every blob";
 
 /// A blob that the peer is known to have. When a connection is lost, the peer is asked for it again.
@@ -49,14 +49,19 @@ impl Canary {
             let Some(digest) = self.digest().take() else {
                 continue;
             };
-            match missing::lacks(&peer, instance.as_str(), &digest).await {
-                Ok(false) => drop(self.digest().get_or_insert(digest)),
-                Ok(true) => {
-                    tracing::info!(peer = &**peer.name(), %digest, "{LOST}");
-                    peer.lost_blobs();
+            let answer = missing::lacks(&peer, instance.as_str(), &digest).await;
+            if let Ok(true) = answer {
+                tracing::info!(peer = &**peer.name(), %digest, "{LOST}");
+                peer.lost_blobs();
+            } else {
+                self.digest().get_or_insert(digest);
+            }
+            if let Err(failure) = answer {
+                tracing::debug!(%digest, %failure, "could not ask for a blob");
+                // An outage was counted as one. Whatever else failed says nothing of the blob.
+                if !failure.is_outage() || failure.asks_to_slow_down() {
+                    lost.notify_one();
                 }
-                // If that was an outage, it was counted as one.
-                Err(failure) => tracing::debug!(%digest, %failure, "could not ask for a blob"),
             }
             drop(peer);
             time::sleep(PAUSE).await;

@@ -147,10 +147,10 @@ impl Gate {
                 BreakerState::Open if before == BreakerState::Closed => warn!(
                     peer = &*self.name,
                     error = &*breaking.last_error,
-                    "the backing cache does not answer; it is left alone for a while"
+                    "calls to the backing cache fail; they are suspended for a while"
                 ),
                 BreakerState::Closed => {
-                    info!(peer = &*self.name, "the backing cache answers again");
+                    info!(peer = &*self.name, "calls to the backing cache succeed again");
                 }
                 BreakerState::Open | BreakerState::HalfOpen => {}
             }
