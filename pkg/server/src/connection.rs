@@ -106,13 +106,14 @@ impl Connections {
         let Some(tls) = &self.tls else {
             let greeting = Box::pin(greeting::http2(stream, "grpc"));
             let stream = self.in_time(&activity, greeting).await?;
-            return self.serve_http2(stream, peer, activity).await;
+            return Box::pin(self.serve_http2(stream, peer, activity)).await;
         };
         let config = Arc::clone(&tls.borrow().config);
         // In memory that goes when it is done: connections last longer.
         let greeting = Box::pin(greeting::tls(stream, config));
         let stream = self.in_time(&activity, greeting).await?;
-        self.serve_http2(stream, peer, activity).await
+        // In memory of its own: a connection without TLS needs less, and one in its handshake none.
+        Box::pin(self.serve_http2(stream, peer, activity)).await
     }
 
     /// Runs a handshake. Neither its client nor the end of the server may prolong it, and it makes
@@ -168,13 +169,13 @@ impl Connections {
         let live = self.live;
         // One is held by who accepts them.
         let windows = Windows::new(&self.memory, Arc::strong_count(&live).saturating_sub(1));
-        let connection =
-            builder(executor, &windows).serve_connection(TokioIo::new(io.clone()), service);
+        let mut connection =
+            pin!(builder(executor, &windows).serve_connection(TokioIo::new(io.clone()), service));
         let (drain, abort) = (self.drain, self.abort);
-        io.drive(pause.end_at_each_turn(async move {
-            let mut connection = pin!(connection);
+        // Pinned here, since each layer of futures would have room for all that is in it twice.
+        let served = pin!(async {
             tokio::select! {
-                ended = &mut connection => return Ok(ended?),
+                ended = connection.as_mut() => return Ok(ended?),
                 () = drain.cancelled() => {}
                 () = activity.has_to_close() => {}
             }
@@ -182,12 +183,12 @@ impl Connections {
             tokio::select! {
                 // First, so that the client is told before it is cut off.
                 biased;
-                ended = connection => Ok(ended?),
+                ended = connection.as_mut() => Ok(ended?),
                 () = abort.cancelled() => Err("cut off".into()),
                 () = has_to_be_closed(&activity, &drain) => Err("closed without a call".into()),
             }
-        }))
-        .await
+        });
+        io.drive(pause.end_at_each_turn(served)).await
     }
 }
 

@@ -14,8 +14,9 @@ use crate::{Error, Result};
 /// count, small enough that many slow readers hold little.
 pub const CHUNK_SIZE: usize = 256 * 1024;
 
-/// The size of a piece read from a file where memory is short.
-const LEAST: u64 = 16 * 1024;
+/// The size of a piece read from a file where memory is short. A page less than 16 KiB, so that its
+/// message fits into those.
+const LEAST: u64 = 12 * 1024;
 /// Pieces take at most one in so many of the bytes that are left for them.
 const SHARE: u64 = 16;
 /// Pieces from this size on are read before they are asked for.
