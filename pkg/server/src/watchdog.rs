@@ -15,6 +15,7 @@ use std::{
     time::Duration,
 };
 
+use futures::FutureExt as _;
 use gorego_limits::{Call, Client, Pace};
 use pin_project_lite::pin_project;
 use tokio::time::{Instant, Sleep};
@@ -159,10 +160,9 @@ where
         let call = self.client.call();
         let watched = Watched::new(Timed::new(stream), self.idle_timeout, call.clone());
         let running = self.activity.call();
-        self.tasks.spawn(call.scope(async move {
-            watched.await;
-            drop(running);
-        }));
+        // An async block would have room for the stream twice.
+        let watched = watched.map(|()| drop(running));
+        self.tasks.spawn(call.scope(watched));
     }
 }
 
