@@ -59,7 +59,7 @@ impl Tiers {
     }
 
     async fn local(config: &Config, parts: &Parts) -> Result<Self, Error> {
-        let local = Arc::new(LocalStore::open(local_options(config)).await?);
+        let local = Arc::new(LocalStore::open(local_options(config, parts)).await?);
         let waiting = match journal(config, &local).await {
             Ok(waiting) => {
                 warn_of_waiting(*waiting.depth().borrow(), "there is no backing cache");
@@ -95,7 +95,7 @@ impl Tiers {
         backing: Arc<RemoteStore>,
     ) -> Result<Self, Error> {
         let breaker = backing.breaker();
-        let local = Arc::new(LocalStore::open(local_options(config)).await?);
+        let local = Arc::new(LocalStore::open(local_options(config, parts)).await?);
         let journal = journal(config, &local).await?;
         if config.backing_cache.read_only {
             let why = "nothing is written to the backing cache";
@@ -241,7 +241,7 @@ fn warn_of_waiting(left: Depth, why: &'static str) {
     }
 }
 
-fn local_options(config: &Config) -> LocalOptions {
+fn local_options(config: &Config, parts: &Parts) -> LocalOptions {
     let cache = &config.local_cache;
     let max_bytes = cache.max_size_gb.bytes();
     LocalOptions {
@@ -257,6 +257,7 @@ fn local_options(config: &Config) -> LocalOptions {
             config::Sync::Full => SyncMode::Full,
         },
         scrub_period: Some(cache.scrub_period).filter(|period| !period.is_zero()),
+        pieces: Some(parts.server.pieces.clone()),
     }
 }
 

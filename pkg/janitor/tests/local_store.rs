@@ -42,6 +42,7 @@ async fn kept_tidy_with(
         force_update_atime: false,
         sync: SyncMode::None,
         scrub_period: None,
+        pieces: None,
     };
     let store = Arc::new(LocalStore::open(options).await.unwrap());
     let options = Options {

@@ -237,6 +237,7 @@ async fn main() -> Result<(), Box<dyn StdError>> {
         force_update_atime: false,
         sync: SyncMode::None,
         scrub_period: None,
+        pieces: None,
     };
     let store = Arc::new(LocalStore::open(options).await?);
     let services = Services {

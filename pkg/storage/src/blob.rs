@@ -18,7 +18,7 @@ pub const CHUNK_SIZE: usize = 256 * 1024;
 /// message fits into those.
 const LEAST: u64 = 12 * 1024;
 /// Pieces take at most one in so many of the bytes that are left for them.
-const SHARE: u64 = 16;
+pub(crate) const SHARE: u64 = 16;
 /// Pieces from this size on are read before they are asked for.
 const WORTH_AHEAD: u64 = 64 * 1024;
 

@@ -39,6 +39,7 @@ use std::{
     time::Duration,
 };
 
+use gorego_limits::Budget;
 use rustix::fs::FlockOperation;
 use tokio::sync::watch;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -87,6 +88,9 @@ pub struct LocalOptions {
     pub sync: SyncMode,
     /// In which time everything is hashed once, in the background; never without.
     pub scrub_period: Option<Duration>,
+    /// Counts blobs of more than [`gorego_limits::UNCOUNTED`] bytes that are read as a whole, up to [`crate::CHUNK_SIZE`].
+    /// Without it, or when it is short, these are files to read in pieces.
+    pub pieces: Option<Budget>,
 }
 
 /// Why a data directory could not be opened.
@@ -381,6 +385,7 @@ fn build(
             upload_ms: core::millis(options.upload_lease.min(options.lease)),
         },
         force_update_atime: options.force_update_atime,
+        pieces: options.pieces.clone(),
         doubt_from_ms: if last.clean { u64::MAX } else { last.synced_ms },
         written: AtomicU64::new(0),
         scanned: Scanned::default(),

@@ -7,8 +7,9 @@ use std::os::unix::fs::PermissionsExt as _;
 
 use bytes::Bytes;
 use common::{atime_ms, content, open, open_with, options, path, put, read, scanned, set_atime};
+use gorego_limits::Budget;
 use gorego_storage::{
-    BlobStore as _, DigestFunction, Error, Evictable as _, LocalOptions, Put, SyncMode,
+    Blob, BlobStore as _, DigestFunction, Error, Evictable as _, LocalOptions, Put, SyncMode,
 };
 
 #[tokio::test(flavor = "multi_thread")]
@@ -169,4 +170,29 @@ async fn wrong_content_leaves_nothing_on_the_disk() {
         );
     }
     assert_eq!(store.usage().used, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_blob_of_one_piece_is_read_at_once_while_memory_lasts() {
+    let dir = tempfile::tempdir().unwrap();
+    let memory = Budget::memory("tests", 4 << 20);
+    let store = open_with(LocalOptions {
+        pieces: Some(memory.clone()),
+        ..options(dir.path())
+    })
+    .await;
+    let blob = content(1, 128 << 10);
+    let digest = put(&store, &blob).await;
+    let free = || memory.share(u64::MAX, 1).bytes();
+    let mut held = Vec::new();
+    while let Blob::Bytes(read) = store.get(&digest, 0).await.unwrap() {
+        assert_eq!(read, blob);
+        held.push(read);
+    }
+    assert_eq!(free(), (4 << 20) - (held.len() as u64) * (128 << 10));
+    assert!(held.len() > 8, "{} at once", held.len());
+    // Where memory is short, it is a file to read in pieces.
+    assert_eq!(read(&store, &digest).await.unwrap(), blob);
+    drop(held);
+    assert_eq!(free(), 4 << 20);
 }

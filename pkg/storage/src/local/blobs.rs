@@ -4,7 +4,7 @@ use std::{collections::HashSet, fs, sync::Arc};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use gorego_limits::UNCOUNTED;
+use gorego_limits::{Permit, UNCOUNTED};
 
 use super::{
     LocalStore,
@@ -16,8 +16,8 @@ use super::{
     scanned::Known,
 };
 use crate::{
-    Blob, BlobFile, BlobStore, Digest, Error, Hasher, InUse, Put, Result,
-    blob::read_at,
+    Blob, BlobFile, BlobStore, CHUNK_SIZE, Digest, Error, Hasher, InUse, Put, Result,
+    blob::{SHARE, read_at},
     index::{Key, Lease, SIZE_END, Use, room_of},
 };
 
@@ -121,10 +121,10 @@ impl BlobStore for LocalStore {
                 }),
             };
         }
-        let small = digest.size().saturating_sub(offset) <= UNCOUNTED;
+        let whole = self.core.share_whole(digest.size().saturating_sub(offset));
         let found = self
             .core
-            .seek(digest, if small { READ } else { STREAM })
+            .seek(digest, if whole.is_some() { READ } else { STREAM })
             .await?;
         let found = found.ok_or(Error::NotFound(*digest))?;
         if offset > digest.size() {
@@ -135,7 +135,10 @@ impl BlobStore for LocalStore {
         }
         let (core, digest) = (Arc::clone(&self.core), *digest);
         blocking(move || match found.pin {
-            None => core.read_small(&digest, offset).map(Blob::Bytes),
+            None => {
+                let content = core.read_small(&digest, offset)?;
+                Ok(Blob::Bytes(whole.unwrap_or_default().hold(content)))
+            }
             Some(pin) => core.open_large(&digest, offset, pin).map(Blob::File),
         })
         .await
@@ -287,6 +290,19 @@ impl Core {
     }
 
     /// Opens, reads and closes. A file that is gone or has another size is forgotten. Blocks.
+    /// Memory to read so many bytes as a whole, which takes one trip to another thread instead of
+    /// two. `None` where they have to be read in pieces.
+    fn share_whole(&self, bytes: u64) -> Option<Permit> {
+        if bytes <= UNCOUNTED {
+            return Some(Permit::default());
+        }
+        let pieces = self
+            .pieces
+            .as_ref()
+            .filter(|_| bytes <= CHUNK_SIZE as u64)?;
+        Some(pieces.share(bytes, SHARE)).filter(|share| share.bytes() == bytes)
+    }
+
     fn read_small(&self, digest: &Digest, offset: u64) -> Result<Bytes> {
         let path = layout::blob_path(digest);
         let file = self.open_blob(digest, &path)?;

@@ -10,6 +10,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use gorego_limits::Budget;
 use tokio::sync::watch;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -53,6 +54,8 @@ pub(super) struct Core {
     /// Durations of leases.
     pub(super) terms: Terms,
     pub(super) force_update_atime: bool,
+    /// Memory for blobs that are read as a whole although they are not small.
+    pub(super) pieces: Option<Budget>,
     /// Files written at this time or later are hashed before their first use, in milliseconds
     /// since the Unix epoch.
     pub(super) doubt_from_ms: u64,

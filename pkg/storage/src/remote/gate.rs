@@ -150,7 +150,10 @@ impl Gate {
                     "calls to the backing cache fail; they are suspended for a while"
                 ),
                 BreakerState::Closed => {
-                    info!(peer = &*self.name, "calls to the backing cache succeed again");
+                    info!(
+                        peer = &*self.name,
+                        "calls to the backing cache succeed again"
+                    );
                 }
                 BreakerState::Open | BreakerState::HalfOpen => {}
             }

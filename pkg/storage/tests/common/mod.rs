@@ -43,6 +43,7 @@ pub fn options(dir: &Path) -> LocalOptions {
         force_update_atime: false,
         sync: SyncMode::None,
         scrub_period: None,
+        pieces: None,
     }
 }
 

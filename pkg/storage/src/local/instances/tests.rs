@@ -48,6 +48,7 @@ async fn open(dir: &std::path::Path) -> LocalStore {
         force_update_atime: false,
         sync: SyncMode::None,
         scrub_period: None,
+        pieces: None,
     };
     let store = LocalStore::open(options).await.unwrap();
     while !store.is_scanned() {
