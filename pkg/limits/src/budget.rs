@@ -126,7 +126,7 @@ impl Budget {
         Permit(Some(Arc::new(Grant {
             pool: Arc::clone(&self.0),
             bytes: AtomicU64::new(bytes),
-            client: None,
+            owner: None,
         })))
     }
 }
@@ -141,7 +141,11 @@ impl Pool {
         let grant = Arc::new(Grant {
             pool: Arc::clone(self),
             bytes: AtomicU64::new(bytes),
-            client: Some((call.client().clone(), Mutex::new(false))),
+            owner: Some(Owner {
+                client: call.client().clone(),
+                detached: call.is_detached(),
+                leaving: Mutex::new(false),
+            }),
         });
         call.add(&grant);
         Permit(Some(grant))
@@ -207,9 +211,24 @@ pub struct Permit(Option<Arc<Grant>>);
 pub(crate) struct Grant {
     pool: Arc<Pool>,
     bytes: AtomicU64,
-    /// The connection that the permit belongs to, and whether it counts as given back; none for a share,
-    /// which nobody waits for.
-    client: Option<(Client, Mutex<bool>)>,
+    /// None for a share, which nobody waits for.
+    owner: Option<Owner>,
+}
+
+/// The connection that a permit belongs to.
+#[derive(Debug)]
+struct Owner {
+    client: Client,
+    /// True for work that goes on when its call ends.
+    detached: bool,
+    /// True once the permit counts as given back.
+    leaving: Mutex<bool>,
+}
+
+impl Owner {
+    fn leaving(&self) -> MutexGuard<'_, bool> {
+        self.leaving.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl Permit {
@@ -246,12 +265,17 @@ impl Permit {
 }
 
 impl Grant {
+    /// Whether others wait for bytes of the same budget.
+    pub(crate) fn is_wanted(&self) -> bool {
+        self.owner.is_some() && self.pool.lock().is_short()
+    }
+
     /// Whether others wait for these bytes; if so, they count as given back from now on.
     pub(crate) fn give_way(&self) -> bool {
-        let Some((_, leaving)) = &self.client else {
+        let Some(owner) = &self.owner else {
             return false;
         };
-        let mut leaving = leaving.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut leaving = owner.leaving();
         if !*leaving {
             let bytes = self.bytes.load(Ordering::Relaxed);
             *leaving = self.pool.lock().leave(bytes);
@@ -260,10 +284,7 @@ impl Grant {
     }
 
     fn shrink(&self, to: u64) {
-        let leaving = self
-            .client
-            .as_ref()
-            .map(|(_, leaving)| leaving.lock().unwrap_or_else(PoisonError::into_inner));
+        let leaving = self.owner.as_ref().map(Owner::leaving);
         // What leaves has been promised as a whole.
         if leaving.as_deref().is_some_and(|leaving| *leaving) {
             return;
@@ -278,10 +299,11 @@ impl Grant {
 impl Drop for Grant {
     fn drop(&mut self) {
         let bytes = *self.bytes.get_mut();
-        let client = self.client.as_mut().map(|(client, leaving)| {
-            let leaving = leaving.get_mut().unwrap_or_else(PoisonError::into_inner);
-            client.credit().give_back();
-            (client.id(), *leaving)
+        let client = self.owner.as_ref().map(|owner| {
+            if !owner.detached {
+                owner.client.credit().give_back();
+            }
+            (owner.client.id(), *owner.leaving())
         });
         self.pool.change(|queue| match client {
             None => queue.add(bytes),

@@ -36,8 +36,13 @@ impl Client {
 
     /// A call on this connection.
     pub fn call(&self) -> Call {
+        self.new_call(false)
+    }
+
+    fn new_call(&self, detached: bool) -> Call {
         Call(Arc::new(Holder {
             client: self.clone(),
+            detached,
             count: AtomicUsize::new(0),
             grants: Mutex::default(),
         }))
@@ -59,6 +64,7 @@ pub struct Call(Arc<Holder>);
 #[derive(Debug)]
 struct Holder {
     client: Client,
+    detached: bool,
     /// The length of `grants`: most calls never have any, and are asked often.
     count: AtomicUsize,
     grants: Mutex<Vec<Weak<Grant>>>,
@@ -82,7 +88,11 @@ impl Call {
     /// are queued with those of the connection, but ending this call does not release them.
     #[must_use]
     pub fn detached(&self) -> Self {
-        self.client().call()
+        self.client().new_call(true)
+    }
+
+    pub(crate) fn is_detached(&self) -> bool {
+        self.0.detached
     }
 
     pub(crate) fn client(&self) -> &Client {
@@ -95,8 +105,18 @@ impl Call {
     }
 
     pub(crate) fn add(&self, grant: &Arc<Grant>) {
-        self.client().credit().take();
+        if !self.is_detached() {
+            self.client().credit().take();
+        }
         self.grants(|grants| grants.push(Arc::downgrade(grant)));
+    }
+
+    /// Whether others wait for anything that it holds a part of.
+    pub(crate) fn is_wanted(&self) -> bool {
+        self.grants(|grants| {
+            let mut grants = grants.iter().filter_map(Weak::upgrade);
+            grants.any(|grant| grant.is_wanted())
+        })
     }
 
     /// Chooses the first permit that others wait for; its memory counts as given back from now on.

@@ -16,6 +16,9 @@ pub const SLOWEST: u32 = 64 * 1024;
 const AVERAGED: u32 = 30;
 /// The longest interval between two checks whether others wait.
 const LOOK: Duration = Duration::from_secs(1);
+/// A connection for whose permits nobody waited for this long has a new grace. Longer than the interval
+/// between two checks, so that no check of one call overlooks those who wait for another.
+const CALM: Duration = Duration::from_secs(2);
 
 /// The time for which a connection may still be waited for, while others wait for permits of its
 /// calls.
@@ -23,12 +26,14 @@ const LOOK: Duration = Duration::from_secs(1);
 pub(crate) struct Credit {
     grace: Duration,
     left: Duration,
-    /// The number of permits that it holds, of any budget.
+    /// The number of permits that its calls hold, of any budget, without those of detached ones.
     held: usize,
     /// The number of its calls that hold permits and wait for the client.
     waiting: usize,
     /// The time up to which waiting has been charged, while any call waits.
     since: Instant,
+    /// The last check at which others waited for its permits.
+    wanted: Option<Instant>,
 }
 
 impl Credit {
@@ -39,6 +44,7 @@ impl Credit {
             held: 0,
             waiting: 0,
             since: Instant::now(),
+            wanted: None,
         }
     }
 
@@ -83,9 +89,17 @@ impl Credit {
         self.since = now;
     }
 
-    /// Returns the time that is left, and the time until the next check.
-    fn left(&mut self) -> (Duration, Duration) {
+    /// Returns the time that is left, and the time until the next check. It is at least one grace
+    /// when this check is the first to find that others wait, or finds that they no longer do.
+    fn left(&mut self, wanted: bool) -> (Duration, Duration) {
         self.pay();
+        let now = self.since;
+        if self.wanted.is_none_or(|last| now - last > CALM) {
+            self.left = self.left.max(self.grace);
+        }
+        if wanted {
+            self.wanted = Some(now);
+        }
         let look = if self.left.is_zero() {
             self.grace
         } else {
@@ -141,7 +155,8 @@ impl Pace {
             self.call.client().credit().wait();
         }
         loop {
-            let (left, next) = self.call.client().credit().left();
+            let wanted = self.call.is_wanted();
+            let (left, next) = self.call.client().credit().left(wanted);
             if left.is_zero() && self.call.give_way() {
                 return Poll::Ready(());
             }

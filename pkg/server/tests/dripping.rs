@@ -347,6 +347,33 @@ async fn stalled_uploads_give_their_open_files_to_others() {
     assert_refused(stalled, Code::ResourceExhausted, "slow");
 }
 
+#[tokio::test]
+async fn uploads_that_need_no_file_are_answered_while_none_is_free() {
+    let mut options = Options::default();
+    let files = Budget::count("files", 1);
+    options.memory.files = files.clone();
+    let server = Server::with(options).await;
+    let _taken = files.reserve(1).await.unwrap();
+    let mut client = server.bytes().await;
+    let stored = noise(MIB, 1);
+    let digest = server.has(&stored).await;
+    let small = noise(1000, 2);
+    let large_names = [
+        (upload_name("1", &digest), stored.clone()),
+        (compressed_upload_name("2", &digest), zstd(&stored)),
+    ];
+    for (name, content) in large_names {
+        write(&mut client, messages(&name, &content, MIB / 2))
+            .await
+            .unwrap();
+    }
+    let name = compressed_upload_name("3", &sha256(&small));
+    write(&mut client, messages(&name, &zstd(&small), MIB))
+        .await
+        .unwrap();
+    assert_eq!(server.stored(&sha256(&small)).await.unwrap(), small);
+}
+
 async fn wait_until_none_is_free(budget: &Budget) {
     let taken = async {
         while budget.try_reserve(1).is_some() {

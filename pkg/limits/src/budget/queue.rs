@@ -162,9 +162,14 @@ impl Queue {
         served
     }
 
+    /// Whether calls wait for more than is free or about to be given back.
+    pub(super) const fn is_short(&self) -> bool {
+        self.wanted > self.free + self.leaving
+    }
+
     /// Whether others wait for `bytes` of a holder; if so, they count as given back.
     pub(super) fn leave(&mut self, bytes: u64) -> bool {
-        let waited_for = self.wanted > self.free + self.leaving;
+        let waited_for = self.is_short();
         if waited_for {
             self.leaving += bytes;
         }

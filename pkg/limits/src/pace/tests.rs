@@ -146,9 +146,44 @@ async fn a_stalled_client_buys_no_time_by_asking_for_more() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_client_that_held_nothing_has_a_grace_again() {
+async fn grace_is_renewed_after_all_permits_are_returned() {
     let budget = all();
     let client = Client::new(GRACE);
+    for _ in 0..2 {
+        let (call, _permit) = holder(&client, &budget, MIB).await;
+        let mut waits = Box::pin(budget.reserve(MIB));
+        assert!((&mut waits).now_or_never().is_none());
+        let start = Instant::now();
+        too_slow(call, 1).await;
+        assert!(start.elapsed() >= GRACE);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn grace_is_whole_when_others_begin_to_wait() {
+    let (budget, other) = (all(), all());
+    let client = Client::new(GRACE);
+    let (uncontended, _permit) = holder(&client, &other, MIB).await;
+    let (call, _contended) = holder(&client, &budget, MIB).await;
+    for _ in 0..2 {
+        // Nobody waits for what a slow call of the connection holds.
+        let slow = Box::pin(too_slow(uncontended.clone(), 1));
+        assert!(timeout(LONG, slow).await.is_err());
+        let mut waits = Box::pin(budget.reserve(MIB));
+        assert!((&mut waits).now_or_never().is_none());
+        let mut pace = Pace::new(call.clone());
+        let ended = timeout(GRACE / 2, poll_fn(|cx| pace.poll_too_slow(cx))).await;
+        assert!(ended.is_err(), "within the grace");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn permits_of_detached_work_keep_no_grace_from_a_connection() {
+    let budget = all();
+    let other = all();
+    let client = Client::new(GRACE);
+    let detached = client.call().detached();
+    let _fetch = detached.scope(other.reserve(MIB)).await.unwrap();
     for _ in 0..2 {
         let (call, _permit) = holder(&client, &budget, MIB).await;
         let mut waits = Box::pin(budget.reserve(MIB));

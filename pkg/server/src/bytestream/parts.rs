@@ -33,8 +33,10 @@ pub(super) struct Parts<B = Incoming> {
     /// How much more of it is to come, in bytes.
     left: usize,
     files: Budget,
-    /// For the file of this upload, once it is reserved.
+    /// For the file of this upload, once it is reserved and until it is taken.
     file: Permit,
+    /// True once the file was reserved: a second permit must not be waited for while the first is held.
+    reserved: bool,
     /// Set aside for the present message, if it had to be taken whole.
     memory: Permit,
 }
@@ -69,16 +71,29 @@ where
             left: 0,
             files,
             file: Permit::default(),
+            reserved: false,
             memory: Permit::default(),
         }
     }
 
     /// Reserves the open file of an upload that may stall.
     pub(super) async fn reserve_file(&mut self) -> Result<(), Status> {
-        if self.file.bytes() == 0 {
+        if !self.try_reserve_file() {
             self.file = self.files.reserve(1).await.map_err(full)?;
+            self.reserved = true;
         }
         Ok(())
+    }
+
+    /// Reserves the open file unless it would have to wait; returns true if it is reserved.
+    pub(super) fn try_reserve_file(&mut self) -> bool {
+        if !self.reserved
+            && let Some(file) = self.files.try_reserve(1)
+        {
+            self.file = file;
+            self.reserved = true;
+        }
+        self.reserved
     }
 
     /// Returns the permit for the open file, which is open for longer than the request.
@@ -147,6 +162,12 @@ where
         whole.extend_from_slice(&here);
         self.messages.append(left, &mut whole).await?;
         Ok(whole.freeze())
+    }
+
+    /// Waits for the rest of the present message's data, for [`Self::next_data`] in one piece.
+    pub(super) async fn gather(&mut self) -> Result<(), Status> {
+        self.here = self.whole_data().await?;
+        Ok(())
     }
 }
 
@@ -342,6 +363,30 @@ mod tests {
         .now_or_never()
         .unwrap();
         assert!(b"the first bytes".starts_with(&first), "{first:?}");
+    }
+
+    #[test]
+    fn a_taken_file_is_not_reserved_again_for_a_later_message() {
+        let data_first = WriteRequest {
+            data: Bytes::from_static(b"data"),
+            ..WriteRequest::default()
+        };
+        let name = WriteRequest {
+            resource_name: "name".to_owned(),
+            ..WriteRequest::default()
+        };
+        let second = [data_first.encode_to_vec(), name.encode_to_vec()].concat();
+        let request = [encode(&[name]), framed(&second)].concat();
+        let mut parts = parts(&request, 50);
+        async {
+            parts.next_head().await.unwrap();
+            parts.reserve_file().await.unwrap();
+            let _file = parts.take_file();
+            let second = parts.next_head().await.unwrap().unwrap();
+            assert_eq!(second.resource_name, "name");
+        }
+        .now_or_never()
+        .expect("no wait for another file");
     }
 
     #[test]

@@ -11,7 +11,7 @@ use std::{
 use bytes::Bytes;
 use futures::{Stream, stream};
 use gorego_limits::{Budget, Permit};
-use gorego_storage::{Compressor, Error, Result as StoreResult, Resume, WriteName};
+use gorego_storage::{CHUNK_SIZE, Compressor, Error, Result as StoreResult, Resume, WriteName};
 use http_body::Body;
 use hyper::body::Incoming;
 use tonic::Status;
@@ -99,14 +99,25 @@ where
         Ok((upload, name))
     }
 
-    /// What the first message brings, if it is the only one of the whole upload.
-    pub(super) fn only_data_len(&self) -> Option<usize> {
-        (self.last && self.start == 0).then(|| self.parts.data_len())
+    /// Whether this is a whole upload in one message with no more than a chunk of data.
+    pub(super) fn is_small(&self) -> bool {
+        self.last && self.start == 0 && self.parts.data_len() <= CHUNK_SIZE
     }
 
     /// All that the only message brings, in one piece.
     pub(super) async fn only_data(mut self) -> Result<Bytes, Status> {
         self.parts.whole_data().await
+    }
+
+    /// Waits until all data of the present message is here.
+    pub(super) async fn gather(&mut self) -> Result<(), Status> {
+        self.parts.gather().await
+    }
+
+    /// Reserves the file that a store keeps open for this upload, if one is free.
+    pub(super) fn try_reserve_file(&mut self) -> Option<Permit> {
+        let reserved = self.parts.try_reserve_file();
+        reserved.then(|| self.parts.take_file())
     }
 
     /// Reserves the file that a store keeps open for this upload.

@@ -1,8 +1,12 @@
 //! `Write`: an upload in one request or several.
 
+use std::slice;
+
 use futures::StreamExt as _;
+use gorego_limits::Permit;
 use gorego_storage::{
-    Blob, BlobStream, CHUNK_SIZE, Chunks, Compressor, Put, Result as StoreResult, Resume, WriteName,
+    Blob, BlobStream, CHUNK_SIZE, Chunks, Compressor, Digest, Put, Result as StoreResult, Resume,
+    WriteName,
 };
 use reapi::bytestream::WriteResponse;
 use tonic::Status;
@@ -39,11 +43,13 @@ impl ByteStreams {
 
     async fn put(&self, mut upload: Upload, name: &WriteName) -> Result<StoreResult<Put>, Status> {
         // A small blob in one message, the most frequent upload by far: nothing to resume.
-        if upload.only_data_len().is_some_and(|len| len <= CHUNK_SIZE) {
+        if upload.is_small() {
             let content = upload.only_data().await?;
             return Ok(self.blobs.put(&name.digest, Blob::Bytes(content)).await);
         }
-        let _file = upload.reserve_file().await?;
+        let Some(_file) = self.file(&mut upload, &name.digest).await? else {
+            return Ok(Ok(Put::Existed));
+        };
         let resume = upload.resume(name);
         let chunks = upload.into_chunks();
         Ok(self.put_stream(name, chunks.boxed(), resume).await)
@@ -54,12 +60,34 @@ impl ByteStreams {
         mut upload: Upload,
         name: &WriteName,
     ) -> Result<StoreResult<Put>, Status> {
-        let _file = upload.reserve_file().await?;
+        let _file = if upload.is_small() && name.digest.size() <= CHUNK_SIZE as u64 {
+            // It cannot stall any more once all of it is here.
+            upload.gather().await?;
+            Permit::default()
+        } else {
+            let Some(file) = self.file(&mut upload, &name.digest).await? else {
+                return Ok(Ok(Put::Existed));
+            };
+            file
+        };
         let resume = upload.resume(name);
         let left = name.digest.size().saturating_sub(resume.offset);
         let decompressor = self.workspaces.decompressor(left);
         let chunks = upload.into_decompressed_chunks(decompressor, left);
         Ok(self.put_stream(name, chunks.boxed(), resume).await)
+    }
+
+    /// Reserves the open file of an upload that may stall; `None` when the blob is here already, which
+    /// is looked up only where the file would be waited for.
+    async fn file(&self, upload: &mut Upload, digest: &Digest) -> Result<Option<Permit>, Status> {
+        if let Some(file) = upload.try_reserve_file() {
+            return Ok(Some(file));
+        }
+        let missing = self.blobs.find_missing(slice::from_ref(digest)).await;
+        if missing.is_ok_and(|missing| missing.is_empty()) {
+            return Ok(None);
+        }
+        upload.reserve_file().await.map(Some)
     }
 
     async fn put_stream(
