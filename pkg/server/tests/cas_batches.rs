@@ -317,6 +317,18 @@ async fn a_full_batch_of_the_default_limit_passes_through_a_client_of_the_defaul
 }
 
 #[tokio::test]
+async fn a_full_batch_of_small_blobs_passes_where_the_limit_is_raised() {
+    const RAISED: u64 = 3 * 1024 * 1024;
+    let server = Server::limited(|limits| limits.max_batch_bytes = RAISED).await;
+    let contents: Vec<_> = (0..RAISED / 100).map(|seed| noise(100, seed)).collect();
+    let codes = update(&server, contents.iter().map(blob).collect()).await;
+    assert!(codes.unwrap().iter().all(|code| *code == Code::Ok));
+    let digests = contents.iter().map(|c| sha256(c).to_proto()).collect();
+    let found = read_batch(&server, digests, false).await.unwrap();
+    assert!(found.iter().map(|blob| &blob.data).eq(&contents));
+}
+
+#[tokio::test]
 async fn what_does_not_fit_into_a_clients_message_can_be_asked_for_again() {
     let server = Server::start().await;
     let contents = full_batch(60);

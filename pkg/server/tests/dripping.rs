@@ -288,7 +288,8 @@ async fn a_connection_that_waits_is_served_before_the_second_request_of_another(
 async fn stalled_reads_of_large_blobs_give_their_open_files_to_others() {
     let mut options = Options::default();
     options.limits.grace = Duration::from_millis(100);
-    options.memory.files = Budget::count("files", 2);
+    let files = Budget::count("files", 2);
+    options.memory.files = files.clone();
     let server = Server::with(options).await;
     let content = noise(MIB, 1);
     let name = format!("blobs/{}", server.has(&content).await);
@@ -305,6 +306,7 @@ async fn stalled_reads_of_large_blobs_give_their_open_files_to_others() {
         request.send_data(message.clone(), true).unwrap();
         bodies.push(response.await.unwrap().into_body());
     }
+    wait_until_none_is_free(&files).await;
     let mut client = server.bytes().await;
     assert_eq!(read(&mut client, &small, 0, 0).await.unwrap(), b"small");
     let found = timeout(LONG, read(&mut client, &name, 0, 0)).await;
