@@ -259,8 +259,8 @@ async fn whoever_had_all_of_it_is_not_told_of_being_late() {
 }
 
 #[tokio::test]
-async fn a_crowd_reads_a_piece_once_and_holds_it_once() {
-    let shared = Shared::default();
+async fn readers_at_one_offset_share_one_read() {
+    let shared = PieceCache::default();
     let reads = AtomicUsize::new(0);
     let read = || async {
         reads.fetch_add(1, Relaxed);
@@ -279,8 +279,8 @@ async fn a_crowd_reads_a_piece_once_and_holds_it_once() {
 }
 
 #[tokio::test]
-async fn a_reader_that_goes_away_leaves_its_read_to_the_others() {
-    let shared = Shared::default();
+async fn cancelled_piece_read_is_taken_over() {
+    let shared = PieceCache::default();
     let other = shared.piece(0, async { Ok(Bytes::from_static(b"piece")) });
     let mut first = Box::pin(shared.piece(0, future::pending()));
     assert!((&mut first).now_or_never().is_none());
@@ -289,7 +289,7 @@ async fn a_reader_that_goes_away_leaves_its_read_to_the_others() {
 }
 
 #[test]
-fn readers_of_pieces_of_any_size_meet() {
+fn piece_ends_are_multiples_of_the_piece_size() {
     assert_eq!(until_next(PIECE, 0, 9 * PIECE), PIECE);
     assert_eq!(until_next(PIECE, 1, 9 * PIECE), PIECE - 1);
     assert_eq!(until_next(LEAST, LEAST as u64 + 1, PIECE), LEAST - 1);
