@@ -235,10 +235,13 @@ impl Tiers {
 
     /// Fetches blobs that the local tier lacks and stores them there. A blob that cannot be stored is
     /// fetched again when read.
-    async fn bring(self: &Arc<Self>, digests: &[Digest]) -> Vec<Result<()>> {
+    async fn bring(self: &Arc<Self>, digests: &[Digest]) -> Vec<Result<Digest>> {
         let here = self.local.fetch_batch(digests).await;
-        let wait = |flow: &Arc<Flow>| Some(Waiter::new(Arc::clone(flow)));
-        self.join_all(digests, here, wait, Waiter::verified).await
+        let wait = |flow: &Arc<Flow>| Some((*flow.digest(), Waiter::new(Arc::clone(flow))));
+        let end = |(digest, waiter): (Digest, Waiter)| async move {
+            waiter.verified().await.map(|()| digest)
+        };
+        self.join_all(digests, here, wait, end).await
     }
 
     pub(crate) async fn get_batch(self: &Arc<Self>, digests: &[Digest]) -> Vec<Result<Bytes>> {
@@ -307,7 +310,7 @@ impl BlobStore for ProxyStore {
         self.tiers.put(digest, blob).await
     }
 
-    async fn fetch_batch(&self, digests: &[Digest]) -> Vec<Result<()>> {
+    async fn fetch_batch(&self, digests: &[Digest]) -> Vec<Result<Digest>> {
         self.tiers.bring(digests).await
     }
 

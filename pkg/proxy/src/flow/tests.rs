@@ -288,6 +288,27 @@ async fn cancelled_piece_read_is_taken_over() {
     assert_eq!(other.await.unwrap(), "piece");
 }
 
+#[tokio::test]
+async fn a_piece_holds_no_more_of_the_budget_than_its_length() {
+    let content = vec![7; PIECE];
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    std::io::Write::write_all(&mut file, &content).unwrap();
+    let pieces = Budget::memory("tests", 1 << 20);
+    let digest = DigestFunction::Sha256.digest(&content);
+    let flow = Arc::new(Flow::new(digest, pieces.clone()));
+    flow.found(&BlobFile {
+        file: Arc::new(file.reopen().unwrap()),
+        path: file.path().to_owned(),
+        offset: 0,
+        len: content.len() as u64,
+        guard: None,
+    });
+    let piece = flow.written(0, PIECE).await.unwrap();
+    assert!(piece.len() < PIECE, "the budget is short");
+    let rest = (1 << 20) - piece.len() as u64;
+    assert!(pieces.try_reserve(rest).is_some());
+}
+
 #[test]
 fn piece_ends_are_multiples_of_the_piece_size() {
     assert_eq!(until_next(PIECE, 0, 9 * PIECE), PIECE);

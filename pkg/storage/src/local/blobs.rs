@@ -159,15 +159,15 @@ impl BlobStore for LocalStore {
     }
 
     /// Uses the blobs as reads do, so that they get no lease.
-    async fn fetch_batch(&self, digests: &[Digest]) -> Vec<Result<()>> {
+    async fn fetch_batch(&self, digests: &[Digest]) -> Vec<Result<Digest>> {
         let seek = |digest: Digest| {
             let core = Arc::clone(&self.core);
             async move {
                 if digest.is_empty_blob() {
-                    return Ok(());
+                    return Ok(digest);
                 }
                 let found = core.seek(&digest, READ).await?;
-                found.map(drop).ok_or(Error::NotFound(digest))
+                found.map(|_| digest).ok_or(Error::NotFound(digest))
             }
         };
         let seeks: Vec<_> = digests.iter().copied().map(seek).collect();
