@@ -20,11 +20,8 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
-use self::{
-    reader::{Reader, Waiter},
-    shared::Shared,
-    state::State,
-};
+pub(crate) use self::reader::Waiter;
+use self::{reader::Reader, shared::PieceCache, state::State};
 
 /// The size of a piece read from the file.
 const PIECE: usize = 128 * 1024;
@@ -39,7 +36,7 @@ pub(crate) struct Flow {
     digest: Digest,
     /// For pieces that are read from the file.
     pieces: Budget,
-    shared: Shared,
+    shared: PieceCache,
     state: Mutex<State>,
     /// Something arrived, or the end was reached.
     arrived: Notify,
@@ -61,7 +58,7 @@ impl Flow {
         Self {
             digest,
             pieces,
-            shared: Shared::default(),
+            shared: PieceCache::default(),
             state: Mutex::default(),
             arrived: Notify::new(),
             passed: Notify::new(),
@@ -217,7 +214,7 @@ impl Flow {
     async fn read_written(&self, at: u64, len: usize) -> Result<Bytes> {
         let growth = self.growth();
         let wanted = until_next(PIECE, at, len);
-        let share = self.pieces.share(wanted as u64, SHARE);
+        let mut share = self.pieces.share(wanted as u64, SHARE);
         let len = if share.bytes() < wanted as u64 {
             until_next(LEAST, at, len)
         } else {
@@ -230,6 +227,8 @@ impl Flow {
             let why = format!("{}: what arrived is no longer there", self.digest);
             return Err(Error::Unavailable(why));
         }
+        // A reader holds no more of the budget than of the content.
+        share.shrink(piece.len() as u64);
         Ok(share.hold(piece))
     }
 

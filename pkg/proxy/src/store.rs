@@ -1,7 +1,6 @@
 //! The store of both tiers: what it is made of, and reading from it.
 
 use std::{
-    collections::HashMap,
     fmt,
     future::Future,
     sync::{Arc, Mutex},
@@ -22,7 +21,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     existence::{Epoch, Existence},
     fetch::{Fetches, Joined},
-    flow::Flow,
+    flow::{Flow, Waiter},
     journal::Journal,
     memory::Memory,
     prefetch::{self, Wanted},
@@ -234,69 +233,58 @@ impl Tiers {
         blob.into_bytes().await
     }
 
-    /// Fetches blobs that the local store lacks, without their content in memory afterwards. What it
-    /// cannot keep is fetched anew when it is read.
-    async fn bring(self: &Arc<Self>, digests: &[Digest]) -> Vec<Result<()>> {
-        let missing = self.local.find_missing(digests).await.unwrap_or_default();
-        let mut flows = HashMap::new();
-        let mut new = Vec::new();
-        for digest in missing {
-            let Some((joined, ())) = self.fetches.join(&digest, |_| Some(())) else {
-                continue;
-            };
-            let (Joined::Running(flow) | Joined::New(flow)) = &joined;
-            flows.insert(digest, Arc::clone(flow));
-            if let Joined::New(flow) = joined {
-                new.push(flow);
-            }
-        }
-        if !new.is_empty() {
-            self.start_batch(new);
-        }
-        let brought = digests.iter().map(|digest| {
-            let flow = flows.get(digest);
-            async move {
-                match flow {
-                    Some(flow) => self.or_missing(digest, flow.ended().await),
-                    None => Ok(()),
-                }
-            }
-        });
-        future::join_all(brought).await
+    /// Fetches blobs that the local tier lacks and stores them there. A blob that cannot be stored is
+    /// fetched again when read.
+    async fn bring(self: &Arc<Self>, digests: &[Digest]) -> Vec<Result<Digest>> {
+        let here = self.local.fetch_batch(digests).await;
+        let wait = |flow: &Arc<Flow>| Some((*flow.digest(), Waiter::new(Arc::clone(flow))));
+        let end = |(digest, waiter): (Digest, Waiter)| async move {
+            waiter.verified().await.map(|()| digest)
+        };
+        self.join_all(digests, here, wait, end).await
     }
 
     pub(crate) async fn get_batch(self: &Arc<Self>, digests: &[Digest]) -> Vec<Result<Bytes>> {
-        let mut found: Vec<Option<Result<Bytes>>> = self
-            .local
-            .get_batch(digests)
-            .await
-            .into_iter()
-            .zip(digests)
+        let here = self.local.get_batch(digests).await;
+        let read = |flow: &Arc<Flow>| flow.read(0);
+        self.join_all(digests, here, read, Blob::into_bytes).await
+    }
+
+    /// Replaces what `here` lacks by the outcomes of fetches: `join` joins one, and `end` waits for it.
+    async fn join_all<T, J, F: Future<Output = Result<T>>>(
+        self: &Arc<Self>,
+        digests: &[Digest],
+        here: Vec<Result<T>>,
+        join: impl Fn(&Arc<Flow>) -> Option<J>,
+        end: impl Fn(J) -> F,
+    ) -> Vec<Result<T>> {
+        let here = here.into_iter().zip(digests);
+        let mut found: Vec<Option<Result<T>>> = here
             .map(|(found, digest)| Self::locally(digest, found))
             .collect();
-        let mut reads = Vec::new();
+        let mut fetches = Vec::new();
         let mut new = Vec::new();
         for (place, digest) in found.iter_mut().zip(digests) {
             if place.is_some() {
                 continue;
             }
-            let Some((joined, blob)) = self.fetches.join(digest, |flow| flow.read(0)) else {
+            let Some((joined, joint)) = self.fetches.join(digest, &join) else {
                 continue;
             };
             if let Joined::New(flow) = joined {
                 new.push(flow);
             }
-            reads.push(async move {
-                let content = self.or_missing(digest, blob.into_bytes().await);
-                *place = Some(content);
+            let ended = end(joint);
+            fetches.push(async move {
+                *place = Some(self.or_missing(digest, ended.await));
             });
         }
         if !new.is_empty() {
             self.start_batch(new);
         }
         // All at once: nobody waits for a reader that stands still.
-        future::join_all(reads).await;
-        let missing = |(found, digest): (Option<Result<Bytes>>, &Digest)| {
+        future::join_all(fetches).await;
+        let missing = |(found, digest): (Option<Result<T>>, &Digest)| {
             found.unwrap_or(Err(Error::NotFound(*digest)))
         };
         found.into_iter().zip(digests).map(missing).collect()
@@ -322,7 +310,7 @@ impl BlobStore for ProxyStore {
         self.tiers.put(digest, blob).await
     }
 
-    async fn fetch_batch(&self, digests: &[Digest]) -> Vec<Result<()>> {
+    async fn fetch_batch(&self, digests: &[Digest]) -> Vec<Result<Digest>> {
         self.tiers.bring(digests).await
     }
 

@@ -7,7 +7,9 @@ use std::{sync::atomic::Ordering::SeqCst, time::Duration};
 
 use common::{CHUNK, Proxy, content};
 use futures::{FutureExt as _, StreamExt as _, future, stream};
-use gorego_storage::{Blob, BlobStore, BlobStoreExt as _, DigestFunction, Error, Put};
+use gorego_storage::{
+    Blob, BlobStore, BlobStoreExt as _, DigestFunction, Error, Evictable as _, Put,
+};
 use tokio::{task::JoinSet, time::timeout};
 
 #[tokio::test]
@@ -274,6 +276,21 @@ async fn blobs_of_another_digest_function_go_both_ways() {
         assert!(proxy.backing.memory.contains(&digest).await.unwrap());
         assert_eq!(proxy.read(&digest).await.unwrap(), new);
     }
+}
+
+#[tokio::test]
+async fn a_batch_that_is_fetched_to_be_read_gets_no_lease() {
+    let proxy = Proxy::new().await;
+    let content = content(1, 10);
+    let digest = DigestFunction::Sha256.digest(&content);
+    let put = proxy.store.put(&digest, Blob::Bytes(content)).await;
+    put.unwrap();
+    proxy.store.fetch_batch(&[digest]).await.remove(0).unwrap();
+    let mut leased = Vec::new();
+    proxy
+        .local
+        .visit(&mut |candidate| leased.push(candidate.leased));
+    assert_eq!(leased, [false]);
 }
 
 #[tokio::test]

@@ -6,7 +6,7 @@ mod common;
 use std::time::Duration;
 
 use common::{CHUNK, Proxy, content};
-use futures::{StreamExt as _, future};
+use futures::{FutureExt as _, StreamExt as _, future};
 use gorego_storage::{BlobStore as _, Error};
 use tokio::{
     task::JoinSet,
@@ -29,6 +29,22 @@ async fn whoever_asks_for_a_part_gets_it() {
         let offset = usize::try_from(offset).unwrap();
         assert_eq!(part, content.slice(offset..offset + CHUNK));
     }
+}
+
+#[tokio::test]
+async fn a_batch_that_joins_a_fetch_waits_for_its_end_without_other_readers() {
+    let proxy = proxy().await;
+    let content = content(1, 17 << 20);
+    let digest = proxy.backing.has(&content).await;
+    proxy.backing.hold_at(CHUNK as u64);
+    let mut reader = proxy.store.get(&digest, 0).await.unwrap().into_chunks();
+    reader.next().await.unwrap().unwrap();
+    let wanted = [digest];
+    let mut fetched = proxy.store.fetch_batch(&wanted);
+    assert!((&mut fetched).now_or_never().is_none(), "it has joined");
+    drop(reader);
+    proxy.backing.let_go();
+    fetched.await.remove(0).unwrap();
 }
 
 #[tokio::test(start_paused = true)]

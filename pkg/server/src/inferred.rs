@@ -176,7 +176,7 @@ impl BlobStore for Inferring {
         put
     }
 
-    async fn fetch_batch(&self, digests: &[Digest]) -> Vec<Result<()>> {
+    async fn fetch_batch(&self, digests: &[Digest]) -> Vec<Result<Digest>> {
         let digests = self.all_meant(digests);
         let mut found = self.blobs().fetch_batch(&digests).await;
         let (places, others) = others_of_absent(&mut found, &digests);

@@ -67,8 +67,8 @@ impl Memory {
     }
 }
 
-/// Reads several blobs for a response that has `more` other bytes, once there is memory for it. None
-/// is reserved while the blobs are fetched from another server, nor for those that cannot be had.
+/// Reads several blobs for a response that has `more` other bytes. Reserves the memory only after the
+/// blobs were fetched, and only for those found.
 pub(crate) async fn read_within(
     memory: &Memory,
     blobs: &dyn BlobStore,
@@ -76,15 +76,13 @@ pub(crate) async fn read_within(
     more: u64,
 ) -> Result<(Vec<gorego_storage::Result<Bytes>>, Permit), Status> {
     let fetched = blobs.fetch_batch(digests).await;
-    let at_hand = digests.iter().zip(&fetched);
-    let at_hand = at_hand.filter(|(_, fetched)| fetched.is_ok());
-    let at_hand: Vec<_> = at_hand.map(|(digest, _)| *digest).collect();
+    let at_hand: Vec<Digest> = fetched.iter().flatten().copied().collect();
     let bytes: u64 = at_hand.iter().map(Digest::size).sum();
     let permit = memory.responses.reserve(bytes.saturating_add(more)).await;
     let permit = permit.map_err(full)?;
     let mut read = blobs.get_batch(&at_hand).await.into_iter();
-    let contents = fetched.into_iter().zip(digests).map(|(fetched, digest)| {
-        fetched.and_then(|()| read.next().unwrap_or(Err(Error::NotFound(*digest))))
+    let contents = fetched.into_iter().map(|fetched| {
+        fetched.and_then(|digest| read.next().unwrap_or(Err(Error::NotFound(digest))))
     });
     Ok((contents.collect(), permit))
 }

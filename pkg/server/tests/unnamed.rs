@@ -10,10 +10,12 @@
 
 mod common;
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use common::*;
-use gorego_server::Options;
-use gorego_storage::{ActionCache as _, Digest, DigestFunction};
+use gorego_server::{Options, Services};
+use gorego_storage::{ActionCache as _, Digest, DigestFunction, MemoryStore};
 use prost::Message as _;
 use reapi::v2::{
     ActionResult, BatchReadBlobsRequest, BatchUpdateBlobsRequest, Directory, DirectoryNode,
@@ -294,4 +296,76 @@ async fn only_the_configured_functions_are_tried_in_their_order() {
         .unwrap();
     let first = action.under(DigestFunction::Blake3).unwrap();
     assert!(server.store.get("", &first).await.unwrap().is_some());
+}
+
+mod recording {
+    use std::sync::{Arc, Mutex};
+
+    use async_trait::async_trait;
+    use bytes::Bytes;
+    use futures::future;
+    use gorego_storage::{Blob, BlobStore, Digest, Error, MemoryStore, Put, Result};
+
+    /// A store that knows after `fetch_batch` what it has, and records what `get_batch` is asked for.
+    #[derive(Debug, Default)]
+    pub(super) struct Recording {
+        pub(super) store: Arc<MemoryStore>,
+        pub(super) read: Mutex<Vec<Digest>>,
+    }
+
+    #[async_trait]
+    impl BlobStore for Recording {
+        async fn find_missing(&self, digests: &[Digest]) -> Result<Vec<Digest>> {
+            self.store.find_missing(digests).await
+        }
+
+        async fn get(&self, digest: &Digest, offset: u64) -> Result<Blob> {
+            self.store.get(digest, offset).await
+        }
+
+        async fn put(&self, digest: &Digest, blob: Blob) -> Result<Put> {
+            self.store.put(digest, blob).await
+        }
+
+        async fn fetch_batch(&self, digests: &[Digest]) -> Vec<Result<Digest>> {
+            let missing = self.store.find_missing(digests).await.unwrap();
+            let found = |digest: &Digest| match missing.contains(digest) {
+                true => Err(Error::NotFound(*digest)),
+                false => Ok(*digest),
+            };
+            digests.iter().map(found).collect()
+        }
+
+        async fn get_batch(&self, digests: &[Digest]) -> Vec<Result<Bytes>> {
+            self.read.lock().unwrap().extend(digests);
+            let get = |digest| async move { self.store.get(&digest, 0).await?.into_bytes().await };
+            future::join_all(digests.iter().copied().map(get)).await
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_batch_is_read_under_the_function_under_which_it_was_fetched() {
+    let recording = Arc::new(recording::Recording::default());
+    let memory = Arc::clone(&recording.store);
+    let services = Services {
+        blobs: Arc::clone(&recording) as _,
+        uploads: Arc::<MemoryStore>::clone(&memory),
+        actions: Arc::<MemoryStore>::clone(&memory),
+    };
+    let server = Server::over(services, Options::default()).await;
+    let content = Bytes::from_static(b"content");
+    let digest = blake3(&content);
+    let blob = gorego_storage::Blob::Bytes(content.clone());
+    let put = gorego_storage::BlobStore::put(&*memory, &digest, blob).await;
+    put.unwrap();
+    let request = BatchReadBlobsRequest {
+        digests: vec![digest.to_proto()],
+        ..BatchReadBlobsRequest::default()
+    };
+    let answer = server.cas().await.batch_read_blobs(request).await;
+    assert_eq!(answer.unwrap().into_inner().responses[0].data, content);
+    let read = recording.read.lock().unwrap();
+    let functions: Vec<_> = read.iter().map(Digest::function).collect();
+    assert_eq!(functions, [DigestFunction::Blake3]);
 }

@@ -39,10 +39,10 @@ pub trait BlobStore: Send + Sync + fmt::Debug + 'static {
     }
 
     /// Waits until [`Self::get_batch`] can read these blobs without another server, as far as possible.
-    /// Returns a result each, in order; an error is that of `get_batch`. Callers reserve memory for
+    /// Returns a result each, in order: the digest to read the blob by, or the error of `get_batch`. Callers reserve memory for
     /// content after this, so that a slow server does not keep it from others.
-    async fn fetch_batch(&self, digests: &[Digest]) -> Vec<Result<()>> {
-        vec![Ok(()); digests.len()]
+    async fn fetch_batch(&self, digests: &[Digest]) -> Vec<Result<Digest>> {
+        digests.iter().copied().map(Ok).collect()
     }
 
     /// The whole content of several blobs, a result each, in order. The caller bounds their sum.

@@ -59,20 +59,20 @@ impl Drop for Reader {
 }
 
 /// Somebody who wants a flow to come to its end, until dropped.
-pub(super) struct Waiter {
+pub(crate) struct Waiter {
     flow: Arc<Flow>,
     waiting: bool,
 }
 
 impl Waiter {
-    pub(super) fn new(flow: Arc<Flow>) -> Self {
+    pub(crate) fn new(flow: Arc<Flow>) -> Self {
         flow.state().waiters += 1;
         let waiting = false;
         Self { flow, waiting }
     }
 
     /// Waits for it, and reads no more.
-    pub(super) async fn verified(mut self) -> Result<()> {
+    pub(crate) async fn verified(mut self) -> Result<()> {
         self.flow.state().waiting += 1;
         self.waiting = true;
         self.flow.ended().await

@@ -12,10 +12,10 @@ use tokio::sync::OnceCell;
 /// The pieces that readers hold, by offset. A crowd of readers reads each piece once, and holds it once:
 /// otherwise each would get a small one, since all share one budget.
 #[derive(Debug, Default)]
-pub(super) struct Shared(Mutex<HashMap<u64, Weak<OnceCell<Bytes>>>>);
+pub(super) struct PieceCache(Mutex<HashMap<u64, Weak<OnceCell<Bytes>>>>);
 
-impl Shared {
-    /// Returns the piece at `at`, which one of those who want it reads.
+impl PieceCache {
+    /// Returns the piece at `at`. The first caller reads it; the others wait for that.
     pub(super) async fn piece(
         &self,
         at: u64,

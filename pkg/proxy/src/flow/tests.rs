@@ -259,8 +259,8 @@ async fn whoever_had_all_of_it_is_not_told_of_being_late() {
 }
 
 #[tokio::test]
-async fn a_crowd_reads_a_piece_once_and_holds_it_once() {
-    let shared = Shared::default();
+async fn readers_at_one_offset_share_one_read() {
+    let shared = PieceCache::default();
     let reads = AtomicUsize::new(0);
     let read = || async {
         reads.fetch_add(1, Relaxed);
@@ -279,8 +279,8 @@ async fn a_crowd_reads_a_piece_once_and_holds_it_once() {
 }
 
 #[tokio::test]
-async fn a_reader_that_goes_away_leaves_its_read_to_the_others() {
-    let shared = Shared::default();
+async fn cancelled_piece_read_is_taken_over() {
+    let shared = PieceCache::default();
     let other = shared.piece(0, async { Ok(Bytes::from_static(b"piece")) });
     let mut first = Box::pin(shared.piece(0, future::pending()));
     assert!((&mut first).now_or_never().is_none());
@@ -288,8 +288,29 @@ async fn a_reader_that_goes_away_leaves_its_read_to_the_others() {
     assert_eq!(other.await.unwrap(), "piece");
 }
 
+#[tokio::test]
+async fn a_piece_holds_no_more_of_the_budget_than_its_length() {
+    let content = vec![7; PIECE];
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    std::io::Write::write_all(&mut file, &content).unwrap();
+    let pieces = Budget::memory("tests", 1 << 20);
+    let digest = DigestFunction::Sha256.digest(&content);
+    let flow = Arc::new(Flow::new(digest, pieces.clone()));
+    flow.found(&BlobFile {
+        file: Arc::new(file.reopen().unwrap()),
+        path: file.path().to_owned(),
+        offset: 0,
+        len: content.len() as u64,
+        guard: None,
+    });
+    let piece = flow.written(0, PIECE).await.unwrap();
+    assert!(piece.len() < PIECE, "the budget is short");
+    let rest = (1 << 20) - piece.len() as u64;
+    assert!(pieces.try_reserve(rest).is_some());
+}
+
 #[test]
-fn readers_of_pieces_of_any_size_meet() {
+fn piece_ends_are_multiples_of_the_piece_size() {
     assert_eq!(until_next(PIECE, 0, 9 * PIECE), PIECE);
     assert_eq!(until_next(PIECE, 1, 9 * PIECE), PIECE - 1);
     assert_eq!(until_next(LEAST, LEAST as u64 + 1, PIECE), LEAST - 1);

@@ -4,6 +4,7 @@ use std::{collections::HashSet, fs, sync::Arc};
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use futures::{StreamExt as _, stream};
 use gorego_limits::{Permit, UNCOUNTED};
 
 use super::{
@@ -20,6 +21,9 @@ use crate::{
     blob::{SHARE, read_at},
     index::{Key, Lease, SIZE_END, Use, room_of},
 };
+
+/// The number of blobs of a batch that are hashed at once.
+const HASHED_AT_ONCE: usize = 8;
 
 const LEASE: Use = Use {
     lease: Lease::Full,
@@ -155,6 +159,22 @@ impl BlobStore for LocalStore {
                 receive::put_stream(&self.core, digest, stream.chunks, stream.resume).await
             }
         }
+    }
+
+    /// Uses the blobs as reads do, so that they get no lease.
+    async fn fetch_batch(&self, digests: &[Digest]) -> Vec<Result<Digest>> {
+        let seek = |digest: Digest| {
+            let core = Arc::clone(&self.core);
+            async move {
+                if digest.is_empty_blob() {
+                    return Ok(digest);
+                }
+                let found = core.seek(&digest, READ).await?;
+                found.map(|_| digest).ok_or(Error::NotFound(digest))
+            }
+        };
+        let seeks: Vec<_> = digests.iter().copied().map(seek).collect();
+        stream::iter(seeks).buffered(HASHED_AT_ONCE).collect().await
     }
 
     async fn get_batch(&self, digests: &[Digest]) -> Vec<Result<Bytes>> {
