@@ -282,7 +282,8 @@ async fn a_disk_whose_files_eviction_does_not_free_costs_few_blobs() {
     );
     let warning = "evicting blobs does not free it";
     let log = server.wait_for_log(warning);
-    assert_eq!(log.matches(warning).count(), 1, "{log}");
+    // At most one a minute.
+    assert!(log.matches(warning).count() < 4, "{log}");
     // When there are files again, uploads are taken again.
     for n in 0..100 {
         fs::remove_file(server.data().join(n.to_string())).unwrap();

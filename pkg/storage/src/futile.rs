@@ -13,6 +13,9 @@ use crate::Usage;
 /// The first and the longest pause of eviction for the disk's sake after it did not help.
 const PAUSE: (Duration, Duration) = (Duration::from_secs(5), Duration::from_hours(1));
 
+/// The least number of evicted files that tells anything: fewer may be gone to others by chance.
+const MANY_FILES: u64 = 16;
+
 /// A resource of the disk that can run short.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Resource {
@@ -27,6 +30,9 @@ impl Resource {
     /// store and to the disk.
     pub fn is_lost(self, before: &Usage, after: &Usage) -> bool {
         let evicted = self.evicted(after).saturating_sub(self.evicted(before));
+        if self == Self::Files && evicted < MANY_FILES {
+            return false;
+        }
         let lost = self.shared(before).saturating_sub(self.shared(after));
         evicted > 0 && lost >= evicted - evicted / 4
     }
@@ -80,8 +86,9 @@ pub struct Futile {
 struct Pause {
     end: Instant,
     length: Duration,
-    /// The free amount at its start.
-    free: u64,
+    /// The amount that was free or used by the store at its start. The store's own deletions do not
+    /// change it.
+    shared: u64,
     is_over: bool,
 }
 
@@ -97,9 +104,9 @@ impl Futile {
     /// Whether eviction to free the resource is not worth an attempt yet.
     pub fn holds(&self, resource: Resource, usage: &Usage) -> bool {
         self.pause(resource).as_mut().is_some_and(|pause| {
-            let enough = pause.free.saturating_add(resource.worth(usage));
+            let enough = pause.shared.saturating_add(resource.worth(usage));
             // Also if what became free is used up again: eviction may help by now.
-            pause.is_over |= Instant::now() >= pause.end || resource.free(usage) > enough;
+            pause.is_over |= Instant::now() >= pause.end || resource.shared(usage) > enough;
             !pause.is_over
         })
     }
@@ -117,7 +124,7 @@ impl Futile {
         *pause = Some(Pause {
             end: now + length,
             length,
-            free: resource.free(usage),
+            shared: resource.shared(usage),
             is_over: false,
         });
         drop(pause);
@@ -176,6 +183,21 @@ mod tests {
         assert!(!futile.holds(Resource::Bytes, &usage(7, 0)));
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn own_deletions_do_not_end_a_pause() {
+        let own = |used, free| Usage {
+            used,
+            files: used,
+            ..usage(free, free)
+        };
+        let futile = Futile::default();
+        for resource in [Resource::Bytes, Resource::Files] {
+            futile.record(resource, &own(100, 0));
+            assert!(futile.holds(resource, &own(90, 10)));
+            assert!(!futile.holds(resource, &own(100, 10)));
+        }
+    }
+
     #[test]
     fn eviction_is_futile_when_most_of_it_did_not_become_free() {
         let after = |evicted, used, free| Usage {
@@ -191,8 +213,8 @@ mod tests {
             let is_lost = |evicted, used, free| {
                 resource.is_lost(&after(0, 100, 0), &after(evicted, used, free))
             };
-            assert!(is_lost(1, 99, 0));
-            assert!(!is_lost(1, 99, 1));
+            assert!(is_lost(16, 84, 0));
+            assert!(!is_lost(16, 84, 16));
             assert!(is_lost(20, 80, 5));
             assert!(!is_lost(20, 80, 6));
             assert!(!is_lost(20, 100, 0), "the store used it again");
@@ -200,8 +222,12 @@ mod tests {
         }
         let unreported = Usage {
             free_files: None,
-            ..after(1, 99, 0)
+            ..after(16, 84, 0)
         };
+        assert!(
+            !Resource::Files.is_lost(&after(0, 100, 0), &after(15, 85, 0)),
+            "other uploads may have taken so few"
+        );
         assert!(!Resource::Files.is_lost(&Usage::default(), &unreported));
     }
 }

@@ -354,6 +354,7 @@ pub async fn open(dir: &Path, max_bytes: u64) -> Arc<LocalStore> {
         force_update_atime: false,
         sync: SyncMode::None,
         scrub_period: None,
+        pieces: None,
     };
     Arc::new(LocalStore::open(options).await.unwrap())
 }

@@ -60,7 +60,7 @@ impl Attempts {
     }
 }
 
-/// The resource that a disk which refused a write has too little of.
+/// Returns the resource whose shortage made the disk refuse a write.
 pub(super) fn short_of(usage: &Usage) -> Resource {
     if Resource::Files.free(usage) < FILES {
         Resource::Files

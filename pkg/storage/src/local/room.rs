@@ -41,13 +41,15 @@ pub(super) struct Room {
     unscanned: AtomicU64,
     /// Of which this much may well not be there: a reason to hold uploads back, not to evict.
     slack: AtomicU64,
+    /// The number of reservations. Each upload that has one also has a file.
+    uploads: AtomicU64,
     /// What the upload at the head of the queue wants.
     wanted: AtomicU64,
     /// The upload that eviction works for.
-    served: Mutex<Served>,
+    served: Mutex<WaitingUpload>,
     /// The amount evicted since the start.
     evicted: Mutex<Removed>,
-    /// Whether that helps against a full disk.
+    /// The record of evictions that did not free the disk.
     pub(super) futile: Futile,
     waiting: AtomicU64,
     /// Waiting uploads stand in line here, so that a large one is not passed by small ones for ever.
@@ -57,9 +59,10 @@ pub(super) struct Room {
     pressure: Notify,
 }
 
-/// The upload that eviction works for: the one at the head of the queue, or the last one.
+/// The upload that eviction works for: the one at the head of the queue, or the upload
+/// served last.
 #[derive(Default)]
-struct Served {
+struct WaitingUpload {
     /// Its number among those that waited.
     number: u64,
     /// The leases broken for it.
@@ -92,6 +95,7 @@ impl Room {
             idle: Idle::default(),
             unscanned: AtomicU64::new(unscanned),
             slack: AtomicU64::new(slack),
+            uploads: AtomicU64::new(0),
             wanted: AtomicU64::new(0),
             served: Mutex::default(),
             evicted: Mutex::default(),
@@ -129,7 +133,7 @@ impl Room {
             .ok_or_else(|| self.full(what, bytes))
     }
 
-    fn served(&self) -> MutexGuard<'_, Served> {
+    fn served(&self) -> MutexGuard<'_, WaitingUpload> {
         self.served.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -168,8 +172,13 @@ impl Room {
         if sum(taken) > self.mark {
             self.pressure.notify_one();
         }
+        Some(self.reservation(bytes))
+    }
+
+    fn reservation(self: &Arc<Self>, bytes: u64) -> Reservation {
+        self.uploads.fetch_add(1, SeqCst);
         let room = Arc::clone(self);
-        Some(Reservation { room, bytes })
+        Reservation { room, bytes }
     }
 
     fn full(&self, what: &str, bytes: u64) -> Error {
@@ -235,7 +244,10 @@ impl Room {
             upload: served.number,
             leases_broken: served.broken.0.load(Relaxed),
             evicted,
-            files: self.index.count() + self.folders.count() + self.idle.count(),
+            files: self.index.count()
+                + self.folders.count()
+                + self.idle.count()
+                + self.uploads.load(SeqCst),
             free_on_disk: free.map(|free| free.bytes),
             free_files,
             scanning,
@@ -260,10 +272,7 @@ impl Room {
         let bytes = room_of(size);
         self.reserved.fetch_add(bytes, SeqCst);
         self.idle.remove(path);
-        Reservation {
-            room: Arc::clone(self),
-            bytes,
-        }
+        self.reservation(bytes)
     }
 
     /// The scan reached a file of `size` bytes.
@@ -316,6 +325,7 @@ impl Reservation {
 impl Drop for Reservation {
     fn drop(&mut self) {
         subtract(&self.room.reserved, self.bytes);
+        subtract(&self.room.uploads, 1);
         if self.bytes > 0 && self.room.waiting.load(SeqCst) > 0 {
             self.room.made.notify_waiters();
         }
