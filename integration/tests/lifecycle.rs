@@ -15,7 +15,7 @@ use gorego_integration::{
     process::{Process, describe},
     server::{self, Descriptors, Server},
 };
-use rustix::process::Signal;
+use rustix::process::{Pid, Resource, Rlimit, Signal, prlimit};
 use tempfile::TempDir;
 use tonic_health::pb::{
     HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
@@ -195,6 +195,28 @@ async fn idle_connections_leave_descriptors_to_files_and_to_new_clients() {
     server.wait_for_log("limits.max_connections = 10000 is cut to 64");
     let _idle = idle_connections(&server, 300);
     assert_serves(&Client::connect(server.address()).await, 1).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn idle_connections_are_closed_when_no_descriptor_is_left() {
+    let server = Server::start(&[]);
+    // Fewer than it has made plans for.
+    let limit = Rlimit {
+        current: Some(64),
+        maximum: Some(64),
+    };
+    let pid = Pid::from_raw(server.id().try_into().unwrap());
+    prlimit(pid, Resource::Nofile, limit).unwrap();
+    let served = async {
+        // They answer pings, so that nothing else closes them.
+        let mut idle = Vec::new();
+        for _ in 0..60 {
+            idle.push(Client::connect(server.address()).await);
+        }
+        assert_serves(&Client::connect(server.address()).await, 1).await;
+    };
+    let served = tokio::time::timeout(Duration::from_mins(1), served).await;
+    served.expect("others were closed for it");
 }
 
 #[test]

@@ -9,6 +9,7 @@ use gorego_integration::{
     peer::{Fault, FaultyPeer, Method, Times},
     server::Server,
 };
+use tokio::{net::TcpListener, task::JoinSet};
 use tonic::Code;
 
 const MIB: usize = 1024 * 1024;
@@ -167,4 +168,40 @@ async fn what_an_outage_lost_is_uploaded_again() {
     let missing = client.find_missing(vec![digests[1].clone()]).await;
     assert_eq!(missing.unwrap(), []);
     assert!(peer.blob(&digests[1]).is_some());
+}
+
+/// Answers every call with a page of HTTP.
+async fn answer_with_pages(listener: TcpListener, status: u16) {
+    let mut connections = JoinSet::new();
+    loop {
+        let (stream, _) = listener.accept().await.unwrap();
+        connections.spawn(async move {
+            let mut connection = h2::server::handshake(stream).await.unwrap();
+            while let Some(Ok((_, mut respond))) = connection.accept().await {
+                let head = http::Response::builder()
+                    .status(status)
+                    .header("content-type", "text/html");
+                let mut page = respond
+                    .send_response(head.body(()).unwrap(), false)
+                    .unwrap();
+                page.send_data("<p>Sorry".into(), true).unwrap();
+            }
+        });
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_page_in_place_of_the_backing_caches_answer_is_told_in_the_log() {
+    for (status, code) in [(403, Code::PermissionDenied), (502, Code::Unavailable)] {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let target = format!("grpc://{}", listener.local_addr().unwrap());
+        let mut pages = JoinSet::new();
+        pages.spawn(answer_with_pages(listener, status));
+        let server = Server::in_front_of(&target, &["backing_cache.put_retry_count=0"]);
+        let client = Client::connect(server.address()).await;
+        let refused = client.get_action(&digest_of(b"action")).await.unwrap_err();
+        assert_eq!(refused.code(), code, "{refused}");
+        let log = server.wait_for_log(&format!("the backing cache answered with HTTP {status}"));
+        assert!(log.contains("Sorry"), "{log}");
+    }
 }
