@@ -1,7 +1,10 @@
 //! One connection, from the handshake to its end.
 
-use std::{net::SocketAddr, pin::pin, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible, future::ready, net::SocketAddr, pin::pin, sync::Arc, time::Duration,
+};
 
+use futures::FutureExt as _;
 use gorego_limits::Client;
 use gorego_tls::ServerTls;
 use hyper::{body::Incoming, server::conn::http2, service::service_fn};
@@ -148,14 +151,13 @@ impl Connections {
         let router = self.router;
         let service = service_fn(move |request: http::Request<Incoming>| {
             // At once, so that large headers are gone before the next call is accepted.
-            let request = grpc::admit(request);
-            let router = Arc::clone(&router);
-            async move {
-                Ok::<_, std::convert::Infallible>(match request {
-                    Ok(request) => router.call(request).await,
-                    Err(refusal) => refusal,
-                })
-            }
+            let answer = if let Some(refusal) = grpc::refuse_foreign(&request) {
+                ready(refusal).left_future()
+            } else {
+                let router = Arc::clone(&router);
+                async move { router.call(request).await }.right_future()
+            };
+            answer.map(Ok::<_, Infallible>)
         });
         let executor = StreamExecutor {
             tasks: self.tasks,

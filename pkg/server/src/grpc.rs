@@ -15,7 +15,7 @@ mod response;
 mod shapes;
 
 pub(crate) use call::{Call, decode, panicked};
-pub(crate) use head::{admit, timeout};
+pub(crate) use head::{refuse_foreign, timeout};
 pub(crate) use memory::{decode_within, elsewhere, is_large, reply, run};
 pub(crate) use message::{Limit, Messages};
 pub(crate) use request::RequestBody;

@@ -18,6 +18,7 @@ async fn open(dir: &TempDir) -> Arc<Journal> {
         force_update_atime: false,
         sync: SyncMode::None,
         scrub_period: None,
+        pieces: None,
     };
     let local = Arc::new(LocalStore::open(options).await.unwrap());
     again(dir, local).await

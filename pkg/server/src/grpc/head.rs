@@ -16,12 +16,8 @@ pub(crate) const MAX_HEADERS: usize = 16 * 1024;
 /// The bytes that HTTP/2 counts for each header in addition to its name and value.
 const OVERHEAD: usize = 32;
 
-/// Returns the request if it is a gRPC call in a form that this server knows, or else the refusal.
-pub(crate) fn admit<B>(request: Request<B>) -> Result<Request<B>, Response> {
-    refuse_foreign(&request).map_or(Ok(request), Err)
-}
-
-fn refuse_foreign<B>(head: &Request<B>) -> Option<Response> {
+/// The refusal of a request that is no gRPC call, or not in a form that is known here.
+pub(crate) fn refuse_foreign<B>(head: &Request<B>) -> Option<Response> {
     if head.method() != Method::POST {
         let mut refusal = refuse_http(StatusCode::METHOD_NOT_ALLOWED);
         let allowed = HeaderValue::from_static("POST");
