@@ -329,9 +329,12 @@ mod recording {
 
         async fn fetch_batch(&self, digests: &[Digest]) -> Vec<Result<Digest>> {
             let missing = self.store.find_missing(digests).await.unwrap();
-            let found = |digest: &Digest| match missing.contains(digest) {
-                true => Err(Error::NotFound(*digest)),
-                false => Ok(*digest),
+            let found = |digest: &Digest| {
+                if missing.contains(digest) {
+                    Err(Error::NotFound(*digest))
+                } else {
+                    Ok(*digest)
+                }
             };
             digests.iter().map(found).collect()
         }
