@@ -19,8 +19,8 @@ use crate::{
 /// How long a call takes from asking for a result's size to asking for the result, at most: the next
 /// one to ask for it is told of a miss that the backing cache was asked about then.
 const MISS: Duration = Duration::from_secs(1);
-/// How many results are looked at anew at once.
-const REVALIDATIONS: usize = 16;
+/// The number of results that are looked at in the background at once.
+const IN_BACKGROUND: usize = 16;
 
 /// Action results of which every output can be had from one tier or the other. What is here is
 /// served at once, and looked at anew in the background; what is not here is fetched and kept.
@@ -40,7 +40,7 @@ struct Actions {
     /// Those here that the backing cache gave; a few too many are forgotten, now and then.
     fetched: Recent<Name>,
     writes: Writes,
-    revalidations: Arc<Semaphore>,
+    background: Arc<Semaphore>,
 }
 
 type Name = (String, Digest);
@@ -63,7 +63,7 @@ impl ProxyActions {
             validated: Recent::new(store.tiers.options.existence_ttl),
             fetched: Recent::new(Duration::MAX),
             writes: Writes::default(),
-            revalidations: Arc::new(Semaphore::new(REVALIDATIONS)),
+            background: Arc::new(Semaphore::new(IN_BACKGROUND)),
         }))
     }
 }
@@ -175,16 +175,13 @@ impl Actions {
         let (instance, action) = &name;
         let tiers = &self.store.tiers;
         let journal = &tiers.journal;
-        // Also for the lease: a client that was told of the result counts on its outputs as after a
-        // hit.
-        let outputs = local_outputs(tiers, action, &result).await;
+        let unleased = (!waits).then(|| result.clone());
         if waits {
             // What is here was called present, and no client will bring it.
-            journal.announce_blobs(outputs?).await?.accept().await?;
-        } else if let Err(error) = outputs {
-            tracing::debug!(instance, %action, %error, "outputs of a new action result get no lease");
+            let outputs = local_outputs(tiers, action, &result).await?;
+            journal.announce_blobs(outputs).await?.accept().await?;
         }
-        let _alone = self.writes.alone(&name).await;
+        let alone = self.writes.alone(&name).await;
         let announced = if waits {
             let here = self.local.get(instance, action).await.unwrap_or_default();
             let ours = result.clone();
@@ -199,8 +196,31 @@ impl Actions {
         if let Some(announced) = announced {
             announced.accept().await?;
         }
-        self.validated.note((epoch, name));
+        self.validated.note((epoch, name.clone()));
+        drop(alone);
+        if let Some(result) = unleased {
+            self.lease_outputs(name, result).await;
+        }
         Ok(())
+    }
+
+    /// Leases the outputs of a new result: a client that stored it counts on them as after a hit. Goes on
+    /// in the background, unless too much does already.
+    async fn lease_outputs(&self, name: Name, result: ActionResult) {
+        let tiers = Arc::clone(&self.store.tiers);
+        let lease = async move {
+            let (instance, action) = &name;
+            if let Err(error) = local_outputs(&tiers, action, &result).await {
+                tracing::debug!(instance, %action, %error, "failed to lease the outputs of an action result");
+            }
+        };
+        match Arc::clone(&self.background).try_acquire_owned() {
+            Ok(permit) => self.store.tiers.spawn(async move {
+                let _permit = permit;
+                lease.await;
+            }),
+            Err(_) => lease.await,
+        }
     }
 
     /// Looks in the background whether the backing cache has another result by now.
@@ -214,7 +234,7 @@ impl Actions {
         if is_ours || self.validated.has(&validated) {
             return;
         }
-        let Ok(permit) = Arc::clone(&self.revalidations).try_acquire_owned() else {
+        let Ok(permit) = Arc::clone(&self.background).try_acquire_owned() else {
             return;
         };
         self.validated.note(validated);

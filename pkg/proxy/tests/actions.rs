@@ -113,6 +113,7 @@ async fn a_new_result_a_hit_and_a_lookup_give_outputs_in_the_local_tier_the_full
             "put" => {
                 let put = proxy.actions().put("", &action(), result).await;
                 put.unwrap();
+                until(async || unleased() == 0).await;
             }
             "hit" => {
                 backing_has(&proxy, &result).await;
@@ -127,6 +128,52 @@ async fn a_new_result_a_hit_and_a_lookup_give_outputs_in_the_local_tier_the_full
         }
         assert_eq!(unleased(), 0, "{way}, read_only: {read_only}");
     }
+}
+
+#[tokio::test]
+async fn a_new_result_is_stored_before_its_trees_are_read() {
+    let options = common::options();
+    let looking = options.memory.looking.clone();
+    let proxy = Proxy::with(options, common::GIB).await;
+    let file = content(1, 1000);
+    let tree = Tree {
+        root: Some(Directory {
+            files: vec![FileNode {
+                // Reading the tree takes memory that is counted.
+                name: "x".repeat(100_000),
+                digest: Some(sha256(&file).to_proto()),
+                ..FileNode::default()
+            }],
+            ..Directory::default()
+        }),
+        children: Vec::new(),
+    };
+    let tree = Bytes::from(prost::Message::encode_to_vec(&tree));
+    for output in [&file, &tree] {
+        let digest = sha256(output);
+        let put = proxy.store.put(&digest, Blob::Bytes(output.clone()));
+        put.await.unwrap();
+    }
+    let directory = OutputDirectory {
+        tree_digest: Some(sha256(&tree).to_proto()),
+        ..OutputDirectory::default()
+    };
+    let result = ActionResult {
+        output_directories: vec![directory],
+        ..ActionResult::default()
+    };
+    let unleased = || {
+        let mut count = 0;
+        let local = &proxy.local;
+        local.visit(&mut |candidate| count += usize::from(!candidate.leased));
+        count
+    };
+    let used_up = looking.reserve(looking.total()).await.unwrap();
+    let (actions, action) = (proxy.actions(), action());
+    actions.put("", &action, result).await.unwrap();
+    assert!(unleased() > 0, "the tree was not read yet");
+    drop(used_up);
+    until(async || unleased() == 0).await;
 }
 
 #[tokio::test]

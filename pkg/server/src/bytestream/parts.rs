@@ -365,19 +365,25 @@ mod tests {
         assert!(b"the first bytes".starts_with(&first), "{first:?}");
     }
 
-    #[test]
-    fn a_taken_file_is_not_reserved_again_for_a_later_message() {
-        let data_first = WriteRequest {
-            data: Bytes::from_static(b"data"),
+    /// A message whose data is not its last field.
+    fn data_first(len: usize) -> Vec<u8> {
+        let data = WriteRequest {
+            data: vec![0; len].into(),
             ..WriteRequest::default()
         };
-        let name = WriteRequest {
+        framed(&[data.encode_to_vec(), named().encode_to_vec()].concat())
+    }
+
+    fn named() -> WriteRequest {
+        WriteRequest {
             resource_name: "name".to_owned(),
             ..WriteRequest::default()
-        };
-        let second = [data_first.encode_to_vec(), name.encode_to_vec()].concat();
-        let request = [encode(&[name]), framed(&second)].concat();
-        let mut parts = parts(&request, 50);
+        }
+    }
+
+    #[test]
+    fn a_taken_file_is_not_reserved_again_for_a_later_message() {
+        let mut parts = parts(&[encode(&[named()]), data_first(4)].concat(), 50);
         async {
             parts.next_head().await.unwrap();
             parts.reserve_file().await.unwrap();
@@ -391,16 +397,7 @@ mod tests {
 
     #[test]
     fn a_large_message_that_has_to_be_taken_whole_is_refused() {
-        let data_first = WriteRequest {
-            data: vec![0; MAX_WHOLE].into(),
-            ..WriteRequest::default()
-        };
-        let name = WriteRequest {
-            resource_name: "name".to_owned(),
-            ..WriteRequest::default()
-        };
-        let message = [data_first.encode_to_vec(), name.encode_to_vec()].concat();
-        let status = take_apart(&framed(&message), 16 * 1024).unwrap_err();
+        let status = take_apart(&data_first(MAX_WHOLE), 16 * 1024).unwrap_err();
         assert_eq!(status.code(), Code::ResourceExhausted);
     }
 }
