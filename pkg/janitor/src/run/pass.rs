@@ -46,8 +46,6 @@ pub(super) struct Pass<'a> {
     step: usize,
     evicted: Removed,
     leases_broken: u64,
-    /// The size of the entries whose leases were broken, in bytes.
-    leased: u64,
     uploads: Removed,
 }
 
@@ -69,7 +67,6 @@ impl<'a> Pass<'a> {
             },
             evicted: Removed::default(),
             leases_broken: 0,
-            leased: 0,
             uploads: Removed::default(),
         }
     }
@@ -151,8 +148,8 @@ impl<'a> Pass<'a> {
             .await;
     }
 
-    /// Evicts in small steps, for as long as there is a need. `charged`: the upload that waits pays
-    /// for the leases.
+    /// Evicts in small steps, for as long as there is a need. With `charged`, broken leases count
+    /// against the waiting upload.
     async fn evict(
         &mut self,
         mut candidates: &[Candidate],
@@ -169,18 +166,14 @@ impl<'a> Pass<'a> {
                 return;
             }
             candidates = rest;
-            // It may leave while the step goes on.
-            let (upload, before) = (self.upload, self.leased);
-            self.evict_step(step.to_vec()).await;
-            if charged {
-                let broken = self.leased - before;
-                self.janitor.store.charge_leases(upload, broken);
-            }
+            self.evict_step(step.to_vec(), charged).await;
         }
     }
 
-    async fn evict_step(&mut self, step: Vec<Candidate>) {
+    async fn evict_step(&mut self, step: Vec<Candidate>, charged: bool) {
         let started = Instant::now();
+        // It may leave while the step goes on.
+        let upload = self.upload;
         let (partial, rest): (Vec<Candidate>, Vec<Candidate>) = step
             .iter()
             .copied()
@@ -197,12 +190,15 @@ impl<'a> Pass<'a> {
         if count < step.len() as u64 && self.stubborn.len() < REMEMBERED {
             self.stubborn.extend(step.iter().map(shown));
         }
+        if charged {
+            // First: with the room that was made, the upload may go on and wait again.
+            self.janitor.store.charge_leases(upload, broken.bytes);
+        }
         if count > 0 {
             self.janitor.store.room_made(false);
         }
         self.evicted = sum(self.evicted, evicted);
         self.uploads = sum(self.uploads, uploads);
-        self.leased += broken.bytes;
         self.leases_broken += broken.count;
         self.janitor.counters.evicted(evicted, broken.count);
         self.janitor.counters.uploads_dropped(uploads);

@@ -73,13 +73,18 @@ impl ActionCache for LocalStore {
         let broken = Arc::default();
         let mut attempts = Attempts::new(core, &broken);
         loop {
-            let _room = core
+            let room = core
                 .room
                 .reserve(size, &format!("action result {action}"), &broken)
                 .await?;
             let (writer, action, content) = (Arc::clone(core), *action, content.clone());
             let key = Key::ac(&action, instance.number);
-            match blocking(move || writer.write_action(&key, &action, &hash, content)).await {
+            let written = blocking(move || {
+                // Given back before a wait for eviction, since it counts as a file.
+                let _room = room;
+                writer.write_action(&key, &action, &hash, content)
+            });
+            match written.await {
                 Err(error) if error.is_no_space() => {
                     if !attempts.again(size).await {
                         return Err(disk_full(&action, &error));

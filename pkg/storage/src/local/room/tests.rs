@@ -25,6 +25,20 @@ async fn reservations_never_exceed_the_limit() {
 }
 
 #[tokio::test]
+async fn an_upload_counts_as_one_file_while_its_room_is_reserved() {
+    let room = room(16384);
+    let none = &Arc::default();
+    let files = || room.usage(None, false).files;
+    let mut first = room.reserve(1, "a", none).await.unwrap();
+    let second = room.reserve(1, "b", none).await.unwrap();
+    assert_eq!(files(), 2);
+    first.merge(second);
+    assert_eq!(files(), 1);
+    drop(first);
+    assert_eq!(files(), 0);
+}
+
+#[tokio::test]
 async fn a_waiting_upload_goes_on_when_room_was_made() {
     let room = room(8192);
     let none = &Arc::default();
