@@ -1,7 +1,7 @@
 //! A crowd of readers of one blob that only the backing cache has.
 #![cfg(test)]
 
-use std::fs;
+use std::{fs, sync::Arc};
 
 use bytes::{Bytes, BytesMut};
 use gorego_integration::{
@@ -11,7 +11,7 @@ use gorego_integration::{
     peer::{Fault, FaultyPeer, Method, Times},
     server::Server,
 };
-use tokio::task::JoinSet;
+use tokio::{sync::Barrier, task::JoinSet};
 
 const MIB: usize = 1024 * 1024;
 /// Larger than what may stay in memory, and of a size that no chunk or window ends at.
@@ -33,9 +33,11 @@ fn proxy(settings: &[&str]) -> (FaultyPeer, Server) {
     (peer, server)
 }
 
-/// Every reader gets all of it.
-async fn read_all(server: &Server, content: &Bytes) {
+/// Every reader gets all of it. The first fetch stops after its beginning until each of them has that.
+async fn read_all(peer: &FaultyPeer, server: &Server, content: &Bytes) {
     let digest = digest_of(content);
+    peer.inject(Method::Read, Times::Next(1), Fault::StallAfter(MIB));
+    let begun = Arc::new(Barrier::new(READERS + 1));
     let mut clients = Vec::new();
     for _ in 0..CONNECTIONS {
         clients.push(Client::connect_far(server.address()).await);
@@ -43,8 +45,23 @@ async fn read_all(server: &Server, content: &Bytes) {
     let mut reads = JoinSet::new();
     for client in clients.iter().cycle().take(READERS) {
         let (client, digest, content) = (client.clone(), digest.clone(), content.clone());
-        reads.spawn(async move { client.compare(&digest, &content).await });
+        let begun = Arc::clone(&begun);
+        reads.spawn(async move {
+            let mut reading = client.read(&digest).await.unwrap();
+            let mut at = 0;
+            while let Some(piece) = reading.message().await.unwrap() {
+                if at == 0 {
+                    begun.wait().await;
+                }
+                let next = at + piece.data.len();
+                assert!(content.get(at..next).unwrap() == piece.data, "from {at} on");
+                at = next;
+            }
+            assert_eq!(at, content.len());
+        });
     }
+    begun.wait().await;
+    peer.release();
     reads.join_all().await;
 }
 
@@ -54,7 +71,7 @@ async fn five_hundred_readers_of_a_missing_blob_cost_one_fetch() {
     let (peer, server) = proxy(&[]);
     let content = blob(1, SIZE);
     peer.put(&content);
-    read_all(&server, &content).await;
+    read_all(&peer, &server, &content).await;
     assert_eq!(peer.calls(Method::Read).len(), 1);
     assert_eq!(peer.bytes_read(), content.len() as u64);
     let peak = peak_mib(&server);
@@ -67,7 +84,7 @@ async fn without_room_here_they_cost_at_most_two() {
     let (peer, server) = proxy(&["local_cache.max_size_gb=16MiB"]);
     let content = blob(1, SIZE);
     peer.put(&content);
-    read_all(&server, &content).await;
+    read_all(&peer, &server, &content).await;
     assert!(peer.bytes_read() <= 2 * content.len() as u64);
     let peak = peak_mib(&server);
     assert!(peak < 300, "{peak} MiB");
