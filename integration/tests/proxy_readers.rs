@@ -60,8 +60,10 @@ async fn read_all(peer: &FaultyPeer, server: &Server, content: &Bytes) {
             assert_eq!(at, content.len());
         });
     }
-    begun.wait().await;
-    peer.release();
+    tokio::select! {
+        _ = begun.wait() => peer.release(),
+        Some(ended) = reads.join_next() => panic!("a reader ended before all had begun: {ended:?}"),
+    }
     reads.join_all().await;
 }
 
