@@ -36,7 +36,8 @@ fn proxy(settings: &[&str]) -> (FaultyPeer, Server) {
 /// Every reader gets all of it. The first fetch stops after its beginning until each of them has that.
 async fn read_all(peer: &FaultyPeer, server: &Server, content: &Bytes) {
     let digest = digest_of(content);
-    peer.inject(Method::Read, Times::Next(1), Fault::StallAfter(MIB));
+    // So little that what readers do not take yet leaves their connections free for others.
+    peer.inject(Method::Read, Times::Next(1), Fault::StallAfter(1000));
     let begun = Arc::new(Barrier::new(READERS + 1));
     let mut clients = Vec::new();
     for _ in 0..CONNECTIONS {
