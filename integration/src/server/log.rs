@@ -1,4 +1,4 @@
-//! What a server writes: its log, and the addresses that it names there.
+//! A server's log, and the addresses that it names there.
 
 use std::{
     io::{BufRead as _, BufReader},

@@ -83,7 +83,7 @@ impl Shortage {
     }
 
     /// Whether the resource was lacking, and most of what was evicted of it did not become free.
-    /// What others free or take meanwhile counts as well, and may end a pass early.
+    /// Amounts that others free or take meanwhile count as well, and may end a pass early.
     pub(crate) fn is_futile(&self, resource: Resource, usage: &Usage) -> bool {
         self.lacking.get(resource) > 0
             && self.evicted(resource, usage) >= PROBE.get(resource)

@@ -271,7 +271,7 @@ impl Flow {
     }
 }
 
-/// How much there is from `at` to the next multiple of `size`, where readers meet, within `len`.
+/// The length from `at` to the next multiple of `size`, where readers meet, within `len`.
 fn until_next(size: usize, at: u64, len: usize) -> usize {
     let past = usize::try_from(at % size as u64).unwrap_or_default();
     (size - past).min(len)

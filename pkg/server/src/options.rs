@@ -54,7 +54,7 @@ impl Default for Options {
     }
 }
 
-/// What gRPC clients take in one message by default, in bytes.
+/// The largest message that gRPC clients take by default, in bytes.
 const CLIENTS_TAKE: u64 = 4 * 1024 * 1024;
 /// The factor by which a response may exceed the blobs of a full batch.
 const FRAMED: u64 = 2;

@@ -309,7 +309,6 @@ impl Core {
         (retry, results)
     }
 
-    /// Opens, reads and closes. A file that is gone or has another size is forgotten. Blocks.
     /// Memory to read so many bytes as a whole, which takes one trip to another thread instead of
     /// two. `None` where they have to be read in pieces.
     fn share_whole(&self, bytes: u64) -> Option<Permit> {
@@ -323,6 +322,7 @@ impl Core {
         Some(pieces.share(bytes, SHARE)).filter(|share| share.bytes() == bytes)
     }
 
+    /// Opens, reads and closes. A file that is gone or has another size is forgotten. Blocks.
     fn read_small(&self, digest: &Digest, offset: u64) -> Result<Bytes> {
         let path = layout::blob_path(digest);
         let file = self.open_blob(digest, &path)?;

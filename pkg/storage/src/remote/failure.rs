@@ -113,7 +113,7 @@ impl Failure {
         }
     }
 
-    /// What the peer itself answered, if it did.
+    /// The peer's own answer, if it gave one.
     pub(super) fn code(&self) -> Option<Code> {
         match self {
             Self::Status(status) if !Self::is_transport(status) => Some(status.code()),

@@ -22,7 +22,7 @@ pub(super) struct Row {
     pub(super) peak: u64,
     /// Resident memory twelve seconds after the attack, in bytes.
     pub(super) after: u64,
-    /// What the attack and the honest client beside it cost the server.
+    /// The server's processor time for the attack and the honest client beside it.
     pub(super) cpu: Duration,
     /// Honest calls without the attack.
     pub(super) alone: Calls,
