@@ -84,7 +84,7 @@ async fn no_more_is_accepted_than_may_wait_and_what_is_refused_is_not_called_pre
     // The peer has the first before the server knows so.
     let accepted = async { while client.upload_whole(&second).await.is_err() {} };
     let accepted = tokio::time::timeout(Duration::from_mins(1), accepted).await;
-    accepted.expect("there is room in the journal again");
+    accepted.expect("there is room in the outbox again");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -102,7 +102,7 @@ async fn what_waits_and_is_not_brought_up_is_told_of_at_the_start() {
         vec![target.as_str(), "local_cache.enabled=false"],
     ] {
         server = server.restart_with(&settings);
-        server.wait_for_log("stay in the journal");
+        server.wait_for_log("stay in the outbox");
     }
     assert_eq!(peer.blob(&digest_of(&content)), None);
     let _server = server.restart_with(&[&target]);

@@ -1,10 +1,15 @@
 //! The stores behind the services: one tier or both, as configured.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    io,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use gorego_config::{self as config, Config};
 use gorego_janitor::{self as janitor, Janitor, Marks};
-use gorego_proxy::{Ahead, Backing, Depth, Journal, OnOutage, Options, ProxyActions, ProxyStore};
+use gorego_proxy::{Ahead, Backing, Depth, OnOutage, Options, Outbox, ProxyActions, ProxyStore};
 use gorego_server::Services;
 use gorego_storage::{
     BreakerState, CompletenessChecking, LocalOptions, LocalStore, OpenError, RemoteStore, SyncMode,
@@ -13,9 +18,6 @@ use gorego_telemetry::{Sources, Waiting};
 use tokio::{sync::watch, time::timeout};
 
 use crate::{memory::Parts, version::VERSION};
-
-/// Below the data directory: what waits for the backing cache.
-const JOURNAL: &str = "journal";
 
 /// What the store gets, at the end, to write down what it knows.
 const CLOSE: Duration = Duration::from_secs(10);
@@ -29,8 +31,13 @@ const JANITOR: Duration = Duration::from_mins(1);
 pub(crate) enum Error {
     #[error(transparent)]
     Local(#[from] OpenError),
-    #[error("the journal of what waits for the backing cache: {0}")]
-    Journal(#[from] gorego_storage::Error),
+    #[error("the outbox of pending writes cannot be opened: {0}")]
+    Outbox(#[from] gorego_storage::Error),
+    #[error(
+        "{} holds pending writes of an earlier version; drain it with the previous version",
+        .0.display()
+    )]
+    Journal(PathBuf),
 }
 
 /// What serves, and what has to be ended.
@@ -40,8 +47,8 @@ pub(crate) struct Tiers {
     proxy: Option<ProxyStore>,
     breaker: Option<watch::Receiver<BreakerState>>,
     waiting: Option<watch::Receiver<Depth>>,
-    /// Keeps from eviction what waits for a backing cache that is not configured now.
-    _unwanted: Option<Journal>,
+    /// Pins the pending writes for a backing cache that is not configured now.
+    _unused: Option<Outbox>,
 }
 
 impl Tiers {
@@ -59,14 +66,14 @@ impl Tiers {
     }
 
     async fn local(config: &Config, parts: &Parts) -> Result<Self, Error> {
-        let local = Arc::new(LocalStore::open(local_options(config, parts)).await?);
-        let waiting = match journal(config, &local).await {
+        let local = open_local(config, parts).await?;
+        let waiting = match outbox(config, &local).await {
             Ok(waiting) => {
-                warn_of_waiting(*waiting.depth().borrow(), "there is no backing cache");
+                warn_of_pending(*waiting.depth().borrow(), "there is no backing cache");
                 Some(waiting)
             }
             Err(error) => {
-                tracing::warn!(%error, "what waits for a backing cache may be evicted");
+                tracing::warn!(%error, "pending writes may be evicted");
                 None
             }
         };
@@ -85,7 +92,7 @@ impl Tiers {
             proxy: None,
             breaker: None,
             waiting: None,
-            _unwanted: waiting,
+            _unused: waiting,
         })
     }
 
@@ -95,13 +102,13 @@ impl Tiers {
         backing: Arc<RemoteStore>,
     ) -> Result<Self, Error> {
         let breaker = backing.breaker();
-        let local = Arc::new(LocalStore::open(local_options(config, parts)).await?);
-        let journal = journal(config, &local).await?;
+        let local = open_local(config, parts).await?;
+        let outbox = outbox(config, &local).await?;
         if config.backing_cache.read_only {
             let why = "nothing is written to the backing cache";
-            warn_of_waiting(*journal.depth().borrow(), why);
+            warn_of_pending(*outbox.depth().borrow(), why);
         }
-        let depth = journal.depth();
+        let depth = outbox.depth();
         let options = Options {
             existence_ttl: config.backing_cache.existence_ttl,
             read_only: config.backing_cache.read_only,
@@ -110,13 +117,14 @@ impl Tiers {
                 config::OnOutage::Fail => OnOutage::Fail,
                 config::OnOutage::Degrade => OnOutage::Degrade,
             },
+            outbox_retry: config.backing_cache.outbox_retry,
             memory: parts.proxy.clone(),
         };
         let backing = Backing {
             blobs: Arc::clone(&backing) as _,
             actions: backing,
         };
-        let proxy = ProxyStore::new(Arc::clone(&local), backing, Arc::new(journal), options);
+        let proxy = ProxyStore::new(Arc::clone(&local), backing, Arc::new(outbox), options);
         let services = Services {
             blobs: Arc::new(proxy.clone()),
             uploads: Arc::new(proxy.clone()),
@@ -128,16 +136,13 @@ impl Tiers {
             proxy: Some(proxy),
             breaker: Some(breaker),
             waiting: Some(depth),
-            _unwanted: None,
+            _unused: None,
         })
     }
 
     async fn stateless(config: &Config, parts: &Parts, backing: Arc<RemoteStore>) -> Self {
         let breaker = backing.breaker();
-        match Journal::left_in(&journal_dir(config)).await {
-            Ok(left) => warn_of_waiting(left, "there is no local tier"),
-            Err(error) => tracing::warn!(%error, "cannot tell what waits for the backing cache"),
-        }
+        warn_of_unused(&config.local_cache.dir);
         let services = Services {
             blobs: Arc::clone(&backing) as _,
             uploads: Arc::clone(&backing) as _,
@@ -155,7 +160,7 @@ impl Tiers {
             proxy: None,
             breaker: Some(breaker),
             waiting: None,
-            _unwanted: None,
+            _unused: None,
         }
     }
 
@@ -214,30 +219,47 @@ fn waiting(depth: Depth) -> Waiting {
     }
 }
 
-fn journal_dir(config: &Config) -> PathBuf {
-    config.local_cache.dir.join(JOURNAL)
+/// Opens the local tier, unless an earlier version left pending writes there that only it can upload.
+async fn open_local(config: &Config, parts: &Parts) -> Result<Arc<LocalStore>, Error> {
+    if let Some(log) = Outbox::old_journal(&config.local_cache.dir) {
+        return Err(Error::Journal(log));
+    }
+    Ok(Arc::new(
+        LocalStore::open(local_options(config, parts)).await?,
+    ))
 }
 
-async fn journal(config: &Config, local: &Arc<LocalStore>) -> Result<Journal, Error> {
-    let cache = &config.local_cache;
-    // What waits is not evicted, and must leave room for what else is in use.
-    let half = cache.max_size_gb.bytes() / 2;
-    let waiting = config.backing_cache.journal_max.bytes().min(half);
-    let durable = cache.sync != config::Sync::None;
-    let dir = journal_dir(config);
-    Ok(Journal::open(&dir, waiting, durable, Arc::clone(local)).await?)
+async fn outbox(config: &Config, local: &Arc<LocalStore>) -> Result<Outbox, Error> {
+    // Pending writes are not evicted, and must leave room for others.
+    let half = config.local_cache.max_size_gb.bytes() / 2;
+    let max_bytes = config.backing_cache.journal_max.bytes().min(half);
+    Ok(Outbox::open(Arc::clone(local), max_bytes).await?)
 }
 
-/// Tells of what an earlier configuration accepted and this one does not bring up.
-fn warn_of_waiting(left: Depth, why: &'static str) {
-    let Depth { entries, bytes, .. } = left;
+/// Warns of writes that an earlier configuration accepted and this one does not upload.
+fn warn_of_pending(depth: Depth, why: &'static str) {
+    let Depth { entries, bytes, .. } = depth;
     if entries > 0 {
         tracing::warn!(
             entries,
             bytes,
             why,
-            "writes of an outage stay in the journal"
+            "writes of an outage stay in the outbox"
         );
+    }
+}
+
+/// Warns of pending writes in the data directory of a process without a local tier. Another process
+/// may use it.
+fn warn_of_unused(data: &Path) {
+    if let Some(log) = Outbox::old_journal(data) {
+        let log = log.display();
+        tracing::warn!(%log, "holds pending writes; drain it with the previous version");
+    }
+    match Outbox::pending_in(data) {
+        Ok(depth) => warn_of_pending(depth, "there is no local tier"),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => tracing::warn!(%error, "cannot list the outbox"),
     }
 }
 

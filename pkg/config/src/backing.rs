@@ -32,6 +32,10 @@ section! {
         /// How much may wait for it, at most half of `local_cache.max_size_gb`. Beyond that writes fail.
         /// What waits is not evicted, and counts for 4 KiB more than it is.
         journal_max: ByteSize = ByteSize::from_gib(1),
+        /// How long a pending write that the backing cache refuses is retried. Only time in which the
+        /// backing cache accepts other writes counts: an outage, an expired key or a full disk does not.
+        /// A write that is refused as invalid is not retried.
+        outbox_retry: Duration = Duration::from_hours(24),
         /// Headers to send with each request: a mapping of names to values, or `name=value`
         /// separated by commas. Never shown.
         headers: Headers = Headers::default(),

@@ -108,7 +108,7 @@ choice! {
     OnOutage {
         /// They fail, and the client retries.
         Fail = "fail",
-        /// Misses are misses, and writes wait in a journal.
+        /// Misses are misses, and writes are pending in an outbox.
         Degrade = "degrade",
     }
 }

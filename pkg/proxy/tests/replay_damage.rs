@@ -53,7 +53,7 @@ async fn damaged_for_a_while(proxy: &Proxy) {
         script.down = false;
     });
     sleep(Duration::from_mins(5)).await;
-    assert_eq!(proxy.journal.depth().borrow().entries, 1);
+    assert_eq!(proxy.outbox.depth().borrow().entries, 1);
 }
 
 async fn whole_again(proxy: &Proxy) {

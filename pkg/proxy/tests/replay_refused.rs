@@ -33,7 +33,7 @@ async fn upload(proxy: &Proxy, seeds: Range<u8>) {
 }
 
 fn waiting(proxy: &Proxy) -> u64 {
-    proxy.journal.depth().borrow().entries
+    proxy.outbox.depth().borrow().entries
 }
 
 #[tokio::test(start_paused = true)]

@@ -15,6 +15,7 @@ mod growth;
 mod idle;
 mod instances;
 mod layout;
+mod outbox;
 mod receive;
 mod repair;
 mod room;

@@ -73,7 +73,7 @@ pub async fn replayed(proxy: &Proxy) {
 
 /// Waits until that many entries wait.
 pub async fn left(proxy: &Proxy, entries: u64) {
-    let mut depth = proxy.journal.depth();
+    let mut depth = proxy.outbox.depth();
     let until = depth.wait_for(|depth| depth.entries == entries);
     timeout(Duration::from_hours(3), until)
         .await

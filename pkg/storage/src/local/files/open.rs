@@ -90,6 +90,14 @@ impl Files {
         })
     }
 
+    /// Gives a file a second name in [`TMP`].
+    pub(in super::super) fn link_tmp(&self, relative: &str) -> Result<String> {
+        let (name, ()) = self.in_tmp("linking", |name| {
+            rustix::fs::linkat(self.dir(), relative, self.dir(), name, AtFlags::empty())
+        })?;
+        Ok(name)
+    }
+
     /// Does something with a new name in [`TMP`], which is made anew if somebody removed it.
     fn in_tmp<T>(
         &self,
