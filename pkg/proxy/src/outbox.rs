@@ -8,24 +8,20 @@ mod queue;
 pub(crate) mod upload;
 
 use std::{
-    fmt, fs, io,
+    fmt, fs, io, mem,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use futures::{StreamExt as _, TryStreamExt as _, stream};
-use gorego_storage::{Blob, BlobStore as _, Digest, Error, LocalStore, Result};
+use gorego_storage::{BlobStore as _, BlobStoreExt as _, Digest, Error, LocalStore, Result};
 use reapi::v2::ActionResult;
 use tokio::sync::watch;
 
 use self::{
-    entry::file_name,
-    queue::{PendingWrite, Queue},
-};
-pub(crate) use self::{
-    entry::{ResultEntry, WriteKey, fingerprint},
-    queue::Outcome,
+    entry::{ResultEntry, WriteKey, file_name, fingerprint},
+    queue::{Outcome, PendingWrite, Queue},
 };
 use crate::writes::Writes;
 
@@ -54,20 +50,17 @@ pub struct Outbox {
 }
 
 /// Room in the outbox for writes that are being accepted.
-struct Reservation<'a> {
-    outbox: &'a Outbox,
-    bytes: u64,
-}
+struct Reservation<'a>(&'a Outbox, u64);
 
 impl Drop for Reservation<'_> {
     fn drop(&mut self) {
-        self.outbox.queue().reserved -= self.bytes;
+        self.0.queue().reserved -= self.1;
     }
 }
 
 impl Outbox {
     /// Opens the outbox of `local`, in which at most `max_bytes` may be pending. Blobs are pinned
-    /// without being read. A corrupt entry is removed.
+    /// without being read. A corrupt result is removed.
     pub async fn open(local: Arc<LocalStore>, max_bytes: u64) -> Result<Self> {
         let outbox = Self {
             local,
@@ -76,74 +69,55 @@ impl Outbox {
             uploading: Writes::default(),
             depth: watch::Sender::default(),
         };
-        let (mut last, mut blobs, mut results) = (None, Vec::new(), Vec::new());
+        let mut last = 0;
         for name in outbox.local.outbox_names().await? {
-            let Some((number, key)) = entry::parse(&name) else {
-                tracing::warn!(name, "file in the outbox is no pending write; left alone");
-                continue;
-            };
-            last = Some(number);
-            match key {
-                WriteKey::Blob(digest) => blobs.push((number, digest)),
-                WriteKey::Result(..) => results.push((number, key)),
+            match entry::parse(&name) {
+                Some((number, key)) => {
+                    last = number;
+                    outbox.load(number, key).await;
+                }
+                None => tracing::warn!(name, "file in the outbox is no pending write; left alone"),
             }
         }
         outbox.queue().start_after(last);
-        outbox.load_blobs(blobs).await?;
-        outbox.load_results(results).await;
-        outbox.update_depth();
         Ok(outbox)
     }
 
-    async fn load_blobs(&self, blobs: Vec<(u64, Digest)>) -> Result<()> {
-        let digests = blobs.iter().map(|(_, digest)| *digest).collect();
-        let pins = self.local.keep_unread(digests).await?;
-        let mut replaced = Vec::new();
-        for ((number, digest), pin) in blobs.into_iter().zip(pins) {
-            let pin = pin.unwrap_or_else(|error| {
-                tracing::warn!(%digest, %error, "pending blob is not pinned");
-                None
-            });
-            let write = PendingWrite::blob(digest, pin);
-            replaced.extend(self.queue().insert(number, write));
-        }
-        self.unlink(replaced).await;
-        Ok(())
-    }
-
-    async fn load_results(&self, results: Vec<(u64, WriteKey)>) {
-        let loads = results.into_iter().map(|(number, key)| async move {
-            let read = self.read(number, &key).await;
-            (number, key, read)
-        });
-        let mut loads = stream::iter(loads.collect::<Vec<_>>()).buffered(AT_ONCE);
-        let mut unlinked = Vec::new();
-        while let Some((number, key, read)) = loads.next().await {
-            match read {
-                Ok(Some((entry, len))) => {
-                    let write = PendingWrite::result(entry, key.digest(), len);
-                    unlinked.extend(self.queue().insert(number, write));
-                }
-                Ok(None) => {
-                    let action = key.digest();
-                    tracing::error!(%action, "removed a corrupt result from the outbox");
-                    unlinked.push(file_name(number, &key));
-                }
-                Err(error) => tracing::error!(%error, "pending result is left for the next start"),
+    async fn load(&self, number: u64, key: WriteKey) {
+        let name = file_name(number, &key);
+        let write = match &key {
+            WriteKey::Blob(digest) => {
+                let pin = self
+                    .local
+                    .keep_unread(digest)
+                    .await
+                    .unwrap_or_else(|error| {
+                        tracing::warn!(%digest, %error, "pending blob is not pinned");
+                        None
+                    });
+                PendingWrite::blob(digest, pin)
             }
-        }
-        drop(loads);
-        self.unlink(unlinked).await;
+            WriteKey::Result(_, action) => match self.read(&name, action).await {
+                Ok(Some(entry)) => PendingWrite::result(entry, action),
+                Ok(None) => {
+                    tracing::error!(name, "removed a corrupt result from the outbox");
+                    return self.unlink([name]).await;
+                }
+                Err(error) => {
+                    return tracing::error!(name, %error, "pending result is left for the next start");
+                }
+            },
+        };
+        self.insert(number, write).await;
     }
 
-    /// Reads a pending result, and the length of its file; `None` if it is corrupt or gone.
-    async fn read(&self, number: u64, key: &WriteKey) -> Result<Option<(ResultEntry, u64)>> {
-        let Some(file) = self.local.outbox_open(&file_name(number, key)).await? else {
+    /// Reads a pending result; `None` if it is corrupt or gone.
+    async fn read(&self, name: &str, action: &Digest) -> Result<Option<ResultEntry>> {
+        let Some(file) = self.local.outbox_open(name).await? else {
             return Ok(None);
         };
         let content = file.into_bytes().await?;
-        let entry = ResultEntry::from_file(&content, key.digest());
-        Ok(entry.map(|entry| (entry, content.len() as u64)))
+        Ok(ResultEntry::from_file(&content, action))
     }
 
     /// Returns the amount of pending writes in a data directory that this process does not use; their
@@ -173,60 +147,45 @@ impl Outbox {
         self.depth.subscribe()
     }
 
-    fn update_depth(&self) {
-        let depth = self.queue().depth();
-        self.depth.send_if_modified(|last| {
-            let is_new = *last != depth;
-            *last = depth;
-            is_new
-        });
-    }
-
     pub(crate) fn is_empty(&self) -> bool {
         self.depth.borrow().entries == 0
     }
 
     /// Whether a result of the action is pending.
     pub(crate) fn has_result(&self, instance: &str, action: &Digest) -> bool {
-        !self.is_empty() && self.queue().has(&WriteKey::result(instance, action))
+        let key = || WriteKey::result(instance, action);
+        !self.is_empty() && self.queue().get(&key()).is_some()
     }
 
     /// Whether one of the blobs is pending.
     pub(crate) fn has_blob(&self, digests: &[Digest]) -> bool {
         let queue = self.queue();
         let mut keys = digests.iter().map(|digest| WriteKey::Blob(*digest));
-        keys.any(|key| queue.has(&key))
+        keys.any(|key| queue.get(&key).is_some())
     }
 
-    /// Adds a blob once `publish` has stored it in the local tier.
+    /// Adds blobs once `publish` has stored them in the local tier.
     ///
     /// # Errors
     /// There is no room in the outbox; then `publish` does not run.
-    pub(crate) async fn add_blob<T>(
+    pub(crate) async fn add_blobs<T>(
         &self,
-        digest: &Digest,
+        mut digests: Vec<Digest>,
         publish: impl Future<Output = Result<T>>,
     ) -> Result<T> {
-        if digest.is_empty_blob() {
-            return publish.await;
-        }
-        let _room = self.reserve(&[(WriteKey::Blob(*digest), queue::room(digest.size()))])?;
+        digests.retain(|digest| !digest.is_empty_blob());
+        let write = |digest: &Digest| (WriteKey::Blob(*digest), queue::room(digest.size()));
+        let _room = self.reserve(&digests.iter().map(write).collect::<Vec<_>>())?;
         let published = publish.await?;
-        self.link(*digest).await?;
+        let links = stream::iter(digests).map(|digest| self.link(digest));
+        links.buffered(AT_ONCE).try_collect::<()>().await?;
         Ok(published)
     }
 
     /// Adds outputs of a result that are in the local tier and not pending yet.
     pub(crate) async fn add_outputs(&self, mut digests: Vec<Digest>) -> Result<()> {
-        {
-            let queue = self.queue();
-            digests.retain(|digest| !digest.is_empty_blob() && !queue.has_pinned(digest));
-        }
-        let writes = digests.iter();
-        let writes = writes.map(|digest| (WriteKey::Blob(*digest), queue::room(digest.size())));
-        let _room = self.reserve(&writes.collect::<Vec<_>>())?;
-        let links = stream::iter(digests).map(|digest| self.link(digest));
-        links.buffered(AT_ONCE).try_collect().await
+        digests.retain(|digest| !self.has_blob(&[*digest]));
+        self.add_blobs(digests, async { Ok(()) }).await
     }
 
     /// Pins a blob and links it into the outbox.
@@ -235,21 +194,10 @@ impl Outbox {
         let pin = self.local.keep(&digest).await?.ok_or_else(gone)?;
         let number = self.queue().take_number();
         let name = file_name(number, &WriteKey::Blob(digest));
-        let linked = self.local.outbox_link(name.clone(), digest).await;
-        self.or_name(name, linked).await?;
-        self.insert(number, PendingWrite::blob(digest, Some(pin)))
-            .await;
+        self.local.outbox_link(name, digest).await?;
+        let write = PendingWrite::blob(&digest, Some(pin));
+        self.insert(number, write).await;
         Ok(())
-    }
-
-    /// Writes an entry that only names its blob, where the file system made no link.
-    async fn or_name(&self, name: String, linked: Result<()>) -> Result<()> {
-        match linked {
-            Err(Error::Io { source, .. }) if source.kind() != io::ErrorKind::NotFound => {
-                self.local.outbox_write(name, Vec::new()).await
-            }
-            linked => linked,
-        }
     }
 
     /// Adds a result, which `store` then stores in the local tier in place of `local`. If that fails,
@@ -264,95 +212,79 @@ impl Outbox {
     ) -> Result<()> {
         let key = WriteKey::result(instance, action);
         let replaced = self.queue().replaced_by(&key, local.map(fingerprint));
-        let entry = ResultEntry::new(instance, action, result, replaced);
+        let entry = ResultEntry {
+            instance: instance.to_owned(),
+            action: Some(action.to_proto()),
+            result,
+            replaced,
+        };
         let file = entry.to_file();
-        let len = file.len() as u64;
-        let _room = self.reserve(&[(key.clone(), queue::room(len))])?;
+        let write = PendingWrite::result(entry, action);
+        let _room = self.reserve(&[(key.clone(), write.bytes)])?;
         let number = self.queue().take_number();
         let name = file_name(number, &key);
         self.local.outbox_write(name.clone(), file).await?;
         if let Err(error) = store.await {
-            self.unlink(vec![name]).await;
+            self.unlink([name]).await;
             return Err(error);
         }
-        self.insert(number, PendingWrite::result(entry, action, len))
-            .await;
+        self.insert(number, write).await;
         Ok(())
     }
 
     fn reserve(&self, writes: &[(WriteKey, u64)]) -> Result<Reservation<'_>> {
-        let mut queue = self.queue();
-        let (bytes, all) = queue.with(writes);
-        if let Some((key, _)) = writes.first()
-            && bytes > 0
-            && all > self.max_bytes
-        {
-            let (digest, max) = (key.digest(), self.max_bytes);
-            return Err(Error::Unavailable(format!(
-                "no room for {digest} in the outbox, which may hold {max} bytes \
-                 (backing_cache.journal_max)"
-            )));
-        }
-        queue.reserved += bytes;
-        Ok(Reservation {
-            outbox: self,
-            bytes,
-        })
-    }
-
-    /// Stores a blob anew that the local tier has lost, as far as its entry holds the content.
-    async fn restore(&self, number: u64, digest: &Digest) -> bool {
-        let name = file_name(number, &WriteKey::Blob(*digest));
-        match self.local.outbox_open(&name).await {
-            Ok(Some(Blob::File(file))) if file.len == digest.size() => {
-                let restored = self.local.put(digest, Blob::File(file)).await;
-                restored.is_ok()
-            }
-            _ => false,
-        }
-    }
-
-    /// Records the outcomes of uploads. See [`Queue::settle`].
-    async fn settle(&self, outcomes: Vec<(u64, Outcome)>, retry: Duration) {
-        let removed = {
-            let mut queue = self.queue();
-            let outcomes = outcomes.into_iter();
-            let removed =
-                outcomes.filter_map(|(number, outcome)| queue.settle(number, outcome, retry));
-            removed.collect()
-        };
-        self.unlink(removed).await;
-        self.update_depth();
+        let bytes = self.queue().reserve(writes, self.max_bytes)?;
+        Ok(Reservation(self, bytes))
     }
 
     async fn insert(&self, number: u64, write: PendingWrite) {
         let replaced = self.queue().insert(number, write);
-        self.update_depth();
-        self.unlink(replaced.into_iter().collect()).await;
+        self.unlink(replaced).await;
     }
 
     /// Drops the pending result of an action, since the backing cache has accepted a newer one.
     pub(crate) async fn supersede(&self, instance: &str, action: &Digest) {
-        let key = WriteKey::result(instance, action);
-        let removed = self.queue().remove_key(&key);
-        self.unlink(removed.into_iter().collect()).await;
-        self.update_depth();
+        let removed = self.queue().remove(&WriteKey::result(instance, action));
+        self.unlink(removed).await;
     }
 
     /// Records that the backing cache accepted a write, pending or not.
     pub(crate) fn accepted(&self) {
         if !self.is_empty() {
-            self.queue().acceptance.accepted();
+            self.queue().accepted();
         }
     }
 
-    /// Removes files. One that stays is uploaded again after a restart, which does no harm.
-    async fn unlink(&self, names: Vec<String>) {
+    /// Records the outcomes of uploads.
+    async fn settle(&self, outcomes: Vec<(u64, Outcome)>, retry: Duration) {
+        let settle = |(number, outcome)| self.queue().settle(number, outcome, retry);
+        let removed: Vec<String> = outcomes.into_iter().filter_map(settle).collect();
+        self.unlink(removed).await;
+    }
+
+    /// Stores a blob anew that the local tier has lost, if its entry holds the content.
+    async fn restore(&self, number: u64, digest: &Digest) -> Result<()> {
+        if self.local.contains(digest).await? {
+            return Ok(());
+        }
+        let name = file_name(number, &WriteKey::Blob(*digest));
+        let entry = self.local.outbox_open(&name).await?;
+        let content = entry.ok_or(Error::NotFound(*digest))?;
+        self.local.put(digest, content).await.map(drop)
+    }
+
+    /// Removes the files of writes that left the queue, and notifies of its depth. A file that stays is
+    /// uploaded again after a restart, which does no harm.
+    async fn unlink(&self, names: impl IntoIterator<Item = String>) {
+        let names: Vec<String> = names.into_iter().collect();
         if !names.is_empty()
             && let Err(error) = self.local.outbox_remove(names).await
         {
             tracing::warn!(%error, "uploaded writes stay in the outbox");
         }
+        let depth = self.queue().depth;
+        self.depth
+            .send_if_modified(|last| mem::replace(last, depth) != depth);
     }
 }
 

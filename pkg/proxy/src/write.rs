@@ -71,7 +71,7 @@ impl Tiers {
         publish: impl Future<Output = Result<Put>> + Send + 'static,
     ) -> Result<Put> {
         let outbox = Arc::clone(&self.outbox);
-        let accept = async move { outbox.add_blob(&digest, publish).await };
+        let accept = async move { outbox.add_blobs(vec![digest], publish).await };
         self.see_through(digest, accept).await
     }
 

@@ -163,6 +163,13 @@ impl Error {
         self.errno().is_some_and(|errno| DAMAGE.contains(&errno))
     }
 
+    /// Whether a file cannot get another name, though it and its folder are there: it has too many, they
+    /// are on different file systems, or the file system has no links.
+    pub(crate) fn is_no_link(&self) -> bool {
+        const NO_LINK: [Errno; 4] = [Errno::MLINK, Errno::PERM, Errno::XDEV, Errno::OPNOTSUPP];
+        self.errno().is_some_and(|errno| NO_LINK.contains(&errno))
+    }
+
     /// Whether something of another type is where a file or a folder should be.
     pub(crate) fn is_obstructed(&self) -> bool {
         matches!(self.errno(), Some(Errno::ISDIR | Errno::NOTDIR))

@@ -6,7 +6,7 @@ use prost::Message;
 use reapi::v2::{self, ActionResult};
 
 /// The length of the checksum in front of an encoded result, in bytes.
-const CHECKSUM: usize = 32;
+pub(super) const CHECKSUM: usize = 32;
 const BLOB: &str = "blob";
 const RESULT: &str = "result";
 
@@ -19,12 +19,12 @@ pub(crate) enum WriteKey {
 }
 
 impl WriteKey {
-    pub(crate) fn result(instance: &str, action: &Digest) -> Self {
+    pub(super) fn result(instance: &str, action: &Digest) -> Self {
         Self::Result(instance.to_owned(), *action)
     }
 
     /// Returns the digest of the blob or the action.
-    pub(crate) const fn digest(&self) -> &Digest {
+    pub(super) const fn digest(&self) -> &Digest {
         match self {
             Self::Blob(digest) | Self::Result(_, digest) => digest,
         }
@@ -44,8 +44,7 @@ pub(super) fn file_name(number: u64, key: &WriteKey) -> String {
 /// Parses the name of an entry's file. A result's instance name is empty: only its file holds it.
 pub(super) fn parse(name: &str) -> Option<(u64, WriteKey)> {
     let mut parts = name.split('-');
-    let number = parts.next()?.parse().ok()?;
-    let kind = parts.next()?;
+    let (number, kind) = (parts.next()?.parse().ok()?, parts.next()?);
     let function = DigestFunction::from_name(parts.next()?)?;
     let (hash, size) = (parts.next()?, parts.next()?.parse().ok()?);
     let digest = Digest::parse(Some(function), hash, size).ok()?;
@@ -59,33 +58,19 @@ pub(super) fn parse(name: &str) -> Option<(u64, WriteKey)> {
 
 /// A pending action result. Its file is the encoded message after a checksum.
 #[derive(Clone, PartialEq, Message)]
-pub(crate) struct ResultEntry {
+pub(super) struct ResultEntry {
     #[prost(string, tag = "1")]
-    pub(crate) instance: String,
+    pub(super) instance: String,
     #[prost(message, optional, tag = "2")]
-    action: Option<v2::Digest>,
+    pub(super) action: Option<v2::Digest>,
     #[prost(message, required, tag = "3")]
-    pub(crate) result: ActionResult,
-    /// The [`fingerprint`]s of results that it replaced.
+    pub(super) result: ActionResult,
+    /// The [`fingerprint`]s of results that it replaced, the last one first.
     #[prost(fixed64, repeated, tag = "4")]
-    pub(crate) replaced: Vec<u64>,
+    pub(super) replaced: Vec<u64>,
 }
 
 impl ResultEntry {
-    pub(super) fn new(
-        instance: &str,
-        action: &Digest,
-        result: ActionResult,
-        replaced: Vec<u64>,
-    ) -> Self {
-        Self {
-            instance: instance.to_owned(),
-            action: Some(action.to_proto()),
-            result,
-            replaced,
-        }
-    }
-
     pub(super) fn to_file(&self) -> Vec<u8> {
         let message = self.encode_to_vec();
         let checksum = DigestFunction::Sha256.digest(&message);
@@ -104,7 +89,7 @@ impl ResultEntry {
 }
 
 /// Returns enough of a result's hash to distinguish the results of one action.
-pub(crate) fn fingerprint(result: &ActionResult) -> u64 {
+pub(super) fn fingerprint(result: &ActionResult) -> u64 {
     let digest = DigestFunction::Sha256.digest(&result.encode_to_vec());
     let first = digest.hash().first_chunk().copied();
     u64::from_le_bytes(first.unwrap_or_default())

@@ -3,28 +3,24 @@
 use std::{
     cmp::Ordering,
     collections::{HashMap, HashSet},
-    mem,
     panic::AssertUnwindSafe,
-    slice,
     sync::Arc,
     time::Duration,
 };
 
-use futures::{FutureExt as _, StreamExt as _, future::join_all, stream};
+use futures::{FutureExt as _, StreamExt as _, stream};
 use gorego_storage::{BlobStore, CHUNK_SIZE, Digest, Error, Result};
 use reapi::v2::ActionResult;
 use tokio::time::sleep;
 
-use super::{Depth, Outcome, WriteKey, fingerprint};
+use super::{Depth, Outcome, WriteKey, file_name, fingerprint};
 use crate::{
-    missing::by_function,
     outputs::{Upward, is_complete},
     store::Tiers,
 };
 
-/// The number of pending writes in a batch, and about the bytes of their blobs.
+/// The number of pending writes in a batch.
 const BATCH: usize = 1000;
-const BATCH_BYTES: u64 = 256 << 20;
 /// The number of results that are uploaded at once.
 const RESULTS: usize = 32;
 /// The number of blobs that are uploaded alone at once after they were refused together.
@@ -38,30 +34,23 @@ const LONGEST: Duration = Duration::from_secs(30);
 /// The outcome of one pass over the outbox.
 #[derive(Default)]
 struct Pass {
-    outcomes: Vec<(u64, Outcome)>,
     uploaded: bool,
     /// The reason why something is left.
     error: Option<Error>,
 }
 
 impl Pass {
-    fn record(&mut self, number: u64, outcome: Outcome) {
-        match &outcome {
+    async fn record(&mut self, tiers: &Tiers, outcomes: impl IntoIterator<Item = (u64, Outcome)>) {
+        let outcomes = outcomes.into_iter().inspect(|(_, outcome)| match outcome {
             Outcome::Done => self.uploaded = true,
             Outcome::Unreached(error) | Outcome::Refused(error) => {
                 self.error.get_or_insert_with(|| error.clone());
             }
             Outcome::Rejected(_) => {}
-        }
-        self.outcomes.push((number, outcome));
-    }
-
-    async fn settle(&mut self, tiers: &Tiers) {
-        let outcomes = mem::take(&mut self.outcomes);
-        tiers
-            .outbox
-            .settle(outcomes, tiers.options.outbox_retry)
-            .await;
+        });
+        let outcomes = outcomes.collect();
+        let retry = tiers.options.outbox_retry;
+        tiers.outbox.settle(outcomes, retry).await;
     }
 }
 
@@ -90,9 +79,9 @@ impl Tiers {
     /// up no other. An outage ends the pass.
     async fn upload_pending(self: &Arc<Self>, round: &mut usize) -> Pass {
         let mut pass = Pass::default();
-        let (mut from, end) = (0, self.outbox.queue().end());
+        let (mut from, end) = (0, self.outbox.queue().next);
         loop {
-            let batch = self.outbox.queue().first(from..end, BATCH, BATCH_BYTES);
+            let batch = self.outbox.queue().first(from..end, BATCH);
             let Some((last, _)) = batch.last() else {
                 return pass;
             };
@@ -101,125 +90,83 @@ impl Tiers {
             *round = round.wrapping_add(1);
             let probed = round.checked_rem(batch.len()).and_then(|at| batch.get(at));
             if let Some((_, key)) = probed
-                && let Err(error) = self.probe(key.digest()).await
+                && let Err(error) = self.backing.find_missing(&[*key.digest()]).await
+                && error.is_general()
             {
+                self.outbox.queue().interrupted();
                 pass.error = Some(error);
                 return pass;
             }
             let upload = AssertUnwindSafe(self.upload_batch(batch, &mut pass));
-            let uploaded = upload.catch_unwind().await.unwrap_or_else(|_| {
-                tracing::error!("upload of pending writes panicked");
-                Ok(())
-            });
-            pass.settle(self).await;
-            if let Err(error) = uploaded {
-                pass.error = Some(error);
-                return pass;
+            if upload.catch_unwind().await.is_err() {
+                let panicked = Error::Unavailable("the upload of a batch panicked".to_owned());
+                pass.error = Some(panicked);
             }
-        }
-    }
-
-    /// Fails if the backing cache is down, or if this proxy may not use it.
-    async fn probe(&self, digest: &Digest) -> Result<()> {
-        match self.backing.find_missing(slice::from_ref(digest)).await {
-            Err(error) if error.is_general() => {
-                self.outbox.queue().acceptance.interrupted();
-                Err(error)
-            }
-            _ => Ok(()),
         }
     }
 
     /// Uploads the blobs of a batch, then its results.
-    async fn upload_batch(
-        self: &Arc<Self>,
-        batch: Vec<(u64, WriteKey)>,
-        pass: &mut Pass,
-    ) -> Result<()> {
-        let (mut blobs, mut results) = (HashMap::new(), Vec::new());
+    async fn upload_batch(self: &Arc<Self>, batch: Vec<(u64, WriteKey)>, pass: &mut Pass) {
+        let (mut blobs, mut results) = (Vec::new(), Vec::new());
         for (number, key) in batch {
             match key {
-                WriteKey::Blob(digest) => drop(blobs.insert(digest, number)),
-                WriteKey::Result(..) => results.push((number, key)),
+                WriteKey::Blob(digest) => blobs.push((number, digest)),
+                WriteKey::Result(instance, action) => results.push((number, instance, action)),
             }
         }
-        self.upload_blobs(&blobs, pass).await;
-        for chunk in results.chunks(RESULTS) {
-            let uploads = chunk.iter().map(|(number, key)| async move {
-                let uploaded = self.upload_result(*number, key).await;
-                (*number, uploaded.err().unwrap_or(Outcome::Done))
+        self.upload_blobs(blobs, pass).await;
+        let uploads = results
+            .into_iter()
+            .map(|(number, instance, action)| async move {
+                let uploaded = self.upload_result(number, &instance, &action).await;
+                (number, uploaded.err().unwrap_or(Outcome::Done))
             });
-            let outcomes = join_all(uploads).await;
-            let is_unreached = |(_, outcome): &_| matches!(outcome, Outcome::Unreached(_));
-            let are_unreached = outcomes.iter().all(is_unreached);
-            for (number, outcome) in outcomes {
-                pass.record(number, outcome);
-            }
-            pass.settle(self).await;
-            // All of them may name something that fails by itself.
-            if are_unreached && let Some((_, key)) = chunk.first() {
-                self.probe(key.digest()).await?;
-            }
+        let uploads = stream::iter(uploads.collect::<Vec<_>>());
+        let mut uploads = uploads.buffer_unordered(RESULTS).ready_chunks(RESULTS);
+        while let Some(outcomes) = uploads.next().await {
+            pass.record(self, outcomes).await;
         }
-        Ok(())
     }
 
-    async fn upload_blobs(self: &Arc<Self>, blobs: &HashMap<Digest, u64>, pass: &mut Pass) {
-        let record = |pass: &mut Pass, digest: &Digest, uploaded: Result<()>| {
-            if let Some(number) = blobs.get(digest) {
-                let outcome = uploaded.map_or_else(Outcome::from, |()| Outcome::Done);
-                pass.record(*number, outcome);
-            }
-        };
-        let mut in_order: Vec<(&Digest, &u64)> = blobs.iter().collect();
-        in_order.sort_unstable_by_key(|(_, number)| **number);
-        for digests in by_function(in_order.into_iter().map(|(digest, _)| *digest).collect()) {
-            let missing = match self.backing.find_missing(&digests).await {
-                Ok(missing) => missing,
-                Err(error) if error.is_general() => {
-                    for digest in &digests {
-                        record(pass, digest, Err(error.clone()));
-                    }
-                    continue;
-                }
-                // The upload of each tells more.
-                Err(_) => digests.clone(),
+    /// Uploads blobs together, and alone those that were refused together or are lost.
+    async fn upload_blobs(self: &Arc<Self>, blobs: Vec<(u64, Digest)>, pass: &mut Pass) {
+        let digests: Vec<Digest> = blobs.iter().map(|(_, digest)| *digest).collect();
+        // Where that fails for one of them, the upload of each tells more.
+        let missing = self.backing.find_missing(&digests).await.unwrap_or(digests);
+        let pushed = self.push_up(missing.clone()).await;
+        let mut pushed: HashMap<Digest, Result<()>> = pushed.into_iter().collect();
+        let alone = to_upload_alone(&missing, &pushed);
+        let is_alone = |(_, digest): &(u64, Digest)| alone.contains(digest);
+        let (again, rest): (Vec<_>, Vec<_>) = blobs.into_iter().partition(is_alone);
+        let outcomes = rest.into_iter().map(|(number, digest)| {
+            let pushed = pushed.remove(&digest).unwrap_or(Ok(()));
+            (number, Outcome::from(pushed))
+        });
+        pass.record(self, outcomes).await;
+        let again = again.into_iter().map(|(number, digest)| async move {
+            let pushed = async {
+                self.outbox.restore(number, &digest).await?;
+                self.push_one(&digest).await
             };
-            let pushed = self.push_up(missing.clone()).await;
-            let mut pushed: HashMap<Digest, Result<()>> = pushed.into_iter().collect();
-            let mut again: HashSet<Digest> = refused_together(&missing, &pushed);
-            for digest in &missing {
-                if matches!(pushed.get(digest), Some(Err(Error::NotFound(_))))
-                    && let Some(number) = blobs.get(digest)
-                    && self.outbox.restore(*number, digest).await
-                {
-                    again.insert(*digest);
-                }
-            }
-            for digest in digests.iter().filter(|digest| !again.contains(digest)) {
-                record(pass, digest, pushed.remove(digest).unwrap_or(Ok(())));
-            }
-            pass.settle(self).await;
-            let again = again.into_iter().map(|digest| async move {
-                let pushed = self.push_one(&digest).await;
-                (digest, pushed.map(drop))
-            });
-            let mut again = stream::iter(again.collect::<Vec<_>>()).buffer_unordered(ALONE);
-            while let Some((digest, pushed)) = again.next().await {
-                record(pass, &digest, pushed);
-            }
-        }
-        pass.settle(self).await;
+            (number, Outcome::from(pushed.await))
+        });
+        let again = stream::iter(again.collect::<Vec<_>>()).buffer_unordered(ALONE);
+        let outcomes: Vec<_> = again.collect().await;
+        pass.record(self, outcomes).await;
     }
 
     /// Uploads a result, unless the backing cache has a newer one. Where the times do not tell, a
     /// complete result of the backing cache stays unless ours replaced it.
-    async fn upload_result(self: &Arc<Self>, number: u64, key: &WriteKey) -> Result<(), Outcome> {
-        let WriteKey::Result(instance, action) = key else {
-            return Ok(());
-        };
-        let Some((entry, _)) = self.outbox.read(number, key).await? else {
-            return Err(Outcome::Rejected(Error::NotFound(*action)));
+    async fn upload_result(
+        self: &Arc<Self>,
+        number: u64,
+        instance: &str,
+        action: &Digest,
+    ) -> Result<(), Outcome> {
+        let name = file_name(number, &WriteKey::result(instance, action));
+        let Some(entry) = self.outbox.read(&name, action).await? else {
+            let gone = Error::Unavailable(format!("entry {name} is corrupt or gone"));
+            return Err(Outcome::Rejected(gone));
         };
         let ours = entry.result;
         let upward: Arc<dyn BlobStore> = Arc::new(Upward(Arc::clone(self)));
@@ -274,20 +221,20 @@ fn unread(error: Error) -> Outcome {
     }
 }
 
-/// Returns the blobs to upload alone, since another one may be the reason for their refusal: all that
-/// would be dropped for it, and a few of the others.
-fn refused_together(missing: &[Digest], pushed: &HashMap<Digest, Result<()>>) -> HashSet<Digest> {
-    let small = |digest: &&Digest| digest.size() <= CHUNK_SIZE as u64;
-    if missing.iter().filter(small).count() < 2 {
-        return HashSet::new();
-    }
+/// Returns the blobs to upload alone: those that the local tier lacks, and small ones that may be
+/// refused for the sake of another. Of those whose refusal may pass, a few are enough.
+fn to_upload_alone(missing: &[Digest], pushed: &HashMap<Digest, Result<()>>) -> HashSet<Digest> {
+    let is_small = |digest: &&Digest| digest.size() <= CHUNK_SIZE as u64;
+    let are_together = missing.iter().filter(is_small).nth(1).is_some();
     let mut few = 0..FEW;
-    let is_refused = |digest: &&Digest| match pushed.get(digest) {
-        Some(Err(error @ Error::Refused { .. })) => !error.may_pass() || few.next().is_some(),
+    let alone = missing.iter().filter(|digest| match pushed.get(digest) {
+        Some(Err(Error::NotFound(_))) => true,
+        Some(Err(error @ Error::Refused { .. })) if are_together && is_small(digest) => {
+            !error.may_pass() || few.next().is_some()
+        }
         _ => false,
-    };
-    let together = missing.iter().filter(small).filter(is_refused);
-    together.copied().collect()
+    });
+    alone.copied().collect()
 }
 
 /// Compares the ends of two actions, as far as both results tell.

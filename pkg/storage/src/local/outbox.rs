@@ -32,14 +32,16 @@ impl LocalStore {
         .await
     }
 
-    /// Links a blob's file into the outbox, as durably as blobs are written.
-    ///
-    /// # Errors
-    /// The blob's file is gone, or the file system makes no link to it.
+    /// Links a blob's file into the outbox, as durably as blobs are written. Where the file system makes
+    /// no link, an empty file takes its place.
     pub async fn outbox_link(&self, name: String, digest: Digest) -> Result<()> {
         let core = Arc::clone(&self.core);
         blocking(move || {
-            let tmp = core.files.link_tmp(&layout::blob_path(&digest))?;
+            let linked = core.files.link_tmp(&layout::blob_path(&digest));
+            let tmp = match linked {
+                Err(error) if error.is_no_link() => core.write_tmp(Bytes::new())?,
+                linked => linked?,
+            };
             core.install_entry(&tmp, &name)
         })
         .await
@@ -49,14 +51,8 @@ impl LocalStore {
     pub async fn outbox_write(&self, name: String, content: Vec<u8>) -> Result<()> {
         let core = Arc::clone(&self.core);
         blocking(move || {
-            let (tmp, file) = core.files.create_tmp()?;
-            let written = write_at(&file, &[Bytes::from(content)], 0)
-                .map_err(|errno| core.files.error("writing", &tmp, errno))
-                .and_then(|()| core.files.seal(&tmp, &file, false));
-            if written.is_err() {
-                core.files.unlink(&tmp)?;
-            }
-            written.and_then(|()| core.install_entry(&tmp, &name))
+            let tmp = core.write_tmp(content.into())?;
+            core.install_entry(&tmp, &name)
         })
         .await
     }
@@ -97,6 +93,17 @@ impl LocalStore {
 }
 
 impl Core {
+    fn write_tmp(&self, content: Bytes) -> Result<String> {
+        let (tmp, file) = self.files.create_tmp()?;
+        let written = write_at(&file, &[content], 0)
+            .map_err(|errno| self.files.error("writing", &tmp, errno))
+            .and_then(|()| self.files.seal(&tmp, &file, false));
+        if written.is_err() {
+            self.files.unlink(&tmp)?;
+        }
+        written.map(|()| tmp)
+    }
+
     /// Moves a finished file into the outbox. Blocks.
     fn install_entry(&self, tmp: &str, name: &str) -> Result<()> {
         let installed = self.install(tmp, &format!("{OUTBOX}/{name}"));
