@@ -213,9 +213,3 @@ impl Error {
         ))
     }
 }
-
-/// Whether the process or the system had no descriptor left for another file or socket.
-pub fn is_out_of_descriptors(error: &io::Error) -> bool {
-    let exhausted = [Errno::MFILE, Errno::NFILE].map(|errno| Some(errno.raw_os_error()));
-    exhausted.contains(&error.raw_os_error())
-}

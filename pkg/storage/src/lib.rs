@@ -22,7 +22,7 @@ pub use breaker::BreakerState;
 pub use chain::{Chain, LoopError};
 pub use completeness::{CompletenessChecking, named_blobs};
 pub use digest::{Digest, DigestError, DigestFunction, Hasher, shorten, to_hex};
-pub use error::{Error, Result, SourceError, is_out_of_descriptors};
+pub use error::{Error, Result, SourceError};
 pub use eviction::{Candidate, EntryId, Evictable, Removed, Usage};
 pub use futile::{Futile, Resource};
 pub use memory::MemoryStore;

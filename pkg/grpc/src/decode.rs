@@ -4,47 +4,31 @@ use std::fmt;
 
 use bytes::Bytes;
 use gorego_limits::Permit;
-use gorego_storage::decoded::{Shape, Unfit};
 use prost::Message;
 use tokio::task;
 use tonic::Status;
 
-use super::{Body, Framed};
-use crate::{Memory, memory::full, status::unavailable};
+use crate::{Body, Framed, Memory, full, unavailable};
 
 /// Encoded requests from this size in bytes on are decoded where nobody else waits meanwhile.
 const LARGE: usize = 256 * 1024;
 
-/// A request whose fields may take more memory than the message did on the wire.
-pub(crate) trait Request: Message + Default + Send + 'static {
-    /// Its fields.
-    const SHAPE: Shape = Shape::FLAT;
-    /// What it may take once it is decoded, in bytes.
-    const MAX_DECODED: usize = MAX_DECODED;
-}
-
-/// A full batch of some 130,000 blobs.
-const MAX_DECODED: usize = 32 * 1024 * 1024;
+/// Returns the most memory that a message's fields take once it is decoded, in bytes; or the status of a
+/// call whose message is malformed or would take too much.
+pub type Measure = fn(encoded: &[u8]) -> Result<usize, Status>;
 
 /// Decodes a message from a client, once there is memory for its fields. That is set aside until
 /// the permits are dropped; one of them is `wire`, for the message as it came.
-pub(crate) async fn decode_within<Q: Request>(
+pub async fn decode_within<Q: Message + Default + Send + 'static>(
     memory: &Memory,
     encoded: Bytes,
     wire: Permit,
+    measure: Measure,
 ) -> Result<(Q, [Permit; 2]), Status> {
     let large = is_large(&encoded);
     let measured = encoded.clone();
-    let measure = move || {
-        let bytes = Q::SHAPE.decoded_bytes(&measured, Q::MAX_DECODED);
-        (bytes, wire)
-    };
-    let (bytes, wire) = run(large, measure).await?;
-    let bytes = bytes.map_err(|why| match why {
-        Unfit::Malformed(_) => malformed(&why),
-        Unfit::TooLarge(_) => Status::resource_exhausted(format!("the message: {why}")),
-    })?;
-    let fields = memory.decoded.reserve(bytes as u64).await.map_err(full)?;
+    let (bytes, wire) = run(large, move || (measure(&measured), wire)).await?;
+    let fields = memory.decoded.reserve(bytes? as u64).await.map_err(full)?;
     let permits = [wire, fields];
     // The permits go along, since what runs elsewhere is not ended with the call.
     let decode = move || (Q::decode(encoded), permits);
@@ -53,7 +37,7 @@ pub(crate) async fn decode_within<Q: Request>(
 }
 
 /// A response of one message, once there is memory for it.
-pub(crate) async fn reply(memory: &Memory, message: &impl Message) -> Result<Body, Status> {
+pub async fn reply(memory: &Memory, message: &impl Message) -> Result<Body, Status> {
     let bytes = message.encoded_len() as u64;
     let permit = memory.responses.reserve(bytes).await.map_err(full)?;
     Ok(Body::message(Framed::encode(message), permit))
@@ -64,12 +48,12 @@ fn malformed(why: &dyn fmt::Display) -> Status {
 }
 
 /// Whether reading this request takes so long that other calls would have to wait.
-pub(crate) const fn is_large(encoded: &Bytes) -> bool {
+pub const fn is_large(encoded: &Bytes) -> bool {
     encoded.len() >= LARGE
 }
 
 /// Does work that would hold up other calls if it is `large`.
-pub(crate) async fn run<R: Send + 'static>(
+pub async fn run<R: Send + 'static>(
     large: bool,
     work: impl FnOnce() -> R + Send + 'static,
 ) -> Result<R, Status> {
@@ -81,7 +65,7 @@ pub(crate) async fn run<R: Send + 'static>(
 }
 
 /// Does work that would hold up other calls.
-pub(crate) async fn elsewhere<R: Send + 'static>(
+pub async fn elsewhere<R: Send + 'static>(
     work: impl FnOnce() -> R + Send + 'static,
 ) -> Result<R, Status> {
     task::spawn_blocking(work)
@@ -92,18 +76,21 @@ pub(crate) async fn elsewhere<R: Send + 'static>(
 #[cfg(test)]
 mod tests {
     use futures::FutureExt as _;
-    use reapi::v2::{ActionResult, BatchUpdateBlobsRequest, batch_update_blobs_request};
+    use tonic_health::pb::HealthCheckRequest;
 
     use super::*;
+
+    /// A message of about so many bytes.
+    fn message(len: usize) -> HealthCheckRequest {
+        HealthCheckRequest {
+            service: "x".repeat(len),
+        }
+    }
 
     #[tokio::test]
     async fn large_responses_wait_until_others_are_taken_and_small_ones_do_not() {
         let memory = Memory::of_each(1024 * 1024);
-        let response = |len| ActionResult {
-            stdout_raw: vec![0; len].into(),
-            ..Default::default()
-        };
-        let (large, small) = (response(700_000), response(10_000));
+        let (large, small) = (message(700_000), message(10_000));
         let first = reply(&memory, &large).now_or_never().unwrap().unwrap();
         assert!(reply(&memory, &large).now_or_never().is_none());
         let _small = reply(&memory, &small).now_or_never().unwrap().unwrap();
@@ -114,14 +101,13 @@ mod tests {
     #[tokio::test]
     async fn requests_wait_for_the_memory_that_their_fields_take() {
         let memory = Memory::of_each(1024 * 1024);
-        let request = BatchUpdateBlobsRequest {
-            requests: vec![batch_update_blobs_request::Request::default(); 4000],
-            ..Default::default()
-        };
+        let request = message(8000);
         let encoded = Bytes::from(request.encode_to_vec());
         let decode = || {
+            let fields: Measure = |_| Ok(600_000);
             let wire = Permit::default();
-            decode_within::<BatchUpdateBlobsRequest>(&memory, encoded.clone(), wire).now_or_never()
+            decode_within::<HealthCheckRequest>(&memory, encoded.clone(), wire, fields)
+                .now_or_never()
         };
         let (first, permits) = decode().unwrap().unwrap();
         assert_eq!(first, request);
@@ -133,16 +119,9 @@ mod tests {
     #[tokio::test]
     async fn decoding_a_large_request_holds_up_nobody_else() {
         let memory = Memory::of_each(1024 * 1024);
-        let request = ActionResult {
-            stdout_raw: vec![0; LARGE].into(),
-            ..Default::default()
-        };
-        let request = reapi::v2::UpdateActionResultRequest {
-            action_result: Some(request),
-            ..Default::default()
-        };
+        let request = message(LARGE);
         let encoded = Bytes::from(request.encode_to_vec());
-        let decoding = decode_within(&memory, encoded, Permit::default());
+        let decoding = decode_within(&memory, encoded, Permit::default(), |_| Ok(0));
         let mut decoding = Box::pin(decoding);
         assert!((&mut decoding).now_or_never().is_none());
         let (decoded, _permits) = decoding.await.unwrap();

@@ -2,6 +2,7 @@
 
 use std::{io, sync::Arc, time::Duration};
 
+use gorego_limits::is_out_of_descriptors;
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::Semaphore,
@@ -10,7 +11,7 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{info, warn};
 
-use crate::{Error, Options, Services, connection::Connections, idle::Idle, router::Router};
+use crate::{Error, Options, Service, connection::Connections, idle::Idle, router::Router};
 
 /// How long to wait before accepting again when the system has no more sockets to give.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -23,9 +24,9 @@ const ABORT_GRACE: Duration = Duration::from_secs(1);
 /// Answers on `listener` until `shutdown` is cancelled. Then health says so, new calls are refused
 /// and running ones may end, for at most `options.limits.drain_timeout`. Returns when nothing of
 /// the server is left running.
-pub async fn serve(
+pub async fn serve<S: Service>(
     listener: TcpListener,
-    services: Services,
+    service: S,
     options: Options,
     shutdown: CancellationToken,
 ) -> Result<(), Error> {
@@ -35,7 +36,7 @@ pub async fn serve(
     let connections = Connections {
         tls: options.tls.clone(),
         faults: Arc::default(),
-        router: Arc::new(Router::new(services, options, drain.clone())?),
+        router: Arc::new(Router::new(service, options, drain.clone())?),
         tasks: TaskTracker::new(),
         idle: Idle::default(),
         memory,
@@ -66,7 +67,11 @@ pub async fn serve(
 
 /// Accepts for ever. A connection for which there is no room waits until another ends, or has no
 /// call and is closed.
-async fn accept(listener: TcpListener, connections: Connections, max_connections: usize) {
+async fn accept<S: Service>(
+    listener: TcpListener,
+    connections: Connections<Arc<Router<S>>>,
+    max_connections: usize,
+) {
     let room = Arc::new(Semaphore::new(max_connections.min(Semaphore::MAX_PERMITS)));
     loop {
         let stream = accept_one(&listener, &connections.idle).await;
@@ -97,7 +102,7 @@ async fn accept_one(listener: &TcpListener, idle: &Idle) -> TcpStream {
                 if !std::mem::replace(&mut warned, true) {
                     warn!("cannot accept a connection, trying again: {error}");
                 }
-                if gorego_storage::is_out_of_descriptors(&error) {
+                if is_out_of_descriptors(&error) {
                     idle.close_some(CLOSED_AT_ONCE);
                 }
                 sleep(ACCEPT_PAUSE).await;

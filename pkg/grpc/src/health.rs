@@ -9,7 +9,7 @@ use tonic_health::pb::{
     HealthCheckRequest, HealthCheckResponse, health_check_response::ServingStatus,
 };
 
-use crate::grpc::{Body, Framed};
+use crate::{Body, Framed};
 
 /// The health of all services: they share the stores, so they share their fate.
 #[derive(Debug)]

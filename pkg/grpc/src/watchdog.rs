@@ -22,7 +22,7 @@ use tokio::time::{Instant, Sleep};
 use tokio_util::task::TaskTracker;
 use tracing::debug;
 
-use crate::{deadline::Timed, idle::Activity, memory::too_slow};
+use crate::{deadline::Timed, idle::Activity, status::too_slow};
 
 /// What the body says during one poll of its stream.
 #[derive(Clone, Copy, Default)]

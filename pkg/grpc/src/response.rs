@@ -15,14 +15,13 @@ use prost::Message;
 use tokio::time::{Instant, Sleep, sleep_until};
 use tonic::Status;
 
-use super::HEADER_LEN;
-use crate::watchdog;
+use crate::{HEADER_LEN, call::panicked, watchdog};
 
 /// A response to one call.
-pub(crate) type Response = http::Response<Body>;
+pub type Response = http::Response<Body>;
 
 /// Up to this length, copying content behind what precedes it costs less than sending it apart.
-pub(crate) const COPIED: usize = 16 * 1024;
+pub const COPIED: usize = 16 * 1024;
 
 /// How much is handed to the HTTP/2 layer at a time: small, so that a client that stops taking a
 /// response pins no more than this in there once the response is handed over completely.
@@ -31,14 +30,16 @@ const PIECE: usize = 64 * 1024;
 /// A message on the wire. In two parts, so that a blob's bytes need not be copied behind the
 /// fields that precede them.
 #[derive(Debug, Default)]
-pub(crate) struct Framed {
-    pub(crate) head: Bytes,
-    pub(crate) payload: Bytes,
+pub struct Framed {
+    /// The header and the encoded fields up to the payload.
+    pub head: Bytes,
+    /// The last field's content, which is not copied.
+    pub payload: Bytes,
 }
 
 impl Framed {
     /// Encodes a whole message, header included.
-    pub(crate) fn encode(message: &impl Message) -> Self {
+    pub fn encode(message: &impl Message) -> Self {
         let len = message.encoded_len();
         let mut head = BytesMut::with_capacity(HEADER_LEN + len);
         put_header(&mut head, len);
@@ -51,7 +52,7 @@ impl Framed {
 }
 
 /// Writes the header of a message of `len` bytes.
-pub(crate) fn put_header(buffer: &mut BytesMut, len: usize) {
+pub fn put_header(buffer: &mut BytesMut, len: usize) {
     buffer.put_u8(0);
     // No message of ours comes near 4 GiB: blobs go in chunks, batches are limited.
     buffer.put_u32(u32::try_from(len).unwrap_or(u32::MAX));
@@ -59,7 +60,7 @@ pub(crate) fn put_header(buffer: &mut BytesMut, len: usize) {
 
 /// A response's body: messages, then trailers.
 #[derive(Default)]
-pub(crate) struct Body {
+pub struct Body {
     ready: Framed,
     source: Source,
     /// Memory set aside for the content, until the client has it.
@@ -83,7 +84,7 @@ enum Source {
 
 impl Body {
     /// One message, then `OK`.
-    pub(crate) fn message(message: Framed, permit: Permit) -> Self {
+    pub fn message(message: Framed, permit: Permit) -> Self {
         Self {
             ready: message,
             source: Source::Ok,
@@ -94,10 +95,7 @@ impl Body {
 
     /// One message that is encoded piece by piece, header included, as the client takes it; then
     /// `OK`.
-    pub(crate) fn pieces(
-        pieces: impl Iterator<Item = Bytes> + Send + 'static,
-        permit: Permit,
-    ) -> Self {
+    pub fn pieces(pieces: impl Iterator<Item = Bytes> + Send + 'static, permit: Permit) -> Self {
         Self {
             source: Source::Pieces(Box::new(pieces)),
             _permit: permit,
@@ -107,10 +105,7 @@ impl Body {
 
     /// Messages as they come, then `OK` or the error that ended them. The permit is for what they
     /// come from.
-    pub(crate) fn messages(
-        messages: BoxStream<'static, Result<Framed, Status>>,
-        permit: Permit,
-    ) -> Self {
+    pub fn messages(messages: BoxStream<'static, Result<Framed, Status>>, permit: Permit) -> Self {
         Self {
             source: Source::Messages(messages),
             _permit: permit,
@@ -151,7 +146,7 @@ impl Body {
 }
 
 /// A response that consists of a status.
-pub(crate) fn refuse(status: &Status) -> Response {
+pub fn refuse(status: &Status) -> Response {
     let mut response = Body::default().into_response();
     response.headers_mut().extend(trailers(status));
     response
@@ -227,7 +222,7 @@ impl http_body::Body for Body {
             me.ready = Framed::default();
             let polled = catch_unwind(AssertUnwindSafe(|| me.poll_source(cx)));
             let Ok(polled) = polled else {
-                let status = super::call::panicked();
+                let status = panicked();
                 return Poll::Ready(Some(Ok(me.end(&status))));
             };
             match polled {
@@ -264,7 +259,7 @@ mod tests {
     use http_body::Body as _;
 
     use super::*;
-    use crate::memory::full;
+    use crate::full;
 
     #[tokio::test]
     async fn a_message_that_was_taken_leaves_its_memory_to_the_next() {

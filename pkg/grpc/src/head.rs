@@ -9,7 +9,7 @@ use http::{
 };
 use tonic::Status;
 
-use super::Response;
+use crate::{Response, refuse};
 
 /// The headers of one call, counted as HTTP/2 does. What gRPC libraries take at most by default.
 pub(crate) const MAX_HEADERS: usize = 16 * 1024;
@@ -30,13 +30,13 @@ pub(crate) fn refuse_foreign<B>(head: &Request<B>) -> Option<Response> {
     }
     let bytes = size(head);
     if bytes > MAX_HEADERS {
-        return Some(super::refuse(&Status::resource_exhausted(format!(
+        return Some(refuse(&Status::resource_exhausted(format!(
             "the call has {bytes} bytes of headers, at most {MAX_HEADERS} are accepted"
         ))));
     }
     if header("grpc-encoding").is_some_and(|encoding| encoding != b"identity") {
         let status = Status::unimplemented("grpc-encoding is not supported; accepted: identity");
-        let mut refusal = super::refuse(&status);
+        let mut refusal = refuse(&status);
         let accepted = HeaderValue::from_static("identity");
         refusal
             .headers_mut()

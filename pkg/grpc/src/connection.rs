@@ -19,9 +19,9 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::debug;
 
 use crate::{
-    Memory,
+    Memory, Service,
     greeting::{self, Fault, Faults},
-    grpc,
+    head::refuse_foreign,
     idle::{Activity, Idle},
     io::{CallGuard, Coalesced},
     router::Router,
@@ -47,7 +47,7 @@ const MAX_PENDING_RESETS: usize = 1024;
 /// each. A connection between balancers lives for weeks.
 const MAX_BREACHES: usize = 4096;
 /// The headers of one call as the HTTP/2 layer takes them. More than a call may have
-/// ([`crate::grpc::MAX_HEADERS`]), so that the refusal is a gRPC status. Beyond it the layer refuses
+/// ([`crate::head::MAX_HEADERS`]), so that the refusal is a gRPC status. Beyond it the layer refuses
 /// the stream, and beyond four times as much the connection. Headers may take a hundred times as much memory
 /// as they did on the wire, times the calls that begin in one burst.
 const MAX_HEADER_LIST: u32 = 64 * 1024;
@@ -57,8 +57,8 @@ const HEADER_TABLE: u32 = 4 * 1024;
 
 /// What all connections share.
 #[derive(Clone, Debug)]
-pub(crate) struct Connections {
-    pub(crate) router: Arc<Router>,
+pub(crate) struct Connections<R> {
+    pub(crate) router: R,
     /// TLS settings of new connections.
     pub(crate) tls: Option<watch::Receiver<ServerTls>>,
     /// Reports clients that were not let in.
@@ -78,7 +78,7 @@ pub(crate) struct Connections {
     pub(crate) live: Arc<()>,
 }
 
-impl Connections {
+impl<S: Service> Connections<Arc<Router<S>>> {
     /// Serves one client until it leaves or is told to.
     pub(crate) async fn serve(self, stream: TcpStream) {
         let Ok(peer) = stream.peer_addr() else {
@@ -121,11 +121,11 @@ impl Connections {
 
     /// Runs a handshake. Neither its client nor the end of the server may prolong it, and it makes
     /// room for others like any connection without a call.
-    async fn in_time<S>(
+    async fn in_time<T>(
         &self,
         activity: &Activity,
-        handshake: impl Future<Output = Result<S, BoxError>>,
-    ) -> Result<S, BoxError> {
+        handshake: impl Future<Output = Result<T, BoxError>>,
+    ) -> Result<T, BoxError> {
         tokio::select! {
             outcome = timeout(HANDSHAKE_TIMEOUT, handshake) => outcome.map_err(|_| {
                 let (handshake, scheme) = match self.tls {
@@ -139,19 +139,19 @@ impl Connections {
         }
     }
 
-    async fn serve_http2<S>(
+    async fn serve_http2<IO>(
         self,
-        stream: S,
+        stream: IO,
         peer: SocketAddr,
         activity: Activity,
     ) -> Result<(), BoxError>
     where
-        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let router = self.router;
         let service = service_fn(move |request: http::Request<Incoming>| {
             // At once, so that large headers are gone before the next call is accepted.
-            let answer = if let Some(refusal) = grpc::refuse_foreign(&request) {
+            let answer = if let Some(refusal) = refuse_foreign(&request) {
                 ready(refusal).left_future()
             } else {
                 let router = Arc::clone(&router);

@@ -15,11 +15,7 @@ use tonic::{Code, Status};
 use tonic_reflection::{pb::v1::ServerReflectionRequest, server::Builder};
 use tower::{ServiceExt as _, util::BoxCloneSyncService};
 
-use crate::{
-    Error,
-    grpc::{Body, Framed, Messages, Response, decode},
-    status::unavailable,
-};
+use crate::{Body, Error, Framed, Messages, Response, decode, unavailable};
 
 /// The largest request taken, in bytes: the name of a file or a symbol.
 const MAX_REQUEST: u64 = 64 * 1024;
@@ -42,12 +38,13 @@ impl Reflection {
     /// Describes `services`, and itself.
     pub(crate) fn new(
         services: &[&'static str],
+        descriptors: &'static [u8],
         shutdown: CancellationToken,
     ) -> Result<Self, Error> {
         let builder = |own| {
             services.iter().fold(
                 Builder::configure()
-                    .register_encoded_file_descriptor_set(reapi::FILE_DESCRIPTOR_SET)
+                    .register_encoded_file_descriptor_set(descriptors)
                     .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
                     .with_service_name("grpc.health.v1.Health")
                     .with_service_name(own),

@@ -14,13 +14,13 @@ use hyper::body::Incoming;
 use tokio::time::{Instant, Sleep};
 use tonic::Status;
 
-use crate::memory::too_slow;
+use crate::status::too_slow;
 
 /// A request's body. Ends with `DEADLINE_EXCEEDED` when its client sends nothing of it for the
 /// whole time-out while it is being read, with `RESOURCE_EXHAUSTED` when others wait for what the
 /// call holds and too little comes, and with `CANCELLED` when the client breaks it off.
 #[derive(Debug)]
-pub(crate) struct RequestBody<B = Incoming> {
+pub struct RequestBody<B = Incoming> {
     inner: B,
     idle_timeout: Duration,
     /// Made at the first wait: most requests arrive whole and never wait.
@@ -31,7 +31,7 @@ pub(crate) struct RequestBody<B = Incoming> {
 
 impl<B> RequestBody<B> {
     /// The body of a request of the present call.
-    pub(crate) fn new(inner: B, idle_timeout: Duration) -> Self {
+    pub fn new(inner: B, idle_timeout: Duration) -> Self {
         Self {
             inner,
             idle_timeout,
@@ -60,7 +60,7 @@ where
     B::Error: fmt::Display,
 {
     /// The next bytes; `None` at the end. Trailers are passed over.
-    pub(crate) async fn data(&mut self) -> Result<Option<Bytes>, Status> {
+    pub async fn data(&mut self) -> Result<Option<Bytes>, Status> {
         loop {
             let frame = std::future::poll_fn(|cx| Pin::new(&mut *self).poll_frame(cx)).await;
             match frame.transpose()?.map(Frame::into_data) {

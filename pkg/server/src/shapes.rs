@@ -1,6 +1,6 @@
 //! What the requests hold that may come many times.
 
-use gorego_storage::decoded::{ACTION_RESULT, DIGEST, Field, MAX_DECODED_RESULT, Shape};
+use gorego_storage::decoded::{ACTION_RESULT, DIGEST, Field, MAX_DECODED_RESULT, Shape, Unfit};
 use reapi::{
     bytestream::{QueryWriteStatusRequest, ReadRequest},
     v2::{
@@ -9,9 +9,27 @@ use reapi::{
         batch_update_blobs_request,
     },
 };
-use tonic_health::pb::HealthCheckRequest;
+use tonic::Status;
 
-use super::memory::Request;
+/// A request whose fields may take more memory than the message did on the wire.
+pub(crate) trait Request {
+    /// Its fields.
+    const SHAPE: Shape = Shape::FLAT;
+    /// What it may take once it is decoded, in bytes.
+    const MAX_DECODED: usize = MAX_DECODED;
+}
+
+/// A full batch of some 130,000 blobs.
+const MAX_DECODED: usize = 32 * 1024 * 1024;
+
+/// Returns the most memory that the fields of a request take once it is decoded, in bytes.
+pub(crate) fn measure<Q: Request>(encoded: &[u8]) -> Result<usize, Status> {
+    let bytes = Q::SHAPE.decoded_bytes(encoded, Q::MAX_DECODED);
+    bytes.map_err(|why| match why {
+        Unfit::Malformed(why) => Status::invalid_argument(format!("malformed message: {why}")),
+        Unfit::TooLarge(_) => Status::resource_exhausted(format!("the message: {why}")),
+    })
+}
 
 impl Request for FindMissingBlobsRequest {
     const SHAPE: Shape = Shape(&[Field::messages::<v2::Digest>(2, DIGEST)]);
@@ -42,4 +60,3 @@ impl Request for GetTreeRequest {}
 impl Request for GetCapabilitiesRequest {}
 impl Request for ReadRequest {}
 impl Request for QueryWriteStatusRequest {}
-impl Request for HealthCheckRequest {}

@@ -8,12 +8,11 @@ use http_body::Body;
 use hyper::body::Incoming;
 use tonic::{Code, Status};
 
-use super::RequestBody;
-use crate::memory::full;
+use crate::{RequestBody, full};
 
 /// A request's body as a sequence of messages, each a header and that many bytes.
 #[derive(Debug)]
-pub(crate) struct Messages<B = Incoming> {
+pub struct Messages<B = Incoming> {
     body: RequestBody<B>,
     /// Arrived and not yet taken.
     arrived: Bytes,
@@ -26,7 +25,8 @@ where
     B: Body<Data = Bytes> + Unpin,
     B::Error: fmt::Display,
 {
-    pub(crate) const fn new(body: RequestBody<B>, memory: Budget) -> Self {
+    /// The messages in `body`. Each that is read as a whole reserves from `memory`.
+    pub const fn new(body: RequestBody<B>, memory: Budget) -> Self {
         Self {
             body,
             arrived: Bytes::new(),
@@ -36,7 +36,7 @@ where
 
     /// Waits for the memory that a message of `len` bytes takes as a whole. From then on the client
     /// has to send it without delay when others wait for theirs.
-    pub(crate) async fn reserve(&mut self, len: usize) -> Result<Permit, Status> {
+    pub async fn reserve(&mut self, len: usize) -> Result<Permit, Status> {
         self.memory.reserve(len as u64).await.map_err(full)
     }
 
@@ -52,7 +52,7 @@ where
     }
 
     /// The length of the next message in bytes; `None` at the end of the request.
-    pub(crate) async fn next_len(&mut self) -> Result<Option<u32>, Status> {
+    pub async fn next_len(&mut self) -> Result<Option<u32>, Status> {
         if !self.fill().await? {
             return Ok(None);
         }
@@ -77,7 +77,7 @@ where
     }
 
     /// The length of the next message, within the limit.
-    pub(crate) async fn next_len_within(&mut self, limit: Limit) -> Result<Option<usize>, Status> {
+    pub async fn next_len_within(&mut self, limit: Limit) -> Result<Option<usize>, Status> {
         let Some(len) = self.next_len().await? else {
             return Ok(None);
         };
@@ -100,7 +100,7 @@ where
     }
 
     /// The next bytes of a message, as many as are here, at least one and at most `limit`.
-    pub(crate) async fn some(&mut self, limit: usize) -> Result<Bytes, Status> {
+    pub async fn some(&mut self, limit: usize) -> Result<Bytes, Status> {
         if !self.fill().await? {
             return Err(cut_off());
         }
@@ -108,7 +108,7 @@ where
     }
 
     /// The next `len` bytes in one piece; not copied if they arrived so.
-    pub(crate) async fn whole(&mut self, len: usize) -> Result<Bytes, Status> {
+    pub async fn whole(&mut self, len: usize) -> Result<Bytes, Status> {
         if len == 0 {
             return Ok(Bytes::new());
         }
@@ -123,11 +123,7 @@ where
     }
 
     /// Appends the next `len` bytes to what is there.
-    pub(crate) async fn append(
-        &mut self,
-        mut len: usize,
-        buffer: &mut BytesMut,
-    ) -> Result<(), Status> {
+    pub async fn append(&mut self, mut len: usize, buffer: &mut BytesMut) -> Result<(), Status> {
         while len > 0 {
             let piece = self.some(len).await?;
             len -= piece.len();
@@ -139,7 +135,7 @@ where
 
 /// The size of a method's messages.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Limit {
+pub struct Limit {
     bytes: u64,
     /// The code for a message beyond it.
     refusal: Code,
@@ -155,7 +151,7 @@ impl From<u64> for Limit {
 impl Limit {
     /// The limit of a message whose size beyond `bytes` breaks the advertised limit of a batch: the
     /// protocol defines another code for that.
-    pub(crate) const fn of_batch(bytes: u64) -> Self {
+    pub const fn of_batch(bytes: u64) -> Self {
         let refusal = Code::InvalidArgument;
         Self { bytes, refusal }
     }

@@ -9,12 +9,13 @@ use prost::Message;
 use tonic::Status;
 use tracing::error;
 
-use super::{Body, Limit, Messages, RequestBody, Response, decode_within, memory::Request, reply};
-use crate::Memory;
+use crate::{
+    Body, Limit, Measure, Memory, Messages, RequestBody, Response, decode_within, refuse, reply,
+};
 
 /// A call that has arrived, up to its headers.
 #[derive(Debug)]
-pub(crate) struct Call {
+pub struct Call {
     body: RequestBody,
     memory: Memory,
 }
@@ -29,42 +30,44 @@ impl Call {
     }
 
     /// A method with one request of at most `limit` bytes, and one response.
-    pub(crate) async fn unary<Q, R>(
+    pub async fn unary<Q, R>(
         self,
         limit: impl Into<Limit>,
+        measure: Measure,
         handler: impl AsyncFnOnce(Q) -> Result<R, Status>,
     ) -> Response
     where
-        Q: Request,
+        Q: Message + Default + Send + 'static,
         R: Message,
     {
         let memory = self.memory.clone();
-        self.answered(limit, async |request| {
+        self.answered(limit, measure, async |request| {
             reply(&memory, &handler(request).await?).await
         })
         .await
     }
 
     /// A method with one request, whose handler makes the response's body itself.
-    pub(crate) async fn answered<Q>(
+    pub async fn answered<Q>(
         self,
         limit: impl Into<Limit>,
+        measure: Measure,
         handler: impl AsyncFnOnce(Q) -> Result<Body, Status>,
     ) -> Response
     where
-        Q: Request,
+        Q: Message + Default + Send + 'static,
     {
         let memory = self.memory.clone();
         self.encoded(limit, async |request, wire| {
             // Set aside for as long as the handler works on the request.
-            let (request, _permits) = decode_within(&memory, request, wire).await?;
+            let (request, _permits) = decode_within(&memory, request, wire, measure).await?;
             handler(request).await
         })
         .await
     }
 
     /// A method with one request, whose handler also decodes it, and drops the permit afterwards.
-    pub(crate) async fn encoded(
+    pub async fn encoded(
         self,
         limit: impl Into<Limit>,
         handler: impl AsyncFnOnce(Bytes, Permit) -> Result<Body, Status>,
@@ -77,7 +80,7 @@ impl Call {
     }
 
     /// A method with many requests and one response.
-    pub(crate) async fn streamed<R: Message>(
+    pub async fn streamed<R: Message>(
         self,
         handler: impl AsyncFnOnce(Messages) -> Result<R, Status>,
     ) -> Response {
@@ -112,14 +115,14 @@ impl Call {
 }
 
 /// Decodes a message from a client whose fields come once.
-pub(crate) fn decode<M: Message + Default>(encoded: Bytes) -> Result<M, Status> {
+pub fn decode<M: Message + Default>(encoded: Bytes) -> Result<M, Status> {
     M::decode(encoded).map_err(|why| Status::invalid_argument(format!("malformed message: {why}")))
 }
 
 fn response(answer: Result<Body, Status>) -> Response {
     match answer {
         Ok(body) => body.into_response(),
-        Err(status) => super::refuse(&status),
+        Err(status) => refuse(&status),
     }
 }
 
