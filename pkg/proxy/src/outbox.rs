@@ -15,7 +15,8 @@ use std::{
 };
 
 use futures::{StreamExt as _, TryStreamExt as _, stream};
-use gorego_storage::{BlobStore as _, BlobStoreExt as _, Digest, Error, LocalStore, Result};
+use gorego_storage::{BlobStore as _, BlobStoreExt as _, Digest, Error, Result};
+use gorego_storage_local::LocalStore;
 use reapi::v2::ActionResult;
 use tokio::sync::watch;
 
