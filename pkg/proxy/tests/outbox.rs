@@ -4,19 +4,22 @@
 
 mod common;
 
-use std::{fs, time::Duration};
+use std::{fs, os::unix::fs::MetadataExt as _, time::Duration};
 
 use bytes::Bytes;
 use common::{
     CHUNK, Proxy, content,
     outage::{
-        action, backing_result, degrading, down, evict_all, left, name, put, replayed, result,
+        action, backing_result, degrading, down, evict_all, files, left, name, put, replayed,
+        result,
     },
     sha256,
 };
-use futures::stream;
+use futures::{future::join_all, stream};
 use gorego_proxy::Outbox;
-use gorego_storage::{ActionCache, Blob, BlobStore, BlobStoreExt as _, Digest, Error};
+use gorego_storage::{
+    ActionCache, Blob, BlobStore, BlobStoreExt as _, Digest, Error, Evictable as _,
+};
 use reapi::v2::{ActionResult, Directory, DirectoryNode, FileNode, OutputDirectory, Tree};
 use tokio::time::timeout;
 
@@ -212,13 +215,44 @@ async fn a_look_at_the_outbox_of_another_process_changes_nothing() {
     assert_eq!(files(&proxy), before);
 }
 
-/// The names of the pending writes' files, in order.
-fn files(proxy: &Proxy) -> Vec<String> {
-    let files = fs::read_dir(proxy.dir.path().join("outbox")).unwrap();
-    let names = files.map(|file| file.unwrap().file_name().into_string().unwrap());
-    let mut names: Vec<String> = names.collect();
-    names.sort();
-    names
+#[tokio::test(start_paused = true)]
+async fn a_pending_blob_is_a_hard_link_and_takes_the_room_of_one_blob() {
+    let proxy = down().await;
+    let before = proxy.local.usage().used;
+    let digest = put(&proxy, &content(1, CHUNK)).await;
+    let [entry] = files(&proxy).try_into().unwrap();
+    let entry = fs::metadata(proxy.dir.path().join("outbox").join(entry)).unwrap();
+    let blob = fs::metadata(find(&proxy.dir.path().join("cas"), &digest.hex()).unwrap()).unwrap();
+    assert_eq!((entry.dev(), entry.ino()), (blob.dev(), blob.ino()));
+    let used = proxy.local.usage().used - before;
+    assert!((CHUNK as u64..2 * CHUNK as u64).contains(&used), "{used}");
+    replayed(&proxy).await;
+    assert_eq!(files(&proxy), [""; 0]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn writes_at_once_share_the_room_and_a_refused_one_leaves_no_file() {
+    let proxy = down().await;
+    let contents: Vec<Bytes> = (0..8).map(|seed| content(seed, journal() / 3)).collect();
+    let puts = contents.iter().map(|content| {
+        let blob = Blob::Bytes(content.clone());
+        let (store, digest) = (&proxy.store, sha256(content));
+        async move { store.put(&digest, blob).await }
+    });
+    let puts = join_all(puts).await;
+    assert_eq!(puts.iter().filter(|put| put.is_ok()).count(), 2);
+    assert_eq!(files(&proxy).len(), 2);
+    let large = ActionResult {
+        stdout_raw: content(9, journal() / 2),
+        ..ActionResult::default()
+    };
+    let put = proxy.actions().put("", &action(), large).await;
+    assert!(matches!(put, Err(Error::Unavailable(_))), "{put:?}");
+    assert_eq!(files(&proxy).len(), 2);
+    assert_eq!(
+        fs::read_dir(proxy.dir.path().join("tmp")).unwrap().count(),
+        0
+    );
 }
 
 #[tokio::test(start_paused = true)]

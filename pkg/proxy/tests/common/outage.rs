@@ -95,6 +95,15 @@ pub async fn backing_put(proxy: &Proxy, result: &ActionResult) {
     put.unwrap();
 }
 
+/// Returns the names of the outbox's files, in order.
+pub fn files(proxy: &Proxy) -> Vec<String> {
+    let files = std::fs::read_dir(proxy.dir.path().join("outbox")).unwrap();
+    let names = files.map(|file| file.unwrap().file_name().into_string().unwrap());
+    let mut names: Vec<String> = names.collect();
+    names.sort();
+    names
+}
+
 /// Evicts from the local tier all that may be.
 pub fn evict_all(proxy: &Proxy) {
     let mut all = Vec::new();
