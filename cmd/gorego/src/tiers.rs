@@ -9,7 +9,7 @@ use std::{
 
 use gorego_config::{self as config, Config};
 use gorego_janitor::{self as janitor, Janitor, Marks};
-use gorego_proxy::{Ahead, Backing, Depth, OnOutage, Options, Outbox, ProxyActions, ProxyStore};
+use gorego_proxy::{Backing, Depth, OnOutage, Options, Outbox, ProxyActions, ProxyStore};
 use gorego_server::Services;
 use gorego_storage::{BreakerState, CompletenessChecking};
 use gorego_storage_local::{LocalOptions, LocalStore, OpenError, SyncMode};
@@ -81,9 +81,12 @@ impl Tiers {
             blobs: Arc::clone(&local) as _,
             uploads: Arc::clone(&local) as _,
             actions: Arc::new(
-                CompletenessChecking::new(Arc::clone(&local), Arc::clone(&local) as _)
-                    .within(parts.trees.clone())
-                    .leasing_puts(),
+                CompletenessChecking::new(
+                    Arc::clone(&local),
+                    Arc::clone(&local) as _,
+                    parts.trees.clone(),
+                )
+                .leasing_puts(),
             ),
         };
         Ok(Self {
@@ -146,13 +149,11 @@ impl Tiers {
         let services = Services {
             blobs: Arc::clone(&backing) as _,
             uploads: Arc::clone(&backing) as _,
-            actions: Arc::new(
-                CompletenessChecking::new(
-                    Arc::new(Ahead::new(Arc::clone(&backing), parts.ahead)),
-                    backing,
-                )
-                .within(parts.trees.clone()),
-            ),
+            actions: Arc::new(CompletenessChecking::new(
+                Arc::clone(&backing),
+                backing,
+                parts.trees.clone(),
+            )),
         };
         Self {
             services,

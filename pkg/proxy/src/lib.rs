@@ -2,7 +2,6 @@
 //! which is read through and written through.
 
 mod actions;
-mod ahead;
 mod existence;
 mod fetch;
 mod flow;
@@ -12,7 +11,6 @@ mod outbox;
 mod outputs;
 mod prefetch;
 mod push;
-mod reading;
 mod recent;
 mod source;
 mod store;
@@ -20,7 +18,6 @@ mod write;
 mod writes;
 
 pub use actions::ProxyActions;
-pub use ahead::Ahead;
 pub use memory::Memory;
 pub use outbox::{Depth, Outbox};
 pub use store::{Backing, OnOutage, Options, ProxyStore};

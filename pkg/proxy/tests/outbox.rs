@@ -18,7 +18,8 @@ use common::{
 use futures::{future::join_all, stream};
 use gorego_proxy::Outbox;
 use gorego_storage::{
-    ActionCache, Blob, BlobStore, BlobStoreExt as _, Digest, Error, Evictable as _,
+    ActionCache, ActionCacheExt as _, Blob, BlobStore, BlobStoreExt as _, Digest, Error,
+    Evictable as _,
 };
 use reapi::v2::{ActionResult, Directory, DirectoryNode, FileNode, OutputDirectory, Tree};
 use tokio::time::timeout;
@@ -59,7 +60,7 @@ async fn a_result_that_was_refused_is_not_served() {
     let actions = proxy.actions();
     let put = actions.put("", &action(), result(&output, 0, None)).await;
     assert!(matches!(put, Err(Error::Unavailable(_))), "{put:?}");
-    assert_eq!(actions.get("", &action()).await.unwrap(), None);
+    assert_eq!(actions.find("", &action()).await.unwrap(), None);
 }
 
 #[tokio::test]

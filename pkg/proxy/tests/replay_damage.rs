@@ -18,7 +18,7 @@ use common::{
     },
     sha256,
 };
-use gorego_storage::{ActionCache, BlobStoreExt as _, Digest};
+use gorego_storage::{ActionCacheExt as _, BlobStoreExt as _, Digest};
 use reapi::v2::{ActionResult, Directory, FileNode, OutputDirectory, Tree};
 use tokio::time::sleep;
 
@@ -158,7 +158,7 @@ async fn a_corrupt_result_costs_only_itself() {
             replayed(&proxy).await;
             assert!(backing_has(&proxy, &output).await);
             assert_eq!(backing_result(&proxy).await.unwrap().exit_code, 2);
-            let lost = ActionCache::get(&proxy.backing.memory, "", &name(1)).await;
+            let lost = proxy.backing.memory.find("", &name(1)).await;
             assert_eq!(lost.unwrap(), None);
             assert_eq!(files(&proxy), [""; 0]);
         }

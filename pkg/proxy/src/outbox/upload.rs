@@ -9,7 +9,7 @@ use std::{
 };
 
 use futures::{FutureExt as _, StreamExt as _, stream};
-use gorego_storage::{BlobStore, CHUNK_SIZE, Digest, Error, Result};
+use gorego_storage::{ActionCacheExt as _, BlobStore, CHUNK_SIZE, Digest, Error, Result};
 use reapi::v2::ActionResult;
 use tokio::time::sleep;
 
@@ -171,7 +171,7 @@ impl Tiers {
         let ours = entry.result;
         let upward: Arc<dyn BlobStore> = Arc::new(Upward(Arc::clone(self)));
         let trees = &self.options.memory.bringing;
-        match is_complete(action, ours.clone(), upward, trees).await {
+        match is_complete(action, &ours, upward, trees).await {
             Ok(true) => {}
             Ok(false) => {
                 tracing::warn!(instance, %action, "result whose outputs are gone is not uploaded");
@@ -188,7 +188,7 @@ impl Tiers {
         }
         let mut incomplete = None;
         // The result that the put replaces is one that was looked at just before.
-        while let Some(theirs) = self.actions.get(instance, action).await.map_err(unread)? {
+        while let Some(theirs) = self.actions.find(instance, action).await.map_err(unread)? {
             if theirs == ours {
                 return Ok(());
             }
@@ -201,7 +201,7 @@ impl Tiers {
                 break;
             }
             let blobs = Arc::clone(&self.backing);
-            let is_complete = is_complete(action, theirs.clone(), blobs, trees).await;
+            let is_complete = is_complete(action, &theirs, blobs, trees).await;
             if is_complete.map_err(unread)? {
                 return Ok(());
             }

@@ -1,23 +1,14 @@
 //! Clients whose calls wait for a slow backing cache, beside others whose calls do not.
 
-#![allow(
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::unwrap_used,
-    reason = "tests"
-)]
-
-mod common;
-
 use std::{future::pending, sync::Arc};
 
+use crate::common::*;
 use async_trait::async_trait;
 use bytes::Bytes;
-use common::*;
 use gorego_limits::Budget;
 use gorego_server::{Options, Services};
 use gorego_storage::{
-    ActionCache, Blob, BlobStore, Digest, DigestFunction, MemoryStore, Put, Result,
+    ActionCache, Blob, BlobStore, CachedResult, Digest, DigestFunction, MemoryStore, Put, Result,
 };
 use reapi::v2::{
     ActionResult, BatchReadBlobsRequest, GetActionResultRequest, UpdateActionResultRequest,
@@ -74,12 +65,8 @@ impl BlobStore for Waiting {
 
 #[async_trait]
 impl ActionCache for Waiting {
-    async fn get(&self, instance: &str, action: &Digest) -> Result<Option<ActionResult>> {
-        ActionCache::get(&self.local, instance, action).await
-    }
-
-    async fn size(&self, instance: &str, action: &Digest) -> Result<u64> {
-        self.local.size(instance, action).await
+    async fn get(&self, instance: &str, action: &Digest, memory: &Budget) -> Result<CachedResult> {
+        ActionCache::get(&self.local, instance, action, memory).await
     }
 
     async fn put(&self, _: &str, _: &Digest, _: ActionResult) -> Result<()> {

@@ -1,21 +1,11 @@
 //! Clients that name no digest function in any call, as Buck2 does with BLAKE3.
 
-#![allow(
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    clippy::unwrap_used,
-    reason = "tests"
-)]
-
-mod common;
-
 use std::sync::Arc;
 
+use crate::common::*;
 use bytes::Bytes;
-use common::*;
 use gorego_server::{Options, Services};
-use gorego_storage::{ActionCache as _, Digest, DigestFunction, MemoryStore};
+use gorego_storage::{ActionCacheExt as _, Digest, DigestFunction, MemoryStore};
 use prost::Message as _;
 use reapi::v2::{
     ActionResult, BatchReadBlobsRequest, BatchUpdateBlobsRequest, Directory, DirectoryNode,
@@ -235,7 +225,7 @@ async fn a_result_is_stored_under_the_function_of_its_outputs() {
         let action = function.digest(b"action");
         round_trip(&server, &action, &output, &digest).await;
         assert!(
-            server.store.get("", &action).await.unwrap().is_some(),
+            server.store.find("", &action).await.unwrap().is_some(),
             "{function}"
         );
     }
@@ -253,7 +243,7 @@ async fn a_result_is_stored_under_the_function_of_its_outputs() {
         .await
         .unwrap();
     let first = action.under(DigestFunction::Sha256).unwrap();
-    assert!(server.store.get("", &first).await.unwrap().is_some());
+    assert!(server.store.find("", &first).await.unwrap().is_some());
     // A later one whose outputs tell is found before it.
     round_trip(&server, &action, &output, &blake3(&output)).await;
 }
@@ -295,7 +285,7 @@ async fn only_the_configured_functions_are_tried_in_their_order() {
         .await
         .unwrap();
     let first = action.under(DigestFunction::Blake3).unwrap();
-    assert!(server.store.get("", &first).await.unwrap().is_some());
+    assert!(server.store.find("", &first).await.unwrap().is_some());
 }
 
 mod recording {

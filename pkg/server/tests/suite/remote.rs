@@ -1,12 +1,8 @@
 //! A store behind a real server keeps the promises of a store.
 
-#![allow(clippy::unwrap_used, reason = "tests")]
-
-mod common;
-
 use std::sync::{Arc, Mutex};
 
-use common::*;
+use crate::common::*;
 use gorego_server::{Options, Services};
 use gorego_storage_conformance::{self as conformance, Keeper};
 use gorego_storage_remote::{RemoteAddress, RemoteOptions, RemoteStore};
@@ -52,7 +48,7 @@ async fn it_keeps_uploads_that_break_off() {
 #[tokio::test(flavor = "multi_thread")]
 async fn it_caches_action_results() {
     let stores = Stores::default();
-    conformance::action_cache_of(Keeper::Peer, || stores.make(false)).await;
+    conformance::action_cache(|| stores.make(false)).await;
 }
 
 /// A server over nothing but its backing cache.
