@@ -61,7 +61,7 @@ impl Tiers {
         match (backing.map(Arc::new), config.local_cache.enabled) {
             (None, _) => Self::local(config, parts).await,
             (Some(backing), true) => Self::proxy(config, parts, backing).await,
-            (Some(backing), false) => Ok(Self::stateless(config, parts, backing).await),
+            (Some(backing), false) => Ok(Self::stateless(config, parts, backing)),
         }
     }
 
@@ -143,7 +143,7 @@ impl Tiers {
         })
     }
 
-    async fn stateless(config: &Config, parts: &Parts, backing: Arc<RemoteStore>) -> Self {
+    fn stateless(config: &Config, parts: &Parts, backing: Arc<RemoteStore>) -> Self {
         let breaker = backing.breaker();
         warn_of_unused(&config.local_cache.dir);
         let services = Services {

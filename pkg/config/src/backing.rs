@@ -29,8 +29,8 @@ section! {
         /// (`degrade`) they are misses, and writes wait here until it is back, also over a restart; over a
         /// loss of power with `local_cache.sync: full`. What it then refuses to take stays here.
         on_outage: OnOutage = OnOutage::Fail,
-        /// How much may wait for it, at most half of `local_cache.max_size_gb`. Beyond that writes fail.
-        /// What waits is not evicted, and counts for 4 KiB more than it is.
+        /// The room for pending writes, at most half of `local_cache.max_size_gb`. Beyond that writes fail.
+        /// Pending writes are not evicted, and each takes 4 KiB more than its size.
         journal_max: ByteSize = ByteSize::from_gib(1),
         /// How long a pending write that the backing cache refuses is retried. Only time in which the
         /// backing cache accepts other writes counts: an outage, an expired key or a full disk does not.

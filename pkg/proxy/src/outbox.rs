@@ -72,13 +72,12 @@ impl Outbox {
         };
         let mut last = 0;
         for name in outbox.local.outbox_names().await? {
-            match entry::parse(&name) {
-                Some((number, key)) => {
-                    last = number;
-                    outbox.load(number, key).await;
-                }
-                None => tracing::warn!(name, "file in the outbox is no pending write; left alone"),
-            }
+            let Some((number, key)) = entry::parse(&name) else {
+                tracing::warn!(name, "file in the outbox is no pending write; left alone");
+                continue;
+            };
+            last = number;
+            outbox.load(number, key).await;
         }
         outbox.queue().start_after(last);
         Ok(outbox)
