@@ -137,6 +137,9 @@ async fn the_outputs_of_a_result_that_waits_are_not_evicted_and_go_up_with_it() 
     proxy.actions().put("", &action(), result).await.unwrap();
     evict_all(&proxy);
     assert_eq!(proxy.local.find_missing(&digests).await.unwrap(), []);
+    let proxy = proxy.restart(degrading()).await;
+    evict_all(&proxy);
+    assert_eq!(proxy.local.find_missing(&digests).await.unwrap(), []);
     replayed(&proxy).await;
     let missing = proxy.backing.memory.find_missing(&digests).await.unwrap();
     assert_eq!(missing, []);

@@ -1,5 +1,5 @@
 //! Content of the backing cache that is damaged on its way decides nothing about what waits.
-#![allow(clippy::unwrap_used, reason = "tests")]
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
 
 mod common;
 

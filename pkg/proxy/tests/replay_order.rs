@@ -1,5 +1,5 @@
 //! What waits gets there in its order, and what does not get there holds up nothing behind it.
-#![allow(clippy::unwrap_used, reason = "tests")]
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
 
 mod common;
 
