@@ -214,10 +214,11 @@ impl Queue {
         // A newer write may have taken its place.
         let write = self.writes.get_mut(&number)?;
         let key = write.key.clone();
+        let entry = file_name(number, &key);
         match outcome {
             Outcome::Done => {}
             Outcome::Rejected(error) => {
-                tracing::error!(?key, %error, "dropped a pending write that can never be uploaded");
+                tracing::error!(entry, %error, "dropped a pending write that can never be uploaded");
             }
             Outcome::Unreached(_) => {
                 write.refused_at = None;
@@ -229,7 +230,7 @@ impl Queue {
                     return None;
                 }
                 tracing::error!(
-                    ?key,
+                    entry,
                     %error,
                     "dropped a pending write: the backing cache refused it for {retry:?} in which it \
                      accepted others"
