@@ -255,11 +255,15 @@ impl Outbox {
         }
     }
 
-    /// Records the outcomes of uploads.
-    async fn settle(&self, outcomes: Vec<(u64, Outcome)>, retry: Duration) {
-        let settle = |(number, outcome)| self.queue().settle(number, outcome, retry);
-        let removed: Vec<String> = outcomes.into_iter().filter_map(settle).collect();
+    /// Records the outcomes of uploads. Returns the first reason why a write stays pending.
+    async fn settle(&self, outcomes: Vec<(u64, Outcome)>, retry: Duration) -> Result<()> {
+        let (mut removed, mut settled) = (Vec::new(), Ok(()));
+        for (number, outcome) in outcomes {
+            let file = self.queue().settle(number, outcome, retry);
+            settled = settled.and(file.map(|file| removed.extend(file)));
+        }
         self.unlink(removed).await;
+        settled
     }
 
     /// Stores a blob anew that the local tier has lost, if its entry holds the content.

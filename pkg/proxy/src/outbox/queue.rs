@@ -203,16 +203,18 @@ impl Queue {
         self.accepted_at = None;
     }
 
-    /// Records the outcome of an upload. A refused write is given up after `retry`. Returns the file of
-    /// a write that leaves the outbox.
+    /// Records the outcome of an upload. Returns the file of a write that leaves the outbox, or the
+    /// reason why it stays. A refused write is given up after `retry`.
     pub(super) fn settle(
         &mut self,
         number: u64,
         outcome: Outcome,
         retry: Duration,
-    ) -> Option<String> {
-        // A newer write may have taken its place.
-        let write = self.writes.get_mut(&number)?;
+    ) -> Result<Option<String>> {
+        let Some(write) = self.writes.get_mut(&number) else {
+            // A newer write has taken its place.
+            return Ok(None);
+        };
         let key = write.key.clone();
         let entry = file_name(number, &key);
         match outcome {
@@ -220,14 +222,14 @@ impl Queue {
             Outcome::Rejected(error) => {
                 tracing::error!(entry, %error, "dropped a pending write that can never be uploaded");
             }
-            Outcome::Unreached(_) => {
+            Outcome::Unreached(error) => {
                 write.refused_at = None;
-                return None;
+                return Err(error);
             }
             Outcome::Refused(error) => {
                 let since = *write.refused_at.get_or_insert(self.accepting);
                 if self.accepting.saturating_sub(since) < retry {
-                    return None;
+                    return Err(error);
                 }
                 tracing::error!(
                     entry,
@@ -237,6 +239,6 @@ impl Queue {
                 );
             }
         }
-        self.remove(&key)
+        Ok(self.remove(&key))
     }
 }

@@ -44,14 +44,12 @@ async fn a_blob_uploaded_anew_stays_pending_whatever_its_earlier_upload_finds() 
     add(&outbox).await;
     assert_eq!(entries(&outbox), 1);
     let gone = Outcome::Rejected(Error::NotFound(digest));
-    outbox
-        .settle(vec![(first[0].0, gone)], Duration::ZERO)
-        .await;
+    let settled = outbox.settle(vec![(first[0].0, gone)], Duration::ZERO);
+    settled.await.unwrap();
     assert_eq!(entries(&outbox), 1);
     let second = outbox.queue().first(0..u64::MAX, 2);
-    outbox
-        .settle(vec![(second[0].0, Outcome::Done)], Duration::ZERO)
-        .await;
+    let settled = outbox.settle(vec![(second[0].0, Outcome::Done)], Duration::ZERO);
+    settled.await.unwrap();
     assert_eq!(*outbox.depth().borrow(), Depth::default());
     assert_eq!(outbox.local.outbox_names().await.unwrap(), [""; 0]);
 }

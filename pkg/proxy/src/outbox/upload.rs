@@ -31,59 +31,36 @@ const FEW: usize = 32;
 const SHORTEST: Duration = Duration::from_secs(1);
 const LONGEST: Duration = Duration::from_secs(30);
 
-/// The outcome of one pass over the outbox.
-#[derive(Default)]
-struct Pass {
-    uploaded: bool,
-    /// The reason why something is left.
-    error: Option<Error>,
-}
-
-impl Pass {
-    async fn record(&mut self, tiers: &Tiers, outcomes: impl IntoIterator<Item = (u64, Outcome)>) {
-        let outcomes = outcomes.into_iter().inspect(|(_, outcome)| match outcome {
-            Outcome::Done => self.uploaded = true,
-            Outcome::Unreached(error) | Outcome::Refused(error) => {
-                self.error.get_or_insert_with(|| error.clone());
-            }
-            Outcome::Rejected(_) => {}
-        });
-        let outcomes = outcomes.collect();
-        let retry = tiers.options.outbox_retry;
-        tiers.outbox.settle(outcomes, retry).await;
-    }
-}
-
 /// Uploads pending writes until the proxy is closed.
 pub(crate) async fn run(tiers: Arc<Tiers>) {
     let mut depth = tiers.outbox.depth();
     let (mut pause, mut round) = (SHORTEST, 0);
     while depth.wait_for(|depth| depth.entries > 0).await.is_ok() {
-        let pass = tiers.upload_pending(&mut round).await;
-        if pass.uploaded {
-            pause = SHORTEST;
-        }
+        let uploaded = tiers.upload_pending(&mut round).await;
         let Depth { entries, bytes, .. } = *tiers.outbox.depth().borrow();
-        if let Some(error) = pass.error {
+        if let Err(error) = uploaded {
             tracing::warn!(entries, bytes, %error, "pending writes wait for the backing cache");
             sleep(pause).await;
             pause = (pause * 2).min(LONGEST);
-        } else if entries == 0 {
-            tracing::info!("all pending writes are uploaded");
+        } else {
+            pause = SHORTEST;
+            if entries == 0 {
+                tracing::info!("all pending writes are uploaded");
+            }
         }
     }
 }
 
 impl Tiers {
     /// Goes once through the pending writes in order. A write that fails stays behind, so that it holds
-    /// up no other. An outage ends the pass.
-    async fn upload_pending(self: &Arc<Self>, round: &mut usize) -> Pass {
-        let mut pass = Pass::default();
+    /// up no other. An outage ends the pass. Returns the first reason why a write is left.
+    async fn upload_pending(self: &Arc<Self>, round: &mut usize) -> Result<()> {
         let (mut from, end) = (0, self.outbox.queue().next);
+        let mut uploaded = Ok(());
         loop {
             let batch = self.outbox.queue().first(from..end, BATCH);
             let Some((last, _)) = batch.last() else {
-                return pass;
+                return uploaded;
             };
             from = last.saturating_add(1);
             // Another one each time, in case that the backing cache fails for this one alone.
@@ -94,19 +71,16 @@ impl Tiers {
                 && error.is_general()
             {
                 self.outbox.queue().interrupted();
-                pass.error = Some(error);
-                return pass;
+                return Err(error);
             }
-            let upload = AssertUnwindSafe(self.upload_batch(batch, &mut pass));
-            if upload.catch_unwind().await.is_err() {
-                let panicked = Error::Unavailable("the upload of a batch panicked".to_owned());
-                pass.error = Some(panicked);
-            }
+            let upload = AssertUnwindSafe(self.upload_batch(batch)).catch_unwind();
+            let panicked = |_| Err(Error::Unavailable("upload of a batch panicked".to_owned()));
+            uploaded = uploaded.and(upload.await.unwrap_or_else(panicked));
         }
     }
 
     /// Uploads the blobs of a batch, then its results.
-    async fn upload_batch(self: &Arc<Self>, batch: Vec<(u64, WriteKey)>, pass: &mut Pass) {
+    async fn upload_batch(self: &Arc<Self>, batch: Vec<(u64, WriteKey)>) -> Result<()> {
         let (mut blobs, mut results) = (Vec::new(), Vec::new());
         for (number, key) in batch {
             match key {
@@ -114,7 +88,7 @@ impl Tiers {
                 WriteKey::Result(instance, action) => results.push((number, instance, action)),
             }
         }
-        self.upload_blobs(blobs, pass).await;
+        let mut uploaded = self.upload_blobs(blobs).await;
         let uploads = results
             .into_iter()
             .map(|(number, instance, action)| async move {
@@ -124,12 +98,19 @@ impl Tiers {
         let uploads = stream::iter(uploads.collect::<Vec<_>>());
         let mut uploads = uploads.buffer_unordered(RESULTS).ready_chunks(RESULTS);
         while let Some(outcomes) = uploads.next().await {
-            pass.record(self, outcomes).await;
+            uploaded = uploaded.and(self.settle_uploads(outcomes).await);
         }
+        uploaded
+    }
+
+    async fn settle_uploads(&self, outcomes: Vec<(u64, Outcome)>) -> Result<()> {
+        self.outbox
+            .settle(outcomes, self.options.outbox_retry)
+            .await
     }
 
     /// Uploads blobs together, and alone those that were refused together or are lost.
-    async fn upload_blobs(self: &Arc<Self>, blobs: Vec<(u64, Digest)>, pass: &mut Pass) {
+    async fn upload_blobs(self: &Arc<Self>, blobs: Vec<(u64, Digest)>) -> Result<()> {
         let digests: Vec<Digest> = blobs.iter().map(|(_, digest)| *digest).collect();
         // Where that fails for one of them, the upload of each tells more.
         let missing = self.backing.find_missing(&digests).await.unwrap_or(digests);
@@ -142,7 +123,7 @@ impl Tiers {
             let pushed = pushed.remove(&digest).unwrap_or(Ok(()));
             (number, Outcome::from(pushed))
         });
-        pass.record(self, outcomes).await;
+        let uploaded = self.settle_uploads(outcomes.collect()).await;
         let again = again.into_iter().map(|(number, digest)| async move {
             let pushed = async {
                 self.outbox.restore(number, &digest).await?;
@@ -151,8 +132,7 @@ impl Tiers {
             (number, Outcome::from(pushed.await))
         });
         let again = stream::iter(again.collect::<Vec<_>>()).buffer_unordered(ALONE);
-        let outcomes: Vec<_> = again.collect().await;
-        pass.record(self, outcomes).await;
+        uploaded.and(self.settle_uploads(again.collect().await).await)
     }
 
     /// Uploads a result, unless the backing cache has a newer one. Where the times do not tell, a
