@@ -1,8 +1,12 @@
-//! Stubs of the Remote Execution API v2.11 and of the APIs it builds on: messages, clients and
-//! servers, generated from the published protos.
+//! The Remote Execution API v2.11 and the APIs it builds on: messages, clients and servers, generated
+//! from the published protos, and the wire format of the messages.
+
+pub mod shapes;
+pub mod wire;
 
 #[allow(
     clippy::all,
+    clippy::clone_on_ref_ptr,
     clippy::pedantic,
     dead_code,
     missing_docs,
@@ -11,6 +15,13 @@
 )]
 mod stubs {
     include!(concat!(env!("OUT_DIR"), "/reapi.rs"));
+}
+
+#[allow(clippy::pedantic, missing_docs)]
+mod descriptions {
+    use crate::shapes::{Content, Field, Shape, Shaped};
+
+    include!(concat!(env!("OUT_DIR"), "/descriptions.rs"));
 }
 
 pub use stubs::build::bazel::remote::asset::v1 as asset;
