@@ -11,8 +11,9 @@ use tonic::Status;
 
 use crate::{
     Limits, Memory, digests,
-    grpc::{Body, Framed, decode, decode_within, is_large, reply, run},
+    grpc::{Body, Framed, decode, is_large, reply, run},
     memory::{full, read_within},
+    requests::decode_within,
     status::{from_store, invalid_field},
 };
 

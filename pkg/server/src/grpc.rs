@@ -12,11 +12,10 @@ mod memory;
 mod message;
 mod request;
 mod response;
-mod shapes;
 
 pub(crate) use call::{Call, decode, panicked};
 pub(crate) use head::{refuse_foreign, timeout};
-pub(crate) use memory::{decode_within, elsewhere, is_large, reply, run};
+pub(crate) use memory::{elsewhere, is_large, reply, run};
 pub(crate) use message::{Limit, Messages};
 pub(crate) use request::RequestBody;
 pub(crate) use response::{Body, COPIED, Framed, Response, put_header, refuse, too_late};

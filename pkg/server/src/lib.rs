@@ -21,12 +21,12 @@ mod io;
 mod memory;
 mod options;
 mod reflection;
+mod requests;
 mod router;
 mod serve;
 mod status;
 mod watchdog;
 mod windows;
-mod wire;
 
 pub use error::Error;
 pub use memory::Memory;

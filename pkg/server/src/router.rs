@@ -18,10 +18,11 @@ use crate::{
     capabilities::Capabilities,
     cas::Cas,
     deadline,
-    grpc::{Call, Limit, Response, panicked, refuse, timeout, too_late},
+    grpc::{Call, Limit, Response, decode, panicked, refuse, reply, timeout, too_late},
     health::Health,
     inferred::infer,
     reflection::Reflection,
+    requests::{answered, unary},
     status::unavailable,
 };
 
@@ -154,7 +155,7 @@ impl Router {
             }
             "/build.bazel.remote.execution.v2.Capabilities" if method == "GetCapabilities" => {
                 let answer = async |request| self.capabilities.get(&request).await;
-                Box::pin(call.unary(SMALL, answer)).await
+                Box::pin(unary(call, SMALL, answer)).await
             }
             "/grpc.health.v1.Health" => Box::pin(self.health(method, call)).await,
             service if service.starts_with(REFLECTION) => {
@@ -167,17 +168,13 @@ impl Router {
 
     async fn byte_stream(&self, method: &str, call: Call) -> Response {
         match method {
-            "Read" => {
-                call.answered(SMALL, async |request| self.bytes.read(request).await)
-                    .await
-            }
+            "Read" => answered(call, SMALL, async |request| self.bytes.read(request).await).await,
             "Write" => {
                 call.streamed(async |messages| self.bytes.write(messages).await)
                     .await
             }
             "QueryWriteStatus" => {
-                call.unary(SMALL, async |request| self.bytes.query(request).await)
-                    .await
+                unary(call, SMALL, async |request| self.bytes.query(request).await).await
             }
             other => unimplemented(other),
         }
@@ -193,16 +190,22 @@ impl Router {
             }
             "BatchUpdateBlobs" => {
                 let limit = Limit::of_batch(self.max_batch_request);
-                call.unary(limit, async |request| self.cas.batch_update(request).await)
-                    .await
+                unary(call, limit, async |request| {
+                    self.cas.batch_update(request).await
+                })
+                .await
             }
             "BatchReadBlobs" => {
-                call.answered(MEDIUM, async |request| self.cas.batch_read(request).await)
-                    .await
+                answered(call, MEDIUM, async |request| {
+                    self.cas.batch_read(request).await
+                })
+                .await
             }
             "GetTree" => {
-                call.answered(SMALL, async |request| self.cas.get_tree(request).await)
-                    .await
+                answered(call, SMALL, async |request| {
+                    self.cas.get_tree(request).await
+                })
+                .await
             }
             other => unimplemented(other),
         }
@@ -211,8 +214,10 @@ impl Router {
     async fn results(&self, method: &str, call: Call) -> Response {
         match method {
             "GetActionResult" => {
-                call.answered(MEDIUM, async |request| self.actions.get(request).await)
-                    .await
+                answered(call, MEDIUM, async |request| {
+                    self.actions.get(request).await
+                })
+                .await
             }
             "UpdateActionResult" => {
                 call.encoded(MEDIUM, async |request, permit| {
@@ -227,12 +232,17 @@ impl Router {
     async fn health(&self, method: &str, call: Call) -> Response {
         match method {
             "Check" => {
-                call.unary(SMALL, async |request| self.health.check(&request))
-                    .await
+                call.encoded(SMALL, async |request, _permit| {
+                    let response = self.health.check(&decode(request)?)?;
+                    reply(&self.memory, &response).await
+                })
+                .await
             }
             "Watch" => {
-                call.answered(SMALL, async |request| Ok(self.health.watch(&request)))
-                    .await
+                call.encoded(SMALL, async |request, _permit| {
+                    Ok(self.health.watch(&decode(request)?))
+                })
+                .await
             }
             other => unimplemented(other),
         }

@@ -9,7 +9,7 @@ use prost::Message;
 use tonic::Status;
 use tracing::error;
 
-use super::{Body, Limit, Messages, RequestBody, Response, decode_within, memory::Request, reply};
+use super::{Body, Limit, Messages, RequestBody, Response, reply};
 use crate::Memory;
 
 /// A call that has arrived, up to its headers.
@@ -28,42 +28,13 @@ impl Call {
         }
     }
 
-    /// A method with one request of at most `limit` bytes, and one response.
-    pub(crate) async fn unary<Q, R>(
-        self,
-        limit: impl Into<Limit>,
-        handler: impl AsyncFnOnce(Q) -> Result<R, Status>,
-    ) -> Response
-    where
-        Q: Request,
-        R: Message,
-    {
-        let memory = self.memory.clone();
-        self.answered(limit, async |request| {
-            reply(&memory, &handler(request).await?).await
-        })
-        .await
+    /// Returns the memory that calls share.
+    pub(crate) const fn memory(&self) -> &Memory {
+        &self.memory
     }
 
-    /// A method with one request, whose handler makes the response's body itself.
-    pub(crate) async fn answered<Q>(
-        self,
-        limit: impl Into<Limit>,
-        handler: impl AsyncFnOnce(Q) -> Result<Body, Status>,
-    ) -> Response
-    where
-        Q: Request,
-    {
-        let memory = self.memory.clone();
-        self.encoded(limit, async |request, wire| {
-            // Set aside for as long as the handler works on the request.
-            let (request, _permits) = decode_within(&memory, request, wire).await?;
-            handler(request).await
-        })
-        .await
-    }
-
-    /// A method with one request, whose handler also decodes it, and drops the permit afterwards.
+    /// Answers a method with one request of at most `limit` bytes. The handler decodes it, and drops the
+    /// permit afterwards.
     pub(crate) async fn encoded(
         self,
         limit: impl Into<Limit>,

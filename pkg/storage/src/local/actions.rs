@@ -8,7 +8,7 @@ use std::{
 use async_trait::async_trait;
 use bytes::Bytes;
 use prost::Message as _;
-use reapi::v2::ActionResult;
+use reapi::{shapes::Shaped as _, v2::ActionResult};
 
 use super::{
     LocalStore,
@@ -23,7 +23,7 @@ use super::{
 use crate::{
     ActionCache, Digest, DigestFunction, Error, Result,
     blob::read_at,
-    decoded::{ACTION_RESULT, MAX_DECODED_RESULT},
+    decoded::MAX_DECODED_RESULT,
     index::{Key, Use},
 };
 
@@ -231,10 +231,7 @@ fn decode(mut content: Bytes) -> Option<ActionResult> {
     if DigestFunction::Sha256.digest(payload).hash() != checksum {
         return None;
     }
-    ACTION_RESULT
-        .decoded_bytes(payload, MAX_DECODED_RESULT)
-        .ok()?;
-    ActionResult::decode(content.split_off(HEADER)).ok()
+    ActionResult::decode_within(content.split_off(HEADER), MAX_DECODED_RESULT).ok()
 }
 
 #[cfg(test)]
