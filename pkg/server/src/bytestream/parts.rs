@@ -4,6 +4,7 @@
 use std::fmt;
 
 use bytes::{Bytes, BytesMut};
+use gorego_grpc::{Messages, decode, full};
 use gorego_limits::{Budget, Permit};
 use http_body::Body;
 use hyper::body::Incoming;
@@ -12,11 +13,6 @@ use reapi::{
     wire::{Header, Value},
 };
 use tonic::Status;
-
-use crate::{
-    grpc::{Messages, decode},
-    memory::full,
-};
 
 /// What may precede a message's data, in bytes: a name, mostly.
 const MAX_FIELDS: usize = 64 * 1024;
@@ -213,6 +209,7 @@ mod tests {
     use std::{convert::Infallible, time::Duration};
 
     use futures::{FutureExt as _, stream};
+    use gorego_grpc::{Framed, RequestBody};
     use gorego_limits::Budget;
     use http_body::Frame;
     use http_body_util::StreamBody;
@@ -221,7 +218,6 @@ mod tests {
     use tonic::Code;
 
     use super::*;
-    use crate::grpc::{Framed, RequestBody};
 
     fn parts(
         request: &[u8],

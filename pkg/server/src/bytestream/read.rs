@@ -2,6 +2,7 @@
 
 use bytes::{BufMut as _, Bytes, BytesMut};
 use futures::{Stream, StreamExt as _, TryStreamExt as _, stream};
+use gorego_grpc::{Body, COPIED, Framed, HEADER_LEN, full, put_header, unavailable};
 use gorego_limits::{Permit, UNCOUNTED};
 use gorego_storage::{Blob, CHUNK_SIZE, Chunks, Compressor, ReadName};
 use reapi::{
@@ -14,9 +15,7 @@ use tonic::Status;
 use super::ByteStreams;
 use crate::{
     compression,
-    grpc::{Body, COPIED, Framed, HEADER_LEN, put_header},
-    memory::full,
-    status::{from_read, invalid_field, unavailable},
+    status::{from_read, invalid_field},
 };
 
 /// Up to here, compressing is over before another thread would have begun.
@@ -59,7 +58,13 @@ impl ByteStreams {
             && content.len() <= CHUNK_SIZE
         {
             let len = content.len() as u64;
-            let permit = self.memory.responses.reserve(len).await.map_err(full)?;
+            let permit = self
+                .memory
+                .transport
+                .responses
+                .reserve(len)
+                .await
+                .map_err(full)?;
             return Ok(Body::message(frame(content.clone()), permit));
         }
         let chunks = blob.into_chunks_within(&self.memory.pieces);
