@@ -74,27 +74,24 @@ impl Shape {
         let mut begun = 0_u64;
         for field in Fields::of(encoded) {
             let (number, value) = field.map_err(DecodeError::Malformed)?;
-            let mut fields = self.0.iter().enumerate();
-            let known = fields.find(|(_, field)| field.number == number);
             let (content, copied) = match value {
                 Value::Delimited(content) => (content, ALLOCATION + content.len()),
                 Value::Fixed(_) | Value::Varint(_) => (&[][..], 0),
             };
-            let Some((index, field)) = known else {
+            let mut fields = (0..).zip(self.0);
+            let Some((index, field)) = fields.find(|(_, field)| field.number == number) else {
                 grow(total, copied, limit)?;
                 continue;
             };
-            let bit = u32::try_from(index).map_or(0, |at| 1_u64.checked_shl(at).unwrap_or(0));
-            let first = begun & bit == 0;
-            begun |= bit;
-            let (elements, copied) = match field.content {
-                Content::Message(_) | Content::Blob => (1, 0),
-                Content::Text => (1, copied),
-                Content::Numbers => (content.len().max(1), 0),
-            };
-            grow(total, copied + field.vector_share(elements, first), limit)?;
-            if let Content::Message(shape) = field.content {
-                shape.add(content, limit, total)?;
+            if field.element > 0 {
+                let bit = 1_u64.checked_shl(index).unwrap_or(0);
+                grow(total, field.vector_share(content, begun & bit == 0), limit)?;
+                begun |= bit;
+            }
+            match field.content {
+                Content::Message(shape) => shape.add(content, limit, total)?,
+                Content::Text => grow(total, copied, limit)?,
+                Content::Blob | Content::Numbers => {}
             }
         }
         Ok(())
@@ -104,10 +101,11 @@ impl Shape {
 impl Field {
     /// Returns the memory of a vector that further elements account for, in bytes. A vector begins
     /// with capacity for four elements, and is half empty after it grew.
-    const fn vector_share(&self, elements: usize, first: bool) -> usize {
-        if self.element == 0 {
-            return 0;
-        }
+    const fn vector_share(&self, content: &[u8], first: bool) -> usize {
+        let elements = match self.content {
+            Content::Numbers if !content.is_empty() => content.len(),
+            _ => 1,
+        };
         let share = 2 * elements * self.element;
         if first {
             share + 2 * self.element + ALLOCATION

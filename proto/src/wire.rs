@@ -4,17 +4,17 @@
 //! Every message type has the numbers of its fields as constants, such as `ReadResponse::DATA`.
 
 use bytes::BufMut;
-use prost::encoding::{
-    WireType, decode_varint, encode_key, encode_varint, encoded_len_varint, key_len,
-};
+use prost::encoding::{WireType, encode_key, encode_varint, encoded_len_varint, key_len};
 
 /// A description of malformed bytes.
 pub type Malformed = &'static str;
 
 const CUT_OFF: Malformed = "a field is cut off";
+const VARINT: u64 = WireType::Varint as u64;
+const FIXED64: u64 = WireType::SixtyFourBit as u64;
+const DELIMITED: u64 = WireType::LengthDelimited as u64;
+const FIXED32: u64 = WireType::ThirtyTwoBit as u64;
 const NUMBER_TOO_LARGE: Malformed = "a number has more than 64 bits";
-/// The longest varint, in bytes.
-const MAX_VARINT: usize = 10;
 
 /// The value of a field. `C` is its content, or the length of its content in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,6 +41,7 @@ pub struct Header {
 impl Header {
     /// Reads the header at the start of `bytes`; `None` if it is cut off. Groups, which no API here
     /// has, are malformed.
+    #[inline]
     pub fn read(bytes: &[u8]) -> Result<Option<Self>, Malformed> {
         let mut rest = bytes;
         let Some(key) = varint(&mut rest)? else {
@@ -50,14 +51,14 @@ impl Header {
         if number == 0 {
             return Err("a field has an invalid number");
         }
-        let value = match WireType::try_from(key & 7) {
-            Ok(WireType::SixtyFourBit) => Value::Fixed(8),
-            Ok(WireType::ThirtyTwoBit) => Value::Fixed(4),
-            Ok(kind @ (WireType::Varint | WireType::LengthDelimited)) => {
+        let value = match key & 7 {
+            FIXED64 => Value::Fixed(8),
+            FIXED32 => Value::Fixed(4),
+            kind @ (VARINT | DELIMITED) => {
                 let Some(value) = varint(&mut rest)? else {
                     return Ok(None);
                 };
-                if kind == WireType::Varint {
+                if kind == VARINT {
                     Value::Varint(value)
                 } else {
                     Value::Delimited(usize::try_from(value).unwrap_or(usize::MAX))
@@ -70,6 +71,7 @@ impl Header {
     }
 
     /// Returns the length of the content, in bytes.
+    #[inline]
     pub const fn content_len(&self) -> usize {
         match self.value {
             Value::Varint(_) => 0,
@@ -91,6 +93,7 @@ impl<'a> Fields<'a> {
         Self(message)
     }
 
+    #[inline]
     fn read(&mut self, message: &'a [u8]) -> Result<Field<'a>, Malformed> {
         let header = Header::read(message)?.ok_or(CUT_OFF)?;
         let rest = message.get(header.len..).ok_or(CUT_OFF)?;
@@ -109,6 +112,7 @@ impl<'a> Fields<'a> {
 impl<'a> Iterator for Fields<'a> {
     type Item = Result<Field<'a>, Malformed>;
 
+    #[inline]
     fn next(&mut self) -> Option<Self::Item> {
         let message = std::mem::take(&mut self.0);
         (!message.is_empty()).then(|| self.read(message))
@@ -116,25 +120,36 @@ impl<'a> Iterator for Fields<'a> {
 }
 
 /// Takes the varint off the start of `bytes`; `None` if it is cut off.
+#[inline]
 fn varint(bytes: &mut &[u8]) -> Result<Option<u64>, Malformed> {
-    if bytes.iter().take(MAX_VARINT).all(|byte| byte & 0x80 != 0) {
-        return if bytes.len() < MAX_VARINT {
-            Ok(None)
-        } else {
-            Err(NUMBER_TOO_LARGE)
+    let mut value = 0;
+    for shift in (0..64).step_by(7) {
+        let Some((&byte, rest)) = bytes.split_first() else {
+            return Ok(None);
         };
+        *bytes = rest;
+        value |= u64::from(byte & 0x7f) << shift;
+        if byte < 0x80 {
+            let overflows = shift == 63 && byte > 1;
+            return if overflows {
+                Err(NUMBER_TOO_LARGE)
+            } else {
+                Ok(Some(value))
+            };
+        }
     }
-    let value = decode_varint(bytes).map_err(|_| NUMBER_TOO_LARGE)?;
-    Ok(Some(value))
+    Err(NUMBER_TOO_LARGE)
 }
 
 /// Writes the header of a message, a string or bytes with a content of `len` bytes.
+#[inline]
 pub fn put_header(number: u32, len: usize, to: &mut impl BufMut) {
     encode_key(number, WireType::LengthDelimited, to);
     encode_varint(len as u64, to);
 }
 
 /// Returns the length of the header that [`put_header`] writes, in bytes.
+#[inline]
 pub const fn header_len(number: u32, len: usize) -> usize {
     key_len(number) + encoded_len_varint(len as u64)
 }

@@ -146,7 +146,7 @@ impl<'a> Listed<'a> {
         digests::instance(self.instance)?;
         let function = digests::function(self.function)?;
         let mut found = Vec::new();
-        for field in Fields::of(self.request).flatten() {
+        for field in Fields::of(self.request).map_while(Result::ok) {
             let (FindMissingBlobsRequest::BLOB_DIGESTS, Value::Delimited(digest)) = field else {
                 continue;
             };
