@@ -22,8 +22,6 @@ pub(crate) struct Parts {
     pub(crate) downloads: Budget,
     /// The trees of results, where there is no proxy.
     pub(crate) trees: Budget,
-    /// Action results that a cache without a local tier holds for a moment, in bytes.
-    pub(crate) ahead: u64,
 }
 
 /// Shares of the memory left after one batch and the response to another, in percent: with a
@@ -66,6 +64,8 @@ impl Parts {
         } else {
             &[DOWNLOADS, LARGE, UNWRITTEN, BRINGING]
         };
+        // Small blobs, too, are fetched by a proxy alone.
+        let results: &[Share] = if local { &[RESULTS] } else { &[RESULTS, SMALL] };
         let requests = FRAMING + batch + bytes(REQUESTS);
         let responses = response + bytes(RESPONSES);
         Self {
@@ -78,7 +78,7 @@ impl Parts {
                     responses: Budget::memory("memory for large responses", responses),
                 },
                 files: Budget::count("room for open files", FILES.min(files / 2).max(1)),
-                results: part("memory for action results", RESULTS),
+                results: part_with("memory for action results", results),
                 walks: bytes(WALKS),
                 workspaces: part("memory to compress in", WORKSPACES),
                 pieces: pieces.clone(),
@@ -93,8 +93,6 @@ impl Parts {
             },
             downloads: part_with("memory for downloads", fetched),
             trees,
-            // Without a local tier, a proxy's fetches do not use their part.
-            ahead: bytes(SMALL),
         }
     }
 }

@@ -4,7 +4,7 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use gorego_config::{self as config, Config};
 use gorego_janitor::{self as janitor, Janitor, Marks};
-use gorego_proxy::{Ahead, Backing, Depth, Journal, OnOutage, Options, ProxyActions, ProxyStore};
+use gorego_proxy::{Backing, Depth, Journal, OnOutage, Options, ProxyActions, ProxyStore};
 use gorego_server::Services;
 use gorego_storage::{BreakerState, CompletenessChecking};
 use gorego_storage_local::{LocalOptions, LocalStore, OpenError, SyncMode};
@@ -74,9 +74,12 @@ impl Tiers {
             blobs: Arc::clone(&local) as _,
             uploads: Arc::clone(&local) as _,
             actions: Arc::new(
-                CompletenessChecking::new(Arc::clone(&local), Arc::clone(&local) as _)
-                    .within(parts.trees.clone())
-                    .leasing_puts(),
+                CompletenessChecking::new(
+                    Arc::clone(&local),
+                    Arc::clone(&local) as _,
+                    parts.trees.clone(),
+                )
+                .leasing_puts(),
             ),
         };
         Ok(Self {
@@ -141,13 +144,11 @@ impl Tiers {
         let services = Services {
             blobs: Arc::clone(&backing) as _,
             uploads: Arc::clone(&backing) as _,
-            actions: Arc::new(
-                CompletenessChecking::new(
-                    Arc::new(Ahead::new(Arc::clone(&backing), parts.ahead)),
-                    backing,
-                )
-                .within(parts.trees.clone()),
-            ),
+            actions: Arc::new(CompletenessChecking::new(
+                Arc::clone(&backing),
+                backing,
+                parts.trees.clone(),
+            )),
         };
         Self {
             services,

@@ -52,7 +52,7 @@ async fn it_keeps_uploads_that_break_off() {
 #[tokio::test(flavor = "multi_thread")]
 async fn it_caches_action_results() {
     let stores = Stores::default();
-    conformance::action_cache_of(Keeper::Peer, || stores.make(false)).await;
+    conformance::action_cache(|| stores.make(false)).await;
 }
 
 /// A server over nothing but its backing cache.

@@ -17,7 +17,7 @@ use common::*;
 use gorego_limits::Budget;
 use gorego_server::{Options, Services};
 use gorego_storage::{
-    ActionCache, Blob, BlobStore, Digest, DigestFunction, MemoryStore, Put, Result,
+    ActionCache, Blob, BlobStore, CachedResult, Digest, DigestFunction, MemoryStore, Put, Result,
 };
 use reapi::v2::{
     ActionResult, BatchReadBlobsRequest, GetActionResultRequest, UpdateActionResultRequest,
@@ -74,12 +74,8 @@ impl BlobStore for Waiting {
 
 #[async_trait]
 impl ActionCache for Waiting {
-    async fn get(&self, instance: &str, action: &Digest) -> Result<Option<ActionResult>> {
-        ActionCache::get(&self.local, instance, action).await
-    }
-
-    async fn size(&self, instance: &str, action: &Digest) -> Result<u64> {
-        self.local.size(instance, action).await
+    async fn get(&self, instance: &str, action: &Digest, memory: &Budget) -> Result<CachedResult> {
+        ActionCache::get(&self.local, instance, action, memory).await
     }
 
     async fn put(&self, _: &str, _: &Digest, _: ActionResult) -> Result<()> {

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use common::*;
 use gorego_server::{Options, Services};
-use gorego_storage::{ActionCache as _, Digest, DigestFunction, MemoryStore};
+use gorego_storage::{ActionCacheExt as _, Digest, DigestFunction, MemoryStore};
 use prost::Message as _;
 use reapi::v2::{
     ActionResult, BatchReadBlobsRequest, BatchUpdateBlobsRequest, Directory, DirectoryNode,
@@ -235,7 +235,7 @@ async fn a_result_is_stored_under_the_function_of_its_outputs() {
         let action = function.digest(b"action");
         round_trip(&server, &action, &output, &digest).await;
         assert!(
-            server.store.get("", &action).await.unwrap().is_some(),
+            server.store.find("", &action).await.unwrap().is_some(),
             "{function}"
         );
     }
@@ -253,7 +253,7 @@ async fn a_result_is_stored_under_the_function_of_its_outputs() {
         .await
         .unwrap();
     let first = action.under(DigestFunction::Sha256).unwrap();
-    assert!(server.store.get("", &first).await.unwrap().is_some());
+    assert!(server.store.find("", &first).await.unwrap().is_some());
     // A later one whose outputs tell is found before it.
     round_trip(&server, &action, &output, &blake3(&output)).await;
 }
@@ -295,7 +295,7 @@ async fn only_the_configured_functions_are_tried_in_their_order() {
         .await
         .unwrap();
     let first = action.under(DigestFunction::Blake3).unwrap();
-    assert!(server.store.get("", &first).await.unwrap().is_some());
+    assert!(server.store.find("", &first).await.unwrap().is_some());
 }
 
 mod recording {

@@ -110,6 +110,12 @@ impl References {
             .map_err(|why| self.malformed(why.to_string()))
     }
 
+    /// Reads the content to its end without looking at it.
+    pub(crate) async fn drain(&mut self) -> Result<(), crate::Error> {
+        while self.chunks.next().await.transpose()?.is_some() {}
+        Ok(())
+    }
+
     /// The end of the content of a field whose header was just read.
     const fn end_of(&self, field: Header) -> u64 {
         self.passed.saturating_add(field.content_len() as u64)
