@@ -18,7 +18,7 @@ _LINUX = select({
 })
 
 def rust_library(name, **kwargs):
-    """A crate; with `lints = False`, one whose Cargo.toml does not take the workspace's lints."""
+    """A crate."""
     _rust_library(name = name, **_as_cargo(kwargs))
 
 def rust_binary(name, **kwargs):
@@ -63,7 +63,6 @@ def rust_tests(name, srcs, shared_srcs = [], **kwargs):
 
 def _as_cargo(kwargs, code = True, tests = False):
     """The attributes `kwargs` with those that come from Cargo: of the `code`, of its `tests`, or of both."""
-    lints = LINTS if kwargs.pop("lints", True) else []
     return {
         "edition": EDITION,
         "version": VERSION,
@@ -76,6 +75,6 @@ def _as_cargo(kwargs, code = True, tests = False):
             proc_macro = code,
             proc_macro_dev = tests,
         ),
-        "rustc_flags": lints + kwargs.get("rustc_flags", []),
+        "rustc_flags": LINTS + kwargs.get("rustc_flags", []),
         "target_compatible_with": kwargs.get("target_compatible_with", []) + _LINUX,
     }
