@@ -312,7 +312,8 @@ mod tests {
         let sources = [("tests/suite/main.rs", false), ("tests/suite/a.rs", true)];
         let with = |build: &str| package(build, &sources).tests_not_run();
         assert_eq!(with(""), names(&["tests/suite/main.rs"]));
-        let build = "\nrust_tests(\n    name = \"tests\",\n    srcs = [\"tests/suite/main.rs\"],\n)\n";
+        let build =
+            "\nrust_tests(\n    name = \"tests\",\n    srcs = [\"tests/suite/main.rs\"],\n)\n";
         assert_eq!(with(build), names(&[]));
     }
 

@@ -1,19 +1,10 @@
 //! Statuses that clients get when the store fails.
 
-#![allow(
-    clippy::expect_used,
-    clippy::panic,
-    clippy::unwrap_used,
-    reason = "tests"
-)]
-
-mod common;
-
 use std::{io, sync::Arc};
 
+use crate::common::*;
 use async_trait::async_trait;
 use bytes::Bytes;
-use common::*;
 use gorego_server::{Options, Services};
 use gorego_storage::{Blob, BlobStore, Digest, Error, MemoryStore, Put};
 use prost::Message as _;

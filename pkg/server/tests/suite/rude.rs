@@ -1,23 +1,13 @@
 //! Clients that do not speak the protocol, or not properly.
 
-#![allow(
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    clippy::unwrap_used,
-    reason = "tests"
-)]
-
-mod common;
-
 use std::io;
 
-use bytes::Bytes;
-use common::{
+use crate::common::{
     frames::{DATA, END_STREAM, Frames, GOAWAY, PREFACE},
     raw::{RawClient, announce, finish, framed, send},
     *,
 };
+use bytes::Bytes;
 use gorego_limits::Budget;
 use gorego_server::{Limits, Options};
 use gorego_tls::{ClientAuth, ServerFiles};

@@ -1,22 +1,12 @@
 //! Clients that move a byte now and then, and hold what others wait for.
 
-#![allow(
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    clippy::unwrap_used,
-    reason = "tests"
-)]
-
-mod common;
-
 use std::time::Duration;
 
-use bytes::Bytes;
-use common::{
+use crate::common::{
     raw::{RawClient, RawResponse, announce, finish, framed, send},
     *,
 };
+use bytes::Bytes;
 use futures::future::select_all;
 use gorego_limits::Budget;
 use gorego_server::Options;

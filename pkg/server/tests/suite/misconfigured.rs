@@ -1,21 +1,11 @@
 //! Clients that do not get in by a fault of a configuration: what the log and they are told.
 
-#![allow(
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    clippy::unwrap_used,
-    reason = "tests"
-)]
-
-mod common;
-
 use std::{
     io,
     sync::{Arc, Mutex},
 };
 
-use common::{authority::Authority, *};
+use crate::common::{authority::Authority, *};
 use gorego_server::Options;
 use gorego_tls::ClientAuth;
 use rustls::{
@@ -34,8 +24,8 @@ use tokio_rustls::TlsConnector;
 use tracing::{Level, subscriber::DefaultGuard};
 
 /// Made by `openssl x509 -req` without extensions.
-const VERSION_1: &str = include_str!("../../tls/tests/data/version1.pem");
-const VERSION_1_KEY: &str = include_str!("../../tls/tests/data/version1.key");
+const VERSION_1: &str = include_str!("../../../tls/tests/data/version1.pem");
+const VERSION_1_KEY: &str = include_str!("../../../tls/tests/data/version1.key");
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 const GET: &[u8] = b"GET /status HTTP/1.1\r\nhost: localhost\r\n\r\n";

@@ -1,22 +1,12 @@
 //! `GetTree`.
 
-#![allow(
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    clippy::unwrap_used,
-    reason = "tests"
-)]
-
-mod common;
-
 use std::sync::{
     Arc,
     atomic::{AtomicU64, Ordering},
 };
 
+use crate::common::*;
 use async_trait::async_trait;
-use common::*;
 use gorego_server::{Options, Services};
 use gorego_storage::{Blob, BlobStore, Digest, MemoryStore, Put, Result as StoreResult};
 use prost::Message as _;

@@ -1,16 +1,6 @@
 //! Requests that are small on the wire, and would be large in memory.
 
-#![allow(
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    clippy::unwrap_used,
-    reason = "tests"
-)]
-
-mod common;
-
-use common::*;
+use crate::common::*;
 use gorego_storage::decoded::MAX_DECODED_RESULT;
 use reapi::v2::{
     ActionResult, BatchReadBlobsRequest, BatchUpdateBlobsRequest, Digest, FindMissingBlobsRequest,

@@ -1,16 +1,6 @@
 //! TLS and mutual TLS.
 
-#![allow(
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    clippy::unwrap_used,
-    reason = "tests"
-)]
-
-mod common;
-
-use common::{authority::Authority, *};
+use crate::common::{authority::Authority, *};
 use gorego_server::Options;
 use gorego_tls::{ClientAuth, ServerTls};
 use reapi::v2::{GetCapabilitiesRequest, capabilities_client::CapabilitiesClient};

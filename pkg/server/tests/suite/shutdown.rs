@@ -1,18 +1,8 @@
 //! The end of a server.
 
-#![allow(
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    clippy::unwrap_used,
-    reason = "tests"
-)]
-
-mod common;
-
 use std::time::{Duration, Instant};
 
-use common::{
+use crate::common::{
     frames::{DATA, END_STREAM, Frames, PREFACE},
     raw::{RawClient, framed},
     *,

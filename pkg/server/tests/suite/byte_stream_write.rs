@@ -1,17 +1,7 @@
 //! Uploads through `ByteStream.Write`.
 
-#![allow(
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    clippy::unwrap_used,
-    reason = "tests"
-)]
-
-mod common;
-
+use crate::common::*;
 use bytes::Bytes;
-use common::*;
 use gorego_storage::{Digest, DigestFunction};
 use reapi::bytestream::WriteRequest;
 use tonic::Code;

@@ -1,17 +1,7 @@
 //! Uploads and downloads of compressed blobs through `ByteStream`.
 
-#![allow(
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    clippy::unwrap_used,
-    reason = "tests"
-)]
-
-mod common;
-
+use crate::common::*;
 use bytes::Bytes;
-use common::*;
 use tonic::Code;
 
 #[tokio::test]

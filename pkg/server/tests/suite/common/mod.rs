@@ -1,13 +1,5 @@
 //! A real server over loopback, and clients of it.
 
-#![allow(dead_code, reason = "each test file uses its part of this")]
-#![allow(
-    clippy::expect_used,
-    clippy::panic,
-    clippy::unwrap_used,
-    reason = "a test helper fails by panicking"
-)]
-
 pub(crate) mod authority;
 pub(crate) mod frames;
 pub(crate) mod raw;

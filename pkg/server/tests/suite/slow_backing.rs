@@ -1,19 +1,10 @@
 //! Clients whose calls wait for a slow backing cache, beside others whose calls do not.
 
-#![allow(
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::unwrap_used,
-    reason = "tests"
-)]
-
-mod common;
-
 use std::{future::pending, sync::Arc};
 
+use crate::common::*;
 use async_trait::async_trait;
 use bytes::Bytes;
-use common::*;
 use gorego_limits::Budget;
 use gorego_server::{Options, Services};
 use gorego_storage::{

@@ -1,19 +1,9 @@
 //! `FindMissingBlobs`, `BatchUpdateBlobs` and `BatchReadBlobs`.
 
-#![allow(
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    clippy::unwrap_used,
-    reason = "tests"
-)]
-
-mod common;
-
 use std::num::NonZeroU64;
 
+use crate::common::*;
 use bytes::Bytes;
-use common::*;
 use gorego_storage::{Digest, DigestFunction};
 use reapi::v2::{
     self, BatchReadBlobsRequest, BatchUpdateBlobsRequest, FindMissingBlobsRequest,

@@ -1,19 +1,9 @@
 //! Clients that name no digest function in any call, as Buck2 does with BLAKE3.
 
-#![allow(
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    clippy::unwrap_used,
-    reason = "tests"
-)]
-
-mod common;
-
 use std::sync::Arc;
 
+use crate::common::*;
 use bytes::Bytes;
-use common::*;
 use gorego_server::{Options, Services};
 use gorego_storage::{ActionCacheExt as _, Digest, DigestFunction, MemoryStore};
 use prost::Message as _;

@@ -1,12 +1,8 @@
 //! A store behind a real server keeps the promises of a store.
 
-#![allow(clippy::unwrap_used, reason = "tests")]
-
-mod common;
-
 use std::sync::{Arc, Mutex};
 
-use common::*;
+use crate::common::*;
 use gorego_server::{Options, Services};
 use gorego_storage_conformance::{self as conformance, Keeper};
 use gorego_storage_remote::{RemoteAddress, RemoteOptions, RemoteStore};

@@ -1,16 +1,6 @@
 //! What the server says about itself: `Capabilities`, health and reflection.
 
-#![allow(
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    clippy::unwrap_used,
-    reason = "tests"
-)]
-
-mod common;
-
-use common::*;
+use crate::common::*;
 use gorego_server::{Limits, Options};
 use reapi::v2::{
     CacheCapabilities, GetCapabilitiesRequest, ServerCapabilities, compressor, digest_function,

@@ -1,20 +1,10 @@
 //! Whatever a client sends, it is told what is wrong, and nobody else suffers.
 
-#![allow(
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    clippy::unwrap_used,
-    reason = "tests"
-)]
-
-mod common;
-
-use bytes::Bytes;
-use common::{
+use crate::common::{
     raw::{RawClient, RawResponse, finish, framed},
     *,
 };
+use bytes::Bytes;
 use proptest::{prelude::*, test_runner::TestRunner};
 use prost::Message;
 use reapi::{

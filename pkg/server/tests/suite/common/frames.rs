@@ -32,7 +32,6 @@ pub(crate) struct Frames {
 pub(crate) struct Frame {
     pub(crate) kind: u8,
     pub(crate) stream: u32,
-    pub(crate) content: Vec<u8>,
     flags: u8,
 }
 
@@ -93,7 +92,6 @@ impl Frames {
                 kind,
                 flags,
                 stream: u32::from_be_bytes([s0, s1, s2, s3]),
-                content,
             })
         };
         tokio::time::timeout(LONG, read).await.expect("a frame")

@@ -1,26 +1,16 @@
 //! Clients that stop sending, or stop taking.
 
-#![allow(
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    clippy::unwrap_used,
-    reason = "tests"
-)]
-
-mod common;
-
 use std::{
     sync::{Arc, Weak},
     time::Duration,
 };
 
-use async_trait::async_trait;
-use bytes::Bytes;
-use common::{
+use crate::common::{
     raw::{RawClient, finish, framed},
     *,
 };
+use async_trait::async_trait;
+use bytes::Bytes;
 use futures::stream;
 use gorego_server::{Limits, Options, Services};
 use gorego_storage::{Blob, BlobStore, Digest, MemoryStore, Put, Result};

@@ -1,17 +1,7 @@
 //! `ActionCache`.
 
-#![allow(
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    clippy::unwrap_used,
-    reason = "tests"
-)]
-
-mod common;
-
+use crate::common::*;
 use bytes::Bytes;
-use common::*;
 use gorego_server::Options;
 use gorego_storage::{ActionCache as _, Digest, DigestFunction};
 use prost::Message as _;

@@ -1,17 +1,7 @@
 //! Downloads through `ByteStream.Read`.
 
-#![allow(
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    clippy::unwrap_used,
-    reason = "tests"
-)]
-
-mod common;
-
+use crate::common::*;
 use bytes::Bytes;
-use common::*;
 use gorego_storage::DigestFunction;
 use tonic::Code;
 

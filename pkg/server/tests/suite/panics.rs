@@ -1,19 +1,9 @@
 //! A handler that panics costs its own call, and nothing else.
 
-#![allow(
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    clippy::unwrap_used,
-    reason = "tests"
-)]
-
-mod common;
-
 use std::sync::Arc;
 
+use crate::common::*;
 use async_trait::async_trait;
-use common::*;
 use futures::{StreamExt as _, stream};
 use gorego_server::{Options, Services};
 use gorego_storage::{Blob, BlobStore, Digest, MemoryStore, Put, Result};

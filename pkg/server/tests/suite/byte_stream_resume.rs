@@ -1,17 +1,7 @@
 //! Uploads that break off and go on: `ByteStream.Write` and `QueryWriteStatus`.
 
-#![allow(
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    clippy::unwrap_used,
-    reason = "tests"
-)]
-
-mod common;
-
+use crate::common::*;
 use bytes::Bytes;
-use common::*;
 use gorego_storage::Digest;
 use tonic::Code;
 
