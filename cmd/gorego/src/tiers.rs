@@ -9,7 +9,7 @@ use gorego_server::Services;
 use gorego_storage::{
     BreakerState, CompletenessChecking, LocalOptions, LocalStore, OpenError, RemoteStore, SyncMode,
 };
-use gorego_telemetry::{Sources, Waiting};
+use gorego_telemetry::{PendingWrites, Sources};
 use tokio::{sync::watch, time::timeout};
 
 use crate::{memory::Parts, version::VERSION};
@@ -177,7 +177,7 @@ impl Tiers {
             version: VERSION,
             breaker: self.breaker.clone(),
             certificates: Box::new(Vec::new),
-            journal: depth.map(|depth| Box::new(move || waiting(*depth.borrow())) as _),
+            journal: depth.map(|depth| Box::new(move || pending(*depth.borrow())) as _),
         }
     }
 
@@ -206,8 +206,8 @@ impl Tiers {
     }
 }
 
-fn waiting(depth: Depth) -> Waiting {
-    Waiting {
+fn pending(depth: Depth) -> PendingWrites {
+    PendingWrites {
         blobs: depth.entries.saturating_sub(depth.results),
         results: depth.results,
         bytes: depth.bytes,
