@@ -1,5 +1,5 @@
-//! TLS on both sides: reads certificates, keys and authorities from files, and decides which peers
-//! are trusted.
+//! TLS for servers and clients: reads certificates, keys and authorities from files, and verifies
+//! peers.
 
 mod certificate;
 mod client;
@@ -16,15 +16,15 @@ pub use error::Error;
 pub use server::{ClientAuth, ServerFiles, ServerTls};
 pub use verify::describe;
 
-/// The protocol that both sides agree on during the handshake: gRPC is spoken over nothing else.
+/// The ALPN protocol, the only one that carries gRPC.
 pub const HTTP2: &[u8] = b"h2";
 
-/// One side's TLS, ready for use.
+/// TLS settings of a server or client, loaded from files.
 #[derive(Clone)]
 pub struct Loaded<C> {
-    /// Settings for new connections.
+    /// The settings for new connections.
     pub config: Arc<C>,
-    /// The certificates in the files that they come from.
+    /// The certificates in the files.
     pub certificates: Vec<Certificate>,
 }
 
