@@ -1,4 +1,4 @@
-//! The janitor at work: when it wakes, how it goes about a plan, and when it rests.
+//! The janitor's loop: wakes, evicts in passes, and rests when nothing can be evicted.
 
 mod pass;
 
@@ -14,20 +14,20 @@ use tokio_util::sync::CancellationToken;
 use crate::{Counters, Demand, Marks, shortage::Shortage};
 use pass::{End, Pass};
 
-/// How long to leave a store alone that is above its mark and has nothing to evict: each attempt
-/// looks at every entry, and only expiring leases change the answer.
+/// The pause after a pass that found nothing more to evict: each pass visits every entry, and only
+/// leases that end change its outcome.
 const REST: Duration = Duration::from_secs(5);
-/// The same while uploads wait, which would otherwise be refused late.
+/// The pause while uploads wait, short so that they are refused soon.
 const SHORT_REST: Duration = Duration::from_millis(100);
 
-/// How a janitor behaves.
+/// Options of a janitor.
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
-    /// Where eviction starts and stops.
+    /// The marks at which eviction starts and stops.
     pub marks: Marks,
-    /// How often to look at the file system's free space and for expired uploads.
+    /// The interval between checks for free disk space and expired uploads.
     pub interval: Duration,
-    /// Partial uploads untouched for this long are removed.
+    /// The age at which idle partial uploads are removed.
     pub upload_expiry: Duration,
 }
 
@@ -39,17 +39,17 @@ pub struct Janitor {
     counters: Arc<Counters>,
 }
 
-/// Until when a store with nothing to evict is left alone.
+/// The times until which passes pause.
 #[derive(Debug, Default)]
 struct Rest {
-    /// As far as its marks go.
+    /// For a soft demand.
     soft: Option<Instant>,
-    /// As far as uploads wait.
+    /// For a hard demand.
     hard: Option<Instant>,
 }
 
 impl Janitor {
-    /// A janitor for `store`; it does nothing before [`Self::run`].
+    /// Creates a janitor for `store`. It does nothing before [`Self::run`].
     pub fn new(store: Arc<dyn Evictable>, options: Options) -> Self {
         Self {
             store,
@@ -58,13 +58,12 @@ impl Janitor {
         }
     }
 
-    /// What it did so far.
+    /// Returns the counters of this janitor.
     pub fn counters(&self) -> Arc<Counters> {
         Arc::clone(&self.counters)
     }
 
-    /// Works until `shutdown`; ends after the step under way. Failures are logged and stop
-    /// nothing.
+    /// Runs until `shutdown` is cancelled and the current step is done. Failures are logged.
     pub async fn run(self, shutdown: CancellationToken) {
         let mut timer = time::interval(self.options.interval.max(SHORT_REST));
         timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -80,7 +79,7 @@ impl Janitor {
         }
     }
 
-    /// Returns the file system's shortage, without that which eviction is known not to help against.
+    /// Returns the file system's shortage of the resources that eviction is not known to be futile for.
     fn shortage(&self, usage: &Usage) -> Shortage {
         let futile = self.store.futile();
         Shortage::of(usage, &self.options.marks).only(|resource| !futile.holds(resource, usage))
@@ -129,8 +128,8 @@ impl Janitor {
             if !self.store.usage().is_wanted() {
                 return;
             }
-            // An upload that came to wait at the end of the pass is owed a look at what only
-            // waiting uploads may have.
+            // A pass without a hard demand breaks no leases: if an upload began to wait at its end,
+            // another pass follows.
             if pass.was_hard() {
                 rest.hard = Some(Instant::now() + SHORT_REST);
                 self.store.room_made(true);
@@ -139,7 +138,7 @@ impl Janitor {
         }
     }
 
-    /// Removes what is left of uploads for too long, and what is beyond their number.
+    /// Removes partial uploads that are too old, and the oldest of those that hold too much.
     async fn remove_expired_uploads(&self) {
         let age = self.options.upload_expiry;
         let expired = move |store: &dyn Evictable| store.remove_idle_uploads(age);
@@ -157,7 +156,7 @@ impl Janitor {
             .uploads_dropped(self.remove_uploads(trim).await);
     }
 
-    /// Removes idle uploads, and tells those who wait of it.
+    /// Removes idle uploads and wakes the uploads that wait for room.
     async fn remove_uploads(
         &self,
         remove: impl FnOnce(&dyn Evictable) -> gorego_storage::Result<Removed> + Send + 'static,
@@ -174,20 +173,20 @@ impl Janitor {
                 removed
             }
             Err(error) => {
-                tracing::warn!(%error, "could not remove idle uploads");
+                tracing::warn!(%error, "failed to remove idle uploads");
                 Removed::default()
             }
         }
     }
 
-    /// Does something with the store that may block. `None` when the store panicked.
+    /// Runs blocking work on the store. Returns `None` if it panicked.
     async fn blocking<T: Send + 'static>(
         &self,
         work: impl FnOnce(&dyn Evictable) -> T + Send + 'static,
     ) -> Option<T> {
         let store = Arc::clone(&self.store);
         let done = task::spawn_blocking(move || work(&*store)).await;
-        done.inspect_err(|error| tracing::error!(%error, "a step of the janitor failed"))
+        done.inspect_err(|error| tracing::error!(%error, "step of the janitor panicked"))
             .ok()
     }
 }
