@@ -9,38 +9,37 @@ use crate::validate::validate;
 use crate::value::Value;
 use crate::{Config, Origin, Problem, Problems};
 
-/// What stands in for a secret wherever it would be shown.
+/// The text shown in place of a secret.
 pub(crate) const HIDDEN: &str = "<hidden>";
 
-/// A configuration that is sound, and how it came about.
+/// A valid configuration, with the origin of each value.
 #[derive(Debug)]
 pub struct Loaded {
     /// The values.
     pub config: Config,
     /// The file that was read, as the user named it.
     pub file: Option<PathBuf>,
-    /// What the user should know, a line each: settings that have no effect, variables that are
-    /// no key's.
+    /// Warnings for the user, a line each: settings without effect, unknown variables.
     pub warnings: Vec<String>,
     pub(crate) effective: Vec<Effective>,
 }
 
-/// A key's value as it came out.
+/// The resulting value of a key.
 #[derive(Debug)]
 pub(crate) struct Effective {
     pub(crate) name: String,
-    /// In YAML, without secrets.
+    /// The value in YAML, without secrets.
     pub(crate) value: String,
-    /// Whether it holds a secret.
+    /// Whether the value holds a secret.
     pub(crate) hidden: bool,
     pub(crate) origin: Origin,
-    /// Whether some source gave a value that was refused, so that this one is not to be judged.
+    /// Whether a source gave a value that was refused: this one is then not what the user meant.
     pub(crate) refused: bool,
 }
 
 impl Config {
-    /// Puts the sources together. Fails with everything that is wrong with them: unknown keys,
-    /// values of the wrong form, impossible combinations.
+    /// Combines the sources. Fails with all problems at once: unknown keys, malformed values,
+    /// impossible combinations.
     pub fn load(sources: &Sources) -> Result<Loaded, Problems> {
         let layers = Layers::new(sources, &Table::new());
         let mut config = Self::default();
@@ -75,7 +74,7 @@ impl Config {
 }
 
 impl Loaded {
-    /// Where the value of a key (`local_cache.dir`) comes from; nothing if there is no such key.
+    /// Returns the origin of the value of a key such as `local_cache.dir`, or `None` for an unknown key.
     pub fn origin(&self, key: &str) -> Option<&Origin> {
         find(&self.effective, key).map(|effective| &effective.origin)
     }
@@ -85,7 +84,7 @@ pub(crate) fn find<'a>(effective: &'a [Effective], key: &str) -> Option<&'a Effe
     effective.iter().find(|effective| effective.name == key)
 }
 
-/// Gives every key its value.
+/// A visitor that sets the value of every key.
 struct Assignment<'a> {
     settings: BTreeMap<String, Vec<Setting>>,
     places: &'a Places,
@@ -100,8 +99,7 @@ impl Visitor for Assignment<'_> {
         let default = value.clone();
         let mut origin = Origin::Default;
         let mut refused = false;
-        // The weaker sources are read too: what is wrong in the file stays wrong when a variable
-        // hides it.
+        // Overridden values are parsed, too: an error in the file is reported even if a variable hides it.
         for setting in self.settings.remove(&name).unwrap_or_default() {
             if setting.raw.means_default(T::TAKES_EMPTY) {
                 value.clone_from(&default);
