@@ -8,8 +8,9 @@ use std::{
 
 use gorego_config::{BackingCache, Compression, Headers, Target, TargetAddress};
 use gorego_limits::Budget;
-use gorego_storage::{
-    Chain, RemoteAddress, RemoteError, RemoteHeaders, RemoteOptions, RemoteStore,
+use gorego_storage::Chain;
+use gorego_storage_remote::{
+    RemoteAddress, RemoteError, RemoteHeaders, RemoteOptions, RemoteStore,
 };
 use gorego_tls::{ClientFiles, ClientTls};
 use tokio::sync::watch;

@@ -70,15 +70,17 @@ impl Parts {
         let responses = response + bytes(RESPONSES);
         Self {
             server: server::Memory {
-                windows: part("memory for receive windows", WINDOWS),
-                calls: Budget::count("room for calls", CALLS),
+                transport: gorego_grpc::Memory {
+                    windows: part("memory for receive windows", WINDOWS),
+                    calls: Budget::count("room for calls", CALLS),
+                    requests: Budget::memory("memory for large requests", requests),
+                    decoded: part("memory for decoded requests", DECODED),
+                    responses: Budget::memory("memory for large responses", responses),
+                },
                 files: Budget::count("room for open files", FILES.min(files / 2).max(1)),
-                requests: Budget::memory("memory for large requests", requests),
-                decoded: part("memory for decoded requests", DECODED),
                 results: part("memory for action results", RESULTS),
                 walks: bytes(WALKS),
                 workspaces: part("memory to compress in", WORKSPACES),
-                responses: Budget::memory("memory for large responses", responses),
                 pieces: pieces.clone(),
             },
             proxy: proxy::Memory {
@@ -112,12 +114,12 @@ mod tests {
             ..
         } = parts;
         let budgets = [
-            &server.windows,
-            &server.requests,
-            &server.decoded,
+            &server.transport.windows,
+            &server.transport.requests,
+            &server.transport.decoded,
             &server.results,
             &server.workspaces,
-            &server.responses,
+            &server.transport.responses,
             &server.pieces,
             &proxy.small,
             &proxy.large,
@@ -139,9 +141,9 @@ mod tests {
                     total <= memory * MIB && total > memory * MIB - 1000,
                     "{total}"
                 );
-                assert!(parts.server.requests.total() >= batch * MIB + FRAMING);
+                assert!(parts.server.transport.requests.total() >= batch * MIB + FRAMING);
                 let response = server::Limits::max_batch_response(batch * MIB);
-                assert!(parts.server.responses.total() >= response);
+                assert!(parts.server.transport.responses.total() >= response);
                 let stateless = Parts::of(memory * MIB, batch * MIB, 1024, false, backing);
                 assert!(stateless.downloads.total() >= parts.downloads.total());
             }

@@ -6,9 +6,9 @@ use gorego_config::{self as config, Config};
 use gorego_janitor::{self as janitor, Janitor, Marks};
 use gorego_proxy::{Ahead, Backing, Depth, Journal, OnOutage, Options, ProxyActions, ProxyStore};
 use gorego_server::Services;
-use gorego_storage::{
-    BreakerState, CompletenessChecking, LocalOptions, LocalStore, OpenError, RemoteStore, SyncMode,
-};
+use gorego_storage::{BreakerState, CompletenessChecking};
+use gorego_storage_local::{LocalOptions, LocalStore, OpenError, SyncMode};
+use gorego_storage_remote::RemoteStore;
 use gorego_telemetry::{PendingWrites, Sources};
 use tokio::{sync::watch, time::timeout};
 

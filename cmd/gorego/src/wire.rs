@@ -42,7 +42,7 @@ pub(crate) enum Error {
     #[error(transparent)]
     Backing(#[from] backing::Error),
     #[error(transparent)]
-    Server(#[from] server::Error),
+    Server(#[from] gorego_grpc::Error),
 }
 
 /// Serves until a signal ends it.
@@ -140,7 +140,7 @@ async fn serve_and_save(
     tiers: &Tiers,
     options: server::Options,
     shutdown: CancellationToken,
-) -> Result<(), server::Error> {
+) -> Result<(), gorego_grpc::Error> {
     let services = tiers.services.clone();
     let serving = async {
         let served = server::serve(listener, services, options, shutdown.clone()).await;

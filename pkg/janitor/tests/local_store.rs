@@ -11,9 +11,10 @@ use bytes::Bytes;
 use futures::{StreamExt as _, stream};
 use gorego_janitor::{Counters, Janitor, Marks, Options};
 use gorego_storage::{
-    Blob, BlobStore as _, BlobStream, Digest, DigestFunction, Error, Evictable as _, LocalOptions,
-    LocalStore, Put, Resume, SyncMode, UploadId, Uploads as _,
+    Blob, BlobStore as _, BlobStream, Digest, DigestFunction, Error, Evictable as _, Put, Resume,
+    UploadId, Uploads as _,
 };
+use gorego_storage_local::{LocalOptions, LocalStore, SyncMode};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 

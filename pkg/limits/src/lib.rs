@@ -7,10 +7,12 @@
 
 mod budget;
 mod call;
+mod descriptors;
 mod log;
 mod pace;
 
 pub use budget::{Budget, Full, Permit, UNCOUNTED};
 pub use call::{Call, Client};
+pub use descriptors::is_out_of_descriptors;
 pub use log::LogLimit;
 pub use pace::{Pace, SLOWEST};

@@ -3,7 +3,8 @@
 use std::{fmt, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
-use gorego_storage::{ActionCache, CompletenessChecking, Digest, LocalStore, Result};
+use gorego_storage::{ActionCache, CompletenessChecking, Digest, Result};
+use gorego_storage_local::LocalStore;
 use reapi::v2::ActionResult;
 use tokio::sync::Semaphore;
 

@@ -8,7 +8,8 @@ use std::{
 use bytes::Bytes;
 use futures::{StreamExt as _, future};
 use gorego_limits::{Budget, Permit};
-use gorego_storage::{Blob, BlobStore, CHUNK_SIZE, Chunks, Digest, Error, Received, Result};
+use gorego_storage::{Blob, BlobStore, CHUNK_SIZE, Chunks, Digest, Error, Result};
+use gorego_storage_local::Received;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 

@@ -13,7 +13,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use bytes::Bytes;
 use futures::{StreamExt as _, stream};
 use gorego_limits::Budget;
-use gorego_storage::{Blob, BlobFile, BlobStream, Digest, Error, Growth, Result};
+use gorego_storage::{Blob, BlobFile, BlobStream, Digest, Error, Result};
+use gorego_storage_local::Growth;
 use tokio::{
     sync::Notify,
     task,

@@ -18,7 +18,8 @@ use std::{
     },
 };
 
-use gorego_storage::{Digest, Error, LocalStore, Result};
+use gorego_storage::{Digest, Error, Result};
+use gorego_storage_local::LocalStore;
 use reapi::v2::ActionResult;
 use tokio::{
     sync::{OwnedMutexGuard, watch},

@@ -10,9 +10,9 @@ use bytes::Bytes;
 use futures::{StreamExt as _, stream};
 use gorego_limits::Budget;
 use gorego_storage::{
-    ActionCache, Blob, BlobStore, Chunks, CompletenessChecking, Digest, Error, LocalStore, Put,
-    Result,
+    ActionCache, Blob, BlobStore, Chunks, CompletenessChecking, Digest, Error, Put, Result,
 };
+use gorego_storage_local::LocalStore;
 use reapi::v2::ActionResult;
 
 use crate::store::Tiers;

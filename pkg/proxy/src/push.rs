@@ -7,7 +7,8 @@ use std::{
 };
 
 use bytes::Bytes;
-use gorego_storage::{BlobStore, Complete, Digest, Error, Put, Result};
+use gorego_storage::{BlobStore, Digest, Error, Put, Result};
+use gorego_storage_local::Complete;
 use tokio::sync::{Semaphore, oneshot, watch};
 
 use crate::store::Tiers;

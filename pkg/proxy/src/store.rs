@@ -12,9 +12,10 @@ use bytes::Bytes;
 use futures::future;
 use gorego_limits::Call;
 use gorego_storage::{
-    Blob, BlobStore, CHUNK_SIZE, Digest, DigestFunction, Error, Evictable as _, LocalStore, Put,
-    Result, UploadId, Uploads,
+    Blob, BlobStore, CHUNK_SIZE, Digest, DigestFunction, Error, Evictable as _, Put, Result,
+    UploadId, Uploads,
 };
+use gorego_storage_local::LocalStore;
 use tokio::time::Instant;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 

@@ -3,9 +3,8 @@
 use std::{future::Future, sync::Arc};
 
 use bytes::Bytes;
-use gorego_storage::{
-    Blob, BlobStore, BlobStream, Chunks, Complete, Digest, Error, Put, Received, Result, Resume,
-};
+use gorego_storage::{Blob, BlobStore, BlobStream, Chunks, Digest, Error, Put, Result, Resume};
+use gorego_storage_local::{Complete, Received};
 
 use crate::{existence::Epoch, source::Source, store::Tiers};
 

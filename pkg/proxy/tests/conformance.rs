@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 
 use common::Proxy;
 use gorego_proxy::Options;
-use gorego_storage::conformance;
+use gorego_storage_conformance as conformance;
 
 /// What the stores under test must not outlive.
 type Kept = Mutex<Vec<Proxy>>;

@@ -9,9 +9,10 @@ use std::{error::Error as StdError, path::PathBuf, sync::Arc, time::Duration};
 use bytes::Bytes;
 use futures::{StreamExt as _, stream, stream::BoxStream};
 use gorego_storage::{
-    ActionCache, Blob, BlobStore, BlobStream, CompletenessChecking, Digest, Error, LocalOptions,
-    LocalStore, ReadName, SyncMode, WriteName,
+    ActionCache, Blob, BlobStore, BlobStream, CompletenessChecking, Digest, Error, ReadName,
+    WriteName,
 };
+use gorego_storage_local::{LocalOptions, LocalStore, SyncMode};
 use reapi::{
     bytestream::{
         QueryWriteStatusRequest, QueryWriteStatusResponse, ReadRequest, ReadResponse, WriteRequest,

@@ -3,16 +3,17 @@
 use std::{collections::HashSet, fmt, sync::Arc};
 
 use bytes::Bytes;
+use gorego_grpc::{Body, Framed, decode, decode_within, full, is_large, reply, run};
 use gorego_limits::Permit;
 use gorego_storage::{ActionCache, BlobStore, Digest, DigestFunction, decoded::result_memory};
 use prost::Message as _;
 use reapi::v2::{self, ActionResult, GetActionResultRequest, UpdateActionResultRequest};
 use tonic::Status;
 
+use crate::shapes::measure;
 use crate::{
     Limits, Memory, digests,
-    grpc::{Body, Framed, decode, decode_within, is_large, reply, run},
-    memory::{full, read_within},
+    memory::read_within,
     status::{from_store, invalid_field},
 };
 
@@ -118,7 +119,13 @@ impl Actions {
     /// has `own` bytes without that content.
     async fn inline(&self, wanted: Vec<(&mut Bytes, Digest)>, own: u64) -> Result<Permit, Status> {
         if wanted.is_empty() {
-            return self.memory.responses.reserve(own).await.map_err(full);
+            return self
+                .memory
+                .transport
+                .responses
+                .reserve(own)
+                .await
+                .map_err(full);
         }
         let (places, digests): (Vec<_>, Vec<_>) = wanted.into_iter().unzip();
         let (contents, permit) = read_within(&self.memory, &*self.blobs, &digests, own).await?;
@@ -138,7 +145,13 @@ impl Actions {
                 "this server does not take action results from clients",
             ));
         }
-        let decoded = decode_within(&self.memory, encoded.clone(), wire).await?;
+        let decoded = decode_within(
+            &self.memory.transport,
+            encoded.clone(),
+            wire,
+            measure::<UpdateActionResultRequest>,
+        )
+        .await?;
         let (request, permits): (UpdateActionResultRequest, _) = decoded;
         let instance = digests::instance(&request.instance_name)?;
         let function = digests::function(request.digest_function)?;
@@ -154,7 +167,11 @@ impl Actions {
         let large = is_large(&encoded);
         let again = move || (decode::<UpdateActionResultRequest>(encoded), permits);
         let (again, _permits) = run(large, again).await?;
-        reply(&self.memory, &again?.action_result.unwrap_or_default()).await
+        reply(
+            &self.memory.transport,
+            &again?.action_result.unwrap_or_default(),
+        )
+        .await
     }
 }
 

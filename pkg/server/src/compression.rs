@@ -5,6 +5,7 @@ mod stored;
 use std::io;
 
 use bytes::{Buf as _, Bytes};
+use gorego_grpc::full;
 use gorego_limits::{Budget, Call, Permit};
 use gorego_storage::CHUNK_SIZE;
 use tonic::Status;
@@ -14,7 +15,6 @@ use zstd::{
 };
 
 use self::stored::Stored;
-use crate::memory::full;
 
 /// The fastest of the ordinary levels: a cache compresses anew for each reader, and most of what
 /// can be gained on object files and archives is gained here.

@@ -1,16 +1,13 @@
 //! The one place where the errors of stores become what clients are told.
 
-use std::{fmt, time::Duration};
+use std::fmt;
 
-use bytes::Bytes;
+use gorego_grpc::unavailable;
 use gorego_storage::{Error, TreeError};
 use prost::Message as _;
 use reapi::rpc;
 use tonic::{Code, Status};
 use tracing::error;
-
-/// How long a client should wait before it asks an unavailable store again.
-const RETRY_DELAY: Duration = Duration::from_secs(1);
 
 /// What a client is told of a store's error. Failures of this machine are logged here, with the
 /// path that the client does not get to see.
@@ -88,27 +85,6 @@ pub(crate) fn from_tree(cause: TreeError) -> Status {
         TreeError::Store(cause) => from_read(cause),
         bad => Status::invalid_argument(bad.to_string()),
     }
-}
-
-/// A `Status` that says when to try again (`google.rpc.RetryInfo`).
-pub(crate) fn unavailable(message: impl Into<String>) -> Status {
-    let message = message.into();
-    let retry = rpc::RetryInfo {
-        retry_delay: prost_types::Duration::try_from(RETRY_DELAY).ok(),
-    };
-    let details = rpc::Status {
-        code: Code::Unavailable as i32,
-        message: message.clone(),
-        details: vec![prost_types::Any {
-            type_url: "type.googleapis.com/google.rpc.RetryInfo".to_owned(),
-            value: retry.encode_to_vec(),
-        }],
-    };
-    Status::with_details(
-        Code::Unavailable,
-        message,
-        Bytes::from(details.encode_to_vec()),
-    )
 }
 
 /// `INVALID_ARGUMENT` for a field of the request, by its path.

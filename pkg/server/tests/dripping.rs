@@ -248,7 +248,7 @@ async fn a_connection_that_waits_is_served_before_the_second_request_of_another(
     let mut options = Options::default();
     options.limits.grace = LONG;
     let requests = Budget::memory("tests", 2 * MIB as u64);
-    options.memory.requests = requests.clone();
+    options.memory.transport.requests = requests.clone();
     let server = Server::with(options).await;
     let content = noise(3 * MIB / 2, 1);
     let digest = sha256(&content);

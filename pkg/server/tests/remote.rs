@@ -8,10 +8,8 @@ use std::sync::{Arc, Mutex};
 
 use common::*;
 use gorego_server::{Options, Services};
-use gorego_storage::{
-    RemoteAddress, RemoteOptions, RemoteStore,
-    conformance::{self, Keeper},
-};
+use gorego_storage_conformance::{self as conformance, Keeper};
+use gorego_storage_remote::{RemoteAddress, RemoteOptions, RemoteStore};
 
 use reapi::v2::FindMissingBlobsRequest;
 use tokio::net::TcpListener;

@@ -288,8 +288,8 @@ async fn requests_too_large_to_be_held_at_once_wait_for_each_other() {
     const READ: usize = 6 * MIB;
     let mut options = Options::default();
     options.limits.grace = LONG;
-    options.memory.windows = Budget::memory("windows", 64 * MIB as u64);
-    options.memory.requests = Budget::memory("requests", 2 * LEN as u64);
+    options.memory.transport.windows = Budget::memory("windows", 64 * MIB as u64);
+    options.memory.transport.requests = Budget::memory("requests", 2 * LEN as u64);
     let server = Server::with(options).await;
     let mut clients = Vec::new();
     for _ in 0..3 {

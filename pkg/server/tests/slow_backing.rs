@@ -142,7 +142,7 @@ async fn calls_that_wait_for_the_backing_cache_keep_no_memory_from_hits() {
     };
     let mut options = Options::default();
     let responses = Budget::memory("responses", SIZE);
-    options.memory.responses = responses.clone();
+    options.memory.transport.responses = responses.clone();
     let server = Server::over(services, options).await;
     let hit = noise(1_500_000, 1);
     let digest = sha256(&hit);

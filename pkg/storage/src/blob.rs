@@ -18,7 +18,7 @@ pub const CHUNK_SIZE: usize = 256 * 1024;
 /// message fits into those.
 const LEAST: u64 = 12 * 1024;
 /// Pieces take at most one in so many of the bytes that are left for them.
-pub(crate) const SHARE: u64 = 16;
+pub const SHARE: u64 = 16;
 /// Pieces from this size on are read before they are asked for.
 const WORTH_AHEAD: u64 = 64 * 1024;
 
@@ -293,7 +293,7 @@ impl Pieces {
 }
 
 /// Reads up to `len` bytes at `at`; fewer only at the file's end.
-pub(crate) fn read_at(file: &fs::File, at: u64, len: usize) -> io::Result<Bytes> {
+pub fn read_at(file: &fs::File, at: u64, len: usize) -> io::Result<Bytes> {
     let mut buffer = Vec::with_capacity(len);
     while buffer.len() < len {
         let from = at + buffer.len() as u64;

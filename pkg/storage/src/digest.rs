@@ -363,7 +363,7 @@ fn length_error(hash: &str, expected: String) -> DigestError {
 }
 
 /// What a message quotes of text from outside, which may be megabytes.
-pub(crate) fn shorten(text: &str) -> String {
+pub fn shorten(text: &str) -> String {
     const QUOTED: usize = 140;
     match text.char_indices().nth(QUOTED) {
         Some((end, _)) => format!("{}...", text.get(..end).unwrap_or_default()),

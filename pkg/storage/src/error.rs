@@ -158,13 +158,13 @@ impl Error {
 
     /// Whether a file's content cannot be read: the medium or the file system is damaged there, or
     /// this process lacks the permission.
-    pub(crate) fn is_unreadable(&self) -> bool {
+    pub fn is_unreadable(&self) -> bool {
         const DAMAGE: [Errno; 4] = [Errno::IO, Errno::BADMSG, Errno::UCLEAN, Errno::ACCESS];
         self.errno().is_some_and(|errno| DAMAGE.contains(&errno))
     }
 
     /// Whether something of another type is where a file or a folder should be.
-    pub(crate) fn is_obstructed(&self) -> bool {
+    pub fn is_obstructed(&self) -> bool {
         matches!(self.errno(), Some(Errno::ISDIR | Errno::NOTDIR))
     }
 
@@ -212,10 +212,4 @@ impl Error {
                 | io::ErrorKind::FileTooLarge
         ))
     }
-}
-
-/// Whether the process or the system had no descriptor left for another file or socket.
-pub fn is_out_of_descriptors(error: &io::Error) -> bool {
-    let exhausted = [Errno::MFILE, Errno::NFILE].map(|errno| Some(errno.raw_os_error()));
-    exhausted.contains(&error.raw_os_error())
 }

@@ -7,7 +7,8 @@ use std::{
 };
 
 use bytes::Bytes;
-use gorego_storage::{Growth, Result};
+use gorego_storage::Result;
+use gorego_storage_local::Growth;
 use tokio::time::Instant;
 
 /// A reader that does not go on for this long while memory is short is left behind, and so is one

@@ -1,7 +1,6 @@
 use bytes::Bytes;
-use gorego_storage::{
-    Blob, BlobStore as _, DigestFunction, Evictable as _, LocalOptions, SyncMode,
-};
+use gorego_storage::{Blob, BlobStore as _, DigestFunction, Evictable as _};
+use gorego_storage_local::{LocalOptions, SyncMode};
 use tempfile::TempDir;
 
 use super::*;

@@ -26,9 +26,9 @@ use gorego_proxy::{
     Backing as BackingCache, Journal, Memory, OnOutage, Options, ProxyActions, ProxyStore,
 };
 use gorego_storage::{
-    ActionCache, Blob, BlobStore, Digest, DigestFunction, Error, LocalOptions, LocalStore,
-    MemoryStore, Put, Result, SyncMode,
+    ActionCache, Blob, BlobStore, Digest, DigestFunction, Error, MemoryStore, Put, Result,
 };
+use gorego_storage_local::{LocalOptions, LocalStore, SyncMode};
 use reapi::v2::ActionResult;
 use tempfile::TempDir;
 use tokio::{sync::watch, time::sleep};
@@ -360,7 +360,7 @@ pub async fn open(dir: &Path, max_bytes: u64) -> Arc<LocalStore> {
 }
 
 pub fn content(seed: u8, len: usize) -> Bytes {
-    gorego_storage::conformance::content(u64::from(seed), len)
+    gorego_storage_conformance::content(u64::from(seed), len)
 }
 
 pub fn sha256(content: &Bytes) -> Digest {

@@ -4,17 +4,14 @@
 use std::fmt;
 
 use bytes::{Bytes, BytesMut};
+use gorego_grpc::{Messages, decode, full};
 use gorego_limits::{Budget, Permit};
 use http_body::Body;
 use hyper::body::Incoming;
 use reapi::bytestream::WriteRequest;
 use tonic::Status;
 
-use crate::{
-    grpc::{Messages, decode},
-    memory::full,
-    wire::{self, Content},
-};
+use crate::wire::{self, Content};
 
 /// The number of `WriteRequest.data`.
 const DATA: u64 = 10;
@@ -218,6 +215,7 @@ mod tests {
     use std::{convert::Infallible, time::Duration};
 
     use futures::{FutureExt as _, stream};
+    use gorego_grpc::{Framed, RequestBody};
     use gorego_limits::Budget;
     use http_body::Frame;
     use http_body_util::StreamBody;
@@ -226,7 +224,6 @@ mod tests {
     use tonic::Code;
 
     use super::*;
-    use crate::grpc::{Framed, RequestBody};
 
     fn parts(
         request: &[u8],

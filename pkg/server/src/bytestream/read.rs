@@ -2,6 +2,7 @@
 
 use bytes::{BufMut as _, Bytes, BytesMut};
 use futures::{Stream, StreamExt as _, TryStreamExt as _, stream};
+use gorego_grpc::{Body, COPIED, Framed, HEADER_LEN, full, put_header, unavailable};
 use gorego_limits::{Permit, UNCOUNTED};
 use gorego_storage::{Blob, CHUNK_SIZE, Chunks, Compressor, ReadName};
 use prost::encoding::{WireType, encode_key, encode_varint, encoded_len_varint, key_len};
@@ -12,9 +13,7 @@ use tonic::Status;
 use super::ByteStreams;
 use crate::{
     compression,
-    grpc::{Body, COPIED, Framed, HEADER_LEN, put_header},
-    memory::full,
-    status::{from_read, invalid_field, unavailable},
+    status::{from_read, invalid_field},
 };
 
 /// The number of `ReadResponse.data`.
@@ -59,7 +58,13 @@ impl ByteStreams {
             && content.len() <= CHUNK_SIZE
         {
             let len = content.len() as u64;
-            let permit = self.memory.responses.reserve(len).await.map_err(full)?;
+            let permit = self
+                .memory
+                .transport
+                .responses
+                .reserve(len)
+                .await
+                .map_err(full)?;
             return Ok(Body::message(frame(content.clone()), permit));
         }
         let chunks = blob.into_chunks_within(&self.memory.pieces);

@@ -10,6 +10,7 @@ use std::{
 
 use bytes::Bytes;
 use futures::{Stream, stream};
+use gorego_grpc::Messages;
 use gorego_limits::{Budget, Permit};
 use gorego_storage::{CHUNK_SIZE, Compressor, Error, Result as StoreResult, Resume, WriteName};
 use http_body::Body;
@@ -19,7 +20,6 @@ use tonic::Status;
 use super::parts::{Head, Parts};
 use crate::{
     compression::{Decompressor, Malformed},
-    grpc::Messages,
     status::invalid_field,
 };
 

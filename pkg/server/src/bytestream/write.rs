@@ -3,6 +3,7 @@
 use std::slice;
 
 use futures::StreamExt as _;
+use gorego_grpc::Messages;
 use gorego_limits::Permit;
 use gorego_storage::{
     Blob, BlobStream, CHUNK_SIZE, Chunks, Compressor, Digest, Put, Result as StoreResult, Resume,
@@ -15,7 +16,7 @@ use super::{
     ByteStreams,
     upload::{Upload, Verdict},
 };
-use crate::{digests, grpc::Messages, status::from_store};
+use crate::{digests, status::from_store};
 
 /// What compressed uploads are told about their size when it does not matter how much was sent.
 const NOT_COUNTED: i64 = -1;

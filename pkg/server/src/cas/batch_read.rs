@@ -3,6 +3,7 @@
 use std::{mem, vec};
 
 use bytes::{Bytes, BytesMut};
+use gorego_grpc::{Body, COPIED, put_header, unavailable};
 use gorego_storage::{Compressor, Digest};
 use prost::{
     Message as _,
@@ -18,9 +19,8 @@ use tonic::{Code, Status};
 use super::Cas;
 use crate::{
     Limits, compression, digests,
-    grpc::{Body, COPIED, put_header},
     memory::read_within,
-    status::{from_read, outcome, to_proto, unavailable},
+    status::{from_read, outcome, to_proto},
 };
 
 impl Cas {

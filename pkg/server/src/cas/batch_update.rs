@@ -1,6 +1,7 @@
 //! `BatchUpdateBlobs`.
 
 use bytes::Bytes;
+use gorego_grpc::{elsewhere, full};
 use gorego_storage::{Compressor, Digest};
 use reapi::v2::{
     BatchUpdateBlobsRequest, BatchUpdateBlobsResponse,
@@ -14,8 +15,6 @@ use crate::{
     Limits,
     compression::Zstd,
     digests,
-    grpc::elsewhere,
-    memory::full,
     status::{from_store, invalid_field, outcome},
 };
 

@@ -1,6 +1,7 @@
 //! `FindMissingBlobs`.
 
 use bytes::{Bytes, BytesMut};
+use gorego_grpc::{Body, HEADER_LEN, decode_within, elsewhere, full, is_large, put_header};
 use gorego_limits::Permit;
 use gorego_storage::Digest;
 use prost::Message as _;
@@ -8,10 +9,9 @@ use reapi::v2::{FindMissingBlobsRequest, FindMissingBlobsResponse};
 use tonic::Status;
 
 use super::Cas;
+use crate::shapes::measure;
 use crate::{
     digests,
-    grpc::{Body, HEADER_LEN, decode_within, elsewhere, is_large, put_header},
-    memory::full,
     status::from_store,
     wire::{self, Field},
 };
@@ -29,7 +29,13 @@ impl Cas {
         let (wanted, _permits) = self.wanted(request, permit).await?;
         let missing = self.blobs.find_missing(&wanted).await.map_err(from_store)?;
         let bytes = size_of_val(missing.as_slice()) as u64;
-        let permit = self.memory.responses.reserve(bytes).await.map_err(full)?;
+        let permit = self
+            .memory
+            .transport
+            .responses
+            .reserve(bytes)
+            .await
+            .map_err(full)?;
         Ok(Body::pieces(encode(missing), permit))
     }
 
@@ -40,7 +46,13 @@ impl Cas {
         permit: Permit,
     ) -> Result<(Vec<Digest>, [Permit; 2]), Status> {
         let bytes = UNFOLDED.saturating_mul(request.len() as u64);
-        let digests = self.memory.decoded.reserve(bytes).await.map_err(full)?;
+        let digests = self
+            .memory
+            .transport
+            .decoded
+            .reserve(bytes)
+            .await
+            .map_err(full)?;
         let permits = [permit, digests];
         let encoded = request.clone();
         let read = move || (in_place(&encoded), permits);
@@ -54,7 +66,13 @@ impl Cas {
         }
         // Malformed, or oddly written: prost knows which.
         drop(digests);
-        let (request, permits) = decode_within(&self.memory, request, permit).await?;
+        let (request, permits) = decode_within(
+            &self.memory.transport,
+            request,
+            permit,
+            measure::<FindMissingBlobsRequest>,
+        )
+        .await?;
         Ok((decoded(&request)?, permits))
     }
 }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use futures::{StreamExt as _, stream};
+use gorego_grpc::{Body, Framed, full};
 use gorego_limits::{Budget, Permit};
 use gorego_storage::{BlobStoreExt as _, Digest, TreeWalk};
 use prost::Message as _;
@@ -12,8 +13,6 @@ use tonic::Status;
 use super::{Cas, walks::Walks};
 use crate::{
     digests,
-    grpc::{Body, Framed},
-    memory::full,
     status::{from_store, from_tree, invalid_field},
 };
 
@@ -43,7 +42,7 @@ impl Cas {
             walk,
             root,
             walks: Arc::clone(&self.walks),
-            responses: self.memory.responses.clone(),
+            responses: self.memory.transport.responses.clone(),
             left: (page_size > 0).then_some(page_size),
             next: None,
         };

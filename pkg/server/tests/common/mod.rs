@@ -49,7 +49,7 @@ pub(crate) struct Server {
     pub(crate) address: String,
     pub(crate) shutdown: CancellationToken,
     taken: watch::Sender<u64>,
-    tasks: JoinSet<Result<(), gorego_server::Error>>,
+    tasks: JoinSet<Result<(), gorego_grpc::Error>>,
 }
 
 impl Server {
@@ -132,7 +132,7 @@ impl Server {
     }
 
     /// Waits for the server to end.
-    pub(crate) async fn ended(mut self) -> Result<(), gorego_server::Error> {
+    pub(crate) async fn ended(mut self) -> Result<(), gorego_grpc::Error> {
         tokio::time::timeout(LONG, self.tasks.join_next())
             .await
             .expect("the server ends")

@@ -1,0 +1,133 @@
+//! What an [`gorego_storage::ActionCache`] promises.
+
+use std::sync::Arc;
+
+use prost::Message as _;
+use reapi::v2::{ActionResult, OutputFile};
+use tokio::task::JoinSet;
+
+use super::{
+    Keeper,
+    content::{SHA256, content},
+};
+use gorego_storage::{ActionCache, Digest, DigestFunction};
+
+/// A result that tells by every part of it which one it is.
+fn result(number: u8, len: usize) -> ActionResult {
+    ActionResult {
+        exit_code: i32::from(number),
+        stdout_raw: vec![number; len].into(),
+        ..ActionResult::default()
+    }
+}
+
+pub(super) async fn the_last_result_is_got(cache: &dyn ActionCache, keeper: Keeper) {
+    for function in DigestFunction::ALL {
+        let action = function.digest(b"action");
+        assert_eq!(cache.get("main", &action).await.unwrap(), None);
+        let size = cache.size("main", &action).await.unwrap();
+        assert!(size == 0 || keeper == Keeper::Peer, "{size} bytes");
+        for (number, len) in [(1, 10), (2, 100_000), (3, 0)] {
+            cache
+                .put("main", &action, result(number, len))
+                .await
+                .unwrap();
+            let got = cache.get("main", &action).await.unwrap();
+            assert_eq!(got, Some(result(number, len)), "{function}");
+            let size = cache.size("main", &action).await.unwrap();
+            let least = result(number, len).encoded_len() as u64;
+            let most = match keeper {
+                Keeper::Own => least + 100,
+                Keeper::Peer => u64::MAX,
+            };
+            assert!((least..most).contains(&size), "{size} bytes");
+        }
+    }
+}
+
+pub(super) async fn results_are_kept_whole(cache: &dyn ActionCache) {
+    let files = (0..5000).map(|number: u64| OutputFile {
+        path: format!("out/{number}"),
+        digest: Some(SHA256.digest(&number.to_le_bytes()).to_proto()),
+        contents: content(number, 20),
+        ..OutputFile::default()
+    });
+    let large = ActionResult {
+        output_files: files.collect(),
+        ..ActionResult::default()
+    };
+    for (name, result) in [("large", large), ("empty", ActionResult::default())] {
+        let action = SHA256.digest(name.as_bytes());
+        cache.put("main", &action, result.clone()).await.unwrap();
+        assert_eq!(cache.get("main", &action).await.unwrap(), Some(result));
+    }
+}
+
+pub(super) async fn instances_and_functions_are_separate(cache: &dyn ActionCache) {
+    let hash = SHA256.digest(b"action");
+    let actions = [
+        hash,
+        Digest::from_hash(DigestFunction::Blake3, hash.hash(), hash.size()).unwrap(),
+        SHA256.digest(b"another"),
+    ];
+    let long = "x".repeat(1024);
+    let instances = [
+        "",
+        "main",
+        "main/ci",
+        "mainci",
+        "Main",
+        "..",
+        "ünïcode",
+        &long,
+    ];
+    let spaces = || {
+        instances
+            .iter()
+            .flat_map(|instance| actions.map(|action| (instance, action)))
+    };
+    for (number, (instance, action)) in (0..).zip(spaces()) {
+        assert_eq!(
+            cache.get(instance, &action).await.unwrap(),
+            None,
+            "{instance:?}"
+        );
+        cache
+            .put(instance, &action, result(number, 1))
+            .await
+            .unwrap();
+    }
+    for (number, (instance, action)) in (0..).zip(spaces()) {
+        let got = cache.get(instance, &action).await.unwrap();
+        assert_eq!(got, Some(result(number, 1)), "{instance:?} {action:?}");
+    }
+}
+
+pub(super) async fn readers_never_see_a_torn_result<S: ActionCache>(cache: Arc<S>) {
+    const ROUNDS: usize = 200;
+    let action = SHA256.digest(b"action");
+    cache.put("main", &action, result(0, 1)).await.unwrap();
+    let mut crowd = JoinSet::new();
+    for number in 1..=3 {
+        let writer = Arc::clone(&cache);
+        crowd.spawn(async move {
+            for round in 0..ROUNDS {
+                let result = result(number, 1 + round * 97);
+                writer.put("main", &action, result).await.unwrap();
+            }
+        });
+        let reader = Arc::clone(&cache);
+        crowd.spawn(async move {
+            for _ in 0..ROUNDS {
+                let got = reader.get("main", &action).await.unwrap();
+                let got = got.expect("a result that is replaced never vanishes");
+                let whole = got
+                    .stdout_raw
+                    .iter()
+                    .all(|byte| i32::from(*byte) == got.exit_code);
+                assert!(whole && !got.stdout_raw.is_empty(), "a torn result");
+            }
+        });
+    }
+    crowd.join_all().await;
+}

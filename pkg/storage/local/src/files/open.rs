@@ -1,0 +1,145 @@
+//! Opening and making files, whatever somebody else has put at their paths.
+
+use std::{fs, io::ErrorKind, sync::atomic::Ordering::Relaxed};
+
+use rustix::{
+    fs::{AtFlags, Mode, OFlags},
+    io::Errno,
+};
+
+use super::{
+    super::layout::{self, TMP},
+    BLOB_MODE, Files, UPLOAD_MODE, regular,
+};
+use gorego_storage::{Error, Result};
+
+impl Files {
+    /// A folder to which no file can be moved from the others, since it is on another file system.
+    pub(in super::super) fn elsewhere(&self) -> Result<Option<String>> {
+        const PROBE: &str = "probe";
+        let mut at = PROBE.to_owned();
+        match self.open_regular(&at, OFlags::RDWR | OFlags::CREATE, UPLOAD_MODE) {
+            // A full disk can still be read from.
+            Ok(None) | Err(Errno::NOSPC | Errno::DQUOT) => return Ok(None),
+            opened => opened.map_err(|errno| self.error("creating", &at, errno))?,
+        };
+        let subfolders = layout::subfolders().filter(|path| self.is_folder(path) == Some(true));
+        let folders = layout::ROOTS
+            .map(str::to_owned)
+            .into_iter()
+            .chain(subfolders);
+        let mut elsewhere = None;
+        for folder in folders {
+            let to = format!("{folder}/{PROBE}");
+            match rustix::fs::renameat(self.dir(), &*at, self.dir(), &*to) {
+                Ok(()) => at = to,
+                Err(Errno::XDEV) => elsewhere = Some(folder),
+                // What is in the way is put away when the folder is needed.
+                Err(Errno::NOSPC | Errno::DQUOT | Errno::NOTDIR) => {}
+                Err(errno) => return Err(self.error("moving a file to", &folder, errno)),
+            }
+        }
+        self.unlink(&at)?;
+        Ok(elsewhere)
+    }
+
+    /// Opens for reading without that counting as use; `None` when there is no such regular file.
+    pub(in super::super) fn open_read(&self, relative: &str) -> Result<Option<fs::File>> {
+        let open = |extra| self.open_regular(relative, OFlags::RDONLY | extra, Mode::empty());
+        let mut opened = if self.noatime.load(Relaxed) {
+            open(OFlags::NOATIME)
+        } else {
+            open(OFlags::empty())
+        };
+        if matches!(opened, Err(Errno::PERM)) {
+            // Permitted only to the file's owner.
+            self.noatime.store(false, Relaxed);
+            opened = open(OFlags::empty());
+        }
+        match opened {
+            Err(Errno::NOENT | Errno::NOTDIR) => Ok(None),
+            other => other.map_err(|errno| self.error("opening", relative, errno)),
+        }
+    }
+
+    /// Opens a regular file; `None` when the path leads to something else. Never waits for the other end
+    /// of a pipe, and follows no link.
+    fn open_regular(
+        &self,
+        relative: &str,
+        flags: OFlags,
+        mode: Mode,
+    ) -> rustix::io::Result<Option<fs::File>> {
+        let safe = OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
+        match rustix::fs::openat(self.dir(), relative, flags | safe, mode) {
+            Ok(file) => {
+                let is_regular = regular(&rustix::fs::fstat(&file)?).is_some();
+                Ok(is_regular.then(|| file.into()))
+            }
+            // A link, a folder to be written, a socket, a device.
+            Err(Errno::LOOP | Errno::ISDIR | Errno::NXIO | Errno::NODEV) => Ok(None),
+            Err(errno) => Err(errno),
+        }
+    }
+
+    /// A new file to write, of a blob's mode, and its name.
+    pub(in super::super) fn create_tmp(&self) -> Result<(String, fs::File)> {
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+        self.in_tmp("creating", |name| {
+            rustix::fs::openat(self.dir(), name, flags, BLOB_MODE).map(fs::File::from)
+        })
+    }
+
+    /// Does something with a new name in [`TMP`], which is made anew if somebody removed it.
+    fn in_tmp<T>(
+        &self,
+        action: &'static str,
+        work: impl Fn(&str) -> rustix::io::Result<T>,
+    ) -> Result<(String, T)> {
+        let mut restored = false;
+        loop {
+            let name = format!("{TMP}/{:x}", self.next_tmp.fetch_add(1, Relaxed));
+            match work(&name) {
+                Ok(done) => return Ok((name, done)),
+                // A folder of that name, for one, which the start has left alone.
+                Err(Errno::EXIST | Errno::ISDIR | Errno::NOTEMPTY) => {}
+                Err(Errno::NOENT) if !restored => {
+                    self.restore()?;
+                    restored = true;
+                }
+                Err(errno) => return Err(self.error(action, &name, errno)),
+            }
+        }
+    }
+
+    /// Takes a file's name away at once, however long it takes to remove it by its new one.
+    pub(in super::super) fn set_aside(&self, relative: &str) -> Result<String> {
+        let (name, ()) = self.in_tmp("moving", |name| {
+            rustix::fs::renameat(self.dir(), relative, self.dir(), name)
+        })?;
+        Ok(name)
+    }
+
+    /// Opens a partial upload's file for reading and writing; makes it when it is not there. `None` when
+    /// the path leads to something else than a regular file.
+    pub(in super::super) fn open_upload(&self, relative: &str) -> Result<Option<fs::File>> {
+        let open = || {
+            let flags = OFlags::RDWR | OFlags::CREATE;
+            let opened = self.open_regular(relative, flags, UPLOAD_MODE);
+            opened.map_err(|errno| self.error("creating", relative, errno))
+        };
+        match open() {
+            Err(Error::Io { source, .. }) if source.kind() == ErrorKind::NotFound => {
+                self.restore()?;
+                open()
+            }
+            // Sealed, then cut off before it was moved to its place.
+            Err(Error::Io { source, .. }) if source.kind() == ErrorKind::PermissionDenied => {
+                rustix::fs::chmodat(self.dir(), relative, UPLOAD_MODE, AtFlags::empty())
+                    .map_err(|errno| self.error("reopening", relative, errno))?;
+                open()
+            }
+            other => other,
+        }
+    }
+}

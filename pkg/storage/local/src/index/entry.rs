@@ -1,0 +1,302 @@
+//! One indexed blob or action result, in 48 bytes.
+
+use gorego_storage::{Digest, DigestFunction};
+
+/// What an index key names besides the hash.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Space {
+    /// A blob.
+    Cas,
+    /// An action result under an instance name, by its number in the instance table.
+    Ac(u32),
+}
+
+/// The name of an entry. Hashes longer than 32 bytes are cut: the index may then be unable to tell
+/// two blobs apart, and the file has the last word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Key {
+    pub(crate) hash: [u8; 32],
+    pub(crate) function: DigestFunction,
+    pub(crate) space: Space,
+}
+
+impl Key {
+    pub(crate) fn cas(digest: &Digest) -> Self {
+        Self {
+            hash: digest.hash_prefix(),
+            function: digest.function(),
+            space: Space::Cas,
+        }
+    }
+
+    pub(crate) fn ac(action: &Digest, instance: u32) -> Self {
+        Self {
+            hash: action.hash_prefix(),
+            function: action.function(),
+            space: Space::Ac(instance),
+        }
+    }
+}
+
+/// Sizes from here on do not fit an entry: 1 TiB.
+pub(crate) const SIZE_END: u64 = 1 << SIZE_BITS;
+/// Instance numbers from here on do not fit an entry.
+pub(crate) const INSTANCE_END: u32 = 1 << INSTANCE_BITS;
+
+const SIZE_BITS: u32 = 40;
+const TIME_BITS: u32 = 40;
+const INSTANCE_BITS: u32 = 24;
+/// 2020-01-01, from which last uses count in milliseconds; 40 bits last until 2054.
+const EPOCH_MS: u64 = 1_577_836_800_000;
+
+const LEASED: u64 = 1 << 44;
+const IN_DOUBT: u64 = 1 << 45;
+const DIRTY: u64 = 1 << 46;
+const UPLOADED: u64 = 1 << 47;
+const PIN: u64 = 1 << 48;
+const PINS: u64 = 0xffff << 48;
+
+/// The kind of lease that a use of an entry gives it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Lease {
+    /// No lease.
+    #[default]
+    None,
+    /// The shorter lease, of uploads.
+    Upload,
+    /// The longer lease, of blobs and results reported to a client.
+    Full,
+}
+
+/// Durations of leases, in milliseconds.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Terms {
+    pub(crate) full_ms: u64,
+    pub(crate) upload_ms: u64,
+}
+
+/// A packed entry. `what`: size (40 bits), action result or blob and function (4), flags (4), pins
+/// (16). `when`: last use (40), instance number (24).
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Entry {
+    hash: [u8; 32],
+    what: u64,
+    when: u64,
+}
+
+impl Entry {
+    /// Fills unused slots.
+    pub(crate) const EMPTY: Self = Self {
+        hash: [0; 32],
+        what: 0,
+        when: 0,
+    };
+
+    pub(crate) fn new(key: &Key, size: u64, last_use_ms: u64) -> Self {
+        let (tag, instance) = tag(key);
+        let mut entry = Self {
+            hash: key.hash,
+            what: size.min(SIZE_END - 1) | (tag << SIZE_BITS),
+            when: u64::from(instance) << TIME_BITS,
+        };
+        entry.set_last_use(last_use_ms);
+        entry
+    }
+
+    pub(crate) fn key(&self) -> Key {
+        let tag = (self.what >> SIZE_BITS) & 15;
+        let function = match tag & 7 {
+            0 => DigestFunction::Sha256,
+            1 => DigestFunction::Blake3,
+            2 => DigestFunction::Sha1,
+            3 => DigestFunction::Sha384,
+            _ => DigestFunction::Sha512,
+        };
+        let instance = (self.when >> TIME_BITS) as u32;
+        let space = if tag & 8 == 0 {
+            Space::Cas
+        } else {
+            Space::Ac(instance)
+        };
+        Key {
+            hash: self.hash,
+            function,
+            space,
+        }
+    }
+
+    pub(crate) fn is(&self, key: &Key) -> bool {
+        self.hash == key.hash && {
+            let (tag, instance) = tag(key);
+            (self.what >> SIZE_BITS) & 15 == tag && self.when >> TIME_BITS == u64::from(instance)
+        }
+    }
+
+    pub(crate) const fn size(&self) -> u64 {
+        self.what & (SIZE_END - 1)
+    }
+
+    /// The room that a file of this size takes on the disk.
+    pub(crate) const fn room(&self) -> u64 {
+        room_of(self.size())
+    }
+
+    /// In milliseconds since the Unix epoch.
+    pub(crate) const fn last_use(&self) -> u64 {
+        (self.when & ((1 << TIME_BITS) - 1)) + EPOCH_MS
+    }
+
+    pub(crate) fn set_last_use(&mut self, ms: u64) {
+        let ticks = ms.saturating_sub(EPOCH_MS).min((1 << TIME_BITS) - 1);
+        self.when = (self.when >> TIME_BITS << TIME_BITS) | ticks;
+    }
+
+    /// Whether it has a lease at this time. Either lease begins anew with each use.
+    pub(crate) const fn is_leased(&self, now_ms: u64, terms: Terms) -> bool {
+        let term = if self.what & LEASED != 0 {
+            terms.full_ms
+        } else if self.what & UPLOADED != 0 {
+            terms.upload_ms
+        } else {
+            return false;
+        };
+        self.last_use().saturating_add(term) > now_ms
+    }
+
+    pub(crate) const fn is_in_doubt(&self) -> bool {
+        self.what & IN_DOUBT != 0
+    }
+
+    pub(crate) const fn is_dirty(&self) -> bool {
+        self.what & DIRTY != 0
+    }
+
+    pub(crate) const fn is_pinned(&self) -> bool {
+        self.what & PINS != 0
+    }
+
+    /// Gives it a lease; one that it has is never shortened.
+    pub(crate) const fn lease(&mut self, lease: Lease) {
+        self.what |= match lease {
+            Lease::None => 0,
+            Lease::Upload => UPLOADED,
+            Lease::Full => LEASED,
+        };
+    }
+
+    pub(crate) const fn set_in_doubt(&mut self, doubt: bool) {
+        self.what = if doubt {
+            self.what | IN_DOUBT
+        } else {
+            self.what & !IN_DOUBT
+        };
+    }
+
+    pub(crate) const fn set_dirty(&mut self, dirty: bool) {
+        self.what = if dirty {
+            self.what | DIRTY
+        } else {
+            self.what & !DIRTY
+        };
+    }
+
+    /// Takes over who uses its predecessor.
+    pub(crate) const fn inherit(&mut self, old: &Self) {
+        self.what |= old.what & (PINS | LEASED | UPLOADED);
+    }
+
+    pub(crate) const fn pin(&mut self) {
+        if self.what & PINS != PINS {
+            self.what += PIN;
+        }
+    }
+
+    pub(crate) const fn unpin(&mut self) {
+        if self.what & PINS != 0 {
+            self.what -= PIN;
+        }
+    }
+}
+
+/// The room that a file of `size` bytes takes: whole blocks of 4 KiB, as on most file systems.
+pub(crate) const fn room_of(size: u64) -> u64 {
+    size.saturating_add(4095) & !4095
+}
+
+fn tag(key: &Key) -> (u64, u32) {
+    let function = match key.function {
+        DigestFunction::Sha256 => 0,
+        DigestFunction::Blake3 => 1,
+        DigestFunction::Sha1 => 2,
+        DigestFunction::Sha384 => 3,
+        DigestFunction::Sha512 => 4,
+    };
+    match key.space {
+        Space::Cas => (function, 0),
+        Space::Ac(instance) => (function | 8, instance),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn packing_keeps_every_field(
+            hash: [u8; 32],
+            function in 0usize..5,
+            instance in proptest::option::of(0..INSTANCE_END),
+            size in 0..SIZE_END,
+            ms in EPOCH_MS..EPOCH_MS + (1 << TIME_BITS),
+            pins in 0u32..3,
+        ) {
+            let function = DigestFunction::ALL[function];
+            let space = instance.map_or(Space::Cas, Space::Ac);
+            let key = Key { hash, function, space };
+            let mut entry = Entry::new(&key, size, ms);
+            for _ in 0..pins { entry.pin(); }
+            entry.lease(Lease::Full);
+            entry.set_dirty(true);
+            prop_assert!(entry.is(&key));
+            prop_assert_eq!((entry.key(), entry.size(), entry.last_use()), (key, size, ms));
+            prop_assert_eq!(entry.is_pinned(), pins > 0);
+            let terms = Terms { full_ms: 1, upload_ms: 0 };
+            prop_assert!(entry.is_leased(ms, terms) && !entry.is_leased(ms + 1, terms));
+            prop_assert!(entry.is_dirty() && !entry.is_in_doubt());
+            for _ in 0..pins { entry.unpin(); }
+            prop_assert!(!entry.is_pinned());
+        }
+    }
+
+    #[test]
+    fn an_upload_never_shortens_a_lease() {
+        let key = Key::cas(&DigestFunction::Sha256.digest(b"x"));
+        let terms = Terms {
+            full_ms: 100,
+            upload_ms: 10,
+        };
+        let mut entry = Entry::new(&key, 1, EPOCH_MS);
+        let leased_until = |entry: &Entry| {
+            let ends = (0..200).find(|after| !entry.is_leased(EPOCH_MS + after, terms));
+            ends.unwrap_or(200)
+        };
+        assert_eq!(leased_until(&entry), 0);
+        entry.lease(Lease::Upload);
+        assert_eq!(leased_until(&entry), 10);
+        entry.lease(Lease::Full);
+        entry.lease(Lease::Upload);
+        assert_eq!(leased_until(&entry), 100);
+        let mut replaced = Entry::new(&key, 1, EPOCH_MS);
+        replaced.lease(Lease::Upload);
+        replaced.inherit(&entry);
+        assert_eq!(leased_until(&replaced), 100);
+    }
+
+    #[test]
+    fn an_entry_takes_48_bytes() {
+        assert_eq!(size_of::<Entry>(), 48);
+    }
+}

@@ -1,0 +1,110 @@
+use super::*;
+use gorego_storage::{DigestFunction, EntryId};
+
+fn key(n: u64) -> Key {
+    Key::cas(&DigestFunction::Sha256.digest(&n.to_le_bytes()))
+}
+
+#[test]
+fn usage_follows_insertion_replacement_and_removal() {
+    let index = Index::new();
+    for n in 0..10_000 {
+        index.insert_found(&key(n), n + 1, 0, n % 2 == 0);
+    }
+    assert_eq!((index.count(), index.in_doubt()), (10_000, 5_000));
+    index.insert(&key(1), 5000, 0);
+    assert!(!index.insert_found(&key(1), 7, 0, false));
+    index.trust(&key(0));
+    assert_eq!(
+        index.peek(&key(1)),
+        Some(Seen {
+            size: 5000,
+            in_doubt: false
+        })
+    );
+    for n in 0..10_000 {
+        assert!(index.remove(&key(n)).is_some());
+    }
+    assert_eq!((index.count(), index.bytes(), index.in_doubt()), (0, 0, 0));
+}
+
+#[test]
+fn an_entry_is_in_use_as_long_as_its_predecessor_removed_or_not() {
+    let how = Use {
+        lease: Lease::Full,
+        pin: true,
+    };
+    let index = Index::new();
+    let removed = || index.remove_if(&key(1), |entry| !entry.is_pinned());
+    for is_removed in [false, true] {
+        index.insert_found(&key(1), 1, 0, true);
+        for _ in 0..3 {
+            index.touch(&key(1), None, 5, how);
+        }
+        if is_removed {
+            index.remove(&key(1));
+        }
+        index.unpin(&key(1));
+        index.insert(&key(1), 1, 7);
+        index.unpin(&key(1));
+        assert!(removed().is_none());
+        index.unpin(&key(1));
+        let entry = removed().unwrap();
+        let terms = Terms {
+            full_ms: u64::MAX / 2,
+            upload_ms: 0,
+        };
+        assert!(entry.is_leased(u64::MAX / 2, terms) && !entry.is_in_doubt());
+    }
+    index.insert(&key(1), 1, 0);
+    index.touch(&key(1), None, 5, how);
+    index.remove(&key(1));
+    index.unpin(&key(1));
+    assert!(index.shards.iter().all(|shard| lock(shard).gone.is_empty()));
+}
+
+#[test]
+fn the_same_hash_in_another_space_or_function_is_another_entry() {
+    let index = Index::new();
+    let cas = key(1);
+    index.insert(&cas, 1, 0);
+    assert_eq!(
+        index.peek(&Key {
+            space: Space::Ac(0),
+            ..cas
+        }),
+        None
+    );
+    assert_eq!(
+        index.peek(&Key {
+            function: DigestFunction::Blake3,
+            ..cas
+        }),
+        None
+    );
+}
+
+#[test]
+fn visiting_shows_each_entry_once_and_its_number_finds_it() {
+    let index = Index::new();
+    for n in 0..5000 {
+        index.insert(&key(n), 1, n);
+    }
+    index.remove(&key(17));
+    let mut seen = std::collections::HashSet::new();
+    let mut ids = Vec::new();
+    index.visit(|id, entry| {
+        assert!(seen.insert(entry.key()));
+        ids.push(id);
+    });
+    assert_eq!(seen.len(), 4999);
+    assert!(ids.iter().all(|id| index.by_id(*id).is_some()));
+    let mut next = EntryId(0);
+    let mut walked = Vec::new();
+    while let Some((id, _)) = index.first_from(next) {
+        walked.push(id);
+        next = EntryId(id.0 + 1);
+    }
+    ids.sort_unstable();
+    assert_eq!(walked, ids);
+}

@@ -1,0 +1,189 @@
+//! Numbers for instance names, so that an index entry names its instance in 24 bits.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::{Arc, Mutex, PoisonError, RwLock},
+};
+
+use super::{core::Core, layout::InstanceHash};
+use crate::index::{InstanceUse, Space};
+use gorego_storage::{Error, Result};
+
+/// How many instance names one store tells apart.
+const MAX: usize = if cfg!(test) { 64 } else { 1 << 16 };
+/// The number of instance names forgotten when all numbers are taken, so that not every new name
+/// searches the index.
+const FORGOTTEN: usize = MAX / 16;
+const _: () = assert!(MAX <= crate::index::INSTANCE_END as usize);
+
+/// The instances that have an action result, or had one.
+#[derive(Default)]
+pub(super) struct Instances {
+    table: RwLock<Table>,
+    /// Held while a new name gets a number, which may take a look through the index.
+    naming: Mutex<()>,
+}
+
+#[derive(Default)]
+struct Table {
+    numbers: HashMap<InstanceHash, u32>,
+    /// By number; those without a name are free.
+    instances: Vec<Option<Instance>>,
+    /// Where to look for a free number.
+    free: Vec<u32>,
+}
+
+struct Instance {
+    hash: InstanceHash,
+    /// Shared with those who are about to write a result.
+    users: Arc<()>,
+}
+
+/// An instance's number, which stays the same for as long as this lives, and after that for as
+/// long as the index has a result of it.
+pub(super) struct Interned {
+    pub(super) number: u32,
+    _user: Arc<()>,
+}
+
+impl Instances {
+    /// The instance's number, if it has one.
+    pub(super) fn number(&self, hash: &InstanceHash) -> Option<u32> {
+        self.table
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .numbers
+            .get(hash)
+            .copied()
+    }
+
+    /// The instance's number, if it has one, for use.
+    pub(super) fn find(&self, hash: &InstanceHash) -> Option<Interned> {
+        let table = self.table.read().unwrap_or_else(PoisonError::into_inner);
+        table.find(hash)
+    }
+
+    /// The instance's number; a new one when it has none. `used` tells which numbers the index
+    /// uses, if it knows, and is asked only when all are taken. `None` when all stay taken.
+    pub(super) fn intern(
+        &self,
+        hash: &InstanceHash,
+        used: impl FnOnce() -> Option<HashMap<u32, InstanceUse>>,
+    ) -> Option<Interned> {
+        let mut table = self.table.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some(interned) = table.find(hash) {
+            return Some(interned);
+        }
+        if table.free.is_empty()
+            && table.instances.len() == MAX
+            && let Some(used) = used()
+        {
+            table.release_all_but(&used);
+        }
+        table.add(hash)
+    }
+
+    /// The instance with this number.
+    pub(super) fn hash(&self, number: u32) -> Option<InstanceHash> {
+        let table = self.table.read().unwrap_or_else(PoisonError::into_inner);
+        let instance = table.instances.get(usize::try_from(number).ok()?)?.as_ref();
+        instance.map(|instance| instance.hash)
+    }
+}
+
+impl Core {
+    /// A number for a new instance name. When all are taken, names that have few results and were not
+    /// used lately are forgotten. Blocks.
+    pub(super) fn name_instance(&self, hash: &InstanceHash) -> Result<Interned> {
+        let naming = self.instances.naming.lock();
+        let _turn = naming.unwrap_or_else(PoisonError::into_inner);
+        // Before the scan, the index does not know them all.
+        let used = || self.is_scanned().then(|| self.index.instances());
+        if let Some(interned) = self.instances.intern(hash, used) {
+            return Ok(interned);
+        }
+        if self.is_scanned() {
+            self.forget_instances();
+        }
+        self.instances.intern(hash, used).ok_or_else(|| {
+            Error::Unavailable(format!(
+                "all {MAX} instance names of the action cache are taken, and none can be evicted \
+                 before the data directory is scanned"
+            ))
+        })
+    }
+
+    /// Removes the results of the instance names that have the fewest, of those the least recently used.
+    fn forget_instances(&self) {
+        let uses = self.index.instances().into_iter();
+        let mut uses: Vec<_> = uses.map(|(number, used)| (used, number)).collect();
+        uses.sort_unstable();
+        let oldest = uses.into_iter().take(FORGOTTEN);
+        let forgotten: HashSet<u32> = oldest.map(|(_, number)| number).collect();
+        let mut keys = Vec::new();
+        self.index.visit(|_, entry| {
+            let key = entry.key();
+            if matches!(key.space, Space::Ac(number) if forgotten.contains(&number)) {
+                keys.push(key);
+            }
+        });
+        let results = keys.len();
+        for key in keys {
+            if let Err(error) = self.remove_if(&key, |entry| !entry.is_pinned()) {
+                tracing::warn!(%error, "could not remove an action result");
+            }
+        }
+        tracing::warn!(
+            instances = forgotten.len(),
+            results,
+            "all {MAX} instance names were taken; removed the results of those with the fewest"
+        );
+    }
+}
+
+impl Table {
+    fn find(&self, hash: &InstanceHash) -> Option<Interned> {
+        let number = *self.numbers.get(hash)?;
+        let instance = self
+            .instances
+            .get(usize::try_from(number).ok()?)?
+            .as_ref()?;
+        Some(Interned {
+            number,
+            _user: Arc::clone(&instance.users),
+        })
+    }
+
+    fn add(&mut self, hash: &InstanceHash) -> Option<Interned> {
+        let number = match self.free.pop() {
+            Some(number) => number,
+            None if self.instances.len() < MAX => {
+                self.instances.push(None);
+                u32::try_from(self.instances.len() - 1).ok()?
+            }
+            None => return None,
+        };
+        *self.instances.get_mut(usize::try_from(number).ok()?)? = Some(Instance {
+            hash: *hash,
+            users: Arc::default(),
+        });
+        self.numbers.insert(*hash, number);
+        self.find(hash)
+    }
+
+    /// Frees the numbers that nobody is about to use, except those of `used`.
+    fn release_all_but(&mut self, used: &HashMap<u32, InstanceUse>) {
+        for (number, place) in (0..).zip(&mut self.instances) {
+            let idle = |instance: &mut Instance| {
+                !used.contains_key(&number) && Arc::strong_count(&instance.users) == 1
+            };
+            if let Some(instance) = place.take_if(idle) {
+                self.numbers.remove(&instance.hash);
+                self.free.push(number);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

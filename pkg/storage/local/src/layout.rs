@@ -1,0 +1,183 @@
+//! Where things lie under the data directory. All paths are relative to it.
+//!
+//! `cas/ab/cd/<hash>` (other functions below `cas/<function>/`), `ac/<function>/<instance>/ab/cd/<hash>`,
+//! and, never beside them, `tmp`, `uploads` and `quarantine`.
+
+use crate::index::{Key, Space};
+use gorego_storage::{Digest, DigestFunction, UploadId, to_hex};
+
+/// Files on their way to their place; emptied at start.
+pub(super) const TMP: &str = "tmp";
+/// Uploads that broke off and may go on.
+pub(super) const UPLOADS: &str = "uploads";
+/// Files whose content was found not to match their name.
+pub(super) const QUARANTINE: &str = "quarantine";
+/// Blobs.
+pub(super) const CAS: &str = "cas";
+/// Action results.
+pub(super) const AC: &str = "ac";
+
+/// The folders that are created at the start, and recreated when they were removed.
+pub(super) const ROOTS: [&str; 5] = [TMP, UPLOADS, QUARANTINE, CAS, AC];
+/// The layout's version.
+pub(super) const VERSION_FILE: &str = "VERSION";
+/// Held by the process that has the data directory.
+pub(super) const LOCK_FILE: &str = "lock";
+
+/// The name under which an instance's action results lie: its name may hold any character.
+pub(super) type InstanceHash = [u8; 16];
+
+/// The hash of an instance name.
+pub(super) fn instance_hash(instance: &str) -> InstanceHash {
+    let digest = DigestFunction::Sha256.digest(instance.as_bytes());
+    digest.hash().first_chunk().copied().unwrap_or_default()
+}
+
+/// The folder of a function's blobs.
+pub(super) fn cas_folder(function: DigestFunction) -> String {
+    match function {
+        DigestFunction::Sha256 => CAS.to_owned(),
+        other => format!("{CAS}/{other}"),
+    }
+}
+
+/// The folder of an instance's action results.
+pub(super) fn ac_folder(function: DigestFunction, instance: &InstanceHash) -> String {
+    format!("{AC}/{function}/{}", to_hex(instance))
+}
+
+/// The folders right below [`CAS`] and [`AC`], one for each digest function that has its own.
+pub(super) fn subfolders() -> impl Iterator<Item = String> {
+    let below = |tree| DigestFunction::ALL.map(move |function| format!("{tree}/{function}"));
+    [CAS, AC].into_iter().flat_map(below)
+}
+
+/// Whether a folder is the root of a tree or above one, and stays whatever is in it.
+pub(super) fn is_root(path: &str) -> bool {
+    let is_function = |name| DigestFunction::ALL.iter().any(|f| f.to_string() == name);
+    match path.split_once('/') {
+        None => true,
+        Some((CAS | AC, name)) => is_function(name),
+        Some(_) => false,
+    }
+}
+
+/// A blob's file.
+pub(super) fn blob_path(digest: &Digest) -> String {
+    file_path(&cas_folder(digest.function()), &digest.hex())
+}
+
+/// An action result's file.
+pub(super) fn action_path(action: &Digest, instance: &InstanceHash) -> String {
+    file_path(&ac_folder(action.function(), instance), &action.hex())
+}
+
+/// `<folder>/ab/cd/<hex>`.
+pub(super) fn file_path(folder: &str, hex: &str) -> String {
+    let (first, second) = (
+        hex.get(..2).unwrap_or_default(),
+        hex.get(2..4).unwrap_or_default(),
+    );
+    [folder, first, second, hex].join("/")
+}
+
+/// A partial upload's file: which blob, and a hash of the client's name for the upload.
+pub(super) fn upload_path(digest: &Digest, upload: &UploadId) -> String {
+    let id = DigestFunction::Sha256.digest(upload.as_str().as_bytes());
+    let id = to_hex(id.hash().get(..16).unwrap_or_default());
+    format!(
+        "{UPLOADS}/{}-{}-{}-{id}",
+        digest.function(),
+        digest.hex(),
+        digest.size()
+    )
+}
+
+/// The index key of a file named `name` in `folder` of this space; `None` for a foreign file.
+pub(super) fn key_of(name: &str, function: DigestFunction, space: Space) -> Option<Key> {
+    let digest = Digest::parse(Some(function), name, 0).ok()?;
+    Some(Key {
+        hash: digest.hash_prefix(),
+        function,
+        space,
+    })
+}
+
+/// Whether a file lies in the folders that its name asks for.
+pub(super) fn belongs(path: &str) -> bool {
+    let mut parts = path.rsplit('/');
+    let (name, second, first) = (parts.next(), parts.next(), parts.next());
+    name.is_some_and(|name| name.get(..2) == first && name.get(2..4) == second)
+}
+
+/// What the file of `key` is called: its whole name, or how the name begins when the index holds
+/// only the first half of the hash.
+pub(super) fn name_of(key: &Key) -> FileName {
+    let len = key.function.hash_len();
+    let hex = to_hex(key.hash.get(..len).unwrap_or(&key.hash));
+    if len <= key.hash.len() {
+        FileName::Whole(hex)
+    } else {
+        FileName::Prefix(hex)
+    }
+}
+
+/// See [`name_of`].
+pub(super) enum FileName {
+    /// The name.
+    Whole(String),
+    /// Its beginning.
+    Prefix(String),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_operator_finds_a_blob_by_its_hash() {
+        let digest = DigestFunction::Sha256.digest(b"x");
+        let hex = digest.hex();
+        assert_eq!(
+            blob_path(&digest),
+            format!("cas/{}/{}/{hex}", &hex[..2], &hex[2..4])
+        );
+        let digest = DigestFunction::Blake3.digest(b"x");
+        let hex = digest.hex();
+        assert_eq!(
+            blob_path(&digest),
+            format!("cas/blake3/{}/{}/{hex}", &hex[..2], &hex[2..4])
+        );
+    }
+
+    #[test]
+    fn a_file_name_gives_back_its_key() {
+        for function in DigestFunction::ALL {
+            let digest = function.digest(b"x");
+            assert_eq!(
+                key_of(&digest.hex(), function, Space::Cas),
+                Some(Key::cas(&digest))
+            );
+            match name_of(&Key::cas(&digest)) {
+                FileName::Whole(name) => assert_eq!(name, digest.hex()),
+                FileName::Prefix(name) => assert!(digest.hex().starts_with(&name)),
+            }
+        }
+        assert_eq!(
+            key_of("notes.txt", DigestFunction::Sha256, Space::Cas),
+            None
+        );
+    }
+
+    #[test]
+    fn uploads_of_other_blobs_or_names_have_other_files() {
+        let (a, b) = (
+            DigestFunction::Sha256.digest(b"a"),
+            DigestFunction::Sha256.digest(b"b"),
+        );
+        let (u, v) = (UploadId::new("u"), UploadId::new("../../v"));
+        let names = [(&a, &u), (&b, &u), (&a, &v)].map(|(digest, id)| upload_path(digest, id));
+        assert!(names[0] != names[1] && names[0] != names[2]);
+        assert!(names.iter().all(|name| name.matches('/').count() == 1));
+    }
+}

@@ -1,0 +1,132 @@
+//! Recreates folders and files that were removed from the data directory while the store is open.
+
+use std::{
+    io::ErrorKind,
+    sync::{PoisonError, atomic::Ordering::Relaxed},
+};
+
+use super::{
+    core::Core,
+    files::Files,
+    layout::{self, LOCK_FILE, ROOTS, VERSION_FILE},
+    scan,
+    store::{lock, write_version},
+};
+use crate::index::{Key, SHARDS};
+use gorego_storage::{DigestFunction, Error, Result};
+
+impl Files {
+    /// Recreates the folders and the version of the data directory where they are missing.
+    pub(super) fn restore(&self) -> Result<()> {
+        let mut made = Vec::new();
+        let mut make = || {
+            let mut folders = ROOTS.iter();
+            folders.try_for_each(|folder| self.make_dir(folder, |path| made.push(path)))
+        };
+        match make() {
+            // The data directory itself was removed.
+            Err(Error::Io { source, .. }) if source.kind() == ErrorKind::NotFound => {
+                self.reopen()?;
+                make()?;
+            }
+            done => done?,
+        }
+        let dir = self.path("");
+        if !self.is_there(VERSION_FILE)? {
+            write_version(&dir)
+                .map_err(|error| Error::io("writing", self.path(VERSION_FILE), error))?;
+            made.push(VERSION_FILE);
+        }
+        if !made.is_empty() {
+            let dir = dir.display();
+            tracing::warn!(?made, %dir, "recreated what was removed from the data directory");
+            self.cleared.store(true, Relaxed);
+        }
+        Ok(())
+    }
+}
+
+impl Core {
+    /// Brings the data directory back into the state that the start left it in, the lock included.
+    /// Blocks.
+    pub(super) fn repair(&self) -> Result<()> {
+        let held = self.lock_file.lock();
+        let mut held = held.unwrap_or_else(PoisonError::into_inner);
+        let Some(file) = &*held else {
+            return Ok(());
+        };
+        self.files.restore()?;
+        if !self.files.is_same(file, LOCK_FILE)? {
+            let locked = lock(&self.files.path(""));
+            *held = Some(locked.map_err(|error| Error::Unavailable(error.to_string()))?);
+        }
+        Ok(())
+    }
+
+    /// Compares the index with the disk after folders were removed: forgets entries without a file
+    /// and counts the folders again. Blocks.
+    pub(super) fn forget_cleared(&self) -> Result<()> {
+        if !self.is_scanned() || !self.files.cleared.swap(false, Relaxed) {
+            return Ok(());
+        }
+        let compared = self.compare_with_disk();
+        // After an error it is due again.
+        self.files.cleared.fetch_or(compared.is_err(), Relaxed);
+        compared
+    }
+
+    fn compare_with_disk(&self) -> Result<()> {
+        let mut lost = 0_u64;
+        for part in 0..SHARDS {
+            let mut keys = Vec::new();
+            self.index
+                .visit_part(part, |_, entry| keys.push(entry.key()));
+            for key in keys.iter().take_while(|_| !self.cancel.is_cancelled()) {
+                lost += u64::from(self.drop_if_gone(key)?);
+            }
+        }
+        self.recount_folders()?;
+        if lost > 0 {
+            tracing::warn!(
+                lost,
+                "dropped blobs and action results whose files were removed"
+            );
+        }
+        Ok(())
+    }
+
+    /// Drops an entry whose file is gone; says whether it did. Blocks.
+    pub(super) fn drop_if_gone(&self, key: &Key) -> Result<bool> {
+        let _changing = self.lock(key);
+        let gone = self.locate(key)?.is_none() && self.index.remove(key).is_some();
+        self.counters.lost.fetch_add(u64::from(gone), Relaxed);
+        Ok(gone)
+    }
+
+    fn recount_folders(&self) -> Result<()> {
+        let _changing = self.files.folders.changing();
+        let mut count = 0;
+        for function in DigestFunction::ALL {
+            count += self.folders_below(&layout::cas_folder(function))?;
+            for instance in scan::instances_of(&self.files, function)? {
+                count += 1 + self.folders_below(&layout::ac_folder(function, &instance))?;
+            }
+        }
+        self.files.folders.recounted(count);
+        Ok(())
+    }
+
+    /// The folders `ab` and `ab/cd` of a tree.
+    fn folders_below(&self, tree: &str) -> Result<u64> {
+        let folders = |path: &str| -> Result<Vec<String>> {
+            let mut names = self.files.list(path)?;
+            names.retain(|name| name.len() == 2);
+            Ok(names)
+        };
+        let mut count = 0;
+        for name in folders(tree)? {
+            count += 1 + folders(&format!("{tree}/{name}"))?.len() as u64;
+        }
+        Ok(count)
+    }
+}

@@ -1,0 +1,89 @@
+//! Notices that a peer restarted without its blobs although no call failed.
+
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    time::Duration,
+};
+
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    sync::Notify,
+    time,
+};
+use tokio_util::io::InspectReader;
+
+use super::{missing, peer::Peer};
+use gorego_storage::{Digest, InstanceName};
+
+/// The least time between two checks, for peers that close each connection soon.
+const PAUSE: Duration = Duration::from_secs(5);
+
+const LOST: &str = "the backing cache lost a blob between two connections; \
+                    it is asked again for every blob";
+
+/// A blob that the peer is known to have. When a connection is lost, the peer is asked for it again.
+#[derive(Debug, Default)]
+pub(super) struct Canary(Mutex<Option<Digest>>);
+
+impl Canary {
+    fn digest(&self) -> MutexGuard<'_, Option<Digest>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Records that the peer has this blob. The empty blob is always there, and tells nothing.
+    pub(super) fn set(&self, digest: &Digest) {
+        if !digest.is_empty_blob() {
+            *self.digest() = Some(*digest);
+        }
+    }
+
+    /// Asks for the blob once after each loss of a connection, until the peer is dropped. An idle
+    /// connection that a balancer closes costs a short call, and nothing that is known.
+    pub(super) async fn watch(self: Arc<Self>, peer: Weak<Peer>, instance: InstanceName) {
+        let Some(lost) = peer.upgrade().map(|peer| Arc::clone(peer.lost())) else {
+            return;
+        };
+        loop {
+            lost.notified().await;
+            let Some(peer) = peer.upgrade() else { return };
+            let Some(digest) = self.digest().take() else {
+                continue;
+            };
+            let answer = missing::lacks(&peer, instance.as_str(), &digest).await;
+            if let Ok(true) = answer {
+                tracing::info!(peer = &**peer.name(), %digest, "{LOST}");
+                peer.lost_blobs();
+            } else {
+                self.digest().get_or_insert(digest);
+            }
+            if let Err(failure) = answer {
+                tracing::debug!(%digest, %failure, "could not ask for a blob");
+                // An outage was counted as one. Whatever else failed says nothing of the blob.
+                if !failure.is_outage() || failure.asks_to_slow_down() {
+                    lost.notify_one();
+                }
+            }
+            drop(peer);
+            time::sleep(PAUSE).await;
+        }
+    }
+}
+
+/// A connection that notifies `lost` when it ends.
+pub(super) fn watched<S: AsyncRead + AsyncWrite>(
+    stream: S,
+    lost: Arc<Notify>,
+) -> InspectReader<S, impl FnMut(&[u8]) + Send + Unpin> {
+    let guard = Guard(lost);
+    InspectReader::new(stream, move |_: &[u8]| {
+        let _held = &guard;
+    })
+}
+
+struct Guard(Arc<Notify>);
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        self.0.notify_one();
+    }
+}

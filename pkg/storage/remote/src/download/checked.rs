@@ -1,0 +1,140 @@
+//! The checks of a download, and its new beginning where a resumption may be at fault.
+
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use tokio::time;
+
+use super::{super::failure::mismatch, Download};
+use gorego_storage::{Error, Hasher, Result};
+
+/// The number of bytes that a resumed download requests once more, to check that they are the same:
+/// some peers resume compressed content at another position.
+const OVERLAP: usize = 512;
+
+/// The time to wait for the end of a stream whose content is complete and correct.
+const GRACE: Duration = Duration::from_secs(1);
+
+impl Download {
+    /// Hashes a piece and returns its new part. A download ends only with the right content; if
+    /// that is wrong, nothing of the last piece is returned.
+    pub(super) async fn take(&mut self, mut piece: Bytes) -> Result<Bytes> {
+        let again = piece.split_to(piece.len().min(self.overlap.len()));
+        if again != self.overlap.split_to(again.len()) {
+            let actual = format!("other content when resumed after {} bytes", self.at);
+            self.is_wrong(self.wrong(&actual))?;
+            return Ok(Bytes::new());
+        }
+        let (at, before) = (self.at, self.resumed.then(|| self.hasher.clone()));
+        self.at += piece.len() as u64;
+        let checked = if self.at > self.digest.size() {
+            Err(self.too_long())
+        } else {
+            self.hash(at, &piece)?;
+            self.tail = end_of(&self.tail, &piece);
+            if self.at < self.digest.size() {
+                return Ok(piece);
+            }
+            self.end().await
+        };
+        match (checked, before) {
+            (Ok(()), _) => self.ended = true,
+            (Err(error), Some(before)) => {
+                (self.at, self.hasher) = (at, before);
+                self.is_wrong(error)?;
+                piece.clear();
+            }
+            (Err(error), None) => return Err(error),
+        }
+        Ok(piece)
+    }
+
+    /// Hashes a piece that begins at `at`. After a new beginning, what the reader has must come once more.
+    fn hash(&mut self, at: u64, piece: &[u8]) -> Result<()> {
+        let Some((given, hasher)) = self.given.as_ref().filter(|(given, _)| *given > at) else {
+            self.hasher.update(piece);
+            return Ok(());
+        };
+        let known = usize::try_from(given - at).unwrap_or(usize::MAX);
+        let (known, new) = piece.split_at(known.min(piece.len()));
+        self.hasher.update(known);
+        if at + known.len() as u64 == *given
+            && self.hasher.clone().finish() != hasher.clone().finish()
+        {
+            return Err(self.misled());
+        }
+        self.hasher.update(new);
+        Ok(())
+    }
+
+    /// Handles wrong content. If a resumption may have caused it, downloads everything anew, once
+    /// and uncompressed; bytes that the reader has are not given again.
+    pub(super) fn is_wrong(&mut self, error: Error) -> Result<()> {
+        if !self.resumed {
+            return Err(error);
+        }
+        if self.given.is_some() {
+            return Err(self.misled());
+        }
+        tracing::debug!(digest = %self.digest, %error, "beginning the download anew");
+        let hasher = Hasher::new(self.digest.function());
+        let given = std::mem::replace(&mut self.hasher, hasher);
+        // Nobody has what comes before what is wanted.
+        let given_to = Some(self.at).filter(|at| *at > self.wanted_from);
+        self.wanted_from = self.wanted_from.max(self.at);
+        self.given = Some((given_to.unwrap_or_default(), given));
+        self.be_plain();
+        self.arriving = None;
+        (self.at, self.begun_at, self.resumed) = (0, 0, false);
+        (self.tail, self.overlap) = (Bytes::new(), Bytes::new());
+        Ok(())
+    }
+
+    /// Returns the error of a reader that got wrong content from a resumption.
+    fn misled(&self) -> Error {
+        let (digest, peer) = (&self.digest, self.peer.name());
+        Error::Unavailable(format!(
+            "reading {digest}: {peer} resumed it with other content; read it again"
+        ))
+    }
+
+    pub(super) fn be_plain(&mut self) {
+        self.zstd = false;
+        self.name.clone_from(&self.plain_name);
+    }
+
+    /// Checks the content, and that no more of it arrives. The status of the peer after that does
+    /// not matter, nor whether it sends one.
+    async fn end(&mut self) -> Result<()> {
+        let actual = self.hasher.clone().finish();
+        if actual != self.digest {
+            return Err(self.wrong(&actual.to_string()));
+        }
+        let grace = self.peer.timeout().min(GRACE);
+        let outcome = time::timeout(grace, self.piece()).await;
+        self.arriving = None;
+        match outcome {
+            Ok(Ok(Some(_))) => Err(self.too_long()),
+            _ => Ok(()),
+        }
+    }
+
+    fn too_long(&self) -> Error {
+        self.wrong(&format!("more than {} bytes", self.digest.size()))
+    }
+
+    pub(super) fn wrong(&self, actual: &str) -> Error {
+        let peer = self.peer.name();
+        mismatch(&self.digest, format_args!("{actual}, from {peer}"))
+    }
+}
+
+/// The last bytes of `tail` and what came after it. A copy, which holds no large piece in memory.
+fn end_of(tail: &Bytes, piece: &Bytes) -> Bytes {
+    let of_piece = piece.slice(piece.len().saturating_sub(OVERLAP)..);
+    let missing = (OVERLAP - of_piece.len()).min(tail.len());
+    let mut end = BytesMut::with_capacity(OVERLAP);
+    end.extend_from_slice(&tail.slice(tail.len() - missing..));
+    end.extend_from_slice(&of_piece);
+    end.freeze()
+}

@@ -1,0 +1,70 @@
+//! The action cache of a peer.
+
+use async_trait::async_trait;
+use reapi::v2::{ActionResult, GetActionResultRequest, UpdateActionResultRequest};
+use tonic::Code;
+
+use super::{
+    RemoteStore,
+    bounded::{self, GET_RESULT, Limits, UPDATE_RESULT},
+    capabilities::function,
+};
+use gorego_storage::{ActionCache, Digest, Result, decoded::MAX_DECODED_RESULT};
+
+/// The largest action result that is taken, in bytes: what gRPC takes by default.
+const MAX_RESULT: usize = 4 << 20;
+
+const LIMITS: Limits = Limits {
+    encoded: MAX_RESULT,
+    decoded: MAX_DECODED_RESULT,
+};
+
+#[async_trait]
+impl ActionCache for RemoteStore {
+    async fn get(&self, instance: &str, action: &Digest) -> Result<Option<ActionResult>> {
+        let request = GetActionResultRequest {
+            instance_name: self.instance(instance).to_owned(),
+            action_digest: Some(action.to_proto()),
+            digest_function: function(action.function()),
+            ..GetActionResultRequest::default()
+        };
+        let answer = self.peer.call(0, |link| {
+            let request = request.clone();
+            async move { bounded::call(link, request, &GET_RESULT, LIMITS).await }
+        });
+        match answer.await {
+            Ok(result) => Ok(Some(result)),
+            Err(failure) if failure.code() == Some(Code::NotFound) => Ok(None),
+            Err(failure) => Err(self
+                .peer
+                .error(&format_args!("result of action {action}"), failure)),
+        }
+    }
+
+    /// An upper bound, whether or not there is a result: the peer does not say without sending it.
+    async fn size(&self, _: &str, _: &Digest) -> Result<u64> {
+        Ok(MAX_RESULT as u64)
+    }
+
+    async fn put(&self, instance: &str, action: &Digest, result: ActionResult) -> Result<()> {
+        let request = UpdateActionResultRequest {
+            instance_name: self.instance(instance).to_owned(),
+            action_digest: Some(action.to_proto()),
+            action_result: Some(result),
+            digest_function: function(action.function()),
+            ..UpdateActionResultRequest::default()
+        };
+        let answer = self.peer.call(MAX_RESULT as u64, |link| {
+            let request = request.clone();
+            async move { bounded::call(link, request, &UPDATE_RESULT, LIMITS).await }
+        });
+        match answer.await {
+            Ok(_) => Ok(()),
+            Err(failure) => {
+                let what = format_args!("storing the result of action {action}");
+                let error = self.peer.error(&what, failure);
+                Err(self.unless_lacking(action.function(), error))
+            }
+        }
+    }
+}
