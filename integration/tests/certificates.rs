@@ -268,7 +268,7 @@ async fn at_sighup_new_certificates_count_broken_ones_do_not_and_nothing_ends() 
 
     let warnings = || {
         let log = server.log();
-        log.matches("going on with what was read before").count()
+        log.matches("the previous content stays in use").count()
     };
     // There are some if the files were looked at while they were being replaced.
     let earlier = warnings();

@@ -192,7 +192,7 @@ async fn idle_connections_leave_descriptors_to_files_and_to_new_clients() {
         hard: 256,
     };
     let server = Server::start_limited(limit, &[]);
-    server.wait_for_log("limits.max_connections = 10000 is cut to 64");
+    server.wait_for_log("limits.max_connections = 10000 is reduced to 64");
     let _idle = idle_connections(&server, 300);
     assert_serves(&Client::connect(server.address()).await, 1).await;
 }
