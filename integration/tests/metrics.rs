@@ -8,7 +8,7 @@ use gorego_integration::{
     content::{blob, digest_of},
     link::Link,
     metrics::Metrics,
-    peer::{FaultyPeer, Seen},
+    peer::{FaultyPeer, PeerState},
     process::describe,
     server::{self, Server},
 };
@@ -88,7 +88,7 @@ async fn an_outage_of_the_backing_cache_and_its_end_can_be_seen() {
     assert!(bytes >= 3000, "{bytes} bytes");
 
     link.restore();
-    let arrived = |seen: &Seen| seen.action("", &action).as_ref() == Some(&result);
+    let arrived = |state: &PeerState| state.action("", &action).as_ref() == Some(&result);
     peer.wait_for(arrived).await;
     // The journal is told of it once the answer is there.
     let done = |metrics: &Metrics| journal(metrics) == [0; 3];
