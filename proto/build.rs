@@ -1,7 +1,6 @@
-//! Turns one `FileDescriptorSet` into message types, clients and servers.
+//! Generates message types, clients and servers from a `FileDescriptorSet`, without protoc.
 //!
-//! Cargo uses the committed `reapi.binpb`; a build that makes its own set from the protos names it
-//! in `REAPI_DESCRIPTOR_SET`. Either way no protoc runs here.
+//! The set is the committed `reapi.binpb`, or the file that `REAPI_DESCRIPTOR_SET` names.
 
 use std::{env, error::Error, fs, path::PathBuf};
 
