@@ -21,7 +21,7 @@ use std::{
 };
 
 use clap::Parser as _;
-use gorego_config::{Config, Loaded, Sources};
+use gorego_config::{Config, LoadedConfig, Sources};
 
 use crate::cli::{Cli, Command};
 
@@ -62,19 +62,19 @@ fn print(message: &dyn Display) {
     let _ = writeln!(io::stderr(), "gorego: {message}");
 }
 
-fn load(cli: &Cli) -> Result<Loaded, String> {
+fn load(cli: &Cli) -> Result<LoadedConfig, String> {
     let sources = Sources::from_process(cli.config.as_deref(), cli.set.clone())
         .map_err(|problem| problem.to_string())?;
     Config::load(&sources).map_err(|problems| problems.to_string())
 }
 
-fn warn(loaded: &Loaded) {
+fn warn(loaded: &LoadedConfig) {
     for warning in &loaded.warnings {
         print(&format_args!("warning: {warning}"));
     }
 }
 
-fn serve(loaded: &Loaded) -> ExitCode {
+fn serve(loaded: &LoadedConfig) -> ExitCode {
     if let Err(error) = logging::start(loaded.config.log_level) {
         print(&error);
         return ExitCode::from(EXIT_START);

@@ -2,7 +2,7 @@
 
 use std::io;
 
-use gorego_config::{ListenAddr, Loaded, Origin};
+use gorego_config::{ListenAddr, LoadedConfig, Origin};
 use tokio::net::TcpListener;
 
 const KEY: &str = "telemetry.metrics_addr";
@@ -20,7 +20,7 @@ pub(crate) struct Error {
 }
 
 /// Listens on the configured address, if there is one.
-pub(crate) async fn listen(loaded: &Loaded) -> Result<Option<TcpListener>, Error> {
+pub(crate) async fn listen(loaded: &LoadedConfig) -> Result<Option<TcpListener>, Error> {
     let Some(address) = &loaded.config.telemetry.metrics_addr else {
         return Ok(None);
     };

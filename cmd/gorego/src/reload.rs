@@ -27,7 +27,7 @@ pub(crate) fn hangups() -> io::Result<Signal> {
 
 /// All values that are reloaded from files.
 #[derive(Default)]
-pub(crate) struct Reloads(Vec<Watched>);
+pub(crate) struct Reloads(Vec<WatchedValue>);
 
 impl Reloads {
     /// Loads a value from `files`. The receiver has the newest value that loaded without an error.
@@ -43,7 +43,7 @@ impl Reloads {
         let known = states(&files);
         let (value, receiver) = watch::channel(load()?);
         if !files.is_empty() {
-            self.0.push(Watched {
+            self.0.push(WatchedValue {
                 files,
                 known,
                 unsettled: None,
@@ -86,7 +86,7 @@ impl Reloads {
 }
 
 /// A value and its files.
-struct Watched {
+struct WatchedValue {
     files: Vec<PathBuf>,
     /// The state of the files at the last load.
     known: Vec<FileState>,
@@ -95,7 +95,7 @@ struct Watched {
     load: Box<dyn FnMut() -> Result<(), String> + Send>,
 }
 
-impl Watched {
+impl WatchedValue {
     /// Reloads the value if `forced`, or if the files changed and did not change again since the last
     /// check.
     fn check(&mut self, forced: bool) {

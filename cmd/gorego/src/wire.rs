@@ -7,7 +7,7 @@ use std::{
     sync::Arc,
 };
 
-use gorego_config::{self as config, Config, Loaded};
+use gorego_config::{self as config, Config, LoadedConfig};
 use gorego_server::{self as server, Limits};
 use gorego_storage::{Chain, DigestFunction};
 use gorego_telemetry::{self as telemetry, Metrics, Sources};
@@ -47,7 +47,7 @@ pub(crate) enum Error {
 }
 
 /// Serves until a signal ends it.
-pub(crate) fn run(loaded: &Loaded) -> Result<(), Error> {
+pub(crate) fn run(loaded: &LoadedConfig) -> Result<(), Error> {
     let runtime = Runtime::new()?;
     let ended = runtime.block_on(serve(loaded));
     // Tasks that still block on the disk were cancelled; the process does not wait for them.
@@ -55,7 +55,7 @@ pub(crate) fn run(loaded: &Loaded) -> Result<(), Error> {
     ended
 }
 
-async fn serve(loaded: &Loaded) -> Result<(), Error> {
+async fn serve(loaded: &LoadedConfig) -> Result<(), Error> {
     let config = &loaded.config;
     let (signals, hangups) = (Signals::new()?, reload::hangups()?);
     let mut reloads = Reloads::default();

@@ -35,7 +35,7 @@ pub use choice::{
 };
 pub use headers::{Header, Headers};
 pub use later::{Cluster, Execution, Sandbox};
-pub use load::Loaded;
+pub use load::LoadedConfig;
 pub use origin::Origin;
 pub use problem::{Problem, Problems};
 pub use schema::{ActionCache, Config, Limits, LocalCache, Telemetry, Tls};

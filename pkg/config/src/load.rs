@@ -14,19 +14,19 @@ pub(crate) const HIDDEN: &str = "<hidden>";
 
 /// A valid configuration, with the origin of each value.
 #[derive(Debug)]
-pub struct Loaded {
+pub struct LoadedConfig {
     /// The values.
     pub config: Config,
     /// The file that was read, as the user named it.
     pub file: Option<PathBuf>,
     /// Warnings for the user, a line each: settings without effect, unknown variables.
     pub warnings: Vec<String>,
-    pub(crate) effective: Vec<Effective>,
+    pub(crate) effective: Vec<EffectiveValue>,
 }
 
 /// The resulting value of a key.
 #[derive(Debug)]
-pub(crate) struct Effective {
+pub(crate) struct EffectiveValue {
     pub(crate) name: String,
     /// The value in YAML, without secrets.
     pub(crate) value: String,
@@ -40,7 +40,7 @@ pub(crate) struct Effective {
 impl Config {
     /// Combines the sources. Fails with all problems at once: unknown keys, malformed values,
     /// impossible combinations.
-    pub fn load(sources: &Sources) -> Result<Loaded, Problems> {
+    pub fn load(sources: &Sources) -> Result<LoadedConfig, Problems> {
         let layers = Layers::new(sources, &Table::new());
         let mut config = Self::default();
         config.local_cache.dir.clone_from(&sources.places.cache);
@@ -64,7 +64,7 @@ impl Config {
         let file = sources.file.as_ref().map(|(path, _)| path.clone());
         let mut warnings = layers.warnings;
         warnings.extend(findings.warnings);
-        Ok(Loaded {
+        Ok(LoadedConfig {
             config,
             file,
             warnings,
@@ -73,14 +73,14 @@ impl Config {
     }
 }
 
-impl Loaded {
+impl LoadedConfig {
     /// Returns the origin of the value of a key such as `local_cache.dir`, or `None` for an unknown key.
     pub fn origin(&self, key: &str) -> Option<&Origin> {
         find(&self.effective, key).map(|effective| &effective.origin)
     }
 }
 
-pub(crate) fn find<'a>(effective: &'a [Effective], key: &str) -> Option<&'a Effective> {
+pub(crate) fn find<'a>(effective: &'a [EffectiveValue], key: &str) -> Option<&'a EffectiveValue> {
     effective.iter().find(|effective| effective.name == key)
 }
 
@@ -88,7 +88,7 @@ pub(crate) fn find<'a>(effective: &'a [Effective], key: &str) -> Option<&'a Effe
 struct Assignment<'a> {
     settings: BTreeMap<String, Vec<Setting>>,
     places: &'a Places,
-    effective: Vec<Effective>,
+    effective: Vec<EffectiveValue>,
     problems: Vec<Problem>,
 }
 
@@ -118,7 +118,7 @@ impl Visitor for Assignment<'_> {
             }
         }
         let masked = value.masked();
-        self.effective.push(Effective {
+        self.effective.push(EffectiveValue {
             name,
             hidden: masked.is_some(),
             value: masked.unwrap_or_else(|| value.render()),

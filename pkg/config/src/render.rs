@@ -1,10 +1,10 @@
-use crate::Loaded;
+use crate::LoadedConfig;
 use crate::load::find;
 use crate::table::Table;
 
 const HEAD: &str = "# The effective configuration, with the origin of each value.\n";
 
-impl Loaded {
+impl LoadedConfig {
     /// Renders the effective configuration as a configuration file: every key with its value and, in a
     /// comment, the value's origin. Secrets are hidden.
     pub fn render(&self) -> String {

@@ -4,7 +4,7 @@ mod backing;
 
 use std::time::Duration;
 
-use crate::load::{Effective, find};
+use crate::load::{EffectiveValue, find};
 use crate::value::Value as _;
 use crate::{ByteSize, ClientAuth, Config, Limits, LocalCache, Origin, Problem, Tls};
 
@@ -20,13 +20,13 @@ const MIN_MEMORY: ByteSize = ByteSize::from_kib(64 << 10);
 
 /// Problems and warnings, each with the key, its value and the value's origin.
 pub(crate) struct Findings<'a> {
-    effective: &'a [Effective],
+    effective: &'a [EffectiveValue],
     pub(crate) problems: Vec<Problem>,
     pub(crate) warnings: Vec<String>,
 }
 
 /// Checks the configuration as a whole.
-pub(crate) fn validate<'a>(config: &Config, effective: &'a [Effective]) -> Findings<'a> {
+pub(crate) fn validate<'a>(config: &Config, effective: &'a [EffectiveValue]) -> Findings<'a> {
     let mut findings = Findings {
         effective,
         problems: Vec::new(),
@@ -67,7 +67,7 @@ impl Findings<'_> {
     }
 
     fn warn(&mut self, key: &str, reason: &str) {
-        if let Some(Effective {
+        if let Some(EffectiveValue {
             name,
             value,
             origin,

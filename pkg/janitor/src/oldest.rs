@@ -10,7 +10,7 @@ use crate::amount::{self, Amount};
 /// `at_most`. Buffers twice as many and partitions them now and then, which is several times cheaper
 /// than keeping them sorted.
 #[derive(Debug)]
-pub(crate) struct Oldest {
+pub(crate) struct OldestEntries {
     wanted: Amount,
     at_most: usize,
     kept: Vec<Candidate>,
@@ -18,7 +18,7 @@ pub(crate) struct Oldest {
     youngest: Option<Candidate>,
 }
 
-impl Oldest {
+impl OldestEntries {
     pub(crate) const fn new(wanted: Amount, at_most: usize) -> Self {
         Self {
             wanted,

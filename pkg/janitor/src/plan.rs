@@ -5,7 +5,7 @@ use gorego_storage::Candidate;
 use crate::{
     Amount, Demand,
     amount::total,
-    oldest::{Oldest, cover, merge},
+    oldest::{OldestEntries, cover, merge},
 };
 
 /// The most entries of each list of a plan. Others are left to the next plan.
@@ -16,8 +16,8 @@ const AT_MOST: usize = 16 * 1024;
 pub struct Planner {
     demand: Demand,
     at_most: usize,
-    unleased: Oldest,
-    leased: Oldest,
+    unleased: OldestEntries,
+    leased: OldestEntries,
     leased_bytes: u64,
 }
 
@@ -43,8 +43,8 @@ impl Planner {
         Self {
             demand,
             at_most,
-            unleased: Oldest::new(demand.total(), at_most),
-            leased: Oldest::new(demand.total(), at_most),
+            unleased: OldestEntries::new(demand.total(), at_most),
+            leased: OldestEntries::new(demand.total(), at_most),
             leased_bytes: 0,
         }
     }

@@ -12,7 +12,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{Counters, Demand, Marks, shortage::Shortage};
-use pass::{End, Pass};
+use pass::{Outcome, Pass};
 
 /// The pause after a pass that found nothing more to evict: each pass visits every entry, and only
 /// leases that end change its outcome.
@@ -41,7 +41,7 @@ pub struct Janitor {
 
 /// The times until which passes pause.
 #[derive(Debug, Default)]
-struct Rest {
+struct Pauses {
     /// For a soft demand.
     soft: Option<Instant>,
     /// For a hard demand.
@@ -67,7 +67,7 @@ impl Janitor {
     pub async fn run(self, shutdown: CancellationToken) {
         let mut timer = time::interval(self.options.interval.max(SHORT_REST));
         timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut rest = Rest::default();
+        let mut pauses = Pauses::default();
         loop {
             tokio::select! {
                 biased;
@@ -75,7 +75,7 @@ impl Janitor {
                 _ = timer.tick() => self.remove_expired_uploads().await,
                 () = self.store.pressure() => {}
             }
-            self.relieve(&mut rest, &shutdown).await;
+            self.relieve(&mut pauses, &shutdown).await;
         }
     }
 
@@ -86,7 +86,7 @@ impl Janitor {
     }
 
     /// Brings the store back within its marks, as far as possible.
-    async fn relieve(&self, rest: &mut Rest, shutdown: &CancellationToken) {
+    async fn relieve(&self, pauses: &mut Pauses, shutdown: &CancellationToken) {
         let usage = self.store.usage();
         if usage.idle_uploads > usage.limit / 10 {
             let trim = |store: &dyn Evictable| store.trim_idle_uploads();
@@ -99,7 +99,7 @@ impl Janitor {
             return;
         }
         let is_hard = !demand.hard.is_zero();
-        let until = if is_hard { rest.hard } else { rest.soft };
+        let until = if is_hard { pauses.hard } else { pauses.soft };
         if let Some(until) = until.filter(|until| *until > Instant::now()) {
             if !is_hard {
                 return;
@@ -109,7 +109,7 @@ impl Janitor {
                 return;
             }
         }
-        (rest.soft, rest.hard) = (None, None);
+        (pauses.soft, pauses.hard) = (None, None);
         loop {
             let shortage = self.shortage(&self.store.usage());
             let mut pass = Pass::new(self, shortage);
@@ -121,17 +121,17 @@ impl Janitor {
                     self.store.futile().record(resource, &usage);
                 }
             }
-            if end != End::Stuck {
+            if end != Outcome::Stuck {
                 return;
             }
-            rest.soft = Some(Instant::now() + REST);
+            pauses.soft = Some(Instant::now() + REST);
             if !self.store.usage().is_wanted() {
                 return;
             }
             // A pass without a hard demand breaks no leases: if an upload began to wait at its end,
             // another pass follows.
             if pass.was_hard() {
-                rest.hard = Some(Instant::now() + SHORT_REST);
+                pauses.hard = Some(Instant::now() + SHORT_REST);
                 self.store.room_made(true);
                 return;
             }

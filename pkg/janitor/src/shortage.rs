@@ -4,8 +4,8 @@ use gorego_storage::{Resource, Usage};
 
 use crate::{Amount, Marks};
 
-/// Eviction for files starts when fewer are free than one in 20 of those that the store could have, or
-/// than 32 Ki.
+/// Eviction for files starts when fewer are free than the lesser of one in 20 that the store could have
+/// and 32 Ki.
 const FILES: (u64, u64) = (20, 32 * 1024);
 /// Eviction for files continues until this many times as many are free.
 const FILES_LOW: u64 = 3;

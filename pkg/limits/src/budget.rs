@@ -219,7 +219,7 @@ pub(crate) struct Grant {
 #[derive(Debug)]
 struct Owner {
     client: Client,
-    /// True for work that goes on when its call ends.
+    /// True for work that continues when its call ends.
     detached: bool,
     /// True once the permit counts as given back.
     leaving: Mutex<bool>,

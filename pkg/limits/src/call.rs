@@ -40,7 +40,7 @@ impl Client {
     }
 
     fn new_call(&self, detached: bool) -> Call {
-        Call(Arc::new(Holder {
+        Call(Arc::new(CallState {
             client: self.clone(),
             detached,
             count: AtomicUsize::new(0),
@@ -59,10 +59,10 @@ impl Client {
 
 /// A call of a client, with the permits that it holds.
 #[derive(Clone, Debug)]
-pub struct Call(Arc<Holder>);
+pub struct Call(Arc<CallState>);
 
 #[derive(Debug)]
-struct Holder {
+struct CallState {
     client: Client,
     detached: bool,
     /// The length of `grants`, readable without the lock: most calls never hold a permit.
@@ -84,7 +84,7 @@ impl Call {
         CURRENT.scope(self.clone(), work)
     }
 
-    /// Returns a call of the same connection for work that goes on when this call ends. Its permits
+    /// Returns a call of the same connection for work that continues when this call ends. Its permits
     /// are queued with those of the connection, but ending this call does not release them.
     #[must_use]
     pub fn detached(&self) -> Self {

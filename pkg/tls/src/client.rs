@@ -7,14 +7,14 @@ use rustls::{
 };
 
 use crate::{
-    Error, HTTP2, Loaded,
+    Error, HTTP2, TlsSettings,
     certificate::Side,
     files::{Authorities, Identity, mismatch},
     verify::Verifier,
 };
 
 /// The TLS settings of a client.
-pub type ClientTls = Loaded<ClientConfig>;
+pub type ClientTls = TlsSettings<ClientConfig>;
 
 /// The files of a client's TLS settings.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -75,7 +75,7 @@ impl ClientFiles {
             None => builder.with_no_client_auth(),
         };
         config.alpn_protocols = vec![HTTP2.to_vec()];
-        Ok(Loaded {
+        Ok(TlsSettings {
             config: Arc::new(config),
             certificates,
         })

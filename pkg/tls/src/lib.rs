@@ -21,16 +21,16 @@ pub const HTTP2: &[u8] = b"h2";
 
 /// TLS settings of a server or client, loaded from files.
 #[derive(Clone)]
-pub struct Loaded<C> {
+pub struct TlsSettings<C> {
     /// The settings for new connections.
     pub config: Arc<C>,
     /// The certificates in the files.
     pub certificates: Vec<Certificate>,
 }
 
-impl<C> fmt::Debug for Loaded<C> {
+impl<C> fmt::Debug for TlsSettings<C> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Loaded")
+        f.debug_struct("TlsSettings")
             .field("certificates", &self.certificates)
             .finish_non_exhaustive()
     }

@@ -7,7 +7,7 @@ use rustls::{
 };
 
 use crate::{
-    Certificate, Error, HTTP2, Loaded,
+    Certificate, Error, HTTP2, TlsSettings,
     certificate::Side,
     files::{Authorities, Identity, mismatch},
     verify::Verifier,
@@ -31,7 +31,7 @@ pub enum ClientAuth {
 }
 
 /// The TLS settings of a server.
-pub type ServerTls = Loaded<ServerConfig>;
+pub type ServerTls = TlsSettings<ServerConfig>;
 
 /// The files of a server's TLS settings.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -77,7 +77,7 @@ impl ServerFiles {
             .with_single_cert(identity.chain, identity.key)
             .map_err(mismatch)?;
         config.alpn_protocols = vec![HTTP2.to_vec()];
-        Ok(Loaded {
+        Ok(TlsSettings {
             config: Arc::new(config),
             certificates,
         })

@@ -6,7 +6,7 @@
     reason = "helpers of tests fail like tests"
 )]
 
-use gorego_config::{Config, Loaded, Places, Problems, Sources};
+use gorego_config::{Config, LoadedConfig, Places, Problems, Sources};
 
 /// Returns sources with places alone: a user with a home directory, in the working directory /base.
 pub(crate) fn nothing() -> Sources {
@@ -42,7 +42,7 @@ pub(crate) fn arguments(arguments: &[&str]) -> Sources {
 }
 
 /// Loads sources that must be valid.
-pub(crate) fn load(sources: &Sources) -> Loaded {
+pub(crate) fn load(sources: &Sources) -> LoadedConfig {
     Config::load(sources).unwrap_or_else(|problems| panic!("{problems}"))
 }
 

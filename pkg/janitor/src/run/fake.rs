@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 /// A store of entries and uploads that records all calls.
 #[derive(Debug, Default)]
-pub(super) struct Fake {
+pub(super) struct FakeStore {
     state: Mutex<State>,
     pub(super) pressed: Notify,
     /// Notified at every call that may change the state.
@@ -66,7 +66,7 @@ pub(super) enum Event {
     Exhausted,
 }
 
-impl Fake {
+impl FakeStore {
     pub(super) fn new(limit: u64) -> Arc<Self> {
         let fake = Self::default();
         fake.state().limit = limit;
@@ -166,7 +166,7 @@ impl State {
 }
 
 #[async_trait]
-impl Evictable for Fake {
+impl Evictable for FakeStore {
     fn usage(&self) -> Usage {
         self.state().usage()
     }

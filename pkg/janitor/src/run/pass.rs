@@ -20,7 +20,7 @@ const REMEMBERED: usize = 100_000;
 
 /// The outcome of a pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum End {
+pub(super) enum Outcome {
     /// The demand was met.
     Met,
     /// The demand was not met, and nothing more could be evicted.
@@ -71,12 +71,12 @@ impl<'a> Pass<'a> {
         }
     }
 
-    pub(super) async fn run(&mut self, shutdown: &CancellationToken) -> End {
+    pub(super) async fn run(&mut self, shutdown: &CancellationToken) -> Outcome {
         let mut fruitless = 0;
         loop {
             let demand = self.demand();
             if demand.total().is_zero() {
-                return End::Met;
+                return Outcome::Met;
             }
             self.hard = !demand.hard.is_zero();
             let before = self.removed();
@@ -84,7 +84,7 @@ impl<'a> Pass<'a> {
             let tried = !plan.is_empty();
             self.carry_out(plan, shutdown).await;
             if shutdown.is_cancelled() {
-                return End::Stopped;
+                return Outcome::Stopped;
             }
             fruitless = if self.removed() > before {
                 0
@@ -94,7 +94,7 @@ impl<'a> Pass<'a> {
             if fruitless == FRUITLESS || (fruitless > 0 && !tried) {
                 // Others may have met the demand meanwhile, for example uploads that ended.
                 let met = self.demand().total().is_zero();
-                return if met { End::Met } else { End::Stuck };
+                return if met { Outcome::Met } else { Outcome::Stuck };
             }
         }
     }
@@ -206,7 +206,7 @@ impl<'a> Pass<'a> {
     }
 
     /// Logs one line about the pass.
-    pub(super) fn log(&self, end: End) {
+    pub(super) fn log(&self, end: Outcome) {
         let usage = self.janitor.store.usage();
         let took = self.started.elapsed();
         if self.removed() == 0 {

@@ -1,7 +1,7 @@
 use std::sync::atomic::Ordering::Relaxed;
 
 use super::{
-    fake::{Event, Fake},
+    fake::{Event, FakeStore},
     *,
 };
 
@@ -13,7 +13,7 @@ const MARKS: Marks = Marks {
 
 const DAY: Duration = Duration::from_hours(24);
 
-fn janitor(store: &Arc<Fake>) -> Janitor {
+fn janitor(store: &Arc<FakeStore>) -> Janitor {
     let options = Options {
         marks: MARKS,
         interval: Duration::from_mins(1),
@@ -25,12 +25,12 @@ fn janitor(store: &Arc<Fake>) -> Janitor {
 /// Runs the janitor once.
 async fn relieve(janitor: &Janitor) {
     janitor
-        .relieve(&mut Rest::default(), &CancellationToken::new())
+        .relieve(&mut Pauses::default(), &CancellationToken::new())
         .await;
 }
 
 /// Runs a janitor until `body` is done.
-async fn beside<T>(store: &Arc<Fake>, body: impl Future<Output = T>) -> T {
+async fn beside<T>(store: &Arc<FakeStore>, body: impl Future<Output = T>) -> T {
     tokio::select! {
         biased;
         () = janitor(store).run(CancellationToken::new()) => panic!("the janitor ended"),
@@ -39,8 +39,8 @@ async fn beside<T>(store: &Arc<Fake>, body: impl Future<Output = T>) -> T {
 }
 
 /// A store of 1000 bytes with `count` entries of 10 bytes.
-fn filled(count: u64) -> Arc<Fake> {
-    let store = Fake::new(1000);
+fn filled(count: u64) -> Arc<FakeStore> {
+    let store = FakeStore::new(1000);
     (0..count).for_each(|number| store.add(number, 10));
     store
 }
@@ -118,7 +118,7 @@ async fn leases_beyond_their_share_are_broken_oldest_first_and_counted() {
 
 #[tokio::test]
 async fn a_waiting_upload_evicts_unleased_entries_and_partial_uploads_before_leased_entries() {
-    let store = Fake::new(1000);
+    let store = FakeStore::new(1000);
     for number in 0..70 {
         store.add_with(number, 10, |entry| entry.leased = true);
     }
@@ -138,7 +138,7 @@ async fn a_waiting_upload_evicts_unleased_entries_and_partial_uploads_before_lea
 
 #[tokio::test]
 async fn an_upload_that_needs_more_than_a_tenth_of_leases_is_refused_and_breaks_none() {
-    let store = Fake::new(1000);
+    let store = FakeStore::new(1000);
     for number in 0..80 {
         store.add_with(number, 10, |entry| entry.leased = true);
     }
@@ -162,7 +162,7 @@ async fn an_upload_that_needs_more_than_a_tenth_of_leases_is_refused_and_breaks_
 
 #[tokio::test]
 async fn leases_broken_for_an_ended_upload_are_not_charged_to_the_next() {
-    let store = Fake::new(1000);
+    let store = FakeStore::new(1000);
     (0..70).for_each(|number| store.add_with(number, 10, |entry| entry.leased = true));
     store.add_with(70, 300, |entry| entry.in_use = true);
     store.state().waiting = 50;
@@ -177,7 +177,7 @@ async fn leases_broken_for_an_ended_upload_are_not_charged_to_the_next() {
 async fn futile_eviction_stops_after_few_entries() {
     const KIB: u64 = 1024;
     const FREED: u64 = 300 * KIB;
-    let store = Fake::new(16 * KIB * KIB);
+    let store = FakeStore::new(16 * KIB * KIB);
     (0..1000).for_each(|number| store.add(number, 8 * KIB));
     store.state().disk = Some(0);
     store.state().linked = true;
@@ -190,10 +190,12 @@ async fn futile_eviction_stops_after_few_entries() {
         upload_expiry: DAY,
     };
     let janitor = Janitor::new(Arc::clone(&store) as _, options);
-    let mut rest = Rest::default();
+    let mut pauses = Pauses::default();
     // Three hours of the store's upkeep, which wakes the janitor each second.
     for _ in 0..10_800 {
-        janitor.relieve(&mut rest, &CancellationToken::new()).await;
+        janitor
+            .relieve(&mut pauses, &CancellationToken::new())
+            .await;
         tokio::time::advance(Duration::from_secs(1)).await;
     }
     let evicted = store.evicted().len();
@@ -202,7 +204,9 @@ async fn futile_eviction_stops_after_few_entries() {
     store.state().linked = false;
     store.state().disk = Some(FREED);
     let before = store.state().used();
-    janitor.relieve(&mut rest, &CancellationToken::new()).await;
+    janitor
+        .relieve(&mut pauses, &CancellationToken::new())
+        .await;
     let freed = before - store.state().used();
     assert!(
         freed.abs_diff((before - FREED) / 2) <= 8 * KIB,
@@ -238,7 +242,7 @@ async fn during_the_scan_nothing_is_evicted_for_the_marks() {
 
 #[tokio::test]
 async fn leases_are_not_broken_for_the_low_mark() {
-    let store = Fake::new(1000);
+    let store = FakeStore::new(1000);
     (0..79).for_each(|number| store.add_with(number, 10, |entry| entry.leased = true));
     (79..98).for_each(|number| store.add_with(number, 10, |entry| entry.in_use = true));
     relieve(&janitor(&store)).await;
@@ -250,7 +254,7 @@ async fn leases_are_not_broken_for_the_low_mark() {
 
 #[tokio::test]
 async fn a_waiting_upload_is_notified_if_nothing_can_be_evicted() {
-    let store = Fake::new(1000);
+    let store = FakeStore::new(1000);
     (0..100).for_each(|number| store.add_with(number, 10, |entry| entry.in_use = true));
     store.state().waiting = 10;
     relieve(&janitor(&store)).await;
@@ -271,7 +275,7 @@ async fn a_waiting_upload_is_refused_only_after_everything_possible_was_evicted(
 
 #[tokio::test]
 async fn waiting_uploads_are_notified_after_every_small_step() {
-    let store = Fake::new(100_000);
+    let store = FakeStore::new(100_000);
     (0..10_000).for_each(|number| store.add(number, 10));
     relieve(&janitor(&store)).await;
     let state = store.state();
@@ -283,7 +287,7 @@ async fn waiting_uploads_are_notified_after_every_small_step() {
 
 #[tokio::test]
 async fn eviction_stops_when_ended_uploads_made_the_room() {
-    let store = Fake::new(100_000);
+    let store = FakeStore::new(100_000);
     (0..10_000).for_each(|number| store.add(number, 10));
     store.state().idle = vec![(Duration::ZERO, 20_000)];
     store.state().limit = 120_000;
@@ -353,7 +357,7 @@ async fn a_waiting_upload_wakes_a_resting_janitor() {
 
 #[tokio::test(start_paused = true)]
 async fn shutdown_ends_the_janitor_in_the_middle_of_a_pass() {
-    let store = Fake::new(100_000);
+    let store = FakeStore::new(100_000);
     (0..10_000).for_each(|number| store.add(number, 10));
     janitor(&store).run(store.evicting.clone()).await;
     let evicted = store.evicted().len();

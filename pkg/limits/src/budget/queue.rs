@@ -14,18 +14,18 @@ pub(super) struct Queue {
     /// call from ending all slow ones.
     leaving: u64,
     /// Connections that hold permits or wait.
-    lines: HashMap<u64, Line>,
+    lines: HashMap<u64, ClientLine>,
     /// Connections that wait, the next one first.
-    order: BTreeSet<Place>,
+    order: BTreeSet<Rank>,
     /// Grows with each turn and each call that waits.
     next: u64,
 }
 
 /// The rank of a waiting connection: the permits that it holds, its last turn, and its number.
-type Place = (usize, u64, u64);
+type Rank = (usize, u64, u64);
 
 #[derive(Debug, Default)]
-struct Line {
+struct ClientLine {
     held: usize,
     turn: u64,
     waiting: VecDeque<Waiter>,
@@ -187,7 +187,7 @@ impl Queue {
         self.next
     }
 
-    fn update(&mut self, client: u64, change: impl FnOnce(&mut Line)) {
+    fn update(&mut self, client: u64, change: impl FnOnce(&mut ClientLine)) {
         let line = self.lines.entry(client).or_default();
         if !line.waiting.is_empty() {
             self.order.remove(&(line.held, line.turn, client));
