@@ -1,8 +1,7 @@
-//! Turns one `FileDescriptorSet` into message types, clients and servers, and describes each message
-//! type: the numbers of its fields, and its shape.
+//! Generates message types, clients and servers from a `FileDescriptorSet`, without protoc. Describes each
+//! message type: the numbers of its fields, and its shape.
 //!
-//! Cargo uses the committed `reapi.binpb`; a build that makes its own set from the protos names it
-//! in `REAPI_DESCRIPTOR_SET`. Either way no protoc runs here.
+//! The set is the committed `reapi.binpb`, or the file that `REAPI_DESCRIPTOR_SET` names.
 
 use std::{
     env,

@@ -1,5 +1,5 @@
-//! The Remote Execution API v2.11 and the APIs it builds on: messages, clients and servers, generated
-//! from the published protos, and the wire format of the messages.
+//! Stubs of the Remote Execution API v2.11 and the APIs that it uses, generated from the published protos:
+//! messages, clients and servers; and the wire format of the messages.
 
 pub mod shapes;
 pub mod wire;
@@ -30,5 +30,5 @@ pub use stubs::build::bazel::remote::logstream::v1 as logstream;
 pub use stubs::build::bazel::semver;
 pub use stubs::google::{bytestream, longrunning, rpc};
 
-/// The serialized `FileDescriptorSet` of everything in this crate, for gRPC server reflection.
+/// The serialized `FileDescriptorSet` of all protos, for gRPC server reflection.
 pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/reapi.binpb"));

@@ -50,7 +50,7 @@ fn message_types() -> HashMap<String, DescriptorProto> {
 /// Writes arbitrary messages of given types, by their descriptors.
 struct Writer<'a> {
     types: &'a HashMap<String, DescriptorProto>,
-    /// What decides on fields, lengths and values. After its end, messages are empty.
+    /// The random choice of fields, lengths and values. After its end, messages are empty.
     choices: std::slice::Iter<'a, u8>,
 }
 
