@@ -1,12 +1,10 @@
 //! The keys and defaults that users rely on.
 
-mod support;
-
 use std::path::Path;
 use std::time::Duration;
 
+use crate::support::{config, defaults, file, load, problems};
 use gorego_config::{DiscoveryMode, LogLevel, docs};
-use support::{config, defaults, file, load, problems};
 
 /// Every key with its default, as YAML.
 const KEYS: &[(&str, &str)] = &[
@@ -129,7 +127,7 @@ fn every_key_refuses_a_nested_mapping() {
 
 #[test]
 fn a_file_of_the_go_program_loads_with_one_warning() {
-    let loaded = load(&file(include_str!("data/go-program.yaml")));
+    let loaded = load(&file(include_str!("../data/go-program.yaml")));
     let [warning] = loaded.warnings.as_slice() else {
         panic!("not one warning: {:?}", loaded.warnings);
     };

@@ -1,8 +1,6 @@
 //! Tests of the output of `gorego config`.
 
-mod support;
-
-use support::{arguments, config, file, load, nothing, problem};
+use crate::support::{self, arguments, config, file, load, nothing, problem};
 
 const TEXT: &str = r#"
 log_level: debug

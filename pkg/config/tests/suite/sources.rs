@@ -1,7 +1,5 @@
 //! Tests of the sources and their precedence.
 
-mod support;
-
 use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt as _;
@@ -10,8 +8,10 @@ use std::process::Command;
 use std::time::Duration;
 use std::{env, fs};
 
+use crate::support::{
+    self, arguments, config, defaults, file, load, nothing, problem, problems, variables,
+};
 use gorego_config::{Config, ListenAddr, LogLevel, Origin, Places, Sources, docs};
-use support::{arguments, config, defaults, file, load, nothing, problem, problems, variables};
 
 #[test]
 fn without_any_source_every_key_has_its_default() {
@@ -321,7 +321,7 @@ fn relative_paths_under_bazel_run_start_in_the_directory_of_the_user() {
     let child = Command::new(env::current_exe().unwrap())
         .args([
             "--exact",
-            "relative_paths_under_bazel_run_start_in_the_directory_of_the_user",
+            "sources::relative_paths_under_bazel_run_start_in_the_directory_of_the_user",
         ])
         .env(MARKER, dir.path())
         .env("BUILD_WORKING_DIRECTORY", dir.path())

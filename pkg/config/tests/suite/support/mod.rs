@@ -1,10 +1,4 @@
 //! Sources of configurations for tests.
-#![allow(dead_code, reason = "no test file uses all helpers")]
-#![allow(
-    clippy::expect_used,
-    clippy::panic,
-    reason = "helpers of tests fail like tests"
-)]
 
 use gorego_config::{Config, LoadedConfig, Places, Problems, Sources};
 

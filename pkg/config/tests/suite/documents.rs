@@ -1,16 +1,14 @@
 //! Checks that the committed reference and sample file are current. With `UPDATE_DOCS=1` these tests
 //! write them.
 
-mod support;
-
 use std::path::Path;
 use std::{env, fs, io};
 
+use crate::support::{defaults, file, load};
 use gorego_config::docs;
-use support::{defaults, file, load};
 
-const README: &str = include_str!("../../../README.md");
-const SAMPLE: &str = include_str!("../../../config.yaml");
+const README: &str = include_str!("../../../../README.md");
+const SAMPLE: &str = include_str!("../../../../config.yaml");
 
 /// Compares the committed file with the generated text, or writes it with `UPDATE_DOCS`.
 fn check(path: &str, committed: &str, generated: &str) -> io::Result<()> {

@@ -1,11 +1,9 @@
 //! Tests of problems and warnings, and of their messages.
 
-mod support;
-
 use proptest::prelude::*;
 
+use crate::support::{arguments, config, file, load, problem, problems, variables};
 use gorego_config::Config;
-use support::{arguments, config, file, load, problem, problems, variables};
 
 #[test]
 fn all_problems_are_reported_at_once_with_key_value_source_and_what_is_accepted() {
