@@ -1,4 +1,4 @@
-//! The stores behind the services: one tier or both, as configured.
+//! The stores behind the services: the local tier, the backing cache, or both.
 
 use std::{
     io,
@@ -14,24 +14,23 @@ use gorego_server::Services;
 use gorego_storage::{BreakerState, CompletenessChecking};
 use gorego_storage_local::{LocalOptions, LocalStore, OpenError, SyncMode};
 use gorego_storage_remote::RemoteStore;
-use gorego_telemetry::{Sources, Waiting};
+use gorego_telemetry::{PendingWrites, Sources};
 use tokio::{sync::watch, time::timeout};
 
 use crate::{memory::Parts, version::VERSION};
 
-/// What the store gets, at the end, to write down what it knows.
+/// The time that the local store gets at shutdown to write its state.
 const CLOSE: Duration = Duration::from_secs(10);
 
-/// How often the janitor looks without being called: for expired uploads, and for a disk that
-/// somebody else fills.
+/// The interval at which the janitor checks for expired uploads and for a disk filled by others.
 const JANITOR: Duration = Duration::from_mins(1);
 
-/// Why a store could not be opened.
+/// The error of a store that cannot be opened.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
     #[error(transparent)]
     Local(#[from] OpenError),
-    #[error("the outbox of pending writes cannot be opened: {0}")]
+    #[error("cannot open the outbox of pending writes: {0}")]
     Outbox(#[from] gorego_storage::Error),
     #[error(
         "{} holds pending writes of an earlier version; drain it with the previous version",
@@ -40,19 +39,19 @@ pub(crate) enum Error {
     Journal(PathBuf),
 }
 
-/// What serves, and what has to be ended.
+/// The services, and the stores to close at shutdown.
 pub(crate) struct Tiers {
     pub(crate) services: Services,
     local: Option<Arc<LocalStore>>,
     proxy: Option<ProxyStore>,
     breaker: Option<watch::Receiver<BreakerState>>,
     waiting: Option<watch::Receiver<Depth>>,
-    /// Pins the pending writes for a backing cache that is not configured now.
+    /// Pins pending writes of an earlier configuration with a backing cache.
     _unused: Option<Outbox>,
 }
 
 impl Tiers {
-    /// Opens what the configuration asks for.
+    /// Opens the configured stores.
     pub(crate) async fn open(
         config: &Config,
         parts: &Parts,
@@ -73,7 +72,7 @@ impl Tiers {
                 Some(waiting)
             }
             Err(error) => {
-                tracing::warn!(%error, "pending writes may be evicted");
+                tracing::warn!(%error, "pending writes for a backing cache may be evicted");
                 None
             }
         };
@@ -165,40 +164,39 @@ impl Tiers {
         }
     }
 
-    /// What keeps the local tier within its limits.
+    /// Creates the janitor of the local tier.
     pub(crate) fn janitor(&self, config: &Config) -> Option<Janitor> {
         let local = self.local.clone()?;
         Some(Janitor::new(local as _, janitor_options(config)))
     }
 
-    /// Whether the local tier can be used.
+    /// Returns the health of the local tier: true while its data directory is usable.
     pub(crate) fn health(&self) -> Option<watch::Receiver<bool>> {
         self.local.as_ref().map(|local| local.health())
     }
 
-    /// What there is to observe.
+    /// Returns the sources of the metrics.
     pub(crate) fn sources(&self) -> Sources {
         let depth = self.waiting.clone();
         Sources {
             version: VERSION,
             breaker: self.breaker.clone(),
             certificates: Box::new(Vec::new),
-            journal: depth.map(|depth| Box::new(move || waiting(*depth.borrow())) as _),
+            journal: depth.map(|depth| Box::new(move || pending(*depth.borrow())) as _),
         }
     }
 
-    /// Saves the state, so that the next start trusts the present entries however this process
-    /// ends.
+    /// Saves the state, so that the next start trusts the current entries even if this process is killed.
     pub(crate) async fn save(&self) {
         let Some(local) = &self.local else { return };
         match timeout(CLOSE, local.save()).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => tracing::warn!(%error, "failed to save the state before the drain"),
-            Err(_) => tracing::warn!("the disk is slow: the state is not saved before the drain"),
+            Err(_) => tracing::warn!("failed to save the state before the drain: the disk is slow"),
         }
     }
 
-    /// Ends what goes on in the background, and has the next start trust what is here.
+    /// Ends background work and saves the state, so that the next start trusts all entries.
     pub(crate) async fn close(&self) {
         if let Some(proxy) = &self.proxy {
             proxy.close().await;
@@ -206,14 +204,18 @@ impl Tiers {
         let Some(local) = &self.local else { return };
         match timeout(CLOSE, local.close()).await {
             Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::warn!(%error, "the next start will check recent blobs"),
-            Err(_) => tracing::warn!("the disk is slow; the next start will check recent blobs"),
+            Ok(Err(error)) => {
+                tracing::warn!(%error, "failed to save the state; the next start verifies recent blobs");
+            }
+            Err(_) => tracing::warn!(
+                "failed to save the state: the disk is slow; the next start verifies recent blobs"
+            ),
         }
     }
 }
 
-fn waiting(depth: Depth) -> Waiting {
-    Waiting {
+fn pending(depth: Depth) -> PendingWrites {
+    PendingWrites {
         blobs: depth.entries.saturating_sub(depth.results),
         results: depth.results,
         bytes: depth.bytes,
@@ -231,13 +233,13 @@ async fn open_local(config: &Config, parts: &Parts) -> Result<Arc<LocalStore>, E
 }
 
 async fn outbox(config: &Config, local: &Arc<LocalStore>) -> Result<Outbox, Error> {
-    // Pending writes are not evicted, and must leave room for others.
+    // Pending writes are not evicted, and must leave room for other blobs.
     let half = config.local_cache.max_size_gb.bytes() / 2;
     let max_bytes = config.backing_cache.journal_max.bytes().min(half);
     Ok(Outbox::open(Arc::clone(local), max_bytes).await?)
 }
 
-/// Warns of writes that an earlier configuration accepted and this one does not upload.
+/// Warns about pending writes of an earlier configuration that this one does not upload.
 fn warn_of_pending(depth: Depth, why: &'static str) {
     let Depth { entries, bytes, .. } = depth;
     if entries > 0 {
@@ -301,7 +303,7 @@ fn janitor_options(config: &Config) -> janitor::Options {
     clippy::cast_possible_truncation,
     clippy::cast_precision_loss,
     clippy::cast_sign_loss,
-    reason = "a mark need not be exact to the byte"
+    reason = "a mark may be some bytes off"
 )]
 fn share(bytes: u64, of: f64) -> u64 {
     (bytes as f64 * of) as u64

@@ -10,10 +10,9 @@ use prost::Message as _;
 use reapi::v2::{self, ActionResult, GetActionResultRequest, UpdateActionResultRequest};
 use tonic::Status;
 
-use crate::shapes::measure;
 use crate::{
     Limits, Memory, digests,
-    memory::read_within,
+    memory::{measure, read_within},
     status::{from_store, invalid_field},
 };
 

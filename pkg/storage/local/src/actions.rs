@@ -9,7 +9,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use gorego_limits::Budget;
 use prost::Message as _;
-use reapi::v2::ActionResult;
+use reapi::{shapes::Shaped as _, v2::ActionResult};
 
 use super::{
     LocalStore,
@@ -24,7 +24,7 @@ use super::{
 use crate::index::{Key, Use};
 use gorego_storage::{
     ActionCache, CachedResult, Digest, DigestFunction, Error, Result,
-    decoded::{ACTION_RESULT, MAX_DECODED_RESULT, result_memory},
+    decoded::{MAX_DECODED_RESULT, result_memory},
     read_at,
 };
 
@@ -225,10 +225,7 @@ fn decode(mut content: Bytes) -> Option<ActionResult> {
     if DigestFunction::Sha256.digest(payload).hash() != checksum {
         return None;
     }
-    ACTION_RESULT
-        .decoded_bytes(payload, MAX_DECODED_RESULT)
-        .ok()?;
-    ActionResult::decode(content.split_off(HEADER)).ok()
+    ActionResult::decode_within(content.split_off(HEADER), MAX_DECODED_RESULT).ok()
 }
 
 #[cfg(test)]

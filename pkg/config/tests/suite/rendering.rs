@@ -1,8 +1,6 @@
-//! What `gorego config` prints.
+//! Tests of the output of `gorego config`.
 
-mod support;
-
-use support::{arguments, config, file, load, nothing, problem};
+use crate::support::{self, arguments, config, file, load, nothing, problem};
 
 const TEXT: &str = r#"
 log_level: debug
@@ -16,7 +14,7 @@ execution: {sandbox: {writable_paths: ["a, b", "c"]}}
 "#;
 
 #[test]
-fn each_value_comes_with_its_source() {
+fn each_value_is_shown_with_its_source() {
     let mut sources = file(TEXT);
     sources.env = support::variables(&[("GOREGO_LIMITS_DRAIN_TIMEOUT", "5")]).env;
     sources.set = vec!["cluster.node_id=me".to_owned()];
@@ -36,7 +34,7 @@ fn each_value_comes_with_its_source() {
 }
 
 #[test]
-fn what_is_printed_loads_again_as_the_same_configuration() {
+fn the_output_loads_as_the_same_configuration() {
     for sources in [
         nothing(),
         file(TEXT),

@@ -1,6 +1,4 @@
-//! Which source wins, and how each of them is read.
-
-mod support;
+//! Tests of the sources and their precedence.
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
@@ -10,11 +8,13 @@ use std::process::Command;
 use std::time::Duration;
 use std::{env, fs};
 
+use crate::support::{
+    self, arguments, config, defaults, file, load, nothing, problem, problems, variables,
+};
 use gorego_config::{Config, ListenAddr, LogLevel, Origin, Places, Sources, docs};
-use support::{arguments, config, defaults, file, load, nothing, problem, problems, variables};
 
 #[test]
-fn without_any_source_everything_is_the_default() {
+fn without_any_source_every_key_has_its_default() {
     let loaded = load(&nothing());
     assert_eq!(loaded.file, None);
     assert_eq!(loaded.warnings, [""; 0]);
@@ -36,7 +36,7 @@ fn an_empty_file_changes_nothing() {
 }
 
 #[test]
-fn set_beats_variables_beat_the_file() {
+fn set_overrides_variables_and_variables_override_the_file() {
     let mut sources = file("log_level: error\n");
     let level = |sources: &Sources| {
         let loaded = load(sources);
@@ -77,7 +77,7 @@ fn keys_are_accepted_in_any_letter_case() {
 }
 
 #[test]
-fn scalars_that_convert_are_accepted() {
+fn scalars_are_converted_to_the_type_of_their_key() {
     let text = "local_cache: {max_size_gb: \"10\", enabled: yes, lease: 90}\n\
                 limits: {max_connections: '7'}\nbacking_cache: {instance_name: 1.10}\n\
                 cluster: {join_peers: 'a:1, b:2'}";
@@ -90,7 +90,7 @@ fn scalars_that_convert_are_accepted() {
 }
 
 #[test]
-fn anchors_of_yaml_work() {
+fn yaml_anchors_are_resolved() {
     let config = config(&file(
         "local_cache: {lease: &long 5h, upload_expiry: *long}",
     ));
@@ -124,7 +124,7 @@ fn every_key_has_a_variable_of_its_own() {
 }
 
 #[test]
-fn lists_come_through_variables_with_commas_or_as_yaml() {
+fn lists_in_variables_are_read_from_commas_or_yaml() {
     for text in ["a:1,b:2", "[a:1, 'b:2']"] {
         let config = config(&variables(&[("GOREGO_CLUSTER_JOIN_PEERS", text)]));
         assert_eq!(config.cluster.join_peers, ["a:1", "b:2"]);
@@ -142,14 +142,14 @@ fn an_unknown_variable_is_a_warning_with_the_nearest_name() {
     assert_eq!(
         loaded.warnings,
         [
-            "GOREGO_LOG_LEVLE is no key's variable, ignored; did you mean `GOREGO_LOG_LEVEL`?",
-            "GOREGO_PORT_50051_TCP_PROTO is no key's variable, ignored",
+            "unknown variable GOREGO_LOG_LEVLE ignored; did you mean `GOREGO_LOG_LEVEL`?",
+            "unknown variable GOREGO_PORT_50051_TCP_PROTO ignored",
         ]
     );
 }
 
 #[test]
-fn a_variable_of_the_build_is_passed_over() {
+fn variables_of_the_build_tools_are_ignored_without_a_warning() {
     let loaded = load(&variables(&[
         ("GOREGO_BAZEL", "root"),
         ("GOREGO_BAZEL_CONTAINED", "yes"),
@@ -199,12 +199,12 @@ fn an_argument_without_a_value_or_with_an_unknown_key_is_refused() {
     assert!(
         found[1].contains("expected a section with some of the keys enabled, dir, max_size_gb")
     );
-    assert!(found[2].ends_with("no key `max_size_gb`; did you mean `local_cache.max_size_gb`?"));
-    assert!(found[3].starts_with("--set: there is no key `zzz`"));
+    assert!(found[2].ends_with("key `max_size_gb`; did you mean `local_cache.max_size_gb`?"));
+    assert!(found[3].starts_with("--set: unknown key `zzz`"));
 }
 
 #[test]
-fn relative_paths_and_tildes_start_in_their_places() {
+fn paths_start_in_the_working_directory_or_the_home_directory() {
     let config = config(&file(
         "local_cache: {dir: cache}\ntls: {cert_file: ~/cert.pem}\n",
     ));
@@ -226,7 +226,7 @@ fn places_in(base: &Path) -> Places {
 }
 
 #[test]
-fn the_default_file_is_read_where_there_is_one() {
+fn the_default_file_is_read_if_it_exists() {
     let dir = tempfile::tempdir().unwrap();
     let places = places_in(dir.path());
     assert_eq!(places.read_file(None).unwrap(), None);
@@ -243,7 +243,7 @@ fn the_default_file_is_read_where_there_is_one() {
 }
 
 #[test]
-fn a_named_file_must_be_there() {
+fn a_named_file_that_is_missing_is_an_error() {
     let dir = tempfile::tempdir().unwrap();
     let places = places_in(dir.path());
     let error = places
@@ -260,7 +260,7 @@ fn a_named_file_must_be_there() {
 }
 
 #[test]
-fn a_file_that_can_not_be_text_is_refused() {
+fn a_file_that_is_not_text_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let places = places_in(dir.path());
     let path = dir.path().join("config.yaml");
@@ -286,7 +286,7 @@ fn a_file_that_can_not_be_text_is_refused() {
     );
 }
 
-/// What the test below expects in a process with an environment of its own.
+/// Checks the sources in the child process of the test below.
 fn assert_sources_of_a_bazel_run(sources: &Sources, base: &Path) {
     assert_eq!(sources.places.base, base);
     assert_eq!(
@@ -306,7 +306,7 @@ fn assert_sources_of_a_bazel_run(sources: &Sources, base: &Path) {
 }
 
 #[test]
-fn under_bazel_run_the_directory_of_the_user_counts() {
+fn relative_paths_under_bazel_run_start_in_the_directory_of_the_user() {
     const MARKER: &str = "GOREGO_TEST_BASE";
     if let Some(base) = env::var_os(MARKER) {
         let sources = Sources::from_process(None, vec!["log_level=warn".to_owned()]).unwrap();
@@ -321,7 +321,7 @@ fn under_bazel_run_the_directory_of_the_user_counts() {
     let child = Command::new(env::current_exe().unwrap())
         .args([
             "--exact",
-            "under_bazel_run_the_directory_of_the_user_counts",
+            "sources::relative_paths_under_bazel_run_start_in_the_directory_of_the_user",
         ])
         .env(MARKER, dir.path())
         .env("BUILD_WORKING_DIRECTORY", dir.path())

@@ -1,12 +1,10 @@
-//! Keys and defaults that users rely on.
-
-mod support;
+//! The keys and defaults that users rely on.
 
 use std::path::Path;
 use std::time::Duration;
 
+use crate::support::{config, defaults, file, load, problems};
 use gorego_config::{DiscoveryMode, LogLevel, docs};
-use support::{config, defaults, file, load, problems};
 
 /// Every key with its default, as YAML.
 const KEYS: &[(&str, &str)] = &[
@@ -78,7 +76,7 @@ const KEYS: &[(&str, &str)] = &[
 ];
 
 #[test]
-fn the_keys_and_their_defaults_are_those_promised() {
+fn the_keys_and_their_defaults_match_the_specification() {
     let reference = docs::reference();
     let rows = reference.lines().filter(|line| line.starts_with("| `"));
     let rows: Vec<_> = rows
@@ -97,7 +95,7 @@ fn the_keys_and_their_defaults_are_those_promised() {
 }
 
 #[test]
-fn every_default_given_in_a_file_is_the_default() {
+fn every_default_written_in_a_file_loads_as_the_default() {
     let lines: Vec<_> = KEYS
         .iter()
         .map(|(key, default)| format!("{key}: {default}\n"))
@@ -108,7 +106,7 @@ fn every_default_given_in_a_file_is_the_default() {
 }
 
 #[test]
-fn null_is_the_default_of_every_key() {
+fn null_stands_for_the_default_of_every_key() {
     let lines: Vec<_> = KEYS.iter().map(|(key, _)| format!("{key}:\n")).collect();
     let loaded = load(&file(&lines.concat()));
     assert_eq!(loaded.config, defaults());
@@ -116,7 +114,7 @@ fn null_is_the_default_of_every_key() {
 }
 
 #[test]
-fn every_key_has_a_type_that_refuses_a_nested_mapping() {
+fn every_key_refuses_a_nested_mapping() {
     for (key, _) in KEYS {
         let problems = problems(&file(&format!("{key}: {{a: {{b: c}}}}")));
         assert_eq!(problems.len(), 1, "{problems:?}");
@@ -129,13 +127,16 @@ fn every_key_has_a_type_that_refuses_a_nested_mapping() {
 }
 
 #[test]
-fn a_file_of_the_go_program_loads_with_warnings_only() {
-    let loaded = load(&file(include_str!("data/go-program.yaml")));
+fn a_file_of_the_go_program_loads_with_one_warning() {
+    let loaded = load(&file(include_str!("../data/go-program.yaml")));
     let [warning] = loaded.warnings.as_slice() else {
         panic!("not one warning: {:?}", loaded.warnings);
     };
     assert!(warning.contains("execution.enabled"), "{warning}");
-    assert!(warning.ends_with("not in this build, ignored"), "{warning}");
+    assert!(
+        warning.ends_with("not implemented yet, ignored"),
+        "{warning}"
+    );
 
     let config = loaded.config;
     assert_eq!(config.log_level, LogLevel::Warn);
@@ -147,7 +148,7 @@ fn a_file_of_the_go_program_loads_with_warnings_only() {
 }
 
 #[test]
-fn the_default_cache_outlives_a_reboot() {
+fn the_default_cache_directory_survives_a_reboot() {
     let places = |home: Option<&str>, xdg: Option<&str>, root| {
         let path = |dir: &str| dir.into();
         gorego_config::Places::new("/base".into(), home.map(path), xdg.map(path), root).cache

@@ -1,14 +1,8 @@
-//! Sources without a process around them.
-#![allow(dead_code, reason = "each test file takes what it needs")]
-#![allow(
-    clippy::expect_used,
-    clippy::panic,
-    reason = "helpers of tests fail like tests"
-)]
+//! Sources of configurations for tests.
 
-use gorego_config::{Config, Loaded, Places, Problems, Sources};
+use gorego_config::{Config, LoadedConfig, Places, Problems, Sources};
 
-/// Nothing but places: a user with a home, called in /base.
+/// Returns sources with places alone: a user with a home directory, in the working directory /base.
 pub(crate) fn nothing() -> Sources {
     let places = Places::new("/base".into(), Some("/home/user".into()), None, false);
     Sources {
@@ -41,8 +35,8 @@ pub(crate) fn arguments(arguments: &[&str]) -> Sources {
     }
 }
 
-/// The configuration of sources that must be sound.
-pub(crate) fn load(sources: &Sources) -> Loaded {
+/// Loads sources that must be valid.
+pub(crate) fn load(sources: &Sources) -> LoadedConfig {
     Config::load(sources).unwrap_or_else(|problems| panic!("{problems}"))
 }
 
@@ -50,20 +44,20 @@ pub(crate) fn config(sources: &Sources) -> Config {
     load(sources).config
 }
 
-/// The problems of sources that must have some, a line each.
+/// Returns the problems of sources that must have some, as lines.
 pub(crate) fn problems(sources: &Sources) -> Vec<String> {
     let Problems(problems) = Config::load(sources).expect_err("problems");
     problems.iter().map(ToString::to_string).collect()
 }
 
-/// The one problem of such sources.
+/// Returns the problem of sources that must have exactly one.
 pub(crate) fn problem(sources: &Sources) -> String {
     let problems = problems(sources);
     assert_eq!(problems.len(), 1, "{problems:#?}");
     problems.concat()
 }
 
-/// A configuration without any source.
+/// Returns the configuration without any source.
 pub(crate) fn defaults() -> Config {
     config(&nothing())
 }

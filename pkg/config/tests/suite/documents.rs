@@ -1,24 +1,22 @@
-//! The committed reference and sample file say what the code does. To write them anew, run these
-//! tests with `UPDATE_DOCS=1`.
-
-mod support;
+//! Checks that the committed reference and sample file are current. With `UPDATE_DOCS=1` these tests
+//! write them.
 
 use std::path::Path;
 use std::{env, fs, io};
 
+use crate::support::{defaults, file, load};
 use gorego_config::docs;
-use support::{defaults, file, load};
 
-const README: &str = include_str!("../../../README.md");
-const SAMPLE: &str = include_str!("../../../config.yaml");
+const README: &str = include_str!("../../../../README.md");
+const SAMPLE: &str = include_str!("../../../../config.yaml");
 
-/// Fails unless the committed file is what the code makes, or writes that.
-fn check(path: &str, committed: &str, made: &str) -> io::Result<()> {
+/// Compares the committed file with the generated text, or writes it with `UPDATE_DOCS`.
+fn check(path: &str, committed: &str, generated: &str) -> io::Result<()> {
     if env::var_os("UPDATE_DOCS").is_some() {
-        return fs::write(Path::new(env!("CARGO_MANIFEST_DIR")).join(path), made);
+        return fs::write(Path::new(env!("CARGO_MANIFEST_DIR")).join(path), generated);
     }
     assert_eq!(
-        committed, made,
+        committed, generated,
         "{path} is out of date: run this with UPDATE_DOCS=1"
     );
     Ok(())
@@ -28,8 +26,8 @@ fn check(path: &str, committed: &str, made: &str) -> io::Result<()> {
 fn the_reference_in_the_readme_is_current() -> io::Result<()> {
     let begin = README.find("## Configuration\n").unwrap();
     let end = begin + README[begin..].find("\n## Tests\n").unwrap();
-    let made = [&README[..begin], &docs::reference(), &README[end..]].concat();
-    check("../../README.md", README, &made)
+    let generated = [&README[..begin], &docs::reference(), &README[end..]].concat();
+    check("../../README.md", README, &generated)
 }
 
 #[test]
@@ -45,8 +43,8 @@ fn the_sample_changes_nothing() {
 }
 
 #[test]
-fn the_sample_with_every_key_switched_on_is_the_defaults() {
-    // Keys have their `#` at once before them, explanations a blank between.
+fn the_sample_with_every_key_uncommented_equals_the_defaults() {
+    // A commented key follows its `#` at once, an explanation after a blank.
     let uncommented: Vec<_> = SAMPLE
         .lines()
         .map(|line| match line.split_once('#') {

@@ -1,11 +1,9 @@
-//! What is refused, what is warned about, and what the user is told.
-
-mod support;
+//! Tests of problems and warnings, and of their messages.
 
 use proptest::prelude::*;
 
+use crate::support::{arguments, config, file, load, problem, problems, variables};
 use gorego_config::Config;
-use support::{arguments, config, file, load, problem, problems, variables};
 
 #[test]
 fn all_problems_are_reported_at_once_with_key_value_source_and_what_is_accepted() {
@@ -22,12 +20,12 @@ fn all_problems_are_reported_at_once_with_key_value_source_and_what_is_accepted(
     assert_eq!(
         problems(&sources),
         [
-            "config.yaml:5: there is no key `local_cache.colour`; accepted: those that \
+            "config.yaml:5: unknown key `local_cache.colour`; accepted: those that \
              `gorego config` lists",
             "config.yaml:6: tls = \"true\": expected a section with some of the keys enabled, \
              cert_file, key_file, ca_file, client_auth",
             "--set: listen_addr = \"8080\": expected :port (all interfaces), host:port or \
-             [IPv6]:port; unix sockets are not in this build",
+             [IPv6]:port; unix sockets are not supported",
             "config.yaml:1: log_level = \"loud\": expected one of error, warn, info, debug, trace",
             "config.yaml:3: local_cache.max_size_gb = \"lots\": expected a number of GiB \
              (10, 0.5) or a size with its unit (500MB, 20GiB)",
@@ -39,7 +37,7 @@ fn all_problems_are_reported_at_once_with_key_value_source_and_what_is_accepted(
 }
 
 #[test]
-fn a_wrong_value_in_the_file_is_reported_even_where_another_source_wins() {
+fn a_malformed_value_in_the_file_is_reported_even_if_overridden() {
     let mut sources = file("log_level: loud\n");
     sources.set = vec!["log_level=info".to_owned()];
     assert!(problem(&sources).starts_with("config.yaml:1: log_level = "));
@@ -67,10 +65,7 @@ fn an_unknown_key_comes_with_the_nearest_one() {
         ),
     ] {
         let problem = problem(&file(text));
-        assert_eq!(
-            problem,
-            format!("config.yaml:1: there is no key {expected}")
-        );
+        assert_eq!(problem, format!("config.yaml:1: unknown key {expected}"));
     }
 }
 
@@ -80,24 +75,23 @@ fn a_key_given_twice_is_refused_in_any_letter_case() {
         "log_level: info\nlog_level: info\n",
         "log_level: info\nLog_Level: info\n",
     ] {
-        let expected = "config.yaml:2: `log_level` is given a second time, after line 1; \
-                        accepted: once";
+        let expected = "config.yaml:2: duplicate key `log_level`, first in line 1; accepted: once";
         assert_eq!(problem(&file(text)), expected);
     }
     let found = problem(&file("tls:\n  enabled: no\ntls:\n  client_auth: none\n"));
     assert!(
-        found.starts_with("config.yaml:3: `tls` is given a second time"),
+        found.starts_with("config.yaml:3: duplicate key `tls`"),
         "{found}"
     );
     let found = problem(&file("tls.enabled: no\ntls: {enabled: no}\n"));
     assert!(
-        found.starts_with("config.yaml:2: `tls.enabled` is given a second"),
+        found.starts_with("config.yaml:2: duplicate key `tls.enabled`"),
         "{found}"
     );
 }
 
 #[test]
-fn what_is_no_mapping_or_no_yaml_is_refused() {
+fn files_that_are_not_yaml_or_not_mappings_are_refused() {
     for (text, expected) in [
         ("- a\n", "found a list"),
         ("just words\n", "found a single value"),
@@ -117,7 +111,7 @@ fn what_is_no_mapping_or_no_yaml_is_refused() {
     }
 }
 
-/// A file that must be refused with one problem about `key`.
+/// Checks that a file is refused with one problem, of `key`.
 fn refused(text: &str, key: &str, reason: &str) {
     let problem = problem(&file(text));
     assert!(problem.contains(&format!(": {key} = ")), "{key}: {problem}");
@@ -221,7 +215,7 @@ fn limits_that_stop_everything_are_refused() {
 }
 
 #[test]
-fn a_backing_cache_that_can_not_work_is_refused() {
+fn impossible_settings_of_a_backing_cache_are_refused() {
     let with = |target: &str, more: &str| format!("backing_cache: {{target: '{target}', {more}}}");
     let (target, tls) = ("backing_cache.target", "tls: {enabled: yes}");
     refused(&with("http://cache", ""), target, "grpcs://host[:port]");
@@ -230,7 +224,7 @@ fn a_backing_cache_that_can_not_work_is_refused() {
     refused(
         &with("grpcs://cache", "tls: {enabled: no}"),
         target,
-        "is TLS",
+        "uses TLS",
     );
     for text in [with("cache:1", tls), with("grpcs://cache", tls)] {
         assert_eq!(load(&file(&text)).warnings, [""; 0]);
@@ -256,13 +250,13 @@ fn a_backing_cache_that_can_not_work_is_refused() {
     let stateless = format!("{}\nlocal_cache: {{enabled: no}}", with("grpc://cache", ""));
     assert_eq!(load(&file(&stateless)).warnings, [""; 0]);
     let nowhere = stateless.replace("', ", "', read_only: yes");
-    refused(&nowhere, "backing_cache.read_only", "nowhere to write to");
+    refused(&nowhere, "backing_cache.read_only", "no cache to write to");
     let nothing = stateless.replace("', ", "', on_outage: degrade");
     refused(&nothing, "backing_cache.on_outage", "needs a local cache");
 }
 
 #[test]
-fn tls_that_can_not_work_is_refused() {
+fn impossible_settings_of_tls_are_refused() {
     let found = problems(&file("tls: {enabled: true}"));
     let expected = ["tls.cert_file", "tls.key_file"]
         .map(|key| format!("config.yaml:1: tls.enabled = true: needs {key}"));
@@ -277,8 +271,8 @@ fn tls_that_can_not_work_is_refused() {
     for mode in ["verify_if_given", "require_and_verify"] {
         let auth = format!("client_auth: {mode}");
         refused(&with_auth(&auth), "tls.client_auth", "needs tls.ca_file");
-        let sound = with_auth(&format!("{auth}, ca_file: a"));
-        assert_eq!(load(&file(&sound)).warnings, [""; 0]);
+        let valid = with_auth(&format!("{auth}, ca_file: a"));
+        assert_eq!(load(&file(&valid)).warnings, [""; 0]);
     }
     refused(
         &with_auth("client_auth: require"),
@@ -288,7 +282,7 @@ fn tls_that_can_not_work_is_refused() {
 }
 
 #[test]
-fn a_refused_key_is_not_judged_again_by_the_default_in_its_place() {
+fn a_malformed_value_causes_no_second_problem_through_its_default() {
     let found = problem(&file("tls: {enabled: on, cert_file: [c], key_file: k}"));
     assert!(
         found.contains("tls.cert_file = a list: expected a path"),
@@ -296,7 +290,7 @@ fn a_refused_key_is_not_judged_again_by_the_default_in_its_place() {
     );
 }
 
-/// The one warning of a file that loads.
+/// Loads a file and returns its only warning.
 fn warning(text: &str) -> String {
     let loaded = load(&file(text));
     assert_eq!(loaded.warnings.len(), 1, "{:?}", loaded.warnings);
@@ -304,7 +298,7 @@ fn warning(text: &str) -> String {
 }
 
 #[test]
-fn tls_settings_without_effect_are_warned_about() {
+fn tls_settings_without_effect_cause_warnings() {
     let found = warning("tls:\n  enabled: false\n  key_file: /k\n");
     let expected = "config.yaml:3: tls.key_file = \"/k\": has no effect while tls.enabled is false";
     assert_eq!(found, expected);
@@ -312,7 +306,7 @@ fn tls_settings_without_effect_are_warned_about() {
     let on = "enabled: on, cert_file: c, key_file: k";
     let found = warning(&format!("tls: {{{on}, client_auth: request}}"));
     assert!(
-        found.ends_with("asks for a certificate nobody looks at; the same as none"),
+        found.ends_with("requests a certificate without verifying it; the same as none"),
         "{found}"
     );
     let found = warning(&format!("tls: {{{on}, ca_file: a}}"));
@@ -323,7 +317,7 @@ fn tls_settings_without_effect_are_warned_about() {
 }
 
 #[test]
-fn features_of_later_builds_are_warned_about_when_switched_on() {
+fn unimplemented_features_cause_warnings_when_enabled() {
     for setting in [
         "execution.enabled=true",
         "cluster.enabled=true",
@@ -333,7 +327,7 @@ fn features_of_later_builds_are_warned_about_when_switched_on() {
         assert_eq!(warnings.len(), 1, "{warnings:?}");
         assert!(warnings[0].starts_with("--set: "), "{warnings:?}");
         assert!(
-            warnings[0].ends_with("not in this build, ignored"),
+            warnings[0].ends_with("not implemented yet, ignored"),
             "{warnings:?}"
         );
     }
