@@ -223,3 +223,19 @@ async fn an_entry_that_only_names_its_blob_pins_it_until_it_is_uploaded() {
     evict_all(&proxy);
     assert!(!proxy.local.contains(&digest).await.unwrap());
 }
+
+#[tokio::test(start_paused = true)]
+async fn an_outbox_that_was_removed_takes_writes_again() {
+    let proxy = down().await;
+    let before = put(&proxy, &content(1, 10)).await;
+    put_result(&proxy, &name(1), ActionResult::default()).await;
+    fs::remove_dir_all(proxy.dir.path().join("outbox")).unwrap();
+    let after = put(&proxy, &content(2, 10)).await;
+    assert_eq!(files(&proxy).len(), 1);
+    put_result(&proxy, &action(), result(&after, 2, None)).await;
+    replayed(&proxy).await;
+    for digest in [before, after] {
+        assert!(backing_has(&proxy, &digest).await);
+    }
+    assert!(backing_result(&proxy).await.is_some());
+}
