@@ -1,4 +1,4 @@
-//! A blob's content, in the shape in which it is at hand.
+//! The content of blobs: in memory, in a file, or as a stream.
 
 use std::{fmt, fs, io, path::PathBuf, sync::Arc};
 
@@ -10,93 +10,89 @@ use tokio::task::{self, JoinHandle};
 
 use crate::{Error, Result};
 
-/// How much of a file is read at a time. Large enough that the hop to another thread does not
-/// count, small enough that many slow readers hold little.
+/// The size in which files are read. Large enough to make the switch to another thread cheap, small enough
+/// that many slow readers take little memory.
 pub const CHUNK_SIZE: usize = 256 * 1024;
 
-/// The size of a piece read from a file where memory is short. A page less than 16 KiB, so that its
-/// message fits into those.
-const LEAST: u64 = 12 * 1024;
-/// Pieces take at most one in so many of the bytes that are left for them.
+/// The size of a chunk read from a file when memory is short: 16 KiB with the rest of its message.
+const MIN_CHUNK: u64 = 12 * 1024;
+/// A chunk takes at most this fraction of the free memory.
 pub const SHARE: u64 = 16;
-/// Pieces from this size on are read before they are asked for.
-const WORTH_AHEAD: u64 = 64 * 1024;
+/// The size from which on the next chunk is read ahead.
+const READ_AHEAD: u64 = 64 * 1024;
 
-/// Content in pieces; none of them empty.
+/// Content in chunks, none of them empty.
 pub type Chunks = BoxStream<'static, Result<Bytes>>;
 
-/// Content to store, or content found, from its offset to its end.
+/// The content of a blob to store, or the content from an offset to the end.
 #[derive(Debug)]
 pub enum Blob {
-    /// In memory; the shape of small blobs.
+    /// In memory, for small blobs.
     Bytes(Bytes),
-    /// In an open file, which may be read or hard-linked.
+    /// In an open file, to be read or hard-linked.
     File(BlobFile),
-    /// Arriving.
+    /// As a stream.
     Stream(BlobStream),
 }
 
 /// A part of an open file.
 pub struct BlobFile {
-    /// Open for reading.
+    /// The file, open for reading.
     pub file: Arc<fs::File>,
-    /// Where it was opened; by the time of use it may be gone.
+    /// The path of the file when it was opened. The file may have been removed since.
     pub path: PathBuf,
-    /// Where the content starts in the file, in bytes.
+    /// The offset of the content in the file, in bytes.
     pub offset: u64,
     /// The content's length in bytes.
     pub len: u64,
-    /// Kept for as long as the content is in use: dropping it tells the store.
+    /// The store's guard, dropped when the content is no longer in use.
     pub guard: Option<Box<dyn InUse>>,
 }
 
-/// A store's hold on content that is in use.
+/// A store's guard of content in use.
 pub trait InUse: Send + Sync {
-    /// The content could not be read as it should be.
+    /// Notifies the store that the content cannot be read.
     fn unreadable(&self);
 }
 
-/// Arriving content.
+/// A stream of content.
 pub struct BlobStream {
-    /// The pieces, in order.
+    /// The content in order.
     pub chunks: Chunks,
-    /// For a put whose beginning may have come earlier, and whose end may come later.
+    /// The upload of a put, if it can be resumed.
     pub resume: Option<Resume>,
-    /// For content that is on its way from elsewhere: completes once all of it, also what is not
-    /// asked for, has arrived and was found to match. The last chunk comes no earlier.
-    pub verified: Option<Verified>,
+    /// For content still being fetched from another store: completes when the whole blob has arrived and
+    /// matches its digest. The last chunk of `chunks` is not returned earlier.
+    pub verified: Option<BoxFuture<'static, Result<()>>>,
 }
 
-/// See [`BlobStream::verified`].
-pub type Verified = BoxFuture<'static, Result<()>>;
-
-/// Which upload an arriving piece of content belongs to.
+/// The place of a stream in a resumable upload.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Resume {
-    /// The client's name for the upload.
+    /// The client's id of the upload.
     pub upload: UploadId,
-    /// Where in the blob the stream starts, in bytes. What a store kept beyond this is dropped.
+    /// The offset of the stream in the blob, in bytes. The store drops the bytes that it has beyond it.
     pub offset: u64,
 }
 
-/// A client's name for one upload: the `uuid` segment of a ByteStream write.
+/// A client's id of an upload: the `uuid` segment of a ByteStream write.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct UploadId(Box<str>);
 
 impl UploadId {
-    /// An upload's name as the client sent it. Any text: stores never use it as a path.
+    /// Wraps an id sent by a client. It may be any text, since stores do not use it as a path.
     pub fn new(text: &str) -> Self {
         Self(text.into())
     }
 
-    /// The name as the client sent it.
+    /// Returns the id as the client sent it.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 }
 
 impl Blob {
-    /// A stream of content that starts at the blob's first byte and is not resumable.
+    /// Creates a stream that begins with the blob's first byte and cannot be resumed.
     pub fn stream(chunks: impl futures::Stream<Item = Result<Bytes>> + Send + 'static) -> Self {
         Self::Stream(BlobStream {
             chunks: chunks.boxed(),
@@ -105,8 +101,8 @@ impl Blob {
         })
     }
 
-    /// Leaves out everything after the first `limit` bytes. The last of those comes only once the
-    /// whole content was verified, if that is still to be done.
+    /// Truncates the content to `limit` bytes. If the blob is still being verified, the last chunk waits for
+    /// the result.
     #[must_use]
     pub fn truncate(self, limit: u64) -> Self {
         match self {
@@ -130,8 +126,8 @@ impl Blob {
         }
     }
 
-    /// The content in pieces of at most [`CHUNK_SIZE`] for bytes and files. A file is read one
-    /// piece ahead.
+    /// Returns the content in chunks, of at most [`CHUNK_SIZE`] for bytes and files. Reads a file one chunk
+    /// ahead.
     pub fn into_chunks(self) -> Chunks {
         match self {
             Self::Bytes(bytes) => stream::iter(split(bytes).map(Ok)).boxed(),
@@ -140,9 +136,8 @@ impl Blob {
         }
     }
 
-    /// Returns chunks for a reader that may be slow: a file's pieces are counted in `memory` for as
-    /// long as they are held. When little memory is left, pieces are small and nothing is read
-    /// ahead.
+    /// Returns the content in chunks for a reader that may be slow. The chunks of a file reserve `memory` until
+    /// they are dropped. When little memory is left, they are small and not read ahead.
     pub fn into_chunks_within(self, memory: &Budget) -> Chunks {
         match self {
             Self::File(file) => file.into_chunks(Some(memory.clone())),
@@ -150,7 +145,7 @@ impl Blob {
         }
     }
 
-    /// The whole content in one piece; the caller knows that it is small enough.
+    /// Returns the whole content. The caller limits its size.
     pub async fn into_bytes(self) -> Result<Bytes> {
         if let Self::Bytes(bytes) = self {
             return Ok(bytes);
@@ -160,7 +155,7 @@ impl Blob {
             return Ok(Bytes::new());
         };
         let Some(second) = chunks.next().await.transpose()? else {
-            // Small content comes in one chunk, and need not be copied.
+            // Small content is a single chunk, which need not be copied.
             return Ok(first);
         };
         let mut whole = BytesMut::from(&*first);
@@ -178,7 +173,11 @@ fn split(mut bytes: Bytes) -> impl Iterator<Item = Bytes> {
     })
 }
 
-fn truncate_chunks(chunks: Chunks, limit: u64, verified: Option<Verified>) -> Chunks {
+fn truncate_chunks(
+    chunks: Chunks,
+    limit: u64,
+    verified: Option<BoxFuture<'static, Result<()>>>,
+) -> Chunks {
     if limit == 0 {
         return stream::empty().boxed();
     }
@@ -193,7 +192,7 @@ fn truncate_chunks(chunks: Chunks, limit: u64, verified: Option<Verified>) -> Ch
         if left > 0 {
             return Some((item, (Some(chunks), left, verified)));
         }
-        // Nobody is to wait for a reader that wants no more.
+        // Other readers do not wait for this one.
         drop(chunks);
         if let Some(verified) = verified.take()
             && let Err(error) = verified.await
@@ -208,43 +207,43 @@ fn truncate_chunks(chunks: Chunks, limit: u64, verified: Option<Verified>) -> Ch
 impl BlobFile {
     fn into_chunks(self, memory: Option<Budget>) -> Chunks {
         let (at, end) = (self.offset, self.offset + self.len);
-        let pieces = Pieces {
+        let reader = FileReader {
             file: self,
             memory,
             at,
             end,
             ahead: None,
         };
-        stream::unfold(pieces, Pieces::next).boxed()
+        stream::unfold(reader, FileReader::next).boxed()
     }
 }
 
-/// A file that is read in pieces.
-struct Pieces {
+/// A reader of a file in chunks.
+struct FileReader {
     file: BlobFile,
-    /// The budget that counts the pieces, if there is one.
+    /// The budget of the chunks, if they are counted.
     memory: Option<Budget>,
     at: u64,
     end: u64,
     ahead: Option<JoinHandle<Result<Bytes>>>,
 }
 
-impl Pieces {
+impl FileReader {
     async fn next(mut self) -> Option<(Result<Bytes>, Self)> {
         let reading = match self.ahead.take() {
             Some(reading) => reading,
             None => self.read(self.share())?,
         };
         let read = reading.await.unwrap_or_else(|_| {
-            let cut_off = "reading was cut off".to_owned();
-            Err(Error::Unavailable(cut_off))
+            let cancelled = "the read was cancelled".to_owned();
+            Err(Error::Unavailable(cancelled))
         });
         match &read {
-            Ok(piece) => {
-                self.at += piece.len() as u64;
+            Ok(chunk) => {
+                self.at += chunk.len() as u64;
                 let share = self.share();
-                let in_large_pieces = share.bytes() >= WORTH_AHEAD || self.memory.is_none();
-                self.ahead = in_large_pieces.then(|| self.read(share)).flatten();
+                let reads_ahead = share.bytes() >= READ_AHEAD || self.memory.is_none();
+                self.ahead = reads_ahead.then(|| self.read(share)).flatten();
             }
             Err(error) => {
                 self.at = self.end;
@@ -256,23 +255,23 @@ impl Pieces {
         Some((read, self))
     }
 
-    /// Memory for the next piece; none where the piece has to be small.
+    /// Reserves memory for the next chunk; none if the chunk has to be small.
     fn share(&self) -> Permit {
         let most = (CHUNK_SIZE as u64).min(self.end - self.at);
         let share = |memory: &Budget| memory.share(most, SHARE);
         let share = self.memory.as_ref().map(share).unwrap_or_default();
-        if share.bytes() > LEAST {
+        if share.bytes() > MIN_CHUNK {
             share
         } else {
             Permit::default()
         }
     }
 
-    /// Starts reading the piece at hand; `None` at the content's end.
+    /// Starts to read the next chunk; `None` at the content's end.
     fn read(&self, memory: Permit) -> Option<JoinHandle<Result<Bytes>>> {
         let most = match (&self.memory, memory.bytes()) {
             (None, _) => CHUNK_SIZE as u64,
-            (_, 0) => LEAST,
+            (_, 0) => MIN_CHUNK,
             (_, bytes) => bytes,
         };
         let len = usize::try_from(most.min(self.end - self.at)).unwrap_or(usize::MAX);
@@ -292,7 +291,7 @@ impl Pieces {
     }
 }
 
-/// Reads up to `len` bytes at `at`; fewer only at the file's end.
+/// Reads `len` bytes at `at`, or fewer at the file's end.
 pub fn read_at(file: &fs::File, at: u64, len: usize) -> io::Result<Bytes> {
     let mut buffer = Vec::with_capacity(len);
     while buffer.len() < len {
@@ -331,34 +330,34 @@ mod tests {
 
     use super::*;
 
-    struct Told(Arc<AtomicBool>);
+    struct Guard(Arc<AtomicBool>);
 
-    impl InUse for Told {
+    impl InUse for Guard {
         fn unreadable(&self) {
             self.0.store(true, Relaxed);
         }
     }
 
     #[tokio::test]
-    async fn the_store_is_told_when_its_content_cannot_be_read() {
+    async fn a_failed_read_notifies_the_store() {
         let file = tempfile::NamedTempFile::new().unwrap();
         fs::write(file.path(), "short").unwrap();
         for (len, unreadable) in [(5, false), (6, true)] {
-            let told = Arc::new(AtomicBool::new(false));
+            let notified = Arc::new(AtomicBool::new(false));
             let blob = Blob::File(BlobFile {
                 file: Arc::new(fs::File::open(file.path()).unwrap()),
                 path: file.path().to_owned(),
                 offset: 0,
                 len,
-                guard: Some(Box::new(Told(Arc::clone(&told)))),
+                guard: Some(Box::new(Guard(Arc::clone(&notified)))),
             });
             assert_eq!(blob.into_bytes().await.is_err(), unreadable);
-            assert_eq!(told.load(Relaxed), unreadable);
+            assert_eq!(notified.load(Relaxed), unreadable);
         }
     }
 
     #[tokio::test]
-    async fn a_slow_reader_holds_little_where_memory_is_short() {
+    async fn chunks_become_smaller_when_memory_is_short() {
         const LEN: u64 = 4 * CHUNK_SIZE as u64;
         let file = tempfile::NamedTempFile::new().unwrap();
         let content: Vec<u8> = (0..=255).cycle().take(4 * CHUNK_SIZE).collect();
@@ -375,7 +374,7 @@ mod tests {
         for (total, first) in [
             (64 << 20, CHUNK_SIZE as u64),
             (1 << 20, 64 << 10),
-            (0, LEAST),
+            (0, MIN_CHUNK),
         ] {
             let memory = Budget::memory("tests", total);
             let free = || memory.share(u64::MAX, 1).bytes();
@@ -389,7 +388,7 @@ mod tests {
                 read.extend_from_slice(&piece.unwrap());
             }
             assert!(read == content);
-            assert_eq!(free(), total, "all of it is given back");
+            assert_eq!(free(), total, "all memory is released");
         }
     }
 }

@@ -1,12 +1,12 @@
-//! The state of the circuit breaker in front of a backing cache, as metrics report it.
+//! The state of a circuit breaker.
 
-/// The state of a circuit breaker.
+/// The state of the circuit breaker of a backing cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BreakerState {
     /// Calls are made.
     Closed,
-    /// Calls fail at once, until the cool-down is over and another call comes.
+    /// Calls fail at once, until the first call after the cool-down.
     Open,
-    /// One call is made to see how it fares; others fail at once.
+    /// One call probes the backing cache; others fail at once.
     HalfOpen,
 }

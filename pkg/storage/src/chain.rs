@@ -1,7 +1,6 @@
-//! The gorego instances that stand in front of each other, and how a loop of them is noticed.
+//! The chain of gorego instances that a request has passed, to detect loops.
 
 use std::{
-    fmt::Write as _,
     sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -9,40 +8,39 @@ use std::{
 use gorego_limits::LogLimit;
 use tokio::time::Instant;
 
-/// The most instances that are remembered and named, this one included, which bounds the header.
-/// Direct callers come first, so that a large number of instances cannot hide a loop for long.
-const MOST: usize = 16;
-/// The time after which an instance that no longer calls is forgotten.
-const REMEMBERED: Duration = Duration::from_mins(1);
+/// The most ids in the header, the own one included. The latest callers come first, so that many instances
+/// cannot hide a loop for long.
+const MAX_IDS: usize = 16;
+/// The time after which a caller is dropped from the header.
+const CALLER_TTL: Duration = Duration::from_mins(1);
 
-/// An instance of gorego: its id, and the ids of the instances that lately called it, directly or
-/// through others. Each request to a backing cache names them. An instance that finds its own id in
-/// a request is in a loop.
+/// The id of this instance, and the ids of its recent callers, direct and indirect. Each request to a backing
+/// cache lists them. An instance that finds its own id in a request is in a loop.
 #[derive(Debug)]
 pub struct Chain {
     own: u64,
-    /// The last caller first.
-    ahead: Mutex<Vec<(u64, Instant)>>,
+    /// The latest caller first.
+    callers: Mutex<Vec<(u64, Instant)>>,
     logged: LogLimit,
 }
 
-/// A request that came back to an instance that it had passed.
+/// A request that returned to an instance that it had passed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
     "loop: backing_cache.target leads back to this server; it has to name another one \
      (instances passed: {passed})"
 )]
 pub struct LoopError {
-    /// The ids of the instances, the last one first.
+    /// The ids of the instances, the latest first.
     pub passed: String,
 }
 
 impl Default for Chain {
-    /// A chain of one instance, with a random id.
+    /// Creates a chain of this instance alone, with a random id.
     fn default() -> Self {
         Self {
             own: fastrand::u64(..),
-            ahead: Mutex::default(),
+            callers: Mutex::default(),
             logged: LogLimit::default(),
         }
     }
@@ -57,12 +55,12 @@ impl PartialEq for Chain {
 impl Eq for Chain {}
 
 impl Chain {
-    /// The header of requests that names the instances which they passed.
+    /// The request header that lists the instances passed.
     pub const HEADER: &str = "gorego-chain";
 
-    /// Remembers the instances that a request passed, by its header. An error if this is one of them.
+    /// Records the instances in the header of a request. Fails if this instance is one of them.
     pub fn enter(&self, header: &str) -> Result<(), LoopError> {
-        let ids = header.split(',').take(MOST);
+        let ids = header.split(',').take(MAX_IDS);
         let passed: Vec<u64> = ids
             .filter_map(|id| u64::from_str_radix(id.trim(), 16).ok())
             .collect();
@@ -76,36 +74,29 @@ impl Chain {
             return Err(error);
         }
         let now = Instant::now();
-        let mut ahead = self.ahead();
-        ahead.retain(|(id, _)| !passed.contains(id));
-        ahead.splice(..0, passed.into_iter().map(|id| (id, now)));
-        ahead.truncate(MOST - 1);
+        let mut callers = self.callers();
+        callers.retain(|(id, _)| !passed.contains(id));
+        callers.splice(..0, passed.into_iter().map(|id| (id, now)));
+        callers.truncate(MAX_IDS - 1);
         Ok(())
     }
 
-    /// The value of the header for requests that leave this instance.
+    /// Returns the header's value for requests to the backing cache.
     pub fn header(&self) -> String {
-        let mut ahead = self.ahead();
-        ahead.retain(|(_, seen)| seen.elapsed() < REMEMBERED);
-        let ahead = ahead.iter().map(|(id, _)| *id);
-        names(&[self.own].into_iter().chain(ahead).collect::<Vec<_>>())
+        let mut callers = self.callers();
+        callers.retain(|(_, seen)| seen.elapsed() < CALLER_TTL);
+        let callers = callers.iter().map(|(id, _)| *id);
+        names(&[self.own].into_iter().chain(callers).collect::<Vec<_>>())
     }
 
-    fn ahead(&self) -> MutexGuard<'_, Vec<(u64, Instant)>> {
-        self.ahead.lock().unwrap_or_else(PoisonError::into_inner)
+    fn callers(&self) -> MutexGuard<'_, Vec<(u64, Instant)>> {
+        self.callers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 fn names(ids: &[u64]) -> String {
-    let mut text = String::with_capacity(17 * ids.len());
-    for id in ids {
-        if !text.is_empty() {
-            text.push(',');
-        }
-        // Writing to a string does not fail.
-        let _ = write!(text, "{id:016x}");
-    }
-    text
+    let ids: Vec<_> = ids.iter().map(|id| format!("{id:016x}")).collect();
+    ids.join(",")
 }
 
 #[cfg(test)]
@@ -115,7 +106,7 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn a_request_that_comes_back_is_noticed_over_several_hops() {
+    async fn a_loop_of_several_instances_is_detected_until_its_callers_expire() {
         let [a, b, c] = [(); 3].map(|()| Chain::default());
         a.enter("").unwrap();
         b.enter(&a.header()).unwrap();
@@ -124,13 +115,12 @@ mod tests {
         assert_eq!(error.passed, names(&[c.own, b.own, a.own]));
         a.enter(&a.header()).unwrap_err();
 
-        // Once nobody calls any more, what was in front is forgotten.
-        advance(REMEMBERED).await;
+        advance(CALLER_TTL).await;
         a.enter(&c.header()).unwrap();
     }
 
     #[tokio::test(start_paused = true)]
-    async fn the_header_is_bounded_and_begins_with_the_last_caller() {
+    async fn the_header_is_bounded_and_begins_with_the_latest_caller() {
         let chain = Chain::default();
         let callers: Vec<_> = (0..1000).map(|_| Chain::default()).collect();
         for caller in &callers {
@@ -140,7 +130,7 @@ mod tests {
         chain.enter("no id, ,\u{e9}").unwrap();
         chain.enter(&callers[0].header()).unwrap();
         let header = chain.header();
-        assert!(header.len() <= 17 * MOST, "{header}");
+        assert!(header.len() <= 17 * MAX_IDS, "{header}");
         assert!(header.starts_with(&names(&[chain.own, callers[0].own])));
     }
 }

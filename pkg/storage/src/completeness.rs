@@ -1,4 +1,4 @@
-//! Action results that are served only while everything that they name can be fetched.
+//! Completeness of action results: a result is served only while all of its outputs are present.
 
 use std::{fmt, sync::Arc};
 
@@ -8,19 +8,19 @@ use reapi::v2::ActionResult;
 
 use crate::{ActionCache, BlobStore, CachedResult, Digest, Outputs, Result};
 
-/// An action cache that hides the results whose [`Outputs`] are not all in a store. A lookup leases them
-/// all.
+/// An action cache that serves only results whose [`Outputs`] are all present in a store. A lookup extends the
+/// leases of the outputs.
 pub struct CompletenessChecking<A: ?Sized> {
     results: Arc<A>,
     blobs: Arc<dyn BlobStore>,
-    /// For the directories that are being read.
+    /// The budget for reading trees.
     memory: Budget,
-    /// Whether the outputs of a new result are looked up as well.
+    /// Whether a put extends the leases of the outputs, too.
     leases_puts: bool,
 }
 
 impl<A: ActionCache + ?Sized> CompletenessChecking<A> {
-    /// Serves those of `results` whose outputs are all in `blobs`. Their trees are read within `memory`.
+    /// Serves `results` whose outputs are all in `blobs`. Trees are read within `memory`.
     pub fn new(results: Arc<A>, blobs: Arc<dyn BlobStore>, memory: Budget) -> Self {
         Self {
             results,
@@ -30,7 +30,7 @@ impl<A: ActionCache + ?Sized> CompletenessChecking<A> {
         }
     }
 
-    /// Leases the outputs of results that are put, too.
+    /// Extends the leases of outputs also when a result is put.
     #[must_use]
     pub fn leasing_puts(self) -> Self {
         let leases_puts = true;
@@ -50,7 +50,7 @@ impl<A: ActionCache + ?Sized> CompletenessChecking<A> {
     }
 }
 
-/// Looks up all outputs in `blobs`. [`Error::Incomplete`] names the first that is missing.
+/// Looks up all outputs in `blobs`. `Error::Incomplete` names the first missing one.
 pub async fn find_outputs(mut outputs: Outputs, blobs: &dyn BlobStore) -> Result<()> {
     while let Some(digests) = outputs.next().await? {
         if let Some(missing) = blobs.find_missing(&digests).await?.first() {
@@ -72,13 +72,13 @@ impl<A: ActionCache + ?Sized> ActionCache for CompletenessChecking<A> {
     }
 
     async fn put(&self, instance: &str, action: &Digest, result: ActionResult) -> Result<()> {
-        // A client that stored the result counts on its outputs as after a hit. A missing one is
-        // reported by the next lookup.
+        // A client relies on the outputs of a result that it stored, as after a hit. The next lookup reports
+        // a missing one.
         if self.leases_puts
             && let Err(error) = self.check(action, &result).await
             && !error.is_result_miss()
         {
-            tracing::debug!(instance, %action, %error, "outputs of a new action result get no lease");
+            tracing::debug!(instance, %action, %error, "failed to lease the outputs of a new action result");
         }
         self.results.put(instance, action, result).await
     }

@@ -1,19 +1,18 @@
-//! Bounds the memory that action results take.
+//! Limits of the memory of action results.
 
 use reapi::v2;
 
-/// The most memory that a decoded action result may take, in bytes: more than a real one of 4 MiB takes.
+/// The most memory that a decoded action result may take, in bytes. A real one of 4 MiB takes less.
 pub const MAX_DECODED_RESULT: usize = 32 * 1024 * 1024;
 
-/// Returns an upper bound of the memory that a stored action result of this many bytes takes, encoded and
-/// decoded.
+/// Returns an upper bound of the memory for an action result, encoded and decoded together, from its encoded
+/// size in bytes.
 pub fn result_memory(encoded: u64) -> u64 {
-    /// The most memory for the fewest bytes: an empty message, of a key and a length, in a vector that
-    /// may be half empty.
-    const UNFOLDED: u64 = size_of::<v2::OutputFile>() as u64;
-    /// The capacity that vectors begin with, one of each type.
+    /// The most memory for an encoded byte: an empty message takes two bytes, and its vector may be half empty.
+    const DECODED_BYTE: u64 = size_of::<v2::OutputFile>() as u64;
+    /// The initial capacity of one vector of each type.
     const VECTORS: u64 = 4096;
-    let decoded = encoded.saturating_mul(UNFOLDED).saturating_add(VECTORS);
+    let decoded = encoded.saturating_mul(DECODED_BYTE).saturating_add(VECTORS);
     encoded.saturating_add(decoded.min(MAX_DECODED_RESULT as u64))
 }
 
@@ -25,7 +24,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_largest_real_action_result_is_accepted() {
+    fn the_bound_covers_real_action_results_of_up_to_4_mib() {
         let digest = crate::DigestFunction::Sha256.empty().to_proto();
         let file = |number| v2::OutputFile {
             path: format!("{number}"),

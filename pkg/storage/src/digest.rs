@@ -1,5 +1,4 @@
-//! Digests: which blob, by its hash and size. Parsed once, at the edge; inside, every digest is
-//! well formed.
+//! Digests: the names of blobs. They are parsed once, on arrival, so that every [`Digest`] is well formed.
 
 mod hasher;
 mod identity;
@@ -16,7 +15,7 @@ const MAX_HASH_LEN: usize = 64;
 /// A digest function that this program offers (REAPI `DigestFunction.Value`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum DigestFunction {
-    /// SHA-256, the function of a client that names none.
+    /// SHA-256, the default for hashes of 64 digits.
     Sha256,
     /// BLAKE3 with its 256-bit output.
     Blake3,
@@ -29,7 +28,7 @@ pub enum DigestFunction {
 }
 
 impl DigestFunction {
-    /// Every offered function; the order in which Capabilities lists them.
+    /// Every offered function, in the order of Capabilities.
     pub const ALL: [Self; 5] = [
         Self::Sha256,
         Self::Blake3,
@@ -38,7 +37,7 @@ impl DigestFunction {
         Self::Sha512,
     ];
 
-    /// The length of this function's hashes, in bytes.
+    /// Returns the length of this function's hashes, in bytes.
     pub const fn hash_len(self) -> usize {
         match self {
             Self::Sha256 | Self::Blake3 => 32,
@@ -48,7 +47,7 @@ impl DigestFunction {
         }
     }
 
-    /// The function's name as resource names and paths spell it: lower case.
+    /// Returns the function's name in resource names and paths, in lower case.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Sha256 => "sha256",
@@ -59,14 +58,14 @@ impl DigestFunction {
         }
     }
 
-    /// The function with this lower-case name.
+    /// Returns the function with this lower-case name.
     pub fn from_name(name: &str) -> Option<Self> {
         Self::ALL
             .into_iter()
             .find(|function| function.name() == name)
     }
 
-    /// The number of this function in the REAPI.
+    /// Returns the function's number in the REAPI.
     pub const fn to_proto(self) -> v2::digest_function::Value {
         match self {
             Self::Sha256 => v2::digest_function::Value::Sha256,
@@ -77,8 +76,8 @@ impl DigestFunction {
         }
     }
 
-    /// The function that a request names; `None` when it names none (then it is inferred from the
-    /// hash's length).
+    /// Returns the function with this number in the REAPI; `None` for 0, which stands for the function inferred
+    /// from the hash's length.
     pub fn from_proto(value: i32) -> Result<Option<Self>, DigestError> {
         if value == v2::digest_function::Value::Unknown as i32 {
             return Ok(None);
@@ -90,27 +89,27 @@ impl DigestFunction {
             .ok_or_else(|| DigestError::Function(function_label(value)))
     }
 
-    /// The function that a hash of `hex_len` digits has when the client names none.
+    /// Returns the first function whose hashes have `hex_len` digits, for a client that names none.
     pub fn infer(hex_len: usize) -> Option<Self> {
         Self::ALL
             .into_iter()
             .find(|function| function.hash_len() * 2 == hex_len)
     }
 
-    /// The next function whose hashes are as long, so that a hash alone does not tell which it is.
-    fn rival(self) -> Option<Self> {
-        let alike = |function: &Self| *function > self && function.hash_len() == self.hash_len();
-        Self::ALL.into_iter().find(alike)
+    /// Returns the next function with hashes of the same length, from which a hash cannot be told apart.
+    fn next_of_length(self) -> Option<Self> {
+        let is_next = |function: &Self| *function > self && function.hash_len() == self.hash_len();
+        Self::ALL.into_iter().find(is_next)
     }
 
-    /// The digest of `content`.
+    /// Returns the digest of `content`.
     pub fn digest(self, content: &[u8]) -> Digest {
         let mut hasher = Hasher::new(self);
         hasher.update(content);
         hasher.finish()
     }
 
-    /// The digest of the empty blob.
+    /// Returns the digest of the empty blob.
     pub fn empty(self) -> Digest {
         self.digest(&[])
     }
@@ -129,23 +128,23 @@ impl fmt::Display for DigestFunction {
     }
 }
 
-/// Why something from outside is no digest. The message says what would have been accepted.
+/// An invalid digest. The message says what is accepted.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DigestError {
-    /// The field that should hold the digest is unset.
+    /// The field of the digest is unset.
     #[error("digest is missing")]
     Missing,
-    /// The hash holds something else than lower-case hexadecimal digits.
+    /// The hash has characters other than lower-case hexadecimal digits.
     #[error("hash {0:?} is not lower-case hexadecimal")]
     NotHex(String),
     /// The hash has the wrong length for its function.
     #[error("hash {hash:?} has {actual} digits, {expected}")]
     Length {
-        /// The hash as it came, shortened.
+        /// The hash, shortened.
         hash: String,
-        /// Its length.
+        /// The hash's length.
         actual: usize,
-        /// The lengths that would have been accepted.
+        /// The accepted lengths.
         expected: String,
     },
     /// The size is negative.
@@ -160,17 +159,16 @@ pub enum DigestError {
 #[derive(Clone, Copy)]
 pub struct Digest {
     function: DigestFunction,
-    /// Another function that the client may have meant, since it named none. Says nothing of which
-    /// blob this is: digests are equal with and without.
+    /// The second function to try if the client named none. Does not affect equality.
     other: Option<DigestFunction>,
     size: u64,
-    /// Zero beyond `function.hash_len()`.
+    /// Padded with zeros beyond `function.hash_len()`.
     hash: [u8; MAX_HASH_LEN],
 }
 
 impl Digest {
-    /// Parses a digest from outside. Without a function, the hash's length tells it, or leaves two
-    /// to choose from; see [`Self::other`].
+    /// Parses a digest. Without a function, it is inferred from the hash's length; if two functions have that
+    /// length, [`Self::other`] returns the second.
     pub fn parse(
         function: Option<DigestFunction>,
         hash: &str,
@@ -195,16 +193,16 @@ impl Digest {
         }
         let digest = Self {
             function,
-            other: named.is_none().then(|| function.rival()).flatten(),
+            other: named.is_none().then(|| function.next_of_length()).flatten(),
             size,
             hash: bytes,
         };
-        // The hash of the empty blob tells its function.
+        // The hash of the empty blob identifies its function.
         let empty = digest.other().filter(Self::is_empty_blob);
         Ok(empty.unwrap_or(digest))
     }
 
-    /// Parses a digest message of a request whose function is `function`.
+    /// Parses a digest message.
     pub fn from_proto(
         function: Option<DigestFunction>,
         digest: &v2::Digest,
@@ -212,7 +210,7 @@ impl Digest {
         Self::parse(function, &digest.hash, digest.size_bytes)
     }
 
-    /// As [`Self::from_proto`], for a field that may be unset.
+    /// Parses the digest message in a field that may be unset.
     pub fn from_field(
         function: Option<DigestFunction>,
         digest: Option<&v2::Digest>,
@@ -220,7 +218,7 @@ impl Digest {
         Self::from_proto(function, digest.ok_or(DigestError::Missing)?)
     }
 
-    /// A digest from a hash of the function's length; `None` for another length.
+    /// Creates a digest from a hash; `None` if its length is not the function's.
     pub fn from_hash(function: DigestFunction, hash: &[u8], size: u64) -> Option<Self> {
         if hash.len() != function.hash_len() {
             return None;
@@ -235,7 +233,7 @@ impl Digest {
         })
     }
 
-    /// This digest as a REAPI message.
+    /// Returns the digest as a REAPI message.
     pub fn to_proto(&self) -> v2::Digest {
         v2::Digest {
             hash: self.hex(),
@@ -243,13 +241,12 @@ impl Digest {
         }
     }
 
-    /// The digest function.
+    /// Returns the digest function.
     pub const fn function(&self) -> DigestFunction {
         self.function
     }
 
-    /// Returns the same hash and size under the other function of that length, if the client named
-    /// none.
+    /// Returns the same hash and size under the second function to try, if the client named none.
     pub fn other(&self) -> Option<Self> {
         self.under(self.other?)
     }
@@ -259,12 +256,12 @@ impl Digest {
         Self::from_hash(function, self.hash(), self.size)
     }
 
-    /// Whether `content` has this digest.
+    /// Whether `content` matches this digest.
     pub fn is_of(&self, content: &[u8]) -> bool {
         self.function.digest(content) == *self
     }
 
-    /// The digest under its own function, and no other.
+    /// Returns the digest without the second function.
     #[must_use]
     pub const fn only(&self) -> Self {
         Self {
@@ -273,8 +270,8 @@ impl Digest {
         }
     }
 
-    /// The digest with only those of `functions` that may be meant, tried in that order. A digest
-    /// whose function is certain stays as it is.
+    /// Returns the digest with its two functions limited to `functions` and tried in their order. Returns a
+    /// digest whose function is certain unchanged.
     #[must_use]
     pub fn among(&self, functions: &[DigestFunction]) -> Self {
         let mut meant = functions
@@ -291,29 +288,29 @@ impl Digest {
         }
     }
 
-    /// The blob's size in bytes.
+    /// Returns the blob's size in bytes.
     pub const fn size(&self) -> u64 {
         self.size
     }
 
-    /// The hash; as long as the function's hashes are.
+    /// Returns the hash without padding.
     pub fn hash(&self) -> &[u8] {
         self.hash
             .get(..self.function.hash_len())
             .unwrap_or(&self.hash)
     }
 
-    /// The first 32 bytes of the hash, zero beyond its end.
+    /// Returns the first 32 bytes of the hash, padded with zeros.
     pub fn hash_prefix(&self) -> [u8; 32] {
         self.hash.first_chunk().copied().unwrap_or_default()
     }
 
-    /// The hash in lower-case hexadecimal.
+    /// Returns the hash in lower-case hexadecimal.
     pub fn hex(&self) -> String {
         to_hex(self.hash())
     }
 
-    /// Whether this names the empty blob, which is always present.
+    /// Whether this is the digest of the empty blob, which is always present.
     pub fn is_empty_blob(&self) -> bool {
         self.size == 0 && *self == self.function.empty()
     }
@@ -331,18 +328,11 @@ impl fmt::Debug for Digest {
     }
 }
 
-/// `bytes` in lower-case hexadecimal.
+/// Encodes `bytes` in lower-case hexadecimal.
 pub fn to_hex(bytes: &[u8]) -> String {
-    let digit = |value: u8| {
-        char::from(if value < 10 {
-            b'0' + value
-        } else {
-            b'a' + value - 10
-        })
-    };
-    bytes
-        .iter()
-        .flat_map(|byte| [digit(byte >> 4), digit(byte & 15)])
+    let digits = bytes.iter().flat_map(|byte| [byte >> 4, byte & 15]);
+    digits
+        .map(|digit| char::from_digit(digit.into(), 16).unwrap_or_default())
         .collect()
 }
 
@@ -362,7 +352,7 @@ fn length_error(hash: &str, expected: String) -> DigestError {
     }
 }
 
-/// What a message quotes of text from outside, which may be megabytes.
+/// Truncates text from a request, which may be megabytes, for an error message.
 pub fn shorten(text: &str) -> String {
     const QUOTED: usize = 140;
     match text.char_indices().nth(QUOTED) {

@@ -1,4 +1,4 @@
-//! What can go wrong in a store.
+//! The error of stores.
 
 use std::{io, path::PathBuf, sync::Arc};
 
@@ -7,22 +7,22 @@ use rustix::io::Errno;
 
 use crate::Digest;
 
-/// A store's result.
+/// The result of a store's method.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// An error that a caller's own stream of content ended with.
+/// The error of a caller's stream of content.
 pub type SourceError = Arc<dyn std::error::Error + Send + Sync>;
 
-/// Why a store could not do what it was asked. `Clone`, since several waiters may share one cause.
+/// An error of a store. `Clone`, since several waiters may share one cause.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum Error {
-    /// The blob is not here.
+    /// The blob is missing.
     #[error("blob {0} not found")]
     NotFound(Digest),
-    /// There is no result of the action.
+    /// The action has no result.
     #[error("no result of action {0}")]
     NoResult(Digest),
-    /// The action's result names a blob that is missing, or is malformed.
+    /// The action's result names a missing blob, or is malformed.
     #[error("result of action {action} is incomplete: {why}")]
     Incomplete {
         /// The action.
@@ -30,92 +30,91 @@ pub enum Error {
         /// The missing blob, or the malformed part.
         why: String,
     },
-    /// The content's size or hash differs from its digest; nothing was stored.
+    /// The content's size or hash differs from its digest. Nothing was stored.
     #[error("content does not match digest {expected}: it is {actual}")]
     Mismatch {
-        /// The digest that was promised.
+        /// The blob's digest.
         expected: Digest,
-        /// What came: a digest, or a size beyond which nothing was hashed.
+        /// The content's digest, or the size from which on it was not hashed.
         actual: String,
     },
-    /// A resumed upload's content has another hash than its digest; it was dropped and has to
-    /// start anew.
+    /// The hash of a resumed upload differs from its digest. The upload was dropped and has to be restarted.
     #[error("resumed upload does not match digest {expected}: it is {actual}; upload it anew")]
     ResumedMismatch {
-        /// The digest that was promised.
+        /// The blob's digest.
         expected: Digest,
-        /// What the kept and the new bytes together are.
+        /// The digest of the stored and the new bytes together.
         actual: String,
     },
-    /// An offset beyond the blob's end.
+    /// The offset is beyond the blob's end.
     #[error("offset {offset} is past the end of blob {digest}")]
     OffsetPastEnd {
         /// The blob.
         digest: Digest,
-        /// The offset asked for.
+        /// The requested offset.
         offset: u64,
     },
-    /// An upload that goes on from further than what was kept of it.
-    #[error("upload of {digest} cannot go on from {offset}: {committed} bytes of it are here")]
+    /// The upload resumes beyond the bytes stored of it.
+    #[error("upload of {digest} cannot resume at {offset}: {committed} bytes are stored")]
     UploadOffset {
         /// The blob.
         digest: Digest,
-        /// Where the client wanted to go on.
+        /// The requested offset, in bytes.
         offset: u64,
-        /// Where it could have.
+        /// The bytes stored of the upload.
         committed: u64,
     },
-    /// A newer attempt at the same upload took it over.
-    #[error("upload of {0} was taken over by a newer attempt")]
+    /// A newer call resumed the same upload.
+    #[error("upload of {0} was superseded by a newer call")]
     Superseded(Digest),
-    /// No room, even after eviction.
+    /// There is no room, even after eviction.
     #[error("no room for {bytes} bytes of {what}: {why}")]
     Full {
         /// A digest or a path.
         what: String,
-        /// How much room was asked for.
+        /// The requested room.
         bytes: u64,
-        /// Which limit stands in the way.
+        /// The limit that is exceeded.
         why: String,
     },
-    /// The store is out of reach or shutting down; the same call may succeed later.
+    /// The store is unreachable, overloaded or shutting down. The same call may succeed later.
     #[error("{0}")]
     Unavailable(String),
-    /// The backing cache refused, or answered what it should not; the same call would fare alike.
+    /// The backing cache rejected the call, or its response is invalid. The same call would fail again.
     #[error("backing cache {peer}: {message} ({code:?})")]
     Refused {
-        /// Which backing cache.
+        /// The address of the backing cache.
         peer: Arc<str>,
-        /// The code of its answer.
+        /// The code of the response.
         code: tonic::Code,
-        /// What was asked, and the message of its answer.
+        /// The call, and the message of the response.
         message: String,
-        /// Whether a proxy in front of the peer answered, with an HTTP page. Such a refusal may pass.
+        /// Whether the response is an HTTP page of a proxy in front of the peer. Such an error is temporary.
         foreign: bool,
     },
-    /// The caller's content could not be read.
+    /// The caller's content cannot be read.
     #[error("reading the content: {0}")]
     Source(#[source] SourceError),
-    /// The disk failed.
+    /// An operation on a file failed.
     #[error("{action} {}: {source}", path.display())]
     Io {
-        /// What was tried, as a participle.
+        /// The operation, as a participle.
         action: &'static str,
-        /// On which file.
+        /// The file.
         path: PathBuf,
-        /// The system's word.
+        /// The error of the system.
         source: Arc<io::Error>,
     },
 }
 
 impl Error {
-    /// Memory that calls share did not become free in time.
+    /// Creates the error of a call whose memory did not become free in time.
     #[expect(clippy::needless_pass_by_value, reason = "for map_err")]
     pub fn no_memory(why: Full) -> Self {
         Self::Unavailable(why.to_string())
     }
 
-    /// An I/O error with what was tried on which path.
+    /// Creates the error of an operation on the file at `path`. `action` is a participle.
     pub fn io(action: &'static str, path: impl Into<PathBuf>, source: io::Error) -> Self {
         Self::Io {
             action,
@@ -124,18 +123,18 @@ impl Error {
         }
     }
 
-    /// Reports whether a lookup ended without a result of the action, or with one that is of no use.
+    /// Whether a lookup is a miss: the action has no result, or an incomplete one.
     pub const fn is_result_miss(&self) -> bool {
         matches!(self, Self::NoResult(_) | Self::Incomplete { .. })
     }
 
-    /// Wraps an error of the caller's own stream.
+    /// Wraps an error of the caller's stream.
     pub fn source(error: impl std::error::Error + Send + Sync + 'static) -> Self {
         Self::Source(Arc::new(error))
     }
 
-    /// Whether it may tell of the state of a store, or of what stands before it, rather than of what was
-    /// asked: out of reach, short of something, not accepting this proxy for now, a disk in trouble.
+    /// Whether the cause may be the state of the store or of a proxy in front of it, and not the request: the
+    /// same call may succeed later.
     pub fn may_pass(&self) -> bool {
         use tonic::Code::{InvalidArgument, OutOfRange};
         match self {
@@ -147,8 +146,7 @@ impl Error {
         }
     }
 
-    /// Whether it tells of a store as a whole, or of what this proxy may do there, and nothing of what was
-    /// asked.
+    /// Whether the error concerns the store as a whole, or this client's permissions, and not the request.
     pub fn is_general(&self) -> bool {
         use tonic::Code::{
             Aborted, Cancelled, DeadlineExceeded, Internal, PermissionDenied, ResourceExhausted,
@@ -172,25 +170,24 @@ impl Error {
         }
     }
 
-    /// Whether a file's content cannot be read: the medium or the file system is damaged there, or
-    /// this process lacks the permission.
+    /// Whether a file cannot be read: the medium or the file system is damaged, or the permission is missing.
     pub fn is_unreadable(&self) -> bool {
         const DAMAGE: [Errno; 4] = [Errno::IO, Errno::BADMSG, Errno::UCLEAN, Errno::ACCESS];
         self.errno().is_some_and(|errno| DAMAGE.contains(&errno))
     }
 
-    /// Whether something of another type is where a file or a folder should be.
+    /// Whether there is a folder in the place of a file, or a file in the place of a folder.
     pub fn is_obstructed(&self) -> bool {
         matches!(self.errno(), Some(Errno::ISDIR | Errno::NOTDIR))
     }
 
-    /// Whether the process or the system has no file descriptor or memory left for the call.
+    /// Whether the process or the system is out of file descriptors or memory.
     pub fn is_out_of_resources(&self) -> bool {
         const SHORT: [Errno; 4] = [Errno::MFILE, Errno::NFILE, Errno::NOMEM, Errno::AGAIN];
         self.errno().is_some_and(|errno| SHORT.contains(&errno))
     }
 
-    /// The cause of an I/O error in words that name no path; nothing for other errors.
+    /// Describes the cause of an I/O error without the path; `None` for other errors.
     pub fn io_cause(&self) -> Option<String> {
         let Self::Io { source, .. } = self else {
             return None;
@@ -205,7 +202,6 @@ impl Error {
             Some(Errno::MFILE) => "the server is out of file descriptors",
             Some(Errno::NFILE) => "the system is out of file descriptors",
             Some(Errno::IO) => "the disk reports an I/O error",
-            // The system's own words.
             Some(errno) => return Some(errno.to_string()),
             None => return Some(source.kind().to_string()),
         };
@@ -219,7 +215,7 @@ impl Error {
         }
     }
 
-    /// Whether the disk, a quota or a file-size limit had no room.
+    /// Whether the disk is full, or a quota or a limit of the file size is exceeded.
     pub fn is_no_space(&self) -> bool {
         matches!(self, Self::Io { source, .. } if matches!(
             source.kind(),

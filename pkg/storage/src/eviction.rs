@@ -1,4 +1,4 @@
-//! What a janitor sees of a store: sizes and last uses, never content.
+//! The interface of stores to a janitor: usage, entries with size and last use, and eviction.
 
 use std::{fmt, time::Duration};
 
@@ -6,63 +6,62 @@ use async_trait::async_trait;
 
 use crate::{Futile, Result};
 
-/// One thing that could be evicted: a blob, an action result, or a partial upload.
+/// An entry that could be evicted: a blob, an action result, or a partial upload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Candidate {
-    /// Which one, in the store's own terms.
+    /// The entry's id.
     pub entry: EntryId,
-    /// Last use, in milliseconds since the Unix epoch.
+    /// The last use, in milliseconds since the Unix epoch.
     pub last_use: u64,
-    /// Room it takes on the disk, in bytes.
+    /// The room on the disk, in bytes.
     pub bytes: u64,
-    /// Whether a client was told that it is here, less than the lease time ago.
+    /// Whether the entry has a lease.
     pub leased: bool,
-    /// Whether it is being read or written at this moment.
+    /// Whether the entry is being read or written.
     pub in_use: bool,
-    /// Whether it is a partial upload or a quarantined file.
+    /// Whether the entry is a partial upload or a quarantined file.
     pub partial: bool,
 }
 
-/// A store's own name for one entry. It may come to mean another entry after an eviction; stores
-/// notice.
+/// A store's id of an entry. After an eviction it may be reused for another entry, which the store detects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct EntryId(pub u64);
 
-/// The usage of a store; figures in bytes unless they say otherwise.
+/// The usage of a store, in bytes unless stated otherwise.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Usage {
-    /// Room taken, uploads in flight and kept partial uploads included.
+    /// The room in use, including uploads in progress and partial uploads.
     pub used: u64,
-    /// Of which partial uploads that nobody is sending at the moment.
+    /// The part of `used` that partial uploads without a sender take.
     pub idle_uploads: u64,
-    /// Of which folders, which go with their last file.
+    /// The part of `used` that folders take. A folder is removed with its last file.
     pub folders: u64,
-    /// What `used` may not exceed.
+    /// The limit of `used`.
     pub limit: u64,
-    /// The bytes to be freed for waiting uploads. Zero when none waits.
+    /// The bytes to be freed for waiting uploads. Zero if none waits.
     pub wanted: u64,
-    /// The bytes still to be evicted for an upload that met a full disk; `None` when none waits.
+    /// The bytes still to be evicted for an upload that met a full disk; `None` if none waits.
     pub wanted_on_disk: Option<u64>,
-    /// The files still to be evicted for that upload, if the file system can hold no more of them.
+    /// The files still to be evicted for that upload, if the file system has no more of them.
     pub wanted_files: u64,
-    /// The number of the upload that waits, or waited last.
+    /// The number of the upload that waits or was the last to wait.
     pub upload: u64,
     /// The leased bytes already evicted for that upload.
     pub leases_broken: u64,
-    /// The amount evicted since the store's start.
+    /// The total of evictions since the store's start.
     pub evicted: Removed,
     /// The number of files and folders.
     pub files: u64,
-    /// What the file system has left; `None` when it does not say.
+    /// The free space of the file system; `None` if it does not report it.
     pub free_on_disk: Option<u64>,
     /// The number of further files that the file system can hold; `None` if it does not report it.
     pub free_files: Option<u64>,
-    /// Whether entries of an earlier run are still being looked for.
+    /// Whether the scan after the start is still running.
     pub scanning: bool,
 }
 
 impl Usage {
-    /// The most that the store could hold: its limit, or what others leave of the disk.
+    /// Returns the lower of the store's limit and the space that other files leave on the disk.
     pub fn capacity(&self) -> u64 {
         let on_disk = self.free_on_disk.map(|free| free.saturating_add(self.used));
         self.limit.min(on_disk.unwrap_or(u64::MAX))
@@ -74,49 +73,48 @@ impl Usage {
     }
 }
 
-/// What an eviction or clean-up removed.
+/// The total of an eviction or a clean-up.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Removed {
-    /// How many entries or files.
+    /// The number of entries or files.
     pub count: u64,
-    /// The room they took, in bytes.
+    /// The room that they took, in bytes.
     pub bytes: u64,
 }
 
 /// A store that a janitor keeps within its limits.
 #[async_trait]
 pub trait Evictable: Send + Sync + fmt::Debug + 'static {
-    /// How full the store is now.
+    /// Returns the current usage.
     fn usage(&self) -> Usage;
 
-    /// Shows every entry once, in no order. Entries that change meanwhile may be shown either way.
-    /// Holds no lock for longer than a thousand entries take.
+    /// Calls `see` once for every entry, in no order. Entries that change meanwhile may be reported before or
+    /// after the change. Holds no lock for longer than a thousand entries take.
     fn visit(&self, see: &mut dyn FnMut(Candidate));
 
-    /// Removes these, but none that was used since it was shown, or is in use. `break_leases`: also
-    /// those with a lease. Blocks on the disk. A file that is gone already counts as removed;
-    /// one that cannot be removed is skipped and the others still are.
+    /// Removes the candidates, except those in use or used since [`Self::visit`]. Skips those with a lease
+    /// unless `break_leases` is set, and files that cannot be removed. Counts missing files as removed. Blocks
+    /// on the disk.
     fn evict(&self, candidates: &[Candidate], break_leases: bool) -> Removed;
 
-    /// Records leased bytes that were evicted for the upload of this number.
+    /// Records leased bytes that were evicted for the upload with this number.
     fn charge_leases(&self, upload: u64, bytes: u64);
 
-    /// Returns the store's record of evictions that did not help against a full disk.
+    /// Returns the store's record of evictions that did not free space on the disk.
     fn futile(&self) -> &Futile;
 
-    /// Removes partial uploads and quarantined files untouched for `age`. Skips uploads that someone
-    /// is sending. Blocks on the disk.
+    /// Removes partial uploads and quarantined files not modified for `age`, except uploads in progress. Blocks
+    /// on the disk.
     fn remove_idle_uploads(&self, age: Duration) -> Result<Removed>;
 
-    /// Removes the partial uploads and quarantined files beyond what these may hold: a tenth of the
-    /// limit, the newest excepted, which may hold a quarter. Blocks on the disk.
+    /// Removes the oldest partial uploads and quarantined files until they take at most a tenth of the limit.
+    /// The newest may take a quarter. Blocks on the disk.
     fn trim_idle_uploads(&self) -> Result<Removed>;
 
-    /// Tells the uploads that wait for room that there may be some, or that eviction has ended
-    /// with nothing left to remove (`exhausted`), so that they stop waiting.
+    /// Wakes the uploads that wait for room. If `exhausted`, nothing more can be evicted, and those that still
+    /// find no room fail.
     fn room_made(&self, exhausted: bool);
 
-    /// Completes when room is wanted: usage passed the mark that the store was given, or an upload
-    /// waits. Cancel-safe.
+    /// Completes when usage exceeds the store's high watermark or an upload waits for room. Cancel-safe.
     async fn pressure(&self);
 }

@@ -1,4 +1,4 @@
-//! The model of a build cache: digests, names, store traits, and completeness of action results.
+//! The model of a build cache: digests, resource names, the traits of stores, and completeness of action results.
 
 mod blob;
 mod breaker;
@@ -16,8 +16,7 @@ mod store;
 mod tree;
 
 pub use blob::{
-    Blob, BlobFile, BlobStream, CHUNK_SIZE, Chunks, InUse, Resume, SHARE, UploadId, Verified,
-    read_at,
+    Blob, BlobFile, BlobStream, CHUNK_SIZE, Chunks, InUse, Resume, SHARE, UploadId, read_at,
 };
 pub use breaker::BreakerState;
 pub use chain::{Chain, LoopError};
@@ -29,8 +28,7 @@ pub use futile::{Futile, Resource};
 pub use memory::MemoryStore;
 pub use outputs::{Outputs, named_blobs};
 pub use resource_name::{
-    Compressor, InstanceName, InstanceNameError, NameProblem, ReadName, ResourceNameError,
-    WriteName,
+    Compressor, InstanceName, InstanceNameError, ReadName, ResourceNameError, WriteName,
 };
 pub use store::{ActionCache, ActionCacheExt, BlobStore, BlobStoreExt, CachedResult, Put, Uploads};
-pub use tree::{MAX_DIRECTORY_BYTES, TreeError, TreeWalk};
+pub use tree::{TreeError, TreeWalk};

@@ -1,4 +1,4 @@
-//! A store in memory: for tests, and the plainest statement of what a store does.
+//! A store in memory, for tests.
 
 use std::{
     collections::HashMap,
@@ -19,67 +19,67 @@ use crate::{
     UploadId, Uploads, decoded::result_memory,
 };
 
-/// Keeps everything, for ever, in memory. Not for production: nothing bounds it.
+/// A store in memory, for tests. Its size is not limited, and it never evicts.
 #[derive(Default)]
 pub struct MemoryStore {
-    state: Mutex<State>,
-    /// Rung after every blob that was stored.
-    changed: Notify,
+    content: Mutex<Content>,
+    /// Notified after every blob that is stored.
+    stored: Notify,
 }
 
 #[derive(Default)]
-struct State {
+struct Content {
     blobs: HashMap<Digest, Bytes>,
     results: HashMap<(String, Digest), ActionResult>,
     partial: HashMap<(UploadId, Digest), Vec<u8>>,
 }
 
 impl MemoryStore {
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Content> {
+        self.content.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Removes a blob, as eviction would.
+    /// Removes a blob, as an eviction does.
     pub fn remove(&self, digest: &Digest) {
-        self.state().blobs.remove(digest);
+        self.lock().blobs.remove(digest);
     }
 
     fn has(&self, digest: &Digest) -> bool {
-        digest.is_empty_blob() || self.state().blobs.contains_key(digest)
+        digest.is_empty_blob() || self.lock().blobs.contains_key(digest)
     }
 
     fn publish(&self, digest: &Digest, content: Bytes) -> Result<Put> {
-        let mut meant = [Some(digest.only()), digest.other()].into_iter().flatten();
-        let Some(digest) = meant.find(|digest| digest.is_of(&content)) else {
+        let mut digests = [Some(digest.only()), digest.other()].into_iter().flatten();
+        let Some(digest) = digests.find(|digest| digest.is_of(&content)) else {
             return Err(Error::Mismatch {
                 expected: *digest,
                 actual: digest.function().digest(&content).to_string(),
             });
         };
-        self.state().blobs.insert(digest, content);
-        self.changed.notify_waiters();
+        self.lock().blobs.insert(digest, content);
+        self.stored.notify_waiters();
         Ok(Put::Stored)
     }
 
     async fn put_stream(&self, digest: &Digest, stream: BlobStream) -> Result<Put> {
-        let mut receiving = self.resume(digest, stream.resume)?;
+        let mut upload = self.resume(digest, stream.resume)?;
         let receive = async {
             let mut chunks = stream.chunks;
             while let Some(chunk) = chunks.next().await {
-                receiving.push(&chunk?)?;
+                upload.push(&chunk?)?;
             }
             Ok(())
         };
         tokio::select! {
             biased;
             () = self.published(digest) => {
-                receiving.take();
+                upload.take();
                 return Ok(Put::Existed);
             }
             received = receive => received?,
         }
-        let resumed = receiving.resumed;
-        self.publish(digest, receiving.take().into())
+        let resumed = upload.resumed;
+        self.publish(digest, upload.take().into())
             .map_err(|error| match error {
                 Error::Mismatch { expected, actual } if resumed => {
                     Error::ResumedMismatch { expected, actual }
@@ -88,14 +88,14 @@ impl MemoryStore {
             })
     }
 
-    /// Takes over what is here of an upload, up to where it goes on.
-    fn resume(&self, digest: &Digest, resume: Option<Resume>) -> Result<Receiving<'_>> {
+    /// Takes the stored bytes of an upload, up to the offset where it resumes.
+    fn resume(&self, digest: &Digest, resume: Option<Resume>) -> Result<PartialUpload<'_>> {
         let offset = resume.as_ref().map_or(0, |resume| resume.offset);
         let key = resume.map(|resume| (resume.upload, *digest));
         let mut content = Vec::new();
         if let Some(key) = &key {
-            let mut state = self.state();
-            let committed = state.partial.get(key).map_or(0, Vec::len) as u64;
+            let mut stored = self.lock();
+            let committed = stored.partial.get(key).map_or(0, Vec::len) as u64;
             if committed < offset {
                 return Err(Error::UploadOffset {
                     digest: *digest,
@@ -103,10 +103,10 @@ impl MemoryStore {
                     committed,
                 });
             }
-            content = state.partial.remove(key).unwrap_or_default();
+            content = stored.partial.remove(key).unwrap_or_default();
             content.truncate(usize::try_from(offset).unwrap_or(usize::MAX));
         }
-        Ok(Receiving {
+        Ok(PartialUpload {
             store: self,
             digest: *digest,
             key,
@@ -115,24 +115,24 @@ impl MemoryStore {
         })
     }
 
-    /// Completes when the blob is here.
+    /// Completes when the blob is present.
     async fn published(&self, digest: &Digest) {
         loop {
-            let changed = self.changed.notified();
-            tokio::pin!(changed);
-            // From here on no change is missed, so that looking comes after.
-            changed.as_mut().enable();
+            let stored = self.stored.notified();
+            tokio::pin!(stored);
+            // Enabled before the lookup, so that no notification is missed.
+            stored.as_mut().enable();
             if self.has(digest) {
                 return;
             }
-            changed.await;
+            stored.await;
         }
     }
 }
 
-/// Content on its way. Dropped, it is kept for a later attempt if the client gave the upload a
-/// name.
-struct Receiving<'a> {
+/// The content of an upload in progress. If the upload has an id, dropping this stores the content, so that
+/// the upload can be resumed.
+struct PartialUpload<'a> {
     store: &'a MemoryStore,
     digest: Digest,
     key: Option<(UploadId, Digest)>,
@@ -140,7 +140,7 @@ struct Receiving<'a> {
     resumed: bool,
 }
 
-impl Receiving<'_> {
+impl PartialUpload<'_> {
     fn push(&mut self, chunk: &Bytes) -> Result<()> {
         self.content.extend_from_slice(chunk);
         if self.content.len() as u64 <= self.digest.size() {
@@ -153,18 +153,18 @@ impl Receiving<'_> {
         })
     }
 
-    /// The content, of which nothing is kept.
+    /// Returns the content without storing it.
     fn take(&mut self) -> Vec<u8> {
         self.key = None;
         mem::take(&mut self.content)
     }
 }
 
-impl Drop for Receiving<'_> {
+impl Drop for PartialUpload<'_> {
     fn drop(&mut self) {
         if let Some(key) = self.key.take() {
             let content = mem::take(&mut self.content);
-            self.store.state().partial.insert(key, content);
+            self.store.lock().partial.insert(key, content);
         }
     }
 }
@@ -184,7 +184,7 @@ impl BlobStore for MemoryStore {
         let content = if digest.is_empty_blob() {
             Bytes::new()
         } else {
-            self.state()
+            self.lock()
                 .blobs
                 .get(digest)
                 .cloned()
@@ -217,7 +217,7 @@ impl Uploads for MemoryStore {
     async fn committed(&self, digest: &Digest, upload: &UploadId) -> Result<u64> {
         let key = (upload.clone(), *digest);
         Ok(self
-            .state()
+            .lock()
             .partial
             .get(&key)
             .map_or(0, |content| content.len() as u64))
@@ -228,7 +228,7 @@ impl Uploads for MemoryStore {
 impl ActionCache for MemoryStore {
     async fn get(&self, instance: &str, action: &Digest, memory: &Budget) -> Result<CachedResult> {
         let name = (instance.to_owned(), *action);
-        let found = self.state().results.get(&name).cloned();
+        let found = self.lock().results.get(&name).cloned();
         let result = found.ok_or(Error::NoResult(*action))?;
         let bytes = result_memory(result.encoded_len() as u64);
         let permit = memory.reserve(bytes).await.map_err(Error::no_memory)?;
@@ -236,7 +236,7 @@ impl ActionCache for MemoryStore {
     }
 
     async fn put(&self, instance: &str, action: &Digest, result: ActionResult) -> Result<()> {
-        self.state()
+        self.lock()
             .results
             .insert((instance.to_owned(), *action), result);
         Ok(())

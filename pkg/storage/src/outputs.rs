@@ -1,4 +1,4 @@
-//! The blobs that an action result names.
+//! The outputs of an action result: every blob that it names.
 
 use std::{collections::BTreeSet, fmt, mem, sync::Arc};
 
@@ -7,44 +7,40 @@ use reapi::v2::{self, ActionResult};
 
 use crate::{
     BlobStore, Digest, DigestFunction, Error, Result,
-    tree::{Reference, References, TreeError, TreeWalk},
+    tree::{Node, Nodes, TreeError, TreeWalk},
 };
 
-/// Bytes that reading one tree holds at a time: large directories pass in chunks, small ones come in batches.
-const HELD: u64 = 1024 * 1024;
-/// The number of digests from inside trees that are returned together.
+/// The most memory for reading a tree: large directories are read in chunks, small ones in batches.
+const READ_BYTES: u64 = 1024 * 1024;
+/// The number of digests from trees in one batch.
 pub(crate) const BATCH: usize = 1000;
 
-/// Every blob that an action result names: output files, standard output and error, `Tree`s and the
-/// files in them, root directories and all that is below them. What a result carries inline is no
-/// substitute for a blob that it names. Directories inside a `Tree` need not be blobs.
+/// The blobs that an action result names: output files, standard output and error, `Tree`s and the files in
+/// them, root directories and everything below them. A blob counts even if the result also contains it
+/// inline. Directories in a `Tree` do not count, since they need not be blobs.
 pub struct Outputs {
     action: Digest,
     blobs: Arc<dyn BlobStore>,
-    /// For the directories that are being read.
+    /// The budget for reading trees.
     memory: Budget,
-    /// The digests in the result itself; returned first.
+    /// The digests in the result itself, which are returned first.
     named: Vec<Digest>,
+    /// The trees to read.
     trees: BTreeSet<Digest>,
-    /// The directories below the roots; read after the trees.
+    /// The directories below the roots, which are read after the trees.
     walk: TreeWalk,
-    /// The tree or directory that is being read.
-    open: Option<Open>,
+    /// The tree or directory being read.
+    open: Option<Nodes>,
     permit: Option<Permit>,
-    /// Found in trees, and not yet returned.
+    /// The digests found in trees and not yet returned.
     batch: Vec<Digest>,
-    /// Returned after `batch`.
+    /// The error to return after `batch`.
     error: Option<Error>,
 }
 
-struct Open {
-    references: References,
-    is_tree: bool,
-}
-
 impl Outputs {
-    /// The outputs of `result`, whose trees are read from `blobs` within `memory`.
-    /// [`Error::Incomplete`] where the result has a malformed digest.
+    /// Creates the outputs of `result`. Its trees are read from `blobs` within `memory`.
+    /// [`Error::Incomplete`] if the result contains a malformed digest.
     pub fn of(
         action: &Digest,
         result: &ActionResult,
@@ -71,80 +67,69 @@ impl Outputs {
         })
     }
 
-    /// Returns the next digests: first all that the result itself names, then those in its trees, about
-    /// a thousand at a time; `None` at the end.
+    /// Returns the next digests: first all in the result itself, then those in its trees, about a thousand
+    /// at a time; `None` at the end.
     ///
-    /// [`Error::Incomplete`] for a tree or directory that is missing or malformed. The next call goes on
-    /// behind it. Malformed content is read to its end first, where it proves to be the blob's.
+    /// [`Error::Incomplete`] for a tree or directory that is missing or malformed. The next call continues
+    /// after it. A malformed blob is read to its end first, so that a corrupt one is reported as such.
     pub async fn next(&mut self) -> Result<Option<Vec<Digest>>> {
         if !self.named.is_empty() {
             return Ok(Some(mem::take(&mut self.named)));
         }
-        loop {
-            if self.batch.len() >= BATCH || self.error.is_some() && !self.batch.is_empty() {
-                return Ok(Some(mem::take(&mut self.batch)));
-            }
-            if let Some(error) = self.error.take() {
-                return Err(error);
-            }
+        while self.error.is_none() && self.batch.len() < BATCH {
             match self.step().await {
                 Ok(true) => {}
-                Ok(false) if self.batch.is_empty() => return Ok(None),
-                Ok(false) => return Ok(Some(mem::take(&mut self.batch))),
+                Ok(false) => break,
                 Err(error) => self.error = Some(self.failed(error).await),
             }
         }
+        if !self.batch.is_empty() {
+            return Ok(Some(mem::take(&mut self.batch)));
+        }
+        self.error.take().map_or(Ok(None), Err)
     }
 
-    /// Returns the error of a result without `missing`, which was found here. The tree that is being read
-    /// is read to its end first: corrupt content may name anything.
+    /// Returns the error for a `missing` output. Reads the open tree to its end first, since a corrupt one
+    /// may name any digest.
     pub async fn incomplete_without(&mut self, missing: &Digest) -> Error {
+        self.incomplete(format!("blob {missing} is missing")).await
+    }
+
+    async fn incomplete(&mut self, why: String) -> Error {
         if let Some(mut open) = self.open.take()
-            && let Err(error) = open.references.drain().await
+            && let Err(error) = open.drain().await
         {
             return error;
         }
-        self.lacks(missing)
-    }
-
-    fn lacks(&self, missing: &Digest) -> Error {
-        Error::Incomplete {
-            action: self.action,
-            why: format!("blob {missing} is missing"),
-        }
+        let action = self.action;
+        Error::Incomplete { action, why }
     }
 
     async fn failed(&mut self, error: TreeError) -> Error {
-        let open = self.open.take();
         match error {
-            TreeError::Store(Error::NotFound(missing)) => self.lacks(&missing),
-            TreeError::Store(error) => error,
-            malformed => {
-                if let Some(mut open) = open
-                    && let Err(error) = open.references.drain().await
-                {
-                    return error;
-                }
-                Error::Incomplete {
-                    action: self.action,
-                    why: malformed.to_string(),
+            TreeError::Store(error) => {
+                self.open = None;
+                match error {
+                    Error::NotFound(missing) => self.incomplete_without(&missing).await,
+                    error => error,
                 }
             }
+            malformed => self.incomplete(malformed.to_string()).await,
         }
     }
 
-    /// Reads one reference, or opens what is read next; `false` at the end.
+    /// Reads one node, or opens the next tree or directory. Returns `false` at the end.
     async fn step(&mut self) -> Result<bool, TreeError> {
         let Some(open) = &mut self.open else {
             return self.open_next().await;
         };
-        match open.references.next().await? {
-            Some(Reference::File(file)) => self.batch.push(file),
-            Some(Reference::Directory(child)) if !open.is_tree => {
+        match open.next().await? {
+            Some(Node::File(file)) => self.batch.push(file),
+            Some(Node::Directory(child)) if !open.is_tree() => {
                 self.batch.push(child);
                 self.walk.add(&child);
             }
-            Some(Reference::Directory(_)) => {}
+            Some(Node::Directory(_)) => {}
             None => self.open = None,
         }
         Ok(true)
@@ -154,32 +139,26 @@ impl Outputs {
         if let Some(tree) = self.trees.pop_first() {
             self.reserve(tree.size()).await?;
             let content = self.blobs.get(&tree, 0).await?;
-            self.open = Some(Open {
-                references: References::of_tree(tree, content),
-                is_tree: true,
-            });
+            self.open = Some(Nodes::of_tree(tree, content));
             return Ok(true);
         }
         let next = self.walk.bytes_to_fetch();
         if next > 0 {
             self.reserve(next).await?;
         }
-        let Some((digest, found)) = self.walk.next_open().await? else {
+        let Some((digest, nodes)) = self.walk.next_nodes().await? else {
             self.permit = None;
             return Ok(false);
         };
-        self.open = Some(Open {
-            references: found.ok_or(Error::NotFound(digest))?,
-            is_tree: false,
-        });
+        self.open = Some(nodes.ok_or(Error::NotFound(digest))?);
         Ok(true)
     }
 
-    /// Reserves memory to read so many bytes. Nothing is held while waiting, so that no two results wait
-    /// for each other.
+    /// Reserves memory to read `bytes`. Releases the last permit first, so that no two lookups wait for each
+    /// other.
     async fn reserve(&mut self, bytes: u64) -> Result<()> {
         self.permit = None;
-        let permit = self.memory.reserve(bytes.min(HELD)).await;
+        let permit = self.memory.reserve(bytes.min(READ_BYTES)).await;
         self.permit = Some(permit.map_err(Error::no_memory)?);
         Ok(())
     }
@@ -193,41 +172,41 @@ impl fmt::Debug for Outputs {
     }
 }
 
-/// Returns the digests in an action result itself, read as those of the action's function; `None` where
-/// one is malformed.
+/// Returns the digests in an action result itself, under the action's digest function; `None` if one is
+/// malformed.
 pub fn named_blobs(action: &Digest, result: &ActionResult) -> Option<Vec<Digest>> {
     Named::of(action, result).ok().map(|named| named.blobs)
 }
 
 /// The digests in an action result itself.
 struct Named {
-    /// All of them.
+    /// All digests.
     blobs: Vec<Digest>,
-    /// Those of `Tree`s.
+    /// The digests of `Tree`s.
     trees: BTreeSet<Digest>,
-    /// Those of root directories.
+    /// The digests of root directories.
     roots: Vec<Digest>,
 }
 
 impl Named {
     fn of(action: &Digest, result: &ActionResult) -> Result<Self> {
         let function: DigestFunction = action.function();
-        let parse = |what: &dyn fmt::Display, digest: Option<&v2::Digest>| {
+        let parse = |output: &dyn fmt::Display, digest: Option<&v2::Digest>| {
             Digest::from_field(Some(function), digest).map_err(|error| Error::Incomplete {
                 action: *action,
-                why: format!("{what}: {error}"),
+                why: format!("{output}: {error}"),
             })
         };
         let mut blobs = Vec::new();
         for file in &result.output_files {
             blobs.push(parse(&file.path, file.digest.as_ref())?);
         }
-        for (what, stream) in [
+        for (field, stream) in [
             ("stdout_digest", &result.stdout_digest),
             ("stderr_digest", &result.stderr_digest),
         ] {
             if stream.is_some() {
-                blobs.push(parse(&what, stream.as_ref())?);
+                blobs.push(parse(&field, stream.as_ref())?);
             }
         }
         let (mut trees, mut roots) = (BTreeSet::new(), Vec::new());

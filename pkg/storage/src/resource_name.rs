@@ -1,4 +1,4 @@
-//! The names of blobs in `google.bytestream` calls: one grammar, read and written here.
+//! Resource names: the names of blobs in `google.bytestream` calls.
 //!
 //! ```text
 //! [{instance}/]blobs/{digest}
@@ -7,7 +7,7 @@
 //! [{instance}/]uploads/{uuid}/compressed-blobs/{compressor}/{digest}[/{metadata}]
 //! ```
 //!
-//! where `{digest}` is `[{function}/]{hash}/{size}` (REAPI `ContentAddressableStorage`).
+//! `{digest}` is `[{function}/]{hash}/{size}` (REAPI `ContentAddressableStorage`).
 
 use std::fmt;
 
@@ -15,7 +15,7 @@ use reapi::v2;
 
 use crate::{Digest, DigestError, DigestFunction, UploadId, digest::shorten};
 
-/// Segments that no instance name may hold, so that names have one reading.
+/// Segments that no instance name may contain, so that every resource name is unambiguous.
 const RESERVED: [&str; 7] = [
     BLOBS,
     UPLOADS,
@@ -31,13 +31,13 @@ const COMPRESSED_BLOBS: &str = "compressed-blobs";
 
 /// The longest instance name, in bytes.
 const MAX_INSTANCE_LEN: usize = 1024;
-/// The longest name of an upload, in bytes; a UUID has 36.
+/// The longest upload id, in bytes; a UUID has 36.
 const MAX_UPLOAD_LEN: usize = 256;
 
-/// How a blob's content is encoded on the wire (REAPI `Compressor.Value`).
+/// An encoding of a blob's content on the wire (REAPI `Compressor.Value`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Compressor {
-    /// As it is.
+    /// No compression.
     Identity,
     /// Zstandard, RFC 8478.
     Zstd,
@@ -47,7 +47,7 @@ impl Compressor {
     /// Every offered compressor.
     pub const ALL: [Self; 2] = [Self::Identity, Self::Zstd];
 
-    /// The compressor's name as resource names spell it.
+    /// Returns the compressor's name in resource names.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Identity => "identity",
@@ -55,7 +55,7 @@ impl Compressor {
         }
     }
 
-    /// The number of this compressor in the REAPI.
+    /// Returns the compressor's number in the REAPI.
     pub const fn to_proto(self) -> v2::compressor::Value {
         match self {
             Self::Identity => v2::compressor::Value::Identity,
@@ -63,26 +63,20 @@ impl Compressor {
         }
     }
 
-    /// The compressor with this number in the REAPI; `None` when it is not offered.
+    /// Returns the compressor with this number in the REAPI; `None` if it is not offered.
     pub fn from_proto(value: i32) -> Option<Self> {
         Self::ALL
             .into_iter()
             .find(|compressor| compressor.to_proto() as i32 == value)
     }
-
-    /// The compressor that a `compressed-blobs` name spells; plain blobs go by `blobs`.
-    fn from_segment(segment: &str) -> Option<Self> {
-        (segment == Self::Zstd.name()).then_some(Self::Zstd)
-    }
 }
 
-/// Which part of a server a client means: a namespace of action results. May be empty, may hold
-/// slashes.
+/// The name of an instance: a namespace of action results. May be empty and may contain slashes.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct InstanceName(Box<str>);
 
 impl InstanceName {
-    /// Checks an instance name from outside, alone or as the beginning of a resource name.
+    /// Validates an instance name from a request or a resource name.
     pub fn parse(name: &str) -> Result<Self, InstanceNameError> {
         if name.len() > MAX_INSTANCE_LEN {
             return Err(InstanceNameError::Length(name.len()));
@@ -104,7 +98,7 @@ impl InstanceName {
         Ok(Self(name.into()))
     }
 
-    /// The name as text.
+    /// Returns the name as text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -116,164 +110,112 @@ impl fmt::Display for InstanceName {
     }
 }
 
-/// Why something from outside is no instance name.
+/// An invalid instance name. Quotes the name, shortened.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum InstanceNameError {
-    /// Longer than anybody needs.
+    /// The name is too long.
     #[error("instance name has {0} bytes, at most {MAX_INSTANCE_LEN} are accepted")]
     Length(usize),
-    /// Holds a control character.
-    #[error("instance name {0:?} holds a control character")]
+    /// The name contains a control character.
+    #[error("instance name {0:?} contains a control character")]
     Control(String),
-    /// Starts or ends with a slash, or holds two in a row.
+    /// The name begins or ends with a slash, or contains two in a row.
     #[error("instance name {0:?} has an empty segment")]
     EmptySegment(String),
-    /// Holds a segment that means something else in resource names.
-    #[error("instance name {name:?} holds the reserved segment {segment:?}")]
+    /// The name contains a segment with another meaning in resource names.
+    #[error("instance name {name:?} contains the reserved segment {segment:?}")]
     Reserved {
         /// The name, shortened.
         name: String,
-        /// The segment in question.
+        /// The reserved segment.
         segment: String,
     },
 }
 
-/// What a `ByteStream.Read` names.
+/// The resource name of a `ByteStream.Read`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ReadName {
-    /// Before the first reserved segment.
+    /// The instance; empty for none.
     pub instance: InstanceName,
-    /// How the client wants the content encoded.
+    /// The encoding that the client wants.
     pub compressor: Compressor,
-    /// Of the blob, uncompressed.
+    /// The digest of the uncompressed blob.
     pub digest: Digest,
 }
 
-/// What a `ByteStream.Write` or `QueryWriteStatus` names.
+/// The resource name of a `ByteStream.Write` or `QueryWriteStatus`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WriteName {
-    /// Before the first reserved segment.
+    /// The instance; empty for none.
     pub instance: InstanceName,
-    /// The client's name for this upload; one may serve for several blobs.
+    /// The client's id of the upload. Uploads of different blobs may share one.
     pub upload: UploadId,
-    /// How the client encodes the content.
+    /// The encoding that the client sends.
     pub compressor: Compressor,
-    /// Of the blob, uncompressed.
+    /// The digest of the uncompressed blob.
     pub digest: Digest,
 }
 
 impl ReadName {
     /// Parses the name of a blob to read.
     pub fn parse(name: &str) -> Result<Self, ResourceNameError> {
-        let parse = || {
-            let parts = Parts::parse(name)?;
-            match (parts.upload, parts.rest) {
-                (None, None) => Ok(Self {
-                    instance: parts.instance,
-                    compressor: parts.compressor,
-                    digest: parts.digest,
-                }),
-                (Some(_), _) => Err(NameProblem::Upload),
-                (None, Some(rest)) => Err(NameProblem::Trailing(shorten(rest))),
+        let why = match Segments::parse(name) {
+            Ok((blob, None, None)) => return Ok(blob),
+            Ok((_, Some(_), _)) => {
+                "names an upload; the name of a blob to read has no \"uploads\" segment".to_owned()
             }
+            Ok((_, None, Some(rest))) => format!(
+                "{:?} follows the size, which ends the name of a blob to read",
+                shorten(rest)
+            ),
+            Err(why) => why,
         };
-        parse().map_err(|problem| ResourceNameError::new(name, problem))
+        Err(ResourceNameError::new(name, why))
     }
 }
 
 impl WriteName {
-    /// Parses the name of a blob to write. Metadata after the size is ignored.
+    /// Parses the name of a blob to write. Ignores metadata after the size.
     pub fn parse(name: &str) -> Result<Self, ResourceNameError> {
-        let parse = || {
-            let parts = Parts::parse(name)?;
-            Ok(Self {
-                instance: parts.instance,
-                upload: parts.upload.ok_or(NameProblem::NoUpload)?,
-                compressor: parts.compressor,
-                digest: parts.digest,
-            })
+        let why = match Segments::parse(name) {
+            Ok((blob, Some(upload), _)) => {
+                return Ok(Self {
+                    instance: blob.instance,
+                    upload,
+                    compressor: blob.compressor,
+                    digest: blob.digest,
+                });
+            }
+            Ok((_, None, _)) => {
+                "names no upload; expected \"uploads\" and a UUID before \"blobs\"".to_owned()
+            }
+            Err(why) => why,
         };
-        parse().map_err(|problem| ResourceNameError::new(name, problem))
+        Err(ResourceNameError::new(name, why))
     }
 }
 
-/// Why something from outside is no resource name; quotes it, shortened.
+/// An invalid resource name. Quotes the name, shortened, and says what is accepted.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("resource name {name:?}: {problem}")]
+#[error("resource name {name:?}: {why}")]
 pub struct ResourceNameError {
     name: String,
-    #[source]
-    problem: NameProblem,
+    why: String,
 }
 
 impl ResourceNameError {
-    fn new(name: &str, problem: NameProblem) -> Self {
-        Self {
-            name: shorten(name),
-            problem,
-        }
-    }
-
-    /// What is wrong with the name.
-    pub const fn problem(&self) -> &NameProblem {
-        &self.problem
+    fn new(name: &str, why: String) -> Self {
+        let name = shorten(name);
+        Self { name, why }
     }
 }
 
-/// What is wrong with a resource name.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum NameProblem {
-    /// None of the segments that would start a blob's name.
-    #[error("has no segment \"blobs\", \"compressed-blobs\" or \"uploads\"")]
-    NoKeyword,
-    /// What comes before the first reserved segment is no instance name, or that segment belongs
-    /// to another service.
-    #[error(transparent)]
-    Instance(#[from] InstanceNameError),
-    /// Ends before this part.
-    #[error("ends before the {0}")]
-    Ends(&'static str),
-    /// The upload's name is empty, too long, or holds control characters.
-    #[error(
-        "upload {0:?} is not 1 to {MAX_UPLOAD_LEN} bytes without control characters; a UUID is expected"
-    )]
-    UploadId(String),
-    /// Something else than a blob follows the upload's name.
-    #[error("{0:?} follows the upload where \"blobs\" or \"compressed-blobs\" would")]
-    UploadOf(String),
-    /// The compressor is not offered under `compressed-blobs`.
-    #[error(
-        "compressor {0:?} is not offered; offered is \"zstd\", or \"blobs\" without compression"
-    )]
-    Compressor(String),
-    /// The hash or its function is not acceptable.
-    #[error(transparent)]
-    Digest(#[from] DigestError),
-    /// The size is no number of bytes.
-    #[error("size {0:?} is not a decimal number of bytes below 2^63")]
-    Size(String),
-    /// The name of an upload where that of a blob is due.
-    #[error("names an upload; what can be read has no \"uploads\" segment")]
-    Upload,
-    /// The name of a blob where that of an upload is due.
-    #[error("names no upload; expected \"uploads\" and a UUID before \"blobs\"")]
-    NoUpload,
-    /// Something follows the size of a blob to read.
-    #[error("{0:?} follows the size, which ends the name of a blob to read")]
-    Trailing(String),
-}
+/// The unparsed rest of a name.
+struct Segments<'a>(Option<&'a str>);
 
-/// A name taken apart, of whichever kind it is.
-struct Parts<'a> {
-    instance: InstanceName,
-    upload: Option<UploadId>,
-    compressor: Compressor,
-    digest: Digest,
-    rest: Option<&'a str>,
-}
-
-impl<'a> Parts<'a> {
-    fn parse(name: &'a str) -> Result<Self, NameProblem> {
+impl<'a> Segments<'a> {
+    /// Parses a name of either kind: the blob, the upload, and the text after the size.
+    fn parse(name: &'a str) -> Result<(ReadName, Option<UploadId>, Option<&'a str>), String> {
         let (instance, mut segments) = split_instance(name)?;
         let mut kind = segments.require("kind")?;
         let mut upload = None;
@@ -283,45 +225,64 @@ impl<'a> Parts<'a> {
         }
         let compressor = match kind {
             BLOBS => Compressor::Identity,
-            COMPRESSED_BLOBS => {
-                let segment = segments.require("compressor")?;
-                Compressor::from_segment(segment)
-                    .ok_or_else(|| NameProblem::Compressor(shorten(segment)))?
+            COMPRESSED_BLOBS => match segments.require("compressor")? {
+                segment if segment == Compressor::Zstd.name() => Compressor::Zstd,
+                segment => {
+                    return Err(format!(
+                        "compressor {:?} is not offered; offered is \"zstd\", or \"blobs\" without compression",
+                        shorten(segment)
+                    ));
+                }
+            },
+            other => {
+                return Err(format!(
+                    "{:?} follows the upload; expected \"blobs\" or \"compressed-blobs\"",
+                    shorten(other)
+                ));
             }
-            other => return Err(NameProblem::UploadOf(shorten(other))),
         };
-        Ok(Self {
+        let digest = segments.digest()?;
+        let blob = ReadName {
             instance,
-            upload,
             compressor,
-            digest: parse_digest(&mut segments)?,
-            rest: segments.0,
-        })
+            digest,
+        };
+        Ok((blob, upload, segments.0))
     }
-}
 
-/// What is left of a name.
-struct Segments<'a>(Option<&'a str>);
-
-impl<'a> Segments<'a> {
-    fn next(&mut self) -> Option<&'a str> {
-        let rest = self.0?;
+    /// Returns the next segment. The error says that the name ends before `part`.
+    fn require(&mut self, part: &str) -> Result<&'a str, String> {
+        let rest = self.0.ok_or_else(|| format!("ends before the {part}"))?;
         let (segment, rest) = match rest.split_once('/') {
             Some((segment, rest)) => (segment, Some(rest)),
             None => (rest, None),
         };
         self.0 = rest;
-        Some(segment)
+        Ok(segment)
     }
 
-    /// The next segment; `what` names it when the name ends here.
-    fn require(&mut self, what: &'static str) -> Result<&'a str, NameProblem> {
-        self.next().ok_or(NameProblem::Ends(what))
+    fn digest(&mut self) -> Result<Digest, String> {
+        let mut hash = self.require("hash")?;
+        let mut function = None;
+        if is_function_name(hash) {
+            let named = DigestFunction::from_name(hash);
+            function =
+                Some(named.ok_or_else(|| DigestError::Function(hash.to_owned()).to_string())?);
+            hash = self.require("hash")?;
+        }
+        let size = self.require("size")?;
+        let is_decimal = size.bytes().all(|byte| byte.is_ascii_digit());
+        let bytes = size.parse().ok().filter(|_| is_decimal).ok_or_else(|| {
+            let size = shorten(size);
+            format!("size {size:?} is not a decimal number of bytes below 2^63")
+        })?;
+        Digest::parse(function, hash, bytes).map_err(|error| error.to_string())
     }
 }
 
-/// Splits before the first reserved segment, which has to be one that starts a blob's name.
-fn split_instance(name: &str) -> Result<(InstanceName, Segments<'_>), NameProblem> {
+/// Splits a name before its first reserved segment. That segment has to begin the name of a blob.
+fn split_instance(name: &str) -> Result<(InstanceName, Segments<'_>), String> {
+    let valid = |name| InstanceName::parse(name).map_err(|error| error.to_string());
     let mut start = 0;
     for segment in name.split('/') {
         let end = start + segment.len();
@@ -333,48 +294,27 @@ fn split_instance(name: &str) -> Result<(InstanceName, Segments<'_>), NameProble
             } else {
                 instance.strip_suffix('/').unwrap_or(instance)
             };
-            return Ok((InstanceName::parse(instance)?, Segments(Some(rest))));
+            return Ok((valid(instance)?, Segments(Some(rest))));
         }
         if RESERVED.contains(&segment) {
-            InstanceName::parse(name.get(..end).unwrap_or(name))?;
+            valid(name.get(..end).unwrap_or(name))?;
         }
         start = end + 1;
     }
-    Err(NameProblem::NoKeyword)
+    Err("has no segment \"blobs\", \"compressed-blobs\" or \"uploads\"".to_owned())
 }
 
-fn parse_upload(segment: &str) -> Result<UploadId, NameProblem> {
-    let acceptable =
+fn parse_upload(segment: &str) -> Result<UploadId, String> {
+    let is_valid =
         (1..=MAX_UPLOAD_LEN).contains(&segment.len()) && !segment.chars().any(char::is_control);
-    if acceptable {
-        Ok(UploadId::new(segment))
-    } else {
-        Err(NameProblem::UploadId(shorten(segment)))
-    }
+    is_valid.then(|| UploadId::new(segment)).ok_or_else(|| {
+        let segment = shorten(segment);
+        format!("upload {segment:?} is not 1 to {MAX_UPLOAD_LEN} bytes without control characters; a UUID is expected")
+    })
 }
 
-fn parse_digest(segments: &mut Segments<'_>) -> Result<Digest, NameProblem> {
-    let mut hash = segments.require("hash")?;
-    let mut function = None;
-    if is_function_name(hash) {
-        function = Some(
-            DigestFunction::from_name(hash)
-                .ok_or_else(|| DigestError::Function(hash.to_owned()))?,
-        );
-        hash = segments.require("hash")?;
-    }
-    let size = segments.require("size")?;
-    let bytes = size
-        .bytes()
-        .all(|byte| byte.is_ascii_digit())
-        .then(|| size.parse::<i64>().ok())
-        .flatten()
-        .ok_or_else(|| NameProblem::Size(shorten(size)))?;
-    Ok(Digest::parse(function, hash, bytes)?)
-}
-
-/// Whether the segment spells a digest function of the REAPI, offered or not. None of them reads
-/// as a hash.
+/// Whether the segment is the name of a digest function of the REAPI, offered or not. None of these names
+/// is a hash.
 fn is_function_name(segment: &str) -> bool {
     const LONGEST: usize = 16;
     segment.len() <= LONGEST
@@ -409,7 +349,7 @@ fn write_blob(f: &mut fmt::Formatter<'_>, compressor: Compressor, digest: &Diges
         Compressor::Identity => write!(f, "{BLOBS}/")?,
         Compressor::Zstd => write!(f, "{COMPRESSED_BLOBS}/{}/", compressor.name())?,
     }
-    // The REAPI wants the function named exactly where the hash's length does not tell it.
+    // The REAPI wants the function named exactly where it cannot be inferred from the hash's length.
     if DigestFunction::infer(digest.hash().len() * 2) != Some(digest.function()) {
         write!(f, "{}/", digest.function())?;
     }

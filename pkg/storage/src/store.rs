@@ -1,4 +1,4 @@
-//! The two traits at the centre: what keeps blobs, and what keeps action results.
+//! The traits of stores: blobs, interrupted uploads, and action results.
 
 use std::fmt;
 
@@ -8,45 +8,45 @@ use futures::future;
 use gorego_limits::{Budget, Permit};
 use reapi::v2::ActionResult;
 
-use crate::{Blob, Digest, DigestFunction, Error, Result, UploadId};
+use crate::{Blob, Digest, DigestFunction, Result, UploadId};
 
-/// Content-addressed storage. Implementations and decorators provide the first three methods; the
-/// batched ones have correct defaults and exist for stores that can do better.
+/// A content-addressed store. The methods for batches have defaults that call the others for each blob.
 ///
-/// The empty blob is present in every store, whether or not it was ever put.
+/// The empty blob is always present.
 #[async_trait]
 pub trait BlobStore: Send + Sync + fmt::Debug + 'static {
-    /// Which of `digests` are not here, each once, in the order of their first mention. Those that
-    /// are here stay for the store's lease time, if it has one.
+    /// Returns the missing ones of `digests`, each once, in the order of their first mention. Extends the
+    /// leases of the others, if the store has leases.
     async fn find_missing(&self, digests: &[Digest]) -> Result<Vec<Digest>>;
 
-    /// The blob's content from byte `offset` to its end. [`Error::NotFound`] when it is not here,
-    /// [`Error::OffsetPastEnd`] when `offset` exceeds its size.
+    /// Returns the blob's content from byte `offset` to its end. `Error::NotFound` if the blob is missing,
+    /// `Error::OffsetPastEnd` if `offset` exceeds its size.
     async fn get(&self, digest: &Digest, offset: u64) -> Result<Blob>;
 
-    /// Stores `blob` under `digest`. It is visible once this returns, and only if its size and
-    /// hash are the digest's. Returns early, content unread, when the blob is or becomes present.
+    /// Stores `blob` under `digest`. It becomes visible when this returns, and only if its size and hash
+    /// match. Returns early without reading the content if the blob is or becomes present.
     async fn put(&self, digest: &Digest, blob: Blob) -> Result<Put>;
 
-    /// The digest functions of the blobs that it takes and gives, as far as that is known now.
+    /// Returns the digest functions that the store supports, as far as known.
     async fn digest_functions(&self) -> Vec<DigestFunction> {
         DigestFunction::ALL.to_vec()
     }
 
-    /// Returns the number of outages seen so far of a store behind a network. Answers from before
-    /// the last one may no longer hold: it may have come back without its blobs.
+    /// Returns the number of outages so far of a store behind a network. Blobs that were present before an
+    /// outage may be missing after it.
     fn outages(&self) -> u64 {
         0
     }
 
-    /// Waits until [`Self::get_batch`] can read these blobs without another server, as far as possible.
-    /// Returns a result each, in order: the digest to read the blob by, or the error of `get_batch`. Callers reserve memory for
-    /// content after this, so that a slow server does not keep it from others.
+    /// Fetches blobs from a slower tier, so that a following [`Self::get_batch`] need not wait for it.
+    /// Returns a result for each blob, in order: the digest to read it by, or the error of `get_batch`.
+    /// Callers reserve memory for the content after this, so that none is idle while a server is slow.
     async fn fetch_batch(&self, digests: &[Digest]) -> Vec<Result<Digest>> {
         digests.iter().copied().map(Ok).collect()
     }
 
-    /// The whole content of several blobs, a result each, in order. The caller bounds their sum.
+    /// Returns the whole content of several blobs, a result for each, in order. The caller limits their
+    /// total size.
     async fn get_batch(&self, digests: &[Digest]) -> Vec<Result<Bytes>> {
         future::join_all(
             digests
@@ -56,7 +56,7 @@ pub trait BlobStore: Send + Sync + fmt::Debug + 'static {
         .await
     }
 
-    /// Stores several blobs, a result each, in order.
+    /// Stores several blobs. Returns a result for each, in order.
     async fn put_batch(&self, blobs: Vec<(Digest, Bytes)>) -> Vec<Result<Put>> {
         future::join_all(
             blobs.into_iter().map(|(digest, content)| async move {
@@ -67,59 +67,47 @@ pub trait BlobStore: Send + Sync + fmt::Debug + 'static {
     }
 }
 
-/// How a [`BlobStore::put`] ended well.
+/// The outcome of a successful [`BlobStore::put`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Put {
     /// The content was read to its end and stored.
     Stored,
-    /// The blob was already here, or another put finished first; the content may be unread.
+    /// The blob was present, or another put finished first. The content may be unread.
     Existed,
 }
 
-/// What a store keeps of uploads that broke off (`ByteStream.QueryWriteStatus`).
+/// A store of interrupted uploads (`ByteStream.QueryWriteStatus`).
 #[async_trait]
 pub trait Uploads: Send + Sync + fmt::Debug + 'static {
-    /// How many bytes of this upload are here, so that a put of [`Blob::Stream`] may resume there.
-    /// Zero for an upload never heard of.
+    /// Returns the number of bytes stored of an upload, where a put of a [`Blob::Stream`] may resume. Zero for
+    /// an unknown upload.
     async fn committed(&self, digest: &Digest, upload: &UploadId) -> Result<u64>;
 }
 
-/// An action result, and the memory that it takes.
+/// An action result and its memory.
 #[derive(Debug)]
 pub struct CachedResult {
     /// The result.
     pub result: ActionResult,
-    /// Held for as long as the result is in memory.
+    /// The permit for the result's memory. Drop it with the result.
     pub permit: Permit,
 }
 
-/// Action results by action digest, a namespace per instance name.
+/// A store of action results by instance name and action digest.
 #[async_trait]
 pub trait ActionCache: Send + Sync + fmt::Debug + 'static {
-    /// Returns the action's result under this instance name. Reserves `memory` for it before it is decoded.
-    /// [`Error::NoResult`] when there is none, [`Error::Incomplete`] when it names a blob that is missing.
+    /// Returns the action's result. Reserves `memory` for it before decoding. `Error::NoResult` if there is
+    /// none, `Error::Incomplete` if it names a missing blob.
     async fn get(&self, instance: &str, action: &Digest, memory: &Budget) -> Result<CachedResult>;
 
-    /// Stores the result; the last put wins, atomically.
+    /// Stores the result. Replaces an earlier one atomically.
     async fn put(&self, instance: &str, action: &Digest, result: ActionResult) -> Result<()>;
 }
 
-/// Conveniences over any blob store.
+/// Shorthands for blob stores.
 #[async_trait]
 pub trait BlobStoreExt: BlobStore {
-    /// The whole content of a blob of at most `limit` bytes; a larger one is [`Error::Full`].
-    async fn get_bytes(&self, digest: &Digest, limit: u64) -> Result<Bytes> {
-        if digest.size() > limit {
-            return Err(Error::Full {
-                what: digest.to_string(),
-                bytes: digest.size(),
-                why: format!("at most {limit} bytes are read into memory at once"),
-            });
-        }
-        self.get(digest, 0).await?.into_bytes().await
-    }
-
-    /// Whether the blob is here; extends its lease.
+    /// Reports whether the blob is present, and extends its lease.
     async fn contains(&self, digest: &Digest) -> Result<bool> {
         Ok(self
             .find_missing(std::slice::from_ref(digest))
@@ -130,11 +118,11 @@ pub trait BlobStoreExt: BlobStore {
 
 impl<S: BlobStore + ?Sized> BlobStoreExt for S {}
 
-/// Conveniences over any action cache.
+/// Shorthands for action caches.
 #[async_trait]
 pub trait ActionCacheExt: ActionCache {
-    /// Returns the result, `None` when there is none or when it is incomplete. Its memory is not counted:
-    /// for callers that hold few of them.
+    /// Returns the result; `None` if there is none or it is incomplete. Reserves no memory, so it is for callers
+    /// that read one result at a time.
     async fn find(&self, instance: &str, action: &Digest) -> Result<Option<ActionResult>> {
         let memory = Budget::memory("memory for an action result", u64::MAX);
         match self.get(instance, action, &memory).await {

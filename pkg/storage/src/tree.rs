@@ -1,4 +1,4 @@
-//! Directory trees in a store: walked from a root `Directory` down, or read out of a `Tree`.
+//! Directory trees: walks from a root `Directory` down, and the digests in `Tree` and `Directory` messages.
 
 mod queue;
 mod reader;
@@ -6,43 +6,32 @@ mod walk;
 
 use crate::{Digest, Error};
 
-pub(crate) use reader::{Reference, References};
+pub(crate) use reader::{Node, Nodes};
 pub use walk::TreeWalk;
 
-/// The largest encoded `Directory` that is decoded for a client (`GetTree`), in bytes: some 300,000 files
-/// in one directory. No client takes a message as large. What it names is read without such a limit.
-pub const MAX_DIRECTORY_BYTES: u64 = 32 * 1024 * 1024;
+/// The largest encoded `Directory` that `GetTree` returns, in bytes: some 300,000 files in one directory,
+/// more than clients accept in a message. Completeness checks read directories of any size.
+const MAX_DIRECTORY_BYTES: u64 = 32 * 1024 * 1024;
 
-/// Why a tree could not be read.
+/// An error of reading a tree.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum TreeError {
-    /// The store failed, or has no root.
+    /// The store failed, or the root is missing.
     #[error(transparent)]
     Store(#[from] Error),
-    /// A blob that a tree names as a directory is none.
-    #[error("blob {digest} is no Directory: {why}")]
-    NotDirectory {
+    /// A blob that a tree or an action result names as a `Directory` or a `Tree` is not one.
+    #[error("blob {blob} is not a {message}: {why}")]
+    Malformed {
         /// The blob.
-        digest: Digest,
-        /// Where its content stops making sense.
+        blob: Digest,
+        /// The expected message: `Directory` or `Tree`.
+        message: &'static str,
+        /// The malformed part.
         why: String,
     },
-    /// A blob that should hold a whole tree does not.
-    #[error("blob {digest} is no Tree: {why}")]
-    NotTree {
-        /// The blob.
-        digest: Digest,
-        /// Where its content stops making sense.
-        why: String,
-    },
-    /// A directory that is too large for a message.
-    #[error("directory {digest} has {bytes} bytes, GetTree sends at most {MAX_DIRECTORY_BYTES}")]
-    TooLarge {
-        /// The directory.
-        digest: Digest,
-        /// The directory's encoded size.
-        bytes: u64,
-    },
+    /// The directory is too large for a message.
+    #[error("directory {0} has {size} bytes, GetTree returns at most {MAX_DIRECTORY_BYTES}", size = .0.size())]
+    TooLarge(Digest),
 }
 
 #[cfg(test)]

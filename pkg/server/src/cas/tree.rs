@@ -117,7 +117,7 @@ impl Pages {
     async fn advance(&mut self) -> Result<(), Status> {
         let left = self.left.unwrap_or(u64::MAX);
         let most = usize::try_from(left).unwrap_or(usize::MAX);
-        let next = self.walk.next_of(most).await.map_err(from_tree)?;
+        let next = self.walk.next(most).await.map_err(from_tree)?;
         self.next = next.map(|(_, directory)| directory);
         Ok(())
     }

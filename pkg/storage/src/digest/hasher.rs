@@ -1,14 +1,14 @@
-//! Hashing, piece by piece.
+//! Incremental hashing.
 
 use ring::digest::{self, Context};
 
 use super::{Digest, DigestFunction, MAX_HASH_LEN, fill};
 
-/// Hashes content as it passes.
+/// An incremental hash of content.
 #[derive(Clone)]
 pub struct Hasher {
     function: DigestFunction,
-    state: State,
+    state: HasherState,
     size: u64,
 }
 
@@ -17,19 +17,19 @@ pub struct Hasher {
     clippy::large_enum_variant,
     reason = "the usual functions need no allocation"
 )]
-enum State {
-    // In assembly: twice the speed of plain Rust where the CPU has no instructions for it.
+enum HasherState {
+    // ring hashes in assembly: twice the speed of plain Rust on CPUs without SHA instructions.
     Sha(Context),
     Blake3(Box<blake3::Hasher>),
 }
 
 impl Hasher {
-    /// A hasher that has seen nothing.
+    /// Creates a hasher of no bytes.
     pub fn new(function: DigestFunction) -> Self {
-        let sha = |algorithm| State::Sha(Context::new(algorithm));
+        let sha = |algorithm| HasherState::Sha(Context::new(algorithm));
         let state = match function {
             DigestFunction::Sha256 => sha(&digest::SHA256),
-            DigestFunction::Blake3 => State::Blake3(Box::default()),
+            DigestFunction::Blake3 => HasherState::Blake3(Box::default()),
             DigestFunction::Sha1 => sha(&digest::SHA1_FOR_LEGACY_USE_ONLY),
             DigestFunction::Sha384 => sha(&digest::SHA384),
             DigestFunction::Sha512 => sha(&digest::SHA512),
@@ -44,8 +44,8 @@ impl Hasher {
     /// Hashes the next bytes.
     pub fn update(&mut self, bytes: &[u8]) {
         match &mut self.state {
-            State::Sha(state) => state.update(bytes),
-            State::Blake3(state) => {
+            HasherState::Sha(state) => state.update(bytes),
+            HasherState::Blake3(state) => {
                 state.update(bytes);
             }
         }
@@ -61,8 +61,8 @@ impl Hasher {
     pub fn finish(self) -> Digest {
         let mut hash = [0; MAX_HASH_LEN];
         match self.state {
-            State::Sha(state) => fill(&mut hash, state.finish().as_ref()),
-            State::Blake3(state) => fill(&mut hash, state.finalize().as_bytes()),
+            HasherState::Sha(state) => fill(&mut hash, state.finish().as_ref()),
+            HasherState::Blake3(state) => fill(&mut hash, state.finalize().as_bytes()),
         }
         Digest {
             function: self.function,

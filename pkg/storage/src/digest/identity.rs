@@ -1,4 +1,4 @@
-//! Equality of digests: the same function, hash and size.
+//! Equality and order of digests: by function, size and hash.
 
 use std::{
     cmp::Ordering,

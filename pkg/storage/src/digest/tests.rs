@@ -1,7 +1,7 @@
 use super::*;
 
 #[test]
-fn each_function_hashes_the_empty_blob_to_its_published_value() {
+fn each_function_has_the_published_hash_of_the_empty_blob() {
     let expected = [
         (
             DigestFunction::Sha256,
@@ -35,7 +35,7 @@ fn each_function_hashes_the_empty_blob_to_its_published_value() {
 }
 
 #[test]
-fn a_digest_survives_its_text_form() {
+fn a_digest_survives_formatting_and_parsing() {
     for function in DigestFunction::ALL {
         let digest = function.digest(b"content");
         let parsed = Digest::parse(Some(function), &digest.hex(), 7);
@@ -48,14 +48,14 @@ fn a_digest_survives_its_text_form() {
 }
 
 #[test]
-fn a_hash_of_64_digits_without_a_function_is_sha256() {
+fn a_hash_of_64_digits_without_a_function_is_inferred_as_sha256() {
     let hex = DigestFunction::Blake3.digest(b"x").hex();
     let digest = Digest::parse(None, &hex, 1).unwrap();
     assert_eq!(digest.function(), DigestFunction::Sha256);
 }
 
 #[test]
-fn bad_digests_are_refused_with_what_is_wrong() {
+fn each_kind_of_invalid_digest_has_its_error() {
     let good = DigestFunction::Sha256.digest(b"x").hex();
     assert!(matches!(
         Digest::parse(None, "a", 1),
@@ -93,7 +93,7 @@ fn bad_digests_are_refused_with_what_is_wrong() {
 }
 
 #[test]
-fn a_message_quotes_at_most_a_line_of_a_huge_hash() {
+fn the_error_for_a_huge_hash_is_short() {
     let error = Digest::parse(None, &"f".repeat(1 << 20), 1).unwrap_err();
     assert!(error.to_string().len() < 300);
 }

@@ -8,12 +8,14 @@ fn sha256() -> Digest {
     DigestFunction::Sha256.digest(b"content")
 }
 
-fn read_problem(name: &str) -> NameProblem {
-    ReadName::parse(name).expect_err(name).problem().clone()
+/// Returns the reason why `name` is not the name of a blob to read.
+fn read_error(name: &str) -> String {
+    ReadName::parse(name).expect_err(name).why
 }
 
-fn write_problem(name: &str) -> NameProblem {
-    WriteName::parse(name).expect_err(name).problem().clone()
+/// Returns the reason why `name` is not the name of a blob to write.
+fn write_error(name: &str) -> String {
+    WriteName::parse(name).expect_err(name).why
 }
 
 fn segment() -> impl Strategy<Value = String> {
@@ -45,7 +47,7 @@ fn read_name() -> impl Strategy<Value = ReadName> {
 }
 
 fn write_name() -> impl Strategy<Value = WriteName> {
-    // An upload may be called anything, a keyword included.
+    // Any text is an upload id, also a keyword.
     let upload = prop_oneof![segment(), Just(UUID.to_owned()), Just(BLOBS.to_owned())];
     (read_name(), upload).prop_map(|(name, upload)| WriteName {
         instance: name.instance,
@@ -55,7 +57,7 @@ fn write_name() -> impl Strategy<Value = WriteName> {
     })
 }
 
-/// A name with one piece of it cut out, doubled, or replaced.
+/// Replaces one part of a name.
 fn mutated(name: String) -> impl Strategy<Value = String> {
     let piece = prop::sample::select(vec![
         "",
@@ -87,8 +89,8 @@ fn mutated(name: String) -> impl Strategy<Value = String> {
     })
 }
 
-/// Whatever is accepted reads the same after it was written out.
-fn check_stable(name: &str) -> Result<(), TestCaseError> {
+/// Checks that an accepted name is equal after formatting and parsing.
+fn check_round_trip(name: &str) -> Result<(), TestCaseError> {
     if let Ok(parsed) = ReadName::parse(name) {
         prop_assert_eq!(ReadName::parse(&parsed.to_string()), Ok(parsed));
         prop_assert!(WriteName::parse(name).is_err());
@@ -101,17 +103,17 @@ fn check_stable(name: &str) -> Result<(), TestCaseError> {
 
 proptest! {
     #[test]
-    fn what_was_formatted_parses_to_the_same_read(name in read_name()) {
+    fn a_read_name_survives_formatting_and_parsing(name in read_name()) {
         prop_assert_eq!(ReadName::parse(&name.to_string()), Ok(name));
     }
 
     #[test]
-    fn what_was_formatted_parses_to_the_same_write(name in write_name()) {
+    fn a_write_name_survives_formatting_and_parsing(name in write_name()) {
         prop_assert_eq!(WriteName::parse(&name.to_string()), Ok(name));
     }
 
     #[test]
-    fn metadata_after_the_size_of_an_upload_changes_nothing(
+    fn metadata_after_the_size_of_an_upload_is_ignored(
         name in write_name(),
         metadata in "[ -~äö]{0,40}",
     ) {
@@ -119,7 +121,7 @@ proptest! {
     }
 
     #[test]
-    fn a_function_may_be_named_even_where_its_hash_tells_it(name in read_name()) {
+    fn a_digest_function_may_be_named_although_it_can_be_inferred(name in read_name()) {
         let digest = name.digest;
         let named = format!("{}/blobs/{}/{digest}", name.instance, digest.function());
         let parsed = ReadName::parse(named.trim_start_matches('/')).unwrap();
@@ -128,27 +130,27 @@ proptest! {
     }
 
     #[test]
-    fn arbitrary_text_is_refused_or_read_without_panic(name in any::<String>()) {
-        check_stable(&name)?;
+    fn parsing_arbitrary_text_does_not_panic(name in any::<String>()) {
+        check_round_trip(&name)?;
         let _ = InstanceName::parse(&name);
     }
 
     #[test]
-    fn a_damaged_read_name_is_refused_or_reads_stably(
+    fn a_mutated_read_name_is_refused_or_survives_formatting(
         name in read_name().prop_flat_map(|name| mutated(name.to_string())),
     ) {
-        check_stable(&name)?;
+        check_round_trip(&name)?;
     }
 
     #[test]
-    fn a_damaged_write_name_is_refused_or_reads_stably(
+    fn a_mutated_write_name_is_refused_or_survives_formatting(
         name in write_name().prop_flat_map(|name| mutated(name.to_string())),
     ) {
-        check_stable(&name)?;
+        check_round_trip(&name)?;
     }
 
     #[test]
-    fn a_refused_name_is_quoted_in_a_bounded_message(name in ".{0,4000}") {
+    fn the_error_of_a_long_name_is_short(name in ".{0,4000}") {
         if let Err(error) = WriteName::parse(&name) {
             prop_assert!(error.to_string().len() < 4000, "{}", error);
         }
@@ -156,7 +158,7 @@ proptest! {
 }
 
 #[test]
-fn names_of_each_shape_are_read_as_the_api_spells_them() {
+fn names_of_every_form_in_the_reapi_are_parsed() {
     let digest = sha256();
     let blake3 = DigestFunction::Blake3.digest(b"content");
     let cases = [
@@ -209,7 +211,7 @@ fn names_of_each_shape_are_read_as_the_api_spells_them() {
 }
 
 #[test]
-fn every_hash_length_tells_its_function() {
+fn a_digest_function_is_inferred_from_the_length_of_the_hash() {
     for function in DigestFunction::ALL
         .into_iter()
         .filter(|f| *f != DigestFunction::Blake3)
@@ -222,62 +224,54 @@ fn every_hash_length_tells_its_function() {
 }
 
 #[test]
-fn a_function_whose_hashes_have_another_length_is_refused() {
+fn a_hash_whose_length_differs_from_that_of_the_named_function_is_refused() {
     let digest = sha256();
     for function in ["sha1", "sha384", "sha512"] {
-        let problem = read_problem(&format!("blobs/{function}/{digest}"));
+        let error = read_error(&format!("blobs/{function}/{digest}"));
         assert!(
-            matches!(problem, NameProblem::Digest(DigestError::Length { .. })),
-            "{problem}"
+            error.contains(&format!("has 64 digits, {function} has")),
+            "{error}"
         );
     }
 }
 
 #[test]
-fn a_function_that_is_not_offered_is_refused_naming_those_offered() {
+fn the_error_for_an_unknown_digest_function_lists_the_offered_ones() {
     let digest = sha256();
     for function in ["md5", "murmur3", "vso", "sha256tree", "unknown"] {
-        let problem = write_problem(&format!("uploads/{UUID}/blobs/{function}/{digest}"));
-        assert_eq!(
-            problem,
-            NameProblem::Digest(DigestError::Function(function.to_owned()))
-        );
-        assert!(
-            problem.to_string().contains("offered are sha256, blake3"),
-            "{problem}"
-        );
+        let error = write_error(&format!("uploads/{UUID}/blobs/{function}/{digest}"));
+        let expected =
+            format!("digest function {function} is not offered; offered are sha256, blake3");
+        assert!(error.starts_with(&expected), "{error}");
     }
 }
 
 #[test]
-fn a_compressor_that_is_not_offered_is_refused_naming_those_offered() {
+fn the_error_for_an_unknown_compressor_lists_the_offered_ones() {
     let digest = sha256();
     for compressor in ["deflate", "brotli", "identity", "ZSTD", ""] {
-        let problem = read_problem(&format!("compressed-blobs/{compressor}/{digest}"));
-        assert_eq!(problem, NameProblem::Compressor(compressor.to_owned()));
-        assert!(problem.to_string().contains("zstd"), "{problem}");
+        let error = read_error(&format!("compressed-blobs/{compressor}/{digest}"));
+        let expected = format!("compressor {compressor:?} is not offered; offered is \"zstd\"");
+        assert!(error.starts_with(&expected), "{error}");
     }
 }
 
 #[test]
-fn reads_and_writes_do_not_take_each_others_names() {
+fn a_read_refuses_the_name_of_an_upload_and_a_write_that_of_a_blob() {
     let digest = sha256();
-    assert_eq!(
-        read_problem(&format!("uploads/{UUID}/blobs/{digest}")),
-        NameProblem::Upload
-    );
-    assert_eq!(
-        write_problem(&format!("a/blobs/{digest}")),
-        NameProblem::NoUpload
-    );
-    assert_eq!(
-        read_problem(&format!("blobs/{digest}/metadata")),
-        NameProblem::Trailing("metadata".to_owned())
+    let error = read_error(&format!("uploads/{UUID}/blobs/{digest}"));
+    assert!(error.starts_with("names an upload"), "{error}");
+    let error = write_error(&format!("a/blobs/{digest}"));
+    assert!(error.starts_with("names no upload"), "{error}");
+    let error = read_error(&format!("blobs/{digest}/metadata"));
+    assert!(
+        error.starts_with("\"metadata\" follows the size"),
+        "{error}"
     );
 }
 
 #[test]
-fn a_name_that_ends_early_is_told_where() {
+fn the_error_for_a_truncated_name_says_which_part_is_missing() {
     let hash = sha256().hex();
     let cases = [
         ("blobs".to_owned(), "hash"),
@@ -291,14 +285,19 @@ fn a_name_that_ends_early_is_told_where() {
         ),
     ];
     for (name, part) in cases {
-        assert_eq!(read_problem(&name), NameProblem::Ends(part), "{name}");
+        assert_eq!(
+            read_error(&name),
+            format!("ends before the {part}"),
+            "{name}"
+        );
     }
-    assert_eq!(read_problem(""), NameProblem::NoKeyword);
-    assert_eq!(read_problem("main/ci"), NameProblem::NoKeyword);
+    for name in ["", "main/ci"] {
+        assert!(read_error(name).starts_with("has no segment \"blobs\""));
+    }
 }
 
 #[test]
-fn a_size_that_is_no_number_of_bytes_is_refused() {
+fn a_size_that_is_not_a_decimal_number_is_refused() {
     let hash = sha256().hex();
     for size in [
         "",
@@ -310,28 +309,32 @@ fn a_size_that_is_no_number_of_bytes_is_refused() {
         "9223372036854775808",
         "١",
     ] {
-        let problem = read_problem(&format!("blobs/{hash}/{size}"));
-        assert_eq!(problem, NameProblem::Size(size.to_owned()));
+        let error = read_error(&format!("blobs/{hash}/{size}"));
+        let expected = format!("size {size:?} is not a decimal number of bytes below 2^63");
+        assert_eq!(error, expected);
     }
 }
 
 #[test]
-fn an_upload_needs_a_name_of_bounded_length() {
+fn an_upload_id_has_a_bounded_length_and_no_control_characters() {
     let digest = sha256();
     for upload in [
         String::new(),
         "x".repeat(MAX_UPLOAD_LEN + 1),
         "a\nb".to_owned(),
     ] {
-        let problem = write_problem(&format!("uploads/{upload}/blobs/{digest}"));
-        assert!(matches!(problem, NameProblem::UploadId(_)), "{problem}");
+        let error = write_error(&format!("uploads/{upload}/blobs/{digest}"));
+        assert!(error.contains("is not 1 to 256 bytes"), "{error}");
     }
-    let problem = write_problem(&format!("uploads/{UUID}/actions/{digest}"));
-    assert_eq!(problem, NameProblem::UploadOf("actions".to_owned()));
+    let error = write_error(&format!("uploads/{UUID}/actions/{digest}"));
+    assert!(
+        error.starts_with("\"actions\" follows the upload"),
+        "{error}"
+    );
 }
 
 #[test]
-fn an_instance_name_holds_no_reserved_or_empty_segment() {
+fn an_instance_name_has_no_reserved_or_empty_segment() {
     for reserved in RESERVED {
         for name in [
             reserved.to_owned(),
@@ -371,33 +374,25 @@ fn an_instance_name_holds_no_reserved_or_empty_segment() {
 }
 
 #[test]
-fn the_instance_of_a_resource_name_is_checked_as_any_other() {
+fn the_instance_name_within_a_resource_name_is_validated() {
     let digest = sha256();
     for name in [
         format!("/blobs/{digest}"),
         format!("a//blobs/{digest}"),
         format!("/a/blobs/{digest}"),
     ] {
-        let problem = read_problem(&name);
-        assert!(
-            matches!(
-                problem,
-                NameProblem::Instance(InstanceNameError::EmptySegment(_))
-            ),
-            "{name}: {problem}"
-        );
+        let error = read_error(&name);
+        assert!(error.ends_with("has an empty segment"), "{name}: {error}");
     }
-    let problem = read_problem(&format!("operations/blobs/{digest}"));
-    assert!(matches!(
-        problem,
-        NameProblem::Instance(InstanceNameError::Reserved { .. })
-    ));
+    let error = read_error(&format!("operations/blobs/{digest}"));
+    assert!(error.contains("reserved segment \"operations\""), "{error}");
     let long = format!("{}/blobs/{digest}", "x/".repeat(MAX_INSTANCE_LEN));
-    assert!(matches!(read_problem(&long), NameProblem::Instance(_)));
+    let error = read_error(&long);
+    assert!(error.starts_with("instance name has 2048 bytes"), "{error}");
 }
 
 #[test]
-fn the_error_quotes_the_name_and_says_what_is_wrong() {
+fn the_error_quotes_the_name_and_gives_the_reason() {
     let error = ReadName::parse("main/blobs/abc/1").unwrap_err();
     let text = error.to_string();
     assert!(

@@ -1,4 +1,4 @@
-//! The directories of a walk: those visited and those still to come, in one list.
+//! The directories of a walk, visited and queued, in one list.
 
 use std::hash::{BuildHasher as _, RandomState};
 
@@ -6,19 +6,19 @@ use hashbrown::HashTable;
 
 use crate::{Digest, DigestFunction};
 
-/// Records in a chunk. Growing adds a chunk and copies nothing.
+/// The number of records in a chunk. Growth adds a chunk and copies nothing.
 const CHUNK: usize = 256;
 
-/// Digests of one function in the order in which they came, each once. At most 64 bytes a digest
-/// for hashes of 32 bytes: the hash, its size, and a number in a table that finds duplicates.
+/// Distinct digests of one function in the order of their insertion. Takes at most 64 bytes for each digest
+/// with a hash of 32 bytes: the hash, the size, and a number in a table that finds duplicates.
 #[derive(Debug)]
 pub(super) struct DigestQueue {
     function: DigestFunction,
-    /// `CHUNK` records each: the hash, then the size.
+    /// Each holds `CHUNK` records: the hash, then the size.
     chunks: Vec<Box<[u8]>>,
     len: u32,
     numbers: HashTable<u32>,
-    /// Keyed, since whoever builds the tree chooses the hashes.
+    /// Keyed, since clients choose the hashes.
     hasher: RandomState,
 }
 
@@ -37,8 +37,8 @@ impl DigestQueue {
         self.len
     }
 
-    /// Appends the digest unless it is here. A digest of another function is never appended, and
-    /// neither is one beyond 2^32, which no memory holds.
+    /// Appends the digest unless it is present. Ignores digests of other functions, and those beyond 2^32,
+    /// which would not fit into memory.
     pub(super) fn push(&mut self, digest: &Digest) {
         let width = self.width();
         let mut record = [0; size_of::<Digest>()];
@@ -82,7 +82,7 @@ impl DigestQueue {
         }
     }
 
-    /// The digest with this number, counted from zero.
+    /// Returns the digest with this number, counted from zero.
     pub(super) fn get(&self, number: u32) -> Option<Digest> {
         if number >= self.len {
             return None;
@@ -97,7 +97,7 @@ impl DigestQueue {
         self.function.hash_len() + size_of::<u64>()
     }
 
-    /// What the records and the table take, in bytes.
+    /// Returns the memory of the records and of the table, in bytes.
     #[cfg(test)]
     pub(super) fn memory(&self) -> (usize, usize) {
         let chunks: usize = self.chunks.iter().map(|chunk| chunk.len()).sum();

@@ -1,4 +1,4 @@
-//! Reading what a `Tree` or a `Directory` names while it arrives.
+//! Reads the digests in a `Tree` or a `Directory` while its content arrives.
 
 use std::fmt;
 
@@ -13,39 +13,39 @@ use reapi::{
 use super::TreeError;
 use crate::{Blob, Chunks, Digest};
 
-/// More than any encoded digest has, in bytes.
+/// The longest accepted encoding of a digest, in bytes; valid ones are shorter.
 const MAX_DIGEST: usize = 1024;
-/// The end of a message that ends with the content.
+/// The end offset of a message that ends with the content.
 const OPEN: u64 = u64::MAX;
 
-/// A digest that a directory names.
+/// The digest of a file or directory node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Reference {
+pub(crate) enum Node {
     File(Digest),
     Directory(Digest),
 }
 
-/// The digests that a directory names, or all directories of a `Tree`, in their order. Holds one chunk of
-/// the content at a time: neither a directory nor a name in it can be too large.
-pub(crate) struct References {
+/// The nodes of a `Directory`, or of all directories of a `Tree`, in their order. Buffers one chunk of the
+/// content, so that neither a directory nor a name in it can be too large.
+pub(crate) struct Nodes {
     blob: Digest,
     is_tree: bool,
     chunks: Chunks,
-    /// Arrived, and not yet passed.
+    /// Content that has arrived and is not yet consumed.
     buffer: Bytes,
-    /// The part of the content that was passed, in bytes.
-    passed: u64,
-    /// The end of the present directory; `None` between those of a tree.
+    /// The consumed bytes of the content.
+    position: u64,
+    /// The end offset of the current directory; `None` between the directories of a tree.
     directory_end: Option<u64>,
 }
 
-impl References {
-    /// Reads the content of the `Tree` that `blob` names.
+impl Nodes {
+    /// Reads the content of the `Tree` with the digest `blob`.
     pub(crate) fn of_tree(blob: Digest, content: Blob) -> Self {
         Self::new(blob, true, None, content)
     }
 
-    /// Reads the content of the `Directory` that `blob` names.
+    /// Reads the content of the `Directory` with the digest `blob`.
     pub(crate) fn of_directory(blob: Digest, content: Blob) -> Self {
         Self::new(blob, false, Some(OPEN), content)
     }
@@ -56,47 +56,52 @@ impl References {
             is_tree,
             chunks: content.into_chunks(),
             buffer: Bytes::new(),
-            passed: 0,
+            position: 0,
             directory_end,
         }
     }
 
-    /// The next digest.
-    pub(crate) async fn next(&mut self) -> Result<Option<Reference>, TreeError> {
+    /// Whether the content is a `Tree`.
+    pub(crate) const fn is_tree(&self) -> bool {
+        self.is_tree
+    }
+
+    /// Returns the next node.
+    pub(crate) async fn next(&mut self) -> Result<Option<Node>, TreeError> {
         loop {
             let Some(end) = self.directory_end else {
                 match self.field(OPEN).await? {
                     None => return Ok(None),
-                    Some(field) if holds(field, &[Tree::ROOT, Tree::CHILDREN]) => {
+                    Some(field) if is_message(field, &[Tree::ROOT, Tree::CHILDREN]) => {
                         self.directory_end = Some(self.end_of(field));
                     }
-                    Some(field) => self.pass(field.content_len()).await?,
+                    Some(field) => self.skip(field.content_len()).await?,
                 }
                 continue;
             };
             match self.field(end).await? {
                 None if !self.is_tree => return Ok(None),
                 None => self.directory_end = None,
-                Some(field) if holds(field, &[Directory::FILES]) => {
+                Some(field) if is_message(field, &[Directory::FILES]) => {
                     let digest = self.node(field, FileNode::DIGEST).await?;
-                    return Ok(Some(Reference::File(digest)));
+                    return Ok(Some(Node::File(digest)));
                 }
-                Some(field) if holds(field, &[Directory::DIRECTORIES]) => {
+                Some(field) if is_message(field, &[Directory::DIRECTORIES]) => {
                     let digest = self.node(field, DirectoryNode::DIGEST).await?;
-                    return Ok(Some(Reference::Directory(digest)));
+                    return Ok(Some(Node::Directory(digest)));
                 }
-                Some(field) => self.pass(field.content_len()).await?,
+                Some(field) => self.skip(field.content_len()).await?,
             }
         }
     }
 
-    /// Returns the digest of a node, which is its field `number`, and passes over the other fields.
+    /// Returns the digest of a node, which is its field `number`. Skips the other fields.
     async fn node(&mut self, node: Header, number: u32) -> Result<Digest, TreeError> {
         let end = self.end_of(node);
         let mut digest: Option<v2::Digest> = None;
         while let Some(field) = self.field(end).await? {
             if field.number != number {
-                self.pass(field.content_len()).await?;
+                self.skip(field.content_len()).await?;
                 continue;
             }
             let Value::Delimited(len @ ..=MAX_DIGEST) = field.value else {
@@ -110,75 +115,75 @@ impl References {
             .map_err(|why| self.malformed(why.to_string()))
     }
 
-    /// Reads the content to its end without looking at it.
+    /// Reads the content to its end without parsing it, so that a corrupt blob is detected.
     pub(crate) async fn drain(&mut self) -> Result<(), crate::Error> {
         while self.chunks.next().await.transpose()?.is_some() {}
         Ok(())
     }
 
-    /// The end of the content of a field whose header was just read.
+    /// Returns the end offset of a field's content. The field's header is the last thing consumed.
     const fn end_of(&self, field: Header) -> u64 {
-        self.passed.saturating_add(field.content_len() as u64)
+        self.position.saturating_add(field.content_len() as u64)
     }
 
-    /// Passes the header of the next field of a message; `None` at the message's end.
+    /// Consumes the header of the next field of a message. Returns `None` at the message's end.
     async fn field(&mut self, end: u64) -> Result<Option<Header>, TreeError> {
         loop {
-            if self.passed == end {
+            if self.position == end {
                 return Ok(None);
             }
             let read = Header::read(&self.buffer).map_err(|why| self.malformed(why))?;
             if let Some(header) = read {
                 self.advance(header.len);
-                if self.passed > end || self.end_of(header) > end.min(OPEN - 1) {
+                if self.position > end || self.end_of(header) > end.min(OPEN - 1) {
                     return Err(self.malformed("a field is cut off"));
                 }
                 return Ok(Some(header));
             }
-            if !self.arrive().await? {
+            if !self.fill().await? {
                 let is_end = self.buffer.is_empty() && end == OPEN;
                 return if is_end {
                     Ok(None)
                 } else {
-                    Err(self.cut_off())
+                    Err(self.truncated())
                 };
             }
         }
     }
 
-    /// The next `len` bytes, which are few.
+    /// Consumes and returns the next `len` bytes. They are buffered, so `len` must be small.
     async fn take(&mut self, len: usize) -> Result<Bytes, TreeError> {
         while self.buffer.len() < len {
-            if !self.arrive().await? {
-                return Err(self.cut_off());
+            if !self.fill().await? {
+                return Err(self.truncated());
             }
         }
-        self.passed += len as u64;
+        self.position += len as u64;
         Ok(self.buffer.split_to(len))
     }
 
-    async fn pass(&mut self, len: usize) -> Result<(), TreeError> {
+    async fn skip(&mut self, len: usize) -> Result<(), TreeError> {
         let mut left = len;
         loop {
-            let passed = self.buffer.len().min(left);
-            self.advance(passed);
-            left -= passed;
+            let skipped = self.buffer.len().min(left);
+            self.advance(skipped);
+            left -= skipped;
             if left == 0 {
                 return Ok(());
             }
-            if !self.arrive().await? {
-                return Err(self.cut_off());
+            if !self.fill().await? {
+                return Err(self.truncated());
             }
         }
     }
 
     fn advance(&mut self, len: usize) {
         self.buffer.advance(len);
-        self.passed += len as u64;
+        self.position += len as u64;
     }
 
-    /// Waits for the next chunk; `false` at the end.
-    async fn arrive(&mut self) -> Result<bool, TreeError> {
+    /// Appends the next chunk to the buffer. Returns `false` at the content's end.
+    async fn fill(&mut self) -> Result<bool, TreeError> {
         let Some(chunk) = self.chunks.next().await.transpose()? else {
             return Ok(false);
         };
@@ -193,29 +198,27 @@ impl References {
         Ok(true)
     }
 
-    fn cut_off(&self) -> TreeError {
+    fn truncated(&self) -> TreeError {
         self.malformed("it ends within a field")
     }
 
-    /// Returns the error of a malformed blob, with the reason `why`.
     fn malformed(&self, why: impl Into<String>) -> TreeError {
-        let (digest, why) = (self.blob, why.into());
-        if self.is_tree {
-            TreeError::NotTree { digest, why }
-        } else {
-            TreeError::NotDirectory { digest, why }
+        TreeError::Malformed {
+            blob: self.blob,
+            message: if self.is_tree { "Tree" } else { "Directory" },
+            why: why.into(),
         }
     }
 }
 
-/// Whether the field is a message, and one of these.
-fn holds(field: Header, numbers: &[u32]) -> bool {
+/// Whether the field is length-delimited and has one of these numbers.
+fn is_message(field: Header, numbers: &[u32]) -> bool {
     matches!(field.value, Value::Delimited(_)) && numbers.contains(&field.number)
 }
 
-impl fmt::Debug for References {
+impl fmt::Debug for Nodes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("References")
+        f.debug_struct("Nodes")
             .field("blob", &self.blob)
             .finish_non_exhaustive()
     }

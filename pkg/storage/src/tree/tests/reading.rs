@@ -17,7 +17,7 @@ fn chunks(content: &Bytes, cuts: &[prop::sample::Index]) -> Chunks {
     stream::iter(pieces).boxed()
 }
 
-async fn all(mut references: References) -> Result<Vec<Reference>, TreeError> {
+async fn all(mut references: Nodes) -> Result<Vec<Node>, TreeError> {
     let mut all = Vec::new();
     while let Some(reference) = references.next().await? {
         all.push(reference);
@@ -25,27 +25,27 @@ async fn all(mut references: References) -> Result<Vec<Reference>, TreeError> {
     Ok(all)
 }
 
-async fn read(content: &Bytes, cuts: &[prop::sample::Index]) -> Result<Vec<Reference>, TreeError> {
+async fn read(content: &Bytes, cuts: &[prop::sample::Index]) -> Result<Vec<Node>, TreeError> {
     let blob = Blob::stream(chunks(content, cuts));
-    all(References::of_tree(SHA256.digest(content), blob)).await
+    all(Nodes::of_tree(SHA256.digest(content), blob)).await
 }
 
-async fn read_directory(content: Bytes) -> Result<Vec<Reference>, TreeError> {
+async fn read_directory(content: Bytes) -> Result<Vec<Node>, TreeError> {
     let blob = SHA256.digest(&content);
-    all(References::of_directory(blob, Blob::Bytes(content))).await
+    all(Nodes::of_directory(blob, Blob::Bytes(content))).await
 }
 
 /// The references that the generated types find in a directory.
-fn named(directory: &Directory) -> Vec<Reference> {
+fn named(directory: &Directory) -> Vec<Node> {
     let digest = |digest: &Option<v2::Digest>| Digest::from_field(Some(SHA256), digest.as_ref());
     let files = directory.files.iter().map(|node| digest(&node.digest));
     let directories = directory
         .directories
         .iter()
         .map(|node| digest(&node.digest));
-    let files = files.map(|file| Reference::File(file.unwrap()));
+    let files = files.map(|file| Node::File(file.unwrap()));
     files
-        .chain(directories.map(|child| Reference::Directory(child.unwrap())))
+        .chain(directories.map(|child| Node::Directory(child.unwrap())))
         .collect()
 }
 
@@ -97,7 +97,7 @@ proptest! {
         match block_on(read(&whole.slice(..at), &[])) {
             // The cut fell between two directories.
             Ok(_) => prop_assert!(Tree::decode(whole.slice(..at)).is_ok()),
-            Err(error) => prop_assert!(matches!(error, TreeError::NotTree { .. }), "{}", error),
+            Err(error) => prop_assert!(matches!(error, TreeError::Malformed { .. }), "{}", error),
         }
     }
 
@@ -148,7 +148,7 @@ async fn a_directory_that_says_to_be_longer_than_all_there_is_is_cut_off() {
         let mut content = BytesMut::from([0x12].as_slice());
         prost::encode_length_delimiter(len, &mut content).unwrap();
         let error = read(&content.freeze(), &[]).await.unwrap_err();
-        assert!(matches!(error, TreeError::NotTree { .. }), "{error}");
+        assert!(matches!(error, TreeError::Malformed { .. }), "{error}");
     }
 }
 
@@ -168,7 +168,7 @@ async fn fields_do_not_reach_beyond_the_message_that_they_are_in() {
         ];
         let content = [&lengths, node.as_slice(), &[0; 8]].concat();
         let error = read(&content.into(), &[]).await.unwrap_err();
-        assert!(matches!(error, TreeError::NotTree { .. }), "{error}");
+        assert!(matches!(error, TreeError::Malformed { .. }), "{error}");
     }
 }
 
@@ -179,7 +179,7 @@ async fn a_failing_stream_fails_the_reading_of_its_tree() {
         Ok(whole.slice(..whole.len() - 1)),
         Err(Error::Unavailable("gone".to_owned())),
     ]);
-    let references = References::of_tree(SHA256.digest(&whole), Blob::stream(failing));
+    let references = Nodes::of_tree(SHA256.digest(&whole), Blob::stream(failing));
     let outcome = all(references).await;
     assert!(
         matches!(outcome, Err(TreeError::Store(Error::Unavailable(_)))),
