@@ -1,22 +1,13 @@
 //! What becomes of calls while a peer is out of reach.
-#![allow(
-    clippy::unwrap_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    reason = "tests"
-)]
-
-#[path = "common/peer/mod.rs"]
-mod peer;
 
 use std::{sync::Arc, time::Duration};
 
+use crate::peer::{Act, Line, Peer, sha256, within};
 use bytes::Bytes;
 use futures::{FutureExt as _, future::join_all};
 use gorego_storage::{Blob, BlobStore, BreakerState, DigestFunction, Error};
 use gorego_storage_conformance as conformance;
 use gorego_storage_remote::{BreakerOptions, RemoteAddress, RemoteOptions, RemoteStore};
-use peer::{Act, Line, Peer, sha256, within};
 use reapi::v2::ActionResult;
 use tokio::task::JoinSet;
 use tonic::Code;

@@ -1,14 +1,4 @@
 //! What a peer, or what stands before it, may do on the wire.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    reason = "tests"
-)]
-
-#[path = "common/pages.rs"]
-mod pages;
 
 use std::{
     sync::{
@@ -18,12 +8,12 @@ use std::{
     time::Duration,
 };
 
+use crate::pages::{Balancer, Offers, Page};
 use bytes::{BufMut as _, Bytes, BytesMut};
 use gorego_storage::{Blob, BlobStore, BreakerState, DigestFunction, Error};
 use gorego_storage_conformance as conformance;
 use gorego_storage_remote::{RemoteAddress, RemoteOptions, RemoteStore};
 use h2::{Reason, SendStream, server::SendResponse};
-use pages::{Balancer, Offers, Page};
 use prost::Message as _;
 use reapi::bytestream::{ReadRequest, ReadResponse};
 use tokio::{net::TcpListener, task::JoinSet};

@@ -1,10 +1,4 @@
 //! A balancer that answers calls with pages of HTTP.
-#![allow(
-    dead_code,
-    unreachable_pub,
-    clippy::unwrap_used,
-    reason = "tests, each using a part"
-)]
 
 use std::sync::{
     Arc,

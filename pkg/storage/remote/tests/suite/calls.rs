@@ -1,20 +1,11 @@
 //! Calls to a peer that answers late, not at all, or only sometimes.
-#![allow(
-    clippy::unwrap_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    reason = "tests"
-)]
-
-#[path = "common/peer/mod.rs"]
-mod peer;
 
 use std::time::Duration;
 
+use crate::peer::{Act, Peer, sha256, within};
 use gorego_storage::BreakerState;
 use gorego_storage::{ActionCache as _, BlobStore, Error};
 use gorego_storage_remote::{BreakerOptions, RemoteOptions, RemoteStore};
-use peer::{Act, Peer, sha256, within};
 use reapi::v2::ActionResult;
 use tonic::Code;
 

@@ -1,19 +1,10 @@
 //! Many blobs at once, and a peer that can do only some of it.
-#![allow(
-    clippy::unwrap_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    reason = "tests"
-)]
 
-#[path = "common/peer/mod.rs"]
-mod peer;
-
+use crate::peer::{Act, Peer, sha256, within};
 use bytes::Bytes;
 use gorego_storage::{Blob, BlobStore, Digest, DigestFunction, Error, Put};
 use gorego_storage_conformance as conformance;
 use gorego_storage_remote::{RemoteOptions, RemoteStore};
-use peer::{Act, Peer, sha256, within};
 use tonic::Code;
 
 fn contents(sizes: &[usize]) -> Vec<Bytes> {

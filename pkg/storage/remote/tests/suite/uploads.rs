@@ -1,16 +1,8 @@
 //! Uploads to a peer that does not always do as it should.
-#![allow(
-    clippy::unwrap_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    reason = "tests"
-)]
-
-#[path = "common/peer/mod.rs"]
-mod peer;
 
 use std::sync::Arc;
 
+use crate::peer::{self, Act, Line, Peer, within};
 use bytes::Bytes;
 use futures::{StreamExt as _, stream};
 use gorego_storage::{
@@ -18,7 +10,6 @@ use gorego_storage::{
 };
 use gorego_storage_conformance as conformance;
 use gorego_storage_remote::{BreakerOptions, RemoteAddress, RemoteOptions, RemoteStore};
-use peer::{Act, Line, Peer, within};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Code;

@@ -1,20 +1,11 @@
 //! Content that is compressed on its way to a peer.
-#![allow(
-    clippy::unwrap_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    reason = "tests"
-)]
 
-#[path = "common/peer/mod.rs"]
-mod peer;
-
+use crate::peer::{self, Act, Peer, within};
 use bytes::Bytes;
 use futures::{StreamExt as _, stream};
 use gorego_storage::{Blob, BlobStore, BlobStream, Digest, Error, Put, Resume, UploadId};
 use gorego_storage_conformance as conformance;
 use gorego_storage_remote::RemoteStore;
-use peer::{Act, Peer, within};
 use tonic::Code;
 
 const MIB: usize = 1 << 20;

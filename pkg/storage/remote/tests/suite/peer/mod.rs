@@ -1,13 +1,4 @@
 //! A peer over loopback that does as a test tells it, and remembers what it was asked.
-#![allow(
-    dead_code,
-    unreachable_pub,
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    reason = "tests, each using a part"
-)]
 
 mod services;
 

@@ -1,16 +1,8 @@
 //! How a peer is reached, and as whom.
-#![allow(
-    clippy::unwrap_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    reason = "tests"
-)]
-
-#[path = "common/peer/mod.rs"]
-mod peer;
 
 use std::{path::PathBuf, time::Duration};
 
+use crate::peer::{LONG, Line, Peer, sha256, within};
 use bytes::Bytes;
 use gorego_storage::{Blob, BlobStore, BreakerState, Error, Put};
 use gorego_storage_conformance as conformance;
@@ -18,7 +10,6 @@ use gorego_storage_remote::{
     BreakerOptions, RemoteAddress, RemoteError, RemoteHeaders, RemoteOptions, RemoteStore,
 };
 use gorego_tls::{ClientFiles, ClientTls};
-use peer::{LONG, Line, Peer, sha256, within};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use tokio::sync::watch;
 use tonic::transport::{Certificate, Identity, ServerTlsConfig};

@@ -1,22 +1,13 @@
 //! How much of a peer is made use of at once.
-#![allow(
-    clippy::unwrap_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    reason = "tests"
-)]
-
-#[path = "common/peer/mod.rs"]
-mod peer;
 
 use std::{sync::atomic::Ordering::SeqCst, time::Duration};
 
+use crate::peer::{Act, LONG, Line, Peer, sha256, within};
 use bytes::Bytes;
 use futures::{FutureExt as _, future::join_all};
 use gorego_storage::BlobStore;
 use gorego_storage_conformance as conformance;
 use gorego_storage_remote::{RemoteAddress, RemoteOptions, RemoteStore};
-use peer::{Act, LONG, Line, Peer, sha256, within};
 
 const MIB: usize = 1 << 20;
 

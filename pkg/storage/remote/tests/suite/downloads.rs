@@ -1,22 +1,13 @@
 //! Downloads from a peer that does not always do as it should.
-#![allow(
-    clippy::unwrap_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    reason = "tests"
-)]
-
-#[path = "common/peer/mod.rs"]
-mod peer;
 
 use std::time::Instant;
 
+use crate::peer::{self, Act, Line, Peer, within};
 use bytes::Bytes;
 use futures::StreamExt as _;
 use gorego_storage::{BlobStore, Error};
 use gorego_storage_conformance as conformance;
 use gorego_storage_remote::{RemoteAddress, RemoteOptions, RemoteStore};
-use peer::{Act, Line, Peer, within};
 use tonic::Code;
 
 const MIB: usize = 1 << 20;
