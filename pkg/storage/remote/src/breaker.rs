@@ -1,4 +1,4 @@
-//! When to stop asking a peer that does not answer: a state machine without a clock or I/O.
+//! When to stop calling a peer that does not answer: a state machine without a clock or I/O.
 
 use tokio::time::Instant;
 
@@ -6,25 +6,18 @@ use gorego_storage::BreakerState;
 
 use super::BreakerOptions;
 
-/// What may become of a call.
+/// Permission for one call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Admission {
     Pass,
-    /// As `Pass`; how it fares decides for all.
+    /// The outcome of this call decides for all.
     Probe,
-    Refuse,
 }
 
-/// How long calls are refused.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Refusal {
-    /// Until the cool-down is over.
-    Until(Instant),
-    /// Until it is known how one call fares.
-    Probing,
-}
+/// Until when calls are refused at least; `None` until the outcome of a probe is known.
+pub(super) type Refusal = Option<Instant>;
 
-/// When a call began, in the peer's failures and answers until then.
+/// The failures and answers of a peer before a call began.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Since {
     incidents: u64,
@@ -32,7 +25,7 @@ pub(super) struct Since {
 }
 
 impl Since {
-    /// Of a call that has been answered by `now`: what broke down before that still counts once.
+    /// Returns this for a call that has been answered by `now`: a failure before that still counts once.
     pub(super) const fn answered(self, now: Self) -> Self {
         Self {
             incidents: self.incidents,
@@ -45,9 +38,9 @@ impl Since {
 pub(super) struct Breaker {
     options: BreakerOptions,
     state: BreakerState,
-    /// One after another, while closed.
+    /// Consecutive failures while closed.
     failures: u32,
-    /// When the next probe may be made, while open.
+    /// The time of the next probe, while open.
     until: Option<Instant>,
     cool_down: std::time::Duration,
     probing: bool,
@@ -75,42 +68,43 @@ impl Breaker {
         self.now
     }
 
-    pub(super) fn admit(&mut self, now: Instant) -> Admission {
-        match (self.state, self.refuses(now)) {
-            (BreakerState::Closed, _) => Admission::Pass,
-            (_, Some(_)) => Admission::Refuse,
-            (BreakerState::Open | BreakerState::HalfOpen, None) => {
-                self.state = BreakerState::HalfOpen;
-                self.probing = true;
-                Admission::Probe
-            }
+    pub(super) fn admit(&mut self, now: Instant) -> Result<Admission, Refusal> {
+        if self.state == BreakerState::Closed {
+            return Ok(Admission::Pass);
         }
+        if let Some(refusal) = self.refuses(now) {
+            return Err(refusal);
+        }
+        self.state = BreakerState::HalfOpen;
+        self.probing = true;
+        Ok(Admission::Probe)
     }
 
-    /// Whether a call would be refused, and if so until when at least, unless the state changes.
+    /// Returns the refusal that [`Self::admit`] would answer now, if it would.
     pub(super) fn refuses(&self, now: Instant) -> Option<Refusal> {
         match self.state {
-            BreakerState::Open => self.until.filter(|until| now < *until).map(Refusal::Until),
-            BreakerState::HalfOpen if self.probing => Some(Refusal::Probing),
-            BreakerState::Closed | BreakerState::HalfOpen => None,
+            BreakerState::Open => self.until.filter(|until| now < *until).map(Some),
+            BreakerState::HalfOpen => self.probing.then_some(None),
+            BreakerState::Closed => None,
         }
     }
 
-    /// The peer answered. Answers to calls from before the breaker opened do not close it.
-    pub(super) fn succeeded(&mut self, admission: Admission) {
+    /// Records an answer. Answers to calls from before the breaker opened do not close it.
+    pub(super) const fn succeeded(&mut self, admission: Admission) {
         self.now.answers += 1;
-        if admission == Admission::Probe {
+        if matches!(admission, Admission::Probe) {
             self.state = BreakerState::Closed;
             self.probing = false;
             self.cool_down = self.options.cool_down;
         }
-        if self.state == BreakerState::Closed {
+        if matches!(self.state, BreakerState::Closed) {
             self.failures = 0;
         }
     }
 
-    /// The peer did not answer a call from `since`. What many calls meet together counts once: of
-    /// those under way when one failed no other counts, unless the peer was `silent` to all of them.
+    /// Records that a call from `since` got no answer. A failure that many calls share counts once:
+    /// of the calls that were under way at the last failure none counts, unless the peer was `silent`
+    /// to all of them.
     pub(super) fn failed(
         &mut self,
         admission: Admission,
@@ -118,14 +112,14 @@ impl Breaker {
         silent: bool,
         now: Instant,
     ) {
-        let another =
+        let is_new =
             since.incidents == self.now.incidents || silent && since.answers == self.now.answers;
         if admission == Admission::Probe {
             self.now.incidents += 1;
             self.probing = false;
             self.cool_down = (self.cool_down * 2).min(self.options.max_cool_down);
             self.open(now);
-        } else if self.state == BreakerState::Closed && another {
+        } else if self.state == BreakerState::Closed && is_new {
             self.now.incidents += 1;
             self.failures += 1;
             if self.failures >= self.options.failures.max(1) {
@@ -134,7 +128,7 @@ impl Breaker {
         }
     }
 
-    /// The call was given up before its outcome was known: the next one may be the probe.
+    /// Records that a call was cancelled. If it was the probe, the next call may be one.
     pub(super) fn abandoned(&mut self, admission: Admission) {
         if admission == Admission::Probe {
             self.probing = false;
@@ -169,7 +163,7 @@ mod tests {
             BreakerState::Closed,
             BreakerState::Open,
         ] {
-            assert_eq!(breaker.admit(now), Admission::Pass);
+            assert_eq!(breaker.admit(now), Ok(Admission::Pass));
             breaker.failed(Admission::Pass, breaker.since(), false, now);
             assert_eq!(breaker.state(), state);
         }
@@ -229,13 +223,13 @@ mod tests {
     fn one_probe_at_a_time_decides_after_the_cool_down() {
         let now = Instant::now();
         let mut breaker = opened(now);
-        assert_eq!(breaker.admit(now + SECOND / 2), Admission::Refuse);
-        assert_eq!(breaker.admit(now + SECOND), Admission::Probe);
+        assert!(breaker.admit(now + SECOND / 2).is_err());
+        assert_eq!(breaker.admit(now + SECOND), Ok(Admission::Probe));
         assert_eq!(breaker.state(), BreakerState::HalfOpen);
-        assert_eq!(breaker.admit(now + 9 * SECOND), Admission::Refuse);
+        assert!(breaker.admit(now + 9 * SECOND).is_err());
         breaker.succeeded(Admission::Probe);
         assert_eq!(breaker.state(), BreakerState::Closed);
-        assert_eq!(breaker.admit(now + SECOND), Admission::Pass);
+        assert_eq!(breaker.admit(now + SECOND), Ok(Admission::Pass));
     }
 
     #[test]
@@ -244,18 +238,18 @@ mod tests {
         let mut breaker = opened(now);
         now += SECOND;
         for cool_down in [2, 3, 3] {
-            assert_eq!(breaker.admit(now), Admission::Probe);
+            assert_eq!(breaker.admit(now), Ok(Admission::Probe));
             breaker.failed(Admission::Probe, breaker.since(), false, now);
             let early = now + cool_down * SECOND - SECOND / 2;
-            assert_eq!(breaker.admit(early), Admission::Refuse);
+            assert!(breaker.admit(early).is_err());
             now += cool_down * SECOND;
         }
-        assert_eq!(breaker.admit(now), Admission::Probe);
+        assert_eq!(breaker.admit(now), Ok(Admission::Probe));
         breaker.succeeded(Admission::Probe);
         for _ in 0..3 {
             breaker.failed(Admission::Pass, breaker.since(), false, now);
         }
-        assert_eq!(breaker.admit(now + SECOND), Admission::Probe);
+        assert_eq!(breaker.admit(now + SECOND), Ok(Admission::Probe));
     }
 
     #[test]
@@ -265,8 +259,8 @@ mod tests {
         breaker.succeeded(Admission::Pass);
         breaker.failed(Admission::Pass, breaker.since(), false, now + SECOND);
         assert_eq!(breaker.state(), BreakerState::Open);
-        assert_eq!(breaker.admit(now + SECOND), Admission::Probe);
+        assert_eq!(breaker.admit(now + SECOND), Ok(Admission::Probe));
         breaker.abandoned(Admission::Probe);
-        assert_eq!(breaker.admit(now + SECOND), Admission::Probe);
+        assert_eq!(breaker.admit(now + SECOND), Ok(Admission::Probe));
     }
 }

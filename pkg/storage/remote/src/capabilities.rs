@@ -5,13 +5,15 @@ use std::{
     time::Duration,
 };
 
-use reapi::v2::{
-    self, GetCapabilitiesRequest, ServerCapabilities, capabilities_client::CapabilitiesClient,
-};
+use reapi::v2::{self, GetCapabilitiesRequest, ServerCapabilities};
 use tokio::time::Instant;
-use tonic::{Code, Status};
+use tonic::Code;
 
-use super::{connect::Link, failure::Failure, peer::Peer};
+use super::{
+    failure::Failure,
+    methods::{Call, GET_CAPABILITIES, Limits},
+    peer::Peer,
+};
 use gorego_storage::{Compressor, DigestFunction, Error, InstanceName, Result};
 
 /// A peer's configuration changes when it restarts; a peer behind a balancer restarts unseen.
@@ -80,7 +82,7 @@ impl RemoteCapabilities {
         }
         let offered: Vec<_> = self.digest_functions.iter().map(|f| f.name()).collect();
         Err(Error::Refused {
-            peer: Arc::clone(peer.name()),
+            peer: Arc::clone(&peer.name),
             code: Code::InvalidArgument,
             message: format!(
                 "digest function {function} is not offered; offered are {}",
@@ -121,7 +123,7 @@ impl Known {
             return Ok(fresh);
         }
         let error = |failure| peer.error(&"asking what it can do", failure);
-        peer.check().map_err(error)?;
+        peer.gate.check().map_err(error)?;
         let asking = match (self.asking.try_lock(), self.last()) {
             (Ok(asking), _) => asking,
             (Err(_), Some(last)) => return Ok(last),
@@ -144,7 +146,7 @@ impl Known {
                 known.answer = Some(Answer {
                     capabilities: Arc::clone(&capabilities),
                     at: Instant::now(),
-                    outages: peer.outages(),
+                    outages: peer.gate.outages(),
                 });
                 Ok(capabilities)
             }
@@ -195,33 +197,21 @@ impl Known {
     fn fresh(&self, peer: &Peer) -> Option<Arc<RemoteCapabilities>> {
         let known = self.known();
         let answer = known.answer.as_ref()?;
-        let fresh = answer.outages == peer.outages() && answer.at.elapsed() < KEPT;
+        let fresh = answer.outages == peer.gate.outages() && answer.at.elapsed() < KEPT;
         fresh.then(|| Arc::clone(&answer.capabilities))
     }
 }
 
-/// Whether the peer answers anything at all.
-pub(super) async fn probe(link: Link) -> Result<(), Status> {
-    let request = GetCapabilitiesRequest::default();
-    CapabilitiesClient::new(link)
-        .get_capabilities(request)
-        .await
-        .map(drop)
-}
-
-async fn ask(peer: &Peer, instance: &str) -> Result<RemoteCapabilities, Failure> {
+/// The call that asks what a peer can do.
+pub(super) fn call(instance: &str) -> Call<GetCapabilitiesRequest, ServerCapabilities> {
     let request = GetCapabilitiesRequest {
         instance_name: instance.to_owned(),
     };
-    let answer = peer.call(0, |link| {
-        let request = request.clone();
-        async move {
-            CapabilitiesClient::new(link)
-                .get_capabilities(request)
-                .await
-        }
-    });
-    match answer.await {
+    GET_CAPABILITIES.call(request, Limits::default())
+}
+
+async fn ask(peer: &Peer, instance: &str) -> Result<RemoteCapabilities, Failure> {
+    match peer.call(&call(instance)).await {
         Ok(answer) => Ok(RemoteCapabilities::of(&answer)),
         Err(failure) if failure.code() == Some(Code::Unimplemented) => {
             Ok(RemoteCapabilities::unknown())

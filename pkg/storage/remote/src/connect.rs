@@ -12,17 +12,13 @@ use tokio::{
 };
 use tokio_rustls::{TlsConnector, client::TlsStream};
 use tonic::{
-    Request, Status,
-    codegen::http::{Uri, uri::InvalidUri},
-    metadata::{AsciiMetadataKey, AsciiMetadataValue, MetadataMap},
-    service::{Interceptor, interceptor::InterceptedService},
+    Request,
+    codegen::http::{HeaderMap, HeaderName, HeaderValue, Uri, uri::InvalidUri},
     transport::{Channel, Endpoint},
 };
 use tower::{BoxError, Service, ServiceExt as _};
 
-use super::{
-    RemoteAddress, RemoteError, RemoteOptions, answers::Answers, canary::watched, pool::Lease,
-};
+use super::{RemoteAddress, RemoteError, RemoteOptions, canary::watched};
 use gorego_storage::Chain;
 
 /// What a stream may have under way. Peers are told to go on when half of it has come, so that it
@@ -52,17 +48,14 @@ const PING: Duration = Duration::from_mins(6);
 const PING_TIMEOUT: Duration = Duration::from_secs(20);
 const MAX_CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// A connection that adds what each request carries.
-pub(super) type Link = InterceptedService<Answers, Headers>;
-
 /// Headers that each request carries. Their values are secrets, and never shown.
 #[derive(Clone, Default)]
-pub struct RemoteHeaders(Arc<MetadataMap>);
+pub struct RemoteHeaders(Arc<HeaderMap>);
 
 impl RemoteHeaders {
-    /// Takes names with their values, or names one that cannot be sent.
+    /// Checks names and values. The error names a header that cannot be sent.
     pub fn parse(headers: &[(String, String)]) -> Result<Self, RemoteError> {
-        let mut metadata = MetadataMap::new();
+        let mut parsed = HeaderMap::new();
         for (name, value) in headers {
             let error = |why| RemoteError::Header {
                 name: name.clone(),
@@ -75,15 +68,14 @@ impl RemoteHeaders {
             if lower.starts_with("grpc-") || RESERVED.contains(&lower.as_str()) {
                 return Err(error("is one that gRPC sets itself"));
             }
-            let key = AsciiMetadataKey::from_bytes(lower.as_bytes())
+            let name = HeaderName::from_bytes(lower.as_bytes())
                 .map_err(|_| error("is no name of an HTTP header"))?;
-            let mut value: AsciiMetadataValue = value
-                .parse()
+            let mut value = HeaderValue::from_str(value)
                 .map_err(|_| error("its value holds more than visible ASCII characters"))?;
             value.set_sensitive(true);
-            metadata.append(key, value);
+            parsed.append(name, value);
         }
-        Ok(Self(Arc::new(metadata)))
+        Ok(Self(Arc::new(parsed)))
     }
 }
 
@@ -93,51 +85,27 @@ impl fmt::Debug for RemoteHeaders {
     }
 }
 
-/// The headers of one call.
-#[derive(Clone)]
-pub(super) struct Headers {
-    common: RemoteHeaders,
-    /// The instances of gorego that the request passed.
-    chain: Option<AsciiMetadataValue>,
-    /// The time limit that the peer is told, if there is one.
-    timeout: Option<Duration>,
-    /// Of the connection that they go over.
-    _lease: Arc<Lease>,
-}
-
-impl Headers {
-    pub(super) fn new(
-        common: RemoteHeaders,
-        lease: Lease,
-        chain: &Chain,
-        timeout: Option<Duration>,
-    ) -> Self {
-        Self {
-            common,
-            chain: chain.header().parse().ok(),
-            timeout,
-            _lease: Arc::new(lease),
-        }
-    }
-}
-
 const RESERVED: [&str; 5] = ["te", "content-type", "user-agent", "host", "content-length"];
 
-impl Interceptor for Headers {
-    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
-        if let Some(timeout) = self.timeout {
-            request.set_timeout(timeout);
-        }
-        if let Some(chain) = &self.chain {
-            request.metadata_mut().insert(Chain::HEADER, chain.clone());
-        }
-        for header in self.common.0.iter() {
-            if let tonic::metadata::KeyAndValueRef::Ascii(key, value) = header {
-                request.metadata_mut().append(key.clone(), value.clone());
-            }
-        }
-        Ok(request)
+/// Returns the headers of one call: those configured, the instances of gorego that the request passed,
+/// and the time limit that the peer is told.
+pub(super) fn headers(
+    configured: &RemoteHeaders,
+    chain: &Chain,
+    timeout: Option<Duration>,
+) -> HeaderMap {
+    let mut request = Request::new(());
+    if let Some(timeout) = timeout {
+        request.set_timeout(timeout);
     }
+    let mut headers = request.into_parts().0.into_headers();
+    if let Ok(chain) = chain.header().parse() {
+        headers.insert(Chain::HEADER, chain);
+    }
+    for (name, value) in &*configured.0 {
+        headers.append(name, value.clone());
+    }
+    headers
 }
 
 /// Channels that connect when they are first used, and notify `lost` when a connection ends.

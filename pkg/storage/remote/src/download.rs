@@ -2,27 +2,28 @@
 
 mod checked;
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use bytes::{Buf as _, Bytes};
 use futures::{FutureExt as _, StreamExt as _, stream};
 use gorego_limits::Permit;
-use reapi::bytestream::{ReadRequest, ReadResponse, byte_stream_client::ByteStreamClient};
+use reapi::bytestream::ReadRequest;
 use tokio::{
     sync::{OwnedSemaphorePermit, oneshot},
     time,
 };
-use tonic::{Code, Streaming};
+use tonic::Code;
 
 use super::{
     RemoteCapabilities, RemoteStore,
     breaker::Since,
     capabilities::Known,
     compression::Decompressing,
-    connect::Link,
-    failure::{Backoff, Failure, mismatch},
-    peer::{Peer, Turn},
-    pieces::MAX_MESSAGE,
+    failure::{Failure, mismatch},
+    grpc::{self, Answer, Link},
+    methods::READ,
+    peer::Peer,
+    retry::Retry,
 };
 use gorego_storage::{Blob, BlobStream, Compressor, Digest, Error, Hasher, Result};
 
@@ -52,8 +53,7 @@ struct Download {
     /// The position and the hash of what its reader had when it was begun anew.
     given: Option<(u64, Hasher)>,
     arriving: Option<Arriving>,
-    backoff: Backoff,
-    turn: Turn,
+    retry: Retry,
     since: Since,
     ended: bool,
     _permits: (OwnedSemaphorePermit, Permit, Option<OwnedSemaphorePermit>),
@@ -61,12 +61,10 @@ struct Download {
 
 /// One answer of the peer.
 struct Arriving {
-    messages: Streaming<ReadResponse>,
+    answer: Answer,
     decompressing: Option<Decompressing>,
     /// Arrived and not yet decompressed.
     compressed: Bytes,
-    /// In use until the end.
-    _connection: Link,
 }
 
 /// Content from `offset` on, which is before the end. Its first piece has come when this returns. All
@@ -106,8 +104,7 @@ pub(super) async fn start(
         resumed: false,
         given: None,
         arriving: None,
-        backoff: peer.backoff(),
-        turn: Turn::First,
+        retry: peer.retry(),
         since: Since::default(),
         ended: false,
         peer,
@@ -187,7 +184,7 @@ impl Download {
         self.arriving = None;
         let progressed = self.at > self.begun_at;
         if progressed {
-            self.backoff.progressed();
+            self.retry.progressed();
             // Once for each time that it came further.
             self.begun_at = self.at;
         }
@@ -197,14 +194,10 @@ impl Download {
             return Ok(());
         }
         let again = failure.is_retryable() || progressed && failure.is_resumable();
-        let delay = again.then(|| self.backoff.next_delay()).flatten();
-        match delay {
-            Some(delay) => {
-                time::sleep(delay).await;
-                self.turn = Turn::Again;
-                Ok(())
-            }
-            None => Err(self.error(failure)),
+        if again && self.retry.pause(Duration::MAX).await {
+            Ok(())
+        } else {
+            Err(self.error(failure))
         }
     }
 
@@ -214,12 +207,12 @@ impl Download {
         if self.arriving.is_some() {
             let piece = self.piece_in_time().await;
             if let Err(failure) = &piece {
-                self.peer.broke_off(self.since, failure);
+                self.peer.gate.broke_off(self.since, failure);
             }
             return piece;
         }
         let peer = Arc::clone(&self.peer);
-        let (link, attempt) = peer.open(self.turn).await?;
+        let (link, attempt) = peer.open(&self.retry).await?;
         let piece = match self.begin(link).await {
             Ok(()) => self.piece_in_time().await,
             Err(failure) => Err(failure),
@@ -240,24 +233,20 @@ impl Download {
         let decompressing = self.zstd.then(Decompressing::new).transpose();
         let decompressing =
             decompressing.map_err(|why| Failure::Own(Error::Unavailable(why.to_string())))?;
-        let mut client = ByteStreamClient::new(link.clone()).max_decoding_message_size(MAX_MESSAGE);
-        let patience = self.peer.timeout();
+        let patience = self.peer.timeout;
         self.begun_at = self.at;
-        let answer = match time::timeout(patience, client.read(request)).await {
-            Ok(answer) => answer?.into_inner(),
-            Err(_) => return Err(Failure::TimedOut(patience)),
-        };
+        let request = grpc::body(stream::iter([grpc::framed(&request)]));
+        let answer = time::timeout(patience, link.call(READ, request)).await;
         self.arriving = Some(Arriving {
-            messages: answer,
+            answer: answer.unwrap_or(Err(Failure::TimedOut(patience)))?,
             decompressing,
             compressed: Bytes::new(),
-            _connection: link,
         });
         Ok(())
     }
 
     async fn piece_in_time(&mut self) -> Result<Option<Bytes>, Failure> {
-        let patience = self.peer.timeout();
+        let patience = self.peer.timeout;
         let piece = time::timeout(patience, self.piece()).await;
         piece.unwrap_or(Err(Failure::TimedOut(patience)))
     }
@@ -279,13 +268,9 @@ impl Download {
                     return Ok(piece);
                 }
             }
-            match arriving.messages.message().await? {
-                None => return Ok(None),
-                Some(message) if arriving.decompressing.is_some() => {
-                    arriving.compressed = message.data;
-                }
-                Some(message) if message.data.is_empty() => {}
-                Some(message) => return Ok(Some(message.data)),
+            match arriving.answer.content().await? {
+                Some(content) if arriving.decompressing.is_some() => arriving.compressed = content,
+                content => return Ok(content),
             }
         }
     }

@@ -2,14 +2,11 @@
 
 use std::{error::Error as _, fmt, sync::Arc, time::Duration};
 
+use reapi::rpc;
 use tonic::{Code, Status};
 
 use super::foreign::Page;
 use gorego_storage::{Digest, Error, shorten};
-
-/// Before the first retry; doubles each time.
-const FIRST_DELAY: Duration = Duration::from_millis(100);
-const MAX_DELAY: Duration = Duration::from_secs(10);
 
 /// Why a call came to nothing.
 #[derive(Debug)]
@@ -32,14 +29,17 @@ pub(super) enum Failure {
 
 impl From<Status> for Failure {
     fn from(status: Status) -> Self {
-        match Page::of(&status) {
-            Some(page) => Self::Page(page.clone()),
-            None => Self::Status(status),
-        }
+        Self::Status(status)
     }
 }
 
 impl Failure {
+    /// The failure of one blob in a batch, if its status is one.
+    pub(super) fn of_entry(status: rpc::Status) -> Option<Self> {
+        let code = Code::from_i32(status.code);
+        (code != Code::Ok).then(|| Self::Status(Status::new(code, status.message)))
+    }
+
     /// Whether the connection failed rather than that the peer answered.
     fn is_transport(status: &Status) -> bool {
         status.source().is_some()
@@ -207,53 +207,9 @@ impl fmt::Display for Failure {
     }
 }
 
-/// How often, and when, something is tried again.
-#[derive(Debug)]
-pub(super) struct Backoff {
-    retries: u32,
-    tried: u32,
-}
-
-impl Backoff {
-    pub(super) const fn new(retries: u32) -> Self {
-        Self { retries, tried: 0 }
-    }
-
-    /// It came further: counts anew.
-    pub(super) const fn progressed(&mut self) {
-        self.tried = 0;
-    }
-
-    /// How long to wait before the next retry, if there is to be one.
-    pub(super) fn next_delay(&mut self) -> Option<Duration> {
-        if self.tried >= self.retries {
-            return None;
-        }
-        let delay = FIRST_DELAY
-            .saturating_mul(1_u32.checked_shl(self.tried).unwrap_or(u32::MAX))
-            .min(MAX_DELAY);
-        self.tried += 1;
-        // Those that failed together should not come back together.
-        Some(delay.mul_f64(0.5 + fastrand::f64() / 2.0))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn delays_double_to_their_bound_with_jitter() {
-        let mut backoff = Backoff::new(40);
-        for tried in 0..40 {
-            let full = (FIRST_DELAY * (1 << tried.min(10))).min(MAX_DELAY);
-            let delay = backoff.next_delay().unwrap();
-            assert!((full / 2..=full).contains(&delay), "{delay:?} of {full:?}");
-        }
-        assert_eq!(backoff.next_delay(), None);
-        backoff.progressed();
-        assert!(backoff.next_delay().unwrap() <= FIRST_DELAY);
-    }
 
     #[test]
     fn what_the_peer_refuses_is_not_tried_again() {

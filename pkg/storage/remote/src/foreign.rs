@@ -1,14 +1,17 @@
 //! Answers that no gRPC server gave: the error pages of balancers and proxies.
 
-use std::{error::Error as _, fmt, sync::Arc, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 
 use gorego_limits::LogLimit;
+use http_body_util::BodyExt as _;
 use tokio::time;
 use tonic::{
     Code, Status,
     body::Body,
     codegen::http::{HeaderMap, Response, StatusCode, header::CONTENT_TYPE},
 };
+
+use super::failure::Failure;
 
 /// The bytes of a page that are read, and the time for that.
 const PAGE: usize = 4 << 10;
@@ -47,16 +50,14 @@ impl Foreign {
         Arc::new(Self { peer, logged })
     }
 
-    /// The answer as an error whose source is the [`Page`].
-    pub(super) async fn translate(&self, answer: Response<Body>) -> Status {
+    /// Reads the page of a foreign answer.
+    pub(super) async fn page(&self, answer: Response<Body>) -> Failure {
         let page = Page::read(answer).await;
         if self.logged.is_due() {
             let peer = &*self.peer;
             tracing::warn!(peer, "the backing cache answered with {page}");
         }
-        let mut status = Status::new(page.code(), page.to_string());
-        status.set_source(Arc::new(page));
-        status
+        Failure::Page(page)
     }
 }
 
@@ -91,7 +92,7 @@ const fn remedy(status: StatusCode) -> &'static str {
 }
 
 /// The parts of a foreign answer that are worth quoting.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(super) struct Page {
     status: StatusCode,
     content_type: String,
@@ -99,11 +100,6 @@ pub(super) struct Page {
 }
 
 impl Page {
-    /// The page that a call failed with, if it was one.
-    pub(super) fn of(status: &Status) -> Option<&Self> {
-        status.source()?.downcast_ref()
-    }
-
     pub(super) const fn code(&self) -> Code {
         code(self.status)
     }
@@ -149,8 +145,6 @@ impl fmt::Display for Page {
     }
 }
 
-impl std::error::Error for Page {}
-
 fn content_type(headers: &HeaderMap) -> String {
     let value = headers.get(CONTENT_TYPE);
     let value = value.map(|value| String::from_utf8_lossy(value.as_bytes()));
@@ -159,14 +153,11 @@ fn content_type(headers: &HeaderMap) -> String {
 
 /// Reads the first bytes of a body. An error ends it as its end does.
 async fn beginning(mut body: Body, bytes: &mut Vec<u8>) {
-    use http_body::Body as _;
-    while bytes.len() < PAGE {
-        let frame = std::future::poll_fn(|cx| std::pin::Pin::new(&mut body).poll_frame(cx)).await;
-        let Some(Ok(frame)) = frame else { return };
-        if let Ok(data) = frame.into_data() {
-            let room = PAGE - bytes.len();
-            bytes.extend(data.iter().take(room));
-        }
+    while bytes.len() < PAGE
+        && let Some(Ok(frame)) = body.frame().await
+    {
+        let data = frame.into_data().unwrap_or_default();
+        bytes.extend(data.iter().take(PAGE - bytes.len()));
     }
 }
 

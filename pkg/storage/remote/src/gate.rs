@@ -1,9 +1,9 @@
-//! Who may call a peer, by its breaker, and who has to wait.
+//! The gate before a peer: its breaker admits calls, and is told how they end.
 
 use std::{
     fmt,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
 };
@@ -22,11 +22,12 @@ use super::{
 };
 use gorego_storage::BreakerState;
 
-/// A peer's breaker, and who is told of it.
+/// A peer's connections and the breaker that guards them.
 pub(super) struct Gate {
-    name: Arc<str>,
+    peer: Arc<str>,
+    pub(super) pool: Pool,
     breaking: Mutex<Breaking>,
-    state: watch::Sender<BreakerState>,
+    pub(super) state: watch::Sender<BreakerState>,
     /// Counts the times after which the peer may be another server, or may have lost its blobs: failures
     /// to reach it, and losses of a blob that were noticed.
     outages: AtomicU64,
@@ -38,9 +39,10 @@ struct Breaking {
 }
 
 impl Gate {
-    pub(super) fn new(name: Arc<str>, options: BreakerOptions) -> Self {
+    pub(super) fn new(peer: Arc<str>, pool: Pool, options: BreakerOptions) -> Self {
         Self {
-            name,
+            peer,
+            pool,
             breaking: Mutex::new(Breaking {
                 breaker: Breaker::new(options),
                 last_error: Arc::from(""),
@@ -50,35 +52,27 @@ impl Gate {
         }
     }
 
-    pub(super) fn state(&self) -> watch::Receiver<BreakerState> {
-        self.state.subscribe()
-    }
-
     pub(super) fn outages(&self) -> u64 {
         self.outages.load(Relaxed)
     }
 
+    /// Records that the peer lacks a blob that it had.
     pub(super) fn lost_blobs(&self) {
         self.outages.fetch_add(1, Relaxed);
     }
 
-    /// Leave to call now, over a connection of `pool`.
-    pub(super) fn admit<'a>(&'a self, pool: &'a Pool) -> Result<Attempt<'a>, Failure> {
-        self.change(|breaking| {
-            let admission = breaking.breaker.admit(Instant::now());
-            if admission == Admission::Refuse {
-                return Err(Failure::Open(Arc::clone(&breaking.last_error)));
-            }
-            Ok(Attempt {
+    /// Admits a call now, or fails.
+    pub(super) fn admit(&self) -> Result<Attempt<'_>, Failure> {
+        self.change(|breaking| match breaking.breaker.admit(Instant::now()) {
+            Ok(admission) => Ok(Attempt {
                 gate: self,
-                pool,
                 admission: Some(admission),
                 since: breaking.breaker.since(),
-            })
+            }),
+            Err(_) => Err(Failure::Open(Arc::clone(&breaking.last_error))),
         })
     }
 
-    /// Whether [`Self::admit`] would refuse, as things are, and how long at least.
     fn refusal(&self) -> Option<(Refusal, Failure)> {
         let breaking = self.lock();
         let refusal = breaking.breaker.refuses(Instant::now())?;
@@ -90,14 +84,11 @@ impl Gate {
         self.refusal().map_or(Ok(()), |(_, failure)| Err(failure))
     }
 
-    /// Waits until a call might not be refused; not beyond `end`.
+    /// Waits until a call might be admitted, but not beyond `end`.
     pub(super) async fn opened(&self, end: Instant) -> Result<(), Failure> {
-        let mut state = self.state();
+        let mut state = self.state.subscribe();
         while let Some((refusal, failure)) = self.refusal() {
-            let until = match refusal {
-                Refusal::Until(until) => until.min(end),
-                Refusal::Probing => end,
-            };
+            let until = refusal.map_or(end, |until| until.min(end));
             tokio::select! {
                 _ = state.changed() => {}
                 () = time::sleep_until(until) => {}
@@ -109,82 +100,73 @@ impl Gate {
         Ok(())
     }
 
-    /// A download broke off that had begun at `since`.
-    pub(super) fn broke_off(&self, pool: &Pool, since: Since, failure: &Failure) {
+    /// Records that a call that was answered at `since` broke off later.
+    pub(super) fn broke_off(&self, since: Since, failure: &Failure) {
         if failure.is_outage() {
-            self.failed(pool, Admission::Pass, since, failure);
+            self.failed(Admission::Pass, since, failure);
         }
     }
 
-    fn failed(&self, pool: &Pool, admission: Admission, since: Since, failure: &Failure) {
+    fn failed(&self, admission: Admission, since: Since, failure: &Failure) {
         let silent = matches!(failure, Failure::TimedOut(_));
-        pool.rotate();
-        let cause = failure.to_string();
+        self.pool.rotate();
         self.change(|breaking| {
-            breaking.last_error = cause.into();
+            breaking.last_error = failure.to_string().into();
             let was_open = breaking.breaker.state() == BreakerState::Open;
             let now = Instant::now();
             breaking.breaker.failed(admission, since, silent, now);
             let opens = !was_open && breaking.breaker.state() == BreakerState::Open;
-            // A peer that says nothing was not replaced by another one, unless that goes on.
+            // A silent peer was not replaced by another one, unless the silence lasts.
             if !failure.asks_to_slow_down() && (opens || !silent) {
                 self.outages.fetch_add(1, Relaxed);
             }
         });
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Breaking> {
+    fn lock(&self) -> MutexGuard<'_, Breaking> {
         self.breaking.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Changes the breaker, and tells of it.
+    /// Changes the breaker, and reports a new state.
     fn change<T>(&self, change: impl FnOnce(&mut Breaking) -> T) -> T {
         let mut breaking = self.lock();
         let before = breaking.breaker.state();
         let outcome = change(&mut breaking);
         let after = breaking.breaker.state();
-        if before != after {
-            match after {
-                BreakerState::Open if before == BreakerState::Closed => warn!(
-                    peer = &*self.name,
-                    error = &*breaking.last_error,
-                    "calls to the backing cache fail; they are suspended for a while"
-                ),
-                BreakerState::Closed => {
-                    info!(
-                        peer = &*self.name,
-                        "calls to the backing cache succeed again"
-                    );
-                }
-                BreakerState::Open | BreakerState::HalfOpen => {}
-            }
-            self.state.send_replace(after);
+        let (peer, error) = (&*self.peer, &*breaking.last_error);
+        match (before, after) {
+            _ if before == after => return outcome,
+            (BreakerState::Closed, BreakerState::Open) => warn!(
+                peer,
+                error, "calls to the backing cache fail; they are suspended for a while"
+            ),
+            (_, BreakerState::Closed) => info!(peer, "calls to the backing cache succeed again"),
+            _ => {}
         }
+        self.state.send_replace(after);
         outcome
     }
 }
 
-/// Leave to make one call. Says how it went, or was given up when dropped.
+/// An admitted call. It counts as cancelled when it is dropped without an end.
 pub(super) struct Attempt<'a> {
     gate: &'a Gate,
-    pool: &'a Pool,
     admission: Option<Admission>,
     since: Since,
 }
 
 impl Attempt<'_> {
-    /// Whether all others wait for how this one fares.
+    /// Whether all other calls wait for the outcome of this one.
     pub(super) fn decides(&self) -> bool {
         self.admission == Some(Admission::Probe)
     }
 
-    /// How it went: `None` when the peer answered as it should. What is to be held against the peer
-    /// should it break off later begins there.
+    /// Records the outcome. Returns the time from which a later failure of this call counts.
     pub(super) fn ended(mut self, failure: Option<&Failure>) -> Since {
         let gate = self.gate;
         if let Some(admission) = self.admission.take() {
             match failure.filter(|failure| failure.is_outage()) {
-                Some(failure) => gate.failed(self.pool, admission, self.since, failure),
+                Some(failure) => gate.failed(admission, self.since, failure),
                 None => gate.change(|breaking| breaking.breaker.succeeded(admission)),
             }
         }

@@ -6,16 +6,13 @@ use tonic::Code;
 
 use super::{
     RemoteStore,
-    bounded::{self, GET_RESULT, Limits, UPDATE_RESULT},
     capabilities::function,
+    methods::{DEFAULT_MESSAGE, GET_RESULT, Limits, UPDATE_RESULT},
 };
 use gorego_storage::{ActionCache, Digest, Result, decoded::MAX_DECODED_RESULT};
 
-/// The largest action result that is taken, in bytes: what gRPC takes by default.
-const MAX_RESULT: usize = 4 << 20;
-
 const LIMITS: Limits = Limits {
-    encoded: MAX_RESULT,
+    encoded: DEFAULT_MESSAGE,
     decoded: MAX_DECODED_RESULT,
 };
 
@@ -28,11 +25,7 @@ impl ActionCache for RemoteStore {
             digest_function: function(action.function()),
             ..GetActionResultRequest::default()
         };
-        let answer = self.peer.call(0, |link| {
-            let request = request.clone();
-            async move { bounded::call(link, request, &GET_RESULT, LIMITS).await }
-        });
-        match answer.await {
+        match self.peer.call(&GET_RESULT.call(request, LIMITS)).await {
             Ok(result) => Ok(Some(result)),
             Err(failure) if failure.code() == Some(Code::NotFound) => Ok(None),
             Err(failure) => Err(self
@@ -41,9 +34,9 @@ impl ActionCache for RemoteStore {
         }
     }
 
-    /// An upper bound, whether or not there is a result: the peer does not say without sending it.
+    /// Returns an upper bound, whether or not there is a result: the peer does not say without sending it.
     async fn size(&self, _: &str, _: &Digest) -> Result<u64> {
-        Ok(MAX_RESULT as u64)
+        Ok(DEFAULT_MESSAGE as u64)
     }
 
     async fn put(&self, instance: &str, action: &Digest, result: ActionResult) -> Result<()> {
@@ -54,11 +47,9 @@ impl ActionCache for RemoteStore {
             digest_function: function(action.function()),
             ..UpdateActionResultRequest::default()
         };
-        let answer = self.peer.call(MAX_RESULT as u64, |link| {
-            let request = request.clone();
-            async move { bounded::call(link, request, &UPDATE_RESULT, LIMITS).await }
-        });
-        match answer.await {
+        let mut call = UPDATE_RESULT.call(request, LIMITS);
+        call.bytes = DEFAULT_MESSAGE as u64;
+        match self.peer.call(&call).await {
             Ok(_) => Ok(()),
             Err(failure) => {
                 let what = format_args!("storing the result of action {action}");

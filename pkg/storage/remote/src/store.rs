@@ -10,8 +10,15 @@ use tokio::{
 };
 
 use crate::{
-    RemoteCapabilities, RemoteError, RemoteOptions, batches, canary::Canary, capabilities::Known,
-    download, failure::mismatch, missing, peer::Peer, upload,
+    RemoteCapabilities, RemoteError, RemoteOptions,
+    batches::{self, Read, Update},
+    canary::Canary,
+    capabilities::Known,
+    download,
+    failure::mismatch,
+    missing,
+    peer::Peer,
+    upload,
 };
 use gorego_storage::{
     Blob, BlobStore, BreakerState, Compressor, Digest, DigestFunction, Error, InstanceName, Put,
@@ -60,7 +67,7 @@ impl RemoteStore {
 
     /// Whether the peer is asked at all. Stays open until somebody calls after the cool-down.
     pub fn breaker(&self) -> watch::Receiver<BreakerState> {
-        self.peer.state()
+        self.peer.gate.state.subscribe()
     }
 
     /// What the peer can do, asked at most every few minutes and after it was out of reach.
@@ -156,7 +163,7 @@ impl BlobStore for RemoteStore {
     }
 
     fn outages(&self) -> u64 {
-        self.peer.outages()
+        self.peer.gate.outages()
     }
 
     async fn find_missing(&self, digests: &[Digest]) -> Result<Vec<Digest>> {
@@ -184,7 +191,7 @@ impl BlobStore for RemoteStore {
             };
         }
         if batches::is_small(&capabilities, digest.size()) {
-            let mut content = batches::get_one(self, &capabilities, digest).await?;
+            let mut content = batches::transfer_one::<Read>(self, &capabilities, *digest).await?;
             let offset = usize::try_from(offset).unwrap_or(usize::MAX);
             return Ok(Blob::Bytes(content.split_off(offset.min(content.len()))));
         }
@@ -213,7 +220,7 @@ impl BlobStore for RemoteStore {
         let capabilities = self.offered(digest.function()).await?;
         let put = match blob {
             Blob::Bytes(content) if batches::is_small(&capabilities, digest.size()) => {
-                batches::put_one(self, &capabilities, digest, content).await
+                batches::transfer_one::<Update>(self, &capabilities, (*digest, content)).await
             }
             blob => upload::put(self, &capabilities, digest, blob).await,
         };
@@ -238,12 +245,11 @@ impl BlobStore for RemoteStore {
 impl Uploads for RemoteStore {
     async fn committed(&self, digest: &Digest, upload: &UploadId) -> Result<u64> {
         let name = self.write_name(digest, upload, Compressor::Identity);
-        upload::committed(&self.peer, digest, &name)
-            .await
-            .map_err(|failure| {
-                self.peer
-                    .error(&format_args!("upload of {digest}"), failure)
-            })
+        let committed = upload::committed(&self.peer, digest, name).await;
+        committed.map_err(|failure| {
+            self.peer
+                .error(&format_args!("upload of {digest}"), failure)
+        })
     }
 }
 

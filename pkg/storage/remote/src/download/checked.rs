@@ -92,7 +92,7 @@ impl Download {
 
     /// Returns the error of a reader that got wrong content from a resumption.
     fn misled(&self) -> Error {
-        let (digest, peer) = (&self.digest, self.peer.name());
+        let (digest, peer) = (&self.digest, &self.peer.name);
         Error::Unavailable(format!(
             "reading {digest}: {peer} resumed it with other content; read it again"
         ))
@@ -110,7 +110,7 @@ impl Download {
         if actual != self.digest {
             return Err(self.wrong(&actual.to_string()));
         }
-        let grace = self.peer.timeout().min(GRACE);
+        let grace = self.peer.timeout.min(GRACE);
         let outcome = time::timeout(grace, self.piece()).await;
         self.arriving = None;
         match outcome {
@@ -124,7 +124,7 @@ impl Download {
     }
 
     pub(super) fn wrong(&self, actual: &str) -> Error {
-        let peer = self.peer.name();
+        let peer = &self.peer.name;
         mismatch(&self.digest, format_args!("{actual}, from {peer}"))
     }
 }
