@@ -52,7 +52,7 @@ impl Canary {
             let answer = missing::lacks(&peer, instance.as_str(), &digest).await;
             if let Ok(true) = answer {
                 tracing::info!(peer = &*peer.name, %digest, "{LOST}");
-                peer.gate.lost_blobs();
+                peer.breaker.count_outage();
             } else {
                 self.digest().get_or_insert(digest);
             }

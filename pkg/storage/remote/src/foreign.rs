@@ -8,7 +8,7 @@ use tokio::time;
 use tonic::{
     Code, Status,
     body::Body,
-    codegen::http::{HeaderMap, Response, StatusCode, header::CONTENT_TYPE},
+    codegen::http::{HeaderValue, Response, StatusCode, header::CONTENT_TYPE},
 };
 
 use super::failure::Failure;
@@ -38,18 +38,13 @@ fn is_grpc(content_type: &[u8]) -> bool {
     rest.is_some_and(|rest| matches!(rest.first(), None | Some(b'+' | b';' | b' ')))
 }
 
-/// Turns a peer's foreign answers into errors, and logs one of them a minute.
+/// The reader of a peer's foreign answers, which logs one of them a minute.
 pub(super) struct Foreign {
-    peer: Arc<str>,
-    logged: LogLimit,
+    pub(super) peer: Arc<str>,
+    pub(super) logged: LogLimit,
 }
 
 impl Foreign {
-    pub(super) fn new(peer: Arc<str>) -> Arc<Self> {
-        let logged = LogLimit::default();
-        Arc::new(Self { peer, logged })
-    }
-
     /// Reads the page of a foreign answer.
     pub(super) async fn page(&self, answer: Response<Body>) -> Failure {
         let page = Page::read(answer).await;
@@ -91,12 +86,11 @@ const fn remedy(status: StatusCode) -> &'static str {
     }
 }
 
-/// The parts of a foreign answer that are worth quoting.
+/// A foreign answer, as far as it is worth quoting.
 #[derive(Debug)]
 pub(super) struct Page {
     status: StatusCode,
-    content_type: String,
-    text: String,
+    quote: String,
 }
 
 impl Page {
@@ -115,40 +109,35 @@ impl Page {
 
     async fn read(answer: Response<Body>) -> Self {
         let (head, body) = answer.into_parts();
-        let content_type = content_type(&head.headers);
+        let content_type = head.headers.get(CONTENT_TYPE);
+        let content_type = content_type.map_or(&[][..], HeaderValue::as_bytes);
+        let content_type = printable(&String::from_utf8_lossy(content_type));
         let mut bytes = Vec::new();
         // What came in time is quoted; the rest is not waited for.
         let _ = time::timeout(PATIENCE, beginning(body, &mut bytes)).await;
-        let text = String::from_utf8_lossy(&bytes);
+        let mut text = String::from_utf8_lossy(&bytes).into_owned();
+        if content_type.contains("html") {
+            text = without_tags(&text);
+        }
+        let quoted = printable(&text);
+        let quoted = if quoted.is_empty() {
+            quoted
+        } else {
+            format!(": {quoted:?}")
+        };
+        let comma = if content_type.is_empty() { "" } else { ", " };
         Self {
             status: head.status,
-            text: if content_type.contains("html") {
-                printable(&without_tags(&text))
-            } else {
-                printable(&text)
-            },
-            content_type,
+            quote: format!("{comma}{content_type}{quoted}"),
         }
     }
 }
 
 impl fmt::Display for Page {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "HTTP {} and no gRPC", self.status)?;
-        if !self.content_type.is_empty() {
-            write!(f, ", {}", self.content_type)?;
-        }
-        if !self.text.is_empty() {
-            write!(f, ": {:?}", self.text)?;
-        }
-        write!(f, "; {}", remedy(self.status))
+        let (status, quote, remedy) = (self.status, &self.quote, remedy(self.status));
+        write!(f, "HTTP {status} and no gRPC{quote}; {remedy}")
     }
-}
-
-fn content_type(headers: &HeaderMap) -> String {
-    let value = headers.get(CONTENT_TYPE);
-    let value = value.map(|value| String::from_utf8_lossy(value.as_bytes()));
-    printable(value.as_deref().unwrap_or_default())
 }
 
 /// Reads the first bytes of a body. An error ends it as its end does.

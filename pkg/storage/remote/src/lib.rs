@@ -9,7 +9,6 @@ mod connect;
 mod download;
 mod failure;
 mod foreign;
-mod gate;
 mod grpc;
 mod methods;
 mod missing;

@@ -41,73 +41,56 @@ impl Default for Limits {
     }
 }
 
-pub(super) const GET_CAPABILITIES: Method<v2::GetCapabilitiesRequest, v2::ServerCapabilities> =
-    Method::new(
-        "/build.bazel.remote.execution.v2.Capabilities/GetCapabilities",
-        Shape::FLAT,
-    );
-pub(super) const GET_RESULT: Method<v2::GetActionResultRequest, v2::ActionResult> = Method::new(
-    "/build.bazel.remote.execution.v2.ActionCache/GetActionResult",
-    ACTION_RESULT,
-);
-pub(super) const UPDATE_RESULT: Method<v2::UpdateActionResultRequest, v2::ActionResult> =
-    Method::new(
-        "/build.bazel.remote.execution.v2.ActionCache/UpdateActionResult",
-        ACTION_RESULT,
-    );
-pub(super) const FIND_MISSING: Method<v2::FindMissingBlobsRequest, v2::FindMissingBlobsResponse> =
-    Method::new(
-        "/build.bazel.remote.execution.v2.ContentAddressableStorage/FindMissingBlobs",
-        Shape(&[Field::messages::<v2::Digest>(2, DIGEST)]),
-    );
-pub(super) const BATCH_READ: Method<v2::BatchReadBlobsRequest, v2::BatchReadBlobsResponse> =
-    Method::new(
-        "/build.bazel.remote.execution.v2.ContentAddressableStorage/BatchReadBlobs",
-        Shape(
-            &[Field::messages::<v2::batch_read_blobs_response::Response>(
-                1,
-                Shape(&[
-                    Field::message(1, DIGEST),
-                    Field::blob(2),
-                    Field::message(3, STATUS),
-                ]),
-            )],
-        ),
-    );
-pub(super) const BATCH_UPDATE: Method<v2::BatchUpdateBlobsRequest, v2::BatchUpdateBlobsResponse> =
-    Method::new(
-        "/build.bazel.remote.execution.v2.ContentAddressableStorage/BatchUpdateBlobs",
-        Shape(&[
-            Field::messages::<v2::batch_update_blobs_response::Response>(
-                1,
-                Shape(&[Field::message(1, DIGEST), Field::message(2, STATUS)]),
-            ),
-        ]),
-    );
-pub(super) const QUERY_WRITE: Method<
-    bytestream::QueryWriteStatusRequest,
-    bytestream::QueryWriteStatusResponse,
-> = Method::new(
-    "/google.bytestream.ByteStream/QueryWriteStatus",
-    Shape::FLAT,
-);
-pub(super) const WRITE: Method<bytestream::WriteRequest, bytestream::WriteResponse> =
-    Method::new("/google.bytestream.ByteStream/Write", Shape::FLAT);
+macro_rules! methods {
+    ($($name:ident: $request:ty => $answer:ty, $path:literal, $shape:expr;)*) => {$(
+        pub(super) const $name: Method<$request, $answer> = Method {
+            path: $path,
+            shape: $shape,
+            messages: PhantomData,
+        };
+    )*};
+}
+
+methods! {
+    GET_CAPABILITIES: v2::GetCapabilitiesRequest => v2::ServerCapabilities,
+        "/build.bazel.remote.execution.v2.Capabilities/GetCapabilities", Shape::FLAT;
+    GET_RESULT: v2::GetActionResultRequest => v2::ActionResult,
+        "/build.bazel.remote.execution.v2.ActionCache/GetActionResult", ACTION_RESULT;
+    UPDATE_RESULT: v2::UpdateActionResultRequest => v2::ActionResult,
+        "/build.bazel.remote.execution.v2.ActionCache/UpdateActionResult", ACTION_RESULT;
+    FIND_MISSING: v2::FindMissingBlobsRequest => v2::FindMissingBlobsResponse,
+        "/build.bazel.remote.execution.v2.ContentAddressableStorage/FindMissingBlobs", MISSING;
+    BATCH_READ: v2::BatchReadBlobsRequest => v2::BatchReadBlobsResponse,
+        "/build.bazel.remote.execution.v2.ContentAddressableStorage/BatchReadBlobs", READ_BLOBS;
+    BATCH_UPDATE: v2::BatchUpdateBlobsRequest => v2::BatchUpdateBlobsResponse,
+        "/build.bazel.remote.execution.v2.ContentAddressableStorage/BatchUpdateBlobs", UPDATED;
+    QUERY_WRITE: bytestream::QueryWriteStatusRequest => bytestream::QueryWriteStatusResponse,
+        "/google.bytestream.ByteStream/QueryWriteStatus", Shape::FLAT;
+    WRITE: bytestream::WriteRequest => bytestream::WriteResponse,
+        "/google.bytestream.ByteStream/Write", Shape::FLAT;
+}
+
 /// The path of the one method whose answers are streams.
 pub(super) const READ: &str = "/google.bytestream.ByteStream/Read";
 
+const MISSING: Shape = Shape(&[Field::messages::<v2::Digest>(2, DIGEST)]);
+const READ_BLOBS: Shape = Shape(
+    &[Field::messages::<v2::batch_read_blobs_response::Response>(
+        1, READ_BLOB,
+    )],
+);
+const READ_BLOB: Shape = Shape(&[
+    Field::message(1, DIGEST),
+    Field::blob(2),
+    Field::message(3, STATUS),
+]);
+const UPDATED: Shape =
+    Shape(&[Field::messages::<v2::batch_update_blobs_response::Response>(1, UPDATED_BLOB)]);
+const UPDATED_BLOB: Shape = Shape(&[Field::message(1, DIGEST), Field::message(2, STATUS)]);
 /// `google.rpc.Status`.
 const STATUS: Shape = Shape(&[Field::messages::<prost_types::Any>(3, Shape::FLAT)]);
 
 impl<Q: Message, R: Message + Default> Method<Q, R> {
-    const fn new(path: &'static str, shape: Shape) -> Self {
-        Self {
-            path,
-            shape,
-            messages: PhantomData,
-        }
-    }
-
     pub(super) const fn call(self, request: Q, limits: Limits) -> Call<Q, R> {
         Call {
             method: self,

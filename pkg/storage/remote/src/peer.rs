@@ -2,7 +2,7 @@
 
 use std::{fmt, sync::Arc, time::Duration};
 
-use gorego_limits::{Budget, Permit};
+use gorego_limits::{Budget, LogLimit, Permit};
 use prost::Message;
 use tokio::{
     sync::{Notify, OwnedSemaphorePermit, Semaphore, watch},
@@ -15,11 +15,12 @@ use tokio_util::{
 };
 
 use super::{
-    RemoteError, RemoteHeaders, RemoteOptions, capabilities,
+    RemoteError, RemoteHeaders, RemoteOptions,
+    breaker::{Attempt, Breaker},
+    capabilities,
     connect::{self, headers},
     failure::Failure,
     foreign::Foreign,
-    gate::{Attempt, Gate},
     grpc::Link,
     methods::Call,
     pool::Pool,
@@ -36,7 +37,7 @@ const COUNTED: u64 = 4;
 /// A peer, its connections and its limits.
 pub(super) struct Peer {
     pub(super) name: Arc<str>,
-    pub(super) gate: Gate,
+    pub(super) breaker: Breaker,
     /// Notified when a connection ends.
     pub(super) lost: Arc<Notify>,
     pub(super) timeout: Duration,
@@ -63,8 +64,11 @@ impl Peer {
         let lost = Arc::<Notify>::default();
         let pool = Pool::new(connect::channels(options, &lost)?);
         Ok(Self {
-            gate: Gate::new(Arc::clone(&name), pool, options.breaker),
-            foreign: Foreign::new(Arc::clone(&name)),
+            breaker: Breaker::new(Arc::clone(&name), pool, options.breaker),
+            foreign: Arc::new(Foreign {
+                peer: Arc::clone(&name),
+                logged: LogLimit::default(),
+            }),
             name,
             lost,
             headers: options.headers.clone(),
@@ -121,7 +125,7 @@ impl Peer {
 
     /// Leases a connection for one call, with the headers that it carries.
     fn link(&self, timeout: Option<Duration>) -> Result<Link, Failure> {
-        let leased = self.gate.pool.lease();
+        let leased = self.breaker.pool.lease();
         let (channel, lease) =
             leased.ok_or_else(|| Failure::Nonsense("no connection".to_owned()))?;
         Ok(Link {
@@ -153,14 +157,13 @@ impl Peer {
         // A call that had less than half its time would look like an outage.
         let spare = || left().saturating_sub(limit / 2);
         loop {
-            if retry.has_begun() {
-                self.gate.opened(Instant::now() + spare()).await?;
+            if !retry.has_begun() {
+                self.breaker.check()?;
             }
             let permit = acquire(&self.calls, limit.min(spare())).await?;
-            let failure = match self.once(call, limit.min(left())).await {
+            let attempt = self.admit(retry, spare()).await?;
+            let failure = match self.attempt(attempt, call, limit.min(left())).await {
                 Ok(answer) => return Ok(answer),
-                // Another call was admitted first.
-                Err(Failure::Open(_)) if retry.has_begun() => continue,
                 Err(failure) => failure,
             };
             drop(permit);
@@ -170,13 +173,22 @@ impl Peer {
         }
     }
 
+    /// Admits a call. One of an operation that has begun waits up to `patience` for that.
+    async fn admit(&self, retry: &Retry, patience: Duration) -> Result<Attempt<'_>, Failure> {
+        if retry.has_begun() {
+            self.breaker.admit_before(Instant::now() + patience).await
+        } else {
+            self.breaker.admit()
+        }
+    }
+
     /// Makes a call once.
     pub(super) async fn once<Q: Message, R: Message + Default>(
         &self,
         call: &Call<Q, R>,
         limit: Duration,
     ) -> Result<R, Failure> {
-        self.attempt(self.gate.admit()?, call, limit).await
+        self.attempt(self.breaker.admit()?, call, limit).await
     }
 
     async fn attempt<Q: Message, R: Message + Default>(
@@ -199,18 +211,8 @@ impl Peer {
 
     /// Opens a connection for a stream, without a time limit.
     pub(super) async fn open(&self, retry: &Retry) -> Result<(Link, Attempt<'_>), Failure> {
-        let end = Instant::now() + self.timeout;
-        loop {
-            if retry.has_begun() {
-                self.gate.opened(end).await?;
-            }
-            match self.gate.admit() {
-                Ok(attempt) => return Ok((self.link(None)?, attempt)),
-                // Another call was admitted first.
-                Err(Failure::Open(_)) if retry.has_begun() => {}
-                Err(failure) => return Err(failure),
-            }
-        }
+        let attempt = self.admit(retry, self.timeout).await?;
+        Ok((self.link(None)?, attempt))
     }
 
     /// Opens a connection for a stream whose outcome is known only at its end. Where all other calls
@@ -218,7 +220,7 @@ impl Peer {
     pub(super) async fn open_long(&self, retry: &Retry) -> Result<(Link, Attempt<'_>), Failure> {
         loop {
             let (link, attempt) = self.open(retry).await?;
-            if !attempt.decides() {
+            if !attempt.is_probe {
                 return Ok((link, attempt));
             }
             let probe = capabilities::call("");
@@ -254,15 +256,6 @@ async fn acquire(
     match time::timeout(patience, Arc::clone(semaphore).acquire_owned()).await {
         Ok(Ok(permit)) => Ok(permit),
         _ => Err(Failure::Busy(patience)),
-    }
-}
-
-impl fmt::Debug for Peer {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Peer")
-            .field("name", &self.name)
-            .field("gate", &self.gate)
-            .finish_non_exhaustive()
     }
 }
 

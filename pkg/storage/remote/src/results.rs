@@ -16,11 +16,21 @@ const LIMITS: Limits = Limits {
     decoded: MAX_DECODED_RESULT,
 };
 
+impl RemoteStore {
+    /// Returns the configured instance name, or that of the caller.
+    fn instance_for(&self, caller: &str) -> String {
+        match self.instance.as_str() {
+            "" => caller.to_owned(),
+            own => own.to_owned(),
+        }
+    }
+}
+
 #[async_trait]
 impl ActionCache for RemoteStore {
     async fn get(&self, instance: &str, action: &Digest) -> Result<Option<ActionResult>> {
         let request = GetActionResultRequest {
-            instance_name: self.instance(instance).to_owned(),
+            instance_name: self.instance_for(instance),
             action_digest: Some(action.to_proto()),
             digest_function: function(action.function()),
             ..GetActionResultRequest::default()
@@ -41,7 +51,7 @@ impl ActionCache for RemoteStore {
 
     async fn put(&self, instance: &str, action: &Digest, result: ActionResult) -> Result<()> {
         let request = UpdateActionResultRequest {
-            instance_name: self.instance(instance).to_owned(),
+            instance_name: self.instance_for(instance),
             action_digest: Some(action.to_proto()),
             action_result: Some(result),
             digest_function: function(action.function()),

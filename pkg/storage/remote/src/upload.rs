@@ -20,9 +20,7 @@ use super::{
     retry::Retry,
     store::random_upload,
 };
-use gorego_storage::{
-    Blob, BlobFile, Chunks, Compressor, Digest, Error, Hasher, Put, Result, UploadId,
-};
+use gorego_storage::{Blob, BlobFile, Chunks, Digest, Error, Hasher, Put, Result, UploadId};
 
 /// The content of an upload.
 enum Source {
@@ -123,12 +121,7 @@ fn error(peer: &Peer, digest: &Digest, failure: Failure) -> Error {
 
 impl Upload<'_> {
     fn name(&self) -> String {
-        let compressor = if self.zstd {
-            Compressor::Zstd
-        } else {
-            Compressor::Identity
-        };
-        self.store.write_name(self.digest, &self.id, compressor)
+        self.store.write_name(self.digest, &self.id, self.zstd)
     }
 
     async fn query(&mut self) -> Result<Option<u64>> {

@@ -1,14 +1,8 @@
 //! `BatchUpdateBlobs`.
 
 use bytes::Bytes;
-use futures::{FutureExt as _, future::BoxFuture};
-use reapi::{
-    rpc,
-    v2::{
-        self, BatchUpdateBlobsRequest, BatchUpdateBlobsResponse,
-        batch_update_blobs_request::Request,
-    },
-};
+use reapi::v2::{BatchUpdateBlobsRequest, batch_update_blobs_request::Request};
+use tokio::time::Instant;
 use tonic::Code;
 
 use super::{
@@ -17,17 +11,14 @@ use super::{
         capabilities::function,
         compression,
         failure::{Failure, mismatch},
-        methods::{BATCH_UPDATE, Method},
-        peer::Peer,
+        methods::BATCH_UPDATE,
+        retry::Retry,
         store::WORTH_COMPRESSING,
         upload,
     },
-    Direction,
+    Direction, Entries, Item, Transfer, keyed, limits, total,
 };
 use gorego_storage::{Blob, Compressor, Digest, DigestFunction, Error, Put, Result};
-
-/// Uploads.
-pub(in super::super) struct Update;
 
 /// Stores several blobs. Returns a result each, in order.
 pub(in super::super) async fn put(
@@ -47,7 +38,8 @@ pub(in super::super) async fn put(
             None
         });
     }
-    let mut stored = super::transfer::<Update>(store, good).await.into_iter();
+    let stored = super::transfer(store, Direction::Update, good).await;
+    let mut stored = stored.into_iter().map(|stored| stored.map(|_| Put::Stored));
     let lost = || Err(Error::Unavailable("a blob was left out".to_owned()));
     let checked = checked.into_iter();
     checked
@@ -55,80 +47,63 @@ pub(in super::super) async fn put(
         .collect()
 }
 
-impl Direction for Update {
-    type Blob = (Digest, Bytes);
-    type Output = Put;
-    type Request = BatchUpdateBlobsRequest;
-    type Answer = BatchUpdateBlobsResponse;
-    type Entry = rpc::Status;
+pub(super) async fn alone(
+    store: &RemoteStore,
+    capabilities: &RemoteCapabilities,
+    item: Item,
+) -> Result<Bytes> {
+    let blob = Blob::Bytes(item.content);
+    let put = upload::put(store, capabilities, &item.digest, blob).await;
+    put.map(|_| Bytes::new())
+}
 
-    const METHOD: Method<Self::Request, Self::Answer> = BATCH_UPDATE;
-    const DOING: &'static str = "storing";
-    const UPLOADS: bool = true;
-
-    fn digest(blob: &(Digest, Bytes)) -> Digest {
-        blob.0
-    }
-
-    fn request(
-        store: &RemoteStore,
-        capabilities: &RemoteCapabilities,
-        blobs: &[(usize, (Digest, Bytes))],
-        of: DigestFunction,
-    ) -> BatchUpdateBlobsRequest {
-        let zstd = store.zstd && capabilities.zstd_batches;
-        let requests = blobs.iter().map(|(_, blob)| encoded(blob, zstd));
-        BatchUpdateBlobsRequest {
-            instance_name: store.instance.as_str().to_owned(),
-            requests: requests.collect(),
-            digest_function: function(of),
-        }
-    }
-
-    fn entries(
-        answer: BatchUpdateBlobsResponse,
-    ) -> impl Iterator<Item = (Option<v2::Digest>, rpc::Status)> {
-        let entries = answer.responses.into_iter();
-        entries.map(|entry| (entry.digest, entry.status.unwrap_or_default()))
-    }
-
-    fn outcome(_: &Peer, _: &(Digest, Bytes), status: rpc::Status) -> Result<Put, Failure> {
-        match Failure::of_entry(status) {
+pub(super) async fn call(
+    transfer: &Transfer<'_>,
+    of: DigestFunction,
+    items: &[Item],
+    end: Instant,
+    retry: &mut Retry,
+) -> Result<Entries, Failure> {
+    let (peer, compresses) = (&transfer.store.peer, transfer.compresses());
+    let request = BatchUpdateBlobsRequest {
+        instance_name: transfer.store.instance.as_str().to_owned(),
+        requests: items.iter().map(|item| encoded(item, compresses)).collect(),
+        digest_function: function(of),
+    };
+    let mut call = BATCH_UPDATE.call(request, limits(items.len(), 0));
+    call.bytes = total(items);
+    let answer = peer.call_until(&call, end, retry).await?;
+    let entries = keyed(of, answer.responses, |entry| entry.digest.as_ref());
+    let stored = entries.map(|(digest, entry)| {
+        let stored = match Failure::of_entry(entry.status.unwrap_or_default()) {
             Some(failure) if failure.code() != Some(Code::AlreadyExists) => Err(failure),
-            _ => Ok(Put::Stored),
-        }
-    }
-
-    /// Hashes content that the peer refuses: it may be wrong, and the peer right.
-    fn own_error((digest, content): &(Digest, Bytes), failure: &Failure) -> Option<Error> {
-        if failure.code() != Some(Code::InvalidArgument) {
-            return None;
-        }
-        let actual = digest.function().digest(content);
-        (actual != *digest).then(|| mismatch(digest, actual))
-    }
-
-    fn alone<'a>(
-        store: &'a RemoteStore,
-        capabilities: &'a RemoteCapabilities,
-        (digest, content): (Digest, Bytes),
-    ) -> BoxFuture<'a, Result<Put>> {
-        let blob = Blob::Bytes(content);
-        async move { upload::put(store, capabilities, &digest, blob).await }.boxed()
-    }
+            _ => Ok(Bytes::new()),
+        };
+        (digest, stored)
+    });
+    Ok(stored.collect())
 }
 
 /// Encodes a blob, compressed if that makes it shorter.
-fn encoded((digest, content): &(Digest, Bytes), zstd: bool) -> Request {
-    let is_worth_it = zstd && digest.size() >= WORTH_COMPRESSING;
-    let compressed = is_worth_it.then(|| compression::compress(content).ok());
+fn encoded(item: &Item, compresses: bool) -> Request {
+    let is_worth_it = compresses && item.digest.size() >= WORTH_COMPRESSING;
+    let compressed = is_worth_it.then(|| compression::compress(&item.content).ok());
     let (compressor, data) = match compressed.flatten() {
-        Some(data) if data.len() < content.len() => (Compressor::Zstd, data),
-        _ => (Compressor::Identity, content.clone()),
+        Some(data) if data.len() < item.content.len() => (Compressor::Zstd, data),
+        _ => (Compressor::Identity, item.content.clone()),
     };
     Request {
-        digest: Some(digest.to_proto()),
+        digest: Some(item.digest.to_proto()),
         data,
         compressor: compressor.to_proto() as i32,
     }
+}
+
+/// Hashes content that the peer refuses: it may be wrong, and the peer right.
+pub(super) fn own_error(item: &Item, failure: &Failure) -> Option<Error> {
+    if failure.code() != Some(Code::InvalidArgument) {
+        return None;
+    }
+    let actual = item.digest.function().digest(&item.content);
+    (actual != item.digest).then(|| mismatch(&item.digest, actual))
 }
