@@ -1,21 +1,21 @@
 //! Transfers of many small blobs: `BatchReadBlobs` and `BatchUpdateBlobs`, driven alike.
 
-mod read;
-mod update;
+mod wire;
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures::{FutureExt as _, StreamExt as _, future, future::BoxFuture, stream};
-use reapi::v2;
-use tokio::time::Instant;
+use tonic::Code;
 
-pub(super) use self::{read::get, update::put};
 use super::{
-    RemoteCapabilities, RemoteStore, failure::Failure, methods::Limits, packing, retry::Retry,
+    RemoteCapabilities, RemoteStore, download,
+    failure::{Failure, mismatch},
+    packing,
     store::SMALL,
+    upload,
 };
-use gorego_storage::{Digest, DigestFunction, Error, Result};
+use gorego_storage::{Blob, Digest, DigestFunction, Error, Put, Result};
 
 /// The largest blob in a batch, in bytes: a larger one has a stream of its own, which can be resumed.
 const LARGE: u64 = 1 << 20;
@@ -37,20 +37,61 @@ struct Item {
 
 /// The outcome of one item, with its place. The content is empty where the blob was stored.
 type Outcome = (usize, Result<Bytes>);
-/// The answers about the blobs of one batch.
-type Entries = HashMap<Digest, Result<Bytes, Failure>>;
 
 /// A transfer of blobs to or from a peer with these capabilities.
 struct Transfer<'a> {
     store: &'a RemoteStore,
     capabilities: Arc<RemoteCapabilities>,
     direction: Direction,
-    /// Whether what a refusal shows of the capabilities was corrected for the last time.
+    /// Whether the capabilities were corrected for the last time.
     is_last: bool,
 }
 
+/// Reads several blobs. Returns a result each, in order; a blob named twice is read once.
+pub(super) async fn get(store: &RemoteStore, digests: &[Digest]) -> Vec<Result<Bytes>> {
+    let mut unique = Vec::new();
+    let mut places = HashMap::new();
+    for digest in digests.iter().filter(|digest| !digest.is_empty_blob()) {
+        places.entry(digest).or_insert_with(|| {
+            unique.push((*digest, Bytes::new()));
+            unique.len() - 1
+        });
+    }
+    let read = many(store, Direction::Read, unique).await;
+    let result = |digest| read.get(*places.get(digest)?).cloned();
+    let results = digests.iter().map(result);
+    // Only the empty blob is not read.
+    results
+        .map(|result| result.unwrap_or_else(|| Ok(Bytes::new())))
+        .collect()
+}
+
+/// Stores several blobs. Returns a result each, in order.
+pub(super) async fn put(store: &RemoteStore, blobs: Vec<(Digest, Bytes)>) -> Vec<Result<Put>> {
+    let mut checked = Vec::with_capacity(blobs.len());
+    let mut good = Vec::with_capacity(blobs.len());
+    for (digest, content) in blobs {
+        checked.push(if content.len() as u64 != digest.size() {
+            let actual = format_args!("{} bytes", content.len());
+            Some(Err(mismatch(&digest, actual)))
+        } else if digest.is_empty_blob() {
+            Some(Ok(Put::Existed))
+        } else {
+            good.push((digest, content));
+            None
+        });
+    }
+    let stored = many(store, Direction::Update, good).await;
+    let mut stored = stored.into_iter().map(|stored| stored.map(|_| Put::Stored));
+    let lost = || Err(Error::Unavailable("a blob was left out".to_owned()));
+    let checked = checked.into_iter();
+    checked
+        .map(|known| known.or_else(|| stored.next()).unwrap_or_else(lost))
+        .collect()
+}
+
 /// Transfers blobs, none of them empty. Returns their outcomes in order.
-async fn transfer(
+async fn many(
     store: &RemoteStore,
     direction: Direction,
     blobs: Vec<(Digest, Bytes)>,
@@ -66,21 +107,8 @@ async fn transfer(
             return functions.map(error).collect();
         }
     };
-    let items = blobs.into_iter().enumerate();
-    let items = items.map(|(place, (digest, content))| Item {
-        place,
-        digest,
-        content,
-    });
-    let transfer = Transfer {
-        store,
-        capabilities,
-        direction,
-        is_last: false,
-    };
-    let mut outcomes = transfer.split(items.collect()).await;
-    outcomes.sort_unstable_by_key(|(place, _)| *place);
-    outcomes.into_iter().map(|(_, outcome)| outcome).collect()
+    let transfer = Transfer::new(store, &capabilities, direction);
+    transfer.run(blobs).await
 }
 
 /// Transfers one blob for which [`is_small`] holds.
@@ -91,22 +119,38 @@ pub(super) async fn one(
     digest: &Digest,
     content: Bytes,
 ) -> Result<Bytes> {
-    let transfer = Transfer {
-        store,
-        capabilities: Arc::clone(capabilities),
-        direction,
-        is_last: false,
-    };
-    let item = Item {
-        place: 0,
-        digest: *digest,
-        content,
-    };
-    let outcome = transfer.split(vec![item]).await.pop();
-    outcome.map_or(Err(Error::NotFound(*digest)), |(_, outcome)| outcome)
+    let transfer = Transfer::new(store, capabilities, direction);
+    let outcome = transfer.run(vec![(*digest, content)]).await.pop();
+    outcome.unwrap_or(Err(Error::NotFound(*digest)))
 }
 
-impl Transfer<'_> {
+impl<'a> Transfer<'a> {
+    fn new(
+        store: &'a RemoteStore,
+        capabilities: &Arc<RemoteCapabilities>,
+        direction: Direction,
+    ) -> Self {
+        Self {
+            store,
+            capabilities: Arc::clone(capabilities),
+            direction,
+            is_last: false,
+        }
+    }
+
+    /// Transfers blobs. Returns their outcomes in order.
+    async fn run(&self, blobs: Vec<(Digest, Bytes)>) -> Vec<Result<Bytes>> {
+        let item = |(place, (digest, content))| Item {
+            place,
+            digest,
+            content,
+        };
+        let items = blobs.into_iter().enumerate().map(item);
+        let mut outcomes = self.split(items.collect()).await;
+        outcomes.sort_unstable_by_key(|(place, _)| *place);
+        outcomes.into_iter().map(|(_, outcome)| outcome).collect()
+    }
+
     /// Transfers blobs in calls by function and size, as many at once as the peer may be asked.
     fn split(&self, items: Vec<Item>) -> BoxFuture<'_, Vec<Outcome>> {
         // Answers go by digest: none is in a batch twice.
@@ -143,11 +187,19 @@ impl Transfer<'_> {
         calls.concat().boxed()
     }
 
+    /// Transfers a blob in a stream of its own.
     async fn alone(&self, item: Item) -> Vec<Outcome> {
-        let (place, store, capabilities) = (item.place, self.store, &self.capabilities);
+        let (place, digest, content) = (item.place, item.digest, item.content);
+        let (store, capabilities) = (self.store, &self.capabilities);
         let outcome = match self.direction {
-            Direction::Read => read::alone(store, capabilities, &item.digest).await,
-            Direction::Update => update::alone(store, capabilities, item).await,
+            Direction::Read => match download::start(store, capabilities, &digest, 0).await {
+                Ok(blob) => blob.into_bytes().await,
+                Err(error) => Err(error),
+            },
+            Direction::Update => {
+                let put = upload::put(store, capabilities, &digest, Blob::Bytes(content)).await;
+                put.map(|_| Bytes::new())
+            }
         };
         vec![(place, outcome)]
     }
@@ -191,19 +243,6 @@ impl Transfer<'_> {
             }
         }
         outcomes
-    }
-
-    async fn call(
-        &self,
-        function: DigestFunction,
-        items: &[Item],
-        end: Instant,
-        retry: &mut Retry,
-    ) -> Result<Entries, Failure> {
-        match self.direction {
-            Direction::Read => read::call(self, function, items, end, retry).await,
-            Direction::Update => update::call(self, function, items, end, retry).await,
-        }
     }
 
     /// Returns the outcomes of a batch that was refused as a whole: those of smaller or uncompressed batches
@@ -254,11 +293,15 @@ impl Transfer<'_> {
         self.direction == Direction::Update && self.store.zstd && self.capabilities.zstd_batches
     }
 
-    /// The error of a failure that is due to this blob alone.
+    /// The error of a failure that is due to this blob alone. Content that the peer refuses may be wrong.
     fn own_error(&self, item: &Item, failure: &Failure) -> Option<Error> {
-        match self.direction {
-            Direction::Read => read::own_error(item, failure),
-            Direction::Update => update::own_error(item, failure),
+        match (self.direction, failure.code()) {
+            (Direction::Read, Some(Code::NotFound)) => Some(Error::NotFound(item.digest)),
+            (Direction::Update, Some(Code::InvalidArgument)) => {
+                let actual = item.digest.function().digest(&item.content);
+                (actual != item.digest).then(|| mismatch(&item.digest, actual))
+            }
+            _ => None,
         }
     }
 
@@ -271,34 +314,8 @@ impl Transfer<'_> {
     }
 }
 
-/// Returns the entries of an answer by digest.
-fn keyed<T>(
-    function: DigestFunction,
-    entries: Vec<T>,
-    digest: impl Fn(&T) -> Option<&v2::Digest>,
-) -> impl Iterator<Item = (Digest, T)> {
-    entries.into_iter().filter_map(move |entry| {
-        let digest = Digest::from_field(Some(function), digest(&entry)).ok()?;
-        Some((digest, entry))
-    })
-}
-
 fn total(items: &[Item]) -> u64 {
     items.iter().map(|item| item.digest.size()).sum()
-}
-
-/// The limits of an answer about `count` blobs with `content` bytes.
-fn limits(count: usize, content: u64) -> Limits {
-    const ENCODED: usize = 2048;
-    const DECODED: usize = 4096;
-    let content = usize::try_from(content).unwrap_or(usize::MAX);
-    Limits {
-        // Compression may make content longer by a little.
-        encoded: content
-            .saturating_add(content / 16)
-            .saturating_add(ENCODED.saturating_mul(count)),
-        decoded: DECODED.saturating_mul(count),
-    }
 }
 
 /// Whether a blob travels in a batch even when it is alone.

@@ -193,7 +193,7 @@ pub(super) fn call(instance: &str) -> Call<GetCapabilitiesRequest, ServerCapabil
     let request = GetCapabilitiesRequest {
         instance_name: instance.to_owned(),
     };
-    GET_CAPABILITIES.call(request, Limits::default())
+    GET_CAPABILITIES.call(request, Limits::default(), 0)
 }
 
 async fn ask(peer: &Peer, instance: &str) -> Result<RemoteCapabilities, Failure> {

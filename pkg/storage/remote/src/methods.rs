@@ -91,12 +91,13 @@ const UPDATED_BLOB: Shape = Shape(&[Field::message(1, DIGEST), Field::message(2,
 const STATUS: Shape = Shape(&[Field::messages::<prost_types::Any>(3, Shape::FLAT)]);
 
 impl<Q: Message, R: Message + Default> Method<Q, R> {
-    pub(super) const fn call(self, request: Q, limits: Limits) -> Call<Q, R> {
+    /// A call that moves `bytes` bytes of content, which give it more time.
+    pub(super) const fn call(self, request: Q, limits: Limits, bytes: u64) -> Call<Q, R> {
         Call {
             method: self,
             request,
             limits,
-            bytes: 0,
+            bytes,
         }
     }
 
@@ -122,7 +123,6 @@ pub(super) struct Call<Q, R> {
     method: Method<Q, R>,
     request: Q,
     limits: Limits,
-    /// The size of the content that it moves, in bytes, which gives it more time.
     pub(super) bytes: u64,
 }
 

@@ -83,7 +83,7 @@ fn call(
         encoded: ENCODED * (digests.len() + 10),
         decoded: DECODED * (digests.len() + 10),
     };
-    FIND_MISSING.call(request, limits)
+    FIND_MISSING.call(request, limits, 0)
 }
 
 /// Returns the digests in an answer. An answer about other blobs says nothing of those asked for.

@@ -35,7 +35,7 @@ impl ActionCache for RemoteStore {
             digest_function: function(action.function()),
             ..GetActionResultRequest::default()
         };
-        match self.peer.call(&GET_RESULT.call(request, LIMITS)).await {
+        match self.peer.call(&GET_RESULT.call(request, LIMITS, 0)).await {
             Ok(result) => Ok(Some(result)),
             Err(failure) if failure.code() == Some(Code::NotFound) => Ok(None),
             Err(failure) => Err(self
@@ -57,8 +57,7 @@ impl ActionCache for RemoteStore {
             digest_function: function(action.function()),
             ..UpdateActionResultRequest::default()
         };
-        let mut call = UPDATE_RESULT.call(request, LIMITS);
-        call.bytes = DEFAULT_MESSAGE as u64;
+        let call = UPDATE_RESULT.call(request, LIMITS, DEFAULT_MESSAGE as u64);
         match self.peer.call(&call).await {
             Ok(_) => Ok(()),
             Err(failure) => {

@@ -102,7 +102,7 @@ async fn query(peer: &Peer, name: String, retry: &mut Retry) -> Result<Option<u6
     let request = QueryWriteStatusRequest {
         resource_name: name,
     };
-    let call = QUERY_WRITE.call(request, Limits::default());
+    let call = QUERY_WRITE.call(request, Limits::default(), 0);
     match peer.call_until(&call, peer.end(0), retry).await {
         Ok(answer) if answer.complete => Ok(None),
         Ok(answer) => Ok(Some(
