@@ -8,6 +8,7 @@ use std::{
     time::Duration,
 };
 
+use gorego_limits::LogLimit;
 use tokio::{
     sync::watch,
     time::{self, Instant},
@@ -126,6 +127,8 @@ pub(super) struct Breaker {
     /// Counts the times after which the peer may be another server, or may have lost its blobs: failures
     /// to reach it, and losses of a blob that were noticed.
     outages: AtomicU64,
+    /// Limits the log of pages.
+    logged: LogLimit,
 }
 
 impl Breaker {
@@ -136,6 +139,7 @@ impl Breaker {
             circuit: Mutex::new(Circuit::new(options)),
             state: watch::channel(BreakerState::Closed).0,
             outages: AtomicU64::new(0),
+            logged: LogLimit::default(),
         }
     }
 
@@ -245,6 +249,12 @@ impl Attempt<'_> {
     /// down before the answer still counts once.
     pub(super) fn ended(mut self, failure: Option<&Failure>) -> Since {
         self.has_ended = true;
+        if let Some(Failure::Page(page)) = failure
+            && self.breaker.logged.is_due()
+        {
+            let peer = &*self.breaker.peer;
+            warn!(peer, "the backing cache answered with {page}");
+        }
         match failure.filter(|failure| failure.is_outage()) {
             Some(failure) => self.breaker.failed(self.is_probe, self.since, failure),
             None => self

@@ -1,8 +1,7 @@
 //! Answers that no gRPC server gave: the error pages of balancers and proxies.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{fmt, time::Duration};
 
-use gorego_limits::LogLimit;
 use http_body_util::BodyExt as _;
 use tokio::time;
 use tonic::{
@@ -10,8 +9,6 @@ use tonic::{
     body::Body,
     codegen::http::{HeaderValue, Response, StatusCode, header::CONTENT_TYPE},
 };
-
-use super::failure::Failure;
 
 /// The bytes of a page that are read, and the time for that.
 const PAGE: usize = 4 << 10;
@@ -36,24 +33,6 @@ pub(super) fn is_foreign(answer: &Response<Body>) -> bool {
 fn is_grpc(content_type: &[u8]) -> bool {
     let rest = content_type.strip_prefix(b"application/grpc");
     rest.is_some_and(|rest| matches!(rest.first(), None | Some(b'+' | b';' | b' ')))
-}
-
-/// The reader of a peer's foreign answers, which logs one of them a minute.
-pub(super) struct Foreign {
-    pub(super) peer: Arc<str>,
-    pub(super) logged: LogLimit,
-}
-
-impl Foreign {
-    /// Reads the page of a foreign answer.
-    pub(super) async fn page(&self, answer: Response<Body>) -> Failure {
-        let page = Page::read(answer).await;
-        if self.logged.is_due() {
-            let peer = &*self.peer;
-            tracing::warn!(peer, "the backing cache answered with {page}");
-        }
-        Failure::Page(page)
-    }
 }
 
 /// The mapping of the gRPC specification ("HTTP to gRPC status code mapping"). 413 is added: it
@@ -107,7 +86,8 @@ impl Page {
         self.status == StatusCode::PAYLOAD_TOO_LARGE
     }
 
-    async fn read(answer: Response<Body>) -> Self {
+    /// Reads the beginning of a foreign answer.
+    pub(super) async fn read(answer: Response<Body>) -> Self {
         let (head, body) = answer.into_parts();
         let content_type = head.headers.get(CONTENT_TYPE);
         let content_type = content_type.map_or(&[][..], HeaderValue::as_bytes);

@@ -1,7 +1,5 @@
 //! gRPC over a channel: one request, and an answer that is read as far as its reader wants.
 
-use std::sync::Arc;
-
 use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
 use futures::{Stream, StreamExt as _};
 use http_body::Frame;
@@ -20,7 +18,7 @@ use tower::ServiceExt as _;
 
 use super::{
     failure::Failure,
-    foreign::{self, Foreign},
+    foreign::{self, Page},
     pool::Lease,
 };
 
@@ -37,7 +35,6 @@ const PIECE: usize = 1 << 20;
 pub(super) struct Link {
     pub(super) channel: Channel,
     pub(super) headers: HeaderMap,
-    pub(super) foreign: Arc<Foreign>,
     pub(super) lease: Lease,
 }
 
@@ -55,7 +52,7 @@ impl Link {
         let answer = self.channel.oneshot(request).await;
         let answer = answer.map_err(|error| Status::from_error(error.into()))?;
         if foreign::is_foreign(&answer) {
-            return Err(self.foreign.page(answer).await);
+            return Err(Failure::Page(Page::read(answer).await));
         }
         let (mut head, body) = answer.into_parts();
         Ok(Answer {

@@ -2,10 +2,10 @@
 
 use std::{fmt, sync::Arc, time::Duration};
 
-use gorego_limits::{Budget, LogLimit, Permit};
+use gorego_limits::Permit;
 use prost::Message;
 use tokio::{
-    sync::{Notify, OwnedSemaphorePermit, Semaphore, watch},
+    sync::{Notify, OwnedSemaphorePermit, Semaphore},
     task::JoinHandle,
     time::{self, Instant},
 };
@@ -15,18 +15,17 @@ use tokio_util::{
 };
 
 use super::{
-    RemoteError, RemoteHeaders, RemoteOptions,
+    RemoteError, RemoteOptions,
     breaker::{Attempt, Breaker},
     capabilities,
     connect::{self, headers},
     failure::Failure,
-    foreign::Foreign,
     grpc::Link,
     methods::Call,
     pool::Pool,
     retry::Retry,
 };
-use gorego_storage::{Chain, Digest, Error, Result};
+use gorego_storage::{Digest, Error, Result};
 
 /// The least that a peer moves, in bytes a second: calls that move more have more time.
 const SLOWEST: u64 = 1 << 20;
@@ -42,14 +41,9 @@ pub(super) struct Peer {
     pub(super) lost: Arc<Notify>,
     pub(super) timeout: Duration,
     pub(super) max_calls: usize,
-    foreign: Arc<Foreign>,
-    headers: watch::Receiver<RemoteHeaders>,
-    chain: Arc<Chain>,
+    options: RemoteOptions,
     calls: Arc<Semaphore>,
     streams: Arc<Semaphore>,
-    /// The budget of downloads' receive windows.
-    windows: Budget,
-    retries: u32,
     tasks: TaskTracker,
     stop: CancellationToken,
     _stop: DropGuard,
@@ -65,19 +59,12 @@ impl Peer {
         let pool = Pool::new(connect::channels(options, &lost)?);
         Ok(Self {
             breaker: Breaker::new(Arc::clone(&name), pool, options.breaker),
-            foreign: Arc::new(Foreign {
-                peer: Arc::clone(&name),
-                logged: LogLimit::default(),
-            }),
             name,
             lost,
-            headers: options.headers.clone(),
-            chain: Arc::clone(&options.chain),
+            options: options.clone(),
             calls: Arc::new(Semaphore::new(max_calls)),
             streams: Arc::new(Semaphore::new(max_calls)),
-            windows: options.windows.clone(),
             timeout: options.timeout,
-            retries: options.retries,
             max_calls,
             tasks: TaskTracker::new(),
             _stop: stop.clone().drop_guard(),
@@ -87,7 +74,7 @@ impl Peer {
 
     /// The retries of a new operation.
     pub(super) const fn retry(&self) -> Retry {
-        Retry::new(self.retries)
+        Retry::new(self.options.retries)
     }
 
     /// The error of an operation that failed.
@@ -130,8 +117,7 @@ impl Peer {
             leased.ok_or_else(|| Failure::Nonsense("no connection".to_owned()))?;
         Ok(Link {
             channel,
-            headers: headers(&self.headers.borrow(), &self.chain, timeout),
-            foreign: Arc::clone(&self.foreign),
+            headers: headers(&self.options.headers.borrow(), &self.options.chain, timeout),
             lease,
         })
     }
@@ -241,7 +227,7 @@ impl Peer {
     /// of the window is counted, since it fills only while the reader is slower than the peer.
     pub(super) async fn window_permit(&self, bytes: u64) -> Result<Permit, Failure> {
         let window = bytes.min(u64::from(connect::STREAM_WINDOW));
-        let reserve = self.windows.reserve(window / COUNTED);
+        let reserve = self.options.windows.reserve(window / COUNTED);
         match time::timeout(self.timeout, reserve).await {
             Ok(Ok(permit)) => Ok(permit),
             _ => Err(Failure::Busy(self.timeout)),

@@ -62,12 +62,13 @@ pub(super) async fn put(
         Blob::Stream(stream) => (Source::Stream(stream.chunks), stream.resume),
     };
     let is_named = resume.is_some();
-    let compress = (!is_named)
-        .then(|| store.compress(capabilities, digest.size()))
-        .flatten();
-    let (id, offset) = match resume {
-        Some(resume) => (resume.upload, resume.offset),
-        None => (random_upload(), 0),
+    let (id, offset, compress) = match resume {
+        Some(resume) => (resume.upload, resume.offset, None),
+        None => (
+            random_upload(),
+            0,
+            store.compress(capabilities, digest.size()),
+        ),
     };
     let mut upload = Upload {
         store,
