@@ -1,51 +1,57 @@
-//! The stores behind the services: one tier or both, as configured.
+//! The stores behind the services: the local tier, the backing cache, or both.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    io,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use gorego_config::{self as config, Config};
 use gorego_janitor::{self as janitor, Janitor, Marks};
-use gorego_proxy::{Ahead, Backing, Depth, Journal, OnOutage, Options, ProxyActions, ProxyStore};
+use gorego_proxy::{Backing, Depth, OnOutage, Options, Outbox, ProxyActions, ProxyStore};
 use gorego_server::Services;
 use gorego_storage::{BreakerState, CompletenessChecking};
 use gorego_storage_local::{LocalOptions, LocalStore, OpenError, SyncMode};
 use gorego_storage_remote::RemoteStore;
-use gorego_telemetry::{Sources, Waiting};
+use gorego_telemetry::{PendingWrites, Sources};
 use tokio::{sync::watch, time::timeout};
 
 use crate::{memory::Parts, version::VERSION};
 
-/// Below the data directory: what waits for the backing cache.
-const JOURNAL: &str = "journal";
-
-/// What the store gets, at the end, to write down what it knows.
+/// The time that the local store gets at shutdown to write its state.
 const CLOSE: Duration = Duration::from_secs(10);
 
-/// How often the janitor looks without being called: for expired uploads, and for a disk that
-/// somebody else fills.
+/// The interval at which the janitor checks for expired uploads and for a disk filled by others.
 const JANITOR: Duration = Duration::from_mins(1);
 
-/// Why a store could not be opened.
+/// The error of a store that cannot be opened.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
     #[error(transparent)]
     Local(#[from] OpenError),
-    #[error("the journal of what waits for the backing cache: {0}")]
-    Journal(#[from] gorego_storage::Error),
+    #[error("cannot open the outbox of pending writes: {0}")]
+    Outbox(#[from] gorego_storage::Error),
+    #[error(
+        "{} holds pending writes of an earlier version; drain it with the previous version",
+        .0.display()
+    )]
+    Journal(PathBuf),
 }
 
-/// What serves, and what has to be ended.
+/// The services, and the stores to close at shutdown.
 pub(crate) struct Tiers {
     pub(crate) services: Services,
     local: Option<Arc<LocalStore>>,
     proxy: Option<ProxyStore>,
     breaker: Option<watch::Receiver<BreakerState>>,
     waiting: Option<watch::Receiver<Depth>>,
-    /// Keeps from eviction what waits for a backing cache that is not configured now.
-    _unwanted: Option<Journal>,
+    /// Pins pending writes of an earlier configuration with a backing cache.
+    _unused: Option<Outbox>,
 }
 
 impl Tiers {
-    /// Opens what the configuration asks for.
+    /// Opens the configured stores.
     pub(crate) async fn open(
         config: &Config,
         parts: &Parts,
@@ -54,19 +60,19 @@ impl Tiers {
         match (backing.map(Arc::new), config.local_cache.enabled) {
             (None, _) => Self::local(config, parts).await,
             (Some(backing), true) => Self::proxy(config, parts, backing).await,
-            (Some(backing), false) => Ok(Self::stateless(config, parts, backing).await),
+            (Some(backing), false) => Ok(Self::stateless(config, parts, backing)),
         }
     }
 
     async fn local(config: &Config, parts: &Parts) -> Result<Self, Error> {
-        let local = Arc::new(LocalStore::open(local_options(config, parts)).await?);
-        let waiting = match journal(config, &local).await {
+        let local = open_local(config, parts).await?;
+        let waiting = match outbox(config, &local).await {
             Ok(waiting) => {
-                warn_of_waiting(*waiting.depth().borrow(), "there is no backing cache");
+                warn_of_pending(*waiting.depth().borrow(), "there is no backing cache");
                 Some(waiting)
             }
             Err(error) => {
-                tracing::warn!(%error, "what waits for a backing cache may be evicted");
+                tracing::warn!(%error, "pending writes for a backing cache may be evicted");
                 None
             }
         };
@@ -74,9 +80,12 @@ impl Tiers {
             blobs: Arc::clone(&local) as _,
             uploads: Arc::clone(&local) as _,
             actions: Arc::new(
-                CompletenessChecking::new(Arc::clone(&local), Arc::clone(&local) as _)
-                    .within(parts.trees.clone())
-                    .leasing_puts(),
+                CompletenessChecking::new(
+                    Arc::clone(&local),
+                    Arc::clone(&local) as _,
+                    parts.trees.clone(),
+                )
+                .leasing_puts(),
             ),
         };
         Ok(Self {
@@ -85,7 +94,7 @@ impl Tiers {
             proxy: None,
             breaker: None,
             waiting: None,
-            _unwanted: waiting,
+            _unused: waiting,
         })
     }
 
@@ -95,13 +104,13 @@ impl Tiers {
         backing: Arc<RemoteStore>,
     ) -> Result<Self, Error> {
         let breaker = backing.breaker();
-        let local = Arc::new(LocalStore::open(local_options(config, parts)).await?);
-        let journal = journal(config, &local).await?;
+        let local = open_local(config, parts).await?;
+        let outbox = outbox(config, &local).await?;
         if config.backing_cache.read_only {
             let why = "nothing is written to the backing cache";
-            warn_of_waiting(*journal.depth().borrow(), why);
+            warn_of_pending(*outbox.depth().borrow(), why);
         }
-        let depth = journal.depth();
+        let depth = outbox.depth();
         let options = Options {
             existence_ttl: config.backing_cache.existence_ttl,
             read_only: config.backing_cache.read_only,
@@ -110,13 +119,14 @@ impl Tiers {
                 config::OnOutage::Fail => OnOutage::Fail,
                 config::OnOutage::Degrade => OnOutage::Degrade,
             },
+            outbox_retry: config.backing_cache.outbox_retry,
             memory: parts.proxy.clone(),
         };
         let backing = Backing {
             blobs: Arc::clone(&backing) as _,
             actions: backing,
         };
-        let proxy = ProxyStore::new(Arc::clone(&local), backing, Arc::new(journal), options);
+        let proxy = ProxyStore::new(Arc::clone(&local), backing, Arc::new(outbox), options);
         let services = Services {
             blobs: Arc::new(proxy.clone()),
             uploads: Arc::new(proxy.clone()),
@@ -128,26 +138,21 @@ impl Tiers {
             proxy: Some(proxy),
             breaker: Some(breaker),
             waiting: Some(depth),
-            _unwanted: None,
+            _unused: None,
         })
     }
 
-    async fn stateless(config: &Config, parts: &Parts, backing: Arc<RemoteStore>) -> Self {
+    fn stateless(config: &Config, parts: &Parts, backing: Arc<RemoteStore>) -> Self {
         let breaker = backing.breaker();
-        match Journal::left_in(&journal_dir(config)).await {
-            Ok(left) => warn_of_waiting(left, "there is no local tier"),
-            Err(error) => tracing::warn!(%error, "cannot tell what waits for the backing cache"),
-        }
+        warn_of_unused(&config.local_cache.dir);
         let services = Services {
             blobs: Arc::clone(&backing) as _,
             uploads: Arc::clone(&backing) as _,
-            actions: Arc::new(
-                CompletenessChecking::new(
-                    Arc::new(Ahead::new(Arc::clone(&backing), parts.ahead)),
-                    backing,
-                )
-                .within(parts.trees.clone()),
-            ),
+            actions: Arc::new(CompletenessChecking::new(
+                Arc::clone(&backing),
+                backing,
+                parts.trees.clone(),
+            )),
         };
         Self {
             services,
@@ -155,44 +160,43 @@ impl Tiers {
             proxy: None,
             breaker: Some(breaker),
             waiting: None,
-            _unwanted: None,
+            _unused: None,
         }
     }
 
-    /// What keeps the local tier within its limits.
+    /// Creates the janitor of the local tier.
     pub(crate) fn janitor(&self, config: &Config) -> Option<Janitor> {
         let local = self.local.clone()?;
         Some(Janitor::new(local as _, janitor_options(config)))
     }
 
-    /// Whether the local tier can be used.
+    /// Returns the health of the local tier: true while its data directory is usable.
     pub(crate) fn health(&self) -> Option<watch::Receiver<bool>> {
         self.local.as_ref().map(|local| local.health())
     }
 
-    /// What there is to observe.
+    /// Returns the sources of the metrics.
     pub(crate) fn sources(&self) -> Sources {
         let depth = self.waiting.clone();
         Sources {
             version: VERSION,
             breaker: self.breaker.clone(),
             certificates: Box::new(Vec::new),
-            journal: depth.map(|depth| Box::new(move || waiting(*depth.borrow())) as _),
+            journal: depth.map(|depth| Box::new(move || pending(*depth.borrow())) as _),
         }
     }
 
-    /// Saves the state, so that the next start trusts the present entries however this process
-    /// ends.
+    /// Saves the state, so that the next start trusts the current entries even if this process is killed.
     pub(crate) async fn save(&self) {
         let Some(local) = &self.local else { return };
         match timeout(CLOSE, local.save()).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => tracing::warn!(%error, "failed to save the state before the drain"),
-            Err(_) => tracing::warn!("the disk is slow: the state is not saved before the drain"),
+            Err(_) => tracing::warn!("failed to save the state before the drain: the disk is slow"),
         }
     }
 
-    /// Ends what goes on in the background, and has the next start trust what is here.
+    /// Ends background work and saves the state, so that the next start trusts all entries.
     pub(crate) async fn close(&self) {
         if let Some(proxy) = &self.proxy {
             proxy.close().await;
@@ -200,44 +204,65 @@ impl Tiers {
         let Some(local) = &self.local else { return };
         match timeout(CLOSE, local.close()).await {
             Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::warn!(%error, "the next start will check recent blobs"),
-            Err(_) => tracing::warn!("the disk is slow; the next start will check recent blobs"),
+            Ok(Err(error)) => {
+                tracing::warn!(%error, "failed to save the state; the next start verifies recent blobs");
+            }
+            Err(_) => tracing::warn!(
+                "failed to save the state: the disk is slow; the next start verifies recent blobs"
+            ),
         }
     }
 }
 
-fn waiting(depth: Depth) -> Waiting {
-    Waiting {
+fn pending(depth: Depth) -> PendingWrites {
+    PendingWrites {
         blobs: depth.entries.saturating_sub(depth.results),
         results: depth.results,
         bytes: depth.bytes,
     }
 }
 
-fn journal_dir(config: &Config) -> PathBuf {
-    config.local_cache.dir.join(JOURNAL)
+/// Opens the local tier, unless an earlier version left pending writes there that only it can upload.
+async fn open_local(config: &Config, parts: &Parts) -> Result<Arc<LocalStore>, Error> {
+    if let Some(log) = Outbox::old_journal(&config.local_cache.dir) {
+        return Err(Error::Journal(log));
+    }
+    Ok(Arc::new(
+        LocalStore::open(local_options(config, parts)).await?,
+    ))
 }
 
-async fn journal(config: &Config, local: &Arc<LocalStore>) -> Result<Journal, Error> {
-    let cache = &config.local_cache;
-    // What waits is not evicted, and must leave room for what else is in use.
-    let half = cache.max_size_gb.bytes() / 2;
-    let waiting = config.backing_cache.journal_max.bytes().min(half);
-    let durable = cache.sync != config::Sync::None;
-    let dir = journal_dir(config);
-    Ok(Journal::open(&dir, waiting, durable, Arc::clone(local)).await?)
+async fn outbox(config: &Config, local: &Arc<LocalStore>) -> Result<Outbox, Error> {
+    // Pending writes are not evicted, and must leave room for other blobs.
+    let half = config.local_cache.max_size_gb.bytes() / 2;
+    let max_bytes = config.backing_cache.journal_max.bytes().min(half);
+    Ok(Outbox::open(Arc::clone(local), max_bytes).await?)
 }
 
-/// Tells of what an earlier configuration accepted and this one does not bring up.
-fn warn_of_waiting(left: Depth, why: &'static str) {
-    let Depth { entries, bytes, .. } = left;
+/// Warns about pending writes of an earlier configuration that this one does not upload.
+fn warn_of_pending(depth: Depth, why: &'static str) {
+    let Depth { entries, bytes, .. } = depth;
     if entries > 0 {
         tracing::warn!(
             entries,
             bytes,
             why,
-            "writes of an outage stay in the journal"
+            "writes of an outage stay in the outbox"
         );
+    }
+}
+
+/// Warns of pending writes in the data directory of a process without a local tier. Another process
+/// may use it.
+fn warn_of_unused(data: &Path) {
+    if let Some(log) = Outbox::old_journal(data) {
+        let log = log.display();
+        tracing::warn!(%log, "holds pending writes; drain it with the previous version");
+    }
+    match Outbox::pending_in(data) {
+        Ok(depth) => warn_of_pending(depth, "there is no local tier"),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => tracing::warn!(%error, "cannot list the outbox"),
     }
 }
 
@@ -278,7 +303,7 @@ fn janitor_options(config: &Config) -> janitor::Options {
     clippy::cast_possible_truncation,
     clippy::cast_precision_loss,
     clippy::cast_sign_loss,
-    reason = "a mark need not be exact to the byte"
+    reason = "a mark may be some bytes off"
 )]
 fn share(bytes: u64, of: f64) -> u64 {
     (bytes as f64 * of) as u64

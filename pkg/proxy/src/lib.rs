@@ -2,26 +2,22 @@
 //! which is read through and written through.
 
 mod actions;
-mod ahead;
 mod existence;
 mod fetch;
 mod flow;
-mod journal;
 mod memory;
 mod missing;
+mod outbox;
 mod outputs;
 mod prefetch;
 mod push;
-mod reading;
 mod recent;
-mod replay;
 mod source;
 mod store;
 mod write;
 mod writes;
 
 pub use actions::ProxyActions;
-pub use ahead::Ahead;
-pub use journal::{Depth, Journal};
 pub use memory::Memory;
+pub use outbox::{Depth, Outbox};
 pub use store::{Backing, OnOutage, Options, ProxyStore};

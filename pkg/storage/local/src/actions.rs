@@ -7,8 +7,9 @@ use std::{
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use gorego_limits::Budget;
 use prost::Message as _;
-use reapi::v2::ActionResult;
+use reapi::{shapes::Shaped as _, v2::ActionResult};
 
 use super::{
     LocalStore,
@@ -22,8 +23,8 @@ use super::{
 };
 use crate::index::{Key, Use};
 use gorego_storage::{
-    ActionCache, Digest, DigestFunction, Error, Result,
-    decoded::{ACTION_RESULT, MAX_DECODED_RESULT},
+    ActionCache, CachedResult, Digest, DigestFunction, Error, Result,
+    decoded::{MAX_DECODED_RESULT, result_memory},
     read_at,
 };
 
@@ -33,35 +34,28 @@ const HEADER: usize = MAGIC.len() + 32;
 
 #[async_trait]
 impl ActionCache for LocalStore {
-    async fn get(&self, instance: &str, action: &Digest) -> Result<Option<ActionResult>> {
+    async fn get(&self, instance: &str, action: &Digest, memory: &Budget) -> Result<CachedResult> {
         let core = &self.core;
         let hash = layout::instance_hash(instance);
         let known = core.scanned.known(|| {
             let key = Key::ac(action, core.instances.number(&hash)?);
             core.index.touch(&key, None, now_ms(), Use::default())
         });
-        if matches!(known, Known::Nowhere) {
-            return Ok(None);
-        }
+        let size = match known {
+            Known::Here(seen) => seen.size,
+            Known::Nowhere => return Err(Error::NoResult(*action)),
+            Known::Unseen => {
+                let (core, path) = (Arc::clone(core), layout::action_path(action, &hash));
+                let found = blocking(move || core.files.stat(&path)).await?;
+                found.ok_or(Error::NoResult(*action))?.size
+            }
+        };
+        let permit = memory.reserve(result_memory(size)).await;
+        let permit = permit.map_err(Error::no_memory)?;
         let (core, action) = (Arc::clone(core), *action);
-        blocking(move || core.read_action(&action, &hash)).await
-    }
-
-    async fn size(&self, instance: &str, action: &Digest) -> Result<u64> {
-        let core = &self.core;
-        let hash = layout::instance_hash(instance);
-        let known = core.scanned.known(|| {
-            let number = core.instances.number(&hash)?;
-            core.index.peek(&Key::ac(action, number))
-        });
-        match known {
-            Known::Here(seen) => return Ok(seen.size),
-            Known::Nowhere => return Ok(0),
-            Known::Unseen => {}
-        }
-        let (core, path) = (Arc::clone(core), layout::action_path(action, &hash));
-        let found = blocking(move || core.files.stat(&path)).await?;
-        Ok(found.map_or(0, |meta| meta.size))
+        let result = blocking(move || core.read_action(&action, &hash)).await?;
+        let result = result.ok_or(Error::NoResult(action))?;
+        Ok(CachedResult { result, permit })
     }
 
     async fn put(&self, instance: &str, action: &Digest, result: ActionResult) -> Result<()> {
@@ -231,10 +225,7 @@ fn decode(mut content: Bytes) -> Option<ActionResult> {
     if DigestFunction::Sha256.digest(payload).hash() != checksum {
         return None;
     }
-    ACTION_RESULT
-        .decoded_bytes(payload, MAX_DECODED_RESULT)
-        .ok()?;
-    ActionResult::decode(content.split_off(HEADER)).ok()
+    ActionResult::decode_within(content.split_off(HEADER), MAX_DECODED_RESULT).ok()
 }
 
 #[cfg(test)]

@@ -49,21 +49,11 @@ impl LocalStore {
         Ok(pin.map(|pin| Box::new(pin) as Box<dyn InUse>))
     }
 
-    /// The same for many, without hashing those that have to be hashed before their next use: that
-    /// is left to whoever reads them.
-    pub async fn keep_unread(
-        &self,
-        digests: Vec<Digest>,
-    ) -> Result<Vec<Result<Option<Box<dyn InUse>>>>> {
-        let core = Arc::clone(&self.core);
-        blocking(move || {
-            let keep = |digest: &Digest| {
-                let pin = core.pin_unread(digest)?;
-                Ok(pin.map(|pin| Box::new(pin) as Box<dyn InUse>))
-            };
-            Ok(digests.iter().map(keep).collect())
-        })
-        .await
+    /// Pins a blob without hashing it first, even if it is unverified; `None` when it is not here.
+    pub async fn keep_unread(&self, digest: &Digest) -> Result<Option<Box<dyn InUse>>> {
+        let (core, digest) = (Arc::clone(&self.core), *digest);
+        let pin = blocking(move || core.pin_unread(&digest)).await?;
+        Ok(pin.map(|pin| Box::new(pin) as Box<dyn InUse>))
     }
 }
 

@@ -1,7 +1,7 @@
 //! Where things lie under the data directory. All paths are relative to it.
 //!
 //! `cas/ab/cd/<hash>` (other functions below `cas/<function>/`), `ac/<function>/<instance>/ab/cd/<hash>`,
-//! and, never beside them, `tmp`, `uploads` and `quarantine`.
+//! and, never beside them, `tmp`, `uploads`, `quarantine` and `outbox`.
 
 use crate::index::{Key, Space};
 use gorego_storage::{Digest, DigestFunction, UploadId, to_hex};
@@ -12,13 +12,15 @@ pub(super) const TMP: &str = "tmp";
 pub(super) const UPLOADS: &str = "uploads";
 /// Files whose content was found not to match their name.
 pub(super) const QUARANTINE: &str = "quarantine";
+/// Pending writes of a proxy.
+pub(super) const OUTBOX: &str = "outbox";
 /// Blobs.
 pub(super) const CAS: &str = "cas";
 /// Action results.
 pub(super) const AC: &str = "ac";
 
 /// The folders that are created at the start, and recreated when they were removed.
-pub(super) const ROOTS: [&str; 5] = [TMP, UPLOADS, QUARANTINE, CAS, AC];
+pub(super) const ROOTS: [&str; 6] = [TMP, UPLOADS, QUARANTINE, OUTBOX, CAS, AC];
 /// The layout's version.
 pub(super) const VERSION_FILE: &str = "VERSION";
 /// Held by the process that has the data directory.

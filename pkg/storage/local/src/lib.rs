@@ -16,6 +16,7 @@ mod idle;
 mod index;
 mod instances;
 mod layout;
+mod outbox;
 mod receive;
 mod repair;
 mod room;

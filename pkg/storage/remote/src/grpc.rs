@@ -4,9 +4,10 @@ use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
 use futures::{Stream, StreamExt as _};
 use http_body::Frame;
 use http_body_util::{BodyExt as _, StreamBody};
-use prost::{
-    Message,
-    encoding::{WireType, decode_key, decode_varint},
+use prost::Message;
+use reapi::{
+    bytestream::ReadResponse,
+    wire::{Header, Value},
 };
 use tonic::{
     Code, Status,
@@ -24,8 +25,6 @@ use super::{
 
 /// The length of a message's header: a compression flag and the length.
 const HEADER: usize = 5;
-/// The field of `ReadResponse.data`, its only one.
-const DATA: (u32, WireType) = (10, WireType::LengthDelimited);
 /// The longest beginning of a `ReadResponse` before its content: a key and a varint.
 const BEFORE_CONTENT: usize = 11;
 /// The most content that a download buffers, in bytes, whatever the size of the peer's messages.
@@ -175,16 +174,15 @@ fn cut_off() -> Status {
 }
 
 /// Returns the bytes before the content of a `ReadResponse` of `len` bytes that starts like this, and
-/// those of the content.
-fn content_of(mut start: &[u8], len: usize) -> Option<(usize, usize)> {
+/// those of the content, its only field.
+fn content_of(start: &[u8], len: usize) -> Option<(usize, usize)> {
     if len == 0 {
         return Some((0, 0));
     }
-    let before = start.len();
-    let is_data = decode_key(&mut start).is_ok_and(|key| key == DATA);
-    let content = usize::try_from(decode_varint(&mut start).ok()?).ok()?;
-    let skipped = before - start.len();
-    (is_data && skipped.checked_add(content)? == len).then_some((skipped, content))
+    let field = Header::read(start).ok()??;
+    let content = field.content_len();
+    let is_data = field.number == ReadResponse::DATA && matches!(field.value, Value::Delimited(_));
+    (is_data && field.len.checked_add(content)? == len).then_some((field.len, content))
 }
 
 /// A message with its header.
@@ -208,7 +206,6 @@ pub(super) fn body(messages: impl Stream<Item = Bytes> + Send + 'static) -> Body
 #[cfg(test)]
 mod tests {
     use futures::stream;
-    use reapi::bytestream::ReadResponse;
 
     use super::*;
 

@@ -4,6 +4,7 @@ use std::{fmt, sync::Arc, time::Duration};
 
 use gorego_limits::Permit;
 use prost::Message;
+use reapi::shapes::Shaped;
 use tokio::{
     sync::{Notify, OwnedSemaphorePermit, Semaphore},
     task::JoinHandle,
@@ -123,7 +124,7 @@ impl Peer {
     }
 
     /// Makes a call until it succeeds or time is up.
-    pub(super) async fn call<Q: Message, R: Message + Default>(
+    pub(super) async fn call<Q: Message, R: Shaped>(
         &self,
         call: &Call<Q, R>,
     ) -> Result<R, Failure> {
@@ -132,7 +133,7 @@ impl Peer {
     }
 
     /// Makes a call until it succeeds, the retries of its operation are used up, or its end is near.
-    pub(super) async fn call_until<Q: Message, R: Message + Default>(
+    pub(super) async fn call_until<Q: Message, R: Shaped>(
         &self,
         call: &Call<Q, R>,
         end: Instant,
@@ -169,7 +170,7 @@ impl Peer {
     }
 
     /// Makes a call once.
-    pub(super) async fn once<Q: Message, R: Message + Default>(
+    pub(super) async fn once<Q: Message, R: Shaped>(
         &self,
         call: &Call<Q, R>,
         limit: Duration,
@@ -177,7 +178,7 @@ impl Peer {
         self.attempt(self.breaker.admit()?, call, limit).await
     }
 
-    async fn attempt<Q: Message, R: Message + Default>(
+    async fn attempt<Q: Message, R: Shaped>(
         &self,
         attempt: Attempt<'_>,
         call: &Call<Q, R>,

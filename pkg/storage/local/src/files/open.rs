@@ -90,6 +90,20 @@ impl Files {
         })
     }
 
+    /// Gives a file a second name in [`TMP`]; `None` where the file system makes no link to it.
+    pub(in super::super) fn link_tmp(&self, relative: &str) -> Result<Option<String>> {
+        let link = |name: &str| {
+            let linked =
+                rustix::fs::linkat(self.dir(), relative, self.dir(), name, AtFlags::empty());
+            match linked {
+                Err(Errno::MLINK | Errno::PERM | Errno::XDEV | Errno::OPNOTSUPP) => Ok(false),
+                linked => linked.map(|()| true),
+            }
+        };
+        let (name, is_linked) = self.in_tmp("linking", link)?;
+        Ok(is_linked.then_some(name))
+    }
+
     /// Does something with a new name in [`TMP`], which is made anew if somebody removed it.
     fn in_tmp<T>(
         &self,
