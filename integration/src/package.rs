@@ -119,9 +119,10 @@ impl Package {
         kinds.into_iter().flat_map(|kind| self.rules(kind))
     }
 
-    /// The crate roots of its tests that no `rust_tests` rule has.
+    /// Returns the crate roots of its tests, as Cargo finds them, that no `rust_tests` rule has.
     pub fn tests_not_run(&self) -> Names {
         let mut missing = self.matching("tests/*.rs");
+        missing.extend(self.matching("tests/*/main.rs"));
         for rule in self.rules("rust_tests") {
             for file in self.sources_of(rule) {
                 missing.remove(&file);
@@ -304,6 +305,15 @@ mod tests {
             package("", &TESTS).tests_not_run(),
             names(&["tests/a.rs", "tests/b.rs"])
         );
+    }
+
+    #[test]
+    fn a_folder_of_tests_with_a_main_file_wants_a_rule() {
+        let sources = [("tests/suite/main.rs", false), ("tests/suite/a.rs", true)];
+        let with = |build: &str| package(build, &sources).tests_not_run();
+        assert_eq!(with(""), names(&["tests/suite/main.rs"]));
+        let build = "\nrust_tests(\n    name = \"tests\",\n    srcs = [\"tests/suite/main.rs\"],\n)\n";
+        assert_eq!(with(build), names(&[]));
     }
 
     #[test]

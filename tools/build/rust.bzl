@@ -30,7 +30,10 @@ def rust_test(name, **kwargs):
     _rust_test(name = name, **_as_cargo(kwargs, code = "crate" not in kwargs, tests = True))
 
 def rust_tests(name, srcs, shared_srcs = [], **kwargs):
-    """A rust_test `<file>_test` for each file of a package's `tests` folder, as Cargo has one.
+    """A rust_test for each test target that Cargo finds in a package's `tests` folder.
+
+    `tests/some.rs` becomes `some_test`. `tests/suite/main.rs` becomes `suite_test`, with the folder's other
+    files as its modules.
 
     Args:
       name: of the test_suite of all of them
@@ -40,11 +43,16 @@ def rust_tests(name, srcs, shared_srcs = [], **kwargs):
     """
     tests = []
     for src in srcs:
-        test = src.split("/")[-1].removesuffix(".rs") + "_test"
+        modules = [src]
+        target = src.removesuffix(".rs")
+        if target.endswith("/main"):
+            target = target.removesuffix("/main")
+            modules = native.glob([target + "/**/*.rs"])
+        test = target.split("/")[-1] + "_test"
         tests.append(test)
         rust_test(
             name = test,
-            srcs = [src] + shared_srcs,
+            srcs = modules + shared_srcs,
             crate_root = src,
             **kwargs
         )
