@@ -1,12 +1,4 @@
-//! What the tests of the local store share.
-#![allow(
-    dead_code,
-    unreachable_pub,
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    reason = "tests, each using a part"
-)]
+//! Stores, blobs and uploads shared by the tests of the local store.
 
 use std::{path::Path, sync::Arc, time::Duration};
 
