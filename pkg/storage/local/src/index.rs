@@ -36,9 +36,9 @@ pub(crate) struct Use {
 
 /// What the index knows of one entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Seen {
+pub(crate) struct Hit {
     pub(crate) size: u64,
-    pub(crate) in_doubt: bool,
+    pub(crate) unverified: bool,
 }
 
 /// See the module.
@@ -47,7 +47,7 @@ pub(crate) struct Index {
     seeds: [u64; 4],
     bytes: AtomicU64,
     count: AtomicU64,
-    in_doubt: AtomicU64,
+    unverified: AtomicU64,
 }
 
 struct Shard {
@@ -88,7 +88,7 @@ impl Index {
             seeds: [1, 2, 3, 4].map(|n| random.hash_one(n)),
             bytes: AtomicU64::new(0),
             count: AtomicU64::new(0),
-            in_doubt: AtomicU64::new(0),
+            unverified: AtomicU64::new(0),
         }
     }
 
@@ -103,18 +103,18 @@ impl Index {
     }
 
     /// The number of entries whose content has to be hashed before use.
-    pub(crate) fn in_doubt(&self) -> u64 {
-        self.in_doubt.load(Relaxed)
+    pub(crate) fn unverified(&self) -> u64 {
+        self.unverified.load(Relaxed)
     }
 
     /// Looks an entry up without using it.
-    pub(crate) fn peek(&self, key: &Key) -> Option<Seen> {
+    pub(crate) fn peek(&self, key: &Key) -> Option<Hit> {
         let (hash, shard) = self.shard(key)?;
         shard.get(hash, key).map(Entry::seen)
     }
 
     /// Looks an entry up and marks it as used now, if it has this size.
-    pub(crate) fn touch(&self, key: &Key, size: Option<u64>, now: u64, how: Use) -> Option<Seen> {
+    pub(crate) fn touch(&self, key: &Key, size: Option<u64>, now: u64, how: Use) -> Option<Hit> {
         let (hash, mut shard) = self.shard(key)?;
         let entry = shard.get_mut(hash, key)?;
         if size.is_some_and(|size| size != entry.size()) {
@@ -144,9 +144,15 @@ impl Index {
 
     /// Adds an entry of an earlier run, unless there is one under this key; says whether it did.
     /// Its last use may have come with a lease, which nothing but that time has kept.
-    pub(crate) fn insert_found(&self, key: &Key, size: u64, last_use: u64, in_doubt: bool) -> bool {
+    pub(crate) fn insert_found(
+        &self,
+        key: &Key,
+        size: u64,
+        last_use: u64,
+        unverified: bool,
+    ) -> bool {
         let mut entry = Entry::new(key, size, last_use);
-        entry.set_in_doubt(in_doubt);
+        entry.set_unverified(unverified);
         entry.lease(Lease::Full);
         let Some((hash, mut shard)) = self.shard(key) else {
             return false;
@@ -225,38 +231,38 @@ impl Index {
         }
     }
 
-    /// Notes that the content may be wrong.
-    pub(crate) fn doubt(&self, key: &Key) {
+    /// Has the content hashed before its next use.
+    pub(crate) fn set_unverified(&self, key: &Key) {
         if let Some((hash, mut shard)) = self.shard(key)
             && let Some(entry) = shard.get_mut(hash, key)
-            && !entry.is_in_doubt()
+            && !entry.is_unverified()
         {
-            entry.set_in_doubt(true);
-            self.in_doubt.fetch_add(1, Relaxed);
+            entry.set_unverified(true);
+            self.unverified.fetch_add(1, Relaxed);
         }
     }
 
-    /// Notes that the content was hashed and is right.
-    pub(crate) fn trust(&self, key: &Key) {
+    /// Records that the content was hashed and matches.
+    pub(crate) fn set_verified(&self, key: &Key) {
         if let Some((hash, mut shard)) = self.shard(key)
             && let Some(entry) = shard.get_mut(hash, key)
-            && entry.is_in_doubt()
+            && entry.is_unverified()
         {
-            entry.set_in_doubt(false);
-            self.in_doubt.fetch_sub(1, Relaxed);
+            entry.set_unverified(false);
+            self.unverified.fetch_sub(1, Relaxed);
         }
     }
 
     fn account(&self, entry: &Entry, added: bool) {
-        let doubt = u64::from(entry.is_in_doubt());
+        let doubt = u64::from(entry.is_unverified());
         if added {
             self.bytes.fetch_add(entry.room(), Relaxed);
             self.count.fetch_add(1, Relaxed);
-            self.in_doubt.fetch_add(doubt, Relaxed);
+            self.unverified.fetch_add(doubt, Relaxed);
         } else {
             self.bytes.fetch_sub(entry.room(), Relaxed);
             self.count.fetch_sub(1, Relaxed);
-            self.in_doubt.fetch_sub(doubt, Relaxed);
+            self.unverified.fetch_sub(doubt, Relaxed);
         }
     }
 
@@ -300,10 +306,10 @@ fn fold(a: u64, b: u64) -> u64 {
 }
 
 impl Entry {
-    fn seen(&self) -> Seen {
-        Seen {
+    fn seen(&self) -> Hit {
+        Hit {
             size: self.size(),
-            in_doubt: self.is_in_doubt(),
+            unverified: self.is_unverified(),
         }
     }
 

@@ -5,7 +5,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError, RwLock},
 };
 
-use super::{core::Core, layout::InstanceHash};
+use super::{disk::Disk, layout::InstanceHash};
 use crate::index::{InstanceUse, Space};
 use gorego_storage::{Error, Result};
 
@@ -91,7 +91,7 @@ impl Instances {
     }
 }
 
-impl Core {
+impl Disk {
     /// A number for a new instance name. When all are taken, names that have few results and were not
     /// used lately are forgotten. Blocks.
     pub(super) fn name_instance(&self, hash: &InstanceHash) -> Result<Interned> {

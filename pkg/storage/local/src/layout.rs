@@ -81,6 +81,11 @@ pub(super) fn file_path(folder: &str, hex: &str) -> String {
     [folder, first, second, hex].join("/")
 }
 
+/// Returns the folder that a path lies in; empty for the data directory.
+pub(super) fn folder_of(path: &str) -> &str {
+    path.rsplit_once('/').map_or("", |(folder, _)| folder)
+}
+
 /// A partial upload's file: which blob, and a hash of the client's name for the upload.
 pub(super) fn upload_path(digest: &Digest, upload: &UploadId) -> String {
     let id = DigestFunction::Sha256.digest(upload.as_str().as_bytes());
@@ -110,24 +115,12 @@ pub(super) fn belongs(path: &str) -> bool {
     name.is_some_and(|name| name.get(..2) == first && name.get(2..4) == second)
 }
 
-/// What the file of `key` is called: its whole name, or how the name begins when the index holds
-/// only the first half of the hash.
-pub(super) fn name_of(key: &Key) -> FileName {
+/// Returns the name of the file of `key`, and true; or the beginning of its name, and false, when the
+/// index holds only the first half of the hash.
+pub(super) fn name_of(key: &Key) -> (String, bool) {
     let len = key.function.hash_len();
     let hex = to_hex(key.hash.get(..len).unwrap_or(&key.hash));
-    if len <= key.hash.len() {
-        FileName::Whole(hex)
-    } else {
-        FileName::Prefix(hex)
-    }
-}
-
-/// See [`name_of`].
-pub(super) enum FileName {
-    /// The name.
-    Whole(String),
-    /// Its beginning.
-    Prefix(String),
+    (hex, len <= key.hash.len())
 }
 
 #[cfg(test)]
@@ -158,10 +151,9 @@ mod tests {
                 key_of(&digest.hex(), function, Space::Cas),
                 Some(Key::cas(&digest))
             );
-            match name_of(&Key::cas(&digest)) {
-                FileName::Whole(name) => assert_eq!(name, digest.hex()),
-                FileName::Prefix(name) => assert!(digest.hex().starts_with(&name)),
-            }
+            let (start, is_whole) = name_of(&Key::cas(&digest));
+            assert!(digest.hex().starts_with(&start));
+            assert_eq!(is_whole, start == digest.hex());
         }
         assert_eq!(
             key_of("notes.txt", DigestFunction::Sha256, Space::Cas),

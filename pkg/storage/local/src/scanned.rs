@@ -1,21 +1,21 @@
-//! Whether the index knows all that is on the disk.
+//! The index does not know everything on the disk until the scan after a start has ended.
 
 use std::sync::atomic::{
     AtomicBool,
     Ordering::{Acquire, Release},
 };
 
-/// Set once the scan has reached everything.
+/// Whether the scan has reached everything.
 #[derive(Debug, Default)]
 pub(super) struct Scanned(AtomicBool);
 
-/// What the index says of something.
+/// The answer of the index.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Known<T> {
-    Here(T),
-    Nowhere,
+pub(super) enum Lookup<T> {
+    Hit(T),
+    Miss,
     /// Only the disk can tell.
-    Unseen,
+    Unknown,
 }
 
 impl Scanned {
@@ -27,14 +27,14 @@ impl Scanned {
         self.0.load(Acquire)
     }
 
-    /// What comes of asking the index.
-    pub(super) fn known<T>(&self, ask: impl FnOnce() -> Option<T>) -> Known<T> {
-        // Before the index is: the scan may find it, and end, in between.
+    /// Asks the index.
+    pub(super) fn lookup<T>(&self, ask: impl FnOnce() -> Option<T>) -> Lookup<T> {
+        // Read before the index: the scan may find the entry, and end, in between.
         let all = self.get();
         match ask() {
-            Some(found) => Known::Here(found),
-            None if all => Known::Nowhere,
-            None => Known::Unseen,
+            Some(found) => Lookup::Hit(found),
+            None if all => Lookup::Miss,
+            None => Lookup::Unknown,
         }
     }
 }
@@ -50,8 +50,8 @@ mod tests {
             scanned.set();
             None::<()>
         };
-        assert_eq!(scanned.known(ends_meanwhile), Known::Unseen);
-        assert_eq!(scanned.known(|| None::<()>), Known::Nowhere);
-        assert_eq!(scanned.known(|| Some(1)), Known::Here(1));
+        assert_eq!(scanned.lookup(ends_meanwhile), Lookup::Unknown);
+        assert_eq!(scanned.lookup(|| None::<()>), Lookup::Miss);
+        assert_eq!(scanned.lookup(|| Some(1)), Lookup::Hit(1));
     }
 }

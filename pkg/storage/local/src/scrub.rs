@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use super::core::{Core, blocking};
+use super::disk::{Disk, blocking};
 use crate::index::{Index, room_of};
 use gorego_storage::EntryId;
 
@@ -14,24 +14,24 @@ const SHORTEST_PAUSE: Duration = Duration::from_millis(1);
 /// Hashes one file after the other, so evenly that all of them take `period`; until the store is
 /// closed. Starts where `seed` says, since a store that is often restarted would otherwise
 /// never see the end of its index.
-pub(super) async fn run(core: Arc<Core>, period: Duration, seed: u64) {
+pub(super) async fn run(disk: Arc<Disk>, period: Duration, seed: u64) {
     let mut at = Index::somewhere(seed);
     loop {
-        let next = core.index.first_from(at);
+        let next = disk.index.first_from(at);
         let size = next.map_or(0, |(_, entry)| entry.size());
-        let pause = match core.index.bytes() {
+        let pause = match disk.index.bytes() {
             // There is nothing to look at: what comes is not due before the period has passed.
             0 => pause(period, 1, 1),
             total => pause(period, room_of(size), total),
         };
         tokio::select! {
-            () = core.cancel.cancelled() => return,
+            () = disk.cancel.cancelled() => return,
             () = tokio::time::sleep(pause) => {}
         }
         at = match next {
             None => EntryId(0),
             Some((id, entry)) => {
-                let (worker, key) = (Arc::clone(&core), entry.key());
+                let (worker, key) = (Arc::clone(&disk), entry.key());
                 if let Err(error) = blocking(move || worker.check(&key, size)).await {
                     tracing::warn!(%error, "could not check a file");
                 }

@@ -1,78 +1,68 @@
-//! Blobs that arrive as a stream: staged on disk as they come, kept when they break off.
+//! A blob that arrives as a stream: staged on disk as it comes, kept when it breaks off.
 
-mod checked;
+mod collected;
+mod staged;
 
 use std::{mem, sync::Arc};
 
-use async_trait::async_trait;
 use bytes::Bytes;
-use tokio::task::JoinHandle;
+use tokio::{runtime::Handle, task::JoinHandle};
 
+pub(super) use self::collected::SLOW;
+use self::{collected::Collected, staged::Staged};
 use super::{
-    LocalStore,
-    blobs::{check_size, disk_full},
-    claims::Claim,
-    collected::Collected,
-    core::{Core, blocking, cut_off},
-    full::Attempts,
+    blobs::{check_content, check_size},
+    disk::{Disk, blocking, cut_off},
     growth::Growth,
+    inflight::Claim,
     layout,
+    retries::Retries,
     room::{BrokenLeases, Reservation},
-    staged::Staged,
 };
 use crate::index::room_of;
-use gorego_storage::{Blob, Digest, Error, Put, Result, Resume, UploadId, Uploads};
+use gorego_storage::{Blob, Digest, Error, Put, Result, Resume};
 
-/// How much room an upload takes at a time beyond what has arrived.
+/// The room that an upload reserves at a time beyond what has arrived, in bytes.
 pub(super) const RESERVE_STEP: u64 = 8 * 1024 * 1024;
 
-#[async_trait]
-impl Uploads for LocalStore {
-    async fn committed(&self, digest: &Digest, upload: &UploadId) -> Result<u64> {
-        let (core, path) = (Arc::clone(&self.core), layout::upload_path(digest, upload));
-        let meta = blocking(move || core.files.stat(&path)).await?;
-        Ok(meta.map_or(0, |meta| meta.size.min(digest.size())))
-    }
+/// The staged part of an upload.
+enum State {
+    /// Nothing is staged; all bytes are in memory.
+    Memory,
+    /// Staged, and no thread is writing.
+    Staged(Box<Staged>),
+    /// A thread opens the staged file, unless it is open, and writes to it.
+    Writing(JoinHandle<Written>),
+    /// Published, removed or lost.
+    Over,
 }
 
-/// Where an upload's bytes are.
-enum Phase {
-    /// All in memory: nothing was staged yet.
-    Unopened,
-    /// The staged file is being opened, and what it holds hashed.
-    Opening(JoinHandle<Result<Staged>>),
-    /// Staged, and nobody is writing.
-    Ready(Box<Staged>),
-    /// Another thread is writing; it gives back the pieces that it could not write.
-    Busy(JoinHandle<Written>),
-    /// Gone: an earlier step failed and removed it.
-    Lost,
-}
-
-type Written = (Box<Staged>, Vec<Bytes>, Result<()>);
+/// The outcome of a write: the staged file, if it could be opened, and the pieces not written.
+type Written = (Option<Box<Staged>>, Vec<Bytes>, Result<()>);
 
 /// One stream on its way to the disk. Bytes are collected until writing them is worth a trip to
-/// another thread, and received while that thread writes.
+/// another thread, and received while that thread writes. Dropped, an upload that a client can resume
+/// is kept, collected bytes included.
 pub(super) struct Upload {
-    pub(super) core: Arc<Core>,
+    disk: Arc<Disk>,
     digest: Digest,
     resume: Option<Resume>,
     pub(super) claim: Option<Arc<Claim>>,
-    /// Who else reads the file while it grows.
+    /// Shows others the file while it grows.
     growth: Option<Arc<Growth>>,
     /// Bytes received, those before the stream's offset included.
     received: u64,
-    collected: Box<Collected>,
-    phase: Phase,
-    /// The leases that it cost.
+    pub(super) collected: Collected,
+    state: State,
+    /// The leases evicted for it.
     broken: Arc<BrokenLeases>,
-    /// Nothing more comes of it, and others may be waiting for its end.
+    /// Whether no caller waits for it any more: it waits for no eviction then.
     ended: bool,
 }
 
 impl Upload {
     pub(super) async fn begin(
-        core: &Arc<Core>,
+        disk: &Arc<Disk>,
         digest: &Digest,
         resume: Option<Resume>,
         growth: Option<Arc<Growth>>,
@@ -80,19 +70,19 @@ impl Upload {
         let claim = match &resume {
             Some(resume) => {
                 let path = layout::upload_path(digest, &resume.upload);
-                Some(Arc::new(core.claims.claim(&path).await))
+                Some(Arc::new(disk.claims.claim(&path).await))
             }
             None => None,
         };
         Self {
-            core: Arc::clone(core),
+            disk: Arc::clone(disk),
             digest: *digest,
             received: resume.as_ref().map_or(0, |resume| resume.offset),
             resume,
             claim,
             growth,
-            collected: Box::default(),
-            phase: Phase::Unopened,
+            collected: Collected::default(),
+            state: State::Memory,
             broken: Arc::default(),
             ended: false,
         }
@@ -111,12 +101,7 @@ impl Upload {
         self.write_due().await
     }
 
-    /// Whether so much is in memory that it is written even if no more comes.
-    pub(super) fn has_much(&self) -> bool {
-        self.collected.are_many()
-    }
-
-    /// Writes what was collected, if that is worth it by now.
+    /// Writes the collected bytes, if that is worth it by now.
     pub(super) async fn write_due(&mut self) -> Result<()> {
         if self.collected.are_due() {
             self.flush().await
@@ -125,286 +110,285 @@ impl Upload {
         }
     }
 
-    /// Hands what was collected to a thread that writes it.
+    /// Hands the collected bytes to a thread that writes them.
     async fn flush(&mut self) -> Result<()> {
-        let bytes = self.collected.len() as u64;
-        self.reserve(bytes).await?;
-        let Phase::Ready(mut staged) = mem::replace(&mut self.phase, Phase::Lost) else {
-            return Err(self.lost());
-        };
+        self.settle().await?;
+        let room = self.reserve(self.collected.len() as u64).await?;
         let pieces = self.collected.take();
-        self.phase = Phase::Busy(tokio::task::spawn_blocking(move || {
-            let result = staged.append(&pieces);
-            let pieces = if result.is_err() { pieces } else { Vec::new() };
-            (staged, pieces, result)
-        }));
-        Ok(())
+        self.write(room, pieces)
     }
 
-    /// Opens the staged file, or waits until it is at hand, and takes room for more of it.
-    async fn reserve(&mut self, bytes: u64) -> Result<()> {
-        let mut attempts = Attempts::new(&self.core, &self.broken);
-        loop {
-            if matches!(self.phase, Phase::Unopened) {
-                self.open(bytes).await?;
-            }
-            match self.ready().await {
-                Err(error) if error.is_no_space() => {
-                    if !attempts.again(1).await {
-                        return Err(disk_full(&self.digest, &error));
-                    }
-                }
-                ready => break ready?,
-            }
-        }
-        let Phase::Ready(staged) = &mut self.phase else {
-            return Err(self.lost());
+    fn write(&mut self, room: Option<Reservation>, pieces: Vec<Bytes>) -> Result<()> {
+        let mut staged = match mem::replace(&mut self.state, State::Over) {
+            State::Memory => None,
+            State::Staged(staged) => Some(staged),
+            _ => return Err(self.lost()),
         };
-        let short = staged.short_of(bytes);
-        if short > 0 {
-            let rest = self.digest.size().saturating_sub(staged.len() + bytes);
-            let step = short + RESERVE_STEP.min(rest);
-            let more = self.room(step).await?;
-            if let Phase::Ready(staged) = &mut self.phase {
-                staged.give(more);
-            }
-        }
-        Ok(())
-    }
-
-    /// Begins to open the staged file, with room for its first bytes.
-    async fn open(&mut self, bytes: u64) -> Result<()> {
-        let offset = self.resume.as_ref().map_or(0, |resume| resume.offset);
-        let kept = self.kept().await?;
-        if kept < offset {
-            let digest = self.digest;
-            return Err(Error::UploadOffset {
-                digest,
-                offset,
-                committed: kept,
-            });
-        }
-        let rest = self.digest.size().saturating_sub(offset);
-        let first = offset.saturating_add(bytes.max(RESERVE_STEP.min(rest)));
-        // The room of what is kept becomes this upload's when it is opened.
-        let more = room_of(first).saturating_sub(room_of(kept));
-        let room = self.room(more).await?;
-        let (core, digest) = (Arc::clone(&self.core), self.digest);
+        let (disk, digest) = (Arc::clone(&self.disk), self.digest);
         let (resume, claim) = (self.resume.clone(), self.claim.clone());
         let growth = self.growth.clone();
-        // Whoever gives this upload up meanwhile has to wait for its file all the same.
-        self.phase = Phase::Opening(tokio::task::spawn_blocking(move || {
-            Staged::open(core, &digest, resume, claim, growth, room)
-        }));
+        let work = move || {
+            let open = || Staged::open(disk, digest, resume, claim, growth).map(Box::new);
+            let file = match &mut staged {
+                Some(staged) => staged,
+                None => match open() {
+                    Ok(new) => staged.insert(new),
+                    Err(error) => return (None, pieces, Err(error)),
+                },
+            };
+            file.give(room);
+            let written = file.append(&pieces);
+            (staged, pieces, written)
+        };
+        self.state = State::Writing(tokio::task::spawn_blocking(work));
         Ok(())
-    }
-
-    /// Takes room; for an upload that has ended only what is free.
-    async fn room(&self, bytes: u64) -> Result<Reservation> {
-        let (room, what) = (&self.core.room, self.digest.to_string());
-        if self.ended {
-            room.reserve_now(bytes, &what)
-        } else {
-            room.reserve(bytes, &what, &self.broken).await
-        }
     }
 
     /// Waits until no write is in progress. A write that failed for lack of space is tried again
     /// after eviction.
-    async fn ready(&mut self) -> Result<()> {
-        if let Phase::Opening(opening) = &mut self.phase {
-            let opened = opening.await;
-            self.phase = Phase::Unopened;
-            let staged = opened.unwrap_or_else(|error| Err(cut_off(&error)))?;
-            self.phase = Phase::Ready(Box::new(staged));
-        }
-        let mut attempts = Attempts::new(&self.core, &self.broken);
-        while let Phase::Busy(writing) = &mut self.phase {
-            let (staged, pieces, result) = match writing.await {
-                Ok(written) => written,
-                Err(error) => {
-                    self.phase = Phase::Lost;
-                    return Err(cut_off(&error));
-                }
-            };
-            self.phase = Phase::Ready(staged);
-            match result {
-                Ok(()) => {}
-                Err(error) if error.is_no_space() => {
-                    let bytes = pieces.iter().map(|piece| piece.len() as u64).sum();
-                    if !attempts.again(bytes).await {
-                        return Err(disk_full(&self.digest, &error));
-                    }
-                    self.write_again(pieces);
-                }
-                Err(error) => return Err(error),
+    async fn settle(&mut self) -> Result<()> {
+        let mut retries = Retries::new(&self.disk, &self.broken);
+        while let State::Writing(writing) = &mut self.state {
+            let written = writing.await;
+            self.state = State::Over;
+            let (staged, pieces, result) = written.map_err(|error| cut_off(&error))?;
+            self.state = staged.map_or(State::Memory, State::Staged);
+            if let Err(error) = result {
+                let bytes = pieces.iter().map(|piece| piece.len() as u64).sum();
+                retries.make_space(error, &self.digest, bytes).await?;
+                let room = self.reserve(bytes).await?;
+                self.write(room, pieces)?;
             }
         }
         Ok(())
     }
 
-    fn write_again(&mut self, pieces: Vec<Bytes>) {
-        if let Phase::Ready(mut staged) = mem::replace(&mut self.phase, Phase::Lost) {
-            self.phase = Phase::Busy(tokio::task::spawn_blocking(move || {
-                let result = staged.append(&pieces);
-                (staged, pieces, result)
-            }));
-        }
-    }
-
-    /// All bytes came: has them in memory if they are few, and otherwise all in the staged file.
-    pub(super) async fn complete(mut self) -> Result<Self> {
-        if let Err(error) = check_size(&self.digest, self.received) {
-            self.discard().await?;
-            return Err(error);
-        }
-        if self.is_small() {
-            self.collected.close();
-            return Ok(self);
-        }
-        let staged = async {
-            self.reserve(self.collected.len() as u64).await?;
-            if self.collected.len() > 0 {
-                self.flush_and_wait().await?;
+    /// Reserves the room that this many more bytes need, and some more.
+    async fn reserve(&self, bytes: u64) -> Result<Option<Reservation>> {
+        let size = self.digest.size();
+        let (missing, ahead) = match &self.state {
+            State::Staged(staged) => (staged.short_of(bytes), staged.len() + bytes),
+            _ => {
+                let offset = self.resume.as_ref().map_or(0, |resume| resume.offset);
+                let committed = self.kept().await?;
+                if committed < offset {
+                    let digest = self.digest;
+                    return Err(Error::UploadOffset {
+                        digest,
+                        offset,
+                        committed,
+                    });
+                }
+                // The room of what is kept becomes this upload's when it is opened.
+                let end = offset.saturating_add(bytes);
+                (room_of(end).saturating_sub(room_of(committed)), end)
             }
-            Ok::<_, Error>(())
         };
-        match staged.await {
-            Ok(()) => Ok(self),
-            Err(error) => Err(self.end(error.clone()).await.err().unwrap_or(error)),
+        if missing == 0 {
+            return Ok(None);
         }
+        let bytes = missing + RESERVE_STEP.min(size.saturating_sub(ahead));
+        let (room, what) = (&self.disk.room, self.digest.to_string());
+        let reserved = if self.ended {
+            room.reserve_now(bytes, &what)?
+        } else {
+            room.reserve(bytes, &what, &self.broken).await?
+        };
+        Ok(Some(reserved))
     }
 
-    fn is_small(&self) -> bool {
+    /// Ends a stream that came to its end: few bytes stay in memory, others are all staged.
+    pub(super) async fn complete(&mut self) -> Result<()> {
+        check_size(&self.digest, self.received)?;
         let offset = self.resume.as_ref().map_or(0, |resume| resume.offset);
-        matches!(self.phase, Phase::Unopened) && offset == 0
+        let is_small = matches!(self.state, State::Memory) && offset == 0;
+        if is_small {
+            self.collected.close();
+        } else if self.collected.len() > 0 || matches!(self.state, State::Memory) {
+            self.flush().await?;
+        }
+        self.settle().await
     }
 
-    /// The content of a complete upload.
+    /// Returns the content of a complete upload.
     pub(super) fn blob(&self) -> Result<Blob> {
-        match &self.phase {
-            Phase::Ready(staged) => Ok(Blob::File(staged.blob())),
-            _ if self.is_small() => Ok(Blob::Bytes(self.collected.pieces().concat().into())),
+        match &self.state {
+            State::Memory => Ok(Blob::Bytes(self.collected.pieces().concat().into())),
+            State::Staged(staged) => Ok(Blob::File(staged.blob())),
             _ => Err(self.lost()),
         }
     }
 
-    /// Verifies a complete upload and puts it into its place.
-    pub(super) async fn publish(mut self) -> Result<Put> {
-        if self.is_small() {
-            let pieces = self.collected.take();
-            let mut put = self.core.put_pieces(&self.digest, pieces.clone()).await;
-            if let (Err(Error::Mismatch { .. }), Some(_)) = (&put, self.digest.other())
-                && let Ok(digest) = self.digest_of(&pieces)
-            {
-                put = self.core.put_pieces(&digest, pieces).await;
-            }
-            self.drop_kept().await?;
-            return put;
+    /// Checks the content of a complete upload and returns its digest: if the client named no function,
+    /// possibly that of the other function.
+    pub(super) async fn verify(&mut self) -> Result<Digest> {
+        match &mut self.state {
+            State::Memory => return self.digest_of(self.collected.pieces()),
+            State::Staged(staged) if self.digest.other().is_none() => return staged.verify(),
+            _ => {}
         }
-        let Phase::Ready(staged) = mem::replace(&mut self.phase, Phase::Lost) else {
+        let State::Staged(mut staged) = mem::replace(&mut self.state, State::Over) else {
             return Err(self.lost());
         };
-        self.publish_staged(staged).await
+        let (staged, verified) = blocking(move || {
+            let verified = staged.verify();
+            Ok((staged, verified))
+        })
+        .await?;
+        self.state = State::Staged(staged);
+        verified
     }
 
-    /// Verifies a staged file and puts it into its place, again after eviction when the disk has no
-    /// room for the name.
+    fn digest_of(&self, pieces: &[Bytes]) -> Result<Digest> {
+        let Err(refusal) = check_content(&self.digest, pieces) else {
+            return Ok(self.digest);
+        };
+        let other = self.digest.other();
+        other
+            .filter(|other| check_content(other, pieces).is_ok())
+            .ok_or(refusal)
+    }
+
+    /// Verifies a complete upload and publishes it.
+    pub(super) async fn publish(&mut self) -> Result<Put> {
+        match mem::replace(&mut self.state, State::Over) {
+            State::Memory => {
+                let pieces = self.collected.take();
+                let mut put = self.disk.put_pieces(&self.digest, pieces.clone()).await;
+                if let (Err(Error::Mismatch { .. }), Some(_)) = (&put, self.digest.other())
+                    && let Ok(digest) = self.digest_of(&pieces)
+                {
+                    put = self.disk.put_pieces(&digest, pieces).await;
+                }
+                self.remove_kept().await?;
+                put
+            }
+            State::Staged(staged) => self.publish_staged(staged).await,
+            _ => Err(self.lost()),
+        }
+    }
+
     async fn publish_staged(&self, mut staged: Box<Staged>) -> Result<Put> {
-        let mut attempts = Attempts::new(&self.core, &self.broken);
+        let mut retries = Retries::new(&self.disk, &self.broken);
         loop {
-            let attempt = move || {
+            let published;
+            (staged, published) = blocking(move || {
                 let published = staged.publish();
                 Ok((staged, published))
-            };
-            let published;
-            (staged, published) = blocking(attempt).await?;
+            })
+            .await?;
             let Err(error) = published else {
                 return published;
             };
-            let full = error.is_no_space();
-            if full && attempts.again(1).await {
+            // The disk may have no room for the name.
+            let Err(error) = retries.make_space(error, &self.digest, 1).await else {
                 continue;
-            }
-            // A closed store keeps what came for its successor.
+            };
+            // A closed store keeps the upload for its successor.
             if !matches!(error, Error::Unavailable(_)) {
                 blocking(move || staged.remove()).await?;
             }
-            return Err(if full {
-                disk_full(&self.digest, &error)
-            } else {
-                error
-            });
+            return Err(error);
         }
     }
 
-    async fn flush_and_wait(&mut self) -> Result<()> {
-        self.flush().await?;
-        self.ready().await
-    }
-
-    /// After an error: keeps what a client can go on from, drops what it cannot.
-    pub(super) async fn end(self, error: Error) -> Result<()> {
+    /// Ends an upload after an error: keeps it if a client can go on from there, else removes it.
+    pub(super) async fn end(&mut self, error: &Error) -> Result<()> {
         match error {
             // What an earlier attempt left takes no room that it did not have.
-            Error::Full { .. } if matches!(self.phase, Phase::Unopened) => Ok(()),
+            Error::Full { .. } if matches!(self.state, State::Memory) => {
+                self.ended = true;
+                Ok(())
+            }
             Error::Mismatch { .. } | Error::Full { .. } | Error::Io { .. } => self.discard().await,
             _ => self.suspend().await,
         }
     }
 
-    /// Stages what was collected, and keeps it for a later attempt.
-    pub(super) async fn suspend(mut self) -> Result<()> {
+    /// Stages the collected bytes, and keeps all for a later attempt.
+    async fn suspend(&mut self) -> Result<()> {
         self.ended = true;
         if self.resume.is_some() && self.collected.len() > 0 {
-            match self.flush_and_wait().await {
+            match self.flush().await {
                 // What was staged before is kept all the same.
                 Err(Error::Full { .. }) => {}
                 other => other?,
             }
         }
-        self.ready().await
+        self.settle().await
     }
 
-    pub(super) async fn discard(mut self) -> Result<()> {
-        let ready = self.ready().await;
-        if matches!(self.phase, Phase::Unopened) {
-            return self.drop_kept().await;
+    /// Removes what was staged, by earlier attempts too.
+    pub(super) async fn discard(&mut self) -> Result<()> {
+        // After an error the file is removed all the same.
+        let _ = self.settle().await;
+        self.ended = true;
+        match mem::replace(&mut self.state, State::Over) {
+            State::Memory => self.remove_kept().await,
+            State::Staged(mut staged) => blocking(move || staged.remove()).await,
+            _ => Ok(()),
         }
-        if let Phase::Ready(staged) = mem::replace(&mut self.phase, Phase::Lost) {
-            let mut staged = staged;
-            blocking(move || staged.remove()).await?;
-        }
-        ready.or(Ok(()))
     }
 
-    /// How much an earlier attempt left, in bytes. Nobody changes it while this upload has the
+    /// Returns how many bytes an earlier attempt left. They do not change while this upload has the
     /// claim.
     async fn kept(&self) -> Result<u64> {
         let Some(resume) = &self.resume else {
             return Ok(0);
         };
-        let path = layout::upload_path(&self.digest, &resume.upload);
-        let core = Arc::clone(&self.core);
-        let meta = blocking(move || core.files.stat(&path)).await?;
+        let (disk, path) = (
+            Arc::clone(&self.disk),
+            layout::upload_path(&self.digest, &resume.upload),
+        );
+        let meta = blocking(move || disk.files.stat_file(&path)).await?;
         Ok(meta.map_or(0, |meta| meta.size))
     }
 
     /// Removes what an earlier attempt left, when this one did without it.
-    async fn drop_kept(&self) -> Result<()> {
+    async fn remove_kept(&self) -> Result<()> {
         let Some(resume) = &self.resume else {
             return Ok(());
         };
         let path = layout::upload_path(&self.digest, &resume.upload);
-        let core = Arc::clone(&self.core);
-        blocking(move || match core.take_idle(&path)? {
-            Some((aside, _)) => core.files.unlink(&aside),
-            None => Ok(()),
-        })
-        .await
+        let disk = Arc::clone(&self.disk);
+        blocking(move || disk.remove_claimed(&path).map(drop)).await
     }
 
     fn lost(&self) -> Error {
         Error::Unavailable(format!("upload of {} lost its file", self.digest))
+    }
+}
+
+impl Drop for Upload {
+    fn drop(&mut self) {
+        let has_more = self.resume.is_some() && self.collected.len() > 0;
+        let takes_time = has_more || matches!(self.state, State::Writing(_));
+        if self.ended || !takes_time {
+            return;
+        }
+        let Ok(runtime) = Handle::try_current() else {
+            return;
+        };
+        let mut rest = Self {
+            disk: Arc::clone(&self.disk),
+            digest: self.digest,
+            resume: self.resume.take(),
+            claim: self.claim.take(),
+            growth: self.growth.take(),
+            received: self.received,
+            collected: mem::take(&mut self.collected),
+            state: mem::replace(&mut self.state, State::Over),
+            broken: Arc::clone(&self.broken),
+            ended: true,
+        };
+        let tracker = self.disk.tracker.clone();
+        tracker.spawn_on(
+            async move {
+                if let Err(error) = rest.suspend().await {
+                    tracing::debug!(%error, "could not keep an upload that broke off");
+                }
+            },
+            &runtime,
+        );
     }
 }

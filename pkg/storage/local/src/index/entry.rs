@@ -50,7 +50,7 @@ const INSTANCE_BITS: u32 = 24;
 const EPOCH_MS: u64 = 1_577_836_800_000;
 
 const LEASED: u64 = 1 << 44;
-const IN_DOUBT: u64 = 1 << 45;
+const UNVERIFIED: u64 = 1 << 45;
 const DIRTY: u64 = 1 << 46;
 const UPLOADED: u64 = 1 << 47;
 const PIN: u64 = 1 << 48;
@@ -163,8 +163,8 @@ impl Entry {
         self.last_use().saturating_add(term) > now_ms
     }
 
-    pub(crate) const fn is_in_doubt(&self) -> bool {
-        self.what & IN_DOUBT != 0
+    pub(crate) const fn is_unverified(&self) -> bool {
+        self.what & UNVERIFIED != 0
     }
 
     pub(crate) const fn is_dirty(&self) -> bool {
@@ -184,11 +184,11 @@ impl Entry {
         };
     }
 
-    pub(crate) const fn set_in_doubt(&mut self, doubt: bool) {
+    pub(crate) const fn set_unverified(&mut self, doubt: bool) {
         self.what = if doubt {
-            self.what | IN_DOUBT
+            self.what | UNVERIFIED
         } else {
-            self.what & !IN_DOUBT
+            self.what & !UNVERIFIED
         };
     }
 
@@ -265,7 +265,7 @@ mod tests {
             prop_assert_eq!(entry.is_pinned(), pins > 0);
             let terms = Terms { full_ms: 1, upload_ms: 0 };
             prop_assert!(entry.is_leased(ms, terms) && !entry.is_leased(ms + 1, terms));
-            prop_assert!(entry.is_dirty() && !entry.is_in_doubt());
+            prop_assert!(entry.is_dirty() && !entry.is_unverified());
             for _ in 0..pins { entry.unpin(); }
             prop_assert!(!entry.is_pinned());
         }

@@ -1,0 +1,67 @@
+//! Writes that fail since the disk is full.
+
+use std::sync::Arc;
+
+use super::{
+    disk::Disk,
+    room::{BrokenLeases, short_of},
+};
+use gorego_storage::{Digest, Error, Result, Usage};
+
+/// The most retries of one write while others take the space that is evicted for it.
+const RETRIES: u32 = 4;
+
+/// The retries of one write to a disk that is full.
+pub(super) struct Retries {
+    disk: Arc<Disk>,
+    broken: Arc<BrokenLeases>,
+    left: u32,
+    /// The usage before the latest eviction for it.
+    before: Option<Usage>,
+}
+
+impl Retries {
+    pub(super) fn new(disk: &Arc<Disk>, broken: &Arc<BrokenLeases>) -> Self {
+        Self {
+            disk: Arc::clone(disk),
+            broken: Arc::clone(broken),
+            left: RETRIES,
+            before: None,
+        }
+    }
+
+    /// Evicts something after a write of `size` bytes for `digest` failed on a full disk. Returns
+    /// the error if it has another cause, or if another attempt is not worthwhile.
+    pub(super) async fn make_space(
+        &mut self,
+        error: Error,
+        digest: &Digest,
+        size: u64,
+    ) -> Result<()> {
+        if !error.is_no_space() {
+            return Err(error);
+        }
+        let (room, files) = (&self.disk.room, &self.disk.files);
+        let free = files.free();
+        if let Some(before) = self.before.take() {
+            let now = room.usage(free, false);
+            let short = short_of(&now);
+            if short.is_lost(&before, &now) {
+                room.futile.record(short, &now);
+            }
+        }
+        if self.left > 0 && room.check_fits(size, "", free).is_ok() {
+            self.left -= 1;
+            self.before = room.make_on_disk(size, &self.broken, || files.free()).await;
+        }
+        if self.before.is_some() {
+            return Ok(());
+        }
+        let cause = error.io_cause().unwrap_or_else(|| error.to_string());
+        Err(Error::Full {
+            what: digest.to_string(),
+            bytes: digest.size(),
+            why: format!("{cause} and nothing more can be evicted for it"),
+        })
+    }
+}
