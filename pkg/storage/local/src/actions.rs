@@ -9,7 +9,7 @@ use reapi::v2::ActionResult;
 
 use super::{
     LocalStore,
-    disk::{Disk, blocking, now_ms},
+    disk::{Disk, now_ms},
     layout,
     retries::Retries,
     scanned::Lookup,
@@ -39,16 +39,16 @@ impl ActionCache for LocalStore {
         if matches!(known, Lookup::Miss) {
             return Ok(None);
         }
-        let (disk, action) = (Arc::clone(&self.disk), *action);
-        blocking(move || {
+        let action = *action;
+        let load = move |disk: &Arc<Disk>| {
             let path = layout::action_path(&action, &hash);
-            let result = disk.load_result(key(&disk, &action).as_ref(), &path)?;
+            let result = disk.load_result(key(disk, &action).as_ref(), &path)?;
             if disk.force_update_atime && result.is_some() {
                 disk.files.set_atime(&path, now_ms())?;
             }
             Ok(result)
-        })
-        .await
+        };
+        self.disk.run(load).await
     }
 
     async fn size(&self, instance: &str, action: &Digest) -> Result<u64> {
@@ -63,8 +63,8 @@ impl ActionCache for LocalStore {
             Lookup::Miss => return Ok(0),
             Lookup::Unknown => {}
         }
-        let (disk, path) = (Arc::clone(disk), layout::action_path(action, &hash));
-        let found = blocking(move || disk.files.stat_file(&path)).await?;
+        let path = layout::action_path(action, &hash);
+        let found = disk.run(move |disk| disk.files.stat_file(&path)).await?;
         Ok(found.map_or(0, |meta| meta.size))
     }
 
@@ -73,10 +73,7 @@ impl ActionCache for LocalStore {
         let hash = layout::instance_hash(instance);
         let instance = match disk.instances.find(&hash) {
             Some(instance) => instance,
-            None => {
-                let disk = Arc::clone(disk);
-                blocking(move || disk.name_instance(&hash)).await?
-            }
+            None => disk.run(move |disk| disk.name_instance(&hash)).await?,
         };
         let key = Key::ac(action, instance.number);
         let (path, content) = (layout::action_path(action, &hash), [encode(&result).into()]);
@@ -86,17 +83,16 @@ impl ActionCache for LocalStore {
         let mut retries = Retries::new(disk, &broken);
         loop {
             let room = disk.room.reserve(size, &what, &broken).await?;
-            let (disk, path, content) = (Arc::clone(disk), path.clone(), content.clone());
-            let written = blocking(move || {
+            let (path, content) = (path.clone(), content.clone());
+            let written = disk.run(move |disk| {
                 // Released before a wait for eviction, since it counts as a file.
                 let _room = room;
-                disk.files.write_new(&content, |tmp, _| {
-                    disk.publish_result(&key, size, tmp, &path)
-                })
+                disk.files
+                    .write_new(&content, |tmp, _| disk.publish(&key, size, tmp, &path))
             });
             match written.await {
                 Err(error) => retries.make_space(error, action, size).await?,
-                Ok(()) => return Ok(()),
+                Ok(_) => return Ok(()),
             }
         }
     }

@@ -9,7 +9,7 @@ use gorego_limits::{Permit, UNCOUNTED};
 
 use super::{
     LocalStore,
-    disk::{Disk, blocking, now_ms},
+    disk::{Disk, Found, now_ms},
     layout,
     retries::Retries,
     room::Reservation,
@@ -24,23 +24,11 @@ use gorego_storage::{
 /// The number of blobs of a batch that are hashed at once.
 const HASHED_AT_ONCE: usize = 8;
 
-const LEASE: Use = Use {
-    lease: Lease::Full,
-    pin: false,
-};
-const READ: Use = Use {
-    lease: Lease::None,
-    pin: false,
-};
-const STREAM: Use = Use {
-    lease: Lease::None,
-    pin: true,
-};
+const LEASE: Use = Use::new(Lease::Full, false);
+const READ: Use = Use::new(Lease::None, false);
+const STREAM: Use = Use::new(Lease::None, true);
 /// The use by an upload of a blob that is already stored.
-pub(super) const UPLOAD: Use = Use {
-    lease: Lease::Upload,
-    pin: false,
-};
+pub(super) const UPLOAD: Use = Use::new(Lease::Upload, false);
 
 fn in_use(pin: impl InUse + 'static) -> Box<dyn InUse> {
     Box::new(pin)
@@ -58,15 +46,14 @@ impl LocalStore {
         &self,
         digests: Vec<Digest>,
     ) -> Result<Vec<Result<Option<Box<dyn InUse>>>>> {
-        let disk = Arc::clone(&self.disk);
-        blocking(move || {
-            let keep = |digest: &Digest| {
+        let keep_all = move |disk: &Arc<Disk>| {
+            let keep = |digest| {
                 let found = disk.touch_on_disk(digest, STREAM)?;
                 Ok(found.and_then(|found| found.pin).map(in_use))
             };
             Ok(digests.iter().map(keep).collect())
-        })
-        .await
+        };
+        self.disk.run(keep_all).await
     }
 }
 
@@ -85,10 +72,10 @@ impl BlobStore for LocalStore {
             }
         }
         if !unknown.is_empty() {
-            let disk = Arc::clone(disk);
-            let touch = move |digest: Digest| Ok((digest, disk.touch_on_disk(&digest, LEASE)?));
-            let touched =
-                blocking(move || unknown.into_iter().map(touch).collect::<Result<Vec<_>>>());
+            let touched = disk.run(move |disk| {
+                let touch = |digest| Ok((digest, disk.touch_on_disk(&digest, LEASE)?));
+                unknown.into_iter().map(touch).collect::<Result<Vec<_>>>()
+            });
             for (digest, found) in touched.await? {
                 match found {
                     None => drop(missing.insert(digest)),
@@ -103,12 +90,13 @@ impl BlobStore for LocalStore {
             }
         }
         if disk.force_update_atime {
-            let (disk, digests) = (Arc::clone(disk), digests.to_vec());
-            let set = move |digest: &Digest| {
-                let path = layout::blob_path(digest);
-                disk.files.set_atime(&path, now)
+            let digests = digests.to_vec();
+            let set_all = move |disk: &Arc<Disk>| {
+                let paths = digests.iter().map(layout::blob_path);
+                let mut set = paths.map(|path| disk.files.set_atime(&path, now));
+                set.try_for_each(|set| set)
             };
-            blocking(move || digests.iter().try_for_each(set)).await?;
+            disk.run(set_all).await?;
         }
         // Each once, in the order of the request.
         let in_order = digests.iter().filter(|digest| missing.remove(digest));
@@ -131,21 +119,22 @@ impl BlobStore for LocalStore {
         if offset > digest.size() {
             return Err(past_end);
         }
-        let (disk, digest) = (Arc::clone(&self.disk), *digest);
-        blocking(move || match memory {
-            Some(memory) => Ok(Blob::Bytes(memory.hold(disk.read_blob(&digest, offset)?))),
-            None => {
-                let (path, file) = disk.open_blob(&digest)?;
-                Ok(Blob::File(BlobFile {
-                    file: Arc::new(file),
-                    path: disk.files.path(&path),
-                    offset,
-                    len: digest.size() - offset,
-                    guard: found.pin.map(in_use),
-                }))
+        let digest = *digest;
+        let open = move |disk: &Arc<Disk>| {
+            if let Some(memory) = memory {
+                let content = disk.read_blob(&digest, offset)?;
+                return Ok(Blob::Bytes(memory.hold(content)));
             }
-        })
-        .await
+            let (path, file) = disk.open_blob(&digest)?;
+            Ok(Blob::File(BlobFile {
+                file: Arc::new(file),
+                path: disk.files.path(&path),
+                offset,
+                len: digest.size() - offset,
+                guard: found.pin.map(in_use),
+            }))
+        };
+        self.disk.run(open).await
     }
 
     async fn put(&self, digest: &Digest, blob: Blob) -> Result<Put> {
@@ -173,24 +162,24 @@ impl BlobStore for LocalStore {
     async fn get_batch(&self, digests: &[Digest]) -> Vec<Result<Bytes>> {
         let mut found = Vec::with_capacity(digests.len());
         for digest in digests {
-            let there = match digest.is_empty_blob() {
-                true => Ok(true),
-                false => self
-                    .disk
-                    .find(digest, READ)
-                    .await
-                    .map(|found| found.is_some()),
+            let is_found = |found: Option<Found>| found.is_some();
+            let there = if digest.is_empty_blob() {
+                Ok(true)
+            } else {
+                self.disk.find(digest, READ).await.map(is_found)
             };
             found.push((*digest, there));
         }
-        let disk = Arc::clone(&self.disk);
-        let read = move |(digest, there): (Digest, Result<bool>)| match there? {
-            true if digest.is_empty_blob() => Ok(Bytes::new()),
-            true => disk.read_blob(&digest, 0),
-            false => Err(Error::NotFound(digest)),
+        let read_all = move |disk: &Arc<Disk>| {
+            let read = |(digest, there): (Digest, Result<bool>)| match there? {
+                true if digest.is_empty_blob() => Ok(Bytes::new()),
+                true => disk.read_blob(&digest, 0),
+                false => Err(Error::NotFound(digest)),
+            };
+            Ok(found.into_iter().map(read).collect())
         };
-        let work = blocking(move || Ok(found.into_iter().map(read).collect::<Vec<_>>())).await;
-        work.unwrap_or_else(|error| vec![Err(error); digests.len()])
+        let read = self.disk.run(read_all).await;
+        read.unwrap_or_else(|error| vec![Err(error); digests.len()])
     }
 
     async fn put_batch(&self, blobs: Vec<(Digest, Bytes)>) -> Vec<Result<Put>> {
@@ -207,14 +196,13 @@ impl BlobStore for LocalStore {
                 .room
                 .reserve(total, &what, &Arc::default())
                 .await?;
-            let disk = Arc::clone(&self.disk);
-            blocking(move || {
+            let write_all = move |disk: &Arc<Disk>| {
                 let write = |(digest, content): &(Digest, Bytes)| {
                     disk.put_one(digest, std::slice::from_ref(content), &room)
                 };
                 Ok((blobs.iter().map(write).collect::<Vec<_>>(), blobs))
-            })
-            .await
+            };
+            self.disk.run(write_all).await
         };
         let (mut results, blobs) = match write.await {
             Ok(written) => written,
@@ -259,8 +247,9 @@ impl Disk {
         loop {
             let (size, what) = (digest.size(), digest.to_string());
             let room = self.room.reserve(size, &what, &broken).await?;
-            let (disk, digest, pieces) = (Arc::clone(self), *digest, pieces.clone());
-            match blocking(move || disk.write_blob(&digest, &pieces, &room)).await {
+            let (digest, pieces) = (*digest, pieces.clone());
+            let write = move |disk: &Arc<Self>| disk.write_blob(&digest, &pieces, &room);
+            match self.run(write).await {
                 Err(error) => retries.make_space(error, &digest, size).await?,
                 stored => return stored,
             }

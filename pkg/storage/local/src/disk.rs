@@ -4,7 +4,7 @@
 use std::{
     fs,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard,
+        Arc, Mutex, MutexGuard, PoisonError, RwLock,
         atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
     time::{Duration, SystemTime},
@@ -96,7 +96,7 @@ pub(super) struct Pin {
 impl InUse for Pin {
     /// Has the blob hashed before it is used again.
     fn unreadable(&self) {
-        self.index.set_unverified(&self.key);
+        self.index.set_unverified(&self.key, true);
     }
 }
 
@@ -107,6 +107,21 @@ impl Drop for Pin {
 }
 
 impl Disk {
+    /// Runs work that blocks on the disk on another thread.
+    pub(super) async fn run<T: Send + 'static>(
+        self: &Arc<Self>,
+        work: impl FnOnce(&Arc<Self>) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let disk = Arc::clone(self);
+        blocking(move || work(&disk)).await
+    }
+
+    /// Returns how many bytes of an upload are staged. Blocks.
+    pub(super) fn staged(&self, path: &str) -> Result<u64> {
+        let meta = self.files.stat_file(path)?;
+        Ok(meta.map_or(0, |meta| meta.size))
+    }
+
     /// Makes the locks for single files, of any kind.
     pub(super) fn key_locks<L: Default>() -> Box<[L]> {
         (0..KEY_LOCKS).map(|_| L::default()).collect()
@@ -119,15 +134,6 @@ impl Disk {
 
     pub(super) fn is_scanned(&self) -> bool {
         self.scanned.get()
-    }
-
-    /// Delays the store's end while a file is moved to its place.
-    fn open(&self) -> Result<RwLockReadGuard<'_, bool>> {
-        let closed = self.closed.read().unwrap_or_else(PoisonError::into_inner);
-        if *closed {
-            return Err(Error::Unavailable("the store was closed".to_owned()));
-        }
-        Ok(closed)
     }
 
     /// Looks a blob up in the index and marks it as used.
@@ -152,11 +158,10 @@ impl Disk {
     pub(super) fn touch_on_disk(&self, digest: &Digest, how: Use) -> Result<Option<Found>> {
         match self.touch(digest, now_ms(), how) {
             Lookup::Hit(found) => Ok(Some(found)),
-            Lookup::Miss => Ok(None),
             Lookup::Unknown if self.index_from_disk(digest)? => {
                 Ok(self.found(digest, now_ms(), how))
             }
-            Lookup::Unknown => Ok(None),
+            Lookup::Miss | Lookup::Unknown => Ok(None),
         }
     }
 
@@ -167,8 +172,9 @@ impl Disk {
             Lookup::Hit(found) => Some(found),
             Lookup::Miss => None,
             Lookup::Unknown => {
-                let (disk, digest) = (Arc::clone(self), *digest);
-                blocking(move || disk.touch_on_disk(&digest, how)).await?
+                let digest = *digest;
+                self.run(move |disk| disk.touch_on_disk(&digest, how))
+                    .await?
             }
         };
         match found {
@@ -203,32 +209,29 @@ impl Disk {
 
     /// Moves the finished and verified file of a blob to its place. Blocks.
     pub(super) fn publish_blob(&self, digest: &Digest, from: &str) -> Result<Put> {
-        let (key, size) = (Key::cas(digest), digest.size());
-        let _open = self.open()?;
-        let changing = self.lock(&key);
-        let there = self.index.peek(&key);
+        let path = layout::blob_path(digest);
+        let put = self.publish(&Key::cas(digest), digest.size(), from, &path)?;
+        self.watchers.published(digest);
+        Ok(put)
+    }
+
+    /// Moves the finished file of a blob or result to its place, unless the blob is there. Blocks.
+    pub(super) fn publish(&self, key: &Key, size: u64, from: &str, to: &str) -> Result<Put> {
+        // Delays the store's end until the file is moved.
+        let closed = self.closed.read().unwrap_or_else(PoisonError::into_inner);
+        if *closed {
+            return Err(Error::Unavailable("the store was closed".to_owned()));
+        }
+        let _changing = self.lock(key);
+        let there = self.index.peek(key).filter(|_| key.space == Space::Cas);
         if there.is_some_and(|hit| hit.size == size && !hit.unverified) {
             self.files.unlink(from)?;
             return Ok(Put::Existed);
         }
-        self.replace(&key, size, from, &layout::blob_path(digest))?;
-        drop(changing);
-        self.watchers.published(digest);
-        Ok(Put::Stored)
-    }
-
-    /// Moves the finished file of an action result to its place. Blocks.
-    pub(super) fn publish_result(&self, key: &Key, size: u64, from: &str, to: &str) -> Result<()> {
-        let _open = self.open()?;
-        let _changing = self.lock(key);
-        self.replace(key, size, from, to)
-    }
-
-    fn replace(&self, key: &Key, size: u64, from: &str, to: &str) -> Result<()> {
         self.install(from, to)?;
         self.index.insert(key, size, now_ms());
         self.written.fetch_add(1, Relaxed);
-        Ok(())
+        Ok(Put::Stored)
     }
 
     /// Returns the path of an index entry's file, if there is one. Blocks.

@@ -1,14 +1,14 @@
 //! File operations below the data directory, relative to its descriptor. All of them block.
 
+mod folders;
 mod open;
 
 use std::{
     fs,
-    io::ErrorKind,
     os::fd::OwnedFd,
     path::{Path, PathBuf},
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError, RwLock,
+        Arc, Mutex, PoisonError, RwLock,
         atomic::{AtomicBool, AtomicU64},
     },
 };
@@ -28,10 +28,6 @@ use gorego_storage::{Error, Result};
 /// Read-only and executable: a hard link to a blob can be an action's input.
 const BLOB_MODE: Mode = Mode::from_bits_retain(0o555);
 const UPLOAD_MODE: Mode = Mode::from_bits_retain(0o755);
-const DIR_MODE: Mode = Mode::from_bits_retain(0o777);
-
-/// The attempts to make a folder for a file that goes there, while others remove it as empty.
-const ATTEMPTS: usize = 16;
 
 /// Durability of acknowledged uploads.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -154,45 +150,6 @@ impl Files {
         Error::io(action, self.path(relative), errno.into())
     }
 
-    /// Keeps others from making and removing folders.
-    pub(super) fn lock_folders(&self) -> MutexGuard<'_, ()> {
-        self.folders.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Makes a folder and those above it, and adds the new ones to `made`; one that exists is fine.
-    pub(super) fn make_dir<'a>(&self, relative: &'a str, made: &mut Vec<&'a str>) -> Result<()> {
-        let above = relative.match_indices('/').map(|(end, _)| end);
-        let _folders = self.lock_folders();
-        for path in above
-            .chain([relative.len()])
-            .filter_map(|end| relative.get(..end))
-        {
-            match rustix::fs::mkdirat(self.dir(), path, DIR_MODE) {
-                Ok(()) => {
-                    made.push(path);
-                    if !layout::is_root(path) {
-                        self.room.folder_made(path);
-                    }
-                }
-                Err(Errno::EXIST) => {}
-                Err(errno) => return Err(self.error("creating", path, errno)),
-            }
-        }
-        Ok(())
-    }
-
-    /// Removes a folder if it is empty; returns whether it is gone.
-    pub(super) fn remove_empty(&self, relative: &str) -> bool {
-        let _folders = self.lock_folders();
-        match rustix::fs::unlinkat(self.dir(), relative, AtFlags::REMOVEDIR) {
-            Ok(()) => {
-                self.room.folder_removed(relative);
-                true
-            }
-            Err(errno) => errno == Errno::NOENT,
-        }
-    }
-
     /// Writes a file in [`TMP`] and lets `place` move it to its place. After an error it is removed.
     pub(super) fn write_new<T>(
         &self,
@@ -219,37 +176,6 @@ impl Files {
             rustix::fs::fdatasync(file).map_err(|e| self.error("syncing", relative, e))?;
         }
         Ok(())
-    }
-
-    /// Moves a file to its place, replacing what is there, and makes the folders on the way.
-    pub(super) fn publish(&self, from: &str, to: &str) -> Result<()> {
-        let mut made = Vec::new();
-        for _ in 0..ATTEMPTS {
-            match rustix::fs::renameat(self.dir(), from, self.dir(), to) {
-                Err(Errno::NOENT) => {}
-                Err(errno) => return Err(self.error("publishing", to, errno)),
-                Ok(()) if self.sync == SyncMode::Full => return self.sync_dirs(to, &made),
-                Ok(()) => return Ok(()),
-            }
-            match self.make_dir(layout::folder_of(to), &mut made) {
-                // Others removed one as empty before the next one was made in it.
-                Err(Error::Io { source, .. }) if source.kind() == ErrorKind::NotFound => {}
-                other => other?,
-            }
-        }
-        Err(self.error("publishing", to, Errno::NOENT))
-    }
-
-    /// Syncs the name of a file, and the names of the folders made for it.
-    fn sync_dirs(&self, file: &str, made: &[&str]) -> Result<()> {
-        let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC;
-        made.iter().chain([&file]).try_for_each(|path| {
-            let folder = Some(layout::folder_of(path)).filter(|folder| !folder.is_empty());
-            let folder = folder.unwrap_or(".");
-            rustix::fs::openat(self.dir(), folder, flags, Mode::empty())
-                .and_then(rustix::fs::fsync)
-                .map_err(|errno| self.error("syncing", folder, errno))
-        })
     }
 
     /// Removes a file; a missing one is fine.
@@ -310,27 +236,6 @@ impl Files {
             // Without it eviction is less exact, which is no reason to fail.
             Ok(()) | Err(Errno::NOENT | Errno::PERM | Errno::ACCESS | Errno::ROFS) => Ok(()),
             Err(errno) => Err(self.error("setting the time of", relative, errno)),
-        }
-    }
-
-    /// Lists the names in a folder; a missing folder is empty.
-    pub(super) fn list(&self, relative: &str) -> Result<Vec<String>> {
-        let read = || -> rustix::io::Result<Vec<String>> {
-            let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC;
-            let dir = rustix::fs::openat(self.dir(), relative, flags, Mode::empty())?;
-            let names = rustix::fs::Dir::read_from(dir)?.filter_map(|entry| {
-                let entry = match entry {
-                    Ok(entry) => entry,
-                    Err(errno) => return Some(Err(errno)),
-                };
-                let name = entry.file_name().to_str().ok()?;
-                (!matches!(name, "." | "..")).then(|| Ok(name.to_owned()))
-            });
-            names.collect()
-        };
-        match read() {
-            Err(Errno::NOENT | Errno::NOTDIR) => Ok(Vec::new()),
-            other => other.map_err(|errno| self.error("listing", relative, errno)),
         }
     }
 

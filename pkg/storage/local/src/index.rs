@@ -18,14 +18,16 @@ use std::{
 
 use hashbrown::HashTable;
 
-pub(crate) use entry::{Entry, INSTANCE_END, Key, Lease, SIZE_END, Space, Terms, room_of};
+pub(crate) use entry::{
+    DIRTY, Entry, INSTANCE_END, Key, Lease, SIZE_END, Space, Terms, UNVERIFIED, room_of,
+};
 pub(crate) use slab::Slab;
 pub(crate) use visit::InstanceUse;
 
-/// How many parts the index has, each with a lock of its own.
+/// The number of parts of the index, each with a lock of its own.
 pub(crate) const SHARDS: usize = 64;
 
-/// What a caller does with an entry that it looks up.
+/// The use of an entry by a lookup.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Use {
     /// The lease that it gets.
@@ -34,14 +36,20 @@ pub(crate) struct Use {
     pub(crate) pin: bool,
 }
 
-/// What the index knows of one entry.
+impl Use {
+    pub(crate) const fn new(lease: Lease, pin: bool) -> Self {
+        Self { lease, pin }
+    }
+}
+
+/// The result of a lookup.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Hit {
     pub(crate) size: u64,
     pub(crate) unverified: bool,
 }
 
-/// See the module.
+/// The index of one store.
 pub(crate) struct Index {
     shards: Box<[Mutex<Shard>]>,
     seeds: [u64; 4],
@@ -53,7 +61,7 @@ pub(crate) struct Index {
 struct Shard {
     table: HashTable<u32>,
     slab: Slab<Entry>,
-    /// Entries that were removed while in use: what comes under their keys again is in use, too.
+    /// Entries that were removed while pinned: new entries under their keys inherit the pins.
     gone: HashMap<Key, Entry>,
 }
 
@@ -92,17 +100,17 @@ impl Index {
         }
     }
 
-    /// The room that all entries take on the disk, in bytes.
+    /// Returns the room that all entries take on the disk, in bytes.
     pub(crate) fn bytes(&self) -> u64 {
         self.bytes.load(Relaxed)
     }
 
-    /// The number of entries.
+    /// Returns the number of entries.
     pub(crate) fn count(&self) -> u64 {
         self.count.load(Relaxed)
     }
 
-    /// The number of entries whose content has to be hashed before use.
+    /// Returns the number of entries whose content has to be hashed before use.
     pub(crate) fn unverified(&self) -> u64 {
         self.unverified.load(Relaxed)
     }
@@ -121,7 +129,7 @@ impl Index {
             return None;
         }
         entry.set_last_use(now);
-        entry.set_dirty(true);
+        entry.set(DIRTY, true);
         entry.lease(how.lease);
         if how.pin {
             entry.pin();
@@ -129,12 +137,12 @@ impl Index {
         Some(entry.seen())
     }
 
-    /// Adds what was just uploaded, or replaces the entry under its key.
+    /// Adds a blob or result that was just uploaded, or replaces the entry under its key.
     pub(crate) fn insert(&self, key: &Key, size: u64, now: u64) {
         let mut entry = Entry::new(key, size, now);
         entry.lease(match key.space {
             Space::Cas => Lease::Upload,
-            // Clients upload no result twice, as they do with blobs.
+            // Clients do not upload results again, as they do with blobs.
             Space::Ac(_) => Lease::Full,
         });
         if let Some((hash, mut shard)) = self.shard(key) {
@@ -142,8 +150,8 @@ impl Index {
         }
     }
 
-    /// Adds an entry of an earlier run, unless there is one under this key; says whether it did.
-    /// Its last use may have come with a lease, which nothing but that time has kept.
+    /// Adds an entry of an earlier run, unless there is one under this key; returns whether it did.
+    /// Its last use may have come with a lease, so that it counts as leased.
     pub(crate) fn insert_found(
         &self,
         key: &Key,
@@ -152,7 +160,7 @@ impl Index {
         unverified: bool,
     ) -> bool {
         let mut entry = Entry::new(key, size, last_use);
-        entry.set_unverified(unverified);
+        entry.set(UNVERIFIED, unverified);
         entry.lease(Lease::Full);
         let Some((hash, mut shard)) = self.shard(key) else {
             return false;
@@ -216,7 +224,7 @@ impl Index {
         }
     }
 
-    /// Ends what a [`Use`] with `pin` began.
+    /// Ends the pin of a [`Use`].
     pub(crate) fn unpin(&self, key: &Key) {
         let Some((hash, mut shard)) = self.shard(key) else {
             return;
@@ -231,43 +239,37 @@ impl Index {
         }
     }
 
-    /// Has the content hashed before its next use.
-    pub(crate) fn set_unverified(&self, key: &Key) {
+    /// Records whether the content has to be hashed before its next use.
+    pub(crate) fn set_unverified(&self, key: &Key, unverified: bool) {
         if let Some((hash, mut shard)) = self.shard(key)
             && let Some(entry) = shard.get_mut(hash, key)
-            && !entry.is_unverified()
         {
-            entry.set_unverified(true);
-            self.unverified.fetch_add(1, Relaxed);
-        }
-    }
-
-    /// Records that the content was hashed and matches.
-    pub(crate) fn set_verified(&self, key: &Key) {
-        if let Some((hash, mut shard)) = self.shard(key)
-            && let Some(entry) = shard.get_mut(hash, key)
-            && entry.is_unverified()
-        {
-            entry.set_unverified(false);
-            self.unverified.fetch_sub(1, Relaxed);
+            let before = *entry;
+            entry.set(UNVERIFIED, unverified);
+            // In this order, so that the totals are never too low.
+            self.account(entry, true);
+            self.account(&before, false);
         }
     }
 
     fn account(&self, entry: &Entry, added: bool) {
-        let doubt = u64::from(entry.is_unverified());
-        if added {
-            self.bytes.fetch_add(entry.room(), Relaxed);
-            self.count.fetch_add(1, Relaxed);
-            self.unverified.fetch_add(doubt, Relaxed);
-        } else {
-            self.bytes.fetch_sub(entry.room(), Relaxed);
-            self.count.fetch_sub(1, Relaxed);
-            self.unverified.fetch_sub(doubt, Relaxed);
+        let unverified = u64::from(entry.has(UNVERIFIED));
+        let totals = [
+            (&self.bytes, entry.room()),
+            (&self.count, 1),
+            (&self.unverified, unverified),
+        ];
+        for (total, amount) in totals {
+            if added {
+                total.fetch_add(amount, Relaxed);
+            } else {
+                total.fetch_sub(amount, Relaxed);
+            }
         }
     }
 
-    /// The key's hash and its shard, locked. The bits that choose the shard are not those by which
-    /// the table orders its slots.
+    /// Returns the key's hash and its shard, locked. The bits that choose the shard are not those by
+    /// which the table orders its slots.
     fn shard(&self, key: &Key) -> Option<(u64, MutexGuard<'_, Shard>)> {
         let hash = self.hash(key);
         let number = usize::try_from(hash >> 40).ok()? % SHARDS;
@@ -309,11 +311,11 @@ impl Entry {
     fn seen(&self) -> Hit {
         Hit {
             size: self.size(),
-            unverified: self.is_unverified(),
+            unverified: self.has(UNVERIFIED),
         }
     }
 
-    /// Nothing of size zero is stored, so a zero size marks a slot without an entry.
+    /// Whether this is a slot without an entry: nothing of size zero is stored.
     const fn is_vacant(&self) -> bool {
         self.size() == 0
     }

@@ -70,7 +70,7 @@ pub(super) struct Claim {
     // Dropped in this order: the file is free before its entry goes.
     _file: OwnedMutexGuard<()>,
     superseded: CancellationToken,
-    _user: User<String, Attempts>,
+    user: User<String, Attempts>,
 }
 
 impl Claims {
@@ -84,7 +84,7 @@ impl Claims {
         Claim {
             _file: file.lock_owned().await,
             superseded,
-            _user: user,
+            user,
         }
     }
 
@@ -96,12 +96,17 @@ impl Claims {
         Some(Claim {
             _file: file.try_lock_owned().ok()?,
             superseded,
-            _user: user,
+            user,
         })
     }
 }
 
 impl Claim {
+    /// Returns the path of the upload's file.
+    pub(super) fn path(&self) -> &str {
+        &self.user.key
+    }
+
     /// Completes when a newer attempt wants the upload.
     pub(super) fn superseded(&self) -> WaitForCancellationFutureOwned {
         self.superseded.clone().cancelled_owned()

@@ -9,7 +9,7 @@ use tokio::time::timeout;
 use super::{
     LocalStore,
     blobs::{UPLOAD, check_size},
-    disk::{Disk, blocking},
+    disk::Disk,
     growth::Growth,
     layout,
     upload::{RESERVE_STEP, SLOW, Upload},
@@ -32,9 +32,9 @@ pub struct Complete(Box<Upload>);
 #[async_trait]
 impl Uploads for LocalStore {
     async fn committed(&self, digest: &Digest, upload: &UploadId) -> Result<u64> {
-        let (disk, path) = (Arc::clone(&self.disk), layout::upload_path(digest, upload));
-        let meta = blocking(move || disk.files.stat_file(&path)).await?;
-        Ok(meta.map_or(0, |meta| meta.size.min(digest.size())))
+        let path = layout::upload_path(digest, upload);
+        let staged = self.disk.run(move |disk| disk.staged(&path)).await?;
+        Ok(staged.min(digest.size()))
     }
 }
 

@@ -77,9 +77,7 @@ impl Disk {
     fn compare_with_disk(&self) -> Result<()> {
         let mut lost = 0_u64;
         for part in 0..SHARDS {
-            let mut keys = Vec::new();
-            self.index
-                .visit_part(part, |_, entry| keys.push(entry.key()));
+            let keys = self.index.pick(part, |entry| Some(entry.key()));
             for key in keys.iter().take_while(|_| !self.cancel.is_cancelled()) {
                 lost += u64::from(self.drop_if_missing(key)?);
             }

@@ -1,27 +1,27 @@
 //! The scan that fills the index from the disk, in the background, after the store has opened.
 
 use std::{
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    thread,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
-use tokio::time::sleep;
+use futures::{StreamExt as _, future, stream};
+use tokio::time::timeout;
 
 use super::{
-    disk::{Disk, blocking},
+    disk::Disk,
     files::Files,
     instances::Instances,
     layout::{self, InstanceHash},
     verify,
 };
 use crate::index::{Key, Space};
-use gorego_storage::{DigestFunction, Error, Result};
+use gorego_storage::{DigestFunction, Result};
 
 /// The pause before folders that could not be read are tried again.
 const RETRY: Duration = Duration::from_mins(1);
-/// The number of scanning threads: more than cores, since they wait for the disk.
-const THREADS: usize = 4;
+/// The number of folders scanned at once: more than cores, since the disk is slow.
+const AT_ONCE: usize = 4;
 
 /// The folders of all blobs of a digest function, or of all results of an instance too.
 struct Tree {
@@ -43,17 +43,31 @@ pub(super) async fn run(disk: Arc<Disk>) {
     let started = Instant::now();
     let mut left = None;
     loop {
-        let (worker, folders) = (Arc::clone(&disk), left.take());
-        match blocking(move || scan(&worker, folders)).await {
-            _ if disk.cancel.is_cancelled() => return,
-            Ok(failed) if failed.is_empty() => break,
-            Ok(failed) => left = Some(failed),
-            Err(error) => tracing::error!(%error, "scanning the data directory failed"),
+        let found = match left.take() {
+            Some(left) => Ok(left),
+            None => disk.run(|disk| folders(disk)).await,
+        };
+        match found {
+            Ok(folders) => {
+                let scans = stream::iter(folders).map(|folder| scan(&disk, folder));
+                let failed: Vec<_> = scans
+                    .buffer_unordered(AT_ONCE)
+                    .filter_map(future::ready)
+                    .collect()
+                    .await;
+                if failed.is_empty() {
+                    break;
+                }
+                left = Some(failed);
+            }
+            Err(error) => tracing::error!(%error, "failed to list the data directory"),
         }
-        tokio::select! {
-            () = disk.cancel.cancelled() => return,
-            () = sleep(RETRY) => {}
+        if timeout(RETRY, disk.cancel.cancelled()).await.is_ok() {
+            return;
         }
+    }
+    if disk.cancel.is_cancelled() {
+        return;
     }
     // Folders go with their last file only once all are counted.
     disk.room.scan_done();
@@ -66,47 +80,29 @@ pub(super) async fn run(disk: Arc<Disk>) {
         seconds = started.elapsed().as_secs_f64(),
         "data directory scanned"
     );
-    let verified = blocking(move || {
-        verify::verify_all(&disk);
+    let verify = |disk: &Arc<Disk>| {
+        verify::verify_all(disk);
         Ok(())
-    });
-    let _ = verified.await;
-}
-
-/// Indexes these folders, or all of them, and returns those that could not be read. Blocks.
-fn scan(disk: &Disk, some: Option<Vec<Folder>>) -> Result<Vec<Folder>> {
-    let folders = Mutex::new(match some {
-        Some(folders) => folders,
-        None => folders(disk)?,
-    });
-    let failed = Mutex::new(Vec::new());
-    let next = || lock(&folders).pop();
-    let work = || {
-        while let Some(folder) = next().filter(|_| !disk.cancel.is_cancelled()) {
-            if let Err(error) = scan_folder(disk, &folder) {
-                tracing::error!(%error, "folder could not be scanned; it will be tried again");
-                lock(&failed).push(folder);
-            }
-            // Uploads may wait for room, and there may be something to evict now.
-            disk.room.press();
-        }
     };
-    thread::scope(|scope| {
-        let threads: Vec<_> = (0..THREADS).map(|_| scope.spawn(work)).collect();
-        threads
-            .into_iter()
-            .try_for_each(thread::ScopedJoinHandle::join)
-    })
-    .map_err(|_| Error::Unavailable("a scanning thread failed".into()))?;
-    Ok(failed.into_inner().unwrap_or_else(PoisonError::into_inner))
+    let _ = disk.run(verify).await;
 }
 
-fn lock(folders: &Mutex<Vec<Folder>>) -> MutexGuard<'_, Vec<Folder>> {
-    folders.lock().unwrap_or_else(PoisonError::into_inner)
+/// Indexes a folder; returns it if it could not be read.
+async fn scan(disk: &Arc<Disk>, folder: Arc<Folder>) -> Option<Arc<Folder>> {
+    if disk.cancel.is_cancelled() {
+        return None;
+    }
+    let scanned = Arc::clone(&folder);
+    let scanned = disk.run(move |disk| scan_folder(disk, &scanned)).await;
+    // Uploads may wait for room, and there may be something to evict now.
+    disk.room.press();
+    let error = scanned.err()?;
+    tracing::error!(%error, "folder could not be scanned; it will be tried again");
+    Some(folder)
 }
 
 /// Returns every `ab` folder, those of one tree spread over the whole list. Blocks.
-fn folders(disk: &Disk) -> Result<Vec<Folder>> {
+fn folders(disk: &Disk) -> Result<Vec<Arc<Folder>>> {
     let (mut folders, mut counted) = (Vec::new(), Vec::new());
     for tree in trees(&disk.files)? {
         let space = match &tree.instance {
@@ -118,11 +114,12 @@ fn folders(disk: &Disk) -> Result<Vec<Folder>> {
         };
         let function = tree.function;
         let below = subfolders(&disk.files, &tree.path)?.into_iter();
-        folders.extend(below.map(|path| Folder {
+        let folder = |path| Folder {
             path,
             function,
             space,
-        }));
+        };
+        folders.extend(below.map(folder).map(Arc::new));
         if tree.instance.is_some() && !disk.files.remove_empty(&tree.path) {
             counted.push(tree.path);
         }

@@ -133,7 +133,8 @@ impl LocalStore {
         disk.tracker.spawn(scan::run(Arc::clone(disk)));
         disk.tracker.spawn(upkeep::run(Arc::clone(disk)));
         if let Some(period) = scrub_period {
-            let scrub = scrub::run(Arc::clone(disk), period, disk::now_ms());
+            let seed = usize::try_from(disk::now_ms()).unwrap_or(0);
+            let scrub = scrub::run(Arc::clone(disk), period, seed);
             disk.tracker.spawn(scrub);
         }
         Ok(store)
@@ -161,12 +162,11 @@ impl LocalStore {
     /// Writes last uses and all data to the disk, and records a sync point: after a kill, only what was
     /// written later has to be verified.
     pub async fn save(&self) -> Result<()> {
-        let disk = Arc::clone(&self.disk);
-        disk::blocking(move || {
+        let save = |disk: &Arc<Disk>| {
             disk.write_back()?;
             disk.sync_point(false)
-        })
-        .await
+        };
+        self.disk.run(save).await
     }
 
     /// Ends background work, writes last uses and all data to the disk, and records a clean end.
@@ -175,14 +175,13 @@ impl LocalStore {
         self.disk.cancel.cancel();
         self.disk.tracker.close();
         self.disk.tracker.wait().await;
-        let disk = Arc::clone(&self.disk);
-        disk::blocking(move || {
+        let close = |disk: &Arc<Disk>| {
             // Waits for files that are being moved to their places.
             *disk.closed.write().unwrap_or_else(PoisonError::into_inner) = true;
             disk.write_back()?;
             disk.sync_point(true)
-        })
-        .await
+        };
+        self.disk.run(close).await
     }
 
     /// Whether the scan after the start has ended.

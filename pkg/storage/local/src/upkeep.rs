@@ -8,10 +8,10 @@ use std::{
 use tokio::time::{self, MissedTickBehavior};
 
 use super::{
-    disk::{Disk, blocking, now_ms},
+    disk::{Disk, now_ms},
     state::State,
 };
-use crate::index::{Key, SHARDS};
+use crate::index::{DIRTY, SHARDS};
 use gorego_storage::{Error, Result};
 
 /// The interval at which the usage on record is compared with the real one.
@@ -70,8 +70,7 @@ pub(super) async fn run(disk: Arc<Disk>) {
         if !at_round && !at_probe && disk.state_to_record(&disk.record()).is_none() {
             continue;
         }
-        let disk = Arc::clone(&disk);
-        let done = blocking(move || {
+        let work = move |disk: &Arc<Disk>| {
             if at_probe {
                 disk.probe();
                 disk.forget_cleared()?;
@@ -82,9 +81,8 @@ pub(super) async fn run(disk: Arc<Disk>) {
                 disk.sync_point(false)?;
             }
             recorded
-        })
-        .await;
-        let failure = done.err().map(|error| error.to_string());
+        };
+        let failure = disk.run(work).await.err().map(|error| error.to_string());
         if let Some(error) = failure.as_ref().filter(|_| failure != last_failure) {
             tracing::warn!(
                 error,
@@ -143,12 +141,10 @@ impl Disk {
     /// Writes changed last uses to the access times of the files. Blocks.
     pub(super) fn write_back(&self) -> Result<()> {
         for part in 0..SHARDS {
-            let mut used: Vec<(Key, u64)> = Vec::new();
-            self.index.visit_part(part, |_, entry| {
-                if entry.is_dirty() {
-                    entry.set_dirty(false);
-                    used.push((entry.key(), entry.last_use()));
-                }
+            let used = self.index.pick(part, |entry| {
+                let dirty = entry.has(DIRTY);
+                entry.set(DIRTY, false);
+                dirty.then(|| (entry.key(), entry.last_use()))
             });
             for (key, last_use) in used {
                 if let Some(path) = self.locate(&key)? {

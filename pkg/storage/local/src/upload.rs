@@ -46,7 +46,9 @@ type Written = (Option<Box<Staged>>, Vec<Bytes>, Result<()>);
 pub(super) struct Upload {
     disk: Arc<Disk>,
     digest: Digest,
-    resume: Option<Resume>,
+    /// Where in the blob the stream starts, in bytes.
+    offset: u64,
+    /// The claim to the file of an upload that a client can resume.
     pub(super) claim: Option<Arc<Claim>>,
     /// Shows others the file while it grows.
     growth: Option<Arc<Growth>>,
@@ -67,20 +69,19 @@ impl Upload {
         resume: Option<Resume>,
         growth: Option<Arc<Growth>>,
     ) -> Self {
-        let claim = match &resume {
-            Some(resume) => {
-                let path = layout::upload_path(digest, &resume.upload);
-                Some(Arc::new(disk.claims.claim(&path).await))
-            }
-            None => None,
-        };
+        let mut claim = None;
+        if let Some(resume) = &resume {
+            let path = layout::upload_path(digest, &resume.upload);
+            claim = Some(Arc::new(disk.claims.claim(&path).await));
+        }
+        let offset = resume.map_or(0, |resume| resume.offset);
         Self {
             disk: Arc::clone(disk),
             digest: *digest,
-            received: resume.as_ref().map_or(0, |resume| resume.offset),
-            resume,
+            offset,
             claim,
             growth,
+            received: offset,
             collected: Collected::default(),
             state: State::Memory,
             broken: Arc::default(),
@@ -124,11 +125,10 @@ impl Upload {
             State::Staged(staged) => Some(staged),
             _ => return Err(self.lost()),
         };
-        let (disk, digest) = (Arc::clone(&self.disk), self.digest);
-        let (resume, claim) = (self.resume.clone(), self.claim.clone());
-        let growth = self.growth.clone();
+        let (disk, digest, offset) = (Arc::clone(&self.disk), self.digest, self.offset);
+        let (claim, growth) = (self.claim.clone(), self.growth.clone());
         let work = move || {
-            let open = || Staged::open(disk, digest, resume, claim, growth).map(Box::new);
+            let open = || Staged::open(disk, digest, offset, claim, growth).map(Box::new);
             let file = match &mut staged {
                 Some(staged) => staged,
                 None => match open() {
@@ -165,29 +165,25 @@ impl Upload {
 
     /// Reserves the room that this many more bytes need, and some more.
     async fn reserve(&self, bytes: u64) -> Result<Option<Reservation>> {
-        let size = self.digest.size();
-        let (missing, ahead) = match &self.state {
-            State::Staged(staged) => (staged.short_of(bytes), staged.len() + bytes),
-            _ => {
-                let offset = self.resume.as_ref().map_or(0, |resume| resume.offset);
-                let committed = self.kept().await?;
-                if committed < offset {
-                    let digest = self.digest;
-                    return Err(Error::UploadOffset {
-                        digest,
-                        offset,
-                        committed,
-                    });
-                }
-                // The room of what is kept becomes this upload's when it is opened.
-                let end = offset.saturating_add(bytes);
-                (room_of(end).saturating_sub(room_of(committed)), end)
+        let (missing, end) = if let State::Staged(staged) = &self.state {
+            (staged.short_of(bytes), staged.len() + bytes)
+        } else {
+            let (digest, offset, committed) = (self.digest, self.offset, self.kept().await?);
+            if committed < offset {
+                return Err(Error::UploadOffset {
+                    digest,
+                    offset,
+                    committed,
+                });
             }
+            // The room of what is kept becomes this upload's when it is opened.
+            let end = offset.saturating_add(bytes);
+            (room_of(end).saturating_sub(room_of(committed)), end)
         };
         if missing == 0 {
             return Ok(None);
         }
-        let bytes = missing + RESERVE_STEP.min(size.saturating_sub(ahead));
+        let bytes = missing + RESERVE_STEP.min(self.digest.size().saturating_sub(end));
         let (room, what) = (&self.disk.room, self.digest.to_string());
         let reserved = if self.ended {
             room.reserve_now(bytes, &what)?
@@ -200,8 +196,7 @@ impl Upload {
     /// Ends a stream that came to its end: few bytes stay in memory, others are all staged.
     pub(super) async fn complete(&mut self) -> Result<()> {
         check_size(&self.digest, self.received)?;
-        let offset = self.resume.as_ref().map_or(0, |resume| resume.offset);
-        let is_small = matches!(self.state, State::Memory) && offset == 0;
+        let is_small = matches!(self.state, State::Memory) && self.offset == 0;
         if is_small {
             self.collected.close();
         } else if self.collected.len() > 0 || matches!(self.state, State::Memory) {
@@ -308,7 +303,7 @@ impl Upload {
     /// Stages the collected bytes, and keeps all for a later attempt.
     async fn suspend(&mut self) -> Result<()> {
         self.ended = true;
-        if self.resume.is_some() && self.collected.len() > 0 {
+        if self.claim.is_some() && self.collected.len() > 0 {
             match self.flush().await {
                 // What was staged before is kept all the same.
                 Err(Error::Full { .. }) => {}
@@ -333,25 +328,19 @@ impl Upload {
     /// Returns how many bytes an earlier attempt left. They do not change while this upload has the
     /// claim.
     async fn kept(&self) -> Result<u64> {
-        let Some(resume) = &self.resume else {
-            return Ok(0);
-        };
-        let (disk, path) = (
-            Arc::clone(&self.disk),
-            layout::upload_path(&self.digest, &resume.upload),
-        );
-        let meta = blocking(move || disk.files.stat_file(&path)).await?;
-        Ok(meta.map_or(0, |meta| meta.size))
+        match self.claim.clone() {
+            Some(claim) => self.disk.run(move |disk| disk.staged(claim.path())).await,
+            None => Ok(0),
+        }
     }
 
     /// Removes what an earlier attempt left, when this one did without it.
     async fn remove_kept(&self) -> Result<()> {
-        let Some(resume) = &self.resume else {
-            return Ok(());
-        };
-        let path = layout::upload_path(&self.digest, &resume.upload);
-        let disk = Arc::clone(&self.disk);
-        blocking(move || disk.remove_claimed(&path).map(drop)).await
+        if let Some(claim) = self.claim.clone() {
+            let remove = move |disk: &Arc<Disk>| disk.remove_claimed(claim.path());
+            self.disk.run(remove).await?;
+        }
+        Ok(())
     }
 
     fn lost(&self) -> Error {
@@ -361,7 +350,7 @@ impl Upload {
 
 impl Drop for Upload {
     fn drop(&mut self) {
-        let has_more = self.resume.is_some() && self.collected.len() > 0;
+        let has_more = self.claim.is_some() && self.collected.len() > 0;
         let takes_time = has_more || matches!(self.state, State::Writing(_));
         if self.ended || !takes_time {
             return;
@@ -372,7 +361,7 @@ impl Drop for Upload {
         let mut rest = Self {
             disk: Arc::clone(&self.disk),
             digest: self.digest,
-            resume: self.resume.take(),
+            offset: self.offset,
             claim: self.claim.take(),
             growth: self.growth.take(),
             received: self.received,

@@ -1,7 +1,6 @@
 //! Hashing of files on the disk, and the quarantine of those that are damaged.
 
 use std::{
-    collections::HashSet,
     fs, io,
     sync::{Arc, atomic::Ordering::Relaxed},
 };
@@ -9,15 +8,12 @@ use std::{
 use rustix::io::Errno;
 
 use super::{
-    disk::{Disk, blocking, lock_of, now_ms},
+    disk::{Disk, lock_of, now_ms},
     files::Meta,
     layout::{self, QUARANTINE},
 };
-use crate::index::{Entry, Key, Space};
+use crate::index::{Key, SHARDS, Space, UNVERIFIED};
 use gorego_storage::{CHUNK_SIZE, Digest, DigestFunction, Error, Hasher, Result, read_at};
-
-/// The number of unverified blobs that one pass over the index collects.
-const PASS: usize = 4096;
 
 /// Returns the digest of a file's content. Blocks.
 fn hash_file(function: DigestFunction, file: &fs::File) -> io::Result<Digest> {
@@ -52,8 +48,8 @@ impl Disk {
         };
         match self.index.peek(&key) {
             Some(hit) if hit.unverified => {
-                let (disk, digest) = (Arc::clone(self), *digest);
-                blocking(move || disk.verify(&digest)).await
+                let digest = *digest;
+                self.run(move |disk| disk.verify(&digest)).await
             }
             hit => Ok(hit.is_some_and(|hit| hit.size == digest.size())),
         }
@@ -77,7 +73,7 @@ impl Disk {
         };
         let why = match hashed {
             Ok(actual) if actual == *digest => {
-                self.index.set_verified(&key);
+                self.index.set_unverified(&key, false);
                 return Ok(true);
             }
             Ok(actual) => format!("its content is {actual}"),
@@ -119,7 +115,7 @@ impl Disk {
             self.files.unlink(path)
         });
         if let Err(error) = gone {
-            self.index.set_unverified(key);
+            self.index.set_unverified(key, true);
             return Err(error);
         }
         self.index.remove(key);
@@ -227,30 +223,23 @@ impl Disk {
 /// Hashes every unverified blob, one after the other, so that the next unclean stop finds few. Blocks
 /// until done or cancelled.
 pub(super) fn verify_all(disk: &Disk) {
-    // They stay unverified; to try again and again would not help.
-    let mut failed = HashSet::new();
-    while disk.index.unverified() > 0 {
-        let mut keys = Vec::new();
-        disk.index.visit(|_, entry| {
-            if entry.is_unverified() && keys.len() < PASS && !failed.contains(&entry.key()) {
-                keys.push((entry.key(), entry.size()));
-            }
+    for part in 0..SHARDS {
+        let unverified = disk.index.pick(part, |entry| {
+            let unverified = entry.has(UNVERIFIED);
+            unverified.then(|| (entry.key(), entry.size()))
         });
-        if keys.is_empty() {
-            return;
-        }
-        for (key, size) in keys {
+        for (key, size) in unverified {
             if disk.cancel.is_cancelled() {
                 return;
             }
+            // After an error it stays unverified for its readers.
             if let Err(error) = disk.check(&key, size) {
                 tracing::warn!(%error, "could not verify a blob after an unclean stop");
-                failed.insert(key);
                 continue;
             }
             // Still unverified: its file is missing, or is no blob's.
             let _changing = disk.lock(&key);
-            disk.index.remove_if(&key, Entry::is_unverified);
+            disk.index.remove_if(&key, |entry| entry.has(UNVERIFIED));
         }
     }
 }

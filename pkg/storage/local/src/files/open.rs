@@ -15,7 +15,7 @@ use gorego_storage::{Error, Result};
 
 impl Files {
     /// Returns a folder to which no file can be moved, since it is on another file system.
-    pub(in super::super) fn elsewhere(&self) -> Result<Option<String>> {
+    pub(crate) fn elsewhere(&self) -> Result<Option<String>> {
         const PROBE: &str = "probe";
         let mut at = PROBE.to_owned();
         match self.open_regular(&at, OFlags::RDWR | OFlags::CREATE, UPLOAD_MODE) {
@@ -44,7 +44,7 @@ impl Files {
     }
 
     /// Opens for reading without that counting as use; `None` when there is no such regular file.
-    pub(in super::super) fn open_read(&self, relative: &str) -> Result<Option<(fs::File, Meta)>> {
+    pub(crate) fn open_read(&self, relative: &str) -> Result<Option<(fs::File, Meta)>> {
         let open = |extra| self.open_regular(relative, OFlags::RDONLY | extra, Mode::empty());
         let mut opened = if self.noatime.load(Relaxed) {
             open(OFlags::NOATIME)
@@ -83,7 +83,7 @@ impl Files {
     }
 
     /// Makes a new file of a blob's mode; returns its path too.
-    pub(in super::super) fn create_tmp(&self) -> Result<(String, fs::File)> {
+    pub(crate) fn create_tmp(&self) -> Result<(String, fs::File)> {
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
         self.in_tmp("creating", |name| {
             rustix::fs::openat(self.dir(), name, flags, BLOB_MODE).map(fs::File::from)
@@ -114,7 +114,7 @@ impl Files {
 
     /// Opens a partial upload's file for reading and writing, or makes it. `None` when something other
     /// than a regular file is at the path.
-    pub(in super::super) fn open_upload(&self, relative: &str) -> Result<Option<(fs::File, Meta)>> {
+    pub(crate) fn open_upload(&self, relative: &str) -> Result<Option<(fs::File, Meta)>> {
         let open = || {
             let flags = OFlags::RDWR | OFlags::CREATE;
             let opened = self.open_regular(relative, flags, UPLOAD_MODE);

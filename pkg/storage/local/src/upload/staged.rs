@@ -10,11 +10,10 @@ use crate::{
     growth::Growth,
     index::room_of,
     inflight::Claim,
-    layout,
     room::Reservation,
     verify,
 };
-use gorego_storage::{BlobFile, Digest, Error, Hasher, Put, Result, Resume};
+use gorego_storage::{BlobFile, Digest, Error, Hasher, Put, Result};
 
 /// A growing file and the hash of its content. Dropped, it is kept for a later attempt if the client
 /// gave the upload a name, and removed otherwise.
@@ -40,17 +39,17 @@ impl Staged {
     pub(super) fn open(
         disk: Arc<Disk>,
         digest: Digest,
-        resume: Option<Resume>,
+        offset: u64,
         claim: Option<Arc<Claim>>,
         growth: Option<Arc<Growth>>,
     ) -> Result<Self> {
-        let (path, file, hasher, room) = match resume {
+        let (path, file, hasher, room) = match &claim {
             None => {
                 let (path, file) = disk.files.create_tmp()?;
                 (path, file, Hasher::new(digest.function()), None)
             }
-            Some(Resume { upload, offset }) => {
-                let path = layout::upload_path(&digest, &upload);
+            Some(claim) => {
+                let path = claim.path().to_owned();
                 let (file, meta) = disk.open_upload(&path)?;
                 if meta.size < offset {
                     if meta.size == 0 {
