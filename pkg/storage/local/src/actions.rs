@@ -9,10 +9,9 @@ use reapi::v2::ActionResult;
 
 use super::{
     LocalStore,
-    disk::{Disk, now_ms},
+    disk::{Disk, Lookup, now_ms},
     layout,
     retries::Retries,
-    scanned::Lookup,
 };
 use crate::index::{Key, Use};
 use gorego_storage::{

@@ -9,11 +9,10 @@ use gorego_limits::{Permit, UNCOUNTED};
 
 use super::{
     LocalStore,
-    disk::{Disk, Found, now_ms},
+    disk::{Disk, Found, Lookup, now_ms},
     layout,
     retries::Retries,
     room::Reservation,
-    scanned::Lookup,
 };
 use crate::index::{Key, Lease, SIZE_END, Use, room_of};
 use gorego_storage::{

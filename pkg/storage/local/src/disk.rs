@@ -5,7 +5,10 @@ use std::{
     fs,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, RwLock,
-        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+        atomic::{
+            AtomicBool, AtomicU64,
+            Ordering::{Acquire, Relaxed, Release},
+        },
     },
     time::{Duration, SystemTime},
 };
@@ -20,7 +23,6 @@ use super::{
     instances::Instances,
     layout,
     room::Room,
-    scanned::{Lookup, Scanned},
     upkeep::Record,
 };
 use crate::index::{Index, Key, Space, Terms, Use};
@@ -255,6 +257,40 @@ impl Disk {
     }
 }
 
+/// Whether the scan has reached everything.
+#[derive(Debug, Default)]
+pub(super) struct Scanned(AtomicBool);
+
+/// The answer of the index.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Lookup<T> {
+    Hit(T),
+    Miss,
+    /// Only the disk can tell.
+    Unknown,
+}
+
+impl Scanned {
+    pub(super) fn set(&self) {
+        self.0.store(true, Release);
+    }
+
+    pub(super) fn get(&self) -> bool {
+        self.0.load(Acquire)
+    }
+
+    /// Asks the index.
+    pub(super) fn lookup<T>(&self, ask: impl FnOnce() -> Option<T>) -> Lookup<T> {
+        // Read before the index: the scan may find the entry, and end, in between.
+        let all = self.get();
+        match ask() {
+            Some(found) => Lookup::Hit(found),
+            None if all => Lookup::Miss,
+            None => Lookup::Unknown,
+        }
+    }
+}
+
 /// Returns the lock for this key.
 pub(super) fn lock_of<'a, L>(locks: &'a [L], key: &Key) -> Option<&'a L> {
     let number = usize::from(u16::from_le_bytes(*key.hash.first_chunk()?));
@@ -286,4 +322,21 @@ pub(super) async fn blocking<T: Send + 'static>(
 /// Returns the error of work that panicked, or that the runtime's end cut off.
 pub(super) fn cut_off(error: &tokio::task::JoinError) -> Error {
     Error::Unavailable(format!("work on the disk was cut off: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_scan_finds_while_the_index_is_asked_is_not_nowhere() {
+        let scanned = Scanned::default();
+        let ends_meanwhile = || {
+            scanned.set();
+            None::<()>
+        };
+        assert_eq!(scanned.lookup(ends_meanwhile), Lookup::Unknown);
+        assert_eq!(scanned.lookup(|| None::<()>), Lookup::Miss);
+        assert_eq!(scanned.lookup(|| Some(1)), Lookup::Hit(1));
+    }
 }

@@ -144,7 +144,7 @@ impl Disk {
         }
     }
 
-    /// Removes an entry and its file unless it was used since it was shown. Blocks.
+    /// Removes a candidate's entry and file unless it was used meanwhile. Blocks.
     fn evict(&self, candidate: &Candidate, break_leases: bool) -> Result<Option<u64>> {
         let Some(shown) = self.index.by_id(candidate.entry) else {
             return Ok(None);

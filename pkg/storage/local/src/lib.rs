@@ -17,7 +17,6 @@ mod repair;
 mod retries;
 mod room;
 mod scan;
-mod scanned;
 mod scrub;
 mod state;
 mod store;

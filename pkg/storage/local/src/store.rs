@@ -18,15 +18,13 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     Counters, SyncMode,
-    disk::{self, Disk},
+    disk::{self, Disk, Scanned},
     files::Files,
     index::{Index, Terms},
     inflight::{Claims, Watchers},
     layout::{CAS, LOCK_FILE, QUARANTINE, TMP, UPLOADS, VERSION_FILE},
     room::Room,
-    scan,
-    scanned::Scanned,
-    scrub,
+    scan, scrub,
     state::{self, State},
     upkeep::{self, Record},
 };

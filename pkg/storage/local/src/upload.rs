@@ -46,7 +46,7 @@ type Written = (Option<Box<Staged>>, Vec<Bytes>, Result<()>);
 pub(super) struct Upload {
     disk: Arc<Disk>,
     digest: Digest,
-    /// Where in the blob the stream starts, in bytes.
+    /// The start of the stream in the blob, in bytes.
     offset: u64,
     /// The claim to the file of an upload that a client can resume.
     pub(super) claim: Option<Arc<Claim>>,
@@ -290,7 +290,7 @@ impl Upload {
     /// Ends an upload after an error: keeps it if a client can go on from there, else removes it.
     pub(super) async fn end(&mut self, error: &Error) -> Result<()> {
         match error {
-            // What an earlier attempt left takes no room that it did not have.
+            // The staged bytes of an earlier attempt stay; their room was reserved before.
             Error::Full { .. } if matches!(self.state, State::Memory) => {
                 self.ended = true;
                 Ok(())
@@ -305,7 +305,7 @@ impl Upload {
         self.ended = true;
         if self.claim.is_some() && self.collected.len() > 0 {
             match self.flush().await {
-                // What was staged before is kept all the same.
+                // Bytes that were staged before are kept all the same.
                 Err(Error::Full { .. }) => {}
                 other => other?,
             }
