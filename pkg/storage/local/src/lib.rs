@@ -27,5 +27,6 @@ mod verify;
 pub use disk::Counters;
 pub use files::SyncMode;
 pub use growth::Growth;
-pub use receive::{Complete, Received};
+pub use receive::Received;
 pub use store::{LocalOptions, LocalStore, OpenError};
+pub use upload::Complete;

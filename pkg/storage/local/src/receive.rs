@@ -1,6 +1,6 @@
 //! Receives blobs that arrive as streams, up to where they only have to be published.
 
-use std::{fmt, sync::Arc};
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use futures::StreamExt as _;
@@ -12,10 +12,10 @@ use super::{
     disk::Disk,
     growth::Growth,
     layout,
-    upload::{RESERVE_STEP, SLOW, Upload},
+    upload::{Complete, RESERVE_STEP, SLOW, Upload},
 };
 use crate::index::SIZE_END;
-use gorego_storage::{Blob, Chunks, Digest, Error, Put, Result, Resume, UploadId, Uploads};
+use gorego_storage::{Chunks, Digest, Error, Put, Result, Resume, UploadId, Uploads};
 
 /// The outcome of receiving a blob.
 #[derive(Debug)]
@@ -25,9 +25,6 @@ pub enum Received {
     /// All of it arrived.
     Complete(Complete),
 }
-
-/// A blob that has arrived and is not visible yet. Dropped, it is kept as an upload that broke off.
-pub struct Complete(Box<Upload>);
 
 #[async_trait]
 impl Uploads for LocalStore {
@@ -138,39 +135,5 @@ impl Disk {
             return Err(error);
         }
         Ok(Received::Complete(Complete(upload)))
-    }
-}
-
-impl Complete {
-    /// Checks the content and returns its digest: the announced one or, if the client named no
-    /// function, possibly that of the other function. After an error, nothing of the content is
-    /// stored.
-    pub async fn verify(&mut self) -> Result<Digest> {
-        let verified = self.0.verify().await;
-        if verified.is_err() {
-            self.0.discard().await?;
-        }
-        verified
-    }
-
-    /// Returns the content; it can be read until this is published or dropped.
-    pub fn blob(&self) -> Result<Blob> {
-        self.0.blob()
-    }
-
-    /// Verifies the content and makes it visible.
-    pub async fn publish(mut self) -> Result<Put> {
-        self.0.publish().await
-    }
-
-    /// Removes the content.
-    pub async fn discard(mut self) -> Result<()> {
-        self.0.discard().await
-    }
-}
-
-impl fmt::Debug for Complete {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Complete").finish_non_exhaustive()
     }
 }

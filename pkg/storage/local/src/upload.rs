@@ -1,6 +1,7 @@
 //! A blob that arrives as a stream: staged on disk as it comes, kept when it breaks off.
 
 mod collected;
+mod complete;
 mod staged;
 
 use std::{mem, sync::Arc};
@@ -9,10 +10,11 @@ use bytes::Bytes;
 use tokio::{runtime::Handle, task::JoinHandle};
 
 pub(super) use self::collected::SLOW;
+pub use self::complete::Complete;
 use self::{collected::Collected, staged::Staged};
 use super::{
-    blobs::{check_content, check_size},
-    disk::{Disk, blocking, cut_off},
+    blobs::check_size,
+    disk::{Disk, cut_off},
     growth::Growth,
     inflight::Claim,
     layout,
@@ -20,7 +22,7 @@ use super::{
     room::{BrokenLeases, Reservation},
 };
 use crate::index::room_of;
-use gorego_storage::{Blob, Digest, Error, Put, Result, Resume};
+use gorego_storage::{Digest, Error, Result, Resume};
 
 /// The room that an upload reserves at a time beyond what has arrived, in bytes.
 pub(super) const RESERVE_STEP: u64 = 8 * 1024 * 1024;
@@ -205,88 +207,6 @@ impl Upload {
         self.settle().await
     }
 
-    /// Returns the content of a complete upload.
-    pub(super) fn blob(&self) -> Result<Blob> {
-        match &self.state {
-            State::Memory => Ok(Blob::Bytes(self.collected.pieces().concat().into())),
-            State::Staged(staged) => Ok(Blob::File(staged.blob())),
-            _ => Err(self.lost()),
-        }
-    }
-
-    /// Checks the content of a complete upload and returns its digest: if the client named no function,
-    /// possibly that of the other function.
-    pub(super) async fn verify(&mut self) -> Result<Digest> {
-        match &mut self.state {
-            State::Memory => return self.digest_of(self.collected.pieces()),
-            State::Staged(staged) if self.digest.other().is_none() => return staged.verify(),
-            _ => {}
-        }
-        let State::Staged(mut staged) = mem::replace(&mut self.state, State::Over) else {
-            return Err(self.lost());
-        };
-        let (staged, verified) = blocking(move || {
-            let verified = staged.verify();
-            Ok((staged, verified))
-        })
-        .await?;
-        self.state = State::Staged(staged);
-        verified
-    }
-
-    fn digest_of(&self, pieces: &[Bytes]) -> Result<Digest> {
-        let Err(refusal) = check_content(&self.digest, pieces) else {
-            return Ok(self.digest);
-        };
-        let other = self.digest.other();
-        other
-            .filter(|other| check_content(other, pieces).is_ok())
-            .ok_or(refusal)
-    }
-
-    /// Verifies a complete upload and publishes it.
-    pub(super) async fn publish(&mut self) -> Result<Put> {
-        match mem::replace(&mut self.state, State::Over) {
-            State::Memory => {
-                let pieces = self.collected.take();
-                let mut put = self.disk.put_pieces(&self.digest, pieces.clone()).await;
-                if let (Err(Error::Mismatch { .. }), Some(_)) = (&put, self.digest.other())
-                    && let Ok(digest) = self.digest_of(&pieces)
-                {
-                    put = self.disk.put_pieces(&digest, pieces).await;
-                }
-                self.remove_kept().await?;
-                put
-            }
-            State::Staged(staged) => self.publish_staged(staged).await,
-            _ => Err(self.lost()),
-        }
-    }
-
-    async fn publish_staged(&self, mut staged: Box<Staged>) -> Result<Put> {
-        let mut retries = Retries::new(&self.disk, &self.broken);
-        loop {
-            let published;
-            (staged, published) = blocking(move || {
-                let published = staged.publish();
-                Ok((staged, published))
-            })
-            .await?;
-            let Err(error) = published else {
-                return published;
-            };
-            // The disk may have no room for the name.
-            let Err(error) = retries.make_space(error, &self.digest, 1).await else {
-                continue;
-            };
-            // A closed store keeps the upload for its successor.
-            if !matches!(error, Error::Unavailable(_)) {
-                blocking(move || staged.remove()).await?;
-            }
-            return Err(error);
-        }
-    }
-
     /// Ends an upload after an error: keeps it if a client can go on from there, else removes it.
     pub(super) async fn end(&mut self, error: &Error) -> Result<()> {
         match error {
@@ -320,7 +240,7 @@ impl Upload {
         self.ended = true;
         match mem::replace(&mut self.state, State::Over) {
             State::Memory => self.remove_kept().await,
-            State::Staged(mut staged) => blocking(move || staged.remove()).await,
+            State::Staged(mut staged) => self.disk.run(move |_| staged.remove()).await,
             _ => Ok(()),
         }
     }
