@@ -5,7 +5,7 @@ load("@protobuf//bazel/common:proto_info.bzl", "ProtoInfo")
 def _descriptor_set_impl(ctx):
     out = ctx.actions.declare_file(ctx.label.name + ".binpb")
 
-    # What is imported comes before what imports it, and sets laid end to end are one set.
+    # Imports come first. The concatenation of serialized sets is a set.
     sets = depset(
         order = "postorder",
         transitive = [dep[ProtoInfo].transitive_descriptor_sets for dep in ctx.attr.deps],
@@ -28,12 +28,12 @@ descriptor_set = rule(
     implementation = _descriptor_set_impl,
     attrs = {
         "deps": attr.label_list(
-            doc = "The proto_library targets; what they import is included.",
+            doc = "The proto_library targets, whose imports are included.",
             mandatory = True,
             providers = [ProtoInfo],
         ),
     },
-    doc = "Joins the descriptors of `deps` and of all they import in one file.",
+    doc = "Joins the descriptors of `deps` and of all their imports in one file.",
 )
 
 def _proto_blobs_impl(ctx):
@@ -51,7 +51,7 @@ def _proto_blobs_impl(ctx):
     ctx.actions.run_shell(
         outputs = [out],
         inputs = sources + [ctx.file.committed],
-        # A blob of git is its length and its bytes.
+        # The hash of a git blob covers its length and its bytes.
         command = """
             set -o errexit -o pipefail
             exec >"$1"

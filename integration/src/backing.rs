@@ -1,4 +1,4 @@
-//! Real servers to stand behind a proxy, each a process on a port and a directory of its own:
+//! Real servers that serve as a backing cache, each a process with its own port and directory:
 //! bazel-remote, buildbox-casd and gorego.
 
 mod install;
@@ -23,14 +23,14 @@ use crate::{
     root, server,
 };
 
-/// How long a server may take to answer or to end; far more than it needs, so that only a hanging
-/// one fails.
+/// The longest wait for a server to answer or end; far more than it needs, so that only a hanging
+/// server fails.
 const PATIENCE: Duration = Duration::from_mins(1);
 
-/// Between two tries to reach a server that does not say when it listens.
+/// The pause between two attempts to reach a server that does not report when it listens.
 const RETRY: Duration = Duration::from_millis(5);
 
-/// How often another port is tried, when somebody takes the free one first.
+/// The number of ports tried, in case another process takes the free one first.
 const PORTS: usize = 5;
 
 /// The server's program.
@@ -41,7 +41,7 @@ enum Kind {
     Gorego(Vec<String>),
 }
 
-/// A running server. It is killed when this value goes; its log is shown if the test failed.
+/// A running server. Dropping it kills the server, and prints its log if the test failed.
 #[derive(Debug)]
 pub struct Backing {
     kind: Kind,
@@ -51,17 +51,17 @@ pub struct Backing {
 }
 
 impl Backing {
-    /// bazel-remote, which is built first if this machine has not done so. It takes Go.
+    /// Starts bazel-remote, and builds it first if necessary, which needs Go.
     pub fn bazel_remote() -> Self {
         Self::start(Kind::BazelRemote)
     }
 
-    /// buildbox-casd as a plain cache, in the root with the build clients.
+    /// Starts buildbox-casd as a plain cache, in the root with the build clients.
     pub fn casd() -> Self {
         Self::start(Kind::Casd)
     }
 
-    /// gorego. Each setting is a `key=value`.
+    /// Starts gorego. Each setting is a `key=value`.
     pub fn gorego(settings: &[&str]) -> Self {
         let settings = settings.iter().map(|&s| s.to_owned()).collect();
         Self::start(Kind::Gorego(settings))
@@ -88,40 +88,40 @@ impl Backing {
         panic!("{kind:?} does not start: {last}\n{}", log_in(dir.path()));
     }
 
-    /// Where it listens, also after a restart.
+    /// Returns the address, which a restart keeps.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// Its address as a target of `backing_cache`, of Bazel, and so on.
+    /// Returns the address as a gRPC target, for `backing_cache` and Bazel.
     pub fn grpc_url(&self) -> String {
         format!("grpc://{}", self.address)
     }
 
-    /// Where it keeps its blobs, in its own way.
+    /// Returns the server's data directory.
     pub fn data(&self) -> PathBuf {
         data_in(self.dir.path())
     }
 
-    /// What it has written to its log since the first start.
+    /// Returns the log since the first start.
     pub fn log(&self) -> String {
         log_in(self.dir.path())
     }
 
-    /// The process that was started: the server itself, or for casd what holds it inside the root.
+    /// Returns the id of the started process: the server, or for casd the wrapper that runs it in the
+    /// root.
     pub fn id(&self) -> u32 {
         self.process.id()
     }
 
-    /// Kills it with SIGKILL, as a crash would, and waits until its port is closed.
+    /// Kills the server with SIGKILL, as a crash would, and waits until its port is closed.
     pub fn kill(&mut self) {
         self.process.kill();
         wait_until_gone(self.address);
     }
 
-    /// Asks it to stop (SIGTERM) and waits until it has; casd is killed all the same, by what holds
-    /// it. This blocks, so a runtime with one thread cannot close its connections meanwhile, which
-    /// the server waits for: such a test has to be `multi_thread`.
+    /// Sends SIGTERM and waits until the server ends; casd is killed by its wrapper. This blocks while
+    /// the server waits for its connections to close: tests with open ones have to be `multi_thread`.
     pub fn stop(&mut self) -> ExitStatus {
         self.process.signal(Signal::TERM);
         let status = self.process.wait_within(PATIENCE);
@@ -129,20 +129,19 @@ impl Backing {
         status
     }
 
-    /// Stops it without ending it (SIGSTOP), until [`Self::thaw`]: its port is open, and nobody
-    /// answers. Not for casd, whose process is another's child.
+    /// Stops the process (SIGSTOP) until [`Self::thaw`]: the port stays open, and calls get no answer.
+    /// Not for casd, whose process is the child of a wrapper.
     pub fn freeze(&self) {
-        assert_ne!(self.kind, Kind::Casd, "only what holds it would be stopped");
+        assert_ne!(self.kind, Kind::Casd, "only the wrapper would be stopped");
         self.process.freeze();
     }
 
-    /// Lets it go on.
+    /// Continues a frozen process.
     pub fn thaw(&self) {
         self.process.signal(Signal::CONT);
     }
 
-    /// Starts it again on the same port and directory, after killing it (SIGKILL) unless it has
-    /// ended.
+    /// Starts the server again on the same port and directory, after killing it (SIGKILL) if it runs.
     pub fn restart(&mut self) {
         self.kill();
         self.process = self.kind.spawn(self.dir.path(), self.address);
@@ -181,8 +180,8 @@ impl Kind {
         match self {
             Self::BazelRemote => {
                 let mut command = process::command(install::bazel_remote());
-                // It insists on HTTP; in a socket file, that takes no second port. After a crash the
-                // file is still there.
+                // HTTP cannot be switched off; a socket file needs no second port. After a crash the
+                // file still exists.
                 let socket = dir.join("http");
                 let _ = fs::remove_file(&socket);
                 let http = format!("unix://{}", socket.display());
@@ -228,15 +227,14 @@ fn log_in(dir: &Path) -> String {
     String::from_utf8_lossy(&log).into_owned()
 }
 
-/// A port that nobody had a moment ago. Somebody may have it before the server does; then the
-/// server ends, and another one is tried.
+/// Returns a port that was free a moment ago. If another process takes it, the server ends, and the
+/// next port is tried.
 fn free_address() -> SocketAddr {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
     listener.local_addr().expect("a bound port")
 }
 
-/// Waits until nobody listens there: what was started inside the root ends a little later than what
-/// holds it.
+/// Waits until the port is closed: a server inside the root ends later than its wrapper.
 fn wait_until_gone(address: SocketAddr) {
     let deadline = Instant::now() + PATIENCE;
     while TcpListener::bind(address).is_err() {
@@ -245,7 +243,7 @@ fn wait_until_gone(address: SocketAddr) {
     }
 }
 
-/// Waits until the server answers a call, or says why it never will.
+/// Waits until the server answers a call. Returns the reason if it ended or did not answer in time.
 fn wait_until_ready(process: &mut Process, address: SocketAddr) -> Result<(), String> {
     let deadline = Instant::now() + PATIENCE;
     loop {
@@ -253,7 +251,7 @@ fn wait_until_ready(process: &mut Process, address: SocketAddr) -> Result<(), St
             Ok(()) => return Ok(()),
             Err(reason) => reason,
         };
-        // Its end is noticed at once; there is nothing else to wait for.
+        // Waits for the retry and notices an end of the process at once.
         if let Some(status) = process.ended_within(RETRY) {
             return Err(format!("it ended with {}", describe(status)));
         }
@@ -263,7 +261,7 @@ fn wait_until_ready(process: &mut Process, address: SocketAddr) -> Result<(), St
     }
 }
 
-/// One call, on a thread of its own: the caller may be part of a runtime, in which nothing may
+/// Makes a call on its own thread, since the caller's thread may belong to a runtime, which must not
 /// block.
 fn capabilities(address: SocketAddr) -> Result<(), String> {
     let call = async {

@@ -1,5 +1,4 @@
-//! Runs Bazel in a checkout of its own and reads from its execution log where each action's result
-//! came from.
+//! Runs Bazel in a new checkout and reads the origin of each action's result from its execution log.
 
 use std::{
     ffi::OsString,
@@ -16,8 +15,8 @@ use crate::{
     root,
 };
 
-/// One machine's view of a project: a source tree at a path that no other has, and output
-/// directories that start empty. All of it is removed when this value goes.
+/// A project as on a new machine: a source tree at a unique path, and empty output directories. Dropping
+/// it removes all files.
 #[derive(Debug)]
 pub struct Checkout {
     dir: TempDir,
@@ -26,9 +25,9 @@ pub struct Checkout {
 /// A build that succeeded.
 #[derive(Debug)]
 pub struct Build {
-    /// What Bazel printed, for messages.
+    /// Bazel's output, for messages.
     pub console: String,
-    /// The actions that ran, or were looked up, outside Bazel itself.
+    /// The actions that ran or were looked up outside Bazel itself.
     pub spawns: Vec<Spawn>,
 }
 
@@ -36,44 +35,44 @@ pub struct Build {
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Spawn {
-    /// What kind of action it is.
+    /// The kind of the action.
     pub mnemonic: String,
-    /// The target it belongs to.
+    /// The target of the action.
     pub target_label: String,
-    /// What ran it, or which cache had it.
+    /// The strategy that ran the action, or the cache that had its result.
     pub runner: String,
-    /// Whether its result came from a cache.
+    /// Whether the result came from a cache.
     pub cache_hit: bool,
-    /// Whether it may be stored in a remote cache.
+    /// Whether the result may be stored in a remote cache.
     pub remote_cacheable: bool,
-    /// Its outputs, as they are after it.
+    /// The outputs after the action.
     pub actual_outputs: Vec<Output>,
 }
 
-/// A file that an action made.
+/// An output file of an action.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Output {
-    /// Relative to the execution root.
+    /// The path relative to the execution root.
     pub path: String,
-    /// Of its content.
+    /// The digest of the content.
     pub digest: OutputDigest,
 }
 
-/// A digest as the execution log writes it.
+/// A digest in the form of the execution log.
 #[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq)]
 #[serde(rename_all = "camelCase", default)]
 pub struct OutputDigest {
-    /// In hex.
+    /// The hash in hexadecimal digits.
     pub hash: String,
-    /// In bytes; JSON has no 64-bit integers.
+    /// The size in bytes, as a string, since JSON has no 64-bit integers.
     pub size_bytes: String,
-    /// `SHA-256`, `BLAKE3`.
+    /// `SHA-256` or `BLAKE3`.
     pub hash_function_name: String,
 }
 
 impl Checkout {
-    /// A new checkout whose source tree `write` makes.
+    /// Creates a checkout, of which `write` makes the source tree.
     pub fn new(write: impl FnOnce(&Path)) -> Self {
         let dir = TempDir::new().expect("a temporary directory");
         let checkout = Self { dir };
@@ -81,19 +80,19 @@ impl Checkout {
         checkout
     }
 
-    /// The source tree.
+    /// Returns the path of the source tree.
     pub fn source(&self) -> PathBuf {
         self.dir.path().join("src")
     }
 
-    /// Where an output of a target in the top package would be.
+    /// Returns the path of an output of a target in the top package.
     pub fn output(&self, name: &str) -> PathBuf {
         self.source().join("bazel-bin").join(name)
     }
 
-    /// Runs Bazel against the remote cache at `cache` (`grpc://...`): `startup` options, a
-    /// command, its options and targets. Its server ends with it. Panics with what it said when it
-    /// fails.
+    /// Runs Bazel against the remote cache at `cache` (`grpc://...`) with `startup` options, and a command
+    /// with its options and targets. Bazel's server ends with the command. Panics with the output if
+    /// it fails.
     pub fn bazel(&self, cache: &str, startup: &[&str], arguments: &[&str]) -> Build {
         let dir = self.dir.path();
         let log = dir.join("execution.json");
@@ -102,7 +101,7 @@ impl Checkout {
         let mut command = root::command(&self.source(), "bazel");
         command
             .args(["--nohome_rc", "--batch"])
-            // It lives for seconds: optimizing it would take longer than that gains.
+            // The server lives for seconds, in which full JIT compilation does not pay off.
             .arg("--host_jvm_args=-XX:TieredStopAtLevel=1")
             .arg(argument("--output_user_root=", &dir.join("out")))
             .args(startup)
@@ -127,12 +126,12 @@ impl Checkout {
 }
 
 impl Build {
-    /// The actions that a remote cache may hold.
+    /// Returns the actions whose results may be stored in a remote cache.
     pub fn cacheable(&self) -> impl Iterator<Item = &Spawn> {
         self.spawns.iter().filter(|spawn| spawn.remote_cacheable)
     }
 
-    /// Whether every action that a remote cache may hold came from it; the exceptions in words.
+    /// Checks that the result of every cacheable action came from the remote cache.
     pub fn assert_all_remote_hits(&self) {
         let others: Vec<String> = self
             .cacheable()
@@ -146,7 +145,7 @@ impl Build {
         );
     }
 
-    /// The digest of the output with that name in the top package.
+    /// Returns the digest of an output in the top package.
     pub fn output_digest(&self, name: &str) -> OutputDigest {
         let suffix = format!("/bin/{name}");
         let mut outputs = self.spawns.iter().flat_map(|spawn| &spawn.actual_outputs);
@@ -159,7 +158,7 @@ impl Build {
 }
 
 impl Spawn {
-    /// Whether its result came from the remote cache.
+    /// Whether the result came from the remote cache.
     pub fn is_remote_hit(&self) -> bool {
         self.cache_hit && self.runner == "remote cache hit"
     }
@@ -171,7 +170,7 @@ fn argument(flag: &str, path: &Path) -> OsString {
     argument
 }
 
-/// The log is one JSON object after the other, without a list around them.
+/// Reads the log, a sequence of JSON objects.
 fn read_log(path: &Path) -> Vec<Spawn> {
     let text = fs::read_to_string(path)
         .unwrap_or_else(|e| panic!("the execution log {}: {e}", path.display()));

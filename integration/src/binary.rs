@@ -1,4 +1,4 @@
-//! Finds the server's program.
+//! Finds or builds the server's program.
 
 use std::{
     env,
@@ -10,19 +10,19 @@ use std::{
 
 use crate::lock::Lock;
 
-/// The program under test: `GOREGO_BIN`, which Bazel's tests are given, or else `gorego` of the profile that this test was built
-/// with, brought up to date by Cargo.
+/// Returns the program under test: `GOREGO_BIN`, as Bazel sets it, else `gorego` of the profile of this
+/// test, built by Cargo.
 pub fn gorego() -> &'static Path {
     static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
     PROGRAM.get_or_init(|| {
         env::var_os("GOREGO_BIN").map_or_else(build, |given| {
-            // The server is started in another directory than the tests.
+            // The server starts in another directory.
             path::absolute(&given).unwrap_or_else(|e| panic!("GOREGO_BIN={}: {e}", given.display()))
         })
     })
 }
 
-/// Where Cargo puts this profile's programs: the folder above this test binary's `deps`.
+/// Returns the folder of the profile's programs, above the `deps` of this test binary.
 fn profile_dir() -> PathBuf {
     let test = env::current_exe().expect("a test binary knows its path");
     let mut above = test.ancestors().skip(1);

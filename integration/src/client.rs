@@ -1,5 +1,5 @@
-//! A REAPI client that shows each message to the test: one connection, SHA-256, no compression, no
-//! retries.
+//! A REAPI client that gives tests control over each message: one connection, SHA-256, no compression,
+//! no retries.
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -25,17 +25,17 @@ use tonic::{
 
 use crate::content::{digest_of, uuid};
 
-/// Blob bytes in one `WriteRequest`.
+/// The most blob bytes in one `WriteRequest`.
 pub const PIECE: usize = 64 * 1024;
 
-/// How long any one call may take; far more than it needs, so that only a hanging one fails.
+/// The longest time of a call; far more than it needs, so that only a hanging call fails.
 const PATIENCE: Duration = Duration::from_mins(1);
 
-/// What a server may send before it has to wait for a far client: more than 1 Gbit/s in 50 ms.
+/// The receive window of a far client: more than 1 Gbit/s in 50 ms.
 const WIDE_WINDOW: u32 = 8 << 20;
 const WIDE_FRAME: u32 = 1 << 20;
 
-/// One connection to a server.
+/// A connection to a server.
 #[derive(Clone, Debug)]
 pub struct Client {
     channel: Channel,
@@ -47,7 +47,7 @@ impl Client {
         Self::over(address, endpoint(address)).await
     }
 
-    /// The same, with room for what a fast link holds on its way here.
+    /// Connects with windows that are large enough for a fast link with a high latency.
     pub async fn connect_far(address: SocketAddr) -> Self {
         let endpoint = endpoint(address)
             .tcp_nodelay(true)
@@ -64,12 +64,12 @@ impl Client {
         }
     }
 
-    /// The connection, for clients of other services.
+    /// Returns the connection, for clients of other services.
     pub fn channel(&self) -> Channel {
         self.channel.clone()
     }
 
-    /// `FindMissingBlobs`.
+    /// Calls `FindMissingBlobs`.
     pub async fn find_missing(&self, digests: Vec<Digest>) -> Result<Vec<Digest>, Status> {
         let request = FindMissingBlobsRequest {
             blob_digests: digests,
@@ -79,7 +79,7 @@ impl Client {
         Ok(response.into_inner().missing_blob_digests)
     }
 
-    /// `BatchUpdateBlobs`; the first blob's error is the error of the whole.
+    /// Calls `BatchUpdateBlobs`. Returns the error of the first blob that failed.
     pub async fn batch_upload(&self, blobs: &[Bytes]) -> Result<(), Status> {
         let requests = blobs
             .iter()
@@ -103,14 +103,14 @@ impl Client {
         Ok(())
     }
 
-    /// Uploads `blob` by `ByteStream.Write` in pieces.
+    /// Uploads a blob by `ByteStream.Write` in pieces.
     pub async fn upload(&self, uuid: &str, blob: &Bytes) -> Result<WriteResponse, Status> {
         let mut upload = self.begin_upload(uuid, &digest_of(blob));
         upload.send_last(blob).await;
         upload.response().await
     }
 
-    /// The same under a name that is the same for all blobs of that size.
+    /// Uploads a blob by `ByteStream.Write` under a UUID that depends on its size alone.
     pub async fn upload_whole(&self, blob: &Bytes) -> Result<(), Status> {
         let name = uuid(&mut fastrand::Rng::with_seed(blob.len() as u64));
         self.upload(&name, blob).await.map(drop)
@@ -121,7 +121,7 @@ impl Client {
         Upload::begin(self.byte_stream(), upload_name(uuid, digest))
     }
 
-    /// `ByteStream.QueryWriteStatus`.
+    /// Calls `ByteStream.QueryWriteStatus`.
     pub async fn query_upload(
         &self,
         uuid: &str,
@@ -134,12 +134,12 @@ impl Client {
         Ok(response.into_inner())
     }
 
-    /// Waits until the server holds `size` bytes of an upload that is going on or was broken off.
+    /// Waits until the server holds `size` bytes of an open or interrupted upload.
     pub async fn wait_until_committed(&self, uuid: &str, digest: &Digest, size: usize) {
         let held = async {
             loop {
                 let status = self.query_upload(uuid, digest).await;
-                let committed = status.expect("asking how far an upload got").committed_size;
+                let committed = status.expect("the status of an upload").committed_size;
                 if usize::try_from(committed).is_ok_and(|committed| committed >= size) {
                     return;
                 }
@@ -149,7 +149,7 @@ impl Client {
         assert!(in_time.is_ok(), "the server never held {size} bytes");
     }
 
-    /// `ByteStream.Read` of a whole blob, message by message.
+    /// Reads a whole blob by `ByteStream.Read`, message by message.
     pub async fn read(&self, digest: &Digest) -> Result<Streaming<ReadResponse>, Status> {
         let request = ReadRequest {
             resource_name: format!("blobs/{}/{}", digest.hash, digest.size_bytes),
@@ -169,12 +169,12 @@ impl Client {
         Ok(content.freeze())
     }
 
-    /// Reads a whole blob by `ByteStream.Read` and compares it with `content`, of which it keeps no
-    /// copy; panics when it differs.
+    /// Reads a whole blob by `ByteStream.Read` and compares it with `content` piece by piece. Panics if
+    /// it differs.
     pub async fn compare(&self, digest: &Digest, content: &Bytes) {
         let mut stream = self.read(digest).await.expect("the blob is served");
         let mut at = 0;
-        while let Some(response) = stream.message().await.expect("the blob is served whole") {
+        while let Some(response) = stream.message().await.expect("the whole blob is served") {
             let next = at + response.data.len();
             let same = content
                 .get(at..next)
@@ -185,7 +185,7 @@ impl Client {
         assert_eq!(at, content.len());
     }
 
-    /// `UpdateActionResult`.
+    /// Calls `UpdateActionResult`.
     pub async fn put_action(&self, action: &Digest, result: ActionResult) -> Result<(), Status> {
         let request = UpdateActionResultRequest {
             action_digest: Some(action.clone()),
@@ -196,7 +196,7 @@ impl Client {
         Ok(())
     }
 
-    /// `GetActionResult`, with nothing inlined.
+    /// Calls `GetActionResult` without inlined outputs.
     pub async fn get_action(&self, action: &Digest) -> Result<ActionResult, Status> {
         let request = GetActionResultRequest {
             action_digest: Some(action.clone()),
@@ -219,7 +219,7 @@ impl Client {
     }
 }
 
-/// An open `ByteStream.Write`. Dropping it breaks the upload off.
+/// An open `ByteStream.Write`. Dropping it interrupts the upload.
 #[derive(Debug)]
 pub struct Upload {
     messages: mpsc::Sender<WriteRequest>,
@@ -244,7 +244,7 @@ impl Upload {
         }
     }
 
-    /// Goes on from `offset` instead of from the start.
+    /// Continues from `offset` instead of the start.
     #[must_use]
     pub fn from_offset(mut self, offset: usize) -> Self {
         self.offset = offset;
@@ -256,12 +256,12 @@ impl Upload {
         self.send_pieces(bytes, false).await;
     }
 
-    /// Sends `bytes` and says that the blob ends with them.
+    /// Sends `bytes` as the end of the blob.
     pub async fn send_last(&mut self, bytes: &Bytes) {
         self.send_pieces(bytes, true).await;
     }
 
-    /// Sends no more and waits for the server's answer, which may come before all was sent.
+    /// Ends the request and waits for the response, which may have come earlier.
     pub async fn response(mut self) -> Result<WriteResponse, Status> {
         drop(self.messages);
         let response = self.call.join_next().await;
@@ -281,10 +281,10 @@ impl Upload {
                 finish_write: last && rest.is_empty(),
                 data,
             };
-            // Nobody listens once the server has answered; `response` will tell what it said.
-            let heard = self.messages.send(message).await.is_ok();
+            // Fails once the server has responded; `response` returns that response.
+            let sent = self.messages.send(message).await.is_ok();
             self.offset += size;
-            if !heard || rest.is_empty() {
+            if !sent || rest.is_empty() {
                 return;
             }
         }

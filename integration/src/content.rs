@@ -1,5 +1,4 @@
-//! Blobs that are made anew from a number whenever they are needed, so that no test has to keep
-//! their bytes.
+//! Blobs that are generated from a seed, so that tests need not keep their bytes.
 
 use std::io;
 
@@ -7,7 +6,7 @@ use bytes::Bytes;
 use reapi::v2::{ActionResult, Digest, OutputFile};
 use sha2::{Digest as _, Sha256};
 
-/// The SHA-256 digest of `bytes`.
+/// Returns the SHA-256 digest of `bytes`.
 pub fn digest_of(bytes: &[u8]) -> Digest {
     Digest {
         hash: hex(&Sha256::digest(bytes)),
@@ -15,7 +14,7 @@ pub fn digest_of(bytes: &[u8]) -> Digest {
     }
 }
 
-/// The SHA-256 in hex of everything that `reader` yields.
+/// Returns the SHA-256, in hexadecimal digits, of everything that `reader` yields.
 pub fn hash_of(mut reader: impl io::Read) -> io::Result<String> {
     let mut hasher = Sha256::new();
     let mut buffer = vec![0; 256 * 1024];
@@ -27,14 +26,14 @@ pub fn hash_of(mut reader: impl io::Read) -> io::Result<String> {
     }
 }
 
-/// `size` incompressible bytes; always the same for a `seed`.
+/// Returns `size` incompressible bytes, the same for the same `seed`.
 pub fn blob(seed: u64, size: usize) -> Bytes {
     let mut bytes = vec![0; size];
     fastrand::Rng::with_seed(seed).fill(&mut bytes);
     Bytes::from(bytes)
 }
 
-/// An upload's name: a random UUID (version 4), from `rng` so that a run can be repeated.
+/// Returns a random UUID (version 4) for an upload, from `rng` so that a run can be repeated.
 pub fn uuid(rng: &mut fastrand::Rng) -> String {
     let bits = rng.u128(..) & !(0xf << 76 | 0x3 << 62) | 0x4 << 76 | 0x2 << 62;
     format!(
@@ -47,7 +46,7 @@ pub fn uuid(rng: &mut fastrand::Rng) -> String {
     )
 }
 
-/// A result whose output files have these digests.
+/// Returns an action result whose output files have these digests.
 pub fn result_of(outputs: impl IntoIterator<Item = Digest>) -> ActionResult {
     let file = |(at, digest)| OutputFile {
         path: format!("out/{at}"),

@@ -1,9 +1,8 @@
-//! Harness of the tests that cross a process boundary: starts and kills real servers, runs real
-//! build clients in a root of their own, and speaks the REAPI itself where a test needs control
-//! over each message.
+//! The harness of tests that cross a process boundary: starts and kills real servers, runs real build
+//! clients in a separate root directory, and has a REAPI client for control over each message.
 //!
-//! It knows the server only as a program with arguments and an address. Whatever goes wrong here
-//! is a failed test, so these helpers panic with the reason instead of returning it.
+//! It knows the server only as a program with arguments and an address. Its helpers panic instead of
+//! returning errors, since every error is a failed test.
 #![allow(
     clippy::expect_used,
     clippy::indexing_slicing,

@@ -1,7 +1,7 @@
-//! A network link between a client and a server: a forwarder on loopback that adds latency, limits
-//! bandwidth, counts what passes, and breaks when told to.
+//! A network link between a client and a server: a forwarder on loopback that adds latency, limits the
+//! bandwidth, counts connections and bytes, and fails on request.
 //!
-//! It forwards bytes as they come and knows nothing of gRPC, so what it breaks, it breaks anywhere.
+//! It forwards bytes without knowledge of gRPC, so that failures happen in the middle of messages, too.
 
 mod carry;
 mod quota;
@@ -23,16 +23,16 @@ use tokio::{
 
 pub use self::rate::{Rate, parse_latency};
 use self::{
-    carry::{Hold, What},
+    carry::{Change, PortReservation},
     quota::Quotas,
     rate::Pacer,
 };
 
-/// How long a condition may take to come true; far more than it needs, so that only one that
-/// never does fails.
+/// The longest wait for a condition; far more than it needs, so that only a condition that never comes
+/// true fails.
 const PATIENCE: Duration = Duration::from_mins(1);
 
-/// Which way bytes go.
+/// The direction of bytes.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Direction {
     /// From the client to the server.
@@ -41,16 +41,16 @@ pub enum Direction {
     Down,
 }
 
-/// What a link is like while it works.
+/// The settings of a link.
 #[derive(Clone, Copy, Debug)]
 pub struct Settings {
-    /// Where it listens; port 0 picks a free one.
+    /// The address to listen on; port 0 picks a free one.
     pub listen: SocketAddr,
-    /// One way. A connection takes a round trip to open.
+    /// The latency of each direction. Opening a connection takes a round trip.
     pub latency: Duration,
-    /// Of each direction, shared by all connections; `None` is as fast as the machine.
+    /// The rate of each direction, shared by all connections; `None` for no limit.
     pub rate: Option<Rate>,
-    /// What random numbers of bytes are drawn from.
+    /// The seed of random numbers of bytes.
     pub seed: u64,
 }
 
@@ -65,20 +65,20 @@ impl Default for Settings {
     }
 }
 
-/// What has passed since the link was made.
+/// Totals since the link was created.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct Counts {
-    /// Connections that were accepted.
+    /// Accepted connections.
     pub connections: u64,
-    /// Those of them that are open.
+    /// Open connections.
     pub open: u64,
-    /// Bytes given to the server.
+    /// Bytes delivered to the server.
     pub up: u64,
-    /// Bytes given to clients.
+    /// Bytes delivered to clients.
     pub down: u64,
 }
 
-/// A running link. Its connections end with it.
+/// A running link. Dropping it ends its connections.
 #[derive(Debug)]
 pub struct Link {
     address: SocketAddr,
@@ -87,7 +87,7 @@ pub struct Link {
     thread: Option<thread::JoinHandle<()>>,
 }
 
-/// What the caller and the forwarding thread both see.
+/// The state shared by the caller and the forwarding thread.
 #[derive(Debug)]
 struct Shared {
     server: Mutex<SocketAddr>,
@@ -98,20 +98,20 @@ struct Shared {
     counts: watch::Sender<Counts>,
 }
 
-/// Something to do with all connections, and whom to tell when it is done.
+/// A change to all connections, and the channel that reports when it is done.
 #[derive(Debug)]
 struct Order {
-    what: What,
+    change: Change,
     done: std_mpsc::Sender<()>,
 }
 
 impl Link {
-    /// A link to the server at `server` that is as fast as the machine.
+    /// Creates a link to `server` without latency and limits.
     pub fn to(server: SocketAddr) -> Self {
         Self::with(server, Settings::default())
     }
 
-    /// A link of another shape. Both ends must be on loopback.
+    /// Creates a link to `server`. Both ends must be on loopback.
     pub fn with(server: SocketAddr, settings: Settings) -> Self {
         for end in [server, settings.listen] {
             assert!(end.ip().is_loopback(), "{end} is not on loopback");
@@ -124,12 +124,12 @@ impl Link {
             stalled: watch::Sender::new(false),
             counts: watch::Sender::default(),
         });
-        let hold = Hold::new(settings.listen)
+        let port = PortReservation::new(settings.listen)
             .unwrap_or_else(|e| panic!("binding {}: {e}", settings.listen));
-        let address = hold.address();
+        let address = port.address();
         let (orders, receiver) = mpsc::unbounded_channel();
         let (ready, listening) = std_mpsc::channel();
-        let forwarder = carry::serve(Arc::clone(&shared), hold, receiver, ready);
+        let forwarder = carry::serve(Arc::clone(&shared), port, receiver, ready);
         let thread = thread::Builder::new()
             .name("link".to_owned())
             .spawn(move || {
@@ -146,93 +146,91 @@ impl Link {
         }
     }
 
-    /// Where clients connect to.
+    /// Returns the address for clients.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// Its address as a target of gRPC clients.
+    /// Returns the address as a gRPC target.
     pub fn grpc_url(&self) -> String {
         format!("grpc://{}", self.address)
     }
 
-    /// Connects to another server from now on; open connections stay with the old one.
+    /// Connects new connections to another server; open ones stay with the old one.
     pub fn lead_to(&self, server: SocketAddr) {
         assert!(server.ip().is_loopback(), "{server} is not on loopback");
         *self.shared.server.lock().expect("no holder panics") = server;
     }
 
-    /// Another one-way latency, for what is received from now on.
+    /// Sets the one-way latency of bytes received from now on.
     pub fn set_latency(&self, latency: Duration) {
         self.shared.shape.lock().expect("no holder panics").0 = latency;
     }
 
-    /// Another rate of each direction.
+    /// Sets the rate of each direction.
     pub fn set_rate(&self, rate: Option<Rate>) {
         self.shared.shape.lock().expect("no holder panics").1 = rate;
     }
 
-    /// Resets every open connection. New ones are welcome.
+    /// Resets every open connection; new ones are accepted.
     pub fn cut(&self) {
-        self.order(What::Cut);
+        self.order(Change::Cut);
     }
 
     /// Refuses new connections until [`Self::restore`]; open ones stay.
     pub fn refuse(&self) {
-        self.order(What::Refuse);
+        self.order(Change::Refuse);
     }
 
-    /// Both of them: the server is gone, as far as clients can tell.
+    /// Resets open connections and refuses new ones, as if the server were down.
     pub fn down(&self) {
         self.refuse();
         self.cut();
     }
 
-    /// Passes nothing on until [`Self::restore`], and loses nothing; connections stay open, and
-    /// new ones are accepted.
+    /// Holds all bytes back until [`Self::restore`]. Connections stay open, and new ones are accepted.
     pub fn stall(&self) {
         self.shared.stalled.send_replace(true);
     }
 
-    /// Ends each connection, open or new, once it has passed on `bytes` more in that direction:
-    /// exactly those arrive.
+    /// Ends each open or new connection once it has delivered exactly `bytes` more in that direction.
     pub fn cut_after(&self, direction: Direction, bytes: u64) {
         self.cut_within(direction, bytes..=bytes);
     }
 
-    /// The same, after a number of bytes that is drawn for each connection, in the order in which
-    /// they were opened.
+    /// Ends each open or new connection after a random number of bytes in the range, drawn in the order
+    /// of their opening.
     pub fn cut_within(&self, direction: Direction, bytes: RangeInclusive<u64>) {
         self.quotas(|quotas| quotas.set(direction, Some(bytes)));
     }
 
-    /// Ends every fault: accepts connections, passes on what was held up, and cuts no more.
+    /// Ends all faults: accepts connections, delivers bytes that were held back, and cuts no more.
     pub fn restore(&self) {
         for direction in [Direction::Up, Direction::Down] {
             self.quotas(|quotas| quotas.set(direction, None));
         }
         self.shared.stalled.send_replace(false);
-        self.order(What::Listen);
+        self.order(Change::Listen);
     }
 
-    /// What has passed so far.
+    /// Returns the current totals.
     pub fn counts(&self) -> Counts {
         *self.shared.counts.borrow()
     }
 
-    /// Waits until what has passed satisfies `met`; panics when it never does.
+    /// Waits until the totals satisfy `met`. Panics after a minute.
     pub async fn wait_for(&self, met: impl FnMut(&Counts) -> bool) -> Counts {
         let mut counts = self.shared.counts.subscribe();
         let in_time = time::timeout(PATIENCE, counts.wait_for(met)).await;
-        let counts = in_time.unwrap_or_else(|_| panic!("never came to that: {:?}", self.counts()));
+        let counts = in_time.unwrap_or_else(|_| panic!("not met in time: {:?}", self.counts()));
         *counts.expect("the link outlives the wait")
     }
 
-    /// Returns when it is done.
-    fn order(&self, what: What) {
+    /// Makes a change and waits until it is done.
+    fn order(&self, change: Change) {
         let (done, wait) = std_mpsc::channel();
         let orders = self.orders.as_ref().expect("taken only by drop");
-        let sent = orders.send(Order { what, done });
+        let sent = orders.send(Order { change, done });
         sent.expect("the link's thread runs");
         wait.recv().expect("the link's thread runs");
     }
@@ -244,17 +242,17 @@ impl Link {
 
 impl Drop for Link {
     fn drop(&mut self) {
-        // The thread ends when nobody can give it orders any more.
+        // The thread ends when the channel of its orders is closed.
         drop(self.orders.take());
         if let Some(thread) = self.thread.take() {
-            // What it panicked with was printed then.
+            // A panic of the thread has already been printed.
             let _ = thread.join();
         }
     }
 }
 
 impl Shared {
-    /// Puts `bytes` on the wire: when the last of them has left, and when it arrives.
+    /// Schedules `bytes`. Returns the times at which the last byte leaves and arrives.
     fn send(&self, direction: Direction, bytes: usize) -> (Instant, Instant) {
         let (latency, rate) = *self.shape.lock().expect("no holder panics");
         let mut pacer = self.pacers[direction as usize]

@@ -1,16 +1,16 @@
-//! What may happen only once at a time on this machine, whichever test binary it is in.
+//! Locks between the test processes of a machine.
 
 use std::{env, fs::File};
 
 use rustix::process::geteuid;
 
-/// Held for as long as the value lives; released by the system if the process dies.
+/// A lock, held until dropped. The system releases it if the process dies.
 #[derive(Debug)]
-#[must_use = "the lock is released when this value goes"]
+#[must_use = "dropping it releases the lock"]
 pub struct Lock(File);
 
 impl Lock {
-    /// Waits for the lock of that name, which this user's tests share.
+    /// Waits for the lock of that name, shared by all tests of this user.
     pub fn take(name: &str) -> Self {
         let user = geteuid().as_raw();
         let path = env::temp_dir().join(format!("gorego-integration-{user}-{name}.lock"));
@@ -21,7 +21,7 @@ impl Lock {
         Self(file)
     }
 
-    /// For runs of Bazel, which would each take the whole machine.
+    /// Waits for the lock for runs of Bazel, each of which uses the whole machine.
     pub fn bazel() -> Self {
         Self::take("bazel")
     }
@@ -29,7 +29,7 @@ impl Lock {
 
 impl Drop for Lock {
     fn drop(&mut self) {
-        // Closing the file would do as well; a failure here changes nothing about that.
+        // If this fails, closing the file releases the lock.
         let _ = self.0.unlock();
     }
 }

@@ -1,4 +1,4 @@
-//! Asks a server for its metrics, as Prometheus does.
+//! Scrapes the metrics of a server, as Prometheus does.
 
 use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
 
@@ -8,20 +8,20 @@ use tokio::{
     time,
 };
 
-/// How long a condition may take to come true; far more than it needs, so that only one that
-/// never does fails.
+/// The longest wait for a condition; far more than it needs, so that only a condition that never comes
+/// true fails.
 const PATIENCE: Duration = Duration::from_mins(1);
 
-/// Values by name, with labels as the server writes them: `name{label="value"}`.
+/// The values of metrics by name and labels: `name{label="value"}`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Metrics(BTreeMap<String, String>);
 
 impl Metrics {
-    /// Those of the server that tells them at `address`.
+    /// Scrapes the metrics at `address`.
     pub async fn of(address: SocketAddr) -> Self {
         let scraped = time::timeout(PATIENCE, scrape(address)).await;
         let scraped = scraped.unwrap_or_else(|_| panic!("no metrics from {address} in time"));
-        let text = scraped.unwrap_or_else(|e| panic!("asking {address} for metrics: {e}"));
+        let text = scraped.unwrap_or_else(|e| panic!("scraping {address}: {e}"));
         assert!(text.starts_with("HTTP/1.1 200 "), "{text}");
         let (_, content) = text.split_once("\r\n\r\n").expect("headers end");
         let samples = content.lines().filter(|line| !line.starts_with('#'));
@@ -33,21 +33,21 @@ impl Metrics {
         Self(named.collect())
     }
 
-    /// The whole number under that name.
+    /// Returns the value of a metric, which must be a whole number.
     pub fn get(&self, name: &str) -> Option<u64> {
         let value = self.0.get(name)?;
         let number = value.parse();
         Some(number.unwrap_or_else(|e| panic!("{name} is {value}: {e}")))
     }
 
-    /// Whether there is a metric of that name, whatever its labels where the name gives none.
+    /// Whether there is a metric of that name, with any labels if the name has none.
     pub fn has(&self, name: &str) -> bool {
         let labelled = format!("{name}{{");
         let mut known = self.0.keys();
         known.any(|known| known == name || known.starts_with(&labelled))
     }
 
-    /// Asks until what is told satisfies `met`; panics when it never does.
+    /// Scrapes until the metrics satisfy `met`. Panics after a minute.
     pub async fn wait_for(address: SocketAddr, mut met: impl FnMut(&Self) -> bool) -> Self {
         let start = time::Instant::now();
         loop {
@@ -55,10 +55,7 @@ impl Metrics {
             if met(&metrics) {
                 return metrics;
             }
-            assert!(
-                start.elapsed() < PATIENCE,
-                "never came to that: {metrics:#?}"
-            );
+            assert!(start.elapsed() < PATIENCE, "not met in time: {metrics:#?}");
         }
     }
 }

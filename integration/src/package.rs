@@ -1,5 +1,4 @@
-//! A member of the workspace as Cargo and as Bazel see it: its Cargo.toml and its files on one side,
-//! the text of its BUILD.bazel on the other.
+//! A member of the workspace: its Cargo.toml, its files, and the text of its BUILD.bazel.
 
 use std::{collections::BTreeMap, collections::BTreeSet, fs, path::Path};
 
@@ -13,11 +12,11 @@ pub type Names = BTreeSet<String>;
 /// A member of the workspace.
 #[derive(Debug)]
 pub struct Package {
-    /// Its folder, relative to the project.
+    /// The folder, relative to the project.
     pub dir: String,
     manifest: Table,
     build: String,
-    /// Its Rust files, relative to the folder, and whether there are tests in them.
+    /// The Rust files, relative to the folder, and whether they contain tests.
     sources: BTreeMap<String, bool>,
 }
 
@@ -25,20 +24,20 @@ pub struct Package {
 #[derive(Clone, Copy, Debug)]
 pub struct Rule<'a>(&'a str);
 
-/// A file of the project.
+/// Reads a file of the project.
 pub fn read(file: &str) -> String {
     let path = project::root().join(file);
     fs::read_to_string(&path).unwrap_or_else(|e| panic!("{file}: {e}"))
 }
 
-/// The Cargo.toml of that folder.
+/// Reads the Cargo.toml of a folder.
 pub fn manifest(dir: &str) -> Table {
     let file = Path::new(dir).join("Cargo.toml");
     let file = file.to_str().expect("a path in UTF-8");
     read(file).parse().unwrap_or_else(|e| panic!("{file}: {e}"))
 }
 
-/// A list of texts.
+/// Converts a list of strings.
 pub fn strings(value: &Value) -> Names {
     let list = value.as_array().expect("a list");
     list.iter()
@@ -46,13 +45,13 @@ pub fn strings(value: &Value) -> Names {
         .collect()
 }
 
-/// What stands in quotes.
+/// Returns the strings in quotes.
 pub fn quoted(text: &str) -> impl Iterator<Item = &str> {
     text.split('"').skip(1).step_by(2)
 }
 
 impl Package {
-    /// All members of the workspace.
+    /// Loads all members of the workspace.
     pub fn all() -> Vec<Self> {
         let members = strings(&manifest("")["workspace"]["members"]);
         members.into_iter().map(Self::load).collect()
@@ -73,7 +72,7 @@ impl Package {
         let build = format!("{dir}/BUILD.bazel");
         assert!(
             project::root().join(&build).exists(),
-            "there is no {build}; begin one with: touch {build}, and the next run tells what goes in"
+            "{build} is missing; create it with: touch {build}, and the next run reports its content"
         );
         Self {
             manifest: manifest(&dir),
@@ -83,12 +82,12 @@ impl Package {
         }
     }
 
-    /// Its name in Cargo.
+    /// Returns the name of the crate.
     pub fn name(&self) -> &str {
         self.manifest["package"]["name"].as_str().expect("a name")
     }
 
-    /// The label of its library or program, as it is written elsewhere.
+    /// Returns the label of the library or program, as other packages write it.
     pub fn label(&self) -> String {
         match self.name() {
             "reapi" => format!("//{}:reapi", self.dir),
@@ -96,13 +95,13 @@ impl Package {
         }
     }
 
-    /// The names in that table of its Cargo.toml.
+    /// Returns the names in a table of dependencies of the Cargo.toml.
     pub fn dependencies(&self, table: &str) -> Names {
         let table = self.manifest.get(table).and_then(Value::as_table);
         table.map_or_else(Names::new, |table| table.keys().cloned().collect())
     }
 
-    /// The rules of its BUILD.bazel of that kind.
+    /// Returns the rules of one kind in the BUILD.bazel.
     pub fn rules(&self, kind: &str) -> Vec<Rule<'_>> {
         let head = format!("\n{kind}(\n");
         let starts = self.build.match_indices(&head).map(|(at, _)| at + 1);
@@ -113,13 +112,13 @@ impl Package {
         rules.collect()
     }
 
-    /// Those of every kind that has Rust sources.
+    /// Returns the rules of every kind that has Rust sources.
     pub fn all_rules(&self) -> impl Iterator<Item = Rule<'_>> {
         let kinds = ["rust_library", "rust_binary", "rust_test", "rust_tests"];
         kinds.into_iter().flat_map(|kind| self.rules(kind))
     }
 
-    /// Returns the crate roots of its tests, as Cargo finds them, that no `rust_tests` rule has.
+    /// Returns the crate roots of tests, as Cargo finds them, that are in no `rust_tests` rule.
     pub fn tests_not_run(&self) -> Names {
         let mut missing = self.matching("tests/*.rs");
         missing.extend(self.matching("tests/*/main.rs"));
@@ -131,8 +130,8 @@ impl Package {
         missing
     }
 
-    /// The libraries and programs that have tests inside, which no `rust_test` has as its crate, be it
-    /// under another name for the same files.
+    /// Returns the libraries and programs that contain tests but are the crate of no `rust_test`. A rule
+    /// with the same files under another name counts.
     pub fn crates_not_tested(&self) -> Names {
         let crates: Vec<Rule<'_>> = ["rust_library", "rust_binary"]
             .iter()
@@ -158,7 +157,7 @@ impl Package {
             .collect()
     }
 
-    /// The crate roots of programs, but for the package's main one, that no rule has among its files.
+    /// Returns the crate roots of programs, except the package's main one, that are in no rule.
     pub fn programs_not_built(&self) -> Names {
         let mut missing = self.matching("src/bin/*.rs");
         missing.extend(self.matching("src/bin/*/main.rs"));
@@ -171,7 +170,7 @@ impl Package {
         missing
     }
 
-    /// The files that the rule has as `srcs`.
+    /// Returns the files in the `srcs` of a rule.
     fn sources_of(&self, rule: Rule<'_>) -> Names {
         let expression = rule.attribute("srcs").unwrap_or_default();
         let (named, but) = expression
@@ -181,7 +180,7 @@ impl Package {
         self.expand(named).difference(&but).cloned().collect()
     }
 
-    /// The files that the texts and the lists named in the expression stand for.
+    /// Returns the files that an expression of strings and named lists stands for.
     fn expand(&self, expression: &str) -> Names {
         let mut files = Names::new();
         for pattern in quoted(expression) {
@@ -196,7 +195,7 @@ impl Package {
         files
     }
 
-    /// Its Rust files that a pattern of `glob()` stands for.
+    /// Returns the Rust files that match a pattern of `glob()`.
     fn matching(&self, pattern: &str) -> Names {
         let files = self.sources.keys();
         files
@@ -210,16 +209,16 @@ impl Package {
 }
 
 impl<'a> Rule<'a> {
-    /// Its name.
+    /// Returns the name.
     pub fn name(self) -> &'a str {
         let name = self.attribute("name").expect("a rule has a name");
         quoted(name).next().expect("a name is a text")
     }
 
-    /// What stands behind that attribute.
+    /// Returns the expression of an attribute.
     pub fn attribute(self, name: &str) -> Option<&'a str> {
         let at = self.0.split_once(&format!("\n    {name} = "))?.1;
-        // The next one begins at the same depth.
+        // The next attribute begins at the same depth.
         let starts = at.match_indices("\n    ").map(|(at, _)| at);
         let next = starts.into_iter().find(|start| {
             let c = at[start + 5..].chars().next();
@@ -233,8 +232,8 @@ fn has_tests(text: &str) -> bool {
     text.contains("#[test]") || text.contains("#[tokio::test")
 }
 
-/// Whether the parts of a path fit those of a pattern, where `*` stands for a part or within one, and
-/// `**` for any number of them.
+/// Whether the parts of a path match those of a pattern. `*` stands for any text within a part, `**` for
+/// any number of parts.
 fn matches(pattern: &[&str], path: &[&str]) -> bool {
     match pattern {
         [] => path.is_empty(),
@@ -288,7 +287,7 @@ mod tests {
     ];
 
     #[test]
-    fn a_test_that_is_only_excluded_is_not_run() {
+    fn a_test_that_rules_only_exclude_is_reported() {
         let build = "\n_B = [\n    \"tests/b.rs\",\n]\n\nrust_tests(\n    name = \"tests\",\n    srcs = \
                      glob(\n        [\"tests/*.rs\"],\n        exclude = _B,\n    ),\n    data = [],\n)\n";
         assert_eq!(
@@ -300,7 +299,7 @@ mod tests {
     }
 
     #[test]
-    fn tests_without_a_rule_are_not_run() {
+    fn tests_without_a_rule_are_reported() {
         assert_eq!(
             package("", &TESTS).tests_not_run(),
             names(&["tests/a.rs", "tests/b.rs"])
@@ -312,12 +311,13 @@ mod tests {
         let sources = [("tests/suite/main.rs", false), ("tests/suite/a.rs", true)];
         let with = |build: &str| package(build, &sources).tests_not_run();
         assert_eq!(with(""), names(&["tests/suite/main.rs"]));
-        let build = "\nrust_tests(\n    name = \"tests\",\n    srcs = [\"tests/suite/main.rs\"],\n)\n";
+        let build =
+            "\nrust_tests(\n    name = \"tests\",\n    srcs = [\"tests/suite/main.rs\"],\n)\n";
         assert_eq!(with(build), names(&[]));
     }
 
     #[test]
-    fn a_crate_with_tests_wants_a_rule_for_its_own_files() {
+    fn crates_whose_own_tests_have_no_rule_are_reported() {
         let sources = [
             ("src/lib.rs", false),
             ("src/deep/er.rs", true),
@@ -334,14 +334,14 @@ mod tests {
         let crates = format!("{library}{tool}");
         assert_eq!(with(crates.clone()), names(&["some", "tool"]));
         assert_eq!(with(format!("{crates}{}", test("some"))), names(&["tool"]));
-        // The same files by another name.
+        // The same files under another name.
         let other = library.replace("\"some\"", "\"other\"");
         let all = format!("{crates}{other}{}{}", test("other"), test("tool"));
         assert_eq!(with(all), names(&[]));
     }
 
     #[test]
-    fn a_program_wants_a_rule() {
+    fn programs_without_a_rule_are_reported() {
         let sources = [("src/bin/one.rs", false), ("examples/two.rs", false)];
         let build = "\nrust_binary(\n    name = \"two\",\n    srcs = [\"examples/two.rs\"],\n)\n";
         assert_eq!(
@@ -351,7 +351,7 @@ mod tests {
     }
 
     #[test]
-    fn tests_are_found_in_either_form() {
+    fn tests_of_both_forms_are_found() {
         assert!(has_tests("#[test]\nfn a() {}"));
         assert!(has_tests("#[tokio::test(start_paused = true)]"));
         assert!(!has_tests("#[cfg(test)]\nmod tests;"));

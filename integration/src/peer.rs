@@ -1,5 +1,4 @@
-//! A cache in this process, over a map in memory, that misbehaves as the test says: it stands for
-//! the tier behind a proxy. Every call is recorded.
+//! A backing cache in memory that injects faults and records every call.
 
 mod action;
 mod blob;
@@ -34,32 +33,32 @@ use self::{
 pub use self::{
     fault::{Fault, Times},
     record::{Call, Method},
-    state::Seen,
+    state::PeerState,
 };
 
-/// How long a condition may take to come true; far more than it needs, so that only one that
-/// never does fails.
+/// The longest wait for a condition; far more than it needs, so that only a condition that never comes
+/// true fails.
 const PATIENCE: Duration = Duration::from_mins(1);
 
-/// The least that a gRPC server takes in one message, whatever batches it allows.
+/// The largest message that gRPC accepts by default, in bytes.
 const MESSAGE: usize = 4 * 1024 * 1024;
 
-/// Room in a full batch for what is not content.
+/// Bytes of a full batch in addition to its content.
 const FRAMING: usize = 64 * 1024;
 
-/// What the peer says that it can do, and keeps to.
+/// The capabilities that the peer announces and enforces.
 #[derive(Clone, Debug)]
 pub struct Offer {
-    /// The content bytes that one batch may have; it is enforced, and 0 means no limit.
+    /// The most content bytes of one batch; 0 for no limit.
     pub batch_limit: usize,
-    /// Others are refused. SHA-256 and BLAKE3 are checked, and content under any other is taken as
-    /// it is; where a request names none, it is SHA-256.
+    /// The accepted digest functions. SHA-256 and BLAKE3 are verified, others are not. A request that
+    /// names none uses SHA-256.
     pub functions: Vec<digest_function::Value>,
-    /// Besides identity: zstd, or none.
+    /// The compressors in addition to identity: zstd, or none.
     pub compressors: Vec<compressor::Value>,
     /// Whether action results may be stored.
     pub update_actions: bool,
-    /// What faults that come by chance are drawn from.
+    /// The seed of random faults.
     pub seed: u64,
 }
 
@@ -78,7 +77,7 @@ impl Default for Offer {
     }
 }
 
-/// The running peer, on a port of its own. It ends with this value, and its connections with it.
+/// The running peer. Dropping it closes its port and connections.
 #[derive(Debug)]
 pub struct FaultyPeer {
     address: SocketAddr,
@@ -88,12 +87,12 @@ pub struct FaultyPeer {
 }
 
 impl FaultyPeer {
-    /// A peer that behaves, until it is told not to.
+    /// Starts a peer without faults.
     pub fn start() -> Self {
         Self::with(Offer::default())
     }
 
-    /// A peer that offers something else.
+    /// Starts a peer with these capabilities.
     pub fn with(offer: Offer) -> Self {
         let shared = Arc::new(Shared::new(offer));
         let (stop, stopped) = oneshot::channel();
@@ -122,115 +121,119 @@ impl FaultyPeer {
         }
     }
 
-    /// Where it listens.
+    /// Returns the address of the peer.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// Its address as a target of gRPC clients.
+    /// Returns the address as a gRPC target.
     pub fn grpc_url(&self) -> String {
         format!("grpc://{}", self.address)
     }
 
-    /// Makes calls of `method` go wrong. Of several faults of a method, the one that was given
-    /// first and is due happens.
+    /// Injects a fault into calls of `method`. Of several faults that are due, the one injected first
+    /// happens.
     pub fn inject(&self, method: Method, times: Times, fault: Fault) {
         self.shared
-            .change(|seen| seen.faults.add(method, times, fault));
+            .change(|state| state.faults.add(method, times, fault));
     }
 
-    /// Makes calls of every method go wrong.
+    /// Injects a fault into calls of every method.
     pub fn inject_everywhere(&self, times: Times, fault: Fault) {
         for method in Method::ALL {
             self.inject(method, times, fault);
         }
     }
 
-    /// Takes all faults back, and lets go on what is stalled.
+    /// Removes all faults and continues stalled calls.
     pub fn heal(&self) {
-        self.shared.change(|seen| {
-            seen.faults.clear();
-            seen.releases += 1;
+        self.shared.change(|state| {
+            state.faults.clear();
+            state.releases += 1;
         });
     }
 
-    /// Lets go on what is stalled; faults stay.
+    /// Continues stalled calls; faults stay.
     pub fn release(&self) {
-        self.shared.change(|seen| seen.releases += 1);
+        self.shared.change(|state| state.releases += 1);
     }
 
-    /// Holds a blob from now on, by its SHA-256.
+    /// Stores a blob under its SHA-256 digest.
     pub fn put(&self, content: &Bytes) -> Digest {
         let digest = digest_of(content);
         self.put_as(&digest, content.clone());
         digest
     }
 
-    /// Holds `content` under that digest, whether it is the right one or not.
+    /// Stores `content` under a digest, which need not match.
     pub fn put_as(&self, digest: &Digest, content: Bytes) {
         self.shared
-            .change(|seen| seen.blobs.insert(Key::of(digest), content));
+            .change(|state| state.blobs.insert(Key::of(digest), content));
     }
 
-    /// Holds an action result from now on, whether its blobs are there or not.
+    /// Stores an action result, even if its blobs are missing.
     pub fn put_action(&self, instance: &str, action: &Digest, result: ActionResult) {
         let key = (instance.to_owned(), Key::of(action));
-        self.shared.change(|seen| seen.actions.insert(key, result));
+        self.shared
+            .change(|state| state.actions.insert(key, result));
     }
 
-    /// Loses a blob; action results that name it stay.
+    /// Removes a blob; action results that name it stay.
     pub fn forget(&self, digest: &Digest) {
         self.shared
-            .change(|seen| seen.blobs.remove(&Key::of(digest)));
+            .change(|state| state.blobs.remove(&Key::of(digest)));
     }
 
-    /// Loses everything it holds, but not what it has recorded.
+    /// Removes all blobs, action results and partial uploads, but not the recorded calls.
     pub fn forget_all(&self) {
-        self.shared.change(|seen| {
-            seen.blobs.clear();
-            seen.actions.clear();
-            seen.partials.clear();
+        self.shared.change(|state| {
+            state.blobs.clear();
+            state.actions.clear();
+            state.partials.clear();
         });
     }
 
-    /// The content that it holds under that digest.
+    /// Returns the content stored under a digest.
     pub fn blob(&self, digest: &Digest) -> Option<Bytes> {
-        self.shared.look(|seen| seen.blob(digest))
+        self.shared.inspect(|state| state.blob(digest))
     }
 
-    /// The action result that it holds.
+    /// Returns a stored action result.
     pub fn action(&self, instance: &str, action: &Digest) -> Option<ActionResult> {
-        self.shared.look(|seen| seen.action(instance, action))
+        self.shared.inspect(|state| state.action(instance, action))
     }
 
-    /// The calls of a method, in the order in which they came.
+    /// Returns the calls of a method, in the order of arrival.
     pub fn calls(&self, method: Method) -> Vec<Call> {
         self.shared
-            .look(|seen| seen.calls(method).cloned().collect())
+            .inspect(|state| state.calls(method).cloned().collect())
     }
 
-    /// Content bytes that it has sent so far, as they went over the wire.
+    /// Returns the content bytes sent so far, compressed ones as such.
     pub fn bytes_read(&self) -> u64 {
-        self.shared.look(Seen::bytes_read)
+        self.shared.inspect(PeerState::bytes_read)
     }
 
-    /// Content bytes that it has received so far, as they came over the wire.
+    /// Returns the content bytes received so far, compressed ones as such.
     pub fn bytes_written(&self) -> u64 {
-        self.shared.look(Seen::bytes_written)
+        self.shared.inspect(PeerState::bytes_written)
     }
 
-    /// Forgets the calls that ended, so that a test counts from here.
+    /// Removes the records of ended calls, so that counts start anew.
     pub fn forget_calls(&self) {
-        self.shared.change(Seen::forget_calls);
+        self.shared.change(PeerState::forget_calls);
     }
 
-    /// Waits until what it holds and has recorded satisfies `met`; panics when it never does.
-    pub async fn wait_for(&self, met: impl FnMut(&Seen) -> bool) {
-        let mut seen = self.shared.subscribe();
-        let in_time = time::timeout(PATIENCE, seen.wait_for(met)).await;
-        let calls = || self.shared.look(|seen| format!("{:#?}", seen.all_calls()));
-        let seen = in_time.unwrap_or_else(|_| panic!("never came to that: {}", calls()));
-        drop(seen.expect("the peer outlives the wait"));
+    /// Waits until the peer's state satisfies `met`. Panics after a minute.
+    pub async fn wait_for(&self, met: impl FnMut(&PeerState) -> bool) {
+        let mut state = self.shared.subscribe();
+        let in_time = time::timeout(PATIENCE, state.wait_for(met)).await;
+        let calls = || {
+            self.shared
+                .inspect(|state| format!("{:#?}", state.all_calls()))
+        };
+        let state = in_time.unwrap_or_else(|_| panic!("not met in time: {}", calls()));
+        drop(state.expect("the peer outlives the wait"));
     }
 }
 
@@ -238,7 +241,7 @@ impl Drop for FaultyPeer {
     fn drop(&mut self) {
         drop(self.stop.take());
         if let Some(thread) = self.thread.take() {
-            // What it panicked with was printed then.
+            // A panic of the thread has already been printed.
             let _ = thread.join();
         }
     }

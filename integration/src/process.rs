@@ -12,15 +12,14 @@ use rustix::{
     process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, kill_process, pidfd_open, waitid},
 };
 
-/// A command line whose process does not outlive the thread that starts it, even when the test
-/// is killed and has no time to clean up.
+/// Returns a command whose process ends with the thread that starts it, even if the test is killed.
 pub fn command(program: impl AsRef<OsStr>) -> Command {
     let mut command = Command::new("setpriv");
     command.args(["--pdeathsig", "KILL", "--"]).arg(program);
     command
 }
 
-/// A running child, killed by its id and reaped when this value goes.
+/// A running child process. Dropping it kills and reaps the child.
 #[derive(Debug)]
 pub struct Process {
     child: Child,
@@ -36,25 +35,24 @@ impl Process {
         Self { child, ended: None }
     }
 
-    /// The child itself, for its pipes.
+    /// Returns the child, for its pipes.
     pub fn child_mut(&mut self) -> &mut Child {
         &mut self.child
     }
 
-    /// Its number.
+    /// Returns the process id.
     pub fn id(&self) -> u32 {
         self.child.id()
     }
 
-    /// Sends `signal`; does nothing once the child was reaped, since its id may be another's then.
+    /// Sends `signal`, unless the child was reaped, since its id may then be reused.
     pub fn signal(&self, signal: Signal) {
         if self.ended.is_none() {
             kill_process(self.pid(), signal).expect("a child not yet reaped can be signalled");
         }
     }
 
-    /// Stops the child (SIGSTOP) and waits until all its threads have: until the first of them has
-    /// its turn, the others go on.
+    /// Stops the child (SIGSTOP) and waits until all its threads have stopped.
     pub fn freeze(&self) {
         self.signal(Signal::STOP);
         let stopped = waitid(WaitId::Pid(self.pid()), WaitIdOptions::STOPPED);
@@ -67,7 +65,7 @@ impl Process {
         self.wait();
     }
 
-    /// Waits for the child to end by itself.
+    /// Waits until the child ends by itself.
     pub fn wait(&mut self) -> ExitStatus {
         let status = self.ended.unwrap_or_else(|| {
             let waited = self.child.wait();
@@ -77,14 +75,14 @@ impl Process {
         status
     }
 
-    /// Waits for the child to end by itself; panics, killing it, when that takes longer.
+    /// Waits until the child ends by itself. Panics if that takes longer than `limit`.
     pub fn wait_within(&mut self, limit: Duration) -> ExitStatus {
         let id = self.child.id();
         self.ended_within(limit)
             .unwrap_or_else(|| panic!("process {id} did not end in time"))
     }
 
-    /// How the child ended, unless it still runs after that time.
+    /// Waits up to `limit` for the child to end. Returns its status, or `None` if it still runs.
     pub fn ended_within(&mut self, limit: Duration) -> Option<ExitStatus> {
         if self.ended.is_none() {
             let pidfd = pidfd_open(self.pid(), PidfdFlags::empty())
@@ -110,7 +108,7 @@ impl Drop for Process {
     }
 }
 
-/// How a process ended, in words.
+/// Describes the status of an ended process.
 pub fn describe(status: ExitStatus) -> String {
     match (status.code(), status.signal()) {
         (Some(code), _) => format!("status {code}"),

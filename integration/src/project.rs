@@ -1,4 +1,4 @@
-//! The project's own files, for tests of how it is built.
+//! The project's files, for tests of its build.
 
 use std::{
     env, fs,
@@ -6,8 +6,8 @@ use std::{
     process::Command,
 };
 
-/// The checkout that this program was built from. Bazel runs programs elsewhere: by `bazel run` it
-/// says where the checkout is, and tests run among links to its files.
+/// Returns the checkout that this program was built from. Under Bazel the working directory is another:
+/// `bazel run` passes the checkout in a variable, and tests run among links to its files.
 pub fn root() -> PathBuf {
     let below = if let Some(checkout) = env::var_os("BUILD_WORKSPACE_DIRECTORY") {
         Path::new(&checkout).join("Cargo.toml")
@@ -22,7 +22,7 @@ pub fn root() -> PathBuf {
     manifest.parent().expect("a file is in a folder").to_owned()
 }
 
-/// What a commit of all that lies there would have, relative to the checkout.
+/// Lists the files that a commit of everything would contain, relative to the checkout.
 pub fn files() -> Vec<PathBuf> {
     let mut git = Command::new("git");
     git.args(["-c", "safe.directory=*", "ls-files", "-z"])
@@ -48,7 +48,7 @@ pub fn files() -> Vec<PathBuf> {
     files
 }
 
-/// A copy of them in `to`.
+/// Copies the files to `to`.
 pub fn copy(to: &Path) {
     let from = root();
     for file in files() {

@@ -1,4 +1,4 @@
-//! The root directory that holds the real build clients.
+//! The root directory with the real build clients.
 
 use std::{
     path::{Path, PathBuf},
@@ -8,24 +8,24 @@ use std::{
 
 use crate::{process, project};
 
-/// A command that will run inside the root, in the directory `inside`; the root is made first if
-/// this machine has none.
+/// Returns a command that runs inside the root, in the directory `inside`. Creates the root first if
+/// necessary.
 ///
-/// It sees the machine's files and network, but for the system's own folders, and whatever it leaves
-/// running ends with it.
+/// The command sees the machine's network and files, except the system folders. Processes that it leaves
+/// running end with it.
 pub fn command(inside: &Path, program: &str) -> Command {
     make();
     let mut command = process::command(script());
     command
         .args(["run", "--contained", "--", program])
-        // Not what somebody has put beside the root's programs.
+        // Without `/usr/local`, which is the machine's.
         .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
         .current_dir(inside)
         .stdin(Stdio::null());
     command
 }
 
-/// Makes the root if this machine has none, and returns its place.
+/// Creates the root if necessary, and returns its path.
 pub fn make() -> &'static Path {
     static MADE: OnceLock<PathBuf> = OnceLock::new();
     MADE.get_or_init(|| {
@@ -36,7 +36,7 @@ pub fn make() -> &'static Path {
             .unwrap_or_else(|e| panic!("starting {}: {e}", script().display()));
         assert!(
             output.status.success(),
-            "the root with the build clients cannot be made: {}",
+            "cannot create the root with the build clients: {}",
             String::from_utf8_lossy(&output.stderr).trim_end()
         );
         let place = String::from_utf8(output.stdout).expect("the root's path is UTF-8");

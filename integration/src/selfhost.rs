@@ -1,5 +1,5 @@
-//! Builds this project with its own Bazel launcher, each time as if on a new machine, and reads from
-//! the build event log where the results came from.
+//! Builds this project with its Bazel launcher as on a new machine, and reads the origins of results
+//! from the build event log.
 
 use std::{
     collections::BTreeMap,
@@ -19,31 +19,31 @@ use crate::{
     project,
 };
 
-/// The project as it was when this was made, so that editing it changes no build of it.
+/// A snapshot of the project, so that later edits do not change its builds.
 #[derive(Debug)]
 pub struct Project(TempDir);
 
-/// Where a build may find and leave results.
+/// The cache of a build.
 #[derive(Clone, Copy, Debug)]
 pub enum Cache<'a> {
-    /// Nowhere.
+    /// No cache.
     None,
-    /// In the server at this address (`grpc://...`).
+    /// The server at this address (`grpc://...`).
     Remote(&'a str),
-    /// In this folder, by Bazel itself.
+    /// Bazel's disk cache in this folder.
     Disk(&'a Path),
 }
 
 /// A build of everything that succeeded.
 #[derive(Debug)]
 pub struct Build {
-    /// From the call of the launcher to its end.
+    /// The time from the call of the launcher to its end.
     pub wall: Duration,
-    /// How many actions each way of running them, or of not having to, was good for.
+    /// The number of actions by strategy or cache.
     pub actions: BTreeMap<String, u64>,
 }
 
-/// What is read of a build event; all others are passed over.
+/// A build event; fields other than the metrics are ignored.
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 struct Event {
@@ -78,9 +78,8 @@ impl Default for Project {
 }
 
 impl Project {
-    /// Builds everything in a copy that is at no other build's path, with an empty output base.
-    /// Downloads of Bazel are shared with other builds. Panics with what the launcher said when it
-    /// fails.
+    /// Builds everything in a copy at a unique path, with an empty output base. Bazel's downloads are
+    /// shared with other builds. Panics with the launcher's output if the build fails.
     pub fn build(&self, cache: Cache<'_>) -> Build {
         let dir = TempDir::new().expect("a temporary directory");
         let source = dir.path().join("project");
@@ -111,7 +110,7 @@ impl Project {
         let status = Process::spawn(&mut command).wait();
         let wall = start.elapsed();
         let console = fs::read_to_string(&console).unwrap_or_default();
-        // Bazel takes the right to write from what it makes.
+        // Bazel makes its outputs read-only.
         make_writable(dir.path());
         assert!(
             status.success(),
@@ -126,7 +125,7 @@ impl Project {
 }
 
 impl Build {
-    /// How many actions could have come from a remote cache: all but those inside Bazel itself.
+    /// Returns the number of actions that a remote cache could have served: all but those inside Bazel.
     pub fn cacheable(&self) -> u64 {
         let outside = |name: &&String| !matches!(name.as_str(), "total" | "internal");
         let counts = self.actions.iter();
@@ -136,7 +135,7 @@ impl Build {
             .sum()
     }
 
-    /// How many did.
+    /// Returns the number of actions that the remote cache served.
     pub fn remote_hits(&self) -> u64 {
         self.actions.get("remote cache hit").copied().unwrap_or(0)
     }
@@ -193,6 +192,6 @@ fn runner_counts(events: &PathBuf) -> BTreeMap<String, u64> {
 fn make_writable(dir: &Path) {
     let mut command = process::command("chmod");
     command.args(["--recursive", "u+w"]).arg(dir);
-    // What cannot be made so is told by the removal of the folder.
+    // If this fails, removing the folder reports it.
     let _ = Process::spawn(command.stderr(Stdio::null())).wait();
 }

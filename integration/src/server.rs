@@ -23,31 +23,31 @@ use crate::{
     process::{self, Process},
 };
 
-/// How long a server may take to open its port or to end; far more than it needs, so that only a
-/// hanging one fails.
+/// The longest wait for a server to open its port or end; far more than it needs, so that only a hanging
+/// server fails.
 const PATIENCE: Duration = Duration::from_mins(1);
-/// The interval between two looks at the log.
-const LOOK: Duration = Duration::from_millis(5);
+/// The interval between two checks of the log.
+const POLL: Duration = Duration::from_millis(5);
 
-/// Without a value, no metrics.
+/// The setting that switches metrics off.
 const METRICS_ADDR: &str = "telemetry.metrics_addr=";
 
-/// A command line of the server that keeps its blobs in `data`, listens on a free loopback port and
-/// tells no metrics. Each setting is a `key=value`, and may override those three.
+/// Returns the command of a server with the data directory `data`, on a free loopback port, without
+/// metrics. Each setting is a `key=value`, and may override those three.
 pub fn command<S: AsRef<OsStr>>(data: &Path, settings: &[S]) -> Command {
     configure(process::command(binary::gorego()), data, settings)
 }
 
-/// A file system of the server's own, which goes when the server ends.
+/// A file system of the server alone, removed when the server ends.
 #[derive(Clone, Copy, Debug)]
 pub struct Disk {
-    /// Its size in MiB.
+    /// The size in MiB.
     pub mib: u32,
-    /// What a shell does there before the server starts.
+    /// A shell command run in the file system before the server starts.
     pub prepare: &'static str,
 }
 
-/// The same, with such a file system at `data`.
+/// Returns the command of a server with its own file system at `data`.
 fn command_on<S: AsRef<OsStr>>(disk: Disk, data: &Path, settings: &[S]) -> Command {
     let mut command = process::command("unshare");
     if !geteuid().is_root() {
@@ -62,7 +62,7 @@ fn command_on<S: AsRef<OsStr>>(disk: Disk, data: &Path, settings: &[S]) -> Comma
     configure(command, data, settings)
 }
 
-/// Keeps the caller's own settings from a server that `command` starts.
+/// Removes the caller's `GOREGO_` variables from the environment of `command`.
 pub fn forget_settings(command: &mut Command) {
     for (key, _) in env::vars_os() {
         if key.as_encoded_bytes().starts_with(b"GOREGO_") {
@@ -72,14 +72,14 @@ pub fn forget_settings(command: &mut Command) {
 }
 
 fn configure<S: AsRef<OsStr>>(mut command: Command, data: &Path, settings: &[S]) -> Command {
-    // The caller's own settings and configuration files are not part of the test.
+    // The caller's settings and configuration files are not part of the test.
     forget_settings(&mut command);
     command.current_dir("/").stdin(Stdio::null());
     let mut dir = OsStr::new("local_cache.dir=").to_owned();
     dir.push(data);
     command
         .args(["--set", "listen_addr=127.0.0.1:0"])
-        // By default they would be told on all interfaces, on a port that others may want.
+        // By default metrics would be served on all interfaces, on a fixed port.
         .args(["--set", METRICS_ADDR, "--set"])
         .arg(dir);
     for setting in settings {
@@ -88,8 +88,8 @@ fn configure<S: AsRef<OsStr>>(mut command: Command, data: &Path, settings: &[S])
     command
 }
 
-/// A running server on a data directory of its own. It is killed when this value goes; its log is
-/// shown if the test failed.
+/// A running server with its own data directory. Dropping it kills the server, and prints its log if the
+/// test failed.
 #[derive(Debug)]
 pub struct Server {
     process: Process,
@@ -101,7 +101,7 @@ pub struct Server {
     log: Log,
 }
 
-/// What it finds on its machine.
+/// The environment of a server: its disk, the system's certificates and its limit of open files.
 #[derive(Clone, Debug, Default)]
 struct Surroundings {
     disk: Option<Disk>,
@@ -110,7 +110,7 @@ struct Surroundings {
 }
 
 impl Surroundings {
-    /// The command line that its settings are added to.
+    /// Returns the command to which settings are added.
     fn program(&self) -> Command {
         let Some(Descriptors { soft, hard }) = self.descriptors else {
             return process::command(binary::gorego());
@@ -122,12 +122,12 @@ impl Surroundings {
     }
 }
 
-/// The limits of files and sockets that a server may have open.
+/// The limits of file descriptors.
 #[derive(Clone, Copy, Debug)]
 pub struct Descriptors {
-    /// The limit that it starts with.
+    /// The limit at the start.
     pub soft: u32,
-    /// The hard limit, to which the server may raise the other.
+    /// The hard limit, to which the server may raise the soft one.
     pub hard: u32,
 }
 
@@ -138,7 +138,7 @@ impl Server {
         Self::within(Surroundings::default(), settings)
     }
 
-    /// The same in front of the cache at `target`.
+    /// Starts a server with the backing cache at `target`.
     pub fn in_front_of(target: &str, settings: &[&str]) -> Self {
         let target = format!("backing_cache.target={target}");
         let mut all = vec![target.as_str()];
@@ -146,7 +146,7 @@ impl Server {
         Self::start(&all)
     }
 
-    /// The same on a disk of its own.
+    /// Starts a server with its own file system.
     pub fn start_on(disk: Disk, settings: &[&str]) -> Self {
         let surroundings = Surroundings {
             disk: Some(disk),
@@ -155,7 +155,7 @@ impl Server {
         Self::within(surroundings, settings)
     }
 
-    /// The same where the certificates in `roots` are the system's.
+    /// Starts a server for which the certificates in `roots` are the system's authorities.
     pub fn start_with_roots(roots: &Path, settings: &[&str]) -> Self {
         let surroundings = Surroundings {
             roots: Some(roots.to_owned()),
@@ -164,7 +164,7 @@ impl Server {
         Self::within(surroundings, settings)
     }
 
-    /// Starts a server with a limit of open files.
+    /// Starts a server with these limits of file descriptors.
     pub fn start_limited(descriptors: Descriptors, settings: &[&str]) -> Self {
         let surroundings = Surroundings {
             descriptors: Some(descriptors),
@@ -179,8 +179,8 @@ impl Server {
         Self::launch(Arc::new(dir), surroundings, settings)
     }
 
-    /// Starts it again on the same directory, with the same settings, after killing it (SIGKILL)
-    /// unless it has ended by itself.
+    /// Starts the server again on the same directory with the same settings, after killing it (SIGKILL)
+    /// if it runs.
     #[must_use]
     pub fn restart(mut self) -> Self {
         self.kill();
@@ -188,20 +188,19 @@ impl Server {
         Self::launch(dir, surroundings, self.settings.clone())
     }
 
-    /// The same with other settings.
+    /// Restarts the server on the same directory with other settings.
     #[must_use]
     pub fn restart_with(mut self, settings: &[&str]) -> Self {
         self.settings = settings.iter().map(|&s| s.to_owned()).collect();
         self.restart()
     }
 
-    /// What it has logged so far.
+    /// Returns the log so far.
     pub fn log(&self) -> String {
         text(&self.log)
     }
 
-    /// Waits until the log contains `part`, and returns the log. The server is ahead of what the
-    /// test has read of its log.
+    /// Waits until the log contains `part`, and returns the log.
     pub fn wait_for_log(&self, part: &str) -> String {
         let start = Instant::now();
         loop {
@@ -210,7 +209,7 @@ impl Server {
                 return log;
             }
             assert!(start.elapsed() < PATIENCE, "no {part:?} in the log:\n{log}");
-            thread::sleep(LOOK);
+            thread::sleep(POLL);
         }
     }
 
@@ -230,15 +229,16 @@ impl Server {
         let mut process = Process::spawn(&mut command);
         let stderr = process.child_mut().stderr.take();
         let log = Log::default();
-        let told = follow(stderr.expect("stderr is piped"), Arc::clone(&log));
-        let mut next = |told: &mpsc::Receiver<SocketAddr>, what| {
-            told.recv_timeout(PATIENCE).unwrap_or_else(|_| {
+        let addresses = follow(stderr.expect("stderr is piped"), Arc::clone(&log));
+        let mut next = |addresses: &mpsc::Receiver<SocketAddr>, what| {
+            addresses.recv_timeout(PATIENCE).unwrap_or_else(|_| {
                 process.kill();
-                panic!("the server never said where {what}:\n{}", text(&log))
+                panic!("the server did not log {what}:\n{}", text(&log))
             })
         };
-        let address = next(&told.listening, "it listens");
-        let metrics = wants_metrics(&settings).then(|| next(&told.metrics, "its metrics are"));
+        let address = next(&addresses.listening, "its address");
+        let metrics = wants_metrics(&settings)
+            .then(|| next(&addresses.metrics, "the address of its metrics"));
         Self {
             process,
             address,
@@ -250,22 +250,22 @@ impl Server {
         }
     }
 
-    /// Where it listens.
+    /// Returns the address of the server.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// Where it tells metrics, which its settings have to ask for.
+    /// Returns the address of the metrics, which the settings have to enable.
     pub fn metrics(&self) -> SocketAddr {
         self.metrics.expect("telemetry.metrics_addr is set")
     }
 
-    /// The number of its process.
+    /// Returns the process id.
     pub fn id(&self) -> u32 {
         self.process.id()
     }
 
-    /// Its data directory, as this process reaches it.
+    /// Returns the path of the data directory for this process.
     pub fn data(&self) -> PathBuf {
         let data = data_in(&self.dir);
         if self.surroundings.disk.is_none() {
@@ -275,32 +275,32 @@ impl Server {
         Path::new(&root).join(data.strip_prefix("/").unwrap_or(&data))
     }
 
-    /// Its address in the form that Bazel takes.
+    /// Returns the address in the form for Bazel.
     pub fn grpc_url(&self) -> String {
         format!("grpc://{}", self.address)
     }
 
-    /// Its address in the form that the BuildBox tools take.
+    /// Returns the address in the form for the BuildBox tools.
     pub fn http_url(&self) -> String {
         format!("http://{}", self.address)
     }
 
-    /// Kills it with SIGKILL, as a crash would.
+    /// Kills the server with SIGKILL, as a crash would.
     pub fn kill(&mut self) {
         self.process.kill();
     }
 
-    /// Asks it to stop (SIGTERM), without waiting.
+    /// Sends SIGTERM without waiting for the end.
     pub fn ask_to_stop(&self) {
         self.signal(Signal::TERM);
     }
 
-    /// Sends it a signal.
+    /// Sends a signal.
     pub fn signal(&self, signal: Signal) {
         self.process.signal(signal);
     }
 
-    /// Waits until it has stopped by itself.
+    /// Waits until the server ends by itself.
     pub fn wait(&mut self) -> ExitStatus {
         self.process.wait_within(PATIENCE)
     }
@@ -316,26 +316,26 @@ impl Drop for Server {
     }
 }
 
-/// Runs a server that is expected to refuse to start; its status and what it wrote to stderr.
+/// Runs a server that must refuse to start. Returns its status and its output on stderr.
 pub fn refusal<S: AsRef<OsStr>>(data: &Path, settings: &[S]) -> (ExitStatus, String) {
     refusal_of(&mut command(data, settings))
 }
 
-/// Returns how a server that refuses to start on this disk ends, and its output.
+/// Runs a server that must refuse to start on its own file system. Returns its status and its output.
 pub fn refusal_on<S: AsRef<OsStr>>(disk: Disk, settings: &[S]) -> (ExitStatus, String) {
     let dir = TempDir::new().expect("a temporary directory");
     refusal_of(&mut command_on(disk, dir.path(), settings))
 }
 
-/// The same for a command line of the caller's own.
+/// Runs a command that must refuse to start a server. Returns its status and its output.
 pub fn refusal_of(command: &mut Command) -> (ExitStatus, String) {
     command.stdout(Stdio::null()).stderr(Stdio::piped());
     let mut process = Process::spawn(command);
     let stderr = process.child_mut().stderr.take();
     let log = Log::default();
-    let told = follow(stderr.expect("stderr is piped"), Arc::clone(&log));
-    // Ends with the pipe: either it says that it listens after all, or it has nothing more to say.
-    if let Ok(address) = told.listening.recv_timeout(PATIENCE) {
+    let addresses = follow(stderr.expect("stderr is piped"), Arc::clone(&log));
+    // Returns an address if the server starts, or an error when its stderr is closed.
+    if let Ok(address) = addresses.listening.recv_timeout(PATIENCE) {
         panic!("the server started, on {address}:\n{}", text(&log));
     }
     let status = process.wait_within(PATIENCE);
@@ -346,7 +346,7 @@ fn data_in(dir: &TempDir) -> PathBuf {
     dir.path().join("data")
 }
 
-/// Whether the last setting of the address names one.
+/// Whether the last setting of the metrics address is not empty.
 fn wants_metrics(settings: &[String]) -> bool {
     let mut values = settings.iter().filter_map(|s| s.strip_prefix(METRICS_ADDR));
     values

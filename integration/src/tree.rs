@@ -1,4 +1,4 @@
-//! What a directory on disk holds, in a form that can be compared.
+//! Comparable snapshots of directories.
 
 use std::{
     collections::BTreeMap,
@@ -9,23 +9,23 @@ use std::{
 
 use crate::content;
 
-/// One entry of a tree, as far as the REAPI can carry it.
+/// An entry of a directory, with the properties that the REAPI can represent.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Entry {
-    /// A directory; what is in it has entries of its own.
+    /// A directory, whose content has entries of its own.
     Directory,
     /// A regular file.
     File {
-        /// SHA-256 of the content, in hex.
+        /// The SHA-256 of the content, in hexadecimal digits.
         hash: String,
-        /// Whether its owner may execute it.
+        /// Whether the owner may execute the file.
         executable: bool,
     },
     /// A symbolic link, not followed.
     Symlink(PathBuf),
 }
 
-/// Everything below `dir`, by path relative to it.
+/// Returns all entries below `dir`, by relative path.
 pub fn snapshot(dir: &Path) -> BTreeMap<PathBuf, Entry> {
     let mut entries = BTreeMap::new();
     walk(dir, &mut |path, entry| {

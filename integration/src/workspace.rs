@@ -1,10 +1,9 @@
-//! Bazel workspaces, generated so that they need nothing but the packaged Bazel: no registry, no
-//! network, no source file kept here.
+//! Generated Bazel workspaces that need only the packaged Bazel: no registry and no network.
 
 use std::{fmt::Write as _, fs, path::Path};
 
-/// Modules that Bazel's own tools name and the package does not bring. Nothing here uses them, so
-/// empty ones do.
+/// Modules that Bazel's own tools name and the package lacks. The workspaces do not use them, so empty
+/// ones suffice.
 const EMPTY_MODULES: [&str; 4] = ["apple_support", "buildozer", "protobuf", "zlib"];
 
 const RC: &str = "\
@@ -15,14 +14,14 @@ build --incompatible_strict_action_env
 build --spawn_strategy=local
 ";
 
-/// Genrules in layers, each reading the layer below.
+/// The number of layers of genrules, each of which reads the layer below.
 const LAYERS: usize = 8;
 const RULES_PER_LAYER: usize = 20;
 const LIBRARIES: usize = 24;
 
-/// Makes a workspace of a few hundred actions at `dir`: genrules that depend on each other, C++
-/// libraries, a program, a test, and the shapes of output that a cache must carry (directories,
-/// links, executables, empty files, output on stdout).
+/// Creates a workspace of a few hundred actions at `dir`: genrules that depend on each other, C++
+/// libraries, a program, a test, and all kinds of outputs (directories, links, executables, empty files,
+/// stdout).
 pub fn write_mixed(dir: &Path) {
     write_base(dir);
     write(dir, "defs.bzl", TREE_RULE);
@@ -32,8 +31,8 @@ pub fn write_mixed(dir: &Path) {
     write(dir, "BUILD.bazel", &build);
 }
 
-/// Makes a workspace with one target, `//:big`, whose output `big.bin` is `size` random bytes: no
-/// two runs of its action give the same.
+/// Creates a workspace with one target, `//:big`, whose output `big.bin` is `size` random bytes that
+/// differ in each run.
 pub fn write_big(dir: &Path, size: usize) {
     write_base(dir);
     let build = format!(
@@ -42,7 +41,7 @@ pub fn write_big(dir: &Path, size: usize) {
     write(dir, "BUILD.bazel", &build);
 }
 
-/// Makes a workspace with `//:middle`, whose output `middle.bin` is `size` random bytes, and
+/// Creates a workspace with `//:middle`, whose output `middle.bin` is `size` random bytes, and
 /// `//:top`, which reads that and `source.txt` into `top.txt`.
 pub fn write_two_steps(dir: &Path, size: usize) {
     write_base(dir);
@@ -66,7 +65,7 @@ genrule(
     write(dir, "BUILD.bazel", &build);
 }
 
-/// Writes a file of the workspace at `dir`, and the directories above it.
+/// Writes a file of the workspace at `dir`, and creates its parent directories.
 pub fn write(dir: &Path, file: &str, content: &str) {
     let path = dir.join(file);
     let parent = path.parent().expect("a file is in a directory");

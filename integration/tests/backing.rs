@@ -1,4 +1,4 @@
-//! The servers that stand behind a proxy in other tests do what those rely on.
+//! Tests of the real backing caches that other tests rely on.
 #![cfg(test)]
 
 use gorego_integration::{
@@ -11,7 +11,7 @@ use reapi::v2::ActionResult;
 
 const LARGE: usize = 3 * 1024 * 1024;
 
-/// Stores a blob by each way and an action result, and reads them back.
+/// Stores blobs by all methods and an action result, and reads them back.
 async fn assert_serves(backing: &Backing) {
     let client = Client::connect(backing.address()).await;
     let (small, large) = (blob(1, 1000), blob(2, LARGE));
@@ -41,8 +41,8 @@ async fn assert_holds(backing: &Backing) {
     assert_eq!(client.get_action(&action).await.unwrap().exit_code, 7);
 }
 
-/// Serves, also after a crash and after an orderly end, where it was.
-async fn assert_lasts(mut backing: Backing) {
+/// Checks that the content survives a crash and an orderly restart at the same address.
+async fn assert_survives_restarts(mut backing: Backing) {
     let address = backing.address();
     assert_serves(&backing).await;
     backing.stop();
@@ -54,22 +54,22 @@ async fn assert_lasts(mut backing: Backing) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn bazel_remote_keeps_what_it_was_given_over_a_restart() {
-    assert_lasts(Backing::bazel_remote()).await;
+async fn bazel_remote_keeps_its_content_across_restarts() {
+    assert_survives_restarts(Backing::bazel_remote()).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn casd_keeps_what_it_was_given_over_a_restart() {
-    assert_lasts(Backing::casd()).await;
+async fn casd_keeps_its_content_across_restarts() {
+    assert_survives_restarts(Backing::casd()).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn gorego_keeps_what_it_was_given_over_a_restart() {
-    assert_lasts(Backing::gorego(&[])).await;
+async fn gorego_keeps_its_content_across_restarts() {
+    assert_survives_restarts(Backing::gorego(&[])).await;
 }
 
 #[tokio::test]
-async fn what_goes_over_a_link_is_counted_there() {
+async fn a_link_counts_the_bytes_of_transfers() {
     let backing = Backing::gorego(&[]);
     let link = Link::to(backing.address());
     let client = Client::connect(link.address()).await;

@@ -1,4 +1,4 @@
-//! Bazel fills the cache in one checkout and gets everything back in another.
+//! Bazel fills the cache in one checkout and hits every action in another.
 #![cfg(test)]
 
 use std::fs;
@@ -10,11 +10,11 @@ use gorego_integration::{
     workspace,
 };
 
-/// A workspace smaller than this would not be worth the name.
+/// The least number of actions of a meaningful workspace.
 const ACTIONS: usize = 200;
 
-/// Builds and tests everything, crashes the server, and does the same in another checkout with
-/// other output directories. The two builds.
+/// Builds and tests everything, crashes the server, and repeats that in another checkout. Returns both
+/// builds.
 fn build_twice(startup: &[&str], options: &[&str]) -> (Build, Build) {
     let _lock = Lock::bazel();
     let server = Server::start(&[]);
@@ -35,7 +35,7 @@ fn build_twice(startup: &[&str], options: &[&str]) -> (Build, Build) {
     (first, second)
 }
 
-/// The first build ran each cacheable action, the second none of them.
+/// Checks that the first build ran every cacheable action, and the second none.
 fn assert_second_build_is_all_hits(first: &Build, second: &Build) {
     assert!(!first.cacheable().any(|spawn| spawn.cache_hit));
     let actions = first.cacheable().count();
@@ -45,13 +45,13 @@ fn assert_second_build_is_all_hits(first: &Build, second: &Build) {
 }
 
 #[test]
-fn another_checkout_gets_every_action_back_although_the_server_crashed() {
+fn another_checkout_hits_every_action_after_a_crash_of_the_server() {
     let (first, second) = build_twice(&[], &["--remote_download_all"]);
     assert_second_build_is_all_hits(&first, &second);
 }
 
 #[test]
-fn another_checkout_gets_every_action_back_with_compression() {
+fn another_checkout_hits_every_action_with_compression() {
     let (first, second) = build_twice(
         &[],
         &["--remote_cache_compression", "--remote_download_all"],
@@ -60,7 +60,7 @@ fn another_checkout_gets_every_action_back_with_compression() {
 }
 
 #[test]
-fn another_checkout_gets_every_action_back_with_blake3_digests() {
+fn another_checkout_hits_every_action_with_blake3_digests() {
     let (first, second) = build_twice(&["--digest_function=blake3"], &["--remote_download_all"]);
     assert_second_build_is_all_hits(&first, &second);
     let digest = second.output_digest("of_program.txt");

@@ -1,4 +1,4 @@
-//! Outputs that Bazel leaves in the cache, that are large, or that the cache has evicted.
+//! Bazel's outputs that are not downloaded, that are large, or that the cache has evicted.
 #![cfg(test)]
 
 use std::{
@@ -33,7 +33,7 @@ fn reapi_digest(digest: &OutputDigest) -> Digest {
 }
 
 #[test]
-fn a_build_without_the_bytes_leaves_them_until_an_action_needs_them() {
+fn a_build_without_the_bytes_downloads_outputs_when_an_action_needs_them() {
     let _lock = Lock::bazel();
     let server = Server::start(&[]);
     let options = ["test", "--remote_download_minimal", "//..."];
@@ -46,7 +46,7 @@ fn a_build_without_the_bytes_leaves_them_until_an_action_needs_them() {
     assert!(!there.output("of_program.txt").exists());
     assert!(!there.output("g_7_0.txt").exists());
 
-    // Another layer on top has to run here, and reads what was left in the cache.
+    // A new action runs locally and needs outputs that were not downloaded.
     let rules = fs::read_to_string(there.source().join("BUILD.bazel")).unwrap();
     let more = "genrule(name = \"more\", srcs = [\":of_tree\", \":g_7_0\"], \
                 outs = [\"more.txt\"], tools = [\":program\"], \
@@ -59,7 +59,7 @@ fn a_build_without_the_bytes_leaves_them_until_an_action_needs_them() {
     assert!(output.contains("./deep/er/same.txt"), "{output}");
 }
 
-/// Builds the 200 MiB in one checkout, and fetches them into another.
+/// Builds an output of 200 MiB in one checkout, and downloads it in another.
 fn assert_large_output_comes_back(options: &[&str]) {
     let _lock = Lock::bazel();
     let server = Server::start(&[]);
@@ -78,16 +78,16 @@ fn assert_large_output_comes_back(options: &[&str]) {
 }
 
 #[test]
-fn a_200_mib_output_is_uploaded_and_comes_back() {
+fn a_200_mib_output_is_uploaded_and_downloaded() {
     assert_large_output_comes_back(&[]);
 }
 
 #[test]
-fn a_200_mib_output_is_uploaded_and_comes_back_with_compression() {
+fn a_200_mib_output_is_uploaded_and_downloaded_with_compression() {
     assert_large_output_comes_back(&["--remote_cache_compression"]);
 }
 
-/// Uploads more than the cache holds, which is 1 GB, so that it evicts `digest`.
+/// Uploads more than the 1 GiB that the cache may hold, so that it evicts `digest`.
 async fn evict(server: &Server, digest: &Digest) {
     let client = Client::connect(server.address()).await;
     let mut rng = fastrand::Rng::with_seed(1);
@@ -97,11 +97,11 @@ async fn evict(server: &Server, digest: &Digest) {
         response.expect("the cache makes room");
     }
     let missing = client.find_missing(vec![digest.clone()]).await.unwrap();
-    assert_eq!(missing, slice::from_ref(digest), "it was not evicted");
+    assert_eq!(missing, slice::from_ref(digest), "the blob was not evicted");
 }
 
 #[test]
-fn a_build_goes_on_after_the_cache_evicted_what_it_had_left_there() {
+fn a_build_succeeds_after_the_cache_evicted_outputs_that_it_needs() {
     let _lock = Lock::bazel();
     let server = Server::start(&["local_cache.max_size_gb=1", "local_cache.lease=0s"]);
     let write = |dir: &Path| workspace::write_two_steps(dir, 10 * MIB);

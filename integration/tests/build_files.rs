@@ -1,5 +1,5 @@
-//! Cargo and Bazel build the same things: each package's BUILD.bazel has what its Cargo.toml, its
-//! folders and Cargo.lock have. What is missing is told with the command that adds it.
+//! Checks that each BUILD.bazel agrees with the package's Cargo.toml, its files and Cargo.lock. Each
+//! error names the command that corrects it.
 #![cfg(test)]
 
 use gorego_integration::package::{Names, Package, Rule, manifest, quoted, read, strings};
@@ -7,7 +7,7 @@ use toml::Table;
 
 const BUILDOZER: &str = "tools/buildtools buildozer";
 
-/// The commands that add a rule of `//tools/build:rust.bzl`, and then edit it.
+/// Returns the commands that add a rule of `//tools/build:rust.bzl` and edit it.
 fn new_rule(kind: &str, name: &str, dir: &str, edits: &str) -> String {
     format!(
         "{BUILDOZER} 'new_load //tools/build:rust.bzl {kind}' 'new {kind} {name}' //{dir}:__pkg__ \
@@ -15,7 +15,7 @@ fn new_rule(kind: &str, name: &str, dir: &str, edits: &str) -> String {
     )
 }
 
-/// The rule of a package's library, or of its program.
+/// Returns the rule of a package's library or program.
 fn main_rule(package: &Package) -> Rule<'_> {
     let kind = if package.dir.starts_with("cmd/") {
         "rust_binary"
@@ -24,7 +24,7 @@ fn main_rule(package: &Package) -> Rule<'_> {
     };
     package.rules(kind).into_iter().next().unwrap_or_else(|| {
         let name = package.name().trim_start_matches("gorego-");
-        // A rule is named as its folder is.
+        // The rule has the name of its folder.
         let crate_name = format!(" 'set crate_name \"gorego_{name}\"'");
         let crate_name = (name != package.name()).then_some(crate_name);
         let edits =
@@ -37,7 +37,7 @@ fn main_rule(package: &Package) -> Rule<'_> {
     })
 }
 
-/// The packages of this project that a rule names as its deps.
+/// Returns the packages of this project in the `deps` of a rule.
 fn labels(rule: Rule<'_>) -> Names {
     let deps = quoted(rule.attribute("deps").unwrap_or_default());
     deps.filter(|label| label.starts_with("//"))
@@ -45,7 +45,7 @@ fn labels(rule: Rule<'_>) -> Names {
         .collect()
 }
 
-/// What is to be done about a name that is in one of two lists only.
+/// Returns the correction for a name that is in only one of two lists.
 fn verb(known: &Names, name: &str) -> &'static str {
     if known.contains(name) {
         "remove"
@@ -54,13 +54,13 @@ fn verb(known: &Names, name: &str) -> &'static str {
     }
 }
 
-/// Fails with all of them.
+/// Fails with all problems.
 fn assert_none(problems: &[String]) {
     assert!(problems.is_empty(), "{}", problems.join("\n"));
 }
 
 #[test]
-fn every_member_of_the_workspace_is_known_to_crate_universe() {
+fn every_member_of_the_workspace_is_listed_for_crate_universe() {
     let module = read("MODULE.bazel");
     let listed: Names = quoted(&module)
         .filter_map(|text| text.strip_prefix("//")?.strip_suffix(":Cargo.toml"))
@@ -96,7 +96,7 @@ fn every_dependency_in_a_manifest_is_locked() {
             .map(strings)
             .unwrap_or_default()
             .iter()
-            // `name`, or `name version` where there are several.
+            // `name`, or `name version` if there are several versions.
             .map(|dependency| dependency.split(' ').next().unwrap_or_default().to_owned())
             .collect();
         for table in ["dependencies", "dev-dependencies", "build-dependencies"] {
@@ -114,7 +114,7 @@ fn every_dependency_in_a_manifest_is_locked() {
     assert_none(&problems);
 }
 
-/// The packages that a rule names, be it by another label than usual.
+/// Returns the packages in the `deps` of a rule, also those with an unusual label.
 fn packages_of<'a>(rule: Rule<'_>, packages: &'a [Package]) -> Vec<&'a Package> {
     let labels = labels(rule);
     let dirs: Vec<_> = labels
@@ -125,7 +125,7 @@ fn packages_of<'a>(rule: Rule<'_>, packages: &'a [Package]) -> Vec<&'a Package> 
     named.filter(|p| dirs.contains(&p.dir.as_str())).collect()
 }
 
-/// The labels of the other packages that a package uses by that table of its Cargo.toml.
+/// Returns the labels of the packages in a table of dependencies of a Cargo.toml.
 fn used(package: &Package, table: &str, packages: &[Package]) -> Names {
     let names = package.dependencies(table);
     let others = packages.iter().filter(|other| other.dir != package.dir);
@@ -136,7 +136,7 @@ fn used(package: &Package, table: &str, packages: &[Package]) -> Names {
 }
 
 #[test]
-fn bazel_knows_the_packages_that_each_package_uses() {
+fn bazel_rules_depend_on_the_packages_that_the_manifests_name() {
     let packages = Package::all();
     let mut problems = Vec::new();
     for package in &packages {
@@ -155,7 +155,7 @@ fn bazel_knows_the_packages_that_each_package_uses() {
         for label in &missing {
             mend(&known, label, rule.name());
         }
-        // By the tests too, and by programs beside the main one.
+        // Tests and additional programs may use all of them.
         let all = &normal | &used(package, "dev-dependencies", &packages);
         let known: Names = package
             .all_rules()
@@ -171,7 +171,7 @@ fn bazel_knows_the_packages_that_each_package_uses() {
 }
 
 #[test]
-fn the_files_of_every_package_are_in_the_checkout_that_tests_see() {
+fn the_files_of_every_package_are_in_the_checkout_of_tests() {
     let root = read("BUILD.bazel");
     let listed: Names = quoted(&root).map(str::to_owned).collect();
     let mut problems = Vec::new();
@@ -261,7 +261,7 @@ fn bazel_and_cargo_use_the_same_rust() {
         module.contains(&format!("\nRUST = \"{channel}\"\n")),
         "RUST in MODULE.bazel is not the channel of rust-toolchain.toml; mend it there: RUST = \"{channel}\""
     );
-    // The compiler's, the formatter's, and crate_universe's.
+    // The versions of the compiler, the formatter and crate_universe.
     for attribute in [
         "versions = [RUST]",
         "version = RUST",

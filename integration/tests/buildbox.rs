@@ -1,4 +1,4 @@
-//! recc, casupload and casdownload.
+//! Tests with recc, casupload and casdownload.
 #![cfg(test)]
 
 use std::{
@@ -44,7 +44,7 @@ fn write_program(dir: &Path) {
     write(dir, "main.cc", main);
 }
 
-/// A command line by way of recc, run in `dir`; what recc counted.
+/// Runs a compiler through recc in `dir` and returns recc's metrics.
 fn recc(server: &Server, dir: &Path, arguments: &[&str]) -> String {
     let metrics = dir.join("recc.metrics");
     let mut command = root::command(dir, "recc");
@@ -64,7 +64,7 @@ fn recc(server: &Server, dir: &Path, arguments: &[&str]) -> String {
     counted
 }
 
-/// Compiles and links the program in `dir`. What was made, and whether each step was a cache hit.
+/// Compiles and links the program in `dir`. Returns the outputs, and whether each step was a cache hit.
 fn compile(server: &Server, dir: &Path) -> (Vec<Vec<u8>>, Vec<bool>) {
     let objects = UNITS.map(|unit| format!("{unit}.o"));
     let mut hits = Vec::new();
@@ -92,7 +92,7 @@ fn is_hit(counted: &str, counter: &str) -> bool {
 }
 
 #[test]
-fn recc_gets_the_second_compilation_from_the_cache() {
+fn recc_hits_in_a_second_compilation() {
     let server = Server::start(&[]);
     let (here, there) = (TempDir::new().unwrap(), TempDir::new().unwrap());
     write_program(here.path());
@@ -104,7 +104,7 @@ fn recc_gets_the_second_compilation_from_the_cache() {
     assert!(first == second, "the object files differ");
 }
 
-/// What recc compiled through one proxy it gets through another.
+/// Checks that recc hits through one proxy for results that it stored through another.
 fn assert_shared(backing: &Backing) {
     let near = Server::in_front_of(&backing.grpc_url(), &[]);
     let far = Server::in_front_of(&backing.grpc_url(), &[]);
@@ -119,21 +119,21 @@ fn assert_shared(backing: &Backing) {
 }
 
 #[test]
-fn recc_gets_the_second_compilation_through_another_proxy_of_gorego() {
+fn recc_hits_through_another_proxy_of_gorego() {
     assert_shared(&Backing::gorego(&[]));
 }
 
 #[test]
-fn recc_gets_the_second_compilation_through_another_proxy_of_bazel_remote() {
+fn recc_hits_through_another_proxy_of_bazel_remote() {
     assert_shared(&Backing::bazel_remote());
 }
 
 #[test]
-fn recc_gets_the_second_compilation_through_another_proxy_of_casd() {
+fn recc_hits_through_another_proxy_of_casd() {
     assert_shared(&Backing::casd());
 }
 
-/// A tree with everything that a `Directory` message can say.
+/// Writes a tree with all properties of a `Directory` message.
 fn write_tree(dir: &Path) {
     fs::create_dir_all(dir.join("empty")).unwrap();
     fs::create_dir_all(dir.join("nested/empty/too")).unwrap();
@@ -157,7 +157,7 @@ fn write_tree(dir: &Path) {
 }
 
 #[test]
-fn casdownload_brings_back_the_tree_that_casupload_stored() {
+fn casdownload_restores_the_tree_that_casupload_stored() {
     let server = Server::start(&[]);
     let dir = TempDir::new().unwrap();
     let (source, copy) = (dir.path().join("source"), dir.path().join("copy"));

@@ -1,4 +1,4 @@
-//! Certificates of both sides, from their files to the peers that they let in.
+//! Tests of TLS with clients and backing caches.
 #![cfg(test)]
 
 use std::{fs, path::PathBuf, time::Duration};
@@ -21,18 +21,18 @@ use tonic::{
     transport::{Certificate, Channel, ClientTlsConfig, Identity},
 };
 
-/// Far more than anything here takes, so that only a hang fails.
+/// The longest wait for a condition; far more than it needs.
 const PATIENCE: Duration = Duration::from_mins(1);
 
 #[track_caller]
 fn assert_refused<T>(outcome: Result<T, Status>, code: Code) {
     let Err(status) = outcome else {
-        panic!("it was accepted");
+        panic!("the call was accepted");
     };
     assert_eq!(status.code(), code, "{status}");
 }
 
-/// Certificates, and their files.
+/// An authority that issues certificates and writes files.
 struct Authority {
     folder: TempDir,
     issuer: CertifiedIssuer<'static, KeyPair>,
@@ -49,7 +49,7 @@ impl Authority {
         }
     }
 
-    /// The certificate of `name` and its key, in PEM form.
+    /// Issues a certificate for `name` and returns it with its key (PEM).
     fn issue(&self, name: &str) -> (String, String) {
         let key = KeyPair::generate().unwrap();
         let params = CertificateParams::new(vec![name.to_owned()]).unwrap();
@@ -68,7 +68,7 @@ impl Authority {
         server_in(&self.folder, &self.issue("localhost"), &self.issuer.pem())
     }
 
-    /// Connects, with an identity if one is given, and makes a request.
+    /// Connects, with an identity if given, and makes a request.
     async fn ask(&self, server: &Server, identity: Option<(String, String)>) -> Result<(), String> {
         let channel = self.connect(server, identity).await?;
         capabilities(channel).await
@@ -98,7 +98,7 @@ async fn capabilities(channel: Channel) -> Result<(), String> {
     answer.map(|_| ()).map_err(|why| format!("{why:?}"))
 }
 
-/// A server with this certificate and its key, written into `folder`, for `clients` alone.
+/// Starts a server with this certificate and key, written to `folder`, that accepts only `clients`.
 fn server_in(folder: &TempDir, identity: &(String, String), clients: &str) -> Server {
     let files = [
         ("cert_file", "server.pem", identity.0.as_str()),
@@ -120,7 +120,7 @@ fn server_in(folder: &TempDir, identity: &(String, String), clients: &str) -> Se
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn over_tls_only_clients_with_a_certificate_are_served_where_it_is_required() {
+async fn only_clients_with_a_certificate_are_served_if_tls_requires_one() {
     let authority = Authority::new();
     let server = authority.server();
     let known = authority.issue("client");
@@ -130,9 +130,9 @@ async fn over_tls_only_clients_with_a_certificate_are_served_where_it_is_require
     authority.ask(&server, Some(stranger)).await.unwrap_err();
 }
 
-/// A server in front of what is at `target`, as whom `identity` says, trusting `authorities`.
+/// Starts a server with the backing cache at `target`. It trusts `authorities` and shows `identity`.
 fn in_front_of(target: &str, authorities: &str, identity: &(String, String)) -> Server {
-    // Read at the start.
+    // The files are read at the start and may then be removed.
     let folder = TempDir::new().unwrap();
     let files = [
         ("ca_file", authorities),
@@ -153,7 +153,7 @@ fn in_front_of(target: &str, authorities: &str, identity: &(String, String)) -> 
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_backing_cache_is_reached_over_tls_by_those_it_knows() {
+async fn a_backing_cache_over_mutual_tls_serves_only_known_proxies() {
     let authority = Authority::new();
     let backing = authority.server();
     let content = [blob(1, 1000)];
@@ -176,7 +176,7 @@ async fn a_backing_cache_is_reached_over_tls_by_those_it_knows() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_certificate_of_a_backing_cache_is_checked_by_the_roots_of_the_system() {
+async fn the_certificate_of_a_backing_cache_is_verified_by_the_systems_authorities() {
     let authority = Authority::new();
     let backing = authority.server();
     let (certificate, key) = authority.issue("client");
@@ -201,7 +201,7 @@ async fn the_certificate_of_a_backing_cache_is_checked_by_the_roots_of_the_syste
     assert_refused(find_missing(&Authority::new()).await, Code::Unavailable);
 }
 
-/// A certificate that is its own authority, as `openssl req -x509` makes it, and its key.
+/// Creates a self-signed certificate, as `openssl req -x509` does, and its key.
 fn self_signed() -> (String, String) {
     let mut params = CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -213,7 +213,7 @@ fn self_signed() -> (String, String) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn self_signed_certificates_that_are_listed_are_trusted_by_both_sides() {
+async fn listed_self_signed_certificates_are_trusted_by_both_sides() {
     let (server, client) = (self_signed(), self_signed());
     let folder = TempDir::new().unwrap();
     let backing = server_in(&folder, &server, &client.0);
@@ -234,12 +234,12 @@ async fn self_signed_certificates_that_are_listed_are_trusted_by_both_sides() {
 async fn until<E: std::fmt::Debug>(attempt: impl AsyncFn() -> Result<(), E>) {
     let start = tokio::time::Instant::now();
     while let Err(why) = attempt().await {
-        assert!(start.elapsed() < PATIENCE, "it never did: {why:?}");
+        assert!(start.elapsed() < PATIENCE, "no success in time: {why:?}");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn at_sighup_new_certificates_count_broken_ones_do_not_and_nothing_ends() {
+async fn sighup_reloads_certificates_ignores_broken_ones_and_keeps_connections() {
     let (old, new) = (Authority::new(), Authority::new());
     let server = old.server();
     let before = old.connect(&server, Some(old.issue("client"))).await;
@@ -263,14 +263,14 @@ async fn at_sighup_new_certificates_count_broken_ones_do_not_and_nothing_ends() 
         file.display()
     );
     let end = u64::try_from(date_time_ymd(2999, 1, 1).unix_timestamp()).unwrap();
-    let told = |metrics: &Metrics| metrics.get(&expiry) == Some(end);
-    Metrics::wait_for(server.metrics(), told).await;
+    let reloaded = |metrics: &Metrics| metrics.get(&expiry) == Some(end);
+    Metrics::wait_for(server.metrics(), reloaded).await;
 
     let warnings = || {
         let log = server.log();
-        log.matches("going on with what was read before").count()
+        log.matches("the previous content stays in use").count()
     };
-    // There are some if the files were looked at while they were being replaced.
+    // There are some if the files were checked while they were being replaced.
     let earlier = warnings();
     old.file("server.pem", "nonsense");
     server.signal(Signal::HUP);
@@ -285,7 +285,7 @@ async fn at_sighup_new_certificates_count_broken_ones_do_not_and_nothing_ends() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn sighup_does_not_end_a_server_without_files() {
+async fn sighup_does_not_end_a_server_without_reloadable_files() {
     let mut server = Server::start(&[]);
     let client = Client::connect(server.address()).await;
     server.signal(Signal::HUP);

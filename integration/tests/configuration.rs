@@ -1,4 +1,4 @@
-//! What is configured is what the server does.
+//! Tests that the server applies its configuration.
 #![cfg(test)]
 
 use std::{fs, pin::pin, time::Duration};
@@ -22,7 +22,7 @@ use tonic_health::pb::{
 };
 
 const MIB: usize = 1024 * 1024;
-/// Far more than anything here takes, so that only a hang fails.
+/// The longest wait for a condition; far more than it needs.
 const PATIENCE: Duration = Duration::from_mins(1);
 
 async fn capabilities(channel: Channel) -> Result<ServerCapabilities, Status> {
@@ -34,24 +34,24 @@ async fn capabilities(channel: Channel) -> Result<ServerCapabilities, Status> {
 #[track_caller]
 fn assert_refused<T>(outcome: Result<T, Status>, code: Code) {
     let Err(status) = outcome else {
-        panic!("it was accepted");
+        panic!("the call was accepted");
     };
     assert_eq!(status.code(), code, "{status}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_limits_are_told_to_clients_and_kept() {
+async fn limits_are_announced_to_clients_and_enforced() {
     let server = Server::start(&[
         "limits.max_batch_bytes=1MiB",
         "limits.max_blob_size=2MiB",
         "action_cache.updates=false",
     ]);
     let client = Client::connect(server.address()).await;
-    let told = capabilities(client.channel()).await.unwrap();
-    let told = told.cache_capabilities.expect("there is a cache");
-    assert_eq!(told.max_batch_total_size_bytes, 1024 * 1024);
-    assert_eq!(told.max_cas_blob_size_bytes, 2 * 1024 * 1024);
-    let updates = told.action_cache_update_capabilities.unwrap();
+    let announced = capabilities(client.channel()).await.unwrap();
+    let announced = announced.cache_capabilities.expect("cache capabilities");
+    assert_eq!(announced.max_batch_total_size_bytes, 1024 * 1024);
+    assert_eq!(announced.max_cas_blob_size_bytes, 2 * 1024 * 1024);
+    let updates = announced.action_cache_update_capabilities.unwrap();
     assert!(!updates.update_enabled);
 
     let mut rng = fastrand::Rng::with_seed(1);
@@ -73,9 +73,9 @@ async fn the_limits_are_told_to_clients_and_kept() {
 async fn action_results_are_accepted_by_default() {
     let server = Server::start(&[]);
     let client = Client::connect(server.address()).await;
-    let told = capabilities(client.channel()).await.unwrap();
-    let told = told.cache_capabilities.expect("there is a cache");
-    let updates = told.action_cache_update_capabilities.unwrap();
+    let announced = capabilities(client.channel()).await.unwrap();
+    let announced = announced.cache_capabilities.expect("cache capabilities");
+    let updates = announced.action_cache_update_capabilities.unwrap();
     assert!(updates.update_enabled);
     let result = ActionResult {
         exit_code: 7,
@@ -87,7 +87,7 @@ async fn action_results_are_accepted_by_default() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn no_more_connections_are_served_than_are_allowed() {
+async fn connections_beyond_the_limit_wait() {
     let server = Server::start(&["limits.max_connections=1"]);
     let first = Client::connect(server.address()).await;
     let mut health = HealthClient::new(first.channel());
@@ -100,15 +100,15 @@ async fn no_more_connections_are_served_than_are_allowed() {
         }
     };
     tokio::select! {
-        _ = &mut waits => panic!("the second connection is served beside the first"),
+        _ = &mut waits => panic!("the second connection is served at the same time"),
         () = others => {}
     }
     drop((first, health, watch));
-    waits.await.expect("there is room for the second now");
+    waits.await.expect("the second connection is served now");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn headers_of_a_file_are_sent_to_the_backing_cache_and_read_again_at_sighup() {
+async fn headers_of_a_file_are_sent_to_the_backing_cache_and_reloaded_at_sighup() {
     let dir = TempDir::new().unwrap();
     let file = dir.path().join("headers");
     let setting = format!("backing_cache.headers_file={}", file.display());
@@ -116,13 +116,13 @@ async fn headers_of_a_file_are_sent_to_the_backing_cache_and_read_again_at_sighu
     let target = format!("backing_cache.target={}", peer.grpc_url());
     let settings = [target.as_str(), setting.as_str()];
     let data = dir.path().join("data");
-    let (_, said) = server::refusal(&data, &settings);
-    assert!(said.contains("backing_cache.headers_file"), "{said}");
+    let (_, stderr) = server::refusal(&data, &settings);
+    assert!(stderr.contains("backing_cache.headers_file"), "{stderr}");
     fs::write(&file, "letmein\n").unwrap();
-    let (_, said) = server::refusal(&data, &settings);
+    let (_, stderr) = server::refusal(&data, &settings);
     assert!(
-        said.contains("line 1") && !said.contains("letmein"),
-        "{said}"
+        stderr.contains("line 1") && !stderr.contains("letmein"),
+        "{stderr}"
     );
 
     fs::write(&file, "# a key\nx-api-key=letmein\n").unwrap();
@@ -150,7 +150,7 @@ async fn headers_of_a_file_are_sent_to_the_backing_cache_and_read_again_at_sighu
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn health_tells_when_the_data_directory_becomes_unusable_and_usable_again() {
+async fn health_follows_whether_the_data_directory_is_usable() {
     let server = Server::start(&[]);
     let client = Client::connect(server.address()).await;
     let mut health = HealthClient::new(client.channel());
@@ -162,7 +162,7 @@ async fn health_tells_when_the_data_directory_becomes_unusable_and_usable_again(
     };
     assert_eq!(next().await, ServingStatus::Serving);
     let tmp = server.data().join("tmp");
-    // The server may be making it anew at this moment.
+    // The server may be recreating it at this moment.
     while fs::write(&tmp, "in the way").is_err() {
         let _ = fs::remove_dir_all(&tmp);
     }
@@ -170,5 +170,5 @@ async fn health_tells_when_the_data_directory_becomes_unusable_and_usable_again(
     fs::remove_file(&tmp).unwrap();
     assert_eq!(next().await, ServingStatus::Serving);
     let stored = client.batch_upload(&[Bytes::from_static(b"x")]).await;
-    stored.expect("it works again");
+    stored.expect("the data directory is usable again");
 }

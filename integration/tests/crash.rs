@@ -1,4 +1,4 @@
-//! Uploads without pause, from several connections, to a server that is killed again and again.
+//! Continuous uploads over several connections to a server that is killed repeatedly.
 #![cfg(test)]
 
 use std::{
@@ -25,14 +25,14 @@ use tonic::{Code, Status};
 
 const CRASHES: usize = 100;
 const CONNECTIONS: u64 = 4;
-/// Uploads acknowledged before a crash, at most; in between, the moment is random.
+/// The most uploads acknowledged before a crash. Their number and the moment are random.
 const UPLOADS_PER_CRASH: usize = 40;
 const LARGEST: usize = 4 * 1024 * 1024;
 const LARGEST_IN_BATCH: usize = 32 * 1024;
 const ACTIONS_PER_CONNECTION: u64 = 50;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_hundred_crashes_lose_no_acknowledged_upload_and_leave_no_torn_blob() {
+async fn a_hundred_crashes_lose_no_acknowledged_upload_and_leave_no_truncated_blob() {
     let seed = env::var("GOREGO_CRASH_SEED").map_or_else(
         |_| fastrand::u64(..),
         |seed| seed.parse().expect("GOREGO_CRASH_SEED is a number"),
@@ -54,13 +54,13 @@ async fn a_hundred_crashes_lose_no_acknowledged_upload_and_leave_no_torn_blob() 
     let mut stored = 0;
     for uploader in &uploaders {
         stored += uploader.stored.len();
-        uploader.assert_all_there(&server).await;
+        uploader.assert_acknowledged_uploads_served(&server).await;
     }
     println!("{stored} blobs were acknowledged");
-    assert!(stored > CRASHES, "hardly anything was uploaded: {stored}");
+    assert!(stored > CRASHES, "too few uploads: {stored}");
 }
 
-/// Lets all uploaders work until the server was killed under them.
+/// Runs all uploaders until the server is killed.
 async fn upload_until_killed(
     server: &mut Server,
     uploaders: Vec<Uploader>,
@@ -81,52 +81,52 @@ async fn upload_until_killed(
         .await
         .is_ok();
     if reached {
-        // Somewhere in the next upload, not right after an acknowledgement.
+        // In the middle of the next upload, not right after an acknowledgement.
         time::sleep(Duration::from_micros(rng.u64(..4000))).await;
         killed.store(true, Ordering::SeqCst);
         server.kill();
     }
-    // Without the kill, an uploader has failed: this is where its reason comes out.
+    // If the server was not killed, an uploader failed: its panic is propagated here.
     running.join_all().await
 }
 
-/// Checks everything that the store holds as a blob against its name, acknowledged or not.
+/// Checks that every blob on disk, acknowledged or not, matches the hash in its name.
 fn assert_blobs_on_disk_verify(data: &Path) {
     for (path, entry) in tree::snapshot(&data.join("cas")) {
         match entry {
             Entry::Directory => {}
             Entry::File { hash, .. } => {
                 let named: PathBuf = [&hash[..2], &hash[2..4], &hash].iter().collect();
-                assert_eq!(path, named, "the content is of another hash than the name");
+                assert_eq!(path, named, "the content does not match the name");
             }
             Entry::Symlink(_) => panic!("{} is a link", path.display()),
         }
     }
 }
 
-/// Uploads on one connection at a time, and remembers what was acknowledged.
+/// A client that uploads and records what was acknowledged.
 struct Uploader {
     rng: fastrand::Rng,
-    /// Seeds of the content of acknowledged blobs.
+    /// The seeds of acknowledged blobs.
     stored: Vec<(Digest, u64)>,
     actions: HashMap<u64, Action>,
-    /// The upload during which the server died.
+    /// The upload that the crash interrupted.
     broken_off: Option<Stream>,
 }
 
-/// A blob on its way under an upload's name.
+/// A streamed upload of a blob.
 struct Stream {
     uuid: String,
     seed: u64,
     content: Bytes,
 }
 
-/// What the action cache may answer for one key.
+/// The acceptable answers of the action cache for one key.
 #[derive(Default)]
 struct Action {
-    /// One of `possible` was acknowledged.
+    /// Whether a result was acknowledged.
     stored: bool,
-    /// The acknowledged result, then the one that was on its way in the crash, if any.
+    /// The acknowledged result, then the one that the crash interrupted, if any.
     possible: Vec<ActionResult>,
 }
 
@@ -167,7 +167,7 @@ impl Uploader {
     }
 
     async fn stream(&mut self, client: &Client) -> Result<(), Status> {
-        // As many small ones as large ones, by orders of magnitude.
+        // Sizes are evenly distributed by order of magnitude.
         let magnitude = 1 << self.rng.u32(1..=LARGEST.ilog2());
         let size = self.rng.usize(magnitude / 2..=magnitude);
         let seed = self.rng.u64(..);
@@ -245,7 +245,7 @@ impl Uploader {
             exit_code: self.rng.i32(..),
             ..Default::default()
         };
-        // Few keys, so that results are overwritten as well.
+        // Few keys, so that results are overwritten.
         let key = self.rng.u64(..ACTIONS_PER_CONNECTION);
         let digest = self.action_digest(key);
         let action = self.actions.entry(key).or_default();
@@ -258,13 +258,13 @@ impl Uploader {
         Ok(())
     }
 
-    /// Keys of one uploader are not another's.
+    /// Returns an action's digest, which differs between uploaders.
     fn action_digest(&self, key: u64) -> Digest {
         let (first, _) = &self.stored[0];
         digest_of(format!("action {key} of {}", first.hash).as_bytes())
     }
 
-    async fn assert_all_there(&self, server: &Server) {
+    async fn assert_acknowledged_uploads_served(&self, server: &Server) {
         let client = Client::connect(server.address()).await;
         let digests = self.stored.iter().map(|(digest, _)| digest.clone());
         let missing = client.find_missing(digests.collect()).await.unwrap();
@@ -276,7 +276,7 @@ impl Uploader {
         for (digest, _) in &self.stored {
             let content = client.download(digest).await;
             let content = content.unwrap_or_else(|e| panic!("reading {}: {e}", digest.hash));
-            assert_eq!(digest_of(&content), *digest, "another content");
+            assert_eq!(digest_of(&content), *digest, "wrong content");
         }
         for (&key, action) in &self.actions {
             match client.get_action(&self.action_digest(key)).await {

@@ -1,4 +1,4 @@
-//! Files that vanish or shrink in the data directory behind the server's back.
+//! Files of the data directory that are removed, truncated or replaced while the server runs.
 #![cfg(test)]
 
 use std::{
@@ -21,7 +21,7 @@ use tonic::Code;
 const SMALL: usize = 1000;
 const LARGE: usize = 3 * 1024 * 1024;
 
-/// Where a blob's file is, as operators are told.
+/// Returns the path of a blob's file, as the README documents it.
 fn file_of(data: &Path, digest: &Digest) -> PathBuf {
     let hash = &digest.hash;
     data.join("cas")
@@ -30,7 +30,7 @@ fn file_of(data: &Path, digest: &Digest) -> PathBuf {
         .join(hash)
 }
 
-/// Puts a file of half the size in its place, as a lost write or an unlucky copy would.
+/// Replaces a file by one of half the size, as a lost write or an incomplete copy would.
 fn truncate(path: &Path) {
     let content = fs::read(path).unwrap();
     fs::remove_file(path).unwrap();
@@ -63,8 +63,8 @@ fn replace_by_socket(path: &Path) {
     drop(UnixListener::bind(path).unwrap());
 }
 
-/// Damages the stored file of a blob and checks that this costs one failed read, not a wrong byte,
-/// and that the server then knows that it lacks the blob.
+/// Damages a blob's file, and checks that one read fails without wrong bytes and that the blob is then
+/// missing.
 async fn assert_costs_one_read(damage: fn(&Path), size: usize) {
     let server = Server::start(&[]);
     let client = Client::connect(server.address()).await;
@@ -97,10 +97,10 @@ async fn assert_costs_one_read(damage: fn(&Path), size: usize) {
     client
         .get_action(&action)
         .await
-        .expect("its output is back");
+        .expect("the output is stored again");
 }
 
-/// Stores an action result with `output` as its only output; the action's digest.
+/// Stores an action result with `output` as its only output and returns the action's digest.
 async fn store_action(client: &Client, output: &Digest) -> Digest {
     let action = digest_of(output.hash.as_bytes());
     let result = ActionResult {
@@ -115,7 +115,7 @@ async fn store_action(client: &Client, output: &Digest) -> Digest {
     client
         .get_action(&action)
         .await
-        .expect("all of it is there");
+        .expect("the result is complete");
     action
 }
 
@@ -140,7 +140,7 @@ async fn a_large_file_truncated_behind_the_index_costs_one_read() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_file_deleted_while_the_server_is_down_is_missing_and_no_other() {
+async fn only_the_file_deleted_while_the_server_is_down_is_missing() {
     let mut server = Server::start(&[]);
     let client = Client::connect(server.address()).await;
     let blobs: Vec<Bytes> = (0..20).map(|seed| blob(seed, SMALL)).collect();
@@ -160,7 +160,7 @@ async fn a_file_deleted_while_the_server_is_down_is_missing_and_no_other() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn anything_in_the_place_of_a_file_costs_one_read() {
+async fn a_folder_link_pipe_or_socket_in_place_of_a_file_costs_one_read() {
     for replace in [
         replace_by_folder,
         replace_by_link,
@@ -172,7 +172,7 @@ async fn anything_in_the_place_of_a_file_costs_one_read() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_emptied_data_directory_takes_writes_and_starts_again() {
+async fn an_emptied_data_directory_accepts_writes_and_a_restart() {
     let server = Server::start(&[]);
     let client = Client::connect(server.address()).await;
     client.batch_upload(&[blob(1, SMALL)]).await.unwrap();

@@ -1,4 +1,4 @@
-//! A disk smaller than the cache is told it may be.
+//! Disks that are smaller than the configured limit of the cache.
 #![cfg(test)]
 
 use std::{
@@ -25,27 +25,27 @@ const EMPTY: Disk = Disk {
 };
 const MIB: usize = 1024 * 1024;
 
-/// Holds the blob `x`, and is full.
+/// A full disk that holds the blob `x`.
 const FULL: Disk = Disk {
     mib: 24,
     prepare: "mkdir -p cas/2d/71 && echo 1 >VERSION && printf x >cas/2d/71/$(printf x | sha256sum | \
         cut -d' ' -f1) && ! cat /dev/zero >filler",
 };
 
-/// Nothing but the disk itself is in the way.
+/// Settings under which only the disk itself limits the cache.
 const SETTINGS: &[&str] = &["local_cache.max_size_gb=1", "local_cache.min_free=0"];
 
 async fn assert_stored(client: &Client, digest: &Digest, seed: u64, size: usize) {
     let stored = client.download(digest).await;
-    assert!(stored.expect("the newest blob is there") == blob(seed, size));
+    assert!(stored.expect("the newest blob is stored") == blob(seed, size));
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn on_a_full_disk_the_oldest_make_room_for_every_upload() {
+async fn a_full_disk_evicts_the_oldest_blobs_for_every_upload() {
     let server = Server::start_on(EMPTY, SETTINGS);
     let client = Client::connect(server.address()).await;
     let mut rng = fastrand::Rng::with_seed(1);
-    // Four times what fits, as streams, in batches, and as action results.
+    // Four times the capacity, as streams, in batches, and as action results.
     for seed in 0..64 {
         let streamed = blob(seed, MIB + MIB / 4);
         let response = client.upload(&uuid(&mut rng), &streamed).await;
@@ -65,7 +65,7 @@ async fn on_a_full_disk_the_oldest_make_room_for_every_upload() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_the_disk_cannot_hold_is_refused_and_leaves_nothing_behind() {
+async fn an_upload_larger_than_the_disk_is_refused_and_leaves_no_files() {
     let server = Server::start_on(EMPTY, SETTINGS);
     let client = Client::connect(server.address()).await;
     let mut rng = fastrand::Rng::with_seed(2);
@@ -81,12 +81,12 @@ async fn what_the_disk_cannot_hold_is_refused_and_leaves_nothing_behind() {
 
     let small = blob(2, MIB);
     let response = client.upload(&uuid(&mut rng), &small).await;
-    response.expect("there is room again");
+    response.expect("the disk has space again");
     assert_stored(&client, &digest_of(&small), 2, MIB).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn reads_go_on_while_uploads_are_refused() {
+async fn reads_continue_while_a_full_disk_refuses_uploads() {
     const SIZE: usize = 8 * MIB;
     let server = Server::start_on(EMPTY, SETTINGS);
     let client = Client::connect(server.address()).await;
@@ -102,8 +102,8 @@ async fn reads_go_on_while_uploads_are_refused() {
     let mut read = reader.read(request).await.unwrap().into_inner();
     let mut found = BytesMut::new();
     for seed in 2..5 {
-        // What is here already is a window or two: the rest is still to be read.
-        let piece = read.message().await.unwrap().expect("more to come");
+        // Only a window or two has been read so far.
+        let piece = read.message().await.unwrap().expect("another piece");
         found.extend_from_slice(&piece.data);
         let too_large = blob(seed, (EMPTY.mib as usize + 8) * MIB);
         let refused = client.upload(&uuid(&mut rng), &too_large).await;
@@ -117,8 +117,8 @@ async fn reads_go_on_while_uploads_are_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn on_a_disk_below_min_free_the_cache_still_keeps_something() {
-    // By default a GiB is to stay free, which this disk has never had.
+async fn a_disk_below_min_free_still_caches_blobs() {
+    // By default 1 GiB is to stay free, more than the size of this disk.
     let server = Server::start_on(EMPTY, &[]);
     let client = Client::connect(server.address()).await;
     let mut rng = fastrand::Rng::with_seed(3);
@@ -129,19 +129,19 @@ async fn on_a_disk_below_min_free_the_cache_still_keeps_something() {
         assert_stored(&client, &digest_of(&blob(seed, MIB)), seed, MIB).await;
     }
     let missing = client.find_missing(vec![digest_of(&old)]).await.unwrap();
-    assert_eq!(missing, [digest_of(&old)], "the oldest went");
+    assert_eq!(missing, [digest_of(&old)], "the oldest blob is evicted");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_disk_that_others_have_filled_does_not_keep_it_from_starting() {
+async fn the_server_starts_on_a_disk_filled_by_others() {
     let server = Server::start_on(FULL, SETTINGS);
     let client = Client::connect(server.address()).await;
     let stored = client.download(&digest_of(b"x")).await;
-    assert_eq!(stored.expect("what was there before"), "x");
+    assert_eq!(stored.expect("the earlier blob"), "x");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn in_front_of_another_cache_readers_get_what_the_disk_has_no_room_for() {
+async fn a_proxy_serves_blobs_that_its_full_disk_cannot_store() {
     for disk in [EMPTY, FULL] {
         let peer = FaultyPeer::start();
         let target = format!("backing_cache.target={}", peer.grpc_url());
@@ -161,18 +161,18 @@ async fn in_front_of_another_cache_readers_get_what_the_disk_has_no_room_for() {
     }
 }
 
-/// Holds at most this many files beside those of an empty cache.
+/// The most files that the disk can hold in addition to those of an empty cache.
 const FEW_FILES: Disk = Disk {
     mib: 64,
     prepare: "mount -o remount,nr_inodes=600 .",
 };
 
 #[tokio::test(flavor = "multi_thread")]
-async fn where_files_run_out_the_oldest_make_room_for_every_upload() {
+async fn a_disk_out_of_files_evicts_the_oldest_blobs_for_every_upload() {
     let server = Server::start_on(FEW_FILES, SETTINGS);
     let client = Client::connect(server.address()).await;
     let mut rng = fastrand::Rng::with_seed(5);
-    // Each takes up to three files: its own, and two folders.
+    // Each needs up to three inodes: its own, and two folders.
     for seed in 0..800 {
         let small = blob(seed, 100);
         let response = if seed % 2 == 0 {
@@ -190,7 +190,7 @@ async fn where_files_run_out_the_oldest_make_room_for_every_upload() {
     assert_stored(&client, &digest_of(&blob(799, 100)), 799, 100).await;
 }
 
-/// Holds a hundred old blobs, the numbers from 100 to 199, and cannot hold another file.
+/// A disk that holds a hundred old blobs, the numbers from 100 to 199, and no further file.
 const NO_FILES: Disk = Disk {
     mib: 24,
     prepare: "for n in $(seq 100 199); do h=$(printf $n | sha256sum | cut -d' ' -f1); \
@@ -201,7 +201,7 @@ const NO_FILES: Disk = Disk {
 };
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_disk_that_can_hold_no_more_files_does_not_keep_it_from_starting() {
+async fn the_server_starts_on_a_disk_out_of_files() {
     let server = Server::start_on(NO_FILES, SETTINGS);
     let client = Client::connect(server.address()).await;
     for seed in 0..40 {
@@ -212,7 +212,7 @@ async fn a_disk_that_can_hold_no_more_files_does_not_keep_it_from_starting() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_disk_that_eviction_does_not_free_costs_few_blobs() {
+async fn eviction_stops_after_few_blobs_if_it_frees_no_space() {
     const SIZE: usize = MIB / 2;
     let server = Server::start_on(EMPTY, SETTINGS);
     let client = Client::connect(server.address()).await;
@@ -223,7 +223,7 @@ async fn a_disk_that_eviction_does_not_free_costs_few_blobs() {
         client.upload(&uuid(&mut rng), blob).await.unwrap();
     }
     assert_eq!(client.find_missing(digests.clone()).await.unwrap(), []);
-    // Others hold links to all of them, and fill the rest of the disk.
+    // Hard links elsewhere keep the space in use, and other files fill the disk.
     let links = server.data().join("links");
     fs::create_dir(&links).unwrap();
     for digest in &digests {
@@ -243,7 +243,7 @@ async fn a_disk_that_eviction_does_not_free_costs_few_blobs() {
     }
     let missing = client.find_missing(digests.clone()).await.unwrap();
     assert!(missing.len() < 10, "{} of 20 blobs are gone", missing.len());
-    // When there is room again, uploads are taken again.
+    // Once there is space again, uploads are accepted.
     fs::remove_file(server.data().join("filler")).unwrap();
     client
         .upload(&uuid(&mut rng), &blob(200, MIB))
@@ -252,14 +252,14 @@ async fn a_disk_that_eviction_does_not_free_costs_few_blobs() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_disk_whose_files_eviction_does_not_free_costs_few_blobs() {
+async fn eviction_stops_after_few_blobs_if_it_frees_no_files() {
     let server = Server::start_on(FEW_FILES, SETTINGS);
     let client = Client::connect(server.address()).await;
     let mut rng = fastrand::Rng::with_seed(8);
     let blobs: Vec<_> = (0..100).map(|seed| blob(seed, 100)).collect();
     let digests: Vec<_> = blobs.iter().map(|blob| digest_of(blob)).collect();
     client.batch_upload(&blobs).await.unwrap();
-    // A file that somebody has open stays after its removal, and so do folders with other files.
+    // Open files use an inode after their removal, and folders with other files stay.
     let mut open = Vec::new();
     for digest in &digests {
         let (first, second) = (&digest.hash[..2], &digest.hash[2..4]);
@@ -284,16 +284,16 @@ async fn a_disk_whose_files_eviction_does_not_free_costs_few_blobs() {
     let log = server.wait_for_log(warning);
     // At most one a minute.
     assert!(log.matches(warning).count() < 4, "{log}");
-    // When there are files again, uploads are taken again.
+    // Once there are free files again, uploads are accepted.
     for n in 0..100 {
         fs::remove_file(server.data().join(n.to_string())).unwrap();
     }
     let response = client.upload(&uuid(&mut rng), &blob(200, 100)).await;
-    response.expect("there are files again");
+    response.expect("the disk has files again");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_upload_larger_than_the_cache_costs_nothing() {
+async fn an_upload_larger_than_the_cache_evicts_nothing() {
     let server = Server::start(&["local_cache.max_size_gb=16MiB", "local_cache.min_free=0"]);
     let client = Client::connect(server.address()).await;
     let mut rng = fastrand::Rng::with_seed(7);
@@ -303,7 +303,7 @@ async fn an_upload_larger_than_the_cache_costs_nothing() {
     }
     let too_large = blob(100, 20 * MIB);
     let mut upload = client.begin_upload(&uuid(&mut rng), &digest_of(&too_large));
-    // Its first bytes are answered.
+    // The refusal follows the first bytes.
     upload.send(&too_large.slice(..1000)).await;
     let refused = upload.response().await.expect_err("it cannot fit");
     assert_eq!(refused.code(), Code::ResourceExhausted, "{refused}");

@@ -1,5 +1,4 @@
-//! `tools/bazel` finds a Bazel that works here, and both it and the root that it may need say why when
-//! there is none.
+//! Tests of `tools/bazel`, which finds a Bazel, and of `tools/client-root`, which creates the root for it.
 #![cfg(test)]
 
 use std::{
@@ -20,7 +19,7 @@ use gorego_integration::{
 };
 use tempfile::TempDir;
 
-/// Programs that stand in for those of the machine.
+/// Programs that replace those of the machine.
 struct Programs(TempDir);
 
 impl Programs {
@@ -28,7 +27,7 @@ impl Programs {
         Self(TempDir::new().unwrap())
     }
 
-    /// One that is a script of the shell.
+    /// Adds a shell script.
     fn with(self, name: &str, script: &str) -> Self {
         let path = self.0.path().join(name);
         fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
@@ -36,7 +35,7 @@ impl Programs {
         self
     }
 
-    /// The search path, with the system's programs behind these.
+    /// Returns the search path: these programs, then those of the system.
     fn path(&self) -> OsString {
         let mut path = self.0.path().as_os_str().to_owned();
         path.push(":/usr/sbin:/usr/bin:/sbin:/bin");
@@ -44,7 +43,7 @@ impl Programs {
     }
 }
 
-/// A script of the project, with a cache directory of its own.
+/// Returns the command of a script in `tools`, with its own cache directory.
 fn script(name: &str, programs: &Programs, cache: &Path) -> Command {
     let mut command = process::command(project::root().join("tools").join(name));
     for (key, _) in env::vars_os() {
@@ -62,18 +61,18 @@ fn script(name: &str, programs: &Programs, cache: &Path) -> Command {
 
 fn output(command: &mut Command) -> (Output, String) {
     let output = command.output().unwrap();
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    (output, said)
+    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+    (output, stderr)
 }
 
-/// A central registry of modules that answers one request; its address.
+/// Starts a registry of modules that answers one request, and returns its address.
 fn registry() -> String {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     thread::spawn(move || {
         let (mut connection, _) = listener.accept().unwrap();
         let mut request = [0; 1024];
-        // Where there is no curl, nothing but the connection is tried.
+        // Without curl, the script only tries to connect.
         if connection.read(&mut request).is_ok_and(|length| length > 0) {
             let answer = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{}";
             connection.write_all(answer.as_bytes()).unwrap();
@@ -85,54 +84,54 @@ fn registry() -> String {
 const BAZELISK: &str = "echo \"bazelisk got $*\"";
 
 #[test]
-fn an_installed_bazelisk_is_used_where_the_registry_answers() {
+fn an_installed_bazelisk_is_used_if_the_registry_answers() {
     let programs = Programs::new().with("bazelisk", BAZELISK);
     let cache = TempDir::new().unwrap();
     let mut bazel = script("bazel", &programs, cache.path());
     bazel.env("GOREGO_BAZEL_REGISTRY", registry());
-    let (output, said) = output(bazel.args(["build", "//..."]));
-    assert_eq!(output.stdout, b"bazelisk got build //...\n", "{said}");
-    assert_eq!(said.lines().count(), 1, "{said}");
-    assert!(said.contains("/bazelisk, since"), "{said}");
+    let (output, stderr) = output(bazel.args(["build", "//..."]));
+    assert_eq!(output.stdout, b"bazelisk got build //...\n", "{stderr}");
+    assert_eq!(stderr.lines().count(), 1, "{stderr}");
+    assert!(stderr.contains("/bazelisk, since"), "{stderr}");
 }
 
-/// What the launcher says when it is to use what is installed, which is a Bazel of that version.
+/// Returns the output of the launcher if an installed Bazel of this version is to be used.
 fn with_bazel(version: &str) -> String {
     let bazel = format!("[ \"$1\" = --version ] && echo bazel {version} || echo \"ran $*\"");
     let programs = Programs::new().with("bazel", &bazel);
     let cache = TempDir::new().unwrap();
     let mut launcher = script("bazel", &programs, cache.path());
     launcher.env("GOREGO_BAZEL", "installed").arg("info");
-    let (output, said) = output(&mut launcher);
-    String::from_utf8(output.stdout).unwrap() + &said
+    let (output, stderr) = output(&mut launcher);
+    String::from_utf8(output.stdout).unwrap() + &stderr
 }
 
 #[test]
-fn of_what_is_called_bazel_only_a_release_is_used() {
-    let said = with_bazel("7.7.1");
-    assert!(said.starts_with("ran info\n"), "{said}");
-    // As Debian's says.
-    let said = with_bazel("7.7.1; echo");
+fn an_installed_bazel_is_used_only_if_it_is_a_release() {
+    let stderr = with_bazel("7.7.1");
+    assert!(stderr.starts_with("ran info\n"), "{stderr}");
+    // The version of Debian's Bazel.
+    let stderr = with_bazel("7.7.1; echo");
     assert!(
-        said.contains("neither Bazelisk nor a released Bazel"),
-        "{said}"
+        stderr.contains("neither Bazelisk nor a released Bazel"),
+        "{stderr}"
     );
 }
 
 #[test]
-fn what_bazelisk_has_chosen_is_used() {
+fn the_bazel_chosen_by_bazelisk_is_used() {
     let programs = Programs::new().with("real", "echo \"real got $*\"");
     let cache = TempDir::new().unwrap();
     let mut bazel = script("bazel", &programs, cache.path());
     bazel.env("BAZEL_REAL", programs.0.path().join("real"));
-    let (output, said) = output(bazel.arg("version"));
-    assert_eq!(output.stdout, b"real got version\n", "{said}");
-    assert_eq!(said, "");
+    let (output, stderr) = output(bazel.arg("version"));
+    assert_eq!(output.stdout, b"real got version\n", "{stderr}");
+    assert_eq!(stderr, "");
 }
 
-/// With the registry out of reach, and a root that is there already.
+/// Tests an unreachable registry with an existing root.
 #[test]
-fn without_the_registry_bazel_runs_in_the_root_as_it_would_outside() {
+fn bazel_runs_in_the_root_if_the_registry_is_unreachable() {
     let programs = Programs::new().with("bazelisk", BAZELISK);
     let cache = env::var_os("XDG_CACHE_HOME").map_or_else(
         || Path::new(&env::var_os("HOME").unwrap()).join(".cache"),
@@ -143,7 +142,7 @@ fn without_the_registry_bazel_runs_in_the_root_as_it_would_outside() {
     if let Some(root) = env::var_os("GOREGO_CLIENT_ROOT") {
         bazel.env("GOREGO_CLIENT_ROOT", root);
     }
-    // Nobody listens at a port that was free a moment ago.
+    // A port that was free a moment ago is closed.
     let closed = TcpListener::bind("127.0.0.1:0")
         .unwrap()
         .local_addr()
@@ -157,46 +156,46 @@ fn without_the_registry_bazel_runs_in_the_root_as_it_would_outside() {
         ))
         .args(["info", "workspace"])
         .current_dir(project::root());
-    let (output, said) = output(&mut bazel);
+    let (output, stderr) = output(&mut bazel);
     let workspace = String::from_utf8_lossy(&output.stdout).into_owned();
-    assert_eq!(Path::new(workspace.trim_end()), project::root(), "{said}");
+    assert_eq!(Path::new(workspace.trim_end()), project::root(), "{stderr}");
     assert!(
-        said.contains(&format!("http://{closed} cannot be reached")),
-        "{said}"
+        stderr.contains(&format!("http://{closed} cannot be reached")),
+        "{stderr}"
     );
 }
 
 #[test]
-fn a_wrong_choice_is_told_what_would_be_right() {
+fn an_error_of_gorego_bazel_names_the_accepted_values() {
     let programs = Programs::new();
     let cache = TempDir::new().unwrap();
     let mut bazel = script("bazel", &programs, cache.path());
-    let (output, said) = output(bazel.env("GOREGO_BAZEL", "debian").arg("version"));
+    let (output, stderr) = output(bazel.env("GOREGO_BAZEL", "debian").arg("version"));
     assert!(!output.status.success());
     assert!(
-        said.contains("accepted are 'installed', 'root' and nothing"),
-        "{said}"
+        stderr.contains("accepted are 'installed', 'root' and nothing"),
+        "{stderr}"
     );
 }
 
-/// What making the root says when mmdebstrap fails with those last words.
-fn making_fails(last_words: &str) -> String {
+/// Returns the error of creating the root when mmdebstrap fails with these last words.
+fn creation_error(last_words: &str) -> String {
     let programs = Programs::new().with("mmdebstrap", &format!("echo '{last_words}' >&2; exit 1"));
     let cache = TempDir::new().unwrap();
-    let (output, said) = output(script("client-root", &programs, cache.path()).arg("make"));
-    assert!(!output.status.success(), "{said}");
+    let (output, stderr) = output(script("client-root", &programs, cache.path()).arg("make"));
+    assert!(!output.status.success(), "{stderr}");
     let left = fs::read_dir(cache.path().join("gorego-build")).unwrap();
     for entry in left {
         let name = entry.unwrap().file_name();
-        assert_ne!(name, "client-root", "a root that is not whole");
-        assert_ne!(name, "client-root.partial", "half a root");
+        assert_ne!(name, "client-root", "an incomplete root");
+        assert_ne!(name, "client-root.partial", "a partial root");
     }
-    said
+    stderr
 }
 
 #[test]
-fn each_way_of_failing_to_make_the_root_is_told_from_the_others() {
-    for (last_words, told) in [
+fn each_failure_to_create_the_root_has_its_own_remedy() {
+    for (last_words, remedy) in [
         (
             "E: Write error - write (28: No space left on device)",
             "no space left",
@@ -212,50 +211,50 @@ fn each_way_of_failing_to_make_the_root_is_told_from_the_others() {
             "E: Failed to fetch: Connection reset",
             "what has arrived is kept",
         ),
-        // Tried again, and then something else went wrong.
+        // The last error counts.
         (
             "W: Temporary failure resolving\nE: Release file is expired\n",
             "set the clock",
         ),
         ("something new", "something new"),
     ] {
-        let said = making_fails(last_words);
-        assert!(said.contains(told), "{last_words}: {said}");
+        let stderr = creation_error(last_words);
+        assert!(stderr.contains(remedy), "{last_words}: {stderr}");
     }
 }
 
 #[test]
-fn without_room_for_the_root_nothing_is_fetched() {
+fn nothing_is_downloaded_if_the_root_does_not_fit_on_the_disk() {
     let programs = Programs::new()
         .with("mmdebstrap", "exit 3")
         .with("df", "echo Avail; echo 12M");
     let cache = TempDir::new().unwrap();
-    let (output, said) = output(script("client-root", &programs, cache.path()).arg("make"));
+    let (output, stderr) = output(script("client-root", &programs, cache.path()).arg("make"));
     assert!(!output.status.success());
     assert!(
-        said.contains("no space: ") && said.contains("12 MB left"),
-        "{said}"
+        stderr.contains("no space: ") && stderr.contains("12 MB left"),
+        "{stderr}"
     );
 }
 
 #[test]
-fn without_root_privileges_and_user_namespaces_it_is_told_how_to_get_in() {
+fn without_root_privileges_and_user_namespaces_the_error_names_the_remedy() {
     let programs = Programs::new()
         .with("unshare", "exit 1")
         .with("id", "echo 1000");
     let cache = TempDir::new().unwrap();
     for command in ["make", "check"] {
-        let (output, said) = output(script("client-root", &programs, cache.path()).arg(command));
+        let (output, stderr) = output(script("client-root", &programs, cache.path()).arg(command));
         assert!(!output.status.success());
         assert!(
-            said.contains("run 'sudo") && said.contains("tools/bazel"),
-            "{said}"
+            stderr.contains("run 'sudo") && stderr.contains("tools/bazel"),
+            "{stderr}"
         );
     }
 }
 
 #[test]
-fn a_root_made_before_gets_what_was_added_since_without_being_made_again() {
+fn an_existing_root_gets_later_additions_without_being_recreated() {
     let place = TempDir::new().unwrap();
     let rules = place.path().join("debian/usr/share/bazel/rules/rust");
     for (file, content) in [
@@ -279,8 +278,8 @@ fn a_root_made_before_gets_what_was_added_since_without_being_made_again() {
     let programs = Programs::new().with("mmdebstrap", "exit 1");
     let make = || {
         let mut make = script("client-root", &programs, place.path());
-        let (output, said) = output(make.env("GOREGO_CLIENT_ROOT", place.path()).arg("make"));
-        assert!(output.status.success(), "{said}");
+        let (output, stderr) = output(make.env("GOREGO_CLIENT_ROOT", place.path()).arg("make"));
+        assert!(output.status.success(), "{stderr}");
         ["crate_universe/extensions.bzl", "rust/extensions.bzl"]
             .map(|file| fs::read_to_string(rules.join(file)).unwrap())
     };
@@ -288,18 +287,18 @@ fn a_root_made_before_gets_what_was_added_since_without_being_made_again() {
     assert!(crates.contains("crate = _crate"), "{crates}");
     assert!(rust.contains("name = name"), "{rust}");
 
-    // As if it had ended half-way.
+    // As if the update had been interrupted.
     fs::remove_file(place.path().join("amendment")).unwrap();
     assert_eq!(make(), [crates, rust]);
 }
 
 #[test]
-fn only_one_of_two_makes_the_root() {
+fn only_one_of_two_processes_creates_the_root() {
     let cache = TempDir::new().unwrap();
-    // Whoever makes the root says so, and then waits to be let on.
-    let [arrived, go_on] = ["arrived", "go-on"].map(|name| cache.path().join(name));
+    // The process that creates the root reports that, and waits for permission to continue.
+    let [arrived, resume] = ["arrived", "go-on"].map(|name| cache.path().join(name));
     let mut mkfifo = process::command("mkfifo");
-    assert!(mkfifo.args([&arrived, &go_on]).status().unwrap().success());
+    assert!(mkfifo.args([&arrived, &resume]).status().unwrap().success());
     let programs = Programs::new().with(
         "mmdebstrap",
         "echo >\"$XDG_CACHE_HOME/arrived\"; cat \"$XDG_CACHE_HOME/go-on\"; exit 1",
@@ -312,21 +311,21 @@ fn only_one_of_two_makes_the_root() {
     let mut first = make();
     fs::read(&arrived).unwrap();
     let mut second = make();
-    let mut said = BufReader::new(second.child_mut().stderr.take().unwrap());
+    let mut stderr = BufReader::new(second.child_mut().stderr.take().unwrap());
     let mut line = String::new();
-    said.read_line(&mut line).unwrap();
+    stderr.read_line(&mut line).unwrap();
     assert!(line.contains("waiting for another process"), "{line}");
 
-    // The second comes in when the first is out.
-    fs::write(&go_on, "").unwrap();
+    // The second process starts when the first ends.
+    fs::write(&resume, "").unwrap();
     first.wait();
     fs::read(&arrived).unwrap();
-    fs::write(&go_on, "").unwrap();
+    fs::write(&resume, "").unwrap();
     second.wait();
 }
 
-/// What a shell says inside the root, or without one.
-fn said_by_shell(inside: bool, dir: &Path) -> Vec<u8> {
+/// Returns the output of a shell inside or outside the root.
+fn shell_output(inside: bool, dir: &Path) -> Vec<u8> {
     let script = "pwd; id -un; echo \"$HOME\"; ls -d \"$HOME\"; cat file; exit 3";
     let mut command = if inside {
         let mut command = process::command(project::root().join("tools/client-root"));
@@ -343,17 +342,17 @@ fn said_by_shell(inside: bool, dir: &Path) -> Vec<u8> {
 }
 
 #[test]
-fn in_the_root_home_user_and_paths_are_those_outside() {
+fn home_user_and_paths_in_the_root_are_those_outside() {
     let elsewhere = TempDir::new().unwrap();
     fs::write(elsewhere.path().join("file"), "here").unwrap();
     assert_eq!(
-        String::from_utf8_lossy(&said_by_shell(true, elsewhere.path())),
-        String::from_utf8_lossy(&said_by_shell(false, elsewhere.path()))
+        String::from_utf8_lossy(&shell_output(true, elsewhere.path())),
+        String::from_utf8_lossy(&shell_output(false, elsewhere.path()))
     );
 }
 
-/// Files of the machine stay as they were for a process in the root, such as Bazel's server. The
-/// machine here is one whose /etc is a copy.
+/// A process in the root, such as Bazel's server, keeps seeing files that the machine replaces. The test
+/// replaces a file in a copy of /etc.
 #[test]
 fn the_root_can_be_entered_from_inside_after_the_machine_has_replaced_a_file() {
     root::make();
@@ -381,6 +380,10 @@ fn the_root_can_be_entered_from_inside_after_the_machine_has_replaced_a_file() {
         .env("CLIENT_ROOT", project::root().join("tools/client-root"))
         .env("DIR", dir.path())
         .stdin(Stdio::null());
-    let (output, said) = output(&mut machine);
-    assert_eq!(String::from_utf8_lossy(&output.stdout), "root\n", "{said}");
+    let (output, stderr) = output(&mut machine);
+    assert_eq!(
+        String::from_utf8_lossy(&output.stdout),
+        "root\n",
+        "{stderr}"
+    );
 }

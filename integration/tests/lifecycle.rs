@@ -1,4 +1,4 @@
-//! How the server starts, refuses to start, and stops.
+//! Tests of the start, refused starts and the shutdown of the server.
 #![cfg(test)]
 
 use std::{
@@ -23,14 +23,14 @@ use tonic_health::pb::{
 
 const SIZE: usize = 2 * 1024 * 1024;
 
-/// The first bytes of an HTTP/2 client, and a frame of settings.
+/// The preface of an HTTP/2 client and a SETTINGS frame.
 const GREETING: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
 
-/// Connections on which nothing more is said.
+/// Opens idle HTTP/2 connections.
 fn idle_connections(server: &Server, count: usize) -> Vec<TcpStream> {
     let connect = |_| {
         let mut stream = TcpStream::connect(server.address()).unwrap();
-        // The server may have closed it to make room.
+        // The server may already have closed it for another.
         let _ = stream.write_all(GREETING);
         stream
     };
@@ -44,7 +44,7 @@ async fn assert_serves(client: &Client, seed: u64) {
     assert!(client.download(&digest).await.unwrap() == content);
 }
 
-/// A refusal to start is status 2 and one line that names the cause.
+/// Checks that the start was refused with status 2 and one line that names the cause.
 fn assert_refused((status, log): (ExitStatus, String), cause: &str) {
     assert_eq!(status.code(), Some(2), "{}\n{log}", describe(status));
     assert_eq!(log.lines().count(), 1, "one line, not:\n{log}");
@@ -83,7 +83,7 @@ async fn sigterm_lets_a_running_upload_complete_and_exits_0() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_second_signal_ends_it_at_once_although_an_upload_is_running() {
+async fn a_second_signal_ends_the_server_during_an_upload() {
     for (signal, status) in [(Signal::TERM, 143), (Signal::INT, 130)] {
         let mut server = Server::start(&["limits.drain_timeout=1h", "limits.idle_timeout=1h"]);
         let client = Client::connect(server.address()).await;
@@ -107,7 +107,7 @@ async fn a_second_signal_ends_it_at_once_although_an_upload_is_running() {
 }
 
 #[test]
-fn sigint_ends_an_idle_server_in_order() {
+fn sigint_shuts_an_idle_server_down_in_order() {
     let mut server = Server::start(&[]);
     server.signal(Signal::INT);
     let ended = server.wait();
@@ -129,20 +129,20 @@ async fn sigterm_saves_the_state_before_calls_drain() {
     upload.send(&blob(1, SIZE).slice(..SIZE / 2)).await;
     client.wait_until_committed(&name, &digest, SIZE / 2).await;
     server.ask_to_stop();
-    // By itself it would be written within a minute.
+    // Without a signal the state is written once a minute.
     let saved = async {
         while read() == before {
             tokio::task::yield_now().await;
         }
     };
     let saved = tokio::time::timeout(Duration::from_secs(20), saved).await;
-    saved.expect("the state is saved while an upload goes on");
+    saved.expect("the state is saved during the upload");
     server.kill();
     assert!(read().contains("clean=0"), "{}", read());
 }
 
 #[test]
-fn sigterm_is_obeyed_although_nobody_reads_the_log_any_more() {
+fn sigterm_shuts_the_server_down_if_the_log_is_closed() {
     let dir = TempDir::new().unwrap();
     let none: [&str; 0] = [];
     let mut command = server::command(&dir.path().join("data"), &none);
@@ -158,7 +158,7 @@ fn sigterm_is_obeyed_although_nobody_reads_the_log_any_more() {
 }
 
 #[test]
-fn output_that_cannot_be_written_changes_nothing() {
+fn output_that_cannot_be_written_does_not_change_the_status() {
     let dir = TempDir::new().unwrap();
     let full = || fs::File::create("/dev/full").unwrap();
     let none: [&str; 0] = [];
@@ -173,7 +173,7 @@ fn output_that_cannot_be_written_changes_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn it_takes_as_many_descriptors_as_the_system_allows() {
+async fn the_limit_of_descriptors_is_raised_to_the_hard_limit() {
     let limit = Descriptors {
         soft: 128,
         hard: 4096,
@@ -186,13 +186,13 @@ async fn it_takes_as_many_descriptors_as_the_system_allows() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn idle_connections_leave_descriptors_to_files_and_to_new_clients() {
+async fn idle_connections_leave_descriptors_for_files_and_new_clients() {
     let limit = Descriptors {
         soft: 256,
         hard: 256,
     };
     let server = Server::start_limited(limit, &[]);
-    server.wait_for_log("limits.max_connections = 10000 is cut to 64");
+    server.wait_for_log("limits.max_connections = 10000 is reduced to 64");
     let _idle = idle_connections(&server, 300);
     assert_serves(&Client::connect(server.address()).await, 1).await;
 }
@@ -200,7 +200,7 @@ async fn idle_connections_leave_descriptors_to_files_and_to_new_clients() {
 #[tokio::test(flavor = "multi_thread")]
 async fn idle_connections_are_closed_when_no_descriptor_is_left() {
     let server = Server::start(&[]);
-    // Fewer than it has made plans for.
+    // Fewer descriptors than the server has divided.
     let limit = Rlimit {
         current: Some(64),
         maximum: Some(64),
@@ -208,7 +208,7 @@ async fn idle_connections_are_closed_when_no_descriptor_is_left() {
     let pid = Pid::from_raw(server.id().try_into().unwrap());
     prlimit(pid, Resource::Nofile, limit).unwrap();
     let served = async {
-        // They answer pings, so that nothing else closes them.
+        // These clients answer pings, so that no timeout closes them.
         let mut idle = Vec::new();
         for _ in 0..60 {
             idle.push(Client::connect(server.address()).await);
@@ -216,7 +216,7 @@ async fn idle_connections_are_closed_when_no_descriptor_is_left() {
         assert_serves(&Client::connect(server.address()).await, 1).await;
     };
     let served = tokio::time::timeout(Duration::from_mins(1), served).await;
-    served.expect("others were closed for it");
+    served.expect("idle connections were closed");
 }
 
 #[test]
@@ -239,7 +239,7 @@ fn a_busy_port_is_refused() {
 #[test]
 fn a_data_directory_that_cannot_be_written_is_refused() {
     let dir = TempDir::new().unwrap();
-    // Not even root can make a directory below a file.
+    // Not even root can create a directory below a file.
     let file = dir.path().join("file");
     fs::write(&file, "").unwrap();
     let data = file.join("data");

@@ -1,4 +1,4 @@
-//! What an operator is told of a server is so.
+//! Tests of the values of metrics.
 #![cfg(test)]
 
 use std::{net::TcpListener, time::Duration};
@@ -8,7 +8,7 @@ use gorego_integration::{
     content::{blob, digest_of},
     link::Link,
     metrics::Metrics,
-    peer::{FaultyPeer, Seen},
+    peer::{FaultyPeer, PeerState},
     process::describe,
     server::{self, Server},
 };
@@ -20,10 +20,10 @@ const TOLD: &str = "telemetry.metrics_addr=127.0.0.1:0";
 const BREAKER: &str = "gorego_backing_cache_breaker_state";
 const JOURNAL: &str = "gorego_backing_cache_journal";
 
-/// Far more than anything here takes, so that only a hang fails.
+/// The longest wait for a condition; far more than it needs.
 const PATIENCE: Duration = Duration::from_mins(1);
 
-/// What the breaker is in, which is one state.
+/// Returns the state of the breaker, which must be exactly one.
 fn breaker(metrics: &Metrics) -> &'static str {
     let states = ["closed", "open", "half_open"];
     let value = |state: &str| metrics.get(&format!("{BREAKER}{{state=\"{state}\"}}"));
@@ -33,16 +33,16 @@ fn breaker(metrics: &Metrics) -> &'static str {
     now[0]
 }
 
-/// Blobs, action results and bytes that wait.
+/// Returns the numbers of pending blobs, action results and bytes.
 fn journal(metrics: &Metrics) -> [u64; 3] {
     ["blobs", "results", "bytes"].map(|what| {
         let value = metrics.get(&format!("{JOURNAL}_{what}"));
-        value.unwrap_or_else(|| panic!("nothing of {what} in {metrics:#?}"))
+        value.unwrap_or_else(|| panic!("no {what} in {metrics:#?}"))
     })
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_outage_of_the_backing_cache_and_its_end_can_be_seen() {
+async fn metrics_show_an_outage_of_the_backing_cache_and_its_end() {
     let peer = FaultyPeer::start();
     let link = Link::to(peer.address());
     let server = Server::in_front_of(
@@ -62,7 +62,7 @@ async fn an_outage_of_the_backing_cache_and_its_end_can_be_seen() {
 
     link.down();
     let open = async {
-        // Each of them fails.
+        // Each call fails.
         while breaker(&Metrics::of(server.metrics()).await) != "open" {
             client.find_missing(digests.clone()).await.unwrap();
         }
@@ -88,16 +88,16 @@ async fn an_outage_of_the_backing_cache_and_its_end_can_be_seen() {
     assert!(bytes >= 3000, "{bytes} bytes");
 
     link.restore();
-    let arrived = |seen: &Seen| seen.action("", &action).as_ref() == Some(&result);
+    let arrived = |state: &PeerState| state.action("", &action).as_ref() == Some(&result);
     peer.wait_for(arrived).await;
-    // The journal is told of it once the answer is there.
+    // The journal records an upload after its response.
     let done = |metrics: &Metrics| journal(metrics) == [0; 3];
     let metrics = Metrics::wait_for(server.metrics(), done).await;
     assert_eq!(breaker(&metrics), "closed");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn without_a_backing_cache_there_is_the_build_alone() {
+async fn without_a_backing_cache_only_the_build_info_is_exported() {
     let server = Server::start(&[TOLD]);
     let metrics = Metrics::of(server.metrics()).await;
     let version = env!("CARGO_PKG_VERSION");
@@ -107,14 +107,14 @@ async fn without_a_backing_cache_there_is_the_build_alone() {
 }
 
 #[test]
-fn an_address_for_metrics_that_others_have_is_refused_to_whoever_asked_for_it() {
+fn a_configured_metrics_address_in_use_refuses_the_start() {
     let dir = TempDir::new().unwrap();
     let busy = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = busy.local_addr().unwrap();
     let setting = format!("telemetry.metrics_addr={address}");
-    let (status, said) = server::refusal(dir.path(), &[setting]);
-    assert_eq!(status.code(), Some(2), "{}\n{said}", describe(status));
+    let (status, stderr) = server::refusal(dir.path(), &[setting]);
+    assert_eq!(status.code(), Some(2), "{}\n{stderr}", describe(status));
     let named = format!("--set: telemetry.metrics_addr = {address}: ");
-    assert!(said.contains(&named), "{said}");
-    assert_eq!(said.lines().count(), 1, "{said}");
+    assert!(stderr.contains(&named), "{stderr}");
+    assert_eq!(stderr.lines().count(), 1, "{stderr}");
 }

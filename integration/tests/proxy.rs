@@ -1,5 +1,4 @@
-//! In front of a backing cache that misbehaves, builds get what is right, or an error, and never
-//! something else.
+//! Tests with a faulty backing cache: clients get correct content or an error.
 #![cfg(test)]
 
 use gorego_integration::{
@@ -20,7 +19,7 @@ async fn proxy(settings: &[&str]) -> (FaultyPeer, Server, Client) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_wrong_in_the_backing_cache_is_served_to_nobody() {
+async fn corrupt_blobs_of_the_backing_cache_are_never_served() {
     for (size, method) in [(1000, Method::BatchReadBlobs), (3 * MIB, Method::Read)] {
         for fault in [Fault::Corrupt(500), Fault::Truncate(500), Fault::Extend(5)] {
             let (peer, _server, client) = proxy(&["backing_cache.put_retry_count=0"]).await;
@@ -40,7 +39,7 @@ async fn what_is_wrong_in_the_backing_cache_is_served_to_nobody() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_broken_fetch_goes_on_where_it_stopped() {
+async fn an_interrupted_fetch_resumes_at_its_offset() {
     let (peer, _server, client) = proxy(&[]).await;
     let content = blob(1, 10 * MIB);
     let digest = peer.put(&content);
@@ -52,7 +51,7 @@ async fn a_broken_fetch_goes_on_where_it_stopped() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_broken_write_through_goes_on_and_is_whole_in_both() {
+async fn an_interrupted_write_through_resumes_and_reaches_both_tiers() {
     let (peer, _server, client) = proxy(&[]).await;
     let content = blob(1, 10 * MIB);
     let broken = Fault::BreakAfter(4 * MIB, Code::Unavailable);
@@ -67,7 +66,7 @@ async fn a_broken_write_through_goes_on_and_is_whole_in_both() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_full_backing_cache_is_told_and_leaves_nothing_here() {
+async fn a_full_backing_cache_fails_writes_and_they_are_not_stored_locally() {
     let (peer, _server, client) = proxy(&["backing_cache.put_retry_count=1"]).await;
     let full = Fault::Answer(Code::ResourceExhausted);
     peer.inject(Method::Write, Times::Always, full);
@@ -100,7 +99,7 @@ async fn a_refusal_of_the_backing_cache_is_passed_on() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_result_whose_outputs_are_in_neither_tier_is_no_hit() {
+async fn a_result_whose_outputs_are_in_neither_tier_is_a_miss() {
     let (peer, _server, client) = proxy(&[]).await;
     let (action, output) = (digest_of(b"action"), blob(1, 1000));
     peer.put_action("", &action, result_of([digest_of(&output)]));
@@ -111,7 +110,7 @@ async fn a_result_whose_outputs_are_in_neither_tier_is_no_hit() {
         client.get_action(&action).await.unwrap(),
         result_of([digest_of(&output)])
     );
-    // It has been read now, and is here: what the backing cache loses does not matter.
+    // The blob has been read and is local, so a loss in the backing cache does not matter.
     assert!(client.download(&digest_of(&output)).await.unwrap() == output);
     peer.forget_all();
     assert_eq!(
@@ -122,7 +121,7 @@ async fn a_result_whose_outputs_are_in_neither_tier_is_no_hit() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn while_the_backing_cache_is_down_what_is_here_is_served() {
+async fn local_blobs_are_served_while_the_backing_cache_is_down() {
     let (peer, _server, client) = proxy(&["backing_cache.put_retry_count=0"]).await;
     let (action, output, absent) = (digest_of(b"action"), blob(1, 1000), blob(2, 1000));
     client.upload_whole(&output).await.unwrap();
@@ -145,7 +144,7 @@ async fn while_the_backing_cache_is_down_what_is_here_is_served() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_only_this_tier_has_is_pushed_up_before_it_is_called_present() {
+async fn local_blobs_are_uploaded_to_the_backing_cache_before_they_count_as_present() {
     let (peer, _server, client) = proxy(&["backing_cache.existence_ttl=0"]).await;
     let contents = [blob(1, 1000), blob(2, 3 * MIB)];
     for content in &contents {
@@ -160,7 +159,7 @@ async fn what_only_this_tier_has_is_pushed_up_before_it_is_called_present() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_known_to_be_there_is_not_asked_for_again() {
+async fn blobs_known_to_be_in_the_backing_cache_are_not_looked_up_again() {
     let (peer, _server, client) = proxy(&[]).await;
     let digests: Vec<_> = (0..1000).map(|seed| peer.put(&blob(seed, 10))).collect();
     for _ in 0..3 {
@@ -175,7 +174,7 @@ async fn what_is_known_to_be_there_is_not_asked_for_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn without_a_local_tier_everything_is_the_backing_caches() {
+async fn without_a_local_tier_requests_pass_to_the_backing_cache() {
     let (peer, server, client) = proxy(&["local_cache.enabled=false"]).await;
     let content = blob(1, 3 * MIB);
     let digest = digest_of(&content);
@@ -200,7 +199,7 @@ async fn without_a_local_tier_everything_is_the_backing_caches() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn read_only_towards_the_backing_cache_writes_stay_here() {
+async fn writes_stay_local_if_the_backing_cache_is_read_only() {
     let (peer, _server, client) = proxy(&["backing_cache.read_only=true"]).await;
     let (here, there) = (blob(1, 3 * MIB), blob(2, 3 * MIB));
     client.upload_whole(&here).await.unwrap();

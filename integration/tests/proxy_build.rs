@@ -1,4 +1,4 @@
-//! Bazel builds through proxies.
+//! Tests of Bazel builds through proxies.
 #![cfg(test)]
 
 use gorego_integration::{
@@ -9,7 +9,7 @@ use gorego_integration::{
     workspace,
 };
 
-/// A workspace smaller than this would not be worth the name.
+/// The least number of actions of a meaningful workspace.
 const ACTIONS: usize = 200;
 
 fn in_front_of(server: &Server) -> Server {
@@ -22,7 +22,7 @@ fn build(server: &Server) -> Build {
     checkout.bazel(&server.grpc_url(), &[], &arguments)
 }
 
-/// What Bazel built through one proxy it gets through another: that build.
+/// Builds through one proxy and then through another, and returns the second build.
 fn shared(backing: &Backing) -> Build {
     let _lock = Lock::bazel();
     let here = Server::in_front_of(&backing.grpc_url(), &[]);
@@ -32,22 +32,22 @@ fn shared(backing: &Backing) -> Build {
 }
 
 #[test]
-fn machines_share_builds_in_front_of_bazel_remote() {
+fn proxies_of_bazel_remote_share_builds() {
     shared(&Backing::bazel_remote()).assert_all_remote_hits();
 }
 
 #[test]
-fn machines_share_builds_in_front_of_casd() {
+fn proxies_of_casd_share_builds() {
     let built = shared(&Backing::casd());
-    // It holds each directory of a tree for an output, which Bazel does not upload, and says of
-    // such a result that it is not there.
+    // casd requires the directories of a tree as blobs, which Bazel does not upload, and reports such
+    // results as missing.
     let missed = built.cacheable().filter(|spawn| !spawn.is_remote_hit());
     let missed: Vec<_> = missed.map(|spawn| spawn.target_label.as_str()).collect();
     assert_eq!(missed, ["//:tree"], "{}", built.console);
 }
 
 #[test]
-fn what_was_built_through_a_chain_of_three_is_at_its_end_and_on_its_way() {
+fn a_chain_of_three_caches_stores_a_build_in_each() {
     let _lock = Lock::bazel();
     let last = Server::start(&[]);
     let middle = in_front_of(&last);
@@ -55,12 +55,12 @@ fn what_was_built_through_a_chain_of_three_is_at_its_end_and_on_its_way() {
     let built = build(&first);
     assert!(built.cacheable().count() >= ACTIONS);
 
-    // Another machine, that nothing was built through.
+    // A new proxy, without content of its own.
     let other_middle = in_front_of(&last);
     let other = in_front_of(&other_middle);
     build(&other).assert_all_remote_hits();
 
-    // With everything behind it gone, the first has what was built through it.
+    // Without its backing caches, the first proxy still has the build.
     drop((middle, last));
     build(&first).assert_all_remote_hits();
 }

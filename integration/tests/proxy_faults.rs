@@ -1,5 +1,5 @@
-//! In front of a cache that is killed: transfers go on when it is back in time, and end with an error
-//! when it is not. Each time a slow link holds the transfer, so that it is in its middle.
+//! Tests with a backing cache that is killed during a transfer: the transfer resumes if the cache
+//! restarts in time, and fails otherwise. A slow link keeps the transfer in its middle.
 #![cfg(test)]
 
 use std::{
@@ -24,16 +24,16 @@ use tonic::{Code, Status, Streaming};
 
 const MIB: usize = 1024 * 1024;
 
-/// What is on its way.
+/// The size of a transfer.
 const SIZE: usize = 20 * MIB;
 
-/// Takes 20 s for that: far more than it takes to do something about it.
+/// A rate at which a transfer takes 20 s, long enough to interrupt it.
 const SLOW: Rate = Rate::mbit(8);
 
-/// Far more than it takes.
+/// The longest wait for a condition; far more than it needs.
 const PATIENCE: Duration = Duration::from_mins(1);
 
-/// More tries than a restart takes, as many as usual, and hardly any.
+/// Numbers of retries: more than a restart needs, the default, and hardly any.
 const MANY: &str = "backing_cache.put_retry_count=20";
 const USUAL: &str = "backing_cache.put_retry_count=3";
 const FEW: &str = "backing_cache.put_retry_count=1";
@@ -64,39 +64,42 @@ fn name() -> String {
     uuid(&mut fastrand::Rng::with_seed(1))
 }
 
-/// Puts a blob where the proxy has to fetch it from.
-async fn put_there(backing: &Backing, content: &Bytes) -> Digest {
+/// Stores a blob in the backing cache.
+async fn put_backing(backing: &Backing, content: &Bytes) -> Digest {
     let direct = Client::connect(backing.address()).await;
     direct.upload_whole(content).await.unwrap();
     digest_of(content)
 }
 
-/// Fails unless it is whole in the backing cache.
-async fn assert_there(backing: &Backing, content: &Bytes) {
+/// Checks that the backing cache has the whole blob.
+async fn assert_stored(backing: &Backing, content: &Bytes) {
     let direct = Client::connect(backing.address()).await;
     direct.compare(&digest_of(content), content).await;
 }
 
-/// Asks until the proxy asks the cache again, which is back.
-async fn once_back<T>(mut ask: impl AsyncFnMut() -> Result<T, Status>) -> T {
+/// Repeats a call until the proxy has reached the restarted cache.
+async fn when_recovered<T>(mut ask: impl AsyncFnMut() -> Result<T, Status>) -> T {
     let since = Instant::now();
     loop {
         match ask().await {
             Ok(answer) => return answer,
             Err(status) => assert_eq!(status.code(), Code::Unavailable, "{status}"),
         }
-        assert!(since.elapsed() < PATIENCE, "it never comes back");
+        assert!(
+            since.elapsed() < PATIENCE,
+            "the proxy does not reach the cache"
+        );
     }
 }
 
-/// A read of which the first piece has come.
+/// Begins a read and waits for its first piece.
 async fn begin(client: &Client, digest: &Digest) -> (Streaming<ReadResponse>, BytesMut) {
     let mut stream = client.read(digest).await.unwrap();
     let first = stream.message().await.unwrap().unwrap();
     (stream, BytesMut::from(&first.data[..]))
 }
 
-/// Takes the rest of it; how it ended.
+/// Reads the rest and returns the status of the read.
 async fn finish(stream: &mut Streaming<ReadResponse>, got: &mut BytesMut) -> Result<(), Status> {
     while let Some(piece) = stream.message().await? {
         got.extend_from_slice(&piece.data);
@@ -104,43 +107,43 @@ async fn finish(stream: &mut Streaming<ReadResponse>, got: &mut BytesMut) -> Res
     Ok(())
 }
 
-/// More failures than it takes for a cache to be left alone for a while.
+/// More failures than it takes to open the circuit breaker.
 const UNTIL_LEFT_ALONE: u64 = 6;
 
-/// Waits until it was tried so many times to reach the killed cache again, and in vain.
-async fn retried(link: &Link, tries: u64) {
+/// Waits for this many failed attempts to reach the killed cache.
+async fn wait_for_retries(link: &Link, tries: u64) {
     let due = link.counts().connections + tries;
     link.wait_for(|now| now.connections >= due && now.open == 0)
         .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_fetch_goes_on_when_a_killed_cache_is_back() {
+async fn a_fetch_resumes_when_a_killed_cache_restarts() {
     for mut backing in peers() {
         let content = blob(1, SIZE);
-        let digest = put_there(&backing, &content).await;
+        let digest = put_backing(&backing, &content).await;
         let link = slow(&backing);
         let (_server, client) = in_front_of(&link, MANY).await;
         let (mut stream, mut got) = begin(&client, &digest).await;
         backing.kill();
         assert!(link.counts().down < SIZE as u64, "too late");
-        retried(&link, 1).await;
+        wait_for_retries(&link, 1).await;
         link.set_rate(None);
         backing.restart();
         finish(&mut stream, &mut got).await.unwrap();
         assert!(got == content);
-        // It is here now, and whole.
+        // The whole blob is local now.
         backing.kill();
         client.compare(&digest, &content).await;
     }
 }
 
-/// Blobs of a build that is going on: some to be fetched, and some that it makes.
+/// Returns the blobs of a build: some to fetch, and some to upload.
 fn contents(seeds: std::ops::Range<u64>) -> Vec<Bytes> {
     seeds.map(|seed| blob(seed, 3 * MIB)).collect()
 }
 
-/// All of them at once, each of which has to succeed.
+/// Fetches all blobs at once; each fetch has to succeed.
 fn fetch_all(client: &Client, contents: Vec<Bytes>) -> JoinSet<()> {
     let fetches = contents.into_iter().map(|content| {
         let client = client.clone();
@@ -161,18 +164,18 @@ fn upload_all(client: &Client, contents: Vec<Bytes>) -> JoinSet<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn many_fetches_go_on_when_a_killed_cache_is_back() {
+async fn many_fetches_resume_when_a_killed_cache_restarts() {
     for mut backing in peers() {
         let contents = contents(0..12);
         for content in &contents {
-            put_there(&backing, content).await;
+            put_backing(&backing, content).await;
         }
         let link = slow(&backing);
         let (_server, client) = in_front_of(&link, MANY).await;
         let fetches = fetch_all(&client, contents);
         link.wait_for(|counts| counts.down > MIB as u64).await;
         backing.kill();
-        retried(&link, 1).await;
+        wait_for_retries(&link, 1).await;
         link.set_rate(None);
         backing.restart();
         fetches.join_all().await;
@@ -180,11 +183,11 @@ async fn many_fetches_go_on_when_a_killed_cache_is_back() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn all_that_is_on_its_way_goes_on_when_connections_break_once() {
+async fn all_transfers_resume_when_connections_break_once() {
     for backing in peers() {
         let (down, up) = (contents(0..12), contents(20..32));
         for content in &down {
-            put_there(&backing, content).await;
+            put_backing(&backing, content).await;
         }
         let link = slow(&backing);
         let (_server, client) = in_front_of(&link, USUAL).await;
@@ -198,7 +201,7 @@ async fn all_that_is_on_its_way_goes_on_when_connections_break_once() {
         fetches.join_all().await;
         uploads.join_all().await;
         for content in &up {
-            assert_there(&backing, content).await;
+            assert_stored(&backing, content).await;
         }
     }
 }
@@ -207,7 +210,7 @@ async fn all_that_is_on_its_way_goes_on_when_connections_break_once() {
 async fn a_fetch_from_a_cache_that_stays_dead_ends_with_an_error() {
     for mut backing in peers() {
         let content = blob(1, SIZE);
-        let digest = put_there(&backing, &content).await;
+        let digest = put_backing(&backing, &content).await;
         let link = slow(&backing);
         let (_server, client) = in_front_of(&link, FEW).await;
         let (mut stream, mut got) = begin(&client, &digest).await;
@@ -219,12 +222,12 @@ async fn a_fetch_from_a_cache_that_stays_dead_ends_with_an_error() {
         assert_eq!(missed.code(), Code::Unavailable, "{missed}");
         link.set_rate(None);
         backing.restart();
-        let read = once_back(async || client.download(&digest).await).await;
+        let read = when_recovered(async || client.download(&digest).await).await;
         assert!(read == content);
     }
 }
 
-/// A client's upload to a proxy that has passed a part of it on.
+/// Begins an upload and waits until the proxy has forwarded a part of it.
 async fn begin_upload(
     link: &Link,
     client: &Client,
@@ -237,15 +240,18 @@ async fn begin_upload(
     uploads
 }
 
-/// Kills a cache in the middle of an upload. After a crash, bazel-remote takes a file that it was
-/// still writing, which it marks by its mode, for a whole one: it may throw that away before.
+/// Kills a cache in the middle of an upload. After a crash, bazel-remote would serve the unfinished file,
+/// so its removal is awaited; the file's mode marks it as unfinished.
 fn kill_receiving(backing: &mut Backing, link: &Link) {
     assert!(link.counts().up < SIZE as u64, "too late");
     if has_unfinished(&backing.data()) {
         link.down();
         let since = Instant::now();
         while has_unfinished(&backing.data()) {
-            assert!(since.elapsed() < PATIENCE, "it does not throw it away");
+            assert!(
+                since.elapsed() < PATIENCE,
+                "the unfinished file is not removed"
+            );
             thread::yield_now();
         }
     }
@@ -255,7 +261,7 @@ fn kill_receiving(backing: &mut Backing, link: &Link) {
 
 fn has_unfinished(dir: &Path) -> bool {
     const UNFINISHED: u32 = 0o2000;
-    // Others remove files meanwhile.
+    // The server removes files meanwhile.
     let Ok(entries) = fs::read_dir(dir) else {
         return false;
     };
@@ -271,25 +277,25 @@ async fn ended(mut uploads: JoinSet<Result<(), Status>>) -> Result<(), Status> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_write_through_goes_on_when_a_killed_cache_is_back() {
+async fn a_write_through_resumes_when_a_killed_cache_restarts() {
     for mut backing in peers() {
         let content = blob(1, SIZE);
         let link = slow(&backing);
         let (_server, client) = in_front_of(&link, MANY).await;
         let uploading = begin_upload(&link, &client, &content).await;
         kill_receiving(&mut backing, &link);
-        retried(&link, UNTIL_LEFT_ALONE).await;
+        wait_for_retries(&link, UNTIL_LEFT_ALONE).await;
         link.set_rate(None);
         backing.restart();
         ended(uploading).await.unwrap();
-        assert_there(&backing, &content).await;
+        assert_stored(&backing, &content).await;
         backing.kill();
         client.compare(&digest_of(&content), &content).await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_write_through_to_a_cache_that_stays_dead_is_claimed_by_nobody() {
+async fn a_write_through_to_a_cache_that_stays_dead_is_never_reported_as_stored() {
     for mut backing in peers() {
         let content = blob(1, SIZE);
         let digest = digest_of(&content);
@@ -303,44 +309,45 @@ async fn a_write_through_to_a_cache_that_stays_dead_is_claimed_by_nobody() {
         assert_eq!(missed.code(), Code::Unavailable, "{missed}");
         link.set_rate(None);
         backing.restart();
-        let missing = once_back(async || client.find_missing(vec![digest.clone()]).await).await;
+        let missing =
+            when_recovered(async || client.find_missing(vec![digest.clone()]).await).await;
         assert!(missing == std::slice::from_ref(&digest), "{missing:?}");
-        // As Bazel does: under the same name, from where it is said to have broken off.
+        // Resumes as Bazel does: under the same name, from the committed size.
         let held = client.query_upload(&name(), &digest).await.unwrap();
         let held = usize::try_from(held.committed_size).unwrap();
         let mut again = client.begin_upload(&name(), &digest).from_offset(held);
         again.send_last(&content.slice(held..)).await;
         again.response().await.unwrap();
-        assert_there(&backing, &content).await;
+        assert_stored(&backing, &content).await;
         client.compare(&digest, &content).await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_cache_may_be_dead_at_the_first_try_and_back_before_the_last() {
+async fn a_transfer_succeeds_if_a_dead_cache_restarts_before_the_last_retry() {
     for mut backing in peers() {
         let (there, new) = (blob(1, 3 * MIB), blob(2, 3 * MIB));
-        let digest = put_there(&backing, &there).await;
+        let digest = put_backing(&backing, &there).await;
         let link = Link::to(backing.address());
         let (_server, client) = in_front_of(&link, MANY).await;
         backing.kill();
         let both = async { tokio::join!(client.download(&digest), client.upload_whole(&new)) };
         let back = async {
-            retried(&link, UNTIL_LEFT_ALONE).await;
+            wait_for_retries(&link, UNTIL_LEFT_ALONE).await;
             backing.restart();
         };
         let ((read, uploaded), ()) = tokio::join!(both, back);
         assert!(read.unwrap() == there);
         uploaded.unwrap();
-        assert_there(&backing, &new).await;
+        assert_stored(&backing, &new).await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_reader_who_leaves_does_not_take_the_fetch_with_him() {
+async fn a_fetch_continues_after_its_reader_disconnects() {
     for backing in peers() {
         let content = blob(1, SIZE);
-        let digest = put_there(&backing, &content).await;
+        let digest = put_backing(&backing, &content).await;
         let link = slow(&backing);
         let (server, first) = in_front_of(&link, FEW).await;
         let second = Client::connect(server.address()).await;

@@ -1,4 +1,4 @@
-//! While the backing cache is down, builds go on, and it gets what it missed when it is back.
+//! Tests of outages: builds continue, and pending writes are uploaded afterwards.
 #![cfg(test)]
 
 use std::time::Duration;
@@ -31,7 +31,7 @@ fn end(peer: &FaultyPeer) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_was_accepted_reaches_the_backing_cache_also_after_a_crash() {
+async fn accepted_writes_reach_the_backing_cache_after_a_crash() {
     let (peer, server, client) = proxy(&DEGRADE).await;
     end(&peer);
     let (small, large) = (blob(1, 1000), blob(2, 3 * MIB));
@@ -68,7 +68,7 @@ async fn what_was_accepted_reaches_the_backing_cache_also_after_a_crash() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn no_more_is_accepted_than_may_wait_and_what_is_refused_is_not_called_present() {
+async fn writes_beyond_journal_max_are_refused_and_not_reported_as_present() {
     let (peer, _server, client) =
         proxy(&[&DEGRADE[..], &["backing_cache.journal_max=3MiB"]].concat()).await;
     end(&peer);
@@ -81,14 +81,14 @@ async fn no_more_is_accepted_than_may_wait_and_what_is_refused_is_not_called_pre
     assert_eq!(missing, digests[1..]);
     peer.heal();
     peer.wait_for(|seen| seen.blob(&digests[0]).is_some()).await;
-    // The peer has the first before the server knows so.
+    // The peer has the first blob before the server receives the response.
     let accepted = async { while client.upload_whole(&second).await.is_err() {} };
     let accepted = tokio::time::timeout(Duration::from_mins(1), accepted).await;
-    accepted.expect("there is room in the journal again");
+    accepted.expect("the journal has room again");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_waits_and_is_not_brought_up_is_told_of_at_the_start() {
+async fn pending_writes_that_are_not_uploaded_are_logged_at_the_start() {
     let (peer, server, client) = proxy(&DEGRADE).await;
     end(&peer);
     let content = blob(1, 1000);
@@ -111,7 +111,7 @@ async fn what_waits_and_is_not_brought_up_is_told_of_at_the_start() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_the_backing_cache_refuses_holds_up_nothing_else() {
+async fn a_rejected_pending_write_does_not_delay_others() {
     let (peer, _server, client) = proxy(&DEGRADE).await;
     end(&peer);
     let (large, small) = (blob(1, 3 * MIB), blob(2, 1000));
@@ -132,7 +132,7 @@ async fn what_the_backing_cache_refuses_holds_up_nothing_else() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_outputs_of_a_hit_are_here_before_they_are_asked_for() {
+async fn prefetch_fetches_the_outputs_of_a_hit() {
     let (peer, _server, client) = proxy(&["backing_cache.prefetch=true"]).await;
     let (action, output) = (digest_of(b"action"), blob(1, 3 * MIB));
     peer.put(&output);
@@ -143,13 +143,13 @@ async fn the_outputs_of_a_hit_are_here_before_they_are_asked_for() {
     );
     peer.wait_for(|seen| seen.calls(Method::Read).next().is_some())
         .await;
-    // Whoever asks joins the fetch under way.
+    // A read joins the running fetch.
     assert!(client.download(&digest_of(&output)).await.unwrap() == output);
     assert_eq!(peer.calls(Method::Read).len(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_an_outage_lost_is_uploaded_again() {
+async fn blobs_lost_in_an_outage_are_uploaded_again() {
     let (peer, _server, client) = proxy(&["backing_cache.put_retry_count=0"]).await;
     let (again, looked_for) = (blob(1, 3 * MIB), blob(2, 3 * MIB));
     let digests = [&again, &looked_for].map(|content| digest_of(content));
@@ -170,7 +170,7 @@ async fn what_an_outage_lost_is_uploaded_again() {
     assert!(peer.blob(&digests[1]).is_some());
 }
 
-/// Answers every call with a page of HTTP.
+/// Answers every call with an HTML page.
 async fn answer_with_pages(listener: TcpListener, status: u16) {
     let mut connections = JoinSet::new();
     loop {
@@ -191,7 +191,7 @@ async fn answer_with_pages(listener: TcpListener, status: u16) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_page_in_place_of_the_backing_caches_answer_is_told_in_the_log() {
+async fn an_html_page_of_the_backing_cache_is_quoted_in_the_log() {
     for (status, code) in [(403, Code::PermissionDenied), (502, Code::Unavailable)] {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let target = format!("grpc://{}", listener.local_addr().unwrap());

@@ -1,4 +1,4 @@
-//! In front of other caches, whatever they are: what is written is theirs, and what they have is got.
+//! Tests with real backing caches: bazel-remote, casd and gorego.
 #![cfg(test)]
 
 use std::time::{Duration, Instant};
@@ -14,7 +14,7 @@ use tonic::Code;
 
 const MIB: usize = 1024 * 1024;
 
-/// Far more than it takes.
+/// The longest wait for a condition; far more than it needs.
 const PATIENCE: Duration = Duration::from_mins(1);
 
 async fn in_front_of(url: &str) -> (Server, Client) {
@@ -23,7 +23,7 @@ async fn in_front_of(url: &str) -> (Server, Client) {
     (server, client)
 }
 
-/// What one machine's proxy was given another machine's proxy has.
+/// Checks that one proxy serves blobs and results that another stored.
 async fn assert_shares(backing: &Backing) {
     let outputs = [blob(1, 1000), blob(2, 300_000), blob(3, 20 * MIB)];
     let digests: Vec<_> = outputs.iter().map(|output| digest_of(output)).collect();
@@ -52,8 +52,8 @@ async fn assert_shares(backing: &Backing) {
     }
 }
 
-/// While it is dead, what was read before is there; and once it is back, everything is.
-async fn assert_outlived(mut backing: Backing) {
+/// Checks that local content is served while the cache is dead, and everything after its restart.
+async fn assert_served_during_outage(mut backing: Backing) {
     let (read, unread, late) = (blob(1, 3 * MIB), blob(2, 3 * MIB), blob(4, 3 * MIB));
     let (server, client) = in_front_of(&backing.grpc_url()).await;
     client.upload_whole(&read).await.unwrap();
@@ -71,28 +71,31 @@ async fn assert_outlived(mut backing: Backing) {
     ] {
         assert_eq!(failed.unwrap_err().code(), Code::Unavailable);
     }
-    // A start does not need it either.
+    // The proxy can start without the cache, too.
     let server = server.restart();
     let client = Client::connect(server.address()).await;
     assert!(client.download(&digest_of(&read)).await.unwrap() == read);
 
     backing.restart();
-    // The proxy asks again only now and then.
+    // The proxy retries only now and then.
     let since = Instant::now();
     loop {
         match client.download(&digest_of(&unread)).await {
             Ok(content) => break assert!(content == unread),
             Err(status) => assert_eq!(status.code(), Code::Unavailable, "{status}"),
         }
-        assert!(since.elapsed() < PATIENCE, "it never comes back");
+        assert!(
+            since.elapsed() < PATIENCE,
+            "the proxy does not reach the cache"
+        );
     }
     client.upload_whole(&late).await.unwrap();
     let direct = Client::connect(backing.address()).await;
     assert!(direct.download(&digest_of(&late)).await.unwrap() == late);
 }
 
-/// What is accepted while it is dead, or was before a crash, reaches it when it is back.
-async fn assert_brought_up(mut backing: Backing) {
+/// Checks that writes accepted while the cache is dead, and before a crash, reach it after its restart.
+async fn assert_pending_writes_uploaded(mut backing: Backing) {
     let outputs = [blob(1, 1000), blob(2, 3 * MIB)];
     let digests: Vec<_> = outputs.iter().map(|output| digest_of(output)).collect();
     let action = digest_of(b"action");
@@ -120,15 +123,15 @@ async fn assert_brought_up(mut backing: Backing) {
     let direct = Client::connect(backing.address()).await;
     let since = Instant::now();
     while direct.get_action(&action).await.is_err() {
-        assert!(since.elapsed() < PATIENCE, "it is never brought up");
+        assert!(since.elapsed() < PATIENCE, "the write is not uploaded");
     }
     for (digest, output) in digests.iter().zip(&outputs) {
         assert!(direct.download(digest).await.unwrap() == output);
     }
 }
 
-/// What is on its way while the connection breaks arrives all the same.
-async fn assert_goes_on(backing: &Backing) {
+/// Checks that transfers complete although the connection breaks.
+async fn assert_survives_broken_connection(backing: &Backing) {
     let link = Link::to(backing.address());
     let (up, down) = (blob(1, 20 * MIB), blob(2, 20 * MIB));
     Client::connect(backing.address())
@@ -154,61 +157,61 @@ async fn assert_goes_on(backing: &Backing) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn machines_share_what_bazel_remote_has() {
+async fn proxies_share_the_content_of_bazel_remote() {
     assert_shares(&Backing::bazel_remote()).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn machines_share_what_casd_has() {
+async fn proxies_share_the_content_of_casd() {
     assert_shares(&Backing::casd()).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn machines_share_what_gorego_has() {
+async fn proxies_share_the_content_of_gorego() {
     assert_shares(&Backing::gorego(&[])).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn bazel_remote_is_outlived() {
-    assert_outlived(Backing::bazel_remote()).await;
+async fn local_content_is_served_while_bazel_remote_is_dead() {
+    assert_served_during_outage(Backing::bazel_remote()).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn casd_is_outlived() {
-    assert_outlived(Backing::casd()).await;
+async fn local_content_is_served_while_casd_is_dead() {
+    assert_served_during_outage(Backing::casd()).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn gorego_is_outlived() {
-    assert_outlived(Backing::gorego(&[])).await;
+async fn local_content_is_served_while_gorego_is_dead() {
+    assert_served_during_outage(Backing::gorego(&[])).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn bazel_remote_gets_what_it_missed() {
-    assert_brought_up(Backing::bazel_remote()).await;
+async fn pending_writes_reach_bazel_remote_after_an_outage() {
+    assert_pending_writes_uploaded(Backing::bazel_remote()).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn casd_gets_what_it_missed() {
-    assert_brought_up(Backing::casd()).await;
+async fn pending_writes_reach_casd_after_an_outage() {
+    assert_pending_writes_uploaded(Backing::casd()).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn gorego_gets_what_it_missed() {
-    assert_brought_up(Backing::gorego(&[])).await;
+async fn pending_writes_reach_gorego_after_an_outage() {
+    assert_pending_writes_uploaded(Backing::gorego(&[])).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_connection_with_bazel_remote_may_break() {
-    assert_goes_on(&Backing::bazel_remote()).await;
+async fn transfers_survive_a_broken_connection_to_bazel_remote() {
+    assert_survives_broken_connection(&Backing::bazel_remote()).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_connection_with_casd_may_break() {
-    assert_goes_on(&Backing::casd()).await;
+async fn transfers_survive_a_broken_connection_to_casd() {
+    assert_survives_broken_connection(&Backing::casd()).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_connection_with_gorego_may_break() {
-    assert_goes_on(&Backing::gorego(&[])).await;
+async fn transfers_survive_a_broken_connection_to_gorego() {
+    assert_survives_broken_connection(&Backing::gorego(&[])).await;
 }

@@ -1,4 +1,4 @@
-//! Over a link and in front of a cache that fail at random, whatever the proxy answers is true.
+//! Random faults of the link and the backing cache: every answer of the proxy must be correct.
 #![cfg(test)]
 
 use std::{
@@ -22,20 +22,20 @@ use tokio::task::{self, JoinSet};
 use tonic::{Code, Status};
 
 const CLIENTS: u64 = 4;
-/// Of each client.
+/// The number of operations of each client.
 const OPERATIONS: usize = 80;
 
-/// Blobs that anybody may upload, and one more that nobody does.
+/// The number of blobs that clients upload. One more is never uploaded.
 const BLOBS: usize = 48;
 const NEVER: usize = BLOBS;
-/// Each is of a few blobs of its own.
+/// The number of actions, each with a few blobs of its own.
 const ACTIONS: usize = 12;
 const OUTPUTS: usize = BLOBS / ACTIONS;
 
-/// Far more than it takes.
+/// The longest wait for a condition; far more than it needs.
 const PATIENCE: Duration = Duration::from_mins(1);
 
-/// All blobs by their numbers. Most travel in batches, some by themselves.
+/// All blobs by number. Most are small enough for batches.
 static CONTENTS: LazyLock<Vec<(Digest, Bytes)>> = LazyLock::new(|| {
     let made = (0..=BLOBS).map(|number| {
         let size = match number % 4 {
@@ -64,7 +64,7 @@ fn outputs(number: usize) -> std::ops::Range<usize> {
     number * OUTPUTS..(number + 1) * OUTPUTS
 }
 
-/// Tells the seed of a run that fails.
+/// Prints the seed of a failed run.
 struct Seed(u64);
 
 impl Drop for Seed {
@@ -75,7 +75,7 @@ impl Drop for Seed {
     }
 }
 
-/// What was acknowledged, by number.
+/// The numbers of acknowledged blobs and actions.
 #[derive(Clone, Debug, Default)]
 struct Acknowledged {
     blobs: BTreeSet<usize>,
@@ -108,7 +108,7 @@ impl World {
         }
     }
 
-    fn go_wrong(&self) {
+    fn inject_faults(&self) {
         let unavailable = Fault::Answer(Code::Unavailable);
         let sometimes = |method, chance, fault| {
             self.peer.inject(method, Times::Chance(chance), fault);
@@ -140,21 +140,21 @@ impl World {
     fn acknowledge(&self, blobs: impl IntoIterator<Item = usize>) {
         for number in blobs {
             if !self.degrade {
-                self.assert_there(number);
+                self.assert_stored(number);
             }
             self.acknowledged.lock().unwrap().blobs.insert(number);
         }
     }
 
-    fn assert_there(&self, number: usize) {
-        let there = self.peer.blob(&digest(number));
+    fn assert_stored(&self, number: usize) {
+        let stored = self.peer.blob(&digest(number));
         assert!(
-            there.is_some_and(|there| there == content(number)),
+            stored.is_some_and(|stored| stored == content(number)),
             "{number}"
         );
     }
 
-    /// Something that a client does, once the proxy asks the cache at all.
+    /// Makes a random call, and repeats it while the circuit breaker is open.
     async fn step(&self, client: &Client, rng: &mut Rng) {
         let since = Instant::now();
         let (kind, number) = (rng.u8(..6), rng.usize(..BLOBS));
@@ -172,7 +172,7 @@ impl World {
                 Err(status) if status.message().contains("not asked") => task::yield_now().await,
                 _ => return,
             }
-            assert!(since.elapsed() < PATIENCE, "it is never asked again");
+            assert!(since.elapsed() < PATIENCE, "the breaker stays open");
         }
     }
 
@@ -212,7 +212,7 @@ impl World {
             if !self.degrade {
                 assert!(!(is_missing && known.contains(&number)), "{number}");
                 if !is_missing {
-                    self.assert_there(number);
+                    self.assert_stored(number);
                 }
             }
         }
@@ -238,12 +238,12 @@ impl World {
         }
         assert_eq!(found?, result_of(outputs(number).map(digest)));
         if !self.degrade {
-            outputs(number).for_each(|number| self.assert_there(number));
+            outputs(number).for_each(|number| self.assert_stored(number));
         }
         Ok(())
     }
 
-    /// All is well again: what was acknowledged is in both tiers.
+    /// Checks, after all faults ended, that acknowledged writes are in both tiers.
     async fn assert_kept(&self, client: &Client) {
         let Acknowledged { blobs, actions } = self.acknowledged();
         assert!(blobs.len() > BLOBS / 2, "only {} succeeded", blobs.len());
@@ -256,17 +256,17 @@ impl World {
             })
             .await;
         for number in blobs {
-            self.assert_there(number);
-            in_the_end(async || self.download(client, number).await).await;
+            self.assert_stored(number);
+            retry_until_ok(async || self.download(client, number).await).await;
         }
         for number in actions {
-            in_the_end(async || self.get_action(client, number).await).await;
+            retry_until_ok(async || self.get_action(client, number).await).await;
         }
     }
 }
 
-/// Tries until it succeeds: the proxy may not have noticed yet that all is well.
-async fn in_the_end(mut attempt: impl AsyncFnMut() -> Result<(), Status>) {
+/// Retries until success: the proxy may not have noticed yet that the faults ended.
+async fn retry_until_ok(mut attempt: impl AsyncFnMut() -> Result<(), Status>) {
     let since = Instant::now();
     while let Err(status) = attempt().await {
         assert!(since.elapsed() < PATIENCE, "still {status}");
@@ -283,7 +283,7 @@ async fn run(seed: u64, settings: &[&str]) {
     let short = ["backing_cache.timeout=2s", "backing_cache.existence_ttl=1s"];
     let settings = [&short[..], settings].concat();
     let server = Server::in_front_of(&world.link.grpc_url(), &settings);
-    world.go_wrong();
+    world.inject_faults();
     let mut clients = JoinSet::new();
     for number in 0..CLIENTS {
         let client = Client::connect(server.address()).await;
@@ -304,14 +304,14 @@ async fn run(seed: u64, settings: &[&str]) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_acknowledged_is_there_whatever_goes_wrong() {
+async fn acknowledged_writes_survive_random_faults() {
     for seed in 1..=3 {
         run(seed, &[]).await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_acknowledged_gets_there_when_it_had_to_wait() {
+async fn acknowledged_writes_survive_random_faults_with_degrade() {
     for seed in 4..=5 {
         run(seed, &["backing_cache.on_outage=degrade"]).await;
     }

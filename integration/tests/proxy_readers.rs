@@ -1,4 +1,4 @@
-//! A crowd of readers of one blob that only the backing cache has.
+//! Tests of many readers of one blob that only the backing cache has.
 #![cfg(test)]
 
 use std::{fs, sync::Arc};
@@ -14,12 +14,12 @@ use gorego_integration::{
 use tokio::{sync::Barrier, task::JoinSet};
 
 const MIB: usize = 1024 * 1024;
-/// Larger than what may stay in memory, and of a size that no chunk or window ends at.
+/// A size above the memory for one fetch, and no multiple of a chunk or window.
 const SIZE: usize = 24 * MIB + 12345;
 const READERS: usize = 500;
 const CONNECTIONS: usize = 10;
 
-/// The most memory that a process ever had, in MiB.
+/// Returns the peak memory of the server, in MiB.
 fn peak_mib(server: &Server) -> u64 {
     let status = fs::read_to_string(format!("/proc/{}/status", server.id())).unwrap();
     let line = status.lines().find(|line| line.starts_with("VmHWM:"));
@@ -33,10 +33,11 @@ fn proxy(settings: &[&str]) -> (FaultyPeer, Server) {
     (peer, server)
 }
 
-/// Every reader gets all of it. The first fetch stops after its beginning until each of them has that.
+/// Checks that every reader gets the whole blob. The first fetch stalls until each reader has its
+/// beginning.
 async fn read_all(peer: &FaultyPeer, server: &Server, content: &Bytes) {
     let digest = digest_of(content);
-    // So little that what readers do not take yet leaves their connections free for others.
+    // So little that unread bytes do not fill the connections' windows.
     peer.inject(Method::Read, Times::Next(1), Fault::StallAfter(1000));
     let begun = Arc::new(Barrier::new(READERS + 1));
     let mut clients = Vec::new();
@@ -82,7 +83,7 @@ async fn five_hundred_readers_of_a_missing_blob_cost_one_fetch() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn without_room_here_they_cost_at_most_two() {
+async fn five_hundred_readers_cost_at_most_two_fetches_without_local_space() {
     let _lock = Lock::take("crowd");
     let (peer, server) = proxy(&["local_cache.max_size_gb=16MiB"]);
     let content = blob(1, SIZE);
@@ -94,7 +95,7 @@ async fn without_room_here_they_cost_at_most_two() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn when_the_first_reader_disconnects_others_still_get_all_of_it_by_the_same_fetch() {
+async fn readers_share_a_fetch_whose_first_reader_disconnects() {
     let (peer, server) = proxy(&[]);
     let content = blob(2, 8 * MIB + 12345);
     let digest = peer.put(&content);

@@ -1,5 +1,4 @@
-//! What is configured of a backing cache is how it is spoken to, and what it can do is what clients
-//! are told.
+//! Tests of the settings of `backing_cache`, and of the capabilities announced to clients.
 #![cfg(test)]
 
 use std::{convert::Infallible, net::SocketAddr};
@@ -25,8 +24,8 @@ use tonic::Code;
 
 const MIB: usize = 1024 * 1024;
 
-/// Leads whoever connects to the socket on to the server.
-async fn lead_on(socket: &UnixListener, server: SocketAddr) -> Infallible {
+/// Forwards connections on a unix socket to the server.
+async fn forward(socket: &UnixListener, server: SocketAddr) -> Infallible {
     let mut connections = JoinSet::new();
     loop {
         let (mut near, _) = socket.accept().await.expect("a connection");
@@ -38,13 +37,13 @@ async fn lead_on(socket: &UnixListener, server: SocketAddr) -> Infallible {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_backing_cache_may_be_behind_a_socket_file() {
+async fn a_backing_cache_is_reached_through_a_unix_socket() {
     let dir = TempDir::new().unwrap();
     let path = dir.path().join("cache");
     let peer = FaultyPeer::start();
     let mut socket = JoinSet::new();
     let (listener, address) = (UnixListener::bind(&path).unwrap(), peer.address());
-    socket.spawn(async move { lead_on(&listener, address).await });
+    socket.spawn(async move { forward(&listener, address).await });
     let server = Server::in_front_of(&format!("unix:{}", path.display()), &[]);
     let client = Client::connect(server.address()).await;
     let content = blob(1, 1000);
@@ -56,7 +55,7 @@ async fn a_backing_cache_may_be_behind_a_socket_file() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_backing_cache_is_asked_under_the_instance_name_that_is_set() {
+async fn requests_to_the_backing_cache_have_the_configured_instance_name() {
     let peer = FaultyPeer::start();
     let server = Server::in_front_of(&peer.grpc_url(), &["backing_cache.instance_name=team/one"]);
     let client = Client::connect(server.address()).await;
@@ -76,7 +75,7 @@ async fn a_backing_cache_is_asked_under_the_instance_name_that_is_set() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_travels_to_and_from_a_backing_cache_that_can_do_that_is_compressed() {
+async fn transfers_are_compressed_if_the_backing_cache_supports_it() {
     let peer = FaultyPeer::with(Offer {
         compressors: vec![compressor::Value::Zstd],
         ..Offer::default()
@@ -103,7 +102,7 @@ async fn what_travels_to_and_from_a_backing_cache_that_can_do_that_is_compressed
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_user_and_password_of_a_target_are_sent_and_never_told() {
+async fn the_user_and_password_of_a_target_are_sent_and_never_logged() {
     let peer = FaultyPeer::start();
     let target = format!("grpc://user:let%2Dmein@{}", peer.address());
     let server = Server::in_front_of(&target, &[]);
@@ -116,18 +115,21 @@ async fn the_user_and_password_of_a_target_are_sent_and_never_told() {
     peer.inject_everywhere(Times::Always, Fault::Answer(Code::PermissionDenied));
     let refused = client.find_missing(vec![digest_of(b"y")]).await;
     let log = server.wait_for_log("in plain text");
-    let told = format!("{:?}{log}", refused.unwrap_err());
-    assert!(!told.contains("mein") && !told.contains("dXNlcj"), "{told}");
+    let messages = format!("{:?}{log}", refused.unwrap_err());
+    assert!(
+        !messages.contains("mein") && !messages.contains("dXNlcj"),
+        "{messages}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_backing_cache_that_is_the_server_itself_is_refused_and_nothing_hangs() {
+async fn a_backing_cache_that_is_the_server_itself_is_refused() {
     let dir = TempDir::new().unwrap();
     let path = dir.path().join("cache");
     let socket = UnixListener::bind(&path).unwrap();
     for settings in [&[][..], &["backing_cache.on_outage=degrade"]] {
         let server = Server::in_front_of(&format!("unix:{}", path.display()), settings);
-        let itself = lead_on(&socket, server.address());
+        let itself = forward(&socket, server.address());
         let calls = async {
             let client = Client::connect(server.address()).await;
             let content = blob(1, MIB);
@@ -156,35 +158,35 @@ async fn a_backing_cache_that_is_the_server_itself_is_refused_and_nothing_hangs(
 }
 
 #[test]
-fn files_that_are_not_there_are_named_with_their_keys() {
+fn missing_files_are_reported_with_their_keys() {
     let dir = TempDir::new().unwrap();
     for keys in [["ca_file", "ca_file"], ["cert_file", "key_file"]] {
         let mut settings = vec!["backing_cache.target=grpcs://localhost:1".to_owned()];
         settings.extend(keys.map(|key| format!("backing_cache.tls.{key}=/nowhere/{key}")));
-        let (status, said) = server::refusal(&dir.path().join("data"), &settings);
+        let (status, stderr) = server::refusal(&dir.path().join("data"), &settings);
         assert!(!status.success());
         let named = format!("backing_cache.tls.{} = /nowhere/{0}", keys[0]);
-        assert!(said.contains(&named), "{said}");
+        assert!(stderr.contains(&named), "{stderr}");
     }
 }
 
 async fn functions(server: &Server) -> Vec<i32> {
     let client = Client::connect(server.address()).await;
     let mut client = CapabilitiesClient::new(client.channel());
-    let told = client
+    let capabilities = client
         .get_capabilities(GetCapabilitiesRequest::default())
         .await;
-    let told = told.unwrap().into_inner();
-    let cache = told.cache_capabilities.expect("there is a cache");
-    let execution = told
+    let capabilities = capabilities.unwrap().into_inner();
+    let cache = capabilities.cache_capabilities.expect("cache capabilities");
+    let execution = capabilities
         .execution_capabilities
-        .expect("it is told that there is none");
+        .expect("execution capabilities");
     assert_eq!(cache.digest_functions, execution.digest_functions);
     cache.digest_functions
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn clients_are_told_the_digest_functions_of_the_backing_cache() {
+async fn the_digest_functions_of_the_backing_cache_are_announced_to_clients() {
     let peer = FaultyPeer::with(Offer {
         functions: vec![Value::Sha256],
         ..Offer::default()
@@ -197,7 +199,7 @@ async fn clients_are_told_the_digest_functions_of_the_backing_cache() {
         let server = Server::in_front_of(&peer.grpc_url(), settings);
         assert_eq!(functions(&server).await, [Value::Sha256 as i32]);
     }
-    // It may be back when they are needed.
+    // While it is unavailable, all functions are announced.
     peer.inject(
         Method::GetCapabilities,
         Times::Always,

@@ -1,5 +1,4 @@
-//! In front of a cache that stands still: what is here is served, and everything else is answered all
-//! the same.
+//! Tests with a stalled backing cache: local content is served, and other calls fail in time.
 #![cfg(test)]
 
 use std::time::{Duration, Instant};
@@ -16,17 +15,17 @@ use tonic::{Code, Status};
 
 const MIB: usize = 1024 * 1024;
 
-/// Far more than it takes.
+/// The longest wait for a condition; far more than it needs.
 const PATIENCE: Duration = Duration::from_mins(1);
 
-/// Short, so that a cache that stands still is soon given up; one that runs answers sooner.
+/// A short timeout for calls to a stalled cache; a running one answers faster.
 const SHORT: [&str; 2] = [
     "backing_cache.timeout=2s",
     "backing_cache.put_retry_count=0",
 ];
 const DEGRADE: &str = "backing_cache.on_outage=degrade";
 
-/// A cache that can be made to stand still, and go on. For casd, its connections do that.
+/// A backing cache that can be stalled and resumed; for casd, its connections are.
 struct Stalling {
     backing: Backing,
     link: Link,
@@ -55,7 +54,7 @@ impl Stalling {
         }
     }
 
-    fn go_on(&self) {
+    fn resume(&self) {
         if self.by_link {
             self.link.restore();
         } else {
@@ -74,20 +73,20 @@ async fn in_front_of(url: &str, more: &[&str]) -> (Server, Client) {
     (server, client)
 }
 
-/// Tries until it succeeds: on a busy machine, a cache that runs may be slow as well.
-async fn in_the_end<T>(mut attempt: impl AsyncFnMut() -> Result<T, Status>) -> T {
+/// Retries until success: on a busy machine, a running cache may be slow, too.
+async fn retry_until_ok<T>(mut attempt: impl AsyncFnMut() -> Result<T, Status>) -> T {
     let since = Instant::now();
     loop {
         match attempt().await {
             Ok(answer) => return answer,
             Err(status) => assert_eq!(status.code(), Code::Unavailable, "{status}"),
         }
-        assert!(since.elapsed() < PATIENCE, "it never comes to that");
+        assert!(since.elapsed() < PATIENCE, "no success in time");
     }
 }
 
-/// Misses until one is told of without asking the cache.
-async fn until_left_alone(client: &Client) {
+/// Looks up missing blobs until the open breaker answers without a call to the cache.
+async fn wait_for_open_breaker(client: &Client) {
     let since = Instant::now();
     let mut seed = 1000;
     loop {
@@ -98,20 +97,20 @@ async fn until_left_alone(client: &Client) {
             return;
         }
         seed += 1;
-        assert!(since.elapsed() < PATIENCE, "it is asked again and again");
+        assert!(since.elapsed() < PATIENCE, "the breaker does not open");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_miss_and_a_write_are_refused_while_the_cache_stands_still() {
+async fn misses_and_writes_fail_while_the_backing_cache_stalls() {
     for cache in Stalling::all() {
         let (here, there, late) = (blob(1, 3 * MIB), blob(2, 3 * MIB), blob(3, 3 * MIB));
         let [action, other] = [&b"action"[..], b"other"].map(digest_of);
         let direct = cache.direct().await;
         direct.upload_whole(&there).await.unwrap();
         let (_server, client) = in_front_of(&cache.link.grpc_url(), &[]).await;
-        in_the_end(async || client.upload_whole(&here).await).await;
-        in_the_end(async || {
+        retry_until_ok(async || client.upload_whole(&here).await).await;
+        retry_until_ok(async || {
             client
                 .put_action(&action, result_of([digest_of(&here)]))
                 .await
@@ -132,23 +131,23 @@ async fn a_miss_and_a_write_are_refused_while_the_cache_stands_still() {
             let refused = outcome.unwrap_err();
             assert_eq!(refused.code(), Code::Unavailable, "{refused}");
         }
-        until_left_alone(&client).await;
+        wait_for_open_breaker(&client).await;
         assert!(client.download(&digest_of(&here)).await.unwrap() == here);
         assert_eq!(
             client.get_action(&action).await.unwrap(),
             result_of([digest_of(&here)])
         );
 
-        cache.go_on();
-        let read = in_the_end(async || client.download(&digest_of(&there)).await).await;
+        cache.resume();
+        let read = retry_until_ok(async || client.download(&digest_of(&there)).await).await;
         assert!(read == there);
-        in_the_end(async || client.upload_whole(&late).await).await;
+        retry_until_ok(async || client.upload_whole(&late).await).await;
         direct.compare(&digest_of(&late), &late).await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn degraded_a_miss_is_one_and_a_write_waits_until_the_cache_goes_on() {
+async fn degrade_reports_misses_and_queues_writes_while_the_backing_cache_stalls() {
     for cache in Stalling::all() {
         let (there, late) = (blob(2, 3 * MIB), blob(3, 3 * MIB));
         let action = digest_of(b"action");
@@ -172,23 +171,23 @@ async fn degraded_a_miss_is_one_and_a_write_waits_until_the_cache_goes_on() {
         );
         assert!(client.download(&digest_of(&late)).await.unwrap() == late);
 
-        cache.go_on();
+        cache.resume();
         let since = Instant::now();
         while direct.get_action(&action).await.is_err() {
-            assert!(since.elapsed() < PATIENCE, "it is never brought up");
+            assert!(since.elapsed() < PATIENCE, "the write is not uploaded");
         }
         direct.compare(&digest_of(&late), &late).await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_cache_that_stands_still_is_left_alone() {
+async fn a_stalled_backing_cache_is_rarely_called() {
     let peer = FaultyPeer::start();
     let there = blob(1, 1000);
     peer.put(&there);
     let (_server, client) = in_front_of(&peer.grpc_url(), &[]).await;
     peer.inject_everywhere(Times::Always, Fault::Stall);
-    until_left_alone(&client).await;
+    wait_for_open_breaker(&client).await;
     let calls = || -> usize {
         let of = |method| peer.calls(method).len();
         Method::ALL.into_iter().map(of).sum()
@@ -198,10 +197,10 @@ async fn a_cache_that_stands_still_is_left_alone() {
         let missed = client.download(&digest_of(&blob(seed, 999))).await;
         assert_eq!(missed.unwrap_err().code(), Code::Unavailable);
     }
-    // Now and then one is, to see whether it is back.
+    // Now and then a call tests the cache.
     let asked = calls() - before;
     assert!(asked < 10, "{asked} of 30");
     peer.heal();
-    let read = in_the_end(async || client.download(&digest_of(&there)).await).await;
+    let read = retry_until_ok(async || client.download(&digest_of(&there)).await).await;
     assert!(read == there);
 }

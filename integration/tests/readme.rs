@@ -21,21 +21,21 @@ use gorego_integration::{
 };
 use tempfile::TempDir;
 
-/// The address at which the README has gorego listen.
+/// The address of gorego in the README.
 const ADDRESS: &str = "localhost:50051";
 
-/// A fenced block.
+/// A fenced code block.
 #[derive(Debug)]
 struct Block<'a> {
-    /// The word behind the fence.
+    /// The language after the fence.
     language: &'a str,
     text: &'a str,
     /// The paragraph that introduces it.
     before: &'a str,
 }
 
-/// Clients that no registry has, or that take too long to be tried each time: how a block of theirs
-/// begins. Its paragraph names the client and the version that was tried, or says that none was.
+/// Clients that are not tested, because they are in no registry or take too long: the beginning of their
+/// block, and their name. The paragraph above names the tried version, or states that none was.
 const TRIED: [(&str, &str); 5] = [
     ("remote:\n", "moon"),
     ("siso ninja ", "siso"),
@@ -44,7 +44,7 @@ const TRIED: [(&str, &str); 5] = [
     ("cache:\n", "BuildStream"),
 ];
 
-/// Commands of the project itself, which `.ci/run` carries out in its own way.
+/// Commands of the project itself, which `.ci/run` covers.
 const OWN: [&str; 4] = [
     "bazel run //cmd/gorego",
     "tools/bazel run //cmd/gorego",
@@ -53,7 +53,7 @@ const OWN: [&str; 4] = [
 ];
 
 fn blocks(readme: &str) -> Vec<Block<'_>> {
-    // What is outside and inside of fences, in turn.
+    // Text outside and inside of fences alternates.
     let parts: Vec<_> = readme.split("\n```").collect();
     let pairs = parts.chunks(2).filter_map(|pair| match pair {
         [outside, inside] => Some((outside, inside)),
@@ -72,14 +72,14 @@ fn blocks(readme: &str) -> Vec<Block<'_>> {
         .collect()
 }
 
-/// The lines of a block that are no remarks, with ` # ...` at their end removed.
+/// Returns the lines of a block without comments.
 fn commands(block: &Block<'_>) -> Vec<String> {
     let lines = block.text.lines().filter(|line| !line.starts_with('#'));
     let lines = lines.map(|line| line.split(" # ").next().unwrap_or(line).trim_end());
     lines.map(str::to_owned).collect()
 }
 
-/// The README's own text with the address of a server that is there.
+/// Replaces the address in a text of the README by that of a running server.
 fn at(server: &Server, text: &str) -> String {
     text.replace(ADDRESS, &server.address().to_string())
 }
@@ -96,20 +96,20 @@ fn run(command: &mut Command) -> Output {
     output
 }
 
-/// Returns what `gorego config` prints of a configuration, which it takes without a warning.
+/// Returns the output of `gorego config` for a configuration, which must load without a warning.
 fn load(config: &str) -> String {
     let dir = TempDir::new().unwrap();
     write(dir.path(), "config.yaml", config);
     let mut command = process::command(binary::gorego());
     server::forget_settings(&mut command);
     let output = run(command.arg("config").current_dir(dir.path()));
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(said, "", "{config}");
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(stderr, "", "{config}");
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// A configuration is loaded, and shown as it was given; where it names a host of one's own without
-/// TLS, a gorego runs in front of another one.
+/// Checks that a configuration loads and is shown as given. If its target is a plain-text host, also
+/// runs gorego with such a backing cache.
 async fn check_config(block: &Block<'_>) {
     let shown = load(block.text);
     for line in block.text.lines().filter(|line| !line.ends_with(':')) {
@@ -132,7 +132,7 @@ async fn check_config(block: &Block<'_>) {
     }
 }
 
-/// Alerts are about metrics that there are.
+/// Checks that alerts name existing metrics.
 async fn check_alerts(block: &Block<'_>) {
     let behind = Server::start(&[]);
     let dir = TempDir::new().unwrap();
@@ -155,11 +155,11 @@ async fn check_alerts(block: &Block<'_>) {
     assert_eq!(conditions.len(), alerts);
     for condition in conditions {
         let (name, _) = condition.split_once(' ').expect("a comparison");
-        assert!(metrics.has(name), "{name} is no metric");
+        assert!(metrics.has(name), "unknown metric {name}");
     }
 }
 
-/// Makes a certificate and its key, as two files.
+/// Writes a certificate and its key to two files.
 fn certificate(dir: &Path) -> [PathBuf; 2] {
     let signed = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
     let files = [dir.join("tls.crt"), dir.join("tls.key")];
@@ -172,24 +172,23 @@ fn certificate(dir: &Path) -> [PathBuf; 2] {
     files
 }
 
-/// Compares what gorego says at its start, but for versions and places.
+/// Compares the banner of gorego, except versions, addresses and paths.
 fn check_start(block: &Block<'_>) {
     let server = Server::start(&["telemetry.metrics_addr=127.0.0.1:0"]);
     // The last line of the banner.
-    let said = server.wait_for_log("for Bazel, add");
+    let stderr = server.wait_for_log("for Bazel, add");
     for line in block.text.lines() {
         let varies = ["0.1.0", "[::]", "~", "http://", "grpc://"];
         let end = varies.iter().filter_map(|part| line.find(part)).min();
         let constant = line.get(..end.expect("something that varies")).unwrap();
         assert!(
-            said.lines().any(|said| said.starts_with(constant)),
-            "{constant:?}: {said}"
+            stderr.lines().any(|stderr| stderr.starts_with(constant)),
+            "{constant:?}: {stderr}"
         );
     }
 }
 
-/// Bazel gets in one checkout what it built in another, with all lines, also those that are remarked
-/// to be worth it elsewhere.
+/// Checks that Bazel with all lines, including commented ones, hits in a second checkout.
 fn check_bazelrc(block: &Block<'_>) {
     let _lock = Lock::bazel();
     let server = Server::start(&[]);
@@ -226,7 +225,7 @@ fn check_bazelrc(block: &Block<'_>) {
     build().assert_all_remote_hits();
 }
 
-/// recc gets what it compiled elsewhere.
+/// Checks that recc hits in a second directory.
 fn check_recc(block: &Block<'_>) {
     let server = Server::start(&[]);
     let compile = || {
@@ -253,7 +252,7 @@ fn check_recc(block: &Block<'_>) {
     assert!(compile().contains("recc.action_cache_hit:1|c"));
 }
 
-/// The BuildBox tools find gorego by the option.
+/// Checks that the BuildBox tools reach gorego with the documented option.
 fn check_buildbox(block: &Block<'_>) {
     let server = Server::start(&[]);
     let dir = TempDir::new().unwrap();
@@ -270,7 +269,7 @@ fn check_buildbox(block: &Block<'_>) {
     assert!(server.data().join(path).exists());
 }
 
-/// Says why a block of a client that is not run here would mislead.
+/// Checks the paragraph and the port of a client's block that is not tested.
 fn check_tried(block: &Block<'_>, client: &str) {
     let (_, tried) = block
         .before
@@ -278,12 +277,12 @@ fn check_tried(block: &Block<'_>, client: &str) {
         .unwrap_or_else(|| panic!("no \"{client} (tried: version)\" before {block:?}"));
     let version = tried.split(')').next().unwrap_or_default();
     let is_known = version.starts_with("tried: ") && version.contains(|c: char| c.is_ascii_digit());
-    // No registry has it, and nobody has recorded which one works.
+    // Buck2 is in no registry and was not tried.
     let is_excused = client == "Buck2" && version.starts_with("not tried: ");
     assert!(is_known || is_excused, "{tried}");
     assert!(
         block.text.contains(":50051"),
-        "{block:?} has not gorego's port"
+        "{block:?} lacks gorego's port"
     );
 }
 

@@ -1,4 +1,4 @@
-//! Uploads that are broken off, resumed, overtaken, or share a name.
+//! Tests of uploads that are interrupted, resumed, replaced, or share a name.
 #![cfg(test)]
 
 use std::{
@@ -22,14 +22,14 @@ use tonic::Code;
 const SIZE: usize = 4 * 1024 * 1024;
 const HALF: usize = SIZE / 2;
 
-/// The answer to an upload that the server has all of.
+/// Returns the response to a complete upload.
 fn whole() -> WriteResponse {
     WriteResponse {
         committed_size: i64::try_from(SIZE).unwrap(),
     }
 }
 
-/// A server, one connection to it, a blob and a name to upload it under.
+/// A server, a connection to it, a blob and an upload name.
 struct Setup {
     server: Server,
     client: Client,
@@ -63,7 +63,7 @@ impl Setup {
 
     async fn assert_stored(&self) {
         let stored = self.client.download(&self.digest).await;
-        assert!(stored.expect("the blob is there") == self.blob);
+        assert!(stored.expect("the blob is stored") == self.blob);
     }
 }
 
@@ -81,11 +81,11 @@ async fn two_blobs_uploaded_under_one_uuid_are_both_stored() {
 
     setup.assert_stored().await;
     let stored = setup.client.download(&digest_of(&other)).await;
-    assert!(stored.expect("the second blob is there") == other);
+    assert!(stored.expect("the second blob is stored") == other);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_retry_from_the_start_overtakes_its_stalled_predecessor() {
+async fn a_retry_from_the_start_replaces_its_stalled_predecessor() {
     let setup = Setup::new(3).await;
     let _stalled = setup.half_upload().await;
 
@@ -96,7 +96,7 @@ async fn a_retry_from_the_start_overtakes_its_stalled_predecessor() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_retry_from_the_committed_size_overtakes_its_stalled_predecessor() {
+async fn a_retry_from_the_committed_size_replaces_its_stalled_predecessor() {
     let setup = Setup::new(4).await;
     let stalled = setup.half_upload().await;
 
@@ -111,13 +111,13 @@ async fn a_retry_from_the_committed_size_overtakes_its_stalled_predecessor() {
     assert_eq!(response, whole());
     setup.assert_stored().await;
 
-    // What the predecessor still has to say changes nothing, whatever it is told.
+    // Later messages of the replaced upload have no effect.
     drop(stalled);
     setup.assert_stored().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_upload_broken_off_is_invisible_and_resumes_after_a_crash() {
+async fn an_interrupted_upload_is_invisible_and_resumes_after_a_crash() {
     let mut setup = Setup::new(5).await;
     drop(setup.half_upload().await);
     let missing = setup.client.find_missing(vec![setup.digest.clone()]).await;
@@ -142,11 +142,11 @@ async fn an_upload_broken_off_is_invisible_and_resumes_after_a_crash() {
 
     setup.assert_stored().await;
     let status = setup.client.query_upload(&setup.uuid, &setup.digest).await;
-    assert!(status.expect("the status of the whole").complete);
+    assert!(status.expect("the status of the complete upload").complete);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_resumed_upload_with_the_wrong_content_is_aborted_and_starts_anew() {
+async fn a_resumed_upload_with_mismatched_content_is_aborted_and_restarts() {
     let setup = Setup::new(6).await;
     drop(setup.half_upload().await);
 
@@ -165,7 +165,7 @@ async fn a_resumed_upload_with_the_wrong_content_is_aborted_and_starts_anew() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_upload_that_nobody_goes_on_with_expires() {
+async fn an_abandoned_upload_expires() {
     let mut setup = Setup::new(8).await;
     drop(setup.half_upload().await);
     setup.server.kill();
@@ -181,7 +181,10 @@ async fn an_upload_that_nobody_goes_on_with_expires() {
     setup.server = setup.server.restart();
     let start = Instant::now();
     while !kept().is_empty() {
-        assert!(start.elapsed() < Duration::from_mins(1), "it is kept");
+        assert!(
+            start.elapsed() < Duration::from_mins(1),
+            "the upload is not removed"
+        );
         tokio::task::yield_now().await;
     }
     let client = Client::connect(setup.server.address()).await;
@@ -190,7 +193,7 @@ async fn an_upload_that_nobody_goes_on_with_expires() {
     assert_eq!((status.committed_size, status.complete), (0, false));
 }
 
-/// A result whose output directory holds files with names that come to 40 MiB.
+/// The output directory contains files whose names add up to 40 MiB.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_result_whose_directory_is_larger_than_any_message_is_a_hit() {
     let server = Server::start(&[]);
@@ -227,7 +230,7 @@ async fn a_result_whose_directory_is_larger_than_any_message_is_a_hit() {
     assert_eq!(client.get_action(&action).await.unwrap(), result);
 }
 
-/// A BLAKE3 digest, which says nothing of its function.
+/// Returns the BLAKE3 digest of a blob.
 fn blake3_of(blob: &Bytes) -> Digest {
     Digest {
         hash: blake3::hash(blob).to_hex().to_string(),
@@ -235,9 +238,9 @@ fn blake3_of(blob: &Bytes) -> Digest {
     }
 }
 
-/// Uploads a blob, half of it and then the rest, with a result that names it, as a client does that names
-/// no digest function; and gets both from `other`.
-async fn share_unnamed(server: &Server, other: &Server, seed: u64) -> Digest {
+/// Uploads a blob in two parts, and a result that names it, without naming the digest function. Reads both
+/// from `other`.
+async fn share_without_function(server: &Server, other: &Server, seed: u64) -> Digest {
     let client = Client::connect(server.address()).await;
     let blob = blob(seed, SIZE);
     let digest = blake3_of(&blob);
@@ -267,24 +270,28 @@ fn blake3_path(digest: &Digest) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn blake3_blobs_of_a_client_that_names_no_function_are_stored_as_such() {
+async fn blake3_blobs_of_a_client_that_names_no_function_are_stored_under_blake3() {
     let server = Server::start(&[]);
-    let digest = share_unnamed(&server, &server, 1).await;
+    let digest = share_without_function(&server, &server, 1).await;
     assert!(server.data().join(blake3_path(&digest)).exists());
 
-    // In front of another server, which is asked for it under its function.
+    // Through a proxy, which has to name the function to the backing cache.
     let behind = Server::start(&["limits.inferred_functions=sha256"]);
     let settings = ["backing_cache.existence_ttl=0"];
     let near = Server::in_front_of(&behind.grpc_url(), &settings);
     let far = Server::in_front_of(&behind.grpc_url(), &settings);
-    let digest = share_unnamed(&near, &far, 2).await;
+    let digest = share_without_function(&near, &far, 2).await;
     assert!(behind.data().join(blake3_path(&digest)).exists());
     let behind_too = Server::start(&[]);
     let near = Server::in_front_of(&behind_too.grpc_url(), &settings);
     let far = Server::in_front_of(&behind_too.grpc_url(), &settings);
-    share_unnamed(&near, &far, 3).await;
+    share_without_function(&near, &far, 3).await;
 
     let client = Client::connect(behind.address()).await;
     let missing = client.find_missing(vec![digest.clone()]).await;
-    assert_eq!(missing.unwrap(), [digest], "it is not looked for as BLAKE3");
+    assert_eq!(
+        missing.unwrap(),
+        [digest],
+        "the blob is not looked up as BLAKE3"
+    );
 }

@@ -1,5 +1,5 @@
-//! The committed descriptor set, from which Cargo makes the stubs, says what the published protos say,
-//! from which Bazel makes them.
+//! Compares the committed descriptor set, from which Cargo generates the stubs, with that of the published
+//! protos, from which Bazel generates them.
 #![cfg(test)]
 
 use std::collections::BTreeMap;
@@ -10,9 +10,9 @@ use prost_types::{FileDescriptorProto, FileDescriptorSet, ServiceDescriptorProto
 const COMMITTED: &[u8] = include_bytes!("../reapi.binpb");
 const MEND: &str = "mend it with: tools/bazel run //proto:update_descriptor_set";
 
-/// The files of a set by name, but for what protobuf and Google's APIs bring of options and types:
-/// they differ from one release to the next, and no stub is made from them. Options that others have defined are not
-/// decoded, as no stub is made from them either: each protoc writes those of a method in an order of its own.
+/// Returns the files of a set by name. Leaves out the options and types of protobuf and Google's APIs, which
+/// change between releases without an effect on the stubs, and does not decode custom options, whose order
+/// depends on protoc.
 fn files(set: &[u8]) -> BTreeMap<String, FileDescriptorProto> {
     let set = FileDescriptorSet::decode(set).unwrap_or_else(|e| panic!("{e}; {MEND}"));
     let files = set.file.into_iter();
@@ -42,7 +42,7 @@ fn the_committed_descriptor_set_is_the_published_one() {
     }
 }
 
-/// A field of protobuf's wire format that has bytes in it.
+/// Encodes a length-delimited field.
 fn field(number: u8, bytes: &[u8]) -> Vec<u8> {
     let length = u8::try_from(bytes.len()).unwrap();
     [&[number << 3 | 2, length], bytes].concat()

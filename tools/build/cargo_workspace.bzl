@@ -1,4 +1,4 @@
-"""@cargo_workspace: what the workspace's Cargo.toml says of every member, so that it is said once."""
+"""@cargo_workspace: the version, edition and lints in the workspace's Cargo.toml."""
 
 _MANIFEST = Label("//:Cargo.toml")
 
@@ -6,7 +6,7 @@ def _unquoted(text):
     return text.strip().strip('"')
 
 def _section(lines, name):
-    """The `key = value` lines of a table of the manifest, as a list of pairs of strings."""
+    """Returns the `key = value` lines of a table of the manifest, as a list of pairs of strings."""
     entries = []
     inside = False
     for line in lines:
@@ -18,7 +18,7 @@ def _section(lines, name):
     return entries
 
 def _level(value):
-    """The level of a lint: "warn", or { level = "warn", priority = -1 }; its priority with it."""
+    """Returns the level and priority of a lint: "warn", or { level = "warn", priority = -1 }."""
     if not value.startswith("{"):
         return _unquoted(value), 0
     fields = {}
@@ -28,7 +28,7 @@ def _level(value):
     return fields["level"], int(fields.get("priority", "0"))
 
 def _lint_flags(lines):
-    """As Cargo passes them to rustc: those of a lower priority first."""
+    """Returns the flags in the order in which Cargo passes them to rustc, lowest priority first."""
     flags = []
     for table, prefix in [("workspace.lints.rust", ""), ("workspace.lints.clippy", "clippy::")]:
         for name, value in _section(lines, table):

@@ -1,4 +1,4 @@
-"""@client_root: whether this machine has, or can make, the root with real build clients."""
+"""@client_root: whether this machine has, or can create, the root with real build clients."""
 
 _SCRIPT = Label("//tools:client-root")
 _REQUIRE = "GOREGO_REQUIRE_CLIENT_ROOT"
@@ -17,14 +17,14 @@ def _client_root_repository_impl(ctx):
         print("the tests with real build clients are skipped: %s" % why)
     ctx.file("BUILD.bazel", "")
     ctx.file("defs.bzl", "\n".join([
-        '"""What tests that need the root are compatible with."""',
+        '"""The constraint of tests that need the root."""',
         "CLIENT_ROOT = %r" % ([] if here else ["@platforms//:incompatible"]),
         "",
     ]))
 
 _client_root_repository = repository_rule(
     implementation = _client_root_repository_impl,
-    # Looked at anew by every Bazel server: the root may have come or gone.
+    # Evaluated again by every Bazel server, since the root may appear or disappear.
     local = True,
 )
 

@@ -1,4 +1,4 @@
-"""A program that is optimized, also where the rest of the build is not."""
+"""Rules for a program that is optimized independently of the rest of the build."""
 
 load("@bazel_skylib//lib:unittest.bzl", "analysistest", "asserts")
 
@@ -25,12 +25,12 @@ optimized_binary = rule(
     attrs = {
         "binary": attr.label(
             cfg = _optimized,
-            doc = "The program, in whichever mode it is built otherwise.",
+            doc = "The program.",
             executable = True,
             mandatory = True,
         ),
     },
-    doc = "Another name for `binary`, under which it is built with --compilation_mode=opt.",
+    doc = "Builds `binary` with --compilation_mode=opt.",
     executable = True,
 )
 
@@ -42,5 +42,5 @@ def _optimized_test_impl(ctx):
     asserts.true(env, "-opt" in linked[0], "%s is not optimized" % linked)
     return analysistest.end(env)
 
-# Fails where `target_under_test`, an optimized_binary, is not built optimized; builds nothing.
+# Fails if `target_under_test`, an optimized_binary, is not built optimized; builds nothing.
 optimized_test = analysistest.make(_optimized_test_impl)

@@ -1,5 +1,5 @@
-"""The rules of rules_rust with what the Cargo.toml files say, so that BUILD files need not repeat it: the version,
-edition and lints of the workspace, and of each package the crates of others."""
+"""The rules of rules_rust with the attributes that the Cargo.toml files define: version, edition and lints of the
+workspace, and the third-party dependencies of each package."""
 
 load("@cargo_workspace//:defs.bzl", "EDITION", "LINTS", "VERSION")
 load("@crates//:defs.bzl", "all_crate_deps")
@@ -10,7 +10,7 @@ load(
     _rust_test = "rust_test",
 )
 
-# Says in Bazel's error what it would take, where that is missing.
+# On other platforms, the constraint's name in Bazel's error states the requirement.
 _LINUX = select({
     "//tools/build:linux_arm64": [],
     "//tools/build:linux_x86_64": [],
@@ -18,15 +18,15 @@ _LINUX = select({
 })
 
 def rust_library(name, **kwargs):
-    """A crate; with `lints = False`, one whose Cargo.toml does not take the workspace's lints."""
+    """A library crate."""
     _rust_library(name = name, **_as_cargo(kwargs))
 
 def rust_binary(name, **kwargs):
-    """A program; with `testonly`, one that may use what tests may."""
+    """A program. With `testonly`, it may use the dev-dependencies."""
     _rust_binary(name = name, **_as_cargo(kwargs, tests = kwargs.get("testonly", False)))
 
 def rust_test(name, **kwargs):
-    """The tests inside the `crate`, or those in a file of its own."""
+    """The unit tests of `crate`, or the tests of a separate file."""
     _rust_test(name = name, **_as_cargo(kwargs, code = "crate" not in kwargs, tests = True))
 
 def rust_tests(name, srcs, shared_srcs = [], **kwargs):
@@ -36,9 +36,9 @@ def rust_tests(name, srcs, shared_srcs = [], **kwargs):
     files as its modules.
 
     Args:
-      name: of the test_suite of all of them
+      name: the name of the test_suite of all tests
       srcs: the tests' crate roots
-      shared_srcs: modules that every one of them may use
+      shared_srcs: modules that all tests share
       **kwargs: as for rust_test
     """
     tests = []
@@ -62,8 +62,7 @@ def rust_tests(name, srcs, shared_srcs = [], **kwargs):
     )
 
 def _as_cargo(kwargs, code = True, tests = False):
-    """The attributes `kwargs` with those that come from Cargo: of the `code`, of its `tests`, or of both."""
-    lints = LINTS if kwargs.pop("lints", True) else []
+    """Returns `kwargs` with the attributes from Cargo, for the `code`, its `tests`, or both."""
     return {
         "edition": EDITION,
         "version": VERSION,
@@ -76,6 +75,6 @@ def _as_cargo(kwargs, code = True, tests = False):
             proc_macro = code,
             proc_macro_dev = tests,
         ),
-        "rustc_flags": lints + kwargs.get("rustc_flags", []),
+        "rustc_flags": LINTS + kwargs.get("rustc_flags", []),
         "target_compatible_with": kwargs.get("target_compatible_with", []) + _LINUX,
     }

@@ -1,4 +1,4 @@
-//! The backing cache of the configuration as a store.
+//! Creates the client of the configured backing cache.
 
 use std::{
     fs, io,
@@ -17,7 +17,7 @@ use tokio::sync::watch;
 
 use crate::reload::Reloads;
 
-/// Why there can be no such store.
+/// The error of a backing cache that cannot be configured.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
     #[error("backing_cache.target = {target}: {source}")]
@@ -38,8 +38,7 @@ pub(crate) enum Error {
 /// The current TLS settings, if the target uses TLS.
 type Tls = Option<watch::Receiver<ClientTls>>;
 
-/// Creates the configured store with its TLS settings. Does not contact the backing cache, which
-/// may be down.
+/// Creates the client and its TLS settings. Does not contact the backing cache, which may be down.
 pub(crate) fn open(
     config: &BackingCache,
     chain: &Arc<Chain>,
@@ -71,8 +70,8 @@ pub(crate) fn open(
     Ok(Some((store, tls)))
 }
 
-/// Returns the configured headers, those of the file, and the target's user unless either of them
-/// sets one.
+/// Returns the configured headers, those of `headers_file`, and the target's user as an `authorization`
+/// header unless one of the others sets it.
 fn headers(
     target: &Target,
     config: &BackingCache,

@@ -1,4 +1,4 @@
-//! What a user wants to know at the start, whatever the log level.
+//! The lines printed at the start, at any log level.
 
 use std::{fmt::Write as _, net::SocketAddr, path::Path};
 
@@ -7,19 +7,19 @@ use gorego_telemetry::PATH;
 
 use crate::version::VERSION;
 
-/// The facts of the start.
+/// The values that the banner shows.
 pub(crate) struct Banner<'a> {
     pub(crate) address: SocketAddr,
     pub(crate) tls: bool,
-    /// Where metrics are, if anywhere.
+    /// The address of the metrics, if they are served.
     pub(crate) metrics: Option<SocketAddr>,
-    /// Where the local tier is and how much it may hold, in bytes.
+    /// The directory of the local tier, and its size limit in bytes.
     pub(crate) local: Option<(&'a Path, u64)>,
     pub(crate) backing: Option<&'a Target>,
 }
 
 impl Banner<'_> {
-    /// The lines, each with its end.
+    /// Renders the banner as complete lines.
     pub(crate) fn text(&self) -> String {
         let Self {
             address,
@@ -50,7 +50,7 @@ impl Banner<'_> {
     }
 }
 
-/// An address that means all interfaces is none that a client can connect to.
+/// Returns an address that clients can connect to: the unspecified address stands for `localhost`.
 fn reachable(address: &SocketAddr) -> String {
     if address.ip().is_unspecified() {
         format!("localhost:{}", address.port())
@@ -59,7 +59,7 @@ fn reachable(address: &SocketAddr) -> String {
     }
 }
 
-/// A size for people: the largest unit of 1024 that leaves a whole number, or one decimal place.
+/// Renders a size in its largest binary unit, with at most one decimal place.
 fn size(bytes: u64) -> String {
     const UNITS: [(&str, u64); 4] = [
         ("TiB", 1 << 40),
@@ -96,7 +96,7 @@ mod tests {
     }
 
     #[test]
-    fn the_line_for_bazelrc_can_be_pasted() {
+    fn the_line_for_bazelrc_names_an_address_for_clients() {
         let banner = text("[::]:50051", false);
         assert!(banner.contains("listening on [::]:50051\n"));
         assert!(banner.contains("build --remote_cache=grpc://localhost:50051\n"));
@@ -107,7 +107,7 @@ mod tests {
     }
 
     #[test]
-    fn sizes_are_readable() {
+    fn sizes_are_shown_in_their_largest_unit() {
         assert_eq!(size(500), "500 bytes");
         assert_eq!(size(1536), "1.5 KiB");
         assert_eq!(size(10 << 40), "10 TiB");

@@ -10,22 +10,22 @@ use crate::version::VERSION;
 #[derive(Debug, Parser)]
 #[command(version = VERSION, about)]
 pub(crate) struct Cli {
-    /// Configuration file (YAML). Without it, config.yaml in the working directory, if there is one.
+    /// Configuration file (YAML). Default: config.yaml in the working directory, if it exists.
     #[arg(long, value_name = "FILE", global = true)]
     pub(crate) config: Option<PathBuf>,
-    /// Sets one key, above the file and the environment: `--set local_cache.max_size_gb=50`
+    /// Sets a key; overrides the file and the environment: `--set local_cache.max_size_gb=50`
     #[arg(long, value_name = "KEY=VALUE", global = true)]
     pub(crate) set: Vec<String>,
     #[command(subcommand)]
     pub(crate) command: Option<Command>,
 }
 
-/// What to do.
+/// The subcommand.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Subcommand)]
 pub(crate) enum Command {
-    /// Serve the cache until SIGTERM or SIGINT (the default).
+    /// Serves the cache until SIGTERM or SIGINT (the default).
     Serve,
-    /// Print the effective configuration, and where each value came from.
+    /// Prints the effective configuration, and the source of each value.
     Config,
 }
 
@@ -41,7 +41,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_command_it_serves_and_options_stand_on_either_side() {
+    fn options_are_accepted_before_and_after_the_subcommand() {
         assert_eq!(Cli::parse_from(["gorego"]).command, None);
         for line in [
             ["gorego", "config", "--set", "a=b"],

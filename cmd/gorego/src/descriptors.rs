@@ -1,15 +1,14 @@
-//! The file descriptors of the process, divided between connections and files.
+//! Division of the process's file descriptors between connections and files.
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-/// Descriptors reserved for everything but clients' connections and blobs' files: metrics, the
-/// backing cache, the runtime and the log.
+/// Descriptors reserved for other purposes: metrics, the backing cache, the runtime and the log.
 const OVERHEAD: u64 = 128;
-/// The least number of files that can be open, if that leaves as many descriptors for connections.
-/// Many small reads and writes have a file open only for moments.
+/// The least number of open files, unless that leaves fewer descriptors for connections. Small reads and
+/// writes open a file only briefly.
 const LEAST_FILES: u64 = 256;
 
-/// The descriptors that the process may open.
+/// The numbers of descriptors for connections and files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Descriptors {
     /// Connections of clients.
@@ -19,7 +18,7 @@ pub(crate) struct Descriptors {
 }
 
 impl Descriptors {
-    /// Raises the process's limit to its maximum and divides it. Warns when fewer connections fit
+    /// Raises the process's limit to its maximum and divides it. Logs a warning if fewer connections fit
     /// than are configured.
     pub(crate) fn claim(max_connections: u32) -> Self {
         let limit = raise();
@@ -27,8 +26,8 @@ impl Descriptors {
         let Self { connections, files } = divided;
         if connections < usize::try_from(max_connections).unwrap_or(usize::MAX) {
             tracing::warn!(
-                "limits.max_connections = {max_connections} is cut to {connections}: the process may \
-                 have {limit} file descriptors, of which files need {files}; raise its hard limit \
+                "limits.max_connections = {max_connections} is reduced to {connections}: the process \
+                 may open {limit} file descriptors, of which files need {files}; raise its hard limit \
                  (LimitNOFILE= of systemd, --ulimit nofile= of Docker, ulimit -Hn)"
             );
         }
@@ -46,7 +45,7 @@ impl Descriptors {
     }
 }
 
-/// The limit that is in force from now on.
+/// Raises the limit of file descriptors to the hard limit and returns the new one.
 fn raise() -> u64 {
     let limit = getrlimit(Resource::Nofile);
     let highest = Rlimit {
@@ -55,7 +54,7 @@ fn raise() -> u64 {
     };
     let raised = setrlimit(Resource::Nofile, highest).map(|()| highest);
     let in_force = raised.unwrap_or_else(|error| {
-        tracing::warn!("cannot raise the limit of file descriptors: {error}");
+        tracing::warn!("failed to raise the limit of file descriptors: {error}");
         limit
     });
     in_force.current.unwrap_or(u64::MAX)
@@ -66,7 +65,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn connections_get_what_they_want_unless_files_would_run_short() {
+    fn connections_get_their_limit_unless_files_need_the_descriptors() {
         for (limit, wanted, connections) in [
             (20_000, 10_000, 10_000),
             (u64::MAX, 10_000, 10_000),

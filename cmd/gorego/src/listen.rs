@@ -8,11 +8,10 @@ use std::{
 use gorego_config::ListenAddr;
 use tokio::net::{TcpListener, TcpSocket, lookup_host};
 
-/// Connections that the system completes before they are accepted.
+/// The most connections that the system completes before they are accepted.
 const BACKLOG: u32 = 1024;
 
-/// Listens where the configuration says. All interfaces means IPv6 and IPv4 where the host has
-/// both, else what it has.
+/// Listens on the configured address. All interfaces means those of IPv6 and IPv4 if the host has both.
 pub(crate) async fn listen(address: &ListenAddr) -> io::Result<TcpListener> {
     let Some(host) = &address.host else {
         return match bind(SocketAddr::from((Ipv6Addr::UNSPECIFIED, address.port))) {
@@ -26,7 +25,7 @@ pub(crate) async fn listen(address: &ListenAddr) -> io::Result<TcpListener> {
     for resolved in lookup_host((host.as_str(), address.port)).await? {
         match bind(resolved) {
             Ok(listener) => return Ok(listener),
-            // Whoever has the port answers on one of the addresses that clients will try.
+            // Otherwise clients that try this address reach the other program.
             Err(error) if error.kind() == io::ErrorKind::AddrInUse => return Err(error),
             Err(error) => last = error,
         }
@@ -42,7 +41,7 @@ fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     };
     socket.set_reuseaddr(true)?;
     if address.is_ipv6() {
-        // Not left to a system setting: all interfaces means IPv4 too.
+        // Independent of the system's default: all interfaces include those of IPv4.
         rustix::net::sockopt::set_ipv6_v6only(&socket, !address.ip().is_unspecified())?;
     }
     socket.bind(address)?;
@@ -54,8 +53,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_busy_port_is_an_error_and_not_another_address() {
-        // A name may have several addresses.
+    async fn a_port_in_use_is_an_error_even_if_the_host_has_other_addresses() {
         for host in ["127.0.0.1", "localhost"] {
             let local = ListenAddr {
                 host: Some(host.to_owned()),

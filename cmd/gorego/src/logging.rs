@@ -1,19 +1,20 @@
-//! Logs on standard error: for people on a terminal, JSON lines otherwise.
+//! Logs on standard error: text on a terminal, JSON lines otherwise.
 
 use std::io::{IsTerminal as _, stderr};
 
 use gorego_config::LogLevel;
 use tracing_subscriber::{EnvFilter, filter::ParseError, fmt};
 
-/// Starts logging. `RUST_LOG` refines the level, or replaces it.
+/// Starts logging at this level, refined by `RUST_LOG`.
 pub(crate) fn start(level: LogLevel) -> Result<(), String> {
-    let filter = filter(level, std::env::var("RUST_LOG").ok().as_deref())
-        .map_err(|error| format!("RUST_LOG: {error}; accepted is a list like info,gorego=debug"))?;
+    let filter = filter(level, std::env::var("RUST_LOG").ok().as_deref()).map_err(|error| {
+        format!("RUST_LOG: {error}; accepted: a list such as info,gorego=debug")
+    })?;
     let logs = fmt()
         .with_env_filter(filter)
         .with_writer(stderr)
         .with_target(false)
-        // A log that cannot be written must not stop what it tells about.
+        // By default, a failure to write is reported by `eprintln!`, which panics if stderr is closed.
         .log_internal_errors(false);
     let started = if stderr().is_terminal() {
         logs.try_init()
@@ -25,7 +26,7 @@ pub(crate) fn start(level: LogLevel) -> Result<(), String> {
 
 fn filter(level: LogLevel, refined: Option<&str>) -> Result<EnvFilter, ParseError> {
     let level = match level {
-        // Their warnings are of single clients, one for each that breaks a rule.
+        // The HTTP/2 libraries warn about each client that violates the protocol.
         LogLevel::Info | LogLevel::Warn => format!("{level},h2=error,hyper=error"),
         _ => level.to_string(),
     };
@@ -53,7 +54,7 @@ mod tests {
     }
 
     #[test]
-    fn the_http2_library_warns_of_single_clients_only_where_it_was_asked_to() {
+    fn warnings_of_the_http2_library_are_logged_only_on_request() {
         let quiet = filter(LogLevel::Info, None).unwrap().to_string();
         assert!(quiet.contains("h2=error"), "{quiet}");
         let asked = filter(LogLevel::Info, Some("h2=warn")).unwrap().to_string();

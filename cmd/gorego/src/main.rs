@@ -1,5 +1,4 @@
-//! gorego: a build cache between clients that speak the Remote Execution API and the disk where
-//! their results are kept.
+//! gorego: a build cache that speaks the Remote Execution API.
 
 mod backing;
 mod banner;
@@ -22,7 +21,7 @@ use std::{
 };
 
 use clap::Parser as _;
-use gorego_config::{Config, Loaded, Sources};
+use gorego_config::{Config, LoadedConfig, Sources};
 
 use crate::cli::{Cli, Command};
 
@@ -34,7 +33,7 @@ use crate::cli::{Cli, Command};
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
-/// Could not start: the configuration, the address or the data directory is not usable.
+/// The exit status of a failed start: the configuration, the address or the data directory is unusable.
 const EXIT_START: u8 = 2;
 
 fn main() -> ExitCode {
@@ -43,7 +42,7 @@ fn main() -> ExitCode {
         Ok(loaded) => loaded,
         Err(problems) => {
             for line in problems.lines() {
-                say(&line);
+                print(&line);
             }
             return ExitCode::from(EXIT_START);
         }
@@ -58,26 +57,26 @@ fn main() -> ExitCode {
     }
 }
 
-/// Tells the user, if anybody reads it: a log that cannot be written is no reason to fail.
-fn say(what: &dyn Display) {
-    let _ = writeln!(io::stderr(), "gorego: {what}");
+/// Prints a message on standard error; ignores failures to write it.
+fn print(message: &dyn Display) {
+    let _ = writeln!(io::stderr(), "gorego: {message}");
 }
 
-fn load(cli: &Cli) -> Result<Loaded, String> {
+fn load(cli: &Cli) -> Result<LoadedConfig, String> {
     let sources = Sources::from_process(cli.config.as_deref(), cli.set.clone())
         .map_err(|problem| problem.to_string())?;
     Config::load(&sources).map_err(|problems| problems.to_string())
 }
 
-fn warn(loaded: &Loaded) {
+fn warn(loaded: &LoadedConfig) {
     for warning in &loaded.warnings {
-        say(&format_args!("warning: {warning}"));
+        print(&format_args!("warning: {warning}"));
     }
 }
 
-fn serve(loaded: &Loaded) -> ExitCode {
+fn serve(loaded: &LoadedConfig) -> ExitCode {
     if let Err(error) = logging::start(loaded.config.log_level) {
-        say(&error);
+        print(&error);
         return ExitCode::from(EXIT_START);
     }
     if let Some(file) = &loaded.file {
@@ -89,7 +88,7 @@ fn serve(loaded: &Loaded) -> ExitCode {
     match wire::run(loaded) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            say(&error);
+            print(&error);
             ExitCode::from(EXIT_START)
         }
     }

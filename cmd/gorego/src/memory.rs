@@ -1,33 +1,29 @@
-//! The memory that clients can make the process hold, divided among its parts.
+//! Division of `limits.memory` into budgets.
 
 use gorego_limits::Budget;
 use gorego_proxy as proxy;
 use gorego_server as server;
 
-/// The most bytes of a request apart from its blobs.
+/// The most bytes of a request in addition to its blobs.
 const FRAMING: u64 = 16 << 20;
-/// The most calls that all clients together may have in progress. Further calls of a connection
-/// wait with their client.
+/// The most calls in progress of all clients together. Further calls wait at the client.
 const CALLS: u64 = 20_000;
-/// The limit on files open for reads of large blobs and for uploads, together; at most half of the
-/// descriptors.
+/// The most files open for reads of large blobs and for uploads; at most half of the descriptors.
 const FILES: u64 = 4096;
 
-/// Each part of the memory.
+/// The budgets that share `limits.memory`.
 #[derive(Debug)]
 pub(crate) struct Parts {
     pub(crate) server: server::Memory,
     pub(crate) proxy: proxy::Memory,
-    /// Receive windows of what is downloaded from the backing cache.
+    /// Receive windows of downloads from the backing cache.
     pub(crate) downloads: Budget,
-    /// The trees of results, where there is no proxy.
+    /// Trees of action results, if there is no proxy.
     pub(crate) trees: Budget,
-    /// Action results that a cache without a local tier holds for a moment, in bytes.
-    pub(crate) ahead: u64,
 }
 
-/// Shares of the memory left after one batch and the response to another, in percent: with a
-/// backing cache and without.
+/// A share of the memory left after one batch and one response, in percent: with a backing cache, and
+/// without.
 #[derive(Clone, Copy)]
 struct Share(u64, u64);
 
@@ -47,8 +43,8 @@ const UNWRITTEN: Share = Share(4, 0);
 const DOWNLOADS: Share = Share(12, 0);
 
 impl Parts {
-    /// Divides `memory` bytes and `files` open files for these tiers. A batch of `batch` bytes and
-    /// the largest response to one fit into their parts.
+    /// Divides `memory` bytes and `files` open files among the budgets that these tiers need. A batch of
+    /// `batch` bytes and the largest response fit into their budgets.
     pub(crate) fn of(memory: u64, batch: u64, files: u64, local: bool, backing: bool) -> Self {
         let response = server::Limits::max_batch_response(batch);
         let rest = memory.saturating_sub(FRAMING + batch + response);
@@ -60,12 +56,14 @@ impl Parts {
             let bytes = shares.iter().map(|share| bytes(*share)).sum();
             Budget::memory(what, bytes)
         };
-        // Where no proxy fetches, each reader has a download of its own.
+        // Without a proxy, readers do not share downloads.
         let fetched: &[Share] = if local {
             &[DOWNLOADS]
         } else {
             &[DOWNLOADS, LARGE, UNWRITTEN, BRINGING]
         };
+        // Small blobs, too, are fetched by a proxy alone.
+        let results: &[Share] = if local { &[RESULTS] } else { &[RESULTS, SMALL] };
         let requests = FRAMING + batch + bytes(REQUESTS);
         let responses = response + bytes(RESPONSES);
         Self {
@@ -78,7 +76,7 @@ impl Parts {
                     responses: Budget::memory("memory for large responses", responses),
                 },
                 files: Budget::count("room for open files", FILES.min(files / 2).max(1)),
-                results: part("memory for action results", RESULTS),
+                results: part_with("memory for action results", results),
                 walks: bytes(WALKS),
                 workspaces: part("memory to compress in", WORKSPACES),
                 pieces: pieces.clone(),
@@ -93,8 +91,6 @@ impl Parts {
             },
             downloads: part_with("memory for downloads", fetched),
             trees,
-            // Without a local tier, a proxy's fetches do not use their part.
-            ahead: bytes(SMALL),
         }
     }
 }
@@ -132,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    fn the_parts_are_the_whole_and_the_largest_batch_fits() {
+    fn budgets_add_up_to_the_memory_and_the_largest_batch_fits() {
         for (memory, batch) in [(160, 3), (70, 3), (64, 1), (1024, 3), (256, 64)] {
             for backing in [false, true] {
                 let parts = Parts::of(memory * MIB, batch * MIB, 1024, true, backing);

@@ -1,17 +1,17 @@
-//! Where Prometheus finds the metrics.
+//! The listening socket of the metrics.
 
 use std::io;
 
-use gorego_config::{ListenAddr, Loaded, Origin};
+use gorego_config::{ListenAddr, LoadedConfig, Origin};
 use tokio::net::TcpListener;
 
 const KEY: &str = "telemetry.metrics_addr";
 
-/// The address that was asked for cannot be had.
+/// The error of a configured address that cannot be listened on.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "{origin}: {KEY} = {address}: cannot listen there: {source}; accepted: an address that is \
-     free, or nothing to do without metrics"
+    "{origin}: {KEY} = {address}: cannot listen: {source}; accepted: an address that is free, or \
+     nothing for no metrics"
 )]
 pub(crate) struct Error {
     origin: Origin,
@@ -19,19 +19,19 @@ pub(crate) struct Error {
     source: io::Error,
 }
 
-/// Listens where the configuration says, if it says so.
-pub(crate) async fn listen(loaded: &Loaded) -> Result<Option<TcpListener>, Error> {
+/// Listens on the configured address, if there is one.
+pub(crate) async fn listen(loaded: &LoadedConfig) -> Result<Option<TcpListener>, Error> {
     let Some(address) = &loaded.config.telemetry.metrics_addr else {
         return Ok(None);
     };
     let listening = crate::listen::listen(address).await;
     let origin = loaded.origin(KEY).unwrap_or(&Origin::Default);
-    wanted(origin, address, listening)
+    required_unless_default(origin, address, listening)
 }
 
-/// Whoever named an address gets it, or hears why not. The default is Prometheus' own port, so on
-/// its host others have it: that is no reason not to serve builds.
-fn wanted<T>(
+/// Makes a failure to listen an error, unless the address is the default: that is the port of Prometheus
+/// itself, which may run on the same host.
+fn required_unless_default<T>(
     origin: &Origin,
     address: &ListenAddr,
     listening: io::Result<T>,
@@ -40,8 +40,8 @@ fn wanted<T>(
         Ok(listener) => Ok(Some(listener)),
         Err(why) if *origin == Origin::Default => {
             tracing::warn!(
-                "there are no metrics: cannot listen on {address}: {why}; set {KEY} to an address \
-                 that is free, or to nothing to do without them"
+                "metrics are not served: cannot listen on {address}: {why}; set {KEY} to an address \
+                 that is free, or to nothing for no metrics"
             );
             Ok(None)
         }
@@ -62,11 +62,11 @@ mod tests {
             host: None,
             port: 9090,
         };
-        wanted(origin, &address, Err(io::ErrorKind::AddrInUse.into()))
+        required_unless_default(origin, &address, Err(io::ErrorKind::AddrInUse.into()))
     }
 
     #[test]
-    fn an_address_that_was_asked_for_is_had_or_the_start_is_refused() {
+    fn a_configured_address_in_use_refuses_the_start() {
         let variable = Origin::Variable("GOREGO_TELEMETRY_METRICS_ADDR".to_owned());
         for origin in [Origin::Set, variable] {
             let refused = taken(&origin).unwrap_err().to_string();
@@ -77,7 +77,7 @@ mod tests {
     }
 
     #[test]
-    fn a_default_that_others_have_is_done_without() {
+    fn the_default_address_in_use_only_disables_metrics() {
         assert_eq!(taken(&Origin::Default).unwrap(), None);
     }
 }

@@ -1,4 +1,4 @@
-//! Values that files hold, read again at SIGHUP and when the files change.
+//! Values from files that are reloaded at SIGHUP and when the files change.
 
 use std::{
     fmt::Display,
@@ -15,22 +15,22 @@ use tokio::{
     time::sleep,
 };
 
-/// The interval between two checks of the files, each of which wakes up an idle process.
+/// The interval between two checks of the files. Each check wakes an idle process.
 const INTERVAL: Duration = Duration::from_secs(5);
-/// The time for which a file must stay unchanged before it is read: it may be half written.
+/// The time for which a changed file must stay unchanged before it is read, since it may be half written.
 const SETTLED: Duration = Duration::from_secs(1);
 
-/// Takes SIGHUP over from the system's default, which ends the process.
+/// Handles SIGHUP from now on. By default it would end the process.
 pub(crate) fn hangups() -> io::Result<Signal> {
     signal(SignalKind::hangup())
 }
 
-/// All values that files hold.
+/// All values that are reloaded from files.
 #[derive(Default)]
-pub(crate) struct Reloads(Vec<Watched>);
+pub(crate) struct Reloads(Vec<WatchedValue>);
 
 impl Reloads {
-    /// Reads a value from `files`; the receiver has the newest one that could be read.
+    /// Loads a value from `files`. The receiver has the newest value that loaded without an error.
     pub(crate) fn read<T, E>(
         &mut self,
         files: Vec<PathBuf>,
@@ -43,7 +43,7 @@ impl Reloads {
         let known = states(&files);
         let (value, receiver) = watch::channel(load()?);
         if !files.is_empty() {
-            self.0.push(Watched {
+            self.0.push(WatchedValue {
                 files,
                 known,
                 unsettled: None,
@@ -56,7 +56,7 @@ impl Reloads {
         Ok(receiver)
     }
 
-    /// Reads the values again, for as long as the process lives.
+    /// Reloads the values until the future is dropped.
     pub(crate) async fn run(self, mut hangups: Signal) {
         let mut watched = self.0;
         loop {
@@ -85,18 +85,19 @@ impl Reloads {
     }
 }
 
-/// A value, and the files that it was read from.
-struct Watched {
+/// A value and its files.
+struct WatchedValue {
     files: Vec<PathBuf>,
-    /// The state of the files at the last read.
-    known: Vec<State>,
-    /// The state of the files when they were last found changed, until they are read.
-    unsettled: Option<Vec<State>>,
+    /// The state of the files at the last load.
+    known: Vec<FileState>,
+    /// The state of changed files at the last check, until they are loaded.
+    unsettled: Option<Vec<FileState>>,
     load: Box<dyn FnMut() -> Result<(), String> + Send>,
 }
 
-impl Watched {
-    /// Reads the value again where the files changed and have settled, or anyway.
+impl WatchedValue {
+    /// Reloads the value if `forced`, or if the files changed and did not change again since the last
+    /// check.
     fn check(&mut self, forced: bool) {
         let now = states(&self.files);
         let unsettled = self.unsettled.take();
@@ -113,20 +114,20 @@ impl Watched {
         let files: Vec<_> = self.files.iter().map(|file| file.display()).collect();
         match (self.load)() {
             Ok(()) => tracing::info!("reloaded {files:?}"),
-            Err(why) => tracing::warn!("{why}; going on with what was read before"),
+            Err(why) => tracing::warn!("{why}; the previous content stays in use"),
         }
     }
 }
 
-/// A file's identity, length and time of its last change, if it is there.
-type State = Option<[u64; 5]>;
+/// The identity, length and change time of a file, if it exists.
+type FileState = Option<[u64; 5]>;
 
-fn states(files: &[PathBuf]) -> Vec<State> {
+fn states(files: &[PathBuf]) -> Vec<FileState> {
     files.iter().map(|file| state(file)).collect()
 }
 
-/// Follows links, so that it changes where one of them is replaced.
-fn state(file: &Path) -> State {
+/// Returns the state of a file. Follows links, so that a replaced link changes it.
+fn state(file: &Path) -> FileState {
     let found = fs::metadata(file).ok()?;
     let (seconds, nanoseconds) = (found.ctime(), found.ctime_nsec());
     Some([
@@ -146,7 +147,7 @@ mod tests {
 
     use super::*;
 
-    /// Reads the text of a file, unless it is `broken`; counts how often.
+    /// A value that is the text of a file, unless that is `broken`, with a count of its loads.
     struct Reader {
         value: watch::Receiver<String>,
         reads: watch::Receiver<u32>,
@@ -184,7 +185,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_file_that_was_written_anew_or_replaced_is_read_again() {
+    async fn a_file_that_is_overwritten_or_replaced_is_reloaded() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("file");
         fs::write(&file, "one").unwrap();
@@ -200,7 +201,7 @@ mod tests {
 
     /// Replaces files through a link, as a volume of Kubernetes does.
     #[tokio::test(start_paused = true)]
-    async fn a_file_behind_a_link_to_a_folder_that_is_replaced_is_read_again() {
+    async fn a_file_behind_a_replaced_link_is_reloaded() {
         let dir = tempfile::tempdir().unwrap();
         for (folder, text) in [("1", "one"), ("2", "two")] {
             fs::create_dir(dir.path().join(folder)).unwrap();
@@ -217,7 +218,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_broken_file_is_tried_once_and_the_old_value_stays() {
+    async fn a_broken_file_is_read_once_and_the_old_value_stays() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("file");
         fs::write(&file, "one").unwrap();
@@ -248,7 +249,7 @@ mod tests {
         let mut reader = Reader::of(&file);
         sleep(INTERVAL / 2).await;
         for half in 0..40 {
-            // Another file each time: the clock of the files may stand still.
+            // A new file each time, since change times may be too coarse to differ.
             let (next, link) = (dir.path().join(half.to_string()), dir.path().join("link"));
             fs::write(&next, "half").unwrap();
             symlink(&next, &link).unwrap();

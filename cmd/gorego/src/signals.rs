@@ -1,18 +1,18 @@
-//! SIGTERM and SIGINT: the first asks for an orderly end, the second for an end at once.
+//! SIGTERM and SIGINT: the first starts an orderly shutdown, the second ends the process at once.
 
 use std::io;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-/// Both signals, listened to from now on.
+/// Handlers of both signals.
 pub(crate) struct Signals {
     terminate: Signal,
     interrupt: Signal,
 }
 
 impl Signals {
-    /// Takes the signals over from the system's default.
+    /// Handles the signals from now on.
     pub(crate) fn new() -> io::Result<Self> {
         Ok(Self {
             terminate: signal(SignalKind::terminate())?,
@@ -21,13 +21,13 @@ impl Signals {
     }
 
     /// Cancels `shutdown` at the first signal; ends the process at the second.
-    pub(crate) async fn obey(mut self, shutdown: CancellationToken) {
+    pub(crate) async fn run(mut self, shutdown: CancellationToken) {
         let name = self.next().await.0;
-        // Before anything that could fail, such as a log that nobody reads any more.
+        // Before logging, which may block or fail.
         shutdown.cancel();
-        tracing::info!("{name}: ending; once more ends at once");
+        tracing::info!("{name}: shutting down; a second signal ends the process at once");
         let (name, number) = self.next().await;
-        tracing::warn!("{name} again: ending at once");
+        tracing::warn!("second signal ({name}): ending at once");
         std::process::exit(128 + number);
     }
 

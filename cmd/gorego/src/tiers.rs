@@ -1,51 +1,50 @@
-//! The stores behind the services: one tier or both, as configured.
+//! The stores behind the services: the local tier, the backing cache, or both.
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use gorego_config::{self as config, Config};
 use gorego_janitor::{self as janitor, Janitor, Marks};
-use gorego_proxy::{Ahead, Backing, Depth, Journal, OnOutage, Options, ProxyActions, ProxyStore};
+use gorego_proxy::{Backing, Depth, Journal, OnOutage, Options, ProxyActions, ProxyStore};
 use gorego_server::Services;
 use gorego_storage::{BreakerState, CompletenessChecking};
 use gorego_storage_local::{LocalOptions, LocalStore, OpenError, SyncMode};
 use gorego_storage_remote::RemoteStore;
-use gorego_telemetry::{Sources, Waiting};
+use gorego_telemetry::{PendingWrites, Sources};
 use tokio::{sync::watch, time::timeout};
 
 use crate::{memory::Parts, version::VERSION};
 
-/// Below the data directory: what waits for the backing cache.
+/// The folder of pending writes in the data directory.
 const JOURNAL: &str = "journal";
 
-/// What the store gets, at the end, to write down what it knows.
+/// The time that the local store gets at shutdown to write its state.
 const CLOSE: Duration = Duration::from_secs(10);
 
-/// How often the janitor looks without being called: for expired uploads, and for a disk that
-/// somebody else fills.
+/// The interval at which the janitor checks for expired uploads and for a disk filled by others.
 const JANITOR: Duration = Duration::from_mins(1);
 
-/// Why a store could not be opened.
+/// The error of a store that cannot be opened.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
     #[error(transparent)]
     Local(#[from] OpenError),
-    #[error("the journal of what waits for the backing cache: {0}")]
+    #[error("cannot open the journal of pending writes: {0}")]
     Journal(#[from] gorego_storage::Error),
 }
 
-/// What serves, and what has to be ended.
+/// The services, and the stores to close at shutdown.
 pub(crate) struct Tiers {
     pub(crate) services: Services,
     local: Option<Arc<LocalStore>>,
     proxy: Option<ProxyStore>,
     breaker: Option<watch::Receiver<BreakerState>>,
     waiting: Option<watch::Receiver<Depth>>,
-    /// Keeps from eviction what waits for a backing cache that is not configured now.
+    /// Pins pending writes of an earlier configuration with a backing cache.
     _unwanted: Option<Journal>,
 }
 
 impl Tiers {
-    /// Opens what the configuration asks for.
+    /// Opens the configured stores.
     pub(crate) async fn open(
         config: &Config,
         parts: &Parts,
@@ -66,7 +65,7 @@ impl Tiers {
                 Some(waiting)
             }
             Err(error) => {
-                tracing::warn!(%error, "what waits for a backing cache may be evicted");
+                tracing::warn!(%error, "pending writes for a backing cache may be evicted");
                 None
             }
         };
@@ -74,9 +73,12 @@ impl Tiers {
             blobs: Arc::clone(&local) as _,
             uploads: Arc::clone(&local) as _,
             actions: Arc::new(
-                CompletenessChecking::new(Arc::clone(&local), Arc::clone(&local) as _)
-                    .within(parts.trees.clone())
-                    .leasing_puts(),
+                CompletenessChecking::new(
+                    Arc::clone(&local),
+                    Arc::clone(&local) as _,
+                    parts.trees.clone(),
+                )
+                .leasing_puts(),
             ),
         };
         Ok(Self {
@@ -136,18 +138,16 @@ impl Tiers {
         let breaker = backing.breaker();
         match Journal::left_in(&journal_dir(config)).await {
             Ok(left) => warn_of_waiting(left, "there is no local tier"),
-            Err(error) => tracing::warn!(%error, "cannot tell what waits for the backing cache"),
+            Err(error) => tracing::warn!(%error, "failed to read the journal of pending writes"),
         }
         let services = Services {
             blobs: Arc::clone(&backing) as _,
             uploads: Arc::clone(&backing) as _,
-            actions: Arc::new(
-                CompletenessChecking::new(
-                    Arc::new(Ahead::new(Arc::clone(&backing), parts.ahead)),
-                    backing,
-                )
-                .within(parts.trees.clone()),
-            ),
+            actions: Arc::new(CompletenessChecking::new(
+                Arc::clone(&backing),
+                backing,
+                parts.trees.clone(),
+            )),
         };
         Self {
             services,
@@ -159,40 +159,39 @@ impl Tiers {
         }
     }
 
-    /// What keeps the local tier within its limits.
+    /// Creates the janitor of the local tier.
     pub(crate) fn janitor(&self, config: &Config) -> Option<Janitor> {
         let local = self.local.clone()?;
         Some(Janitor::new(local as _, janitor_options(config)))
     }
 
-    /// Whether the local tier can be used.
+    /// Returns the health of the local tier: true while its data directory is usable.
     pub(crate) fn health(&self) -> Option<watch::Receiver<bool>> {
         self.local.as_ref().map(|local| local.health())
     }
 
-    /// What there is to observe.
+    /// Returns the sources of the metrics.
     pub(crate) fn sources(&self) -> Sources {
         let depth = self.waiting.clone();
         Sources {
             version: VERSION,
             breaker: self.breaker.clone(),
             certificates: Box::new(Vec::new),
-            journal: depth.map(|depth| Box::new(move || waiting(*depth.borrow())) as _),
+            journal: depth.map(|depth| Box::new(move || pending(*depth.borrow())) as _),
         }
     }
 
-    /// Saves the state, so that the next start trusts the present entries however this process
-    /// ends.
+    /// Saves the state, so that the next start trusts the current entries even if this process is killed.
     pub(crate) async fn save(&self) {
         let Some(local) = &self.local else { return };
         match timeout(CLOSE, local.save()).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => tracing::warn!(%error, "failed to save the state before the drain"),
-            Err(_) => tracing::warn!("the disk is slow: the state is not saved before the drain"),
+            Err(_) => tracing::warn!("failed to save the state before the drain: the disk is slow"),
         }
     }
 
-    /// Ends what goes on in the background, and has the next start trust what is here.
+    /// Ends background work and saves the state, so that the next start trusts all entries.
     pub(crate) async fn close(&self) {
         if let Some(proxy) = &self.proxy {
             proxy.close().await;
@@ -200,14 +199,18 @@ impl Tiers {
         let Some(local) = &self.local else { return };
         match timeout(CLOSE, local.close()).await {
             Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::warn!(%error, "the next start will check recent blobs"),
-            Err(_) => tracing::warn!("the disk is slow; the next start will check recent blobs"),
+            Ok(Err(error)) => {
+                tracing::warn!(%error, "failed to save the state; the next start verifies recent blobs");
+            }
+            Err(_) => tracing::warn!(
+                "failed to save the state: the disk is slow; the next start verifies recent blobs"
+            ),
         }
     }
 }
 
-fn waiting(depth: Depth) -> Waiting {
-    Waiting {
+fn pending(depth: Depth) -> PendingWrites {
+    PendingWrites {
         blobs: depth.entries.saturating_sub(depth.results),
         results: depth.results,
         bytes: depth.bytes,
@@ -220,7 +223,7 @@ fn journal_dir(config: &Config) -> PathBuf {
 
 async fn journal(config: &Config, local: &Arc<LocalStore>) -> Result<Journal, Error> {
     let cache = &config.local_cache;
-    // What waits is not evicted, and must leave room for what else is in use.
+    // Pending writes are not evicted, and must leave room for other blobs.
     let half = cache.max_size_gb.bytes() / 2;
     let waiting = config.backing_cache.journal_max.bytes().min(half);
     let durable = cache.sync != config::Sync::None;
@@ -228,7 +231,7 @@ async fn journal(config: &Config, local: &Arc<LocalStore>) -> Result<Journal, Er
     Ok(Journal::open(&dir, waiting, durable, Arc::clone(local)).await?)
 }
 
-/// Tells of what an earlier configuration accepted and this one does not bring up.
+/// Warns about pending writes of an earlier configuration that this one does not upload.
 fn warn_of_waiting(left: Depth, why: &'static str) {
     let Depth { entries, bytes, .. } = left;
     if entries > 0 {
@@ -278,7 +281,7 @@ fn janitor_options(config: &Config) -> janitor::Options {
     clippy::cast_possible_truncation,
     clippy::cast_precision_loss,
     clippy::cast_sign_loss,
-    reason = "a mark need not be exact to the byte"
+    reason = "a mark may be some bytes off"
 )]
 fn share(bytes: u64, of: f64) -> u64 {
     (bytes as f64 * of) as u64

@@ -1,6 +1,6 @@
-//! Which gorego this is.
+//! The version of gorego.
 
-/// What git called the commit of a release that Bazel stamped, else the workspace's version.
+/// The `git describe` of a release stamped by Bazel, else the version of the workspace.
 pub(crate) const VERSION: &str = match option_env!("GOREGO_VERSION") {
     Some(stamped) => stamped,
     None => env!("CARGO_PKG_VERSION"),

@@ -1,4 +1,5 @@
-//! The composition root: makes the parts from the configuration, runs them, and ends them in order.
+//! The composition root: creates all parts from the configuration, runs them, and shuts them down in
+//! order.
 
 use std::{
     io::{self, Write as _},
@@ -6,7 +7,7 @@ use std::{
     sync::Arc,
 };
 
-use gorego_config::{self as config, Config, Loaded};
+use gorego_config::{self as config, Config, LoadedConfig};
 use gorego_server::{self as server, Limits};
 use gorego_storage::{Chain, DigestFunction};
 use gorego_telemetry::{self as telemetry, Metrics, Sources};
@@ -26,10 +27,10 @@ use crate::{
     tiers::{self, Tiers},
 };
 
-/// Why the server could not start, or did not end well.
+/// The error of a server that could not start or failed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
-    #[error("the system refuses what a server needs: {0}")]
+    #[error("cannot start the server: {0}")]
     System(#[from] io::Error),
     #[error("cannot listen on {address}: {source}")]
     Listen { address: String, source: io::Error },
@@ -46,15 +47,15 @@ pub(crate) enum Error {
 }
 
 /// Serves until a signal ends it.
-pub(crate) fn run(loaded: &Loaded) -> Result<(), Error> {
+pub(crate) fn run(loaded: &LoadedConfig) -> Result<(), Error> {
     let runtime = Runtime::new()?;
     let ended = runtime.block_on(serve(loaded));
-    // Whatever still blocks on the disk was told to stop; the process need not wait for it.
+    // Tasks that still block on the disk were cancelled; the process does not wait for them.
     runtime.shutdown_background();
     ended
 }
 
-async fn serve(loaded: &Loaded) -> Result<(), Error> {
+async fn serve(loaded: &LoadedConfig) -> Result<(), Error> {
     let config = &loaded.config;
     let (signals, hangups) = (Signals::new()?, reload::hangups()?);
     let mut reloads = Reloads::default();
@@ -76,7 +77,7 @@ async fn serve(loaded: &Loaded) -> Result<(), Error> {
 
     let shutdown = CancellationToken::new();
     let tasks = TaskTracker::new();
-    let signals = tasks.spawn(signals.obey(shutdown.clone()));
+    let signals = tasks.spawn(signals.run(shutdown.clone()));
     let reloads = tasks.spawn(reloads.run(hangups));
     let evicting = CancellationToken::new();
     if let Some(janitor) = tiers.janitor(config) {
@@ -104,14 +105,14 @@ async fn serve(loaded: &Loaded) -> Result<(), Error> {
     tiers.close().await;
     // Uploads that wait for room need the janitor, so it ends after the last of them.
     evicting.cancel();
-    // Last, since a shutdown that takes its time is worth watching.
+    // Last, so that a slow shutdown can be observed.
     observing.cancel();
     if let Some(observed) = observed {
         let _ = observed.await;
     }
     signals.abort();
     reloads.abort();
-    tracing::info!("ended");
+    tracing::info!("shutdown complete");
     Ok(served?)
 }
 
@@ -133,8 +134,8 @@ fn parts(config: &Config, descriptors: Descriptors) -> Parts {
     )
 }
 
-/// Serves until the shutdown, and saves the state of the stores while calls drain, since the process
-/// may be killed before the last of them ends.
+/// Serves until the shutdown. Saves the state of the stores while calls drain, since the process may be
+/// killed before the last call ends.
 async fn serve_and_save(
     listener: TcpListener,
     tiers: &Tiers,
@@ -170,7 +171,7 @@ fn announce(
         }),
         backing: config.backing_cache.target.as_ref(),
     };
-    // Whoever starts it need not read it.
+    // Standard error may be closed.
     let _ = write!(io::stderr(), "{}", banner.text());
     Ok(())
 }
@@ -189,7 +190,7 @@ fn tls(
         client_auth: match config.client_auth {
             config::ClientAuth::VerifyIfGiven => ClientAuth::VerifyIfGiven { ca_file },
             config::ClientAuth::RequireAndVerify => ClientAuth::RequireAndVerify { ca_file },
-            // The configuration refuses `require`; the others let everybody in.
+            // The configuration refuses `require`; the other modes accept every client.
             _ => ClientAuth::None,
         },
     };
@@ -199,7 +200,7 @@ fn tls(
 
 type Certificates = Box<dyn Fn() -> Vec<Certificate> + Send + Sync>;
 
-/// The certificates of both sides, as they are when this is called.
+/// Returns a function that lists the current certificates of `tls` and `backing_cache.tls`.
 fn certificates(
     server: Option<watch::Receiver<ServerTls>>,
     client: Option<watch::Receiver<ClientTls>>,
@@ -249,8 +250,7 @@ mod tests {
 
     const MINUTE: Duration = Duration::from_mins(1);
 
-    /// Counts how often an idle server wakes in its second minute, in a time that only timers
-    /// advance.
+    /// Counts how often an idle server wakes in its second minute, with a clock that only timers advance.
     fn wakes_in_a_minute(settings: &[&str]) -> usize {
         let dir = tempfile::tempdir().unwrap();
         let mut set = vec![

@@ -1,5 +1,5 @@
-//! Builds bazel-remote, once for this user, from the release that `peers/go.mod` names and with the
-//! checksums beside it.
+//! Builds bazel-remote, once for each user, from the release in `peers/go.mod` with the checksums in
+//! `go.sum`.
 
 use std::{
     env, fs,
@@ -21,13 +21,13 @@ use crate::{
 const PROGRAM: &str = "bazel-remote";
 const MODULE: &str = "github.com/buchgr/bazel-remote/v2";
 
-/// The variables that bazel-remote would take settings from, of which the test knows nothing.
+/// Lists the variables that would change settings of bazel-remote.
 pub(super) fn settings_of_bazel_remote() -> impl Iterator<Item = std::ffi::OsString> {
     let names = env::vars_os().map(|(name, _)| name);
     names.filter(|name| name.as_encoded_bytes().starts_with(b"BAZEL_REMOTE_"))
 }
 
-/// The program.
+/// Returns the program, and builds it first if necessary.
 pub(super) fn bazel_remote() -> &'static Path {
     static INSTALLED: OnceLock<PathBuf> = OnceLock::new();
     INSTALLED.get_or_init(|| {
@@ -35,7 +35,7 @@ pub(super) fn bazel_remote() -> &'static Path {
         let program = cache_dir().join(recipe(&source)).join(PROGRAM);
         if !program.exists() {
             let _lock = Lock::take("peers");
-            // Somebody else may have built it meanwhile.
+            // Another process may have built it meanwhile.
             if !program.exists() {
                 build(&source, &program);
             }
@@ -44,7 +44,7 @@ pub(super) fn bazel_remote() -> &'static Path {
     })
 }
 
-/// Where whatever takes long to make is kept between runs.
+/// Returns the directory in which the program is kept between runs.
 fn cache_dir() -> PathBuf {
     let set = |name| env::var_os(name).filter(|value| !value.is_empty());
     let cache = set("XDG_CACHE_HOME").map_or_else(
@@ -54,7 +54,7 @@ fn cache_dir() -> PathBuf {
     cache.join("gorego-build/peers")
 }
 
-/// Another one for another release, or other modules that it is built from.
+/// Returns a hash of the release and the modules that the program is built from.
 fn recipe(source: &Path) -> String {
     let open = |name| {
         let path = source.join(name);
@@ -69,7 +69,7 @@ fn build(source: &Path, program: &Path) {
     require_go();
     let dir = program.parent().expect("a program is in a folder");
     fs::create_dir_all(dir).unwrap_or_else(|e| panic!("making {}: {e}", dir.display()));
-    // Beside its place, so that it can be renamed to it when it is whole.
+    // In the same folder, so that the complete program can be renamed into place.
     let partial = TempDir::new_in(dir).unwrap_or_else(|e| panic!("in {}: {e}", dir.display()));
     let built = partial.path().join(PROGRAM);
     let mut go = process::command("go");

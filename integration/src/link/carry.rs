@@ -21,37 +21,36 @@ use tokio::{
 
 use super::{Direction, Order, Shared};
 
-/// Read at a time.
+/// The most bytes of one read.
 const CHUNK: usize = 64 * 1024;
 
-/// Held for a receiver that is slower than the link, besides what is on the wire: about what the
-/// buffers of a real connection take.
+/// The bytes buffered for a slow receiver in addition to those on the wire: about as many as the buffers
+/// of a real connection hold.
 const BUFFER: u64 = 4 * 1024 * 1024;
 
-/// How far ahead of the wire a sender may run: more than the precision of a timer, or the rate
-/// would not be reached.
+/// The time by which a sender may be ahead of the wire. It exceeds the precision of timers; otherwise
+/// the rate would not be reached.
 const AHEAD: Duration = Duration::from_millis(3);
 
-/// What can be done with all connections.
+/// A change to all connections.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum What {
-    /// Reset the open ones.
+pub(super) enum Change {
+    /// Resets open connections.
     Cut,
-    /// Refuse new ones.
+    /// Refuses new connections.
     Refuse,
-    /// Accept new ones.
+    /// Accepts new connections.
     Listen,
 }
 
-/// Keeps the port for the link while nobody listens there, so that connections are refused and no
-/// other process gets it.
+/// A bound socket that does not listen: it reserves the port while connections are refused.
 #[derive(Debug)]
-pub(super) struct Hold {
+pub(super) struct PortReservation {
     address: SocketAddr,
     _socket: TcpSocket,
 }
 
-impl Hold {
+impl PortReservation {
     pub(super) fn new(address: SocketAddr) -> io::Result<Self> {
         let socket = bind(address)?;
         Ok(Self {
@@ -70,7 +69,7 @@ impl Hold {
     }
 }
 
-/// Two sockets of one user may share a port when both say so.
+/// Binds a socket that can share its port with another of the same user.
 fn bind(address: SocketAddr) -> io::Result<TcpSocket> {
     let socket = if address.is_ipv4() {
         TcpSocket::new_v4()?
@@ -82,27 +81,27 @@ fn bind(address: SocketAddr) -> io::Result<TcpSocket> {
     Ok(socket)
 }
 
-/// Forwards until nobody can give orders any more.
+/// Forwards connections until the channel of orders is closed.
 pub(super) async fn serve(
     shared: Arc<Shared>,
-    hold: Hold,
+    port: PortReservation,
     mut orders: mpsc::UnboundedReceiver<Order>,
     ready: std_mpsc::Sender<()>,
 ) {
     let mut connections = JoinSet::new();
-    let mut listener = Some(hold.listen());
+    let mut listener = Some(port.listen());
     let _ = ready.send(());
     let mut id = 0;
     loop {
         tokio::select! {
             order = orders.recv() => {
-                let Some(Order { what, done }) = order else { return };
-                match what {
-                    What::Cut => connections.shutdown().await,
-                    What::Refuse => listener = None,
-                    What::Listen => listener = listener.or_else(|| Some(hold.listen())),
+                let Some(Order { change, done }) = order else { return };
+                match change {
+                    Change::Cut => connections.shutdown().await,
+                    Change::Refuse => listener = None,
+                    Change::Listen => listener = listener.or_else(|| Some(port.listen())),
                 }
-                // Whoever asked may have gone.
+                // The caller may be gone.
                 let _ = done.send(());
             }
             client = accept(listener.as_ref()) => {
@@ -125,7 +124,7 @@ async fn accept(listener: Option<&TcpListener>) -> TcpStream {
     }
 }
 
-/// One end of a connection. It is reset unless it was closed in an orderly way.
+/// One end of a connection. Dropping it resets the connection unless it was closed in an orderly way.
 struct End {
     stream: TcpStream,
     orderly: bool,
@@ -133,7 +132,7 @@ struct End {
 
 impl End {
     fn new(stream: TcpStream) -> Self {
-        // Lost with the connection, if that is already gone.
+        // Fails only if the connection is already gone.
         let _ = stream.set_nodelay(true);
         Self {
             stream,
@@ -141,8 +140,8 @@ impl End {
         }
     }
 
-    /// Closes it so that all that was written arrives: with something unread, the system would
-    /// reset the connection and throw away what is still to be sent.
+    /// Closes the connection after everything written has arrived. With unread bytes, the system would
+    /// reset it and drop unsent ones.
     async fn close(mut self) {
         let _ = self.stream.shutdown().await;
         let _ = tokio::io::copy(&mut self.stream, &mut tokio::io::sink()).await;
@@ -153,13 +152,13 @@ impl End {
 impl Drop for End {
     fn drop(&mut self) {
         if !self.orderly {
-            // An end that is gone already needs no reset.
+            // Fails only if the connection is already gone.
             let _ = self.stream.set_zero_linger();
         }
     }
 }
 
-/// A connection that is counted while the value lives.
+/// A connection, counted as open until it is dropped.
 struct Connection {
     shared: Arc<Shared>,
     id: u64,
@@ -173,11 +172,11 @@ impl Drop for Connection {
     }
 }
 
-/// Why a connection is no longer forwarded.
+/// The reason why forwarding ended.
 enum Ended {
-    /// Its quota in that direction is used up.
+    /// The quota of that direction is used up.
     Quota(Direction),
-    /// An end is gone.
+    /// One end closed the connection.
     Broken,
 }
 
@@ -201,7 +200,7 @@ impl Connection {
     async fn run(self, client: TcpStream) {
         let mut client = End::new(client);
         let (latency, rate) = *self.shared.shape.lock().expect("no holder panics");
-        // The client's system has taken the connection for open already; nothing passes before it is.
+        // To the client the connection is already open, so the round trip delays its first bytes.
         sleep_until(Instant::now() + 2 * latency).await;
         let server = *self.shared.server.lock().expect("no holder panics");
         let Ok(server) = TcpStream::connect(server).await else {
@@ -230,7 +229,7 @@ impl Connection {
         }
     }
 
-    /// One direction, until its sender has closed it and all has arrived.
+    /// Forwards one direction until its sender has closed it and all bytes have arrived.
     async fn forward(
         &self,
         direction: Direction,
@@ -260,7 +259,7 @@ impl Connection {
             let size = u32::try_from(bytes.len()).expect("a chunk's size");
             let room = Arc::clone(&window).acquire_many_owned(size).await;
             let (left, due) = self.shared.send(direction, bytes.len());
-            // Nobody receives once the other half has failed, which ends this one.
+            // Fails only if the receiving half failed, which ends this one.
             let _ = wire.send(Piece {
                 due,
                 bytes: bytes.freeze(),
@@ -306,10 +305,10 @@ impl Connection {
     }
 }
 
-/// Bytes on their way.
+/// Bytes on the wire.
 struct Piece {
     due: Instant,
     bytes: Bytes,
-    /// Their part of the window, given back when they have arrived.
+    /// A part of the window, returned when the bytes have arrived.
     _room: OwnedSemaphorePermit,
 }

@@ -1,25 +1,25 @@
-//! Which connection may still pass on how much.
+//! The numbers of bytes after which connections are cut.
 
 use std::{collections::BTreeMap, ops::RangeInclusive};
 
 use super::Direction;
 
-/// What is left to each connection before it is cut.
+/// The bytes that each connection may still deliver before it is cut.
 #[derive(Debug)]
 pub(super) struct Quotas {
     rng: fastrand::Rng,
-    /// What a connection gets, by direction.
+    /// The range of a new connection's quota, by direction.
     given: [Option<RangeInclusive<u64>>; 2],
-    /// By connection, in the order of their opening.
+    /// The quotas by connection, in the order of opening.
     left: BTreeMap<u64, [Option<u64>; 2]>,
 }
 
-/// What became of a request to pass bytes on.
+/// The bytes granted to a connection.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) struct Taken {
-    /// How many of the bytes may pass.
+    /// The number of bytes to deliver.
     pub(super) bytes: usize,
-    /// Whether the connection ends with them.
+    /// Whether the connection ends after them.
     pub(super) last: bool,
 }
 
@@ -32,7 +32,7 @@ impl Quotas {
         }
     }
 
-    /// Gives each connection, open or new, something from the range, or lets all pass.
+    /// Gives each open or new connection a quota from the range, or removes the quotas.
     pub(super) fn set(&mut self, direction: Direction, range: Option<RangeInclusive<u64>>) {
         for left in self.left.values_mut() {
             left[direction as usize] = range.clone().map(|range| self.rng.u64(range));
@@ -40,19 +40,19 @@ impl Quotas {
         self.given[direction as usize] = range;
     }
 
-    /// Notes a new connection.
+    /// Adds a connection.
     pub(super) fn open(&mut self, connection: u64) {
         let given = self.given.clone();
         let left = given.map(|range| range.map(|range| self.rng.u64(range)));
         self.left.insert(connection, left);
     }
 
-    /// Forgets it.
+    /// Removes a connection.
     pub(super) fn close(&mut self, connection: u64) {
         self.left.remove(&connection);
     }
 
-    /// Asks to pass on `wanted` bytes of it.
+    /// Takes up to `wanted` bytes from the quota of a connection.
     pub(super) fn take(&mut self, connection: u64, direction: Direction, wanted: usize) -> Taken {
         let left = self.left.get_mut(&connection);
         let Some(left) = left.and_then(|left| left[direction as usize].as_mut()) else {
@@ -75,7 +75,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_connection_passes_what_is_left_to_it_and_no_more() {
+    fn a_connection_delivers_exactly_its_quota() {
         let mut quotas = Quotas::new(0);
         quotas.open(1);
         let taken = |bytes, last| Taken { bytes, last };
@@ -92,7 +92,7 @@ mod tests {
     }
 
     #[test]
-    fn the_same_seed_cuts_at_the_same_places() {
+    fn the_same_seed_draws_the_same_quotas() {
         let draw = |seed| {
             let mut quotas = Quotas::new(seed);
             quotas.set(Direction::Down, Some(1..=1_000_000));

@@ -1,4 +1,4 @@
-//! How fast a link is.
+//! The rate and latency of a link.
 
 use std::{fmt, str::FromStr, time::Duration};
 
@@ -10,7 +10,7 @@ pub struct Rate {
     bits_per_second: u64,
 }
 
-/// Units, in bits per second; decimal, as networks have it.
+/// The units in bits per second, which are decimal for networks.
 const UNITS: [(&str, u64); 4] = [
     ("Gbit", 1_000_000_000),
     ("Mbit", 1_000_000),
@@ -19,18 +19,18 @@ const UNITS: [(&str, u64); 4] = [
 ];
 
 impl Rate {
-    /// A rate of that many bits per second, at least one.
+    /// Creates a rate from bits per second, at least one.
     pub const fn bits(bits_per_second: u64) -> Self {
         assert!(bits_per_second > 0, "a link that passes nothing");
         Self { bits_per_second }
     }
 
-    /// A rate in Mbit/s.
+    /// Creates a rate from Mbit/s.
     pub const fn mbit(mbit_per_second: u64) -> Self {
         Self::bits(mbit_per_second * 1_000_000)
     }
 
-    /// How many bytes go out in that time.
+    /// Returns the bytes that are sent in a time.
     pub(super) fn bytes_in(self, time: Duration) -> u64 {
         let bits = u128::from(self.bits_per_second) * time.as_nanos() / 1_000_000_000;
         u64::try_from(bits / 8).unwrap_or(u64::MAX)
@@ -43,7 +43,7 @@ impl Rate {
     }
 }
 
-/// A latency as it is written on a command line: `10ms`, `250us`, `1s`.
+/// Parses a latency: `10ms`, `250us`, `1s`.
 pub fn parse_latency(text: &str) -> Result<Duration, String> {
     let units = [("us", 1), ("ms", 1000), ("s", 1_000_000)];
     units
@@ -83,14 +83,14 @@ impl fmt::Display for Rate {
     }
 }
 
-/// Decides when bytes leave: one after the other, however many connections they are of.
+/// Schedules the bytes of all connections one after the other.
 #[derive(Debug, Default)]
 pub(super) struct Pacer {
     free: Option<Instant>,
 }
 
 impl Pacer {
-    /// When the last of `bytes` that are ready at `now` has left.
+    /// Returns the time at which the last of `bytes` leaves that are ready at `now`.
     pub(super) fn send(&mut self, now: Instant, rate: Option<Rate>, bytes: usize) -> Instant {
         let start = self.free.map_or(now, |free| free.max(now));
         let left = start + rate.map_or(Duration::ZERO, |rate| rate.time_of(bytes));
@@ -104,7 +104,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn rates_are_read_as_they_are_written() {
+    fn rates_are_parsed_and_rendered() {
         for text in ["1Gbit", "1500Mbit", "10kbit", "7bit"] {
             assert_eq!(text.parse::<Rate>().unwrap().to_string(), text);
         }
@@ -122,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn latencies_have_a_unit() {
+    fn latencies_need_a_unit() {
         assert_eq!(parse_latency("10ms"), Ok(Duration::from_millis(10)));
         assert_eq!(parse_latency("250us"), Ok(Duration::from_micros(250)));
         assert_eq!(parse_latency("2s"), Ok(Duration::from_secs(2)));
@@ -131,13 +131,13 @@ mod tests {
     }
 
     #[test]
-    fn bytes_leave_one_after_the_other() {
+    fn bytes_are_sent_one_after_the_other() {
         let mut pacer = Pacer::default();
         let (now, rate) = (Instant::now(), Some(Rate::mbit(8)));
         let ms = Duration::from_millis;
         assert_eq!(pacer.send(now, rate, 1000), now + ms(1));
         assert_eq!(pacer.send(now, rate, 2000), now + ms(3));
-        // What was not used while nothing was sent is not made up for.
+        // Idle time does not count.
         assert_eq!(pacer.send(now + ms(10), rate, 1000), now + ms(11));
         assert_eq!(pacer.send(now + ms(20), None, 1000), now + ms(20));
         assert_eq!(Rate::mbit(8).bytes_in(ms(3)), 3000);

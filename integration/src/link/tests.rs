@@ -1,4 +1,4 @@
-//! What tests rely on when they put a link between two ends.
+//! Tests of the link.
 
 use std::io;
 
@@ -12,7 +12,7 @@ use crate::content::blob;
 
 const MIB: usize = 1024 * 1024;
 
-/// A server that gives back what it gets, one connection after the other.
+/// A server that echoes bytes, one connection after the other.
 struct Echo {
     address: SocketAddr,
     _thread: tokio::task::JoinSet<()>,
@@ -89,7 +89,7 @@ async fn content_passes_unchanged_and_is_counted() {
 }
 
 #[tokio::test]
-async fn an_answer_takes_at_least_the_latency_of_both_ways() {
+async fn an_answer_takes_at_least_twice_the_latency() {
     let echo = Echo::start().await;
     let latency = Duration::from_millis(20);
     let link = Link::with(
@@ -107,7 +107,7 @@ async fn an_answer_takes_at_least_the_latency_of_both_ways() {
 }
 
 #[tokio::test]
-async fn bytes_take_at_least_as_long_as_the_rate_says() {
+async fn bytes_take_at_least_the_time_of_the_rate() {
     let echo = Echo::start().await;
     let link = Link::to(echo.address);
     link.set_rate(Some(Rate::mbit(80)));
@@ -118,7 +118,7 @@ async fn bytes_take_at_least_as_long_as_the_rate_says() {
 }
 
 #[tokio::test]
-async fn a_cut_ends_open_connections_and_lets_new_ones_in() {
+async fn a_cut_ends_open_connections_and_accepts_new_ones() {
     let echo = Echo::start().await;
     let link = Link::to(echo.address);
     let mut stream = TcpStream::connect(link.address()).await.unwrap();
@@ -131,7 +131,7 @@ async fn a_cut_ends_open_connections_and_lets_new_ones_in() {
 }
 
 #[tokio::test]
-async fn new_connections_are_refused_until_it_is_restored() {
+async fn new_connections_are_refused_until_the_link_is_restored() {
     let echo = Echo::start().await;
     let link = Link::to(echo.address);
     let mut open = TcpStream::connect(link.address()).await.unwrap();
@@ -147,7 +147,7 @@ async fn new_connections_are_refused_until_it_is_restored() {
 }
 
 #[tokio::test]
-async fn nothing_passes_while_it_is_stalled_and_nothing_is_lost() {
+async fn a_stalled_link_holds_bytes_back_and_loses_none() {
     let echo = Echo::start().await;
     let link = Link::to(echo.address);
     let mut stream = TcpStream::connect(link.address()).await.unwrap();
@@ -155,7 +155,7 @@ async fn nothing_passes_while_it_is_stalled_and_nothing_is_lost() {
     let before = link.counts();
     link.stall();
     stream.write_all(b"during").await.unwrap();
-    // Another one is let in, which shows that the link had time to pass that on.
+    // A second accepted connection shows that the link had time to deliver the bytes.
     let _second = TcpStream::connect(link.address()).await.unwrap();
     let counts = link.wait_for(|counts| counts.connections == 2).await;
     assert_eq!((counts.up, counts.open), (before.up, 2));
@@ -166,7 +166,7 @@ async fn nothing_passes_while_it_is_stalled_and_nothing_is_lost() {
 }
 
 #[tokio::test]
-async fn each_connection_ends_after_exactly_so_many_bytes() {
+async fn each_connection_ends_after_exactly_its_quota() {
     let echo = Echo::start().await;
     let link = Link::to(echo.address);
     let content = blob(3, MIB);
@@ -176,7 +176,7 @@ async fn each_connection_ends_after_exactly_so_many_bytes() {
         let mut stream = TcpStream::connect(link.address()).await.unwrap();
         let (mut reads, mut writes) = stream.split();
         let mut received = Vec::new();
-        // The end may be a reset, when more was sent than is read.
+        // The end is a reset if the client sent more.
         let (_, _) = tokio::join!(writes.write_all(&content), reads.read_to_end(&mut received));
         assert!(received == content[..cut], "{} arrived", received.len());
     }
@@ -185,7 +185,7 @@ async fn each_connection_ends_after_exactly_so_many_bytes() {
 }
 
 #[tokio::test]
-async fn new_connections_are_led_to_another_server() {
+async fn new_connections_reach_the_server_set_last() {
     let (first, second) = (Echo::start().await, Echo::start().await);
     let link = Link::to(first.address);
     drop(first);
@@ -194,7 +194,7 @@ async fn new_connections_are_led_to_another_server() {
 }
 
 #[tokio::test]
-async fn the_server_gets_exactly_what_was_let_through_to_it() {
+async fn the_server_receives_exactly_the_quota() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let link = Link::to(listener.local_addr().unwrap());
     let content = blob(4, MIB);
@@ -207,7 +207,7 @@ async fn the_server_gets_exactly_what_was_let_through_to_it() {
         stream.read_to_end(&mut received).await.unwrap();
         received
     };
-    // Whether the rest could be sent is a matter of buffers.
+    // Whether the rest could be sent depends on buffers.
     let (_, received) = tokio::join!(client.write_all(&content), serve);
     assert!(received == content[..cut], "{} arrived", received.len());
     let counts = link.wait_for(|counts| counts.open == 0).await;

@@ -30,7 +30,7 @@ impl ActionCache for Service {
         let found = key.and_then(|key| {
             let missing = Status::not_found(format!("no result of action {}", key.hash));
             let key = (request.instance_name, key);
-            self.look(|seen| seen.actions.get(&key).cloned())
+            self.inspect(|state| state.actions.get(&key).cloned())
                 .ok_or(missing)
         });
         call.end(found.map(Response::new))
@@ -57,7 +57,7 @@ impl ActionCache for Service {
             let result = request.action_result;
             let result = result.ok_or_else(|| Status::invalid_argument("no action_result"))?;
             let key = (request.instance_name, key);
-            self.change(|seen| seen.actions.insert(key, result.clone()));
+            self.change(|state| state.actions.insert(key, result.clone()));
             Ok(result)
         });
         call.end(stored.map(Response::new))

@@ -1,4 +1,4 @@
-//! What identifies a blob, and whether content is what its digest says.
+//! Keys of blobs, and verification and compression of content.
 
 use bytes::Bytes;
 use reapi::v2::{Digest, digest_function::Value as Function};
@@ -6,10 +6,10 @@ use tonic::Status;
 
 use crate::content::digest_of;
 
-/// The empty blob's content is known from its size.
-const NOTHING: i64 = 0;
+/// The size of the empty blob, which every cache has.
+const EMPTY: i64 = 0;
 
-/// A digest as a key.
+/// A digest as the key of a map.
 #[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub(super) struct Key {
     pub(super) hash: String,
@@ -25,10 +25,10 @@ impl Key {
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.size == NOTHING
+        self.size == EMPTY
     }
 
-    /// Refuses content of another digest.
+    /// Returns an error if content has another digest.
     pub(super) fn check(&self, function: Function, content: &[u8]) -> Result<(), Status> {
         let hash = match function {
             Function::Blake3 => blake3::hash(content).to_hex().to_string(),
@@ -46,7 +46,7 @@ impl Key {
     }
 }
 
-/// The digest that a message must have.
+/// Returns the key of a digest that a message must have.
 pub(super) fn required(digest: Option<Digest>) -> Result<Key, Status> {
     let digest = digest.ok_or_else(|| Status::invalid_argument("the digest is missing"))?;
     Ok(Key::of(&digest))
@@ -57,7 +57,7 @@ pub(super) fn compress(content: &[u8]) -> Bytes {
     Bytes::from(compressed.expect("compressing in memory"))
 }
 
-/// At most `size` bytes and one more, which shows that there were too many.
+/// Decompresses at most `size` bytes and one more, which reveals a larger content.
 pub(super) fn decompress(content: &[u8], size: i64) -> Result<Bytes, Status> {
     use std::io::Read as _;
 

@@ -21,7 +21,7 @@ use tonic::{Code, Request, Response, Status};
 use super::{
     Method,
     blob::{Key, compress, decompress, required},
-    state::{Seen, Service, Shared},
+    state::{PeerState, Service, Shared},
 };
 
 const ZSTD: i32 = compressor::Value::Zstd as i32;
@@ -41,8 +41,8 @@ impl ContentAddressableStorage for Service {
         if let Err(refusal) = self.function(request.digest_function) {
             return call.end(Err(refusal));
         }
-        let missing_blob_digests = self.look(|seen| {
-            let missing = |digest: &Digest| seen.blob(digest).is_none();
+        let missing_blob_digests = self.inspect(|state| {
+            let missing = |digest: &Digest| state.blob(digest).is_none();
             request.blob_digests.into_iter().filter(missing).collect()
         });
         call.end(Ok(Response::new(FindMissingBlobsResponse {
@@ -116,7 +116,7 @@ impl ContentAddressableStorage for Service {
         });
         let call = call.await?;
         let directories =
-            required(request.root_digest).and_then(|root| self.look(|seen| tree(seen, root)));
+            required(request.root_digest).and_then(|root| self.inspect(|state| tree(state, root)));
         call.end(directories.map(|directories| {
             Response::new(tokio_stream::once(Ok(GetTreeResponse {
                 directories,
@@ -127,12 +127,12 @@ impl ContentAddressableStorage for Service {
 }
 
 impl Shared {
-    /// Whether zstd is on offer.
+    /// Whether zstd is supported.
     pub(super) fn compresses(&self) -> bool {
         self.offer.compressors.contains(&compressor::Value::Zstd)
     }
 
-    /// The digest function of a request, if it is on offer.
+    /// Returns the digest function of a request, or an error if it is not supported.
     pub(super) fn function(&self, named: i32) -> Result<digest_function::Value, Status> {
         let function = match digest_function::Value::try_from(named) {
             Ok(digest_function::Value::Unknown) => Some(digest_function::Value::Sha256),
@@ -164,13 +164,13 @@ impl Shared {
             other => return Err(Status::invalid_argument(format!("compressor {other}"))),
         };
         key.check(function, &content)?;
-        self.change(|seen| seen.blobs.insert(key, content));
+        self.change(|state| state.blobs.insert(key, content));
         Ok(())
     }
 
     fn read_blob(&self, digest: Digest, zstd: bool) -> BlobRead {
-        let content = self.look(|seen| seen.blob(&digest));
-        let missing = || Status::not_found(format!("{} is not here", digest.hash));
+        let content = self.inspect(|state| state.blob(&digest));
+        let missing = || Status::not_found(format!("{} is missing", digest.hash));
         let content = content.ok_or_else(missing);
         let data = match &content {
             Ok(content) if zstd => compress(content),
@@ -198,15 +198,15 @@ fn status(result: Result<(), Status>) -> rpc::Status {
     }
 }
 
-/// The directories below `root`, each once; those that are not here are left out, but for the root.
-fn tree(seen: &Seen, root: Key) -> Result<Vec<Directory>, Status> {
-    if seen.content(&root).is_none() {
-        return Err(Status::not_found(format!("{} is not here", root.hash)));
+/// Returns the directories below `root`, each once. Missing ones are left out; a missing root is an error.
+fn tree(state: &PeerState, root: Key) -> Result<Vec<Directory>, Status> {
+    if state.content(&root).is_none() {
+        return Err(Status::not_found(format!("{} is missing", root.hash)));
     }
     let (mut known, mut open) = (HashSet::from([root.clone()]), VecDeque::from([root]));
     let mut directories = Vec::new();
     while let Some(key) = open.pop_front() {
-        let Some(content) = seen.content(&key) else {
+        let Some(content) = state.content(&key) else {
             continue;
         };
         let directory = Directory::decode(content)

@@ -1,45 +1,45 @@
-//! What goes wrong, and when.
+//! Faults of calls, and their frequency.
 
 use bytes::{Bytes, BytesMut};
 use tonic::{Code, Status};
 
 use super::record::Method;
 
-/// How a call goes wrong. What does not fit a method has no effect there.
+/// A fault of a call. A fault that does not apply to a method has no effect.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Fault {
-    /// Any method: fails with that code, before anything is done.
+    /// Any method: fails with this code, without an effect.
     Answer(Code),
-    /// Any method: does nothing until it is released, then goes on as if nothing had been.
+    /// Any method: does nothing until it is released, then continues.
     Stall,
-    /// `Read` and `Write`: the same after that many bytes.
+    /// `Read` and `Write`: stalls after this many bytes.
     StallAfter(usize),
-    /// `Read` and `Write`: fails with that code after that many bytes. A write can be resumed.
+    /// `Read` and `Write`: fails with this code after this many bytes. A write can be resumed.
     BreakAfter(usize, Code),
-    /// `Read` and `BatchReadBlobs`: one bit of the byte at that place is wrong (of the last byte,
-    /// if there are fewer); of a batch, in the first blob.
+    /// `Read` and `BatchReadBlobs`: one bit of the byte at this offset is flipped (of the last byte, if
+    /// there are fewer); in a batch, of the first blob.
     Corrupt(usize),
-    /// `Read` and `BatchReadBlobs`: ends well after that many bytes; of a batch, the first blob.
+    /// `Read` and `BatchReadBlobs`: succeeds after this many bytes; in a batch, of the first blob.
     Truncate(usize),
-    /// `Read` and `BatchReadBlobs`: that many bytes follow the content; of a batch, of the first
+    /// `Read` and `BatchReadBlobs`: this many bytes follow the content; in a batch, that of the first
     /// blob.
     Extend(usize),
-    /// `Write`: says that the blob is there, without reading or keeping any of it.
+    /// `Write`: reports the blob as stored, without reading or storing it.
     AlreadyThere,
 }
 
-/// Which calls of a method a fault happens to.
+/// The calls of a method that a fault happens to.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Times {
-    /// The next so many.
+    /// The next calls, as many as this.
     Next(u32),
-    /// All of them.
+    /// All calls.
     Always,
-    /// Each with that probability; the same calls for the same seed and order.
+    /// Each call with this probability; the same calls for the same seed and order.
     Chance(f64),
 }
 
-/// The faults in force.
+/// The injected faults.
 #[derive(Clone, Debug)]
 pub(super) struct Faults {
     rng: fastrand::Rng,
@@ -62,7 +62,7 @@ impl Faults {
         self.rules.clear();
     }
 
-    /// The fault of a call that comes in now.
+    /// Returns the fault of the next call.
     pub(super) fn next(&mut self, method: Method) -> Option<Fault> {
         let Self { rng, rules } = self;
         let due = |(of, times, _): &(Method, Times, Fault)| {
@@ -82,21 +82,21 @@ impl Faults {
     }
 }
 
-/// A part of what a stream does.
+/// A step of a stream.
 #[derive(Clone, Debug)]
 pub(super) enum Step {
-    /// Sends that.
+    /// Sends bytes.
     Send(Bytes),
-    /// Waits until it is released.
+    /// Waits until the call is released.
     Stall,
-    /// Ends with that.
+    /// Ends with an error.
     Fail(Status),
-    /// Ends well.
+    /// Ends without an error.
     Done,
 }
 
 impl Fault {
-    /// The content of a message or a stream, as this fault makes it.
+    /// Applies the fault to the content of a message or a stream.
     pub(super) fn spoil(self, content: Bytes) -> Bytes {
         match self {
             Self::Corrupt(place) => {
@@ -117,7 +117,7 @@ impl Fault {
         }
     }
 
-    /// Where a stream stops, and the step it stops with.
+    /// Returns the offset at which a stream stops, and the step that stops it.
     pub(super) fn stop(self) -> Option<(usize, Step)> {
         match self {
             Self::StallAfter(bytes) => Some((bytes, Step::Stall)),
@@ -127,12 +127,12 @@ impl Fault {
     }
 }
 
-/// The error that a fault answers.
+/// Creates the error of a fault.
 pub(super) fn injected(code: Code) -> Status {
     Status::new(code, "injected by the test")
 }
 
-/// What a `Read` of `content` does, in pieces of `piece` bytes.
+/// Returns the steps of a `Read` of `content` in pieces of `piece` bytes.
 pub(super) fn script(fault: Option<Fault>, content: Bytes, piece: usize) -> Vec<Step> {
     let content = fault.map_or(content.clone(), |fault| fault.spoil(content));
     let mut steps = Vec::new();
@@ -161,7 +161,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_fault_that_was_given_first_happens_first() {
+    fn the_fault_that_was_injected_first_happens_first() {
         let mut faults = Faults::new(0);
         faults.add(Method::Read, Times::Next(2), Fault::Stall);
         faults.add(Method::Read, Times::Always, Fault::Truncate(0));
@@ -177,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn chance_is_the_same_for_the_same_seed() {
+    fn random_faults_are_the_same_for_the_same_seed() {
         let draw = |seed| {
             let mut faults = Faults::new(seed);
             faults.add(Method::Read, Times::Chance(0.5), Fault::Stall);

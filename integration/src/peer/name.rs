@@ -5,7 +5,7 @@ use tonic::Status;
 
 use super::blob::Key;
 
-/// A blob in a stream.
+/// The parsed resource name of a stream.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(super) struct Name {
     pub(super) instance: String,
@@ -63,7 +63,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_of_all_shapes_are_understood() {
+    fn all_forms_of_resource_names_are_parsed() {
         let hash = "ab".repeat(32);
         let name = Name::parse(&format!("a/b/uploads/u/blobs/{hash}/7/and/more")).unwrap();
         assert_eq!(name.instance, "a/b");

@@ -1,11 +1,11 @@
-//! What is known of a call.
+//! Records of calls.
 
 use bytes::Bytes;
 use prost::Message as _;
 use reapi::v2::RequestMetadata;
 use tonic::{Code, metadata::MetadataMap};
 
-/// The header that says on whose behalf a call is made.
+/// The header that names the tool and the build that make a call.
 const REQUEST_METADATA: &str = "build.bazel.remote.execution.v2.requestmetadata-bin";
 
 /// A method of the REAPI or of `ByteStream`.
@@ -34,7 +34,7 @@ pub enum Method {
 }
 
 impl Method {
-    /// Each of them.
+    /// All methods.
     pub const ALL: [Self; 10] = [
         Self::FindMissingBlobs,
         Self::BatchUpdateBlobs,
@@ -49,28 +49,28 @@ impl Method {
     ];
 }
 
-/// A call that came in.
+/// The record of a call.
 #[derive(Clone, Debug)]
 pub struct Call {
-    /// Of the peer's own numbering.
+    /// The number of the call.
     pub id: u64,
-    /// What was called.
+    /// The method.
     pub method: Method,
     /// The instance name, also where it is part of a resource name.
     pub instance: String,
-    /// The digests that the request names; for a stream, one.
+    /// The number of digests in the request; one for a stream.
     pub digests: usize,
     /// The resource name of a stream.
     pub resource: String,
-    /// The offset that a `Read` asks for, or that a `Write` begins at.
+    /// The first offset of a `Read` or `Write`.
     pub offset: i64,
-    /// Content bytes sent, as they went over the wire.
+    /// Content bytes sent, compressed ones as such.
     pub sent: u64,
-    /// Content bytes received, as they came over the wire.
+    /// Content bytes received, compressed ones as such.
     pub received: u64,
-    /// Its request headers.
+    /// The request headers.
     pub headers: MetadataMap,
-    /// How it ended; `None` while it runs. A call that the caller gave up is `Cancelled`.
+    /// The status of the call; `None` while it runs, `Cancelled` if the caller cancelled it.
     pub ended: Option<Code>,
 }
 
@@ -90,12 +90,12 @@ impl Call {
         }
     }
 
-    /// A header in text.
+    /// Returns a text header.
     pub fn header(&self, name: &str) -> Option<&str> {
         self.headers.get(name)?.to_str().ok()
     }
 
-    /// The `RequestMetadata` that came with it.
+    /// Returns the `RequestMetadata` of the call.
     pub fn metadata(&self) -> Option<RequestMetadata> {
         let header = self.headers.get_bin(REQUEST_METADATA)?;
         let bytes: Bytes = header.to_bytes().ok()?;

@@ -1,4 +1,4 @@
-//! What the peer holds and has seen.
+//! The peer's state: blobs, action results, faults and recorded calls.
 
 use std::{
     collections::HashMap,
@@ -20,52 +20,52 @@ use super::{
     fault::{Faults, injected},
 };
 
-/// What the peer holds and has seen, for a condition to look at.
+/// The blobs, action results and recorded calls of the peer.
 #[derive(Clone, Debug)]
-pub struct Seen {
+pub struct PeerState {
     pub(super) blobs: HashMap<Key, Bytes>,
     pub(super) actions: HashMap<(String, Key), ActionResult>,
-    /// Uploads that have not ended, by resource name.
+    /// Partial uploads, by resource name.
     pub(super) partials: HashMap<String, BytesMut>,
     pub(super) faults: Faults,
-    /// How often stalled calls were let go on.
+    /// The number of releases of stalled calls.
     pub(super) releases: u64,
     calls: Vec<Call>,
 }
 
-impl Seen {
-    /// The calls of a method, in the order in which they came.
+impl PeerState {
+    /// Returns the calls of a method, in the order of arrival.
     pub fn calls(&self, method: Method) -> impl Iterator<Item = &Call> {
         self.calls.iter().filter(move |call| call.method == method)
     }
 
-    /// All calls, in the order in which they came.
+    /// Returns all calls, in the order of arrival.
     pub fn all_calls(&self) -> &[Call] {
         &self.calls
     }
 
-    /// The content that it holds under that digest.
+    /// Returns the content stored under a digest.
     pub fn blob(&self, digest: &Digest) -> Option<Bytes> {
         self.content(&Key::of(digest))
     }
 
-    /// How many blobs it holds.
+    /// Returns the number of stored blobs.
     pub fn blobs(&self) -> usize {
         self.blobs.len()
     }
 
-    /// The action result that it holds.
+    /// Returns a stored action result.
     pub fn action(&self, instance: &str, action: &Digest) -> Option<ActionResult> {
         let key = (instance.to_owned(), Key::of(action));
         self.actions.get(&key).cloned()
     }
 
-    /// Content bytes sent, as they went over the wire.
+    /// Returns the content bytes sent, compressed ones as such.
     pub fn bytes_read(&self) -> u64 {
         self.calls.iter().map(|call| call.sent).sum()
     }
 
-    /// Content bytes received, as they came over the wire.
+    /// Returns the content bytes received, compressed ones as such.
     pub fn bytes_written(&self) -> u64 {
         self.calls.iter().map(|call| call.received).sum()
     }
@@ -94,17 +94,17 @@ impl Deref for Service {
     }
 }
 
-/// What the peer holds, and whoever waits for it to change.
+/// The state, shared by the services and by tests that wait for changes.
 #[derive(Debug)]
 pub(super) struct Shared {
     pub(super) offer: Offer,
-    seen: watch::Sender<Seen>,
+    state: watch::Sender<PeerState>,
     next_call: AtomicU64,
 }
 
 impl Shared {
     pub(super) fn new(offer: Offer) -> Self {
-        let seen = Seen {
+        let state = PeerState {
             blobs: HashMap::new(),
             actions: HashMap::new(),
             partials: HashMap::new(),
@@ -114,33 +114,33 @@ impl Shared {
         };
         Self {
             offer,
-            seen: watch::Sender::new(seen),
+            state: watch::Sender::new(state),
             next_call: AtomicU64::new(0),
         }
     }
 
-    pub(super) fn look<T>(&self, look: impl FnOnce(&Seen) -> T) -> T {
-        look(&self.seen.borrow())
+    pub(super) fn inspect<T>(&self, inspect: impl FnOnce(&PeerState) -> T) -> T {
+        inspect(&self.state.borrow())
     }
 
-    pub(super) fn change<T>(&self, change: impl FnOnce(&mut Seen) -> T) -> T {
+    pub(super) fn change<T>(&self, change: impl FnOnce(&mut PeerState) -> T) -> T {
         let mut result = None;
-        self.seen.send_modify(|seen| result = Some(change(seen)));
+        self.state.send_modify(|state| result = Some(change(state)));
         result.expect("send_modify calls it")
     }
 
-    pub(super) fn subscribe(&self) -> watch::Receiver<Seen> {
-        self.seen.subscribe()
+    pub(super) fn subscribe(&self) -> watch::Receiver<PeerState> {
+        self.state.subscribe()
     }
 
-    /// Waits until stalled calls are let go on more often than `before`.
+    /// Waits until stalled calls have been released more often than `before`.
     pub(super) async fn stall(&self, before: u64) {
-        let mut seen = self.subscribe();
-        let released = seen.wait_for(|seen| seen.releases > before).await;
+        let mut state = self.subscribe();
+        let released = state.wait_for(|state| state.releases > before).await;
         released.expect("the peer outlives its calls");
     }
 
-    /// Notes a call and does to it what can be done before it is looked at.
+    /// Records a call and applies the faults that happen at its beginning.
     pub(super) async fn begin(
         self: &Arc<Self>,
         method: Method,
@@ -150,9 +150,9 @@ impl Shared {
         let id = self.next_call.fetch_add(1, Ordering::Relaxed);
         let mut call = Call::new(id, method, headers);
         describe(&mut call);
-        let (fault, releases) = self.change(|seen| {
-            seen.calls.push(call);
-            (seen.faults.next(method), seen.releases)
+        let (fault, releases) = self.change(|state| {
+            state.calls.push(call);
+            (state.faults.next(method), state.releases)
         });
         let running = Running {
             shared: Arc::clone(self),
@@ -172,44 +172,43 @@ impl Shared {
     }
 }
 
-/// A call that is being answered. Its end is noted when this value goes.
+/// A call in progress. Dropping it records the status of the call.
 #[derive(Debug)]
 pub(super) struct Running {
     pub(super) shared: Arc<Shared>,
     id: u64,
     pub(super) fault: Option<Fault>,
-    /// How often stalled calls had been let go on when it came: whoever has seen the call can
-    /// release it, also before it has got to where it stalls.
+    /// The number of releases when the call arrived, so that a test that saw the call can release it
+    /// even before it stalls.
     pub(super) releases: u64,
     ended: Code,
 }
 
 impl Running {
-    /// Changes what is known of the call.
-    pub(super) fn note(&self, note: impl FnOnce(&mut Call)) {
-        self.shared.change(|seen| {
-            // Only calls that ended are forgotten.
-            let mut latest_first = seen.calls.iter_mut().rev();
+    /// Changes the record of the call.
+    pub(super) fn record(&self, change: impl FnOnce(&mut Call)) {
+        self.shared.change(|state| {
+            let mut latest_first = state.calls.iter_mut().rev();
             if let Some(call) = latest_first.find(|call| call.id == self.id) {
-                note(call);
+                change(call);
             }
         });
     }
 
     pub(super) fn sent(&self, bytes: usize) {
-        self.note(|call| call.sent += u64::try_from(bytes).expect("a size in memory"));
+        self.record(|call| call.sent += u64::try_from(bytes).expect("a size in memory"));
     }
 
     pub(super) fn received(&self, bytes: usize) {
-        self.note(|call| call.received += u64::try_from(bytes).expect("a size in memory"));
+        self.record(|call| call.received += u64::try_from(bytes).expect("a size in memory"));
     }
 
-    /// Notes how the call ends from here on.
+    /// Sets the status to record when the call ends.
     pub(super) fn ends(&mut self, code: Code) {
         self.ended = code;
     }
 
-    /// Ends the call with its answer.
+    /// Ends the call with its response.
     pub(super) fn end<T>(mut self, result: Result<T, Status>) -> Result<T, Status> {
         self.ends(result.as_ref().err().map_or(Code::Ok, Status::code));
         result
@@ -219,6 +218,6 @@ impl Running {
 impl Drop for Running {
     fn drop(&mut self) {
         let ended = self.ended;
-        self.note(|call| call.ended = Some(ended));
+        self.record(|call| call.ended = Some(ended));
     }
 }

@@ -18,7 +18,7 @@ use super::{
     state::{Running, Service, Shared},
 };
 
-/// Content bytes in one message of a `Read`.
+/// The content bytes in one message of a `Read`.
 const PIECE: usize = 64 * 1024;
 
 type ReadStream = Pin<Box<dyn Stream<Item = Result<ReadResponse, Status>> + Send>>;
@@ -75,11 +75,11 @@ impl ByteStream for Service {
         });
         let call = call.await?;
         call.end(name.map(|name| {
-            let (complete, held) = self.look(|seen| {
-                let held = seen.partials.get(&request.resource_name);
-                // Of compressed ones it cannot say how much content they are.
+            let (complete, held) = self.inspect(|state| {
+                let held = state.partials.get(&request.resource_name);
+                // The content size of partial compressed uploads is unknown.
                 let held = held.filter(|_| !name.zstd).map_or(0, BytesMut::len);
-                (seen.content(&name.key).is_some(), held)
+                (state.content(&name.key).is_some(), held)
             });
             let committed_size = if complete { name.key.size } else { size(held) };
             Response::new(QueryWriteStatusResponse {
@@ -91,7 +91,7 @@ impl ByteStream for Service {
 }
 
 impl Shared {
-    /// What a `Read` does.
+    /// Returns the steps of a `Read`.
     fn steps(
         &self,
         name: &Name,
@@ -99,9 +99,9 @@ impl Shared {
         fault: Option<Fault>,
     ) -> Result<Vec<Step>, Status> {
         self.accept(name)?;
-        let content = self.look(|seen| seen.content(&name.key));
+        let content = self.inspect(|state| state.content(&name.key));
         let content =
-            content.ok_or_else(|| Status::not_found(format!("{} is not here", name.key.hash)))?;
+            content.ok_or_else(|| Status::not_found(format!("{} is missing", name.key.hash)))?;
         let (offset, limit) = (request.read_offset, request.read_limit);
         let from = usize::try_from(offset).ok().filter(|&o| o <= content.len());
         let from = from.ok_or_else(|| Status::out_of_range(format!("read_offset {offset}")))?;
@@ -117,16 +117,16 @@ impl Shared {
         Ok(script(fault, content, PIECE))
     }
 
-    /// Refuses a compressor or a digest function that is not on offer.
+    /// Returns an error for an unsupported compressor or digest function.
     fn accept(&self, name: &Name) -> Result<(), Status> {
         self.function(name.function.into())?;
         if name.zstd && !self.compresses() {
-            return Err(Status::invalid_argument("zstd is not on offer"));
+            return Err(Status::invalid_argument("zstd is not supported"));
         }
         Ok(())
     }
 
-    /// A whole `Write`; the committed size.
+    /// Receives a whole `Write` and returns the committed size.
     async fn receive(
         &self,
         call: &Running,
@@ -135,19 +135,19 @@ impl Shared {
         let first = messages.message().await?;
         let first = first.ok_or_else(|| Status::invalid_argument("a write without a message"))?;
         let resource = first.resource_name.clone();
-        call.note(|call| {
+        call.record(|call| {
             call.offset = first.write_offset;
             call.resource.clone_from(&resource);
         });
         let name = Name::parse(&resource)?;
-        call.note(|call| call.instance.clone_from(&name.instance));
+        call.record(|call| call.instance.clone_from(&name.instance));
         self.accept(&name)?;
         if name.upload.is_none() {
             return Err(Status::invalid_argument(format!(
                 "'{resource}' is no upload"
             )));
         }
-        let there = self.look(|seen| seen.content(&name.key).is_some());
+        let there = self.inspect(|state| state.content(&name.key).is_some());
         if there || call.fault == Some(Fault::AlreadyThere) {
             return Ok(if name.zstd { -1 } else { name.key.size });
         }
@@ -165,21 +165,21 @@ impl Shared {
     }
 }
 
-/// Content on its way in. What has arrived stays for resumption, unless it is compressed.
+/// An upload in progress. Its bytes stay for resumption unless they are compressed.
 struct Upload<'a> {
     shared: &'a Shared,
     call: &'a Running,
     name: Name,
     resource: String,
     stop: Option<(usize, Step)>,
-    /// Received by this call.
+    /// Bytes received by this call.
     received: usize,
 }
 
 impl<'a> Upload<'a> {
     fn begin(shared: &'a Shared, call: &'a Running, name: Name, resource: String) -> Self {
         if name.zstd {
-            shared.change(|seen| seen.partials.remove(&resource));
+            shared.change(|state| state.partials.remove(&resource));
         }
         Self {
             shared,
@@ -221,13 +221,13 @@ impl<'a> Upload<'a> {
     fn keep(&mut self, offset: i64, data: &[u8]) -> Result<(), Status> {
         self.received += data.len();
         self.call.received(data.len());
-        self.shared.change(|seen| {
-            let held = seen.partials.entry(self.resource.clone()).or_default();
+        self.shared.change(|state| {
+            let held = state.partials.entry(self.resource.clone()).or_default();
             let at = usize::try_from(offset).ok().filter(|&at| at <= held.len());
             let at = at.ok_or_else(|| {
                 let held = held.len();
                 Status::invalid_argument(format!(
-                    "write_offset {offset}, and {held} bytes are here"
+                    "write_offset {offset} after {held} received bytes"
                 ))
             })?;
             held.truncate(at);
@@ -238,7 +238,7 @@ impl<'a> Upload<'a> {
 
     fn finish(self) -> Result<i64, Status> {
         let Self { shared, name, .. } = self;
-        let received = shared.change(|seen| seen.partials.remove(&self.resource));
+        let received = shared.change(|state| state.partials.remove(&self.resource));
         let received = received.unwrap_or_default().freeze();
         let committed = size(received.len());
         let content = if name.zstd {
@@ -247,12 +247,12 @@ impl<'a> Upload<'a> {
             received
         };
         name.key.check(name.function, &content)?;
-        shared.change(|seen| seen.blobs.insert(name.key, content));
+        shared.change(|state| state.blobs.insert(name.key, content));
         Ok(committed)
     }
 }
 
-/// Does the steps one after the other.
+/// Runs the steps one after the other.
 fn play(mut call: Running, steps: Vec<Step>) -> ReadStream {
     let (shared, releases) = (Arc::clone(&call.shared), call.releases);
     let answers = tokio_stream::iter(steps).then(move |step| {

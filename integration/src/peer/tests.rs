@@ -1,4 +1,4 @@
-//! A peer without faults is a cache that keeps to what it offers.
+//! Tests of the peer without faults.
 
 mod faults;
 
@@ -26,7 +26,7 @@ fn hash_and_size(digest: &Digest) -> String {
     format!("{}/{}", digest.hash, digest.size_bytes)
 }
 
-/// A peer, one connection to it, and content.
+/// A peer, a connection to it, and content.
 struct Setup {
     peer: FaultyPeer,
     client: Client,
@@ -51,7 +51,7 @@ impl Setup {
         ContentAddressableStorageClient::new(self.client.channel())
     }
 
-    /// All that arrives of a `Read`, and how it ends.
+    /// Returns the received bytes and the status of a `Read`.
     async fn read(&self, name: String, read_offset: i64) -> (Vec<u8>, Code) {
         let mut content = Vec::new();
         let request = ReadRequest {
@@ -72,7 +72,7 @@ impl Setup {
         }
     }
 
-    /// The content of a `Read` with that fault.
+    /// Returns the received bytes and the status of a `Read` with a fault.
     async fn read_with(&self, fault: Fault) -> (Vec<u8>, Code) {
         let digest = self.peer.put(&self.content);
         self.peer.inject(Method::Read, Times::Next(1), fault);
@@ -80,7 +80,7 @@ impl Setup {
             .await
     }
 
-    /// The messages of an upload, in one call; the committed size.
+    /// Sends an upload in one call and returns the committed size.
     async fn write(&self, name: &str, offset: usize, data: &[u8]) -> Result<i64, Status> {
         let mut at = offset;
         let chunks: Vec<_> = data.chunks(64 * 1024).collect();
@@ -124,7 +124,7 @@ fn upload(digest: &Digest) -> String {
 }
 
 #[tokio::test]
-async fn without_faults_it_is_a_cache() {
+async fn a_peer_without_faults_stores_and_serves_blobs_and_results() {
     let setup = Setup::new(Offer::default()).await;
     let Setup {
         peer,
@@ -174,7 +174,7 @@ async fn without_faults_it_is_a_cache() {
 }
 
 #[tokio::test]
-async fn wrong_content_is_refused() {
+async fn content_that_does_not_match_its_digest_is_refused() {
     let setup = Setup::new(Offer::default()).await;
     let digest = digest_of(b"this");
     let error = setup.write(&upload(&digest), 0, b"that").await.unwrap_err();
@@ -183,7 +183,7 @@ async fn wrong_content_is_refused() {
 }
 
 #[tokio::test]
-async fn calls_are_recorded_with_what_came_with_them() {
+async fn calls_are_recorded_with_their_requests_and_headers() {
     use prost::Message as _;
 
     let setup = Setup::new(Offer::default()).await;
@@ -241,7 +241,7 @@ async fn the_batch_limit_is_enforced() {
 }
 
 #[tokio::test]
-async fn compression_is_there_where_it_is_on_offer() {
+async fn compressed_content_is_accepted_and_served_if_announced() {
     let offer = Offer {
         compressors: vec![compressor::Value::Zstd],
         ..Offer::default()
@@ -263,7 +263,7 @@ async fn compression_is_there_where_it_is_on_offer() {
 }
 
 #[tokio::test]
-async fn a_tree_comes_root_first_and_each_directory_once() {
+async fn a_tree_is_returned_root_first_with_each_directory_once() {
     use prost::Message as _;
 
     let setup = Setup::new(Offer::default()).await;
@@ -287,7 +287,7 @@ async fn a_tree_comes_root_first_and_each_directory_once() {
 }
 
 #[tokio::test]
-async fn blake3_is_checked_as_such() {
+async fn content_under_blake3_is_verified() {
     let setup = Setup::new(Offer::default()).await;
     let content = b"content";
     let hash = blake3::hash(content).to_hex();
@@ -302,7 +302,7 @@ async fn blake3_is_checked_as_such() {
 }
 
 #[tokio::test]
-async fn a_digest_function_that_is_not_on_offer_is_refused() {
+async fn an_unsupported_digest_function_is_refused() {
     let offer = Offer {
         functions: vec![digest_function::Value::Sha256],
         ..Offer::default()

@@ -1,4 +1,4 @@
-//! A server's log, and the addresses that it names there.
+//! A server's log, and the addresses in it.
 
 use std::{
     io::{BufRead as _, BufReader},
@@ -10,14 +10,14 @@ use std::{
 
 pub(super) type Log = Arc<Mutex<String>>;
 
-/// The addresses that a server names.
-pub(super) struct Told {
+/// The addresses that a server logs.
+pub(super) struct Addresses {
     pub(super) listening: mpsc::Receiver<SocketAddr>,
     pub(super) metrics: mpsc::Receiver<SocketAddr>,
 }
 
-/// Keeps what the server writes, until it ends, and sends an address once it names one.
-pub(super) fn follow(stderr: ChildStderr, log: Log) -> Told {
+/// Appends the server's output to `log` until the server ends, and sends the addresses in it.
+pub(super) fn follow(stderr: ChildStderr, log: Log) -> Addresses {
     let (to_listening, listening) = mpsc::channel();
     let (to_metrics, metrics) = mpsc::channel();
     thread::spawn(move || {
@@ -26,7 +26,7 @@ pub(super) fn follow(stderr: ChildStderr, log: Log) -> Told {
             log.push_str(&line);
             log.push('\n');
             drop(log);
-            // Nobody waits for them any more after the first.
+            // Fails if the receiver is gone, which waits for the first address only.
             if let Some(address) = address_after("listening on ", &line) {
                 let _ = to_listening.send(address);
             }
@@ -35,7 +35,7 @@ pub(super) fn follow(stderr: ChildStderr, log: Log) -> Told {
             }
         }
     });
-    Told { listening, metrics }
+    Addresses { listening, metrics }
 }
 
 fn address_after(words: &str, line: &str) -> Option<SocketAddr> {
@@ -55,7 +55,7 @@ mod tests {
     use super::address_after;
 
     #[test]
-    fn the_address_is_found_in_a_plain_and_in_a_structured_line() {
+    fn an_address_is_found_in_plain_and_structured_lines() {
         let expected = Some("127.0.0.1:4711".parse().unwrap());
         let listening_on = |line| address_after("listening on ", line);
         for line in [

@@ -10,15 +10,15 @@ use crate::yaml::quote;
 /// Port 0 lets the system choose.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ListenAddr {
-    /// A host name or an address, IPv6 without brackets. `None` stands for all interfaces: IPv6
-    /// and IPv4 where the host has both, else what it has.
+    /// A host name or an address, IPv6 without brackets. `None` stands for all interfaces, of IPv6 and
+    /// IPv4 if the host has both.
     pub host: Option<String>,
-    /// The port, 0 for any free one.
+    /// The port; 0 for any free one.
     pub port: u16,
 }
 
 impl ListenAddr {
-    /// All interfaces.
+    /// Returns the address of a port on all interfaces.
     pub(crate) const fn any(port: u16) -> Self {
         Self { host: None, port }
     }
@@ -26,7 +26,7 @@ impl ListenAddr {
     pub(crate) fn from_text(text: &str) -> Option<Self> {
         let (host, port) = text.rsplit_once(':')?;
         let port = Some(port).filter(|port| all_digits(port))?.parse().ok()?;
-        // `unix:` paths and IPv6 without brackets come here with hosts that are none.
+        // Rejects the hosts that `unix:` paths and IPv6 without brackets would have.
         let host = match host.strip_prefix('[') {
             Some(rest) => Some(rest.strip_suffix(']').filter(|host| is_ipv6(host))?),
             None if host.is_empty() => None,
@@ -39,7 +39,7 @@ impl ListenAddr {
     }
 }
 
-/// An IPv6 address, with or without a zone (`fe80::1%eth0`).
+/// Whether this is an IPv6 address, with or without a zone (`fe80::1%eth0`).
 fn is_ipv6(host: &str) -> bool {
     let (address, zone) = host.split_once('%').unwrap_or((host, "0"));
     address.parse::<Ipv6Addr>().is_ok() && is_name(zone)
@@ -66,7 +66,7 @@ impl Value for ListenAddr {
 
     fn accepts() -> String {
         ":port (all interfaces), host:port or [IPv6]:port; \
-         unix sockets are not in this build"
+         unix sockets are not supported"
             .to_owned()
     }
 
@@ -79,7 +79,7 @@ impl Value for ListenAddr {
     }
 }
 
-/// An address that may be absent, which the empty text says.
+/// An optional address; empty text stands for none.
 impl Value for Option<ListenAddr> {
     const TAKES_EMPTY: bool = true;
 
@@ -123,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_tcp_address_is_refused() {
+    fn texts_other_than_tcp_addresses_are_refused() {
         for text in [
             "8080",
             "localhost",

@@ -1,4 +1,4 @@
-//! The backing cache: where it is, and how the cache in front of it behaves.
+//! The section `backing_cache`.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -8,60 +8,61 @@ use crate::section::section;
 use crate::{ByteSize, Headers, Target};
 
 section! {
-    /// The authoritative cache behind this one, which is read through and written through.
+    /// The authoritative cache behind this one, read through and written through.
     BackingCache {
-        /// Where it is: `grpcs://cache.example.com` (TLS), `grpc://host:port`, `host:port` (TLS if
-        /// `backing_cache.tls.enabled`) or `unix:/path`. If empty, there is none. `user:password@` before
-        /// the host is sent as a basic `authorization` header, unless `headers` have another one, and
-        /// never shown.
+        /// The address: `grpcs://cache.example.com` (TLS), `grpc://host:port`, `host:port` (TLS if
+        /// `backing_cache.tls.enabled`) or `unix:/path`. If empty, there is no backing cache.
+        /// `user:password@` before the host is sent as a basic `authorization` header, unless `headers`
+        /// has one, and is never shown.
         target: Option<Target> = None,
-        /// How large blobs travel to and from it, where it can do that too.
+        /// The compression of large blobs on the way to and from the backing cache, if that supports it.
         compression: Compression = Compression::None,
-        /// How many times what failed for the moment is tried again, reads as well as writes.
+        /// The number of retries after a temporary failure, of reads as well as writes.
         put_retry_count: u32 = 3,
-        /// How long a call there may take, and 1 s more for each MiB; of downloads and uploads how
-        /// long they may stand still.
+        /// The longest time of a call, plus 1 s for each MiB; of a download or upload, the longest time
+        /// without progress.
         timeout: Duration = Duration::from_mins(1),
-        /// How long a blob that it reported as present counts as present, and an action result is
-        /// served locally before it is checked again; never beyond an outage. 0 asks every time.
+        /// The time for which a blob that the backing cache reported counts as present, and an action
+        /// result is served locally before it is checked again. Ends at an outage. 0 asks every time.
         existence_ttl: Duration = Duration::from_mins(5),
-        /// While it is down, what is here is served. What is not, and writes, fail (`fail`); or else
-        /// (`degrade`) they are misses, and writes wait here until it is back, also over a restart; over a
-        /// loss of power with `local_cache.sync: full`. What it then refuses to take stays here.
+        /// The behavior while the backing cache is down. Hits in the local cache are always served. With
+        /// `fail`, everything else fails. With `degrade`, other reads are misses, and writes wait in the
+        /// local cache until the backing cache is back, even across a restart, and across a power failure
+        /// with `local_cache.sync: full`. Writes that it then rejects stay in the local cache.
         on_outage: OnOutage = OnOutage::Fail,
-        /// How much may wait for it, at most half of `local_cache.max_size_gb`. Beyond that writes fail.
-        /// What waits is not evicted, and counts for 4 KiB more than it is.
+        /// The most that pending writes may hold, at most half of `local_cache.max_size_gb`; beyond that
+        /// writes fail. Pending writes are not evicted, and each counts 4 KiB in addition to its size.
         journal_max: ByteSize = ByteSize::from_gib(1),
-        /// Headers to send with each request: a mapping of names to values, or `name=value`
-        /// separated by commas. Never shown.
+        /// Headers of each request: a mapping of names to values, or `name=value` separated by commas.
+        /// Never shown.
         headers: Headers = Headers::default(),
         /// A file with more headers, one `name=value` in each line.
         headers_file: PathBuf = PathBuf::new(),
-        /// The instance name to use there. If empty, action results keep the client's own, and blobs,
-        /// which all instances share here, have none.
+        /// The instance name in requests to the backing cache. If empty, requests for action results
+        /// have the client's, and requests for blobs, which all instances share, have none.
         instance_name: String = String::new(),
-        /// Never write to it: what clients upload stays here.
+        /// Never writes to the backing cache: uploads of clients stay in the local cache.
         read_only: bool = false,
-        /// Fetch the outputs of an action that are not here as soon as its result is a hit, in the
-        /// background. Of one result at most 1 GiB, and a sixteenth of `local_cache.max_size_gb`.
+        /// Fetches the outputs of an action result in the background as soon as it is a hit: of one result
+        /// at most 1 GiB and a sixteenth of `local_cache.max_size_gb`.
         prefetch: bool = false,
     }
     sections { tls: BackingTls, }
 }
 
 section! {
-    /// Encryption of the connections with the backing cache.
+    /// TLS to the backing cache.
     BackingTls {
-        /// Speak TLS with it. `grpcs://` does so by itself.
+        /// Uses TLS. A `grpcs://` target always does.
         enabled: bool = false,
-        /// The certificate to show there (PEM). If empty, none is shown.
+        /// The client certificate, followed by intermediate ones (PEM). If empty, none is shown.
         cert_file: PathBuf = PathBuf::new(),
-        /// The private key of that certificate (PEM).
+        /// The private key of the client certificate (PEM).
         key_file: PathBuf = PathBuf::new(),
-        /// The authorities that may have signed its certificate, or that itself if it is self-signed
-        /// (PEM). If empty, those of the system.
+        /// The authorities to trust, or the backing cache's certificate if it is self-signed (PEM). If
+        /// empty, the authorities of the system.
         ca_file: PathBuf = PathBuf::new(),
-        /// Has no effect: it is for servers, and accepted since files may have it.
+        /// Has no effect; accepted for files that use the same keys as `tls`.
         client_auth: ClientAuth = ClientAuth::None,
     }
     sections {}

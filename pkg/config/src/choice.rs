@@ -5,7 +5,7 @@ use crate::value::{Raw, Value};
 
 /// A value that is one of a few names.
 pub(crate) trait Choice: Copy + PartialEq + 'static {
-    /// Each name and what it stands for.
+    /// The names and the values that they stand for.
     const NAMES: &'static [(&'static str, Self)];
 
     fn name(self) -> &'static str {
@@ -88,39 +88,39 @@ macro_rules! choice {
 }
 
 choice! {
-    /// What is asked of a client's certificate (`tls.client_auth`).
+    /// The client certificates that are required (`tls.client_auth`).
     ClientAuth {
-        /// Nothing.
+        /// None.
         None = "none",
-        /// It is asked for, and not looked at: the same as `None`.
+        /// The same as `None`: a certificate would be requested but not verified.
         Request = "request",
-        /// Any certificate will do. Refused, since that authenticates nobody.
+        /// Any certificate, unverified. Refused, since that authenticates no client.
         Require = "require",
-        /// A client without one is let in; one that has a wrong one is not.
+        /// Clients without a certificate are accepted; certificates that are shown must be trusted.
         VerifyIfGiven = "verify_if_given",
-        /// Only clients with a certificate of the given authority are let in.
+        /// Every client needs a trusted certificate.
         RequireAndVerify = "require_and_verify",
     }
 }
 
 choice! {
-    /// What happens to requests while the backing cache is down (`backing_cache.on_outage`).
+    /// The behavior while the backing cache is down (`backing_cache.on_outage`).
     OnOutage {
-        /// They fail, and the client retries.
+        /// Requests that need the backing cache fail.
         Fail = "fail",
-        /// Misses are misses, and writes wait in a journal.
+        /// Reads are misses, and writes wait.
         Degrade = "degrade",
     }
 }
 
 choice! {
-    /// What a write waits for before it is acknowledged (`local_cache.sync`).
+    /// The sync to disk before a write is acknowledged (`local_cache.sync`).
     Sync {
-        /// Nothing: a power failure may lose recent blobs, but wrong bytes are never served.
+        /// None: a power failure may lose recent blobs, but corrupt ones are never served.
         None = "none",
-        /// The file's content is on the disk.
+        /// Of the file's content.
         Data = "data",
-        /// Its directory entry is, too.
+        /// Of the content and the directory entry.
         Full = "full",
     }
 }
@@ -136,37 +136,37 @@ choice! {
 }
 
 choice! {
-    /// How a node finds the others (`cluster.discovery_mode`).
+    /// The way in which a node finds the others (`cluster.discovery_mode`).
     DiscoveryMode {
-        /// They are listed.
+        /// A list of addresses.
         List = "list",
-        /// They are the addresses of a name.
+        /// The addresses of a DNS name.
         Dns = "dns",
     }
 }
 
 choice! {
-    /// How blobs travel to and from the backing cache (`backing_cache.compression`).
+    /// The compression on the way to and from the backing cache (`backing_cache.compression`).
     Compression {
-        /// As they are.
+        /// None.
         None = "none",
-        /// Compressed with zstd.
+        /// Zstandard.
         Zstd = "zstd",
     }
 }
 
 choice! {
-    /// The least important messages that are still logged (`log_level`).
+    /// The lowest level of messages that are logged (`log_level`).
     LogLevel {
-        /// What failed and stays failed.
+        /// Failures.
         Error = "error",
-        /// What was worked around, too.
+        /// Also failures that gorego worked around.
         Warn = "warn",
-        /// What an operator wants to see, too.
+        /// Also events of interest to an operator.
         Info = "info",
-        /// What helps to find a fault, too.
+        /// Also details that help to find a fault.
         Debug = "debug",
-        /// Everything.
+        /// All messages.
         Trace = "trace",
     }
 }

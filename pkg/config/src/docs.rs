@@ -1,5 +1,4 @@
-//! The reference and the commented sample file, made from the table of keys so that neither can
-//! disagree with the code.
+//! Generates the reference and the commented sample file from the table of keys.
 
 use crate::render::indented;
 use crate::table::{Entry, Table, variable};
@@ -7,29 +6,28 @@ use crate::table::{Entry, Table, variable};
 const REFERENCE_HEAD: &str = "\
 ## Configuration
 
-Values come from, the later winning: the defaults, the file (`--config`, or `config.yaml` in the
-working directory if there is one), the environment, and `--set key=value`. `gorego config` prints the
-result and where each value comes from.
+Values come from the defaults, the file (`--config`, or `config.yaml` in the working directory if it
+exists), the environment, and `--set key=value`. Later sources override earlier ones. `gorego config`
+prints the result and the source of each value.
 
-- Keys are accepted in any letter case. Unknown ones are errors in the file and in `--set`; an unknown
-  `GOREGO_` variable is a warning, unless it is one of `tools/bazel` (tools/README.md).
+- Keys are accepted in any letter case. An unknown key in the file or in `--set` is an error; an unknown
+  `GOREGO_` variable is a warning, unless `tools/bazel` uses it (tools/README.md).
 - `null` or nothing means the default. An empty variable counts as not set.
 - *size*: bytes (`4194304`) or a number with a unit. `KB`, `MB`, `GB`, `TB`, `PB` are powers of 1000; `KiB`,
   `MiB`, `GiB`, `TiB`, `PiB` (or `Ki`, `Mi`, ...) are powers of 1024. *size in GiB*: the same, but a
   number without a unit counts GiB and may be a fraction (`0.5`).
 - *duration*: seconds (`5`) or numbers with units (`500ms`, `1h30m`): `ns`, `us`, `ms`, `s`, `m`, `h`, `d`.
 - *yes/no*: `true` or `false`, `yes` or `no`, `on` or `off`, `1` or `0`.
-- *list*: a YAML list, or items separated by commas; in a variable, too.
-- *path*: a relative one starts in the working directory (under `bazel run` in the directory where that was
-  called), and `~` is the home directory.
-- *address*: `:port` (all interfaces, IPv6 where the host has it), `host:port` or `[IPv6]:port`; port 0
+- *list*: a YAML list, or items separated by commas.
+- *path*: `~` is the home directory. A relative path starts in the working directory; under `bazel run`, in
+  the directory where `bazel` was called.
+- *address*: `:port` (all interfaces, with IPv6 if the host has it), `host:port` or `[IPv6]:port`. Port 0
   is any free one.
 ";
 
 const SAMPLE_HEAD: &str = "\
 # The configuration of gorego: every key with its default, commented out. As it stands, this file
-# changes nothing. The README says which forms the values have, and which environment
-# variable sets each key.
+# changes nothing. The README explains the forms of values and names each key's environment variable.
 ";
 
 const TABLE_HEAD: &str = "\
@@ -37,7 +35,7 @@ const TABLE_HEAD: &str = "\
 |---|---|---|---|---|
 ";
 
-/// The reference in Markdown, a section of the README: a table for each section of keys.
+/// Returns the reference in Markdown, a section of the README with a table for each section of keys.
 pub fn reference() -> String {
     let rows: Vec<_> = Table::new().entries.iter().map(row).collect();
     format!(
@@ -46,7 +44,7 @@ pub fn reference() -> String {
     )
 }
 
-/// A row of a table, or the beginning of the next one.
+/// Returns the row of a key, or the beginning of the table of a section.
 fn row(entry: &Entry) -> String {
     let name = &entry.name;
     let Some(key) = &entry.key else {
@@ -57,7 +55,7 @@ fn row(entry: &Entry) -> String {
     format!("| `{name}` | {kind} | `{default}` | {meaning} | `{variable}` |\n")
 }
 
-/// A configuration file with every key, each one explained and commented out.
+/// Returns a configuration file with every key explained and commented out.
 pub fn sample() -> String {
     let paragraphs: Vec<_> = Table::new().entries.iter().map(paragraph).collect();
     format!("{SAMPLE_HEAD}{}", paragraphs.concat())

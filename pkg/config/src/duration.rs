@@ -4,7 +4,7 @@ use crate::number::{scaled, split_number};
 use crate::sources::Places;
 use crate::value::{Raw, Value};
 
-/// Units in nanoseconds, by descending length; of two names for one, the first is written.
+/// The units in nanoseconds, longest first. Of several names for a unit, the first is written.
 const UNITS: [(&str, u64); 8] = [
     ("h", 3_600_000_000_000),
     ("m", 60_000_000_000),
@@ -30,7 +30,7 @@ impl Value for Duration {
 
     fn parse(raw: &Raw, _: &Places) -> Option<Self> {
         let text = raw.word().filter(|text| !text.is_empty())?;
-        // Five hundred years fit; adding that to a clock can not overflow.
+        // At most 500 years, which can be added to a clock without overflow.
         let nanos = scaled(text, SECOND).or_else(|| sum_of_parts(text))?;
         Some(Self::from_nanos(nanos))
     }
@@ -54,7 +54,7 @@ impl Value for Duration {
     }
 }
 
-/// The nanoseconds of `1h2m3.5s`: one or more numbers, each with its unit, in any order.
+/// Parses `1h2m3.5s`, one or more numbers with units in any order, to nanoseconds.
 fn sum_of_parts(mut text: &str) -> Option<u64> {
     let mut sum: u64 = 0;
     while !text.is_empty() {
@@ -107,7 +107,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_duration_is_refused() {
+    fn texts_other_than_durations_are_refused() {
         for text in [
             "",
             "h",
@@ -125,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn durations_are_written_as_people_write_them() {
+    fn durations_are_written_with_the_largest_units() {
         assert_eq!(Duration::from_hours(24).render(), "24h");
         assert_eq!(Duration::from_secs(90).render(), "1m30s");
         assert_eq!(Duration::from_millis(500).render(), "500ms");
@@ -134,7 +134,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn every_duration_survives_being_written_and_read(nanos: u64) {
+        fn every_duration_can_be_written_and_read(nanos: u64) {
             let duration = Duration::from_nanos(nanos);
             prop_assert_eq!(parse(&duration.render()), Some(duration));
         }

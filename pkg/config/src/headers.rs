@@ -10,7 +10,7 @@ use crate::yaml;
 pub struct Header {
     /// The name, in lower case.
     pub name: String,
-    /// The value: no control characters.
+    /// The value, without control characters.
     pub value: String,
 }
 
@@ -25,12 +25,13 @@ impl fmt::Debug for Header {
 pub struct Headers(pub Vec<Header>);
 
 impl Headers {
-    /// Reads a `name=value` from each line that is not empty and does not start with `#`; or the
-    /// number of the first line that has none.
+    /// Parses a `name=value` from each line that is not empty and does not start with `#`. The error is
+    /// the number of the first malformed line.
     pub fn from_lines(text: &str) -> Result<Self, usize> {
         let lines = text.lines().enumerate();
-        let said = lines.filter(|(_, line)| !line.trim().is_empty() && !line.starts_with('#'));
-        said.map(|(at, line)| name_and_value(line).ok_or(at + 1))
+        let lines = lines.filter(|(_, line)| !line.trim().is_empty() && !line.starts_with('#'));
+        lines
+            .map(|(at, line)| name_and_value(line).ok_or(at + 1))
             .collect::<Result<_, _>>()
             .map(Self)
     }
@@ -101,8 +102,8 @@ fn name_and_value(text: &str) -> Option<Header> {
 fn header(name: &str, value: &Raw) -> Option<Header> {
     let token = |b: u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b);
     let (name, value) = (name.trim().to_ascii_lowercase(), value.word()?);
-    let sound = !name.is_empty() && name.bytes().all(token) && !value.contains(char::is_control);
-    sound.then(|| Header {
+    let is_valid = !name.is_empty() && name.bytes().all(token) && !value.contains(char::is_control);
+    is_valid.then(|| Header {
         name,
         value: value.to_owned(),
     })
@@ -117,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn headers_come_as_pairs_or_as_yaml() {
+    fn headers_are_read_from_pairs_or_yaml() {
         let expected = parse("Authorization=Bearer a=b, x-team = core");
         assert_eq!(expected.as_ref().map(|headers| headers.0.len()), Some(2));
         assert_eq!(parse("{authorization: Bearer a=b, X-Team: core}"), expected);
@@ -131,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_has_a_header_in_each_line() {
+    fn a_header_file_has_one_header_in_each_line() {
         let headers =
             Headers::from_lines("# who we are\nauthorization=Bearer a=b\n\nx-team = core\n");
         assert_eq!(headers.ok(), parse("authorization=Bearer a=b, x-team=core"));
@@ -139,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_header_is_refused() {
+    fn texts_other_than_headers_are_refused() {
         for text in [
             "authorization",
             "=x",
@@ -153,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn debugging_shows_no_secret() {
+    fn debug_output_hides_the_value_of_a_header() {
         let text = format!("{:?}", parse("authorization=letmein"));
         assert!(
             text.contains("authorization") && !text.contains("letmein"),

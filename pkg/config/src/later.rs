@@ -1,5 +1,5 @@
-//! The sections of features that this build does not have yet. They are read and checked all the
-//! same, so that a configuration file can be shared with a build that has them.
+//! The sections of features that are not implemented yet. They are read and checked, so that a
+//! configuration file can be shared with a later version.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -8,58 +8,57 @@ use crate::choice::DiscoveryMode;
 use crate::section::section;
 
 section! {
-    /// The execution of actions. Not in this build.
+    /// The execution of actions. Not implemented yet.
     Execution {
-        /// Execute actions for clients.
+        /// Executes actions for clients.
         enabled: bool = false,
-        /// How many actions run at once. 0 for as many as there are processors.
+        /// The number of actions that run at once. 0 for the number of processors.
         concurrency: u32 = 0,
-        /// Where actions run.
+        /// The directory in which actions run.
         build_root: PathBuf = PathBuf::new(),
-        /// How many actions may wait.
+        /// The most actions that may wait.
         queue_size: u32 = 1000,
     }
     sections { sandbox: Sandbox, }
 }
 
 section! {
-    /// The sandbox around an action. Not in this build.
+    /// The sandbox around an action. Not implemented yet.
     Sandbox {
-        /// Run actions in a sandbox.
+        /// Runs actions in a sandbox.
         enabled: bool = false,
-        /// The program that makes it (Bazel's `linux-sandbox`).
+        /// The program that creates the sandbox (Bazel's `linux-sandbox`).
         binary_path: PathBuf = PathBuf::new(),
-        /// Keep actions off the network.
+        /// Keeps actions off the network.
         network_isolation: bool = true,
-        /// Paths outside that actions may write to.
+        /// Paths outside the sandbox that actions may write to.
         writable_paths: Vec<String> = Vec::new(),
-        /// How long an action that is out of time may clean up before it is killed.
+        /// The time to clean up that an action gets after its timeout, before it is killed.
         kill_delay: Duration = Duration::from_secs(5),
-        /// Log what the sandbox does.
+        /// Logs the actions of the sandbox.
         debug: bool = false,
     }
     sections {}
 }
 
 section! {
-    /// The nodes that share the execution of actions. Not in this build.
+    /// The nodes that share the execution of actions. Not implemented yet.
     Cluster {
-        /// Be one of several nodes.
+        /// Joins a cluster of nodes.
         enabled: bool = false,
-        /// The name of this node. If empty, the host's.
+        /// The name of this node. If empty, the host name.
         node_id: String = String::new(),
-        /// The port where nodes talk to each other.
+        /// The port for messages between nodes.
         bind_port: u16 = 7946,
-        /// The address that others reach this node at. If empty, it is found out.
+        /// The address at which other nodes reach this one. If empty, it is detected.
         advertise_addr: String = String::new(),
-        /// How nodes find each other: those in `join_peers`, or the addresses of
-        /// `dns_service_name`.
+        /// The source of other nodes' addresses: `join_peers` (`list`) or `dns_service_name` (`dns`).
         discovery_mode: DiscoveryMode = DiscoveryMode::List,
         /// Nodes to join, as `host:port`.
         join_peers: Vec<String> = Vec::new(),
-        /// The name whose addresses are those of the nodes.
+        /// The DNS name that resolves to the addresses of the nodes.
         dns_service_name: String = String::new(),
-        /// How often a node tells the others how busy it is.
+        /// The interval at which a node broadcasts its load.
         broadcast_period: Duration = Duration::from_millis(500),
     }
     sections {}

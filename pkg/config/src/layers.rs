@@ -1,4 +1,4 @@
-//! From sources to the values that each of them gives to each key.
+//! Reads the values of each key from all sources.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -13,14 +13,14 @@ use crate::value::Raw;
 use crate::yaml::{self, Node, Tree};
 use crate::{Origin, Problem};
 
-/// What one source says about a key.
+/// The value that one source gives to a key.
 #[derive(Debug)]
 pub(crate) struct Setting {
     pub(crate) raw: Raw,
     pub(crate) origin: Origin,
 }
 
-/// What all sources say: per key, the strongest last.
+/// The settings of each key from all sources, the one that wins last.
 #[derive(Debug, Default)]
 pub(crate) struct Layers {
     pub(crate) settings: BTreeMap<String, Vec<Setting>>,
@@ -67,7 +67,7 @@ impl Layers {
         for (name, value) in given {
             let origin = Origin::Variable(name.to_owned());
             match (known.get(name), value.to_str()) {
-                // Many who start programs can set a variable to nothing but not leave it out.
+                // Some launchers can set a variable to nothing, but not leave it out.
                 (_, Some("")) => {}
                 (Some(entry), Some(text)) => {
                     self.set(entry.name.clone(), Raw::from_text(text), origin);
@@ -82,7 +82,7 @@ impl Layers {
                 (None, _) => {
                     let hint = hint(nearest_variable(name, table).as_deref());
                     self.warnings
-                        .push(format!("{name} is no key's variable, ignored{hint}"));
+                        .push(format!("unknown variable {name} ignored{hint}"));
                 }
             }
         }
@@ -90,7 +90,7 @@ impl Layers {
 
     fn read_argument(&mut self, argument: &str, table: &Table) {
         let Some((key, value)) = argument.split_once('=') else {
-            // What comes after the key may be a secret.
+            // The text after the key may be a secret.
             let is_end = |c: char| !c.is_alphanumeric() && !matches!(c, '.' | '_' | '-');
             let argument = match argument.split_once(is_end) {
                 Some((key, _)) => format!("{key}..."),
@@ -119,7 +119,7 @@ impl Layers {
     }
 }
 
-/// The known variable that looks most like `name`, what they all start with left aside.
+/// Returns the known variable most similar to `name`, compared without the prefix of all variables.
 fn nearest_variable(name: &str, table: &Table) -> Option<String> {
     let names: Vec<_> = table.variables().map(|(name, _)| name).collect();
     let tails = names
@@ -151,7 +151,7 @@ fn not_a_section(table: &Table, name: String, value: &Raw, origin: Origin) -> Pr
     }
 }
 
-/// The reading of a configuration file.
+/// A configuration file that is being read.
 struct File<'a> {
     path: &'a PathBuf,
     text: &'a str,

@@ -1,9 +1,8 @@
-//! The configuration of gorego: defaults, then a YAML file, then `GOREGO_*` variables, then
-//! `--set key=value`, the later ones winning.
+//! The configuration of gorego, from defaults, a YAML file, `GOREGO_*` variables and
+//! `--set key=value`. Later sources override earlier ones.
 //!
-//! [`Sources::from_process`] gathers what the process was given, [`Config::load`] turns it into
-//! typed sections or into the list of everything that is wrong with it. Nothing here touches what
-//! the keys are about: files are not opened, addresses not resolved.
+//! [`Sources::from_process`] reads the sources, and [`Config::load`] turns them into typed sections or
+//! into a list of all problems. Files that keys name are not opened, and addresses not resolved.
 
 mod address;
 mod backing;
@@ -36,7 +35,7 @@ pub use choice::{
 };
 pub use headers::{Header, Headers};
 pub use later::{Cluster, Execution, Sandbox};
-pub use load::Loaded;
+pub use load::LoadedConfig;
 pub use origin::Origin;
 pub use problem::{Problem, Problems};
 pub use schema::{ActionCache, Config, Limits, LocalCache, Telemetry, Tls};

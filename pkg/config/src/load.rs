@@ -9,39 +9,38 @@ use crate::validate::validate;
 use crate::value::Value;
 use crate::{Config, Origin, Problem, Problems};
 
-/// What stands in for a secret wherever it would be shown.
+/// The text shown in place of a secret.
 pub(crate) const HIDDEN: &str = "<hidden>";
 
-/// A configuration that is sound, and how it came about.
+/// A valid configuration, with the origin of each value.
 #[derive(Debug)]
-pub struct Loaded {
+pub struct LoadedConfig {
     /// The values.
     pub config: Config,
     /// The file that was read, as the user named it.
     pub file: Option<PathBuf>,
-    /// What the user should know, a line each: settings that have no effect, variables that are
-    /// no key's.
+    /// Warnings for the user, a line each: settings without effect, unknown variables.
     pub warnings: Vec<String>,
-    pub(crate) effective: Vec<Effective>,
+    pub(crate) effective: Vec<EffectiveValue>,
 }
 
-/// A key's value as it came out.
+/// The resulting value of a key.
 #[derive(Debug)]
-pub(crate) struct Effective {
+pub(crate) struct EffectiveValue {
     pub(crate) name: String,
-    /// In YAML, without secrets.
+    /// The value in YAML, without secrets.
     pub(crate) value: String,
-    /// Whether it holds a secret.
+    /// Whether the value holds a secret.
     pub(crate) hidden: bool,
     pub(crate) origin: Origin,
-    /// Whether some source gave a value that was refused, so that this one is not to be judged.
+    /// Whether a source gave a value that was refused: this one is then not what the user meant.
     pub(crate) refused: bool,
 }
 
 impl Config {
-    /// Puts the sources together. Fails with everything that is wrong with them: unknown keys,
-    /// values of the wrong form, impossible combinations.
-    pub fn load(sources: &Sources) -> Result<Loaded, Problems> {
+    /// Combines the sources. Fails with all problems at once: unknown keys, malformed values,
+    /// impossible combinations.
+    pub fn load(sources: &Sources) -> Result<LoadedConfig, Problems> {
         let layers = Layers::new(sources, &Table::new());
         let mut config = Self::default();
         config.local_cache.dir.clone_from(&sources.places.cache);
@@ -65,7 +64,7 @@ impl Config {
         let file = sources.file.as_ref().map(|(path, _)| path.clone());
         let mut warnings = layers.warnings;
         warnings.extend(findings.warnings);
-        Ok(Loaded {
+        Ok(LoadedConfig {
             config,
             file,
             warnings,
@@ -74,22 +73,22 @@ impl Config {
     }
 }
 
-impl Loaded {
-    /// Where the value of a key (`local_cache.dir`) comes from; nothing if there is no such key.
+impl LoadedConfig {
+    /// Returns the origin of the value of a key such as `local_cache.dir`, or `None` for an unknown key.
     pub fn origin(&self, key: &str) -> Option<&Origin> {
         find(&self.effective, key).map(|effective| &effective.origin)
     }
 }
 
-pub(crate) fn find<'a>(effective: &'a [Effective], key: &str) -> Option<&'a Effective> {
+pub(crate) fn find<'a>(effective: &'a [EffectiveValue], key: &str) -> Option<&'a EffectiveValue> {
     effective.iter().find(|effective| effective.name == key)
 }
 
-/// Gives every key its value.
+/// A visitor that sets the value of every key.
 struct Assignment<'a> {
     settings: BTreeMap<String, Vec<Setting>>,
     places: &'a Places,
-    effective: Vec<Effective>,
+    effective: Vec<EffectiveValue>,
     problems: Vec<Problem>,
 }
 
@@ -100,8 +99,7 @@ impl Visitor for Assignment<'_> {
         let default = value.clone();
         let mut origin = Origin::Default;
         let mut refused = false;
-        // The weaker sources are read too: what is wrong in the file stays wrong when a variable
-        // hides it.
+        // Overridden values are parsed, too: an error in the file is reported even if a variable hides it.
         for setting in self.settings.remove(&name).unwrap_or_default() {
             if setting.raw.means_default(T::TAKES_EMPTY) {
                 value.clone_from(&default);
@@ -120,7 +118,7 @@ impl Visitor for Assignment<'_> {
             }
         }
         let masked = value.masked();
-        self.effective.push(Effective {
+        self.effective.push(EffectiveValue {
             name,
             hidden: masked.is_some(),
             value: masked.unwrap_or_else(|| value.render()),

@@ -1,13 +1,13 @@
-//! Numbers as people write them, and the plain ones as values.
+//! Parsing of decimal numbers with units, and the values that are plain numbers.
 
 use crate::sources::Places;
 use crate::value::{Raw, Value};
 
-/// More digits behind the point than any unit has.
+/// The number of digits after the point that count: more than any unit has.
 const FRACTION_DIGITS: usize = 18;
 
-/// `text`, digits with at most one point, times `unit`, rounded down. Nothing where `text` is no
-/// such number or the result does not fit.
+/// Parses digits with at most one point and multiplies them by `unit`, rounding down. Returns `None` for
+/// other texts and for results that do not fit.
 pub(crate) fn scaled(text: &str, unit: u64) -> Option<u64> {
     let (whole, fraction) = text.split_once('.').unwrap_or((text, ""));
     if whole.len() + fraction.len() == 0 || !all_digits(whole) || !all_digits(fraction) {
@@ -21,7 +21,7 @@ pub(crate) fn scaled(text: &str, unit: u64) -> Option<u64> {
     u64::try_from(whole + part).ok()
 }
 
-/// Splits `text` behind its leading digits and points.
+/// Splits `text` after its leading digits and points.
 pub(crate) fn split_number(text: &str) -> (&str, &str) {
     let end = text.find(|c: char| !c.is_ascii_digit() && c != '.');
     text.split_at(end.unwrap_or(text.len()))
@@ -98,7 +98,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_decimal_or_too_large_is_nothing() {
+    fn numbers_that_are_malformed_or_too_large_are_refused() {
         for text in [
             "",
             ".",

@@ -1,10 +1,10 @@
 use std::fmt;
 use std::path::PathBuf;
 
-/// Where a value comes from; shown as `default`, `config.yaml:12`, `GOREGO_LOG_LEVEL` or `--set`.
+/// The origin of a value; shown as `default`, `config.yaml:12`, `GOREGO_LOG_LEVEL` or `--set`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Origin {
-    /// No source gave it, or the last one that did reset it.
+    /// The default: no source gave a value, or the last one gave `null`.
     Default,
     /// The configuration file.
     File {

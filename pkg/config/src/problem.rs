@@ -4,72 +4,72 @@ use std::path::PathBuf;
 
 use crate::Origin;
 
-/// One thing that is wrong with the configuration.
+/// A problem of the configuration.
 #[derive(Debug, thiserror::Error)]
 pub enum Problem {
-    /// The file is missing where it was asked for, or can not be read.
+    /// A configuration file that was named but is missing, or that cannot be read.
     #[error("cannot read the configuration file {}: {source}", path.display())]
     Unreadable {
-        /// The file that was tried.
+        /// The file, as the user named it.
         path: PathBuf,
-        /// What the system said.
+        /// The cause.
         source: io::Error,
     },
-    /// The file as a whole is not what a configuration file is.
+    /// A file that is not text, not YAML, or not a mapping.
     #[error("{}: {reason}", path.display())]
     Malformed {
         /// The file, as the user named it.
         path: PathBuf,
-        /// What is wrong, with the line where that is known.
+        /// The cause, with the line if it is known.
         reason: String,
     },
-    /// A key in the file or a `--set` that does not exist.
-    #[error("{origin}: there is no key `{key}`{}", instead(nearest.as_deref()))]
+    /// An unknown key in the file or in a `--set`.
+    #[error("{origin}: unknown key `{key}`{}", instead(nearest.as_deref()))]
     UnknownKey {
-        /// The key as it was given.
+        /// The key as given.
         key: String,
-        /// Who gave it.
+        /// The origin of the key.
         origin: Origin,
-        /// The known key that looks most like it.
+        /// The most similar known key.
         nearest: Option<String>,
     },
-    /// A key that is in the file twice; letter case makes no difference.
-    #[error("{origin}: `{key}` is given a second time, after line {first}; accepted: once")]
+    /// A key that is twice in the file, in any letter case.
+    #[error("{origin}: duplicate key `{key}`, first in line {first}; accepted: once")]
     DuplicateKey {
         /// The full name of the key.
         key: String,
-        /// The second place.
+        /// The second occurrence.
         origin: Origin,
-        /// The line of the first place.
+        /// The line of the first occurrence.
         first: u64,
     },
-    /// A value of the wrong form, out of range, or impossible together with others.
+    /// A value that is malformed, out of range, or impossible together with others.
     #[error("{origin}: {key} = {value}: {reason}")]
     Value {
         /// The full name of the key.
         key: String,
         /// The value as given; `<hidden>` for secrets.
         value: String,
-        /// Who gave it.
+        /// The origin of the value.
         origin: Origin,
-        /// Why it is refused and what is accepted.
+        /// The cause, and the accepted values.
         reason: String,
     },
     /// A `--set` without `=`.
     #[error("--set {argument}: expected key=value")]
     Argument {
-        /// The argument as it was given.
+        /// The argument as given.
         argument: String,
     },
-    /// Relative paths have nothing to start from.
-    #[error("cannot tell the working directory: {source}")]
+    /// The working directory, in which relative paths start, is unknown.
+    #[error("cannot determine the working directory: {source}")]
     NoWorkingDirectory {
-        /// What the system said.
+        /// The cause.
         source: io::Error,
     },
 }
 
-/// Everything that is wrong with the configuration: never empty, one line each when displayed.
+/// All problems of the configuration: at least one, displayed one in each line.
 #[derive(Debug)]
 pub struct Problems(pub Vec<Problem>);
 
@@ -93,7 +93,7 @@ impl From<Problem> for Problems {
     }
 }
 
-/// What to write instead of an unknown key.
+/// Returns the remedy for an unknown key.
 fn instead(nearest: Option<&str>) -> String {
     match nearest {
         Some(_) => hint(nearest),
@@ -101,7 +101,7 @@ fn instead(nearest: Option<&str>) -> String {
     }
 }
 
-/// The tail of a sentence about an unknown name.
+/// Returns the end of a message about an unknown name.
 pub(crate) fn hint(nearest: Option<&str>) -> String {
     nearest.map_or_else(String::new, |name| format!("; did you mean `{name}`?"))
 }

@@ -1,5 +1,4 @@
-//! The sections that this build makes use of. Key names, types, defaults and documentation stand
-//! here and nowhere else.
+//! The keys of gorego: names, types, defaults and documentation.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -13,12 +12,12 @@ use crate::{ByteSize, GibSize, ListenAddr};
 section! {
     /// The whole configuration.
     Config {
-        /// Where clients connect. `:50051` listens on all interfaces.
+        /// The address for clients. `:50051` listens on all interfaces.
         listen_addr: ListenAddr = ListenAddr::any(50051),
-        /// Write a blob's last use to its file at each hit. Without it, last uses are kept in
-        /// memory and written back in batches, which also works on `noatime` mounts.
+        /// Writes a blob's last use to its file at each hit. If not, last uses are kept in memory and
+        /// written in batches, which also works on `noatime` mounts.
         force_update_atime: bool = false,
-        /// The least important messages that are still logged. `RUST_LOG` refines it.
+        /// The lowest level of messages that are logged. `RUST_LOG` refines it.
         log_level: LogLevel = LogLevel::Info,
     }
     sections {
@@ -34,20 +33,19 @@ section! {
 }
 
 section! {
-    /// Encryption of the connections with clients.
+    /// TLS for clients.
     Tls {
-        /// Speak TLS, and nothing else, on `listen_addr`. Needs `cert_file` and `key_file`.
+        /// Requires TLS on `listen_addr`. Needs `cert_file` and `key_file`.
         enabled: bool = false,
-        /// The server's certificate, followed by those between it and its authority (PEM).
+        /// The server's certificate, followed by intermediate ones (PEM).
         cert_file: PathBuf = PathBuf::new(),
-        /// The private key of that certificate (PEM).
+        /// The private key of the certificate (PEM).
         key_file: PathBuf = PathBuf::new(),
-        /// The authorities that sign the clients' certificates, and clients' self-signed ones (PEM). Needed to
-        /// verify those.
+        /// The authorities of client certificates, and self-signed client certificates to trust (PEM).
         ca_file: PathBuf = PathBuf::new(),
-        /// What is asked of a client's certificate. `verify_if_given` lets in clients without
-        /// one, `require_and_verify` does not. `request` is the same as `none`; `require` is
-        /// refused, since it verifies nothing.
+        /// The client certificates that are required. `verify_if_given` accepts clients without one,
+        /// `require_and_verify` does not; both need `ca_file`. `request` is the same as `none`;
+        /// `require` is refused, since it verifies nothing.
         client_auth: ClientAuth = ClientAuth::None,
     }
     sections {}
@@ -56,38 +54,38 @@ section! {
 section! {
     /// The cache on the local disk.
     LocalCache {
-        /// Keep blobs on the local disk. Can be switched off only where there is a backing cache,
-        /// which then answers everything.
+        /// Keeps blobs on the local disk. Can be switched off only with a backing cache, which then
+        /// answers every request.
         enabled: bool = true,
-        /// Where. If empty: `/var/cache/gorego` for root, else `gorego` in `XDG_CACHE_HOME`,
-        /// which by itself is `~/.cache`.
+        /// The data directory. If empty: `/var/cache/gorego` for root, else `gorego` in
+        /// `XDG_CACHE_HOME`, which defaults to `~/.cache`.
         dir: PathBuf = PathBuf::new(),
-        /// How much it may hold, in GiB (2^30 bytes) unless a unit is given (`500MB`).
+        /// The size limit, in GiB (2^30 bytes) unless a unit is given (`500MB`).
         max_size_gb: GibSize = GibSize::from_gib(10),
-        /// Eviction starts when this share of `max_size_gb` is used.
+        /// The share of `max_size_gb` above which eviction starts.
         high_watermark: f64 = 0.95,
-        /// Eviction ends when no more than this share of `max_size_gb` is used.
+        /// The share of `max_size_gb` at which eviction ends.
         low_watermark: f64 = 0.85,
-        /// Eviction also starts when less than this is free on the file system, or, where others
-        /// have filled it, less than half of what is left for the cache. It ends when it does not
-        /// free anything there. 0 does without.
+        /// Eviction also starts when less than this is free on the file system. If other files fill the
+        /// disk, half of the space left to the cache counts instead. Eviction ends if it frees nothing.
+        /// 0 disables the check.
         min_free: ByteSize = ByteSize::from_gib(1),
-        /// How long a blob reported to a client is protected from eviction. Such blobs hold at most
-        /// four fifths of the cache; beyond that the oldest are evicted. An upload that finds no
+        /// The time for which a blob reported to a client is protected from eviction. Such blobs hold at
+        /// most four fifths of the cache; beyond that the oldest are evicted. An upload that finds no
         /// other room evicts at most a tenth of the cache from them; beyond that it is refused.
         lease: Duration = Duration::from_hours(3),
-        /// How long a blob that was just uploaded is protected from eviction, at most as long as `lease`.
+        /// The time for which an uploaded blob is protected from eviction, at most as long as `lease`.
         upload_lease: Duration = Duration::from_mins(10),
-        /// How long an interrupted upload can be resumed. Such uploads are evicted in the same
-        /// order as blobs. Together they hold at most a tenth of the cache; the newest alone may
+        /// The time for which an interrupted upload can be resumed. Partial uploads are evicted in the
+        /// same order as blobs. Together they hold at most a tenth of the cache; the newest alone may
         /// hold a quarter.
         upload_expiry: Duration = Duration::from_hours(24),
-        /// In which time every file is hashed once in the background, since disks forget. 0 never
-        /// does it.
+        /// The time in which every file is hashed once in the background, to find corrupt ones. 0 for
+        /// never.
         scrub_period: Duration = Duration::from_hours(30 * 24),
-        /// What a write waits for: nothing, the file's content on the disk (`data`), or its
-        /// directory entry too (`full`). A power failure may lose blobs that nothing waited for, but
-        /// wrong bytes are never served. The same goes for what waits for a backing cache.
+        /// The sync to disk before a write is acknowledged: none, the file's content (`data`), or also its
+        /// directory entry (`full`). A power failure may lose blobs that were not synced, but corrupt
+        /// blobs are never served. Applies to writes that wait for a backing cache, too.
         sync: Sync = Sync::None,
     }
     sections {}
@@ -96,23 +94,23 @@ section! {
 section! {
     /// The cache of action results.
     ActionCache {
-        /// Let clients store action results. If not, they are told `PERMISSION_DENIED`.
+        /// Lets clients store action results. If not, storing fails with `PERMISSION_DENIED`.
         updates: bool = true,
     }
     sections {}
 }
 
 section! {
-    /// What clients may use up.
+    /// The resources that clients may use.
     Limits {
-        /// The most that a batch of blobs may hold, as told to clients; 64KiB to 64MiB. A response may
-        /// take twice that, which is room for the digests of blobs of 80 bytes and more. gRPC clients
-        /// take responses of 4MiB, unless they are told to take more.
+        /// The largest batch of blobs, as announced to clients; 64KiB to 64MiB. A response may be twice
+        /// as large, which leaves room for the digests of blobs of 80 bytes and more. gRPC clients accept
+        /// responses of up to 4MiB by default.
         max_batch_bytes: ByteSize = ByteSize::from_kib(2 * 1024),
-        /// The largest blob taken, as told to clients. 0 for no limit.
+        /// The largest accepted blob, as announced to clients. 0 for no limit.
         max_blob_size: ByteSize = ByteSize::from_bytes(0),
-        /// The functions tried in this order for a hash of 64 digits if the client names none. An
-        /// upload is stored under the function that its content matches; for large uploads that
+        /// The digest functions tried, in this order, for a hash of 64 digits if the client names none.
+        /// An upload is stored under the function that its content matches; for large uploads that
         /// needs the local cache.
         inferred_functions: Vec<InferredFunction> =
             vec![InferredFunction::Sha256, InferredFunction::Blake3],
@@ -120,25 +118,25 @@ section! {
         /// requests, responses, pieces of blobs, blobs fetched from a backing cache. At least 64MiB
         /// plus three times `max_batch_bytes`. When it is used up, calls wait up to 30 s.
         memory: ByteSize = ByteSize::from_kib(160 * 1024),
-        /// A transfer that makes no progress for this long is ended. It can be resumed.
+        /// The time without progress after which a transfer is ended. It can be resumed.
         idle_timeout: Duration = Duration::from_mins(1),
-        /// How long running calls have to end at shutdown. Keep it below the time after which the
-        /// process is killed: 10 s with Docker, 30 s with Kubernetes by default.
+        /// The time that running calls get at shutdown. Keep it below the time after which the process
+        /// is killed: 10 s with Docker, 30 s with Kubernetes by default.
         drain_timeout: Duration = Duration::from_secs(8),
-        /// How many connections may be open at once. For others, those without a call are closed.
+        /// The most open connections. For a new one beyond that, a connection without a call is closed.
         max_connections: u32 = 10_000,
     }
     sections {}
 }
 
 section! {
-    /// What can be observed from outside.
+    /// Metrics and traces.
     Telemetry {
-        /// Where Prometheus finds the metrics (`/metrics`), without TLS. If empty, nowhere. If not
-        /// given and taken by others, nowhere either.
+        /// The address at which metrics are served (`/metrics`), without TLS. If empty, they are not
+        /// served. If the default is taken by another program, they are not served either.
         metrics_addr: Option<ListenAddr> = Some(ListenAddr::any(9090)),
-        /// Where traces are sent (OTLP), for example `otel.example.com:4317`. If empty, nowhere.
-        /// Not in this build.
+        /// The address that traces are sent to (OTLP), for example `otel.example.com:4317`. Not
+        /// implemented yet.
         tracing_endpoint: String = String::new(),
     }
     sections {}

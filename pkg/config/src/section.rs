@@ -1,22 +1,22 @@
-//! The macro that declares a section once, for the struct, its defaults and the table of keys.
+//! The macro that declares a section's struct, defaults and table of keys in one place.
 
 use crate::value::Value;
 
 /// A group of keys, nested in the file as the structs are nested here.
 pub(crate) trait Section {
-    /// What the section is about, line by line.
+    /// The section's documentation, line by line.
     const ABOUT: &'static [&'static str];
 
-    /// Shows every key below `prefix` (empty, or ending in a dot) to `visitor`, in file order.
+    /// Calls `visitor` for every key, in file order. `prefix` is empty or ends in a dot.
     fn visit(&mut self, prefix: &str, visitor: &mut impl Visitor);
 }
 
-/// Something to be done for each key: list it, or give it its value.
+/// An operation on each key, such as listing it or setting its value.
 pub(crate) trait Visitor {
-    /// A section begins; its keys follow.
+    /// Visits a section, before its keys.
     fn section(&mut self, name: String, about: &'static [&'static str]);
 
-    /// A key by its full name, with its documentation and its present value.
+    /// Visits a key, with its full name, documentation and current value.
     fn key<T: Value>(&mut self, name: String, about: &'static [&'static str], value: &mut T);
 }
 

@@ -2,7 +2,7 @@ use crate::number::{scaled, split_number};
 use crate::sources::Places;
 use crate::value::{Raw, Value};
 
-/// Units by descending size; of two that divide a number, the first is written.
+/// The units, largest first. The first that divides a number is written.
 const UNITS: [(&str, u64); 11] = [
     ("PiB", 1 << 50),
     ("PB", 1_000_000_000_000_000),
@@ -23,40 +23,39 @@ const GIB: u64 = 1 << 30;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ByteSize(u64);
 
-/// A number of bytes whose bare numbers count GiB, as those of the key `local_cache.max_size_gb`
-/// always did.
+/// A number of bytes, written in GiB if it has no unit (`local_cache.max_size_gb`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct GibSize(u64);
 
 impl ByteSize {
-    /// A size of so many bytes.
+    /// Creates a size from a number of bytes.
     pub const fn from_bytes(bytes: u64) -> Self {
         Self(bytes)
     }
 
-    /// A size of so many KiB.
+    /// Creates a size from a number of KiB.
     pub(crate) const fn from_kib(kib: u32) -> Self {
         Self((kib as u64) << 10)
     }
 
-    /// A size of so many GiB.
+    /// Creates a size from a number of GiB.
     pub(crate) const fn from_gib(gib: u32) -> Self {
         Self((gib as u64) << 30)
     }
 
-    /// The size in bytes.
+    /// Returns the size in bytes.
     pub const fn bytes(self) -> u64 {
         self.0
     }
 }
 
 impl GibSize {
-    /// A size of so many GiB.
+    /// Creates a size from a number of GiB.
     pub(crate) const fn from_gib(gib: u32) -> Self {
         Self((gib as u64) << 30)
     }
 
-    /// The size in bytes.
+    /// Returns the size in bytes.
     pub const fn bytes(self) -> u64 {
         self.0
     }
@@ -74,7 +73,7 @@ impl Value for ByteSize {
     fn parse(raw: &Raw, _: &Places) -> Option<Self> {
         let (number, unit) = split_size(raw.word()?);
         match unit {
-            // There is no such thing as half a byte.
+            // Bytes are whole.
             "" if number.contains('.') => None,
             "" => scaled(number, 1).map(Self),
             unit => with_unit(number, unit).map(Self),
@@ -122,7 +121,7 @@ fn split_size(text: &str) -> (&str, &str) {
 }
 
 fn with_unit(number: &str, unit: &str) -> Option<u64> {
-    // `Gi` is how Kubernetes writes GiB. `G` alone means 10^9 to some and 2^30 to others.
+    // Kubernetes writes GiB as `Gi`. `G` is refused: it means 10^9 to some and 2^30 to others.
     let same = |name: &str| {
         unit.eq_ignore_ascii_case(name)
             || name.strip_suffix("iB").is_some_and(|prefix| {
@@ -170,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bare_max_size_gb_counts_gib() {
+    fn a_max_size_gb_without_a_unit_counts_gib() {
         assert_eq!(gib("10"), Some(10 << 30));
         assert_eq!(gib("0.5"), Some(512 << 20));
         assert_eq!(gib("500MB"), Some(500_000_000));
@@ -178,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_ambiguous_negative_or_too_large_is_refused() {
+    fn sizes_that_are_ambiguous_negative_or_too_large_are_refused() {
         for text in [
             "",
             "-1GiB",
@@ -210,7 +209,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn every_size_survives_being_written_and_read(size: u64) {
+        fn every_size_can_be_written_and_read(size: u64) {
             prop_assert_eq!(bytes(&ByteSize(size).render()), Some(size));
             prop_assert_eq!(gib(&GibSize(size).render()), Some(size));
         }

@@ -7,32 +7,32 @@ use std::path::{Path, PathBuf};
 use crate::Problem;
 use crate::table::VARIABLE_PREFIX;
 
-/// Longer files are no configuration.
+/// The longest accepted configuration file, in bytes.
 const MAX_FILE_BYTES: u64 = 1 << 20;
 
-/// The file that is read when none is named, if it is there.
+/// The file that is read if it exists and none is named.
 const DEFAULT_FILE: &str = "config.yaml";
 
-/// Where `root` keeps its cache, and whoever has no home.
+/// The cache directory of `root`, and of users without a home directory.
 const SYSTEM_CACHE: &str = "/var/cache/gorego";
 
-/// Everything that configuration is made of. It has no `Debug`, since it may hold secrets.
+/// The sources of the configuration. Without `Debug`, since they may hold secrets.
 #[derive(Clone)]
 pub struct Sources {
-    /// The configuration file: its name, as the user knows it, and its text.
+    /// The configuration file: its name, as the user gave it, and its text.
     pub file: Option<(PathBuf, String)>,
-    /// Environment variables; those that do not start with `GOREGO_` are not looked at.
+    /// Environment variables. Only names that start with `GOREGO_` count.
     pub env: Vec<(String, OsString)>,
     /// The `key=value` of each `--set`.
     pub set: Vec<String>,
-    /// What relative paths and defaults start from.
+    /// The directories that relative paths and defaults start from.
     pub places: Places,
 }
 
 impl Sources {
-    /// Gathers the environment, the working directory and the file: the one named by `--config`,
-    /// or else `config.yaml` in the working directory if there is one. Fails when the file named
-    /// is missing, and when a file that is there can not be read.
+    /// Reads the environment, the working directory and the configuration file: the one that `config`
+    /// names, else `config.yaml` in the working directory if it exists. Fails if the named file is
+    /// missing or the file cannot be read.
     pub fn from_process(config: Option<&Path>, set: Vec<String>) -> Result<Self, Problem> {
         let places = Places::from_process()?;
         let file = places.read_file(config)?;
@@ -52,17 +52,17 @@ impl Sources {
 /// The directories that paths start from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Places {
-    /// Where relative paths start.
+    /// The directory in which relative paths start.
     pub base: PathBuf,
-    /// What `~` stands for.
+    /// The directory that `~` stands for.
     pub home: Option<PathBuf>,
     /// The default of `local_cache.dir`.
     pub cache: PathBuf,
 }
 
 impl Places {
-    /// The places of this process. `bazel run` starts programs elsewhere and tells the user's
-    /// working directory in `BUILD_WORKING_DIRECTORY`.
+    /// Returns the places of this process. `bazel run` passes the user's working directory in
+    /// `BUILD_WORKING_DIRECTORY`.
     pub fn from_process() -> Result<Self, Problem> {
         let base = match path_variable("BUILD_WORKING_DIRECTORY") {
             Some(base) => base,
@@ -77,8 +77,8 @@ impl Places {
         ))
     }
 
-    /// The places of a user with this home directory and this `XDG_CACHE_HOME` (which the XDG
-    /// specification ignores when it is relative), or those of `root`.
+    /// Returns the places of `root`, or of a user with this home directory and this `XDG_CACHE_HOME`,
+    /// which is ignored if it is relative, as the XDG specification asks.
     pub fn new(
         base: PathBuf,
         home: Option<PathBuf>,
@@ -99,7 +99,7 @@ impl Places {
         Self::new("/base".into(), Some("/home/user".into()), None, false)
     }
 
-    /// `text` as an absolute path, the empty one left alone. Nothing where `~` has no meaning.
+    /// Makes a path absolute; an empty one stays empty. Returns `None` for `~` without a home directory.
     pub(crate) fn resolve(&self, text: &str) -> Option<PathBuf> {
         if text.is_empty() {
             return Some(PathBuf::new());
@@ -113,8 +113,7 @@ impl Places {
         }
     }
 
-    /// The configuration file's name and text: that of `named`, else the default one's if it is
-    /// there.
+    /// Returns the name and text of the configuration file: `named`, else the default file if it exists.
     pub fn read_file(&self, named: Option<&Path>) -> Result<Option<(PathBuf, String)>, Problem> {
         let name = named.unwrap_or(Path::new(DEFAULT_FILE));
         let path = name.to_str().and_then(|name| self.resolve(name));
@@ -129,7 +128,7 @@ impl Places {
     }
 }
 
-/// A variable that holds a path, unless it is unset or empty.
+/// Returns the path in a variable, unless it is unset or empty.
 fn path_variable(name: &str) -> Option<PathBuf> {
     env::var_os(name)
         .filter(|value| !value.is_empty())

@@ -1,14 +1,14 @@
-//! The table of keys, read off the sections: what names exist, and what is said about them.
+//! The table of all keys and sections with their documentation.
 
 use crate::Config;
 use crate::section::{Section, Visitor};
 use crate::value::Value;
 
-/// What the names of all our variables start with.
+/// The prefix of all environment variables of gorego.
 pub(crate) const VARIABLE_PREFIX: &str = "GOREGO_";
 
-/// Variables that begin the same but are for the scripts in `tools`, from which a server may inherit
-/// them: under `tools/bazel run`, for example.
+/// Variables with the same prefix for the scripts in `tools`. A server inherits them under
+/// `tools/bazel run`, for example.
 pub(crate) const VARIABLES_OF_TOOLS: [&str; 5] = [
     "GOREGO_BAZEL",
     "GOREGO_BAZEL_CONTAINED",
@@ -17,18 +17,18 @@ pub(crate) const VARIABLES_OF_TOOLS: [&str; 5] = [
     "GOREGO_REQUIRE_CLIENT_ROOT",
 ];
 
-/// A key or a section, with what the reference says about it.
+/// A key or a section, with its documentation.
 #[derive(Debug)]
 pub(crate) struct Entry {
     /// The full name: `local_cache.dir`.
     pub(crate) name: String,
     /// The documentation, line by line.
     pub(crate) about: &'static [&'static str],
-    /// What only keys have.
+    /// The details of a key; none for a section.
     pub(crate) key: Option<Key>,
 }
 
-/// What the reference says about a key's values.
+/// The type and default of a key, as the reference shows them.
 #[derive(Debug)]
 pub(crate) struct Key {
     /// The type.
@@ -54,13 +54,13 @@ impl Table {
         self.entries.iter().find(|entry| entry.name == name)
     }
 
-    /// The keys with the names of their variables.
+    /// Returns the keys with the names of their variables.
     pub(crate) fn variables(&self) -> impl Iterator<Item = (String, &Entry)> {
         let keys = self.entries.iter().filter(|entry| entry.key.is_some());
         keys.map(|entry| (variable(&entry.name), entry))
     }
 
-    /// The keys and sections directly in `section`, by their short names.
+    /// Lists the short names of the keys and sections directly in `section`.
     pub(crate) fn inside(&self, section: &str) -> String {
         let prefix = format!("{section}.");
         let short = |entry: &Entry| {
@@ -74,8 +74,8 @@ impl Table {
             .join(", ")
     }
 
-    /// The name that `name` may have been meant to be: one of nearly the same letters, or the
-    /// one key that has this short name in another section.
+    /// Returns the name that was probably meant by `name`: the only key with this short name in another
+    /// section, or else the most similar name.
     pub(crate) fn nearest(&self, name: &str) -> Option<String> {
         let names = || self.entries.iter().map(|entry| entry.name.as_str());
         let mut namesakes = names().filter(|known| known.rsplit('.').next() == Some(name));
@@ -108,13 +108,13 @@ impl Visitor for Table {
     }
 }
 
-/// The one variable of a key: `GOREGO_LOCAL_CACHE_DIR`.
+/// Returns the environment variable of a key, such as `GOREGO_LOCAL_CACHE_DIR`.
 pub(crate) fn variable(key: &str) -> String {
     format!("{VARIABLE_PREFIX}{}", key.to_uppercase().replace('.', "_"))
 }
 
-/// The candidate that takes the fewest edits, if those are at most a third of the letters of the
-/// last part of `name`.
+/// Returns the candidate that is the fewest edits away, if those are at most a third of the letters in
+/// the last part of `name`.
 pub(crate) fn nearest<'a>(
     name: &str,
     candidates: impl Iterator<Item = &'a str>,

@@ -10,15 +10,15 @@ use crate::value::{Raw, Value, without_user};
 use crate::yaml::quote;
 use crate::{Header, ListenAddr};
 
-/// The address of a server: `grpc://host:port`, `grpcs://host`, `host:port` or `unix:/path`. A user
-/// and a password may precede the host; they are secrets, which `Display` hides.
+/// The address of a server: `grpc://host:port`, `grpcs://host`, `host:port` or `unix:/path`. A user and
+/// a password may precede the host; `Display` hides them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Target {
-    /// Its address.
+    /// The address without scheme and user.
     pub address: TargetAddress,
-    /// Whether the scheme asks for TLS; `None` where it leaves that open.
+    /// Whether the scheme requires TLS; `None` if there is no scheme.
     pub tls: Option<bool>,
-    /// The header that the user and the password become.
+    /// The basic `authorization` header made from the user and password.
     pub authorization: Option<Header>,
     text: String,
 }
@@ -66,7 +66,7 @@ impl Target {
     }
 }
 
-/// The header of RFC 7617 for `user:password`, each with `%XX` for special characters.
+/// Creates the header of RFC 7617 from `user:password`, both percent-encoded.
 fn basic(text: &str) -> Option<Header> {
     let (user, password) = text.split_once(':').unwrap_or((text, ""));
     let (user, password) = (decoded(user)?, decoded(password)?);
@@ -83,10 +83,10 @@ fn basic(text: &str) -> Option<Header> {
 fn decoded(text: &str) -> Option<String> {
     let is_code = |code: &[u8; 2]| code.iter().all(u8::is_ascii_hexdigit);
     let mut codes = text.split('%').skip(1);
-    let is_sound = codes.all(|rest| rest.as_bytes().first_chunk().is_some_and(is_code))
+    let is_valid = codes.all(|rest| rest.as_bytes().first_chunk().is_some_and(is_code))
         && !text.contains(['/', '?', '#', '@']);
     let decoded = percent_decode_str(text).decode_utf8().ok()?;
-    (is_sound && !decoded.contains(char::is_control)).then(|| decoded.into_owned())
+    (is_valid && !decoded.contains(char::is_control)).then(|| decoded.into_owned())
 }
 
 fn socket(path: &str) -> Option<TargetAddress> {
@@ -108,7 +108,7 @@ impl fmt::Display for Target {
     }
 }
 
-/// A target that may be absent, which the empty text says.
+/// An optional target; empty text stands for none.
 impl Value for Option<Target> {
     const TAKES_EMPTY: bool = true;
 
@@ -153,7 +153,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_form_is_understood() {
+    fn all_forms_of_targets_are_parsed() {
         for (text, address, tls) in [
             ("grpc://cache:8980", "cache:8980", Some(false)),
             ("grpc://cache", "cache:80", Some(false)),
@@ -209,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn what_names_no_server_is_refused() {
+    fn texts_other_than_targets_are_refused() {
         for text in [
             "cache",
             ":8980",

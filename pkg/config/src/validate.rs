@@ -1,32 +1,32 @@
-//! What no single value can be blamed for: ranges, combinations, and what this build can not do.
+//! Checks of ranges, combinations of keys, and features that are not implemented yet.
 
 mod backing;
 
 use std::time::Duration;
 
-use crate::load::{Effective, find};
+use crate::load::{EffectiveValue, find};
 use crate::value::Value as _;
 use crate::{ByteSize, ClientAuth, Config, Limits, LocalCache, Origin, Problem, Tls};
 
-/// Below, a batch could not even hold a few small blobs.
+/// The smallest batch: room for a few small blobs.
 const MIN_BATCH: ByteSize = ByteSize::from_kib(64);
 
-/// Above, each of a few clients could take up the server's memory with one message.
+/// The largest batch: with larger ones, a few messages could fill the server's memory.
 const MAX_BATCH: ByteSize = ByteSize::from_kib(64 << 10);
 
-/// The least `limits.memory` beside a batch and its response, which may be twice as large: with less,
-/// the largest requests would not fit.
+/// The least `limits.memory` in addition to a batch and its response, which may be twice as large: with
+/// less, the largest requests would not fit.
 const MIN_MEMORY: ByteSize = ByteSize::from_kib(64 << 10);
 
-/// What was found, each finding naming the key, its value and who gave it.
+/// Problems and warnings, each with the key, its value and the value's origin.
 pub(crate) struct Findings<'a> {
-    effective: &'a [Effective],
+    effective: &'a [EffectiveValue],
     pub(crate) problems: Vec<Problem>,
     pub(crate) warnings: Vec<String>,
 }
 
 /// Checks the configuration as a whole.
-pub(crate) fn validate<'a>(config: &Config, effective: &'a [Effective]) -> Findings<'a> {
+pub(crate) fn validate<'a>(config: &Config, effective: &'a [EffectiveValue]) -> Findings<'a> {
     let mut findings = Findings {
         effective,
         problems: Vec::new(),
@@ -40,7 +40,7 @@ pub(crate) fn validate<'a>(config: &Config, effective: &'a [Effective]) -> Findi
     findings
 }
 
-/// A cache smaller than this would refuse nearly everything, in bytes.
+/// The smallest local cache, in bytes. A smaller one would refuse nearly every blob.
 const MIN_SIZE: u64 = 1024 * 1024;
 
 impl Findings<'_> {
@@ -48,8 +48,8 @@ impl Findings<'_> {
         find(self.effective, key).is_some_and(|effective| effective.origin != Origin::Default)
     }
 
-    /// Refuses a combination of keys and blames the first one that a source gave. Says nothing
-    /// where one of them is refused already: its value here is not what the user meant.
+    /// Refuses a combination of keys and names the first that a source gave. Does nothing if one of them
+    /// is already refused: its value is then not what the user meant.
     fn refuse(&mut self, keys: &[&str], reason: &str) {
         let involved = || keys.iter().filter_map(|key| find(self.effective, key));
         if involved().any(|effective| effective.refused) {
@@ -67,7 +67,7 @@ impl Findings<'_> {
     }
 
     fn warn(&mut self, key: &str, reason: &str) {
-        if let Some(Effective {
+        if let Some(EffectiveValue {
             name,
             value,
             origin,
@@ -104,7 +104,7 @@ impl Findings<'_> {
         match tls.client_auth {
             ClientAuth::Require => self.refuse(
                 &["tls.client_auth"],
-                "lets in whoever shows any certificate, so it authenticates nobody; \
+                "accepts any certificate, so it authenticates no client; \
                  accepted: require_and_verify with tls.ca_file, or none",
             ),
             ClientAuth::VerifyIfGiven | ClientAuth::RequireAndVerify if without_authority => {
@@ -112,7 +112,7 @@ impl Findings<'_> {
                 self.refuse(&["tls.client_auth", "tls.ca_file"], reason);
             }
             ClientAuth::Request => {
-                let reason = "asks for a certificate nobody looks at; the same as none";
+                let reason = "requests a certificate without verifying it; the same as none";
                 self.warn("tls.client_auth", reason);
             }
             ClientAuth::None if !without_authority => {
@@ -160,7 +160,7 @@ impl Findings<'_> {
             self.refuse(&["limits.idle_timeout"], reason);
         }
         if limits.max_connections == 0 {
-            let reason = "would let nobody in; accepted: 1 or more";
+            let reason = "would refuse every client; accepted: 1 or more";
             self.refuse(&["limits.max_connections"], reason);
         }
     }
@@ -189,7 +189,7 @@ impl Findings<'_> {
             ("cluster.enabled", config.cluster.enabled),
         ] {
             if wanted {
-                self.warn(key, "not in this build, ignored");
+                self.warn(key, "not implemented yet, ignored");
             }
         }
     }

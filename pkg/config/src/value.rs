@@ -5,8 +5,8 @@ use crate::load::HIDDEN;
 use crate::sources::Places;
 use crate::yaml;
 
-/// What a source holds for a key, before the key's type had its say. Scalars keep their text, so
-/// that `1.10` stays what it is where a name is wanted.
+/// The untyped value that a source gives to a key. Scalars keep their text, so that the text `1.10` is
+/// not read as a number.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Raw {
     Null,
@@ -21,7 +21,7 @@ impl Raw {
         Self::Text(text.to_owned())
     }
 
-    /// The value of a variable or an argument: text, but for `null`.
+    /// Returns the value of a variable or an argument: text, except `null`.
     pub(crate) fn from_text(text: &str) -> Self {
         if text == "null" {
             Self::Null
@@ -30,7 +30,7 @@ impl Raw {
         }
     }
 
-    /// The scalar without the blanks around it.
+    /// Returns the scalar without surrounding blanks.
     pub(crate) fn word(&self) -> Option<&str> {
         match self {
             Self::Text(text) => Some(text.trim()),
@@ -38,12 +38,12 @@ impl Raw {
         }
     }
 
-    /// Whether it says nothing: null, or blank where the type has no use for that.
+    /// Whether the value stands for the default: null, or blank if the type has no blank values.
     pub(crate) fn means_default(&self, takes_empty: bool) -> bool {
         *self == Self::Null || (!takes_empty && self.word() == Some(""))
     }
 
-    /// The value for messages, without the user and password of a URL.
+    /// Returns the value for messages, without the user and password of a URL.
     pub(crate) fn shown(&self) -> String {
         match self {
             Self::Null => "null".to_owned(),
@@ -59,19 +59,19 @@ impl Raw {
 
 /// A type that keys can have.
 pub(crate) trait Value: Clone + PartialEq {
-    /// Whether an empty text is a value, and not another way to ask for the default.
+    /// True if an empty text is a value of the type. Otherwise it stands for the default.
     const TAKES_EMPTY: bool = false;
 
-    /// One or two words for the reference.
+    /// Names the type for the reference, in one or two words.
     fn kind() -> String;
 
-    /// What is accepted, to go behind "expected".
+    /// Describes the accepted values, for messages after "expected".
     fn accepts() -> String;
 
-    /// The value that `raw` stands for, if it is one of this type.
+    /// Parses a value of this type.
     fn parse(raw: &Raw, places: &Places) -> Option<Self>;
 
-    /// The value in one line of YAML, from which [`Value::parse`] makes the same value again.
+    /// Renders the value in one line of YAML, from which [`Value::parse`] reads the same value.
     fn render(&self) -> String;
 
     /// Returns the text that messages show for `raw`, which may not be a value of this type.
@@ -129,7 +129,7 @@ impl Value for String {
     }
 }
 
-/// A path made absolute; empty where none is set.
+/// A path, made absolute; empty if none is set.
 impl Value for PathBuf {
     fn kind() -> String {
         "path".to_owned()
@@ -191,7 +191,7 @@ pub(crate) fn without_user(authority: &str) -> Cow<'_, str> {
     }
 }
 
-/// The items of a list in one text, without blank ones.
+/// Splits a list at commas and skips blank items.
 pub(crate) fn split_commas(text: &str) -> impl Iterator<Item = &str> {
     text.split(',')
         .map(str::trim)
@@ -229,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn lists_come_with_commas_or_as_yaml() {
+    fn lists_are_read_from_commas_or_yaml() {
         let ab = Some(vec!["a".to_owned(), "b".to_owned()]);
         assert_eq!(list("a, b"), ab);
         assert_eq!(list("a,,b,"), ab);
@@ -240,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn texts_hold_no_control_characters() {
+    fn texts_with_control_characters_are_refused() {
         assert_eq!(
             String::parse(&Raw::text("a\nb"), &Places::for_tests()),
             None

@@ -1,4 +1,4 @@
-//! The YAML of configuration files: a tree of texts with their lines.
+//! Parsing of YAML to a tree of texts with their lines.
 
 use std::fmt;
 
@@ -7,25 +7,25 @@ use serde_saphyr::{DuplicateKeyPolicy, NonFiniteFloatPolicy, Spanned, UserMessag
 
 use crate::value::Raw;
 
-/// A value and the line where it stands.
+/// A value and its line.
 pub(crate) type Node = Spanned<Tree>;
 
 /// A YAML document. Mappings keep their order and their duplicates.
 pub(crate) enum Tree {
     Null,
     Text(String),
-    /// A scalar that YAML takes for a number or a boolean; its text is in the document.
+    /// A scalar that YAML reads as a number or a boolean; its text is in the document.
     Typed(String),
     List(Vec<Node>),
     Map(Vec<(Spanned<String>, Node)>),
 }
 
-/// Reads one document. Anchors work, within limits that no configuration reaches; the message of
-/// an error has the line.
+/// Parses one document. Aliases are limited far above the needs of a configuration. The error is a
+/// message that names the line.
 pub(crate) fn parse_document(document: &str) -> Result<Node, String> {
     let options = serde_saphyr::options! {
         budget: serde_saphyr::budget! { max_depth: 16, max_nodes: 10_000, max_events: 50_000 },
-        // The reader of the tree reports them all at once, and those that differ in case as well.
+        // `Layers` reports duplicates, including those that differ in letter case.
         duplicate_keys: DuplicateKeyPolicy::PassThrough,
         non_finite_float_policy: NonFiniteFloatPolicy::PassThrough,
         // An excerpt could show a secret.
@@ -39,12 +39,12 @@ pub(crate) fn parse_document(document: &str) -> Result<Node, String> {
     })
 }
 
-/// Reads one value.
+/// Parses one value.
 pub(crate) fn parse(document: &str) -> Result<Raw, String> {
     parse_document(document).map(|node| to_raw(&node, document))
 }
 
-/// The value of a node, without lines.
+/// Converts a node to a value, without lines.
 pub(crate) fn to_raw(node: &Node, document: &str) -> Raw {
     match &node.value {
         Tree::Null => Raw::Null,
@@ -60,7 +60,7 @@ pub(crate) fn to_raw(node: &Node, document: &str) -> Raw {
     }
 }
 
-/// The node as it stands in the document: `1.10`, where the number is 1.1.
+/// Returns the text of a node in the document: `1.10`, although the number is 1.1.
 fn source_text<'a>(node: &Node, document: &'a str) -> Option<&'a str> {
     let span = node.defined.span();
     let start = usize::try_from(span.byte_offset()?).ok()?;
@@ -68,7 +68,7 @@ fn source_text<'a>(node: &Node, document: &'a str) -> Option<&'a str> {
     document.get(start..start.checked_add(length)?)
 }
 
-/// `text` as a YAML scalar in double quotes, on one line.
+/// Renders `text` as a YAML scalar in double quotes, on one line.
 pub(crate) fn quote(text: &str) -> String {
     format!("\"{}\"", text.chars().map(escape).collect::<String>())
 }
@@ -76,7 +76,7 @@ pub(crate) fn quote(text: &str) -> String {
 fn escape(c: char) -> String {
     match c {
         '"' | '\\' => format!("\\{c}"),
-        // Other ends of lines, and what no YAML text may hold.
+        // Other line ends, and characters that YAML does not permit.
         '\u{2028}' | '\u{2029}' | '\u{feff}' | '\u{fffe}' | '\u{ffff}' => escape_code(c),
         c if c.is_control() => escape_code(c),
         c => c.to_string(),
@@ -192,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bomb_of_aliases_is_defused() {
+    fn exponentially_growing_aliases_are_refused() {
         let level = |level: usize| {
             let items = vec![format!("*a{}", level - 1); 10].join(",");
             format!(
@@ -218,7 +218,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn every_text_survives_being_quoted(text: String) {
+        fn every_text_can_be_quoted_and_parsed(text: String) {
             prop_assert_eq!(parse(&quote(&text)), Ok(Raw::Text(text)));
         }
 

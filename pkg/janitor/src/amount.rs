@@ -2,17 +2,17 @@
 
 use gorego_storage::{Candidate, Resource};
 
-/// Bytes on the disk, and files, of which a file system can hold only so many.
+/// An amount of disk space and of files (inodes): a file system has a limited number of both.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Amount {
-    /// In bytes.
+    /// Bytes on the disk.
     pub bytes: u64,
-    /// In number.
+    /// The number of files.
     pub files: u64,
 }
 
 impl Amount {
-    /// Takes the amount of each resource from `amount`.
+    /// Creates an amount by calling `amount` for each resource.
     pub fn of(amount: impl Fn(Resource) -> u64) -> Self {
         Self {
             bytes: amount(Resource::Bytes),
@@ -28,17 +28,17 @@ impl Amount {
         }
     }
 
-    /// Bytes alone.
+    /// Creates an amount of bytes alone.
     pub const fn of_bytes(bytes: u64) -> Self {
         Self { bytes, files: 0 }
     }
 
-    /// Whether both are zero.
+    /// Whether the amount of each resource is zero.
     pub fn is_zero(self) -> bool {
         self == Self::default()
     }
 
-    /// Whether this is at least `other` in both.
+    /// Whether this is at least `other` for each resource.
     pub const fn covers(self, other: Self) -> bool {
         self.bytes >= other.bytes && self.files >= other.files
     }
@@ -61,7 +61,7 @@ impl Amount {
         }
     }
 
-    /// The larger of the two in each.
+    /// Returns the larger amount of each resource.
     #[must_use]
     pub fn max(self, other: Self) -> Self {
         Self {
@@ -70,7 +70,7 @@ impl Amount {
         }
     }
 
-    /// The smaller of the two in each.
+    /// Returns the smaller amount of each resource.
     #[must_use]
     pub fn min(self, other: Self) -> Self {
         Self {
@@ -80,7 +80,7 @@ impl Amount {
     }
 }
 
-/// Returns the amount that evicting all of these frees.
+/// Returns the amount that evicting all candidates frees.
 pub(crate) fn total(candidates: &[Candidate]) -> Amount {
     candidates
         .iter()
@@ -89,7 +89,7 @@ pub(crate) fn total(candidates: &[Candidate]) -> Amount {
         .fold(Amount::default(), Amount::plus)
 }
 
-/// Returns the amount that evicting this one frees. Folders that go with it are not counted.
+/// Returns the amount that evicting one candidate frees, without folders that become empty.
 pub(crate) const fn of(candidate: Candidate) -> Amount {
     Amount {
         bytes: candidate.bytes,

@@ -1,23 +1,23 @@
-//! What a janitor did, for those who measure.
+//! Counters of the janitor's work.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use gorego_storage::Removed;
 
-/// Totals since the start. They only grow.
+/// Totals since the start.
 #[derive(Debug, Default)]
 pub struct Counters {
-    /// Blobs and action results evicted, those with broken leases included.
+    /// Evicted blobs and action results, including those with broken leases.
     pub evicted: AtomicU64,
-    /// The room they took, in bytes.
+    /// Bytes of the evicted blobs and action results.
     pub evicted_bytes: AtomicU64,
-    /// Evicted although a client had been told, less than the lease time ago, that they were here.
+    /// Blobs and action results evicted before their lease ended.
     pub leases_broken: AtomicU64,
-    /// Partial uploads and quarantined files that nobody came back for in time.
+    /// Partial uploads and quarantined files removed after their expiry time.
     pub uploads_expired: AtomicU64,
-    /// Partial uploads and quarantined files removed early, because there was no other room.
+    /// Partial uploads and quarantined files removed earlier, to make room.
     pub uploads_dropped: AtomicU64,
-    /// The room that partial uploads and quarantined files took, in bytes.
+    /// Bytes of the removed partial uploads and quarantined files.
     pub upload_bytes: AtomicU64,
 }
 

@@ -1,27 +1,27 @@
-//! How much has to go, from how full a store is.
+//! Computes from the usage of a store how much eviction has to free.
 
 use gorego_storage::Usage;
 
 use crate::Amount;
 
-/// Where eviction starts and stops.
+/// The marks at which eviction starts and stops.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Marks {
-    /// Eviction starts above this share of the limit.
+    /// The share of the limit above which eviction starts.
     pub high: f64,
-    /// And goes on down to this share.
+    /// The share of the limit down to which eviction continues.
     pub low: f64,
-    /// It starts, too, when the file system has less than this left, in bytes.
+    /// Free bytes of the file system below which eviction also starts.
     pub min_free: u64,
 }
 
 impl Marks {
-    /// The usage beyond which eviction starts, in bytes, for a store with this limit.
+    /// Returns the usage above which a store with this limit evicts, in bytes.
     pub fn high_bytes(&self, limit: u64) -> u64 {
         share(limit, self.high)
     }
 
-    /// The usage down to which it goes on, in bytes.
+    /// Returns the usage down to which eviction continues, in bytes.
     pub fn low_bytes(&self, limit: u64) -> u64 {
         share(limit, self.low)
     }
@@ -31,28 +31,28 @@ impl Marks {
     clippy::cast_possible_truncation,
     clippy::cast_precision_loss,
     clippy::cast_sign_loss,
-    reason = "a share of a disk, which may be some bytes off, and is never negative"
+    reason = "a share of a disk is never negative, and may be some bytes off"
 )]
 fn share(limit: u64, share: f64) -> u64 {
     (limit as f64 * share.clamp(0.0, 1.0)) as u64
 }
 
-/// The amount to be freed, and the leases that may be broken for it.
+/// The amounts to be freed, and the leases that may be broken for that.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Demand {
-    /// To get back to the low mark. Leases are respected.
+    /// The amount down to the low mark. Leases are not broken for it.
     pub soft: Amount,
-    /// For uploads that wait. Some leases are broken if nothing else is left.
+    /// The amount that uploads wait for. Some leases are broken if nothing else can be evicted.
     pub hard: Amount,
-    /// How much leased entries may hold together; beyond this the oldest count as unleased.
+    /// The most bytes that all leases may hold. Beyond that the oldest leased entries count as unleased.
     pub leases_allowed: u64,
     /// The most leased bytes that may be evicted for the waiting upload.
     pub leases_breakable: u64,
 }
 
 impl Demand {
-    /// Returns the demand on a janitor at rest: nothing below the high mark, unless the file system
-    /// has a shortage or uploads wait.
+    /// Returns the demand on an idle janitor: zero below the high mark, unless the file system has a
+    /// shortage or uploads wait.
     pub fn of(usage: &Usage, marks: &Marks, on_disk: Amount) -> Self {
         let full = usage.used.saturating_add(usage.wanted) > marks.high_bytes(usage.limit);
         let demand = Self::down_to_low(usage, marks, on_disk);
@@ -64,15 +64,15 @@ impl Demand {
         }
     }
 
-    /// Returns the demand on a janitor at work, which does not stop before the low mark. `on_disk`
-    /// is the shortage of the file system.
+    /// Returns the demand on a janitor that has started to evict and continues down to the low mark.
+    /// `on_disk` is the shortage of the file system.
     pub fn down_to_low(usage: &Usage, marks: &Marks, on_disk: Amount) -> Self {
         let after = usage.used.saturating_add(usage.wanted);
         let beyond_low = after.saturating_sub(marks.low_bytes(usage.limit));
         let soft = Amount::of_bytes(beyond_low).max(on_disk);
         let tenth = usage.capacity() / 10;
         Self {
-            // Until all entries are known, the oldest are not.
+            // The oldest entries are not known until the scan has ended.
             soft: if usage.scanning {
                 Amount::default()
             } else {
@@ -88,7 +88,7 @@ impl Demand {
         }
     }
 
-    /// The larger of the two.
+    /// Returns the larger of the soft and the hard amount.
     pub fn total(&self) -> Amount {
         self.soft.max(self.hard)
     }
@@ -101,8 +101,8 @@ fn hard(usage: &Usage) -> Amount {
     }
 }
 
-/// Four fifths of what the store can hold, but never so much that at the low mark nothing is left for
-/// what has no lease.
+/// Returns four fifths of the capacity, but less than the low mark, so that entries without a lease
+/// always have some room.
 fn leases_allowed(usage: &Usage, marks: &Marks) -> u64 {
     let (capacity, low) = (usage.capacity(), marks.low_bytes(usage.limit));
     let allowed = (capacity - capacity / 5).min(low - low / 17);
@@ -138,15 +138,15 @@ mod tests {
 
     #[test]
     fn eviction_starts_above_the_high_mark_and_goes_down_to_the_low_one() {
-        let at_work = |used| Demand::down_to_low(&usage(used), &MARKS, Amount::default());
+        let started = |used| Demand::down_to_low(&usage(used), &MARKS, Amount::default());
         assert_eq!(soft(&usage(950)), 0);
         assert_eq!(soft(&usage(951)), 101);
-        assert_eq!(at_work(900).total().bytes, 50);
-        assert_eq!(at_work(850).total().bytes, 0);
+        assert_eq!(started(900).total().bytes, 50);
+        assert_eq!(started(850).total().bytes, 0);
     }
 
     #[test]
-    fn a_full_disk_starts_eviction_too() {
+    fn a_shortage_of_disk_space_starts_eviction() {
         let on_disk = |used, free| Usage {
             free_on_disk: Some(free),
             ..usage(used)
@@ -154,17 +154,17 @@ mod tests {
         assert_eq!(soft(&on_disk(500, 100)), 0);
         assert_eq!(soft(&on_disk(500, 99)), 1);
         assert_eq!(soft(&on_disk(500, 0)), 100);
-        // Whichever asks for more.
+        // The larger demand counts.
         assert_eq!(soft(&on_disk(900, 99)), 50);
         assert_eq!(soft(&on_disk(900, 0)), 100);
-        // On a disk that others fill the store keeps half of what is left.
+        // On a disk filled by others, the store keeps half of the rest.
         assert_eq!(soft(&on_disk(20, 50)), 0);
         assert_eq!(soft(&on_disk(60, 40)), 10);
         assert_eq!(soft(&on_disk(20, 0)), 10);
     }
 
     #[test]
-    fn leases_leave_room_for_what_has_none() {
+    fn leases_leave_room_for_unleased_entries() {
         let allowed = |low, folders, free_on_disk| {
             let marks = Marks { low, ..MARKS };
             let usage = Usage {
@@ -181,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn what_uploads_wait_for_is_a_hard_need() {
+    fn waiting_uploads_are_a_hard_demand() {
         let waiting = |used, wanted| {
             let usage = Usage {
                 wanted,
@@ -208,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn one_upload_breaks_leases_of_a_tenth_of_what_the_store_can_hold() {
+    fn one_upload_breaks_leases_of_at_most_a_tenth_of_the_capacity() {
         let breakable = |leases_broken, free_on_disk| {
             let usage = Usage {
                 leases_broken,
@@ -224,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn before_all_entries_are_known_only_uploads_that_wait_cost_any_and_none_with_a_lease() {
+    fn during_the_scan_only_waiting_uploads_evict_and_no_leases_are_broken() {
         let usage = Usage {
             scanning: true,
             wanted: 10,
@@ -237,7 +237,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_figures_overflow(
+        fn extreme_usages_do_not_overflow(
             (used, idle_uploads, folders, files) in any::<(u64, u64, u64, u64)>(),
             (limit, wanted, leases_broken, wanted_files) in any::<(u64, u64, u64, u64)>(),
             (upload, count, evicted) in any::<(u64, u64, u64)>(),
@@ -255,9 +255,9 @@ mod tests {
             let shortage = Shortage::of(&usage, &marks);
             let on_disk = shortage.left(&usage);
             let start = Demand::of(&usage, &marks, on_disk);
-            let go_on = Demand::down_to_low(&usage, &marks, on_disk);
-            prop_assert!(go_on.total().covers(start.total()));
-            prop_assert_eq!(start.hard, go_on.hard);
+            let started = Demand::down_to_low(&usage, &marks, on_disk);
+            prop_assert!(started.total().covers(start.total()));
+            prop_assert_eq!(start.hard, started.hard);
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Keeps a store within its limits: decides what to evict, and evicts it in small steps.
+//! Keeps a store within its limits: decides which entries to evict, and evicts them in small steps.
 
 mod amount;
 mod counters;

@@ -1,4 +1,4 @@
-//! The oldest of many entries, as few as suffice.
+//! Selection of the oldest entries that together free a wanted amount.
 
 use std::{cmp::Ordering, iter::Peekable, vec};
 
@@ -6,42 +6,42 @@ use gorego_storage::Candidate;
 
 use crate::amount::{self, Amount};
 
-/// Keeps, of all entries offered, the oldest that together free what is wanted, and at
-/// most so many. Holds up to twice as many while it looks: parting them now and then is
-/// several times cheaper than keeping order.
+/// Keeps the oldest of the offered entries: those that free the wanted amount, and no more than
+/// `at_most`. Buffers twice as many and partitions them now and then, which is several times cheaper
+/// than keeping them sorted.
 #[derive(Debug)]
-pub(crate) struct Oldest {
+pub(crate) struct OldestEntries {
     wanted: Amount,
     at_most: usize,
     kept: Vec<Candidate>,
-    /// Nothing after this one is needed any more.
-    last: Option<Candidate>,
+    /// The youngest entry that can still be needed.
+    youngest: Option<Candidate>,
 }
 
-impl Oldest {
+impl OldestEntries {
     pub(crate) const fn new(wanted: Amount, at_most: usize) -> Self {
         Self {
             wanted,
             at_most,
             kept: Vec::new(),
-            last: None,
+            youngest: None,
         }
     }
 
     pub(crate) fn offer(&mut self, candidate: Candidate) {
         let too_young = self
-            .last
-            .is_some_and(|last| by_age(&last, &candidate).is_lt());
+            .youngest
+            .is_some_and(|youngest| by_age(&youngest, &candidate).is_lt());
         if too_young || self.wanted.is_zero() {
             return;
         }
         self.kept.push(candidate);
         if self.kept.len() >= self.at_most.saturating_mul(2) {
-            self.last = self.drop_young();
+            self.youngest = self.drop_young();
         }
     }
 
-    /// Keeps the oldest `at_most`, in no order, and says which is the youngest of them.
+    /// Keeps the oldest `at_most`, unordered, and returns the youngest of them.
     fn drop_young(&mut self) -> Option<Candidate> {
         let index = self.at_most.checked_sub(1)?;
         let (_, youngest, _) = self.kept.select_nth_unstable_by(index, by_age);
@@ -50,7 +50,7 @@ impl Oldest {
         Some(youngest)
     }
 
-    /// The entries, oldest first.
+    /// Returns the selected entries, oldest first.
     pub(crate) fn into_vec(mut self) -> Vec<Candidate> {
         self.kept.sort_unstable_by(by_age);
         let needed = cover(&self.kept, self.wanted);
@@ -59,12 +59,13 @@ impl Oldest {
     }
 }
 
-/// Which of two goes first: the older one, and of two of one age the one with the lower number.
+/// Orders candidates by last use, and by entry number where that is equal.
 pub(crate) fn by_age(a: &Candidate, b: &Candidate) -> Ordering {
     (a.last_use, a.entry).cmp(&(b.last_use, b.entry))
 }
 
-/// Returns how many of the first entries free the wanted amount; all of them if that is not enough.
+/// Returns how many of the first candidates free the wanted amount, or the number of all if they do
+/// not suffice.
 pub(crate) fn cover(candidates: &[Candidate], wanted: Amount) -> usize {
     let mut sum = Amount::default();
     candidates
@@ -77,7 +78,7 @@ pub(crate) fn cover(candidates: &[Candidate], wanted: Amount) -> usize {
         .count()
 }
 
-/// Both lists in one, in the order of age that each has.
+/// Merges two lists that are ordered by age.
 pub(crate) fn merge(a: Vec<Candidate>, b: Vec<Candidate>) -> Vec<Candidate> {
     let mut merged = Vec::with_capacity(a.len() + b.len());
     let (mut a, mut b) = (a.into_iter().peekable(), b.into_iter().peekable());

@@ -1,40 +1,40 @@
-//! What to evict: decided from one look at every entry, without doing anything.
+//! Decides which entries to evict, from one pass over all entries.
 
 use gorego_storage::Candidate;
 
 use crate::{
     Amount, Demand,
     amount::total,
-    oldest::{Oldest, cover, merge},
+    oldest::{OldestEntries, cover, merge},
 };
 
-/// How many entries one plan holds of a kind. What is more waits for the next plan.
+/// The most entries of each list of a plan. Others are left to the next plan.
 const AT_MOST: usize = 16 * 1024;
 
-/// Looks at every entry once, and remembers only those that have to go.
+/// Sees every entry once, and keeps only those to evict.
 #[derive(Debug)]
 pub struct Planner {
     demand: Demand,
     at_most: usize,
-    unleased: Oldest,
-    leased: Oldest,
+    unleased: OldestEntries,
+    leased: OldestEntries,
     leased_bytes: u64,
 }
 
-/// What to evict, as long as it is needed.
+/// The entries to evict for as long as there is a demand.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Plan {
-    /// To be evicted in this order, until the demand is met. Those with a lease are the oldest
-    /// beyond what leases may hold.
+    /// Entries to evict in this order until the demand is met. Leased ones among them are the oldest,
+    /// beyond the bytes that leases may hold.
     pub evict: Vec<Candidate>,
-    /// After that, and only until the hard demand is met: leases to break, the oldest first.
+    /// Leased entries to evict after that until the hard demand is met, oldest first.
     pub break_leases: Vec<Candidate>,
     /// Whether there were too many entries for one plan.
     pub is_partial: bool,
 }
 
 impl Planner {
-    /// A planner that has seen nothing.
+    /// Creates a planner for a demand.
     pub fn new(demand: Demand) -> Self {
         Self::with_limit(demand, AT_MOST)
     }
@@ -43,13 +43,13 @@ impl Planner {
         Self {
             demand,
             at_most,
-            unleased: Oldest::new(demand.total(), at_most),
-            leased: Oldest::new(demand.total(), at_most),
+            unleased: OldestEntries::new(demand.total(), at_most),
+            leased: OldestEntries::new(demand.total(), at_most),
             leased_bytes: 0,
         }
     }
 
-    /// Looks at one entry. The order of entries does not matter.
+    /// Considers one entry. Entries may come in any order.
     pub fn offer(&mut self, candidate: Candidate) {
         if candidate.leased {
             self.leased_bytes = self.leased_bytes.saturating_add(candidate.bytes);
@@ -61,16 +61,16 @@ impl Planner {
         }
     }
 
-    /// What has to go, now that everything was seen.
+    /// Returns the plan, after all entries were offered.
     pub fn finish(self) -> Plan {
         let demand = self.demand;
         let excess = self.leased_bytes.saturating_sub(demand.leases_allowed);
         let mut lapsed = self.leased.into_vec();
-        let saw_all = lapsed.len() < self.at_most;
+        let all_kept = lapsed.len() < self.at_most;
         let mut break_leases = lapsed.split_off(cover(&lapsed, Amount::of_bytes(excess)));
 
         let mut evict = merge(self.unleased.into_vec(), lapsed);
-        // Each list holds its oldest, so that this many of both are the oldest of all.
+        // Each list is cut off at `at_most`, so the merged order is right only up to that.
         evict.truncate(self.at_most);
         evict.truncate(cover(&evict, demand.total()));
         let freed = total(&evict);
@@ -78,8 +78,8 @@ impl Planner {
         let short = demand.hard.minus(freed);
         break_leases.truncate(cover(&break_leases, short));
         let broken = total(&break_leases);
-        // Leases are not broken for an upload that will be refused all the same.
-        let in_vain = saw_all && !broken.covers(short);
+        // Leases are not broken for an upload that will be refused anyway.
+        let in_vain = all_kept && !broken.covers(short);
         if is_partial || in_vain || broken.bytes > demand.leases_breakable {
             break_leases.clear();
         }
@@ -92,7 +92,7 @@ impl Planner {
 }
 
 impl Plan {
-    /// Whether there is nothing to do.
+    /// Whether there is nothing to evict.
     pub fn is_empty(&self) -> bool {
         self.evict.is_empty() && self.break_leases.is_empty()
     }

@@ -1,4 +1,4 @@
-//! The janitor at work: when it wakes, how it goes about a plan, and when it rests.
+//! The janitor's loop: wakes, evicts in passes, and rests when nothing can be evicted.
 
 mod pass;
 
@@ -12,22 +12,22 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{Counters, Demand, Marks, shortage::Shortage};
-use pass::{End, Pass};
+use pass::{Outcome, Pass};
 
-/// How long to leave a store alone that is above its mark and has nothing to evict: each attempt
-/// looks at every entry, and only expiring leases change the answer.
+/// The pause after a pass that found nothing more to evict: each pass visits every entry, and only
+/// leases that end change its outcome.
 const REST: Duration = Duration::from_secs(5);
-/// The same while uploads wait, which would otherwise be refused late.
+/// The pause while uploads wait, short so that they are refused soon.
 const SHORT_REST: Duration = Duration::from_millis(100);
 
-/// How a janitor behaves.
+/// Options of a janitor.
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
-    /// Where eviction starts and stops.
+    /// The marks at which eviction starts and stops.
     pub marks: Marks,
-    /// How often to look at the file system's free space and for expired uploads.
+    /// The interval between checks for free disk space and expired uploads.
     pub interval: Duration,
-    /// Partial uploads untouched for this long are removed.
+    /// The age at which idle partial uploads are removed.
     pub upload_expiry: Duration,
 }
 
@@ -39,17 +39,17 @@ pub struct Janitor {
     counters: Arc<Counters>,
 }
 
-/// Until when a store with nothing to evict is left alone.
+/// The times until which passes pause.
 #[derive(Debug, Default)]
-struct Rest {
-    /// As far as its marks go.
+struct Pauses {
+    /// For a soft demand.
     soft: Option<Instant>,
-    /// As far as uploads wait.
+    /// For a hard demand.
     hard: Option<Instant>,
 }
 
 impl Janitor {
-    /// A janitor for `store`; it does nothing before [`Self::run`].
+    /// Creates a janitor for `store`. It does nothing before [`Self::run`].
     pub fn new(store: Arc<dyn Evictable>, options: Options) -> Self {
         Self {
             store,
@@ -58,17 +58,16 @@ impl Janitor {
         }
     }
 
-    /// What it did so far.
+    /// Returns the counters of this janitor.
     pub fn counters(&self) -> Arc<Counters> {
         Arc::clone(&self.counters)
     }
 
-    /// Works until `shutdown`; ends after the step under way. Failures are logged and stop
-    /// nothing.
+    /// Runs until `shutdown` is cancelled and the current step is done. Failures are logged.
     pub async fn run(self, shutdown: CancellationToken) {
         let mut timer = time::interval(self.options.interval.max(SHORT_REST));
         timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut rest = Rest::default();
+        let mut pauses = Pauses::default();
         loop {
             tokio::select! {
                 biased;
@@ -76,18 +75,18 @@ impl Janitor {
                 _ = timer.tick() => self.remove_expired_uploads().await,
                 () = self.store.pressure() => {}
             }
-            self.relieve(&mut rest, &shutdown).await;
+            self.relieve(&mut pauses, &shutdown).await;
         }
     }
 
-    /// Returns the file system's shortage, without that which eviction is known not to help against.
+    /// Returns the file system's shortage of the resources that eviction is not known to be futile for.
     fn shortage(&self, usage: &Usage) -> Shortage {
         let futile = self.store.futile();
         Shortage::of(usage, &self.options.marks).only(|resource| !futile.holds(resource, usage))
     }
 
     /// Brings the store back within its marks, as far as possible.
-    async fn relieve(&self, rest: &mut Rest, shutdown: &CancellationToken) {
+    async fn relieve(&self, pauses: &mut Pauses, shutdown: &CancellationToken) {
         let usage = self.store.usage();
         if usage.idle_uploads > usage.limit / 10 {
             let trim = |store: &dyn Evictable| store.trim_idle_uploads();
@@ -100,7 +99,7 @@ impl Janitor {
             return;
         }
         let is_hard = !demand.hard.is_zero();
-        let until = if is_hard { rest.hard } else { rest.soft };
+        let until = if is_hard { pauses.hard } else { pauses.soft };
         if let Some(until) = until.filter(|until| *until > Instant::now()) {
             if !is_hard {
                 return;
@@ -110,7 +109,7 @@ impl Janitor {
                 return;
             }
         }
-        (rest.soft, rest.hard) = (None, None);
+        (pauses.soft, pauses.hard) = (None, None);
         loop {
             let shortage = self.shortage(&self.store.usage());
             let mut pass = Pass::new(self, shortage);
@@ -122,24 +121,24 @@ impl Janitor {
                     self.store.futile().record(resource, &usage);
                 }
             }
-            if end != End::Stuck {
+            if end != Outcome::Stuck {
                 return;
             }
-            rest.soft = Some(Instant::now() + REST);
+            pauses.soft = Some(Instant::now() + REST);
             if !self.store.usage().is_wanted() {
                 return;
             }
-            // An upload that came to wait at the end of the pass is owed a look at what only
-            // waiting uploads may have.
+            // A pass without a hard demand breaks no leases: if an upload began to wait at its end,
+            // another pass follows.
             if pass.was_hard() {
-                rest.hard = Some(Instant::now() + SHORT_REST);
+                pauses.hard = Some(Instant::now() + SHORT_REST);
                 self.store.room_made(true);
                 return;
             }
         }
     }
 
-    /// Removes what is left of uploads for too long, and what is beyond their number.
+    /// Removes partial uploads that are too old, and the oldest of those that hold too much.
     async fn remove_expired_uploads(&self) {
         let age = self.options.upload_expiry;
         let expired = move |store: &dyn Evictable| store.remove_idle_uploads(age);
@@ -157,7 +156,7 @@ impl Janitor {
             .uploads_dropped(self.remove_uploads(trim).await);
     }
 
-    /// Removes idle uploads, and tells those who wait of it.
+    /// Removes idle uploads and wakes the uploads that wait for room.
     async fn remove_uploads(
         &self,
         remove: impl FnOnce(&dyn Evictable) -> gorego_storage::Result<Removed> + Send + 'static,
@@ -174,20 +173,20 @@ impl Janitor {
                 removed
             }
             Err(error) => {
-                tracing::warn!(%error, "could not remove idle uploads");
+                tracing::warn!(%error, "failed to remove idle uploads");
                 Removed::default()
             }
         }
     }
 
-    /// Does something with the store that may block. `None` when the store panicked.
+    /// Runs blocking work on the store. Returns `None` if it panicked.
     async fn blocking<T: Send + 'static>(
         &self,
         work: impl FnOnce(&dyn Evictable) -> T + Send + 'static,
     ) -> Option<T> {
         let store = Arc::clone(&self.store);
         let done = task::spawn_blocking(move || work(&*store)).await;
-        done.inspect_err(|error| tracing::error!(%error, "a step of the janitor failed"))
+        done.inspect_err(|error| tracing::error!(%error, "step of the janitor panicked"))
             .ok()
     }
 }

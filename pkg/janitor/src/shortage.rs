@@ -1,22 +1,22 @@
-//! The shortage of the file system itself, which others fill too.
+//! The shortage of space and files on the file system, which other programs fill, too.
 
 use gorego_storage::{Resource, Usage};
 
 use crate::{Amount, Marks};
 
-/// Eviction for the sake of files starts when less than this share of those that the store could have is
-/// free, and at most so many.
+/// Eviction for files starts when fewer are free than the lesser of one in 20 that the store could have
+/// and 32 Ki.
 const FILES: (u64, u64) = (20, 32 * 1024);
-/// And it goes on until this many times as many are free.
+/// Eviction for files continues until this many times as many are free.
 const FILES_LOW: u64 = 3;
-/// The amount to evict before it can be judged whether eviction helps.
+/// The amount to evict before eviction can be found futile.
 const PROBE: Amount = Amount {
     bytes: 64 * 1024,
     files: 16,
 };
 
-/// The shortage at the beginning of a pass. It is not measured anew while others fill the disk: that
-/// would be answered with the whole cache.
+/// The shortage at the beginning of a pass. It is not measured again during the pass: while other
+/// programs fill the disk, that would evict the whole cache.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Shortage {
     /// The amount that should be free.
@@ -31,8 +31,8 @@ impl Shortage {
     pub(crate) fn of(usage: &Usage, marks: &Marks) -> Self {
         let free = Amount::of(|resource| resource.free(usage));
         let shared = Amount::of(|resource| resource.shared(usage));
-        // Where others have filled it, the store keeps half of what is left for the two of them:
-        // giving up everything would not free what was asked for either.
+        // On a disk filled by others, the store keeps half of the free space and its own: evicting
+        // everything would not reach `min_free` either.
         let bytes = marks.min_free.min(shared.bytes / 2);
         let (share, most) = FILES;
         let files = (shared.files / share).min(most);
@@ -51,7 +51,7 @@ impl Shortage {
         }
     }
 
-    /// Keeps of the lacking amounts those of the resources that satisfy the condition.
+    /// Keeps only the lacking amounts of resources that satisfy the condition.
     pub(crate) fn only(mut self, keep: impl Fn(Resource) -> bool) -> Self {
         let lacking = self.lacking;
         self.lacking = Amount::of(|resource| {
@@ -82,8 +82,8 @@ impl Shortage {
         })
     }
 
-    /// Whether the resource was lacking, and most of what was evicted of it did not become free.
-    /// Amounts that others free or take meanwhile count as well, and may end a pass early.
+    /// Whether the resource was lacking, and most of the evicted amount did not become free. Amounts
+    /// that other programs free or take meanwhile count, too, and may end a pass early.
     pub(crate) fn is_futile(&self, resource: Resource, usage: &Usage) -> bool {
         self.lacking.get(resource) > 0
             && self.evicted(resource, usage) >= PROBE.get(resource)
@@ -126,19 +126,19 @@ mod tests {
     }
 
     #[test]
-    fn the_shortage_is_that_of_the_beginning() {
+    fn a_shortage_does_not_grow_while_others_fill_the_disk() {
         let shortage = Shortage::of(&usage(1 << 21, 1 << 19), &MARKS);
         assert_eq!(shortage.lacking().bytes, 1 << 19);
         // Others took as much as eviction freed.
         let taken = usage((1 << 21) - (1 << 18), (1 << 19) + (1 << 17));
         assert_eq!(shortage.left(&after(1 << 18, taken)).bytes, 1 << 18);
         assert!(shortage.left(&after(1 << 19, taken)).is_zero());
-        // It was met, whoever did it.
+        // Space that others freed counts.
         assert!(shortage.left(&after(1, usage(1 << 20, 1 << 20))).is_zero());
     }
 
     #[test]
-    fn eviction_ends_when_it_does_not_free_anything() {
+    fn eviction_that_frees_nothing_is_futile() {
         let shortage = Shortage::of(&usage(1 << 21, 0), &MARKS);
         assert_eq!(shortage.lacking().bytes, 1 << 20);
         let lost = |bytes: u64| after(bytes, usage((1 << 21) - bytes, 0));
@@ -148,12 +148,12 @@ mod tests {
         assert!(!is_futile(&small));
         assert!(shortage.left(&lost(PROBE.bytes)).is_zero());
         assert!(is_futile(&lost(PROBE.bytes)));
-        // Uploads that take what eviction frees are no reason to end it.
+        // Uploads that use the freed space do not make eviction futile.
         assert!(!is_futile(&after(PROBE.bytes, usage(1 << 21, 0))));
     }
 
     #[test]
-    fn files_run_short_before_there_are_none() {
+    fn a_shortage_of_files_begins_while_some_are_free() {
         let usage = |files, free| Usage {
             files,
             free_files: Some(free),

@@ -1,4 +1,4 @@
-//! The janitor and the local store together: uploads never stop, and the limit holds.
+//! Tests of the janitor with the local store.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
 use std::{
@@ -25,12 +25,12 @@ const MARKS: Marks = Marks {
     min_free: 0,
 };
 
-/// A store with a janitor at work until the set is dropped.
-async fn kept_tidy(dir: &Path) -> (Arc<LocalStore>, Arc<Counters>, JoinSet<()>) {
-    kept_tidy_with(dir, Duration::ZERO).await
+/// Opens a store and starts its janitor, which runs until the set is dropped.
+async fn start(dir: &Path) -> (Arc<LocalStore>, Arc<Counters>, JoinSet<()>) {
+    start_with(dir, Duration::ZERO).await
 }
 
-async fn kept_tidy_with(
+async fn start_with(
     dir: &Path,
     upload_lease: Duration,
 ) -> (Arc<LocalStore>, Arc<Counters>, JoinSet<()>) {
@@ -80,7 +80,7 @@ async fn until(store: &LocalStore, condition: impl Fn() -> bool) {
     assert!(waited.is_ok(), "{:?}", store.usage());
 }
 
-/// Waits until the janitor has evicted down to its mark, and counted at least `evicted` entries.
+/// Waits until the usage is below the high mark and at least `evicted` entries are counted.
 async fn settled(store: &LocalStore, counters: &Counters, evicted: u64) {
     let high = MARKS.high_bytes(LIMIT);
     until(store, || {
@@ -90,12 +90,12 @@ async fn settled(store: &LocalStore, counters: &Counters, evicted: u64) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn uploads_without_pause_all_succeed_and_stay_below_the_limit() {
+async fn continuous_uploads_succeed_and_stay_below_the_limit() {
     const UPLOADERS: u64 = 8;
     const EACH: u64 = 250;
     const SIZE: u64 = 16 * 1024;
     let dir = tempfile::tempdir().unwrap();
-    let (store, counters, _janitor) = kept_tidy(dir.path()).await;
+    let (store, counters, _janitor) = start(dir.path()).await;
     let mut uploaders = JoinSet::new();
     for uploader in 0..UPLOADERS {
         let store = Arc::clone(&store);
@@ -103,7 +103,7 @@ async fn uploads_without_pause_all_succeed_and_stay_below_the_limit() {
             for number in 0..EACH {
                 let len = usize::try_from(SIZE).unwrap();
                 put(&store, uploader * EACH + number, len).await;
-                // An upload about to end may count twice.
+                // An upload that is being published may count twice.
                 let used = store.usage().used;
                 assert!(used <= LIMIT + UPLOADERS * SIZE, "{used} bytes are used");
             }
@@ -124,9 +124,9 @@ async fn uploads_without_pause_all_succeed_and_stay_below_the_limit() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn leases_never_keep_an_upload_out() {
+async fn uploads_succeed_when_leases_hold_the_whole_cache() {
     let dir = tempfile::tempdir().unwrap();
-    let (store, counters, _janitor) = kept_tidy(dir.path()).await;
+    let (store, counters, _janitor) = start(dir.path()).await;
     for number in 0..1000 {
         let digest = put(&store, number, 16 * 1024).await;
         assert_eq!(store.find_missing(&[digest]).await.unwrap(), []);
@@ -134,7 +134,7 @@ async fn leases_never_keep_an_upload_out() {
     until(&store, || counters.leases_broken.load(Relaxed) > 0).await;
 }
 
-/// An upload of this many bytes, of which only some arrive.
+/// Returns an upload that fails after some of its bytes.
 fn interrupted(upload: &str, arrived: &Bytes) -> Blob {
     let chunks = stream::iter([
         Ok(arrived.clone()),
@@ -151,9 +151,9 @@ fn interrupted(upload: &str, arrived: &Bytes) -> Blob {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_upload_larger_than_the_cache_is_refused_before_it_costs_anything() {
+async fn an_upload_larger_than_the_cache_is_refused_without_evicting() {
     let dir = tempfile::tempdir().unwrap();
-    let (store, counters, _janitor) = kept_tidy(dir.path()).await;
+    let (store, counters, _janitor) = start(dir.path()).await;
     let mut kept = Vec::new();
     for number in 0..100 {
         kept.push(put(&store, number, 16 * 1024).await);
@@ -161,7 +161,7 @@ async fn an_upload_larger_than_the_cache_is_refused_before_it_costs_anything() {
     let content = Bytes::from(vec![1; 1 << 20]);
     let digest = DigestFunction::Sha256.digest(&content);
     let too_large = Digest::from_hash(DigestFunction::Sha256, digest.hash(), LIMIT + 1);
-    // Refused at once, although none of its content arrives.
+    // Refused at the start: the content never arrives.
     let chunks = stream::pending().boxed();
     let blob = Blob::Stream(BlobStream {
         chunks,
@@ -181,16 +181,16 @@ async fn an_upload_larger_than_the_cache_is_refused_before_it_costs_anything() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn one_upload_costs_leases_of_at_most_a_tenth_of_the_limit() {
+async fn one_upload_breaks_leases_of_at_most_a_tenth_of_the_limit() {
     let dir = tempfile::tempdir().unwrap();
-    let (store, _, _janitor) = kept_tidy(dir.path()).await;
+    let (store, _, _janitor) = start(dir.path()).await;
     let mut leased = Vec::new();
     for number in 0..100 {
         let digest = put(&store, number, 16 * 1024).await;
         assert_eq!(store.find_missing(&[digest]).await.unwrap(), []);
         leased.push(digest);
     }
-    // There would be room for it, but most of the leases would have to go.
+    // It would fit, but only by breaking most of the leases.
     let content = Bytes::from(vec![1; 3_000_000]);
     let digest = DigestFunction::Sha256.digest(&content);
     let pieces: Vec<_> = content
@@ -209,7 +209,7 @@ async fn one_upload_costs_leases_of_at_most_a_tenth_of_the_limit() {
         lost * 16 * 1024 <= LIMIT / 10,
         "{lost} leased blobs are gone"
     );
-    // One that takes little more than is free is taken.
+    // An upload that needs few leases is accepted.
     put(&store, 1000, 1_950_000).await;
     let lost = store.find_missing(&leased).await.unwrap().len() as u64;
     assert!(
@@ -219,9 +219,9 @@ async fn one_upload_costs_leases_of_at_most_a_tenth_of_the_limit() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_was_just_uploaded_stays_and_old_leased_blobs_go() {
+async fn fresh_uploads_stay_while_old_leased_blobs_are_evicted() {
     let dir = tempfile::tempdir().unwrap();
-    let (store, counters, _janitor) = kept_tidy_with(dir.path(), Duration::from_mins(10)).await;
+    let (store, counters, _janitor) = start_with(dir.path(), Duration::from_mins(10)).await;
     let mut old = Vec::new();
     for number in 0..110 {
         old.push(put(&store, number, 16 * 1024).await);
@@ -241,7 +241,7 @@ async fn what_was_just_uploaded_stays_and_old_leased_blobs_go() {
 async fn abandoned_uploads_do_not_displace_blobs() {
     const SIZE: usize = 64 * 1024;
     let dir = tempfile::tempdir().unwrap();
-    let (store, counters, _janitor) = kept_tidy(dir.path()).await;
+    let (store, counters, _janitor) = start(dir.path()).await;
     let mut kept = Vec::new();
     for number in 0..100 {
         kept.push(put(&store, number, 16 * 1024).await);
@@ -251,7 +251,7 @@ async fn abandoned_uploads_do_not_displace_blobs() {
         let digest = DigestFunction::Sha256.digest(&content);
         let broken = interrupted(&number.to_string(), &content.slice(..SIZE));
         store.put(&digest, broken).await.unwrap_err();
-        // What finds no room at the moment is not kept, so that the janitor has to keep up.
+        // A partial upload without room is dropped at once, which the janitor would not count.
         until(&store, || {
             store.usage().idle_uploads <= LIMIT / 10 + SIZE as u64
         })
@@ -269,9 +269,9 @@ async fn abandoned_uploads_do_not_displace_blobs() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_partial_upload_is_evicted_when_it_is_the_oldest() {
+async fn the_oldest_partial_upload_is_evicted_in_its_turn() {
     let dir = tempfile::tempdir().unwrap();
-    let (store, counters, _janitor) = kept_tidy(dir.path()).await;
+    let (store, counters, _janitor) = start(dir.path()).await;
     let content = Bytes::from(vec![1; 600_000]);
     let digest = DigestFunction::Sha256.digest(&content);
     let upload = UploadId::new("u");
@@ -289,9 +289,9 @@ async fn a_partial_upload_is_evicted_when_it_is_the_oldest() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn files_that_somebody_else_removed_do_not_stop_eviction() {
+async fn files_removed_from_outside_do_not_stop_eviction() {
     let dir = tempfile::tempdir().unwrap();
-    let (store, counters, _janitor) = kept_tidy(dir.path()).await;
+    let (store, counters, _janitor) = start(dir.path()).await;
     for number in 0..100 {
         let digest = put(&store, number, 16 * 1024).await;
         if number % 2 == 0 {

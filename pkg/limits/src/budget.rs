@@ -1,4 +1,4 @@
-//! Something that calls share, and a fair queue of those that wait for it.
+//! A budget that calls share, with a fair queue.
 
 mod queue;
 
@@ -16,13 +16,13 @@ use tokio::{sync::oneshot, time::timeout};
 use self::queue::{Queue, Ticket};
 use crate::{Call, Client};
 
-/// Up to this many bytes of memory are granted at once and not counted: a call takes as much by itself.
+/// The most bytes of memory that a call gets at once, without being counted.
 pub const UNCOUNTED: u64 = 64 * 1024;
 /// The longest time that a call waits for its turn.
 const WAIT: Duration = Duration::from_secs(30);
 
-/// A number of bytes, or of other things, that calls share. Nothing is granted to a call whose connection holds more
-/// permits than one that waits; of those with equally many, connections take turns.
+/// A number of bytes, or of other things, that calls share. Of the connections that wait, the one that holds the fewest
+/// permits is served first; connections with equally many take turns.
 #[derive(Clone, Debug)]
 pub struct Budget(Arc<Pool>);
 
@@ -30,12 +30,12 @@ pub struct Budget(Arc<Pool>);
 struct Pool {
     what: &'static str,
     bytes: u64,
-    /// Up to this many are not counted.
+    /// The largest request that is granted without being counted.
     uncounted: u64,
     queue: Mutex<Queue>,
 }
 
-/// The error of a call that waited in vain: nothing became free in time.
+/// The error of a call for which nothing became free in time.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("all {what} is in use, and none became free within {} s; try again", WAIT.as_secs())]
 pub struct Full {
@@ -43,12 +43,12 @@ pub struct Full {
 }
 
 impl Budget {
-    /// Shares out bytes of memory, of which messages speak as `what`.
+    /// Creates a budget of `bytes` of memory, named `what` in errors.
     pub fn memory(what: &'static str, bytes: u64) -> Self {
         Self::new(what, bytes, UNCOUNTED)
     }
 
-    /// Shares out `count` of something else.
+    /// Creates a budget of `count` other things, named `what` in errors.
     pub fn count(what: &'static str, count: u64) -> Self {
         Self::new(what, count, 0)
     }
@@ -62,7 +62,7 @@ impl Budget {
         }))
     }
 
-    /// The bytes that are shared, granted or not.
+    /// The size of the budget in bytes, granted or free.
     pub fn total(&self) -> u64 {
         self.0.bytes
     }
@@ -72,8 +72,8 @@ impl Budget {
         self.0.lock().waiting()
     }
 
-    /// Waits until `bytes` are free and takes them, all at once. One that asks for more than there is
-    /// gets everything.
+    /// Waits until `bytes` are free and takes them, all at once. A request larger than the budget gets all
+    /// of it.
     pub async fn reserve(&self, bytes: u64) -> Result<Permit, Full> {
         if bytes <= self.0.uncounted {
             return Ok(Permit::default());
@@ -85,7 +85,7 @@ impl Budget {
         }
         let client = call.client().id();
         let (send, waiter) = oneshot::channel();
-        // It may be its turn at once, before others that hold more.
+        // The new waiter is served at once if those in front of the queue hold more permits.
         let ticket = self.0.change(|queue| queue.wait(client, bytes, send));
         let waiting = Waiting {
             pool: &self.0,
@@ -96,7 +96,7 @@ impl Budget {
         waiting.granted(&call).await
     }
 
-    /// Takes `bytes` if they are free and nobody waits.
+    /// Takes `bytes` if they are free and no call waits.
     pub fn try_reserve(&self, bytes: u64) -> Option<Permit> {
         if bytes <= self.0.uncounted {
             return Some(Permit::default());
@@ -114,8 +114,8 @@ impl Budget {
         free.then(|| self.0.grant(bytes, call))
     }
 
-    /// Takes up to `most` bytes, and at most one in `of` of the free bytes. Never waits; may take
-    /// nothing. Shares shrink as the budget fills.
+    /// Takes up to `most` bytes, and at most one in `of` of the free bytes, so that shares shrink as the
+    /// budget fills. Never waits; takes nothing while calls wait.
     pub fn share(&self, most: u64, of: u64) -> Permit {
         let mut queue = self.0.lock();
         let bytes = queue.share(most, of);
@@ -136,7 +136,7 @@ impl Pool {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A permit for bytes that were taken out of the queue.
+    /// Creates a permit for bytes that were taken out of the queue.
     fn grant(self: &Arc<Self>, bytes: u64, call: &Call) -> Permit {
         let grant = Arc::new(Grant {
             pool: Arc::clone(self),
@@ -151,14 +151,14 @@ impl Pool {
         Permit(Some(grant))
     }
 
-    /// Changes the queue, and then wakes those whose turn came.
+    /// Changes the queue, and then wakes the calls whose turn came.
     fn change<T>(&self, change: impl FnOnce(&mut Queue) -> T) -> T {
         let mut queue = self.lock();
         let outcome = change(&mut queue);
         let mut served = queue.serve();
         drop(queue);
         while let Some((client, bytes, send)) = served.pop() {
-            // A call that was given up meanwhile has nothing to drop its part.
+            // A call that was cancelled meanwhile creates no permit that would return the bytes.
             if send.send(()).is_err() {
                 let mut queue = self.lock();
                 queue.give_back(client, bytes);
@@ -169,7 +169,7 @@ impl Pool {
     }
 }
 
-/// A call that waits for its turn, until this is dropped.
+/// A call that waits for its turn. Dropping it leaves the queue.
 struct Waiting<'a> {
     pool: &'a Arc<Pool>,
     ticket: Ticket,
@@ -191,7 +191,7 @@ impl Waiting<'_> {
 
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
-        // After this nothing is sent any more, so it is known whether anything was.
+        // Closed first, so that no grant can arrive after the check.
         self.waiter.close();
         let unused = self.waiter.try_recv().is_ok();
         let (ticket, bytes) = (self.ticket, self.bytes);
@@ -203,7 +203,7 @@ impl Drop for Waiting<'_> {
     }
 }
 
-/// A part of a budget, until dropped. The default is for what is not counted.
+/// A part of a budget, held until dropped. The default stands for bytes that are not counted.
 #[derive(Debug, Default)]
 pub struct Permit(Option<Arc<Grant>>);
 
@@ -211,7 +211,7 @@ pub struct Permit(Option<Arc<Grant>>);
 pub(crate) struct Grant {
     pool: Arc<Pool>,
     bytes: AtomicU64,
-    /// None for a share, which nobody waits for.
+    /// None for a share, which belongs to no connection.
     owner: Option<Owner>,
 }
 
@@ -219,7 +219,7 @@ pub(crate) struct Grant {
 #[derive(Debug)]
 struct Owner {
     client: Client,
-    /// True for work that goes on when its call ends.
+    /// True for work that continues when its call ends.
     detached: bool,
     /// True once the permit counts as given back.
     leaving: Mutex<bool>,
@@ -232,7 +232,7 @@ impl Owner {
 }
 
 impl Permit {
-    /// The bytes that it stands for; 0 if they are not counted.
+    /// The bytes of this permit; 0 if they are not counted.
     pub fn bytes(&self) -> u64 {
         let bytes = self.0.as_ref().map(|grant| &grant.bytes);
         bytes.map_or(0, |bytes| bytes.load(Ordering::Relaxed))
@@ -270,7 +270,7 @@ impl Grant {
         self.owner.is_some() && self.pool.lock().is_short()
     }
 
-    /// Whether others wait for these bytes; if so, they count as given back from now on.
+    /// Returns true if others wait for these bytes, which then count as given back.
     pub(crate) fn give_way(&self) -> bool {
         let Some(owner) = &self.owner else {
             return false;
@@ -285,7 +285,7 @@ impl Grant {
 
     fn shrink(&self, to: u64) {
         let leaving = self.owner.as_ref().map(Owner::leaving);
-        // What leaves has been promised as a whole.
+        // All bytes of such a permit have been counted as given back.
         if leaving.as_deref().is_some_and(|leaving| *leaving) {
             return;
         }

@@ -1,4 +1,4 @@
-//! Connections and their calls, as far as limits tell them apart.
+//! Connections of clients, their calls, and the permits that calls hold.
 
 use std::{
     sync::{
@@ -25,7 +25,7 @@ struct Connection {
 }
 
 impl Client {
-    /// A new connection, whose slow calls have to give way after `grace`.
+    /// Creates a connection, whose slow calls have to give way after `grace`.
     pub fn new(grace: Duration) -> Self {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         Self(Arc::new(Connection {
@@ -34,13 +34,13 @@ impl Client {
         }))
     }
 
-    /// A call on this connection.
+    /// Creates a call on this connection.
     pub fn call(&self) -> Call {
         self.new_call(false)
     }
 
     fn new_call(&self, detached: bool) -> Call {
-        Call(Arc::new(Holder {
+        Call(Arc::new(CallState {
             client: self.clone(),
             detached,
             count: AtomicUsize::new(0),
@@ -59,32 +59,32 @@ impl Client {
 
 /// A call of a client, with the permits that it holds.
 #[derive(Clone, Debug)]
-pub struct Call(Arc<Holder>);
+pub struct Call(Arc<CallState>);
 
 #[derive(Debug)]
-struct Holder {
+struct CallState {
     client: Client,
     detached: bool,
-    /// The length of `grants`: most calls never have any, and are asked often.
+    /// The length of `grants`, readable without the lock: most calls never hold a permit.
     count: AtomicUsize,
     grants: Mutex<Vec<Weak<Grant>>>,
 }
 
 impl Call {
-    /// The call that the present task works for. Work of the process itself is a connection of its
-    /// own, of which no pace is asked.
+    /// Returns the call of the current task. A task outside any call gets a connection of its own,
+    /// without a minimum pace.
     pub fn current() -> Self {
         CURRENT
             .try_with(Self::clone)
             .unwrap_or_else(|_| Client::new(Duration::MAX).call())
     }
 
-    /// Runs `work` for this call.
+    /// Runs `work` as part of this call.
     pub fn scope<F: Future>(&self, work: F) -> impl Future<Output = F::Output> + use<F> {
         CURRENT.scope(self.clone(), work)
     }
 
-    /// Returns a call of the same connection for work that goes on when this call ends. Its permits
+    /// Returns a call of the same connection for work that continues when this call ends. Its permits
     /// are queued with those of the connection, but ending this call does not release them.
     #[must_use]
     pub fn detached(&self) -> Self {
@@ -99,7 +99,7 @@ impl Call {
         &self.0.client
     }
 
-    /// Whether it holds anything that others may wait for.
+    /// Whether the call holds permits.
     pub(crate) fn holds(&self) -> bool {
         self.0.count.load(Ordering::Acquire) > 0 && self.grants(|grants| !grants.is_empty())
     }
@@ -111,7 +111,7 @@ impl Call {
         self.grants(|grants| grants.push(Arc::downgrade(grant)));
     }
 
-    /// Whether others wait for anything that it holds a part of.
+    /// Whether others wait for a budget of which this call holds permits.
     pub(crate) fn is_wanted(&self) -> bool {
         self.grants(|grants| {
             let mut grants = grants.iter().filter_map(Weak::upgrade);
@@ -119,7 +119,8 @@ impl Call {
         })
     }
 
-    /// Chooses the first permit that others wait for; its memory counts as given back from now on.
+    /// Returns true if others wait for one of the permits; the first such counts as given back from now
+    /// on.
     pub(crate) fn give_way(&self) -> bool {
         self.grants(|grants| {
             let mut grants = grants.iter().filter_map(Weak::upgrade);
@@ -127,13 +128,13 @@ impl Call {
         })
     }
 
-    /// Looks at the permits that are still held.
-    fn grants<T>(&self, look: impl FnOnce(&mut Vec<Weak<Grant>>) -> T) -> T {
+    /// Runs `visit` on the permits that are still held.
+    fn grants<T>(&self, visit: impl FnOnce(&mut Vec<Weak<Grant>>) -> T) -> T {
         let grants = self.0.grants.lock();
         let mut grants = grants.unwrap_or_else(PoisonError::into_inner);
         grants.retain(|grant| grant.strong_count() > 0);
-        let found = look(&mut grants);
+        let outcome = visit(&mut grants);
         self.0.count.store(grants.len(), Ordering::Release);
-        found
+        outcome
     }
 }

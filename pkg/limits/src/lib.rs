@@ -1,9 +1,9 @@
-//! Bounds on what clients can make the process hold.
+//! Bounds on the memory that clients can make the process hold.
 //!
-//! A [`Budget`] is a number of bytes, or of anything else, that calls share. A call that finds it used
-//! up waits in a queue that serves connections in turn. A [`Pace`] ends the calls of a connection that
-//! holds what others wait for and moves too few bytes. Both know the connection from the [`Call`]
-//! that the present task works for.
+//! A [`Budget`] is a number of bytes, or of other things, that calls share. A call that finds it used
+//! up waits in a queue that serves connections in turn. A [`Pace`] ends calls of a connection that moves
+//! too few bytes while others wait for its permits. Both find the connection through the [`Call`] of the
+//! current task.
 
 mod budget;
 mod call;

@@ -1,4 +1,4 @@
-//! Log lines for what may happen many times a second.
+//! A rate limit for log lines.
 
 use std::{
     sync::{Mutex, PoisonError},
@@ -9,17 +9,17 @@ use tokio::time::Instant;
 
 const PAUSE: Duration = Duration::from_mins(1);
 
-/// Lets one line a minute through.
+/// Permits one log line a minute.
 #[derive(Debug, Default)]
 pub struct LogLimit(Mutex<Option<Instant>>);
 
 impl LogLimit {
-    /// A limit under which the first line is due.
+    /// Creates a limit under which the first line is due.
     pub const fn new() -> Self {
         Self(Mutex::new(None))
     }
 
-    /// Whether a line is due. If so, it counts as written.
+    /// Returns true if a line is due; it then counts as written.
     pub fn is_due(&self) -> bool {
         let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let due = last.is_none_or(|last| last.elapsed() >= PAUSE);

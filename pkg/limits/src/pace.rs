@@ -1,4 +1,4 @@
-//! The pace that is asked of clients that hold what others wait for.
+//! The minimum pace of clients that hold permits which others wait for.
 
 use std::{
     pin::Pin,
@@ -10,29 +10,29 @@ use tokio::time::{Instant, Sleep};
 
 use crate::Call;
 
-/// Fewer bytes a second than this are too few while others wait.
+/// The minimum pace of a connection while others wait for its permits, in bytes a second.
 pub const SLOWEST: u32 = 64 * 1024;
-/// For how many graces the bytes of a fast connection last: its pace is an average over that time.
+/// The number of graces over which the pace is averaged: the most credit that bytes can buy.
 const AVERAGED: u32 = 30;
 /// The longest interval between two checks whether others wait.
-const LOOK: Duration = Duration::from_secs(1);
-/// A connection for whose permits nobody waited for this long has a new grace. Longer than the interval
-/// between two checks, so that no check of one call overlooks those who wait for another.
+const CHECK: Duration = Duration::from_secs(1);
+/// The time without waiting calls after which a connection gets a new grace. Longer than `CHECK`, so
+/// that a check of one call does not miss those that wait for another's permits.
 const CALM: Duration = Duration::from_secs(2);
 
-/// The time for which a connection may still be waited for, while others wait for permits of its
-/// calls.
+/// The time that the process still spends waiting for a client while others wait for the permits of
+/// its connection. Bytes that the client moves add to it.
 #[derive(Debug)]
 pub(crate) struct Credit {
     grace: Duration,
     left: Duration,
-    /// The number of permits that its calls hold, of any budget, without those of detached ones.
+    /// The number of permits that calls of the connection hold, of any budget, except detached calls.
     held: usize,
-    /// The number of its calls that hold permits and wait for the client.
+    /// The number of calls that hold permits and wait for the client.
     waiting: usize,
-    /// The time up to which waiting has been charged, while any call waits.
+    /// The time up to which waiting has been charged.
     since: Instant,
-    /// The last check at which others waited for its permits.
+    /// The last check at which others waited for permits of the connection.
     wanted: Option<Instant>,
 }
 
@@ -49,9 +49,9 @@ impl Credit {
     }
 
     /// Records that a call got a permit. A connection that held none has at least one grace from now
-    /// on. Others get no time for it: a client that stalls could buy as much as it likes.
+    /// on. Further permits add no time: a stalled client could prolong its calls by asking for more.
     pub(crate) fn take(&mut self) {
-        self.pay();
+        self.charge();
         if self.held == 0 {
             self.left = self.left.max(self.grace);
         }
@@ -64,24 +64,24 @@ impl Credit {
     }
 
     fn moved(&mut self, bytes: usize) {
-        self.pay();
+        self.charge();
         let most = self.grace.saturating_mul(AVERAGED);
         let bought = Duration::from_secs(bytes as u64) / SLOWEST;
         self.left = self.left.saturating_add(bought).min(most);
     }
 
     fn wait(&mut self) {
-        self.pay();
+        self.charge();
         self.waiting += 1;
     }
 
     fn rest(&mut self) {
-        self.pay();
+        self.charge();
         self.waiting -= 1;
     }
 
-    /// Charges the time that passed while the client was waited for, once for all of its calls.
-    fn pay(&mut self) {
+    /// Charges the time spent waiting for the client, once for all calls of the connection.
+    fn charge(&mut self) {
         let now = Instant::now();
         if self.waiting > 0 {
             self.left = self.left.saturating_sub(now - self.since);
@@ -89,10 +89,10 @@ impl Credit {
         self.since = now;
     }
 
-    /// Returns the time that is left, and the time until the next check. It is at least one grace
-    /// when this check is the first to find that others wait, or finds that they no longer do.
+    /// Returns the time that is left, and the time until the next check. The time left is at least one
+    /// grace if no check has found others waiting for `CALM`.
     fn left(&mut self, wanted: bool) -> (Duration, Duration) {
-        self.pay();
+        self.charge();
         let now = self.since;
         if self.wanted.is_none_or(|last| now - last > CALM) {
             self.left = self.left.max(self.grace);
@@ -100,37 +100,37 @@ impl Credit {
         if wanted {
             self.wanted = Some(now);
         }
-        let look = if self.left.is_zero() {
+        let next = if self.left.is_zero() {
             self.grace
         } else {
             self.left
         };
-        (self.left, look.min(LOOK))
+        (self.left, next.min(CHECK))
     }
 }
 
-/// Watches how fast a client moves the bytes of one call. All calls of a connection that hold
-/// something count together, so that many on a slow link are no worse than one. Time in which the
-/// process waits for itself, for its disk say, does not count.
+/// Measures how fast a client moves the bytes of one call. All calls of a connection that hold permits
+/// count together, so that many calls over a slow link are no worse than one. Only time spent waiting
+/// for the client counts, not for the disk or the backing cache.
 #[derive(Debug)]
 pub struct Pace {
     call: Call,
     waiting: bool,
-    /// The timer of the next check. Created at the first wait of a call that holds permits.
-    look: Option<Pin<Box<Sleep>>>,
+    /// The timer of the next check, created when the call first waits while holding permits.
+    check: Option<Pin<Box<Sleep>>>,
 }
 
 impl Pace {
-    /// Watches the client of this call.
+    /// Creates the measure of this call.
     pub const fn new(call: Call) -> Self {
         Self {
             call,
             waiting: false,
-            look: None,
+            check: None,
         }
     }
 
-    /// Records that the client sent or took this many bytes.
+    /// Records that the client sent or received this many bytes.
     pub fn moved(&mut self, bytes: usize) {
         self.rest();
         if bytes > 0 && self.call.holds() {
@@ -138,14 +138,15 @@ impl Pace {
         }
     }
 
-    /// Records that the client is not waited for.
+    /// Records that the call no longer waits for the client.
     pub fn rest(&mut self) {
         if std::mem::take(&mut self.waiting) {
             self.call.client().credit().rest();
         }
     }
 
-    /// Records that the client is waited for. Ready when its call has to end because others wait.
+    /// Records that the call waits for the client. Ready when the call has to end because others wait
+    /// for its permits.
     pub fn poll_too_slow(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         if !self.call.holds() {
             return Poll::Pending;
@@ -160,11 +161,11 @@ impl Pace {
             if left.is_zero() && self.call.give_way() {
                 return Poll::Ready(());
             }
-            let look = self
-                .look
+            let check = self
+                .check
                 .get_or_insert_with(|| Box::pin(tokio::time::sleep(next)));
-            ready!(look.as_mut().poll(cx));
-            look.as_mut().reset(Instant::now() + next);
+            ready!(check.as_mut().poll(cx));
+            check.as_mut().reset(Instant::now() + next);
         }
     }
 }

@@ -3,7 +3,10 @@
 use std::{fmt, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
-use gorego_storage::{ActionCache, CompletenessChecking, Digest, Result};
+use gorego_limits::Budget;
+use gorego_storage::{
+    ActionCache, ActionCacheExt as _, CachedResult, Digest, Error, Outputs, Result,
+};
 use gorego_storage_local::LocalStore;
 use reapi::v2::ActionResult;
 use tokio::sync::Semaphore;
@@ -12,14 +15,11 @@ use crate::{
     OnOutage, ProxyStore,
     existence::Epoch,
     outputs::{Upward, is_complete, local_outputs},
-    reading::Reading,
+    prefetch,
     recent::Recent,
     writes::Writes,
 };
 
-/// How long a call takes from asking for a result's size to asking for the result, at most: the next
-/// one to ask for it is told of a miss that the backing cache was asked about then.
-const MISS: Duration = Duration::from_secs(1);
 /// The number of results that are looked at in the background at once.
 const IN_BACKGROUND: usize = 16;
 
@@ -31,11 +31,6 @@ pub struct ProxyActions(Arc<Actions>);
 struct Actions {
     store: ProxyStore,
     local: Arc<LocalStore>,
-    /// Those of the local store that are complete.
-    here: CompletenessChecking<LocalStore>,
-    /// Those of the backing cache that are.
-    there: CompletenessChecking<dyn ActionCache>,
-    misses: Recent<Name>,
     /// The results that agree with the backing cache, by the time of its answer.
     validated: Recent<(Epoch, Name)>,
     /// Those here that the backing cache gave; a few too many are forgotten, now and then.
@@ -49,18 +44,9 @@ type Name = (String, Digest);
 impl ProxyActions {
     /// The results of `store`'s two tiers.
     pub fn new(store: &ProxyStore) -> Self {
-        let backing = Arc::clone(&store.tiers.actions);
-        let local = Arc::clone(&store.tiers.local);
-        let reading = Reading::of(store);
-        let here = CompletenessChecking::new(Arc::clone(&local), Arc::clone(&reading));
-        let there = CompletenessChecking::new(backing, reading);
-        let looking = &store.tiers.options.memory.looking;
         Self(Arc::new(Actions {
             store: store.clone(),
-            here: here.within(looking.clone()),
-            there: there.within(looking.clone()),
-            local,
-            misses: Recent::new(MISS),
+            local: Arc::clone(&store.tiers.local),
             validated: Recent::new(store.tiers.options.existence_ttl),
             fetched: Recent::new(Duration::MAX),
             writes: Writes::default(),
@@ -70,25 +56,59 @@ impl ProxyActions {
 }
 
 impl Actions {
-    /// The backing cache's result, kept here.
+    /// Returns the local tier's result, if all its outputs can be read from either tier.
+    async fn get_local(
+        &self,
+        instance: &str,
+        action: &Digest,
+        memory: &Budget,
+    ) -> Result<CachedResult> {
+        let found = self.local.get(instance, action, memory).await?;
+        self.prefetch(self.check(action, &found.result).await?);
+        Ok(found)
+    }
+
+    /// Looks up all outputs in both tiers. Returns those that only the backing cache has, as many as may
+    /// be prefetched.
+    async fn check(&self, action: &Digest, result: &ActionResult) -> Result<Vec<Digest>> {
+        let tiers = &self.store.tiers;
+        let memory = tiers.options.memory.looking.clone();
+        let mut outputs = Outputs::of(action, result, Arc::new(self.store.clone()), memory)?;
+        let mut remote = Vec::new();
+        while let Some(digests) = outputs.next().await? {
+            let (missing, backing) = tiers.find_unreadable(&digests).await?;
+            if let Some(missing) = missing.first() {
+                return Err(outputs.incomplete_without(missing).await);
+            }
+            if tiers.wanted.is_some() && remote.len() < prefetch::QUEUE {
+                remote.extend(backing);
+            }
+        }
+        Ok(remote)
+    }
+
+    fn prefetch(&self, outputs: Vec<Digest>) {
+        if let Some(wanted) = &self.store.tiers.wanted {
+            wanted.add(outputs);
+        }
+    }
+
+    /// Returns the backing cache's result, if it is complete, and stores it in the local tier.
     async fn fetch(
         self: &Arc<Self>,
         instance: &str,
         action: &Digest,
-    ) -> Result<Option<ActionResult>> {
+        memory: &Budget,
+    ) -> Result<CachedResult> {
         let name = (instance.to_owned(), *action);
         let written = self.writes.count(&name);
         let epoch = self.store.tiers.existence.epoch();
-        let found = match self.there.get(instance, action).await {
-            Err(error) if self.store.tiers.degrades(&error) => None,
-            found => found?,
-        };
-        let Some(result) = found else {
-            return Ok(None);
-        };
+        let found = self.store.tiers.actions.get(instance, action, memory);
+        let found = found.await?;
+        self.prefetch(self.check(action, &found.result).await?);
         self.validated.note((epoch, name.clone()));
-        self.keep(name, result.clone(), written).await;
-        Ok(Some(result))
+        self.keep(name, found.result.clone(), written).await;
+        Ok(found)
     }
 
     /// Puts a result into the backing cache; says whether it has to wait for that.
@@ -138,7 +158,7 @@ impl Actions {
             return Ok(true);
         }
         let up = Arc::new(Upward(Arc::clone(tiers)));
-        match is_complete(action, result.clone(), up, &tiers.options.memory.bringing).await {
+        match is_complete(action, result, up, &tiers.options.memory.bringing).await {
             Err(error) => Ok(tiers.degrades(&error)),
             // The backing cache has the last word.
             Ok(_) => Ok(false),
@@ -184,7 +204,7 @@ impl Actions {
         }
         let alone = self.writes.alone(&name).await;
         let announced = if waits {
-            let here = self.local.get(instance, action).await.unwrap_or_default();
+            let here = self.local.find(instance, action).await.unwrap_or_default();
             let ours = result.clone();
             let announced = journal.announce_action(instance, action, ours, here.as_ref());
             Some(announced.await?)
@@ -225,7 +245,13 @@ impl Actions {
     }
 
     /// Looks in the background whether the backing cache has another result by now.
-    fn revalidate(self: &Arc<Self>, instance: &str, action: &Digest, known: &ActionResult) {
+    fn revalidate(
+        self: &Arc<Self>,
+        instance: &str,
+        action: &Digest,
+        known: &ActionResult,
+        memory: &Budget,
+    ) {
         let name = (instance.to_owned(), *action);
         let tiers = &self.store.tiers;
         // What the backing cache does not know yet, or never will, it has nothing newer for.
@@ -240,13 +266,24 @@ impl Actions {
         };
         self.validated.note(validated);
         let written = self.writes.count(&name);
-        let (actions, known) = (Arc::clone(self), known.clone());
+        let (actions, known, memory) = (Arc::clone(self), known.clone(), memory.clone());
         tiers.spawn(async move {
             let _permit = permit;
             let (instance, action) = &name;
-            match actions.there.get(instance, action).await {
-                Ok(Some(result)) if result != known => actions.keep(name, result, written).await,
+            let found = async {
+                let backing = &actions.store.tiers.actions;
+                let found = backing.get(instance, action, &memory).await?;
+                if found.result != known {
+                    actions.check(action, &found.result).await?;
+                }
+                Ok::<_, Error>(found)
+            };
+            match found.await {
+                Ok(found) if found.result != known => {
+                    actions.keep(name, found.result, written).await;
+                }
                 Ok(_) => {}
+                Err(error) if error.is_result_miss() => {}
                 Err(error) => tracing::debug!(instance, %action, %error, "could not revalidate"),
             }
         });
@@ -255,29 +292,21 @@ impl Actions {
 
 #[async_trait]
 impl ActionCache for ProxyActions {
-    async fn get(&self, instance: &str, action: &Digest) -> Result<Option<ActionResult>> {
-        let tiers = &self.0.store.tiers;
-        let here = tiers.prefetching(self.0.here.get(instance, action));
-        if let Some(result) = here.await? {
-            self.0.revalidate(instance, action, &result);
-            return Ok(Some(result));
+    async fn get(&self, instance: &str, action: &Digest, memory: &Budget) -> Result<CachedResult> {
+        let local = match self.0.get_local(instance, action, memory).await {
+            Ok(found) => {
+                self.0.revalidate(instance, action, &found.result, memory);
+                return Ok(found);
+            }
+            Err(error) if error.is_result_miss() => error,
+            Err(error) => return Err(error),
+        };
+        match self.0.fetch(instance, action, memory).await {
+            // The local tier's result may say why.
+            Err(Error::NoResult(_)) => Err(local),
+            Err(error) if self.0.store.tiers.degrades(&error) => Err(local),
+            found => found,
         }
-        if self.0.misses.take(&(instance.to_owned(), *action)) {
-            return Ok(None);
-        }
-        tiers.prefetching(self.0.fetch(instance, action)).await
-    }
-
-    async fn size(&self, instance: &str, action: &Digest) -> Result<u64> {
-        let size = self.0.local.size(instance, action).await?;
-        if size > 0 {
-            return Ok(size);
-        }
-        if self.0.fetch(instance, action).await?.is_none() {
-            self.0.misses.note((instance.to_owned(), *action));
-            return Ok(0);
-        }
-        self.0.local.size(instance, action).await
     }
 
     async fn put(&self, instance: &str, action: &Digest, result: ActionResult) -> Result<()> {
@@ -285,7 +314,6 @@ impl ActionCache for ProxyActions {
         self.0.writes.note(&name);
         let epoch = self.0.store.tiers.existence.epoch();
         let waits = self.0.put_up(instance, action, &result).await?;
-        self.0.misses.take(&name);
         let actions = Arc::clone(&self.0);
         let accepted = async move { actions.accept(epoch, name, result, waits).await };
         self.0.store.tiers.see_through(*action, accepted).await

@@ -2,7 +2,6 @@
 //! which is read through and written through.
 
 mod actions;
-mod ahead;
 mod existence;
 mod fetch;
 mod flow;
@@ -12,7 +11,6 @@ mod missing;
 mod outputs;
 mod prefetch;
 mod push;
-mod reading;
 mod recent;
 mod replay;
 mod source;
@@ -21,7 +19,6 @@ mod write;
 mod writes;
 
 pub use actions::ProxyActions;
-pub use ahead::Ahead;
 pub use journal::{Depth, Journal};
 pub use memory::Memory;
 pub use store::{Backing, OnOutage, Options, ProxyStore};

@@ -11,10 +11,7 @@ use gorego_storage::{BlobStore as _, CHUNK_SIZE, Digest, Error, Result};
 
 use tokio::time::Instant;
 
-use crate::{
-    prefetch,
-    store::{OnOutage, Tiers},
-};
+use crate::store::{OnOutage, Tiers};
 
 /// How much is read into memory at once to be pushed up, in bytes.
 const BATCH: u64 = 2 << 20;
@@ -90,25 +87,25 @@ impl Tiers {
         Ok((missing.collect(), passing))
     }
 
-    /// The blobs that can be had from neither tier. Of the others, those that are not here may be
-    /// wanted here.
-    pub(crate) async fn find_unreadable(&self, digests: &[Digest]) -> Result<Vec<Digest>> {
-        let not_local = self.local.find_missing(digests).await?;
-        // While it may be down, the backing cache's word of a while ago is no good.
+    /// Returns the blobs that neither tier has, and those that only the backing cache has. It is not asked
+    /// about those that the local tier has, so that these are of use while it is down.
+    pub(crate) async fn find_unreadable(
+        &self,
+        digests: &[Digest],
+    ) -> Result<(Vec<Digest>, Vec<Digest>)> {
+        let mut not_local = self.local.find_missing(digests).await?;
+        // While it may be down, an earlier answer of the backing cache is of no use.
         let unknown = match self.options.on_outage {
             OnOutage::Fail => self.existence.unknown(&not_local),
             OnOutage::Degrade => not_local.clone(),
         };
         let missing = match self.missing_in_backing(unknown).await {
-            Err(error) if self.degrades(&error) => return Ok(not_local),
+            Err(error) if self.degrades(&error) => return Ok((not_local, Vec::new())),
             missing => missing?,
         };
-        if self.wanted.is_some() {
-            let lacking: HashSet<&Digest> = missing.iter().collect();
-            let there = not_local.iter().filter(|digest| !lacking.contains(digest));
-            prefetch::names(there.copied());
-        }
-        Ok(missing)
+        let lacking: HashSet<&Digest> = missing.iter().collect();
+        not_local.retain(|digest| !lacking.contains(digest));
+        Ok((missing, not_local))
     }
 
     /// Those of `digests` that the backing cache lacks; it is believed that it has the others.

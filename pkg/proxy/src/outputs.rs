@@ -1,194 +1,65 @@
-//! What action results name, and where it is.
+//! The outputs of action results, and which tier has them.
 
-use std::{
-    fmt, mem,
-    sync::{Arc, Mutex, PoisonError},
-};
+use std::{fmt, sync::Arc};
 
 use async_trait::async_trait;
-use bytes::Bytes;
-use futures::{StreamExt as _, stream};
 use gorego_limits::Budget;
-use gorego_storage::{
-    ActionCache, Blob, BlobStore, Chunks, CompletenessChecking, Digest, Error, Put, Result,
-};
-use gorego_storage_local::LocalStore;
+use gorego_storage::{Blob, BlobStore, Digest, Error, Outputs, Put, Result, find_outputs};
 use reapi::v2::ActionResult;
 
 use crate::store::Tiers;
 
-/// Whether all that the result names is in `blobs`. Only what was read to its end, and found to be right
-/// there, tells of something that is not.
+/// Reports whether `blobs` has all outputs of the result.
 pub(crate) async fn is_complete(
     action: &Digest,
-    result: ActionResult,
+    result: &ActionResult,
     blobs: Arc<dyn BlobStore>,
     memory: &Budget,
 ) -> Result<bool> {
-    let rests = Rests::default();
-    let read = Arc::new(Read {
-        blobs,
-        rests: Arc::clone(&rests),
-    });
-    let checked = CompletenessChecking::new(Arc::new(Only(result)), read);
-    let checked = checked.within(memory.clone());
-    let is_complete = checked.get("", action).await?.is_some();
-    let rests = mem::take(&mut *rests.lock().unwrap_or_else(PoisonError::into_inner));
-    for mut rest in rests {
-        while rest.next().await.transpose()?.is_some() {}
+    let outputs = Outputs::of(action, result, Arc::clone(&blobs), memory.clone());
+    let found = match outputs {
+        Ok(outputs) => find_outputs(outputs, &*blobs).await,
+        Err(error) => Err(error),
+    };
+    match found {
+        Ok(()) => Ok(true),
+        Err(error) if error.is_result_miss() => Ok(false),
+        Err(error) => Err(error),
     }
-    Ok(is_complete)
 }
 
-/// What the result names and the local store has, as far as that can be told without the backing cache.
+/// Returns the outputs of the result that the local store has, as far as their trees are there, too. They
+/// get a lease.
 pub(crate) async fn local_outputs(
     tiers: &Tiers,
     action: &Digest,
     result: &ActionResult,
 ) -> Result<Vec<Digest>> {
-    let here = Arc::new(Here {
-        local: Arc::clone(&tiers.local),
-        found: Mutex::default(),
-    });
-    let mut files = result.clone();
-    // One tree that is not here says nothing of the others.
-    let directories = mem::take(&mut files.output_directories);
-    let parts = directories.into_iter().map(|directory| ActionResult {
-        output_directories: vec![directory],
-        ..ActionResult::default()
-    });
-    for part in parts.chain([files]) {
-        let looking = &tiers.options.memory.looking;
-        is_complete(action, part, Arc::clone(&here) as _, looking).await?;
+    let local = Arc::clone(&tiers.local) as Arc<dyn BlobStore>;
+    let memory = tiers.options.memory.looking.clone();
+    let mut found = Vec::new();
+    let mut outputs = match Outputs::of(action, result, Arc::clone(&local), memory) {
+        Err(error) if error.is_result_miss() => return Ok(found),
+        outputs => outputs?,
+    };
+    loop {
+        let digests = match outputs.next().await {
+            // A tree that is missing says nothing of the others.
+            Err(error) if error.is_result_miss() => continue,
+            digests => digests?,
+        };
+        let Some(digests) = digests else { break };
+        // In the order in which they were asked for.
+        let mut missing = local.find_missing(&digests).await?.into_iter().peekable();
+        let is_local = |digest: &Digest| missing.next_if_eq(digest).is_none();
+        found.extend(digests.into_iter().filter(is_local));
     }
-    let mut found = here.found.lock().unwrap_or_else(PoisonError::into_inner);
-    let mut found = mem::take(&mut *found);
-    found.sort_unstable_by_key(Digest::to_string);
+    found.sort_unstable();
     found.dedup();
     Ok(found)
 }
 
-/// A result, whatever it is asked for.
-#[derive(Debug)]
-struct Only(ActionResult);
-
-#[async_trait]
-impl ActionCache for Only {
-    async fn get(&self, _: &str, _: &Digest) -> Result<Option<ActionResult>> {
-        Ok(Some(self.0.clone()))
-    }
-
-    async fn size(&self, _: &str, _: &Digest) -> Result<u64> {
-        Ok(prost::Message::encoded_len(&self.0) as u64)
-    }
-
-    async fn put(&self, _: &str, _: &Digest, _: ActionResult) -> Result<()> {
-        Err(Error::Unavailable("nothing is kept here".to_owned()))
-    }
-}
-
-/// What is left of content that somebody stopped reading.
-type Rests = Arc<Mutex<Vec<Chunks>>>;
-
-/// Gives what `blobs` gives, and keeps what its readers leave unread: content proves to be right only at
-/// its end, also what was enough for them, such as nonsense.
-struct Read {
-    blobs: Arc<dyn BlobStore>,
-    rests: Rests,
-}
-
-#[async_trait]
-impl BlobStore for Read {
-    async fn find_missing(&self, digests: &[Digest]) -> Result<Vec<Digest>> {
-        self.blobs.find_missing(digests).await
-    }
-
-    async fn get(&self, digest: &Digest, offset: u64) -> Result<Blob> {
-        let stream = match self.blobs.get(digest, offset).await? {
-            Blob::Stream(stream) => stream,
-            here => return Ok(here),
-        };
-        let unread = Unread {
-            chunks: Some(stream.chunks),
-            rests: Arc::clone(&self.rests),
-        };
-        let chunks = stream::unfold(unread, |mut unread| async move {
-            let next = unread.chunks.as_mut()?.next().await;
-            if !matches!(next, Some(Ok(_))) {
-                unread.chunks = None;
-            }
-            Some((next?, unread))
-        });
-        Ok(Blob::stream(chunks))
-    }
-
-    async fn get_batch(&self, digests: &[Digest]) -> Vec<Result<Bytes>> {
-        self.blobs.get_batch(digests).await
-    }
-
-    async fn put(&self, digest: &Digest, blob: Blob) -> Result<Put> {
-        self.blobs.put(digest, blob).await
-    }
-}
-
-impl fmt::Debug for Read {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Read").field(&self.blobs).finish()
-    }
-}
-
-/// What is yet to be read of some content.
-struct Unread {
-    chunks: Option<Chunks>,
-    rests: Rests,
-}
-
-impl Drop for Unread {
-    fn drop(&mut self) {
-        if let Some(chunks) = self.chunks.take() {
-            let mut rests = self.rests.lock().unwrap_or_else(PoisonError::into_inner);
-            rests.push(chunks);
-        }
-    }
-}
-
-/// Keeps in mind which of the blobs that it is asked for are in the local store, and says of none that it
-/// is not.
-#[derive(Debug)]
-struct Here {
-    local: Arc<LocalStore>,
-    found: Mutex<Vec<Digest>>,
-}
-
-#[async_trait]
-impl BlobStore for Here {
-    async fn find_missing(&self, digests: &[Digest]) -> Result<Vec<Digest>> {
-        let missing = self.local.find_missing(digests).await?;
-        let mut missing = missing.into_iter().peekable();
-        // In the order in which they were asked for.
-        let here = digests
-            .iter()
-            .filter(|digest| missing.next_if_eq(digest).is_none());
-        let mut found = self.found.lock().unwrap_or_else(PoisonError::into_inner);
-        found.extend(here);
-        Ok(Vec::new())
-    }
-
-    /// A directory that is not here is as good as an empty one: the rest is looked through all the same.
-    async fn get(&self, digest: &Digest, offset: u64) -> Result<Blob> {
-        match BlobStore::get(&*self.local, digest, offset).await {
-            Err(Error::NotFound(_)) => Ok(Blob::Bytes(Bytes::new())),
-            found => found,
-        }
-    }
-
-    async fn put(&self, digest: &Digest, _: Blob) -> Result<Put> {
-        Err(Error::Unavailable(format!("{digest} is not to be put")))
-    }
-}
-
-/// The proxy for whoever wants a blob to be in the backing cache: it is brought up from here if it
-/// has to be.
+/// A store that uploads to the backing cache what it lacks of the blobs looked up, from the local tier.
 pub(crate) struct Upward(pub(crate) Arc<Tiers>);
 
 #[async_trait]
@@ -206,9 +77,9 @@ impl BlobStore for Upward {
         match BlobStore::get(&*self.0.local, digest, offset).await {
             Ok(blob) => Ok(blob),
             // Not as for a client, to whom an outage may be a miss.
-            Err(here) => match self.0.backing.get(digest, offset).await {
-                Err(Error::NotFound(_)) if here.may_pass() => Err(here),
-                there => there,
+            Err(local) => match self.0.backing.get(digest, offset).await {
+                Err(Error::NotFound(_)) if local.may_pass() => Err(local),
+                backing => backing,
             },
         }
     }

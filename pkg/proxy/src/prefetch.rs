@@ -1,9 +1,7 @@
 //! Fetches what clients will soon ask for: the outputs of results that were hits.
 
 use std::{
-    cell::RefCell,
     collections::HashSet,
-    future::Future,
     mem,
     sync::{
         Arc,
@@ -11,16 +9,13 @@ use std::{
     },
 };
 
-use gorego_storage::{BlobStoreExt as _, CHUNK_SIZE, Digest, Result};
-use tokio::{
-    sync::{Semaphore, mpsc},
-    task_local,
-};
+use gorego_storage::{BlobStoreExt as _, CHUNK_SIZE, Digest};
+use tokio::sync::{Semaphore, mpsc};
 
 use crate::{missing::batches, store::Tiers};
 
 /// How many blobs may be waiting; of more than that, clients have to ask.
-const QUEUE: usize = 16 * 1024;
+pub(crate) const QUEUE: usize = 16 * 1024;
 /// How many are looked at together.
 const TOGETHER: usize = 256;
 /// How many batches or large blobs are fetched at once.
@@ -31,11 +26,6 @@ const OF_RESULT: u64 = 1 << 30;
 const PART_OF_RESULT: u64 = 16;
 /// The most that is wanted at any time, as a part of the same.
 const PART_OF_ALL: u64 = 8;
-
-task_local! {
-    /// What the result that is being looked at names and this tier lacks.
-    static NAMED: RefCell<Vec<Digest>>;
-}
 
 /// What is to be fetched, in the order of the results that name it.
 #[derive(Debug)]
@@ -68,7 +58,7 @@ impl Wanted {
     }
 
     /// Adds what there is room for.
-    fn add(&self, digests: Vec<Digest>) {
+    pub(crate) fn add(&self, digests: Vec<Digest>) {
         let mut left = self.of_result;
         let mut seen = HashSet::new();
         for digest in digests {
@@ -87,32 +77,6 @@ impl Wanted {
     fn make_room(&self, size: u64) -> bool {
         let fits = |bytes: u64| Some(bytes + size).filter(|bytes| *bytes <= self.of_all);
         self.bytes.fetch_update(Relaxed, Relaxed, fits).is_ok()
-    }
-}
-
-/// A result that is being looked at names these, which can be had from the other tier only.
-pub(crate) fn names(digests: impl Iterator<Item = Digest>) {
-    // Nobody listens where no client asks for the result.
-    let _ = NAMED.try_with(|named| named.borrow_mut().extend(digests));
-}
-
-impl Tiers {
-    /// Looks for a result that a client asks for. Of a hit, what it names is wanted here.
-    pub(crate) async fn prefetching<T>(
-        &self,
-        get: impl Future<Output = Result<Option<T>>>,
-    ) -> Result<Option<T>> {
-        let Some(wanted) = &self.wanted else {
-            return get.await;
-        };
-        let look = async {
-            let found = get.await?;
-            if found.is_some() {
-                wanted.add(NAMED.with(RefCell::take));
-            }
-            Ok(found)
-        };
-        NAMED.scope(RefCell::default(), look).await
     }
 }
 

@@ -14,7 +14,7 @@ use std::{
 };
 
 use futures::{FutureExt as _, StreamExt as _, stream};
-use gorego_storage::{BlobStore, Digest, Error, Result};
+use gorego_storage::{ActionCacheExt as _, BlobStore, Digest, Error, Result};
 use reapi::v2::ActionResult;
 use tokio::time::sleep;
 
@@ -240,7 +240,7 @@ impl Tiers {
         let (ours, replaces) = self.journal.result(number).await?;
         let up: Arc<dyn BlobStore> = Arc::new(Upward(Arc::clone(self)));
         let trees = &self.options.memory.bringing;
-        let is_whole = match is_complete(action, ours.clone(), up, trees).await {
+        let is_whole = match is_complete(action, &ours, up, trees).await {
             // On the way here, where it is not already.
             Err(damaged @ Error::Mismatch { .. }) => return Err(Outcome::Later(damaged)),
             is_whole => is_whole?,
@@ -258,7 +258,7 @@ impl Tiers {
         // Nothing that takes long comes between a look and the put.
         while let Some(theirs) = self
             .actions
-            .get(instance, action)
+            .find(instance, action)
             .await
             .map_err(theirs_fails)?
         {
@@ -273,7 +273,7 @@ impl Tiers {
             if is_newer || useless.as_ref() == Some(&theirs) {
                 break;
             }
-            let is_whole = is_complete(action, theirs.clone(), Arc::clone(&self.backing), trees);
+            let is_whole = is_complete(action, &theirs, Arc::clone(&self.backing), trees);
             if is_whole.await.map_err(theirs_fails)? {
                 return Ok(());
             }

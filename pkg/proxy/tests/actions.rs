@@ -7,8 +7,11 @@ use std::{sync::atomic::Ordering::SeqCst, time::Duration};
 
 use bytes::Bytes;
 use common::{Proxy, content, sha256};
-use gorego_proxy::Options;
-use gorego_storage::{ActionCache, Blob, BlobStore as _, Digest, Error, Evictable as _};
+use gorego_limits::Budget;
+use gorego_proxy::{OnOutage, Options};
+use gorego_storage::{
+    ActionCache, ActionCacheExt, Blob, BlobStore as _, Digest, Error, Evictable as _,
+};
 use reapi::v2::{ActionResult, Directory, FileNode, OutputDirectory, OutputFile, Tree};
 use tokio::{task, time};
 
@@ -65,13 +68,11 @@ async fn a_result_that_was_read_once_is_here() {
     let actions = proxy.actions();
     let digest = proxy.backing.has(&content(1, 10)).await;
     backing_has(&proxy, &result(&[digest])).await;
-    let size = actions.size("", &action()).await.unwrap();
-    assert!(size > 0);
-    let got = actions.get("", &action()).await.unwrap();
+    let got = actions.find("", &action()).await.unwrap();
     assert_eq!(got, Some(result(&[digest])));
     proxy.read(&digest).await.unwrap();
     proxy.backing.script(|script| script.down = true);
-    let got = actions.get("", &action()).await.unwrap();
+    let got = actions.find("", &action()).await.unwrap();
     assert_eq!(got, Some(result(&[digest])));
 }
 
@@ -117,7 +118,7 @@ async fn a_new_result_a_hit_and_a_lookup_give_outputs_in_the_local_tier_the_full
             }
             "hit" => {
                 backing_has(&proxy, &result).await;
-                let hit = proxy.actions().get("", &action()).await.unwrap();
+                let hit = proxy.actions().find("", &action()).await.unwrap();
                 assert_eq!(hit, Some(result));
             }
             _ => {
@@ -180,12 +181,67 @@ async fn a_new_result_is_stored_before_its_trees_are_read() {
 async fn a_miss_asks_the_backing_cache_once() {
     let proxy = Proxy::new().await;
     let actions = proxy.actions();
-    assert_eq!(actions.size("", &action()).await.unwrap(), 0);
-    assert_eq!(actions.get("", &action()).await.unwrap(), None);
+    assert_eq!(actions.find("", &action()).await.unwrap(), None);
     assert_eq!(proxy.backing.gets.load(SeqCst), 1);
     let digest = proxy.backing.has(&content(1, 10)).await;
     backing_has(&proxy, &result(&[digest])).await;
-    assert!(actions.size("", &action()).await.unwrap() > 0);
+    assert!(actions.find("", &action()).await.unwrap().is_some());
+}
+
+#[tokio::test]
+async fn a_first_hit_costs_one_lookup_of_the_result_and_one_of_each_level() {
+    let default = common::options();
+    let uncached = Options {
+        existence_ttl: Duration::ZERO,
+        ..default.clone()
+    };
+    let degrading = Options {
+        on_outage: OnOutage::Degrade,
+        ..default.clone()
+    };
+    for options in [default, uncached, degrading] {
+        let proxy = Proxy::with(options.clone(), 1 << 30).await;
+        let actions = proxy.actions();
+        let file = proxy.backing.has(&content(1, 10)).await;
+        let inside = proxy.backing.has(&content(2, 10)).await;
+        let tree = proxy.backing.has(&tree_of(&inside)).await;
+        let directory = OutputDirectory {
+            tree_digest: Some(tree.to_proto()),
+            ..OutputDirectory::default()
+        };
+        let result = ActionResult {
+            output_directories: vec![directory],
+            ..result(&[file])
+        };
+        backing_has(&proxy, &result).await;
+        let found = actions.find("", &action()).await.unwrap();
+        assert_eq!(found, Some(result));
+        // The result and the tree; then what the result names, and what the tree does.
+        let gets = proxy.backing.gets.load(SeqCst);
+        let finds = proxy.backing.finds.load(SeqCst);
+        let (ttl, on_outage) = (options.existence_ttl, options.on_outage);
+        assert_eq!((gets, finds), (2, 2), "{ttl:?}, {on_outage:?}");
+    }
+}
+
+#[tokio::test]
+async fn an_incomplete_result_names_the_missing_blob() {
+    let proxy = Proxy::new().await;
+    let actions = proxy.actions();
+    let memory = Budget::memory("memory for the test", 1 << 20);
+    let none = actions.get("", &action(), &memory).await.unwrap_err();
+    assert_eq!(
+        none.to_string(),
+        format!("no result of action {}", action())
+    );
+    let absent = sha256(&Bytes::from_static(b"absent"));
+    backing_has(&proxy, &result(&[absent])).await;
+    let incomplete = actions.get("", &action(), &memory).await.unwrap_err();
+    let expected = format!(
+        "result of action {} is incomplete: blob {absent} is missing",
+        action()
+    );
+    assert_eq!(incomplete.to_string(), expected);
 }
 
 #[tokio::test]
@@ -199,10 +255,10 @@ async fn a_newer_result_of_the_backing_cache_is_found_in_the_background() {
     let old = proxy.backing.has(&content(1, 10)).await;
     let new = proxy.backing.has(&content(2, 10)).await;
     backing_has(&proxy, &result(&[old])).await;
-    let got = actions.get("", &action()).await.unwrap();
+    let got = actions.find("", &action()).await.unwrap();
     assert_eq!(got, Some(result(&[old])));
     backing_has(&proxy, &result(&[new])).await;
-    let is_new = async || actions.get("", &action()).await.unwrap() == Some(result(&[new]));
+    let is_new = async || actions.find("", &action()).await.unwrap() == Some(result(&[new]));
     until(is_new).await;
 }
 
@@ -213,14 +269,14 @@ async fn a_result_is_looked_at_anew_after_an_outage() {
     let [old, new] = [1, 2].map(|seed| content(seed, 10));
     let (old, new) = (proxy.backing.has(&old).await, proxy.backing.has(&new).await);
     backing_has(&proxy, &result(&[old])).await;
-    let got = actions.get("", &action()).await.unwrap();
+    let got = actions.find("", &action()).await.unwrap();
     assert_eq!(got, Some(result(&[old])));
     proxy.backing.script(|script| script.down = true);
     let seen = proxy.store.find_missing(&[sha256(&content(3, 10))]).await;
     seen.unwrap_err();
     proxy.backing.script(|script| script.down = false);
     backing_has(&proxy, &result(&[new])).await;
-    let is_new = async || actions.get("", &action()).await.unwrap() == Some(result(&[new]));
+    let is_new = async || actions.find("", &action()).await.unwrap() == Some(result(&[new]));
     until(is_new).await;
 }
 
@@ -252,10 +308,10 @@ async fn what_was_read_before_a_write_does_not_undo_it() {
             put.unwrap();
         };
         let name = action();
-        let (got, ()) = tokio::join!(actions.get("", &name), written);
+        let (got, ()) = tokio::join!(actions.find("", &name), written);
         assert!(got.unwrap().is_some());
         time::sleep(latency * 10).await;
-        let here = ActionCache::get(&*proxy.local, "", &action()).await;
+        let here = ActionCacheExt::find(&*proxy.local, "", &action()).await;
         assert_eq!(here.unwrap(), Some(new));
     }
 }
@@ -267,7 +323,7 @@ async fn a_result_is_not_here_when_the_backing_cache_did_not_take_it() {
     proxy.backing.script(|script| script.down = true);
     let put = actions.put("", &action(), ActionResult::default()).await;
     assert!(matches!(put, Err(Error::Unavailable(_))));
-    let got = ActionCache::get(&*proxy.local, "", &action())
+    let got = ActionCacheExt::find(&*proxy.local, "", &action())
         .await
         .unwrap();
     assert_eq!(got, None);

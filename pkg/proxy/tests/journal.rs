@@ -16,7 +16,9 @@ use common::{
 };
 use futures::stream;
 use gorego_proxy::Journal;
-use gorego_storage::{ActionCache, Blob, BlobStore, BlobStoreExt as _, Digest, Error};
+use gorego_storage::{
+    ActionCache, ActionCacheExt as _, Blob, BlobStore, BlobStoreExt as _, Digest, Error,
+};
 use reapi::v2::{ActionResult, Directory, DirectoryNode, FileNode, OutputDirectory, Tree};
 use tokio::time::{sleep, timeout};
 
@@ -56,7 +58,7 @@ async fn a_result_that_was_refused_is_not_served() {
     let actions = proxy.actions();
     let put = actions.put("", &action(), result(&output, 0, None)).await;
     assert!(matches!(put, Err(Error::Unavailable(_))), "{put:?}");
-    assert_eq!(actions.get("", &action()).await.unwrap(), None);
+    assert_eq!(actions.find("", &action()).await.unwrap(), None);
 }
 
 #[tokio::test]

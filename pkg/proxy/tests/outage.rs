@@ -10,7 +10,7 @@ use common::{
 };
 use futures::stream;
 use gorego_proxy::Depth;
-use gorego_storage::{ActionCache, Blob, BlobStore, BlobStoreExt as _, Error};
+use gorego_storage::{ActionCache, ActionCacheExt as _, Blob, BlobStore, BlobStoreExt as _, Error};
 
 #[tokio::test(start_paused = true)]
 async fn misses_are_misses() {
@@ -22,8 +22,7 @@ async fn misses_are_misses() {
         assert_eq!(missing, [digest]);
     }
     let actions = proxy.actions();
-    assert_eq!(actions.size("", &action()).await.unwrap(), 0);
-    assert_eq!(actions.get("", &action()).await.unwrap(), None);
+    assert_eq!(actions.find("", &action()).await.unwrap(), None);
 }
 
 #[tokio::test(start_paused = true)]
@@ -32,9 +31,9 @@ async fn a_result_whose_output_only_the_backing_cache_has_is_no_hit() {
     let output = proxy.backing.has(&content(1, 10)).await;
     backing_put(&proxy, &result(&output, 0, Some(1))).await;
     let actions = proxy.actions();
-    assert!(actions.get("", &action()).await.unwrap().is_some());
+    assert!(actions.find("", &action()).await.unwrap().is_some());
     proxy.backing.script(|script| script.down = true);
-    assert_eq!(actions.get("", &action()).await.unwrap(), None);
+    assert_eq!(actions.find("", &action()).await.unwrap(), None);
 }
 
 #[tokio::test(start_paused = true)]
@@ -57,7 +56,7 @@ async fn what_was_written_is_brought_up_when_the_backing_cache_is_back() {
     put.unwrap();
     let digests = [small.0, large.0, batched.0];
     assert_eq!(proxy.store.find_missing(&digests).await.unwrap(), []);
-    assert!(actions.get("", &action()).await.unwrap().is_some());
+    assert!(actions.find("", &action()).await.unwrap().is_some());
     let depth = *proxy.journal.depth().borrow();
     assert_eq!((depth.entries, depth.results), (4, 1));
 
@@ -209,7 +208,7 @@ async fn nothing_that_the_backing_cache_said_before_an_outage_is_believed_after_
     let missing = proxy.store.find_missing(&[only_there]).await.unwrap();
     assert_eq!(missing, []);
     backing_put(&proxy, &result(&only_there, 0, None)).await;
-    assert!(actions.get("", &action()).await.unwrap().is_some());
+    assert!(actions.find("", &action()).await.unwrap().is_some());
 
     come_back_empty(&proxy).await;
     common::outage::put(&proxy, &contents[0]).await;
@@ -218,5 +217,5 @@ async fn nothing_that_the_backing_cache_said_before_an_outage_is_believed_after_
     for digest in [again, looked_for] {
         assert!(proxy.backing.memory.contains(&digest).await.unwrap());
     }
-    assert_eq!(actions.get("", &action()).await.unwrap(), None);
+    assert_eq!(actions.find("", &action()).await.unwrap(), None);
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use common::{CHUNK, Proxy, content, sha256};
 use gorego_proxy::Options;
-use gorego_storage::{ActionCache, BlobStore, BlobStoreExt as _, Digest};
+use gorego_storage::{ActionCache, ActionCacheExt, BlobStore, BlobStoreExt as _, Digest};
 use reapi::v2::{self, ActionResult, Directory, FileNode, OutputDirectory, OutputFile, Tree};
 use tokio::{task, time};
 
@@ -61,7 +61,7 @@ async fn all_fetched(proxy: &Proxy) {
     for number in 50..55 {
         let mark = proxy.backing.has(&content(number, 10)).await;
         backing_has(proxy, number, &result(&[mark])).await;
-        let hit = proxy.actions().get("", &action(number)).await.unwrap();
+        let hit = proxy.actions().find("", &action(number)).await.unwrap();
         assert!(hit.is_some());
         here(proxy, &[mark]).await;
     }
@@ -96,7 +96,7 @@ async fn the_outputs_of_a_hit_are_fetched_before_they_are_asked_for() {
         ..v2::OutputDirectory::default()
     }];
     backing_has(&proxy, 0, &result).await;
-    assert_eq!(actions.get("", &action(0)).await.unwrap(), Some(result));
+    assert_eq!(actions.find("", &action(0)).await.unwrap(), Some(result));
     outputs.push(inside);
     here(&proxy, &outputs).await;
     assert!(proxy.local.contains(&sha256(&tree)).await.unwrap());
@@ -108,7 +108,7 @@ async fn the_outputs_of_a_miss_are_left_where_they_are() {
     let there = proxy.backing.has(&content(1, 10)).await;
     let gone = sha256(&content(2, 10));
     backing_has(&proxy, 0, &result(&[there, gone])).await;
-    let got = proxy.actions().get("", &action(0)).await.unwrap();
+    let got = proxy.actions().find("", &action(0)).await.unwrap();
     assert_eq!(got, None);
     all_fetched(&proxy).await;
     assert!(!proxy.local.contains(&there).await.unwrap());
@@ -123,17 +123,17 @@ async fn the_outputs_of_a_result_that_nobody_asked_for_yet_are_left_where_they_a
     let put = ActionCache::put(&*proxy.local, "", &action(0), result(&[old])).await;
     put.unwrap();
     backing_has(&proxy, 0, &result(&[new])).await;
-    let got = actions.get("", &action(0)).await.unwrap();
+    let got = actions.find("", &action(0)).await.unwrap();
     assert_eq!(got, Some(result(&[old])));
     // It is looked at anew in the background.
     let is_new = async || {
-        let kept = ActionCache::get(&*proxy.local, "", &action(0)).await;
+        let kept = ActionCacheExt::find(&*proxy.local, "", &action(0)).await;
         kept.unwrap() == Some(result(&[new]))
     };
     until(is_new).await;
     all_fetched(&proxy).await;
     assert!(!proxy.local.contains(&new).await.unwrap());
-    actions.get("", &action(0)).await.unwrap();
+    actions.find("", &action(0)).await.unwrap();
     here(&proxy, &[new]).await;
 }
 
@@ -145,7 +145,7 @@ async fn what_would_fill_too_much_of_the_local_tier_is_left_where_it_is() {
         outputs.push(proxy.backing.has(&content(seed, len)).await);
     }
     backing_has(&proxy, 0, &result(&outputs)).await;
-    let hit = proxy.actions().get("", &action(0)).await.unwrap();
+    let hit = proxy.actions().find("", &action(0)).await.unwrap();
     assert!(hit.is_some());
     here(&proxy, &[outputs[0], outputs[2]]).await;
     all_fetched(&proxy).await;

@@ -12,7 +12,7 @@ use common::{
 };
 use futures::stream;
 use gorego_proxy::Options;
-use gorego_storage::{ActionCache, Blob, BlobStore, BlobStoreExt as _};
+use gorego_storage::{ActionCache, ActionCacheExt as _, Blob, BlobStore, BlobStoreExt as _};
 use tokio::time::sleep;
 
 async fn read_only(options: Options) -> Proxy {
@@ -63,9 +63,9 @@ async fn a_result_that_was_written_stays_and_one_that_was_read_is_looked_at_anew
     let actions = proxy.actions();
     let code = async || {
         sleep(Duration::from_secs(301)).await;
-        actions.get("", &action()).await.unwrap();
+        actions.find("", &action()).await.unwrap();
         sleep(Duration::from_secs(1)).await;
-        let got = actions.get("", &action()).await.unwrap();
+        let got = actions.find("", &action()).await.unwrap();
         got.unwrap().exit_code
     };
     assert_eq!(code().await, 1);

@@ -15,7 +15,9 @@ use common::{
     },
     sha256,
 };
-use gorego_storage::{ActionCache, Blob, BlobStore, BlobStoreExt as _, DigestFunction, Error};
+use gorego_storage::{
+    ActionCache, ActionCacheExt, Blob, BlobStore, BlobStoreExt as _, DigestFunction, Error,
+};
 use reapi::v2::{ActionResult, Directory, OutputDirectory, Tree};
 use tokio::time::sleep;
 use tonic::Code;
@@ -241,7 +243,7 @@ async fn results_that_keep_coming_do_not_outrun_the_replay() {
     }
     left(&proxy, 0).await;
     for number in 0..500 {
-        let there = ActionCache::get(&proxy.backing.memory, "", &name(number)).await;
+        let there = ActionCacheExt::find(&proxy.backing.memory, "", &name(number)).await;
         assert!(there.unwrap().is_some());
     }
 }

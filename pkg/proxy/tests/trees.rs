@@ -12,7 +12,7 @@ use common::{
     sha256,
 };
 use futures::future::{join, join_all};
-use gorego_storage::{ActionCache, Blob, BlobStore, Digest};
+use gorego_storage::{ActionCache, ActionCacheExt as _, Blob, BlobStore, Digest};
 use reapi::v2::{ActionResult, Directory, OutputDirectory, SymlinkNode, Tree};
 use tokio::time::sleep;
 use tonic::Code;
@@ -112,7 +112,7 @@ async fn a_replay_does_so_too_and_no_client_waits_for_it() {
     proxy.backing.script(|script| script.down = false);
     sleep(Duration::from_mins(1)).await;
     assert_eq!(proxy.backing.gets.load(SeqCst), before + BRINGING);
-    let got = actions.get("", &action()).await.unwrap();
+    let got = actions.find("", &action()).await.unwrap();
     assert!(got.is_some());
     proxy.backing.let_go();
     left(&proxy, 0).await;
@@ -137,7 +137,7 @@ async fn results_from_here_and_from_there_share_what_they_may_hold() {
     let actions = proxy.actions();
     let gets = (0..MANY).map(|number| {
         let (actions, name) = (actions.clone(), name(number));
-        async move { actions.get("", &name).await }
+        async move { actions.find("", &name).await }
     });
     let (found, gets) = join(join_all(gets), held(&proxy)).await;
     // Half of them are of a result.

@@ -8,9 +8,10 @@ use std::{error::Error as StdError, path::PathBuf, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures::{StreamExt as _, stream, stream::BoxStream};
+use gorego_limits::Budget;
 use gorego_storage::{
-    ActionCache, Blob, BlobStore, BlobStream, CompletenessChecking, Digest, Error, ReadName,
-    WriteName,
+    ActionCache, ActionCacheExt as _, Blob, BlobStore, BlobStream, CompletenessChecking, Digest,
+    Error, ReadName, WriteName,
 };
 use gorego_storage_local::{LocalOptions, LocalStore, SyncMode};
 use reapi::{
@@ -201,7 +202,7 @@ impl ActionCacheService for Services {
     ) -> Answer<v2::ActionResult> {
         let request = request.get_ref();
         let action = digest(request.action_digest.as_ref())?;
-        let found = self.actions.get(&request.instance_name, &action).await;
+        let found = self.actions.find(&request.instance_name, &action).await;
         let result = found.map_err(status)?;
         result
             .map(Response::new)
@@ -245,6 +246,7 @@ async fn main() -> Result<(), Box<dyn StdError>> {
         actions: Arc::new(CompletenessChecking::new(
             Arc::clone(&store),
             Arc::clone(&store) as _,
+            Budget::memory("memory for trees", 32 << 20),
         )),
         blobs: store,
     };

@@ -5,15 +5,14 @@ use std::{collections::HashSet, fmt, sync::Arc};
 use bytes::Bytes;
 use gorego_grpc::{Body, Framed, decode, decode_within, full, is_large, reply, run};
 use gorego_limits::Permit;
-use gorego_storage::{ActionCache, BlobStore, Digest, DigestFunction, decoded::result_memory};
+use gorego_storage::{ActionCache, BlobStore, CachedResult, Digest, DigestFunction};
 use prost::Message as _;
 use reapi::v2::{self, ActionResult, GetActionResultRequest, UpdateActionResultRequest};
 use tonic::Status;
 
-use crate::shapes::measure;
 use crate::{
     Limits, Memory, digests,
-    memory::read_within,
+    memory::{measure, read_within},
     status::{from_store, invalid_field},
 };
 
@@ -49,16 +48,15 @@ impl Actions {
         let instance = digests::instance(&request.instance_name)?;
         let function = digests::function(request.digest_function)?;
         let action = digests::digest("action_digest", function, request.action_digest.as_ref())?;
-        let stored = self.results.size(instance.as_str(), &action).await;
-        let reading = result_memory(stored.map_err(from_store)?);
-        // Until it is encoded anew: how long the client takes that, does not matter.
-        let _reading = self.memory.results.reserve(reading).await.map_err(full)?;
-        let mut result = self
+        let found = self
             .results
-            .get(instance.as_str(), &action)
-            .await
-            .map_err(from_store)?
-            .ok_or_else(|| Status::not_found(format!("no result of action {action}")))?;
+            .get(instance.as_str(), &action, &self.memory.results)
+            .await;
+        // The permit is held until the result is encoded, not until the client has taken it.
+        let CachedResult {
+            mut result,
+            permit: _permit,
+        } = found.map_err(from_store)?;
         let own = result.encoded_len() as u64;
         // The outputs are of one function with the action, and found as that is.
         let function = action.other().is_none().then(|| action.function());
@@ -206,7 +204,8 @@ mod tests {
 
     use async_trait::async_trait;
     use futures::FutureExt as _;
-    use gorego_storage::{MemoryStore, Result};
+    use gorego_limits::Budget;
+    use gorego_storage::{MemoryStore, Result, decoded::result_memory};
 
     use super::*;
 
@@ -219,13 +218,10 @@ mod tests {
 
     #[async_trait]
     impl ActionCache for Endless {
-        async fn get(&self, _: &str, _: &Digest) -> Result<Option<ActionResult>> {
+        async fn get(&self, _: &str, _: &Digest, memory: &Budget) -> Result<CachedResult> {
+            let _permit = memory.reserve(result_memory(self.size)).await.unwrap();
             self.reads.fetch_add(1, Ordering::Relaxed);
             std::future::pending().await
-        }
-
-        async fn size(&self, _: &str, _: &Digest) -> Result<u64> {
-            Ok(self.size)
         }
 
         async fn put(&self, _: &str, _: &Digest, _: ActionResult) -> Result<()> {

@@ -5,9 +5,10 @@ use std::{borrow::Cow, collections::HashSet, sync::Arc};
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use gorego_limits::Budget;
 use gorego_storage::{
-    ActionCache, Blob, BlobStore, Digest, DigestFunction, Error, Put, Result, UploadId, Uploads,
-    named_blobs,
+    ActionCache, ActionCacheExt as _, Blob, BlobStore, CachedResult, Digest, DigestFunction, Error,
+    Put, Result, UploadId, Uploads, named_blobs,
 };
 use reapi::v2::ActionResult;
 use tonic::Code;
@@ -99,21 +100,24 @@ impl Inferring {
 /// Whether a blob is unavailable under the tried function: it is missing, or the backing cache does
 /// not offer that function.
 fn is_absence(error: &Error) -> bool {
-    use Error::{NotFound, Refused};
-    matches!(
+    let is_refused = matches!(
         error,
-        NotFound(_)
-            | Refused {
-                code: Code::InvalidArgument,
-                ..
-            }
-    )
+        Error::Refused {
+            code: Code::InvalidArgument,
+            ..
+        }
+    );
+    is_refused || is_missing(error)
 }
 
-/// Returns the second outcome, unless it only repeats that the blob is missing.
+fn is_missing(error: &Error) -> bool {
+    matches!(error, Error::NotFound(_)) || error.is_result_miss()
+}
+
+/// Returns the second outcome, unless it only repeats that the blob or the result is missing.
 fn better<T>(first: Result<T>, second: Result<T>) -> Result<T> {
     match (first, second) {
-        (first @ Err(Error::NotFound(_)), Err(error)) if is_absence(&error) => first,
+        (Err(first), Err(second)) if is_missing(&first) && is_absence(&second) => Err(first),
         (_, second) => second,
     }
 }
@@ -243,27 +247,14 @@ fn or_nothing<T: Default>(found: Result<T>) -> Result<T> {
 
 #[async_trait]
 impl ActionCache for Inferring {
-    async fn get(&self, instance: &str, action: &Digest) -> Result<Option<ActionResult>> {
+    async fn get(&self, instance: &str, action: &Digest, memory: &Budget) -> Result<CachedResult> {
         let (first, other) = self.meant(action);
-        let found = self.actions().get(instance, &first).await;
+        let found = self.actions().get(instance, &first, memory).await;
         match other {
-            None => found,
-            Some(other) => match or_nothing(found)? {
-                None => or_nothing(self.actions().get(instance, &other).await),
-                found => Ok(found),
-            },
-        }
-    }
-
-    async fn size(&self, instance: &str, action: &Digest) -> Result<u64> {
-        let (first, other) = self.meant(action);
-        let size = self.actions().size(instance, &first).await;
-        match other {
-            None => size,
-            Some(other) => match or_nothing(size)? {
-                0 => or_nothing(self.actions().size(instance, &other).await),
-                size => Ok(size),
-            },
+            Some(other) if found.as_ref().is_err_and(is_absence) => {
+                better(found, self.actions().get(instance, &other, memory).await)
+            }
+            _ => found,
         }
     }
 
@@ -278,7 +269,7 @@ impl ActionCache for Inferring {
             return self.actions().put(instance, &first, result).await;
         }
         // One of an earlier put would be found before this one.
-        if or_nothing(self.actions().get(instance, &first).await)?.is_some() {
+        if or_nothing(self.actions().find(instance, &first).await)?.is_some() {
             self.actions().put(instance, &first, result.clone()).await?;
         }
         self.actions().put(instance, &other, result).await
@@ -288,7 +279,7 @@ impl ActionCache for Inferring {
 impl Inferring {
     /// Whether any output of the result is stored under the function of `action`.
     async fn has_any(&self, action: &Digest, result: &ActionResult) -> Result<bool> {
-        let mut outputs = named_blobs(action.function(), result).unwrap_or_default();
+        let mut outputs = named_blobs(action, result).unwrap_or_default();
         outputs.sort_unstable();
         outputs.dedup();
         match self.blobs().find_missing(&outputs).await {

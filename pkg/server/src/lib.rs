@@ -12,9 +12,7 @@ mod inferred;
 mod memory;
 mod options;
 mod services;
-mod shapes;
 mod status;
-mod wire;
 
 pub use memory::Memory;
 pub use options::{Limits, Options, Services};

@@ -3,7 +3,8 @@
 use bytes::Bytes;
 use gorego_grpc::full;
 use gorego_limits::{Budget, Permit};
-use gorego_storage::{BlobStore, Digest, Error};
+use gorego_storage::{BlobStore, Digest, Error, decoded::MAX_DECODED_RESULT};
+use reapi::shapes::{DecodeError, Shaped};
 use tonic::Status;
 
 /// Budgets in the order in which a call asks for them: since none asks for an earlier one while it
@@ -25,6 +26,10 @@ pub struct Memory {
 }
 
 const MIB: u64 = 1024 * 1024;
+
+/// The most memory that a decoded request may take, in bytes: a full batch of some 130,000 blobs. An
+/// action result may take as much, so that whatever is stored can be read again.
+const MAX_DECODED: usize = MAX_DECODED_RESULT;
 
 impl Default for Memory {
     fn default() -> Self {
@@ -55,6 +60,15 @@ impl Memory {
             ..Self::default()
         }
     }
+}
+
+/// Returns the most memory that the fields of a request take once it is decoded, in bytes.
+pub(crate) fn measure<Q: Shaped>(encoded: &[u8]) -> Result<usize, Status> {
+    let bytes = Q::SHAPE.decoded_bytes(encoded, MAX_DECODED);
+    bytes.map_err(|why| match why {
+        DecodeError::TooLarge(_) => Status::resource_exhausted(format!("the message: {why}")),
+        _ => Status::invalid_argument(format!("malformed message: {why}")),
+    })
 }
 
 /// Reads several blobs for a response that has `more` other bytes. Reserves the memory only after the

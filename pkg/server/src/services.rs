@@ -18,7 +18,7 @@ use tonic::Status;
 
 use crate::{
     Options, Services, action_cache::Actions, bytestream::ByteStreams, capabilities::Capabilities,
-    cas::Cas, inferred::infer, shapes::measure,
+    cas::Cas, inferred::infer, memory::measure,
 };
 
 /// Requests of one message without blobs in it, in bytes: names and a digest or two.

@@ -14,7 +14,9 @@ use tracing::error;
 pub(crate) fn from_store(cause: Error) -> Status {
     let message = cause.to_string();
     match cause {
-        Error::NotFound(_) => Status::not_found(message),
+        Error::NotFound(_) | Error::NoResult(_) | Error::Incomplete { .. } => {
+            Status::not_found(message)
+        }
         Error::Mismatch { .. } => Status::invalid_argument(message),
         Error::OffsetPastEnd { .. } => Status::out_of_range(message),
         Error::ResumedMismatch { .. } | Error::UploadOffset { .. } | Error::Superseded(_) => {

@@ -19,6 +19,17 @@ pub enum Error {
     /// The blob is not here.
     #[error("blob {0} not found")]
     NotFound(Digest),
+    /// There is no result of the action.
+    #[error("no result of action {0}")]
+    NoResult(Digest),
+    /// The action's result names a blob that is missing, or is malformed.
+    #[error("result of action {action} is incomplete: {why}")]
+    Incomplete {
+        /// The action.
+        action: Digest,
+        /// The missing blob, or the malformed part.
+        why: String,
+    },
     /// The content's size or hash differs from its digest; nothing was stored.
     #[error("content does not match digest {expected}: it is {actual}")]
     Mismatch {
@@ -111,6 +122,11 @@ impl Error {
             path: path.into(),
             source: Arc::new(source),
         }
+    }
+
+    /// Reports whether a lookup ended without a result of the action, or with one that is of no use.
+    pub const fn is_result_miss(&self) -> bool {
+        matches!(self, Self::NoResult(_) | Self::Incomplete { .. })
     }
 
     /// Wraps an error of the caller's own stream.

@@ -10,6 +10,7 @@ mod error;
 mod eviction;
 mod futile;
 mod memory;
+mod outputs;
 mod resource_name;
 mod store;
 mod tree;
@@ -20,15 +21,16 @@ pub use blob::{
 };
 pub use breaker::BreakerState;
 pub use chain::{Chain, LoopError};
-pub use completeness::{CompletenessChecking, named_blobs};
+pub use completeness::{CompletenessChecking, find_outputs};
 pub use digest::{Digest, DigestError, DigestFunction, Hasher, shorten, to_hex};
 pub use error::{Error, Result, SourceError};
 pub use eviction::{Candidate, EntryId, Evictable, Removed, Usage};
 pub use futile::{Futile, Resource};
 pub use memory::MemoryStore;
+pub use outputs::{Outputs, named_blobs};
 pub use resource_name::{
     Compressor, InstanceName, InstanceNameError, NameProblem, ReadName, ResourceNameError,
     WriteName,
 };
-pub use store::{ActionCache, BlobStore, BlobStoreExt, Put, Uploads};
+pub use store::{ActionCache, ActionCacheExt, BlobStore, BlobStoreExt, CachedResult, Put, Uploads};
 pub use tree::{MAX_DIRECTORY_BYTES, TreeError, TreeWalk};

@@ -9,12 +9,14 @@ use std::{
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::StreamExt as _;
+use gorego_limits::Budget;
 use prost::Message as _;
 use reapi::v2::ActionResult;
 use tokio::sync::Notify;
 
 use crate::{
-    ActionCache, Blob, BlobStore, BlobStream, Digest, Error, Put, Result, Resume, UploadId, Uploads,
+    ActionCache, Blob, BlobStore, BlobStream, CachedResult, Digest, Error, Put, Result, Resume,
+    UploadId, Uploads, decoded::result_memory,
 };
 
 /// Keeps everything, for ever, in memory. Not for production: nothing bounds it.
@@ -224,17 +226,13 @@ impl Uploads for MemoryStore {
 
 #[async_trait]
 impl ActionCache for MemoryStore {
-    async fn get(&self, instance: &str, action: &Digest) -> Result<Option<ActionResult>> {
-        Ok(self
-            .state()
-            .results
-            .get(&(instance.to_owned(), *action))
-            .cloned())
-    }
-
-    async fn size(&self, instance: &str, action: &Digest) -> Result<u64> {
-        let found = ActionCache::get(self, instance, action).await?;
-        Ok(found.map_or(0, |result| result.encoded_len() as u64))
+    async fn get(&self, instance: &str, action: &Digest, memory: &Budget) -> Result<CachedResult> {
+        let name = (instance.to_owned(), *action);
+        let found = self.state().results.get(&name).cloned();
+        let result = found.ok_or(Error::NoResult(*action))?;
+        let bytes = result_memory(result.encoded_len() as u64);
+        let permit = memory.reserve(bytes).await.map_err(Error::no_memory)?;
+        Ok(CachedResult { result, permit })
     }
 
     async fn put(&self, instance: &str, action: &Digest, result: ActionResult) -> Result<()> {

@@ -5,6 +5,7 @@ use std::fmt;
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::future;
+use gorego_limits::{Budget, Permit};
 use reapi::v2::ActionResult;
 
 use crate::{Blob, Digest, DigestFunction, Error, Result, UploadId};
@@ -83,17 +84,23 @@ pub trait Uploads: Send + Sync + fmt::Debug + 'static {
     async fn committed(&self, digest: &Digest, upload: &UploadId) -> Result<u64>;
 }
 
+/// An action result, and the memory that it takes.
+#[derive(Debug)]
+pub struct CachedResult {
+    /// The result.
+    pub result: ActionResult,
+    /// Held for as long as the result is in memory.
+    pub permit: Permit,
+}
+
 /// Action results by action digest, a namespace per instance name.
 #[async_trait]
 pub trait ActionCache: Send + Sync + fmt::Debug + 'static {
-    /// The action's result under this instance name, if one is here.
-    async fn get(&self, instance: &str, action: &Digest) -> Result<Option<ActionResult>>;
+    /// Returns the action's result under this instance name. Reserves `memory` for it before it is decoded.
+    /// [`Error::NoResult`] when there is none, [`Error::Incomplete`] when it names a blob that is missing.
+    async fn get(&self, instance: &str, action: &Digest, memory: &Budget) -> Result<CachedResult>;
 
-    /// How many bytes the encoded result has, so that memory can be set aside before it is read;
-    /// 0 when none is here.
-    async fn size(&self, instance: &str, action: &Digest) -> Result<u64>;
-
-    /// Keeps the result; the last put wins, atomically.
+    /// Stores the result; the last put wins, atomically.
     async fn put(&self, instance: &str, action: &Digest, result: ActionResult) -> Result<()>;
 }
 
@@ -122,3 +129,20 @@ pub trait BlobStoreExt: BlobStore {
 }
 
 impl<S: BlobStore + ?Sized> BlobStoreExt for S {}
+
+/// Conveniences over any action cache.
+#[async_trait]
+pub trait ActionCacheExt: ActionCache {
+    /// Returns the result, `None` when there is none or when it is incomplete. Its memory is not counted:
+    /// for callers that hold few of them.
+    async fn find(&self, instance: &str, action: &Digest) -> Result<Option<ActionResult>> {
+        let memory = Budget::memory("memory for an action result", u64::MAX);
+        match self.get(instance, action, &memory).await {
+            Ok(found) => Ok(Some(found.result)),
+            Err(error) if error.is_result_miss() => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+impl<A: ActionCache + ?Sized> ActionCacheExt for A {}

@@ -1,10 +1,8 @@
 //! Directory trees in a store: walked from a root `Directory` down, or read out of a `Tree`.
 
-mod directory;
 mod queue;
 mod reader;
 mod walk;
-pub(crate) mod wire;
 
 use crate::{Digest, Error};
 

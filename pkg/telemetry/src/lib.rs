@@ -1,10 +1,9 @@
-//! What can be observed from outside: metrics, for Prometheus to fetch.
+//! Metrics, served over HTTP for Prometheus.
 //!
-//! Nothing is counted here. [`Sources`] says where the values are, and they are read when
-//! somebody asks, so that what is measured knows nothing of it.
+//! This crate counts nothing: [`Sources`] gives access to the values, and each request reads them anew.
 
 mod metrics;
 mod serve;
 
-pub use metrics::{Metrics, Sources, Waiting};
+pub use metrics::{Metrics, PendingWrites, Sources};
 pub use serve::{PATH, serve};

@@ -1,4 +1,4 @@
-//! The metrics, by name, and the texts that they are told in.
+//! The metrics, their names, and their text formats.
 
 use std::{collections::BTreeMap, fmt};
 
@@ -12,32 +12,33 @@ use prometheus_client::{
 };
 use tokio::sync::watch;
 
-/// Before every name.
+/// The beginning of every metric's name.
 const PREFIX: &str = "gorego";
-/// Of OpenMetrics 1.0; the other format's is the library's.
+/// The content type of OpenMetrics 1.0.
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-/// What waits for the backing cache.
+/// The writes that wait for the backing cache.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Waiting {
-    /// How many blobs.
+pub struct PendingWrites {
+    /// The number of blobs.
     pub blobs: u64,
-    /// How many action results.
+    /// The number of action results.
     pub results: u64,
-    /// What they count for together, in bytes.
+    /// The bytes that both count against `backing_cache.journal_max`.
     pub bytes: u64,
 }
 
-/// Where the values are. What a server does not have is not told of.
+/// The values of the metrics. A metric without a source is left out. The functions are called at each
+/// request, and must not block.
 pub struct Sources {
-    /// Which gorego this is.
+    /// The version of gorego.
     pub version: &'static str,
-    /// Whether the backing cache is asked at all.
+    /// The state of the backing cache's circuit breaker.
     pub breaker: Option<watch::Receiver<BreakerState>>,
-    /// The certificates of both sides. Called each time, as the next one is.
+    /// The certificates in the files of `tls` and `backing_cache.tls`.
     pub certificates: Box<dyn Fn() -> Vec<Certificate> + Send + Sync>,
-    /// What waits for it. Called each time, so it should neither block nor take long.
-    pub journal: Option<Box<dyn Fn() -> Waiting + Send + Sync>>,
+    /// The writes that wait for the backing cache.
+    pub journal: Option<Box<dyn Fn() -> PendingWrites + Send + Sync>>,
 }
 
 impl fmt::Debug for Sources {
@@ -49,11 +50,11 @@ impl fmt::Debug for Sources {
     }
 }
 
-/// All that can be asked for.
+/// The registry of all metrics.
 #[derive(Debug)]
 pub struct Metrics(Registry);
 
-/// Metrics as a text.
+/// All metrics in one of the text formats.
 #[derive(Debug)]
 pub(crate) struct Exposition {
     pub(crate) content_type: &'static str,
@@ -61,11 +62,11 @@ pub(crate) struct Exposition {
 }
 
 impl Metrics {
-    /// Those that have a source.
+    /// Registers the metrics that have a source.
     pub fn new(sources: Sources) -> Self {
         let mut registry = Registry::with_prefix(PREFIX);
         let build = Info::new([("version", sources.version)]);
-        registry.register("build", "Which gorego this is", build);
+        registry.register("build", "The version of gorego.", build);
         if let Some(state) = sources.breaker {
             registry.register_collector(Box::new(Breaker(state)));
         }
@@ -76,8 +77,8 @@ impl Metrics {
         Self(registry)
     }
 
-    /// Their values now: in the format of OpenMetrics for whoever accepts that, else in the older
-    /// one of Prometheus, which everybody reads.
+    /// Encodes the current values, as OpenMetrics if `accept` names it, else in the older format of
+    /// Prometheus.
     pub(crate) fn expose(&self, accept: &str) -> Result<Exposition, fmt::Error> {
         let mut text = String::new();
         let content_type = if accept.contains("application/openmetrics-text") {
@@ -98,8 +99,8 @@ impl Collector for Breaker {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let mut family = encoder.encode_descriptor(
             "backing_cache_breaker_state",
-            "Whether the backing cache is asked: closed, calls are made; open, they fail at once; \
-             half_open, one call finds out. 1 for the state that it is in.",
+            "1 for the state of the backing cache's circuit breaker: closed, calls are made; open, \
+             they fail at once; half_open, one call tests the cache.",
             None,
             MetricType::Gauge,
         )?;
@@ -120,7 +121,7 @@ struct Certificates(Box<dyn Fn() -> Vec<Certificate> + Send + Sync>);
 
 impl Collector for Certificates {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        // A file may have a certificate twice, but a metric no value.
+        // A file may hold a certificate twice, but a series must not repeat.
         let unique = (self.0)().into_iter().map(|found| {
             let Certificate { expiry, role, .. } = found;
             let file = found.file.to_string_lossy().into_owned();
@@ -155,11 +156,11 @@ impl fmt::Debug for Certificates {
     }
 }
 
-struct Journal(Box<dyn Fn() -> Waiting + Send + Sync>);
+struct Journal(Box<dyn Fn() -> PendingWrites + Send + Sync>);
 
 impl Collector for Journal {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        let Waiting {
+        let PendingWrites {
             blobs,
             results,
             bytes,
@@ -183,7 +184,7 @@ impl Collector for Journal {
         )?;
         gauge(
             "backing_cache_journal",
-            "What waits for the backing cache, as backing_cache.journal_max counts it.",
+            "Bytes that pending writes count against backing_cache.journal_max.",
             Some(Unit::Bytes),
             bytes,
         )
@@ -202,7 +203,7 @@ mod tests {
 
     use super::*;
 
-    fn lone() -> Sources {
+    fn sources() -> Sources {
         Sources {
             version: "1.2.3",
             breaker: None,
@@ -219,8 +220,8 @@ mod tests {
     }
 
     #[test]
-    fn a_server_without_a_backing_cache_tells_nothing_of_one() {
-        let metrics = Metrics::new(lone());
+    fn metrics_of_a_backing_cache_are_left_out_if_there_is_none() {
+        let metrics = Metrics::new(sources());
         assert_eq!(
             samples(&metrics),
             ["gorego_build_info{version=\"1.2.3\"} 1"]
@@ -228,14 +229,14 @@ mod tests {
     }
 
     #[test]
-    fn values_are_those_of_the_time_of_asking() {
+    fn each_request_reads_the_current_values() {
         let (state, breaker) = watch::channel(BreakerState::Closed);
-        let waiting = Arc::new(Mutex::new(Waiting::default()));
-        let read = Arc::clone(&waiting);
+        let pending = Arc::new(Mutex::new(PendingWrites::default()));
+        let read = Arc::clone(&pending);
         let metrics = Metrics::new(Sources {
             breaker: Some(breaker),
             journal: Some(Box::new(move || *read.lock().unwrap())),
-            ..lone()
+            ..sources()
         });
         let now = |[closed, open, half_open]: [u8; 3], [blobs, results, bytes]: [u64; 3]| {
             let state = "gorego_backing_cache_breaker_state{state=";
@@ -253,7 +254,7 @@ mod tests {
         };
         now([1, 0, 0], [0, 0, 0]);
         state.send_replace(BreakerState::Open);
-        *waiting.lock().unwrap() = Waiting {
+        *pending.lock().unwrap() = PendingWrites {
             blobs: 2,
             results: 1,
             bytes: 1 << 40,
@@ -264,7 +265,7 @@ mod tests {
     }
 
     #[test]
-    fn each_certificate_is_told_once_with_its_end() {
+    fn each_certificate_has_one_series_with_its_expiry() {
         let of = |subject: &str, expiry| Certificate {
             role: "server",
             file: "/etc/\"gorego\"/tls.crt".into(),
@@ -275,7 +276,7 @@ mod tests {
         let all = vec![of("CN=b", -1), of("CN=a", 1 << 33), of("CN=b", -1)];
         let metrics = Metrics::new(Sources {
             certificates: Box::new(move || all.clone()),
-            ..lone()
+            ..sources()
         });
         let labels = "role=\"server\",file=\"/etc/\\\"gorego\\\"/tls.crt\",subject=";
         let name = format!("gorego_certificate_expiry_seconds{{{labels}");
@@ -290,10 +291,10 @@ mod tests {
     }
 
     #[test]
-    fn each_scraper_gets_the_format_that_it_reads() {
+    fn the_accept_header_selects_the_format() {
         let metrics = Metrics::new(Sources {
-            journal: Some(Box::new(Waiting::default)),
-            ..lone()
+            journal: Some(Box::new(PendingWrites::default)),
+            ..sources()
         });
         let accept = "application/openmetrics-text;version=1.0.0;q=0.5,text/plain;q=0.2";
         let open = metrics.expose(accept).unwrap();

@@ -1,4 +1,4 @@
-//! Metrics over HTTP, for a few who ask now and then.
+//! An HTTP/1 server for the metrics, with one request for each connection.
 
 use std::{convert::Infallible, mem, pin::pin, sync::Arc, time::Duration};
 
@@ -15,25 +15,25 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, warn};
 
-use crate::Metrics;
+use crate::{Metrics, metrics::Exposition};
 
-/// Where they are, on any host name.
+/// The path of the metrics.
 pub const PATH: &str = "/metrics";
 
-/// Connections at once; others wait until one of them ends.
+/// The number of connections served at once. Others wait in the listener's queue.
 const MAX_CONNECTIONS: usize = 64;
-/// From a connection's first byte to its last: it is for one request, and no client may hold on to
-/// it by asking slowly, or by not reading.
+/// The longest time from accepting a connection to closing it, so that slow clients cannot hold all
+/// of them.
 const LIFETIME: Duration = Duration::from_secs(10);
-/// What is read of a request.
+/// The largest head of a request, in bytes.
 const MAX_HEADERS: usize = 16 * 1024;
-/// How long a request that is being answered has to end at shutdown.
+/// The time that running requests get at shutdown.
 const GRACE: Duration = Duration::from_secs(1);
-/// How long to wait before accepting again when the system has no more sockets to give.
+/// The pause after a failed `accept`, for example when the process is out of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Answers on `listener` until `shutdown` is cancelled, and for at most a second after that.
-/// Whatever ends this future ends what it started.
+/// Serves metrics on `listener` until `shutdown` is cancelled, and for at most a second after that.
+/// Dropping the future closes all connections.
 pub async fn serve(listener: TcpListener, metrics: Metrics, shutdown: CancellationToken) {
     let metrics = Arc::new(metrics);
     let mut connections = JoinSet::new();
@@ -61,7 +61,7 @@ async fn accept(listener: &TcpListener) -> TcpStream {
             Ok((stream, _)) => return stream,
             Err(error) => {
                 if !mem::replace(&mut warned, true) {
-                    warn!("cannot accept a connection for metrics, trying again: {error}");
+                    warn!("failed to accept a connection for metrics, retrying: {error}");
                 }
                 sleep(ACCEPT_PAUSE).await;
             }
@@ -69,7 +69,7 @@ async fn accept(listener: &TcpListener) -> TcpStream {
     }
 }
 
-/// Answers one request.
+/// Answers the one request of a connection.
 async fn connection(stream: TcpStream, metrics: Arc<Metrics>, shutdown: CancellationToken) {
     let service = service_fn(move |request: Request<_>| {
         let response = respond(&request, &metrics);
@@ -90,19 +90,19 @@ async fn connection(stream: TcpStream, metrics: Arc<Metrics>, shutdown: Cancella
     };
     match timeout(LIFETIME, served).await {
         Ok(Ok(())) => {}
-        Ok(Err(why)) => debug!("a connection for metrics ended: {why}"),
-        Err(_) => debug!("a connection for metrics took longer than {LIFETIME:?}"),
+        Ok(Err(why)) => debug!("connection for metrics failed: {why}"),
+        Err(_) => debug!("connection for metrics closed after {LIFETIME:?}"),
     }
 }
 
 fn respond<B>(request: &Request<B>, metrics: &Metrics) -> Response<Full<Bytes>> {
     if request.uri().path() != PATH {
-        let there = format!("there is nothing here; metrics are at {PATH}\n");
-        return plain(StatusCode::NOT_FOUND, there);
+        let text = format!("not found; metrics are at {PATH}\n");
+        return plain(StatusCode::NOT_FOUND, text);
     }
     if !matches!(*request.method(), Method::GET | Method::HEAD) {
-        let only = format!("{PATH} can be read, by GET or HEAD, and nothing else\n");
-        let mut response = plain(StatusCode::METHOD_NOT_ALLOWED, only);
+        let text = format!("{PATH} accepts GET and HEAD only\n");
+        let mut response = plain(StatusCode::METHOD_NOT_ALLOWED, text);
         let allowed = HeaderValue::from_static("GET, HEAD");
         response.headers_mut().insert(header::ALLOW, allowed);
         return response;
@@ -110,10 +110,10 @@ fn respond<B>(request: &Request<B>, metrics: &Metrics) -> Response<Full<Bytes>> 
     let accept = request.headers().get(header::ACCEPT);
     let accept = accept.and_then(|accept| accept.to_str().ok());
     match metrics.expose(accept.unwrap_or_default()) {
-        Ok(told) => response(StatusCode::OK, told.content_type, told.text),
+        Ok(Exposition { content_type, text }) => response(StatusCode::OK, content_type, text),
         Err(why) => {
-            error!("the metrics cannot be told: {why}");
-            let failed = "the metrics cannot be told\n".to_owned();
+            error!("failed to encode metrics: {why}");
+            let failed = "failed to encode metrics\n".to_owned();
             plain(StatusCode::INTERNAL_SERVER_ERROR, failed)
         }
     }

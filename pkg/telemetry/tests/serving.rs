@@ -1,4 +1,4 @@
-//! What is answered over HTTP, and what no client can do to the server.
+//! Tests of the HTTP server: its answers, and its limits against slow and greedy clients.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 use std::{net::SocketAddr, time::Duration};
@@ -14,9 +14,9 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-/// As many as the server has at once.
+/// The number of connections that the server serves at once.
 const CONNECTIONS: usize = 64;
-/// How long one of them may last.
+/// The longest time that the server keeps a connection open.
 const LIFETIME: Duration = Duration::from_secs(10);
 
 /// A server on a port of its own.
@@ -47,16 +47,16 @@ impl Running {
         }
     }
 
-    /// A connection over which that much of a request was sent.
+    /// Sends the beginning of a request over a new connection.
     async fn send(&self, request: &str) -> TcpStream {
         let mut stream = TcpStream::connect(self.address).await.unwrap();
         stream.write_all(request.as_bytes()).await.unwrap();
         stream
     }
 
-    /// The whole response to a request without a body.
-    async fn ask(&self, line: &str) -> String {
-        let request = format!("{line} HTTP/1.1\r\nhost: here\r\n\r\n");
+    /// Sends a request without a body and returns the whole response.
+    async fn request(&self, line: &str) -> String {
+        let request = format!("{line} HTTP/1.1\r\nhost: localhost\r\n\r\n");
         response(self.send(&request).await).await
     }
 
@@ -73,9 +73,9 @@ async fn response(mut stream: TcpStream) -> String {
 }
 
 #[tokio::test]
-async fn metrics_are_told_and_the_connection_is_closed() {
+async fn a_connection_is_closed_after_the_metrics_are_sent() {
     let running = Running::start().await;
-    let response = running.ask("GET /metrics").await;
+    let response = running.request("GET /metrics").await;
     assert!(response.starts_with("HTTP/1.1 200 OK\r\n"), "{response}");
     let content_type = "content-type: text/plain; version=0.0.4";
     assert!(response.contains(content_type), "{response}");
@@ -84,38 +84,38 @@ async fn metrics_are_told_and_the_connection_is_closed() {
 }
 
 #[tokio::test]
-async fn head_tells_the_length_without_the_content() {
+async fn head_returns_the_length_without_the_content() {
     let running = Running::start().await;
-    let all = running.ask("GET /metrics").await;
+    let all = running.request("GET /metrics").await;
     let (_, content) = all.split_once("\r\n\r\n").unwrap();
-    let head = running.ask("HEAD /metrics").await;
+    let head = running.request("HEAD /metrics").await;
     let length = format!("content-length: {}\r\n", content.len());
     assert!(head.contains(&length), "{head}");
     assert!(head.ends_with("\r\n\r\n"), "{head}");
 }
 
 #[tokio::test]
-async fn other_paths_and_methods_are_told_what_there_is() {
+async fn errors_for_other_paths_and_methods_name_the_accepted_ones() {
     let running = Running::start().await;
     for path in ["/", "/metrics/", "/favicon.ico"] {
-        let response = running.ask(&format!("GET {path}")).await;
+        let response = running.request(&format!("GET {path}")).await;
         assert!(response.starts_with("HTTP/1.1 404 "), "{response}");
         assert!(response.contains("at /metrics\n"), "{response}");
     }
     for method in ["POST", "DELETE", "OPTIONS"] {
-        let response = running.ask(&format!("{method} /metrics")).await;
+        let response = running.request(&format!("{method} /metrics")).await;
         assert!(response.starts_with("HTTP/1.1 405 "), "{response}");
         assert!(response.contains("allow: GET, HEAD\r\n"), "{response}");
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_client_that_asks_too_slowly_is_sent_away() {
+async fn a_client_that_sends_too_slowly_is_disconnected() {
     let running = Running::start().await;
     for begun in ["", "GET /met", "GET /metrics HTTP/1.1\r\nhost: here\r\n"] {
         let start = Instant::now();
         let mut stream = running.send(begun).await;
-        // Reset where something is left unread.
+        // The connection is reset if the server leaves something unread.
         let _ = stream.read_to_end(&mut Vec::new()).await;
         assert!(start.elapsed() >= LIFETIME, "{begun}");
         assert!(start.elapsed() < 2 * LIFETIME, "{begun}");
@@ -123,40 +123,39 @@ async fn a_client_that_asks_too_slowly_is_sent_away() {
 }
 
 #[tokio::test]
-async fn a_request_without_an_end_takes_no_more_than_its_share_of_memory() {
+async fn an_endless_head_of_a_request_is_refused() {
     let running = Running::start().await;
     let mut stream = running.send("GET /metrics HTTP/1.1\r\n").await;
     let line = format!("x: {}\r\n", "y".repeat(1000));
-    // Refused long before the last of them, and then closed under the writer.
     for _ in 0..10_000 {
         if stream.write_all(line.as_bytes()).await.is_err() {
             return;
         }
     }
-    panic!("10 MB of headers were taken");
+    panic!("10 MB of headers were accepted");
 }
 
 #[tokio::test(start_paused = true)]
-async fn there_are_no_more_connections_than_are_allowed() {
+async fn connections_beyond_the_limit_wait() {
     let running = Running::start().await;
     let mut silent = Vec::new();
     for _ in 0..CONNECTIONS {
         silent.push(running.send("").await);
     }
     let start = Instant::now();
-    let response = running.ask("GET /metrics").await;
+    let response = running.request("GET /metrics").await;
     assert!(response.starts_with("HTTP/1.1 200 "), "{response}");
-    // One of the silent ones had to go first.
+    // Served only after a silent connection was closed.
     assert!(start.elapsed() > LIFETIME / 2);
 }
 
 #[tokio::test(start_paused = true)]
-async fn it_ends_soon_whatever_its_clients_do() {
+async fn shutdown_does_not_wait_for_slow_clients() {
     for begun in ["", "GET /met"] {
         let running = Running::start().await;
         let _held = running.send(begun).await;
-        // Answered, so the one before was accepted.
-        running.ask("GET /metrics").await;
+        // An answer shows that the earlier connection was accepted, too.
+        running.request("GET /metrics").await;
         let (start, address) = (Instant::now(), running.address);
         running.stop().await;
         assert!(start.elapsed() <= Duration::from_secs(2), "{begun}");

@@ -1,4 +1,4 @@
-//! Facts about a certificate that rustls does not tell.
+//! Properties of certificates that rustls does not expose.
 
 use std::{fmt, path::PathBuf};
 
@@ -21,9 +21,9 @@ pub struct Certificate {
     pub role: &'static str,
     /// The file.
     pub file: PathBuf,
-    /// The name of its owner.
+    /// The subject's distinguished name.
     pub subject: String,
-    /// Its number among those of its issuer, in hexadecimal digits.
+    /// The serial number, in hexadecimal digits.
     pub serial: String,
     /// The end of its validity, in seconds of Unix time.
     pub expiry: i64,
@@ -52,15 +52,15 @@ pub(crate) fn parse(der: &[u8]) -> Result<X509Certificate<'_>, rustls::Error> {
 /// A property that makes a certificate unusable here, though others may accept it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Flaw {
-    /// Without extensions, as `openssl x509 -req` makes it by default.
+    /// X.509 version 1, without extensions; `openssl x509 -req` makes it by default.
     Version1,
-    /// With a key of this kind.
+    /// A key of this unsupported kind.
     Key(String),
 }
 
-/// The longest RSA key that certificates of peers may have, in bits.
+/// The longest RSA key accepted in certificates of peers, in bits.
 pub(crate) const PEER_RSA: usize = 8192;
-/// The longest one that this side can sign with.
+/// The longest RSA key that gorego itself can sign with, in bits.
 pub(crate) const OWN_RSA: usize = 4096;
 const LEAST_RSA: usize = 2048;
 
@@ -124,14 +124,14 @@ fn unsupported(key: &SubjectPublicKeyInfo<'_>, longest_rsa: usize) -> Option<Str
     (algorithm.algorithm != OID_SIG_ED25519).then(other)
 }
 
-/// The side that a certificate is shown by.
+/// The side of a connection that shows a certificate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Side {
     Server,
     Client,
 }
 
-/// Checks that a certificate is valid now, and not for the other side alone.
+/// Checks that a certificate is valid now and permitted for this side of a connection.
 pub(crate) fn check_use(
     parsed: &X509Certificate<'_>,
     now: UnixTime,

@@ -7,32 +7,32 @@ use rustls::{
 };
 
 use crate::{
-    Error, HTTP2, Loaded,
+    Error, HTTP2, TlsSettings,
     certificate::Side,
     files::{Authorities, Identity, mismatch},
     verify::Verifier,
 };
 
-/// A client's TLS.
-pub type ClientTls = Loaded<ClientConfig>;
+/// The TLS settings of a client.
+pub type ClientTls = TlsSettings<ClientConfig>;
 
-/// The files that a client's TLS comes from.
+/// The files of a client's TLS settings.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ClientFiles {
-    /// The authorities' certificates, and servers' own ones (PEM); those of the system if there is none.
+    /// The authorities and self-signed server certificates to trust (PEM); by default those of the system.
     pub ca_file: Option<PathBuf>,
-    /// The certificate to show, followed by those between it and its authority, and its key (PEM).
+    /// The certificate chain to show, own certificate first, and its key (PEM).
     pub identity: Option<(PathBuf, PathBuf)>,
 }
 
 impl ClientFiles {
-    /// The paths of all of them.
+    /// Returns the paths of all files.
     pub fn paths(&self) -> Vec<PathBuf> {
         let identity = self.identity.iter().flat_map(|(cert, key)| [cert, key]);
         self.ca_file.iter().chain(identity).cloned().collect()
     }
 
-    /// Reads them.
+    /// Reads and checks the files.
     pub fn load(&self) -> Result<ClientTls, Error> {
         let identity = match &self.identity {
             Some((cert_file, key_file)) => Some((
@@ -61,7 +61,7 @@ impl ClientFiles {
         let builder = ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
             .map_err(|why| error(&why))?
-            // Dangerous is what such a verifier may leave out; this one only adds.
+            // "Dangerous", since a custom verifier could skip checks. This one skips none.
             .dangerous()
             .with_custom_certificate_verifier(verifier);
         let mut certificates = authorities.certificates;
@@ -75,7 +75,7 @@ impl ClientFiles {
             None => builder.with_no_client_auth(),
         };
         config.alpn_protocols = vec![HTTP2.to_vec()];
-        Ok(Loaded {
+        Ok(TlsSettings {
             config: Arc::new(config),
             certificates,
         })

@@ -1,6 +1,6 @@
 use std::{fmt, path::PathBuf};
 
-/// A file of a `tls` section that cannot be used. Never shows what a key file holds.
+/// The error of a file of a `tls` section that cannot be used. Never shows the content of a key file.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{key} = {}: {why}", path.display())]
 pub struct Error {
@@ -8,7 +8,7 @@ pub struct Error {
     pub key: &'static str,
     /// The file.
     pub path: PathBuf,
-    /// The cause, and what is accepted.
+    /// The cause, and the accepted alternatives.
     pub why: String,
 }
 

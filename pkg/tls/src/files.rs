@@ -1,4 +1,4 @@
-//! The files of a `tls` section, read and checked as far as that is possible without a peer.
+//! Reads the files of a `tls` section and checks them as far as possible without a peer.
 
 use std::{fs, path::Path};
 
@@ -17,10 +17,10 @@ const CERTIFICATE: &str = "cert_file";
 const KEY: &str = "key_file";
 const AUTHORITIES: &str = "ca_file";
 
-/// The certificates that others' ones are verified by.
+/// The trusted certificates, from a file or the system.
 pub(crate) struct Authorities {
     pub(crate) roots: RootCertStore,
-    /// These certificates again, each also trusted as that of a peer.
+    /// The certificates of the file, each also trusted when a peer shows that very certificate.
     pub(crate) listed: Vec<CertificateDer<'static>>,
     pub(crate) certificates: Vec<Certificate>,
 }
@@ -73,7 +73,7 @@ impl Authorities {
     }
 }
 
-/// The certificate that one side shows, with those between it and its authority, and its key.
+/// A certificate chain to show, and its key.
 pub(crate) struct Identity {
     pub(crate) chain: Vec<CertificateDer<'static>>,
     pub(crate) key: PrivateKeyDer<'static>,
@@ -81,7 +81,7 @@ pub(crate) struct Identity {
 }
 
 impl Identity {
-    /// Reads `cert_file` and `key_file`. Warns of a certificate that peers will refuse now.
+    /// Reads `cert_file` and `key_file`. Logs a warning if peers will refuse the certificate now.
     pub(crate) fn read(cert_file: &Path, key_file: &Path, side: Side) -> Result<Self, Error> {
         let error = |why: &dyn std::fmt::Display| Error::new(CERTIFICATE, cert_file, why);
         let chain = read_certificates(CERTIFICATE, cert_file)?;
@@ -92,7 +92,7 @@ impl Identity {
         let mut certificates = Vec::new();
         for certificate in &chain {
             let parsed = parse(certificate).map_err(|why| error(&why))?;
-            // The first one is the peer's; the others only lead to its authority.
+            // The first is the own certificate; the others only lead to its authority.
             if certificates.is_empty() {
                 if let Some(flaw) = Flaw::of(&parsed, OWN_RSA) {
                     return Err(error(&flaw));
@@ -111,7 +111,7 @@ impl Identity {
     }
 }
 
-/// The error of a certificate and a key that are sound but do not go together.
+/// Creates the error of a valid certificate and a valid key that do not match.
 pub(crate) fn mismatch(key_file: &Path, cert_file: &Path, why: &rustls::Error) -> Error {
     let why = match why {
         rustls::Error::InconsistentKeys(_) => {

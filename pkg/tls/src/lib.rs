@@ -1,5 +1,5 @@
-//! TLS on both sides: reads certificates, keys and authorities from files, and decides which peers
-//! are trusted.
+//! TLS for servers and clients: reads certificates, keys and authorities from files, and verifies
+//! peers.
 
 mod certificate;
 mod client;
@@ -16,21 +16,21 @@ pub use error::Error;
 pub use server::{ClientAuth, ServerFiles, ServerTls};
 pub use verify::describe;
 
-/// The protocol that both sides agree on during the handshake: gRPC is spoken over nothing else.
+/// The ALPN protocol, the only one that carries gRPC.
 pub const HTTP2: &[u8] = b"h2";
 
-/// One side's TLS, ready for use.
+/// TLS settings of a server or client, loaded from files.
 #[derive(Clone)]
-pub struct Loaded<C> {
-    /// Settings for new connections.
+pub struct TlsSettings<C> {
+    /// The settings for new connections.
     pub config: Arc<C>,
-    /// The certificates in the files that they come from.
+    /// The certificates in the files.
     pub certificates: Vec<Certificate>,
 }
 
-impl<C> fmt::Debug for Loaded<C> {
+impl<C> fmt::Debug for TlsSettings<C> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Loaded")
+        f.debug_struct("TlsSettings")
             .field("certificates", &self.certificates)
             .finish_non_exhaustive()
     }

@@ -7,7 +7,7 @@ use rustls::{
 };
 
 use crate::{
-    Certificate, Error, HTTP2, Loaded,
+    Certificate, Error, HTTP2, TlsSettings,
     certificate::Side,
     files::{Authorities, Identity, mismatch},
     verify::Verifier,
@@ -16,36 +16,36 @@ use crate::{
 /// The clients that may connect over TLS.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ClientAuth {
-    /// Any; they are not asked for a certificate.
+    /// All clients; none is asked for a certificate.
     None,
-    /// Any without a certificate; one that shows a certificate only if that is trusted.
+    /// Clients without a certificate, and clients with a trusted one.
     VerifyIfGiven {
-        /// The authorities' certificates, and clients' own ones, a PEM file.
+        /// The authorities and self-signed client certificates to trust (PEM).
         ca_file: PathBuf,
     },
-    /// Clients with a certificate that is trusted.
+    /// Clients with a trusted certificate.
     RequireAndVerify {
-        /// The authorities' certificates, and clients' own ones, a PEM file.
+        /// The authorities and self-signed client certificates to trust (PEM).
         ca_file: PathBuf,
     },
 }
 
-/// A server's TLS.
-pub type ServerTls = Loaded<ServerConfig>;
+/// The TLS settings of a server.
+pub type ServerTls = TlsSettings<ServerConfig>;
 
-/// The files that a server's TLS comes from.
+/// The files of a server's TLS settings.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServerFiles {
-    /// Its certificate, followed by those between it and its authority (PEM).
+    /// The certificate chain to show, own certificate first (PEM).
     pub cert_file: PathBuf,
-    /// The key of that certificate (PEM).
+    /// The certificate's private key (PEM).
     pub key_file: PathBuf,
-    /// The clients that it lets in.
+    /// The clients that may connect.
     pub client_auth: ClientAuth,
 }
 
 impl ServerFiles {
-    /// The paths of all of them.
+    /// Returns the paths of all files.
     pub fn paths(&self) -> Vec<PathBuf> {
         let ca_file = match &self.client_auth {
             ClientAuth::None => None,
@@ -57,7 +57,7 @@ impl ServerFiles {
         own.into_iter().chain(ca_file).collect()
     }
 
-    /// Reads them.
+    /// Reads and checks the files.
     pub fn load(&self) -> Result<ServerTls, Error> {
         let identity = Identity::read(&self.cert_file, &self.key_file, Side::Server)?;
         let mismatch = |why| mismatch(&self.key_file, &self.cert_file, &why);
@@ -77,7 +77,7 @@ impl ServerFiles {
             .with_single_cert(identity.chain, identity.key)
             .map_err(mismatch)?;
         config.alpn_protocols = vec![HTTP2.to_vec()];
-        Ok(Loaded {
+        Ok(TlsSettings {
             config: Arc::new(config),
             certificates,
         })

@@ -1,7 +1,7 @@
-//! Trust in certificates: an authority's certificate vouches for others, a listed one for itself.
+//! Verification of peers' certificates.
 //!
-//! webpki refuses the certificate of an authority as that of a peer. But a self-signed certificate is
-//! both, and other implementations take it where it is listed.
+//! A certificate is trusted if a listed authority signed it, or if it is listed itself. webpki refuses
+//! the latter, since a self-signed certificate is that of an authority; other implementations accept it.
 
 use std::sync::Arc;
 
@@ -24,7 +24,7 @@ use crate::{
     certificate::{PEER_RSA, Side, check_use, parse},
 };
 
-/// Takes listed certificates as they are, and leaves all others to `chains`.
+/// Accepts listed certificates as they are, and verifies all others with `chains`.
 #[derive(Debug)]
 pub(crate) struct Verifier<V: ?Sized> {
     pub(crate) listed: Vec<CertificateDer<'static>>,
@@ -32,7 +32,7 @@ pub(crate) struct Verifier<V: ?Sized> {
 }
 
 impl<V: ?Sized> Verifier<V> {
-    /// Returns the certificate if it is listed, unless it cannot be used now.
+    /// Returns the certificate if it is listed, or an error if it is listed but not valid now.
     fn listed<'a>(
         &self,
         shown: &'a CertificateDer<'a>,
@@ -48,8 +48,7 @@ impl<V: ?Sized> Verifier<V> {
     }
 }
 
-/// Names the flaw for which a certificate is refused, if it has one: webpki's own error does not
-/// help the reader.
+/// Replaces webpki's error by the certificate's flaw, if it has one: the flaw names the remedy.
 fn explained(shown: &CertificateDer<'_>, error: Error) -> Error {
     let parsed = parse(shown).ok();
     match parsed.and_then(|parsed| Flaw::of(&parsed, PEER_RSA)) {
@@ -61,7 +60,7 @@ fn explained(shown: &CertificateDer<'_>, error: Error) -> Error {
 /// Describes why a handshake failed, with the remedy where the peer's certificate has a flaw.
 pub fn describe(error: &Error) -> String {
     match error {
-        // rustls shows only that there is another error.
+        // The message of rustls does not include the inner error.
         Error::InvalidCertificate(CertificateError::Other(flaw)) => flaw.to_string(),
         Error::InvalidCertificate(CertificateError::UnknownIssuer) => {
             "the peer's certificate is signed by none of the trusted authorities (ca_file)"

@@ -1,4 +1,4 @@
-//! The peers that files make trusted, over handshakes in memory, and the files that are refused.
+//! Tests of trust between peers, by handshakes in memory, and of files that are refused.
 #![allow(
     clippy::expect_used,
     clippy::panic,
@@ -26,7 +26,7 @@ use rustls::{
 };
 use tempfile::TempDir;
 
-/// Made by `openssl x509 -req` without extensions, and the certificate of its authority.
+/// A certificate made by `openssl x509 -req` without extensions, and that of its authority.
 const VERSION_1: &str = include_str!("data/version1.pem");
 const VERSION_1_KEY: &str = include_str!("data/version1.key");
 const VERSION_1_AUTHORITY: &str = include_str!("data/version1-ca.pem");
@@ -45,7 +45,7 @@ impl Folder {
         path
     }
 
-    /// The files of a certificate and its key.
+    /// Writes the files of a certificate and its key.
     fn identity(&self, name: &str, (certificate, key): &(String, String)) -> (PathBuf, PathBuf) {
         let certificate = self.write(&format!("{name}.pem"), certificate);
         (certificate, self.write(&format!("{name}.key"), key))
@@ -61,7 +61,7 @@ impl Folder {
         files.load().unwrap().config
     }
 
-    /// A client that trusts `authorities`, and shows who it is if it is anybody.
+    /// Returns a client that trusts `authorities`, and shows a certificate if it has one.
     fn client(&self, authorities: &str, identity: Option<&(String, String)>) -> Arc<ClientConfig> {
         let files = ClientFiles {
             ca_file: Some(self.write("servers.pem", authorities)),
@@ -77,7 +77,7 @@ impl Folder {
     }
 }
 
-/// A self-signed certificate of `localhost` that is its own authority, as `openssl req -x509` makes it.
+/// Creates a self-signed certificate of `localhost`, as `openssl req -x509` does, and its key.
 fn self_signed(change: impl FnOnce(&mut CertificateParams)) -> (String, String) {
     let key = KeyPair::generate().unwrap();
     let mut params = CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
@@ -91,7 +91,7 @@ fn plain() -> (String, String) {
     self_signed(|_| {})
 }
 
-/// An authority's certificate, and one that it issued.
+/// Creates an authority's certificate, and one that it issued with its key.
 fn issued() -> (String, (String, String)) {
     let mut params = CertificateParams::new(Vec::new()).unwrap();
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -102,7 +102,7 @@ fn issued() -> (String, (String, String)) {
     (issuer.pem(), (certificate.pem(), key.serialize_pem()))
 }
 
-/// A handshake; or what the side says that refuses it.
+/// Makes a handshake. Returns the error of the side that refuses it.
 fn handshake(
     client: Arc<ClientConfig>,
     server: Arc<ServerConfig>,
@@ -131,7 +131,7 @@ fn handshake(
 }
 
 #[test]
-fn a_self_signed_certificate_of_a_server_is_trusted_where_it_is_listed() {
+fn a_listed_self_signed_certificate_of_a_server_is_trusted() {
     let folder = Folder::new();
     let me = plain();
     let server = folder.server(&me, ClientAuth::None);
@@ -143,14 +143,14 @@ fn a_self_signed_certificate_of_a_server_is_trusted_where_it_is_listed() {
 }
 
 #[test]
-fn a_self_signed_certificate_of_a_client_is_trusted_where_it_is_listed() {
+fn a_listed_self_signed_certificate_of_a_client_is_trusted() {
     let folder = Folder::new();
     let (server, me) = (plain(), plain());
     let client = folder.client(&server.0, Some(&me));
-    let knows_it = folder.server(&server, folder.required(&me.0));
-    handshake(Arc::clone(&client), knows_it, "localhost").unwrap();
-    let does_not = folder.server(&server, folder.required(&plain().0));
-    handshake(client, does_not, "localhost").unwrap_err();
+    let trusting = folder.server(&server, folder.required(&me.0));
+    handshake(Arc::clone(&client), trusting, "localhost").unwrap();
+    let other = folder.server(&server, folder.required(&plain().0));
+    handshake(client, other, "localhost").unwrap_err();
 }
 
 #[test]
@@ -161,12 +161,12 @@ fn a_certificate_is_trusted_if_its_authority_is_listed() {
     let server = folder.server(&server, folder.required(&clients));
     let client = folder.client(&authority, Some(&me));
     handshake(client, Arc::clone(&server), "localhost").unwrap();
-    let nobody = folder.client(&authority, None);
-    handshake(nobody, server, "localhost").unwrap_err();
+    let anonymous = folder.client(&authority, None);
+    handshake(anonymous, server, "localhost").unwrap_err();
 }
 
 #[test]
-fn a_listed_certificate_is_not_trusted_before_and_after_its_time() {
+fn a_listed_certificate_is_refused_outside_its_validity_period() {
     let folder = Folder::new();
     let past = |params: &mut CertificateParams| params.not_after = date_time_ymd(2001, 1, 1);
     let future = |params: &mut CertificateParams| params.not_before = date_time_ymd(2999, 1, 1);
@@ -185,7 +185,7 @@ fn a_listed_certificate_is_not_trusted_before_and_after_its_time() {
 }
 
 #[test]
-fn a_listed_certificate_of_a_server_is_not_trusted_under_another_name() {
+fn a_listed_certificate_of_a_server_is_refused_for_another_host_name() {
     let folder = Folder::new();
     let me = plain();
     let server = folder.server(&me, ClientAuth::None);
@@ -194,7 +194,7 @@ fn a_listed_certificate_of_a_server_is_not_trusted_under_another_name() {
 }
 
 #[test]
-fn a_listed_certificate_is_not_trusted_for_what_it_is_not_made_for() {
+fn a_listed_server_certificate_is_refused_from_a_client() {
     let folder = Folder::new();
     let of_servers = self_signed(|params| {
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
@@ -206,7 +206,7 @@ fn a_listed_certificate_is_not_trusted_for_what_it_is_not_made_for() {
 }
 
 #[test]
-fn a_listed_certificate_is_worth_nothing_without_its_key() {
+fn a_listed_certificate_is_refused_without_its_key() {
     let folder = Folder::new();
     let (server, me) = (plain(), plain());
     let thief = shows(&folder.client(&server.0, None), &me.0, &plain().1);
@@ -215,7 +215,7 @@ fn a_listed_certificate_is_worth_nothing_without_its_key() {
     assert!(error.contains("BadSignature"), "{error}");
 }
 
-/// Returns the client with a certificate that rustls would not show by itself.
+/// Returns the client with a certificate that rustls would not show by default.
 fn shows(client: &Arc<ClientConfig>, certificate: &str, key: &str) -> Arc<ClientConfig> {
     let chain = CertificateDer::from_pem_slice(certificate.as_bytes()).unwrap();
     let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).unwrap();
@@ -240,7 +240,7 @@ fn a_client_certificate_of_version_1_is_refused_with_the_command_for_a_better_on
     }
 }
 
-/// The error of a server's files, which must blame the file under this key.
+/// Loads a server's files and returns the error, which must name this key and path.
 fn refused(files: &ServerFiles, key: &str, path: &Path) -> Error {
     let error = files.load().unwrap_err();
     let named = format!("{key} = {}: ", path.display());
@@ -249,7 +249,7 @@ fn refused(files: &ServerFiles, key: &str, path: &Path) -> Error {
 }
 
 #[test]
-fn files_that_are_no_use_are_refused_by_name() {
+fn errors_name_the_key_and_path_of_an_unusable_file() {
     let folder = Folder::new();
     let (cert_file, key_file) = folder.identity("good", &plain());
     let absent = folder.0.path().join("absent.pem");
@@ -278,7 +278,6 @@ fn files_that_are_no_use_are_refused_by_name() {
         };
         refused(&files, "ca_file", path);
     }
-    // The certificate is where the key should be, too.
     for path in [&absent, &nonsense, &cert_file, &other_key] {
         let key_file = path.clone();
         let files = ServerFiles {
@@ -295,7 +294,7 @@ fn files_that_are_no_use_are_refused_by_name() {
 }
 
 #[test]
-fn certificates_and_keys_of_kinds_that_cannot_be_used_are_refused_at_the_start() {
+fn unsupported_kinds_of_certificates_and_keys_are_refused_at_load() {
     let folder = Folder::new();
     for (certificate, key, why) in [
         (VERSION_1, VERSION_1_KEY, "X.509 version 1"),
@@ -354,7 +353,7 @@ fn an_encrypted_key_is_refused_with_the_command_that_decrypts_it() {
 }
 
 #[test]
-fn every_certificate_is_told_with_its_end() {
+fn every_certificate_is_listed_with_its_expiry() {
     let folder = Folder::new();
     let (authority, client) = issued();
     let me = self_signed(|params| params.not_after = date_time_ymd(2999, 1, 1));
@@ -368,12 +367,12 @@ fn every_certificate_is_told_with_its_end() {
         },
     };
     let found = files.load().unwrap().certificates;
-    let told: Vec<_> = found
+    let listed: Vec<_> = found
         .iter()
         .map(|found| (found.role, &found.file))
         .collect();
     let authority = ("client_authority", &ca_file);
-    assert_eq!(told, [("server", &cert_file), authority, authority]);
+    assert_eq!(listed, [("server", &cert_file), authority, authority]);
     let end = date_time_ymd(2999, 1, 1).unix_timestamp();
     assert_eq!(found.first().unwrap().expiry, end);
 }

@@ -1,4 +1,4 @@
-//! Whole builds whose every action hits.
+//! Measures builds that hit every action.
 
 use std::time::Instant;
 

@@ -1,4 +1,4 @@
-//! Single calls.
+//! Measures single calls.
 
 use std::{
     net::SocketAddr,
@@ -21,13 +21,13 @@ use crate::{
 
 const LARGE: usize = 64 << 20;
 const SMALL: usize = 4 << 10;
-/// How many digests a look-up asks for.
+/// The number of digests in a lookup.
 const LOOKED_UP: u64 = 1000;
-/// How many short calls in a row are one turn.
+/// The number of short calls in a turn.
 const SHORT: u32 = 50;
 
-/// Clients of the far cache itself, near it and behind the link, of a proxy in front of it, and of a
-/// server without any.
+/// Clients of the far cache (without and with the link), of its proxy, and of a server without a backing
+/// cache.
 #[derive(Debug)]
 struct Clients {
     near: Client,
@@ -62,7 +62,7 @@ async fn connect(address: SocketAddr) -> Client {
     Client::connect_far(address).await
 }
 
-/// Reads of what only the far cache has.
+/// Measures reads of blobs that only the far cache has.
 async fn cold(clients: &mut Clients, rounds: u64, report: &mut Report) {
     for (name, size) in [("64 MiB", LARGE), ("4 KiB", SMALL)] {
         let mut first = <(Times, Times)>::default();
@@ -72,7 +72,7 @@ async fn cold(clients: &mut Clients, rounds: u64, report: &mut Report) {
                 let content = clients.blob(size);
                 let id = clients.uuid();
                 let stored = clients.near.upload(&id, &content).await;
-                stored.expect("the far cache takes what is to be read");
+                stored.expect("the far cache stores the blob");
                 let client = clients.to_the_far_cache(direct);
                 let (to_first, to_last) = read(client, &digest_of(&content)).await;
                 // The first round opens connections.
@@ -108,7 +108,7 @@ async fn writes(clients: &mut Clients, rounds: u64, report: &mut Report) {
     }
 }
 
-/// Reads of what was read before.
+/// Measures reads of blobs that were read before.
 async fn hot(clients: &mut Clients, rounds: u64, report: &mut Report) {
     for (name, size, calls) in [("64 MiB", LARGE, 1), ("4 KiB", SMALL, SHORT)] {
         let content = clients.blob(size);
@@ -137,7 +137,7 @@ async fn look_up(clients: &mut Clients, rounds: u64, report: &mut Report) {
         digests.extend(blobs.iter().map(|blob| digest_of(blob)));
         for client in [&clients.local, &clients.proxy] {
             let stored = client.batch_upload(&blobs).await;
-            stored.expect("what is to be looked up is taken");
+            stored.expect("the blob is stored");
         }
     }
     let mut times = <(Times, Times)>::default();
@@ -147,7 +147,7 @@ async fn look_up(clients: &mut Clients, rounds: u64, report: &mut Report) {
             let started = Instant::now();
             for _ in 0..SHORT {
                 let missing = client.find_missing(digests.clone()).await;
-                let missing = missing.expect("a look-up succeeds");
+                let missing = missing.expect("a lookup succeeds");
                 assert!(missing.is_empty(), "all of them were stored");
             }
             if round > 0 {
@@ -159,7 +159,7 @@ async fn look_up(clients: &mut Clients, rounds: u64, report: &mut Report) {
 }
 
 impl Clients {
-    /// Bytes that nobody has seen before.
+    /// Returns a new blob.
     fn blob(&mut self, size: usize) -> Bytes {
         blob(self.seeds.u64(..), size)
     }
@@ -180,13 +180,14 @@ impl Clients {
         let id = self.uuid();
         for client in [&self.local, &self.proxy] {
             let stored = client.upload(&id, content).await;
-            stored.expect("what is to be read is taken");
+            stored.expect("the blob is stored");
         }
         digest_of(content)
     }
 }
 
-/// Who goes first changes from round to round: whether it is the one without the proxy.
+/// Returns the order of the sides, which alternates between rounds; true stands for the side without the
+/// proxy.
 fn turns(round: u64) -> [bool; 2] {
     let even = round.is_multiple_of(2);
     [even, !even]
@@ -196,7 +197,7 @@ fn side((without, with): &mut (Times, Times), is_without: bool) -> &mut Times {
     if is_without { without } else { with }
 }
 
-/// When the first byte was there, and when the last.
+/// Reads a blob and returns the times to its first and last byte.
 async fn read(client: &Client, digest: &Digest) -> (Duration, Duration) {
     let started = Instant::now();
     let mut stream = client.read(digest).await.expect("the blob is served");

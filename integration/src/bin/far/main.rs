@@ -1,9 +1,9 @@
-//! What a proxy costs, and what it saves, in front of a cache that is far away: each figure beside
-//! that of a client that asks the cache itself, or a server that has no cache behind it.
+//! Measures the costs and savings of a proxy of a far cache, in comparison with direct calls to that
+//! cache and with a server without a backing cache.
 #![allow(
     clippy::expect_used,
     clippy::panic,
-    reason = "a measurement that cannot be made ends with the reason"
+    reason = "a failed measurement panics with its cause"
 )]
 
 mod builds;
@@ -17,30 +17,29 @@ use gorego_integration::link::{Link, Rate, Settings, parse_latency};
 
 use crate::report::Report;
 
-/// Measures a gorego in front of a cache behind a link with a latency and a rate, all of them on this
-/// machine, and prints a table.
+/// Measures gorego as a proxy of a cache behind a simulated link, all on this machine, and prints a table.
 #[derive(Debug, Parser)]
 #[command(name = "far")]
 struct Args {
-    /// The cache that is far away.
+    /// The far cache.
     #[arg(long, value_enum, default_value_t = Peer::Gorego)]
     backing: Peer,
-    /// Of the link to it, one way: 10ms, 250us, 1s.
+    /// The one-way latency of the link: 10ms, 250us, 1s.
     #[arg(long, default_value = "10ms", value_parser = parse_latency)]
     latency: Duration,
-    /// Of each direction of the link.
+    /// The rate of each direction of the link.
     #[arg(long, default_value = "1Gbit")]
     rate: Rate,
-    /// How often each side takes its turn.
+    /// The number of turns of each side.
     #[arg(long, default_value_t = 9, value_parser = clap::value_parser!(u64).range(1..=1000))]
     rounds: u64,
-    /// Measure a Bazel build that hits instead, which takes the root with the build clients.
+    /// Measures a Bazel build that hits instead, which needs the root with the build clients.
     #[arg(long)]
     builds: bool,
 }
 
 impl Args {
-    /// The link to the cache at `to`.
+    /// Creates the link to the cache at `to`.
     fn link(&self, to: SocketAddr) -> Link {
         Link::with(
             to,
@@ -53,7 +52,7 @@ impl Args {
     }
 }
 
-/// A server to stand behind the proxy.
+/// The program of the far cache.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum Peer {
     Gorego,

@@ -1,11 +1,11 @@
-//! The table.
+//! The table of results.
 
 use std::{
     fmt::{self, Display},
     time::Duration,
 };
 
-/// What was measured, a row each.
+/// The measurements, one row each.
 #[derive(Debug, Default)]
 pub(crate) struct Report(Vec<Row>);
 
@@ -17,12 +17,12 @@ struct Row {
     with: Times,
 }
 
-/// How long the same thing took each time.
+/// The times of repetitions of one operation.
 #[derive(Debug, Default)]
 pub(crate) struct Times(Vec<Duration>);
 
 impl Report {
-    /// Adds what took `without` the proxy, by way of `yardstick`, and `with` it.
+    /// Adds the times `without` the proxy, measured on `yardstick`, and `with` it.
     pub(crate) fn add(
         &mut self,
         what: &str,
@@ -43,7 +43,7 @@ impl Times {
         self.0.push(time);
     }
 
-    /// The middle one, or the later of the middle two.
+    /// Returns the median, or the larger of the middle two.
     fn median(&self) -> Duration {
         let mut sorted = self.0.clone();
         sorted.sort_unstable();

@@ -1,5 +1,4 @@
-//! A network link on loopback, for measurements: forwards connections to a server with a latency
-//! and a bandwidth, until it is killed or its standard input ends.
+//! Simulates a network link on loopback, for measurements.
 
 use std::{
     io::{self, Read as _},
@@ -11,21 +10,21 @@ use std::{
 use clap::Parser;
 use gorego_integration::link::{Link, Rate, Settings, parse_latency};
 
-/// Forwards connections to a server on this machine as a network would, and prints the address
-/// that it listens on. Ends with its standard input.
+/// Forwards connections to a server on this machine with a latency and a rate. Prints the address that it
+/// listens on, and ends with its standard input.
 #[derive(Debug, Parser)]
 #[command(name = "link")]
 struct Args {
-    /// Where to listen, on a loopback address; port 0 picks a free one.
+    /// The loopback address to listen on; port 0 picks a free one.
     #[arg(long, default_value = "127.0.0.1:0", value_parser = loopback)]
     listen: SocketAddr,
-    /// The server, on a loopback address.
+    /// The loopback address of the server.
     #[arg(long, value_name = "IP:PORT", value_parser = loopback)]
     to: SocketAddr,
-    /// One way: 10ms, 250us, 1s.
+    /// The one-way latency: 10ms, 250us, 1s.
     #[arg(long, default_value = "0ms", value_parser = parse_latency)]
     latency: Duration,
-    /// Of each direction: 1Gbit, 100Mbit, 64kbit [default: as fast as the machine].
+    /// The rate of each direction: 1Gbit, 100Mbit, 64kbit [default: no limit].
     #[arg(long)]
     rate: Option<Rate>,
 }
@@ -42,7 +41,7 @@ fn main() -> ExitCode {
         },
     );
     println!("{}", link.address());
-    // Whoever started it holds the other end of the pipe, and ends with it.
+    // The parent holds the other end of the pipe, which is closed when the parent ends.
     match io::copy(&mut io::stdin().by_ref(), &mut io::sink()) {
         Ok(_) => ExitCode::SUCCESS,
         Err(error) => {
@@ -66,7 +65,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_this_machine_is_reached() {
+    fn only_loopback_addresses_are_accepted() {
         assert!(loopback("127.0.0.1:80").is_ok());
         assert!(loopback("[::1]:80").is_ok());
         assert!(loopback("10.0.0.1:80").is_err());

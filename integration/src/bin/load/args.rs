@@ -14,36 +14,36 @@ use crate::{attack, error::Error, scenario::Scenario};
     subcommand_negates_reqs = true
 )]
 pub(crate) struct Args {
-    /// A server to measure, on a loopback address; the others are compared with the first one.
+    /// A server to measure, on a loopback address. All are compared with the first.
     #[arg(long = "server", value_name = "NAME=IP:PORT,pid=PID", required = true)]
     pub(crate) servers: Vec<Target>,
     /// A scenario to run, in the order given [default: all but memory-64].
     #[arg(long = "scenario", value_name = "NAME", value_enum)]
     scenarios: Vec<Scenario>,
-    /// How long a round goes on making calls.
+    /// The time for which a round begins calls.
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=60))]
     pub(crate) seconds: u64,
-    /// How many rounds each server gets in each scenario.
+    /// The number of rounds of each server in each scenario.
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=20))]
     pub(crate) rounds: u32,
-    /// How many MiB a round may upload before it ends early, so that stores do not overflow.
+    /// The MiB after which a round of uploads ends early, so that stores do not overflow.
     #[arg(long, default_value_t = 512, value_parser = clap::value_parser!(u64).range(1..=65536))]
     pub(crate) upload_mib: u64,
-    /// Print JSON instead of a Markdown table.
+    /// Prints JSON instead of a Markdown table.
     #[arg(long)]
     pub(crate) json: bool,
     #[command(subcommand)]
     pub(crate) command: Option<Command>,
 }
 
-/// A measurement other than the default one.
+/// A measurement other than the default.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     Attack(attack::Args),
 }
 
 impl Args {
-    /// The scenarios asked for, or all that belong to a comparison of speed.
+    /// Returns the requested scenarios, by default all that compare speed.
     pub(crate) fn scenarios(&self) -> Vec<Scenario> {
         if self.scenarios.is_empty() {
             Scenario::of_speed().collect()
@@ -53,7 +53,7 @@ impl Args {
     }
 }
 
-/// A server under measurement: where it listens and which process it is.
+/// The name, address and process of a measured server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Target {
     pub(crate) name: String,
@@ -100,7 +100,7 @@ mod tests {
     }
 
     #[test]
-    fn servers_are_names_with_an_address_and_a_process() {
+    fn servers_are_parsed_to_name_address_and_process() {
         let args =
             parse("load --server a=127.0.0.1:50051,pid=12 --server b=[::1]:1,pid=7").unwrap();
         let expected = Target {
@@ -128,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    fn a_malformed_server_is_refused_with_the_form_that_is_accepted() {
+    fn the_error_of_a_malformed_server_names_the_accepted_form() {
         for server in [
             "127.0.0.1:80,pid=1",
             "a=127.0.0.1:80",
@@ -147,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn scenarios_run_as_named_and_by_default_all_but_the_one_of_memory() {
+    fn all_scenarios_except_memory_run_by_default() {
         let server = "load --server a=127.0.0.1:1,pid=1";
         let names = |args: Args| {
             args.scenarios()

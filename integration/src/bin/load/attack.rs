@@ -1,5 +1,5 @@
-//! Attacks on a gorego that is started for each of them, with an honest client beside it: what the
-//! server holds in memory, and what the honest client notices.
+//! Measures attacks on gorego: the server's memory, and the effect on an honest client. Each attack has a
+//! new server.
 
 mod bodies;
 mod floods;
@@ -24,13 +24,13 @@ use crate::{error::Error, process::Process};
 
 /// The time for which the honest client runs alone, as a baseline.
 const ALONE: Duration = Duration::from_secs(3);
-/// The time for which it goes on after the attack, before what the server still holds is read: the
+/// The time for which the honest client continues after the attack, before the memory is read: the
 /// allocator returns memory to the system within ten seconds.
 const AFTERWARDS: Duration = Duration::from_secs(12);
 
-/// Attacks a gorego on this machine, one attack after the other, and prints a table.
+/// Runs attacks on a gorego on this machine, one after the other, and prints a table.
 ///
-/// `GOREGO_BIN` names the program; without it, Cargo builds that of the same profile.
+/// `GOREGO_BIN` names the program; by default Cargo builds that of the same profile.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct Args {
     /// An attack to run, in the order given [default: all].
@@ -39,7 +39,7 @@ pub(crate) struct Args {
     /// Duration of each attack.
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=120))]
     seconds: u64,
-    /// Put the attacked gorego in front of another one.
+    /// Gives the attacked gorego another one as its backing cache.
     #[arg(long)]
     backing: bool,
     /// A setting of the attacked gorego.
@@ -47,7 +47,7 @@ pub(crate) struct Args {
     settings: Vec<String>,
 }
 
-/// Runs the attacks and prints a row after each. True if all aims were met.
+/// Runs the attacks and prints a row after each. Returns true if all aims were met.
 pub(crate) async fn run(args: &Args) -> Result<bool, Error> {
     allow_descriptors();
     let attacks = if args.attacks.is_empty() {
@@ -66,7 +66,7 @@ pub(crate) async fn run(args: &Args) -> Result<bool, Error> {
     Ok(met)
 }
 
-/// Lets this process open as many sockets as the system allows it.
+/// Raises the limit of file descriptors of this process to the hard limit.
 fn allow_descriptors() {
     let limit = getrlimit(Resource::Nofile);
     let highest = Rlimit {
@@ -100,7 +100,7 @@ async fn one(attack: Attack, args: &Args) -> Result<Row, Error> {
     let mut attackers = Attackers::new();
     let attacking = async {
         let begun = timeout_at(end, attack.run(address, &setup, &mut attackers));
-        // Where there is no time to begin all of it, the beginning has to do.
+        // Without enough time, the attack begins only in part.
         let _ = begun.await;
     };
     let ((), beside) = tokio::join!(attacking, honest.call_until(end));
@@ -108,7 +108,7 @@ async fn one(attack: Attack, args: &Args) -> Result<Row, Error> {
     let peak = process.peak_memory()?;
     let cpu = process.cpu_since(cpu)?;
     drop(attackers);
-    // The server learns from the next calls that the attackers are gone, and may give memory back.
+    // With the next calls the server notices that the attackers are gone, and may release memory.
     honest.call_until(Instant::now() + AFTERWARDS).await;
     let after = process.memory()?;
     Ok(Row {
@@ -122,7 +122,7 @@ async fn one(attack: Attack, args: &Args) -> Result<Row, Error> {
     })
 }
 
-/// Connects during the attack and makes a call; returns how long that takes.
+/// Connects during the attack, makes a call, and returns the time that both take.
 async fn newcomer(address: SocketAddr) -> Result<Duration, String> {
     let start = Instant::now();
     match Honest::first_call(address).await {

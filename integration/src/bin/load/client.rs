@@ -1,4 +1,4 @@
-//! The calls whose cost is measured, with every answer checked.
+//! The measured calls, with every response checked.
 
 use std::net::SocketAddr;
 
@@ -22,14 +22,14 @@ use crate::{
     error::Error,
 };
 
-/// What a server may send on one stream before it has to wait; more than it ever has in flight.
+/// The receive window of a stream; more than is ever in flight.
 const STREAM_WINDOW: u32 = 4 << 20;
-/// The same for all streams of a connection.
+/// The receive window of a connection.
 const CONNECTION_WINDOW: u32 = 16 << 20;
-/// The largest message that is accepted: peers send up to the 4 MiB that gRPC allows, and framing.
+/// The largest accepted message: the 4 MiB that gRPC allows, and framing.
 const MESSAGE: usize = 8 << 20;
 
-/// One connection; clones share it.
+/// A connection, shared by clones.
 #[derive(Clone, Debug)]
 pub(crate) struct Client {
     cas: ContentAddressableStorageClient<Channel>,
@@ -57,7 +57,7 @@ impl Client {
         })
     }
 
-    /// `ByteStream.Write` of the whole blob.
+    /// Writes a whole blob by `ByteStream.Write`.
     pub(crate) async fn upload(&mut self, blob: &Blob) -> Result<(), Error> {
         const CALL: &str = "write";
         let size = blob.digest.size_bytes;
@@ -72,7 +72,7 @@ impl Client {
             let offset = write_offset;
             write_offset += i64::try_from(data.len()).unwrap_or(i64::MAX);
             WriteRequest {
-                // Only the first message has to name the upload.
+                // Later messages need no name.
                 resource_name: std::mem::take(&mut name),
                 write_offset: offset,
                 finish_write: write_offset == size,
@@ -84,7 +84,7 @@ impl Client {
         Error::unless_equal(CALL, response.committed_size, size)
     }
 
-    /// `ByteStream.Read` of the whole blob; `verify` hashes it, otherwise only its size is checked.
+    /// Reads a whole blob by `ByteStream.Read`. Checks its hash with `verify`, else only its size.
     pub(crate) async fn download(&mut self, wanted: &Digest, verify: bool) -> Result<(), Error> {
         const CALL: &str = "read";
         let request = ReadRequest {
@@ -112,7 +112,7 @@ impl Client {
         }
     }
 
-    /// `BatchUpdateBlobs`.
+    /// Calls `BatchUpdateBlobs`.
     pub(crate) async fn batch_upload(
         &mut self,
         blobs: impl IntoIterator<Item = Blob>,
@@ -138,7 +138,7 @@ impl Client {
         Error::unless_equal(CALL, response.responses.len(), asked)
     }
 
-    /// `BatchReadBlobs`; `verify` hashes the first blob, otherwise only sizes are checked.
+    /// Calls `BatchReadBlobs`. Checks the hash of the first blob with `verify`, else only sizes.
     pub(crate) async fn batch_download(
         &mut self,
         digests: &[Digest],
@@ -168,7 +168,7 @@ impl Client {
         }
     }
 
-    /// `FindMissingBlobs` of digests that are all present.
+    /// Calls `FindMissingBlobs` with digests that are all present.
     pub(crate) async fn find_none_missing(&mut self, digests: &[Digest]) -> Result<(), Error> {
         const CALL: &str = "find missing";
         let request = FindMissingBlobsRequest {
@@ -180,7 +180,7 @@ impl Client {
         Error::unless_equal(CALL, response.missing_blob_digests.len(), 0)
     }
 
-    /// `UpdateActionResult`.
+    /// Calls `UpdateActionResult`.
     pub(crate) async fn put_action(
         &mut self,
         action: Digest,
@@ -196,7 +196,7 @@ impl Client {
         Ok(())
     }
 
-    /// `GetActionResult`, with nothing inlined; the result must have `outputs` files.
+    /// Calls `GetActionResult` without inlined outputs. The result must have `outputs` files.
     pub(crate) async fn get_action(
         &mut self,
         action: Digest,

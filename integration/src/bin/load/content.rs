@@ -1,4 +1,4 @@
-//! Content that is new to the server with every upload, and cheap to make.
+//! Blobs that are new to the server and cheap to generate.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -7,26 +7,26 @@ use gorego_integration::content;
 use reapi::v2::Digest;
 use sha2::{Digest as _, Sha256};
 
-/// Blob bytes in one message of an upload; a smaller blob is one message.
+/// The blob bytes in one message of an upload.
 pub(crate) const PIECE: usize = 256 * 1024;
 
-/// Makes blobs of one size, random but for a counter in their last bytes.
+/// A generator of blobs of one size that differ in a counter in their last bytes.
 ///
-/// They share all other bytes and the SHA-256 state up to the counter, so that the generator
-/// hashes and copies next to nothing while the server has to hash and store it all.
+/// The blobs share all other bytes and the SHA-256 state up to the counter, so that the generator hashes
+/// and copies almost nothing.
 #[derive(Debug)]
 pub(crate) struct Template {
-    /// The pieces that all blobs share.
+    /// The shared pieces.
     shared: Bytes,
     /// The last piece, without the counter.
     last: Bytes,
-    /// The state after both of them.
+    /// The hash state after the shared bytes.
     hasher: Sha256,
     size: usize,
     made: AtomicU64,
 }
 
-/// One blob that no server has seen before.
+/// A blob that is new to every server.
 #[derive(Clone, Debug)]
 pub(crate) struct Blob {
     pub(crate) digest: Digest,
@@ -35,7 +35,7 @@ pub(crate) struct Blob {
 }
 
 impl Template {
-    /// Of blobs of `size` bytes, which must hold the counter's eight.
+    /// Creates a generator of blobs of `size` bytes, at least the counter's eight.
     pub(crate) fn new(size: usize) -> Self {
         let fixed = size.saturating_sub(size_of::<u64>());
         let mut shared = content::blob(fastrand::u64(..), fixed);
@@ -50,7 +50,7 @@ impl Template {
         }
     }
 
-    /// The next blob.
+    /// Returns the next blob.
     pub(crate) fn blob(&self) -> Blob {
         let counter = self.made.fetch_add(1, Ordering::Relaxed).to_le_bytes();
         let mut last = BytesMut::with_capacity(self.last.len() + counter.len());
@@ -65,7 +65,7 @@ impl Template {
 }
 
 impl Blob {
-    /// The content in pieces of [`PIECE`] bytes, the last one with what remains.
+    /// Returns the content in pieces of [`PIECE`] bytes; the last one may be shorter.
     pub(crate) fn pieces(&self) -> impl Iterator<Item = Bytes> + Send + use<> {
         let (mut shared, last) = (self.shared.clone(), self.last.clone());
         std::iter::from_fn(move || {
@@ -74,7 +74,7 @@ impl Blob {
         .chain(std::iter::once(last))
     }
 
-    /// The content in one piece.
+    /// Returns the content in one piece.
     pub(crate) fn into_bytes(self) -> Bytes {
         if self.shared.is_empty() {
             return self.last;
@@ -83,7 +83,7 @@ impl Blob {
     }
 }
 
-/// The SHA-256 digest of the `size` bytes that `hasher` has seen.
+/// Returns the digest of the `size` bytes that `hasher` has seen.
 pub(crate) fn digest(hasher: Sha256, size: usize) -> Digest {
     let hash = hasher.finalize();
     let digits = hash.iter().flat_map(|byte| [byte >> 4, byte & 0xf]);
@@ -100,7 +100,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn blobs_have_the_size_and_the_digest_they_say() {
+    fn blobs_match_their_digests() {
         for size in [8, 4096, PIECE - 1, PIECE, PIECE + 7, PIECE + 8, 3 * PIECE] {
             let template = Template::new(size);
             for blob in [template.blob(), template.blob()] {

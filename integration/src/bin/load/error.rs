@@ -1,10 +1,10 @@
-//! What can go wrong while measuring.
+//! Errors of measurements.
 
 use std::{error, io, net::SocketAddr};
 
 use tonic::{Status, transport};
 
-/// Why a scenario, or the whole run, ended early.
+/// The error of a scenario or a run.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
     #[error("'{0}' names no server: write NAME=IP:PORT,pid=PID, such as a=127.0.0.1:50051,pid=12")]
@@ -21,7 +21,7 @@ pub(crate) enum Error {
         call: &'static str,
         source: Box<Status>,
     },
-    #[error("{call}: the answer has {found}, not {wanted}")]
+    #[error("{call}: the response has {found}, not {wanted}")]
     Answer {
         call: &'static str,
         found: String,
@@ -39,7 +39,7 @@ pub(crate) enum Error {
     Task(#[from] tokio::task::JoinError),
 }
 
-/// What `error` says, and what it was caused by: the transport's own errors say next to nothing.
+/// Renders an error with its causes, which the transport's messages leave out.
 fn causes(error: &dyn error::Error) -> String {
     error.to_string() + &beneath(error)
 }
@@ -56,7 +56,7 @@ fn beneath(error: &dyn error::Error) -> String {
 }
 
 impl Error {
-    /// Turns a failed call into an error that says which one it was.
+    /// Converts the status of a failed call to an error that names the call.
     pub(crate) fn of_call(call: &'static str) -> impl Fn(Status) -> Self {
         move |status| Self::Call {
             call,
@@ -64,7 +64,7 @@ impl Error {
         }
     }
 
-    /// Compares a part of an answer with what it has to be.
+    /// Compares a part of a response with the expected value.
     pub(crate) fn unless_equal<T>(call: &'static str, found: T, wanted: T) -> Result<(), Self>
     where
         T: Copy + PartialEq + std::fmt::Display,
@@ -85,7 +85,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_failed_call_says_which_one_and_everything_beneath_it() {
+    fn the_error_of_a_call_names_the_call_and_all_causes() {
         let refused = io::Error::from(io::ErrorKind::ConnectionRefused);
         let mut status = Status::unknown("transport error");
         status.set_source(std::sync::Arc::new(refused));
@@ -94,9 +94,9 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_that_differs_is_told_with_what_was_expected() {
+    fn the_error_of_a_wrong_response_names_the_expected_value() {
         assert!(Error::unless_equal("read", 1, 1).is_ok());
         let error = Error::unless_equal("read", 1, 2).unwrap_err();
-        assert_eq!(error.to_string(), "read: the answer has 1, not 2");
+        assert_eq!(error.to_string(), "read: the response has 1, not 2");
     }
 }

@@ -1,8 +1,8 @@
-//! A load generator for REAPI caches: requests per second, latency, and what each request costs
-//! the server in CPU and memory.
+//! A load generator for REAPI caches: requests per second, latency, and the server's CPU time and memory
+//! for each request.
 //!
-//! Servers are measured in turn, scenario by scenario and round by round, so that whatever else
-//! the machine does hits all of them.
+//! Servers take turns in each round of each scenario, so that other load on the machine affects all of
+//! them.
 
 mod args;
 mod attack;
@@ -29,9 +29,9 @@ use crate::{
     summary::Summary,
 };
 
-/// At least one scenario ended with an error, or one attack missed its aim.
+/// The exit status if a scenario failed or an attack missed its aim.
 const EXIT_FAILED: u8 = 1;
-/// Nothing was measured.
+/// The exit status if nothing was measured.
 const EXIT_START: u8 = 2;
 
 #[tokio::main]
@@ -78,7 +78,7 @@ async fn measure(args: &Args) -> Result<Report, Error> {
     Ok(report)
 }
 
-/// Runs the rounds of one scenario, the servers taking turns; a server's first error ends its part.
+/// Runs the rounds of one scenario, in which the servers take turns. A server's first error ends its part.
 async fn compare(
     scenario: Scenario,
     servers: &[Server],

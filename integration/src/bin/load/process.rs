@@ -1,10 +1,10 @@
-//! What the system has counted for a server's process.
+//! CPU time and memory of a server's process.
 
 use std::{fs, time::Duration};
 
 use crate::error::Error;
 
-/// A server's process, of the same user as this one.
+/// A process of the same user.
 #[derive(Debug)]
 pub(crate) struct Process {
     pid: u32,
@@ -12,7 +12,7 @@ pub(crate) struct Process {
 }
 
 impl Process {
-    /// The running process `pid`.
+    /// Opens the running process `pid`.
     pub(crate) fn open(pid: u32) -> Result<Self, Error> {
         let process = Self {
             pid,
@@ -23,31 +23,31 @@ impl Process {
         Ok(process)
     }
 
-    /// CPU time since the process started, user and system, of all threads, ended ones included.
+    /// Returns the user and system CPU time of all threads, including ended ones.
     ///
-    /// The system gives it in ticks of usually 10 ms, each of the two rounded down.
+    /// Both are multiples of a tick, usually 10 ms, and rounded down.
     pub(crate) fn cpu(&self) -> Result<Duration, Error> {
         let ticks = self.field("stat", "CPU times", cpu_ticks)?;
         Ok(Duration::from_secs(ticks) / u32::try_from(self.ticks_per_second).unwrap_or(u32::MAX))
     }
 
-    /// The largest resident memory since the last reset, in bytes.
+    /// Returns the peak resident memory since the last reset, in bytes.
     pub(crate) fn peak_memory(&self) -> Result<u64, Error> {
         self.field("status", "VmHWM", |status| bytes(status, "VmHWM:"))
     }
 
-    /// The resident memory of this moment, in bytes.
+    /// Returns the current resident memory, in bytes.
     pub(crate) fn memory(&self) -> Result<u64, Error> {
         self.field("status", "VmRSS", |status| bytes(status, "VmRSS:"))
     }
 
-    /// Starts a new measurement of [`Self::peak_memory`] from what is resident now.
+    /// Resets [`Self::peak_memory`] to the current resident memory.
     pub(crate) fn reset_peak_memory(&self) -> Result<(), Error> {
         let path = self.path("clear_refs");
         fs::write(&path, "5").map_err(|source| Error::Process { path, source })
     }
 
-    /// Refuses a measurement during which the process did nothing.
+    /// Returns the CPU time since `before`, or an error if the process used none.
     pub(crate) fn cpu_since(&self, before: Duration) -> Result<Duration, Error> {
         let spent = self.cpu()?.saturating_sub(before);
         if spent.is_zero() {
@@ -74,8 +74,8 @@ impl Process {
     }
 }
 
-/// `utime` and `stime` of `/proc/PID/stat`. The command before them may hold anything, spaces and
-/// brackets too; the last bracket ends it.
+/// Parses `utime` and `stime` of `/proc/PID/stat`. The command before them may contain spaces and brackets;
+/// the last bracket ends it.
 fn cpu_ticks(stat: &str) -> Option<u64> {
     let (_, fields) = stat.rsplit_once(')')?;
     let mut times = fields.split_ascii_whitespace().skip(11);
@@ -84,7 +84,7 @@ fn cpu_ticks(stat: &str) -> Option<u64> {
     user.checked_add(system)
 }
 
-/// A field of `/proc/PID/status` that is given in KiB there.
+/// Parses a field of `/proc/PID/status`, given in KiB, to bytes.
 fn bytes(status: &str, field: &str) -> Option<u64> {
     let line = status.lines().find_map(|line| line.strip_prefix(field))?;
     let kib: u64 = line.trim().strip_suffix("kB")?.trim_end().parse().ok()?;
@@ -100,7 +100,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn cpu_times_are_found_behind_any_command() {
+    fn cpu_times_are_found_after_any_command() {
         let fields = "S 1556 1540 1540 0 -1 4194560 1505 0 35 0 4 6 0 0 20 0 19 0 413071";
         for command in ["server", "a b", "a) S 1 2", ") 1 (2"] {
             let stat = format!("1574 ({command}) {fields}\n");
@@ -119,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn cpu_time_counts_what_threads_used_that_have_ended() {
+    fn cpu_time_includes_ended_threads() {
         let process = Process::open(process::id()).unwrap();
         let before = process.cpu().unwrap();
         let started = Instant::now();
@@ -137,14 +137,14 @@ mod tests {
     }
 
     #[test]
-    fn a_process_that_did_nothing_is_not_taken_for_the_server() {
+    fn a_process_without_cpu_time_is_refused() {
         let process = Process::open(process::id()).unwrap();
         let later = process.cpu().unwrap() + Duration::from_hours(1);
         assert!(matches!(process.cpu_since(later), Err(Error::Idle(_))));
     }
 
     #[test]
-    fn peak_memory_starts_anew_with_each_reset() {
+    fn a_reset_lowers_the_peak_memory() {
         let process = Process::open(process::id()).unwrap();
         let (size, margin) = (64 << 20, 32 << 20);
         let held = hint::black_box(vec![1_u8; size]);
@@ -156,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn a_process_that_is_not_there_is_refused_by_name() {
+    fn the_error_of_a_missing_process_names_its_file() {
         let error = Process::open(u32::MAX).unwrap_err().to_string();
         assert!(error.contains("/proc/4294967295/stat"), "{error}");
     }

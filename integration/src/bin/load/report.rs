@@ -1,4 +1,4 @@
-//! The table.
+//! The table of results.
 
 use std::fmt::Write as _;
 
@@ -31,12 +31,12 @@ struct Row {
 #[derive(Debug)]
 struct Figures {
     summary: Summary,
-    /// CPU as a multiple of the first server's, if that one got through.
+    /// CPU as a multiple of the first server's, if that one succeeded.
     ratio: Option<f64>,
 }
 
 impl Report {
-    /// Adds what `scenario` has shown on each server, the one to compare with first.
+    /// Adds the results of `scenario` on each server; the first is the reference.
     pub(crate) fn add<'a>(
         &mut self,
         scenario: Scenario,
@@ -63,7 +63,7 @@ impl Report {
         self.rows.iter().any(|row| row.outcome.is_err())
     }
 
-    /// A Markdown table, and below it why scenarios failed.
+    /// Renders a Markdown table, followed by the errors of failed scenarios.
     pub(crate) fn markdown(&self) -> String {
         let mut table = HEADER.to_owned();
         let mut failures = String::new();
@@ -90,7 +90,7 @@ impl Report {
         table + &failures
     }
 
-    /// The same figures, unrounded, with the spread of the rounds.
+    /// Renders the figures as JSON, unrounded, with the spread of the rounds.
     pub(crate) fn json(&self) -> Value {
         self.rows.iter().map(Row::json).collect()
     }
@@ -123,7 +123,7 @@ impl Row {
     }
 }
 
-/// The columns behind the names.
+/// Renders the columns after the names.
 fn cells(scenario: Scenario, Figures { summary, ratio }: &Figures) -> [String; 8] {
     let unit = scenario.shape().unit;
     let rate = summary.megabytes_per_second;

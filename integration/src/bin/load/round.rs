@@ -1,4 +1,4 @@
-//! One round: so many calls in flight until time or volume is used up.
+//! A round: a fixed number of calls in flight until time or volume is used up.
 
 use std::{
     net::SocketAddr,
@@ -20,15 +20,15 @@ use crate::{
     work::Work,
 };
 
-/// How long preparations, or calls begun in time, may take until they count as hanging.
+/// The time after which preparations, or calls begun in time, count as hanging.
 const PATIENCE: Duration = Duration::from_mins(2);
 
-/// What ends a round.
+/// The limits of a round.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Limits {
-    /// No call begins later than this.
+    /// The time after which no call begins.
     time: Duration,
-    /// Bytes to upload.
+    /// The most bytes to upload.
     upload: usize,
 }
 
@@ -49,21 +49,21 @@ pub(crate) struct Server {
     process: Process,
 }
 
-/// What one round has shown.
+/// The measurements of a round.
 #[derive(Debug)]
 pub(crate) struct Round {
-    /// From the first call's start to the last one's end.
+    /// The time from the first call's start to the last one's end.
     pub(crate) elapsed: Duration,
     /// The server's CPU time.
     pub(crate) cpu: Duration,
     /// The server's largest resident memory, in bytes.
     pub(crate) peak_memory: u64,
-    /// Of every call.
+    /// The latency of every call.
     pub(crate) latencies: Vec<Duration>,
 }
 
 impl Server {
-    /// The server that `target` names, whose process must be there.
+    /// Opens the server of `target`, whose process must exist.
     pub(crate) fn new(target: &Target) -> Result<Self, Error> {
         Ok(Self {
             name: target.name.clone(),
@@ -76,7 +76,7 @@ impl Server {
         &self.name
     }
 
-    /// Gets `scenario` ready to be run here.
+    /// Prepares `scenario` on this server.
     pub(crate) async fn prepare(&self, scenario: Scenario) -> Result<Arc<Work>, Error> {
         let prepared = async {
             let mut client = Client::connect(self.address).await?;
@@ -85,7 +85,7 @@ impl Server {
         in_time(PATIENCE, prepared).await.map(Arc::new)
     }
 
-    /// Runs one round over new connections. The first call that fails ends it.
+    /// Runs a round over new connections. The first failed call ends it.
     pub(crate) async fn round(
         &self,
         scenario: Scenario,
@@ -149,7 +149,7 @@ async fn worker(
     Ok(latencies)
 }
 
-/// Hands out the calls of a round.
+/// The counter of a round's calls.
 #[derive(Debug)]
 struct Turns {
     taken: AtomicUsize,
@@ -158,8 +158,8 @@ struct Turns {
 }
 
 impl Turns {
-    /// The number of the next call, while there is time for one. Whoever is the first to ask gets
-    /// one in any case, so that no round is empty.
+    /// Returns the number of the next call, or `None` if the time or the number of calls is used up. The
+    /// first call is always granted, so that no round is empty.
     fn next(&self) -> Option<usize> {
         let turn = self.taken.fetch_add(1, Ordering::Relaxed);
         (turn == 0 || turn < self.most && Instant::now() < self.deadline).then_some(turn)
@@ -196,7 +196,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_hangs_is_given_up_with_an_error() {
+    async fn a_hanging_call_ends_with_an_error() {
         let hung = in_time(Duration::ZERO, std::future::pending::<Result<(), Error>>()).await;
         assert!(matches!(hung, Err(Error::Timeout(0))));
     }

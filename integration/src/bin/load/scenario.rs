@@ -1,4 +1,4 @@
-//! What is measured: the rows of a comparison, and the shape of each.
+//! The scenarios, and the shape of their load.
 
 use std::{fmt, time::Duration};
 
@@ -8,24 +8,24 @@ pub(crate) const KIB_4: usize = 4 << 10;
 pub(crate) const KIB_128: usize = 128 << 10;
 pub(crate) const MIB_4: usize = 4 << 20;
 pub(crate) const MIB_64: usize = 64 << 20;
-/// Blobs of 4 KiB in one batch.
+/// The number of blobs of 4 KiB in a batch.
 pub(crate) const BATCH: usize = 100;
-/// Digests in one `FindMissingBlobs`.
+/// The number of digests in a `FindMissingBlobs`.
 pub(crate) const DIGESTS: usize = 1000;
-/// Sizes of an action's output files.
+/// The sizes of an action's output files.
 pub(crate) const OUTPUTS: [usize; 3] = [KIB_4, KIB_4, KIB_128];
 
 const CONNECTIONS: usize = 4;
 const IN_FLIGHT: usize = 16;
-/// Clients that stream at the same time where memory is what counts.
+/// The number of simultaneous clients in the memory scenario.
 const CLIENTS: usize = 64;
 
-/// One thing that clients do over and over.
+/// The operation that clients repeat.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
-    /// `ByteStream.Write` of a new blob of so many bytes.
+    /// `ByteStream.Write` of a new blob of this many bytes.
     Write(usize),
-    /// `ByteStream.Read` of a blob of so many bytes.
+    /// `ByteStream.Read` of a blob of this many bytes.
     Read(usize),
     /// `BatchUpdateBlobs` of new blobs.
     BatchUpdate,
@@ -43,7 +43,7 @@ pub(crate) enum Kind {
     Memory,
 }
 
-/// A [`Kind`] under the name by which it is asked for and reported.
+/// A [`Kind`] with its name on the command line and in reports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Scenario {
     name: &'static str,
@@ -72,7 +72,7 @@ const fn named(name: &'static str, kind: Kind) -> Scenario {
     Scenario { name, kind }
 }
 
-/// What the server's CPU time is divided by.
+/// The unit of the server's CPU time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Unit {
     /// Milliseconds for one request.
@@ -81,23 +81,23 @@ pub(crate) enum Unit {
     Gigabyte,
 }
 
-/// How much of what is in the air at a time, and how it is counted.
+/// The concurrency and content of a scenario.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Shape {
     pub(crate) connections: usize,
-    /// Calls at a time, over all connections.
+    /// The calls in flight, over all connections.
     pub(crate) in_flight: usize,
-    /// Bytes of content that one call moves, either way.
+    /// Bytes of content that one call sends or receives.
     pub(crate) payload: usize,
     /// Bytes of content that one call leaves in the store.
     pub(crate) upload: usize,
     pub(crate) unit: Unit,
-    /// Every client makes one call, in a single round.
+    /// Whether every client makes one call, in a single round.
     pub(crate) once: bool,
 }
 
 impl Scenario {
-    /// Those of a comparison of speed: all that are not made to fill memory.
+    /// Returns the scenarios that compare speed: all except the memory scenario.
     pub(crate) fn of_speed() -> impl Iterator<Item = Self> {
         SCENARIOS.into_iter().filter(|it| it.kind != Kind::Memory)
     }
@@ -133,13 +133,13 @@ impl Scenario {
 }
 
 impl Shape {
-    /// The rounds that make sense when `asked` were asked for.
+    /// Returns the number of rounds to run if `asked` were requested.
     pub(crate) fn rounds(self, asked: u32) -> u32 {
         if self.once { 1 } else { asked }
     }
 
-    /// The most calls of one round that may upload `budget` bytes: at least one for each place in
-    /// flight, and never so many that their latencies fill the generator's memory.
+    /// Returns the most calls of a round that may upload `budget` bytes: at least as many as are in flight,
+    /// and not so many that their latencies fill the memory.
     pub(crate) fn calls(self, budget: usize) -> usize {
         const MOST: usize = 1_000_000;
         if self.once {
@@ -149,7 +149,7 @@ impl Shape {
         affordable.clamp(self.in_flight, MOST)
     }
 
-    /// The server's CPU time for `calls` calls in this shape's unit.
+    /// Converts the CPU time of `calls` calls to the shape's unit.
     pub(crate) fn cpu(self, spent: Duration, calls: u32) -> f64 {
         let calls = f64::from(calls);
         match self.unit {
@@ -158,7 +158,7 @@ impl Shape {
         }
     }
 
-    /// Content of one call, in 10^6 bytes.
+    /// Returns the content of one call, in 10^6 bytes.
     pub(crate) fn megabytes(self) -> f64 {
         u32::try_from(self.payload).map_or(f64::NAN, f64::from) / 1e6
     }
@@ -208,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn a_round_uploads_no_more_than_its_budget_once_all_places_are_in_use() {
+    fn a_round_uploads_at_most_its_budget_beyond_the_calls_in_flight() {
         assert_eq!(shape("write-4m").calls(512 << 20), 128);
         assert_eq!(shape("write-64m").calls(1 << 20), 4);
         assert_eq!(shape("batch-update").calls(100 * 4096 * 20), 20);

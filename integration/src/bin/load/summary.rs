@@ -1,30 +1,30 @@
-//! What the rounds of one scenario come down to.
+//! The summary of the rounds of one scenario.
 
 use std::time::Duration;
 
 use crate::{round::Round, scenario::Shape};
 
-/// Figures of one scenario on one server. Rates and CPU are those of the median round, latencies
-/// of all calls, memory of the worst round.
+/// The figures of one scenario on one server: rates and CPU of the median round, latencies of all calls,
+/// memory of the worst round.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Summary {
     pub(crate) rounds: usize,
     pub(crate) calls: usize,
     pub(crate) requests_per_second: f64,
-    /// 10^6 bytes of content per second; 0 where no content moves.
+    /// 10^6 bytes of content per second; 0 without content.
     pub(crate) megabytes_per_second: f64,
     pub(crate) p50: Duration,
     pub(crate) p99: Duration,
-    /// Server CPU in the scenario's unit.
+    /// The server's CPU time in the scenario's unit.
     pub(crate) cpu: f64,
-    /// The cheapest and the dearest round, which tell how far to trust the median.
+    /// The CPU time of the cheapest and the most expensive round.
     pub(crate) cpu_range: (f64, f64),
-    /// Bytes.
+    /// The peak resident memory, in bytes.
     pub(crate) peak_memory: u64,
 }
 
 impl Summary {
-    /// Sums up `rounds`, of which there is at least one with at least one call.
+    /// Summarizes `rounds`, of which there is at least one, with at least one call.
     pub(crate) fn new(mut rounds: Vec<Round>, shape: Shape) -> Self {
         let mut rates = Vec::new();
         let mut costs = Vec::new();
@@ -56,14 +56,14 @@ impl Summary {
     }
 }
 
-/// The least of the sorted `values` that `percent` in a hundred do not exceed.
+/// Returns the least of the sorted `values` that `percent` in a hundred do not exceed.
 pub(crate) fn percentile(values: &[Duration], percent: usize) -> Duration {
     let rank = (values.len() * percent).div_ceil(100);
     let found = values.get(rank.saturating_sub(1));
     found.copied().unwrap_or_default()
 }
 
-/// The middle one of `values`, or the mean of the middle two; sorts them.
+/// Sorts `values` and returns the median, which is the mean of the middle two if their number is even.
 fn median(values: &mut [f64]) -> f64 {
     values.sort_by(f64::total_cmp);
     let upper = values.len() / 2;
@@ -86,7 +86,7 @@ mod tests {
     }
 
     #[test]
-    fn a_percentile_is_a_latency_that_was_measured() {
+    fn a_percentile_is_a_measured_latency() {
         let ms = Duration::from_millis;
         let hundred = millis(1..=100);
         assert_eq!(percentile(&hundred, 50), ms(50));
@@ -99,7 +99,7 @@ mod tests {
     }
 
     #[test]
-    fn a_median_ignores_the_order_and_the_outlier() {
+    fn a_median_ignores_order_and_outliers() {
         let close = |found: f64, wanted: f64| assert!((found - wanted).abs() < 1e-9, "{found}");
         close(median(&mut [9.0, 1.0, 2.0]), 2.0);
         close(median(&mut [4.0, 1.0, 3.0, 900.0]), 3.5);
@@ -108,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn rounds_come_down_to_the_median_rate_and_cost_all_latencies_and_the_worst_memory() {
+    fn a_summary_has_the_median_rate_and_cpu_all_latencies_and_the_worst_memory() {
         let round = |cpu: u64, peak_memory: u64, latencies: &[u64]| Round {
             elapsed: Duration::from_secs(2),
             cpu: Duration::from_millis(cpu),

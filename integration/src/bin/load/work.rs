@@ -1,4 +1,4 @@
-//! What a scenario needs in the store beforehand, and its one call.
+//! The preparation of a scenario, and its call.
 
 use reapi::v2::{ActionResult, Digest, OutputFile};
 
@@ -9,17 +9,17 @@ use crate::{
     scenario::{BATCH, DIGESTS, KIB_4, Kind, MIB_64, OUTPUTS},
 };
 
-/// Actions that are asked for in turn.
+/// The number of actions that are read in turn.
 const ACTIONS: usize = 64;
-/// Bytes of an encoded `Action`; only its digest is ever used.
+/// The bytes of an encoded `Action`, of which only the digest is used.
 const ACTION: usize = 144;
-/// Most bytes of the blobs that are read in turn, as far as there are more than [`FEWEST`].
+/// The most bytes of the blobs that are read in turn, if there are more than [`FEWEST`].
 const READ_BYTES: usize = 8 << 20;
 const FEWEST: usize = 4;
-/// Every so many reads one is hashed; prime, so that all blobs get their turn.
+/// The interval of reads that are verified; prime, so that all blobs have their turn.
 const SAMPLE: usize = 31;
 
-/// A scenario that is ready to be run against one server.
+/// A scenario that is prepared on a server.
 #[derive(Debug)]
 pub(crate) enum Work {
     Write(Template),
@@ -34,7 +34,7 @@ pub(crate) enum Work {
 }
 
 impl Work {
-    /// Uploads what `kind` will ask for.
+    /// Uploads the content that `kind` will read.
     pub(crate) async fn prepare(kind: Kind, client: &mut Client) -> Result<Self, Error> {
         Ok(match kind {
             Kind::Write(size) => Self::Write(Template::new(size)),
@@ -53,7 +53,7 @@ impl Work {
         })
     }
 
-    /// Makes the call; `turn` counts those of a round and chooses among what was prepared.
+    /// Makes a call. `turn` is its number in the round, and selects the prepared content.
     pub(crate) async fn call(&self, client: &mut Client, turn: usize) -> Result<(), Error> {
         let verify = turn.is_multiple_of(SAMPLE);
         match self {
@@ -97,7 +97,7 @@ impl Work {
     }
 }
 
-/// The digest whose turn it is.
+/// Returns the digest of a turn.
 fn nth(digests: &[Digest], turn: usize) -> Digest {
     let place = turn.checked_rem(digests.len()).unwrap_or_default();
     digests.get(place).cloned().unwrap_or_default()
@@ -141,7 +141,7 @@ async fn actions(client: &mut Client) -> Result<Vec<Digest>, Error> {
     Ok(actions)
 }
 
-/// What actions put out.
+/// The generators of an action's outputs.
 struct Outputs([Template; OUTPUTS.len()]);
 
 impl Outputs {
@@ -149,7 +149,7 @@ impl Outputs {
         Self(OUTPUTS.map(Template::new))
     }
 
-    /// Uploads the outputs of one more action and returns a result that names them.
+    /// Uploads the outputs of another action and returns a result that names them.
     async fn upload(&self, client: &mut Client) -> Result<ActionResult, Error> {
         let mut result = ActionResult::default();
         for (number, template) in self.0.iter().enumerate() {

@@ -1,5 +1,5 @@
-//! How long it takes to build this project on a machine that has nothing of it: without a cache, with
-//! gorego, and with Bazel's own disk cache.
+//! Measures builds of this project as on a new machine: without a cache, with gorego, and with Bazel's disk
+//! cache.
 #![allow(
     clippy::expect_used,
     reason = "a measurement that cannot be made ends with the reason"

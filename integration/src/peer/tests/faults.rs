@@ -1,9 +1,9 @@
-//! Each fault does what it says.
+//! Tests of the peer's faults.
 
 use super::*;
 
 #[tokio::test]
-async fn a_code_is_answered_as_often_as_asked_for() {
+async fn an_injected_code_is_returned_the_given_number_of_times() {
     let setup = Setup::new(Offer::default()).await;
     for code in [
         Code::Unavailable,
@@ -36,7 +36,7 @@ async fn a_code_is_answered_as_often_as_asked_for() {
 }
 
 #[tokio::test]
-async fn a_read_is_spoilt_as_asked_for() {
+async fn faults_of_content_change_a_read() {
     let setup = Setup::new(Offer::default()).await;
     let content = setup.content.to_vec();
     let (read, code) = setup.read_with(Fault::Corrupt(200_000)).await;
@@ -60,7 +60,7 @@ async fn a_read_is_spoilt_as_asked_for() {
 }
 
 #[tokio::test]
-async fn a_stalled_read_goes_on_when_it_is_released() {
+async fn a_released_read_continues() {
     let setup = Setup::new(Offer::default()).await;
     let Setup { peer, content, .. } = &setup;
     for (fault, before) in [(Fault::Stall, 0), (Fault::StallAfter(100_000), 100_000)] {
@@ -77,7 +77,7 @@ async fn a_stalled_read_goes_on_when_it_is_released() {
 }
 
 #[tokio::test]
-async fn a_stalled_call_that_is_given_up_is_known_as_such() {
+async fn a_cancelled_stalled_call_is_recorded_as_cancelled() {
     let setup = Setup::new(Offer::default()).await;
     setup
         .peer
@@ -85,18 +85,18 @@ async fn a_stalled_call_that_is_given_up_is_known_as_such() {
     let client = setup.client.clone();
     let mut call = JoinSet::new();
     call.spawn(async move { client.find_missing(vec![]).await });
-    let came = |seen: &Seen| seen.calls(Method::FindMissingBlobs).count() == 1;
-    setup.peer.wait_for(came).await;
+    let arrived = |state: &PeerState| state.calls(Method::FindMissingBlobs).count() == 1;
+    setup.peer.wait_for(arrived).await;
     call.shutdown().await;
-    let given_up = |seen: &Seen| {
-        let mut calls = seen.calls(Method::FindMissingBlobs);
+    let cancelled = |state: &PeerState| {
+        let mut calls = state.calls(Method::FindMissingBlobs);
         calls.all(|call| call.ended == Some(Code::Cancelled))
     };
-    setup.peer.wait_for(given_up).await;
+    setup.peer.wait_for(cancelled).await;
 }
 
 #[tokio::test]
-async fn a_broken_write_can_be_resumed() {
+async fn an_interrupted_write_can_be_resumed() {
     let setup = Setup::new(Offer::default()).await;
     let Setup { peer, content, .. } = &setup;
     let digest = digest_of(content);
@@ -134,7 +134,7 @@ async fn a_broken_write_can_be_resumed() {
 }
 
 #[tokio::test]
-async fn a_write_may_be_answered_before_it_is_read() {
+async fn a_write_of_a_blob_reported_as_stored_is_not_read() {
     let setup = Setup::new(Offer::default()).await;
     let Setup { peer, content, .. } = &setup;
     let digest = digest_of(content);
@@ -145,7 +145,7 @@ async fn a_write_may_be_answered_before_it_is_read() {
 }
 
 #[tokio::test]
-async fn a_batch_is_spoilt_in_its_first_blob() {
+async fn faults_of_content_change_the_first_blob_of_a_batch() {
     let setup = Setup::new(Offer::default()).await;
     let contents = [Bytes::from_static(b"one"), Bytes::from_static(b"two")];
     let digests = contents.each_ref().map(|content| setup.peer.put(content));
@@ -163,7 +163,7 @@ async fn a_batch_is_spoilt_in_its_first_blob() {
 }
 
 #[tokio::test]
-async fn lost_blobs_leave_their_action_results_behind() {
+async fn removing_a_blob_keeps_action_results_that_name_it() {
     let setup = Setup::new(Offer::default()).await;
     let digest = setup.peer.put(&setup.content);
     let action = digest_of(b"action");

@@ -1,4 +1,4 @@
-//! What a backing cache goes together with.
+//! Checks of the section `backing_cache`.
 
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ impl Findings<'_> {
         }
         self.check_backing_tls(backing);
         if backing.timeout == Duration::ZERO {
-            let reason = "would give up every call at once; accepted: more than 0";
+            let reason = "would end every call at once; accepted: more than 0";
             self.refuse(&["backing_cache.timeout"], reason);
         }
         if backing.on_outage == OnOutage::Degrade && backing.target.is_some() {
@@ -30,10 +30,10 @@ impl Findings<'_> {
 
     fn check_stateless(&mut self, backing: &BackingCache) {
         if backing.target.is_none() {
-            let reason = "leaves nothing to serve from; accepted: true, or a backing_cache.target";
+            let reason = "leaves no cache to serve from; accepted: true, or a backing_cache.target";
             self.refuse(&["local_cache.enabled", TARGET], reason);
         } else if backing.read_only {
-            let reason = "leaves nowhere to write to without a local cache; accepted: false";
+            let reason = "leaves no cache to write to without a local cache; accepted: false";
             self.refuse(&["backing_cache.read_only", "local_cache.enabled"], reason);
         }
     }
@@ -44,7 +44,7 @@ impl Findings<'_> {
             config.local_cache.max_size_gb.bytes() / 2,
         );
         if !config.local_cache.enabled {
-            let reason = "needs a local cache to go on with; accepted: fail";
+            let reason = "needs a local cache; accepted: fail";
             self.refuse(&["backing_cache.on_outage", "local_cache.enabled"], reason);
         } else if self.is_given(key) && config.backing_cache.journal_max.bytes() > half {
             let reason = "leaves too little of the local cache; accepted: up to half of \
@@ -61,12 +61,12 @@ impl Findings<'_> {
         match target.tls {
             Some(true) if !tls.enabled && self.is_given(TLS) => {
                 let reason =
-                    "is TLS, and backing_cache.tls.enabled is false; accepted: one of both";
+                    "uses TLS, but backing_cache.tls.enabled is false; accepted: grpc:// or true";
                 self.refuse(&[TARGET, TLS], reason);
             }
             Some(false) if tls.enabled => {
-                let reason = "is plain text, and backing_cache.tls.enabled is true; accepted: \
-                              grpcs:// or host:port with it";
+                let reason = "is plain text, but backing_cache.tls.enabled is true; accepted: \
+                              grpcs:// or host:port";
                 self.refuse(&[TARGET, TLS], reason);
             }
             _ => {}
@@ -86,7 +86,7 @@ impl Findings<'_> {
             for (name, _) in [cert, key, ca].iter().filter(|(_, set)| *set) {
                 self.warn(
                     name,
-                    "has no effect, since the backing cache is spoken to in plain text",
+                    "has no effect, since the connection to the backing cache is in plain text",
                 );
             }
             return;

@@ -5,7 +5,7 @@ use super::*;
 use crate::oldest::by_age;
 
 fn entries() -> impl Strategy<Value = Vec<Candidate>> {
-    // Few times, so that ties are common; some entries that take no room.
+    // Few distinct times, so that ties are common; some entries are empty.
     let entry = (
         0_u64..40,
         0_u64..50,
@@ -50,7 +50,7 @@ fn plan(demand: Demand, at_most: usize, entries: &[Candidate]) -> Plan {
     planner.finish()
 }
 
-/// The same decision, made plainly: by sorting a copy of everything.
+/// A reference implementation, which sorts all entries.
 fn model(demand: Demand, at_most: usize, entries: &[Candidate]) -> Plan {
     let mut sorted = entries.to_vec();
     sorted.sort_by(by_age);
@@ -104,7 +104,7 @@ fn model(demand: Demand, at_most: usize, entries: &[Candidate]) -> Plan {
 
 proptest! {
     #[test]
-    fn the_plan_is_that_of_a_plain_sort(
+    fn the_plan_equals_that_of_the_reference_implementation(
         demand in demand(),
         at_most in prop_oneof![Just(AT_MOST), 1_usize..20],
         entries in entries(),
@@ -113,7 +113,7 @@ proptest! {
     }
 
     #[test]
-    fn the_order_in_which_entries_are_seen_does_not_matter(
+    fn the_plan_does_not_depend_on_the_order_of_entries(
         demand in demand(),
         entries in entries().prop_shuffle(),
     ) {
@@ -123,13 +123,13 @@ proptest! {
     }
 
     #[test]
-    fn nothing_in_use_is_evicted(demand in demand(), entries in entries()) {
+    fn entries_in_use_are_not_evicted(demand in demand(), entries in entries()) {
         let plan = plan(demand, AT_MOST, &entries);
         prop_assert!(plan.evict.iter().chain(&plan.break_leases).all(|c| !c.in_use));
     }
 
     #[test]
-    fn leases_hold_unless_they_hold_too_much_or_uploads_wait(
+    fn leases_are_broken_only_beyond_their_share_or_for_waiting_uploads(
         demand in demand(),
         entries in entries(),
     ) {
@@ -149,7 +149,7 @@ proptest! {
     }
 
     #[test]
-    fn nothing_is_evicted_that_is_younger_than_needed(demand in demand(), entries in entries()) {
+    fn the_oldest_entries_are_evicted_and_no_more_than_needed(demand in demand(), entries in entries()) {
         let plan = plan(demand, AT_MOST, &entries);
         if let Some((youngest, others)) = plan.evict.split_last() {
             prop_assert!(!total(others).covers(demand.total()), "{:?} need not go", youngest);
@@ -165,19 +165,19 @@ proptest! {
     }
 
     #[test]
-    fn the_demand_is_met_whenever_it_can_be(demand in demand(), entries in entries()) {
+    fn the_demand_is_met_whenever_possible(demand in demand(), entries in entries()) {
         let plan = plan(demand, AT_MOST, &entries);
         let sum = |leased| {
             let idle = entries.iter().filter(|c| !c.in_use && (leased || !c.leased));
             total(&idle.copied().collect::<Vec<_>>())
         };
         let freed = total(&plan.evict);
-        prop_assert!(freed.covers(demand.total().min(sum(false))), "the low mark was in reach");
-        // Up to one entry more than needed is broken.
+        prop_assert!(freed.covers(demand.total().min(sum(false))), "the low mark could be reached");
+        // The last broken lease may exceed the demand.
         let generous = demand.leases_breakable >= demand.hard.bytes + 50 && demand.hard.files == 0;
         if generous && sum(true).covers(demand.hard) {
             let freed = freed.plus(total(&plan.break_leases));
-            prop_assert!(freed.covers(demand.hard), "the uploads could have been served");
+            prop_assert!(freed.covers(demand.hard), "the uploads could be served");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! A store without a disk, to be kept tidy.
+//! A store in memory for tests of the janitor.
 
 use std::{
     collections::{BTreeMap, HashSet},
@@ -14,48 +14,48 @@ use gorego_storage::{Candidate, EntryId, Error, Evictable, Futile, Removed, Resu
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-/// Entries by number, uploads, and a record of all that was done to them.
+/// A store of entries and uploads that records all calls.
 #[derive(Debug, Default)]
-pub(super) struct Fake {
+pub(super) struct FakeStore {
     state: Mutex<State>,
     pub(super) pressed: Notify,
-    /// Rung at every call that may change something.
+    /// Notified at every call that may change the state.
     pub(super) touched: Notify,
     /// Cancelled by the first eviction.
     pub(super) evicting: CancellationToken,
     futile: Futile,
-    /// How often every entry was looked at.
+    /// The number of visits to all entries.
     pub(super) visits: AtomicUsize,
 }
 
 #[derive(Debug, Default)]
-#[expect(clippy::struct_excessive_bools, reason = "faults, each by itself")]
+#[expect(clippy::struct_excessive_bools, reason = "independent faults")]
 pub(super) struct State {
     pub(super) limit: u64,
     pub(super) entries: BTreeMap<u64, Candidate>,
-    /// Of partial uploads: age and bytes, oldest first.
+    /// The age and bytes of partial uploads, oldest first.
     pub(super) idle: Vec<(Duration, u64)>,
-    /// What a waiting upload wants in all, until it gets it.
+    /// The bytes that a waiting upload needs.
     pub(super) waiting: u64,
     pub(super) disk: Option<u64>,
     pub(super) free_files: Option<u64>,
-    /// Eviction frees nothing on the disk.
+    /// Whether files have other hard links, so that eviction frees nothing on the disk.
     pub(super) linked: bool,
     pub(super) scanning: bool,
     /// The amount evicted so far.
     pub(super) evicted: Removed,
     /// The number of the upload that waits.
     pub(super) upload: u64,
-    /// The first eviction is the end of that upload, and another one waits for as much.
+    /// Whether the first eviction ends that upload, while another one waits for as much.
     pub(super) upload_leaves: bool,
     /// Leased bytes evicted for the upload that waits.
     pub(super) leases_broken: u64,
     /// Entries that cannot be removed.
     pub(super) stubborn: HashSet<u64>,
     pub(super) uploads_fail: bool,
-    /// Partial uploads end by themselves during the first eviction.
+    /// Whether partial uploads end during the first eviction.
     pub(super) uploads_end: bool,
-    /// Everything that happened.
+    /// All evictions and notifications, in order.
     pub(super) events: Vec<Event>,
 }
 
@@ -66,7 +66,7 @@ pub(super) enum Event {
     Exhausted,
 }
 
-impl Fake {
+impl FakeStore {
     pub(super) fn new(limit: u64) -> Arc<Self> {
         let fake = Self::default();
         fake.state().limit = limit;
@@ -77,7 +77,7 @@ impl Fake {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Adds an entry whose number is its last use, too.
+    /// Adds an entry with its number as its last use.
     pub(super) fn add(&self, number: u64, bytes: u64) {
         self.add_with(number, bytes, |_| {});
     }
@@ -105,7 +105,7 @@ impl Fake {
             .collect()
     }
 
-    /// Waits until `holds`; an hour in which it does not is too long.
+    /// Waits until `holds`, for at most an hour.
     pub(super) async fn until(&self, holds: impl Fn(&State) -> bool) {
         let wait = async {
             loop {
@@ -118,7 +118,7 @@ impl Fake {
         };
         tokio::time::timeout(Duration::from_hours(1), wait)
             .await
-            .expect("it never came true");
+            .expect("the condition becomes true");
     }
 }
 
@@ -166,16 +166,16 @@ impl State {
 }
 
 #[async_trait]
-impl Evictable for Fake {
+impl Evictable for FakeStore {
     fn usage(&self) -> Usage {
         self.state().usage()
     }
 
-    fn visit(&self, see: &mut dyn FnMut(Candidate)) {
+    fn visit(&self, visitor: &mut dyn FnMut(Candidate)) {
         self.visits.fetch_add(1, Relaxed);
-        // The youngest first, so that an order comes from the janitor only.
+        // The youngest first, so that the right order can only come from the janitor.
         for candidate in self.state().entries.values().rev() {
-            see(*candidate);
+            visitor(*candidate);
         }
     }
 
@@ -237,7 +237,7 @@ impl Evictable for Fake {
             Event::RoomMade
         });
         if exhausted || state.usage().wanted == 0 {
-            // The upload is refused, or goes on and ends elsewhere.
+            // The upload is refused or continues.
             state.waiting = 0;
         }
         self.touched.notify_waiters();

@@ -1,4 +1,4 @@
-//! One pass: from a need to its end.
+//! One pass of the janitor: plans and evicts until the demand is met.
 
 use std::{collections::HashSet, mem, time::Duration};
 
@@ -9,39 +9,39 @@ use tokio_util::sync::CancellationToken;
 use super::Janitor;
 use crate::{Amount, Demand, Plan, Planner, oldest::cover, shortage::Shortage};
 
-/// How many entries are evicted at a time, at most and at least.
+/// The smallest and the largest number of entries evicted in one step.
 const STEP: (usize, usize) = (8, 256);
-/// How long a step should take; those who wait are told after each.
+/// The intended time of a step. Waiting uploads are woken after each.
 const STEP_TIME: Duration = Duration::from_millis(10);
-/// How many plans in a row may come to nothing.
+/// The number of consecutive plans without an eviction after which a pass gives up.
 const FRUITLESS: u32 = 3;
-/// How many entries that could not be evicted are remembered.
+/// The most entries that are remembered because they could not be evicted.
 const REMEMBERED: usize = 100_000;
 
-/// How a pass ended.
+/// The outcome of a pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum End {
-    /// Nothing more is needed.
+pub(super) enum Outcome {
+    /// The demand was met.
     Met,
-    /// More is needed, and nothing more could be removed.
+    /// The demand was not met, and nothing more could be evicted.
     Stuck,
-    /// The program is to end.
+    /// The process is shutting down.
     Stopped,
 }
 
-/// The janitor's work from one need to its end, and what came of it.
+/// The state and the totals of one pass.
 pub(super) struct Pass<'a> {
     janitor: &'a Janitor,
     started: Instant,
     /// The shortage of the file system.
     shortage: Shortage,
-    /// Whether eviction goes on down to the low mark.
+    /// Whether eviction continues down to the low mark.
     down_to_low: bool,
     /// Whether an upload was waiting when the latest plan was made.
     hard: bool,
-    /// The number of the upload that the latest look at the need was for.
+    /// The number of the upload that waited when the demand was last computed.
     upload: u64,
-    /// Shown like this, and not evicted: it was used since, or cannot be removed.
+    /// The entries and last uses of candidates whose eviction failed.
     stubborn: HashSet<(EntryId, u64)>,
     step: usize,
     evicted: Removed,
@@ -59,7 +59,7 @@ impl<'a> Pass<'a> {
             hard: false,
             upload: 0,
             stubborn: HashSet::new(),
-            // Where it may be futile, as little as possible is evicted before that can be told.
+            // If eviction may turn out futile, small steps find that out with the fewest losses.
             step: if shortage.lacking().is_zero() {
                 STEP.0
             } else {
@@ -71,12 +71,12 @@ impl<'a> Pass<'a> {
         }
     }
 
-    pub(super) async fn run(&mut self, shutdown: &CancellationToken) -> End {
+    pub(super) async fn run(&mut self, shutdown: &CancellationToken) -> Outcome {
         let mut fruitless = 0;
         loop {
             let demand = self.demand();
             if demand.total().is_zero() {
-                return End::Met;
+                return Outcome::Met;
             }
             self.hard = !demand.hard.is_zero();
             let before = self.removed();
@@ -84,7 +84,7 @@ impl<'a> Pass<'a> {
             let tried = !plan.is_empty();
             self.carry_out(plan, shutdown).await;
             if shutdown.is_cancelled() {
-                return End::Stopped;
+                return Outcome::Stopped;
             }
             fruitless = if self.removed() > before {
                 0
@@ -92,14 +92,14 @@ impl<'a> Pass<'a> {
                 fruitless + 1
             };
             if fruitless == FRUITLESS || (fruitless > 0 && !tried) {
-                // The last look may have been met by others: uploads that ended, for one.
+                // Others may have met the demand meanwhile, for example uploads that ended.
                 let met = self.demand().total().is_zero();
-                return if met { End::Met } else { End::Stuck };
+                return if met { Outcome::Met } else { Outcome::Stuck };
             }
         }
     }
 
-    /// What is needed at this moment. Once below the high mark, eviction goes on to the low one.
+    /// Computes the current demand. Once started, eviction continues down to the low mark.
     fn demand(&mut self) -> Demand {
         let (usage, marks) = (self.janitor.store.usage(), &self.janitor.options.marks);
         self.upload = usage.upload;
@@ -113,7 +113,7 @@ impl<'a> Pass<'a> {
         }
     }
 
-    /// Whether the pass did, at its end, what it may do for waiting uploads only.
+    /// Whether the last plan could break leases for a waiting upload.
     pub(super) const fn was_hard(&self) -> bool {
         self.hard
     }
@@ -148,7 +148,7 @@ impl<'a> Pass<'a> {
             .await;
     }
 
-    /// Evicts in small steps, for as long as there is a need. With `charged`, broken leases count
+    /// Evicts in small steps for as long as there is a demand. With `charged`, broken leases count
     /// against the waiting upload.
     async fn evict(
         &mut self,
@@ -172,7 +172,7 @@ impl<'a> Pass<'a> {
 
     async fn evict_step(&mut self, step: Vec<Candidate>, charged: bool) {
         let started = Instant::now();
-        // It may leave while the step goes on.
+        // Another upload may be the waiting one when the step ends.
         let upload = self.upload;
         let (partial, rest): (Vec<Candidate>, Vec<Candidate>) = step
             .iter()
@@ -191,7 +191,7 @@ impl<'a> Pass<'a> {
             self.stubborn.extend(step.iter().map(shown));
         }
         if charged {
-            // First: with the room that was made, the upload may go on and wait again.
+            // Before `room_made`, after which the upload may continue and wait again.
             self.janitor.store.charge_leases(upload, broken.bytes);
         }
         if count > 0 {
@@ -205,8 +205,8 @@ impl<'a> Pass<'a> {
         self.step = next_step(self.step, started.elapsed());
     }
 
-    /// One line about all of it.
-    pub(super) fn log(&self, end: End) {
+    /// Logs one line about the pass.
+    pub(super) fn log(&self, end: Outcome) {
         let usage = self.janitor.store.usage();
         let took = self.started.elapsed();
         if self.removed() == 0 {
@@ -235,12 +235,12 @@ const fn sum(a: Removed, b: Removed) -> Removed {
     }
 }
 
-/// What a candidate was when it was shown.
+/// Identifies a candidate as it was visited: a later use makes it another one.
 fn shown(candidate: &Candidate) -> (EntryId, u64) {
     (candidate.entry, candidate.last_use)
 }
 
-/// How many entries to evict next, after that many took so long.
+/// Returns the size of the next step from the size and duration of the last.
 fn next_step(step: usize, took: Duration) -> usize {
     let next = if took > STEP_TIME { step / 2 } else { step * 2 };
     next.clamp(STEP.0, STEP.1)

@@ -1,7 +1,7 @@
 use std::sync::atomic::Ordering::Relaxed;
 
 use super::{
-    fake::{Event, Fake},
+    fake::{Event, FakeStore},
     *,
 };
 
@@ -13,7 +13,7 @@ const MARKS: Marks = Marks {
 
 const DAY: Duration = Duration::from_hours(24);
 
-fn janitor(store: &Arc<Fake>) -> Janitor {
+fn janitor(store: &Arc<FakeStore>) -> Janitor {
     let options = Options {
         marks: MARKS,
         interval: Duration::from_mins(1),
@@ -22,31 +22,31 @@ fn janitor(store: &Arc<Fake>) -> Janitor {
     Janitor::new(Arc::clone(store) as _, options)
 }
 
-/// One reaction to the store as it is.
-async fn react(janitor: &Janitor) {
+/// Runs the janitor once.
+async fn relieve(janitor: &Janitor) {
     janitor
-        .relieve(&mut Rest::default(), &CancellationToken::new())
+        .relieve(&mut Pauses::default(), &CancellationToken::new())
         .await;
 }
 
 /// Runs a janitor until `body` is done.
-async fn beside<T>(store: &Arc<Fake>, body: impl Future<Output = T>) -> T {
+async fn beside<T>(store: &Arc<FakeStore>, body: impl Future<Output = T>) -> T {
     tokio::select! {
         biased;
-        () = janitor(store).run(CancellationToken::new()) => panic!("it ended by itself"),
+        () = janitor(store).run(CancellationToken::new()) => panic!("the janitor ended"),
         done = body => done,
     }
 }
 
 /// A store of 1000 bytes with `count` entries of 10 bytes.
-fn filled(count: u64) -> Arc<Fake> {
-    let store = Fake::new(1000);
+fn filled(count: u64) -> Arc<FakeStore> {
+    let store = FakeStore::new(1000);
     (0..count).for_each(|number| store.add(number, 10));
     store
 }
 
 #[tokio::test(start_paused = true)]
-async fn pressure_brings_usage_from_above_the_high_mark_to_the_low_one_oldest_first() {
+async fn pressure_evicts_the_oldest_entries_down_to_the_low_mark() {
     let store = filled(98);
     beside(&store, async {
         store.pressed.notify_one();
@@ -57,9 +57,9 @@ async fn pressure_brings_usage_from_above_the_high_mark_to_the_low_one_oldest_fi
 }
 
 #[tokio::test]
-async fn below_the_high_mark_nothing_is_looked_at() {
+async fn below_the_high_mark_no_entry_is_visited() {
     let store = filled(95);
-    react(&janitor(&store)).await;
+    relieve(&janitor(&store)).await;
     assert_eq!(store.visits.load(Relaxed), 0);
     assert!(store.state().events.is_empty());
 }
@@ -74,7 +74,7 @@ async fn a_disk_that_fills_up_is_noticed_without_pressure() {
         store.until(|state| state.disk == Some(105)).await;
     })
     .await;
-    assert_eq!(store.evicted(), [0, 1, 2], "as few as it takes");
+    assert_eq!(store.evicted(), [0, 1, 2], "no more than needed");
 }
 
 #[tokio::test(start_paused = true)]
@@ -87,13 +87,13 @@ async fn expired_uploads_are_removed_without_pressure() {
 }
 
 #[tokio::test]
-async fn leased_entries_and_those_in_use_are_passed_over() {
+async fn leased_and_used_entries_are_not_evicted_for_the_marks() {
     let store = filled(98);
     for number in [0, 1] {
         store.add_with(number, 10, |entry| entry.leased = true);
     }
     store.add_with(2, 10, |entry| entry.in_use = true);
-    react(&janitor(&store)).await;
+    relieve(&janitor(&store)).await;
     assert_eq!(store.evicted(), (3..16).collect::<Vec<_>>());
 }
 
@@ -104,8 +104,8 @@ async fn leases_beyond_their_share_are_broken_oldest_first_and_counted() {
         store.add_with(number, 10, |entry| entry.leased = true);
     }
     let janitor = janitor(&store);
-    react(&janitor).await;
-    // Two leases are beyond 800 bytes; the rest of the 130 bytes is unleased.
+    relieve(&janitor).await;
+    // Two leases exceed the 800 bytes; the rest of the 130 bytes is unleased.
     let expected: Vec<_> = [0, 1].into_iter().chain(82..93).collect();
     let mut evicted = store.evicted();
     evicted.sort_unstable();
@@ -117,8 +117,8 @@ async fn leases_beyond_their_share_are_broken_oldest_first_and_counted() {
 }
 
 #[tokio::test]
-async fn an_upload_that_waits_costs_what_is_old_partial_or_not_and_then_some_leases() {
-    let store = Fake::new(1000);
+async fn a_waiting_upload_evicts_unleased_entries_and_partial_uploads_before_leased_entries() {
+    let store = FakeStore::new(1000);
     for number in 0..70 {
         store.add_with(number, 10, |entry| entry.leased = true);
     }
@@ -127,9 +127,9 @@ async fn an_upload_that_waits_costs_what_is_old_partial_or_not_and_then_some_lea
     store.add_with(72, 100, |entry| entry.in_use = true);
     store.state().waiting = 250;
     let janitor = janitor(&store);
-    react(&janitor).await;
+    relieve(&janitor).await;
     let expected: Vec<_> = [70, 71].into_iter().chain(0..5).collect();
-    assert_eq!(store.evicted(), expected, "and no more than it takes");
+    assert_eq!(store.evicted(), expected, "no more than needed");
     assert_eq!(store.state().waiting, 0);
     assert_eq!(store.state().leases_broken, 50);
     assert_eq!(janitor.counters().leases_broken.load(Relaxed), 5);
@@ -137,47 +137,47 @@ async fn an_upload_that_waits_costs_what_is_old_partial_or_not_and_then_some_lea
 }
 
 #[tokio::test]
-async fn an_upload_that_would_cost_leases_of_more_than_a_tenth_is_refused_and_costs_none() {
-    let store = Fake::new(1000);
+async fn an_upload_that_needs_more_than_a_tenth_of_leases_is_refused_and_breaks_none() {
+    let store = FakeStore::new(1000);
     for number in 0..80 {
         store.add_with(number, 10, |entry| entry.leased = true);
     }
     store.add(80, 200);
     store.state().waiting = 310;
-    react(&janitor(&store)).await;
+    relieve(&janitor(&store)).await;
     assert_eq!(store.state().events.last(), Some(&Event::Exhausted));
     assert_eq!(store.evicted(), [80]);
-    // One that cost some already has less to cost.
+    // Leases that the upload broke before count.
     store.state().leases_broken = 60;
     store.add(81, 200);
     store.state().waiting = 250;
-    react(&janitor(&store)).await;
+    relieve(&janitor(&store)).await;
     assert_eq!(store.evicted(), [80, 81]);
     store.state().leases_broken = 0;
     store.add(82, 200);
     store.state().waiting = 250;
-    react(&janitor(&store)).await;
+    relieve(&janitor(&store)).await;
     assert_eq!(store.evicted(), [80, 81, 82, 0, 1, 2, 3, 4]);
 }
 
 #[tokio::test]
-async fn an_upload_does_not_pay_for_leases_broken_for_one_that_left() {
-    let store = Fake::new(1000);
+async fn leases_broken_for_an_ended_upload_are_not_charged_to_the_next() {
+    let store = FakeStore::new(1000);
     (0..70).for_each(|number| store.add_with(number, 10, |entry| entry.leased = true));
     store.add_with(70, 300, |entry| entry.in_use = true);
     store.state().waiting = 50;
     store.state().upload_leaves = true;
-    react(&janitor(&store)).await;
+    relieve(&janitor(&store)).await;
     let state = store.state();
     assert_eq!(state.used(), 950);
     assert_eq!((state.upload, state.leases_broken), (1, 0));
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_disk_that_eviction_does_not_free_costs_little() {
+async fn futile_eviction_stops_after_few_entries() {
     const KIB: u64 = 1024;
     const FREED: u64 = 300 * KIB;
-    let store = Fake::new(16 * KIB * KIB);
+    let store = FakeStore::new(16 * KIB * KIB);
     (0..1000).for_each(|number| store.add(number, 8 * KIB));
     store.state().disk = Some(0);
     store.state().linked = true;
@@ -190,19 +190,23 @@ async fn a_disk_that_eviction_does_not_free_costs_little() {
         upload_expiry: DAY,
     };
     let janitor = Janitor::new(Arc::clone(&store) as _, options);
-    let mut rest = Rest::default();
-    // As often as upkeep wakes it in three hours.
+    let mut pauses = Pauses::default();
+    // Three hours of the store's upkeep, which wakes the janitor each second.
     for _ in 0..10_800 {
-        janitor.relieve(&mut rest, &CancellationToken::new()).await;
+        janitor
+            .relieve(&mut pauses, &CancellationToken::new())
+            .await;
         tokio::time::advance(Duration::from_secs(1)).await;
     }
     let evicted = store.evicted().len();
     assert!((8..150).contains(&evicted), "{evicted} of 1000 are gone");
-    // Once others free something, eviction is given another chance.
+    // Once others free something, eviction is tried again.
     store.state().linked = false;
     store.state().disk = Some(FREED);
     let before = store.state().used();
-    janitor.relieve(&mut rest, &CancellationToken::new()).await;
+    janitor
+        .relieve(&mut pauses, &CancellationToken::new())
+        .await;
     let freed = before - store.state().used();
     assert!(
         freed.abs_diff((before - FREED) / 2) <= 8 * KIB,
@@ -211,69 +215,69 @@ async fn a_disk_that_eviction_does_not_free_costs_little() {
 }
 
 #[tokio::test]
-async fn files_that_run_short_are_made_room_for_as_bytes_are() {
+async fn a_shortage_of_files_starts_eviction() {
     let store = filled(90);
     store.state().free_files = Some(10);
-    react(&janitor(&store)).await;
+    relieve(&janitor(&store)).await;
     assert!(store.evicted().is_empty());
     store.state().free_files = Some(3);
-    react(&janitor(&store)).await;
+    relieve(&janitor(&store)).await;
     // Three times a twentieth of 93 are free.
     assert_eq!(store.evicted().len(), 9);
 }
 
 #[tokio::test]
-async fn before_the_scan_has_ended_nothing_is_evicted_for_the_marks() {
+async fn during_the_scan_nothing_is_evicted_for_the_marks() {
     let store = filled(100);
     store.state().scanning = true;
-    react(&janitor(&store)).await;
+    relieve(&janitor(&store)).await;
     assert!(store.evicted().is_empty());
     store.state().waiting = 10;
-    react(&janitor(&store)).await;
+    relieve(&janitor(&store)).await;
     assert_eq!(store.evicted(), [0]);
     store.state().scanning = false;
-    react(&janitor(&store)).await;
+    relieve(&janitor(&store)).await;
     assert_eq!(store.state().used(), 850);
 }
 
 #[tokio::test]
 async fn leases_are_not_broken_for_the_low_mark() {
-    let store = Fake::new(1000);
+    let store = FakeStore::new(1000);
     (0..79).for_each(|number| store.add_with(number, 10, |entry| entry.leased = true));
     (79..98).for_each(|number| store.add_with(number, 10, |entry| entry.in_use = true));
-    react(&janitor(&store)).await;
+    relieve(&janitor(&store)).await;
     assert!(
         store.state().events.is_empty(),
-        "nobody waits, so nobody is told either"
+        "no upload waits, so none is notified"
     );
 }
 
 #[tokio::test]
-async fn an_upload_is_told_when_nothing_at_all_can_be_removed() {
-    let store = Fake::new(1000);
+async fn a_waiting_upload_is_notified_if_nothing_can_be_evicted() {
+    let store = FakeStore::new(1000);
     (0..100).for_each(|number| store.add_with(number, 10, |entry| entry.in_use = true));
     store.state().waiting = 10;
-    react(&janitor(&store)).await;
+    relieve(&janitor(&store)).await;
     assert_eq!(store.state().events, [Event::Exhausted]);
 }
 
 #[tokio::test]
-async fn an_upload_that_fits_only_in_part_is_told_after_all_was_tried() {
+async fn a_waiting_upload_is_refused_only_after_everything_possible_was_evicted() {
     let store = filled(100);
     for number in 5..100 {
         store.add_with(number, 10, |entry| entry.in_use = true);
     }
     store.state().waiting = 100;
-    react(&janitor(&store)).await;
+    relieve(&janitor(&store)).await;
     assert_eq!(store.evicted(), [0, 1, 2, 3, 4]);
     assert_eq!(store.state().events.last(), Some(&Event::Exhausted));
 }
 
 #[tokio::test]
-async fn those_who_wait_are_told_after_every_small_step() {
-    let store = Fake::new(100_000);
+async fn waiting_uploads_are_notified_after_every_small_step() {
+    let store = FakeStore::new(100_000);
     (0..10_000).for_each(|number| store.add(number, 10));
-    react(&janitor(&store)).await;
+    relieve(&janitor(&store)).await;
     let state = store.state();
     let steps = state.events.split(|event| *event == Event::RoomMade);
     let sizes: Vec<_> = steps.map(<[_]>::len).collect();
@@ -282,29 +286,29 @@ async fn those_who_wait_are_told_after_every_small_step() {
 }
 
 #[tokio::test]
-async fn eviction_stops_when_others_made_the_room() {
-    let store = Fake::new(100_000);
+async fn eviction_stops_when_ended_uploads_made_the_room() {
+    let store = FakeStore::new(100_000);
     (0..10_000).for_each(|number| store.add(number, 10));
     store.state().idle = vec![(Duration::ZERO, 20_000)];
     store.state().limit = 120_000;
-    // An upload that held much ends during the first step.
+    // A large partial upload ends during the first step.
     store.state().uploads_end = true;
-    react(&janitor(&store)).await;
+    relieve(&janitor(&store)).await;
     let evicted = store.evicted().len();
     assert!((1..1800).contains(&evicted), "{evicted} entries");
     assert!(store.state().used() <= 102_000);
 }
 
 #[tokio::test]
-async fn entries_that_cannot_be_removed_do_not_stand_in_the_way() {
+async fn entries_that_cannot_be_removed_do_not_block_eviction() {
     let store = filled(98);
     store.state().stubborn.extend(0..20);
-    react(&janitor(&store)).await;
+    relieve(&janitor(&store)).await;
     assert_eq!(store.evicted(), (20..33).collect::<Vec<_>>());
 }
 
 #[tokio::test(start_paused = true)]
-async fn uploads_that_cannot_be_removed_do_not_stand_in_the_way() {
+async fn uploads_that_cannot_be_removed_do_not_block_eviction() {
     let store = filled(98);
     {
         let mut state = store.state();
@@ -316,7 +320,7 @@ async fn uploads_that_cannot_be_removed_do_not_stand_in_the_way() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_store_with_nothing_to_evict_is_not_looked_at_all_the_time() {
+async fn a_store_with_nothing_to_evict_is_visited_rarely() {
     let store = filled(98);
     store.state().stubborn.extend(0..98);
     beside(&store, async {
@@ -327,13 +331,13 @@ async fn a_store_with_nothing_to_evict_is_not_looked_at_all_the_time() {
     })
     .await;
     let visits = store.visits.load(Relaxed);
-    assert!((1..=10).contains(&visits), "{visits} looks in ten seconds");
+    assert!((1..=10).contains(&visits), "{visits} visits in ten seconds");
     store.state().stubborn.clear();
     beside(&store, store.until(|state| state.used() <= 850)).await;
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_upload_that_waits_wakes_a_resting_janitor() {
+async fn a_waiting_upload_wakes_a_resting_janitor() {
     let store = filled(98);
     store.state().stubborn.extend(0..98);
     beside(&store, async {
@@ -343,17 +347,17 @@ async fn an_upload_that_waits_wakes_a_resting_janitor() {
         store.state().stubborn.clear();
         store.state().waiting = 30;
         store.pressed.notify_one();
-        let asked = Instant::now();
+        let start = Instant::now();
         store.until(|state| state.waiting == 0).await;
-        assert!(asked.elapsed() < Duration::from_secs(1));
+        assert!(start.elapsed() < Duration::from_secs(1));
     })
     .await;
     assert_eq!(store.evicted().first(), Some(&0));
 }
 
 #[tokio::test(start_paused = true)]
-async fn it_ends_when_told_to_even_at_work() {
-    let store = Fake::new(100_000);
+async fn shutdown_ends_the_janitor_in_the_middle_of_a_pass() {
+    let store = FakeStore::new(100_000);
     (0..10_000).for_each(|number| store.add(number, 10));
     janitor(&store).run(store.evicting.clone()).await;
     let evicted = store.evicted().len();
@@ -364,7 +368,7 @@ async fn it_ends_when_told_to_even_at_work() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn it_keeps_up_with_uploads_that_never_pause() {
+async fn eviction_keeps_up_with_continuous_uploads() {
     let store = filled(95);
     beside(&store, async {
         for number in 1000..3000 {

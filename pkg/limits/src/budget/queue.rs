@@ -8,24 +8,24 @@ use tokio::sync::oneshot;
 #[derive(Debug)]
 pub(super) struct Queue {
     free: u64,
-    /// The sum that the waiting calls want.
+    /// The sum of the waiting calls' requests.
     wanted: u64,
-    /// The sum that holders are about to give back, so that one waiting call does not end all slow
-    /// ones.
+    /// The sum of the permits that ended calls are about to give back. Counting it keeps one waiting
+    /// call from ending all slow ones.
     leaving: u64,
-    /// Connections that hold something or wait.
-    lines: HashMap<u64, Line>,
+    /// Connections that hold permits or wait.
+    lines: HashMap<u64, ClientLine>,
     /// Connections that wait, the next one first.
-    order: BTreeSet<Place>,
+    order: BTreeSet<Rank>,
     /// Grows with each turn and each call that waits.
     next: u64,
 }
 
-/// The permits that a connection holds, its last turn, and its number.
-type Place = (usize, u64, u64);
+/// The rank of a waiting connection: the permits that it holds, its last turn, and its number.
+type Rank = (usize, u64, u64);
 
 #[derive(Debug, Default)]
-struct Line {
+struct ClientLine {
     held: usize,
     turn: u64,
     waiting: VecDeque<Waiter>,
@@ -38,7 +38,7 @@ struct Waiter {
     send: oneshot::Sender<()>,
 }
 
-/// A place in the queue.
+/// The handle of a call in the queue.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Ticket {
     pub(super) client: u64,
@@ -65,7 +65,7 @@ impl Queue {
         self.free
     }
 
-    /// Whether `bytes` are free and nobody waits.
+    /// Whether `bytes` are free and no call waits.
     pub(super) fn is_free(&self, bytes: u64) -> bool {
         self.order.is_empty() && bytes <= self.free
     }
@@ -85,12 +85,13 @@ impl Queue {
         let turn = self.next();
         self.update(client, |line| {
             line.held = line.held.saturating_sub(1);
-            // Others that have waited meanwhile come before its next one.
+            // Connections that have waited meanwhile come before this one's next call.
             line.turn = turn;
         });
     }
 
-    /// Takes up to `most`, and at most one in `of` of the free permits, for no connection.
+    /// Takes a share that belongs to no connection: up to `most`, and at most one in `of` of the free
+    /// permits.
     pub(super) fn share(&mut self, most: u64, of: u64) -> u64 {
         if !self.order.is_empty() {
             return 0;
@@ -121,7 +122,7 @@ impl Queue {
         Ticket { client, number }
     }
 
-    /// Removes a call that no longer waits. `false` if its turn has already come.
+    /// Removes a call that no longer waits. Returns false if its turn has already come.
     pub(super) fn forget(&mut self, ticket: Ticket) -> bool {
         let mut forgotten = None;
         self.update(ticket.client, |line| {
@@ -133,8 +134,8 @@ impl Queue {
         forgotten.is_some()
     }
 
-    /// Grants free permits to the calls whose turn it is. A call that wants much is not passed
-    /// over.
+    /// Grants free permits to the calls whose turn it is. A large request is not passed over by
+    /// smaller ones.
     pub(super) fn serve(&mut self) -> Vec<Served> {
         let mut served = Vec::new();
         while let Some(&(_, _, client)) = self.order.first() {
@@ -167,7 +168,7 @@ impl Queue {
         self.wanted > self.free + self.leaving
     }
 
-    /// Whether others wait for `bytes` of a holder; if so, they count as given back.
+    /// Returns true if calls wait for `bytes` of a holder, which then count as given back.
     pub(super) fn leave(&mut self, bytes: u64) -> bool {
         let waited_for = self.is_short();
         if waited_for {
@@ -176,7 +177,7 @@ impl Queue {
         waited_for
     }
 
-    /// Subtracts permits that were about to be given back, and now are.
+    /// Subtracts bytes that counted as given back and now are.
     pub(super) fn left(&mut self, bytes: u64) {
         self.leaving = self.leaving.saturating_sub(bytes);
     }
@@ -186,7 +187,7 @@ impl Queue {
         self.next
     }
 
-    fn update(&mut self, client: u64, change: impl FnOnce(&mut Line)) {
+    fn update(&mut self, client: u64, change: impl FnOnce(&mut ClientLine)) {
         let line = self.lines.entry(client).or_default();
         if !line.waiting.is_empty() {
             self.order.remove(&(line.held, line.turn, client));

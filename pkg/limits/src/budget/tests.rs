@@ -30,7 +30,7 @@ fn granted(reserving: &mut Reserving) -> Option<Permit> {
 }
 
 #[tokio::test]
-async fn large_requests_wait_for_their_turn_and_small_ones_do_not() {
+async fn large_requests_wait_and_small_ones_do_not() {
     let budget = Budget::memory("tests", 4 * MIB);
     let first = budget.reserve(3 * MIB).await.unwrap();
     assert!(budget.reserve(2 * MIB).now_or_never().is_none());
@@ -42,7 +42,7 @@ async fn large_requests_wait_for_their_turn_and_small_ones_do_not() {
 }
 
 #[tokio::test]
-async fn things_that_are_no_bytes_are_counted_one_by_one() {
+async fn a_budget_of_other_things_counts_single_units() {
     let budget = Budget::count("open files", 2);
     let files = [
         budget.reserve(1).await.unwrap(),
@@ -88,7 +88,7 @@ async fn a_waiting_connection_is_served_before_the_second_request_of_any_other()
 }
 
 #[tokio::test]
-async fn who_holds_something_waits_for_those_that_hold_nothing() {
+async fn a_connection_that_holds_nothing_is_served_before_one_that_holds_permits() {
     let budget = Budget::memory("tests", 2 * MIB);
     let [greedy, other] = [client(), client()];
     let _kept = reserve(&budget, &greedy, MIB).await.unwrap();
@@ -113,7 +113,7 @@ async fn a_request_waits_for_half_a_minute_at_most() {
 }
 
 #[tokio::test]
-async fn a_large_request_that_is_given_up_lets_the_next_pass() {
+async fn cancelling_a_large_request_unblocks_the_next() {
     let budget = Budget::memory("tests", 2 * MIB);
     let _held = budget.reserve(MIB).await.unwrap();
     let mut large = reserve(&budget, &client(), 2 * MIB);
@@ -125,7 +125,7 @@ async fn a_large_request_that_is_given_up_lets_the_next_pass() {
 }
 
 #[tokio::test]
-async fn shares_become_smaller_and_never_wait() {
+async fn shares_shrink_as_the_budget_fills() {
     let budget = Budget::memory("tests", 4 * MIB);
     let shares: Vec<_> = (0..10).map(|_| budget.share(MIB, 4)).collect();
     let bytes: Vec<_> = shares.iter().map(Permit::bytes).collect();
@@ -133,7 +133,7 @@ async fn shares_become_smaller_and_never_wait() {
     assert!(bytes.is_sorted_by(|one, next| one > next));
     drop(shares);
     assert_eq!(budget.share(u64::MAX, 1).bytes(), 4 * MIB);
-    assert_eq!(budget.share(MIB, 4).bytes(), MIB, "it was given back");
+    assert_eq!(budget.share(MIB, 4).bytes(), MIB, "dropped shares return");
 }
 
 #[tokio::test]
@@ -155,20 +155,20 @@ async fn a_permit_shrinks_and_lasts_as_long_as_its_content() {
 /// A step of a client that uses a budget.
 #[derive(Clone, Copy, Debug)]
 enum Step {
-    /// One of five connections asks for up to eight shares of 64 KiB, and one byte.
-    Ask(usize, u64),
-    /// A call is given up, waiting or not.
+    /// One of five connections requests up to eight units of 64 KiB, and one byte.
+    Request(usize, u64),
+    /// A call ends, waiting or not.
     Drop(usize),
 }
 
 fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
-        (0..5_usize, 1..9_u64).prop_map(|(client, units)| Step::Ask(client, units)),
+        (0..5_usize, 1..9_u64).prop_map(|(client, units)| Step::Request(client, units)),
         (0..20_usize).prop_map(Step::Drop),
     ]
 }
 
-/// A call, which waits or holds something.
+/// The state of a call.
 enum Asked {
     Waits(Reserving),
     Holds(Permit),
@@ -176,7 +176,7 @@ enum Asked {
 
 proptest! {
     #[test]
-    fn nothing_is_granted_twice_lost_or_kept_from_those_whose_turn_it_is(
+    fn permits_are_neither_lost_nor_granted_twice_nor_withheld(
         steps in proptest::collection::vec(step(), 1..60),
     ) {
         const TOTAL: u64 = 8 * UNCOUNTED + 8;
@@ -187,7 +187,7 @@ proptest! {
         let mut calls: Vec<(usize, u64, Asked)> = Vec::new();
         for step in steps {
             match step {
-                Step::Ask(client, units) => {
+                Step::Request(client, units) => {
                     let bytes = units * UNCOUNTED + 1;
                     let waits = Asked::Waits(reserve(&budget, &clients[client], bytes));
                     calls.push((client, bytes, waits));

@@ -35,7 +35,7 @@ fn all() -> Budget {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_slow_client_is_left_alone_until_others_wait_for_what_it_holds() {
+async fn a_slow_client_is_not_ended_until_others_wait_for_its_permits() {
     let (budget, other) = (all(), all());
     let (call, permit) = holder(&Client::new(GRACE), &budget, MIB).await;
     let mut slow = Box::pin(too_slow(call, 1));
@@ -51,7 +51,7 @@ async fn a_slow_client_is_left_alone_until_others_wait_for_what_it_holds() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_slow_client_has_a_grace() {
+async fn a_slow_client_is_ended_after_the_grace() {
     let budget = all();
     let (call, _permit) = holder(&Client::new(GRACE), &budget, MIB).await;
     let mut waits = Box::pin(budget.reserve(MIB));
@@ -71,7 +71,6 @@ async fn ends_within_a_minute(calls: usize, bytes_a_second: usize) -> bool {
     for _ in 0..calls {
         held.push(holder(&client, &budget, MIB / calls as u64).await);
     }
-    // It waits again and again.
     let waits = async {
         loop {
             let _ = budget.reserve(MIB).await;
@@ -89,19 +88,19 @@ async fn ends_within_a_minute(calls: usize, bytes_a_second: usize) -> bool {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_client_that_keeps_the_pace_makes_others_wait() {
+async fn a_client_that_keeps_the_pace_is_not_ended() {
     assert!(!ends_within_a_minute(1, 70_000).await);
     assert!(ends_within_a_minute(1, 60_000).await);
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_pace_is_that_of_all_calls_of_a_connection_together() {
+async fn the_pace_is_summed_over_all_calls_of_a_connection() {
     assert!(!ends_within_a_minute(10, 7_000).await);
     assert!(ends_within_a_minute(10, 6_000).await);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_fast_beginning_lasts_for_thirty_graces_at_most() {
+async fn a_fast_start_buys_at_most_thirty_graces() {
     let budget = all();
     let (call, _permit) = holder(&Client::new(GRACE), &budget, MIB).await;
     let waits = async {
@@ -120,16 +119,16 @@ async fn a_fast_beginning_lasts_for_thirty_graces_at_most() {
     assert!((30 * GRACE..=31 * GRACE).contains(&waited), "{waited:?}");
 }
 
-/// Keeps asking for another permit, by calls of the same connection.
-async fn asks_every_second(client: &Client, budget: &Budget) {
+/// Reserves another permit every second, in calls of the same connection.
+async fn reserve_every_second(client: &Client, budget: &Budget) {
     loop {
-        let _asked = holder(client, budget, MIB).await;
+        let _held = holder(client, budget, MIB).await;
         sleep(SECOND).await;
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_stalled_client_buys_no_time_by_asking_for_more() {
+async fn a_stalled_client_gains_no_time_by_reserving_more() {
     let (budget, other) = (all(), all());
     let client = Client::new(GRACE);
     let (call, _permit) = holder(&client, &budget, MIB).await;
@@ -138,7 +137,7 @@ async fn a_stalled_client_buys_no_time_by_asking_for_more() {
     let start = Instant::now();
     tokio::select! {
         () = too_slow(call, 1) => {}
-        () = asks_every_second(&client, &other) => {}
+        () = reserve_every_second(&client, &other) => {}
         () = sleep(LONG) => panic!("it was never ended"),
     }
     let waited = start.elapsed();
@@ -160,13 +159,13 @@ async fn grace_is_renewed_after_all_permits_are_returned() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn grace_is_whole_when_others_begin_to_wait() {
+async fn a_connection_has_a_full_grace_when_others_begin_to_wait() {
     let (budget, other) = (all(), all());
     let client = Client::new(GRACE);
     let (uncontended, _permit) = holder(&client, &other, MIB).await;
     let (call, _contended) = holder(&client, &budget, MIB).await;
     for _ in 0..2 {
-        // Nobody waits for what a slow call of the connection holds.
+        // The slow call of the same connection holds a budget for which nobody waits.
         let slow = Box::pin(too_slow(uncontended.clone(), 1));
         assert!(timeout(LONG, slow).await.is_err());
         let mut waits = Box::pin(budget.reserve(MIB));
@@ -178,7 +177,7 @@ async fn grace_is_whole_when_others_begin_to_wait() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn permits_of_detached_work_keep_no_grace_from_a_connection() {
+async fn grace_is_renewed_while_detached_work_holds_permits() {
     let budget = all();
     let other = all();
     let client = Client::new(GRACE);
@@ -195,7 +194,7 @@ async fn permits_of_detached_work_keep_no_grace_from_a_connection() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn time_in_which_the_client_is_not_waited_for_is_not_its_own() {
+async fn time_is_charged_only_while_waiting_for_the_client() {
     let budget = all();
     let (call, _permit) = holder(&Client::new(GRACE), &budget, MIB).await;
     let mut pace = Pace::new(call);
@@ -222,7 +221,7 @@ async fn time_in_which_the_client_is_not_waited_for_is_not_its_own() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn no_more_calls_end_than_others_wait_for() {
+async fn no_more_calls_are_ended_than_the_waiting_ones_need() {
     let budget = all();
     let mut calls = Vec::new();
     let mut permits = Vec::new();

@@ -22,11 +22,13 @@ use std::{
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::{StreamExt as _, stream};
+use gorego_limits::Budget;
 use gorego_proxy::{
     Backing as BackingCache, Journal, Memory, OnOutage, Options, ProxyActions, ProxyStore,
 };
 use gorego_storage::{
-    ActionCache, Blob, BlobStore, Digest, DigestFunction, Error, MemoryStore, Put, Result,
+    ActionCache, Blob, BlobStore, CachedResult, Digest, DigestFunction, Error, MemoryStore, Put,
+    Result,
 };
 use gorego_storage_local::{LocalOptions, LocalStore, SyncMode};
 use reapi::v2::ActionResult;
@@ -223,18 +225,13 @@ impl BlobStore for Backing {
 
 #[async_trait]
 impl ActionCache for Backing {
-    async fn get(&self, instance: &str, action: &Digest) -> Result<Option<ActionResult>> {
+    async fn get(&self, instance: &str, action: &Digest, memory: &Budget) -> Result<CachedResult> {
         self.gets.fetch_add(1, SeqCst);
         self.up().await?;
-        let got = ActionCache::get(&self.memory, instance, action).await;
+        let got = ActionCache::get(&self.memory, instance, action, memory).await;
         // The answer is on its way for as long as the call was.
         sleep(self.now().latency).await;
         got
-    }
-
-    async fn size(&self, instance: &str, action: &Digest) -> Result<u64> {
-        self.up().await?;
-        self.memory.size(instance, action).await
     }
 
     async fn put(&self, instance: &str, action: &Digest, result: ActionResult) -> Result<()> {

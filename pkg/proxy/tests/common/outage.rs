@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use gorego_proxy::{OnOutage, Options};
-use gorego_storage::{ActionCache, Blob, BlobStore, BlobStoreExt as _, Digest, Evictable as _};
+use gorego_storage::{
+    ActionCache, ActionCacheExt, Blob, BlobStore, BlobStoreExt as _, Digest, Evictable as _,
+};
 use prost_types::Timestamp;
 use reapi::v2::{ActionResult, ExecutedActionMetadata, OutputFile};
 use tokio::time::timeout;
@@ -86,7 +88,7 @@ pub async fn backing_has(proxy: &Proxy, digest: &Digest) -> bool {
 }
 
 pub async fn backing_result(proxy: &Proxy) -> Option<ActionResult> {
-    let got = ActionCache::get(&proxy.backing.memory, "", &action()).await;
+    let got = ActionCacheExt::find(&proxy.backing.memory, "", &action()).await;
     got.unwrap()
 }
 

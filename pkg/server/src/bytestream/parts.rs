@@ -8,13 +8,12 @@ use gorego_grpc::{Messages, decode, full};
 use gorego_limits::{Budget, Permit};
 use http_body::Body;
 use hyper::body::Incoming;
-use reapi::bytestream::WriteRequest;
+use reapi::{
+    bytestream::WriteRequest,
+    wire::{Header, Value},
+};
 use tonic::Status;
 
-use crate::wire::{self, Content};
-
-/// The number of `WriteRequest.data`.
-const DATA: u64 = 10;
 /// What may precede a message's data, in bytes: a name, mostly.
 const MAX_FIELDS: usize = 64 * 1024;
 /// A message whose data is not its last field is taken whole, out of the memory for large requests.
@@ -190,19 +189,14 @@ fn find_data(seen: &[u8], len: usize) -> Option<DataAt> {
     let mut rest = seen;
     while !rest.is_empty() {
         let field = seen.len() - rest.len();
-        let (number, follows) = wire::key(&mut rest)?;
-        let content = seen.len() - rest.len();
-        let content_len = match follows {
-            Content::Delimited(content_len) if number == DATA => {
-                let ends = content.checked_add(content_len)? == len;
-                return ends.then_some(DataAt { field, content });
-            }
-            // Not what the data should look like.
-            _ if number == DATA => return None,
-            Content::Number(_) => 0,
-            Content::Fixed(content_len) | Content::Delimited(content_len) => content_len,
-        };
-        rest = rest.get(content_len..)?;
+        let header = Header::read(rest).ok()??;
+        let content = field + header.len;
+        let ends = content.checked_add(header.content_len())?;
+        if header.number == WriteRequest::DATA {
+            let is_last = ends == len && matches!(header.value, Value::Delimited(_));
+            return is_last.then_some(DataAt { field, content });
+        }
+        rest = seen.get(ends..)?;
     }
     (seen.len() == len).then_some(DataAt {
         field: len,

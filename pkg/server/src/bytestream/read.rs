@@ -5,8 +5,10 @@ use futures::{Stream, StreamExt as _, TryStreamExt as _, stream};
 use gorego_grpc::{Body, COPIED, Framed, HEADER_LEN, full, put_header, unavailable};
 use gorego_limits::{Permit, UNCOUNTED};
 use gorego_storage::{Blob, CHUNK_SIZE, Chunks, Compressor, ReadName};
-use prost::encoding::{WireType, encode_key, encode_varint, encoded_len_varint, key_len};
-use reapi::bytestream::ReadRequest;
+use reapi::{
+    bytestream::{ReadRequest, ReadResponse},
+    wire,
+};
 use tokio::task;
 use tonic::Status;
 
@@ -16,8 +18,6 @@ use crate::{
     status::{from_read, invalid_field},
 };
 
-/// The number of `ReadResponse.data`.
-const DATA: u32 = 10;
 /// Up to here, compressing is over before another thread would have begun.
 const COMPRESSED_AT_ONCE: usize = 64 * 1024;
 
@@ -115,15 +115,14 @@ fn frame(content: Bytes) -> Framed {
     let fields = if content.is_empty() {
         0
     } else {
-        key_len(DATA) + encoded_len_varint(content.len() as u64)
+        wire::header_len(ReadResponse::DATA, content.len())
     };
     let copied = content.len() <= COPIED;
     let room = HEADER_LEN + fields + if copied { content.len() } else { 0 };
     let mut head = BytesMut::with_capacity(room);
     put_header(&mut head, fields + content.len());
     if fields > 0 {
-        encode_key(DATA, WireType::LengthDelimited, &mut head);
-        encode_varint(content.len() as u64, &mut head);
+        wire::put_header(ReadResponse::DATA, content.len(), &mut head);
     }
     if copied {
         head.put_slice(&content);
@@ -141,7 +140,6 @@ fn frame(content: Bytes) -> Framed {
 #[cfg(test)]
 mod tests {
     use prost::Message as _;
-    use reapi::bytestream::ReadResponse;
 
     use super::*;
 

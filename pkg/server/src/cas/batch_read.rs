@@ -5,13 +5,14 @@ use std::{mem, vec};
 use bytes::{Bytes, BytesMut};
 use gorego_grpc::{Body, COPIED, put_header, unavailable};
 use gorego_storage::{Compressor, Digest};
-use prost::{
-    Message as _,
-    encoding::{WireType, encode_key, encode_varint, encoded_len_varint, key_len},
-};
+use prost::Message as _;
 use reapi::{
     rpc,
-    v2::{self, BatchReadBlobsRequest, batch_read_blobs_response::Response as BlobRead},
+    v2::{
+        self, BatchReadBlobsRequest, BatchReadBlobsResponse,
+        batch_read_blobs_response::Response as BlobRead,
+    },
+    wire,
 };
 use tokio::task;
 use tonic::{Code, Status};
@@ -128,10 +129,7 @@ fn least_len(digest: v2::Digest) -> u64 {
 /// What a blob of a batch takes up beside its content, in bytes: a digest and a status, as text.
 const PER_BLOB: u64 = 512;
 
-/// The number of `BatchReadBlobsResponse.responses`.
-const RESPONSES: u32 = 1;
-/// The number of `BatchReadBlobsResponse.Response.data`.
-const DATA: u32 = 2;
+const RESPONSES: u32 = BatchReadBlobsResponse::RESPONSES;
 
 /// Encodes a response piece by piece, so that a full batch is not in memory twice.
 struct Encoder {
@@ -175,16 +173,14 @@ impl Iterator for Encoder {
             if self.encoded.capacity() == 0 {
                 self.encoded.reserve(Self::PIECE + COPIED);
             }
-            encode_key(RESPONSES, WireType::LengthDelimited, &mut self.encoded);
-            encode_varint(blob.encoded_len() as u64, &mut self.encoded);
+            wire::put_header(RESPONSES, blob.encoded_len(), &mut self.encoded);
             // The data comes last, which is as good as any other place.
             let data = mem::take(&mut blob.data);
             blob.encode_raw(&mut self.encoded);
             if data.is_empty() {
                 continue;
             }
-            encode_key(DATA, WireType::LengthDelimited, &mut self.encoded);
-            encode_varint(data.len() as u64, &mut self.encoded);
+            wire::put_header(BlobRead::DATA, data.len(), &mut self.encoded);
             if data.len() > COPIED {
                 self.next = Some(data);
                 break;
@@ -199,7 +195,7 @@ impl Iterator for Encoder {
 /// The length of a blob as a field of the response, in bytes.
 fn field_len(blob: &BlobRead) -> usize {
     let len = blob.encoded_len();
-    key_len(RESPONSES) + encoded_len_varint(len as u64) + len
+    wire::header_len(RESPONSES, len) + len
 }
 
 /// The blob compressed, if that makes it smaller.
@@ -221,7 +217,6 @@ fn compressed(blob: BlobRead) -> BlobRead {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
-    use reapi::v2::BatchReadBlobsResponse;
 
     use super::*;
 

@@ -5,16 +5,14 @@ use gorego_grpc::{Body, HEADER_LEN, decode_within, elsewhere, full, is_large, pu
 use gorego_limits::Permit;
 use gorego_storage::Digest;
 use prost::Message as _;
-use reapi::v2::{FindMissingBlobsRequest, FindMissingBlobsResponse};
+use reapi::{
+    v2::{self, FindMissingBlobsRequest, FindMissingBlobsResponse},
+    wire::{Fields, Value},
+};
 use tonic::Status;
 
 use super::Cas;
-use crate::shapes::measure;
-use crate::{
-    digests,
-    status::from_store,
-    wire::{self, Field},
-};
+use crate::{digests, memory::measure, status::from_store};
 
 /// What the digests of a request take at most for each of its bytes, in bytes.
 const UNFOLDED: u64 = 2;
@@ -127,12 +125,17 @@ impl<'a> Listed<'a> {
             request,
             ..Self::default()
         };
-        let mut rest = request;
-        while !rest.is_empty() {
-            match wire::field(&mut rest)? {
-                (1, Field::Delimited(name)) => listed.instance = str::from_utf8(name).ok()?,
-                (2, Field::Delimited(digest)) => drop(read_digest(digest)?),
-                (3, Field::Number(function)) => listed.function = number(function)?,
+        for field in Fields::of(request) {
+            match field.ok()? {
+                (FindMissingBlobsRequest::INSTANCE_NAME, Value::Delimited(name)) => {
+                    listed.instance = str::from_utf8(name).ok()?;
+                }
+                (FindMissingBlobsRequest::BLOB_DIGESTS, Value::Delimited(digest)) => {
+                    read_digest(digest)?;
+                }
+                (FindMissingBlobsRequest::DIGEST_FUNCTION, Value::Varint(function)) => {
+                    listed.function = number(function)?;
+                }
                 _ => return None,
             }
         }
@@ -143,9 +146,8 @@ impl<'a> Listed<'a> {
         digests::instance(self.instance)?;
         let function = digests::function(self.function)?;
         let mut found = Vec::new();
-        let mut rest = self.request;
-        while let Some((number, content)) = wire::field(&mut rest) {
-            let (2, Field::Delimited(digest)) = (number, content) else {
+        for field in Fields::of(self.request).map_while(Result::ok) {
+            let (FindMissingBlobsRequest::BLOB_DIGESTS, Value::Delimited(digest)) = field else {
                 continue;
             };
             let (hash, size) = read_digest(digest).unwrap_or_default();
@@ -158,12 +160,12 @@ impl<'a> Listed<'a> {
 }
 
 /// The hash and size of an encoded `Digest`.
-fn read_digest(mut digest: &[u8]) -> Option<(&str, i64)> {
+fn read_digest(digest: &[u8]) -> Option<(&str, i64)> {
     let (mut hash, mut size) = ("", 0);
-    while !digest.is_empty() {
-        match wire::field(&mut digest)? {
-            (1, Field::Delimited(digits)) => hash = str::from_utf8(digits).ok()?,
-            (2, Field::Number(bytes)) => size = bytes.cast_signed(),
+    for field in Fields::of(digest) {
+        match field.ok()? {
+            (v2::Digest::HASH, Value::Delimited(digits)) => hash = str::from_utf8(digits).ok()?,
+            (v2::Digest::SIZE_BYTES, Value::Varint(bytes)) => size = bytes.cast_signed(),
             _ => return None,
         }
     }
@@ -179,7 +181,6 @@ fn number(value: u64) -> Option<i32> {
 mod tests {
     use gorego_storage::DigestFunction;
     use proptest::prelude::*;
-    use reapi::v2;
 
     use super::*;
 

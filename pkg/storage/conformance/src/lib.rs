@@ -31,7 +31,7 @@ pub enum Keeper {
     /// The store itself.
     Own,
     /// A peer, which tells less: neither whether content that it took to the end was there before,
-    /// nor how large a result is, nor what it keeps of an upload whose blob is there.
+    /// nor what it keeps of an upload whose blob is there.
     Peer,
 }
 
@@ -123,12 +123,11 @@ pub async fn uploads_of<S: BlobStore + Uploads>(keeper: Keeper, make: impl Async
 
 /// Puts an [`ActionCache`] through its paces. `make` yields an empty one each time.
 pub async fn action_cache<S: ActionCache>(make: impl AsyncFn() -> Arc<S>) {
-    action_cache_of(Keeper::Own, make).await;
-}
-
-/// As [`action_cache`], for whichever keeper.
-pub async fn action_cache_of<S: ActionCache>(keeper: Keeper, make: impl AsyncFn() -> Arc<S>) {
-    within(results::the_last_result_is_got(&*make().await, keeper)).await;
+    within(results::the_last_result_is_got(&*make().await)).await;
+    within(results::a_result_reserves_memory_while_it_is_held(
+        &*make().await,
+    ))
+    .await;
     within(results::results_are_kept_whole(&*make().await)).await;
     within(results::instances_and_functions_are_separate(
         &*make().await,

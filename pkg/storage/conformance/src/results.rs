@@ -2,15 +2,12 @@
 
 use std::sync::Arc;
 
-use prost::Message as _;
+use gorego_limits::Budget;
 use reapi::v2::{ActionResult, OutputFile};
 use tokio::task::JoinSet;
 
-use super::{
-    Keeper,
-    content::{SHA256, content},
-};
-use gorego_storage::{ActionCache, Digest, DigestFunction};
+use super::content::{SHA256, content};
+use gorego_storage::{ActionCache, ActionCacheExt as _, Digest, DigestFunction, Error};
 
 /// A result that tells by every part of it which one it is.
 fn result(number: u8, len: usize) -> ActionResult {
@@ -21,28 +18,35 @@ fn result(number: u8, len: usize) -> ActionResult {
     }
 }
 
-pub(super) async fn the_last_result_is_got(cache: &dyn ActionCache, keeper: Keeper) {
+pub(super) async fn the_last_result_is_got(cache: &dyn ActionCache) {
     for function in DigestFunction::ALL {
         let action = function.digest(b"action");
-        assert_eq!(cache.get("main", &action).await.unwrap(), None);
-        let size = cache.size("main", &action).await.unwrap();
-        assert!(size == 0 || keeper == Keeper::Peer, "{size} bytes");
+        assert_eq!(cache.find("main", &action).await.unwrap(), None);
         for (number, len) in [(1, 10), (2, 100_000), (3, 0)] {
             cache
                 .put("main", &action, result(number, len))
                 .await
                 .unwrap();
-            let got = cache.get("main", &action).await.unwrap();
+            let got = cache.find("main", &action).await.unwrap();
             assert_eq!(got, Some(result(number, len)), "{function}");
-            let size = cache.size("main", &action).await.unwrap();
-            let least = result(number, len).encoded_len() as u64;
-            let most = match keeper {
-                Keeper::Own => least + 100,
-                Keeper::Peer => u64::MAX,
-            };
-            assert!((least..most).contains(&size), "{size} bytes");
         }
     }
+}
+
+pub(super) async fn a_result_reserves_memory_while_it_is_held(cache: &dyn ActionCache) {
+    let memory = Budget::memory("memory for the test", 1 << 20);
+    let action = SHA256.digest(b"action");
+    let none = cache.get("main", &action, &memory).await;
+    assert!(matches!(none, Err(Error::NoResult(missed)) if missed == action));
+    cache
+        .put("main", &action, result(1, 100_000))
+        .await
+        .unwrap();
+    let held = cache.get("main", &action, &memory).await.unwrap();
+    assert!(held.permit.bytes() >= 100_000);
+    assert!(memory.try_reserve(1 << 20).is_none());
+    drop(held);
+    assert!(memory.try_reserve(1 << 20).is_some());
 }
 
 pub(super) async fn results_are_kept_whole(cache: &dyn ActionCache) {
@@ -59,7 +63,7 @@ pub(super) async fn results_are_kept_whole(cache: &dyn ActionCache) {
     for (name, result) in [("large", large), ("empty", ActionResult::default())] {
         let action = SHA256.digest(name.as_bytes());
         cache.put("main", &action, result.clone()).await.unwrap();
-        assert_eq!(cache.get("main", &action).await.unwrap(), Some(result));
+        assert_eq!(cache.find("main", &action).await.unwrap(), Some(result));
     }
 }
 
@@ -88,7 +92,7 @@ pub(super) async fn instances_and_functions_are_separate(cache: &dyn ActionCache
     };
     for (number, (instance, action)) in (0..).zip(spaces()) {
         assert_eq!(
-            cache.get(instance, &action).await.unwrap(),
+            cache.find(instance, &action).await.unwrap(),
             None,
             "{instance:?}"
         );
@@ -98,7 +102,7 @@ pub(super) async fn instances_and_functions_are_separate(cache: &dyn ActionCache
             .unwrap();
     }
     for (number, (instance, action)) in (0..).zip(spaces()) {
-        let got = cache.get(instance, &action).await.unwrap();
+        let got = cache.find(instance, &action).await.unwrap();
         assert_eq!(got, Some(result(number, 1)), "{instance:?} {action:?}");
     }
 }
@@ -119,7 +123,7 @@ pub(super) async fn readers_never_see_a_torn_result<S: ActionCache>(cache: Arc<S
         let reader = Arc::clone(&cache);
         crowd.spawn(async move {
             for _ in 0..ROUNDS {
-                let got = reader.get("main", &action).await.unwrap();
+                let got = reader.find("main", &action).await.unwrap();
                 let got = got.expect("a result that is replaced never vanishes");
                 let whole = got
                     .stdout_raw

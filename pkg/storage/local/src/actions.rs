@@ -4,8 +4,9 @@ use std::{fs, path::PathBuf, sync::Arc};
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use gorego_limits::Budget;
 use prost::Message as _;
-use reapi::v2::ActionResult;
+use reapi::{shapes::Shaped as _, v2::ActionResult};
 
 use super::{
     LocalStore,
@@ -15,8 +16,8 @@ use super::{
 };
 use crate::index::{Key, Use};
 use gorego_storage::{
-    ActionCache, Digest, DigestFunction, Error, Result,
-    decoded::{ACTION_RESULT, MAX_DECODED_RESULT},
+    ActionCache, CachedResult, Digest, DigestFunction, Error, Result,
+    decoded::{MAX_DECODED_RESULT, result_memory},
     read_at,
 };
 
@@ -26,45 +27,35 @@ const HEADER: usize = MAGIC.len() + 32;
 
 #[async_trait]
 impl ActionCache for LocalStore {
-    async fn get(&self, instance: &str, action: &Digest) -> Result<Option<ActionResult>> {
+    async fn get(&self, instance: &str, action: &Digest, memory: &Budget) -> Result<CachedResult> {
+        let (disk, action) = (&self.disk, *action);
         let hash = layout::instance_hash(instance);
-        let key = move |disk: &Disk, action: &Digest| {
-            Some(Key::ac(action, disk.instances.number(&hash)?))
-        };
-        let known = self.disk.scanned.lookup(|| {
-            let key = key(&self.disk, action)?;
-            self.disk.index.touch(&key, None, now_ms(), Use::default())
+        let key = move |disk: &Disk| Some(Key::ac(&action, disk.instances.number(&hash)?));
+        let path = layout::action_path(&action, &hash);
+        let known = disk.scanned.lookup(|| {
+            let key = key(disk)?;
+            disk.index.touch(&key, None, now_ms(), Use::default())
         });
-        if matches!(known, Lookup::Miss) {
-            return Ok(None);
-        }
-        let action = *action;
+        let size = match known {
+            Lookup::Hit(hit) => hit.size,
+            Lookup::Miss => return Err(Error::NoResult(action)),
+            Lookup::Unknown => {
+                let path = path.clone();
+                let size = disk.run(move |disk| disk.files.size(&path)).await?;
+                size.ok_or(Error::NoResult(action))?
+            }
+        };
+        let permit = memory.reserve(result_memory(size)).await;
+        let permit = permit.map_err(Error::no_memory)?;
         let load = move |disk: &Arc<Disk>| {
-            let path = layout::action_path(&action, &hash);
-            let result = disk.load_result(key(disk, &action).as_ref(), &path)?;
+            let result = disk.load_result(key(disk).as_ref(), &path)?;
             if disk.force_update_atime && result.is_some() {
                 disk.files.set_atime(&path, now_ms())?;
             }
-            Ok(result)
+            result.ok_or(Error::NoResult(action))
         };
-        self.disk.run(load).await
-    }
-
-    async fn size(&self, instance: &str, action: &Digest) -> Result<u64> {
-        let disk = &self.disk;
-        let hash = layout::instance_hash(instance);
-        let known = disk.scanned.lookup(|| {
-            let number = disk.instances.number(&hash)?;
-            disk.index.peek(&Key::ac(action, number))
-        });
-        match known {
-            Lookup::Hit(hit) => return Ok(hit.size),
-            Lookup::Miss => return Ok(0),
-            Lookup::Unknown => {}
-        }
-        let path = layout::action_path(action, &hash);
-        let found = disk.run(move |disk| disk.files.stat_file(&path)).await?;
-        Ok(found.map_or(0, |meta| meta.size))
+        let result = disk.run(load).await?;
+        Ok(CachedResult { result, permit })
     }
 
     async fn put(&self, instance: &str, action: &Digest, result: ActionResult) -> Result<()> {
@@ -153,10 +144,7 @@ fn decode(mut content: Bytes) -> Option<ActionResult> {
     if DigestFunction::Sha256.digest(payload).hash() != checksum {
         return None;
     }
-    ACTION_RESULT
-        .decoded_bytes(payload, MAX_DECODED_RESULT)
-        .ok()?;
-    ActionResult::decode(content.split_off(HEADER)).ok()
+    ActionResult::decode_within(content.split_off(HEADER), MAX_DECODED_RESULT).ok()
 }
 
 #[cfg(test)]

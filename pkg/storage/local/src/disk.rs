@@ -118,12 +118,6 @@ impl Disk {
         blocking(move || work(&disk)).await
     }
 
-    /// Returns how many bytes of an upload are staged. Blocks.
-    pub(super) fn staged(&self, path: &str) -> Result<u64> {
-        let meta = self.files.stat_file(path)?;
-        Ok(meta.map_or(0, |meta| meta.size))
-    }
-
     /// Makes the locks for single files, of any kind.
     pub(super) fn key_locks<L: Default>() -> Box<[L]> {
         (0..KEY_LOCKS).map(|_| L::default()).collect()

@@ -204,6 +204,11 @@ impl Files {
         Ok(self.stat(relative)?.filter(Meta::is_file))
     }
 
+    /// Returns the size of a regular file; `None` if there is none at this path.
+    pub(super) fn size(&self, relative: &str) -> Result<Option<u64>> {
+        Ok(self.stat_file(relative)?.map(|meta| meta.size))
+    }
+
     /// Whether a path leads to a folder; `None` if nothing exists there.
     pub(super) fn is_folder(&self, relative: &str) -> Option<bool> {
         let meta = self.stat_with(relative, AtFlags::empty()).ok()??;

@@ -30,8 +30,8 @@ pub enum Received {
 impl Uploads for LocalStore {
     async fn committed(&self, digest: &Digest, upload: &UploadId) -> Result<u64> {
         let path = layout::upload_path(digest, upload);
-        let staged = self.disk.run(move |disk| disk.staged(&path)).await?;
-        Ok(staged.min(digest.size()))
+        let size = self.disk.run(move |disk| disk.files.size(&path)).await?;
+        Ok(size.map_or(0, |size| size.min(digest.size())))
     }
 }
 

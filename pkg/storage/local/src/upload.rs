@@ -248,10 +248,11 @@ impl Upload {
     /// Returns how many bytes an earlier attempt left. They do not change while this upload has the
     /// claim.
     async fn kept(&self) -> Result<u64> {
-        match self.claim.clone() {
-            Some(claim) => self.disk.run(move |disk| disk.staged(claim.path())).await,
-            None => Ok(0),
-        }
+        let Some(claim) = self.claim.clone() else {
+            return Ok(0);
+        };
+        let size = move |disk: &Arc<Disk>| disk.files.size(claim.path());
+        Ok(self.disk.run(size).await?.unwrap_or_default())
     }
 
     /// Removes what an earlier attempt left, when this one did without it.

@@ -4,7 +4,7 @@ use std::marker::PhantomData;
 
 use bytes::Buf as _;
 use prost::Message;
-use reapi::v2;
+use reapi::{shapes::Shaped, v2};
 use tonic::{
     IntoRequest as _, Response, Status,
     client::Grpc,
@@ -13,14 +13,12 @@ use tonic::{
 };
 
 use super::connect::Link;
-use gorego_storage::decoded::{ACTION_RESULT, DIGEST, Field, Shape};
 
-/// A method, and what its answers are made of.
+/// A method, and the type of its answers.
 pub(super) struct Method<R> {
     path: &'static str,
     /// What an answer is called.
     what: &'static str,
-    shape: Shape,
     answer: PhantomData<R>,
 }
 
@@ -38,55 +36,28 @@ const ANSWER: &str = "its answer";
 pub(super) const GET_RESULT: Method<v2::ActionResult> = Method::new(
     "/build.bazel.remote.execution.v2.ActionCache/GetActionResult",
     RESULT,
-    ACTION_RESULT,
 );
 pub(super) const UPDATE_RESULT: Method<v2::ActionResult> = Method::new(
     "/build.bazel.remote.execution.v2.ActionCache/UpdateActionResult",
     RESULT,
-    ACTION_RESULT,
 );
 pub(super) const FIND_MISSING: Method<v2::FindMissingBlobsResponse> = Method::new(
     "/build.bazel.remote.execution.v2.ContentAddressableStorage/FindMissingBlobs",
     ANSWER,
-    Shape(&[Field::messages::<v2::Digest>(2, DIGEST)]),
 );
 pub(super) const BATCH_READ: Method<v2::BatchReadBlobsResponse> = Method::new(
     "/build.bazel.remote.execution.v2.ContentAddressableStorage/BatchReadBlobs",
     ANSWER,
-    Shape(
-        &[Field::messages::<v2::batch_read_blobs_response::Response>(
-            1,
-            Shape(&[
-                Field::message(1, DIGEST),
-                Field::blob(2),
-                Field::message(3, STATUS),
-            ]),
-        )],
-    ),
 );
 pub(super) const BATCH_UPDATE: Method<v2::BatchUpdateBlobsResponse> = Method::new(
     "/build.bazel.remote.execution.v2.ContentAddressableStorage/BatchUpdateBlobs",
     ANSWER,
-    Shape(&[
-        Field::messages::<v2::batch_update_blobs_response::Response>(
-            1,
-            Shape(&[Field::message(1, DIGEST), Field::message(2, STATUS)]),
-        ),
-    ]),
 );
 
-/// `google.rpc.Status`.
-const STATUS: Shape = Shape(&[Field::messages::<prost_types::Any>(3, Shape::FLAT)]);
-
 impl<R> Method<R> {
-    const fn new(path: &'static str, what: &'static str, shape: Shape) -> Self {
+    const fn new(path: &'static str, what: &'static str) -> Self {
         let answer = PhantomData;
-        Self {
-            path,
-            what,
-            shape,
-            answer,
-        }
+        Self { path, what, answer }
     }
 }
 
@@ -99,7 +70,7 @@ pub(super) async fn call<M, R>(
 ) -> Result<Response<R>, Status>
 where
     M: Message + 'static,
-    R: Message + Default + 'static,
+    R: Shaped + 'static,
 {
     let mut client = Grpc::new(link).max_decoding_message_size(limits.encoded);
     client
@@ -108,7 +79,6 @@ where
         .map_err(|why| Status::from_error(why.into()))?;
     let codec = Bounded {
         what: method.what,
-        shape: method.shape,
         limit: limits.decoded,
         messages: PhantomData,
     };
@@ -118,7 +88,6 @@ where
 
 struct Bounded<M, R> {
     what: &'static str,
-    shape: Shape,
     limit: usize,
     messages: PhantomData<(M, R)>,
 }
@@ -127,7 +96,6 @@ impl<M, R> Bounded<M, R> {
     const fn again(&self) -> Self {
         Self {
             what: self.what,
-            shape: self.shape,
             limit: self.limit,
             messages: PhantomData,
         }
@@ -137,7 +105,7 @@ impl<M, R> Bounded<M, R> {
 impl<M, R> Codec for Bounded<M, R>
 where
     M: Message + 'static,
-    R: Message + Default + 'static,
+    R: Shaped + 'static,
 {
     type Encode = M;
     type Decode = R;
@@ -164,17 +132,14 @@ impl<M: Message, R> Encoder for Bounded<M, R> {
     }
 }
 
-impl<M, R: Message + Default> Decoder for Bounded<M, R> {
+impl<M, R: Shaped> Decoder for Bounded<M, R> {
     type Item = R;
     type Error = Status;
 
     fn decode(&mut self, from: &mut DecodeBuf<'_>) -> Result<Option<R>, Status> {
         let encoded = from.copy_to_bytes(from.remaining());
-        let unfit = |why: String| Status::data_loss(format!("{}: {why}", self.what));
-        self.shape
-            .decoded_bytes(&encoded, self.limit)
-            .map_err(|why| unfit(why.to_string()))?;
-        let answer = R::decode(encoded).map_err(|why| unfit(why.to_string()))?;
+        let answer = R::decode_within(encoded, self.limit);
+        let answer = answer.map_err(|why| Status::data_loss(format!("{}: {why}", self.what)))?;
         Ok(Some(answer))
     }
 }

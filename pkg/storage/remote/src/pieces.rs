@@ -8,7 +8,10 @@ use std::{
 
 use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
 use http_body::Frame;
-use prost::encoding::{decode_varint, encode_varint, encoded_len_varint};
+use reapi::{
+    bytestream::ReadResponse,
+    wire::{self, Header, Value},
+};
 use tonic::{Status, body::Body};
 
 /// The method whose answers are cut.
@@ -21,10 +24,8 @@ pub(super) const MAX_MESSAGE: usize = PIECE + 64;
 
 /// The length of a message's prefix: a compression flag and the length.
 const PREFIX: usize = 5;
-/// The key of `ReadResponse.data`, its only field.
-const DATA: u8 = 10 << 3 | 2;
-/// The longest varint.
-const VARINT: usize = 10;
+/// The number of the only field.
+const DATA: u32 = ReadResponse::DATA;
 
 /// The body of a `Read` in which no message is larger than [`MAX_MESSAGE`].
 pub(super) struct Pieces {
@@ -143,21 +144,14 @@ fn begin(head: &BytesMut) -> Result<Option<(State, Bytes)>, Status> {
         let why = format!("a message of {len} bytes with unexpected fields");
         Status::data_loss(why)
     };
-    if rest.is_empty() {
+    let Some(field) = Header::read(rest).map_err(|_| strange())? else {
         return Ok(None);
-    }
-    if rest.get_u8() != DATA {
+    };
+    let content = field.content_len();
+    let is_data = field.number == DATA && matches!(field.value, Value::Delimited(_));
+    if !is_data || field.len.checked_add(content) != Some(len) {
         return Err(strange());
     }
-    let is_complete = rest.last().is_some_and(|byte| byte & 0x80 == 0);
-    if !is_complete && rest.len() < VARINT {
-        return Ok(None);
-    }
-    let content = decode_varint(&mut rest).map_err(|_| strange())?;
-    if 1 + encoded_len_varint(content) as u64 + content != len as u64 {
-        return Err(strange());
-    }
-    let content = usize::try_from(content).map_err(|_| strange())?;
     let piece = PIECE.min(content);
     let rest = content - piece;
     Ok(Some((State::Cut { piece, rest }, head_of(piece))))
@@ -165,19 +159,17 @@ fn begin(head: &BytesMut) -> Result<Option<(State, Bytes)>, Status> {
 
 /// Returns the bytes that precede `content` bytes in a message of their own.
 fn head_of(content: usize) -> Bytes {
-    let len = 1 + encoded_len_varint(content as u64) + content;
-    let mut head = BytesMut::with_capacity(PREFIX + 1 + VARINT);
+    let field = wire::header_len(DATA, content);
+    let mut head = BytesMut::with_capacity(PREFIX + field);
     head.put_u8(0);
-    head.put_u32(u32::try_from(len).unwrap_or(u32::MAX));
-    head.put_u8(DATA);
-    encode_varint(content as u64, &mut head);
+    head.put_u32(u32::try_from(field + content).unwrap_or(u32::MAX));
+    wire::put_header(DATA, content, &mut head);
     head.freeze()
 }
 
 #[cfg(test)]
 mod tests {
     use prost::Message as _;
-    use reapi::bytestream::ReadResponse;
 
     use super::*;
 
@@ -235,7 +227,7 @@ mod tests {
         for strange in [
             [&data[..], &[0x58, 1]].concat(),
             [&[0x58, 1], &data[..]].concat(),
-            [&[DATA], &[0xff; 10][..], &data].concat(),
+            [&data[..1], &[0xff; 10][..], &data].concat(),
         ] {
             assert!(cut(&framed(&strange), 1, 1000).is_err());
         }

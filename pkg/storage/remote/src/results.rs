@@ -1,6 +1,8 @@
 //! The action cache of a peer.
 
 use async_trait::async_trait;
+use gorego_limits::Budget;
+use prost::Message as _;
 use reapi::v2::{ActionResult, GetActionResultRequest, UpdateActionResultRequest};
 use tonic::Code;
 
@@ -9,7 +11,10 @@ use super::{
     bounded::{self, GET_RESULT, Limits, UPDATE_RESULT},
     capabilities::function,
 };
-use gorego_storage::{ActionCache, Digest, Result, decoded::MAX_DECODED_RESULT};
+use gorego_storage::{
+    ActionCache, CachedResult, Digest, Error, Result,
+    decoded::{MAX_DECODED_RESULT, result_memory},
+};
 
 /// The largest action result that is taken, in bytes: what gRPC takes by default.
 const MAX_RESULT: usize = 4 << 20;
@@ -21,29 +26,17 @@ const LIMITS: Limits = Limits {
 
 #[async_trait]
 impl ActionCache for RemoteStore {
-    async fn get(&self, instance: &str, action: &Digest) -> Result<Option<ActionResult>> {
-        let request = GetActionResultRequest {
-            instance_name: self.instance(instance).to_owned(),
-            action_digest: Some(action.to_proto()),
-            digest_function: function(action.function()),
-            ..GetActionResultRequest::default()
-        };
-        let answer = self.peer.call(0, |link| {
-            let request = request.clone();
-            async move { bounded::call(link, request, &GET_RESULT, LIMITS).await }
-        });
-        match answer.await {
-            Ok(result) => Ok(Some(result)),
-            Err(failure) if failure.code() == Some(Code::NotFound) => Ok(None),
-            Err(failure) => Err(self
-                .peer
-                .error(&format_args!("result of action {action}"), failure)),
+    /// A result for which there is no memory at once is dropped, and fetched again when there is.
+    async fn get(&self, instance: &str, action: &Digest, memory: &Budget) -> Result<CachedResult> {
+        let result = self.fetch(instance, action).await?;
+        let bytes = result_memory(result.encoded_len() as u64);
+        if let Some(permit) = memory.try_reserve(bytes) {
+            return Ok(CachedResult { result, permit });
         }
-    }
-
-    /// An upper bound, whether or not there is a result: the peer does not say without sending it.
-    async fn size(&self, _: &str, _: &Digest) -> Result<u64> {
-        Ok(MAX_RESULT as u64)
+        drop(result);
+        let permit = memory.reserve(bytes).await.map_err(Error::no_memory)?;
+        let result = self.fetch(instance, action).await?;
+        Ok(CachedResult { result, permit })
     }
 
     async fn put(&self, instance: &str, action: &Digest, result: ActionResult) -> Result<()> {
@@ -66,5 +59,27 @@ impl ActionCache for RemoteStore {
                 Err(self.unless_lacking(action.function(), error))
             }
         }
+    }
+}
+
+impl RemoteStore {
+    async fn fetch(&self, instance: &str, action: &Digest) -> Result<ActionResult> {
+        let request = GetActionResultRequest {
+            instance_name: self.instance(instance).to_owned(),
+            action_digest: Some(action.to_proto()),
+            digest_function: function(action.function()),
+            ..GetActionResultRequest::default()
+        };
+        let answer = self.peer.call(0, |link| {
+            let request = request.clone();
+            async move { bounded::call(link, request, &GET_RESULT, LIMITS).await }
+        });
+        answer.await.map_err(|failure| {
+            if failure.code() == Some(Code::NotFound) {
+                return Error::NoResult(*action);
+            }
+            let what = format_args!("result of action {action}");
+            self.peer.error(&what, failure)
+        })
     }
 }

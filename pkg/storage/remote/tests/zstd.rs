@@ -155,7 +155,7 @@ async fn a_peer_that_refuses_what_is_compressed_gets_it_plain() {
             Blob::stream(stream::pending()),
         ] {
             forget();
-            let action = gorego_storage::ActionCache::get(&store, "", &digest);
+            let action = gorego_storage::ActionCacheExt::find(&store, "", &digest);
             within(action).await.unwrap();
             peer.script("write", [Act::Fail(code)]);
             if matches!(blob, Blob::Stream(_)) {
@@ -169,7 +169,7 @@ async fn a_peer_that_refuses_what_is_compressed_gets_it_plain() {
         }
         peer.has(&content);
         forget();
-        let action = gorego_storage::ActionCache::get(&store, "", &digest);
+        let action = gorego_storage::ActionCacheExt::find(&store, "", &digest);
         within(action).await.unwrap();
         peer.script("read", [Act::Fail(code)]);
         for plain_reads in [vec![false, true], vec![false, true, true]] {

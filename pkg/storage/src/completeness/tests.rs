@@ -10,7 +10,7 @@ use prost::Message as _;
 use reapi::v2::{Directory, DirectoryNode, FileNode, OutputDirectory, OutputFile, Tree};
 
 use super::*;
-use crate::{Blob, MemoryStore, Put};
+use crate::{ActionCacheExt as _, Blob, DigestFunction, Error, MemoryStore, Put, outputs::BATCH};
 
 const SHA256: DigestFunction = DigestFunction::Sha256;
 
@@ -67,13 +67,17 @@ impl BlobStore for Recording {
     }
 }
 
+fn memory() -> Budget {
+    Budget::memory("memory for the test", 1 << 20)
+}
+
 /// Shows `result` through a checking cache over `store`.
 async fn shown(store: &Arc<Recording>, function: DigestFunction, result: &ActionResult) -> bool {
     let results = Arc::new(MemoryStore::default());
     let action = function.digest(b"action");
-    let cache = CompletenessChecking::new(results, Arc::clone(store) as _);
+    let cache = CompletenessChecking::new(results, Arc::clone(store) as _, memory());
     cache.put("main", &action, result.clone()).await.unwrap();
-    let found = cache.get("main", &action).await.unwrap();
+    let found = cache.find("main", &action).await.unwrap();
     assert!(found.is_none() || found.as_ref() == Some(result));
     found.is_some()
 }
@@ -282,7 +286,7 @@ async fn a_malformed_result_is_not_shown() {
         (
             "an unset stdout digest",
             ActionResult {
-                stdout_digest: Some(v2::Digest::default()),
+                stdout_digest: Some(reapi::v2::Digest::default()),
                 ..ActionResult::default()
             },
         ),
@@ -376,7 +380,7 @@ async fn the_outputs_of_a_result_that_is_put_are_leased_where_that_is_wanted() {
         let store = Arc::new(Recording::default());
         let (result, needed) = full_result(&store, SHA256).await;
         let results = Arc::new(MemoryStore::default());
-        let cache = CompletenessChecking::new(results, Arc::clone(&store) as _);
+        let cache = CompletenessChecking::new(results, Arc::clone(&store) as _, memory());
         let cache = if leases { cache.leasing_puts() } else { cache };
         let action = SHA256.digest(b"action");
         cache.put("main", &action, result).await.unwrap();
@@ -408,13 +412,13 @@ async fn a_store_out_of_reach_is_an_error_and_no_miss() {
         down: true,
         ..Recording::default()
     };
-    let cache = CompletenessChecking::new(results, Arc::new(store));
-    assert!(cache.get("main", &action).await.unwrap().is_none());
+    let cache = CompletenessChecking::new(results, Arc::new(store), memory());
+    assert!(cache.find("main", &action).await.unwrap().is_none());
     let result = ActionResult {
         stdout_digest: Some(SHA256.empty().to_proto()),
         ..ActionResult::default()
     };
     cache.put("main", &action, result).await.unwrap();
-    let error = cache.get("main", &action).await.unwrap_err();
+    let error = cache.find("main", &action).await.unwrap_err();
     assert!(matches!(error, Error::Unavailable(_)), "{error}");
 }

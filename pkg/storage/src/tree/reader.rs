@@ -5,21 +5,16 @@ use std::fmt;
 use bytes::{Buf as _, Bytes, BytesMut};
 use futures::StreamExt as _;
 use prost::Message as _;
-use reapi::v2;
+use reapi::{
+    v2::{self, Directory, DirectoryNode, FileNode, Tree},
+    wire::{Header, Value},
+};
 
-use super::{TreeError, wire::Header};
+use super::TreeError;
 use crate::{Blob, Chunks, Digest};
 
-/// The fields of a `Tree` that hold a directory.
-const ROOT: u64 = 1;
-const CHILDREN: u64 = 2;
-/// The fields of a `Directory` that hold a node.
-const FILES: u64 = 1;
-const DIRECTORIES: u64 = 2;
-/// The field of a node that holds its digest.
-const DIGEST: u64 = 2;
 /// More than any encoded digest has, in bytes.
-const MAX_DIGEST: u64 = 1024;
+const MAX_DIGEST: usize = 1024;
 /// The end of a message that ends with the content.
 const OPEN: u64 = u64::MAX;
 
@@ -72,40 +67,42 @@ impl References {
             let Some(end) = self.directory_end else {
                 match self.field(OPEN).await? {
                     None => return Ok(None),
-                    Some(field) if field.delimited && matches!(field.number, ROOT | CHILDREN) => {
+                    Some(field) if holds(field, &[Tree::ROOT, Tree::CHILDREN]) => {
                         self.directory_end = Some(self.end_of(field));
                     }
-                    Some(field) => self.pass(field.content).await?,
+                    Some(field) => self.pass(field.content_len()).await?,
                 }
                 continue;
             };
             match self.field(end).await? {
                 None if !self.is_tree => return Ok(None),
                 None => self.directory_end = None,
-                Some(field) if field.delimited && field.number == FILES => {
-                    return self.node(field).await.map(Reference::File).map(Some);
+                Some(field) if holds(field, &[Directory::FILES]) => {
+                    let digest = self.node(field, FileNode::DIGEST).await?;
+                    return Ok(Some(Reference::File(digest)));
                 }
-                Some(field) if field.delimited && field.number == DIRECTORIES => {
-                    return self.node(field).await.map(Reference::Directory).map(Some);
+                Some(field) if holds(field, &[Directory::DIRECTORIES]) => {
+                    let digest = self.node(field, DirectoryNode::DIGEST).await?;
+                    return Ok(Some(Reference::Directory(digest)));
                 }
-                Some(field) => self.pass(field.content).await?,
+                Some(field) => self.pass(field.content_len()).await?,
             }
         }
     }
 
-    /// The digest of a node; the rest of it is passed over.
-    async fn node(&mut self, node: Header) -> Result<Digest, TreeError> {
+    /// Returns the digest of a node, which is its field `number`, and passes over the other fields.
+    async fn node(&mut self, node: Header, number: u32) -> Result<Digest, TreeError> {
         let end = self.end_of(node);
         let mut digest: Option<v2::Digest> = None;
         while let Some(field) = self.field(end).await? {
-            if field.number != DIGEST {
-                self.pass(field.content).await?;
+            if field.number != number {
+                self.pass(field.content_len()).await?;
                 continue;
             }
-            if !field.delimited || field.content > MAX_DIGEST {
+            let Value::Delimited(len @ ..=MAX_DIGEST) = field.value else {
                 return Err(self.malformed("a node has no valid digest"));
-            }
-            let encoded = self.take(field.content).await?;
+            };
+            let encoded = self.take(len).await?;
             let merged = digest.get_or_insert_default().merge(encoded);
             merged.map_err(|why| self.malformed(why.to_string()))?;
         }
@@ -113,9 +110,15 @@ impl References {
             .map_err(|why| self.malformed(why.to_string()))
     }
 
+    /// Reads the content to its end without looking at it.
+    pub(crate) async fn drain(&mut self) -> Result<(), crate::Error> {
+        while self.chunks.next().await.transpose()?.is_some() {}
+        Ok(())
+    }
+
     /// The end of the content of a field whose header was just read.
     const fn end_of(&self, field: Header) -> u64 {
-        self.passed.saturating_add(field.content)
+        self.passed.saturating_add(field.content_len() as u64)
     }
 
     /// Passes the header of the next field of a message; `None` at the message's end.
@@ -127,7 +130,7 @@ impl References {
             let read = Header::read(&self.buffer).map_err(|why| self.malformed(why))?;
             if let Some(header) = read {
                 self.advance(header.len);
-                if self.passed > end || self.end_of(header) > end {
+                if self.passed > end || self.end_of(header) > end.min(OPEN - 1) {
                     return Err(self.malformed("a field is cut off"));
                 }
                 return Ok(Some(header));
@@ -144,24 +147,22 @@ impl References {
     }
 
     /// The next `len` bytes, which are few.
-    async fn take(&mut self, len: u64) -> Result<Bytes, TreeError> {
-        while (self.buffer.len() as u64) < len {
+    async fn take(&mut self, len: usize) -> Result<Bytes, TreeError> {
+        while self.buffer.len() < len {
             if !self.arrive().await? {
                 return Err(self.cut_off());
             }
         }
-        let len = usize::try_from(len).unwrap_or(usize::MAX);
         self.passed += len as u64;
         Ok(self.buffer.split_to(len))
     }
 
-    async fn pass(&mut self, len: u64) -> Result<(), TreeError> {
+    async fn pass(&mut self, len: usize) -> Result<(), TreeError> {
         let mut left = len;
         loop {
-            let here = usize::try_from(left).unwrap_or(usize::MAX);
-            let passed = self.buffer.len().min(here);
+            let passed = self.buffer.len().min(left);
             self.advance(passed);
-            left -= passed as u64;
+            left -= passed;
             if left == 0 {
                 return Ok(());
             }
@@ -205,6 +206,11 @@ impl References {
             TreeError::NotDirectory { digest, why }
         }
     }
+}
+
+/// Whether the field is a message, and one of these.
+fn holds(field: Header, numbers: &[u32]) -> bool {
+    matches!(field.value, Value::Delimited(_)) && numbers.contains(&field.number)
 }
 
 impl fmt::Debug for References {

@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use prost::Message as _;
 use reapi::v2::{self, Directory, DirectoryNode, FileNode, Tree};
 
-use super::{directory::decode, queue::DigestQueue, *};
+use super::{queue::DigestQueue, walk::decode, *};
 use crate::{Blob, BlobStore as _, Chunks, DigestFunction, MemoryStore};
 
 const SHA256: DigestFunction = DigestFunction::Sha256;

@@ -3,11 +3,10 @@
 use std::{collections::VecDeque, sync::Arc};
 
 use bytes::Bytes;
-use reapi::v2::Directory;
+use reapi::{shapes::Shaped as _, v2::Directory};
 
 use super::{
     MAX_DIRECTORY_BYTES, TreeError,
-    directory::decode,
     queue::DigestQueue,
     reader::{Reference, References},
 };
@@ -17,6 +16,9 @@ use crate::{Blob, BlobStore, Digest, DigestFunction, Error, Result};
 const BATCH: usize = 64;
 /// The bytes of directories that are fetched at once. A larger directory is read while it arrives.
 const BATCH_BYTES: u64 = 1024 * 1024;
+
+/// The most memory that a decoded directory may take, in bytes: more than the largest real one takes.
+const MAX_DECODED_BYTES: usize = 128 * 1024 * 1024;
 
 /// The directories below a root: the root first, each once, those the store lacks left out.
 /// Remembers 64 bytes or less for each (for hashes of 32 bytes).
@@ -108,9 +110,10 @@ impl TreeWalk {
     pub async fn next_of(&mut self, most: usize) -> Result<Option<(Digest, Directory)>, TreeError> {
         while let Some((digest, found)) = self.next_encoded_of(most).await? {
             if let Some(encoded) = found {
-                let decoded =
-                    decode(encoded).map_err(|why| TreeError::NotDirectory { digest, why })?;
-                return Ok(Some((digest, decoded)));
+                return match decode(encoded) {
+                    Ok(decoded) => Ok(Some((digest, decoded))),
+                    Err(why) => Err(TreeError::NotDirectory { digest, why }),
+                };
             }
         }
         Ok(None)
@@ -224,4 +227,9 @@ impl TreeWalk {
         let contents = self.store.get_batch(&batch).await.into_iter().map(Some);
         self.ahead.extend(batch.into_iter().zip(contents));
     }
+}
+
+/// Decodes a directory of which a few bytes may unfold to many; an error says what is malformed.
+pub(super) fn decode(encoded: Bytes) -> Result<Directory, String> {
+    Directory::decode_within(encoded, MAX_DECODED_BYTES).map_err(|error| error.to_string())
 }

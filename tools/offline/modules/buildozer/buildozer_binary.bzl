@@ -1,4 +1,4 @@
-"""Has the name of the extension that bazel_tools uses, and an empty repository to show for it."""
+"""The extension that bazel_tools loads, with an empty repository."""
 
 _nothing = repository_rule(
     implementation = lambda ctx: ctx.file("BUILD.bazel"),

@@ -2,7 +2,7 @@
 
 _INCLUDE = "/usr/include/"
 
-# Each with those that it imports.
+# Each proto with its imports.
 PROTOS = {
     "any": [],
     "descriptor": [],
@@ -16,7 +16,7 @@ def _installed_protobuf_repository_impl(ctx):
     ctx.symlink(ctx.which("protoc") or fail("there is no protoc here: make the client root anew"), "protoc_program")
     build = [
         'package(default_visibility = ["//visibility:public"])',
-        # Bazel takes nothing but a rule for its protoc.
+        # Bazel requires a rule for its protoc.
         'filegroup(name = "protoc", srcs = ["protoc_program"])',
     ]
     for name, deps in PROTOS.items():

@@ -1,7 +1,7 @@
-"""The published protos, out of a crate that carries them."""
+"""The published protos, from a crate that contains them."""
 
-# Of the projects that the crate holds below vendor/github.com: each package with its proto_library targets, each
-# of which has the file of its name and imports those listed.
+# The packages of the projects in the crate's vendor/github.com: their proto_library targets, each with the file of its
+# name, and the targets that each imports.
 _PROTOBUF = "@protobuf//:%s_proto"
 
 _PROJECTS = {
@@ -57,8 +57,8 @@ _PROJECTS = {
     },
 }
 
-# Cargo gets it from whichever registry it is set up for, and checks it by this hash. It has the commit of remote-apis
-# that MODULE.bazel pins: //proto:remote_apis_test compares them.
+# Cargo fetches the crate from its configured registry and checks this hash. The crate contains the commit of remote-apis
+# that MODULE.bazel pins; //proto:remote_apis_test compares them.
 _CRATE = "bazel-remote-apis"
 _VERSION = "0.18.0"
 _SHA256 = "6867061593bdc5b0e05bf212a0734f6e351fb4885ede8dbf302217d65379f80f"
@@ -76,7 +76,7 @@ path = "empty.rs"
 """ % (_CRATE, _VERSION)
 
 def _fetch(ctx):
-    """The folder in which Cargo has put the crate."""
+    """Returns the folder of the crate that Cargo fetched."""
     ctx.file("cargo/Cargo.toml", _CARGO_TOML)
     ctx.file("cargo/empty.rs", "")
     answer = ctx.execute(
@@ -113,7 +113,7 @@ crate_protos = module_extension(
 )
 
 def published(name):
-    """Gives the calling package the targets of a package of @crate_protos.
+    """Declares the targets of a package of @crate_protos in the calling package.
 
     Args:
       name: of that package

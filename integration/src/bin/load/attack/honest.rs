@@ -7,16 +7,16 @@ use tokio::time::{Instant, timeout};
 
 use crate::{client::Client, content::Template, error::Error};
 
-/// Longer than any honest call may take: beyond it the call counts as failed.
+/// The longest time of an honest call. A longer call counts as failed.
 const PATIENCE: Duration = Duration::from_mins(1);
-/// Digests in one request.
+/// The number of digests in a lookup.
 const QUESTION: usize = 100;
 /// The size of the blob that is read, in bytes.
 const LARGE: usize = 64 * 1024;
 /// The size of the blob that is written, in bytes.
 const SMALL: usize = 1024;
 
-/// Asks for a hundred blobs, reads one of 64 KiB and writes one of 1 KiB, in turn.
+/// A client that looks up a hundred blobs, reads one of 64 KiB and writes one of 1 KiB, in turn.
 pub(super) struct Honest {
     client: Client,
     present: Vec<Digest>,
@@ -24,7 +24,7 @@ pub(super) struct Honest {
     small: Template,
 }
 
-/// The calls of a while.
+/// The latencies and errors of a period.
 #[derive(Debug, Default)]
 pub(super) struct Calls {
     pub(super) latencies: Vec<Duration>,
@@ -32,7 +32,7 @@ pub(super) struct Calls {
 }
 
 impl Honest {
-    /// Connects and uploads what it will ask for.
+    /// Connects and uploads the blobs that it will request.
     pub(super) async fn prepare(address: SocketAddr) -> Result<Self, Error> {
         let mut client = Client::connect(address).await?;
         let small = Template::new(SMALL);
@@ -77,7 +77,7 @@ impl Honest {
         }
     }
 
-    /// Connects anew and writes a blob.
+    /// Opens a new connection and writes a blob.
     pub(super) async fn first_call(address: SocketAddr) -> Result<(), Error> {
         let call = async {
             let mut client = Client::connect(address).await?;

@@ -1,4 +1,4 @@
-//! The attacks by name, and what the server may hold in each.
+//! The attacks by name, and the server's memory limit in each.
 
 use std::{fmt, net::SocketAddr};
 
@@ -10,19 +10,19 @@ use tokio::task::JoinSet;
 use super::{bodies, floods, held};
 use crate::{client::Client, content::Template, error::Error};
 
-/// The attackers of one attack; they end when this goes.
+/// The tasks of one attack. Dropping the set ends them.
 pub(super) type Attackers = JoinSet<()>;
 
 /// An attack.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(super) enum Attack {
-    /// 10,000 connections on which nothing is ever sent.
+    /// 10,000 connections that send nothing.
     IdleTcp,
     /// 10,500 HTTP/2 connections without a call.
     IdleHttp2,
     /// 2,000 connections that read a large blob byte by byte.
     ReadersWindow1,
-    /// 2,000 connections that take the first 64 KiB of a large blob.
+    /// 2,000 connections that read the first 64 KiB of a large blob.
     ReadersWindow64k,
     /// 2,000 such reads on 10 connections.
     ReadersStreams,
@@ -39,29 +39,29 @@ pub(super) enum Attack {
     EmptyData,
     /// Headers that are small when compressed.
     Hpack,
-    /// 50,000 calls whose message never comes.
+    /// 50,000 calls without a message.
     CallsWithoutBody,
     /// 300 batches of 9 MB without their last byte.
     LastByteWithheld,
-    /// 100 connections with more batches than the server takes at once.
+    /// 100 connections with more batches than the server handles at once.
     WaitingBatches,
-    /// Uploads of little that decompress to much.
+    /// Small uploads that decompress to large content.
     ZstdBombs,
     /// Requests of many empty messages.
     ProtobufBombs,
     /// 200 compressed uploads that stop in the middle.
     StalledDecompressors,
-    /// 3,000 responses of 3.9 MB that nobody takes.
+    /// 3,000 unread responses of 3.9 MB.
     StalledResults,
     /// 65,536 instance names.
     InstanceNames,
-    /// 1,000 uploads of 2 MB that break off after one.
+    /// 1,000 uploads of 2 MB that are interrupted after 1 MB.
     AbandonedUploads,
-    /// 10,000 HTTP/2 connections without a call, and 1,024 file descriptors unless more are taken.
+    /// 10,000 HTTP/2 connections without a call, and a soft limit of 1,024 file descriptors.
     Descriptors,
 }
 
-/// The blobs and results that an attack finds on the server.
+/// The blobs and results that an attack uses.
 #[derive(Debug)]
 pub(super) struct Setup {
     /// A blob of 16 MiB.
@@ -74,7 +74,7 @@ const LARGE: usize = 16 * 1024 * 1024;
 const RESULT: usize = 3_900_000;
 
 impl Attack {
-    /// All of them, in the order of the report.
+    /// Returns all attacks, in the order of the report.
     pub(super) fn all() -> Vec<Self> {
         Self::value_variants().to_vec()
     }
@@ -87,7 +87,7 @@ impl Attack {
         }
     }
 
-    /// The limit of file descriptors that the server starts with, unless it is that of this process.
+    /// Returns the server's limit of file descriptors, or `None` for that of this process.
     pub(super) fn descriptors(self) -> Option<Descriptors> {
         (self == Self::Descriptors).then_some(Descriptors {
             soft: 1024,
@@ -95,7 +95,7 @@ impl Attack {
         })
     }
 
-    /// Uploads what the attack is about.
+    /// Uploads the blobs and results of the attack.
     pub(super) async fn prepare(self, address: SocketAddr) -> Result<Setup, Error> {
         let mut client = Client::connect(address).await?;
         let large = Template::new(LARGE).blob();
@@ -112,7 +112,7 @@ impl Attack {
         })
     }
 
-    /// Begins the attack. What it leaves running goes on until `attackers` are dropped.
+    /// Begins the attack, whose tasks run until `attackers` are dropped.
     pub(super) async fn run(self, address: SocketAddr, setup: &Setup, attackers: &mut Attackers) {
         match self {
             Self::IdleTcp => held::idle_tcp(attackers, address, 10_000),

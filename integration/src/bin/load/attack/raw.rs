@@ -1,4 +1,4 @@
-//! HTTP/2 as an attacker writes it: frame by frame.
+//! An HTTP/2 client that writes single frames.
 
 use std::{io, net::SocketAddr, pin::pin};
 
@@ -25,12 +25,12 @@ pub(super) const END_HEADERS: u8 = 4;
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 const INITIAL_WINDOW_SIZE: u16 = 4;
-/// The increase of the whole connection's window, so that only the streams' windows limit.
+/// The increase of the connection's window, so that only the streams' windows limit.
 const CONNECTION_WINDOW: u32 = 1 << 30;
-/// The most that is sent in one frame, whatever the server allows.
+/// The largest frame sent.
 const MAX_FRAME: usize = 16 * 1024;
 
-/// A connection whose frames are gathered and sent by [`Self::flush`].
+/// A connection that buffers frames until [`Self::flush`].
 #[derive(Debug)]
 pub(super) struct Raw {
     reader: BufReader<OwnedReadHalf>,
@@ -66,21 +66,21 @@ impl Raw {
         self.gathered.extend_from_slice(payload);
     }
 
-    /// Begins a call, whose request is open unless `flags` end it; returns its stream.
+    /// Begins a call and returns its stream. The request stays open unless `flags` end it.
     pub(super) fn open(&mut self, path: &str, flags: u8) -> u32 {
         let stream = self.stream();
         self.frame(HEADERS, END_HEADERS | flags, stream, &head(path));
         stream
     }
 
-    /// A stream that was not used before.
+    /// Returns the number of a new stream.
     pub(super) fn stream(&mut self) -> u32 {
         let stream = self.next_stream;
         self.next_stream += 2;
         stream
     }
 
-    /// Adds a message of a request, as gRPC frames it.
+    /// Adds a message of a request in the framing of gRPC.
     pub(super) fn message(&mut self, stream: u32, message: &[u8], flags: u8) {
         self.begin_message(stream, message.len(), message, flags);
     }
@@ -97,14 +97,14 @@ impl Raw {
         }
     }
 
-    /// Sends what was gathered.
+    /// Sends the buffered frames.
     pub(super) async fn flush(&mut self) -> io::Result<()> {
         let sent = self.writer.write_all(&self.gathered).await;
         self.gathered.clear();
         sent
     }
 
-    /// Sends what was gathered, and throws away what comes meanwhile and has come before.
+    /// Sends the buffered frames, and discards received bytes.
     pub(super) async fn flush_and_drain(&mut self) -> io::Result<()> {
         let mut piece = [0; 4096];
         let mut sending = pin!(self.writer.write_all(&self.gathered));
@@ -124,7 +124,7 @@ impl Raw {
         Ok(())
     }
 
-    /// Answers what keeps the connection alive, and throws away what else comes, until it ends.
+    /// Answers pings and settings, and discards other frames, until the connection ends.
     pub(super) async fn hold(&mut self) -> io::Result<()> {
         loop {
             self.next().await?;
@@ -132,7 +132,7 @@ impl Raw {
         }
     }
 
-    /// Waits for a frame, throws its content away, and adds the answer that it needs.
+    /// Waits for a frame, discards its content, and adds the required answer.
     pub(super) async fn next(&mut self) -> io::Result<()> {
         let mut header = [0; 9];
         self.reader.read_exact(&mut header).await?;
@@ -159,7 +159,7 @@ impl Raw {
     }
 }
 
-/// The encoded headers of a call.
+/// Encodes the headers of a call.
 pub(super) fn head(path: &str) -> Vec<u8> {
     // `:method: POST` and `:scheme: http` of the static table.
     let mut head = vec![0x83, 0x86];
@@ -173,14 +173,14 @@ pub(super) fn head(path: &str) -> Vec<u8> {
     head
 }
 
-/// A header that is not to be remembered.
+/// Adds a header that is not indexed.
 pub(super) fn field(head: &mut Vec<u8>, name: &str, value: &str) {
     head.push(0);
     text(head, name);
     text(head, value);
 }
 
-/// A header that is to be remembered.
+/// Adds a header to the dynamic table.
 pub(super) fn remembered(head: &mut Vec<u8>, name: &str, value: &str) {
     head.push(0x40);
     text(head, name);

@@ -1,4 +1,4 @@
-//! The table.
+//! The table of attacks.
 
 use std::{fmt, time::Duration};
 
@@ -10,30 +10,30 @@ pub(super) const HEADER: &str = "\
 |---|---:|---:|---:|---:|---:|---:|---:|---:|---:|
 ";
 
-/// The latency that the honest client may have in any case.
+/// The latency of the honest client that is always acceptable.
 const SLOW: Duration = Duration::from_secs(2);
-/// The factor by which the honest client may become slower.
+/// The acceptable factor by which the attack slows the honest client.
 const SLOWER: u32 = 3;
 
-/// One attack.
+/// The measurements of an attack.
 pub(super) struct Row {
     pub(super) attack: Attack,
-    /// Resident memory at its highest, in bytes.
+    /// Peak resident memory, in bytes.
     pub(super) peak: u64,
     /// Resident memory twelve seconds after the attack, in bytes.
     pub(super) after: u64,
-    /// The server's processor time for the attack and the honest client beside it.
+    /// The server's CPU time for the attack and the honest client.
     pub(super) cpu: Duration,
-    /// Honest calls without the attack.
+    /// Honest calls before the attack.
     pub(super) alone: Calls,
-    /// Honest calls beside it.
+    /// Honest calls during the attack.
     pub(super) beside: Calls,
     /// The time that a client needs to connect and make a call during the attack.
     pub(super) newcomer: Result<Duration, String>,
 }
 
 impl Row {
-    /// Whether the server held what it should, and the honest client noticed little.
+    /// Whether the server's memory and the honest client's latency met the aims.
     pub(super) fn is_met(&self) -> bool {
         let slowest = (p99(&self.alone) * SLOWER).max(SLOW);
         self.peak.div_ceil(1 << 20) <= self.attack.aim_mib()

@@ -4,7 +4,7 @@ use reapi::v2::ActionResult;
 
 use super::*;
 use crate::{LocalOptions, LocalStore, SyncMode};
-use gorego_storage::{ActionCache, Digest, DigestFunction};
+use gorego_storage::{ActionCache, ActionCacheExt as _, Digest, DigestFunction};
 
 fn hash(number: usize) -> InstanceHash {
     let mut hash = InstanceHash::default();
@@ -68,7 +68,7 @@ async fn put(store: &LocalStore, instance: &str, number: usize) {
 }
 
 async fn has(store: &LocalStore, instance: &str, number: usize) -> bool {
-    let found = store.get(instance, &action(number)).await.unwrap();
+    let found = store.find(instance, &action(number)).await.unwrap();
     found.is_some()
 }
 

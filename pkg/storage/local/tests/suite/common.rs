@@ -187,7 +187,7 @@ pub async fn put_result(store: &LocalStore, instance: &str, action: &Digest, exi
 }
 
 pub async fn get_result(store: &LocalStore, instance: &str, action: &Digest) -> Option<i32> {
-    let result = gorego_storage::ActionCache::get(store, instance, action)
+    let result = gorego_storage::ActionCacheExt::find(store, instance, action)
         .await
         .unwrap();
     result.map(|result| result.exit_code)

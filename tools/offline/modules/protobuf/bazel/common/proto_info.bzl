@@ -1,4 +1,4 @@
-"""Where protobuf itself has ProtoInfo."""
+"""ProtoInfo, at the path that protobuf has for it."""
 
 load("@rules_proto//proto:defs.bzl", _ProtoInfo = "ProtoInfo")
 
