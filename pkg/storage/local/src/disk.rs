@@ -62,7 +62,7 @@ pub(super) struct Disk {
     /// The number of blobs and action results written by this process.
     pub(super) written: AtomicU64,
     pub(super) scanned: Scanned,
-    /// Whether the scan was still going on when the janitor last looked at all entries.
+    /// Set if the scan was still going on when the janitor last looked at all entries.
     pub(super) janitor_saw_part: AtomicBool,
     /// Whether the directory can be written to, or is merely full.
     pub(super) healthy: watch::Sender<bool>,
@@ -251,7 +251,7 @@ impl Disk {
     }
 }
 
-/// Whether the scan has reached everything.
+/// Set once the scan has reached everything.
 #[derive(Debug, Default)]
 pub(super) struct Scanned(AtomicBool);
 

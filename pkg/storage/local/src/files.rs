@@ -74,7 +74,7 @@ pub(super) struct Files {
     /// Cleared when the system refuses `O_NOATIME`.
     noatime: AtomicBool,
     next_tmp: AtomicU64,
-    /// Whether folders were removed by others, so that files may be missing.
+    /// Set when other programs removed folders, so that files may be missing.
     pub(super) cleared: AtomicBool,
 }
 

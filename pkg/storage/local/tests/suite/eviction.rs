@@ -1,4 +1,4 @@
-//! What the janitor may take, and what it may not.
+//! Eviction: which blobs the janitor may evict, and which uploads wait for it.
 
 use std::time::Duration;
 

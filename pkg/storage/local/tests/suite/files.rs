@@ -1,4 +1,4 @@
-//! What lies on the disk, and what happens when somebody else changes it.
+//! Files of blobs on the disk, and reads after another program changed them.
 
 use std::os::unix::fs::PermissionsExt as _;
 

@@ -1,4 +1,4 @@
-//! Files and folders that somebody else removes from the data directory, or puts into it.
+//! Files and folders that other programs remove from the data directory, or put into it.
 
 use std::{
     fs,

@@ -1,4 +1,4 @@
-//! What a store finds when it opens a directory that an earlier one left.
+//! Stores that open the directory of an earlier run.
 
 use crate::common::{
     self, content, damage, open, open_with, options, path, put, read, scanned, until, whole,
