@@ -271,8 +271,11 @@ impl Upload {
 
 impl Drop for Upload {
     fn drop(&mut self) {
-        let has_more = self.claim.is_some() && self.collected.len() > 0;
-        let takes_time = has_more || matches!(self.state, State::Writing(_));
+        let takes_time = match self.state {
+            State::Memory | State::Staged(_) => self.claim.is_some() && self.collected.len() > 0,
+            State::Writing(_) => true,
+            State::Over => false,
+        };
         if self.ended || !takes_time {
             return;
         }
