@@ -9,7 +9,7 @@ use gorego_limits::{Permit, UNCOUNTED};
 
 use super::{
     LocalStore,
-    disk::{Disk, Found, Lookup, now_ms},
+    disk::{Disk, IndexedBlob, Lookup, now_ms},
     layout,
     retries::Retries,
     room::Reservation,
@@ -161,7 +161,7 @@ impl BlobStore for LocalStore {
     async fn get_batch(&self, digests: &[Digest]) -> Vec<Result<Bytes>> {
         let mut found = Vec::with_capacity(digests.len());
         for digest in digests {
-            let is_found = |found: Option<Found>| found.is_some();
+            let is_found = |found: Option<IndexedBlob>| found.is_some();
             let there = if digest.is_empty_blob() {
                 Ok(true)
             } else {

@@ -61,7 +61,7 @@ pub(super) struct Disk {
     pub(super) unverified_from_ms: u64,
     /// The number of blobs and action results written by this process.
     pub(super) written: AtomicU64,
-    pub(super) scanned: Scanned,
+    pub(super) scanned: ScanState,
     /// Set if the scan was still going on when the janitor last looked at all entries.
     pub(super) janitor_saw_part: AtomicBool,
     /// Whether the directory can be written to, or is merely full.
@@ -82,7 +82,7 @@ pub(super) struct Disk {
 }
 
 /// A blob in the index.
-pub(super) struct Found {
+pub(super) struct IndexedBlob {
     /// Keeps it from eviction, where that was asked for.
     pub(super) pin: Option<Pin>,
     /// Whether it has to be hashed before use.
@@ -133,25 +133,25 @@ impl Disk {
     }
 
     /// Looks a blob up in the index and marks it as used.
-    pub(super) fn touch(&self, digest: &Digest, now: u64, how: Use) -> Lookup<Found> {
+    pub(super) fn touch(&self, digest: &Digest, now: u64, how: Use) -> Lookup<IndexedBlob> {
         self.scanned.lookup(|| self.found(digest, now, how))
     }
 
-    fn found(&self, digest: &Digest, now: u64, how: Use) -> Option<Found> {
+    fn found(&self, digest: &Digest, now: u64, how: Use) -> Option<IndexedBlob> {
         let key = Key::cas(digest);
         let hit = self.index.touch(&key, Some(digest.size()), now, how)?;
         let pin = || Pin {
             index: Arc::clone(&self.index),
             key,
         };
-        Some(Found {
+        Some(IndexedBlob {
             pin: how.pin.then(pin),
             unverified: hit.unverified,
         })
     }
 
     /// Looks a blob up and marks it as used; asks the disk while the scan goes on. Blocks then.
-    pub(super) fn touch_on_disk(&self, digest: &Digest, how: Use) -> Result<Option<Found>> {
+    pub(super) fn touch_on_disk(&self, digest: &Digest, how: Use) -> Result<Option<IndexedBlob>> {
         match self.touch(digest, now_ms(), how) {
             Lookup::Hit(found) => Ok(Some(found)),
             Lookup::Unknown if self.index_from_disk(digest)? => {
@@ -163,7 +163,11 @@ impl Disk {
 
     /// Looks a blob up and marks it as used. An unverified one is hashed first; `None` if it is
     /// missing or does not match.
-    pub(super) async fn find(self: &Arc<Self>, digest: &Digest, how: Use) -> Result<Option<Found>> {
+    pub(super) async fn find(
+        self: &Arc<Self>,
+        digest: &Digest,
+        how: Use,
+    ) -> Result<Option<IndexedBlob>> {
         let found = match self.touch(digest, now_ms(), how) {
             Lookup::Hit(found) => Some(found),
             Lookup::Miss => None,
@@ -253,7 +257,7 @@ impl Disk {
 
 /// Set once the scan has reached everything.
 #[derive(Debug, Default)]
-pub(super) struct Scanned(AtomicBool);
+pub(super) struct ScanState(AtomicBool);
 
 /// The answer of the index.
 #[derive(Debug, PartialEq, Eq)]
@@ -264,7 +268,7 @@ pub(super) enum Lookup<T> {
     Unknown,
 }
 
-impl Scanned {
+impl ScanState {
     pub(super) fn set(&self) {
         self.0.store(true, Release);
     }
@@ -324,7 +328,7 @@ mod tests {
 
     #[test]
     fn what_the_scan_finds_while_the_index_is_asked_is_not_nowhere() {
-        let scanned = Scanned::default();
+        let scanned = ScanState::default();
         let ends_meanwhile = || {
             scanned.set();
             None::<()>

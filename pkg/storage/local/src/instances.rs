@@ -41,7 +41,7 @@ struct Instance {
 
 /// An instance's number. It stays the same for as long as this lives, or the index has a result of the
 /// instance.
-pub(super) struct Interned {
+pub(super) struct InstanceNumber {
     pub(super) number: u32,
     _user: Arc<()>,
 }
@@ -58,7 +58,7 @@ impl Instances {
     }
 
     /// Reserves the instance's number, if it has one.
-    pub(super) fn find(&self, hash: &InstanceHash) -> Option<Interned> {
+    pub(super) fn find(&self, hash: &InstanceHash) -> Option<InstanceNumber> {
         let table = self.table.read().unwrap_or_else(PoisonError::into_inner);
         table.find(hash)
     }
@@ -69,7 +69,7 @@ impl Instances {
         &self,
         hash: &InstanceHash,
         used: impl FnOnce() -> Option<HashMap<u32, InstanceUse>>,
-    ) -> Option<Interned> {
+    ) -> Option<InstanceNumber> {
         let mut table = self.table.write().unwrap_or_else(PoisonError::into_inner);
         if let Some(interned) = table.find(hash) {
             return Some(interned);
@@ -94,7 +94,7 @@ impl Instances {
 impl Disk {
     /// Returns a number for a new instance name. When all are taken, names that have few results and were
     /// not used lately are forgotten. Blocks.
-    pub(super) fn name_instance(&self, hash: &InstanceHash) -> Result<Interned> {
+    pub(super) fn name_instance(&self, hash: &InstanceHash) -> Result<InstanceNumber> {
         let naming = self.instances.naming.lock();
         let _turn = naming.unwrap_or_else(PoisonError::into_inner);
         // Before the scan has ended, the index does not know them all.
@@ -142,19 +142,19 @@ impl Disk {
 }
 
 impl Table {
-    fn find(&self, hash: &InstanceHash) -> Option<Interned> {
+    fn find(&self, hash: &InstanceHash) -> Option<InstanceNumber> {
         let number = *self.numbers.get(hash)?;
         let instance = self
             .instances
             .get(usize::try_from(number).ok()?)?
             .as_ref()?;
-        Some(Interned {
+        Some(InstanceNumber {
             number,
             _user: Arc::clone(&instance.users),
         })
     }
 
-    fn add(&mut self, hash: &InstanceHash) -> Option<Interned> {
+    fn add(&mut self, hash: &InstanceHash) -> Option<InstanceNumber> {
         let number = match self.free.pop() {
             Some(number) => number,
             None if self.instances.len() < MAX => {

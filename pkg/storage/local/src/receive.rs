@@ -109,7 +109,7 @@ impl Disk {
             loop {
                 let next = chunks.next();
                 // Few bytes of a stalled upload stay in memory.
-                let next = if upload.collected.are_many() {
+                let next = if upload.buffer.are_many() {
                     timeout(SLOW, next).await
                 } else {
                     Ok(next.await)

@@ -13,7 +13,7 @@ use tokio::sync::Notify;
 pub(crate) use self::queue::{BrokenLeases, short_of};
 use self::{
     idle::Idle,
-    queue::{Served, lacking_files},
+    queue::{QueueHead, lacking_files},
 };
 use super::files::Free;
 use crate::index::{Index, room_of};
@@ -63,7 +63,7 @@ struct Accounts {
     /// The number of uploads that wait for room, or for their turn.
     waiting: u64,
     /// The upload that eviction works for, or worked for last.
-    served: Served,
+    served: QueueHead,
     /// Whether the janitor found nothing more to evict.
     exhausted: bool,
 }
@@ -87,7 +87,7 @@ impl Room {
             made: Some(HashSet::new()),
             evicted: Removed::default(),
             waiting: 0,
-            served: Served::default(),
+            served: QueueHead::default(),
             exhausted: false,
         };
         Arc::new(Self {

@@ -101,7 +101,7 @@ async fn scan(disk: &Arc<Disk>, folder: Arc<Folder>) -> Option<Arc<Folder>> {
     Some(folder)
 }
 
-/// Returns every `ab` folder, those of one tree spread over the whole list. Blocks.
+/// Returns every `ab` folder. Blocks.
 fn folders(disk: &Disk) -> Result<Vec<Arc<Folder>>> {
     let (mut folders, mut counted) = (Vec::new(), Vec::new());
     for tree in trees(&disk.files)? {

@@ -12,7 +12,7 @@ pub(super) const UNKNOWN: u64 = u64::MAX;
 
 /// The state, stored as `key=value` lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct State {
+pub(super) struct StoreState {
     /// Whether the run ended by [`super::LocalStore::close`].
     pub(super) clean: bool,
     /// Files last written before this are whole, in milliseconds since the Unix epoch.
@@ -21,7 +21,7 @@ pub(super) struct State {
     pub(super) used: u64,
 }
 
-impl State {
+impl StoreState {
     /// Reads the state that the last run left. A new directory counts as clean. Without a readable
     /// state, everything is unverified and the usage unknown.
     pub(super) fn load(files: &Files, new_directory: bool) -> Result<Self> {
@@ -75,7 +75,7 @@ impl State {
     }
 }
 
-impl std::fmt::Display for State {
+impl std::fmt::Display for StoreState {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         writeln!(f, "clean={}", u8::from(self.clean))?;
         writeln!(f, "synced_ms={}", self.synced_ms)?;
@@ -89,13 +89,13 @@ mod tests {
 
     #[test]
     fn a_state_survives_its_text_and_half_of_one_is_none() {
-        let state = State {
+        let state = StoreState {
             clean: true,
             synced_ms: 17,
             used: u64::MAX,
         };
         let text = state.to_string();
-        assert_eq!(State::parse(&text), Some(state));
-        assert_eq!(State::parse(&text[..text.len() / 2]), None);
+        assert_eq!(StoreState::parse(&text), Some(state));
+        assert_eq!(StoreState::parse(&text[..text.len() / 2]), None);
     }
 }

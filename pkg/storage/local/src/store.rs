@@ -18,14 +18,14 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     Counters, SyncMode,
-    disk::{self, Disk, Scanned},
+    disk::{self, Disk, ScanState},
     files::Files,
     index::{Index, Terms},
     inflight::{Claims, Watchers},
     layout::{CAS, LOCK_FILE, QUARANTINE, TMP, UPLOADS, VERSION_FILE},
     room::Room,
     scan, scrub,
-    state::{self, State},
+    state::{self, StoreState},
     upkeep::{self, Record},
 };
 use gorego_storage::{Error, Result};
@@ -298,7 +298,7 @@ fn build(
     new: bool,
     lock: fs::File,
 ) -> Result<Disk> {
-    let last = State::load(&files, new)?;
+    let last = StoreState::load(&files, new)?;
     let (unscanned, slack) = unscanned(&last, options.max_bytes);
     room.expect_scan(unscanned, slack);
     // This run is unclean until it is closed.
@@ -307,7 +307,7 @@ fn build(
     } else {
         last.synced_ms
     };
-    let state = State {
+    let state = StoreState {
         clean: false,
         synced_ms,
         used: last.used,
@@ -339,7 +339,7 @@ fn build(
         pieces: options.pieces.clone(),
         unverified_from_ms: if last.clean { u64::MAX } else { last.synced_ms },
         written: AtomicU64::new(0),
-        scanned: Scanned::default(),
+        scanned: ScanState::default(),
         janitor_saw_part: AtomicBool::new(false),
         healthy: watch::Sender::new(true),
         record: Mutex::new(Record::new(state, saved)),
@@ -352,7 +352,7 @@ fn build(
 }
 
 /// Returns the most that may lie in the directory before the scan, and the uncertain part of that.
-fn unscanned(last: &State, limit: u64) -> (u64, u64) {
+fn unscanned(last: &StoreState, limit: u64) -> (u64, u64) {
     if last.used == state::UNKNOWN {
         return (limit, limit);
     }

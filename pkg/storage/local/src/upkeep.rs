@@ -9,7 +9,7 @@ use tokio::time::{self, MissedTickBehavior};
 
 use super::{
     disk::{Disk, now_ms},
-    state::State,
+    state::StoreState,
 };
 use crate::index::{DIRTY, SHARDS};
 use gorego_storage::{Error, Result};
@@ -25,7 +25,7 @@ const MARGIN_MS: u64 = 2000;
 
 /// The state on record.
 pub(super) struct Record {
-    state: State,
+    state: StoreState,
     /// Whether it is on the disk, too.
     saved: bool,
     /// The number of files that had been written at the last sync point, if there was one.
@@ -33,7 +33,7 @@ pub(super) struct Record {
 }
 
 impl Record {
-    pub(super) const fn new(state: State, saved: bool) -> Self {
+    pub(super) const fn new(state: StoreState, saved: bool) -> Self {
         Self {
             state,
             saved,
@@ -114,14 +114,14 @@ impl Disk {
 
     /// Returns the state with the present usage, if that has changed by more than a little: the next
     /// start needs it before it has scanned the directory.
-    fn state_to_record(&self, record: &Record) -> Option<State> {
+    fn state_to_record(&self, record: &Record) -> Option<StoreState> {
         // Without uploads, which are found in their folder.
         let (used, limit) = (self.room.kept(), self.room.limit());
         let state = record.state;
         // If the clock was set back, files can be older than the sync point that they follow.
         let synced_ms = state.synced_ms.min(dated());
         let changed = used.abs_diff(state.used) > slack(limit) / 2 || synced_ms < state.synced_ms;
-        (changed || !record.saved).then_some(State {
+        (changed || !record.saved).then_some(StoreState {
             synced_ms,
             used,
             ..state
@@ -169,7 +169,7 @@ impl Disk {
         let synced_ms = dated();
         self.files.sync_all()?;
         let mut record = self.record();
-        let next = State {
+        let next = StoreState {
             // Nothing was written after a clean end.
             clean: clean || record.state.clean,
             synced_ms,

@@ -1,17 +1,17 @@
 //! A blob that arrives as a stream: staged on disk as it comes, kept when it breaks off.
 
-mod collected;
+mod buffer;
 mod complete;
-mod staged;
+mod file;
 
 use std::{mem, sync::Arc};
 
 use bytes::Bytes;
 use tokio::{runtime::Handle, task::JoinHandle};
 
-pub(super) use self::collected::SLOW;
+pub(super) use self::buffer::SLOW;
 pub use self::complete::Complete;
-use self::{collected::Collected, staged::Staged};
+use self::{buffer::WriteBuffer, file::StagedFile};
 use super::{
     blobs::check_size,
     disk::{Disk, cut_off},
@@ -28,11 +28,11 @@ use gorego_storage::{Digest, Error, Result, Resume};
 pub(super) const RESERVE_STEP: u64 = 8 * 1024 * 1024;
 
 /// The staged part of an upload.
-enum State {
+enum UploadState {
     /// Nothing is staged; all bytes are in memory.
     Memory,
     /// Staged, and no thread is writing.
-    Staged(Box<Staged>),
+    Staged(Box<StagedFile>),
     /// A thread opens the staged file, unless it is open, and writes to it.
     Writing(JoinHandle<Written>),
     /// Published, removed or lost.
@@ -40,7 +40,7 @@ enum State {
 }
 
 /// The outcome of a write: the staged file, if it could be opened, and the pieces not written.
-type Written = (Option<Box<Staged>>, Vec<Bytes>, Result<()>);
+type Written = (Option<Box<StagedFile>>, Vec<Bytes>, Result<()>);
 
 /// One stream on its way to the disk. Bytes are collected until writing them is worth a trip to
 /// another thread, and received while that thread writes. Dropped, an upload that a client can resume
@@ -56,8 +56,8 @@ pub(super) struct Upload {
     growth: Option<Arc<Growth>>,
     /// Bytes received, those before the stream's offset included.
     received: u64,
-    pub(super) collected: Collected,
-    state: State,
+    pub(super) buffer: WriteBuffer,
+    state: UploadState,
     /// The leases evicted for it.
     broken: Arc<BrokenLeases>,
     /// Whether no caller waits for it any more: it waits for no eviction then.
@@ -84,8 +84,8 @@ impl Upload {
             claim,
             growth,
             received: offset,
-            collected: Collected::default(),
-            state: State::Memory,
+            buffer: WriteBuffer::default(),
+            state: UploadState::Memory,
             broken: Arc::default(),
             ended: false,
         }
@@ -100,13 +100,13 @@ impl Upload {
                 actual,
             });
         }
-        self.collected.push(chunk);
+        self.buffer.push(chunk);
         self.write_due().await
     }
 
     /// Writes the collected bytes, if that is worth it by now.
     pub(super) async fn write_due(&mut self) -> Result<()> {
-        if self.collected.are_due() {
+        if self.buffer.are_due() {
             self.flush().await
         } else {
             Ok(())
@@ -116,21 +116,21 @@ impl Upload {
     /// Hands the collected bytes to a thread that writes them.
     async fn flush(&mut self) -> Result<()> {
         self.settle().await?;
-        let room = self.reserve(self.collected.len() as u64).await?;
-        let pieces = self.collected.take();
+        let room = self.reserve(self.buffer.len() as u64).await?;
+        let pieces = self.buffer.take();
         self.write(room, pieces)
     }
 
     fn write(&mut self, room: Option<Reservation>, pieces: Vec<Bytes>) -> Result<()> {
-        let mut staged = match mem::replace(&mut self.state, State::Over) {
-            State::Memory => None,
-            State::Staged(staged) => Some(staged),
+        let mut staged = match mem::replace(&mut self.state, UploadState::Over) {
+            UploadState::Memory => None,
+            UploadState::Staged(staged) => Some(staged),
             _ => return Err(self.lost()),
         };
         let (disk, digest, offset) = (Arc::clone(&self.disk), self.digest, self.offset);
         let (claim, growth) = (self.claim.clone(), self.growth.clone());
         let work = move || {
-            let open = || Staged::open(disk, digest, offset, claim, growth).map(Box::new);
+            let open = || StagedFile::open(disk, digest, offset, claim, growth).map(Box::new);
             let file = match &mut staged {
                 Some(staged) => staged,
                 None => match open() {
@@ -142,7 +142,7 @@ impl Upload {
             let written = file.append(&pieces);
             (staged, pieces, written)
         };
-        self.state = State::Writing(tokio::task::spawn_blocking(work));
+        self.state = UploadState::Writing(tokio::task::spawn_blocking(work));
         Ok(())
     }
 
@@ -150,11 +150,11 @@ impl Upload {
     /// after eviction.
     async fn settle(&mut self) -> Result<()> {
         let mut retries = Retries::new(&self.disk, &self.broken);
-        while let State::Writing(writing) = &mut self.state {
+        while let UploadState::Writing(writing) = &mut self.state {
             let written = writing.await;
-            self.state = State::Over;
+            self.state = UploadState::Over;
             let (staged, pieces, result) = written.map_err(|error| cut_off(&error))?;
-            self.state = staged.map_or(State::Memory, State::Staged);
+            self.state = staged.map_or(UploadState::Memory, UploadState::Staged);
             if let Err(error) = result {
                 let bytes = pieces.iter().map(|piece| piece.len() as u64).sum();
                 retries.make_space(error, &self.digest, bytes).await?;
@@ -167,7 +167,7 @@ impl Upload {
 
     /// Reserves the room that this many more bytes need, and some more.
     async fn reserve(&self, bytes: u64) -> Result<Option<Reservation>> {
-        let (missing, end) = if let State::Staged(staged) = &self.state {
+        let (missing, end) = if let UploadState::Staged(staged) = &self.state {
             (staged.short_of(bytes), staged.len() + bytes)
         } else {
             let (digest, offset, committed) = (self.digest, self.offset, self.kept().await?);
@@ -198,10 +198,10 @@ impl Upload {
     /// Ends a stream that came to its end: few bytes stay in memory, others are all staged.
     pub(super) async fn complete(&mut self) -> Result<()> {
         check_size(&self.digest, self.received)?;
-        let is_small = matches!(self.state, State::Memory) && self.offset == 0;
+        let is_small = matches!(self.state, UploadState::Memory) && self.offset == 0;
         if is_small {
-            self.collected.close();
-        } else if self.collected.len() > 0 || matches!(self.state, State::Memory) {
+            self.buffer.close();
+        } else if self.buffer.len() > 0 || matches!(self.state, UploadState::Memory) {
             self.flush().await?;
         }
         self.settle().await
@@ -211,7 +211,7 @@ impl Upload {
     pub(super) async fn end(&mut self, error: &Error) -> Result<()> {
         match error {
             // The staged bytes of an earlier attempt stay; their room was reserved before.
-            Error::Full { .. } if matches!(self.state, State::Memory) => {
+            Error::Full { .. } if matches!(self.state, UploadState::Memory) => {
                 self.ended = true;
                 Ok(())
             }
@@ -223,7 +223,7 @@ impl Upload {
     /// Stages the collected bytes, and keeps all for a later attempt.
     async fn suspend(&mut self) -> Result<()> {
         self.ended = true;
-        if self.claim.is_some() && self.collected.len() > 0 {
+        if self.claim.is_some() && self.buffer.len() > 0 {
             match self.flush().await {
                 // Bytes that were staged before are kept all the same.
                 Err(Error::Full { .. }) => {}
@@ -238,9 +238,9 @@ impl Upload {
         // After an error the file is removed all the same.
         let _ = self.settle().await;
         self.ended = true;
-        match mem::replace(&mut self.state, State::Over) {
-            State::Memory => self.remove_kept().await,
-            State::Staged(mut staged) => self.disk.run(move |_| staged.remove()).await,
+        match mem::replace(&mut self.state, UploadState::Over) {
+            UploadState::Memory => self.remove_kept().await,
+            UploadState::Staged(mut staged) => self.disk.run(move |_| staged.remove()).await,
             _ => Ok(()),
         }
     }
@@ -272,9 +272,11 @@ impl Upload {
 impl Drop for Upload {
     fn drop(&mut self) {
         let takes_time = match self.state {
-            State::Memory | State::Staged(_) => self.claim.is_some() && self.collected.len() > 0,
-            State::Writing(_) => true,
-            State::Over => false,
+            UploadState::Memory | UploadState::Staged(_) => {
+                self.claim.is_some() && self.buffer.len() > 0
+            }
+            UploadState::Writing(_) => true,
+            UploadState::Over => false,
         };
         if self.ended || !takes_time {
             return;
@@ -289,8 +291,8 @@ impl Drop for Upload {
             claim: self.claim.take(),
             growth: self.growth.take(),
             received: self.received,
-            collected: mem::take(&mut self.collected),
-            state: mem::replace(&mut self.state, State::Over),
+            buffer: mem::take(&mut self.buffer),
+            state: mem::replace(&mut self.state, UploadState::Over),
             broken: Arc::clone(&self.broken),
             ended: true,
         };

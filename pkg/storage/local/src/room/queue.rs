@@ -26,7 +26,7 @@ pub(crate) type BrokenLeases = AtomicU64;
 
 /// The upload that eviction works for.
 #[derive(Default)]
-pub(super) struct Served {
+pub(super) struct QueueHead {
     /// Counts the uploads that were served.
     pub(super) number: u64,
     broken: Arc<BrokenLeases>,
@@ -36,7 +36,7 @@ pub(super) struct Served {
     pub(super) goal: Option<Removed>,
 }
 
-impl Served {
+impl QueueHead {
     pub(super) fn leases_broken(&self) -> u64 {
         self.broken.load(Relaxed)
     }
@@ -127,7 +127,7 @@ impl Room {
         let mut accounts = self.accounts();
         accounts.exhausted = false;
         let evicted = accounts.evicted;
-        accounts.served = Served {
+        accounts.served = QueueHead {
             number: accounts.served.number + 1,
             broken: Arc::clone(broken),
             bytes,
@@ -141,7 +141,7 @@ impl Room {
     /// Runs `work` when the uploads that wait longer are done. Gives up when nothing was evicted or
     /// scanned for [`WAIT`].
     async fn in_turn<T>(&self, work: impl Future<Output = Option<T>>) -> Option<T> {
-        let _waiting = Waiting::new(self);
+        let _waiting = QueuePlace::new(self);
         let work = async {
             let _turn = Turn {
                 room: self,
@@ -167,16 +167,16 @@ impl Room {
 }
 
 /// Counts an upload as waiting until dropped.
-struct Waiting<'a>(&'a Room);
+struct QueuePlace<'a>(&'a Room);
 
-impl<'a> Waiting<'a> {
+impl<'a> QueuePlace<'a> {
     fn new(room: &'a Room) -> Self {
         room.accounts().waiting += 1;
         Self(room)
     }
 }
 
-impl Drop for Waiting<'_> {
+impl Drop for QueuePlace<'_> {
     fn drop(&mut self) {
         self.0.accounts().waiting -= 1;
     }

@@ -4,7 +4,7 @@ use std::{fmt, mem};
 
 use bytes::Bytes;
 
-use super::{State, Upload};
+use super::{Upload, UploadState};
 use crate::{blobs::check_content, retries::Retries};
 use gorego_storage::{Blob, Digest, Error, Put, Result};
 
@@ -17,12 +17,12 @@ impl Complete {
     /// stored.
     pub async fn verify(&mut self) -> Result<Digest> {
         let upload = &mut *self.0;
-        let verified = match mem::replace(&mut upload.state, State::Over) {
-            State::Memory => {
-                upload.state = State::Memory;
-                digest_of(&upload.digest, upload.collected.pieces())
+        let verified = match mem::replace(&mut upload.state, UploadState::Over) {
+            UploadState::Memory => {
+                upload.state = UploadState::Memory;
+                digest_of(&upload.digest, upload.buffer.pieces())
             }
-            State::Staged(mut staged) => {
+            UploadState::Staged(mut staged) => {
                 let verify = move || {
                     let verified = staged.verify();
                     Ok((staged, verified))
@@ -33,7 +33,7 @@ impl Complete {
                 } else {
                     verify()?
                 };
-                upload.state = State::Staged(staged);
+                upload.state = UploadState::Staged(staged);
                 verified
             }
             _ => Err(upload.lost()),
@@ -47,8 +47,8 @@ impl Complete {
     /// Returns the content; it can be read until this is published or dropped.
     pub fn blob(&self) -> Result<Blob> {
         match &self.0.state {
-            State::Memory => Ok(Blob::Bytes(self.0.collected.pieces().concat().into())),
-            State::Staged(staged) => Ok(Blob::File(staged.blob())),
+            UploadState::Memory => Ok(Blob::Bytes(self.0.buffer.pieces().concat().into())),
+            UploadState::Staged(staged) => Ok(Blob::File(staged.blob())),
             _ => Err(self.0.lost()),
         }
     }
@@ -57,10 +57,10 @@ impl Complete {
     pub async fn publish(mut self) -> Result<Put> {
         let upload = &mut *self.0;
         let (disk, digest) = (&upload.disk, upload.digest);
-        let mut staged = match mem::replace(&mut upload.state, State::Over) {
-            State::Staged(staged) => staged,
-            State::Memory => {
-                let pieces = upload.collected.take();
+        let mut staged = match mem::replace(&mut upload.state, UploadState::Over) {
+            UploadState::Staged(staged) => staged,
+            UploadState::Memory => {
+                let pieces = upload.buffer.take();
                 let mut put = disk.put_pieces(&digest, pieces.clone()).await;
                 if let (Err(Error::Mismatch { .. }), Some(_)) = (&put, digest.other())
                     && let Ok(digest) = digest_of(&digest, &pieces)

@@ -17,7 +17,7 @@ use gorego_storage::{BlobFile, Digest, Error, Hasher, Put, Result};
 
 /// A growing file and the hash of its content. Dropped, it is kept for a later attempt if the client
 /// gave the upload a name, and removed otherwise.
-pub(super) struct Staged {
+pub(super) struct StagedFile {
     disk: Arc<Disk>,
     digest: Digest,
     path: String,
@@ -33,7 +33,7 @@ pub(super) struct Staged {
     gone: bool,
 }
 
-impl Staged {
+impl StagedFile {
     /// Opens the upload's file, hashes it up to the offset and cuts off the rest; or makes a new
     /// file. Blocks.
     pub(super) fn open(
@@ -172,7 +172,7 @@ impl Staged {
     }
 }
 
-impl Drop for Staged {
+impl Drop for StagedFile {
     fn drop(&mut self) {
         if self.gone {
             return;

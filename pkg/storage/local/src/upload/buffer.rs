@@ -15,9 +15,9 @@ const LEAST: usize = 16 * 1024;
 /// The time after which even a few collected bytes are written.
 pub(crate) const SLOW: Duration = Duration::from_secs(1);
 
-/// Collected bytes of an upload.
+/// The buffered bytes of an upload.
 #[derive(Debug)]
-pub(crate) struct Collected {
+pub(crate) struct WriteBuffer {
     pieces: Vec<Bytes>,
     /// Small pieces that follow those.
     small: BytesMut,
@@ -26,7 +26,7 @@ pub(crate) struct Collected {
     since: Instant,
 }
 
-impl Default for Collected {
+impl Default for WriteBuffer {
     fn default() -> Self {
         Self {
             pieces: Vec::new(),
@@ -37,7 +37,7 @@ impl Default for Collected {
     }
 }
 
-impl Collected {
+impl WriteBuffer {
     pub(super) fn push(&mut self, piece: Bytes) {
         self.len += piece.len();
         if piece.len() <= COPIED {
@@ -91,7 +91,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn bytes_of_a_slow_client_are_written_before_they_are_many() {
-        let mut collected = Collected::default();
+        let mut collected = WriteBuffer::default();
         collected.push(vec![1; LEAST - 1].into());
         tokio::time::advance(SLOW).await;
         assert!(!collected.are_due());
@@ -107,7 +107,7 @@ mod tests {
     #[tokio::test]
     async fn small_pieces_keep_nothing_else_in_memory_and_stay_in_order() {
         let large = Bytes::from((0..=255).cycle().take(100_000).collect::<Vec<u8>>());
-        let mut collected = Collected::default();
+        let mut collected = WriteBuffer::default();
         for at in (0..50_000).step_by(10) {
             collected.push(large.slice(at..at + 10));
         }
