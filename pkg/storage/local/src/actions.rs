@@ -12,7 +12,6 @@ use super::{
     LocalStore,
     disk::{Disk, Lookup, now_ms},
     layout,
-    retries::Retries,
 };
 use crate::index::{Key, Use};
 use gorego_storage::{
@@ -66,25 +65,15 @@ impl ActionCache for LocalStore {
             None => disk.run(move |disk| disk.name_instance(&hash)).await?,
         };
         let key = Key::ac(action, instance.number);
-        let (path, content) = (layout::action_path(action, &hash), [encode(&result).into()]);
-        let size = content.iter().map(Bytes::len).sum::<usize>() as u64;
+        let content = [Bytes::from(encode(&result))];
+        let size = content.iter().map(|content| content.len() as u64).sum();
+        let path = layout::action_path(action, &hash);
+        let write = move |disk: &Disk| {
+            let publish = |tmp: &str, _: &_| disk.publish(&key, size, tmp, &path);
+            disk.files.write_new(&content, publish).map(drop)
+        };
         let what = format!("action result {action}");
-        let broken = Arc::default();
-        let mut retries = Retries::new(disk, &broken);
-        loop {
-            let room = disk.room.reserve(size, &what, &broken).await?;
-            let (path, content) = (path.clone(), content.clone());
-            let written = disk.run(move |disk| {
-                // Released before a wait for eviction, since it counts as a file.
-                let _room = room;
-                disk.files
-                    .write_new(&content, |tmp, _| disk.publish(&key, size, tmp, &path))
-            });
-            match written.await {
-                Err(error) => retries.make_space(error, action, size).await?,
-                Ok(_) => return Ok(()),
-            }
-        }
+        disk.write(action, size, &what, write).await
     }
 }
 

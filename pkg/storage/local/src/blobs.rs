@@ -11,8 +11,6 @@ use super::{
     LocalStore,
     disk::{Disk, IndexedBlob, Lookup, now_ms},
     layout,
-    retries::Retries,
-    room::Reservation,
 };
 use crate::index::{Key, Lease, SIZE_END, Use, room_of};
 use gorego_storage::{
@@ -196,8 +194,9 @@ impl BlobStore for LocalStore {
                 .reserve(total, &what, &Arc::default())
                 .await?;
             let write_all = move |disk: &Arc<Disk>| {
+                let _room = room;
                 let write = |(digest, content): &(Digest, Bytes)| {
-                    disk.put_one(digest, std::slice::from_ref(content), &room)
+                    disk.put_one(digest, std::slice::from_ref(content))
                 };
                 Ok((blobs.iter().map(write).collect::<Vec<_>>(), blobs))
             };
@@ -241,22 +240,13 @@ impl Disk {
         if digest.is_empty_blob() || self.find(digest, UPLOAD).await?.is_some() {
             return Ok(Put::Existed);
         }
-        let broken = Arc::default();
-        let mut retries = Retries::new(self, &broken);
-        loop {
-            let (size, what) = (digest.size(), digest.to_string());
-            let room = self.room.reserve(size, &what, &broken).await?;
-            let (digest, pieces) = (*digest, pieces.clone());
-            let write = move |disk: &Arc<Self>| disk.write_blob(&digest, &pieces, &room);
-            match self.run(write).await {
-                Err(error) => retries.make_space(error, &digest, size).await?,
-                stored => return stored,
-            }
-        }
+        let (digest, size) = (*digest, digest.size());
+        let write = move |disk: &Self| disk.write_blob(&digest, &pieces);
+        self.write(&digest, size, &digest.to_string(), write).await
     }
 
     /// Stores one blob of a batch. Blocks.
-    fn put_one(&self, digest: &Digest, content: &[Bytes], room: &Reservation) -> Result<Put> {
+    fn put_one(&self, digest: &Digest, content: &[Bytes]) -> Result<Put> {
         check_size(digest, content.iter().map(|piece| piece.len() as u64).sum())?;
         let is_there = || match self.touch(digest, now_ms(), UPLOAD) {
             Lookup::Hit(found) => !found.unverified,
@@ -265,11 +255,11 @@ impl Disk {
         if digest.is_empty_blob() || is_there() {
             return Ok(Put::Existed);
         }
-        self.write_blob(digest, content, room)
+        self.write_blob(digest, content)
     }
 
     /// Verifies and writes content in one go. Blocks.
-    fn write_blob(&self, digest: &Digest, pieces: &[Bytes], _room: &Reservation) -> Result<Put> {
+    fn write_blob(&self, digest: &Digest, pieces: &[Bytes]) -> Result<Put> {
         check_content(digest, pieces)?;
         self.files
             .write_new(pieces, |tmp, _| self.publish_blob(digest, tmp))
