@@ -2,7 +2,10 @@
 //! error names the command that corrects it.
 #![cfg(test)]
 
-use gorego_integration::package::{Names, Package, Rule, manifest, quoted, read, strings};
+use gorego_integration::{
+    package::{Names, Package, Rule, manifest, quoted, read, strings},
+    project::root,
+};
 use toml::Table;
 
 const BUILDOZER: &str = "tools/buildtools buildozer";
@@ -288,4 +291,41 @@ fn the_pinned_commit_of_remote_apis_is_the_one_whose_protos_are_listed() {
         "MODULE.bazel pins another commit of remote-apis than {commit}, which proto/remote_apis.blobs lists; where the \
          internet can be reached, `git ls-tree -r COMMIT build/bazel` tells the hashes of another one"
     );
+}
+
+/// Returns the paths in `backticks` that begin with a folder of this project, `{a,b}` expanded.
+fn paths_named_in(document: &str) -> Vec<String> {
+    const FOLDERS: [&str; 5] = ["cmd/", "pkg/", "proto/", "integration/", "tools/"];
+    let spans = document.split('`').skip(1).step_by(2);
+    let named = spans.filter(|span| FOLDERS.iter().any(|folder| span.starts_with(folder)));
+    // A span may be a command, whose first word is the path.
+    let paths = named.filter_map(|span| span.split_whitespace().next());
+    paths
+        .flat_map(|path| match (path.split_once('{'), path.split_once('}')) {
+            (Some((head, _)), Some((names, tail))) => {
+                let names = names.trim_start_matches(head).trim_start_matches('{');
+                let names = names.split(',');
+                names.map(|name| format!("{head}{name}{tail}")).collect()
+            }
+            _ => vec![path.to_owned()],
+        })
+        .collect()
+}
+
+#[test]
+fn every_path_that_the_documents_name_exists() {
+    let mut problems = Vec::new();
+    for document in ["ARCHITECTURE.md", "CONTRIBUTING.md", "README.md"] {
+        let paths = paths_named_in(&read(document));
+        let missing = paths.into_iter().filter(|path| {
+            let path = root().join(path);
+            // A module is named with or without its suffix; of several files, by a pattern.
+            !path.exists()
+                && !path.with_extension("rs").exists()
+                && !path.display().to_string().contains('*')
+        });
+        problems
+            .extend(missing.map(|path| format!("{document} names {path}, which does not exist")));
+    }
+    assert_none(&problems);
 }

@@ -1,13 +1,13 @@
 //! Tests of outages: builds continue, and pending writes are uploaded afterwards.
 #![cfg(test)]
 
-use std::time::Duration;
+use std::{fs, time::Duration};
 
 use gorego_integration::{
     client::Client,
     content::{blob, digest_of, result_of},
     peer::{Fault, FaultyPeer, Method, Times},
-    server::Server,
+    server::{Server, refusal},
 };
 use tokio::{net::TcpListener, task::JoinSet};
 use tonic::Code;
@@ -84,7 +84,7 @@ async fn writes_beyond_journal_max_are_refused_and_not_reported_as_present() {
     // The peer has the first blob before the server receives the response.
     let accepted = async { while client.upload_whole(&second).await.is_err() {} };
     let accepted = tokio::time::timeout(Duration::from_mins(1), accepted).await;
-    accepted.expect("the journal has room again");
+    accepted.expect("the outbox has room again");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -102,12 +102,82 @@ async fn pending_writes_that_are_not_uploaded_are_logged_at_the_start() {
         vec![target.as_str(), "local_cache.enabled=false"],
     ] {
         server = server.restart_with(&settings);
-        server.wait_for_log("stay in the journal");
+        server.wait_for_log("stay in the outbox");
     }
     assert_eq!(peer.blob(&digest_of(&content)), None);
     let _server = server.restart_with(&[&target]);
     peer.wait_for(|seen| seen.blob(&digest_of(&content)).is_some())
         .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_write_acknowledged_before_a_crash_reaches_the_backing_cache() {
+    let (peer, mut server, _) = proxy(&DEGRADE).await;
+    end(&peer);
+    let mut acknowledged = Vec::new();
+    let mut seed = 0;
+    for enough in [1, 5, 12] {
+        let mut uploads = JoinSet::new();
+        for _ in 0..24 {
+            seed += 1;
+            let client = Client::connect(server.address()).await;
+            uploads.spawn(async move {
+                let (output, action) = (blob(seed, 5000), digest_of(&seed.to_le_bytes()));
+                client.upload_whole(&output).await?;
+                let result = result_of([digest_of(&output)]);
+                client.put_action(&action, result.clone()).await?;
+                Ok::<_, tonic::Status>((action, result, output))
+            });
+        }
+        let mut count = 0;
+        while let Some(upload) = uploads.join_next().await {
+            if let Ok(written) = upload.unwrap() {
+                acknowledged.push(written);
+                count += 1;
+                if count == enough {
+                    server.kill();
+                }
+            }
+        }
+        server = server.restart();
+    }
+    let client = Client::connect(server.address()).await;
+    for (action, result, output) in &acknowledged {
+        assert_eq!(client.get_action(action).await.unwrap(), *result);
+        assert!(client.download(&digest_of(output)).await.unwrap() == *output);
+    }
+    peer.heal();
+    for (action, result, output) in &acknowledged {
+        peer.wait_for(|seen| seen.action("", action).is_some())
+            .await;
+        assert_eq!(peer.action("", action).as_ref(), Some(result));
+        assert!(peer.blob(&digest_of(output)).is_some());
+    }
+}
+
+#[test]
+fn the_journal_of_an_earlier_version_refuses_the_start() {
+    let data = tempfile::tempdir().unwrap();
+    let log = data.path().join("journal/log");
+    fs::create_dir(log.parent().unwrap()).unwrap();
+    let target = ["backing_cache.target=grpc://localhost:1"];
+    let degrading = [target[0], DEGRADE[0]];
+    for settings in [&[][..], &target, &degrading] {
+        fs::write(&log, "\u{ff}records").unwrap();
+        let (status, said) = refusal(data.path(), settings);
+        assert_eq!(status.code(), Some(2), "{said}");
+        assert!(
+            said.contains("drain it with the previous version"),
+            "{said}"
+        );
+        assert!(said.contains(log.to_str().unwrap()), "{said}");
+        assert_eq!(fs::read_to_string(&log).unwrap(), "\u{ff}records");
+    }
+    let server = Server::start(&[]);
+    let drained = server.data().join("journal/log");
+    fs::create_dir(drained.parent().unwrap()).unwrap();
+    fs::write(&drained, "").unwrap();
+    let _server = server.restart();
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,10 +1,15 @@
 //! The stores behind the services: the local tier, the backing cache, or both.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    io,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use gorego_config::{self as config, Config};
 use gorego_janitor::{self as janitor, Janitor, Marks};
-use gorego_proxy::{Backing, Depth, Journal, OnOutage, Options, ProxyActions, ProxyStore};
+use gorego_proxy::{Backing, Depth, OnOutage, Options, Outbox, ProxyActions, ProxyStore};
 use gorego_server::Services;
 use gorego_storage::{BreakerState, CompletenessChecking};
 use gorego_storage_local::{LocalOptions, LocalStore, OpenError, SyncMode};
@@ -13,9 +18,6 @@ use gorego_telemetry::{PendingWrites, Sources};
 use tokio::{sync::watch, time::timeout};
 
 use crate::{memory::Parts, version::VERSION};
-
-/// The folder of pending writes in the data directory.
-const JOURNAL: &str = "journal";
 
 /// The time that the local store gets at shutdown to write its state.
 const CLOSE: Duration = Duration::from_secs(10);
@@ -28,8 +30,13 @@ const JANITOR: Duration = Duration::from_mins(1);
 pub(crate) enum Error {
     #[error(transparent)]
     Local(#[from] OpenError),
-    #[error("cannot open the journal of pending writes: {0}")]
-    Journal(#[from] gorego_storage::Error),
+    #[error("cannot open the outbox of pending writes: {0}")]
+    Outbox(#[from] gorego_storage::Error),
+    #[error(
+        "{} holds pending writes of an earlier version; drain it with the previous version",
+        .0.display()
+    )]
+    Journal(PathBuf),
 }
 
 /// The services, and the stores to close at shutdown.
@@ -40,7 +47,7 @@ pub(crate) struct Tiers {
     breaker: Option<watch::Receiver<BreakerState>>,
     waiting: Option<watch::Receiver<Depth>>,
     /// Pins pending writes of an earlier configuration with a backing cache.
-    _unwanted: Option<Journal>,
+    _unused: Option<Outbox>,
 }
 
 impl Tiers {
@@ -53,15 +60,15 @@ impl Tiers {
         match (backing.map(Arc::new), config.local_cache.enabled) {
             (None, _) => Self::local(config, parts).await,
             (Some(backing), true) => Self::proxy(config, parts, backing).await,
-            (Some(backing), false) => Ok(Self::stateless(config, parts, backing).await),
+            (Some(backing), false) => Ok(Self::stateless(config, parts, backing)),
         }
     }
 
     async fn local(config: &Config, parts: &Parts) -> Result<Self, Error> {
-        let local = Arc::new(LocalStore::open(local_options(config, parts)).await?);
-        let waiting = match journal(config, &local).await {
+        let local = open_local(config, parts).await?;
+        let waiting = match outbox(config, &local).await {
             Ok(waiting) => {
-                warn_of_waiting(*waiting.depth().borrow(), "there is no backing cache");
+                warn_of_pending(*waiting.depth().borrow(), "there is no backing cache");
                 Some(waiting)
             }
             Err(error) => {
@@ -87,7 +94,7 @@ impl Tiers {
             proxy: None,
             breaker: None,
             waiting: None,
-            _unwanted: waiting,
+            _unused: waiting,
         })
     }
 
@@ -97,13 +104,13 @@ impl Tiers {
         backing: Arc<RemoteStore>,
     ) -> Result<Self, Error> {
         let breaker = backing.breaker();
-        let local = Arc::new(LocalStore::open(local_options(config, parts)).await?);
-        let journal = journal(config, &local).await?;
+        let local = open_local(config, parts).await?;
+        let outbox = outbox(config, &local).await?;
         if config.backing_cache.read_only {
             let why = "nothing is written to the backing cache";
-            warn_of_waiting(*journal.depth().borrow(), why);
+            warn_of_pending(*outbox.depth().borrow(), why);
         }
-        let depth = journal.depth();
+        let depth = outbox.depth();
         let options = Options {
             existence_ttl: config.backing_cache.existence_ttl,
             read_only: config.backing_cache.read_only,
@@ -112,13 +119,14 @@ impl Tiers {
                 config::OnOutage::Fail => OnOutage::Fail,
                 config::OnOutage::Degrade => OnOutage::Degrade,
             },
+            outbox_retry: config.backing_cache.outbox_retry,
             memory: parts.proxy.clone(),
         };
         let backing = Backing {
             blobs: Arc::clone(&backing) as _,
             actions: backing,
         };
-        let proxy = ProxyStore::new(Arc::clone(&local), backing, Arc::new(journal), options);
+        let proxy = ProxyStore::new(Arc::clone(&local), backing, Arc::new(outbox), options);
         let services = Services {
             blobs: Arc::new(proxy.clone()),
             uploads: Arc::new(proxy.clone()),
@@ -130,16 +138,13 @@ impl Tiers {
             proxy: Some(proxy),
             breaker: Some(breaker),
             waiting: Some(depth),
-            _unwanted: None,
+            _unused: None,
         })
     }
 
-    async fn stateless(config: &Config, parts: &Parts, backing: Arc<RemoteStore>) -> Self {
+    fn stateless(config: &Config, parts: &Parts, backing: Arc<RemoteStore>) -> Self {
         let breaker = backing.breaker();
-        match Journal::left_in(&journal_dir(config)).await {
-            Ok(left) => warn_of_waiting(left, "there is no local tier"),
-            Err(error) => tracing::warn!(%error, "failed to read the journal of pending writes"),
-        }
+        warn_of_unused(&config.local_cache.dir);
         let services = Services {
             blobs: Arc::clone(&backing) as _,
             uploads: Arc::clone(&backing) as _,
@@ -155,7 +160,7 @@ impl Tiers {
             proxy: None,
             breaker: Some(breaker),
             waiting: None,
-            _unwanted: None,
+            _unused: None,
         }
     }
 
@@ -217,30 +222,47 @@ fn pending(depth: Depth) -> PendingWrites {
     }
 }
 
-fn journal_dir(config: &Config) -> PathBuf {
-    config.local_cache.dir.join(JOURNAL)
+/// Opens the local tier, unless an earlier version left pending writes there that only it can upload.
+async fn open_local(config: &Config, parts: &Parts) -> Result<Arc<LocalStore>, Error> {
+    if let Some(log) = Outbox::old_journal(&config.local_cache.dir) {
+        return Err(Error::Journal(log));
+    }
+    Ok(Arc::new(
+        LocalStore::open(local_options(config, parts)).await?,
+    ))
 }
 
-async fn journal(config: &Config, local: &Arc<LocalStore>) -> Result<Journal, Error> {
-    let cache = &config.local_cache;
+async fn outbox(config: &Config, local: &Arc<LocalStore>) -> Result<Outbox, Error> {
     // Pending writes are not evicted, and must leave room for other blobs.
-    let half = cache.max_size_gb.bytes() / 2;
-    let waiting = config.backing_cache.journal_max.bytes().min(half);
-    let durable = cache.sync != config::Sync::None;
-    let dir = journal_dir(config);
-    Ok(Journal::open(&dir, waiting, durable, Arc::clone(local)).await?)
+    let half = config.local_cache.max_size_gb.bytes() / 2;
+    let max_bytes = config.backing_cache.journal_max.bytes().min(half);
+    Ok(Outbox::open(Arc::clone(local), max_bytes).await?)
 }
 
 /// Warns about pending writes of an earlier configuration that this one does not upload.
-fn warn_of_waiting(left: Depth, why: &'static str) {
-    let Depth { entries, bytes, .. } = left;
+fn warn_of_pending(depth: Depth, why: &'static str) {
+    let Depth { entries, bytes, .. } = depth;
     if entries > 0 {
         tracing::warn!(
             entries,
             bytes,
             why,
-            "writes of an outage stay in the journal"
+            "writes of an outage stay in the outbox"
         );
+    }
+}
+
+/// Warns of pending writes in the data directory of a process without a local tier. Another process
+/// may use it.
+fn warn_of_unused(data: &Path) {
+    if let Some(log) = Outbox::old_journal(data) {
+        let log = log.display();
+        tracing::warn!(%log, "holds pending writes; drain it with the previous version");
+    }
+    match Outbox::pending_in(data) {
+        Ok(depth) => warn_of_pending(depth, "there is no local tier"),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => tracing::warn!(%error, "cannot list the outbox"),
     }
 }
 

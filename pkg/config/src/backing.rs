@@ -33,6 +33,10 @@ section! {
         /// The most that pending writes may hold, at most half of `local_cache.max_size_gb`; beyond that
         /// writes fail. Pending writes are not evicted, and each counts 4 KiB in addition to its size.
         journal_max: ByteSize = ByteSize::from_gib(1),
+        /// The time for which a pending write is retried that the backing cache refuses, but not as
+        /// invalid. Only time in which the backing cache accepts other writes counts: an outage, an
+        /// expired key or a full disk does not use it up.
+        outbox_retry: Duration = Duration::from_hours(24),
         /// Headers of each request: a mapping of names to values, or `name=value` separated by commas.
         /// Never shown.
         headers: Headers = Headers::default(),

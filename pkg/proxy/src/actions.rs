@@ -121,9 +121,9 @@ impl Actions {
             return Ok(true);
         }
         // An earlier configuration may have had one wait, which must not come after this one.
-        let waits = tiers.journal.has_action(instance, action);
+        let waits = tiers.outbox.has_result(instance, action);
         let _alone = if waits {
-            tiers.journal.alone(instance, action).await
+            tiers.outbox.uploading.alone(&(instance, action)).await
         } else {
             None
         };
@@ -132,7 +132,7 @@ impl Actions {
             put => put?,
         }
         if waits {
-            tiers.journal.supersede(instance, action).await?;
+            tiers.outbox.supersede(instance, action).await;
         }
         Ok(false)
     }
@@ -147,14 +147,14 @@ impl Actions {
     ) -> Result<bool> {
         let tiers = &self.store.tiers;
         let degrades = tiers.options.on_outage == OnOutage::Degrade;
-        if !degrades || tiers.journal.is_empty() && !tiers.has_promised() {
+        if !degrades || tiers.outbox.is_empty() && !tiers.has_promised() {
             return Ok(false);
         }
-        if tiers.journal.has_action(instance, action) {
+        if tiers.outbox.has_result(instance, action) {
             return Ok(true);
         }
         let outputs = local_outputs(tiers, action, result).await?;
-        if tiers.journal.has_blob(outputs).await? {
+        if tiers.outbox.has_blob(&outputs) {
             return Ok(true);
         }
         let up = Arc::new(Upward(Arc::clone(tiers)));
@@ -172,7 +172,7 @@ impl Actions {
         let kept = self.store.tiers.see_through(name.1, async move {
             let _alone = actions.writes.alone(&name).await;
             let (instance, action) = &name;
-            let waits = actions.store.tiers.journal.has_action(instance, action);
+            let waits = actions.store.tiers.outbox.has_result(instance, action);
             if waits || actions.writes.count(&name) != written {
                 return Ok(());
             }
@@ -195,27 +195,28 @@ impl Actions {
     ) -> Result<()> {
         let (instance, action) = &name;
         let tiers = &self.store.tiers;
-        let journal = &tiers.journal;
         let unleased = (!waits).then(|| result.clone());
         if waits {
             // What is here was called present, and no client will bring it.
             let outputs = local_outputs(tiers, action, &result).await?;
-            journal.announce_blobs(outputs).await?.accept().await?;
+            tiers.outbox.add_outputs(outputs).await?;
         }
         let alone = self.writes.alone(&name).await;
-        let announced = if waits {
-            let here = self.local.find(instance, action).await.unwrap_or_default();
-            let ours = result.clone();
-            let announced = journal.announce_action(instance, action, ours, here.as_ref());
-            Some(announced.await?)
-        } else {
-            None
+        let store = async |result| {
+            self.local.put(instance, action, result).await?;
+            self.writes.note(&name);
+            self.fetched.take(&name);
+            Ok(())
         };
-        self.local.put(instance, action, result).await?;
-        self.writes.note(&name);
-        self.fetched.take(&name);
-        if let Some(announced) = announced {
-            announced.accept().await?;
+        if waits {
+            let here = self.local.find(instance, action).await.unwrap_or_default();
+            let store = store(result.clone());
+            let added = tiers
+                .outbox
+                .add_result(instance, action, result, here.as_ref(), store);
+            added.await?;
+        } else {
+            store(result).await?;
         }
         self.validated.note((epoch, name.clone()));
         drop(alone);
@@ -256,7 +257,7 @@ impl Actions {
         let tiers = &self.store.tiers;
         // What the backing cache does not know yet, or never will, it has nothing newer for.
         let is_ours = tiers.options.read_only && !self.fetched.has(&name)
-            || !tiers.journal.is_empty() && tiers.journal.has_action(instance, action);
+            || tiers.outbox.has_result(instance, action);
         let validated = (tiers.existence.epoch(), name.clone());
         if is_ours || self.validated.has(&validated) {
             return;

@@ -23,11 +23,10 @@ use crate::{
     existence::{Epoch, Existence},
     fetch::{Fetches, Joined},
     flow::{Flow, Waiter},
-    journal::Journal,
     memory::Memory,
+    outbox::{Outbox, upload},
     prefetch::{self, Wanted},
     push::Pushes,
-    replay,
 };
 
 /// How the two tiers work together.
@@ -41,6 +40,8 @@ pub struct Options {
     pub prefetch: bool,
     /// What happens while the backing cache is down.
     pub on_outage: OnOutage,
+    /// How long a pending write is retried while the backing cache accepts others.
+    pub outbox_retry: Duration,
     /// Budgets for the memory that clients can make the proxy hold.
     pub memory: Memory,
 }
@@ -50,7 +51,7 @@ pub struct Options {
 pub enum OnOutage {
     /// Misses and writes fail.
     Fail,
-    /// Misses are misses, and writes wait in the journal.
+    /// Misses are misses, and writes are pending in the outbox.
     Degrade,
 }
 
@@ -75,7 +76,7 @@ pub(crate) struct Tiers {
     pub(crate) local: Arc<LocalStore>,
     pub(crate) backing: Arc<dyn BlobStore>,
     pub(crate) actions: Arc<dyn gorego_storage::ActionCache>,
-    pub(crate) journal: Arc<Journal>,
+    pub(crate) outbox: Arc<Outbox>,
     pub(crate) options: Options,
     pub(crate) existence: Existence,
     pub(crate) fetches: Fetches,
@@ -89,12 +90,12 @@ pub(crate) struct Tiers {
 }
 
 impl ProxyStore {
-    /// Puts `local` in front of `backing`, and brings that what waits in the journal of `local`. Call
+    /// Puts `local` in front of `backing`, and uploads the writes that are pending in `outbox`. Call
     /// within a Tokio runtime.
     pub fn new(
         local: Arc<LocalStore>,
         backing: Backing,
-        journal: Arc<Journal>,
+        outbox: Arc<Outbox>,
         options: Options,
     ) -> Self {
         let existence = Existence::new(options.existence_ttl, Arc::clone(&backing.blobs));
@@ -105,7 +106,7 @@ impl ProxyStore {
             local,
             backing: backing.blobs,
             actions: backing.actions,
-            journal,
+            outbox,
             options,
             existence,
             fetches,
@@ -120,7 +121,7 @@ impl ProxyStore {
             tiers.spawn(prefetch::run(Arc::clone(&tiers), queue));
         }
         if !tiers.options.read_only {
-            tiers.spawn(replay::run(Arc::clone(&tiers)));
+            tiers.spawn(upload::run(Arc::clone(&tiers)));
         }
         Self { tiers }
     }
@@ -159,7 +160,7 @@ impl Tiers {
     /// The backing cache has taken these blobs, of which there is one at least, since `epoch`.
     pub(crate) fn took<'a>(&self, epoch: Epoch, digests: impl IntoIterator<Item = &'a Digest>) {
         self.existence.insert(epoch, digests);
-        self.journal.took();
+        self.outbox.accepted();
     }
 
     /// Whether an error of the backing cache is one to do without it for.

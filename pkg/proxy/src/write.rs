@@ -63,21 +63,15 @@ impl Tiers {
         .await
     }
 
-    /// Has a blob wait for the backing cache. It is written down before `publish` lets anybody see it,
-    /// since who sees it relies on it; and all of that happens, or nothing, whoever goes away.
+    /// Makes a blob pending once `publish` has stored it. Both happen even if the caller goes away.
     pub(crate) async fn accept(
         &self,
         digest: Digest,
         publish: impl Future<Output = Result<Put>> + Send + 'static,
     ) -> Result<Put> {
-        let journal = Arc::clone(&self.journal);
-        self.see_through(digest, async move {
-            let announced = journal.announce_blobs(vec![digest]).await?;
-            let put = publish.await?;
-            announced.accept().await?;
-            Ok(put)
-        })
-        .await
+        let outbox = Arc::clone(&self.outbox);
+        let accept = async move { outbox.add_blobs(vec![digest], publish).await };
+        self.see_through(digest, accept).await
     }
 
     pub(crate) async fn put_batch(

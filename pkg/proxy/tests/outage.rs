@@ -57,11 +57,11 @@ async fn what_was_written_is_brought_up_when_the_backing_cache_is_back() {
     let digests = [small.0, large.0, batched.0];
     assert_eq!(proxy.store.find_missing(&digests).await.unwrap(), []);
     assert!(actions.find("", &action()).await.unwrap().is_some());
-    let depth = *proxy.journal.depth().borrow();
+    let depth = *proxy.outbox.depth().borrow();
     assert_eq!((depth.entries, depth.results), (4, 1));
 
     replayed(&proxy).await;
-    assert_eq!(*proxy.journal.depth().borrow(), Depth::default());
+    assert_eq!(*proxy.outbox.depth().borrow(), Depth::default());
     for digest in &digests {
         assert!(proxy.backing.memory.contains(digest).await.unwrap());
     }
@@ -101,7 +101,7 @@ async fn what_waits_outlives_a_restart_also_without_degrading() {
             .await;
         put.unwrap();
         let proxy = proxy.restart(options).await;
-        assert_eq!(proxy.journal.depth().borrow().entries, 2);
+        assert_eq!(proxy.outbox.depth().borrow().entries, 2);
         replayed(&proxy).await;
         assert!(proxy.backing.memory.contains(&digest).await.unwrap());
         assert_eq!(

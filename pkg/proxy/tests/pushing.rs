@@ -178,7 +178,7 @@ async fn what_waits_here_is_not_taken_for_what_is_there() {
     whole.unwrap();
     streamed.unwrap();
     sleep(Duration::from_mins(1)).await;
-    assert_eq!(proxy.journal.depth().borrow().entries, 1);
+    assert_eq!(proxy.outbox.depth().borrow().entries, 1);
     proxy.backing.script(|script| script.failing_puts = 0);
     left(&proxy, 0).await;
     assert!(proxy.backing.memory.contains(&digest).await.unwrap());

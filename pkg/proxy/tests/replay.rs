@@ -97,7 +97,7 @@ async fn of_two_results_of_an_action_the_later_one_stays() {
     for code in [1, 2] {
         put_result(&proxy, &action(), result(&output, code, None)).await;
     }
-    assert_eq!(proxy.journal.depth().borrow().entries, 2);
+    assert_eq!(proxy.outbox.depth().borrow().entries, 2);
     replayed(&proxy).await;
     assert_eq!(backing_result(&proxy).await.unwrap().exit_code, 2);
 }
@@ -215,7 +215,7 @@ async fn a_replay_that_broke_off_goes_on_after_a_restart() {
     // Its outputs go first.
     assert_eq!(backing_result(&proxy).await, None);
     let proxy = proxy.restart(degrading()).await;
-    assert_eq!(proxy.journal.depth().borrow().entries, 2);
+    assert_eq!(proxy.outbox.depth().borrow().entries, 2);
     proxy.backing.script(|script| script.refused.clear());
     replayed(&proxy).await;
     assert!(backing_has(&proxy, &second).await);

@@ -1,17 +1,24 @@
 //! Content of the backing cache that is damaged on its way decides nothing about what waits.
-#![allow(clippy::unwrap_used, reason = "tests")]
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
 
 mod common;
 
-use std::time::Duration;
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use common::{
     CHUNK, Proxy, content,
-    outage::{action, backing_put, backing_result, down, left, put, put_result, result},
+    outage::{
+        action, backing_has, backing_put, backing_result, degrading, down, evict_all, files, left,
+        name, put, put_result, replayed, result,
+    },
     sha256,
 };
-use gorego_storage::Digest;
+use gorego_storage::{ActionCacheExt as _, BlobStoreExt as _, Digest};
 use reapi::v2::{ActionResult, Directory, FileNode, OutputDirectory, Tree};
 use tokio::time::sleep;
 
@@ -53,7 +60,7 @@ async fn damaged_for_a_while(proxy: &Proxy) {
         script.down = false;
     });
     sleep(Duration::from_mins(5)).await;
-    assert_eq!(proxy.journal.depth().borrow().entries, 1);
+    assert_eq!(proxy.outbox.depth().borrow().entries, 1);
 }
 
 async fn whole_again(proxy: &Proxy) {
@@ -108,4 +115,127 @@ async fn a_result_waits_until_what_it_names_can_be_looked_at() {
         whole_again(&proxy).await;
         assert!(backing_result(&proxy).await.is_some());
     }
+}
+
+/// The path of the pending write with that place in the order.
+fn entry(proxy: &Proxy, place: usize) -> PathBuf {
+    let dir = proxy.dir.path().join("outbox");
+    dir.join(&files(proxy)[place])
+}
+
+/// Writes something else over a file of the outbox.
+fn overwrite(path: &Path, content: &[u8]) {
+    fs::remove_file(path).unwrap();
+    fs::write(path, content).unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_corrupt_result_costs_only_itself() {
+    type Damage = fn(&mut Vec<u8>);
+    let damages: [Damage; 4] = [
+        |file| file[3] ^= 1,
+        |file| *file.last_mut().unwrap() ^= 1,
+        |file| file.truncate(file.len() / 2),
+        Vec::clear,
+    ];
+    for damage in damages {
+        for is_running in [false, true] {
+            let proxy = down().await;
+            let output = put(&proxy, &content(1, 10)).await;
+            put_result(&proxy, &name(1), result(&output, 1, None)).await;
+            put_result(&proxy, &action(), result(&output, 2, None)).await;
+            let corrupt = entry(&proxy, 1);
+            let mut file = fs::read(&corrupt).unwrap();
+            damage(&mut file);
+            overwrite(&corrupt, &file);
+            let proxy = if is_running {
+                proxy
+            } else {
+                let proxy = proxy.restart(degrading()).await;
+                assert_eq!(proxy.outbox.depth().borrow().entries, 2);
+                proxy
+            };
+            replayed(&proxy).await;
+            assert!(backing_has(&proxy, &output).await);
+            assert_eq!(backing_result(&proxy).await.unwrap().exit_code, 2);
+            let lost = proxy.backing.memory.find("", &name(1)).await;
+            assert_eq!(lost.unwrap(), None);
+            assert_eq!(files(&proxy), [""; 0]);
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_file_that_is_no_pending_write_is_left_alone() {
+    let proxy = down().await;
+    put(&proxy, &content(1, 10)).await;
+    let foreign = proxy.dir.path().join("outbox/zz-notes-of-the-operator");
+    fs::write(&foreign, "notes").unwrap();
+    let proxy = proxy.restart(degrading()).await;
+    assert_eq!(proxy.outbox.depth().borrow().entries, 1);
+    replayed(&proxy).await;
+    assert_eq!(fs::read_to_string(&foreign).unwrap(), "notes");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_blob_removed_from_the_local_tier_is_uploaded_from_the_outbox() {
+    for is_restarted in [false, true] {
+        let proxy = down().await;
+        let content = content(1, CHUNK * 3);
+        let digest = put(&proxy, &content).await;
+        put_result(&proxy, &action(), result(&digest, 1, None)).await;
+        let hash = digest.hex();
+        let folder = proxy.dir.path().join("cas").join(&hash[..2]);
+        fs::remove_dir_all(folder).unwrap();
+        let proxy = if is_restarted {
+            proxy.crash(degrading(), || {}).await
+        } else {
+            proxy
+        };
+        replayed(&proxy).await;
+        assert!(backing_has(&proxy, &digest).await);
+        assert!(backing_result(&proxy).await.is_some());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_removed_blob_of_another_content_than_its_digest_costs_only_itself() {
+    let proxy = down().await;
+    let bad = put(&proxy, &content(1, CHUNK)).await;
+    let good = put(&proxy, &content(2, 10)).await;
+    overwrite(&entry(&proxy, 0), &content(3, CHUNK));
+    fs::remove_dir_all(proxy.dir.path().join("cas").join(&bad.hex()[..2])).unwrap();
+    replayed(&proxy).await;
+    assert!(!backing_has(&proxy, &bad).await);
+    assert!(backing_has(&proxy, &good).await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_entry_that_only_names_its_blob_pins_it_until_it_is_uploaded() {
+    let proxy = down().await;
+    let digest = put(&proxy, &content(1, CHUNK)).await;
+    overwrite(&entry(&proxy, 0), &[]);
+    let proxy = proxy.restart(degrading()).await;
+    evict_all(&proxy);
+    assert!(proxy.local.contains(&digest).await.unwrap());
+    replayed(&proxy).await;
+    assert!(backing_has(&proxy, &digest).await);
+    evict_all(&proxy);
+    assert!(!proxy.local.contains(&digest).await.unwrap());
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_outbox_that_was_removed_takes_writes_again() {
+    let proxy = down().await;
+    let before = put(&proxy, &content(1, 10)).await;
+    put_result(&proxy, &name(1), ActionResult::default()).await;
+    fs::remove_dir_all(proxy.dir.path().join("outbox")).unwrap();
+    let after = put(&proxy, &content(2, 10)).await;
+    assert_eq!(files(&proxy).len(), 1);
+    put_result(&proxy, &action(), result(&after, 2, None)).await;
+    replayed(&proxy).await;
+    for digest in [before, after] {
+        assert!(backing_has(&proxy, &digest).await);
+    }
+    assert!(backing_result(&proxy).await.is_some());
 }

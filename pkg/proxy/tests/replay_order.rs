@@ -1,5 +1,5 @@
 //! What waits gets there in its order, and what does not get there holds up nothing behind it.
-#![allow(clippy::unwrap_used, reason = "tests")]
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
 
 mod common;
 
@@ -8,9 +8,13 @@ use std::{sync::atomic::Ordering::SeqCst, time::Duration};
 use bytes::Bytes;
 use common::{
     CHUNK, Proxy, content,
-    outage::{action, backing_has, backing_result, down, left, name, put, put_result, result},
+    outage::{
+        action, backing_has, backing_result, degrading, down, files, left, name, put, put_result,
+        replayed, result,
+    },
 };
 use gorego_storage::{BlobStore, Digest};
+use reapi::v2::ActionResult;
 use tokio::time::sleep;
 use tonic::Code;
 
@@ -125,4 +129,50 @@ async fn what_was_refused_alone_goes_up_once() {
     refuse(&proxy, &[bad], Code::InvalidArgument);
     left(&proxy, 0).await;
     assert_eq!(proxy.backing.puts.load(SeqCst) - before, 1);
+}
+
+/// The numbers and hashes in the names of the outbox's files, in order.
+fn entries(proxy: &Proxy) -> Vec<(u64, String)> {
+    let files = files(proxy).into_iter();
+    let parts = files.map(|file| file.split('-').map(str::to_owned).collect::<Vec<_>>());
+    let entries = parts.map(|parts| (parts[0].parse().unwrap(), parts[3].clone()));
+    entries.collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn numbers_of_pending_writes_never_restart() {
+    let mut proxy = down().await;
+    let (mut hashes, mut highest) = (Vec::new(), 0);
+    for seed in 0..3 {
+        hashes.push(put(&proxy, &content(seed, 10)).await.hex());
+        put_result(&proxy, &name(u64::from(seed)), ActionResult::default()).await;
+        hashes.push(name(u64::from(seed)).hex());
+        proxy = proxy.restart(degrading()).await;
+    }
+    let pending = entries(&proxy);
+    assert!(pending.is_sorted());
+    assert!(pending.iter().map(|(_, hash)| hash).eq(&hashes));
+    for seed in 3..6 {
+        highest = highest.max(entries(&proxy).last().unwrap().0);
+        replayed(&proxy).await;
+        assert_eq!(entries(&proxy), []);
+        proxy = proxy.restart(degrading()).await;
+        proxy.backing.script(|script| script.down = true);
+        put(&proxy, &content(seed, 10)).await;
+        assert!(entries(&proxy)[0].0 > highest);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_restart_leaves_the_order_as_it_was() {
+    let proxy = down().await;
+    let digests = put_many(&proxy, 1500).await;
+    let proxy = proxy.restart(degrading()).await;
+    proxy.backing.script(|script| {
+        script.latency = Duration::from_secs(1);
+        script.down = false;
+    });
+    left(&proxy, 500).await;
+    let missing = proxy.backing.memory.find_missing(&digests).await;
+    assert!(missing.unwrap() == digests[1000..]);
 }

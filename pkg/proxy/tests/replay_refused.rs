@@ -7,8 +7,9 @@ use std::{ops::Range, time::Duration};
 
 use common::{
     Proxy, content,
-    outage::{action, backing_has, backing_result, down, left, put, put_result, result},
+    outage::{action, backing_has, backing_result, degrading, down, left, put, put_result, result},
 };
+use gorego_proxy::Options;
 use tokio::time::sleep;
 use tonic::Code;
 
@@ -33,7 +34,7 @@ async fn upload(proxy: &Proxy, seeds: Range<u8>) {
 }
 
 fn waiting(proxy: &Proxy) -> u64 {
-    proxy.journal.depth().borrow().entries
+    proxy.outbox.depth().borrow().entries
 }
 
 #[tokio::test(start_paused = true)]
@@ -114,6 +115,50 @@ async fn the_time_of_an_outage_is_none_of_being_refused() {
     proxy.backing.script(|script| script.refused.clear());
     left(&proxy, 0).await;
     assert!(backing_has(&proxy, &bad).await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_outage_suspends_the_time_of_being_refused_and_does_not_restart_it() {
+    let (proxy, _) = refused(Code::FailedPrecondition).await;
+    upload(&proxy, 1..40).await;
+    proxy.backing.script(|script| script.down = true);
+    sleep(Duration::from_hours(2)).await;
+    proxy.backing.script(|script| script.down = false);
+    upload(&proxy, 40..50).await;
+    assert_eq!(waiting(&proxy), 1);
+    upload(&proxy, 50..70).await;
+    assert_eq!(waiting(&proxy), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn time_in_which_nothing_else_is_written_does_not_count_as_being_refused() {
+    let (proxy, _) = refused(Code::FailedPrecondition).await;
+    for seed in 1..20 {
+        upload(&proxy, seed..seed + 1).await;
+        sleep(Duration::from_hours(1)).await;
+    }
+    assert_eq!(waiting(&proxy), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refused_write_is_retried_for_as_long_as_configured() {
+    for (minutes, left) in [(10, 0), (24 * 60, 1)] {
+        let options = Options {
+            outbox_retry: Duration::from_mins(minutes),
+            ..degrading()
+        };
+        let proxy = Proxy::with(options, common::GIB).await;
+        proxy.backing.script(|script| script.down = true);
+        let bad = put(&proxy, &content(0, 10)).await;
+        proxy.backing.script(|script| {
+            script.refused = vec![(bad, Code::FailedPrecondition)];
+            script.down = false;
+        });
+        upload(&proxy, 1..9).await;
+        assert_eq!(waiting(&proxy), 1);
+        upload(&proxy, 9..100).await;
+        assert_eq!(waiting(&proxy), left);
+    }
 }
 
 #[tokio::test(start_paused = true)]

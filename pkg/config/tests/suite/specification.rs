@@ -42,6 +42,7 @@ const KEYS: &[(&str, &str)] = &[
     ("backing_cache.existence_ttl", "5m"),
     ("backing_cache.on_outage", "fail"),
     ("backing_cache.journal_max", "1GiB"),
+    ("backing_cache.outbox_retry", "24h"),
     ("backing_cache.headers", "{}"),
     ("backing_cache.headers_file", r#""""#),
     ("backing_cache.instance_name", r#""""#),

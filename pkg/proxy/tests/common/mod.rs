@@ -24,7 +24,7 @@ use bytes::Bytes;
 use futures::{StreamExt as _, stream};
 use gorego_limits::Budget;
 use gorego_proxy::{
-    Backing as BackingCache, Journal, Memory, OnOutage, Options, ProxyActions, ProxyStore,
+    Backing as BackingCache, Memory, OnOutage, Options, Outbox, ProxyActions, ProxyStore,
 };
 use gorego_storage::{
     ActionCache, Blob, BlobStore, CachedResult, Digest, DigestFunction, Error, MemoryStore, Put,
@@ -262,7 +262,7 @@ pub struct Proxy {
     pub store: ProxyStore,
     pub local: Arc<LocalStore>,
     pub backing: Arc<Backing>,
-    pub journal: Arc<Journal>,
+    pub outbox: Arc<Outbox>,
     pub dir: TempDir,
 }
 
@@ -272,6 +272,7 @@ pub fn options() -> Options {
         read_only: false,
         prefetch: false,
         on_outage: OnOutage::Fail,
+        outbox_retry: Duration::from_hours(1),
         memory: Memory::default(),
     }
 }
@@ -299,15 +300,14 @@ impl Proxy {
             blobs: Arc::clone(&backing) as _,
             actions: Arc::clone(&backing) as _,
         };
-        let waiting = dir.path().join("journal");
-        let journal = Journal::open(&waiting, JOURNAL, false, Arc::clone(&local)).await;
-        let journal = Arc::new(journal.unwrap());
-        let store = ProxyStore::new(Arc::clone(&local), both, Arc::clone(&journal), options);
+        let outbox = Outbox::open(Arc::clone(&local), JOURNAL).await;
+        let outbox = Arc::new(outbox.unwrap());
+        let store = ProxyStore::new(Arc::clone(&local), both, Arc::clone(&outbox), options);
         Self {
             store,
             local,
             backing,
-            journal,
+            outbox,
             dir,
         }
     }
@@ -317,7 +317,7 @@ impl Proxy {
         self.store.close().await;
         self.local.close().await.unwrap();
         let Self { dir, backing, .. } = self;
-        drop((self.store, self.local, self.journal));
+        drop((self.store, self.local, self.outbox));
         let local = open(dir.path(), GIB).await;
         Self::of(dir, local, backing, options).await
     }
@@ -326,7 +326,7 @@ impl Proxy {
     pub async fn crash(self, options: Options, meanwhile: impl FnOnce()) -> Self {
         self.store.close().await;
         let Self { dir, backing, .. } = self;
-        drop((self.store, self.local, self.journal));
+        drop((self.store, self.local, self.outbox));
         meanwhile();
         let local = open(dir.path(), GIB).await;
         Self::of(dir, local, backing, options).await

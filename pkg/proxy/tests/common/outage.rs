@@ -75,7 +75,7 @@ pub async fn replayed(proxy: &Proxy) {
 
 /// Waits until that many entries wait.
 pub async fn left(proxy: &Proxy, entries: u64) {
-    let mut depth = proxy.journal.depth();
+    let mut depth = proxy.outbox.depth();
     let until = depth.wait_for(|depth| depth.entries == entries);
     timeout(Duration::from_hours(3), until)
         .await
@@ -95,6 +95,15 @@ pub async fn backing_result(proxy: &Proxy) -> Option<ActionResult> {
 pub async fn backing_put(proxy: &Proxy, result: &ActionResult) {
     let put = ActionCache::put(&proxy.backing.memory, "", &action(), result.clone()).await;
     put.unwrap();
+}
+
+/// Returns the names of the outbox's files, in order.
+pub fn files(proxy: &Proxy) -> Vec<String> {
+    let files = std::fs::read_dir(proxy.dir.path().join("outbox")).unwrap();
+    let names = files.map(|file| file.unwrap().file_name().into_string().unwrap());
+    let mut names: Vec<String> = names.collect();
+    names.sort();
+    names
 }
 
 /// Evicts from the local tier all that may be.

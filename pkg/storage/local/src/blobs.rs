@@ -38,19 +38,12 @@ impl LocalStore {
         Ok(found.and_then(|found| found.pin).map(in_use))
     }
 
-    /// Pins many blobs without hashing those that are unverified, which is left to their readers.
-    pub async fn keep_unread(
-        &self,
-        digests: Vec<Digest>,
-    ) -> Result<Vec<Result<Option<Box<dyn InUse>>>>> {
-        let keep_all = move |disk: &Arc<Disk>| {
-            let keep = |digest| {
-                let found = disk.touch_on_disk(digest, STREAM)?;
-                Ok(found.and_then(|found| found.pin).map(in_use))
-            };
-            Ok(digests.iter().map(keep).collect())
-        };
-        self.disk.run(keep_all).await
+    /// Pins a blob without hashing it first, even if it is unverified; `None` if it is missing.
+    pub async fn keep_unread(&self, digest: &Digest) -> Result<Option<Box<dyn InUse>>> {
+        let digest = *digest;
+        let touch = move |disk: &Arc<Disk>| disk.touch_on_disk(&digest, STREAM);
+        let found = self.disk.run(touch).await?;
+        Ok(found.and_then(|found| found.pin).map(in_use))
     }
 }
 

@@ -1,7 +1,8 @@
 //! The layout of the data directory. All paths are relative to it.
 //!
 //! Blobs are in `cas/ab/cd/<hash>` (other functions below `cas/<function>/`), action results in
-//! `ac/<function>/<instance>/ab/cd/<hash>`; `tmp`, `uploads` and `quarantine` have no subfolders.
+//! `ac/<function>/<instance>/ab/cd/<hash>`; `tmp`, `uploads`, `quarantine` and `outbox` have no
+//! subfolders.
 
 use crate::index::{Key, Space};
 use gorego_storage::{Digest, DigestFunction, UploadId, to_hex};
@@ -12,13 +13,15 @@ pub(super) const TMP: &str = "tmp";
 pub(super) const UPLOADS: &str = "uploads";
 /// Corrupt files.
 pub(super) const QUARANTINE: &str = "quarantine";
+/// Pending writes of a proxy.
+pub(super) const OUTBOX: &str = "outbox";
 /// Blobs.
 pub(super) const CAS: &str = "cas";
 /// Action results.
 pub(super) const AC: &str = "ac";
 
 /// The folders that are created at the start, and recreated when they were removed.
-pub(super) const ROOTS: [&str; 5] = [TMP, UPLOADS, QUARANTINE, CAS, AC];
+pub(super) const ROOTS: [&str; 6] = [TMP, UPLOADS, QUARANTINE, OUTBOX, CAS, AC];
 /// The file with the version of the layout.
 pub(super) const VERSION_FILE: &str = "VERSION";
 /// The file that is locked by the process that uses the data directory.

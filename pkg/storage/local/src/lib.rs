@@ -12,6 +12,7 @@ mod index;
 mod inflight;
 mod instances;
 mod layout;
+mod outbox;
 mod receive;
 mod repair;
 mod retries;

@@ -90,6 +90,20 @@ impl Files {
         })
     }
 
+    /// Gives a file a second name in [`TMP`]; `None` where the file system makes no link to it.
+    pub(crate) fn link_tmp(&self, relative: &str) -> Result<Option<String>> {
+        let link = |name: &str| {
+            let linked =
+                rustix::fs::linkat(self.dir(), relative, self.dir(), name, AtFlags::empty());
+            match linked {
+                Err(Errno::MLINK | Errno::PERM | Errno::XDEV | Errno::OPNOTSUPP) => Ok(false),
+                linked => linked.map(|()| true),
+            }
+        };
+        let (name, is_linked) = self.in_tmp("linking", link)?;
+        Ok(is_linked.then_some(name))
+    }
+
     /// Runs `work` with a new path in [`TMP`], a folder that is recreated if it was removed.
     fn in_tmp<T>(
         &self,

@@ -194,3 +194,32 @@ async fn a_blob_of_one_piece_is_read_at_once_while_memory_lasts() {
     drop(held);
     assert_eq!(free(), 4 << 20);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_outbox_entry_names_its_blob_where_no_link_can_be_made() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path()).await;
+    let [linked, other, gone] = [1, 2, 3].map(|seed| content(seed, 1000));
+    let linked = put(&store, &linked).await;
+    let other = put(&store, &other).await;
+    // No file system makes a hard link to a folder.
+    let file = path(dir.path(), &other);
+    std::fs::remove_file(&file).unwrap();
+    std::fs::create_dir(&file).unwrap();
+    for (name, digest) in [("1", linked), ("2", other)] {
+        store.outbox_link(name.to_owned(), digest).await.unwrap();
+    }
+    let gone = DigestFunction::Sha256.digest(&gone);
+    store.outbox_link("3".to_owned(), gone).await.unwrap_err();
+    assert_eq!(store.outbox_names().await.unwrap(), ["1", "2"]);
+    let size = |name| {
+        std::fs::metadata(dir.path().join("outbox").join(name))
+            .unwrap()
+            .len()
+    };
+    assert_eq!([size("1"), size("2")], [1000, 0]);
+    assert_eq!(
+        std::fs::read_dir(dir.path().join("tmp")).unwrap().count(),
+        0
+    );
+}

@@ -4,23 +4,25 @@
 
 mod common;
 
-use std::{fs, time::Duration};
+use std::{fs, os::unix::fs::MetadataExt as _, time::Duration};
 
 use bytes::Bytes;
 use common::{
     CHUNK, Proxy, content,
     outage::{
-        action, backing_result, degrading, down, evict_all, left, name, put, replayed, result,
+        action, backing_result, degrading, down, evict_all, files, left, name, put, replayed,
+        result,
     },
     sha256,
 };
-use futures::stream;
-use gorego_proxy::Journal;
+use futures::{future::join_all, stream};
+use gorego_proxy::Outbox;
 use gorego_storage::{
     ActionCache, ActionCacheExt as _, Blob, BlobStore, BlobStoreExt as _, Digest, Error,
+    Evictable as _,
 };
 use reapi::v2::{ActionResult, Directory, DirectoryNode, FileNode, OutputDirectory, Tree};
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 
 fn journal() -> usize {
     usize::try_from(common::JOURNAL).unwrap()
@@ -71,7 +73,7 @@ async fn a_write_that_is_given_up_is_accepted_as_a_whole_or_not_at_all() {
         let _ = timeout(Duration::from_micros(micros), put).await;
         let settled = async {
             let here = proxy.local.contains(&digest).await.unwrap();
-            here == (proxy.journal.depth().borrow().entries == 1)
+            here == (proxy.outbox.depth().borrow().entries == 1)
         };
         proxy.store.close().await;
         assert!(settled.await, "after {micros} microseconds");
@@ -84,7 +86,7 @@ async fn what_waits_already_takes_no_more_room() {
     for _ in 0..4 {
         put(&proxy, &content(1, journal() / 3)).await;
     }
-    assert_eq!(proxy.journal.depth().borrow().entries, 1);
+    assert_eq!(proxy.outbox.depth().borrow().entries, 1);
 }
 
 #[tokio::test]
@@ -133,6 +135,9 @@ async fn the_outputs_of_a_result_that_waits_are_not_evicted_and_go_up_with_it() 
         });
     }
     proxy.actions().put("", &action(), result).await.unwrap();
+    evict_all(&proxy);
+    assert_eq!(proxy.local.find_missing(&digests).await.unwrap(), []);
+    let proxy = proxy.restart(degrading()).await;
     evict_all(&proxy);
     assert_eq!(proxy.local.find_missing(&digests).await.unwrap(), []);
     replayed(&proxy).await;
@@ -199,31 +204,59 @@ fn directory(root: &Bytes) -> ActionResult {
 }
 
 #[tokio::test(start_paused = true)]
-async fn whoever_only_looks_leaves_it_to_its_owner() {
+async fn a_look_at_the_outbox_of_another_process_changes_nothing() {
     let proxy = down().await;
     put(&proxy, &content(1, 10)).await;
-    let log = proxy.dir.path().join("journal/log");
-    // The owner is about to add another one.
-    let mut bytes = fs::read(&log).unwrap();
-    bytes.extend_from_within(..bytes.len() - 1);
-    fs::write(&log, &bytes).unwrap();
-    let left = Journal::left_in(log.parent().unwrap()).await.unwrap();
-    assert_eq!(left, *proxy.journal.depth().borrow());
-    assert_eq!(fs::read(&log).unwrap(), bytes);
+    let result = ActionResult::default();
+    proxy.actions().put("", &action(), result).await.unwrap();
+    let before = files(&proxy);
+    let depth = *proxy.outbox.depth().borrow();
+    let pending = Outbox::pending_in(proxy.dir.path()).unwrap();
+    assert_eq!(
+        (pending.entries, pending.bytes),
+        (depth.entries, depth.bytes)
+    );
+    assert_eq!(files(&proxy), before);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_bad_byte_takes_one_entry_with_it() {
+async fn a_pending_blob_is_a_hard_link_and_takes_the_room_of_one_blob() {
     let proxy = down().await;
-    for seed in 0..3 {
-        put(&proxy, &content(seed, 10)).await;
-    }
-    let log = proxy.dir.path().join("journal/log");
-    let mut bytes = fs::read(&log).unwrap();
-    bytes[20] ^= 1;
-    fs::write(&log, &bytes).unwrap();
-    let proxy = proxy.restart(degrading()).await;
-    assert_eq!(proxy.journal.depth().borrow().entries, 2);
+    let before = proxy.local.usage().used;
+    let digest = put(&proxy, &content(1, CHUNK)).await;
+    let [entry] = files(&proxy).try_into().unwrap();
+    let entry = fs::metadata(proxy.dir.path().join("outbox").join(entry)).unwrap();
+    let blob = fs::metadata(find(&proxy.dir.path().join("cas"), &digest.hex()).unwrap()).unwrap();
+    assert_eq!((entry.dev(), entry.ino()), (blob.dev(), blob.ino()));
+    let used = proxy.local.usage().used - before;
+    assert!((CHUNK as u64..2 * CHUNK as u64).contains(&used), "{used}");
+    replayed(&proxy).await;
+    assert_eq!(files(&proxy), [""; 0]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn writes_at_once_share_the_room_and_a_refused_one_leaves_no_file() {
+    let proxy = down().await;
+    let contents: Vec<Bytes> = (0..8).map(|seed| content(seed, journal() / 3)).collect();
+    let puts = contents.iter().map(|content| {
+        let blob = Blob::Bytes(content.clone());
+        let (store, digest) = (&proxy.store, sha256(content));
+        async move { store.put(&digest, blob).await }
+    });
+    let puts = join_all(puts).await;
+    assert_eq!(puts.iter().filter(|put| put.is_ok()).count(), 2);
+    assert_eq!(files(&proxy).len(), 2);
+    let large = ActionResult {
+        stdout_raw: content(9, journal() / 2),
+        ..ActionResult::default()
+    };
+    let put = proxy.actions().put("", &action(), large).await;
+    assert!(matches!(put, Err(Error::Unavailable(_))), "{put:?}");
+    assert_eq!(files(&proxy).len(), 2);
+    assert_eq!(
+        fs::read_dir(proxy.dir.path().join("tmp")).unwrap().count(),
+        0
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -254,7 +287,7 @@ async fn what_is_uploaded_anew_since_it_was_lost_here_is_kept_and_goes_up() {
         put(&proxy, &content).await;
         evict_all(&proxy);
         assert!(proxy.local.contains(&lost).await.unwrap());
-        assert_eq!(proxy.journal.depth().borrow().entries, 1);
+        assert_eq!(proxy.outbox.depth().borrow().entries, 1);
         replayed(&proxy).await;
         assert!(proxy.backing.memory.contains(&lost).await.unwrap());
         evict_all(&proxy);
@@ -294,7 +327,7 @@ fn find(dir: &std::path::Path, name: &str) -> Option<std::path::PathBuf> {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_log_is_bounded_while_something_always_waits() {
+async fn the_outbox_holds_one_file_for_each_pending_write() {
     let proxy = down().await;
     let result = ActionResult {
         stdout_raw: content(1, 100_000),
@@ -313,16 +346,13 @@ async fn the_log_is_bounded_while_something_always_waits() {
         }
         proxy.backing.script(|script| script.down = false);
         left(&proxy, 1).await;
+        assert_eq!(files(&proxy).len(), 1);
     }
-    let len = fs::metadata(proxy.dir.path().join("journal/log")).unwrap();
-    assert!(len.len() < 1_100_000, "{} bytes", len.len());
-    // The same action again and again waits once.
+    // The same action again and again is pending once.
     proxy.backing.script(|script| script.down = true);
     for _ in 0..100 {
         actions.put("", &action(), result.clone()).await.unwrap();
     }
-    sleep(Duration::from_secs(1)).await;
-    assert_eq!(proxy.journal.depth().borrow().entries, 2);
-    let len = fs::metadata(proxy.dir.path().join("journal/log")).unwrap();
-    assert!(len.len() < 1_100_000, "{} bytes", len.len());
+    assert_eq!(proxy.outbox.depth().borrow().entries, 2);
+    assert_eq!(files(&proxy).len(), 2);
 }

@@ -1,0 +1,304 @@
+//! Writes that the backing cache missed while it was down, until they are uploaded.
+//!
+//! Each pending write is a file in the local store's outbox: a hard link to a blob, or an encoded
+//! action result.
+
+mod entry;
+mod queue;
+pub(crate) mod upload;
+
+use std::{
+    fmt, fs, io, mem,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use futures::{StreamExt as _, TryStreamExt as _, stream};
+use gorego_storage::{BlobStore as _, BlobStoreExt as _, Digest, Error, Result};
+use gorego_storage_local::LocalStore;
+use reapi::v2::ActionResult;
+use tokio::sync::watch;
+
+use self::{
+    entry::{ResultEntry, WriteKey, file_name, fingerprint},
+    queue::{Outcome, PendingWrite, Queue},
+};
+use crate::writes::Writes;
+
+/// The number of entries that are read or written at once.
+const AT_ONCE: usize = 16;
+
+/// The amount of pending writes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Depth {
+    /// Blobs and action results.
+    pub entries: u64,
+    /// The action results among them.
+    pub results: u64,
+    /// Their bytes, of those that may be pending.
+    pub bytes: u64,
+}
+
+/// The pending writes of a local store, in the order in which they were accepted.
+pub struct Outbox {
+    local: Arc<LocalStore>,
+    max_bytes: u64,
+    queue: Mutex<Queue>,
+    /// Held during the upload of a result while a result of its action is pending.
+    pub(crate) uploading: Writes,
+    depth: watch::Sender<Depth>,
+}
+
+/// Room in the outbox for writes that are being accepted.
+struct Reservation<'a>(&'a Outbox, u64);
+
+impl Drop for Reservation<'_> {
+    fn drop(&mut self) {
+        self.0.queue().reserved -= self.1;
+    }
+}
+
+impl Outbox {
+    /// Opens the outbox of `local`, in which at most `max_bytes` may be pending. Blobs are pinned
+    /// without being read. A corrupt result is removed.
+    pub async fn open(local: Arc<LocalStore>, max_bytes: u64) -> Result<Self> {
+        let outbox = Self {
+            local,
+            max_bytes,
+            queue: Mutex::default(),
+            uploading: Writes::default(),
+            depth: watch::Sender::default(),
+        };
+        let mut last = 0;
+        for name in outbox.local.outbox_names().await? {
+            let Some((number, key)) = entry::parse(&name) else {
+                tracing::warn!(name, "file in the outbox is no pending write; left alone");
+                continue;
+            };
+            last = number;
+            outbox.load(number, key).await;
+        }
+        outbox.queue().start_after(last);
+        Ok(outbox)
+    }
+
+    async fn load(&self, number: u64, key: WriteKey) {
+        let name = file_name(number, &key);
+        let write = match &key {
+            WriteKey::Blob(digest) => {
+                let pin = self
+                    .local
+                    .keep_unread(digest)
+                    .await
+                    .unwrap_or_else(|error| {
+                        tracing::warn!(%digest, %error, "pending blob is not pinned");
+                        None
+                    });
+                PendingWrite::blob(digest, pin)
+            }
+            WriteKey::Result(_, action) => match self.read(&name, action).await {
+                Ok(Some(entry)) => PendingWrite::result(entry, action),
+                Ok(None) => {
+                    tracing::error!(name, "removed a corrupt result from the outbox");
+                    return self.unlink([name]).await;
+                }
+                Err(error) => {
+                    return tracing::error!(name, %error, "pending result is left for the next start");
+                }
+            },
+        };
+        self.insert(number, write).await;
+    }
+
+    /// Reads a pending result; `None` if it is corrupt or gone.
+    async fn read(&self, name: &str, action: &Digest) -> Result<Option<ResultEntry>> {
+        let Some(file) = self.local.outbox_open(name).await? else {
+            return Ok(None);
+        };
+        let content = file.into_bytes().await?;
+        Ok(ResultEntry::from_file(&content, action))
+    }
+
+    /// Returns the amount of pending writes in a data directory that this process does not use; their
+    /// kinds are not looked at.
+    pub fn pending_in(data: &Path) -> io::Result<Depth> {
+        let mut depth = Depth::default();
+        for file in fs::read_dir(LocalStore::outbox_of(data))? {
+            depth.entries += 1;
+            depth.bytes += queue::room(file?.metadata()?.len());
+        }
+        Ok(depth)
+    }
+
+    /// Returns the journal of an earlier version in a data directory, if writes are pending in it.
+    pub fn old_journal(data: &Path) -> Option<PathBuf> {
+        let log = data.join("journal/log");
+        let is_used = fs::metadata(&log).is_ok_and(|metadata| metadata.len() > 0);
+        is_used.then_some(log)
+    }
+
+    fn queue(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Returns the amount of pending writes, and notifies of changes.
+    pub fn depth(&self) -> watch::Receiver<Depth> {
+        self.depth.subscribe()
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.depth.borrow().entries == 0
+    }
+
+    /// Whether a result of the action is pending.
+    pub(crate) fn has_result(&self, instance: &str, action: &Digest) -> bool {
+        let key = || WriteKey::result(instance, action);
+        !self.is_empty() && self.queue().get(&key()).is_some()
+    }
+
+    /// Whether one of the blobs is pending.
+    pub(crate) fn has_blob(&self, digests: &[Digest]) -> bool {
+        let queue = self.queue();
+        let mut keys = digests.iter().map(|digest| WriteKey::Blob(*digest));
+        keys.any(|key| queue.get(&key).is_some())
+    }
+
+    /// Adds blobs once `publish` has stored them in the local tier.
+    ///
+    /// # Errors
+    /// There is no room in the outbox; then `publish` does not run.
+    pub(crate) async fn add_blobs<T>(
+        &self,
+        mut digests: Vec<Digest>,
+        publish: impl Future<Output = Result<T>>,
+    ) -> Result<T> {
+        digests.retain(|digest| !digest.is_empty_blob());
+        let write = |digest: &Digest| (WriteKey::Blob(*digest), queue::room(digest.size()));
+        let _room = self.reserve(&digests.iter().map(write).collect::<Vec<_>>())?;
+        let published = publish.await?;
+        let links = stream::iter(digests).map(|digest| self.link(digest));
+        links.buffered(AT_ONCE).try_collect::<()>().await?;
+        Ok(published)
+    }
+
+    /// Adds outputs of a result that are in the local tier and not pending yet.
+    pub(crate) async fn add_outputs(&self, mut digests: Vec<Digest>) -> Result<()> {
+        digests.retain(|digest| !self.has_blob(&[*digest]));
+        self.add_blobs(digests, async { Ok(()) }).await
+    }
+
+    /// Pins a blob and links it into the outbox.
+    async fn link(&self, digest: Digest) -> Result<()> {
+        let gone = || Error::Unavailable(format!("blob {digest} left the local tier"));
+        let pin = self.local.keep(&digest).await?.ok_or_else(gone)?;
+        let number = self.queue().take_number();
+        let name = file_name(number, &WriteKey::Blob(digest));
+        self.local.outbox_link(name, digest).await?;
+        let write = PendingWrite::blob(&digest, Some(pin));
+        self.insert(number, write).await;
+        Ok(())
+    }
+
+    /// Adds a result, which `store` then stores in the local tier in place of `local`. If that fails,
+    /// the result is not pending.
+    pub(crate) async fn add_result(
+        &self,
+        instance: &str,
+        action: &Digest,
+        result: ActionResult,
+        local: Option<&ActionResult>,
+        store: impl Future<Output = Result<()>>,
+    ) -> Result<()> {
+        let key = WriteKey::result(instance, action);
+        let replaced = self.queue().replaced_by(&key, local.map(fingerprint));
+        let entry = ResultEntry {
+            instance: instance.to_owned(),
+            action: Some(action.to_proto()),
+            result,
+            replaced,
+        };
+        let file = entry.to_file();
+        let write = PendingWrite::result(entry, action);
+        let _room = self.reserve(&[(key.clone(), write.bytes)])?;
+        let number = self.queue().take_number();
+        let name = file_name(number, &key);
+        self.local.outbox_write(name.clone(), file).await?;
+        if let Err(error) = store.await {
+            self.unlink([name]).await;
+            return Err(error);
+        }
+        self.insert(number, write).await;
+        Ok(())
+    }
+
+    fn reserve(&self, writes: &[(WriteKey, u64)]) -> Result<Reservation<'_>> {
+        let bytes = self.queue().reserve(writes, self.max_bytes)?;
+        Ok(Reservation(self, bytes))
+    }
+
+    async fn insert(&self, number: u64, write: PendingWrite) {
+        let replaced = self.queue().insert(number, write);
+        self.unlink(replaced).await;
+    }
+
+    /// Drops the pending result of an action, since the backing cache has accepted a newer one.
+    pub(crate) async fn supersede(&self, instance: &str, action: &Digest) {
+        let removed = self.queue().remove(&WriteKey::result(instance, action));
+        self.unlink(removed).await;
+    }
+
+    /// Records that the backing cache accepted a write, pending or not.
+    pub(crate) fn accepted(&self) {
+        if !self.is_empty() {
+            self.queue().accepted();
+        }
+    }
+
+    /// Records the outcomes of uploads. Returns the first reason why a write stays pending.
+    async fn settle(&self, outcomes: Vec<(u64, Outcome)>, retry: Duration) -> Result<()> {
+        let (mut removed, mut settled) = (Vec::new(), Ok(()));
+        for (number, outcome) in outcomes {
+            let file = self.queue().settle(number, outcome, retry);
+            settled = settled.and(file.map(|file| removed.extend(file)));
+        }
+        self.unlink(removed).await;
+        settled
+    }
+
+    /// Stores a blob anew that the local tier has lost, if its entry holds the content.
+    async fn restore(&self, number: u64, digest: &Digest) -> Result<()> {
+        if self.local.contains(digest).await? {
+            return Ok(());
+        }
+        let name = file_name(number, &WriteKey::Blob(*digest));
+        let entry = self.local.outbox_open(&name).await?;
+        let content = entry.ok_or(Error::NotFound(*digest))?;
+        self.local.put(digest, content).await.map(drop)
+    }
+
+    /// Removes the files of writes that left the queue, and notifies of its depth. A file that stays is
+    /// uploaded again after a restart, which does no harm.
+    async fn unlink(&self, names: impl IntoIterator<Item = String>) {
+        let names: Vec<String> = names.into_iter().collect();
+        if !names.is_empty()
+            && let Err(error) = self.local.outbox_remove(names).await
+        {
+            tracing::warn!(%error, "uploaded writes stay in the outbox");
+        }
+        let depth = self.queue().depth;
+        self.depth
+            .send_if_modified(|last| mem::replace(last, depth) != depth);
+    }
+}
+
+impl fmt::Debug for Outbox {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Outbox")
+            .field("depth", &*self.depth.borrow())
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests;

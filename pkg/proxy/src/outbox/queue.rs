@@ -1,0 +1,244 @@
+//! The pending writes in memory: their order, their room, and how long each was refused.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    ops::Range,
+    time::{Duration, SystemTime},
+};
+
+use gorego_storage::{Digest, Error, InUse, Result};
+use prost::Message as _;
+use tokio::time::Instant;
+
+use super::{
+    Depth,
+    entry::{CHECKSUM, ResultEntry, WriteKey, file_name, fingerprint},
+};
+
+/// The room of an entry beside its content, in bytes: a block of the disk, and more than it takes in
+/// memory.
+const ENTRY: u64 = 4096;
+/// The number of replaced results that an entry remembers. The backing cache may have one of the last.
+const REPLACED: usize = 16;
+/// The longest time between two accepted writes in which the backing cache counts as accepting.
+const GAP: Duration = Duration::from_mins(5);
+
+/// The outcome of an attempt to upload a pending write.
+#[derive(Debug)]
+pub(super) enum Outcome {
+    /// The backing cache has it, or needs it no more.
+    Done,
+    /// The backing cache will never accept it.
+    Rejected(Error),
+    /// The backing cache is down, or accepts nothing from this proxy. That says nothing of the write.
+    Unreached(Error),
+    /// Refused for a reason that may pass, and may lie in the write itself.
+    Refused(Error),
+}
+
+impl From<Error> for Outcome {
+    fn from(error: Error) -> Self {
+        if error.is_general() {
+            Self::Unreached(error)
+        } else if error.may_pass() {
+            Self::Refused(error)
+        } else {
+            Self::Rejected(error)
+        }
+    }
+}
+
+impl<T> From<Result<T>> for Outcome {
+    fn from(uploaded: Result<T>) -> Self {
+        uploaded.map_or_else(Self::from, |_| Self::Done)
+    }
+}
+
+/// A write that the backing cache still has to accept.
+pub(super) struct PendingWrite {
+    key: WriteKey,
+    /// The room that it takes.
+    pub(super) bytes: u64,
+    /// Identify a result, and those that it replaced, the last one first.
+    fingerprints: Vec<u64>,
+    /// Keeps a blob in the local tier, unless that lost it.
+    _pin: Option<Box<dyn InUse>>,
+    /// The value of [`Queue::accepting`] when it was first refused.
+    refused_at: Option<Duration>,
+}
+
+/// Returns the room of an entry for `len` bytes.
+pub(super) const fn room(len: u64) -> u64 {
+    len.saturating_add(ENTRY)
+}
+
+impl PendingWrite {
+    pub(super) const fn blob(digest: &Digest, pin: Option<Box<dyn InUse>>) -> Self {
+        Self {
+            key: WriteKey::Blob(*digest),
+            bytes: room(digest.size()),
+            fingerprints: Vec::new(),
+            _pin: pin,
+            refused_at: None,
+        }
+    }
+
+    pub(super) fn result(entry: ResultEntry, action: &Digest) -> Self {
+        let mut fingerprints = vec![fingerprint(&entry.result)];
+        fingerprints.extend(&entry.replaced);
+        Self {
+            bytes: room((CHECKSUM + entry.encoded_len()) as u64),
+            key: WriteKey::Result(entry.instance, *action),
+            fingerprints,
+            _pin: None,
+            refused_at: None,
+        }
+    }
+}
+
+/// The pending writes by number, at most one for each key.
+#[derive(Default)]
+pub(super) struct Queue {
+    writes: BTreeMap<u64, PendingWrite>,
+    numbers: HashMap<WriteKey, u64>,
+    /// The number of the next write.
+    pub(super) next: u64,
+    pub(super) depth: Depth,
+    /// The room of writes that are being accepted.
+    pub(super) reserved: u64,
+    /// The time in which the backing cache accepted writes, up to the last one.
+    accepting: Duration,
+    accepted_at: Option<Instant>,
+}
+
+impl Queue {
+    /// Continues after the highest number of earlier runs. An emptied outbox does not tell it: the time
+    /// does, in microseconds, since no run accepts writes faster.
+    pub(super) fn start_after(&mut self, last: u64) {
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+        let now = u64::try_from(now.unwrap_or_default().as_micros());
+        self.next = last.saturating_add(1).max(now.unwrap_or_default());
+    }
+
+    pub(super) const fn take_number(&mut self) -> u64 {
+        let number = self.next;
+        self.next = number.saturating_add(1);
+        number
+    }
+
+    pub(super) fn get(&self, key: &WriteKey) -> Option<&PendingWrite> {
+        self.writes.get(self.numbers.get(key)?)
+    }
+
+    /// Reserves room for writes that take the place of the pending ones of their keys.
+    pub(super) fn reserve(&mut self, writes: &[(WriteKey, u64)], max: u64) -> Result<u64> {
+        let used = self.depth.bytes.saturating_add(self.reserved);
+        let mut more = 0u64;
+        for (key, bytes) in writes {
+            let pending = self.get(key).map_or(0, |write| write.bytes);
+            more = more.saturating_add(bytes.saturating_sub(pending));
+            if more > max.saturating_sub(used) {
+                let digest = key.digest();
+                return Err(Error::Unavailable(format!(
+                    "no room for {digest} in the outbox, which holds at most {max} bytes \
+                     (backing_cache.journal_max)"
+                )));
+            }
+        }
+        self.reserved += more;
+        Ok(more)
+    }
+
+    /// Returns the results that a new one replaces: the local one, and the pending one with those that
+    /// it replaced.
+    pub(super) fn replaced_by(&self, key: &WriteKey, local: Option<u64>) -> Vec<u64> {
+        let pending = self.get(key).map_or(&[][..], |write| &write.fingerprints);
+        let mut replaced = Vec::new();
+        for fingerprint in local.iter().chain(pending) {
+            if !replaced.contains(fingerprint) && replaced.len() < REPLACED {
+                replaced.push(*fingerprint);
+            }
+        }
+        replaced
+    }
+
+    /// Adds a write in place of an older one of its key, and returns the older one's file.
+    pub(super) fn insert(&mut self, number: u64, write: PendingWrite) -> Option<String> {
+        let replaced = self.remove(&write.key);
+        self.depth.entries += 1;
+        self.depth.results += u64::from(matches!(write.key, WriteKey::Result(..)));
+        self.depth.bytes = self.depth.bytes.saturating_add(write.bytes);
+        self.numbers.insert(write.key.clone(), number);
+        self.writes.insert(number, write);
+        replaced
+    }
+
+    /// Removes a write, and returns its file.
+    pub(super) fn remove(&mut self, key: &WriteKey) -> Option<String> {
+        let number = self.numbers.remove(key)?;
+        let write = self.writes.remove(&number)?;
+        self.depth.entries -= 1;
+        self.depth.results -= u64::from(matches!(write.key, WriteKey::Result(..)));
+        self.depth.bytes = self.depth.bytes.saturating_sub(write.bytes);
+        Some(file_name(number, key))
+    }
+
+    /// Returns the first writes of a range of numbers.
+    pub(super) fn first(&self, range: Range<u64>, most: usize) -> Vec<(u64, WriteKey)> {
+        let writes = self.writes.range(range).take(most);
+        let writes = writes.map(|(number, write)| (*number, write.key.clone()));
+        writes.collect()
+    }
+
+    /// Records that the backing cache accepted a write.
+    pub(super) fn accepted(&mut self) {
+        let now = Instant::now();
+        let gap = self.accepted_at.map(|at| now.saturating_duration_since(at));
+        self.accepting += gap.filter(|gap| *gap <= GAP).unwrap_or_default();
+        self.accepted_at = Some(now);
+    }
+
+    /// Records that the backing cache is down, or accepts nothing from this proxy.
+    pub(super) const fn interrupted(&mut self) {
+        self.accepted_at = None;
+    }
+
+    /// Records the outcome of an upload. Returns the file of a write that leaves the outbox, or the
+    /// reason why it stays. A refused write is given up after `retry`.
+    pub(super) fn settle(
+        &mut self,
+        number: u64,
+        outcome: Outcome,
+        retry: Duration,
+    ) -> Result<Option<String>> {
+        let Some(write) = self.writes.get_mut(&number) else {
+            // A newer write has taken its place.
+            return Ok(None);
+        };
+        let key = write.key.clone();
+        let entry = file_name(number, &key);
+        match outcome {
+            Outcome::Done => {}
+            Outcome::Rejected(error) => {
+                tracing::error!(entry, %error, "dropped a pending write that can never be uploaded");
+            }
+            Outcome::Unreached(error) => {
+                write.refused_at = None;
+                return Err(error);
+            }
+            Outcome::Refused(error) => {
+                let since = *write.refused_at.get_or_insert(self.accepting);
+                if self.accepting.saturating_sub(since) < retry {
+                    return Err(error);
+                }
+                tracing::error!(
+                    entry,
+                    %error,
+                    "dropped a pending write: the backing cache refused it for {retry:?} in which it \
+                     accepted others"
+                );
+            }
+        }
+        Ok(self.remove(&key))
+    }
+}
