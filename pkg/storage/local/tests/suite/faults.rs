@@ -1,7 +1,4 @@
 //! Disks that fail, and stops at bad moments.
-#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
-
-mod common;
 
 use std::{
     os::unix::fs::symlink,
@@ -10,8 +7,8 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use common::{
-    candidate, content, damage, open, open_with, options, path, put, read, scanned, until,
+use crate::common::{
+    self, candidate, content, damage, open, open_with, options, path, put, read, scanned, until,
 };
 use gorego_storage::{ActionCache, BlobStore, DigestFunction, Error, Evictable as _};
 use gorego_storage_local::LocalOptions;

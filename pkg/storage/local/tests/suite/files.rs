@@ -1,12 +1,11 @@
-//! What lies on the disk, and what happens when somebody else changes it.
-#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
-
-mod common;
+//! Files of blobs on the disk, and reads after another program changed them.
 
 use std::os::unix::fs::PermissionsExt as _;
 
+use crate::common::{
+    self, atime_ms, content, open, open_with, options, path, put, read, scanned, set_atime,
+};
 use bytes::Bytes;
-use common::{atime_ms, content, open, open_with, options, path, put, read, scanned, set_atime};
 use gorego_limits::Budget;
 use gorego_storage::{Blob, BlobStore as _, DigestFunction, Error, Evictable as _, Put};
 use gorego_storage_local::{LocalOptions, SyncMode};

@@ -1,12 +1,4 @@
-//! What the tests of the local store share.
-#![allow(
-    dead_code,
-    unreachable_pub,
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    reason = "tests, each using a part"
-)]
+//! Stores, blobs and uploads shared by the tests of the local store.
 
 use std::{path::Path, sync::Arc, time::Duration};
 
@@ -21,10 +13,10 @@ use reapi::v2::ActionResult;
 
 pub const GIB: u64 = 1 << 30;
 
-/// What the two folders above a single blob take.
+/// The room of the two folders above a single blob.
 pub const FOLDERS: u64 = 2 * 4096;
 
-/// How many folders there are below this one.
+/// Counts the folders below this one.
 pub fn folders(dir: &Path, below: &str) -> usize {
     let entries = std::fs::read_dir(dir.join(below)).unwrap();
     let paths = entries.map(|entry| entry.unwrap().path());
@@ -201,7 +193,7 @@ pub async fn get_result(store: &LocalStore, instance: &str, action: &Digest) -> 
     result.map(|result| result.exit_code)
 }
 
-/// Some file below a folder.
+/// Finds a file below a folder.
 pub fn find_file(dir: &Path) -> Option<std::path::PathBuf> {
     std::fs::read_dir(dir)
         .unwrap()

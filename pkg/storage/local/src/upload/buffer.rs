@@ -1,4 +1,4 @@
-//! Collects bytes of an upload in memory until writing them is worthwhile.
+//! Bytes of an upload, in memory until writing them is worthwhile.
 
 use std::{mem, time::Duration};
 
@@ -13,20 +13,20 @@ const COPIED: usize = 4 * 1024;
 /// The most bytes of a slow client that stay in memory for longer than [`SLOW`].
 const LEAST: usize = 16 * 1024;
 /// The time after which even a few collected bytes are written.
-pub(super) const SLOW: Duration = Duration::from_secs(1);
+pub(crate) const SLOW: Duration = Duration::from_secs(1);
 
-/// Collected bytes of an upload.
+/// The buffered bytes of an upload.
 #[derive(Debug)]
-pub(super) struct Collected {
+pub(crate) struct WriteBuffer {
     pieces: Vec<Bytes>,
-    /// Small pieces that come after those.
+    /// Small pieces that follow those.
     small: BytesMut,
     len: usize,
     /// The time at which bytes were last taken to be written.
     since: Instant,
 }
 
-impl Default for Collected {
+impl Default for WriteBuffer {
     fn default() -> Self {
         Self {
             pieces: Vec::new(),
@@ -37,7 +37,7 @@ impl Default for Collected {
     }
 }
 
-impl Collected {
+impl WriteBuffer {
     pub(super) fn push(&mut self, piece: Bytes) {
         self.len += piece.len();
         if piece.len() <= COPIED {
@@ -48,7 +48,7 @@ impl Collected {
         }
     }
 
-    /// The number of bytes.
+    /// Returns the number of bytes.
     pub(super) const fn len(&self) -> usize {
         self.len
     }
@@ -59,16 +59,16 @@ impl Collected {
     }
 
     /// Whether there are enough bytes to write them after a while even if no more come.
-    pub(super) const fn are_many(&self) -> bool {
+    pub(crate) const fn are_many(&self) -> bool {
         self.len >= LEAST
     }
 
-    /// All of them, as far as no small ones came after [`Self::close`].
+    /// Returns all of them, after [`Self::close`].
     pub(super) fn pieces(&self) -> &[Bytes] {
         &self.pieces
     }
 
-    /// Makes a piece of the small ones.
+    /// Turns the small pieces into one.
     pub(super) fn close(&mut self) {
         if !self.small.is_empty() {
             let small = mem::take(&mut self.small);
@@ -91,7 +91,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn bytes_of_a_slow_client_are_written_before_they_are_many() {
-        let mut collected = Collected::default();
+        let mut collected = WriteBuffer::default();
         collected.push(vec![1; LEAST - 1].into());
         tokio::time::advance(SLOW).await;
         assert!(!collected.are_due());
@@ -107,7 +107,7 @@ mod tests {
     #[tokio::test]
     async fn small_pieces_keep_nothing_else_in_memory_and_stay_in_order() {
         let large = Bytes::from((0..=255).cycle().take(100_000).collect::<Vec<u8>>());
-        let mut collected = Collected::default();
+        let mut collected = WriteBuffer::default();
         for at in (0..50_000).step_by(10) {
             collected.push(large.slice(at..at + 10));
         }

@@ -1,17 +1,9 @@
-//! What the janitor may take, and what it may not.
-#![allow(
-    clippy::unwrap_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    reason = "tests"
-)]
-
-mod common;
+//! Eviction: which blobs the janitor may evict, and which uploads wait for it.
 
 use std::time::Duration;
 
-use common::{
-    candidate, candidates, content, is_waiting, open, open_with, options, path, put, read,
+use crate::common::{
+    self, candidate, candidates, content, is_waiting, open, open_with, options, path, put, read,
 };
 use futures::StreamExt as _;
 use gorego_storage::{

@@ -1,12 +1,4 @@
-//! Files and folders that somebody else removes from the data directory, or puts into it.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    reason = "tests"
-)]
-
-mod common;
+//! Files and folders that other programs remove from the data directory, or put into it.
 
 use std::{
     fs,
@@ -16,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use common::{content, open, options, path, put, read, scanned, until};
+use crate::common::{self, content, open, options, path, put, read, scanned, until};
 use gorego_storage::{
     BlobStore as _, Digest, DigestFunction, Error, Evictable as _, Put, UploadId, Uploads as _,
 };

@@ -1,9 +1,8 @@
-//! What a store finds when it opens a directory that an earlier one left.
-#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
+//! Stores that open the directory of an earlier run.
 
-mod common;
-
-use common::{content, damage, open, open_with, options, path, put, read, scanned, until, whole};
+use crate::common::{
+    self, content, damage, open, open_with, options, path, put, read, scanned, until, whole,
+};
 use gorego_storage::{
     BlobStore as _, DigestFunction, Error, Evictable as _, Put, UploadId, Uploads as _,
 };

@@ -1,7 +1,4 @@
 //! The store on a local disk keeps every promise of a store.
-#![allow(clippy::unwrap_used, reason = "tests")]
-
-mod common;
 
 use std::{
     path::Path,
@@ -11,6 +8,7 @@ use std::{
     },
 };
 
+use crate::common;
 use gorego_storage_conformance as conformance;
 use gorego_storage_local::LocalStore;
 
