@@ -233,7 +233,7 @@ impl Tiers {
     }
 
     /// What the backing cache did not take is accepted here, where that may be.
-    async fn without_backing(
+    pub(crate) async fn without_backing(
         self: &Arc<Self>,
         digest: &Digest,
         complete: Complete,

@@ -1,6 +1,9 @@
 //! An upload's content, for two who want it at once.
 
-use std::sync::Arc;
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering::Relaxed},
+};
 
 use bytes::Bytes;
 use futures::{StreamExt as _, stream};
@@ -14,7 +17,11 @@ const BEHIND: usize = 4;
 /// Content that is read by the local store, and sent to the backing cache as it is. Whatever was
 /// taken from the client is in the local store's hands at once, so that it outlives the client.
 #[derive(Clone)]
-pub(crate) struct Source(Arc<Mutex<State>>);
+pub(crate) struct Source {
+    state: Arc<Mutex<State>>,
+    /// Whether the backing cache read any of it. Before that its client retries by itself.
+    was_read: Arc<AtomicBool>,
+}
 
 struct State {
     chunks: Chunks,
@@ -35,14 +42,19 @@ impl Source {
             up: Some(up),
             ended: false,
         };
-        let sent = ReceiverStream::new(receiver).boxed();
-        (Self(Arc::new(Mutex::new(state))), sent)
+        let source = Self {
+            state: Arc::new(Mutex::new(state)),
+            was_read: Arc::default(),
+        };
+        let was_read = Arc::clone(&source.was_read);
+        let sent = ReceiverStream::new(receiver).inspect(move |_| was_read.store(true, Relaxed));
+        (source, sent.boxed())
     }
 
     /// The content for the local store.
     pub(crate) fn chunks(&self) -> Chunks {
         let next = |source: Self| async move {
-            let chunk = source.0.lock().await.next().await?;
+            let chunk = source.state.lock().await.next().await?;
             Some((chunk, source))
         };
         stream::unfold(self.clone(), next).boxed()
@@ -50,13 +62,17 @@ impl Source {
 
     /// Sends up the rest, which the local store has no use for.
     pub(crate) async fn drain(&self) {
-        let mut state = self.0.lock().await;
+        let mut state = self.state.lock().await;
         while state.up.is_some() && state.next().await.is_some_and(|chunk| chunk.is_ok()) {}
+    }
+
+    pub(crate) fn was_read(&self) -> bool {
+        self.was_read.load(Relaxed)
     }
 
     /// Whether the end was reached; not, while anybody waits for more.
     pub(crate) fn has_ended(&self) -> bool {
-        self.0.try_lock().is_ok_and(|state| state.ended)
+        self.state.try_lock().is_ok_and(|state| state.ended)
     }
 }
 

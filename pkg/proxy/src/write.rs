@@ -9,7 +9,8 @@ use gorego_storage_local::{Complete, Received};
 use crate::{existence::Epoch, source::Source, store::Tiers};
 
 /// What the backing cache says of an upload, and what is here of it.
-type Settled = (Result<Put>, Result<Received>);
+/// The last part is whether the backing cache read any of the upload.
+type Settled = (Result<Put>, Result<Received>, bool);
 
 impl Tiers {
     pub(crate) async fn put(self: &Arc<Self>, digest: &Digest, blob: Blob) -> Result<Put> {
@@ -197,7 +198,7 @@ impl Tiers {
                 () = &mut drain, if kept.is_some() && !drained => drained = true,
             }
             match (sent.take(), kept.take()) {
-                (Some(sent), Some(kept)) => return Ok(Some((sent, kept))),
+                (Some(sent), Some(kept)) => return Ok(Some((sent, kept, source.was_read()))),
                 either => (sent, kept) = either,
             }
         }
@@ -206,7 +207,7 @@ impl Tiers {
     /// Both tiers have said what they have to say of an upload.
     async fn settle(self: &Arc<Self>, digest: &Digest, epoch: Epoch, said: Settled) -> Result<Put> {
         match said {
-            (Ok(put), Ok(Received::Complete(mut complete))) => {
+            (Ok(put), Ok(Received::Complete(mut complete)), _) => {
                 if digest.other().is_some() && complete.verify().await? != *digest {
                     return self.send(complete).await;
                 }
@@ -215,16 +216,21 @@ impl Tiers {
                 self.took(epoch, [digest]);
                 Ok(put)
             }
-            (Ok(put), _) => {
+            (Ok(put), _, _) => {
                 self.took(epoch, [digest]);
                 Ok(put)
             }
-            (Err(error), Ok(Received::Complete(complete))) => {
+            // The client has used up its retries.
+            (Err(error @ Error::Unavailable(_)), Ok(Received::Complete(mut complete)), false) => {
+                let digest = complete.verify().await?;
+                self.without_backing(&digest, complete, error).await
+            }
+            (Err(error), Ok(Received::Complete(complete)), _) => {
                 tracing::debug!(%digest, %error, "sending the upload again");
                 self.send(complete).await
             }
-            (Err(_), Ok(Received::Existed)) => self.push_existing(digest).await,
-            (Err(error), Err(_)) => Err(error),
+            (Err(_), Ok(Received::Existed), _) => self.push_existing(digest).await,
+            (Err(error), Err(_), _) => Err(error),
         }
     }
 

@@ -184,3 +184,13 @@ async fn a_batch_is_written_item_by_item() {
     assert!(matches!(put[1], Err(Error::Mismatch { .. })));
     is_in_both(&proxy, &sha256(&good)).await;
 }
+
+#[tokio::test]
+async fn an_upload_that_the_backing_cache_never_read_is_not_retried_by_the_proxy() {
+    let proxy = Proxy::new().await;
+    let content = content(1, CHUNK * 20);
+    proxy.backing.script(|script| script.down = true);
+    let error = proxy.store.put(&sha256(&content), upload(&content)).await;
+    assert!(matches!(error, Err(Error::Unavailable(_))), "{error:?}");
+    assert_eq!(proxy.backing.puts.load(SeqCst), 1);
+}

@@ -1,9 +1,6 @@
-//! Action results: a file each, with a checksum in front.
+//! Action results, each in a file that begins with a checksum.
 
-use std::{
-    fs,
-    sync::{Arc, atomic::Ordering::Relaxed},
-};
+use std::{fs, path::PathBuf, sync::Arc};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -13,13 +10,8 @@ use reapi::{shapes::Shaped as _, v2::ActionResult};
 
 use super::{
     LocalStore,
-    blobs::disk_full,
-    core::{Core, blocking, now_ms},
-    files::{Files, write_at},
-    full::Attempts,
-    instances::Interned,
-    layout::{self, InstanceHash},
-    scanned::Known,
+    disk::{Disk, Lookup, now_ms},
+    layout,
 };
 use crate::index::{Key, Use};
 use gorego_storage::{
@@ -28,180 +20,96 @@ use gorego_storage::{
     read_at,
 };
 
-/// Begins every action result's file; the last byte is the format's version.
+/// The beginning of every action result's file; the last byte is the format's version.
 const MAGIC: &[u8; 8] = b"gorego\x00\x01";
 const HEADER: usize = MAGIC.len() + 32;
 
 #[async_trait]
 impl ActionCache for LocalStore {
     async fn get(&self, instance: &str, action: &Digest, memory: &Budget) -> Result<CachedResult> {
-        let core = &self.core;
+        let (disk, action) = (&self.disk, *action);
         let hash = layout::instance_hash(instance);
-        let known = core.scanned.known(|| {
-            let key = Key::ac(action, core.instances.number(&hash)?);
-            core.index.touch(&key, None, now_ms(), Use::default())
+        let key = move |disk: &Disk| Some(Key::ac(&action, disk.instances.number(&hash)?));
+        let path = layout::action_path(&action, &hash);
+        let known = disk.scanned.lookup(|| {
+            let key = key(disk)?;
+            disk.index.touch(&key, None, now_ms(), Use::default())
         });
         let size = match known {
-            Known::Here(seen) => seen.size,
-            Known::Nowhere => return Err(Error::NoResult(*action)),
-            Known::Unseen => {
-                let (core, path) = (Arc::clone(core), layout::action_path(action, &hash));
-                let found = blocking(move || core.files.stat(&path)).await?;
-                found.ok_or(Error::NoResult(*action))?.size
+            Lookup::Hit(hit) => hit.size,
+            Lookup::Miss => return Err(Error::NoResult(action)),
+            Lookup::Unknown => {
+                let path = path.clone();
+                let size = disk.run(move |disk| disk.files.size(&path)).await?;
+                size.ok_or(Error::NoResult(action))?
             }
         };
         let permit = memory.reserve(result_memory(size)).await;
         let permit = permit.map_err(Error::no_memory)?;
-        let (core, action) = (Arc::clone(core), *action);
-        let result = blocking(move || core.read_action(&action, &hash)).await?;
-        let result = result.ok_or(Error::NoResult(action))?;
+        let load = move |disk: &Arc<Disk>| {
+            let result = disk.load_result(key(disk).as_ref(), &path)?;
+            if disk.force_update_atime && result.is_some() {
+                disk.files.set_atime(&path, now_ms())?;
+            }
+            result.ok_or(Error::NoResult(action))
+        };
+        let result = disk.run(load).await?;
         Ok(CachedResult { result, permit })
     }
 
     async fn put(&self, instance: &str, action: &Digest, result: ActionResult) -> Result<()> {
-        let core = &self.core;
+        let disk = &self.disk;
         let hash = layout::instance_hash(instance);
-        let instance = core.intern(&hash).await?;
-        let content = Bytes::from(encode(&result));
-        let size = content.len() as u64;
-        let broken = Arc::default();
-        let mut attempts = Attempts::new(core, &broken);
-        loop {
-            let room = core
-                .room
-                .reserve(size, &format!("action result {action}"), &broken)
-                .await?;
-            let (writer, action, content) = (Arc::clone(core), *action, content.clone());
-            let key = Key::ac(&action, instance.number);
-            let written = blocking(move || {
-                // Given back before a wait for eviction, since it counts as a file.
-                let _room = room;
-                writer.write_action(&key, &action, &hash, content)
-            });
-            match written.await {
-                Err(error) if error.is_no_space() => {
-                    if !attempts.again(size).await {
-                        return Err(disk_full(&action, &error));
-                    }
-                }
-                other => return other,
-            }
-        }
+        let instance = match disk.instances.find(&hash) {
+            Some(instance) => instance,
+            None => disk.run(move |disk| disk.name_instance(&hash)).await?,
+        };
+        let key = Key::ac(action, instance.number);
+        let content = [Bytes::from(encode(&result))];
+        let size = content.iter().map(|content| content.len() as u64).sum();
+        let path = layout::action_path(action, &hash);
+        let write = move |disk: &Disk| {
+            let publish = |tmp: &str, _: &_| disk.publish(&key, size, tmp, &path);
+            disk.files.write_new(&content, publish).map(drop)
+        };
+        let what = format!("action result {action}");
+        disk.write(action, size, &what, write).await
     }
 }
 
-impl Core {
-    /// A number for the instance, for as long as it is about to be used.
-    async fn intern(self: &Arc<Self>, hash: &InstanceHash) -> Result<Interned> {
-        if let Some(interned) = self.instances.find(hash) {
-            return Ok(interned);
-        }
-        let (core, hash) = (Arc::clone(self), *hash);
-        blocking(move || core.name_instance(&hash)).await
-    }
-
-    /// Reads a result; a broken one is removed and is none. Blocks.
-    fn read_action(
+impl Disk {
+    /// Reads a result. A corrupt or unreadable one goes to quarantine, and `None` is returned for it.
+    /// Blocks.
+    pub(super) fn load_result(
         &self,
-        action: &Digest,
-        instance: &InstanceHash,
+        key: Option<&Key>,
+        path: &str,
     ) -> Result<Option<ActionResult>> {
-        let path = layout::action_path(action, instance);
-        let key = self
-            .instances
-            .number(instance)
-            .map(|number| Key::ac(action, number));
-        let result = match self.files.open_read(&path) {
-            Ok(Some(file)) => read_result(&self.files, &file, &path)?,
+        let (file, result) = match self.files.open_read(path) {
+            Ok(Some((file, meta))) => {
+                let result = read_result(&file, meta.size, self.files.path(path))?;
+                (Some(file), result)
+            }
             Ok(None) => {
                 if let Some(key) = key {
-                    self.forget_action(&key, &path)?;
+                    self.forget(key, path, None)?;
                 }
                 return Ok(None);
             }
-            Err(error) if error.is_unreadable() => None,
+            Err(error) if error.is_unreadable() => (None, None),
             Err(error) => return Err(error),
         };
-        if self.force_update_atime && result.is_some() {
-            self.files.set_atime(&path, now_ms())?;
-        }
-        if result.is_none()
-            && let Some(key) = key
-        {
-            self.check_action(&key, &path)?;
+        if let (None, Some(key)) = (&result, key) {
+            self.quarantine_opened(key, path, file.as_ref(), "no valid action result")?;
         }
         Ok(result)
     }
-
-    /// Quarantines an action result that is damaged. Blocks.
-    pub(super) fn check_action(&self, key: &Key, path: &str) -> Result<()> {
-        // Under the lock, since a newer result may replace the file at any moment.
-        let _changing = self.lock(key);
-        if self.reads_broken(path)? {
-            tracing::warn!(path, "action result is damaged");
-            self.quarantine(key, path)?;
-        }
-        Ok(())
-    }
-
-    fn reads_broken(&self, path: &str) -> Result<bool> {
-        match self.files.open_read(path) {
-            Ok(Some(file)) => Ok(read_result(&self.files, &file, path)?.is_none()),
-            Ok(None) => Ok(false),
-            Err(error) => error.is_unreadable().then_some(true).ok_or(error),
-        }
-    }
-
-    fn forget_action(&self, key: &Key, path: &str) -> Result<()> {
-        let _changing = self.lock(key);
-        if self.files.stat(path)?.is_some() {
-            return Ok(());
-        }
-        if self.files.is_there(path)? {
-            tracing::warn!(
-                path,
-                "something that is no regular file is in the place of a result"
-            );
-            return self.quarantine(key, path);
-        }
-        self.index.remove(key);
-        Ok(())
-    }
-
-    fn write_action(
-        &self,
-        key: &Key,
-        action: &Digest,
-        instance: &InstanceHash,
-        content: Bytes,
-    ) -> Result<()> {
-        let size = content.len() as u64;
-        let (tmp, file) = self.files.create_tmp()?;
-        let written = write_at(&file, &[content], 0)
-            .map_err(|errno| self.files.error("writing", &tmp, errno))
-            .and_then(|()| self.files.seal(&tmp, &file, false))
-            .and_then(|()| {
-                let _open = self.open()?;
-                let _changing = self.lock(key);
-                self.install(&tmp, &layout::action_path(action, instance))?;
-                self.index.insert(key, size, now_ms());
-                self.written.fetch_add(1, Relaxed);
-                Ok(())
-            });
-        if written.is_err() {
-            self.files.unlink(&tmp)?;
-        }
-        written
-    }
 }
 
-/// The result in an open file; `None` when it is not whole, or the disk cannot read it any more.
-fn read_result(files: &Files, file: &fs::File, path: &str) -> Result<Option<ActionResult>> {
-    let read = || {
-        let size = usize::try_from(file.metadata()?.len()).unwrap_or(usize::MAX);
-        read_at(file, 0, size)
-    };
-    match read().map_err(|error| Error::io("reading", files.path(path), error)) {
+/// Reads the result in an open file; `None` when it is corrupt, or the disk cannot read it.
+fn read_result(file: &fs::File, size: u64, path: PathBuf) -> Result<Option<ActionResult>> {
+    let size = usize::try_from(size).unwrap_or(usize::MAX);
+    match read_at(file, 0, size).map_err(|error| Error::io("reading", path, error)) {
         Ok(content) => Ok(decode(content)),
         Err(error) if error.is_unreadable() => Ok(None),
         Err(error) => Err(error),
@@ -231,7 +139,6 @@ fn decode(mut content: Bytes) -> Option<ActionResult> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::SyncMode;
 
     #[test]
     fn a_damaged_or_torn_action_result_is_none() {
@@ -252,11 +159,12 @@ mod tests {
 
     #[test]
     fn an_action_result_that_the_disk_cannot_read_is_none() {
-        let dir = tempfile::tempdir().unwrap();
-        let files = Files::open(dir.path(), SyncMode::None).unwrap();
         // Reading it is an I/O error, as on a broken disk.
         let broken = fs::File::open("/proc/self/mem").unwrap();
-        assert_eq!(read_result(&files, &broken, "ac/broken").unwrap(), None);
+        assert_eq!(
+            read_result(&broken, 1000, "ac/broken".into()).unwrap(),
+            None
+        );
     }
 
     #[test]

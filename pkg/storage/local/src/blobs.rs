@@ -1,227 +1,228 @@
-//! Blobs: look up, read, and write those that are at hand whole.
-
-mod read;
+//! Blobs: look up, read, and write those that arrive as a whole.
 
 use std::{collections::HashSet, fs, sync::Arc};
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::{StreamExt as _, stream};
+use gorego_limits::{Permit, UNCOUNTED};
 
 use super::{
     LocalStore,
-    core::{Core, blocking, now_ms},
-    files::write_at,
-    full::Attempts,
-    layout, receive,
-    room::Reservation,
-    scanned::Known,
+    disk::{Disk, IndexedBlob, Lookup, now_ms},
+    layout,
 };
 use crate::index::{Key, Lease, SIZE_END, Use, room_of};
-use gorego_storage::{Blob, BlobStore, Digest, Error, Hasher, InUse, Put, Result};
+use gorego_storage::{
+    Blob, BlobFile, BlobStore, CHUNK_SIZE, Digest, Error, Hasher, InUse, Put, Result, SHARE,
+    read_at,
+};
 
 /// The number of blobs of a batch that are hashed at once.
 const HASHED_AT_ONCE: usize = 8;
 
-const LEASE: Use = Use {
-    lease: Lease::Full,
-    pin: false,
-};
-const READ: Use = Use {
-    lease: Lease::None,
-    pin: false,
-};
-const STREAM: Use = Use {
-    lease: Lease::None,
-    pin: true,
-};
+const LEASE: Use = Use::new(Lease::Full, false);
+const READ: Use = Use::new(Lease::None, false);
+const STREAM: Use = Use::new(Lease::None, true);
 /// The use by an upload of a blob that is already stored.
-pub(super) const UPLOAD: Use = Use {
-    lease: Lease::Upload,
-    pin: false,
-};
+pub(super) const UPLOAD: Use = Use::new(Lease::Upload, false);
+
+fn in_use(pin: impl InUse + 'static) -> Box<dyn InUse> {
+    Box::new(pin)
+}
 
 impl LocalStore {
-    /// Keeps a blob from eviction until what this gives is dropped; `None` when it is not here.
+    /// Pins a blob, which keeps it from eviction until the pin is dropped; `None` if it is missing.
     pub async fn keep(&self, digest: &Digest) -> Result<Option<Box<dyn InUse>>> {
-        let found = self.core.seek(digest, STREAM).await?;
-        let pin = found.and_then(|found| found.pin);
-        Ok(pin.map(|pin| Box::new(pin) as Box<dyn InUse>))
+        let found = self.disk.find(digest, STREAM).await?;
+        Ok(found.and_then(|found| found.pin).map(in_use))
     }
 
-    /// Pins a blob without hashing it first, even if it is unverified; `None` when it is not here.
+    /// Pins a blob without hashing it first, even if it is unverified; `None` if it is missing.
     pub async fn keep_unread(&self, digest: &Digest) -> Result<Option<Box<dyn InUse>>> {
-        let (core, digest) = (Arc::clone(&self.core), *digest);
-        let pin = blocking(move || core.pin_unread(&digest)).await?;
-        Ok(pin.map(|pin| Box::new(pin) as Box<dyn InUse>))
+        let digest = *digest;
+        let touch = move |disk: &Arc<Disk>| disk.touch_on_disk(&digest, STREAM);
+        let found = self.disk.run(touch).await?;
+        Ok(found.and_then(|found| found.pin).map(in_use))
     }
 }
 
 #[async_trait]
 impl BlobStore for LocalStore {
     async fn find_missing(&self, digests: &[Digest]) -> Result<Vec<Digest>> {
-        let core = &self.core;
-        let now = now_ms();
-        // Those that only the disk can tell about, and those that have to be hashed first.
-        let (mut unseen, mut in_doubt) = (Vec::new(), Vec::new());
-        let mut missing = Vec::new();
+        let (disk, now) = (&self.disk, now_ms());
+        let (mut missing, mut unverified) = (HashSet::new(), Vec::new());
+        let mut unknown = Vec::new();
         for digest in digests.iter().filter(|digest| !digest.is_empty_blob()) {
-            let (key, size) = (Key::cas(digest), Some(digest.size()));
-            match core
-                .scanned
-                .known(|| core.index.touch(&key, size, now, LEASE))
-            {
-                Known::Here(seen) if seen.in_doubt => in_doubt.push(*digest),
-                Known::Here(_) => {}
-                Known::Nowhere => missing.push(*digest),
-                Known::Unseen => unseen.push(*digest),
+            match disk.touch(digest, now, LEASE) {
+                Lookup::Hit(found) if found.unverified => unverified.push(*digest),
+                Lookup::Hit(_) => {}
+                Lookup::Miss => drop(missing.insert(*digest)),
+                Lookup::Unknown => unknown.push(*digest),
             }
         }
-        if !unseen.is_empty() {
-            let core = Arc::clone(core);
-            let (absent, doubtful) = blocking(move || core.look_for(unseen)).await?;
-            missing.extend(absent);
-            in_doubt.extend(doubtful);
-        }
-        for digest in in_doubt {
-            if !core.settle(&digest).await? {
-                missing.push(digest);
+        if !unknown.is_empty() {
+            let touched = disk.run(move |disk| {
+                let touch = |digest| Ok((digest, disk.touch_on_disk(&digest, LEASE)?));
+                unknown.into_iter().map(touch).collect::<Result<Vec<_>>>()
+            });
+            for (digest, found) in touched.await? {
+                match found {
+                    None => drop(missing.insert(digest)),
+                    Some(found) if found.unverified => unverified.push(digest),
+                    Some(_) => {}
+                }
             }
         }
-        if core.force_update_atime {
-            let (core, digests) = (Arc::clone(core), digests.to_vec());
-            blocking(move || {
-                digests
-                    .iter()
-                    .try_for_each(|digest| core.write_atime(digest))
-            })
-            .await?;
+        for digest in unverified {
+            if !disk.verify_once(&digest).await? {
+                missing.insert(digest);
+            }
         }
-        // Each once, in the order in which they were asked for.
-        let mut missing: HashSet<Digest> = missing.into_iter().collect();
+        if disk.force_update_atime {
+            let digests = digests.to_vec();
+            let set_all = move |disk: &Arc<Disk>| {
+                let paths = digests.iter().map(layout::blob_path);
+                let mut set = paths.map(|path| disk.files.set_atime(&path, now));
+                set.try_for_each(|set| set)
+            };
+            disk.run(set_all).await?;
+        }
+        // Each once, in the order of the request.
         let in_order = digests.iter().filter(|digest| missing.remove(digest));
         Ok(in_order.copied().collect())
     }
 
     async fn get(&self, digest: &Digest, offset: u64) -> Result<Blob> {
+        let past_end = Error::OffsetPastEnd {
+            digest: *digest,
+            offset,
+        };
         if digest.is_empty_blob() {
-            return match offset {
-                0 => Ok(Blob::Bytes(Bytes::new())),
-                _ => Err(Error::OffsetPastEnd {
-                    digest: *digest,
-                    offset,
-                }),
-            };
+            let empty = Blob::Bytes(Bytes::new());
+            return (offset == 0).then_some(empty).ok_or(past_end);
         }
-        let whole = self.core.share_whole(digest.size().saturating_sub(offset));
-        let found = self
-            .core
-            .seek(digest, if whole.is_some() { READ } else { STREAM })
-            .await?;
+        let memory = self.memory_for(digest.size().saturating_sub(offset));
+        let how = if memory.is_some() { READ } else { STREAM };
+        let found = self.disk.find(digest, how).await?;
         let found = found.ok_or(Error::NotFound(*digest))?;
         if offset > digest.size() {
-            return Err(Error::OffsetPastEnd {
-                digest: *digest,
-                offset,
-            });
+            return Err(past_end);
         }
-        let (core, digest) = (Arc::clone(&self.core), *digest);
-        blocking(move || match found.pin {
-            None => {
-                let content = core.read_small(&digest, offset)?;
-                Ok(Blob::Bytes(whole.unwrap_or_default().hold(content)))
+        let digest = *digest;
+        let open = move |disk: &Arc<Disk>| {
+            if let Some(memory) = memory {
+                let content = disk.read_blob(&digest, offset)?;
+                return Ok(Blob::Bytes(memory.hold(content)));
             }
-            Some(pin) => core.open_large(&digest, offset, pin).map(Blob::File),
-        })
-        .await
+            let (path, file) = disk.open_blob(&digest)?;
+            Ok(Blob::File(BlobFile {
+                file: Arc::new(file),
+                path: disk.files.path(&path),
+                offset,
+                len: digest.size() - offset,
+                guard: found.pin.map(in_use),
+            }))
+        };
+        self.disk.run(open).await
     }
 
     async fn put(&self, digest: &Digest, blob: Blob) -> Result<Put> {
+        let disk = &self.disk;
         match blob {
-            Blob::Bytes(content) => self.core.put_pieces(digest, vec![content]).await,
-            Blob::File(file) => {
-                let chunks = Blob::File(file).into_chunks();
-                receive::put_stream(&self.core, digest, chunks, None).await
-            }
-            Blob::Stream(stream) => {
-                receive::put_stream(&self.core, digest, stream.chunks, stream.resume).await
-            }
+            Blob::Bytes(content) => disk.put_pieces(digest, vec![content]).await,
+            Blob::Stream(stream) => disk.put_stream(digest, stream.chunks, stream.resume).await,
+            file @ Blob::File(_) => disk.put_stream(digest, file.into_chunks(), None).await,
         }
     }
 
     /// Uses the blobs as reads do, so that they get no lease.
     async fn fetch_batch(&self, digests: &[Digest]) -> Vec<Result<Digest>> {
-        let seek = |digest: Digest| {
-            let core = Arc::clone(&self.core);
+        let find = |digest: Digest| {
+            let disk = Arc::clone(&self.disk);
             async move {
-                if digest.is_empty_blob() {
-                    return Ok(digest);
-                }
-                let found = core.seek(&digest, READ).await?;
-                found.map(|_| digest).ok_or(Error::NotFound(digest))
+                let found = digest.is_empty_blob() || disk.find(&digest, READ).await?.is_some();
+                found.then_some(digest).ok_or(Error::NotFound(digest))
             }
         };
-        let seeks: Vec<_> = digests.iter().copied().map(seek).collect();
-        stream::iter(seeks).buffered(HASHED_AT_ONCE).collect().await
+        let finds: Vec<_> = digests.iter().copied().map(find).collect();
+        stream::iter(finds).buffered(HASHED_AT_ONCE).collect().await
     }
 
     async fn get_batch(&self, digests: &[Digest]) -> Vec<Result<Bytes>> {
         let mut found = Vec::with_capacity(digests.len());
         for digest in digests {
-            let here = digest.is_empty_blob()
-                || match self.core.seek(digest, READ).await {
-                    Ok(here) => here.is_some(),
-                    Err(error) => {
-                        found.push((*digest, Err(error)));
-                        continue;
-                    }
-                };
-            found.push((*digest, Ok(here)));
+            let is_found = |found: Option<IndexedBlob>| found.is_some();
+            let there = if digest.is_empty_blob() {
+                Ok(true)
+            } else {
+                self.disk.find(digest, READ).await.map(is_found)
+            };
+            found.push((*digest, there));
         }
-        let core = Arc::clone(&self.core);
-        let read = move |(digest, here): (Digest, Result<bool>)| match here? {
-            true if digest.size() == 0 => Ok(Bytes::new()),
-            true => core.read_small(&digest, 0),
-            false => Err(Error::NotFound(digest)),
+        let read_all = move |disk: &Arc<Disk>| {
+            let read = |(digest, there): (Digest, Result<bool>)| match there? {
+                true if digest.is_empty_blob() => Ok(Bytes::new()),
+                true => disk.read_blob(&digest, 0),
+                false => Err(Error::NotFound(digest)),
+            };
+            Ok(found.into_iter().map(read).collect())
         };
-        let work = blocking(move || Ok(found.into_iter().map(read).collect::<Vec<_>>())).await;
-        work.unwrap_or_else(|error| vec![Err(error); digests.len()])
+        let read = self.disk.run(read_all).await;
+        read.unwrap_or_else(|error| vec![Err(error); digests.len()])
     }
 
     async fn put_batch(&self, blobs: Vec<(Digest, Bytes)>) -> Vec<Result<Put>> {
         let count = blobs.len();
-        let new =
-            |(digest, _): &&(Digest, Bytes)| self.core.index.peek(&Key::cas(digest)).is_none();
-        let total = blobs.iter().filter(new).fold(0u64, |sum, (digest, _)| {
+        let is_new =
+            |(digest, _): &&(Digest, Bytes)| self.disk.index.peek(&Key::cas(digest)).is_none();
+        let total = blobs.iter().filter(is_new).fold(0u64, |sum, (digest, _)| {
             sum.saturating_add(room_of(digest.size()))
         });
         let what = format!("a batch of {count} blobs");
-        let broken = Arc::default();
-        let reservation = match self.core.room.reserve(total, &what, &broken).await {
-            Ok(reservation) => reservation,
+        let write = async {
+            let room = self
+                .disk
+                .room
+                .reserve(total, &what, &Arc::default())
+                .await?;
+            let write_all = move |disk: &Arc<Disk>| {
+                let _room = room;
+                let write = |(digest, content): &(Digest, Bytes)| {
+                    disk.put_one(digest, std::slice::from_ref(content))
+                };
+                Ok((blobs.iter().map(write).collect::<Vec<_>>(), blobs))
+            };
+            self.disk.run(write_all).await
+        };
+        let (mut results, blobs) = match write.await {
+            Ok(written) => written,
             Err(error) => return vec![Err(error); count],
         };
-        let core = Arc::clone(&self.core);
-        let (retry, mut results) =
-            match blocking(move || Ok(core.write_batch(blobs, &reservation))).await {
-                Ok(done) => done,
-                Err(error) => return vec![Err(error); count],
-            };
-        // The disk was full for these: one by one, each with what eviction can do for it.
-        for (at, digest, content) in retry {
-            let result = self.core.put_pieces(&digest, vec![content]).await;
-            if let Some(place) = results.get_mut(at) {
-                *place = result;
+        // If the disk was full: one by one, each with what eviction can do for it.
+        for (result, (digest, content)) in results.iter_mut().zip(blobs) {
+            if matches!(result, Err(error) if error.is_no_space()) {
+                *result = self.disk.put_pieces(&digest, vec![content]).await;
             }
         }
         results
     }
 }
 
-/// Places in a batch that are worth another attempt.
-type Retry = Vec<(usize, Digest, Bytes)>;
+impl LocalStore {
+    /// Reserves memory to read so many bytes as a whole, which takes one trip to another thread
+    /// instead of two. `None` if they have to be read in pieces.
+    fn memory_for(&self, bytes: u64) -> Option<Permit> {
+        if bytes <= UNCOUNTED {
+            return Some(Permit::default());
+        }
+        let pieces = self.disk.pieces.as_ref();
+        let pieces = pieces.filter(|_| bytes <= CHUNK_SIZE as u64)?;
+        Some(pieces.share(bytes, SHARE)).filter(|share| share.bytes() == bytes)
+    }
+}
 
-impl Core {
+impl Disk {
     /// Stores content that is in memory.
     pub(super) async fn put_pieces(
         self: &Arc<Self>,
@@ -229,114 +230,74 @@ impl Core {
         pieces: Vec<Bytes>,
     ) -> Result<Put> {
         check_size(digest, pieces.iter().map(|piece| piece.len() as u64).sum())?;
-        if digest.is_empty_blob() || self.seek(digest, UPLOAD).await?.is_some() {
+        if digest.is_empty_blob() || self.find(digest, UPLOAD).await?.is_some() {
             return Ok(Put::Existed);
         }
-        let broken = Arc::default();
-        let mut attempts = Attempts::new(self, &broken);
-        loop {
-            let reservation = self
-                .room
-                .reserve(digest.size(), &digest.to_string(), &broken)
-                .await?;
-            let (core, digest, content) = (Arc::clone(self), *digest, pieces.clone());
-            match blocking(move || core.write_whole(&digest, &content, &reservation)).await {
-                Err(error) if error.is_no_space() => {
-                    if !attempts.again(digest.size()).await {
-                        return Err(disk_full(&digest, &error));
-                    }
-                }
-                other => return other,
-            }
+        let (digest, size) = (*digest, digest.size());
+        let write = move |disk: &Self| disk.write_blob(&digest, &pieces);
+        self.write(&digest, size, &digest.to_string(), write).await
+    }
+
+    /// Stores one blob of a batch. Blocks.
+    fn put_one(&self, digest: &Digest, content: &[Bytes]) -> Result<Put> {
+        check_size(digest, content.iter().map(|piece| piece.len() as u64).sum())?;
+        let is_there = || match self.touch(digest, now_ms(), UPLOAD) {
+            Lookup::Hit(found) => !found.unverified,
+            Lookup::Miss | Lookup::Unknown => false,
+        };
+        if digest.is_empty_blob() || is_there() {
+            return Ok(Put::Existed);
         }
+        self.write_blob(digest, content)
     }
 
     /// Verifies and writes content in one go. Blocks.
-    pub(super) fn write_whole(
-        &self,
-        digest: &Digest,
-        pieces: &[Bytes],
-        _room: &Reservation,
-    ) -> Result<Put> {
+    fn write_blob(&self, digest: &Digest, pieces: &[Bytes]) -> Result<Put> {
         check_content(digest, pieces)?;
-        let (tmp, file) = self.files.create_tmp()?;
-        let written = write_at(&file, pieces, 0)
-            .map_err(|errno| self.files.error("writing", &tmp, errno))
-            .and_then(|()| self.files.seal(&tmp, &file, false))
-            .and_then(|()| self.publish(digest, &tmp));
-        if written.is_err() {
-            self.files.unlink(&tmp)?;
-        }
-        written
+        self.files
+            .write_new(pieces, |tmp, _| self.publish_blob(digest, tmp))
     }
 
-    fn write_batch(
-        &self,
-        blobs: Vec<(Digest, Bytes)>,
-        room: &Reservation,
-    ) -> (Retry, Vec<Result<Put>>) {
-        let mut retry = Vec::new();
-        let mut results = Vec::with_capacity(blobs.len());
-        for (at, (digest, content)) in blobs.into_iter().enumerate() {
-            let here = self
-                .index
-                .touch(&Key::cas(&digest), Some(digest.size()), now_ms(), UPLOAD);
-            results.push(match check_size(&digest, content.len() as u64) {
-                Err(error) => Err(error),
-                Ok(()) if digest.is_empty_blob() => Ok(Put::Existed),
-                Ok(()) if here.is_some_and(|seen| !seen.in_doubt) => Ok(Put::Existed),
-                Ok(()) => self.write_whole(&digest, std::slice::from_ref(&content), room),
-            });
-            if results
-                .last()
-                .is_some_and(|r| matches!(r, Err(error) if error.is_no_space()))
-            {
-                retry.push((at, digest, content));
+    /// Opens, reads and closes. Blocks.
+    fn read_blob(&self, digest: &Digest, offset: u64) -> Result<Bytes> {
+        let (path, file) = self.open_blob(digest)?;
+        let len = usize::try_from(digest.size() - offset).unwrap_or(usize::MAX);
+        match read_at(&file, offset, len) {
+            Ok(content) if content.len() == len => Ok(content),
+            Ok(_) => self.not_found(digest, &path),
+            Err(error) => {
+                let error = Error::io("reading", self.files.path(&path), error);
+                self.unreadable(digest, error)
             }
         }
-        (retry, results)
     }
 
-    /// Opens a blob's file. What cannot be opened as one is forgotten. Blocks.
-    fn open_blob(&self, digest: &Digest, path: &str) -> Result<fs::File> {
-        match self.files.open_read(path) {
-            Ok(Some(file)) => Ok(file),
-            Ok(None) => self.not_found(digest),
-            Err(error) if error.is_unreadable() => self.unreadable(digest),
-            Err(error) => Err(error),
+    /// Opens a blob's file. One that is missing or has another size is forgotten. Blocks.
+    fn open_blob(&self, digest: &Digest) -> Result<(String, fs::File)> {
+        let path = layout::blob_path(digest);
+        match self.files.open_read(&path) {
+            Ok(Some((file, meta))) if meta.size == digest.size() => {
+                if self.force_update_atime {
+                    self.files.set_atime(&path, now_ms())?;
+                }
+                Ok((path, file))
+            }
+            Ok(_) => self.not_found(digest, &path),
+            Err(error) => self.unreadable(digest, error),
         }
     }
 
-    fn unreadable<T>(&self, digest: &Digest) -> Result<T> {
+    fn unreadable<T>(&self, digest: &Digest, error: Error) -> Result<T> {
+        if !error.is_unreadable() {
+            return Err(error);
+        }
         self.verify(digest)?;
         Err(Error::NotFound(*digest))
     }
 
-    fn not_found<T>(&self, digest: &Digest) -> Result<T> {
-        self.forget(digest)?;
+    fn not_found<T>(&self, digest: &Digest, path: &str) -> Result<T> {
+        self.forget(&Key::cas(digest), path, Some(digest.size()))?;
         Err(Error::NotFound(*digest))
-    }
-
-    /// Looks for blobs that the scan has not reached. Those that are not here, and those that have
-    /// to be hashed. Blocks.
-    fn look_for(&self, unseen: Vec<Digest>) -> Result<(Vec<Digest>, Vec<Digest>)> {
-        let (mut absent, mut in_doubt) = (Vec::new(), Vec::new());
-        for digest in unseen {
-            self.look_on_disk(&digest)?;
-            let found = self
-                .index
-                .touch(&Key::cas(&digest), Some(digest.size()), now_ms(), LEASE);
-            match found {
-                Some(seen) if seen.in_doubt => in_doubt.push(digest),
-                Some(_) => {}
-                None => absent.push(digest),
-            }
-        }
-        Ok((absent, in_doubt))
-    }
-
-    fn write_atime(&self, digest: &Digest) -> Result<()> {
-        self.files.set_atime(&layout::blob_path(digest), now_ms())
     }
 }
 
@@ -372,14 +333,4 @@ pub(super) fn check_size(digest: &Digest, size: u64) -> Result<()> {
         expected: *digest,
         actual: format!("{size} bytes"),
     })
-}
-
-/// The refusal after eviction did not help against a full disk.
-pub(super) fn disk_full(digest: &Digest, error: &Error) -> Error {
-    let cause = error.io_cause().unwrap_or_else(|| error.to_string());
-    Error::Full {
-        what: digest.to_string(),
-        bytes: digest.size(),
-        why: format!("{cause} and nothing more can be evicted for it"),
-    }
 }

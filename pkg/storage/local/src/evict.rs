@@ -1,7 +1,6 @@
-//! The janitor's hands.
+//! Eviction: the store as the janitor sees it.
 
 use std::{
-    io::ErrorKind,
     sync::{Arc, atomic::Ordering::Relaxed},
     time::Duration,
 };
@@ -10,23 +9,23 @@ use async_trait::async_trait;
 
 use super::{
     LocalStore,
-    core::{Core, millis, now_ms},
+    disk::{Disk, millis, now_ms},
 };
 use crate::index::{Entry, Key, Space};
-use gorego_storage::{Candidate, Error, Evictable, Futile, Removed, Result, Usage};
+use gorego_storage::{Candidate, Evictable, Futile, Removed, Result, Usage};
 
 #[async_trait]
 impl Evictable for LocalStore {
     fn usage(&self) -> Usage {
-        let core = &self.core;
-        core.room.usage(core.files.free(), !core.is_scanned())
+        let disk = &self.disk;
+        disk.room.usage(disk.files.free(), !disk.is_scanned())
     }
 
     fn visit(&self, see: &mut dyn FnMut(Candidate)) {
-        let (now, terms) = (now_ms(), self.core.terms);
-        let core = &self.core;
-        core.janitor_saw_part.store(!core.is_scanned(), Relaxed);
-        core.index.visit(|entry, seen| {
+        let (now, terms) = (now_ms(), self.disk.terms);
+        let disk = &self.disk;
+        disk.janitor_saw_part.store(!disk.is_scanned(), Relaxed);
+        disk.index.visit(|entry, seen| {
             see(Candidate {
                 entry,
                 last_use: seen.last_use(),
@@ -36,110 +35,103 @@ impl Evictable for LocalStore {
                 partial: false,
             });
         });
-        core.room.idle.visit(see);
+        let idle = disk.room.idle(|idle| idle.candidates());
+        idle.into_iter().for_each(see);
     }
 
     fn evict(&self, candidates: &[Candidate], break_leases: bool) -> Removed {
+        let disk = &self.disk;
         let mut removed = Removed::default();
         for candidate in candidates {
-            let core = &self.core;
-            let evicted = match core.room.idle.path_of(candidate.entry) {
-                Some(path) => core.remove_idle(&path),
-                None => core.evict(candidate, break_leases),
+            let evicted = match disk.room.idle(|idle| idle.path_of(candidate)) {
+                Some(path) => disk.remove_idle(&path),
+                None => disk.evict(candidate, break_leases),
             };
-            match evicted {
-                Ok(Some(bytes)) => {
-                    core.room.add_evicted(bytes);
-                    removed.count += 1;
-                    removed.bytes += bytes;
-                }
-                Ok(None) => {}
-                Err(error) => tracing::warn!(%error, "could not evict"),
+            if let Some(bytes) = add(&mut removed, evicted) {
+                disk.room.add_evicted(bytes);
             }
         }
         removed
     }
 
     fn charge_leases(&self, upload: u64, bytes: u64) {
-        self.core.room.charge_leases(upload, bytes);
+        self.disk.room.charge_leases(upload, bytes);
     }
 
     fn futile(&self) -> &Futile {
-        &self.core.room.futile
+        &self.disk.room.futile
     }
 
     fn remove_idle_uploads(&self, age: Duration) -> Result<Removed> {
-        let (core, before) = (&self.core, now_ms().saturating_sub(millis(age)));
-        Ok(core.remove_all_idle(core.room.idle.since(before)))
+        let before = now_ms().saturating_sub(millis(age));
+        let old = self.disk.room.idle(|idle| idle.since(before));
+        Ok(self.disk.remove_all_idle(old))
     }
 
     fn trim_idle_uploads(&self) -> Result<Removed> {
-        let room = &self.core.room;
-        Ok(self.core.remove_all_idle(room.idle.excess(room.limit())))
+        let limit = self.disk.room.limit();
+        let excess = self.disk.room.idle(|idle| idle.excess(limit));
+        Ok(self.disk.remove_all_idle(excess))
     }
 
     fn room_made(&self, exhausted: bool) {
-        // While the scan went on there may have been more than the index showed.
-        let core = &self.core;
-        let saw_all = core.is_scanned() && !core.janitor_saw_part.load(Relaxed);
+        // During the scan there may be more than the index shows.
+        let disk = &self.disk;
+        let saw_all = disk.is_scanned() && !disk.janitor_saw_part.load(Relaxed);
         if !exhausted || saw_all {
-            core.room.made(exhausted);
+            disk.room.room_made(exhausted);
         }
     }
 
     async fn pressure(&self) {
-        self.core.room.pressure().await;
+        self.disk.room.pressure().await;
     }
 }
 
-impl Core {
-    /// Takes an idle file away; returns where it now waits for removal, and the room it takes. Nobody
-    /// may be sending the upload. Blocks.
-    pub(super) fn take_idle(&self, path: &str) -> Result<Option<(String, u64)>> {
-        let Some(room) = self.room.idle.remove(path) else {
-            return Ok(None);
-        };
-        let aside = self.files.set_aside(path);
-        if let (Err(_), Some(meta)) = (&aside, self.files.stat(path)?) {
-            self.room.add_idle(path, meta.size, meta.mtime_ms);
-        }
-        match aside {
-            // Somebody else removed it.
-            Err(Error::Io { source, .. }) if source.kind() == ErrorKind::NotFound => {
-                Ok(Some((path.to_owned(), room)))
-            }
-            aside => Ok(Some((aside?, room))),
+/// Adds an evicted file to `removed`, or logs the error; returns the room it took.
+fn add(removed: &mut Removed, evicted: Result<Option<u64>>) -> Option<u64> {
+    let bytes = evicted.unwrap_or_else(|error| {
+        tracing::warn!(%error, "could not evict a file");
+        None
+    })?;
+    removed.count += 1;
+    removed.bytes += bytes;
+    Some(bytes)
+}
+
+impl Disk {
+    /// Removes an idle file unless a client is sending it; returns the room it took. Blocks.
+    fn remove_idle(&self, path: &str) -> Result<Option<u64>> {
+        match self.claims.claim_idle(path) {
+            Some(_claim) => self.remove_claimed(path),
+            None => Ok(None),
         }
     }
 
-    /// Removes an idle file unless somebody is sending it; returns the room it took. Blocks.
-    fn remove_idle(&self, path: &str) -> Result<Option<u64>> {
-        let taken = self.claims.if_idle(path, || self.take_idle(path));
-        let Some((aside, room)) = taken.transpose()?.flatten() else {
+    /// Removes an idle file that the caller has claimed; returns the room it took. Blocks.
+    pub(super) fn remove_claimed(&self, path: &str) -> Result<Option<u64>> {
+        let Some(room) = self.room.idle(|idle| idle.remove(path)) else {
             return Ok(None);
         };
-        self.files.unlink(&aside)?;
+        if let Err(error) = self.files.unlink(path) {
+            if let Some(meta) = self.files.stat_file(path)? {
+                self.room.add_idle(path, meta.size, meta.mtime_ms);
+            }
+            return Err(error);
+        }
         Ok(Some(room))
     }
 
-    /// Removes these, but for those that cannot be removed, which the next pass tries again.
+    /// Removes these files; those that cannot be removed are left to the next pass.
     fn remove_all_idle(&self, paths: Vec<Arc<str>>) -> Removed {
         let mut removed = Removed::default();
         for path in paths {
-            match self.remove_idle(&path) {
-                Ok(Some(room)) => {
-                    removed.count += 1;
-                    removed.bytes += room;
-                }
-                Ok(None) => {}
-                Err(error) => tracing::warn!(%error, "failed to remove an idle file"),
-            }
+            add(&mut removed, self.remove_idle(&path));
         }
         removed
     }
 
-    /// Removes the folders above a file that is gone, as far as they are empty. Not before the scan
-    /// has counted them.
+    /// Removes the empty folders above a removed file, once the scan has counted them.
     pub(super) fn prune(&self, key: &Key, path: &str) {
         let levels = match key.space {
             Space::Cas => 2,
@@ -152,7 +144,7 @@ impl Core {
         }
     }
 
-    /// Removes an entry and its file unless it was used since it was shown. Blocks.
+    /// Removes a candidate's entry and file unless it was used meanwhile. Blocks.
     fn evict(&self, candidate: &Candidate, break_leases: bool) -> Result<Option<u64>> {
         let Some(shown) = self.index.by_id(candidate.entry) else {
             return Ok(None);

@@ -1,14 +1,14 @@
 //! File operations below the data directory, relative to its descriptor. All of them block.
 
+mod folders;
 mod open;
 
 use std::{
     fs,
-    io::ErrorKind,
     os::fd::OwnedFd,
     path::{Path, PathBuf},
     sync::{
-        Arc, PoisonError, RwLock,
+        Arc, Mutex, PoisonError, RwLock,
         atomic::{AtomicBool, AtomicU64},
     },
 };
@@ -20,38 +20,45 @@ use rustix::{
 };
 
 use super::{
-    folders::Folders,
-    full::Free,
     layout::{self, TMP},
+    room::Room,
 };
 use gorego_storage::{Error, Result};
 
 /// Read-only and executable: a hard link to a blob can be an action's input.
 const BLOB_MODE: Mode = Mode::from_bits_retain(0o555);
 const UPLOAD_MODE: Mode = Mode::from_bits_retain(0o755);
-const DIR_MODE: Mode = Mode::from_bits_retain(0o777);
 
-/// How often a folder is made anew for a file that goes there, while others remove it as empty.
-const ATTEMPTS: usize = 16;
-
-/// Whether an upload outlives a loss of power.
+/// Durability of acknowledged uploads.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum SyncMode {
-    /// Perhaps not; after an unclean stop recent blobs are hashed before their first use.
+    /// A loss of power may lose them; after an unclean stop recent blobs are hashed before their first
+    /// use.
     #[default]
     None,
-    /// Its bytes are on the disk before the upload is acknowledged.
+    /// The bytes are on the disk before the upload is acknowledged.
     Data,
-    /// Its bytes and its name are.
+    /// The bytes and the name are.
     Full,
 }
 
-/// A file's size and times; milliseconds since the Unix epoch.
+/// The type, size and times of a file; milliseconds since the Unix epoch.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Meta {
     pub(super) size: u64,
     pub(super) atime_ms: u64,
     pub(super) mtime_ms: u64,
+    kind: FileType,
+    /// The numbers of its device and inode.
+    id: (u64, u64),
+}
+
+/// The space that a file system has left.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Free {
+    pub(super) bytes: u64,
+    /// `None` where files are not limited in number.
+    pub(super) files: Option<u64>,
 }
 
 /// The data directory.
@@ -59,32 +66,35 @@ pub(super) struct Files {
     root: PathBuf,
     dir: RwLock<Arc<OwnedFd>>,
     sync: SyncMode,
-    pub(super) folders: Arc<Folders>,
-    /// Where the umask takes bits of [`BLOB_MODE`] away, each file's mode is set explicitly.
+    room: Arc<Room>,
+    /// Held while a folder is made or removed and counted, so that no other is removed in between.
+    folders: Mutex<()>,
+    /// Whether the umask clears bits of [`BLOB_MODE`], so that each file's mode is set explicitly.
     chmod: bool,
     /// Cleared when the system refuses `O_NOATIME`.
     noatime: AtomicBool,
     next_tmp: AtomicU64,
-    /// Whether somebody has removed folders, so that files may be gone.
+    /// Set when other programs removed folders, so that files may be missing.
     pub(super) cleared: AtomicBool,
 }
 
 impl Files {
     /// Opens the data directory, which must exist and be writable.
-    pub(super) fn open(root: &Path, sync: SyncMode) -> Result<Self> {
+    pub(super) fn open(root: &Path, sync: SyncMode, room: Arc<Room>) -> Result<Self> {
         let dir = RwLock::new(open_root(root)?);
         let mut files = Self {
             root: root.to_owned(),
             dir,
             sync,
-            folders: Arc::new(Folders::new()),
+            room,
+            folders: Mutex::new(()),
             chmod: false,
             noatime: AtomicBool::new(true),
             next_tmp: AtomicU64::new(0),
             cleared: AtomicBool::new(false),
         };
         for folder in layout::ROOTS {
-            match files.make_dir(folder, |_| ()) {
+            match files.make_dir(folder, &mut Vec::new()) {
                 // It is made when it is needed, once something was evicted.
                 Err(error) if error.is_no_space() => {}
                 made => made?,
@@ -140,40 +150,24 @@ impl Files {
         Error::io(action, self.path(relative), errno.into())
     }
 
-    /// Makes a directory and those above it, and tells of each; one that is there is fine.
-    pub(super) fn make_dir<'a>(
+    /// Writes a file in [`TMP`] and lets `place` move it to its place. After an error it is removed.
+    pub(super) fn write_new<T>(
         &self,
-        relative: &'a str,
-        mut made: impl FnMut(&'a str),
-    ) -> Result<()> {
-        let ends = relative
-            .match_indices('/')
-            .map(|(end, _)| end)
-            .chain([relative.len()]);
-        let _changing = self.folders.changing();
-        for path in ends.filter_map(|end| relative.get(..end)) {
-            match rustix::fs::mkdirat(self.dir(), path, DIR_MODE) {
-                Ok(()) => made(path),
-                Err(Errno::EXIST) => {}
-                Err(errno) => return Err(self.error("creating", path, errno)),
-            }
+        pieces: &[Bytes],
+        place: impl FnOnce(&str, &fs::File) -> Result<T>,
+    ) -> Result<T> {
+        let (tmp, file) = self.create_tmp()?;
+        let placed = write_at(&file, pieces, 0)
+            .map_err(|errno| self.error("writing", &tmp, errno))
+            .and_then(|()| self.seal(&tmp, &file, false))
+            .and_then(|()| place(&tmp, &file));
+        if placed.is_err() {
+            self.unlink(&tmp)?;
         }
-        Ok(())
+        placed
     }
 
-    /// Removes a folder if it is empty; says whether it is gone.
-    pub(super) fn remove_empty(&self, relative: &str) -> bool {
-        let _changing = self.folders.changing();
-        match rustix::fs::unlinkat(self.dir(), relative, AtFlags::REMOVEDIR) {
-            Ok(()) => {
-                self.folders.removed(relative);
-                true
-            }
-            Err(errno) => errno == Errno::NOENT,
-        }
-    }
-
-    /// Gives a finished file its mode, and its bytes to the disk where that was asked for.
+    /// Gives a finished file its mode, and syncs its bytes if the configuration asks for it.
     pub(super) fn seal(&self, relative: &str, file: &fs::File, writable: bool) -> Result<()> {
         if self.chmod || writable {
             rustix::fs::fchmod(file, BLOB_MODE).map_err(|e| self.error("sealing", relative, e))?;
@@ -184,55 +178,7 @@ impl Files {
         Ok(())
     }
 
-    /// Moves a file to its place, replacing what is there, and makes the folders on the way.
-    pub(super) fn publish(&self, from: &str, to: &str) -> Result<()> {
-        let folder = to.rsplit_once('/').map_or("", |(folder, _)| folder);
-        let mut made = Vec::new();
-        for _ in 0..ATTEMPTS {
-            match rustix::fs::renameat(self.dir(), from, self.dir(), to) {
-                Err(Errno::NOENT) => {}
-                Err(errno) => return Err(self.error("publishing", to, errno)),
-                Ok(()) if self.sync == SyncMode::Full => return self.sync_dirs(folder, &made),
-                Ok(()) => return Ok(()),
-            }
-            let new = |path| {
-                if !layout::is_root(path) {
-                    self.folders.made(path);
-                }
-                made.push(path);
-            };
-            match self.make_dir(folder, new) {
-                // Others removed one as empty before the next one was made in it.
-                Err(Error::Io { source, .. }) if source.kind() == ErrorKind::NotFound => {}
-                other => other?,
-            }
-        }
-        Err(self.error("publishing", to, Errno::NOENT))
-    }
-
-    /// Gives a name in `folder` to the disk, and the names of the folders made for it.
-    fn sync_dirs(&self, folder: &str, made: &[&str]) -> Result<()> {
-        let above = made
-            .iter()
-            .map(|path| path.rsplit_once('/').map_or(".", |(above, _)| above));
-        above
-            .chain([folder])
-            .try_for_each(|path| self.sync_dir(path))
-    }
-
-    fn sync_dir(&self, relative: &str) -> Result<()> {
-        let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC;
-        rustix::fs::openat(self.dir(), relative, flags, Mode::empty())
-            .and_then(rustix::fs::fsync)
-            .map_err(|errno| self.error("syncing", relative, errno))
-    }
-
-    fn rename(&self, from: &str, to: &str) -> Result<()> {
-        rustix::fs::renameat(self.dir(), from, self.dir(), to)
-            .map_err(|errno| self.error("moving", from, errno))
-    }
-
-    /// Removes a file; one that is not there is fine.
+    /// Removes a file; a missing one is fine.
     pub(super) fn unlink(&self, relative: &str) -> Result<()> {
         match rustix::fs::unlinkat(self.dir(), relative, AtFlags::empty()) {
             Ok(()) | Err(Errno::NOENT) => Ok(()),
@@ -240,46 +186,48 @@ impl Files {
         }
     }
 
-    /// A file's size and times; `None` when there is none, or no regular one.
+    /// Returns the type, size and times of what is at a path; `None` if nothing is.
     pub(super) fn stat(&self, relative: &str) -> Result<Option<Meta>> {
-        match rustix::fs::statat(self.dir(), relative, AtFlags::SYMLINK_NOFOLLOW) {
-            Ok(stat) => Ok(regular(&stat)),
+        self.stat_with(relative, AtFlags::SYMLINK_NOFOLLOW)
+    }
+
+    fn stat_with(&self, relative: &str, flags: AtFlags) -> Result<Option<Meta>> {
+        match rustix::fs::statat(self.dir(), relative, flags) {
+            Ok(stat) => Ok(Some(Meta::of(&stat))),
             Err(Errno::NOENT | Errno::NOTDIR) => Ok(None),
             Err(errno) => Err(self.error("looking up", relative, errno)),
         }
     }
 
-    /// Whether anything exists at a path, of whatever type.
-    pub(super) fn is_there(&self, relative: &str) -> Result<bool> {
-        match rustix::fs::statat(self.dir(), relative, AtFlags::SYMLINK_NOFOLLOW) {
-            Ok(_) => Ok(true),
-            Err(Errno::NOENT | Errno::NOTDIR) => Ok(false),
-            Err(errno) => Err(self.error("looking up", relative, errno)),
-        }
+    /// Returns the size and times of a regular file; `None` if there is none at this path.
+    pub(super) fn stat_file(&self, relative: &str) -> Result<Option<Meta>> {
+        Ok(self.stat(relative)?.filter(Meta::is_file))
+    }
+
+    /// Returns the size of a regular file; `None` if there is none at this path.
+    pub(super) fn size(&self, relative: &str) -> Result<Option<u64>> {
+        Ok(self.stat_file(relative)?.map(|meta| meta.size))
     }
 
     /// Whether a path leads to a folder; `None` if nothing exists there.
     pub(super) fn is_folder(&self, relative: &str) -> Option<bool> {
-        let stat = rustix::fs::statat(self.dir(), relative, AtFlags::empty()).ok()?;
-        Some(FileType::from_raw_mode(stat.st_mode) == FileType::Directory)
+        let meta = self.stat_with(relative, AtFlags::empty()).ok()??;
+        Some(meta.kind == FileType::Directory)
     }
 
     /// Whether a path still leads to this open file.
     pub(super) fn is_same(&self, file: &fs::File, relative: &str) -> Result<bool> {
         let opened = rustix::fs::fstat(file).map_err(|e| self.error("looking up", relative, e))?;
-        match rustix::fs::statat(self.dir(), relative, AtFlags::empty()) {
-            Ok(there) => Ok((there.st_dev, there.st_ino) == (opened.st_dev, opened.st_ino)),
-            Err(Errno::NOENT | Errno::NOTDIR) => Ok(false),
-            Err(errno) => Err(self.error("looking up", relative, errno)),
-        }
+        let there = self.stat_with(relative, AtFlags::empty())?;
+        Ok(there.is_some_and(|there| there.id == Meta::of(&opened).id))
     }
 
-    /// Records a file's last use; one that is not there is fine.
+    /// Sets the time of a file's last use; a missing file is fine.
     pub(super) fn set_atime(&self, relative: &str, ms: u64) -> Result<()> {
         self.set_times(relative, timespec(ms), UNCHANGED)
     }
 
-    /// Records that a file was changed now; one that is not there is fine.
+    /// Sets the time of a file's last change to now; a missing file is fine.
     pub(super) fn set_mtime_now(&self, relative: &str) -> Result<()> {
         self.set_times(relative, UNCHANGED, NOW)
     }
@@ -293,27 +241,6 @@ impl Files {
             // Without it eviction is less exact, which is no reason to fail.
             Ok(()) | Err(Errno::NOENT | Errno::PERM | Errno::ACCESS | Errno::ROFS) => Ok(()),
             Err(errno) => Err(self.error("setting the time of", relative, errno)),
-        }
-    }
-
-    /// The names and types in a folder; a folder that is not there is empty.
-    pub(super) fn list(&self, relative: &str) -> Result<Vec<String>> {
-        let read = || -> rustix::io::Result<Vec<String>> {
-            let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC;
-            let dir = rustix::fs::openat(self.dir(), relative, flags, Mode::empty())?;
-            let names = rustix::fs::Dir::read_from(dir)?.filter_map(|entry| {
-                let entry = match entry {
-                    Ok(entry) => entry,
-                    Err(errno) => return Some(Err(errno)),
-                };
-                let name = entry.file_name().to_str().ok()?;
-                (!matches!(name, "." | "..")).then(|| Ok(name.to_owned()))
-            });
-            names.collect()
-        };
-        match read() {
-            Err(Errno::NOENT | Errno::NOTDIR) => Ok(Vec::new()),
-            other => other.map_err(|errno| self.error("listing", relative, errno)),
         }
     }
 
@@ -331,19 +258,13 @@ impl Files {
         })
     }
 
-    /// Replaces a small file atomically.
-    pub(super) fn replace(&self, relative: &str, content: &[u8]) -> Result<()> {
-        let (tmp, file) = self.create_tmp()?;
-        let replaced = write_at(&file, &[Bytes::copy_from_slice(content)], 0)
-            .map_err(|errno| self.error("writing", relative, errno))
-            .and_then(|()| {
-                rustix::fs::fdatasync(&file).map_err(|e| self.error("syncing", relative, e))
-            })
-            .and_then(|()| self.rename(&tmp, relative));
-        if replaced.is_err() {
-            self.unlink(&tmp)?;
-        }
-        replaced
+    /// Replaces a small file atomically, and syncs its content.
+    pub(super) fn replace(&self, relative: &str, content: String) -> Result<()> {
+        self.write_new(&[content.into()], |tmp, file| {
+            rustix::fs::fdatasync(file).map_err(|e| self.error("syncing", relative, e))?;
+            rustix::fs::renameat(self.dir(), tmp, self.dir(), relative)
+                .map_err(|errno| self.error("replacing", relative, errno))
+        })
     }
 }
 
@@ -354,8 +275,8 @@ fn open_root(root: &Path) -> Result<Arc<OwnedFd>> {
     Ok(Arc::new(dir))
 }
 
-/// How much is written in one go. A file's time is that of the beginning of the last one, and has to
-/// be close to the end of all: a sync point in between would count the file as whole.
+/// The size of one write. A file's time is that of the beginning of the last write, and has to be close
+/// to the end of all: a sync point in between would count the file as whole.
 const WRITE: usize = 1024 * 1024;
 
 /// Writes all pieces, in order, from `at` on.
@@ -377,17 +298,23 @@ pub(super) fn write_at(file: &fs::File, pieces: &[Bytes], mut at: u64) -> rustix
     Ok(())
 }
 
-/// The size and times in a `stat` of a regular file.
-pub(super) fn regular(stat: &rustix::fs::Stat) -> Option<Meta> {
-    let kind = FileType::from_raw_mode(stat.st_mode);
-    let ms = |seconds: i64, nanos: u64| {
-        u64::try_from(seconds).unwrap_or(0).saturating_mul(1000) + nanos / 1_000_000
-    };
-    (kind == FileType::RegularFile).then(|| Meta {
-        size: u64::try_from(stat.st_size).unwrap_or(0),
-        atime_ms: ms(stat.st_atime, stat.st_atime_nsec),
-        mtime_ms: ms(stat.st_mtime, stat.st_mtime_nsec),
-    })
+impl Meta {
+    fn of(stat: &rustix::fs::Stat) -> Self {
+        let ms = |seconds: i64, nanos: u64| {
+            u64::try_from(seconds).unwrap_or(0).saturating_mul(1000) + nanos / 1_000_000
+        };
+        Self {
+            size: u64::try_from(stat.st_size).unwrap_or(0),
+            atime_ms: ms(stat.st_atime, stat.st_atime_nsec),
+            mtime_ms: ms(stat.st_mtime, stat.st_mtime_nsec),
+            kind: FileType::from_raw_mode(stat.st_mode),
+            id: (stat.st_dev, stat.st_ino),
+        }
+    }
+
+    pub(super) fn is_file(&self) -> bool {
+        self.kind == FileType::RegularFile
+    }
 }
 
 const NOW: Timespec = Timespec {

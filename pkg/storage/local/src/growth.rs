@@ -1,11 +1,14 @@
-//! Lets others read what arrives while it is written.
+//! A file that others read while an upload writes it.
 
 use std::{
     fs,
     path::PathBuf,
     sync::{
         Arc, OnceLock,
-        atomic::{AtomicU64, Ordering::Release},
+        atomic::{
+            AtomicU64,
+            Ordering::{Acquire, Release},
+        },
     },
 };
 
@@ -13,7 +16,7 @@ use bytes::Bytes;
 
 use gorego_storage::{BlobFile, Error, Result, read_at};
 
-/// How far the file of an upload has grown. Small uploads have none until they are published.
+/// The growing file of an upload. Small uploads have none until they are published.
 #[derive(Debug, Default)]
 pub struct Growth {
     file: OnceLock<(Arc<fs::File>, PathBuf)>,
@@ -21,7 +24,7 @@ pub struct Growth {
 }
 
 impl Growth {
-    /// A file that will grow no more, and is read from its first byte on.
+    /// Wraps a file that is complete.
     pub fn ended(file: &BlobFile) -> Self {
         let growth = Self::default();
         let whole = file.offset + file.len;
@@ -29,9 +32,9 @@ impl Growth {
         growth
     }
 
-    /// How many bytes can be read, from the blob's first on.
+    /// Returns the number of bytes that can be read, from the blob's first on.
     pub fn len(&self) -> u64 {
-        self.len.load(std::sync::atomic::Ordering::Acquire)
+        self.len.load(Acquire)
     }
 
     /// Whether nothing can be read yet.
@@ -39,23 +42,23 @@ impl Growth {
         self.len() == 0
     }
 
-    /// Up to `len` bytes at `offset`, all before [`Self::len`]. Blocks.
+    /// Reads up to `len` bytes at `offset`, all before [`Self::len`]. Blocks.
     pub fn read(&self, offset: u64, len: usize) -> Result<Bytes> {
         let Some((file, path)) = self.file.get() else {
-            return Err(Error::Unavailable("nothing is written yet".to_owned()));
+            return Err(Error::Unavailable("the upload has no file yet".to_owned()));
         };
         let there = usize::try_from(self.len().saturating_sub(offset)).unwrap_or(usize::MAX);
         read_at(file, offset, len.min(there))
             .map_err(|error| Error::io("reading", path.clone(), error))
     }
 
-    /// The file is there.
+    /// Makes the file readable up to `len`.
     pub(super) fn opened(&self, file: &Arc<fs::File>, path: PathBuf, len: u64) {
         let _ = self.file.set((Arc::clone(file), path));
         self.grown(len);
     }
 
-    /// It has this many bytes.
+    /// Makes it readable up to `len`.
     pub(super) fn grown(&self, len: u64) {
         self.len.store(len, Release);
     }

@@ -18,14 +18,16 @@ use std::{
 
 use hashbrown::HashTable;
 
-pub(crate) use entry::{Entry, INSTANCE_END, Key, Lease, SIZE_END, Space, Terms, room_of};
+pub(crate) use entry::{
+    DIRTY, Entry, INSTANCE_END, Key, Lease, SIZE_END, Space, Terms, UNVERIFIED, room_of,
+};
 pub(crate) use slab::Slab;
 pub(crate) use visit::InstanceUse;
 
-/// How many parts the index has, each with a lock of its own.
+/// The number of parts of the index, each with a lock of its own.
 pub(crate) const SHARDS: usize = 64;
 
-/// What a caller does with an entry that it looks up.
+/// The use of an entry by a lookup.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Use {
     /// The lease that it gets.
@@ -34,26 +36,32 @@ pub(crate) struct Use {
     pub(crate) pin: bool,
 }
 
-/// What the index knows of one entry.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Seen {
-    pub(crate) size: u64,
-    pub(crate) in_doubt: bool,
+impl Use {
+    pub(crate) const fn new(lease: Lease, pin: bool) -> Self {
+        Self { lease, pin }
+    }
 }
 
-/// See the module.
+/// The result of a lookup.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Hit {
+    pub(crate) size: u64,
+    pub(crate) unverified: bool,
+}
+
+/// The index of one store.
 pub(crate) struct Index {
     shards: Box<[Mutex<Shard>]>,
     seeds: [u64; 4],
     bytes: AtomicU64,
     count: AtomicU64,
-    in_doubt: AtomicU64,
+    unverified: AtomicU64,
 }
 
 struct Shard {
     table: HashTable<u32>,
     slab: Slab<Entry>,
-    /// Entries that were removed while in use: what comes under their keys again is in use, too.
+    /// Entries that were removed while pinned: new entries under their keys inherit the pins.
     gone: HashMap<Key, Entry>,
 }
 
@@ -88,40 +96,40 @@ impl Index {
             seeds: [1, 2, 3, 4].map(|n| random.hash_one(n)),
             bytes: AtomicU64::new(0),
             count: AtomicU64::new(0),
-            in_doubt: AtomicU64::new(0),
+            unverified: AtomicU64::new(0),
         }
     }
 
-    /// The room that all entries take on the disk, in bytes.
+    /// Returns the room that all entries take on the disk, in bytes.
     pub(crate) fn bytes(&self) -> u64 {
         self.bytes.load(Relaxed)
     }
 
-    /// The number of entries.
+    /// Returns the number of entries.
     pub(crate) fn count(&self) -> u64 {
         self.count.load(Relaxed)
     }
 
-    /// The number of entries whose content has to be hashed before use.
-    pub(crate) fn in_doubt(&self) -> u64 {
-        self.in_doubt.load(Relaxed)
+    /// Returns the number of entries whose content has to be hashed before use.
+    pub(crate) fn unverified(&self) -> u64 {
+        self.unverified.load(Relaxed)
     }
 
     /// Looks an entry up without using it.
-    pub(crate) fn peek(&self, key: &Key) -> Option<Seen> {
+    pub(crate) fn peek(&self, key: &Key) -> Option<Hit> {
         let (hash, shard) = self.shard(key)?;
         shard.get(hash, key).map(Entry::seen)
     }
 
     /// Looks an entry up and marks it as used now, if it has this size.
-    pub(crate) fn touch(&self, key: &Key, size: Option<u64>, now: u64, how: Use) -> Option<Seen> {
+    pub(crate) fn touch(&self, key: &Key, size: Option<u64>, now: u64, how: Use) -> Option<Hit> {
         let (hash, mut shard) = self.shard(key)?;
         let entry = shard.get_mut(hash, key)?;
         if size.is_some_and(|size| size != entry.size()) {
             return None;
         }
         entry.set_last_use(now);
-        entry.set_dirty(true);
+        entry.set(DIRTY, true);
         entry.lease(how.lease);
         if how.pin {
             entry.pin();
@@ -129,12 +137,12 @@ impl Index {
         Some(entry.seen())
     }
 
-    /// Adds what was just uploaded, or replaces the entry under its key.
+    /// Adds a blob or result that was just uploaded, or replaces the entry under its key.
     pub(crate) fn insert(&self, key: &Key, size: u64, now: u64) {
         let mut entry = Entry::new(key, size, now);
         entry.lease(match key.space {
             Space::Cas => Lease::Upload,
-            // Clients upload no result twice, as they do with blobs.
+            // Clients do not upload results again, as they do with blobs.
             Space::Ac(_) => Lease::Full,
         });
         if let Some((hash, mut shard)) = self.shard(key) {
@@ -142,11 +150,17 @@ impl Index {
         }
     }
 
-    /// Adds an entry of an earlier run, unless there is one under this key; says whether it did.
-    /// Its last use may have come with a lease, which nothing but that time has kept.
-    pub(crate) fn insert_found(&self, key: &Key, size: u64, last_use: u64, in_doubt: bool) -> bool {
+    /// Adds an entry of an earlier run, unless there is one under this key; returns whether it did.
+    /// Its last use may have come with a lease, so that it counts as leased.
+    pub(crate) fn insert_found(
+        &self,
+        key: &Key,
+        size: u64,
+        last_use: u64,
+        unverified: bool,
+    ) -> bool {
         let mut entry = Entry::new(key, size, last_use);
-        entry.set_in_doubt(in_doubt);
+        entry.set(UNVERIFIED, unverified);
         entry.lease(Lease::Full);
         let Some((hash, mut shard)) = self.shard(key) else {
             return false;
@@ -210,7 +224,7 @@ impl Index {
         }
     }
 
-    /// Ends what a [`Use`] with `pin` began.
+    /// Ends the pin of a [`Use`].
     pub(crate) fn unpin(&self, key: &Key) {
         let Some((hash, mut shard)) = self.shard(key) else {
             return;
@@ -225,43 +239,37 @@ impl Index {
         }
     }
 
-    /// Notes that the content may be wrong.
-    pub(crate) fn doubt(&self, key: &Key) {
+    /// Records whether the content has to be hashed before its next use.
+    pub(crate) fn set_unverified(&self, key: &Key, unverified: bool) {
         if let Some((hash, mut shard)) = self.shard(key)
             && let Some(entry) = shard.get_mut(hash, key)
-            && !entry.is_in_doubt()
         {
-            entry.set_in_doubt(true);
-            self.in_doubt.fetch_add(1, Relaxed);
-        }
-    }
-
-    /// Notes that the content was hashed and is right.
-    pub(crate) fn trust(&self, key: &Key) {
-        if let Some((hash, mut shard)) = self.shard(key)
-            && let Some(entry) = shard.get_mut(hash, key)
-            && entry.is_in_doubt()
-        {
-            entry.set_in_doubt(false);
-            self.in_doubt.fetch_sub(1, Relaxed);
+            let before = *entry;
+            entry.set(UNVERIFIED, unverified);
+            // In this order, so that the totals are never too low.
+            self.account(entry, true);
+            self.account(&before, false);
         }
     }
 
     fn account(&self, entry: &Entry, added: bool) {
-        let doubt = u64::from(entry.is_in_doubt());
-        if added {
-            self.bytes.fetch_add(entry.room(), Relaxed);
-            self.count.fetch_add(1, Relaxed);
-            self.in_doubt.fetch_add(doubt, Relaxed);
-        } else {
-            self.bytes.fetch_sub(entry.room(), Relaxed);
-            self.count.fetch_sub(1, Relaxed);
-            self.in_doubt.fetch_sub(doubt, Relaxed);
+        let unverified = u64::from(entry.has(UNVERIFIED));
+        let totals = [
+            (&self.bytes, entry.room()),
+            (&self.count, 1),
+            (&self.unverified, unverified),
+        ];
+        for (total, amount) in totals {
+            if added {
+                total.fetch_add(amount, Relaxed);
+            } else {
+                total.fetch_sub(amount, Relaxed);
+            }
         }
     }
 
-    /// The key's hash and its shard, locked. The bits that choose the shard are not those by which
-    /// the table orders its slots.
+    /// Returns the key's hash and its shard, locked. The bits that choose the shard are not those by
+    /// which the table orders its slots.
     fn shard(&self, key: &Key) -> Option<(u64, MutexGuard<'_, Shard>)> {
         let hash = self.hash(key);
         let number = usize::try_from(hash >> 40).ok()? % SHARDS;
@@ -300,14 +308,14 @@ fn fold(a: u64, b: u64) -> u64 {
 }
 
 impl Entry {
-    fn seen(&self) -> Seen {
-        Seen {
+    fn seen(&self) -> Hit {
+        Hit {
             size: self.size(),
-            in_doubt: self.is_in_doubt(),
+            unverified: self.has(UNVERIFIED),
         }
     }
 
-    /// Nothing of size zero is stored, so a zero size marks a slot without an entry.
+    /// Whether this is a slot without an entry: nothing of size zero is stored.
     const fn is_vacant(&self) -> bool {
         self.size() == 0
     }

@@ -1,53 +1,53 @@
-//! Numbers for instance names, so that an index entry names its instance in 24 bits.
+//! Numbers of instance names, so that an index entry names its instance in 24 bits.
 
 use std::{
     collections::{HashMap, HashSet},
     sync::{Arc, Mutex, PoisonError, RwLock},
 };
 
-use super::{core::Core, layout::InstanceHash};
-use crate::index::{InstanceUse, Space};
+use super::{disk::Disk, layout::InstanceHash};
+use crate::index::{Entry, InstanceUse, SHARDS, Space};
 use gorego_storage::{Error, Result};
 
-/// How many instance names one store tells apart.
+/// The most instance names of one store.
 const MAX: usize = if cfg!(test) { 64 } else { 1 << 16 };
 /// The number of instance names forgotten when all numbers are taken, so that not every new name
 /// searches the index.
 const FORGOTTEN: usize = MAX / 16;
 const _: () = assert!(MAX <= crate::index::INSTANCE_END as usize);
 
-/// The instances that have an action result, or had one.
+/// The instances that have or had an action result.
 #[derive(Default)]
 pub(super) struct Instances {
     table: RwLock<Table>,
-    /// Held while a new name gets a number, which may take a look through the index.
+    /// Held while a new name gets a number, which may need a search of the index.
     naming: Mutex<()>,
 }
 
 #[derive(Default)]
 struct Table {
     numbers: HashMap<InstanceHash, u32>,
-    /// By number; those without a name are free.
+    /// By number; `None` for a free number.
     instances: Vec<Option<Instance>>,
-    /// Where to look for a free number.
+    /// The free numbers.
     free: Vec<u32>,
 }
 
 struct Instance {
     hash: InstanceHash,
-    /// Shared with those who are about to write a result.
+    /// Shared with every call that is about to write a result.
     users: Arc<()>,
 }
 
-/// An instance's number, which stays the same for as long as this lives, and after that for as
-/// long as the index has a result of it.
-pub(super) struct Interned {
+/// An instance's number. It stays the same for as long as this lives, or the index has a result of the
+/// instance.
+pub(super) struct InstanceNumber {
     pub(super) number: u32,
     _user: Arc<()>,
 }
 
 impl Instances {
-    /// The instance's number, if it has one.
+    /// Returns the instance's number, if it has one.
     pub(super) fn number(&self, hash: &InstanceHash) -> Option<u32> {
         self.table
             .read()
@@ -57,19 +57,19 @@ impl Instances {
             .copied()
     }
 
-    /// The instance's number, if it has one, for use.
-    pub(super) fn find(&self, hash: &InstanceHash) -> Option<Interned> {
+    /// Reserves the instance's number, if it has one.
+    pub(super) fn find(&self, hash: &InstanceHash) -> Option<InstanceNumber> {
         let table = self.table.read().unwrap_or_else(PoisonError::into_inner);
         table.find(hash)
     }
 
-    /// The instance's number; a new one when it has none. `used` tells which numbers the index
-    /// uses, if it knows, and is asked only when all are taken. `None` when all stay taken.
+    /// Reserves the instance's number; a new one if it has none, `None` if all are taken. `used` returns
+    /// the numbers that the index uses, if it is scanned, and is called only when all are taken.
     pub(super) fn intern(
         &self,
         hash: &InstanceHash,
         used: impl FnOnce() -> Option<HashMap<u32, InstanceUse>>,
-    ) -> Option<Interned> {
+    ) -> Option<InstanceNumber> {
         let mut table = self.table.write().unwrap_or_else(PoisonError::into_inner);
         if let Some(interned) = table.find(hash) {
             return Some(interned);
@@ -83,7 +83,7 @@ impl Instances {
         table.add(hash)
     }
 
-    /// The instance with this number.
+    /// Returns the instance with this number.
     pub(super) fn hash(&self, number: u32) -> Option<InstanceHash> {
         let table = self.table.read().unwrap_or_else(PoisonError::into_inner);
         let instance = table.instances.get(usize::try_from(number).ok()?)?.as_ref();
@@ -91,13 +91,13 @@ impl Instances {
     }
 }
 
-impl Core {
-    /// A number for a new instance name. When all are taken, names that have few results and were not
-    /// used lately are forgotten. Blocks.
-    pub(super) fn name_instance(&self, hash: &InstanceHash) -> Result<Interned> {
+impl Disk {
+    /// Returns a number for a new instance name. When all are taken, names that have few results and were
+    /// not used lately are forgotten. Blocks.
+    pub(super) fn name_instance(&self, hash: &InstanceHash) -> Result<InstanceNumber> {
         let naming = self.instances.naming.lock();
         let _turn = naming.unwrap_or_else(PoisonError::into_inner);
-        // Before the scan, the index does not know them all.
+        // Before the scan has ended, the index does not know them all.
         let used = || self.is_scanned().then(|| self.index.instances());
         if let Some(interned) = self.instances.intern(hash, used) {
             return Ok(interned);
@@ -120,13 +120,13 @@ impl Core {
         uses.sort_unstable();
         let oldest = uses.into_iter().take(FORGOTTEN);
         let forgotten: HashSet<u32> = oldest.map(|(_, number)| number).collect();
-        let mut keys = Vec::new();
-        self.index.visit(|_, entry| {
+        let results = |entry: &mut Entry| {
             let key = entry.key();
-            if matches!(key.space, Space::Ac(number) if forgotten.contains(&number)) {
-                keys.push(key);
-            }
-        });
+            matches!(key.space, Space::Ac(number) if forgotten.contains(&number)).then_some(key)
+        };
+        let keys: Vec<_> = (0..SHARDS)
+            .flat_map(|part| self.index.pick(part, results))
+            .collect();
         let results = keys.len();
         for key in keys {
             if let Err(error) = self.remove_if(&key, |entry| !entry.is_pinned()) {
@@ -142,19 +142,19 @@ impl Core {
 }
 
 impl Table {
-    fn find(&self, hash: &InstanceHash) -> Option<Interned> {
+    fn find(&self, hash: &InstanceHash) -> Option<InstanceNumber> {
         let number = *self.numbers.get(hash)?;
         let instance = self
             .instances
             .get(usize::try_from(number).ok()?)?
             .as_ref()?;
-        Some(Interned {
+        Some(InstanceNumber {
             number,
             _user: Arc::clone(&instance.users),
         })
     }
 
-    fn add(&mut self, hash: &InstanceHash) -> Option<Interned> {
+    fn add(&mut self, hash: &InstanceHash) -> Option<InstanceNumber> {
         let number = match self.free.pop() {
             Some(number) => number,
             None if self.instances.len() < MAX => {
@@ -171,7 +171,7 @@ impl Table {
         self.find(hash)
     }
 
-    /// Frees the numbers that nobody is about to use, except those of `used`.
+    /// Frees the numbers that no call is about to use, except those of `used`.
     fn release_all_but(&mut self, used: &HashMap<u32, InstanceUse>) {
         for (number, place) in (0..).zip(&mut self.instances) {
             let idle = |instance: &mut Instance| {

@@ -1,16 +1,17 @@
-//! Where things lie under the data directory. All paths are relative to it.
+//! The layout of the data directory. All paths are relative to it.
 //!
-//! `cas/ab/cd/<hash>` (other functions below `cas/<function>/`), `ac/<function>/<instance>/ab/cd/<hash>`,
-//! and, never beside them, `tmp`, `uploads`, `quarantine` and `outbox`.
+//! Blobs are in `cas/ab/cd/<hash>` (other functions below `cas/<function>/`), action results in
+//! `ac/<function>/<instance>/ab/cd/<hash>`; `tmp`, `uploads`, `quarantine` and `outbox` have no
+//! subfolders.
 
 use crate::index::{Key, Space};
 use gorego_storage::{Digest, DigestFunction, UploadId, to_hex};
 
 /// Files on their way to their place; emptied at start.
 pub(super) const TMP: &str = "tmp";
-/// Uploads that broke off and may go on.
+/// Uploads that broke off and can be resumed.
 pub(super) const UPLOADS: &str = "uploads";
-/// Files whose content was found not to match their name.
+/// Corrupt files.
 pub(super) const QUARANTINE: &str = "quarantine";
 /// Pending writes of a proxy.
 pub(super) const OUTBOX: &str = "outbox";
@@ -21,21 +22,21 @@ pub(super) const AC: &str = "ac";
 
 /// The folders that are created at the start, and recreated when they were removed.
 pub(super) const ROOTS: [&str; 6] = [TMP, UPLOADS, QUARANTINE, OUTBOX, CAS, AC];
-/// The layout's version.
+/// The file with the version of the layout.
 pub(super) const VERSION_FILE: &str = "VERSION";
-/// Held by the process that has the data directory.
+/// The file that is locked by the process that uses the data directory.
 pub(super) const LOCK_FILE: &str = "lock";
 
-/// The name under which an instance's action results lie: its name may hold any character.
+/// The folder name of an instance's action results: instance names may hold any character.
 pub(super) type InstanceHash = [u8; 16];
 
-/// The hash of an instance name.
+/// Returns the hash of an instance name.
 pub(super) fn instance_hash(instance: &str) -> InstanceHash {
     let digest = DigestFunction::Sha256.digest(instance.as_bytes());
     digest.hash().first_chunk().copied().unwrap_or_default()
 }
 
-/// The folder of a function's blobs.
+/// Returns the folder of a function's blobs.
 pub(super) fn cas_folder(function: DigestFunction) -> String {
     match function {
         DigestFunction::Sha256 => CAS.to_owned(),
@@ -43,18 +44,18 @@ pub(super) fn cas_folder(function: DigestFunction) -> String {
     }
 }
 
-/// The folder of an instance's action results.
+/// Returns the folder of an instance's action results.
 pub(super) fn ac_folder(function: DigestFunction, instance: &InstanceHash) -> String {
     format!("{AC}/{function}/{}", to_hex(instance))
 }
 
-/// The folders right below [`CAS`] and [`AC`], one for each digest function that has its own.
+/// Returns the folders of digest functions below [`CAS`] and [`AC`].
 pub(super) fn subfolders() -> impl Iterator<Item = String> {
     let below = |tree| DigestFunction::ALL.map(move |function| format!("{tree}/{function}"));
     [CAS, AC].into_iter().flat_map(below)
 }
 
-/// Whether a folder is the root of a tree or above one, and stays whatever is in it.
+/// Whether a folder is the root of a tree or above one. Such folders stay when they are empty.
 pub(super) fn is_root(path: &str) -> bool {
     let is_function = |name| DigestFunction::ALL.iter().any(|f| f.to_string() == name);
     match path.split_once('/') {
@@ -64,17 +65,17 @@ pub(super) fn is_root(path: &str) -> bool {
     }
 }
 
-/// A blob's file.
+/// Returns the path of a blob's file.
 pub(super) fn blob_path(digest: &Digest) -> String {
     file_path(&cas_folder(digest.function()), &digest.hex())
 }
 
-/// An action result's file.
+/// Returns the path of an action result's file.
 pub(super) fn action_path(action: &Digest, instance: &InstanceHash) -> String {
     file_path(&ac_folder(action.function(), instance), &action.hex())
 }
 
-/// `<folder>/ab/cd/<hex>`.
+/// Returns `<folder>/ab/cd/<hex>`.
 pub(super) fn file_path(folder: &str, hex: &str) -> String {
     let (first, second) = (
         hex.get(..2).unwrap_or_default(),
@@ -83,7 +84,13 @@ pub(super) fn file_path(folder: &str, hex: &str) -> String {
     [folder, first, second, hex].join("/")
 }
 
-/// A partial upload's file: which blob, and a hash of the client's name for the upload.
+/// Returns the folder that a path lies in; empty for the data directory.
+pub(super) fn folder_of(path: &str) -> &str {
+    path.rsplit_once('/').map_or("", |(folder, _)| folder)
+}
+
+/// Returns the path of a partial upload's file, which names the blob and holds a hash of the client's
+/// name for the upload.
 pub(super) fn upload_path(digest: &Digest, upload: &UploadId) -> String {
     let id = DigestFunction::Sha256.digest(upload.as_str().as_bytes());
     let id = to_hex(id.hash().get(..16).unwrap_or_default());
@@ -95,7 +102,7 @@ pub(super) fn upload_path(digest: &Digest, upload: &UploadId) -> String {
     )
 }
 
-/// The index key of a file named `name` in `folder` of this space; `None` for a foreign file.
+/// Returns the index key of a file; `None` for a file of another program.
 pub(super) fn key_of(name: &str, function: DigestFunction, space: Space) -> Option<Key> {
     let digest = Digest::parse(Some(function), name, 0).ok()?;
     Some(Key {
@@ -105,31 +112,19 @@ pub(super) fn key_of(name: &str, function: DigestFunction, space: Space) -> Opti
     })
 }
 
-/// Whether a file lies in the folders that its name asks for.
+/// Whether a file is in the folders that its name requires.
 pub(super) fn belongs(path: &str) -> bool {
     let mut parts = path.rsplit('/');
     let (name, second, first) = (parts.next(), parts.next(), parts.next());
     name.is_some_and(|name| name.get(..2) == first && name.get(2..4) == second)
 }
 
-/// What the file of `key` is called: its whole name, or how the name begins when the index holds
-/// only the first half of the hash.
-pub(super) fn name_of(key: &Key) -> FileName {
+/// Returns the name of the file of `key`, and true; or the beginning of its name, and false, when the
+/// index holds only the first half of the hash.
+pub(super) fn name_of(key: &Key) -> (String, bool) {
     let len = key.function.hash_len();
     let hex = to_hex(key.hash.get(..len).unwrap_or(&key.hash));
-    if len <= key.hash.len() {
-        FileName::Whole(hex)
-    } else {
-        FileName::Prefix(hex)
-    }
-}
-
-/// See [`name_of`].
-pub(super) enum FileName {
-    /// The name.
-    Whole(String),
-    /// Its beginning.
-    Prefix(String),
+    (hex, len <= key.hash.len())
 }
 
 #[cfg(test)]
@@ -160,10 +155,9 @@ mod tests {
                 key_of(&digest.hex(), function, Space::Cas),
                 Some(Key::cas(&digest))
             );
-            match name_of(&Key::cas(&digest)) {
-                FileName::Whole(name) => assert_eq!(name, digest.hex()),
-                FileName::Prefix(name) => assert!(digest.hex().starts_with(&name)),
-            }
+            let (start, is_whole) = name_of(&Key::cas(&digest));
+            assert!(digest.hex().starts_with(&start));
+            assert_eq!(is_whole, start == digest.hex());
         }
         assert_eq!(
             key_of("notes.txt", DigestFunction::Sha256, Space::Cas),

@@ -1,38 +1,33 @@
 //! Tier 1: blobs and action results as files on a local disk, with an index in memory.
 //!
-//! The files are the truth. Whatever the index believes, a read that finds otherwise corrects it.
+//! The files are the truth: a read that finds a file to differ from the index corrects the index.
 
 mod actions;
 mod blobs;
-mod claims;
-mod collected;
-mod core;
+mod disk;
 mod evict;
 mod files;
-mod folders;
-mod full;
 mod growth;
-mod idle;
 mod index;
+mod inflight;
 mod instances;
 mod layout;
 mod outbox;
 mod receive;
 mod repair;
+mod retries;
 mod room;
 mod scan;
-mod scanned;
 mod scrub;
-mod staged;
 mod state;
 mod store;
 mod upkeep;
 mod upload;
 mod verify;
-mod watchers;
 
-pub use core::Counters;
+pub use disk::Counters;
 pub use files::SyncMode;
 pub use growth::Growth;
-pub use receive::{Complete, Received};
+pub use receive::Received;
 pub use store::{LocalOptions, LocalStore, OpenError};
+pub use upload::Complete;

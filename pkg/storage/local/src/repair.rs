@@ -1,4 +1,4 @@
-//! Recreates folders and files that were removed from the data directory while the store is open.
+//! Repair of the data directory after other programs removed folders and files from it.
 
 use std::{
     io::ErrorKind,
@@ -6,14 +6,14 @@ use std::{
 };
 
 use super::{
-    core::Core,
+    disk::Disk,
     files::Files,
-    layout::{self, LOCK_FILE, ROOTS, VERSION_FILE},
+    layout::{LOCK_FILE, ROOTS, VERSION_FILE},
     scan,
     store::{lock, write_version},
 };
 use crate::index::{Key, SHARDS};
-use gorego_storage::{DigestFunction, Error, Result};
+use gorego_storage::{Error, Result};
 
 impl Files {
     /// Recreates the folders and the version of the data directory where they are missing.
@@ -21,7 +21,7 @@ impl Files {
         let mut made = Vec::new();
         let mut make = || {
             let mut folders = ROOTS.iter();
-            folders.try_for_each(|folder| self.make_dir(folder, |path| made.push(path)))
+            folders.try_for_each(|folder| self.make_dir(folder, &mut made))
         };
         match make() {
             // The data directory itself was removed.
@@ -32,23 +32,22 @@ impl Files {
             done => done?,
         }
         let dir = self.path("");
-        if !self.is_there(VERSION_FILE)? {
+        if self.stat(VERSION_FILE)?.is_none() {
             write_version(&dir)
                 .map_err(|error| Error::io("writing", self.path(VERSION_FILE), error))?;
             made.push(VERSION_FILE);
         }
         if !made.is_empty() {
             let dir = dir.display();
-            tracing::warn!(?made, %dir, "recreated what was removed from the data directory");
+            tracing::warn!(?made, %dir, "recreated removed parts of the data directory");
             self.cleared.store(true, Relaxed);
         }
         Ok(())
     }
 }
 
-impl Core {
-    /// Brings the data directory back into the state that the start left it in, the lock included.
-    /// Blocks.
+impl Disk {
+    /// Recreates removed parts of the data directory, the lock included. Blocks.
     pub(super) fn repair(&self) -> Result<()> {
         let held = self.lock_file.lock();
         let mut held = held.unwrap_or_else(PoisonError::into_inner);
@@ -70,7 +69,7 @@ impl Core {
             return Ok(());
         }
         let compared = self.compare_with_disk();
-        // After an error it is due again.
+        // After an error it is tried again.
         self.files.cleared.fetch_or(compared.is_err(), Relaxed);
         compared
     }
@@ -78,14 +77,13 @@ impl Core {
     fn compare_with_disk(&self) -> Result<()> {
         let mut lost = 0_u64;
         for part in 0..SHARDS {
-            let mut keys = Vec::new();
-            self.index
-                .visit_part(part, |_, entry| keys.push(entry.key()));
+            let keys = self.index.pick(part, |entry| Some(entry.key()));
             for key in keys.iter().take_while(|_| !self.cancel.is_cancelled()) {
-                lost += u64::from(self.drop_if_gone(key)?);
+                lost += u64::from(self.drop_if_missing(key)?);
             }
         }
-        self.recount_folders()?;
+        let _folders = self.files.lock_folders();
+        self.room.set_folders(scan::count_folders(&self.files)?);
         if lost > 0 {
             tracing::warn!(
                 lost,
@@ -95,38 +93,11 @@ impl Core {
         Ok(())
     }
 
-    /// Drops an entry whose file is gone; says whether it did. Blocks.
-    pub(super) fn drop_if_gone(&self, key: &Key) -> Result<bool> {
+    /// Forgets an entry whose file is missing; returns whether it did. Blocks.
+    pub(super) fn drop_if_missing(&self, key: &Key) -> Result<bool> {
         let _changing = self.lock(key);
         let gone = self.locate(key)?.is_none() && self.index.remove(key).is_some();
         self.counters.lost.fetch_add(u64::from(gone), Relaxed);
         Ok(gone)
-    }
-
-    fn recount_folders(&self) -> Result<()> {
-        let _changing = self.files.folders.changing();
-        let mut count = 0;
-        for function in DigestFunction::ALL {
-            count += self.folders_below(&layout::cas_folder(function))?;
-            for instance in scan::instances_of(&self.files, function)? {
-                count += 1 + self.folders_below(&layout::ac_folder(function, &instance))?;
-            }
-        }
-        self.files.folders.recounted(count);
-        Ok(())
-    }
-
-    /// The folders `ab` and `ab/cd` of a tree.
-    fn folders_below(&self, tree: &str) -> Result<u64> {
-        let folders = |path: &str| -> Result<Vec<String>> {
-            let mut names = self.files.list(path)?;
-            names.retain(|name| name.len() == 2);
-            Ok(names)
-        };
-        let mut count = 0;
-        for name in folders(tree)? {
-            count += 1 + folders(&format!("{tree}/{name}"))?.len() as u64;
-        }
-        Ok(count)
     }
 }

@@ -1,109 +1,109 @@
-//! Who may take how much of the disk: every byte is reserved before it is written.
+//! Accounts of the disk: every byte is reserved before it is written.
 
-mod waiting;
+mod idle;
+mod queue;
 
-use std::sync::{
-    Arc, Mutex, MutexGuard, PoisonError,
-    atomic::{
-        AtomicBool, AtomicU64,
-        Ordering::{Relaxed, SeqCst},
-    },
+use std::{
+    collections::HashSet,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use tokio::sync::Notify;
 
-pub(crate) use self::waiting::BrokenLeases;
-use super::{
-    folders::{FOLDER_ROOM, Folders},
-    full::{self, Free},
+pub(crate) use self::queue::{BrokenLeases, short_of};
+use self::{
     idle::Idle,
+    queue::{QueueHead, lacking_files},
 };
+use super::files::Free;
 use crate::index::{Index, room_of};
 use gorego_storage::{Error, Futile, Removed, Result, Usage};
 
-/// The store's accounts.
+/// The space that a folder takes on most file systems, in bytes.
+const FOLDER_ROOM: u64 = 4096;
+
+/// The disk accounts of a store.
 pub(super) struct Room {
     index: Arc<Index>,
-    folders: Arc<Folders>,
     limit: u64,
-    /// The space that may be used. At first more than the limit, if that was lowered; it shrinks
-    /// with each eviction, so that uploads need not wait until all of it is evicted.
-    ceiling: AtomicU64,
-    /// Usage beyond this wakes the janitor.
+    /// The usage beyond which the janitor is woken.
     mark: u64,
-    /// Being written.
-    reserved: AtomicU64,
-    /// Partial uploads that nobody is sending.
-    pub(super) idle: Idle,
-    /// What an earlier run left on the disk, at most, and the scan has not reached yet.
-    unscanned: AtomicU64,
-    /// Of which this much may well not be there: a reason to hold uploads back, not to evict.
-    slack: AtomicU64,
-    /// The number of reservations. Each upload that has one also has a file.
-    uploads: AtomicU64,
-    /// What the upload at the head of the queue wants.
-    wanted: AtomicU64,
-    /// The upload that eviction works for.
-    served: Mutex<WaitingUpload>,
-    /// The amount evicted since the start.
-    evicted: Mutex<Removed>,
+    /// Never locked across a system call.
+    accounts: Mutex<Accounts>,
     /// The record of evictions that did not free the disk.
     pub(super) futile: Futile,
-    waiting: AtomicU64,
-    /// Waiting uploads stand in line here, so that a large one is not passed by small ones for ever.
-    line: tokio::sync::Mutex<()>,
-    made: Notify,
-    exhausted: AtomicBool,
+    /// Uploads that wait for room take turns, so that small ones do not overtake a large one.
+    turn: tokio::sync::Mutex<()>,
+    /// Wakes the upload whose turn it is.
+    changed: Notify,
     pressure: Notify,
 }
 
-/// The upload that eviction works for: the one at the head of the queue, or the upload
-/// served last.
-#[derive(Default)]
-struct WaitingUpload {
-    /// Its number among those that waited.
-    number: u64,
-    /// The leases broken for it.
-    broken: Arc<BrokenLeases>,
-    /// The evicted amount to be reached for it, if the disk itself was full.
-    goal: Option<Removed>,
+/// Figures in bytes, unless stated otherwise. What is published is counted in the index.
+struct Accounts {
+    /// The usage up to which room is reserved. Starts above the limit if that was lowered, and
+    /// sinks with each eviction, so that uploads need not wait until the limit is reached.
+    ceiling: u64,
+    /// The room of uploads in progress.
+    reserved: u64,
+    /// The number of reservations, each of which stands for a file.
+    uploads: u64,
+    /// Partial uploads that no client is sending, and quarantined files.
+    idle: Idle,
+    /// The most that an earlier run left on the disk beyond what was scanned.
+    unscanned: u64,
+    /// The uncertain part of `unscanned`. It delays uploads, but causes no eviction.
+    slack: u64,
+    /// The number of folders between the roots and the files.
+    folders: u64,
+    /// Folders made since the start, which the scan must not count again; `None` after the scan.
+    made: Option<HashSet<String>>,
+    /// The amount evicted since the start.
+    evicted: Removed,
+    /// The number of uploads that wait for room, or for their turn.
+    waiting: u64,
+    /// The upload that eviction works for, or worked for last.
+    served: QueueHead,
+    /// Whether the janitor found nothing more to evict.
+    exhausted: bool,
 }
 
-/// Room that is taken until this is dropped.
+/// Room reserved for one upload until this is dropped.
 pub(super) struct Reservation {
     room: Arc<Room>,
     bytes: u64,
 }
 
 impl Room {
-    pub(super) fn new(
-        index: Arc<Index>,
-        folders: Arc<Folders>,
-        limit: u64,
-        mark: u64,
-        (unscanned, slack): (u64, u64),
-    ) -> Arc<Self> {
+    pub(super) fn new(index: Arc<Index>, limit: u64, mark: u64) -> Arc<Self> {
+        let accounts = Accounts {
+            ceiling: limit,
+            reserved: 0,
+            uploads: 0,
+            idle: Idle::default(),
+            unscanned: 0,
+            slack: 0,
+            folders: 0,
+            made: Some(HashSet::new()),
+            evicted: Removed::default(),
+            waiting: 0,
+            served: QueueHead::default(),
+            exhausted: false,
+        };
         Arc::new(Self {
             index,
-            folders,
             limit,
-            ceiling: AtomicU64::new(limit.max(unscanned)),
             mark,
-            reserved: AtomicU64::new(0),
-            idle: Idle::default(),
-            unscanned: AtomicU64::new(unscanned),
-            slack: AtomicU64::new(slack),
-            uploads: AtomicU64::new(0),
-            wanted: AtomicU64::new(0),
-            served: Mutex::default(),
-            evicted: Mutex::default(),
+            accounts: Mutex::new(accounts),
             futile: Futile::default(),
-            waiting: AtomicU64::new(0),
-            line: tokio::sync::Mutex::new(()),
-            made: Notify::new(),
-            exhausted: AtomicBool::new(false),
+            turn: tokio::sync::Mutex::new(()),
+            changed: Notify::new(),
             pressure: Notify::new(),
         })
+    }
+
+    fn accounts(&self) -> MutexGuard<'_, Accounts> {
+        self.accounts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Refuses a blob of this size if evicting everything would not make room for it. `free` is the
@@ -127,54 +127,27 @@ impl Room {
     /// Reserves room if that needs no wait.
     pub(super) fn reserve_now(self: &Arc<Self>, size: u64, what: &str) -> Result<Reservation> {
         let bytes = room_of(size);
-        self.try_reserve(bytes)
-            .ok_or_else(|| self.full(what, bytes))
+        let reserved = self.try_reserve(bytes, true);
+        reserved.ok_or_else(|| self.full(what, bytes))
     }
 
-    fn served(&self) -> MutexGuard<'_, WaitingUpload> {
-        self.served.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Returns the amount evicted since the start.
-    fn evicted(&self) -> Removed {
-        *self.evicted.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Records that a file of so many bytes was evicted.
-    pub(super) fn add_evicted(&self, bytes: u64) {
-        let mut evicted = self.evicted.lock().unwrap_or_else(PoisonError::into_inner);
-        evicted.count += 1;
-        evicted.bytes = evicted.bytes.saturating_add(bytes);
-        drop(evicted);
-        // Half of it is for uploads, half of it gets the store closer to its limit.
-        let ceiling = self.used().saturating_add(bytes / 2).max(self.limit);
-        self.ceiling.fetch_min(ceiling, SeqCst);
-    }
-
-    /// Adds leased bytes evicted for the upload of this number, unless it has left meanwhile.
-    pub(super) fn charge_leases(&self, upload: u64, bytes: u64) {
-        let served = self.served();
-        if served.number == upload {
-            served.broken.0.fetch_add(bytes, Relaxed);
+    fn try_reserve(self: &Arc<Self>, bytes: u64, overtake: bool) -> Option<Reservation> {
+        let mut accounts = self.accounts();
+        let used = self.used_of(&accounts).saturating_add(bytes);
+        if used > accounts.ceiling || (accounts.waiting > 0 && !overtake) {
+            return None;
         }
-    }
-
-    fn try_reserve(self: &Arc<Self>, bytes: u64) -> Option<Reservation> {
-        // What is settled is read after what is reserved: a blob that moves from the one to the
-        // other meanwhile is counted twice and not left out.
-        let sum = |taken: u64| self.settled().saturating_add(taken).saturating_add(bytes);
-        let fits = |taken: u64| {
-            (sum(taken) <= self.ceiling.load(SeqCst)).then(|| taken.saturating_add(bytes))
-        };
-        let taken = self.reserved.fetch_update(SeqCst, SeqCst, fits).ok()?;
-        if sum(taken) > self.mark {
-            self.pressure.notify_one();
+        let reservation = self.reservation(&mut accounts, bytes);
+        drop(accounts);
+        if used > self.mark {
+            self.press();
         }
-        Some(self.reservation(bytes))
+        Some(reservation)
     }
 
-    fn reservation(self: &Arc<Self>, bytes: u64) -> Reservation {
-        self.uploads.fetch_add(1, SeqCst);
+    fn reservation(self: &Arc<Self>, accounts: &mut Accounts, bytes: u64) -> Reservation {
+        accounts.reserved += bytes;
+        accounts.uploads += 1;
         let room = Arc::clone(self);
         Reservation { room, bytes }
     }
@@ -182,7 +155,7 @@ impl Room {
     fn full(&self, what: &str, bytes: u64) -> Error {
         let why = format!(
             "the cache holds at most {} bytes (local_cache.max_size_gb), and one upload evicts at most \
-             a tenth of that from what clients were told is here",
+             a tenth of that from blobs reported to clients",
             self.limit
         );
         Error::Full {
@@ -192,47 +165,42 @@ impl Room {
         }
     }
 
-    /// What blobs, action results and their folders take, as far as that is known.
+    /// Returns the space of blobs, action results and their folders, as far as it is known.
     pub(super) fn kept(&self) -> u64 {
-        self.kept_at_most().saturating_sub(self.slack())
+        let accounts = self.accounts();
+        self.kept_of(&accounts).saturating_sub(accounts.slack())
     }
 
-    fn kept_at_most(&self) -> u64 {
-        // First, so that what the scan finds meanwhile is counted twice and not left out.
-        let unscanned = self.unscanned.load(SeqCst);
+    fn kept_of(&self, accounts: &Accounts) -> u64 {
         self.index
             .bytes()
-            .saturating_add(self.folders.bytes())
-            .saturating_add(unscanned)
-    }
-
-    fn slack(&self) -> u64 {
-        self.slack.load(Relaxed).min(self.unscanned.load(Relaxed))
-    }
-
-    fn settled(&self) -> u64 {
-        self.kept_at_most().saturating_add(self.idle.bytes())
+            .saturating_add(accounts.folders.saturating_mul(FOLDER_ROOM))
+            .saturating_add(accounts.unscanned)
     }
 
     pub(super) fn used(&self) -> u64 {
-        self.settled().saturating_add(self.reserved.load(SeqCst))
+        self.used_of(&self.accounts())
+    }
+
+    fn used_of(&self, accounts: &Accounts) -> u64 {
+        self.kept_of(accounts)
+            .saturating_add(accounts.idle.bytes())
+            .saturating_add(accounts.reserved)
     }
 
     pub(super) fn usage(&self, free: Option<Free>, scanning: bool) -> Usage {
-        let (used, wanted) = (self.used(), self.wanted.load(SeqCst));
-        let wanted = match wanted {
+        let accounts = self.accounts();
+        let (used, evicted, served) = (self.used_of(&accounts), accounts.evicted, &accounts.served);
+        let wanted = match served.bytes {
             0 => 0,
-            wanted => used
-                .saturating_add(wanted)
-                .saturating_sub(self.ceiling.load(SeqCst)),
+            bytes => used.saturating_add(bytes).saturating_sub(accounts.ceiling),
         };
-        let (evicted, served) = (self.evicted(), self.served());
         let free_files = free.and_then(|free| free.files);
         let goal_files = served.goal.map_or(0, |goal| goal.count);
         Usage {
-            used: used.saturating_sub(self.slack()),
-            idle_uploads: self.idle.bytes(),
-            folders: self.folders.bytes(),
+            used: used.saturating_sub(accounts.slack()),
+            idle_uploads: accounts.idle.bytes(),
+            folders: accounts.folders.saturating_mul(FOLDER_ROOM),
             limit: self.limit,
             wanted,
             wanted_on_disk: served
@@ -240,16 +208,17 @@ impl Room {
                 .map(|goal| goal.bytes.saturating_sub(evicted.bytes)),
             wanted_files: lacking_files(free_files).min(goal_files.saturating_sub(evicted.count)),
             upload: served.number,
-            leases_broken: served.broken.0.load(Relaxed),
+            leases_broken: served.leases_broken(),
             evicted,
-            files: self.index.count()
-                + self.folders.count()
-                + self.idle.count()
-                + self.uploads.load(SeqCst),
+            files: self.index.count() + accounts.folders + accounts.idle.count() + accounts.uploads,
             free_on_disk: free.map(|free| free.bytes),
             free_files,
             scanning,
         }
+    }
+
+    pub(super) const fn index(&self) -> &Arc<Index> {
+        &self.index
     }
 
     /// Returns the limit of the cache, in bytes.
@@ -257,64 +226,130 @@ impl Room {
         self.limit
     }
 
+    /// Records that a file of so many bytes was evicted.
+    pub(super) fn add_evicted(&self, bytes: u64) {
+        let mut accounts = self.accounts();
+        accounts.evicted.count += 1;
+        accounts.evicted.bytes = accounts.evicted.bytes.saturating_add(bytes);
+        // Half of it is for uploads, half of it gets the store closer to its limit.
+        let ceiling = self.used_of(&accounts).saturating_add(bytes / 2);
+        accounts.ceiling = accounts.ceiling.min(ceiling.max(self.limit));
+    }
+
+    /// Adds leased bytes evicted for the upload of this number, unless another was served since.
+    pub(super) fn charge_leases(&self, upload: u64, bytes: u64) {
+        self.accounts().served.charge(upload, bytes);
+    }
+
+    /// Reads or changes the accounts of partial uploads and quarantined files.
+    pub(super) fn idle<T>(&self, work: impl FnOnce(&mut Idle) -> T) -> T {
+        work(&mut self.accounts().idle)
+    }
+
     /// Counts a file that may be evicted when its room is needed.
     pub(super) fn add_idle(&self, path: &str, size: u64, since_ms: u64) {
-        self.idle.add(path, size, since_ms);
-        if self.idle.bytes() > self.limit / 10 {
-            self.pressure.notify_one();
+        let bytes = self.idle(|idle| {
+            idle.add(path, size, since_ms);
+            idle.bytes()
+        });
+        if bytes > self.limit / 10 {
+            self.press();
         }
     }
 
-    /// A kept partial upload of `size` bytes is being sent again: its room is reserved from now on.
+    /// Reserves the room of an idle file of `size` bytes whose upload goes on.
     pub(super) fn adopt_idle(self: &Arc<Self>, path: &str, size: u64) -> Reservation {
-        let bytes = room_of(size);
-        self.reserved.fetch_add(bytes, SeqCst);
-        self.idle.remove(path);
-        self.reservation(bytes)
+        let mut accounts = self.accounts();
+        accounts.idle.remove(path);
+        self.reservation(&mut accounts, room_of(size))
     }
 
-    /// The scan reached a file of `size` bytes.
-    pub(super) fn scanned(&self, size: u64) {
-        subtract(&self.unscanned, room_of(size));
+    /// Records the most that an earlier run left on the disk, and the uncertain part of that.
+    pub(super) fn expect_scan(&self, unscanned: u64, slack: u64) {
+        let mut accounts = self.accounts();
+        (accounts.unscanned, accounts.slack) = (unscanned, slack);
+        accounts.ceiling = self.limit.max(unscanned);
     }
 
-    /// The scan reached this many folders.
-    pub(super) fn scanned_folders(&self, count: u64) {
-        subtract(&self.unscanned, count.saturating_mul(FOLDER_ROOM));
+    /// Records that the scan reached a file of `size` bytes.
+    pub(super) fn file_scanned(&self, size: u64) {
+        self.accounts().reached(room_of(size));
     }
 
-    /// The scan reached everything.
+    /// Counts the folders that the scan reached, but for those made since the start.
+    pub(super) fn folders_scanned(&self, paths: &[String]) {
+        let accounts = &mut *self.accounts();
+        let made = accounts.made.as_ref();
+        let old = |path: &&String| made.is_some_and(|made| !made.contains(*path));
+        let count = paths.iter().filter(old).count() as u64;
+        accounts.folders += count;
+        accounts.reached(count.saturating_mul(FOLDER_ROOM));
+    }
+
+    /// Records that the scan reached everything.
     pub(super) fn scan_done(&self) {
-        self.unscanned.store(0, Relaxed);
-        self.slack.store(0, Relaxed);
-        self.made.notify_waiters();
-        self.pressure.notify_one();
+        let mut accounts = self.accounts();
+        (accounts.unscanned, accounts.slack) = (0, 0);
+        accounts.made = None;
+        drop(accounts);
+        self.changed.notify_one();
     }
 
-    /// See [`gorego_storage::Evictable::room_made`].
-    pub(super) fn made(&self, exhausted: bool) {
-        self.exhausted.store(exhausted, SeqCst);
-        self.made.notify_waiters();
+    /// Counts a new folder.
+    pub(super) fn folder_made(&self, path: &str) {
+        let mut accounts = self.accounts();
+        accounts.folders += 1;
+        if let Some(made) = &mut accounts.made {
+            made.insert(path.to_owned());
+        }
     }
 
-    /// See [`gorego_storage::Evictable::pressure`].
+    /// Records that a folder is gone, if it was counted.
+    pub(super) fn folder_removed(&self, path: &str) {
+        let mut accounts = self.accounts();
+        let counted = accounts.made.as_mut().is_none_or(|made| made.remove(path));
+        accounts.folders = accounts.folders.saturating_sub(u64::from(counted));
+    }
+
+    /// Replaces the number of folders. The caller keeps others from making and removing some.
+    pub(super) fn set_folders(&self, count: u64) {
+        self.accounts().folders = count;
+    }
+
+    /// Implements [`gorego_storage::Evictable::room_made`].
+    pub(super) fn room_made(&self, exhausted: bool) {
+        self.accounts().exhausted = exhausted;
+        self.changed.notify_one();
+    }
+
+    /// Implements [`gorego_storage::Evictable::pressure`].
     pub(super) async fn pressure(&self) {
         self.pressure.notified().await;
     }
 
-    /// Asks the janitor to look again.
+    /// Wakes the janitor.
     pub(super) fn press(&self) {
         self.pressure.notify_one();
     }
 }
 
+impl Accounts {
+    fn slack(&self) -> u64 {
+        self.slack.min(self.unscanned)
+    }
+
+    fn reached(&mut self, bytes: u64) {
+        self.unscanned = self.unscanned.saturating_sub(bytes);
+    }
+}
+
 impl Reservation {
-    /// Takes over another reservation's room.
+    /// Adds the room of another reservation to this one.
     pub(super) fn merge(&mut self, mut other: Self) {
         self.bytes += std::mem::take(&mut other.bytes);
     }
 
-    /// In bytes.
+    /// Returns the reserved room in bytes.
     pub(super) const fn bytes(&self) -> u64 {
         self.bytes
     }
@@ -322,22 +357,15 @@ impl Reservation {
 
 impl Drop for Reservation {
     fn drop(&mut self) {
-        subtract(&self.room.reserved, self.bytes);
-        subtract(&self.room.uploads, 1);
-        if self.bytes > 0 && self.room.waiting.load(SeqCst) > 0 {
-            self.room.made.notify_waiters();
+        let mut accounts = self.room.accounts();
+        accounts.reserved = accounts.reserved.saturating_sub(self.bytes);
+        accounts.uploads = accounts.uploads.saturating_sub(1);
+        let is_wanted = self.bytes > 0 && accounts.waiting > 0;
+        drop(accounts);
+        if is_wanted {
+            self.room.changed.notify_one();
         }
     }
-}
-
-/// The files that a disk should be able to take beyond those that it reports to have left.
-fn lacking_files(free: Option<u64>) -> u64 {
-    free.map_or(0, |free| full::FILES.saturating_sub(free))
-}
-
-fn subtract(from: &AtomicU64, bytes: u64) {
-    let lower = |value: u64| Some(value.saturating_sub(bytes));
-    let _ = from.fetch_update(SeqCst, SeqCst, lower);
 }
 
 #[cfg(test)]

@@ -1,132 +1,167 @@
-//! Filling the index from the disk, in the background, after the store has opened.
+//! The scan that fills the index from the disk, in the background, after the store has opened.
 
 use std::{
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    thread,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
-use tokio::time::sleep;
+use futures::{StreamExt as _, future, stream};
+use tokio::time::timeout;
 
 use super::{
-    core::{Core, blocking, now_ms},
+    disk::Disk,
     files::Files,
     instances::Instances,
     layout::{self, InstanceHash},
     verify,
 };
 use crate::index::{Key, Space};
-use gorego_storage::{DigestFunction, Error, Result};
+use gorego_storage::{DigestFunction, Result};
 
-/// How long to wait before folders that could not be read are tried again.
+/// The pause before folders that could not be read are tried again.
 const RETRY: Duration = Duration::from_mins(1);
-/// How many threads look at folders at the same time: more than cores, since they wait for the disk.
-const THREADS: usize = 4;
+/// The number of folders scanned at once: more than cores, since the disk is slow.
+const AT_ONCE: usize = 4;
 
-/// One folder `ab` with what its files are.
+/// The folders of all blobs of a digest function, or of all results of an instance too.
+struct Tree {
+    path: String,
+    function: DigestFunction,
+    instance: Option<InstanceHash>,
+}
+
+/// One folder `ab` with the function and space of its files.
 struct Folder {
     path: String,
     function: DigestFunction,
     space: Space,
 }
 
-/// Indexes everything, then hashes what is in doubt. Folders that cannot be read are tried again
-/// and again: until they are known, the disk is asked about unknown blobs.
-pub(super) async fn run(core: Arc<Core>) {
+/// Indexes everything, then hashes unverified blobs. Folders that cannot be read are tried again
+/// and again: until they are indexed, the disk is asked about unknown blobs.
+pub(super) async fn run(disk: Arc<Disk>) {
     let started = Instant::now();
     let mut left = None;
     loop {
-        let (worker, folders) = (Arc::clone(&core), left.take());
-        match blocking(move || scan(&worker, folders)).await {
-            _ if core.cancel.is_cancelled() => return,
-            Ok(failed) if failed.is_empty() => break,
-            Ok(failed) => left = Some(failed),
-            Err(error) => tracing::error!(%error, "scanning the data directory failed"),
+        let found = match left.take() {
+            Some(left) => Ok(left),
+            None => disk.run(|disk| folders(disk)).await,
+        };
+        match found {
+            Ok(folders) => {
+                let scans = stream::iter(folders).map(|folder| scan(&disk, folder));
+                let failed: Vec<_> = scans
+                    .buffer_unordered(AT_ONCE)
+                    .filter_map(future::ready)
+                    .collect()
+                    .await;
+                if failed.is_empty() {
+                    break;
+                }
+                left = Some(failed);
+            }
+            Err(error) => tracing::error!(%error, "failed to list the data directory"),
         }
-        tokio::select! {
-            () = core.cancel.cancelled() => return,
-            () = sleep(RETRY) => {}
+        if timeout(RETRY, disk.cancel.cancelled()).await.is_ok() {
+            return;
         }
     }
-    core.files.folders.scan_done();
-    core.scanned.set();
-    core.room.scan_done();
+    if disk.cancel.is_cancelled() {
+        return;
+    }
+    // Folders go with their last file only once all are counted.
+    disk.room.scan_done();
+    disk.scanned.set();
+    disk.room.press();
     tracing::info!(
-        entries = core.index.count(),
-        bytes = core.index.bytes(),
-        in_doubt = core.index.in_doubt(),
+        entries = disk.index.count(),
+        bytes = disk.index.bytes(),
+        unverified = disk.index.unverified(),
         seconds = started.elapsed().as_secs_f64(),
         "data directory scanned"
     );
-    let settle = move || {
-        verify::settle_doubts(&core);
+    let verify = |disk: &Arc<Disk>| {
+        verify::verify_all(disk);
         Ok(())
     };
-    let _ = blocking(settle).await;
+    let _ = disk.run(verify).await;
 }
 
-/// Indexes these folders, or all of them, and gives back those that could not be read. Blocks.
-fn scan(core: &Core, some: Option<Vec<Folder>>) -> Result<Vec<Folder>> {
-    let folders = Mutex::new(match some {
-        Some(folders) => folders,
-        None => folders(core)?,
-    });
-    let failed = Mutex::new(Vec::new());
-    let next = || lock(&folders).pop();
-    let work = || {
-        while let Some(folder) = next().filter(|_| !core.cancel.is_cancelled()) {
-            if let Err(error) = scan_folder(core, &folder) {
-                tracing::error!(%error, "scanning goes on without this folder for now");
-                lock(&failed).push(folder);
-            }
-            // Uploads may wait for room, and there may be something to evict now.
-            core.room.press();
-        }
-    };
-    thread::scope(|scope| {
-        let threads: Vec<_> = (0..THREADS).map(|_| scope.spawn(work)).collect();
-        threads
-            .into_iter()
-            .try_for_each(thread::ScopedJoinHandle::join)
-    })
-    .map_err(|_| Error::Unavailable("a scanning thread failed".into()))?;
-    Ok(failed.into_inner().unwrap_or_else(PoisonError::into_inner))
+/// Indexes a folder; returns it if it could not be read.
+async fn scan(disk: &Arc<Disk>, folder: Arc<Folder>) -> Option<Arc<Folder>> {
+    if disk.cancel.is_cancelled() {
+        return None;
+    }
+    let scanned = Arc::clone(&folder);
+    let scanned = disk.run(move |disk| scan_folder(disk, &scanned)).await;
+    // Uploads may wait for room, and there may be something to evict now.
+    disk.room.press();
+    let error = scanned.err()?;
+    tracing::error!(%error, "folder could not be scanned; it will be tried again");
+    Some(folder)
 }
 
-fn lock(folders: &Mutex<Vec<Folder>>) -> MutexGuard<'_, Vec<Folder>> {
-    folders.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Every `ab` folder, those of one tree spread over the whole list.
-fn folders(core: &Core) -> Result<Vec<Folder>> {
-    let (mut folders, mut trees) = (Vec::new(), Vec::new());
-    let mut add = |tree: &str, function, space| -> Result<()> {
-        let mut names = core.files.list(tree)?;
-        names.retain(|name| name.len() == 2);
-        folders.extend(names.into_iter().map(|name| {
-            let path = format!("{tree}/{name}");
-            Folder {
-                path,
-                function,
-                space,
-            }
-        }));
-        Ok(())
-    };
-    for function in DigestFunction::ALL {
-        add(&layout::cas_folder(function), function, Space::Cas)?;
-        for instance in instances_of(&core.files, function)? {
-            let tree = layout::ac_folder(function, &instance);
-            let Some(number) = core.instances.number(&instance) else {
-                continue;
-            };
-            add(&tree, function, Space::Ac(number))?;
-            trees.push(tree);
+/// Returns every `ab` folder. Blocks.
+fn folders(disk: &Disk) -> Result<Vec<Arc<Folder>>> {
+    let (mut folders, mut counted) = (Vec::new(), Vec::new());
+    for tree in trees(&disk.files)? {
+        let space = match &tree.instance {
+            None => Space::Cas,
+            Some(instance) => match disk.instances.number(instance) {
+                Some(number) => Space::Ac(number),
+                None => continue,
+            },
+        };
+        let function = tree.function;
+        let below = subfolders(&disk.files, &tree.path)?.into_iter();
+        let folder = |path| Folder {
+            path,
+            function,
+            space,
+        };
+        folders.extend(below.map(folder).map(Arc::new));
+        if tree.instance.is_some() && !disk.files.remove_empty(&tree.path) {
+            counted.push(tree.path);
         }
     }
-    trees.retain(|tree| !core.files.remove_empty(tree));
-    count(core, &trees);
+    disk.room.folders_scanned(&counted);
     Ok(folders)
+}
+
+/// Returns the trees of all functions and instances. Blocks.
+fn trees(files: &Files) -> Result<Vec<Tree>> {
+    let mut trees = Vec::new();
+    for function in DigestFunction::ALL {
+        let tree = |path, instance| Tree {
+            path,
+            function,
+            instance,
+        };
+        trees.push(tree(layout::cas_folder(function), None));
+        let names = files.list(&format!("{}/{function}", layout::AC))?;
+        let instances = names.iter().filter_map(|name| parse_instance(name));
+        trees.extend(instances.map(|hash| tree(layout::ac_folder(function, &hash), Some(hash))));
+    }
+    Ok(trees)
+}
+
+/// Returns the paths of the folders with two letters in a folder. Blocks.
+fn subfolders(files: &Files, path: &str) -> Result<Vec<String>> {
+    let names = files.list(path)?.into_iter();
+    let names = names.filter(|name| name.len() == 2);
+    Ok(names.map(|name| format!("{path}/{name}")).collect())
+}
+
+/// Returns the number of folders between the roots and the files. Blocks.
+pub(super) fn count_folders(files: &Files) -> Result<u64> {
+    let mut count = 0;
+    for tree in trees(files)? {
+        count += u64::from(tree.instance.is_some());
+        for folder in subfolders(files, &tree.path)? {
+            count += 1 + subfolders(files, &folder)?.len() as u64;
+        }
+    }
+    Ok(count)
 }
 
 fn parse_instance(name: &str) -> Option<InstanceHash> {
@@ -140,80 +175,57 @@ fn parse_instance(name: &str) -> Option<InstanceHash> {
     Some(hash)
 }
 
-/// The instances that have a folder for action results, numbered. Blocks.
+/// Numbers the instances that have a folder for action results. Blocks.
 pub(super) fn instances(files: &Files) -> Result<Instances> {
     let instances = Instances::default();
-    for function in DigestFunction::ALL {
-        for hash in instances_of(files, function)? {
-            if files.remove_empty(&layout::ac_folder(function, &hash)) {
-                continue;
-            }
-            if instances.intern(&hash, || None).is_none() {
-                tracing::warn!(
-                    "too many instance names; the action results of some are left alone"
-                );
-                return Ok(instances);
-            }
+    for tree in trees(files)? {
+        let Some(instance) = tree.instance else {
+            continue;
+        };
+        if !files.remove_empty(&tree.path) && instances.intern(&instance, || None).is_none() {
+            tracing::warn!("too many instance names; the action results of some are left alone");
+            break;
         }
     }
     Ok(instances)
 }
 
-pub(super) fn instances_of(files: &Files, function: DigestFunction) -> Result<Vec<InstanceHash>> {
-    let names = files.list(&format!("{}/{function}", layout::AC))?;
-    Ok(names
-        .iter()
-        .filter_map(|name| parse_instance(name))
-        .collect())
-}
-
-fn scan_folder(core: &Core, folder: &Folder) -> Result<()> {
+fn scan_folder(disk: &Disk, folder: &Folder) -> Result<()> {
     // Counted at the end, since a folder that cannot be read is scanned once more.
     let mut found = Vec::new();
-    for inner in core.files.list(&folder.path)? {
+    for inner in disk.files.list(&folder.path)? {
         let inner = format!("{}/{inner}", folder.path);
-        let names = core.files.list(&inner)?;
+        let names = disk.files.list(&inner)?;
         let empty = names.is_empty();
         for name in names {
             let path = format!("{inner}/{name}");
             let key = layout::key_of(&name, folder.function, folder.space);
             if let Some(key) = key.filter(|_| layout::belongs(&path)) {
-                scan_file(core, &key, &path)?;
+                scan_file(disk, &key, &path)?;
             } else {
                 tracing::debug!(path, "not a blob; left alone");
             }
         }
-        if !empty || !core.files.remove_empty(&inner) {
+        if !empty || !disk.files.remove_empty(&inner) {
             found.push(inner);
         }
     }
-    if !found.is_empty() || !core.files.remove_empty(&folder.path) {
+    if !found.is_empty() || !disk.files.remove_empty(&folder.path) {
         found.push(folder.path.clone());
     }
-    count(core, &found);
+    disk.room.folders_scanned(&found);
     Ok(())
 }
 
-fn count(core: &Core, found: &[String]) {
-    let old = found.iter().filter(|path| core.files.folders.found(path));
-    core.room.scanned_folders(old.count() as u64);
-}
-
-fn scan_file(core: &Core, key: &Key, path: &str) -> Result<()> {
-    let _changing = core.lock(key);
-    let Some(meta) = core.files.stat(path)? else {
+fn scan_file(disk: &Disk, key: &Key, path: &str) -> Result<()> {
+    let _changing = disk.lock(key);
+    let Some(meta) = disk.files.stat_file(path)? else {
         return Ok(());
     };
     if meta.size == 0 {
-        // Nothing empty is ever stored: a loss of power left this.
-        return core.files.unlink(path);
+        // No empty file is ever stored: a loss of power left this.
+        return disk.files.unlink(path);
     }
-    let in_doubt = key.space == Space::Cas && meta.mtime_ms >= core.doubt_from_ms;
-    if core
-        .index
-        .insert_found(key, meta.size, meta.atime_ms.min(now_ms()), in_doubt)
-    {
-        core.room.scanned(meta.size);
-    }
+    disk.index_file(key, meta.size, meta.atime_ms, meta.mtime_ms);
     Ok(())
 }

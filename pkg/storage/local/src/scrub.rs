@@ -1,47 +1,48 @@
-//! Hashing everything now and then: disks forget without saying so.
+//! Scrubbing: every file is hashed now and then, since disks lose data without an error.
 
 use std::{sync::Arc, time::Duration};
 
-use super::core::{Core, blocking};
-use crate::index::{Index, room_of};
-use gorego_storage::EntryId;
+use super::disk::Disk;
+use crate::index::{SHARDS, room_of};
 
-/// The longest pause before a look at whether the store has changed.
+/// The longest pause, after which a changed store is noticed.
 const LONGEST_PAUSE: Duration = Duration::from_hours(1);
 /// The shortest pause between two files, so that no period makes this a load.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(1);
 
-/// Hashes one file after the other, so evenly that all of them take `period`; until the store is
-/// closed. Starts where `seed` says, since a store that is often restarted would otherwise
-/// never see the end of its index.
-pub(super) async fn run(core: Arc<Core>, period: Duration, seed: u64) {
-    let mut at = Index::somewhere(seed);
+/// Hashes one file after the other, so evenly that all of them take `period`, until the store is
+/// closed. `seed` chooses the first part of the index, since a store that is often restarted would
+/// otherwise never reach the last.
+pub(super) async fn run(disk: Arc<Disk>, period: Duration, seed: usize) {
+    let mut part = seed % SHARDS;
     loop {
-        let next = core.index.first_from(at);
-        let size = next.map_or(0, |(_, entry)| entry.size());
-        let pause = match core.index.bytes() {
-            // There is nothing to look at: what comes is not due before the period has passed.
-            0 => pause(period, 1, 1),
-            total => pause(period, room_of(size), total),
-        };
-        tokio::select! {
-            () = core.cancel.cancelled() => return,
-            () = tokio::time::sleep(pause) => {}
-        }
-        at = match next {
-            None => EntryId(0),
-            Some((id, entry)) => {
-                let (worker, key) = (Arc::clone(&core), entry.key());
-                if let Err(error) = blocking(move || worker.check(&key, size)).await {
-                    tracing::warn!(%error, "could not check a file");
-                }
-                EntryId(id.0.saturating_add(1))
+        let files = disk
+            .index
+            .pick(part, |entry| Some((entry.key(), entry.size())));
+        for (key, size) in files {
+            if !sleep(&disk, pause(period, room_of(size), disk.index.bytes())).await {
+                return;
             }
-        };
+            if let Err(error) = disk.run(move |disk| disk.check(&key, size)).await {
+                tracing::warn!(%error, "could not verify a file");
+            }
+        }
+        // Without files: new ones are not due before the period has passed.
+        let is_empty = disk.index.bytes() == 0;
+        if is_empty && !sleep(&disk, pause(period, 1, 1)).await {
+            return;
+        }
+        part = (part + 1) % SHARDS;
     }
 }
 
-/// How long to wait before a file of this room, where all files take `total`.
+/// Returns whether the store is still open after a pause.
+async fn sleep(disk: &Disk, pause: Duration) -> bool {
+    let closed = disk.cancel.cancelled();
+    tokio::time::timeout(pause, closed).await.is_err()
+}
+
+/// Returns the pause before a file of this room, where all files take `total`.
 fn pause(period: Duration, room: u64, total: u64) -> Duration {
     #[expect(clippy::cast_precision_loss, reason = "a share of some days")]
     let share = room as f64 / total.max(1) as f64;

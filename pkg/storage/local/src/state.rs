@@ -1,5 +1,5 @@
-//! What one run of the store tells the next: whether it ended well, until when everything written
-//! is surely on the disk, and how much the directory holds.
+//! The state that one run of the store leaves to the next: whether it ended cleanly, the time up to
+//! which everything written is surely on the disk, and the usage of the directory.
 
 use gorego_storage::{Error, Result};
 
@@ -7,23 +7,23 @@ use super::files::Files;
 
 const FILE: &str = "state";
 
-/// A usage that nobody knows.
+/// The usage when it is not known.
 pub(super) const UNKNOWN: u64 = u64::MAX;
 
-/// See the module. Kept as `key=value` lines.
+/// The state, stored as `key=value` lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct State {
+pub(super) struct StoreState {
     /// Whether the run ended by [`super::LocalStore::close`].
     pub(super) clean: bool,
     /// Files last written before this are whole, in milliseconds since the Unix epoch.
     pub(super) synced_ms: u64,
-    /// About how much the directory holds, in bytes; exactly so after a clean end.
+    /// The usage of the directory in bytes; exact after a clean end, otherwise about right.
     pub(super) used: u64,
 }
 
-impl State {
-    /// Reads what the last run left. A new directory was left clean; one without a readable state
-    /// tells nothing: all of it is in doubt, and it may hold anything.
+impl StoreState {
+    /// Reads the state that the last run left. A new directory counts as clean. Without a readable
+    /// state, everything is unverified and the usage unknown.
     pub(super) fn load(files: &Files, new_directory: bool) -> Result<Self> {
         if new_directory {
             return Ok(Self {
@@ -37,7 +37,7 @@ impl State {
             synced_ms: 0,
             used: UNKNOWN,
         };
-        let Some(mut file) = files.open_read(FILE)? else {
+        let Some((mut file, _)) = files.open_read(FILE)? else {
             return Ok(unknown);
         };
         let mut text = String::new();
@@ -47,15 +47,15 @@ impl State {
     }
 
     pub(super) fn save(&self, files: &Files) -> Result<()> {
-        files.replace(FILE, self.to_string().as_bytes())
+        files.replace(FILE, self.to_string())
     }
 
-    /// Saves it, or, on a full disk, removes the one that is there and no longer true: what is here
-    /// can be served even then. Says whether it is saved.
+    /// Saves the state, or removes the outdated one if the disk is full, since blobs can be served even
+    /// then. Returns whether it is saved.
     pub(super) fn save_or_forget(&self, files: &Files) -> Result<bool> {
         match self.save(files) {
             Err(error) if error.is_no_space() => {
-                tracing::warn!(%error, "the disk is full; after a crash everything is in doubt");
+                tracing::warn!(%error, "state could not be saved; after a crash all blobs are unverified");
                 files.unlink(FILE).map(|()| false)
             }
             saved => saved.map(|()| true),
@@ -75,7 +75,7 @@ impl State {
     }
 }
 
-impl std::fmt::Display for State {
+impl std::fmt::Display for StoreState {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         writeln!(f, "clean={}", u8::from(self.clean))?;
         writeln!(f, "synced_ms={}", self.synced_ms)?;
@@ -89,13 +89,13 @@ mod tests {
 
     #[test]
     fn a_state_survives_its_text_and_half_of_one_is_none() {
-        let state = State {
+        let state = StoreState {
             clean: true,
             synced_ms: 17,
             used: u64::MAX,
         };
         let text = state.to_string();
-        assert_eq!(State::parse(&text), Some(state));
-        assert_eq!(State::parse(&text[..text.len() / 2]), None);
+        assert_eq!(StoreState::parse(&text), Some(state));
+        assert_eq!(StoreState::parse(&text[..text.len() / 2]), None);
     }
 }

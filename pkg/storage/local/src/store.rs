@@ -1,4 +1,4 @@
-//! The local store: opening and closing a data directory.
+//! The local store: options, opening and closing of a data directory.
 
 use std::{
     fmt, fs,
@@ -18,59 +18,55 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     Counters, SyncMode,
-    claims::Claims,
-    core,
-    core::Core,
+    disk::{self, Disk, ScanState},
     files::Files,
     index::{Index, Terms},
+    inflight::{Claims, Watchers},
     layout::{CAS, LOCK_FILE, QUARANTINE, TMP, UPLOADS, VERSION_FILE},
     room::Room,
-    scan,
-    scanned::Scanned,
-    scrub, state,
-    state::State,
-    upkeep,
-    upkeep::Recorded,
-    watchers::Watchers,
+    scan, scrub,
+    state::{self, StoreState},
+    upkeep::{self, Record},
 };
 use gorego_storage::{Error, Result};
 
-/// The layout that this program reads and writes.
+/// The version of the layout that this program reads and writes.
 pub(crate) const VERSION: &str = "1";
 
-/// How a local store is set up.
+/// The options of a local store.
 #[derive(Clone, Debug)]
 pub struct LocalOptions {
-    /// The data directory; made when it is not there.
+    /// The data directory; created if it is missing.
     pub dir: PathBuf,
-    /// How much it may hold, in bytes.
+    /// The most bytes that it may hold.
     pub max_bytes: u64,
-    /// Usage beyond this calls the janitor, in bytes.
+    /// The usage in bytes beyond which the janitor is woken.
     pub wake_bytes: u64,
-    /// How long a blob that was reported present is kept from eviction.
+    /// The time for which a blob that was reported present is protected from eviction.
     pub lease: Duration,
     /// The time for which a blob that was just uploaded is protected from eviction.
     pub upload_lease: Duration,
     /// Whether each hit writes the file's access time at once, rather than now and then.
     pub force_update_atime: bool,
-    /// Whether an acknowledged upload outlives a loss of power.
+    /// Durability of acknowledged uploads.
     pub sync: SyncMode,
-    /// In which time everything is hashed once, in the background; never without.
+    /// The time in which everything is hashed once, in the background; `None` for never.
     pub scrub_period: Option<Duration>,
-    /// Counts blobs of more than [`gorego_limits::UNCOUNTED`] bytes that are read as a whole, up to [`gorego_storage::CHUNK_SIZE`].
-    /// Without it, or when it is short, these are files to read in pieces.
+    /// The budget for blobs of more than [`gorego_limits::UNCOUNTED`] and at most
+    /// [`gorego_storage::CHUNK_SIZE`] bytes that are read as a whole. Without memory left in it, they
+    /// are read in pieces.
     pub pieces: Option<Budget>,
 }
 
-/// Why a data directory could not be opened.
+/// The error of opening a data directory.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
-    /// Another process has it.
+    /// Another process uses it.
     #[error("data directory {} is in use by another gorego (process {holder})", dir.display())]
     InUse {
         /// The data directory.
         dir: PathBuf,
-        /// The other process's number, as far as it told.
+        /// The number of the other process, if it is known.
         holder: String,
     },
     /// It was written by a program with another layout.
@@ -82,10 +78,10 @@ pub enum OpenError {
     Version {
         /// The data directory.
         dir: PathBuf,
-        /// What its `VERSION` file says.
+        /// The content of its `VERSION` file.
         found: String,
     },
-    /// It belongs to something else, whose files this program would remove.
+    /// It belongs to another program, whose files would be removed.
     #[error(
         "data directory {} is not gorego's, yet holds files in {folder}, which gorego would empty; \
          choose another",
@@ -114,108 +110,100 @@ pub enum OpenError {
     Unusable {
         /// The data directory.
         dir: PathBuf,
-        /// What failed.
+        /// The cause.
         source: Box<Error>,
     },
 }
 
-/// A store on a local disk. Opened at once, indexed in the background; close it to have the next
-/// start trust everything.
+/// A store on a local disk. It is usable at once after opening and indexed in the background. Close it,
+/// so that the next start needs to verify nothing.
 pub struct LocalStore {
-    pub(crate) core: Arc<Core>,
-    pub(crate) recorded: Arc<Recorded>,
+    pub(crate) disk: Arc<Disk>,
 }
 
 impl LocalStore {
     /// Opens a data directory and begins to scan it. Call within a Tokio runtime.
     pub async fn open(options: LocalOptions) -> Result<Self, OpenError> {
-        let dir = options.dir.clone();
-        let scrub_period = options.scrub_period;
-        let opened = core::blocking(move || Ok(Self::open_blocking(&options))).await;
-        let store = opened.map_err(|source| OpenError::Unusable {
-            dir,
-            source: source.into(),
-        })??;
-        let (core, recorded) = (Arc::clone(&store.core), Arc::clone(&store.recorded));
-        core.tracker.spawn(scan::run(Arc::clone(&core)));
-        core.tracker.spawn(upkeep::run(Arc::clone(&core), recorded));
+        let (dir, scrub_period) = (options.dir.clone(), options.scrub_period);
+        let opened = disk::blocking(move || Ok(Self::open_blocking(&options))).await;
+        let store = opened.map_err(|error| unusable(&dir, error))??;
+        let disk = &store.disk;
+        disk.tracker.spawn(scan::run(Arc::clone(disk)));
+        disk.tracker.spawn(upkeep::run(Arc::clone(disk)));
         if let Some(period) = scrub_period {
-            core.tracker
-                .spawn(scrub::run(Arc::clone(&core), period, core::now_ms()));
+            let seed = usize::try_from(disk::now_ms()).unwrap_or(0);
+            let scrub = scrub::run(Arc::clone(disk), period, seed);
+            disk.tracker.spawn(scrub);
         }
         Ok(store)
     }
 
     fn open_blocking(options: &LocalOptions) -> Result<Self, OpenError> {
         let dir = &options.dir;
-        let unusable = |source| OpenError::Unusable {
-            dir: dir.clone(),
-            source: Box::new(source),
-        };
+        let unusable = |error| unusable(dir, error);
         fs::create_dir_all(dir).map_err(|error| unusable(Error::io("creating", dir, error)))?;
         let lock = lock(dir)?;
         let new = check_version(dir)?;
-        let files = Files::open(dir, options.sync).map_err(unusable)?;
+        let index = Arc::new(Index::new());
+        let room = Room::new(index, options.max_bytes, options.wake_bytes);
+        let files = Files::open(dir, options.sync, Arc::clone(&room)).map_err(unusable)?;
         if let Some(folder) = files.elsewhere().map_err(unusable)? {
             let dir = dir.clone();
             return Err(OpenError::Elsewhere { dir, folder });
         }
-        let (core, state, saved) = build(options, files, new, lock).map_err(unusable)?;
+        let disk = build(options, files, room, new, lock).map_err(unusable)?;
         Ok(Self {
-            core: Arc::new(core),
-            recorded: Arc::new(Recorded::new(state, saved)),
+            disk: Arc::new(disk),
         })
     }
 
-    /// Writes last uses and all data to the disk, and notes that what is here now is whole: of a
-    /// process that is killed, the next one checks only what came later.
+    /// Writes last uses and all data to the disk, and records a sync point: after a kill, only what was
+    /// written later has to be verified.
     pub async fn save(&self) -> Result<()> {
-        let (core, recorded) = (Arc::clone(&self.core), Arc::clone(&self.recorded));
-        core::blocking(move || {
-            core.write_back()?;
-            core.sync_point(&recorded, false)
-        })
-        .await
+        let save = |disk: &Arc<Disk>| {
+            disk.write_back()?;
+            disk.sync_point(false)
+        };
+        self.disk.run(save).await
     }
 
-    /// Ends background work, writes last uses and all data to the disk, and notes that nothing is
-    /// in doubt. What is here can still be read; nothing can be put any more.
+    /// Ends background work, writes last uses and all data to the disk, and records a clean end.
+    /// Reads still work after that; writes fail.
     pub async fn close(&self) -> Result<()> {
-        self.core.cancel.cancel();
-        self.core.tracker.close();
-        self.core.tracker.wait().await;
-        let (core, recorded) = (Arc::clone(&self.core), Arc::clone(&self.recorded));
-        core::blocking(move || {
-            // What is on its way to its place gets there first.
-            *core.closed.write().unwrap_or_else(PoisonError::into_inner) = true;
-            core.write_back()?;
-            core.sync_point(&recorded, true)
-        })
-        .await
+        self.disk.cancel.cancel();
+        self.disk.tracker.close();
+        self.disk.tracker.wait().await;
+        let close = |disk: &Arc<Disk>| {
+            // Waits for files that are being moved to their places.
+            *disk.closed.write().unwrap_or_else(PoisonError::into_inner) = true;
+            disk.write_back()?;
+            disk.sync_point(true)
+        };
+        self.disk.run(close).await
     }
 
-    /// Whether the index knows everything on the disk.
+    /// Whether the scan after the start has ended.
     pub fn is_scanned(&self) -> bool {
-        self.core.is_scanned()
+        self.disk.is_scanned()
     }
 
-    /// Whether the data directory can be used, looked at every few seconds. A full disk is no
-    /// reason to say no: what is there is served.
+    /// Returns whether the data directory can be used, as probed every few seconds. A full disk counts
+    /// as usable, since reads go on.
     pub fn health(&self) -> watch::Receiver<bool> {
-        self.core.healthy.subscribe()
+        self.disk.healthy.subscribe()
     }
 
-    /// What the store counted since it was opened.
+    /// Returns the totals since the store was opened.
     pub fn counters(&self) -> Arc<Counters> {
-        Arc::clone(&self.core.counters)
+        Arc::clone(&self.disk.counters)
     }
 }
 
 impl Drop for LocalStore {
     fn drop(&mut self) {
-        self.core.cancel.cancel();
-        // At once, whatever still goes on in the background.
-        let lock = self.core.lock_file.lock();
+        self.disk.cancel.cancel();
+        // Released at once, although background work may go on for a moment.
+        let lock = self.disk.lock_file.lock();
         *lock.unwrap_or_else(PoisonError::into_inner) = None;
     }
 }
@@ -223,18 +211,22 @@ impl Drop for LocalStore {
 impl fmt::Debug for LocalStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("LocalStore")
-            .field("dir", &self.core.files.path(""))
+            .field("dir", &self.disk.files.path(""))
             .finish_non_exhaustive()
     }
 }
 
-/// One process per directory. The lock goes with the process, however it ends.
+fn unusable(dir: &Path, source: Error) -> OpenError {
+    OpenError::Unusable {
+        dir: dir.to_owned(),
+        source: Box::new(source),
+    }
+}
+
+/// Locks the data directory, for as long as the process or the returned file lives.
 pub(crate) fn lock(dir: &Path) -> Result<fs::File, OpenError> {
     let path = dir.join(LOCK_FILE);
-    let unusable = |action, error| OpenError::Unusable {
-        dir: dir.to_owned(),
-        source: Box::new(Error::io(action, &path, error)),
-    };
+    let unusable = |action, error| unusable(dir, Error::io(action, &path, error));
     let mut options = fs::OpenOptions::new();
     let file = options
         .read(true)
@@ -257,18 +249,15 @@ pub(crate) fn lock(dir: &Path) -> Result<fs::File, OpenError> {
         }
         Err(errno) => return Err(unusable("locking", errno.into())),
     }
-    // Only for whoever is refused; a full disk is no reason not to start.
+    // Only for the error of a second process, so that a full disk does not prevent the start.
     let _ = fs::write(&path, format!("{}\n", std::process::id()));
     Ok(file)
 }
 
-/// Refuses another layout; says whether the directory is new.
+/// Refuses another layout; returns whether the directory is new.
 fn check_version(dir: &Path) -> Result<bool, OpenError> {
     let path = dir.join(VERSION_FILE);
-    let unusable = |action, error| OpenError::Unusable {
-        dir: dir.to_owned(),
-        source: Box::new(Error::io(action, &path, error)),
-    };
+    let unusable = |action, error| unusable(dir, Error::io(action, &path, error));
     match fs::read_to_string(&path) {
         Ok(found) if found.trim() == VERSION => Ok(false),
         Ok(found) => Err(OpenError::Version {
@@ -293,7 +282,7 @@ fn check_version(dir: &Path) -> Result<bool, OpenError> {
     }
 }
 
-/// Whole or not at all, since half a version is an unknown one.
+/// Writes the version atomically, since a part of it would be another version.
 pub(crate) fn write_version(dir: &Path) -> io::Result<()> {
     let new = dir.join("VERSION.new");
     let mut file = fs::File::create(&new)?;
@@ -305,72 +294,65 @@ pub(crate) fn write_version(dir: &Path) -> io::Result<()> {
 fn build(
     options: &LocalOptions,
     files: Files,
+    room: Arc<Room>,
     new: bool,
     lock: fs::File,
-) -> Result<(Core, State, bool)> {
-    let last = State::load(&files, new)?;
-    // From here on this run is unclean, until it is closed.
+) -> Result<Disk> {
+    let last = StoreState::load(&files, new)?;
+    let (unscanned, slack) = unscanned(&last, options.max_bytes);
+    room.expect_scan(unscanned, slack);
+    // This run is unclean until it is closed.
     let synced_ms = if last.clean {
         upkeep::dated()
     } else {
         last.synced_ms
     };
-    let unscanned = unscanned(&last, options.max_bytes);
-    let state = State {
+    let state = StoreState {
         clean: false,
         synced_ms,
         used: last.used,
     };
     let saved = state.save_or_forget(&files)?;
-
-    let index = Arc::new(Index::new());
-    let room = Room::new(
-        Arc::clone(&index),
-        Arc::clone(&files.folders),
-        options.max_bytes,
-        options.wake_bytes,
-        unscanned,
-    );
     for folder in [UPLOADS, QUARANTINE] {
         for name in files.list(folder)? {
             let path = format!("{folder}/{name}");
-            if let Some(meta) = files.stat(&path)? {
+            if let Some(meta) = files.stat_file(&path)? {
                 room.add_idle(&path, meta.size, meta.mtime_ms);
             }
         }
     }
-    let core = Core {
+    Ok(Disk {
         instances: scan::instances(&files)?,
         files,
         lock_file: Mutex::new(Some(lock)),
-        index,
+        index: Arc::clone(room.index()),
         room,
         claims: Claims::default(),
         watchers: Watchers::default(),
         counters: Arc::default(),
         terms: Terms {
-            full_ms: core::millis(options.lease),
+            full_ms: disk::millis(options.lease),
             // The longer lease is never the upload's.
-            upload_ms: core::millis(options.upload_lease.min(options.lease)),
+            upload_ms: disk::millis(options.upload_lease.min(options.lease)),
         },
         force_update_atime: options.force_update_atime,
         pieces: options.pieces.clone(),
-        doubt_from_ms: if last.clean { u64::MAX } else { last.synced_ms },
+        unverified_from_ms: if last.clean { u64::MAX } else { last.synced_ms },
         written: AtomicU64::new(0),
-        scanned: Scanned::default(),
+        scanned: ScanState::default(),
         janitor_saw_part: AtomicBool::new(false),
         healthy: watch::Sender::new(true),
+        record: Mutex::new(Record::new(state, saved)),
         tracker: TaskTracker::new(),
         cancel: CancellationToken::new(),
         closed: RwLock::new(false),
-        key_locks: Core::key_locks(),
-        settling: Core::key_locks(),
-    };
-    Ok((core, state, saved))
+        key_locks: Disk::key_locks(),
+        verifying: Disk::key_locks(),
+    })
 }
 
-/// How much may lie in the directory until the scan has seen it, and how much of that perhaps not.
-fn unscanned(last: &State, limit: u64) -> (u64, u64) {
+/// Returns the most that may lie in the directory before the scan, and the uncertain part of that.
+fn unscanned(last: &StoreState, limit: u64) -> (u64, u64) {
     if last.used == state::UNKNOWN {
         return (limit, limit);
     }

@@ -1,98 +1,91 @@
-//! Blobs that arrive as a stream: staged on disk as they come, kept when they break off.
+//! A blob that arrives as a stream: staged on disk as it comes, kept when it breaks off.
 
-mod checked;
+mod buffer;
+mod complete;
+mod file;
 
 use std::{mem, sync::Arc};
 
-use async_trait::async_trait;
 use bytes::Bytes;
-use tokio::task::JoinHandle;
+use tokio::{runtime::Handle, task::JoinHandle};
 
+pub(super) use self::buffer::SLOW;
+pub use self::complete::Complete;
+use self::{buffer::WriteBuffer, file::StagedFile};
 use super::{
-    LocalStore,
-    blobs::{check_size, disk_full},
-    claims::Claim,
-    collected::Collected,
-    core::{Core, blocking, cut_off},
-    full::Attempts,
+    blobs::check_size,
+    disk::{Disk, cut_off},
     growth::Growth,
+    inflight::Claim,
     layout,
+    retries::Retries,
     room::{BrokenLeases, Reservation},
-    staged::Staged,
 };
 use crate::index::room_of;
-use gorego_storage::{Blob, Digest, Error, Put, Result, Resume, UploadId, Uploads};
+use gorego_storage::{Digest, Error, Result, Resume};
 
-/// How much room an upload takes at a time beyond what has arrived.
+/// The room that an upload reserves at a time beyond what has arrived, in bytes.
 pub(super) const RESERVE_STEP: u64 = 8 * 1024 * 1024;
 
-#[async_trait]
-impl Uploads for LocalStore {
-    async fn committed(&self, digest: &Digest, upload: &UploadId) -> Result<u64> {
-        let (core, path) = (Arc::clone(&self.core), layout::upload_path(digest, upload));
-        let meta = blocking(move || core.files.stat(&path)).await?;
-        Ok(meta.map_or(0, |meta| meta.size.min(digest.size())))
-    }
+/// The staged part of an upload.
+enum UploadState {
+    /// Nothing is staged; all bytes are in memory.
+    Memory,
+    /// Staged, and no thread is writing.
+    Staged(Box<StagedFile>),
+    /// A thread opens the staged file, unless it is open, and writes to it.
+    Writing(JoinHandle<Written>),
+    /// Published, removed or lost.
+    Over,
 }
 
-/// Where an upload's bytes are.
-enum Phase {
-    /// All in memory: nothing was staged yet.
-    Unopened,
-    /// The staged file is being opened, and what it holds hashed.
-    Opening(JoinHandle<Result<Staged>>),
-    /// Staged, and nobody is writing.
-    Ready(Box<Staged>),
-    /// Another thread is writing; it gives back the pieces that it could not write.
-    Busy(JoinHandle<Written>),
-    /// Gone: an earlier step failed and removed it.
-    Lost,
-}
-
-type Written = (Box<Staged>, Vec<Bytes>, Result<()>);
+/// The outcome of a write: the staged file, if it could be opened, and the pieces not written.
+type Written = (Option<Box<StagedFile>>, Vec<Bytes>, Result<()>);
 
 /// One stream on its way to the disk. Bytes are collected until writing them is worth a trip to
-/// another thread, and received while that thread writes.
+/// another thread, and received while that thread writes. Dropped, an upload that a client can resume
+/// is kept, collected bytes included.
 pub(super) struct Upload {
-    pub(super) core: Arc<Core>,
+    disk: Arc<Disk>,
     digest: Digest,
-    resume: Option<Resume>,
+    /// The start of the stream in the blob, in bytes.
+    offset: u64,
+    /// The claim to the file of an upload that a client can resume.
     pub(super) claim: Option<Arc<Claim>>,
-    /// Who else reads the file while it grows.
+    /// Shows others the file while it grows.
     growth: Option<Arc<Growth>>,
     /// Bytes received, those before the stream's offset included.
     received: u64,
-    collected: Box<Collected>,
-    phase: Phase,
-    /// The leases that it cost.
+    pub(super) buffer: WriteBuffer,
+    state: UploadState,
+    /// The leases evicted for it.
     broken: Arc<BrokenLeases>,
-    /// Nothing more comes of it, and others may be waiting for its end.
+    /// Whether no caller waits for it any more: it waits for no eviction then.
     ended: bool,
 }
 
 impl Upload {
     pub(super) async fn begin(
-        core: &Arc<Core>,
+        disk: &Arc<Disk>,
         digest: &Digest,
         resume: Option<Resume>,
         growth: Option<Arc<Growth>>,
     ) -> Self {
-        let claim = match &resume {
-            Some(resume) => {
-                let path = layout::upload_path(digest, &resume.upload);
-                Some(Arc::new(core.claims.claim(&path).await))
-            }
-            None => None,
-        };
+        let mut claim = None;
+        if let Some(resume) = &resume {
+            let path = layout::upload_path(digest, &resume.upload);
+            claim = Some(Arc::new(disk.claims.claim(&path).await));
+        }
+        let offset = resume.map_or(0, |resume| resume.offset);
         Self {
-            core: Arc::clone(core),
+            disk: Arc::clone(disk),
             digest: *digest,
-            received: resume.as_ref().map_or(0, |resume| resume.offset),
-            resume,
+            offset,
             claim,
             growth,
-            collected: Box::default(),
-            phase: Phase::Unopened,
+            received: offset,
+            buffer: WriteBuffer::default(),
+            state: UploadState::Memory,
             broken: Arc::default(),
             ended: false,
         }
@@ -107,304 +100,210 @@ impl Upload {
                 actual,
             });
         }
-        self.collected.push(chunk);
+        self.buffer.push(chunk);
         self.write_due().await
     }
 
-    /// Whether so much is in memory that it is written even if no more comes.
-    pub(super) fn has_much(&self) -> bool {
-        self.collected.are_many()
-    }
-
-    /// Writes what was collected, if that is worth it by now.
+    /// Writes the collected bytes, if that is worth it by now.
     pub(super) async fn write_due(&mut self) -> Result<()> {
-        if self.collected.are_due() {
+        if self.buffer.are_due() {
             self.flush().await
         } else {
             Ok(())
         }
     }
 
-    /// Hands what was collected to a thread that writes it.
+    /// Hands the collected bytes to a thread that writes them.
     async fn flush(&mut self) -> Result<()> {
-        let bytes = self.collected.len() as u64;
-        self.reserve(bytes).await?;
-        let Phase::Ready(mut staged) = mem::replace(&mut self.phase, Phase::Lost) else {
-            return Err(self.lost());
+        self.settle().await?;
+        let room = self.reserve(self.buffer.len() as u64).await?;
+        let pieces = self.buffer.take();
+        self.write(room, pieces)
+    }
+
+    fn write(&mut self, room: Option<Reservation>, pieces: Vec<Bytes>) -> Result<()> {
+        let mut staged = match mem::replace(&mut self.state, UploadState::Over) {
+            UploadState::Memory => None,
+            UploadState::Staged(staged) => Some(staged),
+            _ => return Err(self.lost()),
         };
-        let pieces = self.collected.take();
-        self.phase = Phase::Busy(tokio::task::spawn_blocking(move || {
-            let result = staged.append(&pieces);
-            let pieces = if result.is_err() { pieces } else { Vec::new() };
-            (staged, pieces, result)
-        }));
-        Ok(())
-    }
-
-    /// Opens the staged file, or waits until it is at hand, and takes room for more of it.
-    async fn reserve(&mut self, bytes: u64) -> Result<()> {
-        let mut attempts = Attempts::new(&self.core, &self.broken);
-        loop {
-            if matches!(self.phase, Phase::Unopened) {
-                self.open(bytes).await?;
-            }
-            match self.ready().await {
-                Err(error) if error.is_no_space() => {
-                    if !attempts.again(1).await {
-                        return Err(disk_full(&self.digest, &error));
-                    }
-                }
-                ready => break ready?,
-            }
-        }
-        let Phase::Ready(staged) = &mut self.phase else {
-            return Err(self.lost());
+        let (disk, digest, offset) = (Arc::clone(&self.disk), self.digest, self.offset);
+        let (claim, growth) = (self.claim.clone(), self.growth.clone());
+        let work = move || {
+            let open = || StagedFile::open(disk, digest, offset, claim, growth).map(Box::new);
+            let file = match &mut staged {
+                Some(staged) => staged,
+                None => match open() {
+                    Ok(new) => staged.insert(new),
+                    Err(error) => return (None, pieces, Err(error)),
+                },
+            };
+            file.give(room);
+            let written = file.append(&pieces);
+            (staged, pieces, written)
         };
-        let short = staged.short_of(bytes);
-        if short > 0 {
-            let rest = self.digest.size().saturating_sub(staged.len() + bytes);
-            let step = short + RESERVE_STEP.min(rest);
-            let more = self.room(step).await?;
-            if let Phase::Ready(staged) = &mut self.phase {
-                staged.give(more);
-            }
-        }
+        self.state = UploadState::Writing(tokio::task::spawn_blocking(work));
         Ok(())
-    }
-
-    /// Begins to open the staged file, with room for its first bytes.
-    async fn open(&mut self, bytes: u64) -> Result<()> {
-        let offset = self.resume.as_ref().map_or(0, |resume| resume.offset);
-        let kept = self.kept().await?;
-        if kept < offset {
-            let digest = self.digest;
-            return Err(Error::UploadOffset {
-                digest,
-                offset,
-                committed: kept,
-            });
-        }
-        let rest = self.digest.size().saturating_sub(offset);
-        let first = offset.saturating_add(bytes.max(RESERVE_STEP.min(rest)));
-        // The room of what is kept becomes this upload's when it is opened.
-        let more = room_of(first).saturating_sub(room_of(kept));
-        let room = self.room(more).await?;
-        let (core, digest) = (Arc::clone(&self.core), self.digest);
-        let (resume, claim) = (self.resume.clone(), self.claim.clone());
-        let growth = self.growth.clone();
-        // Whoever gives this upload up meanwhile has to wait for its file all the same.
-        self.phase = Phase::Opening(tokio::task::spawn_blocking(move || {
-            Staged::open(core, &digest, resume, claim, growth, room)
-        }));
-        Ok(())
-    }
-
-    /// Takes room; for an upload that has ended only what is free.
-    async fn room(&self, bytes: u64) -> Result<Reservation> {
-        let (room, what) = (&self.core.room, self.digest.to_string());
-        if self.ended {
-            room.reserve_now(bytes, &what)
-        } else {
-            room.reserve(bytes, &what, &self.broken).await
-        }
     }
 
     /// Waits until no write is in progress. A write that failed for lack of space is tried again
     /// after eviction.
-    async fn ready(&mut self) -> Result<()> {
-        if let Phase::Opening(opening) = &mut self.phase {
-            let opened = opening.await;
-            self.phase = Phase::Unopened;
-            let staged = opened.unwrap_or_else(|error| Err(cut_off(&error)))?;
-            self.phase = Phase::Ready(Box::new(staged));
-        }
-        let mut attempts = Attempts::new(&self.core, &self.broken);
-        while let Phase::Busy(writing) = &mut self.phase {
-            let (staged, pieces, result) = match writing.await {
-                Ok(written) => written,
-                Err(error) => {
-                    self.phase = Phase::Lost;
-                    return Err(cut_off(&error));
-                }
-            };
-            self.phase = Phase::Ready(staged);
-            match result {
-                Ok(()) => {}
-                Err(error) if error.is_no_space() => {
-                    let bytes = pieces.iter().map(|piece| piece.len() as u64).sum();
-                    if !attempts.again(bytes).await {
-                        return Err(disk_full(&self.digest, &error));
-                    }
-                    self.write_again(pieces);
-                }
-                Err(error) => return Err(error),
+    async fn settle(&mut self) -> Result<()> {
+        let mut retries = Retries::new(&self.disk, &self.broken);
+        while let UploadState::Writing(writing) = &mut self.state {
+            let written = writing.await;
+            self.state = UploadState::Over;
+            let (staged, pieces, result) = written.map_err(|error| cut_off(&error))?;
+            self.state = staged.map_or(UploadState::Memory, UploadState::Staged);
+            if let Err(error) = result {
+                let bytes = pieces.iter().map(|piece| piece.len() as u64).sum();
+                retries.make_space(error, &self.digest, bytes).await?;
+                let room = self.reserve(bytes).await?;
+                self.write(room, pieces)?;
             }
         }
         Ok(())
     }
 
-    fn write_again(&mut self, pieces: Vec<Bytes>) {
-        if let Phase::Ready(mut staged) = mem::replace(&mut self.phase, Phase::Lost) {
-            self.phase = Phase::Busy(tokio::task::spawn_blocking(move || {
-                let result = staged.append(&pieces);
-                (staged, pieces, result)
-            }));
-        }
-    }
-
-    /// All bytes came: has them in memory if they are few, and otherwise all in the staged file.
-    pub(super) async fn complete(mut self) -> Result<Self> {
-        if let Err(error) = check_size(&self.digest, self.received) {
-            self.discard().await?;
-            return Err(error);
-        }
-        if self.is_small() {
-            self.collected.close();
-            return Ok(self);
-        }
-        let staged = async {
-            self.reserve(self.collected.len() as u64).await?;
-            if self.collected.len() > 0 {
-                self.flush_and_wait().await?;
+    /// Reserves the room that this many more bytes need, and some more.
+    async fn reserve(&self, bytes: u64) -> Result<Option<Reservation>> {
+        let (missing, end) = if let UploadState::Staged(staged) = &self.state {
+            (staged.short_of(bytes), staged.len() + bytes)
+        } else {
+            let (digest, offset, committed) = (self.digest, self.offset, self.kept().await?);
+            if committed < offset {
+                return Err(Error::UploadOffset {
+                    digest,
+                    offset,
+                    committed,
+                });
             }
-            Ok::<_, Error>(())
+            // The room of what is kept becomes this upload's when it is opened.
+            let end = offset.saturating_add(bytes);
+            (room_of(end).saturating_sub(room_of(committed)), end)
         };
-        match staged.await {
-            Ok(()) => Ok(self),
-            Err(error) => Err(self.end(error.clone()).await.err().unwrap_or(error)),
+        if missing == 0 {
+            return Ok(None);
         }
-    }
-
-    fn is_small(&self) -> bool {
-        let offset = self.resume.as_ref().map_or(0, |resume| resume.offset);
-        matches!(self.phase, Phase::Unopened) && offset == 0
-    }
-
-    /// The content of a complete upload.
-    pub(super) fn blob(&self) -> Result<Blob> {
-        match &self.phase {
-            Phase::Ready(staged) => Ok(Blob::File(staged.blob())),
-            _ if self.is_small() => Ok(Blob::Bytes(self.collected.pieces().concat().into())),
-            _ => Err(self.lost()),
-        }
-    }
-
-    /// Verifies a complete upload and puts it into its place.
-    pub(super) async fn publish(mut self) -> Result<Put> {
-        if self.is_small() {
-            let pieces = self.collected.take();
-            let mut put = self.core.put_pieces(&self.digest, pieces.clone()).await;
-            if let (Err(Error::Mismatch { .. }), Some(_)) = (&put, self.digest.other())
-                && let Ok(digest) = self.digest_of(&pieces)
-            {
-                put = self.core.put_pieces(&digest, pieces).await;
-            }
-            self.drop_kept().await?;
-            return put;
-        }
-        let Phase::Ready(staged) = mem::replace(&mut self.phase, Phase::Lost) else {
-            return Err(self.lost());
+        let bytes = missing + RESERVE_STEP.min(self.digest.size().saturating_sub(end));
+        let (room, what) = (&self.disk.room, self.digest.to_string());
+        let reserved = if self.ended {
+            room.reserve_now(bytes, &what)?
+        } else {
+            room.reserve(bytes, &what, &self.broken).await?
         };
-        self.publish_staged(staged).await
+        Ok(Some(reserved))
     }
 
-    /// Verifies a staged file and puts it into its place, again after eviction when the disk has no
-    /// room for the name.
-    async fn publish_staged(&self, mut staged: Box<Staged>) -> Result<Put> {
-        let mut attempts = Attempts::new(&self.core, &self.broken);
-        loop {
-            let attempt = move || {
-                let published = staged.publish();
-                Ok((staged, published))
-            };
-            let published;
-            (staged, published) = blocking(attempt).await?;
-            let Err(error) = published else {
-                return published;
-            };
-            let full = error.is_no_space();
-            if full && attempts.again(1).await {
-                continue;
-            }
-            // A closed store keeps what came for its successor.
-            if !matches!(error, Error::Unavailable(_)) {
-                blocking(move || staged.remove()).await?;
-            }
-            return Err(if full {
-                disk_full(&self.digest, &error)
-            } else {
-                error
-            });
+    /// Ends a stream that came to its end: few bytes stay in memory, others are all staged.
+    pub(super) async fn complete(&mut self) -> Result<()> {
+        check_size(&self.digest, self.received)?;
+        let is_small = matches!(self.state, UploadState::Memory) && self.offset == 0;
+        if is_small {
+            self.buffer.close();
+        } else if self.buffer.len() > 0 || matches!(self.state, UploadState::Memory) {
+            self.flush().await?;
         }
+        self.settle().await
     }
 
-    async fn flush_and_wait(&mut self) -> Result<()> {
-        self.flush().await?;
-        self.ready().await
-    }
-
-    /// After an error: keeps what a client can go on from, drops what it cannot.
-    pub(super) async fn end(self, error: Error) -> Result<()> {
+    /// Ends an upload after an error: keeps it if a client can go on from there, else removes it.
+    pub(super) async fn end(&mut self, error: &Error) -> Result<()> {
         match error {
-            // What an earlier attempt left takes no room that it did not have.
-            Error::Full { .. } if matches!(self.phase, Phase::Unopened) => Ok(()),
+            // The staged bytes of an earlier attempt stay; their room was reserved before.
+            Error::Full { .. } if matches!(self.state, UploadState::Memory) => {
+                self.ended = true;
+                Ok(())
+            }
             Error::Mismatch { .. } | Error::Full { .. } | Error::Io { .. } => self.discard().await,
             _ => self.suspend().await,
         }
     }
 
-    /// Stages what was collected, and keeps it for a later attempt.
-    pub(super) async fn suspend(mut self) -> Result<()> {
+    /// Stages the collected bytes, and keeps all for a later attempt.
+    async fn suspend(&mut self) -> Result<()> {
         self.ended = true;
-        if self.resume.is_some() && self.collected.len() > 0 {
-            match self.flush_and_wait().await {
-                // What was staged before is kept all the same.
+        if self.claim.is_some() && self.buffer.len() > 0 {
+            match self.flush().await {
+                // Bytes that were staged before are kept all the same.
                 Err(Error::Full { .. }) => {}
                 other => other?,
             }
         }
-        self.ready().await
+        self.settle().await
     }
 
-    pub(super) async fn discard(mut self) -> Result<()> {
-        let ready = self.ready().await;
-        if matches!(self.phase, Phase::Unopened) {
-            return self.drop_kept().await;
+    /// Removes what was staged, by earlier attempts too.
+    pub(super) async fn discard(&mut self) -> Result<()> {
+        // After an error the file is removed all the same.
+        let _ = self.settle().await;
+        self.ended = true;
+        match mem::replace(&mut self.state, UploadState::Over) {
+            UploadState::Memory => self.remove_kept().await,
+            UploadState::Staged(mut staged) => self.disk.run(move |_| staged.remove()).await,
+            _ => Ok(()),
         }
-        if let Phase::Ready(staged) = mem::replace(&mut self.phase, Phase::Lost) {
-            let mut staged = staged;
-            blocking(move || staged.remove()).await?;
-        }
-        ready.or(Ok(()))
     }
 
-    /// How much an earlier attempt left, in bytes. Nobody changes it while this upload has the
+    /// Returns how many bytes an earlier attempt left. They do not change while this upload has the
     /// claim.
     async fn kept(&self) -> Result<u64> {
-        let Some(resume) = &self.resume else {
+        let Some(claim) = self.claim.clone() else {
             return Ok(0);
         };
-        let path = layout::upload_path(&self.digest, &resume.upload);
-        let core = Arc::clone(&self.core);
-        let meta = blocking(move || core.files.stat(&path)).await?;
-        Ok(meta.map_or(0, |meta| meta.size))
+        let size = move |disk: &Arc<Disk>| disk.files.size(claim.path());
+        Ok(self.disk.run(size).await?.unwrap_or_default())
     }
 
     /// Removes what an earlier attempt left, when this one did without it.
-    async fn drop_kept(&self) -> Result<()> {
-        let Some(resume) = &self.resume else {
-            return Ok(());
-        };
-        let path = layout::upload_path(&self.digest, &resume.upload);
-        let core = Arc::clone(&self.core);
-        blocking(move || match core.take_idle(&path)? {
-            Some((aside, _)) => core.files.unlink(&aside),
-            None => Ok(()),
-        })
-        .await
+    async fn remove_kept(&self) -> Result<()> {
+        if let Some(claim) = self.claim.clone() {
+            let remove = move |disk: &Arc<Disk>| disk.remove_claimed(claim.path());
+            self.disk.run(remove).await?;
+        }
+        Ok(())
     }
 
     fn lost(&self) -> Error {
         Error::Unavailable(format!("upload of {} lost its file", self.digest))
+    }
+}
+
+impl Drop for Upload {
+    fn drop(&mut self) {
+        let takes_time = match self.state {
+            UploadState::Memory | UploadState::Staged(_) => {
+                self.claim.is_some() && self.buffer.len() > 0
+            }
+            UploadState::Writing(_) => true,
+            UploadState::Over => false,
+        };
+        if self.ended || !takes_time {
+            return;
+        }
+        let Ok(runtime) = Handle::try_current() else {
+            return;
+        };
+        let mut rest = Self {
+            disk: Arc::clone(&self.disk),
+            digest: self.digest,
+            offset: self.offset,
+            claim: self.claim.take(),
+            growth: self.growth.take(),
+            received: self.received,
+            buffer: mem::take(&mut self.buffer),
+            state: mem::replace(&mut self.state, UploadState::Over),
+            broken: Arc::clone(&self.broken),
+            ended: true,
+        };
+        let tracker = self.disk.tracker.clone();
+        tracker.spawn_on(
+            async move {
+                if let Err(error) = rest.suspend().await {
+                    tracing::debug!(%error, "could not keep an upload that broke off");
+                }
+            },
+            &runtime,
+        );
     }
 }

@@ -1,7 +1,6 @@
-//! Hashing what lies on the disk, and what becomes of files that are not what they should be.
+//! Hashing of files on the disk, and the quarantine of those that are damaged.
 
 use std::{
-    collections::HashSet,
     fs, io,
     sync::{Arc, atomic::Ordering::Relaxed},
 };
@@ -9,21 +8,19 @@ use std::{
 use rustix::io::Errno;
 
 use super::{
-    core::{Core, blocking, lock_of, now_ms},
+    disk::{Disk, lock_of, now_ms},
+    files::Meta,
     layout::{self, QUARANTINE},
 };
-use crate::index::{Entry, Key, Space};
+use crate::index::{Key, SHARDS, Space, UNVERIFIED};
 use gorego_storage::{CHUNK_SIZE, Digest, DigestFunction, Error, Hasher, Result, read_at};
 
-/// How many blobs in doubt one pass over the index collects.
-const PASS: usize = 4096;
-
-/// The digest of a file's content. Blocks.
+/// Returns the digest of a file's content. Blocks.
 fn hash_file(function: DigestFunction, file: &fs::File) -> io::Result<Digest> {
     hash_prefix(function, file, u64::MAX).map(Hasher::finish)
 }
 
-/// A hasher that has seen a file's first `len` bytes, or all of a shorter file. Blocks.
+/// Hashes a file's first `len` bytes, or all of a shorter file. Blocks.
 pub(super) fn hash_prefix(
     function: DigestFunction,
     file: &fs::File,
@@ -40,73 +37,85 @@ pub(super) fn hash_prefix(
     }
 }
 
-impl Core {
-    /// Hashes a blob in doubt, unless somebody else does: then waits for the outcome. Says whether
-    /// the blob is here and whole.
-    pub(super) async fn settle(self: &Arc<Self>, digest: &Digest) -> Result<bool> {
+impl Disk {
+    /// Hashes an unverified blob, or waits for the outcome while another caller does. Returns whether
+    /// the blob exists and matches.
+    pub(super) async fn verify_once(self: &Arc<Self>, digest: &Digest) -> Result<bool> {
         let key = Key::cas(digest);
-        let _settling = match lock_of(&self.settling, &key) {
+        let _verifying = match lock_of(&self.verifying, &key) {
             Some(lock) => Some(lock.lock().await),
             None => None,
         };
         match self.index.peek(&key) {
-            Some(seen) if seen.in_doubt => {
-                let (core, digest) = (Arc::clone(self), *digest);
-                blocking(move || core.verify(&digest)).await
+            Some(hit) if hit.unverified => {
+                let digest = *digest;
+                self.run(move |disk| disk.verify(&digest)).await
             }
-            seen => Ok(seen.is_some_and(|seen| seen.size == digest.size())),
+            hit => Ok(hit.is_some_and(|hit| hit.size == digest.size())),
         }
     }
 
-    /// Hashes a blob's file. A wrong or unreadable one goes to quarantine, and is not here any
-    /// more. Blocks.
+    /// Hashes a blob's file. A corrupt or unreadable one goes to quarantine; false is returned for it.
+    /// Blocks.
     pub(super) fn verify(&self, digest: &Digest) -> Result<bool> {
-        let path = layout::blob_path(digest);
-        let opened = self.files.open_read(&path);
-        let hashed = match &opened {
+        let (key, path) = (Key::cas(digest), layout::blob_path(digest));
+        let (file, hashed) = match self.files.open_read(&path) {
             Ok(None) => {
-                self.forget(digest)?;
+                self.forget(&key, &path, Some(digest.size()))?;
                 return Ok(false);
             }
-            Ok(Some(file)) => hash_file(digest.function(), file)
-                .map_err(|error| Error::io("reading", self.files.path(&path), error)),
-            Err(error) => Err(error.clone()),
+            Ok(Some((file, _))) => {
+                let hashed = hash_file(digest.function(), &file);
+                let failed = |error| Error::io("reading", self.files.path(&path), error);
+                (Some(file), hashed.map_err(failed))
+            }
+            Err(error) => (None, Err(error)),
         };
-        let key = Key::cas(digest);
-        match hashed {
+        let why = match hashed {
             Ok(actual) if actual == *digest => {
-                self.index.trust(&key);
+                self.index.set_unverified(&key, false);
                 return Ok(true);
             }
-            Err(error) if !error.is_unreadable() => return Err(error),
-            _ => {}
-        }
-        let _changing = self.lock(&key);
-        let is_same = match opened {
-            Ok(Some(file)) => self.files.is_same(&file, &path)?,
-            _ => self.files.open_read(&path).is_err(),
+            Ok(actual) => format!("its content is {actual}"),
+            Err(error) if error.is_unreadable() => error.to_string(),
+            Err(error) => return Err(error),
         };
-        if !is_same {
-            // An upload replaced the file meanwhile, or it was evicted.
-            return Ok(self.index.peek(&key).is_some());
+        if self.quarantine_opened(&key, &path, file.as_ref(), &why)? {
+            return Ok(false);
         }
-        match hashed {
-            Ok(actual) => tracing::warn!(%digest, %actual, "blob does not match its digest"),
-            Err(error) => tracing::warn!(%digest, %error, "blob cannot be read"),
-        }
-        self.quarantine(&key, &path)?;
-        Ok(false)
+        Ok(self.index.peek(&key).is_some())
     }
 
-    /// Moves a wrong file away and forgets it; one that cannot be moved is removed, and one that
-    /// cannot be removed stays in doubt. The caller holds the key's lock. Blocks.
-    pub(super) fn quarantine(&self, key: &Key, path: &str) -> Result<()> {
-        let gone = self.put_away(path).or_else(|error| {
-            tracing::warn!(%error, "could not be moved to quarantine; removed");
+    /// Quarantines a corrupt or unreadable file, unless another one has taken its place since it was
+    /// opened; returns whether it did. `opened` is `None` if it could not be opened. Blocks.
+    pub(super) fn quarantine_opened(
+        &self,
+        key: &Key,
+        path: &str,
+        opened: Option<&fs::File>,
+        why: &str,
+    ) -> Result<bool> {
+        let _changing = self.lock(key);
+        let is_same = match opened {
+            Some(file) => self.files.is_same(file, path)?,
+            None => self.files.open_read(path).is_err(),
+        };
+        if is_same {
+            tracing::warn!(path, why, "corrupt or unreadable file");
+            self.quarantine(key, path)?;
+        }
+        Ok(is_same)
+    }
+
+    /// Moves the file of an entry to quarantine and forgets the entry. A file that cannot be moved is
+    /// removed; one that cannot be removed stays unverified. The caller holds the key's lock. Blocks.
+    fn quarantine(&self, key: &Key, path: &str) -> Result<()> {
+        let gone = self.move_to_quarantine(path).or_else(|error| {
+            tracing::warn!(%error, "file could not be moved to quarantine; removing it");
             self.files.unlink(path)
         });
         if let Err(error) = gone {
-            self.index.doubt(key);
+            self.index.set_unverified(key, true);
             return Err(error);
         }
         self.index.remove(key);
@@ -115,16 +124,16 @@ impl Core {
         Ok(())
     }
 
-    /// Moves what is at a path to the quarantine, of whatever type it is. Blocks.
-    fn put_away(&self, path: &str) -> Result<()> {
-        let meta = self.files.stat(path)?;
+    /// Moves a file or folder of any type to the quarantine. Blocks.
+    fn move_to_quarantine(&self, path: &str) -> Result<()> {
+        let meta = self.files.stat_file(path)?;
         let name = path.replace('/', "-");
         let place = format!("{QUARANTINE}/{}-{name}", now_ms());
-        // It is kept as long as a partial upload, from now on.
+        // From now on, it is kept as long as a partial upload.
         let times = self.files.set_mtime_now(path);
         let moved = times.and_then(|()| self.files.publish(path, &place));
         if moved.is_ok() {
-            // What is no regular file is for the operator to remove.
+            // Anything else than a regular file is for the operator to remove.
             if let Some(meta) = meta {
                 self.room.add_idle(&place, meta.size, now_ms());
             }
@@ -133,8 +142,8 @@ impl Core {
         moved
     }
 
-    /// Moves a finished file to its place. A folder that somebody has put there, or a file in the place
-    /// of a folder above, goes to the quarantine. Blocks.
+    /// Moves a finished file to its place. A folder in its place, or a file in the place of a folder
+    /// above, goes to the quarantine. Blocks.
     pub(super) fn install(&self, from: &str, to: &str) -> Result<()> {
         match self.files.publish(from, to) {
             Err(error) if error.is_obstructed() => {}
@@ -143,54 +152,53 @@ impl Core {
         let above = to.match_indices('/').filter_map(|(end, _)| to.get(..end));
         for folder in above {
             if self.files.is_folder(folder) == Some(false) {
-                self.put_away(folder)?;
+                self.move_to_quarantine(folder)?;
             }
         }
         if self.files.is_folder(to) == Some(true) {
-            self.put_away(to)?;
+            self.move_to_quarantine(to)?;
         }
         self.files.publish(from, to)
     }
 
     /// Opens the file of a partial upload, or makes it; anything else at its path goes to the
     /// quarantine. Blocks.
-    pub(super) fn open_upload(&self, path: &str) -> Result<fs::File> {
-        if let Some(file) = self.files.open_upload(path)? {
-            return Ok(file);
+    pub(super) fn open_upload(&self, path: &str) -> Result<(fs::File, Meta)> {
+        if let Some(opened) = self.files.open_upload(path)? {
+            return Ok(opened);
         }
-        self.put_away(path)?;
+        self.move_to_quarantine(path)?;
         let opened = self.files.open_upload(path)?;
         opened.ok_or_else(|| self.files.error("creating", path, Errno::EXIST))
     }
 
-    /// Drops a blob whose file is gone or has another size from the index, and what is left of it
-    /// from the disk. Blocks.
-    pub(super) fn forget(&self, digest: &Digest) -> Result<()> {
-        let (key, path) = (Key::cas(digest), layout::blob_path(digest));
-        let _changing = self.lock(&key);
-        let size = self.files.stat(&path)?.map(|meta| meta.size);
-        if size.is_none() && self.files.is_there(&path)? {
-            tracing::warn!(%digest, "something that is no regular file is in the place of a blob");
-            return self.quarantine(&key, &path);
-        }
-        let Some(found) = self.locate(&key)? else {
-            if self.index.remove(&key).is_some() {
-                self.counters.lost.fetch_add(1, Relaxed);
-                tracing::warn!(%digest, "blob's file is gone; somebody removed it");
-                let folder = path.rsplit_once('/').map_or("", |(folder, _)| folder);
-                if self.files.is_folder(folder).is_none() {
-                    self.files.cleared.store(true, Relaxed);
-                }
-                self.prune(&key, &path);
+    /// Forgets an entry whose file is missing, has another size than `size`, or is no regular file.
+    /// Removes or quarantines what is at its path. Blocks.
+    pub(super) fn forget(&self, key: &Key, path: &str, size: Option<u64>) -> Result<()> {
+        let _changing = self.lock(key);
+        let there = self.files.stat(path)?;
+        match there {
+            Some(meta) if !meta.is_file() => {
+                tracing::warn!(path, "not a regular file");
+                return self.quarantine(key, path);
             }
-            return Ok(());
-        };
-        if found == path && size != Some(digest.size()) {
+            // A newer one, which replaced the missing file.
+            Some(meta) if size.is_none_or(|size| size == meta.size) => return Ok(()),
+            _ => {}
+        }
+        let was_indexed = self.index.remove(key).is_some();
+        if let Some(meta) = there {
+            tracing::warn!(path, size = meta.size, "file has another size; removed");
+            self.files.unlink(path)?;
+        } else if was_indexed {
+            tracing::warn!(path, "file is missing; it was removed by another program");
+            if self.files.is_folder(layout::folder_of(path)).is_none() {
+                self.files.cleared.store(true, Relaxed);
+            }
+        }
+        if was_indexed {
             self.counters.lost.fetch_add(1, Relaxed);
-            tracing::warn!(%digest, ?size, "blob's file has another size; removed");
-            self.index.remove(&key);
-            self.files.unlink(&path)?;
-            self.prune(&key, &path);
+            self.prune(key, path);
         }
         Ok(())
     }
@@ -198,10 +206,10 @@ impl Core {
     /// Hashes the file of an index entry, or checks an action result's checksum. Blocks.
     pub(super) fn check(&self, key: &Key, size: u64) -> Result<()> {
         let Some(path) = self.locate(key)? else {
-            return self.drop_if_gone(key).map(drop);
+            return self.drop_if_missing(key).map(drop);
         };
         if key.space != Space::Cas {
-            return self.check_action(key, &path);
+            return self.load_result(Some(key), &path).map(drop);
         }
         let name = path.rsplit_once('/').map_or(&*path, |(_, name)| name);
         let size = i64::try_from(size).unwrap_or(i64::MAX);
@@ -212,39 +220,28 @@ impl Core {
     }
 }
 
-/// Hashes every blob in doubt, one after the other, so that the next unclean stop finds few. Blocks
+/// Hashes every unverified blob, one after the other, so that the next unclean stop finds few. Blocks
 /// until done or cancelled.
-pub(super) fn settle_doubts(core: &Core) {
-    // They stay in doubt for their readers; asking again and again would not help.
-    let mut failed = HashSet::new();
-    while core.index.in_doubt() > 0 && !core.cancel.is_cancelled() {
-        let mut keys = Vec::new();
-        core.index.visit(|_, entry| {
-            if entry.is_in_doubt() && keys.len() < PASS && !failed.contains(&entry.key()) {
-                keys.push((entry.key(), entry.size()));
-            }
+pub(super) fn verify_all(disk: &Disk) {
+    for part in 0..SHARDS {
+        let unverified = disk.index.pick(part, |entry| {
+            let unverified = entry.has(UNVERIFIED);
+            unverified.then(|| (entry.key(), entry.size()))
         });
-        if keys.is_empty() {
-            return;
-        }
-        for (key, size) in keys {
-            if core.cancel.is_cancelled() {
+        for (key, size) in unverified {
+            if disk.cancel.is_cancelled() {
                 return;
             }
-            if let Err(error) = settle_one(core, &key, size) {
-                tracing::warn!(%error, "could not check a blob after an unclean stop");
-                failed.insert(key);
+            // After an error it stays unverified for its readers.
+            if let Err(error) = disk.check(&key, size) {
+                tracing::warn!(%error, "could not verify a blob after an unclean stop");
+                continue;
             }
+            // Still unverified: its file is missing, or is no blob's.
+            let _changing = disk.lock(&key);
+            disk.index.remove_if(&key, |entry| entry.has(UNVERIFIED));
         }
     }
-}
-
-fn settle_one(core: &Core, key: &Key, size: u64) -> Result<()> {
-    core.check(key, size)?;
-    let _changing = core.lock(key);
-    // Its file is gone, or is no blob's.
-    core.index.remove_if(key, Entry::is_in_doubt);
-    Ok(())
 }
 
 #[cfg(test)]

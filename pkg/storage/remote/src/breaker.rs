@@ -1,165 +1,289 @@
-//! When to stop asking a peer that does not answer: a state machine without a clock or I/O.
+//! The breaker before a peer: it admits calls, and suspends them while the peer does not answer.
 
-use tokio::time::Instant;
+use std::{
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
 
+use gorego_limits::LogLimit;
+use tokio::{
+    sync::watch,
+    time::{self, Instant},
+};
+use tracing::{info, warn};
+
+use super::{BreakerOptions, failure::Failure, pool::Pool};
 use gorego_storage::BreakerState;
 
-use super::BreakerOptions;
-
-/// What may become of a call.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Admission {
-    Pass,
-    /// As `Pass`; how it fares decides for all.
-    Probe,
-    Refuse,
-}
-
-/// How long calls are refused.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Refusal {
-    /// Until the cool-down is over.
-    Until(Instant),
-    /// Until it is known how one call fares.
-    Probing,
-}
-
-/// When a call began, in the peer's failures and answers until then.
+/// The failures and answers of a peer before a call began.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Since {
     incidents: u64,
     answers: u64,
 }
 
-impl Since {
-    /// Of a call that has been answered by `now`: what broke down before that still counts once.
-    pub(super) const fn answered(self, now: Self) -> Self {
-        Self {
-            incidents: self.incidents,
-            answers: now.answers,
-        }
-    }
-}
-
+/// The state of a breaker, without a clock or I/O.
 #[derive(Debug)]
-pub(super) struct Breaker {
+struct Circuit {
     options: BreakerOptions,
     state: BreakerState,
-    /// One after another, while closed.
+    /// Consecutive failures while closed.
     failures: u32,
-    /// When the next probe may be made, while open.
+    /// The time of the next probe, while open.
     until: Option<Instant>,
-    cool_down: std::time::Duration,
-    probing: bool,
+    cool_down: Duration,
+    is_probing: bool,
     now: Since,
+    last_error: Arc<str>,
 }
 
-impl Breaker {
-    pub(super) fn new(options: BreakerOptions) -> Self {
+impl Circuit {
+    fn new(options: BreakerOptions) -> Self {
         Self {
             options,
             state: BreakerState::Closed,
             failures: 0,
             until: None,
             cool_down: options.cool_down,
-            probing: false,
+            is_probing: false,
             now: Since::default(),
+            last_error: Arc::from(""),
         }
     }
 
-    pub(super) const fn state(&self) -> BreakerState {
-        self.state
-    }
-
-    pub(super) const fn since(&self) -> Since {
-        self.now
-    }
-
-    pub(super) fn admit(&mut self, now: Instant) -> Admission {
-        match (self.state, self.refuses(now)) {
-            (BreakerState::Closed, _) => Admission::Pass,
-            (_, Some(_)) => Admission::Refuse,
-            (BreakerState::Open | BreakerState::HalfOpen, None) => {
-                self.state = BreakerState::HalfOpen;
-                self.probing = true;
-                Admission::Probe
-            }
+    /// Admits a call. Returns whether it is the probe, whose outcome decides for all.
+    fn admit(&mut self, now: Instant) -> Option<bool> {
+        if self.refusal(now).is_some() {
+            return None;
         }
+        let is_probe = self.state != BreakerState::Closed;
+        if is_probe {
+            self.state = BreakerState::HalfOpen;
+            self.is_probing = true;
+        }
+        Some(is_probe)
     }
 
-    /// Whether a call would be refused, and if so until when at least, unless the state changes.
-    pub(super) fn refuses(&self, now: Instant) -> Option<Refusal> {
+    /// Returns the time until which a call would be refused now, unless the state changes.
+    fn refusal(&self, now: Instant) -> Option<Instant> {
         match self.state {
-            BreakerState::Open => self.until.filter(|until| now < *until).map(Refusal::Until),
-            BreakerState::HalfOpen if self.probing => Some(Refusal::Probing),
-            BreakerState::Closed | BreakerState::HalfOpen => None,
+            BreakerState::Open => self.until.filter(|until| now < *until),
+            BreakerState::HalfOpen => self.is_probing.then(|| now + self.options.max_cool_down),
+            BreakerState::Closed => None,
         }
     }
 
-    /// The peer answered. Answers to calls from before the breaker opened do not close it.
-    pub(super) fn succeeded(&mut self, admission: Admission) {
+    /// Records an answer. Answers to calls from before the breaker opened do not close it.
+    const fn succeeded(&mut self, is_probe: bool) {
         self.now.answers += 1;
-        if admission == Admission::Probe {
+        if is_probe {
             self.state = BreakerState::Closed;
-            self.probing = false;
+            self.is_probing = false;
             self.cool_down = self.options.cool_down;
         }
-        if self.state == BreakerState::Closed {
+        if matches!(self.state, BreakerState::Closed) {
             self.failures = 0;
         }
     }
 
-    /// The peer did not answer a call from `since`. What many calls meet together counts once: of
-    /// those under way when one failed no other counts, unless the peer was `silent` to all of them.
-    pub(super) fn failed(
-        &mut self,
-        admission: Admission,
-        since: Since,
-        silent: bool,
-        now: Instant,
-    ) {
-        let another =
+    /// Records that a call from `since` got no answer. A failure that many calls share counts once:
+    /// of the calls that were under way at the last failure none counts, unless the peer was `silent`
+    /// to all of them.
+    fn failed(&mut self, is_probe: bool, since: Since, silent: bool, now: Instant) {
+        let is_new =
             since.incidents == self.now.incidents || silent && since.answers == self.now.answers;
-        if admission == Admission::Probe {
-            self.now.incidents += 1;
-            self.probing = false;
+        if is_probe {
+            self.is_probing = false;
             self.cool_down = (self.cool_down * 2).min(self.options.max_cool_down);
-            self.open(now);
-        } else if self.state == BreakerState::Closed && another {
-            self.now.incidents += 1;
+        } else if self.state == BreakerState::Closed && is_new {
             self.failures += 1;
-            if self.failures >= self.options.failures.max(1) {
-                self.open(now);
+        } else {
+            return;
+        }
+        self.now.incidents += 1;
+        if is_probe || self.failures >= self.options.failures.max(1) {
+            self.state = BreakerState::Open;
+            self.failures = 0;
+            self.until = Some(now + self.cool_down);
+        }
+    }
+
+    /// Records that the probe was cancelled: the next call may be one, as the cool-down is over.
+    const fn abandoned(&mut self) {
+        self.is_probing = false;
+        self.state = BreakerState::Open;
+    }
+}
+
+/// A peer's connections and the breaker that guards them.
+pub(super) struct Breaker {
+    peer: Arc<str>,
+    pub(super) pool: Pool,
+    circuit: Mutex<Circuit>,
+    pub(super) state: watch::Sender<BreakerState>,
+    /// Counts the times after which the peer may be another server, or may have lost its blobs: failures
+    /// to reach it, and losses of a blob that were noticed.
+    outages: AtomicU64,
+    /// Limits the log of pages.
+    logged: LogLimit,
+}
+
+impl Breaker {
+    pub(super) fn new(peer: Arc<str>, pool: Pool, options: BreakerOptions) -> Self {
+        Self {
+            peer,
+            pool,
+            circuit: Mutex::new(Circuit::new(options)),
+            state: watch::channel(BreakerState::Closed).0,
+            outages: AtomicU64::new(0),
+            logged: LogLimit::default(),
+        }
+    }
+
+    pub(super) fn outages(&self) -> u64 {
+        self.outages.load(Relaxed)
+    }
+
+    /// Records an outage that no call met.
+    pub(super) fn count_outage(&self) {
+        self.outages.fetch_add(1, Relaxed);
+    }
+
+    /// Admits a call now, or fails.
+    pub(super) fn admit(&self) -> Result<Attempt<'_>, Failure> {
+        self.change(|circuit| match circuit.admit(Instant::now()) {
+            Some(is_probe) => Ok(Attempt {
+                breaker: self,
+                is_probe,
+                since: circuit.now,
+                has_ended: false,
+            }),
+            None => Err(Failure::Open(Arc::clone(&circuit.last_error))),
+        })
+    }
+
+    /// Fails where a call would be refused now.
+    pub(super) fn check(&self) -> Result<(), Failure> {
+        let circuit = self.lock();
+        match circuit.refusal(Instant::now()) {
+            Some(_) => Err(Failure::Open(Arc::clone(&circuit.last_error))),
+            None => Ok(()),
+        }
+    }
+
+    /// Admits a call as soon as calls are admitted, but not after `end`.
+    pub(super) async fn admit_before(&self, end: Instant) -> Result<Attempt<'_>, Failure> {
+        let mut state = self.state.subscribe();
+        loop {
+            let admitted = self.admit();
+            if admitted.is_ok() || Instant::now() >= end {
+                return admitted;
+            }
+            let refusal = self.lock().refusal(Instant::now());
+            if let Some(until) = refusal {
+                let _ = time::timeout_at(until.min(end), state.changed()).await;
             }
         }
     }
 
-    /// The call was given up before its outcome was known: the next one may be the probe.
-    pub(super) fn abandoned(&mut self, admission: Admission) {
-        if admission == Admission::Probe {
-            self.probing = false;
-            // The cool-down is over.
-            self.state = BreakerState::Open;
+    /// Records that a call that was answered at `since` broke off later.
+    pub(super) fn broke_off(&self, since: Since, failure: &Failure) {
+        if failure.is_outage() {
+            self.failed(false, since, failure);
         }
     }
 
-    fn open(&mut self, now: Instant) {
-        self.state = BreakerState::Open;
-        self.failures = 0;
-        self.until = Some(now + self.cool_down);
+    fn failed(&self, is_probe: bool, since: Since, failure: &Failure) {
+        let silent = matches!(failure, Failure::TimedOut(_));
+        self.pool.rotate();
+        self.change(|circuit| {
+            circuit.last_error = failure.to_string().into();
+            let was_open = circuit.state == BreakerState::Open;
+            circuit.failed(is_probe, since, silent, Instant::now());
+            let opens = !was_open && circuit.state == BreakerState::Open;
+            // A silent peer was not replaced by another one, unless the silence lasts.
+            if !failure.asks_to_slow_down() && (opens || !silent) {
+                self.count_outage();
+            }
+        });
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Circuit> {
+        self.circuit.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Changes the circuit, and reports a new state.
+    fn change<T>(&self, change: impl FnOnce(&mut Circuit) -> T) -> T {
+        let mut circuit = self.lock();
+        let before = circuit.state;
+        let outcome = change(&mut circuit);
+        let (peer, error) = (&*self.peer, &*circuit.last_error);
+        match (before, circuit.state) {
+            (before, after) if before == after => return outcome,
+            (BreakerState::Closed, BreakerState::Open) => warn!(
+                peer,
+                error, "calls to the backing cache fail; they are suspended for a while"
+            ),
+            (_, BreakerState::Closed) => info!(peer, "calls to the backing cache succeed again"),
+            _ => {}
+        }
+        self.state.send_replace(circuit.state);
+        outcome
+    }
+}
+
+/// An admitted call. It counts as cancelled when it is dropped without an end.
+pub(super) struct Attempt<'a> {
+    breaker: &'a Breaker,
+    /// Whether all other calls wait for the outcome of this one.
+    pub(super) is_probe: bool,
+    since: Since,
+    has_ended: bool,
+}
+
+impl Attempt<'_> {
+    /// Records the outcome. Returns the time from which a later failure of this call counts: what broke
+    /// down before the answer still counts once.
+    pub(super) fn ended(mut self, failure: Option<&Failure>) -> Since {
+        self.has_ended = true;
+        if let Some(Failure::Page(page)) = failure
+            && self.breaker.logged.is_due()
+        {
+            let peer = &*self.breaker.peer;
+            warn!(peer, "the backing cache answered with {page}");
+        }
+        match failure.filter(|failure| failure.is_outage()) {
+            Some(failure) => self.breaker.failed(self.is_probe, self.since, failure),
+            None => self
+                .breaker
+                .change(|circuit| circuit.succeeded(self.is_probe)),
+        }
+        Since {
+            answers: self.breaker.lock().now.answers,
+            ..self.since
+        }
+    }
+}
+
+impl Drop for Attempt<'_> {
+    fn drop(&mut self) {
+        if self.is_probe && !self.has_ended {
+            self.breaker.change(Circuit::abandoned);
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     const SECOND: Duration = Duration::from_secs(1);
 
-    fn opened(now: Instant) -> Breaker {
-        let mut breaker = Breaker::new(BreakerOptions {
+    fn opened(now: Instant) -> Circuit {
+        let mut circuit = Circuit::new(BreakerOptions {
             failures: 3,
             cool_down: SECOND,
             max_cool_down: 3 * SECOND,
@@ -169,25 +293,25 @@ mod tests {
             BreakerState::Closed,
             BreakerState::Open,
         ] {
-            assert_eq!(breaker.admit(now), Admission::Pass);
-            breaker.failed(Admission::Pass, breaker.since(), false, now);
-            assert_eq!(breaker.state(), state);
+            assert_eq!(circuit.admit(now), Some(false));
+            circuit.failed(false, circuit.now, false, now);
+            assert_eq!(circuit.state, state);
         }
-        breaker
+        circuit
     }
 
     #[test]
     fn an_answer_between_failures_keeps_it_closed() {
         let now = Instant::now();
-        let mut breaker = Breaker::new(BreakerOptions {
+        let mut circuit = Circuit::new(BreakerOptions {
             failures: 2,
             ..BreakerOptions::default()
         });
         for _ in 0..10 {
-            breaker.failed(Admission::Pass, breaker.since(), false, now);
-            breaker.succeeded(Admission::Pass);
+            circuit.failed(false, circuit.now, false, now);
+            circuit.succeeded(false);
         }
-        assert_eq!(breaker.state(), BreakerState::Closed);
+        assert_eq!(circuit.state, BreakerState::Closed);
     }
 
     #[test]
@@ -197,76 +321,76 @@ mod tests {
             failures: 3,
             ..BreakerOptions::default()
         };
-        let mut breaker = Breaker::new(options);
+        let mut circuit = Circuit::new(options);
         for _ in 0..2 {
-            let since = breaker.since();
+            let since = circuit.now;
             for _ in 0..10 {
-                breaker.failed(Admission::Pass, since, false, now);
+                circuit.failed(false, since, false, now);
             }
-            assert_eq!(breaker.state(), BreakerState::Closed);
+            assert_eq!(circuit.state, BreakerState::Closed);
         }
-        breaker.failed(Admission::Pass, breaker.since(), false, now);
-        assert_eq!(breaker.state(), BreakerState::Open);
+        circuit.failed(false, circuit.now, false, now);
+        assert_eq!(circuit.state, BreakerState::Open);
     }
 
     #[test]
     fn silence_counts_for_each_call_unless_another_was_answered() {
         let now = Instant::now();
         for (answered, state) in [(true, BreakerState::Closed), (false, BreakerState::Open)] {
-            let mut breaker = Breaker::new(BreakerOptions::default());
-            let since = breaker.since();
+            let mut circuit = Circuit::new(BreakerOptions::default());
+            let since = circuit.now;
             if answered {
-                breaker.succeeded(Admission::Pass);
+                circuit.succeeded(false);
             }
             for _ in 0..10 {
-                breaker.failed(Admission::Pass, since, true, now);
+                circuit.failed(false, since, true, now);
             }
-            assert_eq!(breaker.state(), state);
+            assert_eq!(circuit.state, state);
         }
     }
 
     #[test]
     fn one_probe_at_a_time_decides_after_the_cool_down() {
         let now = Instant::now();
-        let mut breaker = opened(now);
-        assert_eq!(breaker.admit(now + SECOND / 2), Admission::Refuse);
-        assert_eq!(breaker.admit(now + SECOND), Admission::Probe);
-        assert_eq!(breaker.state(), BreakerState::HalfOpen);
-        assert_eq!(breaker.admit(now + 9 * SECOND), Admission::Refuse);
-        breaker.succeeded(Admission::Probe);
-        assert_eq!(breaker.state(), BreakerState::Closed);
-        assert_eq!(breaker.admit(now + SECOND), Admission::Pass);
+        let mut circuit = opened(now);
+        assert!(circuit.admit(now + SECOND / 2).is_none());
+        assert_eq!(circuit.admit(now + SECOND), Some(true));
+        assert_eq!(circuit.state, BreakerState::HalfOpen);
+        assert!(circuit.admit(now + 9 * SECOND).is_none());
+        circuit.succeeded(true);
+        assert_eq!(circuit.state, BreakerState::Closed);
+        assert_eq!(circuit.admit(now + SECOND), Some(false));
     }
 
     #[test]
     fn the_cool_down_grows_to_its_bound_and_shrinks_after_success() {
         let mut now = Instant::now();
-        let mut breaker = opened(now);
+        let mut circuit = opened(now);
         now += SECOND;
         for cool_down in [2, 3, 3] {
-            assert_eq!(breaker.admit(now), Admission::Probe);
-            breaker.failed(Admission::Probe, breaker.since(), false, now);
+            assert_eq!(circuit.admit(now), Some(true));
+            circuit.failed(true, circuit.now, false, now);
             let early = now + cool_down * SECOND - SECOND / 2;
-            assert_eq!(breaker.admit(early), Admission::Refuse);
+            assert!(circuit.admit(early).is_none());
             now += cool_down * SECOND;
         }
-        assert_eq!(breaker.admit(now), Admission::Probe);
-        breaker.succeeded(Admission::Probe);
+        assert_eq!(circuit.admit(now), Some(true));
+        circuit.succeeded(true);
         for _ in 0..3 {
-            breaker.failed(Admission::Pass, breaker.since(), false, now);
+            circuit.failed(false, circuit.now, false, now);
         }
-        assert_eq!(breaker.admit(now + SECOND), Admission::Probe);
+        assert_eq!(circuit.admit(now + SECOND), Some(true));
     }
 
     #[test]
     fn late_outcomes_change_nothing_and_an_abandoned_probe_makes_room() {
         let now = Instant::now();
-        let mut breaker = opened(now);
-        breaker.succeeded(Admission::Pass);
-        breaker.failed(Admission::Pass, breaker.since(), false, now + SECOND);
-        assert_eq!(breaker.state(), BreakerState::Open);
-        assert_eq!(breaker.admit(now + SECOND), Admission::Probe);
-        breaker.abandoned(Admission::Probe);
-        assert_eq!(breaker.admit(now + SECOND), Admission::Probe);
+        let mut circuit = opened(now);
+        circuit.succeeded(false);
+        circuit.failed(false, circuit.now, false, now + SECOND);
+        assert_eq!(circuit.state, BreakerState::Open);
+        assert_eq!(circuit.admit(now + SECOND), Some(true));
+        circuit.abandoned();
+        assert_eq!(circuit.admit(now + SECOND), Some(true));
     }
 }

@@ -40,7 +40,7 @@ impl Canary {
     /// Asks for the blob once after each loss of a connection, until the peer is dropped. An idle
     /// connection that a balancer closes costs a short call, and nothing that is known.
     pub(super) async fn watch(self: Arc<Self>, peer: Weak<Peer>, instance: InstanceName) {
-        let Some(lost) = peer.upgrade().map(|peer| Arc::clone(peer.lost())) else {
+        let Some(lost) = peer.upgrade().map(|peer| Arc::clone(&peer.lost)) else {
             return;
         };
         loop {
@@ -51,8 +51,8 @@ impl Canary {
             };
             let answer = missing::lacks(&peer, instance.as_str(), &digest).await;
             if let Ok(true) = answer {
-                tracing::info!(peer = &**peer.name(), %digest, "{LOST}");
-                peer.lost_blobs();
+                tracing::info!(peer = &*peer.name, %digest, "{LOST}");
+                peer.breaker.count_outage();
             } else {
                 self.digest().get_or_insert(digest);
             }

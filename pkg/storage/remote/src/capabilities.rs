@@ -1,30 +1,33 @@
-//! What a peer can do (REAPI `Capabilities`), asked when needed and then remembered.
+//! The capabilities of a peer (REAPI `Capabilities`), requested when needed and then cached.
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
-use reapi::v2::{
-    self, GetCapabilitiesRequest, ServerCapabilities, capabilities_client::CapabilitiesClient,
-};
+use reapi::v2::{self, GetCapabilitiesRequest, ServerCapabilities};
 use tokio::time::Instant;
-use tonic::{Code, Status};
+use tonic::Code;
 
-use super::{connect::Link, failure::Failure, peer::Peer};
+use super::{
+    failure::Failure,
+    methods::{Call, GET_CAPABILITIES, Limits},
+    peer::Peer,
+};
 use gorego_storage::{Compressor, DigestFunction, Error, InstanceName, Result};
 
-/// A peer's configuration changes when it restarts; a peer behind a balancer restarts unseen.
+/// The age up to which an answer is used: a peer may restart with another configuration, unseen behind a
+/// balancer.
 const KEPT: Duration = Duration::from_mins(5);
-/// What gRPC takes in one message by default.
+/// The largest message that gRPC accepts by default, in bytes.
 const MESSAGE: u64 = 4 << 20;
-/// Beside the content, of a whole batch.
+/// The bytes of a batch beside the content.
 const FRAMING: u64 = 64 << 10;
 
-/// What a peer can do.
+/// The capabilities of a peer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RemoteCapabilities {
-    /// The digest functions of its blobs; those that are known here.
+    /// The digest functions of its blobs, as far as gorego supports them.
     pub digest_functions: Vec<DigestFunction>,
     /// The sum of the blobs' sizes in one batch, in bytes.
     pub max_batch_bytes: u64,
@@ -35,7 +38,7 @@ pub struct RemoteCapabilities {
 }
 
 impl RemoteCapabilities {
-    /// What a peer is taken for that does not say.
+    /// The capabilities of a peer that does not announce them.
     fn unknown() -> Self {
         Self {
             digest_functions: DigestFunction::ALL.to_vec(),
@@ -80,7 +83,7 @@ impl RemoteCapabilities {
         }
         let offered: Vec<_> = self.digest_functions.iter().map(|f| f.name()).collect();
         Err(Error::Refused {
-            peer: Arc::clone(peer.name()),
+            peer: Arc::clone(&peer.name),
             code: Code::InvalidArgument,
             message: format!(
                 "digest function {function} is not offered; offered are {}",
@@ -91,7 +94,7 @@ impl RemoteCapabilities {
     }
 }
 
-/// The last answer.
+/// The peer's last answer.
 #[derive(Debug, Default)]
 pub(super) struct Known {
     last: Mutex<Last>,
@@ -100,28 +103,23 @@ pub(super) struct Known {
 
 #[derive(Debug, Default)]
 struct Last {
-    answer: Option<Answer>,
+    capabilities: Option<Arc<RemoteCapabilities>>,
+    /// The time of the answer, and the outages before it.
+    answered: Option<(Instant, u64)>,
     /// The last failure to get one, for those who waited for it.
     failed: Option<(Instant, Error)>,
 }
 
-#[derive(Debug)]
-struct Answer {
-    capabilities: Arc<RemoteCapabilities>,
-    at: Instant,
-    outages: u64,
-}
-
 impl Known {
-    /// What the peer can do; asked anew when it was out of reach meanwhile, or after a while. One asks,
-    /// and the others go by the last answer. Fails at once where a call would.
+    /// Returns the peer's capabilities, requested again after an outage or some minutes. One caller
+    /// requests them; the others meanwhile use the last answer. Fails at once where a call would.
     pub(super) async fn get(&self, peer: &Peer, instance: &str) -> Result<Arc<RemoteCapabilities>> {
         let came = Instant::now();
         if let Some(fresh) = self.fresh(peer) {
             return Ok(fresh);
         }
         let error = |failure| peer.error(&"asking what it can do", failure);
-        peer.check().map_err(error)?;
+        peer.breaker.check().map_err(error)?;
         let asking = match (self.asking.try_lock(), self.last()) {
             (Ok(asking), _) => asking,
             (Err(_), Some(last)) => return Ok(last),
@@ -130,32 +128,25 @@ impl Known {
         if let Some(fresh) = self.fresh(peer) {
             return Ok(fresh);
         }
-        if let Some((at, error)) = &self.known().failed
+        if let Some((at, error)) = &self.lock().failed
             && *at > came
         {
             return Err(error.clone());
         }
-        let answer = ask(peer, instance).await.map_err(error);
-        let mut known = self.known();
+        let answer = ask(peer, instance).await.map(Arc::new).map_err(error);
+        let mut last = self.lock();
         drop(asking);
-        match answer {
+        match &answer {
             Ok(capabilities) => {
-                let capabilities = Arc::new(capabilities);
-                known.answer = Some(Answer {
-                    capabilities: Arc::clone(&capabilities),
-                    at: Instant::now(),
-                    outages: peer.outages(),
-                });
-                Ok(capabilities)
+                last.capabilities = Some(Arc::clone(capabilities));
+                last.answered = Some((Instant::now(), peer.breaker.outages()));
             }
-            Err(error) => {
-                known.failed = Some((Instant::now(), error.clone()));
-                Err(error)
-            }
+            Err(error) => last.failed = Some((Instant::now(), error.clone())),
         }
+        answer
     }
 
-    /// The last answer, without waiting for the peer. It is asked anew meanwhile, as in [`Self::get`].
+    /// Returns the last answer without waiting. If it is old, a new one is requested meanwhile.
     pub(super) fn at_hand(
         self: &Arc<Self>,
         peer: &Arc<Peer>,
@@ -164,64 +155,49 @@ impl Known {
         let last = self.last()?;
         if self.fresh(peer).is_none() && self.asking.try_lock().is_ok() {
             let (known, asked, instance) = (Arc::clone(self), Arc::clone(peer), instance.clone());
-            // What comes of it is for the next one who wants to know.
             drop(peer.spawn(async move {
                 if let Err(error) = known.get(&asked, instance.as_str()).await {
-                    tracing::debug!(%error, "what the backing cache said last still holds");
+                    tracing::debug!(%error, "failed to update the backing cache's capabilities");
                 }
             }));
         }
         Some(last)
     }
 
-    /// The peer turned out to do less than it said, which holds until it is asked again.
+    /// Corrects the last answer of a peer that does less than it said, until the next answer.
     pub(super) fn correct(&self, change: impl FnOnce(&mut RemoteCapabilities)) {
-        if let Some(answer) = &mut self.known().answer {
-            change(Arc::make_mut(&mut answer.capabilities));
+        if let Some(capabilities) = &mut self.lock().capabilities {
+            change(Arc::make_mut(capabilities));
         }
     }
 
-    fn known(&self) -> MutexGuard<'_, Last> {
+    fn lock(&self) -> MutexGuard<'_, Last> {
         self.last.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The last answer, however long ago.
+    /// Returns the last answer, however old.
     pub(super) fn last(&self) -> Option<Arc<RemoteCapabilities>> {
-        let known = self.known();
-        let answer = known.answer.as_ref()?;
-        Some(Arc::clone(&answer.capabilities))
+        self.lock().capabilities.clone()
     }
 
     fn fresh(&self, peer: &Peer) -> Option<Arc<RemoteCapabilities>> {
-        let known = self.known();
-        let answer = known.answer.as_ref()?;
-        let fresh = answer.outages == peer.outages() && answer.at.elapsed() < KEPT;
-        fresh.then(|| Arc::clone(&answer.capabilities))
+        let last = self.lock();
+        let (at, outages) = last.answered?;
+        let is_fresh = outages == peer.breaker.outages() && at.elapsed() < KEPT;
+        is_fresh.then(|| last.capabilities.clone()).flatten()
     }
 }
 
-/// Whether the peer answers anything at all.
-pub(super) async fn probe(link: Link) -> Result<(), Status> {
-    let request = GetCapabilitiesRequest::default();
-    CapabilitiesClient::new(link)
-        .get_capabilities(request)
-        .await
-        .map(drop)
-}
-
-async fn ask(peer: &Peer, instance: &str) -> Result<RemoteCapabilities, Failure> {
+/// The call that requests the capabilities.
+pub(super) fn call(instance: &str) -> Call<GetCapabilitiesRequest, ServerCapabilities> {
     let request = GetCapabilitiesRequest {
         instance_name: instance.to_owned(),
     };
-    let answer = peer.call(0, |link| {
-        let request = request.clone();
-        async move {
-            CapabilitiesClient::new(link)
-                .get_capabilities(request)
-                .await
-        }
-    });
-    match answer.await {
+    GET_CAPABILITIES.call(request, Limits::default(), 0)
+}
+
+async fn ask(peer: &Peer, instance: &str) -> Result<RemoteCapabilities, Failure> {
+    match peer.call(&call(instance)).await {
         Ok(answer) => Ok(RemoteCapabilities::of(&answer)),
         Err(failure) if failure.code() == Some(Code::Unimplemented) => {
             Ok(RemoteCapabilities::unknown())

@@ -1,19 +1,24 @@
-//! Zstandard on the way to and from a peer.
+//! Compression with Zstandard on the way to and from a peer.
 
-use std::io;
+use std::{
+    io::{self, Write as _},
+    mem,
+};
 
 use bytes::{Buf as _, Bytes};
 use zstd::{
     bulk,
-    stream::raw::{DParameter, Decoder, Encoder, InBuffer, Operation as _, OutBuffer},
+    stream::{
+        raw::{DParameter, Decoder, InBuffer, Operation as _, OutBuffer},
+        write::Encoder,
+    },
 };
 
 use gorego_storage::CHUNK_SIZE;
 
-/// The fastest of the ordinary levels: the line should be what is waited for.
+/// The fastest of the ordinary levels: the network should be the bottleneck.
 const LEVEL: i32 = 1;
-/// The largest window that memory is set aside for, as a power of two: what RFC 8878 asks of
-/// decoders.
+/// The largest window that is accepted, as a power of two: RFC 8878 requires it of decoders.
 const MAX_WINDOW_LOG: u32 = 23;
 
 /// Compresses a whole blob.
@@ -26,56 +31,37 @@ pub(super) fn decompress(compressed: &[u8], size: usize) -> io::Result<Bytes> {
     bulk::decompress(compressed, size).map(Bytes::from)
 }
 
-/// Puts content that comes in pieces into one frame.
-pub(super) struct Compressing(Encoder<'static>);
+/// Compresses content that comes in pieces into one frame.
+pub(super) struct Compressing(Option<Encoder<'static, Vec<u8>>>);
 
 impl Compressing {
-    /// For content of exactly `size` bytes.
+    /// Starts a frame for content of exactly `size` bytes.
     pub(super) fn new(size: u64) -> io::Result<Self> {
-        let mut encoder = Encoder::new(LEVEL)?;
+        let mut encoder = Encoder::new(Vec::new(), LEVEL)?;
         encoder.set_pledged_src_size(Some(size))?;
-        Ok(Self(encoder))
+        Ok(Self(Some(encoder)))
     }
 
-    /// What `content` adds to the frame, and what ends it if this is the last; may be nothing yet.
+    /// Returns the bytes that `content` adds to the frame, perhaps none yet, and its end if this is the
+    /// last.
     pub(super) fn next(&mut self, content: &[u8], last: bool) -> io::Result<Bytes> {
-        let mut compressed = Vec::with_capacity(zstd::zstd_safe::compress_bound(content.len()));
-        let mut input = InBuffer::around(content);
-        while input.pos() < content.len() {
-            let at = room(&mut compressed);
-            self.0
-                .run(&mut input, &mut OutBuffer::around_pos(&mut compressed, at))?;
-        }
+        let Some(mut encoder) = self.0.take() else {
+            return Ok(Bytes::new());
+        };
+        encoder.write_all(content)?;
         if last {
-            self.end(&mut compressed)?;
+            return Ok(encoder.finish()?.into());
         }
+        let compressed = mem::take(encoder.get_mut());
+        self.0 = Some(encoder);
         Ok(compressed.into())
     }
-
-    fn end(&mut self, compressed: &mut Vec<u8>) -> io::Result<()> {
-        loop {
-            let at = room(compressed);
-            let mut output = OutBuffer::around_pos(compressed, at);
-            if self.0.finish(&mut output, true)? == 0 {
-                return Ok(());
-            }
-        }
-    }
 }
 
-/// Makes sure that there is some; where it begins.
-fn room(buffer: &mut Vec<u8>) -> usize {
-    const STEP: usize = 4096;
-    if buffer.len() == buffer.capacity() {
-        buffer.reserve(STEP);
-    }
-    buffer.len()
-}
-
-/// Takes content that comes in pieces out of its frames.
+/// Decompresses content that comes in pieces.
 pub(super) struct Decompressing {
     decoder: Decoder<'static>,
-    /// Whether there may be content for which there was no room.
+    /// Whether the decoder may hold content that did not fit into the last piece.
     unflushed: bool,
 }
 
@@ -89,8 +75,8 @@ impl Decompressing {
         })
     }
 
-    /// The next piece of at most `most` bytes; `compressed` shrinks by what went into it. `None`
-    /// when all of it did and nothing came.
+    /// Returns the next piece of at most `most` bytes, and takes from `compressed` what it needs; `None`
+    /// once it needs more.
     pub(super) fn next(&mut self, compressed: &mut Bytes, most: u64) -> io::Result<Option<Bytes>> {
         let most = usize::try_from(most).unwrap_or(usize::MAX).min(CHUNK_SIZE);
         let mut content = Vec::with_capacity(most);

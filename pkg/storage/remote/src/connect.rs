@@ -1,4 +1,4 @@
-//! Connections to a peer, made when they are first needed.
+//! Connections to a peer, opened when they are first needed.
 
 use std::{fmt, sync::Arc, time::Duration};
 
@@ -10,28 +10,24 @@ use tokio::{
     net::UnixStream,
     sync::{Notify, watch},
 };
-use tokio_rustls::{TlsConnector, client::TlsStream};
+use tokio_rustls::TlsConnector;
 use tonic::{
-    Request, Status,
-    codegen::http::{Uri, uri::InvalidUri},
-    metadata::{AsciiMetadataKey, AsciiMetadataValue, MetadataMap},
-    service::{Interceptor, interceptor::InterceptedService},
+    Request,
+    codegen::http::{HeaderMap, HeaderName, HeaderValue, Uri, uri::InvalidUri},
     transport::{Channel, Endpoint},
 };
-use tower::{BoxError, Service, ServiceExt as _};
+use tower::{BoxError, ServiceExt as _};
 
-use super::{
-    RemoteAddress, RemoteError, RemoteOptions, answers::Answers, canary::watched, pool::Lease,
-};
+use super::{RemoteAddress, RemoteError, RemoteOptions, canary::watched};
 use gorego_storage::Chain;
 
-/// What a stream may have under way. Peers are told to go on when half of it has come, so that it
-/// takes twice what the network holds to keep them going: 1 Gbit/s over 30 ms there and back.
+/// The receive window of a stream, in bytes. It is extended when half of it arrived, so that it has to be
+/// twice what the network holds: 1 Gbit/s over a round trip of 30 ms.
 pub(super) const STREAM_WINDOW: u32 = 8 << 20;
-/// As large as HTTP/2 allows: streams that nobody reads must not stop the others. Together they are
-/// bounded by who starts them.
+/// The largest window that HTTP/2 allows: streams with slow readers must not stop the others. A budget
+/// limits their sum.
 const CONNECTION_WINDOW: u32 = (1 << 31) - 1;
-/// Fewer, larger frames are less work.
+/// The largest frame, in bytes: fewer frames cost less.
 const MAX_FRAME: u32 = 256 << 10;
 /// The limit of an answer's headers and trailers. A status may have a long message and details; a
 /// larger one fails the call. The default of h2 is 16 KiB, which some proxies exceed.
@@ -41,28 +37,25 @@ const MAX_HEADERS: u32 = 64 << 10;
 /// reset, and after 1024 resets it closes the connection with all other calls on it.
 const ENDED_EARLY: usize = 4096;
 const ENDED_EARLY_FOR: Duration = Duration::from_secs(30);
-/// How often a quiet connection is checked, by TCP, and after how long a host that confirms nothing
-/// is given up.
+/// The idle time after which TCP checks a connection, and the time after which an unresponsive host is
+/// given up.
 const KEEP_ALIVE: Duration = Duration::from_secs(20);
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(5);
 const HOST_TIMEOUT: Duration = Duration::from_secs(30);
-/// How often a peer is asked, over HTTP/2, whether it is still there while calls are under way. gRPC's
-/// servers close connections on which that happens more often than every 5 minutes.
+/// The interval of HTTP/2 pings while calls are under way. gRPC servers close connections with more than one
+/// ping in 5 minutes.
 const PING: Duration = Duration::from_mins(6);
 const PING_TIMEOUT: Duration = Duration::from_secs(20);
 const MAX_CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// A connection that adds what each request carries.
-pub(super) type Link = InterceptedService<Answers, Headers>;
-
 /// Headers that each request carries. Their values are secrets, and never shown.
 #[derive(Clone, Default)]
-pub struct RemoteHeaders(Arc<MetadataMap>);
+pub struct RemoteHeaders(Arc<HeaderMap>);
 
 impl RemoteHeaders {
-    /// Takes names with their values, or names one that cannot be sent.
+    /// Checks names and values. The error names a header that cannot be sent.
     pub fn parse(headers: &[(String, String)]) -> Result<Self, RemoteError> {
-        let mut metadata = MetadataMap::new();
+        let mut parsed = HeaderMap::new();
         for (name, value) in headers {
             let error = |why| RemoteError::Header {
                 name: name.clone(),
@@ -75,15 +68,14 @@ impl RemoteHeaders {
             if lower.starts_with("grpc-") || RESERVED.contains(&lower.as_str()) {
                 return Err(error("is one that gRPC sets itself"));
             }
-            let key = AsciiMetadataKey::from_bytes(lower.as_bytes())
+            let name = HeaderName::from_bytes(lower.as_bytes())
                 .map_err(|_| error("is no name of an HTTP header"))?;
-            let mut value: AsciiMetadataValue = value
-                .parse()
+            let mut value = HeaderValue::from_str(value)
                 .map_err(|_| error("its value holds more than visible ASCII characters"))?;
             value.set_sensitive(true);
-            metadata.append(key, value);
+            parsed.append(name, value);
         }
-        Ok(Self(Arc::new(metadata)))
+        Ok(Self(Arc::new(parsed)))
     }
 }
 
@@ -93,120 +85,106 @@ impl fmt::Debug for RemoteHeaders {
     }
 }
 
-/// The headers of one call.
-#[derive(Clone)]
-pub(super) struct Headers {
-    common: RemoteHeaders,
-    /// The instances of gorego that the request passed.
-    chain: Option<AsciiMetadataValue>,
-    /// The time limit that the peer is told, if there is one.
-    timeout: Option<Duration>,
-    /// Of the connection that they go over.
-    _lease: Arc<Lease>,
-}
-
-impl Headers {
-    pub(super) fn new(
-        common: RemoteHeaders,
-        lease: Lease,
-        chain: &Chain,
-        timeout: Option<Duration>,
-    ) -> Self {
-        Self {
-            common,
-            chain: chain.header().parse().ok(),
-            timeout,
-            _lease: Arc::new(lease),
-        }
-    }
-}
-
 const RESERVED: [&str; 5] = ["te", "content-type", "user-agent", "host", "content-length"];
 
-impl Interceptor for Headers {
-    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
-        if let Some(timeout) = self.timeout {
-            request.set_timeout(timeout);
-        }
-        if let Some(chain) = &self.chain {
-            request.metadata_mut().insert(Chain::HEADER, chain.clone());
-        }
-        for header in self.common.0.iter() {
-            if let tonic::metadata::KeyAndValueRef::Ascii(key, value) = header {
-                request.metadata_mut().append(key.clone(), value.clone());
-            }
-        }
-        Ok(request)
+/// Returns the headers of one call: those configured, the instances of gorego that the request passed,
+/// and the time limit that the peer is told.
+pub(super) fn headers(
+    configured: &RemoteHeaders,
+    chain: &Chain,
+    timeout: Option<Duration>,
+) -> HeaderMap {
+    let mut request = Request::new(());
+    if let Some(timeout) = timeout {
+        request.set_timeout(timeout);
     }
+    let mut headers = request.into_parts().0.into_headers();
+    if let Ok(chain) = chain.header().parse() {
+        headers.insert(Chain::HEADER, chain);
+    }
+    for (name, value) in &*configured.0 {
+        headers.append(name, value.clone());
+    }
+    headers
 }
 
-/// Channels that connect when they are first used, and notify `lost` when a connection ends.
+/// Creates channels that connect when they are first used, and notify `lost` when a connection ends.
 pub(super) fn channels(
     options: &RemoteOptions,
     lost: &Arc<Notify>,
 ) -> Result<Vec<Channel>, RemoteError> {
     let endpoint = endpoint(options)?;
     let tls = match &options.tls {
-        Some(current) => Some(Secure::new(current.clone(), endpoint.uri())?),
+        Some(current) => Some((current.clone(), server_name(endpoint.uri())?)),
         None => None,
     };
-    let open = || match &options.address {
-        RemoteAddress::Tcp(_) => {
-            let connect = tcp(connect_timeout(options)).map_err(BoxError::from);
-            lazily(&endpoint, tls.clone(), lost, connect)
-        }
-        RemoteAddress::Unix(path) => {
-            let path = Arc::new(path.clone());
-            let connect = tower::service_fn(move |_| {
-                let path = Arc::clone(&path);
-                async move { Ok(TokioIo::new(UnixStream::connect(&*path).await?)) }
-            });
-            lazily(&endpoint, tls.clone(), lost, connect)
-        }
-    };
-    Ok((0..options.connections.max(1)).map(|_| open()).collect())
+    let mut tcp = HttpConnector::new();
+    tcp.set_nodelay(true);
+    tcp.set_connect_timeout(Some(connect_timeout(options)));
+    tcp.set_keepalive(Some(KEEP_ALIVE));
+    tcp.set_keepalive_interval(Some(KEEP_ALIVE_INTERVAL));
+    tcp.set_tcp_user_timeout(Some(HOST_TIMEOUT));
+    let connector = Arc::new(Connector {
+        address: options.address.clone(),
+        tcp,
+        tls,
+        lost: Arc::clone(lost),
+    });
+    let connect = tower::service_fn(move |uri| Arc::clone(&connector).connect(uri));
+    let channels = 0..options.connections.max(1);
+    Ok(channels
+        .map(|_| endpoint.connect_with_connector_lazy(connect.clone()))
+        .collect())
 }
 
-/// A channel over the connections of `connector`, encrypted where `tls` is given.
-fn lazily<C, S>(
-    endpoint: &Endpoint,
-    tls: Option<Secure>,
-    lost: &Arc<Notify>,
-    connector: C,
-) -> Channel
-where
-    C: Service<Uri, Response = TokioIo<S>, Error = BoxError> + Clone + Send + 'static,
-    C::Future: Send,
-    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
-{
-    let lost = Arc::clone(lost);
-    let connector = connector
-        .map_response(move |stream| TokioIo::new(watched(stream.into_inner(), Arc::clone(&lost))));
-    let Some(tls) = tls else {
-        return endpoint.connect_with_connector_lazy(connector);
-    };
-    let encrypted = tower::service_fn(move |uri| {
-        let (connecting, tls) = (connector.clone().oneshot(uri), tls.clone());
-        async move {
-            let stream = connecting.await?;
-            tls.handshake(stream.into_inner()).await
+/// Returns the name that the peer's certificate has to prove.
+fn server_name(uri: &Uri) -> Result<ServerName<'static>, RemoteError> {
+    let host = uri.host().unwrap_or_default();
+    let name = ServerName::try_from(host.trim_matches(['[', ']']).to_owned());
+    name.map_err(|why| RemoteError::Address {
+        address: uri.to_string(),
+        why: why.to_string(),
+    })
+}
+
+/// A connection in plain text or encrypted.
+trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
+
+struct Connector {
+    address: RemoteAddress,
+    tcp: HttpConnector,
+    /// The settings of new connections, and the name that the peer has to prove.
+    tls: Option<(watch::Receiver<ClientTls>, ServerName<'static>)>,
+    lost: Arc<Notify>,
+}
+
+impl Connector {
+    async fn connect(self: Arc<Self>, uri: Uri) -> Result<TokioIo<Box<dyn Stream>>, BoxError> {
+        let stream: Box<dyn Stream> = match &self.address {
+            RemoteAddress::Tcp(_) => Box::new(self.tcp.clone().oneshot(uri).await?.into_inner()),
+            RemoteAddress::Unix(path) => Box::new(UnixStream::connect(path).await?),
+        };
+        let stream = watched(stream, Arc::clone(&self.lost));
+        let Some((current, name)) = &self.tls else {
+            return Ok(TokioIo::new(Box::new(stream)));
+        };
+        let config = Arc::clone(&current.borrow().config);
+        let connecting = TlsConnector::from(config).connect(name.clone(), stream);
+        let stream = connecting.await.map_err(|why| {
+            let reason = why.get_ref().and_then(|why| why.downcast_ref());
+            reason.map_or_else(|| why.to_string(), gorego_tls::describe)
+        })?;
+        if stream.get_ref().1.alpn_protocol() != Some(gorego_tls::HTTP2) {
+            return Err("it speaks TLS, but not HTTP/2, which gRPC needs".into());
         }
-    });
-    endpoint.connect_with_connector_lazy(encrypted)
+        Ok(TokioIo::new(Box::new(stream)))
+    }
 }
 
 fn connect_timeout(options: &RemoteOptions) -> Duration {
     options.timeout.min(MAX_CONNECT_TIMEOUT)
-}
-
-fn tcp(connect_timeout: Duration) -> HttpConnector {
-    let mut connector = HttpConnector::new();
-    connector.set_nodelay(true);
-    connector.set_connect_timeout(Some(connect_timeout));
-    connector.set_keepalive(Some(KEEP_ALIVE));
-    connector.set_keepalive_interval(Some(KEEP_ALIVE_INTERVAL));
-    connector.set_tcp_user_timeout(Some(HOST_TIMEOUT));
-    connector
 }
 
 fn endpoint(options: &RemoteOptions) -> Result<Endpoint, RemoteError> {
@@ -248,41 +226,6 @@ fn endpoint(options: &RemoteOptions) -> Result<Endpoint, RemoteError> {
     // The connector encrypts, and tonic does not know of it.
     let origin = format!("{scheme}://{authority}").parse();
     Ok(endpoint.origin(origin.map_err(|why: InvalidUri| error(why.to_string()))?))
-}
-
-/// TLS with the peer, as it is set when a connection is made.
-#[derive(Clone)]
-struct Secure {
-    current: watch::Receiver<ClientTls>,
-    name: ServerName<'static>,
-}
-
-impl Secure {
-    fn new(current: watch::Receiver<ClientTls>, uri: &Uri) -> Result<Self, RemoteError> {
-        let host = uri.host().unwrap_or_default();
-        let name = ServerName::try_from(host.trim_matches(['[', ']']).to_owned());
-        let name = name.map_err(|why| RemoteError::Address {
-            address: uri.to_string(),
-            why: why.to_string(),
-        })?;
-        Ok(Self { current, name })
-    }
-
-    async fn handshake<S>(self, stream: S) -> Result<TokioIo<TlsStream<S>>, BoxError>
-    where
-        S: AsyncRead + AsyncWrite + Unpin,
-    {
-        let config = Arc::clone(&self.current.borrow().config);
-        let connecting = TlsConnector::from(config).connect(self.name, stream);
-        let stream = connecting.await.map_err(|why| {
-            let reason = why.get_ref().and_then(|why| why.downcast_ref());
-            reason.map_or_else(|| why.to_string(), gorego_tls::describe)
-        })?;
-        if stream.get_ref().1.alpn_protocol() != Some(gorego_tls::HTTP2) {
-            return Err("it speaks TLS, but not HTTP/2, which gRPC needs".into());
-        }
-        Ok(TokioIo::new(stream))
-    }
 }
 
 #[cfg(test)]

@@ -1,76 +1,74 @@
-//! `ByteStream.Read` that goes on where it broke off, and ends well only with the right content.
+//! Downloads by `ByteStream.Read`, resumed where they broke off, and verified before their end.
 
 mod checked;
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use bytes::{Buf as _, Bytes};
 use futures::{FutureExt as _, StreamExt as _, stream};
 use gorego_limits::Permit;
-use reapi::bytestream::{ReadRequest, ReadResponse, byte_stream_client::ByteStreamClient};
+use reapi::bytestream::ReadRequest;
 use tokio::{
-    sync::{OwnedSemaphorePermit, oneshot},
+    sync::{Mutex, OwnedSemaphorePermit},
     time,
 };
-use tonic::{Code, Streaming};
+use tonic::Code;
 
 use super::{
     RemoteCapabilities, RemoteStore,
     breaker::Since,
     capabilities::Known,
     compression::Decompressing,
-    connect::Link,
-    failure::{Backoff, Failure, mismatch},
-    peer::{Peer, Turn},
-    pieces::MAX_MESSAGE,
+    failure::{Failure, mismatch},
+    grpc::{self, Answer, Link},
+    methods::READ,
+    peer::Peer,
+    retry::Retry,
 };
-use gorego_storage::{Blob, BlobStream, Compressor, Digest, Error, Hasher, Result};
+use gorego_storage::{Blob, BlobStream, Digest, Error, Hasher, Result};
 
-/// A download under way.
+/// A download and its progress.
 struct Download {
     peer: Arc<Peer>,
-    name: String,
+    known: Arc<Known>,
     digest: Digest,
+    name: String,
     /// The name under which it is not compressed.
     plain_name: String,
     zstd: bool,
-    known: Arc<Known>,
-    /// The first byte that is not only hashed.
+    /// The position from which on content is returned rather than only hashed.
     wanted_from: u64,
-    /// How far it has come in the blob, in bytes.
+    /// The position in the blob that was reached, in bytes.
     at: u64,
-    /// How far it had come when it was last begun.
+    /// The position at which the present answer began.
     begun_at: u64,
-    /// Of all that came so far.
+    /// The hash of the content so far.
     hasher: Hasher,
-    /// The last bytes that came, [`OVERLAP`] at most.
+    /// The last content, [`OVERLAP`] bytes at most.
     tail: Bytes,
     /// The bytes expected once more after the download was resumed.
     overlap: Bytes,
     /// Whether it was resumed, in which case wrong content may be the fault of the resumption.
-    resumed: bool,
-    /// The position and the hash of what its reader had when it was begun anew.
+    is_resumed: bool,
+    /// The position and the hash that its reader had reached when it was restarted.
     given: Option<(u64, Hasher)>,
     arriving: Option<Arriving>,
-    backoff: Backoff,
-    turn: Turn,
+    retry: Retry,
     since: Since,
-    ended: bool,
+    has_ended: bool,
     _permits: (OwnedSemaphorePermit, Permit, Option<OwnedSemaphorePermit>),
 }
 
-/// One answer of the peer.
+/// An answer of the peer.
 struct Arriving {
-    messages: Streaming<ReadResponse>,
+    answer: Answer,
     decompressing: Option<Decompressing>,
-    /// Arrived and not yet decompressed.
+    /// The content that is yet to be decompressed.
     compressed: Bytes,
-    /// In use until the end.
-    _connection: Link,
 }
 
-/// Content from `offset` on, which is before the end. Its first piece has come when this returns. All
-/// of the blob is fetched, also what is not asked for, since its hash is that of the whole.
+/// Starts a download of the content from `offset` on, which is before the end. Returns once some of it
+/// arrived. The whole blob is read, since its hash is that of the whole.
 pub(super) async fn start(
     store: &RemoteStore,
     capabilities: &RemoteCapabilities,
@@ -78,38 +76,31 @@ pub(super) async fn start(
     offset: u64,
 ) -> Result<Blob> {
     let compress = store.compress(capabilities, digest.size());
-    let compressor = if compress.is_some() {
-        Compressor::Zstd
-    } else {
-        Compressor::Identity
-    };
     let peer = Arc::clone(&store.peer);
     let permits = async {
         let stream = peer.stream_permit().await?;
         Ok((stream, peer.window_permit(digest.size()).await?))
     };
-    let permits = permits.await;
-    let (permit, window) =
-        permits.map_err(|failure| peer.error(&format_args!("reading {digest}"), failure))?;
+    let error = |failure| peer.error(&format_args!("reading {digest}"), failure);
+    let (permit, window) = permits.await.map_err(error)?;
     let mut download = Download {
-        name: store.read_name(digest, compressor),
-        digest: *digest,
-        plain_name: store.read_name(digest, Compressor::Identity),
-        zstd: compress.is_some(),
         known: Arc::clone(&store.known),
+        digest: *digest,
+        name: store.read_name(digest, compress.is_some()),
+        plain_name: store.read_name(digest, false),
+        zstd: compress.is_some(),
         wanted_from: offset,
         at: 0,
         begun_at: 0,
         hasher: Hasher::new(digest.function()),
         tail: Bytes::new(),
         overlap: Bytes::new(),
-        resumed: false,
+        is_resumed: false,
         given: None,
         arriving: None,
-        backoff: peer.backoff(),
-        turn: Turn::First,
+        retry: peer.retry(),
         since: Since::default(),
-        ended: false,
+        has_ended: false,
         peer,
         _permits: (permit, window, compress),
     };
@@ -117,25 +108,16 @@ pub(super) async fn start(
     Ok(Blob::Stream(stream_of(first, download)))
 }
 
-/// What came first and what is to come. Whoever wants no more of it can still wait for its end.
+/// Returns the first content, then the rest. A reader that wants no more of it can still wait for its end.
 fn stream_of(first: Option<Bytes>, download: Download) -> BlobStream {
-    let (back, rest) = oneshot::channel();
-    let reading = Reading(Some((download, back)));
-    let chunks = stream::unfold(reading, |mut reading| async move {
-        let (download, _) = reading.0.as_mut()?;
-        match download.next().await {
-            Ok(piece) => Some((Ok(piece?), reading)),
-            Err(error) => {
-                if let Some((_, back)) = reading.0.take() {
-                    let _ = back.send(Err(error.clone()));
-                }
-                Some((Err(error), reading))
-            }
-        }
+    let download = Arc::new(Mutex::new(download));
+    let rest = Arc::clone(&download);
+    let chunks = stream::try_unfold(download, |download| async move {
+        let chunk = download.lock().await.next().await?;
+        Ok(chunk.map(|chunk| (chunk, download)))
     });
     let verified = async move {
-        let cut_off = |_| Error::Unavailable("reading was cut off".to_owned());
-        let mut download = rest.await.map_err(cut_off)??;
+        let mut download = rest.lock().await;
         while download.next().await?.is_some() {}
         Ok(())
     };
@@ -146,21 +128,10 @@ fn stream_of(first: Option<Bytes>, download: Download) -> BlobStream {
     }
 }
 
-/// A download that is given back when its reader wants no more.
-struct Reading(Option<(Download, oneshot::Sender<Result<Download>>)>);
-
-impl Drop for Reading {
-    fn drop(&mut self) {
-        if let Some((download, back)) = self.0.take() {
-            let _ = back.send(Ok(download));
-        }
-    }
-}
-
 impl Download {
-    /// The next piece that is wanted; the last one only once all is known to be right.
+    /// Returns the next content that is wanted; the last only once all is verified.
     async fn next(&mut self) -> Result<Option<Bytes>> {
-        while !self.ended {
+        while !self.has_ended {
             match self.advance().await {
                 Ok(Some(piece)) => {
                     let mut piece = self.take(piece).await?;
@@ -173,22 +144,22 @@ impl Download {
                 }
                 Ok(None) => {
                     let actual = format!("{} bytes, of which no more come", self.at);
-                    self.is_wrong(self.wrong(&actual))?;
+                    self.restart(self.wrong(&actual))?;
                 }
-                Err(Failure::Own(error @ Error::Mismatch { .. })) => self.is_wrong(error)?,
-                Err(failure) => self.broken(failure).await?,
+                Err(Failure::Own(error @ Error::Mismatch { .. })) => self.restart(error)?,
+                Err(failure) => self.recover(failure).await?,
             }
         }
         Ok(None)
     }
 
-    /// Waits for a while after a failure, if it is to be tried again.
-    async fn broken(&mut self, failure: Failure) -> Result<()> {
+    /// Waits before the next attempt after a failure, if there is to be one.
+    async fn recover(&mut self, failure: Failure) -> Result<()> {
         self.arriving = None;
         let progressed = self.at > self.begun_at;
         if progressed {
-            self.backoff.progressed();
-            // Once for each time that it came further.
+            self.retry.progressed();
+            // Once for each progress.
             self.begun_at = self.at;
         }
         if !progressed && self.zstd && failure.is_unknown_form() {
@@ -196,41 +167,47 @@ impl Download {
             self.be_plain();
             return Ok(());
         }
-        let again = failure.is_retryable() || progressed && failure.is_resumable();
-        let delay = again.then(|| self.backoff.next_delay()).flatten();
-        match delay {
-            Some(delay) => {
-                time::sleep(delay).await;
-                self.turn = Turn::Again;
-                Ok(())
-            }
-            None => Err(self.error(failure)),
+        let may_pass = failure.is_retryable() || progressed && failure.is_resumable();
+        if may_pass && self.retry.pause(Duration::MAX).await {
+            return Ok(());
         }
+        Err(if failure.code() == Some(Code::NotFound) {
+            Error::NotFound(self.digest)
+        } else {
+            let operation = format_args!("reading {}", self.digest);
+            self.peer.error(&operation, failure)
+        })
     }
 
-    /// Begins if need be, and waits for a piece. `None` when the peer says that this was all. It
-    /// counts as an answer once a piece has come.
+    /// Waits for the next piece, of a new answer if need be; `None` at the end. A call counts as answered
+    /// once it brought a piece.
     async fn advance(&mut self) -> Result<Option<Bytes>, Failure> {
+        let patience = self.peer.timeout;
+        let timed_out = || Err(Failure::TimedOut(patience));
         if self.arriving.is_some() {
-            let piece = self.piece_in_time().await;
-            if let Err(failure) = &piece {
-                self.peer.broke_off(self.since, failure);
-            }
-            return piece;
+            let piece = time::timeout(patience, self.piece()).await;
+            return piece
+                .unwrap_or_else(|_| timed_out())
+                .inspect_err(|failure| {
+                    self.peer.breaker.broke_off(self.since, failure);
+                });
         }
         let peer = Arc::clone(&self.peer);
-        let (link, attempt) = peer.open(self.turn).await?;
-        let piece = match self.begin(link).await {
-            Ok(()) => self.piece_in_time().await,
-            Err(failure) => Err(failure),
+        let (link, attempt) = peer.open(&self.retry).await?;
+        let piece = async {
+            self.begin(link).await?;
+            self.piece().await
         };
+        let piece = time::timeout(patience, piece).await;
+        let piece = piece.unwrap_or_else(|_| timed_out());
         self.since = attempt.ended(piece.as_ref().err());
         piece
     }
 
     async fn begin(&mut self, link: Link) -> Result<(), Failure> {
-        self.resumed |= self.at > 0;
+        self.is_resumed |= self.at > 0;
         self.overlap = self.tail.clone();
+        self.begun_at = self.at;
         let offset = self.at.saturating_sub(self.overlap.len() as u64);
         let request = ReadRequest {
             resource_name: self.name.clone(),
@@ -240,26 +217,13 @@ impl Download {
         let decompressing = self.zstd.then(Decompressing::new).transpose();
         let decompressing =
             decompressing.map_err(|why| Failure::Own(Error::Unavailable(why.to_string())))?;
-        let mut client = ByteStreamClient::new(link.clone()).max_decoding_message_size(MAX_MESSAGE);
-        let patience = self.peer.timeout();
-        self.begun_at = self.at;
-        let answer = match time::timeout(patience, client.read(request)).await {
-            Ok(answer) => answer?.into_inner(),
-            Err(_) => return Err(Failure::TimedOut(patience)),
-        };
+        let request = grpc::body(stream::iter([grpc::framed(&request)]));
         self.arriving = Some(Arriving {
-            messages: answer,
+            answer: link.call(READ, request).await?,
             decompressing,
             compressed: Bytes::new(),
-            _connection: link,
         });
         Ok(())
-    }
-
-    async fn piece_in_time(&mut self) -> Result<Option<Bytes>, Failure> {
-        let patience = self.peer.timeout();
-        let piece = time::timeout(patience, self.piece()).await;
-        piece.unwrap_or(Err(Failure::TimedOut(patience)))
     }
 
     async fn piece(&mut self) -> Result<Option<Bytes>, Failure> {
@@ -269,32 +233,21 @@ impl Download {
         // One byte too many tells content of the right size from longer content.
         let most = self.digest.size().saturating_sub(self.at) + self.overlap.len() as u64 + 1;
         loop {
-            if let Some(decompressing) = &mut arriving.decompressing {
-                let piece = decompressing.next(&mut arriving.compressed, most);
-                let piece = piece.map_err(|why| {
-                    let actual = format!("not decompressible after {} bytes: {why}", self.at);
-                    Failure::Own(mismatch(&self.digest, actual))
-                })?;
-                if piece.is_some() {
-                    return Ok(piece);
-                }
+            let Some(decompressing) = &mut arriving.decompressing else {
+                return Ok(arriving.answer.content().await?);
+            };
+            let piece = decompressing.next(&mut arriving.compressed, most);
+            let piece = piece.map_err(|why| {
+                let actual = format!("not decompressible after {} bytes: {why}", self.at);
+                Failure::Own(mismatch(&self.digest, actual))
+            })?;
+            if piece.is_some() {
+                return Ok(piece);
             }
-            match arriving.messages.message().await? {
+            match arriving.answer.content().await? {
+                Some(content) => arriving.compressed = content,
                 None => return Ok(None),
-                Some(message) if arriving.decompressing.is_some() => {
-                    arriving.compressed = message.data;
-                }
-                Some(message) if message.data.is_empty() => {}
-                Some(message) => return Ok(Some(message.data)),
             }
         }
-    }
-
-    fn error(&self, failure: Failure) -> Error {
-        if failure.code() == Some(Code::NotFound) {
-            return Error::NotFound(self.digest);
-        }
-        self.peer
-            .error(&format_args!("reading {}", self.digest), failure)
     }
 }

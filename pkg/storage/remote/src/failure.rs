@@ -1,66 +1,83 @@
-//! Why a call came to nothing, and whether to try again.
+//! Failures of calls, and what follows from them.
 
 use std::{error::Error as _, fmt, sync::Arc, time::Duration};
 
+use reapi::rpc;
 use tonic::{Code, Status};
 
 use super::foreign::Page;
 use gorego_storage::{Digest, Error, shorten};
 
-/// Before the first retry; doubles each time.
-const FIRST_DELAY: Duration = Duration::from_millis(100);
-const MAX_DELAY: Duration = Duration::from_secs(10);
-
-/// Why a call came to nothing.
+/// The reason why a call failed.
 #[derive(Debug)]
 pub(super) enum Failure {
-    /// The peer said so, or the connection failed.
-    Status(Status),
-    /// Something other than the peer answered. That says nothing of what the peer can do or has.
+    /// The peer's answer.
+    Answer(Status),
+    /// The connection failed.
+    Transport(Status),
+    /// The answer of something in front of the peer. It tells nothing of what the peer can do or has.
     Page(Page),
     /// No answer, or no further piece, in this time.
     TimedOut(Duration),
     /// Too many calls were under way for this long.
     Busy(Duration),
-    /// The breaker is open, because of this.
+    /// The breaker is open since this error.
     Open(Arc<str>),
     /// The peer answered something that it should not.
     Nonsense(String),
-    /// It is no fault of the peer.
+    /// An error that is no fault of the peer.
     Own(Error),
 }
 
 impl From<Status> for Failure {
     fn from(status: Status) -> Self {
-        match Page::of(&status) {
-            Some(page) => Self::Page(page.clone()),
-            None => Self::Status(status),
+        if status.source().is_some() {
+            Self::Transport(status)
+        } else {
+            Self::Answer(status)
         }
     }
 }
 
 impl Failure {
-    /// Whether the connection failed rather than that the peer answered.
-    fn is_transport(status: &Status) -> bool {
-        status.source().is_some()
+    /// Returns the failure of one blob in a batch, if its status is one.
+    pub(super) fn of_entry(status: rpc::Status) -> Option<Self> {
+        let code = Code::from_i32(status.code);
+        (code != Code::Ok).then(|| Self::Answer(Status::new(code, status.message)))
+    }
+
+    /// The code of the peer's own answer, if it gave one.
+    pub(super) fn code(&self) -> Option<Code> {
+        match self {
+            Self::Answer(status) => Some(status.code()),
+            _ => None,
+        }
     }
 
     /// Whether the same call may succeed soon.
     pub(super) fn is_retryable(&self) -> bool {
-        match self {
-            Self::Status(status) => {
-                is_retryable(status.code())
-                    || (Self::is_transport(status)
-                        && matches!(status.code(), Code::Unknown | Code::Internal))
+        let code = match self {
+            Self::Transport(status) if matches!(status.code(), Code::Unknown | Code::Internal) => {
+                return true;
             }
-            Self::Page(page) => is_retryable(page.code()),
-            Self::TimedOut(_) => true,
-            Self::Busy(_) | Self::Open(_) | Self::Nonsense(_) | Self::Own(_) => false,
-        }
+            Self::Answer(status) | Self::Transport(status) => status.code(),
+            Self::Page(page) => page.code(),
+            Self::TimedOut(_) => return true,
+            _ => return false,
+        };
+        // gorego cancels no call whose answer it waits for.
+        matches!(
+            code,
+            Code::Unavailable
+                | Code::DeadlineExceeded
+                | Code::ResourceExhausted
+                | Code::Aborted
+                | Code::Cancelled
+        )
     }
 
-    /// Whether a download that had begun may go on: there the hash tells what came of it, and what
-    /// stands between here and the peer cuts streams off with these, too.
+    /// Whether a download that made progress may be resumed: its hash is checked in the end, and proxies
+    /// cut streams off with these codes, too.
     pub(super) fn is_resumable(&self) -> bool {
         let code = match self {
             Self::Page(page) => Some(page.code()),
@@ -69,19 +86,16 @@ impl Failure {
         self.is_retryable() || matches!(code, Some(Code::Unknown | Code::Internal))
     }
 
-    /// Whether the peer may not know what it was asked in this form, as when it does not do what it
-    /// says, or no longer.
+    /// Whether the peer may not support the form of the request, although it announced it.
     pub(super) fn is_unknown_form(&self) -> bool {
-        matches!(
-            self.code(),
-            Some(Code::InvalidArgument | Code::Unimplemented)
-        )
+        let code = self.code();
+        matches!(code, Some(Code::InvalidArgument | Code::Unimplemented))
     }
 
     /// Whether a request may have been refused for its size.
     pub(super) fn is_too_large(&self) -> bool {
         match self {
-            // Whoever said it, smaller requests pass.
+            // Smaller requests pass whoever said it.
             Self::Page(page) => page.is_too_large(),
             _ => matches!(
                 self.code(),
@@ -90,78 +104,57 @@ impl Failure {
         }
     }
 
-    /// Whether the peer, or something before it, asks for fewer calls. It is no sign of a restart.
+    /// Whether the peer, or a proxy in front of it, asks for fewer calls. It is no sign of a restart.
     pub(super) fn asks_to_slow_down(&self) -> bool {
         match self {
-            Self::Status(status) => status.code() == Code::ResourceExhausted,
             Self::Page(page) => page.asks_to_slow_down(),
+            Self::Answer(status) | Self::Transport(status) => {
+                status.code() == Code::ResourceExhausted
+            }
             _ => false,
         }
     }
 
-    /// Whether it looks as if the peer were not there, or as if it should be left alone.
+    /// Whether the peer seems to be out of reach, or should be left alone.
     pub(super) fn is_outage(&self) -> bool {
         match self {
-            Self::Status(status) => {
-                status.code() == Code::Unavailable
-                    || status.code() == Code::DeadlineExceeded
-                    || (Self::is_transport(status) && self.is_retryable())
+            Self::Answer(status) => {
+                matches!(status.code(), Code::Unavailable | Code::DeadlineExceeded)
             }
+            Self::Transport(_) => self.is_retryable(),
             Self::Page(page) => page.code() == Code::Unavailable,
             Self::TimedOut(_) => true,
             _ => false,
         }
     }
 
-    /// The peer's own answer, if it gave one.
-    pub(super) fn code(&self) -> Option<Code> {
-        match self {
-            Self::Status(status) if !Self::is_transport(status) => Some(status.code()),
-            _ => None,
-        }
-    }
-
-    /// As what the caller is told.
-    pub(super) fn into_error(self, peer: &Arc<str>, what: &dyn fmt::Display) -> Error {
-        let retryable = self.is_retryable();
+    /// Returns the error of an operation that failed so.
+    pub(super) fn into_error(self, peer: &Arc<str>, operation: &dyn fmt::Display) -> Error {
+        let is_retryable = self.is_retryable();
+        let refused = |code, message: &str, foreign| Error::Refused {
+            peer: Arc::clone(peer),
+            code,
+            message: format!("{operation}: {message}"),
+            foreign,
+        };
         match self {
             Self::Own(error) => error,
-            Self::Status(status)
-                if !retryable
-                    || status.code() == Code::ResourceExhausted && !Self::is_transport(&status) =>
-            {
-                refused(peer, what, status.code(), &shorten(status.message()))
+            Self::Nonsense(message) => refused(Code::Internal, &shorten(&message), false),
+            Self::Page(page) if !is_retryable => refused(page.code(), &page.to_string(), true),
+            Self::Answer(status) if !is_retryable || status.code() == Code::ResourceExhausted => {
+                refused(status.code(), &shorten(status.message()), false)
             }
-            Self::Page(page) if !retryable => Error::Refused {
-                peer: Arc::clone(peer),
-                code: page.code(),
-                message: format!("{what}: {page}"),
-                foreign: true,
-            },
-            Self::Nonsense(message) => refused(peer, what, Code::Internal, &shorten(&message)),
+            Self::Transport(status) if !is_retryable => {
+                refused(status.code(), &shorten(status.message()), false)
+            }
             other => Error::Unavailable(format!(
-                "backing cache {peer} is unavailable: {what}: {other}"
+                "backing cache {peer} is unavailable: {operation}: {other}"
             )),
         }
     }
 }
 
-/// A refusal that names all that matters.
-pub(super) fn refused(
-    peer: &Arc<str>,
-    what: &dyn fmt::Display,
-    code: Code,
-    message: &str,
-) -> Error {
-    Error::Refused {
-        peer: Arc::clone(peer),
-        code,
-        message: format!("{what}: {message}"),
-        foreign: false,
-    }
-}
-
-/// Content that is not what its digest says.
+/// The error of content that does not match its digest.
 pub(super) fn mismatch(expected: &Digest, actual: impl fmt::Display) -> Error {
     Error::Mismatch {
         expected: *expected,
@@ -169,33 +162,20 @@ pub(super) fn mismatch(expected: &Digest, actual: impl fmt::Display) -> Error {
     }
 }
 
-/// Whether the same call may succeed soon after this answer. Nobody here cancels calls and then waits
-/// for their answer.
-const fn is_retryable(code: Code) -> bool {
-    matches!(
-        code,
-        Code::Unavailable
-            | Code::DeadlineExceeded
-            | Code::ResourceExhausted
-            | Code::Aborted
-            | Code::Cancelled
-    )
-}
-
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Status(status) => {
-                f.write_str(&shorten(status.message()))?;
-                // Of what lies below, the innermost says most.
-                let mut source = status.source();
-                while let Some(inner) = source.and_then(|source| source.source()) {
-                    source = Some(inner);
+            Self::Answer(status) => {
+                write!(f, "{} ({:?})", shorten(status.message()), status.code())
+            }
+            Self::Transport(status) => {
+                // The innermost cause says most.
+                let mut cause = status.source();
+                while let Some(inner) = cause.and_then(|cause| cause.source()) {
+                    cause = Some(inner);
                 }
-                match source {
-                    Some(source) => write!(f, ": {source}"),
-                    None => write!(f, " ({:?})", status.code()),
-                }
+                let cause = cause.map(ToString::to_string).unwrap_or_default();
+                write!(f, "{}: {cause}", shorten(status.message()))
             }
             Self::Page(page) => page.fmt(f),
             Self::TimedOut(time) => write!(f, "no answer in {time:?}"),
@@ -207,53 +187,9 @@ impl fmt::Display for Failure {
     }
 }
 
-/// How often, and when, something is tried again.
-#[derive(Debug)]
-pub(super) struct Backoff {
-    retries: u32,
-    tried: u32,
-}
-
-impl Backoff {
-    pub(super) const fn new(retries: u32) -> Self {
-        Self { retries, tried: 0 }
-    }
-
-    /// It came further: counts anew.
-    pub(super) const fn progressed(&mut self) {
-        self.tried = 0;
-    }
-
-    /// How long to wait before the next retry, if there is to be one.
-    pub(super) fn next_delay(&mut self) -> Option<Duration> {
-        if self.tried >= self.retries {
-            return None;
-        }
-        let delay = FIRST_DELAY
-            .saturating_mul(1_u32.checked_shl(self.tried).unwrap_or(u32::MAX))
-            .min(MAX_DELAY);
-        self.tried += 1;
-        // Those that failed together should not come back together.
-        Some(delay.mul_f64(0.5 + fastrand::f64() / 2.0))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn delays_double_to_their_bound_with_jitter() {
-        let mut backoff = Backoff::new(40);
-        for tried in 0..40 {
-            let full = (FIRST_DELAY * (1 << tried.min(10))).min(MAX_DELAY);
-            let delay = backoff.next_delay().unwrap();
-            assert!((full / 2..=full).contains(&delay), "{delay:?} of {full:?}");
-        }
-        assert_eq!(backoff.next_delay(), None);
-        backoff.progressed();
-        assert!(backoff.next_delay().unwrap() <= FIRST_DELAY);
-    }
 
     #[test]
     fn what_the_peer_refuses_is_not_tried_again() {

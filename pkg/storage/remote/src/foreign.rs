@@ -1,13 +1,13 @@
 //! Answers that no gRPC server gave: the error pages of balancers and proxies.
 
-use std::{error::Error as _, fmt, sync::Arc, time::Duration};
+use std::{fmt, time::Duration};
 
-use gorego_limits::LogLimit;
+use http_body_util::BodyExt as _;
 use tokio::time;
 use tonic::{
     Code, Status,
     body::Body,
-    codegen::http::{HeaderMap, Response, StatusCode, header::CONTENT_TYPE},
+    codegen::http::{HeaderValue, Response, StatusCode, header::CONTENT_TYPE},
 };
 
 /// The bytes of a page that are read, and the time for that.
@@ -33,31 +33,6 @@ pub(super) fn is_foreign(answer: &Response<Body>) -> bool {
 fn is_grpc(content_type: &[u8]) -> bool {
     let rest = content_type.strip_prefix(b"application/grpc");
     rest.is_some_and(|rest| matches!(rest.first(), None | Some(b'+' | b';' | b' ')))
-}
-
-/// Turns a peer's foreign answers into errors, and logs one of them a minute.
-pub(super) struct Foreign {
-    peer: Arc<str>,
-    logged: LogLimit,
-}
-
-impl Foreign {
-    pub(super) fn new(peer: Arc<str>) -> Arc<Self> {
-        let logged = LogLimit::default();
-        Arc::new(Self { peer, logged })
-    }
-
-    /// The answer as an error whose source is the [`Page`].
-    pub(super) async fn translate(&self, answer: Response<Body>) -> Status {
-        let page = Page::read(answer).await;
-        if self.logged.is_due() {
-            let peer = &*self.peer;
-            tracing::warn!(peer, "the backing cache answered with {page}");
-        }
-        let mut status = Status::new(page.code(), page.to_string());
-        status.set_source(Arc::new(page));
-        status
-    }
 }
 
 /// The mapping of the gRPC specification ("HTTP to gRPC status code mapping"). 413 is added: it
@@ -90,20 +65,14 @@ const fn remedy(status: StatusCode) -> &'static str {
     }
 }
 
-/// The parts of a foreign answer that are worth quoting.
-#[derive(Clone, Debug)]
+/// A foreign answer, as far as it is worth quoting.
+#[derive(Debug)]
 pub(super) struct Page {
     status: StatusCode,
-    content_type: String,
-    text: String,
+    quote: String,
 }
 
 impl Page {
-    /// The page that a call failed with, if it was one.
-    pub(super) fn of(status: &Status) -> Option<&Self> {
-        status.source()?.downcast_ref()
-    }
-
     pub(super) const fn code(&self) -> Code {
         code(self.status)
     }
@@ -117,56 +86,47 @@ impl Page {
         self.status == StatusCode::PAYLOAD_TOO_LARGE
     }
 
-    async fn read(answer: Response<Body>) -> Self {
+    /// Reads the beginning of a foreign answer.
+    pub(super) async fn read(answer: Response<Body>) -> Self {
         let (head, body) = answer.into_parts();
-        let content_type = content_type(&head.headers);
+        let content_type = head.headers.get(CONTENT_TYPE);
+        let content_type = content_type.map_or(&[][..], HeaderValue::as_bytes);
+        let content_type = printable(&String::from_utf8_lossy(content_type));
         let mut bytes = Vec::new();
         // What came in time is quoted; the rest is not waited for.
         let _ = time::timeout(PATIENCE, beginning(body, &mut bytes)).await;
-        let text = String::from_utf8_lossy(&bytes);
+        let mut text = String::from_utf8_lossy(&bytes).into_owned();
+        if content_type.contains("html") {
+            text = without_tags(&text);
+        }
+        let quoted = printable(&text);
+        let quoted = if quoted.is_empty() {
+            quoted
+        } else {
+            format!(": {quoted:?}")
+        };
+        let comma = if content_type.is_empty() { "" } else { ", " };
         Self {
             status: head.status,
-            text: if content_type.contains("html") {
-                printable(&without_tags(&text))
-            } else {
-                printable(&text)
-            },
-            content_type,
+            quote: format!("{comma}{content_type}{quoted}"),
         }
     }
 }
 
 impl fmt::Display for Page {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "HTTP {} and no gRPC", self.status)?;
-        if !self.content_type.is_empty() {
-            write!(f, ", {}", self.content_type)?;
-        }
-        if !self.text.is_empty() {
-            write!(f, ": {:?}", self.text)?;
-        }
-        write!(f, "; {}", remedy(self.status))
+        let (status, quote, remedy) = (self.status, &self.quote, remedy(self.status));
+        write!(f, "HTTP {status} and no gRPC{quote}; {remedy}")
     }
-}
-
-impl std::error::Error for Page {}
-
-fn content_type(headers: &HeaderMap) -> String {
-    let value = headers.get(CONTENT_TYPE);
-    let value = value.map(|value| String::from_utf8_lossy(value.as_bytes()));
-    printable(value.as_deref().unwrap_or_default())
 }
 
 /// Reads the first bytes of a body. An error ends it as its end does.
 async fn beginning(mut body: Body, bytes: &mut Vec<u8>) {
-    use http_body::Body as _;
-    while bytes.len() < PAGE {
-        let frame = std::future::poll_fn(|cx| std::pin::Pin::new(&mut body).poll_frame(cx)).await;
-        let Some(Ok(frame)) = frame else { return };
-        if let Ok(data) = frame.into_data() {
-            let room = PAGE - bytes.len();
-            bytes.extend(data.iter().take(room));
-        }
+    while bytes.len() < PAGE
+        && let Some(Ok(frame)) = body.frame().await
+    {
+        let data = frame.into_data().unwrap_or_default();
+        bytes.extend(data.iter().take(PAGE - bytes.len()));
     }
 }
 

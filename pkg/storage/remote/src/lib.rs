@@ -1,9 +1,6 @@
 //! A store behind another server that speaks the REAPI.
 
-mod answers;
 mod batches;
-mod body;
-mod bounded;
 mod breaker;
 mod canary;
 mod capabilities;
@@ -12,14 +9,15 @@ mod connect;
 mod download;
 mod failure;
 mod foreign;
-mod gate;
+mod grpc;
+mod methods;
 mod missing;
 mod options;
 mod packing;
 mod peer;
-mod pieces;
 mod pool;
 mod results;
+mod retry;
 mod store;
 mod upload;
 

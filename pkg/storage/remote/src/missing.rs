@@ -1,95 +1,79 @@
-//! `FindMissingBlobs`, in pieces.
+//! `FindMissingBlobs`, in several calls where need be.
 
 use std::collections::HashSet;
 
 use futures::{StreamExt as _, TryStreamExt as _, stream};
-use reapi::v2::{self, FindMissingBlobsRequest};
+use reapi::v2::{FindMissingBlobsRequest, FindMissingBlobsResponse};
 
 use super::{
     RemoteStore,
-    bounded::{self, FIND_MISSING, Limits},
     capabilities::function,
     failure::Failure,
+    methods::{Call, FIND_MISSING, Limits},
     peer::Peer,
 };
 use gorego_storage::{Digest, DigestFunction, Result};
 
-/// Digests in one call: a small fraction of a message of 4 MiB, so that many are looked up at once.
+/// The digests in one call: a small fraction of a message of 4 MiB, so that many are looked up at once.
 const CHUNK: usize = 2000;
-/// An answer repeats at most the question: what each digest in it may take, encoded and decoded.
+/// The most bytes that each digest takes in an answer, encoded and decoded.
 const ENCODED: usize = 150;
 const DECODED: usize = 512;
 
-/// Which are not there, each once, in the order of their first mention.
+/// Returns the blobs that are missing, each once, in the order of their first mention.
 pub(super) async fn find(store: &RemoteStore, digests: &[Digest]) -> Result<Vec<Digest>> {
     let mut seen = HashSet::with_capacity(digests.len());
-    let unique: Vec<Digest> = digests
+    let unique = digests
         .iter()
-        .filter(|digest| !digest.is_empty_blob() && seen.insert(**digest))
-        .copied()
-        .collect();
+        .filter(|digest| !digest.is_empty_blob() && seen.insert(**digest));
+    let mut unique: Vec<Digest> = unique.copied().collect();
     drop(seen);
-    if unique.is_empty() {
-        return Ok(unique);
-    }
     let mut calls = Vec::new();
     for function in DigestFunction::ALL {
         let of_it = unique.iter().filter(|digest| digest.function() == function);
         let of_it: Vec<Digest> = of_it.copied().collect();
-        if of_it.is_empty() {
-            continue;
+        if !of_it.is_empty() {
+            store.offered(function).await?;
         }
-        store.offered(function).await?;
-        calls.extend(
-            of_it
-                .chunks(CHUNK)
-                .map(|chunk| ask(store, function, chunk.to_vec())),
-        );
+        let chunks = of_it.chunks(CHUNK).map(<[Digest]>::to_vec);
+        calls.extend(chunks.map(|digests| find_some(store, function, digests)));
     }
-    let missing: HashSet<Digest> = stream::iter(calls)
-        .buffer_unordered(store.peer.max_calls())
-        .try_fold(HashSet::new(), async |mut all, some| {
-            all.extend(some);
-            Ok(all)
-        })
+    let missing: Vec<Vec<Digest>> = stream::iter(calls)
+        .buffer_unordered(store.peer.max_calls)
+        .try_collect()
         .await?;
+    let missing: HashSet<Digest> = missing.into_iter().flatten().collect();
     if let Some(present) = unique.iter().find(|digest| !missing.contains(digest)) {
         store.canary.set(present);
     }
-    Ok(unique
-        .into_iter()
-        .filter(|digest| missing.contains(digest))
-        .collect())
+    unique.retain(|digest| missing.contains(digest));
+    Ok(unique)
 }
 
-async fn ask(store: &RemoteStore, of: DigestFunction, digests: Vec<Digest>) -> Result<Vec<Digest>> {
-    let (request, limits) = question(store.instance.as_str(), of, &digests);
-    let answer = store.peer.call(0, |link| {
-        let request = request.clone();
-        bounded::call(link, request, &FIND_MISSING, limits)
-    });
-    let parsed = answer
-        .await
-        .and_then(|answer| parse(of, &digests, &answer.missing_blob_digests));
-    parsed.map_err(|failure| store.peer.error_of("looking for", &digests, failure))
+async fn find_some(
+    store: &RemoteStore,
+    function: DigestFunction,
+    digests: Vec<Digest>,
+) -> Result<Vec<Digest>> {
+    let call = call(store.instance.as_str(), function, &digests);
+    let answer = store.peer.call(&call).await;
+    let missing = answer.and_then(|answer| parse(function, &digests, &answer));
+    missing.map_err(|failure| store.peer.error_of("looking for", &digests, failure))
 }
 
-/// Whether the peer lacks a blob. Asks once, and fails when that fails.
+/// Whether the peer lacks a blob. The call is made once, without retries.
 pub(super) async fn lacks(peer: &Peer, instance: &str, digest: &Digest) -> Result<bool, Failure> {
-    let (of, asked) = (digest.function(), [*digest]);
-    let (request, limits) = question(instance, of, &asked);
-    let answer = peer.once(peer.timeout(), |link| {
-        bounded::call(link, request.clone(), &FIND_MISSING, limits)
-    });
-    let missing = parse(of, &asked, &answer.await?.missing_blob_digests)?;
-    Ok(!missing.is_empty())
+    let (function, digests) = (digest.function(), [*digest]);
+    let call = call(instance, function, &digests);
+    let answer = peer.once(&call, peer.timeout).await?;
+    Ok(!parse(function, &digests, &answer)?.is_empty())
 }
 
-fn question(
+fn call(
     instance: &str,
     of: DigestFunction,
     digests: &[Digest],
-) -> (FindMissingBlobsRequest, Limits) {
+) -> Call<FindMissingBlobsRequest, FindMissingBlobsResponse> {
     let request = FindMissingBlobsRequest {
         instance_name: instance.to_owned(),
         blob_digests: digests.iter().map(Digest::to_proto).collect(),
@@ -99,23 +83,23 @@ fn question(
         encoded: ENCODED * (digests.len() + 10),
         decoded: DECODED * (digests.len() + 10),
     };
-    (request, limits)
+    FIND_MISSING.call(request, limits, 0)
 }
 
-/// The digests in an answer. Where others are in it than those that were asked for, it says nothing
-/// of these.
+/// Returns the digests in an answer. An answer about other blobs says nothing of those asked for.
 fn parse(
-    of: DigestFunction,
+    function: DigestFunction,
     asked: &[Digest],
-    missing: &[v2::Digest],
+    answer: &FindMissingBlobsResponse,
 ) -> Result<Vec<Digest>, Failure> {
     let asked: HashSet<&Digest> = asked.iter().collect();
-    let digest = |digest: &v2::Digest| match Digest::from_proto(Some(of), digest) {
-        Ok(digest) if asked.contains(&digest) => Ok(digest),
-        Ok(other) => Err(Failure::Nonsense(format!(
-            "its answer: {other} was not asked for"
-        ))),
-        Err(why) => Err(Failure::Nonsense(format!("its answer: {why}"))),
-    };
-    missing.iter().map(digest).collect()
+    let missing = answer.missing_blob_digests.iter().map(|digest| {
+        let why = match Digest::from_proto(Some(function), digest) {
+            Ok(digest) if asked.contains(&digest) => return Ok(digest),
+            Ok(other) => format!("{other} was not asked for"),
+            Err(why) => why.to_string(),
+        };
+        Err(Failure::Nonsense(format!("its answer: {why}")))
+    });
+    missing.collect()
 }

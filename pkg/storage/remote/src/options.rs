@@ -1,4 +1,4 @@
-//! What a remote store is made of.
+//! The options of a remote store.
 
 use std::{fmt, path::PathBuf, sync::Arc, time::Duration};
 
@@ -9,7 +9,7 @@ use tokio::sync::watch;
 use super::RemoteHeaders;
 use gorego_storage::Chain;
 
-/// Where a peer listens.
+/// The address of a peer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RemoteAddress {
     /// `host:port`.
@@ -27,14 +27,14 @@ impl fmt::Display for RemoteAddress {
     }
 }
 
-/// When to stop asking a peer that does not answer, and for how long.
+/// The breaker, which suspends calls to a peer that does not answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BreakerOptions {
-    /// How many failures one after another open the breaker.
+    /// The number of consecutive failures that open the breaker.
     pub failures: u32,
-    /// How long it stays open the first time.
+    /// The time that it stays open at first.
     pub cool_down: Duration,
-    /// How long it stays open at most, after doubling each time.
+    /// The time that it stays open at most, after doubling each time.
     pub max_cool_down: Duration,
 }
 
@@ -48,10 +48,10 @@ impl Default for BreakerOptions {
     }
 }
 
-/// Which peer, and how it is spoken to.
+/// A peer, and the way in which it is called.
 #[derive(Clone)]
 pub struct RemoteOptions {
-    /// Where it listens.
+    /// The address of the peer.
     pub address: RemoteAddress,
     /// TLS settings of new connections, which may change; plain text without.
     pub tls: Option<watch::Receiver<ClientTls>>,
@@ -65,19 +65,18 @@ pub struct RemoteOptions {
     pub chain: Arc<Chain>,
     /// Whether large content may be compressed on its way, if the peer can.
     pub zstd: bool,
-    /// How often a call is tried again; a download or upload that came further starts counting
-    /// anew.
+    /// The retries of an operation; a download or upload that made progress counts anew.
     pub retries: u32,
-    /// How many connections are opened.
+    /// The number of connections.
     pub connections: usize,
-    /// How many calls may run at once, and how many downloads and uploads beside them.
+    /// The number of calls at a time, and of downloads and uploads beside them.
     pub max_calls: usize,
     /// Receive windows of downloads, which a peer fills while their readers are slow.
     pub windows: Budget,
-    /// How long a call may take, and 1 s more for each MiB that it moves. Of downloads and uploads
-    /// in pieces: how long they may stand still.
+    /// The time limit of a call; 1 s is added for each MiB that it moves. Downloads and uploads in
+    /// pieces may stall for this long.
     pub timeout: Duration,
-    /// When to stop asking.
+    /// The breaker.
     pub breaker: BreakerOptions,
 }
 
@@ -105,39 +104,32 @@ impl fmt::Debug for RemoteOptions {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("RemoteOptions")
             .field("address", &self.address)
-            .field("tls", &self.tls.is_some())
             .field("instance_name", &self.instance_name)
             .field("headers", &*self.headers.borrow())
-            .field("zstd", &self.zstd)
-            .field("retries", &self.retries)
-            .field("connections", &self.connections)
-            .field("max_calls", &self.max_calls)
-            .field("timeout", &self.timeout)
-            .field("breaker", &self.breaker)
             .finish_non_exhaustive()
     }
 }
 
-/// Why there can be no store with these options. Names what is wrong, and never a header's value.
+/// An error in the options of a store. It never contains a header's value.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RemoteError {
-    /// Not where something could listen.
+    /// The address is no host with a port.
     #[error("address {address:?} is not host:port: {why}")]
     Address {
-        /// As it was given.
+        /// The address as it was given.
         address: String,
-        /// What is wrong with it.
+        /// The cause.
         why: String,
     },
-    /// Not an instance that resource names could hold.
+    /// The instance name cannot be part of a resource name.
     #[error(transparent)]
     Instance(#[from] gorego_storage::InstanceNameError),
     /// A header that HTTP does not allow, or that gRPC keeps for itself.
     #[error("header {name:?}: {why}")]
     Header {
-        /// Its name.
+        /// The name of the header.
         name: String,
-        /// What is wrong with it.
+        /// The cause.
         why: &'static str,
     },
     /// Connections need a Tokio runtime to run on.

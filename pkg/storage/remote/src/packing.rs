@@ -1,49 +1,41 @@
-//! Which blobs travel together.
+//! Packing of blobs into batches.
 
-/// What comes with each blob in a message: a digest, a status, and what tells fields apart.
+/// The bytes beside the content of each blob in a message: a digest, a status, and field headers.
 const FRAMING: u64 = 256;
-
-/// How a number of blobs travels.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Packed {
-    /// By their places, those that go together.
-    pub(super) batches: Vec<Vec<usize>>,
-    /// By their places, those too large for company.
-    pub(super) alone: Vec<usize>,
-}
 
 /// Whether a blob of `size` bytes fits into a batch of `limit` bytes.
 pub(super) const fn fits(size: u64, limit: u64) -> bool {
     size.saturating_add(FRAMING) <= limit
 }
 
-/// Packs blobs of these sizes into batches of at most `limit` bytes, in order. Those above `large`
-/// go alone.
-pub(super) fn pack(
-    sizes: impl IntoIterator<Item = (usize, u64)>,
+/// Packs blobs into batches of at most `limit` bytes, in order. Returns them, and the blobs above
+/// `large`, which go alone.
+pub(super) fn pack<T>(
+    blobs: Vec<T>,
+    size: impl Fn(&T) -> u64,
     limit: u64,
     large: u64,
-) -> Packed {
-    let mut packed = Packed::default();
+) -> (Vec<Vec<T>>, Vec<T>) {
+    let (mut batches, mut alone) = (Vec::new(), Vec::new());
     let mut batch = Vec::new();
     let mut total = 0_u64;
-    for (place, size) in sizes {
+    for blob in blobs {
+        let size = size(&blob);
         if size > large || !fits(size, limit) {
-            packed.alone.push(place);
+            alone.push(blob);
             continue;
         }
-        let cost = size + FRAMING;
-        if total + cost > limit && !batch.is_empty() {
-            packed.batches.push(std::mem::take(&mut batch));
+        if total + size + FRAMING > limit {
+            batches.push(std::mem::take(&mut batch));
             total = 0;
         }
-        total += cost;
-        batch.push(place);
+        total += size + FRAMING;
+        batch.push(blob);
     }
     if !batch.is_empty() {
-        packed.batches.push(batch);
+        batches.push(batch);
     }
-    packed
+    (batches, alone)
 }
 
 #[cfg(test)]
@@ -58,13 +50,14 @@ mod tests {
             sizes in prop::collection::vec(0_u64..5000, 0..200),
             limit in 0_u64..10_000,
         ) {
-            let packed = pack(sizes.iter().copied().enumerate(), limit, 4000);
-            for batch in &packed.batches {
+            let places: Vec<_> = (0..sizes.len()).collect();
+            let (batches, alone) = pack(places, |place| sizes[*place], limit, 4000);
+            for batch in &batches {
                 let total: u64 = batch.iter().map(|place| sizes[*place] + FRAMING).sum();
                 prop_assert!(total <= limit && !batch.is_empty());
             }
-            let mut places: Vec<_> = packed.batches.concat();
-            places.extend(packed.alone);
+            let mut places: Vec<_> = batches.concat();
+            places.extend(alone);
             places.sort_unstable();
             prop_assert!(places.into_iter().eq(0..sizes.len()));
         }

@@ -1,67 +1,53 @@
-//! Calls to a peer: how many at once, how long, how often, and whether at all.
+//! Calls to a peer: how many at once, how long each may take, and the retries.
 
 use std::{fmt, sync::Arc, time::Duration};
 
-use gorego_limits::{Budget, Permit};
+use gorego_limits::Permit;
+use prost::Message;
+use reapi::shapes::Shaped;
 use tokio::{
-    sync::{Notify, OwnedSemaphorePermit, Semaphore, watch},
+    sync::{Notify, OwnedSemaphorePermit, Semaphore},
+    task::JoinHandle,
     time::{self, Instant},
 };
 use tokio_util::{
     sync::{CancellationToken, DropGuard},
     task::TaskTracker,
 };
-use tonic::{Response, Status, service::interceptor::InterceptedService};
 
 use super::{
-    RemoteError, RemoteHeaders, RemoteOptions,
-    answers::Answers,
-    breaker::Since,
+    RemoteError, RemoteOptions,
+    breaker::{Attempt, Breaker},
     capabilities,
-    connect::{self, Headers, Link},
-    failure::{Backoff, Failure},
-    foreign::Foreign,
-    gate::{Attempt, Gate},
+    connect::{self, headers},
+    failure::Failure,
+    grpc::Link,
+    methods::Call,
     pool::Pool,
+    retry::Retry,
 };
-use gorego_storage::{BreakerState, Chain, Digest, Error, Result};
+use gorego_storage::{Digest, Error, Result};
 
-/// What a peer moves at least, in bytes a second: calls that move more have more time.
+/// The least that a peer moves, in bytes a second: calls that move more have more time.
 const SLOWEST: u64 = 1 << 20;
 
 /// One in so many bytes of a download's window is counted.
 const COUNTED: u64 = 4;
 
-/// A peer and what is known of it.
+/// A peer, its connections and its limits.
 pub(super) struct Peer {
-    name: Arc<str>,
-    pool: Pool,
+    pub(super) name: Arc<str>,
+    pub(super) breaker: Breaker,
     /// Notified when a connection ends.
-    lost: Arc<Notify>,
-    foreign: Arc<Foreign>,
-    headers: watch::Receiver<RemoteHeaders>,
-    chain: Arc<Chain>,
+    pub(super) lost: Arc<Notify>,
+    pub(super) timeout: Duration,
+    pub(super) max_calls: usize,
+    options: RemoteOptions,
     calls: Arc<Semaphore>,
     streams: Arc<Semaphore>,
-    /// The budget of downloads' receive windows.
-    windows: Budget,
-    gate: Gate,
-    timeout: Duration,
-    retries: u32,
-    max_calls: usize,
-    /// Uploads, which may outlive the puts they are of by a little.
     tasks: TaskTracker,
     stop: CancellationToken,
     _stop: DropGuard,
-}
-
-/// What a call is to its caller, which tells what becomes of it while the breaker is open.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Turn {
-    /// The first one: fails at once.
-    First,
-    /// One more after others, which should not have been in vain: waits for the cool-down to end.
-    Again,
 }
 
 impl Peer {
@@ -71,19 +57,15 @@ impl Peer {
         let stop = CancellationToken::new();
         let name: Arc<str> = options.address.to_string().into();
         let lost = Arc::<Notify>::default();
+        let pool = Pool::new(connect::channels(options, &lost)?);
         Ok(Self {
-            gate: Gate::new(Arc::clone(&name), options.breaker),
-            foreign: Foreign::new(Arc::clone(&name)),
+            breaker: Breaker::new(Arc::clone(&name), pool, options.breaker),
             name,
-            pool: Pool::new(connect::channels(options, &lost)?),
             lost,
-            headers: options.headers.clone(),
-            chain: Arc::clone(&options.chain),
+            options: options.clone(),
             calls: Arc::new(Semaphore::new(max_calls)),
             streams: Arc::new(Semaphore::new(max_calls)),
-            windows: options.windows.clone(),
             timeout: options.timeout,
-            retries: options.retries,
             max_calls,
             tasks: TaskTracker::new(),
             _stop: stop.clone().drop_guard(),
@@ -91,45 +73,17 @@ impl Peer {
         })
     }
 
-    pub(super) const fn name(&self) -> &Arc<str> {
-        &self.name
+    /// The retries of a new operation.
+    pub(super) const fn retry(&self) -> Retry {
+        Retry::new(self.options.retries)
     }
 
-    pub(super) const fn timeout(&self) -> Duration {
-        self.timeout
-    }
-
-    pub(super) const fn max_calls(&self) -> usize {
-        self.max_calls
-    }
-
-    pub(super) fn state(&self) -> watch::Receiver<BreakerState> {
-        self.gate.state()
-    }
-
-    pub(super) fn outages(&self) -> u64 {
-        self.gate.outages()
-    }
-
-    pub(super) const fn lost(&self) -> &Arc<Notify> {
-        &self.lost
-    }
-
-    /// The peer turned out to lack a blob that it had.
-    pub(super) fn lost_blobs(&self) {
-        self.gate.lost_blobs();
-    }
-
-    pub(super) const fn backoff(&self) -> Backoff {
-        Backoff::new(self.retries)
-    }
-
-    /// As what the caller is told that `what` came to nothing.
+    /// The error of an operation that failed.
     pub(super) fn error(&self, what: &dyn fmt::Display, failure: Failure) -> Error {
         failure.into_error(&self.name, what)
     }
 
-    /// The same of something done with several blobs at once; a single one is named.
+    /// The error of an operation on several blobs; a single one is named.
     pub(super) fn error_of(&self, doing: &str, blobs: &[Digest], failure: Failure) -> Error {
         match blobs {
             [one] => self.error(&format_args!("{doing} {one}"), failure),
@@ -137,143 +91,127 @@ impl Peer {
         }
     }
 
-    /// How long a call that moves this many bytes may take.
+    /// The time limit of a call that moves `bytes` bytes.
     pub(super) fn deadline(&self, bytes: u64) -> Duration {
         self.timeout
             .saturating_add(Duration::from_secs(bytes / SLOWEST))
     }
 
-    /// Runs on its own, but not longer than the store.
-    pub(super) fn spawn<T: Send + 'static>(
-        &self,
-        task: impl Future<Output = T> + Send + 'static,
-    ) -> tokio::task::JoinHandle<Option<T>> {
-        let stop = self.stop.clone();
-        self.tasks.spawn(stop.run_until_cancelled_owned(task))
-    }
-
-    /// A connection, for a call that ends after `timeout`; in use as long as that is kept.
-    fn link(&self, timeout: Option<Duration>) -> Result<Link, Failure> {
-        let taken = self.pool.take();
-        let (channel, lease) =
-            taken.ok_or_else(|| Failure::Nonsense("no connection".to_owned()))?;
-        let headers = Headers::new(self.headers.borrow().clone(), lease, &self.chain, timeout);
-        let foreign = Arc::clone(&self.foreign);
-        Ok(InterceptedService::new(
-            Answers { channel, foreign },
-            headers,
-        ))
-    }
-
-    /// When what is asked of a store has to be done that moves `bytes`, however often it is tried.
+    /// The time by which an operation that moves `bytes` bytes has to end, with all its retries.
     pub(super) fn end(&self, bytes: u64) -> Instant {
         Instant::now() + self.deadline(bytes) * 2
     }
 
-    /// A call that moves up to `bytes`, tried until it succeeds or time is up.
-    pub(super) async fn call<T, F>(
+    /// Spawns a task that ends with the store at the latest.
+    pub(super) fn spawn<T: Send + 'static>(
         &self,
-        bytes: u64,
-        attempt: impl Fn(Link) -> F + Send + Sync,
-    ) -> Result<T, Failure>
-    where
-        F: Future<Output = Result<Response<T>, Status>> + Send,
-    {
-        let end = self.end(bytes);
-        self.call_until(end, Turn::First, bytes, attempt).await
+        task: impl Future<Output = T> + Send + 'static,
+    ) -> JoinHandle<Option<T>> {
+        let stop = self.stop.clone();
+        self.tasks.spawn(stop.run_until_cancelled_owned(task))
     }
 
-    /// As [`Self::call`], for what has to be done by `end`.
-    pub(super) async fn call_until<T, F>(
+    /// Leases a connection for one call, with the headers that it carries.
+    fn link(&self, timeout: Option<Duration>) -> Result<Link, Failure> {
+        let leased = self.breaker.pool.lease();
+        let (channel, lease) =
+            leased.ok_or_else(|| Failure::Nonsense("no connection".to_owned()))?;
+        Ok(Link {
+            channel,
+            headers: headers(&self.options.headers.borrow(), &self.options.chain, timeout),
+            lease,
+        })
+    }
+
+    /// Makes a call until it succeeds or time is up.
+    pub(super) async fn call<Q: Message, R: Shaped>(
         &self,
+        call: &Call<Q, R>,
+    ) -> Result<R, Failure> {
+        let end = self.end(call.bytes);
+        self.call_until(call, end, &mut self.retry()).await
+    }
+
+    /// Makes a call until it succeeds, the retries of its operation are used up, or its end is near.
+    pub(super) async fn call_until<Q: Message, R: Shaped>(
+        &self,
+        call: &Call<Q, R>,
         end: Instant,
-        mut turn: Turn,
-        bytes: u64,
-        attempt: impl Fn(Link) -> F + Send + Sync,
-    ) -> Result<T, Failure>
-    where
-        F: Future<Output = Result<Response<T>, Status>> + Send,
-    {
-        let limit = self.deadline(bytes);
+        retry: &mut Retry,
+    ) -> Result<R, Failure> {
+        let limit = self.deadline(call.bytes);
         let left = || end.saturating_duration_since(Instant::now());
         // A call that had less than half its time would look like an outage.
         let spare = || left().saturating_sub(limit / 2);
-        let mut backoff = self.backoff();
         loop {
-            if turn == Turn::Again {
-                self.gate.opened(Instant::now() + spare()).await?;
+            if !retry.has_begun() {
+                self.breaker.check()?;
             }
-            let permit = acquire(&self.calls, 1, limit.min(spare())).await?;
-            let failure = match self.once(limit.min(left()), &attempt).await {
+            let permit = acquire(&self.calls, limit.min(spare())).await?;
+            let attempt = self.admit(retry, spare()).await?;
+            let failure = match self.attempt(attempt, call, limit.min(left())).await {
                 Ok(answer) => return Ok(answer),
-                // Another one was faster.
-                Err(Failure::Open(_)) if turn == Turn::Again => continue,
                 Err(failure) => failure,
             };
             drop(permit);
-            if !failure.is_retryable() {
+            if !failure.is_retryable() || !retry.pause(spare()).await {
                 return Err(failure);
             }
-            match backoff.next_delay() {
-                Some(delay) if delay < spare() => time::sleep(delay).await,
-                _ => return Err(failure),
-            }
-            turn = Turn::Again;
         }
     }
 
-    /// A call that is tried once.
-    pub(super) async fn once<T, F>(
+    /// Admits a call. One of an operation that has begun waits up to `patience` for that.
+    async fn admit(&self, retry: &Retry, patience: Duration) -> Result<Attempt<'_>, Failure> {
+        if retry.has_begun() {
+            self.breaker.admit_before(Instant::now() + patience).await
+        } else {
+            self.breaker.admit()
+        }
+    }
+
+    /// Makes a call once.
+    pub(super) async fn once<Q: Message, R: Shaped>(
         &self,
+        call: &Call<Q, R>,
         limit: Duration,
-        attempt: impl Fn(Link) -> F,
-    ) -> Result<T, Failure>
-    where
-        F: Future<Output = Result<Response<T>, Status>> + Send,
-    {
-        let tried = self.gate.admit(&self.pool)?;
+    ) -> Result<R, Failure> {
+        self.attempt(self.breaker.admit()?, call, limit).await
+    }
+
+    async fn attempt<Q: Message, R: Shaped>(
+        &self,
+        attempt: Attempt<'_>,
+        call: &Call<Q, R>,
+        limit: Duration,
+    ) -> Result<R, Failure> {
         let started = Instant::now();
-        let answer = attempt(self.link(Some(limit))?);
-        let outcome = match time::timeout(limit, answer).await {
-            Ok(Ok(answer)) => Ok(answer.into_inner()),
-            // The peer and the connection watch the time, too, and may be the first to notice.
-            Ok(Err(status)) if started.elapsed() < limit => Err(status.into()),
+        let answer = time::timeout(limit, call.send(self.link(Some(limit))?)).await;
+        let outcome = match answer {
+            Ok(Ok(answer)) => Ok(answer),
+            // The peer and the connection enforce the limit, too, and may be the first to notice.
+            Ok(Err(failure)) if started.elapsed() < limit => Err(failure),
             Ok(Err(_)) | Err(_) => Err(Failure::TimedOut(limit)),
         };
-        tried.ended(outcome.as_ref().err());
+        attempt.ended(outcome.as_ref().err());
         outcome
     }
 
-    /// A connection for a stream, and leave to have it; without a time limit.
-    pub(super) async fn open(&self, turn: Turn) -> Result<(Link, Attempt<'_>), Failure> {
-        let end = Instant::now() + self.timeout;
-        loop {
-            if turn == Turn::Again {
-                self.gate.opened(end).await?;
-            }
-            match self.gate.admit(&self.pool) {
-                Ok(attempt) => return Ok((self.link(None)?, attempt)),
-                // Another one was faster.
-                Err(Failure::Open(_)) if turn == Turn::Again => {}
-                Err(failure) => return Err(failure),
-            }
-        }
+    /// Opens a connection for a stream, without a time limit.
+    pub(super) async fn open(&self, retry: &Retry) -> Result<(Link, Attempt<'_>), Failure> {
+        let attempt = self.admit(retry, self.timeout).await?;
+        Ok((self.link(None)?, attempt))
     }
 
-    /// As [`Self::open`], for a stream of which only the end tells how it fares. Where all others wait
-    /// for that, a short call goes before it.
-    pub(super) async fn open_long(&self, turn: Turn) -> Result<(Link, Attempt<'_>), Failure> {
+    /// Opens a connection for a stream whose outcome is known only at its end. Where all other calls
+    /// wait for that outcome, a short call is made before it.
+    pub(super) async fn open_long(&self, retry: &Retry) -> Result<(Link, Attempt<'_>), Failure> {
         loop {
-            let (link, attempt) = self.open(turn).await?;
-            if !attempt.decides() {
+            let (link, attempt) = self.open(retry).await?;
+            if !attempt.is_probe {
                 return Ok((link, attempt));
             }
-            let answer = match time::timeout(self.timeout, capabilities::probe(link)).await {
-                Ok(answer) => answer.map_err(Failure::from),
-                Err(_) => Err(Failure::TimedOut(self.timeout)),
-            };
-            attempt.ended(answer.as_ref().err());
-            if let Err(failure) = answer
+            let probe = capabilities::call("");
+            if let Err(failure) = self.attempt(attempt, &probe, self.timeout).await
                 && failure.is_outage()
             {
                 return Err(failure);
@@ -281,26 +219,16 @@ impl Peer {
         }
     }
 
-    /// Fails where a call would fail at once.
-    pub(super) fn check(&self) -> Result<(), Failure> {
-        self.gate.check()
-    }
-
-    /// A download broke off that had begun at `since`.
-    pub(super) fn broke_off(&self, since: Since, failure: &Failure) {
-        self.gate.broke_off(&self.pool, since, failure);
-    }
-
     /// Waits until another download or upload may start.
     pub(super) async fn stream_permit(&self) -> Result<OwnedSemaphorePermit, Failure> {
-        acquire(&self.streams, 1, self.timeout).await
+        acquire(&self.streams, self.timeout).await
     }
 
     /// Waits until a download of `bytes` may have a window's worth of them in flight. Only a part
     /// of the window is counted, since it fills only while the reader is slower than the peer.
     pub(super) async fn window_permit(&self, bytes: u64) -> Result<Permit, Failure> {
         let window = bytes.min(u64::from(connect::STREAM_WINDOW));
-        let reserve = self.windows.reserve(window / COUNTED);
+        let reserve = self.options.windows.reserve(window / COUNTED);
         match time::timeout(self.timeout, reserve).await {
             Ok(Ok(permit)) => Ok(permit),
             _ => Err(Failure::Busy(self.timeout)),
@@ -310,21 +238,11 @@ impl Peer {
 
 async fn acquire(
     semaphore: &Arc<Semaphore>,
-    permits: u32,
     patience: Duration,
 ) -> Result<OwnedSemaphorePermit, Failure> {
-    match time::timeout(patience, Arc::clone(semaphore).acquire_many_owned(permits)).await {
+    match time::timeout(patience, Arc::clone(semaphore).acquire_owned()).await {
         Ok(Ok(permit)) => Ok(permit),
         _ => Err(Failure::Busy(patience)),
-    }
-}
-
-impl fmt::Debug for Peer {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Peer")
-            .field("name", &self.name)
-            .field("gate", &self.gate)
-            .finish_non_exhaustive()
     }
 }
 

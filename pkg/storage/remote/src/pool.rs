@@ -1,4 +1,4 @@
-//! Which of the connections with a peer a call goes over.
+//! The connections with a peer.
 
 use std::sync::{
     Arc,
@@ -7,107 +7,85 @@ use std::sync::{
 
 use tonic::transport::Channel;
 
-/// The connections. What little is called goes over few of them: on both sides a connection that
-/// is in use has learned how much may be under way, and an idle one starts from little again.
+/// Counts a call on its connection until it is dropped.
+pub(super) type Lease = Arc<()>;
+
+/// The connections, and the leases on each. A few calls share one connection: on both sides a
+/// connection in use has learned how much may be in flight, and an idle one starts from little again.
 pub(super) struct Pool {
-    connections: Vec<Connection>,
-    /// The one that is taken where all are equal.
+    connections: Vec<(Channel, Lease)>,
+    /// The place of the connection that is preferred.
     first: AtomicUsize,
 }
 
-struct Connection {
-    channel: Channel,
-    calls: Arc<AtomicUsize>,
-}
-
-/// Counts a call on a connection, until dropped.
-#[derive(Debug)]
-pub(super) struct Lease(Arc<AtomicUsize>);
-
 impl Pool {
     pub(super) fn new(channels: Vec<Channel>) -> Self {
-        let connection = |channel| Connection {
-            channel,
-            calls: Arc::default(),
-        };
+        let connections = channels.into_iter();
         Self {
-            connections: channels.into_iter().map(connection).collect(),
+            connections: connections
+                .map(|channel| (channel, Lease::default()))
+                .collect(),
             first: AtomicUsize::new(0),
         }
     }
 
-    /// A connection with no more calls than any other.
-    pub(super) fn take(&self) -> Option<(Channel, Lease)> {
-        let calls: Vec<_> = self
-            .connections
-            .iter()
-            .map(|c| c.calls.load(Relaxed))
-            .collect();
-        let connection = self
-            .connections
-            .get(choose(&calls, self.first.load(Relaxed)))?;
-        connection.calls.fetch_add(1, Relaxed);
-        let lease = Lease(Arc::clone(&connection.calls));
-        Some((connection.channel.clone(), lease))
+    /// Returns a connection with no more calls than any other.
+    pub(super) fn lease(&self) -> Option<(Channel, Lease)> {
+        let len = self.connections.len();
+        let first = self.first.load(Relaxed).checked_rem(len)?;
+        let (before, after) = self.connections.split_at_checked(first)?;
+        let in_order = after.iter().chain(before);
+        in_order
+            .min_by_key(|(_, lease)| Arc::strong_count(lease))
+            .cloned()
     }
 
-    /// One of them may be broken without knowing it yet: the next call goes over another.
+    /// Prefers another connection: the present one may be broken without knowing it yet.
     pub(super) fn rotate(&self) {
         self.first.fetch_add(1, Relaxed);
     }
-}
-
-impl Drop for Lease {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Relaxed);
-    }
-}
-
-/// The place of the least number, the first one from `first` on.
-fn choose(calls: &[usize], first: usize) -> usize {
-    let len = calls.len().max(1);
-    let from_first = |place: &usize| (place + len - first % len) % len;
-    let order = |place: &usize| (calls.get(*place).copied(), from_first(place));
-    (0..calls.len()).min_by_key(order).unwrap_or_default()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    #[test]
-    fn few_calls_stay_on_one_connection_and_many_are_spread() {
-        assert_eq!(choose(&[0, 0, 0], 0), 0);
-        assert_eq!(choose(&[1, 0, 0], 0), 1);
-        assert_eq!(choose(&[2, 1, 1], 0), 1);
-        assert_eq!(choose(&[3, 3, 2], 0), 2);
+    /// Leases a connection, and returns its place and the lease.
+    fn lease(pool: &Pool) -> (usize, Lease) {
+        let (_, lease) = pool.lease().unwrap();
+        let mut connections = pool.connections.iter();
+        let place = connections.position(|(_, other)| Arc::ptr_eq(other, &lease));
+        (place.unwrap(), lease)
     }
 
-    #[test]
-    fn after_a_failure_another_one_comes_first() {
-        assert_eq!(choose(&[0, 0, 0], 1), 1);
-        assert_eq!(choose(&[0, 1, 1], 1), 0);
-        assert_eq!(choose(&[0, 1, 0], 5), 2);
-        assert_eq!(choose(&[0, 0], usize::MAX), 1);
+    fn pool(connections: usize) -> Pool {
+        let channel = || Channel::from_static("http://127.0.0.1:1").connect_lazy();
+        Pool::new((0..connections).map(|_| channel()).collect())
     }
 
     #[tokio::test]
-    async fn a_connection_is_in_use_as_long_as_its_lease() {
-        let channel = || Channel::from_static("http://127.0.0.1:1").connect_lazy();
-        let pool = Pool::new(vec![channel(), channel()]);
-        let counts = || {
-            pool.connections
-                .iter()
-                .map(|c| c.calls.load(Relaxed))
-                .collect::<Vec<_>>()
-        };
-        let (_, lease) = pool.take().unwrap();
-        let (_, other) = pool.take().unwrap();
-        assert_eq!(counts(), [1, 1]);
-        drop(lease);
-        assert_eq!(counts(), [0, 1]);
-        drop(other);
-        assert_eq!(counts(), [0, 0]);
-        assert!(Pool::new(Vec::new()).take().is_none());
+    async fn few_calls_stay_on_one_connection_and_many_are_spread() {
+        let pool = pool(2);
+        for _ in 0..3 {
+            assert_eq!(lease(&pool).0, 0);
+        }
+        let (one, two) = (lease(&pool), lease(&pool));
+        assert_eq!((one.0, two.0), (0, 1));
+        drop(two);
+        assert_eq!(lease(&pool).0, 1);
+        drop(one);
+        assert_eq!(lease(&pool).0, 0);
+    }
+
+    #[tokio::test]
+    async fn after_a_failure_another_connection_is_preferred() {
+        let pool = pool(3);
+        pool.rotate();
+        let one = lease(&pool);
+        assert_eq!((one.0, lease(&pool).0), (1, 2));
+        drop(one);
+        pool.first.store(usize::MAX, Relaxed);
+        assert_eq!(lease(&pool).0, usize::MAX % 3);
+        assert!(Pool::new(Vec::new()).lease().is_none());
     }
 }

@@ -8,21 +8,45 @@ use tonic::Code;
 
 use super::{
     RemoteStore,
-    bounded::{self, GET_RESULT, Limits, UPDATE_RESULT},
     capabilities::function,
+    methods::{DEFAULT_MESSAGE, GET_RESULT, Limits, UPDATE_RESULT},
 };
 use gorego_storage::{
     ActionCache, CachedResult, Digest, Error, Result,
     decoded::{MAX_DECODED_RESULT, result_memory},
 };
 
-/// The largest action result that is taken, in bytes: what gRPC takes by default.
-const MAX_RESULT: usize = 4 << 20;
-
 const LIMITS: Limits = Limits {
-    encoded: MAX_RESULT,
+    encoded: DEFAULT_MESSAGE,
     decoded: MAX_DECODED_RESULT,
 };
+
+impl RemoteStore {
+    /// Returns the configured instance name, or that of the caller.
+    fn instance_for(&self, caller: &str) -> String {
+        match self.instance.as_str() {
+            "" => caller.to_owned(),
+            own => own.to_owned(),
+        }
+    }
+
+    async fn fetch(&self, instance: &str, action: &Digest) -> Result<ActionResult> {
+        let request = GetActionResultRequest {
+            instance_name: self.instance_for(instance),
+            action_digest: Some(action.to_proto()),
+            digest_function: function(action.function()),
+            ..GetActionResultRequest::default()
+        };
+        let answer = self.peer.call(&GET_RESULT.call(request, LIMITS, 0)).await;
+        answer.map_err(|failure| {
+            if failure.code() == Some(Code::NotFound) {
+                return Error::NoResult(*action);
+            }
+            let what = format_args!("result of action {action}");
+            self.peer.error(&what, failure)
+        })
+    }
+}
 
 #[async_trait]
 impl ActionCache for RemoteStore {
@@ -41,17 +65,14 @@ impl ActionCache for RemoteStore {
 
     async fn put(&self, instance: &str, action: &Digest, result: ActionResult) -> Result<()> {
         let request = UpdateActionResultRequest {
-            instance_name: self.instance(instance).to_owned(),
+            instance_name: self.instance_for(instance),
             action_digest: Some(action.to_proto()),
             action_result: Some(result),
             digest_function: function(action.function()),
             ..UpdateActionResultRequest::default()
         };
-        let answer = self.peer.call(MAX_RESULT as u64, |link| {
-            let request = request.clone();
-            async move { bounded::call(link, request, &UPDATE_RESULT, LIMITS).await }
-        });
-        match answer.await {
+        let call = UPDATE_RESULT.call(request, LIMITS, DEFAULT_MESSAGE as u64);
+        match self.peer.call(&call).await {
             Ok(_) => Ok(()),
             Err(failure) => {
                 let what = format_args!("storing the result of action {action}");
@@ -59,27 +80,5 @@ impl ActionCache for RemoteStore {
                 Err(self.unless_lacking(action.function(), error))
             }
         }
-    }
-}
-
-impl RemoteStore {
-    async fn fetch(&self, instance: &str, action: &Digest) -> Result<ActionResult> {
-        let request = GetActionResultRequest {
-            instance_name: self.instance(instance).to_owned(),
-            action_digest: Some(action.to_proto()),
-            digest_function: function(action.function()),
-            ..GetActionResultRequest::default()
-        };
-        let answer = self.peer.call(0, |link| {
-            let request = request.clone();
-            async move { bounded::call(link, request, &GET_RESULT, LIMITS).await }
-        });
-        answer.await.map_err(|failure| {
-            if failure.code() == Some(Code::NotFound) {
-                return Error::NoResult(*action);
-            }
-            let what = format_args!("result of action {action}");
-            self.peer.error(&what, failure)
-        })
     }
 }

@@ -1,6 +1,6 @@
 //! The store behind another server.
 
-use std::{fmt::Write as _, sync::Arc, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -10,39 +10,45 @@ use tokio::{
 };
 
 use crate::{
-    RemoteCapabilities, RemoteError, RemoteOptions, batches, canary::Canary, capabilities::Known,
-    download, failure::mismatch, missing, peer::Peer, upload,
+    RemoteCapabilities, RemoteError, RemoteOptions,
+    batches::{self, Direction},
+    canary::Canary,
+    capabilities::Known,
+    download,
+    failure::mismatch,
+    missing,
+    peer::Peer,
+    upload,
 };
 use gorego_storage::{
     Blob, BlobStore, BreakerState, Compressor, Digest, DigestFunction, Error, InstanceName, Put,
     ReadName, Result, UploadId, Uploads, WriteName,
 };
 
-/// Blobs up to this many bytes travel in batches, even alone; design.md: above it, streams.
+/// The size up to which blobs travel in batches, even alone, in bytes; larger ones have streams.
 pub(crate) const SMALL: u64 = 64 * 1024;
-/// Blobs from this many bytes on are worth compressing.
+/// The size from which blobs are worth compressing, in bytes.
 pub(crate) const WORTH_COMPRESSING: u64 = 1024;
-/// How long a client that only wants to know what there is may have to wait for the peer.
-pub(crate) const ASKING: Duration = Duration::from_secs(5);
-/// Downloads and uploads that are compressed at once. A download may take a window of 8 MiB.
-pub(crate) const MAX_COMPRESSED: usize = 64;
+/// The time that a client waits for the capabilities of a peer that was never reached.
+const CAPABILITIES_TIMEOUT: Duration = Duration::from_secs(5);
+/// The number of compressed downloads and uploads at a time. A download may take a window of 8 MiB.
+const MAX_COMPRESSED: usize = 64;
 
-/// The store of another server, reached over gRPC. Connects when it is first asked something, and
-/// again whenever it has to. A put that the peer was sent to its end is reported as stored even
-/// if the peer had the blob before: small uploads are not told.
-#[derive(Debug)]
+/// The store of another server, reached over gRPC. It connects on the first call, and reconnects when
+/// need be. A put whose content was sent to the end is reported as stored even if the peer had the
+/// blob: peers do not say that of small uploads.
 pub struct RemoteStore {
     pub(crate) peer: Arc<Peer>,
     pub(crate) instance: InstanceName,
     pub(crate) zstd: bool,
-    /// Downloads and uploads that are compressed; each takes memory for it.
-    pub(crate) compressed: Arc<Semaphore>,
+    /// Limits compressed downloads and uploads, each of which takes memory.
+    compressed: Arc<Semaphore>,
     pub(crate) known: Arc<Known>,
     pub(crate) canary: Arc<Canary>,
 }
 
 impl RemoteStore {
-    /// A store that has not connected yet. Within a Tokio runtime.
+    /// Creates a store within a Tokio runtime. It has not connected yet.
     pub fn new(options: &RemoteOptions) -> Result<Self, RemoteError> {
         let instance = InstanceName::parse(&options.instance_name)?;
         let peer = Arc::new(Peer::new(options)?);
@@ -58,17 +64,17 @@ impl RemoteStore {
         })
     }
 
-    /// Whether the peer is asked at all. Stays open until somebody calls after the cool-down.
+    /// The state of the breaker. It stays open until the first call after the cool-down.
     pub fn breaker(&self) -> watch::Receiver<BreakerState> {
-        self.peer.state()
+        self.peer.breaker.state.subscribe()
     }
 
-    /// What the peer can do, asked at most every few minutes and after it was out of reach.
+    /// Returns the peer's capabilities, requested every few minutes and after an outage.
     pub async fn capabilities(&self) -> Result<Arc<RemoteCapabilities>> {
         self.known.get(&self.peer, self.instance.as_str()).await
     }
 
-    /// The peer's capabilities, which include this function.
+    /// Returns the peer's capabilities if they include this function.
     pub(crate) async fn offered(
         &self,
         function: DigestFunction,
@@ -79,76 +85,78 @@ impl RemoteStore {
         Ok(capabilities)
     }
 
-    /// That something of this function failed: for good where the peer was out of reach and, by its last
-    /// answer, would refuse it. Nobody is to put it off until the peer is back.
+    /// Replaces an outage by a refusal where the peer, by its last answer, lacks this function: such an
+    /// operation must not be postponed until the peer is back.
     pub(crate) fn unless_lacking(&self, function: DigestFunction, error: Error) -> Error {
-        let last = match &error {
-            Error::Unavailable(_) => self.known.last(),
-            _ => None,
-        };
+        if !matches!(error, Error::Unavailable(_)) {
+            return error;
+        }
+        let last = self.known.last();
         let refusal = last.and_then(|last| last.check(&self.peer, function).err());
         refusal.unwrap_or(error)
     }
 
-    /// The instance to name where the caller names `instance`.
-    pub(crate) fn instance<'a>(&'a self, instance: &'a str) -> &'a str {
-        match self.instance.as_str() {
-            "" => instance,
-            own => own,
-        }
-    }
-
-    /// Leave to compress content of `bytes` bytes on its way, if that is wanted, possible and worth it.
-    /// When many others do, it goes as it is.
+    /// Permits compression of a stream of `bytes` bytes if it is enabled, supported and worth it. With many
+    /// compressed streams under way it is not.
     pub(crate) fn compress(
         &self,
         capabilities: &RemoteCapabilities,
         bytes: u64,
     ) -> Option<OwnedSemaphorePermit> {
-        let wanted = self.zstd && capabilities.zstd_streams && bytes >= WORTH_COMPRESSING;
-        wanted
-            .then(|| Arc::clone(&self.compressed).try_acquire_owned().ok())
-            .flatten()
+        if !self.zstd || !capabilities.zstd_streams || bytes < WORTH_COMPRESSING {
+            return None;
+        }
+        Arc::clone(&self.compressed).try_acquire_owned().ok()
     }
 
-    pub(crate) fn read_name(&self, digest: &Digest, compressor: Compressor) -> String {
+    pub(crate) fn read_name(&self, digest: &Digest, zstd: bool) -> String {
         let name = ReadName {
             instance: self.instance.clone(),
-            compressor,
+            compressor: compressor(zstd),
             digest: *digest,
         };
         name.to_string()
     }
 
-    pub(crate) fn write_name(
-        &self,
-        digest: &Digest,
-        upload: &UploadId,
-        compressor: Compressor,
-    ) -> String {
+    pub(crate) fn write_name(&self, digest: &Digest, upload: &UploadId, zstd: bool) -> String {
         let name = WriteName {
             instance: self.instance.clone(),
             upload: speakable(upload),
-            compressor,
+            compressor: compressor(zstd),
             digest: *digest,
         };
         name.to_string()
+    }
+
+    async fn is_missing(&self, digest: &Digest) -> Result<bool> {
+        Ok(!missing::find(self, &[*digest]).await?.is_empty())
+    }
+}
+
+impl fmt::Debug for RemoteStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("RemoteStore").field(&self.peer.name).finish()
+    }
+}
+
+const fn compressor(zstd: bool) -> Compressor {
+    if zstd {
+        Compressor::Zstd
+    } else {
+        Compressor::Identity
     }
 }
 
 #[async_trait]
 impl BlobStore for RemoteStore {
-    /// Those of the peer's last answer, for which nobody waits. All if it never gave one: it may be there
+    /// Returns the functions of the peer's last answer at once. All if it never gave one: it may be up
     /// when they are needed.
     async fn digest_functions(&self) -> Vec<DigestFunction> {
-        let last = self.known.at_hand(&self.peer, &self.instance);
-        let known = match last {
-            Some(last) => Some(last),
-            None => timeout(ASKING, self.capabilities())
-                .await
-                .ok()
-                .and_then(Result::ok),
-        };
+        let mut known = self.known.at_hand(&self.peer, &self.instance);
+        if known.is_none() {
+            let capabilities = timeout(CAPABILITIES_TIMEOUT, self.capabilities()).await;
+            known = capabilities.ok().and_then(Result::ok);
+        }
         known.map_or_else(
             || DigestFunction::ALL.to_vec(),
             |known| known.digest_functions.clone(),
@@ -156,7 +164,7 @@ impl BlobStore for RemoteStore {
     }
 
     fn outages(&self) -> u64 {
-        self.peer.outages()
+        self.peer.breaker.outages()
     }
 
     async fn find_missing(&self, digests: &[Digest]) -> Result<Vec<Digest>> {
@@ -164,47 +172,41 @@ impl BlobStore for RemoteStore {
     }
 
     async fn get(&self, digest: &Digest, offset: u64) -> Result<Blob> {
-        if offset > digest.size() {
-            return Err(Error::OffsetPastEnd {
-                digest: *digest,
-                offset,
-            });
+        let (digest, size) = (*digest, digest.size());
+        if offset > size {
+            return Err(Error::OffsetPastEnd { digest, offset });
         }
         if digest.is_empty_blob() {
             return Ok(Blob::Bytes(Bytes::new()));
         }
         let capabilities = self.offered(digest.function()).await?;
-        if offset == digest.size() {
-            // Nothing to read, which a peer might refuse: all that matters is whether it is there.
-            let absent = !missing::find(self, &[*digest]).await?.is_empty();
-            return if absent {
-                Err(Error::NotFound(*digest))
-            } else {
-                Ok(Blob::Bytes(Bytes::new()))
-            };
-        }
-        if batches::is_small(&capabilities, digest.size()) {
-            let mut content = batches::get_one(self, &capabilities, digest).await?;
+        if batches::is_small(&capabilities, size) && offset < size {
+            let content = Bytes::new();
+            let read = batches::one(self, &capabilities, Direction::Read, &digest, content).await;
+            let mut content = read?;
             let offset = usize::try_from(offset).unwrap_or(usize::MAX);
             return Ok(Blob::Bytes(content.split_off(offset.min(content.len()))));
         }
-        // A name of SHA-256 leaves the function out, so that the peer may take it for the other.
-        if let Some(other) = digest.other()
-            && capabilities.digest_functions.contains(&other.function())
-            && !missing::find(self, &[*digest]).await?.is_empty()
-        {
-            return Err(Error::NotFound(*digest));
+        // A peer might refuse to read nothing. A name of SHA-256 leaves the function out, so that the peer
+        // may take it for the other.
+        let other = digest.other().map(|other| other.function());
+        let is_ambiguous = other.is_some_and(|f| capabilities.digest_functions.contains(&f));
+        if (offset == size || is_ambiguous) && self.is_missing(&digest).await? {
+            return Err(Error::NotFound(digest));
         }
-        download::start(self, &capabilities, digest, offset).await
+        if offset == size {
+            return Ok(Blob::Bytes(Bytes::new()));
+        }
+        download::start(self, &capabilities, &digest, offset).await
     }
 
     async fn put(&self, digest: &Digest, blob: Blob) -> Result<Put> {
         let len = match &blob {
-            Blob::Bytes(bytes) => Some(bytes.len() as u64),
-            Blob::File(file) => Some(file.len),
-            Blob::Stream(_) => None,
+            Blob::Bytes(bytes) => bytes.len() as u64,
+            Blob::File(file) => file.len,
+            Blob::Stream(_) => digest.size(),
         };
-        if let Some(len) = len.filter(|len| *len != digest.size()) {
+        if len != digest.size() {
             return Err(mismatch(digest, format_args!("{len} bytes")));
         }
         if digest.is_empty_blob() {
@@ -213,7 +215,9 @@ impl BlobStore for RemoteStore {
         let capabilities = self.offered(digest.function()).await?;
         let put = match blob {
             Blob::Bytes(content) if batches::is_small(&capabilities, digest.size()) => {
-                batches::put_one(self, &capabilities, digest, content).await
+                batches::one(self, &capabilities, Direction::Update, digest, content)
+                    .await
+                    .map(|_| Put::Stored)
             }
             blob => upload::put(self, &capabilities, digest, blob).await,
         };
@@ -237,44 +241,39 @@ impl BlobStore for RemoteStore {
 #[async_trait]
 impl Uploads for RemoteStore {
     async fn committed(&self, digest: &Digest, upload: &UploadId) -> Result<u64> {
-        let name = self.write_name(digest, upload, Compressor::Identity);
-        upload::committed(&self.peer, digest, &name)
-            .await
-            .map_err(|failure| {
-                self.peer
-                    .error(&format_args!("upload of {digest}"), failure)
-            })
+        let name = self.write_name(digest, upload, false);
+        let committed = upload::committed(&self.peer, digest, name).await;
+        committed.map_err(|failure| {
+            self.peer
+                .error(&format_args!("upload of {digest}"), failure)
+        })
     }
 }
 
-/// An upload's name as it can stand in a resource name: another one takes the place of what cannot.
+/// Returns an id that can be part of a resource name: the hash of one that cannot.
 fn speakable(upload: &UploadId) -> UploadId {
     let text = upload.as_str();
-    let plain = (1..=128).contains(&text.len())
-        && text
-            .bytes()
-            .all(|byte| byte.is_ascii_graphic() && byte != b'/');
-    if plain {
-        upload.clone()
-    } else {
-        let hash = DigestFunction::Sha256.digest(text.as_bytes());
-        UploadId::new(&hash.hex())
+    let is_plain = |byte: u8| byte.is_ascii_graphic() && byte != b'/';
+    if (1..=128).contains(&text.len()) && text.bytes().all(is_plain) {
+        return upload.clone();
     }
+    let hash = DigestFunction::Sha256.digest(text.as_bytes());
+    UploadId::new(&hash.hex())
 }
 
-/// A new name for an upload of our own: a random UUID.
+/// Returns a new id for an upload of our own: a random UUID, of version 4.
 pub(crate) fn random_upload() -> UploadId {
-    const VERSION: u128 = 0x4 << 76;
-    const VARIANT: u128 = 0x2 << 62;
-    let random = fastrand::u128(..) & !(0xf << 76) & !(0x3 << 62) | VERSION | VARIANT;
-    let mut text = String::with_capacity(36);
-    for (index, digit) in format!("{random:032x}").chars().enumerate() {
-        if matches!(index, 8 | 12 | 16 | 20) {
-            text.push('-');
-        }
-        let _ = text.write_char(digit);
-    }
-    UploadId::new(&text)
+    let hex = format!("{:032x}", fastrand::u128(..));
+    let part = |start: usize, end: usize| hex.get(start..end).unwrap_or_default();
+    let variant = fastrand::choice(["8", "9", "a", "b"]).unwrap_or("8");
+    UploadId::new(&format!(
+        "{}-{}-4{}-{variant}{}-{}",
+        part(0, 8),
+        part(8, 12),
+        part(13, 16),
+        part(17, 20),
+        part(20, 32)
+    ))
 }
 
 #[cfg(test)]

@@ -1,24 +1,51 @@
-//! `ByteStream.Write` that goes on where it broke off, as far as its content can be had again.
+//! Uploads by `ByteStream.Write`. One that breaks off is resumed as far as its content can be read again.
 
-mod replay;
-mod stream;
+mod write;
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
-use reapi::bytestream::{QueryWriteStatusRequest, byte_stream_client::ByteStreamClient};
+use bytes::Bytes;
+use futures::StreamExt as _;
+use reapi::bytestream::QueryWriteStatusRequest;
 use tokio::sync::OwnedSemaphorePermit;
-use tonic::{Code, Status};
+use tonic::Code;
 
-use self::replay::Content;
+use self::write::Content;
 use super::{
     RemoteCapabilities, RemoteStore,
-    body::{CloseOnDrop, Sending},
     compression::Compressing,
-    connect::Link,
-    failure::Failure,
-    peer::{Peer, Turn},
+    failure::{Failure, mismatch},
+    methods::{Limits, QUERY_WRITE},
+    peer::Peer,
+    retry::Retry,
+    store::random_upload,
 };
-use gorego_storage::{Blob, Compressor, Digest, Error, Put, Result};
+use gorego_storage::{Blob, BlobFile, Chunks, Digest, Error, Hasher, Put, Result, UploadId};
+
+/// The content of an upload.
+enum Source {
+    Bytes(Bytes),
+    File(BlobFile),
+    /// Content that can be read once.
+    Stream(Chunks),
+}
+
+/// An upload and its progress.
+struct Upload<'a> {
+    store: &'a RemoteStore,
+    digest: &'a Digest,
+    source: Source,
+    id: UploadId,
+    /// Whether the caller chose the id: it may resume the upload later, and counts what it sent.
+    is_named: bool,
+    zstd: bool,
+    /// The position in the blob at which the next attempt starts, in bytes.
+    offset: u64,
+    /// The most that the peer ever had, in bytes: it may forget, but not for ever.
+    furthest: u64,
+    retry: Retry,
+    permit: Arc<OwnedSemaphorePermit>,
+}
 
 /// Stores content of the right length.
 pub(super) async fn put(
@@ -29,143 +56,242 @@ pub(super) async fn put(
 ) -> Result<Put> {
     let permit = store.peer.stream_permit().await;
     let permit = permit.map_err(|failure| error(&store.peer, digest, failure))?;
-    let permit = Arc::new(permit);
-    // An upload that has a name may be gone on with by its owner, which counts what it sent itself.
-    let named = matches!(&blob, Blob::Stream(stream) if stream.resume.is_some());
-    let compress = (!named)
-        .then(|| store.compress(capabilities, digest.size()))
-        .flatten();
-    let zstd = compress.is_some();
-    let content = match blob {
-        Blob::Stream(stream) => return stream::put(store, digest, stream, zstd, permit).await,
-        Blob::Bytes(bytes) => Content::Bytes(bytes),
-        Blob::File(file) => Content::File(file),
+    let (source, resume) = match blob {
+        Blob::Bytes(bytes) => (Source::Bytes(bytes), None),
+        Blob::File(file) => (Source::File(file), None),
+        Blob::Stream(stream) => (Source::Stream(stream.chunks), stream.resume),
     };
-    replay::put(store, digest, content, zstd, permit).await
+    let is_named = resume.is_some();
+    let (id, offset, compress) = match resume {
+        Some(resume) => (resume.upload, resume.offset, None),
+        None => (
+            random_upload(),
+            0,
+            store.compress(capabilities, digest.size()),
+        ),
+    };
+    let mut upload = Upload {
+        store,
+        digest,
+        source,
+        id,
+        is_named,
+        zstd: compress.is_some(),
+        offset,
+        furthest: 0,
+        retry: store.peer.retry(),
+        permit: Arc::new(permit),
+    };
+    if offset > 0 && upload.is_complete().await? {
+        return Ok(Put::Existed);
+    }
+    loop {
+        if let Some(put) = upload.attempt().await? {
+            return Ok(put);
+        }
+    }
+}
+
+/// Returns how many bytes of an upload the peer has; all if it is complete.
+pub(super) async fn committed(peer: &Peer, digest: &Digest, name: String) -> Result<u64, Failure> {
+    let committed = query(peer, name, &mut peer.retry()).await?;
+    Ok(committed.unwrap_or(digest.size()).min(digest.size()))
+}
+
+/// Returns how many bytes of an upload the peer has; `None` if it is complete.
+async fn query(peer: &Peer, name: String, retry: &mut Retry) -> Result<Option<u64>, Failure> {
+    let request = QueryWriteStatusRequest {
+        resource_name: name,
+    };
+    let call = QUERY_WRITE.call(request, Limits::default(), 0);
+    match peer.call_until(&call, peer.end(0), retry).await {
+        Ok(answer) if answer.complete => Ok(None),
+        Ok(answer) => Ok(Some(
+            u64::try_from(answer.committed_size).unwrap_or_default(),
+        )),
+        Err(failure) if matches!(failure.code(), Some(Code::NotFound | Code::Unimplemented)) => {
+            Ok(Some(0))
+        }
+        Err(failure) => Err(failure),
+    }
 }
 
 fn error(peer: &Peer, digest: &Digest, failure: Failure) -> Error {
     peer.error(&format_args!("storing {digest}"), failure)
 }
 
-/// What a peer says of an upload.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Progress {
-    committed: u64,
-    complete: bool,
-}
-
-async fn query(peer: &Peer, turn: Turn, name: &str) -> Result<Progress, Failure> {
-    let request = QueryWriteStatusRequest {
-        resource_name: name.to_owned(),
-    };
-    let answer = peer.call_until(peer.end(0), turn, 0, |link| {
-        let request = request.clone();
-        async move {
-            ByteStreamClient::new(link)
-                .query_write_status(request)
-                .await
-        }
-    });
-    match answer.await {
-        Ok(answer) => Ok(Progress {
-            committed: u64::try_from(answer.committed_size).unwrap_or_default(),
-            complete: answer.complete,
-        }),
-        Err(failure) if matches!(failure.code(), Some(Code::NotFound | Code::Unimplemented)) => {
-            Ok(Progress {
-                committed: 0,
-                complete: false,
-            })
-        }
-        Err(failure) => Err(failure),
+impl Upload<'_> {
+    fn name(&self) -> String {
+        self.store.write_name(self.digest, &self.id, self.zstd)
     }
-}
 
-/// How many bytes of an upload the peer has; of a complete one, all.
-pub(super) async fn committed(peer: &Peer, digest: &Digest, name: &str) -> Result<u64, Failure> {
-    let progress = query(peer, Turn::First, name).await?;
-    Ok(if progress.complete {
-        digest.size()
-    } else {
-        progress.committed.min(digest.size())
-    })
-}
-
-/// What takes content of `bytes` bytes to the peer, if it is to be compressed.
-fn compressing(digest: &Digest, zstd: bool, bytes: u64) -> Result<Option<Compressing>> {
-    let compressing = zstd.then(|| Compressing::new(bytes)).transpose();
-    compressing.map_err(|why| Error::Unavailable(format!("compressing {digest}: {why}")))
-}
-
-const fn compressor(zstd: bool) -> Compressor {
-    if zstd {
-        Compressor::Zstd
-    } else {
-        Compressor::Identity
+    async fn query(&mut self) -> Result<Option<u64>> {
+        let (peer, name) = (&self.store.peer, self.name());
+        let committed = query(peer, name, &mut self.retry).await;
+        committed.map_err(|failure| error(peer, self.digest, failure))
     }
-}
 
-/// Sends once. Dropped, the request is ended in order, so that the peer keeps what was sent.
-async fn write(
-    peer: &Arc<Peer>,
-    turn: Turn,
-    digest: &Digest,
-    sending: &Arc<Sending>,
-    compressed: bool,
-    permit: &Arc<OwnedSemaphorePermit>,
-) -> Result<Put, Failure> {
-    let (link, attempt) = peer.open_long(turn).await?;
-    let close = CloseOnDrop(Arc::clone(sending));
-    let (patience, last) = (peer.timeout(), peer.deadline(digest.size()));
-    let request = {
-        let (sending, permit) = (Arc::clone(sending), Arc::clone(permit));
-        async move {
-            let _permit = permit;
-            tokio::select! {
-                answer = ask(link, Arc::clone(&sending)) => answer.map_err(Failure::from),
-                wait = sending.stalled(patience, last) => Err(Failure::TimedOut(wait)),
+    /// Whether nothing is left to send. Fails if the peer lacks bytes before the offset.
+    async fn is_complete(&mut self) -> Result<bool> {
+        let committed = self.query().await?;
+        let (digest, offset) = (*self.digest, self.offset);
+        match committed {
+            Some(committed) if committed < offset || offset > digest.size() => {
+                Err(Error::UploadOffset {
+                    digest,
+                    offset,
+                    committed,
+                })
             }
+            committed => Ok(committed.is_none()),
         }
-    };
-    let Ok(Some(answer)) = peer.spawn(request).await else {
-        let why = format!("upload of {digest} was cut off");
-        return Err(Failure::Own(Error::Unavailable(why)));
-    };
-    drop(close);
-    if let Some(error) = sending.take_error() {
-        return Err(Failure::Own(error));
     }
-    attempt.ended(answer.as_ref().err());
-    judge(digest, sending, compressed, answer?)
+
+    /// Sends the content from the offset on. `None` if another attempt is to follow.
+    async fn attempt(&mut self) -> Result<Option<Put>> {
+        let len = self.digest.size() - self.offset;
+        let compressing = self.zstd.then(|| Compressing::new(len)).transpose();
+        let compressing = compressing.map_err(|why| {
+            Error::Unavailable(format!("failed to compress {}: {why}", self.digest))
+        })?;
+        let ends = !matches!(self.source, Source::Stream(_));
+        let (name, chunks) = (self.name(), self.source.chunks(self.offset));
+        let mut content = Content::new(chunks, self.digest, name, self.offset, ends, compressing);
+        let peer = &self.store.peer;
+        let outcome = write::write(peer, &self.retry, &mut content, &self.permit).await;
+        if content.has_wrong_size() && (content.finished || outcome.is_err()) {
+            return Err(self.wrong(&format!("{} bytes", self.offset + content.read)));
+        }
+        let failure = match outcome {
+            Ok(put) => return Ok(Some(put)),
+            Err(Failure::Own(error)) => {
+                self.source.report(&error);
+                return Err(error);
+            }
+            Err(failure) => failure,
+        };
+        self.recover(failure, content).await
+    }
+
+    /// Decides what follows a failure: an error, another attempt, or nothing if the peer has the blob.
+    async fn recover(&mut self, failure: Failure, content: Content<'_>) -> Result<Option<Put>> {
+        let code = failure.code();
+        let finished = content.finished;
+        let is_untouched = content.is_untouched();
+        let chunks = content.source;
+        let is_stream = matches!(self.source, Source::Stream(_));
+        match code {
+            Some(Code::AlreadyExists) => return Ok(Some(Put::Existed)),
+            Some(Code::InvalidArgument) if !is_stream && self.offset == 0 => {
+                self.check().await?;
+            }
+            Some(Code::InvalidArgument) if is_stream && finished => {
+                return Err(self.refused(&failure));
+            }
+            Some(Code::Aborted) if is_stream && finished && self.offset > 0 => {
+                return Err(self.refused(&failure));
+            }
+            Some(Code::Aborted) if self.is_named => return Err(Error::Superseded(*self.digest)),
+            _ => {}
+        }
+        if let Source::Stream(source) = &mut self.source {
+            if !is_untouched {
+                return Err(error(&self.store.peer, self.digest, failure));
+            }
+            *source = chunks;
+        }
+        if self.zstd && failure.is_unknown_form() {
+            self.store.known.correct(|known| known.zstd_streams = false);
+            self.zstd = false;
+            self.restart();
+            return Ok(None);
+        }
+        // A peer may refuse to resume an upload. It has to refuse a new one, too.
+        let may_pass = failure.is_retryable() || !is_stream && self.offset > 0;
+        let restarts = self.zstd || code == Some(Code::Aborted) || !failure.is_retryable();
+        if !may_pass || !self.retry.pause(Duration::MAX).await {
+            return Err(error(&self.store.peer, self.digest, failure));
+        }
+        if is_stream {
+            return Ok(None);
+        }
+        if restarts {
+            self.restart();
+            return Ok(None);
+        }
+        let Some(committed) = self.query().await? else {
+            return Ok(Some(Put::Stored));
+        };
+        self.offset = committed.min(self.digest.size());
+        if self.offset > self.furthest {
+            self.furthest = self.offset;
+            self.retry.progressed();
+        }
+        Ok(None)
+    }
+
+    fn restart(&mut self) {
+        self.id = random_upload();
+        self.offset = 0;
+    }
+
+    /// Fails if the content does not match its digest.
+    async fn check(&mut self) -> Result<()> {
+        let mut hasher = Hasher::new(self.digest.function());
+        let mut chunks = self.source.chunks(0);
+        while let Some(chunk) = chunks.next().await {
+            hasher.update(&chunk.inspect_err(|error| self.source.report(error))?);
+        }
+        let actual = hasher.finish();
+        if actual == *self.digest {
+            Ok(())
+        } else {
+            Err(mismatch(self.digest, actual))
+        }
+    }
+
+    fn refused(&self, failure: &Failure) -> Error {
+        let peer = &self.store.peer.name;
+        self.wrong(&format!("content that {peer} rejects: {failure}"))
+    }
+
+    /// The error of wrong content. If the upload was resumed, the part before the offset may be wrong.
+    fn wrong(&self, actual: &str) -> Error {
+        match mismatch(self.digest, actual) {
+            Error::Mismatch { expected, actual } if self.offset > 0 => {
+                Error::ResumedMismatch { expected, actual }
+            }
+            other => other,
+        }
+    }
 }
 
-async fn ask(link: Link, sending: Arc<Sending>) -> Result<i64, Status> {
-    let answer = ByteStreamClient::new(link)
-        .write(sending.messages())
-        .await?;
-    Ok(answer.into_inner().committed_size)
-}
+impl Source {
+    /// Returns the content from `offset` on. A stream starts there already, and can be taken once.
+    fn chunks(&mut self, offset: u64) -> Chunks {
+        match self {
+            Self::Bytes(bytes) => {
+                let offset = usize::try_from(offset).unwrap_or(usize::MAX);
+                Blob::Bytes(bytes.slice(offset.min(bytes.len())..)).into_chunks()
+            }
+            Self::File(file) => Blob::File(BlobFile {
+                file: Arc::clone(&file.file),
+                path: file.path.clone(),
+                offset: file.offset + offset,
+                len: file.len.saturating_sub(offset),
+                guard: None,
+            })
+            .into_chunks(),
+            Self::Stream(chunks) => std::mem::replace(chunks, futures::stream::empty().boxed()),
+        }
+    }
 
-/// What the peer's answer means. For compressed content peers count differently.
-fn judge(
-    digest: &Digest,
-    sending: &Sending,
-    compressed: bool,
-    committed: i64,
-) -> Result<Put, Failure> {
-    const NOT_COUNTED: i64 = -1;
-    let progress = sending.progress();
-    let is = |bytes: u64| i64::try_from(bytes) == Ok(committed);
-    let existed = !progress.finished() || compressed && committed == NOT_COUNTED;
-    let whole = is(digest.size())
-        || compressed && (committed == NOT_COUNTED || progress.finished() && is(progress.sent));
-    match (whole, existed) {
-        (true, true) => Ok(Put::Existed),
-        (true, false) => Ok(Put::Stored),
-        // As good as broken off.
-        (false, _) => Err(Failure::Status(Status::unavailable(format!(
-            "it says that {committed} bytes are stored"
-        )))),
+    /// Reports a file that could not be read to its owner.
+    fn report(&self, error: &Error) {
+        if let (Self::File(file), Error::Io { .. }) = (self, error)
+            && let Some(guard) = &file.guard
+        {
+            guard.unreadable();
+        }
     }
 }

@@ -1,4 +1,4 @@
-//! Opening and making files, whatever somebody else has put at their paths.
+//! Opens and makes files; whatever else lies at their paths is never followed or waited for.
 
 use std::{fs, io::ErrorKind, sync::atomic::Ordering::Relaxed};
 
@@ -9,13 +9,13 @@ use rustix::{
 
 use super::{
     super::layout::{self, TMP},
-    BLOB_MODE, Files, UPLOAD_MODE, regular,
+    BLOB_MODE, Files, Meta, UPLOAD_MODE,
 };
 use gorego_storage::{Error, Result};
 
 impl Files {
-    /// A folder to which no file can be moved from the others, since it is on another file system.
-    pub(in super::super) fn elsewhere(&self) -> Result<Option<String>> {
+    /// Returns a folder to which no file can be moved, since it is on another file system.
+    pub(crate) fn elsewhere(&self) -> Result<Option<String>> {
         const PROBE: &str = "probe";
         let mut at = PROBE.to_owned();
         match self.open_regular(&at, OFlags::RDWR | OFlags::CREATE, UPLOAD_MODE) {
@@ -34,7 +34,7 @@ impl Files {
             match rustix::fs::renameat(self.dir(), &*at, self.dir(), &*to) {
                 Ok(()) => at = to,
                 Err(Errno::XDEV) => elsewhere = Some(folder),
-                // What is in the way is put away when the folder is needed.
+                // Anything else in the way goes to quarantine when the folder is needed.
                 Err(Errno::NOSPC | Errno::DQUOT | Errno::NOTDIR) => {}
                 Err(errno) => return Err(self.error("moving a file to", &folder, errno)),
             }
@@ -44,7 +44,7 @@ impl Files {
     }
 
     /// Opens for reading without that counting as use; `None` when there is no such regular file.
-    pub(in super::super) fn open_read(&self, relative: &str) -> Result<Option<fs::File>> {
+    pub(crate) fn open_read(&self, relative: &str) -> Result<Option<(fs::File, Meta)>> {
         let open = |extra| self.open_regular(relative, OFlags::RDONLY | extra, Mode::empty());
         let mut opened = if self.noatime.load(Relaxed) {
             open(OFlags::NOATIME)
@@ -69,12 +69,12 @@ impl Files {
         relative: &str,
         flags: OFlags,
         mode: Mode,
-    ) -> rustix::io::Result<Option<fs::File>> {
+    ) -> rustix::io::Result<Option<(fs::File, Meta)>> {
         let safe = OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
         match rustix::fs::openat(self.dir(), relative, flags | safe, mode) {
             Ok(file) => {
-                let is_regular = regular(&rustix::fs::fstat(&file)?).is_some();
-                Ok(is_regular.then(|| file.into()))
+                let meta = Meta::of(&rustix::fs::fstat(&file)?);
+                Ok(meta.is_file().then(|| (file.into(), meta)))
             }
             // A link, a folder to be written, a socket, a device.
             Err(Errno::LOOP | Errno::ISDIR | Errno::NXIO | Errno::NODEV) => Ok(None),
@@ -82,8 +82,8 @@ impl Files {
         }
     }
 
-    /// A new file to write, of a blob's mode, and its name.
-    pub(in super::super) fn create_tmp(&self) -> Result<(String, fs::File)> {
+    /// Makes a new file of a blob's mode; returns its path too.
+    pub(crate) fn create_tmp(&self) -> Result<(String, fs::File)> {
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
         self.in_tmp("creating", |name| {
             rustix::fs::openat(self.dir(), name, flags, BLOB_MODE).map(fs::File::from)
@@ -91,7 +91,7 @@ impl Files {
     }
 
     /// Gives a file a second name in [`TMP`]; `None` where the file system makes no link to it.
-    pub(in super::super) fn link_tmp(&self, relative: &str) -> Result<Option<String>> {
+    pub(crate) fn link_tmp(&self, relative: &str) -> Result<Option<String>> {
         let link = |name: &str| {
             let linked =
                 rustix::fs::linkat(self.dir(), relative, self.dir(), name, AtFlags::empty());
@@ -104,7 +104,7 @@ impl Files {
         Ok(is_linked.then_some(name))
     }
 
-    /// Does something with a new name in [`TMP`], which is made anew if somebody removed it.
+    /// Runs `work` with a new path in [`TMP`], a folder that is recreated if it was removed.
     fn in_tmp<T>(
         &self,
         action: &'static str,
@@ -115,7 +115,7 @@ impl Files {
             let name = format!("{TMP}/{:x}", self.next_tmp.fetch_add(1, Relaxed));
             match work(&name) {
                 Ok(done) => return Ok((name, done)),
-                // A folder of that name, for one, which the start has left alone.
+                // For example a folder of that name, which the start left alone.
                 Err(Errno::EXIST | Errno::ISDIR | Errno::NOTEMPTY) => {}
                 Err(Errno::NOENT) if !restored => {
                     self.restore()?;
@@ -126,17 +126,9 @@ impl Files {
         }
     }
 
-    /// Takes a file's name away at once, however long it takes to remove it by its new one.
-    pub(in super::super) fn set_aside(&self, relative: &str) -> Result<String> {
-        let (name, ()) = self.in_tmp("moving", |name| {
-            rustix::fs::renameat(self.dir(), relative, self.dir(), name)
-        })?;
-        Ok(name)
-    }
-
-    /// Opens a partial upload's file for reading and writing; makes it when it is not there. `None` when
-    /// the path leads to something else than a regular file.
-    pub(in super::super) fn open_upload(&self, relative: &str) -> Result<Option<fs::File>> {
+    /// Opens a partial upload's file for reading and writing, or makes it. `None` when something other
+    /// than a regular file is at the path.
+    pub(crate) fn open_upload(&self, relative: &str) -> Result<Option<(fs::File, Meta)>> {
         let open = || {
             let flags = OFlags::RDWR | OFlags::CREATE;
             let opened = self.open_regular(relative, flags, UPLOAD_MODE);
@@ -147,7 +139,7 @@ impl Files {
                 self.restore()?;
                 open()
             }
-            // Sealed, then cut off before it was moved to its place.
+            // It was sealed, but not moved to its place before the process ended.
             Err(Error::Io { source, .. }) if source.kind() == ErrorKind::PermissionDenied => {
                 rustix::fs::chmodat(self.dir(), relative, UPLOAD_MODE, AtFlags::empty())
                     .map_err(|errno| self.error("reopening", relative, errno))?;

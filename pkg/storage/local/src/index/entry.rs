@@ -2,7 +2,7 @@
 
 use gorego_storage::{Digest, DigestFunction};
 
-/// What an index key names besides the hash.
+/// The kind of an entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Space {
     /// A blob.
@@ -11,8 +11,8 @@ pub(crate) enum Space {
     Ac(u32),
 }
 
-/// The name of an entry. Hashes longer than 32 bytes are cut: the index may then be unable to tell
-/// two blobs apart, and the file has the last word.
+/// The key of an entry. Hashes longer than 32 bytes are cut, so that the name of such a file has to be
+/// looked up on the disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Key {
     pub(crate) hash: [u8; 32],
@@ -50,8 +50,10 @@ const INSTANCE_BITS: u32 = 24;
 const EPOCH_MS: u64 = 1_577_836_800_000;
 
 const LEASED: u64 = 1 << 44;
-const IN_DOUBT: u64 = 1 << 45;
-const DIRTY: u64 = 1 << 46;
+/// Marks content that has to be hashed before use.
+pub(crate) const UNVERIFIED: u64 = 1 << 45;
+/// Marks a last use that is not written to the file's access time.
+pub(crate) const DIRTY: u64 = 1 << 46;
 const UPLOADED: u64 = 1 << 47;
 const PIN: u64 = 1 << 48;
 const PINS: u64 = 0xffff << 48;
@@ -105,22 +107,16 @@ impl Entry {
 
     pub(crate) fn key(&self) -> Key {
         let tag = (self.what >> SIZE_BITS) & 15;
-        let function = match tag & 7 {
-            0 => DigestFunction::Sha256,
-            1 => DigestFunction::Blake3,
-            2 => DigestFunction::Sha1,
-            3 => DigestFunction::Sha384,
-            _ => DigestFunction::Sha512,
-        };
-        let instance = (self.when >> TIME_BITS) as u32;
-        let space = if tag & 8 == 0 {
+        let function = usize::try_from(tag & 7).ok();
+        let function = function.and_then(|number| DigestFunction::ALL.get(number));
+        let space = if tag & ACTION == 0 {
             Space::Cas
         } else {
-            Space::Ac(instance)
+            Space::Ac((self.when >> TIME_BITS) as u32)
         };
         Key {
             hash: self.hash,
-            function,
+            function: function.copied().unwrap_or(DigestFunction::Sha256),
             space,
         }
     }
@@ -136,12 +132,12 @@ impl Entry {
         self.what & (SIZE_END - 1)
     }
 
-    /// The room that a file of this size takes on the disk.
+    /// Returns the room that the file takes on the disk.
     pub(crate) const fn room(&self) -> u64 {
         room_of(self.size())
     }
 
-    /// In milliseconds since the Unix epoch.
+    /// Returns the last use in milliseconds since the Unix epoch.
     pub(crate) const fn last_use(&self) -> u64 {
         (self.when & ((1 << TIME_BITS) - 1)) + EPOCH_MS
     }
@@ -151,7 +147,7 @@ impl Entry {
         self.when = (self.when >> TIME_BITS << TIME_BITS) | ticks;
     }
 
-    /// Whether it has a lease at this time. Either lease begins anew with each use.
+    /// Whether it is leased at this time. Either lease begins anew with each use.
     pub(crate) const fn is_leased(&self, now_ms: u64, terms: Terms) -> bool {
         let term = if self.what & LEASED != 0 {
             terms.full_ms
@@ -163,19 +159,24 @@ impl Entry {
         self.last_use().saturating_add(term) > now_ms
     }
 
-    pub(crate) const fn is_in_doubt(&self) -> bool {
-        self.what & IN_DOUBT != 0
+    /// Whether it has this flag.
+    pub(crate) const fn has(&self, flag: u64) -> bool {
+        self.what & flag != 0
     }
 
-    pub(crate) const fn is_dirty(&self) -> bool {
-        self.what & DIRTY != 0
+    pub(crate) const fn set(&mut self, flag: u64, on: bool) {
+        self.what = if on {
+            self.what | flag
+        } else {
+            self.what & !flag
+        };
     }
 
     pub(crate) const fn is_pinned(&self) -> bool {
         self.what & PINS != 0
     }
 
-    /// Gives it a lease; one that it has is never shortened.
+    /// Gives it a lease; a longer lease that it has stays.
     pub(crate) const fn lease(&mut self, lease: Lease) {
         self.what |= match lease {
             Lease::None => 0,
@@ -184,23 +185,7 @@ impl Entry {
         };
     }
 
-    pub(crate) const fn set_in_doubt(&mut self, doubt: bool) {
-        self.what = if doubt {
-            self.what | IN_DOUBT
-        } else {
-            self.what & !IN_DOUBT
-        };
-    }
-
-    pub(crate) const fn set_dirty(&mut self, dirty: bool) {
-        self.what = if dirty {
-            self.what | DIRTY
-        } else {
-            self.what & !DIRTY
-        };
-    }
-
-    /// Takes over who uses its predecessor.
+    /// Takes over the pins and leases of its predecessor.
     pub(crate) const fn inherit(&mut self, old: &Self) {
         self.what |= old.what & (PINS | LEASED | UPLOADED);
     }
@@ -218,22 +203,19 @@ impl Entry {
     }
 }
 
-/// The room that a file of `size` bytes takes: whole blocks of 4 KiB, as on most file systems.
+/// Returns the room that a file of `size` bytes takes: whole blocks of 4 KiB, as on most file systems.
 pub(crate) const fn room_of(size: u64) -> u64 {
     size.saturating_add(4095) & !4095
 }
 
+/// Marks the tag of an action result.
+const ACTION: u64 = 8;
+
 fn tag(key: &Key) -> (u64, u32) {
-    let function = match key.function {
-        DigestFunction::Sha256 => 0,
-        DigestFunction::Blake3 => 1,
-        DigestFunction::Sha1 => 2,
-        DigestFunction::Sha384 => 3,
-        DigestFunction::Sha512 => 4,
-    };
+    let function = key.function as u64;
     match key.space {
         Space::Cas => (function, 0),
-        Space::Ac(instance) => (function | 8, instance),
+        Space::Ac(instance) => (function | ACTION, instance),
     }
 }
 
@@ -259,13 +241,13 @@ mod tests {
             let mut entry = Entry::new(&key, size, ms);
             for _ in 0..pins { entry.pin(); }
             entry.lease(Lease::Full);
-            entry.set_dirty(true);
+            entry.set(DIRTY, true);
             prop_assert!(entry.is(&key));
             prop_assert_eq!((entry.key(), entry.size(), entry.last_use()), (key, size, ms));
             prop_assert_eq!(entry.is_pinned(), pins > 0);
             let terms = Terms { full_ms: 1, upload_ms: 0 };
             prop_assert!(entry.is_leased(ms, terms) && !entry.is_leased(ms + 1, terms));
-            prop_assert!(entry.is_dirty() && !entry.is_in_doubt());
+            prop_assert!(entry.has(DIRTY) && !entry.has(UNVERIFIED));
             for _ in 0..pins { entry.unpin(); }
             prop_assert!(!entry.is_pinned());
         }

@@ -1,5 +1,5 @@
 use super::*;
-use gorego_storage::{DigestFunction, EntryId};
+use gorego_storage::DigestFunction;
 
 fn key(n: u64) -> Key {
     Key::cas(&DigestFunction::Sha256.digest(&n.to_le_bytes()))
@@ -11,21 +11,24 @@ fn usage_follows_insertion_replacement_and_removal() {
     for n in 0..10_000 {
         index.insert_found(&key(n), n + 1, 0, n % 2 == 0);
     }
-    assert_eq!((index.count(), index.in_doubt()), (10_000, 5_000));
+    assert_eq!((index.count(), index.unverified()), (10_000, 5_000));
     index.insert(&key(1), 5000, 0);
     assert!(!index.insert_found(&key(1), 7, 0, false));
-    index.trust(&key(0));
+    index.set_unverified(&key(0), false);
     assert_eq!(
         index.peek(&key(1)),
-        Some(Seen {
+        Some(Hit {
             size: 5000,
-            in_doubt: false
+            unverified: false
         })
     );
     for n in 0..10_000 {
         assert!(index.remove(&key(n)).is_some());
     }
-    assert_eq!((index.count(), index.bytes(), index.in_doubt()), (0, 0, 0));
+    assert_eq!(
+        (index.count(), index.bytes(), index.unverified()),
+        (0, 0, 0)
+    );
 }
 
 #[test]
@@ -54,7 +57,7 @@ fn an_entry_is_in_use_as_long_as_its_predecessor_removed_or_not() {
             full_ms: u64::MAX / 2,
             upload_ms: 0,
         };
-        assert!(entry.is_leased(u64::MAX / 2, terms) && !entry.is_in_doubt());
+        assert!(entry.is_leased(u64::MAX / 2, terms) && !entry.has(UNVERIFIED));
     }
     index.insert(&key(1), 1, 0);
     index.touch(&key(1), None, 5, how);
@@ -99,12 +102,8 @@ fn visiting_shows_each_entry_once_and_its_number_finds_it() {
     });
     assert_eq!(seen.len(), 4999);
     assert!(ids.iter().all(|id| index.by_id(*id).is_some()));
-    let mut next = EntryId(0);
-    let mut walked = Vec::new();
-    while let Some((id, _)) = index.first_from(next) {
-        walked.push(id);
-        next = EntryId(id.0 + 1);
-    }
-    ids.sort_unstable();
-    assert_eq!(walked, ids);
+    let picked = (0..SHARDS).flat_map(|part| index.pick(part, |entry| Some(entry.key())));
+    let picked: Vec<_> = picked.collect();
+    assert_eq!(picked.len(), seen.len());
+    assert!(picked.iter().all(|key| seen.contains(key)));
 }

@@ -1,11 +1,11 @@
-//! Going through the index: all of it, part by part, or one entry after the other.
+//! Visits to the entries of the index: to all, part by part, or one after the other.
 
-use std::{collections::HashMap, iter};
+use std::collections::HashMap;
 
 use super::{Entry, Index, SHARDS, Space, lock};
 use gorego_storage::EntryId;
 
-/// How many slots one lock of a shard covers while everything is visited.
+/// The number of slots that are visited under one lock of a shard.
 const VISIT_STEP: u32 = 1000;
 
 /// The usage of an instance name. The least used comes first in order.
@@ -17,13 +17,13 @@ pub(crate) struct InstanceUse {
 }
 
 impl Index {
-    /// Shows each entry once, in no order, and lets it be changed in its flags and times.
+    /// Visits each entry once, in no order. Flags and times may be changed.
     pub(crate) fn visit(&self, mut see: impl FnMut(EntryId, &mut Entry)) {
         (0..SHARDS).for_each(|part| self.visit_part(part, &mut see));
     }
 
-    /// The same for one of [`SHARDS`] parts.
-    pub(crate) fn visit_part(&self, part: usize, mut see: impl FnMut(EntryId, &mut Entry)) {
+    /// Visits each entry of one of [`SHARDS`] parts.
+    fn visit_part(&self, part: usize, mut see: impl FnMut(EntryId, &mut Entry)) {
         let Some(shard) = self.shards.get(part) else {
             return;
         };
@@ -46,7 +46,18 @@ impl Index {
         }
     }
 
-    /// The instances that have a result, by number.
+    /// Visits each entry of one of [`SHARDS`] parts, and collects what `pick` returns.
+    pub(crate) fn pick<T>(
+        &self,
+        part: usize,
+        mut pick: impl FnMut(&mut Entry) -> Option<T>,
+    ) -> Vec<T> {
+        let mut picked = Vec::new();
+        self.visit_part(part, |_, entry| picked.extend(pick(entry)));
+        picked
+    }
+
+    /// Returns the instances that have a result, by number.
     pub(crate) fn instances(&self) -> HashMap<u32, InstanceUse> {
         let mut instances = HashMap::new();
         self.visit(|_, entry| {
@@ -59,7 +70,7 @@ impl Index {
         instances
     }
 
-    /// The entry with this number, unless it was removed.
+    /// Returns the entry with this number, unless it was removed.
     pub(crate) fn by_id(&self, id: EntryId) -> Option<Entry> {
         let (part, slot) = place(id)?;
         lock(self.shards.get(part)?)
@@ -67,28 +78,6 @@ impl Index {
             .get(slot)
             .filter(|entry| !entry.is_vacant())
             .copied()
-    }
-
-    /// A number to start from, anywhere in the index.
-    pub(crate) fn somewhere(seed: u64) -> EntryId {
-        let part = usize::try_from(seed % SHARDS as u64).unwrap_or(0);
-        id(part, 0)
-    }
-
-    /// The first entry with this number or a greater one; `None` after the last.
-    pub(crate) fn first_from(&self, start: EntryId) -> Option<(EntryId, Entry)> {
-        let (part, slot) = place(start)?;
-        let parts = (part..).zip(self.shards.get(part..)?);
-        parts
-            .zip(iter::once(slot).chain(iter::repeat(0)))
-            .find_map(|((part, shard), from)| {
-                let shard = lock(shard);
-                let mut slots = from..shard.slab.end();
-                slots.find_map(|slot| {
-                    let entry = shard.slab.get(slot).filter(|entry| !entry.is_vacant())?;
-                    Some((id(part, slot), *entry))
-                })
-            })
     }
 }
 

@@ -1,15 +1,9 @@
 use futures::FutureExt as _;
 
-use super::*;
+use super::{queue::FILES, *};
 
 fn room(limit: u64) -> Arc<Room> {
-    Room::new(
-        Arc::new(Index::new()),
-        Arc::new(Folders::new()),
-        limit,
-        limit,
-        (0, 0),
-    )
+    Room::new(Arc::new(Index::new()), limit, limit)
 }
 
 #[tokio::test]
@@ -77,7 +71,7 @@ async fn when_nothing_can_be_evicted_the_upload_is_refused() {
     let _held = room.reserve(8192, "a", none).await.unwrap();
     let mut waiting = Box::pin(room.reserve(4096, "b", none));
     assert!(waiting.as_mut().now_or_never().is_none());
-    room.made(true);
+    room.room_made(true);
     assert!(matches!(
         waiting.await,
         Err(Error::Full { bytes: 4096, .. })
@@ -99,12 +93,12 @@ async fn an_upload_that_waits_for_files_has_no_more_evicted_than_it_needs() {
     let none = &Arc::default();
     let mut waiting = Box::pin(room.make_on_disk(1, none, || Some(NO_FILES)));
     assert!(waiting.as_mut().now_or_never().is_none());
-    for evicted in 0..full::FILES {
+    for evicted in 0..FILES {
         let wanted = room.usage(Some(NO_FILES), false).wanted_files;
-        assert_eq!(wanted, full::FILES - evicted);
+        assert_eq!(wanted, FILES - evicted);
         assert!(waiting.as_mut().now_or_never().is_none());
         room.add_evicted(4096);
-        room.made(false);
+        room.room_made(false);
     }
     assert_eq!(room.usage(Some(NO_FILES), false).wanted_files, 0);
     let before = waiting.await.expect("files were evicted");
@@ -156,4 +150,25 @@ async fn without_a_janitor_the_wait_ends_too() {
         room.reserve(1, "b", none).await,
         Err(Error::Full { .. })
     ));
+}
+
+#[test]
+fn a_folder_counts_once_whether_the_scan_or_an_upload_comes_first() {
+    let room = room(1 << 20);
+    let scanned = |path: &str| room.folders_scanned(&[path.to_owned()]);
+    room.folder_made("new");
+    scanned("new");
+    scanned("old");
+    assert_eq!(room.used(), 2 * FOLDER_ROOM);
+    // Made, and found empty by the scan; then made again.
+    room.folder_removed("new");
+    room.folder_made("new");
+    // Never counted, so there is nothing to take back.
+    room.folder_removed("unseen");
+    assert_eq!(room.used(), 2 * FOLDER_ROOM);
+    room.scan_done();
+    room.folder_removed("old");
+    room.folder_made("newer");
+    room.folder_removed("new");
+    assert_eq!(room.used(), FOLDER_ROOM);
 }

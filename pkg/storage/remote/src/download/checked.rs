@@ -1,4 +1,4 @@
-//! The checks of a download, and its new beginning where a resumption may be at fault.
+//! The checks of a download, and its restart where a resumption may be at fault.
 
 use std::time::Duration;
 
@@ -22,10 +22,10 @@ impl Download {
         let again = piece.split_to(piece.len().min(self.overlap.len()));
         if again != self.overlap.split_to(again.len()) {
             let actual = format!("other content when resumed after {} bytes", self.at);
-            self.is_wrong(self.wrong(&actual))?;
+            self.restart(self.wrong(&actual))?;
             return Ok(Bytes::new());
         }
-        let (at, before) = (self.at, self.resumed.then(|| self.hasher.clone()));
+        let (at, before) = (self.at, self.is_resumed.then(|| self.hasher.clone()));
         self.at += piece.len() as u64;
         let checked = if self.at > self.digest.size() {
             Err(self.too_long())
@@ -38,10 +38,10 @@ impl Download {
             self.end().await
         };
         match (checked, before) {
-            (Ok(()), _) => self.ended = true,
+            (Ok(()), _) => self.has_ended = true,
             (Err(error), Some(before)) => {
                 (self.at, self.hasher) = (at, before);
-                self.is_wrong(error)?;
+                self.restart(error)?;
                 piece.clear();
             }
             (Err(error), None) => return Err(error),
@@ -49,7 +49,8 @@ impl Download {
         Ok(piece)
     }
 
-    /// Hashes a piece that begins at `at`. After a new beginning, what the reader has must come once more.
+    /// Hashes a piece that begins at `at`. After a restart, the content that the reader has must come once
+    /// more.
     fn hash(&mut self, at: u64, piece: &[u8]) -> Result<()> {
         let Some((given, hasher)) = self.given.as_ref().filter(|(given, _)| *given > at) else {
             self.hasher.update(piece);
@@ -69,8 +70,8 @@ impl Download {
 
     /// Handles wrong content. If a resumption may have caused it, downloads everything anew, once
     /// and uncompressed; bytes that the reader has are not given again.
-    pub(super) fn is_wrong(&mut self, error: Error) -> Result<()> {
-        if !self.resumed {
+    pub(super) fn restart(&mut self, error: Error) -> Result<()> {
+        if !self.is_resumed {
             return Err(error);
         }
         if self.given.is_some() {
@@ -79,23 +80,22 @@ impl Download {
         tracing::debug!(digest = %self.digest, %error, "beginning the download anew");
         let hasher = Hasher::new(self.digest.function());
         let given = std::mem::replace(&mut self.hasher, hasher);
-        // Nobody has what comes before what is wanted.
+        // The reader was given nothing before the position that it wants.
         let given_to = Some(self.at).filter(|at| *at > self.wanted_from);
         self.wanted_from = self.wanted_from.max(self.at);
         self.given = Some((given_to.unwrap_or_default(), given));
         self.be_plain();
         self.arriving = None;
-        (self.at, self.begun_at, self.resumed) = (0, 0, false);
+        (self.at, self.begun_at, self.is_resumed) = (0, 0, false);
         (self.tail, self.overlap) = (Bytes::new(), Bytes::new());
         Ok(())
     }
 
     /// Returns the error of a reader that got wrong content from a resumption.
     fn misled(&self) -> Error {
-        let (digest, peer) = (&self.digest, self.peer.name());
-        Error::Unavailable(format!(
-            "reading {digest}: {peer} resumed it with other content; read it again"
-        ))
+        let (digest, peer) = (&self.digest, &self.peer.name);
+        let why = format!("reading {digest}: {peer} resumed it with other content; read it again");
+        Error::Unavailable(why)
     }
 
     pub(super) fn be_plain(&mut self) {
@@ -110,7 +110,7 @@ impl Download {
         if actual != self.digest {
             return Err(self.wrong(&actual.to_string()));
         }
-        let grace = self.peer.timeout().min(GRACE);
+        let grace = self.peer.timeout.min(GRACE);
         let outcome = time::timeout(grace, self.piece()).await;
         self.arriving = None;
         match outcome {
@@ -124,7 +124,7 @@ impl Download {
     }
 
     pub(super) fn wrong(&self, actual: &str) -> Error {
-        let peer = self.peer.name();
+        let peer = &self.peer.name;
         mismatch(&self.digest, format_args!("{actual}, from {peer}"))
     }
 }

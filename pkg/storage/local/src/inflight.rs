@@ -1,0 +1,176 @@
+//! Uploads in progress: the newest attempt at each, and those that wait for the same blob.
+
+use std::{
+    collections::HashMap,
+    hash::Hash,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use tokio::sync::OwnedMutexGuard;
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
+
+use gorego_storage::Digest;
+
+/// Values by key, each dropped with the last of its users.
+struct Registry<K, V>(Mutex<HashMap<K, (V, usize)>>);
+
+struct User<K: Eq + Hash, V> {
+    registry: Arc<Registry<K, V>>,
+    key: K,
+}
+
+impl<K: Eq + Hash + Clone, V: Default> Registry<K, V> {
+    fn map(&self) -> MutexGuard<'_, HashMap<K, (V, usize)>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Adds a user of the value under `key`, and reads or changes that.
+    fn join<T>(self: &Arc<Self>, key: &K, work: impl FnOnce(&mut V) -> T) -> (User<K, V>, T) {
+        let mut map = self.map();
+        let (value, users) = map.entry(key.clone()).or_default();
+        *users += 1;
+        let done = work(value);
+        drop(map);
+        let (registry, key) = (Arc::clone(self), key.clone());
+        (User { registry, key }, done)
+    }
+}
+
+impl<K, V> Default for Registry<K, V> {
+    fn default() -> Self {
+        Self(Mutex::default())
+    }
+}
+
+impl<K: Eq + Hash, V> Drop for User<K, V> {
+    fn drop(&mut self) {
+        let map = self.registry.0.lock();
+        let mut map = map.unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, users)) = map.get_mut(&self.key) {
+            *users -= 1;
+            if *users == 0 {
+                map.remove(&self.key);
+            }
+        }
+    }
+}
+
+/// The uploads under way, by their file.
+#[derive(Default)]
+pub(super) struct Claims(Arc<Registry<String, Attempts>>);
+
+#[derive(Default)]
+struct Attempts {
+    file: Arc<tokio::sync::Mutex<()>>,
+    newest: CancellationToken,
+}
+
+/// The right to write one partial upload's file, until dropped.
+pub(super) struct Claim {
+    // Dropped in this order: the file is free before its entry goes.
+    _file: OwnedMutexGuard<()>,
+    superseded: CancellationToken,
+    user: User<String, Attempts>,
+}
+
+impl Claims {
+    /// Takes an upload over: stops the attempt that is sending it, and waits until its file is free.
+    pub(super) async fn claim(&self, path: &str) -> Claim {
+        let (user, (file, superseded)) = self.0.join(&path.to_owned(), |attempts| {
+            attempts.newest.cancel();
+            attempts.newest = CancellationToken::new();
+            (Arc::clone(&attempts.file), attempts.newest.clone())
+        });
+        Claim {
+            _file: file.lock_owned().await,
+            superseded,
+            user,
+        }
+    }
+
+    /// Claims an upload that no client is sending. A client that begins meanwhile waits.
+    pub(super) fn claim_idle(&self, path: &str) -> Option<Claim> {
+        let (user, (file, superseded)) = self.0.join(&path.to_owned(), |attempts| {
+            (Arc::clone(&attempts.file), attempts.newest.clone())
+        });
+        Some(Claim {
+            _file: file.try_lock_owned().ok()?,
+            superseded,
+            user,
+        })
+    }
+}
+
+impl Claim {
+    /// Returns the path of the upload's file.
+    pub(super) fn path(&self) -> &str {
+        &self.user.key
+    }
+
+    /// Completes when a newer attempt wants the upload.
+    pub(super) fn superseded(&self) -> WaitForCancellationFutureOwned {
+        self.superseded.clone().cancelled_owned()
+    }
+}
+
+/// The blobs that are being uploaded as streams.
+#[derive(Default)]
+pub(super) struct Watchers(Arc<Registry<Digest, CancellationToken>>);
+
+/// Watches one blob until dropped.
+pub(super) struct Watch {
+    _user: User<Digest, CancellationToken>,
+    token: CancellationToken,
+}
+
+impl Watchers {
+    /// Watches a blob. A look-up after this, not before, misses no upload's end.
+    pub(super) fn watch(&self, digest: &Digest) -> Watch {
+        let (user, token) = self.0.join(digest, |token| token.clone());
+        Watch { _user: user, token }
+    }
+
+    /// Notifies the uploads of this blob that another one published it.
+    pub(super) fn published(&self, digest: &Digest) {
+        let token = self.0.map().get_mut(digest).map(|(token, _)| {
+            // Uploads that begin from now on wait for the next time: the blob may be gone by then.
+            std::mem::take(token)
+        });
+        if let Some(token) = token {
+            token.cancel();
+        }
+    }
+}
+
+impl Watch {
+    /// Completes when the blob was published.
+    pub(super) fn published(&self) -> WaitForCancellationFutureOwned {
+        self.token.clone().cancelled_owned()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::FutureExt as _;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn the_newest_claim_wins_once_its_predecessors_let_go() {
+        let claims = Claims::default();
+        let first = claims.claim("u").await;
+        assert!(first.superseded().now_or_never().is_none());
+        let mut second = Box::pin(claims.claim("u"));
+        assert!(second.as_mut().now_or_never().is_none());
+        first.superseded().await;
+        let mut third = Box::pin(claims.claim("u"));
+        assert!(third.as_mut().now_or_never().is_none());
+        drop(first);
+        second.await.superseded().await;
+        let third = third.await;
+        assert!(third.superseded().now_or_never().is_none());
+        assert!(claims.claim_idle("u").is_none());
+        drop(third);
+        assert!(claims.claim_idle("u").is_some());
+    }
+}

@@ -1,0 +1,210 @@
+//! Uploads that wait for room, one at a time at the head of a queue.
+
+use std::{
+    future::Future,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use tokio::{sync::MutexGuard, time};
+
+use super::{Reservation, Room};
+use crate::{files::Free, index::room_of};
+use gorego_storage::{Removed, Resource, Result, Usage};
+
+/// The time after which an upload is refused while nothing is evicted and nothing scanned.
+const WAIT: Duration = Duration::from_secs(30);
+/// The number of files and folders that a disk should be able to take before one blob is written.
+pub(super) const FILES: u64 = 16;
+
+/// The leased bytes evicted for one upload so far. They are limited, so that no single upload costs
+/// the leases of all others.
+pub(crate) type BrokenLeases = AtomicU64;
+
+/// The upload that eviction works for.
+#[derive(Default)]
+pub(super) struct QueueHead {
+    /// Counts the uploads that were served.
+    pub(super) number: u64,
+    broken: Arc<BrokenLeases>,
+    /// The bytes it waits for; zero if the limit is not in its way.
+    pub(super) bytes: u64,
+    /// The evicted amount to be reached for it, if the disk itself was full.
+    pub(super) goal: Option<Removed>,
+}
+
+impl QueueHead {
+    pub(super) fn leases_broken(&self) -> u64 {
+        self.broken.load(Relaxed)
+    }
+
+    pub(super) fn charge(&self, upload: u64, bytes: u64) {
+        if self.number == upload {
+            self.broken.fetch_add(bytes, Relaxed);
+        }
+    }
+}
+
+impl Room {
+    /// Reserves room for a file of `size` bytes; waits for eviction when there is not enough.
+    /// `what` names it in the error, `broken` counts the leases that its upload costs.
+    pub(crate) async fn reserve(
+        self: &Arc<Self>,
+        size: u64,
+        what: &str,
+        broken: &Arc<BrokenLeases>,
+    ) -> Result<Reservation> {
+        let bytes = room_of(size);
+        if let Some(reservation) = self.try_reserve(bytes, false) {
+            return Ok(reservation);
+        }
+        if bytes > self.limit {
+            return Err(self.full(what, bytes));
+        }
+        let reserved = self.in_turn(async {
+            self.serve(broken, bytes, None);
+            loop {
+                let reserved = self.try_reserve(bytes, true);
+                if reserved.is_some() || self.take_exhausted() {
+                    return reserved;
+                }
+                self.press();
+                self.changed.notified().await;
+            }
+        });
+        reserved.await.ok_or_else(|| self.full(what, bytes))
+    }
+
+    /// Waits, after the disk itself was full, until the free or the evicted amount is enough for a
+    /// file of `size` bytes, or nothing more can be evicted. `free` reports what the disk has left.
+    /// Returns the usage before the eviction; `None` if nothing was evicted.
+    pub(crate) async fn make_on_disk(
+        &self,
+        size: u64,
+        broken: &Arc<BrokenLeases>,
+        free: impl Fn() -> Option<Free>,
+    ) -> Option<Usage> {
+        self.in_turn(async {
+            // An upload that waited earlier may have found out meanwhile.
+            let before = self.usage(free(), false);
+            if self.futile.holds(short_of(&before), &before) {
+                return None;
+            }
+            let bytes = room_of(size.max(1));
+            let files = lacking_files(before.free_files);
+            self.serve(
+                broken,
+                0,
+                Some(Removed {
+                    count: files,
+                    bytes,
+                }),
+            );
+            loop {
+                self.press();
+                self.changed.notified().await;
+                let now = self.usage(free(), false);
+                let evicted = now.evicted.count > before.evicted.count;
+                let fits = now.free_on_disk.is_none_or(|free| free >= bytes);
+                let enough = (fits || now.wanted_on_disk == Some(0)) && now.wanted_files == 0;
+                if self.take_exhausted() || (evicted && enough) {
+                    return evicted.then_some(before);
+                }
+            }
+        })
+        .await
+    }
+
+    fn take_exhausted(&self) -> bool {
+        std::mem::take(&mut self.accounts().exhausted)
+    }
+
+    /// Makes an upload the one that eviction works for. `goal` is to be evicted from now on.
+    fn serve(&self, broken: &Arc<BrokenLeases>, bytes: u64, goal: Option<Removed>) {
+        let mut accounts = self.accounts();
+        accounts.exhausted = false;
+        let evicted = accounts.evicted;
+        accounts.served = QueueHead {
+            number: accounts.served.number + 1,
+            broken: Arc::clone(broken),
+            bytes,
+            goal: goal.map(|goal| Removed {
+                count: evicted.count.saturating_add(goal.count),
+                bytes: evicted.bytes.saturating_add(goal.bytes),
+            }),
+        };
+    }
+
+    /// Runs `work` when the uploads that wait longer are done. Gives up when nothing was evicted or
+    /// scanned for [`WAIT`].
+    async fn in_turn<T>(&self, work: impl Future<Output = Option<T>>) -> Option<T> {
+        let _waiting = QueuePlace::new(self);
+        let work = async {
+            let _turn = Turn {
+                room: self,
+                _turn: self.turn.lock().await,
+            };
+            work.await
+        };
+        tokio::pin!(work);
+        let progress = || {
+            let accounts = self.accounts();
+            (accounts.evicted.bytes, accounts.unscanned)
+        };
+        loop {
+            let before = progress();
+            if let Ok(done) = time::timeout(WAIT, &mut work).await {
+                return done;
+            }
+            if progress() == before {
+                return None;
+            }
+        }
+    }
+}
+
+/// Counts an upload as waiting until dropped.
+struct QueuePlace<'a>(&'a Room);
+
+impl<'a> QueuePlace<'a> {
+    fn new(room: &'a Room) -> Self {
+        room.accounts().waiting += 1;
+        Self(room)
+    }
+}
+
+impl Drop for QueuePlace<'_> {
+    fn drop(&mut self) {
+        self.0.accounts().waiting -= 1;
+    }
+}
+
+/// The head of the queue. Dropped, it withdraws its demand before the next upload is served.
+struct Turn<'a> {
+    room: &'a Room,
+    _turn: MutexGuard<'a, ()>,
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        let mut accounts = self.room.accounts();
+        (accounts.served.bytes, accounts.served.goal) = (0, None);
+    }
+}
+
+/// Returns the number of files that the disk should be able to take beyond those it has left.
+pub(super) fn lacking_files(free: Option<u64>) -> u64 {
+    free.map_or(0, |free| FILES.saturating_sub(free))
+}
+
+/// Returns the resource whose shortage made the disk refuse a write.
+pub(crate) fn short_of(usage: &Usage) -> Resource {
+    if Resource::Files.free(usage) < FILES {
+        Resource::Files
+    } else {
+        Resource::Bytes
+    }
+}

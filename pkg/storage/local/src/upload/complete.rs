@@ -1,0 +1,120 @@
+//! A blob that has arrived as a whole.
+
+use std::{fmt, mem};
+
+use bytes::Bytes;
+
+use super::{Upload, UploadState};
+use crate::{blobs::check_content, retries::Retries};
+use gorego_storage::{Blob, Digest, Error, Put, Result};
+
+/// A blob that has arrived and is not visible yet. Dropped, it is kept as an upload that broke off.
+pub struct Complete(pub(crate) Box<Upload>);
+
+impl Complete {
+    /// Checks the content and returns its digest: the announced one or, if the client named no
+    /// function, possibly that of the other function. After an error, nothing of the content is
+    /// stored.
+    pub async fn verify(&mut self) -> Result<Digest> {
+        let upload = &mut *self.0;
+        let verified = match mem::replace(&mut upload.state, UploadState::Over) {
+            UploadState::Memory => {
+                upload.state = UploadState::Memory;
+                digest_of(&upload.digest, upload.buffer.pieces())
+            }
+            UploadState::Staged(mut staged) => {
+                let verify = move || {
+                    let verified = staged.verify();
+                    Ok((staged, verified))
+                };
+                // Content that may have another function's digest is read again.
+                let (staged, verified) = if upload.digest.other().is_some() {
+                    upload.disk.run(move |_| verify()).await?
+                } else {
+                    verify()?
+                };
+                upload.state = UploadState::Staged(staged);
+                verified
+            }
+            _ => Err(upload.lost()),
+        };
+        if verified.is_err() {
+            upload.discard().await?;
+        }
+        verified
+    }
+
+    /// Returns the content; it can be read until this is published or dropped.
+    pub fn blob(&self) -> Result<Blob> {
+        match &self.0.state {
+            UploadState::Memory => Ok(Blob::Bytes(self.0.buffer.pieces().concat().into())),
+            UploadState::Staged(staged) => Ok(Blob::File(staged.blob())),
+            _ => Err(self.0.lost()),
+        }
+    }
+
+    /// Verifies the content and makes it visible.
+    pub async fn publish(mut self) -> Result<Put> {
+        let upload = &mut *self.0;
+        let (disk, digest) = (&upload.disk, upload.digest);
+        let mut staged = match mem::replace(&mut upload.state, UploadState::Over) {
+            UploadState::Staged(staged) => staged,
+            UploadState::Memory => {
+                let pieces = upload.buffer.take();
+                let mut put = disk.put_pieces(&digest, pieces.clone()).await;
+                if let (Err(Error::Mismatch { .. }), Some(_)) = (&put, digest.other())
+                    && let Ok(digest) = digest_of(&digest, &pieces)
+                {
+                    put = disk.put_pieces(&digest, pieces).await;
+                }
+                upload.remove_kept().await?;
+                return put;
+            }
+            _ => return Err(upload.lost()),
+        };
+        let mut retries = Retries::new(disk, &upload.broken);
+        loop {
+            let published;
+            (staged, published) = disk
+                .run(move |_| {
+                    let published = staged.publish();
+                    Ok((staged, published))
+                })
+                .await?;
+            let Err(error) = published else {
+                return published;
+            };
+            // The disk may have no room for the name.
+            let Err(error) = retries.make_space(error, &digest, 1).await else {
+                continue;
+            };
+            // A closed store keeps the upload for its successor.
+            if !matches!(error, Error::Unavailable(_)) {
+                disk.run(move |_| staged.remove()).await?;
+            }
+            return Err(error);
+        }
+    }
+
+    /// Removes the content.
+    pub async fn discard(mut self) -> Result<()> {
+        self.0.discard().await
+    }
+}
+
+/// Returns the digest of content in memory, out of those that the client may mean.
+fn digest_of(digest: &Digest, pieces: &[Bytes]) -> Result<Digest> {
+    let Err(refusal) = check_content(digest, pieces) else {
+        return Ok(*digest);
+    };
+    let other = digest.other();
+    other
+        .filter(|other| check_content(other, pieces).is_ok())
+        .ok_or(refusal)
+}
+
+impl fmt::Debug for Complete {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Complete").finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,235 @@
+//! Stores that open the directory of an earlier run.
+
+use crate::common::{
+    self, content, damage, open, open_with, options, path, put, read, scanned, until, whole,
+};
+use gorego_storage::{
+    BlobStore as _, DigestFunction, Error, Evictable as _, Put, UploadId, Uploads as _,
+};
+use gorego_storage_local::{LocalOptions, LocalStore, OpenError};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn everything_is_there_again_after_a_restart() {
+    let dir = tempfile::tempdir().unwrap();
+    let (small, large) = (content(1, 1000), content(2, 3_000_000));
+    let action = DigestFunction::Sha256.digest(b"action");
+    let store = open(dir.path()).await;
+    let digests = [put(&store, &small).await, put(&store, &large).await];
+    common::put_result(&store, "main", &action, 7).await;
+    let used = store.usage().used;
+    store.close().await.unwrap();
+    drop(store);
+
+    let store = open(dir.path()).await;
+    // Also before the scan has reached anything.
+    assert_eq!(store.find_missing(&digests).await.unwrap(), []);
+    assert_eq!(read(&store, &digests[1]).await.unwrap(), large);
+    assert_eq!(common::get_result(&store, "main", &action).await, Some(7));
+    assert_eq!(common::get_result(&store, "other", &action).await, None);
+    scanned(&store).await;
+    assert_eq!(store.find_missing(&digests).await.unwrap(), []);
+    assert_eq!(store.usage().used, used);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn after_an_unclean_stop_a_damaged_blob_is_neither_reported_nor_served() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path()).await;
+    let (small, large) = (content(1, 1000), content(2, 3_000_000));
+    let whole = put(&store, &content(3, 500)).await;
+    let digests = [put(&store, &small).await, put(&store, &large).await];
+    scanned(&store).await;
+    drop(store);
+    for digest in &digests {
+        damage(&path(dir.path(), digest));
+    }
+
+    let store = open(dir.path()).await;
+    assert_eq!(
+        store.find_missing(&[digests[0], whole]).await.unwrap(),
+        [digests[0]]
+    );
+    assert!(matches!(
+        read(&store, &digests[1]).await,
+        Err(Error::NotFound(_))
+    ));
+    assert_eq!(read(&store, &whole).await.unwrap(), content(3, 500));
+    let quarantined = std::fs::read_dir(dir.path().join("quarantine"))
+        .unwrap()
+        .count();
+    assert_eq!(quarantined, 2);
+    // It can be uploaded anew.
+    put(&store, &small).await;
+    assert_eq!(read(&store, &digests[0]).await.unwrap(), small);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn doubts_are_settled_in_the_background() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path()).await;
+    let digests = [
+        put(&store, &content(1, 1000)).await,
+        put(&store, &content(2, 1000)).await,
+    ];
+    scanned(&store).await;
+    drop(store);
+    damage(&path(dir.path(), &digests[0]));
+
+    let store = open(dir.path()).await;
+    let counters = store.counters();
+    until(|| counters.corrupt.load(std::sync::atomic::Ordering::Relaxed) == 1).await;
+    assert!(!path(dir.path(), &digests[0]).exists() && path(dir.path(), &digests[1]).exists());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_blob_of_another_length_than_its_index_entry_is_found_missing_after_a_restart() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path()).await;
+    let torn = put(&store, &content(1, 10_000)).await;
+    let empty = put(&store, &content(2, 10_000)).await;
+    store.close().await.unwrap();
+    drop(store);
+    for (digest, len) in [(&torn, 5000), (&empty, 0)] {
+        let file = path(dir.path(), digest);
+        std::fs::remove_file(&file).unwrap();
+        std::fs::write(&file, vec![0; len]).unwrap();
+    }
+
+    let store = open(dir.path()).await;
+    scanned(&store).await;
+    assert_eq!(
+        store.find_missing(&[torn, empty]).await.unwrap(),
+        [torn, empty]
+    );
+    assert!(!path(dir.path(), &empty).exists());
+    put(&store, &content(1, 10_000)).await;
+    assert_eq!(read(&store, &torn).await.unwrap(), content(1, 10_000));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upload_goes_on_after_a_restart_from_where_it_broke_off() {
+    let dir = tempfile::tempdir().unwrap();
+    let blob = content(1, 2_000_000);
+    let digest = DigestFunction::Sha256.digest(&blob);
+    let store = open(dir.path()).await;
+    let pieces = [blob.slice(..700_000), blob.slice(700_000..1_000_000)];
+    store
+        .put(&digest, common::broken("u", 0, &pieces))
+        .await
+        .unwrap_err();
+    assert_eq!(
+        store.committed(&digest, &UploadId::new("u")).await.unwrap(),
+        1_000_000
+    );
+    drop(store);
+
+    let store = open(dir.path()).await;
+    assert_eq!(
+        store.committed(&digest, &UploadId::new("u")).await.unwrap(),
+        1_000_000
+    );
+    assert_eq!(store.find_missing(&[digest]).await.unwrap(), [digest]);
+    let rest = whole("u", 1_000_000, &blob.slice(1_000_000..));
+    assert_eq!(store.put(&digest, rest).await.unwrap(), Put::Stored);
+    assert_eq!(read(&store, &digest).await.unwrap(), blob);
+    assert_eq!(store.usage().idle_uploads, 0);
+    assert_eq!(
+        std::fs::read_dir(dir.path().join("uploads"))
+            .unwrap()
+            .count(),
+        0
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_action_result_is_none_and_is_moved_away() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path()).await;
+    let action = DigestFunction::Sha256.digest(b"action");
+    common::put_result(&store, "", &action, 1).await;
+    let file = common::find_file(&dir.path().join("ac")).unwrap();
+    damage(&file);
+    assert_eq!(common::get_result(&store, "", &action).await, None);
+    assert!(!file.exists());
+    common::put_result(&store, "", &action, 2).await;
+    assert_eq!(common::get_result(&store, "", &action).await, Some(2));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_store_on_the_same_directory_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let _store = open(dir.path()).await;
+    let second = LocalStore::open(options(dir.path())).await;
+    let Err(OpenError::InUse { holder, .. }) = second else {
+        panic!("{second:?}")
+    };
+    assert_eq!(holder, std::process::id().to_string());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_directory_of_another_layout_is_refused_untouched() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("VERSION"), "999\n").unwrap();
+    let opened = LocalStore::open(options(dir.path())).await;
+    assert!(
+        matches!(opened, Err(OpenError::Version { .. })),
+        "{opened:?}"
+    );
+    assert!(!dir.path().join("cas").exists());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_directory_of_somebody_else_is_refused_untouched() {
+    for folder in ["tmp", "uploads", "quarantine"] {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join(folder).join("thesis.txt");
+        std::fs::create_dir(file.parent().unwrap()).unwrap();
+        std::fs::write(&file, "mine").unwrap();
+        let opened = LocalStore::open(options(dir.path())).await;
+        assert!(
+            matches!(opened, Err(OpenError::Foreign { .. })),
+            "{opened:?}"
+        );
+        assert!(file.exists() && !dir.path().join("VERSION").exists());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_directory_counts_as_full_before_it_was_scanned() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path()).await;
+    for seed in 0..50 {
+        put(&store, &content(seed, 100_000)).await;
+    }
+    scanned(&store).await;
+    store.close().await.unwrap();
+    let used = store.usage().used;
+    drop(store);
+    let tight = LocalOptions {
+        max_bytes: used,
+        wake_bytes: used,
+        ..options(dir.path())
+    };
+    let store = open_with(tight).await;
+    // However far the scan is by now, the sum is the same; but what it is just at counts twice.
+    let now = store.usage().used;
+    let at_once = 102_400 + 4 * common::FOLDERS;
+    assert!((used..=used + at_once).contains(&now), "{now} of {used}");
+    scanned(&store).await;
+    assert_eq!(store.usage().used, used);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn foreign_files_are_left_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path()).await;
+    let digest = put(&store, &content(1, 10)).await;
+    let foreign = path(dir.path(), &digest).with_file_name("notes.txt");
+    std::fs::write(&foreign, "mine").unwrap();
+    store.close().await.unwrap();
+    drop(store);
+    let store = open(dir.path()).await;
+    scanned(&store).await;
+    assert_eq!(store.usage().used, 4096 + common::FOLDERS);
+    assert!(foreign.exists());
+}
