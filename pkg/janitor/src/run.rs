@@ -79,10 +79,11 @@ impl Janitor {
         }
     }
 
-    /// Returns the file system's shortage of the resources that eviction is not known to be futile for.
+    /// Returns the file system's shortage of the resources for which eviction is not paused.
     fn shortage(&self, usage: &Usage) -> Shortage {
-        let futile = self.store.futile();
-        Shortage::of(usage, &self.options.marks).only(|resource| !futile.holds(resource, usage))
+        let backoff = self.store.backoff();
+        Shortage::of(usage, &self.options.marks)
+            .only(|resource| !backoff.is_paused(resource, usage))
     }
 
     /// Brings the store back within its marks, as far as possible.
@@ -118,7 +119,7 @@ impl Janitor {
             let usage = self.store.usage();
             for resource in [Resource::Bytes, Resource::Files] {
                 if shortage.is_futile(resource, &usage) {
-                    self.store.futile().record(resource, &usage);
+                    self.store.backoff().record(resource, &usage);
                 }
             }
             if end != Outcome::Stuck {

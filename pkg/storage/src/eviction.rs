@@ -4,7 +4,7 @@ use std::{fmt, time::Duration};
 
 use async_trait::async_trait;
 
-use crate::{Futile, Result};
+use crate::{EvictionBackoff, Result};
 
 /// An entry that could be evicted: a blob, an action result, or a partial upload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -100,8 +100,8 @@ pub trait Evictable: Send + Sync + fmt::Debug + 'static {
     /// Records leased bytes that were evicted for the upload with this number.
     fn charge_leases(&self, upload: u64, bytes: u64);
 
-    /// Returns the store's record of evictions that did not free space on the disk.
-    fn futile(&self) -> &Futile;
+    /// Returns the backoff of evictions that free nothing on the disk.
+    fn backoff(&self) -> &EvictionBackoff;
 
     /// Removes partial uploads and quarantined files not modified for `age`, except uploads in progress. Blocks
     /// on the disk.

@@ -1,5 +1,6 @@
 //! The model of a build cache: digests, resource names, the traits of stores, and completeness of action results.
 
+mod backoff;
 mod blob;
 mod breaker;
 mod chain;
@@ -8,13 +9,13 @@ pub mod decoded;
 mod digest;
 mod error;
 mod eviction;
-mod futile;
 mod memory;
 mod outputs;
 mod resource_name;
 mod store;
 mod tree;
 
+pub use backoff::{EvictionBackoff, Resource};
 pub use blob::{
     Blob, BlobFile, BlobStream, CHUNK_SIZE, Chunks, InUse, Resume, SHARE, UploadId, read_at,
 };
@@ -24,7 +25,6 @@ pub use completeness::{CompletenessChecking, find_outputs};
 pub use digest::{Digest, DigestError, DigestFunction, Hasher, shorten, to_hex};
 pub use error::{Error, Result, SourceError};
 pub use eviction::{Candidate, EntryId, Evictable, Removed, Usage};
-pub use futile::{Futile, Resource};
 pub use memory::MemoryStore;
 pub use outputs::{Outputs, named_blobs};
 pub use resource_name::{

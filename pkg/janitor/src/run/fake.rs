@@ -10,7 +10,9 @@ use std::{
 };
 
 use async_trait::async_trait;
-use gorego_storage::{Candidate, EntryId, Error, Evictable, Futile, Removed, Result, Usage};
+use gorego_storage::{
+    Candidate, EntryId, Error, Evictable, EvictionBackoff, Removed, Result, Usage,
+};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
@@ -23,7 +25,7 @@ pub(super) struct FakeStore {
     pub(super) touched: Notify,
     /// Cancelled by the first eviction.
     pub(super) evicting: CancellationToken,
-    futile: Futile,
+    backoff: EvictionBackoff,
     /// The number of visits to all entries.
     pub(super) visits: AtomicUsize,
 }
@@ -206,8 +208,8 @@ impl Evictable for FakeStore {
         }
     }
 
-    fn futile(&self) -> &Futile {
-        &self.futile
+    fn backoff(&self) -> &EvictionBackoff {
+        &self.backoff
     }
 
     fn trim_idle_uploads(&self) -> Result<Removed> {

@@ -12,7 +12,7 @@ use super::{
     disk::{Disk, millis, now_ms},
 };
 use crate::index::{Entry, Key, Space};
-use gorego_storage::{Candidate, Evictable, Futile, Removed, Result, Usage};
+use gorego_storage::{Candidate, Evictable, EvictionBackoff, Removed, Result, Usage};
 
 #[async_trait]
 impl Evictable for LocalStore {
@@ -58,8 +58,8 @@ impl Evictable for LocalStore {
         self.disk.room.charge_leases(upload, bytes);
     }
 
-    fn futile(&self) -> &Futile {
-        &self.disk.room.futile
+    fn backoff(&self) -> &EvictionBackoff {
+        &self.disk.room.backoff
     }
 
     fn remove_idle_uploads(&self, age: Duration) -> Result<Removed> {

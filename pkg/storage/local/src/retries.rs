@@ -47,7 +47,7 @@ impl Retries {
             let now = room.usage(free, false);
             let short = short_of(&now);
             if short.is_lost(&before, &now) {
-                room.futile.record(short, &now);
+                room.backoff.record(short, &now);
             }
         }
         if self.left > 0 && room.check_fits(size, "", free).is_ok() {

@@ -17,7 +17,7 @@ use self::{
 };
 use super::files::Free;
 use crate::index::{Index, room_of};
-use gorego_storage::{Error, Futile, Removed, Result, Usage};
+use gorego_storage::{Error, EvictionBackoff, Removed, Result, Usage};
 
 /// The space that a folder takes on most file systems, in bytes.
 const FOLDER_ROOM: u64 = 4096;
@@ -31,7 +31,7 @@ pub(super) struct Room {
     /// Never locked across a system call.
     accounts: Mutex<Accounts>,
     /// The record of evictions that did not free the disk.
-    pub(super) futile: Futile,
+    pub(super) backoff: EvictionBackoff,
     /// Uploads that wait for room take turns, so that small ones do not overtake a large one.
     turn: tokio::sync::Mutex<()>,
     /// Wakes the upload whose turn it is.
@@ -95,7 +95,7 @@ impl Room {
             limit,
             mark,
             accounts: Mutex::new(accounts),
-            futile: Futile::default(),
+            backoff: EvictionBackoff::default(),
             turn: tokio::sync::Mutex::new(()),
             changed: Notify::new(),
             pressure: Notify::new(),

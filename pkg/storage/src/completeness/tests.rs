@@ -14,19 +14,19 @@ use crate::{ActionCacheExt as _, Blob, DigestFunction, Error, MemoryStore, Put, 
 
 const SHA256: DigestFunction = DigestFunction::Sha256;
 
-/// A store in memory that remembers what it was asked for, and may be out of reach.
+/// A store in memory that records lookups, and may be unreachable.
 #[derive(Debug, Default)]
 struct Recording {
     inner: MemoryStore,
-    asked: Mutex<Vec<Vec<Digest>>>,
+    lookups: Mutex<Vec<Vec<Digest>>>,
     down: bool,
-    /// Evicted right after it was reported present.
+    /// A blob that is evicted right after it was reported present.
     evicted: Option<Digest>,
 }
 
 impl Recording {
-    fn asked(&self) -> Vec<Vec<Digest>> {
-        self.asked
+    fn lookups(&self) -> Vec<Vec<Digest>> {
+        self.lookups
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .clone()
@@ -48,7 +48,7 @@ impl BlobStore for Recording {
         if self.down {
             return Err(Error::Unavailable("down".to_owned()));
         }
-        self.asked
+        self.lookups
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .push(digests.to_vec());
@@ -71,8 +71,8 @@ fn memory() -> Budget {
     Budget::memory("memory for the test", 1 << 20)
 }
 
-/// Shows `result` through a checking cache over `store`.
-async fn shown(store: &Arc<Recording>, function: DigestFunction, result: &ActionResult) -> bool {
+/// Reports whether `result` is a hit while its outputs are in `store`.
+async fn is_hit(store: &Arc<Recording>, function: DigestFunction, result: &ActionResult) -> bool {
     let results = Arc::new(MemoryStore::default());
     let action = function.digest(b"action");
     let cache = CompletenessChecking::new(results, Arc::clone(store) as _, memory());
@@ -107,7 +107,7 @@ fn output_directory(tree: Option<&Digest>, root: Option<&Digest>) -> OutputDirec
     }
 }
 
-/// A result with an output of every kind, and the blobs it needs.
+/// Creates a result with an output of every kind, and returns its blobs.
 async fn full_result(
     store: &Recording,
     function: DigestFunction,
@@ -170,13 +170,13 @@ async fn full_result(
 }
 
 #[tokio::test]
-async fn a_result_is_shown_only_while_every_output_is_here() {
+async fn a_result_is_a_hit_only_while_every_output_is_present() {
     for function in DigestFunction::ALL {
         let store = Arc::new(Recording::default());
         let (result, needed) = full_result(&store, function).await;
         assert!(
-            shown(&store, function, &result).await,
-            "{function}: all is here"
+            is_hit(&store, function, &result).await,
+            "{function}: all are present"
         );
         for (what, digest) in needed {
             let content = store
@@ -188,52 +188,52 @@ async fn a_result_is_shown_only_while_every_output_is_here() {
                 .unwrap();
             store.inner.remove(&digest);
             assert!(
-                !shown(&store, function, &result).await,
+                !is_hit(&store, function, &result).await,
                 "{function}: {what} is missing"
             );
             store.add(function, content).await;
         }
         assert!(
-            shown(&store, function, &result).await,
-            "{function}: all is back"
+            is_hit(&store, function, &result).await,
+            "{function}: all are present again"
         );
     }
 }
 
 #[tokio::test]
-async fn everything_a_shown_result_names_was_asked_for_and_so_leased() {
+async fn a_hit_looks_up_and_leases_every_output() {
     let store = Arc::new(Recording::default());
     let (result, needed) = full_result(&store, SHA256).await;
-    assert!(shown(&store, SHA256, &result).await);
-    let asked: HashSet<_> = store.asked().into_iter().flatten().collect();
+    assert!(is_hit(&store, SHA256, &result).await);
+    let lookups: HashSet<_> = store.lookups().into_iter().flatten().collect();
     assert_eq!(
-        asked,
+        lookups,
         needed.into_iter().map(|(_, digest)| digest).collect()
     );
 }
 
 #[tokio::test]
-async fn a_result_without_blobs_is_shown() {
+async fn a_result_without_blobs_is_a_hit() {
     let store = Arc::new(Recording::default());
-    assert!(shown(&store, SHA256, &ActionResult::default()).await);
+    assert!(is_hit(&store, SHA256, &ActionResult::default()).await);
     let inline = ActionResult {
         stdout_raw: "text".into(),
         ..ActionResult::default()
     };
-    assert!(shown(&store, SHA256, &inline).await);
+    assert!(is_hit(&store, SHA256, &inline).await);
     let empty = ActionResult {
         output_files: vec![output_file(&SHA256.empty())],
         ..ActionResult::default()
     };
-    assert!(shown(&store, SHA256, &empty).await);
+    assert!(is_hit(&store, SHA256, &empty).await);
     assert!(
-        store.asked().len() < 3,
-        "nothing was asked where nothing is named"
+        store.lookups().len() < 3,
+        "results without blobs cause no lookup"
     );
 }
 
 #[tokio::test]
-async fn inlined_content_is_no_substitute_for_a_blob_that_is_named() {
+async fn inlined_content_does_not_replace_a_missing_output() {
     let store = Arc::new(Recording::default());
     let digest = SHA256.digest(b"text");
     let mut output = output_file(&digest);
@@ -242,19 +242,19 @@ async fn inlined_content_is_no_substitute_for_a_blob_that_is_named() {
         output_files: vec![output],
         ..ActionResult::default()
     };
-    assert!(!shown(&store, SHA256, &result).await);
+    assert!(!is_hit(&store, SHA256, &result).await);
     let result = ActionResult {
         stdout_raw: "text".into(),
         stdout_digest: Some(digest.to_proto()),
         ..ActionResult::default()
     };
-    assert!(!shown(&store, SHA256, &result).await);
+    assert!(!is_hit(&store, SHA256, &result).await);
     store.add(SHA256, "text").await;
-    assert!(shown(&store, SHA256, &result).await);
+    assert!(is_hit(&store, SHA256, &result).await);
 }
 
 #[tokio::test]
-async fn a_malformed_result_is_not_shown() {
+async fn a_malformed_result_is_a_miss() {
     let store = Arc::new(Recording::default());
     let garbage = store.add(SHA256, "neither a tree nor a directory").await;
     let sha1 = store.add(DigestFunction::Sha1, "content").await;
@@ -291,8 +291,11 @@ async fn a_malformed_result_is_not_shown() {
             },
         ),
         ("a directory without digests", directory(None, None)),
-        ("a tree that is none", directory(Some(&garbage), None)),
-        ("a directory that is none", directory(None, Some(&garbage))),
+        ("a blob that is not a tree", directory(Some(&garbage), None)),
+        (
+            "a blob that is not a directory",
+            directory(None, Some(&garbage)),
+        ),
         (
             "a tree with a file without digest",
             directory(Some(&tree), None),
@@ -303,12 +306,12 @@ async fn a_malformed_result_is_not_shown() {
         ),
     ];
     for (what, result) in results {
-        assert!(!shown(&store, SHA256, &result).await, "{what}");
+        assert!(!is_hit(&store, SHA256, &result).await, "{what}");
     }
 }
 
 #[tokio::test]
-async fn what_was_found_is_asked_for_although_the_rest_is_missing_or_malformed() {
+async fn the_outputs_before_a_missing_or_malformed_one_are_leased() {
     let store = Arc::new(Recording::default());
     let found = store.add(SHA256, "found").await;
     let missing = DirectoryNode {
@@ -333,19 +336,19 @@ async fn what_was_found_is_asked_for_although_the_rest_is_missing_or_malformed()
         store.add(SHA256, tree).await,
     );
     for (tree, root) in [(None, Some(&root)), (Some(&tree), None)] {
-        store.asked.lock().unwrap().clear();
+        store.lookups.lock().unwrap().clear();
         let result = ActionResult {
             output_directories: vec![output_directory(tree, root)],
             ..ActionResult::default()
         };
-        assert!(!shown(&store, SHA256, &result).await);
-        let asked = store.asked().concat();
-        assert!(asked.contains(&found), "{asked:?}");
+        assert!(!is_hit(&store, SHA256, &result).await);
+        let lookups = store.lookups().concat();
+        assert!(lookups.contains(&found), "{lookups:?}");
     }
 }
 
 #[tokio::test]
-async fn a_large_tree_is_checked_in_few_calls_of_bounded_size() {
+async fn the_files_of_a_large_tree_are_looked_up_in_batches() {
     let store = Arc::new(Recording::default());
     let mut files = Vec::new();
     for number in 0..2500 {
@@ -367,15 +370,15 @@ async fn a_large_tree_is_checked_in_few_calls_of_bounded_size() {
         output_directories: vec![output_directory(Some(&tree), None)],
         ..ActionResult::default()
     };
-    assert!(shown(&store, SHA256, &result).await);
-    let sizes: Vec<_> = store.asked().iter().map(Vec::len).collect();
+    assert!(is_hit(&store, SHA256, &result).await);
+    let sizes: Vec<_> = store.lookups().iter().map(Vec::len).collect();
     assert_eq!(sizes, [1, BATCH, BATCH, 500]);
     store.inner.remove(&last);
-    assert!(!shown(&store, SHA256, &result).await);
+    assert!(!is_hit(&store, SHA256, &result).await);
 }
 
 #[tokio::test]
-async fn the_outputs_of_a_result_that_is_put_are_leased_where_that_is_wanted() {
+async fn a_put_leases_the_outputs_only_if_configured() {
     for leases in [false, true] {
         let store = Arc::new(Recording::default());
         let (result, needed) = full_result(&store, SHA256).await;
@@ -384,28 +387,28 @@ async fn the_outputs_of_a_result_that_is_put_are_leased_where_that_is_wanted() {
         let cache = if leases { cache.leasing_puts() } else { cache };
         let action = SHA256.digest(b"action");
         cache.put("main", &action, result).await.unwrap();
-        let asked = store.asked().concat();
-        let leased = needed.iter().filter(|(_, digest)| asked.contains(digest));
+        let lookups = store.lookups().concat();
+        let leased = needed.iter().filter(|(_, digest)| lookups.contains(digest));
         assert_eq!(leased.count(), if leases { needed.len() } else { 0 });
     }
 }
 
 #[tokio::test]
-async fn a_tree_evicted_while_it_is_looked_at_hides_the_result() {
+async fn a_result_whose_tree_is_evicted_during_the_lookup_is_a_miss() {
     let mut store = Recording::default();
     let (result, needed) = full_result(&store, SHA256).await;
     for (what, digest) in needed {
         if ["tree", "root directory"].contains(&what) {
             store.evicted = Some(digest);
             let shared = Arc::new(store);
-            assert!(!shown(&shared, SHA256, &result).await, "{what}");
+            assert!(!is_hit(&shared, SHA256, &result).await, "{what}");
             store = Arc::into_inner(shared).unwrap();
         }
     }
 }
 
 #[tokio::test]
-async fn a_store_out_of_reach_is_an_error_and_no_miss() {
+async fn a_lookup_fails_while_the_store_is_unavailable() {
     let results = Arc::new(MemoryStore::default());
     let action = SHA256.digest(b"action");
     let store = Recording {

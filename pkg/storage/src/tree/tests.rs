@@ -33,7 +33,7 @@ fn child(name: &str, digest: &Digest) -> DirectoryNode {
     }
 }
 
-/// A directory that holds `directories`, and a file that tells it from its siblings.
+/// Creates a directory with `directories` and a file of this name, which makes it unique.
 fn directory(name: &str, directories: &[Digest]) -> Directory {
     directory_of(SHA256, name, directories)
 }
@@ -79,7 +79,7 @@ async fn names(store: &Arc<MemoryStore>, root: Digest) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn the_root_comes_first_and_every_directory_once() {
+async fn a_walk_begins_with_the_root_and_visits_each_directory_once() {
     for function in DigestFunction::ALL {
         let memory = Arc::new(MemoryStore::default());
         let make = async |name, children: &[Digest]| {
@@ -97,18 +97,18 @@ async fn the_root_comes_first_and_every_directory_once() {
 }
 
 #[tokio::test]
-async fn absent_children_and_what_is_below_them_are_left_out() {
+async fn a_walk_skips_missing_directories() {
     let memory = Arc::new(MemoryStore::default());
     let leaf = store(&memory, SHA256, &directory("leaf", &[])).await;
     let gone = digest_of(SHA256, &directory("gone", &[leaf]));
     let large = Digest::from_hash(SHA256, &[1; 32], MAX_DIRECTORY_BYTES + 1).unwrap();
-    let here = store(&memory, SHA256, &directory("here", &[])).await;
-    let root = store(&memory, SHA256, &directory("root", &[gone, large, here])).await;
-    assert_eq!(names(&memory, root).await, ["root", "here"]);
+    let present = store(&memory, SHA256, &directory("present", &[])).await;
+    let root = store(&memory, SHA256, &directory("root", &[gone, large, present])).await;
+    assert_eq!(names(&memory, root).await, ["root", "present"]);
 }
 
 #[tokio::test]
-async fn an_absent_root_is_not_found() {
+async fn a_walk_from_a_missing_root_fails_with_not_found() {
     let root = digest_of(SHA256, &directory("root", &[]));
     let mut walk = TreeWalk::new(Arc::new(MemoryStore::default()), root);
     let error = walk.next(usize::MAX).await.unwrap_err();
@@ -116,7 +116,7 @@ async fn an_absent_root_is_not_found() {
 }
 
 #[tokio::test]
-async fn a_tree_of_nothing_but_the_empty_directory_is_walked() {
+async fn the_empty_directory_is_a_tree() {
     let memory = Arc::new(MemoryStore::default());
     let mut walk = TreeWalk::new(memory, SHA256.empty());
     let found = walked(&mut walk).await.unwrap();
@@ -124,7 +124,7 @@ async fn a_tree_of_nothing_but_the_empty_directory_is_walked() {
 }
 
 #[tokio::test]
-async fn a_blob_that_is_no_directory_is_named() {
+async fn the_error_for_a_malformed_directory_names_the_blob() {
     let malformed = [
         b"not a directory".to_vec(),
         // A directory node without a digest.
@@ -165,7 +165,7 @@ async fn a_blob_that_is_no_directory_is_named() {
 }
 
 #[tokio::test]
-async fn a_directory_too_large_to_read_is_refused() {
+async fn a_directory_too_large_for_a_message_is_refused() {
     let memory = Arc::new(MemoryStore::default());
     let size = usize::try_from(MAX_DIRECTORY_BYTES).unwrap() + 1;
     let content = Bytes::from(vec![0; size]);
@@ -179,7 +179,7 @@ async fn a_directory_too_large_to_read_is_refused() {
 }
 
 #[test]
-fn a_directory_that_unfolds_to_far_more_than_its_size_is_refused_before_decoding() {
+fn a_directory_that_would_take_too_much_memory_is_refused_before_decoding() {
     // An empty node takes two bytes on the wire and over a hundred in memory.
     let nodes = Bytes::from([0x0a, 0x00].repeat(1 << 20));
     let why = decode(nodes).unwrap_err();
@@ -217,7 +217,7 @@ fn the_largest_real_directory_is_decoded() {
 }
 
 #[test]
-fn the_queue_takes_at_most_64_bytes_a_directory() {
+fn a_queued_digest_takes_at_most_64_bytes() {
     let mut queue = DigestQueue::new(SHA256);
     let mut last_table = 0;
     for number in 0_u64..120_000 {
@@ -225,7 +225,7 @@ fn the_queue_takes_at_most_64_bytes_a_directory() {
         hash[..8].copy_from_slice(&number.to_le_bytes());
         queue.push(&Digest::from_hash(SHA256, &hash, number).unwrap());
         let (records, table) = queue.memory();
-        // While the table grows, the old one is there beside the new one.
+        // While the table grows, both the old and the new one are allocated.
         let old_table = if table > last_table { last_table } else { 0 };
         last_table = table;
         let count = usize::try_from(number).unwrap() + 1;
@@ -238,13 +238,13 @@ fn the_queue_takes_at_most_64_bytes_a_directory() {
     assert_eq!(queue.len(), 120_000);
 }
 
-/// A tree of up to forty directories, each naming some of those made before it.
+/// Generates a tree of up to forty directories. Each has some of the earlier ones as children.
 fn shape() -> impl Strategy<Value = Vec<(Vec<prop::sample::Index>, bool)>> {
     let children = prop::collection::vec(any::<prop::sample::Index>(), 0..5);
     prop::collection::vec((children, prop::bool::weighted(0.8)), 1..40)
 }
 
-/// Stores the tree, but for some directories below the root; the digests and directories made.
+/// Stores the tree without some directories below the root. Returns all directories.
 async fn build(
     memory: &MemoryStore,
     shape: &[(Vec<prop::sample::Index>, bool)],
@@ -267,7 +267,7 @@ async fn build(
     made
 }
 
-/// What a walk from the last directory made has to find.
+/// Returns the expected order of a walk from the last directory.
 fn expected(made: &[(Digest, Directory, bool)]) -> Vec<Digest> {
     let mut queue = vec![made.last().unwrap().0];
     let (mut seen, mut at) = (HashSet::from([queue[0]]), 0);
@@ -290,7 +290,7 @@ fn expected(made: &[(Digest, Directory, bool)]) -> Vec<Digest> {
 
 proptest! {
     #[test]
-    fn a_walk_finds_what_a_plain_search_finds_in_the_same_order(shape in shape()) {
+    fn a_walk_visits_directories_in_the_order_of_a_breadth_first_search(shape in shape()) {
         let memory = Arc::new(MemoryStore::default());
         let made = block_on(build(&memory, &shape));
         let root = made.last().unwrap().0;
@@ -303,7 +303,7 @@ proptest! {
     }
 
     #[test]
-    fn a_walk_goes_on_from_any_position_as_if_it_had_not_stopped(
+    fn a_walk_resumes_at_any_position(
         shape in shape(),
         stop in any::<prop::sample::Index>(),
     ) {
@@ -319,7 +319,7 @@ proptest! {
         block_on(resumed.skip_to(position)).unwrap();
         let rest = block_on(walked(&mut whole)).unwrap();
         prop_assert_eq!(&block_on(walked(&mut resumed)).unwrap(), &rest);
-        // Nor does it matter if it had gone further.
+        // Also a walk that has passed the position returns to it.
         whole.return_to(position);
         prop_assert_eq!(block_on(walked(&mut whole)).unwrap(), rest);
     }

@@ -90,7 +90,7 @@ impl Room {
         self.in_turn(async {
             // An upload that waited earlier may have found out meanwhile.
             let before = self.usage(free(), false);
-            if self.futile.holds(short_of(&before), &before) {
+            if self.backoff.is_paused(short_of(&before), &before) {
                 return None;
             }
             let bytes = room_of(size.max(1));

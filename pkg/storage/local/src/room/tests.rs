@@ -115,7 +115,7 @@ async fn uploads_in_line_are_refused_once_eviction_did_not_help_another() {
     let mut second = Box::pin(room.make_on_disk(1, none, || Some(NO_FILES)));
     assert!(second.as_mut().now_or_never().is_none());
     let usage = room.usage(Some(NO_FILES), false);
-    room.futile.record(gorego_storage::Resource::Files, &usage);
+    room.backoff.record(gorego_storage::Resource::Files, &usage);
     drop(first);
     assert_eq!(second.await, None);
     assert_eq!(room.usage(Some(NO_FILES), false).wanted_files, 0);

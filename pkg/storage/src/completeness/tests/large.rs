@@ -1,14 +1,14 @@
-//! Directories that are larger than any message.
+//! Directories larger than any message.
 
 use super::*;
 
-/// A directory of 40 MiB, which names `here`, and `last` at its end.
-fn large(here: &Digest, last: &Digest) -> Directory {
+/// Creates a directory of 40 MiB with the file `first` in many nodes and `last` in the last one.
+fn large(first: &Digest, last: &Digest) -> Directory {
     let node = |digest: &Digest| FileNode {
         name: "n".repeat(64 * 1024),
         ..file(digest)
     };
-    let mut files = vec![node(here); 640];
+    let mut files = vec![node(first); 640];
     files.push(node(last));
     Directory {
         files,
@@ -17,11 +17,11 @@ fn large(here: &Digest, last: &Digest) -> Directory {
 }
 
 #[tokio::test]
-async fn directories_of_any_size_are_looked_through_to_their_end() {
+async fn directories_of_any_size_are_checked_to_their_end() {
     let store = Arc::<Recording>::default();
-    let here = store.add(SHA256, "here").await;
-    for (last, is_hit) in [(here, true), (SHA256.digest(b"absent"), false)] {
-        let directory = large(&here, &last);
+    let present = store.add(SHA256, "present").await;
+    for (last, expected) in [(present, true), (SHA256.digest(b"missing"), false)] {
+        let directory = large(&present, &last);
         let root = store.add(SHA256, directory.encode_to_vec()).await;
         let tree = Tree {
             root: Some(directory),
@@ -36,7 +36,7 @@ async fn directories_of_any_size_are_looked_through_to_their_end() {
                 output_directories: vec![output],
                 ..ActionResult::default()
             };
-            assert_eq!(shown(&store, SHA256, &result).await, is_hit);
+            assert_eq!(is_hit(&store, SHA256, &result).await, expected);
         }
     }
 }

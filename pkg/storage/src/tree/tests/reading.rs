@@ -1,8 +1,8 @@
-//! Trees as they are read.
+//! Tests of [`Nodes`].
 
 use super::*;
 
-/// The chunks of `content`, cut at arbitrary places.
+/// Splits `content` into chunks at the given places.
 fn chunks(content: &Bytes, cuts: &[prop::sample::Index]) -> Chunks {
     let mut cuts: Vec<usize> = cuts
         .iter()
@@ -17,10 +17,10 @@ fn chunks(content: &Bytes, cuts: &[prop::sample::Index]) -> Chunks {
     stream::iter(pieces).boxed()
 }
 
-async fn all(mut references: Nodes) -> Result<Vec<Node>, TreeError> {
+async fn all(mut nodes: Nodes) -> Result<Vec<Node>, TreeError> {
     let mut all = Vec::new();
-    while let Some(reference) = references.next().await? {
-        all.push(reference);
+    while let Some(node) = nodes.next().await? {
+        all.push(node);
     }
     Ok(all)
 }
@@ -35,7 +35,7 @@ async fn read_directory(content: Bytes) -> Result<Vec<Node>, TreeError> {
     all(Nodes::of_directory(blob, Blob::Bytes(content))).await
 }
 
-/// The references that the generated types find in a directory.
+/// Returns the nodes of a decoded directory.
 fn named(directory: &Directory) -> Vec<Node> {
     let digest = |digest: &Option<v2::Digest>| Digest::from_field(Some(SHA256), digest.as_ref());
     let files = directory.files.iter().map(|node| digest(&node.digest));
@@ -58,7 +58,7 @@ fn tree() -> Tree {
     }
 }
 
-/// A directory with these files and children.
+/// Creates a directory with these files and children.
 fn naming(files: &[String], directories: &[String]) -> Directory {
     let digest = |name: &String| SHA256.digest(name.as_bytes());
     Directory {
@@ -78,7 +78,7 @@ fn naming(files: &[String], directories: &[String]) -> Directory {
 
 proptest! {
     #[test]
-    fn a_tree_in_any_pieces_yields_what_its_directories_name_in_order(
+    fn the_nodes_of_a_tree_are_read_in_order_from_any_chunks(
         names in prop::collection::vec(prop::collection::vec("[a-z]{1,20}", 0..4), 1..8),
         cuts in prop::collection::vec(any::<prop::sample::Index>(), 0..20),
     ) {
@@ -91,18 +91,18 @@ proptest! {
     }
 
     #[test]
-    fn a_tree_that_is_cut_off_is_never_taken_for_a_whole_one(cut in 1_usize..300) {
+    fn a_truncated_tree_is_malformed(cut in 1_usize..300) {
         let whole = Bytes::from(tree().encode_to_vec());
         let at = cut.min(whole.len() - 1);
         match block_on(read(&whole.slice(..at), &[])) {
-            // The cut fell between two directories.
+            // Truncated between two directories.
             Ok(_) => prop_assert!(Tree::decode(whole.slice(..at)).is_ok()),
             Err(error) => prop_assert!(matches!(error, TreeError::Malformed { .. }), "{}", error),
         }
     }
 
     #[test]
-    fn arbitrary_bytes_are_refused_or_read_without_panic(
+    fn reading_arbitrary_bytes_does_not_panic(
         content in prop::collection::vec(prop_oneof![0_u8..0x20, any::<u8>()], 0..200),
         cuts in prop::collection::vec(any::<prop::sample::Index>(), 0..4),
     ) {
@@ -118,7 +118,7 @@ proptest! {
     }
 
     #[test]
-    fn the_references_of_a_directory_are_those_of_its_nodes(
+    fn the_nodes_of_a_directory_are_read_in_order(
         files in prop::collection::vec("[a-z]{1,5}", 0..10),
         directories in prop::collection::vec("[a-z]{1,5}", 0..10),
     ) {
@@ -129,7 +129,7 @@ proptest! {
 }
 
 #[tokio::test]
-async fn fields_that_a_tree_does_not_have_are_passed_over() {
+async fn unknown_fields_of_a_tree_are_skipped() {
     let mut content = BytesMut::new();
     content.put_slice(&[0x18, 0x96, 0x01]); // 3: varint
     content.put_slice(&[0x22, 0x03, 1, 2, 3]); // 4: bytes
@@ -143,7 +143,7 @@ async fn fields_that_a_tree_does_not_have_are_passed_over() {
 }
 
 #[tokio::test]
-async fn a_directory_that_says_to_be_longer_than_all_there_is_is_cut_off() {
+async fn a_directory_longer_than_its_tree_is_malformed() {
     for len in [usize::MAX / 2, usize::MAX] {
         let mut content = BytesMut::from([0x12].as_slice());
         prost::encode_length_delimiter(len, &mut content).unwrap();
@@ -153,7 +153,7 @@ async fn a_directory_that_says_to_be_longer_than_all_there_is_is_cut_off() {
 }
 
 #[tokio::test]
-async fn fields_do_not_reach_beyond_the_message_that_they_are_in() {
+async fn a_field_longer_than_its_message_is_malformed() {
     let digest = SHA256.digest(b"x");
     let node = file("name", &digest).encode_to_vec();
     for (directory, node_len) in [
@@ -173,14 +173,14 @@ async fn fields_do_not_reach_beyond_the_message_that_they_are_in() {
 }
 
 #[tokio::test]
-async fn a_failing_stream_fails_the_reading_of_its_tree() {
+async fn an_error_of_the_content_ends_the_reading_of_a_tree() {
     let whole = Bytes::from(tree().encode_to_vec());
     let failing = stream::iter([
         Ok(whole.slice(..whole.len() - 1)),
         Err(Error::Unavailable("gone".to_owned())),
     ]);
-    let references = Nodes::of_tree(SHA256.digest(&whole), Blob::stream(failing));
-    let outcome = all(references).await;
+    let nodes = Nodes::of_tree(SHA256.digest(&whole), Blob::stream(failing));
+    let outcome = all(nodes).await;
     assert!(
         matches!(outcome, Err(TreeError::Store(Error::Unavailable(_)))),
         "{outcome:?}"

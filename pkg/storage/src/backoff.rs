@@ -1,4 +1,4 @@
-//! Eviction that frees nothing on the disk.
+//! Backoff of evictions that free nothing on the disk.
 
 use std::{
     sync::{Mutex, MutexGuard, PoisonError},
@@ -10,34 +10,33 @@ use tokio::time::Instant;
 
 use crate::Usage;
 
-/// The first and the longest pause of eviction for the disk's sake after it did not help.
+/// The first and the longest pause of eviction for a full disk.
 const PAUSE: (Duration, Duration) = (Duration::from_secs(5), Duration::from_hours(1));
 
-/// The least number of evicted files that tells anything: fewer may be gone to others by chance.
-const MANY_FILES: u64 = 16;
+/// The least number of evicted files that is significant. Other programs may have created as many as fewer.
+const MIN_FILES: u64 = 16;
 
-/// A resource of the disk that can run short.
+/// A resource of the file system that can run out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Resource {
     /// Space.
     Bytes,
-    /// Files, of which some file systems hold only so many.
+    /// Files, which some file systems limit in number.
     Files,
 }
 
 impl Resource {
-    /// Whether most of what was evicted between two moments did not become free: it was lost to the
-    /// store and to the disk.
+    /// Whether most of the amount evicted between two moments did not become free.
     pub fn is_lost(self, before: &Usage, after: &Usage) -> bool {
         let evicted = self.evicted(after).saturating_sub(self.evicted(before));
-        if self == Self::Files && evicted < MANY_FILES {
+        if self == Self::Files && evicted < MIN_FILES {
             return false;
         }
         let lost = self.shared(before).saturating_sub(self.shared(after));
         evicted > 0 && lost >= evicted - evicted / 4
     }
 
-    /// Returns the amount that was evicted since the store's start.
+    /// Returns the amount evicted since the store's start.
     pub const fn evicted(self, usage: &Usage) -> u64 {
         match self {
             Self::Bytes => usage.evicted.bytes,
@@ -45,7 +44,7 @@ impl Resource {
         }
     }
 
-    /// Returns the amount that is free or used by the store.
+    /// Returns the sum of the free amount and the amount that the store uses.
     pub fn shared(self, usage: &Usage) -> u64 {
         let used = match self {
             Self::Bytes => usage.used,
@@ -54,7 +53,7 @@ impl Resource {
         self.free(usage).saturating_add(used)
     }
 
-    /// Returns the free amount, the largest number if the file system does not report it.
+    /// Returns the free amount, or the largest number if the file system does not report it.
     pub fn free(self, usage: &Usage) -> u64 {
         let free = match self {
             Self::Bytes => usage.free_on_disk,
@@ -63,9 +62,8 @@ impl Resource {
         free.unwrap_or(u64::MAX)
     }
 
-    /// Returns the rise of the free amount after which another attempt is worth it: others' files
-    /// come and go.
-    fn worth(self, usage: &Usage) -> u64 {
+    /// Returns the rise of the free amount that ends a pause. Smaller changes are usual.
+    fn significant(self, usage: &Usage) -> u64 {
         match self {
             Self::Bytes => (usage.limit / 64).min(64 << 20),
             Self::Files => usage.files / 64,
@@ -73,10 +71,10 @@ impl Resource {
     }
 }
 
-/// Remembers that what was evicted did not become free on the disk: others use it, have reserved
-/// it, or hold links to the same files. Evicting more would lose the whole cache and free nothing.
+/// Pauses eviction after evicted space did not become free: other programs use it, have reserved it, or have
+/// links to the same files. More evictions would lose the whole cache and free nothing.
 #[derive(Debug, Default)]
-pub struct Futile {
+pub struct EvictionBackoff {
     bytes: Mutex<Option<Pause>>,
     files: Mutex<Option<Pause>>,
     logged: LogLimit,
@@ -86,13 +84,11 @@ pub struct Futile {
 struct Pause {
     end: Instant,
     length: Duration,
-    /// The amount that was free or used by the store at its start. The store's own deletions do not
-    /// change it.
+    /// The result of [`Resource::shared`] at the start of the pause. The store's own deletions do not change it.
     shared: u64,
-    is_over: bool,
 }
 
-impl Futile {
+impl EvictionBackoff {
     fn pause(&self, resource: Resource) -> MutexGuard<'_, Option<Pause>> {
         let pause = match resource {
             Resource::Bytes => &self.bytes,
@@ -101,20 +97,23 @@ impl Futile {
         pause.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether eviction to free the resource is not worth an attempt yet.
-    pub fn holds(&self, resource: Resource, usage: &Usage) -> bool {
+    /// Whether eviction for the resource is paused. A pause ends early when the free amount rises.
+    pub fn is_paused(&self, resource: Resource, usage: &Usage) -> bool {
         self.pause(resource).as_mut().is_some_and(|pause| {
-            let enough = pause.shared.saturating_add(resource.worth(usage));
-            // Also if what became free is used up again: eviction may help by now.
-            pause.is_over |= Instant::now() >= pause.end || resource.shared(usage) > enough;
-            !pause.is_over
+            let now = Instant::now();
+            let before = pause.shared.saturating_add(resource.significant(usage));
+            if resource.shared(usage) > before {
+                // The pause does not resume if the freed amount is used up again.
+                pause.end = pause.end.min(now);
+            }
+            now < pause.end
         })
     }
 
-    /// Records that eviction to free the resource did not help. A pause soon after another is twice
-    /// as long.
+    /// Records an eviction that did not free the resource, and starts a pause. A pause soon after another is
+    /// twice as long.
     pub fn record(&self, resource: Resource, usage: &Usage) {
-        if self.holds(resource, usage) {
+        if self.is_paused(resource, usage) {
             return;
         }
         let now = Instant::now();
@@ -125,7 +124,6 @@ impl Futile {
             end: now + length,
             length,
             shared: resource.shared(usage),
-            is_over: false,
         });
         drop(pause);
         if self.logged.is_due() {
@@ -154,52 +152,55 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn pauses_grow_and_end_when_others_free_something() {
-        let futile = Futile::default();
-        assert!(!futile.holds(Resource::Bytes, &usage(0, 0)));
+    async fn pauses_double_and_end_when_the_free_amount_rises() {
+        let backoff = EvictionBackoff::default();
+        assert!(!backoff.is_paused(Resource::Bytes, &usage(0, 0)));
         for seconds in [5, 10, 20] {
-            futile.record(Resource::Bytes, &usage(7, 0));
-            // The same finding of another attempt does not count twice.
-            futile.record(Resource::Bytes, &usage(7, 0));
+            backoff.record(Resource::Bytes, &usage(7, 0));
+            // A second record during a pause does not extend it.
+            backoff.record(Resource::Bytes, &usage(7, 0));
             tokio::time::advance(Duration::from_secs(seconds - 1)).await;
-            assert!(futile.holds(Resource::Bytes, &usage(7, 99)));
-            assert!(!futile.holds(Resource::Files, &usage(7, 0)));
+            assert!(backoff.is_paused(Resource::Bytes, &usage(7, 99)));
+            assert!(!backoff.is_paused(Resource::Files, &usage(7, 0)));
             tokio::time::advance(Duration::from_secs(1)).await;
-            assert!(!futile.holds(Resource::Bytes, &usage(7, 0)));
+            assert!(!backoff.is_paused(Resource::Bytes, &usage(7, 0)));
         }
-        futile.record(Resource::Files, &usage(0, 7));
-        assert!(futile.holds(Resource::Files, &usage(99, 7)));
-        assert!(!futile.holds(Resource::Files, &usage(0, 8)));
-        assert!(!futile.holds(Resource::Files, &usage(0, 7)), "it has ended");
+        backoff.record(Resource::Files, &usage(0, 7));
+        assert!(backoff.is_paused(Resource::Files, &usage(99, 7)));
+        assert!(!backoff.is_paused(Resource::Files, &usage(0, 8)));
+        assert!(
+            !backoff.is_paused(Resource::Files, &usage(0, 7)),
+            "the pause does not resume"
+        );
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_pause_long_after_another_is_short_again() {
-        let futile = Futile::default();
-        futile.record(Resource::Bytes, &usage(7, 0));
+    async fn a_pause_long_after_another_has_the_first_length() {
+        let backoff = EvictionBackoff::default();
+        backoff.record(Resource::Bytes, &usage(7, 0));
         tokio::time::advance(Duration::from_secs(10)).await;
-        futile.record(Resource::Bytes, &usage(7, 0));
+        backoff.record(Resource::Bytes, &usage(7, 0));
         tokio::time::advance(Duration::from_secs(5)).await;
-        assert!(!futile.holds(Resource::Bytes, &usage(7, 0)));
+        assert!(!backoff.is_paused(Resource::Bytes, &usage(7, 0)));
     }
 
     #[tokio::test(start_paused = true)]
-    async fn own_deletions_do_not_end_a_pause() {
+    async fn deletions_by_the_store_do_not_end_a_pause() {
         let own = |used, free| Usage {
             used,
             files: used,
             ..usage(free, free)
         };
-        let futile = Futile::default();
+        let backoff = EvictionBackoff::default();
         for resource in [Resource::Bytes, Resource::Files] {
-            futile.record(resource, &own(100, 0));
-            assert!(futile.holds(resource, &own(90, 10)));
-            assert!(!futile.holds(resource, &own(100, 10)));
+            backoff.record(resource, &own(100, 0));
+            assert!(backoff.is_paused(resource, &own(90, 10)));
+            assert!(!backoff.is_paused(resource, &own(100, 10)));
         }
     }
 
     #[test]
-    fn eviction_is_futile_when_most_of_it_did_not_become_free() {
+    fn an_amount_is_lost_if_most_of_it_did_not_become_free() {
         let after = |evicted, used, free| Usage {
             used,
             files: used,
@@ -218,7 +219,7 @@ mod tests {
             assert!(is_lost(20, 80, 5));
             assert!(!is_lost(20, 80, 6));
             assert!(!is_lost(20, 100, 0), "the store used it again");
-            assert!(!is_lost(0, 90, 0), "others took it");
+            assert!(!is_lost(0, 90, 0), "nothing was evicted");
         }
         let unreported = Usage {
             free_files: None,
@@ -226,7 +227,7 @@ mod tests {
         };
         assert!(
             !Resource::Files.is_lost(&after(0, 100, 0), &after(15, 85, 0)),
-            "other uploads may have taken so few"
+            "so few are not significant"
         );
         assert!(!Resource::Files.is_lost(&Usage::default(), &unreported));
     }
