@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex};
 
 use crate::common::*;
 use gorego_server::{Options, Services};
-use gorego_storage_conformance::{self as conformance, Keeper};
+use gorego_storage_conformance as conformance;
 use gorego_storage_remote::{RemoteAddress, RemoteOptions, RemoteStore};
 
 use reapi::v2::FindMissingBlobsRequest;
@@ -30,19 +30,19 @@ impl Stores {
 #[tokio::test(flavor = "multi_thread")]
 async fn it_stores_blobs() {
     let stores = Stores::default();
-    conformance::blob_store_of(Keeper::Peer, || stores.make(false)).await;
+    conformance::remote_blob_store(|| stores.make(false)).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn it_stores_blobs_that_are_compressed_on_the_way() {
     let stores = Stores::default();
-    conformance::blob_store_of(Keeper::Peer, || stores.make(true)).await;
+    conformance::remote_blob_store(|| stores.make(true)).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn it_keeps_uploads_that_break_off() {
     let stores = Stores::default();
-    conformance::uploads_of(Keeper::Peer, || stores.make(false)).await;
+    conformance::remote_uploads(|| stores.make(false)).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

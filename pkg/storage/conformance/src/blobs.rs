@@ -1,20 +1,24 @@
-//! What a [`gorego_storage::BlobStore`] promises to one caller at a time.
+//! Promises of a [`gorego_storage::BlobStore`] to a single caller.
 
 use bytes::Bytes;
 use futures::StreamExt as _;
 
 use super::{
-    Keeper,
+    Location,
     content::{End, Kind, SHA256, SIZES, broken, content, expect, file, read, stream_of},
 };
 use gorego_storage::{Blob, BlobStore, CHUNK_SIZE, Digest, DigestFunction, Error, Put};
 
-/// Whether a put of what was there before is reported as it may be.
-fn known(again: Put, keeper: Keeper) -> bool {
-    again == Put::Existed || keeper == Keeper::Peer
+/// Whether this is a valid outcome of a put of a present blob.
+fn is_repeated(put: Put, location: Location) -> bool {
+    put == Put::Existed || location == Location::Remote
 }
 
-pub(super) async fn what_was_put_is_got(store: &dyn BlobStore, kind: Kind, keeper: Keeper) {
+pub(super) async fn a_stored_blob_is_returned(
+    store: &dyn BlobStore,
+    kind: Kind,
+    location: Location,
+) {
     for function in DigestFunction::ALL {
         for size in SIZES {
             let content = content(size as u64, size);
@@ -24,12 +28,12 @@ pub(super) async fn what_was_put_is_got(store: &dyn BlobStore, kind: Kind, keepe
             assert!(put == Put::Stored || size == 0, "{digest} as {kind:?}");
             expect(store, &digest, Some(&content)).await;
             let again = store.put(&digest, kind.blob(&content)).await.unwrap();
-            assert!(known(again, keeper), "{digest} as {kind:?}");
+            assert!(is_repeated(again, location), "{digest} as {kind:?}");
         }
     }
 }
 
-pub(super) async fn wrong_content_is_not_stored(store: &dyn BlobStore, kind: Kind) {
+pub(super) async fn content_that_does_not_match_is_not_stored(store: &dyn BlobStore, kind: Kind) {
     for function in DigestFunction::ALL {
         for size in [1, 4096, CHUNK_SIZE + 1] {
             let right = content(1, size);
@@ -56,7 +60,7 @@ pub(super) async fn wrong_content_is_not_stored(store: &dyn BlobStore, kind: Kin
     }
 }
 
-pub(super) async fn content_is_got_from_any_offset(store: &dyn BlobStore) {
+pub(super) async fn content_is_returned_from_any_offset(store: &dyn BlobStore) {
     for size in [0, 1, 5000, CHUNK_SIZE, 2 * CHUNK_SIZE + 7] {
         let content = content(3, size);
         let digest = SHA256.digest(&content);
@@ -91,13 +95,13 @@ pub(super) async fn content_is_got_from_any_offset(store: &dyn BlobStore) {
     }
 }
 
-pub(super) async fn an_absent_blob_is_not_found(store: &dyn BlobStore) {
+pub(super) async fn a_missing_blob_is_not_found(store: &dyn BlobStore) {
     for function in DigestFunction::ALL {
         expect(store, &function.digest(b"never put"), None).await;
     }
 }
 
-pub(super) async fn function_and_size_tell_blobs_apart(store: &dyn BlobStore) {
+pub(super) async fn blobs_differ_by_function_and_size(store: &dyn BlobStore) {
     let content = content(4, 4096);
     let digest = SHA256.digest(&content);
     store
@@ -116,14 +120,14 @@ pub(super) async fn function_and_size_tell_blobs_apart(store: &dyn BlobStore) {
     expect(store, &digest, Some(&content)).await;
 }
 
-pub(super) async fn the_empty_blob_is_always_there(store: &dyn BlobStore) {
+pub(super) async fn the_empty_blob_is_always_present(store: &dyn BlobStore) {
     for function in DigestFunction::ALL {
         let empty = function.empty();
         expect(store, &empty, Some(&Bytes::new())).await;
         store.put(&empty, Blob::Bytes(Bytes::new())).await.unwrap();
         expect(store, &empty, Some(&Bytes::new())).await;
 
-        // Neither another hash of no bytes nor the empty blob's hash with a size is it.
+        // Another hash with size 0, and the hash of the empty blob with another size, are other blobs.
         let other_hash = Digest::from_hash(function, function.digest(b"x").hash(), 0).unwrap();
         let other_size = Digest::from_hash(function, empty.hash(), 1).unwrap();
         for wrong in [other_hash, other_size] {
@@ -137,13 +141,16 @@ pub(super) async fn the_empty_blob_is_always_there(store: &dyn BlobStore) {
     }
 }
 
-pub(super) async fn missing_digests_come_once_in_order(store: &dyn BlobStore) {
+pub(super) async fn missing_digests_are_returned_once_in_order(store: &dyn BlobStore) {
     let [a, b, c] = ["a", "b", "c"].map(|text| SHA256.digest(text.as_bytes()));
     let b_of_sha1 = DigestFunction::Sha1.digest(b"b");
     assert_eq!(store.find_missing(&[]).await.unwrap(), []);
     store.put(&b, Blob::Bytes("b".into())).await.unwrap();
-    let asked = [c, b, a, b_of_sha1, c, SHA256.empty(), b, a];
-    assert_eq!(store.find_missing(&asked).await.unwrap(), [c, a, b_of_sha1]);
+    let digests = [c, b, a, b_of_sha1, c, SHA256.empty(), b, a];
+    assert_eq!(
+        store.find_missing(&digests).await.unwrap(),
+        [c, a, b_of_sha1]
+    );
 }
 
 pub(super) async fn many_digests_are_looked_up_at_once(store: &dyn BlobStore) {
@@ -180,19 +187,19 @@ pub(super) async fn a_failing_stream_stores_nothing(store: &dyn BlobStore) {
         let content = content(6, len + 1);
         let digest = SHA256.digest(&content);
         for arrived in [content.slice(..len), content.clone()] {
-            let put = store.put(&digest, stream_of(&arrived, End::Breaks)).await;
+            let put = store.put(&digest, stream_of(&arrived, End::Error)).await;
             let same = put
                 .as_ref()
                 .is_err_and(|error| error.to_string() == broken().to_string());
-            assert!(same, "the stream's own error comes back, not {put:?}");
+            assert!(same, "the put returns the stream's error, not {put:?}");
             expect(store, &digest, None).await;
         }
-        let put = store.put(&digest, stream_of(&content, End::Ends)).await;
+        let put = store.put(&digest, stream_of(&content, End::Complete)).await;
         assert_eq!(put.unwrap(), Put::Stored);
     }
 }
 
-pub(super) async fn a_batch_is_got_item_by_item(store: &dyn BlobStore) {
+pub(super) async fn each_blob_of_a_batch_has_its_own_content_or_error(store: &dyn BlobStore) {
     assert!(store.get_batch(&[]).await.is_empty());
     let (small, large) = (content(7, 100), content(8, CHUNK_SIZE + 1));
     let small_digest = SHA256.digest(&small);
@@ -206,14 +213,14 @@ pub(super) async fn a_batch_is_got_item_by_item(store: &dyn BlobStore) {
         .put(&large_digest, Blob::Bytes(large.clone()))
         .await
         .unwrap();
-    let asked = [
+    let digests = [
         small_digest,
         absent,
         large_digest,
         SHA256.empty(),
         small_digest,
     ];
-    let got = store.get_batch(&asked).await;
+    let got = store.get_batch(&digests).await;
     let expected = [
         Some(&small),
         None,
@@ -222,7 +229,7 @@ pub(super) async fn a_batch_is_got_item_by_item(store: &dyn BlobStore) {
         Some(&small),
     ];
     assert_eq!(got.len(), expected.len());
-    for ((got, expected), digest) in got.iter().zip(expected).zip(asked) {
+    for ((got, expected), digest) in got.iter().zip(expected).zip(digests) {
         match expected {
             Some(content) => assert!(got.as_ref().unwrap() == content, "{digest}"),
             None => assert!(
@@ -233,7 +240,10 @@ pub(super) async fn a_batch_is_got_item_by_item(store: &dyn BlobStore) {
     }
 }
 
-pub(super) async fn a_batch_is_put_item_by_item(store: &dyn BlobStore, keeper: Keeper) {
+pub(super) async fn each_blob_of_a_batch_is_stored_or_refused_by_itself(
+    store: &dyn BlobStore,
+    location: Location,
+) {
     assert!(store.put_batch(Vec::new()).await.is_empty());
     let contents = [
         content(9, 1),
@@ -274,6 +284,6 @@ pub(super) async fn a_batch_is_put_item_by_item(store: &dyn BlobStore, keeper: K
     let again = store
         .put_batch(vec![(digests[1], contents[1].clone())])
         .await;
-    let known = matches!(again.as_slice(), [Ok(again)] if known(*again, keeper));
-    assert!(known, "{again:?}");
+    let is_repeated = matches!(again.as_slice(), [Ok(put)] if is_repeated(*put, location));
+    assert!(is_repeated, "{again:?}");
 }

@@ -1,4 +1,4 @@
-//! Content to store, in every shape.
+//! Content of blobs in every form.
 
 use std::{
     fs, io,
@@ -20,7 +20,7 @@ use gorego_storage::{
 
 pub(super) const SHA256: DigestFunction = DigestFunction::Sha256;
 
-/// Sizes at which stores change their ways.
+/// Sizes around the limits at which stores change their behavior.
 pub(super) const SIZES: [usize; 7] = [
     0,
     1,
@@ -31,10 +31,10 @@ pub(super) const SIZES: [usize; 7] = [
     3 * 1024 * 1024 + 5,
 ];
 
-/// The length of the pieces that streams arrive in.
-const PIECE: usize = 100_000;
+/// The size of the chunks of streams.
+const CHUNK: usize = 100_000;
 
-/// Bytes that no compression shortens and that no other `seed` gives.
+/// Returns incompressible bytes that depend on `seed`.
 pub fn content(seed: u64, len: usize) -> Bytes {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let words = std::iter::repeat_with(|| {
@@ -46,7 +46,7 @@ pub fn content(seed: u64, len: usize) -> Bytes {
     words.flatten().take(len).collect()
 }
 
-/// The shapes that a blob may have when it is put.
+/// The form of a blob to put.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Kind {
     Bytes,
@@ -61,39 +61,39 @@ impl Kind {
         match self {
             Self::Bytes => Blob::Bytes(content.clone()),
             Self::File => Blob::File(file(content, 0, content.len())),
-            Self::Stream => Blob::stream(stream::iter(pieces(content))),
+            Self::Stream => Blob::stream(stream::iter(chunks(content))),
         }
     }
 }
 
-fn pieces(content: &Bytes) -> Vec<Result<Bytes>> {
-    let starts = (0..content.len()).step_by(PIECE);
+fn chunks(content: &Bytes) -> Vec<Result<Bytes>> {
+    let starts = (0..content.len()).step_by(CHUNK);
     starts
-        .map(|start| Ok(content.slice(start..content.len().min(start + PIECE))))
+        .map(|start| Ok(content.slice(start..content.len().min(start + CHUNK))))
         .collect()
 }
 
-/// A part of a file that holds `content`.
+/// Creates a file with `content` and returns a part of it.
 pub(super) fn file(content: &[u8], offset: usize, len: usize) -> BlobFile {
-    let scratch = Scratch::create(content).expect("a file in the temporary directory");
-    let file = fs::File::open(&scratch.0).expect("the file just written");
+    let temp = TempFile::create(content).expect("a file in the temporary directory");
+    let file = fs::File::open(&temp.0).expect("the file was written");
     BlobFile {
         file: Arc::new(file),
-        path: scratch.0.clone(),
+        path: temp.0.clone(),
         offset: offset as u64,
         len: len as u64,
-        guard: Some(Box::new(scratch)),
+        guard: Some(Box::new(temp)),
     }
 }
 
-/// A file that is removed when nobody needs it any more.
-struct Scratch(PathBuf);
+/// A temporary file, removed on drop.
+struct TempFile(PathBuf);
 
-impl InUse for Scratch {
+impl InUse for TempFile {
     fn unreadable(&self) {}
 }
 
-impl Scratch {
+impl TempFile {
     fn create(content: &[u8]) -> io::Result<Self> {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         let number = NEXT.fetch_add(1, Relaxed);
@@ -104,46 +104,46 @@ impl Scratch {
     }
 }
 
-impl Drop for Scratch {
+impl Drop for TempFile {
     fn drop(&mut self) {
-        // Whatever stays behind is in the temporary directory.
+        // On an error, the file remains in the temporary directory.
         let _ = fs::remove_file(&self.0);
     }
 }
 
-/// The error that broken streams end with.
+/// Returns the error of interrupted streams.
 pub(super) fn broken() -> Error {
-    Error::Unavailable("the client went away".to_owned())
+    Error::Unavailable("the client disconnected".to_owned())
 }
 
-/// How an upload ends after its content came.
+/// The end of a stream after its content.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum End {
-    Ends,
-    Breaks,
-    Stalls,
+    Complete,
+    Error,
+    Stall,
 }
 
-/// An upload that starts at `offset` of a blob, brings `content`, and ends like this.
+/// Creates an upload that delivers `content` from `offset` of a blob on.
 pub(super) fn upload(name: &str, offset: usize, content: &Bytes, end: End) -> Blob {
     let resume = Some(Resume {
         upload: UploadId::new(name),
         offset: offset as u64,
     });
-    arriving(content, end, resume)
+    stream_with(content, end, resume)
 }
 
-/// A stream without a name that brings `content` and ends like this.
+/// Creates a stream that delivers `content` and cannot be resumed.
 pub(super) fn stream_of(content: &Bytes, end: End) -> Blob {
-    arriving(content, end, None)
+    stream_with(content, end, None)
 }
 
-fn arriving(content: &Bytes, end: End, resume: Option<Resume>) -> Blob {
-    let pieces = stream::iter(pieces(content));
+fn stream_with(content: &Bytes, end: End, resume: Option<Resume>) -> Blob {
+    let chunks = stream::iter(chunks(content));
     let chunks = match end {
-        End::Ends => pieces.boxed(),
-        End::Breaks => pieces.chain(stream::iter([Err(broken())])).boxed(),
-        End::Stalls => pieces.chain(stream::pending()).boxed(),
+        End::Complete => chunks.boxed(),
+        End::Error => chunks.chain(stream::iter([Err(broken())])).boxed(),
+        End::Stall => chunks.chain(stream::pending()).boxed(),
     };
     Blob::Stream(BlobStream {
         chunks,
@@ -152,12 +152,12 @@ fn arriving(content: &Bytes, end: End, resume: Option<Resume>) -> Blob {
     })
 }
 
-/// The stored content from `offset` on.
+/// Reads the stored content from `offset` on.
 pub(super) async fn read(store: &dyn BlobStore, digest: &Digest, offset: u64) -> Result<Bytes> {
     store.get(digest, offset).await?.into_bytes().await
 }
 
-/// That the blob is here with this content, or not at all, by every way of looking.
+/// Asserts by every method that the blob has this content, or is missing.
 pub(super) async fn expect(store: &dyn BlobStore, digest: &Digest, content: Option<&Bytes>) {
     let missing = store.find_missing(&[*digest]).await.unwrap();
     let got = read(store, digest, 0).await;
@@ -179,7 +179,7 @@ pub(super) async fn expect(store: &dyn BlobStore, digest: &Digest, content: Opti
             let not_found = matches!(got, Err(Error::NotFound(absent)) if absent == digest);
             assert!(
                 not_found,
-                "blob {digest} is absent, yet reading it: {got:?}"
+                "blob {digest} is missing, but reading it returned {got:?}"
             );
         }
     }

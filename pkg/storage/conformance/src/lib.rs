@@ -1,7 +1,6 @@
-//! What every store promises, as checks that any of them can be put through.
+//! Conformance tests of stores: the promises of the traits in [`gorego_storage`].
 //!
-//! Each suite asks for fresh stores, and panics where one breaks a promise. Run it on a runtime
-//! with several threads.
+//! Each suite creates new stores, and panics if one breaks a promise. It needs a runtime with several threads.
 #![allow(
     clippy::expect_used,
     clippy::indexing_slicing,
@@ -22,122 +21,157 @@ use gorego_storage::{ActionCache, BlobStore, Uploads};
 
 pub use content::content;
 
-/// No check takes nearly as long; one that does hangs.
-const PATIENCE: Duration = Duration::from_mins(2);
+/// The time after which a check is considered to hang. Each takes seconds.
+const TIMEOUT: Duration = Duration::from_mins(2);
 
-/// Who keeps what is put.
+/// The location of a store's blobs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Keeper {
-    /// The store itself.
-    Own,
-    /// A peer, which tells less: neither whether content that it took to the end was there before,
-    /// nor what it keeps of an upload whose blob is there.
-    Peer,
+enum Location {
+    Local,
+    /// A remote store does not report whether a blob was present before content that it read to the end, nor
+    /// the partial upload of a blob that is present.
+    Remote,
 }
 
-/// Puts a [`BlobStore`] through its paces. `make` yields an empty store each time.
+/// Tests a [`BlobStore`]. `make` returns an empty store each time.
 pub async fn blob_store<S: BlobStore>(make: impl AsyncFn() -> Arc<S>) {
-    blob_store_of(Keeper::Own, make).await;
+    blob_store_at(Location::Local, make).await;
 }
 
-/// As [`blob_store`], for whichever keeper.
-pub async fn blob_store_of<S: BlobStore>(keeper: Keeper, make: impl AsyncFn() -> Arc<S>) {
+/// Tests the client of a remote [`BlobStore`]. `make` returns an empty store each time.
+pub async fn remote_blob_store<S: BlobStore>(make: impl AsyncFn() -> Arc<S>) {
+    blob_store_at(Location::Remote, make).await;
+}
+
+async fn blob_store_at<S: BlobStore>(location: Location, make: impl AsyncFn() -> Arc<S>) {
     for kind in content::KINDS {
-        within(blobs::what_was_put_is_got(&*make().await, kind, keeper)).await;
-        within(blobs::wrong_content_is_not_stored(&*make().await, kind)).await;
+        within(blobs::a_stored_blob_is_returned(
+            &*make().await,
+            kind,
+            location,
+        ))
+        .await;
+        within(blobs::content_that_does_not_match_is_not_stored(
+            &*make().await,
+            kind,
+        ))
+        .await;
     }
-    within(blobs::content_is_got_from_any_offset(&*make().await)).await;
-    within(blobs::an_absent_blob_is_not_found(&*make().await)).await;
-    within(blobs::function_and_size_tell_blobs_apart(&*make().await)).await;
-    within(blobs::the_empty_blob_is_always_there(&*make().await)).await;
-    within(blobs::missing_digests_come_once_in_order(&*make().await)).await;
+    within(blobs::content_is_returned_from_any_offset(&*make().await)).await;
+    within(blobs::a_missing_blob_is_not_found(&*make().await)).await;
+    within(blobs::blobs_differ_by_function_and_size(&*make().await)).await;
+    within(blobs::the_empty_blob_is_always_present(&*make().await)).await;
+    within(blobs::missing_digests_are_returned_once_in_order(
+        &*make().await,
+    ))
+    .await;
     within(blobs::many_digests_are_looked_up_at_once(&*make().await)).await;
     within(blobs::a_part_of_a_file_is_stored(&*make().await)).await;
     within(blobs::a_failing_stream_stores_nothing(&*make().await)).await;
-    within(blobs::a_batch_is_got_item_by_item(&*make().await)).await;
-    within(blobs::a_batch_is_put_item_by_item(&*make().await, keeper)).await;
-    within(concurrency::a_present_blob_is_not_read_again(
+    within(blobs::each_blob_of_a_batch_has_its_own_content_or_error(
         &*make().await,
     ))
     .await;
-    within(concurrency::a_blob_is_invisible_until_its_end(
+    within(blobs::each_blob_of_a_batch_is_stored_or_refused_by_itself(
+        &*make().await,
+        location,
+    ))
+    .await;
+    within(concurrency::the_content_for_a_present_blob_is_not_read(
         &*make().await,
     ))
     .await;
-    within(concurrency::a_dropped_put_leaves_nothing_visible(
+    within(concurrency::a_blob_is_invisible_until_its_stream_ends(
         &*make().await,
     ))
     .await;
+    within(concurrency::a_dropped_put_stores_no_blob(&*make().await)).await;
     within(concurrency::a_put_ends_when_another_finishes_first(
         &*make().await,
     ))
     .await;
-    within(concurrency::many_put_one_blob_at_once(make().await)).await;
-    within(concurrency::readers_share_a_blob(make().await)).await;
+    within(concurrency::concurrent_puts_of_one_blob_succeed(
+        make().await,
+    ))
+    .await;
+    within(concurrency::concurrent_readers_get_the_same_content(
+        make().await,
+    ))
+    .await;
 }
 
-/// Puts a store that keeps broken-off uploads through its paces.
+/// Tests the interrupted uploads of a store. `make` returns an empty store each time.
 pub async fn uploads<S: BlobStore + Uploads>(make: impl AsyncFn() -> Arc<S>) {
-    uploads_of(Keeper::Own, make).await;
+    uploads_at(Location::Local, make).await;
 }
 
-/// As [`uploads`], for whichever keeper.
-pub async fn uploads_of<S: BlobStore + Uploads>(keeper: Keeper, make: impl AsyncFn() -> Arc<S>) {
-    within(uploads::an_unknown_upload_has_nothing(&*make().await)).await;
-    within(uploads::a_broken_upload_goes_on_where_it_stopped(
+/// Tests the interrupted uploads of a remote store's client. `make` returns an empty store each time.
+pub async fn remote_uploads<S: BlobStore + Uploads>(make: impl AsyncFn() -> Arc<S>) {
+    uploads_at(Location::Remote, make).await;
+}
+
+async fn uploads_at<S: BlobStore + Uploads>(location: Location, make: impl AsyncFn() -> Arc<S>) {
+    within(uploads::an_unknown_upload_has_no_bytes(&*make().await)).await;
+    within(uploads::an_interrupted_upload_resumes_where_it_ended(
         &*make().await,
     ))
     .await;
-    within(uploads::an_upload_goes_on_from_any_earlier_offset(
+    within(uploads::an_upload_resumes_at_any_earlier_offset(
         &*make().await,
     ))
     .await;
-    within(uploads::an_upload_does_not_go_on_from_further(
+    within(uploads::an_upload_does_not_resume_beyond_its_stored_bytes(
         &*make().await,
     ))
     .await;
-    within(uploads::a_wrong_resumed_upload_is_dropped(&*make().await)).await;
-    within(uploads::a_wrong_upload_is_dropped(&*make().await)).await;
-    within(uploads::the_content_tells_a_function_that_was_not_named(
+    within(uploads::a_resumed_upload_that_does_not_match_is_dropped(
         &*make().await,
     ))
     .await;
-    within(uploads::uploads_are_told_apart_by_name_and_digest(
+    within(uploads::an_upload_that_does_not_match_is_dropped(
         &*make().await,
     ))
     .await;
-    within(uploads::a_dropped_upload_goes_on_where_it_stopped(
+    within(uploads::an_unnamed_function_is_determined_by_the_content(
         &*make().await,
     ))
     .await;
-    within(uploads::a_retry_overtakes_its_stalled_predecessor(
+    within(uploads::uploads_differ_by_id_and_digest(&*make().await)).await;
+    within(uploads::a_dropped_upload_resumes_where_it_ended(
         &*make().await,
     ))
     .await;
+    within(uploads::a_retry_supersedes_the_stalled_call(&*make().await)).await;
     within(uploads::an_upload_ends_when_another_finishes_first(
         &*make().await,
-        keeper,
+        location,
     ))
     .await;
 }
 
-/// Puts an [`ActionCache`] through its paces. `make` yields an empty one each time.
+/// Tests an [`ActionCache`]. `make` returns an empty one each time.
 pub async fn action_cache<S: ActionCache>(make: impl AsyncFn() -> Arc<S>) {
-    within(results::the_last_result_is_got(&*make().await)).await;
-    within(results::a_result_reserves_memory_while_it_is_held(
+    within(results::the_latest_result_is_returned(&*make().await)).await;
+    within(results::a_result_reserves_memory_until_it_is_dropped(
         &*make().await,
     ))
     .await;
-    within(results::results_are_kept_whole(&*make().await)).await;
+    within(results::large_and_empty_results_are_returned_unchanged(
+        &*make().await,
+    ))
+    .await;
     within(results::instances_and_functions_are_separate(
         &*make().await,
     ))
     .await;
-    within(results::readers_never_see_a_torn_result(make().await)).await;
+    within(results::concurrent_readers_get_complete_results(
+        make().await,
+    ))
+    .await;
 }
 
 async fn within(check: impl Future<Output = ()>) {
-    tokio::time::timeout(PATIENCE, check)
+    tokio::time::timeout(TIMEOUT, check)
         .await
-        .expect("a check that should take seconds hangs");
+        .expect("the check hangs");
 }

@@ -1,4 +1,4 @@
-//! What an [`gorego_storage::ActionCache`] promises.
+//! Promises of an [`gorego_storage::ActionCache`].
 
 use std::sync::Arc;
 
@@ -9,7 +9,7 @@ use tokio::task::JoinSet;
 use super::content::{SHA256, content};
 use gorego_storage::{ActionCache, ActionCacheExt as _, Digest, DigestFunction, Error};
 
-/// A result that tells by every part of it which one it is.
+/// Creates a result that is recognized by any part of it.
 fn result(number: u8, len: usize) -> ActionResult {
     ActionResult {
         exit_code: i32::from(number),
@@ -18,7 +18,7 @@ fn result(number: u8, len: usize) -> ActionResult {
     }
 }
 
-pub(super) async fn the_last_result_is_got(cache: &dyn ActionCache) {
+pub(super) async fn the_latest_result_is_returned(cache: &dyn ActionCache) {
     for function in DigestFunction::ALL {
         let action = function.digest(b"action");
         assert_eq!(cache.find("main", &action).await.unwrap(), None);
@@ -33,7 +33,7 @@ pub(super) async fn the_last_result_is_got(cache: &dyn ActionCache) {
     }
 }
 
-pub(super) async fn a_result_reserves_memory_while_it_is_held(cache: &dyn ActionCache) {
+pub(super) async fn a_result_reserves_memory_until_it_is_dropped(cache: &dyn ActionCache) {
     let memory = Budget::memory("memory for the test", 1 << 20);
     let action = SHA256.digest(b"action");
     let none = cache.get("main", &action, &memory).await;
@@ -42,14 +42,14 @@ pub(super) async fn a_result_reserves_memory_while_it_is_held(cache: &dyn Action
         .put("main", &action, result(1, 100_000))
         .await
         .unwrap();
-    let held = cache.get("main", &action, &memory).await.unwrap();
-    assert!(held.permit.bytes() >= 100_000);
+    let cached = cache.get("main", &action, &memory).await.unwrap();
+    assert!(cached.permit.bytes() >= 100_000);
     assert!(memory.try_reserve(1 << 20).is_none());
-    drop(held);
+    drop(cached);
     assert!(memory.try_reserve(1 << 20).is_some());
 }
 
-pub(super) async fn results_are_kept_whole(cache: &dyn ActionCache) {
+pub(super) async fn large_and_empty_results_are_returned_unchanged(cache: &dyn ActionCache) {
     let files = (0..5000).map(|number: u64| OutputFile {
         path: format!("out/{number}"),
         digest: Some(SHA256.digest(&number.to_le_bytes()).to_proto()),
@@ -107,24 +107,24 @@ pub(super) async fn instances_and_functions_are_separate(cache: &dyn ActionCache
     }
 }
 
-pub(super) async fn readers_never_see_a_torn_result<S: ActionCache>(cache: Arc<S>) {
+pub(super) async fn concurrent_readers_get_complete_results<S: ActionCache>(cache: Arc<S>) {
     const ROUNDS: usize = 200;
     let action = SHA256.digest(b"action");
     cache.put("main", &action, result(0, 1)).await.unwrap();
-    let mut crowd = JoinSet::new();
+    let mut tasks = JoinSet::new();
     for number in 1..=3 {
         let writer = Arc::clone(&cache);
-        crowd.spawn(async move {
+        tasks.spawn(async move {
             for round in 0..ROUNDS {
                 let result = result(number, 1 + round * 97);
                 writer.put("main", &action, result).await.unwrap();
             }
         });
         let reader = Arc::clone(&cache);
-        crowd.spawn(async move {
+        tasks.spawn(async move {
             for _ in 0..ROUNDS {
                 let got = reader.find("main", &action).await.unwrap();
-                let got = got.expect("a result that is replaced never vanishes");
+                let got = got.expect("a replaced result is always present");
                 let whole = got
                     .stdout_raw
                     .iter()
@@ -133,5 +133,5 @@ pub(super) async fn readers_never_see_a_torn_result<S: ActionCache>(cache: Arc<S
             }
         });
     }
-    crowd.join_all().await;
+    tasks.join_all().await;
 }

@@ -1,4 +1,4 @@
-//! The store in memory keeps every promise of a store.
+//! Conformance tests of [`MemoryStore`].
 
 use std::sync::Arc;
 
@@ -10,16 +10,16 @@ async fn make() -> Arc<MemoryStore> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn it_stores_blobs() {
+async fn memory_store_is_a_blob_store() {
     conformance::blob_store(make).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn it_keeps_uploads_that_break_off() {
+async fn memory_store_resumes_uploads() {
     conformance::uploads(make).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn it_caches_action_results() {
+async fn memory_store_is_an_action_cache() {
     conformance::action_cache(make).await;
 }
