@@ -106,15 +106,14 @@ impl Outputs {
     }
 
     async fn failed(&mut self, error: TreeError) -> Error {
+        let TreeError::Store(error) = error else {
+            return self.incomplete(error.to_string()).await;
+        };
+        // The open tree cannot be read any further.
+        self.open = None;
         match error {
-            TreeError::Store(error) => {
-                self.open = None;
-                match error {
-                    Error::NotFound(missing) => self.incomplete_without(&missing).await,
-                    error => error,
-                }
-            }
-            malformed => self.incomplete(malformed.to_string()).await,
+            Error::NotFound(missing) => self.incomplete_without(&missing).await,
+            error => error,
         }
     }
 
