@@ -86,11 +86,8 @@ impl<'a> Content<'a> {
         self.ended && self.read != self.len
     }
 
-    /// Returns the next message; `None` after the last one.
-    async fn next(&mut self) -> Result<Option<WriteRequest>> {
-        if self.finished {
-            return Ok(None);
-        }
+    /// Returns the next message, of which there is one before it is finished.
+    async fn next(&mut self) -> Result<WriteRequest> {
         while self.rest.is_empty() && !self.ended {
             let next = self.source.next();
             // The name alone, which goes first, lets a peer that has the blob say so.
@@ -104,7 +101,7 @@ impl<'a> Content<'a> {
             };
             self.take(piece.transpose()?)?;
         }
-        Ok(Some(self.message()))
+        Ok(self.message())
     }
 
     /// Takes a piece of the source, or its end.
@@ -240,10 +237,9 @@ async fn send(
     if time::timeout(peer.timeout, is_connected).await.is_err() {
         return Ok(Duration::ZERO);
     }
-    while let Some(message) = content.next().await? {
-        let sending = messages.send(grpc::framed(&message));
-        match time::timeout(peer.timeout, sending).await {
-            Ok(Ok(())) => {}
+    while !content.finished {
+        match time::timeout(peer.timeout, messages.reserve()).await {
+            Ok(Ok(slot)) => slot.send(grpc::framed(&content.next().await?)),
             // The peer wants no more of it, and says why in its answer.
             Ok(Err(_)) => return Ok(peer.timeout),
             Err(_) => return Ok(Duration::ZERO),
@@ -267,7 +263,7 @@ mod tests {
         let mut content = Content::new(source, &digest, name, 0, false, Some(compressing));
         let error = loop {
             match content.next().await {
-                Ok(message) => assert!(!message.unwrap().finish_write),
+                Ok(message) => assert!(!message.finish_write),
                 Err(error) => break error.to_string(),
             }
         };
