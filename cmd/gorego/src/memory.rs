@@ -14,6 +14,7 @@ const FILES: u64 = 4096;
 /// The budgets that share `limits.memory`.
 #[derive(Debug)]
 pub(crate) struct Parts {
+    pub(crate) transport: gorego_grpc::Memory,
     pub(crate) server: server::Memory,
     pub(crate) proxy: proxy::Memory,
     /// Receive windows of downloads from the backing cache.
@@ -67,14 +68,14 @@ impl Parts {
         let requests = FRAMING + batch + bytes(REQUESTS);
         let responses = response + bytes(RESPONSES);
         Self {
+            transport: gorego_grpc::Memory {
+                windows: part("memory for receive windows", WINDOWS),
+                calls: Budget::count("room for calls", CALLS),
+                requests: Budget::memory("memory for large requests", requests),
+                decoded: part("memory for decoded requests", DECODED),
+                responses: Budget::memory("memory for large responses", responses),
+            },
             server: server::Memory {
-                transport: gorego_grpc::Memory {
-                    windows: part("memory for receive windows", WINDOWS),
-                    calls: Budget::count("room for calls", CALLS),
-                    requests: Budget::memory("memory for large requests", requests),
-                    decoded: part("memory for decoded requests", DECODED),
-                    responses: Budget::memory("memory for large responses", responses),
-                },
                 files: Budget::count("room for open files", FILES.min(files / 2).max(1)),
                 results: part_with("memory for action results", results),
                 walks: bytes(WALKS),
@@ -103,6 +104,7 @@ mod tests {
 
     fn total(parts: &Parts) -> u64 {
         let Parts {
+            transport,
             server,
             proxy,
             downloads,
@@ -110,12 +112,12 @@ mod tests {
             ..
         } = parts;
         let budgets = [
-            &server.transport.windows,
-            &server.transport.requests,
-            &server.transport.decoded,
+            &transport.windows,
+            &transport.requests,
+            &transport.decoded,
             &server.results,
             &server.workspaces,
-            &server.transport.responses,
+            &transport.responses,
             &server.pieces,
             &proxy.small,
             &proxy.large,
@@ -137,9 +139,9 @@ mod tests {
                     total <= memory * MIB && total > memory * MIB - 1000,
                     "{total}"
                 );
-                assert!(parts.server.transport.requests.total() >= batch * MIB + FRAMING);
+                assert!(parts.transport.requests.total() >= batch * MIB + FRAMING);
                 let response = server::Limits::max_batch_response(batch * MIB);
-                assert!(parts.server.transport.responses.total() >= response);
+                assert!(parts.transport.responses.total() >= response);
                 let stateless = Parts::of(memory * MIB, batch * MIB, 1024, false, backing);
                 assert!(stateless.downloads.total() >= parts.downloads.total());
             }

@@ -10,7 +10,7 @@ use std::{
 use gorego_config::{self as config, Config};
 use gorego_janitor::{self as janitor, Janitor, Marks};
 use gorego_proxy::{Backing, Depth, OnOutage, Options, Outbox, ProxyActions, ProxyStore};
-use gorego_server::Services;
+use gorego_server::Stores;
 use gorego_storage::{BreakerState, CompletenessChecking};
 use gorego_storage_local::{LocalOptions, LocalStore, OpenError, SyncMode};
 use gorego_storage_remote::RemoteStore;
@@ -39,9 +39,9 @@ pub(crate) enum Error {
     Journal(PathBuf),
 }
 
-/// The services, and the stores to close at shutdown.
+/// The stores, and the stores to close at shutdown.
 pub(crate) struct Tiers {
-    pub(crate) services: Services,
+    pub(crate) stores: Stores,
     local: Option<Arc<LocalStore>>,
     proxy: Option<ProxyStore>,
     breaker: Option<watch::Receiver<BreakerState>>,
@@ -76,7 +76,7 @@ impl Tiers {
                 None
             }
         };
-        let services = Services {
+        let stores = Stores {
             blobs: Arc::clone(&local) as _,
             uploads: Arc::clone(&local) as _,
             actions: Arc::new(
@@ -89,7 +89,7 @@ impl Tiers {
             ),
         };
         Ok(Self {
-            services,
+            stores,
             local: Some(local),
             proxy: None,
             breaker: None,
@@ -127,13 +127,13 @@ impl Tiers {
             actions: backing,
         };
         let proxy = ProxyStore::new(Arc::clone(&local), backing, Arc::new(outbox), options);
-        let services = Services {
+        let stores = Stores {
             blobs: Arc::new(proxy.clone()),
             uploads: Arc::new(proxy.clone()),
             actions: Arc::new(ProxyActions::new(&proxy)),
         };
         Ok(Self {
-            services,
+            stores,
             local: Some(local),
             proxy: Some(proxy),
             breaker: Some(breaker),
@@ -145,7 +145,7 @@ impl Tiers {
     fn stateless(config: &Config, parts: &Parts, backing: Arc<RemoteStore>) -> Self {
         let breaker = backing.breaker();
         warn_of_unused(&config.local_cache.dir);
-        let services = Services {
+        let stores = Stores {
             blobs: Arc::clone(&backing) as _,
             uploads: Arc::clone(&backing) as _,
             actions: Arc::new(CompletenessChecking::new(
@@ -155,7 +155,7 @@ impl Tiers {
             )),
         };
         Self {
-            services,
+            stores,
             local: None,
             proxy: None,
             breaker: Some(breaker),

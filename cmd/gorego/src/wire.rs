@@ -8,7 +8,8 @@ use std::{
 };
 
 use gorego_config::{self as config, Config, LoadedConfig};
-use gorego_server::{self as server, Limits};
+use gorego_grpc::Limits;
+use gorego_server as server;
 use gorego_storage::{Chain, DigestFunction};
 use gorego_telemetry::{self as telemetry, Metrics, Sources};
 use gorego_tls::{Certificate, ClientAuth, ClientTls, ServerFiles, ServerTls};
@@ -92,14 +93,22 @@ async fn serve(loaded: &LoadedConfig) -> Result<(), Error> {
         tasks.spawn(telemetry::serve(listener, metrics, observing.clone()))
     });
 
-    let options = server::Options {
+    let transport = gorego_grpc::Options {
         limits: limits(&config.limits, descriptors),
+        memory: parts.transport,
+        tls,
+        healthy: tiers.health(),
+    };
+    let options = server::Options {
+        transport,
+        limits: server::Limits {
+            max_batch_bytes: config.limits.max_batch_bytes.bytes(),
+            max_blob_size: NonZeroU64::new(config.limits.max_blob_size.bytes()),
+        },
         memory: parts.server,
         ac_updates: config.action_cache.updates,
         inferred_functions: inferred_functions(&config.limits),
-        tls,
         chain,
-        healthy: tiers.health(),
     };
     let served = serve_and_save(listener, &tiers, options, shutdown).await;
     tiers.close().await;
@@ -142,9 +151,9 @@ async fn serve_and_save(
     options: server::Options,
     shutdown: CancellationToken,
 ) -> Result<(), gorego_grpc::Error> {
-    let services = tiers.services.clone();
+    let stores = tiers.stores.clone();
     let serving = async {
-        let served = server::serve(listener, services, options, shutdown.clone()).await;
+        let served = server::serve(listener, stores, options, shutdown.clone()).await;
         shutdown.cancel();
         served
     };
@@ -223,8 +232,6 @@ fn inferred_functions(limits: &config::Limits) -> Vec<DigestFunction> {
 
 fn limits(limits: &config::Limits, descriptors: Descriptors) -> Limits {
     Limits {
-        max_batch_bytes: limits.max_batch_bytes.bytes(),
-        max_blob_size: NonZeroU64::new(limits.max_blob_size.bytes()),
         idle_timeout: limits.idle_timeout,
         drain_timeout: limits.drain_timeout,
         max_connections: descriptors.connections,

@@ -19,89 +19,85 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::debug;
 
 use crate::{
-    Memory, Service,
-    greeting::{self, Fault, Faults},
+    Limits, Memory, Service,
+    greeting::{self, BoxError, Fault, Faults},
     head::refuse_foreign,
     idle::{Activity, Idle},
-    io::{CallGuard, Coalesced},
     router::Router,
     watchdog::StreamExecutor,
     windows::Windows,
+    wire::Wire,
 };
 
-/// A client that has not shown by then that it speaks TLS, where due, and HTTP/2 is dropped.
+/// The time in which a client has to show that it speaks TLS, if required, and HTTP/2.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-/// A client that does not answer a ping within the second time is gone.
+/// The interval between pings, and the time in which a client has to answer one.
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(30);
 const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// A response's bytes within the HTTP/2 layer, beyond which it takes no more.
+/// The most bytes of a response within the HTTP/2 layer.
 const SEND_BUFFER: usize = 64 * 1024;
-/// The most cancelled calls that the HTTP/2 layer holds until it processes them. Beyond that it
-/// ends the connection and every other call on it. A client that stops may cancel all of its calls,
-/// and a multiplexing proxy may do so several times in one burst. Each takes about a kilobyte, and
-/// its headers. [`CallGuard`] limits how many a client cancels over time.
+/// The most cancelled calls that the HTTP/2 layer holds until it processes them. Beyond it, the layer ends the
+/// connection and every other call on it. A client that stops may cancel all of its calls, and a multiplexing
+/// proxy may do so several times in one burst. Each takes about a kilobyte, and its headers. [`Wire`] limits the
+/// cancelled calls over time.
 const MAX_PENDING_RESETS: usize = 1024;
-/// The most streams that the HTTP/2 layer may end for a breach of the protocol during the life of a
-/// connection. Each may wait to be sent to a client that reads nothing, at a few hundred bytes
-/// each. A connection between balancers lives for weeks.
+/// The most streams that the HTTP/2 layer ends for a breach of the protocol during the life of a connection. Each
+/// takes a few hundred bytes until the client reads it. A connection between balancers lives for weeks.
 const MAX_BREACHES: usize = 4096;
-/// The headers of one call as the HTTP/2 layer takes them. More than a call may have
-/// ([`crate::head::MAX_HEADERS`]), so that the refusal is a gRPC status. Beyond it the layer refuses
-/// the stream, and beyond four times as much the connection. Headers may take a hundred times as much memory
-/// as they did on the wire, times the calls that begin in one burst.
+/// The most bytes of headers of a call that the HTTP/2 layer takes. More than [`crate::head::MAX_HEADERS`], so that
+/// the refusal is a gRPC status. Beyond it the layer refuses the stream, and beyond four times as much the
+/// connection. Headers may take a hundred times as much memory as they did on the wire, times the calls that begin
+/// in one burst.
 const MAX_HEADER_LIST: u32 = 64 * 1024;
-/// The table of remembered headers of a connection, which need not be repeated. Names, tokens and
-/// the like fit; a larger table would be memory held by idle connections.
+/// The bytes of a connection's table of headers that need not be repeated. Names and tokens fit; a larger table would be
+/// memory held by idle connections.
 const HEADER_TABLE: u32 = 4 * 1024;
 
-/// What all connections share.
-#[derive(Clone, Debug)]
-pub(crate) struct Connections<R> {
-    pub(crate) router: R,
+/// The state that all connections share.
+#[derive(Debug)]
+pub(crate) struct Connections<S> {
+    pub(crate) limits: Limits,
+    pub(crate) memory: Memory,
     /// TLS settings of new connections.
     pub(crate) tls: Option<watch::Receiver<ServerTls>>,
-    /// Reports clients that were not let in.
-    pub(crate) faults: Arc<Faults>,
-    /// Every task that belongs to a connection.
+    pub(crate) router: Arc<Router<S>>,
+    pub(crate) faults: Faults,
+    /// The tasks of all connections.
     pub(crate) tasks: TaskTracker,
-    /// Those that can make room for others.
+    /// The connections that can make room for others.
     pub(crate) idle: Idle,
-    pub(crate) memory: Memory,
-    pub(crate) idle_timeout: Duration,
-    pub(crate) grace: Duration,
-    /// Ask clients to go away once what they are doing is done.
+    /// Cancelled when clients are to leave after their calls in progress.
     pub(crate) drain: CancellationToken,
-    /// Stop at once, if `drain` has come before.
+    /// Cancelled, after `drain`, when connections are to end at once.
     pub(crate) abort: CancellationToken,
-    /// Held by each connection, and so counts them.
-    pub(crate) live: Arc<()>,
 }
 
-impl<S: Service> Connections<Arc<Router<S>>> {
-    /// Serves one client until it leaves or is told to.
-    pub(crate) async fn serve(self, stream: TcpStream) {
+impl<S: Service> Connections<S> {
+    /// Serves one client until it leaves or is disconnected.
+    pub(crate) async fn serve(self: Arc<Self>, stream: TcpStream) {
         let Ok(peer) = stream.peer_addr() else {
-            // It is gone already.
+            // The client is gone already.
             return;
         };
-        // An IPv4 address, also where the listener is one of IPv6.
+        // IPv4 addresses are plain also where the listener is one of IPv6.
         let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
         // Small messages must not wait for the acknowledgement of earlier ones.
         let _ = stream.set_nodelay(true);
         let activity = self.idle.connection();
-        let faults = Arc::clone(&self.faults);
-        if let Err(why) = self.greet(stream, peer, activity).await {
-            if let Some(fault) = why.downcast_ref() {
-                faults.report(peer, fault);
-            } else {
-                debug!("connection of {peer} ended: {why}");
-            }
+        let Err(why) = self.greet(stream, peer, activity).await else {
+            return;
+        };
+        match why.downcast_ref() {
+            Some(fault) => self.faults.report(peer, fault),
+            None => debug!("connection of {peer} ended: {why}"),
         }
     }
 
+    /// Serves a client after its handshake. Both are boxed: the memory of the handshake is freed after it, and that of
+    /// TLS is taken only where it is used.
     async fn greet(
-        self,
+        self: &Arc<Self>,
         stream: TcpStream,
         peer: SocketAddr,
         activity: Activity,
@@ -112,15 +108,13 @@ impl<S: Service> Connections<Arc<Router<S>>> {
             return Box::pin(self.serve_http2(stream, peer, activity)).await;
         };
         let config = Arc::clone(&tls.borrow().config);
-        // In memory that goes when it is done: connections last longer.
         let greeting = Box::pin(greeting::tls(stream, config));
         let stream = self.in_time(&activity, greeting).await?;
-        // In memory of its own: a connection without TLS needs less, and one in its handshake none.
         Box::pin(self.serve_http2(stream, peer, activity)).await
     }
 
-    /// Runs a handshake. Neither its client nor the end of the server may prolong it, and it makes
-    /// room for others like any connection without a call.
+    /// Runs a handshake, which neither its client nor the shutdown may prolong, and which makes room for others like
+    /// any connection without a call.
     async fn in_time<T>(
         &self,
         activity: &Activity,
@@ -140,7 +134,7 @@ impl<S: Service> Connections<Arc<Router<S>>> {
     }
 
     async fn serve_http2<IO>(
-        self,
+        self: &Arc<Self>,
         stream: IO,
         peer: SocketAddr,
         activity: Activity,
@@ -148,9 +142,9 @@ impl<S: Service> Connections<Arc<Router<S>>> {
     where
         IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let router = self.router;
+        let router = Arc::clone(&self.router);
         let service = service_fn(move |request: http::Request<Incoming>| {
-            // At once, so that large headers are gone before the next call is accepted.
+            // At once, so that large headers are freed before the next call is accepted.
             let answer = if let Some(refusal) = refuse_foreign(&request) {
                 ready(refusal).left_future()
             } else {
@@ -160,57 +154,39 @@ impl<S: Service> Connections<Arc<Router<S>>> {
             answer.map(Ok::<_, Infallible>)
         });
         let executor = StreamExecutor {
-            tasks: self.tasks,
+            tasks: self.tasks.clone(),
             activity: activity.clone(),
-            client: Client::new(self.grace),
-            idle_timeout: self.idle_timeout,
+            client: Client::new(self.limits.grace),
+            idle_timeout: self.limits.idle_timeout,
         };
-        let guard = CallGuard::new(stream, peer);
-        let pause = guard.pause();
-        let io = Coalesced::new(guard);
-        let live = self.live;
-        // One is held by who accepts them.
-        let windows = Windows::new(&self.memory, Arc::strong_count(&live).saturating_sub(1));
+        let wire = Wire::new(stream, peer);
+        // All connections hold this value, and so does the task that accepts them.
+        let windows = Windows::new(&self.memory, Arc::strong_count(self).saturating_sub(1));
         let mut connection =
-            pin!(builder(executor, &windows).serve_connection(TokioIo::new(io.clone()), service));
-        let (drain, abort) = (self.drain, self.abort);
-        // Pinned here, since each layer of futures would have room for all that is in it twice.
+            pin!(builder(executor, &windows).serve_connection(TokioIo::new(wire.clone()), service));
+        // Pinned here, since each layer of futures would have room for it twice.
         let served = pin!(async {
             tokio::select! {
                 ended = connection.as_mut() => return Ok(ended?),
-                () = drain.cancelled() => {}
+                () = self.drain.cancelled() => {}
                 () = activity.has_to_close() => {}
             }
             connection.as_mut().graceful_shutdown();
             tokio::select! {
-                // First, so that the client is told before it is cut off.
+                // First, so that the client is notified before it is cut off.
                 biased;
                 ended = connection.as_mut() => Ok(ended?),
-                () = abort.cancelled() => Err("cut off".into()),
-                () = has_to_be_closed(&activity, &drain) => Err("closed without a call".into()),
+                () = self.abort.cancelled() => Err("cut off".into()),
+                () = activity.may_be_closed(&self.drain) => Err("closed without a call".into()),
             }
         });
-        io.drive(pause.end_at_each_turn(served)).await
+        wire.drive(served).await
     }
 }
 
-/// Waits until a client that was asked to leave has had its time, which is short at the server's end.
-async fn has_to_be_closed(activity: &Activity, drain: &CancellationToken) {
-    let ending = async {
-        drain.cancelled().await;
-        activity.has_to_be_closed(true).await;
-    };
-    tokio::select! {
-        () = activity.has_to_be_closed(false) => {}
-        () = ending => {}
-    }
-}
-
-pub(crate) type BoxError = Box<dyn std::error::Error + Send + Sync>;
-
-/// Sets every limit of HTTP/2 that hyper exposes. Limits of h2 that it does not: the overhead of
-/// small unread data frames (half of the connection's window), empty data frames (100 in a
-/// connection's life), and remembered streams that the server has reset (50, for a second).
+/// Sets every limit of HTTP/2 that hyper exposes. h2 has others: the overhead of small unread data frames (half of
+/// the connection's window), empty data frames (100 in a connection's life), and remembered streams that the server has
+/// reset (50, for a second).
 fn builder(executor: StreamExecutor, windows: &Windows) -> http2::Builder<StreamExecutor> {
     let mut builder = http2::Builder::new(executor);
     builder
@@ -226,7 +202,7 @@ fn builder(executor: StreamExecutor, windows: &Windows) -> http2::Builder<Stream
         .max_local_error_reset_streams(MAX_BREACHES)
         .max_header_list_size(MAX_HEADER_LIST)
         .header_table_size(HEADER_TABLE)
-        // No client of ours tunnels through CONNECT, or wants the date.
+        // No client of a build cache needs the date.
         .auto_date_header(false);
     builder
 }

@@ -1,4 +1,4 @@
-//! The first bytes of a connection, by which a client shows that it is configured for this server.
+//! The first bytes of a connection, which show whether a client is configured for this server.
 
 use std::{
     collections::HashMap,
@@ -19,16 +19,15 @@ use tokio::{
 use tokio_rustls::{LazyConfigAcceptor, server::TlsStream};
 use tracing::{debug, warn};
 
-use crate::{
-    connection::BoxError,
-    io::{NoPreface, Prefaced, Protocol},
-};
-
+/// The first bytes of an HTTP/2 client (RFC 9113, 3.4).
+pub(crate) const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// The first byte of a TLS connection: the content type of a handshake record (RFC 8446, 5.1).
-pub(crate) const TLS_HANDSHAKE: u8 = 0x16;
-/// The time, and the bytes, that an HTTP/1 client may still send before it has read its answer.
+const TLS_HANDSHAKE: u8 = 0x16;
+/// The time for which, and the bytes that, an HTTP/1 client may still send before it has read its answer.
 const LINGER: Duration = Duration::from_secs(1);
 const LINGER_BYTES: u64 = 1 << 20;
+
+pub(crate) type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 /// A fault in the configuration of a client, or in that of this server for it.
 #[derive(Debug, thiserror::Error)]
@@ -87,6 +86,20 @@ pub(crate) enum Fault {
     Handshake(String),
 }
 
+impl Fault {
+    /// Returns the fault of a client that begins with these bytes, of which there may be few.
+    fn of(first: &[u8], scheme: &'static str) -> Self {
+        let method = first.split(|byte| *byte == b' ').next().unwrap_or_default();
+        match first {
+            [TLS_HANDSHAKE, ..] => Self::Tls,
+            _ if !method.is_empty() && method.iter().all(u8::is_ascii_uppercase) => {
+                Self::Http1(scheme)
+            }
+            _ => Self::Unknown,
+        }
+    }
+}
+
 impl From<&rustls::Error> for Fault {
     fn from(error: &rustls::Error) -> Self {
         use AlertDescription as Alert;
@@ -112,7 +125,7 @@ impl From<&rustls::Error> for Fault {
     }
 }
 
-/// Warns of clients with faults, so that neither many of them nor one that tries for ever fills the log.
+/// Warnings of clients with faults. Neither many clients nor one that retries for ever can fill the log.
 #[derive(Debug, Default)]
 pub(crate) struct Faults(Mutex<HashMap<Discriminant<Fault>, LogLimit>>);
 
@@ -132,45 +145,46 @@ impl Faults {
     }
 }
 
-/// Waits until a client has shown that it speaks HTTP/2, as it should for a target of this scheme.
-pub(crate) async fn http2<S>(stream: S, scheme: &'static str) -> Result<Prefaced<S>, BoxError>
+/// Waits until a client has shown that it speaks HTTP/2, and takes the preface off the stream. The target of the client
+/// should have this scheme.
+pub(crate) async fn http2<S>(mut stream: S, scheme: &'static str) -> Result<S, BoxError>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    match Prefaced::expect(stream).await {
-        Ok(stream) => Ok(stream),
-        Err(NoPreface::Lost(error)) => Err(error.into()),
-        Err(NoPreface::Speaks(protocol, stream)) => Err(match protocol {
-            Protocol::Http1 => {
-                refuse(stream, scheme).await;
-                Fault::Http1(scheme)
-            }
-            Protocol::Tls => Fault::Tls,
-            Protocol::Unknown => Fault::Unknown,
+    let mut preface = [0; PREFACE.len()];
+    let mut len = 0;
+    while let Some(rest @ [_, ..]) = preface.get_mut(len..) {
+        match stream.read(rest).await? {
+            0 => return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into()),
+            read => len += read,
         }
-        .into()),
+        let arrived = preface.get(..len).unwrap_or_default();
+        if !PREFACE.starts_with(arrived) {
+            let fault = Fault::of(arrived, scheme);
+            if let Fault::Http1(_) = fault {
+                refuse(stream, scheme).await;
+            }
+            return Err(fault.into());
+        }
     }
+    Ok(stream)
 }
 
 /// Waits until a client has shown that it speaks TLS, and HTTP/2 within.
 pub(crate) async fn tls(
     stream: TcpStream,
     config: Arc<ServerConfig>,
-) -> Result<Prefaced<TlsStream<TcpStream>>, BoxError> {
+) -> Result<TlsStream<TcpStream>, BoxError> {
     const SCHEME: &str = "grpcs";
     let mut first = [0];
     if stream.peek(&mut first).await? == 0 {
         return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
     }
     if first != [TLS_HANDSHAKE] {
-        return match Prefaced::expect(stream).await {
-            Err(NoPreface::Lost(error)) => Err(error.into()),
-            Err(NoPreface::Speaks(Protocol::Http1, stream)) => {
-                refuse(stream, SCHEME).await;
-                Err(Fault::PlainText.into())
-            }
-            Ok(_) | Err(NoPreface::Speaks(..)) => Err(Fault::PlainText.into()),
-        };
+        return Err(match http2(stream, SCHEME).await {
+            Err(lost) if !lost.is::<Fault>() => lost,
+            _ => Fault::PlainText.into(),
+        });
     }
     let hello = LazyConfigAcceptor::new(Acceptor::default(), stream);
     let hello = hello.await.map_err(|error| match fault_of(&error) {
@@ -189,7 +203,7 @@ fn fault_of(error: &io::Error) -> Option<Fault> {
     Some(Fault::from(inner))
 }
 
-/// Answers an HTTP/1 client, whatever it asks, and hangs up.
+/// Answers an HTTP/1 client, and closes the connection.
 async fn refuse<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S, scheme: &str) {
     let text = format!(
         "this is a gRPC server, which speaks HTTP/2 and not HTTP/1: use {scheme}://HOST:PORT, with \
@@ -212,12 +226,45 @@ async fn refuse<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S, scheme: &str) 
 
 #[cfg(test)]
 mod tests {
-    use tokio::time::advance;
+    use tokio::{io::duplex, time::advance};
 
     use super::*;
 
+    #[tokio::test]
+    async fn another_protocol_is_detected_by_its_first_bytes() {
+        for (sent, expected) in [
+            (b"G".as_slice(), Fault::Http1("grpc")),
+            (b"PUT /ac/", Fault::Http1("grpc")),
+            (b"OPTIONS * HTTP/1.1\r\n", Fault::Http1("grpc")),
+            (b"\x16\x03\x01\x02", Fault::Tls),
+            (b"SSH-2.0-OpenSSH", Fault::Unknown),
+            (b" ", Fault::Unknown),
+            (b"\0", Fault::Unknown),
+        ] {
+            let fault = Fault::of(sent, "grpc");
+            assert_eq!(discriminant(&fault), discriminant(&expected), "{sent:?}");
+        }
+        let (mut client, server) = duplex(64);
+        client.write_all(b"SSH-2.0-OpenSSH").await.unwrap();
+        let error = http2(server, "grpc").await.unwrap_err();
+        assert!(
+            matches!(error.downcast_ref(), Some(Fault::Unknown)),
+            "{error}"
+        );
+    }
+
+    #[tokio::test]
+    async fn a_preface_is_accepted_and_a_truncated_one_is_an_error() {
+        for (sent, accepted) in [(PREFACE.as_slice(), true), (b"PRI *", false)] {
+            let (mut client, server) = duplex(64);
+            client.write_all(sent).await.unwrap();
+            drop(client);
+            assert_eq!(http2(server, "grpc").await.is_ok(), accepted);
+        }
+    }
+
     #[tokio::test(start_paused = true)]
-    async fn each_kind_of_fault_is_worth_a_warning_a_minute() {
+    async fn each_kind_of_fault_is_warned_of_once_a_minute() {
         let faults = Faults::default();
         for _ in 0..2 {
             assert!(faults.is_due(&Fault::Untrusted("one".to_owned())));

@@ -1,28 +1,29 @@
-//! A call's headers: refused where they are not those of a gRPC call that is served here, and read
-//! for how long the call may take.
+//! The headers of a call: which calls are refused by them, and the time that a call may take.
 
 use std::time::Duration;
 
 use http::{
-    HeaderMap, HeaderValue, Method, Request, StatusCode,
+    HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode,
     header::{ALLOW, CONTENT_TYPE},
 };
 use tonic::Status;
 
-use crate::{Response, refuse};
+use crate::response::{Response, refuse};
 
-/// The headers of one call, counted as HTTP/2 does. What gRPC libraries take at most by default.
+/// The most bytes of headers of a call, counted as in HTTP/2: the default limit of gRPC libraries.
 pub(crate) const MAX_HEADERS: usize = 16 * 1024;
 /// The bytes that HTTP/2 counts for each header in addition to its name and value.
 const OVERHEAD: usize = 32;
 
-/// The refusal of a request that is no gRPC call, or not in a form that is known here.
+/// Returns the refusal of a request that is no gRPC call, or not in a form that this server supports.
 pub(crate) fn refuse_foreign<B>(head: &Request<B>) -> Option<Response> {
+    let with = |mut refusal: Response, name, value| {
+        let value = HeaderValue::from_static(value);
+        refusal.headers_mut().insert(name, value);
+        Some(refusal)
+    };
     if head.method() != Method::POST {
-        let mut refusal = refuse_http(StatusCode::METHOD_NOT_ALLOWED);
-        let allowed = HeaderValue::from_static("POST");
-        refusal.headers_mut().insert(ALLOW, allowed);
-        return Some(refusal);
+        return with(refuse_http(StatusCode::METHOD_NOT_ALLOWED), ALLOW, "POST");
     }
     let header = |name| head.headers().get(name).map(HeaderValue::as_bytes);
     if !header(CONTENT_TYPE.as_str()).is_some_and(is_grpc) {
@@ -36,12 +37,8 @@ pub(crate) fn refuse_foreign<B>(head: &Request<B>) -> Option<Response> {
     }
     if header("grpc-encoding").is_some_and(|encoding| encoding != b"identity") {
         let status = Status::unimplemented("grpc-encoding is not supported; accepted: identity");
-        let mut refusal = refuse(&status);
-        let accepted = HeaderValue::from_static("identity");
-        refusal
-            .headers_mut()
-            .insert("grpc-accept-encoding", accepted);
-        return Some(refusal);
+        let accepted = HeaderName::from_static("grpc-accept-encoding");
+        return with(refuse(&status), accepted, "identity");
     }
     None
 }
@@ -52,8 +49,7 @@ fn refuse_http(status: StatusCode) -> Response {
     refusal
 }
 
-/// Whether a content type is that of gRPC with protocol buffers, rather than of gRPC-Web, say, whose
-/// trailers are elsewhere.
+/// Whether a content type is that of gRPC with protocol buffers. gRPC-Web, for example, has its trailers elsewhere.
 fn is_grpc(content_type: &[u8]) -> bool {
     let kind = content_type.split(|byte| *byte == b';').next();
     matches!(
@@ -68,7 +64,7 @@ fn size<B>(head: &Request<B>) -> usize {
     fields.sum::<usize>() + head.uri().path().len()
 }
 
-/// The time that the client gives the whole call, if it says so.
+/// Returns the time that the client allows for the whole call, if it limits it.
 pub(crate) fn timeout(headers: &HeaderMap) -> Result<Option<Duration>, Status> {
     const NAME: &str = "grpc-timeout";
     let Some(value) = headers.get(NAME) else {
@@ -104,7 +100,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_the_content_types_of_grpc_with_protocol_buffers_are_taken() {
+    fn content_types_other_than_grpc_with_protocol_buffers_are_refused() {
         for taken in [
             "application/grpc",
             "application/grpc+proto",
@@ -125,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn timeouts_are_read_in_every_unit_and_nothing_else_is() {
+    fn timeouts_are_parsed_in_every_unit_and_nothing_else_is() {
         for (text, timeout) in [
             ("1H", Duration::from_hours(1)),
             ("2M", Duration::from_mins(2)),

@@ -1,4 +1,4 @@
-//! `grpc.health.v1`: whether this server serves, asked once or watched.
+//! `grpc.health.v1`.
 
 use futures::{StreamExt as _, stream};
 use gorego_limits::Permit;
@@ -9,92 +9,94 @@ use tonic_health::pb::{
     HealthCheckRequest, HealthCheckResponse, health_check_response::ServingStatus,
 };
 
-use crate::{Body, Framed};
+use crate::{Body, Framed, Memory, Messages};
 
-/// The health of all services: they share the stores, so they share their fate.
+/// The largest request in bytes: the name of a service.
+const MAX_REQUEST: u64 = 64 * 1024;
+
+/// The health service. All services have the same health, since they share the stores.
 #[derive(Debug)]
 pub(crate) struct Health {
     services: &'static [&'static str],
-    /// Whether the stores work.
     healthy: watch::Receiver<bool>,
     shutdown: CancellationToken,
-    /// Keeps `healthy` open when nobody else watches the stores.
-    _own: Option<watch::Sender<bool>>,
 }
 
 impl Health {
-    /// The health of `services`, and of the server as a whole under the empty name.
+    /// Creates the health of `services`, and of the whole server under the empty name.
     pub(crate) fn new(
         services: &'static [&'static str],
         healthy: Option<watch::Receiver<bool>>,
         shutdown: CancellationToken,
     ) -> Self {
-        let (own, healthy) = if let Some(healthy) = healthy {
-            (None, healthy)
-        } else {
-            let (sender, receiver) = watch::channel(true);
-            (Some(sender), receiver)
-        };
         Self {
             services,
-            healthy,
+            // The receiver keeps its value when nobody sends.
+            healthy: healthy.unwrap_or_else(|| watch::channel(true).1),
             shutdown,
-            _own: own,
         }
     }
 
-    fn knows(&self, service: &str) -> bool {
-        service.is_empty() || self.services.contains(&service)
-    }
-
-    /// `Health.Check`.
-    pub(crate) fn check(
+    /// Answers a call; `None` if there is no such method.
+    pub(crate) async fn call(
         &self,
-        request: &HealthCheckRequest,
-    ) -> Result<HealthCheckResponse, Status> {
-        if !self.knows(&request.service) {
-            return Err(Status::not_found("no such service"));
+        path: &str,
+        requests: Messages,
+        memory: &Memory,
+    ) -> Result<Option<Body>, Status> {
+        let (_, method) = path.rsplit_once('/').unwrap_or_default();
+        if !matches!(method, "Check" | "Watch") {
+            return Ok(None);
         }
-        let serving = !self.shutdown.is_cancelled() && *self.healthy.borrow();
-        Ok(response(status(serving)))
-    }
-
-    /// `Health.Watch`: the present status, then each change, until the server shuts down.
-    pub(crate) fn watch(&self, request: &HealthCheckRequest) -> Body {
-        let known = self.knows(&request.service);
+        // The fields take no more memory than the message.
+        let (request, _permits) = requests.decode(MAX_REQUEST, |_| Ok(0)).await?;
+        let HealthCheckRequest { service } = request;
+        let known = service.is_empty() || self.services.contains(&service.as_str());
         let watcher = Watcher {
+            known,
             healthy: self.healthy.clone(),
             shutdown: self.shutdown.clone(),
             last: None,
         };
-        Body::messages(
-            stream::unfold(watcher, move |watcher| watcher.next(known))
-                .map(|status| Ok(Framed::encode(&response(status))))
-                .boxed(),
-            Permit::default(),
-        )
+        if method == "Watch" {
+            let statuses = stream::unfold(watcher, Watcher::next);
+            let messages = statuses.map(|status| Ok(Framed::encode(&response(status))));
+            return Ok(Some(Body::messages(messages.boxed(), Permit::default())));
+        }
+        if !known {
+            return Err(Status::not_found("no such service"));
+        }
+        let status = response(watcher.status());
+        Body::reply(memory, &status).await.map(Some)
     }
 }
 
+/// A watcher of the health of one service.
 struct Watcher {
+    known: bool,
     healthy: watch::Receiver<bool>,
     shutdown: CancellationToken,
     last: Option<ServingStatus>,
 }
 
 impl Watcher {
-    /// The next status that differs from the last one; `None` after that of the shutdown.
-    async fn next(mut self, known: bool) -> Option<(ServingStatus, Self)> {
+    fn status(&self) -> ServingStatus {
+        if !self.known {
+            ServingStatus::ServiceUnknown
+        } else if *self.healthy.borrow() && !self.shutdown.is_cancelled() {
+            ServingStatus::Serving
+        } else {
+            ServingStatus::NotServing
+        }
+    }
+
+    /// Waits for a status that differs from the last one; `None` after that of the shutdown.
+    async fn next(mut self) -> Option<(ServingStatus, Self)> {
         loop {
             let down = self.shutdown.is_cancelled();
-            let serving = !down && *self.healthy.borrow_and_update();
-            let now = if known {
-                status(serving)
-            } else {
-                ServingStatus::ServiceUnknown
-            };
-            if self.last != Some(now) {
-                self.last = Some(now);
+            self.healthy.mark_unchanged();
+            let now = self.status();
+            if self.last.replace(now) != Some(now) {
                 return Some((now, self));
             }
             if down {
@@ -103,7 +105,7 @@ impl Watcher {
             tokio::select! {
                 () = self.shutdown.cancelled() => {}
                 changed = self.healthy.changed() => if changed.is_err() {
-                    // Nobody watches the stores any more: their last state stands.
+                    // Nobody reports the health any more: the last report stands.
                     self.shutdown.cancelled().await;
                 },
             }
@@ -111,16 +113,7 @@ impl Watcher {
     }
 }
 
-const fn status(serving: bool) -> ServingStatus {
-    if serving {
-        ServingStatus::Serving
-    } else {
-        ServingStatus::NotServing
-    }
-}
-
 fn response(status: ServingStatus) -> HealthCheckResponse {
-    HealthCheckResponse {
-        status: status.into(),
-    }
+    let status = status.into();
+    HealthCheckResponse { status }
 }

@@ -1,6 +1,5 @@
-//! Connections without a call. When there is no room for another connection, the one that has had
-//! none for the longest is closed: its client can connect again, and who waits could never know
-//! when somebody leaves.
+//! Connections without a call. At the limit on connections, the one that has had no call for the longest time is
+//! closed: its client can connect again, while a client that waits cannot know when another one leaves.
 
 use std::{
     collections::BTreeMap,
@@ -15,12 +14,12 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-/// The time in which most clients leave; after that, another one is asked, too. Many may wait, and
-/// those that were asked may be gone.
+/// The time in which most clients leave. After it another connection is closed, too: many clients may wait, and the
+/// closed connections may be dead.
 const LEAVING: Duration = Duration::from_millis(50);
 /// The time to leave for a client that has made calls before: it may be about to make another.
 const GOODBYE: Duration = Duration::from_millis(200);
-/// The time to leave after a call, since the end of the response may still be on its way.
+/// The time to leave after a call, since the end of the response may still be in transit.
 const GRACE: Duration = Duration::from_secs(5);
 
 /// The connections without a call.
@@ -33,32 +32,37 @@ struct Pool {
     entered: Notify,
 }
 
-/// How to close each connection, by a number that grows with the time at which its last call ended.
+/// The tokens that close connections, in the order in which the connections became idle.
 #[derive(Debug, Default)]
 struct Queue {
     connections: BTreeMap<u64, CancellationToken>,
     next: u64,
 }
 
+impl Queue {
+    /// Closes the connection that has been idle for the longest time; false if there is none.
+    fn close_one(&mut self) -> bool {
+        let longest = self.connections.pop_first();
+        longest.map(|(_, close)| close.cancel()).is_some()
+    }
+}
+
 impl Idle {
-    /// A connection, without a call for now.
+    /// Adds a connection, without a call for now.
     pub(crate) fn connection(&self) -> Activity {
         let connection = Connection {
             idle: self.clone(),
             close: CancellationToken::new(),
             calls: Mutex::default(),
         };
-        connection.change(|_| {}, None);
+        connection.update(&mut lock(&connection.calls));
         Activity(Arc::new(connection))
     }
 
-    /// Closes one connection after another, as soon as each is without a call, until this is
-    /// dropped.
+    /// Closes one connection after another, as soon as each is without a call, until this is dropped.
     pub(crate) async fn make_room(&self) -> Infallible {
         loop {
-            let longest = lock(&self.0.queue).connections.pop_first();
-            if let Some((_, close)) = longest {
-                close.cancel();
+            if lock(&self.0.queue).close_one() {
                 sleep(LEAVING).await;
             } else {
                 self.0.entered.notified().await;
@@ -69,12 +73,7 @@ impl Idle {
     /// Closes up to `count` connections that are without a call now.
     pub(crate) fn close_some(&self, count: usize) {
         let mut queue = lock(&self.0.queue);
-        for _ in 0..count {
-            let Some((_, close)) = queue.connections.pop_first() else {
-                return;
-            };
-            close.cancel();
-        }
+        (0..count).all(|_| queue.close_one());
     }
 
     fn enter(&self, close: CancellationToken) -> u64 {
@@ -91,7 +90,7 @@ impl Idle {
     }
 }
 
-/// What goes on on one connection.
+/// The calls of one connection.
 #[derive(Clone, Debug)]
 pub(crate) struct Activity(Arc<Connection>);
 
@@ -105,37 +104,53 @@ struct Connection {
 #[derive(Debug, Default)]
 struct Calls {
     running: usize,
-    /// The connection's number while there are none.
+    /// The connection's number in the queue while no call runs.
     idle: Option<u64>,
-    /// The end of the last call, if there was one.
+    /// The end of the last call.
     ended: Option<Instant>,
 }
 
 impl Activity {
-    /// A call, until this is dropped.
+    /// Begins a call, which runs until this is dropped.
     pub(crate) fn call(&self) -> RunningCall {
-        self.0.change(|running| *running += 1, None);
+        let mut calls = lock(&self.0.calls);
+        calls.running += 1;
+        self.0.update(&mut calls);
         RunningCall(self.clone())
     }
 
-    /// Waits until the connection is to make room for another.
+    /// Waits until the connection has to make room for another.
     pub(crate) async fn has_to_close(&self) {
         self.0.close.cancelled().await;
     }
 
-    /// Waits until the connection may be closed: no call runs, and 5 s have passed since the last. With
-    /// `ending`, 200 ms are enough if no call ran since. A slow client may then lose the end of a response
-    /// that ended just before: nothing tells when its last bytes have left.
-    pub(crate) async fn has_to_be_closed(&self, ending: bool) {
-        let asked = Instant::now();
+    /// Waits until the connection may be closed: no call runs, and 5 s have passed since the last. Once `drain` is
+    /// cancelled, 200 ms are enough if no call ran since. A slow client may then lose the end of a response that
+    /// ended just before, since the departure of its last bytes cannot be observed.
+    pub(crate) async fn may_be_closed(&self, drain: &CancellationToken) {
+        let unused = async {
+            self.goodbye().await;
+            while let Some(later) = self.unused_at() {
+                sleep_until(later).await;
+            }
+        };
+        let drained = async {
+            drain.cancelled().await;
+            let asked = Instant::now();
+            self.goodbye().await;
+            if !self.is_unused_since(asked) {
+                std::future::pending().await
+            }
+        };
+        tokio::select! {
+            () = unused => {}
+            () = drained => {}
+        }
+    }
+
+    async fn goodbye(&self) {
         if lock(&self.0.calls).ended.is_some() {
             sleep(GOODBYE).await;
-        }
-        if ending && self.is_unused_since(asked) {
-            return;
-        }
-        while let Some(later) = self.may_close_at() {
-            sleep_until(later).await;
         }
     }
 
@@ -144,8 +159,8 @@ impl Activity {
         calls.running == 0 && calls.ended.is_none_or(|ended| ended <= time)
     }
 
-    /// The time to look again whether the connection is unused; `None` when it is.
-    fn may_close_at(&self) -> Option<Instant> {
+    /// Returns the earliest time at which the connection may be unused; `None` if it is.
+    fn unused_at(&self) -> Option<Instant> {
         let now = Instant::now();
         let calls = lock(&self.0.calls);
         let since = if calls.running > 0 { now } else { calls.ended? };
@@ -154,13 +169,10 @@ impl Activity {
 }
 
 impl Connection {
-    /// Counts the running calls anew. `ended` is the end of one of them.
-    fn change(&self, change: impl FnOnce(&mut usize), ended: Option<Instant>) {
-        let mut calls = lock(&self.calls);
-        change(&mut calls.running);
+    /// Enters or leaves the queue after the number of calls has changed.
+    fn update(&self, calls: &mut Calls) {
         if calls.running == 0 {
             calls.idle = Some(self.idle.enter(self.close.clone()));
-            calls.ended = ended;
         } else if let Some(number) = calls.idle.take() {
             self.idle.leave(number);
         }
@@ -175,14 +187,17 @@ impl Drop for Connection {
     }
 }
 
-/// A call that goes on.
+/// A call in progress.
 #[derive(Debug)]
 pub(crate) struct RunningCall(Activity);
 
 impl Drop for RunningCall {
     fn drop(&mut self) {
-        let ended = Some(Instant::now());
-        self.0.0.change(|running| *running -= 1, ended);
+        let connection = &self.0.0;
+        let mut calls = lock(&connection.calls);
+        calls.running -= 1;
+        calls.ended = Some(Instant::now());
+        connection.update(&mut calls);
     }
 }
 
@@ -196,8 +211,15 @@ mod tests {
 
     use super::*;
 
+    /// The tokens of a server that serves, and of one that shuts down.
+    fn drains() -> [CancellationToken; 2] {
+        let drains = [CancellationToken::new(), CancellationToken::new()];
+        drains[1].cancel();
+        drains
+    }
+
     #[tokio::test(start_paused = true)]
-    async fn whoever_had_no_call_for_the_longest_makes_room() {
+    async fn the_connection_idle_for_the_longest_time_makes_room() {
         let idle = Idle::default();
         let [first, second, third] = std::array::from_fn(|_| idle.connection());
         drop(first.call());
@@ -216,18 +238,17 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_client_has_time_to_take_the_end_of_its_last_response() {
+    async fn clients_have_time_to_take_the_end_of_their_last_response() {
         let idle = Idle::default();
         let connection = idle.connection();
-        assert!(
-            connection.has_to_be_closed(false).now_or_never().is_some(),
-            "no call yet"
-        );
+        let [serving, draining] = drains();
+        let unused = connection.may_be_closed(&serving).now_or_never();
+        assert!(unused.is_some(), "no call yet");
         let call = connection.call();
         let start = Instant::now();
         let closed = async {
-            let times = [false, true].map(async |ending| {
-                connection.has_to_be_closed(ending).await;
+            let times = [&serving, &draining].map(async |drain| {
+                connection.may_be_closed(drain).await;
                 start.elapsed()
             });
             join_all(times).await
@@ -246,15 +267,16 @@ mod tests {
         let connection = idle.connection();
         drop(connection.call());
         let start = Instant::now();
-        connection.has_to_be_closed(true).await;
+        let [serving, draining] = drains();
+        connection.may_be_closed(&draining).await;
         assert!(start.elapsed() < GOODBYE * 2, "{:?}", start.elapsed());
         assert!(start.elapsed() >= GOODBYE, "{:?}", start.elapsed());
-        connection.has_to_be_closed(false).await;
+        connection.may_be_closed(&serving).await;
         assert!(start.elapsed() >= GRACE, "{:?}", start.elapsed());
     }
 
     #[test]
-    fn as_many_connections_are_closed_as_are_without_a_call() {
+    fn without_descriptors_only_idle_connections_are_closed() {
         let idle = Idle::default();
         let connections: [_; 4] = std::array::from_fn(|_| idle.connection());
         let _busy = connections[0].call();
@@ -266,7 +288,7 @@ mod tests {
     }
 
     #[test]
-    fn a_connection_that_is_gone_is_forgotten() {
+    fn ended_connections_leave_the_queue() {
         let idle = Idle::default();
         let connection = idle.connection();
         drop(connection.call());

@@ -2,39 +2,83 @@
 
 use std::time::Duration;
 
+use gorego_limits::Budget;
 use gorego_tls::ServerTls;
 use tokio::sync::watch;
 
-use crate::Memory;
+const MIB: u64 = 1024 * 1024;
 
-/// How the transport behaves.
-#[derive(Clone, Debug)]
+/// Settings of the transport.
+#[derive(Clone, Debug, Default)]
 pub struct Options {
-    /// How much, and for how long.
+    /// Limits on connections and calls.
     pub limits: Limits,
     /// Budgets for the memory that clients can make the transport hold.
     pub memory: Memory,
-    /// TLS settings of new connections, which may change; plain text without.
+    /// TLS settings of new connections, which may change. Without them connections are plain text.
     pub tls: Option<watch::Receiver<ServerTls>>,
-    /// Whether the service works, as health reports it. Without it the server counts as serving
-    /// until it shuts down.
+    /// The health of the service. Without it, the server reports that it serves until it shuts down.
     pub healthy: Option<watch::Receiver<bool>>,
-    /// The encoded `FileDescriptorSet` of the services, for reflection.
-    pub descriptors: &'static [u8],
 }
 
 /// Limits on connections and calls.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// How long a client may neither send nor take what it announced or asked for.
+    /// The longest time in which a client neither sends nor takes any part of a message that is due.
     pub idle_timeout: Duration,
-    /// The time for which a connection slower than 64 KiB a second may hold permits that others
-    /// wait for, such as memory for a large message. Faster connections save up to thirty times as
-    /// much.
+    /// The time for which a connection slower than 64 KiB/s may hold permits that others wait for. Faster
+    /// connections save up to thirty times as much.
     pub grace: Duration,
-    /// How long running calls may go on once the server shuts down.
+    /// The longest time that calls in progress may take once the server shuts down.
     pub drain_timeout: Duration,
-    /// How many connections are served at once. For more, those without a call are closed, and if
-    /// there is none they wait in the listener's queue.
+    /// The most connections at once. Beyond it, connections without a call are closed; if there are none, new
+    /// connections wait in the listener's queue.
     pub max_connections: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            idle_timeout: Duration::from_mins(1),
+            grace: Duration::from_secs(1),
+            drain_timeout: Duration::from_secs(8),
+            max_connections: 10_000,
+        }
+    }
+}
+
+/// The budgets of the transport, in the order in which a call reserves them. No call reserves an earlier one
+/// while it holds a later one, so no two calls wait for each other. Clones share the budgets.
+#[derive(Clone, Debug)]
+pub struct Memory {
+    /// Bytes of requests in connections' receive windows.
+    pub windows: Budget,
+    /// Calls in progress.
+    pub calls: Budget,
+    /// Encoded requests; at least as much as the largest.
+    pub requests: Budget,
+    /// Decoded requests.
+    pub decoded: Budget,
+    /// Responses, until the client has taken them.
+    pub responses: Budget,
+}
+
+impl Default for Memory {
+    fn default() -> Self {
+        Self {
+            windows: Budget::memory("memory for receive windows", 32 * MIB),
+            calls: Budget::count("room for calls", 20_000),
+            requests: Budget::memory("memory for large requests", 20 * MIB),
+            decoded: Budget::memory("memory for decoded requests", 24 * MIB),
+            responses: Budget::memory("memory for large responses", 16 * MIB),
+        }
+    }
+}
+
+/// An error that prevents the server from starting.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The descriptors for gRPC reflection are inconsistent.
+    #[error("cannot describe the services: {0}")]
+    Reflection(#[from] tonic_reflection::server::Error),
 }

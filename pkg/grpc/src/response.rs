@@ -1,4 +1,4 @@
-//! What goes back to the client: messages, then a status in the trailers.
+//! Responses: messages, then a status in the trailers.
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
@@ -7,7 +7,10 @@ use std::{
 };
 
 use bytes::{BufMut as _, Bytes, BytesMut};
-use futures::stream::BoxStream;
+use futures::{
+    StreamExt as _,
+    stream::{self, BoxStream},
+};
 use gorego_limits::Permit;
 use http::{HeaderMap, HeaderValue, header::CONTENT_TYPE};
 use http_body::Frame;
@@ -15,25 +18,29 @@ use prost::Message;
 use tokio::time::{Instant, Sleep, sleep_until};
 use tonic::Status;
 
-use crate::{HEADER_LEN, call::panicked, watchdog};
+use crate::{
+    HEADER_LEN, Memory, full,
+    status::{panicked, too_late},
+    watchdog,
+};
 
-/// A response to one call.
-pub type Response = http::Response<Body>;
+/// A response to a call.
+pub(crate) type Response = http::Response<Body>;
 
-/// Up to this length, copying content behind what precedes it costs less than sending it apart.
+/// The largest content, in bytes, that is copied behind its fields, since sending it apart would cost more.
 pub const COPIED: usize = 16 * 1024;
 
-/// How much is handed to the HTTP/2 layer at a time: small, so that a client that stops taking a
-/// response pins no more than this in there once the response is handed over completely.
+/// The bytes handed to the HTTP/2 layer at a time. A client that stalls at the end of a response keeps no more
+/// than these in there.
 const PIECE: usize = 64 * 1024;
 
-/// A message on the wire. In two parts, so that a blob's bytes need not be copied behind the
-/// fields that precede them.
+/// A message, or a piece of one, as it goes over the wire. In two parts, so that the bytes of a blob need not
+/// be copied behind the fields that precede them.
 #[derive(Debug, Default)]
 pub struct Framed {
     /// The header and the encoded fields up to the payload.
     pub head: Bytes,
-    /// The last field's content, which is not copied.
+    /// The content of the last field.
     pub payload: Bytes,
 }
 
@@ -46,7 +53,7 @@ impl Framed {
         message.encode_raw(&mut head);
         Self {
             head: head.freeze(),
-            ..Self::default()
+            payload: Bytes::new(),
         }
     }
 }
@@ -54,74 +61,66 @@ impl Framed {
 /// Writes the header of a message of `len` bytes.
 pub fn put_header(buffer: &mut BytesMut, len: usize) {
     buffer.put_u8(0);
-    // No message of ours comes near 4 GiB: blobs go in chunks, batches are limited.
+    // No message of this server comes near 4 GiB: blobs are sent in chunks, and batches are limited.
     buffer.put_u32(u32::try_from(len).unwrap_or(u32::MAX));
 }
 
-/// A response's body: messages, then trailers.
+/// The body of a response: messages, then trailers.
 #[derive(Default)]
 pub struct Body {
     ready: Framed,
-    source: Source,
-    /// Memory set aside for the content, until the client has it.
+    /// The messages to come.
+    messages: Option<BoxStream<'static, Result<Framed, Status>>>,
+    /// False once the status is sent, in the trailers or in the headers.
+    open: bool,
+    /// The memory of the content, until the client has taken it.
     _permit: Permit,
-    /// The time at which the client has no more use for it.
+    /// The timer of the call's deadline.
     deadline: Option<Pin<Box<Sleep>>>,
 }
 
-#[derive(Default)]
-enum Source {
-    /// Everything is said, in the trailers or in the headers.
-    #[default]
-    Ended,
-    /// `OK` is still to be said.
-    Ok,
-    /// More messages may come.
-    Messages(BoxStream<'static, Result<Framed, Status>>),
-    /// The message goes on.
-    Pieces(Box<dyn Iterator<Item = Bytes> + Send>),
-}
-
 impl Body {
-    /// One message, then `OK`.
+    /// Creates a body of one message, then `OK`.
     pub fn message(message: Framed, permit: Permit) -> Self {
         Self {
             ready: message,
-            source: Source::Ok,
-            _permit: permit,
-            deadline: None,
-        }
-    }
-
-    /// One message that is encoded piece by piece, header included, as the client takes it; then
-    /// `OK`.
-    pub fn pieces(pieces: impl Iterator<Item = Bytes> + Send + 'static, permit: Permit) -> Self {
-        Self {
-            source: Source::Pieces(Box::new(pieces)),
+            open: true,
             _permit: permit,
             ..Self::default()
         }
     }
 
-    /// Messages as they come, then `OK` or the error that ended them. The permit is for what they
-    /// come from.
+    /// Creates a body of one message, then `OK`, once there is memory for the message.
+    pub async fn reply(memory: &Memory, message: &impl Message) -> Result<Self, Status> {
+        let bytes = message.encoded_len() as u64;
+        let permit = memory.responses.reserve(bytes).await.map_err(full)?;
+        Ok(Self::message(Framed::encode(message), permit))
+    }
+
+    /// Creates a body of one message, header included, that is encoded while the client takes it; then `OK`.
+    pub fn pieces(pieces: impl Iterator<Item = Bytes> + Send + 'static, permit: Permit) -> Self {
+        let piece = |payload| {
+            Ok(Framed {
+                payload,
+                ..Framed::default()
+            })
+        };
+        Self::messages(stream::iter(pieces.map(piece)).boxed(), permit)
+    }
+
+    /// Creates a body of messages, then `OK` or the error that ended them. The permit is that of their source.
     pub fn messages(messages: BoxStream<'static, Result<Framed, Status>>, permit: Permit) -> Self {
         Self {
-            source: Source::Messages(messages),
+            messages: Some(messages),
+            open: true,
             _permit: permit,
             ..Self::default()
         }
     }
 
-    /// Ends what is still to come at `deadline`.
-    pub(crate) fn end_at(&mut self, deadline: Instant) {
-        if !http_body::Body::is_end_stream(self) {
-            self.deadline = Some(Box::pin(sleep_until(deadline)));
-        }
-    }
-
-    /// The response that starts with this body.
-    pub(crate) fn into_response(self) -> Response {
+    /// Creates the response that starts with this body and ends at the call's deadline.
+    pub(crate) fn into_response(mut self, deadline: Option<Instant>) -> Response {
+        self.deadline = deadline.map(|deadline| Box::pin(sleep_until(deadline)));
         let mut response = http::Response::new(self);
         response.headers_mut().insert(
             CONTENT_TYPE,
@@ -139,22 +138,68 @@ impl Body {
         (!part.is_empty()).then(|| part.split_to(part.len().min(PIECE)))
     }
 
-    fn end(&mut self, status: &Status) -> Frame<Bytes> {
-        self.source = Source::Ended;
-        Frame::trailers(trailers(status))
+    fn poll_message(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Framed, Status>>> {
+        let Some(messages) = &mut self.messages else {
+            return Poll::Ready(None);
+        };
+        let polled = catch_unwind(AssertUnwindSafe(|| messages.as_mut().poll_next(cx)));
+        polled.unwrap_or_else(|_| Poll::Ready(Some(Err(panicked()))))
+    }
+
+    fn end(&mut self, status: &Status) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        self.ready = Framed::default();
+        self.messages = None;
+        self.open = false;
+        Poll::Ready(Some(Ok(Frame::trailers(trailers(status)))))
     }
 }
 
-/// A response that consists of a status.
-pub fn refuse(status: &Status) -> Response {
-    let mut response = Body::default().into_response();
-    response.headers_mut().extend(trailers(status));
-    response
+impl http_body::Body for Body {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        let me = self.get_mut();
+        if !me.open {
+            return Poll::Ready(None);
+        }
+        if let Some(deadline) = &mut me.deadline
+            && deadline.as_mut().poll(cx).is_ready()
+        {
+            return me.end(&too_late());
+        }
+        loop {
+            if let Some(piece) = me.next_piece() {
+                watchdog::sent(piece.len());
+                return Poll::Ready(Some(Ok(Frame::data(piece))));
+            }
+            // Sent, and no longer held while the next message waits for memory of its own.
+            me.ready = Framed::default();
+            match me.poll_message(cx) {
+                Poll::Pending => {
+                    watchdog::waiting();
+                    return Poll::Pending;
+                }
+                Poll::Ready(Some(Ok(message))) => me.ready = message,
+                Poll::Ready(Some(Err(status))) => return me.end(&status),
+                Poll::Ready(None) => return me.end(&Status::ok("")),
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        !self.open
+    }
 }
 
-/// The end of a call that took longer than its client gave it.
-pub(crate) fn too_late() -> Status {
-    Status::deadline_exceeded("the time that the client gave this call (grpc-timeout) is over")
+/// Creates a response that consists of a status.
+pub(crate) fn refuse(status: &Status) -> Response {
+    let mut response = Body::default().into_response(None);
+    response.headers_mut().extend(trailers(status));
+    response
 }
 
 fn trailers(status: &Status) -> HeaderMap {
@@ -165,105 +210,21 @@ fn trailers(status: &Status) -> HeaderMap {
     trailers
 }
 
-type Polled = Poll<Option<Result<Frame<Bytes>, Status>>>;
-
-impl Body {
-    /// Asks the source for the next frame, or for more to be `ready`.
-    fn poll_source(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Step, Status>>> {
-        match &mut self.source {
-            Source::Ended => Poll::Ready(None),
-            Source::Ok => Poll::Ready(Some(Ok(Step::Frame(self.end(&Status::ok("")))))),
-            Source::Pieces(pieces) => Poll::Ready(Some(Ok(match pieces.next() {
-                Some(piece) => {
-                    self.ready.payload = piece;
-                    Step::Again
-                }
-                None => Step::Frame(self.end(&Status::ok(""))),
-            }))),
-            Source::Messages(messages) => messages.as_mut().poll_next(cx).map(|next| {
-                Some(Ok(match next {
-                    Some(Ok(framed)) => {
-                        self.ready = framed;
-                        Step::Again
-                    }
-                    Some(Err(status)) => Step::Frame(self.end(&status)),
-                    None => Step::Frame(self.end(&Status::ok(""))),
-                }))
-            }),
-        }
-    }
-}
-
-/// What came of asking the source.
-enum Step {
-    Frame(Frame<Bytes>),
-    Again,
-}
-
-impl http_body::Body for Body {
-    type Data = Bytes;
-    type Error = Status;
-
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Polled {
-        let me = self.get_mut();
-        if let Some(deadline) = &mut me.deadline
-            && deadline.as_mut().poll(cx).is_ready()
-        {
-            me.deadline = None;
-            me.ready = Framed::default();
-            return Poll::Ready(Some(Ok(me.end(&too_late()))));
-        }
-        loop {
-            if let Some(piece) = me.next_piece() {
-                watchdog::sent(piece.len());
-                return Poll::Ready(Some(Ok(Frame::data(piece))));
-            }
-            // Sent, and no longer held while the next message waits for memory of its own.
-            me.ready = Framed::default();
-            let polled = catch_unwind(AssertUnwindSafe(|| me.poll_source(cx)));
-            let Ok(polled) = polled else {
-                let status = panicked();
-                return Poll::Ready(Some(Ok(me.end(&status))));
-            };
-            match polled {
-                Poll::Pending => {
-                    watchdog::waiting();
-                    return Poll::Pending;
-                }
-                Poll::Ready(Some(Ok(Step::Again))) => {}
-                Poll::Ready(Some(Ok(Step::Frame(frame)))) => {
-                    if let Some(data) = frame.data_ref() {
-                        watchdog::sent(data.len());
-                    }
-                    return Poll::Ready(Some(Ok(frame)));
-                }
-                Poll::Ready(Some(Err(status))) => return Poll::Ready(Some(Err(status))),
-                Poll::Ready(None) => return Poll::Ready(None),
-            }
-        }
-    }
-
-    fn is_end_stream(&self) -> bool {
-        matches!(self.source, Source::Ended)
-            && self.ready.head.is_empty()
-            && self.ready.payload.is_empty()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::future::poll_fn;
 
-    use futures::{FutureExt as _, StreamExt as _, stream};
+    use futures::FutureExt as _;
     use gorego_limits::Budget;
     use http_body::Body as _;
+    use tonic_health::pb::HealthCheckRequest;
 
     use super::*;
-    use crate::full;
+
+    const LEN: usize = 1024 * 1024;
 
     #[tokio::test]
-    async fn a_message_that_was_taken_leaves_its_memory_to_the_next() {
-        const LEN: usize = 1024 * 1024;
+    async fn a_taken_message_leaves_its_memory_to_the_next() {
         let budget = Budget::memory("tests", LEN as u64);
         let memory = budget.clone();
         let messages = stream::iter(0..3).then(move |_| {
@@ -286,5 +247,24 @@ mod tests {
         }
         assert_eq!(frames, 3 * LEN / PIECE + 1);
         assert!(budget.reserve(LEN as u64).now_or_never().is_some());
+    }
+
+    #[tokio::test]
+    async fn large_responses_wait_for_memory_and_small_ones_do_not() {
+        let memory = Memory {
+            responses: Budget::memory("tests", LEN as u64),
+            ..Memory::default()
+        };
+        let reply = |len| {
+            let service = "x".repeat(len);
+            Body::reply(&memory, &HealthCheckRequest { service })
+                .now_or_never()
+                .map(Result::unwrap)
+        };
+        let first = reply(700_000).unwrap();
+        assert!(reply(700_000).is_none());
+        assert!(reply(10_000).is_some());
+        drop(first);
+        assert!(reply(700_000).is_some());
     }
 }

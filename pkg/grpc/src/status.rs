@@ -1,12 +1,13 @@
-//! Statuses that calls end with, whatever their service.
+//! Statuses that calls of any service end with.
 
 use std::time::Duration;
 
 use gorego_limits::{Full, SLOWEST};
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
+use tracing::error;
 
-/// How long a client should wait before it retries a call that was unavailable.
+/// The time after which a client should retry a call that was unavailable.
 const RETRY_DELAY: Duration = Duration::from_secs(1);
 
 /// Returns `UNAVAILABLE` with the time after which to retry (`google.rpc.RetryInfo`).
@@ -21,9 +22,20 @@ pub fn full(why: Full) -> Status {
     unavailable(why.to_string())
 }
 
-/// Returns the status of a call that is ended by its pace.
+/// Returns the status of a call whose connection fell below the minimum rate.
 pub(crate) fn too_slow() -> Status {
     Status::resource_exhausted(format!(
         "too slow while others waited: fewer than {SLOWEST} bytes a second went to or fro"
     ))
+}
+
+/// Returns the status of a call that took longer than its client allows.
+pub(crate) fn too_late() -> Status {
+    Status::deadline_exceeded("the deadline of this call (grpc-timeout) has passed")
+}
+
+/// Returns the status of a call whose handler panicked, and logs it after the panic itself.
+pub(crate) fn panicked() -> Status {
+    error!("a handler panicked; its call fails with INTERNAL");
+    Status::internal("the server failed; its log has the cause")
 }

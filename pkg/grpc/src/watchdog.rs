@@ -1,12 +1,10 @@
 //! Ends responses that their client does not take.
 //!
-//! While a client leaves no room in its flow-control window, the HTTP/2 layer does not poll the
-//! response's body, so the body cannot notice. What can is the future that drives the whole
-//! stream: it is wrapped here. The body tells the wrapper, through a thread-local since both run
-//! inside one poll, whether it handed out data or is itself waiting for more. Data that went out
-//! without the body being polled again for the whole time-out means a stalled client: the stream's
-//! future is dropped, which resets the stream and frees what it held. So it is when the client is
-//! merely slow, but others wait for what the response holds.
+//! While a client leaves no room in its flow-control window, the HTTP/2 layer does not poll the response's body,
+//! so the body cannot notice. The future that drives the whole stream can, and is wrapped here. The call reports
+//! to the wrapper through a thread-local, since both run inside one poll. A response that is not taken for the
+//! whole time-out, or until shortly after the call's deadline, is dropped: that resets the stream and frees its
+//! memory. So is a slow response while others wait for that memory.
 
 use std::{
     cell::Cell,
@@ -18,22 +16,27 @@ use std::{
 use futures::FutureExt as _;
 use gorego_limits::{Call, Client, Pace};
 use pin_project_lite::pin_project;
-use tokio::time::{Instant, Sleep};
+use tokio::time::{Instant, Sleep, sleep_until};
 use tokio_util::task::TaskTracker;
 use tracing::debug;
 
-use crate::{deadline::Timed, idle::Activity, status::too_slow};
+use crate::{idle::Activity, status::too_slow};
 
-/// What the body says during one poll of its stream.
+/// The time after its deadline for which a call may still send its status.
+const LATE: Duration = Duration::from_secs(1);
+
+/// A report of a call on one poll of its stream.
 #[derive(Clone, Copy, Default)]
 struct Report {
-    signal: Signal,
-    /// How much it handed out, in bytes.
+    progress: Progress,
+    /// The bytes that the body handed out.
     sent: usize,
+    /// The call's deadline, reported once.
+    deadline: Option<Instant>,
 }
 
 #[derive(Clone, Copy, Default)]
-enum Signal {
+enum Progress {
     /// The body was not polled.
     #[default]
     None,
@@ -45,7 +48,7 @@ enum Signal {
 
 thread_local! {
     static REPORT: Cell<Report> = const {
-        Cell::new(Report { signal: Signal::None, sent: 0 })
+        Cell::new(Report { progress: Progress::None, sent: 0, deadline: None })
     };
 }
 
@@ -55,17 +58,22 @@ fn report(change: impl FnOnce(&mut Report)) {
     REPORT.set(report);
 }
 
-/// Says that the body being polled hands out this many bytes.
+/// Reports that the body being polled hands out this many bytes.
 pub(crate) fn sent(bytes: usize) {
     report(|report| {
-        report.signal = Signal::Sent;
+        report.progress = Progress::Sent;
         report.sent += bytes;
     });
 }
 
-/// Says that the body being polled has nothing to hand out yet.
+/// Reports that the body being polled has nothing to hand out yet.
 pub(crate) fn waiting() {
-    report(|report| report.signal = Signal::Waiting);
+    report(|report| report.progress = Progress::Waiting);
+}
+
+/// Reports the deadline of the call being polled.
+pub(crate) fn end_at(deadline: Instant) {
+    report(|report| report.deadline = Some(deadline));
 }
 
 pin_project! {
@@ -75,19 +83,21 @@ pin_project! {
         stream: Option<F>,
         // Boxed, since most responses are taken at once and never need it.
         timer: Option<Pin<Box<Sleep>>>,
-        armed: bool,
+        late: Option<Instant>,
+        stalled: Option<Instant>,
         idle_timeout: Duration,
         pace: Pace,
     }
 }
 
 impl<F> Watched<F> {
-    /// The future of a stream that answers `call`.
+    /// Wraps the future of a stream that answers `call`.
     pub(crate) const fn new(stream: F, idle_timeout: Duration, call: Call) -> Self {
         Self {
             stream: Some(stream),
             timer: None,
-            armed: false,
+            late: None,
+            stalled: None,
             idle_timeout,
             pace: Pace::new(call),
         }
@@ -107,43 +117,39 @@ impl<F: Future<Output = ()>> Future for Watched<F> {
             return Poll::Ready(());
         }
         let report = REPORT.take();
-        if matches!(report.signal, Signal::Sent | Signal::Waiting) {
-            me.pace.moved(report.sent);
+        if let Some(deadline) = report.deadline {
+            *me.late = deadline.checked_add(LATE);
         }
-        match report.signal {
-            Signal::None => {}
-            Signal::Waiting => *me.armed = false,
-            Signal::Sent => {
-                *me.armed = true;
-                let deadline = Instant::now() + *me.idle_timeout;
-                match me.timer {
-                    Some(timer) => timer.as_mut().reset(deadline),
-                    None => *me.timer = Some(Box::pin(tokio::time::sleep_until(deadline))),
-                }
+        match report.progress {
+            Progress::None => {}
+            Progress::Sent => {
+                me.pace.moved(report.sent);
+                *me.stalled = Some(Instant::now() + *me.idle_timeout);
+            }
+            Progress::Waiting => {
+                me.pace.moved(report.sent);
+                *me.stalled = None;
             }
         }
-        if !*me.armed {
-            return Poll::Pending;
-        }
-        if me.pace.poll_too_slow(cx).is_ready() {
-            debug!("a response is dropped: {}", too_slow().message());
-            me.stream.set(None);
-            return Poll::Ready(());
-        }
-        if let Some(timer) = me.timer {
+        if me.stalled.is_some() && me.pace.poll_too_slow(cx).is_ready() {
+            debug!("response dropped: {}", too_slow().message());
+        } else {
+            let Some(due) = me.late.iter().chain(me.stalled.iter()).min().copied() else {
+                return Poll::Pending;
+            };
+            let timer = me.timer.get_or_insert_with(|| Box::pin(sleep_until(due)));
+            if timer.deadline() != due {
+                timer.as_mut().reset(due);
+            }
             ready!(timer.as_mut().poll(cx));
-            debug!(
-                "a client took nothing of a response for {:?}, it is dropped",
-                me.idle_timeout
-            );
-            me.stream.set(None);
-            return Poll::Ready(());
+            debug!("response dropped: its client takes nothing, or its deadline has passed");
         }
-        Poll::Pending
+        me.stream.set(None);
+        Poll::Ready(())
     }
 }
 
-/// Runs the streams of a connection, each of them watched.
+/// The executor of a connection's streams, each of them watched.
 #[derive(Clone, Debug)]
 pub(crate) struct StreamExecutor {
     pub(crate) tasks: TaskTracker,
@@ -158,7 +164,7 @@ where
 {
     fn execute(&self, stream: F) {
         let call = self.client.call();
-        let watched = Watched::new(Timed::new(stream), self.idle_timeout, call.clone());
+        let watched = Watched::new(stream, self.idle_timeout, call.clone());
         let running = self.activity.call();
         // An async block would have room for the stream twice.
         let watched = watched.map(|()| drop(running));
@@ -174,7 +180,7 @@ mod tests {
 
     const IDLE: Duration = Duration::from_mins(1);
 
-    /// Runs `body` each time the stream is polled; never ends by itself.
+    /// A stream that runs `body` at each poll and never ends.
     fn stream(mut body: impl FnMut(&mut Context<'_>)) -> impl Future<Output = ()> {
         future::poll_fn(move |cx| {
             body(cx);
@@ -183,7 +189,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_response_that_nobody_takes_is_dropped_after_the_time_out() {
+    async fn stalled_response_is_dropped_after_the_idle_timeout() {
         let held = Arc::new(());
         let content = Arc::clone(&held);
         let mut first = true;
@@ -196,11 +202,15 @@ mod tests {
         let start = Instant::now();
         Watched::new(stalled, IDLE, Call::current()).await;
         assert_eq!(start.elapsed(), IDLE);
-        assert_eq!(Arc::strong_count(&held), 1, "what the stream held is freed");
+        assert_eq!(
+            Arc::strong_count(&held),
+            1,
+            "the memory of the stream is freed"
+        );
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_response_that_is_taken_slowly_goes_on() {
+    async fn slowly_taken_response_is_not_dropped() {
         let mut pieces = 0;
         let mut pause: Option<Pin<Box<Sleep>>> = None;
         let slow = stream(move |cx| {
@@ -224,7 +234,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_response_that_waits_for_its_own_source_is_left_alone() {
+    async fn response_waiting_for_its_source_is_not_dropped() {
         let mut polls = 0;
         let quiet = stream(move |_| {
             polls += 1;
@@ -235,6 +245,20 @@ mod tests {
         });
         let outcome =
             tokio::time::timeout(IDLE * 10, Watched::new(quiet, IDLE, Call::current())).await;
-        assert!(outcome.is_err(), "it must still be there");
+        assert!(outcome.is_err(), "the response was dropped");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn stalled_response_is_dropped_after_its_deadline() {
+        let mut first = true;
+        let stalled = stream(move |_| {
+            if std::mem::take(&mut first) {
+                end_at(Instant::now() + IDLE / 2);
+                sent(1);
+            }
+        });
+        let start = Instant::now();
+        Watched::new(stalled, IDLE, Call::current()).await;
+        assert_eq!(start.elapsed(), IDLE / 2 + LATE);
     }
 }

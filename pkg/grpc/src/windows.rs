@@ -1,34 +1,33 @@
-//! Windows and calls of new connections: the more connections there are, the less each gets.
+//! Receive windows and numbers of calls of new connections, which shrink as connections become many.
 
 use gorego_limits::{Budget, Permit};
 
 use crate::Memory;
 
-/// Unread bytes of all requests of a connection, where there are few: 160 MB/s over 50 ms.
+/// The most unread bytes of all requests of a connection: 160 MB/s over 50 ms.
 const CONNECTION: u32 = 8 * 1024 * 1024;
-/// Unread bytes of one request, where there are few connections. The window bounds both a stream's
-/// speed (this much per round trip: 110 MB/s over 20 ms, and several uploads run at a time) and the
-/// memory that an upload holds while the disk is behind.
+/// The most unread bytes of one request. They bound a stream's speed (this much per round trip: 110 MB/s over
+/// 20 ms, and several uploads run at a time) and the memory that an upload holds while the disk is behind.
 const STREAM: u32 = 4 * 1024 * 1024;
-/// A connection takes at most one in so many of the bytes that are left for windows.
+/// A connection takes at most one in so many of the free bytes for windows.
 const OF_WINDOWS: u64 = 4;
-/// The windows of connections when little memory is left: for up to [`SOME`] connections, and for
-/// more. The latter is the initial window of HTTP/2 and cannot be smaller.
+/// The windows of connections when little memory is left: for up to [`SOME`] connections, and for more. The latter is
+/// the initial window of HTTP/2 and cannot be smaller.
 const LEAST_OF_SOME: u32 = 256 * 1024;
 const LEAST: u32 = 64 * 1024;
 const SOME: usize = 128;
 
-/// Uploads come in frames of up to this size from clients that follow the server's wish, which
-/// saves reads and bookkeeping; larger ones gain nothing measurable.
+/// The largest frame, for clients that follow the server's wish. Large frames save reads and bookkeeping; even larger
+/// ones gain nothing measurable.
 const FRAME: u32 = 256 * 1024;
 
-/// Calls at once on one connection, where there are few. Bazel runs up to 100.
+/// The most calls at once on one connection. Bazel runs up to 100.
 const CALLS: u32 = 256;
-/// A connection takes at most one in so many of the calls that are left.
+/// A connection takes at most one in so many of the free calls.
 const OF_CALLS: u64 = 32;
 const LEAST_CALLS: u32 = 16;
 
-/// A connection's part.
+/// The share of a connection.
 #[derive(Debug)]
 pub(crate) struct Windows {
     pub(crate) connection: u32,
@@ -40,15 +39,15 @@ pub(crate) struct Windows {
 }
 
 impl Windows {
-    /// Takes a part for a new connection, being one of so many.
+    /// Takes the share of a new connection, one of `connections`.
     pub(crate) fn new(memory: &Memory, connections: usize) -> Self {
         let least = if connections <= SOME {
             LEAST_OF_SOME
         } else {
             LEAST
         };
-        let (connection, window) = part(&memory.windows, CONNECTION, OF_WINDOWS, least);
-        let (calls, running) = part(&memory.calls, CALLS, OF_CALLS, LEAST_CALLS);
+        let (connection, window) = share(&memory.windows, CONNECTION, OF_WINDOWS, least);
+        let (calls, running) = share(&memory.calls, CALLS, OF_CALLS, LEAST_CALLS);
         Self {
             connection,
             stream: (connection / 2).clamp(LEAST, STREAM),
@@ -59,7 +58,7 @@ impl Windows {
     }
 }
 
-fn part(budget: &Budget, most: u32, of: u64, least: u32) -> (u32, Permit) {
+fn share(budget: &Budget, most: u32, of: u64, least: u32) -> (u32, Permit) {
     let permit = budget.share(most.into(), of);
     let bytes = u32::try_from(permit.bytes()).unwrap_or(most);
     (bytes.max(least), permit)
@@ -72,7 +71,7 @@ mod tests {
     const MIB: u32 = 1024 * 1024;
 
     #[test]
-    fn few_connections_have_wide_windows_and_many_share_what_there_is() {
+    fn few_connections_get_wide_windows_and_many_share_the_budget() {
         let memory = Memory::default();
         let windows: Vec<_> = (1..=300).map(|n| Windows::new(&memory, n)).collect();
         let first = &windows[0];

@@ -1,5 +1,5 @@
 //! The same stores behind tonic's own server, as far as the load generator asks for it: the peer that
-//! `pkg/server/src/grpc` has to beat to be worth keeping. Not a server for builds.
+//! `pkg/grpc` has to beat to be worth keeping. Not a server for builds.
 //!
 //! `cargo run --release -p gorego-server --example behind_tonic -- 127.0.0.1:50052 /dev/shm/tonic`
 #![allow(missing_docs, reason = "an example")]

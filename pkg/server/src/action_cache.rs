@@ -1,132 +1,56 @@
 //! `ActionCache`: results of actions, with small outputs inlined on request.
 
-use std::{collections::HashSet, fmt, sync::Arc};
+use std::{collections::HashSet, fmt};
 
 use bytes::Bytes;
-use gorego_grpc::{Body, Framed, decode, decode_within, full, is_large, reply, run};
+use gorego_grpc::{Body, Framed, Messages, decode, decode_within, full, is_large, run};
 use gorego_limits::Permit;
-use gorego_storage::{ActionCache, BlobStore, CachedResult, Digest, DigestFunction};
+use gorego_storage::{CachedResult, Digest, DigestFunction};
 use prost::Message as _;
 use reapi::v2::{self, ActionResult, GetActionResultRequest, UpdateActionResultRequest};
 use tonic::Status;
 
 use crate::{
-    Limits, Memory, digests,
-    memory::{measure, read_within},
+    digests,
+    services::{MEDIUM, Reapi, measure},
     status::{from_store, invalid_field},
 };
 
-/// The service over an action cache that returns only complete results.
-#[derive(Debug)]
-pub(crate) struct Actions {
-    results: Arc<dyn ActionCache>,
-    blobs: Arc<dyn BlobStore>,
-    updates: bool,
-    limits: Limits,
-    memory: Memory,
-}
-
-impl Actions {
-    pub(crate) fn new(
-        results: Arc<dyn ActionCache>,
-        blobs: Arc<dyn BlobStore>,
-        updates: bool,
-        limits: Limits,
-        memory: Memory,
-    ) -> Self {
-        Self {
-            results,
-            blobs,
-            updates,
-            limits,
-            memory,
-        }
-    }
-
-    /// `GetActionResult`. Of what is to be inlined, as much as fits into a batch is.
-    pub(crate) async fn get(&self, request: GetActionResultRequest) -> Result<Body, Status> {
+impl Reapi {
+    /// `GetActionResult`. Inlines the requested outputs that fit into a batch.
+    pub(crate) async fn get_action_result(
+        &self,
+        request: GetActionResultRequest,
+    ) -> Result<Body, Status> {
         let instance = digests::instance(&request.instance_name)?;
         let function = digests::function(request.digest_function)?;
         let action = digests::digest("action_digest", function, request.action_digest.as_ref())?;
-        let found = self
-            .results
-            .get(instance.as_str(), &action, &self.memory.results)
-            .await;
+        let memory = &self.options.memory.results;
+        let actions = &self.stores.actions;
+        let found = actions.get(instance.as_str(), &action, memory).await;
         // The permit is held until the result is encoded, not until the client has taken it.
         let CachedResult {
             mut result,
             permit: _permit,
         } = found.map_err(from_store)?;
         let own = result.encoded_len() as u64;
-        // The outputs are of one function with the action, and found as that is.
+        // The outputs have the same function as the action, and are inferred in the same way.
         let function = action.other().is_none().then(|| action.function());
-        let wanted = self.wanted(&mut result, &request, function);
-        let permit = self.inline(wanted, own).await?;
+        let room = self.options.limits.max_batch_bytes.saturating_sub(own);
+        let outputs = to_inline(&mut result, &request, function, room);
+        let permit = self.inline(outputs, own).await?;
         Ok(Body::message(Framed::encode(&result), permit))
     }
 
-    /// The outputs to inline, with where their content goes.
-    fn wanted<'a>(
-        &self,
-        result: &'a mut ActionResult,
-        request: &GetActionResultRequest,
-        function: Option<DigestFunction>,
-    ) -> Vec<(&'a mut Bytes, Digest)> {
-        let mut room = self
-            .limits
-            .max_batch_bytes
-            .saturating_sub(result.encoded_len() as u64);
-        let inline_files: HashSet<&str> = request
-            .inline_output_files
-            .iter()
-            .map(String::as_str)
-            .collect();
-        let ActionResult {
-            output_files,
-            stdout_raw,
-            stdout_digest,
-            stderr_raw,
-            stderr_digest,
-            ..
-        } = result;
-        let streams = [
-            (request.inline_stdout, stdout_raw, stdout_digest),
-            (request.inline_stderr, stderr_raw, stderr_digest),
-        ];
-        let files = output_files.iter_mut().map(|file| {
-            let asked = inline_files.contains(file.path.as_str());
-            (asked, &mut file.contents, &mut file.digest)
-        });
-        streams
-            .into_iter()
-            .chain(files)
-            .filter_map(|(asked, content, digest)| {
-                let digest = Digest::from_field(function, digest.as_ref()).ok()?;
-                let due = asked && content.is_empty() && digest.size() > 0;
-                if !due || digest.size() > room {
-                    return None;
-                }
-                room -= digest.size();
-                Some((content, digest))
-            })
-            .collect()
-    }
-
-    /// Fetches content into its places. What cannot be fetched stays out: the client has the
-    /// digest, and asks for it where errors can be told. Returns the permit for the response, which
-    /// has `own` bytes without that content.
-    async fn inline(&self, wanted: Vec<(&mut Bytes, Digest)>, own: u64) -> Result<Permit, Status> {
-        if wanted.is_empty() {
-            return self
-                .memory
-                .transport
-                .responses
-                .reserve(own)
-                .await
-                .map_err(full);
+    /// Reads outputs into their places. Those that cannot be read stay out, since the client has their digests. Returns
+    /// the permit for the response, which has `own` bytes without these outputs.
+    async fn inline(&self, outputs: Vec<Output<'_>>, own: u64) -> Result<Permit, Status> {
+        if outputs.is_empty() {
+            let responses = &self.transport().responses;
+            return responses.reserve(own).await.map_err(full);
         }
-        let (places, digests): (Vec<_>, Vec<_>) = wanted.into_iter().unzip();
-        let (contents, permit) = read_within(&self.memory, &*self.blobs, &digests, own).await?;
+        let (places, digests): (Vec<_>, Vec<_>) = outputs.into_iter().unzip();
+        let (contents, permit) = self.read_batch(&digests, own).await?;
         for (place, content) in places.into_iter().zip(contents) {
             if let Ok(content) = content {
                 *place = content;
@@ -135,21 +59,18 @@ impl Actions {
         Ok(permit)
     }
 
-    /// `UpdateActionResult`. While the result is stored, which a backing cache may delay, only the
-    /// request is held: the result is decoded from it once more for the response.
-    pub(crate) async fn update(&self, encoded: Bytes, wire: Permit) -> Result<Body, Status> {
-        if !self.updates {
+    /// `UpdateActionResult`. While the result is stored, which a backing cache may delay, only the request is in memory:
+    /// the result is decoded once more for the response.
+    pub(crate) async fn update_action_result(&self, requests: Messages) -> Result<Body, Status> {
+        let (encoded, wire) = requests.only(MEDIUM).await?;
+        if !self.options.ac_updates {
             return Err(Status::permission_denied(
                 "this server does not take action results from clients",
             ));
         }
-        let decoded = decode_within(
-            &self.memory.transport,
-            encoded.clone(),
-            wire,
-            measure::<UpdateActionResultRequest>,
-        )
-        .await?;
+        let memory = self.transport();
+        let measure = measure::<UpdateActionResultRequest>;
+        let decoded = decode_within(memory, encoded.clone(), wire, measure).await?;
         let (request, permits): (UpdateActionResultRequest, _) = decoded;
         let instance = digests::instance(&request.instance_name)?;
         let function = digests::function(request.digest_function)?;
@@ -158,19 +79,45 @@ impl Actions {
             .action_result
             .ok_or_else(|| invalid_field("action_result", "is missing"))?;
         check(&result, action.function())?;
-        self.results
-            .put(instance.as_str(), &action, result)
-            .await
-            .map_err(from_store)?;
+        let actions = &self.stores.actions;
+        let put = actions.put(instance.as_str(), &action, result).await;
+        put.map_err(from_store)?;
         let large = is_large(&encoded);
         let again = move || (decode::<UpdateActionResultRequest>(encoded), permits);
         let (again, _permits) = run(large, again).await?;
-        reply(
-            &self.memory.transport,
-            &again?.action_result.unwrap_or_default(),
-        )
-        .await
+        Body::reply(memory, &again?.action_result.unwrap_or_default()).await
     }
+}
+
+/// The place for an output's content, and its digest.
+type Output<'a> = (&'a mut Bytes, Digest);
+
+/// Returns the requested outputs that are not empty or inlined yet and fit into `room` bytes.
+fn to_inline<'a>(
+    result: &'a mut ActionResult,
+    request: &GetActionResultRequest,
+    function: Option<DigestFunction>,
+    mut room: u64,
+) -> Vec<Output<'a>> {
+    let requested = request.inline_output_files.iter().map(String::as_str);
+    let requested: HashSet<&str> = requested.collect();
+    let stdout = (&mut result.stdout_raw, &result.stdout_digest);
+    let stderr = (&mut result.stderr_raw, &result.stderr_digest);
+    let files = result.output_files.iter_mut();
+    let files = files.filter(|file| requested.contains(file.path.as_str()));
+    let outputs = (request.inline_stdout.then_some(stdout).into_iter())
+        .chain(request.inline_stderr.then_some(stderr))
+        .chain(files.map(|file| (&mut file.contents, &file.digest)));
+    outputs
+        .filter_map(|(content, digest)| {
+            let digest = Digest::from_field(function, digest.as_ref()).ok()?;
+            let fits = content.is_empty() && (1..=room).contains(&digest.size());
+            fits.then(|| {
+                room -= digest.size();
+                (content, digest)
+            })
+        })
+        .collect()
 }
 
 /// Checks every digest of a result.
@@ -200,16 +147,19 @@ fn check(result: &ActionResult, function: DigestFunction) -> Result<(), Status> 
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    };
 
     use async_trait::async_trait;
     use futures::FutureExt as _;
     use gorego_limits::Budget;
-    use gorego_storage::{MemoryStore, Result, decoded::result_memory};
+    use gorego_storage::{ActionCache, Result, decoded::result_memory};
 
     use super::*;
 
-    /// Results that never arrive.
+    /// A store whose results never arrive.
     #[derive(Debug, Default)]
     struct Endless {
         size: u64,
@@ -229,22 +179,21 @@ mod tests {
         }
     }
 
-    /// How many of ten results of this size are read at once.
+    /// Returns the number of ten results of this size that are read at once.
     fn read_at_once(size: u64) -> usize {
         let results = Arc::new(Endless {
             size,
             ..Endless::default()
         });
-        let memory = Memory::of_each(48 * 1024 * 1024);
-        let blobs = Arc::<MemoryStore>::default();
-        let shared = Arc::<Endless>::clone(&results);
-        let actions = Actions::new(shared, blobs, true, Limits::default(), memory);
+        let mut reapi = Reapi::in_memory();
+        reapi.options.memory.results = Budget::memory("tests", 48 * 1024 * 1024);
+        reapi.stores.actions = Arc::<Endless>::clone(&results);
         let request = GetActionResultRequest {
             action_digest: Some(DigestFunction::Sha256.digest(b"action").to_proto()),
             ..GetActionResultRequest::default()
         };
         let mut calls: Vec<_> = (0..10)
-            .map(|_| Box::pin(actions.get(request.clone())))
+            .map(|_| Box::pin(reapi.get_action_result(request.clone())))
             .collect();
         for call in &mut calls {
             assert!(call.now_or_never().is_none());
@@ -253,7 +202,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn large_results_are_read_one_after_another_and_small_ones_at_once() {
+    async fn large_results_are_read_one_by_one_and_small_ones_at_once() {
         assert_eq!(read_at_once(4 * 1024 * 1024), 1);
         assert_eq!(read_at_once(1000), 10);
     }

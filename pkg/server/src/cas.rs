@@ -1,4 +1,4 @@
-//! `ContentAddressableStorage`: what is missing, batches of small blobs, and directory trees.
+//! `ContentAddressableStorage`: missing blobs, batches of small blobs, and directory trees.
 
 mod batch_read;
 mod batch_update;
@@ -6,29 +6,51 @@ mod missing;
 mod tree;
 mod walks;
 
-use std::sync::Arc;
+use bytes::Bytes;
+use gorego_grpc::full;
+use gorego_limits::Permit;
+use gorego_storage::{Digest, Error, Result as StoreResult};
+use tonic::Status;
 
-use gorego_storage::BlobStore;
+pub(crate) use self::walks::Walks;
+use crate::{services::Reapi, status::invalid_field};
 
-use self::walks::Walks;
-use crate::{Limits, Memory};
+impl Reapi {
+    /// Reads several blobs for a response that has `more` other bytes. Reserves memory for the found blobs only after
+    /// they were fetched.
+    pub(crate) async fn read_batch(
+        &self,
+        digests: &[Digest],
+        more: u64,
+    ) -> Result<(Vec<StoreResult<Bytes>>, Permit), Status> {
+        let blobs = &self.stores.blobs;
+        let fetched = blobs.fetch_batch(digests).await;
+        let found: Vec<Digest> = fetched.iter().flatten().copied().collect();
+        let bytes = found
+            .iter()
+            .map(Digest::size)
+            .fold(more, u64::saturating_add);
+        let permit = self
+            .transport()
+            .responses
+            .reserve(bytes)
+            .await
+            .map_err(full)?;
+        let mut read = blobs.get_batch(&found).await.into_iter();
+        let contents = fetched.into_iter().map(|fetched| {
+            fetched.and_then(|digest| read.next().unwrap_or(Err(Error::NotFound(digest))))
+        });
+        Ok((contents.collect(), permit))
+    }
 
-/// The service over a blob store.
-#[derive(Debug)]
-pub(crate) struct Cas {
-    blobs: Arc<dyn BlobStore>,
-    limits: Limits,
-    memory: Memory,
-    walks: Arc<Walks>,
-}
-
-impl Cas {
-    pub(crate) fn new(blobs: Arc<dyn BlobStore>, limits: Limits, memory: Memory) -> Self {
-        Self {
-            blobs,
-            limits,
-            walks: Arc::new(Walks::within(memory.walks)),
-            memory,
+    /// Refuses a batch with more than the advertised bytes of blobs.
+    fn check_batch(&self, field: &str, sizes: impl Iterator<Item = u64>) -> Result<(), Status> {
+        let max = self.options.limits.max_batch_bytes;
+        let bytes = sizes.fold(0, u64::saturating_add);
+        if bytes <= max {
+            return Ok(());
         }
+        let why = format!("{bytes} bytes of blobs, a batch takes at most {max}");
+        Err(invalid_field(field, why))
     }
 }

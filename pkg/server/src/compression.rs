@@ -1,10 +1,8 @@
 //! Zstandard: whole blobs of a batch, and streams of any length in bounded memory.
 
-mod stored;
-
 use std::io;
 
-use bytes::{Buf as _, Bytes};
+use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
 use gorego_grpc::full;
 use gorego_limits::{Budget, Call, Permit};
 use gorego_storage::CHUNK_SIZE;
@@ -14,35 +12,35 @@ use zstd::{
     stream::raw::{DParameter, Decoder, Encoder, InBuffer, Operation as _, OutBuffer},
 };
 
-use self::stored::Stored;
-
-/// The fastest of the ordinary levels: a cache compresses anew for each reader, and most of what
-/// can be gained on object files and archives is gained here.
+/// The fastest of the ordinary levels: a cache compresses anew for each reader, and this level gains most of what can be
+/// gained on object files and archives.
 const LEVEL: i32 = 1;
-/// The largest window that a decoder sets memory aside for, as a power of two: 8 MiB, which
-/// RFC 8878 asks decoders to support and which no encoder exceeds by default.
+/// The largest window of a decoder, as a power of two: 8 MiB, which RFC 8878 requires of decoders and no encoder exceeds by
+/// default.
 const MAX_WINDOW_LOG: u32 = 23;
 /// The memory of a stream without its window, in bytes.
 const FIXED: u64 = 256 * 1024;
 /// The window and buffers of a stream that is being compressed, in bytes.
 const COMPRESSED_WINDOW: u64 = 768 * 1024;
+/// The largest block of a frame, in bytes, and the smallest window that allows it (RFC 8878, 3.1.1).
+const BLOCK: usize = 128 * 1024;
 
-/// Why compressed content cannot be decompressed.
+/// The reason why compressed content cannot be decompressed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Malformed {
-    /// It is not Zstandard.
+    /// The content is not Zstandard.
     #[error("not decompressible as zstd: {0}")]
     Zstd(String),
-    /// It is longer than announced.
+    /// The content is longer than announced.
     #[error("decompresses to more than {0} bytes")]
     TooLong(u64),
-    /// It hardly decompresses to anything.
+    /// The content hardly decompresses to anything.
     #[error("more than {0} compressed bytes, for content of {1}")]
     TooMuch(u64, u64),
-    /// It is shorter than announced.
+    /// The content is shorter than announced.
     #[error("decompresses to {0} bytes, not to {1}")]
     TooShort(u64, u64),
-    /// It ends within a frame.
+    /// The content ends within a frame.
     #[error("the compressed content ends within a zstd frame")]
     CutOff,
 }
@@ -64,12 +62,12 @@ pub(crate) fn compress(content: &[u8]) -> Result<Bytes, Status> {
         .map_err(|why| failed(&why))
 }
 
-/// Decompresses whole blobs, one after another in the same workspace, which is made for the first.
+/// A decompressor of whole blobs, one after another in the same workspace.
 #[derive(Default)]
 pub(crate) struct Zstd(Option<bulk::Decompressor<'static>>);
 
 impl Zstd {
-    /// The content of exactly `size` bytes, which the caller knows to be few enough.
+    /// Returns the content of exactly `size` bytes, which the caller limits.
     pub(crate) fn decompress(&mut self, compressed: &[u8], size: u64) -> Result<Bytes, Malformed> {
         let decompressor = match &mut self.0 {
             Some(decompressor) => decompressor,
@@ -88,25 +86,40 @@ impl Zstd {
     }
 }
 
-/// Our own side failed: zstd had no memory, say.
+/// Returns the status for a failure of this server, for example for lack of memory.
 fn failed(why: &io::Error) -> Status {
     Status::resource_exhausted(format!("compressing: {why}"))
 }
 
-/// Memory for all streams that are being compressed or decompressed.
-#[derive(Clone, Debug)]
-pub(crate) struct Workspaces(Budget);
+/// The decompression of content that arrives in pieces, in any number of frames.
+pub(crate) struct Decompression {
+    call: Call,
+    memory: Budget,
+    /// The workspace, created for the first frame and again for one that needs more.
+    workspace: Option<Workspace>,
+    size: u64,
+    /// The most bytes of content that may still come out.
+    left: u64,
+    /// The most compressed bytes that may still go in.
+    due: u64,
+    in_frame: bool,
+    /// True if the decoder may hold output for which there was no room.
+    unflushed: bool,
+}
 
-impl Workspaces {
-    pub(crate) const fn new(memory: Budget) -> Self {
-        Self(memory)
-    }
+struct Workspace {
+    decoder: Decoder<'static>,
+    /// The reserved bytes.
+    bytes: u64,
+    _memory: Permit,
+}
 
-    /// For content of `size` bytes, or fewer: not one more comes out.
-    pub(crate) fn decompressor(&self, size: u64) -> Decompressor {
-        Decompressor {
+impl Decompression {
+    /// Creates the decompression of content of at most `size` bytes for the current call.
+    pub(crate) fn new(memory: Budget, size: u64) -> Self {
+        Self {
             call: Call::current(),
-            memory: self.0.clone(),
+            memory,
             workspace: None,
             size,
             left: size,
@@ -116,49 +129,7 @@ impl Workspaces {
         }
     }
 
-    /// For content of exactly `size` bytes. When too little memory is free, the content goes
-    /// uncompressed into its frame, which needs none.
-    pub(crate) fn compressor(&self, size: u64) -> Result<Compressor, Status> {
-        let Some(workspace) = self.0.try_reserve(FIXED + size.min(COMPRESSED_WINDOW)) else {
-            return Ok(Compressor::Stored(Stored::new(size)));
-        };
-        let mut encoder = Encoder::new(LEVEL).map_err(|why| failed(&why))?;
-        encoder
-            .set_pledged_src_size(Some(size))
-            .map_err(|why| failed(&why))?;
-        Ok(Compressor::Compressed {
-            encoder,
-            _workspace: workspace,
-        })
-    }
-}
-
-/// Decompresses content that arrives in pieces; any number of frames, one after another.
-pub(crate) struct Decompressor {
-    call: Call,
-    memory: Budget,
-    /// Made for the first frame, and anew for one that needs more.
-    workspace: Option<Workspace>,
-    size: u64,
-    /// How many bytes may still come out.
-    left: u64,
-    /// How many compressed bytes may still go in.
-    due: u64,
-    in_frame: bool,
-    /// Whether the decoder may hold output for which there was no room.
-    unflushed: bool,
-}
-
-struct Workspace {
-    decoder: Decoder<'static>,
-    /// The bytes that were asked for.
-    bytes: u64,
-    _memory: Permit,
-}
-
-impl Decompressor {
-    /// Waits for the memory of the frame that begins with these bytes, if one does. Nothing is held
-    /// while waiting.
+    /// Reserves the memory of the frame that begins with these bytes, if one does. Holds none while it waits.
     pub(crate) async fn ready(&mut self, compressed: &[u8]) -> Result<(), Status> {
         if !self.needs_more(compressed) {
             return Ok(());
@@ -181,20 +152,22 @@ impl Decompressor {
     }
 
     fn needs_more(&self, compressed: &[u8]) -> bool {
-        let here = self.workspace.as_ref().map_or(0, |here| here.bytes);
-        !self.in_frame && !compressed.is_empty() && here < self.needed(compressed)
+        let reserved = self
+            .workspace
+            .as_ref()
+            .map_or(0, |workspace| workspace.bytes);
+        !self.in_frame && !compressed.is_empty() && reserved < self.needed(compressed)
     }
 
-    /// The memory that a frame takes, in bytes. No more of a window is used than there is content.
+    /// Returns the memory of a frame in bytes. A window holds no more than the content.
     fn needed(&self, frame: &[u8]) -> u64 {
         FIXED + window(frame).min(self.left)
     }
 
-    /// The next piece of content, of at most [`CHUNK_SIZE`]; `compressed` shrinks by what went
-    /// into it. `None` when all of `compressed` is used up, or begins with a frame for which this is
-    /// not ready.
+    /// Returns the next piece of content, at most [`CHUNK_SIZE`], and takes the compressed bytes of it. `None` when all
+    /// of `compressed` is taken, or begins with a frame for which this is not ready.
     pub(crate) fn next(&mut self, compressed: &mut Bytes) -> Result<Option<Bytes>, Malformed> {
-        // Room for one byte too many tells content of the announced size from longer content.
+        // Room for one byte more tells content of the announced size from longer content.
         let room = usize::try_from(self.left.saturating_add(1)).unwrap_or(usize::MAX);
         let mut content = Vec::with_capacity(room.min(CHUNK_SIZE));
         let mut output = OutBuffer::around(&mut content);
@@ -220,12 +193,12 @@ impl Decompressor {
             .left
             .checked_sub(len)
             .ok_or(Malformed::TooLong(self.size))?;
-        // What waits to be stored takes no more memory than it has bytes.
+        // Content that waits to be stored takes no more memory than it has bytes.
         content.shrink_to_fit();
         Ok((len > 0).then(|| content.into()))
     }
 
-    /// Says that no more comes. How long the content should have been is for others to check.
+    /// Checks that the content does not end within a frame. Its size is checked by the store.
     pub(crate) const fn finish(&self) -> Result<(), Malformed> {
         if self.in_frame {
             Err(Malformed::CutOff)
@@ -235,7 +208,7 @@ impl Decompressor {
     }
 }
 
-/// The window of the frame that begins with these bytes, as far as they tell.
+/// Returns an upper bound of the window of the frame that begins with these bytes.
 fn window(frame: &[u8]) -> u64 {
     const MAGIC: &[u8] = &[0x28, 0xb5, 0x2f, 0xfd];
     const SINGLE_SEGMENT: u8 = 0x20;
@@ -245,48 +218,91 @@ fn window(frame: &[u8]) -> u64 {
         return largest;
     };
     if descriptor & SINGLE_SEGMENT != 0 {
-        // Its window is its content.
+        // The window is the content.
         return largest;
     }
     let base = 1u64 << (10 + (window >> 3));
     (base + base / 8 * u64::from(window & 7)).min(largest)
 }
 
-/// How many compressed bytes content of `size` bytes may arrive as: so many that an encoder can put
-/// each byte into a block of its own, and then some for empty frames. Those could go on for ever.
+/// Returns the most compressed bytes of content of `size` bytes: an encoder may put each byte into a block of its own, and
+/// add some empty frames, but not an endless number of them.
 const fn compressed_bound(size: u64) -> u64 {
     const BLOCK_OF_ONE: u64 = 4;
     const MORE: u64 = 64 * 1024;
     size.saturating_mul(BLOCK_OF_ONE).saturating_add(MORE)
 }
 
-/// Puts content that is read in pieces into one frame.
-pub(crate) enum Compressor {
-    /// Compressed.
-    Compressed {
+/// The compression of content that is read in pieces, into one frame.
+pub(crate) enum Compression {
+    /// Compressed blocks.
+    Encoder {
         encoder: Encoder<'static>,
         _workspace: Permit,
     },
-    /// As it is.
-    Stored(Stored),
+    /// Blocks that hold the content as it is, which needs no workspace, after a header that is still to be written.
+    Stored { header: Bytes },
 }
 
-impl Compressor {
-    /// What `content` adds to the frame; may be nothing yet.
+impl Compression {
+    /// Creates the compression of content of exactly `size` bytes. When too little memory is free, the frame holds it
+    /// uncompressed.
+    pub(crate) fn new(memory: &Budget, size: u64) -> Result<Self, Status> {
+        let Some(workspace) = memory.try_reserve(FIXED + size.min(COMPRESSED_WINDOW)) else {
+            return Ok(Self::stored(size));
+        };
+        let mut encoder = Encoder::new(LEVEL).map_err(|why| failed(&why))?;
+        encoder
+            .set_pledged_src_size(Some(size))
+            .map_err(|why| failed(&why))?;
+        Ok(Self::Encoder {
+            encoder,
+            _workspace: workspace,
+        })
+    }
+
+    fn stored(size: u64) -> Self {
+        // The magic number, a descriptor of eight bytes of size and no checksum, and a window of a block.
+        const START: [u8; 6] = [0x28, 0xb5, 0x2f, 0xfd, 0xc0, (17 - 10) << 3];
+        let header = [START.as_slice(), &size.to_le_bytes()].concat().into();
+        Self::Stored { header }
+    }
+
+    /// Returns the part of the frame for `content`, which may be empty.
     pub(crate) fn next(&mut self, content: &[u8]) -> Result<Bytes, Status> {
         match self {
-            Self::Compressed { encoder, .. } => compress_next(encoder, content),
-            Self::Stored(stored) => Ok(stored.next(content)),
+            Self::Encoder { encoder, .. } => compress_next(encoder, content),
+            Self::Stored { header } => {
+                let len = header.len() + content.len() + 3 * content.len().div_ceil(BLOCK);
+                let mut blocks = BytesMut::with_capacity(len);
+                blocks.put(header);
+                for block in content.chunks(BLOCK) {
+                    put_block_header(&mut blocks, block.len(), false);
+                    blocks.put_slice(block);
+                }
+                Ok(blocks.freeze())
+            }
         }
     }
 
-    /// What ends the frame.
+    /// Returns the end of the frame.
     pub(crate) fn finish(&mut self) -> Result<Bytes, Status> {
         match self {
-            Self::Compressed { encoder, .. } => compress_end(encoder),
-            Self::Stored(stored) => Ok(stored.finish()),
+            Self::Encoder { encoder, .. } => compress_end(encoder),
+            Self::Stored { header } => {
+                let mut end = BytesMut::new();
+                end.put(header);
+                put_block_header(&mut end, 0, true);
+                Ok(end.freeze())
+            }
         }
     }
+}
+
+/// Writes the header of an uncompressed block, whose type is 0: the length in bytes comes above that and the last-block
+/// bit.
+fn put_block_header(buffer: &mut BytesMut, len: usize, last: bool) {
+    buffer.put_uint_le((len as u64) << 3 | u64::from(last), 3);
 }
 
 fn compress_next(encoder: &mut Encoder<'_>, content: &[u8]) -> Result<Bytes, Status> {
@@ -299,7 +315,7 @@ fn compress_next(encoder: &mut Encoder<'_>, content: &[u8]) -> Result<Bytes, Sta
             .run(&mut input, &mut OutBuffer::around_pos(&mut compressed, at))
             .map_err(|why| failed(&why))?;
     }
-    // A stalled reader holds no more than there is.
+    // The piece of a stalled reader takes no more memory than it has bytes.
     compressed.shrink_to_fit();
     Ok(compressed.into())
 }

@@ -1,4 +1,4 @@
-//! Reading the digests, functions and instance names of requests; errors name the field.
+//! Parsing of digests, functions and instance names in requests. Errors name the field.
 
 use std::fmt;
 
@@ -8,17 +8,17 @@ use tonic::Status;
 
 use crate::{Limits, status::invalid_field};
 
-/// The digest function that a request names, if it does.
+/// Parses the digest function of a request, if it names one.
 pub(crate) fn function(value: i32) -> Result<Option<DigestFunction>, Status> {
     DigestFunction::from_proto(value).map_err(|why| invalid_field("digest_function", why))
 }
 
-/// The instance that a request names.
+/// Parses the instance name of a request.
 pub(crate) fn instance(name: &str) -> Result<InstanceName, Status> {
     InstanceName::parse(name).map_err(|why| invalid_field("instance_name", why))
 }
 
-/// The digest in `field` of a request.
+/// Parses the digest in `field` of a request.
 pub(crate) fn digest(
     field: impl fmt::Display,
     function: Option<DigestFunction>,
@@ -27,7 +27,7 @@ pub(crate) fn digest(
     Digest::from_field(function, digest).map_err(|why| refuse(field, why))
 }
 
-/// The refusal of what is no digest in `field` of a request.
+/// Returns the refusal of an invalid digest in `field` of a request.
 pub(crate) fn refuse(field: impl fmt::Display, why: DigestError) -> Status {
     match why {
         DigestError::Missing => invalid_field(field, why),
@@ -39,7 +39,7 @@ pub(crate) fn refuse(field: impl fmt::Display, why: DigestError) -> Status {
     }
 }
 
-/// Refuses to store a blob larger than the limit that clients are told.
+/// Refuses a blob that is larger than the advertised limit.
 pub(crate) fn check_size(digest: &Digest, limits: &Limits) -> Result<(), Status> {
     match limits.max_blob_size {
         Some(max) if digest.size() > max.get() => Err(Status::invalid_argument(format!(
@@ -49,7 +49,7 @@ pub(crate) fn check_size(digest: &Digest, limits: &Limits) -> Result<(), Status>
     }
 }
 
-/// The digests in the repeated field `field` of a request.
+/// Parses the digests in the repeated field `field` of a request.
 pub(crate) fn digests(
     field: &str,
     function: Option<DigestFunction>,

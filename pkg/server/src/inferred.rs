@@ -1,10 +1,11 @@
-//! Digests of clients that name no digest function: 64 digits may be of SHA-256 or of BLAKE3, and
-//! some clients say in no call which of them they use.
+//! Digests of clients that name no digest function: 64 digits may be of SHA-256 or of BLAKE3, and some clients name the
+//! function in no call.
 
 use std::{borrow::Cow, collections::HashSet, sync::Arc};
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use futures::future::BoxFuture;
 use gorego_limits::Budget;
 use gorego_storage::{
     ActionCache, ActionCacheExt as _, Blob, BlobStore, CachedResult, Digest, DigestFunction, Error,
@@ -13,92 +14,119 @@ use gorego_storage::{
 use reapi::v2::ActionResult;
 use tonic::Code;
 
-use crate::Services;
+use crate::Stores;
 
 /// The order of the functions of a digest that was parsed without one.
 const AS_PARSED: [DigestFunction; 2] = [DigestFunction::Sha256, DigestFunction::Blake3];
-/// The number of digests that are looked for under the second function at once.
+/// The number of digests that are looked up under the second function at once.
 const BATCH: usize = 10_000;
 
-/// Stores that are asked for a digest of unnamed function under each function in turn. No hash is one
-/// of several functions, so that whatever is found is what was meant.
+/// Stores that try a digest of unnamed function under each function in turn. No content has the same hash under two
+/// functions, so a blob that is found is the one that was meant.
 #[derive(Debug)]
 struct Inferring {
-    services: Services,
-    /// In the order in which they are tried.
+    stores: Stores,
+    /// The functions in the order in which they are tried.
     functions: Vec<DigestFunction>,
 }
 
 /// Wraps the stores, so that digests without a function are tried under `functions`.
-pub(crate) fn infer(services: Services, functions: Vec<DigestFunction>) -> Services {
-    let inferring = Arc::new(Inferring {
-        services,
-        functions,
-    });
-    Services {
+pub(crate) fn infer(stores: Stores, functions: Vec<DigestFunction>) -> Stores {
+    let inferring = Arc::new(Inferring { stores, functions });
+    Stores {
         blobs: Arc::<Inferring>::clone(&inferring),
         uploads: Arc::<Inferring>::clone(&inferring),
         actions: inferring,
     }
 }
 
+/// A method of a store that reads a batch.
+type ReadBatch<T> = for<'a> fn(&'a dyn BlobStore, &'a [Digest]) -> BoxFuture<'a, Vec<Result<T>>>;
+
 impl Inferring {
     fn blobs(&self) -> &dyn BlobStore {
-        &*self.services.blobs
+        &*self.stores.blobs
     }
 
     fn actions(&self) -> &dyn ActionCache {
-        &*self.services.actions
+        &*self.stores.actions
     }
 
-    /// The digest, and its form under the other function, tried when the first is not found.
-    fn meant(&self, digest: &Digest) -> (Digest, Option<Digest>) {
+    /// Returns the digest under the function tried first, and under the second one.
+    fn tried(&self, digest: &Digest) -> (Digest, Option<Digest>) {
         let digest = digest.among(&self.functions);
         (digest.only(), digest.other())
     }
 
-    /// The digests as they are tried first.
-    fn all_meant<'a>(&self, digests: &'a [Digest]) -> Cow<'a, [Digest]> {
+    /// Returns the digests with their functions in the configured order.
+    fn in_order<'a>(&self, digests: &'a [Digest]) -> Cow<'a, [Digest]> {
         if self.functions == AS_PARSED {
             return Cow::Borrowed(digests);
         }
-        let meant = digests.iter().map(|digest| digest.among(&self.functions));
-        meant.collect()
+        let ordered = digests.iter().map(|digest| digest.among(&self.functions));
+        ordered.collect()
     }
 
-    /// Asks `find_missing` of digests that may be of either function.
+    /// Reads a batch, and once more those of its blobs that are absent under the first function.
+    async fn read_batch<T>(&self, digests: &[Digest], read: ReadBatch<T>) -> Vec<Result<T>> {
+        let digests = self.in_order(digests);
+        let mut found = read(self.blobs(), &digests).await;
+        let (places, others): (Vec<_>, Vec<_>) = found
+            .iter_mut()
+            .zip(&*digests)
+            .filter(|(found, _)| found.as_ref().is_err_and(is_absence))
+            .filter_map(|(found, digest)| Some((found, digest.other()?)))
+            .unzip();
+        if !others.is_empty() {
+            let again = read(self.blobs(), &others).await;
+            for (place, again) in places.into_iter().zip(again) {
+                improve(place, again);
+            }
+        }
+        found
+    }
+
+    /// Returns the digests that are missing under both functions.
     async fn find_missing_inferred(
         &self,
         digests: &[Digest],
         second: DigestFunction,
     ) -> Result<Vec<Digest>> {
-        let missing = self.blobs().find_missing(digests).await;
-        let missing = match missing {
-            Err(error) if is_absence(&error) => digests.to_vec(),
-            missing => missing?,
-        };
-        let mut absent = Vec::new();
-        for batch in missing.chunks(BATCH) {
-            let others: Vec<_> = batch
-                .iter()
-                .filter_map(|digest| digest.under(second))
-                .collect();
-            let mut others: HashSet<_> = match self.blobs().find_missing(&others).await {
-                Err(error) if is_absence(&error) => others.into_iter().collect(),
-                others => others?.into_iter().collect(),
-            };
-            let is_absent = |digest: &&Digest| {
+        let mut missing = Vec::new();
+        for batch in self.missing_or_refused(digests).await?.chunks(BATCH) {
+            let others = batch.iter().filter_map(|digest| digest.under(second));
+            let others: Vec<_> = others.collect();
+            let others = self.missing_or_refused(&others).await?;
+            let mut others: HashSet<_> = others.into_iter().collect();
+            let is_missing = |digest: &&Digest| {
                 let other = digest.under(second);
                 other.is_none_or(|other| others.remove(&other))
             };
-            absent.extend(batch.iter().filter(is_absent));
+            missing.extend(batch.iter().filter(is_missing));
         }
-        Ok(absent)
+        Ok(missing)
+    }
+
+    /// Returns the missing digests, which are all if the function is refused.
+    async fn missing_or_refused(&self, digests: &[Digest]) -> Result<Vec<Digest>> {
+        match self.blobs().find_missing(digests).await {
+            Err(error) if is_absence(&error) => Ok(digests.to_vec()),
+            missing => missing,
+        }
+    }
+
+    /// Whether any output of the result is stored under the function of `action`.
+    async fn has_any(&self, action: &Digest, result: &ActionResult) -> Result<bool> {
+        let mut outputs = named_blobs(action, result).unwrap_or_default();
+        outputs.sort_unstable();
+        outputs.dedup();
+        let missing = self.missing_or_refused(&outputs).await?;
+        Ok(missing.len() < outputs.len())
     }
 }
 
-/// Whether a blob is unavailable under the tried function: it is missing, or the backing cache does
-/// not offer that function.
+/// Whether a blob is unavailable under the tried function: it is missing, or the backing cache does not offer that
+/// function.
 fn is_absence(error: &Error) -> bool {
     let is_refused = matches!(
         error,
@@ -114,27 +142,16 @@ fn is_missing(error: &Error) -> bool {
     matches!(error, Error::NotFound(_)) || error.is_result_miss()
 }
 
-/// Returns the second outcome, unless it only repeats that the blob or the result is missing.
-fn better<T>(first: Result<T>, second: Result<T>) -> Result<T> {
-    match (first, second) {
-        (Err(first), Err(second)) if is_missing(&first) && is_absence(&second) => Err(first),
-        (_, second) => second,
+/// Replaces an absence by the outcome under the second function, unless that only repeats that the blob or the result is
+/// missing.
+fn improve<T>(found: &mut Result<T>, again: Result<T>) {
+    let repeats = found.as_ref().is_err_and(is_missing) && again.as_ref().is_err_and(is_absence);
+    if !repeats {
+        *found = again;
     }
 }
 
-/// Returns the outcomes of absent blobs that may be of another function, and these digests.
-fn others_of_absent<'a, T>(
-    found: &'a mut [Result<T>],
-    digests: &[Digest],
-) -> (Vec<&'a mut Result<T>>, Vec<Digest>) {
-    let absent = found.iter_mut().zip(digests);
-    absent
-        .filter(|(found, _)| found.as_ref().is_err_and(is_absence))
-        .filter_map(|(found, digest)| Some((found, digest.other()?)))
-        .unzip()
-}
-
-/// Whether content that was refused under one function should be tried as `other`.
+/// Whether content that was refused under one function should be stored under that of `other`.
 fn is_of_other<T>(put: &Result<T>, other: &Digest, content: &[u8]) -> bool {
     let refused = |error: &Error| is_absence(error) || matches!(error, Error::Mismatch { .. });
     put.as_ref().is_err_and(refused) && other.is_of(content)
@@ -147,7 +164,7 @@ impl BlobStore for Inferring {
     }
 
     async fn find_missing(&self, digests: &[Digest]) -> Result<Vec<Digest>> {
-        let digests = self.all_meant(digests);
+        let digests = self.in_order(digests);
         match digests.iter().find_map(Digest::other) {
             Some(other) => self.find_missing_inferred(&digests, other.function()).await,
             None => self.blobs().find_missing(&digests).await,
@@ -156,19 +173,19 @@ impl BlobStore for Inferring {
 
     async fn get(&self, digest: &Digest, offset: u64) -> Result<Blob> {
         let digest = digest.among(&self.functions);
-        let found = self.blobs().get(&digest, offset).await;
-        match digest.other() {
-            Some(other) if found.as_ref().is_err_and(is_absence) => {
-                better(found, self.blobs().get(&other, offset).await)
-            }
-            _ => found,
+        let mut found = self.blobs().get(&digest, offset).await;
+        if let Some(other) = digest.other()
+            && found.as_ref().is_err_and(is_absence)
+        {
+            improve(&mut found, self.blobs().get(&other, offset).await);
         }
+        found
     }
 
-    /// Content in memory is hashed under the other function after it was refused under the first. A
-    /// stream is left to the store, which hashes the staged content again.
+    /// Content in memory is hashed under the second function after it was refused under the first. A stream is left to
+    /// the store, which hashes the staged content again.
     async fn put(&self, digest: &Digest, blob: Blob) -> Result<Put> {
-        let (first, other) = self.meant(digest);
+        let (first, other) = self.tried(digest);
         let (Some(other), Blob::Bytes(content)) = (other, &blob) else {
             return self.blobs().put(&digest.among(&self.functions), blob).await;
         };
@@ -181,37 +198,21 @@ impl BlobStore for Inferring {
     }
 
     async fn fetch_batch(&self, digests: &[Digest]) -> Vec<Result<Digest>> {
-        let digests = self.all_meant(digests);
-        let mut found = self.blobs().fetch_batch(&digests).await;
-        let (places, others) = others_of_absent(&mut found, &digests);
-        if !others.is_empty() {
-            let again = self.blobs().fetch_batch(&others).await;
-            for (place, fetched) in places.into_iter().zip(again) {
-                *place = better(place.clone(), fetched);
-            }
-        }
-        found
+        let fetch: ReadBatch<_> = |blobs, digests| blobs.fetch_batch(digests);
+        self.read_batch(digests, fetch).await
     }
 
     async fn get_batch(&self, digests: &[Digest]) -> Vec<Result<Bytes>> {
-        let digests = self.all_meant(digests);
-        let mut found = self.blobs().get_batch(&digests).await;
-        let (places, others) = others_of_absent(&mut found, &digests);
-        if !others.is_empty() {
-            let again = self.blobs().get_batch(&others).await;
-            for (place, content) in places.into_iter().zip(again) {
-                *place = better(place.clone(), content);
-            }
-        }
-        found
+        let get: ReadBatch<_> = |blobs, digests| blobs.get_batch(digests);
+        self.read_batch(digests, get).await
     }
 
     async fn put_batch(&self, blobs: Vec<(Digest, Bytes)>) -> Vec<Result<Put>> {
         if blobs.iter().all(|(digest, _)| digest.other().is_none()) {
             return self.blobs().put_batch(blobs).await;
         }
-        let meant = |(digest, content): (Digest, Bytes)| (digest.among(&self.functions), content);
-        let blobs: Vec<_> = blobs.into_iter().map(meant).collect();
+        let ordered = |(digest, content): (Digest, Bytes)| (digest.among(&self.functions), content);
+        let blobs: Vec<_> = blobs.into_iter().map(ordered).collect();
         let mut put = self.blobs().put_batch(blobs.clone()).await;
         let (places, others): (Vec<_>, Vec<_>) = put
             .iter_mut()
@@ -233,58 +234,44 @@ impl BlobStore for Inferring {
 impl Uploads for Inferring {
     async fn committed(&self, digest: &Digest, upload: &UploadId) -> Result<u64> {
         let digest = digest.among(&self.functions);
-        self.services.uploads.committed(&digest, upload).await
-    }
-}
-
-/// Treats a function that is not offered as one under which nothing is stored.
-fn or_nothing<T: Default>(found: Result<T>) -> Result<T> {
-    match found {
-        Err(error) if is_absence(&error) => Ok(T::default()),
-        found => found,
+        self.stores.uploads.committed(&digest, upload).await
     }
 }
 
 #[async_trait]
 impl ActionCache for Inferring {
     async fn get(&self, instance: &str, action: &Digest, memory: &Budget) -> Result<CachedResult> {
-        let (first, other) = self.meant(action);
-        let found = self.actions().get(instance, &first, memory).await;
-        match other {
-            Some(other) if found.as_ref().is_err_and(is_absence) => {
-                better(found, self.actions().get(instance, &other, memory).await)
-            }
-            _ => found,
+        let (first, other) = self.tried(action);
+        let mut found = self.actions().get(instance, &first, memory).await;
+        if let Some(other) = other
+            && found.as_ref().is_err_and(is_absence)
+        {
+            improve(
+                &mut found,
+                self.actions().get(instance, &other, memory).await,
+            );
         }
+        found
     }
 
-    /// Stores the result under the function of its outputs: the first one, unless some outputs are
-    /// present under the other alone.
+    /// Stores the result under the function of its outputs: the first one, unless outputs are stored under the second
+    /// alone.
     async fn put(&self, instance: &str, action: &Digest, result: ActionResult) -> Result<()> {
-        let (first, other) = self.meant(action);
+        let (first, other) = self.tried(action);
         let Some(other) = other else {
             return self.actions().put(instance, &first, result).await;
         };
         if self.has_any(&first, &result).await? || !self.has_any(&other, &result).await? {
             return self.actions().put(instance, &first, result).await;
         }
-        // One of an earlier put would be found before this one.
-        if or_nothing(self.actions().find(instance, &first).await)?.is_some() {
+        // An earlier result under the first function would be found before this one.
+        let replaces = match self.actions().find(instance, &first).await {
+            Err(error) if is_absence(&error) => false,
+            found => found?.is_some(),
+        };
+        if replaces {
             self.actions().put(instance, &first, result.clone()).await?;
         }
         self.actions().put(instance, &other, result).await
-    }
-}
-
-impl Inferring {
-    /// Whether any output of the result is stored under the function of `action`.
-    async fn has_any(&self, action: &Digest, result: &ActionResult) -> Result<bool> {
-        let mut outputs = named_blobs(action, result).unwrap_or_default();
-        outputs.sort_unstable();
-        outputs.dedup();
-        match self.blobs().find_missing(&outputs).await {
-            Err(error) if is_absence(&error) => Ok(false),
-            missing => Ok(missing?.len() < outputs.len()),
-        }
     }
 }

@@ -1,6 +1,6 @@
-//! The REAPI services over the stores: what a client may ask, and how much of it.
+//! The REAPI services over the stores, and the limits on what clients may ask of them.
 //!
-//! [`serve`] answers on a bound listener until it is told to stop. `pkg/grpc` carries the calls.
+//! [`serve`] serves on a bound listener until it is cancelled. `pkg/grpc` carries the calls.
 
 mod action_cache;
 mod bytestream;
@@ -9,11 +9,9 @@ mod cas;
 mod compression;
 mod digests;
 mod inferred;
-mod memory;
 mod options;
 mod services;
 mod status;
 
-pub use memory::Memory;
-pub use options::{Limits, Options, Services};
+pub use options::{Limits, Memory, Options, Stores};
 pub use services::serve;

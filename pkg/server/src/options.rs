@@ -1,55 +1,47 @@
-//! What the server is made of and how much it allows.
+//! The stores of a server, and its settings.
 
-use std::{num::NonZeroU64, sync::Arc, time::Duration};
+use std::{num::NonZeroU64, sync::Arc};
 
+use gorego_limits::Budget;
 use gorego_storage::{ActionCache, BlobStore, Chain, DigestFunction, Uploads};
-use gorego_tls::ServerTls;
-use tokio::sync::watch;
-
-use crate::Memory;
 
 /// The stores behind the services.
 #[derive(Clone, Debug)]
-pub struct Services {
-    /// Where blobs are.
+pub struct Stores {
+    /// The blobs.
     pub blobs: Arc<dyn BlobStore>,
-    /// What is known of uploads that broke off; of the same store as `blobs`.
+    /// The interrupted uploads to `blobs`.
     pub uploads: Arc<dyn Uploads>,
-    /// Where action results are; has checked that what it returns is complete.
+    /// The action results, of which only complete ones are returned.
     pub actions: Arc<dyn ActionCache>,
 }
 
-/// How the server behaves.
+/// Settings of a server.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// How much, and for how long.
+    /// Settings of connections and calls.
+    pub transport: gorego_grpc::Options,
+    /// Limits on blobs.
     pub limits: Limits,
-    /// Budgets for the memory that clients can make the server hold.
+    /// Budgets for the memory that clients can make the services hold.
     pub memory: Memory,
-    /// Whether clients may write action results; Capabilities tells them.
+    /// True if clients may write action results; advertised.
     pub ac_updates: bool,
-    /// The functions that a digest without one is tried under where its length leaves several, in this
-    /// order.
+    /// The functions tried for a digest without one, in this order, if its length leaves several.
     pub inferred_functions: Vec<DigestFunction>,
-    /// TLS settings of new connections, which may change; plain text without.
-    pub tls: Option<watch::Receiver<ServerTls>>,
     /// Detects and refuses calls that come back over a backing cache; shared with the store.
     pub chain: Arc<Chain>,
-    /// Whether the stores work, when somebody watches them; health tells clients. Without it the
-    /// server counts as serving until it shuts down.
-    pub healthy: Option<watch::Receiver<bool>>,
 }
 
 impl Default for Options {
     fn default() -> Self {
         Self {
+            transport: gorego_grpc::Options::default(),
             limits: Limits::default(),
             memory: Memory::default(),
             ac_updates: true,
             inferred_functions: vec![DigestFunction::Sha256, DigestFunction::Blake3],
-            tls: None,
             chain: Arc::default(),
-            healthy: None,
         }
     }
 }
@@ -59,28 +51,17 @@ const CLIENTS_TAKE: u64 = 4 * 1024 * 1024;
 /// The factor by which a response may exceed the blobs of a full batch.
 const FRAMED: u64 = 2;
 
-/// What clients may use up.
+/// Limits on blobs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// The sum of the blobs' sizes in one batch, in bytes; advertised.
+    /// The most bytes of blobs in one batch; advertised.
     pub max_batch_bytes: u64,
-    /// The size of one blob in bytes, if limited; advertised.
+    /// The size of the largest blob in bytes, if limited; advertised.
     pub max_blob_size: Option<NonZeroU64>,
-    /// How long a client may neither send nor take what it announced or asked for.
-    pub idle_timeout: Duration,
-    /// The time for which a connection slower than 64 KiB a second may hold permits that others
-    /// wait for, such as memory for a large message. Faster connections save up to thirty times as
-    /// much.
-    pub grace: Duration,
-    /// How long running calls may go on once the server shuts down.
-    pub drain_timeout: Duration,
-    /// How many connections are served at once. For more, those without a call are closed, and if
-    /// there is none they wait in the listener's queue.
-    pub max_connections: usize,
 }
 
 impl Limits {
-    /// The most bytes in the response to a batch of at most `max_batch_bytes`, digests included.
+    /// Returns the most bytes in the response to a batch of at most `max_batch_bytes`, digests included.
     pub const fn max_batch_response(max_batch_bytes: u64) -> u64 {
         let framed = max_batch_bytes.saturating_mul(FRAMED);
         if framed > CLIENTS_TAKE {
@@ -97,10 +78,36 @@ impl Default for Limits {
             // Half of what gRPC clients take in one message: some 80 bytes come with each blob.
             max_batch_bytes: 2 * 1024 * 1024,
             max_blob_size: None,
-            idle_timeout: Duration::from_mins(1),
-            grace: Duration::from_secs(1),
-            drain_timeout: Duration::from_secs(8),
-            max_connections: 10_000,
+        }
+    }
+}
+
+/// The budgets of the services, in the order in which a call reserves them: after those of the transport, but before
+/// its `responses`, and `pieces` last. No call reserves an earlier one while it holds a later one, so no two calls
+/// wait for each other. Clones share the budgets.
+#[derive(Clone, Debug)]
+pub struct Memory {
+    /// Open files of blobs that are read or uploaded in pieces.
+    pub files: Budget,
+    /// Action results that are read.
+    pub results: Budget,
+    /// The bytes of walks through trees whose next page was not requested yet.
+    pub walks: u64,
+    /// Workspaces for compression and decompression.
+    pub workspaces: Budget,
+    /// Pieces of blobs on their way to clients. When it is used up, pieces are small.
+    pub pieces: Budget,
+}
+
+impl Default for Memory {
+    fn default() -> Self {
+        const MIB: u64 = 1024 * 1024;
+        Self {
+            files: Budget::count("room for open files", 4096),
+            results: Budget::memory("memory for action results", 16 * MIB),
+            walks: 8 * MIB,
+            workspaces: Budget::memory("memory to compress in", 16 * MIB),
+            pieces: Budget::memory("memory for pieces of blobs", 12 * MIB),
         }
     }
 }

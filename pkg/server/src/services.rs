@@ -1,196 +1,151 @@
-//! The services of this server: which method a call is for, and how large its request may be.
+//! The services of this server: the methods, and the sizes of their requests.
 
 use std::sync::Arc;
 
-use gorego_grpc::{Call, Error, Limit, Response, Service};
-use gorego_storage::Chain;
+use futures::FutureExt as _;
+use gorego_grpc::{Body, Error, Limit, Messages, Service};
+use gorego_storage::{Chain, decoded::MAX_DECODED_RESULT};
 use http::HeaderMap;
-use reapi::{
-    bytestream::{QueryWriteStatusRequest, ReadRequest},
-    v2::{
-        BatchReadBlobsRequest, BatchUpdateBlobsRequest, GetActionResultRequest,
-        GetCapabilitiesRequest, GetTreeRequest,
-    },
-};
+use reapi::shapes::{DecodeError, Shaped};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
-use crate::{
-    Options, Services, action_cache::Actions, bytestream::ByteStreams, capabilities::Capabilities,
-    cas::Cas, inferred::infer, memory::measure,
-};
+use crate::{Options, Stores, cas::Walks, inferred::infer};
 
-/// Requests of one message without blobs in it, in bytes: names and a digest or two.
+const ACTIONS: &str = "build.bazel.remote.execution.v2.ActionCache";
+const BYTES: &str = "google.bytestream.ByteStream";
+const CAPABILITIES: &str = "build.bazel.remote.execution.v2.Capabilities";
+const CAS: &str = "build.bazel.remote.execution.v2.ContentAddressableStorage";
+
+/// The largest requests without blobs, in bytes: names and a digest or two.
 const SMALL: u64 = 64 * 1024;
-/// Action results, and lists of what to send back. What gRPC clients take by default, so that
-/// whatever was stored can be fetched again.
-const MEDIUM: u64 = 4 * 1024 * 1024;
-/// Lists of digests to look for: some 200,000 of them.
-const DIGESTS: u64 = 16 * 1024 * 1024;
-/// What a batch may have beyond the blobs' bytes: digests and framing of some 150,000 blobs.
+/// The largest action results and lists of blobs to read, in bytes. The default limit of gRPC clients, so that all
+/// that was stored can be fetched again.
+pub(crate) const MEDIUM: u64 = 4 * 1024 * 1024;
+/// The largest lists of digests to look up, in bytes: some 200,000 of them.
+pub(crate) const DIGESTS: u64 = 16 * 1024 * 1024;
+/// The bytes that a batch may have in addition to its blobs: digests and framing of some 150,000 blobs.
 const BATCH_FRAMING: u64 = 16 * 1024 * 1024;
+/// The most memory that a decoded request may take, in bytes: a full batch of some 130,000 blobs. An action result may
+/// take as much, so that all that was stored can be read again.
+const MAX_DECODED: usize = MAX_DECODED_RESULT;
 
-/// Answers on `listener` until `shutdown` is cancelled. Then health says so, new calls are refused
-/// and running ones may end, for at most `options.limits.drain_timeout`. Returns when nothing of
-/// the server is left running.
+/// Serves on `listener` until `shutdown` is cancelled. Then health reports it, new calls are refused, and calls in
+/// progress may take up to `limits.drain_timeout` of the transport. Returns when no task of the server is left.
 pub async fn serve(
     listener: TcpListener,
-    services: Services,
+    stores: Stores,
     options: Options,
     shutdown: CancellationToken,
 ) -> Result<(), Error> {
-    let limits = options.limits;
-    let transport = gorego_grpc::Options {
-        limits: gorego_grpc::Limits {
-            idle_timeout: limits.idle_timeout,
-            grace: limits.grace,
-            drain_timeout: limits.drain_timeout,
-            max_connections: limits.max_connections,
-        },
-        memory: options.memory.transport.clone(),
-        tls: options.tls.clone(),
-        healthy: options.healthy.clone(),
-        descriptors: reapi::FILE_DESCRIPTOR_SET,
-    };
-    let service = Reapi::new(services, &options);
-    gorego_grpc::serve(listener, service, transport, shutdown).await
+    let transport = options.transport.clone();
+    gorego_grpc::serve(listener, Reapi::new(stores, options), transport, shutdown).await
 }
 
-/// Every service of the REAPI that this server offers.
+/// The services of the REAPI that this server offers.
 #[derive(Debug)]
-struct Reapi {
-    cas: Cas,
-    bytes: ByteStreams,
-    actions: Actions,
-    capabilities: Capabilities,
-    max_batch_request: u64,
-    chain: Arc<Chain>,
+pub(crate) struct Reapi {
+    pub(crate) stores: Stores,
+    pub(crate) options: Options,
+    pub(crate) walks: Arc<Walks>,
 }
 
 impl Reapi {
-    fn new(services: Services, options: &Options) -> Self {
-        let limits = options.limits;
-        let services = infer(services, options.inferred_functions.clone());
-        let chain = Arc::clone(&options.chain);
-        let memory = options.memory.clone();
+    pub(crate) fn new(stores: Stores, options: Options) -> Self {
         Self {
-            capabilities: Capabilities::new(options, Arc::clone(&services.blobs)),
-            cas: Cas::new(Arc::clone(&services.blobs), limits, memory.clone()),
-            bytes: ByteStreams::new(
-                Arc::clone(&services.blobs),
-                services.uploads,
-                limits,
-                memory.clone(),
-            ),
-            actions: Actions::new(
-                services.actions,
-                services.blobs,
-                options.ac_updates,
-                limits,
-                memory,
-            ),
-            max_batch_request: limits.max_batch_bytes.saturating_add(BATCH_FRAMING),
-            chain,
+            stores: infer(stores, options.inferred_functions.clone()),
+            walks: Arc::new(Walks::within(options.memory.walks)),
+            options,
         }
     }
 
-    async fn byte_stream(&self, method: &str, call: Call) -> Option<Response> {
-        Some(match method {
-            "Read" => {
-                let read = async |request| self.bytes.read(request).await;
-                call.answered(SMALL, measure::<ReadRequest>, read).await
-            }
-            "Write" => {
-                call.streamed(async |messages| self.bytes.write(messages).await)
-                    .await
-            }
-            "QueryWriteStatus" => {
-                let query = async |request| self.bytes.query(request).await;
-                call.unary(SMALL, measure::<QueryWriteStatusRequest>, query)
-                    .await
-            }
-            _ => return None,
-        })
+    /// Decodes the only message of a request, and handles it while its memory is reserved.
+    async fn decoded<'a, Q, F>(
+        &'a self,
+        requests: Messages,
+        limit: impl Into<Limit>,
+        handler: impl FnOnce(&'a Self, Q) -> F,
+    ) -> Result<Body, Status>
+    where
+        Q: Shaped + Send + 'static,
+        F: Future<Output = Result<Body, Status>>,
+    {
+        let (request, _permits) = requests.decode(limit, measure::<Q>).await?;
+        handler(self, request).await
     }
 
-    async fn storage(&self, method: &str, call: Call) -> Option<Response> {
-        Some(match method {
-            "FindMissingBlobs" => {
-                call.encoded(DIGESTS, async |request, permit| {
-                    self.cas.find_missing(request, permit).await
-                })
-                .await
-            }
-            "BatchUpdateBlobs" => {
-                let limit = Limit::of_batch(self.max_batch_request);
-                let update = async |request| self.cas.batch_update(request).await;
-                call.unary(limit, measure::<BatchUpdateBlobsRequest>, update)
-                    .await
-            }
-            "BatchReadBlobs" => {
-                let read = async |request| self.cas.batch_read(request).await;
-                call.answered(MEDIUM, measure::<BatchReadBlobsRequest>, read)
-                    .await
-            }
-            "GetTree" => {
-                let tree = async |request| self.cas.get_tree(request).await;
-                call.answered(SMALL, measure::<GetTreeRequest>, tree).await
-            }
-            _ => return None,
-        })
-    }
-
-    async fn results(&self, method: &str, call: Call) -> Option<Response> {
-        Some(match method {
-            "GetActionResult" => {
-                let get = async |request| self.actions.get(request).await;
-                call.answered(MEDIUM, measure::<GetActionResultRequest>, get)
-                    .await
-            }
-            "UpdateActionResult" => {
-                call.encoded(MEDIUM, async |request, permit| {
-                    self.actions.update(request, permit).await
-                })
-                .await
-            }
-            _ => return None,
-        })
+    /// Returns the memory budgets of the transport.
+    pub(crate) const fn transport(&self) -> &gorego_grpc::Memory {
+        &self.options.transport.memory
     }
 }
 
 impl Service for Reapi {
-    const NAMES: &'static [&'static str] = &[
-        "build.bazel.remote.execution.v2.ActionCache",
-        "build.bazel.remote.execution.v2.Capabilities",
-        "build.bazel.remote.execution.v2.ContentAddressableStorage",
-        "google.bytestream.ByteStream",
-    ];
+    const NAMES: &'static [&'static str] = &[ACTIONS, CAPABILITIES, CAS, BYTES];
+    const DESCRIPTORS: &'static [u8] = reapi::FILE_DESCRIPTOR_SET;
 
     fn admit(&self, headers: &HeaderMap) -> Result<(), Status> {
         let Some(passed) = headers.get(Chain::HEADER) else {
             return Ok(());
         };
         let passed = String::from_utf8_lossy(passed.as_bytes());
-        let entered = self.chain.enter(&passed);
+        let entered = self.options.chain.enter(&passed);
         entered.map_err(|error| Status::failed_precondition(error.to_string()))
     }
 
-    async fn call(&self, service: &str, method: &str, call: Call) -> Option<Response> {
-        // In boxes, since the future of a call is moved about before it runs, and these are large.
-        match service {
-            "google.bytestream.ByteStream" => Box::pin(self.byte_stream(method, call)).await,
-            "build.bazel.remote.execution.v2.ContentAddressableStorage" => {
-                Box::pin(self.storage(method, call)).await
+    async fn call(&self, path: &str, requests: Messages) -> Result<Body, Status> {
+        let name = path
+            .strip_prefix('/')
+            .and_then(|name| name.rsplit_once('/'));
+        let max_batch_bytes = self.options.limits.max_batch_bytes;
+        let batch = Limit::of_batch(max_batch_bytes.saturating_add(BATCH_FRAMING));
+        // Boxed, since the future of a call is moved before it runs, and these are large.
+        let answer = match name.unwrap_or_default() {
+            (BYTES, "Read") => self.decoded(requests, SMALL, Self::read).boxed(),
+            (BYTES, "Write") => self.write(requests).boxed(),
+            (BYTES, "QueryWriteStatus") => {
+                let query = Self::query_write_status;
+                self.decoded(requests, SMALL, query).boxed()
             }
-            "build.bazel.remote.execution.v2.ActionCache" => {
-                Box::pin(self.results(method, call)).await
+            (CAS, "FindMissingBlobs") => self.find_missing(requests).boxed(),
+            (CAS, "BatchUpdateBlobs") => self.decoded(requests, batch, Self::batch_update).boxed(),
+            (CAS, "BatchReadBlobs") => self.decoded(requests, MEDIUM, Self::batch_read).boxed(),
+            (CAS, "GetTree") => self.decoded(requests, SMALL, Self::get_tree).boxed(),
+            (ACTIONS, "GetActionResult") => {
+                let get = Self::get_action_result;
+                self.decoded(requests, MEDIUM, get).boxed()
             }
-            "build.bazel.remote.execution.v2.Capabilities" if method == "GetCapabilities" => {
-                let get = async |request| self.capabilities.get(&request).await;
-                Some(Box::pin(call.unary(SMALL, measure::<GetCapabilitiesRequest>, get)).await)
+            (ACTIONS, "UpdateActionResult") => self.update_action_result(requests).boxed(),
+            (CAPABILITIES, "GetCapabilities") => {
+                let get = Self::get_capabilities;
+                self.decoded(requests, SMALL, get).boxed()
             }
-            _ => None,
-        }
+            _ => return Err(Self::unknown(path)),
+        };
+        answer.await
+    }
+}
+
+/// Returns the most memory that the fields of a request take once it is decoded, in bytes.
+pub(crate) fn measure<Q: Shaped>(encoded: &[u8]) -> Result<usize, Status> {
+    let bytes = Q::SHAPE.decoded_bytes(encoded, MAX_DECODED);
+    bytes.map_err(|why| match why {
+        DecodeError::TooLarge(_) => Status::resource_exhausted(format!("the message: {why}")),
+        _ => Status::invalid_argument(format!("malformed message: {why}")),
+    })
+}
+
+#[cfg(test)]
+impl Reapi {
+    /// Creates services with default options over an empty store in memory.
+    pub(crate) fn in_memory() -> Self {
+        let store = Arc::<gorego_storage::MemoryStore>::default();
+        let stores = Stores {
+            blobs: Arc::clone(&store) as _,
+            uploads: Arc::clone(&store) as _,
+            actions: store,
+        };
+        Self::new(stores, Options::default())
     }
 }

@@ -1,4 +1,4 @@
-//! The one place where the errors of stores become what clients are told.
+//! Conversion of the errors of stores to gRPC statuses.
 
 use std::fmt;
 
@@ -9,8 +9,8 @@ use reapi::rpc;
 use tonic::{Code, Status};
 use tracing::error;
 
-/// What a client is told of a store's error. Failures of this machine are logged here, with the
-/// path that the client does not get to see.
+/// Returns the status for a store's error. Failures of this machine are logged with their path, which clients do not
+/// get.
 pub(crate) fn from_store(cause: Error) -> Status {
     let message = cause.to_string();
     match cause {
@@ -24,7 +24,7 @@ pub(crate) fn from_store(cause: Error) -> Status {
         }
         Error::Full { .. } => Status::resource_exhausted(message),
         Error::Unavailable(_) => unavailable(message),
-        // A page says nothing of what is implemented, and clients would remember it.
+        // Not the answer of a gRPC server, and clients would remember it.
         Error::Refused {
             code: Code::Unimplemented,
             foreign: true,
@@ -42,7 +42,7 @@ pub(crate) fn from_store(cause: Error) -> Status {
     }
 }
 
-/// An I/O error as a client sees it: the cause, without the path.
+/// Returns the status for an I/O error: its cause without the path.
 fn from_io(action: &str, error: &Error) -> Status {
     let cause = error.io_cause().unwrap_or_default();
     let message = format!("{action} a file of the cache failed: {cause}");
@@ -55,8 +55,8 @@ fn from_io(action: &str, error: &Error) -> Status {
     }
 }
 
-/// As [`from_store`], of a read: there content that does not match was given by a backing cache, and
-/// is no fault of the client.
+/// Returns the status for a store's error in a read. Corrupt content came from a backing cache there, not from the
+/// client.
 pub(crate) fn from_read(cause: Error) -> Status {
     match cause {
         Error::Mismatch { .. } => Status::data_loss(cause.to_string()),
@@ -64,8 +64,7 @@ pub(crate) fn from_read(cause: Error) -> Status {
     }
 }
 
-/// The code for what a backing cache refused. What a client can do something about keeps its code;
-/// the rest is between this server and that one.
+/// Returns the code for a refusal of the backing cache. Refusals that a client can act on keep their code.
 const fn refused(code: Code) -> Code {
     match code {
         Code::PermissionDenied
@@ -75,13 +74,13 @@ const fn refused(code: Code) -> Code {
         | Code::ResourceExhausted
         | Code::DataLoss
         | Code::Unimplemented => code,
-        // Its limit on the size of a message, or that of a proxy in front of it.
+        // The limit on messages of the backing cache, or of a proxy in front of it.
         Code::OutOfRange => Code::ResourceExhausted,
         _ => Code::Internal,
     }
 }
 
-/// What a client is told when a tree cannot be read.
+/// Returns the status for a tree that cannot be read.
 pub(crate) fn from_tree(cause: TreeError) -> Status {
     match cause {
         TreeError::Store(cause) => from_read(cause),
@@ -89,23 +88,23 @@ pub(crate) fn from_tree(cause: TreeError) -> Status {
     }
 }
 
-/// `INVALID_ARGUMENT` for a field of the request, by its path.
+/// Returns `INVALID_ARGUMENT` for the field of a request at this path.
 pub(crate) fn invalid_field(field: impl fmt::Display, why: impl fmt::Display) -> Status {
     Status::invalid_argument(format!("{field}: {why}"))
 }
 
-/// A `Status` as it goes into a message, with when to try again: batches need one for each blob.
+/// Converts a status to the message that batches have for each blob, with its details.
 pub(crate) fn to_proto(status: &Status) -> rpc::Status {
-    // What comes beside a call's status is a message of the same kind.
-    let told = rpc::Status::decode(status.details()).unwrap_or_default();
+    // The details of a call's status are encoded in the same message.
+    let encoded = rpc::Status::decode(status.details()).unwrap_or_default();
     rpc::Status {
         code: status.code() as i32,
         message: status.message().to_owned(),
-        details: told.details,
+        details: encoded.details,
     }
 }
 
-/// The outcome of one blob of a batch.
+/// Returns the status message of one blob of a batch.
 pub(crate) fn outcome<T>(result: &Result<T, Status>) -> rpc::Status {
     match result {
         Ok(_) => rpc::Status::default(),
@@ -122,7 +121,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_store_error_has_the_code_that_the_reapi_asks_for() {
+    fn each_store_error_has_the_code_of_the_reapi() {
         let digest = DigestFunction::Sha256.digest(b"content");
         let actual = String::new;
         let io = |kind| Error::io("reading", "/secret/path", io::Error::from(kind));
@@ -186,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn wrong_content_is_the_clients_fault_only_if_it_sent_it() {
+    fn corrupt_content_is_invalid_in_a_write_and_data_loss_in_a_read() {
         let digest = DigestFunction::Sha256.digest(b"content");
         let mismatch = Error::Mismatch {
             expected: digest,
@@ -205,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unavailable_store_tells_when_to_retry() {
+    fn unavailable_errors_have_a_retry_delay() {
         let status = from_store(Error::Unavailable("backing cache is down".to_owned()));
         let details = rpc::Status::decode(status.details()).unwrap();
         let [any] = details.details.as_slice() else {

@@ -1,7 +1,7 @@
-//! `WriteRequest`s, their data taken out as it arrives: a message may be larger than what anybody
-//! wants to hold, and its bytes go to the store without being copied.
+//! `WriteRequest`s, whose data is taken out as it arrives: a message may be larger than the memory for it, and its
+//! bytes go to the store without being copied.
 
-use std::fmt;
+use std::{fmt, mem};
 
 use bytes::{Bytes, BytesMut};
 use gorego_grpc::{Messages, decode, full};
@@ -14,26 +14,26 @@ use reapi::{
 };
 use tonic::Status;
 
-/// What may precede a message's data, in bytes: a name, mostly.
+/// The most bytes that may precede a message's data: a name, mostly.
 const MAX_FIELDS: usize = 64 * 1024;
-/// A message whose data is not its last field is taken whole, out of the memory for large requests.
-/// No known client sends such.
+/// The largest message, in bytes, whose data is not its last field. It is read whole, within the memory for large
+/// requests. No known client sends such messages.
 const MAX_WHOLE: usize = 4 * 1024 * 1024;
 
 /// The messages of a `Write`.
 #[derive(Debug)]
 pub(super) struct Parts<B = Incoming> {
     messages: Messages<B>,
-    /// Data of the present message that has arrived.
-    here: Bytes,
-    /// How much more of it is to come, in bytes.
+    /// The data of the current message that has arrived.
+    pub(super) arrived: Bytes,
+    /// The bytes of its data that are still to arrive.
     left: usize,
-    files: Budget,
-    /// For the file of this upload, once it is reserved and until it is taken.
-    file: Permit,
-    /// True once the file was reserved: a second permit must not be waited for while the first is held.
-    reserved: bool,
-    /// Set aside for the present message, if it had to be taken whole.
+    /// The budget of open files, until this upload's file is reserved: an upload must not wait for a second permit while
+    /// it holds the first.
+    files: Option<Budget>,
+    /// The permit for the open file, which may be open for longer than the request.
+    pub(super) file: Permit,
+    /// The permit for the current message, if it had to be read whole.
     memory: Permit,
 }
 
@@ -63,56 +63,49 @@ where
     pub(super) fn new(messages: Messages<B>, files: Budget) -> Self {
         Self {
             messages,
-            here: Bytes::new(),
+            arrived: Bytes::new(),
             left: 0,
-            files,
+            files: Some(files),
             file: Permit::default(),
-            reserved: false,
             memory: Permit::default(),
         }
     }
 
     /// Reserves the open file of an upload that may stall.
     pub(super) async fn reserve_file(&mut self) -> Result<(), Status> {
-        if !self.try_reserve_file() {
-            self.file = self.files.reserve(1).await.map_err(full)?;
-            self.reserved = true;
+        if let Some(files) = &self.files {
+            self.file = files.reserve(1).await.map_err(full)?;
+            self.files = None;
         }
         Ok(())
     }
 
-    /// Reserves the open file unless it would have to wait; returns true if it is reserved.
+    /// Reserves the open file unless it would have to wait. Returns true if it is reserved.
     pub(super) fn try_reserve_file(&mut self) -> bool {
-        if !self.reserved
-            && let Some(file) = self.files.try_reserve(1)
+        if let Some(files) = &self.files
+            && let Some(file) = files.try_reserve(1)
         {
             self.file = file;
-            self.reserved = true;
+            self.files = None;
         }
-        self.reserved
+        self.files.is_none()
     }
 
-    /// Returns the permit for the open file, which is open for longer than the request.
-    pub(super) fn take_file(&mut self) -> Permit {
-        std::mem::take(&mut self.file)
-    }
-
-    /// The next message; `None` at the end of the request. The data of the present one has been
-    /// taken before.
+    /// Reads the next message up to its data; `None` at the end of the request. The data of the current message must have
+    /// been taken.
     pub(super) async fn next_head(&mut self) -> Result<Option<Head>, Status> {
         self.memory = Permit::default();
-        let Some(len) = self.messages.next_len().await? else {
+        let Some(len) = self.messages.next_len(u64::MAX).await? else {
             return Ok(None);
         };
-        let len = usize::try_from(len).unwrap_or(usize::MAX);
-        let mut seen = Bytes::new();
-        while seen.len() < len.min(MAX_FIELDS) {
-            let piece = self.messages.some(len - seen.len()).await?;
-            seen = join(&seen, piece);
-            if let Some(data_at) = find_data(&seen, len) {
-                let fields = seen.split_to(data_at.field);
-                self.here = seen.split_off(data_at.content - data_at.field);
-                self.left = len - data_at.content - self.here.len();
+        let mut read = Bytes::new();
+        while read.len() < len.min(MAX_FIELDS) {
+            let piece = self.messages.some(len - read.len()).await?;
+            read = join(read, piece);
+            if let Some(data_at) = find_data(&read, len) {
+                let fields = read.split_to(data_at.field);
+                self.arrived = read.split_off(data_at.content - data_at.field);
+                self.left = len - data_at.content - self.arrived.len();
                 return decode::<WriteRequest>(fields).map(|request| Some(request.into()));
             }
         }
@@ -121,74 +114,61 @@ where
                 "a message of {len} bytes whose data is not the last field; at most {MAX_WHOLE}"
             )));
         }
-        // Uploads that hold a file may ask for this memory, so the file comes first.
+        // Uploads that hold a file may reserve this memory, so the file comes first.
         self.reserve_file().await?;
         self.memory = self.messages.reserve(len).await?;
-        let mut whole = BytesMut::with_capacity(len);
-        whole.extend_from_slice(&seen);
-        self.messages.append(len - seen.len(), &mut whole).await?;
-        let mut request: WriteRequest = decode(whole.freeze())?;
-        self.here = std::mem::take(&mut request.data);
+        let whole = self.messages.complete(read, len).await?;
+        let mut request: WriteRequest = decode(whole)?;
+        self.arrived = mem::take(&mut request.data);
         Ok(Some(request.into()))
     }
 
-    /// The next piece of the present message's data, as it arrived; `None` at its end.
+    /// Reads the next piece of the current message's data, as it arrived; `None` at its end.
     pub(super) async fn next_data(&mut self) -> Result<Option<Bytes>, Status> {
-        if self.here.is_empty() && self.left > 0 {
-            self.here = self.messages.some(self.left).await?;
-            self.left -= self.here.len();
+        if self.arrived.is_empty() && self.left > 0 {
+            self.arrived = self.messages.some(self.left).await?;
+            self.left -= self.arrived.len();
         }
-        let data = std::mem::take(&mut self.here);
+        let data = mem::take(&mut self.arrived);
         Ok((!data.is_empty()).then_some(data))
     }
 
-    /// What is left of the present message's data, in bytes.
+    /// Returns the number of bytes of the current message's data that are not taken.
     pub(super) fn data_len(&self) -> usize {
-        self.here.len() + self.left
+        self.arrived.len() + self.left
     }
 
-    /// The rest of the present message's data, in one piece.
-    pub(super) async fn whole_data(&mut self) -> Result<Bytes, Status> {
-        let here = std::mem::take(&mut self.here);
-        let left = std::mem::take(&mut self.left);
-        if left == 0 {
-            return Ok(here);
-        }
-        let mut whole = BytesMut::with_capacity(here.len() + left);
-        whole.extend_from_slice(&here);
-        self.messages.append(left, &mut whole).await?;
-        Ok(whole.freeze())
-    }
-
-    /// Waits for the rest of the present message's data, for [`Self::next_data`] in one piece.
+    /// Waits until the rest of the current message's data has arrived, in one piece.
     pub(super) async fn gather(&mut self) -> Result<(), Status> {
-        self.here = self.whole_data().await?;
+        let len = self.data_len();
+        let arrived = mem::take(&mut self.arrived);
+        self.arrived = self.messages.complete(arrived, len).await?;
+        self.left = 0;
         Ok(())
     }
 }
 
-fn join(front: &Bytes, back: Bytes) -> Bytes {
+fn join(front: Bytes, back: Bytes) -> Bytes {
     if front.is_empty() {
         return back;
     }
-    let mut both = BytesMut::with_capacity(front.len() + back.len());
-    both.extend_from_slice(front);
+    let mut both = BytesMut::from(front);
     both.extend_from_slice(&back);
     both.freeze()
 }
 
-/// Where the last field of a message starts, and where its content does, if that is the data.
+/// The offsets of a message's last field, and of its content if that is the data.
 struct DataAt {
     field: usize,
     content: usize,
 }
 
-/// Finds the data in the beginning of a message of `len` bytes; `None` when it is not in there,
-/// when something follows it, or when the message is malformed.
-fn find_data(seen: &[u8], len: usize) -> Option<DataAt> {
-    let mut rest = seen;
+/// Finds the data in `read`, the beginning of a message of `len` bytes. `None` if it is not in there, if a field follows
+/// it, or if the message is malformed.
+fn find_data(read: &[u8], len: usize) -> Option<DataAt> {
+    let mut rest = read;
     while !rest.is_empty() {
-        let field = seen.len() - rest.len();
+        let field = read.len() - rest.len();
         let header = Header::read(rest).ok()??;
         let content = field + header.len;
         let ends = content.checked_add(header.content_len())?;
@@ -196,9 +176,9 @@ fn find_data(seen: &[u8], len: usize) -> Option<DataAt> {
             let is_last = ends == len && matches!(header.value, Value::Delimited(_));
             return is_last.then_some(DataAt { field, content });
         }
-        rest = seen.get(ends..)?;
+        rest = read.get(ends..)?;
     }
-    (seen.len() == len).then_some(DataAt {
+    (read.len() == len).then_some(DataAt {
         field: len,
         content: len,
     })
@@ -209,8 +189,7 @@ mod tests {
     use std::{convert::Infallible, time::Duration};
 
     use futures::{FutureExt as _, stream};
-    use gorego_grpc::{Framed, RequestBody};
-    use gorego_limits::Budget;
+    use gorego_grpc::{Framed, Memory};
     use http_body::Frame;
     use http_body_util::StreamBody;
     use proptest::prelude::*;
@@ -228,13 +207,11 @@ mod tests {
             .map(|piece| Ok(Frame::data(Bytes::copy_from_slice(piece))))
             .collect();
         let body = StreamBody::new(stream::iter(frames));
-        let body = RequestBody::new(body, Duration::MAX);
-        let budget = Budget::memory("tests", 16 * 1024 * 1024);
-        let files = Budget::count("tests", 1);
-        Parts::new(Messages::new(body, budget), files)
+        let messages = Messages::new(body, Duration::MAX, Memory::default());
+        Parts::new(messages, Budget::count("tests", 1))
     }
 
-    /// Takes a request apart: the fields of its messages, with all of the data of each.
+    /// Reads the messages of a request, each with all of its data.
     fn take_apart(request: &[u8], cut: usize) -> Result<Vec<WriteRequest>, Status> {
         async {
             let mut parts = parts(request, cut);
@@ -276,7 +253,7 @@ mod tests {
             )
     }
 
-    /// Bytes among which the keys of our fields, in all wire types, are frequent.
+    /// Bytes with many keys of the fields of a `WriteRequest`, in all wire types.
     fn nearly_a_key() -> impl Strategy<Value = u8> {
         let ours = proptest::sample::select(vec![1_u8, 2, 3, 10]);
         let key = (ours, 0_u8..6).prop_map(|(number, kind)| (number << 3) | kind);
@@ -330,7 +307,7 @@ mod tests {
     }
 
     #[test]
-    fn data_of_any_size_is_taken_without_waiting_for_all_of_it() {
+    fn data_of_any_size_is_read_as_it_arrives() {
         let name = "x".repeat(100);
         let mut message = WriteRequest {
             resource_name: name.clone(),
@@ -373,12 +350,12 @@ mod tests {
     }
 
     #[test]
-    fn a_taken_file_is_not_reserved_again_for_a_later_message() {
+    fn a_taken_file_permit_is_not_reserved_again_for_a_later_message() {
         let mut parts = parts(&[encode(&[named()]), data_first(4)].concat(), 50);
         async {
             parts.next_head().await.unwrap();
             parts.reserve_file().await.unwrap();
-            let _file = parts.take_file();
+            let _file = mem::take(&mut parts.file);
             let second = parts.next_head().await.unwrap().unwrap();
             assert_eq!(second.resource_name, "name");
         }
@@ -387,7 +364,7 @@ mod tests {
     }
 
     #[test]
-    fn a_large_message_that_has_to_be_taken_whole_is_refused() {
+    fn a_large_message_whose_data_is_not_its_last_field_is_refused() {
         let status = take_apart(&data_first(MAX_WHOLE), 16 * 1024).unwrap_err();
         assert_eq!(status.code(), Code::ResourceExhausted);
     }

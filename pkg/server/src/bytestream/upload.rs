@@ -1,4 +1,4 @@
-//! The content of one upload, out of the messages of a `Write`.
+//! The content of one upload, taken out of the messages of a `Write`.
 
 use std::{
     fmt,
@@ -11,52 +11,49 @@ use std::{
 use bytes::Bytes;
 use futures::{Stream, stream};
 use gorego_grpc::Messages;
-use gorego_limits::{Budget, Permit};
-use gorego_storage::{CHUNK_SIZE, Compressor, Error, Result as StoreResult, Resume, WriteName};
+use gorego_limits::Budget;
+use gorego_storage::{CHUNK_SIZE, Error, Result as StoreResult, WriteName};
 use http_body::Body;
 use hyper::body::Incoming;
 use tonic::Status;
 
 use super::parts::{Head, Parts};
 use crate::{
-    compression::{Decompressor, Malformed},
+    compression::{Decompression, Malformed},
     status::invalid_field,
 };
 
-/// An upload under way.
+/// An upload in progress.
 #[derive(Debug)]
 pub(super) struct Upload<B = Incoming> {
-    parts: Parts<B>,
-    /// As the first message spelled it; later ones may leave it out but not change it.
+    pub(super) parts: Parts<B>,
+    /// The name in the first message. Later ones may leave it out but not change it.
     name: String,
-    /// The first message's offset.
-    start: u64,
-    /// Where the next message has to start.
+    /// The offset of the first message.
+    pub(super) start: u64,
+    /// The offset that the next message must have.
     next: u64,
-    /// Whether the present message is the last one.
+    /// True if the current message is the last one.
     last: bool,
-    verdict: Verdict,
+    pub(super) outcome: Arc<Outcome>,
 }
 
-/// What became of an upload; outlives it.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Verdict(Arc<Outcome>);
-
+/// The outcome of an upload, which outlives it.
 #[derive(Debug, Default)]
-struct Outcome {
+pub(super) struct Outcome {
     end: AtomicU64,
     malformed: OnceLock<Malformed>,
 }
 
-impl Verdict {
-    /// The offset at which the upload began plus the bytes that arrived.
+impl Outcome {
+    /// Returns the offset at which the upload began plus the bytes that arrived.
     pub(super) fn end(&self) -> u64 {
-        self.0.end.load(Ordering::Relaxed)
+        self.end.load(Ordering::Relaxed)
     }
 
-    /// An error if the content could not be decompressed.
+    /// Fails if the content could not be decompressed.
     pub(super) fn check(&self) -> Result<(), Status> {
-        match self.0.malformed.get() {
+        match self.malformed.get() {
             Some(why) => Err(why.clone().into()),
             None => Ok(()),
         }
@@ -68,7 +65,7 @@ where
     B: Body<Data = Bytes> + Unpin + Send + 'static,
     B::Error: fmt::Display,
 {
-    /// Waits for the first message, which says what is uploaded and from where on.
+    /// Reads the first message, which names the blob and the offset.
     pub(super) async fn start(
         messages: Messages<B>,
         files: Budget,
@@ -94,65 +91,22 @@ where
             start,
             next: start,
             last: head.finish_write,
-            verdict: Verdict::default(),
+            outcome: Arc::default(),
         };
         Ok((upload, name))
     }
 
-    /// Whether this is a whole upload in one message with no more than a chunk of data.
+    /// Whether this is a whole upload in one message with at most a chunk of data.
     pub(super) fn is_small(&self) -> bool {
         self.last && self.start == 0 && self.parts.data_len() <= CHUNK_SIZE
     }
 
-    /// All that the only message brings, in one piece.
-    pub(super) async fn only_data(mut self) -> Result<Bytes, Status> {
-        self.parts.whole_data().await
-    }
-
-    /// Waits until all data of the present message is here.
-    pub(super) async fn gather(&mut self) -> Result<(), Status> {
-        self.parts.gather().await
-    }
-
-    /// Reserves the file that a store keeps open for this upload, if one is free.
-    pub(super) fn try_reserve_file(&mut self) -> Option<Permit> {
-        let reserved = self.parts.try_reserve_file();
-        reserved.then(|| self.parts.take_file())
-    }
-
-    /// Reserves the file that a store keeps open for this upload.
-    pub(super) async fn reserve_file(&mut self) -> Result<Permit, Status> {
-        self.parts.reserve_file().await?;
-        Ok(self.parts.take_file())
-    }
-
-    /// Refuses content of the empty blob, as far as it is here already: the rest, and what would
-    /// have to be decompressed, nobody reads.
-    pub(super) fn check_empty(&self, name: &WriteName) -> Result<(), Status> {
-        if name.compressor == Compressor::Identity && self.parts.data_len() > 0 {
-            return Err(invalid_field("data", "the empty blob has no content"));
-        }
-        Ok(())
-    }
-
-    /// Which upload this is, for a store that keeps what arrives of it.
-    pub(super) fn resume(&self, name: &WriteName) -> Resume {
-        Resume {
-            upload: name.upload.clone(),
-            offset: self.start,
-        }
-    }
-
-    pub(super) fn verdict(&self) -> Verdict {
-        self.verdict.clone()
-    }
-
-    /// The next bytes as they were sent; `None` once the client said that it is finished.
+    /// Reads the next bytes as they were sent; `None` at the end of the last message.
     async fn next_data(&mut self) -> Result<Option<Bytes>, Status> {
         loop {
             if let Some(data) = self.parts.next_data().await? {
                 self.next += data.len() as u64;
-                self.verdict.0.end.store(self.next, Ordering::Relaxed);
+                self.outcome.end.store(self.next, Ordering::Relaxed);
                 return Ok(Some(data));
             }
             if self.last {
@@ -166,7 +120,7 @@ where
         }
     }
 
-    /// Checks that a message goes on where the one before it ended.
+    /// Checks that a message begins where the previous one ended.
     fn check(&self, head: &Head) -> Result<(), Status> {
         if !head.resource_name.is_empty() && head.resource_name != self.name {
             let why = "differs from that of the first message";
@@ -179,8 +133,8 @@ where
         Ok(())
     }
 
-    /// The content as it was sent. Ends with an error when the upload breaks off, so that a store
-    /// keeps what it has for a later attempt.
+    /// Returns the content as it was sent. Ends with an error when the upload breaks off, so that a store keeps the
+    /// rest for a later attempt.
     pub(super) fn into_chunks(self) -> impl Stream<Item = StoreResult<Bytes>> + Send {
         stream::try_unfold(self, |mut upload| async move {
             let data = upload.next_data().await.map_err(Error::source)?;
@@ -188,17 +142,16 @@ where
         })
     }
 
-    /// The content decompressed; it should come to `size` bytes. Content that cannot be
-    /// decompressed ends without error but with the wrong size, so that a store keeps nothing of
-    /// it; the verdict then tells what was wrong.
+    /// Returns the decompressed content, which should have `size` bytes. Malformed content ends without error but with
+    /// the wrong size, so that a store keeps nothing of it; the outcome has the cause.
     pub(super) fn into_decompressed_chunks(
         self,
-        decompressor: Decompressor,
+        decompression: Decompression,
         size: u64,
     ) -> impl Stream<Item = StoreResult<Bytes>> + Send {
-        let state = Decompressed {
+        let state = DecompressedUpload {
             upload: self,
-            decompressor,
+            decompression,
             compressed: Bytes::new(),
             left: size,
         };
@@ -206,61 +159,50 @@ where
             let Some(mut state) = state else {
                 return Ok(None);
             };
-            match state.next_content().await {
-                Ok(content) => Ok(content.map(|content| (content, Some(state)))),
-                Err(Stop::BrokenOff(status)) => Err(Error::source(status)),
-                Err(Stop::Malformed(why)) => {
-                    // A byte too many, unless there are too few already.
-                    let excess = (state.left == 0).then(|| (Bytes::from_static(b"\0"), None));
-                    let _ = state.upload.verdict.0.malformed.set(why);
-                    Ok(excess)
-                }
-            }
+            let why = match state.next_content().await.map_err(Error::source)? {
+                Ok(content) => return Ok(content.map(|content| (content, Some(state)))),
+                Err(why) => why,
+            };
+            let _ = state.upload.outcome.malformed.set(why);
+            // A byte too many, unless there are too few already.
+            Ok((state.left == 0).then(|| (Bytes::from_static(b"\0"), None)))
         })
     }
 }
 
-/// An upload whose content is decompressed as it arrives.
-struct Decompressed<B> {
+/// An upload whose content is decompressed while it arrives.
+struct DecompressedUpload<B> {
     upload: Upload<B>,
-    decompressor: Decompressor,
-    /// Arrived and not yet decompressed.
+    decompression: Decompression,
+    /// The bytes that arrived and are not yet decompressed.
     compressed: Bytes,
-    /// How much content is still due, in bytes.
+    /// The bytes of content that are still to come.
     left: u64,
 }
 
-/// Why no more content comes.
-enum Stop {
-    BrokenOff(Status),
-    Malformed(Malformed),
-}
-
-impl<B> Decompressed<B>
+impl<B> DecompressedUpload<B>
 where
     B: Body<Data = Bytes> + Unpin + Send + 'static,
     B::Error: fmt::Display,
 {
-    async fn next_content(&mut self) -> Result<Option<Bytes>, Stop> {
+    /// Returns the next content. The outer error is that of an upload that breaks off.
+    async fn next_content(&mut self) -> Result<Result<Option<Bytes>, Malformed>, Status> {
         loop {
-            let ready = self.decompressor.ready(&self.compressed).await;
-            ready.map_err(Stop::BrokenOff)?;
-            let content = self
-                .decompressor
-                .next(&mut self.compressed)
-                .map_err(Stop::Malformed)?;
-            if let Some(content) = content {
-                self.left = self.left.saturating_sub(content.len() as u64);
-                return Ok(Some(content));
+            self.decompression.ready(&self.compressed).await?;
+            match self.decompression.next(&mut self.compressed) {
+                Ok(None) => {}
+                Ok(Some(content)) => {
+                    self.left = self.left.saturating_sub(content.len() as u64);
+                    return Ok(Ok(Some(content)));
+                }
+                Err(why) => return Ok(Err(why)),
             }
-            if !self.compressed.is_empty() {
-                continue;
+            if self.compressed.is_empty() {
+                match self.upload.next_data().await? {
+                    Some(compressed) => self.compressed = compressed,
+                    None => return Ok(self.decompression.finish().map(|()| None)),
+                }
             }
-            let Some(compressed) = self.upload.next_data().await.map_err(Stop::BrokenOff)? else {
-                self.decompressor.finish().map_err(Stop::Malformed)?;
-                return Ok(None);
-            };
-            self.compressed = compressed;
         }
     }
 }

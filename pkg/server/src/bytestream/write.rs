@@ -1,117 +1,119 @@
-//! `Write`: an upload in one request or several.
+//! `Write`: an upload in one message or several.
 
-use std::slice;
+use std::{mem, slice, sync::Arc};
 
 use futures::StreamExt as _;
-use gorego_grpc::Messages;
+use gorego_grpc::{Body, Messages};
 use gorego_limits::Permit;
 use gorego_storage::{
-    Blob, BlobStream, CHUNK_SIZE, Chunks, Compressor, Digest, Put, Result as StoreResult, Resume,
-    WriteName,
+    Blob, BlobStream, CHUNK_SIZE, Compressor, Digest, Put, Result as StoreResult, Resume, WriteName,
 };
 use reapi::bytestream::WriteResponse;
 use tonic::Status;
 
-use super::{
-    ByteStreams,
-    upload::{Upload, Verdict},
+use super::upload::{Outcome, Upload};
+use crate::{
+    compression::Decompression,
+    digests,
+    services::Reapi,
+    status::{from_store, invalid_field},
 };
-use crate::{digests, status::from_store};
 
-/// What compressed uploads are told about their size when it does not matter how much was sent.
+/// The committed size of compressed uploads of which the bytes sent do not matter.
 const NOT_COUNTED: i64 = -1;
 
-impl ByteStreams {
-    /// Stores what the client sends, or answers at once when it is here already.
-    pub(crate) async fn write(&self, messages: Messages) -> Result<WriteResponse, Status> {
-        let (upload, name) = Upload::start(messages, self.memory.files.clone()).await?;
-        digests::check_size(&name.digest, &self.limits)?;
-        let verdict = upload.verdict();
-        let put = match name.compressor {
-            _ if name.digest.is_empty_blob() => {
-                upload.check_empty(&name).map(|()| Ok(Put::Existed))?
-            }
-            Compressor::Identity => self.put(upload, &name).await?,
-            Compressor::Zstd => self.put_compressed(upload, &name).await?,
+impl Reapi {
+    /// Stores a blob, or answers at once if it is present already.
+    pub(crate) async fn write(&self, messages: Messages) -> Result<Body, Status> {
+        let files = self.options.memory.files.clone();
+        let (upload, name) = Upload::start(messages, files).await?;
+        digests::check_size(&name.digest, &self.options.limits)?;
+        let outcome = Arc::clone(&upload.outcome);
+        let put = if name.digest.is_empty_blob() {
+            check_empty(&upload, &name)?;
+            Ok(Put::Existed)
+        } else {
+            self.put(upload, &name).await?
         };
-        // What this layer found wrong comes before what the store made of it.
-        verdict.check()?;
-        let put = put.map_err(from_store)?;
-        Ok(WriteResponse {
-            committed_size: committed(put, &name, &verdict),
-        })
+        // Malformed content is the cause of what the store found.
+        outcome.check()?;
+        let committed_size = committed(put.map_err(from_store)?, &name, &outcome);
+        Body::reply(self.transport(), &WriteResponse { committed_size }).await
     }
 
     async fn put(&self, mut upload: Upload, name: &WriteName) -> Result<StoreResult<Put>, Status> {
-        // A small blob in one message, the most frequent upload by far: nothing to resume.
-        if upload.is_small() {
-            let content = upload.only_data().await?;
-            return Ok(self.blobs.put(&name.digest, Blob::Bytes(content)).await);
-        }
-        let Some(_file) = self.file(&mut upload, &name.digest).await? else {
+        let (blobs, digest) = (&self.stores.blobs, &name.digest);
+        let plain = name.compressor == Compressor::Identity;
+        let is_small = upload.is_small() && (plain || digest.size() <= CHUNK_SIZE as u64);
+        let _file = if is_small {
+            // By far the most frequent upload. It cannot stall once all of it has arrived.
+            upload.parts.gather().await?;
+            Permit::default()
+        } else if let Some(file) = self.open_file(&mut upload, digest).await? {
+            file
+        } else {
             return Ok(Ok(Put::Existed));
         };
-        let resume = upload.resume(name);
-        let chunks = upload.into_chunks();
-        Ok(self.put_stream(name, chunks.boxed(), resume).await)
-    }
-
-    async fn put_compressed(
-        &self,
-        mut upload: Upload,
-        name: &WriteName,
-    ) -> Result<StoreResult<Put>, Status> {
-        let _file = if upload.is_small() && name.digest.size() <= CHUNK_SIZE as u64 {
-            // It cannot stall any more once all of it is here.
-            upload.gather().await?;
-            Permit::default()
-        } else {
-            let Some(file) = self.file(&mut upload, &name.digest).await? else {
-                return Ok(Ok(Put::Existed));
-            };
-            file
+        if plain && is_small {
+            let content = Blob::Bytes(mem::take(&mut upload.parts.arrived));
+            return Ok(blobs.put(digest, content).await);
+        }
+        let resume = Resume {
+            upload: name.upload.clone(),
+            offset: upload.start,
         };
-        let resume = upload.resume(name);
-        let left = name.digest.size().saturating_sub(resume.offset);
-        let decompressor = self.workspaces.decompressor(left);
-        let chunks = upload.into_decompressed_chunks(decompressor, left);
-        Ok(self.put_stream(name, chunks.boxed(), resume).await)
-    }
-
-    /// Reserves the open file of an upload that may stall; `None` when the blob is here already, which
-    /// is looked up only where the file would be waited for.
-    async fn file(&self, upload: &mut Upload, digest: &Digest) -> Result<Option<Permit>, Status> {
-        if let Some(file) = upload.try_reserve_file() {
-            return Ok(Some(file));
-        }
-        let missing = self.blobs.find_missing(slice::from_ref(digest)).await;
-        if missing.is_ok_and(|missing| missing.is_empty()) {
-            return Ok(None);
-        }
-        upload.reserve_file().await.map(Some)
-    }
-
-    async fn put_stream(
-        &self,
-        name: &WriteName,
-        chunks: Chunks,
-        resume: Resume,
-    ) -> StoreResult<Put> {
+        let chunks = if plain {
+            upload.into_chunks().boxed()
+        } else {
+            let left = digest.size().saturating_sub(upload.start);
+            let workspaces = self.options.memory.workspaces.clone();
+            let decompression = Decompression::new(workspaces, left);
+            upload.into_decompressed_chunks(decompression, left).boxed()
+        };
         let blob = Blob::Stream(BlobStream {
             chunks,
             resume: Some(resume),
             verified: None,
         });
-        self.blobs.put(&name.digest, blob).await
+        Ok(blobs.put(digest, blob).await)
+    }
+
+    /// Reserves the open file of an upload that may stall; `None` if the blob is present, which is looked up only where
+    /// the upload would have to wait.
+    async fn open_file(
+        &self,
+        upload: &mut Upload,
+        digest: &Digest,
+    ) -> Result<Option<Permit>, Status> {
+        if !upload.parts.try_reserve_file() {
+            let missing = self
+                .stores
+                .blobs
+                .find_missing(slice::from_ref(digest))
+                .await;
+            if missing.is_ok_and(|missing| missing.is_empty()) {
+                return Ok(None);
+            }
+            upload.parts.reserve_file().await?;
+        }
+        Ok(Some(mem::take(&mut upload.parts.file)))
     }
 }
 
-/// What the client is told to be stored. For compressed content it is either not counted, or the
-/// offset it began at plus the compressed bytes: clients check it against what they sent.
-fn committed(put: Put, name: &WriteName, verdict: &Verdict) -> i64 {
+/// Refuses content of the empty blob. Content that is still to arrive or to be decompressed is ignored.
+fn check_empty(upload: &Upload, name: &WriteName) -> Result<(), Status> {
+    if name.compressor == Compressor::Identity && upload.parts.data_len() > 0 {
+        return Err(invalid_field("data", "the empty blob has no content"));
+    }
+    Ok(())
+}
+
+/// Returns the committed size. For compressed content it is not counted, or the offset at which the upload began plus
+/// the compressed bytes: clients compare it with the bytes that they sent.
+fn committed(put: Put, name: &WriteName, outcome: &Outcome) -> i64 {
     match (name.compressor, put) {
         (Compressor::Identity, _) => i64::try_from(name.digest.size()).unwrap_or(i64::MAX),
-        (Compressor::Zstd, Put::Stored) => i64::try_from(verdict.end()).unwrap_or(NOT_COUNTED),
+        (Compressor::Zstd, Put::Stored) => i64::try_from(outcome.end()).unwrap_or(NOT_COUNTED),
         (Compressor::Zstd, Put::Existed) => NOT_COUNTED,
     }
 }

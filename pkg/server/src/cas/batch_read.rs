@@ -3,7 +3,7 @@
 use std::{mem, vec};
 
 use bytes::{Bytes, BytesMut};
-use gorego_grpc::{Body, COPIED, put_header, unavailable};
+use gorego_grpc::{Body, COPIED, put_header, run};
 use gorego_storage::{Compressor, Digest};
 use prost::Message as _;
 use reapi::{
@@ -14,27 +14,30 @@ use reapi::{
     },
     wire,
 };
-use tokio::task;
 use tonic::{Code, Status};
 
-use super::Cas;
 use crate::{
     Limits, compression, digests,
-    memory::read_within,
+    services::Reapi,
     status::{from_read, outcome, to_proto},
 };
 
-impl Cas {
-    /// The blobs' contents, each with its own status.
+/// The bytes of a response that each blob takes beside its content: a digest and a status, as text.
+const PER_BLOB: u64 = 512;
+
+const RESPONSES: u32 = BatchReadBlobsResponse::RESPONSES;
+
+impl Reapi {
+    /// Returns the blobs' contents, each with its own status.
     pub(crate) async fn batch_read(&self, request: BatchReadBlobsRequest) -> Result<Body, Status> {
         digests::instance(&request.instance_name)?;
         let function = digests::function(request.digest_function)?;
-        let wanted = digests::digests("digests", function, &request.digests)?;
-        self.check_batch("digests", &wanted)?;
-        let room = Room::for_digests(&wanted, self.limits.max_batch_bytes)?;
-        let framing = PER_BLOB.saturating_mul(wanted.len() as u64);
-        let (contents, permit) = read_within(&self.memory, &*self.blobs, &wanted, framing).await?;
-        let blobs = contents.into_iter().zip(&wanted).map(|(content, digest)| {
+        let digests = digests::digests("digests", function, &request.digests)?;
+        self.check_batch("digests", digests.iter().map(Digest::size))?;
+        let room = Room::for_digests(&digests, self.options.limits.max_batch_bytes)?;
+        let framing = PER_BLOB.saturating_mul(digests.len() as u64);
+        let (contents, permit) = self.read_batch(&digests, framing).await?;
+        let blobs = contents.into_iter().zip(&digests).map(|(content, digest)| {
             let content = content.map_err(from_read);
             BlobRead {
                 digest: Some(digest.to_proto()),
@@ -43,77 +46,68 @@ impl Cas {
                 compressor: Compressor::Identity.to_proto() as i32,
             }
         });
-        let blobs: Vec<_> = blobs.collect();
+        let mut blobs: Vec<_> = blobs.collect();
         let zstd = Compressor::Zstd.to_proto() as i32;
-        let responses = if request.acceptable_compressors.contains(&zstd) {
-            // Up to a full batch: too much for a thread that others wait for.
-            task::spawn_blocking(|| blobs.into_iter().map(compressed).collect())
-                .await
-                .map_err(|_| unavailable("compressing was cut off"))?
-        } else {
-            blobs
-        };
-        let responses = room.fit(responses);
-        Ok(Body::pieces(Encoder::new(responses), permit))
+        if request.acceptable_compressors.contains(&zstd) {
+            // Up to a full batch: too much for a thread that other calls wait for.
+            let compress = || blobs.into_iter().map(compressed).collect();
+            blobs = run(true, compress).await?;
+        }
+        Ok(Body::pieces(Encoder::new(room.fit(blobs)), permit))
     }
 }
 
-/// What is left of the largest message that clients take, in bytes, once each blob has its digest
-/// and the code of its status in there.
+/// The bytes that are left of the largest message that clients take, after the digest and the status code of each blob.
 struct Room(u64);
 
 impl Room {
-    /// Refuses digests whose answers would not fit even without any content.
+    /// Refuses digests whose response would not fit even without content.
     fn for_digests(digests: &[Digest], max_batch_bytes: u64) -> Result<Self, Status> {
         let largest = Limits::max_batch_response(max_batch_bytes);
-        let least = digests
-            .iter()
-            .map(|digest| least_len(digest.to_proto()))
-            .sum();
+        let least = digests.iter().map(Digest::to_proto).map(least_len).sum();
         largest.checked_sub(least).map(Self).ok_or_else(|| {
             let why = format!("the answer takes {least} bytes without content, at most {largest}");
             Status::resource_exhausted(format!("digests: {why}"))
         })
     }
 
-    /// Leaves out the content that does not fit, and then what its status says in words.
-    fn fit(mut self, blobs: Vec<BlobRead>) -> Vec<BlobRead> {
-        blobs.into_iter().map(|blob| self.fit_one(blob)).collect()
+    /// Leaves out content that does not fit, and then the text of statuses.
+    fn fit(mut self, mut blobs: Vec<BlobRead>) -> Vec<BlobRead> {
+        for blob in &mut blobs {
+            self.fit_one(blob);
+        }
+        blobs
     }
 
-    fn fit_one(&mut self, blob: BlobRead) -> BlobRead {
-        let least = blob.digest.clone().map_or(0, least_len);
-        let mut fits = |blob: &BlobRead| {
-            let more = (field_len(blob) as u64).saturating_sub(least);
-            let left = self.0.checked_sub(more);
-            self.0 = left.unwrap_or(self.0);
-            left.is_some()
-        };
-        if fits(&blob) {
-            return blob;
+    fn fit_one(&mut self, blob: &mut BlobRead) {
+        if self.takes(blob) {
+            return;
         }
-        let mut refused = if blob.data.is_empty() {
-            blob
-        } else {
-            let why =
-                "no room for it in this response: ask for it in another batch or by ByteStream";
-            BlobRead {
-                digest: blob.digest,
-                status: Some(to_proto(&Status::resource_exhausted(why))),
-                ..BlobRead::default()
-            }
-        };
-        if !fits(&refused)
-            && let Some(status) = &mut refused.status
+        if !blob.data.is_empty() {
+            let why = "no room in this response: read it in another batch or by ByteStream";
+            blob.data = Bytes::new();
+            blob.compressor = 0;
+            blob.status = Some(to_proto(&Status::resource_exhausted(why)));
+        }
+        if !self.takes(blob)
+            && let Some(status) = &mut blob.status
         {
             status.message.clear();
             status.details.clear();
         }
-        refused
+    }
+
+    /// Takes the room of a blob, if there is enough.
+    fn takes(&mut self, blob: &BlobRead) -> bool {
+        let least = blob.digest.clone().map_or(0, least_len);
+        let more = (field_len(blob) as u64).saturating_sub(least);
+        let left = self.0.checked_sub(more);
+        self.0 = left.unwrap_or(self.0);
+        left.is_some()
     }
 }
 
-/// How much of a response a blob takes at least, in bytes.
+/// Returns the least bytes of a response that a blob takes.
 fn least_len(digest: v2::Digest) -> u64 {
     let status = rpc::Status {
         code: Code::Unauthenticated as i32,
@@ -126,21 +120,16 @@ fn least_len(digest: v2::Digest) -> u64 {
     }) as u64
 }
 
-/// What a blob of a batch takes up beside its content, in bytes: a digest and a status, as text.
-const PER_BLOB: u64 = 512;
-
-const RESPONSES: u32 = BatchReadBlobsResponse::RESPONSES;
-
-/// Encodes a response piece by piece, so that a full batch is not in memory twice.
+/// An encoder of a response piece by piece, so that a full batch is not in memory twice.
 struct Encoder {
     blobs: vec::IntoIter<BlobRead>,
     encoded: BytesMut,
-    /// What comes next and is not copied.
+    /// The next piece, which is not copied.
     next: Option<Bytes>,
 }
 
 impl Encoder {
-    /// How much is encoded at a time, in bytes; one small blob more at most.
+    /// The bytes encoded at a time, and at most one small blob more.
     const PIECE: usize = 48 * 1024;
 
     fn new(blobs: Vec<BlobRead>) -> Self {
@@ -152,10 +141,6 @@ impl Encoder {
             encoded,
             next: None,
         }
-    }
-
-    fn take(&mut self) -> Bytes {
-        mem::take(&mut self.encoded).freeze()
     }
 }
 
@@ -174,7 +159,7 @@ impl Iterator for Encoder {
                 self.encoded.reserve(Self::PIECE + COPIED);
             }
             wire::put_header(RESPONSES, blob.encoded_len(), &mut self.encoded);
-            // The data comes last, which is as good as any other place.
+            // The data comes last, so that it need not be copied.
             let data = mem::take(&mut blob.data);
             blob.encode_raw(&mut self.encoded);
             if data.is_empty() {
@@ -187,31 +172,26 @@ impl Iterator for Encoder {
             }
             self.encoded.extend_from_slice(&data);
         }
-        let piece = self.take();
+        let piece = mem::take(&mut self.encoded).freeze();
         (!piece.is_empty()).then_some(piece)
     }
 }
 
-/// The length of a blob as a field of the response, in bytes.
+/// Returns the length of a blob as a field of the response, in bytes.
 fn field_len(blob: &BlobRead) -> usize {
     let len = blob.encoded_len();
     wire::header_len(RESPONSES, len) + len
 }
 
-/// The blob compressed, if that makes it smaller.
-fn compressed(blob: BlobRead) -> BlobRead {
-    let smaller = |data: &Bytes| {
-        let compressed = compression::compress(data).ok()?;
-        (compressed.len() < data.len()).then_some(compressed)
-    };
-    match smaller(&blob.data) {
-        Some(data) => BlobRead {
-            data,
-            compressor: Compressor::Zstd.to_proto() as i32,
-            ..blob
-        },
-        None => blob,
+/// Compresses the blob if that makes it smaller.
+fn compressed(mut blob: BlobRead) -> BlobRead {
+    if let Ok(data) = compression::compress(&blob.data)
+        && data.len() < blob.data.len()
+    {
+        blob.data = data;
+        blob.compressor = Compressor::Zstd.to_proto() as i32;
     }
+    blob
 }
 
 #[cfg(test)]
@@ -243,7 +223,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn the_pieces_are_one_message_with_every_blob(
+        fn encoded_pieces_are_one_message_with_every_blob(
             responses in proptest::collection::vec(blob(), 0..40),
         ) {
             let pieces: Vec<_> = Encoder::new(responses.clone()).collect();

@@ -1,7 +1,7 @@
 //! `FindMissingBlobs`.
 
 use bytes::{Bytes, BytesMut};
-use gorego_grpc::{Body, HEADER_LEN, decode_within, elsewhere, full, is_large, put_header};
+use gorego_grpc::{Body, HEADER_LEN, Messages, decode_within, full, is_large, put_header, run};
 use gorego_limits::Permit;
 use gorego_storage::Digest;
 use prost::Message as _;
@@ -11,25 +11,25 @@ use reapi::{
 };
 use tonic::Status;
 
-use super::Cas;
-use crate::{digests, memory::measure, status::from_store};
+use crate::{
+    digests,
+    services::{DIGESTS, Reapi, measure},
+    status::from_store,
+};
 
-/// What the digests of a request take at most for each of its bytes, in bytes.
+/// The most memory that the digests of a request take for each of its bytes, in bytes.
 const UNFOLDED: u64 = 2;
 
-impl Cas {
-    /// Those of the blobs that are not here, each once.
-    pub(crate) async fn find_missing(
-        &self,
-        request: Bytes,
-        permit: Permit,
-    ) -> Result<Body, Status> {
-        let (wanted, _permits) = self.wanted(request, permit).await?;
-        let missing = self.blobs.find_missing(&wanted).await.map_err(from_store)?;
+impl Reapi {
+    /// Returns the missing blobs, each once.
+    pub(crate) async fn find_missing(&self, requests: Messages) -> Result<Body, Status> {
+        let (request, permit) = requests.only(DIGESTS).await?;
+        let (digests, _permits) = self.listed(request, permit).await?;
+        let missing = self.stores.blobs.find_missing(&digests).await;
+        let missing = missing.map_err(from_store)?;
         let bytes = size_of_val(missing.as_slice()) as u64;
         let permit = self
-            .memory
-            .transport
+            .transport()
             .responses
             .reserve(bytes)
             .await
@@ -37,49 +37,33 @@ impl Cas {
         Ok(Body::pieces(encode(missing), permit))
     }
 
-    /// The digests of an encoded request, and permits for the memory of both.
-    async fn wanted(
+    /// Returns the digests of an encoded request, and permits for the memory of both.
+    async fn listed(
         &self,
         request: Bytes,
         permit: Permit,
     ) -> Result<(Vec<Digest>, [Permit; 2]), Status> {
+        let memory = self.transport();
         let bytes = UNFOLDED.saturating_mul(request.len() as u64);
-        let digests = self
-            .memory
-            .transport
-            .decoded
-            .reserve(bytes)
-            .await
-            .map_err(full)?;
-        let permits = [permit, digests];
+        let permits = [permit, memory.decoded.reserve(bytes).await.map_err(full)?];
         let encoded = request.clone();
         let read = move || (in_place(&encoded), permits);
-        let (found, [permit, digests]) = if is_large(&request) {
-            elsewhere(read).await?
-        } else {
-            read()
-        };
+        let (found, permits) = run(is_large(&request), read).await?;
         if let Some(found) = found {
-            return Ok((found?, [permit, digests]));
+            return Ok((found?, permits));
         }
-        // Malformed, or oddly written: prost knows which.
+        let [permit, digests] = permits;
         drop(digests);
-        let (request, permits) = decode_within(
-            &self.memory.transport,
-            request,
-            permit,
-            measure::<FindMissingBlobsRequest>,
-        )
-        .await?;
+        let measure = measure::<FindMissingBlobsRequest>;
+        let (request, permits) = decode_within(memory, request, permit, measure).await?;
         Ok((decoded(&request)?, permits))
     }
 }
 
-/// The digests of an encoded request. Read in place, since decoding first takes as long as all the
-/// rest, and several times the memory. `None` when the fields are other than a client's encoder
-/// would write them.
+/// Reads the digests of an encoded request in place: decoding first takes as long as all the rest, and several times the
+/// memory. Returns `None` for a request that is malformed, or not encoded as by a client.
 fn in_place(request: &[u8]) -> Option<Result<Vec<Digest>, Status>> {
-    Listed::read(request).map(Listed::digests)
+    EncodedRequest::read(request).map(EncodedRequest::digests)
 }
 
 fn decoded(request: &FindMissingBlobsRequest) -> Result<Vec<Digest>, Status> {
@@ -88,16 +72,14 @@ fn decoded(request: &FindMissingBlobsRequest) -> Result<Vec<Digest>, Status> {
     digests::digests("blob_digests", function, &request.blob_digests)
 }
 
-/// The response in pieces, so that it is in memory neither as a message nor encoded.
+/// Encodes the response in pieces, so that it is in memory neither as a message nor encoded.
 fn encode(missing: Vec<Digest>) -> impl Iterator<Item = Bytes> + Send + 'static {
     const PIECE: usize = 500;
     let message = |digests: &[Digest]| FindMissingBlobsResponse {
         missing_blob_digests: digests.iter().map(Digest::to_proto).collect(),
     };
-    let len = missing
-        .chunks(PIECE)
-        .map(|piece| message(piece).encoded_len())
-        .sum();
+    let pieces = missing.chunks(PIECE);
+    let len = pieces.map(|piece| message(piece).encoded_len()).sum();
     let mut header = BytesMut::with_capacity(HEADER_LEN);
     put_header(&mut header, len);
     let mut from = 0;
@@ -111,35 +93,35 @@ fn encode(missing: Vec<Digest>) -> impl Iterator<Item = Bytes> + Send + 'static 
     std::iter::once(header.freeze()).chain(pieces)
 }
 
-/// A `FindMissingBlobsRequest` that was looked through, and can be read.
+/// An encoded `FindMissingBlobsRequest` whose digests can be read in place.
 #[derive(Debug, Default)]
-struct Listed<'a> {
+struct EncodedRequest<'a> {
     instance: &'a str,
     function: i32,
     request: &'a [u8],
 }
 
-impl<'a> Listed<'a> {
+impl<'a> EncodedRequest<'a> {
     fn read(request: &'a [u8]) -> Option<Self> {
-        let mut listed = Self {
+        let mut encoded = Self {
             request,
             ..Self::default()
         };
         for field in Fields::of(request) {
             match field.ok()? {
                 (FindMissingBlobsRequest::INSTANCE_NAME, Value::Delimited(name)) => {
-                    listed.instance = str::from_utf8(name).ok()?;
+                    encoded.instance = str::from_utf8(name).ok()?;
                 }
                 (FindMissingBlobsRequest::BLOB_DIGESTS, Value::Delimited(digest)) => {
                     read_digest(digest)?;
                 }
                 (FindMissingBlobsRequest::DIGEST_FUNCTION, Value::Varint(function)) => {
-                    listed.function = number(function)?;
+                    encoded.function = i32::try_from(function.cast_signed()).ok()?;
                 }
                 _ => return None,
             }
         }
-        Some(listed)
+        Some(encoded)
     }
 
     fn digests(self) -> Result<Vec<Digest>, Status> {
@@ -159,7 +141,7 @@ impl<'a> Listed<'a> {
     }
 }
 
-/// The hash and size of an encoded `Digest`.
+/// Returns the hash and size of an encoded `Digest`.
 fn read_digest(digest: &[u8]) -> Option<(&str, i64)> {
     let (mut hash, mut size) = ("", 0);
     for field in Fields::of(digest) {
@@ -170,11 +152,6 @@ fn read_digest(digest: &[u8]) -> Option<(&str, i64)> {
         }
     }
     Some((hash, size))
-}
-
-/// An enumeration's number; `None` for one that does not fit.
-fn number(value: u64) -> Option<i32> {
-    i32::try_from(value.cast_signed()).ok()
 }
 
 #[cfg(test)]
@@ -204,7 +181,7 @@ mod tests {
         )
     }
 
-    /// As a client gets it.
+    /// Returns the digests, or the error as a client gets it.
     fn wanted(request: &[u8]) -> Result<Vec<Digest>, String> {
         let found = in_place(request).unwrap_or_else(|| {
             let request = FindMissingBlobsRequest::decode(request);
@@ -213,13 +190,13 @@ mod tests {
         found.map_err(|status| status.to_string())
     }
 
-    /// What the generated types and the one parser of digests make of a request.
+    /// Returns the digests that the generated types and the parser of digests find in a request.
     fn expected(request: &FindMissingBlobsRequest) -> Result<Vec<Digest>, String> {
         decoded(request).map_err(|status| status.to_string())
     }
 
     #[test]
-    fn a_response_in_pieces_is_one_message_with_every_digest() {
+    fn encoded_pieces_are_one_message_with_every_digest() {
         for count in [0, 1, 500, 501, 1200] {
             let missing: Vec<_> = (0..count)
                 .map(|n: u64| DigestFunction::Sha256.digest(&n.to_le_bytes()))
@@ -237,10 +214,10 @@ mod tests {
 
     proptest! {
         #[test]
-        fn reading_in_place_finds_what_decoding_finds(request in request()) {
+        fn reading_in_place_finds_the_same_digests_as_decoding(request in request()) {
             let encoded = request.encode_to_vec();
-            let listed = Listed::read(&encoded).expect("an encoder wrote it");
-            let found = listed.digests().map_err(|status| status.to_string());
+            let read = EncodedRequest::read(&encoded).expect("an encoder wrote it");
+            let found = read.digests().map_err(|status| status.to_string());
             prop_assert_eq!(&found, &expected(&request));
         }
 

@@ -10,30 +10,30 @@ use prost::Message as _;
 use reapi::v2::{Directory, GetTreeRequest, GetTreeResponse};
 use tonic::Status;
 
-use super::{Cas, walks::Walks};
+use super::walks::Walks;
 use crate::{
     digests,
+    services::Reapi,
     status::{from_store, from_tree, invalid_field},
 };
 
-/// How many bytes of directories go into one message, unless they are a single one: well below
-/// what gRPC clients take.
+/// The most bytes of directories in one message, unless it has a single one: well below the limit of gRPC clients.
 const MESSAGE_BYTES: usize = 1024 * 1024;
-/// Up to this many bytes of directories, a message is not counted.
+/// The most bytes of directories in a message whose memory is not reserved.
 const SMALL: usize = 64 * 1024;
 
-impl Cas {
-    /// The directories below a root, in as many messages as it takes. With a page size, as many
-    /// directories as that, and a token for the rest: the position to go on from.
+impl Reapi {
+    /// Returns the directories below a root. With a page size, returns that many directories and a token for the rest:
+    /// the position to continue from.
     pub(crate) async fn get_tree(&self, request: GetTreeRequest) -> Result<Body, Status> {
         digests::instance(&request.instance_name)?;
         let function = digests::function(request.digest_function)?;
         let root = digests::digest("root_digest", function, request.root_digest.as_ref())?;
-        let root = self.certain(root).await?;
+        let root = self.certain_root(root).await?;
         let page_size = u64::try_from(request.page_size)
             .map_err(|_| invalid_field("page_size", "negative; 0 lets the server decide"))?;
         let walk = if request.page_token.is_empty() {
-            TreeWalk::new(Arc::clone(&self.blobs), root)
+            TreeWalk::new(Arc::clone(&self.stores.blobs), root)
         } else {
             let position = position(&request.page_token).ok_or_else(foreign_token)?;
             self.resume(root, position).await?
@@ -42,11 +42,11 @@ impl Cas {
             walk,
             root,
             walks: Arc::clone(&self.walks),
-            responses: self.memory.transport.responses.clone(),
+            responses: self.transport().responses.clone(),
             left: (page_size > 0).then_some(page_size),
             next: None,
         };
-        // The first directory is read here, so that an absent root is an error and not a stream.
+        // The first directory is read here, so that a missing root is an error and not a stream.
         pages.advance().await?;
         let messages = stream::try_unfold(Some(pages), |pages| async move {
             let Some(pages) = pages else {
@@ -57,28 +57,25 @@ impl Cas {
         Ok(Body::messages(messages.boxed(), Permit::default()))
     }
 
-    /// A root under the function that it has here, which is that of all below it.
-    async fn certain(&self, root: Digest) -> Result<Digest, Status> {
+    /// Returns the root under the function that it is stored with, which is that of all directories below it.
+    async fn certain_root(&self, root: Digest) -> Result<Digest, Status> {
         let Some(other) = root.other() else {
             return Ok(root);
         };
-        if !self.blobs.contains(&root).await.map_err(from_store)? {
+        let blobs = &self.stores.blobs;
+        if !blobs.contains(&root).await.map_err(from_store)? {
             return Ok(root);
         }
-        let is_first = self.blobs.contains(&root.only()).await;
-        Ok(if is_first.unwrap_or(false) {
-            root.only()
-        } else {
-            other
-        })
+        let is_first = blobs.contains(&root.only()).await.unwrap_or(false);
+        Ok(if is_first { root.only() } else { other })
     }
 
-    /// A walk that goes on at `position`. One that was kept reads nothing again.
+    /// Returns a walk that continues at `position`. One that was kept reads nothing again.
     async fn resume(&self, root: Digest, position: u32) -> Result<TreeWalk, Status> {
         let kept = self.walks.take(&root);
-        let mut walk = kept.unwrap_or_else(|| TreeWalk::new(Arc::clone(&self.blobs), root));
+        let mut walk = kept.unwrap_or_else(|| TreeWalk::new(Arc::clone(&self.stores.blobs), root));
         walk.skip_to(position).await.map_err(from_tree)?;
-        // A token is given out only where more comes.
+        // Only a page before the last one has a token.
         if position >= walk.known() {
             return Err(foreign_token());
         }
@@ -86,28 +83,25 @@ impl Cas {
     }
 }
 
-/// The position in a token, if that is spelled as this server does it.
+/// Returns the position in a token, if the token is spelled as by this server.
 fn position(token: &str) -> Option<u32> {
     let position: u32 = token.parse().ok()?;
     (position > 0 && position.to_string() == token).then_some(position)
 }
 
 fn foreign_token() -> Status {
-    invalid_field(
-        "page_token",
-        "is none that this server gave out for this tree",
-    )
+    invalid_field("page_token", "not a token of this server for this tree")
 }
 
-/// What is left to send.
+/// The rest of a response.
 struct Pages {
     walk: TreeWalk,
     root: Digest,
-    /// Where the walk waits when there is another page.
+    /// The walks that wait for another page.
     walks: Arc<Walks>,
-    /// For each message, until the client has taken it.
+    /// The budget for each message, until the client has taken it.
     responses: Budget,
-    /// How many directories the client still takes, if it said so.
+    /// The number of directories left on the client's page, if it is limited.
     left: Option<u64>,
     /// The next directory.
     next: Option<Directory>,
@@ -122,7 +116,7 @@ impl Pages {
         Ok(())
     }
 
-    /// The next message, and what comes after it.
+    /// Returns the next message, and the rest after it.
     async fn message(mut self) -> Result<(Framed, Option<Self>), Status> {
         let mut message = GetTreeResponse::default();
         let mut bytes = 0;
@@ -133,7 +127,7 @@ impl Pages {
                 self.next = Some(directory);
                 return Ok((framed(&message, memory), Some(self)));
             }
-            // Little is held while waiting.
+            // Little is in memory while this waits.
             if memory.bytes() == 0 && bytes + len > SMALL {
                 let most = MESSAGE_BYTES.max(len) as u64;
                 memory = self.responses.reserve(most).await.map_err(full)?;
@@ -147,9 +141,7 @@ impl Pages {
                 if self.next.is_some() {
                     message.next_page_token = position.to_string();
                     self.walk.return_to(position);
-                    let framed = framed(&message, memory);
                     self.walks.keep(self.root, self.walk);
-                    return Ok((framed, None));
                 }
                 break;
             }
@@ -158,7 +150,7 @@ impl Pages {
     }
 }
 
-/// A message that holds the memory it takes until the client has it.
+/// Encodes a message, whose memory is reserved until the client has taken it.
 fn framed(message: &GetTreeResponse, mut memory: Permit) -> Framed {
     memory.shrink(message.encoded_len() as u64);
     let Framed { head, payload } = Framed::encode(message);

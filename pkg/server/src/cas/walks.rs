@@ -1,5 +1,4 @@
-//! Walks between two pages of a tree, so that a page costs what is on it and not all that came
-//! before.
+//! Walks between two pages of a tree, so that a page costs no more than its own directories.
 
 use std::{
     collections::VecDeque,
@@ -8,34 +7,29 @@ use std::{
 
 use gorego_storage::{Digest, TreeWalk};
 
-/// How many walks wait for their next page at most.
+/// The most walks that wait for their next page.
 const MAX_WALKS: usize = 64;
 /// The memory of a walk for each directory that it remembers, in bytes.
 const PER_DIRECTORY: u64 = 64;
 
-/// Walks whose next page nobody has asked for yet, the latest ones. A token says all that is needed
-/// without them: a walk that is not here any more, or never was because its tree is larger than all
-/// the room, begins anew and reads the earlier pages once more.
+/// The latest walks whose next page was not requested yet. They are not needed to continue from a token: a walk that is
+/// not kept, for example because its tree is too large, begins anew and reads the earlier pages once more.
 #[derive(Debug)]
-pub(super) struct Walks {
+pub(crate) struct Walks {
     waiting: Mutex<VecDeque<(Digest, TreeWalk)>>,
     max_directories: u64,
 }
 
 impl Walks {
-    /// Walks within this many bytes.
-    pub(super) fn within(bytes: u64) -> Self {
-        Self::new(bytes / PER_DIRECTORY)
-    }
-
-    fn new(max_directories: u64) -> Self {
+    /// Creates walks within this many bytes.
+    pub(crate) fn within(bytes: u64) -> Self {
         Self {
             waiting: Mutex::default(),
-            max_directories,
+            max_directories: bytes / PER_DIRECTORY,
         }
     }
 
-    /// The walk below this root that has come furthest: it may go on anywhere before that.
+    /// Takes the walk below this root that has come furthest. It can continue anywhere before that.
     pub(super) fn take(&self, root: &Digest) -> Option<TreeWalk> {
         let mut waiting = self.lock();
         let (at, _) = waiting
@@ -46,7 +40,7 @@ impl Walks {
         waiting.remove(at).map(|(_, walk)| walk)
     }
 
-    /// Keeps a walk for as long as there is room.
+    /// Keeps a walk until newer ones need its room.
     pub(super) fn keep(&self, root: Digest, walk: TreeWalk) {
         if u64::from(walk.known()) > self.max_directories {
             return;
@@ -80,24 +74,24 @@ mod tests {
         DigestFunction::Sha256.digest(&number.to_le_bytes())
     }
 
-    /// Knows of one directory, its root.
+    /// A walk that knows one directory, its root.
     fn walk(number: usize) -> TreeWalk {
         TreeWalk::new(Arc::<MemoryStore>::default(), root(number))
     }
 
-    /// How many of `count` walks are here once all have been.
+    /// The numbers of the walks that are kept of `count` walks.
     fn kept(walks: &Walks, count: usize) -> Vec<usize> {
         for number in 0..count {
             walks.keep(root(number), walk(number));
         }
-        let is_here = |number: &usize| walks.take(&root(*number)).is_some();
-        (0..count).filter(is_here).collect()
+        let is_kept = |number: &usize| walks.take(&root(*number)).is_some();
+        (0..count).filter(is_kept).collect()
     }
 
     #[test]
-    fn the_latest_walks_are_kept_as_long_as_there_is_room() {
-        assert_eq!(kept(&Walks::new(3), 5), [2, 3, 4]);
-        assert_eq!(kept(&Walks::new(0), 5), [0; 0]);
+    fn the_latest_walks_are_kept_within_the_memory_for_walks() {
+        assert_eq!(kept(&Walks::within(3 * PER_DIRECTORY), 5), [2, 3, 4]);
+        assert_eq!(kept(&Walks::within(0), 5), [0; 0]);
         assert_eq!(
             kept(&Walks::within(1 << 20), MAX_WALKS + 1).first(),
             Some(&1)
@@ -105,7 +99,7 @@ mod tests {
     }
 
     #[test]
-    fn a_walk_goes_on_for_one_client_only() {
+    fn a_walk_is_continued_by_one_client_only() {
         let walks = Walks::within(1 << 20);
         walks.keep(root(1), walk(1));
         assert!(walks.take(&root(1)).is_some());

@@ -1,21 +1,21 @@
 use futures::FutureExt as _;
 use proptest::prelude::*;
 
-use super::{stored::BLOCK, *};
+use super::*;
 
 fn decompress(compressed: &[u8], size: u64) -> Result<Bytes, Malformed> {
     Zstd::default().decompress(compressed, size)
 }
 
 fn decompress_all(compressed: &[u8], size: u64, piece: usize) -> Result<Vec<u8>, Malformed> {
-    let mut decompressor = workspaces(64 << 20).decompressor(size);
+    let mut decompression = Decompression::new(workspaces(64 << 20), size);
     let mut content = Vec::new();
     for piece in compressed.chunks(piece) {
         let mut piece = Bytes::copy_from_slice(piece);
         loop {
-            let ready = decompressor.ready(&piece).now_or_never();
+            let ready = decompression.ready(&piece).now_or_never();
             ready.expect("memory is free").unwrap();
-            if let Some(out) = decompressor.next(&mut piece)? {
+            if let Some(out) = decompression.next(&mut piece)? {
                 assert!(out.len() <= CHUNK_SIZE);
                 content.extend_from_slice(&out);
             } else if piece.is_empty() {
@@ -23,36 +23,37 @@ fn decompress_all(compressed: &[u8], size: u64, piece: usize) -> Result<Vec<u8>,
             }
         }
     }
-    decompressor.finish()?;
+    decompression.finish()?;
     Ok(content)
 }
 
-fn workspaces(bytes: u64) -> Workspaces {
-    Workspaces::new(Budget::memory("tests", bytes))
+fn workspaces(bytes: u64) -> Budget {
+    Budget::memory("tests", bytes)
 }
 
 fn compress_all(content: &[u8], piece: usize) -> Vec<u8> {
     let size = content.len() as u64;
-    let compressor = workspaces(64 << 20).compressor(size).unwrap();
-    compress_with(compressor, content, piece)
+    let compression = Compression::new(&workspaces(64 << 20), size).unwrap();
+    compress_with(compression, content, piece)
 }
 
-/// As a reader gets it for whom there is no memory.
+/// Compresses for a reader without memory for it.
 fn store_all(content: &[u8], piece: usize) -> Vec<u8> {
     let size = content.len() as u64;
-    compress_with(workspaces(0).compressor(size).unwrap(), content, piece)
+    let stored = Compression::new(&workspaces(0), size).unwrap();
+    compress_with(stored, content, piece)
 }
 
 #[test]
-fn a_decompressor_takes_the_memory_that_its_window_and_content_need() {
+fn decompression_reserves_the_memory_of_its_window_and_content() {
     const MIB: usize = 1 << 20;
     let noise: Vec<u8> = (0..4 * MIB).map(|n| (n * n / 7).to_le_bytes()[1]).collect();
     let streamed = |level, content: &[u8]| zstd::encode_all(content, level).unwrap();
     let takes = |frame: &[u8], size: usize| {
         let workspaces = workspaces(64 << 20);
-        let mut decompressor = workspaces.decompressor(size as u64);
-        decompressor.ready(frame).now_or_never().unwrap().unwrap();
-        (64 << 20) - workspaces.0.share(u64::MAX, 1).bytes()
+        let mut decompression = Decompression::new(workspaces.clone(), size as u64);
+        decompression.ready(frame).now_or_never().unwrap().unwrap();
+        (64 << 20) - workspaces.share(u64::MAX, 1).bytes()
     };
     let window = takes(&streamed(3, &noise), 4 * MIB) - FIXED;
     assert_eq!(window, 2 << 20, "of zstd's default level");
@@ -63,16 +64,16 @@ fn a_decompressor_takes_the_memory_that_its_window_and_content_need() {
     assert_eq!(decompress_all(&frames, 10, 3).unwrap(), noise[..10]);
 }
 
-fn compress_with(mut compressor: Compressor, content: &[u8], piece: usize) -> Vec<u8> {
+fn compress_with(mut compression: Compression, content: &[u8], piece: usize) -> Vec<u8> {
     let mut compressed = Vec::new();
     for piece in content.chunks(piece) {
-        compressed.extend_from_slice(&compressor.next(piece).unwrap());
+        compressed.extend_from_slice(&compression.next(piece).unwrap());
     }
-    compressed.extend_from_slice(&compressor.finish().unwrap());
+    compressed.extend_from_slice(&compression.finish().unwrap());
     compressed
 }
 
-/// Content that compresses well, and is longer than any buffer here.
+/// Content that compresses well, and is longer than any buffer.
 fn content() -> Vec<u8> {
     (0_u8..=255)
         .flat_map(|byte| std::iter::repeat_n(byte, 4 * CHUNK_SIZE / 256))
@@ -91,7 +92,7 @@ fn several_frames_are_one_content() {
 }
 
 #[test]
-fn without_a_workspace_content_goes_uncompressed_into_a_frame_that_anybody_reads() {
+fn without_memory_content_is_stored_uncompressed_in_a_valid_frame() {
     let content = content();
     for len in [0, 1, BLOCK - 1, BLOCK, BLOCK + 1, content.len()] {
         let content = &content[..len];
@@ -121,7 +122,7 @@ fn a_block_for_each_byte_is_accepted() {
 }
 
 #[test]
-fn empty_frames_do_not_go_on_for_ever() {
+fn endless_empty_frames_are_refused() {
     // Frames of no content, and frames to be skipped.
     let skipped = [&[0x50, 0x2a, 0x4d, 0x18, 100, 0, 0, 0], [0; 100].as_slice()].concat();
     for empty in [compress_all(b"", 1), skipped] {
@@ -137,7 +138,7 @@ fn empty_frames_do_not_go_on_for_ever() {
 }
 
 #[test]
-fn content_that_expands_past_its_size_stops_there() {
+fn content_that_expands_past_its_size_is_refused() {
     let compressed = compress_all(&content(), 1 << 20);
     for size in [0, 1, 1000, content().len() as u64 - 1] {
         let outcome = decompress_all(&compressed, size, 1 << 20);
@@ -146,7 +147,7 @@ fn content_that_expands_past_its_size_stops_there() {
 }
 
 #[test]
-fn a_cut_off_frame_is_noticed_wherever_it_is_cut() {
+fn a_truncated_frame_is_refused_wherever_it_is_cut() {
     let compressed = compress_all(b"some content, some content", 100);
     for len in 1..compressed.len() {
         let outcome = decompress_all(&compressed[..len], 26, 100);
@@ -155,7 +156,7 @@ fn a_cut_off_frame_is_noticed_wherever_it_is_cut() {
 }
 
 #[test]
-fn what_follows_the_last_frame_is_noticed() {
+fn bytes_after_the_last_frame_are_refused() {
     let mut compressed = compress_all(b"some content", 100);
     compressed.extend_from_slice(b"and more");
     let outcome = decompress_all(&compressed, 12, 100);
@@ -163,7 +164,7 @@ fn what_follows_the_last_frame_is_noticed() {
 }
 
 #[test]
-fn a_window_that_takes_too_much_memory_is_refused() {
+fn a_window_of_more_than_8_mib_is_refused() {
     // A frame header: magic, no content size, a window of 2^27 bytes; then a raw empty block.
     let frame = [0x28, 0xb5, 0x2f, 0xfd, 0x00, (27 - 10) << 3, 0x01, 0, 0];
     let outcome = decompress_all(&frame, 1 << 30, 100);
@@ -174,7 +175,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
     #[test]
-    fn what_was_compressed_decompresses_to_itself(
+    fn compressed_content_decompresses_to_itself(
         content in proptest::collection::vec(0_u8..4, 0..5000),
         repeat in 1_usize..200,
         piece in 1_usize..100_000,

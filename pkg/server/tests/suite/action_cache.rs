@@ -254,7 +254,7 @@ async fn digests_in_a_result_have_the_actions_function() {
 
 /// A server with a result of two streams and two files of 1000 bytes each.
 async fn server_with_outputs(max_batch_bytes: u64) -> (Server, Digest, Vec<Bytes>) {
-    let server = Server::limited(|limits| limits.max_batch_bytes = max_batch_bytes).await;
+    let server = Server::limited(|options| options.limits.max_batch_bytes = max_batch_bytes).await;
     let contents: Vec<_> = (0..4).map(|seed| noise(1000, seed)).collect();
     let mut digests = Vec::new();
     for content in &contents {

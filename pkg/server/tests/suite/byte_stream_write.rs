@@ -211,7 +211,8 @@ async fn a_digest_of_size_0_that_is_not_the_empty_blobs_is_refused() {
 
 #[tokio::test]
 async fn a_blob_larger_than_advertised_is_refused() {
-    let server = Server::limited(|limits| limits.max_blob_size = 1000.try_into().ok()).await;
+    let server =
+        Server::limited(|options| options.limits.max_blob_size = 1000.try_into().ok()).await;
     let mut client = server.bytes().await;
     let largest = noise(1000, 1);
     let digest = sha256(&largest);

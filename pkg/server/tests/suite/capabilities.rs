@@ -68,7 +68,6 @@ async fn capabilities_tell_the_truth_of_the_configuration() {
         limits: Limits {
             max_batch_bytes: 123_456,
             max_blob_size: 7_890_123.try_into().ok(),
-            ..Limits::default()
         },
         ac_updates: false,
         ..Options::default()
@@ -157,11 +156,7 @@ async fn health_is_told_for_the_server_and_for_each_service() {
 #[tokio::test]
 async fn health_follows_the_stores() {
     let (healthy, receiver) = watch::channel(true);
-    let server = Server::with(Options {
-        healthy: Some(receiver),
-        ..Options::default()
-    })
-    .await;
+    let server = Server::limited(|options| options.transport.healthy = Some(receiver)).await;
     let mut watched = watch(&server, "").await;
     assert_eq!(next(&mut watched).await, Some(ServingStatus::Serving));
     healthy.send_replace(false);

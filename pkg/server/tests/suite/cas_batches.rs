@@ -16,7 +16,7 @@ use tonic::Code;
 const BATCH: u64 = 100_000;
 
 async fn server() -> Server {
-    Server::limited(|limits| limits.max_batch_bytes = BATCH).await
+    Server::limited(|options| options.limits.max_batch_bytes = BATCH).await
 }
 
 fn blob(content: &Bytes) -> BlobToStore {
@@ -309,7 +309,7 @@ async fn a_full_batch_of_the_default_limit_passes_through_a_client_of_the_defaul
 #[tokio::test]
 async fn a_full_batch_of_small_blobs_passes_where_the_limit_is_raised() {
     const RAISED: u64 = 3 * 1024 * 1024;
-    let server = Server::limited(|limits| limits.max_batch_bytes = RAISED).await;
+    let server = Server::limited(|options| options.limits.max_batch_bytes = RAISED).await;
     let contents: Vec<_> = (0..RAISED / 100).map(|seed| noise(100, seed)).collect();
     let codes = update(&server, contents.iter().map(blob).collect()).await;
     assert!(codes.unwrap().iter().all(|code| *code == Code::Ok));
@@ -367,7 +367,8 @@ async fn what_is_said_of_absent_blobs_fits_into_a_clients_message_too() {
 
 #[tokio::test]
 async fn a_blob_of_a_batch_that_is_larger_than_advertised_is_refused() {
-    let server = Server::limited(|limits| limits.max_blob_size = NonZeroU64::new(1000)).await;
+    let server =
+        Server::limited(|options| options.limits.max_blob_size = NonZeroU64::new(1000)).await;
     let contents = [noise(1000, 1), noise(1001, 2)];
     let codes = update(&server, contents.iter().map(blob).collect()).await;
     assert_eq!(codes.unwrap(), [Code::Ok, Code::InvalidArgument]);

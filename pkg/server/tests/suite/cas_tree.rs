@@ -7,7 +7,7 @@ use std::sync::{
 
 use crate::common::*;
 use async_trait::async_trait;
-use gorego_server::{Options, Services};
+use gorego_server::{Options, Stores};
 use gorego_storage::{Blob, BlobStore, Digest, MemoryStore, Put, Result as StoreResult};
 use prost::Message as _;
 use reapi::v2::{Directory, DirectoryNode, GetTreeRequest};
@@ -172,12 +172,12 @@ async fn a_page_costs_what_is_on_it_and_not_what_came_before() {
     const CHILDREN: u32 = 100;
     let counting = Arc::new(Counting::default());
     let memory = Arc::clone(&counting.store);
-    let services = Services {
+    let stores = Stores {
         blobs: Arc::clone(&counting) as _,
         uploads: Arc::<MemoryStore>::clone(&memory),
         actions: Arc::<MemoryStore>::clone(&memory),
     };
-    let mut server = Server::over(services, Options::default()).await;
+    let mut server = Server::over(stores, Options::default()).await;
     server.store = memory;
     let root = store_wide(&server, CHILDREN, "").await;
     // Two clients at a time, on different pages.

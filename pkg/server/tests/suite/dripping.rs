@@ -34,9 +34,9 @@ const MIB: usize = 1024 * 1024;
 
 /// A server whose memory for large requests and responses is 20 and 16 MiB.
 async fn server() -> Server {
-    Server::limited(|limits| {
-        limits.grace = Duration::from_millis(100);
-        limits.max_batch_bytes = 3 << 20;
+    Server::limited(|options| {
+        options.transport.limits.grace = Duration::from_millis(100);
+        options.limits.max_batch_bytes = 3 << 20;
     })
     .await
 }
@@ -236,9 +236,9 @@ async fn wait_for(budget: &Budget, connections: usize) {
 #[tokio::test]
 async fn a_connection_that_waits_is_served_before_the_second_request_of_another() {
     let mut options = Options::default();
-    options.limits.grace = LONG;
+    options.transport.limits.grace = LONG;
     let requests = Budget::memory("tests", 2 * MIB as u64);
-    options.memory.transport.requests = requests.clone();
+    options.transport.memory.requests = requests.clone();
     let server = Server::with(options).await;
     let content = noise(3 * MIB / 2, 1);
     let digest = sha256(&content);
@@ -277,7 +277,7 @@ async fn a_connection_that_waits_is_served_before_the_second_request_of_another(
 #[tokio::test]
 async fn stalled_reads_of_large_blobs_give_their_open_files_to_others() {
     let mut options = Options::default();
-    options.limits.grace = Duration::from_millis(100);
+    options.transport.limits.grace = Duration::from_millis(100);
     let files = Budget::count("files", 2);
     options.memory.files = files.clone();
     let server = Server::with(options).await;
@@ -307,7 +307,7 @@ async fn stalled_reads_of_large_blobs_give_their_open_files_to_others() {
 #[tokio::test]
 async fn stalled_uploads_give_their_open_files_to_others() {
     let mut options = Options::default();
-    options.limits.grace = Duration::from_millis(100);
+    options.transport.limits.grace = Duration::from_millis(100);
     let files = Budget::count("files", 2);
     options.memory.files = files.clone();
     let server = Server::with(options).await;

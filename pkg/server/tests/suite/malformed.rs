@@ -214,7 +214,8 @@ fn malformed_requests_are_never_the_servers_fault() {
 #[tokio::test]
 async fn reflection_tells_what_is_wrong_with_a_request() {
     let idle_timeout = std::time::Duration::from_millis(500);
-    let server = Server::limited(|limits| limits.idle_timeout = idle_timeout).await;
+    let server =
+        Server::limited(|options| options.transport.limits.idle_timeout = idle_timeout).await;
     let mut client = RawClient::connect(&server, 65_535).await;
     let wrong = [
         (framed(b"\xff\xff\xff"), Code::InvalidArgument),

@@ -6,7 +6,6 @@ use std::{
 };
 
 use crate::common::{authority::Authority, *};
-use gorego_server::Options;
 use gorego_tls::ClientAuth;
 use rustls::{
     ClientConfig, ClientConnection,
@@ -79,9 +78,8 @@ impl io::Write for Log {
 }
 
 async fn over_tls(authority: &Authority, client_auth: ClientAuth) -> Server {
-    Server::with(Options {
-        tls: Some(watch::channel(authority.server(client_auth)).1),
-        ..Options::default()
+    Server::limited(|options| {
+        options.transport.tls = Some(watch::channel(authority.server(client_auth)).1)
     })
     .await
 }

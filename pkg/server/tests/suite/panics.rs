@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crate::common::*;
 use async_trait::async_trait;
 use futures::{StreamExt as _, stream};
-use gorego_server::{Options, Services};
+use gorego_server::{Options, Stores};
 use gorego_storage::{Blob, BlobStore, Digest, MemoryStore, Put, Result};
 use tonic::Code;
 
@@ -40,12 +40,12 @@ impl BlobStore for Panicking {
 #[tokio::test]
 async fn a_panic_is_internal_and_the_connection_goes_on() {
     let memory = Arc::new(MemoryStore::default());
-    let services = Services {
+    let stores = Stores {
         blobs: Arc::new(Panicking),
         uploads: Arc::<MemoryStore>::clone(&memory),
         actions: memory,
     };
-    let server = Server::over(services, Options::default()).await;
+    let server = Server::over(stores, Options::default()).await;
     let mut client = server.bytes().await;
     for fault in [AT_ONCE, WITHIN] {
         let name = format!("blobs/{}", sha256(fault));

@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex};
 
 use crate::common::*;
-use gorego_server::{Options, Services};
+use gorego_server::{Options, Stores};
 use gorego_storage_conformance as conformance;
 use gorego_storage_remote::{RemoteAddress, RemoteOptions, RemoteStore};
 
@@ -13,9 +13,9 @@ use tonic::Code;
 
 /// Yields empty stores, each behind a server of its own; all of them end with this.
 #[derive(Default)]
-struct Stores(Mutex<Vec<Server>>);
+struct Servers(Mutex<Vec<Server>>);
 
-impl Stores {
+impl Servers {
     async fn make(&self, zstd: bool) -> Arc<RemoteStore> {
         let server = Server::start().await;
         let store = RemoteStore::new(&RemoteOptions {
@@ -29,33 +29,33 @@ impl Stores {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn it_stores_blobs() {
-    let stores = Stores::default();
-    conformance::remote_blob_store(|| stores.make(false)).await;
+    let servers = Servers::default();
+    conformance::remote_blob_store(|| servers.make(false)).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn it_stores_blobs_that_are_compressed_on_the_way() {
-    let stores = Stores::default();
-    conformance::remote_blob_store(|| stores.make(true)).await;
+    let servers = Servers::default();
+    conformance::remote_blob_store(|| servers.make(true)).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn it_keeps_uploads_that_break_off() {
-    let stores = Stores::default();
-    conformance::remote_uploads(|| stores.make(false)).await;
+    let servers = Servers::default();
+    conformance::remote_uploads(|| servers.make(false)).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn it_caches_action_results() {
-    let stores = Stores::default();
-    conformance::action_cache(|| stores.make(false)).await;
+    let servers = Servers::default();
+    conformance::action_cache(|| servers.make(false)).await;
 }
 
 /// A server over nothing but its backing cache.
 fn in_front_of(listener: TcpListener, backing: &str) -> Server {
     let options = RemoteOptions::new(RemoteAddress::Tcp(backing.to_owned()));
     let store = Arc::new(RemoteStore::new(&options).unwrap());
-    let services = Services {
+    let stores = Stores {
         blobs: Arc::clone(&store) as _,
         uploads: Arc::clone(&store) as _,
         actions: store,
@@ -64,7 +64,7 @@ fn in_front_of(listener: TcpListener, backing: &str) -> Server {
         chain: options.chain,
         ..Options::default()
     };
-    Server::on(listener, services, options)
+    Server::on(listener, stores, options)
 }
 
 async fn find_missing(server: &Server) -> Result<usize, tonic::Status> {

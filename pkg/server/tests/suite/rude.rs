@@ -9,7 +9,7 @@ use crate::common::{
 };
 use bytes::Bytes;
 use gorego_limits::Budget;
-use gorego_server::{Limits, Options};
+use gorego_server::Options;
 use gorego_tls::{ClientAuth, ServerFiles};
 use http::HeaderMap;
 use reapi::bytestream::byte_stream_client::ByteStreamClient;
@@ -93,7 +93,7 @@ async fn whoever_answers_no_pings_is_hung_up_on() {
 
 #[tokio::test]
 async fn many_broken_connections_leave_the_server_serving() {
-    let server = Server::limited(|limits| limits.max_connections = 8).await;
+    let server = Server::limited(|options| options.transport.limits.max_connections = 8).await;
     for round in 0..200 {
         let mut stream = TcpStream::connect(&server.address).await.unwrap();
         let sent = [PREFACE, &noise(round, 1)].concat();
@@ -107,7 +107,7 @@ async fn many_broken_connections_leave_the_server_serving() {
 
 #[tokio::test]
 async fn a_connection_without_a_call_makes_room_for_another() {
-    let server = Server::limited(|limits| limits.max_connections = 1).await;
+    let server = Server::limited(|options| options.transport.limits.max_connections = 1).await;
     let digest = server.has(b"content").await;
     let name = format!("blobs/{digest}");
     // One that never answers either.
@@ -128,7 +128,7 @@ async fn a_connection_without_a_call_makes_room_for_another() {
 
 #[tokio::test]
 async fn connections_beyond_the_limit_wait_while_the_others_have_calls() {
-    let server = Server::limited(|limits| limits.max_connections = 1).await;
+    let server = Server::limited(|options| options.transport.limits.max_connections = 1).await;
     let digest = server.has(b"content").await;
     let name = format!("blobs/{digest}");
     let channel = server.connect().await;
@@ -277,9 +277,9 @@ async fn requests_too_large_to_be_held_at_once_wait_for_each_other() {
     const WINDOW: usize = 4 * MIB;
     const READ: usize = 6 * MIB;
     let mut options = Options::default();
-    options.limits.grace = LONG;
-    options.memory.transport.windows = Budget::memory("windows", 64 * MIB as u64);
-    options.memory.transport.requests = Budget::memory("requests", 2 * LEN as u64);
+    options.transport.limits.grace = LONG;
+    options.transport.memory.windows = Budget::memory("windows", 64 * MIB as u64);
+    options.transport.memory.requests = Budget::memory("requests", 2 * LEN as u64);
     let server = Server::with(options).await;
     let mut clients = Vec::new();
     for _ in 0..3 {
@@ -363,7 +363,7 @@ async fn whoever_cancels_all_calls_one_after_the_other_is_hung_up_on() {
 
 #[tokio::test]
 async fn connections_in_their_handshake_make_room_before_those_of_clients_at_work() {
-    let server = Server::limited(|limits| limits.max_connections = 2).await;
+    let server = Server::limited(|options| options.transport.limits.max_connections = 2).await;
     let mut mute = TcpStream::connect(&server.address).await.unwrap();
     let mut client = RawClient::connect(&server, 65_535).await;
     let before = client.call(READ, framed(b"")).await;
@@ -390,12 +390,7 @@ async fn whoever_does_not_finish_the_tls_handshake_is_hung_up_on() {
         client_auth: ClientAuth::None,
     };
     let tls = watch::channel(files.load().unwrap()).1;
-    let server = Server::with(Options {
-        tls: Some(tls),
-        limits: Limits::default(),
-        ..Options::default()
-    })
-    .await;
+    let server = Server::limited(|options| options.transport.tls = Some(tls)).await;
     let start = Instant::now();
     let mut stream = TcpStream::connect(&server.address).await.unwrap();
     // The beginning of a client's hello, and no more.

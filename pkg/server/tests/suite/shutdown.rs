@@ -7,7 +7,6 @@ use crate::common::{
     raw::{RawClient, framed},
     *,
 };
-use gorego_server::{Limits, Options};
 use reapi::bytestream::ReadRequest;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -22,14 +21,7 @@ const READ: &str = "/google.bytestream.ByteStream/Read";
 
 /// A server that waits this long for calls that are under way.
 async fn draining_for(drain_timeout: Duration) -> Server {
-    Server::with(Options {
-        limits: Limits {
-            drain_timeout,
-            ..Limits::default()
-        },
-        ..Options::default()
-    })
-    .await
+    Server::limited(|options| options.transport.limits.drain_timeout = drain_timeout).await
 }
 
 #[tokio::test]

@@ -6,7 +6,7 @@ use crate::common::*;
 use async_trait::async_trait;
 use bytes::Bytes;
 use gorego_limits::Budget;
-use gorego_server::{Options, Services};
+use gorego_server::{Options, Stores};
 use gorego_storage::{
     ActionCache, Blob, BlobStore, CachedResult, Digest, DigestFunction, MemoryStore, Put, Result,
 };
@@ -122,15 +122,15 @@ async fn wait_for_backing(server: &Server, store: &Waiting) -> JoinSet<()> {
 #[tokio::test]
 async fn calls_that_wait_for_the_backing_cache_keep_no_memory_from_hits() {
     let store = Arc::new(Waiting::default());
-    let services = Services {
+    let stores = Stores {
         blobs: Arc::<Waiting>::clone(&store),
         uploads: Arc::<MemoryStore>::default(),
         actions: Arc::<Waiting>::clone(&store),
     };
     let mut options = Options::default();
     let responses = Budget::memory("responses", SIZE);
-    options.memory.transport.responses = responses.clone();
-    let server = Server::over(services, options).await;
+    options.transport.memory.responses = responses.clone();
+    let server = Server::over(stores, options).await;
     let hit = noise(1_500_000, 1);
     let digest = sha256(&hit);
     let blob = Blob::Bytes(hit.clone());

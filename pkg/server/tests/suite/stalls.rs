@@ -12,7 +12,7 @@ use crate::common::{
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::stream;
-use gorego_server::{Limits, Options, Services};
+use gorego_server::{Options, Stores};
 use gorego_storage::{Blob, BlobStore, Digest, MemoryStore, Put, Result};
 use http::{HeaderMap, HeaderName};
 use prost::Message as _;
@@ -26,14 +26,10 @@ use tonic_health::pb::{
 const IDLE: Duration = Duration::from_millis(100);
 
 fn options() -> Options {
-    Options {
-        limits: Limits {
-            idle_timeout: IDLE,
-            max_batch_bytes: 3 << 20,
-            ..Limits::default()
-        },
-        ..Options::default()
-    }
+    let mut options = Options::default();
+    options.transport.limits.idle_timeout = IDLE;
+    options.limits.max_batch_bytes = 3 << 20;
+    options
 }
 
 fn read_request(digest: &Digest) -> Bytes {
@@ -185,12 +181,12 @@ async fn a_download_that_nobody_takes_is_ended_and_its_memory_freed() {
     let store = Arc::new(Endless::default());
     let held = Arc::downgrade(&store.held);
     let memory = Arc::new(MemoryStore::default());
-    let services = Services {
+    let stores = Stores {
         blobs: store,
         uploads: Arc::<MemoryStore>::clone(&memory),
         actions: memory,
     };
-    let server = Server::over(services, options()).await;
+    let server = Server::over(stores, options()).await;
     // From a client that never takes anything to one that takes some and stops.
     for window in [0, 1, 65_535, 1_000_000] {
         let mut client = RawClient::connect(&server, window).await;
@@ -249,11 +245,9 @@ async fn a_batch_that_nobody_takes_is_ended() {
 #[tokio::test(start_paused = true)]
 async fn a_watcher_of_health_may_wait_for_longer_than_the_time_out() {
     let (healthy, receiver) = watch::channel(true);
-    let server = Server::with(Options {
-        healthy: Some(receiver),
-        ..options()
-    })
-    .await;
+    let mut options = options();
+    options.transport.healthy = Some(receiver);
+    let server = Server::with(options).await;
     let mut client = HealthClient::new(server.connect().await);
     let watched = client.watch(HealthCheckRequest::default()).await;
     let mut watched = watched.unwrap().into_inner();

@@ -1,7 +1,6 @@
 //! TLS and mutual TLS.
 
 use crate::common::{authority::Authority, *};
-use gorego_server::Options;
 use gorego_tls::{ClientAuth, ServerTls};
 use reapi::v2::{GetCapabilitiesRequest, capabilities_client::CapabilitiesClient};
 use tokio::sync::watch;
@@ -13,11 +12,7 @@ async fn server(authority: &Authority, client_auth: ClientAuth) -> Server {
 }
 
 async fn serving(tls: watch::Receiver<ServerTls>) -> Server {
-    Server::with(Options {
-        tls: Some(tls),
-        ..Options::default()
-    })
-    .await
+    Server::limited(|options| options.transport.tls = Some(tls)).await
 }
 
 /// Connects, perhaps as somebody, and asks something.

@@ -5,7 +5,7 @@ use std::{io, sync::Arc};
 use crate::common::*;
 use async_trait::async_trait;
 use bytes::Bytes;
-use gorego_server::{Options, Services};
+use gorego_server::{Options, Stores};
 use gorego_storage::{Blob, BlobStore, Digest, Error, MemoryStore, Put};
 use prost::Message as _;
 use reapi::{
@@ -38,12 +38,12 @@ impl BlobStore for Failing {
 
 async fn failing(error: Error) -> Server {
     let rest = Arc::new(MemoryStore::default());
-    let services = Services {
+    let stores = Stores {
         blobs: Arc::new(Failing(error)),
         uploads: Arc::<MemoryStore>::clone(&rest),
         actions: rest,
     };
-    Server::over(services, Options::default()).await
+    Server::over(stores, Options::default()).await
 }
 
 /// How many seconds to wait before the next try, as the status of one blob tells.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::common::*;
 use bytes::Bytes;
-use gorego_server::{Options, Services};
+use gorego_server::{Options, Stores};
 use gorego_storage::{ActionCacheExt as _, Digest, DigestFunction, MemoryStore};
 use prost::Message as _;
 use reapi::v2::{
@@ -341,12 +341,12 @@ mod recording {
 async fn a_batch_is_read_under_the_function_under_which_it_was_fetched() {
     let recording = Arc::new(recording::Recording::default());
     let memory = Arc::clone(&recording.store);
-    let services = Services {
+    let stores = Stores {
         blobs: Arc::clone(&recording) as _,
         uploads: Arc::<MemoryStore>::clone(&memory),
         actions: Arc::<MemoryStore>::clone(&memory),
     };
-    let server = Server::over(services, Options::default()).await;
+    let server = Server::over(stores, Options::default()).await;
     let content = Bytes::from_static(b"content");
     let digest = blake3(&content);
     let blob = gorego_storage::Blob::Bytes(content.clone());

@@ -9,7 +9,7 @@ use std::{sync::Arc, time::Duration};
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::{StreamExt as _, TryStreamExt as _};
-use gorego_server::{Limits, Options, Services, serve};
+use gorego_server::{Options, Stores, serve};
 use gorego_storage::{
     Blob, BlobStore, BlobStream, Digest, DigestFunction, Error, MemoryStore, Put,
 };
@@ -50,17 +50,17 @@ impl Server {
         Self::with(Options::default()).await
     }
 
-    /// A server with other limits.
-    pub(crate) async fn limited(change: impl FnOnce(&mut Limits)) -> Self {
+    /// A server with other options.
+    pub(crate) async fn limited(change: impl FnOnce(&mut Options)) -> Self {
         let mut options = Options::default();
-        change(&mut options.limits);
+        change(&mut options);
         Self::with(options).await
     }
 
     pub(crate) async fn with(options: Options) -> Self {
         let store = Arc::new(MemoryStore::default());
         let (taken, _) = watch::channel(0);
-        let services = Services {
+        let stores = Stores {
             blobs: Arc::new(Counted {
                 store: Arc::clone(&store),
                 taken: taken.clone(),
@@ -68,7 +68,7 @@ impl Server {
             uploads: Arc::<MemoryStore>::clone(&store),
             actions: Arc::<MemoryStore>::clone(&store),
         };
-        let server = Self::over(services, options).await;
+        let server = Self::over(stores, options).await;
         Self {
             store,
             taken,
@@ -77,17 +77,17 @@ impl Server {
     }
 
     /// A server over other stores.
-    pub(crate) async fn over(services: Services, options: Options) -> Self {
+    pub(crate) async fn over(stores: Stores, options: Options) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        Self::on(listener, services, options)
+        Self::on(listener, stores, options)
     }
 
     /// A server that listens there.
-    pub(crate) fn on(listener: TcpListener, services: Services, options: Options) -> Self {
+    pub(crate) fn on(listener: TcpListener, stores: Stores, options: Options) -> Self {
         let address = listener.local_addr().unwrap().to_string();
         let shutdown = CancellationToken::new();
         let mut tasks = JoinSet::new();
-        tasks.spawn(serve(listener, services, options, shutdown.clone()));
+        tasks.spawn(serve(listener, stores, options, shutdown.clone()));
         Self {
             store: Arc::default(),
             taken: watch::channel(0).0,
