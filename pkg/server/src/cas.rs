@@ -4,7 +4,6 @@ mod batch_read;
 mod batch_update;
 mod missing;
 mod tree;
-mod walks;
 
 use bytes::Bytes;
 use gorego_grpc::full;
@@ -12,7 +11,7 @@ use gorego_limits::Permit;
 use gorego_storage::{Digest, Error, Result as StoreResult};
 use tonic::Status;
 
-pub(crate) use self::walks::Walks;
+pub(crate) use self::tree::Walks;
 use crate::{services::Reapi, status::invalid_field};
 
 impl Reapi {

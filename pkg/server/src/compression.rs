@@ -99,7 +99,7 @@ pub(crate) struct Decompression {
     workspace: Option<Workspace>,
     size: u64,
     /// The most bytes of content that may still come out.
-    left: u64,
+    pub(crate) left: u64,
     /// The most compressed bytes that may still go in.
     due: u64,
     in_frame: bool,
@@ -271,7 +271,9 @@ impl Compression {
     /// Returns the part of the frame for `content`, which may be empty.
     pub(crate) fn next(&mut self, content: &[u8]) -> Result<Bytes, Status> {
         match self {
-            Self::Encoder { encoder, .. } => compress_next(encoder, content),
+            Self::Encoder { encoder, .. } => {
+                run(encoder, content, false).map_err(|why| failed(&why))
+            }
             Self::Stored { header } => {
                 let len = header.len() + content.len() + 3 * content.len().div_ceil(BLOCK);
                 let mut blocks = BytesMut::with_capacity(len);
@@ -288,7 +290,7 @@ impl Compression {
     /// Returns the end of the frame.
     pub(crate) fn finish(&mut self) -> Result<Bytes, Status> {
         match self {
-            Self::Encoder { encoder, .. } => compress_end(encoder),
+            Self::Encoder { encoder, .. } => run(encoder, &[], true).map_err(|why| failed(&why)),
             Self::Stored { header } => {
                 let mut end = BytesMut::new();
                 end.put(header);
@@ -305,41 +307,26 @@ fn put_block_header(buffer: &mut BytesMut, len: usize, last: bool) {
     buffer.put_uint_le((len as u64) << 3 | u64::from(last), 3);
 }
 
-fn compress_next(encoder: &mut Encoder<'_>, content: &[u8]) -> Result<Bytes, Status> {
+/// Returns the part of a frame that `content` adds, and its end if that is all.
+fn run(encoder: &mut Encoder<'_>, content: &[u8], end: bool) -> io::Result<Bytes> {
+    const STEP: usize = 1024;
     let mut compressed = Vec::with_capacity(zstd::zstd_safe::compress_bound(content.len()));
     let mut input = InBuffer::around(content);
-    while input.pos() < content.len() {
-        grow_if_full(&mut compressed);
+    loop {
+        if compressed.len() == compressed.capacity() {
+            compressed.reserve(STEP);
+        }
         let at = compressed.len();
-        encoder
-            .run(&mut input, &mut OutBuffer::around_pos(&mut compressed, at))
-            .map_err(|why| failed(&why))?;
+        let mut output = OutBuffer::around_pos(&mut compressed, at);
+        if input.pos() < content.len() {
+            encoder.run(&mut input, &mut output)?;
+        } else if !end || encoder.finish(&mut output, true)? == 0 {
+            break;
+        }
     }
     // The piece of a stalled reader takes no more memory than it has bytes.
     compressed.shrink_to_fit();
     Ok(compressed.into())
-}
-
-fn compress_end(encoder: &mut Encoder<'_>) -> Result<Bytes, Status> {
-    let mut compressed = Vec::new();
-    loop {
-        grow_if_full(&mut compressed);
-        let at = compressed.len();
-        let left = encoder
-            .finish(&mut OutBuffer::around_pos(&mut compressed, at), true)
-            .map_err(|why| failed(&why))?;
-        if left == 0 {
-            return Ok(compressed.into());
-        }
-        compressed.reserve(left);
-    }
-}
-
-fn grow_if_full(buffer: &mut Vec<u8>) {
-    const STEP: usize = 1024;
-    if buffer.len() == buffer.capacity() {
-        buffer.reserve(STEP);
-    }
 }
 
 #[cfg(test)]

@@ -44,14 +44,6 @@ pub(crate) fn infer(stores: Stores, functions: Vec<DigestFunction>) -> Stores {
 type ReadBatch<T> = for<'a> fn(&'a dyn BlobStore, &'a [Digest]) -> BoxFuture<'a, Vec<Result<T>>>;
 
 impl Inferring {
-    fn blobs(&self) -> &dyn BlobStore {
-        &*self.stores.blobs
-    }
-
-    fn actions(&self) -> &dyn ActionCache {
-        &*self.stores.actions
-    }
-
     /// Returns the digest under the function tried first, and under the second one.
     fn tried(&self, digest: &Digest) -> (Digest, Option<Digest>) {
         let digest = digest.among(&self.functions);
@@ -70,7 +62,7 @@ impl Inferring {
     /// Reads a batch, and once more those of its blobs that are absent under the first function.
     async fn read_batch<T>(&self, digests: &[Digest], read: ReadBatch<T>) -> Vec<Result<T>> {
         let digests = self.in_order(digests);
-        let mut found = read(self.blobs(), &digests).await;
+        let mut found = read(&*self.stores.blobs, &digests).await;
         let (places, others): (Vec<_>, Vec<_>) = found
             .iter_mut()
             .zip(&*digests)
@@ -78,7 +70,7 @@ impl Inferring {
             .filter_map(|(found, digest)| Some((found, digest.other()?)))
             .unzip();
         if !others.is_empty() {
-            let again = read(self.blobs(), &others).await;
+            let again = read(&*self.stores.blobs, &others).await;
             for (place, again) in places.into_iter().zip(again) {
                 improve(place, again);
             }
@@ -109,7 +101,7 @@ impl Inferring {
 
     /// Returns the missing digests, which are all if the function is refused.
     async fn missing_or_refused(&self, digests: &[Digest]) -> Result<Vec<Digest>> {
-        match self.blobs().find_missing(digests).await {
+        match self.stores.blobs.find_missing(digests).await {
             Err(error) if is_absence(&error) => Ok(digests.to_vec()),
             missing => missing,
         }
@@ -160,24 +152,24 @@ fn is_of_other<T>(put: &Result<T>, other: &Digest, content: &[u8]) -> bool {
 #[async_trait]
 impl BlobStore for Inferring {
     async fn digest_functions(&self) -> Vec<DigestFunction> {
-        self.blobs().digest_functions().await
+        self.stores.blobs.digest_functions().await
     }
 
     async fn find_missing(&self, digests: &[Digest]) -> Result<Vec<Digest>> {
         let digests = self.in_order(digests);
         match digests.iter().find_map(Digest::other) {
             Some(other) => self.find_missing_inferred(&digests, other.function()).await,
-            None => self.blobs().find_missing(&digests).await,
+            None => self.stores.blobs.find_missing(&digests).await,
         }
     }
 
     async fn get(&self, digest: &Digest, offset: u64) -> Result<Blob> {
         let digest = digest.among(&self.functions);
-        let mut found = self.blobs().get(&digest, offset).await;
+        let mut found = self.stores.blobs.get(&digest, offset).await;
         if let Some(other) = digest.other()
             && found.as_ref().is_err_and(is_absence)
         {
-            improve(&mut found, self.blobs().get(&other, offset).await);
+            improve(&mut found, self.stores.blobs.get(&other, offset).await);
         }
         found
     }
@@ -187,12 +179,16 @@ impl BlobStore for Inferring {
     async fn put(&self, digest: &Digest, blob: Blob) -> Result<Put> {
         let (first, other) = self.tried(digest);
         let (Some(other), Blob::Bytes(content)) = (other, &blob) else {
-            return self.blobs().put(&digest.among(&self.functions), blob).await;
+            return self
+                .stores
+                .blobs
+                .put(&digest.among(&self.functions), blob)
+                .await;
         };
         let content = content.clone();
-        let put = self.blobs().put(&first, blob).await;
+        let put = self.stores.blobs.put(&first, blob).await;
         if is_of_other(&put, &other, &content) {
-            return self.blobs().put(&other, Blob::Bytes(content)).await;
+            return self.stores.blobs.put(&other, Blob::Bytes(content)).await;
         }
         put
     }
@@ -209,11 +205,11 @@ impl BlobStore for Inferring {
 
     async fn put_batch(&self, blobs: Vec<(Digest, Bytes)>) -> Vec<Result<Put>> {
         if blobs.iter().all(|(digest, _)| digest.other().is_none()) {
-            return self.blobs().put_batch(blobs).await;
+            return self.stores.blobs.put_batch(blobs).await;
         }
         let ordered = |(digest, content): (Digest, Bytes)| (digest.among(&self.functions), content);
         let blobs: Vec<_> = blobs.into_iter().map(ordered).collect();
-        let mut put = self.blobs().put_batch(blobs.clone()).await;
+        let mut put = self.stores.blobs.put_batch(blobs.clone()).await;
         let (places, others): (Vec<_>, Vec<_>) = put
             .iter_mut()
             .zip(blobs)
@@ -221,7 +217,7 @@ impl BlobStore for Inferring {
             .filter(|(put, (other, content))| is_of_other(put, other, content))
             .unzip();
         if !others.is_empty() {
-            let again = self.blobs().put_batch(others).await;
+            let again = self.stores.blobs.put_batch(others).await;
             for (place, put) in places.into_iter().zip(again) {
                 *place = put;
             }
@@ -242,13 +238,13 @@ impl Uploads for Inferring {
 impl ActionCache for Inferring {
     async fn get(&self, instance: &str, action: &Digest, memory: &Budget) -> Result<CachedResult> {
         let (first, other) = self.tried(action);
-        let mut found = self.actions().get(instance, &first, memory).await;
+        let mut found = self.stores.actions.get(instance, &first, memory).await;
         if let Some(other) = other
             && found.as_ref().is_err_and(is_absence)
         {
             improve(
                 &mut found,
-                self.actions().get(instance, &other, memory).await,
+                self.stores.actions.get(instance, &other, memory).await,
             );
         }
         found
@@ -259,19 +255,22 @@ impl ActionCache for Inferring {
     async fn put(&self, instance: &str, action: &Digest, result: ActionResult) -> Result<()> {
         let (first, other) = self.tried(action);
         let Some(other) = other else {
-            return self.actions().put(instance, &first, result).await;
+            return self.stores.actions.put(instance, &first, result).await;
         };
         if self.has_any(&first, &result).await? || !self.has_any(&other, &result).await? {
-            return self.actions().put(instance, &first, result).await;
+            return self.stores.actions.put(instance, &first, result).await;
         }
         // An earlier result under the first function would be found before this one.
-        let replaces = match self.actions().find(instance, &first).await {
+        let replaces = match self.stores.actions.find(instance, &first).await {
             Err(error) if is_absence(&error) => false,
             found => found?.is_some(),
         };
         if replaces {
-            self.actions().put(instance, &first, result.clone()).await?;
+            self.stores
+                .actions
+                .put(instance, &first, result.clone())
+                .await?;
         }
-        self.actions().put(instance, &other, result).await
+        self.stores.actions.put(instance, &other, result).await
     }
 }

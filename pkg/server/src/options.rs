@@ -62,13 +62,8 @@ pub struct Limits {
 
 impl Limits {
     /// Returns the most bytes in the response to a batch of at most `max_batch_bytes`, digests included.
-    pub const fn max_batch_response(max_batch_bytes: u64) -> u64 {
-        let framed = max_batch_bytes.saturating_mul(FRAMED);
-        if framed > CLIENTS_TAKE {
-            framed
-        } else {
-            CLIENTS_TAKE
-        }
+    pub fn max_batch_response(max_batch_bytes: u64) -> u64 {
+        max_batch_bytes.saturating_mul(FRAMED).max(CLIENTS_TAKE)
     }
 }
 

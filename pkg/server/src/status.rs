@@ -93,22 +93,17 @@ pub(crate) fn invalid_field(field: impl fmt::Display, why: impl fmt::Display) ->
     Status::invalid_argument(format!("{field}: {why}"))
 }
 
-/// Converts a status to the message that batches have for each blob, with its details.
-pub(crate) fn to_proto(status: &Status) -> rpc::Status {
+/// Returns the status message of one blob of a batch, with the details of the status.
+pub(crate) fn outcome<T>(result: &Result<T, Status>) -> rpc::Status {
+    let Err(status) = result else {
+        return rpc::Status::default();
+    };
     // The details of a call's status are encoded in the same message.
     let encoded = rpc::Status::decode(status.details()).unwrap_or_default();
     rpc::Status {
         code: status.code() as i32,
         message: status.message().to_owned(),
         details: encoded.details,
-    }
-}
-
-/// Returns the status message of one blob of a batch.
-pub(crate) fn outcome<T>(result: &Result<T, Status>) -> rpc::Status {
-    match result {
-        Ok(_) => rpc::Status::default(),
-        Err(status) => to_proto(status),
     }
 }
 

@@ -37,24 +37,6 @@ pub(super) struct Parts<B = Incoming> {
     memory: Permit,
 }
 
-/// A message without its data.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) struct Head {
-    pub(super) resource_name: String,
-    pub(super) write_offset: i64,
-    pub(super) finish_write: bool,
-}
-
-impl From<WriteRequest> for Head {
-    fn from(request: WriteRequest) -> Self {
-        Self {
-            resource_name: request.resource_name,
-            write_offset: request.write_offset,
-            finish_write: request.finish_write,
-        }
-    }
-}
-
 impl<B> Parts<B>
 where
     B: Body<Data = Bytes> + Unpin,
@@ -91,9 +73,9 @@ where
         self.files.is_none()
     }
 
-    /// Reads the next message up to its data; `None` at the end of the request. The data of the current message must have
+    /// Reads the next message without its data; `None` at the end of the request. The data of the current message must have
     /// been taken.
-    pub(super) async fn next_head(&mut self) -> Result<Option<Head>, Status> {
+    pub(super) async fn next_head(&mut self) -> Result<Option<WriteRequest>, Status> {
         self.memory = Permit::default();
         let Some(len) = self.messages.next_len(u64::MAX).await? else {
             return Ok(None);
@@ -102,11 +84,11 @@ where
         while read.len() < len.min(MAX_FIELDS) {
             let piece = self.messages.some(len - read.len()).await?;
             read = join(read, piece);
-            if let Some(data_at) = find_data(&read, len) {
-                let fields = read.split_to(data_at.field);
-                self.arrived = read.split_off(data_at.content - data_at.field);
-                self.left = len - data_at.content - self.arrived.len();
-                return decode::<WriteRequest>(fields).map(|request| Some(request.into()));
+            if let Some((field, content)) = find_data(&read, len) {
+                let fields = read.split_to(field);
+                self.arrived = read.split_off(content - field);
+                self.left = len - content - self.arrived.len();
+                return decode(fields).map(Some);
             }
         }
         if len > MAX_WHOLE {
@@ -120,7 +102,7 @@ where
         let whole = self.messages.complete(read, len).await?;
         let mut request: WriteRequest = decode(whole)?;
         self.arrived = mem::take(&mut request.data);
-        Ok(Some(request.into()))
+        Ok(Some(request))
     }
 
     /// Reads the next piece of the current message's data, as it arrived; `None` at its end.
@@ -157,15 +139,9 @@ fn join(front: Bytes, back: Bytes) -> Bytes {
     both.freeze()
 }
 
-/// The offsets of a message's last field, and of its content if that is the data.
-struct DataAt {
-    field: usize,
-    content: usize,
-}
-
-/// Finds the data in `read`, the beginning of a message of `len` bytes. `None` if it is not in there, if a field follows
+/// Returns the offsets of the data and of its content in `read`, the beginning of a message of `len` bytes. `None` if it is not in there, if a field follows
 /// it, or if the message is malformed.
-fn find_data(read: &[u8], len: usize) -> Option<DataAt> {
+fn find_data(read: &[u8], len: usize) -> Option<(usize, usize)> {
     let mut rest = read;
     while !rest.is_empty() {
         let field = read.len() - rest.len();
@@ -174,14 +150,11 @@ fn find_data(read: &[u8], len: usize) -> Option<DataAt> {
         let ends = content.checked_add(header.content_len())?;
         if header.number == WriteRequest::DATA {
             let is_last = ends == len && matches!(header.value, Value::Delimited(_));
-            return is_last.then_some(DataAt { field, content });
+            return is_last.then_some((field, content));
         }
         rest = read.get(ends..)?;
     }
-    (read.len() == len).then_some(DataAt {
-        field: len,
-        content: len,
-    })
+    (read.len() == len).then_some((len, len))
 }
 
 #[cfg(test)]
@@ -224,10 +197,8 @@ mod tests {
                 }
                 assert_eq!(data.len(), len);
                 found.push(WriteRequest {
-                    resource_name: head.resource_name,
-                    write_offset: head.write_offset,
-                    finish_write: head.finish_write,
                     data: data.into(),
+                    ..head
                 });
             }
             Ok(found)

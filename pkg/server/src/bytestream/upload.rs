@@ -15,9 +15,10 @@ use gorego_limits::Budget;
 use gorego_storage::{CHUNK_SIZE, Error, Result as StoreResult, WriteName};
 use http_body::Body;
 use hyper::body::Incoming;
+use reapi::bytestream::WriteRequest;
 use tonic::Status;
 
-use super::parts::{Head, Parts};
+use super::parts::Parts;
 use crate::{
     compression::{Decompression, Malformed},
     status::invalid_field,
@@ -121,7 +122,7 @@ where
     }
 
     /// Checks that a message begins where the previous one ended.
-    fn check(&self, head: &Head) -> Result<(), Status> {
+    fn check(&self, head: &WriteRequest) -> Result<(), Status> {
         if !head.resource_name.is_empty() && head.resource_name != self.name {
             let why = "differs from that of the first message";
             return Err(invalid_field("resource_name", why));
@@ -142,65 +143,48 @@ where
         })
     }
 
-    /// Returns the decompressed content, which should have `size` bytes. Malformed content ends without error but with
+    /// Returns the decompressed content. Malformed content ends without error but with
     /// the wrong size, so that a store keeps nothing of it; the outcome has the cause.
     pub(super) fn into_decompressed_chunks(
         self,
         decompression: Decompression,
-        size: u64,
     ) -> impl Stream<Item = StoreResult<Bytes>> + Send {
-        let state = DecompressedUpload {
-            upload: self,
-            decompression,
-            compressed: Bytes::new(),
-            left: size,
-        };
-        stream::try_unfold(Some(state), |state| async move {
-            let Some(mut state) = state else {
+        let state = Some((self, decompression, Bytes::new()));
+        stream::try_unfold(state, |state| async move {
+            let Some((mut upload, mut decompression, mut compressed)) = state else {
                 return Ok(None);
             };
-            let why = match state.next_content().await.map_err(Error::source)? {
-                Ok(content) => return Ok(content.map(|content| (content, Some(state)))),
-                Err(why) => why,
-            };
-            let _ = state.upload.outcome.malformed.set(why);
-            // A byte too many, unless there are too few already.
-            Ok((state.left == 0).then(|| (Bytes::from_static(b"\0"), None)))
+            let next = upload.next_content(&mut decompression, &mut compressed);
+            match next.await.map_err(Error::source)? {
+                Ok(content) => {
+                    Ok(content.map(|content| (content, Some((upload, decompression, compressed)))))
+                }
+                Err(why) => {
+                    let _ = upload.outcome.malformed.set(why);
+                    // A byte too many, unless there are too few already.
+                    let excess = (Bytes::from_static(b"\0"), None);
+                    Ok((decompression.left == 0).then_some(excess))
+                }
+            }
         })
     }
-}
 
-/// An upload whose content is decompressed while it arrives.
-struct DecompressedUpload<B> {
-    upload: Upload<B>,
-    decompression: Decompression,
-    /// The bytes that arrived and are not yet decompressed.
-    compressed: Bytes,
-    /// The bytes of content that are still to come.
-    left: u64,
-}
-
-impl<B> DecompressedUpload<B>
-where
-    B: Body<Data = Bytes> + Unpin + Send + 'static,
-    B::Error: fmt::Display,
-{
-    /// Returns the next content. The outer error is that of an upload that breaks off.
-    async fn next_content(&mut self) -> Result<Result<Option<Bytes>, Malformed>, Status> {
+    /// Returns the next decompressed content. The outer error is that of an upload that breaks off.
+    async fn next_content(
+        &mut self,
+        decompression: &mut Decompression,
+        compressed: &mut Bytes,
+    ) -> Result<Result<Option<Bytes>, Malformed>, Status> {
         loop {
-            self.decompression.ready(&self.compressed).await?;
-            match self.decompression.next(&mut self.compressed) {
-                Ok(None) => {}
-                Ok(Some(content)) => {
-                    self.left = self.left.saturating_sub(content.len() as u64);
-                    return Ok(Ok(Some(content)));
-                }
-                Err(why) => return Ok(Err(why)),
+            decompression.ready(compressed).await?;
+            let content = decompression.next(compressed);
+            if !matches!(content, Ok(None)) {
+                return Ok(content);
             }
-            if self.compressed.is_empty() {
-                match self.upload.next_data().await? {
-                    Some(compressed) => self.compressed = compressed,
-                    None => return Ok(self.decompression.finish().map(|()| None)),
+            if compressed.is_empty() {
+                match self.next_data().await? {
+                    Some(data) => *compressed = data,
+                    None => return Ok(decompression.finish().map(|()| None)),
                 }
             }
         }

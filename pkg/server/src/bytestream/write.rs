@@ -68,7 +68,7 @@ impl Reapi {
             let left = digest.size().saturating_sub(upload.start);
             let workspaces = self.options.memory.workspaces.clone();
             let decompression = Decompression::new(workspaces, left);
-            upload.into_decompressed_chunks(decompression, left).boxed()
+            upload.into_decompressed_chunks(decompression).boxed()
         };
         let blob = Blob::Stream(BlobStream {
             chunks,

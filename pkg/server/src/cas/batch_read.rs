@@ -19,7 +19,7 @@ use tonic::{Code, Status};
 use crate::{
     Limits, compression, digests,
     services::Reapi,
-    status::{from_read, outcome, to_proto},
+    status::{from_read, outcome},
 };
 
 /// The bytes of a response that each blob takes beside its content: a digest and a status, as text.
@@ -85,9 +85,10 @@ impl Room {
         }
         if !blob.data.is_empty() {
             let why = "no room in this response: read it in another batch or by ByteStream";
+            let refused = Err::<(), _>(Status::resource_exhausted(why));
             blob.data = Bytes::new();
             blob.compressor = 0;
-            blob.status = Some(to_proto(&Status::resource_exhausted(why)));
+            blob.status = Some(outcome(&refused));
         }
         if !self.takes(blob)
             && let Some(status) = &mut blob.status

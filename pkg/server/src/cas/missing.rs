@@ -63,7 +63,38 @@ impl Reapi {
 /// Reads the digests of an encoded request in place: decoding first takes as long as all the rest, and several times the
 /// memory. Returns `None` for a request that is malformed, or not encoded as by a client.
 fn in_place(request: &[u8]) -> Option<Result<Vec<Digest>, Status>> {
-    EncodedRequest::read(request).map(EncodedRequest::digests)
+    let (mut instance, mut function) = ("", 0);
+    for field in Fields::of(request) {
+        match field.ok()? {
+            (FindMissingBlobsRequest::INSTANCE_NAME, Value::Delimited(name)) => {
+                instance = str::from_utf8(name).ok()?;
+            }
+            (FindMissingBlobsRequest::BLOB_DIGESTS, Value::Delimited(digest)) => {
+                read_digest(digest)?;
+            }
+            (FindMissingBlobsRequest::DIGEST_FUNCTION, Value::Varint(number)) => {
+                function = i32::try_from(number.cast_signed()).ok()?;
+            }
+            _ => return None,
+        }
+    }
+    Some(checked_in_place(request, instance, function))
+}
+
+fn checked_in_place(request: &[u8], instance: &str, function: i32) -> Result<Vec<Digest>, Status> {
+    digests::instance(instance)?;
+    let function = digests::function(function)?;
+    let mut found = Vec::new();
+    for field in Fields::of(request).map_while(Result::ok) {
+        let (FindMissingBlobsRequest::BLOB_DIGESTS, Value::Delimited(digest)) = field else {
+            continue;
+        };
+        let (hash, size) = read_digest(digest).unwrap_or_default();
+        let field = format_args!("blob_digests[{}]", found.len());
+        let digest = Digest::parse(function, hash, size);
+        found.push(digest.map_err(|why| digests::refuse(field, why))?);
+    }
+    Ok(found)
 }
 
 fn decoded(request: &FindMissingBlobsRequest) -> Result<Vec<Digest>, Status> {
@@ -91,54 +122,6 @@ fn encode(missing: Vec<Digest>) -> impl Iterator<Item = Bytes> + Send + 'static 
         Some(message(piece).encode_to_vec().into())
     });
     std::iter::once(header.freeze()).chain(pieces)
-}
-
-/// An encoded `FindMissingBlobsRequest` whose digests can be read in place.
-#[derive(Debug, Default)]
-struct EncodedRequest<'a> {
-    instance: &'a str,
-    function: i32,
-    request: &'a [u8],
-}
-
-impl<'a> EncodedRequest<'a> {
-    fn read(request: &'a [u8]) -> Option<Self> {
-        let mut encoded = Self {
-            request,
-            ..Self::default()
-        };
-        for field in Fields::of(request) {
-            match field.ok()? {
-                (FindMissingBlobsRequest::INSTANCE_NAME, Value::Delimited(name)) => {
-                    encoded.instance = str::from_utf8(name).ok()?;
-                }
-                (FindMissingBlobsRequest::BLOB_DIGESTS, Value::Delimited(digest)) => {
-                    read_digest(digest)?;
-                }
-                (FindMissingBlobsRequest::DIGEST_FUNCTION, Value::Varint(function)) => {
-                    encoded.function = i32::try_from(function.cast_signed()).ok()?;
-                }
-                _ => return None,
-            }
-        }
-        Some(encoded)
-    }
-
-    fn digests(self) -> Result<Vec<Digest>, Status> {
-        digests::instance(self.instance)?;
-        let function = digests::function(self.function)?;
-        let mut found = Vec::new();
-        for field in Fields::of(self.request).map_while(Result::ok) {
-            let (FindMissingBlobsRequest::BLOB_DIGESTS, Value::Delimited(digest)) = field else {
-                continue;
-            };
-            let (hash, size) = read_digest(digest).unwrap_or_default();
-            let field = format_args!("blob_digests[{}]", found.len());
-            let digest = Digest::parse(function, hash, size);
-            found.push(digest.map_err(|why| digests::refuse(field, why))?);
-        }
-        Ok(found)
-    }
 }
 
 /// Returns the hash and size of an encoded `Digest`.
@@ -216,8 +199,8 @@ mod tests {
         #[test]
         fn reading_in_place_finds_the_same_digests_as_decoding(request in request()) {
             let encoded = request.encode_to_vec();
-            let read = EncodedRequest::read(&encoded).expect("an encoder wrote it");
-            let found = read.digests().map_err(|status| status.to_string());
+            let found = in_place(&encoded).expect("an encoder wrote it");
+            let found = found.map_err(|status| status.to_string());
             prop_assert_eq!(&found, &expected(&request));
         }
 

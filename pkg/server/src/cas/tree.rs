@@ -1,6 +1,9 @@
 //! `GetTree`.
 
-use std::sync::Arc;
+use std::{
+    collections::VecDeque,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
 
 use futures::{StreamExt as _, stream};
 use gorego_grpc::{Body, Framed, full};
@@ -10,7 +13,6 @@ use prost::Message as _;
 use reapi::v2::{Directory, GetTreeRequest, GetTreeResponse};
 use tonic::Status;
 
-use super::walks::Walks;
 use crate::{
     digests,
     services::Reapi,
@@ -21,6 +23,10 @@ use crate::{
 const MESSAGE_BYTES: usize = 1024 * 1024;
 /// The most bytes of directories in a message whose memory is not reserved.
 const SMALL: usize = 64 * 1024;
+/// The most walks that wait for their next page.
+const MAX_WALKS: usize = 64;
+/// The memory of a walk for each directory that it remembers, in bytes.
+const PER_DIRECTORY: u64 = 64;
 
 impl Reapi {
     /// Returns the directories below a root. With a page size, returns that many directories and a token for the rest:
@@ -156,4 +162,97 @@ fn framed(message: &GetTreeResponse, mut memory: Permit) -> Framed {
     let Framed { head, payload } = Framed::encode(message);
     let head = memory.hold(head);
     Framed { head, payload }
+}
+
+/// The latest walks whose next page was not requested yet. They are not needed to continue from a token: a walk that is
+/// not kept, for example because its tree is too large, begins anew and reads the earlier pages once more.
+#[derive(Debug)]
+pub(crate) struct Walks {
+    waiting: Mutex<VecDeque<(Digest, TreeWalk)>>,
+    max_directories: u64,
+}
+
+impl Walks {
+    /// Creates walks within this many bytes.
+    pub(crate) fn within(bytes: u64) -> Self {
+        Self {
+            waiting: Mutex::default(),
+            max_directories: bytes / PER_DIRECTORY,
+        }
+    }
+
+    /// Takes the walk below this root that has come furthest. It can continue anywhere before that.
+    fn take(&self, root: &Digest) -> Option<TreeWalk> {
+        let mut waiting = self.lock();
+        let (at, _) = waiting
+            .iter()
+            .enumerate()
+            .filter(|(_, (other, _))| other == root)
+            .max_by_key(|(_, (_, walk))| walk.furthest())?;
+        waiting.remove(at).map(|(_, walk)| walk)
+    }
+
+    /// Keeps a walk until newer ones need its room.
+    fn keep(&self, root: Digest, walk: TreeWalk) {
+        if u64::from(walk.known()) > self.max_directories {
+            return;
+        }
+        let mut waiting = self.lock();
+        waiting.push_back((root, walk));
+        let known = |(_, walk): &(_, TreeWalk)| u64::from(walk.known());
+        let mut directories: u64 = waiting.iter().map(known).sum();
+        while directories > self.max_directories || waiting.len() > MAX_WALKS {
+            let Some(oldest) = waiting.pop_front() else {
+                return;
+            };
+            directories -= known(&oldest);
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, VecDeque<(Digest, TreeWalk)>> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use gorego_storage::{DigestFunction, MemoryStore};
+
+    use super::*;
+
+    fn root(number: usize) -> Digest {
+        DigestFunction::Sha256.digest(&number.to_le_bytes())
+    }
+
+    /// A walk that knows one directory, its root.
+    fn walk(number: usize) -> TreeWalk {
+        TreeWalk::new(Arc::<MemoryStore>::default(), root(number))
+    }
+
+    /// The numbers of the walks that are kept of `count` walks.
+    fn kept(walks: &Walks, count: usize) -> Vec<usize> {
+        for number in 0..count {
+            walks.keep(root(number), walk(number));
+        }
+        let is_kept = |number: &usize| walks.take(&root(*number)).is_some();
+        (0..count).filter(is_kept).collect()
+    }
+
+    #[test]
+    fn the_latest_walks_are_kept_within_the_memory_for_walks() {
+        assert_eq!(kept(&Walks::within(3 * PER_DIRECTORY), 5), [2, 3, 4]);
+        assert_eq!(kept(&Walks::within(0), 5), [0; 0]);
+        assert_eq!(
+            kept(&Walks::within(1 << 20), MAX_WALKS + 1).first(),
+            Some(&1)
+        );
+    }
+
+    #[test]
+    fn a_walk_is_continued_by_one_client_only() {
+        let walks = Walks::within(1 << 20);
+        walks.keep(root(1), walk(1));
+        assert!(walks.take(&root(1)).is_some());
+        assert!(walks.take(&root(1)).is_none());
+    }
 }
