@@ -97,15 +97,23 @@ impl Body {
         Ok(Self::message(Framed::encode(message), permit))
     }
 
-    /// Creates a body of one message, header included, that is encoded while the client takes it; then `OK`.
-    pub fn pieces(pieces: impl Iterator<Item = Bytes> + Send + 'static, permit: Permit) -> Self {
+    /// Creates a body of one message of `len` bytes, which is encoded in pieces while the client takes it; then `OK`.
+    pub fn pieces(
+        len: usize,
+        pieces: impl Iterator<Item = Bytes> + Send + 'static,
+        permit: Permit,
+    ) -> Self {
+        let mut header = BytesMut::with_capacity(HEADER_LEN);
+        put_header(&mut header, len);
         let piece = |payload| {
             Ok(Framed {
                 payload,
                 ..Framed::default()
             })
         };
-        Self::messages(stream::iter(pieces.map(piece)).boxed(), permit)
+        let mut body = Self::messages(stream::iter(pieces.map(piece)).boxed(), permit);
+        body.ready.head = header.freeze();
+        body
     }
 
     /// Creates a body of messages, then `OK` or the error that ended them. The permit is that of their source.

@@ -3,8 +3,7 @@
 use std::{collections::HashSet, fmt};
 
 use bytes::Bytes;
-use gorego_grpc::{Body, Framed, Messages, decode, decode_within, full, is_large, run};
-use gorego_limits::Permit;
+use gorego_grpc::{Body, Framed, Messages, decode, decode_within, is_large, run};
 use gorego_storage::{CachedResult, Digest, DigestFunction};
 use prost::Message as _;
 use reapi::v2::{self, ActionResult, GetActionResultRequest, UpdateActionResultRequest};
@@ -18,10 +17,7 @@ use crate::{
 
 impl Reapi {
     /// `GetActionResult`. Inlines the requested outputs that fit into a batch.
-    pub(crate) async fn get_action_result(
-        &self,
-        request: GetActionResultRequest,
-    ) -> Result<Body, Status> {
+    pub(crate) async fn get_result(&self, request: GetActionResultRequest) -> Result<Body, Status> {
         let instance = digests::instance(&request.instance_name)?;
         let function = digests::function(request.digest_function)?;
         let action = digests::digest("action_digest", function, request.action_digest.as_ref())?;
@@ -38,30 +34,20 @@ impl Reapi {
         let function = action.other().is_none().then(|| action.function());
         let room = self.options.limits.max_batch_bytes.saturating_sub(own);
         let outputs = to_inline(&mut result, &request, function, room);
-        let permit = self.inline(outputs, own).await?;
-        Ok(Body::message(Framed::encode(&result), permit))
-    }
-
-    /// Reads outputs into their places. Those that cannot be read stay out, since the client has their digests. Returns
-    /// the permit for the response, which has `own` bytes without these outputs.
-    async fn inline(&self, outputs: Vec<Output<'_>>, own: u64) -> Result<Permit, Status> {
-        if outputs.is_empty() {
-            let responses = &self.transport().responses;
-            return responses.reserve(own).await.map_err(full);
-        }
         let (places, digests): (Vec<_>, Vec<_>) = outputs.into_iter().unzip();
         let (contents, permit) = self.read_batch(&digests, own).await?;
         for (place, content) in places.into_iter().zip(contents) {
+            // An output that cannot be read stays out, since the client has its digest.
             if let Ok(content) = content {
                 *place = content;
             }
         }
-        Ok(permit)
+        Ok(Body::message(Framed::encode(&result), permit))
     }
 
     /// `UpdateActionResult`. While the result is stored, which a backing cache may delay, only the request is in memory:
     /// the result is decoded once more for the response.
-    pub(crate) async fn update_action_result(&self, requests: Messages) -> Result<Body, Status> {
+    pub(crate) async fn update_result(&self, requests: Messages) -> Result<Body, Status> {
         let (encoded, wire) = requests.only(MEDIUM).await?;
         if !self.options.ac_updates {
             return Err(Status::permission_denied(
@@ -89,16 +75,13 @@ impl Reapi {
     }
 }
 
-/// The place for an output's content, and its digest.
-type Output<'a> = (&'a mut Bytes, Digest);
-
-/// Returns the requested outputs that are not empty or inlined yet and fit into `room` bytes.
+/// Returns the places and digests of the requested outputs that are not empty or inlined yet and fit into `room` bytes.
 fn to_inline<'a>(
     result: &'a mut ActionResult,
     request: &GetActionResultRequest,
     function: Option<DigestFunction>,
     mut room: u64,
-) -> Vec<Output<'a>> {
+) -> Vec<(&'a mut Bytes, Digest)> {
     let requested = request.inline_output_files.iter().map(String::as_str);
     let requested: HashSet<&str> = requested.collect();
     let stdout = (&mut result.stdout_raw, &result.stdout_digest);
@@ -122,27 +105,39 @@ fn to_inline<'a>(
 
 /// Checks every digest of a result.
 fn check(result: &ActionResult, function: DigestFunction) -> Result<(), Status> {
-    let check = |field: fmt::Arguments<'_>, digest: Option<&v2::Digest>, required: bool| {
-        if digest.is_some() || required {
-            digests::digest(field, Some(function), digest)?;
-        }
-        Ok::<_, Status>(())
+    let check = |field: fmt::Arguments<'_>, digest: Option<&v2::Digest>| {
+        digests::digest(
+            format_args!("action_result.{field}"),
+            Some(function),
+            digest,
+        )
+        .map(drop)
     };
     for (index, file) in result.output_files.iter().enumerate() {
-        let field = format_args!("action_result.output_files[{index}].digest");
-        check(field, file.digest.as_ref(), true)?;
+        let field = format_args!("output_files[{index}].digest");
+        check(field, file.digest.as_ref())?;
     }
     for (index, directory) in result.output_directories.iter().enumerate() {
-        let field = format!("action_result.output_directories[{index}]");
+        let field = format!("output_directories[{index}]");
         let root = directory.root_directory_digest.as_ref();
-        check(format_args!("{field}.root_directory_digest"), root, false)?;
         let tree = directory.tree_digest.as_ref();
-        check(format_args!("{field}.tree_digest"), tree, root.is_none())?;
+        if root.is_some() {
+            check(format_args!("{field}.root_directory_digest"), root)?;
+        }
+        if tree.is_some() || root.is_none() {
+            check(format_args!("{field}.tree_digest"), tree)?;
+        }
     }
-    let stdout = result.stdout_digest.as_ref();
-    check(format_args!("action_result.stdout_digest"), stdout, false)?;
-    let stderr = result.stderr_digest.as_ref();
-    check(format_args!("action_result.stderr_digest"), stderr, false)
+    let streams = [
+        ("stdout_digest", &result.stdout_digest),
+        ("stderr_digest", &result.stderr_digest),
+    ];
+    for (field, digest) in streams {
+        if digest.is_some() {
+            check(format_args!("{field}"), digest.as_ref())?;
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -193,7 +188,7 @@ mod tests {
             ..GetActionResultRequest::default()
         };
         let mut calls: Vec<_> = (0..10)
-            .map(|_| Box::pin(reapi.get_action_result(request.clone())))
+            .map(|_| Box::pin(reapi.get_result(request.clone())))
             .collect();
         for call in &mut calls {
             assert!(call.now_or_never().is_none());

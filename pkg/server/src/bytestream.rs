@@ -1,6 +1,5 @@
 //! `google.bytestream.ByteStream`: reading blobs of any size, and the status of uploads.
 
-mod parts;
 mod upload;
 mod write;
 
@@ -57,9 +56,8 @@ impl Reapi {
         };
         match blob {
             Blob::Bytes(content) if content.len() <= CHUNK_SIZE => {
-                let responses = &self.transport().responses;
-                let permit = responses.reserve(content.len() as u64).await;
-                Ok(Body::message(frame(content), permit.map_err(full)?))
+                let permit = self.reserve_response(content.len() as u64).await?;
+                Ok(Body::message(frame(content), permit))
             }
             blob => {
                 let chunks = blob.into_chunks_within(&memory.pieces);
@@ -87,7 +85,7 @@ impl Reapi {
 
     /// `QueryWriteStatus`: the uncompressed bytes stored of an upload, all of them once the blob is stored. An unknown
     /// upload has none: some clients give up on an error.
-    pub(crate) async fn query_write_status(
+    pub(crate) async fn query_write(
         &self,
         request: QueryWriteStatusRequest,
     ) -> Result<Body, Status> {
@@ -116,9 +114,9 @@ fn compress(chunks: Chunks, compression: Compression) -> impl Stream<Item = Resu
             return Ok(None);
         };
         let Some(chunk) = chunks.next().await.transpose().map_err(from_read)? else {
-            return Ok(Some((compression.finish()?, None)));
+            return Ok(Some((compression.next(&[], true)?, None)));
         };
-        let compress = move || (compression.next(&chunk), compression);
+        let compress = move || (compression.next(&chunk, false), compression);
         let (piece, compression) = run(true, compress).await?;
         Ok(Some((piece?, Some((chunks, compression)))))
     })

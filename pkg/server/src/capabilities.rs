@@ -32,7 +32,6 @@ impl Reapi {
             action_cache_update_capabilities: Some(ActionCacheUpdateCapabilities {
                 update_enabled: self.options.ac_updates,
             }),
-            cache_priority_capabilities: None,
             max_batch_total_size_bytes: i64::try_from(limits.max_batch_bytes).unwrap_or(i64::MAX),
             symlink_absolute_path_strategy: symlinks as i32,
             supported_compressors: compressors.clone(),
@@ -40,26 +39,24 @@ impl Reapi {
             max_cas_blob_size_bytes: limits
                 .max_blob_size
                 .map_or(0, |size| i64::try_from(size.get()).unwrap_or(i64::MAX)),
+            ..CacheCapabilities::default()
         };
         let execution = ExecutionCapabilities {
             digest_function: DigestFunction::Sha256.to_proto() as i32,
-            exec_enabled: false,
-            execution_priority_capabilities: None,
-            supported_node_properties: Vec::new(),
             digest_functions: functions,
+            ..ExecutionCapabilities::default()
         };
         let version = |minor| SemVer {
             major: 2,
             minor,
-            patch: 0,
-            prerelease: String::new(),
+            ..SemVer::default()
         };
         let capabilities = ServerCapabilities {
             cache_capabilities: Some(cache),
             execution_capabilities: Some(execution),
-            deprecated_api_version: None,
             low_api_version: Some(version(0)),
             high_api_version: Some(version(11)),
+            ..ServerCapabilities::default()
         };
         Body::reply(self.transport(), &capabilities).await
     }

@@ -6,7 +6,6 @@ mod missing;
 mod tree;
 
 use bytes::Bytes;
-use gorego_grpc::full;
 use gorego_limits::Permit;
 use gorego_storage::{Digest, Error, Result as StoreResult};
 use tonic::Status;
@@ -23,19 +22,19 @@ impl Reapi {
         more: u64,
     ) -> Result<(Vec<StoreResult<Bytes>>, Permit), Status> {
         let blobs = &self.stores.blobs;
-        let fetched = blobs.fetch_batch(digests).await;
+        let fetched = match digests {
+            [] => Vec::new(),
+            digests => blobs.fetch_batch(digests).await,
+        };
         let found: Vec<Digest> = fetched.iter().flatten().copied().collect();
-        let bytes = found
-            .iter()
-            .map(Digest::size)
-            .fold(more, u64::saturating_add);
-        let permit = self
-            .transport()
-            .responses
-            .reserve(bytes)
-            .await
-            .map_err(full)?;
-        let mut read = blobs.get_batch(&found).await.into_iter();
+        let sizes = found.iter().map(Digest::size);
+        let bytes = sizes.fold(more, u64::saturating_add);
+        let permit = self.reserve_response(bytes).await?;
+        let read = match found.as_slice() {
+            [] => Vec::new(),
+            found => blobs.get_batch(found).await,
+        };
+        let mut read = read.into_iter();
         let contents = fetched.into_iter().map(|fetched| {
             fetched.and_then(|digest| read.next().unwrap_or(Err(Error::NotFound(digest))))
         });

@@ -28,19 +28,14 @@ const BLOCK: usize = 128 * 1024;
 /// The reason why compressed content cannot be decompressed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Malformed {
-    /// The content is not Zstandard.
     #[error("not decompressible as zstd: {0}")]
     Zstd(String),
-    /// The content is longer than announced.
     #[error("decompresses to more than {0} bytes")]
     TooLong(u64),
-    /// The content hardly decompresses to anything.
     #[error("more than {0} compressed bytes, for content of {1}")]
     TooMuch(u64, u64),
-    /// The content is shorter than announced.
     #[error("decompresses to {0} bytes, not to {1}")]
     TooShort(u64, u64),
-    /// The content ends within a frame.
     #[error("the compressed content ends within a zstd frame")]
     CutOff,
 }
@@ -51,15 +46,15 @@ impl From<Malformed> for Status {
     }
 }
 
-fn malformed(why: &io::Error) -> Malformed {
-    Malformed::Zstd(why.to_string())
+impl From<io::Error> for Malformed {
+    fn from(why: io::Error) -> Self {
+        Self::Zstd(why.to_string())
+    }
 }
 
-/// Compresses a whole blob.
 pub(crate) fn compress(content: &[u8]) -> Result<Bytes, Status> {
-    bulk::compress(content, LEVEL)
-        .map(Bytes::from)
-        .map_err(|why| failed(&why))
+    let compressed = bulk::compress(content, LEVEL).map_err(failed)?;
+    Ok(compressed.into())
 }
 
 /// A decompressor of whole blobs, one after another in the same workspace.
@@ -71,12 +66,10 @@ impl Zstd {
     pub(crate) fn decompress(&mut self, compressed: &[u8], size: u64) -> Result<Bytes, Malformed> {
         let decompressor = match &mut self.0 {
             Some(decompressor) => decompressor,
-            none => none.insert(bulk::Decompressor::new().map_err(|why| malformed(&why))?),
+            none => none.insert(bulk::Decompressor::new()?),
         };
         let capacity = usize::try_from(size).map_err(|_| Malformed::TooLong(size))?;
-        let content = decompressor
-            .decompress(compressed, capacity)
-            .map_err(|why| malformed(&why))?;
+        let content = decompressor.decompress(compressed, capacity)?;
         let len = content.len() as u64;
         if len == size {
             Ok(content.into())
@@ -87,7 +80,8 @@ impl Zstd {
 }
 
 /// Returns the status for a failure of this server, for example for lack of memory.
-fn failed(why: &io::Error) -> Status {
+#[expect(clippy::needless_pass_by_value, reason = "for map_err")]
+fn failed(why: io::Error) -> Status {
     Status::resource_exhausted(format!("compressing: {why}"))
 }
 
@@ -139,10 +133,10 @@ impl Decompression {
         // Another task may read the content for the call.
         let memory = self.call.scope(self.memory.reserve(bytes));
         let memory = memory.await.map_err(full)?;
-        let mut decoder = Decoder::new().map_err(|why| failed(&why))?;
+        let mut decoder = Decoder::new().map_err(failed)?;
         decoder
             .set_parameter(DParameter::WindowLogMax(MAX_WINDOW_LOG))
-            .map_err(|why| failed(&why))?;
+            .map_err(failed)?;
         self.workspace = Some(Workspace {
             decoder,
             bytes,
@@ -152,10 +146,7 @@ impl Decompression {
     }
 
     fn needs_more(&self, compressed: &[u8]) -> bool {
-        let reserved = self
-            .workspace
-            .as_ref()
-            .map_or(0, |workspace| workspace.bytes);
+        let reserved = self.workspace.as_ref().map_or(0, |held| held.bytes);
         !self.in_frame && !compressed.is_empty() && reserved < self.needed(compressed)
     }
 
@@ -177,10 +168,7 @@ impl Decompression {
             && let Some(workspace) = &mut self.workspace
         {
             let mut input = InBuffer::around(compressed);
-            let hint = workspace
-                .decoder
-                .run(&mut input, &mut output)
-                .map_err(|why| malformed(&why))?;
+            let hint = workspace.decoder.run(&mut input, &mut output)?;
             let used = input.pos();
             compressed.advance(used);
             self.due = (self.due.checked_sub(used as u64))
@@ -189,10 +177,7 @@ impl Decompression {
             self.unflushed = self.in_frame && output.pos() == output.capacity();
         }
         let len = output.pos() as u64;
-        self.left = self
-            .left
-            .checked_sub(len)
-            .ok_or(Malformed::TooLong(self.size))?;
+        self.left = (self.left.checked_sub(len)).ok_or(Malformed::TooLong(self.size))?;
         // Content that waits to be stored takes no more memory than it has bytes.
         content.shrink_to_fit();
         Ok((len > 0).then(|| content.into()))
@@ -235,7 +220,6 @@ const fn compressed_bound(size: u64) -> u64 {
 
 /// The compression of content that is read in pieces, into one frame.
 pub(crate) enum Compression {
-    /// Compressed blocks.
     Encoder {
         encoder: Encoder<'static>,
         _workspace: Permit,
@@ -248,56 +232,37 @@ impl Compression {
     /// Creates the compression of content of exactly `size` bytes. When too little memory is free, the frame holds it
     /// uncompressed.
     pub(crate) fn new(memory: &Budget, size: u64) -> Result<Self, Status> {
+        // The magic number, a descriptor of eight bytes of size and no checksum, and a window of a block.
+        const START: [u8; 6] = [0x28, 0xb5, 0x2f, 0xfd, 0xc0, (17 - 10) << 3];
         let Some(workspace) = memory.try_reserve(FIXED + size.min(COMPRESSED_WINDOW)) else {
-            return Ok(Self::stored(size));
+            let header = [START.as_slice(), &size.to_le_bytes()].concat().into();
+            return Ok(Self::Stored { header });
         };
-        let mut encoder = Encoder::new(LEVEL).map_err(|why| failed(&why))?;
-        encoder
-            .set_pledged_src_size(Some(size))
-            .map_err(|why| failed(&why))?;
+        let mut encoder = Encoder::new(LEVEL).map_err(failed)?;
+        encoder.set_pledged_src_size(Some(size)).map_err(failed)?;
         Ok(Self::Encoder {
             encoder,
             _workspace: workspace,
         })
     }
 
-    fn stored(size: u64) -> Self {
-        // The magic number, a descriptor of eight bytes of size and no checksum, and a window of a block.
-        const START: [u8; 6] = [0x28, 0xb5, 0x2f, 0xfd, 0xc0, (17 - 10) << 3];
-        let header = [START.as_slice(), &size.to_le_bytes()].concat().into();
-        Self::Stored { header }
-    }
-
-    /// Returns the part of the frame for `content`, which may be empty.
-    pub(crate) fn next(&mut self, content: &[u8]) -> Result<Bytes, Status> {
-        match self {
-            Self::Encoder { encoder, .. } => {
-                run(encoder, content, false).map_err(|why| failed(&why))
-            }
-            Self::Stored { header } => {
-                let len = header.len() + content.len() + 3 * content.len().div_ceil(BLOCK);
-                let mut blocks = BytesMut::with_capacity(len);
-                blocks.put(header);
-                for block in content.chunks(BLOCK) {
-                    put_block_header(&mut blocks, block.len(), false);
-                    blocks.put_slice(block);
-                }
-                Ok(blocks.freeze())
-            }
+    /// Returns the part of the frame for `content`, which may be empty, and the end of the frame if that is all.
+    pub(crate) fn next(&mut self, content: &[u8], end: bool) -> Result<Bytes, Status> {
+        let header = match self {
+            Self::Encoder { encoder, .. } => return run(encoder, content, end).map_err(failed),
+            Self::Stored { header } => header,
+        };
+        let len = header.len() + content.len() + 3 * content.len().div_ceil(BLOCK) + 3;
+        let mut blocks = BytesMut::with_capacity(len);
+        blocks.put(header);
+        for block in content.chunks(BLOCK) {
+            put_block_header(&mut blocks, block.len(), false);
+            blocks.put_slice(block);
         }
-    }
-
-    /// Returns the end of the frame.
-    pub(crate) fn finish(&mut self) -> Result<Bytes, Status> {
-        match self {
-            Self::Encoder { encoder, .. } => run(encoder, &[], true).map_err(|why| failed(&why)),
-            Self::Stored { header } => {
-                let mut end = BytesMut::new();
-                end.put(header);
-                put_block_header(&mut end, 0, true);
-                Ok(end.freeze())
-            }
+        if end {
+            put_block_header(&mut blocks, 0, true);
         }
+        Ok(blocks.freeze())
     }
 }
 

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use futures::FutureExt as _;
-use gorego_grpc::{Body, Error, Limit, Messages, Service};
+use gorego_grpc::{Body, Error, Limit, Messages, Service, full};
+use gorego_limits::Permit;
 use gorego_storage::{Chain, decoded::MAX_DECODED_RESULT};
 use http::HeaderMap;
 use reapi::shapes::{DecodeError, Shaped};
@@ -27,9 +28,6 @@ pub(crate) const MEDIUM: u64 = 4 * 1024 * 1024;
 pub(crate) const DIGESTS: u64 = 16 * 1024 * 1024;
 /// The bytes that a batch may have in addition to its blobs: digests and framing of some 150,000 blobs.
 const BATCH_FRAMING: u64 = 16 * 1024 * 1024;
-/// The most memory that a decoded request may take, in bytes: a full batch of some 130,000 blobs. An action result may
-/// take as much, so that all that was stored can be read again.
-const MAX_DECODED: usize = MAX_DECODED_RESULT;
 
 /// Serves on `listener` until `shutdown` is cancelled. Then health reports it, new calls are refused, and calls in
 /// progress may take up to `limits.drain_timeout` of the transport. Returns when no task of the server is left.
@@ -61,7 +59,7 @@ impl Reapi {
     }
 
     /// Decodes the only message of a request, and handles it while its memory is reserved.
-    async fn decoded<'a, Q, F>(
+    async fn unary<'a, Q, F>(
         &'a self,
         requests: Messages,
         limit: impl Into<Limit>,
@@ -73,6 +71,12 @@ impl Reapi {
     {
         let (request, _permits) = requests.decode(limit, measure::<Q>).await?;
         handler(self, request).await
+    }
+
+    /// Reserves the memory of a response.
+    pub(crate) async fn reserve_response(&self, bytes: u64) -> Result<Permit, Status> {
+        let responses = &self.transport().responses;
+        responses.reserve(bytes).await.map_err(full)
     }
 
     /// Returns the memory budgets of the transport.
@@ -102,24 +106,18 @@ impl Service for Reapi {
         let batch = Limit::of_batch(max_batch_bytes.saturating_add(BATCH_FRAMING));
         // Boxed, since the future of a call is moved before it runs, and these are large.
         let answer = match name.unwrap_or_default() {
-            (BYTES, "Read") => self.decoded(requests, SMALL, Self::read).boxed(),
+            (BYTES, "Read") => self.unary(requests, SMALL, Self::read).boxed(),
             (BYTES, "Write") => self.write(requests).boxed(),
-            (BYTES, "QueryWriteStatus") => {
-                let query = Self::query_write_status;
-                self.decoded(requests, SMALL, query).boxed()
-            }
+            (BYTES, "QueryWriteStatus") => self.unary(requests, SMALL, Self::query_write).boxed(),
             (CAS, "FindMissingBlobs") => self.find_missing(requests).boxed(),
-            (CAS, "BatchUpdateBlobs") => self.decoded(requests, batch, Self::batch_update).boxed(),
-            (CAS, "BatchReadBlobs") => self.decoded(requests, MEDIUM, Self::batch_read).boxed(),
-            (CAS, "GetTree") => self.decoded(requests, SMALL, Self::get_tree).boxed(),
-            (ACTIONS, "GetActionResult") => {
-                let get = Self::get_action_result;
-                self.decoded(requests, MEDIUM, get).boxed()
-            }
-            (ACTIONS, "UpdateActionResult") => self.update_action_result(requests).boxed(),
+            (CAS, "BatchUpdateBlobs") => self.unary(requests, batch, Self::batch_update).boxed(),
+            (CAS, "BatchReadBlobs") => self.unary(requests, MEDIUM, Self::batch_read).boxed(),
+            (CAS, "GetTree") => self.unary(requests, SMALL, Self::get_tree).boxed(),
+            (ACTIONS, "GetActionResult") => self.unary(requests, MEDIUM, Self::get_result).boxed(),
+            (ACTIONS, "UpdateActionResult") => self.update_result(requests).boxed(),
             (CAPABILITIES, "GetCapabilities") => {
                 let get = Self::get_capabilities;
-                self.decoded(requests, SMALL, get).boxed()
+                self.unary(requests, SMALL, get).boxed()
             }
             _ => return Err(Self::unknown(path)),
         };
@@ -127,9 +125,10 @@ impl Service for Reapi {
     }
 }
 
-/// Returns the most memory that the fields of a request take once it is decoded, in bytes.
+/// Returns the most memory that the fields of a request take once it is decoded, in bytes. They may take as much as those
+/// of an action result, so that all that was stored can be read again; that is a full batch of some 130,000 blobs.
 pub(crate) fn measure<Q: Shaped>(encoded: &[u8]) -> Result<usize, Status> {
-    let bytes = Q::SHAPE.decoded_bytes(encoded, MAX_DECODED);
+    let bytes = Q::SHAPE.decoded_bytes(encoded, MAX_DECODED_RESULT);
     bytes.map_err(|why| match why {
         DecodeError::TooLarge(_) => Status::resource_exhausted(format!("the message: {why}")),
         _ => Status::invalid_argument(format!("malformed message: {why}")),

@@ -1,33 +1,55 @@
-//! The content of one upload, taken out of the messages of a `Write`.
+//! An upload: the content of the messages of a `Write`.
+//!
+//! The data of a `WriteRequest` is taken out as it arrives: a message may be larger than the memory for it, and its bytes
+//! go to the store without being copied.
 
 use std::{
-    fmt,
+    fmt, mem,
     sync::{
         Arc, OnceLock,
         atomic::{AtomicU64, Ordering},
     },
 };
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use futures::{Stream, stream};
-use gorego_grpc::Messages;
-use gorego_limits::Budget;
+use gorego_grpc::{Messages, decode, full};
+use gorego_limits::{Budget, Permit};
 use gorego_storage::{CHUNK_SIZE, Error, Result as StoreResult, WriteName};
 use http_body::Body;
 use hyper::body::Incoming;
-use reapi::bytestream::WriteRequest;
+use reapi::{
+    bytestream::WriteRequest,
+    wire::{Header, Value},
+};
 use tonic::Status;
 
-use super::parts::Parts;
 use crate::{
     compression::{Decompression, Malformed},
     status::invalid_field,
 };
 
+/// The most bytes that may precede a message's data: a name, mostly.
+const MAX_FIELDS: usize = 64 * 1024;
+/// The largest message, in bytes, whose data is not its last field. It is read whole, within the memory for large
+/// requests. No known client sends such messages.
+const MAX_WHOLE: usize = 4 * 1024 * 1024;
+
 /// An upload in progress.
 #[derive(Debug)]
 pub(super) struct Upload<B = Incoming> {
-    pub(super) parts: Parts<B>,
+    messages: Messages<B>,
+    /// The data of the current message that has arrived.
+    pub(super) arrived: Bytes,
+    /// The bytes of its data that are still to arrive.
+    left: usize,
+    /// The budget of open files, until this upload's file is reserved: an upload must not wait for a second permit while
+    /// it holds the first.
+    files: Option<Budget>,
+    /// The permit for the open file, which may be open for longer than the request.
+    pub(super) file: Permit,
+    /// The permit for the current message, if it had to be read whole.
+    memory: Permit,
     /// The name in the first message. Later ones may leave it out but not change it.
     name: String,
     /// The offset of the first message.
@@ -66,46 +88,131 @@ where
     B: Body<Data = Bytes> + Unpin + Send + 'static,
     B::Error: fmt::Display,
 {
+    fn new(messages: Messages<B>, files: Budget) -> Self {
+        Self {
+            messages,
+            arrived: Bytes::new(),
+            left: 0,
+            files: Some(files),
+            file: Permit::default(),
+            memory: Permit::default(),
+            name: String::new(),
+            start: 0,
+            next: 0,
+            last: false,
+            outcome: Arc::default(),
+        }
+    }
+
     /// Reads the first message, which names the blob and the offset.
     pub(super) async fn start(
         messages: Messages<B>,
         files: Budget,
     ) -> Result<(Self, WriteName), Status> {
-        let mut parts = Parts::new(messages, files);
-        let head = parts
+        let mut upload = Self::new(messages, files);
+        let head = upload
             .next_head()
             .await?
             .ok_or_else(|| Status::invalid_argument("the request has no message"))?;
         let name = WriteName::parse(&head.resource_name)
             .map_err(|why| invalid_field("resource_name", why))?;
-        let start = u64::try_from(head.write_offset)
-            .ok()
-            .filter(|start| *start <= name.digest.size())
-            .ok_or_else(|| {
-                let size = name.digest.size();
-                let why = format!("{} is not between 0 and {size}", head.write_offset);
-                invalid_field("write_offset", why)
-            })?;
-        let upload = Self {
-            parts,
-            name: head.resource_name,
-            start,
-            next: start,
-            last: head.finish_write,
-            outcome: Arc::default(),
-        };
+        let size = name.digest.size();
+        let start = u64::try_from(head.write_offset).unwrap_or(u64::MAX);
+        if start > size {
+            let why = format!("{} is not between 0 and {size}", head.write_offset);
+            return Err(invalid_field("write_offset", why));
+        }
+        upload.name = head.resource_name;
+        (upload.start, upload.next) = (start, start);
+        upload.last = head.finish_write;
         Ok((upload, name))
     }
 
     /// Whether this is a whole upload in one message with at most a chunk of data.
     pub(super) fn is_small(&self) -> bool {
-        self.last && self.start == 0 && self.parts.data_len() <= CHUNK_SIZE
+        self.last && self.start == 0 && self.data_len() <= CHUNK_SIZE
+    }
+
+    /// Reserves the open file of an upload that may stall.
+    pub(super) async fn reserve_file(&mut self) -> Result<(), Status> {
+        if let Some(files) = &self.files {
+            self.file = files.reserve(1).await.map_err(full)?;
+            self.files = None;
+        }
+        Ok(())
+    }
+
+    /// Reserves the open file unless it would have to wait. Returns true if it is reserved.
+    pub(super) fn try_reserve_file(&mut self) -> bool {
+        if let Some(files) = &self.files
+            && let Some(file) = files.try_reserve(1)
+        {
+            self.file = file;
+            self.files = None;
+        }
+        self.files.is_none()
+    }
+
+    /// Reads the next message without its data; `None` at the end of the request. The data of the current message must have
+    /// been taken.
+    pub(super) async fn next_head(&mut self) -> Result<Option<WriteRequest>, Status> {
+        self.memory = Permit::default();
+        let Some(len) = self.messages.next_len(u64::MAX).await? else {
+            return Ok(None);
+        };
+        let mut read = Bytes::new();
+        while read.len() < len.min(MAX_FIELDS) {
+            let piece = self.messages.some(len - read.len()).await?;
+            read = join(read, piece);
+            if let Some((field, content)) = find_data(&read, len) {
+                let fields = read.split_to(field);
+                self.arrived = read.split_off(content - field);
+                self.left = len - content - self.arrived.len();
+                return decode(fields).map(Some);
+            }
+        }
+        if len > MAX_WHOLE {
+            return Err(Status::resource_exhausted(format!(
+                "a message of {len} bytes whose data is not the last field; at most {MAX_WHOLE}"
+            )));
+        }
+        // Uploads that hold a file may reserve this memory, so the file comes first.
+        self.reserve_file().await?;
+        self.memory = self.messages.reserve(len).await?;
+        let whole = self.messages.complete(read, len).await?;
+        let mut request: WriteRequest = decode(whole)?;
+        self.arrived = mem::take(&mut request.data);
+        Ok(Some(request))
+    }
+
+    /// Returns the number of bytes of the current message's data that are not taken.
+    pub(super) fn data_len(&self) -> usize {
+        self.arrived.len() + self.left
+    }
+
+    /// Waits until the rest of the current message's data has arrived, in one piece.
+    pub(super) async fn gather(&mut self) -> Result<(), Status> {
+        let len = self.data_len();
+        let arrived = mem::take(&mut self.arrived);
+        self.arrived = self.messages.complete(arrived, len).await?;
+        self.left = 0;
+        Ok(())
+    }
+
+    /// Reads the next piece of the current message's data, as it arrived; `None` at its end.
+    async fn next_piece(&mut self) -> Result<Option<Bytes>, Status> {
+        if self.arrived.is_empty() && self.left > 0 {
+            self.arrived = self.messages.some(self.left).await?;
+            self.left -= self.arrived.len();
+        }
+        let data = mem::take(&mut self.arrived);
+        Ok((!data.is_empty()).then_some(data))
     }
 
     /// Reads the next bytes as they were sent; `None` at the end of the last message.
     async fn next_data(&mut self) -> Result<Option<Bytes>, Status> {
         loop {
-            if let Some(data) = self.parts.next_data().await? {
+            if let Some(data) = self.next_piece().await? {
                 self.next += data.len() as u64;
                 self.outcome.end.store(self.next, Ordering::Relaxed);
                 return Ok(Some(data));
@@ -113,7 +220,7 @@ where
             if self.last {
                 return Ok(None);
             }
-            let head = self.parts.next_head().await?.ok_or_else(|| {
+            let head = self.next_head().await?.ok_or_else(|| {
                 Status::invalid_argument("the upload ends without a message with finish_write")
             })?;
             self.check(&head)?;
@@ -190,3 +297,33 @@ where
         }
     }
 }
+
+fn join(front: Bytes, back: Bytes) -> Bytes {
+    if front.is_empty() {
+        return back;
+    }
+    let mut both = BytesMut::from(front);
+    both.extend_from_slice(&back);
+    both.freeze()
+}
+
+/// Returns the offsets of the data and of its content in `read`, the beginning of a message of `len` bytes. `None` if it is not in there, if a field follows
+/// it, or if the message is malformed.
+fn find_data(read: &[u8], len: usize) -> Option<(usize, usize)> {
+    let mut rest = read;
+    while !rest.is_empty() {
+        let field = read.len() - rest.len();
+        let header = Header::read(rest).ok()??;
+        let content = field + header.len;
+        let ends = content.checked_add(header.content_len())?;
+        if header.number == WriteRequest::DATA {
+            let is_last = ends == len && matches!(header.value, Value::Delimited(_));
+            return is_last.then_some((field, content));
+        }
+        rest = read.get(ends..)?;
+    }
+    (read.len() == len).then_some((len, len))
+}
+
+#[cfg(test)]
+mod tests;

@@ -47,7 +47,7 @@ impl Reapi {
         let is_small = upload.is_small() && (plain || digest.size() <= CHUNK_SIZE as u64);
         let _file = if is_small {
             // By far the most frequent upload. It cannot stall once all of it has arrived.
-            upload.parts.gather().await?;
+            upload.gather().await?;
             Permit::default()
         } else if let Some(file) = self.open_file(&mut upload, digest).await? {
             file
@@ -55,7 +55,7 @@ impl Reapi {
             return Ok(Ok(Put::Existed));
         };
         if plain && is_small {
-            let content = Blob::Bytes(mem::take(&mut upload.parts.arrived));
+            let content = Blob::Bytes(mem::take(&mut upload.arrived));
             return Ok(blobs.put(digest, content).await);
         }
         let resume = Resume {
@@ -85,7 +85,7 @@ impl Reapi {
         upload: &mut Upload,
         digest: &Digest,
     ) -> Result<Option<Permit>, Status> {
-        if !upload.parts.try_reserve_file() {
+        if !upload.try_reserve_file() {
             let missing = self
                 .stores
                 .blobs
@@ -94,15 +94,15 @@ impl Reapi {
             if missing.is_ok_and(|missing| missing.is_empty()) {
                 return Ok(None);
             }
-            upload.parts.reserve_file().await?;
+            upload.reserve_file().await?;
         }
-        Ok(Some(mem::take(&mut upload.parts.file)))
+        Ok(Some(mem::take(&mut upload.file)))
     }
 }
 
 /// Refuses content of the empty blob. Content that is still to arrive or to be decompressed is ignored.
 fn check_empty(upload: &Upload, name: &WriteName) -> Result<(), Status> {
-    if name.compressor == Compressor::Identity && upload.parts.data_len() > 0 {
+    if name.compressor == Compressor::Identity && upload.data_len() > 0 {
         return Err(invalid_field("data", "the empty blob has no content"));
     }
     Ok(())

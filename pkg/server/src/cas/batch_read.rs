@@ -3,7 +3,7 @@
 use std::{mem, vec};
 
 use bytes::{Bytes, BytesMut};
-use gorego_grpc::{Body, COPIED, put_header, run};
+use gorego_grpc::{Body, COPIED, run};
 use gorego_storage::{Compressor, Digest};
 use prost::Message as _;
 use reapi::{
@@ -53,7 +53,9 @@ impl Reapi {
             let compress = || blobs.into_iter().map(compressed).collect();
             blobs = run(true, compress).await?;
         }
-        Ok(Body::pieces(Encoder::new(room.fit(blobs)), permit))
+        let blobs = room.fit(blobs);
+        let len = blobs.iter().map(field_len).sum();
+        Ok(Body::pieces(len, Encoder::new(blobs), permit))
     }
 }
 
@@ -134,12 +136,9 @@ impl Encoder {
     const PIECE: usize = 48 * 1024;
 
     fn new(blobs: Vec<BlobRead>) -> Self {
-        let len = blobs.iter().map(field_len).sum();
-        let mut encoded = BytesMut::new();
-        put_header(&mut encoded, len);
         Self {
             blobs: blobs.into_iter(),
-            encoded,
+            encoded: BytesMut::new(),
             next: None,
         }
     }
@@ -228,11 +227,9 @@ mod tests {
             responses in proptest::collection::vec(blob(), 0..40),
         ) {
             let pieces: Vec<_> = Encoder::new(responses.clone()).collect();
-            let encoded = pieces.concat();
-            let (header, message) = encoded.split_at(5);
-            let len = u32::try_from(message.len()).unwrap().to_be_bytes();
-            prop_assert_eq!(header, [&[0], len.as_slice()].concat());
-            let decoded = BatchReadBlobsResponse::decode(message).unwrap();
+            let message = pieces.concat();
+            prop_assert_eq!(message.len(), responses.iter().map(field_len).sum::<usize>());
+            let decoded = BatchReadBlobsResponse::decode(message.as_slice()).unwrap();
             prop_assert_eq!(decoded.responses, responses);
             prop_assert!(pieces.iter().all(|piece| !piece.is_empty()));
         }

@@ -1,7 +1,7 @@
 //! `FindMissingBlobs`.
 
-use bytes::{Bytes, BytesMut};
-use gorego_grpc::{Body, HEADER_LEN, Messages, decode_within, full, is_large, put_header, run};
+use bytes::Bytes;
+use gorego_grpc::{Body, Messages, decode_within, full, is_large, run};
 use gorego_limits::Permit;
 use gorego_storage::Digest;
 use prost::Message as _;
@@ -28,13 +28,9 @@ impl Reapi {
         let missing = self.stores.blobs.find_missing(&digests).await;
         let missing = missing.map_err(from_store)?;
         let bytes = size_of_val(missing.as_slice()) as u64;
-        let permit = self
-            .transport()
-            .responses
-            .reserve(bytes)
-            .await
-            .map_err(full)?;
-        Ok(Body::pieces(encode(missing), permit))
+        let permit = self.reserve_response(bytes).await?;
+        let (len, pieces) = encode(missing);
+        Ok(Body::pieces(len, pieces, permit))
     }
 
     /// Returns the digests of an encoded request, and permits for the memory of both.
@@ -103,16 +99,14 @@ fn decoded(request: &FindMissingBlobsRequest) -> Result<Vec<Digest>, Status> {
     digests::digests("blob_digests", function, &request.blob_digests)
 }
 
-/// Encodes the response in pieces, so that it is in memory neither as a message nor encoded.
-fn encode(missing: Vec<Digest>) -> impl Iterator<Item = Bytes> + Send + 'static {
+/// Returns the length of the response in bytes, and its pieces, so that it is in memory neither as a message nor encoded.
+fn encode(missing: Vec<Digest>) -> (usize, impl Iterator<Item = Bytes> + Send + 'static) {
     const PIECE: usize = 500;
     let message = |digests: &[Digest]| FindMissingBlobsResponse {
         missing_blob_digests: digests.iter().map(Digest::to_proto).collect(),
     };
     let pieces = missing.chunks(PIECE);
     let len = pieces.map(|piece| message(piece).encoded_len()).sum();
-    let mut header = BytesMut::with_capacity(HEADER_LEN);
-    put_header(&mut header, len);
     let mut from = 0;
     // Messages one after another are one message with the fields of all.
     let pieces = std::iter::from_fn(move || {
@@ -121,7 +115,7 @@ fn encode(missing: Vec<Digest>) -> impl Iterator<Item = Bytes> + Send + 'static 
         from += piece.len();
         Some(message(piece).encode_to_vec().into())
     });
-    std::iter::once(header.freeze()).chain(pieces)
+    (len, pieces)
 }
 
 /// Returns the hash and size of an encoded `Digest`.
@@ -184,12 +178,10 @@ mod tests {
             let missing: Vec<_> = (0..count)
                 .map(|n: u64| DigestFunction::Sha256.digest(&n.to_le_bytes()))
                 .collect();
-            let encoded: Vec<_> = encode(missing.clone()).collect();
-            let encoded = encoded.concat();
-            let (header, message) = encoded.split_at(HEADER_LEN);
-            let len = u32::try_from(message.len()).unwrap().to_be_bytes();
-            assert_eq!(header, [&[0], len.as_slice()].concat());
-            let found = FindMissingBlobsResponse::decode(message).unwrap();
+            let (len, pieces) = encode(missing.clone());
+            let message = pieces.collect::<Vec<_>>().concat();
+            assert_eq!(message.len(), len);
+            let found = FindMissingBlobsResponse::decode(message.as_slice()).unwrap();
             let expected: Vec<_> = missing.iter().map(Digest::to_proto).collect();
             assert_eq!(found.missing_blob_digests, expected);
         }

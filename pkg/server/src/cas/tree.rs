@@ -49,7 +49,7 @@ impl Reapi {
             root,
             walks: Arc::clone(&self.walks),
             responses: self.transport().responses.clone(),
-            left: (page_size > 0).then_some(page_size),
+            left: if page_size > 0 { page_size } else { u64::MAX },
             next: None,
         };
         // The first directory is read here, so that a missing root is an error and not a stream.
@@ -107,16 +107,15 @@ struct Pages {
     walks: Arc<Walks>,
     /// The budget for each message, until the client has taken it.
     responses: Budget,
-    /// The number of directories left on the client's page, if it is limited.
-    left: Option<u64>,
+    /// The number of directories left on the client's page.
+    left: u64,
     /// The next directory.
     next: Option<Directory>,
 }
 
 impl Pages {
     async fn advance(&mut self) -> Result<(), Status> {
-        let left = self.left.unwrap_or(u64::MAX);
-        let most = usize::try_from(left).unwrap_or(usize::MAX);
+        let most = usize::try_from(self.left).unwrap_or(usize::MAX);
         let next = self.walk.next(most).await.map_err(from_tree)?;
         self.next = next.map(|(_, directory)| directory);
         Ok(())
@@ -142,8 +141,8 @@ impl Pages {
             message.directories.push(directory);
             let position = self.walk.position();
             self.advance().await?;
-            self.left = self.left.map(|left| left - 1);
-            if self.left == Some(0) {
+            self.left -= 1;
+            if self.left == 0 {
                 if self.next.is_some() {
                     message.next_page_token = position.to_string();
                     self.walk.return_to(position);

@@ -67,9 +67,9 @@ fn decompression_reserves_the_memory_of_its_window_and_content() {
 fn compress_with(mut compression: Compression, content: &[u8], piece: usize) -> Vec<u8> {
     let mut compressed = Vec::new();
     for piece in content.chunks(piece) {
-        compressed.extend_from_slice(&compression.next(piece).unwrap());
+        compressed.extend_from_slice(&compression.next(piece, false).unwrap());
     }
-    compressed.extend_from_slice(&compression.finish().unwrap());
+    compressed.extend_from_slice(&compression.next(&[], true).unwrap());
     compressed
 }
 
