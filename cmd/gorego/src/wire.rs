@@ -93,18 +93,14 @@ async fn serve(loaded: &LoadedConfig) -> Result<(), Error> {
         tasks.spawn(telemetry::serve(listener, metrics, observing.clone()))
     });
 
-    let transport = gorego_grpc::Options {
-        limits: limits(&config.limits, descriptors),
-        memory: parts.transport,
-        tls,
-        healthy: tiers.health(),
-    };
     let options = server::Options {
-        transport,
-        limits: server::Limits {
-            max_batch_bytes: config.limits.max_batch_bytes.bytes(),
-            max_blob_size: NonZeroU64::new(config.limits.max_blob_size.bytes()),
+        transport: gorego_grpc::Options {
+            limits: transport_limits(&config.limits, descriptors),
+            memory: parts.transport,
+            tls,
+            healthy: tiers.health(),
         },
+        limits: limits(&config.limits),
         memory: parts.server,
         ac_updates: config.action_cache.updates,
         inferred_functions: inferred_functions(&config.limits),
@@ -230,7 +226,14 @@ fn inferred_functions(limits: &config::Limits) -> Vec<DigestFunction> {
     inferred.map(known).collect()
 }
 
-fn limits(limits: &config::Limits, descriptors: Descriptors) -> Limits {
+fn limits(limits: &config::Limits) -> server::Limits {
+    server::Limits {
+        max_batch_bytes: limits.max_batch_bytes.bytes(),
+        max_blob_size: NonZeroU64::new(limits.max_blob_size.bytes()),
+    }
+}
+
+fn transport_limits(limits: &config::Limits, descriptors: Descriptors) -> Limits {
     Limits {
         idle_timeout: limits.idle_timeout,
         drain_timeout: limits.drain_timeout,

@@ -88,9 +88,10 @@ impl<S: Service> Connections<S> {
         let Err(why) = self.greet(stream, peer, activity).await else {
             return;
         };
-        match why.downcast_ref() {
-            Some(fault) => self.faults.report(peer, fault),
-            None => debug!("connection of {peer} ended: {why}"),
+        if let Some(fault) = why.downcast_ref() {
+            self.faults.report(peer, fault);
+        } else {
+            debug!("connection of {peer} ended: {why}");
         }
     }
 

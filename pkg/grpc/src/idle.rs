@@ -139,7 +139,7 @@ impl Activity {
             let asked = Instant::now();
             self.goodbye().await;
             if !self.is_unused_since(asked) {
-                std::future::pending().await
+                std::future::pending::<()>().await;
             }
         };
         tokio::select! {

@@ -59,7 +59,7 @@ impl Reflection {
 
     /// Answers a call, a request at a time until the server shuts down: tonic's service would end a call with `OK`
     /// after a malformed request, and would reserve the memory of any length that a client announces.
-    pub(crate) fn call(&self, uri: &Uri, requests: Messages) -> Result<Body, Status> {
+    pub(crate) fn call(&self, uri: &Uri, requests: Messages) -> Body {
         let reflector = if uri.path().starts_with("/grpc.reflection.v1.") {
             self.v1.clone()
         } else {
@@ -75,7 +75,7 @@ impl Reflection {
                 Ok(answer.map(|answer| (answer, requests)))
             }
         });
-        Ok(Body::messages(answers.boxed(), Permit::default()))
+        Body::messages(answers.boxed(), Permit::default())
     }
 }
 

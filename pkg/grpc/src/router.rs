@@ -110,7 +110,7 @@ impl<S: Service> Router<S> {
             let answer = Box::pin(self.health.call(path, requests, &self.memory)).await?;
             answer.ok_or_else(|| S::unknown(path))
         } else if path.starts_with("/grpc.reflection.") {
-            self.reflection.call(&head.uri, requests)
+            Ok(self.reflection.call(&head.uri, requests))
         } else {
             self.service.call(path, requests).await
         }

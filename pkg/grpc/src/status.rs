@@ -25,7 +25,7 @@ pub fn full(why: Full) -> Status {
 /// Returns the status of a call whose connection fell below the minimum rate.
 pub(crate) fn too_slow() -> Status {
     Status::resource_exhausted(format!(
-        "too slow while others waited: fewer than {SLOWEST} bytes a second went to or fro"
+        "too slow while others waited: less than {SLOWEST} bytes a second"
     ))
 }
 

@@ -67,7 +67,7 @@ fn file(path: &str, digest: Option<v2::Digest>) -> OutputFile {
 }
 
 #[tokio::test]
-async fn a_result_comes_back_as_it_was_stored_and_the_last_write_wins() {
+async fn a_stored_result_is_returned_unchanged_and_the_last_write_wins() {
     let server = Server::start().await;
     let action = sha256(b"action");
     for code in [1, 2] {
@@ -209,7 +209,7 @@ async fn malformed_digests_in_a_result_are_refused_with_their_field() {
 }
 
 #[tokio::test]
-async fn an_output_directory_may_go_by_its_root_alone() {
+async fn an_output_directory_may_have_a_root_digest_alone() {
     let server = Server::start().await;
     let action = sha256(b"action");
     let only_root = ActionResult {
@@ -310,7 +310,7 @@ fn inlined(result: &ActionResult) -> [&Bytes; 4] {
 }
 
 #[tokio::test]
-async fn outputs_are_inlined_as_asked_for() {
+async fn outputs_are_inlined_on_request() {
     let (server, action, contents) = server_with_outputs(100_000).await;
     let plain = get(&server, "", &action).await.unwrap();
     assert!(inlined(&plain).iter().all(|content| content.is_empty()));
@@ -357,7 +357,7 @@ async fn outputs_are_inlined_up_to_the_batch_limit() {
 }
 
 #[tokio::test]
-async fn an_output_that_is_gone_is_not_inlined() {
+async fn a_missing_output_is_not_inlined() {
     let (server, action, contents) = server_with_outputs(100_000).await;
     server.store.remove(&sha256(&contents[0]));
     let found = get_with(&server, "", &action, |request| {
@@ -370,7 +370,7 @@ async fn an_output_that_is_gone_is_not_inlined() {
 }
 
 #[tokio::test]
-async fn a_result_that_clients_could_not_fetch_is_refused() {
+async fn a_result_larger_than_a_message_of_clients_is_refused() {
     let server = Server::start().await;
     let huge = ActionResult {
         stdout_raw: noise(5_000_000, 1),

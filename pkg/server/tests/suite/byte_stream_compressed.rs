@@ -5,7 +5,7 @@ use bytes::Bytes;
 use tonic::Code;
 
 #[tokio::test]
-async fn a_compressed_upload_is_stored_as_what_it_decompresses_to() {
+async fn a_compressed_upload_is_stored_decompressed() {
     let server = Server::start().await;
     let mut client = server.bytes().await;
     for content in [noise(10, 1), noise(400_000, 1), monotony(5_000_000)] {
@@ -35,7 +35,7 @@ async fn several_compressed_frames_make_one_blob() {
 }
 
 #[tokio::test]
-async fn compressed_content_that_is_not_what_its_digest_says_is_refused_and_not_stored() {
+async fn compressed_content_of_another_digest_is_refused_and_not_stored() {
     let server = Server::start().await;
     let mut client = server.bytes().await;
     let content = monotony(100_000);
@@ -147,7 +147,7 @@ async fn a_compressed_read_takes_no_limit() {
 }
 
 #[tokio::test]
-async fn a_compressed_upload_that_another_client_overtakes_is_answered_without_the_rest() {
+async fn a_compressed_upload_of_a_blob_stored_meanwhile_is_answered_early() {
     let server = Server::start().await;
     let content = noise(1_000_000, 1);
     let digest = sha256(&content);

@@ -51,7 +51,7 @@ async fn a_negative_limit_is_refused() {
 }
 
 #[tokio::test]
-async fn an_absent_blob_is_not_found() {
+async fn a_read_of_a_missing_blob_is_not_found() {
     let server = Server::start().await;
     let mut client = server.bytes().await;
     let digest = sha256(b"absent");
@@ -62,7 +62,7 @@ async fn an_absent_blob_is_not_found() {
 }
 
 #[tokio::test]
-async fn the_empty_blob_is_read_in_every_function_without_having_been_stored() {
+async fn the_empty_blob_is_read_in_every_function_without_being_stored() {
     let server = Server::start().await;
     let mut client = server.bytes().await;
     for function in DigestFunction::ALL {
@@ -85,7 +85,7 @@ async fn names_with_an_instance_or_a_function_are_accepted() {
 }
 
 #[tokio::test]
-async fn names_that_make_no_sense_are_refused_and_quoted() {
+async fn malformed_names_are_refused_and_quoted() {
     let server = Server::start().await;
     let digest = server.has(b"content").await;
     let mut client = server.bytes().await;

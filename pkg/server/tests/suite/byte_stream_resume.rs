@@ -1,11 +1,11 @@
-//! Uploads that break off and go on: `ByteStream.Write` and `QueryWriteStatus`.
+//! Interrupted and resumed uploads: `ByteStream.Write` and `QueryWriteStatus`.
 
 use crate::common::*;
 use bytes::Bytes;
 use gorego_storage::Digest;
 use tonic::Code;
 
-/// Uploads a part, and breaks off once `taken` bytes, uncompressed, have come to the store.
+/// Uploads a part, and breaks off once `taken` uncompressed bytes have reached the store.
 async fn break_off(server: &Server, name: &str, part: &Bytes, taken: u64) {
     let upload = OpenUpload::start(server.bytes().await);
     for mut message in messages(name, part, 100_000) {
@@ -15,7 +15,7 @@ async fn break_off(server: &Server, name: &str, part: &Bytes, taken: u64) {
     server.has_taken(taken).await;
 }
 
-/// Waits until the server keeps something of an upload, and says how much.
+/// Waits until the server has bytes of an upload, and returns their number.
 async fn kept(server: &Server, name: &str) -> usize {
     let mut client = server.bytes().await;
     let wait = async {
@@ -31,7 +31,7 @@ async fn kept(server: &Server, name: &str) -> usize {
 }
 
 #[tokio::test]
-async fn an_upload_that_broke_off_is_invisible_and_goes_on_where_it_was() {
+async fn an_interrupted_upload_is_invisible_and_resumes_at_its_offset() {
     let server = Server::start().await;
     let content = noise(1_000_000, 1);
     let digest = sha256(&content);
@@ -53,7 +53,7 @@ async fn an_upload_that_broke_off_is_invisible_and_goes_on_where_it_was() {
 }
 
 #[tokio::test]
-async fn a_compressed_upload_goes_on_at_an_uncompressed_offset() {
+async fn a_compressed_upload_resumes_at_an_uncompressed_offset() {
     let server = Server::start().await;
     let content = noise(1_000_000, 1);
     let digest = sha256(&content);
@@ -70,7 +70,7 @@ async fn a_compressed_upload_goes_on_at_an_uncompressed_offset() {
 }
 
 #[tokio::test]
-async fn an_upload_that_ends_without_finish_write_is_no_success_and_is_kept() {
+async fn an_upload_without_finish_write_fails_and_stays_resumable() {
     let server = Server::start().await;
     let content = noise(1000, 1);
     let digest = sha256(&content);
@@ -95,7 +95,7 @@ async fn an_upload_that_ends_without_finish_write_is_no_success_and_is_kept() {
 }
 
 #[tokio::test]
-async fn an_unknown_upload_has_nothing_committed() {
+async fn an_unknown_upload_has_zero_bytes_committed() {
     let server = Server::start().await;
     let mut client = server.bytes().await;
     for name in [
@@ -108,7 +108,7 @@ async fn an_unknown_upload_has_nothing_committed() {
 }
 
 #[tokio::test]
-async fn a_blob_that_is_here_is_complete_whoever_uploaded_it() {
+async fn every_upload_of_a_stored_blob_is_complete() {
     let server = Server::start().await;
     let digest = server.has(b"content").await;
     let mut client = server.bytes().await;
@@ -125,7 +125,7 @@ async fn a_blob_that_is_here_is_complete_whoever_uploaded_it() {
 }
 
 #[tokio::test]
-async fn a_query_for_something_else_than_an_upload_is_refused() {
+async fn a_query_for_other_than_an_upload_is_refused() {
     let server = Server::start().await;
     let mut client = server.bytes().await;
     for name in [String::new(), format!("blobs/{}", sha256(b"x"))] {
@@ -135,7 +135,7 @@ async fn a_query_for_something_else_than_an_upload_is_refused() {
 }
 
 #[tokio::test]
-async fn a_resumed_upload_with_the_wrong_content_starts_anew() {
+async fn a_resumed_upload_with_corrupt_content_starts_anew() {
     let server = Server::start().await;
     let content = noise(1000, 1);
     let digest = sha256(&content);
@@ -158,7 +158,7 @@ async fn a_resumed_upload_with_the_wrong_content_starts_anew() {
 }
 
 #[tokio::test]
-async fn an_upload_that_goes_on_beyond_what_is_here_is_aborted() {
+async fn an_upload_that_resumes_beyond_its_committed_size_is_aborted() {
     let server = Server::start().await;
     let content = noise(1000, 1);
     let name = upload_name("u", &sha256(&content));
@@ -187,7 +187,7 @@ async fn one_uuid_may_serve_for_several_blobs() {
 }
 
 #[tokio::test]
-async fn a_retry_overtakes_its_half_dead_predecessor() {
+async fn a_retry_replaces_its_stalled_predecessor() {
     let server = Server::start().await;
     let content = noise(1_000_000, 1);
     let digest = sha256(&content);

@@ -7,7 +7,7 @@ use reapi::bytestream::WriteRequest;
 use tonic::Code;
 
 #[tokio::test]
-async fn a_written_blob_is_there_whatever_its_size_and_pieces() {
+async fn a_written_blob_is_stored_whatever_its_size_and_pieces() {
     let server = Server::start().await;
     let mut client = server.bytes().await;
     for len in [1, 5000, 300_000, 3_000_000] {
@@ -23,7 +23,7 @@ async fn a_written_blob_is_there_whatever_its_size_and_pieces() {
 }
 
 #[tokio::test]
-async fn content_that_is_not_what_its_digest_says_is_refused_and_not_stored() {
+async fn content_of_another_digest_is_refused_and_not_stored() {
     let server = Server::start().await;
     let mut client = server.bytes().await;
     for len in [10, 600_000] {
@@ -60,7 +60,7 @@ async fn names_with_an_instance_a_function_or_metadata_are_accepted() {
 }
 
 #[tokio::test]
-async fn names_that_make_no_sense_are_refused_and_quoted() {
+async fn malformed_names_are_refused_and_quoted() {
     let server = Server::start().await;
     let mut client = server.bytes().await;
     let digest = sha256(b"content");
@@ -112,7 +112,7 @@ async fn later_messages_may_repeat_the_name_and_must_not_change_it() {
 }
 
 #[tokio::test]
-async fn offsets_must_continue() {
+async fn offsets_of_an_upload_must_continue() {
     let server = Server::start().await;
     let mut client = server.bytes().await;
     let content = noise(100, 1);
@@ -140,7 +140,7 @@ async fn an_upload_without_a_message_is_refused() {
 }
 
 #[tokio::test]
-async fn a_blob_that_is_here_is_not_read_again() {
+async fn an_upload_of_a_stored_blob_is_answered_without_reading_it() {
     let server = Server::start().await;
     let content = noise(1_000_000, 1);
     let digest = server.has(&content).await;
@@ -157,7 +157,7 @@ async fn a_blob_that_is_here_is_not_read_again() {
 }
 
 #[tokio::test]
-async fn an_upload_that_another_client_overtakes_is_answered_without_the_rest() {
+async fn an_upload_of_a_blob_stored_meanwhile_is_answered_early() {
     let server = Server::start().await;
     let content = noise(1_000_000, 1);
     let digest = sha256(&content);
@@ -173,7 +173,7 @@ async fn an_upload_that_another_client_overtakes_is_answered_without_the_rest() 
 }
 
 #[tokio::test]
-async fn the_empty_blob_is_here_in_every_function_and_answered_at_once() {
+async fn an_upload_of_the_empty_blob_succeeds_at_once_in_every_function() {
     let server = Server::start().await;
     for function in DigestFunction::ALL {
         let digest = function.empty();

@@ -1,4 +1,4 @@
-//! What the server says about itself: `Capabilities`, health and reflection.
+//! `Capabilities`, health and reflection.
 
 use crate::common::*;
 use gorego_server::{Limits, Options};
@@ -32,7 +32,7 @@ async fn cache_capabilities(options: Options) -> CacheCapabilities {
 }
 
 #[tokio::test]
-async fn capabilities_tell_the_truth_of_the_defaults() {
+async fn capabilities_match_the_defaults() {
     let server = Server::start().await;
     let answer = capabilities(&server, "").await.unwrap();
     let cache = answer.cache_capabilities.unwrap();
@@ -63,7 +63,7 @@ async fn capabilities_tell_the_truth_of_the_defaults() {
 }
 
 #[tokio::test]
-async fn capabilities_tell_the_truth_of_the_configuration() {
+async fn capabilities_match_the_configuration() {
     let cache = cache_capabilities(Options {
         limits: Limits {
             max_batch_bytes: 123_456,
@@ -84,7 +84,7 @@ async fn capabilities_tell_the_truth_of_the_configuration() {
 }
 
 #[tokio::test]
-async fn every_function_in_the_capabilities_works() {
+async fn every_advertised_digest_function_works() {
     let server = Server::start().await;
     let answer = capabilities(&server, "").await.unwrap();
     for value in answer.cache_capabilities.unwrap().digest_functions {
@@ -104,7 +104,7 @@ async fn every_function_in_the_capabilities_works() {
 }
 
 #[tokio::test]
-async fn capabilities_of_an_instance_that_cannot_be_are_refused() {
+async fn capabilities_of_an_invalid_instance_name_are_refused() {
     let server = Server::start().await;
     let outcome = capabilities(&server, "a/blobs").await;
     assert_refused(outcome, Code::InvalidArgument, "instance_name");
@@ -132,7 +132,7 @@ async fn next(statuses: &mut Streaming<HealthCheckResponse>) -> Option<ServingSt
 }
 
 #[tokio::test]
-async fn health_is_told_for_the_server_and_for_each_service() {
+async fn health_covers_the_server_and_each_service() {
     let server = Server::start().await;
     for service in [
         "",
@@ -168,7 +168,7 @@ async fn health_follows_the_stores() {
 }
 
 #[tokio::test]
-async fn watchers_of_health_hear_of_the_shutdown_and_are_let_go() {
+async fn watchers_of_health_are_notified_of_the_shutdown_and_ended() {
     let server = Server::start().await;
     let mut watched = watch(&server, "").await;
     assert_eq!(next(&mut watched).await, Some(ServingStatus::Serving));
@@ -179,7 +179,7 @@ async fn watchers_of_health_hear_of_the_shutdown_and_are_let_go() {
 }
 
 #[tokio::test]
-async fn reflection_lists_what_is_served() {
+async fn reflection_lists_the_services() {
     let server = Server::start().await;
     let mut client =
         v1::server_reflection_client::ServerReflectionClient::new(server.connect().await);
@@ -224,7 +224,7 @@ async fn reflection_lists_what_is_served() {
 }
 
 #[tokio::test]
-async fn reflection_describes_what_is_served_to_older_clients() {
+async fn reflection_describes_the_services_to_v1alpha_clients() {
     let server = Server::start().await;
     let mut client =
         v1alpha::server_reflection_client::ServerReflectionClient::new(server.connect().await);

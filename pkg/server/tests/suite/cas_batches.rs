@@ -12,7 +12,7 @@ use reapi::v2::{
 };
 use tonic::Code;
 
-/// Small enough for a test to fill.
+/// A batch limit that is small enough for a test to fill.
 const BATCH: u64 = 100_000;
 
 async fn server() -> Server {
@@ -69,7 +69,7 @@ async fn missing(server: &Server, digests: &[Digest]) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn what_is_missing_is_said_once_and_the_empty_blob_never_is() {
+async fn missing_blobs_are_returned_once_and_the_empty_blob_never() {
     let server = Server::start().await;
     let here = server.has(b"here").await;
     let absent = [sha256(b"absent"), sha256(b"absent too")];
@@ -79,7 +79,7 @@ async fn what_is_missing_is_said_once_and_the_empty_blob_never_is() {
 }
 
 #[tokio::test]
-async fn a_hundred_thousand_digests_may_be_asked_for_at_once() {
+async fn a_lookup_may_have_a_hundred_thousand_digests() {
     let server = Server::start().await;
     let asked: Vec<_> = (0_u32..100_000)
         .map(|number| sha256(&number.to_le_bytes()))
@@ -152,7 +152,7 @@ async fn malformed_digests_are_refused_with_their_field() {
 }
 
 #[tokio::test]
-async fn a_function_that_is_not_offered_is_refused_naming_those_that_are() {
+async fn an_unsupported_digest_function_is_refused_naming_the_supported_ones() {
     let server = Server::start().await;
     for function in [digest_function::Value::Md5 as i32, 99, -1] {
         let request = FindMissingBlobsRequest {
@@ -179,7 +179,7 @@ async fn instance_names_with_reserved_segments_are_refused() {
 }
 
 #[tokio::test]
-async fn a_batch_stores_what_is_right_and_says_what_is_not() {
+async fn a_batch_stores_valid_blobs_and_reports_the_others() {
     let server = server().await;
     let good = [noise(10, 1), noise(5000, 2), Bytes::new()];
     let mut requests: Vec<_> = good.iter().map(blob).collect();
@@ -225,7 +225,7 @@ async fn a_batch_stores_what_is_right_and_says_what_is_not() {
 }
 
 #[tokio::test]
-async fn compressed_blobs_of_a_batch_are_stored_as_what_they_decompress_to() {
+async fn compressed_blobs_of_a_batch_are_stored_decompressed() {
     let server = server().await;
     let content = monotony(50_000);
     let compressed = |data: Bytes| BlobToStore {
@@ -280,7 +280,7 @@ fn full_batch(size: usize) -> Vec<Bytes> {
     (0..count).map(|seed| noise(size, seed + 1)).collect()
 }
 
-/// Reads as a client does that takes 4 MiB in one message.
+/// Reads a batch as a client that accepts messages of up to 4 MiB.
 async fn read_by_default_client(server: &Server, digests: Vec<v2::Digest>) -> Vec<BlobRead> {
     let request = BatchReadBlobsRequest {
         digests,
@@ -319,7 +319,7 @@ async fn a_full_batch_of_small_blobs_passes_where_the_limit_is_raised() {
 }
 
 #[tokio::test]
-async fn what_does_not_fit_into_a_clients_message_can_be_asked_for_again() {
+async fn blobs_that_do_not_fit_into_a_response_can_be_read_in_another() {
     let server = Server::start().await;
     let contents = full_batch(60);
     let mut due = Vec::new();
@@ -346,7 +346,7 @@ async fn what_does_not_fit_into_a_clients_message_can_be_asked_for_again() {
 }
 
 #[tokio::test]
-async fn what_is_said_of_absent_blobs_fits_into_a_clients_message_too() {
+async fn statuses_of_missing_blobs_fit_into_a_clients_message() {
     let server = Server::start().await;
     let absent = |count: u32| {
         let digests = (0..count).map(|number| sha256(&number.to_le_bytes()).to_proto());
@@ -376,7 +376,7 @@ async fn a_blob_of_a_batch_that_is_larger_than_advertised_is_refused() {
 }
 
 #[tokio::test]
-async fn a_batch_far_over_the_limit_is_refused_as_such() {
+async fn a_batch_far_over_the_limit_is_an_invalid_argument() {
     let server = server().await;
     let huge = noise(20_000_000, 1);
     let outcome = update(&server, vec![blob(&huge)]).await;
@@ -407,7 +407,7 @@ async fn a_batch_is_read_with_a_status_for_each_blob() {
 }
 
 #[tokio::test]
-async fn a_batch_is_compressed_where_the_client_accepts_it_and_it_helps() {
+async fn a_batch_is_compressed_if_accepted_and_smaller() {
     let server = server().await;
     let (dense, sparse) = (noise(1000, 1), monotony(50_000));
     let digests = vec![

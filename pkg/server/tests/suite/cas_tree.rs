@@ -54,7 +54,7 @@ async fn get(
 }
 
 #[tokio::test]
-async fn a_tree_comes_root_first_with_every_directory_once() {
+async fn a_tree_is_returned_root_first_with_every_directory_once() {
     let server = Server::start().await;
     let leaf = store(&server, &[("nothing", sha256(b""))]).await;
     let left = store(&server, &[("leaf", leaf)]).await;
@@ -71,7 +71,7 @@ async fn a_tree_comes_root_first_with_every_directory_once() {
 }
 
 #[tokio::test]
-async fn absent_children_are_left_out() {
+async fn missing_children_of_a_tree_are_left_out() {
     let server = Server::start().await;
     let here = store(&server, &[("gone", sha256(b"gone, too"))]).await;
     let root = store(&server, &[("gone", sha256(b"gone")), ("here", here)]).await;
@@ -80,7 +80,7 @@ async fn absent_children_are_left_out() {
 }
 
 #[tokio::test]
-async fn an_absent_root_is_not_found() {
+async fn a_missing_root_is_not_found() {
     let server = Server::start().await;
     let root = sha256(b"absent");
     let outcome = get(&server, &root, 0, "").await;
@@ -99,7 +99,7 @@ async fn a_blob_that_is_no_directory_is_refused_by_name() {
 }
 
 #[tokio::test]
-async fn the_pages_of_a_tree_are_the_whole_tree() {
+async fn the_pages_of_a_tree_add_up_to_the_tree() {
     let server = Server::start().await;
     let mut names = Vec::new();
     for number in 0_u32..25 {
@@ -129,7 +129,7 @@ async fn the_pages_of_a_tree_are_the_whole_tree() {
     }
 }
 
-/// Counts how often a blob is read.
+/// A store that counts the reads of each blob.
 #[derive(Debug, Default)]
 struct Counting {
     store: Arc<MemoryStore>,
@@ -152,7 +152,7 @@ impl BlobStore for Counting {
     }
 }
 
-/// A root with this many children, each another one for another `seed`.
+/// A root with this many children, different for each `seed`.
 async fn store_wide(server: &Server, children: u32, seed: &str) -> Digest {
     let mut names = Vec::new();
     for number in 0..children {
@@ -168,7 +168,7 @@ async fn store_wide(server: &Server, children: u32, seed: &str) -> Digest {
 }
 
 #[tokio::test]
-async fn a_page_costs_what_is_on_it_and_not_what_came_before() {
+async fn a_page_reads_its_own_directories_alone() {
     const CHILDREN: u32 = 100;
     let counting = Arc::new(Counting::default());
     let memory = Arc::clone(&counting.store);
@@ -204,7 +204,7 @@ async fn a_page_costs_what_is_on_it_and_not_what_came_before() {
 }
 
 #[tokio::test]
-async fn a_token_is_good_again_and_after_the_server_forgot_the_walk() {
+async fn a_page_token_works_twice_and_without_its_walk() {
     let server = Server::start().await;
     let root = store_wide(&server, 10, "").await;
     let (whole, _) = get(&server, &root, 0, "").await.unwrap();
@@ -224,7 +224,7 @@ async fn a_token_is_good_again_and_after_the_server_forgot_the_walk() {
 }
 
 #[tokio::test]
-async fn a_large_tree_comes_in_messages_that_clients_accept() {
+async fn a_large_tree_is_split_into_messages_that_clients_accept() {
     let server = Server::start().await;
     let mut names = Vec::new();
     for number in 0..60_u64 {
@@ -253,7 +253,7 @@ async fn a_large_tree_comes_in_messages_that_clients_accept() {
 }
 
 #[tokio::test]
-async fn page_sizes_and_tokens_that_make_no_sense_are_refused() {
+async fn invalid_page_sizes_and_tokens_are_refused() {
     let server = Server::start().await;
     let child = store(&server, &[]).await;
     let root = store(&server, &[("child", child)]).await;

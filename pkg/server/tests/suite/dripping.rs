@@ -1,4 +1,4 @@
-//! Clients that move a byte now and then, and hold what others wait for.
+//! Slow clients that hold memory or files which others wait for.
 
 use std::time::Duration;
 
@@ -41,7 +41,7 @@ async fn server() -> Server {
     .await
 }
 
-/// Sends a byte every few milliseconds, until the call ends.
+/// Sends a byte every few milliseconds until the call ends.
 async fn drip(call: (ResponseFuture, SendStream<Bytes>)) -> RawResponse {
     let (response, mut request) = call;
     let endless = async {
@@ -57,7 +57,7 @@ async fn drip(call: (ResponseFuture, SendStream<Bytes>)) -> RawResponse {
     }
 }
 
-/// Takes a byte every few milliseconds, until the call ends.
+/// Reads a byte every few milliseconds until the call ends.
 async fn sip(mut body: RecvStream) -> h2::Error {
     let mut sips = interval(Duration::from_millis(10));
     while let Some(data) = body.data().await {
@@ -70,7 +70,7 @@ async fn sip(mut body: RecvStream) -> h2::Error {
     panic!("the whole response came");
 }
 
-/// What the first of these calls that ends is told.
+/// Returns the status of the first of these calls to end.
 async fn first<T>(calls: impl IntoIterator<Item = impl Future<Output = T>>) -> T {
     let calls = select_all(calls.into_iter().map(Box::pin));
     timeout(LONG, calls).await.expect("one gives way").0
@@ -82,7 +82,7 @@ fn assert_gave_way(response: &RawResponse) {
 }
 
 #[tokio::test]
-async fn large_requests_that_drip_give_way_to_those_that_wait() {
+async fn slow_large_requests_give_way_to_waiting_ones() {
     let server = server().await;
     let mut client = RawClient::connect(&server, 65_535).await;
     let mut calls = Vec::new();
@@ -108,7 +108,7 @@ async fn large_requests_that_drip_give_way_to_those_that_wait() {
 }
 
 #[tokio::test]
-async fn uploads_in_messages_that_are_held_whole_are_large_requests_too() {
+async fn uploads_read_whole_count_as_large_requests() {
     let server = server().await;
     let mut client = RawClient::connect(&server, 65_535).await;
     // Data that is not the last field: two bytes of another one follow.
@@ -137,7 +137,7 @@ fn batch_read(digest: &Digest) -> BatchReadBlobsRequest {
 }
 
 #[tokio::test]
-async fn batches_that_are_sipped_give_way_to_one_that_waits() {
+async fn slow_readers_of_batches_give_way_to_a_waiting_one() {
     let server = server().await;
     let content = noise(3_100_000, 1);
     let digest = server.has(&content).await;
@@ -157,7 +157,7 @@ async fn batches_that_are_sipped_give_way_to_one_that_waits() {
 }
 
 #[tokio::test]
-async fn compressed_uploads_that_drip_give_way_to_one_that_waits_and_stay_resumable() {
+async fn slow_compressed_uploads_give_way_to_a_waiting_one_and_stay_resumable() {
     const UPLOADS: usize = 64;
     let server = server().await;
     let content = noise(200_000, 1);
@@ -234,7 +234,7 @@ async fn wait_for(budget: &Budget, connections: usize) {
 }
 
 #[tokio::test]
-async fn a_connection_that_waits_is_served_before_the_second_request_of_another() {
+async fn a_waiting_connection_is_served_before_the_second_request_of_another() {
     let mut options = Options::default();
     options.transport.limits.grace = LONG;
     let requests = Budget::memory("tests", 2 * MIB as u64);
@@ -275,7 +275,7 @@ async fn a_connection_that_waits_is_served_before_the_second_request_of_another(
 }
 
 #[tokio::test]
-async fn stalled_reads_of_large_blobs_give_their_open_files_to_others() {
+async fn stalled_reads_of_large_blobs_release_their_open_files() {
     let mut options = Options::default();
     options.transport.limits.grace = Duration::from_millis(100);
     let files = Budget::count("files", 2);
@@ -305,7 +305,7 @@ async fn stalled_reads_of_large_blobs_give_their_open_files_to_others() {
 }
 
 #[tokio::test]
-async fn stalled_uploads_give_their_open_files_to_others() {
+async fn stalled_uploads_release_their_open_files() {
     let mut options = Options::default();
     options.transport.limits.grace = Duration::from_millis(100);
     let files = Budget::count("files", 2);

@@ -1,4 +1,4 @@
-//! Whatever a client sends, it is told what is wrong, and nobody else suffers.
+//! Malformed requests, which fail with a reason and affect no other client.
 
 use crate::common::{
     raw::{RawClient, RawResponse, finish, framed},
@@ -36,7 +36,7 @@ fn methods() -> Vec<String> {
     ]
 }
 
-/// Hashes and sizes that are right, nearly right, or nonsense.
+/// Digests that are valid, nearly valid, or nonsense.
 fn digest() -> impl Strategy<Value = Option<v2::Digest>> {
     let hash = prop_oneof![
         "[0-9a-f]{64}",
@@ -101,12 +101,12 @@ fn write_request() -> impl Strategy<Value = WriteRequest> {
     )
 }
 
-/// A call of a method with a request of its type.
+/// A call of a method: its path and its encoded request.
 fn call(path: &str, request: &impl Message) -> (String, Bytes) {
     (path.to_owned(), framed(&request.encode_to_vec()))
 }
 
-/// Requests of `ByteStream` with anything in them.
+/// Requests of `ByteStream` with arbitrary values.
 fn stream_call() -> impl Strategy<Value = (String, Bytes)> {
     let read = (resource_name(), any::<i64>(), any::<i64>()).prop_map(
         |(resource_name, read_offset, read_limit)| {
@@ -132,7 +132,7 @@ fn stream_call() -> impl Strategy<Value = (String, Bytes)> {
     prop_oneof![read, query, write]
 }
 
-/// Requests of the other services with anything in them.
+/// Requests of the other services with arbitrary values.
 fn storage_call() -> impl Strategy<Value = (String, Bytes)> {
     let parts = (instance(), digest(), function(), data(), any::<i32>());
     let update = parts.prop_map(|(instance_name, digest, digest_function, data, number)| {
@@ -177,7 +177,7 @@ fn storage_call() -> impl Strategy<Value = (String, Bytes)> {
     prop_oneof![update, tree, result]
 }
 
-/// Sends each request to a server, which has to take it as the client's fault, or as none.
+/// Sends each request to a server, which must not answer with an error of its own.
 fn send_all<S: Strategy<Value = (String, Bytes)>>(calls: &S) {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let server = runtime.block_on(Server::start());
@@ -198,12 +198,12 @@ fn send_all<S: Strategy<Value = (String, Bytes)>>(calls: &S) {
 }
 
 #[test]
-fn nonsense_in_well_formed_requests_is_never_the_servers_fault() {
+fn invalid_values_in_requests_never_fail_as_server_errors() {
     send_all(&prop_oneof![stream_call(), storage_call()]);
 }
 
 #[test]
-fn malformed_requests_are_never_the_servers_fault() {
+fn malformed_requests_never_fail_as_server_errors() {
     let body = prop_oneof![
         proptest::collection::vec(any::<u8>(), 0..100).prop_map(|bytes| framed(&bytes)),
         proptest::collection::vec(any::<u8>(), 0..100).prop_map(Bytes::from),
@@ -212,7 +212,7 @@ fn malformed_requests_are_never_the_servers_fault() {
 }
 
 #[tokio::test]
-async fn reflection_tells_what_is_wrong_with_a_request() {
+async fn reflection_reports_the_error_of_a_request() {
     let idle_timeout = std::time::Duration::from_millis(500);
     let server =
         Server::limited(|options| options.transport.limits.idle_timeout = idle_timeout).await;

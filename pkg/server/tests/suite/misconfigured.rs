@@ -1,4 +1,4 @@
-//! Clients that do not get in by a fault of a configuration: what the log and they are told.
+//! Misconfigured clients: the log and the answers that they get.
 
 use std::{
     io,
@@ -84,7 +84,7 @@ async fn over_tls(authority: &Authority, client_auth: ClientAuth) -> Server {
     .await
 }
 
-/// Sends something, and returns the answer when the server has hung up.
+/// Sends bytes, and returns the answer once the server has disconnected.
 async fn exchange(mut stream: impl AsyncRead + AsyncWrite + Unpin, sent: &[u8]) -> String {
     let exchange = async {
         // It may have hung up already.
@@ -97,16 +97,16 @@ async fn exchange(mut stream: impl AsyncRead + AsyncWrite + Unpin, sent: &[u8]) 
     String::from_utf8_lossy(&answer).into_owned()
 }
 
-/// A client that does something else than it should.
+/// A misconfigured client.
 enum Client {
     Sends(&'static [u8]),
     Shows(Arc<ClientConfig>),
-    /// Closes the connection when it got the first bytes of the server's certificate.
+    /// Closes the connection after the first bytes of the server's certificate.
     Leaves(Arc<ClientConfig>),
 }
 
 impl Client {
-    /// Tries to get in, and returns its own address.
+    /// Tries to connect, and returns its own address.
     async fn tries(&self, server: &Server) -> String {
         let stream = TcpStream::connect(&server.address).await.unwrap();
         let me = stream.local_addr().unwrap().to_string();
@@ -134,7 +134,7 @@ async fn leave(mut stream: TcpStream, config: &Arc<ClientConfig>) {
     stream.read_u8().await.unwrap();
 }
 
-/// Checks that two clients of each kind are worth one warning, with an address and this remedy.
+/// Checks that two clients of each kind cause one warning, with an address and this remedy.
 async fn assert_warned_once(server: Server, clients: Vec<(Client, &str)>) {
     let (log, _guard) = Log::start();
     for (client, remedy) in &clients {
@@ -150,7 +150,7 @@ async fn assert_warned_once(server: Server, clients: Vec<(Client, &str)>) {
 }
 
 #[tokio::test]
-async fn clients_of_another_protocol_are_warned_of_with_the_remedy() {
+async fn clients_of_another_protocol_are_logged_with_the_remedy() {
     let clients = vec![
         (Client::Sends(b"\x16\x03\x01\x02\x00\x01"), "use grpc://"),
         (Client::Sends(GET), "--remote_cache=grpc://"),
@@ -160,7 +160,7 @@ async fn clients_of_another_protocol_are_warned_of_with_the_remedy() {
 }
 
 #[tokio::test]
-async fn clients_that_fail_at_tls_are_warned_of_with_the_remedy() {
+async fn clients_that_fail_the_tls_handshake_are_logged_with_the_remedy() {
     let authority = Authority::new();
     let ca_file = authority.ca_file();
     let server = over_tls(&authority, ClientAuth::RequireAndVerify { ca_file }).await;
@@ -197,7 +197,7 @@ async fn clients_that_fail_at_tls_are_warned_of_with_the_remedy() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn clients_that_never_finish_their_handshake_are_warned_of_with_the_remedy() {
+async fn clients_that_never_finish_their_handshake_are_logged_with_the_remedy() {
     let authority = Authority::new();
     for sent in [b"".as_slice(), &PREFACE[..9]] {
         let clients = vec![(Client::Sends(sent), "use grpc://")];
@@ -246,7 +246,7 @@ async fn clients_of_http_1_get_400_with_a_sentence() {
 }
 
 #[tokio::test]
-async fn a_probe_that_connects_and_leaves_is_not_warned_of() {
+async fn a_probe_that_connects_and_leaves_is_not_logged() {
     let authority = Authority::new();
     for server in [
         Server::start().await,

@@ -1,4 +1,4 @@
-//! A handler that panics costs its own call, and nothing else.
+//! Handlers that panic.
 
 use std::sync::Arc;
 
@@ -9,7 +9,7 @@ use gorego_server::{Options, Stores};
 use gorego_storage::{Blob, BlobStore, Digest, MemoryStore, Put, Result};
 use tonic::Code;
 
-/// Panics when asked for one of these.
+/// A store that panics when it reads one of these.
 #[derive(Debug)]
 struct Panicking;
 
@@ -38,7 +38,7 @@ impl BlobStore for Panicking {
 }
 
 #[tokio::test]
-async fn a_panic_is_internal_and_the_connection_goes_on() {
+async fn a_panic_fails_its_call_alone_with_internal() {
     let memory = Arc::new(MemoryStore::default());
     let stores = Stores {
         blobs: Arc::new(Panicking),

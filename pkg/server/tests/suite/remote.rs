@@ -11,7 +11,7 @@ use reapi::v2::FindMissingBlobsRequest;
 use tokio::net::TcpListener;
 use tonic::Code;
 
-/// Yields empty stores, each behind a server of its own; all of them end with this.
+/// A factory of empty stores, each behind a server of its own that ends with this.
 #[derive(Default)]
 struct Servers(Mutex<Vec<Server>>);
 
@@ -28,30 +28,30 @@ impl Servers {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn it_stores_blobs() {
+async fn a_store_behind_the_server_passes_the_blob_conformance_suite() {
     let servers = Servers::default();
     conformance::remote_blob_store(|| servers.make(false)).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn it_stores_blobs_that_are_compressed_on_the_way() {
+async fn a_store_behind_the_server_passes_the_blob_conformance_suite_with_zstd() {
     let servers = Servers::default();
     conformance::remote_blob_store(|| servers.make(true)).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn it_keeps_uploads_that_break_off() {
+async fn a_store_behind_the_server_passes_the_upload_conformance_suite() {
     let servers = Servers::default();
     conformance::remote_uploads(|| servers.make(false)).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn it_caches_action_results() {
+async fn a_store_behind_the_server_passes_the_result_conformance_suite() {
     let servers = Servers::default();
     conformance::action_cache(|| servers.make(false)).await;
 }
 
-/// A server over nothing but its backing cache.
+/// A server over its backing cache alone.
 fn in_front_of(listener: TcpListener, backing: &str) -> Server {
     let options = RemoteOptions::new(RemoteAddress::Tcp(backing.to_owned()));
     let store = Arc::new(RemoteStore::new(&options).unwrap());
@@ -80,7 +80,7 @@ async fn find_missing(server: &Server) -> Result<usize, tonic::Status> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_loop_of_backing_caches_is_refused_over_however_many_hops() {
+async fn a_loop_of_backing_caches_is_refused_over_any_number_of_hops() {
     for hops in 1..=4 {
         let mut listeners = Vec::new();
         for _ in 0..hops {
@@ -101,7 +101,7 @@ async fn a_loop_of_backing_caches_is_refused_over_however_many_hops() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_row_of_backing_caches_is_no_loop() {
+async fn a_chain_of_backing_caches_is_no_loop() {
     let last = Server::start().await;
     let mut servers = vec![last];
     for _ in 0..20 {

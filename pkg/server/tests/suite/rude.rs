@@ -1,4 +1,4 @@
-//! Clients that do not speak the protocol, or not properly.
+//! Clients that break the protocol.
 
 use std::io;
 
@@ -24,7 +24,7 @@ use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 
 const READ: &str = "/google.bytestream.ByteStream/Read";
 const CAPABILITIES: &str = "/build.bazel.remote.execution.v2.Capabilities/GetCapabilities";
-/// A frame without any.
+/// A frame without flags.
 const SETTINGS: &[u8] = &[0, 0, 0, 4, 0, 0, 0, 0, 0];
 
 async fn assert_serves(server: &Server) {
@@ -33,7 +33,7 @@ async fn assert_serves(server: &Server) {
     assert_eq!(found.unwrap(), b"content");
 }
 
-/// Waits until the server hangs up.
+/// Waits until the server disconnects.
 async fn hung_up(stream: &mut TcpStream) {
     let mut rest = Vec::new();
     let end = tokio::time::timeout(LONG, stream.read_to_end(&mut rest)).await;
@@ -44,7 +44,7 @@ async fn hung_up(stream: &mut TcpStream) {
 }
 
 #[tokio::test]
-async fn whoever_speaks_another_protocol_is_hung_up_on() {
+async fn a_client_of_another_protocol_is_disconnected() {
     let server = Server::start().await;
     let garbage = noise(10_000, 1);
     let frames = [PREFACE, &garbage].concat();
@@ -64,7 +64,7 @@ async fn whoever_speaks_another_protocol_is_hung_up_on() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn whoever_does_not_finish_the_handshake_is_hung_up_on() {
+async fn a_client_that_does_not_finish_the_handshake_is_disconnected() {
     let server = Server::start().await;
     for sent in [b"".as_slice(), &PREFACE[..10]] {
         let start = Instant::now();
@@ -78,7 +78,7 @@ async fn whoever_does_not_finish_the_handshake_is_hung_up_on() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn whoever_answers_no_pings_is_hung_up_on() {
+async fn a_client_that_answers_no_pings_is_disconnected() {
     let server = Server::start().await;
     let start = Instant::now();
     let mut stream = TcpStream::connect(&server.address).await.unwrap();
@@ -92,7 +92,7 @@ async fn whoever_answers_no_pings_is_hung_up_on() {
 }
 
 #[tokio::test]
-async fn many_broken_connections_leave_the_server_serving() {
+async fn many_broken_connections_do_not_stop_the_server() {
     let server = Server::limited(|options| options.transport.limits.max_connections = 8).await;
     for round in 0..200 {
         let mut stream = TcpStream::connect(&server.address).await.unwrap();
@@ -127,7 +127,7 @@ async fn a_connection_without_a_call_makes_room_for_another() {
 }
 
 #[tokio::test]
-async fn connections_beyond_the_limit_wait_while_the_others_have_calls() {
+async fn connections_beyond_the_limit_wait_while_all_others_have_calls() {
     let server = Server::limited(|options| options.transport.limits.max_connections = 1).await;
     let digest = server.has(b"content").await;
     let name = format!("blobs/{digest}");
@@ -160,7 +160,7 @@ async fn connections_beyond_the_limit_wait_while_the_others_have_calls() {
 }
 
 #[tokio::test]
-async fn what_is_no_grpc_is_refused_as_http_does() {
+async fn requests_other_than_grpc_get_an_http_status() {
     let server = Server::start().await;
     let mut client = RawClient::connect(&server, 65_535).await;
     for kind in [
@@ -236,7 +236,7 @@ async fn requests_that_are_not_one_message_are_refused() {
 }
 
 #[tokio::test]
-async fn a_message_that_is_announced_too_large_is_refused_before_it_arrives() {
+async fn a_message_announced_as_too_large_is_refused_before_it_arrives() {
     let server = Server::start().await;
     let mut client = RawClient::connect(&server, 65_535).await;
     // Its limit is that of a batch, whose code the protocol names.
@@ -268,7 +268,7 @@ async fn a_message_that_is_announced_too_large_is_refused_before_it_arrives() {
 }
 
 #[tokio::test]
-async fn requests_too_large_to_be_held_at_once_wait_for_each_other() {
+async fn requests_beyond_the_memory_for_requests_wait_for_each_other() {
     const UPDATE: &str =
         "/build.bazel.remote.execution.v2.ContentAddressableStorage/BatchUpdateBlobs";
     const MIB: usize = 1024 * 1024;
@@ -344,7 +344,7 @@ async fn calls_cancelled_in_a_burst_cost_no_other_call_on_the_connection() {
 }
 
 #[tokio::test]
-async fn whoever_cancels_all_calls_one_after_the_other_is_hung_up_on() {
+async fn a_client_that_cancels_all_its_calls_is_disconnected() {
     let server = Server::start().await;
     let mut client = Frames::connect(&server).await;
     for _ in 0..100 {
@@ -362,7 +362,7 @@ async fn whoever_cancels_all_calls_one_after_the_other_is_hung_up_on() {
 }
 
 #[tokio::test]
-async fn connections_in_their_handshake_make_room_before_those_of_clients_at_work() {
+async fn connections_in_their_handshake_make_room_before_active_ones() {
     let server = Server::limited(|options| options.transport.limits.max_connections = 2).await;
     let mut mute = TcpStream::connect(&server.address).await.unwrap();
     let mut client = RawClient::connect(&server, 65_535).await;
@@ -375,7 +375,7 @@ async fn connections_in_their_handshake_make_room_before_those_of_clients_at_wor
 }
 
 #[tokio::test(start_paused = true)]
-async fn whoever_does_not_finish_the_tls_handshake_is_hung_up_on() {
+async fn a_client_that_does_not_finish_the_tls_handshake_is_disconnected() {
     let folder = tempfile::tempdir().unwrap();
     let identity = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
     let (certificate, key) = (

@@ -1,4 +1,4 @@
-//! The end of a server.
+//! The shutdown of a server.
 
 use std::time::{Duration, Instant};
 
@@ -19,13 +19,13 @@ use tonic_health::pb::{
 
 const READ: &str = "/google.bytestream.ByteStream/Read";
 
-/// A server that waits this long for calls that are under way.
+/// A server with this drain time-out.
 async fn draining_for(drain_timeout: Duration) -> Server {
     Server::limited(|options| options.transport.limits.drain_timeout = drain_timeout).await
 }
 
 #[tokio::test]
-async fn an_idle_server_ends_at_once() {
+async fn an_idle_server_shuts_down_at_once() {
     let server = draining_for(LONG * 100).await;
     let _idle = server.connect().await;
     let start = Instant::now();
@@ -35,7 +35,7 @@ async fn an_idle_server_ends_at_once() {
 }
 
 #[tokio::test]
-async fn a_client_that_is_gone_does_not_keep_the_server() {
+async fn a_disconnected_client_does_not_delay_the_shutdown() {
     let server = draining_for(LONG * 100).await;
     let mut gone = TcpStream::connect(&server.address).await.unwrap();
     let greeting = [PREFACE, &[0, 0, 0, 4, 0, 0, 0, 0, 0]].concat();
@@ -47,7 +47,7 @@ async fn a_client_that_is_gone_does_not_keep_the_server() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_client_that_is_gone_after_a_call_does_not_delay_the_end() {
+async fn a_client_that_vanished_after_a_call_does_not_delay_the_shutdown() {
     let server = draining_for(LONG * 100).await;
     let mut gone = Frames::connect(&server).await;
     let stream = gone.open(READ);
@@ -61,7 +61,7 @@ async fn a_client_that_is_gone_after_a_call_does_not_delay_the_end() {
 }
 
 #[tokio::test]
-async fn a_running_upload_may_end_and_new_calls_are_unavailable() {
+async fn during_the_drain_uploads_finish_and_new_calls_are_unavailable() {
     let server = draining_for(LONG * 100).await;
     let content = noise(100_000, 1);
     let digest = sha256(&content);
@@ -98,7 +98,7 @@ async fn a_call_that_does_not_end_is_cut_off_after_the_drain_time_out() {
 }
 
 #[tokio::test]
-async fn a_response_that_nobody_takes_does_not_keep_the_server() {
+async fn a_stalled_response_does_not_delay_the_shutdown() {
     let server = draining_for(Duration::from_millis(50)).await;
     let digest = server.has(&monotony(10_000_000)).await;
     let mut client = server.bytes().await;
@@ -113,7 +113,7 @@ async fn a_response_that_nobody_takes_does_not_keep_the_server() {
 }
 
 #[tokio::test]
-async fn nobody_gets_in_any_more_after_the_shutdown() {
+async fn connections_are_refused_after_the_shutdown() {
     let server = Server::start().await;
     let address = server.address.clone();
     TcpStream::connect(&address).await.unwrap();

@@ -120,7 +120,7 @@ async fn wait_for_backing(server: &Server, store: &Waiting) -> JoinSet<()> {
 }
 
 #[tokio::test]
-async fn calls_that_wait_for_the_backing_cache_keep_no_memory_from_hits() {
+async fn calls_that_wait_for_the_backing_cache_hold_no_memory_that_hits_need() {
     let store = Arc::new(Waiting::default());
     let stores = Stores {
         blobs: Arc::<Waiting>::clone(&store),

@@ -1,4 +1,4 @@
-//! Clients that stop sending, or stop taking.
+//! Clients that stop sending or reading.
 
 use std::{
     sync::{Arc, Weak},
@@ -67,7 +67,7 @@ async fn uploads_and_streams_end_at_the_deadline_of_their_client() {
 }
 
 #[tokio::test]
-async fn a_download_that_nobody_takes_ends_at_the_deadline_of_its_client() {
+async fn a_stalled_download_ends_at_the_deadline_of_its_client() {
     let server = Server::start().await;
     let digest = server.has(&monotony(10_000_000)).await;
     let mut client = RawClient::connect(&server, 65_535).await;
@@ -97,7 +97,7 @@ async fn a_malformed_deadline_is_refused() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_upload_that_stalls_is_ended_and_stays_resumable() {
+async fn a_stalled_upload_is_ended_and_stays_resumable() {
     let server = Server::with(options()).await;
     let content = noise(100_000, 1);
     let digest = sha256(&content);
@@ -120,7 +120,7 @@ async fn an_upload_that_stalls_is_ended_and_stays_resumable() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_request_that_stalls_is_ended_whatever_its_method() {
+async fn a_stalled_request_is_ended_whatever_its_method() {
     let server = Server::with(options()).await;
     let mut client = RawClient::connect(&server, 65_535).await;
     let message = framed(&[0; 1000]);
@@ -139,7 +139,7 @@ async fn a_request_that_stalls_is_ended_whatever_its_method() {
     }
 }
 
-/// Says of each blob that it is endless, and whether somebody still holds it.
+/// A store of endless blobs that counts the readers of each.
 #[derive(Debug, Default)]
 struct Endless {
     held: Arc<()>,
@@ -166,7 +166,7 @@ impl BlobStore for Endless {
     }
 }
 
-/// Waits until nobody holds it but the store.
+/// Waits until the store alone holds the content.
 async fn let_go(held: &Weak<()>) {
     let wait = async {
         while held.strong_count() > 1 {
@@ -177,7 +177,7 @@ async fn let_go(held: &Weak<()>) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_download_that_nobody_takes_is_ended_and_its_memory_freed() {
+async fn a_stalled_download_is_ended_and_its_memory_freed() {
     let store = Arc::new(Endless::default());
     let held = Arc::downgrade(&store.held);
     let memory = Arc::new(MemoryStore::default());
@@ -216,7 +216,7 @@ async fn a_download_that_nobody_takes_is_ended_and_its_memory_freed() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_batch_that_nobody_takes_is_ended() {
+async fn a_stalled_batch_response_is_ended() {
     let server = Server::with(options()).await;
     let digest = server.has(&noise(1_000_000, 1)).await;
     let request = BatchReadBlobsRequest {
@@ -243,7 +243,7 @@ async fn a_batch_that_nobody_takes_is_ended() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_watcher_of_health_may_wait_for_longer_than_the_time_out() {
+async fn a_watcher_of_health_may_wait_beyond_the_idle_timeout() {
     let (healthy, receiver) = watch::channel(true);
     let mut options = options();
     options.transport.healthy = Some(receiver);

@@ -15,7 +15,7 @@ async fn serving(tls: watch::Receiver<ServerTls>) -> Server {
     Server::limited(|options| options.transport.tls = Some(tls)).await
 }
 
-/// Connects, perhaps as somebody, and asks something.
+/// Connects with these TLS settings and makes a call.
 async fn ask(
     authority: &Authority,
     server: &Server,
@@ -50,7 +50,7 @@ async fn connect(
 }
 
 #[tokio::test]
-async fn without_client_authentication_anybody_may_connect() {
+async fn without_client_authentication_every_client_may_connect() {
     let authority = Authority::new();
     let server = server(&authority, ClientAuth::None).await;
     ask(&authority, &server, None).await.unwrap();
@@ -59,7 +59,7 @@ async fn without_client_authentication_anybody_may_connect() {
 }
 
 #[tokio::test]
-async fn with_verify_if_given_a_certificate_must_be_good_if_there_is_one() {
+async fn with_verify_if_given_an_invalid_client_certificate_is_refused() {
     let authority = Authority::new();
     let ca_file = authority.ca_file();
     let server = server(&authority, ClientAuth::VerifyIfGiven { ca_file }).await;
@@ -71,7 +71,7 @@ async fn with_verify_if_given_a_certificate_must_be_good_if_there_is_one() {
 }
 
 #[tokio::test]
-async fn with_require_and_verify_only_the_known_may_connect() {
+async fn with_require_and_verify_a_trusted_client_certificate_is_required() {
     let authority = Authority::new();
     let ca_file = authority.ca_file();
     let server = server(&authority, ClientAuth::RequireAndVerify { ca_file }).await;
@@ -83,7 +83,7 @@ async fn with_require_and_verify_only_the_known_may_connect() {
 }
 
 #[tokio::test]
-async fn blobs_go_through_tls_unchanged() {
+async fn blobs_pass_through_tls_unchanged() {
     let authority = Authority::new();
     let server = server(&authority, ClientAuth::None).await;
     let content = noise(3_000_000, 1);
@@ -99,7 +99,7 @@ async fn blobs_go_through_tls_unchanged() {
 }
 
 #[tokio::test]
-async fn a_client_without_tls_does_not_get_in() {
+async fn a_client_without_tls_is_refused() {
     let authority = Authority::new();
     let server = server(&authority, ClientAuth::None).await;
     let channel = Channel::from_shared(format!("http://{}", server.address)).unwrap();
@@ -115,7 +115,7 @@ async fn a_client_without_tls_does_not_get_in() {
 }
 
 #[tokio::test]
-async fn a_new_certificate_is_shown_to_new_connections_and_the_others_go_on() {
+async fn a_new_certificate_is_used_for_new_connections_alone() {
     let (old, new) = (Authority::new(), Authority::new());
     let (change, tls) = watch::channel(old.server(ClientAuth::None));
     let server = serving(tls).await;
@@ -128,7 +128,7 @@ async fn a_new_certificate_is_shown_to_new_connections_and_the_others_go_on() {
 }
 
 #[tokio::test]
-async fn a_client_is_verified_by_the_authorities_of_its_time() {
+async fn a_client_is_verified_by_the_authorities_at_its_handshake() {
     let (authority, old, new) = (Authority::new(), Authority::new(), Authority::new());
     let clients = |known: &Authority| ClientAuth::RequireAndVerify {
         ca_file: known.ca_file(),

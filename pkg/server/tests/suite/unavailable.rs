@@ -46,7 +46,7 @@ async fn failing(error: Error) -> Server {
     Server::over(stores, Options::default()).await
 }
 
-/// How many seconds to wait before the next try, as the status of one blob tells.
+/// Returns the retry delay in the status of one blob, in seconds.
 fn retry_after(status: Option<rpc::Status>) -> i64 {
     let status = status.unwrap();
     assert_eq!(Code::from(status.code), Code::Unavailable);
@@ -71,7 +71,7 @@ fn update(contents: &[Bytes]) -> BatchUpdateBlobsRequest {
 }
 
 #[tokio::test]
-async fn each_blob_of_a_batch_is_told_when_to_try_again() {
+async fn each_unavailable_blob_of_a_batch_has_a_retry_delay() {
     let server = failing(Error::Unavailable("it is away".to_owned())).await;
     let mut cas = server.cas().await;
     let contents = [b"one", b"two"].map(|content| Bytes::from_static(content));
@@ -92,7 +92,7 @@ async fn each_blob_of_a_batch_is_told_when_to_try_again() {
 }
 
 #[tokio::test]
-async fn a_failing_disk_is_told_with_its_cause_and_without_the_path() {
+async fn a_failure_of_the_disk_is_reported_with_its_cause_and_without_the_path() {
     // The system's numbers: no space, quota, permission, another file system, descriptors of the
     // process and of the system, and one without a name of its own.
     let cases = [

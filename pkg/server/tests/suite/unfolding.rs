@@ -15,7 +15,7 @@ fn assert_too_much<T: std::fmt::Debug>(outcome: Result<T, Status>) {
 }
 
 #[tokio::test]
-async fn requests_that_unfold_to_too_much_are_refused_undecoded() {
+async fn requests_too_large_in_memory_are_refused_undecoded() {
     let server = Server::start().await;
     let mut cas = server.cas().await;
     let requests = vec![batch_update_blobs_request::Request::default(); MANY];
@@ -44,7 +44,7 @@ async fn requests_that_unfold_to_too_much_are_refused_undecoded() {
 }
 
 #[tokio::test]
-async fn the_first_bad_digest_ends_the_look_up_of_many() {
+async fn the_first_malformed_digest_fails_a_lookup_of_many() {
     let server = Server::start().await;
     let request = FindMissingBlobsRequest {
         blob_digests: vec![Digest::default(); MANY],
@@ -55,7 +55,7 @@ async fn the_first_bad_digest_ends_the_look_up_of_many() {
 }
 
 #[tokio::test]
-async fn a_result_that_unfolds_to_too_much_is_not_stored() {
+async fn a_result_too_large_in_memory_is_not_stored() {
     let server = Server::start().await;
     let action = sha256(b"action").to_proto();
     let request = UpdateActionResultRequest {

@@ -52,7 +52,7 @@ async fn missing(server: &Server, digests: &[Digest]) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn a_batch_is_stored_under_the_function_of_each_content_and_found_again() {
+async fn a_batch_is_stored_under_the_function_of_each_content_and_found() {
     let server = Server::start().await;
     let content = [noise(1000, 1), noise(1000, 2), noise(1000, 3), Bytes::new()];
     let digests = [
@@ -83,7 +83,7 @@ async fn a_batch_is_stored_under_the_function_of_each_content_and_found_again() 
 }
 
 #[tokio::test]
-async fn a_stream_is_stored_under_the_function_of_its_content_and_read_again() {
+async fn a_stream_is_stored_under_the_function_of_its_content_and_read() {
     let server = Server::start().await;
     let mut client = server.bytes().await;
     for (size, compressed) in [(100, false), (3_000_000, false), (3_000_000, true)] {
@@ -113,7 +113,7 @@ async fn a_stream_is_stored_under_the_function_of_its_content_and_read_again() {
 }
 
 #[tokio::test]
-async fn an_upload_that_broke_off_goes_on_and_is_stored_under_the_function_of_its_content() {
+async fn a_resumed_upload_is_stored_under_the_function_of_its_content() {
     let server = Server::start().await;
     let content = noise(1_000_000, 4);
     let name = upload_name(UUID, &blake3(&content));
@@ -128,7 +128,7 @@ async fn an_upload_that_broke_off_goes_on_and_is_stored_under_the_function_of_it
 }
 
 #[tokio::test]
-async fn a_function_that_is_named_is_the_only_one_tried() {
+async fn a_named_function_is_the_only_one_tried() {
     let server = Server::start().await;
     let content = noise(300_000, 5);
     let digest = blake3(&content);
@@ -185,7 +185,7 @@ async fn a_tree_is_found_under_the_function_of_its_root() {
     assert_eq!(page.directories.len(), 2);
 }
 
-/// Stores a result and gets it back with its output in it.
+/// Stores a result and returns it with its output inlined.
 async fn round_trip(server: &Server, action: &Digest, output: &Bytes, digest: &Digest) {
     let result = ActionResult {
         output_files: vec![OutputFile {
@@ -296,7 +296,7 @@ mod recording {
     use futures::future;
     use gorego_storage::{Blob, BlobStore, Digest, Error, MemoryStore, Put, Result};
 
-    /// A store that knows after `fetch_batch` what it has, and records what `get_batch` is asked for.
+    /// A store that knows its blobs after `fetch_batch`, and records the digests of `get_batch`.
     #[derive(Debug, Default)]
     pub(super) struct Recording {
         pub(super) store: Arc<MemoryStore>,

@@ -59,7 +59,7 @@ impl Authority {
         files.load().unwrap()
     }
 
-    /// TLS of a client that trusts this authority, and shows who it is if it is anybody.
+    /// TLS of a client that trusts this authority, with a client certificate if it has one.
     pub(crate) fn client(&self, identity: Option<&(String, String)>) -> ClientConfig {
         let files = ClientFiles {
             ca_file: Some(self.ca_file()),

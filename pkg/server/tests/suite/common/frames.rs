@@ -55,7 +55,7 @@ impl Frames {
         self.gathered.extend_from_slice(content);
     }
 
-    /// Begins a call; the number of its stream.
+    /// Begins a call and returns the number of its stream.
     pub(crate) fn open(&mut self, path: &str) -> u32 {
         let stream = self.next_stream;
         self.next_stream += 2;
@@ -74,13 +74,13 @@ impl Frames {
         self.add(RST_STREAM, 0, stream, &8_u32.to_be_bytes());
     }
 
-    /// Sends what was gathered. A connection that is closed is noticed when it is read.
+    /// Sends the gathered frames. A closed connection is detected by the next read.
     pub(crate) async fn send(&mut self) {
         let _ = self.stream.write_all(&self.gathered).await;
         self.gathered.clear();
     }
 
-    /// The next frame; `None` at the end of the connection.
+    /// Reads the next frame; `None` at the end of the connection.
     pub(crate) async fn next(&mut self) -> Option<Frame> {
         let read = async {
             let mut header = [0; 9];
@@ -97,7 +97,7 @@ impl Frames {
         tokio::time::timeout(LONG, read).await.expect("a frame")
     }
 
-    /// Waits until the server has taken all that was sent. False if it hung up.
+    /// Waits until the server has read all sent bytes. Returns false if it disconnected.
     pub(crate) async fn sync(&mut self) -> bool {
         self.add(PING, 0, 0, b"complete");
         self.send().await;

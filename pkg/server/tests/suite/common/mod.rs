@@ -32,7 +32,7 @@ use tokio_stream::wrappers::UnboundedReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status, transport::Channel};
 
-/// Longer than anything here takes, so that a hang is a failure.
+/// A time longer than any test takes, so that a hang is a failure.
 pub(crate) const LONG: Duration = Duration::from_secs(30);
 
 /// A server that ends with its test.
@@ -82,7 +82,7 @@ impl Server {
         Self::on(listener, stores, options)
     }
 
-    /// A server that listens there.
+    /// A server on this listener.
     pub(crate) fn on(listener: TcpListener, stores: Stores, options: Options) -> Self {
         let address = listener.local_addr().unwrap().to_string();
         let shutdown = CancellationToken::new();
@@ -132,7 +132,7 @@ impl Server {
             .unwrap()
     }
 
-    /// Waits until uploads that stream have brought this many bytes to the store, all together.
+    /// Waits until streamed uploads have brought this many bytes in total to the store.
     pub(crate) async fn has_taken(&self, bytes: u64) {
         let mut taken = self.taken.subscribe();
         let wait = taken.wait_for(|taken| *taken >= bytes);
@@ -147,7 +147,7 @@ impl Server {
         digest
     }
 
-    /// The content of a blob in the store behind the server.
+    /// Returns the content of a blob in the store behind the server.
     pub(crate) async fn stored(&self, digest: &Digest) -> Option<Bytes> {
         match self.store.get(digest, 0).await {
             Ok(blob) => Some(blob.into_bytes().await.unwrap()),
@@ -157,7 +157,7 @@ impl Server {
     }
 }
 
-/// Counts the bytes that streams bring to a store.
+/// A store that counts the bytes of streams.
 #[derive(Debug)]
 struct Counted {
     store: Arc<MemoryStore>,
@@ -272,7 +272,7 @@ pub(crate) fn messages(name: &str, content: &Bytes, piece: usize) -> Vec<WriteRe
     messages_from(name, 0, content, piece)
 }
 
-/// As [`messages`], from an offset on.
+/// The messages of an upload from an offset on, in pieces of `piece` bytes.
 pub(crate) fn messages_from(
     name: &str,
     offset: usize,
@@ -297,7 +297,7 @@ pub(crate) fn messages_from(
         .collect()
 }
 
-/// Uploads, and says what was committed.
+/// Uploads, and returns the committed size.
 pub(crate) async fn write(
     client: &mut ByteStreamClient<Channel>,
     messages: Vec<WriteRequest>,

@@ -1,4 +1,4 @@
-//! A client that speaks HTTP/2 but keeps no rule of gRPC that a test wants broken.
+//! An HTTP/2 client that can break the rules of gRPC.
 
 use bytes::{BufMut as _, Bytes, BytesMut};
 use h2::{
@@ -16,11 +16,11 @@ pub(crate) struct RawClient {
     _connection: JoinSet<()>,
 }
 
-/// What came back.
+/// A response.
 #[derive(Debug)]
 pub(crate) struct RawResponse {
     pub(crate) http_status: u16,
-    /// Of the trailers, or of the headers if there was nothing else.
+    /// The status in the trailers, or in the headers of a response without a body.
     pub(crate) code: Option<Code>,
     pub(crate) message: String,
 }
@@ -65,7 +65,7 @@ impl RawClient {
         self.sender.send_request(request, false).unwrap()
     }
 
-    /// A whole call with these bytes as its request.
+    /// Makes a call with these bytes as its request.
     pub(crate) async fn call(&mut self, path: &str, body: Bytes) -> RawResponse {
         let (response, mut request) = self.open(path);
         request.send_data(body, true).unwrap();
@@ -126,7 +126,7 @@ pub(crate) async fn announce(
     (response, request)
 }
 
-/// Sends this many zeros, as the server makes room.
+/// Sends this many zeros as the window allows.
 pub(crate) async fn send(request: &mut SendStream<Bytes>, mut bytes: usize) {
     while bytes > 0 {
         request.reserve_capacity(bytes);
