@@ -9,7 +9,7 @@ use tonic_health::pb::{
     HealthCheckRequest, HealthCheckResponse, health_check_response::ServingStatus,
 };
 
-use crate::{Body, Framed, Memory, Messages};
+use crate::{Body, Framed, Memory, Messages, decode_within};
 
 /// The largest request in bytes: the name of a service.
 const MAX_REQUEST: u64 = 64 * 1024;
@@ -49,7 +49,8 @@ impl Health {
             return Ok(None);
         }
         // The fields take no more memory than the message.
-        let (request, _permits) = requests.decode(MAX_REQUEST, |_| Ok(0)).await?;
+        let (encoded, wire) = requests.only(MAX_REQUEST).await?;
+        let (request, _permits) = decode_within(memory, encoded, wire, |_| Ok(0)).await?;
         let HealthCheckRequest { service } = request;
         let known = service.is_empty() || self.services.contains(&service.as_str());
         let watcher = Watcher {

@@ -62,17 +62,6 @@ where
         }
     }
 
-    /// Reads and decodes the only message of the request. Its memory is reserved until the permits are dropped.
-    pub async fn decode<Q: Message + Default + Send + 'static>(
-        self,
-        limit: impl Into<Limit>,
-        measure: Measure,
-    ) -> Result<(Q, [Permit; 2]), Status> {
-        let memory = self.memory.clone();
-        let (encoded, wire) = self.only(limit).await?;
-        decode_within(&memory, encoded, wire, measure).await
-    }
-
     /// Reads the only message of the request, and reserves its memory.
     pub async fn only(mut self, limit: impl Into<Limit>) -> Result<(Bytes, Permit), Status> {
         let len = self
@@ -80,7 +69,7 @@ where
             .await?
             .ok_or_else(|| Status::invalid_argument("the request has no message"))?;
         let permit = self.reserve(len).await?;
-        let message = self.whole(len).await?;
+        let message = self.whole(Bytes::new(), len).await?;
         if self.next_len(u64::MAX).await?.is_some() {
             return Err(Status::invalid_argument(
                 "the request has a second message, this method takes one",
@@ -97,12 +86,12 @@ where
 
     /// Reads the length of the next message in bytes; `None` at the end of the request.
     pub async fn next_len(&mut self, limit: impl Into<Limit>) -> Result<Option<usize>, Status> {
-        if !self.fill().await? {
+        if !poll_fn(|cx| self.poll_fill(cx)).await? {
             return Ok(None);
         }
         let mut header = [0; HEADER_LEN];
         for byte in &mut header {
-            if !self.fill().await? {
+            if !poll_fn(|cx| self.poll_fill(cx)).await? {
                 return Err(cut_off());
             }
             *byte = self.arrived.get_u8();
@@ -127,23 +116,17 @@ where
 
     /// Reads the next bytes of a message as they arrived, at least one and at most `limit`.
     pub async fn some(&mut self, limit: usize) -> Result<Bytes, Status> {
-        if !self.fill().await? {
+        if !poll_fn(|cx| self.poll_fill(cx)).await? {
             return Err(cut_off());
         }
         Ok(self.arrived.split_to(self.arrived.len().min(limit)))
     }
 
-    /// Reads the next `len` bytes, without copying them if they arrived in one piece.
-    pub async fn whole(&mut self, len: usize) -> Result<Bytes, Status> {
-        if len == 0 {
-            return Ok(Bytes::new());
+    /// Reads the rest of `len` bytes, of which `first` are the first. Copies them only if they arrived in several pieces.
+    pub async fn whole(&mut self, mut first: Bytes, len: usize) -> Result<Bytes, Status> {
+        if first.is_empty() && len > 0 {
+            first = self.some(len).await?;
         }
-        let first = self.some(len).await?;
-        self.complete(first, len).await
-    }
-
-    /// Reads the rest of `len` bytes, of which `first` are the first.
-    pub async fn complete(&mut self, first: Bytes, len: usize) -> Result<Bytes, Status> {
         if first.len() == len {
             return Ok(first);
         }
@@ -155,30 +138,32 @@ where
         Ok(whole.freeze())
     }
 
-    /// Waits for bytes; false at the end of the request.
-    async fn fill(&mut self) -> Result<bool, Status> {
+    /// Waits until bytes have arrived; false at the end of the request.
+    fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<Result<bool, Status>> {
         while self.arrived.is_empty() {
-            match poll_fn(|cx| self.poll_data(cx)).await? {
-                Some(data) => self.arrived = data,
-                None => return Ok(false),
-            }
-        }
-        Ok(true)
-    }
-
-    /// Polls for the next bytes; empty for trailers, `None` at the end.
-    fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>, Status>> {
-        if let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(cx) {
+            let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(cx) else {
+                return self.poll_late(cx).map(Err);
+            };
             self.waiting = false;
             let data = frame.map(|frame| frame.map(|frame| frame.into_data().unwrap_or_default()));
             let bytes = data.as_ref().and_then(|data| data.as_ref().ok());
             self.pace.moved(bytes.map_or(0, Bytes::len));
-            return Poll::Ready(data.transpose().map_err(|why| {
-                Status::cancelled(format!("the client broke the request off: {why}"))
-            }));
+            match data {
+                None => return Poll::Ready(Ok(false)),
+                Some(Ok(data)) => self.arrived = data,
+                Some(Err(why)) => {
+                    let why = format!("the client broke the request off: {why}");
+                    return Poll::Ready(Err(Status::cancelled(why)));
+                }
+            }
         }
+        Poll::Ready(Ok(true))
+    }
+
+    /// Waits until the client is too slow, or has sent nothing for the time-out.
+    fn poll_late(&mut self, cx: &mut Context<'_>) -> Poll<Status> {
         if self.pace.poll_too_slow(cx).is_ready() {
-            return Poll::Ready(Err(too_slow()));
+            return Poll::Ready(too_slow());
         }
         let idle_timeout = self.idle_timeout;
         let timer = self
@@ -189,9 +174,9 @@ where
             timer.as_mut().reset(Instant::now() + idle_timeout);
         }
         ready!(timer.as_mut().poll(cx));
-        Poll::Ready(Err(Status::deadline_exceeded(format!(
+        Poll::Ready(Status::deadline_exceeded(format!(
             "nothing of the request arrived for {idle_timeout:?}"
-        ))))
+        )))
     }
 }
 

@@ -88,7 +88,7 @@ async fn answer(
     let Some(len) = requests.next_len(MAX_REQUEST).await? else {
         return Ok(None);
     };
-    let request: ServerReflectionRequest = decode(requests.whole(len).await?)?;
+    let request: ServerReflectionRequest = decode(requests.whole(Bytes::new(), len).await?)?;
     let body = tonic::body::Body::new(Full::new(Framed::encode(&request).head));
     let mut request = http::Request::new(body);
     *request.uri_mut() = uri;

@@ -146,14 +146,6 @@ impl Body {
         (!part.is_empty()).then(|| part.split_to(part.len().min(PIECE)))
     }
 
-    fn poll_message(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Framed, Status>>> {
-        let Some(messages) = &mut self.messages else {
-            return Poll::Ready(None);
-        };
-        let polled = catch_unwind(AssertUnwindSafe(|| messages.as_mut().poll_next(cx)));
-        polled.unwrap_or_else(|_| Poll::Ready(Some(Err(panicked()))))
-    }
-
     fn end(&mut self, status: &Status) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         self.ready = Framed::default();
         self.messages = None;
@@ -186,7 +178,11 @@ impl http_body::Body for Body {
             }
             // Sent, and no longer held while the next message waits for memory of its own.
             me.ready = Framed::default();
-            match me.poll_message(cx) {
+            let Some(messages) = &mut me.messages else {
+                return me.end(&Status::ok(""));
+            };
+            let polled = catch_unwind(AssertUnwindSafe(|| messages.as_mut().poll_next(cx)));
+            match polled.unwrap_or_else(|_| Poll::Ready(Some(Err(panicked())))) {
                 Poll::Pending => {
                     watchdog::waiting();
                     return Poll::Pending;

@@ -1,6 +1,6 @@
 //! Dispatch of calls, with what is common to all of them: deadline, panics, shutdown, health and reflection.
 
-use std::{panic::AssertUnwindSafe, time::Duration};
+use std::{panic::AssertUnwindSafe, pin::pin, time::Duration};
 
 use futures::FutureExt as _;
 use http::HeaderMap;
@@ -78,41 +78,40 @@ impl<S: Service> Router<S> {
             Err(status) => return refuse(&status),
         };
         let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
-        let answer = AssertUnwindSafe(self.dispatch(request)).catch_unwind();
-        let answer = answer.map(|answer| answer.unwrap_or_else(|_| Err(panicked())));
+        let answer = async {
+            let (head, body) = request.into_parts();
+            let path = head.uri.path();
+            let is_health = path.starts_with("/grpc.health.v1.Health/");
+            if self.shutdown.is_cancelled() && !is_health {
+                return Err(unavailable("shutting down"));
+            }
+            self.service.admit(&head.headers)?;
+            // No service needs a header, and many calls may wait for long.
+            drop(head.headers);
+            let requests = Messages::new(body, self.idle_timeout, self.memory.clone());
+            if is_health {
+                // Boxed, since the future of a call is moved before it runs, and this one is large.
+                let answer = Box::pin(self.health.call(path, requests, &self.memory)).await?;
+                answer.ok_or_else(|| S::unknown(path))
+            } else if path.starts_with("/grpc.reflection.") {
+                Ok(self.reflection.call(&head.uri, requests))
+            } else {
+                self.service.call(path, requests).await
+            }
+        };
+        // Pinned here, since each layer of futures would have room for it twice.
+        let answer = pin!(AssertUnwindSafe(answer).catch_unwind());
         let answer = match deadline {
             None => answer.await,
             Some(deadline) => {
                 watchdog::end_at(deadline);
                 let answer = timeout_at(deadline, answer).await;
-                answer.unwrap_or_else(|_| Err(too_late()))
+                answer.unwrap_or_else(|_| Ok(Err(too_late())))
             }
         };
-        match answer {
+        match answer.unwrap_or_else(|_| Err(panicked())) {
             Ok(body) => body.into_response(deadline),
             Err(status) => refuse(&status),
-        }
-    }
-
-    async fn dispatch(&self, request: http::Request<Incoming>) -> Result<Body, Status> {
-        let (head, body) = request.into_parts();
-        let path = head.uri.path();
-        let is_health = path.starts_with("/grpc.health.v1.Health/");
-        if self.shutdown.is_cancelled() && !is_health {
-            return Err(unavailable("shutting down"));
-        }
-        self.service.admit(&head.headers)?;
-        // No service needs a header, and many calls may wait for long.
-        drop(head.headers);
-        let requests = Messages::new(body, self.idle_timeout, self.memory.clone());
-        if is_health {
-            // Boxed, since the future of a call is moved before it runs, and this one is large.
-            let answer = Box::pin(self.health.call(path, requests, &self.memory)).await?;
-            answer.ok_or_else(|| S::unknown(path))
-        } else if path.starts_with("/grpc.reflection.") {
-            Ok(self.reflection.call(&head.uri, requests))
-        } else {
-            self.service.call(path, requests).await
         }
     }
 }

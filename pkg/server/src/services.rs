@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use futures::FutureExt as _;
-use gorego_grpc::{Body, Error, Limit, Messages, Service, full};
+use gorego_grpc::{Body, Error, Limit, Messages, Service, decode_within, full};
 use gorego_limits::Permit;
 use gorego_storage::{Chain, decoded::MAX_DECODED_RESULT};
 use http::HeaderMap;
@@ -69,17 +69,17 @@ impl Reapi {
         Q: Shaped + Send + 'static,
         F: Future<Output = Result<Body, Status>>,
     {
-        let (request, _permits) = requests.decode(limit, measure::<Q>).await?;
+        let (encoded, wire) = requests.only(limit).await?;
+        let memory = self.transport();
+        let (request, _permits) = decode_within(memory, encoded, wire, measure::<Q>).await?;
         handler(self, request).await
     }
 
-    /// Reserves the memory of a response.
     pub(crate) async fn reserve_response(&self, bytes: u64) -> Result<Permit, Status> {
         let responses = &self.transport().responses;
         responses.reserve(bytes).await.map_err(full)
     }
 
-    /// Returns the memory budgets of the transport.
     pub(crate) const fn transport(&self) -> &gorego_grpc::Memory {
         &self.options.transport.memory
     }

@@ -131,7 +131,7 @@ impl Blob {
     pub fn into_chunks(self) -> Chunks {
         match self {
             Self::Bytes(bytes) => stream::iter(split(bytes).map(Ok)).boxed(),
-            Self::File(file) => file.into_chunks(None),
+            Self::File(file) => stream::unfold(file.reader(None), FileReader::next).boxed(),
             Self::Stream(stream) => stream.chunks,
         }
     }
@@ -140,7 +140,10 @@ impl Blob {
     /// they are dropped. When little memory is left, they are small and not read ahead.
     pub fn into_chunks_within(self, memory: &Budget) -> Chunks {
         match self {
-            Self::File(file) => file.into_chunks(Some(memory.clone())),
+            Self::File(file) => {
+                let reader = file.reader(Some(memory.clone()));
+                stream::unfold(reader, FileReader::next).boxed()
+            }
             other => other.into_chunks(),
         }
     }
@@ -205,16 +208,15 @@ fn truncate_chunks(
 }
 
 impl BlobFile {
-    fn into_chunks(self, memory: Option<Budget>) -> Chunks {
+    fn reader(self, memory: Option<Budget>) -> FileReader {
         let (at, end) = (self.offset, self.offset + self.len);
-        let reader = FileReader {
+        FileReader {
             file: self,
             memory,
             at,
             end,
             ahead: None,
-        };
-        stream::unfold(reader, FileReader::next).boxed()
+        }
     }
 }
 
@@ -232,7 +234,7 @@ impl FileReader {
     async fn next(mut self) -> Option<(Result<Bytes>, Self)> {
         let reading = match self.ahead.take() {
             Some(reading) => reading,
-            None => self.read(self.share())?,
+            None => self.read(false)?,
         };
         let read = reading.await.unwrap_or_else(|_| {
             let cancelled = "the read was cancelled".to_owned();
@@ -241,9 +243,7 @@ impl FileReader {
         match &read {
             Ok(chunk) => {
                 self.at += chunk.len() as u64;
-                let share = self.share();
-                let reads_ahead = share.bytes() >= READ_AHEAD || self.memory.is_none();
-                self.ahead = reads_ahead.then(|| self.read(share)).flatten();
+                self.ahead = self.read(true);
             }
             Err(error) => {
                 self.at = self.end;
@@ -255,26 +255,19 @@ impl FileReader {
         Some((read, self))
     }
 
-    /// Reserves memory for the next chunk; none if the chunk has to be small.
-    fn share(&self) -> Permit {
-        let most = (CHUNK_SIZE as u64).min(self.end - self.at);
-        let share = |memory: &Budget| memory.share(most, SHARE);
-        let share = self.memory.as_ref().map(share).unwrap_or_default();
-        if share.bytes() > MIN_CHUNK {
-            share
-        } else {
-            Permit::default()
-        }
-    }
-
-    /// Starts to read the next chunk; `None` at the content's end.
-    fn read(&self, memory: Permit) -> Option<JoinHandle<Result<Bytes>>> {
-        let most = match (&self.memory, memory.bytes()) {
-            (None, _) => CHUNK_SIZE as u64,
-            (_, 0) => MIN_CHUNK,
-            (_, bytes) => bytes,
+    /// Starts to read the next chunk, within memory that is reserved for it if there is enough. `None` at the content's
+    /// end, or if too little memory is left to read `ahead`.
+    fn read(&self, ahead: bool) -> Option<JoinHandle<Result<Bytes>>> {
+        let left = self.end - self.at;
+        let share = |memory: &Budget| memory.share(left.min(CHUNK_SIZE as u64), SHARE);
+        let share = self.memory.as_ref().map(share);
+        let (most, memory) = match share {
+            None => (CHUNK_SIZE as u64, Permit::default()),
+            Some(share) if ahead && share.bytes() < READ_AHEAD => return None,
+            Some(share) if share.bytes() > MIN_CHUNK => (share.bytes(), share),
+            Some(_) => (MIN_CHUNK, Permit::default()),
         };
-        let len = usize::try_from(most.min(self.end - self.at)).unwrap_or(usize::MAX);
+        let len = usize::try_from(most.min(left)).unwrap_or(usize::MAX);
         let (at, file, path) = (self.at, Arc::clone(&self.file.file), self.file.path.clone());
         (len > 0).then(|| {
             task::spawn_blocking(move || {

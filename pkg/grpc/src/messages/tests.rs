@@ -37,7 +37,7 @@ async fn messages_are_the_same_however_they_are_cut_into_frames() {
     ] {
         let mut messages = cut(pieces);
         assert_eq!(messages.next_len(5).await.unwrap(), Some(5));
-        assert_eq!(messages.whole(5).await.unwrap(), "hello");
+        assert_eq!(messages.whole(Bytes::new(), 5).await.unwrap(), "hello");
         assert_eq!(messages.next_len(5).await.unwrap(), None);
     }
 }

@@ -179,7 +179,7 @@ where
         // Uploads that hold a file may reserve this memory, so the file comes first.
         self.reserve_file().await?;
         self.memory = self.messages.reserve(len).await?;
-        let whole = self.messages.complete(read, len).await?;
+        let whole = self.messages.whole(read, len).await?;
         let mut request: WriteRequest = decode(whole)?;
         self.arrived = mem::take(&mut request.data);
         Ok(Some(request))
@@ -194,7 +194,7 @@ where
     pub(super) async fn gather(&mut self) -> Result<(), Status> {
         let len = self.data_len();
         let arrived = mem::take(&mut self.arrived);
-        self.arrived = self.messages.complete(arrived, len).await?;
+        self.arrived = self.messages.whole(arrived, len).await?;
         self.left = 0;
         Ok(())
     }

@@ -79,7 +79,7 @@ impl io::Write for Log {
 
 async fn over_tls(authority: &Authority, client_auth: ClientAuth) -> Server {
     Server::limited(|options| {
-        options.transport.tls = Some(watch::channel(authority.server(client_auth)).1)
+        options.transport.tls = Some(watch::channel(authority.server(client_auth)).1);
     })
     .await
 }

@@ -273,7 +273,7 @@ async fn requests_beyond_the_memory_for_requests_wait_for_each_other() {
         "/build.bazel.remote.execution.v2.ContentAddressableStorage/BatchUpdateBlobs";
     const MIB: usize = 1024 * 1024;
     const LEN: usize = 18 * MIB;
-    // What can be sent that nobody reads, where there are few connections.
+    // The most bytes that the server does not read but accepts, with few connections.
     const WINDOW: usize = 4 * MIB;
     const READ: usize = 6 * MIB;
     let mut options = Options::default();

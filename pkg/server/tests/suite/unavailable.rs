@@ -130,7 +130,7 @@ async fn a_failure_of_the_disk_is_reported_with_its_cause_and_without_the_path()
             (Code::from(updated.code), &*updated.message),
         ] {
             assert_eq!(told, code, "{message}");
-            assert!(message.contains(cause), "{cause} is not told in: {message}");
+            assert!(message.contains(cause), "{cause} is missing in: {message}");
             assert!(!message.contains("/secret"), "{message}");
         }
     }
