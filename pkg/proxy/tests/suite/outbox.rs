@@ -1,20 +1,17 @@
 //! What is accepted during an outage is kept, what is refused leaves no trace, and neither grows beyond
 //! its bounds.
-#![allow(clippy::unwrap_used, reason = "tests")]
-
-mod common;
 
 use std::{fs, os::unix::fs::MetadataExt as _, time::Duration};
 
-use bytes::Bytes;
-use common::{
-    CHUNK, Proxy, content,
+use crate::common::{
+    self, CHUNK, Proxy, content,
     outage::{
         action, backing_result, degrading, down, evict_all, files, left, name, put, replayed,
         result,
     },
     sha256,
 };
+use bytes::Bytes;
 use futures::{future::join_all, stream};
 use gorego_proxy::Outbox;
 use gorego_storage::{

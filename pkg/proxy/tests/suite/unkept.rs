@@ -1,11 +1,8 @@
 //! Where this tier has no room for a blob, its readers get it all the same, and harm nobody.
-#![allow(clippy::unwrap_used, reason = "tests")]
-
-mod common;
 
 use std::time::Duration;
 
-use common::{CHUNK, Proxy, content};
+use crate::common::{self, CHUNK, Proxy, content};
 use futures::{FutureExt as _, StreamExt as _, future};
 use gorego_storage::{BlobStore as _, Error};
 use tokio::{

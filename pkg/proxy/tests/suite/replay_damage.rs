@@ -1,7 +1,4 @@
 //! Content of the backing cache that is damaged on its way decides nothing about what waits.
-#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
-
-mod common;
 
 use std::{
     fs,
@@ -9,8 +6,7 @@ use std::{
     time::Duration,
 };
 
-use bytes::Bytes;
-use common::{
+use crate::common::{
     CHUNK, Proxy, content,
     outage::{
         action, backing_has, backing_put, backing_result, degrading, down, evict_all, files, left,
@@ -18,6 +14,7 @@ use common::{
     },
     sha256,
 };
+use bytes::Bytes;
 use gorego_storage::{ActionCacheExt as _, BlobStoreExt as _, Digest};
 use reapi::v2::{ActionResult, Directory, FileNode, OutputDirectory, Tree};
 use tokio::time::sleep;

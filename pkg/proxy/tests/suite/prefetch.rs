@@ -1,11 +1,8 @@
 //! Outputs that are fetched before anybody asks for them, and those that are not.
-#![allow(clippy::unwrap_used, reason = "tests")]
-
-mod common;
 
 use std::time::Duration;
 
-use common::{CHUNK, Proxy, content, sha256};
+use crate::common::{self, CHUNK, Proxy, content, sha256};
 use gorego_proxy::Options;
 use gorego_storage::{ActionCache, ActionCacheExt, BlobStore, BlobStoreExt as _, Digest};
 use reapi::v2::{self, ActionResult, Directory, FileNode, OutputDirectory, OutputFile, Tree};

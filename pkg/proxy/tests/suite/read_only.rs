@@ -1,12 +1,9 @@
 //! Read-only towards the backing cache: what clients write stays here.
-#![allow(clippy::unwrap_used, reason = "tests")]
-
-mod common;
 
 use std::{sync::atomic::Ordering::SeqCst, time::Duration};
 
-use common::{
-    CHUNK, Proxy, content,
+use crate::common::{
+    self, CHUNK, Proxy, content,
     outage::{action, backing_put, degrading, result},
     sha256,
 };

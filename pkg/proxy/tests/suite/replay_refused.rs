@@ -1,12 +1,9 @@
 //! What the backing cache does not take is offered again, and given up only where it is at fault itself.
-#![allow(clippy::unwrap_used, reason = "tests")]
-
-mod common;
 
 use std::{ops::Range, time::Duration};
 
-use common::{
-    Proxy, content,
+use crate::common::{
+    self, Proxy, content,
     outage::{action, backing_has, backing_result, degrading, down, left, put, put_result, result},
 };
 use gorego_proxy::Options;

@@ -1,11 +1,8 @@
 //! What is read is fetched once, by whoever comes first, and for everybody.
-#![allow(clippy::unwrap_used, reason = "tests")]
-
-mod common;
 
 use std::{sync::atomic::Ordering::SeqCst, time::Duration};
 
-use common::{CHUNK, Proxy, content};
+use crate::common::{self, CHUNK, Proxy, content};
 use futures::{FutureExt as _, StreamExt as _, future, stream};
 use gorego_storage::{
     Blob, BlobStore, BlobStoreExt as _, DigestFunction, Error, Evictable as _, Put,

@@ -1,20 +1,17 @@
 //! The backing cache gets what was accepted while it was down, and nothing that is older than what it
 //! has.
-#![allow(clippy::unwrap_used, reason = "tests")]
-
-mod common;
 
 use std::time::Duration;
 
-use bytes::Bytes;
-use common::{
-    content,
+use crate::common::{
+    self, content,
     outage::{
         action, backing_has, backing_put, backing_result, degrading, down, left, name, put,
         put_result, replayed, result,
     },
     sha256,
 };
+use bytes::Bytes;
 use gorego_storage::{
     ActionCache, ActionCacheExt, Blob, BlobStore, BlobStoreExt as _, DigestFunction, Error,
 };

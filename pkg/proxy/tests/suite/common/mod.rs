@@ -1,13 +1,6 @@
 //! A backing cache in memory that does as it is told, and a proxy in front of it.
-#![allow(
-    dead_code,
-    unreachable_pub,
-    clippy::unwrap_used,
-    clippy::expect_used,
-    reason = "tests, each using a part"
-)]
 
-pub mod outage;
+pub(crate) mod outage;
 
 use std::{
     fmt,
@@ -36,59 +29,59 @@ use tempfile::TempDir;
 use tokio::{sync::watch, time::sleep};
 use tonic::Code;
 
-pub const GIB: u64 = 1 << 30;
+pub(crate) const GIB: u64 = 1 << 30;
 /// How much may wait.
-pub const JOURNAL: u64 = 16 << 20;
+pub(crate) const JOURNAL: u64 = 16 << 20;
 /// The backing cache gives content in chunks of this size.
-pub const CHUNK: usize = 64 * 1024;
+pub(crate) const CHUNK: usize = 64 * 1024;
 
 /// See the module.
 #[derive(Default)]
-pub struct Backing {
-    pub memory: MemoryStore,
+pub(crate) struct Backing {
+    pub(crate) memory: MemoryStore,
     script: Mutex<Script>,
     /// How much of each blob may be given; all, if nobody set it.
     gate: watch::Sender<Option<u64>>,
-    pub gets: AtomicU64,
-    pub finds: AtomicU64,
-    pub puts: AtomicU64,
+    pub(crate) gets: AtomicU64,
+    pub(crate) finds: AtomicU64,
+    pub(crate) puts: AtomicU64,
     /// The number of calls that found it down.
     outages: AtomicU64,
     putting: AtomicU64,
     /// The most puts of blobs at once.
-    pub most_putting: AtomicU64,
+    pub(crate) most_putting: AtomicU64,
 }
 
 /// What goes wrong.
 #[derive(Clone, Debug, Default)]
 #[expect(clippy::struct_excessive_bools, reason = "each goes wrong by itself")]
-pub struct Script {
+pub(crate) struct Script {
     /// Nothing answers.
-    pub down: bool,
+    pub(crate) down: bool,
     /// So many puts fail after the first chunk.
-    pub failing_puts: u32,
+    pub(crate) failing_puts: u32,
     /// Content is damaged on the way, and found not to match at its end.
-    pub corrupt: bool,
+    pub(crate) corrupt: bool,
     /// It says of every blob that it is there, and reads no put.
-    pub has_all: bool,
+    pub(crate) has_all: bool,
     /// Puts and gets of these blobs, and puts of these actions' results, are answered with that code.
-    pub refused: Vec<(Digest, Code)>,
+    pub(crate) refused: Vec<(Digest, Code)>,
     /// A balancer before it refuses, with a page.
-    pub foreign: bool,
+    pub(crate) foreign: bool,
     /// Nothing under this function is taken or looked for.
-    pub lacks: Option<DigestFunction>,
+    pub(crate) lacks: Option<DigestFunction>,
     /// Looking for this blob together with others panics.
-    pub panics: Option<Digest>,
+    pub(crate) panics: Option<Digest>,
     /// Each call takes so long.
-    pub latency: Duration,
+    pub(crate) latency: Duration,
     /// Puts are taken without a look at them, and content is lost.
-    pub careless: bool,
+    pub(crate) careless: bool,
     /// When this blob is looked for, somebody else puts this result of [`outage::action`].
-    pub newer: Option<(Digest, ActionResult)>,
+    pub(crate) newer: Option<(Digest, ActionResult)>,
 }
 
 impl Backing {
-    pub fn script(&self, change: impl FnOnce(&mut Script)) {
+    pub(crate) fn script(&self, change: impl FnOnce(&mut Script)) {
         change(&mut self.script.lock().unwrap());
     }
 
@@ -97,16 +90,16 @@ impl Backing {
     }
 
     /// From now on no more than this of a blob is given.
-    pub fn hold_at(&self, bytes: u64) {
+    pub(crate) fn hold_at(&self, bytes: u64) {
         self.gate.send_replace(Some(bytes));
     }
 
-    pub fn let_go(&self) {
+    pub(crate) fn let_go(&self) {
         self.gate.send_replace(None);
     }
 
     /// Has the blob, without anybody having put it.
-    pub async fn has(&self, content: &Bytes) -> Digest {
+    pub(crate) async fn has(&self, content: &Bytes) -> Digest {
         let digest = DigestFunction::Sha256.digest(content);
         let blob = Blob::Bytes(content.clone());
         BlobStore::put(&self.memory, &digest, blob).await.unwrap();
@@ -258,15 +251,15 @@ impl fmt::Debug for Backing {
 }
 
 /// A proxy, its two tiers, and where the local one is.
-pub struct Proxy {
-    pub store: ProxyStore,
-    pub local: Arc<LocalStore>,
-    pub backing: Arc<Backing>,
-    pub outbox: Arc<Outbox>,
-    pub dir: TempDir,
+pub(crate) struct Proxy {
+    pub(crate) store: ProxyStore,
+    pub(crate) local: Arc<LocalStore>,
+    pub(crate) backing: Arc<Backing>,
+    pub(crate) outbox: Arc<Outbox>,
+    pub(crate) dir: TempDir,
 }
 
-pub fn options() -> Options {
+pub(crate) fn options() -> Options {
     Options {
         existence_ttl: Duration::from_mins(5),
         read_only: false,
@@ -278,12 +271,12 @@ pub fn options() -> Options {
 }
 
 impl Proxy {
-    pub async fn new() -> Self {
+    pub(crate) async fn new() -> Self {
         Self::with(options(), GIB).await
     }
 
     /// With room for that many bytes in the local tier.
-    pub async fn with(options: Options, max_bytes: u64) -> Self {
+    pub(crate) async fn with(options: Options, max_bytes: u64) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let backing = Arc::new(Backing::default());
         let local = open(dir.path(), max_bytes).await;
@@ -313,7 +306,7 @@ impl Proxy {
     }
 
     /// Stops, and starts again in the same directory.
-    pub async fn restart(self, options: Options) -> Self {
+    pub(crate) async fn restart(self, options: Options) -> Self {
         self.store.close().await;
         self.local.close().await.unwrap();
         let Self { dir, backing, .. } = self;
@@ -323,7 +316,7 @@ impl Proxy {
     }
 
     /// Stops as if the machine had, and starts again after `meanwhile`.
-    pub async fn crash(self, options: Options, meanwhile: impl FnOnce()) -> Self {
+    pub(crate) async fn crash(self, options: Options, meanwhile: impl FnOnce()) -> Self {
         self.store.close().await;
         let Self { dir, backing, .. } = self;
         drop((self.store, self.local, self.outbox));
@@ -332,16 +325,16 @@ impl Proxy {
         Self::of(dir, local, backing, options).await
     }
 
-    pub fn actions(&self) -> ProxyActions {
+    pub(crate) fn actions(&self) -> ProxyActions {
         ProxyActions::new(&self.store)
     }
 
-    pub async fn read(&self, digest: &Digest) -> Result<Bytes> {
+    pub(crate) async fn read(&self, digest: &Digest) -> Result<Bytes> {
         self.store.get(digest, 0).await?.into_bytes().await
     }
 }
 
-pub async fn open(dir: &Path, max_bytes: u64) -> Arc<LocalStore> {
+pub(crate) async fn open(dir: &Path, max_bytes: u64) -> Arc<LocalStore> {
     let options = LocalOptions {
         dir: dir.to_owned(),
         max_bytes,
@@ -356,10 +349,10 @@ pub async fn open(dir: &Path, max_bytes: u64) -> Arc<LocalStore> {
     Arc::new(LocalStore::open(options).await.unwrap())
 }
 
-pub fn content(seed: u8, len: usize) -> Bytes {
+pub(crate) fn content(seed: u8, len: usize) -> Bytes {
     gorego_storage_conformance::content(u64::from(seed), len)
 }
 
-pub fn sha256(content: &Bytes) -> Digest {
+pub(crate) fn sha256(content: &Bytes) -> Digest {
     DigestFunction::Sha256.digest(content)
 }

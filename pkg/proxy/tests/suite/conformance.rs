@@ -1,11 +1,8 @@
 //! The two tiers together keep every promise of a store.
-#![allow(clippy::unwrap_used, reason = "tests")]
-
-mod common;
 
 use std::sync::{Arc, Mutex};
 
-use common::Proxy;
+use crate::common::{self, Proxy};
 use gorego_proxy::Options;
 use gorego_storage_conformance as conformance;
 

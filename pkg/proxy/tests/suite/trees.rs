@@ -1,16 +1,13 @@
 //! Of trees only so much is in memory at once, however many results name them.
-#![allow(clippy::unwrap_used, reason = "tests")]
-
-mod common;
 
 use std::{sync::atomic::Ordering::SeqCst, time::Duration};
 
-use bytes::Bytes;
-use common::{
+use crate::common::{
     GIB, Proxy, content,
     outage::{action, degrading, down, left, put},
     sha256,
 };
+use bytes::Bytes;
 use futures::future::{join, join_all};
 use gorego_storage::{ActionCache, ActionCacheExt as _, Blob, BlobStore, Digest};
 use reapi::v2::{ActionResult, Directory, OutputDirectory, SymlinkNode, Tree};

@@ -1,18 +1,15 @@
 //! What waits gets there in its order, and what does not get there holds up nothing behind it.
-#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
-
-mod common;
 
 use std::{sync::atomic::Ordering::SeqCst, time::Duration};
 
-use bytes::Bytes;
-use common::{
+use crate::common::{
     CHUNK, Proxy, content,
     outage::{
         action, backing_has, backing_result, degrading, down, files, left, name, put, put_result,
         replayed, result,
     },
 };
+use bytes::Bytes;
 use gorego_storage::{BlobStore, Digest};
 use reapi::v2::ActionResult;
 use tokio::time::sleep;

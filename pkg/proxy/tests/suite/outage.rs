@@ -1,10 +1,7 @@
 //! While the backing cache is down builds go on, and nothing that was accepted is lost.
-#![allow(clippy::unwrap_used, reason = "tests")]
 
-mod common;
-
-use common::{
-    CHUNK, Proxy, content,
+use crate::common::{
+    self, CHUNK, Proxy, content,
     outage::{action, backing_put, backing_result, degrading, down, replayed, result},
     sha256,
 };

@@ -1,12 +1,9 @@
 //! Action results of two tiers.
-#![allow(clippy::unwrap_used, reason = "tests")]
-
-mod common;
 
 use std::{sync::atomic::Ordering::SeqCst, time::Duration};
 
+use crate::common::{self, Proxy, content, sha256};
 use bytes::Bytes;
-use common::{Proxy, content, sha256};
 use gorego_limits::Budget;
 use gorego_proxy::{OnOutage, Options};
 use gorego_storage::{

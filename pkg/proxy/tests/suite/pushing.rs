@@ -1,12 +1,9 @@
 //! What goes up from here goes once, whoever waits for it.
-#![allow(clippy::unwrap_used, reason = "tests")]
-
-mod common;
 
 use std::{slice, sync::atomic::Ordering::SeqCst, time::Duration};
 
+use crate::common::{self, CHUNK, Proxy, content, outage::left, sha256};
 use bytes::Bytes;
-use common::{CHUNK, Proxy, content, outage::left, sha256};
 use futures::{StreamExt as _, future::join_all, stream};
 use gorego_proxy::{OnOutage, Options};
 use gorego_storage::{

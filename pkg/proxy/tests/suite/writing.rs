@@ -1,12 +1,9 @@
 //! Nobody hears that a blob is stored before the backing cache has it.
-#![allow(clippy::unwrap_used, reason = "tests")]
-
-mod common;
 
 use std::{fs, sync::atomic::Ordering::SeqCst};
 
+use crate::common::{self, CHUNK, Proxy, content, sha256};
 use bytes::Bytes;
-use common::{CHUNK, Proxy, content, sha256};
 use futures::{StreamExt as _, stream};
 use gorego_storage::{
     Blob, BlobStore, BlobStoreExt as _, BlobStream, Chunks, Digest, Error, Put, Resume, UploadId,
