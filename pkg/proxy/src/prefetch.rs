@@ -1,119 +1,103 @@
-//! Fetches what clients will soon ask for: the outputs of results that were hits.
+//! Fetches the outputs of results that were hits, before clients read them.
 
 use std::{
-    collections::HashSet,
-    mem,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering::Relaxed},
-    },
+    collections::{HashMap, HashSet},
+    sync::Arc,
 };
 
-use gorego_storage::{BlobStoreExt as _, CHUNK_SIZE, Digest};
+use futures::future;
+use gorego_limits::{Budget, Permit};
+use gorego_storage::{BlobStore as _, Digest};
 use tokio::sync::{Semaphore, mpsc};
 
-use crate::{missing::batches, store::Tiers};
+use crate::{batches::batches, fetch::Fetches, tasks::Tasks};
 
-/// How many blobs may be waiting; of more than that, clients have to ask.
+/// The most blobs in the queue. Clients read the others themselves.
 pub(crate) const QUEUE: usize = 16 * 1024;
-/// How many are looked at together.
+/// The most blobs that are taken from the queue at once.
 const TOGETHER: usize = 256;
-/// How many batches or large blobs are fetched at once.
+/// The most batches or large blobs that are fetched at once.
 const AT_ONCE: usize = 8;
-/// The most that is fetched of one result, in bytes, and as a part of what this tier may hold: what
-/// comes unasked is not to drive out what is in use.
+/// The most bytes of one result, and the part of the local tier's size, so that blobs in use stay.
 const OF_RESULT: u64 = 1 << 30;
 const PART_OF_RESULT: u64 = 16;
-/// The most that is wanted at any time, as a part of the same.
+/// The part of the local tier's size for all blobs in the queue.
 const PART_OF_ALL: u64 = 8;
 
-/// What is to be fetched, in the order of the results that name it.
-#[derive(Debug)]
-pub(crate) struct Wanted {
-    queue: mpsc::Sender<Digest>,
+/// The queue of blobs to fetch, in the order of the results that name them.
+pub(crate) struct Prefetch {
+    queue: mpsc::Sender<(Digest, Permit)>,
+    room: Budget,
     of_result: u64,
-    of_all: u64,
-    /// What waits or is being fetched, in bytes.
-    bytes: Arc<AtomicU64>,
 }
 
-/// Where it comes out.
-pub(crate) struct Queue {
-    queue: mpsc::Receiver<Digest>,
-    bytes: Arc<AtomicU64>,
-}
+/// The other end of the queue.
+type Queue = mpsc::Receiver<(Digest, Permit)>;
 
-impl Wanted {
-    /// For a tier that may hold `capacity` bytes.
-    pub(crate) fn new(capacity: u64) -> (Self, Queue) {
-        let (sender, queue) = mpsc::channel(QUEUE);
-        let bytes = Arc::default();
-        let wanted = Self {
-            queue: sender,
-            of_result: OF_RESULT.min(capacity / PART_OF_RESULT),
-            of_all: capacity / PART_OF_ALL,
-            bytes: Arc::clone(&bytes),
-        };
-        (wanted, Queue { queue, bytes })
+impl Prefetch {
+    /// Starts to fetch in the background, into a local tier of `capacity` bytes.
+    pub(crate) fn start(fetches: Arc<Fetches>, capacity: u64, tasks: &Tasks) -> Self {
+        let (prefetch, queue) = Self::new(capacity);
+        tasks.spawn(run(fetches, queue, tasks.clone()));
+        prefetch
     }
 
-    /// Adds what there is room for.
+    fn new(capacity: u64) -> (Self, Queue) {
+        let (sender, queue) = mpsc::channel(QUEUE);
+        let prefetch = Self {
+            queue: sender,
+            room: Budget::count("room for prefetched blobs", capacity / PART_OF_ALL),
+            of_result: OF_RESULT.min(capacity / PART_OF_RESULT),
+        };
+        (prefetch, queue)
+    }
+
+    /// Adds outputs of a result, as far as there is room.
     pub(crate) fn add(&self, digests: Vec<Digest>) {
-        let mut left = self.of_result;
-        let mut seen = HashSet::new();
+        let (mut left, mut seen) = (self.of_result, HashSet::new());
         for digest in digests {
             let size = digest.size();
-            if size > left || !seen.insert(digest) || !self.make_room(size) {
-                continue;
-            }
-            left -= size;
-            if self.queue.try_send(digest).is_err() {
-                self.bytes.fetch_sub(size, Relaxed);
-                return;
+            if size <= left
+                && seen.insert(digest)
+                && let Some(permit) = self.room.try_reserve(size)
+                && self.queue.try_send((digest, permit)).is_ok()
+            {
+                left -= size;
             }
         }
     }
-
-    fn make_room(&self, size: u64) -> bool {
-        let fits = |bytes: u64| Some(bytes + size).filter(|bytes| *bytes <= self.of_all);
-        self.bytes.fetch_update(Relaxed, Relaxed, fits).is_ok()
-    }
 }
 
-/// Fetches what is wanted, until the proxy is closed.
-pub(crate) async fn run(tiers: Arc<Tiers>, mut wanted: Queue) {
-    let at_once = Arc::new(Semaphore::new(AT_ONCE));
+async fn run(fetches: Arc<Fetches>, mut queue: Queue, tasks: Tasks) {
+    let slots = Arc::new(Semaphore::new(AT_ONCE));
     let mut together = Vec::new();
-    while wanted.queue.recv_many(&mut together, TOGETHER).await > 0 {
-        for batch in batches(mem::take(&mut together)) {
-            let Ok(permit) = Arc::clone(&at_once).acquire_owned().await else {
+    while queue.recv_many(&mut together, TOGETHER).await > 0 {
+        let digests = together.iter().map(|(digest, _)| *digest).collect();
+        let mut permits: HashMap<Digest, Permit> = together.drain(..).collect();
+        for batch in batches(digests) {
+            let Ok(slot) = Arc::clone(&slots).acquire_owned().await else {
                 return;
             };
-            let (fetching, bytes) = (Arc::clone(&tiers), Arc::clone(&wanted.bytes));
-            tiers.spawn(async move {
-                let _permit = permit;
-                fetch(&fetching, &batch).await;
-                bytes.fetch_sub(batch.iter().map(Digest::size).sum(), Relaxed);
+            let permits: Vec<_> = batch.iter().map(|digest| permits.remove(digest)).collect();
+            let fetches = Arc::clone(&fetches);
+            tasks.spawn(async move {
+                fetch(&fetches, &batch).await;
+                drop((slot, permits));
             });
         }
     }
 }
 
-/// Small blobs together, or a large one.
-async fn fetch(tiers: &Arc<Tiers>, batch: &[Digest]) {
-    match batch {
-        [large] if large.size() > CHUNK_SIZE as u64 => {
-            // It may have come since it was wanted.
-            if tiers.local.contains(large).await.unwrap_or_default() {
-                return;
-            }
-            // As one whom nobody waits for: what cannot be kept is of no use.
-            if let Some((joined, ())) = tiers.fetches.join(large, |_| Some(())) {
-                let _ = tiers.run(joined).ended().await;
-            }
-        }
-        small => drop(tiers.get_batch(small).await),
-    }
+/// Fetches the blobs that the local tier lacks. Does not count as a reader, since a blob that cannot be
+/// stored is of no use.
+async fn fetch(fetches: &Arc<Fetches>, batch: &[Digest]) {
+    let local = fetches.local.fetch_batch(batch).await;
+    let misses = batch.iter().zip(local);
+    let misses = misses.filter_map(|(digest, local)| local.is_err().then_some(*digest));
+    let misses: Vec<Digest> = misses.collect();
+    let flows = fetches.join_all(&misses, |flow| Some(Arc::clone(flow)));
+    let ends = flows.iter().flatten().map(|flow| flow.ended());
+    future::join_all(ends).await;
 }
 
 #[cfg(test)]
@@ -129,37 +113,36 @@ mod tests {
     }
 
     fn sizes(queue: &mut Queue) -> Vec<u64> {
-        std::iter::from_fn(|| queue.queue.try_recv().ok())
-            .map(|digest| digest.size())
+        std::iter::from_fn(|| queue.try_recv().ok())
+            .map(|(digest, _)| digest.size())
             .collect()
     }
 
     #[test]
-    fn no_result_fills_more_than_its_part() {
-        let (wanted, mut queue) = Wanted::new(1600);
-        wanted.add(blobs(&[60, 101, 50, 30, 20]));
+    fn outputs_of_one_result_have_a_limited_size() {
+        let (prefetch, mut queue) = Prefetch::new(1600);
+        prefetch.add(blobs(&[60, 101, 50, 30, 20]));
         assert_eq!(sizes(&mut queue), [60, 30]);
-        let (wanted, mut queue) = Wanted::new(u64::MAX);
-        wanted.add(blobs(&[OF_RESULT, 1]));
+        let (prefetch, mut queue) = Prefetch::new(u64::MAX);
+        prefetch.add(blobs(&[OF_RESULT, 1]));
         assert_eq!(sizes(&mut queue), [OF_RESULT]);
     }
 
     #[test]
-    fn what_is_named_twice_counts_once() {
-        let (wanted, mut queue) = Wanted::new(1600);
-        wanted.add([blobs(&[60]), blobs(&[60, 40])].concat());
+    fn an_output_named_twice_counts_once() {
+        let (prefetch, mut queue) = Prefetch::new(1600);
+        prefetch.add([blobs(&[60]), blobs(&[60, 40])].concat());
         assert_eq!(sizes(&mut queue), [60, 40]);
     }
 
     #[test]
-    fn many_results_do_not_fill_more_than_the_part_of_all() {
-        let (wanted, mut queue) = Wanted::new(1600);
+    fn outputs_of_all_results_have_a_limited_size() {
+        let (prefetch, mut queue) = Prefetch::new(1600);
         for _ in 0..3 {
-            wanted.add(blobs(&[90]));
+            prefetch.add(blobs(&[90]));
         }
-        assert_eq!(sizes(&mut queue), [90, 90]);
-        queue.bytes.fetch_sub(90, Relaxed);
-        wanted.add(blobs(&[100]));
-        assert_eq!(sizes(&mut queue), [100]);
+        drop(queue.try_recv().unwrap());
+        prefetch.add(blobs(&[100]));
+        assert_eq!(sizes(&mut queue), [90, 100]);
     }
 }

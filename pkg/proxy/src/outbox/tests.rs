@@ -40,14 +40,14 @@ async fn a_blob_uploaded_anew_stays_pending_whatever_its_earlier_upload_finds() 
     let dir = tempfile::tempdir().unwrap();
     let outbox = open(&dir).await;
     let digest = add(&outbox).await;
-    let first = outbox.queue().first(0..u64::MAX, 2);
+    let first = outbox.first(0..u64::MAX, 2);
     add(&outbox).await;
     assert_eq!(entries(&outbox), 1);
     let gone = Outcome::Rejected(Error::NotFound(digest));
     let settled = outbox.settle(vec![(first[0].0, gone)], Duration::ZERO);
     settled.await.unwrap();
     assert_eq!(entries(&outbox), 1);
-    let second = outbox.queue().first(0..u64::MAX, 2);
+    let second = outbox.first(0..u64::MAX, 2);
     let settled = outbox.settle(vec![(second[0].0, Outcome::Done)], Duration::ZERO);
     settled.await.unwrap();
     assert_eq!(*outbox.depth().borrow(), Depth::default());
