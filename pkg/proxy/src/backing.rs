@@ -55,12 +55,6 @@ impl BackingBlobs {
         self.present.contains(&present(self.epoch(), digest))
     }
 
-    /// Returns the blobs that are not known to be present.
-    pub(crate) fn unknown(&self, digests: &[Digest]) -> Vec<Digest> {
-        let unknown = digests.iter().filter(|digest| !self.has(digest));
-        unknown.copied().collect()
-    }
-
     /// Records a blob that turned out to be missing.
     pub(crate) fn forget(&self, digest: &Digest) {
         self.present.remove(&present(self.epoch(), digest));
@@ -77,8 +71,15 @@ impl BackingBlobs {
         self.clock.accepted();
     }
 
-    /// Requests which of the blobs are missing, and records the others.
+    /// Returns the missing blobs. Those known to be present are not asked for.
     pub(crate) async fn find_missing(&self, digests: &[Digest]) -> Result<Vec<Digest>> {
+        let unknown = digests.iter().filter(|digest| !self.has(digest));
+        self.find_missing_now(&unknown.copied().collect::<Vec<_>>())
+            .await
+    }
+
+    /// Asks the backing cache for the missing blobs, and records the others.
+    pub(crate) async fn find_missing_now(&self, digests: &[Digest]) -> Result<Vec<Digest>> {
         if digests.is_empty() {
             return Ok(Vec::new());
         }

@@ -12,27 +12,23 @@ pub(crate) const fn is_small(digest: &Digest) -> bool {
     digest.size() <= CHUNK_SIZE as u64
 }
 
-/// Splits blobs into batches of small ones with the same digest function, since a peer may lack one, and
-/// large ones alone.
+/// Splits blobs into batches of small ones with the same digest function, since a peer may lack one, and large
+/// ones alone.
 pub(crate) fn batches(digests: Vec<Digest>) -> Vec<Vec<Digest>> {
     let mut batches: Vec<Vec<Digest>> = Vec::new();
     // The last batch of each function, and its bytes.
     let mut last: HashMap<DigestFunction, (usize, u64)> = HashMap::new();
     for digest in digests {
-        let (function, size) = (digest.function(), digest.size());
-        let fits = last
-            .get_mut(&function)
-            .filter(|(_, bytes)| *bytes + size <= BATCH);
-        if let Some((at, bytes)) = fits
-            && is_small(&digest)
-            && let Some(batch) = batches.get_mut(*at)
-        {
-            *bytes += size;
-            batch.push(digest);
-            continue;
-        }
-        if is_small(&digest) {
-            last.insert(function, (batches.len(), size));
+        let is_small = is_small(&digest);
+        let (at, bytes) = last.entry(digest.function()).or_insert((usize::MAX, 0));
+        match batches.get_mut(*at) {
+            Some(batch) if is_small && *bytes + digest.size() <= BATCH => {
+                *bytes += digest.size();
+                batch.push(digest);
+                continue;
+            }
+            _ if is_small => (*at, *bytes) = (batches.len(), digest.size()),
+            _ => {}
         }
         batches.push(vec![digest]);
     }

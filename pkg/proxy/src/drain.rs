@@ -11,7 +11,6 @@ use reapi::v2::ActionResult;
 use tokio::time::sleep;
 
 use crate::{
-    backing::BackingBlobs,
     batches::is_small,
     outbox::{
         Outbox,
@@ -20,6 +19,7 @@ use crate::{
     },
     outputs::is_complete,
     presence::{Presence, UploadingBlobs},
+    tiers::Tiers,
     uploads::Uploads,
 };
 
@@ -38,7 +38,7 @@ const LONGEST: Duration = Duration::from_secs(30);
 /// Uploads pending writes. A write is settled once it is stored, rejected or no longer needed.
 pub(crate) struct Drain {
     pub(crate) outbox: Arc<Outbox>,
-    pub(crate) backing: Arc<BackingBlobs>,
+    pub(crate) tiers: Tiers,
     pub(crate) results: Arc<dyn ActionCache>,
     pub(crate) uploads: Arc<Uploads>,
     pub(crate) presence: Arc<Presence>,
@@ -84,7 +84,12 @@ impl Drain {
             *probes = probes.wrapping_add(1);
             let probed = probes.checked_rem(batch.len()).and_then(|at| batch.get(at));
             if let Some((_, key)) = probed
-                && let Err(error) = self.backing.store.find_missing(&[*key.digest()]).await
+                && let Err(error) = self
+                    .tiers
+                    .backing
+                    .store
+                    .find_missing(&[*key.digest()])
+                    .await
                 && error.is_general()
             {
                 self.outbox.clock.interrupted();
@@ -129,7 +134,7 @@ impl Drain {
     async fn upload_blobs(&self, blobs: Vec<(u64, Digest)>) -> Result<()> {
         let digests: Vec<Digest> = blobs.iter().map(|(_, digest)| *digest).collect();
         // If the lookup fails, the upload of each blob tells more.
-        let missing = self.backing.store.find_missing(&digests).await;
+        let missing = self.tiers.backing.store.find_missing(&digests).await;
         let missing = missing.unwrap_or(digests);
         let are_together = missing
             .iter()
@@ -208,7 +213,7 @@ impl Drain {
             if is_newer || incomplete.as_ref() == Some(&theirs) {
                 break;
             }
-            let blobs = Arc::clone(&self.backing.store);
+            let blobs = Arc::clone(&self.tiers.backing.store);
             let is_complete = is_complete(action, &theirs, blobs, &self.trees).await;
             if is_complete.map_err(unread)? {
                 return Ok(());

@@ -6,26 +6,23 @@ use bytes::Bytes;
 use futures::{StreamExt as _, future};
 use gorego_limits::Permit;
 use gorego_storage::{Blob, BlobStore as _, CHUNK_SIZE, Chunks, Digest, Error, Result};
-use gorego_storage_local::{LocalStore, Received};
+use gorego_storage_local::Received;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
 use crate::{
-    backing::BackingBlobs,
     batches::is_small,
     flow::Flow,
     inflight::{Inflight, Operation},
     memory::{Memory, UNWRITTEN},
-    tasks::Tasks,
+    tiers::Tiers,
 };
 
 /// The fetches in progress. They store blobs of the backing cache in the local tier.
 pub(crate) struct Fetches {
-    pub(crate) local: Arc<LocalStore>,
-    pub(crate) backing: Arc<BackingBlobs>,
-    memory: Memory,
-    running: Inflight<Digest, Flow>,
-    tasks: Tasks,
+    pub(crate) tiers: Tiers,
+    pub(crate) memory: Memory,
+    pub(crate) running: Inflight<Digest, Flow>,
 }
 
 /// A fetch in progress. Dropped before its end, it fails its readers.
@@ -39,21 +36,6 @@ impl Drop for Fetch {
 }
 
 impl Fetches {
-    pub(crate) fn new(
-        local: Arc<LocalStore>,
-        backing: Arc<BackingBlobs>,
-        memory: Memory,
-        tasks: Tasks,
-    ) -> Self {
-        Self {
-            local,
-            backing,
-            memory,
-            running: Inflight::default(),
-            tasks,
-        }
-    }
-
     /// Joins the fetches of the blobs, and starts those that are not in progress, small blobs together.
     /// Returns the value of `join` for each.
     pub(crate) fn join_all<T>(
@@ -74,7 +56,7 @@ impl Fetches {
         }
         if !small.is_empty() {
             let fetches = Arc::clone(self);
-            self.tasks
+            self.tiers
                 .spawn(async move { fetches.fetch_small(small).await });
         }
         joined
@@ -82,7 +64,7 @@ impl Fetches {
 
     fn start_large(self: &Arc<Self>, fetch: Fetch) {
         let fetches = Arc::clone(self);
-        self.tasks.spawn(async move {
+        self.tiers.spawn(async move {
             let mut permits = Vec::new();
             let fetched = fetches.fetch_large(&fetch.0.value, &mut permits).await;
             let flow = fetches.end(fetch, fetched);
@@ -91,11 +73,11 @@ impl Fetches {
         });
     }
 
-    /// Ends a fetch, and records what its error tells about the backing cache.
+    /// Ends a fetch, and records a miss of the backing cache.
     fn end(&self, fetch: Fetch, fetched: Result<()>) -> Arc<Flow> {
         let digest = &fetch.0.key;
         match &fetched {
-            Err(Error::NotFound(_)) => self.backing.forget(digest),
+            Err(Error::NotFound(_)) => self.tiers.backing.forget(digest),
             Err(error @ Error::Mismatch { .. }) => {
                 tracing::warn!(%digest, %error, "the backing cache returned a corrupt blob");
             }
@@ -111,9 +93,9 @@ impl Fetches {
         let permit = self.memory.reserve_large(&digest).await;
         permits.push(permit.map_err(Error::no_memory)?);
         // Another caller may have stored it since the lookup.
-        let blob = match self.local.get(&digest, 0).await {
+        let blob = match self.tiers.local.get(&digest, 0).await {
             Ok(blob) => blob,
-            Err(_) => self.backing.store.get(&digest, 0).await?,
+            Err(_) => self.tiers.backing.store.get(&digest, 0).await?,
         };
         let (writer, content) = mpsc::channel(1);
         let write = self.write(flow, content);
@@ -137,9 +119,13 @@ impl Fetches {
     async fn write(&self, flow: &Flow, content: mpsc::Receiver<Result<Bytes>>) -> Result<Received> {
         let content = ReceiverStream::new(content).boxed();
         let (digest, growth) = (&flow.digest, Some(flow.growth()));
-        let written = self.local.receive(digest, content, None, growth).await;
+        let written = self
+            .tiers
+            .local
+            .receive(digest, content, None, growth)
+            .await;
         if let Ok(Received::Existed) = &written
-            && let Ok(Blob::File(file)) = self.local.get(digest, 0).await
+            && let Ok(Blob::File(file)) = self.tiers.local.get(digest, 0).await
         {
             flow.found(&file);
         }
@@ -181,14 +167,14 @@ impl Fetches {
         let digests: Vec<Digest> = fetches.iter().map(|fetch| fetch.0.key).collect();
         let permit = self.memory.reserve_small(&digests).await;
         let fetched = match &permit {
-            Ok(_) => self.backing.store.get_batch(&digests).await,
+            Ok(_) => self.tiers.backing.store.get_batch(&digests).await,
             Err(full) => vec![Err(Error::no_memory(full.clone())); digests.len()],
         };
         let blobs = digests.iter().copied().zip(&fetched);
         let blobs = blobs.filter_map(|(digest, content)| Some((digest, content.clone().ok()?)));
         let blobs: Vec<_> = blobs.collect();
         let stored: Vec<Digest> = blobs.iter().map(|(digest, _)| *digest).collect();
-        for (digest, put) in stored.iter().zip(self.local.put_batch(blobs).await) {
+        for (digest, put) in stored.iter().zip(self.tiers.local.put_batch(blobs).await) {
             log_unstored(digest, &put);
         }
         let mut flows = Vec::with_capacity(fetches.len());

@@ -59,8 +59,8 @@ impl Flow {
         Arc::clone(&self.state().growth)
     }
 
-    /// Makes readers read from the verified file of another writer. The end is still withheld from those
-    /// who have read the beginning of this one.
+    /// Makes readers read from the verified file of another writer. The end is still withheld, since they may
+    /// have read the beginning of this one.
     pub(crate) fn found(&self, file: &BlobFile) {
         self.state().growth = Arc::new(Growth::ended(file));
         self.arrived.notify_waiters();

@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use gorego_storage::{ActionCache, BlobStore, Error};
+use gorego_storage::{ActionCache, BlobStore};
 
 use crate::memory::Memory;
 
@@ -30,13 +30,6 @@ pub enum OnOutage {
     Fail,
     /// Misses are misses, and writes are pending in the outbox.
     Degrade,
-}
-
-impl OnOutage {
-    /// Whether the local tier serves a call alone after this error of the backing cache.
-    pub(crate) fn degrades(self, error: &Error) -> bool {
-        self == Self::Degrade && matches!(error, Error::Unavailable(_))
-    }
 }
 
 /// The backing cache.

@@ -1,103 +1,84 @@
 //! Fetches the outputs of results that were hits, before clients read them.
 
-use std::{
-    collections::{HashMap, HashSet},
-    sync::Arc,
-};
+use std::{collections::HashSet, sync::Arc};
 
-use futures::future;
-use gorego_limits::{Budget, Permit};
-use gorego_storage::{BlobStore as _, Digest};
-use tokio::sync::{Semaphore, mpsc};
+use futures::{StreamExt as _, future, stream};
+use gorego_limits::Budget;
+use gorego_storage::{BlobStore as _, Digest, Evictable as _};
+use tokio::sync::Semaphore;
 
-use crate::{batches::batches, fetch::Fetches, tasks::Tasks};
+use crate::{batches::batches, fetch::Fetches};
 
-/// The most blobs in the queue. Clients read the others themselves.
-pub(crate) const QUEUE: usize = 16 * 1024;
-/// The most blobs that are taken from the queue at once.
-const TOGETHER: usize = 256;
+/// The most outputs of one result. Clients read the others themselves.
+pub(crate) const OUTPUTS: usize = 16 * 1024;
 /// The most batches or large blobs that are fetched at once.
 const AT_ONCE: usize = 8;
 /// The most bytes of one result, and the part of the local tier's size, so that blobs in use stay.
 const OF_RESULT: u64 = 1 << 30;
 const PART_OF_RESULT: u64 = 16;
-/// The part of the local tier's size for all blobs in the queue.
+/// The part of the local tier's size for all blobs that wait to be fetched.
 const PART_OF_ALL: u64 = 8;
+/// The least room of a blob: a block of the disk.
+const BLOCK: u64 = 4096;
 
-/// The queue of blobs to fetch, in the order of the results that name them.
+/// The prefetches in progress.
 pub(crate) struct Prefetch {
-    queue: mpsc::Sender<(Digest, Permit)>,
-    room: Budget,
+    fetches: Arc<Fetches>,
     of_result: u64,
+    room: Budget,
+    slots: Arc<Semaphore>,
 }
-
-/// The other end of the queue.
-type Queue = mpsc::Receiver<(Digest, Permit)>;
 
 impl Prefetch {
-    /// Starts to fetch in the background, into a local tier of `capacity` bytes.
-    pub(crate) fn start(fetches: Arc<Fetches>, capacity: u64, tasks: &Tasks) -> Self {
-        let (prefetch, queue) = Self::new(capacity);
-        tasks.spawn(run(fetches, queue, tasks.clone()));
-        prefetch
-    }
-
-    fn new(capacity: u64) -> (Self, Queue) {
-        let (sender, queue) = mpsc::channel(QUEUE);
-        let prefetch = Self {
-            queue: sender,
-            room: Budget::count("room for prefetched blobs", capacity / PART_OF_ALL),
+    pub(crate) fn new(fetches: Arc<Fetches>) -> Self {
+        let capacity = fetches.tiers.local.usage().limit;
+        Self {
+            fetches,
             of_result: OF_RESULT.min(capacity / PART_OF_RESULT),
-        };
-        (prefetch, queue)
+            room: Budget::count("room for prefetched blobs", capacity / PART_OF_ALL),
+            slots: Arc::new(Semaphore::new(AT_ONCE)),
+        }
     }
 
-    /// Adds outputs of a result, as far as there is room.
-    pub(crate) fn add(&self, digests: Vec<Digest>) {
-        let (mut left, mut seen) = (self.of_result, HashSet::new());
-        for digest in digests {
-            let size = digest.size();
-            if size <= left
-                && seen.insert(digest)
-                && let Some(permit) = self.room.try_reserve(size)
-                && self.queue.try_send((digest, permit)).is_ok()
-            {
-                left -= size;
-            }
-        }
+    /// Fetches outputs of a result in the background, as far as there is room.
+    pub(crate) fn start(&self, outputs: Vec<Digest>) {
+        let outputs = within(outputs, self.of_result);
+        let room = outputs.iter().map(|digest| digest.size().max(BLOCK)).sum();
+        let Some(permit) = self.room.try_reserve(room) else {
+            return;
+        };
+        let (fetches, slots) = (Arc::clone(&self.fetches), Arc::clone(&self.slots));
+        self.fetches.tiers.spawn(async move {
+            let batches = stream::iter(batches(outputs));
+            let fetch = |batch: Vec<Digest>| async {
+                let _slot = slots.acquire().await;
+                fetch(&fetches, batch).await;
+            };
+            batches.for_each_concurrent(AT_ONCE, fetch).await;
+            drop(permit);
+        });
     }
 }
 
-async fn run(fetches: Arc<Fetches>, mut queue: Queue, tasks: Tasks) {
-    let slots = Arc::new(Semaphore::new(AT_ONCE));
-    let mut together = Vec::new();
-    while queue.recv_many(&mut together, TOGETHER).await > 0 {
-        let digests = together.iter().map(|(digest, _)| *digest).collect();
-        let mut permits: HashMap<Digest, Permit> = together.drain(..).collect();
-        for batch in batches(digests) {
-            let Ok(slot) = Arc::clone(&slots).acquire_owned().await else {
-                return;
-            };
-            let permits: Vec<_> = batch.iter().map(|digest| permits.remove(digest)).collect();
-            let fetches = Arc::clone(&fetches);
-            tasks.spawn(async move {
-                fetch(&fetches, &batch).await;
-                drop((slot, permits));
-            });
-        }
-    }
+/// Returns each blob once, as long as it fits into the rest of `bytes`.
+fn within(mut blobs: Vec<Digest>, mut bytes: u64) -> Vec<Digest> {
+    let mut seen = HashSet::new();
+    blobs.retain(|digest| {
+        let fits = digest.size() <= bytes && seen.insert(*digest);
+        bytes -= if fits { digest.size() } else { 0 };
+        fits
+    });
+    blobs
 }
 
 /// Fetches the blobs that the local tier lacks. Does not count as a reader, since a blob that cannot be
 /// stored is of no use.
-async fn fetch(fetches: &Arc<Fetches>, batch: &[Digest]) {
-    let local = fetches.local.fetch_batch(batch).await;
-    let misses = batch.iter().zip(local);
-    let misses = misses.filter_map(|(digest, local)| local.is_err().then_some(*digest));
-    let misses: Vec<Digest> = misses.collect();
-    let flows = fetches.join_all(&misses, |flow| Some(Arc::clone(flow)));
-    let ends = flows.iter().flatten().map(|flow| flow.ended());
-    future::join_all(ends).await;
+async fn fetch(fetches: &Arc<Fetches>, mut batch: Vec<Digest>) {
+    let local = fetches.tiers.local.fetch_batch(&batch).await;
+    let mut is_missing = local.iter().map(Result::is_err);
+    batch.retain(|_| is_missing.next().unwrap_or_default());
+    let flows = fetches.join_all(&batch, |flow| Some(Arc::clone(flow)));
+    future::join_all(flows.iter().flatten().map(|flow| flow.ended())).await;
 }
 
 #[cfg(test)]
@@ -106,43 +87,10 @@ mod tests {
 
     use super::*;
 
-    fn blobs(sizes: &[u64]) -> Vec<Digest> {
-        let numbered = (0..).zip(sizes);
-        let blobs = numbered.map(|(at, size)| Digest::from_hash(Sha256, &[at; 32], *size).unwrap());
-        blobs.collect()
-    }
-
-    fn sizes(queue: &mut Queue) -> Vec<u64> {
-        std::iter::from_fn(|| queue.try_recv().ok())
-            .map(|(digest, _)| digest.size())
-            .collect()
-    }
-
     #[test]
-    fn outputs_of_one_result_have_a_limited_size() {
-        let (prefetch, mut queue) = Prefetch::new(1600);
-        prefetch.add(blobs(&[60, 101, 50, 30, 20]));
-        assert_eq!(sizes(&mut queue), [60, 30]);
-        let (prefetch, mut queue) = Prefetch::new(u64::MAX);
-        prefetch.add(blobs(&[OF_RESULT, 1]));
-        assert_eq!(sizes(&mut queue), [OF_RESULT]);
-    }
-
-    #[test]
-    fn an_output_named_twice_counts_once() {
-        let (prefetch, mut queue) = Prefetch::new(1600);
-        prefetch.add([blobs(&[60]), blobs(&[60, 40])].concat());
-        assert_eq!(sizes(&mut queue), [60, 40]);
-    }
-
-    #[test]
-    fn outputs_of_all_results_have_a_limited_size() {
-        let (prefetch, mut queue) = Prefetch::new(1600);
-        for _ in 0..3 {
-            prefetch.add(blobs(&[90]));
-        }
-        drop(queue.try_recv().unwrap());
-        prefetch.add(blobs(&[100]));
-        assert_eq!(sizes(&mut queue), [90, 100]);
+    fn outputs_of_a_result_have_a_limited_size_and_count_once() {
+        let blob = |size: u8| Digest::from_hash(Sha256, &[size; 32], size.into()).unwrap();
+        let blobs = [60, 101, 60, 50, 30, 20].map(blob).to_vec();
+        assert_eq!(within(blobs, 100), [60, 30].map(blob));
     }
 }

@@ -13,12 +13,11 @@ use tokio::sync::Semaphore;
 
 use crate::{
     backing::Epoch,
-    options::OnOutage,
     outputs::{is_complete, stored_outputs},
     prefetch,
     presence::UploadingBlobs,
     recent::Recent,
-    store::{ProxyStore, Tiers},
+    store::{Parts, ProxyStore},
     versions::Versions,
 };
 
@@ -50,8 +49,8 @@ impl ProxyActions {
     /// Creates the action cache of `store`'s two tiers.
     pub fn new(store: &ProxyStore) -> Self {
         Self(Arc::new(Results {
-            local: Arc::clone(&store.tiers.local),
-            validated: Recent::new(store.tiers.options.existence_ttl, REMEMBERED),
+            local: Arc::clone(&store.parts.tiers.local),
+            validated: Recent::new(store.parts.options.existence_ttl, REMEMBERED),
             fetched: Recent::new(Duration::MAX, REMEMBERED),
             versions: Versions::default(),
             background: Arc::new(Semaphore::new(IN_BACKGROUND)),
@@ -61,22 +60,22 @@ impl ProxyActions {
 }
 
 impl Results {
-    fn tiers(&self) -> &Tiers {
-        &self.store.tiers
+    fn parts(&self) -> &Parts {
+        &self.store.parts
     }
 
     /// Looks up all outputs in both tiers, and returns those to prefetch.
     async fn check(&self, action: &Digest, result: &ActionResult) -> Result<Vec<Digest>> {
-        let tiers = self.tiers();
-        let memory = tiers.options.memory.looking.clone();
+        let parts = self.parts();
+        let memory = parts.options.memory.looking.clone();
         let mut outputs = Outputs::of(action, result, Arc::new(self.store.clone()), memory)?;
         let mut remote = Vec::new();
         while let Some(digests) = outputs.next().await? {
-            let (missing, not_local) = tiers.presence.find_unreadable(&digests).await?;
+            let (missing, not_local) = parts.presence.find_unreadable(&digests).await?;
             if let Some(missing) = missing.first() {
                 return Err(outputs.incomplete_without(missing).await);
             }
-            if tiers.prefetch.is_some() && remote.len() < prefetch::QUEUE {
+            if parts.prefetch.is_some() && remote.len() < prefetch::OUTPUTS {
                 remote.extend(not_local);
             }
         }
@@ -84,8 +83,8 @@ impl Results {
     }
 
     fn prefetch(&self, outputs: Vec<Digest>) {
-        if let Some(prefetch) = &self.tiers().prefetch {
-            prefetch.add(outputs);
+        if let Some(prefetch) = &self.parts().prefetch {
+            prefetch.start(outputs);
         }
     }
 
@@ -99,52 +98,49 @@ impl Results {
     /// Returns the backing cache's result, if it is complete. Stores it in the local tier, unless that has it
     /// as `local`.
     async fn fetch(
-        self: &Arc<Self>,
+        &self,
         name: &Name,
         local: Option<&ActionResult>,
         memory: &Budget,
     ) -> Result<CachedResult> {
         let (instance, action) = name;
         let version = *self.versions.lock(name).await;
-        let epoch = self.tiers().backing.epoch();
-        let found = self.tiers().results.get(instance, action, memory).await?;
+        let epoch = self.parts().tiers.backing.epoch();
+        let found = self.parts().results.get(instance, action, memory).await?;
         if local != Some(&found.result) {
             let outputs = self.check(action, &found.result).await?;
             if local.is_none() {
                 self.prefetch(outputs);
             }
-            self.store_fetched(name.clone(), found.result.clone(), version)
+            let stored = self
+                .store_fetched(name, found.result.clone(), version)
                 .await;
+            if let Err(error) = stored {
+                tracing::debug!(%action, %error, "failed to store a result in the local tier");
+            }
         }
         self.validated.insert((epoch, name.clone()));
         Ok(found)
     }
 
     /// Stores a fetched result in the local tier, unless one was written since `version`.
-    async fn store_fetched(self: &Arc<Self>, name: Name, result: ActionResult, version: u64) {
-        let (results, action) = (Arc::clone(self), name.1);
-        let store = async move {
-            let current = results.versions.lock(&name).await;
-            let (instance, action) = &name;
-            if *current != version || results.tiers().outbox.has_result(instance, action) {
-                return Ok(());
-            }
-            ActionCache::put(&*results.local, instance, action, result).await?;
-            results.fetched.insert(name);
-            Ok(())
-        };
-        if let Err(error) = self.tiers().tasks.finish(&action, store).await {
-            tracing::debug!(%action, %error, "failed to store a result in the local tier");
+    async fn store_fetched(&self, name: &Name, result: ActionResult, version: u64) -> Result<()> {
+        let current = self.versions.lock(name).await;
+        let (instance, action) = name;
+        if *current == version && !self.parts().outbox.has_result(instance, action) {
+            ActionCache::put(&*self.local, instance, action, result).await?;
+            self.fetched.insert(name.clone());
         }
+        Ok(())
     }
 
     /// Fetches in the background the backing cache's result, which may differ from the local tier's by now.
     fn revalidate(self: &Arc<Self>, name: Name, local: &ActionResult, memory: &Budget) {
-        let tiers = self.tiers();
+        let parts = self.parts();
         // The backing cache has no newer result than one that it did not get.
-        let is_own = tiers.options.read_only && !self.fetched.contains(&name)
-            || tiers.outbox.has_result(&name.0, &name.1);
-        let validated = (tiers.backing.epoch(), name.clone());
+        let is_own = parts.options.read_only && !self.fetched.contains(&name)
+            || parts.outbox.has_result(&name.0, &name.1);
+        let validated = (parts.tiers.backing.epoch(), name.clone());
         if is_own || self.validated.contains(&validated) {
             return;
         }
@@ -153,7 +149,7 @@ impl Results {
         };
         self.validated.insert(validated);
         let (results, local, memory) = (Arc::clone(self), local.clone(), memory.clone());
-        tiers.tasks.spawn(async move {
+        parts.tiers.spawn(async move {
             match results.fetch(&name, Some(&local), &memory).await {
                 Err(error) if !error.is_result_miss() => {
                     tracing::debug!(action = %name.1, %error, "failed to revalidate a result");
@@ -166,8 +162,8 @@ impl Results {
 
     /// Stores a result in the backing cache. Returns true if it has to become pending instead.
     async fn upload(&self, name: &Name, result: &ActionResult) -> Result<bool> {
-        let (tiers, (instance, action)) = (self.tiers(), name);
-        if tiers.options.read_only {
+        let (parts, (instance, action)) = (self.parts(), name);
+        if parts.options.read_only {
             return Ok(false);
         }
         if self.follows_pending(name, result).await? {
@@ -175,15 +171,15 @@ impl Results {
         }
         // A pending one of an earlier configuration must not replace this one later.
         let mut lock = None;
-        if tiers.outbox.has_result(instance, action) {
-            lock = Some(tiers.outbox.uploading.lock(name).await);
+        if parts.outbox.has_result(instance, action) {
+            lock = Some(parts.outbox.uploading.lock(name).await);
         }
-        match tiers.results.put(instance, action, result.clone()).await {
-            Err(error) if tiers.options.on_outage.degrades(&error) => return Ok(true),
+        match parts.results.put(instance, action, result.clone()).await {
+            Err(error) if parts.tiers.degrades(&error) => return Ok(true),
             put => put?,
         }
         if lock.is_some() {
-            tiers.outbox.supersede(instance, action).await;
+            parts.outbox.supersede(instance, action).await;
         }
         Ok(false)
     }
@@ -191,29 +187,28 @@ impl Results {
     /// Whether a result has to follow pending writes. Uploads first its outputs that were reported as present
     /// though only the local tier had them.
     async fn follows_pending(&self, name: &Name, result: &ActionResult) -> Result<bool> {
-        let (tiers, (instance, action)) = (self.tiers(), name);
-        let on_outage = tiers.options.on_outage;
-        let is_in_outage = !tiers.outbox.is_empty() || tiers.presence.has_reported();
-        if on_outage == OnOutage::Fail || !is_in_outage {
+        let (parts, (instance, action)) = (self.parts(), name);
+        let is_in_outage = !parts.outbox.is_empty() || parts.presence.has_reported();
+        if !parts.tiers.may_degrade() || !is_in_outage {
             return Ok(false);
         }
-        if tiers.outbox.has_result(instance, action) {
+        if parts.outbox.has_result(instance, action) {
             return Ok(true);
         }
         let outputs = self.local_outputs(action, result).await?;
-        if tiers.outbox.has_blob(&outputs) {
+        if parts.outbox.has_blob(&outputs) {
             return Ok(true);
         }
-        let blobs: Arc<dyn BlobStore> = Arc::new(UploadingBlobs(Arc::clone(&tiers.presence)));
-        let complete = is_complete(action, result, blobs, &tiers.options.memory.bringing).await;
+        let blobs: Arc<dyn BlobStore> = Arc::new(UploadingBlobs(Arc::clone(&parts.presence)));
+        let complete = is_complete(action, result, blobs, &parts.options.memory.bringing).await;
         // Other errors are left to the backing cache.
-        Ok(complete.is_err_and(|error| on_outage.degrades(&error)))
+        Ok(complete.is_err_and(|error| parts.tiers.degrades(&error)))
     }
 
     /// Returns the outputs of a result in the local tier. They get a lease.
     async fn local_outputs(&self, action: &Digest, result: &ActionResult) -> Result<Vec<Digest>> {
         let local: Arc<dyn BlobStore> = Arc::clone(&self.local) as _;
-        stored_outputs(action, result, local, &self.tiers().options.memory.looking).await
+        stored_outputs(action, result, local, &self.parts().options.memory.looking).await
     }
 
     /// Stores a result in the local tier, and makes it pending where that is due; both or neither.
@@ -225,7 +220,7 @@ impl Results {
         is_pending: bool,
     ) -> Result<()> {
         let (instance, action) = &name;
-        let outbox = &self.tiers().outbox;
+        let outbox = &self.parts().outbox;
         if is_pending {
             // They were reported as present, so that no client uploads them.
             let outputs = self.local_outputs(action, &result).await?;
@@ -263,7 +258,7 @@ impl Results {
             }
         };
         match Arc::clone(&self.background).try_acquire_owned() {
-            Ok(permit) => self.tiers().tasks.spawn(async move {
+            Ok(permit) => self.parts().tiers.spawn(async move {
                 lease.await;
                 drop(permit);
             }),
@@ -287,7 +282,7 @@ impl ActionCache for ProxyActions {
         match results.fetch(&name, None, memory).await {
             // The local tier's result may name the missing output.
             Err(Error::NoResult(_)) => Err(local),
-            Err(error) if results.tiers().options.on_outage.degrades(&error) => Err(local),
+            Err(error) if results.parts().tiers.degrades(&error) => Err(local),
             found => found,
         }
     }
@@ -295,10 +290,10 @@ impl ActionCache for ProxyActions {
     async fn put(&self, instance: &str, action: &Digest, result: ActionResult) -> Result<()> {
         let (results, name) = (Arc::clone(&self.0), (instance.to_owned(), *action));
         *results.versions.lock(&name).await += 1;
-        let epoch = results.tiers().backing.epoch();
+        let epoch = results.parts().tiers.backing.epoch();
         let is_pending = results.upload(&name, &result).await?;
         let store = Arc::clone(&results).store(epoch, name, result, is_pending);
-        results.tiers().tasks.finish(action, store).await
+        results.parts().tiers.finish(action, store).await
     }
 }
 

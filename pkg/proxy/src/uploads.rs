@@ -1,48 +1,44 @@
-//! Uploads to the backing cache: the one way for blobs that are complete, at most one of each blob at a time.
+//! Uploads to the backing cache: the one way for complete blobs, with at most one upload of each at a time.
 //!
 //! An upload is owned by the proxy: if its caller goes away, a later one joins it. The client of the backing
 //! cache retries it with backoff, as its content can be read again.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
+use bytes::Bytes;
 use futures::{StreamExt as _, stream};
 use gorego_storage::{BlobStore as _, Digest, Error, Put, Result};
-use gorego_storage_local::{Complete, LocalStore};
+use gorego_storage_local::Complete;
 use tokio::sync::{Semaphore, watch};
 
 use crate::{
-    backing::BackingBlobs,
     batches::{batches, is_small},
     inflight::{Inflight, Operation},
-    tasks::Tasks,
+    tiers::Tiers,
 };
 
-/// The most batches of small blobs in memory, of all callers.
-const BATCHES: usize = 32;
-/// The most batches or large blobs of one caller that are uploaded at once.
-const AT_ONCE: usize = 8;
+/// The most batches and large blobs of the local tier that are uploaded at once, of all callers and of one.
+const AT_ONCE: usize = 32;
+const OF_CALLER: usize = 8;
 
 /// The outcome of an upload; none while it is in progress.
 type Outcome = watch::Sender<Option<Result<Put>>>;
 type Upload = Operation<Digest, Outcome>;
 
 /// The uploads in progress.
+#[derive(Debug)]
 pub(crate) struct Uploads {
-    local: Arc<LocalStore>,
-    backing: Arc<BackingBlobs>,
+    tiers: Tiers,
     running: Inflight<Digest, Outcome>,
-    batches: Semaphore,
-    tasks: Tasks,
+    slots: Semaphore,
 }
 
 impl Uploads {
-    pub(crate) fn new(local: Arc<LocalStore>, backing: Arc<BackingBlobs>, tasks: Tasks) -> Self {
+    pub(crate) fn new(tiers: Tiers) -> Self {
         Self {
-            local,
-            backing,
+            tiers,
             running: Inflight::default(),
-            batches: Semaphore::new(BATCHES),
-            tasks,
+            slots: Semaphore::new(AT_ONCE),
         }
     }
 
@@ -58,45 +54,15 @@ impl Uploads {
         joined.unwrap_or_else(|| (Outcome::default().subscribe(), None))
     }
 
-    /// Uploads a blob of the local tier.
-    pub(crate) async fn upload(self: &Arc<Self>, digest: &Digest) -> Result<Put> {
-        let (outcome, new) = self.join(digest);
-        if let Some(upload) = new {
-            let uploads = Arc::clone(self);
-            self.tasks.spawn(async move {
-                let uploaded = match uploads.local.get(&upload.key, 0).await {
-                    Ok(blob) => uploads.backing.put(&upload.key, blob).await,
-                    Err(error) => Err(error),
-                };
-                finish(upload, uploaded);
-            });
-        }
-        wait(digest, outcome).await
-    }
-
-    /// Uploads a verified blob, and publishes it in the local tier. Returns it if neither was done.
-    pub(crate) async fn upload_complete(
-        self: &Arc<Self>,
-        digest: &Digest,
-        complete: Complete,
-    ) -> (Result<Put>, Option<Complete>) {
-        // The upload takes the blob only if it publishes it.
-        let shared = Arc::new(Mutex::new(Some(complete)));
-        let take = |shared: &Mutex<Option<Complete>>| {
-            shared.lock().unwrap_or_else(PoisonError::into_inner).take()
-        };
-        let uploaded = loop {
+    /// Uploads a verified blob that is not published yet.
+    pub(crate) async fn upload_staged(&self, digest: &Digest, staged: &Complete) -> Result<Put> {
+        loop {
             let (outcome, new) = self.join(digest);
             let is_own = new.is_some();
             if let Some(upload) = new {
-                let (uploads, shared) = (Arc::clone(self), Arc::clone(&shared));
-                self.tasks.spawn(async move {
-                    let uploaded = uploads.put_complete(&upload.key, &shared).await;
-                    if uploaded.is_ok()
-                        && let Some(complete) = take(&shared)
-                    {
-                        publish(&upload.key, complete).await;
-                    }
+                let (blob, tiers) = (staged.blob()?, self.tiers.clone());
+                self.tiers.spawn(async move {
+                    let uploaded = tiers.backing.put(&upload.key, blob).await;
                     finish(upload, uploaded);
                 });
             }
@@ -105,30 +71,15 @@ impl Uploads {
                 Err(error) if !is_own && !matches!(error, Error::Unavailable(_)) => {
                     tracing::debug!(%digest, %error, "another upload failed; trying this one");
                 }
-                uploaded => break uploaded,
+                uploaded => return uploaded,
             }
-        };
-        let complete = take(&shared);
-        match complete {
-            Some(complete) if uploaded.is_ok() => {
-                publish(digest, complete).await;
-                (uploaded, None)
-            }
-            complete => (uploaded, complete),
         }
     }
 
-    async fn put_complete(
-        &self,
-        digest: &Digest,
-        complete: &Mutex<Option<Complete>>,
-    ) -> Result<Put> {
-        let blob = {
-            let complete = complete.lock().unwrap_or_else(PoisonError::into_inner);
-            complete.as_ref().map(Complete::blob)
-        };
-        let blob = blob.unwrap_or(Err(Error::NotFound(*digest)))?;
-        self.backing.put(digest, blob).await
+    /// Uploads a blob of the local tier.
+    pub(crate) async fn upload(self: &Arc<Self>, digest: &Digest) -> Result<Put> {
+        let uploaded = self.upload_batch(vec![*digest]).await.pop();
+        uploaded.map_or(Err(Error::NotFound(*digest)), |(_, put)| put)
     }
 
     /// Uploads blobs of the local tier, small ones in batches. Returns a result for each.
@@ -136,17 +87,13 @@ impl Uploads {
         self: &Arc<Self>,
         digests: Vec<Digest>,
     ) -> Vec<(Digest, Result<Put>)> {
-        let uploads = batches(digests).into_iter().map(|batch| async move {
-            match batch.as_slice() {
-                [large] if !is_small(large) => vec![(*large, self.upload(large).await)],
-                _ => self.upload_small(batch).await,
-            }
-        });
-        let uploads = stream::iter(uploads).buffer_unordered(AT_ONCE);
-        uploads.flat_map(stream::iter).collect().await
+        let batches = batches(digests).into_iter();
+        let uploads = stream::iter(batches.map(|batch| self.upload_batch(batch)));
+        let uploads = uploads.buffer_unordered(OF_CALLER).flat_map(stream::iter);
+        uploads.collect().await
     }
 
-    async fn upload_small(self: &Arc<Self>, batch: Vec<Digest>) -> Vec<(Digest, Result<Put>)> {
+    async fn upload_batch(self: &Arc<Self>, batch: Vec<Digest>) -> Vec<(Digest, Result<Put>)> {
         let (mut joined, mut new) = (Vec::with_capacity(batch.len()), Vec::new());
         for digest in batch {
             let (outcome, upload) = self.join(&digest);
@@ -155,8 +102,8 @@ impl Uploads {
         }
         if !new.is_empty() {
             let uploads = Arc::clone(self);
-            self.tasks
-                .spawn(async move { uploads.put_small(new).await });
+            self.tiers
+                .spawn(async move { uploads.put_batch(new).await });
         }
         let mut uploaded = Vec::with_capacity(joined.len());
         for (digest, outcome) in joined {
@@ -165,14 +112,21 @@ impl Uploads {
         uploaded
     }
 
-    async fn put_small(&self, uploads: Vec<Upload>) {
-        let Ok(_permit) = self.batches.acquire().await else {
+    async fn put_batch(&self, mut batch: Vec<Upload>) {
+        let Ok(_slot) = self.slots.acquire().await else {
             return;
         };
-        let digests: Vec<Digest> = uploads.iter().map(|upload| upload.key).collect();
-        let contents = self.local.get_batch(&digests).await;
-        let (mut readable, mut blobs) = (Vec::new(), Vec::new());
-        for (upload, content) in uploads.into_iter().zip(contents) {
+        if let Some(large) = batch.pop_if(|upload| !is_small(&upload.key)) {
+            let uploaded = match self.tiers.local.get(&large.key, 0).await {
+                Ok(blob) => self.tiers.backing.put(&large.key, blob).await,
+                Err(error) => Err(error),
+            };
+            return finish(large, uploaded);
+        }
+        let digests: Vec<Digest> = batch.iter().map(|upload| upload.key).collect();
+        let contents = self.tiers.local.get_batch(&digests).await;
+        let (mut readable, mut blobs): (Vec<Upload>, Vec<(Digest, Bytes)>) = Default::default();
+        for (upload, content) in batch.into_iter().zip(contents) {
             match content {
                 Ok(content) => {
                     blobs.push((upload.key, content));
@@ -181,7 +135,7 @@ impl Uploads {
                 Err(error) => finish(upload, Err(error)),
             }
         }
-        let uploaded = self.backing.put_batch(blobs).await;
+        let uploaded = self.tiers.backing.put_batch(blobs).await;
         for (upload, uploaded) in readable.into_iter().zip(uploaded) {
             finish(upload, uploaded);
         }

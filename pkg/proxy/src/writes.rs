@@ -4,25 +4,21 @@ use std::sync::{Arc, atomic::Ordering::Relaxed};
 
 use bytes::Bytes;
 use gorego_storage::{Blob, BlobStore as _, Chunks, Digest, Error, Put, Result, Resume};
-use gorego_storage_local::{Complete, LocalStore, Received};
+use gorego_storage_local::{Complete, Received};
 
 use crate::{
-    backing::BackingBlobs,
-    options::OnOutage,
     outbox::Outbox,
-    tasks::Tasks,
     tee::Tee,
+    tiers::Tiers,
     uploads::{Uploads, publish},
 };
 
 /// Writes of blobs. While the backing cache is down they may become pending.
+#[derive(Clone)]
 pub(crate) struct Writes {
-    pub(crate) local: Arc<LocalStore>,
-    pub(crate) backing: Arc<BackingBlobs>,
+    pub(crate) tiers: Tiers,
     pub(crate) uploads: Arc<Uploads>,
     pub(crate) outbox: Arc<Outbox>,
-    pub(crate) on_outage: OnOutage,
-    pub(crate) tasks: Tasks,
 }
 
 /// The outcomes of a stream in both tiers.
@@ -59,43 +55,45 @@ impl Writes {
         chunks: Chunks,
         resume: Option<Resume>,
     ) -> Result<Put> {
-        let epoch = self.backing.epoch();
+        let epoch = self.tiers.backing.epoch();
         let Some(sent) = self.put_both(digest, chunks, resume.clone()).await? else {
-            self.backing.record(epoch, digest);
+            self.tiers.backing.record(epoch, digest);
             return self.existed(digest, resume).await;
         };
-        match (sent.backing, sent.local) {
-            (Ok(put), Ok(Received::Complete(mut complete))) => {
-                // The backing cache may have accepted it unverified.
-                let actual = complete.verify().await?;
-                if actual != *digest {
-                    return self.upload(&actual, complete).await;
-                }
-                self.backing.accepted(epoch, digest);
-                publish(digest, complete).await;
+        let mut staged = match sent.local {
+            Ok(Received::Complete(staged)) => staged,
+            Ok(Received::Existed) if sent.backing.is_err() => {
+                return self.upload_stored(digest).await;
+            }
+            _ => {
+                return sent
+                    .backing
+                    .inspect(|_| self.tiers.backing.accepted(epoch, digest));
+            }
+        };
+        // The backing cache may have accepted it unverified.
+        let actual = staged.verify().await?;
+        match sent.backing {
+            Ok(put) if actual == *digest => {
+                self.tiers.backing.accepted(epoch, digest);
+                publish(digest, staged).await;
                 Ok(put)
             }
-            (Ok(put), _) => {
-                self.backing.accepted(epoch, digest);
-                Ok(put)
+            Err(error @ Error::Unavailable(_)) if !sent.was_read => {
+                self.accept(&actual, error, staged.publish()).await
             }
-            (Err(error), Ok(Received::Complete(mut complete))) => {
-                let digest = &complete.verify().await?;
-                if !sent.was_read && matches!(error, Error::Unavailable(_)) {
-                    return self.accept(digest, error, complete.publish()).await;
-                }
-                tracing::debug!(%digest, %error, "uploading a staged blob after its upload failed");
-                self.upload(digest, complete).await
-            }
-            (Err(_), Ok(Received::Existed)) => self.upload_stored(digest).await,
-            (Err(error), Err(_)) => Err(error),
+            _ => self.upload(actual, staged).await,
         }
     }
 
     /// Ends a put of a blob that the backing cache has. Removes a partial upload, which no client resumes.
     async fn existed(&self, digest: &Digest, resume: Option<Resume>) -> Result<Put> {
         if let Some(resume) = resume
-            && let Err(error) = self.local.discard_upload(digest, &resume.upload).await
+            && let Err(error) = self
+                .tiers
+                .local
+                .discard_upload(digest, &resume.upload)
+                .await
         {
             tracing::warn!(%digest, %error, "failed to remove a partial upload");
         }
@@ -111,8 +109,8 @@ impl Writes {
     ) -> Result<Option<Sent>> {
         let (tee, content) = Tee::new(chunks);
         let only = digest.only();
-        let backing = self.backing.store.put(&only, Blob::stream(content));
-        let local = self.local.receive(digest, tee.local(), resume, None);
+        let backing = self.tiers.backing.store.put(&only, Blob::stream(content));
+        let local = self.tiers.local.receive(digest, tee.local(), resume, None);
         let drain = tee.drain();
         tokio::pin!(backing, local, drain);
         let (mut sent, mut received, mut drained) = (None, None, false);
@@ -125,7 +123,7 @@ impl Writes {
                     sent = Some(put);
                 }
                 end = &mut local, if received.is_none() => match end {
-                    Ok(Received::Existed) if self.backing.has(digest) => return Ok(None),
+                    Ok(Received::Existed) if self.tiers.backing.has(digest) => return Ok(None),
                     Err(error) if is_callers(&error) => return Err(error),
                     end => received = Some(end),
                 },
@@ -152,21 +150,34 @@ impl Writes {
         chunks: Chunks,
         resume: Option<Resume>,
     ) -> Result<Put> {
-        match self.local.receive(digest, chunks, resume, None).await? {
+        match self
+            .tiers
+            .local
+            .receive(digest, chunks, resume, None)
+            .await?
+        {
             Received::Complete(mut complete) => {
                 let digest = complete.verify().await?;
-                self.upload(&digest, complete).await
+                self.upload(digest, complete).await
             }
-            Received::Existed if self.backing.has(digest) => Ok(Put::Existed),
+            Received::Existed if self.tiers.backing.has(digest) => Ok(Put::Existed),
             Received::Existed => self.upload_stored(digest).await,
         }
     }
 
-    async fn upload(&self, digest: &Digest, complete: Complete) -> Result<Put> {
-        match self.uploads.upload_complete(digest, complete).await {
-            (Err(error), Some(complete)) => self.accept(digest, error, complete.publish()).await,
-            (uploaded, _) => uploaded,
-        }
+    /// Uploads a staged blob and publishes it, even if the caller goes away.
+    async fn upload(&self, digest: Digest, staged: Complete) -> Result<Put> {
+        let writes = self.clone();
+        let upload = async move {
+            match writes.uploads.upload_staged(&digest, &staged).await {
+                Err(error) => writes.accept(&digest, error, staged.publish()).await,
+                put => {
+                    publish(&digest, staged).await;
+                    put
+                }
+            }
+        };
+        self.tiers.finish(&digest, upload).await
     }
 
     /// Uploads a blob that the local tier has.
@@ -185,12 +196,12 @@ impl Writes {
         error: Error,
         publish: impl Future<Output = Result<Put>> + Send + 'static,
     ) -> Result<Put> {
-        if !self.on_outage.degrades(&error) {
+        if !self.tiers.degrades(&error) {
             return Err(error);
         }
         let (outbox, blobs) = (Arc::clone(&self.outbox), vec![*digest]);
         let accept = async move { outbox.add_blobs(blobs, publish).await };
-        self.tasks.finish(digest, accept).await
+        self.tiers.finish(digest, accept).await
     }
 
     /// Stores blobs. Those that the backing cache is known to have are not uploaded.
@@ -199,12 +210,15 @@ impl Writes {
         let mut results: Vec<Result<Put>> = checks.collect();
         let (mut places, mut new) = (Vec::new(), Vec::new());
         for (place, blob) in results.iter_mut().zip(&blobs) {
-            if place.is_ok() && !blob.0.is_empty_blob() && !self.backing.has(&blob.0) {
+            if place.is_ok() && !blob.0.is_empty_blob() && !self.tiers.backing.has(&blob.0) {
                 places.push(place);
                 new.push(blob.clone());
             }
         }
-        for (place, put) in places.into_iter().zip(self.backing.put_batch(new).await) {
+        for (place, put) in places
+            .into_iter()
+            .zip(self.tiers.backing.put_batch(new).await)
+        {
             *place = put;
         }
         let mut present = Vec::with_capacity(blobs.len());
@@ -212,13 +226,13 @@ impl Writes {
             match result {
                 Ok(_) => present.push((digest, content)),
                 Err(error) => {
-                    let (local, error) = (Arc::clone(&self.local), error.clone());
+                    let (local, error) = (Arc::clone(&self.tiers.local), error.clone());
                     let put = async move { local.put(&digest, Blob::Bytes(content)).await };
                     *result = self.accept(&digest, error, put).await;
                 }
             }
         }
-        for stored in self.local.put_batch(present).await {
+        for stored in self.tiers.local.put_batch(present).await {
             if let Err(error) = stored {
                 tracing::debug!(%error, "failed to store an uploaded blob in the local tier");
             }

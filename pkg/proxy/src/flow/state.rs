@@ -110,7 +110,7 @@ impl FlowState {
         let slowest = self.readers.values().map(|place| place.at).min();
         let slowest = slowest.unwrap_or(END);
         self.drop_before(due.min(slowest));
-        // A chunk across `due` stays: its end is what was added last.
+        // A chunk across `due` stays, since its end was added last.
         if slowest >= due || self.start >= due {
             return None;
         }

@@ -36,7 +36,7 @@ fn entries(outbox: &Outbox) -> u64 {
 }
 
 #[tokio::test]
-async fn a_blob_uploaded_anew_stays_pending_whatever_its_earlier_upload_finds() {
+async fn a_blob_written_again_stays_pending_after_the_outcome_of_its_earlier_entry() {
     let dir = tempfile::tempdir().unwrap();
     let outbox = open(&dir).await;
     let digest = add(&outbox).await;
@@ -55,7 +55,7 @@ async fn a_blob_uploaded_anew_stays_pending_whatever_its_earlier_upload_finds() 
 }
 
 #[tokio::test]
-async fn a_result_that_the_local_tier_does_not_take_is_not_pending() {
+async fn a_result_refused_by_the_local_tier_is_not_pending() {
     let dir = tempfile::tempdir().unwrap();
     let outbox = open(&dir).await;
     let action = DigestFunction::Sha256.digest(b"action");
@@ -68,7 +68,7 @@ async fn a_result_that_the_local_tier_does_not_take_is_not_pending() {
 }
 
 #[test]
-fn the_name_of_a_file_tells_its_write() {
+fn file_names_identify_pending_writes() {
     for function in DigestFunction::ALL {
         let digest = function.digest(b"x");
         for key in [WriteKey::Blob(digest), WriteKey::result("", &digest)] {

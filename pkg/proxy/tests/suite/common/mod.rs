@@ -1,4 +1,4 @@
-//! A backing cache in memory that does as it is told, and a proxy in front of it.
+//! A backing cache in memory that follows a script, and a proxy in front of it.
 
 pub(crate) mod outage;
 
@@ -30,53 +30,53 @@ use tokio::{sync::watch, time::sleep};
 use tonic::Code;
 
 pub(crate) const GIB: u64 = 1 << 30;
-/// How much may wait.
+/// The limit of pending writes, in bytes.
 pub(crate) const JOURNAL: u64 = 16 << 20;
-/// The backing cache gives content in chunks of this size.
+/// The size of the chunks that the backing cache returns.
 pub(crate) const CHUNK: usize = 64 * 1024;
 
-/// See the module.
+/// A backing cache in memory that follows a script.
 #[derive(Default)]
 pub(crate) struct Backing {
     pub(crate) memory: MemoryStore,
     script: Mutex<Script>,
-    /// How much of each blob may be given; all, if nobody set it.
+    /// The most bytes of each blob that are returned until the release; none for all.
     gate: watch::Sender<Option<u64>>,
     pub(crate) gets: AtomicU64,
     pub(crate) finds: AtomicU64,
     pub(crate) puts: AtomicU64,
-    /// The number of calls that found it down.
+    /// The number of calls during outages.
     outages: AtomicU64,
     putting: AtomicU64,
-    /// The most puts of blobs at once.
+    /// The highest number of puts of blobs at once.
     pub(crate) most_putting: AtomicU64,
 }
 
-/// What goes wrong.
+/// The faults of the backing cache.
 #[derive(Clone, Debug, Default)]
 #[expect(clippy::struct_excessive_bools, reason = "each goes wrong by itself")]
 pub(crate) struct Script {
-    /// Nothing answers.
+    /// Fails every call.
     pub(crate) down: bool,
-    /// So many puts fail after the first chunk.
+    /// The number of puts that fail after their first chunk.
     pub(crate) failing_puts: u32,
-    /// Content is damaged on the way, and found not to match at its end.
+    /// Corrupts content, and reports the mismatch at its end.
     pub(crate) corrupt: bool,
-    /// It says of every blob that it is there, and reads no put.
+    /// Reports every blob as present, and reads no put.
     pub(crate) has_all: bool,
-    /// Puts and gets of these blobs, and puts of these actions' results, are answered with that code.
+    /// Refuses puts and gets of these blobs, and puts of these actions' results, with a code.
     pub(crate) refused: Vec<(Digest, Code)>,
-    /// A balancer before it refuses, with a page.
+    /// Refuses with the page of a proxy in front.
     pub(crate) foreign: bool,
-    /// Nothing under this function is taken or looked for.
+    /// Lacks this digest function.
     pub(crate) lacks: Option<DigestFunction>,
-    /// Looking for this blob together with others panics.
+    /// Panics in a lookup of this blob together with others.
     pub(crate) panics: Option<Digest>,
-    /// Each call takes so long.
+    /// The duration of each call.
     pub(crate) latency: Duration,
-    /// Puts are taken without a look at them, and content is lost.
+    /// Accepts puts unverified, and drops the content.
     pub(crate) careless: bool,
-    /// When this blob is looked for, somebody else puts this result of [`outage::action`].
+    /// A blob whose lookup stores a result of [`outage::action`], as another client would.
     pub(crate) newer: Option<(Digest, ActionResult)>,
 }
 
@@ -89,16 +89,16 @@ impl Backing {
         self.script.lock().unwrap().clone()
     }
 
-    /// From now on no more than this of a blob is given.
+    /// Withholds the content of each blob beyond `bytes`.
     pub(crate) fn hold_at(&self, bytes: u64) {
         self.gate.send_replace(Some(bytes));
     }
 
-    pub(crate) fn let_go(&self) {
+    pub(crate) fn release(&self) {
         self.gate.send_replace(None);
     }
 
-    /// Has the blob, without anybody having put it.
+    /// Stores a blob without a put.
     pub(crate) async fn has(&self, content: &Bytes) -> Digest {
         let digest = DigestFunction::Sha256.digest(content);
         let blob = Blob::Bytes(content.clone());
@@ -222,7 +222,7 @@ impl ActionCache for Backing {
         self.gets.fetch_add(1, SeqCst);
         self.up().await?;
         let got = ActionCache::get(&self.memory, instance, action, memory).await;
-        // The answer is on its way for as long as the call was.
+        // The response takes as long as the request.
         sleep(self.now().latency).await;
         got
     }
@@ -250,7 +250,7 @@ impl fmt::Debug for Backing {
     }
 }
 
-/// A proxy, its two tiers, and where the local one is.
+/// A proxy, its two tiers, and the directory of the local one.
 pub(crate) struct Proxy {
     pub(crate) store: ProxyStore,
     pub(crate) local: Arc<LocalStore>,
@@ -275,7 +275,7 @@ impl Proxy {
         Self::with(options(), GIB).await
     }
 
-    /// With room for that many bytes in the local tier.
+    /// Creates a proxy with a local tier of `max_bytes`.
     pub(crate) async fn with(options: Options, max_bytes: u64) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let backing = Arc::new(Backing::default());
@@ -305,7 +305,7 @@ impl Proxy {
         }
     }
 
-    /// Stops, and starts again in the same directory.
+    /// Closes the proxy, and opens another in the same directory.
     pub(crate) async fn restart(self, options: Options) -> Self {
         self.store.close().await;
         self.local.close().await.unwrap();
@@ -315,7 +315,7 @@ impl Proxy {
         Self::of(dir, local, backing, options).await
     }
 
-    /// Stops as if the machine had, and starts again after `meanwhile`.
+    /// Opens another proxy in the same directory after a crash and `meanwhile`.
     pub(crate) async fn crash(self, options: Options, meanwhile: impl FnOnce()) -> Self {
         self.store.close().await;
         let Self { dir, backing, .. } = self;

@@ -1,4 +1,4 @@
-//! A backing cache that is down, and what it missed.
+//! Outages of the backing cache, and pending writes.
 
 use std::time::Duration;
 
@@ -31,7 +31,7 @@ pub(crate) fn action() -> Digest {
     sha256(&content(99, 10))
 }
 
-/// A result of an action that ended with that code, at that second if it tells.
+/// Creates the result of an action with an exit code and, optionally, the second of its end.
 pub(crate) fn result(output: &Digest, code: i32, ended: Option<i64>) -> ActionResult {
     let file = OutputFile {
         path: "out".to_owned(),
@@ -50,7 +50,7 @@ pub(crate) fn result(output: &Digest, code: i32, ended: Option<i64>) -> ActionRe
     }
 }
 
-/// Uploads content; its digest.
+/// Puts content, and returns its digest.
 pub(crate) async fn put(proxy: &Proxy, content: &Bytes) -> Digest {
     let digest = sha256(content);
     let put = proxy.store.put(&digest, Blob::Bytes(content.clone())).await;
@@ -58,7 +58,7 @@ pub(crate) async fn put(proxy: &Proxy, content: &Bytes) -> Digest {
     digest
 }
 
-/// The digest with that number.
+/// Returns the digest of a number.
 pub(crate) fn name(number: u64) -> Digest {
     sha256(&Bytes::copy_from_slice(&number.to_le_bytes()))
 }
@@ -67,13 +67,13 @@ pub(crate) async fn put_result(proxy: &Proxy, action: &Digest, result: ActionRes
     proxy.actions().put("", action, result).await.unwrap();
 }
 
-/// The backing cache is back: waits until it has got everything.
+/// Ends the outage, and waits until no write is pending.
 pub(crate) async fn replayed(proxy: &Proxy) {
     proxy.backing.script(|script| script.down = false);
     left(proxy, 0).await;
 }
 
-/// Waits until that many entries wait.
+/// Waits until a number of writes is pending.
 pub(crate) async fn left(proxy: &Proxy, entries: u64) {
     let mut depth = proxy.outbox.depth();
     let until = depth.wait_for(|depth| depth.entries == entries);
@@ -106,7 +106,7 @@ pub(crate) fn files(proxy: &Proxy) -> Vec<String> {
     names
 }
 
-/// Evicts from the local tier all that may be.
+/// Evicts all blobs of the local tier that can be evicted.
 pub(crate) fn evict_all(proxy: &Proxy) {
     let mut all = Vec::new();
     proxy.local.visit(&mut |candidate| all.push(candidate));

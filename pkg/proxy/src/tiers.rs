@@ -1,17 +1,45 @@
-//! Work that outlives the call that started it.
+//! The two tiers, as the parts of a proxy share them.
+
+use std::sync::Arc;
 
 use gorego_limits::Call;
 use gorego_storage::{Digest, Error, Result};
+use gorego_storage_local::LocalStore;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-/// The tasks of a proxy.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Tasks {
+use crate::{backing::BackingBlobs, options::OnOutage};
+
+/// The two tiers, and the tasks that outlive the calls that started them.
+#[derive(Clone, Debug)]
+pub(crate) struct Tiers {
+    pub(crate) local: Arc<LocalStore>,
+    pub(crate) backing: Arc<BackingBlobs>,
+    on_outage: OnOutage,
     tracker: TaskTracker,
     cancel: CancellationToken,
 }
 
-impl Tasks {
+impl Tiers {
+    pub(crate) fn new(local: Arc<LocalStore>, backing: BackingBlobs, on_outage: OnOutage) -> Self {
+        Self {
+            local,
+            backing: Arc::new(backing),
+            on_outage,
+            tracker: TaskTracker::new(),
+            cancel: CancellationToken::new(),
+        }
+    }
+
+    /// Whether the local tier may serve alone during an outage.
+    pub(crate) fn may_degrade(&self) -> bool {
+        self.on_outage == OnOutage::Degrade
+    }
+
+    /// Whether the local tier serves a call alone after this error of the backing cache.
+    pub(crate) fn degrades(&self, error: &Error) -> bool {
+        self.may_degrade() && matches!(error, Error::Unavailable(_))
+    }
+
     /// Runs `work` until the proxy is closed.
     pub(crate) fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
         let cancel = self.cancel.clone();
@@ -32,7 +60,7 @@ impl Tasks {
         ended.map_err(|error| Error::Unavailable(format!("write of {digest} failed: {error}")))?
     }
 
-    /// Cancels what [`Self::spawn`] runs, and waits for the end of all tasks.
+    /// Cancels spawned work, and waits for the end of all tasks.
     pub(crate) async fn close(&self) {
         self.cancel.cancel();
         self.tracker.close();
