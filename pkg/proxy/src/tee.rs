@@ -19,9 +19,9 @@ const BEHIND: usize = 4;
 #[derive(Default)]
 pub(crate) struct Tee {
     source: Mutex<Option<Source>>,
-    /// Whether the content was read to its end.
+    /// True once the content was read to its end.
     pub(crate) ended: AtomicBool,
-    /// Whether the backing cache has read any content. Until then, its client retries by itself.
+    /// True once the backing cache has read any content. Until then, its client retries by itself.
     pub(crate) was_read: AtomicBool,
 }
 
