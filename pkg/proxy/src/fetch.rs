@@ -65,16 +65,16 @@ impl Fetches {
     fn start_large(self: &Arc<Self>, fetch: Fetch) {
         let fetches = Arc::clone(self);
         self.tiers.spawn(async move {
-            let mut permits = Vec::new();
-            let fetched = fetches.fetch_large(&fetch.0.value, &mut permits).await;
-            let flow = fetches.end(fetch, fetched);
+            let (flow, mut permits) = (Arc::clone(&fetch.0.value), Vec::new());
+            let fetched = fetches.fetch_large(&flow, &mut permits).await;
+            fetches.end(fetch, fetched);
             // The content counts as long as it is in memory.
             flow.emptied().await;
         });
     }
 
     /// Ends a fetch, and records a miss of the backing cache.
-    fn end(&self, fetch: Fetch, fetched: Result<()>) -> Arc<Flow> {
+    fn end(&self, fetch: Fetch, fetched: Result<()>) {
         let digest = &fetch.0.key;
         match &fetched {
             Err(Error::NotFound(_)) => self.tiers.backing.forget(digest),
@@ -85,7 +85,7 @@ impl Fetches {
             Ok(()) => {}
         }
         fetch.0.value.finish(fetched);
-        Arc::clone(&fetch.0.value)
+        drop(fetch);
     }
 
     async fn fetch_large(&self, flow: &Flow, permits: &mut Vec<Permit>) -> Result<()> {
@@ -177,13 +177,17 @@ impl Fetches {
         for (digest, put) in stored.iter().zip(self.tiers.local.put_batch(blobs).await) {
             log_unstored(digest, &put);
         }
-        let mut flows = Vec::with_capacity(fetches.len());
+        let flows = fetches.iter().map(|fetch| Arc::clone(&fetch.0.value));
+        let flows: Vec<_> = flows.collect();
         for (fetch, content) in fetches.into_iter().zip(fetched) {
             let fetched = match content {
-                Ok(content) => Ok(fetch.0.value.push(content).await),
+                Ok(content) => {
+                    fetch.0.value.push(content).await;
+                    Ok(())
+                }
                 Err(error) => Err(error),
             };
-            flows.push(self.end(fetch, fetched));
+            self.end(fetch, fetched);
         }
         future::join_all(flows.iter().map(|flow| flow.emptied())).await;
     }
