@@ -7,7 +7,7 @@ use gorego_storage::{Blob, BlobStore, Digest, DigestFunction, Put, Result};
 
 use crate::{clock::AcceptClock, recent::Recent};
 
-/// The most blobs that are known to be present; some 70 bytes each.
+/// The most blobs that are known to be present; some 60 bytes each.
 const CAPACITY: usize = 512 * 1024;
 
 /// The blobs of the backing cache. Missing ones are never recorded. An outage ends all records, since the
@@ -21,7 +21,7 @@ pub(crate) struct BackingBlobs {
 
 /// The time between two outages of the backing cache, in which its answers stay valid.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct Epoch(u64);
+pub(crate) struct Epoch(u32);
 
 /// Enough of a digest to distinguish blobs.
 type PresentBlob = (Epoch, [u8; 32], DigestFunction, u64);
@@ -47,7 +47,7 @@ impl BackingBlobs {
 
     /// Returns the current epoch. Call it before the request whose response is recorded.
     pub(crate) fn epoch(&self) -> Epoch {
-        Epoch(self.store.outages())
+        Epoch(u32::try_from(self.store.outages()).unwrap_or(u32::MAX))
     }
 
     /// Whether the blob is known to be present.

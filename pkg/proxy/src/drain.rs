@@ -5,8 +5,7 @@ use std::{
 };
 
 use futures::{FutureExt as _, StreamExt as _, stream};
-use gorego_limits::Budget;
-use gorego_storage::{ActionCache, ActionCacheExt as _, BlobStore, Digest, Error, Result};
+use gorego_storage::{ActionCacheExt as _, BlobStore, Digest, Error, Result};
 use reapi::v2::ActionResult;
 use tokio::time::sleep;
 
@@ -39,13 +38,8 @@ const LONGEST: Duration = Duration::from_secs(30);
 pub(crate) struct Drain {
     pub(crate) outbox: Arc<Outbox>,
     pub(crate) tiers: Tiers,
-    pub(crate) results: Arc<dyn ActionCache>,
     pub(crate) uploads: Arc<Uploads>,
     pub(crate) presence: Arc<Presence>,
-    /// The budget for reading trees.
-    pub(crate) trees: Budget,
-    /// The time for which a refused write is retried.
-    pub(crate) retry: Duration,
 }
 
 impl Drain {
@@ -83,13 +77,9 @@ impl Drain {
             // Another write each time, since the backing cache may fail for one alone.
             *probes = probes.wrapping_add(1);
             let probed = probes.checked_rem(batch.len()).and_then(|at| batch.get(at));
+            let backing = &self.tiers.backing.store;
             if let Some((_, key)) = probed
-                && let Err(error) = self
-                    .tiers
-                    .backing
-                    .store
-                    .find_missing(&[*key.digest()])
-                    .await
+                && let Err(error) = backing.find_missing(&[*key.digest()]).await
                 && error.is_general()
             {
                 self.outbox.clock.interrupted();
@@ -110,23 +100,33 @@ impl Drain {
                 WriteKey::Result(instance, action) => results.push((number, instance, action)),
             }
         }
-        let mut drained = self.upload_blobs(blobs).await;
+        let drained = self.upload_blobs(blobs).await;
         let uploads = results
             .into_iter()
             .map(|(number, instance, action)| async move {
                 let uploaded = self.upload_result(number, &instance, &action).await;
                 (number, uploaded.err().unwrap_or(Outcome::Done))
             });
-        let uploads = stream::iter(uploads.collect::<Vec<_>>());
-        let mut uploads = uploads.buffer_unordered(RESULTS).ready_chunks(RESULTS);
-        while let Some(outcomes) = uploads.next().await {
-            drained = drained.and(self.settle(outcomes).await);
+        drained.and(self.settle_all(uploads, RESULTS).await)
+    }
+
+    /// Runs uploads, some at once, and records their outcomes. Returns the first reason why a write stays pending.
+    async fn settle_all(
+        &self,
+        uploads: impl Iterator<Item = impl Future<Output = (u64, Outcome)>>,
+        at_once: usize,
+    ) -> Result<()> {
+        let mut uploads = stream::iter(uploads).buffer_unordered(at_once);
+        let mut drained = Ok(());
+        while let Some((number, outcome)) = uploads.next().await {
+            drained = drained.and(self.settle(number, outcome).await);
         }
         drained
     }
 
-    async fn settle(&self, outcomes: Vec<(u64, Outcome)>) -> Result<()> {
-        self.outbox.settle(outcomes, self.retry).await
+    async fn settle(&self, number: u64, outcome: Outcome) -> Result<()> {
+        let retry = self.tiers.options.outbox_retry;
+        self.outbox.settle(number, outcome, retry).await
     }
 
     /// Uploads blobs together. Then uploads alone those that the local tier lacks, and small ones that may
@@ -136,29 +136,25 @@ impl Drain {
         // If the lookup fails, the upload of each blob tells more.
         let missing = self.tiers.backing.store.find_missing(&digests).await;
         let missing = missing.unwrap_or(digests);
-        let are_together = missing
-            .iter()
-            .filter(|digest| is_small(digest))
-            .nth(1)
-            .is_some();
+        let small = missing.iter().filter(|digest| is_small(digest));
+        let are_together = small.count() > 1;
         let uploaded = self.uploads.upload_all(missing).await;
         let mut uploaded: HashMap<Digest, Result<_>> = uploaded.into_iter().collect();
-        let (mut outcomes, mut alone, mut few) = (Vec::new(), Vec::new(), 0..FEW);
+        let (mut drained, mut alone, mut few) = (Ok(()), Vec::new(), 0..FEW);
         for (number, digest) in blobs {
-            match uploaded.remove(&digest) {
-                Some(Err(Error::NotFound(_))) => alone.push((number, digest)),
-                Some(Err(error @ Error::Refused { .. }))
-                    if are_together
-                        && is_small(&digest)
-                        && (!error.may_pass() || few.next().is_some()) =>
-                {
-                    alone.push((number, digest));
+            let outcome = match uploaded.remove(&digest) {
+                Some(Err(Error::NotFound(_))) => None,
+                Some(Err(error @ Error::Refused { .. })) if are_together && is_small(&digest) => {
+                    let is_settled = error.may_pass() && few.next().is_none();
+                    is_settled.then(|| Outcome::from(error))
                 }
-                Some(uploaded) => outcomes.push((number, Outcome::from(uploaded))),
-                None => outcomes.push((number, Outcome::Done)),
+                uploaded => Some(uploaded.map_or(Outcome::Done, Outcome::from)),
+            };
+            match outcome {
+                Some(outcome) => drained = drained.and(self.settle(number, outcome).await),
+                None => alone.push((number, digest)),
             }
         }
-        let drained = self.settle(outcomes).await;
         let alone = alone.into_iter().map(|(number, digest)| async move {
             let uploaded = match self.outbox.restore(number, &digest).await {
                 Ok(()) => self.uploads.upload(&digest).await,
@@ -166,8 +162,7 @@ impl Drain {
             };
             (number, Outcome::from(uploaded))
         });
-        let alone = stream::iter(alone.collect::<Vec<_>>()).buffer_unordered(ALONE);
-        drained.and(self.settle(alone.collect().await).await)
+        drained.and(self.settle_all(alone, ALONE).await)
     }
 
     /// Uploads a result, unless the backing cache has a newer one. If the times do not tell, a complete result
@@ -182,9 +177,10 @@ impl Drain {
             let gone = format!("entry of a result of {action} is corrupt or missing");
             return Err(Outcome::Rejected(Error::Unavailable(gone)));
         };
-        let ours = entry.result;
+        let (ours, trees) = (entry.result, &self.tiers.options.memory.bringing);
+        let results = &self.tiers.backing_results;
         let blobs: Arc<dyn BlobStore> = Arc::new(UploadingBlobs(Arc::clone(&self.presence)));
-        match is_complete(action, &ours, blobs, &self.trees).await {
+        match is_complete(action, &ours, blobs, trees).await {
             Ok(true) => {}
             Ok(false) => {
                 tracing::warn!(instance, %action, "dropped a pending result with missing outputs");
@@ -201,7 +197,7 @@ impl Drain {
         }
         let mut incomplete = None;
         // Nothing takes long between the last lookup and the put.
-        while let Some(theirs) = self.results.find(instance, action).await.map_err(unread)? {
+        while let Some(theirs) = results.find(instance, action).await.map_err(unread)? {
             if theirs == ours {
                 return Ok(());
             }
@@ -214,13 +210,13 @@ impl Drain {
                 break;
             }
             let blobs = Arc::clone(&self.tiers.backing.store);
-            let is_complete = is_complete(action, &theirs, blobs, &self.trees).await;
+            let is_complete = is_complete(action, &theirs, blobs, trees).await;
             if is_complete.map_err(unread)? {
                 return Ok(());
             }
             incomplete = Some(theirs);
         }
-        self.results.put(instance, action, ours).await?;
+        results.put(instance, action, ours).await?;
         self.outbox.clock.accepted();
         Ok(())
     }

@@ -14,15 +14,14 @@ use crate::{
     batches::is_small,
     flow::Flow,
     inflight::{Inflight, Operation},
-    memory::{Memory, UNWRITTEN},
+    memory::UNWRITTEN,
     tiers::Tiers,
 };
 
 /// The fetches in progress. They store blobs of the backing cache in the local tier.
 pub(crate) struct Fetches {
     pub(crate) tiers: Tiers,
-    pub(crate) memory: Memory,
-    pub(crate) running: Inflight<Digest, Flow>,
+    running: Inflight<Digest, Flow>,
 }
 
 /// A fetch in progress. Dropped before its end, it fails its readers.
@@ -36,6 +35,11 @@ impl Drop for Fetch {
 }
 
 impl Fetches {
+    pub(crate) fn new(tiers: Tiers) -> Self {
+        let running = Inflight::default();
+        Self { tiers, running }
+    }
+
     /// Joins the fetches of the blobs, and starts those that are not in progress, small blobs together.
     /// Returns the value of `join` for each.
     pub(crate) fn join_all<T>(
@@ -45,7 +49,7 @@ impl Fetches {
     ) -> Vec<Option<T>> {
         let (mut joined, mut small) = (Vec::with_capacity(digests.len()), Vec::new());
         for digest in digests {
-            let flow = || Flow::new(*digest, self.memory.pieces.clone());
+            let flow = || Flow::new(*digest, self.tiers.options.memory.pieces.clone());
             let (value, new) = self.running.join(digest, flow, &join).unzip();
             joined.push(value);
             match new.flatten().map(Fetch) {
@@ -90,7 +94,7 @@ impl Fetches {
 
     async fn fetch_large(&self, flow: &Flow, permits: &mut Vec<Permit>) -> Result<()> {
         let digest = flow.digest;
-        let permit = self.memory.reserve_large(&digest).await;
+        let permit = self.tiers.options.memory.reserve_large(&digest).await;
         permits.push(permit.map_err(Error::no_memory)?);
         // Another caller may have stored it since the lookup.
         let blob = match self.tiers.local.get(&digest, 0).await {
@@ -151,7 +155,7 @@ impl Fetches {
                     && open.send(Ok(piece)).await.is_err()
                 {
                     writer = None;
-                    let (permit, most) = self.memory.reserve_unwritten(&flow.digest);
+                    let (permit, most) = self.tiers.options.memory.reserve_unwritten(&flow.digest);
                     permits.extend(permit);
                     flow.to_memory(most);
                 }
@@ -165,7 +169,7 @@ impl Fetches {
 
     async fn fetch_small(&self, fetches: Vec<Fetch>) {
         let digests: Vec<Digest> = fetches.iter().map(|fetch| fetch.0.key).collect();
-        let permit = self.memory.reserve_small(&digests).await;
+        let permit = self.tiers.options.memory.reserve_small(&digests).await;
         let fetched = match &permit {
             Ok(_) => self.tiers.backing.store.get_batch(&digests).await,
             Err(full) => vec![Err(Error::no_memory(full.clone())); digests.len()],

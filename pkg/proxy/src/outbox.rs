@@ -92,7 +92,7 @@ impl Outbox {
                 Ok(Some(entry)) => PendingWrite::result(entry, action),
                 Ok(None) => {
                     tracing::error!(%action, "removed a corrupt result from the outbox");
-                    return self.unlink([file_name(number, &key)]).await;
+                    return self.unlink(Some(file_name(number, &key))).await;
                 }
                 Err(error) => {
                     return tracing::error!(%action, %error, "failed to read a pending result");
@@ -154,12 +154,8 @@ impl Outbox {
 
     /// Whether a result of the action is pending.
     pub(crate) fn has_result(&self, instance: &str, action: &Digest) -> bool {
-        let is_pending = || {
-            self.queue()
-                .get(&WriteKey::result(instance, action))
-                .is_some()
-        };
-        !self.is_empty() && is_pending()
+        let key = || WriteKey::result(instance, action);
+        !self.is_empty() && self.queue().get(&key()).is_some()
     }
 
     /// Whether one of the blobs is pending.
@@ -230,7 +226,7 @@ impl Outbox {
         let name = file_name(number, &key);
         self.local.outbox_write(name.clone(), file).await?;
         if let Err(error) = store.await {
-            self.unlink([name]).await;
+            self.unlink(Some(name)).await;
             return Err(error);
         }
         self.insert(number, write).await;
@@ -253,20 +249,17 @@ impl Outbox {
         self.unlink(removed).await;
     }
 
-    /// Records the outcomes of uploads. Returns the first reason why a write stays pending.
+    /// Records the outcome of an upload. Returns the reason if the write stays pending.
     pub(crate) async fn settle(
         &self,
-        outcomes: Vec<(u64, Outcome)>,
+        number: u64,
+        outcome: Outcome,
         retry: Duration,
     ) -> Result<()> {
-        let (mut removed, mut settled) = (Vec::new(), Ok(()));
-        for (number, outcome) in outcomes {
-            let now = self.clock.total();
-            let file = self.queue().settle(number, outcome, now, retry);
-            settled = settled.and(file.map(|file| removed.extend(file)));
-        }
+        let now = self.clock.total();
+        let removed = self.queue().settle(number, outcome, now, retry)?;
         self.unlink(removed).await;
-        settled
+        Ok(())
     }
 
     /// Stores a blob again that the local tier has lost, if its entry has the content.
@@ -280,14 +273,13 @@ impl Outbox {
         self.local.put(digest, content).await.map(drop)
     }
 
-    /// Removes the files of writes that left the queue, and notifies of its depth. The write of a file that
-    /// cannot be removed is uploaded again after a restart.
-    async fn unlink(&self, names: impl IntoIterator<Item = String>) {
-        let names: Vec<String> = names.into_iter().collect();
-        if !names.is_empty()
-            && let Err(error) = self.local.outbox_remove(names).await
+    /// Removes the file of a write that left the queue, and notifies of its depth. If that fails, the write is
+    /// uploaded again after a restart.
+    async fn unlink(&self, name: Option<String>) {
+        if let Some(name) = name
+            && let Err(error) = self.local.outbox_remove(vec![name]).await
         {
-            tracing::warn!(%error, "failed to remove uploaded writes from the outbox");
+            tracing::warn!(%error, "failed to remove an uploaded write from the outbox");
         }
         let depth = self.queue().depth;
         self.depth

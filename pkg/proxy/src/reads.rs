@@ -10,19 +10,17 @@ use crate::{
     batches::is_small,
     fetch::Fetches,
     flow::{Flow, reader::Reader},
-    tiers::Tiers,
 };
 
 /// Reads of blobs. A blob that the local tier lacks is fetched once, however many callers read it.
 pub(crate) struct Reads {
-    pub(crate) tiers: Tiers,
     pub(crate) fetches: Arc<Fetches>,
 }
 
 impl Reads {
     /// Returns the content from `offset` on, as it arrives.
     pub(crate) async fn get(&self, digest: &Digest, offset: u64) -> Result<Blob> {
-        let local = self.tiers.local.get(digest, offset).await;
+        let local = self.fetches.tiers.local.get(digest, offset).await;
         if let Some(local) = usable(digest, local) {
             return local;
         }
@@ -44,7 +42,7 @@ impl Reads {
     }
 
     pub(crate) async fn get_batch(&self, digests: &[Digest]) -> Vec<Result<Bytes>> {
-        let local = self.tiers.local.get_batch(digests).await;
+        let local = self.fetches.tiers.local.get_batch(digests).await;
         let join = |flow: &Arc<Flow>| flow.read(0);
         self.complete(digests, local, join, |_, blob| blob.into_bytes())
             .await
@@ -53,7 +51,7 @@ impl Reads {
     /// Fetches the blobs that the local tier lacks, and stores them there. A blob that cannot be stored is
     /// fetched again by a read.
     pub(crate) async fn fetch_batch(&self, digests: &[Digest]) -> Vec<Result<Digest>> {
-        let local = self.tiers.local.fetch_batch(digests).await;
+        let local = self.fetches.tiers.local.fetch_batch(digests).await;
         let end = |digest, reader: Reader| async move { reader.verified().await.map(|()| digest) };
         self.complete(digests, local, Reader::at_end, end).await
     }
@@ -90,7 +88,7 @@ impl Reads {
     /// Replaces an error by a miss if the local tier serves alone.
     fn or_missing<T>(&self, digest: &Digest, found: Result<T>) -> Result<T> {
         found.map_err(|error| {
-            if self.tiers.degrades(&error) {
+            if self.fetches.tiers.degrades(&error) {
                 Error::NotFound(*digest)
             } else {
                 error

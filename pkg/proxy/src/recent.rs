@@ -15,17 +15,19 @@ use tokio::time::Instant;
 pub(crate) struct Recent<T> {
     period: Duration,
     capacity: usize,
+    start: Instant,
     halves: Mutex<Halves<T>>,
 }
 
-/// Two sets with the times of insertion. The older one is dropped when the younger one is full.
-type Halves<T> = [HashMap<T, Instant>; 2];
+/// Two sets with the times of insertion, in seconds. The older one is dropped when the younger one is full.
+type Halves<T> = [HashMap<T, u32>; 2];
 
 impl<T: Eq + Hash> Recent<T> {
     pub(crate) fn new(period: Duration, capacity: usize) -> Self {
         Self {
             period,
             capacity,
+            start: Instant::now(),
             halves: Mutex::default(),
         }
     }
@@ -34,19 +36,25 @@ impl<T: Eq + Hash> Recent<T> {
         self.halves.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Returns the seconds since the set was created.
+    fn now(&self) -> u32 {
+        u32::try_from(self.start.elapsed().as_secs()).unwrap_or(u32::MAX)
+    }
+
     pub(crate) fn insert(&self, member: T) {
         let mut halves = self.halves();
         let [young, old] = &mut *halves;
         if young.len() >= self.capacity / 2 {
             *old = mem::take(young);
         }
-        young.insert(member, Instant::now());
+        young.insert(member, self.now());
     }
 
     pub(crate) fn contains(&self, member: &T) -> bool {
-        let halves = self.halves();
-        let mut inserted = halves.iter().filter_map(|half| half.get(member));
-        inserted.any(|inserted| inserted.elapsed() < self.period)
+        let (now, halves) = (self.now(), self.halves());
+        let inserted = halves.iter().filter_map(|half| half.get(member));
+        let mut ages = inserted.map(|inserted| now.saturating_sub(*inserted));
+        ages.any(|age| Duration::from_secs(age.into()) < self.period)
     }
 
     pub(crate) fn remove(&self, member: &T) {

@@ -7,24 +7,25 @@ use gorego_limits::Budget;
 use gorego_storage::{
     ActionCache, ActionCacheExt as _, BlobStore, CachedResult, Digest, Error, Outputs, Result,
 };
-use gorego_storage_local::LocalStore;
 use reapi::v2::ActionResult;
 use tokio::sync::Semaphore;
 
 use crate::{
     backing::Epoch,
+    outbox::Outbox,
     outputs::{is_complete, stored_outputs},
-    prefetch,
-    presence::UploadingBlobs,
+    prefetch::{self, Prefetch},
+    presence::{Presence, UploadingBlobs},
     recent::Recent,
-    store::{Parts, ProxyStore},
+    store::ProxyStore,
+    tiers::Tiers,
     versions::Versions,
 };
 
 /// The most results that are revalidated, or whose outputs are leased, in the background at once.
 const IN_BACKGROUND: usize = 16;
 /// The most results that are remembered for one purpose.
-const REMEMBERED: usize = 32 * 1024;
+const REMEMBERED: usize = 16 * 1024;
 
 /// An instance name and an action.
 type Name = (String, Digest);
@@ -35,8 +36,12 @@ type Name = (String, Digest);
 pub struct ProxyActions(Arc<Results>);
 
 struct Results {
-    store: ProxyStore,
-    local: Arc<LocalStore>,
+    tiers: Tiers,
+    outbox: Arc<Outbox>,
+    presence: Arc<Presence>,
+    prefetch: Option<Arc<Prefetch>>,
+    /// The blobs of both tiers.
+    blobs: Arc<dyn BlobStore>,
     /// The results that the backing cache returned or accepted within `existence_ttl`.
     validated: Recent<(Epoch, Name)>,
     /// The results in the local tier that the backing cache returned.
@@ -48,50 +53,47 @@ struct Results {
 impl ProxyActions {
     /// Creates the action cache of `store`'s two tiers.
     pub fn new(store: &ProxyStore) -> Self {
+        let parts = &store.parts;
         Self(Arc::new(Results {
-            local: Arc::clone(&store.parts.tiers.local),
-            validated: Recent::new(store.parts.options.existence_ttl, REMEMBERED),
+            tiers: parts.tiers.clone(),
+            outbox: Arc::clone(&parts.outbox),
+            presence: Arc::clone(&parts.presence),
+            prefetch: parts.prefetch.clone(),
+            blobs: Arc::new(store.clone()),
+            validated: Recent::new(parts.tiers.options.existence_ttl, REMEMBERED),
             fetched: Recent::new(Duration::MAX, REMEMBERED),
             versions: Versions::default(),
             background: Arc::new(Semaphore::new(IN_BACKGROUND)),
-            store: store.clone(),
         }))
     }
 }
 
 impl Results {
-    fn parts(&self) -> &Parts {
-        &self.store.parts
-    }
-
-    /// Looks up all outputs in both tiers, and returns those to prefetch.
-    async fn check(&self, action: &Digest, result: &ActionResult) -> Result<Vec<Digest>> {
-        let parts = self.parts();
-        let memory = parts.options.memory.looking.clone();
-        let mut outputs = Outputs::of(action, result, Arc::new(self.store.clone()), memory)?;
+    /// Looks up all outputs in both tiers. Prefetches them if the result `is_hit`.
+    async fn check(&self, action: &Digest, result: &ActionResult, is_hit: bool) -> Result<()> {
+        let memory = self.tiers.options.memory.looking.clone();
+        let mut outputs = Outputs::of(action, result, Arc::clone(&self.blobs), memory)?;
+        let prefetch = self.prefetch.as_ref().filter(|_| is_hit);
         let mut remote = Vec::new();
         while let Some(digests) = outputs.next().await? {
-            let (missing, not_local) = parts.presence.find_unreadable(&digests).await?;
+            let (missing, not_local) = self.presence.find_unreadable(&digests).await?;
             if let Some(missing) = missing.first() {
                 return Err(outputs.incomplete_without(missing).await);
             }
-            if parts.prefetch.is_some() && remote.len() < prefetch::OUTPUTS {
+            if prefetch.is_some() && remote.len() < prefetch::OUTPUTS {
                 remote.extend(not_local);
             }
         }
-        Ok(remote)
-    }
-
-    fn prefetch(&self, outputs: Vec<Digest>) {
-        if let Some(prefetch) = &self.parts().prefetch {
-            prefetch.start(outputs);
+        if let Some(prefetch) = prefetch {
+            prefetch.start(remote);
         }
+        Ok(())
     }
 
     /// Returns the local tier's result, if all its outputs can be read from either tier.
     async fn get_local(&self, name: &Name, memory: &Budget) -> Result<CachedResult> {
-        let found = ActionCache::get(&*self.local, &name.0, &name.1, memory).await?;
-        self.prefetch(self.check(&name.1, &found.result).await?);
+        let found = ActionCache::get(&*self.tiers.local, &name.0, &name.1, memory).await?;
+        self.check(&name.1, &found.result, true).await?;
         Ok(found)
     }
 
@@ -105,13 +107,14 @@ impl Results {
     ) -> Result<CachedResult> {
         let (instance, action) = name;
         let version = *self.versions.lock(name).await;
-        let epoch = self.parts().tiers.backing.epoch();
-        let found = self.parts().results.get(instance, action, memory).await?;
+        let epoch = self.tiers.backing.epoch();
+        let found = self
+            .tiers
+            .backing_results
+            .get(instance, action, memory)
+            .await?;
         if local != Some(&found.result) {
-            let outputs = self.check(action, &found.result).await?;
-            if local.is_none() {
-                self.prefetch(outputs);
-            }
+            self.check(action, &found.result, local.is_none()).await?;
             let stored = self
                 .store_fetched(name, found.result.clone(), version)
                 .await;
@@ -127,8 +130,8 @@ impl Results {
     async fn store_fetched(&self, name: &Name, result: ActionResult, version: u64) -> Result<()> {
         let current = self.versions.lock(name).await;
         let (instance, action) = name;
-        if *current == version && !self.parts().outbox.has_result(instance, action) {
-            ActionCache::put(&*self.local, instance, action, result).await?;
+        if *current == version && !self.outbox.has_result(instance, action) {
+            ActionCache::put(&*self.tiers.local, instance, action, result).await?;
             self.fetched.insert(name.clone());
         }
         Ok(())
@@ -136,11 +139,10 @@ impl Results {
 
     /// Fetches in the background the backing cache's result, which may differ from the local tier's by now.
     fn revalidate(self: &Arc<Self>, name: Name, local: &ActionResult, memory: &Budget) {
-        let parts = self.parts();
         // The backing cache has no newer result than one that it did not get.
-        let is_own = parts.options.read_only && !self.fetched.contains(&name)
-            || parts.outbox.has_result(&name.0, &name.1);
-        let validated = (parts.tiers.backing.epoch(), name.clone());
+        let is_own = self.tiers.options.read_only && !self.fetched.contains(&name)
+            || self.outbox.has_result(&name.0, &name.1);
+        let validated = (self.tiers.backing.epoch(), name.clone());
         if is_own || self.validated.contains(&validated) {
             return;
         }
@@ -149,7 +151,7 @@ impl Results {
         };
         self.validated.insert(validated);
         let (results, local, memory) = (Arc::clone(self), local.clone(), memory.clone());
-        parts.tiers.spawn(async move {
+        self.tiers.spawn(async move {
             match results.fetch(&name, Some(&local), &memory).await {
                 Err(error) if !error.is_result_miss() => {
                     tracing::debug!(action = %name.1, %error, "failed to revalidate a result");
@@ -162,8 +164,8 @@ impl Results {
 
     /// Stores a result in the backing cache. Returns true if it has to become pending instead.
     async fn upload(&self, name: &Name, result: &ActionResult) -> Result<bool> {
-        let (parts, (instance, action)) = (self.parts(), name);
-        if parts.options.read_only {
+        let (instance, action) = name;
+        if self.tiers.options.read_only {
             return Ok(false);
         }
         if self.follows_pending(name, result).await? {
@@ -171,15 +173,19 @@ impl Results {
         }
         // A pending one of an earlier configuration must not replace this one later.
         let mut lock = None;
-        if parts.outbox.has_result(instance, action) {
-            lock = Some(parts.outbox.uploading.lock(name).await);
+        if self.outbox.has_result(instance, action) {
+            lock = Some(self.outbox.uploading.lock(name).await);
         }
-        match parts.results.put(instance, action, result.clone()).await {
-            Err(error) if parts.tiers.degrades(&error) => return Ok(true),
+        let put = self
+            .tiers
+            .backing_results
+            .put(instance, action, result.clone());
+        match put.await {
+            Err(error) if self.tiers.degrades(&error) => return Ok(true),
             put => put?,
         }
         if lock.is_some() {
-            parts.outbox.supersede(instance, action).await;
+            self.outbox.supersede(instance, action).await;
         }
         Ok(false)
     }
@@ -187,28 +193,29 @@ impl Results {
     /// Whether a result has to follow pending writes. Uploads first its outputs that were reported as present
     /// though only the local tier had them.
     async fn follows_pending(&self, name: &Name, result: &ActionResult) -> Result<bool> {
-        let (parts, (instance, action)) = (self.parts(), name);
-        let is_in_outage = !parts.outbox.is_empty() || parts.presence.has_reported();
-        if !parts.tiers.may_degrade() || !is_in_outage {
+        let (instance, action) = name;
+        let is_in_outage = !self.outbox.is_empty() || self.presence.has_reported();
+        if !self.tiers.may_degrade() || !is_in_outage {
             return Ok(false);
         }
-        if parts.outbox.has_result(instance, action) {
+        if self.outbox.has_result(instance, action) {
             return Ok(true);
         }
         let outputs = self.local_outputs(action, result).await?;
-        if parts.outbox.has_blob(&outputs) {
+        if self.outbox.has_blob(&outputs) {
             return Ok(true);
         }
-        let blobs: Arc<dyn BlobStore> = Arc::new(UploadingBlobs(Arc::clone(&parts.presence)));
-        let complete = is_complete(action, result, blobs, &parts.options.memory.bringing).await;
+        let blobs: Arc<dyn BlobStore> = Arc::new(UploadingBlobs(Arc::clone(&self.presence)));
+        let memory = &self.tiers.options.memory.bringing;
+        let complete = is_complete(action, result, blobs, memory).await;
         // Other errors are left to the backing cache.
-        Ok(complete.is_err_and(|error| parts.tiers.degrades(&error)))
+        Ok(complete.is_err_and(|error| self.tiers.degrades(&error)))
     }
 
     /// Returns the outputs of a result in the local tier. They get a lease.
     async fn local_outputs(&self, action: &Digest, result: &ActionResult) -> Result<Vec<Digest>> {
-        let local: Arc<dyn BlobStore> = Arc::clone(&self.local) as _;
-        stored_outputs(action, result, local, &self.parts().options.memory.looking).await
+        let memory = &self.tiers.options.memory.looking;
+        stored_outputs(action, result, Arc::clone(&self.tiers.local) as _, memory).await
     }
 
     /// Stores a result in the local tier, and makes it pending where that is due; both or neither.
@@ -220,23 +227,24 @@ impl Results {
         is_pending: bool,
     ) -> Result<()> {
         let (instance, action) = &name;
-        let outbox = &self.parts().outbox;
         if is_pending {
             // They were reported as present, so that no client uploads them.
             let outputs = self.local_outputs(action, &result).await?;
-            outbox.add_outputs(outputs).await?;
+            self.outbox.add_outputs(outputs).await?;
         }
         let mut version = self.versions.lock(&name).await;
         let store = async {
-            ActionCache::put(&*self.local, instance, action, result.clone()).await?;
+            ActionCache::put(&*self.tiers.local, instance, action, result.clone()).await?;
             *version += 1;
             self.fetched.remove(&name);
             Ok(())
         };
         if is_pending {
-            let replaced = self.local.find(instance, action).await.unwrap_or_default();
-            let add = outbox.add_result(instance, action, result.clone(), replaced.as_ref(), store);
-            add.await?;
+            let replaced = self.tiers.local.find(instance, action).await;
+            let replaced = replaced.unwrap_or_default();
+            self.outbox
+                .add_result(instance, action, result.clone(), replaced.as_ref(), store)
+                .await?;
         } else {
             store.await?;
         }
@@ -258,7 +266,7 @@ impl Results {
             }
         };
         match Arc::clone(&self.background).try_acquire_owned() {
-            Ok(permit) => self.parts().tiers.spawn(async move {
+            Ok(permit) => self.tiers.spawn(async move {
                 lease.await;
                 drop(permit);
             }),
@@ -282,7 +290,7 @@ impl ActionCache for ProxyActions {
         match results.fetch(&name, None, memory).await {
             // The local tier's result may name the missing output.
             Err(Error::NoResult(_)) => Err(local),
-            Err(error) if results.parts().tiers.degrades(&error) => Err(local),
+            Err(error) if results.tiers.degrades(&error) => Err(local),
             found => found,
         }
     }
@@ -290,17 +298,17 @@ impl ActionCache for ProxyActions {
     async fn put(&self, instance: &str, action: &Digest, result: ActionResult) -> Result<()> {
         let (results, name) = (Arc::clone(&self.0), (instance.to_owned(), *action));
         *results.versions.lock(&name).await += 1;
-        let epoch = results.parts().tiers.backing.epoch();
+        let epoch = results.tiers.backing.epoch();
         let is_pending = results.upload(&name, &result).await?;
         let store = Arc::clone(&results).store(epoch, name, result, is_pending);
-        results.parts().tiers.finish(action, store).await
+        results.tiers.finish(action, store).await
     }
 }
 
 impl fmt::Debug for ProxyActions {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ProxyActions")
-            .field("store", &self.0.store)
+            .field("blobs", &self.0.blobs)
             .finish_non_exhaustive()
     }
 }

@@ -4,16 +4,13 @@ use std::{fmt, sync::Arc};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use gorego_storage::{
-    ActionCache, Blob, BlobStore, Digest, DigestFunction, Put, Result, UploadId, Uploads,
-};
+use gorego_storage::{Blob, BlobStore, Digest, DigestFunction, Put, Result, UploadId, Uploads};
 use gorego_storage_local::LocalStore;
 
 use crate::{
     backing::BackingBlobs,
     drain::Drain,
     fetch::Fetches,
-    inflight::Inflight,
     options::{Backing, Options},
     outbox::Outbox,
     prefetch::Prefetch,
@@ -34,11 +31,9 @@ pub struct ProxyStore {
 /// The parts of a proxy.
 pub(crate) struct Parts {
     pub(crate) tiers: Tiers,
-    pub(crate) results: Arc<dyn ActionCache>,
     pub(crate) outbox: Arc<Outbox>,
-    pub(crate) options: Options,
     pub(crate) presence: Arc<Presence>,
-    pub(crate) prefetch: Option<Prefetch>,
+    pub(crate) prefetch: Option<Arc<Prefetch>>,
     reads: Reads,
     writes: Writes,
 }
@@ -52,45 +47,37 @@ impl ProxyStore {
         outbox: Arc<Outbox>,
         options: Options,
     ) -> Self {
-        let clock = Arc::clone(&outbox.clock);
-        let blobs = BackingBlobs::new(backing.blobs, options.existence_ttl, clock);
-        let (tiers, results) = (Tiers::new(local, blobs, options.on_outage), backing.actions);
-        let fetches = Arc::new(Fetches {
-            tiers: tiers.clone(),
-            memory: options.memory.clone(),
-            running: Inflight::default(),
-        });
+        let (ttl, clock) = (options.existence_ttl, Arc::clone(&outbox.clock));
+        let blobs = Arc::new(BackingBlobs::new(backing.blobs, ttl, clock));
+        let tiers = Tiers::new(local, blobs, backing.actions, options);
+        let fetches = Arc::new(Fetches::new(tiers.clone()));
         let uploads = Arc::new(uploads::Uploads::new(tiers.clone()));
         let presence = Arc::new(Presence::new(tiers.clone(), Arc::clone(&uploads)));
-        if !options.read_only {
+        let prefetch = tiers
+            .options
+            .prefetch
+            .then(|| Arc::new(Prefetch::new(Arc::clone(&fetches))));
+        if !tiers.options.read_only {
             let drain = Drain {
                 tiers: tiers.clone(),
                 outbox: Arc::clone(&outbox),
-                results: Arc::clone(&results),
                 uploads: Arc::clone(&uploads),
                 presence: Arc::clone(&presence),
-                trees: options.memory.bringing.clone(),
-                retry: options.outbox_retry,
             };
             tiers.spawn(drain.run());
         }
-        let prefetch = || Prefetch::new(Arc::clone(&fetches));
+        let writes = Writes {
+            tiers: tiers.clone(),
+            uploads,
+            outbox: Arc::clone(&outbox),
+        };
         let parts = Parts {
-            prefetch: options.prefetch.then(prefetch),
-            reads: Reads {
-                tiers: tiers.clone(),
-                fetches,
-            },
-            writes: Writes {
-                tiers: tiers.clone(),
-                uploads,
-                outbox: Arc::clone(&outbox),
-            },
             tiers,
-            results,
             outbox,
-            options,
             presence,
+            prefetch,
+            reads: Reads { fetches },
+            writes,
         };
         Self {
             parts: Arc::new(parts),
@@ -111,7 +98,7 @@ impl BlobStore for ProxyStore {
     }
 
     async fn find_missing(&self, digests: &[Digest]) -> Result<Vec<Digest>> {
-        if self.parts.options.read_only {
+        if self.parts.tiers.options.read_only {
             return self.parts.presence.find_missing_read_only(digests).await;
         }
         self.parts.presence.find_missing(digests).await
@@ -122,7 +109,7 @@ impl BlobStore for ProxyStore {
     }
 
     async fn put(&self, digest: &Digest, blob: Blob) -> Result<Put> {
-        if self.parts.options.read_only || digest.is_empty_blob() {
+        if self.parts.tiers.options.read_only || digest.is_empty_blob() {
             return BlobStore::put(&*self.parts.tiers.local, digest, blob).await;
         }
         self.parts.writes.put(digest, blob).await
@@ -137,7 +124,7 @@ impl BlobStore for ProxyStore {
     }
 
     async fn put_batch(&self, blobs: Vec<(Digest, Bytes)>) -> Vec<Result<Put>> {
-        if self.parts.options.read_only {
+        if self.parts.tiers.options.read_only {
             return self.parts.tiers.local.put_batch(blobs).await;
         }
         self.parts.writes.put_batch(blobs).await

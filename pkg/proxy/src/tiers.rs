@@ -3,28 +3,38 @@
 use std::sync::Arc;
 
 use gorego_limits::Call;
-use gorego_storage::{Digest, Error, Result};
+use gorego_storage::{ActionCache, Digest, Error, Result};
 use gorego_storage_local::LocalStore;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use crate::{backing::BackingBlobs, options::OnOutage};
+use crate::{
+    backing::BackingBlobs,
+    options::{OnOutage, Options},
+};
 
-/// The two tiers, and the tasks that outlive the calls that started them.
+/// The two tiers and the options of a proxy, and the tasks that outlive the calls that started them.
 #[derive(Clone, Debug)]
 pub(crate) struct Tiers {
     pub(crate) local: Arc<LocalStore>,
     pub(crate) backing: Arc<BackingBlobs>,
-    on_outage: OnOutage,
+    pub(crate) backing_results: Arc<dyn ActionCache>,
+    pub(crate) options: Options,
     tracker: TaskTracker,
     cancel: CancellationToken,
 }
 
 impl Tiers {
-    pub(crate) fn new(local: Arc<LocalStore>, backing: BackingBlobs, on_outage: OnOutage) -> Self {
+    pub(crate) fn new(
+        local: Arc<LocalStore>,
+        backing: Arc<BackingBlobs>,
+        backing_results: Arc<dyn ActionCache>,
+        options: Options,
+    ) -> Self {
         Self {
             local,
-            backing: Arc::new(backing),
-            on_outage,
+            backing,
+            backing_results,
+            options,
             tracker: TaskTracker::new(),
             cancel: CancellationToken::new(),
         }
@@ -32,7 +42,7 @@ impl Tiers {
 
     /// Whether the local tier may serve alone during an outage.
     pub(crate) fn may_degrade(&self) -> bool {
-        self.on_outage == OnOutage::Degrade
+        self.options.on_outage == OnOutage::Degrade
     }
 
     /// Whether the local tier serves a call alone after this error of the backing cache.

@@ -44,11 +44,11 @@ async fn a_blob_written_again_stays_pending_after_the_outcome_of_its_earlier_ent
     add(&outbox).await;
     assert_eq!(entries(&outbox), 1);
     let gone = Outcome::Rejected(Error::NotFound(digest));
-    let settled = outbox.settle(vec![(first[0].0, gone)], Duration::ZERO);
+    let settled = outbox.settle(first[0].0, gone, Duration::ZERO);
     settled.await.unwrap();
     assert_eq!(entries(&outbox), 1);
     let second = outbox.first(0..u64::MAX, 2);
-    let settled = outbox.settle(vec![(second[0].0, Outcome::Done)], Duration::ZERO);
+    let settled = outbox.settle(second[0].0, Outcome::Done, Duration::ZERO);
     settled.await.unwrap();
     assert_eq!(*outbox.depth().borrow(), Depth::default());
     assert_eq!(outbox.local.outbox_names().await.unwrap(), [""; 0]);
