@@ -73,9 +73,9 @@ impl BackingBlobs {
 
     /// Returns the missing blobs. Those known to be present are not asked for.
     pub(crate) async fn find_missing(&self, digests: &[Digest]) -> Result<Vec<Digest>> {
-        let unknown = digests.iter().filter(|digest| !self.has(digest));
-        self.find_missing_now(&unknown.copied().collect::<Vec<_>>())
-            .await
+        let mut unknown = digests.to_vec();
+        unknown.retain(|digest| !self.has(digest));
+        self.find_missing_now(&unknown).await
     }
 
     /// Asks the backing cache for the missing blobs, and records the others.

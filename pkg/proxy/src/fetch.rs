@@ -60,8 +60,8 @@ impl Fetches {
         }
         if !small.is_empty() {
             let fetches = Arc::clone(self);
-            self.tiers
-                .spawn(async move { fetches.fetch_small(small).await });
+            let fetch = async move { fetches.fetch_small(small).await };
+            self.tiers.spawn(fetch);
         }
         joined
     }
@@ -123,13 +123,10 @@ impl Fetches {
     async fn write(&self, flow: &Flow, content: mpsc::Receiver<Result<Bytes>>) -> Result<Received> {
         let content = ReceiverStream::new(content).boxed();
         let (digest, growth) = (&flow.digest, Some(flow.growth()));
-        let written = self
-            .tiers
-            .local
-            .receive(digest, content, None, growth)
-            .await;
+        let local = &self.tiers.local;
+        let written = local.receive(digest, content, None, growth).await;
         if let Ok(Received::Existed) = &written
-            && let Ok(Blob::File(file)) = self.tiers.local.get(digest, 0).await
+            && let Ok(Blob::File(file)) = local.get(digest, 0).await
         {
             flow.found(&file);
         }

@@ -79,10 +79,10 @@ impl Reads {
         });
         // At the same time, since none may wait for another.
         let mut fetched = future::join_all(fetched).await.into_iter();
-        let complete = local
-            .into_iter()
-            .map(|found| found.or_else(|| fetched.next()));
-        complete.flatten().collect()
+        let local = local.into_iter();
+        local
+            .filter_map(|found| found.or_else(|| fetched.next()))
+            .collect()
     }
 
     /// Replaces an error by a miss if the local tier serves alone.

@@ -108,17 +108,12 @@ impl Results {
         let (instance, action) = name;
         let version = *self.versions.lock(name).await;
         let epoch = self.tiers.backing.epoch();
-        let found = self
-            .tiers
-            .backing_results
-            .get(instance, action, memory)
-            .await?;
+        let found = self.tiers.backing_results.get(instance, action, memory);
+        let found = found.await?;
         if local != Some(&found.result) {
             self.check(action, &found.result, local.is_none()).await?;
-            let stored = self
-                .store_fetched(name, found.result.clone(), version)
-                .await;
-            if let Err(error) = stored {
+            let stored = self.store_fetched(name, found.result.clone(), version);
+            if let Err(error) = stored.await {
                 tracing::debug!(%action, %error, "failed to store a result in the local tier");
             }
         }
@@ -242,9 +237,11 @@ impl Results {
         if is_pending {
             let replaced = self.tiers.local.find(instance, action).await;
             let replaced = replaced.unwrap_or_default();
-            self.outbox
-                .add_result(instance, action, result.clone(), replaced.as_ref(), store)
-                .await?;
+            let (result, replaced) = (result.clone(), replaced.as_ref());
+            let add = self
+                .outbox
+                .add_result(instance, action, result, replaced, store);
+            add.await?;
         } else {
             store.await?;
         }

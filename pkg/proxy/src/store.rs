@@ -53,10 +53,8 @@ impl ProxyStore {
         let fetches = Arc::new(Fetches::new(tiers.clone()));
         let uploads = Arc::new(uploads::Uploads::new(tiers.clone()));
         let presence = Arc::new(Presence::new(tiers.clone(), Arc::clone(&uploads)));
-        let prefetch = tiers
-            .options
-            .prefetch
-            .then(|| Arc::new(Prefetch::new(Arc::clone(&fetches))));
+        let prefetch = || Arc::new(Prefetch::new(Arc::clone(&fetches)));
+        let prefetch = tiers.options.prefetch.then(prefetch);
         if !tiers.options.read_only {
             let drain = Drain {
                 tiers: tiers.clone(),

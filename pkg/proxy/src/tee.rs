@@ -27,7 +27,7 @@ pub(crate) struct Tee {
 
 struct Source {
     chunks: Chunks,
-    unsent: Option<Result<Bytes>>,
+    unsent: Option<Bytes>,
     backing: mpsc::Sender<Result<Bytes>>,
 }
 
@@ -58,7 +58,7 @@ impl Tee {
 
     /// Sends the rest to the backing cache alone.
     pub(crate) async fn drain(&self) {
-        while self.next().await.is_some_and(|chunk| chunk.is_ok()) {}
+        while self.next().await.is_some() {}
     }
 
     async fn next(&self) -> Option<Result<Bytes>> {
@@ -69,15 +69,21 @@ impl Tee {
             backing,
         } = source.as_mut()?;
         if let Some(chunk) = unsent {
-            let _ = backing.send(chunk.clone()).await;
+            let _ = backing.send(Ok(chunk.clone())).await;
             *unsent = None;
         }
-        *unsent = chunks.next().await;
-        if unsent.is_some() {
-            return unsent.clone();
+        let chunk = chunks.next().await;
+        match &chunk {
+            Some(Ok(chunk)) => *unsent = Some(chunk.clone()),
+            Some(Err(error)) => {
+                let _ = backing.send(Err(error.clone())).await;
+                *source = None;
+            }
+            None => {
+                self.ended.store(true, Relaxed);
+                *source = None;
+            }
         }
-        self.ended.store(true, Relaxed);
-        *source = None;
-        None
+        chunk
     }
 }

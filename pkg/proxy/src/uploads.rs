@@ -17,9 +17,10 @@ use crate::{
     tiers::Tiers,
 };
 
-/// The most batches and large blobs of the local tier that are uploaded at once, of all callers and of one.
-const AT_ONCE: usize = 32;
-const OF_CALLER: usize = 8;
+/// The most batches of small blobs in memory, of all callers.
+const BATCHES: usize = 32;
+/// The most batches and large blobs that are uploaded at once for one caller.
+const AT_ONCE: usize = 8;
 
 /// The outcome of an upload; none while it is in progress.
 type Outcome = watch::Sender<Option<Result<Put>>>;
@@ -30,7 +31,7 @@ type Upload = Operation<Digest, Outcome>;
 pub(crate) struct Uploads {
     tiers: Tiers,
     running: Inflight<Digest, Outcome>,
-    slots: Semaphore,
+    batches: Semaphore,
 }
 
 impl Uploads {
@@ -38,7 +39,7 @@ impl Uploads {
         Self {
             tiers,
             running: Inflight::default(),
-            slots: Semaphore::new(AT_ONCE),
+            batches: Semaphore::new(BATCHES),
         }
     }
 
@@ -89,7 +90,7 @@ impl Uploads {
     ) -> Vec<(Digest, Result<Put>)> {
         let batches = batches(digests).into_iter();
         let uploads = stream::iter(batches.map(|batch| self.upload_batch(batch)));
-        let uploads = uploads.buffer_unordered(OF_CALLER).flat_map(stream::iter);
+        let uploads = uploads.buffer_unordered(AT_ONCE).flat_map(stream::iter);
         uploads.collect().await
     }
 
@@ -113,9 +114,6 @@ impl Uploads {
     }
 
     async fn put_batch(&self, mut batch: Vec<Upload>) {
-        let Ok(_slot) = self.slots.acquire().await else {
-            return;
-        };
         if let Some(large) = batch.pop_if(|upload| !is_small(&upload.key)) {
             let uploaded = match self.tiers.local.get(&large.key, 0).await {
                 Ok(blob) => self.tiers.backing.put(&large.key, blob).await,
@@ -123,6 +121,9 @@ impl Uploads {
             };
             return finish(large, uploaded);
         }
+        let Ok(_permit) = self.batches.acquire().await else {
+            return;
+        };
         let digests: Vec<Digest> = batch.iter().map(|upload| upload.key).collect();
         let contents = self.tiers.local.get_batch(&digests).await;
         let (mut readable, mut blobs): (Vec<Upload>, Vec<(Digest, Bytes)>) = Default::default();

@@ -21,13 +21,9 @@ pub(crate) struct Writes {
     pub(crate) outbox: Arc<Outbox>,
 }
 
-/// The outcomes of a stream in both tiers.
-struct Sent {
-    backing: Result<Put>,
-    local: Result<Received>,
-    /// Whether the backing cache has read any content. Before that, its client has retried by itself.
-    was_read: bool,
-}
+/// The outcomes of a stream in the backing cache and in the local tier, and whether the backing cache has read any
+/// content. Before that, its client has retried by itself.
+type Sent = (Result<Put>, Result<Received>, bool);
 
 impl Writes {
     pub(crate) async fn put(&self, digest: &Digest, blob: Blob) -> Result<Put> {
@@ -56,30 +52,30 @@ impl Writes {
         resume: Option<Resume>,
     ) -> Result<Put> {
         let epoch = self.tiers.backing.epoch();
-        let Some(sent) = self.put_both(digest, chunks, resume.clone()).await? else {
+        let Some((put, received, was_read)) = self.put_both(digest, chunks, resume.clone()).await?
+        else {
             self.tiers.backing.record(epoch, digest);
             return self.existed(digest, resume).await;
         };
-        let mut staged = match sent.local {
+        let mut staged = match received {
             Ok(Received::Complete(staged)) => staged,
-            Ok(Received::Existed) if sent.backing.is_err() => {
+            Ok(Received::Existed) if put.is_err() => {
                 return self.upload_stored(digest).await;
             }
             _ => {
-                return sent
-                    .backing
-                    .inspect(|_| self.tiers.backing.accepted(epoch, digest));
+                let accepted = |_: &Put| self.tiers.backing.accepted(epoch, digest);
+                return put.inspect(accepted);
             }
         };
         // The backing cache may have accepted it unverified.
         let actual = staged.verify().await?;
-        match sent.backing {
+        match put {
             Ok(put) if actual == *digest => {
                 self.tiers.backing.accepted(epoch, digest);
                 publish(digest, staged).await;
                 Ok(put)
             }
-            Err(error @ Error::Unavailable(_)) if !sent.was_read => {
+            Err(error @ Error::Unavailable(_)) if !was_read => {
                 self.accept(&actual, error, staged.publish()).await
             }
             _ => self.upload(actual, staged).await,
@@ -88,12 +84,9 @@ impl Writes {
 
     /// Ends a put of a blob that the backing cache has. Removes a partial upload, which no client resumes.
     async fn existed(&self, digest: &Digest, resume: Option<Resume>) -> Result<Put> {
+        let local = &self.tiers.local;
         if let Some(resume) = resume
-            && let Err(error) = self
-                .tiers
-                .local
-                .discard_upload(digest, &resume.upload)
-                .await
+            && let Err(error) = local.discard_upload(digest, &resume.upload).await
         {
             tracing::warn!(%digest, %error, "failed to remove a partial upload");
         }
@@ -132,11 +125,7 @@ impl Writes {
             (sent, received) = match (sent, received) {
                 (Some(backing), Some(local)) => {
                     let was_read = tee.was_read.load(Relaxed);
-                    return Ok(Some(Sent {
-                        backing,
-                        local,
-                        was_read,
-                    }));
+                    return Ok(Some((backing, local, was_read)));
                 }
                 either => either,
             }
@@ -150,15 +139,11 @@ impl Writes {
         chunks: Chunks,
         resume: Option<Resume>,
     ) -> Result<Put> {
-        match self
-            .tiers
-            .local
-            .receive(digest, chunks, resume, None)
-            .await?
-        {
-            Received::Complete(mut complete) => {
-                let digest = complete.verify().await?;
-                self.upload(digest, complete).await
+        let received = self.tiers.local.receive(digest, chunks, resume, None);
+        match received.await? {
+            Received::Complete(mut staged) => {
+                let digest = staged.verify().await?;
+                self.upload(digest, staged).await
             }
             Received::Existed if self.tiers.backing.has(digest) => Ok(Put::Existed),
             Received::Existed => self.upload_stored(digest).await,
@@ -215,10 +200,8 @@ impl Writes {
                 new.push(blob.clone());
             }
         }
-        for (place, put) in places
-            .into_iter()
-            .zip(self.tiers.backing.put_batch(new).await)
-        {
+        let uploaded = self.tiers.backing.put_batch(new).await;
+        for (place, put) in places.into_iter().zip(uploaded) {
             *place = put;
         }
         let mut present = Vec::with_capacity(blobs.len());

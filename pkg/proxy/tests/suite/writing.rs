@@ -90,6 +90,17 @@ async fn a_write_succeeds_without_room_in_the_local_tier() {
 }
 
 #[tokio::test]
+async fn a_write_without_room_in_the_local_tier_ends_with_its_client() {
+    let proxy = Proxy::with(common::options(), 2 << 20).await;
+    let content = content(1, 8 << 20);
+    let broken = Error::source(std::io::Error::other("the client went away"));
+    let broken = stream::iter([Ok(content.slice(..CHUNK)), Err(broken)]);
+    let stalled = Blob::stream(broken.chain(stream::pending()));
+    let put = proxy.store.put(&sha256(&content), stalled).await;
+    assert!(matches!(put, Err(Error::Source(_))), "{put:?}");
+}
+
+#[tokio::test]
 async fn mismatched_content_is_stored_nowhere() {
     for len in [10, CHUNK * 20] {
         let proxy = Proxy::new().await;
