@@ -133,7 +133,7 @@ impl Drain {
     /// have been refused for the sake of another.
     async fn upload_blobs(&self, blobs: Vec<(u64, Digest)>) -> Result<()> {
         let digests: Vec<Digest> = blobs.iter().map(|(_, digest)| *digest).collect();
-        // If the lookup fails, the upload of each blob tells more.
+        // If the lookup fails, the error of each upload is more specific.
         let missing = self.tiers.backing.store.find_missing(&digests).await;
         let missing = missing.unwrap_or(digests);
         let small = missing.iter().filter(|digest| is_small(digest));

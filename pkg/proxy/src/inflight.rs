@@ -69,3 +69,37 @@ impl<K: Eq + Hash, V> Drop for Operation<K, V> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn callers_share_an_operation_until_its_owner_drops_it() {
+        let inflight = Inflight::<u8, u8>::default();
+        let join = |new| inflight.join(&1, || new, |value| Some(**value)).unwrap();
+        let (first, operation) = join(10);
+        let (second, joined) = join(20);
+        assert_eq!((first, second), (10, 10));
+        assert!(joined.is_none());
+        drop(operation);
+        assert_eq!(inflight.get(&1), None);
+        assert_eq!(join(30).0, 30);
+    }
+
+    #[test]
+    fn a_declined_operation_is_replaced_and_its_end_leaves_the_new_one() {
+        let inflight = Inflight::<u8, u8>::default();
+        let join = |new, declined| {
+            let accepts = |value: &Arc<u8>| (**value != declined).then_some(**value);
+            inflight.join(&1, || new, accepts)
+        };
+        let old = join(10, 0);
+        let new = join(20, 10);
+        drop(old);
+        assert_eq!(inflight.get(&1).as_deref(), Some(&20));
+        assert!(join(30, 20).is_some_and(|(value, _)| value == 30));
+        drop(new);
+        assert!(join(40, 40).is_none());
+    }
+}
