@@ -1,15 +1,12 @@
 //! A store in memory, for tests.
 
-use std::{
-    collections::HashMap,
-    fmt, mem,
-    sync::{Mutex, MutexGuard, PoisonError},
-};
+use std::{collections::HashMap, fmt, mem};
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::StreamExt as _;
 use gorego_limits::Budget;
+use parking_lot::Mutex;
 use prost::Message as _;
 use reapi::v2::ActionResult;
 use tokio::sync::Notify;
@@ -35,17 +32,13 @@ struct Content {
 }
 
 impl MemoryStore {
-    fn lock(&self) -> MutexGuard<'_, Content> {
-        self.content.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Removes a blob, as an eviction does.
     pub fn remove(&self, digest: &Digest) {
-        self.lock().blobs.remove(digest);
+        self.content.lock().blobs.remove(digest);
     }
 
     fn has(&self, digest: &Digest) -> bool {
-        digest.is_empty_blob() || self.lock().blobs.contains_key(digest)
+        digest.is_empty_blob() || self.content.lock().blobs.contains_key(digest)
     }
 
     fn publish(&self, digest: &Digest, content: Bytes) -> Result<Put> {
@@ -56,7 +49,7 @@ impl MemoryStore {
                 actual: digest.function().digest(&content).to_string(),
             });
         };
-        self.lock().blobs.insert(digest, content);
+        self.content.lock().blobs.insert(digest, content);
         self.stored.notify_waiters();
         Ok(Put::Stored)
     }
@@ -94,7 +87,7 @@ impl MemoryStore {
         let key = resume.map(|resume| (resume.upload, *digest));
         let mut content = Vec::new();
         if let Some(key) = &key {
-            let mut stored = self.lock();
+            let mut stored = self.content.lock();
             let committed = stored.partial.get(key).map_or(0, Vec::len) as u64;
             if committed < offset {
                 return Err(Error::UploadOffset {
@@ -164,7 +157,7 @@ impl Drop for PartialUpload<'_> {
     fn drop(&mut self) {
         if let Some(key) = self.key.take() {
             let content = mem::take(&mut self.content);
-            self.store.lock().partial.insert(key, content);
+            self.store.content.lock().partial.insert(key, content);
         }
     }
 }
@@ -184,7 +177,8 @@ impl BlobStore for MemoryStore {
         let content = if digest.is_empty_blob() {
             Bytes::new()
         } else {
-            self.lock()
+            self.content
+                .lock()
                 .blobs
                 .get(digest)
                 .cloned()
@@ -216,11 +210,7 @@ impl BlobStore for MemoryStore {
 impl Uploads for MemoryStore {
     async fn committed(&self, digest: &Digest, upload: &UploadId) -> Result<u64> {
         let key = (upload.clone(), *digest);
-        Ok(self
-            .lock()
-            .partial
-            .get(&key)
-            .map_or(0, |content| content.len() as u64))
+        Ok(self.content.lock().partial.get(&key).map_or(0, Vec::len) as u64)
     }
 }
 
@@ -228,7 +218,7 @@ impl Uploads for MemoryStore {
 impl ActionCache for MemoryStore {
     async fn get(&self, instance: &str, action: &Digest, memory: &Budget) -> Result<CachedResult> {
         let name = (instance.to_owned(), *action);
-        let found = self.lock().results.get(&name).cloned();
+        let found = self.content.lock().results.get(&name).cloned();
         let result = found.ok_or(Error::NoResult(*action))?;
         let bytes = result_memory(result.encoded_len() as u64);
         let permit = memory.reserve(bytes).await.map_err(Error::no_memory)?;
@@ -236,7 +226,8 @@ impl ActionCache for MemoryStore {
     }
 
     async fn put(&self, instance: &str, action: &Digest, result: ActionResult) -> Result<()> {
-        self.lock()
+        self.content
+            .lock()
             .results
             .insert((instance.to_owned(), *action), result);
         Ok(())

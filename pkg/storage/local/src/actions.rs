@@ -141,7 +141,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_damaged_or_torn_action_result_is_none() {
+    fn a_corrupt_or_truncated_action_result_is_none() {
         let result = ActionResult {
             exit_code: 3,
             stdout_raw: "out".into(),
@@ -168,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn an_action_result_that_unfolds_to_too_much_memory_is_none() {
+    fn an_action_result_that_decodes_to_too_much_memory_is_none() {
         let symlink = reapi::v2::OutputSymlink::default();
         let result = |count| ActionResult {
             output_symlinks: vec![symlink.clone(); count],

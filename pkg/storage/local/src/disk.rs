@@ -4,7 +4,7 @@
 use std::{
     fs,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError, RwLock,
+        Arc,
         atomic::{
             AtomicBool, AtomicU64,
             Ordering::{Acquire, Relaxed, Release},
@@ -14,6 +14,7 @@ use std::{
 };
 
 use gorego_limits::Budget;
+use parking_lot::{Mutex, MutexGuard, RwLock};
 use tokio::sync::watch;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -124,8 +125,7 @@ impl Disk {
     }
 
     pub(super) fn lock(&self, key: &Key) -> Option<MutexGuard<'_, ()>> {
-        let lock = lock_of(&self.key_locks, key)?;
-        Some(lock.lock().unwrap_or_else(PoisonError::into_inner))
+        lock_of(&self.key_locks, key).map(Mutex::lock)
     }
 
     pub(super) fn is_scanned(&self) -> bool {
@@ -218,7 +218,7 @@ impl Disk {
     /// Moves the finished file of a blob or result to its place, unless the blob is there. Blocks.
     pub(super) fn publish(&self, key: &Key, size: u64, from: &str, to: &str) -> Result<Put> {
         // Delays the store's end until the file is moved.
-        let closed = self.closed.read().unwrap_or_else(PoisonError::into_inner);
+        let closed = self.closed.read();
         if *closed {
             return Err(Error::Unavailable("the store was closed".to_owned()));
         }
@@ -327,7 +327,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_the_scan_finds_while_the_index_is_asked_is_not_nowhere() {
+    fn a_miss_is_certain_only_if_the_scan_ended_before_the_lookup() {
         let scanned = ScanState::default();
         let ends_meanwhile = || {
             scanned.set();

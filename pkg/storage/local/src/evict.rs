@@ -25,13 +25,13 @@ impl Evictable for LocalStore {
         let (now, terms) = (now_ms(), self.disk.terms);
         let disk = &self.disk;
         disk.janitor_saw_part.store(!disk.is_scanned(), Relaxed);
-        disk.index.visit(|entry, seen| {
+        disk.index.visit(|entry, seen, in_use| {
             see(Candidate {
                 entry,
                 last_use: seen.last_use(),
                 bytes: seen.room(),
                 leased: seen.is_leased(now, terms),
-                in_use: seen.is_pinned(),
+                in_use,
                 partial: false,
             });
         });
@@ -150,20 +150,20 @@ impl Disk {
             return Ok(None);
         };
         let (now, terms) = (now_ms(), self.terms);
-        let removed = self.remove_if(&shown.key(), |entry| {
+        let removed = self.remove_if(&shown.key(), |entry, is_pinned| {
             entry.last_use() == candidate.last_use
                 && entry.room() == candidate.bytes
-                && !entry.is_pinned()
+                && !is_pinned
                 && (break_leases || !entry.is_leased(now, terms))
         });
         Ok(removed?.map(|entry| entry.room()))
     }
 
-    /// Removes an entry and its file if it satisfies the condition. Blocks.
+    /// Removes an entry and its file if it and its pin satisfy the condition. Blocks.
     pub(super) fn remove_if(
         &self,
         key: &Key,
-        when: impl FnOnce(&Entry) -> bool,
+        when: impl FnOnce(&Entry, bool) -> bool,
     ) -> Result<Option<Entry>> {
         let _changing = self.lock(key);
         let path = self.locate(key)?;

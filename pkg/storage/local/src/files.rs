@@ -8,12 +8,13 @@ use std::{
     os::fd::OwnedFd,
     path::{Path, PathBuf},
     sync::{
-        Arc, Mutex, PoisonError, RwLock,
+        Arc,
         atomic::{AtomicBool, AtomicU64},
     },
 };
 
 use bytes::Bytes;
+use parking_lot::{Mutex, RwLock};
 use rustix::{
     fs::{AtFlags, CWD, FileType, Mode, OFlags, Timespec, Timestamps},
     io::Errno,
@@ -68,7 +69,7 @@ pub(super) struct Files {
     sync: SyncMode,
     room: Arc<Room>,
     /// Held while a folder is made or removed and counted, so that no other is removed in between.
-    folders: Mutex<()>,
+    pub(super) folders: Mutex<()>,
     /// Whether the umask clears bits of [`BLOB_MODE`], so that each file's mode is set explicitly.
     chmod: bool,
     /// Cleared when the system refuses `O_NOATIME`.
@@ -125,14 +126,14 @@ impl Files {
     }
 
     fn dir(&self) -> Arc<OwnedFd> {
-        Arc::clone(&self.dir.read().unwrap_or_else(PoisonError::into_inner))
+        Arc::clone(&self.dir.read())
     }
 
     /// Recreates the data directory itself after it was removed.
     pub(super) fn reopen(&self) -> Result<()> {
         fs::create_dir_all(&self.root).map_err(|e| Error::io("creating", &self.root, e))?;
         let dir = open_root(&self.root)?;
-        *self.dir.write().unwrap_or_else(PoisonError::into_inner) = dir;
+        *self.dir.write() = dir;
         Ok(())
     }
 

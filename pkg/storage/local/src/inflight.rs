@@ -1,11 +1,8 @@
 //! Uploads in progress: the newest attempt at each, and those that wait for the same blob.
 
-use std::{
-    collections::HashMap,
-    hash::Hash,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-};
+use std::{collections::HashMap, hash::Hash, sync::Arc};
 
+use parking_lot::Mutex;
 use tokio::sync::OwnedMutexGuard;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
@@ -20,13 +17,9 @@ struct User<K: Eq + Hash, V> {
 }
 
 impl<K: Eq + Hash + Clone, V: Default> Registry<K, V> {
-    fn map(&self) -> MutexGuard<'_, HashMap<K, (V, usize)>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Adds a user of the value under `key`, and reads or changes that.
     fn join<T>(self: &Arc<Self>, key: &K, work: impl FnOnce(&mut V) -> T) -> (User<K, V>, T) {
-        let mut map = self.map();
+        let mut map = self.0.lock();
         let (value, users) = map.entry(key.clone()).or_default();
         *users += 1;
         let done = work(value);
@@ -44,8 +37,7 @@ impl<K, V> Default for Registry<K, V> {
 
 impl<K: Eq + Hash, V> Drop for User<K, V> {
     fn drop(&mut self) {
-        let map = self.registry.0.lock();
-        let mut map = map.unwrap_or_else(PoisonError::into_inner);
+        let mut map = self.registry.0.lock();
         if let Some((_, users)) = map.get_mut(&self.key) {
             *users -= 1;
             if *users == 0 {
@@ -132,7 +124,7 @@ impl Watchers {
 
     /// Notifies the uploads of this blob that another one published it.
     pub(super) fn published(&self, digest: &Digest) {
-        let token = self.0.map().get_mut(digest).map(|(token, _)| {
+        let token = self.0.0.lock().get_mut(digest).map(|(token, _)| {
             // Uploads that begin from now on wait for the next time: the blob may be gone by then.
             std::mem::take(token)
         });
@@ -156,7 +148,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn the_newest_claim_wins_once_its_predecessors_let_go() {
+    async fn the_newest_claim_waits_until_earlier_ones_are_dropped() {
         let claims = Claims::default();
         let first = claims.claim("u").await;
         assert!(first.superseded().now_or_never().is_none());

@@ -2,8 +2,10 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    sync::{Arc, Mutex, PoisonError, RwLock},
+    sync::Arc,
 };
+
+use parking_lot::{Mutex, RwLock};
 
 use super::{disk::Disk, layout::InstanceHash};
 use crate::index::{Entry, InstanceUse, SHARDS, Space};
@@ -49,17 +51,12 @@ pub(super) struct InstanceNumber {
 impl Instances {
     /// Returns the instance's number, if it has one.
     pub(super) fn number(&self, hash: &InstanceHash) -> Option<u32> {
-        self.table
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .numbers
-            .get(hash)
-            .copied()
+        self.table.read().numbers.get(hash).copied()
     }
 
     /// Reserves the instance's number, if it has one.
     pub(super) fn find(&self, hash: &InstanceHash) -> Option<InstanceNumber> {
-        let table = self.table.read().unwrap_or_else(PoisonError::into_inner);
+        let table = self.table.read();
         table.find(hash)
     }
 
@@ -70,7 +67,7 @@ impl Instances {
         hash: &InstanceHash,
         used: impl FnOnce() -> Option<HashMap<u32, InstanceUse>>,
     ) -> Option<InstanceNumber> {
-        let mut table = self.table.write().unwrap_or_else(PoisonError::into_inner);
+        let mut table = self.table.write();
         if let Some(interned) = table.find(hash) {
             return Some(interned);
         }
@@ -85,7 +82,7 @@ impl Instances {
 
     /// Returns the instance with this number.
     pub(super) fn hash(&self, number: u32) -> Option<InstanceHash> {
-        let table = self.table.read().unwrap_or_else(PoisonError::into_inner);
+        let table = self.table.read();
         let instance = table.instances.get(usize::try_from(number).ok()?)?.as_ref();
         instance.map(|instance| instance.hash)
     }
@@ -95,8 +92,7 @@ impl Disk {
     /// Returns a number for a new instance name. When all are taken, names that have few results and were
     /// not used lately are forgotten. Blocks.
     pub(super) fn name_instance(&self, hash: &InstanceHash) -> Result<InstanceNumber> {
-        let naming = self.instances.naming.lock();
-        let _turn = naming.unwrap_or_else(PoisonError::into_inner);
+        let _turn = self.instances.naming.lock();
         // Before the scan has ended, the index does not know them all.
         let used = || self.is_scanned().then(|| self.index.instances());
         if let Some(interned) = self.instances.intern(hash, used) {
@@ -129,7 +125,7 @@ impl Disk {
             .collect();
         let results = keys.len();
         for key in keys {
-            if let Err(error) = self.remove_if(&key, |entry| !entry.is_pinned()) {
+            if let Err(error) = self.remove_if(&key, |_, is_pinned| !is_pinned) {
                 tracing::warn!(%error, "could not remove an action result");
             }
         }

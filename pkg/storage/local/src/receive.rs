@@ -98,13 +98,7 @@ impl Disk {
         self.room
             .check_fits(digest.size(), &digest.to_string(), free.flatten())?;
         let mut upload = Box::new(Upload::begin(self, digest, resume, growth).await);
-        let claim = upload.claim.clone();
-        let superseded = async move {
-            match claim {
-                Some(claim) => claim.superseded().await,
-                None => std::future::pending().await,
-            }
-        };
+        let superseded = upload.superseded();
         let receive = async {
             loop {
                 let next = chunks.next();

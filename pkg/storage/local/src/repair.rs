@@ -1,9 +1,6 @@
 //! Repair of the data directory after other programs removed folders and files from it.
 
-use std::{
-    io::ErrorKind,
-    sync::{PoisonError, atomic::Ordering::Relaxed},
-};
+use std::{io::ErrorKind, sync::atomic::Ordering::Relaxed};
 
 use super::{
     disk::Disk,
@@ -49,8 +46,7 @@ impl Files {
 impl Disk {
     /// Recreates removed parts of the data directory, the lock included. Blocks.
     pub(super) fn repair(&self) -> Result<()> {
-        let held = self.lock_file.lock();
-        let mut held = held.unwrap_or_else(PoisonError::into_inner);
+        let mut held = self.lock_file.lock();
         let Some(file) = &*held else {
             return Ok(());
         };
@@ -82,7 +78,7 @@ impl Disk {
                 lost += u64::from(self.drop_if_missing(key)?);
             }
         }
-        let _folders = self.files.lock_folders();
+        let _folders = self.files.folders.lock();
         self.room.set_folders(scan::count_folders(&self.files)?);
         if lost > 0 {
             tracing::warn!(

@@ -11,14 +11,13 @@ use tokio::time::timeout;
 use super::{
     disk::Disk,
     files::Files,
-    instances::Instances,
     layout::{self, InstanceHash},
     verify,
 };
 use crate::index::{Key, Space};
 use gorego_storage::{DigestFunction, Result};
 
-/// The pause before folders that could not be read are tried again.
+/// The pause before a retry of the folders that could not be read.
 const RETRY: Duration = Duration::from_mins(1);
 /// The number of folders scanned at once: more than cores, since the disk is slow.
 const AT_ONCE: usize = 4;
@@ -37,8 +36,8 @@ struct Folder {
     space: Space,
 }
 
-/// Indexes everything, then hashes unverified blobs. Folders that cannot be read are tried again
-/// and again: until they are indexed, the disk is asked about unknown blobs.
+/// Indexes everything, then hashes unverified blobs. Retries folders that cannot be read for as long as
+/// it takes: until they are indexed, lookups of unknown blobs go to the disk.
 pub(super) async fn run(disk: Arc<Disk>) {
     let started = Instant::now();
     let mut left = None;
@@ -97,32 +96,41 @@ async fn scan(disk: &Arc<Disk>, folder: Arc<Folder>) -> Option<Arc<Folder>> {
     // Uploads may wait for room, and there may be something to evict now.
     disk.room.press();
     let error = scanned.err()?;
-    tracing::error!(%error, "folder could not be scanned; it will be tried again");
+    tracing::error!(%error, "failed to scan a folder; retrying in a minute");
     Some(folder)
 }
 
-/// Returns every `ab` folder. Blocks.
+/// Returns every `ab` folder, and numbers the instances that have results. Blocks.
 fn folders(disk: &Disk) -> Result<Vec<Arc<Folder>>> {
     let (mut folders, mut counted) = (Vec::new(), Vec::new());
-    for tree in trees(&disk.files)? {
-        let space = match &tree.instance {
-            None => Space::Cas,
-            Some(instance) => match disk.instances.number(instance) {
-                Some(number) => Space::Ac(number),
-                None => continue,
-            },
-        };
-        let function = tree.function;
-        let below = subfolders(&disk.files, &tree.path)?.into_iter();
+    for Tree {
+        path,
+        function,
+        instance,
+    } in trees(&disk.files)?
+    {
+        let mut space = Space::Cas;
+        if let Some(instance) = instance {
+            if disk.files.remove_empty(&path) {
+                continue;
+            }
+            let Some(interned) = disk.instances.intern(&instance, || None) else {
+                tracing::warn!(
+                    path,
+                    "too many instance names; these action results are not served"
+                );
+                continue;
+            };
+            space = Space::Ac(interned.number);
+            counted.push(path.clone());
+        }
         let folder = |path| Folder {
             path,
             function,
             space,
         };
+        let below = subfolders(&disk.files, &path)?.into_iter();
         folders.extend(below.map(folder).map(Arc::new));
-        if tree.instance.is_some() && !disk.files.remove_empty(&tree.path) {
-            counted.push(tree.path);
-        }
     }
     disk.room.folders_scanned(&counted);
     Ok(folders)
@@ -173,21 +181,6 @@ fn parse_instance(name: &str) -> Option<InstanceHash> {
         *byte = u8::from_str_radix(name.get(at..at + 2)?, 16).ok()?;
     }
     Some(hash)
-}
-
-/// Numbers the instances that have a folder for action results. Blocks.
-pub(super) fn instances(files: &Files) -> Result<Instances> {
-    let instances = Instances::default();
-    for tree in trees(files)? {
-        let Some(instance) = tree.instance else {
-            continue;
-        };
-        if !files.remove_empty(&tree.path) && instances.intern(&instance, || None).is_none() {
-            tracing::warn!("too many instance names; the action results of some are left alone");
-            break;
-        }
-    }
-    Ok(instances)
 }
 
 fn scan_folder(disk: &Disk, folder: &Folder) -> Result<()> {

@@ -88,7 +88,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_state_survives_its_text_and_half_of_one_is_none() {
+    fn a_state_survives_formatting_and_a_truncated_one_is_none() {
         let state = StoreState {
             clean: true,
             synced_ms: 17,

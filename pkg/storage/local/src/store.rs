@@ -5,13 +5,14 @@ use std::{
     io::{self, Write as _},
     path::{Path, PathBuf},
     sync::{
-        Arc, Mutex, PoisonError, RwLock,
+        Arc,
         atomic::{AtomicBool, AtomicU64},
     },
     time::Duration,
 };
 
 use gorego_limits::Budget;
+use parking_lot::{Mutex, RwLock};
 use rustix::fs::FlockOperation;
 use tokio::sync::watch;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -22,6 +23,7 @@ use crate::{
     files::Files,
     index::{Index, Terms},
     inflight::{Claims, Watchers},
+    instances::Instances,
     layout::{CAS, LOCK_FILE, QUARANTINE, TMP, UPLOADS, VERSION_FILE},
     room::Room,
     scan, scrub,
@@ -145,13 +147,13 @@ impl LocalStore {
         let lock = lock(dir)?;
         let new = check_version(dir)?;
         let index = Arc::new(Index::new());
-        let room = Room::new(index, options.max_bytes, options.wake_bytes);
+        let room = Room::new(Arc::clone(&index), options.max_bytes, options.wake_bytes);
         let files = Files::open(dir, options.sync, Arc::clone(&room)).map_err(unusable)?;
         if let Some(folder) = files.elsewhere().map_err(unusable)? {
             let dir = dir.clone();
             return Err(OpenError::Elsewhere { dir, folder });
         }
-        let disk = build(options, files, room, new, lock).map_err(unusable)?;
+        let disk = build(options, index, files, room, new, lock).map_err(unusable)?;
         Ok(Self {
             disk: Arc::new(disk),
         })
@@ -175,7 +177,7 @@ impl LocalStore {
         self.disk.tracker.wait().await;
         let close = |disk: &Arc<Disk>| {
             // Waits for files that are being moved to their places.
-            *disk.closed.write().unwrap_or_else(PoisonError::into_inner) = true;
+            *disk.closed.write() = true;
             disk.write_back()?;
             disk.sync_point(true)
         };
@@ -203,8 +205,7 @@ impl Drop for LocalStore {
     fn drop(&mut self) {
         self.disk.cancel.cancel();
         // Released at once, although background work may go on for a moment.
-        let lock = self.disk.lock_file.lock();
-        *lock.unwrap_or_else(PoisonError::into_inner) = None;
+        *self.disk.lock_file.lock() = None;
     }
 }
 
@@ -293,6 +294,7 @@ pub(crate) fn write_version(dir: &Path) -> io::Result<()> {
 
 fn build(
     options: &LocalOptions,
+    index: Arc<Index>,
     files: Files,
     room: Arc<Room>,
     new: bool,
@@ -322,10 +324,10 @@ fn build(
         }
     }
     Ok(Disk {
-        instances: scan::instances(&files)?,
+        instances: Instances::default(),
         files,
         lock_file: Mutex::new(Some(lock)),
-        index: Arc::clone(room.index()),
+        index,
         room,
         claims: Claims::default(),
         watchers: Watchers::default(),

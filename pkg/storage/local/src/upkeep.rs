@@ -1,7 +1,7 @@
 //! Periodic work of the store: probes, repair, writing last uses back, and sync points.
 
 use std::{
-    sync::{Arc, MutexGuard, PoisonError, atomic::Ordering::Relaxed},
+    sync::{Arc, atomic::Ordering::Relaxed},
     time::Duration,
 };
 
@@ -67,7 +67,7 @@ pub(super) async fn run(disk: Arc<Disk>) {
         // Other programs may be filling the disk.
         disk.room.press();
         let (at_round, at_probe) = (round.is_multiple_of(ROUND), round.is_multiple_of(PROBE));
-        if !at_round && !at_probe && disk.state_to_record(&disk.record()).is_none() {
+        if !at_round && !at_probe && disk.state_to_record(&disk.record.lock()).is_none() {
             continue;
         }
         let work = move |disk: &Arc<Disk>| {
@@ -108,10 +108,6 @@ impl Disk {
         }
     }
 
-    fn record(&self) -> MutexGuard<'_, Record> {
-        self.record.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Returns the state with the present usage, if that has changed by more than a little: the next
     /// start needs it before it has scanned the directory.
     fn state_to_record(&self, record: &Record) -> Option<StoreState> {
@@ -130,7 +126,7 @@ impl Disk {
 
     /// Records the usage if it has changed. Blocks.
     fn record_usage(&self) -> Result<()> {
-        let mut record = self.record();
+        let mut record = self.record.lock();
         if let Some(next) = self.state_to_record(&record) {
             next.save(&self.files)?;
             (record.state, record.saved) = (next, true);
@@ -163,12 +159,12 @@ impl Disk {
             return Ok(());
         }
         let written = self.written.load(Relaxed);
-        if !clean && self.record().synced == Some(written) {
+        if !clean && self.record.lock().synced == Some(written) {
             return Ok(());
         }
         let synced_ms = dated();
         self.files.sync_all()?;
-        let mut record = self.record();
+        let mut record = self.record.lock();
         let next = StoreState {
             // Nothing was written after a clean end.
             clean: clean || record.state.clean,

@@ -239,7 +239,7 @@ pub(super) fn verify_all(disk: &Disk) {
             }
             // Still unverified: its file is missing, or is no blob's.
             let _changing = disk.lock(&key);
-            disk.index.remove_if(&key, |entry| entry.has(UNVERIFIED));
+            disk.index.remove_if(&key, |entry, _| entry.has(UNVERIFIED));
         }
     }
 }
@@ -249,7 +249,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_blob_that_the_disk_cannot_read_counts_as_damaged() {
+    fn an_io_error_counts_as_an_unreadable_blob() {
         // Reading it is an I/O error, as on a broken disk.
         let path = "/proc/self/mem";
         let hashed = hash_file(DigestFunction::Sha256, &fs::File::open(path).unwrap());

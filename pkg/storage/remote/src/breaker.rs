@@ -2,13 +2,14 @@
 
 use std::{
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
     time::Duration,
 };
 
 use gorego_limits::LogLimit;
+use parking_lot::Mutex;
 use tokio::{
     sync::watch,
     time::{self, Instant},
@@ -167,7 +168,7 @@ impl Breaker {
 
     /// Fails where a call would be refused now.
     pub(super) fn check(&self) -> Result<(), Failure> {
-        let circuit = self.lock();
+        let circuit = self.circuit.lock();
         match circuit.refusal(Instant::now()) {
             Some(_) => Err(Failure::Open(Arc::clone(&circuit.last_error))),
             None => Ok(()),
@@ -182,7 +183,7 @@ impl Breaker {
             if admitted.is_ok() || Instant::now() >= end {
                 return admitted;
             }
-            let refusal = self.lock().refusal(Instant::now());
+            let refusal = self.circuit.lock().refusal(Instant::now());
             if let Some(until) = refusal {
                 let _ = time::timeout_at(until.min(end), state.changed()).await;
             }
@@ -211,13 +212,9 @@ impl Breaker {
         });
     }
 
-    fn lock(&self) -> MutexGuard<'_, Circuit> {
-        self.circuit.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Changes the circuit, and reports a new state.
     fn change<T>(&self, change: impl FnOnce(&mut Circuit) -> T) -> T {
-        let mut circuit = self.lock();
+        let mut circuit = self.circuit.lock();
         let before = circuit.state;
         let outcome = change(&mut circuit);
         let (peer, error) = (&*self.peer, &*circuit.last_error);
@@ -262,7 +259,7 @@ impl Attempt<'_> {
                 .change(|circuit| circuit.succeeded(self.is_probe)),
         }
         Since {
-            answers: self.breaker.lock().now.answers,
+            answers: self.breaker.circuit.lock().now.answers,
             ..self.since
         }
     }
@@ -315,7 +312,7 @@ mod tests {
     }
 
     #[test]
-    fn what_many_calls_meet_together_counts_once() {
+    fn a_failure_shared_by_many_calls_counts_once() {
         let now = Instant::now();
         let options = BreakerOptions {
             failures: 3,
@@ -383,7 +380,7 @@ mod tests {
     }
 
     #[test]
-    fn late_outcomes_change_nothing_and_an_abandoned_probe_makes_room() {
+    fn late_outcomes_are_ignored_and_a_cancelled_probe_is_replaced() {
         let now = Instant::now();
         let mut circuit = opened(now);
         circuit.succeeded(false);

@@ -1,10 +1,11 @@
 //! Notices that a peer restarted without its blobs although no call failed.
 
 use std::{
-    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    sync::{Arc, Weak},
     time::Duration,
 };
 
+use parking_lot::Mutex;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     sync::Notify,
@@ -26,14 +27,10 @@ const LOST: &str = "the backing cache lost a blob between two connections; \
 pub(super) struct Canary(Mutex<Option<Digest>>);
 
 impl Canary {
-    fn digest(&self) -> MutexGuard<'_, Option<Digest>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Records that the peer has this blob. The empty blob is always there, and tells nothing.
     pub(super) fn set(&self, digest: &Digest) {
         if !digest.is_empty_blob() {
-            *self.digest() = Some(*digest);
+            *self.0.lock() = Some(*digest);
         }
     }
 
@@ -46,7 +43,7 @@ impl Canary {
         loop {
             lost.notified().await;
             let Some(peer) = peer.upgrade() else { return };
-            let Some(digest) = self.digest().take() else {
+            let Some(digest) = self.0.lock().take() else {
                 continue;
             };
             let answer = missing::lacks(&peer, instance.as_str(), &digest).await;
@@ -54,7 +51,7 @@ impl Canary {
                 tracing::info!(peer = &*peer.name, %digest, "{LOST}");
                 peer.breaker.count_outage();
             } else {
-                self.digest().get_or_insert(digest);
+                self.0.lock().get_or_insert(digest);
             }
             if let Err(failure) = answer {
                 tracing::debug!(%digest, %failure, "could not ask for a blob");

@@ -1,10 +1,8 @@
 //! The capabilities of a peer (REAPI `Capabilities`), requested when needed and then cached.
 
-use std::{
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
+use parking_lot::Mutex;
 use reapi::v2::{self, GetCapabilitiesRequest, ServerCapabilities};
 use tokio::time::Instant;
 use tonic::Code;
@@ -128,13 +126,13 @@ impl Known {
         if let Some(fresh) = self.fresh(peer) {
             return Ok(fresh);
         }
-        if let Some((at, error)) = &self.lock().failed
+        if let Some((at, error)) = &self.last.lock().failed
             && *at > came
         {
             return Err(error.clone());
         }
         let answer = ask(peer, instance).await.map(Arc::new).map_err(error);
-        let mut last = self.lock();
+        let mut last = self.last.lock();
         drop(asking);
         match &answer {
             Ok(capabilities) => {
@@ -166,22 +164,18 @@ impl Known {
 
     /// Corrects the last answer of a peer that does less than it said, until the next answer.
     pub(super) fn correct(&self, change: impl FnOnce(&mut RemoteCapabilities)) {
-        if let Some(capabilities) = &mut self.lock().capabilities {
+        if let Some(capabilities) = &mut self.last.lock().capabilities {
             change(Arc::make_mut(capabilities));
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Last> {
-        self.last.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Returns the last answer, however old.
     pub(super) fn last(&self) -> Option<Arc<RemoteCapabilities>> {
-        self.lock().capabilities.clone()
+        self.last.lock().capabilities.clone()
     }
 
     fn fresh(&self, peer: &Peer) -> Option<Arc<RemoteCapabilities>> {
-        let last = self.lock();
+        let last = self.last.lock();
         let (at, outages) = last.answered?;
         let is_fresh = outages == peer.breaker.outages() && at.elapsed() < KEPT;
         is_fresh.then(|| last.capabilities.clone()).flatten()

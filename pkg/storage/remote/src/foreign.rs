@@ -156,7 +156,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_grpc_counts_as_grpc() {
+    fn the_content_type_tells_grpc_from_other_answers() {
         for grpc in [
             "application/grpc",
             "application/grpc+proto",

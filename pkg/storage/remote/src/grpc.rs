@@ -248,7 +248,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_download_with_something_else_in_its_messages_is_refused() {
+    async fn a_download_with_unexpected_fields_is_refused() {
         let data = ReadResponse {
             data: vec![0; PIECE].into(),
         };

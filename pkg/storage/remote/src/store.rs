@@ -291,7 +291,7 @@ mod tests {
     }
 
     #[test]
-    fn uploads_with_unspeakable_names_are_still_told_apart() {
+    fn ids_that_cannot_be_in_a_resource_name_are_hashed_and_stay_distinct() {
         let plain = UploadId::new("7f6ef5a6-2d0b-4b3c-9f53-0b8f4b1f7d3a");
         assert_eq!(speakable(&plain), plain);
         let [a, b] = ["../a", "../b"].map(|text| speakable(&UploadId::new(text)));

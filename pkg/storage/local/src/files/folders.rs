@@ -1,9 +1,6 @@
 //! Makes, lists and removes folders, and moves files into them.
 
-use std::{
-    io::ErrorKind,
-    sync::{MutexGuard, PoisonError},
-};
+use std::io::ErrorKind;
 
 use rustix::{
     fs::{AtFlags, Mode, OFlags},
@@ -20,15 +17,10 @@ const DIR_MODE: Mode = Mode::from_bits_retain(0o777);
 const ATTEMPTS: usize = 16;
 
 impl Files {
-    /// Keeps others from making and removing folders.
-    pub(crate) fn lock_folders(&self) -> MutexGuard<'_, ()> {
-        self.folders.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Makes a folder and those above it, and adds the new ones to `made`; one that exists is fine.
     pub(crate) fn make_dir<'a>(&self, relative: &'a str, made: &mut Vec<&'a str>) -> Result<()> {
         let above = relative.match_indices('/').map(|(end, _)| end);
-        let _folders = self.lock_folders();
+        let _folders = self.folders.lock();
         for path in above
             .chain([relative.len()])
             .filter_map(|end| relative.get(..end))
@@ -49,7 +41,7 @@ impl Files {
 
     /// Removes a folder if it is empty; returns whether it is gone.
     pub(crate) fn remove_empty(&self, relative: &str) -> bool {
-        let _folders = self.lock_folders();
+        let _folders = self.folders.lock();
         match rustix::fs::unlinkat(self.dir(), relative, AtFlags::REMOVEDIR) {
             Ok(()) => {
                 self.room.folder_removed(relative);

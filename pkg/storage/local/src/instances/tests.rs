@@ -18,7 +18,7 @@ fn used(numbers: std::ops::Range<usize>) -> HashMap<u32, InstanceUse> {
 }
 
 #[test]
-fn a_number_is_given_anew_once_nothing_of_its_instance_is_left() {
+fn a_number_is_reused_once_its_instance_has_no_result() {
     let instances = Instances::default();
     let never = || panic!("not all numbers are taken");
     let held = instances.intern(&hash(0), never).unwrap();
@@ -73,7 +73,7 @@ async fn has(store: &LocalStore, instance: &str, number: usize) -> bool {
 }
 
 #[tokio::test]
-async fn a_new_instance_name_is_served_however_many_others_took_all_numbers() {
+async fn a_new_instance_name_is_served_when_all_numbers_are_taken() {
     let dir = tempfile::tempdir().unwrap();
     let store = open(dir.path()).await;
     for number in 0..5 {

@@ -119,12 +119,12 @@ impl Room {
     }
 
     fn take_exhausted(&self) -> bool {
-        std::mem::take(&mut self.accounts().exhausted)
+        std::mem::take(&mut self.accounts.lock().exhausted)
     }
 
     /// Makes an upload the one that eviction works for. `goal` is to be evicted from now on.
     fn serve(&self, broken: &Arc<BrokenLeases>, bytes: u64, goal: Option<Removed>) {
-        let mut accounts = self.accounts();
+        let mut accounts = self.accounts.lock();
         accounts.exhausted = false;
         let evicted = accounts.evicted;
         accounts.served = QueueHead {
@@ -151,7 +151,7 @@ impl Room {
         };
         tokio::pin!(work);
         let progress = || {
-            let accounts = self.accounts();
+            let accounts = self.accounts.lock();
             (accounts.evicted.bytes, accounts.unscanned)
         };
         loop {
@@ -171,14 +171,14 @@ struct QueuePlace<'a>(&'a Room);
 
 impl<'a> QueuePlace<'a> {
     fn new(room: &'a Room) -> Self {
-        room.accounts().waiting += 1;
+        room.accounts.lock().waiting += 1;
         Self(room)
     }
 }
 
 impl Drop for QueuePlace<'_> {
     fn drop(&mut self) {
-        self.0.accounts().waiting -= 1;
+        self.0.accounts.lock().waiting -= 1;
     }
 }
 
@@ -190,7 +190,7 @@ struct Turn<'a> {
 
 impl Drop for Turn<'_> {
     fn drop(&mut self) {
-        let mut accounts = self.room.accounts();
+        let mut accounts = self.room.accounts.lock();
         (accounts.served.bytes, accounts.served.goal) = (0, None);
     }
 }

@@ -90,7 +90,7 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn bytes_of_a_slow_client_are_written_before_they_are_many() {
+    async fn bytes_of_a_slow_client_are_written_after_a_second() {
         let mut collected = WriteBuffer::default();
         collected.push(vec![1; LEAST - 1].into());
         tokio::time::advance(SLOW).await;
