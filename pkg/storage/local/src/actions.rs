@@ -78,8 +78,7 @@ impl ActionCache for LocalStore {
 }
 
 impl Disk {
-    /// Reads a result. A corrupt or unreadable one goes to quarantine, and `None` is returned for it.
-    /// Blocks.
+    /// Reads a result. Quarantines a corrupt or unreadable one, and returns `None` for it. Blocks.
     pub(super) fn load_result(
         &self,
         key: Option<&Key>,
@@ -106,7 +105,7 @@ impl Disk {
     }
 }
 
-/// Reads the result in an open file; `None` when it is corrupt, or the disk cannot read it.
+/// Reads the result in an open file; `None` if it is corrupt or unreadable.
 fn read_result(file: &fs::File, size: u64, path: PathBuf) -> Result<Option<ActionResult>> {
     let size = usize::try_from(size).unwrap_or(usize::MAX);
     match read_at(file, 0, size).map_err(|error| Error::io("reading", path, error)) {
@@ -125,8 +124,8 @@ fn encode(result: &ActionResult) -> Vec<u8> {
     content
 }
 
-/// The result in a file's content; `None` when it is not whole, or takes more memory than any
-/// result may. What the result carries inline stays where it is in `content`.
+/// Decodes the result in a file's content; `None` if it is corrupt, or takes more memory than any result may.
+/// Inline outputs are not copied.
 fn decode(mut content: Bytes) -> Option<ActionResult> {
     let checksum = content.strip_prefix(MAGIC)?.get(..HEADER - MAGIC.len())?;
     let payload = content.get(HEADER..)?;

@@ -1,4 +1,4 @@
-//! Blobs: look up, read, and write those that arrive as a whole.
+//! Lookups and reads of blobs, and writes of blobs that arrive as a whole.
 
 use std::{collections::HashSet, fs, sync::Arc};
 
@@ -32,7 +32,7 @@ fn in_use(pin: impl InUse + 'static) -> Box<dyn InUse> {
 }
 
 impl LocalStore {
-    /// Pins a blob, which keeps it from eviction until the pin is dropped; `None` if it is missing.
+    /// Pins a blob, which protects it from eviction until the pin is dropped; `None` if it is missing.
     pub async fn keep(&self, digest: &Digest) -> Result<Option<Box<dyn InUse>>> {
         let found = self.disk.find(digest, STREAM).await?;
         Ok(found.and_then(|found| found.pin).map(in_use))
@@ -199,7 +199,7 @@ impl BlobStore for LocalStore {
             Ok(written) => written,
             Err(error) => return vec![Err(error); count],
         };
-        // If the disk was full: one by one, each with what eviction can do for it.
+        // Retried one by one, with eviction, if the disk was full.
         for (result, (digest, content)) in results.iter_mut().zip(blobs) {
             if matches!(result, Err(error) if error.is_no_space()) {
                 *result = self.disk.put_pieces(&digest, vec![content]).await;
@@ -210,8 +210,8 @@ impl BlobStore for LocalStore {
 }
 
 impl LocalStore {
-    /// Reserves memory to read so many bytes as a whole, which takes one trip to another thread
-    /// instead of two. `None` if they have to be read in pieces.
+    /// Reserves memory to read this many bytes at once, which takes one trip to another thread instead of
+    /// two. `None` if they have to be read in pieces.
     fn memory_for(&self, bytes: u64) -> Option<Permit> {
         if bytes <= UNCOUNTED {
             return Some(Permit::default());
@@ -272,7 +272,7 @@ impl Disk {
         }
     }
 
-    /// Opens a blob's file. One that is missing or has another size is forgotten. Blocks.
+    /// Opens a blob's file. Drops the entry of one that is missing or has another size. Blocks.
     fn open_blob(&self, digest: &Digest) -> Result<(String, fs::File)> {
         let path = layout::blob_path(digest);
         match self.files.open_read(&path) {

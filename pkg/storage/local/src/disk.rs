@@ -63,30 +63,29 @@ pub(super) struct Disk {
     /// The number of blobs and action results written by this process.
     pub(super) written: AtomicU64,
     pub(super) scanned: ScanState,
-    /// Set if the scan was still going on when the janitor last looked at all entries.
+    /// Set if the scan was running when the janitor last visited the entries.
     pub(super) janitor_saw_part: AtomicBool,
-    /// Whether the directory can be written to, or is merely full.
+    /// `true` if the directory can be written to or is full.
     pub(super) healthy: watch::Sender<bool>,
     /// The state on record, for the next start.
     pub(super) record: Mutex<Record>,
     pub(super) tracker: TaskTracker,
     pub(super) cancel: CancellationToken,
-    /// Set once the content of the disk is declared whole: nothing may be published after that.
+    /// Set once the store recorded a clean end. Nothing may be published after that.
     pub(super) closed: RwLock<bool>,
-    /// Held, one by hash, while an unverified blob is hashed, so that others wait for the outcome
-    /// instead of hashing it too.
+    /// Held, one by hash, while an unverified blob is hashed, so that other callers wait for the outcome.
     pub(super) verifying: Box<[tokio::sync::Mutex<()>]>,
-    /// A file and its index entry change together under one of these, chosen by the hash, so that a
-    /// scan, an eviction and an upload of one blob cannot cross. Held across single calls to the
-    /// file system, by threads that may block.
+    /// A file and its index entry change together under one of these, chosen by the hash, so that a scan,
+    /// an eviction and an upload of one blob do not interleave. Held across single system calls, by threads
+    /// that may block.
     pub(super) key_locks: Box<[Mutex<()>]>,
 }
 
 /// A blob in the index.
 pub(super) struct IndexedBlob {
-    /// Keeps it from eviction, where that was asked for.
+    /// Protects it from eviction, if that was requested.
     pub(super) pin: Option<Pin>,
-    /// Whether it has to be hashed before use.
+    /// Set if it has to be hashed before use.
     pub(super) unverified: bool,
 }
 
@@ -97,7 +96,7 @@ pub(super) struct Pin {
 }
 
 impl InUse for Pin {
-    /// Has the blob hashed before it is used again.
+    /// Requires a verification before the blob's next use.
     fn unreadable(&self) {
         self.index.set_unverified(&self.key, true);
     }
@@ -119,7 +118,7 @@ impl Disk {
         blocking(move || work(&disk)).await
     }
 
-    /// Makes the locks for single files, of any kind.
+    /// Creates the locks for single files, of any kind.
     pub(super) fn key_locks<L: Default>() -> Box<[L]> {
         (0..KEY_LOCKS).map(|_| L::default()).collect()
     }
@@ -150,7 +149,7 @@ impl Disk {
         })
     }
 
-    /// Looks a blob up and marks it as used; asks the disk while the scan goes on. Blocks then.
+    /// Looks a blob up and marks it as used. During the scan, looks on the disk, too, and blocks.
     pub(super) fn touch_on_disk(&self, digest: &Digest, how: Use) -> Result<Option<IndexedBlob>> {
         match self.touch(digest, now_ms(), how) {
             Lookup::Hit(found) => Ok(Some(found)),
@@ -183,7 +182,7 @@ impl Disk {
         }
     }
 
-    /// Indexes a blob that the scan has not reached; returns whether it exists. Blocks.
+    /// Indexes a blob that the scan has not reached; `false` if it is missing. Blocks.
     fn index_from_disk(&self, digest: &Digest) -> Result<bool> {
         let key = Key::cas(digest);
         let _changing = self.lock(&key);
@@ -215,9 +214,9 @@ impl Disk {
         Ok(put)
     }
 
-    /// Moves the finished file of a blob or result to its place, unless the blob is there. Blocks.
+    /// Moves the finished file of a blob or result to its place, unless the blob is present. Blocks.
     pub(super) fn publish(&self, key: &Key, size: u64, from: &str, to: &str) -> Result<Put> {
-        // Delays the store's end until the file is moved.
+        // Delays the end of the store until the file is moved.
         let closed = self.closed.read();
         if *closed {
             return Err(Error::Unavailable("the store was closed".to_owned()));
@@ -255,7 +254,7 @@ impl Disk {
     }
 }
 
-/// Set once the scan has reached everything.
+/// The state of the scan: set once all files are indexed.
 #[derive(Debug, Default)]
 pub(super) struct ScanState(AtomicBool);
 
@@ -264,7 +263,7 @@ pub(super) struct ScanState(AtomicBool);
 pub(super) enum Lookup<T> {
     Hit(T),
     Miss,
-    /// Only the disk can tell.
+    /// The scan has not ended, so that the blob may be on the disk.
     Unknown,
 }
 
@@ -277,11 +276,11 @@ impl ScanState {
         self.0.load(Acquire)
     }
 
-    /// Asks the index.
-    pub(super) fn lookup<T>(&self, ask: impl FnOnce() -> Option<T>) -> Lookup<T> {
+    /// Looks up in the index.
+    pub(super) fn lookup<T>(&self, look_up: impl FnOnce() -> Option<T>) -> Lookup<T> {
         // Read before the index: the scan may find the entry, and end, in between.
         let all = self.get();
-        match ask() {
+        match look_up() {
             Some(found) => Lookup::Hit(found),
             None if all => Lookup::Miss,
             None => Lookup::Unknown,
@@ -295,7 +294,7 @@ pub(super) fn lock_of<'a, L>(locks: &'a [L], key: &Key) -> Option<&'a L> {
     locks.get(number % locks.len())
 }
 
-/// Returns the present, in milliseconds since the Unix epoch.
+/// Returns the current time, in milliseconds since the Unix epoch.
 pub(super) fn now_ms() -> u64 {
     let since = SystemTime::now()
         .duration_since(SystemTime::UNIX_EPOCH)

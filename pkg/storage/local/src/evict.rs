@@ -91,7 +91,7 @@ impl Evictable for LocalStore {
 /// Adds an evicted file to `removed`, or logs the error; returns the room it took.
 fn add(removed: &mut Removed, evicted: Result<Option<u64>>) -> Option<u64> {
     let bytes = evicted.unwrap_or_else(|error| {
-        tracing::warn!(%error, "could not evict a file");
+        tracing::warn!(%error, "failed to evict a file");
         None
     })?;
     removed.count += 1;
@@ -100,7 +100,7 @@ fn add(removed: &mut Removed, evicted: Result<Option<u64>>) -> Option<u64> {
 }
 
 impl Disk {
-    /// Removes an idle file unless a client is sending it; returns the room it took. Blocks.
+    /// Removes an idle file unless its upload is in progress; returns the room it took. Blocks.
     fn remove_idle(&self, path: &str) -> Result<Option<u64>> {
         match self.claims.claim_idle(path) {
             Some(_claim) => self.remove_claimed(path),
@@ -122,7 +122,7 @@ impl Disk {
         Ok(Some(room))
     }
 
-    /// Removes these files; those that cannot be removed are left to the next pass.
+    /// Removes these files, except those that cannot be removed.
     fn remove_all_idle(&self, paths: Vec<Arc<str>>) -> Removed {
         let mut removed = Removed::default();
         for path in paths {

@@ -39,7 +39,7 @@ pub enum SyncMode {
     None,
     /// The bytes are on the disk before the upload is acknowledged.
     Data,
-    /// The bytes and the name are.
+    /// The bytes and the name are on the disk before the upload is acknowledged.
     Full,
 }
 
@@ -70,7 +70,7 @@ pub(super) struct Files {
     room: Arc<Room>,
     /// Held while a folder is made or removed and counted, so that no other is removed in between.
     pub(super) folders: Mutex<()>,
-    /// Whether the umask clears bits of [`BLOB_MODE`], so that each file's mode is set explicitly.
+    /// Set if the umask clears bits of [`BLOB_MODE`], so that each file's mode is set explicitly.
     chmod: bool,
     /// Cleared when the system refuses `O_NOATIME`.
     noatime: AtomicBool,
@@ -96,7 +96,7 @@ impl Files {
         };
         for folder in layout::ROOTS {
             match files.make_dir(folder, &mut Vec::new()) {
-                // It is made when it is needed, once something was evicted.
+                // Created on demand, after an eviction.
                 Err(error) if error.is_no_space() => {}
                 made => made?,
             }
@@ -106,7 +106,7 @@ impl Files {
             match rustix::fs::unlinkat(files.dir(), &*path, AtFlags::empty()) {
                 Ok(()) | Err(Errno::NOENT) => {}
                 Err(Errno::ISDIR | Errno::PERM | Errno::BUSY) => {
-                    tracing::warn!(path, "not a gorego file; remove it by hand");
+                    tracing::warn!(path, "not a file of gorego; remove it by hand");
                 }
                 Err(errno) => return Err(files.error("removing", &path, errno)),
             }
@@ -118,7 +118,7 @@ impl Files {
                 files.unlink(&probe)?;
                 Mode::from_raw_mode(stat.st_mode) & BLOB_MODE != BLOB_MODE
             }
-            // Eviction needs a running server.
+            // The server starts nevertheless, so that it can evict.
             Err(error) if error.is_no_space() => true,
             Err(error) => return Err(error),
         };
@@ -187,7 +187,7 @@ impl Files {
         }
     }
 
-    /// Returns the type, size and times of what is at a path; `None` if nothing is.
+    /// Returns the type, size and times of the file or folder at a path, if there is one.
     pub(super) fn stat(&self, relative: &str) -> Result<Option<Meta>> {
         self.stat_with(relative, AtFlags::SYMLINK_NOFOLLOW)
     }
@@ -239,7 +239,7 @@ impl Files {
             last_modification: mtime,
         };
         match rustix::fs::utimensat(self.dir(), relative, &times, AtFlags::SYMLINK_NOFOLLOW) {
-            // Without it eviction is less exact, which is no reason to fail.
+            // Eviction is less exact then, which is no reason to fail.
             Ok(()) | Err(Errno::NOENT | Errno::PERM | Errno::ACCESS | Errno::ROFS) => Ok(()),
             Err(errno) => Err(self.error("setting the time of", relative, errno)),
         }
@@ -276,8 +276,8 @@ fn open_root(root: &Path) -> Result<Arc<OwnedFd>> {
     Ok(Arc::new(dir))
 }
 
-/// The size of one write. A file's time is that of the beginning of the last write, and has to be close
-/// to the end of all: a sync point in between would count the file as whole.
+/// The size of one write. A file's time is the beginning of its last write, which has to be close to the
+/// end: a sync point in between would count the file as synced.
 const WRITE: usize = 1024 * 1024;
 
 /// Writes all pieces, in order, from `at` on.

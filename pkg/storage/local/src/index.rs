@@ -30,7 +30,7 @@ pub(crate) const SHARDS: usize = 64;
 pub(crate) struct Use {
     /// The lease that it gets.
     pub(crate) lease: Lease,
-    /// Keeps it from eviction until [`Index::unpin`].
+    /// Protects it from eviction until [`Index::unpin`].
     pub(crate) pin: bool,
 }
 
@@ -40,14 +40,12 @@ impl Use {
     }
 }
 
-/// The result of a lookup.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Hit {
     pub(crate) size: u64,
     pub(crate) unverified: bool,
 }
 
-/// The index of one store.
 pub(crate) struct Index {
     shards: Box<[Mutex<Shard>]>,
     seeds: [u64; 4],
@@ -103,12 +101,10 @@ impl Index {
         self.bytes.load(Relaxed)
     }
 
-    /// Returns the number of entries.
     pub(crate) fn count(&self) -> u64 {
         self.count.load(Relaxed)
     }
 
-    /// Returns the number of entries whose content has to be hashed before use.
     pub(crate) fn unverified(&self) -> u64 {
         self.unverified.load(Relaxed)
     }
@@ -149,8 +145,8 @@ impl Index {
         }
     }
 
-    /// Adds an entry of an earlier run, unless there is one under this key; returns whether it did.
-    /// Its last use may have come with a lease, so that it counts as leased.
+    /// Adds an entry of an earlier run; `false` if there is one under this key. Its last use may have come
+    /// with a lease, so that it counts as leased.
     pub(crate) fn insert_found(
         &self,
         key: &Key,
@@ -213,7 +209,7 @@ impl Index {
         Some(entry)
     }
 
-    /// Puts an entry back that was removed, as it was.
+    /// Restores an entry that was removed.
     pub(crate) fn restore(&self, entry: Entry) {
         let key = entry.key();
         if let Some((hash, mut shard)) = self.shard(&key) {
@@ -233,7 +229,7 @@ impl Index {
         }
     }
 
-    /// Records whether the content has to be hashed before its next use.
+    /// Marks the content as to be hashed before its next use, or as verified.
     pub(crate) fn set_unverified(&self, key: &Key, unverified: bool) {
         if let Some((hash, mut shard)) = self.shard(key)
             && let Some(entry) = shard.get_mut(hash, key)

@@ -1,4 +1,4 @@
-//! Uploads in progress: the newest attempt at each, and those that wait for the same blob.
+//! Uploads in progress: the newest attempt of each, and the uploads of the same blob.
 
 use std::{collections::HashMap, hash::Hash, sync::Arc};
 
@@ -66,7 +66,7 @@ pub(super) struct Claim {
 }
 
 impl Claims {
-    /// Takes an upload over: stops the attempt that is sending it, and waits until its file is free.
+    /// Takes an upload over: stops the attempt in progress, and waits until its file is free.
     pub(super) async fn claim(&self, path: &str) -> Claim {
         let (user, (file, superseded)) = self.0.join(&path.to_owned(), |attempts| {
             attempts.newest.cancel();
@@ -80,7 +80,7 @@ impl Claims {
         }
     }
 
-    /// Claims an upload that no client is sending. A client that begins meanwhile waits.
+    /// Claims an upload without a sender. A client that resumes it meanwhile waits.
     pub(super) fn claim_idle(&self, path: &str) -> Option<Claim> {
         let (user, (file, superseded)) = self.0.join(&path.to_owned(), |attempts| {
             (Arc::clone(&attempts.file), attempts.newest.clone())
@@ -99,7 +99,7 @@ impl Claim {
         &self.user.key
     }
 
-    /// Completes when a newer attempt wants the upload.
+    /// Completes when a newer attempt takes the upload over.
     pub(super) fn superseded(&self) -> WaitForCancellationFutureOwned {
         self.superseded.clone().cancelled_owned()
     }
@@ -116,7 +116,7 @@ pub(super) struct Watch {
 }
 
 impl Watchers {
-    /// Watches a blob. A look-up after this, not before, misses no upload's end.
+    /// Watches a blob. Look it up only after this, so that the end of no upload is missed.
     pub(super) fn watch(&self, digest: &Digest) -> Watch {
         let (user, token) = self.0.join(digest, |token| token.clone());
         Watch { _user: user, token }
@@ -125,7 +125,7 @@ impl Watchers {
     /// Notifies the uploads of this blob that another one published it.
     pub(super) fn published(&self, digest: &Digest) {
         let token = self.0.0.lock().get_mut(digest).map(|(token, _)| {
-            // Uploads that begin from now on wait for the next time: the blob may be gone by then.
+            // Later uploads wait for the next publication: the blob may be evicted by then.
             std::mem::take(token)
         });
         if let Some(token) = token {
@@ -135,7 +135,7 @@ impl Watchers {
 }
 
 impl Watch {
-    /// Completes when the blob was published.
+    /// Completes when the blob is published.
     pub(super) fn published(&self) -> WaitForCancellationFutureOwned {
         self.token.clone().cancelled_owned()
     }

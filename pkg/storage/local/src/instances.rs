@@ -13,8 +13,8 @@ use gorego_storage::{Error, Result};
 
 /// The most instance names of one store.
 const MAX: usize = if cfg!(test) { 64 } else { 1 << 16 };
-/// The number of instance names forgotten when all numbers are taken, so that not every new name
-/// searches the index.
+/// The number of instance names dropped when all numbers are taken, so that not every new name searches the
+/// index.
 const FORGOTTEN: usize = MAX / 16;
 const _: () = assert!(MAX <= crate::index::INSTANCE_END as usize);
 
@@ -89,11 +89,11 @@ impl Instances {
 }
 
 impl Disk {
-    /// Returns a number for a new instance name. When all are taken, names that have few results and were
-    /// not used lately are forgotten. Blocks.
+    /// Returns a number for a new instance name. When all are taken, drops names that have few results and
+    /// were not used lately. Blocks.
     pub(super) fn name_instance(&self, hash: &InstanceHash) -> Result<InstanceNumber> {
         let _turn = self.instances.naming.lock();
-        // Before the scan has ended, the index does not know them all.
+        // Before the scan has ended, the index does not have them all.
         let used = || self.is_scanned().then(|| self.index.instances());
         if let Some(interned) = self.instances.intern(hash, used) {
             return Ok(interned);
@@ -126,7 +126,7 @@ impl Disk {
         let results = keys.len();
         for key in keys {
             if let Err(error) = self.remove_if(&key, |_, is_pinned| !is_pinned) {
-                tracing::warn!(%error, "could not remove an action result");
+                tracing::warn!(%error, "failed to remove an action result");
             }
         }
         tracing::warn!(

@@ -7,9 +7,9 @@
 use crate::index::{Key, Space};
 use gorego_storage::{Digest, DigestFunction, UploadId, to_hex};
 
-/// Files on their way to their place; emptied at start.
+/// Files before they are moved to their place; emptied at the start.
 pub(super) const TMP: &str = "tmp";
-/// Uploads that broke off and can be resumed.
+/// Interrupted uploads that can be resumed.
 pub(super) const UPLOADS: &str = "uploads";
 /// Corrupt files.
 pub(super) const QUARANTINE: &str = "quarantine";
@@ -55,7 +55,7 @@ pub(super) fn subfolders() -> impl Iterator<Item = String> {
     [CAS, AC].into_iter().flat_map(below)
 }
 
-/// Whether a folder is the root of a tree or above one. Such folders stay when they are empty.
+/// Whether a folder is the root of a tree or above one. Such folders are kept when empty.
 pub(super) fn is_root(path: &str) -> bool {
     let is_function = |name| DigestFunction::ALL.iter().any(|f| f.to_string() == name);
     match path.split_once('/') {
@@ -89,8 +89,7 @@ pub(super) fn folder_of(path: &str) -> &str {
     path.rsplit_once('/').map_or("", |(folder, _)| folder)
 }
 
-/// Returns the path of a partial upload's file, which names the blob and holds a hash of the client's
-/// name for the upload.
+/// Returns the path of a partial upload's file, which contains the digest and a hash of the upload's id.
 pub(super) fn upload_path(digest: &Digest, upload: &UploadId) -> String {
     let id = DigestFunction::Sha256.digest(upload.as_str().as_bytes());
     let id = to_hex(id.hash().get(..16).unwrap_or_default());
@@ -119,8 +118,8 @@ pub(super) fn belongs(path: &str) -> bool {
     name.is_some_and(|name| name.get(..2) == first && name.get(2..4) == second)
 }
 
-/// Returns the name of the file of `key`, and true; or the beginning of its name, and false, when the
-/// index holds only the first half of the hash.
+/// Returns the name of the file of `key`, and `true`; or the beginning of the name, and `false`, if the
+/// index has only a part of the hash.
 pub(super) fn name_of(key: &Key) -> (String, bool) {
     let len = key.function.hash_len();
     let hex = to_hex(key.hash.get(..len).unwrap_or(&key.hash));

@@ -1,4 +1,4 @@
-//! Receives blobs that arrive as streams, up to where they only have to be published.
+//! Receives blobs that arrive as streams, up to their publication.
 
 use std::sync::Arc;
 
@@ -36,8 +36,8 @@ impl Uploads for LocalStore {
 }
 
 impl LocalStore {
-    /// Receives content as [`gorego_storage::BlobStore::put`] does, but does not publish it. `growth`
-    /// can be read meanwhile.
+    /// Receives content like [`gorego_storage::BlobStore::put`], but does not publish it. `growth` can be read
+    /// meanwhile.
     pub async fn receive(
         &self,
         digest: &Digest,
@@ -48,7 +48,7 @@ impl LocalStore {
         self.disk.receive(digest, chunks, resume, growth).await
     }
 
-    /// Stops an upload that broke off or is being sent, and removes what was kept of it.
+    /// Stops an upload that is in progress or was interrupted, and removes its kept bytes.
     pub async fn discard_upload(&self, digest: &Digest, upload: &UploadId) -> Result<()> {
         let resume = Resume {
             upload: upload.clone(),
@@ -88,12 +88,12 @@ impl Disk {
         if digest.size() >= SIZE_END {
             check_size(digest, digest.size())?;
         }
-        // Before the lookup, so that no other upload's end falls in between.
+        // Before the lookup, so that the end of no other upload is missed.
         let watch = self.watchers.watch(digest);
         if digest.is_empty_blob() || self.find(digest, UPLOAD).await?.is_some() {
             return Ok(Received::Existed);
         }
-        // Before anything is evicted for it.
+        // Checked before anything is evicted for it.
         let free = (digest.size() > RESERVE_STEP).then(|| self.files.free());
         self.room
             .check_fits(digest.size(), &digest.to_string(), free.flatten())?;
@@ -102,7 +102,7 @@ impl Disk {
         let receive = async {
             loop {
                 let next = chunks.next();
-                // Few bytes of a stalled upload stay in memory.
+                // A stalled upload keeps few bytes in memory.
                 let next = if upload.buffer.are_many() {
                     timeout(SLOW, next).await
                 } else {

@@ -13,7 +13,7 @@ use crate::index::{Key, SHARDS};
 use gorego_storage::{Error, Result};
 
 impl Files {
-    /// Recreates the folders and the version of the data directory where they are missing.
+    /// Recreates missing folders and the version of the data directory.
     pub(super) fn restore(&self) -> Result<()> {
         let mut made = Vec::new();
         let mut make = || {
@@ -58,14 +58,14 @@ impl Disk {
         Ok(())
     }
 
-    /// Compares the index with the disk after folders were removed: forgets entries without a file
-    /// and counts the folders again. Blocks.
+    /// Compares the index with the disk after folders were removed: drops entries without a file, and
+    /// counts the folders again. Blocks.
     pub(super) fn forget_cleared(&self) -> Result<()> {
         if !self.is_scanned() || !self.files.cleared.swap(false, Relaxed) {
             return Ok(());
         }
         let compared = self.compare_with_disk();
-        // After an error it is tried again.
+        // Retried after an error.
         self.files.cleared.fetch_or(compared.is_err(), Relaxed);
         compared
     }
@@ -83,13 +83,13 @@ impl Disk {
         if lost > 0 {
             tracing::warn!(
                 lost,
-                "dropped blobs and action results whose files were removed"
+                "files of blobs and action results were removed by another program"
             );
         }
         Ok(())
     }
 
-    /// Forgets an entry whose file is missing; returns whether it did. Blocks.
+    /// Drops an entry whose file is missing; `true` if it did. Blocks.
     pub(super) fn drop_if_missing(&self, key: &Key) -> Result<bool> {
         let _changing = self.lock(key);
         let gone = self.locate(key)?.is_none() && self.index.remove(key).is_some();

@@ -1,4 +1,4 @@
-//! Writes that fail since the disk is full.
+//! Retries of writes to a full disk.
 
 use std::sync::Arc;
 
@@ -8,7 +8,7 @@ use super::{
 };
 use gorego_storage::{Digest, Error, Result, Usage};
 
-/// The most retries of one write while others take the space that is evicted for it.
+/// The most retries of one write while other programs take the space evicted for it.
 const RETRIES: u32 = 4;
 
 /// The retries of one write to a disk that is full.
@@ -30,8 +30,8 @@ impl Retries {
         }
     }
 
-    /// Evicts something after a write of `size` bytes for `digest` failed on a full disk. Returns
-    /// the error if it has another cause, or if another attempt is not worthwhile.
+    /// Evicts files after a write of `size` bytes for `digest` failed on a full disk. Returns the error if it
+    /// has another cause, or if a retry would be in vain.
     pub(super) async fn make_space(
         &mut self,
         error: Error,

@@ -40,14 +40,14 @@ pub(super) struct Room {
 struct Accounts {
     /// Counts published blobs and results.
     index: Arc<Index>,
-    /// The usage up to which room is reserved. Starts above the limit if that was lowered, and
-    /// sinks with each eviction, so that uploads need not wait until the limit is reached.
+    /// The usage up to which room is reserved. Begins above the limit if that was lowered, and decreases
+    /// with each eviction, so that uploads need not wait until the limit is reached.
     ceiling: u64,
     /// The room of uploads in progress.
     reserved: u64,
     /// The number of reservations, each of which stands for a file.
     uploads: u64,
-    /// Partial uploads that no client is sending, and quarantined files.
+    /// Partial uploads without a sender, and quarantined files.
     idle: Idle,
     /// The most that an earlier run left on the disk beyond what was scanned.
     unscanned: u64,
@@ -63,7 +63,7 @@ struct Accounts {
     waiting: u64,
     /// The upload that eviction works for, or worked for last.
     served: QueueHead,
-    /// Whether the janitor found nothing more to evict.
+    /// Set if the janitor found nothing more to evict.
     exhausted: bool,
 }
 
@@ -222,7 +222,7 @@ impl Room {
         work(&mut self.accounts.lock().idle)
     }
 
-    /// Counts a file that may be evicted when its room is needed.
+    /// Counts an idle file.
     pub(super) fn add_idle(&self, path: &str, size: u64, since_ms: u64) {
         let bytes = self.idle(|idle| {
             idle.add(path, size, since_ms);
@@ -279,14 +279,14 @@ impl Room {
         }
     }
 
-    /// Records that a folder is gone, if it was counted.
+    /// Records the removal of a folder, if that was counted.
     pub(super) fn folder_removed(&self, path: &str) {
         let mut accounts = self.accounts.lock();
         let counted = accounts.made.as_mut().is_none_or(|made| made.remove(path));
         accounts.folders = accounts.folders.saturating_sub(u64::from(counted));
     }
 
-    /// Replaces the number of folders. The caller keeps others from making and removing some.
+    /// Replaces the number of folders. The caller prevents changes meanwhile.
     pub(super) fn set_folders(&self, count: u64) {
         self.accounts.lock().folders = count;
     }

@@ -48,22 +48,21 @@ pub struct LocalOptions {
     pub lease: Duration,
     /// The time for which a blob that was just uploaded is protected from eviction.
     pub upload_lease: Duration,
-    /// Whether each hit writes the file's access time at once, rather than now and then.
+    /// Writes the file's access time at each hit, rather than once a minute.
     pub force_update_atime: bool,
     /// Durability of acknowledged uploads.
     pub sync: SyncMode,
-    /// The time in which everything is hashed once, in the background; `None` for never.
+    /// The time in which every file is hashed once, in the background; `None` for never.
     pub scrub_period: Option<Duration>,
-    /// The budget for blobs of more than [`gorego_limits::UNCOUNTED`] and at most
-    /// [`gorego_storage::CHUNK_SIZE`] bytes that are read as a whole. Without memory left in it, they
-    /// are read in pieces.
+    /// The budget for reading blobs of up to [`gorego_storage::CHUNK_SIZE`] bytes at once. When it is used
+    /// up, blobs of more than [`gorego_limits::UNCOUNTED`] bytes are read in pieces.
     pub pieces: Option<Budget>,
 }
 
 /// The error of opening a data directory.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
-    /// Another process uses it.
+    /// Another process uses the directory.
     #[error("data directory {} is in use by another gorego (process {holder})", dir.display())]
     InUse {
         /// The data directory.
@@ -71,7 +70,7 @@ pub enum OpenError {
         /// The number of the other process, if it is known.
         holder: String,
     },
-    /// It was written by a program with another layout.
+    /// The directory has another layout.
     #[error(
         "data directory {} has layout version {found:?}, this program knows {VERSION:?}; \
          empty it or choose another",
@@ -83,7 +82,7 @@ pub enum OpenError {
         /// The content of its `VERSION` file.
         found: String,
     },
-    /// It belongs to another program, whose files would be removed.
+    /// The directory belongs to another program, whose files would be removed.
     #[error(
         "data directory {} is not gorego's, yet holds files in {folder}, which gorego would empty; \
          choose another",
@@ -95,7 +94,7 @@ pub enum OpenError {
         /// The folder in it.
         folder: &'static str,
     },
-    /// A part of it is on another file system.
+    /// A part of the directory is on another file system.
     #[error(
         "{folder} in data directory {} is on another file system, to which no file can be moved in one \
          step; put the whole data directory on one file system (local_cache.dir)",
@@ -107,7 +106,7 @@ pub enum OpenError {
         /// The folder in it.
         folder: String,
     },
-    /// It cannot be read or written.
+    /// The directory cannot be read or written.
     #[error("data directory {} cannot be used: {source}", dir.display())]
     Unusable {
         /// The data directory.
@@ -117,8 +116,8 @@ pub enum OpenError {
     },
 }
 
-/// A store on a local disk. It is usable at once after opening and indexed in the background. Close it,
-/// so that the next start needs to verify nothing.
+/// A store on a local disk. It is usable at once after opening, and indexed in the background. Close it, so
+/// that the next start has nothing to verify.
 pub struct LocalStore {
     pub(crate) disk: Arc<Disk>,
 }
@@ -159,8 +158,8 @@ impl LocalStore {
         })
     }
 
-    /// Writes last uses and all data to the disk, and records a sync point: after a kill, only what was
-    /// written later has to be verified.
+    /// Writes last uses and all data to the disk, and records a sync point: after a kill, only files written
+    /// later have to be verified.
     pub async fn save(&self) -> Result<()> {
         let save = |disk: &Arc<Disk>| {
             disk.write_back()?;
@@ -169,8 +168,8 @@ impl LocalStore {
         self.disk.run(save).await
     }
 
-    /// Ends background work, writes last uses and all data to the disk, and records a clean end.
-    /// Reads still work after that; writes fail.
+    /// Ends background work, writes last uses and all data to the disk, and records a clean end. After
+    /// that, reads work and writes fail.
     pub async fn close(&self) -> Result<()> {
         self.disk.cancel.cancel();
         self.disk.tracker.close();
@@ -189,8 +188,8 @@ impl LocalStore {
         self.disk.is_scanned()
     }
 
-    /// Returns whether the data directory can be used, as probed every few seconds. A full disk counts
-    /// as usable, since reads go on.
+    /// Reports if the data directory is usable, as probed every few seconds. A full disk counts as usable,
+    /// since reads work.
     pub fn health(&self) -> watch::Receiver<bool> {
         self.disk.healthy.subscribe()
     }
@@ -255,7 +254,7 @@ pub(crate) fn lock(dir: &Path) -> Result<fs::File, OpenError> {
     Ok(file)
 }
 
-/// Refuses another layout; returns whether the directory is new.
+/// Refuses another layout. Returns `true` for a new directory.
 fn check_version(dir: &Path) -> Result<bool, OpenError> {
     let path = dir.join(VERSION_FILE);
     let unusable = |action, error| unusable(dir, Error::io(action, &path, error));
@@ -283,7 +282,7 @@ fn check_version(dir: &Path) -> Result<bool, OpenError> {
     }
 }
 
-/// Writes the version atomically, since a part of it would be another version.
+/// Writes the version atomically, since a truncated one would be another version.
 pub(crate) fn write_version(dir: &Path) -> io::Result<()> {
     let new = dir.join("VERSION.new");
     let mut file = fs::File::create(&new)?;
@@ -353,7 +352,7 @@ fn build(
     })
 }
 
-/// Returns the most that may lie in the directory before the scan, and the uncertain part of that.
+/// Returns the largest possible usage before the scan, and the uncertain part of it.
 fn unscanned(last: &StoreState, limit: u64) -> (u64, u64) {
     if last.used == state::UNKNOWN {
         return (limit, limit);

@@ -14,19 +14,19 @@ use super::{
 use crate::index::{DIRTY, SHARDS};
 use gorego_storage::{Error, Result};
 
-/// The interval at which the usage on record is compared with the real one.
+/// The interval at which the recorded usage is compared with the current one.
 const TICK: Duration = Duration::from_secs(2);
 /// Ticks between two sync points, and two rounds of writing last uses back.
 const ROUND: u32 = 30;
 /// Ticks between two probes of the directory.
 const PROBE: u32 = 2;
-/// The time by which a sync point is dated back: file times are coarse, and clocks get set.
+/// The time by which a sync point is dated back, since file times are coarse and clocks are adjusted.
 const MARGIN_MS: u64 = 2000;
 
-/// The state on record.
+/// The state that is on the disk for the next start.
 pub(super) struct Record {
     state: StoreState,
-    /// Whether it is on the disk, too.
+    /// Set if it is saved on the disk.
     saved: bool,
     /// The number of files that had been written at the last sync point, if there was one.
     synced: Option<u64>,
@@ -42,7 +42,7 @@ impl Record {
     }
 }
 
-/// Returns the most by which the usage of a store may exceed the one on record, in bytes.
+/// Returns the most by which the usage may exceed the recorded one, in bytes.
 pub(super) const fn slack(limit: u64) -> u64 {
     limit / 20
 }
@@ -84,10 +84,7 @@ pub(super) async fn run(disk: Arc<Disk>) {
         };
         let failure = disk.run(work).await.err().map(|error| error.to_string());
         if let Some(error) = failure.as_ref().filter(|_| failure != last_failure) {
-            tracing::warn!(
-                error,
-                "upkeep of the data directory failed; it will be tried again"
-            );
+            tracing::warn!(error, "upkeep of the data directory failed; retrying");
         }
         last_failure = failure;
     }
@@ -108,8 +105,8 @@ impl Disk {
         }
     }
 
-    /// Returns the state with the present usage, if that has changed by more than a little: the next
-    /// start needs it before it has scanned the directory.
+    /// Returns the state with the current usage, if that changed significantly: the next start needs it
+    /// before the scan.
     fn state_to_record(&self, record: &Record) -> Option<StoreState> {
         // Without uploads, which are found in their folder.
         let (used, limit) = (self.room.kept(), self.room.limit());
@@ -151,7 +148,7 @@ impl Disk {
         Ok(())
     }
 
-    /// Flushes the file system, and records that everything written before is whole. Does nothing while
+    /// Flushes the file system, and records that everything written before is synced. Does nothing while
     /// blobs are unverified, since they would be trusted from then on. Blocks.
     pub(super) fn sync_point(&self, clean: bool) -> Result<()> {
         let unscanned = self.unverified_from_ms < u64::MAX && !self.is_scanned();

@@ -11,6 +11,7 @@ use tonic::Code;
 use super::{
     RemoteCapabilities, RemoteStore, download,
     failure::{Failure, mismatch},
+    missing::unique,
     packing,
     store::SMALL,
     upload,
@@ -43,27 +44,19 @@ struct Transfer<'a> {
     store: &'a RemoteStore,
     capabilities: Arc<RemoteCapabilities>,
     direction: Direction,
-    /// Whether the capabilities were corrected for the last time.
+    /// Set after the last correction of the capabilities.
     is_last: bool,
 }
 
 /// Reads several blobs. Returns a result each, in order; a blob named twice is read once.
 pub(super) async fn get(store: &RemoteStore, digests: &[Digest]) -> Vec<Result<Bytes>> {
-    let mut unique = Vec::new();
-    let mut places = HashMap::new();
-    for digest in digests.iter().filter(|digest| !digest.is_empty_blob()) {
-        places.entry(digest).or_insert_with(|| {
-            unique.push((*digest, Bytes::new()));
-            unique.len() - 1
-        });
-    }
-    let read = many(store, Direction::Read, unique).await;
-    let result = |digest| read.get(*places.get(digest)?).cloned();
-    let results = digests.iter().map(result);
+    let unique = unique(digests);
+    let blobs = unique.iter().map(|digest| (*digest, Bytes::new()));
+    let read = many(store, Direction::Read, blobs.collect()).await;
+    let read: HashMap<_, _> = unique.into_iter().zip(read).collect();
     // Only the empty blob is not read.
-    results
-        .map(|result| result.unwrap_or_else(|| Ok(Bytes::new())))
-        .collect()
+    let result = |digest| read.get(digest).cloned().unwrap_or(Ok(Bytes::new()));
+    digests.iter().map(result).collect()
 }
 
 /// Stores several blobs. Returns a result each, in order.
@@ -151,9 +144,9 @@ impl<'a> Transfer<'a> {
         outcomes.into_iter().map(|(_, outcome)| outcome).collect()
     }
 
-    /// Transfers blobs in calls by function and size, as many at once as the peer may be asked.
+    /// Transfers blobs in calls by function and size, as many at once as the peer may get.
     fn split(&self, items: Vec<Item>) -> BoxFuture<'_, Vec<Outcome>> {
-        // Answers go by digest: none is in a batch twice.
+        // Answers are matched by digest, so that no batch may name one twice.
         let mut mentions: HashMap<Digest, usize> = HashMap::new();
         let mut groups: HashMap<_, Vec<Item>> = HashMap::new();
         for item in items {
@@ -204,7 +197,7 @@ impl<'a> Transfer<'a> {
         vec![(place, outcome)]
     }
 
-    /// Transfers one batch. Blobs that fail for the moment are sent or requested again.
+    /// Transfers one batch. Retries the blobs that fail temporarily.
     async fn batch(&self, function: DigestFunction, mut items: Vec<Item>) -> Vec<Outcome> {
         let peer = &self.store.peer;
         let mut outcomes = Vec::with_capacity(items.len());
@@ -224,7 +217,7 @@ impl<'a> Transfer<'a> {
                     Some(Ok(content)) => outcomes.push((item.place, Ok(content))),
                     Some(Err(failure)) => failed.push((item, failure)),
                     None => {
-                        let why = "its answer leaves it out".to_owned();
+                        let why = "its answer omits the blob".to_owned();
                         failed.push((item, Failure::Nonsense(why)));
                     }
                 }
@@ -246,7 +239,7 @@ impl<'a> Transfer<'a> {
     }
 
     /// Returns the outcomes of a batch that was refused as a whole: those of smaller or uncompressed batches
-    /// if these may pass, else errors.
+    /// if these may succeed, else errors.
     async fn refused(&self, items: Vec<Item>, failure: Failure) -> Vec<Outcome> {
         let own_errors = items.iter().map(|item| self.own_error(item, &failure));
         let own_errors: Vec<_> = own_errors.collect();
@@ -264,8 +257,8 @@ impl<'a> Transfer<'a> {
             .collect()
     }
 
-    /// Corrects what the peer is known to accept after it refused a batch: no compression, or smaller
-    /// batches, which is the last correction. `None` if neither explains the refusal.
+    /// Corrects the peer's capabilities after it refused a batch: no compression, or smaller batches,
+    /// which is the last correction. `None` if neither explains the refusal.
     fn corrected(&self, items: &[Item], failure: &Failure) -> Option<Self> {
         let correct = |is_last, change: &dyn Fn(&mut RemoteCapabilities)| {
             let mut capabilities = Arc::clone(&self.capabilities);
@@ -288,12 +281,12 @@ impl<'a> Transfer<'a> {
         (may_be_too_large && !self.is_last).then(|| correct(true, &smaller))
     }
 
-    /// Whether content is sent compressed.
     fn compresses(&self) -> bool {
         self.direction == Direction::Update && self.store.zstd && self.capabilities.zstd_batches
     }
 
-    /// The error of a failure that is due to this blob alone. Content that the peer refuses may be wrong.
+    /// Returns the error of a failure that concerns this blob alone. Content that the peer refuses may be
+    /// corrupt.
     fn own_error(&self, item: &Item, failure: &Failure) -> Option<Error> {
         match (self.direction, failure.code()) {
             (Direction::Read, Some(Code::NotFound)) => Some(Error::NotFound(item.digest)),

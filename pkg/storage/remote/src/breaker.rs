@@ -1,4 +1,4 @@
-//! The breaker before a peer: it admits calls, and suspends them while the peer does not answer.
+//! The circuit breaker of a peer: it admits calls, and suspends them while the peer does not answer.
 
 use std::{
     sync::{
@@ -55,7 +55,7 @@ impl Circuit {
         }
     }
 
-    /// Admits a call. Returns whether it is the probe, whose outcome decides for all.
+    /// Admits a call. Returns `true` for the probe, whose outcome decides for all calls.
     fn admit(&mut self, now: Instant) -> Option<bool> {
         if self.refusal(now).is_some() {
             return None;
@@ -68,7 +68,7 @@ impl Circuit {
         Some(is_probe)
     }
 
-    /// Returns the time until which a call would be refused now, unless the state changes.
+    /// Returns the time until which calls are refused, unless the state changes; `None` if they are admitted.
     fn refusal(&self, now: Instant) -> Option<Instant> {
         match self.state {
             BreakerState::Open => self.until.filter(|until| now < *until),
@@ -90,9 +90,8 @@ impl Circuit {
         }
     }
 
-    /// Records that a call from `since` got no answer. A failure that many calls share counts once:
-    /// of the calls that were under way at the last failure none counts, unless the peer was `silent`
-    /// to all of them.
+    /// Records that a call from `since` got no answer. A failure that many calls share counts once: calls
+    /// in progress at the last failure do not count, unless the peer was `silent` to all of them.
     fn failed(&mut self, is_probe: bool, since: Since, silent: bool, now: Instant) {
         let is_new =
             since.incidents == self.now.incidents || silent && since.answers == self.now.answers;
@@ -112,7 +111,7 @@ impl Circuit {
         }
     }
 
-    /// Records that the probe was cancelled: the next call may be one, as the cool-down is over.
+    /// Records that the probe was cancelled. The cool-down is over, so the next call is a probe.
     const fn abandoned(&mut self) {
         self.is_probing = false;
         self.state = BreakerState::Open;
@@ -125,10 +124,10 @@ pub(super) struct Breaker {
     pub(super) pool: Pool,
     circuit: Mutex<Circuit>,
     pub(super) state: watch::Sender<BreakerState>,
-    /// Counts the times after which the peer may be another server, or may have lost its blobs: failures
-    /// to reach it, and losses of a blob that were noticed.
+    /// Counts the events after which the peer may be another server or may have lost blobs: failures to
+    /// reach it, and losses of a blob that were noticed.
     outages: AtomicU64,
-    /// Limits the log of pages.
+    /// Limits the log of error pages.
     logged: LogLimit,
 }
 
@@ -166,7 +165,7 @@ impl Breaker {
         })
     }
 
-    /// Fails where a call would be refused now.
+    /// Fails if a call would be refused now.
     pub(super) fn check(&self) -> Result<(), Failure> {
         let circuit = self.circuit.lock();
         match circuit.refusal(Instant::now()) {
@@ -190,7 +189,7 @@ impl Breaker {
         }
     }
 
-    /// Records that a call that was answered at `since` broke off later.
+    /// Records that a call that was answered at `since` failed later.
     pub(super) fn broke_off(&self, since: Since, failure: &Failure) {
         if failure.is_outage() {
             self.failed(false, since, failure);
@@ -222,7 +221,7 @@ impl Breaker {
             (before, after) if before == after => return outcome,
             (BreakerState::Closed, BreakerState::Open) => warn!(
                 peer,
-                error, "calls to the backing cache fail; they are suspended for a while"
+                error, "calls to the backing cache fail; suspending them"
             ),
             (_, BreakerState::Closed) => info!(peer, "calls to the backing cache succeed again"),
             _ => {}
@@ -232,18 +231,18 @@ impl Breaker {
     }
 }
 
-/// An admitted call. It counts as cancelled when it is dropped without an end.
+/// An admitted call. Dropped without an outcome, it counts as cancelled.
 pub(super) struct Attempt<'a> {
     breaker: &'a Breaker,
-    /// Whether all other calls wait for the outcome of this one.
+    /// Set if all other calls wait for the outcome of this one.
     pub(super) is_probe: bool,
     since: Since,
     has_ended: bool,
 }
 
 impl Attempt<'_> {
-    /// Records the outcome. Returns the time from which a later failure of this call counts: what broke
-    /// down before the answer still counts once.
+    /// Records the outcome. Returns the point from which a later failure of this call counts: a failure
+    /// before the answer still counts once.
     pub(super) fn ended(mut self, failure: Option<&Failure>) -> Since {
         self.has_ended = true;
         if let Some(Failure::Page(page)) = failure

@@ -20,22 +20,22 @@ use gorego_storage::{Digest, InstanceName};
 const PAUSE: Duration = Duration::from_secs(5);
 
 const LOST: &str = "the backing cache lost a blob between two connections; \
-                    it is asked again for every blob";
+                    it is asked for every blob again";
 
-/// A blob that the peer is known to have. When a connection is lost, the peer is asked for it again.
+/// A blob that the peer is known to have, looked up again when a connection is lost.
 #[derive(Debug, Default)]
 pub(super) struct Canary(Mutex<Option<Digest>>);
 
 impl Canary {
-    /// Records that the peer has this blob. The empty blob is always there, and tells nothing.
+    /// Records that the peer has this blob. Ignores the empty blob, which is always present.
     pub(super) fn set(&self, digest: &Digest) {
         if !digest.is_empty_blob() {
             *self.0.lock() = Some(*digest);
         }
     }
 
-    /// Asks for the blob once after each loss of a connection, until the peer is dropped. An idle
-    /// connection that a balancer closes costs a short call, and nothing that is known.
+    /// Looks the blob up once after each loss of a connection, until the peer is dropped. An idle
+    /// connection that a balancer closes costs a short call.
     pub(super) async fn watch(self: Arc<Self>, peer: Weak<Peer>, instance: InstanceName) {
         let Some(lost) = peer.upgrade().map(|peer| Arc::clone(&peer.lost)) else {
             return;
@@ -54,8 +54,8 @@ impl Canary {
                 self.0.lock().get_or_insert(digest);
             }
             if let Err(failure) = answer {
-                tracing::debug!(%digest, %failure, "could not ask for a blob");
-                // An outage was counted as one. Whatever else failed says nothing of the blob.
+                tracing::debug!(%digest, %failure, "failed to look a blob up");
+                // An outage is counted as one. Other failures reveal nothing about the blob.
                 if !failure.is_outage() || failure.asks_to_slow_down() {
                     lost.notify_one();
                 }

@@ -14,8 +14,8 @@ use super::{
 };
 use gorego_storage::{Compressor, DigestFunction, Error, InstanceName, Result};
 
-/// The age up to which an answer is used: a peer may restart with another configuration, unseen behind a
-/// balancer.
+/// The age up to which an answer is used: behind a balancer, a peer may restart unnoticed with another
+/// configuration.
 const KEPT: Duration = Duration::from_mins(5);
 /// The largest message that gRPC accepts by default, in bytes.
 const MESSAGE: u64 = 4 << 20;
@@ -29,14 +29,14 @@ pub struct RemoteCapabilities {
     pub digest_functions: Vec<DigestFunction>,
     /// The sum of the blobs' sizes in one batch, in bytes.
     pub max_batch_bytes: u64,
-    /// Whether it streams content compressed with Zstandard.
+    /// Set if it supports streams compressed with Zstandard.
     pub zstd_streams: bool,
-    /// Whether it takes content in batches compressed with Zstandard.
+    /// Set if it accepts blobs compressed with Zstandard in batches.
     pub zstd_batches: bool,
 }
 
 impl RemoteCapabilities {
-    /// The capabilities of a peer that does not announce them.
+    /// Returns the capabilities of a peer that does not announce them.
     fn unknown() -> Self {
         Self {
             digest_functions: DigestFunction::ALL.to_vec(),
@@ -74,7 +74,7 @@ impl RemoteCapabilities {
         }
     }
 
-    /// Refuses a digest function that the peer does not have.
+    /// Refuses a digest function that the peer does not support.
     pub(super) fn check(&self, peer: &Peer, function: DigestFunction) -> Result<()> {
         if self.digest_functions.contains(&function) {
             return Ok(());
@@ -104,7 +104,7 @@ struct Last {
     capabilities: Option<Arc<RemoteCapabilities>>,
     /// The time of the answer, and the outages before it.
     answered: Option<(Instant, u64)>,
-    /// The last failure to get one, for those who waited for it.
+    /// The last failure to get one, for the callers that waited for it.
     failed: Option<(Instant, Error)>,
 }
 
@@ -116,7 +116,7 @@ impl Known {
         if let Some(fresh) = self.fresh(peer) {
             return Ok(fresh);
         }
-        let error = |failure| peer.error(&"asking what it can do", failure);
+        let error = |failure| peer.error(&"requesting its capabilities", failure);
         peer.breaker.check().map_err(error)?;
         let asking = match (self.asking.try_lock(), self.last()) {
             (Ok(asking), _) => asking,
@@ -162,7 +162,7 @@ impl Known {
         Some(last)
     }
 
-    /// Corrects the last answer of a peer that does less than it said, until the next answer.
+    /// Corrects the last answer of a peer that supports less than it announced, until the next answer.
     pub(super) fn correct(&self, change: impl FnOnce(&mut RemoteCapabilities)) {
         if let Some(capabilities) = &mut self.last.lock().capabilities {
             change(Arc::make_mut(capabilities));
@@ -182,7 +182,7 @@ impl Known {
     }
 }
 
-/// The call that requests the capabilities.
+/// Returns the call that requests the capabilities.
 pub(super) fn call(instance: &str) -> Call<GetCapabilitiesRequest, ServerCapabilities> {
     let request = GetCapabilitiesRequest {
         instance_name: instance.to_owned(),
@@ -200,7 +200,7 @@ async fn ask(peer: &Peer, instance: &str) -> Result<RemoteCapabilities, Failure>
     }
 }
 
-/// The function as requests name it.
+/// Returns the function's number in requests.
 pub(super) const fn function(function: DigestFunction) -> i32 {
     let value: v2::digest_function::Value = function.to_proto();
     value as i32

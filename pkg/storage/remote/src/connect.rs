@@ -48,12 +48,12 @@ const PING: Duration = Duration::from_mins(6);
 const PING_TIMEOUT: Duration = Duration::from_secs(20);
 const MAX_CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Headers that each request carries. Their values are secrets, and never shown.
+/// The headers of each request. Their values are secrets, and never shown.
 #[derive(Clone, Default)]
 pub struct RemoteHeaders(Arc<HeaderMap>);
 
 impl RemoteHeaders {
-    /// Checks names and values. The error names a header that cannot be sent.
+    /// Parses names and values. The error names a header that cannot be sent.
     pub fn parse(headers: &[(String, String)]) -> Result<Self, RemoteError> {
         let mut parsed = HeaderMap::new();
         for (name, value) in headers {
@@ -63,15 +63,17 @@ impl RemoteHeaders {
             };
             let lower = name.to_ascii_lowercase();
             if lower.ends_with("-bin") {
-                return Err(error("ends with -bin, which gRPC keeps for binary values"));
+                return Err(error(
+                    "ends with -bin, which gRPC reserves for binary values",
+                ));
             }
             if lower.starts_with("grpc-") || RESERVED.contains(&lower.as_str()) {
-                return Err(error("is one that gRPC sets itself"));
+                return Err(error("is set by gRPC itself"));
             }
             let name = HeaderName::from_bytes(lower.as_bytes())
-                .map_err(|_| error("is no name of an HTTP header"))?;
+                .map_err(|_| error("is no valid name of an HTTP header"))?;
             let mut value = HeaderValue::from_str(value)
-                .map_err(|_| error("its value holds more than visible ASCII characters"))?;
+                .map_err(|_| error("its value has other than visible ASCII characters"))?;
             value.set_sensitive(true);
             parsed.append(name, value);
         }
@@ -87,8 +89,8 @@ impl fmt::Debug for RemoteHeaders {
 
 const RESERVED: [&str; 5] = ["te", "content-type", "user-agent", "host", "content-length"];
 
-/// Returns the headers of one call: those configured, the instances of gorego that the request passed,
-/// and the time limit that the peer is told.
+/// Returns the headers of one call: the configured ones, the instances of gorego that the request passed,
+/// and the time limit.
 pub(super) fn headers(
     configured: &RemoteHeaders,
     chain: &Chain,
@@ -108,7 +110,7 @@ pub(super) fn headers(
     headers
 }
 
-/// Creates channels that connect when they are first used, and notify `lost` when a connection ends.
+/// Creates channels that connect on first use, and notify `lost` when a connection ends.
 pub(super) fn channels(
     options: &RemoteOptions,
     lost: &Arc<Notify>,
@@ -155,7 +157,7 @@ impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
 struct Connector {
     address: RemoteAddress,
     tcp: HttpConnector,
-    /// The settings of new connections, and the name that the peer has to prove.
+    /// The settings of new connections, and the name that the peer's certificate has to prove.
     tls: Option<(watch::Receiver<ClientTls>, ServerName<'static>)>,
     lost: Arc<Notify>,
 }
@@ -177,7 +179,7 @@ impl Connector {
             reason.map_or_else(|| why.to_string(), gorego_tls::describe)
         })?;
         if stream.get_ref().1.alpn_protocol() != Some(gorego_tls::HTTP2) {
-            return Err("it speaks TLS, but not HTTP/2, which gRPC needs".into());
+            return Err("it supports TLS, but not HTTP/2, which gRPC needs".into());
         }
         Ok(TokioIo::new(Box::new(stream)))
     }
@@ -233,7 +235,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn no_server_is_pinged_more_often_than_it_takes_by_default() {
+    fn pings_are_rarer_than_grpc_servers_tolerate_by_default() {
         assert!(PING > Duration::from_mins(5));
     }
 }

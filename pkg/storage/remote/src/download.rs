@@ -24,17 +24,16 @@ use super::{
     methods::READ,
     peer::Peer,
     retry::Retry,
+    store::compressor,
 };
-use gorego_storage::{Blob, BlobStream, Digest, Error, Hasher, Result};
+use gorego_storage::{Blob, BlobStream, Digest, Error, Hasher, InstanceName, ReadName, Result};
 
 /// A download and its progress.
 struct Download {
     peer: Arc<Peer>,
     known: Arc<Known>,
+    instance: InstanceName,
     digest: Digest,
-    name: String,
-    /// The name under which it is not compressed.
-    plain_name: String,
     zstd: bool,
     /// The position from which on content is returned rather than only hashed.
     wanted_from: u64,
@@ -48,9 +47,9 @@ struct Download {
     tail: Bytes,
     /// The bytes expected once more after the download was resumed.
     overlap: Bytes,
-    /// Whether it was resumed, in which case wrong content may be the fault of the resumption.
+    /// Set once it was resumed: from then on the resumption may have caused wrong content.
     is_resumed: bool,
-    /// The position and the hash that its reader had reached when it was restarted.
+    /// The position and the hash that its reader had reached at the restart.
     given: Option<(u64, Hasher)>,
     arriving: Option<Arriving>,
     retry: Retry,
@@ -85,9 +84,8 @@ pub(super) async fn start(
     let (permit, window) = permits.await.map_err(error)?;
     let mut download = Download {
         known: Arc::clone(&store.known),
+        instance: store.instance.clone(),
         digest: *digest,
-        name: store.read_name(digest, compress.is_some()),
-        plain_name: store.read_name(digest, false),
         zstd: compress.is_some(),
         wanted_from: offset,
         at: 0,
@@ -164,7 +162,7 @@ impl Download {
         }
         if !progressed && self.zstd && failure.is_unknown_form() {
             self.known.correct(|known| known.zstd_streams = false);
-            self.be_plain();
+            self.zstd = false;
             return Ok(());
         }
         let may_pass = failure.is_retryable() || progressed && failure.is_resumable();
@@ -209,8 +207,13 @@ impl Download {
         self.overlap = self.tail.clone();
         self.begun_at = self.at;
         let offset = self.at.saturating_sub(self.overlap.len() as u64);
+        let name = ReadName {
+            instance: self.instance.clone(),
+            compressor: compressor(self.zstd),
+            digest: self.digest,
+        };
         let request = ReadRequest {
-            resource_name: self.name.clone(),
+            resource_name: name.to_string(),
             read_offset: i64::try_from(offset).unwrap_or(i64::MAX),
             read_limit: 0,
         };

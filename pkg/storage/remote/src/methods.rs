@@ -26,7 +26,7 @@ pub(super) struct Method<Q, R> {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Limits {
     pub(super) encoded: usize,
-    /// The memory that decoding may take beside that.
+    /// The memory that decoding may take besides.
     pub(super) decoded: usize,
 }
 
@@ -71,7 +71,7 @@ methods! {
 pub(super) const READ: &str = "/google.bytestream.ByteStream/Read";
 
 impl<Q: Message, R: Shaped> Method<Q, R> {
-    /// A call that moves `bytes` bytes of content, which give it more time.
+    /// Returns a call that moves `bytes` bytes of content, which extend its time limit.
     pub(super) const fn call(self, request: Q, limits: Limits, bytes: u64) -> Call<Q, R> {
         Call {
             method: self,
@@ -81,7 +81,7 @@ impl<Q: Message, R: Shaped> Method<Q, R> {
         }
     }
 
-    /// Sends framed requests as they come, and returns the answer.
+    /// Sends framed requests as they arrive, and returns the answer.
     pub(super) async fn stream(
         &self,
         link: Link,
@@ -97,7 +97,7 @@ impl<Q: Message, R: Shaped> Method<Q, R> {
     }
 }
 
-/// A call that can be made several times.
+/// A call that can be retried.
 pub(super) struct Call<Q, R> {
     method: Method<Q, R>,
     request: Q,

@@ -22,12 +22,7 @@ const DECODED: usize = 512;
 
 /// Returns the blobs that are missing, each once, in the order of their first mention.
 pub(super) async fn find(store: &RemoteStore, digests: &[Digest]) -> Result<Vec<Digest>> {
-    let mut seen = HashSet::with_capacity(digests.len());
-    let unique = digests
-        .iter()
-        .filter(|digest| !digest.is_empty_blob() && seen.insert(**digest));
-    let mut unique: Vec<Digest> = unique.copied().collect();
-    drop(seen);
+    let mut unique = unique(digests);
     let mut calls = Vec::new();
     for function in DigestFunction::ALL {
         let of_it = unique.iter().filter(|digest| digest.function() == function);
@@ -50,6 +45,13 @@ pub(super) async fn find(store: &RemoteStore, digests: &[Digest]) -> Result<Vec<
     Ok(unique)
 }
 
+/// Returns the digests without repetitions and without the empty blob, in the order of their first mention.
+pub(super) fn unique(digests: &[Digest]) -> Vec<Digest> {
+    let mut seen = HashSet::with_capacity(digests.len());
+    let is_new = |digest: &&Digest| !digest.is_empty_blob() && seen.insert(**digest);
+    digests.iter().filter(is_new).copied().collect()
+}
+
 async fn find_some(
     store: &RemoteStore,
     function: DigestFunction,
@@ -58,7 +60,7 @@ async fn find_some(
     let call = call(store.instance.as_str(), function, &digests);
     let answer = store.peer.call(&call).await;
     let missing = answer.and_then(|answer| parse(function, &digests, &answer));
-    missing.map_err(|failure| store.peer.error_of("looking for", &digests, failure))
+    missing.map_err(|failure| store.peer.error_of("looking up", &digests, failure))
 }
 
 /// Whether the peer lacks a blob. The call is made once, without retries.
@@ -86,7 +88,7 @@ fn call(
     FIND_MISSING.call(request, limits, 0)
 }
 
-/// Returns the digests in an answer. An answer about other blobs says nothing of those asked for.
+/// Returns the digests in an answer. Fails if it is about other blobs than those asked for.
 fn parse(
     function: DigestFunction,
     asked: &[Digest],
@@ -96,10 +98,10 @@ fn parse(
     let missing = answer.missing_blob_digests.iter().map(|digest| {
         let why = match Digest::from_proto(Some(function), digest) {
             Ok(digest) if asked.contains(&digest) => return Ok(digest),
-            Ok(other) => format!("{other} was not asked for"),
+            Ok(other) => format!("{other} was not requested"),
             Err(why) => why.to_string(),
         };
-        Err(Failure::Nonsense(format!("its answer: {why}")))
+        Err(Failure::Nonsense(format!("invalid answer: {why}")))
     });
     missing.collect()
 }

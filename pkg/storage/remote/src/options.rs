@@ -27,7 +27,7 @@ impl fmt::Display for RemoteAddress {
     }
 }
 
-/// The breaker, which suspends calls to a peer that does not answer.
+/// The options of the breaker, which suspends calls to a peer that does not answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BreakerOptions {
     /// The number of consecutive failures that open the breaker.
@@ -48,30 +48,29 @@ impl Default for BreakerOptions {
     }
 }
 
-/// A peer, and the way in which it is called.
+/// The options of a store behind a peer.
 #[derive(Clone)]
 pub struct RemoteOptions {
     /// The address of the peer.
     pub address: RemoteAddress,
-    /// TLS settings of new connections, which may change; plain text without.
+    /// The TLS settings of new connections, which may change; `None` for plain text.
     pub tls: Option<watch::Receiver<ClientTls>>,
-    /// The instance to name in each request. When this is empty, the caller's own for action results,
-    /// and none for blobs.
+    /// The instance name of each request. If empty, requests for action results name the caller's
+    /// instance, and requests for blobs none.
     pub instance_name: String,
     /// Headers of new requests, which may change.
     pub headers: watch::Receiver<RemoteHeaders>,
-    /// The chain of the server that this store belongs to. Each request carries it, so that a loop
-    /// is noticed.
+    /// The chain of the server that owns this store. Each request carries it, so that a loop is detected.
     pub chain: Arc<Chain>,
-    /// Whether large content may be compressed on its way, if the peer can.
+    /// Compresses large content on its way, if the peer supports it.
     pub zstd: bool,
-    /// The retries of an operation; a download or upload that made progress counts anew.
+    /// The retries of an operation. Progress of a download or upload resets the count.
     pub retries: u32,
     /// The number of connections.
     pub connections: usize,
-    /// The number of calls at a time, and of downloads and uploads beside them.
+    /// The number of concurrent calls, and of concurrent downloads and uploads besides.
     pub max_calls: usize,
-    /// Receive windows of downloads, which a peer fills while their readers are slow.
+    /// The budget of the receive windows of downloads, which a peer fills while their readers are slow.
     pub windows: Budget,
     /// The time limit of a call; 1 s is added for each MiB that it moves. Downloads and uploads in
     /// pieces may stall for this long.
@@ -81,7 +80,7 @@ pub struct RemoteOptions {
 }
 
 impl RemoteOptions {
-    /// A peer in plain text, with the defaults.
+    /// Creates the options of a peer in plain text, with the defaults.
     pub fn new(address: RemoteAddress) -> Self {
         Self {
             address,
@@ -124,7 +123,7 @@ pub enum RemoteError {
     /// The instance name cannot be part of a resource name.
     #[error(transparent)]
     Instance(#[from] gorego_storage::InstanceNameError),
-    /// A header that HTTP does not allow, or that gRPC keeps for itself.
+    /// A header that HTTP does not allow, or that gRPC reserves.
     #[error("header {name:?}: {why}")]
     Header {
         /// The name of the header.
@@ -133,6 +132,6 @@ pub enum RemoteError {
         why: &'static str,
     },
     /// Connections need a Tokio runtime to run on.
-    #[error("a remote store is made within a Tokio runtime")]
+    #[error("a remote store needs a Tokio runtime")]
     NoRuntime,
 }

@@ -31,7 +31,7 @@ use gorego_storage::{Digest, Error, Result};
 /// The least that a peer moves, in bytes a second: calls that move more have more time.
 const SLOWEST: u64 = 1 << 20;
 
-/// One in so many bytes of a download's window is counted.
+/// The ratio of a download's window to its counted part.
 const COUNTED: u64 = 4;
 
 /// A peer, its connections and its limits.
@@ -73,17 +73,16 @@ impl Peer {
         })
     }
 
-    /// The retries of a new operation.
     pub(super) const fn retry(&self) -> Retry {
         Retry::new(self.options.retries)
     }
 
-    /// The error of an operation that failed.
+    /// Returns the error of a failed operation.
     pub(super) fn error(&self, what: &dyn fmt::Display, failure: Failure) -> Error {
         failure.into_error(&self.name, what)
     }
 
-    /// The error of an operation on several blobs; a single one is named.
+    /// Returns the error of a failed operation on several blobs; a single one is named.
     pub(super) fn error_of(&self, doing: &str, blobs: &[Digest], failure: Failure) -> Error {
         match blobs {
             [one] => self.error(&format_args!("{doing} {one}"), failure),
@@ -91,13 +90,13 @@ impl Peer {
         }
     }
 
-    /// The time limit of a call that moves `bytes` bytes.
+    /// Returns the time limit of a call that moves `bytes` bytes.
     pub(super) fn deadline(&self, bytes: u64) -> Duration {
         self.timeout
             .saturating_add(Duration::from_secs(bytes / SLOWEST))
     }
 
-    /// The time by which an operation that moves `bytes` bytes has to end, with all its retries.
+    /// Returns the time by which an operation that moves `bytes` bytes has to end, with all its retries.
     pub(super) fn end(&self, bytes: u64) -> Instant {
         Instant::now() + self.deadline(bytes) * 2
     }
@@ -123,7 +122,7 @@ impl Peer {
         })
     }
 
-    /// Makes a call until it succeeds or time is up.
+    /// Makes a call with retries.
     pub(super) async fn call<Q: Message, R: Shaped>(
         &self,
         call: &Call<Q, R>,
@@ -132,7 +131,7 @@ impl Peer {
         self.call_until(call, end, &mut self.retry()).await
     }
 
-    /// Makes a call until it succeeds, the retries of its operation are used up, or its end is near.
+    /// Makes a call until it succeeds, the retries of its operation are used up, or `end` is near.
     pub(super) async fn call_until<Q: Message, R: Shaped>(
         &self,
         call: &Call<Q, R>,
@@ -160,7 +159,7 @@ impl Peer {
         }
     }
 
-    /// Admits a call. One of an operation that has begun waits up to `patience` for that.
+    /// Admits a call. A retry waits up to `patience` for that.
     async fn admit(&self, retry: &Retry, patience: Duration) -> Result<Attempt<'_>, Failure> {
         if retry.has_begun() {
             self.breaker.admit_before(Instant::now() + patience).await
@@ -188,7 +187,7 @@ impl Peer {
         let answer = time::timeout(limit, call.send(self.link(Some(limit))?)).await;
         let outcome = match answer {
             Ok(Ok(answer)) => Ok(answer),
-            // The peer and the connection enforce the limit, too, and may be the first to notice.
+            // The peer and the connection enforce the limit, too, and may be the first to do so.
             Ok(Err(failure)) if started.elapsed() < limit => Err(failure),
             Ok(Err(_)) | Err(_) => Err(Failure::TimedOut(limit)),
         };
@@ -202,8 +201,8 @@ impl Peer {
         Ok((self.link(None)?, attempt))
     }
 
-    /// Opens a connection for a stream whose outcome is known only at its end. Where all other calls
-    /// wait for that outcome, a short call is made before it.
+    /// Opens a connection for a stream whose outcome is known only at its end. If the breaker needs a
+    /// probe, makes a short call before.
     pub(super) async fn open_long(&self, retry: &Retry) -> Result<(Link, Attempt<'_>), Failure> {
         loop {
             let (link, attempt) = self.open(retry).await?;
@@ -224,8 +223,8 @@ impl Peer {
         acquire(&self.streams, self.timeout).await
     }
 
-    /// Waits until a download of `bytes` may have a window's worth of them in flight. Only a part
-    /// of the window is counted, since it fills only while the reader is slower than the peer.
+    /// Waits until a download of `bytes` may have a window of them in flight. Counts a part of the window
+    /// only, since it fills only while the reader is slower than the peer.
     pub(super) async fn window_permit(&self, bytes: u64) -> Result<Permit, Failure> {
         let window = bytes.min(u64::from(connect::STREAM_WINDOW));
         let reserve = self.options.windows.reserve(window / COUNTED);

@@ -42,7 +42,7 @@ impl RemoteStore {
             if failure.code() == Some(Code::NotFound) {
                 return Error::NoResult(*action);
             }
-            let what = format_args!("result of action {action}");
+            let what = format_args!("looking up the result of action {action}");
             self.peer.error(&what, failure)
         })
     }

@@ -25,13 +25,13 @@ impl Retry {
         }
     }
 
-    /// Counts anew after progress.
+    /// Resets the count after progress.
     pub(super) const fn progressed(&mut self) {
         self.retries = 0;
     }
 
-    /// Whether something was tried before. Such an operation waits for an open breaker, so that the
-    /// work so far was not in vain; a new one fails at once.
+    /// Whether the operation was retried. It then waits for an open breaker, so that its progress is not
+    /// lost; a new operation fails at once.
     pub(super) const fn has_begun(&self) -> bool {
         self.begun
     }

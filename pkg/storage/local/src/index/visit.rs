@@ -1,4 +1,4 @@
-//! Visits to the entries of the index: to all, part by part, or one after the other.
+//! Visits to the entries of the index: to all, by part, or by id.
 
 use std::collections::HashMap;
 
@@ -71,7 +71,7 @@ impl Index {
         instances
     }
 
-    /// Returns the entry with this number, unless it was removed.
+    /// Returns the entry with this id, unless it was removed.
     pub(crate) fn by_id(&self, id: EntryId) -> Option<Entry> {
         let (part, slot) = place(id)?;
         let shard = self.shards.get(part)?.lock();

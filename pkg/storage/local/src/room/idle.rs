@@ -1,5 +1,4 @@
-//! Files that may be evicted by age like blobs although they are none: partial uploads that no
-//! client is sending, and quarantined files.
+//! Idle files, which are evicted by age like blobs: partial uploads without a sender, and quarantined files.
 
 use std::{
     cmp::Reverse,
@@ -13,7 +12,7 @@ use gorego_storage::{Candidate, EntryId};
 
 /// Distinguishes the numbers of idle files from those of index entries.
 const IDLE: u64 = 1 << 63;
-/// The most files kept, however small they are: each takes memory and an inode.
+/// The most idle files, however small, since each takes memory and an inode.
 const MAX_FILES: usize = 10_000;
 
 /// The idle files of one store, by numbers that are hashes of their paths.
@@ -59,12 +58,10 @@ impl Idle {
         self.bytes
     }
 
-    /// Returns the number of idle files.
     pub(super) fn count(&self) -> u64 {
         self.files.len() as u64
     }
 
-    /// Returns all idle files as candidates for eviction.
     pub(crate) fn candidates(&self) -> Vec<Candidate> {
         let candidate = |(number, file): (&u64, &IdleFile)| Candidate {
             entry: EntryId(*number),

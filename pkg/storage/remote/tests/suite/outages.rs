@@ -99,7 +99,7 @@ async fn a_retry_waits_for_the_cool_down_and_a_new_call_fails_at_once() {
     };
     let (read, error) = within(async { tokio::join!(read, meanwhile) }).await;
     assert_eq!(read.unwrap(), content);
-    assert!(error.to_string().contains("not asked"), "{error}");
+    assert!(error.to_string().contains("calls are suspended"), "{error}");
     assert!(peer.calls("missing").is_empty());
 }
 
@@ -133,7 +133,7 @@ async fn calls_fail_at_once_during_a_probe() {
     };
     tokio::select! {
         ended = store.find_missing(&one) => panic!("{ended:?}"),
-        error = within(others) => assert!(error.to_string().contains("not asked"), "{error}"),
+        error = within(others) => assert!(error.to_string().contains("calls are suspended"), "{error}"),
     }
 }
 
