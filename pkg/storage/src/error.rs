@@ -89,7 +89,7 @@ pub enum Error {
         code: tonic::Code,
         /// The call, and the message of the response.
         message: String,
-        /// Whether the response is an HTTP page of a proxy in front of the peer. Such an error is temporary.
+        /// Set if the response is an HTTP page of a proxy in front of the peer. Such an error is temporary.
         foreign: bool,
     },
     /// The caller's content cannot be read.

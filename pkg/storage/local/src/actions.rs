@@ -11,7 +11,8 @@ use reapi::{shapes::Shaped as _, v2::ActionResult};
 use super::{
     LocalStore,
     disk::{Disk, Lookup, now_ms},
-    layout,
+    instances::{DROPPED, InstanceNumber, MAX},
+    layout::{self, InstanceHash},
 };
 use crate::index::{Key, Use};
 use gorego_storage::{
@@ -29,7 +30,7 @@ impl ActionCache for LocalStore {
     async fn get(&self, instance: &str, action: &Digest, memory: &Budget) -> Result<CachedResult> {
         let (disk, action) = (&self.disk, *action);
         let hash = layout::instance_hash(instance);
-        let key = move |disk: &Disk| Some(Key::ac(&action, disk.instances.number(&hash)?));
+        let key = move |disk: &Disk| Some(Key::ac(&action, disk.instances.find(&hash)?.number));
         let path = layout::action_path(&action, &hash);
         let known = disk.scanned.lookup(|| {
             let key = key(disk)?;
@@ -78,6 +79,31 @@ impl ActionCache for LocalStore {
 }
 
 impl Disk {
+    /// Returns a number for a new instance name. If all are taken, drops names that have few results and
+    /// were not used lately. Blocks.
+    fn name_instance(&self, hash: &InstanceHash) -> Result<InstanceNumber> {
+        let _turn = self.instances.naming.lock();
+        let intern = || self.instances.intern(hash);
+        let mut interned = intern();
+        // Before the scan has ended, the index does not have all results.
+        if interned.is_none() && self.is_scanned() {
+            let release = || self.instances.release_unused(|| self.index.instances());
+            release();
+            interned = intern();
+            if interned.is_none() {
+                self.evict_instances(DROPPED);
+                release();
+                interned = intern();
+            }
+        }
+        interned.ok_or_else(|| {
+            Error::Unavailable(format!(
+                "all {MAX} instance names of the action cache are taken, and none can be evicted \
+                 before the data directory is scanned"
+            ))
+        })
+    }
+
     /// Reads a result. Quarantines a corrupt or unreadable one, and returns `None` for it. Blocks.
     pub(super) fn load_result(
         &self,

@@ -9,7 +9,7 @@ use gorego_limits::{Permit, UNCOUNTED};
 
 use super::{
     LocalStore,
-    disk::{Disk, IndexedBlob, Lookup, now_ms},
+    disk::{Disk, Lookup, now_ms},
     layout,
 };
 use crate::index::{Key, Lease, SIZE_END, Use, room_of};
@@ -138,12 +138,9 @@ impl BlobStore for LocalStore {
 
     /// Uses the blobs as reads do, so that they get no lease.
     async fn fetch_batch(&self, digests: &[Digest]) -> Vec<Result<Digest>> {
-        let find = |digest: Digest| {
-            let disk = Arc::clone(&self.disk);
-            async move {
-                let found = digest.is_empty_blob() || disk.find(&digest, READ).await?.is_some();
-                found.then_some(digest).ok_or(Error::NotFound(digest))
-            }
+        let find = |digest: Digest| async move {
+            let found = self.disk.has(&digest, READ).await?;
+            found.then_some(digest).ok_or(Error::NotFound(digest))
         };
         let finds: Vec<_> = digests.iter().copied().map(find).collect();
         stream::iter(finds).buffered(HASHED_AT_ONCE).collect().await
@@ -152,16 +149,10 @@ impl BlobStore for LocalStore {
     async fn get_batch(&self, digests: &[Digest]) -> Vec<Result<Bytes>> {
         let mut found = Vec::with_capacity(digests.len());
         for digest in digests {
-            let is_found = |found: Option<IndexedBlob>| found.is_some();
-            let there = if digest.is_empty_blob() {
-                Ok(true)
-            } else {
-                self.disk.find(digest, READ).await.map(is_found)
-            };
-            found.push((*digest, there));
+            found.push((*digest, self.disk.has(digest, READ).await));
         }
         let read_all = move |disk: &Arc<Disk>| {
-            let read = |(digest, there): (Digest, Result<bool>)| match there? {
+            let read = |(digest, is_found): (Digest, Result<bool>)| match is_found? {
                 true if digest.is_empty_blob() => Ok(Bytes::new()),
                 true => disk.read_blob(&digest, 0),
                 false => Err(Error::NotFound(digest)),
@@ -173,19 +164,14 @@ impl BlobStore for LocalStore {
     }
 
     async fn put_batch(&self, blobs: Vec<(Digest, Bytes)>) -> Vec<Result<Put>> {
-        let count = blobs.len();
-        let is_new =
-            |(digest, _): &&(Digest, Bytes)| self.disk.index.peek(&Key::cas(digest)).is_none();
+        let (disk, count) = (&self.disk, blobs.len());
+        let is_new = |(digest, _): &&(Digest, Bytes)| disk.index.peek(&Key::cas(digest)).is_none();
         let total = blobs.iter().filter(is_new).fold(0u64, |sum, (digest, _)| {
             sum.saturating_add(room_of(digest.size()))
         });
         let what = format!("a batch of {count} blobs");
         let write = async {
-            let room = self
-                .disk
-                .room
-                .reserve(total, &what, &Arc::default())
-                .await?;
+            let room = disk.room.reserve(total, &what, &Arc::default()).await?;
             let write_all = move |disk: &Arc<Disk>| {
                 let _room = room;
                 let write = |(digest, content): &(Digest, Bytes)| {
@@ -193,7 +179,7 @@ impl BlobStore for LocalStore {
                 };
                 Ok((blobs.iter().map(write).collect::<Vec<_>>(), blobs))
             };
-            self.disk.run(write_all).await
+            disk.run(write_all).await
         };
         let (mut results, blobs) = match write.await {
             Ok(written) => written,
@@ -202,7 +188,7 @@ impl BlobStore for LocalStore {
         // Retried one by one, with eviction, if the disk was full.
         for (result, (digest, content)) in results.iter_mut().zip(blobs) {
             if matches!(result, Err(error) if error.is_no_space()) {
-                *result = self.disk.put_pieces(&digest, vec![content]).await;
+                *result = disk.put_pieces(&digest, vec![content]).await;
             }
         }
         results
@@ -230,7 +216,7 @@ impl Disk {
         pieces: Vec<Bytes>,
     ) -> Result<Put> {
         check_size(digest, pieces.iter().map(|piece| piece.len() as u64).sum())?;
-        if digest.is_empty_blob() || self.find(digest, UPLOAD).await?.is_some() {
+        if self.has(digest, UPLOAD).await? {
             return Ok(Put::Existed);
         }
         let (digest, size) = (*digest, digest.size());
@@ -241,11 +227,11 @@ impl Disk {
     /// Stores one blob of a batch. Blocks.
     fn put_one(&self, digest: &Digest, content: &[Bytes]) -> Result<Put> {
         check_size(digest, content.iter().map(|piece| piece.len() as u64).sum())?;
-        let is_there = || match self.touch(digest, now_ms(), UPLOAD) {
-            Lookup::Hit(found) => !found.unverified,
-            Lookup::Miss | Lookup::Unknown => false,
+        let is_stored = || {
+            let found = self.touch(digest, now_ms(), UPLOAD);
+            matches!(found, Lookup::Hit(found) if !found.unverified)
         };
-        if digest.is_empty_blob() || is_there() {
+        if digest.is_empty_blob() || is_stored() {
             return Ok(Put::Existed);
         }
         self.write_blob(digest, content)

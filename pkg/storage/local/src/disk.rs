@@ -24,7 +24,7 @@ use super::{
     instances::Instances,
     layout,
     room::Room,
-    upkeep::Record,
+    state::Record,
 };
 use crate::index::{Index, Key, Space, Terms, Use};
 use gorego_storage::{Digest, Error, InUse, Put, Result};
@@ -180,6 +180,11 @@ impl Disk {
             Some(found) if found.unverified && !self.verify_once(digest).await? => Ok(None),
             found => Ok(found),
         }
+    }
+
+    /// Whether a verified blob is stored. Marks it as used.
+    pub(super) async fn has(self: &Arc<Self>, digest: &Digest, how: Use) -> Result<bool> {
+        Ok(digest.is_empty_blob() || self.find(digest, how).await?.is_some())
     }
 
     /// Indexes a blob that the scan has not reached; `false` if it is missing. Blocks.

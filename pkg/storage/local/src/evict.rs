@@ -1,6 +1,7 @@
 //! Eviction: the store as the janitor sees it.
 
 use std::{
+    collections::HashSet,
     sync::{Arc, atomic::Ordering::Relaxed},
     time::Duration,
 };
@@ -11,7 +12,7 @@ use super::{
     LocalStore,
     disk::{Disk, millis, now_ms},
 };
-use crate::index::{Entry, Key, Space};
+use crate::index::{Entry, Key, SHARDS, Space};
 use gorego_storage::{Candidate, Evictable, EvictionBackoff, Removed, Result, Usage};
 
 #[async_trait]
@@ -157,6 +158,29 @@ impl Disk {
                 && (break_leases || !entry.is_leased(now, terms))
         });
         Ok(removed?.map(|entry| entry.room()))
+    }
+
+    /// Removes the results of the `count` instance names that have the fewest, of these the least recently
+    /// used. Blocks.
+    pub(super) fn evict_instances(&self, count: usize) {
+        let uses = self.index.instances().into_iter();
+        let mut uses: Vec<_> = uses.map(|(number, used)| (used, number)).collect();
+        uses.sort_unstable();
+        let evicted: HashSet<_> = uses.into_iter().take(count).map(|(_, n)| n).collect();
+        let result = |entry: &mut Entry| {
+            let key = entry.key();
+            matches!(key.space, Space::Ac(number) if evicted.contains(&number)).then_some(key)
+        };
+        let mut removed = Removed::default();
+        for key in (0..SHARDS).flat_map(|part| self.index.pick(part, result)) {
+            let result = self.remove_if(&key, |_, _| true);
+            add(&mut removed, result.map(|entry| Some(entry?.room())));
+        }
+        tracing::warn!(
+            instances = evicted.len(),
+            results = removed.count,
+            "all instance names are taken; removed the results of those with the fewest"
+        );
     }
 
     /// Removes an entry and its file if it and its pin satisfy the condition. Blocks.

@@ -22,7 +22,7 @@ use rustix::{
 
 use super::{
     layout::{self, TMP},
-    room::Room,
+    room::{Free, Room},
 };
 use gorego_storage::{Error, Result};
 
@@ -52,14 +52,6 @@ pub(super) struct Meta {
     kind: FileType,
     /// The numbers of its device and inode.
     id: (u64, u64),
-}
-
-/// The space that a file system has left.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Free {
-    pub(super) bytes: u64,
-    /// `None` where files are not limited in number.
-    pub(super) files: Option<u64>,
 }
 
 /// The data directory.

@@ -29,5 +29,5 @@ pub use disk::Counters;
 pub use files::SyncMode;
 pub use growth::Growth;
 pub use receive::Received;
-pub use store::{LocalOptions, LocalStore, OpenError};
+pub use store::{LocalOptions, LocalStore, OpenError, OpenFailure};
 pub use upload::Complete;

@@ -68,7 +68,7 @@ impl Disk {
         resume: Option<Resume>,
     ) -> Result<Put> {
         if let Some(other) = digest.other()
-            && self.find(&other, UPLOAD).await?.is_some()
+            && self.has(&other, UPLOAD).await?
         {
             return Ok(Put::Existed);
         }
@@ -90,7 +90,7 @@ impl Disk {
         }
         // Before the lookup, so that the end of no other upload is missed.
         let watch = self.watchers.watch(digest);
-        if digest.is_empty_blob() || self.find(digest, UPLOAD).await?.is_some() {
+        if self.has(digest, UPLOAD).await? {
             return Ok(Received::Existed);
         }
         // Checked before anything is evicted for it.

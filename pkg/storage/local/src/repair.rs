@@ -7,7 +7,7 @@ use super::{
     files::Files,
     layout::{LOCK_FILE, ROOTS, VERSION_FILE},
     scan,
-    store::{lock, write_version},
+    store::{OpenError, lock, write_version},
 };
 use crate::index::{Key, SHARDS};
 use gorego_storage::{Error, Result};
@@ -53,7 +53,9 @@ impl Disk {
         self.files.restore()?;
         if !self.files.is_same(file, LOCK_FILE)? {
             let locked = lock(&self.files.path(""));
-            *held = Some(locked.map_err(|error| Error::Unavailable(error.to_string()))?);
+            let dir = self.files.path("");
+            let error = |why| Error::Unavailable(OpenError { dir, why }.to_string());
+            *held = Some(locked.map_err(error)?);
         }
         Ok(())
     }

@@ -13,12 +13,19 @@ use self::{
     idle::Idle,
     queue::{QueueHead, lacking_files},
 };
-use super::files::Free;
 use crate::index::{Index, room_of};
 use gorego_storage::{Error, EvictionBackoff, Removed, Result, Usage};
 
 /// The space that a folder takes on most file systems, in bytes.
 const FOLDER_ROOM: u64 = 4096;
+
+/// The space that a file system has left.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Free {
+    pub(super) bytes: u64,
+    /// `None` if files are not limited in number.
+    pub(super) files: Option<u64>,
+}
 
 /// The disk accounts of a store.
 pub(super) struct Room {

@@ -114,7 +114,7 @@ fn folders(disk: &Disk) -> Result<Vec<Arc<Folder>>> {
             if disk.files.remove_empty(&path) {
                 continue;
             }
-            let Some(interned) = disk.instances.intern(&instance, || None) else {
+            let Some(interned) = disk.instances.intern(&instance) else {
                 tracing::warn!(
                     path,
                     "too many instance names; these action results are not served"

@@ -21,6 +21,15 @@ pub(super) struct StoreState {
     pub(super) used: u64,
 }
 
+/// The state on record for the next start.
+pub(super) struct Record {
+    pub(super) state: StoreState,
+    /// Set if it is saved on the disk.
+    pub(super) saved: bool,
+    /// The number of files that had been written at the last sync point, if there was one.
+    pub(super) synced: Option<u64>,
+}
+
 impl StoreState {
     /// Reads the state of the last run. A new directory counts as clean. Without a readable state,
     /// everything is unverified and the usage unknown.

@@ -27,8 +27,8 @@ use crate::{
     layout::{CAS, LOCK_FILE, QUARANTINE, TMP, UPLOADS, VERSION_FILE},
     room::Room,
     scan, scrub,
-    state::{self, StoreState},
-    upkeep::{self, Record},
+    state::{self, Record, StoreState},
+    upkeep,
 };
 use gorego_storage::{Error, Result};
 
@@ -61,59 +61,47 @@ pub struct LocalOptions {
 
 /// The error of opening a data directory.
 #[derive(Debug, thiserror::Error)]
-pub enum OpenError {
-    /// Another process uses the directory.
-    #[error("data directory {} is in use by another gorego (process {holder})", dir.display())]
-    InUse {
-        /// The data directory.
-        dir: PathBuf,
-        /// The number of the other process, if it is known.
-        holder: String,
-    },
-    /// The directory has another layout.
+#[error("data directory {} {why}", dir.display())]
+pub struct OpenError {
+    /// The data directory.
+    pub dir: PathBuf,
+    /// The cause.
+    pub why: OpenFailure,
+}
+
+/// The cause of an error of opening a data directory.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenFailure {
+    /// Another process, with this number if it is known, uses the directory.
+    #[error("is in use by another gorego (process {0})")]
+    InUse(String),
+    /// The directory has another layout, of this version.
+    #[error("has layout version {0:?}, this program knows {VERSION:?}; empty it or choose another")]
+    Version(String),
+    /// The directory belongs to another program, whose files in this folder would be removed.
+    #[error("is not gorego's, yet holds files in {0}, which gorego would empty; choose another")]
+    Foreign(&'static str),
+    /// This folder of the directory is on another file system.
     #[error(
-        "data directory {} has layout version {found:?}, this program knows {VERSION:?}; \
-         empty it or choose another",
-        dir.display()
+        "has {0} on another file system, to which no file can be moved in one step; put the whole \
+         data directory on one file system (local_cache.dir)"
     )]
-    Version {
-        /// The data directory.
-        dir: PathBuf,
-        /// The content of its `VERSION` file.
-        found: String,
-    },
-    /// The directory belongs to another program, whose files would be removed.
-    #[error(
-        "data directory {} is not gorego's, yet holds files in {folder}, which gorego would empty; \
-         choose another",
-        dir.display()
-    )]
-    Foreign {
-        /// The data directory.
-        dir: PathBuf,
-        /// The folder in it.
-        folder: &'static str,
-    },
-    /// A part of the directory is on another file system.
-    #[error(
-        "{folder} in data directory {} is on another file system, to which no file can be moved in one \
-         step; put the whole data directory on one file system (local_cache.dir)",
-        dir.display()
-    )]
-    Elsewhere {
-        /// The data directory.
-        dir: PathBuf,
-        /// The folder in it.
-        folder: String,
-    },
+    Elsewhere(String),
     /// The directory cannot be read or written.
-    #[error("data directory {} cannot be used: {source}", dir.display())]
-    Unusable {
-        /// The data directory.
-        dir: PathBuf,
-        /// The cause.
-        source: Box<Error>,
-    },
+    #[error("cannot be used: {0}")]
+    Unusable(Box<Error>),
+}
+
+impl OpenFailure {
+    fn io(action: &'static str, path: &Path, error: io::Error) -> Self {
+        Error::io(action, path, error).into()
+    }
+}
+
+impl From<Error> for OpenFailure {
+    fn from(error: Error) -> Self {
+        Self::Unusable(Box::new(error))
+    }
 }
 
 /// A store on a local disk. It is usable at once after opening, and indexed in the background. Close it, so
@@ -126,9 +114,9 @@ impl LocalStore {
     /// Opens a data directory and begins to scan it. Call within a Tokio runtime.
     pub async fn open(options: LocalOptions) -> Result<Self, OpenError> {
         let (dir, scrub_period) = (options.dir.clone(), options.scrub_period);
-        let opened = disk::blocking(move || Ok(Self::open_blocking(&options))).await;
-        let store = opened.map_err(|error| unusable(&dir, error))??;
-        let disk = &store.disk;
+        let opened = disk::blocking(move || Ok(open(&options))).await;
+        let opened = opened.map_err(OpenFailure::from).flatten();
+        let disk = &opened.map_err(|why| OpenError { dir, why })?;
         disk.tracker.spawn(scan::run(Arc::clone(disk)));
         disk.tracker.spawn(upkeep::run(Arc::clone(disk)));
         if let Some(period) = scrub_period {
@@ -136,25 +124,8 @@ impl LocalStore {
             let scrub = scrub::run(Arc::clone(disk), period, seed);
             disk.tracker.spawn(scrub);
         }
-        Ok(store)
-    }
-
-    fn open_blocking(options: &LocalOptions) -> Result<Self, OpenError> {
-        let dir = &options.dir;
-        let unusable = |error| unusable(dir, error);
-        fs::create_dir_all(dir).map_err(|error| unusable(Error::io("creating", dir, error)))?;
-        let lock = lock(dir)?;
-        let new = check_version(dir)?;
-        let index = Arc::new(Index::new());
-        let room = Room::new(Arc::clone(&index), options.max_bytes, options.wake_bytes);
-        let files = Files::open(dir, options.sync, Arc::clone(&room)).map_err(unusable)?;
-        if let Some(folder) = files.elsewhere().map_err(unusable)? {
-            let dir = dir.clone();
-            return Err(OpenError::Elsewhere { dir, folder });
-        }
-        let disk = build(options, index, files, room, new, lock).map_err(unusable)?;
         Ok(Self {
-            disk: Arc::new(disk),
+            disk: Arc::clone(disk),
         })
     }
 
@@ -216,17 +187,24 @@ impl fmt::Debug for LocalStore {
     }
 }
 
-fn unusable(dir: &Path, source: Error) -> OpenError {
-    OpenError::Unusable {
-        dir: dir.to_owned(),
-        source: Box::new(source),
+fn open(options: &LocalOptions) -> Result<Arc<Disk>, OpenFailure> {
+    let dir = &options.dir;
+    fs::create_dir_all(dir).map_err(|error| OpenFailure::io("creating", dir, error))?;
+    let lock = lock(dir)?;
+    let new = check_version(dir)?;
+    let index = Arc::new(Index::new());
+    let room = Room::new(Arc::clone(&index), options.max_bytes, options.wake_bytes);
+    let files = Files::open(dir, options.sync, Arc::clone(&room))?;
+    if let Some(folder) = files.elsewhere()? {
+        return Err(OpenFailure::Elsewhere(folder));
     }
+    let disk = build(options, index, files, room, new, lock)?;
+    Ok(Arc::new(disk))
 }
 
 /// Locks the data directory, for as long as the process or the returned file lives.
-pub(crate) fn lock(dir: &Path) -> Result<fs::File, OpenError> {
+pub(crate) fn lock(dir: &Path) -> Result<fs::File, OpenFailure> {
     let path = dir.join(LOCK_FILE);
-    let unusable = |action, error| unusable(dir, Error::io(action, &path, error));
     let mut options = fs::OpenOptions::new();
     let file = options
         .read(true)
@@ -234,20 +212,14 @@ pub(crate) fn lock(dir: &Path) -> Result<fs::File, OpenError> {
         .create(true)
         .truncate(false)
         .open(&path);
-    let file = file.map_err(|error| unusable("opening", error))?;
+    let file = file.map_err(|error| OpenFailure::io("opening", &path, error))?;
     match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => {}
         Err(rustix::io::Errno::WOULDBLOCK) => {
-            let holder = fs::read_to_string(&path)
-                .unwrap_or_default()
-                .trim()
-                .to_owned();
-            return Err(OpenError::InUse {
-                dir: dir.to_owned(),
-                holder,
-            });
+            let holder = fs::read_to_string(&path).unwrap_or_default();
+            return Err(OpenFailure::InUse(holder.trim().to_owned()));
         }
-        Err(errno) => return Err(unusable("locking", errno.into())),
+        Err(errno) => return Err(OpenFailure::io("locking", &path, errno.into())),
     }
     // Only for the error of a second process, so that a full disk does not prevent the start.
     let _ = fs::write(&path, format!("{}\n", std::process::id()));
@@ -255,30 +227,23 @@ pub(crate) fn lock(dir: &Path) -> Result<fs::File, OpenError> {
 }
 
 /// Refuses another layout. Returns `true` for a new directory.
-fn check_version(dir: &Path) -> Result<bool, OpenError> {
+fn check_version(dir: &Path) -> Result<bool, OpenFailure> {
     let path = dir.join(VERSION_FILE);
-    let unusable = |action, error| unusable(dir, Error::io(action, &path, error));
     match fs::read_to_string(&path) {
         Ok(found) if found.trim() == VERSION => Ok(false),
-        Ok(found) => Err(OpenError::Version {
-            dir: dir.to_owned(),
-            found: found.trim().to_owned(),
-        }),
+        Ok(found) => Err(OpenFailure::Version(found.trim().to_owned())),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
             for folder in [TMP, UPLOADS, QUARANTINE] {
                 let listed = fs::read_dir(dir.join(folder));
                 if listed.is_ok_and(|mut names| names.next().is_some()) {
-                    return Err(OpenError::Foreign {
-                        dir: dir.to_owned(),
-                        folder,
-                    });
+                    return Err(OpenFailure::Foreign(folder));
                 }
             }
             let new = !dir.join(CAS).exists();
-            write_version(dir).map_err(|error| unusable("writing", error))?;
+            write_version(dir).map_err(|error| OpenFailure::io("writing", &path, error))?;
             Ok(new)
         }
-        Err(error) => Err(unusable("reading", error)),
+        Err(error) => Err(OpenFailure::io("reading", &path, error)),
     }
 }
 
@@ -343,7 +308,11 @@ fn build(
         scanned: ScanState::default(),
         janitor_saw_part: AtomicBool::new(false),
         healthy: watch::Sender::new(true),
-        record: Mutex::new(Record::new(state, saved)),
+        record: Mutex::new(Record {
+            state,
+            saved,
+            synced: None,
+        }),
         tracker: TaskTracker::new(),
         cancel: CancellationToken::new(),
         closed: RwLock::new(false),

@@ -9,7 +9,7 @@ use tokio::time::{self, MissedTickBehavior};
 
 use super::{
     disk::{Disk, now_ms},
-    state::StoreState,
+    state::{Record, StoreState},
 };
 use crate::index::{DIRTY, SHARDS};
 use gorego_storage::{Error, Result};
@@ -22,25 +22,6 @@ const ROUND: u32 = 30;
 const PROBE: u32 = 2;
 /// The time by which a sync point is dated back, since file times are coarse and clocks are adjusted.
 const MARGIN_MS: u64 = 2000;
-
-/// The state that is on the disk for the next start.
-pub(super) struct Record {
-    state: StoreState,
-    /// Set if it is saved on the disk.
-    saved: bool,
-    /// The number of files that had been written at the last sync point, if there was one.
-    synced: Option<u64>,
-}
-
-impl Record {
-    pub(super) const fn new(state: StoreState, saved: bool) -> Self {
-        Self {
-            state,
-            saved,
-            synced: None,
-        }
-    }
-}
 
 /// Returns the most by which the usage may exceed the recorded one, in bytes.
 pub(super) const fn slack(limit: u64) -> u64 {

@@ -6,12 +6,7 @@ use std::{
 };
 
 use parking_lot::Mutex;
-use tokio::{
-    io::{AsyncRead, AsyncWrite},
-    sync::Notify,
-    time,
-};
-use tokio_util::io::InspectReader;
+use tokio::time;
 
 use super::{missing, peer::Peer};
 use gorego_storage::{Digest, InstanceName};
@@ -63,24 +58,5 @@ impl Canary {
             drop(peer);
             time::sleep(PAUSE).await;
         }
-    }
-}
-
-/// A connection that notifies `lost` when it ends.
-pub(super) fn watched<S: AsyncRead + AsyncWrite>(
-    stream: S,
-    lost: Arc<Notify>,
-) -> InspectReader<S, impl FnMut(&[u8]) + Send + Unpin> {
-    let guard = Guard(lost);
-    InspectReader::new(stream, move |_: &[u8]| {
-        let _held = &guard;
-    })
-}
-
-struct Guard(Arc<Notify>);
-
-impl Drop for Guard {
-    fn drop(&mut self) {
-        self.0.notify_one();
     }
 }

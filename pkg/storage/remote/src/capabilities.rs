@@ -3,15 +3,11 @@
 use std::{sync::Arc, time::Duration};
 
 use parking_lot::Mutex;
-use reapi::v2::{self, GetCapabilitiesRequest, ServerCapabilities};
+use reapi::v2::{self, ServerCapabilities};
 use tokio::time::Instant;
 use tonic::Code;
 
-use super::{
-    failure::Failure,
-    methods::{Call, GET_CAPABILITIES, Limits},
-    peer::Peer,
-};
+use super::{failure::Failure, methods::capabilities, peer::Peer};
 use gorego_storage::{Compressor, DigestFunction, Error, InstanceName, Result};
 
 /// The age up to which an answer is used: behind a balancer, a peer may restart unnoticed with another
@@ -182,16 +178,8 @@ impl Known {
     }
 }
 
-/// Returns the call that requests the capabilities.
-pub(super) fn call(instance: &str) -> Call<GetCapabilitiesRequest, ServerCapabilities> {
-    let request = GetCapabilitiesRequest {
-        instance_name: instance.to_owned(),
-    };
-    GET_CAPABILITIES.call(request, Limits::default(), 0)
-}
-
 async fn ask(peer: &Peer, instance: &str) -> Result<RemoteCapabilities, Failure> {
-    match peer.call(&call(instance)).await {
+    match peer.call(&capabilities(instance)).await {
         Ok(answer) => Ok(RemoteCapabilities::of(&answer)),
         Err(failure) if failure.code() == Some(Code::Unimplemented) => {
             Ok(RemoteCapabilities::unknown())

@@ -1,6 +1,6 @@
 //! Connections to a peer, opened when they are first needed.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use gorego_tls::ClientTls;
 use hyper_util::{client::legacy::connect::HttpConnector, rt::TokioIo};
@@ -11,14 +11,15 @@ use tokio::{
     sync::{Notify, watch},
 };
 use tokio_rustls::TlsConnector;
+use tokio_util::io::InspectReader;
 use tonic::{
     Request,
-    codegen::http::{HeaderMap, HeaderName, HeaderValue, Uri, uri::InvalidUri},
+    codegen::http::{HeaderMap, Uri, uri::InvalidUri},
     transport::{Channel, Endpoint},
 };
 use tower::{BoxError, ServiceExt as _};
 
-use super::{RemoteAddress, RemoteError, RemoteOptions, canary::watched};
+use super::{RemoteAddress, RemoteError, RemoteHeaders, RemoteOptions};
 use gorego_storage::Chain;
 
 /// The receive window of a stream, in bytes. It is extended when half of it arrived, so that it has to be
@@ -47,47 +48,6 @@ const HOST_TIMEOUT: Duration = Duration::from_secs(30);
 const PING: Duration = Duration::from_mins(6);
 const PING_TIMEOUT: Duration = Duration::from_secs(20);
 const MAX_CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// The headers of each request. Their values are secrets, and never shown.
-#[derive(Clone, Default)]
-pub struct RemoteHeaders(Arc<HeaderMap>);
-
-impl RemoteHeaders {
-    /// Parses names and values. The error names a header that cannot be sent.
-    pub fn parse(headers: &[(String, String)]) -> Result<Self, RemoteError> {
-        let mut parsed = HeaderMap::new();
-        for (name, value) in headers {
-            let error = |why| RemoteError::Header {
-                name: name.clone(),
-                why,
-            };
-            let lower = name.to_ascii_lowercase();
-            if lower.ends_with("-bin") {
-                return Err(error(
-                    "ends with -bin, which gRPC reserves for binary values",
-                ));
-            }
-            if lower.starts_with("grpc-") || RESERVED.contains(&lower.as_str()) {
-                return Err(error("is set by gRPC itself"));
-            }
-            let name = HeaderName::from_bytes(lower.as_bytes())
-                .map_err(|_| error("is no valid name of an HTTP header"))?;
-            let mut value = HeaderValue::from_str(value)
-                .map_err(|_| error("its value has other than visible ASCII characters"))?;
-            value.set_sensitive(true);
-            parsed.append(name, value);
-        }
-        Ok(Self(Arc::new(parsed)))
-    }
-}
-
-impl fmt::Debug for RemoteHeaders {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_list().entries(self.0.keys()).finish()
-    }
-}
-
-const RESERVED: [&str; 5] = ["te", "content-type", "user-agent", "host", "content-length"];
 
 /// Returns the headers of one call: the configured ones, the instances of gorego that the request passed,
 /// and the time limit.
@@ -182,6 +142,25 @@ impl Connector {
             return Err("it supports TLS, but not HTTP/2, which gRPC needs".into());
         }
         Ok(TokioIo::new(Box::new(stream)))
+    }
+}
+
+/// A connection that notifies `lost` when it ends.
+fn watched<S: AsyncRead + AsyncWrite>(
+    stream: S,
+    lost: Arc<Notify>,
+) -> InspectReader<S, impl FnMut(&[u8]) + Send + Unpin> {
+    let guard = Guard(lost);
+    InspectReader::new(stream, move |_: &[u8]| {
+        let _held = &guard;
+    })
+}
+
+struct Guard(Arc<Notify>);
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        self.0.notify_one();
     }
 }
 

@@ -97,6 +97,16 @@ impl<Q: Message, R: Shaped> Method<Q, R> {
     }
 }
 
+/// Returns the call that requests the capabilities.
+pub(super) fn capabilities(
+    instance: &str,
+) -> Call<v2::GetCapabilitiesRequest, v2::ServerCapabilities> {
+    let request = v2::GetCapabilitiesRequest {
+        instance_name: instance.to_owned(),
+    };
+    GET_CAPABILITIES.call(request, Limits::default(), 0)
+}
+
 /// A call that can be retried.
 pub(super) struct Call<Q, R> {
     method: Method<Q, R>,

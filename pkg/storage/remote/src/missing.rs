@@ -1,12 +1,10 @@
-//! `FindMissingBlobs`, in several calls where need be.
+//! Calls of `FindMissingBlobs`.
 
 use std::collections::HashSet;
 
-use futures::{StreamExt as _, TryStreamExt as _, stream};
 use reapi::v2::{FindMissingBlobsRequest, FindMissingBlobsResponse};
 
 use super::{
-    RemoteStore,
     capabilities::function,
     failure::Failure,
     methods::{Call, FIND_MISSING, Limits},
@@ -15,35 +13,10 @@ use super::{
 use gorego_storage::{Digest, DigestFunction, Result};
 
 /// The digests in one call: a small fraction of a message of 4 MiB, so that many are looked up at once.
-const CHUNK: usize = 2000;
+pub(super) const CHUNK: usize = 2000;
 /// The most bytes that each digest takes in an answer, encoded and decoded.
 const ENCODED: usize = 150;
 const DECODED: usize = 512;
-
-/// Returns the blobs that are missing, each once, in the order of their first mention.
-pub(super) async fn find(store: &RemoteStore, digests: &[Digest]) -> Result<Vec<Digest>> {
-    let mut unique = unique(digests);
-    let mut calls = Vec::new();
-    for function in DigestFunction::ALL {
-        let of_it = unique.iter().filter(|digest| digest.function() == function);
-        let of_it: Vec<Digest> = of_it.copied().collect();
-        if !of_it.is_empty() {
-            store.offered(function).await?;
-        }
-        let chunks = of_it.chunks(CHUNK).map(<[Digest]>::to_vec);
-        calls.extend(chunks.map(|digests| find_some(store, function, digests)));
-    }
-    let missing: Vec<Vec<Digest>> = stream::iter(calls)
-        .buffer_unordered(store.peer.max_calls)
-        .try_collect()
-        .await?;
-    let missing: HashSet<Digest> = missing.into_iter().flatten().collect();
-    if let Some(present) = unique.iter().find(|digest| !missing.contains(digest)) {
-        store.canary.set(present);
-    }
-    unique.retain(|digest| missing.contains(digest));
-    Ok(unique)
-}
 
 /// Returns the digests without repetitions and without the empty blob, in the order of their first mention.
 pub(super) fn unique(digests: &[Digest]) -> Vec<Digest> {
@@ -52,15 +25,16 @@ pub(super) fn unique(digests: &[Digest]) -> Vec<Digest> {
     digests.iter().filter(is_new).copied().collect()
 }
 
-async fn find_some(
-    store: &RemoteStore,
+/// Looks up blobs of one function, at most [`CHUNK`].
+pub(super) async fn find(
+    peer: &Peer,
+    instance: &str,
     function: DigestFunction,
     digests: Vec<Digest>,
 ) -> Result<Vec<Digest>> {
-    let call = call(store.instance.as_str(), function, &digests);
-    let answer = store.peer.call(&call).await;
+    let answer = peer.call(&call(instance, function, &digests)).await;
     let missing = answer.and_then(|answer| parse(function, &digests, &answer));
-    missing.map_err(|failure| store.peer.error_of("looking up", &digests, failure))
+    missing.map_err(|failure| peer.error_of("looking up", &digests, failure))
 }
 
 /// Whether the peer lacks a blob. The call is made once, without retries.

@@ -5,8 +5,8 @@ use std::{fmt, path::PathBuf, sync::Arc, time::Duration};
 use gorego_limits::Budget;
 use gorego_tls::ClientTls;
 use tokio::sync::watch;
+use tonic::codegen::http::{HeaderMap, HeaderName, HeaderValue};
 
-use super::RemoteHeaders;
 use gorego_storage::Chain;
 
 /// The address of a peer.
@@ -26,6 +26,47 @@ impl fmt::Display for RemoteAddress {
         }
     }
 }
+
+/// The headers of each request. Their values are secrets, and never shown.
+#[derive(Clone, Default)]
+pub struct RemoteHeaders(pub(super) Arc<HeaderMap>);
+
+impl RemoteHeaders {
+    /// Parses names and values. The error names a header that cannot be sent.
+    pub fn parse(headers: &[(String, String)]) -> Result<Self, RemoteError> {
+        let mut parsed = HeaderMap::new();
+        for (name, value) in headers {
+            let error = |why| RemoteError::Header {
+                name: name.clone(),
+                why,
+            };
+            let lower = name.to_ascii_lowercase();
+            if lower.ends_with("-bin") {
+                return Err(error(
+                    "ends with -bin, which gRPC reserves for binary values",
+                ));
+            }
+            if lower.starts_with("grpc-") || RESERVED.contains(&lower.as_str()) {
+                return Err(error("is set by gRPC itself"));
+            }
+            let name = HeaderName::from_bytes(lower.as_bytes())
+                .map_err(|_| error("is no valid name of an HTTP header"))?;
+            let mut value = HeaderValue::from_str(value)
+                .map_err(|_| error("its value has other than visible ASCII characters"))?;
+            value.set_sensitive(true);
+            parsed.append(name, value);
+        }
+        Ok(Self(Arc::new(parsed)))
+    }
+}
+
+impl fmt::Debug for RemoteHeaders {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.0.keys()).finish()
+    }
+}
+
+const RESERVED: [&str; 5] = ["te", "content-type", "user-agent", "host", "content-length"];
 
 /// The options of the breaker, which suspends calls to a peer that does not answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -18,11 +18,10 @@ use tokio_util::{
 use super::{
     RemoteError, RemoteOptions,
     breaker::{Attempt, Breaker},
-    capabilities,
     connect::{self, headers},
     failure::Failure,
     grpc::Link,
-    methods::Call,
+    methods::{Call, capabilities},
     pool::Pool,
     retry::Retry,
 };
@@ -209,7 +208,7 @@ impl Peer {
             if !attempt.is_probe {
                 return Ok((link, attempt));
             }
-            let probe = capabilities::call("");
+            let probe = capabilities("");
             if let Err(failure) = self.attempt(attempt, &probe, self.timeout).await
                 && failure.is_outage()
             {

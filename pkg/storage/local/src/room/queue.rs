@@ -11,8 +11,8 @@ use std::{
 
 use tokio::{sync::MutexGuard, time};
 
-use super::{Reservation, Room};
-use crate::{files::Free, index::room_of};
+use super::{Free, Reservation, Room};
+use crate::index::room_of;
 use gorego_storage::{Removed, Resource, Result, Usage};
 
 /// The time without eviction or scanning after which a waiting upload is refused.

@@ -12,7 +12,7 @@ use crate::common::{self, content, open, options, path, put, read, scanned, unti
 use gorego_storage::{
     BlobStore as _, Digest, DigestFunction, Error, Evictable as _, Put, UploadId, Uploads as _,
 };
-use gorego_storage_local::{LocalStore, OpenError};
+use gorego_storage_local::{LocalStore, OpenFailure};
 use rustix::fs::{CWD, FileType, Mode};
 
 /// Longer than a read takes, so that one that hangs is a failure.
@@ -139,7 +139,8 @@ async fn is_repaired_after(dir: &Path, clear: impl Fn(&Path)) {
     let usage = store.usage();
     assert_eq!((usage.used - usage.idle_uploads, usage.folders), (0, 0));
     let second = LocalStore::open(options(dir)).await;
-    assert!(matches!(second, Err(OpenError::InUse { .. })), "{second:?}");
+    let error = second.unwrap_err();
+    assert!(matches!(error.why, OpenFailure::InUse(_)), "{error}");
 
     drop(store);
     let store = open(dir).await;

@@ -6,7 +6,7 @@ use crate::common::{
 use gorego_storage::{
     BlobStore as _, DigestFunction, Error, Evictable as _, Put, UploadId, Uploads as _,
 };
-use gorego_storage_local::{LocalOptions, LocalStore, OpenError};
+use gorego_storage_local::{LocalOptions, LocalStore, OpenFailure};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn blobs_and_results_survive_a_restart() {
@@ -160,8 +160,8 @@ async fn a_second_store_on_the_same_directory_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let _store = open(dir.path()).await;
     let second = LocalStore::open(options(dir.path())).await;
-    let Err(OpenError::InUse { holder, .. }) = second else {
-        panic!("{second:?}")
+    let OpenFailure::InUse(holder) = second.unwrap_err().why else {
+        panic!("opened twice")
     };
     assert_eq!(holder, std::process::id().to_string());
 }
@@ -171,10 +171,8 @@ async fn a_directory_of_another_layout_is_refused_untouched() {
     let dir = tempfile::tempdir().unwrap();
     std::fs::write(dir.path().join("VERSION"), "999\n").unwrap();
     let opened = LocalStore::open(options(dir.path())).await;
-    assert!(
-        matches!(opened, Err(OpenError::Version { .. })),
-        "{opened:?}"
-    );
+    let error = opened.unwrap_err();
+    assert!(matches!(error.why, OpenFailure::Version(_)), "{error}");
     assert!(!dir.path().join("cas").exists());
 }
 
@@ -186,10 +184,8 @@ async fn a_directory_of_another_program_is_refused_untouched() {
         std::fs::create_dir(file.parent().unwrap()).unwrap();
         std::fs::write(&file, "mine").unwrap();
         let opened = LocalStore::open(options(dir.path())).await;
-        assert!(
-            matches!(opened, Err(OpenError::Foreign { .. })),
-            "{opened:?}"
-        );
+        let error = opened.unwrap_err();
+        assert!(matches!(error.why, OpenFailure::Foreign(_)), "{error}");
         assert!(file.exists() && !dir.path().join("VERSION").exists());
     }
 }
