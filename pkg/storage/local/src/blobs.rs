@@ -11,11 +11,12 @@ use super::{
     LocalStore,
     disk::{Disk, Lookup, now_ms},
     layout,
+    receive::Received,
+    write::UPLOAD,
 };
-use crate::index::{Key, Lease, SIZE_END, Use, room_of};
+use crate::index::{Key, Lease, Use, room_of};
 use gorego_storage::{
-    Blob, BlobFile, BlobStore, CHUNK_SIZE, Digest, Error, Hasher, InUse, Put, Result, SHARE,
-    read_at,
+    Blob, BlobFile, BlobStore, CHUNK_SIZE, Digest, Error, InUse, Put, Result, SHARE, read_at,
 };
 
 /// The number of blobs of a batch that are hashed at once.
@@ -24,8 +25,6 @@ const HASHED_AT_ONCE: usize = 8;
 const LEASE: Use = Use::new(Lease::Full, false);
 const READ: Use = Use::new(Lease::None, false);
 const STREAM: Use = Use::new(Lease::None, true);
-/// The use by an upload of a blob that is already stored.
-pub(super) const UPLOAD: Use = Use::new(Lease::Upload, false);
 
 fn in_use(pin: impl InUse + 'static) -> Box<dyn InUse> {
     Box::new(pin)
@@ -128,11 +127,19 @@ impl BlobStore for LocalStore {
     }
 
     async fn put(&self, digest: &Digest, blob: Blob) -> Result<Put> {
-        let disk = &self.disk;
-        match blob {
-            Blob::Bytes(content) => disk.put_pieces(digest, vec![content]).await,
-            Blob::Stream(stream) => disk.put_stream(digest, stream.chunks, stream.resume).await,
-            file @ Blob::File(_) => disk.put_stream(digest, file.into_chunks(), None).await,
+        let (chunks, resume) = match blob {
+            Blob::Bytes(content) => return self.disk.put_pieces(digest, vec![content]).await,
+            Blob::Stream(stream) => (stream.chunks, stream.resume),
+            file @ Blob::File(_) => (file.into_chunks(), None),
+        };
+        if let Some(other) = digest.other()
+            && self.disk.has(&other, UPLOAD).await?
+        {
+            return Ok(Put::Existed);
+        }
+        match self.receive(digest, chunks, resume, None).await? {
+            Received::Existed => Ok(Put::Existed),
+            Received::Complete(complete) => complete.publish().await,
         }
     }
 
@@ -209,41 +216,6 @@ impl LocalStore {
 }
 
 impl Disk {
-    /// Stores content that is in memory.
-    pub(super) async fn put_pieces(
-        self: &Arc<Self>,
-        digest: &Digest,
-        pieces: Vec<Bytes>,
-    ) -> Result<Put> {
-        check_size(digest, pieces.iter().map(|piece| piece.len() as u64).sum())?;
-        if self.has(digest, UPLOAD).await? {
-            return Ok(Put::Existed);
-        }
-        let (digest, size) = (*digest, digest.size());
-        let write = move |disk: &Self| disk.write_blob(&digest, &pieces);
-        self.write(&digest, size, &digest.to_string(), write).await
-    }
-
-    /// Stores one blob of a batch. Blocks.
-    fn put_one(&self, digest: &Digest, content: &[Bytes]) -> Result<Put> {
-        check_size(digest, content.iter().map(|piece| piece.len() as u64).sum())?;
-        let is_stored = || {
-            let found = self.touch(digest, now_ms(), UPLOAD);
-            matches!(found, Lookup::Hit(found) if !found.unverified)
-        };
-        if digest.is_empty_blob() || is_stored() {
-            return Ok(Put::Existed);
-        }
-        self.write_blob(digest, content)
-    }
-
-    /// Verifies and writes content in one go. Blocks.
-    fn write_blob(&self, digest: &Digest, pieces: &[Bytes]) -> Result<Put> {
-        check_content(digest, pieces)?;
-        self.files
-            .write_new(pieces, |tmp, _| self.publish_blob(digest, tmp))
-    }
-
     /// Opens, reads and closes. Blocks.
     fn read_blob(&self, digest: &Digest, offset: u64) -> Result<Bytes> {
         let (path, file) = self.open_blob(digest)?;
@@ -285,38 +257,4 @@ impl Disk {
         self.forget(&Key::cas(digest), path, Some(digest.size()))?;
         Err(Error::NotFound(*digest))
     }
-}
-
-/// Refuses content of another hash.
-pub(super) fn check_content(digest: &Digest, pieces: &[Bytes]) -> Result<()> {
-    let mut hasher = Hasher::new(digest.function());
-    for piece in pieces {
-        hasher.update(piece);
-    }
-    let actual = hasher.finish();
-    if actual == *digest {
-        return Ok(());
-    }
-    Err(Error::Mismatch {
-        expected: *digest,
-        actual: actual.to_string(),
-    })
-}
-
-/// Refuses content of another size, and sizes that no store can hold.
-pub(super) fn check_size(digest: &Digest, size: u64) -> Result<()> {
-    if digest.size() >= SIZE_END {
-        return Err(Error::Full {
-            what: digest.to_string(),
-            bytes: digest.size(),
-            why: format!("blobs are smaller than {SIZE_END} bytes"),
-        });
-    }
-    if size == digest.size() && (size > 0 || digest.is_empty_blob()) {
-        return Ok(());
-    }
-    Err(Error::Mismatch {
-        expected: *digest,
-        actual: format!("{size} bytes"),
-    })
 }

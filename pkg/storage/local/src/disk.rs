@@ -115,7 +115,8 @@ impl Disk {
         work: impl FnOnce(&Arc<Self>) -> Result<T> + Send + 'static,
     ) -> Result<T> {
         let disk = Arc::clone(self);
-        blocking(move || work(&disk)).await
+        let done = tokio::task::spawn_blocking(move || work(&disk)).await;
+        done.unwrap_or_else(|error| Err(cut_off(&error)))
     }
 
     /// Creates the locks for single files, of any kind.
@@ -310,15 +311,6 @@ pub(super) fn now_ms() -> u64 {
 /// Converts a duration to milliseconds.
 pub(super) fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
-}
-
-/// Runs work that blocks on the disk on another thread.
-pub(super) async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T> + Send + 'static,
-) -> Result<T> {
-    tokio::task::spawn_blocking(work)
-        .await
-        .unwrap_or_else(|error| Err(cut_off(&error)))
 }
 
 /// Returns the error of work that panicked, or that the runtime's end cut off.

@@ -24,6 +24,7 @@ mod store;
 mod upkeep;
 mod upload;
 mod verify;
+mod write;
 
 pub use disk::Counters;
 pub use files::SyncMode;

@@ -65,31 +65,3 @@ impl Retries {
         })
     }
 }
-
-impl Disk {
-    /// Reserves room for a file of `size` bytes and writes it on another thread; again, after
-    /// eviction, if the disk is full. `what` names it in errors.
-    pub(super) async fn write<T: Send + 'static>(
-        self: &Arc<Self>,
-        digest: &Digest,
-        size: u64,
-        what: &str,
-        write: impl Fn(&Self) -> Result<T> + Clone + Send + 'static,
-    ) -> Result<T> {
-        let broken = Arc::default();
-        let mut retries = Retries::new(self, &broken);
-        loop {
-            let room = self.room.reserve(size, what, &broken).await?;
-            let write = write.clone();
-            let written = self.run(move |disk| {
-                // Released before a wait for eviction, since it counts as a file.
-                let _room = room;
-                write(disk)
-            });
-            match written.await {
-                Err(error) => retries.make_space(error, digest, size).await?,
-                written => return written,
-            }
-        }
-    }
-}

@@ -14,7 +14,7 @@ use std::{
 use gorego_limits::Budget;
 use parking_lot::{Mutex, RwLock};
 use rustix::fs::FlockOperation;
-use tokio::sync::watch;
+use tokio::{sync::watch, task::spawn_blocking};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
@@ -114,8 +114,8 @@ impl LocalStore {
     /// Opens a data directory and begins to scan it. Call within a Tokio runtime.
     pub async fn open(options: LocalOptions) -> Result<Self, OpenError> {
         let (dir, scrub_period) = (options.dir.clone(), options.scrub_period);
-        let opened = disk::blocking(move || Ok(open(&options))).await;
-        let opened = opened.map_err(OpenFailure::from).flatten();
+        let opened = spawn_blocking(move || open(&options)).await;
+        let opened = opened.unwrap_or_else(|error| Err(disk::cut_off(&error).into()));
         let disk = &opened.map_err(|why| OpenError { dir, why })?;
         disk.tracker.spawn(scan::run(Arc::clone(disk)));
         disk.tracker.spawn(upkeep::run(Arc::clone(disk)));

@@ -13,13 +13,13 @@ pub(super) use self::buffer::SLOW;
 pub use self::complete::Complete;
 use self::{buffer::WriteBuffer, file::StagedFile};
 use super::{
-    blobs::check_size,
     disk::{Disk, cut_off},
     growth::Growth,
     inflight::Claim,
     layout,
     retries::Retries,
     room::{BrokenLeases, Reservation},
+    write::check_size,
 };
 use crate::index::room_of;
 use gorego_storage::{Digest, Error, Result, Resume};

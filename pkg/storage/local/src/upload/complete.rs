@@ -5,7 +5,7 @@ use std::fmt;
 use bytes::Bytes;
 
 use super::{Upload, UploadState};
-use crate::{blobs::check_content, retries::Retries};
+use crate::{retries::Retries, write::check_content};
 use gorego_storage::{Blob, Digest, Error, Put, Result};
 
 /// A blob that has arrived and is not visible yet. Dropped, it is kept like an interrupted upload.
