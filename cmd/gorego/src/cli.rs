@@ -6,7 +6,7 @@ use clap::{Parser, Subcommand};
 
 use crate::version::VERSION;
 
-/// A fast, local, never-wrong cache for builds that speak the Remote Execution API.
+/// A cache of build results for clients of the Remote Execution API.
 #[derive(Debug, Parser)]
 #[command(version = VERSION, about)]
 pub(crate) struct Cli {
