@@ -3,7 +3,7 @@
 use std::{error::Error as _, fmt, sync::Arc, time::Duration};
 
 use reapi::rpc;
-use tonic::{Code, Status};
+use tonic::{Code, Status, codegen::http::StatusCode};
 
 use super::foreign::Page;
 use gorego_storage::{Digest, Error, shorten};
@@ -95,7 +95,7 @@ impl Failure {
     /// Whether a request may have been refused for its size.
     pub(super) fn is_too_large(&self) -> bool {
         match self {
-            Self::Page(page) => page.is_too_large(),
+            Self::Page(page) => page.status == StatusCode::PAYLOAD_TOO_LARGE,
             _ => matches!(
                 self.code(),
                 Some(Code::InvalidArgument | Code::ResourceExhausted | Code::OutOfRange)
@@ -106,7 +106,7 @@ impl Failure {
     /// Whether the peer, or a proxy in front of it, asks for fewer calls, which is no sign of a restart.
     pub(super) fn asks_to_slow_down(&self) -> bool {
         match self {
-            Self::Page(page) => page.asks_to_slow_down(),
+            Self::Page(page) => page.status == StatusCode::TOO_MANY_REQUESTS,
             Self::Answer(status) | Self::Transport(status) => {
                 status.code() == Code::ResourceExhausted
             }

@@ -69,21 +69,13 @@ const fn remedy(status: StatusCode) -> &'static str {
 /// The status and a short quote of a foreign answer.
 #[derive(Debug)]
 pub(super) struct Page {
-    status: StatusCode,
+    pub(super) status: StatusCode,
     quote: String,
 }
 
 impl Page {
     pub(super) const fn code(&self) -> Code {
         code(self.status)
-    }
-
-    pub(super) fn asks_to_slow_down(&self) -> bool {
-        self.status == StatusCode::TOO_MANY_REQUESTS
-    }
-
-    pub(super) fn is_too_large(&self) -> bool {
-        self.status == StatusCode::PAYLOAD_TOO_LARGE
     }
 
     /// Reads the beginning of a foreign answer.

@@ -7,7 +7,7 @@ use reapi::v2::{FindMissingBlobsRequest, FindMissingBlobsResponse};
 use super::{
     capabilities::function,
     failure::Failure,
-    methods::{Call, FIND_MISSING, Limits},
+    methods::{Call, Limits},
     peer::Peer,
 };
 use gorego_storage::{Digest, DigestFunction, Result};
@@ -45,11 +45,7 @@ pub(super) async fn lacks(peer: &Peer, instance: &str, digest: &Digest) -> Resul
     Ok(!parse(function, &digests, &answer)?.is_empty())
 }
 
-fn call(
-    instance: &str,
-    of: DigestFunction,
-    digests: &[Digest],
-) -> Call<FindMissingBlobsRequest, FindMissingBlobsResponse> {
+fn call(instance: &str, of: DigestFunction, digests: &[Digest]) -> Call<FindMissingBlobsRequest> {
     let request = FindMissingBlobsRequest {
         instance_name: instance.to_owned(),
         blob_digests: digests.iter().map(Digest::to_proto).collect(),
@@ -59,7 +55,7 @@ fn call(
         encoded: ENCODED * (digests.len() + 10),
         decoded: DECODED * (digests.len() + 10),
     };
-    FIND_MISSING.call(request, limits, 0)
+    Call::new(request, limits, 0)
 }
 
 /// Returns the digests in an answer. Fails if it is about other blobs than those asked for.

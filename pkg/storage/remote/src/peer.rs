@@ -3,8 +3,6 @@
 use std::{fmt, sync::Arc, time::Duration};
 
 use gorego_limits::Permit;
-use prost::Message;
-use reapi::shapes::Shaped;
 use tokio::{
     sync::{Notify, OwnedSemaphorePermit, Semaphore},
     task::JoinHandle,
@@ -21,7 +19,7 @@ use super::{
     connect::{self, headers},
     failure::Failure,
     grpc::Link,
-    methods::{Call, capabilities},
+    methods::{Call, Request, capabilities},
     pool::Pool,
     retry::Retry,
 };
@@ -122,21 +120,18 @@ impl Peer {
     }
 
     /// Makes a call with retries.
-    pub(super) async fn call<Q: Message, R: Shaped>(
-        &self,
-        call: &Call<Q, R>,
-    ) -> Result<R, Failure> {
+    pub(super) async fn call<Q: Request>(&self, call: &Call<Q>) -> Result<Q::Answer, Failure> {
         let end = self.end(call.bytes);
         self.call_until(call, end, &mut self.retry()).await
     }
 
     /// Makes a call until it succeeds, the retries of its operation are used up, or `end` is near.
-    pub(super) async fn call_until<Q: Message, R: Shaped>(
+    pub(super) async fn call_until<Q: Request>(
         &self,
-        call: &Call<Q, R>,
+        call: &Call<Q>,
         end: Instant,
         retry: &mut Retry,
-    ) -> Result<R, Failure> {
+    ) -> Result<Q::Answer, Failure> {
         let limit = self.deadline(call.bytes);
         let left = || end.saturating_duration_since(Instant::now());
         // A call that had less than half its time would look like an outage.
@@ -168,20 +163,20 @@ impl Peer {
     }
 
     /// Makes a call once.
-    pub(super) async fn once<Q: Message, R: Shaped>(
+    pub(super) async fn once<Q: Request>(
         &self,
-        call: &Call<Q, R>,
+        call: &Call<Q>,
         limit: Duration,
-    ) -> Result<R, Failure> {
+    ) -> Result<Q::Answer, Failure> {
         self.attempt(self.breaker.admit()?, call, limit).await
     }
 
-    async fn attempt<Q: Message, R: Shaped>(
+    async fn attempt<Q: Request>(
         &self,
         attempt: Attempt<'_>,
-        call: &Call<Q, R>,
+        call: &Call<Q>,
         limit: Duration,
-    ) -> Result<R, Failure> {
+    ) -> Result<Q::Answer, Failure> {
         let started = Instant::now();
         let answer = time::timeout(limit, call.send(self.link(Some(limit))?)).await;
         let outcome = match answer {

@@ -132,8 +132,11 @@ fn segment_of(upload: &UploadId) -> UploadId {
 
 /// Returns a random UUID of version 4, the id of a new upload.
 pub(crate) fn random_upload() -> UploadId {
-    let [a, b, c, d, e] = [32, 16, 12, 12, 48].map(|bits| fastrand::u64(..1 << bits));
-    UploadId::new(&format!("{a:08x}-{b:04x}-4{c:03x}-a{d:03x}-{e:012x}"))
+    let [low, mid, high, variant, node] =
+        [32, 16, 12, 12, 48].map(|bits| fastrand::u64(..1 << bits));
+    UploadId::new(&format!(
+        "{low:08x}-{mid:04x}-4{high:03x}-a{variant:03x}-{node:012x}"
+    ))
 }
 
 #[cfg(test)]

@@ -14,7 +14,7 @@ use super::{
     RemoteCapabilities, RemoteStore,
     compression::Compressing,
     failure::{Failure, mismatch},
-    methods::{Limits, QUERY_WRITE},
+    methods::{Call, Limits},
     peer::Peer,
     retry::Retry,
     store::random_upload,
@@ -94,7 +94,7 @@ async fn query(peer: &Peer, name: String, retry: &mut Retry) -> Result<Option<u6
     let request = QueryWriteStatusRequest {
         resource_name: name,
     };
-    let call = QUERY_WRITE.call(request, Limits::default(), 0);
+    let call = Call::new(request, Limits::default(), 0);
     match peer.call_until(&call, peer.end(0), retry).await {
         Ok(answer) if answer.complete => Ok(None),
         Ok(answer) => Ok(Some(

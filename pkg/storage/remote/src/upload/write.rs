@@ -15,7 +15,7 @@ use super::super::{
     compression::Compressing,
     failure::Failure,
     grpc,
-    methods::{Limits, WRITE},
+    methods::{self, Limits},
     peer::Peer,
     retry::Retry,
 };
@@ -196,7 +196,7 @@ pub(super) async fn write(
             time::sleep(parting).await;
         };
         let answer = tokio::select! {
-            answer = WRITE.stream(link, requests, Limits::default()) => answer,
+            answer = methods::stream::<WriteRequest>(link, requests, Limits::default()) => answer,
             () = given_up => return,
         };
         let _ = answered.send(answer);
