@@ -44,10 +44,7 @@ impl MemoryStore {
     fn publish(&self, digest: &Digest, content: Bytes) -> Result<Put> {
         let mut digests = [Some(digest.only()), digest.other()].into_iter().flatten();
         let Some(digest) = digests.find(|digest| digest.is_of(&content)) else {
-            return Err(Error::Mismatch {
-                expected: *digest,
-                actual: digest.function().digest(&content).to_string(),
-            });
+            return Err(Error::mismatch(digest, digest.function().digest(&content)));
         };
         self.content.lock().blobs.insert(digest, content);
         self.stored.notify_waiters();
@@ -72,13 +69,8 @@ impl MemoryStore {
             received = receive => received?,
         }
         let resumed = upload.resumed;
-        self.publish(digest, upload.take().into())
-            .map_err(|error| match error {
-                Error::Mismatch { expected, actual } if resumed => {
-                    Error::ResumedMismatch { expected, actual }
-                }
-                other => other,
-            })
+        let put = self.publish(digest, upload.take().into());
+        put.map_err(|error| if resumed { error.of_resumed() } else { error })
     }
 
     /// Takes the stored bytes of an upload, up to the offset where it resumes.
@@ -140,10 +132,8 @@ impl PartialUpload<'_> {
             return Ok(());
         }
         self.take();
-        Err(Error::Mismatch {
-            expected: self.digest,
-            actual: format!("more than {} bytes", self.digest.size()),
-        })
+        let actual = format_args!("more than {} bytes", self.digest.size());
+        Err(Error::mismatch(&self.digest, actual))
     }
 
     /// Returns the content without storing it.

@@ -29,7 +29,7 @@ const HEADER: usize = MAGIC.len() + 32;
 impl ActionCache for LocalStore {
     async fn get(&self, instance: &str, action: &Digest, memory: &Budget) -> Result<CachedResult> {
         let (disk, action) = (&self.disk, *action);
-        let hash = layout::instance_hash(instance);
+        let hash = layout::short_hash(instance);
         let key = move |disk: &Disk| Some(Key::ac(&action, disk.instances.find(&hash)?.number));
         let path = layout::action_path(&action, &hash);
         let known = disk.scanned.lookup(|| {
@@ -60,7 +60,7 @@ impl ActionCache for LocalStore {
 
     async fn put(&self, instance: &str, action: &Digest, result: ActionResult) -> Result<()> {
         let disk = &self.disk;
-        let hash = layout::instance_hash(instance);
+        let hash = layout::short_hash(instance);
         let instance = match disk.instances.find(&hash) {
             Some(instance) => instance,
             None => disk.run(move |disk| disk.name_instance(&hash)).await?,

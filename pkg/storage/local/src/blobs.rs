@@ -50,11 +50,11 @@ impl LocalStore {
 impl BlobStore for LocalStore {
     async fn find_missing(&self, digests: &[Digest]) -> Result<Vec<Digest>> {
         let (disk, now) = (&self.disk, now_ms());
-        let (mut missing, mut unverified) = (HashSet::new(), Vec::new());
-        let mut unknown = Vec::new();
+        let mut missing = HashSet::new();
+        let (mut unsure, mut unknown) = (Vec::new(), Vec::new());
         for digest in digests.iter().filter(|digest| !digest.is_empty_blob()) {
             match disk.touch(digest, now, LEASE) {
-                Lookup::Hit(found) if found.unverified => unverified.push(*digest),
+                Lookup::Hit(found) if found.unverified => unsure.push((*digest, Some(found))),
                 Lookup::Hit(_) => {}
                 Lookup::Miss => drop(missing.insert(*digest)),
                 Lookup::Unknown => unknown.push(*digest),
@@ -65,16 +65,14 @@ impl BlobStore for LocalStore {
                 let touch = |digest| Ok((digest, disk.touch_on_disk(&digest, LEASE)?));
                 unknown.into_iter().map(touch).collect::<Result<Vec<_>>>()
             });
-            for (digest, found) in touched.await? {
-                match found {
-                    None => drop(missing.insert(digest)),
-                    Some(found) if found.unverified => unverified.push(digest),
-                    Some(_) => {}
-                }
-            }
+            unsure.extend(touched.await?);
         }
-        for digest in unverified {
-            if !disk.verify_once(&digest).await? {
+        for (digest, found) in unsure {
+            let is_present = match found {
+                Some(found) => !found.unverified || disk.verify_once(&digest).await?,
+                None => false,
+            };
+            if !is_present {
                 missing.insert(digest);
             }
         }

@@ -30,9 +30,9 @@ pub(super) const LOCK_FILE: &str = "lock";
 /// The folder name of an instance's action results: instance names may hold any character.
 pub(super) type InstanceHash = [u8; 16];
 
-/// Returns the hash of an instance name.
-pub(super) fn instance_hash(instance: &str) -> InstanceHash {
-    let digest = DigestFunction::Sha256.digest(instance.as_bytes());
+/// Returns a hash of an instance name, or of an upload's id.
+pub(super) fn short_hash(name: &str) -> InstanceHash {
+    let digest = DigestFunction::Sha256.digest(name.as_bytes());
     digest.hash().first_chunk().copied().unwrap_or_default()
 }
 
@@ -91,14 +91,9 @@ pub(super) fn folder_of(path: &str) -> &str {
 
 /// Returns the path of a partial upload's file, which contains the digest and a hash of the upload's id.
 pub(super) fn upload_path(digest: &Digest, upload: &UploadId) -> String {
-    let id = DigestFunction::Sha256.digest(upload.as_str().as_bytes());
-    let id = to_hex(id.hash().get(..16).unwrap_or_default());
-    format!(
-        "{UPLOADS}/{}-{}-{}-{id}",
-        digest.function(),
-        digest.hex(),
-        digest.size()
-    )
+    let (function, size) = (digest.function(), digest.size());
+    let (hash, id) = (digest.hex(), to_hex(&short_hash(upload.as_str())));
+    format!("{UPLOADS}/{function}-{hash}-{size}-{id}")
 }
 
 /// Returns the index key of a file; `None` for a file of another program.

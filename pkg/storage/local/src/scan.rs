@@ -173,14 +173,11 @@ pub(super) fn count_folders(files: &Files) -> Result<u64> {
 }
 
 fn parse_instance(name: &str) -> Option<InstanceHash> {
-    if name.len() != size_of::<InstanceHash>() * 2 || !name.is_ascii() {
+    let is_hex = name.bytes().all(|byte| byte.is_ascii_hexdigit());
+    if !is_hex || name.len() != size_of::<InstanceHash>() * 2 {
         return None;
     }
-    let mut hash = InstanceHash::default();
-    for (byte, at) in hash.iter_mut().zip((0..name.len()).step_by(2)) {
-        *byte = u8::from_str_radix(name.get(at..at + 2)?, 16).ok()?;
-    }
-    Some(hash)
+    u128::from_str_radix(name, 16).ok().map(u128::to_be_bytes)
 }
 
 fn scan_folder(disk: &Disk, folder: &Folder) -> Result<()> {

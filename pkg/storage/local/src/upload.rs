@@ -125,10 +125,10 @@ impl Upload {
 
     pub(super) async fn push(&mut self, chunk: Bytes) -> Result<()> {
         self.received = self.received.saturating_add(chunk.len() as u64);
-        let expected = self.target.digest;
-        if self.received > expected.size() {
-            let actual = format!("more than {} bytes", expected.size());
-            return Err(Error::Mismatch { expected, actual });
+        let digest = &self.target.digest;
+        if self.received > digest.size() {
+            let actual = format_args!("more than {} bytes", digest.size());
+            return Err(Error::mismatch(digest, actual));
         }
         self.buffer.push(chunk);
         self.write_due().await

@@ -87,10 +87,7 @@ pub(super) fn check_content(digest: &Digest, pieces: &[Bytes]) -> Result<()> {
     if actual == *digest {
         return Ok(());
     }
-    Err(Error::Mismatch {
-        expected: *digest,
-        actual: actual.to_string(),
-    })
+    Err(Error::mismatch(digest, actual))
 }
 
 /// Refuses content of another size, and sizes that no store can hold.
@@ -105,8 +102,5 @@ pub(super) fn check_size(digest: &Digest, size: u64) -> Result<()> {
     if size == digest.size() && (size > 0 || digest.is_empty_blob()) {
         return Ok(());
     }
-    Err(Error::Mismatch {
-        expected: *digest,
-        actual: format!("{size} bytes"),
-    })
+    Err(Error::mismatch(digest, format_args!("{size} bytes")))
 }

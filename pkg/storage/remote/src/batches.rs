@@ -9,12 +9,8 @@ use futures::{FutureExt as _, StreamExt as _, future, future::BoxFuture, stream}
 use tonic::Code;
 
 use super::{
-    RemoteCapabilities, RemoteStore, download,
-    failure::{Failure, mismatch},
-    missing::unique,
-    packing,
-    store::SMALL,
-    upload,
+    RemoteCapabilities, RemoteStore, download, failure::Failure, missing::unique, packing,
+    store::SMALL, upload,
 };
 use gorego_storage::{Blob, Digest, DigestFunction, Error, Put, Result};
 
@@ -75,12 +71,12 @@ pub(super) async fn put(store: &RemoteStore, blobs: Vec<(Digest, Bytes)>) -> Vec
     let result = |(digest, content): (Digest, Bytes)| {
         if content.len() as u64 != digest.size() {
             let actual = format_args!("{} bytes", content.len());
-            return Err(mismatch(&digest, actual));
+            return Err(Error::mismatch(&digest, actual));
         }
         match (stored.get(&digest), sent.get(&digest)) {
             (Some(_), Some(sent)) if *sent != content => {
                 let actual = "not the content that the same batch has for it elsewhere";
-                Err(mismatch(&digest, actual))
+                Err(Error::mismatch(&digest, actual))
             }
             (Some(stored), _) => stored.clone().map(|_| Put::Stored),
             // Only the empty blob is not sent.
@@ -279,7 +275,7 @@ impl Transfer<'_> {
             (Direction::Read, Some(Code::NotFound)) => Some(Error::NotFound(item.digest)),
             (Direction::Update, Some(Code::InvalidArgument)) => {
                 let actual = item.digest.function().digest(&item.content);
-                (actual != item.digest).then(|| mismatch(&item.digest, actual))
+                (actual != item.digest).then(|| Error::mismatch(&item.digest, actual))
             }
             _ => None,
         }

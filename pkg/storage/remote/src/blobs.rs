@@ -10,9 +10,7 @@ use tokio::time::timeout;
 use super::{
     RemoteStore,
     batches::{self, Direction},
-    download,
-    failure::mismatch,
-    missing, upload,
+    download, missing, upload,
 };
 use gorego_storage::{
     Blob, BlobStore, Digest, DigestFunction, Error, Put, Result, UploadId, Uploads,
@@ -104,7 +102,7 @@ impl BlobStore for RemoteStore {
             Blob::Stream(_) => digest.size(),
         };
         if len != digest.size() {
-            return Err(mismatch(digest, format_args!("{len} bytes")));
+            return Err(Error::mismatch(digest, format_args!("{len} bytes")));
         }
         if digest.is_empty_blob() {
             return Ok(Put::Existed);

@@ -19,7 +19,7 @@ use super::{
     breaker::Since,
     capabilities::Known,
     compression::Decompressing,
-    failure::{Failure, mismatch},
+    failure::Failure,
     grpc::{self, Answer, Link},
     methods::READ,
     peer::Peer,
@@ -242,7 +242,7 @@ impl Download {
             let piece = decompressing.next(&mut arriving.compressed, most);
             let piece = piece.map_err(|why| {
                 let actual = format!("not decompressible after {} bytes: {why}", self.at);
-                Failure::Own(mismatch(&self.digest, actual))
+                Failure::Own(Error::mismatch(&self.digest, actual))
             })?;
             if piece.is_some() {
                 return Ok(piece);

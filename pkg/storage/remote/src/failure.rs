@@ -6,7 +6,7 @@ use reapi::rpc;
 use tonic::{Code, Status, codegen::http::StatusCode};
 
 use super::foreign::Page;
-use gorego_storage::{Digest, Error, shorten};
+use gorego_storage::{Error, shorten};
 
 /// The reason why a call failed.
 #[derive(Debug)]
@@ -150,14 +150,6 @@ impl Failure {
                 "backing cache {peer} is unavailable: {operation}: {other}"
             )),
         }
-    }
-}
-
-/// Returns the error of content that does not match its digest.
-pub(super) fn mismatch(expected: &Digest, actual: impl fmt::Display) -> Error {
-    Error::Mismatch {
-        expected: *expected,
-        actual: actual.to_string(),
     }
 }
 

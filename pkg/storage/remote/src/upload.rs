@@ -13,7 +13,7 @@ use self::write::Content;
 use super::{
     RemoteCapabilities, RemoteStore,
     compression::Compressing,
-    failure::{Failure, mismatch},
+    failure::Failure,
     methods::{Call, Limits},
     peer::Peer,
     retry::Retry,
@@ -237,7 +237,7 @@ impl Upload<'_> {
         if actual == *self.digest {
             Ok(())
         } else {
-            Err(mismatch(self.digest, actual))
+            Err(Error::mismatch(self.digest, actual))
         }
     }
 
@@ -248,11 +248,11 @@ impl Upload<'_> {
 
     /// The error of wrong content. If the upload was resumed, the part before the offset may be wrong.
     fn wrong(&self, actual: &str) -> Error {
-        match mismatch(self.digest, actual) {
-            Error::Mismatch { expected, actual } if self.offset > 0 => {
-                Error::ResumedMismatch { expected, actual }
-            }
-            other => other,
+        let error = Error::mismatch(self.digest, actual);
+        if self.offset > 0 {
+            error.of_resumed()
+        } else {
+            error
         }
     }
 }

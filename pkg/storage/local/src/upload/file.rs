@@ -116,11 +116,11 @@ impl StagedFile {
                 return Ok(other);
             }
         }
-        let (expected, actual) = (self.digest, actual.to_string());
+        let error = Error::mismatch(&self.digest, actual);
         Err(if self.resumed {
-            Error::ResumedMismatch { expected, actual }
+            error.of_resumed()
         } else {
-            Error::Mismatch { expected, actual }
+            error
         })
     }
 

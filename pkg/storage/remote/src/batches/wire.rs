@@ -14,14 +14,14 @@ use super::{
     super::{
         capabilities::function,
         compression,
-        failure::{Failure, mismatch},
+        failure::Failure,
         methods::{Call, Limits},
         retry::Retry,
         store::WORTH_COMPRESSING,
     },
     Direction, Item, Transfer, total,
 };
-use gorego_storage::{Compressor, Digest, DigestFunction, Result};
+use gorego_storage::{Compressor, Digest, DigestFunction, Error, Result};
 
 /// The bytes that each blob adds to an answer beside its content, encoded and decoded.
 const ENCODED: usize = 2048;
@@ -102,7 +102,7 @@ fn content_of(peer: &str, digest: &Digest, entry: Response) -> Result<Bytes, Fai
     }
     let wrong = |actual: String| {
         let actual = format_args!("{actual}, from {peer}");
-        Failure::Own(mismatch(digest, actual))
+        Failure::Own(Error::mismatch(digest, actual))
     };
     let content = match Compressor::from_proto(entry.compressor) {
         Some(Compressor::Identity) => entry.data,

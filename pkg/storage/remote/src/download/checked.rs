@@ -5,7 +5,7 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use tokio::time;
 
-use super::{super::failure::mismatch, Download};
+use super::Download;
 use gorego_storage::{Error, Hasher, Result};
 
 /// The number of bytes that a resumed download requests once more, to check that they are the same:
@@ -120,7 +120,7 @@ impl Download {
 
     pub(super) fn wrong(&self, actual: &str) -> Error {
         let peer = &self.peer.name;
-        mismatch(&self.digest, format_args!("{actual}, from {peer}"))
+        Error::mismatch(&self.digest, format_args!("{actual}, from {peer}"))
     }
 }
 
