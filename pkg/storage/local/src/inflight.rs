@@ -47,7 +47,7 @@ impl<K: Eq + Hash, V> Drop for User<K, V> {
     }
 }
 
-/// The uploads under way, by their file.
+/// The uploads in progress, by file.
 #[derive(Default)]
 pub(super) struct Claims(Arc<Registry<String, Attempts>>);
 

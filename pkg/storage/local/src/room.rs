@@ -52,7 +52,7 @@ struct Accounts {
     ceiling: u64,
     /// The room of uploads in progress.
     reserved: u64,
-    /// The number of reservations, each of which stands for a file.
+    /// The number of reservations, each of which counts as a file.
     uploads: u64,
     /// Partial uploads without a sender, and quarantined files.
     idle: Idle,
@@ -240,7 +240,7 @@ impl Room {
         }
     }
 
-    /// Reserves the room of an idle file of `size` bytes whose upload goes on.
+    /// Reserves the room of an idle file of `size` bytes whose upload is resumed.
     pub(super) fn adopt_idle(self: &Arc<Self>, path: &str, size: u64) -> Reservation {
         let mut accounts = self.accounts.lock();
         accounts.idle.remove(path);

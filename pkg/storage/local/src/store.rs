@@ -174,7 +174,7 @@ impl LocalStore {
 impl Drop for LocalStore {
     fn drop(&mut self) {
         self.disk.cancel.cancel();
-        // Released at once, although background work may go on for a moment.
+        // Released at once, although background work may run for a moment.
         *self.disk.lock_file.lock() = None;
     }
 }

@@ -231,7 +231,7 @@ impl Upload {
         Ok(Some(reserved))
     }
 
-    /// Completes a stream that came to its end: a small one stays in memory, others are staged.
+    /// Ends a stream that arrived as a whole: a small one stays in memory, others are staged.
     pub(super) async fn complete(&mut self) -> Result<()> {
         check_size(&self.target.digest, self.received)?;
         let is_small = matches!(self.state, UploadState::Memory) && self.target.offset == 0;

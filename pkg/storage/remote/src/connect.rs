@@ -43,7 +43,7 @@ const ENDED_EARLY_FOR: Duration = Duration::from_secs(30);
 const KEEP_ALIVE: Duration = Duration::from_secs(20);
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(5);
 const HOST_TIMEOUT: Duration = Duration::from_secs(30);
-/// The interval of HTTP/2 pings while calls are under way. gRPC servers close connections with more than one
+/// The interval of HTTP/2 pings while calls are in progress. gRPC servers close connections with more than one
 /// ping in 5 minutes.
 const PING: Duration = Duration::from_mins(6);
 const PING_TIMEOUT: Duration = Duration::from_secs(20);

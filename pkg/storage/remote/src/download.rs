@@ -106,7 +106,7 @@ pub(super) async fn start(
     Ok(Blob::Stream(stream_of(first, download)))
 }
 
-/// Returns the first content, then the rest. A reader that wants no more of it can still wait for its end.
+/// Returns the first content, then the rest. A reader that needs no more of it can still wait for its end.
 fn stream_of(first: Option<Bytes>, download: Download) -> BlobStream {
     let download = Arc::new(Mutex::new(download));
     let rest = Arc::clone(&download);
@@ -233,7 +233,7 @@ impl Download {
         let Some(arriving) = &mut self.arriving else {
             return Ok(None);
         };
-        // One byte too many tells content of the right size from longer content.
+        // One byte too many distinguishes content of the right size from longer content.
         let most = self.digest.size().saturating_sub(self.at) + self.overlap.len() as u64 + 1;
         loop {
             let Some(decompressing) = &mut arriving.decompressing else {

@@ -74,7 +74,7 @@ fn check(headers: &mut HeaderMap) -> Result<bool, Status> {
     }
 }
 
-/// An answer under way. Its methods can be cancelled and called again.
+/// An answer in progress. Its methods can be cancelled and called again.
 pub(super) struct Answer {
     body: Body,
     arrived: BytesMut,

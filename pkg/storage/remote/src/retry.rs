@@ -36,7 +36,7 @@ impl Retry {
         self.begun
     }
 
-    /// Waits before the next retry; `false` if there is none, or if it would come after `time_left`.
+    /// Waits before the next retry; `false` if there is none, or if it would begin after `time_left`.
     pub(super) async fn pause(&mut self, time_left: Duration) -> bool {
         match self.next_delay() {
             Some(delay) if delay < time_left => time::sleep(delay).await,

@@ -8,7 +8,7 @@ use gorego_storage::EntryId;
 /// The number of slots that are visited under one lock of a shard.
 const VISIT_STEP: u32 = 1000;
 
-/// The usage of an instance name. The least used comes first in order.
+/// The usage of an instance name, ordered from the least used.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct InstanceUse {
     pub(crate) results: u64,

@@ -42,7 +42,7 @@ impl Idle {
         self.files.insert(self.number(path), file);
     }
 
-    /// Forgets a file; returns the room it takes, `None` when it is unknown.
+    /// Removes a file from the accounts; returns its room, `None` if it is unknown.
     pub(crate) fn remove(&mut self, path: &str) -> Option<u64> {
         let file = self.files.remove(&self.number(path))?;
         self.bytes -= file.room;
