@@ -102,35 +102,33 @@ async fn scan(disk: &Arc<Disk>, folder: Arc<Folder>) -> Option<Arc<Folder>> {
 
 /// Returns every `ab` folder, and numbers the instances that have results. Blocks.
 fn folders(disk: &Disk) -> Result<Vec<Arc<Folder>>> {
-    let (mut folders, mut counted) = (Vec::new(), Vec::new());
-    for Tree {
-        path,
-        function,
-        instance,
-    } in trees(&disk.files)?
-    {
+    let (mut folders, mut counted, mut unnumbered) = (Vec::new(), Vec::new(), 0);
+    for tree in trees(&disk.files)? {
         let mut space = Space::Cas;
-        if let Some(instance) = instance {
-            if disk.files.remove_empty(&path) {
+        if let Some(instance) = &tree.instance {
+            if disk.files.remove_empty(&tree.path) {
                 continue;
             }
-            let Some(interned) = disk.instances.intern(&instance) else {
-                tracing::warn!(
-                    path,
-                    "too many instance names; these action results are not served"
-                );
+            let Some(interned) = disk.instances.intern(instance) else {
+                unnumbered += 1;
                 continue;
             };
             space = Space::Ac(interned.number);
-            counted.push(path.clone());
+            counted.push(tree.path.clone());
         }
         let folder = |path| Folder {
             path,
-            function,
+            function: tree.function,
             space,
         };
-        let below = subfolders(&disk.files, &path)?.into_iter();
+        let below = subfolders(&disk.files, &tree.path)?.into_iter();
         folders.extend(below.map(folder).map(Arc::new));
+    }
+    if unnumbered > 0 {
+        tracing::warn!(
+            unnumbered,
+            "too many instance names; the action results of some are not served"
+        );
     }
     disk.room.folders_scanned(&counted);
     Ok(folders)
