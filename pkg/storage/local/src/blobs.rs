@@ -214,7 +214,6 @@ impl LocalStore {
 }
 
 impl Disk {
-    /// Opens, reads and closes. Blocks.
     fn read_blob(&self, digest: &Digest, offset: u64) -> Result<Bytes> {
         let (path, file) = self.open_blob(digest)?;
         let len = usize::try_from(digest.size() - offset).unwrap_or(usize::MAX);

@@ -52,7 +52,6 @@ pub(super) struct Disk {
     pub(super) claims: Claims,
     pub(super) watchers: Watchers,
     pub(super) counters: Arc<Counters>,
-    /// Durations of leases.
     pub(super) terms: Terms,
     pub(super) force_update_atime: bool,
     /// Memory for blobs that are read as a whole although they are not small.
@@ -81,7 +80,6 @@ pub(super) struct Disk {
     pub(super) key_locks: Box<[Mutex<()>]>,
 }
 
-/// A blob in the index.
 pub(super) struct IndexedBlob {
     /// Protects it from eviction, if that was requested.
     pub(super) pin: Option<Pin>,
@@ -294,7 +292,6 @@ impl ScanState {
     }
 }
 
-/// Returns the lock for this key.
 pub(super) fn lock_of<'a, L>(locks: &'a [L], key: &Key) -> Option<&'a L> {
     let number = usize::from(u16::from_le_bytes(*key.hash.first_chunk()?));
     locks.get(number % locks.len())
@@ -308,7 +305,6 @@ pub(super) fn now_ms() -> u64 {
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// Converts a duration to milliseconds.
 pub(super) fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }

@@ -54,7 +54,6 @@ pub(super) struct Meta {
     id: (u64, u64),
 }
 
-/// The data directory.
 pub(super) struct Files {
     root: PathBuf,
     dir: RwLock<Arc<OwnedFd>>,
@@ -129,7 +128,6 @@ impl Files {
         Ok(())
     }
 
-    /// Writes and removes a small file.
     pub(super) fn probe(&self) -> Result<()> {
         let (name, _) = self.create_tmp()?;
         self.unlink(&name)
@@ -242,7 +240,6 @@ impl Files {
         rustix::fs::syncfs(self.dir()).map_err(|errno| self.error("syncing", "", errno))
     }
 
-    /// Returns the space that the file system has left for the store.
     pub(super) fn free(&self) -> Option<Free> {
         let stat = rustix::fs::fstatvfs(self.dir()).ok()?;
         Some(Free {

@@ -47,7 +47,6 @@ impl<K: Eq + Hash, V> Drop for User<K, V> {
     }
 }
 
-/// The uploads in progress, by file.
 #[derive(Default)]
 pub(super) struct Claims(Arc<Registry<String, Attempts>>);
 
@@ -94,7 +93,6 @@ impl Claims {
 }
 
 impl Claim {
-    /// Returns the path of the upload's file.
     pub(super) fn path(&self) -> &str {
         &self.user.key
     }

@@ -80,7 +80,6 @@ impl Instances {
         }
     }
 
-    /// Returns the instance with this number.
     pub(super) fn hash(&self, number: u32) -> Option<InstanceHash> {
         *self.table.read().hashes.get(number as usize)?
     }

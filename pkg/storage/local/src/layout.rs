@@ -22,9 +22,7 @@ pub(super) const AC: &str = "ac";
 
 /// The folders that are created at the start, and recreated when they were removed.
 pub(super) const ROOTS: [&str; 6] = [TMP, UPLOADS, QUARANTINE, OUTBOX, CAS, AC];
-/// The file with the version of the layout.
 pub(super) const VERSION_FILE: &str = "VERSION";
-/// The file that is locked by the process that uses the data directory.
 pub(super) const LOCK_FILE: &str = "lock";
 
 /// The folder name of an instance's action results: instance names may hold any character.
@@ -36,7 +34,6 @@ pub(super) fn short_hash(name: &str) -> InstanceHash {
     digest.hash().first_chunk().copied().unwrap_or_default()
 }
 
-/// Returns the folder of a function's blobs.
 pub(super) fn cas_folder(function: DigestFunction) -> String {
     match function {
         DigestFunction::Sha256 => CAS.to_owned(),
@@ -44,7 +41,6 @@ pub(super) fn cas_folder(function: DigestFunction) -> String {
     }
 }
 
-/// Returns the folder of an instance's action results.
 pub(super) fn ac_folder(function: DigestFunction, instance: &InstanceHash) -> String {
     format!("{AC}/{function}/{}", to_hex(instance))
 }
@@ -65,12 +61,10 @@ pub(super) fn is_root(path: &str) -> bool {
     }
 }
 
-/// Returns the path of a blob's file.
 pub(super) fn blob_path(digest: &Digest) -> String {
     file_path(&cas_folder(digest.function()), &digest.hex())
 }
 
-/// Returns the path of an action result's file.
 pub(super) fn action_path(action: &Digest, instance: &InstanceHash) -> String {
     file_path(&ac_folder(action.function(), instance), &action.hex())
 }

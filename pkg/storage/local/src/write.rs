@@ -77,7 +77,6 @@ impl Disk {
     }
 }
 
-/// Refuses content of another hash.
 pub(super) fn check_content(digest: &Digest, pieces: &[Bytes]) -> Result<()> {
     let mut hasher = Hasher::new(digest.function());
     for piece in pieces {

@@ -31,7 +31,6 @@ pub(super) struct Since {
 struct Circuit {
     options: BreakerOptions,
     state: BreakerState,
-    /// Consecutive failures while closed.
     failures: u32,
     /// The time of the next probe, while open.
     until: Option<Instant>,

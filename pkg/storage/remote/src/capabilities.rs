@@ -188,7 +188,6 @@ async fn ask(peer: &Peer, instance: &str) -> Result<RemoteCapabilities, Failure>
     }
 }
 
-/// Returns the function's number in requests.
 pub(super) const fn function(function: DigestFunction) -> i32 {
     let value: v2::digest_function::Value = function.to_proto();
     value as i32

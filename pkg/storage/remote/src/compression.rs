@@ -21,7 +21,6 @@ const LEVEL: i32 = 1;
 /// The largest window that is accepted, as a power of two: RFC 8878 requires it of decoders.
 const MAX_WINDOW_LOG: u32 = 23;
 
-/// Compresses a whole blob.
 pub(super) fn compress(content: &[u8]) -> io::Result<Bytes> {
     bulk::compress(content, LEVEL).map(Bytes::from)
 }

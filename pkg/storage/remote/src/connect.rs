@@ -99,7 +99,6 @@ pub(super) fn channels(
         .collect())
 }
 
-/// Returns the name that the peer's certificate has to prove.
 fn server_name(uri: &Uri) -> Result<ServerName<'static>, RemoteError> {
     let host = uri.host().unwrap_or_default();
     let name = ServerName::try_from(host.trim_matches(['[', ']']).to_owned());

@@ -28,7 +28,6 @@ use super::{
 };
 use gorego_storage::{Blob, BlobStream, Digest, Error, Hasher, InstanceName, ReadName, Result};
 
-/// A download and its progress.
 struct Download {
     peer: Arc<Peer>,
     known: Arc<Known>,
@@ -58,7 +57,6 @@ struct Download {
     _permits: (OwnedSemaphorePermit, Permit, Option<OwnedSemaphorePermit>),
 }
 
-/// An answer of the peer.
 struct Arriving {
     answer: Answer,
     decompressing: Option<Decompressing>,

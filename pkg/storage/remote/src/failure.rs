@@ -8,12 +8,9 @@ use tonic::{Code, Status, codegen::http::StatusCode};
 use super::foreign::Page;
 use gorego_storage::{Error, shorten};
 
-/// The reason why a call failed.
 #[derive(Debug)]
 pub(super) enum Failure {
-    /// The peer's answer.
     Answer(Status),
-    /// The connection failed.
     Transport(Status),
     /// The answer of a proxy in front of the peer. It reveals nothing about the peer.
     Page(Page),

@@ -122,7 +122,6 @@ async fn beginning(mut body: Body, bytes: &mut Vec<u8>) {
     }
 }
 
-/// Returns the visible text of a page.
 fn without_tags(page: &str) -> String {
     let mut parts = page.split('<');
     let mut text = parts.next().unwrap_or_default().to_owned();

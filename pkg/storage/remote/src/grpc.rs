@@ -185,7 +185,6 @@ fn content_of(start: &[u8], len: usize) -> Option<(usize, usize)> {
     (is_data && field.len.checked_add(content)? == len).then_some((field.len, content))
 }
 
-/// Encodes a message with its header.
 pub(super) fn framed(message: &impl Message) -> Bytes {
     let len = message.encoded_len();
     let mut framed = BytesMut::with_capacity(HEADER + len);

@@ -82,7 +82,6 @@ pub(super) async fn stream<Q: Request>(
     Ok(answer.map_err(malformed)?)
 }
 
-/// A call that can be retried.
 pub(super) struct Call<Q> {
     request: Q,
     limits: Limits,
@@ -99,7 +98,6 @@ impl<Q: Request> Call<Q> {
         }
     }
 
-    /// Makes the call over this connection.
     pub(super) async fn send(&self, link: Link) -> Result<Q::Answer, Failure> {
         let request = streams::iter([grpc::framed(&self.request)]);
         stream::<Q>(link, request, self.limits).await

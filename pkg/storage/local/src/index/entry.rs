@@ -2,7 +2,6 @@
 
 use gorego_storage::{Digest, DigestFunction};
 
-/// The kind of an entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Space {
     /// A blob.
@@ -59,7 +58,6 @@ const UPLOADED: u64 = 1 << 47;
 /// The kind of lease that a use of an entry gives it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Lease {
-    /// No lease.
     #[default]
     None,
     /// The shorter lease, of uploads.
@@ -68,7 +66,6 @@ pub(crate) enum Lease {
     Full,
 }
 
-/// Durations of leases, in milliseconds.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Terms {
     pub(crate) full_ms: u64,
@@ -129,7 +126,6 @@ impl Entry {
         self.what & (SIZE_END - 1)
     }
 
-    /// Returns the room that the file takes on the disk.
     pub(crate) const fn room(&self) -> u64 {
         room_of(self.size())
     }

@@ -53,7 +53,6 @@ impl Idle {
         self.hash.hash_one(path) | IDLE
     }
 
-    /// Returns the disk space of all idle files, in bytes.
     pub(super) const fn bytes(&self) -> u64 {
         self.bytes
     }

@@ -15,7 +15,6 @@ const LEAST: usize = 16 * 1024;
 /// The time after which even a few buffered bytes are written.
 pub(crate) const SLOW: Duration = Duration::from_secs(1);
 
-/// The buffered bytes of an upload.
 #[derive(Debug)]
 pub(crate) struct WriteBuffer {
     pieces: Vec<Bytes>,

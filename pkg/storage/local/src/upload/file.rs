@@ -124,7 +124,6 @@ impl StagedFile {
         })
     }
 
-    /// Returns the content.
     pub(super) fn blob(&self) -> BlobFile {
         BlobFile {
             file: Arc::clone(&self.file),
@@ -145,7 +144,6 @@ impl StagedFile {
         Ok(published)
     }
 
-    /// Removes the file. Blocks.
     pub(super) fn remove(&mut self) -> Result<()> {
         self.gone = true;
         self.target.disk.files.unlink(&self.path)
