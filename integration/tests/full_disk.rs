@@ -332,8 +332,8 @@ fn a_data_directory_that_spans_file_systems_is_refused_with_the_folder_and_the_r
         let (status, log) = server::refusal_on(Disk { prepare, ..EMPTY }, SETTINGS);
         assert_eq!(status.code(), Some(2), "{log}");
         assert_eq!(log.lines().count(), 1, "one line, not:\n{log}");
-        let named = format!("{folder} in data directory");
-        for part in [&named, "another file system", "local_cache.dir"] {
+        let named = format!("has {folder} on another file system");
+        for part in [&named, "local_cache.dir"] {
             assert!(log.contains(part), "{part} is not named in: {log}");
         }
     }

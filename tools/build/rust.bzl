@@ -29,7 +29,7 @@ def rust_test(name, **kwargs):
     """The unit tests of `crate`, or the tests of a separate file."""
     _rust_test(name = name, **_as_cargo(kwargs, code = "crate" not in kwargs, tests = True))
 
-def rust_tests(name, srcs, shared_srcs = [], **kwargs):
+def rust_tests(name, srcs, **kwargs):
     """A rust_test for each test target that Cargo finds in a package's `tests` folder.
 
     `tests/some.rs` becomes `some_test`. `tests/suite/main.rs` becomes `suite_test`, with the folder's other
@@ -38,7 +38,6 @@ def rust_tests(name, srcs, shared_srcs = [], **kwargs):
     Args:
       name: the name of the test_suite of all tests
       srcs: the tests' crate roots
-      shared_srcs: modules that all tests share
       **kwargs: as for rust_test
     """
     tests = []
@@ -52,7 +51,7 @@ def rust_tests(name, srcs, shared_srcs = [], **kwargs):
         tests.append(test)
         rust_test(
             name = test,
-            srcs = modules + shared_srcs,
+            srcs = modules,
             crate_root = src,
             **kwargs
         )

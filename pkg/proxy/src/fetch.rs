@@ -1,195 +1,149 @@
-//! Fetches from the backing cache: one of each blob at a time, which belongs to nobody who reads it.
+//! Fetches from the backing cache: at most one of each blob at a time, owned by the proxy.
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use futures::{StreamExt as _, future};
-use gorego_limits::{Budget, Permit};
-use gorego_storage::{Blob, BlobStore, CHUNK_SIZE, Chunks, Digest, Error, Result};
+use gorego_limits::Permit;
+use gorego_storage::{Blob, BlobStore as _, CHUNK_SIZE, Chunks, Digest, Error, Result};
 use gorego_storage_local::Received;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
-use crate::{flow::Flow, memory::UNWRITTEN, store::Tiers};
+use crate::{
+    batches::is_small,
+    flow::Flow,
+    inflight::{Inflight, Operation},
+    memory::UNWRITTEN,
+    tiers::Tiers,
+};
 
-/// The fetches under way.
-#[derive(Debug)]
+/// The fetches in progress. They store blobs of the backing cache in the local tier.
 pub(crate) struct Fetches {
-    flows: Mutex<HashMap<Digest, Arc<Flow>>>,
-    /// For what readers get of them.
-    pieces: Budget,
+    pub(crate) tiers: Tiers,
+    running: Inflight<Digest, Flow>,
 }
 
-/// A fetch to wait for.
-pub(crate) enum Joined {
-    /// Which is under way.
-    Running(Arc<Flow>),
-    /// Which the caller has to start.
-    New(Arc<Flow>),
+/// A fetch in progress. Dropped before its end, it fails its readers.
+struct Fetch(Operation<Digest, Flow>);
+
+impl Drop for Fetch {
+    fn drop(&mut self) {
+        let cut_off = format!("fetch of {} was cut off", self.0.key);
+        self.0.value.finish(Err(Error::Unavailable(cut_off)));
+    }
 }
 
 impl Fetches {
-    pub(crate) fn new(pieces: Budget) -> Self {
-        Self {
-            flows: Mutex::default(),
-            pieces,
-        }
+    pub(crate) fn new(tiers: Tiers) -> Self {
+        let running = Inflight::default();
+        Self { tiers, running }
     }
 
-    fn flows(&self) -> MutexGuard<'_, HashMap<Digest, Arc<Flow>>> {
-        self.flows.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// The fetch of this blob, or a new one where there is none that `use_it` can use.
-    pub(crate) fn join<T>(
-        &self,
-        digest: &Digest,
-        use_it: impl Fn(&Arc<Flow>) -> Option<T>,
-    ) -> Option<(Joined, T)> {
-        let mut flows = self.flows();
-        if let Some(flow) = flows.get(digest)
-            && let Some(used) = use_it(flow)
-        {
-            return Some((Joined::Running(Arc::clone(flow)), used));
-        }
-        let flow = Arc::new(Flow::new(*digest, self.pieces.clone()));
-        let used = use_it(&flow)?;
-        flows.insert(*digest, Arc::clone(&flow));
-        Some((Joined::New(flow), used))
-    }
-
-    fn end(&self, flow: &Arc<Flow>) {
-        let mut flows = self.flows();
-        if flows
-            .get(flow.digest())
-            .is_some_and(|other| Arc::ptr_eq(other, flow))
-        {
-            flows.remove(flow.digest());
-        }
-    }
-}
-
-/// What failed here does not concern the readers.
-fn not_kept(digest: &Digest, error: &Error) {
-    tracing::debug!(%digest, %error, "what was fetched is not kept");
-}
-
-/// Ends a fetch also when its task is cut off.
-struct Ending {
-    tiers: Arc<Tiers>,
-    flow: Arc<Flow>,
-}
-
-impl Drop for Ending {
-    fn drop(&mut self) {
-        self.tiers.fetches.end(&self.flow);
-        let cut_off = Error::Unavailable(format!("fetching {} was cut off", self.flow.digest()));
-        self.flow.finish(Err(cut_off));
-    }
-}
-
-/// A chunk in pieces of which none keeps a larger one in memory, as slices would.
-fn pieces(mut chunk: Bytes) -> impl Iterator<Item = Bytes> {
-    let whole = chunk.len() <= CHUNK_SIZE;
-    std::iter::from_fn(move || {
-        if chunk.is_empty() {
-            None
-        } else if whole {
-            Some(std::mem::take(&mut chunk))
-        } else {
-            let piece = chunk.split_to(chunk.len().min(CHUNK_SIZE));
-            Some(Bytes::copy_from_slice(&piece))
-        }
-    })
-}
-
-impl Tiers {
-    /// Starts the fetch of one blob.
-    pub(crate) fn start(self: &Arc<Self>, flow: Arc<Flow>) {
-        let ending = Ending {
-            tiers: Arc::clone(self),
-            flow,
-        };
-        self.spawn(async move {
-            let (tiers, flow) = (&ending.tiers, &ending.flow);
-            let mut reserved = Vec::new();
-            let outcome = tiers.fetch(flow, &mut reserved).await;
-            if let Err(error) = &outcome {
-                tiers.note_fetch(flow.digest(), error);
+    /// Joins the fetches of the blobs, and starts those that are not in progress, small blobs together.
+    /// Returns the value of `join` for each.
+    pub(crate) fn join_all<T>(
+        self: &Arc<Self>,
+        digests: &[Digest],
+        join: impl Fn(&Arc<Flow>) -> Option<T>,
+    ) -> Vec<Option<T>> {
+        let (mut joined, mut small) = (Vec::with_capacity(digests.len()), Vec::new());
+        for digest in digests {
+            let flow = || Flow::new(*digest, self.tiers.options.memory.pieces.clone());
+            let (value, new) = self.running.join(digest, flow, &join).unzip();
+            joined.push(value);
+            match new.flatten().map(Fetch) {
+                Some(fetch) if is_small(digest) => small.push(fetch),
+                Some(fetch) => self.start_large(fetch),
+                None => {}
             }
-            // Whoever comes from now on finds it in the local store, or tries again.
-            tiers.fetches.end(flow);
-            flow.finish(outcome);
-            // What is in memory counts until it is gone from there.
+        }
+        if !small.is_empty() {
+            let fetches = Arc::clone(self);
+            let fetch = async move { fetches.fetch_small(small).await };
+            self.tiers.spawn(fetch);
+        }
+        joined
+    }
+
+    fn start_large(self: &Arc<Self>, fetch: Fetch) {
+        let fetches = Arc::clone(self);
+        self.tiers.spawn(async move {
+            let (flow, mut permits) = (Arc::clone(&fetch.0.value), Vec::new());
+            let fetched = fetches.fetch_large(&flow, &mut permits).await;
+            fetches.end(fetch, fetched);
+            // The content counts as long as it is in memory.
             flow.emptied().await;
         });
     }
 
-    async fn fetch(&self, flow: &Flow, reserved: &mut Vec<Permit>) -> Result<()> {
-        let digest = *flow.digest();
-        reserved.push(
-            self.options
-                .memory
-                .reserve(&digest)
-                .await
-                .map_err(Error::no_memory)?,
-        );
-        // It may have come between the caller's look and this fetch.
-        let blob = match self.local.get(&digest, 0).await {
+    /// Ends a fetch, and records a miss of the backing cache.
+    fn end(&self, fetch: Fetch, fetched: Result<()>) {
+        let digest = &fetch.0.key;
+        match &fetched {
+            Err(Error::NotFound(_)) => self.tiers.backing.forget(digest),
+            Err(error @ Error::Mismatch { .. }) => {
+                tracing::warn!(%digest, %error, "the backing cache returned a corrupt blob");
+            }
+            Err(error) => tracing::debug!(%digest, %error, "failed to fetch a blob"),
+            Ok(()) => {}
+        }
+        fetch.0.value.finish(fetched);
+        drop(fetch);
+    }
+
+    async fn fetch_large(&self, flow: &Flow, permits: &mut Vec<Permit>) -> Result<()> {
+        let digest = flow.digest;
+        let permit = self.tiers.options.memory.reserve_large(&digest).await;
+        permits.push(permit.map_err(Error::no_memory)?);
+        // Another caller may have stored it since the lookup.
+        let blob = match self.tiers.local.get(&digest, 0).await {
             Ok(blob) => blob,
-            Err(_) => self.backing.get(&digest, 0).await?,
+            Err(_) => self.tiers.backing.store.get(&digest, 0).await?,
         };
         let (writer, content) = mpsc::channel(1);
         let write = self.write(flow, content);
-        let pump = self.pump(flow, blob.into_chunks(), writer, reserved);
+        let pump = self.pump(flow, blob.into_chunks(), writer, permits);
         let (written, arrived) = future::join(write, pump).await;
-        // The backing store verifies what it gives as a whole.
         arrived?;
-        let kept = match written {
-            Ok(Received::Existed) => return Ok(()),
-            Ok(Received::Complete(complete)) => complete.publish().await,
-            Err(error) => Err(error),
+        let stored = match written {
+            Ok(Received::Complete(complete)) => complete.publish().await.map(drop),
+            written => written.map(drop),
         };
-        match kept {
-            Err(error @ Error::Mismatch { .. }) => Err(error),
-            Err(error) => {
-                not_kept(&digest, &error);
-                Ok(())
-            }
-            Ok(_) => Ok(()),
+        // Other errors of the local tier do not concern the readers.
+        if matches!(stored, Err(Error::Mismatch { .. })) {
+            return stored;
         }
+        log_unstored(&digest, &stored);
+        Ok(())
     }
 
-    /// Writes what arrives, for as long as there is room and no such blob here. Once there is, readers
-    /// go on from that.
+    /// Writes chunks as they arrive, as long as there is room. Once another writer has stored the blob,
+    /// readers read from its file.
     async fn write(&self, flow: &Flow, content: mpsc::Receiver<Result<Bytes>>) -> Result<Received> {
         let content = ReceiverStream::new(content).boxed();
-        let (digest, growth) = (flow.digest(), Some(flow.growth()));
-        let written = self.local.receive(digest, content, None, growth).await;
+        let (digest, growth) = (&flow.digest, Some(flow.growth()));
+        let local = &self.tiers.local;
+        let written = local.receive(digest, content, None, growth).await;
         if let Ok(Received::Existed) = &written
-            && let Ok(Blob::File(file)) = self.local.get(digest, 0).await
+            && let Ok(Blob::File(file)) = local.get(digest, 0).await
         {
             flow.found(&file);
         }
         written
     }
 
-    /// Brings what arrives to the readers and to the writer.
+    /// Passes chunks to the readers and to the writer as they arrive.
     async fn pump(
         &self,
         flow: &Flow,
         mut chunks: Chunks,
         writer: mpsc::Sender<Result<Bytes>>,
-        reserved: &mut Vec<Permit>,
+        permits: &mut Vec<Permit>,
     ) -> Result<()> {
         let mut writer = Some(writer);
         while let Some(chunk) = chunks.next().await {
-            if let Err(error) = &chunk
-                && let Some(writer) = &writer
-            {
+            if let (Err(error), Some(writer)) = (&chunk, &writer) {
                 let _ = writer.send(Err(error.clone())).await;
             }
             for piece in pieces(chunk?) {
@@ -198,9 +152,11 @@ impl Tiers {
                     && open.send(Ok(piece)).await.is_err()
                 {
                     writer = None;
-                    reserved.extend(self.options.memory.keep(flow));
+                    let (permit, most) = self.tiers.options.memory.reserve_unwritten(&flow.digest);
+                    permits.extend(permit);
+                    flow.to_memory(most);
                 }
-                if writer.is_none() && flow.digest().size() > UNWRITTEN {
+                if writer.is_none() && flow.digest.size() > UNWRITTEN {
                     flow.abandon()?;
                 }
             }
@@ -208,75 +164,55 @@ impl Tiers {
         Ok(())
     }
 
-    /// Fetches several small blobs at once.
-    pub(crate) fn start_batch(self: &Arc<Self>, flows: Vec<Arc<Flow>>) {
-        let endings: Vec<_> = flows
-            .into_iter()
-            .map(|flow| Ending {
-                tiers: Arc::clone(self),
-                flow,
-            })
-            .collect();
-        let tiers = Arc::clone(self);
-        self.spawn(async move { tiers.fetch_batch(endings).await });
-    }
-
-    async fn fetch_batch(&self, endings: Vec<Ending>) {
-        let digests: Vec<Digest> = endings.iter().map(|e| *e.flow.digest()).collect();
-        let _reserved = match self.options.memory.reserve_batch(&digests).await {
-            Ok(reserved) => reserved,
-            Err(full) => {
-                let error = Error::no_memory(full);
-                for ending in endings {
-                    self.fetches.end(&ending.flow);
-                    ending.flow.finish(Err(error.clone()));
-                }
-                return;
-            }
+    async fn fetch_small(&self, fetches: Vec<Fetch>) {
+        let digests: Vec<Digest> = fetches.iter().map(|fetch| fetch.0.key).collect();
+        let permit = self.tiers.options.memory.reserve_small(&digests).await;
+        let fetched = match &permit {
+            Ok(_) => self.tiers.backing.store.get_batch(&digests).await,
+            Err(full) => vec![Err(Error::no_memory(full.clone())); digests.len()],
         };
-        let fetched = self.backing.get_batch(&digests).await;
-        let whole = |(digest, content): (&Digest, &Result<Bytes>)| {
-            content
-                .as_ref()
-                .ok()
-                .map(|content| (*digest, content.clone()))
-        };
-        let kept: Vec<_> = digests.iter().zip(&fetched).filter_map(whole).collect();
-        let names: Vec<Digest> = kept.iter().map(|(digest, _)| *digest).collect();
-        let written = self.local.put_batch(kept).await;
-        for (digest, written) in names.iter().zip(written) {
-            if let Err(error) = written {
-                not_kept(digest, &error);
-            }
+        let blobs = digests.iter().copied().zip(&fetched);
+        let blobs = blobs.filter_map(|(digest, content)| Some((digest, content.clone().ok()?)));
+        let blobs: Vec<_> = blobs.collect();
+        let stored: Vec<Digest> = blobs.iter().map(|(digest, _)| *digest).collect();
+        for (digest, put) in stored.iter().zip(self.tiers.local.put_batch(blobs).await) {
+            log_unstored(digest, &put);
         }
-        for (ending, content) in endings.iter().zip(fetched) {
-            let flow = &ending.flow;
-            let outcome = match content {
+        let flows = fetches.iter().map(|fetch| Arc::clone(&fetch.0.value));
+        let flows: Vec<_> = flows.collect();
+        for (fetch, content) in fetches.into_iter().zip(fetched) {
+            let fetched = match content {
                 Ok(content) => {
-                    flow.push(content).await;
+                    fetch.0.value.push(content).await;
                     Ok(())
                 }
-                Err(error) => {
-                    self.note_fetch(flow.digest(), &error);
-                    Err(error)
-                }
+                Err(error) => Err(error),
             };
-            self.fetches.end(flow);
-            flow.finish(outcome);
+            self.end(fetch, fetched);
         }
-        future::join_all(endings.iter().map(|ending| ending.flow.emptied())).await;
+        future::join_all(flows.iter().map(|flow| flow.emptied())).await;
     }
+}
 
-    /// What a failed fetch tells about the backing cache.
-    fn note_fetch(&self, digest: &Digest, error: &Error) {
-        match error {
-            Error::NotFound(_) => self.existence.remove(digest),
-            Error::Mismatch { .. } => {
-                tracing::warn!(%digest, %error, "the backing cache gives wrong content");
-            }
-            error => tracing::debug!(%digest, %error, "could not fetch"),
-        }
+/// Logs that a fetched blob is not in the local tier.
+fn log_unstored<T>(digest: &Digest, stored: &Result<T>) {
+    if let Err(error) = stored {
+        tracing::debug!(%digest, %error, "failed to store a fetched blob in the local tier");
     }
+}
+
+/// Splits a chunk into pieces that do not keep a larger one in memory, as slices would.
+fn pieces(mut chunk: Bytes) -> impl Iterator<Item = Bytes> {
+    let is_small = chunk.len() <= CHUNK_SIZE;
+    std::iter::from_fn(move || {
+        let piece = chunk.split_to(chunk.len().min(CHUNK_SIZE));
+        let piece = if is_small {
+            piece
+        } else {
+            Bytes::copy_from_slice(&piece)
+        };
+        (!piece.is_empty()).then_some(piece)
+    })
 }
 
 #[cfg(test)]
@@ -284,7 +220,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn no_piece_keeps_a_large_chunk_in_memory() {
+    fn pieces_do_not_keep_their_chunk_in_memory() {
         let chunk = Bytes::from(vec![7; 4 * CHUNK_SIZE + 1]);
         let all: Vec<_> = pieces(chunk.clone()).collect();
         assert_eq!(all.concat(), chunk);

@@ -1,23 +1,30 @@
-//! Two tiers as one store: a local one, which answers what it can, in front of an authoritative one,
-//! which is read through and written through.
+//! Two tiers as one store: a local one in front of the backing cache, which is read through and written through.
 
-mod actions;
-mod existence;
+mod backing;
+mod batches;
+mod clock;
+mod drain;
 mod fetch;
 mod flow;
+mod inflight;
 mod memory;
-mod missing;
+mod options;
 mod outbox;
 mod outputs;
 mod prefetch;
-mod push;
+mod presence;
+mod reads;
 mod recent;
-mod source;
+mod results;
 mod store;
-mod write;
+mod tee;
+mod tiers;
+mod uploads;
+mod versions;
 mod writes;
 
-pub use actions::ProxyActions;
 pub use memory::Memory;
-pub use outbox::{Depth, Outbox};
-pub use store::{Backing, OnOutage, Options, ProxyStore};
+pub use options::{Backing, OnOutage, Options};
+pub use outbox::{Outbox, queue::Depth};
+pub use results::ProxyActions;
+pub use store::ProxyStore;

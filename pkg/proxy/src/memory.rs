@@ -1,32 +1,30 @@
-//! Budgets for the memory that clients can make the proxy hold, one for each kind.
+//! Budgets for the memory that clients can make the proxy hold.
 
 use gorego_limits::{Budget, Full, Permit};
 use gorego_storage::{CHUNK_SIZE, Digest};
 
-use crate::flow::Flow;
-
-/// The memory of a large blob, in bytes: the pieces being written, collected for writing, and
-/// waiting on either side of the writer. No piece is larger than [`CHUNK_SIZE`].
+/// The memory of a large blob while it is written, in bytes: the pieces being written, collected for
+/// writing, and queued on either side of the writer. No piece exceeds [`CHUNK_SIZE`].
 const WRITTEN: u64 = 6 * CHUNK_SIZE as u64;
-/// The memory that a large blob should have when it cannot be written, in bytes.
+/// The memory of a large blob that cannot be written, in bytes, if there is as much.
 pub(crate) const UNWRITTEN: u64 = 16 << 20;
 
-/// Budgets that keep stalled readers from taking the memory that others need: a small blob does not
-/// wait for large ones, and a large blob has a share for as long as it can be written.
+/// Budgets that keep slow readers from taking the memory that others need: a small blob never waits for
+/// large ones, and a large blob has a share as long as it can be written.
 #[derive(Clone, Debug)]
 pub struct Memory {
-    /// Small blobs and batches that are fetched.
+    /// Small blobs that are fetched.
     pub small: Budget,
     /// Large blobs that are fetched.
     pub large: Budget,
     /// Additional memory of large blobs that cannot be written.
     pub unwritten: Budget,
-    /// The trees of results that clients ask for.
+    /// The trees of results that clients look up.
     pub looking: Budget,
-    /// The trees of results whose outputs are fetched meanwhile from the backing cache. Fetching
-    /// takes longer, so lookups without it have a budget of their own.
+    /// The trees of results whose outputs are transferred meanwhile. That takes longer than a lookup, so
+    /// lookups have a budget of their own.
     pub bringing: Budget,
-    /// Pieces that readers get out of files that are being written.
+    /// Pieces that are read from files being written.
     pub pieces: Budget,
 }
 
@@ -46,33 +44,27 @@ impl Default for Memory {
 }
 
 impl Memory {
-    /// Reserves the memory to fetch a blob.
-    pub(crate) async fn reserve(&self, digest: &Digest) -> Result<Permit, Full> {
-        if digest.size() <= CHUNK_SIZE as u64 {
-            self.small.reserve(digest.size()).await
-        } else {
-            self.large.reserve(digest.size().min(WRITTEN)).await
-        }
+    /// Reserves memory to fetch a large blob.
+    pub(crate) async fn reserve_large(&self, digest: &Digest) -> Result<Permit, Full> {
+        self.large.reserve(digest.size().min(WRITTEN)).await
     }
 
-    /// Reserves the memory to fetch some blobs at once.
-    pub(crate) async fn reserve_batch(&self, digests: &[Digest]) -> Result<Permit, Full> {
+    /// Reserves memory to fetch small blobs together.
+    pub(crate) async fn reserve_small(&self, digests: &[Digest]) -> Result<Permit, Full> {
         let total = digests.iter().map(Digest::size).sum();
         self.small.reserve(total).await
     }
 
-    /// Reserves memory for a blob that the local store does not accept, if there is any.
-    pub(crate) fn keep(&self, flow: &Flow) -> Option<Permit> {
-        let size = flow.digest().size();
+    /// Reserves additional memory for a blob that cannot be written, if there is any. Returns the number of
+    /// bytes that may be in memory with it.
+    pub(crate) fn reserve_unwritten(&self, digest: &Digest) -> (Option<Permit>, u64) {
+        let size = digest.size();
         let most = size.min(UNWRITTEN);
         let more = self.unwritten.try_reserve(most.saturating_sub(WRITTEN));
         let most = if more.is_some() { most } else { WRITTEN };
-        flow.to_memory(if size <= most {
-            size
-        } else {
-            most - CHUNK_SIZE as u64
-        });
-        more
+        // One more piece may be on its way, unless the whole blob fits.
+        let on_its_way = if size <= most { 0 } else { CHUNK_SIZE as u64 };
+        (more, most - on_its_way)
     }
 }
 
@@ -87,27 +79,26 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_small_blob_never_waits_for_large_ones() {
+    async fn small_blobs_never_wait_for_large_ones() {
         let memory = Memory::default();
         let mut reserved = Vec::new();
-        while let Ok(permit) = memory.reserve(&blob(1 << 30)).await {
+        while let Ok(permit) = memory.reserve_large(&blob(1 << 30)).await {
             reserved.push(permit);
         }
         assert_eq!(reserved.len() as u64, memory.large.total() / WRITTEN);
-        drop(memory.reserve(&blob(100_000)).await.unwrap());
-        drop(memory.reserve_batch(&[blob(4 << 20)]).await.unwrap());
+        drop(memory.reserve_small(&[blob(4 << 20)]).await.unwrap());
         reserved.pop();
-        drop(memory.reserve(&blob(1 << 30)).await.unwrap());
+        drop(memory.reserve_large(&blob(1 << 30)).await.unwrap());
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_blob_that_cannot_be_written_leaves_others_what_they_need_to_begin() {
+    async fn unwritten_blobs_leave_the_memory_that_other_fetches_need() {
         let memory = Memory::default();
-        let kept = || memory.keep(&Flow::new(blob(1 << 30), memory.pieces.clone()));
-        let more: Vec<_> = std::iter::from_fn(kept).collect();
+        let reserve = || memory.reserve_unwritten(&blob(1 << 30)).0;
+        let more: Vec<_> = std::iter::from_fn(reserve).collect();
         let each = UNWRITTEN - WRITTEN;
         assert_eq!(more.len() as u64, memory.unwritten.total() / each);
-        drop(memory.reserve(&blob(1 << 30)).await.unwrap());
-        drop(memory.reserve(&blob(10)).await.unwrap());
+        drop(memory.reserve_large(&blob(1 << 30)).await.unwrap());
+        drop(memory.reserve_small(&[blob(10)]).await.unwrap());
     }
 }

@@ -3,12 +3,12 @@
 //! Each pending write is a file in the local store's outbox: a hard link to a blob, or an encoded
 //! action result.
 
-mod entry;
-mod queue;
-pub(crate) mod upload;
+pub(crate) mod entry;
+pub(crate) mod queue;
 
 use std::{
     fmt, fs, io, mem,
+    ops::Range,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -22,31 +22,22 @@ use tokio::sync::watch;
 
 use self::{
     entry::{ResultEntry, WriteKey, file_name, fingerprint},
-    queue::{Outcome, PendingWrite, Queue},
+    queue::{Depth, Outcome, PendingWrite, Queue},
 };
-use crate::writes::Writes;
+use crate::{clock::AcceptClock, versions::Versions};
 
-/// The number of entries that are read or written at once.
+/// The number of entries that are written at once.
 const AT_ONCE: usize = 16;
-
-/// The amount of pending writes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Depth {
-    /// Blobs and action results.
-    pub entries: u64,
-    /// The action results among them.
-    pub results: u64,
-    /// Their bytes, of those that may be pending.
-    pub bytes: u64,
-}
 
 /// The pending writes of a local store, in the order in which they were accepted.
 pub struct Outbox {
     local: Arc<LocalStore>,
     max_bytes: u64,
     queue: Mutex<Queue>,
-    /// Held during the upload of a result while a result of its action is pending.
-    pub(crate) uploading: Writes,
+    /// The locks for the uploads of actions' results while one is pending.
+    pub(crate) uploading: Versions,
+    /// The time in which the backing cache accepted writes, pending or not.
+    pub(crate) clock: Arc<AcceptClock>,
     depth: watch::Sender<Depth>,
 }
 
@@ -67,13 +58,17 @@ impl Outbox {
             local,
             max_bytes,
             queue: Mutex::default(),
-            uploading: Writes::default(),
+            uploading: Versions::default(),
+            clock: Arc::default(),
             depth: watch::Sender::default(),
         };
         let mut last = 0;
         for name in outbox.local.outbox_names().await? {
             let Some((number, key)) = entry::parse(&name) else {
-                tracing::warn!(name, "file in the outbox is no pending write; left alone");
+                tracing::warn!(
+                    name,
+                    "ignored a file in the outbox that is no pending write"
+                );
                 continue;
             };
             last = number;
@@ -84,44 +79,41 @@ impl Outbox {
     }
 
     async fn load(&self, number: u64, key: WriteKey) {
-        let name = file_name(number, &key);
         let write = match &key {
             WriteKey::Blob(digest) => {
-                let pin = self
-                    .local
-                    .keep_unread(digest)
-                    .await
-                    .unwrap_or_else(|error| {
-                        tracing::warn!(%digest, %error, "pending blob is not pinned");
-                        None
-                    });
+                let pin = self.local.keep_unread(digest).await;
+                let pin = pin.unwrap_or_else(|error| {
+                    tracing::warn!(%digest, %error, "failed to pin a pending blob");
+                    None
+                });
                 PendingWrite::blob(digest, pin)
             }
-            WriteKey::Result(_, action) => match self.read(&name, action).await {
+            WriteKey::Result(_, action) => match self.read(number, action).await {
                 Ok(Some(entry)) => PendingWrite::result(entry, action),
                 Ok(None) => {
-                    tracing::error!(name, "removed a corrupt result from the outbox");
-                    return self.unlink([name]).await;
+                    tracing::error!(%action, "removed a corrupt result from the outbox");
+                    return self.unlink(Some(file_name(number, &key))).await;
                 }
                 Err(error) => {
-                    return tracing::error!(name, %error, "pending result is left for the next start");
+                    return tracing::error!(%action, %error, "failed to read a pending result");
                 }
             },
         };
         self.insert(number, write).await;
     }
 
-    /// Reads a pending result; `None` if it is corrupt or gone.
-    async fn read(&self, name: &str, action: &Digest) -> Result<Option<ResultEntry>> {
-        let Some(file) = self.local.outbox_open(name).await? else {
+    /// Reads a pending result; `None` if its entry is corrupt or missing.
+    pub(crate) async fn read(&self, number: u64, action: &Digest) -> Result<Option<ResultEntry>> {
+        let name = file_name(number, &WriteKey::result("", action));
+        let Some(file) = self.local.outbox_open(&name).await? else {
             return Ok(None);
         };
         let content = file.into_bytes().await?;
         Ok(ResultEntry::from_file(&content, action))
     }
 
-    /// Returns the amount of pending writes in a data directory that this process does not use; their
-    /// kinds are not looked at.
+    /// Returns the amount of pending writes in a data directory that this process does not use. Results count
+    /// only among the entries.
     pub fn pending_in(data: &Path) -> io::Result<Depth> {
         let mut depth = Depth::default();
         for file in fs::read_dir(LocalStore::outbox_of(data))? {
@@ -147,6 +139,15 @@ impl Outbox {
         self.depth.subscribe()
     }
 
+    pub(crate) fn next_number(&self) -> u64 {
+        self.queue().next
+    }
+
+    /// Returns the first writes of a range of numbers.
+    pub(crate) fn first(&self, range: Range<u64>, most: usize) -> Vec<(u64, WriteKey)> {
+        self.queue().first(range, most)
+    }
+
     pub(crate) fn is_empty(&self) -> bool {
         self.depth.borrow().entries == 0
     }
@@ -167,7 +168,7 @@ impl Outbox {
     /// Adds blobs once `publish` has stored them in the local tier.
     ///
     /// # Errors
-    /// There is no room in the outbox; then `publish` does not run.
+    /// `publish` does not run if the outbox has no room.
     pub(crate) async fn add_blobs<T>(
         &self,
         mut digests: Vec<Digest>,
@@ -190,7 +191,7 @@ impl Outbox {
 
     /// Pins a blob and links it into the outbox.
     async fn link(&self, digest: Digest) -> Result<()> {
-        let gone = || Error::Unavailable(format!("blob {digest} left the local tier"));
+        let gone = || Error::Unavailable(format!("blob {digest} is missing in the local tier"));
         let pin = self.local.keep(&digest).await?.ok_or_else(gone)?;
         let number = self.queue().take_number();
         let name = file_name(number, &WriteKey::Blob(digest));
@@ -225,7 +226,7 @@ impl Outbox {
         let name = file_name(number, &key);
         self.local.outbox_write(name.clone(), file).await?;
         if let Err(error) = store.await {
-            self.unlink([name]).await;
+            self.unlink(Some(name)).await;
             return Err(error);
         }
         self.insert(number, write).await;
@@ -248,26 +249,21 @@ impl Outbox {
         self.unlink(removed).await;
     }
 
-    /// Records that the backing cache accepted a write, pending or not.
-    pub(crate) fn accepted(&self) {
-        if !self.is_empty() {
-            self.queue().accepted();
-        }
-    }
-
-    /// Records the outcomes of uploads. Returns the first reason why a write stays pending.
-    async fn settle(&self, outcomes: Vec<(u64, Outcome)>, retry: Duration) -> Result<()> {
-        let (mut removed, mut settled) = (Vec::new(), Ok(()));
-        for (number, outcome) in outcomes {
-            let file = self.queue().settle(number, outcome, retry);
-            settled = settled.and(file.map(|file| removed.extend(file)));
-        }
+    /// Records the outcome of an upload. Returns the reason if the write stays pending.
+    pub(crate) async fn settle(
+        &self,
+        number: u64,
+        outcome: Outcome,
+        retry: Duration,
+    ) -> Result<()> {
+        let now = self.clock.total();
+        let removed = self.queue().settle(number, outcome, now, retry)?;
         self.unlink(removed).await;
-        settled
+        Ok(())
     }
 
-    /// Stores a blob anew that the local tier has lost, if its entry holds the content.
-    async fn restore(&self, number: u64, digest: &Digest) -> Result<()> {
+    /// Stores a blob again that the local tier has lost, if its entry has the content.
+    pub(crate) async fn restore(&self, number: u64, digest: &Digest) -> Result<()> {
         if self.local.contains(digest).await? {
             return Ok(());
         }
@@ -277,14 +273,13 @@ impl Outbox {
         self.local.put(digest, content).await.map(drop)
     }
 
-    /// Removes the files of writes that left the queue, and notifies of its depth. A file that stays is
-    /// uploaded again after a restart, which does no harm.
-    async fn unlink(&self, names: impl IntoIterator<Item = String>) {
-        let names: Vec<String> = names.into_iter().collect();
-        if !names.is_empty()
-            && let Err(error) = self.local.outbox_remove(names).await
+    /// Removes the file of a write that left the queue, and notifies of its depth. If that fails, the write is
+    /// uploaded again after a restart.
+    async fn unlink(&self, name: Option<String>) {
+        if let Some(name) = name
+            && let Err(error) = self.local.outbox_remove(vec![name]).await
         {
-            tracing::warn!(%error, "uploaded writes stay in the outbox");
+            tracing::warn!(%error, "failed to remove an uploaded write from the outbox");
         }
         let depth = self.queue().depth;
         self.depth

@@ -1,119 +1,84 @@
-//! Fetches what clients will soon ask for: the outputs of results that were hits.
+//! Fetches the outputs of results that were hits, before clients read them.
 
-use std::{
-    collections::HashSet,
-    mem,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering::Relaxed},
-    },
-};
+use std::{collections::HashSet, sync::Arc};
 
-use gorego_storage::{BlobStoreExt as _, CHUNK_SIZE, Digest};
-use tokio::sync::{Semaphore, mpsc};
+use futures::{StreamExt as _, future, stream};
+use gorego_limits::Budget;
+use gorego_storage::{BlobStore as _, Digest, Evictable as _};
+use tokio::sync::Semaphore;
 
-use crate::{missing::batches, store::Tiers};
+use crate::{batches::batches, fetch::Fetches};
 
-/// How many blobs may be waiting; of more than that, clients have to ask.
-pub(crate) const QUEUE: usize = 16 * 1024;
-/// How many are looked at together.
-const TOGETHER: usize = 256;
-/// How many batches or large blobs are fetched at once.
+/// The most outputs of one result. Clients read the others themselves.
+pub(crate) const OUTPUTS: usize = 16 * 1024;
+/// The most batches or large blobs that are fetched at once.
 const AT_ONCE: usize = 8;
-/// The most that is fetched of one result, in bytes, and as a part of what this tier may hold: what
-/// comes unasked is not to drive out what is in use.
+/// The most bytes of one result, and the part of the local tier's size, so that blobs in use stay.
 const OF_RESULT: u64 = 1 << 30;
 const PART_OF_RESULT: u64 = 16;
-/// The most that is wanted at any time, as a part of the same.
+/// The part of the local tier's size for all blobs that wait to be fetched.
 const PART_OF_ALL: u64 = 8;
+/// The least room of a blob: a block of the disk.
+const BLOCK: u64 = 4096;
 
-/// What is to be fetched, in the order of the results that name it.
-#[derive(Debug)]
-pub(crate) struct Wanted {
-    queue: mpsc::Sender<Digest>,
+/// The prefetches in progress.
+pub(crate) struct Prefetch {
+    fetches: Arc<Fetches>,
     of_result: u64,
-    of_all: u64,
-    /// What waits or is being fetched, in bytes.
-    bytes: Arc<AtomicU64>,
+    room: Budget,
+    slots: Arc<Semaphore>,
 }
 
-/// Where it comes out.
-pub(crate) struct Queue {
-    queue: mpsc::Receiver<Digest>,
-    bytes: Arc<AtomicU64>,
-}
-
-impl Wanted {
-    /// For a tier that may hold `capacity` bytes.
-    pub(crate) fn new(capacity: u64) -> (Self, Queue) {
-        let (sender, queue) = mpsc::channel(QUEUE);
-        let bytes = Arc::default();
-        let wanted = Self {
-            queue: sender,
+impl Prefetch {
+    pub(crate) fn new(fetches: Arc<Fetches>) -> Self {
+        let capacity = fetches.tiers.local.usage().limit;
+        Self {
+            fetches,
             of_result: OF_RESULT.min(capacity / PART_OF_RESULT),
-            of_all: capacity / PART_OF_ALL,
-            bytes: Arc::clone(&bytes),
+            room: Budget::count("room for prefetched blobs", capacity / PART_OF_ALL),
+            slots: Arc::new(Semaphore::new(AT_ONCE)),
+        }
+    }
+
+    /// Fetches outputs of a result in the background, as far as there is room.
+    pub(crate) fn start(&self, outputs: Vec<Digest>) {
+        let outputs = within(outputs, self.of_result);
+        let room = outputs.iter().map(|digest| digest.size().max(BLOCK)).sum();
+        let Some(permit) = self.room.try_reserve(room) else {
+            return;
         };
-        (wanted, Queue { queue, bytes })
-    }
-
-    /// Adds what there is room for.
-    pub(crate) fn add(&self, digests: Vec<Digest>) {
-        let mut left = self.of_result;
-        let mut seen = HashSet::new();
-        for digest in digests {
-            let size = digest.size();
-            if size > left || !seen.insert(digest) || !self.make_room(size) {
-                continue;
-            }
-            left -= size;
-            if self.queue.try_send(digest).is_err() {
-                self.bytes.fetch_sub(size, Relaxed);
-                return;
-            }
-        }
-    }
-
-    fn make_room(&self, size: u64) -> bool {
-        let fits = |bytes: u64| Some(bytes + size).filter(|bytes| *bytes <= self.of_all);
-        self.bytes.fetch_update(Relaxed, Relaxed, fits).is_ok()
-    }
-}
-
-/// Fetches what is wanted, until the proxy is closed.
-pub(crate) async fn run(tiers: Arc<Tiers>, mut wanted: Queue) {
-    let at_once = Arc::new(Semaphore::new(AT_ONCE));
-    let mut together = Vec::new();
-    while wanted.queue.recv_many(&mut together, TOGETHER).await > 0 {
-        for batch in batches(mem::take(&mut together)) {
-            let Ok(permit) = Arc::clone(&at_once).acquire_owned().await else {
-                return;
+        let (fetches, slots) = (Arc::clone(&self.fetches), Arc::clone(&self.slots));
+        self.fetches.tiers.spawn(async move {
+            let batches = stream::iter(batches(outputs));
+            let fetch = |batch: Vec<Digest>| async {
+                let _slot = slots.acquire().await;
+                fetch(&fetches, batch).await;
             };
-            let (fetching, bytes) = (Arc::clone(&tiers), Arc::clone(&wanted.bytes));
-            tiers.spawn(async move {
-                let _permit = permit;
-                fetch(&fetching, &batch).await;
-                bytes.fetch_sub(batch.iter().map(Digest::size).sum(), Relaxed);
-            });
-        }
+            batches.for_each_concurrent(AT_ONCE, fetch).await;
+            drop(permit);
+        });
     }
 }
 
-/// Small blobs together, or a large one.
-async fn fetch(tiers: &Arc<Tiers>, batch: &[Digest]) {
-    match batch {
-        [large] if large.size() > CHUNK_SIZE as u64 => {
-            // It may have come since it was wanted.
-            if tiers.local.contains(large).await.unwrap_or_default() {
-                return;
-            }
-            // As one whom nobody waits for: what cannot be kept is of no use.
-            if let Some((joined, ())) = tiers.fetches.join(large, |_| Some(())) {
-                let _ = tiers.run(joined).ended().await;
-            }
-        }
-        small => drop(tiers.get_batch(small).await),
-    }
+/// Returns each blob once, as long as it fits into the rest of `bytes`.
+fn within(mut blobs: Vec<Digest>, mut bytes: u64) -> Vec<Digest> {
+    let mut seen = HashSet::new();
+    blobs.retain(|digest| {
+        let fits = digest.size() <= bytes && seen.insert(*digest);
+        bytes -= if fits { digest.size() } else { 0 };
+        fits
+    });
+    blobs
+}
+
+/// Fetches the blobs that the local tier lacks. Does not count as a reader, since a blob that cannot be
+/// stored is of no use.
+async fn fetch(fetches: &Arc<Fetches>, mut batch: Vec<Digest>) {
+    let local = fetches.tiers.local.fetch_batch(&batch).await;
+    let mut is_missing = local.iter().map(Result::is_err);
+    batch.retain(|_| is_missing.next().unwrap_or_default());
+    let flows = fetches.join_all(&batch, |flow| Some(Arc::clone(flow)));
+    future::join_all(flows.iter().flatten().map(|flow| flow.ended())).await;
 }
 
 #[cfg(test)]
@@ -122,44 +87,10 @@ mod tests {
 
     use super::*;
 
-    fn blobs(sizes: &[u64]) -> Vec<Digest> {
-        let numbered = (0..).zip(sizes);
-        let blobs = numbered.map(|(at, size)| Digest::from_hash(Sha256, &[at; 32], *size).unwrap());
-        blobs.collect()
-    }
-
-    fn sizes(queue: &mut Queue) -> Vec<u64> {
-        std::iter::from_fn(|| queue.queue.try_recv().ok())
-            .map(|digest| digest.size())
-            .collect()
-    }
-
     #[test]
-    fn no_result_fills_more_than_its_part() {
-        let (wanted, mut queue) = Wanted::new(1600);
-        wanted.add(blobs(&[60, 101, 50, 30, 20]));
-        assert_eq!(sizes(&mut queue), [60, 30]);
-        let (wanted, mut queue) = Wanted::new(u64::MAX);
-        wanted.add(blobs(&[OF_RESULT, 1]));
-        assert_eq!(sizes(&mut queue), [OF_RESULT]);
-    }
-
-    #[test]
-    fn what_is_named_twice_counts_once() {
-        let (wanted, mut queue) = Wanted::new(1600);
-        wanted.add([blobs(&[60]), blobs(&[60, 40])].concat());
-        assert_eq!(sizes(&mut queue), [60, 40]);
-    }
-
-    #[test]
-    fn many_results_do_not_fill_more_than_the_part_of_all() {
-        let (wanted, mut queue) = Wanted::new(1600);
-        for _ in 0..3 {
-            wanted.add(blobs(&[90]));
-        }
-        assert_eq!(sizes(&mut queue), [90, 90]);
-        queue.bytes.fetch_sub(90, Relaxed);
-        wanted.add(blobs(&[100]));
-        assert_eq!(sizes(&mut queue), [100]);
+    fn outputs_of_a_result_have_a_limited_size_and_count_once() {
+        let blob = |size: u8| Digest::from_hash(Sha256, &[size; 32], size.into()).unwrap();
+        let blobs = [60, 101, 60, 50, 30, 20].map(blob).to_vec();
+        assert_eq!(within(blobs, 100), [60, 30].map(blob));
     }
 }

@@ -1,61 +1,66 @@
-//! Remembers for a short while that something was done.
+//! Sets of a bounded size whose members expire.
 
 use std::{
     collections::HashMap,
     hash::Hash,
+    mem,
     sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use tokio::time::Instant;
 
-/// How much is remembered at most. Beyond that all is forgotten, which costs a repetition.
-const CAPACITY: usize = 16 * 1024;
-
-/// Things done within the last `period`.
+/// The things inserted within the last `period`, at most `capacity` of them.
 #[derive(Debug)]
 pub(crate) struct Recent<T> {
     period: Duration,
-    done: Mutex<HashMap<T, Instant>>,
+    capacity: usize,
+    start: Instant,
+    halves: Mutex<Halves<T>>,
 }
 
+/// Two sets with the times of insertion, in seconds. The older one is dropped when the younger one is full.
+type Halves<T> = [HashMap<T, u32>; 2];
+
 impl<T: Eq + Hash> Recent<T> {
-    pub(crate) fn new(period: Duration) -> Self {
+    pub(crate) fn new(period: Duration, capacity: usize) -> Self {
         Self {
             period,
-            done: Mutex::default(),
+            capacity,
+            start: Instant::now(),
+            halves: Mutex::default(),
         }
     }
 
-    fn done(&self) -> MutexGuard<'_, HashMap<T, Instant>> {
-        self.done.lock().unwrap_or_else(PoisonError::into_inner)
+    fn halves(&self) -> MutexGuard<'_, Halves<T>> {
+        self.halves.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Notes it, and says whether that is news.
-    pub(crate) fn note(&self, what: T) -> bool {
-        let now = Instant::now();
-        let mut done = self.done();
-        if done.len() >= CAPACITY {
-            done.clear();
+    /// Returns the seconds since the set was created.
+    fn now(&self) -> u32 {
+        u32::try_from(self.start.elapsed().as_secs()).unwrap_or(u32::MAX)
+    }
+
+    pub(crate) fn insert(&self, member: T) {
+        let mut halves = self.halves();
+        let [young, old] = &mut *halves;
+        if young.len() >= self.capacity / 2 {
+            *old = mem::take(young);
         }
-        let last = done.get(&what).copied();
-        let news = last.is_none_or(|last| now - last >= self.period);
-        if news {
-            done.insert(what, now);
+        young.insert(member, self.now());
+    }
+
+    pub(crate) fn contains(&self, member: &T) -> bool {
+        let (now, halves) = (self.now(), self.halves());
+        let inserted = halves.iter().filter_map(|half| half.get(member));
+        let mut ages = inserted.map(|inserted| now.saturating_sub(*inserted));
+        ages.any(|age| Duration::from_secs(age.into()) < self.period)
+    }
+
+    pub(crate) fn remove(&self, member: &T) {
+        for half in &mut *self.halves() {
+            half.remove(member);
         }
-        news
-    }
-
-    /// Whether it was noted within the period.
-    pub(crate) fn has(&self, what: &T) -> bool {
-        let noted = self.done().get(what).copied();
-        noted.is_some_and(|noted| noted.elapsed() < self.period)
-    }
-
-    /// Forgets it, and says whether it was noted within the period.
-    pub(crate) fn take(&self, what: &T) -> bool {
-        let noted = self.done().remove(what);
-        noted.is_some_and(|noted| noted.elapsed() < self.period)
     }
 }
 
@@ -66,15 +71,37 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn what_was_noted_is_news_again_after_the_period() {
-        let recent = Recent::new(Duration::from_secs(1));
-        assert!(recent.note("a"));
-        assert!(!recent.note("a"));
-        assert!(recent.has(&"a"));
+    async fn members_expire_after_the_period() {
+        let recent = Recent::new(Duration::from_secs(2), 10);
+        recent.insert("a");
         advance(Duration::from_secs(1)).await;
-        assert!(!recent.has(&"a"));
-        assert!(recent.note("a"));
-        assert!(recent.take(&"a"));
-        assert!(!recent.take(&"a"));
+        assert!(recent.contains(&"a"));
+        assert!(!recent.contains(&"b"));
+        advance(Duration::from_secs(1)).await;
+        assert!(!recent.contains(&"a"));
+        recent.insert("a");
+        assert!(recent.contains(&"a"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn removed_members_are_gone_from_both_halves() {
+        let recent = Recent::new(Duration::from_secs(1), 2);
+        recent.insert("a");
+        recent.insert("b");
+        for member in ["a", "b"] {
+            assert!(recent.contains(&member));
+            recent.remove(&member);
+            assert!(!recent.contains(&member));
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_oldest_members_make_room_for_new_ones() {
+        let recent = Recent::new(Duration::MAX, 10);
+        for member in 0..=10 {
+            recent.insert(member);
+        }
+        let members = (0..=10).filter(|member| recent.contains(member));
+        assert_eq!(members.collect::<Vec<_>>(), (5..=10).collect::<Vec<_>>());
     }
 }

@@ -1,62 +1,249 @@
-//! Which results were written lately, so that nobody overwrites them with what was read before.
+//! Writes through both tiers: the backing cache has a blob before a client hears that it is stored.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicU64, Ordering::SeqCst},
+use std::sync::{Arc, atomic::Ordering::Relaxed};
+
+use bytes::Bytes;
+use gorego_storage::{Blob, BlobStore as _, Chunks, Digest, Error, Put, Result, Resume};
+use gorego_storage_local::{Complete, Received};
+
+use crate::{
+    outbox::Outbox,
+    tee::Tee,
+    tiers::Tiers,
+    uploads::{Uploads, publish},
 };
-use std::{
-    collections::hash_map::RandomState,
-    hash::{BuildHasher as _, Hash},
-};
 
-use tokio::sync::{Mutex, OwnedMutexGuard};
-
-/// How many names share a count: some of what was read is not kept for nothing.
-const SHARES: usize = 1024;
-
-/// Counts the writes of results, by name.
-#[derive(Debug)]
+/// Writes of blobs. While the backing cache is down they may become pending.
+#[derive(Clone)]
 pub(crate) struct Writes {
-    hasher: RandomState,
-    shares: Box<[Share]>,
+    pub(crate) tiers: Tiers,
+    pub(crate) uploads: Arc<Uploads>,
+    pub(crate) outbox: Arc<Outbox>,
 }
 
-#[derive(Debug, Default)]
-struct Share {
-    count: AtomicU64,
-    writing: Arc<Mutex<()>>,
-}
-
-impl Default for Writes {
-    fn default() -> Self {
-        Self {
-            hasher: RandomState::new(),
-            shares: (0..SHARES).map(|_| Share::default()).collect(),
-        }
-    }
-}
+/// The outcomes of a stream in the backing cache and in the local tier, and whether the backing cache has read any
+/// content. Before that, its client has retried by itself.
+type Sent = (Result<Put>, Result<Received>, bool);
 
 impl Writes {
-    fn share(&self, name: &impl Hash) -> Option<&Share> {
-        let hash = usize::try_from(self.hasher.hash_one(name) % SHARES as u64);
-        self.shares.get(hash.unwrap_or_default())
-    }
-
-    /// What was read before is out of date from now on.
-    pub(crate) fn note(&self, name: &impl Hash) {
-        if let Some(share) = self.share(name) {
-            share.count.fetch_add(1, SeqCst);
+    pub(crate) async fn put(&self, digest: &Digest, blob: Blob) -> Result<Put> {
+        let (chunks, resume) = match blob {
+            Blob::Bytes(content) => {
+                let put = self.put_batch(vec![(*digest, content)]).await.pop();
+                return put.unwrap_or(Err(Error::NotFound(*digest)));
+            }
+            Blob::Stream(stream) => (stream.chunks, stream.resume),
+            blob @ Blob::File(_) => (blob.into_chunks(), None),
+        };
+        let is_uploaded = matches!(self.uploads.running(digest).await, Some(Ok(_)));
+        match resume {
+            Some(Resume { offset: 1.., .. }) if is_uploaded => Ok(Put::Existed),
+            Some(Resume { offset: 1.., .. }) => self.put_rest(digest, chunks, resume).await,
+            resume if is_uploaded => self.existed(digest, resume).await,
+            resume => self.put_whole(digest, chunks, resume).await,
         }
     }
 
-    /// How many there were: whoever reads looks here first.
-    pub(crate) fn count(&self, name: &impl Hash) -> u64 {
-        self.share(name).map_or(0, |share| share.count.load(SeqCst))
+    /// Stores a stream that begins with the blob's first byte.
+    async fn put_whole(
+        &self,
+        digest: &Digest,
+        chunks: Chunks,
+        resume: Option<Resume>,
+    ) -> Result<Put> {
+        let epoch = self.tiers.backing.epoch();
+        let Some((put, received, was_read)) = self.put_both(digest, chunks, resume.clone()).await?
+        else {
+            self.tiers.backing.record(epoch, digest);
+            return self.existed(digest, resume).await;
+        };
+        let mut staged = match received {
+            Ok(Received::Complete(staged)) => staged,
+            Ok(Received::Existed) if put.is_err() => {
+                return self.upload_stored(digest).await;
+            }
+            _ => {
+                let accepted = |_: &Put| self.tiers.backing.accepted(epoch, digest);
+                return put.inspect(accepted);
+            }
+        };
+        // The backing cache may have accepted it unverified.
+        let actual = staged.verify().await?;
+        match put {
+            Ok(put) if actual == *digest => {
+                self.tiers.backing.accepted(epoch, digest);
+                publish(digest, staged).await;
+                Ok(put)
+            }
+            Err(error @ Error::Unavailable(_)) if !was_read => {
+                self.accept(&actual, error, staged.publish()).await
+            }
+            _ => self.upload(actual, staged).await,
+        }
     }
 
-    /// Keeps others from writing; the count does not tell of it.
-    pub(crate) async fn alone(&self, name: &impl Hash) -> Option<OwnedMutexGuard<()>> {
-        let share = self.share(name)?;
-        Some(Arc::clone(&share.writing).lock_owned().await)
+    /// Ends a put of a blob that the backing cache has. Removes a partial upload, which no client resumes.
+    async fn existed(&self, digest: &Digest, resume: Option<Resume>) -> Result<Put> {
+        let local = &self.tiers.local;
+        if let Some(resume) = resume
+            && let Err(error) = local.discard_upload(digest, &resume.upload).await
+        {
+            tracing::warn!(%digest, %error, "failed to remove a partial upload");
+        }
+        Ok(Put::Existed)
     }
+
+    /// Sends a stream to both tiers at once; `None` if the backing cache turns out to have the blob.
+    async fn put_both(
+        &self,
+        digest: &Digest,
+        chunks: Chunks,
+        resume: Option<Resume>,
+    ) -> Result<Option<Sent>> {
+        let (tee, content) = Tee::new(chunks);
+        let only = digest.only();
+        let backing = self.tiers.backing.store.put(&only, Blob::stream(content));
+        let local = self.tiers.local.receive(digest, tee.local(), resume, None);
+        let drain = tee.drain();
+        tokio::pin!(backing, local, drain);
+        let (mut sent, mut received, mut drained) = (None, None, false);
+        loop {
+            tokio::select! {
+                put = &mut backing, if sent.is_none() => {
+                    if put.is_ok() && !tee.ended.load(Relaxed) {
+                        return Ok(None);
+                    }
+                    sent = Some(put);
+                }
+                end = &mut local, if received.is_none() => match end {
+                    Ok(Received::Existed) if self.tiers.backing.has(digest) => return Ok(None),
+                    Err(error) if is_callers(&error) => return Err(error),
+                    end => received = Some(end),
+                },
+                () = &mut drain, if received.is_some() && !drained => drained = true,
+            }
+            (sent, received) = match (sent, received) {
+                (Some(backing), Some(local)) => {
+                    let was_read = tee.was_read.load(Relaxed);
+                    return Ok(Some((backing, local, was_read)));
+                }
+                either => either,
+            }
+        }
+    }
+
+    /// Receives the rest of a resumed upload, and uploads the whole blob.
+    async fn put_rest(
+        &self,
+        digest: &Digest,
+        chunks: Chunks,
+        resume: Option<Resume>,
+    ) -> Result<Put> {
+        let received = self.tiers.local.receive(digest, chunks, resume, None);
+        match received.await? {
+            Received::Complete(mut staged) => {
+                let digest = staged.verify().await?;
+                self.upload(digest, staged).await
+            }
+            Received::Existed if self.tiers.backing.has(digest) => Ok(Put::Existed),
+            Received::Existed => self.upload_stored(digest).await,
+        }
+    }
+
+    /// Uploads a staged blob and publishes it, even if the caller goes away.
+    async fn upload(&self, digest: Digest, staged: Complete) -> Result<Put> {
+        let writes = self.clone();
+        let upload = async move {
+            match writes.uploads.upload_staged(&digest, &staged).await {
+                Err(error) => writes.accept(&digest, error, staged.publish()).await,
+                put => {
+                    publish(&digest, staged).await;
+                    put
+                }
+            }
+        };
+        self.tiers.finish(&digest, upload).await
+    }
+
+    /// Uploads a blob that the local tier has.
+    async fn upload_stored(&self, digest: &Digest) -> Result<Put> {
+        match self.uploads.upload(digest).await {
+            Err(error) => self.accept(digest, error, async { Ok(Put::Existed) }).await,
+            Ok(_) => Ok(Put::Existed),
+        }
+    }
+
+    /// Makes a blob pending if `error` is an outage's, else returns it. `publish` stores the blob in the local
+    /// tier. Both happen even if the caller goes away.
+    async fn accept(
+        &self,
+        digest: &Digest,
+        error: Error,
+        publish: impl Future<Output = Result<Put>> + Send + 'static,
+    ) -> Result<Put> {
+        if !self.tiers.degrades(&error) {
+            return Err(error);
+        }
+        let (outbox, blobs) = (Arc::clone(&self.outbox), vec![*digest]);
+        let accept = async move { outbox.add_blobs(blobs, publish).await };
+        self.tiers.finish(digest, accept).await
+    }
+
+    /// Stores blobs. Those that the backing cache is known to have are not uploaded.
+    pub(crate) async fn put_batch(&self, blobs: Vec<(Digest, Bytes)>) -> Vec<Result<Put>> {
+        let checks = blobs.iter().map(|(digest, content)| check(digest, content));
+        let mut results: Vec<Result<Put>> = checks.collect();
+        let (mut places, mut new) = (Vec::new(), Vec::new());
+        for (place, blob) in results.iter_mut().zip(&blobs) {
+            if place.is_ok() && !blob.0.is_empty_blob() && !self.tiers.backing.has(&blob.0) {
+                places.push(place);
+                new.push(blob.clone());
+            }
+        }
+        let uploaded = self.tiers.backing.put_batch(new).await;
+        for (place, put) in places.into_iter().zip(uploaded) {
+            *place = put;
+        }
+        let mut present = Vec::with_capacity(blobs.len());
+        for (result, (digest, content)) in results.iter_mut().zip(blobs) {
+            match result {
+                Ok(_) => present.push((digest, content)),
+                Err(error) => {
+                    let (local, error) = (Arc::clone(&self.tiers.local), error.clone());
+                    let put = async move { local.put(&digest, Blob::Bytes(content)).await };
+                    *result = self.accept(&digest, error, put).await;
+                }
+            }
+        }
+        for stored in self.tiers.local.put_batch(present).await {
+            if let Err(error) = stored {
+                tracing::debug!(%error, "failed to store an uploaded blob in the local tier");
+            }
+        }
+        results
+    }
+}
+
+/// Whether the upload itself is at fault, so that it fails whatever the other tier returns.
+fn is_callers(error: &Error) -> bool {
+    matches!(
+        error,
+        Error::Mismatch { .. }
+            | Error::ResumedMismatch { .. }
+            | Error::UploadOffset { .. }
+            | Error::Superseded(_)
+            | Error::Source(_)
+    )
+}
+
+/// Compares content with its digest.
+fn check(digest: &Digest, content: &Bytes) -> Result<Put> {
+    let actual = digest.function().digest(content);
+    if actual == *digest {
+        return Ok(Put::Existed);
+    }
+    Err(Error::Mismatch {
+        expected: *digest,
+        actual: actual.to_string(),
+    })
 }

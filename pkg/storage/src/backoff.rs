@@ -1,11 +1,9 @@
 //! Backoff of evictions that free nothing on the disk.
 
-use std::{
-    sync::{Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::time::Duration;
 
 use gorego_limits::LogLimit;
+use parking_lot::{Mutex, MutexGuard};
 use tokio::time::Instant;
 
 use crate::Usage;
@@ -90,11 +88,10 @@ struct Pause {
 
 impl EvictionBackoff {
     fn pause(&self, resource: Resource) -> MutexGuard<'_, Option<Pause>> {
-        let pause = match resource {
-            Resource::Bytes => &self.bytes,
-            Resource::Files => &self.files,
-        };
-        pause.lock().unwrap_or_else(PoisonError::into_inner)
+        match resource {
+            Resource::Bytes => self.bytes.lock(),
+            Resource::Files => self.files.lock(),
+        }
     }
 
     /// Whether eviction for the resource is paused. A pause ends early when the free amount rises.

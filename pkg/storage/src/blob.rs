@@ -220,7 +220,6 @@ impl BlobFile {
     }
 }
 
-/// A reader of a file in chunks.
 struct FileReader {
     file: BlobFile,
     /// The budget of the chunks, if they are counted.

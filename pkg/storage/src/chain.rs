@@ -1,11 +1,9 @@
 //! The chain of gorego instances that a request has passed, to detect loops.
 
-use std::{
-    sync::{Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::time::Duration;
 
 use gorego_limits::LogLimit;
+use parking_lot::Mutex;
 use tokio::time::Instant;
 
 /// The most ids in the header, the own one included. The latest callers come first, so that many instances
@@ -74,7 +72,7 @@ impl Chain {
             return Err(error);
         }
         let now = Instant::now();
-        let mut callers = self.callers();
+        let mut callers = self.callers.lock();
         callers.retain(|(id, _)| !passed.contains(id));
         callers.splice(..0, passed.into_iter().map(|id| (id, now)));
         callers.truncate(MAX_IDS - 1);
@@ -83,14 +81,10 @@ impl Chain {
 
     /// Returns the header's value for requests to the backing cache.
     pub fn header(&self) -> String {
-        let mut callers = self.callers();
+        let mut callers = self.callers.lock();
         callers.retain(|(_, seen)| seen.elapsed() < CALLER_TTL);
         let callers = callers.iter().map(|(id, _)| *id);
         names(&[self.own].into_iter().chain(callers).collect::<Vec<_>>())
-    }
-
-    fn callers(&self) -> MutexGuard<'_, Vec<(u64, Instant)>> {
-        self.callers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -15,7 +15,7 @@ pub struct CompletenessChecking<A: ?Sized> {
     blobs: Arc<dyn BlobStore>,
     /// The budget for reading trees.
     memory: Budget,
-    /// Whether a put extends the leases of the outputs, too.
+    /// Extends the leases of the outputs also on a put.
     leases_puts: bool,
 }
 

@@ -1,6 +1,6 @@
 //! The error of stores.
 
-use std::{io, path::PathBuf, sync::Arc};
+use std::{fmt, io, path::PathBuf, sync::Arc};
 
 use gorego_limits::Full;
 use rustix::io::Errno;
@@ -89,7 +89,7 @@ pub enum Error {
         code: tonic::Code,
         /// The call, and the message of the response.
         message: String,
-        /// Whether the response is an HTTP page of a proxy in front of the peer. Such an error is temporary.
+        /// Set if the response is an HTTP page of a proxy in front of the peer. Such an error is temporary.
         foreign: bool,
     },
     /// The caller's content cannot be read.
@@ -120,6 +120,23 @@ impl Error {
             action,
             path: path.into(),
             source: Arc::new(source),
+        }
+    }
+
+    /// Creates the error of content that does not match its digest. `actual` is the content's digest or size.
+    pub fn mismatch(expected: &Digest, actual: impl fmt::Display) -> Self {
+        Self::Mismatch {
+            expected: *expected,
+            actual: actual.to_string(),
+        }
+    }
+
+    /// Turns the mismatch of an upload into that of a resumed one. Returns other errors unchanged.
+    #[must_use]
+    pub fn of_resumed(self) -> Self {
+        match self {
+            Self::Mismatch { expected, actual } => Self::ResumedMismatch { expected, actual },
+            other => other,
         }
     }
 

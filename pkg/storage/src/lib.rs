@@ -14,6 +14,7 @@ mod outputs;
 mod resource_name;
 mod store;
 mod tree;
+mod usage;
 
 pub use backoff::{EvictionBackoff, Resource};
 pub use blob::{
@@ -24,7 +25,7 @@ pub use chain::{Chain, LoopError};
 pub use completeness::{CompletenessChecking, find_outputs};
 pub use digest::{Digest, DigestError, DigestFunction, Hasher, shorten, to_hex};
 pub use error::{Error, Result, SourceError};
-pub use eviction::{Candidate, EntryId, Evictable, Removed, Usage};
+pub use eviction::{Candidate, EntryId, Evictable};
 pub use memory::MemoryStore;
 pub use outputs::{Outputs, named_blobs};
 pub use resource_name::{
@@ -32,3 +33,4 @@ pub use resource_name::{
 };
 pub use store::{ActionCache, ActionCacheExt, BlobStore, BlobStoreExt, CachedResult, Put, Uploads};
 pub use tree::{TreeError, TreeWalk};
+pub use usage::{Removed, Usage};

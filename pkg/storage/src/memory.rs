@@ -1,15 +1,12 @@
 //! A store in memory, for tests.
 
-use std::{
-    collections::HashMap,
-    fmt, mem,
-    sync::{Mutex, MutexGuard, PoisonError},
-};
+use std::{collections::HashMap, fmt, mem};
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::StreamExt as _;
 use gorego_limits::Budget;
+use parking_lot::Mutex;
 use prost::Message as _;
 use reapi::v2::ActionResult;
 use tokio::sync::Notify;
@@ -35,28 +32,21 @@ struct Content {
 }
 
 impl MemoryStore {
-    fn lock(&self) -> MutexGuard<'_, Content> {
-        self.content.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Removes a blob, as an eviction does.
     pub fn remove(&self, digest: &Digest) {
-        self.lock().blobs.remove(digest);
+        self.content.lock().blobs.remove(digest);
     }
 
     fn has(&self, digest: &Digest) -> bool {
-        digest.is_empty_blob() || self.lock().blobs.contains_key(digest)
+        digest.is_empty_blob() || self.content.lock().blobs.contains_key(digest)
     }
 
     fn publish(&self, digest: &Digest, content: Bytes) -> Result<Put> {
         let mut digests = [Some(digest.only()), digest.other()].into_iter().flatten();
         let Some(digest) = digests.find(|digest| digest.is_of(&content)) else {
-            return Err(Error::Mismatch {
-                expected: *digest,
-                actual: digest.function().digest(&content).to_string(),
-            });
+            return Err(Error::mismatch(digest, digest.function().digest(&content)));
         };
-        self.lock().blobs.insert(digest, content);
+        self.content.lock().blobs.insert(digest, content);
         self.stored.notify_waiters();
         Ok(Put::Stored)
     }
@@ -79,13 +69,8 @@ impl MemoryStore {
             received = receive => received?,
         }
         let resumed = upload.resumed;
-        self.publish(digest, upload.take().into())
-            .map_err(|error| match error {
-                Error::Mismatch { expected, actual } if resumed => {
-                    Error::ResumedMismatch { expected, actual }
-                }
-                other => other,
-            })
+        let put = self.publish(digest, upload.take().into());
+        put.map_err(|error| if resumed { error.of_resumed() } else { error })
     }
 
     /// Takes the stored bytes of an upload, up to the offset where it resumes.
@@ -94,7 +79,7 @@ impl MemoryStore {
         let key = resume.map(|resume| (resume.upload, *digest));
         let mut content = Vec::new();
         if let Some(key) = &key {
-            let mut stored = self.lock();
+            let mut stored = self.content.lock();
             let committed = stored.partial.get(key).map_or(0, Vec::len) as u64;
             if committed < offset {
                 return Err(Error::UploadOffset {
@@ -147,10 +132,8 @@ impl PartialUpload<'_> {
             return Ok(());
         }
         self.take();
-        Err(Error::Mismatch {
-            expected: self.digest,
-            actual: format!("more than {} bytes", self.digest.size()),
-        })
+        let actual = format_args!("more than {} bytes", self.digest.size());
+        Err(Error::mismatch(&self.digest, actual))
     }
 
     /// Returns the content without storing it.
@@ -164,7 +147,7 @@ impl Drop for PartialUpload<'_> {
     fn drop(&mut self) {
         if let Some(key) = self.key.take() {
             let content = mem::take(&mut self.content);
-            self.store.lock().partial.insert(key, content);
+            self.store.content.lock().partial.insert(key, content);
         }
     }
 }
@@ -184,7 +167,8 @@ impl BlobStore for MemoryStore {
         let content = if digest.is_empty_blob() {
             Bytes::new()
         } else {
-            self.lock()
+            self.content
+                .lock()
                 .blobs
                 .get(digest)
                 .cloned()
@@ -216,11 +200,7 @@ impl BlobStore for MemoryStore {
 impl Uploads for MemoryStore {
     async fn committed(&self, digest: &Digest, upload: &UploadId) -> Result<u64> {
         let key = (upload.clone(), *digest);
-        Ok(self
-            .lock()
-            .partial
-            .get(&key)
-            .map_or(0, |content| content.len() as u64))
+        Ok(self.content.lock().partial.get(&key).map_or(0, Vec::len) as u64)
     }
 }
 
@@ -228,7 +208,7 @@ impl Uploads for MemoryStore {
 impl ActionCache for MemoryStore {
     async fn get(&self, instance: &str, action: &Digest, memory: &Budget) -> Result<CachedResult> {
         let name = (instance.to_owned(), *action);
-        let found = self.lock().results.get(&name).cloned();
+        let found = self.content.lock().results.get(&name).cloned();
         let result = found.ok_or(Error::NoResult(*action))?;
         let bytes = result_memory(result.encoded_len() as u64);
         let permit = memory.reserve(bytes).await.map_err(Error::no_memory)?;
@@ -236,7 +216,8 @@ impl ActionCache for MemoryStore {
     }
 
     async fn put(&self, instance: &str, action: &Digest, result: ActionResult) -> Result<()> {
-        self.lock()
+        self.content
+            .lock()
             .results
             .insert((instance.to_owned(), *action), result);
         Ok(())

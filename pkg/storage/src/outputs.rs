@@ -177,9 +177,7 @@ pub fn named_blobs(action: &Digest, result: &ActionResult) -> Option<Vec<Digest>
     Named::of(action, result).ok().map(|named| named.blobs)
 }
 
-/// The digests in an action result itself.
 struct Named {
-    /// All digests.
     blobs: Vec<Digest>,
     /// The digests of `Tree`s.
     trees: BTreeSet<Digest>,

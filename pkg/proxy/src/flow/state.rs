@@ -1,4 +1,4 @@
-//! What of a blob is in memory, and where its readers are.
+//! The part of a blob that is in memory, and the places of its readers.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -11,71 +11,66 @@ use gorego_storage::Result;
 use gorego_storage_local::Growth;
 use tokio::time::Instant;
 
-/// A reader that does not go on for this long while memory is short is left behind, and so is one
-/// that others have had to wait for as long in total.
+/// The time for which a reader may hold up others while memory is short, or stall.
 pub(super) const PATIENCE: Duration = Duration::from_secs(5);
-
-/// Up to here it is no waiting: as long as anybody goes on within this time, there is work for all,
-/// and those who come last may not be to blame.
+/// The longest wait that is not charged: while any reader makes progress within this time, the slowest ones
+/// may not be at fault.
 const BRISK: Duration = Duration::from_millis(500);
 
+/// The place of a caller that waits for the end without reading.
+pub(super) const END: u64 = u64::MAX;
+
 #[derive(Debug, Default)]
-pub(super) struct State {
-    /// What is in a file.
+pub(super) struct FlowState {
+    /// The file that the blob is written to.
     pub(super) growth: Arc<Growth>,
-    /// The newest part.
+    /// The newest part of the blob.
     pub(super) newest: VecDeque<Bytes>,
-    /// Where it starts and ends in the blob.
+    /// The start and the end of `newest` in the blob.
     pub(super) start: u64,
     pub(super) end: u64,
-    /// How much may be in memory, where nothing is written any more.
+    /// The most bytes in `newest`, once the blob is no longer written.
     pub(super) in_memory: Option<u64>,
     pub(super) outcome: Option<Result<()>>,
     pub(super) readers: HashMap<u64, Place>,
-    pub(super) next_reader: u64,
-    /// How many want the end, and how many of those read no more.
-    pub(super) waiters: usize,
-    pub(super) waiting: usize,
+    next_reader: u64,
 }
 
-/// Where a reader is, and since when. What others had to wait for it.
-#[derive(Clone, Copy, Debug)]
+/// The place of a reader.
+#[derive(Debug)]
 pub(super) struct Place {
     pub(super) at: u64,
-    since: Instant,
-    owes: Duration,
-    /// It is waited for.
-    late: bool,
+    /// The time for which it may still be waited for.
+    patience: Duration,
+    /// The place at the start of the current wait, if the wait is for this reader.
+    late: Option<u64>,
 }
 
-impl Place {
-    pub(super) fn new(at: u64) -> Self {
-        Self {
+impl FlowState {
+    /// Adds a reader; `None` if the blob is no longer available from there.
+    pub(super) fn add_reader(&mut self, at: u64) -> Option<u64> {
+        let is_gone = at < self.start && self.growth.len() < self.start;
+        if is_gone || matches!(self.outcome, Some(Err(_))) {
+            return None;
+        }
+        let number = self.next_reader;
+        self.next_reader += 1;
+        let place = Place {
             at,
-            since: Instant::now(),
-            owes: Duration::ZERO,
-            late: false,
-        }
+            patience: PATIENCE,
+            late: None,
+        };
+        self.readers.insert(number, place);
+        Some(number)
     }
 
-    pub(super) fn go_on(&mut self, at: u64) {
-        self.at = at;
-        self.since = Instant::now();
+    pub(super) fn push(&mut self, chunk: Bytes) {
+        self.end += chunk.len() as u64;
+        self.newest.push_back(chunk);
+        self.drop_written();
     }
 
-    /// When it will have been waited for too long, if there are `late` of them.
-    fn patience(&self, late: u32, others_wait: bool) -> Instant {
-        let standing = self.since + PATIENCE;
-        if !others_wait {
-            return standing;
-        }
-        let left = PATIENCE.saturating_sub(self.owes) * late;
-        standing.min(Instant::now() + BRISK + left)
-    }
-}
-
-impl State {
-    /// Lets go of the chunks that lie wholly before `offset`.
+    /// Drops the chunks that end before `offset`.
     pub(super) fn drop_before(&mut self, offset: u64) {
         while let Some(first) = self.newest.front() {
             let next = self.start + first.len() as u64;
@@ -87,75 +82,59 @@ impl State {
         }
     }
 
-    /// Lets go of what can be read from the file.
+    /// Drops the chunks that can be read from the file.
     pub(super) fn drop_written(&mut self) {
         self.drop_before(self.growth.len());
     }
 
-    /// Whether anybody is left to get what arrives.
-    pub(super) fn is_wanted(&self) -> bool {
-        !self.readers.is_empty() || self.waiters > 0
-    }
-
-    pub(super) fn slowest(&self) -> u64 {
-        let places = self.readers.values().map(|place| place.at);
-        places.min().unwrap_or(u64::MAX)
-    }
-
-    /// Forgets the readers that were waited for too long: those for whom nobody went on for as long as
-    /// `waited` share that, if anybody was at the end and could not.
-    pub(super) fn leave_behind(&mut self, waited: Duration) {
-        let late = self.late();
-        let share = if late > 0 && self.others_wait() {
-            waited.saturating_sub(BRISK) / late
-        } else {
-            Duration::ZERO
-        };
-        let now = Instant::now();
-        self.readers.retain(|_, place| {
-            if !place.late {
-                return true;
-            }
-            place.owes += share;
-            now - place.since < PATIENCE && place.owes < PATIENCE
-        });
-    }
-
-    /// From now on those before `offset` are waited for; until when, at most.
-    pub(super) fn wait_for(&mut self, offset: u64) -> Instant {
-        for place in self.readers.values_mut() {
-            place.late = place.at < offset;
-        }
-        let (late, others_wait) = (self.late(), self.others_wait());
-        let places = self.readers.values().filter(|place| place.late);
-        let first = places.map(|place| place.patience(late, others_wait)).min();
-        first.unwrap_or_else(Instant::now)
-    }
-
-    fn late(&self) -> u32 {
-        let late = self.readers.values().filter(|place| place.late).count();
-        u32::try_from(late).unwrap_or(u32::MAX)
-    }
-
-    /// Whether anybody is at the end and could go on.
-    fn others_wait(&self) -> bool {
-        self.waiting > 0 || self.readers.values().any(|place| place.at == self.end)
-    }
-
-    /// The rest of the chunk that `at` is in.
+    /// Returns the rest of the chunk in memory that contains `at`.
     pub(super) fn piece(&self, at: u64) -> Option<Bytes> {
         let mut start = self.start;
-        if at < start {
-            return None;
-        }
         for chunk in &self.newest {
             let next = start + chunk.len() as u64;
-            if at < next {
-                let from = usize::try_from(at - start).ok()?;
-                return Some(chunk.slice(from..));
+            if (start..next).contains(&at) {
+                return Some(chunk.slice(usize::try_from(at - start).ok()?..));
             }
             start = next;
         }
         None
+    }
+
+    /// Drops chunks down to the most that may be in memory, as far as readers have passed them. Returns the
+    /// time until which to wait for the slowest readers; `None` if enough was dropped. `waited` is the time
+    /// since the last call.
+    pub(super) fn make_room(&mut self, waited: Duration) -> Option<Instant> {
+        let due = self.end.saturating_sub(self.in_memory?);
+        self.charge(waited);
+        self.drop_written();
+        let slowest = self.readers.values().map(|place| place.at).min();
+        let slowest = slowest.unwrap_or(END);
+        self.drop_before(due.min(slowest));
+        // A chunk across `due` stays, since its end was added last.
+        if slowest >= due || self.start >= due {
+            return None;
+        }
+        for place in self.readers.values_mut() {
+            place.late = (place.at < due).then_some(place.at);
+        }
+        let late = self.readers.values().filter(|place| place.late.is_some());
+        let patience = late.map(|place| place.patience).min();
+        Some(Instant::now() + BRISK + patience.unwrap_or_default())
+    }
+
+    /// Charges the readers that were waited for, and disconnects those without patience. The patience of a
+    /// reader that proceeded is restored unless others wait at the end.
+    fn charge(&mut self, waited: Duration) {
+        let waited = waited.saturating_sub(BRISK);
+        let at_end = |place: &Place| place.late.is_none() && place.at >= self.end;
+        let others_wait = self.readers.values().any(at_end);
+        self.readers.retain(|_, place| {
+            match place.late.take() {
+                Some(late) if late != place.at && !others_wait => place.patience = PATIENCE,
+                Some(_) => place.patience = place.patience.saturating_sub(waited),
+                None => {}
+            }
+            !place.patience.is_zero()
+        });
     }
 }

@@ -4,8 +4,12 @@ use futures::{FutureExt as _, StreamExt as _, future};
 use gorego_storage::DigestFunction;
 use tokio::{task::yield_now, time};
 
-use super::{state::PATIENCE, *};
-use crate::Memory;
+use super::{
+    reader::{MIN_PIECE, PIECE, until_next},
+    state::PATIENCE,
+    *,
+};
+use crate::memory::Memory;
 
 const LEN: usize = 1000;
 
@@ -29,7 +33,7 @@ fn read(flow: &Arc<Flow>, offset: u64) -> gorego_storage::Chunks {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_last_chunk_is_held_back_until_all_was_verified() {
+async fn the_last_chunk_is_withheld_until_the_blob_is_verified() {
     let (flow, content) = flow(2);
     let mut reader = read(&flow, 10);
     assert!(reader.next().now_or_never().is_none());
@@ -46,18 +50,18 @@ async fn the_last_chunk_is_held_back_until_all_was_verified() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn readers_of_what_was_wrong_never_see_its_end() {
+async fn readers_of_a_failed_fetch_never_see_the_end() {
     let (flow, content) = flow(2);
     let mut reader = read(&flow, 0);
     flow.push(chunk(&content, 0)).await;
     flow.push(chunk(&content, 1)).await;
     reader.next().await.unwrap().unwrap();
-    flow.finish(Err(Error::NotFound(*flow.digest())));
+    flow.finish(Err(Error::NotFound(flow.digest)));
     assert!(reader.next().await.unwrap().is_err());
 }
 
 #[tokio::test(start_paused = true)]
-async fn in_memory_what_arrives_waits_for_readers_that_go_on() {
+async fn an_unwritten_blob_waits_for_its_readers() {
     let (flow, content) = flow(5);
     flow.to_memory(2 * LEN as u64);
     let mut reader = read(&flow, 0);
@@ -67,17 +71,17 @@ async fn in_memory_what_arrives_waits_for_readers_that_go_on() {
         let mut third = Box::pin(flow.push(chunk(&content, 2)));
         assert!((&mut third).now_or_never().is_none());
         assert_eq!(reader.next().await.unwrap().unwrap(), chunk(&content, 0));
-        // It has passed the first chunk once it asks for the second.
+        // It has passed the first chunk once it requests the second.
         assert_eq!(reader.next().await.unwrap().unwrap(), chunk(&content, 1));
         third.await;
     }
-    // Whoever comes now cannot have the beginning.
+    // New readers cannot get the beginning.
     assert!(flow.read(0).is_none());
     assert!(flow.read(LEN as u64).is_some());
 }
 
 #[tokio::test(start_paused = true)]
-async fn in_memory_whoever_stands_still_is_left_behind() {
+async fn a_stalled_reader_of_an_unwritten_blob_is_disconnected() {
     let (flow, content) = flow(4);
     flow.to_memory(LEN as u64);
     let mut stalled = read(&flow, 0);
@@ -94,7 +98,7 @@ async fn in_memory_whoever_stands_still_is_left_behind() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn in_memory_whoever_leaves_is_not_waited_for() {
+async fn an_unwritten_blob_does_not_wait_for_a_reader_that_left() {
     let (flow, content) = flow(4);
     flow.to_memory(LEN as u64);
     let gone = read(&flow, 0);
@@ -106,7 +110,7 @@ async fn in_memory_whoever_leaves_is_not_waited_for() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn in_memory_chunks_of_any_size_go_on() {
+async fn an_unwritten_blob_arrives_in_chunks_of_any_size() {
     for (most, sizes) in [
         (2500, vec![1000; 9]),
         (2000, vec![700, 1, 1999, 300, 4000, 2000]),
@@ -142,7 +146,7 @@ async fn in_memory_chunks_of_any_size_go_on() {
 }
 
 #[tokio::test]
-async fn it_is_given_up_only_when_nobody_waits_for_its_end() {
+async fn a_flow_is_abandoned_only_without_readers() {
     let (flow, content) = flow(3);
     flow.push(chunk(&content, 0)).await;
     let reader = read(&flow, 0);
@@ -154,10 +158,13 @@ async fn it_is_given_up_only_when_nobody_waits_for_its_end() {
     flow.abandon().unwrap();
     drop(part);
     assert!(flow.abandon().is_err());
-    assert!(flow.read(0).is_none(), "nobody joins what was given up");
+    assert!(
+        flow.read(0).is_none(),
+        "an abandoned flow has no new readers"
+    );
 }
 
-/// Reads a chunk each `pace`, for as long as it is let; how many it got.
+/// Reads a chunk each `pace` until it is disconnected. Returns the number of chunks.
 async fn slow(flow: &Arc<Flow>, pace: time::Duration) -> usize {
     let mut reader = read(flow, 0);
     let mut got = 0;
@@ -168,7 +175,7 @@ async fn slow(flow: &Arc<Flow>, pace: time::Duration) -> usize {
     got
 }
 
-/// Brings all of it; how long that took.
+/// Pushes all content. Returns the time that it took.
 async fn arrive(flow: &Arc<Flow>, content: &Bytes) -> time::Duration {
     let begun = time::Instant::now();
     for number in 0..content.len() / LEN {
@@ -179,7 +186,7 @@ async fn arrive(flow: &Arc<Flow>, content: &Bytes) -> time::Duration {
 }
 
 #[tokio::test(start_paused = true)]
-async fn in_memory_a_slow_reader_goes_at_its_pace_until_others_have_waited_enough() {
+async fn a_slow_reader_is_disconnected_only_if_others_wait() {
     for others in [0, 1] {
         let (flow, content) = flow(30);
         flow.to_memory(2 * LEN as u64);
@@ -194,19 +201,7 @@ async fn in_memory_a_slow_reader_goes_at_its_pace_until_others_have_waited_enoug
 }
 
 #[tokio::test(start_paused = true)]
-async fn in_memory_many_that_are_slow_together_are_not_left_behind() {
-    let (flow, content) = flow(30);
-    flow.to_memory(2 * LEN as u64);
-    let crowd = (0..20).map(|_| slow(&flow, PATIENCE / 5));
-    let fast = read(&flow, 0).count();
-    let (crowd, fast, _) =
-        future::join3(future::join_all(crowd), fast, arrive(&flow, &content)).await;
-    assert_eq!(crowd, vec![30; 20]);
-    assert_eq!(fast, 30);
-}
-
-#[tokio::test(start_paused = true)]
-async fn in_memory_whoever_wants_a_part_is_not_held_up_either() {
+async fn a_reader_of_a_part_does_not_wait_for_a_slow_reader() {
     let (flow, content) = flow(30);
     flow.to_memory(2 * LEN as u64);
     let part = flow.read(0).unwrap().truncate(10).into_bytes();
@@ -218,7 +213,7 @@ async fn in_memory_whoever_wants_a_part_is_not_held_up_either() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn in_memory_whoever_goes_on_briskly_is_not_left_behind() {
+async fn a_reader_with_short_pauses_is_not_disconnected() {
     let (flow, content) = flow(30);
     flow.to_memory(2 * LEN as u64);
     let slow = slow(&flow, PATIENCE / 12);
@@ -229,7 +224,7 @@ async fn in_memory_whoever_goes_on_briskly_is_not_left_behind() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_over_leaves_memory_when_its_readers_have_passed_it_or_stand_still() {
+async fn an_ended_flow_leaves_memory_once_readers_passed_or_stalled() {
     let (flow, content) = flow(3);
     let (mut stalled, reader) = (read(&flow, 0), read(&flow, 0));
     let done = read(&flow, 0).take(3).collect::<Vec<_>>();
@@ -248,7 +243,7 @@ async fn what_is_over_leaves_memory_when_its_readers_have_passed_it_or_stand_sti
 }
 
 #[tokio::test(start_paused = true)]
-async fn whoever_had_all_of_it_is_not_told_of_being_late() {
+async fn a_reader_that_got_the_whole_blob_never_fails() {
     let (flow, content) = flow(1);
     flow.push(content.clone()).await;
     flow.finish(Ok(()));
@@ -275,7 +270,7 @@ async fn readers_at_one_offset_share_one_read() {
     assert_eq!(reads.load(Relaxed), 2, "another one");
     drop(pieces);
     shared.piece(7, read()).await.unwrap();
-    assert_eq!(reads.load(Relaxed), 3, "nobody holds it any more");
+    assert_eq!(reads.load(Relaxed), 3, "dropped with its last reader");
 }
 
 #[tokio::test]
@@ -313,6 +308,9 @@ async fn a_piece_holds_no_more_of_the_budget_than_its_length() {
 fn piece_ends_are_multiples_of_the_piece_size() {
     assert_eq!(until_next(PIECE, 0, 9 * PIECE), PIECE);
     assert_eq!(until_next(PIECE, 1, 9 * PIECE), PIECE - 1);
-    assert_eq!(until_next(LEAST, LEAST as u64 + 1, PIECE), LEAST - 1);
+    assert_eq!(
+        until_next(MIN_PIECE, MIN_PIECE as u64 + 1, PIECE),
+        MIN_PIECE - 1
+    );
     assert_eq!(until_next(PIECE, 1, 7), 7);
 }

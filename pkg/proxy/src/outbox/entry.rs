@@ -1,11 +1,11 @@
-//! Entries of the outbox as files: their names, and the content of those that hold a result.
+//! Entries of the outbox as files: their names, and the content of those with a result.
 
 use bytes::Bytes;
 use gorego_storage::{Digest, DigestFunction};
 use prost::Message;
 use reapi::v2::{self, ActionResult};
 
-/// The length of the checksum in front of an encoded result, in bytes.
+/// The length of the checksum before an encoded result, in bytes.
 pub(super) const CHECKSUM: usize = 32;
 const BLOB: &str = "blob";
 const RESULT: &str = "result";
@@ -19,19 +19,19 @@ pub(crate) enum WriteKey {
 }
 
 impl WriteKey {
-    pub(super) fn result(instance: &str, action: &Digest) -> Self {
+    pub(crate) fn result(instance: &str, action: &Digest) -> Self {
         Self::Result(instance.to_owned(), *action)
     }
 
     /// Returns the digest of the blob or the action.
-    pub(super) const fn digest(&self) -> &Digest {
+    pub(crate) const fn digest(&self) -> &Digest {
         match self {
             Self::Blob(digest) | Self::Result(_, digest) => digest,
         }
     }
 }
 
-/// Returns the name of an entry's file. Names sort by number; the instance name is not part of them.
+/// Returns the name of an entry's file. Names sort by number and do not contain the instance name.
 pub(super) fn file_name(number: u64, key: &WriteKey) -> String {
     let (kind, digest) = match key {
         WriteKey::Blob(digest) => (BLOB, digest),
@@ -41,7 +41,7 @@ pub(super) fn file_name(number: u64, key: &WriteKey) -> String {
     format!("{number:020}-{kind}-{function}-{hash}-{size}")
 }
 
-/// Parses the name of an entry's file. A result's instance name is empty: only its file holds it.
+/// Parses the name of an entry's file. A result's instance name is empty: only its file contains it.
 pub(super) fn parse(name: &str) -> Option<(u64, WriteKey)> {
     let mut parts = name.split('-');
     let (number, kind) = (parts.next()?.parse().ok()?, parts.next()?);
@@ -58,16 +58,16 @@ pub(super) fn parse(name: &str) -> Option<(u64, WriteKey)> {
 
 /// A pending action result. Its file is the encoded message after a checksum.
 #[derive(Clone, PartialEq, Message)]
-pub(super) struct ResultEntry {
+pub(crate) struct ResultEntry {
     #[prost(string, tag = "1")]
-    pub(super) instance: String,
+    pub(crate) instance: String,
     #[prost(message, optional, tag = "2")]
-    pub(super) action: Option<v2::Digest>,
+    pub(crate) action: Option<v2::Digest>,
     #[prost(message, required, tag = "3")]
-    pub(super) result: ActionResult,
-    /// The [`fingerprint`]s of results that it replaced, the last one first.
+    pub(crate) result: ActionResult,
+    /// The [`fingerprint`]s of the results that it replaced, the last one first.
     #[prost(fixed64, repeated, tag = "4")]
-    pub(super) replaced: Vec<u64>,
+    pub(crate) replaced: Vec<u64>,
 }
 
 impl ResultEntry {
@@ -89,7 +89,7 @@ impl ResultEntry {
 }
 
 /// Returns enough of a result's hash to distinguish the results of one action.
-pub(super) fn fingerprint(result: &ActionResult) -> u64 {
+pub(crate) fn fingerprint(result: &ActionResult) -> u64 {
     let digest = DigestFunction::Sha256.digest(&result.encode_to_vec());
     let first = digest.hash().first_chunk().copied();
     u64::from_le_bytes(first.unwrap_or_default())

@@ -1,4 +1,4 @@
-//! The pending writes in memory: their order, their room, and how long each was refused.
+//! The pending writes in memory: their order, their room, and the start of their refusal.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -8,31 +8,36 @@ use std::{
 
 use gorego_storage::{Digest, Error, InUse, Result};
 use prost::Message as _;
-use tokio::time::Instant;
 
-use super::{
-    Depth,
-    entry::{CHECKSUM, ResultEntry, WriteKey, file_name, fingerprint},
-};
+use super::entry::{CHECKSUM, ResultEntry, WriteKey, file_name, fingerprint};
 
-/// The room of an entry beside its content, in bytes: a block of the disk, and more than it takes in
-/// memory.
+/// The room of an entry in addition to its content, in bytes: a block of the disk, and more than the entry
+/// takes in memory.
 const ENTRY: u64 = 4096;
-/// The number of replaced results that an entry remembers. The backing cache may have one of the last.
+/// The number of replaced results that an entry lists. The backing cache may have one of the last.
 const REPLACED: usize = 16;
-/// The longest time between two accepted writes in which the backing cache counts as accepting.
-const GAP: Duration = Duration::from_mins(5);
+
+/// The amount of pending writes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Depth {
+    /// The number of blobs and action results.
+    pub entries: u64,
+    /// The number of action results.
+    pub results: u64,
+    /// The bytes that they count against the limit.
+    pub bytes: u64,
+}
 
 /// The outcome of an attempt to upload a pending write.
 #[derive(Debug)]
-pub(super) enum Outcome {
-    /// The backing cache has it, or needs it no more.
+pub(crate) enum Outcome {
+    /// The backing cache has the write, or no longer needs it.
     Done,
-    /// The backing cache will never accept it.
+    /// The backing cache will never accept the write.
     Rejected(Error),
-    /// The backing cache is down, or accepts nothing from this proxy. That says nothing of the write.
+    /// The backing cache is down, or accepts nothing from this proxy. That says nothing about the write.
     Unreached(Error),
-    /// Refused for a reason that may pass, and may lie in the write itself.
+    /// The write was refused for a reason that may be temporary, and may lie in the write.
     Refused(Error),
 }
 
@@ -59,11 +64,11 @@ pub(super) struct PendingWrite {
     key: WriteKey,
     /// The room that it takes.
     pub(super) bytes: u64,
-    /// Identify a result, and those that it replaced, the last one first.
+    /// The fingerprints of a result and of those that it replaced, the last one first.
     fingerprints: Vec<u64>,
-    /// Keeps a blob in the local tier, unless that lost it.
+    /// Protects a blob from eviction; none if the local tier has lost it.
     _pin: Option<Box<dyn InUse>>,
-    /// The value of [`Queue::accepting`] when it was first refused.
+    /// The total of the accept clock at the first refusal.
     refused_at: Option<Duration>,
 }
 
@@ -106,14 +111,11 @@ pub(super) struct Queue {
     pub(super) depth: Depth,
     /// The room of writes that are being accepted.
     pub(super) reserved: u64,
-    /// The time in which the backing cache accepted writes, up to the last one.
-    accepting: Duration,
-    accepted_at: Option<Instant>,
 }
 
 impl Queue {
-    /// Continues after the highest number of earlier runs. An emptied outbox does not tell it: the time
-    /// does, in microseconds, since no run accepts writes faster.
+    /// Continues after the highest number of earlier runs. If the outbox is empty, the time in microseconds
+    /// exceeds it, since no run accepts writes faster.
     pub(super) fn start_after(&mut self, last: u64) {
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
         let now = u64::try_from(now.unwrap_or_default().as_micros());
@@ -130,7 +132,7 @@ impl Queue {
         self.writes.get(self.numbers.get(key)?)
     }
 
-    /// Reserves room for writes that take the place of the pending ones of their keys.
+    /// Reserves room for writes that replace the pending ones of their keys.
     pub(super) fn reserve(&mut self, writes: &[(WriteKey, u64)], max: u64) -> Result<u64> {
         let used = self.depth.bytes.saturating_add(self.reserved);
         let mut more = 0u64;
@@ -138,10 +140,10 @@ impl Queue {
             let pending = self.get(key).map_or(0, |write| write.bytes);
             more = more.saturating_add(bytes.saturating_sub(pending));
             if more > max.saturating_sub(used) {
-                let digest = key.digest();
                 return Err(Error::Unavailable(format!(
-                    "no room for {digest} in the outbox, which holds at most {max} bytes \
-                     (backing_cache.journal_max)"
+                    "no room for {} in the outbox of at most {max} bytes \
+                     (backing_cache.journal_max)",
+                    key.digest()
                 )));
             }
         }
@@ -149,8 +151,8 @@ impl Queue {
         Ok(more)
     }
 
-    /// Returns the results that a new one replaces: the local one, and the pending one with those that
-    /// it replaced.
+    /// Returns the results that a new one replaces: the local one, and the pending one with those that it
+    /// replaced.
     pub(super) fn replaced_by(&self, key: &WriteKey, local: Option<u64>) -> Vec<u64> {
         let pending = self.get(key).map_or(&[][..], |write| &write.fingerprints);
         let mut replaced = Vec::new();
@@ -162,7 +164,7 @@ impl Queue {
         replaced
     }
 
-    /// Adds a write in place of an older one of its key, and returns the older one's file.
+    /// Adds a write in place of an older one of its key. Returns the older one's file.
     pub(super) fn insert(&mut self, number: u64, write: PendingWrite) -> Option<String> {
         let replaced = self.remove(&write.key);
         self.depth.entries += 1;
@@ -190,29 +192,17 @@ impl Queue {
         writes.collect()
     }
 
-    /// Records that the backing cache accepted a write.
-    pub(super) fn accepted(&mut self) {
-        let now = Instant::now();
-        let gap = self.accepted_at.map(|at| now.saturating_duration_since(at));
-        self.accepting += gap.filter(|gap| *gap <= GAP).unwrap_or_default();
-        self.accepted_at = Some(now);
-    }
-
-    /// Records that the backing cache is down, or accepts nothing from this proxy.
-    pub(super) const fn interrupted(&mut self) {
-        self.accepted_at = None;
-    }
-
-    /// Records the outcome of an upload. Returns the file of a write that leaves the outbox, or the
-    /// reason why it stays. A refused write is given up after `retry`.
+    /// Records the outcome of an upload at the total `now` of the accept clock. Returns the file of a write
+    /// that leaves the outbox, or the reason why it stays. A refused write is dropped after `retry`.
     pub(super) fn settle(
         &mut self,
         number: u64,
         outcome: Outcome,
+        now: Duration,
         retry: Duration,
     ) -> Result<Option<String>> {
         let Some(write) = self.writes.get_mut(&number) else {
-            // A newer write has taken its place.
+            // A newer write has replaced it.
             return Ok(None);
         };
         let key = write.key.clone();
@@ -220,21 +210,21 @@ impl Queue {
         match outcome {
             Outcome::Done => {}
             Outcome::Rejected(error) => {
-                tracing::error!(entry, %error, "dropped a pending write that can never be uploaded");
+                tracing::error!(entry, %error, "dropped a pending write that was rejected");
             }
             Outcome::Unreached(error) => {
                 write.refused_at = None;
                 return Err(error);
             }
             Outcome::Refused(error) => {
-                let since = *write.refused_at.get_or_insert(self.accepting);
-                if self.accepting.saturating_sub(since) < retry {
+                let since = *write.refused_at.get_or_insert(now);
+                if now.saturating_sub(since) < retry {
                     return Err(error);
                 }
                 tracing::error!(
                     entry,
                     %error,
-                    "dropped a pending write: the backing cache refused it for {retry:?} in which it \
+                    "dropped a pending write that was refused for {retry:?}, in which the backing cache \
                      accepted others"
                 );
             }

@@ -36,26 +36,26 @@ fn entries(outbox: &Outbox) -> u64 {
 }
 
 #[tokio::test]
-async fn a_blob_uploaded_anew_stays_pending_whatever_its_earlier_upload_finds() {
+async fn a_blob_written_again_stays_pending_after_the_outcome_of_its_earlier_entry() {
     let dir = tempfile::tempdir().unwrap();
     let outbox = open(&dir).await;
     let digest = add(&outbox).await;
-    let first = outbox.queue().first(0..u64::MAX, 2);
+    let first = outbox.first(0..u64::MAX, 2);
     add(&outbox).await;
     assert_eq!(entries(&outbox), 1);
     let gone = Outcome::Rejected(Error::NotFound(digest));
-    let settled = outbox.settle(vec![(first[0].0, gone)], Duration::ZERO);
+    let settled = outbox.settle(first[0].0, gone, Duration::ZERO);
     settled.await.unwrap();
     assert_eq!(entries(&outbox), 1);
-    let second = outbox.queue().first(0..u64::MAX, 2);
-    let settled = outbox.settle(vec![(second[0].0, Outcome::Done)], Duration::ZERO);
+    let second = outbox.first(0..u64::MAX, 2);
+    let settled = outbox.settle(second[0].0, Outcome::Done, Duration::ZERO);
     settled.await.unwrap();
     assert_eq!(*outbox.depth().borrow(), Depth::default());
     assert_eq!(outbox.local.outbox_names().await.unwrap(), [""; 0]);
 }
 
 #[tokio::test]
-async fn a_result_that_the_local_tier_does_not_take_is_not_pending() {
+async fn a_result_refused_by_the_local_tier_is_not_pending() {
     let dir = tempfile::tempdir().unwrap();
     let outbox = open(&dir).await;
     let action = DigestFunction::Sha256.digest(b"action");
@@ -68,7 +68,7 @@ async fn a_result_that_the_local_tier_does_not_take_is_not_pending() {
 }
 
 #[test]
-fn the_name_of_a_file_tells_its_write() {
+fn file_names_identify_pending_writes() {
     for function in DigestFunction::ALL {
         let digest = function.digest(b"x");
         for key in [WriteKey::Blob(digest), WriteKey::result("", &digest)] {

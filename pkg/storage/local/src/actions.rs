@@ -11,7 +11,8 @@ use reapi::{shapes::Shaped as _, v2::ActionResult};
 use super::{
     LocalStore,
     disk::{Disk, Lookup, now_ms},
-    layout,
+    instances::{DROPPED, InstanceNumber, MAX},
+    layout::{self, InstanceHash},
 };
 use crate::index::{Key, Use};
 use gorego_storage::{
@@ -28,8 +29,8 @@ const HEADER: usize = MAGIC.len() + 32;
 impl ActionCache for LocalStore {
     async fn get(&self, instance: &str, action: &Digest, memory: &Budget) -> Result<CachedResult> {
         let (disk, action) = (&self.disk, *action);
-        let hash = layout::instance_hash(instance);
-        let key = move |disk: &Disk| Some(Key::ac(&action, disk.instances.number(&hash)?));
+        let hash = layout::short_hash(instance);
+        let key = move |disk: &Disk| Some(Key::ac(&action, disk.instances.find(&hash)?.number));
         let path = layout::action_path(&action, &hash);
         let known = disk.scanned.lookup(|| {
             let key = key(disk)?;
@@ -59,7 +60,7 @@ impl ActionCache for LocalStore {
 
     async fn put(&self, instance: &str, action: &Digest, result: ActionResult) -> Result<()> {
         let disk = &self.disk;
-        let hash = layout::instance_hash(instance);
+        let hash = layout::short_hash(instance);
         let instance = match disk.instances.find(&hash) {
             Some(instance) => instance,
             None => disk.run(move |disk| disk.name_instance(&hash)).await?,
@@ -78,8 +79,32 @@ impl ActionCache for LocalStore {
 }
 
 impl Disk {
-    /// Reads a result. A corrupt or unreadable one goes to quarantine, and `None` is returned for it.
-    /// Blocks.
+    /// Returns a number for a new instance name. If all are taken, drops names that have few results and
+    /// were not used lately. Blocks.
+    fn name_instance(&self, hash: &InstanceHash) -> Result<InstanceNumber> {
+        let _turn = self.instances.naming.lock();
+        let intern = || self.instances.intern(hash);
+        let mut interned = intern();
+        // Before the scan has ended, the index does not have all results.
+        if interned.is_none() && self.is_scanned() {
+            let release = || self.instances.release_unused(|| self.index.instances());
+            release();
+            interned = intern();
+            if interned.is_none() {
+                self.evict_instances(DROPPED);
+                release();
+                interned = intern();
+            }
+        }
+        interned.ok_or_else(|| {
+            Error::Unavailable(format!(
+                "all {MAX} instance names of the action cache are taken, and none can be evicted \
+                 before the data directory is scanned"
+            ))
+        })
+    }
+
+    /// Reads a result. Quarantines a corrupt or unreadable one, and returns `None` for it. Blocks.
     pub(super) fn load_result(
         &self,
         key: Option<&Key>,
@@ -106,7 +131,7 @@ impl Disk {
     }
 }
 
-/// Reads the result in an open file; `None` when it is corrupt, or the disk cannot read it.
+/// Reads the result in an open file; `None` if it is corrupt or unreadable.
 fn read_result(file: &fs::File, size: u64, path: PathBuf) -> Result<Option<ActionResult>> {
     let size = usize::try_from(size).unwrap_or(usize::MAX);
     match read_at(file, 0, size).map_err(|error| Error::io("reading", path, error)) {
@@ -125,8 +150,8 @@ fn encode(result: &ActionResult) -> Vec<u8> {
     content
 }
 
-/// The result in a file's content; `None` when it is not whole, or takes more memory than any
-/// result may. What the result carries inline stays where it is in `content`.
+/// Decodes the result in a file's content; `None` if it is corrupt, or takes more memory than any result may.
+/// Inline outputs are not copied.
 fn decode(mut content: Bytes) -> Option<ActionResult> {
     let checksum = content.strip_prefix(MAGIC)?.get(..HEADER - MAGIC.len())?;
     let payload = content.get(HEADER..)?;
@@ -141,7 +166,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_damaged_or_torn_action_result_is_none() {
+    fn a_corrupt_or_truncated_action_result_is_none() {
         let result = ActionResult {
             exit_code: 3,
             stdout_raw: "out".into(),
@@ -168,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn an_action_result_that_unfolds_to_too_much_memory_is_none() {
+    fn an_action_result_that_decodes_to_too_much_memory_is_none() {
         let symlink = reapi::v2::OutputSymlink::default();
         let result = |count| ActionResult {
             output_symlinks: vec![symlink.clone(); count],

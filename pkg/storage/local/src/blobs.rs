@@ -1,4 +1,4 @@
-//! Blobs: look up, read, and write those that arrive as a whole.
+//! Lookups and reads of blobs, and writes of blobs that arrive as a whole.
 
 use std::{collections::HashSet, fs, sync::Arc};
 
@@ -9,13 +9,14 @@ use gorego_limits::{Permit, UNCOUNTED};
 
 use super::{
     LocalStore,
-    disk::{Disk, IndexedBlob, Lookup, now_ms},
+    disk::{Disk, Lookup, now_ms},
     layout,
+    receive::Received,
+    write::UPLOAD,
 };
-use crate::index::{Key, Lease, SIZE_END, Use, room_of};
+use crate::index::{Key, Lease, Use, room_of};
 use gorego_storage::{
-    Blob, BlobFile, BlobStore, CHUNK_SIZE, Digest, Error, Hasher, InUse, Put, Result, SHARE,
-    read_at,
+    Blob, BlobFile, BlobStore, CHUNK_SIZE, Digest, Error, InUse, Put, Result, SHARE, read_at,
 };
 
 /// The number of blobs of a batch that are hashed at once.
@@ -24,15 +25,13 @@ const HASHED_AT_ONCE: usize = 8;
 const LEASE: Use = Use::new(Lease::Full, false);
 const READ: Use = Use::new(Lease::None, false);
 const STREAM: Use = Use::new(Lease::None, true);
-/// The use by an upload of a blob that is already stored.
-pub(super) const UPLOAD: Use = Use::new(Lease::Upload, false);
 
 fn in_use(pin: impl InUse + 'static) -> Box<dyn InUse> {
     Box::new(pin)
 }
 
 impl LocalStore {
-    /// Pins a blob, which keeps it from eviction until the pin is dropped; `None` if it is missing.
+    /// Pins a blob, which protects it from eviction until the pin is dropped; `None` if it is missing.
     pub async fn keep(&self, digest: &Digest) -> Result<Option<Box<dyn InUse>>> {
         let found = self.disk.find(digest, STREAM).await?;
         Ok(found.and_then(|found| found.pin).map(in_use))
@@ -51,11 +50,11 @@ impl LocalStore {
 impl BlobStore for LocalStore {
     async fn find_missing(&self, digests: &[Digest]) -> Result<Vec<Digest>> {
         let (disk, now) = (&self.disk, now_ms());
-        let (mut missing, mut unverified) = (HashSet::new(), Vec::new());
-        let mut unknown = Vec::new();
+        let mut missing = HashSet::new();
+        let (mut unsure, mut unknown) = (Vec::new(), Vec::new());
         for digest in digests.iter().filter(|digest| !digest.is_empty_blob()) {
             match disk.touch(digest, now, LEASE) {
-                Lookup::Hit(found) if found.unverified => unverified.push(*digest),
+                Lookup::Hit(found) if found.unverified => unsure.push((*digest, Some(found))),
                 Lookup::Hit(_) => {}
                 Lookup::Miss => drop(missing.insert(*digest)),
                 Lookup::Unknown => unknown.push(*digest),
@@ -66,16 +65,14 @@ impl BlobStore for LocalStore {
                 let touch = |digest| Ok((digest, disk.touch_on_disk(&digest, LEASE)?));
                 unknown.into_iter().map(touch).collect::<Result<Vec<_>>>()
             });
-            for (digest, found) in touched.await? {
-                match found {
-                    None => drop(missing.insert(digest)),
-                    Some(found) if found.unverified => unverified.push(digest),
-                    Some(_) => {}
-                }
-            }
+            unsure.extend(touched.await?);
         }
-        for digest in unverified {
-            if !disk.verify_once(&digest).await? {
+        for (digest, found) in unsure {
+            let is_present = match found {
+                Some(found) => !found.unverified || disk.verify_once(&digest).await?,
+                None => false,
+            };
+            if !is_present {
                 missing.insert(digest);
             }
         }
@@ -128,22 +125,27 @@ impl BlobStore for LocalStore {
     }
 
     async fn put(&self, digest: &Digest, blob: Blob) -> Result<Put> {
-        let disk = &self.disk;
-        match blob {
-            Blob::Bytes(content) => disk.put_pieces(digest, vec![content]).await,
-            Blob::Stream(stream) => disk.put_stream(digest, stream.chunks, stream.resume).await,
-            file @ Blob::File(_) => disk.put_stream(digest, file.into_chunks(), None).await,
+        let (chunks, resume) = match blob {
+            Blob::Bytes(content) => return self.disk.put_pieces(digest, vec![content]).await,
+            Blob::Stream(stream) => (stream.chunks, stream.resume),
+            file @ Blob::File(_) => (file.into_chunks(), None),
+        };
+        if let Some(other) = digest.other()
+            && self.disk.has(&other, UPLOAD).await?
+        {
+            return Ok(Put::Existed);
+        }
+        match self.receive(digest, chunks, resume, None).await? {
+            Received::Existed => Ok(Put::Existed),
+            Received::Complete(complete) => complete.publish().await,
         }
     }
 
     /// Uses the blobs as reads do, so that they get no lease.
     async fn fetch_batch(&self, digests: &[Digest]) -> Vec<Result<Digest>> {
-        let find = |digest: Digest| {
-            let disk = Arc::clone(&self.disk);
-            async move {
-                let found = digest.is_empty_blob() || disk.find(&digest, READ).await?.is_some();
-                found.then_some(digest).ok_or(Error::NotFound(digest))
-            }
+        let find = |digest: Digest| async move {
+            let found = self.disk.has(&digest, READ).await?;
+            found.then_some(digest).ok_or(Error::NotFound(digest))
         };
         let finds: Vec<_> = digests.iter().copied().map(find).collect();
         stream::iter(finds).buffered(HASHED_AT_ONCE).collect().await
@@ -152,16 +154,10 @@ impl BlobStore for LocalStore {
     async fn get_batch(&self, digests: &[Digest]) -> Vec<Result<Bytes>> {
         let mut found = Vec::with_capacity(digests.len());
         for digest in digests {
-            let is_found = |found: Option<IndexedBlob>| found.is_some();
-            let there = if digest.is_empty_blob() {
-                Ok(true)
-            } else {
-                self.disk.find(digest, READ).await.map(is_found)
-            };
-            found.push((*digest, there));
+            found.push((*digest, self.disk.has(digest, READ).await));
         }
         let read_all = move |disk: &Arc<Disk>| {
-            let read = |(digest, there): (Digest, Result<bool>)| match there? {
+            let read = |(digest, is_found): (Digest, Result<bool>)| match is_found? {
                 true if digest.is_empty_blob() => Ok(Bytes::new()),
                 true => disk.read_blob(&digest, 0),
                 false => Err(Error::NotFound(digest)),
@@ -173,19 +169,14 @@ impl BlobStore for LocalStore {
     }
 
     async fn put_batch(&self, blobs: Vec<(Digest, Bytes)>) -> Vec<Result<Put>> {
-        let count = blobs.len();
-        let is_new =
-            |(digest, _): &&(Digest, Bytes)| self.disk.index.peek(&Key::cas(digest)).is_none();
+        let (disk, count) = (&self.disk, blobs.len());
+        let is_new = |(digest, _): &&(Digest, Bytes)| disk.index.peek(&Key::cas(digest)).is_none();
         let total = blobs.iter().filter(is_new).fold(0u64, |sum, (digest, _)| {
             sum.saturating_add(room_of(digest.size()))
         });
         let what = format!("a batch of {count} blobs");
         let write = async {
-            let room = self
-                .disk
-                .room
-                .reserve(total, &what, &Arc::default())
-                .await?;
+            let room = disk.room.reserve(total, &what, &Arc::default()).await?;
             let write_all = move |disk: &Arc<Disk>| {
                 let _room = room;
                 let write = |(digest, content): &(Digest, Bytes)| {
@@ -193,16 +184,16 @@ impl BlobStore for LocalStore {
                 };
                 Ok((blobs.iter().map(write).collect::<Vec<_>>(), blobs))
             };
-            self.disk.run(write_all).await
+            disk.run(write_all).await
         };
         let (mut results, blobs) = match write.await {
             Ok(written) => written,
             Err(error) => return vec![Err(error); count],
         };
-        // If the disk was full: one by one, each with what eviction can do for it.
+        // Retried one by one, with eviction, if the disk was full.
         for (result, (digest, content)) in results.iter_mut().zip(blobs) {
             if matches!(result, Err(error) if error.is_no_space()) {
-                *result = self.disk.put_pieces(&digest, vec![content]).await;
+                *result = disk.put_pieces(&digest, vec![content]).await;
             }
         }
         results
@@ -210,8 +201,8 @@ impl BlobStore for LocalStore {
 }
 
 impl LocalStore {
-    /// Reserves memory to read so many bytes as a whole, which takes one trip to another thread
-    /// instead of two. `None` if they have to be read in pieces.
+    /// Reserves memory to read this many bytes at once, which takes one trip to another thread instead of
+    /// two. `None` if they have to be read in pieces.
     fn memory_for(&self, bytes: u64) -> Option<Permit> {
         if bytes <= UNCOUNTED {
             return Some(Permit::default());
@@ -223,42 +214,6 @@ impl LocalStore {
 }
 
 impl Disk {
-    /// Stores content that is in memory.
-    pub(super) async fn put_pieces(
-        self: &Arc<Self>,
-        digest: &Digest,
-        pieces: Vec<Bytes>,
-    ) -> Result<Put> {
-        check_size(digest, pieces.iter().map(|piece| piece.len() as u64).sum())?;
-        if digest.is_empty_blob() || self.find(digest, UPLOAD).await?.is_some() {
-            return Ok(Put::Existed);
-        }
-        let (digest, size) = (*digest, digest.size());
-        let write = move |disk: &Self| disk.write_blob(&digest, &pieces);
-        self.write(&digest, size, &digest.to_string(), write).await
-    }
-
-    /// Stores one blob of a batch. Blocks.
-    fn put_one(&self, digest: &Digest, content: &[Bytes]) -> Result<Put> {
-        check_size(digest, content.iter().map(|piece| piece.len() as u64).sum())?;
-        let is_there = || match self.touch(digest, now_ms(), UPLOAD) {
-            Lookup::Hit(found) => !found.unverified,
-            Lookup::Miss | Lookup::Unknown => false,
-        };
-        if digest.is_empty_blob() || is_there() {
-            return Ok(Put::Existed);
-        }
-        self.write_blob(digest, content)
-    }
-
-    /// Verifies and writes content in one go. Blocks.
-    fn write_blob(&self, digest: &Digest, pieces: &[Bytes]) -> Result<Put> {
-        check_content(digest, pieces)?;
-        self.files
-            .write_new(pieces, |tmp, _| self.publish_blob(digest, tmp))
-    }
-
-    /// Opens, reads and closes. Blocks.
     fn read_blob(&self, digest: &Digest, offset: u64) -> Result<Bytes> {
         let (path, file) = self.open_blob(digest)?;
         let len = usize::try_from(digest.size() - offset).unwrap_or(usize::MAX);
@@ -272,7 +227,7 @@ impl Disk {
         }
     }
 
-    /// Opens a blob's file. One that is missing or has another size is forgotten. Blocks.
+    /// Opens a blob's file. Drops the entry of one that is missing or has another size. Blocks.
     fn open_blob(&self, digest: &Digest) -> Result<(String, fs::File)> {
         let path = layout::blob_path(digest);
         match self.files.open_read(&path) {
@@ -299,38 +254,4 @@ impl Disk {
         self.forget(&Key::cas(digest), path, Some(digest.size()))?;
         Err(Error::NotFound(*digest))
     }
-}
-
-/// Refuses content of another hash.
-pub(super) fn check_content(digest: &Digest, pieces: &[Bytes]) -> Result<()> {
-    let mut hasher = Hasher::new(digest.function());
-    for piece in pieces {
-        hasher.update(piece);
-    }
-    let actual = hasher.finish();
-    if actual == *digest {
-        return Ok(());
-    }
-    Err(Error::Mismatch {
-        expected: *digest,
-        actual: actual.to_string(),
-    })
-}
-
-/// Refuses content of another size, and sizes that no store can hold.
-pub(super) fn check_size(digest: &Digest, size: u64) -> Result<()> {
-    if digest.size() >= SIZE_END {
-        return Err(Error::Full {
-            what: digest.to_string(),
-            bytes: digest.size(),
-            why: format!("blobs are smaller than {SIZE_END} bytes"),
-        });
-    }
-    if size == digest.size() && (size > 0 || digest.is_empty_blob()) {
-        return Ok(());
-    }
-    Err(Error::Mismatch {
-        expected: *digest,
-        actual: format!("{size} bytes"),
-    })
 }

@@ -4,7 +4,7 @@
 use std::{
     fs,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError, RwLock,
+        Arc,
         atomic::{
             AtomicBool, AtomicU64,
             Ordering::{Acquire, Relaxed, Release},
@@ -14,6 +14,7 @@ use std::{
 };
 
 use gorego_limits::Budget;
+use parking_lot::{Mutex, MutexGuard, RwLock};
 use tokio::sync::watch;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -23,7 +24,7 @@ use super::{
     instances::Instances,
     layout,
     room::Room,
-    upkeep::Record,
+    state::Record,
 };
 use crate::index::{Index, Key, Space, Terms, Use};
 use gorego_storage::{Digest, Error, InUse, Put, Result};
@@ -51,7 +52,6 @@ pub(super) struct Disk {
     pub(super) claims: Claims,
     pub(super) watchers: Watchers,
     pub(super) counters: Arc<Counters>,
-    /// Durations of leases.
     pub(super) terms: Terms,
     pub(super) force_update_atime: bool,
     /// Memory for blobs that are read as a whole although they are not small.
@@ -62,30 +62,28 @@ pub(super) struct Disk {
     /// The number of blobs and action results written by this process.
     pub(super) written: AtomicU64,
     pub(super) scanned: ScanState,
-    /// Set if the scan was still going on when the janitor last looked at all entries.
+    /// Set if the scan was running when the janitor last visited the entries.
     pub(super) janitor_saw_part: AtomicBool,
-    /// Whether the directory can be written to, or is merely full.
+    /// `true` if the directory can be written to or is full.
     pub(super) healthy: watch::Sender<bool>,
     /// The state on record, for the next start.
     pub(super) record: Mutex<Record>,
     pub(super) tracker: TaskTracker,
     pub(super) cancel: CancellationToken,
-    /// Set once the content of the disk is declared whole: nothing may be published after that.
+    /// Set once the store recorded a clean end. Nothing may be published after that.
     pub(super) closed: RwLock<bool>,
-    /// Held, one by hash, while an unverified blob is hashed, so that others wait for the outcome
-    /// instead of hashing it too.
+    /// Held, one by hash, while an unverified blob is hashed, so that other callers wait for the outcome.
     pub(super) verifying: Box<[tokio::sync::Mutex<()>]>,
-    /// A file and its index entry change together under one of these, chosen by the hash, so that a
-    /// scan, an eviction and an upload of one blob cannot cross. Held across single calls to the
-    /// file system, by threads that may block.
+    /// A file and its index entry change together under one of these, chosen by the hash, so that a scan,
+    /// an eviction and an upload of one blob do not interleave. Held across single system calls, by threads
+    /// that may block.
     pub(super) key_locks: Box<[Mutex<()>]>,
 }
 
-/// A blob in the index.
 pub(super) struct IndexedBlob {
-    /// Keeps it from eviction, where that was asked for.
+    /// Protects it from eviction, if that was requested.
     pub(super) pin: Option<Pin>,
-    /// Whether it has to be hashed before use.
+    /// Set if it has to be hashed before use.
     pub(super) unverified: bool,
 }
 
@@ -96,7 +94,7 @@ pub(super) struct Pin {
 }
 
 impl InUse for Pin {
-    /// Has the blob hashed before it is used again.
+    /// Requires a verification before the blob's next use.
     fn unreadable(&self) {
         self.index.set_unverified(&self.key, true);
     }
@@ -115,17 +113,17 @@ impl Disk {
         work: impl FnOnce(&Arc<Self>) -> Result<T> + Send + 'static,
     ) -> Result<T> {
         let disk = Arc::clone(self);
-        blocking(move || work(&disk)).await
+        let done = tokio::task::spawn_blocking(move || work(&disk)).await;
+        done.unwrap_or_else(|error| Err(cut_off(&error)))
     }
 
-    /// Makes the locks for single files, of any kind.
+    /// Creates the locks for single files, of any kind.
     pub(super) fn key_locks<L: Default>() -> Box<[L]> {
         (0..KEY_LOCKS).map(|_| L::default()).collect()
     }
 
     pub(super) fn lock(&self, key: &Key) -> Option<MutexGuard<'_, ()>> {
-        let lock = lock_of(&self.key_locks, key)?;
-        Some(lock.lock().unwrap_or_else(PoisonError::into_inner))
+        lock_of(&self.key_locks, key).map(Mutex::lock)
     }
 
     pub(super) fn is_scanned(&self) -> bool {
@@ -150,7 +148,7 @@ impl Disk {
         })
     }
 
-    /// Looks a blob up and marks it as used; asks the disk while the scan goes on. Blocks then.
+    /// Looks a blob up and marks it as used. During the scan, looks on the disk, too, and blocks.
     pub(super) fn touch_on_disk(&self, digest: &Digest, how: Use) -> Result<Option<IndexedBlob>> {
         match self.touch(digest, now_ms(), how) {
             Lookup::Hit(found) => Ok(Some(found)),
@@ -183,7 +181,12 @@ impl Disk {
         }
     }
 
-    /// Indexes a blob that the scan has not reached; returns whether it exists. Blocks.
+    /// Whether a verified blob is stored. Marks it as used.
+    pub(super) async fn has(self: &Arc<Self>, digest: &Digest, how: Use) -> Result<bool> {
+        Ok(digest.is_empty_blob() || self.find(digest, how).await?.is_some())
+    }
+
+    /// Indexes a blob that the scan has not reached; `false` if it is missing. Blocks.
     fn index_from_disk(&self, digest: &Digest) -> Result<bool> {
         let key = Key::cas(digest);
         let _changing = self.lock(&key);
@@ -215,10 +218,10 @@ impl Disk {
         Ok(put)
     }
 
-    /// Moves the finished file of a blob or result to its place, unless the blob is there. Blocks.
+    /// Moves the finished file of a blob or result to its place, unless the blob is present. Blocks.
     pub(super) fn publish(&self, key: &Key, size: u64, from: &str, to: &str) -> Result<Put> {
-        // Delays the store's end until the file is moved.
-        let closed = self.closed.read().unwrap_or_else(PoisonError::into_inner);
+        // Delays the end of the store until the file is moved.
+        let closed = self.closed.read();
         if *closed {
             return Err(Error::Unavailable("the store was closed".to_owned()));
         }
@@ -255,7 +258,7 @@ impl Disk {
     }
 }
 
-/// Set once the scan has reached everything.
+/// The state of the scan: set once all files are indexed.
 #[derive(Debug, Default)]
 pub(super) struct ScanState(AtomicBool);
 
@@ -264,7 +267,7 @@ pub(super) struct ScanState(AtomicBool);
 pub(super) enum Lookup<T> {
     Hit(T),
     Miss,
-    /// Only the disk can tell.
+    /// The scan has not ended, so that the blob may be on the disk.
     Unknown,
 }
 
@@ -277,11 +280,11 @@ impl ScanState {
         self.0.load(Acquire)
     }
 
-    /// Asks the index.
-    pub(super) fn lookup<T>(&self, ask: impl FnOnce() -> Option<T>) -> Lookup<T> {
+    /// Looks up in the index.
+    pub(super) fn lookup<T>(&self, look_up: impl FnOnce() -> Option<T>) -> Lookup<T> {
         // Read before the index: the scan may find the entry, and end, in between.
         let all = self.get();
-        match ask() {
+        match look_up() {
             Some(found) => Lookup::Hit(found),
             None if all => Lookup::Miss,
             None => Lookup::Unknown,
@@ -289,13 +292,12 @@ impl ScanState {
     }
 }
 
-/// Returns the lock for this key.
 pub(super) fn lock_of<'a, L>(locks: &'a [L], key: &Key) -> Option<&'a L> {
     let number = usize::from(u16::from_le_bytes(*key.hash.first_chunk()?));
     locks.get(number % locks.len())
 }
 
-/// Returns the present, in milliseconds since the Unix epoch.
+/// Returns the current time, in milliseconds since the Unix epoch.
 pub(super) fn now_ms() -> u64 {
     let since = SystemTime::now()
         .duration_since(SystemTime::UNIX_EPOCH)
@@ -303,18 +305,8 @@ pub(super) fn now_ms() -> u64 {
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// Converts a duration to milliseconds.
 pub(super) fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
-}
-
-/// Runs work that blocks on the disk on another thread.
-pub(super) async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T> + Send + 'static,
-) -> Result<T> {
-    tokio::task::spawn_blocking(work)
-        .await
-        .unwrap_or_else(|error| Err(cut_off(&error)))
 }
 
 /// Returns the error of work that panicked, or that the runtime's end cut off.
@@ -327,7 +319,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_the_scan_finds_while_the_index_is_asked_is_not_nowhere() {
+    fn a_miss_is_certain_only_if_the_scan_ended_before_the_lookup() {
         let scanned = ScanState::default();
         let ends_meanwhile = || {
             scanned.set();

@@ -1,6 +1,7 @@
 //! Eviction: the store as the janitor sees it.
 
 use std::{
+    collections::HashSet,
     sync::{Arc, atomic::Ordering::Relaxed},
     time::Duration,
 };
@@ -11,7 +12,7 @@ use super::{
     LocalStore,
     disk::{Disk, millis, now_ms},
 };
-use crate::index::{Entry, Key, Space};
+use crate::index::{Entry, Key, SHARDS, Space};
 use gorego_storage::{Candidate, Evictable, EvictionBackoff, Removed, Result, Usage};
 
 #[async_trait]
@@ -25,13 +26,13 @@ impl Evictable for LocalStore {
         let (now, terms) = (now_ms(), self.disk.terms);
         let disk = &self.disk;
         disk.janitor_saw_part.store(!disk.is_scanned(), Relaxed);
-        disk.index.visit(|entry, seen| {
+        disk.index.visit(|entry, seen, in_use| {
             see(Candidate {
                 entry,
                 last_use: seen.last_use(),
                 bytes: seen.room(),
                 leased: seen.is_leased(now, terms),
-                in_use: seen.is_pinned(),
+                in_use,
                 partial: false,
             });
         });
@@ -91,7 +92,7 @@ impl Evictable for LocalStore {
 /// Adds an evicted file to `removed`, or logs the error; returns the room it took.
 fn add(removed: &mut Removed, evicted: Result<Option<u64>>) -> Option<u64> {
     let bytes = evicted.unwrap_or_else(|error| {
-        tracing::warn!(%error, "could not evict a file");
+        tracing::warn!(%error, "failed to evict a file");
         None
     })?;
     removed.count += 1;
@@ -100,7 +101,7 @@ fn add(removed: &mut Removed, evicted: Result<Option<u64>>) -> Option<u64> {
 }
 
 impl Disk {
-    /// Removes an idle file unless a client is sending it; returns the room it took. Blocks.
+    /// Removes an idle file unless its upload is in progress; returns the room it took. Blocks.
     fn remove_idle(&self, path: &str) -> Result<Option<u64>> {
         match self.claims.claim_idle(path) {
             Some(_claim) => self.remove_claimed(path),
@@ -122,7 +123,7 @@ impl Disk {
         Ok(Some(room))
     }
 
-    /// Removes these files; those that cannot be removed are left to the next pass.
+    /// Removes these files, except those that cannot be removed.
     fn remove_all_idle(&self, paths: Vec<Arc<str>>) -> Removed {
         let mut removed = Removed::default();
         for path in paths {
@@ -150,20 +151,43 @@ impl Disk {
             return Ok(None);
         };
         let (now, terms) = (now_ms(), self.terms);
-        let removed = self.remove_if(&shown.key(), |entry| {
+        let removed = self.remove_if(&shown.key(), |entry, is_pinned| {
             entry.last_use() == candidate.last_use
                 && entry.room() == candidate.bytes
-                && !entry.is_pinned()
+                && !is_pinned
                 && (break_leases || !entry.is_leased(now, terms))
         });
         Ok(removed?.map(|entry| entry.room()))
     }
 
-    /// Removes an entry and its file if it satisfies the condition. Blocks.
+    /// Removes the results of the `count` instance names that have the fewest, of these the least recently
+    /// used. Blocks.
+    pub(super) fn evict_instances(&self, count: usize) {
+        let uses = self.index.instances().into_iter();
+        let mut uses: Vec<_> = uses.map(|(number, used)| (used, number)).collect();
+        uses.sort_unstable();
+        let evicted: HashSet<_> = uses.into_iter().take(count).map(|(_, n)| n).collect();
+        let result = |entry: &mut Entry| {
+            let key = entry.key();
+            matches!(key.space, Space::Ac(number) if evicted.contains(&number)).then_some(key)
+        };
+        let mut removed = Removed::default();
+        for key in (0..SHARDS).flat_map(|part| self.index.pick(part, result)) {
+            let result = self.remove_if(&key, |_, _| true);
+            add(&mut removed, result.map(|entry| Some(entry?.room())));
+        }
+        tracing::warn!(
+            instances = evicted.len(),
+            results = removed.count,
+            "all instance names are taken; removed the results of those with the fewest"
+        );
+    }
+
+    /// Removes an entry and its file if it and its pin satisfy the condition. Blocks.
     pub(super) fn remove_if(
         &self,
         key: &Key,
-        when: impl FnOnce(&Entry) -> bool,
+        when: impl FnOnce(&Entry, bool) -> bool,
     ) -> Result<Option<Entry>> {
         let _changing = self.lock(key);
         let path = self.locate(key)?;

@@ -8,12 +8,13 @@ use std::{
     os::fd::OwnedFd,
     path::{Path, PathBuf},
     sync::{
-        Arc, Mutex, PoisonError, RwLock,
+        Arc,
         atomic::{AtomicBool, AtomicU64},
     },
 };
 
 use bytes::Bytes;
+use parking_lot::{Mutex, RwLock};
 use rustix::{
     fs::{AtFlags, CWD, FileType, Mode, OFlags, Timespec, Timestamps},
     io::Errno,
@@ -21,7 +22,7 @@ use rustix::{
 
 use super::{
     layout::{self, TMP},
-    room::Room,
+    room::{Free, Room},
 };
 use gorego_storage::{Error, Result};
 
@@ -38,7 +39,7 @@ pub enum SyncMode {
     None,
     /// The bytes are on the disk before the upload is acknowledged.
     Data,
-    /// The bytes and the name are.
+    /// The bytes and the name are on the disk before the upload is acknowledged.
     Full,
 }
 
@@ -53,23 +54,14 @@ pub(super) struct Meta {
     id: (u64, u64),
 }
 
-/// The space that a file system has left.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Free {
-    pub(super) bytes: u64,
-    /// `None` where files are not limited in number.
-    pub(super) files: Option<u64>,
-}
-
-/// The data directory.
 pub(super) struct Files {
     root: PathBuf,
     dir: RwLock<Arc<OwnedFd>>,
     sync: SyncMode,
     room: Arc<Room>,
     /// Held while a folder is made or removed and counted, so that no other is removed in between.
-    folders: Mutex<()>,
-    /// Whether the umask clears bits of [`BLOB_MODE`], so that each file's mode is set explicitly.
+    pub(super) folders: Mutex<()>,
+    /// Set if the umask clears bits of [`BLOB_MODE`], so that each file's mode is set explicitly.
     chmod: bool,
     /// Cleared when the system refuses `O_NOATIME`.
     noatime: AtomicBool,
@@ -95,7 +87,7 @@ impl Files {
         };
         for folder in layout::ROOTS {
             match files.make_dir(folder, &mut Vec::new()) {
-                // It is made when it is needed, once something was evicted.
+                // Created on demand, after an eviction.
                 Err(error) if error.is_no_space() => {}
                 made => made?,
             }
@@ -105,7 +97,7 @@ impl Files {
             match rustix::fs::unlinkat(files.dir(), &*path, AtFlags::empty()) {
                 Ok(()) | Err(Errno::NOENT) => {}
                 Err(Errno::ISDIR | Errno::PERM | Errno::BUSY) => {
-                    tracing::warn!(path, "not a gorego file; remove it by hand");
+                    tracing::warn!(path, "not a file of gorego; remove it by hand");
                 }
                 Err(errno) => return Err(files.error("removing", &path, errno)),
             }
@@ -117,7 +109,7 @@ impl Files {
                 files.unlink(&probe)?;
                 Mode::from_raw_mode(stat.st_mode) & BLOB_MODE != BLOB_MODE
             }
-            // Eviction needs a running server.
+            // The server starts nevertheless, so that it can evict.
             Err(error) if error.is_no_space() => true,
             Err(error) => return Err(error),
         };
@@ -125,18 +117,17 @@ impl Files {
     }
 
     fn dir(&self) -> Arc<OwnedFd> {
-        Arc::clone(&self.dir.read().unwrap_or_else(PoisonError::into_inner))
+        Arc::clone(&self.dir.read())
     }
 
     /// Recreates the data directory itself after it was removed.
     pub(super) fn reopen(&self) -> Result<()> {
         fs::create_dir_all(&self.root).map_err(|e| Error::io("creating", &self.root, e))?;
         let dir = open_root(&self.root)?;
-        *self.dir.write().unwrap_or_else(PoisonError::into_inner) = dir;
+        *self.dir.write() = dir;
         Ok(())
     }
 
-    /// Writes and removes a small file.
     pub(super) fn probe(&self) -> Result<()> {
         let (name, _) = self.create_tmp()?;
         self.unlink(&name)
@@ -186,7 +177,7 @@ impl Files {
         }
     }
 
-    /// Returns the type, size and times of what is at a path; `None` if nothing is.
+    /// Returns the type, size and times of the file or folder at a path, if there is one.
     pub(super) fn stat(&self, relative: &str) -> Result<Option<Meta>> {
         self.stat_with(relative, AtFlags::SYMLINK_NOFOLLOW)
     }
@@ -238,7 +229,7 @@ impl Files {
             last_modification: mtime,
         };
         match rustix::fs::utimensat(self.dir(), relative, &times, AtFlags::SYMLINK_NOFOLLOW) {
-            // Without it eviction is less exact, which is no reason to fail.
+            // Eviction is less exact then, which is no reason to fail.
             Ok(()) | Err(Errno::NOENT | Errno::PERM | Errno::ACCESS | Errno::ROFS) => Ok(()),
             Err(errno) => Err(self.error("setting the time of", relative, errno)),
         }
@@ -249,7 +240,6 @@ impl Files {
         rustix::fs::syncfs(self.dir()).map_err(|errno| self.error("syncing", "", errno))
     }
 
-    /// Returns the space that the file system has left for the store.
     pub(super) fn free(&self) -> Option<Free> {
         let stat = rustix::fs::fstatvfs(self.dir()).ok()?;
         Some(Free {
@@ -275,8 +265,8 @@ fn open_root(root: &Path) -> Result<Arc<OwnedFd>> {
     Ok(Arc::new(dir))
 }
 
-/// The size of one write. A file's time is that of the beginning of the last write, and has to be close
-/// to the end of all: a sync point in between would count the file as whole.
+/// The size of one write. A file's time is the beginning of its last write, which has to be close to the
+/// end: a sync point in between would count the file as synced.
 const WRITE: usize = 1024 * 1024;
 
 /// Writes all pieces, in order, from `at` on.

@@ -1,4 +1,4 @@
-//! A file that others read while an upload writes it.
+//! A file that is read while an upload writes it.
 
 use std::{
     fs,
@@ -24,7 +24,7 @@ pub struct Growth {
 }
 
 impl Growth {
-    /// Wraps a file that is complete.
+    /// Wraps a complete file.
     pub fn ended(file: &BlobFile) -> Self {
         let growth = Self::default();
         let whole = file.offset + file.len;
@@ -52,13 +52,12 @@ impl Growth {
             .map_err(|error| Error::io("reading", path.clone(), error))
     }
 
-    /// Makes the file readable up to `len`.
+    /// Sets the file, readable up to `len`.
     pub(super) fn opened(&self, file: &Arc<fs::File>, path: PathBuf, len: u64) {
         let _ = self.file.set((Arc::clone(file), path));
         self.grown(len);
     }
 
-    /// Makes it readable up to `len`.
     pub(super) fn grown(&self, len: u64) {
         self.len.store(len, Release);
     }

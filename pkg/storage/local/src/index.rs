@@ -8,15 +8,13 @@ mod slab;
 mod visit;
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, hash_map},
     hash::{BuildHasher as _, RandomState},
-    sync::{
-        Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering::Relaxed},
-    },
+    sync::atomic::{AtomicU64, Ordering::Relaxed},
 };
 
 use hashbrown::HashTable;
+use parking_lot::{Mutex, MutexGuard};
 
 pub(crate) use entry::{
     DIRTY, Entry, INSTANCE_END, Key, Lease, SIZE_END, Space, Terms, UNVERIFIED, room_of,
@@ -32,7 +30,7 @@ pub(crate) const SHARDS: usize = 64;
 pub(crate) struct Use {
     /// The lease that it gets.
     pub(crate) lease: Lease,
-    /// Keeps it from eviction until [`Index::unpin`].
+    /// Protects it from eviction until [`Index::unpin`].
     pub(crate) pin: bool,
 }
 
@@ -42,14 +40,12 @@ impl Use {
     }
 }
 
-/// The result of a lookup.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Hit {
     pub(crate) size: u64,
     pub(crate) unverified: bool,
 }
 
-/// The index of one store.
 pub(crate) struct Index {
     shards: Box<[Mutex<Shard>]>,
     seeds: [u64; 4],
@@ -61,8 +57,8 @@ pub(crate) struct Index {
 struct Shard {
     table: HashTable<u32>,
     slab: Slab<Entry>,
-    /// Entries that were removed while pinned: new entries under their keys inherit the pins.
-    gone: HashMap<Key, Entry>,
+    /// The number of pins by key, whether there is an entry under it or not.
+    pins: HashMap<Key, u32>,
 }
 
 impl Shard {
@@ -87,7 +83,7 @@ impl Index {
             Mutex::new(Shard {
                 table: HashTable::new(),
                 slab: Slab::new(Entry::EMPTY),
-                gone: HashMap::new(),
+                pins: HashMap::new(),
             })
         };
         let random = RandomState::new();
@@ -105,12 +101,10 @@ impl Index {
         self.bytes.load(Relaxed)
     }
 
-    /// Returns the number of entries.
     pub(crate) fn count(&self) -> u64 {
         self.count.load(Relaxed)
     }
 
-    /// Returns the number of entries whose content has to be hashed before use.
     pub(crate) fn unverified(&self) -> u64 {
         self.unverified.load(Relaxed)
     }
@@ -118,7 +112,7 @@ impl Index {
     /// Looks an entry up without using it.
     pub(crate) fn peek(&self, key: &Key) -> Option<Hit> {
         let (hash, shard) = self.shard(key)?;
-        shard.get(hash, key).map(Entry::seen)
+        shard.get(hash, key).map(Entry::hit)
     }
 
     /// Looks an entry up and marks it as used now, if it has this size.
@@ -131,10 +125,11 @@ impl Index {
         entry.set_last_use(now);
         entry.set(DIRTY, true);
         entry.lease(how.lease);
+        let hit = entry.hit();
         if how.pin {
-            entry.pin();
+            *shard.pins.entry(*key).or_default() += 1;
         }
-        Some(entry.seen())
+        Some(hit)
     }
 
     /// Adds a blob or result that was just uploaded, or replaces the entry under its key.
@@ -150,8 +145,8 @@ impl Index {
         }
     }
 
-    /// Adds an entry of an earlier run, unless there is one under this key; returns whether it did.
-    /// Its last use may have come with a lease, so that it counts as leased.
+    /// Adds an entry of an earlier run; `false` if there is one under this key. Its last use may have come
+    /// with a lease, so that it counts as leased.
     pub(crate) fn insert_found(
         &self,
         key: &Key,
@@ -175,13 +170,10 @@ impl Index {
     fn put(&self, shard: &mut Shard, hash: u64, key: &Key, mut entry: Entry) {
         self.account(&entry, true);
         if let Some(old) = shard.get_mut(hash, key) {
-            entry.inherit(old);
+            entry.inherit_leases(old);
             let before = std::mem::replace(old, entry);
             self.account(&before, false);
             return;
-        }
-        if let Some(gone) = shard.gone.remove(key) {
-            entry.inherit(&gone);
         }
         let slot = shard.slab.insert(entry);
         let Shard { table, slab, .. } = shard;
@@ -191,16 +183,20 @@ impl Index {
 
     /// Removes the entry under this key and returns the room it took.
     pub(crate) fn remove(&self, key: &Key) -> Option<u64> {
-        self.remove_if(key, |_| true).map(|entry| entry.room())
+        self.remove_if(key, |_, _| true).map(|entry| entry.room())
     }
 
-    /// Removes the entry under this key if it satisfies the condition.
-    pub(crate) fn remove_if(&self, key: &Key, when: impl FnOnce(&Entry) -> bool) -> Option<Entry> {
+    /// Removes the entry under this key if it and its pin satisfy the condition.
+    pub(crate) fn remove_if(
+        &self,
+        key: &Key,
+        when: impl FnOnce(&Entry, bool) -> bool,
+    ) -> Option<Entry> {
         let (hash, mut guard) = self.shard(key)?;
         let shard = &mut *guard;
         let slot = shard.slot(hash, key)?;
         let entry = *shard.slab.get(slot)?;
-        if !when(&entry) {
+        if !when(&entry, shard.pins.contains_key(key)) {
             return None;
         }
         shard
@@ -209,14 +205,11 @@ impl Index {
             .ok()?
             .remove();
         shard.slab.remove(slot);
-        if entry.is_pinned() {
-            shard.gone.insert(*key, entry);
-        }
         self.account(&entry, false);
         Some(entry)
     }
 
-    /// Puts an entry back that was removed, as it was.
+    /// Restores an entry that was removed.
     pub(crate) fn restore(&self, entry: Entry) {
         let key = entry.key();
         if let Some((hash, mut shard)) = self.shard(&key) {
@@ -226,20 +219,17 @@ impl Index {
 
     /// Ends the pin of a [`Use`].
     pub(crate) fn unpin(&self, key: &Key) {
-        let Some((hash, mut shard)) = self.shard(key) else {
-            return;
-        };
-        if let Some(entry) = shard.get_mut(hash, key) {
-            entry.unpin();
-        } else if let Some(gone) = shard.gone.get_mut(key) {
-            gone.unpin();
-            if !gone.is_pinned() {
-                shard.gone.remove(key);
+        if let Some((_, mut shard)) = self.shard(key)
+            && let hash_map::Entry::Occupied(mut pins) = shard.pins.entry(*key)
+        {
+            *pins.get_mut() -= 1;
+            if *pins.get() == 0 {
+                pins.remove();
             }
         }
     }
 
-    /// Records whether the content has to be hashed before its next use.
+    /// Marks the content as to be hashed before its next use, or as verified.
     pub(crate) fn set_unverified(&self, key: &Key, unverified: bool) {
         if let Some((hash, mut shard)) = self.shard(key)
             && let Some(entry) = shard.get_mut(hash, key)
@@ -273,7 +263,7 @@ impl Index {
     fn shard(&self, key: &Key) -> Option<(u64, MutexGuard<'_, Shard>)> {
         let hash = self.hash(key);
         let number = usize::try_from(hash >> 40).ok()? % SHARDS;
-        self.shards.get(number).map(|shard| (hash, lock(shard)))
+        self.shards.get(number).map(|shard| (hash, shard.lock()))
     }
 
     /// Seeded, because clients choose the keys of action results.
@@ -295,10 +285,6 @@ impl Index {
     }
 }
 
-fn lock(shard: &Mutex<Shard>) -> MutexGuard<'_, Shard> {
-    shard.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 /// Multiplies to 128 bits and folds the halves: every input bit reaches every output bit.
 fn fold(a: u64, b: u64) -> u64 {
     let product = u128::from(a) * u128::from(b);
@@ -308,14 +294,14 @@ fn fold(a: u64, b: u64) -> u64 {
 }
 
 impl Entry {
-    fn seen(&self) -> Hit {
+    fn hit(&self) -> Hit {
         Hit {
             size: self.size(),
             unverified: self.has(UNVERIFIED),
         }
     }
 
-    /// Whether this is a slot without an entry: nothing of size zero is stored.
+    /// Nothing of size zero is stored.
     const fn is_vacant(&self) -> bool {
         self.size() == 0
     }

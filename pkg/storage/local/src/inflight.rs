@@ -1,11 +1,8 @@
-//! Uploads in progress: the newest attempt at each, and those that wait for the same blob.
+//! Uploads in progress: the newest attempt of each, and the uploads of the same blob.
 
-use std::{
-    collections::HashMap,
-    hash::Hash,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-};
+use std::{collections::HashMap, hash::Hash, sync::Arc};
 
+use parking_lot::Mutex;
 use tokio::sync::OwnedMutexGuard;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
@@ -20,13 +17,9 @@ struct User<K: Eq + Hash, V> {
 }
 
 impl<K: Eq + Hash + Clone, V: Default> Registry<K, V> {
-    fn map(&self) -> MutexGuard<'_, HashMap<K, (V, usize)>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Adds a user of the value under `key`, and reads or changes that.
     fn join<T>(self: &Arc<Self>, key: &K, work: impl FnOnce(&mut V) -> T) -> (User<K, V>, T) {
-        let mut map = self.map();
+        let mut map = self.0.lock();
         let (value, users) = map.entry(key.clone()).or_default();
         *users += 1;
         let done = work(value);
@@ -44,8 +37,7 @@ impl<K, V> Default for Registry<K, V> {
 
 impl<K: Eq + Hash, V> Drop for User<K, V> {
     fn drop(&mut self) {
-        let map = self.registry.0.lock();
-        let mut map = map.unwrap_or_else(PoisonError::into_inner);
+        let mut map = self.registry.0.lock();
         if let Some((_, users)) = map.get_mut(&self.key) {
             *users -= 1;
             if *users == 0 {
@@ -55,7 +47,6 @@ impl<K: Eq + Hash, V> Drop for User<K, V> {
     }
 }
 
-/// The uploads under way, by their file.
 #[derive(Default)]
 pub(super) struct Claims(Arc<Registry<String, Attempts>>);
 
@@ -74,7 +65,7 @@ pub(super) struct Claim {
 }
 
 impl Claims {
-    /// Takes an upload over: stops the attempt that is sending it, and waits until its file is free.
+    /// Takes an upload over: stops the attempt in progress, and waits until its file is free.
     pub(super) async fn claim(&self, path: &str) -> Claim {
         let (user, (file, superseded)) = self.0.join(&path.to_owned(), |attempts| {
             attempts.newest.cancel();
@@ -88,7 +79,7 @@ impl Claims {
         }
     }
 
-    /// Claims an upload that no client is sending. A client that begins meanwhile waits.
+    /// Claims an upload without a sender. A client that resumes it meanwhile waits.
     pub(super) fn claim_idle(&self, path: &str) -> Option<Claim> {
         let (user, (file, superseded)) = self.0.join(&path.to_owned(), |attempts| {
             (Arc::clone(&attempts.file), attempts.newest.clone())
@@ -102,12 +93,11 @@ impl Claims {
 }
 
 impl Claim {
-    /// Returns the path of the upload's file.
     pub(super) fn path(&self) -> &str {
         &self.user.key
     }
 
-    /// Completes when a newer attempt wants the upload.
+    /// Completes when a newer attempt takes the upload over.
     pub(super) fn superseded(&self) -> WaitForCancellationFutureOwned {
         self.superseded.clone().cancelled_owned()
     }
@@ -124,7 +114,7 @@ pub(super) struct Watch {
 }
 
 impl Watchers {
-    /// Watches a blob. A look-up after this, not before, misses no upload's end.
+    /// Watches a blob. Look it up only after this, so that the end of no upload is missed.
     pub(super) fn watch(&self, digest: &Digest) -> Watch {
         let (user, token) = self.0.join(digest, |token| token.clone());
         Watch { _user: user, token }
@@ -132,8 +122,8 @@ impl Watchers {
 
     /// Notifies the uploads of this blob that another one published it.
     pub(super) fn published(&self, digest: &Digest) {
-        let token = self.0.map().get_mut(digest).map(|(token, _)| {
-            // Uploads that begin from now on wait for the next time: the blob may be gone by then.
+        let token = self.0.0.lock().get_mut(digest).map(|(token, _)| {
+            // Later uploads wait for the next publication: the blob may be evicted by then.
             std::mem::take(token)
         });
         if let Some(token) = token {
@@ -143,7 +133,7 @@ impl Watchers {
 }
 
 impl Watch {
-    /// Completes when the blob was published.
+    /// Completes when the blob is published.
     pub(super) fn published(&self) -> WaitForCancellationFutureOwned {
         self.token.clone().cancelled_owned()
     }
@@ -156,7 +146,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn the_newest_claim_wins_once_its_predecessors_let_go() {
+    async fn the_newest_claim_waits_until_earlier_ones_are_dropped() {
         let claims = Claims::default();
         let first = claims.claim("u").await;
         assert!(first.superseded().now_or_never().is_none());

@@ -7,9 +7,9 @@
 use crate::index::{Key, Space};
 use gorego_storage::{Digest, DigestFunction, UploadId, to_hex};
 
-/// Files on their way to their place; emptied at start.
+/// Files before they are moved to their place; emptied at the start.
 pub(super) const TMP: &str = "tmp";
-/// Uploads that broke off and can be resumed.
+/// Interrupted uploads that can be resumed.
 pub(super) const UPLOADS: &str = "uploads";
 /// Corrupt files.
 pub(super) const QUARANTINE: &str = "quarantine";
@@ -22,21 +22,18 @@ pub(super) const AC: &str = "ac";
 
 /// The folders that are created at the start, and recreated when they were removed.
 pub(super) const ROOTS: [&str; 6] = [TMP, UPLOADS, QUARANTINE, OUTBOX, CAS, AC];
-/// The file with the version of the layout.
 pub(super) const VERSION_FILE: &str = "VERSION";
-/// The file that is locked by the process that uses the data directory.
 pub(super) const LOCK_FILE: &str = "lock";
 
 /// The folder name of an instance's action results: instance names may hold any character.
 pub(super) type InstanceHash = [u8; 16];
 
-/// Returns the hash of an instance name.
-pub(super) fn instance_hash(instance: &str) -> InstanceHash {
-    let digest = DigestFunction::Sha256.digest(instance.as_bytes());
+/// Returns a hash of an instance name, or of an upload's id.
+pub(super) fn short_hash(name: &str) -> InstanceHash {
+    let digest = DigestFunction::Sha256.digest(name.as_bytes());
     digest.hash().first_chunk().copied().unwrap_or_default()
 }
 
-/// Returns the folder of a function's blobs.
 pub(super) fn cas_folder(function: DigestFunction) -> String {
     match function {
         DigestFunction::Sha256 => CAS.to_owned(),
@@ -44,7 +41,6 @@ pub(super) fn cas_folder(function: DigestFunction) -> String {
     }
 }
 
-/// Returns the folder of an instance's action results.
 pub(super) fn ac_folder(function: DigestFunction, instance: &InstanceHash) -> String {
     format!("{AC}/{function}/{}", to_hex(instance))
 }
@@ -55,7 +51,7 @@ pub(super) fn subfolders() -> impl Iterator<Item = String> {
     [CAS, AC].into_iter().flat_map(below)
 }
 
-/// Whether a folder is the root of a tree or above one. Such folders stay when they are empty.
+/// Whether a folder is the root of a tree or above one. Such folders are kept when empty.
 pub(super) fn is_root(path: &str) -> bool {
     let is_function = |name| DigestFunction::ALL.iter().any(|f| f.to_string() == name);
     match path.split_once('/') {
@@ -65,12 +61,10 @@ pub(super) fn is_root(path: &str) -> bool {
     }
 }
 
-/// Returns the path of a blob's file.
 pub(super) fn blob_path(digest: &Digest) -> String {
     file_path(&cas_folder(digest.function()), &digest.hex())
 }
 
-/// Returns the path of an action result's file.
 pub(super) fn action_path(action: &Digest, instance: &InstanceHash) -> String {
     file_path(&ac_folder(action.function(), instance), &action.hex())
 }
@@ -89,17 +83,11 @@ pub(super) fn folder_of(path: &str) -> &str {
     path.rsplit_once('/').map_or("", |(folder, _)| folder)
 }
 
-/// Returns the path of a partial upload's file, which names the blob and holds a hash of the client's
-/// name for the upload.
+/// Returns the path of a partial upload's file, which contains the digest and a hash of the upload's id.
 pub(super) fn upload_path(digest: &Digest, upload: &UploadId) -> String {
-    let id = DigestFunction::Sha256.digest(upload.as_str().as_bytes());
-    let id = to_hex(id.hash().get(..16).unwrap_or_default());
-    format!(
-        "{UPLOADS}/{}-{}-{}-{id}",
-        digest.function(),
-        digest.hex(),
-        digest.size()
-    )
+    let (function, size) = (digest.function(), digest.size());
+    let (hash, id) = (digest.hex(), to_hex(&short_hash(upload.as_str())));
+    format!("{UPLOADS}/{function}-{hash}-{size}-{id}")
 }
 
 /// Returns the index key of a file; `None` for a file of another program.
@@ -119,8 +107,8 @@ pub(super) fn belongs(path: &str) -> bool {
     name.is_some_and(|name| name.get(..2) == first && name.get(2..4) == second)
 }
 
-/// Returns the name of the file of `key`, and true; or the beginning of its name, and false, when the
-/// index holds only the first half of the hash.
+/// Returns the name of the file of `key`, and `true`; or the beginning of the name, and `false`, if the
+/// index has only a part of the hash.
 pub(super) fn name_of(key: &Key) -> (String, bool) {
     let len = key.function.hash_len();
     let hex = to_hex(key.hash.get(..len).unwrap_or(&key.hash));

@@ -1,6 +1,6 @@
 //! Tier 1: blobs and action results as files on a local disk, with an index in memory.
 //!
-//! The files are the truth: a read that finds a file to differ from the index corrects the index.
+//! The files are the truth: a read that finds a difference between a file and the index corrects the index.
 
 mod actions;
 mod blobs;
@@ -24,10 +24,11 @@ mod store;
 mod upkeep;
 mod upload;
 mod verify;
+mod write;
 
 pub use disk::Counters;
 pub use files::SyncMode;
 pub use growth::Growth;
 pub use receive::Received;
-pub use store::{LocalOptions, LocalStore, OpenError};
+pub use store::{LocalOptions, LocalStore, OpenError, OpenFailure};
 pub use upload::Complete;

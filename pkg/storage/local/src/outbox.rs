@@ -28,8 +28,8 @@ impl LocalStore {
         Ok(names)
     }
 
-    /// Links a blob's file into the outbox, as durably as blobs are written. Where the file system makes
-    /// no link, an empty file takes its place.
+    /// Links a blob's file into the outbox, as durably as blobs are written; writes an empty file if the file
+    /// system does not support links.
     pub async fn outbox_link(&self, name: String, digest: Digest) -> Result<()> {
         let link = move |disk: &Arc<Disk>| {
             let Some(tmp) = disk.files.link_tmp(&layout::blob_path(&digest))? else {
@@ -44,13 +44,13 @@ impl LocalStore {
         self.disk.run(link).await
     }
 
-    /// Writes a file into the outbox, as durably as blobs are written. It appears as a whole.
+    /// Writes a file into the outbox atomically, and as durably as blobs are written.
     pub async fn outbox_write(&self, name: String, content: Vec<u8>) -> Result<()> {
         let write = move |disk: &Arc<Disk>| disk.write_entry(&name, content.into());
         self.disk.run(write).await
     }
 
-    /// Opens a file of the outbox; `None` if it is gone.
+    /// Opens a file of the outbox; `None` if it is missing.
     pub async fn outbox_open(&self, name: &str) -> Result<Option<Blob>> {
         let path = entry_path(name);
         let open = move |disk: &Arc<Disk>| {
@@ -68,7 +68,7 @@ impl LocalStore {
         self.disk.run(open).await
     }
 
-    /// Removes files from the outbox; those that are gone are fine.
+    /// Removes files from the outbox. Ignores missing ones.
     pub async fn outbox_remove(&self, names: Vec<String>) -> Result<()> {
         let remove = move |disk: &Arc<Disk>| {
             let paths = names.iter().map(|name| entry_path(name));

@@ -1,4 +1,4 @@
-//! Receives blobs that arrive as streams, up to where they only have to be published.
+//! Receives blobs that arrive as streams, up to their publication.
 
 use std::sync::Arc;
 
@@ -8,14 +8,13 @@ use tokio::time::timeout;
 
 use super::{
     LocalStore,
-    blobs::{UPLOAD, check_size},
-    disk::Disk,
     growth::Growth,
     layout,
     upload::{Complete, RESERVE_STEP, SLOW, Upload},
+    write::{UPLOAD, check_size},
 };
 use crate::index::SIZE_END;
-use gorego_storage::{Chunks, Digest, Error, Put, Result, Resume, UploadId, Uploads};
+use gorego_storage::{Chunks, Digest, Error, Result, Resume, UploadId, Uploads};
 
 /// The outcome of receiving a blob.
 #[derive(Debug)]
@@ -36,79 +35,34 @@ impl Uploads for LocalStore {
 }
 
 impl LocalStore {
-    /// Receives content as [`gorego_storage::BlobStore::put`] does, but does not publish it. `growth`
-    /// can be read meanwhile.
+    /// Receives content like [`gorego_storage::BlobStore::put`], but does not publish it. `growth` can be read
+    /// meanwhile.
     pub async fn receive(
         &self,
-        digest: &Digest,
-        chunks: Chunks,
-        resume: Option<Resume>,
-        growth: Option<Arc<Growth>>,
-    ) -> Result<Received> {
-        self.disk.receive(digest, chunks, resume, growth).await
-    }
-
-    /// Stops an upload that broke off or is being sent, and removes what was kept of it.
-    pub async fn discard_upload(&self, digest: &Digest, upload: &UploadId) -> Result<()> {
-        let resume = Resume {
-            upload: upload.clone(),
-            offset: 0,
-        };
-        let mut upload = Upload::begin(&self.disk, digest, Some(resume), None).await;
-        upload.discard().await
-    }
-}
-
-impl Disk {
-    /// Stores content as it arrives; implements [`gorego_storage::BlobStore::put`].
-    pub(super) async fn put_stream(
-        self: &Arc<Self>,
-        digest: &Digest,
-        chunks: Chunks,
-        resume: Option<Resume>,
-    ) -> Result<Put> {
-        if let Some(other) = digest.other()
-            && self.find(&other, UPLOAD).await?.is_some()
-        {
-            return Ok(Put::Existed);
-        }
-        match self.receive(digest, chunks, resume, None).await? {
-            Received::Existed => Ok(Put::Existed),
-            Received::Complete(complete) => complete.publish().await,
-        }
-    }
-
-    async fn receive(
-        self: &Arc<Self>,
         digest: &Digest,
         mut chunks: Chunks,
         resume: Option<Resume>,
         growth: Option<Arc<Growth>>,
     ) -> Result<Received> {
+        let disk = &self.disk;
         if digest.size() >= SIZE_END {
             check_size(digest, digest.size())?;
         }
-        // Before the lookup, so that no other upload's end falls in between.
-        let watch = self.watchers.watch(digest);
-        if digest.is_empty_blob() || self.find(digest, UPLOAD).await?.is_some() {
+        // Before the lookup, so that the end of no other upload is missed.
+        let watch = disk.watchers.watch(digest);
+        if disk.has(digest, UPLOAD).await? {
             return Ok(Received::Existed);
         }
-        // Before anything is evicted for it.
-        let free = (digest.size() > RESERVE_STEP).then(|| self.files.free());
-        self.room
+        // Checked before anything is evicted for it.
+        let free = (digest.size() > RESERVE_STEP).then(|| disk.files.free());
+        disk.room
             .check_fits(digest.size(), &digest.to_string(), free.flatten())?;
-        let mut upload = Box::new(Upload::begin(self, digest, resume, growth).await);
-        let claim = upload.claim.clone();
-        let superseded = async move {
-            match claim {
-                Some(claim) => claim.superseded().await,
-                None => std::future::pending().await,
-            }
-        };
+        let mut upload = Box::new(Upload::begin(disk, digest, resume, growth).await);
+        let superseded = upload.superseded();
         let receive = async {
             loop {
                 let next = chunks.next();
-                // Few bytes of a stalled upload stay in memory.
+                // A stalled upload keeps few bytes in memory.
                 let next = if upload.buffer.are_many() {
                     timeout(SLOW, next).await
                 } else {
@@ -135,5 +89,15 @@ impl Disk {
             return Err(error);
         }
         Ok(Received::Complete(Complete(upload)))
+    }
+
+    /// Stops an upload that is in progress or was interrupted, and removes its kept bytes.
+    pub async fn discard_upload(&self, digest: &Digest, upload: &UploadId) -> Result<()> {
+        let resume = Resume {
+            upload: upload.clone(),
+            offset: 0,
+        };
+        let mut upload = Upload::begin(&self.disk, digest, Some(resume), None).await;
+        upload.discard().await
     }
 }

@@ -1,22 +1,19 @@
 //! Repair of the data directory after other programs removed folders and files from it.
 
-use std::{
-    io::ErrorKind,
-    sync::{PoisonError, atomic::Ordering::Relaxed},
-};
+use std::{io::ErrorKind, sync::atomic::Ordering::Relaxed};
 
 use super::{
     disk::Disk,
     files::Files,
     layout::{LOCK_FILE, ROOTS, VERSION_FILE},
     scan,
-    store::{lock, write_version},
+    store::{OpenError, lock, write_version},
 };
 use crate::index::{Key, SHARDS};
 use gorego_storage::{Error, Result};
 
 impl Files {
-    /// Recreates the folders and the version of the data directory where they are missing.
+    /// Recreates missing folders and the version of the data directory.
     pub(super) fn restore(&self) -> Result<()> {
         let mut made = Vec::new();
         let mut make = || {
@@ -49,27 +46,28 @@ impl Files {
 impl Disk {
     /// Recreates removed parts of the data directory, the lock included. Blocks.
     pub(super) fn repair(&self) -> Result<()> {
-        let held = self.lock_file.lock();
-        let mut held = held.unwrap_or_else(PoisonError::into_inner);
+        let mut held = self.lock_file.lock();
         let Some(file) = &*held else {
             return Ok(());
         };
         self.files.restore()?;
         if !self.files.is_same(file, LOCK_FILE)? {
             let locked = lock(&self.files.path(""));
-            *held = Some(locked.map_err(|error| Error::Unavailable(error.to_string()))?);
+            let dir = self.files.path("");
+            let error = |why| Error::Unavailable(OpenError { dir, why }.to_string());
+            *held = Some(locked.map_err(error)?);
         }
         Ok(())
     }
 
-    /// Compares the index with the disk after folders were removed: forgets entries without a file
-    /// and counts the folders again. Blocks.
+    /// Compares the index with the disk after folders were removed: drops entries without a file, and
+    /// counts the folders again. Blocks.
     pub(super) fn forget_cleared(&self) -> Result<()> {
         if !self.is_scanned() || !self.files.cleared.swap(false, Relaxed) {
             return Ok(());
         }
         let compared = self.compare_with_disk();
-        // After an error it is tried again.
+        // Retried after an error.
         self.files.cleared.fetch_or(compared.is_err(), Relaxed);
         compared
     }
@@ -82,18 +80,18 @@ impl Disk {
                 lost += u64::from(self.drop_if_missing(key)?);
             }
         }
-        let _folders = self.files.lock_folders();
+        let _folders = self.files.folders.lock();
         self.room.set_folders(scan::count_folders(&self.files)?);
         if lost > 0 {
             tracing::warn!(
                 lost,
-                "dropped blobs and action results whose files were removed"
+                "files of blobs and action results were removed by another program"
             );
         }
         Ok(())
     }
 
-    /// Forgets an entry whose file is missing; returns whether it did. Blocks.
+    /// Drops an entry whose file is missing; `true` if it did. Blocks.
     pub(super) fn drop_if_missing(&self, key: &Key) -> Result<bool> {
         let _changing = self.lock(key);
         let gone = self.locate(key)?.is_none() && self.index.remove(key).is_some();

@@ -1,4 +1,4 @@
-//! Writes that fail since the disk is full.
+//! Retries of writes to a full disk.
 
 use std::sync::Arc;
 
@@ -8,7 +8,7 @@ use super::{
 };
 use gorego_storage::{Digest, Error, Result, Usage};
 
-/// The most retries of one write while others take the space that is evicted for it.
+/// The most retries of one write while other programs take the space evicted for it.
 const RETRIES: u32 = 4;
 
 /// The retries of one write to a disk that is full.
@@ -30,8 +30,8 @@ impl Retries {
         }
     }
 
-    /// Evicts something after a write of `size` bytes for `digest` failed on a full disk. Returns
-    /// the error if it has another cause, or if another attempt is not worthwhile.
+    /// Evicts files after a write of `size` bytes for `digest` failed on a full disk. Returns the error if it
+    /// has another cause, or if a retry would be in vain.
     pub(super) async fn make_space(
         &mut self,
         error: Error,
@@ -63,33 +63,5 @@ impl Retries {
             bytes: digest.size(),
             why: format!("{cause} and nothing more can be evicted for it"),
         })
-    }
-}
-
-impl Disk {
-    /// Reserves room for a file of `size` bytes and writes it on another thread; again, after
-    /// eviction, if the disk is full. `what` names it in errors.
-    pub(super) async fn write<T: Send + 'static>(
-        self: &Arc<Self>,
-        digest: &Digest,
-        size: u64,
-        what: &str,
-        write: impl Fn(&Self) -> Result<T> + Clone + Send + 'static,
-    ) -> Result<T> {
-        let broken = Arc::default();
-        let mut retries = Retries::new(self, &broken);
-        loop {
-            let room = self.room.reserve(size, what, &broken).await?;
-            let write = write.clone();
-            let written = self.run(move |disk| {
-                // Released before a wait for eviction, since it counts as a file.
-                let _room = room;
-                write(disk)
-            });
-            match written.await {
-                Err(error) => retries.make_space(error, digest, size).await?,
-                written => return written,
-            }
-        }
     }
 }

@@ -3,11 +3,9 @@
 mod idle;
 mod queue;
 
-use std::{
-    collections::HashSet,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-};
+use std::{collections::HashSet, sync::Arc};
 
+use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 pub(crate) use self::queue::{BrokenLeases, short_of};
@@ -15,16 +13,22 @@ use self::{
     idle::Idle,
     queue::{QueueHead, lacking_files},
 };
-use super::files::Free;
 use crate::index::{Index, room_of};
 use gorego_storage::{Error, EvictionBackoff, Removed, Result, Usage};
 
 /// The space that a folder takes on most file systems, in bytes.
 const FOLDER_ROOM: u64 = 4096;
 
+/// The space that a file system has left.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Free {
+    pub(super) bytes: u64,
+    /// `None` if files are not limited in number.
+    pub(super) files: Option<u64>,
+}
+
 /// The disk accounts of a store.
 pub(super) struct Room {
-    index: Arc<Index>,
     limit: u64,
     /// The usage beyond which the janitor is woken.
     mark: u64,
@@ -39,16 +43,18 @@ pub(super) struct Room {
     pressure: Notify,
 }
 
-/// Figures in bytes, unless stated otherwise. What is published is counted in the index.
+/// Figures in bytes, unless stated otherwise.
 struct Accounts {
-    /// The usage up to which room is reserved. Starts above the limit if that was lowered, and
-    /// sinks with each eviction, so that uploads need not wait until the limit is reached.
+    /// Counts published blobs and results.
+    index: Arc<Index>,
+    /// The usage up to which room is reserved. Begins above the limit if that was lowered, and decreases
+    /// with each eviction, so that uploads need not wait until the limit is reached.
     ceiling: u64,
     /// The room of uploads in progress.
     reserved: u64,
-    /// The number of reservations, each of which stands for a file.
+    /// The number of reservations, each of which counts as a file.
     uploads: u64,
-    /// Partial uploads that no client is sending, and quarantined files.
+    /// Partial uploads without a sender, and quarantined files.
     idle: Idle,
     /// The most that an earlier run left on the disk beyond what was scanned.
     unscanned: u64,
@@ -64,7 +70,7 @@ struct Accounts {
     waiting: u64,
     /// The upload that eviction works for, or worked for last.
     served: QueueHead,
-    /// Whether the janitor found nothing more to evict.
+    /// Set if the janitor found nothing more to evict.
     exhausted: bool,
 }
 
@@ -77,6 +83,7 @@ pub(super) struct Reservation {
 impl Room {
     pub(super) fn new(index: Arc<Index>, limit: u64, mark: u64) -> Arc<Self> {
         let accounts = Accounts {
+            index,
             ceiling: limit,
             reserved: 0,
             uploads: 0,
@@ -91,7 +98,6 @@ impl Room {
             exhausted: false,
         };
         Arc::new(Self {
-            index,
             limit,
             mark,
             accounts: Mutex::new(accounts),
@@ -102,10 +108,6 @@ impl Room {
         })
     }
 
-    fn accounts(&self) -> MutexGuard<'_, Accounts> {
-        self.accounts.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Refuses a blob of this size if evicting everything would not make room for it. `free` is the
     /// space that the disk has left.
     pub(super) fn check_fits(&self, size: u64, what: &str, free: Option<Free>) -> Result<()> {
@@ -113,8 +115,8 @@ impl Room {
         if bytes > self.limit {
             return Err(self.full(what, bytes));
         }
-        let on_disk = free.map(|free| free.bytes.saturating_add(self.used()));
-        match on_disk {
+        let used = self.accounts.lock().used();
+        match free.map(|free| free.bytes.saturating_add(used)) {
             Some(most) if bytes > most => Err(Error::Full {
                 what: what.to_owned(),
                 bytes,
@@ -132,8 +134,8 @@ impl Room {
     }
 
     fn try_reserve(self: &Arc<Self>, bytes: u64, overtake: bool) -> Option<Reservation> {
-        let mut accounts = self.accounts();
-        let used = self.used_of(&accounts).saturating_add(bytes);
+        let mut accounts = self.accounts.lock();
+        let used = accounts.used().saturating_add(bytes);
         if used > accounts.ceiling || (accounts.waiting > 0 && !overtake) {
             return None;
         }
@@ -165,32 +167,15 @@ impl Room {
         }
     }
 
-    /// Returns the space of blobs, action results and their folders, as far as it is known.
+    /// Returns the room of blobs, action results and their folders, as far as it is known.
     pub(super) fn kept(&self) -> u64 {
-        let accounts = self.accounts();
-        self.kept_of(&accounts).saturating_sub(accounts.slack())
-    }
-
-    fn kept_of(&self, accounts: &Accounts) -> u64 {
-        self.index
-            .bytes()
-            .saturating_add(accounts.folders.saturating_mul(FOLDER_ROOM))
-            .saturating_add(accounts.unscanned)
-    }
-
-    pub(super) fn used(&self) -> u64 {
-        self.used_of(&self.accounts())
-    }
-
-    fn used_of(&self, accounts: &Accounts) -> u64 {
-        self.kept_of(accounts)
-            .saturating_add(accounts.idle.bytes())
-            .saturating_add(accounts.reserved)
+        let accounts = self.accounts.lock();
+        accounts.kept().saturating_sub(accounts.slack())
     }
 
     pub(super) fn usage(&self, free: Option<Free>, scanning: bool) -> Usage {
-        let accounts = self.accounts();
-        let (used, evicted, served) = (self.used_of(&accounts), accounts.evicted, &accounts.served);
+        let accounts = self.accounts.lock();
+        let (used, evicted, served) = (accounts.used(), accounts.evicted, &accounts.served);
         let wanted = match served.bytes {
             0 => 0,
             bytes => used.saturating_add(bytes).saturating_sub(accounts.ceiling),
@@ -210,43 +195,41 @@ impl Room {
             upload: served.number,
             leases_broken: served.leases_broken(),
             evicted,
-            files: self.index.count() + accounts.folders + accounts.idle.count() + accounts.uploads,
+            files: accounts.index.count()
+                + accounts.folders
+                + accounts.idle.count()
+                + accounts.uploads,
             free_on_disk: free.map(|free| free.bytes),
             free_files,
             scanning,
         }
     }
 
-    pub(super) const fn index(&self) -> &Arc<Index> {
-        &self.index
-    }
-
-    /// Returns the limit of the cache, in bytes.
     pub(super) const fn limit(&self) -> u64 {
         self.limit
     }
 
     /// Records that a file of so many bytes was evicted.
     pub(super) fn add_evicted(&self, bytes: u64) {
-        let mut accounts = self.accounts();
+        let mut accounts = self.accounts.lock();
         accounts.evicted.count += 1;
         accounts.evicted.bytes = accounts.evicted.bytes.saturating_add(bytes);
         // Half of it is for uploads, half of it gets the store closer to its limit.
-        let ceiling = self.used_of(&accounts).saturating_add(bytes / 2);
+        let ceiling = accounts.used().saturating_add(bytes / 2);
         accounts.ceiling = accounts.ceiling.min(ceiling.max(self.limit));
     }
 
     /// Adds leased bytes evicted for the upload of this number, unless another was served since.
     pub(super) fn charge_leases(&self, upload: u64, bytes: u64) {
-        self.accounts().served.charge(upload, bytes);
+        self.accounts.lock().served.charge(upload, bytes);
     }
 
     /// Reads or changes the accounts of partial uploads and quarantined files.
     pub(super) fn idle<T>(&self, work: impl FnOnce(&mut Idle) -> T) -> T {
-        work(&mut self.accounts().idle)
+        work(&mut self.accounts.lock().idle)
     }
 
-    /// Counts a file that may be evicted when its room is needed.
+    /// Counts an idle file.
     pub(super) fn add_idle(&self, path: &str, size: u64, since_ms: u64) {
         let bytes = self.idle(|idle| {
             idle.add(path, size, since_ms);
@@ -257,28 +240,28 @@ impl Room {
         }
     }
 
-    /// Reserves the room of an idle file of `size` bytes whose upload goes on.
+    /// Reserves the room of an idle file of `size` bytes whose upload is resumed.
     pub(super) fn adopt_idle(self: &Arc<Self>, path: &str, size: u64) -> Reservation {
-        let mut accounts = self.accounts();
+        let mut accounts = self.accounts.lock();
         accounts.idle.remove(path);
         self.reservation(&mut accounts, room_of(size))
     }
 
     /// Records the most that an earlier run left on the disk, and the uncertain part of that.
     pub(super) fn expect_scan(&self, unscanned: u64, slack: u64) {
-        let mut accounts = self.accounts();
+        let mut accounts = self.accounts.lock();
         (accounts.unscanned, accounts.slack) = (unscanned, slack);
         accounts.ceiling = self.limit.max(unscanned);
     }
 
     /// Records that the scan reached a file of `size` bytes.
     pub(super) fn file_scanned(&self, size: u64) {
-        self.accounts().reached(room_of(size));
+        self.accounts.lock().reached(room_of(size));
     }
 
     /// Counts the folders that the scan reached, but for those made since the start.
     pub(super) fn folders_scanned(&self, paths: &[String]) {
-        let accounts = &mut *self.accounts();
+        let accounts = &mut *self.accounts.lock();
         let made = accounts.made.as_ref();
         let old = |path: &&String| made.is_some_and(|made| !made.contains(*path));
         let count = paths.iter().filter(old).count() as u64;
@@ -288,37 +271,36 @@ impl Room {
 
     /// Records that the scan reached everything.
     pub(super) fn scan_done(&self) {
-        let mut accounts = self.accounts();
+        let mut accounts = self.accounts.lock();
         (accounts.unscanned, accounts.slack) = (0, 0);
         accounts.made = None;
         drop(accounts);
         self.changed.notify_one();
     }
 
-    /// Counts a new folder.
     pub(super) fn folder_made(&self, path: &str) {
-        let mut accounts = self.accounts();
+        let mut accounts = self.accounts.lock();
         accounts.folders += 1;
         if let Some(made) = &mut accounts.made {
             made.insert(path.to_owned());
         }
     }
 
-    /// Records that a folder is gone, if it was counted.
+    /// Records the removal of a folder, if that was counted.
     pub(super) fn folder_removed(&self, path: &str) {
-        let mut accounts = self.accounts();
+        let mut accounts = self.accounts.lock();
         let counted = accounts.made.as_mut().is_none_or(|made| made.remove(path));
         accounts.folders = accounts.folders.saturating_sub(u64::from(counted));
     }
 
-    /// Replaces the number of folders. The caller keeps others from making and removing some.
+    /// Replaces the number of folders. The caller prevents changes meanwhile.
     pub(super) fn set_folders(&self, count: u64) {
-        self.accounts().folders = count;
+        self.accounts.lock().folders = count;
     }
 
     /// Implements [`gorego_storage::Evictable::room_made`].
     pub(super) fn room_made(&self, exhausted: bool) {
-        self.accounts().exhausted = exhausted;
+        self.accounts.lock().exhausted = exhausted;
         self.changed.notify_one();
     }
 
@@ -334,6 +316,18 @@ impl Room {
 }
 
 impl Accounts {
+    fn kept(&self) -> u64 {
+        (self.index.bytes())
+            .saturating_add(self.folders.saturating_mul(FOLDER_ROOM))
+            .saturating_add(self.unscanned)
+    }
+
+    fn used(&self) -> u64 {
+        self.kept()
+            .saturating_add(self.idle.bytes())
+            .saturating_add(self.reserved)
+    }
+
     fn slack(&self) -> u64 {
         self.slack.min(self.unscanned)
     }
@@ -344,12 +338,10 @@ impl Accounts {
 }
 
 impl Reservation {
-    /// Adds the room of another reservation to this one.
     pub(super) fn merge(&mut self, mut other: Self) {
         self.bytes += std::mem::take(&mut other.bytes);
     }
 
-    /// Returns the reserved room in bytes.
     pub(super) const fn bytes(&self) -> u64 {
         self.bytes
     }
@@ -357,7 +349,7 @@ impl Reservation {
 
 impl Drop for Reservation {
     fn drop(&mut self) {
-        let mut accounts = self.room.accounts();
+        let mut accounts = self.room.accounts.lock();
         accounts.reserved = accounts.reserved.saturating_sub(self.bytes);
         accounts.uploads = accounts.uploads.saturating_sub(1);
         let is_wanted = self.bytes > 0 && accounts.waiting > 0;

@@ -11,14 +11,13 @@ use tokio::time::timeout;
 use super::{
     disk::Disk,
     files::Files,
-    instances::Instances,
     layout::{self, InstanceHash},
     verify,
 };
 use crate::index::{Key, Space};
 use gorego_storage::{DigestFunction, Result};
 
-/// The pause before folders that could not be read are tried again.
+/// The pause before a retry of the folders that could not be read.
 const RETRY: Duration = Duration::from_mins(1);
 /// The number of folders scanned at once: more than cores, since the disk is slow.
 const AT_ONCE: usize = 4;
@@ -37,8 +36,8 @@ struct Folder {
     space: Space,
 }
 
-/// Indexes everything, then hashes unverified blobs. Folders that cannot be read are tried again
-/// and again: until they are indexed, the disk is asked about unknown blobs.
+/// Indexes everything, then hashes unverified blobs. Retries folders that cannot be read for as long as
+/// it takes: until they are indexed, lookups of unknown blobs go to the disk.
 pub(super) async fn run(disk: Arc<Disk>) {
     let started = Instant::now();
     let mut left = None;
@@ -97,32 +96,39 @@ async fn scan(disk: &Arc<Disk>, folder: Arc<Folder>) -> Option<Arc<Folder>> {
     // Uploads may wait for room, and there may be something to evict now.
     disk.room.press();
     let error = scanned.err()?;
-    tracing::error!(%error, "folder could not be scanned; it will be tried again");
+    tracing::error!(%error, "failed to scan a folder; retrying in a minute");
     Some(folder)
 }
 
-/// Returns every `ab` folder. Blocks.
+/// Returns every `ab` folder, and numbers the instances that have results. Blocks.
 fn folders(disk: &Disk) -> Result<Vec<Arc<Folder>>> {
-    let (mut folders, mut counted) = (Vec::new(), Vec::new());
+    let (mut folders, mut counted, mut unnumbered) = (Vec::new(), Vec::new(), 0);
     for tree in trees(&disk.files)? {
-        let space = match &tree.instance {
-            None => Space::Cas,
-            Some(instance) => match disk.instances.number(instance) {
-                Some(number) => Space::Ac(number),
-                None => continue,
-            },
-        };
-        let function = tree.function;
-        let below = subfolders(&disk.files, &tree.path)?.into_iter();
+        let mut space = Space::Cas;
+        if let Some(instance) = &tree.instance {
+            if disk.files.remove_empty(&tree.path) {
+                continue;
+            }
+            let Some(interned) = disk.instances.intern(instance) else {
+                unnumbered += 1;
+                continue;
+            };
+            space = Space::Ac(interned.number);
+            counted.push(tree.path.clone());
+        }
         let folder = |path| Folder {
             path,
-            function,
+            function: tree.function,
             space,
         };
+        let below = subfolders(&disk.files, &tree.path)?.into_iter();
         folders.extend(below.map(folder).map(Arc::new));
-        if tree.instance.is_some() && !disk.files.remove_empty(&tree.path) {
-            counted.push(tree.path);
-        }
+    }
+    if unnumbered > 0 {
+        tracing::warn!(
+            unnumbered,
+            "too many instance names; the action results of some are not served"
+        );
     }
     disk.room.folders_scanned(&counted);
     Ok(folders)
@@ -165,29 +171,11 @@ pub(super) fn count_folders(files: &Files) -> Result<u64> {
 }
 
 fn parse_instance(name: &str) -> Option<InstanceHash> {
-    if name.len() != size_of::<InstanceHash>() * 2 || !name.is_ascii() {
+    let is_hex = name.bytes().all(|byte| byte.is_ascii_hexdigit());
+    if !is_hex || name.len() != size_of::<InstanceHash>() * 2 {
         return None;
     }
-    let mut hash = InstanceHash::default();
-    for (byte, at) in hash.iter_mut().zip((0..name.len()).step_by(2)) {
-        *byte = u8::from_str_radix(name.get(at..at + 2)?, 16).ok()?;
-    }
-    Some(hash)
-}
-
-/// Numbers the instances that have a folder for action results. Blocks.
-pub(super) fn instances(files: &Files) -> Result<Instances> {
-    let instances = Instances::default();
-    for tree in trees(files)? {
-        let Some(instance) = tree.instance else {
-            continue;
-        };
-        if !files.remove_empty(&tree.path) && instances.intern(&instance, || None).is_none() {
-            tracing::warn!("too many instance names; the action results of some are left alone");
-            break;
-        }
-    }
-    Ok(instances)
+    u128::from_str_radix(name, 16).ok().map(u128::to_be_bytes)
 }
 
 fn scan_folder(disk: &Disk, folder: &Folder) -> Result<()> {

@@ -1,4 +1,4 @@
-//! Scrubbing: every file is hashed now and then, since disks lose data without an error.
+//! Scrubbing: every file is hashed periodically, since disks lose data without an error.
 
 use std::{sync::Arc, time::Duration};
 
@@ -7,12 +7,11 @@ use crate::index::{SHARDS, room_of};
 
 /// The longest pause, after which a changed store is noticed.
 const LONGEST_PAUSE: Duration = Duration::from_hours(1);
-/// The shortest pause between two files, so that no period makes this a load.
+/// The shortest pause between two files, which bounds the load.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(1);
 
-/// Hashes one file after the other, so evenly that all of them take `period`, until the store is
-/// closed. `seed` chooses the first part of the index, since a store that is often restarted would
-/// otherwise never reach the last.
+/// Hashes the files one by one, evenly over `period`, until the store is closed. `seed` selects the first
+/// part of the index, so that a store that is often restarted reaches all parts.
 pub(super) async fn run(disk: Arc<Disk>, period: Duration, seed: usize) {
     let mut part = seed % SHARDS;
     loop {
@@ -24,7 +23,7 @@ pub(super) async fn run(disk: Arc<Disk>, period: Duration, seed: usize) {
                 return;
             }
             if let Err(error) = disk.run(move |disk| disk.check(&key, size)).await {
-                tracing::warn!(%error, "could not verify a file");
+                tracing::warn!(%error, "failed to verify a file");
             }
         }
         // Without files: new ones are not due before the period has passed.
@@ -36,7 +35,7 @@ pub(super) async fn run(disk: Arc<Disk>, period: Duration, seed: usize) {
     }
 }
 
-/// Returns whether the store is still open after a pause.
+/// Pauses; `false` if the store was closed meanwhile.
 async fn sleep(disk: &Disk, pause: Duration) -> bool {
     let closed = disk.cancel.cancelled();
     tokio::time::timeout(pause, closed).await.is_err()

@@ -1,5 +1,5 @@
-//! The state that one run of the store leaves to the next: whether it ended cleanly, the time up to
-//! which everything written is surely on the disk, and the usage of the directory.
+//! The state that one run of the store leaves to the next: its end, clean or not, the time up to which all
+//! files are synced, and the usage of the directory.
 
 use gorego_storage::{Error, Result};
 
@@ -13,17 +13,26 @@ pub(super) const UNKNOWN: u64 = u64::MAX;
 /// The state, stored as `key=value` lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct StoreState {
-    /// Whether the run ended by [`super::LocalStore::close`].
+    /// Set if the run ended by [`super::LocalStore::close`].
     pub(super) clean: bool,
-    /// Files last written before this are whole, in milliseconds since the Unix epoch.
+    /// Files last written before this time are synced, in milliseconds since the Unix epoch.
     pub(super) synced_ms: u64,
     /// The usage of the directory in bytes; exact after a clean end, otherwise about right.
     pub(super) used: u64,
 }
 
+/// The state on record for the next start.
+pub(super) struct Record {
+    pub(super) state: StoreState,
+    /// Set if it is saved on the disk.
+    pub(super) saved: bool,
+    /// The number of files that had been written at the last sync point, if there was one.
+    pub(super) synced: Option<u64>,
+}
+
 impl StoreState {
-    /// Reads the state that the last run left. A new directory counts as clean. Without a readable
-    /// state, everything is unverified and the usage unknown.
+    /// Reads the state of the last run. A new directory counts as clean. Without a readable state,
+    /// everything is unverified and the usage unknown.
     pub(super) fn load(files: &Files, new_directory: bool) -> Result<Self> {
         if new_directory {
             return Ok(Self {
@@ -50,12 +59,12 @@ impl StoreState {
         files.replace(FILE, self.to_string())
     }
 
-    /// Saves the state, or removes the outdated one if the disk is full, since blobs can be served even
-    /// then. Returns whether it is saved.
+    /// Saves the state; `false` if the disk is full, in which case the outdated one is removed and blobs can
+    /// be served nevertheless.
     pub(super) fn save_or_forget(&self, files: &Files) -> Result<bool> {
         match self.save(files) {
             Err(error) if error.is_no_space() => {
-                tracing::warn!(%error, "state could not be saved; after a crash all blobs are unverified");
+                tracing::warn!(%error, "failed to save the state; after a crash all blobs are unverified");
                 files.unlink(FILE).map(|()| false)
             }
             saved => saved.map(|()| true),
@@ -88,7 +97,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_state_survives_its_text_and_half_of_one_is_none() {
+    fn a_state_survives_formatting_and_a_truncated_one_is_none() {
         let state = StoreState {
             clean: true,
             synced_ms: 17,

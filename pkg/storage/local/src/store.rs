@@ -5,15 +5,16 @@ use std::{
     io::{self, Write as _},
     path::{Path, PathBuf},
     sync::{
-        Arc, Mutex, PoisonError, RwLock,
+        Arc,
         atomic::{AtomicBool, AtomicU64},
     },
     time::Duration,
 };
 
 use gorego_limits::Budget;
+use parking_lot::{Mutex, RwLock};
 use rustix::fs::FlockOperation;
-use tokio::sync::watch;
+use tokio::{sync::watch, task::spawn_blocking};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
@@ -22,11 +23,12 @@ use crate::{
     files::Files,
     index::{Index, Terms},
     inflight::{Claims, Watchers},
+    instances::Instances,
     layout::{CAS, LOCK_FILE, QUARANTINE, TMP, UPLOADS, VERSION_FILE},
     room::Room,
     scan, scrub,
-    state::{self, StoreState},
-    upkeep::{self, Record},
+    state::{self, Record, StoreState},
+    upkeep,
 };
 use gorego_storage::{Error, Result};
 
@@ -46,77 +48,64 @@ pub struct LocalOptions {
     pub lease: Duration,
     /// The time for which a blob that was just uploaded is protected from eviction.
     pub upload_lease: Duration,
-    /// Whether each hit writes the file's access time at once, rather than now and then.
+    /// Writes the file's access time at each hit, rather than once a minute.
     pub force_update_atime: bool,
     /// Durability of acknowledged uploads.
     pub sync: SyncMode,
-    /// The time in which everything is hashed once, in the background; `None` for never.
+    /// The time in which every file is hashed once, in the background; `None` for never.
     pub scrub_period: Option<Duration>,
-    /// The budget for blobs of more than [`gorego_limits::UNCOUNTED`] and at most
-    /// [`gorego_storage::CHUNK_SIZE`] bytes that are read as a whole. Without memory left in it, they
-    /// are read in pieces.
+    /// The budget for reading blobs of up to [`gorego_storage::CHUNK_SIZE`] bytes at once. When it is used
+    /// up, blobs of more than [`gorego_limits::UNCOUNTED`] bytes are read in pieces.
     pub pieces: Option<Budget>,
 }
 
 /// The error of opening a data directory.
 #[derive(Debug, thiserror::Error)]
-pub enum OpenError {
-    /// Another process uses it.
-    #[error("data directory {} is in use by another gorego (process {holder})", dir.display())]
-    InUse {
-        /// The data directory.
-        dir: PathBuf,
-        /// The number of the other process, if it is known.
-        holder: String,
-    },
-    /// It was written by a program with another layout.
-    #[error(
-        "data directory {} has layout version {found:?}, this program knows {VERSION:?}; \
-         empty it or choose another",
-        dir.display()
-    )]
-    Version {
-        /// The data directory.
-        dir: PathBuf,
-        /// The content of its `VERSION` file.
-        found: String,
-    },
-    /// It belongs to another program, whose files would be removed.
-    #[error(
-        "data directory {} is not gorego's, yet holds files in {folder}, which gorego would empty; \
-         choose another",
-        dir.display()
-    )]
-    Foreign {
-        /// The data directory.
-        dir: PathBuf,
-        /// The folder in it.
-        folder: &'static str,
-    },
-    /// A part of it is on another file system.
-    #[error(
-        "{folder} in data directory {} is on another file system, to which no file can be moved in one \
-         step; put the whole data directory on one file system (local_cache.dir)",
-        dir.display()
-    )]
-    Elsewhere {
-        /// The data directory.
-        dir: PathBuf,
-        /// The folder in it.
-        folder: String,
-    },
-    /// It cannot be read or written.
-    #[error("data directory {} cannot be used: {source}", dir.display())]
-    Unusable {
-        /// The data directory.
-        dir: PathBuf,
-        /// The cause.
-        source: Box<Error>,
-    },
+#[error("data directory {} {why}", dir.display())]
+pub struct OpenError {
+    /// The data directory.
+    pub dir: PathBuf,
+    /// The cause.
+    pub why: OpenFailure,
 }
 
-/// A store on a local disk. It is usable at once after opening and indexed in the background. Close it,
-/// so that the next start needs to verify nothing.
+/// The cause of an error of opening a data directory.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenFailure {
+    /// Another process, with this number if it is known, uses the directory.
+    #[error("is in use by another gorego (process {0})")]
+    InUse(String),
+    /// The directory has another layout, of this version.
+    #[error("has layout version {0:?}, this program knows {VERSION:?}; empty it or choose another")]
+    Version(String),
+    /// The directory belongs to another program, whose files in this folder would be removed.
+    #[error("is not gorego's, yet holds files in {0}, which gorego would empty; choose another")]
+    Foreign(&'static str),
+    /// This folder of the directory is on another file system.
+    #[error(
+        "has {0} on another file system, to which no file can be moved in one step; put the whole \
+         data directory on one file system (local_cache.dir)"
+    )]
+    Elsewhere(String),
+    /// The directory cannot be read or written.
+    #[error("cannot be used: {0}")]
+    Unusable(Box<Error>),
+}
+
+impl OpenFailure {
+    fn io(action: &'static str, path: &Path, error: io::Error) -> Self {
+        Error::io(action, path, error).into()
+    }
+}
+
+impl From<Error> for OpenFailure {
+    fn from(error: Error) -> Self {
+        Self::Unusable(Box::new(error))
+    }
+}
+
+/// A store on a local disk. It is usable at once after opening, and indexed in the background. Close it, so
+/// that the next start has nothing to verify.
 pub struct LocalStore {
     pub(crate) disk: Arc<Disk>,
 }
@@ -125,9 +114,9 @@ impl LocalStore {
     /// Opens a data directory and begins to scan it. Call within a Tokio runtime.
     pub async fn open(options: LocalOptions) -> Result<Self, OpenError> {
         let (dir, scrub_period) = (options.dir.clone(), options.scrub_period);
-        let opened = disk::blocking(move || Ok(Self::open_blocking(&options))).await;
-        let store = opened.map_err(|error| unusable(&dir, error))??;
-        let disk = &store.disk;
+        let opened = spawn_blocking(move || open(&options)).await;
+        let opened = opened.unwrap_or_else(|error| Err(disk::cut_off(&error).into()));
+        let disk = &opened.map_err(|why| OpenError { dir, why })?;
         disk.tracker.spawn(scan::run(Arc::clone(disk)));
         disk.tracker.spawn(upkeep::run(Arc::clone(disk)));
         if let Some(period) = scrub_period {
@@ -135,30 +124,13 @@ impl LocalStore {
             let scrub = scrub::run(Arc::clone(disk), period, seed);
             disk.tracker.spawn(scrub);
         }
-        Ok(store)
-    }
-
-    fn open_blocking(options: &LocalOptions) -> Result<Self, OpenError> {
-        let dir = &options.dir;
-        let unusable = |error| unusable(dir, error);
-        fs::create_dir_all(dir).map_err(|error| unusable(Error::io("creating", dir, error)))?;
-        let lock = lock(dir)?;
-        let new = check_version(dir)?;
-        let index = Arc::new(Index::new());
-        let room = Room::new(index, options.max_bytes, options.wake_bytes);
-        let files = Files::open(dir, options.sync, Arc::clone(&room)).map_err(unusable)?;
-        if let Some(folder) = files.elsewhere().map_err(unusable)? {
-            let dir = dir.clone();
-            return Err(OpenError::Elsewhere { dir, folder });
-        }
-        let disk = build(options, files, room, new, lock).map_err(unusable)?;
         Ok(Self {
-            disk: Arc::new(disk),
+            disk: Arc::clone(disk),
         })
     }
 
-    /// Writes last uses and all data to the disk, and records a sync point: after a kill, only what was
-    /// written later has to be verified.
+    /// Writes last uses and all data to the disk, and records a sync point: after a kill, only files written
+    /// later have to be verified.
     pub async fn save(&self) -> Result<()> {
         let save = |disk: &Arc<Disk>| {
             disk.write_back()?;
@@ -167,15 +139,15 @@ impl LocalStore {
         self.disk.run(save).await
     }
 
-    /// Ends background work, writes last uses and all data to the disk, and records a clean end.
-    /// Reads still work after that; writes fail.
+    /// Ends background work, writes last uses and all data to the disk, and records a clean end. After
+    /// that, reads work and writes fail.
     pub async fn close(&self) -> Result<()> {
         self.disk.cancel.cancel();
         self.disk.tracker.close();
         self.disk.tracker.wait().await;
         let close = |disk: &Arc<Disk>| {
             // Waits for files that are being moved to their places.
-            *disk.closed.write().unwrap_or_else(PoisonError::into_inner) = true;
+            *disk.closed.write() = true;
             disk.write_back()?;
             disk.sync_point(true)
         };
@@ -187,8 +159,8 @@ impl LocalStore {
         self.disk.is_scanned()
     }
 
-    /// Returns whether the data directory can be used, as probed every few seconds. A full disk counts
-    /// as usable, since reads go on.
+    /// Reports if the data directory is usable, as probed every few seconds. A full disk counts as usable,
+    /// since reads work.
     pub fn health(&self) -> watch::Receiver<bool> {
         self.disk.healthy.subscribe()
     }
@@ -202,9 +174,8 @@ impl LocalStore {
 impl Drop for LocalStore {
     fn drop(&mut self) {
         self.disk.cancel.cancel();
-        // Released at once, although background work may go on for a moment.
-        let lock = self.disk.lock_file.lock();
-        *lock.unwrap_or_else(PoisonError::into_inner) = None;
+        // Released at once, although background work may run for a moment.
+        *self.disk.lock_file.lock() = None;
     }
 }
 
@@ -216,17 +187,24 @@ impl fmt::Debug for LocalStore {
     }
 }
 
-fn unusable(dir: &Path, source: Error) -> OpenError {
-    OpenError::Unusable {
-        dir: dir.to_owned(),
-        source: Box::new(source),
+fn open(options: &LocalOptions) -> Result<Arc<Disk>, OpenFailure> {
+    let dir = &options.dir;
+    fs::create_dir_all(dir).map_err(|error| OpenFailure::io("creating", dir, error))?;
+    let lock = lock(dir)?;
+    let new = check_version(dir)?;
+    let index = Arc::new(Index::new());
+    let room = Room::new(Arc::clone(&index), options.max_bytes, options.wake_bytes);
+    let files = Files::open(dir, options.sync, Arc::clone(&room))?;
+    if let Some(folder) = files.elsewhere()? {
+        return Err(OpenFailure::Elsewhere(folder));
     }
+    let disk = build(options, index, files, room, new, lock)?;
+    Ok(Arc::new(disk))
 }
 
 /// Locks the data directory, for as long as the process or the returned file lives.
-pub(crate) fn lock(dir: &Path) -> Result<fs::File, OpenError> {
+pub(crate) fn lock(dir: &Path) -> Result<fs::File, OpenFailure> {
     let path = dir.join(LOCK_FILE);
-    let unusable = |action, error| unusable(dir, Error::io(action, &path, error));
     let mut options = fs::OpenOptions::new();
     let file = options
         .read(true)
@@ -234,55 +212,42 @@ pub(crate) fn lock(dir: &Path) -> Result<fs::File, OpenError> {
         .create(true)
         .truncate(false)
         .open(&path);
-    let file = file.map_err(|error| unusable("opening", error))?;
+    let file = file.map_err(|error| OpenFailure::io("opening", &path, error))?;
     match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => {}
         Err(rustix::io::Errno::WOULDBLOCK) => {
-            let holder = fs::read_to_string(&path)
-                .unwrap_or_default()
-                .trim()
-                .to_owned();
-            return Err(OpenError::InUse {
-                dir: dir.to_owned(),
-                holder,
-            });
+            let holder = fs::read_to_string(&path).unwrap_or_default();
+            return Err(OpenFailure::InUse(holder.trim().to_owned()));
         }
-        Err(errno) => return Err(unusable("locking", errno.into())),
+        Err(errno) => return Err(OpenFailure::io("locking", &path, errno.into())),
     }
     // Only for the error of a second process, so that a full disk does not prevent the start.
     let _ = fs::write(&path, format!("{}\n", std::process::id()));
     Ok(file)
 }
 
-/// Refuses another layout; returns whether the directory is new.
-fn check_version(dir: &Path) -> Result<bool, OpenError> {
+/// Refuses another layout. Returns `true` for a new directory.
+fn check_version(dir: &Path) -> Result<bool, OpenFailure> {
     let path = dir.join(VERSION_FILE);
-    let unusable = |action, error| unusable(dir, Error::io(action, &path, error));
     match fs::read_to_string(&path) {
         Ok(found) if found.trim() == VERSION => Ok(false),
-        Ok(found) => Err(OpenError::Version {
-            dir: dir.to_owned(),
-            found: found.trim().to_owned(),
-        }),
+        Ok(found) => Err(OpenFailure::Version(found.trim().to_owned())),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
             for folder in [TMP, UPLOADS, QUARANTINE] {
                 let listed = fs::read_dir(dir.join(folder));
                 if listed.is_ok_and(|mut names| names.next().is_some()) {
-                    return Err(OpenError::Foreign {
-                        dir: dir.to_owned(),
-                        folder,
-                    });
+                    return Err(OpenFailure::Foreign(folder));
                 }
             }
             let new = !dir.join(CAS).exists();
-            write_version(dir).map_err(|error| unusable("writing", error))?;
+            write_version(dir).map_err(|error| OpenFailure::io("writing", &path, error))?;
             Ok(new)
         }
-        Err(error) => Err(unusable("reading", error)),
+        Err(error) => Err(OpenFailure::io("reading", &path, error)),
     }
 }
 
-/// Writes the version atomically, since a part of it would be another version.
+/// Writes the version atomically, since a truncated one would be another version.
 pub(crate) fn write_version(dir: &Path) -> io::Result<()> {
     let new = dir.join("VERSION.new");
     let mut file = fs::File::create(&new)?;
@@ -293,6 +258,7 @@ pub(crate) fn write_version(dir: &Path) -> io::Result<()> {
 
 fn build(
     options: &LocalOptions,
+    index: Arc<Index>,
     files: Files,
     room: Arc<Room>,
     new: bool,
@@ -322,10 +288,10 @@ fn build(
         }
     }
     Ok(Disk {
-        instances: scan::instances(&files)?,
+        instances: Instances::default(),
         files,
         lock_file: Mutex::new(Some(lock)),
-        index: Arc::clone(room.index()),
+        index,
         room,
         claims: Claims::default(),
         watchers: Watchers::default(),
@@ -342,7 +308,11 @@ fn build(
         scanned: ScanState::default(),
         janitor_saw_part: AtomicBool::new(false),
         healthy: watch::Sender::new(true),
-        record: Mutex::new(Record::new(state, saved)),
+        record: Mutex::new(Record {
+            state,
+            saved,
+            synced: None,
+        }),
         tracker: TaskTracker::new(),
         cancel: CancellationToken::new(),
         closed: RwLock::new(false),
@@ -351,7 +321,7 @@ fn build(
     })
 }
 
-/// Returns the most that may lie in the directory before the scan, and the uncertain part of that.
+/// Returns the largest possible usage before the scan, and the uncertain part of it.
 fn unscanned(last: &StoreState, limit: u64) -> (u64, u64) {
     if last.used == state::UNKNOWN {
         return (limit, limit);

@@ -1,7 +1,7 @@
 //! Periodic work of the store: probes, repair, writing last uses back, and sync points.
 
 use std::{
-    sync::{Arc, MutexGuard, PoisonError, atomic::Ordering::Relaxed},
+    sync::{Arc, atomic::Ordering::Relaxed},
     time::Duration,
 };
 
@@ -9,40 +9,21 @@ use tokio::time::{self, MissedTickBehavior};
 
 use super::{
     disk::{Disk, now_ms},
-    state::StoreState,
+    state::{Record, StoreState},
 };
 use crate::index::{DIRTY, SHARDS};
 use gorego_storage::{Error, Result};
 
-/// The interval at which the usage on record is compared with the real one.
+/// The interval at which the recorded usage is compared with the current one.
 const TICK: Duration = Duration::from_secs(2);
 /// Ticks between two sync points, and two rounds of writing last uses back.
 const ROUND: u32 = 30;
 /// Ticks between two probes of the directory.
 const PROBE: u32 = 2;
-/// The time by which a sync point is dated back: file times are coarse, and clocks get set.
+/// The time by which a sync point is dated back, since file times are coarse and clocks are adjusted.
 const MARGIN_MS: u64 = 2000;
 
-/// The state on record.
-pub(super) struct Record {
-    state: StoreState,
-    /// Whether it is on the disk, too.
-    saved: bool,
-    /// The number of files that had been written at the last sync point, if there was one.
-    synced: Option<u64>,
-}
-
-impl Record {
-    pub(super) const fn new(state: StoreState, saved: bool) -> Self {
-        Self {
-            state,
-            saved,
-            synced: None,
-        }
-    }
-}
-
-/// Returns the most by which the usage of a store may exceed the one on record, in bytes.
+/// Returns the most by which the usage may exceed the recorded one, in bytes.
 pub(super) const fn slack(limit: u64) -> u64 {
     limit / 20
 }
@@ -67,7 +48,7 @@ pub(super) async fn run(disk: Arc<Disk>) {
         // Other programs may be filling the disk.
         disk.room.press();
         let (at_round, at_probe) = (round.is_multiple_of(ROUND), round.is_multiple_of(PROBE));
-        if !at_round && !at_probe && disk.state_to_record(&disk.record()).is_none() {
+        if !at_round && !at_probe && disk.state_to_record(&disk.record.lock()).is_none() {
             continue;
         }
         let work = move |disk: &Arc<Disk>| {
@@ -84,10 +65,7 @@ pub(super) async fn run(disk: Arc<Disk>) {
         };
         let failure = disk.run(work).await.err().map(|error| error.to_string());
         if let Some(error) = failure.as_ref().filter(|_| failure != last_failure) {
-            tracing::warn!(
-                error,
-                "upkeep of the data directory failed; it will be tried again"
-            );
+            tracing::warn!(error, "upkeep of the data directory failed; retrying");
         }
         last_failure = failure;
     }
@@ -108,12 +86,8 @@ impl Disk {
         }
     }
 
-    fn record(&self) -> MutexGuard<'_, Record> {
-        self.record.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Returns the state with the present usage, if that has changed by more than a little: the next
-    /// start needs it before it has scanned the directory.
+    /// Returns the state with the current usage, if that changed significantly: the next start needs it
+    /// before the scan.
     fn state_to_record(&self, record: &Record) -> Option<StoreState> {
         // Without uploads, which are found in their folder.
         let (used, limit) = (self.room.kept(), self.room.limit());
@@ -130,7 +104,7 @@ impl Disk {
 
     /// Records the usage if it has changed. Blocks.
     fn record_usage(&self) -> Result<()> {
-        let mut record = self.record();
+        let mut record = self.record.lock();
         if let Some(next) = self.state_to_record(&record) {
             next.save(&self.files)?;
             (record.state, record.saved) = (next, true);
@@ -155,7 +129,7 @@ impl Disk {
         Ok(())
     }
 
-    /// Flushes the file system, and records that everything written before is whole. Does nothing while
+    /// Flushes the file system, and records that everything written before is synced. Does nothing while
     /// blobs are unverified, since they would be trusted from then on. Blocks.
     pub(super) fn sync_point(&self, clean: bool) -> Result<()> {
         let unscanned = self.unverified_from_ms < u64::MAX && !self.is_scanned();
@@ -163,12 +137,12 @@ impl Disk {
             return Ok(());
         }
         let written = self.written.load(Relaxed);
-        if !clean && self.record().synced == Some(written) {
+        if !clean && self.record.lock().synced == Some(written) {
             return Ok(());
         }
         let synced_ms = dated();
         self.files.sync_all()?;
-        let mut record = self.record();
+        let mut record = self.record.lock();
         let next = StoreState {
             // Nothing was written after a clean end.
             clean: clean || record.state.clean,

@@ -1,10 +1,10 @@
-//! A blob that arrives as a stream: staged on disk as it comes, kept when it breaks off.
+//! A blob that arrives as a stream: staged on disk as it arrives, kept when it breaks off.
 
 mod buffer;
 mod complete;
 mod file;
 
-use std::{mem, sync::Arc};
+use std::{future, mem, sync::Arc};
 
 use bytes::Bytes;
 use tokio::{runtime::Handle, task::JoinHandle};
@@ -13,13 +13,13 @@ pub(super) use self::buffer::SLOW;
 pub use self::complete::Complete;
 use self::{buffer::WriteBuffer, file::StagedFile};
 use super::{
-    blobs::check_size,
     disk::{Disk, cut_off},
     growth::Growth,
     inflight::Claim,
     layout,
     retries::Retries,
     room::{BrokenLeases, Reservation},
+    write::check_size,
 };
 use crate::index::room_of;
 use gorego_storage::{Digest, Error, Result, Resume};
@@ -42,25 +42,44 @@ enum UploadState {
 /// The outcome of a write: the staged file, if it could be opened, and the pieces not written.
 type Written = (Option<Box<StagedFile>>, Vec<Bytes>, Result<()>);
 
-/// One stream on its way to the disk. Bytes are collected until writing them is worth a trip to
-/// another thread, and received while that thread writes. Dropped, an upload that a client can resume
-/// is kept, collected bytes included.
-pub(super) struct Upload {
+/// The target of an upload, shared with the thread that writes it.
+struct Target {
     disk: Arc<Disk>,
     digest: Digest,
     /// The start of the stream in the blob, in bytes.
     offset: u64,
     /// The claim to the file of an upload that a client can resume.
-    pub(super) claim: Option<Arc<Claim>>,
+    claim: Option<Claim>,
     /// Shows others the file while it grows.
     growth: Option<Arc<Growth>>,
+}
+
+impl Target {
+    /// Fails if fewer bytes than those before the stream's offset are stored.
+    fn check_offset(&self, committed: u64) -> Result<()> {
+        if committed >= self.offset {
+            return Ok(());
+        }
+        Err(Error::UploadOffset {
+            digest: self.digest,
+            offset: self.offset,
+            committed,
+        })
+    }
+}
+
+/// One stream on its way to the disk. Bytes are buffered until writing them is worth a trip to another
+/// thread, and received while that thread writes. Dropped, an upload that a client can resume is kept
+/// with its buffered bytes.
+pub(super) struct Upload {
+    target: Arc<Target>,
     /// Bytes received, those before the stream's offset included.
     received: u64,
     pub(super) buffer: WriteBuffer,
     state: UploadState,
     /// The leases evicted for it.
     broken: Arc<BrokenLeases>,
-    /// Whether no caller waits for it any more: it waits for no eviction then.
+    /// Set once no caller waits for it: from then on it waits for no eviction.
     ended: bool,
 }
 
@@ -74,15 +93,17 @@ impl Upload {
         let mut claim = None;
         if let Some(resume) = &resume {
             let path = layout::upload_path(digest, &resume.upload);
-            claim = Some(Arc::new(disk.claims.claim(&path).await));
+            claim = Some(disk.claims.claim(&path).await);
         }
         let offset = resume.map_or(0, |resume| resume.offset);
         Self {
-            disk: Arc::clone(disk),
-            digest: *digest,
-            offset,
-            claim,
-            growth,
+            target: Arc::new(Target {
+                disk: Arc::clone(disk),
+                digest: *digest,
+                offset,
+                claim,
+                growth,
+            }),
             received: offset,
             buffer: WriteBuffer::default(),
             state: UploadState::Memory,
@@ -91,20 +112,29 @@ impl Upload {
         }
     }
 
+    /// Completes when a newer attempt takes the upload over.
+    pub(super) fn superseded(&self) -> impl Future<Output = ()> + use<> {
+        let superseded = self.target.claim.as_ref().map(Claim::superseded);
+        async {
+            match superseded {
+                Some(superseded) => superseded.await,
+                None => future::pending().await,
+            }
+        }
+    }
+
     pub(super) async fn push(&mut self, chunk: Bytes) -> Result<()> {
         self.received = self.received.saturating_add(chunk.len() as u64);
-        if self.received > self.digest.size() {
-            let actual = format!("more than {} bytes", self.digest.size());
-            return Err(Error::Mismatch {
-                expected: self.digest,
-                actual,
-            });
+        let digest = &self.target.digest;
+        if self.received > digest.size() {
+            let actual = format_args!("more than {} bytes", digest.size());
+            return Err(Error::mismatch(digest, actual));
         }
         self.buffer.push(chunk);
         self.write_due().await
     }
 
-    /// Writes the collected bytes, if that is worth it by now.
+    /// Writes the buffered bytes, if that is worth it by now.
     pub(super) async fn write_due(&mut self) -> Result<()> {
         if self.buffer.are_due() {
             self.flush().await
@@ -113,43 +143,48 @@ impl Upload {
         }
     }
 
-    /// Hands the collected bytes to a thread that writes them.
+    /// Passes the buffered bytes to a thread that writes them.
     async fn flush(&mut self) -> Result<()> {
-        self.settle().await?;
+        self.finish_write().await?;
         let room = self.reserve(self.buffer.len() as u64).await?;
         let pieces = self.buffer.take();
         self.write(room, pieces)
     }
 
     fn write(&mut self, room: Option<Reservation>, pieces: Vec<Bytes>) -> Result<()> {
-        let mut staged = match mem::replace(&mut self.state, UploadState::Over) {
-            UploadState::Memory => None,
-            UploadState::Staged(staged) => Some(staged),
-            _ => return Err(self.lost()),
-        };
-        let (disk, digest, offset) = (Arc::clone(&self.disk), self.digest, self.offset);
-        let (claim, growth) = (self.claim.clone(), self.growth.clone());
+        let staged = self.take_staged()?;
+        let target = Arc::clone(&self.target);
         let work = move || {
-            let open = || StagedFile::open(disk, digest, offset, claim, growth).map(Box::new);
-            let file = match &mut staged {
-                Some(staged) => staged,
-                None => match open() {
-                    Ok(new) => staged.insert(new),
-                    Err(error) => return (None, pieces, Err(error)),
-                },
+            let opened = match staged {
+                Some(staged) => Ok(staged),
+                None => StagedFile::open(target).map(Box::new),
             };
-            file.give(room);
-            let written = file.append(&pieces);
-            (staged, pieces, written)
+            match opened {
+                Ok(mut staged) => {
+                    staged.give(room);
+                    let written = staged.append(&pieces);
+                    (Some(staged), pieces, written)
+                }
+                Err(error) => (None, pieces, Err(error)),
+            }
         };
         self.state = UploadState::Writing(tokio::task::spawn_blocking(work));
         Ok(())
     }
 
-    /// Waits until no write is in progress. A write that failed for lack of space is tried again
-    /// after eviction.
-    async fn settle(&mut self) -> Result<()> {
-        let mut retries = Retries::new(&self.disk, &self.broken);
+    /// Returns the staged file, if there is one. Puts the upload's state to [`UploadState::Over`].
+    fn take_staged(&mut self) -> Result<Option<Box<StagedFile>>> {
+        match mem::replace(&mut self.state, UploadState::Over) {
+            UploadState::Memory => Ok(None),
+            UploadState::Staged(staged) => Ok(Some(staged)),
+            UploadState::Writing(_) | UploadState::Over => Err(self.lost()),
+        }
+    }
+
+    /// Waits until no write is in progress. Retries a write that failed for lack of space after
+    /// eviction.
+    async fn finish_write(&mut self) -> Result<()> {
+        let mut retries = Retries::new(&self.target.disk, &self.broken);
         while let UploadState::Writing(writing) = &mut self.state {
             let written = writing.await;
             self.state = UploadState::Over;
@@ -157,7 +192,8 @@ impl Upload {
             self.state = staged.map_or(UploadState::Memory, UploadState::Staged);
             if let Err(error) = result {
                 let bytes = pieces.iter().map(|piece| piece.len() as u64).sum();
-                retries.make_space(error, &self.digest, bytes).await?;
+                let digest = &self.target.digest;
+                retries.make_space(error, digest, bytes).await?;
                 let room = self.reserve(bytes).await?;
                 self.write(room, pieces)?;
             }
@@ -167,26 +203,26 @@ impl Upload {
 
     /// Reserves the room that this many more bytes need, and some more.
     async fn reserve(&self, bytes: u64) -> Result<Option<Reservation>> {
+        let Target {
+            disk,
+            digest,
+            offset,
+            ..
+        } = &*self.target;
         let (missing, end) = if let UploadState::Staged(staged) = &self.state {
             (staged.short_of(bytes), staged.len() + bytes)
         } else {
-            let (digest, offset, committed) = (self.digest, self.offset, self.kept().await?);
-            if committed < offset {
-                return Err(Error::UploadOffset {
-                    digest,
-                    offset,
-                    committed,
-                });
-            }
-            // The room of what is kept becomes this upload's when it is opened.
+            let committed = self.kept().await?;
+            self.target.check_offset(committed)?;
+            // The kept bytes' room becomes this upload's when their file is opened.
             let end = offset.saturating_add(bytes);
             (room_of(end).saturating_sub(room_of(committed)), end)
         };
         if missing == 0 {
             return Ok(None);
         }
-        let bytes = missing + RESERVE_STEP.min(self.digest.size().saturating_sub(end));
-        let (room, what) = (&self.disk.room, self.digest.to_string());
+        let bytes = missing + RESERVE_STEP.min(digest.size().saturating_sub(end));
+        let (room, what) = (&disk.room, digest.to_string());
         let reserved = if self.ended {
             room.reserve_now(bytes, &what)?
         } else {
@@ -195,19 +231,19 @@ impl Upload {
         Ok(Some(reserved))
     }
 
-    /// Ends a stream that came to its end: few bytes stay in memory, others are all staged.
+    /// Ends a stream that arrived as a whole: a small one stays in memory, others are staged.
     pub(super) async fn complete(&mut self) -> Result<()> {
-        check_size(&self.digest, self.received)?;
-        let is_small = matches!(self.state, UploadState::Memory) && self.offset == 0;
+        check_size(&self.target.digest, self.received)?;
+        let is_small = matches!(self.state, UploadState::Memory) && self.target.offset == 0;
         if is_small {
             self.buffer.close();
         } else if self.buffer.len() > 0 || matches!(self.state, UploadState::Memory) {
             self.flush().await?;
         }
-        self.settle().await
+        self.finish_write().await
     }
 
-    /// Ends an upload after an error: keeps it if a client can go on from there, else removes it.
+    /// Ends an upload after an error: keeps it if a client can resume it, else removes it.
     pub(super) async fn end(&mut self, error: &Error) -> Result<()> {
         match error {
             // The staged bytes of an earlier attempt stay; their room was reserved before.
@@ -220,52 +256,64 @@ impl Upload {
         }
     }
 
-    /// Stages the collected bytes, and keeps all for a later attempt.
+    /// Stages the buffered bytes, and keeps all for a later attempt.
     async fn suspend(&mut self) -> Result<()> {
         self.ended = true;
-        if self.claim.is_some() && self.buffer.len() > 0 {
+        if self.target.claim.is_some() && self.buffer.len() > 0 {
             match self.flush().await {
                 // Bytes that were staged before are kept all the same.
                 Err(Error::Full { .. }) => {}
                 other => other?,
             }
         }
-        self.settle().await
+        self.finish_write().await
     }
 
     /// Removes what was staged, by earlier attempts too.
     pub(super) async fn discard(&mut self) -> Result<()> {
         // After an error the file is removed all the same.
-        let _ = self.settle().await;
+        let _ = self.finish_write().await;
         self.ended = true;
-        match mem::replace(&mut self.state, UploadState::Over) {
-            UploadState::Memory => self.remove_kept().await,
-            UploadState::Staged(mut staged) => self.disk.run(move |_| staged.remove()).await,
-            _ => Ok(()),
+        match self.take_staged() {
+            Ok(None) => self.remove_kept().await,
+            Ok(Some(mut staged)) => self.target.disk.run(move |_| staged.remove()).await,
+            Err(_) => Ok(()),
         }
     }
 
-    /// Returns how many bytes an earlier attempt left. They do not change while this upload has the
-    /// claim.
+    /// Returns the number of bytes that an earlier attempt left. They do not change while this upload
+    /// has the claim.
     async fn kept(&self) -> Result<u64> {
-        let Some(claim) = self.claim.clone() else {
-            return Ok(0);
-        };
-        let size = move |disk: &Arc<Disk>| disk.files.size(claim.path());
-        Ok(self.disk.run(size).await?.unwrap_or_default())
+        let size = |disk: &Disk, path: &str| disk.files.size(path);
+        let size = self.at_kept(size).await?.flatten();
+        Ok(size.unwrap_or_default())
     }
 
-    /// Removes what an earlier attempt left, when this one did without it.
+    /// Removes the file of an earlier attempt, if this one did not need it.
     async fn remove_kept(&self) -> Result<()> {
-        if let Some(claim) = self.claim.clone() {
-            let remove = move |disk: &Arc<Disk>| disk.remove_claimed(claim.path());
-            self.disk.run(remove).await?;
+        let remove = |disk: &Disk, path: &str| disk.remove_claimed(path);
+        self.at_kept(remove).await.map(drop)
+    }
+
+    /// Runs `work` with the path of the file of an upload that a client can resume.
+    async fn at_kept<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Disk, &str) -> Result<T> + Send + 'static,
+    ) -> Result<Option<T>> {
+        let target = Arc::clone(&self.target);
+        if target.claim.is_none() {
+            return Ok(None);
         }
-        Ok(())
+        let work = move |disk: &Arc<Disk>| {
+            let path = target.claim.as_ref().map(Claim::path);
+            path.map(|path| work(disk, path)).transpose()
+        };
+        self.target.disk.run(work).await
     }
 
     fn lost(&self) -> Error {
-        Error::Unavailable(format!("upload of {} lost its file", self.digest))
+        let digest = self.target.digest;
+        Error::Unavailable(format!("upload of {digest} lost its file"))
     }
 }
 
@@ -273,7 +321,7 @@ impl Drop for Upload {
     fn drop(&mut self) {
         let takes_time = match self.state {
             UploadState::Memory | UploadState::Staged(_) => {
-                self.claim.is_some() && self.buffer.len() > 0
+                self.target.claim.is_some() && self.buffer.len() > 0
             }
             UploadState::Writing(_) => true,
             UploadState::Over => false,
@@ -285,25 +333,18 @@ impl Drop for Upload {
             return;
         };
         let mut rest = Self {
-            disk: Arc::clone(&self.disk),
-            digest: self.digest,
-            offset: self.offset,
-            claim: self.claim.take(),
-            growth: self.growth.take(),
+            target: Arc::clone(&self.target),
             received: self.received,
             buffer: mem::take(&mut self.buffer),
             state: mem::replace(&mut self.state, UploadState::Over),
             broken: Arc::clone(&self.broken),
             ended: true,
         };
-        let tracker = self.disk.tracker.clone();
-        tracker.spawn_on(
-            async move {
-                if let Err(error) = rest.suspend().await {
-                    tracing::debug!(%error, "could not keep an upload that broke off");
-                }
-            },
-            &runtime,
-        );
+        let suspend = async move {
+            if let Err(error) = rest.suspend().await {
+                tracing::debug!(%error, "failed to keep an interrupted upload");
+            }
+        };
+        self.target.disk.tracker.spawn_on(suspend, &runtime);
     }
 }

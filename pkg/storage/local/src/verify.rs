@@ -1,4 +1,4 @@
-//! Hashing of files on the disk, and the quarantine of those that are damaged.
+//! Verification of files, and the quarantine of corrupt ones.
 
 use std::{
     fs, io,
@@ -38,8 +38,8 @@ pub(super) fn hash_prefix(
 }
 
 impl Disk {
-    /// Hashes an unverified blob, or waits for the outcome while another caller does. Returns whether
-    /// the blob exists and matches.
+    /// Hashes an unverified blob, or waits while another caller does. `false` if the blob is missing or
+    /// corrupt.
     pub(super) async fn verify_once(self: &Arc<Self>, digest: &Digest) -> Result<bool> {
         let key = Key::cas(digest);
         let _verifying = match lock_of(&self.verifying, &key) {
@@ -55,8 +55,7 @@ impl Disk {
         }
     }
 
-    /// Hashes a blob's file. A corrupt or unreadable one goes to quarantine; false is returned for it.
-    /// Blocks.
+    /// Hashes a blob's file. Quarantines a corrupt or unreadable one, and returns `false` for it. Blocks.
     pub(super) fn verify(&self, digest: &Digest) -> Result<bool> {
         let (key, path) = (Key::cas(digest), layout::blob_path(digest));
         let (file, hashed) = match self.files.open_read(&path) {
@@ -86,8 +85,8 @@ impl Disk {
         Ok(self.index.peek(&key).is_some())
     }
 
-    /// Quarantines a corrupt or unreadable file, unless another one has taken its place since it was
-    /// opened; returns whether it did. `opened` is `None` if it could not be opened. Blocks.
+    /// Quarantines a corrupt or unreadable file, unless another one replaced it since it was opened; `false`
+    /// then. `opened` is `None` if it could not be opened. Blocks.
     pub(super) fn quarantine_opened(
         &self,
         key: &Key,
@@ -111,7 +110,7 @@ impl Disk {
     /// removed; one that cannot be removed stays unverified. The caller holds the key's lock. Blocks.
     fn quarantine(&self, key: &Key, path: &str) -> Result<()> {
         let gone = self.move_to_quarantine(path).or_else(|error| {
-            tracing::warn!(%error, "file could not be moved to quarantine; removing it");
+            tracing::warn!(%error, "failed to quarantine a file; removing it");
             self.files.unlink(path)
         });
         if let Err(error) = gone {
@@ -129,7 +128,7 @@ impl Disk {
         let meta = self.files.stat_file(path)?;
         let name = path.replace('/', "-");
         let place = format!("{QUARANTINE}/{}-{name}", now_ms());
-        // From now on, it is kept as long as a partial upload.
+        // It is kept as long as a partial upload, from now on.
         let times = self.files.set_mtime_now(path);
         let moved = times.and_then(|()| self.files.publish(path, &place));
         if moved.is_ok() {
@@ -142,8 +141,8 @@ impl Disk {
         moved
     }
 
-    /// Moves a finished file to its place. A folder in its place, or a file in the place of a folder
-    /// above, goes to the quarantine. Blocks.
+    /// Moves a finished file to its place. Quarantines a folder in its place, and files in the places of
+    /// folders above. Blocks.
     pub(super) fn install(&self, from: &str, to: &str) -> Result<()> {
         match self.files.publish(from, to) {
             Err(error) if error.is_obstructed() => {}
@@ -161,8 +160,7 @@ impl Disk {
         self.files.publish(from, to)
     }
 
-    /// Opens the file of a partial upload, or makes it; anything else at its path goes to the
-    /// quarantine. Blocks.
+    /// Opens or creates the file of a partial upload. Quarantines anything else at its path. Blocks.
     pub(super) fn open_upload(&self, path: &str) -> Result<(fs::File, Meta)> {
         if let Some(opened) = self.files.open_upload(path)? {
             return Ok(opened);
@@ -172,8 +170,8 @@ impl Disk {
         opened.ok_or_else(|| self.files.error("creating", path, Errno::EXIST))
     }
 
-    /// Forgets an entry whose file is missing, has another size than `size`, or is no regular file.
-    /// Removes or quarantines what is at its path. Blocks.
+    /// Drops an entry whose file is missing, has another size than `size`, or is no regular file. Removes or
+    /// quarantines anything at its path. Blocks.
     pub(super) fn forget(&self, key: &Key, path: &str, size: Option<u64>) -> Result<()> {
         let _changing = self.lock(key);
         let there = self.files.stat(path)?;
@@ -182,7 +180,7 @@ impl Disk {
                 tracing::warn!(path, "not a regular file");
                 return self.quarantine(key, path);
             }
-            // A newer one, which replaced the missing file.
+            // A new file has replaced the missing one.
             Some(meta) if size.is_none_or(|size| size == meta.size) => return Ok(()),
             _ => {}
         }
@@ -220,8 +218,8 @@ impl Disk {
     }
 }
 
-/// Hashes every unverified blob, one after the other, so that the next unclean stop finds few. Blocks
-/// until done or cancelled.
+/// Hashes every unverified blob, one by one, so that the next unclean stop leaves few. Blocks until done or
+/// cancelled.
 pub(super) fn verify_all(disk: &Disk) {
     for part in 0..SHARDS {
         let unverified = disk.index.pick(part, |entry| {
@@ -234,12 +232,12 @@ pub(super) fn verify_all(disk: &Disk) {
             }
             // After an error it stays unverified for its readers.
             if let Err(error) = disk.check(&key, size) {
-                tracing::warn!(%error, "could not verify a blob after an unclean stop");
+                tracing::warn!(%error, "failed to verify a blob after an unclean stop");
                 continue;
             }
             // Still unverified: its file is missing, or is no blob's.
             let _changing = disk.lock(&key);
-            disk.index.remove_if(&key, |entry| entry.has(UNVERIFIED));
+            disk.index.remove_if(&key, |entry, _| entry.has(UNVERIFIED));
         }
     }
 }
@@ -249,7 +247,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_blob_that_the_disk_cannot_read_counts_as_damaged() {
+    fn an_io_error_counts_as_an_unreadable_blob() {
         // Reading it is an I/O error, as on a broken disk.
         let path = "/proc/self/mem";
         let hashed = hash_file(DigestFunction::Sha256, &fs::File::open(path).unwrap());

@@ -9,11 +9,8 @@ use futures::{FutureExt as _, StreamExt as _, future, future::BoxFuture, stream}
 use tonic::Code;
 
 use super::{
-    RemoteCapabilities, RemoteStore, download,
-    failure::{Failure, mismatch},
-    packing,
-    store::SMALL,
-    upload,
+    RemoteCapabilities, RemoteStore, download, failure::Failure, missing::unique, packing,
+    store::SMALL, upload,
 };
 use gorego_storage::{Blob, Digest, DigestFunction, Error, Put, Result};
 
@@ -28,87 +25,91 @@ pub(super) enum Direction {
 
 /// A blob to transfer.
 struct Item {
-    /// Its place among the blobs of the caller.
-    place: usize,
     digest: Digest,
-    /// Empty where the blob is read.
+    /// Empty if the blob is read.
     content: Bytes,
 }
 
-/// The outcome of one item, with its place. The content is empty where the blob was stored.
-type Outcome = (usize, Result<Bytes>);
+/// The outcome of one blob. The content is empty if the blob was stored.
+type Outcome = (Digest, Result<Bytes>);
 
 /// A transfer of blobs to or from a peer with these capabilities.
 struct Transfer<'a> {
     store: &'a RemoteStore,
     capabilities: Arc<RemoteCapabilities>,
     direction: Direction,
-    /// Whether the capabilities were corrected for the last time.
+    /// Set after the last correction of the capabilities.
     is_last: bool,
 }
 
-/// Reads several blobs. Returns a result each, in order; a blob named twice is read once.
+/// Reads several blobs. Returns a result for each, in order; reads a repeated one once.
 pub(super) async fn get(store: &RemoteStore, digests: &[Digest]) -> Vec<Result<Bytes>> {
-    let mut unique = Vec::new();
-    let mut places = HashMap::new();
-    for digest in digests.iter().filter(|digest| !digest.is_empty_blob()) {
-        places.entry(digest).or_insert_with(|| {
-            unique.push((*digest, Bytes::new()));
-            unique.len() - 1
-        });
-    }
-    let read = many(store, Direction::Read, unique).await;
-    let result = |digest| read.get(*places.get(digest)?).cloned();
-    let results = digests.iter().map(result);
+    let item = |digest| Item {
+        digest,
+        content: Bytes::new(),
+    };
+    let items = unique(digests).into_iter().map(item).collect();
+    let read = many(store, Direction::Read, items).await;
     // Only the empty blob is not read.
-    results
-        .map(|result| result.unwrap_or_else(|| Ok(Bytes::new())))
-        .collect()
+    let result = |digest| read.get(digest).cloned().unwrap_or(Ok(Bytes::new()));
+    digests.iter().map(result).collect()
 }
 
-/// Stores several blobs. Returns a result each, in order.
+/// Stores several blobs. Returns a result for each, in order; sends a repeated one once.
 pub(super) async fn put(store: &RemoteStore, blobs: Vec<(Digest, Bytes)>) -> Vec<Result<Put>> {
-    let mut checked = Vec::with_capacity(blobs.len());
-    let mut good = Vec::with_capacity(blobs.len());
-    for (digest, content) in blobs {
-        checked.push(if content.len() as u64 != digest.size() {
-            let actual = format_args!("{} bytes", content.len());
-            Some(Err(mismatch(&digest, actual)))
-        } else if digest.is_empty_blob() {
-            Some(Ok(Put::Existed))
-        } else {
-            good.push((digest, content));
-            None
-        });
+    let mut sent = HashMap::with_capacity(blobs.len());
+    let mut items = Vec::with_capacity(blobs.len());
+    for (digest, content) in &blobs {
+        let (digest, content) = (*digest, content.clone());
+        let is_valid = !digest.is_empty_blob() && content.len() as u64 == digest.size();
+        if is_valid && !sent.contains_key(&digest) {
+            sent.insert(digest, content.clone());
+            items.push(Item { digest, content });
+        }
     }
-    let stored = many(store, Direction::Update, good).await;
-    let mut stored = stored.into_iter().map(|stored| stored.map(|_| Put::Stored));
-    let lost = || Err(Error::Unavailable("a blob was left out".to_owned()));
-    let checked = checked.into_iter();
-    checked
-        .map(|known| known.or_else(|| stored.next()).unwrap_or_else(lost))
-        .collect()
+    let stored = many(store, Direction::Update, items).await;
+    let result = |(digest, content): (Digest, Bytes)| {
+        if content.len() as u64 != digest.size() {
+            let actual = format_args!("{} bytes", content.len());
+            return Err(Error::mismatch(&digest, actual));
+        }
+        match (stored.get(&digest), sent.get(&digest)) {
+            (Some(_), Some(sent)) if *sent != content => {
+                let actual = "not the content that the same batch has for it elsewhere";
+                Err(Error::mismatch(&digest, actual))
+            }
+            (Some(stored), _) => stored.clone().map(|_| Put::Stored),
+            // Only the empty blob is not sent.
+            (None, _) => Ok(Put::Existed),
+        }
+    };
+    blobs.into_iter().map(result).collect()
 }
 
-/// Transfers blobs, none of them empty. Returns their outcomes in order.
+/// Transfers distinct blobs, none of them empty.
 async fn many(
     store: &RemoteStore,
     direction: Direction,
-    blobs: Vec<(Digest, Bytes)>,
-) -> Vec<Result<Bytes>> {
-    if blobs.is_empty() {
-        return Vec::new();
+    items: Vec<Item>,
+) -> HashMap<Digest, Result<Bytes>> {
+    if items.is_empty() {
+        return HashMap::new();
     }
     let capabilities = match store.capabilities().await {
         Ok(capabilities) => capabilities,
         Err(error) => {
-            let functions = blobs.iter().map(|(digest, _)| digest.function());
-            let error = |function| Err(store.unless_lacking(function, error.clone()));
-            return functions.map(error).collect();
+            let error = |digest: &Digest| store.unless_lacking(digest.function(), error.clone());
+            let outcome = |item: Item| (item.digest, Err(error(&item.digest)));
+            return items.into_iter().map(outcome).collect();
         }
     };
-    let transfer = Transfer::new(store, &capabilities, direction);
-    transfer.run(blobs).await
+    let transfer = Transfer {
+        store,
+        capabilities,
+        direction,
+        is_last: false,
+    };
+    transfer.split(items).await.into_iter().collect()
 }
 
 /// Transfers one blob for which [`is_small`] holds.
@@ -119,69 +120,44 @@ pub(super) async fn one(
     digest: &Digest,
     content: Bytes,
 ) -> Result<Bytes> {
-    let transfer = Transfer::new(store, capabilities, direction);
-    let outcome = transfer.run(vec![(*digest, content)]).await.pop();
-    outcome.unwrap_or(Err(Error::NotFound(*digest)))
+    let transfer = Transfer {
+        store,
+        capabilities: Arc::clone(capabilities),
+        direction,
+        is_last: false,
+    };
+    let item = Item {
+        digest: *digest,
+        content,
+    };
+    let outcome = transfer.split(vec![item]).await.pop();
+    outcome.map_or(Err(Error::NotFound(*digest)), |(_, outcome)| outcome)
 }
 
-impl<'a> Transfer<'a> {
-    fn new(
-        store: &'a RemoteStore,
-        capabilities: &Arc<RemoteCapabilities>,
-        direction: Direction,
-    ) -> Self {
-        Self {
-            store,
-            capabilities: Arc::clone(capabilities),
-            direction,
-            is_last: false,
-        }
-    }
-
-    /// Transfers blobs. Returns their outcomes in order.
-    async fn run(&self, blobs: Vec<(Digest, Bytes)>) -> Vec<Result<Bytes>> {
-        let item = |(place, (digest, content))| Item {
-            place,
-            digest,
-            content,
-        };
-        let items = blobs.into_iter().enumerate().map(item);
-        let mut outcomes = self.split(items.collect()).await;
-        outcomes.sort_unstable_by_key(|(place, _)| *place);
-        outcomes.into_iter().map(|(_, outcome)| outcome).collect()
-    }
-
-    /// Transfers blobs in calls by function and size, as many at once as the peer may be asked.
+impl Transfer<'_> {
+    /// Transfers distinct blobs in calls by function and size, as many at once as the peer may get.
     fn split(&self, items: Vec<Item>) -> BoxFuture<'_, Vec<Outcome>> {
-        // Answers go by digest: none is in a batch twice.
-        let mut mentions: HashMap<Digest, usize> = HashMap::new();
         let mut groups: HashMap<_, Vec<Item>> = HashMap::new();
         for item in items {
-            let mention = mentions.entry(item.digest).or_default();
-            *mention += 1;
-            let group = groups.entry((item.digest.function(), *mention));
+            let group = groups.entry(item.digest.function());
             group.or_default().push(item);
         }
         let mut calls: Vec<BoxFuture<'_, Vec<Outcome>>> = Vec::new();
-        for ((function, _), items) in groups {
+        for (function, items) in groups {
             if let Err(error) = self.capabilities.check(&self.store.peer, function) {
-                let outcomes = items
-                    .into_iter()
-                    .map(|item| (item.place, Err(error.clone())));
-                calls.push(future::ready(outcomes.collect()).boxed());
+                let outcome = |item: Item| (item.digest, Err(error.clone()));
+                let outcomes = items.into_iter().map(outcome).collect();
+                calls.push(future::ready(outcomes).boxed());
                 continue;
             }
-            let (size, limit) = (
-                |item: &Item| item.digest.size(),
-                self.capabilities.max_batch_bytes,
-            );
-            let (batches, alone) = packing::pack(items, size, limit, LARGE);
-            calls.extend(
-                batches
-                    .into_iter()
-                    .map(|items| self.batch(function, items).boxed()),
-            );
-            calls.extend(alone.into_iter().map(|item| self.alone(item).boxed()));
+            let limit = self.capabilities.max_batch_bytes;
+            let (batches, alone) = packing::pack(items, |item| item.digest.size(), limit, LARGE);
+            for items in batches {
+                calls.push(self.batch(function, items).boxed());
+            }
+            for item in alone {
+                calls.push(self.alone(item).boxed());
+            }
         }
         let calls = stream::iter(calls).buffer_unordered(self.store.peer.max_calls);
         calls.concat().boxed()
@@ -189,7 +165,7 @@ impl<'a> Transfer<'a> {
 
     /// Transfers a blob in a stream of its own.
     async fn alone(&self, item: Item) -> Vec<Outcome> {
-        let (place, digest, content) = (item.place, item.digest, item.content);
+        let Item { digest, content } = item;
         let (store, capabilities) = (self.store, &self.capabilities);
         let outcome = match self.direction {
             Direction::Read => match download::start(store, capabilities, &digest, 0).await {
@@ -201,10 +177,10 @@ impl<'a> Transfer<'a> {
                 put.map(|_| Bytes::new())
             }
         };
-        vec![(place, outcome)]
+        vec![(digest, outcome)]
     }
 
-    /// Transfers one batch. Blobs that fail for the moment are sent or requested again.
+    /// Transfers one batch. Retries the blobs that fail temporarily.
     async fn batch(&self, function: DigestFunction, mut items: Vec<Item>) -> Vec<Outcome> {
         let peer = &self.store.peer;
         let mut outcomes = Vec::with_capacity(items.len());
@@ -221,10 +197,10 @@ impl<'a> Transfer<'a> {
             let mut failed = Vec::new();
             for item in items {
                 match entries.remove(&item.digest) {
-                    Some(Ok(content)) => outcomes.push((item.place, Ok(content))),
+                    Some(Ok(content)) => outcomes.push((item.digest, Ok(content))),
                     Some(Err(failure)) => failed.push((item, failure)),
                     None => {
-                        let why = "its answer leaves it out".to_owned();
+                        let why = "its answer omits the blob".to_owned();
                         failed.push((item, Failure::Nonsense(why)));
                     }
                 }
@@ -239,14 +215,14 @@ impl<'a> Transfer<'a> {
                 }
                 let error = self.own_error(&item, &failure);
                 let error = error.unwrap_or_else(|| self.error(&[item.digest], failure));
-                outcomes.push((item.place, Err(error)));
+                outcomes.push((item.digest, Err(error)));
             }
         }
         outcomes
     }
 
     /// Returns the outcomes of a batch that was refused as a whole: those of smaller or uncompressed batches
-    /// if these may pass, else errors.
+    /// if these may succeed, else errors.
     async fn refused(&self, items: Vec<Item>, failure: Failure) -> Vec<Outcome> {
         let own_errors = items.iter().map(|item| self.own_error(item, &failure));
         let own_errors: Vec<_> = own_errors.collect();
@@ -260,12 +236,12 @@ impl<'a> Transfer<'a> {
         let error = |own: Option<Error>| Err(own.unwrap_or_else(|| error.clone()));
         let outcomes = items.iter().zip(own_errors);
         outcomes
-            .map(|(item, own)| (item.place, error(own)))
+            .map(|(item, own)| (item.digest, error(own)))
             .collect()
     }
 
-    /// Corrects what the peer is known to accept after it refused a batch: no compression, or smaller
-    /// batches, which is the last correction. `None` if neither explains the refusal.
+    /// Corrects the peer's capabilities after it refused a batch: no compression, or smaller batches,
+    /// which is the last correction. `None` if neither explains the refusal.
     fn corrected(&self, items: &[Item], failure: &Failure) -> Option<Self> {
         let correct = |is_last, change: &dyn Fn(&mut RemoteCapabilities)| {
             let mut capabilities = Arc::clone(&self.capabilities);
@@ -288,18 +264,18 @@ impl<'a> Transfer<'a> {
         (may_be_too_large && !self.is_last).then(|| correct(true, &smaller))
     }
 
-    /// Whether content is sent compressed.
     fn compresses(&self) -> bool {
         self.direction == Direction::Update && self.store.zstd && self.capabilities.zstd_batches
     }
 
-    /// The error of a failure that is due to this blob alone. Content that the peer refuses may be wrong.
+    /// Returns the error of a failure that concerns this blob alone. Content that the peer refuses may be
+    /// corrupt.
     fn own_error(&self, item: &Item, failure: &Failure) -> Option<Error> {
         match (self.direction, failure.code()) {
             (Direction::Read, Some(Code::NotFound)) => Some(Error::NotFound(item.digest)),
             (Direction::Update, Some(Code::InvalidArgument)) => {
                 let actual = item.digest.function().digest(&item.content);
-                (actual != item.digest).then(|| mismatch(&item.digest, actual))
+                (actual != item.digest).then(|| Error::mismatch(&item.digest, actual))
             }
             _ => None,
         }

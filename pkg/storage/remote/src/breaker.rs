@@ -1,14 +1,15 @@
-//! The breaker before a peer: it admits calls, and suspends them while the peer does not answer.
+//! The circuit breaker of a peer: it admits calls, and suspends them while the peer does not answer.
 
 use std::{
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
     time::Duration,
 };
 
 use gorego_limits::LogLimit;
+use parking_lot::Mutex;
 use tokio::{
     sync::watch,
     time::{self, Instant},
@@ -30,7 +31,6 @@ pub(super) struct Since {
 struct Circuit {
     options: BreakerOptions,
     state: BreakerState,
-    /// Consecutive failures while closed.
     failures: u32,
     /// The time of the next probe, while open.
     until: Option<Instant>,
@@ -54,7 +54,7 @@ impl Circuit {
         }
     }
 
-    /// Admits a call. Returns whether it is the probe, whose outcome decides for all.
+    /// Admits a call. Returns `true` for the probe, whose outcome decides for all calls.
     fn admit(&mut self, now: Instant) -> Option<bool> {
         if self.refusal(now).is_some() {
             return None;
@@ -67,7 +67,7 @@ impl Circuit {
         Some(is_probe)
     }
 
-    /// Returns the time until which a call would be refused now, unless the state changes.
+    /// Returns the time until which calls are refused, unless the state changes; `None` if they are admitted.
     fn refusal(&self, now: Instant) -> Option<Instant> {
         match self.state {
             BreakerState::Open => self.until.filter(|until| now < *until),
@@ -89,9 +89,8 @@ impl Circuit {
         }
     }
 
-    /// Records that a call from `since` got no answer. A failure that many calls share counts once:
-    /// of the calls that were under way at the last failure none counts, unless the peer was `silent`
-    /// to all of them.
+    /// Records that a call from `since` got no answer. A failure that many calls share counts once: calls
+    /// in progress at the last failure do not count, unless the peer was `silent` to all of them.
     fn failed(&mut self, is_probe: bool, since: Since, silent: bool, now: Instant) {
         let is_new =
             since.incidents == self.now.incidents || silent && since.answers == self.now.answers;
@@ -111,7 +110,7 @@ impl Circuit {
         }
     }
 
-    /// Records that the probe was cancelled: the next call may be one, as the cool-down is over.
+    /// Records that the probe was cancelled. The cool-down is over, so the next call is a probe.
     const fn abandoned(&mut self) {
         self.is_probing = false;
         self.state = BreakerState::Open;
@@ -124,10 +123,10 @@ pub(super) struct Breaker {
     pub(super) pool: Pool,
     circuit: Mutex<Circuit>,
     pub(super) state: watch::Sender<BreakerState>,
-    /// Counts the times after which the peer may be another server, or may have lost its blobs: failures
-    /// to reach it, and losses of a blob that were noticed.
+    /// Counts the events after which the peer may be another server or may have lost blobs: failures to
+    /// reach it, and losses of a blob that were noticed.
     outages: AtomicU64,
-    /// Limits the log of pages.
+    /// Limits the log of error pages.
     logged: LogLimit,
 }
 
@@ -165,9 +164,9 @@ impl Breaker {
         })
     }
 
-    /// Fails where a call would be refused now.
+    /// Fails if a call would be refused now.
     pub(super) fn check(&self) -> Result<(), Failure> {
-        let circuit = self.lock();
+        let circuit = self.circuit.lock();
         match circuit.refusal(Instant::now()) {
             Some(_) => Err(Failure::Open(Arc::clone(&circuit.last_error))),
             None => Ok(()),
@@ -182,14 +181,14 @@ impl Breaker {
             if admitted.is_ok() || Instant::now() >= end {
                 return admitted;
             }
-            let refusal = self.lock().refusal(Instant::now());
+            let refusal = self.circuit.lock().refusal(Instant::now());
             if let Some(until) = refusal {
                 let _ = time::timeout_at(until.min(end), state.changed()).await;
             }
         }
     }
 
-    /// Records that a call that was answered at `since` broke off later.
+    /// Records that a call that was answered at `since` failed later.
     pub(super) fn broke_off(&self, since: Since, failure: &Failure) {
         if failure.is_outage() {
             self.failed(false, since, failure);
@@ -211,13 +210,9 @@ impl Breaker {
         });
     }
 
-    fn lock(&self) -> MutexGuard<'_, Circuit> {
-        self.circuit.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Changes the circuit, and reports a new state.
     fn change<T>(&self, change: impl FnOnce(&mut Circuit) -> T) -> T {
-        let mut circuit = self.lock();
+        let mut circuit = self.circuit.lock();
         let before = circuit.state;
         let outcome = change(&mut circuit);
         let (peer, error) = (&*self.peer, &*circuit.last_error);
@@ -225,7 +220,7 @@ impl Breaker {
             (before, after) if before == after => return outcome,
             (BreakerState::Closed, BreakerState::Open) => warn!(
                 peer,
-                error, "calls to the backing cache fail; they are suspended for a while"
+                error, "calls to the backing cache fail; suspending them"
             ),
             (_, BreakerState::Closed) => info!(peer, "calls to the backing cache succeed again"),
             _ => {}
@@ -235,18 +230,18 @@ impl Breaker {
     }
 }
 
-/// An admitted call. It counts as cancelled when it is dropped without an end.
+/// An admitted call. Dropped without an outcome, it counts as cancelled.
 pub(super) struct Attempt<'a> {
     breaker: &'a Breaker,
-    /// Whether all other calls wait for the outcome of this one.
+    /// Set if all other calls wait for the outcome of this one.
     pub(super) is_probe: bool,
     since: Since,
     has_ended: bool,
 }
 
 impl Attempt<'_> {
-    /// Records the outcome. Returns the time from which a later failure of this call counts: what broke
-    /// down before the answer still counts once.
+    /// Records the outcome. Returns the point from which a later failure of this call counts: a failure
+    /// before the answer still counts once.
     pub(super) fn ended(mut self, failure: Option<&Failure>) -> Since {
         self.has_ended = true;
         if let Some(Failure::Page(page)) = failure
@@ -262,7 +257,7 @@ impl Attempt<'_> {
                 .change(|circuit| circuit.succeeded(self.is_probe)),
         }
         Since {
-            answers: self.breaker.lock().now.answers,
+            answers: self.breaker.circuit.lock().now.answers,
             ..self.since
         }
     }
@@ -315,7 +310,7 @@ mod tests {
     }
 
     #[test]
-    fn what_many_calls_meet_together_counts_once() {
+    fn a_failure_shared_by_many_calls_counts_once() {
         let now = Instant::now();
         let options = BreakerOptions {
             failures: 3,
@@ -383,7 +378,7 @@ mod tests {
     }
 
     #[test]
-    fn late_outcomes_change_nothing_and_an_abandoned_probe_makes_room() {
+    fn late_outcomes_are_ignored_and_a_cancelled_probe_is_replaced() {
         let now = Instant::now();
         let mut circuit = opened(now);
         circuit.succeeded(false);

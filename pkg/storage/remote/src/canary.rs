@@ -1,16 +1,12 @@
 //! Notices that a peer restarted without its blobs although no call failed.
 
 use std::{
-    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    sync::{Arc, Weak},
     time::Duration,
 };
 
-use tokio::{
-    io::{AsyncRead, AsyncWrite},
-    sync::Notify,
-    time,
-};
-use tokio_util::io::InspectReader;
+use parking_lot::Mutex;
+use tokio::time;
 
 use super::{missing, peer::Peer};
 use gorego_storage::{Digest, InstanceName};
@@ -19,26 +15,22 @@ use gorego_storage::{Digest, InstanceName};
 const PAUSE: Duration = Duration::from_secs(5);
 
 const LOST: &str = "the backing cache lost a blob between two connections; \
-                    it is asked again for every blob";
+                    it is asked for every blob again";
 
-/// A blob that the peer is known to have. When a connection is lost, the peer is asked for it again.
+/// A blob that the peer is known to have, looked up again when a connection is lost.
 #[derive(Debug, Default)]
 pub(super) struct Canary(Mutex<Option<Digest>>);
 
 impl Canary {
-    fn digest(&self) -> MutexGuard<'_, Option<Digest>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Records that the peer has this blob. The empty blob is always there, and tells nothing.
+    /// Records that the peer has this blob. Ignores the empty blob, which is always present.
     pub(super) fn set(&self, digest: &Digest) {
         if !digest.is_empty_blob() {
-            *self.digest() = Some(*digest);
+            *self.0.lock() = Some(*digest);
         }
     }
 
-    /// Asks for the blob once after each loss of a connection, until the peer is dropped. An idle
-    /// connection that a balancer closes costs a short call, and nothing that is known.
+    /// Looks the blob up once after each loss of a connection, until the peer is dropped. An idle
+    /// connection that a balancer closes costs a short call.
     pub(super) async fn watch(self: Arc<Self>, peer: Weak<Peer>, instance: InstanceName) {
         let Some(lost) = peer.upgrade().map(|peer| Arc::clone(&peer.lost)) else {
             return;
@@ -46,7 +38,7 @@ impl Canary {
         loop {
             lost.notified().await;
             let Some(peer) = peer.upgrade() else { return };
-            let Some(digest) = self.digest().take() else {
+            let Some(digest) = self.0.lock().take() else {
                 continue;
             };
             let answer = missing::lacks(&peer, instance.as_str(), &digest).await;
@@ -54,11 +46,11 @@ impl Canary {
                 tracing::info!(peer = &*peer.name, %digest, "{LOST}");
                 peer.breaker.count_outage();
             } else {
-                self.digest().get_or_insert(digest);
+                self.0.lock().get_or_insert(digest);
             }
             if let Err(failure) = answer {
-                tracing::debug!(%digest, %failure, "could not ask for a blob");
-                // An outage was counted as one. Whatever else failed says nothing of the blob.
+                tracing::debug!(%digest, %failure, "failed to look a blob up");
+                // An outage is counted as one. Other failures reveal nothing about the blob.
                 if !failure.is_outage() || failure.asks_to_slow_down() {
                     lost.notify_one();
                 }
@@ -66,24 +58,5 @@ impl Canary {
             drop(peer);
             time::sleep(PAUSE).await;
         }
-    }
-}
-
-/// A connection that notifies `lost` when it ends.
-pub(super) fn watched<S: AsyncRead + AsyncWrite>(
-    stream: S,
-    lost: Arc<Notify>,
-) -> InspectReader<S, impl FnMut(&[u8]) + Send + Unpin> {
-    let guard = Guard(lost);
-    InspectReader::new(stream, move |_: &[u8]| {
-        let _held = &guard;
-    })
-}
-
-struct Guard(Arc<Notify>);
-
-impl Drop for Guard {
-    fn drop(&mut self) {
-        self.0.notify_one();
     }
 }

@@ -1,23 +1,17 @@
 //! The capabilities of a peer (REAPI `Capabilities`), requested when needed and then cached.
 
-use std::{
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
-use reapi::v2::{self, GetCapabilitiesRequest, ServerCapabilities};
+use parking_lot::Mutex;
+use reapi::v2::{self, ServerCapabilities};
 use tokio::time::Instant;
 use tonic::Code;
 
-use super::{
-    failure::Failure,
-    methods::{Call, GET_CAPABILITIES, Limits},
-    peer::Peer,
-};
+use super::{failure::Failure, methods::capabilities, peer::Peer};
 use gorego_storage::{Compressor, DigestFunction, Error, InstanceName, Result};
 
-/// The age up to which an answer is used: a peer may restart with another configuration, unseen behind a
-/// balancer.
+/// The age up to which an answer is used: behind a balancer, a peer may restart unnoticed with another
+/// configuration.
 const KEPT: Duration = Duration::from_mins(5);
 /// The largest message that gRPC accepts by default, in bytes.
 const MESSAGE: u64 = 4 << 20;
@@ -31,14 +25,14 @@ pub struct RemoteCapabilities {
     pub digest_functions: Vec<DigestFunction>,
     /// The sum of the blobs' sizes in one batch, in bytes.
     pub max_batch_bytes: u64,
-    /// Whether it streams content compressed with Zstandard.
+    /// Set if it supports streams compressed with Zstandard.
     pub zstd_streams: bool,
-    /// Whether it takes content in batches compressed with Zstandard.
+    /// Set if it accepts blobs compressed with Zstandard in batches.
     pub zstd_batches: bool,
 }
 
 impl RemoteCapabilities {
-    /// The capabilities of a peer that does not announce them.
+    /// Returns the capabilities of a peer that does not announce them.
     fn unknown() -> Self {
         Self {
             digest_functions: DigestFunction::ALL.to_vec(),
@@ -76,7 +70,7 @@ impl RemoteCapabilities {
         }
     }
 
-    /// Refuses a digest function that the peer does not have.
+    /// Refuses a digest function that the peer does not support.
     pub(super) fn check(&self, peer: &Peer, function: DigestFunction) -> Result<()> {
         if self.digest_functions.contains(&function) {
             return Ok(());
@@ -106,7 +100,7 @@ struct Last {
     capabilities: Option<Arc<RemoteCapabilities>>,
     /// The time of the answer, and the outages before it.
     answered: Option<(Instant, u64)>,
-    /// The last failure to get one, for those who waited for it.
+    /// The last failure to get one, for the callers that waited for it.
     failed: Option<(Instant, Error)>,
 }
 
@@ -118,7 +112,7 @@ impl Known {
         if let Some(fresh) = self.fresh(peer) {
             return Ok(fresh);
         }
-        let error = |failure| peer.error(&"asking what it can do", failure);
+        let error = |failure| peer.error(&"requesting its capabilities", failure);
         peer.breaker.check().map_err(error)?;
         let asking = match (self.asking.try_lock(), self.last()) {
             (Ok(asking), _) => asking,
@@ -128,13 +122,13 @@ impl Known {
         if let Some(fresh) = self.fresh(peer) {
             return Ok(fresh);
         }
-        if let Some((at, error)) = &self.lock().failed
+        if let Some((at, error)) = &self.last.lock().failed
             && *at > came
         {
             return Err(error.clone());
         }
         let answer = ask(peer, instance).await.map(Arc::new).map_err(error);
-        let mut last = self.lock();
+        let mut last = self.last.lock();
         drop(asking);
         match &answer {
             Ok(capabilities) => {
@@ -164,40 +158,28 @@ impl Known {
         Some(last)
     }
 
-    /// Corrects the last answer of a peer that does less than it said, until the next answer.
+    /// Corrects the last answer of a peer that supports less than it announced, until the next answer.
     pub(super) fn correct(&self, change: impl FnOnce(&mut RemoteCapabilities)) {
-        if let Some(capabilities) = &mut self.lock().capabilities {
+        if let Some(capabilities) = &mut self.last.lock().capabilities {
             change(Arc::make_mut(capabilities));
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Last> {
-        self.last.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Returns the last answer, however old.
     pub(super) fn last(&self) -> Option<Arc<RemoteCapabilities>> {
-        self.lock().capabilities.clone()
+        self.last.lock().capabilities.clone()
     }
 
     fn fresh(&self, peer: &Peer) -> Option<Arc<RemoteCapabilities>> {
-        let last = self.lock();
+        let last = self.last.lock();
         let (at, outages) = last.answered?;
         let is_fresh = outages == peer.breaker.outages() && at.elapsed() < KEPT;
         is_fresh.then(|| last.capabilities.clone()).flatten()
     }
 }
 
-/// The call that requests the capabilities.
-pub(super) fn call(instance: &str) -> Call<GetCapabilitiesRequest, ServerCapabilities> {
-    let request = GetCapabilitiesRequest {
-        instance_name: instance.to_owned(),
-    };
-    GET_CAPABILITIES.call(request, Limits::default(), 0)
-}
-
 async fn ask(peer: &Peer, instance: &str) -> Result<RemoteCapabilities, Failure> {
-    match peer.call(&call(instance)).await {
+    match peer.call(&capabilities(instance)).await {
         Ok(answer) => Ok(RemoteCapabilities::of(&answer)),
         Err(failure) if failure.code() == Some(Code::Unimplemented) => {
             Ok(RemoteCapabilities::unknown())
@@ -206,7 +188,6 @@ async fn ask(peer: &Peer, instance: &str) -> Result<RemoteCapabilities, Failure>
     }
 }
 
-/// The function as requests name it.
 pub(super) const fn function(function: DigestFunction) -> i32 {
     let value: v2::digest_function::Value = function.to_proto();
     value as i32

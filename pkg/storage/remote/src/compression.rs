@@ -21,7 +21,6 @@ const LEVEL: i32 = 1;
 /// The largest window that is accepted, as a power of two: RFC 8878 requires it of decoders.
 const MAX_WINDOW_LOG: u32 = 23;
 
-/// Compresses a whole blob.
 pub(super) fn compress(content: &[u8]) -> io::Result<Bytes> {
     bulk::compress(content, LEVEL).map(Bytes::from)
 }
@@ -31,7 +30,7 @@ pub(super) fn decompress(compressed: &[u8], size: usize) -> io::Result<Bytes> {
     bulk::decompress(compressed, size).map(Bytes::from)
 }
 
-/// Compresses content that comes in pieces into one frame.
+/// Compresses content that arrives in pieces into one frame.
 pub(super) struct Compressing(Option<Encoder<'static, Vec<u8>>>);
 
 impl Compressing {
@@ -42,8 +41,7 @@ impl Compressing {
         Ok(Self(Some(encoder)))
     }
 
-    /// Returns the bytes that `content` adds to the frame, perhaps none yet, and its end if this is the
-    /// last.
+    /// Returns the bytes that `content` adds to the frame, perhaps none yet, with its end after the last.
     pub(super) fn next(&mut self, content: &[u8], last: bool) -> io::Result<Bytes> {
         let Some(mut encoder) = self.0.take() else {
             return Ok(Bytes::new());
@@ -58,10 +56,10 @@ impl Compressing {
     }
 }
 
-/// Decompresses content that comes in pieces.
+/// Decompresses content that arrives in pieces.
 pub(super) struct Decompressing {
     decoder: Decoder<'static>,
-    /// Whether the decoder may hold content that did not fit into the last piece.
+    /// Set if the decoder may hold content that did not fit into the last piece.
     unflushed: bool,
 }
 
@@ -75,7 +73,7 @@ impl Decompressing {
         })
     }
 
-    /// Returns the next piece of at most `most` bytes, and takes from `compressed` what it needs; `None`
+    /// Returns the next piece of at most `most` bytes, and consumes `compressed` as far as needed; `None`
     /// once it needs more.
     pub(super) fn next(&mut self, compressed: &mut Bytes, most: u64) -> io::Result<Option<Bytes>> {
         let most = usize::try_from(most).unwrap_or(usize::MAX).min(CHUNK_SIZE);

@@ -1,6 +1,6 @@
 //! Connections to a peer, opened when they are first needed.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use gorego_tls::ClientTls;
 use hyper_util::{client::legacy::connect::HttpConnector, rt::TokioIo};
@@ -11,14 +11,15 @@ use tokio::{
     sync::{Notify, watch},
 };
 use tokio_rustls::TlsConnector;
+use tokio_util::io::InspectReader;
 use tonic::{
     Request,
-    codegen::http::{HeaderMap, HeaderName, HeaderValue, Uri, uri::InvalidUri},
+    codegen::http::{HeaderMap, Uri, uri::InvalidUri},
     transport::{Channel, Endpoint},
 };
 use tower::{BoxError, ServiceExt as _};
 
-use super::{RemoteAddress, RemoteError, RemoteOptions, canary::watched};
+use super::{RemoteAddress, RemoteError, RemoteHeaders, RemoteOptions};
 use gorego_storage::Chain;
 
 /// The receive window of a stream, in bytes. It is extended when half of it arrived, so that it has to be
@@ -42,53 +43,14 @@ const ENDED_EARLY_FOR: Duration = Duration::from_secs(30);
 const KEEP_ALIVE: Duration = Duration::from_secs(20);
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(5);
 const HOST_TIMEOUT: Duration = Duration::from_secs(30);
-/// The interval of HTTP/2 pings while calls are under way. gRPC servers close connections with more than one
+/// The interval of HTTP/2 pings while calls are in progress. gRPC servers close connections with more than one
 /// ping in 5 minutes.
 const PING: Duration = Duration::from_mins(6);
 const PING_TIMEOUT: Duration = Duration::from_secs(20);
 const MAX_CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Headers that each request carries. Their values are secrets, and never shown.
-#[derive(Clone, Default)]
-pub struct RemoteHeaders(Arc<HeaderMap>);
-
-impl RemoteHeaders {
-    /// Checks names and values. The error names a header that cannot be sent.
-    pub fn parse(headers: &[(String, String)]) -> Result<Self, RemoteError> {
-        let mut parsed = HeaderMap::new();
-        for (name, value) in headers {
-            let error = |why| RemoteError::Header {
-                name: name.clone(),
-                why,
-            };
-            let lower = name.to_ascii_lowercase();
-            if lower.ends_with("-bin") {
-                return Err(error("ends with -bin, which gRPC keeps for binary values"));
-            }
-            if lower.starts_with("grpc-") || RESERVED.contains(&lower.as_str()) {
-                return Err(error("is one that gRPC sets itself"));
-            }
-            let name = HeaderName::from_bytes(lower.as_bytes())
-                .map_err(|_| error("is no name of an HTTP header"))?;
-            let mut value = HeaderValue::from_str(value)
-                .map_err(|_| error("its value holds more than visible ASCII characters"))?;
-            value.set_sensitive(true);
-            parsed.append(name, value);
-        }
-        Ok(Self(Arc::new(parsed)))
-    }
-}
-
-impl fmt::Debug for RemoteHeaders {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_list().entries(self.0.keys()).finish()
-    }
-}
-
-const RESERVED: [&str; 5] = ["te", "content-type", "user-agent", "host", "content-length"];
-
-/// Returns the headers of one call: those configured, the instances of gorego that the request passed,
-/// and the time limit that the peer is told.
+/// Returns the headers of one call: the configured ones, the instances of gorego that the request passed,
+/// and the time limit.
 pub(super) fn headers(
     configured: &RemoteHeaders,
     chain: &Chain,
@@ -108,7 +70,7 @@ pub(super) fn headers(
     headers
 }
 
-/// Creates channels that connect when they are first used, and notify `lost` when a connection ends.
+/// Creates channels that connect on first use, and notify `lost` when a connection ends.
 pub(super) fn channels(
     options: &RemoteOptions,
     lost: &Arc<Notify>,
@@ -137,7 +99,6 @@ pub(super) fn channels(
         .collect())
 }
 
-/// Returns the name that the peer's certificate has to prove.
 fn server_name(uri: &Uri) -> Result<ServerName<'static>, RemoteError> {
     let host = uri.host().unwrap_or_default();
     let name = ServerName::try_from(host.trim_matches(['[', ']']).to_owned());
@@ -155,7 +116,7 @@ impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
 struct Connector {
     address: RemoteAddress,
     tcp: HttpConnector,
-    /// The settings of new connections, and the name that the peer has to prove.
+    /// The settings of new connections, and the name that the peer's certificate has to prove.
     tls: Option<(watch::Receiver<ClientTls>, ServerName<'static>)>,
     lost: Arc<Notify>,
 }
@@ -177,9 +138,28 @@ impl Connector {
             reason.map_or_else(|| why.to_string(), gorego_tls::describe)
         })?;
         if stream.get_ref().1.alpn_protocol() != Some(gorego_tls::HTTP2) {
-            return Err("it speaks TLS, but not HTTP/2, which gRPC needs".into());
+            return Err("it supports TLS, but not HTTP/2, which gRPC needs".into());
         }
         Ok(TokioIo::new(Box::new(stream)))
+    }
+}
+
+/// A connection that notifies `lost` when it ends.
+fn watched<S: AsyncRead + AsyncWrite>(
+    stream: S,
+    lost: Arc<Notify>,
+) -> InspectReader<S, impl FnMut(&[u8]) + Send + Unpin> {
+    let guard = Guard(lost);
+    InspectReader::new(stream, move |_: &[u8]| {
+        let _held = &guard;
+    })
+}
+
+struct Guard(Arc<Notify>);
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        self.0.notify_one();
     }
 }
 
@@ -233,7 +213,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn no_server_is_pinged_more_often_than_it_takes_by_default() {
+    fn pings_are_rarer_than_grpc_servers_tolerate_by_default() {
         assert!(PING > Duration::from_mins(5));
     }
 }

@@ -19,22 +19,20 @@ use super::{
     breaker::Since,
     capabilities::Known,
     compression::Decompressing,
-    failure::{Failure, mismatch},
+    failure::Failure,
     grpc::{self, Answer, Link},
     methods::READ,
     peer::Peer,
     retry::Retry,
+    store::compressor,
 };
-use gorego_storage::{Blob, BlobStream, Digest, Error, Hasher, Result};
+use gorego_storage::{Blob, BlobStream, Digest, Error, Hasher, InstanceName, ReadName, Result};
 
-/// A download and its progress.
 struct Download {
     peer: Arc<Peer>,
     known: Arc<Known>,
+    instance: InstanceName,
     digest: Digest,
-    name: String,
-    /// The name under which it is not compressed.
-    plain_name: String,
     zstd: bool,
     /// The position from which on content is returned rather than only hashed.
     wanted_from: u64,
@@ -48,9 +46,9 @@ struct Download {
     tail: Bytes,
     /// The bytes expected once more after the download was resumed.
     overlap: Bytes,
-    /// Whether it was resumed, in which case wrong content may be the fault of the resumption.
+    /// Set once it was resumed: from then on the resumption may have caused wrong content.
     is_resumed: bool,
-    /// The position and the hash that its reader had reached when it was restarted.
+    /// The position and the hash that its reader had reached at the restart.
     given: Option<(u64, Hasher)>,
     arriving: Option<Arriving>,
     retry: Retry,
@@ -59,7 +57,6 @@ struct Download {
     _permits: (OwnedSemaphorePermit, Permit, Option<OwnedSemaphorePermit>),
 }
 
-/// An answer of the peer.
 struct Arriving {
     answer: Answer,
     decompressing: Option<Decompressing>,
@@ -85,9 +82,8 @@ pub(super) async fn start(
     let (permit, window) = permits.await.map_err(error)?;
     let mut download = Download {
         known: Arc::clone(&store.known),
+        instance: store.instance.clone(),
         digest: *digest,
-        name: store.read_name(digest, compress.is_some()),
-        plain_name: store.read_name(digest, false),
         zstd: compress.is_some(),
         wanted_from: offset,
         at: 0,
@@ -108,7 +104,7 @@ pub(super) async fn start(
     Ok(Blob::Stream(stream_of(first, download)))
 }
 
-/// Returns the first content, then the rest. A reader that wants no more of it can still wait for its end.
+/// Returns the first content, then the rest. A reader that needs no more of it can still wait for its end.
 fn stream_of(first: Option<Bytes>, download: Download) -> BlobStream {
     let download = Arc::new(Mutex::new(download));
     let rest = Arc::clone(&download);
@@ -164,7 +160,7 @@ impl Download {
         }
         if !progressed && self.zstd && failure.is_unknown_form() {
             self.known.correct(|known| known.zstd_streams = false);
-            self.be_plain();
+            self.zstd = false;
             return Ok(());
         }
         let may_pass = failure.is_retryable() || progressed && failure.is_resumable();
@@ -209,8 +205,13 @@ impl Download {
         self.overlap = self.tail.clone();
         self.begun_at = self.at;
         let offset = self.at.saturating_sub(self.overlap.len() as u64);
+        let name = ReadName {
+            instance: self.instance.clone(),
+            compressor: compressor(self.zstd),
+            digest: self.digest,
+        };
         let request = ReadRequest {
-            resource_name: self.name.clone(),
+            resource_name: name.to_string(),
             read_offset: i64::try_from(offset).unwrap_or(i64::MAX),
             read_limit: 0,
         };
@@ -230,7 +231,7 @@ impl Download {
         let Some(arriving) = &mut self.arriving else {
             return Ok(None);
         };
-        // One byte too many tells content of the right size from longer content.
+        // One byte too many distinguishes content of the right size from longer content.
         let most = self.digest.size().saturating_sub(self.at) + self.overlap.len() as u64 + 1;
         loop {
             let Some(decompressing) = &mut arriving.decompressing else {
@@ -239,7 +240,7 @@ impl Download {
             let piece = decompressing.next(&mut arriving.compressed, most);
             let piece = piece.map_err(|why| {
                 let actual = format!("not decompressible after {} bytes: {why}", self.at);
-                Failure::Own(mismatch(&self.digest, actual))
+                Failure::Own(Error::mismatch(&self.digest, actual))
             })?;
             if piece.is_some() {
                 return Ok(piece);

@@ -1,29 +1,26 @@
-//! Failures of calls, and what follows from them.
+//! Failures of calls: their classes, and their errors.
 
 use std::{error::Error as _, fmt, sync::Arc, time::Duration};
 
 use reapi::rpc;
-use tonic::{Code, Status};
+use tonic::{Code, Status, codegen::http::StatusCode};
 
 use super::foreign::Page;
-use gorego_storage::{Digest, Error, shorten};
+use gorego_storage::{Error, shorten};
 
-/// The reason why a call failed.
 #[derive(Debug)]
 pub(super) enum Failure {
-    /// The peer's answer.
     Answer(Status),
-    /// The connection failed.
     Transport(Status),
-    /// The answer of something in front of the peer. It tells nothing of what the peer can do or has.
+    /// The answer of a proxy in front of the peer. It reveals nothing about the peer.
     Page(Page),
     /// No answer, or no further piece, in this time.
     TimedOut(Duration),
-    /// Too many calls were under way for this long.
+    /// Too many calls were in progress for this long.
     Busy(Duration),
     /// The breaker is open since this error.
     Open(Arc<str>),
-    /// The peer answered something that it should not.
+    /// The peer's answer is invalid.
     Nonsense(String),
     /// An error that is no fault of the peer.
     Own(Error),
@@ -46,7 +43,7 @@ impl Failure {
         (code != Code::Ok).then(|| Self::Answer(Status::new(code, status.message)))
     }
 
-    /// The code of the peer's own answer, if it gave one.
+    /// Returns the code of the peer's own answer, if it gave one.
     pub(super) fn code(&self) -> Option<Code> {
         match self {
             Self::Answer(status) => Some(status.code()),
@@ -76,8 +73,8 @@ impl Failure {
         )
     }
 
-    /// Whether a download that made progress may be resumed: its hash is checked in the end, and proxies
-    /// cut streams off with these codes, too.
+    /// Whether a download that made progress may be resumed. Proxies cut streams off with these codes, and
+    /// the hash is verified in the end.
     pub(super) fn is_resumable(&self) -> bool {
         let code = match self {
             Self::Page(page) => Some(page.code()),
@@ -95,8 +92,7 @@ impl Failure {
     /// Whether a request may have been refused for its size.
     pub(super) fn is_too_large(&self) -> bool {
         match self {
-            // Smaller requests pass whoever said it.
-            Self::Page(page) => page.is_too_large(),
+            Self::Page(page) => page.status == StatusCode::PAYLOAD_TOO_LARGE,
             _ => matches!(
                 self.code(),
                 Some(Code::InvalidArgument | Code::ResourceExhausted | Code::OutOfRange)
@@ -104,10 +100,10 @@ impl Failure {
         }
     }
 
-    /// Whether the peer, or a proxy in front of it, asks for fewer calls. It is no sign of a restart.
+    /// Whether the peer, or a proxy in front of it, asks for fewer calls, which is no sign of a restart.
     pub(super) fn asks_to_slow_down(&self) -> bool {
         match self {
-            Self::Page(page) => page.asks_to_slow_down(),
+            Self::Page(page) => page.status == StatusCode::TOO_MANY_REQUESTS,
             Self::Answer(status) | Self::Transport(status) => {
                 status.code() == Code::ResourceExhausted
             }
@@ -128,7 +124,7 @@ impl Failure {
         }
     }
 
-    /// Returns the error of an operation that failed so.
+    /// Returns the error of an operation that ended with this failure.
     pub(super) fn into_error(self, peer: &Arc<str>, operation: &dyn fmt::Display) -> Error {
         let is_retryable = self.is_retryable();
         let refused = |code, message: &str, foreign| Error::Refused {
@@ -154,14 +150,6 @@ impl Failure {
     }
 }
 
-/// The error of content that does not match its digest.
-pub(super) fn mismatch(expected: &Digest, actual: impl fmt::Display) -> Error {
-    Error::Mismatch {
-        expected: *expected,
-        actual: actual.to_string(),
-    }
-}
-
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -179,8 +167,8 @@ impl fmt::Display for Failure {
             }
             Self::Page(page) => page.fmt(f),
             Self::TimedOut(time) => write!(f, "no answer in {time:?}"),
-            Self::Busy(time) => write!(f, "too many calls under way for {time:?}"),
-            Self::Open(cause) => write!(f, "not asked, as the last error is recent: {cause}"),
+            Self::Busy(time) => write!(f, "too many calls in progress for {time:?}"),
+            Self::Open(cause) => write!(f, "calls are suspended after a recent error: {cause}"),
             Self::Nonsense(message) => f.write_str(message),
             Self::Own(error) => error.fmt(f),
         }

@@ -16,8 +16,8 @@ const PATIENCE: Duration = Duration::from_secs(1);
 /// The characters quoted of a page and of its content type.
 const QUOTED: usize = 60;
 
-/// Whether an answer comes from something other than a gRPC server. An answer with a gRPC status
-/// other than OK never does, whatever its other headers.
+/// Whether an answer comes from something other than a gRPC server. One with a gRPC status other than OK
+/// never does.
 pub(super) fn is_foreign(answer: &Response<Body>) -> bool {
     let headers = answer.headers();
     let status = headers.get(Status::GRPC_STATUS);
@@ -29,13 +29,14 @@ pub(super) fn is_foreign(answer: &Response<Body>) -> bool {
         || content_type.is_some_and(|value| !is_grpc(value.as_bytes()))
 }
 
-/// `application/grpc`, perhaps with a message format or parameters, but not `application/grpc-web`.
+/// Accepts `application/grpc`, with or without a message format or parameters, but not
+/// `application/grpc-web`.
 fn is_grpc(content_type: &[u8]) -> bool {
     let rest = content_type.strip_prefix(b"application/grpc");
     rest.is_some_and(|rest| matches!(rest.first(), None | Some(b'+' | b';' | b' ')))
 }
 
-/// The mapping of the gRPC specification ("HTTP to gRPC status code mapping"). 413 is added: it
+/// Maps a status as the gRPC specification does ("HTTP to gRPC status code mapping"). 413 is added: it
 /// refuses one request for its size, as gRPC servers do with `OUT_OF_RANGE`.
 const fn code(status: StatusCode) -> Code {
     match status {
@@ -65,25 +66,16 @@ const fn remedy(status: StatusCode) -> &'static str {
     }
 }
 
-/// A foreign answer, as far as it is worth quoting.
+/// The status and a short quote of a foreign answer.
 #[derive(Debug)]
 pub(super) struct Page {
-    status: StatusCode,
+    pub(super) status: StatusCode,
     quote: String,
 }
 
 impl Page {
     pub(super) const fn code(&self) -> Code {
         code(self.status)
-    }
-
-    /// Whether it asks for fewer calls.
-    pub(super) fn asks_to_slow_down(&self) -> bool {
-        self.status == StatusCode::TOO_MANY_REQUESTS
-    }
-
-    pub(super) fn is_too_large(&self) -> bool {
-        self.status == StatusCode::PAYLOAD_TOO_LARGE
     }
 
     /// Reads the beginning of a foreign answer.
@@ -93,7 +85,7 @@ impl Page {
         let content_type = content_type.map_or(&[][..], HeaderValue::as_bytes);
         let content_type = printable(&String::from_utf8_lossy(content_type));
         let mut bytes = Vec::new();
-        // What came in time is quoted; the rest is not waited for.
+        // Whatever arrived in time is quoted.
         let _ = time::timeout(PATIENCE, beginning(body, &mut bytes)).await;
         let mut text = String::from_utf8_lossy(&bytes).into_owned();
         if content_type.contains("html") {
@@ -130,7 +122,6 @@ async fn beginning(mut body: Body, bytes: &mut Vec<u8>) {
     }
 }
 
-/// The text between the tags of a page, apart from what is not shown.
 fn without_tags(page: &str) -> String {
     let mut parts = page.split('<');
     let mut text = parts.next().unwrap_or_default().to_owned();
@@ -144,7 +135,7 @@ fn without_tags(page: &str) -> String {
     text
 }
 
-/// The first words in one line, without what a log should not hold.
+/// Returns the first words in one line, without control characters.
 fn printable(text: &str) -> String {
     let words = text.split(|c: char| c.is_whitespace() || c.is_control());
     let words: Vec<_> = words.filter(|word| !word.is_empty()).collect();
@@ -156,7 +147,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_grpc_counts_as_grpc() {
+    fn the_content_type_tells_grpc_from_other_answers() {
         for grpc in [
             "application/grpc",
             "application/grpc+proto",

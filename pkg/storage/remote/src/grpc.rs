@@ -1,4 +1,4 @@
-//! gRPC over a channel: one request, and an answer that is read as far as its reader wants.
+//! gRPC over a channel: one request, and an answer that is read on demand.
 
 use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
 use futures::{Stream, StreamExt as _};
@@ -66,7 +66,7 @@ impl Link {
 
 /// Checks the status in headers or trailers; `false` if there is none.
 fn check(headers: &mut HeaderMap) -> Result<bool, Status> {
-    // They are of no use, and tonic panics on details that are not Base64.
+    // Unused, and tonic panics on details that are not Base64.
     headers.remove(Status::GRPC_STATUS_DETAILS);
     match Status::from_header_map(headers) {
         Some(status) if status.code() != Code::Ok => Err(status),
@@ -74,11 +74,11 @@ fn check(headers: &mut HeaderMap) -> Result<bool, Status> {
     }
 }
 
-/// An answer under way. Its methods can be cancelled and called again.
+/// An answer in progress. Its methods can be cancelled and called again.
 pub(super) struct Answer {
     body: Body,
     arrived: BytesMut,
-    /// Whether the status came, so that the end of the body is that of the answer.
+    /// Set once the status arrived: the end of the body is then that of the answer.
     is_complete: bool,
     /// The bytes of a download's message that are yet to be read.
     content_left: usize,
@@ -87,8 +87,8 @@ pub(super) struct Answer {
 }
 
 impl Answer {
-    /// Waits until `len` bytes have arrived; `false` if the answer ends properly before that. hyper takes a
-    /// stream that was reset without an error, as balancers do, for one that came to its end.
+    /// Waits until `len` bytes have arrived; `false` if the answer ends properly before that. hyper reports
+    /// a stream that a balancer reset without an error as ended.
     async fn has(&mut self, len: usize) -> Result<bool, Status> {
         while self.arrived.len() < len {
             let Some(frame) = self.body.frame().await.transpose()? else {
@@ -113,7 +113,7 @@ impl Answer {
         Ok(true)
     }
 
-    /// The length of the next message; `None` at the end.
+    /// Returns the length of the next message; `None` at the end.
     async fn next_len(&mut self) -> Result<Option<usize>, Status> {
         if !self.has(HEADER).await? {
             return Ok(None);
@@ -173,8 +173,8 @@ fn cut_off() -> Status {
     Status::unavailable("the answer was cut off")
 }
 
-/// Returns the bytes before the content of a `ReadResponse` of `len` bytes that starts like this, and
-/// those of the content, its only field.
+/// Returns the length of the header and of the content, its only field, of a `ReadResponse` of `len` bytes
+/// that begins with `start`.
 fn content_of(start: &[u8], len: usize) -> Option<(usize, usize)> {
     if len == 0 {
         return Some((0, 0));
@@ -185,7 +185,6 @@ fn content_of(start: &[u8], len: usize) -> Option<(usize, usize)> {
     (is_data && field.len.checked_add(content)? == len).then_some((field.len, content))
 }
 
-/// A message with its header.
 pub(super) fn framed(message: &impl Message) -> Bytes {
     let len = message.encoded_len();
     let mut framed = BytesMut::with_capacity(HEADER + len);
@@ -196,7 +195,7 @@ pub(super) fn framed(message: &impl Message) -> Bytes {
     framed.freeze()
 }
 
-/// A request's body of framed messages. Its length is not announced, as gRPC has it.
+/// Returns a request's body of framed messages.
 pub(super) fn body(messages: impl Stream<Item = Bytes> + Send + 'static) -> Body {
     Body::new(StreamBody::new(
         messages.map(|message| Ok::<_, Status>(Frame::data(message))),
@@ -228,7 +227,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_download_comes_in_bounded_pieces_wherever_its_messages_are_split() {
+    async fn a_download_arrives_in_bounded_pieces_wherever_its_messages_are_split() {
         let content = |len: usize| -> Bytes { (0..len).map(|at| at.to_le_bytes()[0]).collect() };
         let sizes = [2 * PIECE + 7, 0, 1, PIECE - 10, PIECE, PIECE + 1];
         let messages = sizes.map(|len| framed(&ReadResponse { data: content(len) }));
@@ -248,7 +247,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_download_with_something_else_in_its_messages_is_refused() {
+    async fn a_download_with_unexpected_fields_is_refused() {
         let data = ReadResponse {
             data: vec![0; PIECE].into(),
         };

@@ -1,6 +1,7 @@
 //! A store behind another server that speaks the REAPI.
 
 mod batches;
+mod blobs;
 mod breaker;
 mod canary;
 mod capabilities;
@@ -22,6 +23,5 @@ mod store;
 mod upload;
 
 pub use capabilities::RemoteCapabilities;
-pub use connect::RemoteHeaders;
-pub use options::{BreakerOptions, RemoteAddress, RemoteError, RemoteOptions};
+pub use options::{BreakerOptions, RemoteAddress, RemoteError, RemoteHeaders, RemoteOptions};
 pub use store::RemoteStore;

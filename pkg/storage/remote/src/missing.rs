@@ -1,64 +1,40 @@
-//! `FindMissingBlobs`, in several calls where need be.
+//! Calls of `FindMissingBlobs`.
 
 use std::collections::HashSet;
 
-use futures::{StreamExt as _, TryStreamExt as _, stream};
 use reapi::v2::{FindMissingBlobsRequest, FindMissingBlobsResponse};
 
 use super::{
-    RemoteStore,
     capabilities::function,
     failure::Failure,
-    methods::{Call, FIND_MISSING, Limits},
+    methods::{Call, Limits},
     peer::Peer,
 };
 use gorego_storage::{Digest, DigestFunction, Result};
 
 /// The digests in one call: a small fraction of a message of 4 MiB, so that many are looked up at once.
-const CHUNK: usize = 2000;
+pub(super) const CHUNK: usize = 2000;
 /// The most bytes that each digest takes in an answer, encoded and decoded.
 const ENCODED: usize = 150;
 const DECODED: usize = 512;
 
-/// Returns the blobs that are missing, each once, in the order of their first mention.
-pub(super) async fn find(store: &RemoteStore, digests: &[Digest]) -> Result<Vec<Digest>> {
+/// Returns the digests without repetitions and without the empty blob, in the order of their first mention.
+pub(super) fn unique(digests: &[Digest]) -> Vec<Digest> {
     let mut seen = HashSet::with_capacity(digests.len());
-    let unique = digests
-        .iter()
-        .filter(|digest| !digest.is_empty_blob() && seen.insert(**digest));
-    let mut unique: Vec<Digest> = unique.copied().collect();
-    drop(seen);
-    let mut calls = Vec::new();
-    for function in DigestFunction::ALL {
-        let of_it = unique.iter().filter(|digest| digest.function() == function);
-        let of_it: Vec<Digest> = of_it.copied().collect();
-        if !of_it.is_empty() {
-            store.offered(function).await?;
-        }
-        let chunks = of_it.chunks(CHUNK).map(<[Digest]>::to_vec);
-        calls.extend(chunks.map(|digests| find_some(store, function, digests)));
-    }
-    let missing: Vec<Vec<Digest>> = stream::iter(calls)
-        .buffer_unordered(store.peer.max_calls)
-        .try_collect()
-        .await?;
-    let missing: HashSet<Digest> = missing.into_iter().flatten().collect();
-    if let Some(present) = unique.iter().find(|digest| !missing.contains(digest)) {
-        store.canary.set(present);
-    }
-    unique.retain(|digest| missing.contains(digest));
-    Ok(unique)
+    let is_new = |digest: &&Digest| !digest.is_empty_blob() && seen.insert(**digest);
+    digests.iter().filter(is_new).copied().collect()
 }
 
-async fn find_some(
-    store: &RemoteStore,
+/// Looks up blobs of one function, at most [`CHUNK`].
+pub(super) async fn find(
+    peer: &Peer,
+    instance: &str,
     function: DigestFunction,
     digests: Vec<Digest>,
 ) -> Result<Vec<Digest>> {
-    let call = call(store.instance.as_str(), function, &digests);
-    let answer = store.peer.call(&call).await;
+    let answer = peer.call(&call(instance, function, &digests)).await;
     let missing = answer.and_then(|answer| parse(function, &digests, &answer));
-    missing.map_err(|failure| store.peer.error_of("looking for", &digests, failure))
+    missing.map_err(|failure| peer.error_of("looking up", &digests, failure))
 }
 
 /// Whether the peer lacks a blob. The call is made once, without retries.
@@ -69,11 +45,7 @@ pub(super) async fn lacks(peer: &Peer, instance: &str, digest: &Digest) -> Resul
     Ok(!parse(function, &digests, &answer)?.is_empty())
 }
 
-fn call(
-    instance: &str,
-    of: DigestFunction,
-    digests: &[Digest],
-) -> Call<FindMissingBlobsRequest, FindMissingBlobsResponse> {
+fn call(instance: &str, of: DigestFunction, digests: &[Digest]) -> Call<FindMissingBlobsRequest> {
     let request = FindMissingBlobsRequest {
         instance_name: instance.to_owned(),
         blob_digests: digests.iter().map(Digest::to_proto).collect(),
@@ -83,10 +55,10 @@ fn call(
         encoded: ENCODED * (digests.len() + 10),
         decoded: DECODED * (digests.len() + 10),
     };
-    FIND_MISSING.call(request, limits, 0)
+    Call::new(request, limits, 0)
 }
 
-/// Returns the digests in an answer. An answer about other blobs says nothing of those asked for.
+/// Returns the digests in an answer. Fails if it is about other blobs than those asked for.
 fn parse(
     function: DigestFunction,
     asked: &[Digest],
@@ -96,10 +68,10 @@ fn parse(
     let missing = answer.missing_blob_digests.iter().map(|digest| {
         let why = match Digest::from_proto(Some(function), digest) {
             Ok(digest) if asked.contains(&digest) => return Ok(digest),
-            Ok(other) => format!("{other} was not asked for"),
+            Ok(other) => format!("{other} was not requested"),
             Err(why) => why.to_string(),
         };
-        Err(Failure::Nonsense(format!("its answer: {why}")))
+        Err(Failure::Nonsense(format!("invalid answer: {why}")))
     });
     missing.collect()
 }

@@ -5,8 +5,8 @@ use std::{fmt, path::PathBuf, sync::Arc, time::Duration};
 use gorego_limits::Budget;
 use gorego_tls::ClientTls;
 use tokio::sync::watch;
+use tonic::codegen::http::{HeaderMap, HeaderName, HeaderValue};
 
-use super::RemoteHeaders;
 use gorego_storage::Chain;
 
 /// The address of a peer.
@@ -27,7 +27,48 @@ impl fmt::Display for RemoteAddress {
     }
 }
 
-/// The breaker, which suspends calls to a peer that does not answer.
+/// The headers of each request. Their values are secrets, and never shown.
+#[derive(Clone, Default)]
+pub struct RemoteHeaders(pub(super) Arc<HeaderMap>);
+
+impl RemoteHeaders {
+    /// Parses names and values. The error names a header that cannot be sent.
+    pub fn parse(headers: &[(String, String)]) -> Result<Self, RemoteError> {
+        let mut parsed = HeaderMap::new();
+        for (name, value) in headers {
+            let error = |why| RemoteError::Header {
+                name: name.clone(),
+                why,
+            };
+            let lower = name.to_ascii_lowercase();
+            if lower.ends_with("-bin") {
+                return Err(error(
+                    "ends with -bin, which gRPC reserves for binary values",
+                ));
+            }
+            if lower.starts_with("grpc-") || RESERVED.contains(&lower.as_str()) {
+                return Err(error("is set by gRPC itself"));
+            }
+            let name = HeaderName::from_bytes(lower.as_bytes())
+                .map_err(|_| error("is no valid name of an HTTP header"))?;
+            let mut value = HeaderValue::from_str(value)
+                .map_err(|_| error("its value has other than visible ASCII characters"))?;
+            value.set_sensitive(true);
+            parsed.append(name, value);
+        }
+        Ok(Self(Arc::new(parsed)))
+    }
+}
+
+impl fmt::Debug for RemoteHeaders {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.0.keys()).finish()
+    }
+}
+
+const RESERVED: [&str; 5] = ["te", "content-type", "user-agent", "host", "content-length"];
+
+/// The options of the breaker, which suspends calls to a peer that does not answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BreakerOptions {
     /// The number of consecutive failures that open the breaker.
@@ -48,30 +89,29 @@ impl Default for BreakerOptions {
     }
 }
 
-/// A peer, and the way in which it is called.
+/// The options of a store behind a peer.
 #[derive(Clone)]
 pub struct RemoteOptions {
     /// The address of the peer.
     pub address: RemoteAddress,
-    /// TLS settings of new connections, which may change; plain text without.
+    /// The TLS settings of new connections, which may change; `None` for plain text.
     pub tls: Option<watch::Receiver<ClientTls>>,
-    /// The instance to name in each request. When this is empty, the caller's own for action results,
-    /// and none for blobs.
+    /// The instance name of each request. If empty, requests for action results name the caller's
+    /// instance, and requests for blobs none.
     pub instance_name: String,
     /// Headers of new requests, which may change.
     pub headers: watch::Receiver<RemoteHeaders>,
-    /// The chain of the server that this store belongs to. Each request carries it, so that a loop
-    /// is noticed.
+    /// The chain of the server that owns this store. Each request carries it, so that a loop is detected.
     pub chain: Arc<Chain>,
-    /// Whether large content may be compressed on its way, if the peer can.
+    /// Compresses large content on its way, if the peer supports it.
     pub zstd: bool,
-    /// The retries of an operation; a download or upload that made progress counts anew.
+    /// The retries of an operation. Progress of a download or upload resets the count.
     pub retries: u32,
     /// The number of connections.
     pub connections: usize,
-    /// The number of calls at a time, and of downloads and uploads beside them.
+    /// The number of concurrent calls, and of concurrent downloads and uploads besides.
     pub max_calls: usize,
-    /// Receive windows of downloads, which a peer fills while their readers are slow.
+    /// The budget of the receive windows of downloads, which a peer fills while their readers are slow.
     pub windows: Budget,
     /// The time limit of a call; 1 s is added for each MiB that it moves. Downloads and uploads in
     /// pieces may stall for this long.
@@ -81,7 +121,7 @@ pub struct RemoteOptions {
 }
 
 impl RemoteOptions {
-    /// A peer in plain text, with the defaults.
+    /// Creates the options of a peer in plain text, with the defaults.
     pub fn new(address: RemoteAddress) -> Self {
         Self {
             address,
@@ -124,7 +164,7 @@ pub enum RemoteError {
     /// The instance name cannot be part of a resource name.
     #[error(transparent)]
     Instance(#[from] gorego_storage::InstanceNameError),
-    /// A header that HTTP does not allow, or that gRPC keeps for itself.
+    /// A header that HTTP does not allow, or that gRPC reserves.
     #[error("header {name:?}: {why}")]
     Header {
         /// The name of the header.
@@ -133,6 +173,6 @@ pub enum RemoteError {
         why: &'static str,
     },
     /// Connections need a Tokio runtime to run on.
-    #[error("a remote store is made within a Tokio runtime")]
+    #[error("a remote store needs a Tokio runtime")]
     NoRuntime,
 }

@@ -3,8 +3,6 @@
 use std::{fmt, sync::Arc, time::Duration};
 
 use gorego_limits::Permit;
-use prost::Message;
-use reapi::shapes::Shaped;
 use tokio::{
     sync::{Notify, OwnedSemaphorePermit, Semaphore},
     task::JoinHandle,
@@ -18,11 +16,10 @@ use tokio_util::{
 use super::{
     RemoteError, RemoteOptions,
     breaker::{Attempt, Breaker},
-    capabilities,
     connect::{self, headers},
     failure::Failure,
     grpc::Link,
-    methods::Call,
+    methods::{Call, Request, capabilities},
     pool::Pool,
     retry::Retry,
 };
@@ -31,7 +28,7 @@ use gorego_storage::{Digest, Error, Result};
 /// The least that a peer moves, in bytes a second: calls that move more have more time.
 const SLOWEST: u64 = 1 << 20;
 
-/// One in so many bytes of a download's window is counted.
+/// The ratio of a download's window to its counted part.
 const COUNTED: u64 = 4;
 
 /// A peer, its connections and its limits.
@@ -73,17 +70,16 @@ impl Peer {
         })
     }
 
-    /// The retries of a new operation.
     pub(super) const fn retry(&self) -> Retry {
         Retry::new(self.options.retries)
     }
 
-    /// The error of an operation that failed.
+    /// Returns the error of a failed operation.
     pub(super) fn error(&self, what: &dyn fmt::Display, failure: Failure) -> Error {
         failure.into_error(&self.name, what)
     }
 
-    /// The error of an operation on several blobs; a single one is named.
+    /// Returns the error of a failed operation on several blobs; a single one is named.
     pub(super) fn error_of(&self, doing: &str, blobs: &[Digest], failure: Failure) -> Error {
         match blobs {
             [one] => self.error(&format_args!("{doing} {one}"), failure),
@@ -91,13 +87,13 @@ impl Peer {
         }
     }
 
-    /// The time limit of a call that moves `bytes` bytes.
+    /// Returns the time limit of a call that moves `bytes` bytes.
     pub(super) fn deadline(&self, bytes: u64) -> Duration {
         self.timeout
             .saturating_add(Duration::from_secs(bytes / SLOWEST))
     }
 
-    /// The time by which an operation that moves `bytes` bytes has to end, with all its retries.
+    /// Returns the time by which an operation that moves `bytes` bytes has to end, with all its retries.
     pub(super) fn end(&self, bytes: u64) -> Instant {
         Instant::now() + self.deadline(bytes) * 2
     }
@@ -123,22 +119,19 @@ impl Peer {
         })
     }
 
-    /// Makes a call until it succeeds or time is up.
-    pub(super) async fn call<Q: Message, R: Shaped>(
-        &self,
-        call: &Call<Q, R>,
-    ) -> Result<R, Failure> {
+    /// Makes a call with retries.
+    pub(super) async fn call<Q: Request>(&self, call: &Call<Q>) -> Result<Q::Answer, Failure> {
         let end = self.end(call.bytes);
         self.call_until(call, end, &mut self.retry()).await
     }
 
-    /// Makes a call until it succeeds, the retries of its operation are used up, or its end is near.
-    pub(super) async fn call_until<Q: Message, R: Shaped>(
+    /// Makes a call until it succeeds, the retries of its operation are used up, or `end` is near.
+    pub(super) async fn call_until<Q: Request>(
         &self,
-        call: &Call<Q, R>,
+        call: &Call<Q>,
         end: Instant,
         retry: &mut Retry,
-    ) -> Result<R, Failure> {
+    ) -> Result<Q::Answer, Failure> {
         let limit = self.deadline(call.bytes);
         let left = || end.saturating_duration_since(Instant::now());
         // A call that had less than half its time would look like an outage.
@@ -160,7 +153,7 @@ impl Peer {
         }
     }
 
-    /// Admits a call. One of an operation that has begun waits up to `patience` for that.
+    /// Admits a call. A retry waits up to `patience` for that.
     async fn admit(&self, retry: &Retry, patience: Duration) -> Result<Attempt<'_>, Failure> {
         if retry.has_begun() {
             self.breaker.admit_before(Instant::now() + patience).await
@@ -170,25 +163,25 @@ impl Peer {
     }
 
     /// Makes a call once.
-    pub(super) async fn once<Q: Message, R: Shaped>(
+    pub(super) async fn once<Q: Request>(
         &self,
-        call: &Call<Q, R>,
+        call: &Call<Q>,
         limit: Duration,
-    ) -> Result<R, Failure> {
+    ) -> Result<Q::Answer, Failure> {
         self.attempt(self.breaker.admit()?, call, limit).await
     }
 
-    async fn attempt<Q: Message, R: Shaped>(
+    async fn attempt<Q: Request>(
         &self,
         attempt: Attempt<'_>,
-        call: &Call<Q, R>,
+        call: &Call<Q>,
         limit: Duration,
-    ) -> Result<R, Failure> {
+    ) -> Result<Q::Answer, Failure> {
         let started = Instant::now();
         let answer = time::timeout(limit, call.send(self.link(Some(limit))?)).await;
         let outcome = match answer {
             Ok(Ok(answer)) => Ok(answer),
-            // The peer and the connection enforce the limit, too, and may be the first to notice.
+            // The peer and the connection enforce the limit, too, and may be the first to do so.
             Ok(Err(failure)) if started.elapsed() < limit => Err(failure),
             Ok(Err(_)) | Err(_) => Err(Failure::TimedOut(limit)),
         };
@@ -202,15 +195,15 @@ impl Peer {
         Ok((self.link(None)?, attempt))
     }
 
-    /// Opens a connection for a stream whose outcome is known only at its end. Where all other calls
-    /// wait for that outcome, a short call is made before it.
+    /// Opens a connection for a stream whose outcome is known only at its end. If the breaker needs a
+    /// probe, makes a short call before.
     pub(super) async fn open_long(&self, retry: &Retry) -> Result<(Link, Attempt<'_>), Failure> {
         loop {
             let (link, attempt) = self.open(retry).await?;
             if !attempt.is_probe {
                 return Ok((link, attempt));
             }
-            let probe = capabilities::call("");
+            let probe = capabilities("");
             if let Err(failure) = self.attempt(attempt, &probe, self.timeout).await
                 && failure.is_outage()
             {
@@ -224,8 +217,8 @@ impl Peer {
         acquire(&self.streams, self.timeout).await
     }
 
-    /// Waits until a download of `bytes` may have a window's worth of them in flight. Only a part
-    /// of the window is counted, since it fills only while the reader is slower than the peer.
+    /// Waits until a download of `bytes` may have a window of them in flight. Counts a part of the window
+    /// only, since it fills only while the reader is slower than the peer.
     pub(super) async fn window_permit(&self, bytes: u64) -> Result<Permit, Failure> {
         let window = bytes.min(u64::from(connect::STREAM_WINDOW));
         let reserve = self.options.windows.reserve(window / COUNTED);

@@ -9,7 +9,7 @@ use tonic::Code;
 use super::{
     RemoteStore,
     capabilities::function,
-    methods::{DEFAULT_MESSAGE, GET_RESULT, Limits, UPDATE_RESULT},
+    methods::{Call, DEFAULT_MESSAGE, Limits},
 };
 use gorego_storage::{
     ActionCache, CachedResult, Digest, Error, Result,
@@ -37,12 +37,12 @@ impl RemoteStore {
             digest_function: function(action.function()),
             ..GetActionResultRequest::default()
         };
-        let answer = self.peer.call(&GET_RESULT.call(request, LIMITS, 0)).await;
-        answer.map_err(|failure| {
+        let found = self.peer.call(&Call::new(request, LIMITS, 0)).await;
+        found.map_err(|failure| {
             if failure.code() == Some(Code::NotFound) {
                 return Error::NoResult(*action);
             }
-            let what = format_args!("result of action {action}");
+            let what = format_args!("looking up the result of action {action}");
             self.peer.error(&what, failure)
         })
     }
@@ -71,14 +71,12 @@ impl ActionCache for RemoteStore {
             digest_function: function(action.function()),
             ..UpdateActionResultRequest::default()
         };
-        let call = UPDATE_RESULT.call(request, LIMITS, DEFAULT_MESSAGE as u64);
-        match self.peer.call(&call).await {
-            Ok(_) => Ok(()),
-            Err(failure) => {
-                let what = format_args!("storing the result of action {action}");
-                let error = self.peer.error(&what, failure);
-                Err(self.unless_lacking(action.function(), error))
-            }
-        }
+        let call = Call::new(request, LIMITS, DEFAULT_MESSAGE as u64);
+        let stored = self.peer.call(&call).await.map(drop);
+        stored.map_err(|failure| {
+            let what = format_args!("storing the result of action {action}");
+            let error = self.peer.error(&what, failure);
+            self.unless_lacking(action.function(), error)
+        })
     }
 }

@@ -25,18 +25,18 @@ impl Retry {
         }
     }
 
-    /// Counts anew after progress.
+    /// Resets the count after progress.
     pub(super) const fn progressed(&mut self) {
         self.retries = 0;
     }
 
-    /// Whether something was tried before. Such an operation waits for an open breaker, so that the
-    /// work so far was not in vain; a new one fails at once.
+    /// Whether the operation was retried. It then waits for an open breaker, so that its progress is not
+    /// lost; a new operation fails at once.
     pub(super) const fn has_begun(&self) -> bool {
         self.begun
     }
 
-    /// Waits before the next retry; `false` if there is none, or if it would come after `time_left`.
+    /// Waits before the next retry; `false` if there is none, or if it would begin after `time_left`.
     pub(super) async fn pause(&mut self, time_left: Duration) -> bool {
         match self.next_delay() {
             Some(delay) if delay < time_left => time::sleep(delay).await,

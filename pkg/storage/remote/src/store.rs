@@ -1,42 +1,27 @@
 //! The store behind another server.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{fmt, sync::Arc};
 
-use async_trait::async_trait;
-use bytes::Bytes;
-use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore, watch},
-    time::timeout,
-};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 use crate::{
-    RemoteCapabilities, RemoteError, RemoteOptions,
-    batches::{self, Direction},
-    canary::Canary,
-    capabilities::Known,
-    download,
-    failure::mismatch,
-    missing,
-    peer::Peer,
-    upload,
+    RemoteCapabilities, RemoteError, RemoteOptions, canary::Canary, capabilities::Known, peer::Peer,
 };
 use gorego_storage::{
-    Blob, BlobStore, BreakerState, Compressor, Digest, DigestFunction, Error, InstanceName, Put,
-    ReadName, Result, UploadId, Uploads, WriteName,
+    BreakerState, Compressor, Digest, DigestFunction, Error, InstanceName, Result, UploadId,
+    WriteName,
 };
 
 /// The size up to which blobs travel in batches, even alone, in bytes; larger ones have streams.
 pub(crate) const SMALL: u64 = 64 * 1024;
 /// The size from which blobs are worth compressing, in bytes.
 pub(crate) const WORTH_COMPRESSING: u64 = 1024;
-/// The time that a client waits for the capabilities of a peer that was never reached.
-const CAPABILITIES_TIMEOUT: Duration = Duration::from_secs(5);
 /// The number of compressed downloads and uploads at a time. A download may take a window of 8 MiB.
 const MAX_COMPRESSED: usize = 64;
 
 /// The store of another server, reached over gRPC. It connects on the first call, and reconnects when
-/// need be. A put whose content was sent to the end is reported as stored even if the peer had the
-/// blob: peers do not say that of small uploads.
+/// necessary. A put whose content was sent to the end is reported as stored even if the peer had the
+/// blob: peers do not report that for small uploads.
 pub struct RemoteStore {
     pub(crate) peer: Arc<Peer>,
     pub(crate) instance: InstanceName,
@@ -64,7 +49,7 @@ impl RemoteStore {
         })
     }
 
-    /// The state of the breaker. It stays open until the first call after the cool-down.
+    /// Returns the state of the breaker. It stays open until the first call after the cool-down.
     pub fn breaker(&self) -> watch::Receiver<BreakerState> {
         self.peer.breaker.state.subscribe()
     }
@@ -85,8 +70,8 @@ impl RemoteStore {
         Ok(capabilities)
     }
 
-    /// Replaces an outage by a refusal where the peer, by its last answer, lacks this function: such an
-    /// operation must not be postponed until the peer is back.
+    /// Replaces an outage by a refusal if the peer, by its last answer, lacks this function: such an
+    /// operation must not be postponed until the outage ends.
     pub(crate) fn unless_lacking(&self, function: DigestFunction, error: Error) -> Error {
         if !matches!(error, Error::Unavailable(_)) {
             return error;
@@ -96,8 +81,8 @@ impl RemoteStore {
         refusal.unwrap_or(error)
     }
 
-    /// Permits compression of a stream of `bytes` bytes if it is enabled, supported and worth it. With many
-    /// compressed streams under way it is not.
+    /// Permits compression of a stream of `bytes` bytes if it is enabled, supported, worth it, and few
+    /// other streams are compressed.
     pub(crate) fn compress(
         &self,
         capabilities: &RemoteCapabilities,
@@ -109,27 +94,14 @@ impl RemoteStore {
         Arc::clone(&self.compressed).try_acquire_owned().ok()
     }
 
-    pub(crate) fn read_name(&self, digest: &Digest, zstd: bool) -> String {
-        let name = ReadName {
-            instance: self.instance.clone(),
-            compressor: compressor(zstd),
-            digest: *digest,
-        };
-        name.to_string()
-    }
-
     pub(crate) fn write_name(&self, digest: &Digest, upload: &UploadId, zstd: bool) -> String {
         let name = WriteName {
             instance: self.instance.clone(),
-            upload: speakable(upload),
+            upload: segment_of(upload),
             compressor: compressor(zstd),
             digest: *digest,
         };
         name.to_string()
-    }
-
-    async fn is_missing(&self, digest: &Digest) -> Result<bool> {
-        Ok(!missing::find(self, &[*digest]).await?.is_empty())
     }
 }
 
@@ -139,7 +111,7 @@ impl fmt::Debug for RemoteStore {
     }
 }
 
-const fn compressor(zstd: bool) -> Compressor {
+pub(crate) const fn compressor(zstd: bool) -> Compressor {
     if zstd {
         Compressor::Zstd
     } else {
@@ -147,111 +119,8 @@ const fn compressor(zstd: bool) -> Compressor {
     }
 }
 
-#[async_trait]
-impl BlobStore for RemoteStore {
-    /// Returns the functions of the peer's last answer at once. All if it never gave one: it may be up
-    /// when they are needed.
-    async fn digest_functions(&self) -> Vec<DigestFunction> {
-        let mut known = self.known.at_hand(&self.peer, &self.instance);
-        if known.is_none() {
-            let capabilities = timeout(CAPABILITIES_TIMEOUT, self.capabilities()).await;
-            known = capabilities.ok().and_then(Result::ok);
-        }
-        known.map_or_else(
-            || DigestFunction::ALL.to_vec(),
-            |known| known.digest_functions.clone(),
-        )
-    }
-
-    fn outages(&self) -> u64 {
-        self.peer.breaker.outages()
-    }
-
-    async fn find_missing(&self, digests: &[Digest]) -> Result<Vec<Digest>> {
-        missing::find(self, digests).await
-    }
-
-    async fn get(&self, digest: &Digest, offset: u64) -> Result<Blob> {
-        let (digest, size) = (*digest, digest.size());
-        if offset > size {
-            return Err(Error::OffsetPastEnd { digest, offset });
-        }
-        if digest.is_empty_blob() {
-            return Ok(Blob::Bytes(Bytes::new()));
-        }
-        let capabilities = self.offered(digest.function()).await?;
-        if batches::is_small(&capabilities, size) && offset < size {
-            let content = Bytes::new();
-            let read = batches::one(self, &capabilities, Direction::Read, &digest, content).await;
-            let mut content = read?;
-            let offset = usize::try_from(offset).unwrap_or(usize::MAX);
-            return Ok(Blob::Bytes(content.split_off(offset.min(content.len()))));
-        }
-        // A peer might refuse to read nothing. A name of SHA-256 leaves the function out, so that the peer
-        // may take it for the other.
-        let other = digest.other().map(|other| other.function());
-        let is_ambiguous = other.is_some_and(|f| capabilities.digest_functions.contains(&f));
-        if (offset == size || is_ambiguous) && self.is_missing(&digest).await? {
-            return Err(Error::NotFound(digest));
-        }
-        if offset == size {
-            return Ok(Blob::Bytes(Bytes::new()));
-        }
-        download::start(self, &capabilities, &digest, offset).await
-    }
-
-    async fn put(&self, digest: &Digest, blob: Blob) -> Result<Put> {
-        let len = match &blob {
-            Blob::Bytes(bytes) => bytes.len() as u64,
-            Blob::File(file) => file.len,
-            Blob::Stream(_) => digest.size(),
-        };
-        if len != digest.size() {
-            return Err(mismatch(digest, format_args!("{len} bytes")));
-        }
-        if digest.is_empty_blob() {
-            return Ok(Put::Existed);
-        }
-        let capabilities = self.offered(digest.function()).await?;
-        let put = match blob {
-            Blob::Bytes(content) if batches::is_small(&capabilities, digest.size()) => {
-                batches::one(self, &capabilities, Direction::Update, digest, content)
-                    .await
-                    .map(|_| Put::Stored)
-            }
-            blob => upload::put(self, &capabilities, digest, blob).await,
-        };
-        put.inspect(|_| self.canary.set(digest))
-    }
-
-    async fn get_batch(&self, digests: &[Digest]) -> Vec<Result<Bytes>> {
-        batches::get(self, digests).await
-    }
-
-    async fn put_batch(&self, blobs: Vec<(Digest, Bytes)>) -> Vec<Result<Put>> {
-        let first = blobs.first().map(|(digest, _)| *digest);
-        let puts = batches::put(self, blobs).await;
-        if let (Some(digest), Some(Ok(_))) = (first, puts.first()) {
-            self.canary.set(&digest);
-        }
-        puts
-    }
-}
-
-#[async_trait]
-impl Uploads for RemoteStore {
-    async fn committed(&self, digest: &Digest, upload: &UploadId) -> Result<u64> {
-        let name = self.write_name(digest, upload, false);
-        let committed = upload::committed(&self.peer, digest, name).await;
-        committed.map_err(|failure| {
-            self.peer
-                .error(&format_args!("upload of {digest}"), failure)
-        })
-    }
-}
-
-/// Returns an id that can be part of a resource name: the hash of one that cannot.
-fn speakable(upload: &UploadId) -> UploadId {
+/// Returns the id as a segment of a resource name; the hash of one that cannot be a segment.
+fn segment_of(upload: &UploadId) -> UploadId {
     let text = upload.as_str();
     let is_plain = |byte: u8| byte.is_ascii_graphic() && byte != b'/';
     if (1..=128).contains(&text.len()) && text.bytes().all(is_plain) {
@@ -261,18 +130,12 @@ fn speakable(upload: &UploadId) -> UploadId {
     UploadId::new(&hash.hex())
 }
 
-/// Returns a new id for an upload of our own: a random UUID, of version 4.
+/// Returns a random UUID of version 4, the id of a new upload.
 pub(crate) fn random_upload() -> UploadId {
-    let hex = format!("{:032x}", fastrand::u128(..));
-    let part = |start: usize, end: usize| hex.get(start..end).unwrap_or_default();
-    let variant = fastrand::choice(["8", "9", "a", "b"]).unwrap_or("8");
+    let [low, mid, high, variant, node] =
+        [32, 16, 12, 12, 48].map(|bits| fastrand::u64(..1 << bits));
     UploadId::new(&format!(
-        "{}-{}-4{}-{variant}{}-{}",
-        part(0, 8),
-        part(8, 12),
-        part(13, 16),
-        part(17, 20),
-        part(20, 32)
+        "{low:08x}-{mid:04x}-4{high:03x}-a{variant:03x}-{node:012x}"
     ))
 }
 
@@ -281,7 +144,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_upload_of_our_own_has_a_random_uuid() {
+    fn a_new_upload_has_a_random_uuid() {
         let (one, other) = (random_upload(), random_upload());
         assert_ne!(one, other);
         let parts: Vec<_> = one.as_str().split('-').map(str::len).collect();
@@ -291,12 +154,12 @@ mod tests {
     }
 
     #[test]
-    fn uploads_with_unspeakable_names_are_still_told_apart() {
+    fn ids_that_cannot_be_in_a_resource_name_are_hashed_and_stay_distinct() {
         let plain = UploadId::new("7f6ef5a6-2d0b-4b3c-9f53-0b8f4b1f7d3a");
-        assert_eq!(speakable(&plain), plain);
-        let [a, b] = ["../a", "../b"].map(|text| speakable(&UploadId::new(text)));
+        assert_eq!(segment_of(&plain), plain);
+        let [a, b] = ["../a", "../b"].map(|text| segment_of(&UploadId::new(text)));
         assert_ne!(a, b);
         assert!(!a.as_str().contains('/'));
-        assert_eq!(a, speakable(&UploadId::new("../a")));
+        assert_eq!(a, segment_of(&UploadId::new("../a")));
     }
 }

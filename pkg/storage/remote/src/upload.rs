@@ -1,11 +1,10 @@
-//! Uploads by `ByteStream.Write`. One that breaks off is resumed as far as its content can be read again.
+//! Uploads by `ByteStream.Write`, resumed as far as their content can be read again.
 
 mod write;
 
-use std::{sync::Arc, time::Duration};
+use std::{mem, sync::Arc, time::Duration};
 
-use bytes::Bytes;
-use futures::StreamExt as _;
+use futures::{StreamExt as _, stream};
 use reapi::bytestream::QueryWriteStatusRequest;
 use tokio::sync::OwnedSemaphorePermit;
 use tonic::Code;
@@ -14,34 +13,27 @@ use self::write::Content;
 use super::{
     RemoteCapabilities, RemoteStore,
     compression::Compressing,
-    failure::{Failure, mismatch},
-    methods::{Limits, QUERY_WRITE},
+    failure::Failure,
+    methods::{Call, Limits},
     peer::Peer,
     retry::Retry,
     store::random_upload,
 };
 use gorego_storage::{Blob, BlobFile, Chunks, Digest, Error, Hasher, Put, Result, UploadId};
 
-/// The content of an upload.
-enum Source {
-    Bytes(Bytes),
-    File(BlobFile),
-    /// Content that can be read once.
-    Stream(Chunks),
-}
-
 /// An upload and its progress.
 struct Upload<'a> {
     store: &'a RemoteStore,
     digest: &'a Digest,
-    source: Source,
+    /// The content. A stream can be read once.
+    source: Blob,
     id: UploadId,
-    /// Whether the caller chose the id: it may resume the upload later, and counts what it sent.
+    /// Set if the caller chose the id: it may resume the upload later, and counts the bytes it sent.
     is_named: bool,
     zstd: bool,
     /// The position in the blob at which the next attempt starts, in bytes.
     offset: u64,
-    /// The most that the peer ever had, in bytes: it may forget, but not for ever.
+    /// The most bytes that the peer ever had. It may lose some, but not for ever.
     furthest: u64,
     retry: Retry,
     permit: Arc<OwnedSemaphorePermit>,
@@ -52,14 +44,13 @@ pub(super) async fn put(
     store: &RemoteStore,
     capabilities: &RemoteCapabilities,
     digest: &Digest,
-    blob: Blob,
+    mut source: Blob,
 ) -> Result<Put> {
     let permit = store.peer.stream_permit().await;
     let permit = permit.map_err(|failure| error(&store.peer, digest, failure))?;
-    let (source, resume) = match blob {
-        Blob::Bytes(bytes) => (Source::Bytes(bytes), None),
-        Blob::File(file) => (Source::File(file), None),
-        Blob::Stream(stream) => (Source::Stream(stream.chunks), stream.resume),
+    let resume = match &mut source {
+        Blob::Stream(stream) => stream.resume.take(),
+        Blob::Bytes(_) | Blob::File(_) => None,
     };
     let is_named = resume.is_some();
     let (id, offset, compress) = match resume {
@@ -92,18 +83,18 @@ pub(super) async fn put(
     }
 }
 
-/// Returns how many bytes of an upload the peer has; all if it is complete.
+/// Returns the number of bytes of an upload that the peer has; all if it is complete.
 pub(super) async fn committed(peer: &Peer, digest: &Digest, name: String) -> Result<u64, Failure> {
     let committed = query(peer, name, &mut peer.retry()).await?;
     Ok(committed.unwrap_or(digest.size()).min(digest.size()))
 }
 
-/// Returns how many bytes of an upload the peer has; `None` if it is complete.
+/// Returns the number of bytes of an upload that the peer has; `None` if it is complete.
 async fn query(peer: &Peer, name: String, retry: &mut Retry) -> Result<Option<u64>, Failure> {
     let request = QueryWriteStatusRequest {
         resource_name: name,
     };
-    let call = QUERY_WRITE.call(request, Limits::default(), 0);
+    let call = Call::new(request, Limits::default(), 0);
     match peer.call_until(&call, peer.end(0), retry).await {
         Ok(answer) if answer.complete => Ok(None),
         Ok(answer) => Ok(Some(
@@ -131,7 +122,7 @@ impl Upload<'_> {
         committed.map_err(|failure| error(peer, self.digest, failure))
     }
 
-    /// Whether nothing is left to send. Fails if the peer lacks bytes before the offset.
+    /// Whether the peer has the whole upload. Fails if the peer lacks bytes before the offset.
     async fn is_complete(&mut self) -> Result<bool> {
         let committed = self.query().await?;
         let (digest, offset) = (*self.digest, self.offset);
@@ -154,8 +145,8 @@ impl Upload<'_> {
         let compressing = compressing.map_err(|why| {
             Error::Unavailable(format!("failed to compress {}: {why}", self.digest))
         })?;
-        let ends = !matches!(self.source, Source::Stream(_));
-        let (name, chunks) = (self.name(), self.source.chunks(self.offset));
+        let ends = !matches!(self.source, Blob::Stream(_));
+        let (name, chunks) = (self.name(), chunks(&mut self.source, self.offset));
         let mut content = Content::new(chunks, self.digest, name, self.offset, ends, compressing);
         let peer = &self.store.peer;
         let outcome = write::write(peer, &self.retry, &mut content, &self.permit).await;
@@ -165,7 +156,7 @@ impl Upload<'_> {
         let failure = match outcome {
             Ok(put) => return Ok(Some(put)),
             Err(Failure::Own(error)) => {
-                self.source.report(&error);
+                report(&self.source, &error);
                 return Err(error);
             }
             Err(failure) => failure,
@@ -179,7 +170,7 @@ impl Upload<'_> {
         let finished = content.finished;
         let is_untouched = content.is_untouched();
         let chunks = content.source;
-        let is_stream = matches!(self.source, Source::Stream(_));
+        let is_stream = matches!(self.source, Blob::Stream(_));
         match code {
             Some(Code::AlreadyExists) => return Ok(Some(Put::Existed)),
             Some(Code::InvalidArgument) if !is_stream && self.offset == 0 => {
@@ -194,11 +185,11 @@ impl Upload<'_> {
             Some(Code::Aborted) if self.is_named => return Err(Error::Superseded(*self.digest)),
             _ => {}
         }
-        if let Source::Stream(source) = &mut self.source {
+        if let Blob::Stream(source) = &mut self.source {
             if !is_untouched {
                 return Err(error(&self.store.peer, self.digest, failure));
             }
-            *source = chunks;
+            source.chunks = chunks;
         }
         if self.zstd && failure.is_unknown_form() {
             self.store.known.correct(|known| known.zstd_streams = false);
@@ -238,15 +229,15 @@ impl Upload<'_> {
     /// Fails if the content does not match its digest.
     async fn check(&mut self) -> Result<()> {
         let mut hasher = Hasher::new(self.digest.function());
-        let mut chunks = self.source.chunks(0);
+        let mut chunks = chunks(&mut self.source, 0);
         while let Some(chunk) = chunks.next().await {
-            hasher.update(&chunk.inspect_err(|error| self.source.report(error))?);
+            hasher.update(&chunk.inspect_err(|error| report(&self.source, error))?);
         }
         let actual = hasher.finish();
         if actual == *self.digest {
             Ok(())
         } else {
-            Err(mismatch(self.digest, actual))
+            Err(Error::mismatch(self.digest, actual))
         }
     }
 
@@ -257,41 +248,39 @@ impl Upload<'_> {
 
     /// The error of wrong content. If the upload was resumed, the part before the offset may be wrong.
     fn wrong(&self, actual: &str) -> Error {
-        match mismatch(self.digest, actual) {
-            Error::Mismatch { expected, actual } if self.offset > 0 => {
-                Error::ResumedMismatch { expected, actual }
-            }
-            other => other,
+        let error = Error::mismatch(self.digest, actual);
+        if self.offset > 0 {
+            error.of_resumed()
+        } else {
+            error
         }
     }
 }
 
-impl Source {
-    /// Returns the content from `offset` on. A stream starts there already, and can be taken once.
-    fn chunks(&mut self, offset: u64) -> Chunks {
-        match self {
-            Self::Bytes(bytes) => {
-                let offset = usize::try_from(offset).unwrap_or(usize::MAX);
-                Blob::Bytes(bytes.slice(offset.min(bytes.len())..)).into_chunks()
-            }
-            Self::File(file) => Blob::File(BlobFile {
-                file: Arc::clone(&file.file),
-                path: file.path.clone(),
-                offset: file.offset + offset,
-                len: file.len.saturating_sub(offset),
-                guard: None,
-            })
-            .into_chunks(),
-            Self::Stream(chunks) => std::mem::replace(chunks, futures::stream::empty().boxed()),
+/// Returns the content from `offset` on. A stream starts there already, and can be taken once.
+fn chunks(source: &mut Blob, offset: u64) -> Chunks {
+    match source {
+        Blob::Bytes(bytes) => {
+            let offset = usize::try_from(offset).unwrap_or(usize::MAX);
+            Blob::Bytes(bytes.slice(offset.min(bytes.len())..)).into_chunks()
         }
+        Blob::File(file) => Blob::File(BlobFile {
+            file: Arc::clone(&file.file),
+            path: file.path.clone(),
+            offset: file.offset + offset,
+            len: file.len.saturating_sub(offset),
+            guard: None,
+        })
+        .into_chunks(),
+        Blob::Stream(stream) => mem::replace(&mut stream.chunks, stream::empty().boxed()),
     }
+}
 
-    /// Reports a file that could not be read to its owner.
-    fn report(&self, error: &Error) {
-        if let (Self::File(file), Error::Io { .. }) = (self, error)
-            && let Some(guard) = &file.guard
-        {
-            guard.unreadable();
-        }
+/// Reports a file that could not be read to its owner.
+fn report(source: &Blob, error: &Error) {
+    if let (Blob::File(file), Error::Io { .. }) = (source, error)
+        && let Some(guard) = &file.guard
+    {
+        guard.unreadable();
     }
 }

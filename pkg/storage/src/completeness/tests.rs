@@ -1,11 +1,9 @@
 mod large;
 
-use std::{
-    collections::HashSet,
-    sync::{Mutex, PoisonError},
-};
+use std::collections::HashSet;
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 use prost::Message as _;
 use reapi::v2::{Directory, DirectoryNode, FileNode, OutputDirectory, OutputFile, Tree};
 
@@ -26,10 +24,7 @@ struct Recording {
 
 impl Recording {
     fn lookups(&self) -> Vec<Vec<Digest>> {
-        self.lookups
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        self.lookups.lock().clone()
     }
 
     async fn add(&self, function: DigestFunction, content: impl Into<Bytes>) -> Digest {
@@ -48,10 +43,7 @@ impl BlobStore for Recording {
         if self.down {
             return Err(Error::Unavailable("down".to_owned()));
         }
-        self.lookups
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .push(digests.to_vec());
+        self.lookups.lock().push(digests.to_vec());
         self.inner.find_missing(digests).await
     }
 
@@ -336,7 +328,7 @@ async fn the_outputs_before_a_missing_or_malformed_one_are_leased() {
         store.add(SHA256, tree).await,
     );
     for (tree, root) in [(None, Some(&root)), (Some(&tree), None)] {
-        store.lookups.lock().unwrap().clear();
+        store.lookups.lock().clear();
         let result = ActionResult {
             output_directories: vec![output_directory(tree, root)],
             ..ActionResult::default()

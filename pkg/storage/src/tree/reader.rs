@@ -18,7 +18,6 @@ const MAX_DIGEST: usize = 1024;
 /// The end offset of a message that ends with the content.
 const OPEN: u64 = u64::MAX;
 
-/// The digest of a file or directory node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Node {
     File(Digest),
@@ -61,7 +60,6 @@ impl Nodes {
         }
     }
 
-    /// Whether the content is a `Tree`.
     pub(crate) const fn is_tree(&self) -> bool {
         self.is_tree
     }

@@ -1,9 +1,6 @@
-//! Makes, lists and removes folders, and moves files into them.
+//! Creates, lists and removes folders, and moves files into them.
 
-use std::{
-    io::ErrorKind,
-    sync::{MutexGuard, PoisonError},
-};
+use std::io::ErrorKind;
 
 use rustix::{
     fs::{AtFlags, Mode, OFlags},
@@ -16,19 +13,14 @@ use gorego_storage::{Error, Result};
 
 const DIR_MODE: Mode = Mode::from_bits_retain(0o777);
 
-/// The attempts to make a folder for a file that goes there, while others remove it as empty.
+/// The attempts to create a folder for a file while other threads remove it as empty.
 const ATTEMPTS: usize = 16;
 
 impl Files {
-    /// Keeps others from making and removing folders.
-    pub(crate) fn lock_folders(&self) -> MutexGuard<'_, ()> {
-        self.folders.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Makes a folder and those above it, and adds the new ones to `made`; one that exists is fine.
+    /// Creates a folder and those above it if they are missing, and adds the new ones to `made`.
     pub(crate) fn make_dir<'a>(&self, relative: &'a str, made: &mut Vec<&'a str>) -> Result<()> {
         let above = relative.match_indices('/').map(|(end, _)| end);
-        let _folders = self.lock_folders();
+        let _folders = self.folders.lock();
         for path in above
             .chain([relative.len()])
             .filter_map(|end| relative.get(..end))
@@ -47,9 +39,9 @@ impl Files {
         Ok(())
     }
 
-    /// Removes a folder if it is empty; returns whether it is gone.
+    /// Removes a folder if it is empty; `true` if it no longer exists.
     pub(crate) fn remove_empty(&self, relative: &str) -> bool {
-        let _folders = self.lock_folders();
+        let _folders = self.folders.lock();
         match rustix::fs::unlinkat(self.dir(), relative, AtFlags::REMOVEDIR) {
             Ok(()) => {
                 self.room.folder_removed(relative);
@@ -59,7 +51,7 @@ impl Files {
         }
     }
 
-    /// Moves a file to its place, replacing what is there, and makes the folders on the way.
+    /// Moves a file to its place, replacing another file, and creates the folders on the way.
     pub(crate) fn publish(&self, from: &str, to: &str) -> Result<()> {
         let mut made = Vec::new();
         for _ in 0..ATTEMPTS {
@@ -70,7 +62,7 @@ impl Files {
                 Ok(()) => return Ok(()),
             }
             match self.make_dir(layout::folder_of(to), &mut made) {
-                // Others removed one as empty before the next one was made in it.
+                // Another thread removed one as empty before the next one was created in it.
                 Err(Error::Io { source, .. }) if source.kind() == ErrorKind::NotFound => {}
                 other => other?,
             }

@@ -1,4 +1,4 @@
-//! Opens and makes files; whatever else lies at their paths is never followed or waited for.
+//! Opens and creates files. Never follows a link, and never blocks on a pipe.
 
 use std::{fs, io::ErrorKind, sync::atomic::Ordering::Relaxed};
 
@@ -34,7 +34,7 @@ impl Files {
             match rustix::fs::renameat(self.dir(), &*at, self.dir(), &*to) {
                 Ok(()) => at = to,
                 Err(Errno::XDEV) => elsewhere = Some(folder),
-                // Anything else in the way goes to quarantine when the folder is needed.
+                // Other obstacles are quarantined when the folder is needed.
                 Err(Errno::NOSPC | Errno::DQUOT | Errno::NOTDIR) => {}
                 Err(errno) => return Err(self.error("moving a file to", &folder, errno)),
             }
@@ -43,7 +43,7 @@ impl Files {
         Ok(elsewhere)
     }
 
-    /// Opens for reading without that counting as use; `None` when there is no such regular file.
+    /// Opens a file for reading without updating its last use; `None` if there is no such regular file.
     pub(crate) fn open_read(&self, relative: &str) -> Result<Option<(fs::File, Meta)>> {
         let open = |extra| self.open_regular(relative, OFlags::RDONLY | extra, Mode::empty());
         let mut opened = if self.noatime.load(Relaxed) {
@@ -62,8 +62,7 @@ impl Files {
         }
     }
 
-    /// Opens a regular file; `None` when the path leads to something else. Never waits for the other end
-    /// of a pipe, and follows no link.
+    /// Opens a regular file; `None` if the path leads to something else.
     fn open_regular(
         &self,
         relative: &str,
@@ -82,7 +81,7 @@ impl Files {
         }
     }
 
-    /// Makes a new file of a blob's mode; returns its path too.
+    /// Creates a file with the mode of a blob in [`TMP`]; returns its path, too.
     pub(crate) fn create_tmp(&self) -> Result<(String, fs::File)> {
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
         self.in_tmp("creating", |name| {
@@ -90,7 +89,7 @@ impl Files {
         })
     }
 
-    /// Gives a file a second name in [`TMP`]; `None` where the file system makes no link to it.
+    /// Links a file into [`TMP`]; `None` if the file system does not support that.
     pub(crate) fn link_tmp(&self, relative: &str) -> Result<Option<String>> {
         let link = |name: &str| {
             let linked =
@@ -115,7 +114,7 @@ impl Files {
             let name = format!("{TMP}/{:x}", self.next_tmp.fetch_add(1, Relaxed));
             match work(&name) {
                 Ok(done) => return Ok((name, done)),
-                // For example a folder of that name, which the start left alone.
+                // For example a folder of that name, which was not removed at the start.
                 Err(Errno::EXIST | Errno::ISDIR | Errno::NOTEMPTY) => {}
                 Err(Errno::NOENT) if !restored => {
                     self.restore()?;
@@ -126,8 +125,8 @@ impl Files {
         }
     }
 
-    /// Opens a partial upload's file for reading and writing, or makes it. `None` when something other
-    /// than a regular file is at the path.
+    /// Opens or creates the file of a partial upload for reading and writing. `None` if something other than
+    /// a regular file is at the path.
     pub(crate) fn open_upload(&self, relative: &str) -> Result<Option<(fs::File, Meta)>> {
         let open = || {
             let flags = OFlags::RDWR | OFlags::CREATE;

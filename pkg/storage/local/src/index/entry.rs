@@ -2,7 +2,6 @@
 
 use gorego_storage::{Digest, DigestFunction};
 
-/// The kind of an entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Space {
     /// A blob.
@@ -55,13 +54,10 @@ pub(crate) const UNVERIFIED: u64 = 1 << 45;
 /// Marks a last use that is not written to the file's access time.
 pub(crate) const DIRTY: u64 = 1 << 46;
 const UPLOADED: u64 = 1 << 47;
-const PIN: u64 = 1 << 48;
-const PINS: u64 = 0xffff << 48;
 
 /// The kind of lease that a use of an entry gives it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Lease {
-    /// No lease.
     #[default]
     None,
     /// The shorter lease, of uploads.
@@ -70,15 +66,14 @@ pub(crate) enum Lease {
     Full,
 }
 
-/// Durations of leases, in milliseconds.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Terms {
     pub(crate) full_ms: u64,
     pub(crate) upload_ms: u64,
 }
 
-/// A packed entry. `what`: size (40 bits), action result or blob and function (4), flags (4), pins
-/// (16). `when`: last use (40), instance number (24).
+/// A packed entry. `what`: size (40 bits), action result or blob and function (4), flags (4). `when`:
+/// last use (40), instance number (24).
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Entry {
     hash: [u8; 32],
@@ -87,7 +82,6 @@ pub(crate) struct Entry {
 }
 
 impl Entry {
-    /// Fills unused slots.
     pub(crate) const EMPTY: Self = Self {
         hash: [0; 32],
         what: 0,
@@ -132,7 +126,6 @@ impl Entry {
         self.what & (SIZE_END - 1)
     }
 
-    /// Returns the room that the file takes on the disk.
     pub(crate) const fn room(&self) -> u64 {
         room_of(self.size())
     }
@@ -147,7 +140,7 @@ impl Entry {
         self.when = (self.when >> TIME_BITS << TIME_BITS) | ticks;
     }
 
-    /// Whether it is leased at this time. Either lease begins anew with each use.
+    /// Whether the entry is leased at `now_ms`. Each use renews its lease.
     pub(crate) const fn is_leased(&self, now_ms: u64, terms: Terms) -> bool {
         let term = if self.what & LEASED != 0 {
             terms.full_ms
@@ -159,7 +152,6 @@ impl Entry {
         self.last_use().saturating_add(term) > now_ms
     }
 
-    /// Whether it has this flag.
     pub(crate) const fn has(&self, flag: u64) -> bool {
         self.what & flag != 0
     }
@@ -172,11 +164,7 @@ impl Entry {
         };
     }
 
-    pub(crate) const fn is_pinned(&self) -> bool {
-        self.what & PINS != 0
-    }
-
-    /// Gives it a lease; a longer lease that it has stays.
+    /// Adds a lease. A longer lease stays.
     pub(crate) const fn lease(&mut self, lease: Lease) {
         self.what |= match lease {
             Lease::None => 0,
@@ -185,21 +173,8 @@ impl Entry {
         };
     }
 
-    /// Takes over the pins and leases of its predecessor.
-    pub(crate) const fn inherit(&mut self, old: &Self) {
-        self.what |= old.what & (PINS | LEASED | UPLOADED);
-    }
-
-    pub(crate) const fn pin(&mut self) {
-        if self.what & PINS != PINS {
-            self.what += PIN;
-        }
-    }
-
-    pub(crate) const fn unpin(&mut self) {
-        if self.what & PINS != 0 {
-            self.what -= PIN;
-        }
+    pub(crate) const fn inherit_leases(&mut self, old: &Self) {
+        self.what |= old.what & (LEASED | UPLOADED);
     }
 }
 
@@ -233,23 +208,18 @@ mod tests {
             instance in proptest::option::of(0..INSTANCE_END),
             size in 0..SIZE_END,
             ms in EPOCH_MS..EPOCH_MS + (1 << TIME_BITS),
-            pins in 0u32..3,
         ) {
             let function = DigestFunction::ALL[function];
             let space = instance.map_or(Space::Cas, Space::Ac);
             let key = Key { hash, function, space };
             let mut entry = Entry::new(&key, size, ms);
-            for _ in 0..pins { entry.pin(); }
             entry.lease(Lease::Full);
             entry.set(DIRTY, true);
             prop_assert!(entry.is(&key));
             prop_assert_eq!((entry.key(), entry.size(), entry.last_use()), (key, size, ms));
-            prop_assert_eq!(entry.is_pinned(), pins > 0);
             let terms = Terms { full_ms: 1, upload_ms: 0 };
             prop_assert!(entry.is_leased(ms, terms) && !entry.is_leased(ms + 1, terms));
             prop_assert!(entry.has(DIRTY) && !entry.has(UNVERIFIED));
-            for _ in 0..pins { entry.unpin(); }
-            prop_assert!(!entry.is_pinned());
         }
     }
 
@@ -273,7 +243,7 @@ mod tests {
         assert_eq!(leased_until(&entry), 100);
         let mut replaced = Entry::new(&key, 1, EPOCH_MS);
         replaced.lease(Lease::Upload);
-        replaced.inherit(&entry);
+        replaced.inherit_leases(&entry);
         assert_eq!(leased_until(&replaced), 100);
     }
 

@@ -32,13 +32,13 @@ fn usage_follows_insertion_replacement_and_removal() {
 }
 
 #[test]
-fn an_entry_is_in_use_as_long_as_its_predecessor_removed_or_not() {
+fn a_pin_outlives_its_entry_and_a_lease_outlives_a_replacement() {
     let how = Use {
         lease: Lease::Full,
         pin: true,
     };
     let index = Index::new();
-    let removed = || index.remove_if(&key(1), |entry| !entry.is_pinned());
+    let removed = || index.remove_if(&key(1), |_, is_pinned| !is_pinned);
     for is_removed in [false, true] {
         index.insert_found(&key(1), 1, 0, true);
         for _ in 0..3 {
@@ -57,13 +57,19 @@ fn an_entry_is_in_use_as_long_as_its_predecessor_removed_or_not() {
             full_ms: u64::MAX / 2,
             upload_ms: 0,
         };
-        assert!(entry.is_leased(u64::MAX / 2, terms) && !entry.has(UNVERIFIED));
+        assert_eq!(entry.is_leased(u64::MAX / 2, terms), !is_removed);
+        assert!(!entry.has(UNVERIFIED));
     }
     index.insert(&key(1), 1, 0);
     index.touch(&key(1), None, 5, how);
     index.remove(&key(1));
     index.unpin(&key(1));
-    assert!(index.shards.iter().all(|shard| lock(shard).gone.is_empty()));
+    assert!(
+        index
+            .shards
+            .iter()
+            .all(|shard| shard.lock().pins.is_empty())
+    );
 }
 
 #[test]
@@ -96,7 +102,7 @@ fn visiting_shows_each_entry_once_and_its_number_finds_it() {
     index.remove(&key(17));
     let mut seen = std::collections::HashSet::new();
     let mut ids = Vec::new();
-    index.visit(|id, entry| {
+    index.visit(|id, entry, _| {
         assert!(seen.insert(entry.key()));
         ids.push(id);
     });

@@ -1,14 +1,14 @@
-//! Visits to the entries of the index: to all, part by part, or one after the other.
+//! Visits to the entries of the index: to all, by part, or by id.
 
 use std::collections::HashMap;
 
-use super::{Entry, Index, SHARDS, Space, lock};
+use super::{Entry, Index, SHARDS, Shard, Space};
 use gorego_storage::EntryId;
 
 /// The number of slots that are visited under one lock of a shard.
 const VISIT_STEP: u32 = 1000;
 
-/// The usage of an instance name. The least used comes first in order.
+/// The usage of an instance name, ordered from the least used.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct InstanceUse {
     pub(crate) results: u64,
@@ -17,26 +17,27 @@ pub(crate) struct InstanceUse {
 }
 
 impl Index {
-    /// Visits each entry once, in no order. Flags and times may be changed.
-    pub(crate) fn visit(&self, mut see: impl FnMut(EntryId, &mut Entry)) {
+    /// Passes each entry once, in no order, and `true` for a pinned one. Flags and times may be changed.
+    pub(crate) fn visit(&self, mut see: impl FnMut(EntryId, &mut Entry, bool)) {
         (0..SHARDS).for_each(|part| self.visit_part(part, &mut see));
     }
 
     /// Visits each entry of one of [`SHARDS`] parts.
-    fn visit_part(&self, part: usize, mut see: impl FnMut(EntryId, &mut Entry)) {
+    fn visit_part(&self, part: usize, mut see: impl FnMut(EntryId, &mut Entry, bool)) {
         let Some(shard) = self.shards.get(part) else {
             return;
         };
         let mut from = 0;
         loop {
-            let mut shard = lock(shard);
-            let end = shard.slab.end();
+            let Shard { slab, pins, .. } = &mut *shard.lock();
+            let end = slab.end();
             let until = end.min(from + VISIT_STEP);
             for slot in from..until {
-                if let Some(entry) = shard.slab.get_mut(slot)
+                if let Some(entry) = slab.get_mut(slot)
                     && !entry.is_vacant()
                 {
-                    see(id(part, slot), entry);
+                    let is_pinned = !pins.is_empty() && pins.contains_key(&entry.key());
+                    see(id(part, slot), entry, is_pinned);
                 }
             }
             from = until;
@@ -53,14 +54,14 @@ impl Index {
         mut pick: impl FnMut(&mut Entry) -> Option<T>,
     ) -> Vec<T> {
         let mut picked = Vec::new();
-        self.visit_part(part, |_, entry| picked.extend(pick(entry)));
+        self.visit_part(part, |_, entry, _| picked.extend(pick(entry)));
         picked
     }
 
     /// Returns the instances that have a result, by number.
     pub(crate) fn instances(&self) -> HashMap<u32, InstanceUse> {
         let mut instances = HashMap::new();
-        self.visit(|_, entry| {
+        self.visit(|_, entry, _| {
             if let Space::Ac(number) = entry.key().space {
                 let used: &mut InstanceUse = instances.entry(number).or_default();
                 used.results += 1;
@@ -70,14 +71,12 @@ impl Index {
         instances
     }
 
-    /// Returns the entry with this number, unless it was removed.
+    /// Returns the entry with this id, unless it was removed.
     pub(crate) fn by_id(&self, id: EntryId) -> Option<Entry> {
         let (part, slot) = place(id)?;
-        lock(self.shards.get(part)?)
-            .slab
-            .get(slot)
-            .filter(|entry| !entry.is_vacant())
-            .copied()
+        let shard = self.shards.get(part)?.lock();
+        let entry = shard.slab.get(slot);
+        entry.filter(|entry| !entry.is_vacant()).copied()
     }
 }
 

@@ -18,25 +18,22 @@ fn used(numbers: std::ops::Range<usize>) -> HashMap<u32, InstanceUse> {
 }
 
 #[test]
-fn a_number_is_given_anew_once_nothing_of_its_instance_is_left() {
+fn a_number_is_reused_once_its_instance_has_no_result() {
     let instances = Instances::default();
-    let never = || panic!("not all numbers are taken");
-    let held = instances.intern(&hash(0), never).unwrap();
+    let held = instances.intern(&hash(0)).unwrap();
     for number in 1..MAX {
-        let interned = instances.intern(&hash(number), never).unwrap();
+        let interned = instances.intern(&hash(number)).unwrap();
         assert_eq!(instances.hash(interned.number), Some(hash(number)));
     }
-    assert!(
-        instances
-            .intern(&hash(MAX), || Some(used(0..MAX)))
-            .is_none()
-    );
-    assert!(instances.intern(&hash(MAX), || None).is_none());
+    instances.release_unused(|| used(0..MAX));
+    assert!(instances.intern(&hash(MAX)).is_none());
     // The index has results of all but two, and one of the two is about to get one.
-    let new = instances.intern(&hash(MAX), || Some(used(2..MAX))).unwrap();
-    assert_eq!(instances.number(&hash(1)), None);
+    instances.release_unused(|| used(2..MAX));
+    let new = instances.intern(&hash(MAX)).unwrap();
+    assert!(instances.find(&hash(1)).is_none());
     assert_eq!(instances.hash(new.number), Some(hash(MAX)));
-    assert_eq!(instances.number(&hash(0)), Some(held.number));
+    let found = instances.find(&hash(0)).unwrap();
+    assert_eq!(found.number, held.number);
 }
 
 async fn open(dir: &std::path::Path) -> LocalStore {
@@ -73,7 +70,7 @@ async fn has(store: &LocalStore, instance: &str, number: usize) -> bool {
 }
 
 #[tokio::test]
-async fn a_new_instance_name_is_served_however_many_others_took_all_numbers() {
+async fn a_new_instance_name_is_served_when_all_numbers_are_taken() {
     let dir = tempfile::tempdir().unwrap();
     let store = open(dir.path()).await;
     for number in 0..5 {
@@ -98,7 +95,7 @@ async fn a_new_instance_name_is_served_however_many_others_took_all_numbers() {
     assert!(has(&store, "new", 0).await);
     assert!(!has(&store, "name-0", 0).await, "the oldest has gone");
     let folders = std::fs::read_dir(dir.path().join("ac/sha256")).unwrap();
-    assert!((MAX - FORGOTTEN..=MAX).contains(&folders.count()));
+    assert!((MAX - DROPPED..=MAX).contains(&folders.count()));
 }
 
 #[tokio::test]

@@ -1,5 +1,4 @@
-//! Files that may be evicted by age like blobs although they are none: partial uploads that no
-//! client is sending, and quarantined files.
+//! Idle files, which are evicted by age like blobs: partial uploads without a sender, and quarantined files.
 
 use std::{
     cmp::Reverse,
@@ -13,7 +12,7 @@ use gorego_storage::{Candidate, EntryId};
 
 /// Distinguishes the numbers of idle files from those of index entries.
 const IDLE: u64 = 1 << 63;
-/// The most files kept, however small they are: each takes memory and an inode.
+/// The most idle files, however small, since each takes memory and an inode.
 const MAX_FILES: usize = 10_000;
 
 /// The idle files of one store, by numbers that are hashes of their paths.
@@ -43,7 +42,7 @@ impl Idle {
         self.files.insert(self.number(path), file);
     }
 
-    /// Forgets a file; returns the room it takes, `None` when it is unknown.
+    /// Removes a file from the accounts; returns its room, `None` if it is unknown.
     pub(crate) fn remove(&mut self, path: &str) -> Option<u64> {
         let file = self.files.remove(&self.number(path))?;
         self.bytes -= file.room;
@@ -54,17 +53,14 @@ impl Idle {
         self.hash.hash_one(path) | IDLE
     }
 
-    /// Returns the disk space of all idle files, in bytes.
     pub(super) const fn bytes(&self) -> u64 {
         self.bytes
     }
 
-    /// Returns the number of idle files.
     pub(super) fn count(&self) -> u64 {
         self.files.len() as u64
     }
 
-    /// Returns all idle files as candidates for eviction.
     pub(crate) fn candidates(&self) -> Vec<Candidate> {
         let candidate = |(number, file): (&u64, &IdleFile)| Candidate {
             entry: EntryId(*number),

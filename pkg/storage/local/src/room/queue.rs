@@ -11,11 +11,11 @@ use std::{
 
 use tokio::{sync::MutexGuard, time};
 
-use super::{Reservation, Room};
-use crate::{files::Free, index::room_of};
+use super::{Free, Reservation, Room};
+use crate::index::room_of;
 use gorego_storage::{Removed, Resource, Result, Usage};
 
-/// The time after which an upload is refused while nothing is evicted and nothing scanned.
+/// The time without eviction or scanning after which a waiting upload is refused.
 const WAIT: Duration = Duration::from_secs(30);
 /// The number of files and folders that a disk should be able to take before one blob is written.
 pub(super) const FILES: u64 = 16;
@@ -30,7 +30,7 @@ pub(super) struct QueueHead {
     /// Counts the uploads that were served.
     pub(super) number: u64,
     broken: Arc<BrokenLeases>,
-    /// The bytes it waits for; zero if the limit is not in its way.
+    /// The bytes it waits for; zero if the limit is no obstacle.
     pub(super) bytes: u64,
     /// The evicted amount to be reached for it, if the disk itself was full.
     pub(super) goal: Option<Removed>,
@@ -88,7 +88,7 @@ impl Room {
         free: impl Fn() -> Option<Free>,
     ) -> Option<Usage> {
         self.in_turn(async {
-            // An upload that waited earlier may have found out meanwhile.
+            // An upload that waited earlier may have recorded it meanwhile.
             let before = self.usage(free(), false);
             if self.backoff.is_paused(short_of(&before), &before) {
                 return None;
@@ -119,12 +119,12 @@ impl Room {
     }
 
     fn take_exhausted(&self) -> bool {
-        std::mem::take(&mut self.accounts().exhausted)
+        std::mem::take(&mut self.accounts.lock().exhausted)
     }
 
-    /// Makes an upload the one that eviction works for. `goal` is to be evicted from now on.
+    /// Makes an upload the head of the queue. `goal` is the amount to be evicted from now on.
     fn serve(&self, broken: &Arc<BrokenLeases>, bytes: u64, goal: Option<Removed>) {
-        let mut accounts = self.accounts();
+        let mut accounts = self.accounts.lock();
         accounts.exhausted = false;
         let evicted = accounts.evicted;
         accounts.served = QueueHead {
@@ -138,8 +138,8 @@ impl Room {
         };
     }
 
-    /// Runs `work` when the uploads that wait longer are done. Gives up when nothing was evicted or
-    /// scanned for [`WAIT`].
+    /// Runs `work` when the uploads that waited longer are done. Gives up after [`WAIT`] without eviction or
+    /// scanning.
     async fn in_turn<T>(&self, work: impl Future<Output = Option<T>>) -> Option<T> {
         let _waiting = QueuePlace::new(self);
         let work = async {
@@ -151,7 +151,7 @@ impl Room {
         };
         tokio::pin!(work);
         let progress = || {
-            let accounts = self.accounts();
+            let accounts = self.accounts.lock();
             (accounts.evicted.bytes, accounts.unscanned)
         };
         loop {
@@ -171,14 +171,14 @@ struct QueuePlace<'a>(&'a Room);
 
 impl<'a> QueuePlace<'a> {
     fn new(room: &'a Room) -> Self {
-        room.accounts().waiting += 1;
+        room.accounts.lock().waiting += 1;
         Self(room)
     }
 }
 
 impl Drop for QueuePlace<'_> {
     fn drop(&mut self) {
-        self.0.accounts().waiting -= 1;
+        self.0.accounts.lock().waiting -= 1;
     }
 }
 
@@ -190,7 +190,7 @@ struct Turn<'a> {
 
 impl Drop for Turn<'_> {
     fn drop(&mut self) {
-        let mut accounts = self.room.accounts();
+        let mut accounts = self.room.accounts.lock();
         (accounts.served.bytes, accounts.served.goal) = (0, None);
     }
 }

@@ -13,9 +13,9 @@ async fn reservations_never_exceed_the_limit() {
     let first = room.reserve(1, "a", none).await.unwrap();
     let second = room.reserve(4096, "b", none).await.unwrap();
     assert!(room.reserve(1, "c", none).now_or_never().is_none());
-    assert_eq!(room.used(), 8192);
+    assert_eq!(room.accounts.lock().used(), 8192);
     drop((first, second));
-    assert_eq!(room.used(), 0);
+    assert_eq!(room.accounts.lock().used(), 0);
 }
 
 #[tokio::test]
@@ -33,7 +33,7 @@ async fn an_upload_counts_as_one_file_while_its_room_is_reserved() {
 }
 
 #[tokio::test]
-async fn a_waiting_upload_goes_on_when_room_was_made() {
+async fn a_waiting_upload_proceeds_when_room_was_made() {
     let room = room(8192);
     let none = &Arc::default();
     let held = room.reserve(8192, "a", none).await.unwrap();
@@ -49,7 +49,7 @@ async fn a_waiting_upload_goes_on_when_room_was_made() {
 }
 
 #[tokio::test]
-async fn a_small_upload_does_not_pass_a_large_one_that_waits() {
+async fn a_small_upload_does_not_overtake_a_large_one_that_waits() {
     let room = room(8192);
     let none = &Arc::default();
     let held = room.reserve(4096, "a", none).await.unwrap();
@@ -107,7 +107,7 @@ async fn an_upload_that_waits_for_files_has_no_more_evicted_than_it_needs() {
 }
 
 #[tokio::test]
-async fn uploads_in_line_are_refused_once_eviction_did_not_help_another() {
+async fn queued_uploads_are_refused_once_eviction_is_exhausted() {
     let room = room(1 << 20);
     let none = &Arc::default();
     let mut first = Box::pin(room.make_on_disk(1, none, || Some(NO_FILES)));
@@ -159,16 +159,16 @@ fn a_folder_counts_once_whether_the_scan_or_an_upload_comes_first() {
     room.folder_made("new");
     scanned("new");
     scanned("old");
-    assert_eq!(room.used(), 2 * FOLDER_ROOM);
+    assert_eq!(room.accounts.lock().used(), 2 * FOLDER_ROOM);
     // Made, and found empty by the scan; then made again.
     room.folder_removed("new");
     room.folder_made("new");
     // Never counted, so there is nothing to take back.
     room.folder_removed("unseen");
-    assert_eq!(room.used(), 2 * FOLDER_ROOM);
+    assert_eq!(room.accounts.lock().used(), 2 * FOLDER_ROOM);
     room.scan_done();
     room.folder_removed("old");
     room.folder_made("newer");
     room.folder_removed("new");
-    assert_eq!(room.used(), FOLDER_ROOM);
+    assert_eq!(room.accounts.lock().used(), FOLDER_ROOM);
 }

@@ -1,4 +1,4 @@
-//! Bytes of an upload, in memory until writing them is worthwhile.
+//! The bytes of an upload that are not yet written.
 
 use std::{mem, time::Duration};
 
@@ -12,10 +12,9 @@ use gorego_storage::CHUNK_SIZE;
 const COPIED: usize = 4 * 1024;
 /// The most bytes of a slow client that stay in memory for longer than [`SLOW`].
 const LEAST: usize = 16 * 1024;
-/// The time after which even a few collected bytes are written.
+/// The time after which even a few buffered bytes are written.
 pub(crate) const SLOW: Duration = Duration::from_secs(1);
 
-/// The buffered bytes of an upload.
 #[derive(Debug)]
 pub(crate) struct WriteBuffer {
     pieces: Vec<Bytes>,
@@ -48,17 +47,16 @@ impl WriteBuffer {
         }
     }
 
-    /// Returns the number of bytes.
     pub(super) const fn len(&self) -> usize {
         self.len
     }
 
-    /// Whether it is time to write the bytes.
+    /// Whether the bytes are due to be written.
     pub(super) fn are_due(&self) -> bool {
         self.len >= CHUNK_SIZE || self.are_many() && self.since.elapsed() >= SLOW
     }
 
-    /// Whether there are enough bytes to write them after a while even if no more come.
+    /// Whether there are enough bytes to write them after [`SLOW`] even if no more arrive.
     pub(crate) const fn are_many(&self) -> bool {
         self.len >= LEAST
     }
@@ -90,7 +88,7 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn bytes_of_a_slow_client_are_written_before_they_are_many() {
+    async fn bytes_of_a_slow_client_are_written_after_a_second() {
         let mut collected = WriteBuffer::default();
         collected.push(vec![1; LEAST - 1].into());
         tokio::time::advance(SLOW).await;

@@ -1,42 +1,39 @@
 //! A blob that has arrived as a whole.
 
-use std::{fmt, mem};
+use std::fmt;
 
 use bytes::Bytes;
 
 use super::{Upload, UploadState};
-use crate::{blobs::check_content, retries::Retries};
+use crate::{retries::Retries, write::check_content};
 use gorego_storage::{Blob, Digest, Error, Put, Result};
 
-/// A blob that has arrived and is not visible yet. Dropped, it is kept as an upload that broke off.
+/// A blob that has arrived and is not visible yet. Dropped, it is kept like an interrupted upload.
 pub struct Complete(pub(crate) Box<Upload>);
 
 impl Complete {
-    /// Checks the content and returns its digest: the announced one or, if the client named no
+    /// Verifies the content and returns its digest: the announced one or, if the client named no
     /// function, possibly that of the other function. After an error, nothing of the content is
     /// stored.
     pub async fn verify(&mut self) -> Result<Digest> {
         let upload = &mut *self.0;
-        let verified = match mem::replace(&mut upload.state, UploadState::Over) {
-            UploadState::Memory => {
-                upload.state = UploadState::Memory;
-                digest_of(&upload.digest, upload.buffer.pieces())
-            }
-            UploadState::Staged(mut staged) => {
-                let verify = move || {
-                    let verified = staged.verify();
-                    Ok((staged, verified))
-                };
-                // Content that may have another function's digest is read again.
-                let (staged, verified) = if upload.digest.other().is_some() {
-                    upload.disk.run(move |_| verify()).await?
-                } else {
-                    verify()?
-                };
-                upload.state = UploadState::Staged(staged);
-                verified
-            }
-            _ => Err(upload.lost()),
+        let digest = upload.target.digest;
+        let verified = if let Some(mut staged) = upload.take_staged()? {
+            let verify = move || {
+                let verified = staged.verify();
+                Ok((staged, verified))
+            };
+            // Content that may have another function's digest is read again.
+            let (staged, verified) = if digest.other().is_some() {
+                upload.target.disk.run(move |_| verify()).await?
+            } else {
+                verify()?
+            };
+            upload.state = UploadState::Staged(staged);
+            verified
+        } else {
+            upload.state = UploadState::Memory;
+            digest_of(&digest, upload.buffer.pieces())
         };
         if verified.is_err() {
             upload.discard().await?;
@@ -56,21 +53,18 @@ impl Complete {
     /// Verifies the content and makes it visible.
     pub async fn publish(mut self) -> Result<Put> {
         let upload = &mut *self.0;
-        let (disk, digest) = (&upload.disk, upload.digest);
-        let mut staged = match mem::replace(&mut upload.state, UploadState::Over) {
-            UploadState::Staged(staged) => staged,
-            UploadState::Memory => {
-                let pieces = upload.buffer.take();
-                let mut put = disk.put_pieces(&digest, pieces.clone()).await;
-                if let (Err(Error::Mismatch { .. }), Some(_)) = (&put, digest.other())
-                    && let Ok(digest) = digest_of(&digest, &pieces)
-                {
-                    put = disk.put_pieces(&digest, pieces).await;
-                }
-                upload.remove_kept().await?;
-                return put;
+        let (staged, digest) = (upload.take_staged()?, upload.target.digest);
+        let disk = &upload.target.disk;
+        let Some(mut staged) = staged else {
+            let pieces = upload.buffer.take();
+            let mut put = disk.put_pieces(&digest, pieces.clone()).await;
+            if let (Err(Error::Mismatch { .. }), Some(_)) = (&put, digest.other())
+                && let Ok(digest) = digest_of(&digest, &pieces)
+            {
+                put = disk.put_pieces(&digest, pieces).await;
             }
-            _ => return Err(upload.lost()),
+            upload.remove_kept().await?;
+            return put;
         };
         let mut retries = Retries::new(disk, &upload.broken);
         loop {

@@ -25,7 +25,7 @@ async fn it_stores_blobs() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn it_keeps_uploads_that_break_off() {
+async fn it_keeps_interrupted_uploads() {
     let (root, count) = (tempfile::tempdir().unwrap(), AtomicU32::new(0));
     conformance::uploads(async || make(root.path(), &count).await).await;
 }

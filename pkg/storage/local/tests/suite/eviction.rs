@@ -12,7 +12,7 @@ use gorego_storage::{
 use gorego_storage_local::LocalOptions;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_evicted_blob_is_gone_and_its_room_is_free() {
+async fn an_evicted_blob_is_missing_and_its_room_is_free() {
     let dir = tempfile::tempdir().unwrap();
     let store = open(dir.path()).await;
     common::scanned(&store).await;
@@ -114,7 +114,7 @@ async fn an_upload_leases_a_blob_for_the_shorter_term() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn after_the_limit_was_lowered_uploads_go_on_while_eviction_catches_up() {
+async fn after_the_limit_was_lowered_uploads_proceed_while_eviction_catches_up() {
     let dir = tempfile::tempdir().unwrap();
     let store = open(dir.path()).await;
     for seed in 0..20 {
@@ -154,7 +154,7 @@ async fn after_the_limit_was_lowered_uploads_go_on_while_eviction_catches_up() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_upload_that_cannot_fit_is_refused_before_its_content_comes() {
+async fn an_upload_that_cannot_fit_is_refused_before_its_content_arrives() {
     let dir = tempfile::tempdir().unwrap();
     let small = LocalOptions {
         max_bytes: 1 << 20,
@@ -177,7 +177,7 @@ async fn an_upload_that_cannot_fit_is_refused_before_its_content_comes() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_blob_that_was_used_since_it_was_shown_stays() {
+async fn a_blob_used_since_its_visit_is_not_evicted() {
     let dir = tempfile::tempdir().unwrap();
     let store = open(dir.path()).await;
     let digest = put(&store, &content(1, 1000)).await;
@@ -196,7 +196,7 @@ async fn a_blob_that_was_used_since_it_was_shown_stays() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_blob_that_is_being_read_stays_until_the_reader_is_done() {
+async fn a_blob_is_not_evicted_while_it_is_read() {
     let dir = tempfile::tempdir().unwrap();
     let store = open(dir.path()).await;
     let blob = content(1, 1_000_000);
@@ -259,7 +259,7 @@ async fn an_upload_for_which_nothing_can_be_evicted_is_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_partial_upload_of_most_of_the_cache_goes_on() {
+async fn a_partial_upload_of_most_of_the_cache_can_be_resumed() {
     let dir = tempfile::tempdir().unwrap();
     let small = LocalOptions {
         max_bytes: 1 << 20,
@@ -281,7 +281,7 @@ async fn a_partial_upload_of_most_of_the_cache_goes_on() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_upload_from_further_than_was_kept_takes_no_room() {
+async fn an_upload_resumed_beyond_the_kept_bytes_takes_no_room() {
     let dir = tempfile::tempdir().unwrap();
     let small = LocalOptions {
         max_bytes: 1 << 20,
@@ -302,7 +302,7 @@ async fn an_upload_from_further_than_was_kept_takes_no_room() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn partial_uploads_count_and_are_removed_unless_somebody_sends_them() {
+async fn partial_uploads_count_and_are_removed_unless_in_progress() {
     let dir = tempfile::tempdir().unwrap();
     let store = open(dir.path()).await;
     let blob = content(1, 1_000_000);

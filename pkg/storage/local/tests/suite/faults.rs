@@ -19,7 +19,7 @@ fn quarantined(dir: &Path) -> usize {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_folder_that_cannot_be_read_leaves_the_others_indexed_and_is_tried_again() {
+async fn an_unreadable_folder_is_retried_and_the_others_are_indexed() {
     let dir = tempfile::tempdir().unwrap();
     let store = open(dir.path()).await;
     let digest = put(&store, &content(1, 1000)).await;
@@ -65,7 +65,7 @@ async fn a_lease_outlives_a_restart() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_was_quarantined_is_kept_as_long_as_a_partial_upload() {
+async fn a_quarantined_file_is_kept_as_long_as_a_partial_upload() {
     let dir = tempfile::tempdir().unwrap();
     let store = open(dir.path()).await;
     let digest = put(&store, &content(1, 1000)).await;
@@ -94,7 +94,7 @@ async fn what_was_quarantined_is_kept_as_long_as_a_partial_upload() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn nothing_is_put_once_the_store_has_declared_itself_whole() {
+async fn a_closed_store_refuses_puts() {
     let dir = tempfile::tempdir().unwrap();
     let store = open(dir.path()).await;
     scanned(&store).await;
@@ -112,7 +112,7 @@ async fn nothing_is_put_once_the_store_has_declared_itself_whole() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_store_that_is_killed_again_and_again_does_not_take_itself_for_full() {
+async fn repeated_kills_do_not_inflate_the_usage() {
     let dir = tempfile::tempdir().unwrap();
     for seed in 0..50 {
         let store = open(dir.path()).await;
@@ -123,7 +123,7 @@ async fn a_store_that_is_killed_again_and_again_does_not_take_itself_for_full() 
 }
 
 #[tokio::test(start_paused = true)]
-async fn once_all_doubts_are_settled_the_next_unclean_stop_leaves_none() {
+async fn once_all_blobs_are_verified_the_next_unclean_stop_leaves_none_unverified() {
     let dir = tempfile::tempdir().unwrap();
     let store = open(dir.path()).await;
     put(&store, &content(1, 1000)).await;
@@ -145,7 +145,7 @@ async fn once_all_doubts_are_settled_the_next_unclean_stop_leaves_none() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn scrubbing_finds_what_the_disk_forgot() {
+async fn scrubbing_finds_corrupt_files() {
     let dir = tempfile::tempdir().unwrap();
     let scrubbed = LocalOptions {
         scrub_period: Some(Duration::from_millis(1)),
@@ -167,7 +167,7 @@ async fn scrubbing_finds_what_the_disk_forgot() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_wrong_blob_that_cannot_be_quarantined_is_removed() {
+async fn a_corrupt_blob_that_cannot_be_quarantined_is_removed() {
     let dir = tempfile::tempdir().unwrap();
     let store = open(dir.path()).await;
     let digest = put(&store, &content(1, 1000)).await;
@@ -212,7 +212,7 @@ async fn a_partial_upload_counts_once_after_a_restart() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_upload_that_ends_while_what_was_kept_is_hashed_leaves_no_trace() {
+async fn an_upload_that_ends_while_its_kept_bytes_are_hashed_leaves_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let store = open(dir.path()).await;
     scanned(&store).await;
@@ -238,7 +238,7 @@ async fn an_upload_that_ends_while_what_was_kept_is_hashed_leaves_no_trace() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_janitor_is_called_every_two_seconds_for_what_others_do_to_the_disk() {
+async fn the_janitor_is_woken_every_two_seconds_since_other_programs_fill_the_disk() {
     let dir = tempfile::tempdir().unwrap();
     let store = open(dir.path()).await;
     for _ in 0..10 {
@@ -248,7 +248,7 @@ async fn the_janitor_is_called_every_two_seconds_for_what_others_do_to_the_disk(
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_last_use_in_the_future_is_one_of_now() {
+async fn a_last_use_in_the_future_counts_as_now() {
     let dir = tempfile::tempdir().unwrap();
     let store = open(dir.path()).await;
     let digest = put(&store, &content(1, 1000)).await;

@@ -12,7 +12,7 @@ use crate::common::{self, content, open, options, path, put, read, scanned, unti
 use gorego_storage::{
     BlobStore as _, Digest, DigestFunction, Error, Evictable as _, Put, UploadId, Uploads as _,
 };
-use gorego_storage_local::{LocalStore, OpenError};
+use gorego_storage_local::{LocalStore, OpenFailure};
 use rustix::fs::{CWD, FileType, Mode};
 
 /// Longer than a read takes, so that one that hangs is a failure.
@@ -110,18 +110,18 @@ async fn every_write_succeeds_right_after_the_data_directory_was_emptied() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_emptied_data_directory_is_whole_again_within_seconds() {
+async fn an_emptied_data_directory_is_repaired_within_seconds() {
     let dir = tempfile::tempdir().unwrap();
-    is_whole_again_after(dir.path(), empty).await;
+    is_repaired_after(dir.path(), empty).await;
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_removed_data_directory_is_whole_again_within_seconds() {
+async fn a_removed_data_directory_is_repaired_within_seconds() {
     let dir = tempfile::tempdir().unwrap();
-    is_whole_again_after(&dir.path().join("cache"), remove).await;
+    is_repaired_after(&dir.path().join("cache"), remove).await;
 }
 
-async fn is_whole_again_after(dir: &Path, clear: impl Fn(&Path)) {
+async fn is_repaired_after(dir: &Path, clear: impl Fn(&Path)) {
     let store = open(dir).await;
     let lost = [
         put(&store, &content(1, 1000)).await,
@@ -139,7 +139,8 @@ async fn is_whole_again_after(dir: &Path, clear: impl Fn(&Path)) {
     let usage = store.usage();
     assert_eq!((usage.used - usage.idle_uploads, usage.folders), (0, 0));
     let second = LocalStore::open(options(dir)).await;
-    assert!(matches!(second, Err(OpenError::InUse { .. })), "{second:?}");
+    let error = second.unwrap_err();
+    assert!(matches!(error.why, OpenFailure::InUse(_)), "{error}");
 
     drop(store);
     let store = open(dir).await;
@@ -184,7 +185,7 @@ async fn a_data_directory_that_cannot_be_written_is_unhealthy_until_it_can() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn whatever_stands_in_the_place_of_a_blob_goes_to_the_quarantine_with_one_read() {
+async fn anything_in_the_place_of_a_blob_is_quarantined_by_one_read() {
     for (what, stand) in STANDS {
         for len in [1000, 2_000_000] {
             let dir = tempfile::tempdir().unwrap();
@@ -211,7 +212,7 @@ async fn whatever_stands_in_the_place_of_a_blob_goes_to_the_quarantine_with_one_
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn whatever_stands_in_the_place_of_a_result_is_a_miss_and_the_next_result_is_stored() {
+async fn anything_in_the_place_of_a_result_is_a_miss_and_the_next_result_is_stored() {
     for (what, stand) in STANDS {
         let dir = tempfile::tempdir().unwrap();
         let store = open(dir.path()).await;
@@ -230,7 +231,7 @@ async fn whatever_stands_in_the_place_of_a_result_is_a_miss_and_the_next_result_
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn whatever_stands_in_the_place_of_a_partial_upload_does_not_stop_the_next_attempt() {
+async fn anything_in_the_place_of_a_partial_upload_does_not_stop_the_next_attempt() {
     for (what, stand) in STANDS {
         let dir = tempfile::tempdir().unwrap();
         let store = open(dir.path()).await;
@@ -246,7 +247,7 @@ async fn whatever_stands_in_the_place_of_a_partial_upload_does_not_stop_the_next
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_upload_puts_away_what_stands_in_its_way() {
+async fn an_upload_quarantines_obstacles_on_its_path() {
     let dir = tempfile::tempdir().unwrap();
     let store = open(dir.path()).await;
     scanned(&store).await;
@@ -268,7 +269,7 @@ async fn an_upload_puts_away_what_stands_in_its_way() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_blob_that_may_not_be_read_goes_to_the_quarantine() {
+async fn an_unreadable_blob_is_quarantined() {
     if rustix::process::geteuid().is_root() {
         // Who may read everything.
         return;

@@ -6,10 +6,10 @@ use crate::common::{
 use gorego_storage::{
     BlobStore as _, DigestFunction, Error, Evictable as _, Put, UploadId, Uploads as _,
 };
-use gorego_storage_local::{LocalOptions, LocalStore, OpenError};
+use gorego_storage_local::{LocalOptions, LocalStore, OpenFailure};
 
 #[tokio::test(flavor = "multi_thread")]
-async fn everything_is_there_again_after_a_restart() {
+async fn blobs_and_results_survive_a_restart() {
     let dir = tempfile::tempdir().unwrap();
     let (small, large) = (content(1, 1000), content(2, 3_000_000));
     let action = DigestFunction::Sha256.digest(b"action");
@@ -32,7 +32,7 @@ async fn everything_is_there_again_after_a_restart() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn after_an_unclean_stop_a_damaged_blob_is_neither_reported_nor_served() {
+async fn after_an_unclean_stop_a_corrupt_blob_is_neither_reported_nor_served() {
     let dir = tempfile::tempdir().unwrap();
     let store = open(dir.path()).await;
     let (small, large) = (content(1, 1000), content(2, 3_000_000));
@@ -64,7 +64,7 @@ async fn after_an_unclean_stop_a_damaged_blob_is_neither_reported_nor_served() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn doubts_are_settled_in_the_background() {
+async fn unverified_blobs_are_verified_in_the_background() {
     let dir = tempfile::tempdir().unwrap();
     let store = open(dir.path()).await;
     let digests = [
@@ -82,7 +82,7 @@ async fn doubts_are_settled_in_the_background() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_blob_of_another_length_than_its_index_entry_is_found_missing_after_a_restart() {
+async fn a_blob_whose_file_changed_size_is_missing_after_a_restart() {
     let dir = tempfile::tempdir().unwrap();
     let store = open(dir.path()).await;
     let torn = put(&store, &content(1, 10_000)).await;
@@ -107,7 +107,7 @@ async fn a_blob_of_another_length_than_its_index_entry_is_found_missing_after_a_
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_upload_goes_on_after_a_restart_from_where_it_broke_off() {
+async fn an_interrupted_upload_resumes_after_a_restart() {
     let dir = tempfile::tempdir().unwrap();
     let blob = content(1, 2_000_000);
     let digest = DigestFunction::Sha256.digest(&blob);
@@ -142,7 +142,7 @@ async fn an_upload_goes_on_after_a_restart_from_where_it_broke_off() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_damaged_action_result_is_none_and_is_moved_away() {
+async fn a_corrupt_action_result_is_a_miss_and_is_quarantined() {
     let dir = tempfile::tempdir().unwrap();
     let store = open(dir.path()).await;
     let action = DigestFunction::Sha256.digest(b"action");
@@ -160,8 +160,8 @@ async fn a_second_store_on_the_same_directory_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let _store = open(dir.path()).await;
     let second = LocalStore::open(options(dir.path())).await;
-    let Err(OpenError::InUse { holder, .. }) = second else {
-        panic!("{second:?}")
+    let OpenFailure::InUse(holder) = second.unwrap_err().why else {
+        panic!("opened twice")
     };
     assert_eq!(holder, std::process::id().to_string());
 }
@@ -171,25 +171,21 @@ async fn a_directory_of_another_layout_is_refused_untouched() {
     let dir = tempfile::tempdir().unwrap();
     std::fs::write(dir.path().join("VERSION"), "999\n").unwrap();
     let opened = LocalStore::open(options(dir.path())).await;
-    assert!(
-        matches!(opened, Err(OpenError::Version { .. })),
-        "{opened:?}"
-    );
+    let error = opened.unwrap_err();
+    assert!(matches!(error.why, OpenFailure::Version(_)), "{error}");
     assert!(!dir.path().join("cas").exists());
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_directory_of_somebody_else_is_refused_untouched() {
+async fn a_directory_of_another_program_is_refused_untouched() {
     for folder in ["tmp", "uploads", "quarantine"] {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join(folder).join("thesis.txt");
         std::fs::create_dir(file.parent().unwrap()).unwrap();
         std::fs::write(&file, "mine").unwrap();
         let opened = LocalStore::open(options(dir.path())).await;
-        assert!(
-            matches!(opened, Err(OpenError::Foreign { .. })),
-            "{opened:?}"
-        );
+        let error = opened.unwrap_err();
+        assert!(matches!(error.why, OpenFailure::Foreign(_)), "{error}");
         assert!(file.exists() && !dir.path().join("VERSION").exists());
     }
 }

@@ -14,14 +14,14 @@ use super::{
     super::{
         capabilities::function,
         compression,
-        failure::{Failure, mismatch},
-        methods::{BATCH_READ, BATCH_UPDATE, Limits},
+        failure::Failure,
+        methods::{Call, Limits},
         retry::Retry,
         store::WORTH_COMPRESSING,
     },
     Direction, Item, Transfer, total,
 };
-use gorego_storage::{Compressor, Digest, DigestFunction, Result};
+use gorego_storage::{Compressor, Digest, DigestFunction, Error, Result};
 
 /// The bytes that each blob adds to an answer beside its content, encoded and decoded.
 const ENCODED: usize = 2048;
@@ -52,7 +52,7 @@ impl Transfer<'_> {
                 requests: requests.collect(),
                 digest_function,
             };
-            let call = BATCH_UPDATE.call(request, limits, bytes);
+            let call = Call::new(request, limits, bytes);
             let entries = peer.call_until(&call, end, retry).await?.responses;
             let entries = keyed(of, entries, |entry| entry.digest.as_ref());
             let stored = entries.map(|(digest, entry)| {
@@ -75,7 +75,7 @@ impl Transfer<'_> {
         // Compression may make content longer by a little.
         let content = usize::try_from(bytes + bytes / 16).unwrap_or(usize::MAX);
         limits.encoded = limits.encoded.saturating_add(content);
-        let call = BATCH_READ.call(request, limits, bytes);
+        let call = Call::new(request, limits, bytes);
         let entries = peer.call_until(&call, end, retry).await?.responses;
         let entries = keyed(of, entries, |entry| entry.digest.as_ref());
         let read = entries.map(|(digest, entry)| (digest, content_of(&peer.name, &digest, entry)));
@@ -102,7 +102,7 @@ fn content_of(peer: &str, digest: &Digest, entry: Response) -> Result<Bytes, Fai
     }
     let wrong = |actual: String| {
         let actual = format_args!("{actual}, from {peer}");
-        Failure::Own(mismatch(digest, actual))
+        Failure::Own(Error::mismatch(digest, actual))
     };
     let content = match Compressor::from_proto(entry.compressor) {
         Some(Compressor::Identity) => entry.data,

@@ -1,11 +1,11 @@
-//! The checks of a download, and its restart where a resumption may be at fault.
+//! The checks of a download, and its restart if a resumption may have caused wrong content.
 
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use tokio::time;
 
-use super::{super::failure::mismatch, Download};
+use super::Download;
 use gorego_storage::{Error, Hasher, Result};
 
 /// The number of bytes that a resumed download requests once more, to check that they are the same:
@@ -49,8 +49,8 @@ impl Download {
         Ok(piece)
     }
 
-    /// Hashes a piece that begins at `at`. After a restart, the content that the reader has must come once
-    /// more.
+    /// Hashes a piece that begins at `at`. After a restart, fails if the content that the reader already
+    /// has differs.
     fn hash(&mut self, at: u64, piece: &[u8]) -> Result<()> {
         let Some((given, hasher)) = self.given.as_ref().filter(|(given, _)| *given > at) else {
             self.hasher.update(piece);
@@ -68,8 +68,8 @@ impl Download {
         Ok(())
     }
 
-    /// Handles wrong content. If a resumption may have caused it, downloads everything anew, once
-    /// and uncompressed; bytes that the reader has are not given again.
+    /// Handles wrong content. If a resumption may have caused it, restarts the download once and
+    /// uncompressed, and skips the bytes that the reader already has.
     pub(super) fn restart(&mut self, error: Error) -> Result<()> {
         if !self.is_resumed {
             return Err(error);
@@ -77,14 +77,14 @@ impl Download {
         if self.given.is_some() {
             return Err(self.misled());
         }
-        tracing::debug!(digest = %self.digest, %error, "beginning the download anew");
+        tracing::debug!(digest = %self.digest, %error, "restarting a download whose resumption brought other content");
         let hasher = Hasher::new(self.digest.function());
         let given = std::mem::replace(&mut self.hasher, hasher);
-        // The reader was given nothing before the position that it wants.
+        // The reader has nothing before the position that it wants.
         let given_to = Some(self.at).filter(|at| *at > self.wanted_from);
         self.wanted_from = self.wanted_from.max(self.at);
         self.given = Some((given_to.unwrap_or_default(), given));
-        self.be_plain();
+        self.zstd = false;
         self.arriving = None;
         (self.at, self.begun_at, self.is_resumed) = (0, 0, false);
         (self.tail, self.overlap) = (Bytes::new(), Bytes::new());
@@ -98,13 +98,8 @@ impl Download {
         Error::Unavailable(why)
     }
 
-    pub(super) fn be_plain(&mut self) {
-        self.zstd = false;
-        self.name.clone_from(&self.plain_name);
-    }
-
-    /// Checks the content, and that no more of it arrives. The status of the peer after that does
-    /// not matter, nor whether it sends one.
+    /// Checks the hash, and that no more content arrives. Ignores the peer's status after that, and its
+    /// absence.
     async fn end(&mut self) -> Result<()> {
         let actual = self.hasher.clone().finish();
         if actual != self.digest {
@@ -125,11 +120,11 @@ impl Download {
 
     pub(super) fn wrong(&self, actual: &str) -> Error {
         let peer = &self.peer.name;
-        mismatch(&self.digest, format_args!("{actual}, from {peer}"))
+        Error::mismatch(&self.digest, format_args!("{actual}, from {peer}"))
     }
 }
 
-/// The last bytes of `tail` and what came after it. A copy, which holds no large piece in memory.
+/// Returns the last bytes of `tail` and the piece after it, as a copy that keeps no large piece in memory.
 fn end_of(tail: &Bytes, piece: &Bytes) -> Bytes {
     let of_piece = piece.slice(piece.len().saturating_sub(OVERLAP)..);
     let missing = (OVERLAP - of_piece.len()).min(tail.len());

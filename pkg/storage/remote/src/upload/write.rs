@@ -15,7 +15,7 @@ use super::super::{
     compression::Compressing,
     failure::Failure,
     grpc,
-    methods::{Limits, WRITE},
+    methods::{self, Limits},
     peer::Peer,
     retry::Retry,
 };
@@ -23,10 +23,10 @@ use gorego_storage::{Chunks, Digest, Error, Put, Result};
 
 /// The most content in one message, in bytes: a quarter of what peers accept at least.
 const MAX_MESSAGE: usize = 1 << 20;
-/// The time that a peer has to notice that an upload breaks off.
+/// The time that a peer has to notice the end of an interrupted upload.
 const PARTING: Duration = Duration::from_secs(5);
 
-/// The content of one attempt, and how much of it went out.
+/// The content of one attempt, and the amount sent.
 pub(super) struct Content<'a> {
     pub(super) source: Chunks,
     digest: &'a Digest,
@@ -34,18 +34,18 @@ pub(super) struct Content<'a> {
     name: String,
     /// The position in the blob at which the content starts, in bytes.
     start: u64,
-    /// The bytes that are expected of the source.
+    /// The number of bytes that the source should have.
     len: u64,
-    /// Whether the source is known to end after `len` bytes: a stream may go on, or fail.
+    /// Set if the source ends after `len` bytes for certain. A stream may continue, or fail.
     ends: bool,
     compressing: Option<Compressing>,
-    /// The bytes that came from the source.
+    /// The number of bytes read from the source.
     pub(super) read: u64,
-    /// The bytes that went out, compressed or not.
+    /// The number of bytes sent, in the form in which they were sent.
     sent: u64,
-    /// Whether the source ended, or went on for too long.
+    /// Set once the source ended or exceeded `len`.
     ended: bool,
-    /// Whether the last message went out.
+    /// Set once the last message was sent.
     pub(super) finished: bool,
     /// The rest of a piece, in the form in which it is sent.
     rest: Bytes,
@@ -86,11 +86,11 @@ impl<'a> Content<'a> {
         self.ended && self.read != self.len
     }
 
-    /// Returns the next message, of which there is one before it is finished.
+    /// Returns the next message.
     async fn next(&mut self) -> Result<WriteRequest> {
         while self.rest.is_empty() && !self.ended {
             let next = self.source.next();
-            // The name alone, which goes first, lets a peer that has the blob say so.
+            // The name is sent first, so that a peer that has the blob can answer early.
             let piece = if self.name.is_empty() {
                 next.await
             } else {
@@ -128,14 +128,14 @@ impl<'a> Content<'a> {
         Ok(())
     }
 
-    /// Fails if compressed content has another size: a frame states its size, and cannot be ended
-    /// early. Other content is for the peer to judge.
+    /// Fails if compressed content has another size: a frame states its size, and cannot end early. The
+    /// peer checks the size of other content.
     fn check_size(&self) -> Result<()> {
         if self.compressing.is_none() || self.read == self.len {
             return Ok(());
         }
         let (read, digest, len) = (self.read, self.digest, self.len);
-        let why = format!("{read} bytes of {digest} came instead of {len}");
+        let why = format!("{read} bytes of {digest} arrived instead of {len}");
         Err(Error::Unavailable(why))
     }
 
@@ -152,7 +152,7 @@ impl<'a> Content<'a> {
         }
     }
 
-    /// Judges the size that the peer says it stored. Peers count compressed content differently.
+    /// Checks the committed size in the peer's answer. Peers count compressed content differently.
     fn judge(&self, committed: i64) -> Result<Put, Failure> {
         const NOT_COUNTED: i64 = -1;
         let is = |bytes: u64| i64::try_from(bytes) == Ok(committed);
@@ -164,15 +164,14 @@ impl<'a> Content<'a> {
         } else if is(self.digest.size()) || is_all_sent {
             Ok(Put::Stored)
         } else {
-            // As good as broken off.
-            let why = format!("it says that {committed} bytes are stored");
+            // Retried like an interrupted upload.
+            let why = format!("it reports {committed} bytes as stored");
             Err(Status::unavailable(why).into())
         }
     }
 }
 
-/// Sends the content once. When this is dropped, the request is ended in order, so that the peer keeps
-/// what was sent.
+/// Sends the content once. Dropping this ends the request in order, so that the peer keeps the bytes sent.
 pub(super) async fn write(
     peer: &Peer,
     retry: &Retry,
@@ -197,7 +196,7 @@ pub(super) async fn write(
             time::sleep(parting).await;
         };
         let answer = tokio::select! {
-            answer = WRITE.stream(link, requests, Limits::default()) => answer,
+            answer = methods::stream::<WriteRequest>(link, requests, Limits::default()) => answer,
             () = given_up => return,
         };
         let _ = answered.send(answer);
@@ -226,8 +225,8 @@ pub(super) async fn write(
     content.judge(outcome?.committed_size)
 }
 
-/// Sends the messages as the peer takes them, and reads nothing of the source before the peer is reached.
-/// Returns how long to wait for the answer from then on.
+/// Sends the messages as the peer accepts them, and reads the source only once the peer is reached. Returns
+/// the time to wait for the answer from then on.
 async fn send(
     peer: &Peer,
     content: &mut Content<'_>,
@@ -240,7 +239,7 @@ async fn send(
     while !content.finished {
         match time::timeout(peer.timeout, messages.reserve()).await {
             Ok(Ok(slot)) => slot.send(grpc::framed(&content.next().await?)),
-            // The peer wants no more of it, and says why in its answer.
+            // The peer needs no more of it. Its answer has the reason.
             Ok(Err(_)) => return Ok(peer.timeout),
             Err(_) => return Ok(Duration::ZERO),
         }

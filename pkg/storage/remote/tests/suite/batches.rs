@@ -1,4 +1,4 @@
-//! Many blobs at once, and a peer that can do only some of it.
+//! Transfers of many blobs, and a peer that supports only some of it.
 
 use crate::peer::{Act, Peer, sha256, within};
 use bytes::Bytes;
@@ -69,7 +69,7 @@ async fn without_a_limit_a_batch_fits_into_a_message() {
 }
 
 #[tokio::test]
-async fn each_blob_of_a_batch_fares_alone() {
+async fn each_blob_of_a_batch_has_its_own_outcome() {
     let peer = Peer::start().await;
     let contents = contents(&[10, 20, 30, 40]);
     let blobs = with_digests(&contents);
@@ -134,7 +134,7 @@ async fn each_blob_of_a_batch_fares_alone() {
 }
 
 #[tokio::test]
-async fn batches_are_compressed_where_both_can() {
+async fn batches_are_compressed_if_both_sides_support_it() {
     let peer = Peer::start().await;
     let store = peer.zstd_store();
     let monotony = Bytes::from(vec![7; 50_000]);
@@ -151,7 +151,7 @@ async fn batches_are_compressed_where_both_can() {
 }
 
 #[tokio::test]
-async fn many_digests_are_asked_for_in_pieces_and_per_function() {
+async fn many_digests_are_looked_up_in_several_calls_by_function() {
     let peer = Peer::start().await;
     let mut asked: Vec<Digest> = (0..4500_u32).map(|n| sha256(&n.to_le_bytes())).collect();
     let blake3 = DigestFunction::Blake3.digest(b"x");
@@ -250,7 +250,7 @@ async fn a_batch_of_one_that_is_refused_names_it() {
 }
 
 #[tokio::test]
-async fn an_answer_that_makes_no_sense_is_no_hit() {
+async fn an_invalid_answer_is_no_hit() {
     let peer = Peer::start().await;
     let digest = sha256(b"x");
     peer.script("batch_read", [Act::Serve(Bytes::from_static(b"y"))]);
@@ -264,7 +264,7 @@ async fn an_answer_that_makes_no_sense_is_no_hit() {
 }
 
 #[tokio::test]
-async fn an_answer_about_other_blobs_says_nothing_of_those_that_were_asked_for() {
+async fn an_answer_about_other_blobs_is_refused() {
     let peer = Peer::start().await;
     let (asked, other) = ([sha256(b"asked")], sha256(b"other"));
     peer.script("missing", [Act::Missing(vec![other.to_proto()])]);
@@ -278,7 +278,7 @@ async fn an_answer_about_other_blobs_says_nothing_of_those_that_were_asked_for()
 }
 
 #[tokio::test]
-async fn an_answer_that_would_unfold_in_memory_is_refused() {
+async fn an_answer_that_decodes_to_too_much_memory_is_refused() {
     let peer = Peer::start().await;
     let content = Bytes::from_static(b"content");
     let digest = sha256(&content);
@@ -313,7 +313,7 @@ async fn an_answer_that_would_unfold_in_memory_is_refused() {
 }
 
 #[tokio::test]
-async fn a_peer_that_takes_less_than_it_says_gets_smaller_batches() {
+async fn a_peer_that_accepts_less_than_announced_gets_smaller_batches() {
     let peer = Peer::start().await;
     let contents = contents(&[60_000; 16]);
     let blobs = with_digests(&contents);

@@ -1,4 +1,4 @@
-//! Calls to a peer that answers late, not at all, or only sometimes.
+//! Calls to a peer that answers late, never, or only sometimes.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use reapi::v2::ActionResult;
 use tonic::Code;
 
 #[tokio::test]
-async fn what_may_succeed_later_is_tried_again() {
+async fn temporary_failures_are_retried() {
     let peer = Peer::start().await;
     let store = peer.store();
     let digest = sha256(b"x");
@@ -25,7 +25,7 @@ async fn what_may_succeed_later_is_tried_again() {
 }
 
 #[tokio::test]
-async fn refusals_come_back_with_their_code_at_once_and_exhaustion_after_retries() {
+async fn refusals_return_their_code_at_once_and_exhaustion_after_retries() {
     let peer = Peer::start().await;
     let store = RemoteStore::new(&RemoteOptions {
         retries: 1,
@@ -54,7 +54,7 @@ async fn refusals_come_back_with_their_code_at_once_and_exhaustion_after_retries
 }
 
 #[tokio::test]
-async fn a_stalled_peer_is_given_up_in_time_and_told_how_long_it_had() {
+async fn a_call_to_a_stalled_peer_times_out_and_announces_its_deadline() {
     let peer = Peer::start().await;
     let store = peer.impatient(0);
     within(store.capabilities()).await.unwrap();
@@ -113,7 +113,7 @@ async fn the_breaker_opens_after_failures_and_closes_after_one_success() {
     assert_eq!(peer.calls("result").len(), 4);
 }
 
-/// The result of an action, of an instance without a name.
+/// Returns the result of an action from the instance without a name.
 trait GetResult {
     async fn get_result(&self, action: &gorego_storage::Digest) -> Result<(), Error>;
 }
@@ -138,7 +138,7 @@ async fn refusals_do_not_open_the_breaker() {
 }
 
 #[tokio::test]
-async fn capabilities_are_asked_once_and_again_after_an_outage() {
+async fn capabilities_are_requested_once_and_again_after_an_outage() {
     let peer = Peer::start().await;
     let store = peer.store();
     let digest = [sha256(b"x")];
@@ -154,7 +154,7 @@ async fn capabilities_are_asked_once_and_again_after_an_outage() {
 }
 
 #[tokio::test]
-async fn a_peer_without_capabilities_is_taken_for_an_ordinary_one() {
+async fn a_peer_without_capabilities_gets_the_defaults() {
     let peer = Peer::start().await;
     let store = peer.store();
     peer.script("capabilities", [Act::Fail(Code::Unimplemented)]);
@@ -209,7 +209,7 @@ async fn action_results_come_from_the_instance_of_the_caller_or_the_configured_o
 }
 
 #[tokio::test]
-async fn a_result_that_would_unfold_in_memory_is_refused() {
+async fn a_result_that_decodes_to_too_much_memory_is_refused() {
     let peer = Peer::start().await;
     let store = peer.store();
     let action = sha256(b"action");

@@ -1,4 +1,4 @@
-//! How a peer is reached, and as whom.
+//! Addresses, headers and TLS of connections to a peer.
 
 use std::{path::PathBuf, time::Duration};
 
@@ -50,7 +50,7 @@ async fn headers_arrive_with_every_call_and_are_not_shown() {
 }
 
 #[tokio::test]
-async fn options_that_are_no_use_are_refused_without_secrets() {
+async fn invalid_options_are_refused_without_secrets_in_the_error() {
     let with = |change: &dyn Fn(&mut RemoteOptions)| {
         let mut options = RemoteOptions::new(RemoteAddress::Tcp("localhost:1".to_owned()));
         change(&mut options);
@@ -79,7 +79,7 @@ async fn options_that_are_no_use_are_refused_without_secrets() {
     assert!(matches!(error, RemoteError::Instance(_)), "{error}");
 }
 
-/// A header's value that may change.
+/// A header whose value may change.
 fn token(value: &str) -> RemoteHeaders {
     RemoteHeaders::parse(&[("authorization".to_owned(), value.to_owned())]).unwrap()
 }
@@ -113,7 +113,7 @@ fn without_a_runtime_there_is_no_store() {
 }
 
 #[tokio::test]
-async fn a_peer_may_come_up_later_and_come_back() {
+async fn a_peer_may_start_later_and_restart() {
     let peer = Peer::start().await;
     let content = Bytes::from_static(b"content");
     let digest = peer.has(&content);
@@ -151,7 +151,7 @@ async fn a_peer_may_come_up_later_and_come_back() {
 }
 
 #[tokio::test]
-async fn a_stream_of_which_nothing_was_taken_waits_for_a_peer_to_come_up() {
+async fn an_unread_stream_waits_for_a_peer_to_start() {
     let peer = Peer::start().await;
     let line = Line::at("127.0.0.1:0", &peer).await;
     let address = line.address.clone();
@@ -251,7 +251,7 @@ impl Authority {
 }
 
 #[tokio::test]
-async fn with_tls_both_sides_have_to_show_who_they_are() {
+async fn with_tls_both_sides_present_certificates() {
     let authority = Authority::new();
     let (certificate, key) = authority.issue("localhost");
     let tls = ServerTlsConfig::new()
@@ -285,7 +285,7 @@ async fn with_tls_both_sides_have_to_show_who_they_are() {
 }
 
 #[tokio::test]
-async fn a_peer_without_tls_is_named_as_such() {
+async fn the_error_says_that_a_peer_has_no_tls() {
     let peer = Peer::start().await;
     let port = peer.address.rsplit(':').next().unwrap();
     let store = RemoteStore::new(&RemoteOptions {
@@ -298,7 +298,7 @@ async fn a_peer_without_tls_is_named_as_such() {
 }
 
 #[tokio::test]
-async fn a_new_connection_is_made_with_the_certificates_of_its_time() {
+async fn a_new_connection_uses_the_current_certificates() {
     let (authority, stranger) = (Authority::new(), Authority::new());
     let (certificate, key) = authority.issue("localhost");
     let tls = ServerTlsConfig::new()

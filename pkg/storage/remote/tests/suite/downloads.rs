@@ -1,4 +1,4 @@
-//! Downloads from a peer that does not always do as it should.
+//! Downloads from a peer that misbehaves.
 
 use std::time::Instant;
 
@@ -11,7 +11,7 @@ use gorego_storage_remote::{RemoteAddress, RemoteOptions, RemoteStore};
 use tonic::Code;
 
 const MIB: usize = 1 << 20;
-/// The bytes that a resumed download asks for once more.
+/// The number of bytes that a resumed download requests again.
 const OVERLAP: usize = 512;
 
 fn content(len: usize) -> Bytes {
@@ -28,7 +28,7 @@ async fn read(store: &RemoteStore, content: &Bytes, offset: u64) -> Result<Bytes
 }
 
 #[tokio::test]
-async fn a_broken_download_goes_on_where_it_stopped() {
+async fn an_interrupted_download_resumes_at_its_offset() {
     let peer = Peer::start().await;
     let content = content(2 * MIB);
     peer.has(&content);
@@ -71,7 +71,7 @@ async fn a_download_survives_a_cut_connection() {
 }
 
 #[tokio::test]
-async fn only_attempts_without_progress_count() {
+async fn only_download_attempts_without_progress_count_as_retries() {
     let peer = Peer::start().await;
     let content = content(MIB);
     peer.has(&content);
@@ -88,7 +88,7 @@ async fn only_attempts_without_progress_count() {
 }
 
 #[tokio::test]
-async fn wrong_content_never_reaches_its_end() {
+async fn a_corrupt_download_fails_before_its_end() {
     let peer = Peer::start().await;
     let right = content(MIB);
     let digest = peer.has(&right);
@@ -123,7 +123,7 @@ async fn wrong_content_never_reaches_its_end() {
 }
 
 #[tokio::test]
-async fn no_part_of_a_blob_ends_well_before_the_whole_is_known_to_be_right() {
+async fn a_partial_read_succeeds_only_once_the_whole_blob_is_verified() {
     let peer = Peer::start().await;
     let right = content(MIB);
     let digest = peer.has(&right);
@@ -160,7 +160,7 @@ async fn no_part_of_a_blob_ends_well_before_the_whole_is_known_to_be_right() {
 }
 
 #[tokio::test]
-async fn the_hash_has_the_last_word_whatever_the_peer_says_after_it() {
+async fn a_verified_download_succeeds_whatever_its_final_status() {
     let peer = Peer::start().await;
     let content = content(MIB);
     peer.has(&content);
@@ -181,7 +181,7 @@ async fn the_hash_has_the_last_word_whatever_the_peer_says_after_it() {
 }
 
 #[tokio::test]
-async fn a_stalled_download_is_begun_anew() {
+async fn a_stalled_download_is_retried() {
     let peer = Peer::start().await;
     let content = content(MIB);
     peer.has(&content);
@@ -193,7 +193,7 @@ async fn a_stalled_download_is_begun_anew() {
 }
 
 #[tokio::test]
-async fn what_is_not_there_is_told_before_the_first_piece() {
+async fn a_missing_blob_fails_before_the_first_chunk() {
     let peer = Peer::start().await;
     let store = peer.store();
     for absent in [content(10), content(MIB)] {
@@ -213,7 +213,7 @@ async fn what_is_not_there_is_told_before_the_first_piece() {
 }
 
 #[tokio::test]
-async fn a_compressed_download_goes_on_by_uncompressed_bytes() {
+async fn a_compressed_download_resumes_at_its_uncompressed_offset() {
     let peer = Peer::start().await;
     let content: Bytes = content(1000).repeat(3000).into();
     peer.has(&content);
@@ -244,7 +244,7 @@ async fn a_compressed_download_goes_on_by_uncompressed_bytes() {
 }
 
 #[tokio::test]
-async fn a_resumption_with_other_content_reaches_no_reader_and_all_is_read_anew_uncompressed() {
+async fn a_download_resumed_with_other_content_restarts_uncompressed() {
     let peer = Peer::start().await;
     let content = content(MIB);
     peer.has(&content);
@@ -263,7 +263,7 @@ async fn a_resumption_with_other_content_reaches_no_reader_and_all_is_read_anew_
     }
 }
 
-/// Content of which the bytes before `cut` are those at its beginning.
+/// Content whose bytes before `cut` repeat its beginning.
 fn repeated_at(cut: usize, len: usize) -> Bytes {
     let mut content = content(len).to_vec();
     content.copy_within(..OVERLAP, cut - OVERLAP);
@@ -271,7 +271,7 @@ fn repeated_at(cut: usize, len: usize) -> Bytes {
 }
 
 #[tokio::test]
-async fn a_resumed_download_that_does_not_match_its_digest_is_read_once_more() {
+async fn a_resumed_download_with_a_wrong_hash_restarts_once() {
     let peer = Peer::start().await;
     let content = repeated_at(200_000, 250_000);
     let digest = peer.has(&content);
@@ -293,7 +293,7 @@ async fn a_resumed_download_that_does_not_match_its_digest_is_read_once_more() {
 }
 
 #[tokio::test]
-async fn a_reader_that_was_given_wrong_content_by_a_resumption_may_try_again() {
+async fn wrong_content_of_a_resumed_download_is_a_temporary_error() {
     let peer = Peer::start().await;
     let content = repeated_at(200_000, 500_000);
     peer.has(&content);
@@ -305,7 +305,7 @@ async fn a_reader_that_was_given_wrong_content_by_a_resumption_may_try_again() {
 }
 
 #[tokio::test]
-async fn a_blob_that_comes_in_large_messages_is_read_in_bounded_pieces() {
+async fn a_download_in_large_messages_arrives_in_bounded_chunks() {
     let peer = Peer::start().await;
     let content = content(17 * MIB);
     let digest = peer.has(&content);

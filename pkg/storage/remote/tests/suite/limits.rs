@@ -1,4 +1,4 @@
-//! How much of a peer is made use of at once.
+//! Limits of the calls and connections to a peer.
 
 use std::{sync::atomic::Ordering::SeqCst, time::Duration};
 
@@ -32,7 +32,7 @@ async fn a_while(peer: &Peer) {
 }
 
 #[tokio::test]
-async fn a_call_waits_its_turn_beyond_the_limit() {
+async fn a_call_beyond_the_limit_waits() {
     let peer = Peer::start().await;
     let store = one_at_a_time(&peer, LONG, 0);
     within(store.capabilities()).await.unwrap();
@@ -57,7 +57,7 @@ async fn a_call_waits_its_turn_beyond_the_limit() {
 }
 
 #[tokio::test]
-async fn a_download_waits_its_turn_beyond_the_limit() {
+async fn a_download_beyond_the_limit_waits() {
     let peer = Peer::start().await;
     let store = one_at_a_time(&peer, LONG, 0);
     let contents: Vec<Bytes> = (1..=2).map(|n| conformance::content(n, MIB)).collect();
@@ -77,7 +77,7 @@ async fn a_download_waits_its_turn_beyond_the_limit() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_call_that_gets_no_turn_in_time_is_not_held_against_the_peer() {
+async fn a_call_that_waits_too_long_counts_as_no_failure_of_the_peer() {
     let peer = Peer::start().await;
     let store = one_at_a_time(&peer, Duration::from_secs(1), 3);
     within(store.capabilities()).await.unwrap();
@@ -97,7 +97,7 @@ async fn a_call_that_gets_no_turn_in_time_is_not_held_against_the_peer() {
 }
 
 #[tokio::test]
-async fn the_connections_share_what_comes_at_once_and_little_keeps_to_one() {
+async fn many_calls_share_the_connections_and_few_use_one() {
     let peer = Peer::start().await;
     let line = Line::at("127.0.0.1:0", &peer).await;
     let store = RemoteStore::new(&RemoteOptions {
@@ -119,7 +119,7 @@ async fn the_connections_share_what_comes_at_once_and_little_keeps_to_one() {
 }
 
 #[tokio::test]
-async fn a_cancelled_upload_gives_its_turn_back_though_the_peer_stalls() {
+async fn a_cancelled_upload_releases_its_permit_though_the_peer_stalls() {
     let peer = Peer::start().await;
     let store = one_at_a_time(&peer, Duration::from_millis(300), 0);
     within(store.capabilities()).await.unwrap();

@@ -1,4 +1,4 @@
-//! What becomes of calls while a peer is out of reach.
+//! Calls while a peer is out of reach.
 
 use std::{sync::Arc, time::Duration};
 
@@ -82,7 +82,7 @@ async fn a_cut_connection_ends_none_of_the_calls_that_share_it() {
 }
 
 #[tokio::test]
-async fn what_has_begun_waits_for_the_cool_down_and_what_begins_does_not() {
+async fn a_retry_waits_for_the_cool_down_and_a_new_call_fails_at_once() {
     let peer = Peer::start().await;
     let store = sensitive(&peer, Duration::from_millis(700), 1);
     let content = conformance::content(1, MIB);
@@ -99,12 +99,12 @@ async fn what_has_begun_waits_for_the_cool_down_and_what_begins_does_not() {
     };
     let (read, error) = within(async { tokio::join!(read, meanwhile) }).await;
     assert_eq!(read.unwrap(), content);
-    assert!(error.to_string().contains("not asked"), "{error}");
+    assert!(error.to_string().contains("calls are suspended"), "{error}");
     assert!(peer.calls("missing").is_empty());
 }
 
 #[tokio::test]
-async fn a_peer_that_begins_downloads_and_sends_nothing_opens_the_breaker() {
+async fn downloads_without_content_open_the_breaker() {
     let peer = Peer::start().await;
     let digest = peer.has(&conformance::content(1, MIB));
     let store = peer.impatient(0);
@@ -117,7 +117,7 @@ async fn a_peer_that_begins_downloads_and_sends_nothing_opens_the_breaker() {
 }
 
 #[tokio::test]
-async fn while_one_call_finds_out_the_others_fail_at_once() {
+async fn calls_fail_at_once_during_a_probe() {
     let peer = Peer::start().await;
     let store = sensitive(&peer, Duration::from_millis(1), 0);
     let (one, other) = ([sha256(b"1")], [sha256(b"2")]);
@@ -133,12 +133,12 @@ async fn while_one_call_finds_out_the_others_fail_at_once() {
     };
     tokio::select! {
         ended = store.find_missing(&one) => panic!("{ended:?}"),
-        error = within(others) => assert!(error.to_string().contains("not asked"), "{error}"),
+        error = within(others) => assert!(error.to_string().contains("calls are suspended"), "{error}"),
     }
 }
 
 #[tokio::test]
-async fn while_one_asks_what_the_peer_can_do_others_go_by_what_they_know() {
+async fn the_last_capabilities_are_used_while_one_call_requests_new_ones() {
     let peer = Peer::start().await;
     let store = peer.store();
     let (one, other) = ([sha256(b"1")], [sha256(b"2")]);
@@ -159,7 +159,7 @@ async fn while_one_asks_what_the_peer_can_do_others_go_by_what_they_know() {
 }
 
 #[tokio::test]
-async fn an_upload_that_takes_its_time_keeps_nobody_waiting_after_an_outage() {
+async fn a_slow_upload_after_an_outage_delays_no_other_call() {
     let peer = Peer::start().await;
     let store = sensitive(&peer, Duration::from_millis(1), 3);
     within(store.capabilities()).await.unwrap();
@@ -181,7 +181,7 @@ async fn an_upload_that_takes_its_time_keeps_nobody_waiting_after_an_outage() {
 }
 
 #[tokio::test]
-async fn what_the_peer_lacks_is_neither_promised_nor_put_off_while_it_is_down() {
+async fn a_digest_function_that_the_peer_lacks_is_refused_during_an_outage() {
     let peer = Peer::start().await;
     peer.capable(|capabilities| capabilities.digest_functions = vec![1]);
     let store = sensitive(&peer, Duration::from_mins(1), 0);
@@ -230,7 +230,7 @@ async fn what_the_peer_lacks_is_neither_promised_nor_put_off_while_it_is_down() 
 }
 
 #[tokio::test]
-async fn nobody_waits_to_hear_which_functions_there_are_once_the_peer_has_said_it() {
+async fn known_digest_functions_are_returned_without_a_call() {
     let peer = Peer::start().await;
     peer.capable(|capabilities| capabilities.digest_functions = vec![1]);
     let store = peer.store();
@@ -252,7 +252,7 @@ async fn nobody_waits_to_hear_which_functions_there_are_once_the_peer_has_said_i
 }
 
 #[tokio::test]
-async fn a_peer_that_is_back_with_another_function_is_heard() {
+async fn a_restarted_peer_with_another_function_is_noticed() {
     let peer = Peer::start().await;
     peer.capable(|capabilities| capabilities.digest_functions = vec![1]);
     let store = peer.store();
@@ -269,7 +269,7 @@ async fn a_peer_that_is_back_with_another_function_is_heard() {
 }
 
 #[tokio::test]
-async fn every_outage_that_is_seen_is_counted_and_no_answer_is() {
+async fn outages_count_and_answers_do_not() {
     let peer = Peer::start().await;
     let store = peer.impatient(0);
     let asked = [sha256(b"x")];
@@ -294,7 +294,7 @@ async fn every_outage_that_is_seen_is_counted_and_no_answer_is() {
 }
 
 #[tokio::test]
-async fn a_peer_that_says_nothing_for_long_counts_as_an_outage() {
+async fn a_long_silence_of_a_peer_counts_as_an_outage() {
     let peer = Peer::start().await;
     let store = peer.impatient(0);
     within(store.capabilities()).await.unwrap();
@@ -308,7 +308,7 @@ async fn a_peer_that_says_nothing_for_long_counts_as_an_outage() {
 }
 
 #[tokio::test]
-async fn a_restart_between_two_calls_counts_as_an_outage_if_blobs_are_gone() {
+async fn a_restart_between_two_calls_counts_as_an_outage_if_blobs_are_missing() {
     let peer = Peer::start().await;
     let line = Line::at("127.0.0.1:0", &peer).await;
     let store = over_one_connection(&line);

@@ -1,4 +1,4 @@
-//! Uploads to a peer that does not always do as it should.
+//! Uploads to a peer that misbehaves.
 
 use std::sync::Arc;
 
@@ -63,7 +63,7 @@ fn offsets(peer: &Peer) -> Vec<i64> {
 }
 
 #[tokio::test]
-async fn a_broken_upload_goes_on_where_the_peer_says() {
+async fn an_interrupted_upload_resumes_at_the_committed_size() {
     let content = content(3 * MIB);
     let digest = peer::sha256(&content);
     for blob in [Blob::Bytes(content.clone()), file(&content)] {
@@ -99,7 +99,7 @@ async fn an_upload_survives_a_cut_connection() {
 }
 
 #[tokio::test]
-async fn attempts_without_progress_are_counted_and_the_peer_is_named() {
+async fn upload_attempts_without_progress_are_limited_and_the_error_names_the_peer() {
     let peer = Peer::start().await;
     let content = content(MIB);
     let digest = peer::sha256(&content);
@@ -116,7 +116,7 @@ async fn attempts_without_progress_are_counted_and_the_peer_is_named() {
 }
 
 #[tokio::test]
-async fn a_peer_that_keeps_forgetting_what_it_had_is_given_up() {
+async fn an_upload_to_a_peer_that_keeps_losing_bytes_fails() {
     let peer = Peer::start().await;
     let content = content(2 * MIB);
     let digest = peer::sha256(&content);
@@ -139,7 +139,7 @@ async fn a_peer_that_keeps_forgetting_what_it_had_is_given_up() {
 }
 
 #[tokio::test]
-async fn an_upload_ends_at_once_when_the_peer_has_the_blob() {
+async fn an_upload_of_a_present_blob_ends_at_once() {
     let peer = Peer::start().await;
     let content = content(64 * MIB);
     let digest = peer::sha256(&content);
@@ -172,7 +172,7 @@ async fn an_upload_ends_at_once_when_the_peer_has_the_blob() {
 }
 
 #[tokio::test]
-async fn content_that_the_peer_does_not_want_is_let_go_of() {
+async fn content_that_the_peer_does_not_need_is_dropped() {
     let peer = Peer::start().await;
     let content = content(MIB);
     let digest = peer::sha256(&content);
@@ -188,7 +188,7 @@ async fn content_that_the_peer_does_not_want_is_let_go_of() {
 }
 
 #[tokio::test]
-async fn a_stream_that_broke_off_is_gone_on_with_by_its_owner() {
+async fn an_interrupted_stream_is_resumed_by_its_owner() {
     let peer = Peer::start().await;
     let content = content(MIB);
     let digest = peer::sha256(&content);
@@ -228,7 +228,7 @@ async fn a_stream_that_broke_off_is_gone_on_with_by_its_owner() {
 }
 
 #[tokio::test]
-async fn peers_that_know_of_no_uploads_have_nothing_of_them() {
+async fn a_peer_without_upload_status_has_committed_nothing() {
     let peer = Peer::start().await;
     let digest = peer::sha256(b"x");
     let store = peer.store();
@@ -244,7 +244,7 @@ async fn peers_that_know_of_no_uploads_have_nothing_of_them() {
 }
 
 #[tokio::test]
-async fn the_error_of_a_stream_is_passed_on_and_its_upload_not_finished() {
+async fn the_error_of_a_source_is_returned_and_its_upload_not_finished() {
     let peer = Peer::start().await;
     let content = content(MIB);
     let digest = peer::sha256(&content);
@@ -262,7 +262,7 @@ async fn the_error_of_a_stream_is_passed_on_and_its_upload_not_finished() {
 }
 
 #[tokio::test]
-async fn a_peer_that_stops_taking_is_given_up() {
+async fn an_upload_to_a_stalled_peer_fails() {
     let peer = Peer::start().await;
     let content = content(4 * MIB);
     let digest = peer::sha256(&content);
@@ -280,7 +280,7 @@ async fn a_peer_that_stops_taking_is_given_up() {
 }
 
 #[tokio::test]
-async fn a_slow_source_is_not_taken_for_a_stalled_peer() {
+async fn a_slow_source_does_not_count_as_a_stalled_peer() {
     let peer = Peer::start().await;
     let (content, other) = (content(MIB), conformance::content(2, MIB));
     let store = peer.impatient(0);
@@ -308,7 +308,7 @@ async fn a_slow_source_is_not_taken_for_a_stalled_peer() {
 }
 
 #[tokio::test]
-async fn wrong_content_is_told_from_other_refusals() {
+async fn content_with_a_wrong_hash_is_a_mismatch_and_no_refusal() {
     let peer = Peer::start().await;
     let (right, wrong) = (content(MIB), conformance::content(2, MIB));
     let digest = peer::sha256(&right);
@@ -336,7 +336,7 @@ async fn wrong_content_is_told_from_other_refusals() {
 }
 
 #[tokio::test]
-async fn a_dropped_upload_reaches_the_peer_as_far_as_it_came() {
+async fn the_bytes_sent_before_an_upload_is_dropped_reach_the_peer() {
     let peer = Peer::start().await;
     let content = content(MIB);
     let digest = peer::sha256(&content);

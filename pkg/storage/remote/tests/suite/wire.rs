@@ -1,4 +1,4 @@
-//! What a peer, or what stands before it, may do on the wire.
+//! Misbehaviour on the wire, of a peer or of a proxy in front of it.
 
 use std::{
     sync::{
@@ -18,7 +18,7 @@ use prost::Message as _;
 use reapi::bytestream::{ReadRequest, ReadResponse};
 use tokio::{net::TcpListener, task::JoinSet};
 
-/// What comes of the first call, of a download after some of its content.
+/// The outcome of the first call, which for a download follows some of its content.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Cut {
     Reset(Reason),
@@ -36,7 +36,7 @@ fn content() -> Bytes {
     conformance::content(1, CONTENT)
 }
 
-/// A peer of one blob, without capabilities, that may not look for blobs.
+/// A peer with one blob, without capabilities and `FindMissingBlobs`.
 struct Wire {
     address: String,
     calls: Arc<AtomicUsize>,
@@ -182,7 +182,7 @@ async fn within<T>(future: impl Future<Output = T>) -> T {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_download_that_was_cut_in_whichever_way_goes_on() {
+async fn a_download_resumes_however_it_was_cut_off() {
     let content = content();
     let digest = DigestFunction::Sha256.digest(&content);
     for cut in [
@@ -207,7 +207,7 @@ async fn a_download_that_was_cut_in_whichever_way_goes_on() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn details_that_are_no_base64_do_no_harm() {
+async fn status_details_that_are_no_base64_are_ignored() {
     let peer = Wire::start(Cut::BadDetails).await;
     let (store, asked) = (peer.store(0), [DigestFunction::Sha256.digest(b"x")]);
     let error = within(store.find_missing(&asked)).await.unwrap_err();
@@ -222,7 +222,7 @@ async fn details_that_are_no_base64_do_no_harm() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_closed_as_too_busy_is_no_refusal() {
+async fn a_connection_closed_as_too_busy_is_no_refusal() {
     let digest = DigestFunction::Sha256.digest(&content());
     let busy = Reason::ENHANCE_YOUR_CALM;
     for cut in [Cut::Reset(busy), Cut::GoAway(busy)] {
@@ -235,7 +235,7 @@ async fn what_is_closed_as_too_busy_is_no_refusal() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_call_whose_answer_was_cut_off_is_made_again() {
+async fn a_call_whose_answer_was_cut_off_is_retried() {
     let asked = [DigestFunction::Sha256.digest(b"x")];
     for cut in [Cut::Reset(Reason::NO_ERROR), Cut::MidMessage] {
         let peer = Wire::start(cut).await;
@@ -313,7 +313,7 @@ async fn an_http_error_is_a_refusal_with_the_code_that_grpc_maps_it_to() {
 }
 
 #[tokio::test]
-async fn an_upload_that_a_proxy_finds_too_large_is_refused_for_now_and_names_the_setting() {
+async fn an_upload_rejected_by_a_proxy_as_too_large_is_a_temporary_error_that_names_the_setting() {
     let page = Page {
         status: 413,
         content_type: "text/html",
@@ -348,7 +348,7 @@ const NOT_FOUND: Page = Page {
 };
 
 #[tokio::test]
-async fn a_page_says_nothing_of_what_the_backing_cache_can_do() {
+async fn an_error_page_does_not_change_the_known_capabilities() {
     let balancer = Balancer::offering(Offers::ThePage, NOT_FOUND).await;
     let store = balancer.store(0);
     for asked in 1..=2 {
@@ -383,7 +383,7 @@ async fn a_page_in_answer_to_compressed_content_does_not_turn_compression_off() 
 }
 
 #[tokio::test]
-async fn being_asked_to_slow_down_pauses_calls_and_is_no_sign_of_a_restart() {
+async fn too_many_requests_pause_calls_and_count_as_no_outage() {
     let page = Page {
         status: 429,
         content_type: "text/plain",

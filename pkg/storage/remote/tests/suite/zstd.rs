@@ -34,7 +34,7 @@ fn offsets(peer: &Peer) -> Vec<i64> {
 }
 
 #[tokio::test]
-async fn a_compressed_upload_starts_anew() {
+async fn an_interrupted_compressed_upload_restarts() {
     let peer = Peer::start().await;
     let content = monotonous();
     let digest = peer::sha256(&content);
@@ -65,7 +65,7 @@ async fn a_compressed_upload_starts_anew() {
 }
 
 #[tokio::test]
-async fn a_stream_is_compressed_unless_its_owner_goes_on_with_it() {
+async fn a_stream_is_compressed_unless_its_owner_can_resume_it() {
     let peer = Peer::start().await;
     let store = peer.zstd_store();
     for content in [
@@ -104,7 +104,7 @@ fn content_of_one_piece() -> Bytes {
 }
 
 #[tokio::test]
-async fn a_compressed_stream_of_another_size_or_content_is_told_from_other_failures() {
+async fn a_compressed_stream_of_wrong_size_or_hash_has_its_own_error() {
     let peer = Peer::start().await;
     let store = peer.zstd_store();
     let right = conformance::content(1, MIB);
@@ -122,7 +122,7 @@ async fn a_compressed_stream_of_another_size_or_content_is_told_from_other_failu
 }
 
 #[tokio::test]
-async fn a_peer_that_refuses_what_is_compressed_gets_it_plain() {
+async fn a_peer_that_rejects_compressed_content_gets_it_uncompressed() {
     let peer = Peer::start().await;
     let store = peer.zstd_store();
     let content = monotonous();

@@ -1,4 +1,4 @@
-//! A peer over loopback that does as a test tells it, and remembers what it was asked.
+//! A peer over loopback that misbehaves on request and records its calls.
 
 mod services;
 
@@ -36,10 +36,10 @@ use tonic::{
     transport::{Server, ServerTlsConfig, server::Router},
 };
 
-/// Longer than anything here takes.
+/// Longer than any step of a test takes.
 pub const LONG: Duration = Duration::from_secs(30);
 
-/// What a peer does instead of what it should.
+/// A misbehaviour of a peer.
 #[derive(Clone, Debug)]
 pub enum Act {
     /// Answers this.
@@ -60,9 +60,9 @@ pub enum Act {
     FailAtEnd(Code),
     /// Answers an upload at once, with this size, and wants no more of it.
     Answer(i64),
-    /// The same, but leaves it to the client whether it goes on.
+    /// Answers an upload at once, with this size, and reads on.
     AnswerOnly(i64),
-    /// Says that these are missing.
+    /// Reports these as missing.
     Missing(Vec<reapi::v2::Digest>),
     /// Answers a batch with this many entries, all of them empty.
     Entries(usize),
@@ -70,7 +70,7 @@ pub enum Act {
     Behave,
 }
 
-/// What a peer was asked.
+/// A call that a peer received.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Call {
     pub method: &'static str,
@@ -98,7 +98,7 @@ fn key(digest: &reapi::v2::Digest) -> String {
     format!("{}/{}", digest.hash, digest.size_bytes)
 }
 
-/// All that a peer knows.
+/// The state of a peer.
 #[derive(Default)]
 pub struct State {
     pub blobs: Mutex<HashMap<String, Bytes>>,
@@ -108,15 +108,15 @@ pub struct State {
     pub calls: Mutex<Vec<Call>>,
     pub metadata: Mutex<Vec<MetadataMap>>,
     pub capabilities: Mutex<CacheCapabilities>,
-    /// What a batch is to answer for a blob, by hash.
+    /// The answers of batches for single blobs, by hash.
     pub statuses: Mutex<HashMap<String, VecDeque<Code>>>,
-    /// Uploads that nobody reads any further.
+    /// Uploads that are no longer read.
     pub unread: Mutex<Vec<Streaming<WriteRequest>>>,
     pub changed: Notify,
 }
 
 impl State {
-    /// What to do about the next call of this method.
+    /// Returns the misbehaviour for the next call of this method.
     fn act(&self, method: &str, metadata: &MetadataMap) -> Act {
         self.metadata.lock().unwrap().push(metadata.clone());
         let mut script = self.script.lock().unwrap();
@@ -217,7 +217,7 @@ impl Peer {
         blobs.get(&digest.to_string()).cloned()
     }
 
-    /// What to do about the next calls of a method.
+    /// Sets the misbehaviour for the next calls of a method.
     pub fn script(&self, method: &'static str, acts: impl IntoIterator<Item = Act>) {
         let mut script = self.state.script.lock().unwrap();
         script.entry(method).or_default().extend(acts);
@@ -272,10 +272,10 @@ impl Peer {
     }
 }
 
-/// A line to a peer, of which the first connection breaks after some bytes.
+/// A line to a peer whose first connection breaks after some bytes.
 pub struct Line {
     pub address: String,
-    /// How many there were.
+    /// The number of connections.
     pub connections: Arc<AtomicUsize>,
     cuts: Arc<Notify>,
     _tasks: JoinSet<()>,
@@ -287,7 +287,7 @@ impl Line {
         Self::between("127.0.0.1:0", peer, up, down).await
     }
 
-    /// From this address, which goes dead when this is dropped.
+    /// Listens on this address until it is dropped.
     pub async fn at(address: &str, peer: &Peer) -> Self {
         Self::between(address, peer, usize::MAX, usize::MAX).await
     }
@@ -329,7 +329,7 @@ impl Line {
         }
     }
 
-    /// Cuts the connections there are.
+    /// Cuts all open connections.
     pub fn cut(&self) {
         self.cuts.notify_waiters();
     }
@@ -353,7 +353,7 @@ pub fn sha256(content: &[u8]) -> Digest {
     DigestFunction::Sha256.digest(content)
 }
 
-/// What takes longer than it may is a failure.
+/// Fails if `future` takes longer than it may.
 pub async fn within<T>(future: impl Future<Output = T>) -> T {
     tokio::time::timeout(LONG, future).await.expect("it hangs")
 }

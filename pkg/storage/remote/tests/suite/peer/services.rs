@@ -1,4 +1,4 @@
-//! What the peer answers.
+//! The peer's services.
 
 use std::sync::Arc;
 
@@ -28,7 +28,7 @@ const PIECE: usize = 100_000;
 pub(super) struct Services(pub(super) Arc<State>);
 
 impl Services {
-    /// Behaves, fails or stalls.
+    /// Answers as the test asks for: properly, with an error, or never.
     async fn begin<T>(&self, call: Call, request: &Request<T>) -> Result<(usize, Act), Status> {
         let act = self.0.act(call.method, request.metadata());
         let number = self.0.called(call);
@@ -39,7 +39,7 @@ impl Services {
         }
     }
 
-    /// All that comes of an upload, and whether it came to its end.
+    /// Receives an upload; returns its content, and `true` if it came to its end.
     async fn receive(
         &self,
         number: usize,

@@ -1,11 +1,8 @@
-//! What is read is fetched once, by whoever comes first, and for everybody.
-#![allow(clippy::unwrap_used, reason = "tests")]
-
-mod common;
+//! Reads through both tiers.
 
 use std::{sync::atomic::Ordering::SeqCst, time::Duration};
 
-use common::{CHUNK, Proxy, content};
+use crate::common::{self, CHUNK, Proxy, content};
 use futures::{FutureExt as _, StreamExt as _, future, stream};
 use gorego_storage::{
     Blob, BlobStore, BlobStoreExt as _, DigestFunction, Error, Evictable as _, Put,
@@ -13,7 +10,7 @@ use gorego_storage::{
 use tokio::{task::JoinSet, time::timeout};
 
 #[tokio::test]
-async fn what_was_read_once_is_here() {
+async fn a_fetched_blob_is_stored_locally() {
     for len in [10, CHUNK * 20] {
         let proxy = Proxy::new().await;
         let content = content(1, len);
@@ -26,7 +23,7 @@ async fn what_was_read_once_is_here() {
 }
 
 #[tokio::test]
-async fn the_first_bytes_come_before_the_last_have_arrived() {
+async fn a_reader_gets_the_first_bytes_before_the_last_arrive() {
     let proxy = Proxy::new().await;
     let content = content(1, CHUNK * 20);
     let digest = proxy.backing.has(&content).await;
@@ -50,7 +47,7 @@ async fn many_readers_share_one_fetch() {
 }
 
 #[tokio::test]
-async fn the_fetch_goes_on_when_whoever_began_it_leaves() {
+async fn a_fetch_continues_when_its_first_reader_leaves() {
     let proxy = Proxy::new().await;
     let content = content(1, CHUNK * 20);
     let digest = proxy.backing.has(&content).await;
@@ -59,13 +56,13 @@ async fn the_fetch_goes_on_when_whoever_began_it_leaves() {
     first.next().await.unwrap().unwrap();
     let second = proxy.store.get(&digest, 0).await.unwrap();
     drop(first);
-    proxy.backing.let_go();
+    proxy.backing.release();
     assert_eq!(second.into_bytes().await.unwrap(), content);
     assert_eq!(proxy.backing.gets.load(SeqCst), 1);
 }
 
 #[tokio::test]
-async fn a_reader_that_stands_still_holds_nobody_up() {
+async fn a_stalled_reader_does_not_delay_others() {
     let proxy = Proxy::new().await;
     let content = content(1, CHUNK * 200);
     let digest = proxy.backing.has(&content).await;
@@ -80,7 +77,7 @@ async fn a_reader_that_stands_still_holds_nobody_up() {
 }
 
 #[tokio::test]
-async fn wrong_content_is_neither_served_to_its_end_nor_kept() {
+async fn corrupt_content_is_neither_served_to_its_end_nor_stored() {
     for len in [10, CHUNK * 20] {
         let proxy = Proxy::new().await;
         let content = content(1, len);
@@ -98,7 +95,7 @@ async fn wrong_content_is_neither_served_to_its_end_nor_kept() {
 }
 
 #[tokio::test]
-async fn a_range_ends_only_when_all_was_verified() {
+async fn a_range_ends_only_after_the_whole_blob_is_verified() {
     let proxy = Proxy::new().await;
     let content = content(1, CHUNK * 20);
     let digest = proxy.backing.has(&content).await;
@@ -111,12 +108,12 @@ async fn a_range_ends_only_when_all_was_verified() {
         .truncate(CHUNK as u64);
     let mut read = Box::pin(range.into_bytes());
     assert!((&mut read).now_or_never().is_none());
-    proxy.backing.let_go();
+    proxy.backing.release();
     assert_eq!(read.await.unwrap(), content.slice(100..100 + CHUNK));
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn without_room_here_readers_get_their_bytes_all_the_same() {
+async fn readers_get_a_blob_for_which_the_disk_has_no_room() {
     let proxy = Proxy::with(common::options(), 2 << 20).await;
     let content = content(1, (40 << 20) + 1000);
     let digest = proxy.backing.has(&content).await;
@@ -144,7 +141,7 @@ async fn without_room_here_readers_get_their_bytes_all_the_same() {
 }
 
 #[tokio::test]
-async fn a_miss_of_both_is_not_found_and_a_dead_backing_cache_is_unavailable() {
+async fn a_miss_is_not_found_and_an_outage_is_unavailable() {
     let proxy = Proxy::new().await;
     let absent = common::sha256(&content(1, 10));
     assert!(matches!(proxy.read(&absent).await, Err(Error::NotFound(_))));
@@ -156,7 +153,7 @@ async fn a_miss_of_both_is_not_found_and_a_dead_backing_cache_is_unavailable() {
 }
 
 #[tokio::test]
-async fn a_batch_is_fetched_for_those_that_are_not_here() {
+async fn a_batch_read_fetches_what_the_local_tier_lacks() {
     let proxy = Proxy::new().await;
     let (here, there, nowhere) = (content(1, 10), content(2, 300_000), content(3, 10));
     let here_digest = proxy.backing.has(&here).await;
@@ -175,7 +172,7 @@ async fn a_batch_is_fetched_for_those_that_are_not_here() {
 }
 
 #[tokio::test]
-async fn an_offset_past_the_end_costs_no_fetch() {
+async fn an_offset_past_the_end_starts_no_fetch() {
     for len in [10, CHUNK * 20] {
         let proxy = Proxy::new().await;
         let digest = proxy.backing.has(&content(1, len)).await;
@@ -188,7 +185,7 @@ async fn an_offset_past_the_end_costs_no_fetch() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn whoever_waits_for_a_fetch_is_told_when_the_proxy_closes() {
+async fn readers_of_a_fetch_fail_when_the_proxy_closes() {
     let proxy = Proxy::new().await;
     let (small, large) = (content(1, 10), content(2, CHUNK * 20));
     let digests = [
@@ -221,7 +218,7 @@ async fn whoever_waits_for_a_fetch_is_told_when_the_proxy_closes() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn when_somebody_else_brings_the_blob_readers_go_on_from_there() {
+async fn readers_continue_from_a_blob_that_another_client_stored() {
     for offset in [0, 5] {
         let proxy = Proxy::new().await;
         let content = content(1, 40 << 20);
@@ -232,17 +229,19 @@ async fn when_somebody_else_brings_the_blob_readers_go_on_from_there() {
         let reader = proxy.store.get(&digest, offset).await.unwrap();
         let put = BlobStore::put(&*proxy.local, &digest, Blob::Bytes(content.clone())).await;
         put.unwrap();
-        proxy.backing.let_go();
-        // Were it only in memory, this would wait for the other.
+        proxy.backing.release();
+        // A blob in memory alone would wait for the other reader.
         let read = timeout(Duration::from_secs(4), reader.into_bytes()).await;
         let offset = usize::try_from(offset).unwrap();
-        assert!(read.expect("nobody is waited for").unwrap() == content.slice(offset..));
+        assert!(
+            read.expect("no waiting for the stalled reader").unwrap() == content.slice(offset..)
+        );
         assert_eq!(proxy.backing.gets.load(SeqCst), 1);
     }
 }
 
 #[tokio::test]
-async fn whoever_read_the_beginning_of_wrong_content_never_sees_an_end() {
+async fn a_reader_of_corrupt_content_fails_even_if_another_client_stores_the_blob() {
     let proxy = Proxy::new().await;
     let content = content(1, CHUNK * 40);
     let digest = proxy.backing.has(&content).await;
@@ -252,14 +251,14 @@ async fn whoever_read_the_beginning_of_wrong_content_never_sees_an_end() {
     reader.next().await.unwrap().unwrap();
     let put = BlobStore::put(&*proxy.local, &digest, Blob::Bytes(content.clone())).await;
     put.unwrap();
-    proxy.backing.let_go();
+    proxy.backing.release();
     let last = reader.map(|chunk| chunk.is_ok()).collect::<Vec<_>>().await;
     assert_eq!(last.last(), Some(&false));
     assert!(proxy.read(&digest).await.unwrap() == content);
 }
 
 #[tokio::test]
-async fn blobs_of_another_digest_function_go_both_ways() {
+async fn blobs_of_another_digest_function_are_read_and_written() {
     let proxy = Proxy::new().await;
     for len in [10, CHUNK * 20] {
         let (there, new) = (content(1, len), content(2, len));
@@ -279,7 +278,7 @@ async fn blobs_of_another_digest_function_go_both_ways() {
 }
 
 #[tokio::test]
-async fn a_batch_that_is_fetched_to_be_read_gets_no_lease() {
+async fn a_fetched_batch_gets_no_lease() {
     let proxy = Proxy::new().await;
     let content = content(1, 10);
     let digest = DigestFunction::Sha256.digest(&content);

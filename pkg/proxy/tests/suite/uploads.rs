@@ -1,12 +1,9 @@
-//! What goes up from here goes once, whoever waits for it.
-#![allow(clippy::unwrap_used, reason = "tests")]
-
-mod common;
+//! Uploads of blobs of the local tier, one at a time of each.
 
 use std::{slice, sync::atomic::Ordering::SeqCst, time::Duration};
 
+use crate::common::{self, CHUNK, Proxy, content, outage::left, sha256};
 use bytes::Bytes;
-use common::{CHUNK, Proxy, content, outage::left, sha256};
 use futures::{StreamExt as _, future::join_all, stream};
 use gorego_proxy::{OnOutage, Options};
 use gorego_storage::{
@@ -14,7 +11,7 @@ use gorego_storage::{
 };
 use tokio::time::{sleep, timeout};
 
-/// Uploads what is not here yet of it.
+/// Resumes an upload where it ended.
 async fn resume(proxy: &Proxy, digest: &Digest, content: &Bytes) -> Result<(), Error> {
     let upload = UploadId::new("upload");
     let offset = proxy.store.committed(digest, &upload).await.unwrap();
@@ -33,7 +30,7 @@ async fn resume(proxy: &Proxy, digest: &Digest, content: &Bytes) -> Result<(), E
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_upload_that_takes_longer_than_its_client_waits_comes_to_an_end() {
+async fn an_upload_continues_after_its_client_gave_up() {
     let proxy = Proxy::new().await;
     let latency = Duration::from_secs(70);
     proxy.backing.script(|script| script.latency = latency);
@@ -51,7 +48,7 @@ async fn an_upload_that_takes_longer_than_its_client_waits_comes_to_an_end() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn many_who_ask_for_a_blob_have_it_pushed_up_once() {
+async fn concurrent_lookups_upload_a_local_blob_once() {
     let options = Options {
         existence_ttl: Duration::ZERO,
         ..common::options()
@@ -65,7 +62,7 @@ async fn many_who_ask_for_a_blob_have_it_pushed_up_once() {
         let latency = Duration::from_millis(50);
         proxy.backing.script(|script| script.latency = latency);
         let five = (0..5).map(|_| proxy.store.find_missing(slice::from_ref(&digest)));
-        // One of them goes away.
+        // One of the callers goes away.
         let gone = proxy.store.find_missing(slice::from_ref(&digest));
         let (found, _) = tokio::join!(join_all(five), timeout(latency * 3 / 2, gone));
         for missing in found {
@@ -76,7 +73,7 @@ async fn many_who_ask_for_a_blob_have_it_pushed_up_once() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn few_batches_are_in_memory_at_once_however_many_ask() {
+async fn concurrent_lookups_upload_few_batches_at_once() {
     const MANY: u8 = 200;
     let proxy = Proxy::new().await;
     let mut digests = Vec::new();
@@ -100,7 +97,7 @@ async fn few_batches_are_in_memory_at_once_however_many_ask() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn closing_ends_what_goes_up() {
+async fn closing_the_proxy_cancels_uploads() {
     let proxy = Proxy::new().await;
     let content = content(1, CHUNK * 20);
     let digest = sha256(&content);
@@ -122,11 +119,11 @@ async fn closing_ends_what_goes_up() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_upload_that_closing_cuts_off_is_named() {
+async fn an_upload_cancelled_by_closing_is_named_in_the_error() {
     let proxy = Proxy::new().await;
     let content = content(1, CHUNK * 20);
     let digest = sha256(&content);
-    // It is sent once more from here, by which time the proxy closes.
+    // The proxy closes during the retry from the staged file.
     proxy.backing.script(|script| {
         script.failing_puts = 1;
         script.latency = Duration::from_secs(1);
@@ -147,7 +144,7 @@ async fn an_upload_that_closing_cuts_off_is_named() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_waits_here_is_not_taken_for_what_is_there() {
+async fn a_pending_blob_is_not_reported_as_uploaded() {
     let options = Options {
         on_outage: OnOutage::Degrade,
         ..common::options()
@@ -160,8 +157,7 @@ async fn what_waits_here_is_not_taken_for_what_is_there() {
         script.latency = Duration::from_secs(1);
     });
     let whole = proxy.store.put(&digest, Blob::Bytes(content.clone()));
-    // This one is here by the time that the other is accepted, and is sent again after that, while
-    // what is accepted goes up.
+    // The staged blob of this put is retried after the other put was accepted, during the drain.
     let streamed = async {
         sleep(Duration::from_millis(500)).await;
         let chunks = stream::iter([Ok(content.clone())]);

@@ -1,10 +1,7 @@
-//! While the backing cache is down builds go on, and nothing that was accepted is lost.
-#![allow(clippy::unwrap_used, reason = "tests")]
+//! Outages with `OnOutage::Degrade`: builds continue, and no accepted write is lost.
 
-mod common;
-
-use common::{
-    CHUNK, Proxy, content,
+use crate::common::{
+    self, CHUNK, Proxy, content,
     outage::{action, backing_put, backing_result, degrading, down, replayed, result},
     sha256,
 };
@@ -13,7 +10,7 @@ use gorego_proxy::Depth;
 use gorego_storage::{ActionCache, ActionCacheExt as _, Blob, BlobStore, BlobStoreExt as _, Error};
 
 #[tokio::test(start_paused = true)]
-async fn misses_are_misses() {
+async fn misses_in_an_outage_are_not_errors() {
     let proxy = down().await;
     for len in [10, CHUNK * 20] {
         let digest = sha256(&content(1, len));
@@ -26,7 +23,7 @@ async fn misses_are_misses() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_result_whose_output_only_the_backing_cache_has_is_no_hit() {
+async fn a_result_with_remote_outputs_is_a_miss_in_an_outage() {
     let proxy = Proxy::with(degrading(), common::GIB).await;
     let output = proxy.backing.has(&content(1, 10)).await;
     backing_put(&proxy, &result(&output, 0, Some(1))).await;
@@ -37,7 +34,7 @@ async fn a_result_whose_output_only_the_backing_cache_has_is_no_hit() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_was_written_is_brought_up_when_the_backing_cache_is_back() {
+async fn degraded_writes_are_uploaded_after_the_outage() {
     let proxy = down().await;
     let contents = [content(1, 10), content(2, CHUNK * 20), content(3, 1000)];
     let [small, large, batched] = contents.clone().map(|content| (sha256(&content), content));
@@ -72,7 +69,7 @@ async fn what_was_written_is_brought_up_when_the_backing_cache_is_back() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_was_called_present_comes_with_the_result_that_names_it() {
+async fn outputs_reported_in_an_outage_are_uploaded_with_their_result() {
     let proxy = down().await;
     let content = content(1, 10);
     let output = sha256(&content);
@@ -88,7 +85,7 @@ async fn what_was_called_present_comes_with_the_result_that_names_it() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_waits_outlives_a_restart_also_without_degrading() {
+async fn pending_writes_survive_a_restart_with_either_outage_policy() {
     for options in [degrading(), common::options()] {
         let proxy = down().await;
         let content = content(1, CHUNK * 20);
@@ -112,7 +109,7 @@ async fn what_waits_outlives_a_restart_also_without_degrading() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_newer_result_of_the_backing_cache_is_not_overwritten() {
+async fn a_newer_complete_result_of_the_backing_cache_stays() {
     for (theirs, stays) in [(1, false), (2, true), (3, true)] {
         let proxy = down().await;
         let ours = content(1, 10);
@@ -137,7 +134,7 @@ async fn a_newer_result_of_the_backing_cache_is_not_overwritten() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_newer_result_whose_outputs_are_gone_is_overwritten() {
+async fn a_newer_incomplete_result_of_the_backing_cache_is_replaced() {
     let proxy = down().await;
     let ours = content(1, 10);
     let digest = sha256(&ours);
@@ -158,7 +155,7 @@ async fn a_newer_result_whose_outputs_are_gone_is_overwritten() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn no_more_waits_than_may() {
+async fn pending_writes_do_not_exceed_their_limit() {
     let proxy = down().await;
     let len = usize::try_from(common::JOURNAL).unwrap() / 3;
     let mut accepted = 0;
@@ -183,8 +180,8 @@ async fn no_more_waits_than_may() {
     put.unwrap();
 }
 
-/// An outage that is seen, after which the backing cache has lost what it said it had.
-async fn come_back_empty(proxy: &Proxy) {
+/// Simulates a noticed outage in which the backing cache loses all blobs.
+async fn lose_all_in_an_outage(proxy: &Proxy) {
     proxy.backing.script(|script| script.down = true);
     let seen = proxy.store.find_missing(&[sha256(&content(50, 10))]).await;
     seen.unwrap_err();
@@ -195,7 +192,7 @@ async fn come_back_empty(proxy: &Proxy) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn nothing_that_the_backing_cache_said_before_an_outage_is_believed_after_it() {
+async fn presence_recorded_before_an_outage_is_not_trusted_after_it() {
     let proxy = Proxy::new().await;
     let actions = proxy.actions();
     proxy.backing.script(|script| script.has_all = true);
@@ -210,7 +207,7 @@ async fn nothing_that_the_backing_cache_said_before_an_outage_is_believed_after_
     backing_put(&proxy, &result(&only_there, 0, None)).await;
     assert!(actions.find("", &action()).await.unwrap().is_some());
 
-    come_back_empty(&proxy).await;
+    lose_all_in_an_outage(&proxy).await;
     common::outage::put(&proxy, &contents[0]).await;
     let missing = proxy.store.find_missing(&[looked_for, only_there]).await;
     assert_eq!(missing.unwrap(), [only_there]);

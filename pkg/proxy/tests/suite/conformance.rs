@@ -1,15 +1,12 @@
-//! The two tiers together keep every promise of a store.
-#![allow(clippy::unwrap_used, reason = "tests")]
-
-mod common;
+//! Conformance of the two tiers to the promises of a store.
 
 use std::sync::{Arc, Mutex};
 
-use common::Proxy;
+use crate::common::{self, Proxy};
 use gorego_proxy::Options;
 use gorego_storage_conformance as conformance;
 
-/// What the stores under test must not outlive.
+/// The proxies of the stores under test, which own their directories.
 type Kept = Mutex<Vec<Proxy>>;
 
 async fn blobs(options: Options, kept: &Kept) -> Arc<gorego_proxy::ProxyStore> {
@@ -26,7 +23,7 @@ async fn it_stores_blobs() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn it_stores_blobs_that_stay_here() {
+async fn it_stores_blobs_when_read_only() {
     let kept = Kept::default();
     let options = Options {
         read_only: true,
@@ -36,7 +33,7 @@ async fn it_stores_blobs_that_stay_here() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn it_keeps_uploads_that_break_off() {
+async fn it_stores_interrupted_uploads() {
     let kept = Kept::default();
     conformance::uploads(async || blobs(common::options(), &kept).await).await;
 }
@@ -47,7 +44,7 @@ async fn it_caches_action_results() {
     let make = async || {
         let proxy = Proxy::new().await;
         let actions = proxy.actions();
-        // The suite's results name blobs that nobody has put.
+        // The results of the conformance suite name missing blobs.
         proxy.backing.script(|script| script.has_all = true);
         kept.lock().unwrap().push(proxy);
         Arc::new(actions)

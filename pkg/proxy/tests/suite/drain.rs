@@ -1,20 +1,16 @@
-//! The backing cache gets what was accepted while it was down, and nothing that is older than what it
-//! has.
-#![allow(clippy::unwrap_used, reason = "tests")]
-
-mod common;
+//! The drain of pending writes, which replaces no newer result of the backing cache.
 
 use std::time::Duration;
 
-use bytes::Bytes;
-use common::{
-    content,
+use crate::common::{
+    self, content,
     outage::{
         action, backing_has, backing_put, backing_result, degrading, down, left, name, put,
         put_result, replayed, result,
     },
     sha256,
 };
+use bytes::Bytes;
 use gorego_storage::{
     ActionCache, ActionCacheExt, Blob, BlobStore, BlobStoreExt as _, DigestFunction, Error,
 };
@@ -23,7 +19,7 @@ use tokio::time::sleep;
 use tonic::Code;
 
 #[tokio::test(start_paused = true)]
-async fn what_the_backing_cache_never_takes_holds_up_nothing_else() {
+async fn a_rejected_write_delays_no_other() {
     let code = Code::InvalidArgument;
     let proxy = down().await;
     let bad = put(&proxy, &content(1, 10)).await;
@@ -40,7 +36,7 @@ async fn what_the_backing_cache_never_takes_holds_up_nothing_else() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_function_that_the_backing_cache_lacks_holds_up_no_other() {
+async fn a_blob_of_an_unsupported_function_delays_no_other() {
     let proxy = down().await;
     let content = content(1, 10);
     let lacking = DigestFunction::Blake3.digest(&content);
@@ -57,7 +53,7 @@ async fn a_function_that_the_backing_cache_lacks_holds_up_no_other() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_result_waits_for_outputs_that_cannot_go_up_or_be_looked_at_yet() {
+async fn a_result_stays_pending_until_its_outputs_are_uploaded_and_readable() {
     for (code, is_there) in [(Code::ResourceExhausted, false), (Code::Unavailable, true)] {
         let proxy = down().await;
         let tree = Tree {
@@ -91,7 +87,7 @@ async fn a_result_waits_for_outputs_that_cannot_go_up_or_be_looked_at_yet() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn of_two_results_of_an_action_the_later_one_stays() {
+async fn the_later_of_two_pending_results_is_uploaded() {
     let proxy = down().await;
     let output = put(&proxy, &content(1, 10)).await;
     for code in [1, 2] {
@@ -103,7 +99,7 @@ async fn of_two_results_of_an_action_the_later_one_stays() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_result_takes_the_place_of_those_that_were_here_before_it() {
+async fn a_pending_result_replaces_the_results_that_preceded_it() {
     let proxy = down().await;
     let output = put(&proxy, &content(1, 10)).await;
     put_result(&proxy, &action(), result(&output, 1, None)).await;
@@ -119,9 +115,9 @@ async fn a_result_takes_the_place_of_those_that_were_here_before_it() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_newer_result_that_comes_while_outputs_go_up_is_not_overwritten() {
+async fn a_newer_result_stored_while_outputs_are_uploaded_stays() {
     let proxy = down().await;
-    // It was here before the outage, so that nobody uploads it.
+    // The local tier had it before the outage, so that no client uploads it.
     let content = content(1, 10);
     let output = sha256(&content);
     let here = BlobStore::put(&*proxy.local, &output, Blob::Bytes(content)).await;
@@ -134,7 +130,7 @@ async fn a_newer_result_that_comes_while_outputs_go_up_is_not_overwritten() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_newer_result_that_takes_the_place_of_a_useless_one_meanwhile_is_not_overwritten() {
+async fn a_newer_result_that_replaces_an_incomplete_one_meanwhile_stays() {
     let proxy = down().await;
     let output = put(&proxy, &content(1, 10)).await;
     put_result(&proxy, &action(), result(&output, 1, Some(1))).await;
@@ -147,9 +143,9 @@ async fn a_newer_result_that_takes_the_place_of_a_useless_one_meanwhile_is_not_o
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_result_that_does_not_wait_takes_the_place_of_one_that_does() {
+async fn a_result_uploaded_at_once_replaces_a_pending_one() {
     for ended in [Some(2), Some(0), None] {
-        // Wherever the replay is by then.
+        // At any stage of the drain.
         for millis in (250..8000).step_by(1000) {
             let proxy = down().await;
             let output = put(&proxy, &content(1, 10)).await;
@@ -170,7 +166,7 @@ async fn a_result_that_does_not_wait_takes_the_place_of_one_that_does() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_result_that_may_not_wait_is_refused_and_one_that_waits_stays() {
+async fn a_failed_result_leaves_the_pending_one() {
     let proxy = down().await;
     let output = put(&proxy, &content(1, 10)).await;
     put_result(&proxy, &action(), result(&output, 1, Some(1))).await;
@@ -183,7 +179,7 @@ async fn a_result_that_may_not_wait_is_refused_and_one_that_waits_stays() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_result_of_unknown_age_is_overwritten_only_if_it_is_of_no_use() {
+async fn a_result_of_unknown_age_is_replaced_only_if_incomplete() {
     for complete in [true, false] {
         let proxy = down().await;
         let output = put(&proxy, &content(1, 10)).await;
@@ -200,7 +196,7 @@ async fn a_result_of_unknown_age_is_overwritten_only_if_it_is_of_no_use() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_replay_that_broke_off_goes_on_after_a_restart() {
+async fn a_drain_continues_after_a_restart() {
     let proxy = down().await;
     let first = put(&proxy, &content(1, 10)).await;
     let second = put(&proxy, &content(2, 10)).await;
@@ -212,7 +208,7 @@ async fn a_replay_that_broke_off_goes_on_after_a_restart() {
     });
     left(&proxy, 2).await;
     assert!(backing_has(&proxy, &first).await);
-    // Its outputs go first.
+    // Its output is uploaded first.
     assert_eq!(backing_result(&proxy).await, None);
     let proxy = proxy.restart(degrading()).await;
     assert_eq!(proxy.outbox.depth().borrow().entries, 2);
@@ -223,7 +219,7 @@ async fn a_replay_that_broke_off_goes_on_after_a_restart() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn results_that_keep_coming_do_not_outrun_the_replay() {
+async fn a_drain_ends_while_new_results_arrive() {
     let proxy = down().await;
     let output = put(&proxy, &content(1, 10)).await;
     let large = ActionResult {

@@ -1,11 +1,8 @@
-//! Outputs that are fetched before anybody asks for them, and those that are not.
-#![allow(clippy::unwrap_used, reason = "tests")]
-
-mod common;
+//! Prefetching of outputs.
 
 use std::time::Duration;
 
-use common::{CHUNK, Proxy, content, sha256};
+use crate::common::{self, CHUNK, Proxy, content, sha256};
 use gorego_proxy::Options;
 use gorego_storage::{ActionCache, ActionCacheExt, BlobStore, BlobStoreExt as _, Digest};
 use reapi::v2::{self, ActionResult, Directory, FileNode, OutputDirectory, OutputFile, Tree};
@@ -56,7 +53,7 @@ async fn here(proxy: &Proxy, digests: &[Digest]) {
     until(here).await;
 }
 
-/// What was wanted up to now has been fetched: outputs of later hits, one after the other, have.
+/// Waits until earlier prefetches have ended: those of later hits, one after the other, have.
 async fn all_fetched(proxy: &Proxy) {
     for number in 50..55 {
         let mark = proxy.backing.has(&content(number, 10)).await;
@@ -68,7 +65,7 @@ async fn all_fetched(proxy: &Proxy) {
 }
 
 #[tokio::test]
-async fn the_outputs_of_a_hit_are_fetched_before_they_are_asked_for() {
+async fn outputs_of_a_hit_are_prefetched() {
     let proxy = proxy(common::GIB).await;
     let actions = proxy.actions();
     let mut outputs = Vec::new();
@@ -103,7 +100,7 @@ async fn the_outputs_of_a_hit_are_fetched_before_they_are_asked_for() {
 }
 
 #[tokio::test]
-async fn the_outputs_of_a_miss_are_left_where_they_are() {
+async fn outputs_of_a_miss_are_not_prefetched() {
     let proxy = proxy(common::GIB).await;
     let there = proxy.backing.has(&content(1, 10)).await;
     let gone = sha256(&content(2, 10));
@@ -115,7 +112,7 @@ async fn the_outputs_of_a_miss_are_left_where_they_are() {
 }
 
 #[tokio::test]
-async fn the_outputs_of_a_result_that_nobody_asked_for_yet_are_left_where_they_are() {
+async fn outputs_of_a_revalidated_result_are_not_prefetched_before_a_hit() {
     let proxy = proxy(common::GIB).await;
     let actions = proxy.actions();
     let old = proxy.backing.has(&content(1, 10)).await;
@@ -125,7 +122,7 @@ async fn the_outputs_of_a_result_that_nobody_asked_for_yet_are_left_where_they_a
     backing_has(&proxy, 0, &result(&[new])).await;
     let got = actions.find("", &action(0)).await.unwrap();
     assert_eq!(got, Some(result(&[old])));
-    // It is looked at anew in the background.
+    // It is revalidated in the background.
     let is_new = async || {
         let kept = ActionCacheExt::find(&*proxy.local, "", &action(0)).await;
         kept.unwrap() == Some(result(&[new]))
@@ -138,7 +135,7 @@ async fn the_outputs_of_a_result_that_nobody_asked_for_yet_are_left_where_they_a
 }
 
 #[tokio::test]
-async fn what_would_fill_too_much_of_the_local_tier_is_left_where_it_is() {
+async fn an_output_too_large_for_the_local_tier_is_not_prefetched() {
     let proxy = proxy(16 << 20).await;
     let mut outputs = Vec::new();
     for (seed, len) in [(1, CHUNK), (2, (1 << 20) + 1), (3, CHUNK)] {

@@ -1,24 +1,21 @@
-//! What waits gets there in its order, and what does not get there holds up nothing behind it.
-#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
-
-mod common;
+//! The order of uploads from the outbox, in which no write delays another.
 
 use std::{sync::atomic::Ordering::SeqCst, time::Duration};
 
-use bytes::Bytes;
-use common::{
+use crate::common::{
     CHUNK, Proxy, content,
     outage::{
         action, backing_has, backing_result, degrading, down, files, left, name, put, put_result,
         replayed, result,
     },
 };
+use bytes::Bytes;
 use gorego_storage::{BlobStore, Digest};
 use reapi::v2::ActionResult;
 use tokio::time::sleep;
 use tonic::Code;
 
-/// Uploads so many small blobs.
+/// Puts small blobs, which become pending.
 async fn put_many(proxy: &Proxy, count: u64) -> Vec<Digest> {
     let mut digests = Vec::new();
     for number in 0..count {
@@ -28,7 +25,7 @@ async fn put_many(proxy: &Proxy, count: u64) -> Vec<Digest> {
     digests
 }
 
-/// The backing cache is back, and answers about these with that code.
+/// Ends the outage, and refuses these writes with a code.
 fn refuse(proxy: &Proxy, refused: &[Digest], code: Code) {
     proxy.backing.script(|script| {
         script.refused = refused.iter().map(|digest| (*digest, code)).collect();
@@ -37,7 +34,7 @@ fn refuse(proxy: &Proxy, refused: &[Digest], code: Code) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_outage_of_any_length_leaves_the_order_as_it_was() {
+async fn a_long_outage_preserves_the_order_of_uploads() {
     let proxy = down().await;
     let digests = put_many(&proxy, 1500).await;
     sleep(Duration::from_mins(10)).await;
@@ -51,7 +48,7 @@ async fn an_outage_of_any_length_leaves_the_order_as_it_was() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_a_round_panics_over_comes_behind_the_rest() {
+async fn a_panic_in_one_batch_does_not_stop_the_next() {
     let proxy = down().await;
     let digests = put_many(&proxy, 2000).await;
     proxy.backing.script(|script| {
@@ -63,7 +60,7 @@ async fn what_a_round_panics_over_comes_behind_the_rest() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn one_blob_that_never_gets_there_holds_up_no_result() {
+async fn a_blob_that_stays_pending_delays_no_result() {
     let proxy = down().await;
     let bad = put(&proxy, &content(1, 10)).await;
     let good = put(&proxy, &content(2, 10)).await;
@@ -75,7 +72,7 @@ async fn one_blob_that_never_gets_there_holds_up_no_result() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn results_of_a_blob_that_never_gets_there_hold_up_no_others() {
+async fn results_of_a_pending_blob_delay_no_others() {
     let proxy = down().await;
     let bad = put(&proxy, &content(1, 10)).await;
     let good = put(&proxy, &content(2, 10)).await;
@@ -89,7 +86,7 @@ async fn results_of_a_blob_that_never_gets_there_hold_up_no_others() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn many_that_are_refused_hold_up_no_others() {
+async fn many_refused_blobs_delay_no_others() {
     let proxy = down().await;
     let bad = put_many(&proxy, 300).await;
     let good = put(&proxy, &content(2, 10)).await;
@@ -105,7 +102,7 @@ async fn many_that_are_refused_hold_up_no_others() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_was_refused_with_others_goes_up_once_more_and_what_got_there_does_not_wait_for_it() {
+async fn blobs_refused_together_are_uploaded_alone_after_the_others_are_settled() {
     let proxy = down().await;
     let bad = put_many(&proxy, 20).await;
     put(&proxy, &content(2, 10)).await;
@@ -122,7 +119,7 @@ async fn what_was_refused_with_others_goes_up_once_more_and_what_got_there_does_
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_was_refused_alone_goes_up_once() {
+async fn a_blob_refused_alone_is_uploaded_once() {
     let proxy = down().await;
     let bad = put(&proxy, &content(1, CHUNK * 20)).await;
     let before = proxy.backing.puts.load(SeqCst);
@@ -131,7 +128,7 @@ async fn what_was_refused_alone_goes_up_once() {
     assert_eq!(proxy.backing.puts.load(SeqCst) - before, 1);
 }
 
-/// The numbers and hashes in the names of the outbox's files, in order.
+/// Returns the numbers and hashes in the names of the outbox's files, in order.
 fn entries(proxy: &Proxy) -> Vec<(u64, String)> {
     let files = files(proxy).into_iter();
     let parts = files.map(|file| file.split('-').map(str::to_owned).collect::<Vec<_>>());
@@ -164,7 +161,7 @@ async fn numbers_of_pending_writes_never_restart() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_restart_leaves_the_order_as_it_was() {
+async fn a_restart_preserves_the_order_of_uploads() {
     let proxy = down().await;
     let digests = put_many(&proxy, 1500).await;
     let proxy = proxy.restart(degrading()).await;

@@ -1,4 +1,4 @@
-//! A backing cache that is down, and what it missed.
+//! Outages of the backing cache, and pending writes.
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use tokio::time::timeout;
 
 use super::{GIB, Proxy, content, options, sha256};
 
-pub fn degrading() -> Options {
+pub(crate) fn degrading() -> Options {
     Options {
         on_outage: OnOutage::Degrade,
         ..options()
@@ -21,18 +21,18 @@ pub fn degrading() -> Options {
 }
 
 /// A proxy whose backing cache is down.
-pub async fn down() -> Proxy {
+pub(crate) async fn down() -> Proxy {
     let proxy = Proxy::with(degrading(), GIB).await;
     proxy.backing.script(|script| script.down = true);
     proxy
 }
 
-pub fn action() -> Digest {
+pub(crate) fn action() -> Digest {
     sha256(&content(99, 10))
 }
 
-/// A result of an action that ended with that code, at that second if it tells.
-pub fn result(output: &Digest, code: i32, ended: Option<i64>) -> ActionResult {
+/// Creates the result of an action with an exit code and, optionally, the second of its end.
+pub(crate) fn result(output: &Digest, code: i32, ended: Option<i64>) -> ActionResult {
     let file = OutputFile {
         path: "out".to_owned(),
         digest: Some(output.to_proto()),
@@ -50,31 +50,31 @@ pub fn result(output: &Digest, code: i32, ended: Option<i64>) -> ActionResult {
     }
 }
 
-/// Uploads content; its digest.
-pub async fn put(proxy: &Proxy, content: &Bytes) -> Digest {
+/// Puts content, and returns its digest.
+pub(crate) async fn put(proxy: &Proxy, content: &Bytes) -> Digest {
     let digest = sha256(content);
     let put = proxy.store.put(&digest, Blob::Bytes(content.clone())).await;
     put.unwrap();
     digest
 }
 
-/// The digest with that number.
-pub fn name(number: u64) -> Digest {
+/// Returns the digest of a number.
+pub(crate) fn name(number: u64) -> Digest {
     sha256(&Bytes::copy_from_slice(&number.to_le_bytes()))
 }
 
-pub async fn put_result(proxy: &Proxy, action: &Digest, result: ActionResult) {
+pub(crate) async fn put_result(proxy: &Proxy, action: &Digest, result: ActionResult) {
     proxy.actions().put("", action, result).await.unwrap();
 }
 
-/// The backing cache is back: waits until it has got everything.
-pub async fn replayed(proxy: &Proxy) {
+/// Ends the outage, and waits until no write is pending.
+pub(crate) async fn replayed(proxy: &Proxy) {
     proxy.backing.script(|script| script.down = false);
     left(proxy, 0).await;
 }
 
-/// Waits until that many entries wait.
-pub async fn left(proxy: &Proxy, entries: u64) {
+/// Waits until a number of writes is pending.
+pub(crate) async fn left(proxy: &Proxy, entries: u64) {
     let mut depth = proxy.outbox.depth();
     let until = depth.wait_for(|depth| depth.entries == entries);
     timeout(Duration::from_hours(3), until)
@@ -83,22 +83,22 @@ pub async fn left(proxy: &Proxy, entries: u64) {
         .unwrap();
 }
 
-pub async fn backing_has(proxy: &Proxy, digest: &Digest) -> bool {
+pub(crate) async fn backing_has(proxy: &Proxy, digest: &Digest) -> bool {
     proxy.backing.memory.contains(digest).await.unwrap()
 }
 
-pub async fn backing_result(proxy: &Proxy) -> Option<ActionResult> {
+pub(crate) async fn backing_result(proxy: &Proxy) -> Option<ActionResult> {
     let got = ActionCacheExt::find(&proxy.backing.memory, "", &action()).await;
     got.unwrap()
 }
 
-pub async fn backing_put(proxy: &Proxy, result: &ActionResult) {
+pub(crate) async fn backing_put(proxy: &Proxy, result: &ActionResult) {
     let put = ActionCache::put(&proxy.backing.memory, "", &action(), result.clone()).await;
     put.unwrap();
 }
 
 /// Returns the names of the outbox's files, in order.
-pub fn files(proxy: &Proxy) -> Vec<String> {
+pub(crate) fn files(proxy: &Proxy) -> Vec<String> {
     let files = std::fs::read_dir(proxy.dir.path().join("outbox")).unwrap();
     let names = files.map(|file| file.unwrap().file_name().into_string().unwrap());
     let mut names: Vec<String> = names.collect();
@@ -106,8 +106,8 @@ pub fn files(proxy: &Proxy) -> Vec<String> {
     names
 }
 
-/// Evicts from the local tier all that may be.
-pub fn evict_all(proxy: &Proxy) {
+/// Evicts all blobs of the local tier that can be evicted.
+pub(crate) fn evict_all(proxy: &Proxy) {
     let mut all = Vec::new();
     proxy.local.visit(&mut |candidate| all.push(candidate));
     all.retain(|candidate| !candidate.in_use);

@@ -1,12 +1,9 @@
 //! Action results of two tiers.
-#![allow(clippy::unwrap_used, reason = "tests")]
-
-mod common;
 
 use std::{sync::atomic::Ordering::SeqCst, time::Duration};
 
+use crate::common::{self, Proxy, content, sha256};
 use bytes::Bytes;
-use common::{Proxy, content, sha256};
 use gorego_limits::Budget;
 use gorego_proxy::{OnOutage, Options};
 use gorego_storage::{
@@ -63,7 +60,7 @@ async fn until(holds: impl AsyncFn() -> bool) {
 }
 
 #[tokio::test]
-async fn a_result_that_was_read_once_is_here() {
+async fn a_fetched_result_is_served_during_an_outage() {
     let proxy = Proxy::new().await;
     let actions = proxy.actions();
     let digest = proxy.backing.has(&content(1, 10)).await;
@@ -77,7 +74,7 @@ async fn a_result_that_was_read_once_is_here() {
 }
 
 #[tokio::test]
-async fn a_new_result_a_hit_and_a_lookup_give_outputs_in_the_local_tier_the_full_lease() {
+async fn outputs_are_leased_by_a_new_result_a_hit_and_a_lookup() {
     for (way, read_only) in [
         ("put", false),
         ("put", true),
@@ -178,7 +175,7 @@ async fn a_new_result_is_stored_before_its_trees_are_read() {
 }
 
 #[tokio::test]
-async fn a_miss_asks_the_backing_cache_once() {
+async fn a_result_miss_asks_the_backing_cache_once() {
     let proxy = Proxy::new().await;
     let actions = proxy.actions();
     assert_eq!(actions.find("", &action()).await.unwrap(), None);
@@ -216,7 +213,7 @@ async fn a_first_hit_costs_one_lookup_of_the_result_and_one_of_each_level() {
         backing_has(&proxy, &result).await;
         let found = actions.find("", &action()).await.unwrap();
         assert_eq!(found, Some(result));
-        // The result and the tree; then what the result names, and what the tree does.
+        // Gets of the result and the tree; lookups of the outputs in the result, and of those in the tree.
         let gets = proxy.backing.gets.load(SeqCst);
         let finds = proxy.backing.finds.load(SeqCst);
         let (ttl, on_outage) = (options.existence_ttl, options.on_outage);
@@ -245,7 +242,7 @@ async fn an_incomplete_result_names_the_missing_blob() {
 }
 
 #[tokio::test]
-async fn a_newer_result_of_the_backing_cache_is_found_in_the_background() {
+async fn a_newer_result_of_the_backing_cache_is_fetched_in_the_background() {
     let options = Options {
         existence_ttl: Duration::ZERO,
         ..common::options()
@@ -263,7 +260,7 @@ async fn a_newer_result_of_the_backing_cache_is_found_in_the_background() {
 }
 
 #[tokio::test]
-async fn a_result_is_looked_at_anew_after_an_outage() {
+async fn a_result_is_revalidated_after_an_outage() {
     let proxy = Proxy::new().await;
     let actions = proxy.actions();
     let [old, new] = [1, 2].map(|seed| content(seed, 10));
@@ -281,7 +278,7 @@ async fn a_result_is_looked_at_anew_after_an_outage() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_was_read_before_a_write_does_not_undo_it() {
+async fn a_result_read_before_a_write_does_not_replace_it() {
     for old_is_here in [true, false] {
         let options = Options {
             existence_ttl: Duration::ZERO,
@@ -317,7 +314,7 @@ async fn what_was_read_before_a_write_does_not_undo_it() {
 }
 
 #[tokio::test]
-async fn a_result_is_not_here_when_the_backing_cache_did_not_take_it() {
+async fn a_result_refused_by_the_backing_cache_is_not_stored_locally() {
     let proxy = Proxy::new().await;
     let actions = proxy.actions();
     proxy.backing.script(|script| script.down = true);

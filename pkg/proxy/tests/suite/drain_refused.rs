@@ -1,19 +1,16 @@
-//! What the backing cache does not take is offered again, and given up only where it is at fault itself.
-#![allow(clippy::unwrap_used, reason = "tests")]
-
-mod common;
+//! Retries of refused writes, which are dropped only if they are at fault themselves.
 
 use std::{ops::Range, time::Duration};
 
-use common::{
-    Proxy, content,
+use crate::common::{
+    self, Proxy, content,
     outage::{action, backing_has, backing_result, degrading, down, left, put, put_result, result},
 };
 use gorego_proxy::Options;
 use tokio::time::sleep;
 use tonic::Code;
 
-/// The backing cache is back, and a blob waits that it answers with that code.
+/// Ends an outage with a pending blob that the backing cache refuses with a code.
 async fn refused(code: Code) -> (Proxy, gorego_storage::Digest) {
     let proxy = down().await;
     let bad = put(&proxy, &content(0, 10)).await;
@@ -24,7 +21,7 @@ async fn refused(code: Code) -> (Proxy, gorego_storage::Digest) {
     (proxy, bad)
 }
 
-/// Uploads one thing a minute, which the backing cache takes.
+/// Puts one blob a minute, which the backing cache accepts.
 async fn upload(proxy: &Proxy, seeds: Range<u8>) {
     for seed in seeds {
         let digest = put(proxy, &content(seed, 10)).await;
@@ -38,7 +35,7 @@ fn waiting(proxy: &Proxy) -> u64 {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_refused_for_the_moment_is_offered_again() {
+async fn a_temporarily_refused_write_is_retried() {
     for code in [
         Code::ResourceExhausted,
         Code::PermissionDenied,
@@ -56,7 +53,7 @@ async fn what_is_refused_for_the_moment_is_offered_again() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn hours_without_leave_to_write_cost_nothing_that_was_accepted() {
+async fn pending_writes_survive_hours_without_permission() {
     for code in [
         Code::Unauthenticated,
         Code::PermissionDenied,
@@ -70,7 +67,7 @@ async fn hours_without_leave_to_write_cost_nothing_that_was_accepted() {
             script.refused = [output, action()].map(|digest| (digest, code)).to_vec();
             script.down = false;
         });
-        // Whatever else may be written.
+        // Other writes are accepted meanwhile.
         upload(&proxy, 1..90).await;
         assert_eq!(waiting(&proxy), 2, "{code}");
         proxy.backing.script(|script| script.refused.clear());
@@ -81,7 +78,7 @@ async fn hours_without_leave_to_write_cost_nothing_that_was_accepted() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_refused_for_an_hour_in_which_other_things_are_taken_is_given_up() {
+async fn a_write_refused_for_the_configured_time_is_dropped() {
     let (proxy, bad) = refused(Code::FailedPrecondition).await;
     upload(&proxy, 1..50).await;
     assert_eq!(waiting(&proxy), 1);
@@ -92,10 +89,10 @@ async fn what_is_refused_for_an_hour_in_which_other_things_are_taken_is_given_up
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_refused_while_nothing_is_taken_is_offered_for_as_long_as_that_takes() {
+async fn a_refused_write_is_retried_while_no_other_is_accepted() {
     let (proxy, bad) = refused(Code::FailedPrecondition).await;
     sleep(Duration::from_hours(24)).await;
-    // That it takes something again says nothing of the time before.
+    // Accepting writes again does not count the time before.
     upload(&proxy, 1..9).await;
     assert_eq!(waiting(&proxy), 1);
     proxy.backing.script(|script| script.refused.clear());
@@ -104,7 +101,7 @@ async fn what_is_refused_while_nothing_is_taken_is_offered_for_as_long_as_that_t
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_time_of_an_outage_is_none_of_being_refused() {
+async fn an_outage_does_not_count_as_refusal() {
     let (proxy, bad) = refused(Code::FailedPrecondition).await;
     upload(&proxy, 1..20).await;
     proxy.backing.script(|script| script.down = true);
@@ -118,7 +115,7 @@ async fn the_time_of_an_outage_is_none_of_being_refused() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_outage_suspends_the_time_of_being_refused_and_does_not_restart_it() {
+async fn an_outage_suspends_the_clock_of_a_refused_write() {
     let (proxy, _) = refused(Code::FailedPrecondition).await;
     upload(&proxy, 1..40).await;
     proxy.backing.script(|script| script.down = true);
@@ -131,7 +128,7 @@ async fn an_outage_suspends_the_time_of_being_refused_and_does_not_restart_it() 
 }
 
 #[tokio::test(start_paused = true)]
-async fn time_in_which_nothing_else_is_written_does_not_count_as_being_refused() {
+async fn idle_time_does_not_count_as_refusal() {
     let (proxy, _) = refused(Code::FailedPrecondition).await;
     for seed in 1..20 {
         upload(&proxy, seed..seed + 1).await;
@@ -162,7 +159,7 @@ async fn a_refused_write_is_retried_for_as_long_as_configured() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_a_balancers_page_refuses_is_offered_again() {
+async fn a_write_refused_by_a_proxys_page_is_retried() {
     for code in [Code::OutOfRange, Code::Unimplemented, Code::Unknown] {
         let (proxy, bad) = refused(code).await;
         proxy.backing.script(|script| script.foreign = true);

@@ -1,12 +1,9 @@
-//! Read-only towards the backing cache: what clients write stays here.
-#![allow(clippy::unwrap_used, reason = "tests")]
-
-mod common;
+//! `Options::read_only`: writes of clients stay in the local tier.
 
 use std::{sync::atomic::Ordering::SeqCst, time::Duration};
 
-use common::{
-    CHUNK, Proxy, content,
+use crate::common::{
+    self, CHUNK, Proxy, content,
     outage::{action, backing_put, degrading, result},
     sha256,
 };
@@ -24,7 +21,7 @@ async fn read_only(options: Options) -> Proxy {
 }
 
 #[tokio::test]
-async fn writes_stay_here() {
+async fn writes_stay_in_the_local_tier_when_read_only() {
     let proxy = read_only(common::options()).await;
     let content = content(1, CHUNK * 20);
     let digest = sha256(&content);
@@ -37,7 +34,7 @@ async fn writes_stay_here() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_here_is_all_there_is_while_the_backing_cache_is_down() {
+async fn only_local_blobs_are_present_in_an_outage_when_read_only() {
     let proxy = read_only(degrading()).await;
     proxy.backing.script(|script| script.down = true);
     let digest = sha256(&content(1, 10));
@@ -46,7 +43,7 @@ async fn what_is_here_is_all_there_is_while_the_backing_cache_is_down() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_known_to_be_there_is_not_asked_for_again() {
+async fn a_blob_known_to_be_present_is_not_looked_up_again() {
     let proxy = read_only(common::options()).await;
     let digest = proxy.backing.has(&content(1, 10)).await;
     for _ in 0..3 {
@@ -56,7 +53,7 @@ async fn what_is_known_to_be_there_is_not_asked_for_again() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_result_that_was_written_stays_and_one_that_was_read_is_looked_at_anew() {
+async fn a_fetched_result_is_revalidated_and_a_written_one_stays_when_read_only() {
     let proxy = read_only(common::options()).await;
     let output = proxy.backing.has(&content(1, 10)).await;
     backing_put(&proxy, &result(&output, 1, None)).await;

@@ -1,7 +1,4 @@
-//! Content of the backing cache that is damaged on its way decides nothing about what waits.
-#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
-
-mod common;
+//! Pending writes and corrupt content, in transfer from the backing cache or in the outbox.
 
 use std::{
     fs,
@@ -9,8 +6,7 @@ use std::{
     time::Duration,
 };
 
-use bytes::Bytes;
-use common::{
+use crate::common::{
     CHUNK, Proxy, content,
     outage::{
         action, backing_has, backing_put, backing_result, degrading, down, evict_all, files, left,
@@ -18,14 +14,15 @@ use common::{
     },
     sha256,
 };
+use bytes::Bytes;
 use gorego_storage::{ActionCacheExt as _, BlobStoreExt as _, Digest};
 use reapi::v2::{ActionResult, Directory, FileNode, OutputDirectory, Tree};
 use tokio::time::sleep;
 
-/// In one piece, and in several.
+/// The lengths of a tree in one chunk, and in several.
 const LENGTHS: [usize; 2] = [10, CHUNK * 3];
 
-/// An encoded tree of more than `len` bytes that holds that file.
+/// Encodes a tree of more than `len` bytes that contains the file.
 fn tree(file: &Digest, len: usize) -> Bytes {
     let node = FileNode {
         name: "x".repeat(len),
@@ -43,7 +40,7 @@ fn tree(file: &Digest, len: usize) -> Bytes {
     Bytes::from(prost::Message::encode_to_vec(&tree))
 }
 
-/// A result with such a tree, which only the backing cache has.
+/// Adds a tree that only the backing cache has to a result.
 async fn with_tree(proxy: &Proxy, mut result: ActionResult, tree: &Bytes) -> ActionResult {
     let tree = proxy.backing.has(tree).await;
     result.output_directories.push(OutputDirectory {
@@ -53,8 +50,8 @@ async fn with_tree(proxy: &Proxy, mut result: ActionResult, tree: &Bytes) -> Act
     result
 }
 
-/// The backing cache is back, and for a while all that it gives is damaged on its way.
-async fn damaged_for_a_while(proxy: &Proxy) {
+/// Ends the outage, and corrupts for a while all content that the backing cache returns.
+async fn corrupt_for_a_while(proxy: &Proxy) {
     proxy.backing.script(|script| {
         script.corrupt = true;
         script.down = false;
@@ -63,13 +60,13 @@ async fn damaged_for_a_while(proxy: &Proxy) {
     assert_eq!(proxy.outbox.depth().borrow().entries, 1);
 }
 
-async fn whole_again(proxy: &Proxy) {
+async fn intact_again(proxy: &Proxy) {
     proxy.backing.script(|script| script.corrupt = false);
     left(proxy, 0).await;
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_newer_result_that_cannot_be_looked_at_stays() {
+async fn a_newer_result_whose_tree_is_corrupted_in_transfer_stays() {
     for len in LENGTHS {
         let proxy = down().await;
         let output = put(&proxy, &content(1, 10)).await;
@@ -78,15 +75,15 @@ async fn a_newer_result_that_cannot_be_looked_at_stays() {
         let theirs = result(&file, 2, Some(2));
         let theirs = with_tree(&proxy, theirs, &tree(&file, len)).await;
         backing_put(&proxy, &theirs).await;
-        damaged_for_a_while(&proxy).await;
+        corrupt_for_a_while(&proxy).await;
         assert_eq!(backing_result(&proxy).await.unwrap().exit_code, 2);
-        whole_again(&proxy).await;
+        intact_again(&proxy).await;
         assert_eq!(backing_result(&proxy).await.unwrap().exit_code, 2);
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_result_waits_until_it_is_known_that_theirs_is_useless() {
+async fn a_result_stays_pending_until_the_other_one_is_known_to_be_incomplete() {
     for len in LENGTHS {
         let proxy = down().await;
         let output = put(&proxy, &content(1, 10)).await;
@@ -96,41 +93,41 @@ async fn a_result_waits_until_it_is_known_that_theirs_is_useless() {
         let theirs = result(&output, 2, None);
         let theirs = with_tree(&proxy, theirs, &tree(&gone, len)).await;
         backing_put(&proxy, &theirs).await;
-        damaged_for_a_while(&proxy).await;
+        corrupt_for_a_while(&proxy).await;
         assert_eq!(backing_result(&proxy).await.unwrap().exit_code, 2);
-        whole_again(&proxy).await;
+        intact_again(&proxy).await;
         assert_eq!(backing_result(&proxy).await.unwrap().exit_code, 1);
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_result_waits_until_what_it_names_can_be_looked_at() {
+async fn a_result_stays_pending_while_its_tree_is_corrupted_in_transfer() {
     for len in LENGTHS {
         let proxy = down().await;
         let output = put(&proxy, &content(1, 10)).await;
         let ours = result(&output, 1, None);
         let ours = with_tree(&proxy, ours, &tree(&output, len)).await;
         put_result(&proxy, &action(), ours).await;
-        damaged_for_a_while(&proxy).await;
-        whole_again(&proxy).await;
+        corrupt_for_a_while(&proxy).await;
+        intact_again(&proxy).await;
         assert!(backing_result(&proxy).await.is_some());
     }
 }
 
-/// The path of the pending write with that place in the order.
+/// Returns the path of the pending write at a place in the order.
 fn entry(proxy: &Proxy, place: usize) -> PathBuf {
     let dir = proxy.dir.path().join("outbox");
     dir.join(&files(proxy)[place])
 }
 
-/// Writes something else over a file of the outbox.
+/// Replaces the content of a file in the outbox.
 fn overwrite(path: &Path, content: &[u8]) {
     fs::remove_file(path).unwrap();
     fs::write(path, content).unwrap();
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_corrupt_result_costs_only_itself() {
+async fn a_corrupt_pending_result_affects_no_other() {
     type Damage = fn(&mut Vec<u8>);
     let damages: [Damage; 4] = [
         |file| file[3] ^= 1,
@@ -166,7 +163,7 @@ async fn a_corrupt_result_costs_only_itself() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_file_that_is_no_pending_write_is_left_alone() {
+async fn a_foreign_file_in_the_outbox_is_ignored() {
     let proxy = down().await;
     put(&proxy, &content(1, 10)).await;
     let foreign = proxy.dir.path().join("outbox/zz-notes-of-the-operator");
@@ -199,7 +196,7 @@ async fn a_blob_removed_from_the_local_tier_is_uploaded_from_the_outbox() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_removed_blob_of_another_content_than_its_digest_costs_only_itself() {
+async fn a_corrupt_entry_of_a_removed_blob_affects_no_other() {
     let proxy = down().await;
     let bad = put(&proxy, &content(1, CHUNK)).await;
     let good = put(&proxy, &content(2, 10)).await;
@@ -211,7 +208,7 @@ async fn a_removed_blob_of_another_content_than_its_digest_costs_only_itself() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_entry_that_only_names_its_blob_pins_it_until_it_is_uploaded() {
+async fn an_empty_entry_pins_its_blob_until_the_upload() {
     let proxy = down().await;
     let digest = put(&proxy, &content(1, CHUNK)).await;
     overwrite(&entry(&proxy, 0), &[]);
@@ -225,7 +222,7 @@ async fn an_entry_that_only_names_its_blob_pins_it_until_it_is_uploaded() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_outbox_that_was_removed_takes_writes_again() {
+async fn a_removed_outbox_accepts_writes_again() {
     let proxy = down().await;
     let before = put(&proxy, &content(1, 10)).await;
     put_result(&proxy, &name(1), ActionResult::default()).await;

@@ -1,27 +1,23 @@
-//! Of trees only so much is in memory at once, however many results name them.
-#![allow(clippy::unwrap_used, reason = "tests")]
-
-mod common;
+//! The memory for trees, however many results name them.
 
 use std::{sync::atomic::Ordering::SeqCst, time::Duration};
 
-use bytes::Bytes;
-use common::{
+use crate::common::{
     GIB, Proxy, content,
     outage::{action, degrading, down, left, put},
     sha256,
 };
+use bytes::Bytes;
 use futures::future::{join, join_all};
 use gorego_storage::{ActionCache, ActionCacheExt as _, Blob, BlobStore, Digest};
 use reapi::v2::{ActionResult, Directory, OutputDirectory, SymlinkNode, Tree};
 use tokio::time::sleep;
 use tonic::Code;
 
-/// More than is in memory of one tree at a time, which is 1 MiB.
+/// The size of a tree, more than the 1 MiB in memory of one at a time.
 const LARGE: usize = 2 << 20;
 const MANY: u8 = 10;
-/// How many trees fit at once into the memory for those that go to the backing cache, and for those that
-/// clients ask for.
+/// The numbers of trees that fit into the memory for uploads of results, and into that for lookups.
 const BRINGING: u64 = 4;
 const LOOKING: u64 = 8;
 
@@ -55,18 +51,17 @@ fn name(number: u8) -> Digest {
     sha256(&content(number, 20))
 }
 
-/// Waits until nothing goes on any more; how many gets the backing cache had by then, of which it has
-/// answered none.
+/// Waits until all gets are withheld, and releases them. Returns their number.
 async fn held(proxy: &Proxy) -> u64 {
-    // Not for longer than a call waits for its turn.
+    // Less than the time that a call waits for memory.
     sleep(Duration::from_secs(20)).await;
     let gets = proxy.backing.gets.load(SeqCst);
-    proxy.backing.let_go();
+    proxy.backing.release();
     gets
 }
 
 #[tokio::test(start_paused = true)]
-async fn results_that_look_for_what_waits_read_as_many_trees_at_once_as_fit() {
+async fn new_results_behind_pending_blobs_read_few_trees_at_once() {
     let proxy = down().await;
     let waits = put(&proxy, &content(1, 10)).await;
     let tree = proxy.backing.has(&tree("a")).await;
@@ -89,7 +84,7 @@ async fn results_that_look_for_what_waits_read_as_many_trees_at_once_as_fit() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_replay_does_so_too_and_no_client_waits_for_it() {
+async fn a_drain_reads_few_trees_at_once_and_delays_no_lookup() {
     let proxy = down().await;
     let there = proxy.backing.has(&tree("a")).await;
     let actions = proxy.actions();
@@ -114,12 +109,12 @@ async fn a_replay_does_so_too_and_no_client_waits_for_it() {
     assert_eq!(proxy.backing.gets.load(SeqCst), before + BRINGING);
     let got = actions.find("", &action()).await.unwrap();
     assert!(got.is_some());
-    proxy.backing.let_go();
+    proxy.backing.release();
     left(&proxy, 0).await;
 }
 
 #[tokio::test(start_paused = true)]
-async fn results_from_here_and_from_there_share_what_they_may_hold() {
+async fn lookups_of_local_and_remote_results_share_one_budget() {
     let proxy = Proxy::with(degrading(), GIB).await;
     for number in 0..MANY {
         let tree = proxy
@@ -140,7 +135,7 @@ async fn results_from_here_and_from_there_share_what_they_may_hold() {
         async move { actions.find("", &name).await }
     });
     let (found, gets) = join(join_all(gets), held(&proxy)).await;
-    // Half of them are of a result.
+    // Half of the actions also fetch their result.
     assert_eq!(gets, LOOKING + u64::from(MANY / 2));
     assert!(found.into_iter().all(|found| found.unwrap().is_some()));
 }

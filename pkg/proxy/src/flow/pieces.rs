@@ -1,4 +1,4 @@
-//! Pieces of a file that readers at the same place share.
+//! Pieces of a file that readers at the same offset share.
 
 use std::{
     collections::HashMap,
@@ -9,8 +9,8 @@ use bytes::Bytes;
 use gorego_storage::Result;
 use tokio::sync::OnceCell;
 
-/// The pieces that readers hold, by offset. A crowd of readers reads each piece once, and holds it once:
-/// otherwise each would get a small one, since all share one budget.
+/// The pieces that readers hold, by offset. Many readers read a piece once and hold it once; otherwise each
+/// would get a small one, since all share one budget.
 #[derive(Debug, Default)]
 pub(super) struct PieceCache(Mutex<HashMap<u64, Weak<OnceCell<Bytes>>>>);
 

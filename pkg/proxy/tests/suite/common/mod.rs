@@ -1,13 +1,6 @@
-//! A backing cache in memory that does as it is told, and a proxy in front of it.
-#![allow(
-    dead_code,
-    unreachable_pub,
-    clippy::unwrap_used,
-    clippy::expect_used,
-    reason = "tests, each using a part"
-)]
+//! A backing cache in memory that follows a script, and a proxy in front of it.
 
-pub mod outage;
+pub(crate) mod outage;
 
 use std::{
     fmt,
@@ -36,59 +29,59 @@ use tempfile::TempDir;
 use tokio::{sync::watch, time::sleep};
 use tonic::Code;
 
-pub const GIB: u64 = 1 << 30;
-/// How much may wait.
-pub const JOURNAL: u64 = 16 << 20;
-/// The backing cache gives content in chunks of this size.
-pub const CHUNK: usize = 64 * 1024;
+pub(crate) const GIB: u64 = 1 << 30;
+/// The limit of pending writes, in bytes.
+pub(crate) const JOURNAL: u64 = 16 << 20;
+/// The size of the chunks that the backing cache returns.
+pub(crate) const CHUNK: usize = 64 * 1024;
 
-/// See the module.
+/// A backing cache in memory that follows a script.
 #[derive(Default)]
-pub struct Backing {
-    pub memory: MemoryStore,
+pub(crate) struct Backing {
+    pub(crate) memory: MemoryStore,
     script: Mutex<Script>,
-    /// How much of each blob may be given; all, if nobody set it.
+    /// The most bytes of each blob that are returned until the release; none for all.
     gate: watch::Sender<Option<u64>>,
-    pub gets: AtomicU64,
-    pub finds: AtomicU64,
-    pub puts: AtomicU64,
-    /// The number of calls that found it down.
+    pub(crate) gets: AtomicU64,
+    pub(crate) finds: AtomicU64,
+    pub(crate) puts: AtomicU64,
+    /// The number of calls during outages.
     outages: AtomicU64,
     putting: AtomicU64,
-    /// The most puts of blobs at once.
-    pub most_putting: AtomicU64,
+    /// The highest number of puts of blobs at once.
+    pub(crate) most_putting: AtomicU64,
 }
 
-/// What goes wrong.
+/// The faults of the backing cache.
 #[derive(Clone, Debug, Default)]
 #[expect(clippy::struct_excessive_bools, reason = "each goes wrong by itself")]
-pub struct Script {
-    /// Nothing answers.
-    pub down: bool,
-    /// So many puts fail after the first chunk.
-    pub failing_puts: u32,
-    /// Content is damaged on the way, and found not to match at its end.
-    pub corrupt: bool,
-    /// It says of every blob that it is there, and reads no put.
-    pub has_all: bool,
-    /// Puts and gets of these blobs, and puts of these actions' results, are answered with that code.
-    pub refused: Vec<(Digest, Code)>,
-    /// A balancer before it refuses, with a page.
-    pub foreign: bool,
-    /// Nothing under this function is taken or looked for.
-    pub lacks: Option<DigestFunction>,
-    /// Looking for this blob together with others panics.
-    pub panics: Option<Digest>,
-    /// Each call takes so long.
-    pub latency: Duration,
-    /// Puts are taken without a look at them, and content is lost.
-    pub careless: bool,
-    /// When this blob is looked for, somebody else puts this result of [`outage::action`].
-    pub newer: Option<(Digest, ActionResult)>,
+pub(crate) struct Script {
+    /// Fails every call.
+    pub(crate) down: bool,
+    /// The number of puts that fail after their first chunk.
+    pub(crate) failing_puts: u32,
+    /// Corrupts content, and reports the mismatch at its end.
+    pub(crate) corrupt: bool,
+    /// Reports every blob as present, and reads no put.
+    pub(crate) has_all: bool,
+    /// Refuses puts and gets of these blobs, and puts of these actions' results, with a code.
+    pub(crate) refused: Vec<(Digest, Code)>,
+    /// Refuses with the page of a proxy in front.
+    pub(crate) foreign: bool,
+    /// Lacks this digest function.
+    pub(crate) lacks: Option<DigestFunction>,
+    /// Panics in a lookup of this blob together with others.
+    pub(crate) panics: Option<Digest>,
+    /// The duration of each call.
+    pub(crate) latency: Duration,
+    /// Accepts puts unverified, and drops the content.
+    pub(crate) careless: bool,
+    /// A blob whose lookup stores a result of [`outage::action`], as another client would.
+    pub(crate) newer: Option<(Digest, ActionResult)>,
 }
 
 impl Backing {
-    pub fn script(&self, change: impl FnOnce(&mut Script)) {
+    pub(crate) fn script(&self, change: impl FnOnce(&mut Script)) {
         change(&mut self.script.lock().unwrap());
     }
 
@@ -96,17 +89,17 @@ impl Backing {
         self.script.lock().unwrap().clone()
     }
 
-    /// From now on no more than this of a blob is given.
-    pub fn hold_at(&self, bytes: u64) {
+    /// Withholds the content of each blob beyond `bytes`.
+    pub(crate) fn hold_at(&self, bytes: u64) {
         self.gate.send_replace(Some(bytes));
     }
 
-    pub fn let_go(&self) {
+    pub(crate) fn release(&self) {
         self.gate.send_replace(None);
     }
 
-    /// Has the blob, without anybody having put it.
-    pub async fn has(&self, content: &Bytes) -> Digest {
+    /// Stores a blob without a put.
+    pub(crate) async fn has(&self, content: &Bytes) -> Digest {
         let digest = DigestFunction::Sha256.digest(content);
         let blob = Blob::Bytes(content.clone());
         BlobStore::put(&self.memory, &digest, blob).await.unwrap();
@@ -229,7 +222,7 @@ impl ActionCache for Backing {
         self.gets.fetch_add(1, SeqCst);
         self.up().await?;
         let got = ActionCache::get(&self.memory, instance, action, memory).await;
-        // The answer is on its way for as long as the call was.
+        // The response takes as long as the request.
         sleep(self.now().latency).await;
         got
     }
@@ -257,16 +250,16 @@ impl fmt::Debug for Backing {
     }
 }
 
-/// A proxy, its two tiers, and where the local one is.
-pub struct Proxy {
-    pub store: ProxyStore,
-    pub local: Arc<LocalStore>,
-    pub backing: Arc<Backing>,
-    pub outbox: Arc<Outbox>,
-    pub dir: TempDir,
+/// A proxy, its two tiers, and the directory of the local one.
+pub(crate) struct Proxy {
+    pub(crate) store: ProxyStore,
+    pub(crate) local: Arc<LocalStore>,
+    pub(crate) backing: Arc<Backing>,
+    pub(crate) outbox: Arc<Outbox>,
+    pub(crate) dir: TempDir,
 }
 
-pub fn options() -> Options {
+pub(crate) fn options() -> Options {
     Options {
         existence_ttl: Duration::from_mins(5),
         read_only: false,
@@ -278,12 +271,12 @@ pub fn options() -> Options {
 }
 
 impl Proxy {
-    pub async fn new() -> Self {
+    pub(crate) async fn new() -> Self {
         Self::with(options(), GIB).await
     }
 
-    /// With room for that many bytes in the local tier.
-    pub async fn with(options: Options, max_bytes: u64) -> Self {
+    /// Creates a proxy with a local tier of `max_bytes`.
+    pub(crate) async fn with(options: Options, max_bytes: u64) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let backing = Arc::new(Backing::default());
         let local = open(dir.path(), max_bytes).await;
@@ -312,8 +305,8 @@ impl Proxy {
         }
     }
 
-    /// Stops, and starts again in the same directory.
-    pub async fn restart(self, options: Options) -> Self {
+    /// Closes the proxy, and opens another in the same directory.
+    pub(crate) async fn restart(self, options: Options) -> Self {
         self.store.close().await;
         self.local.close().await.unwrap();
         let Self { dir, backing, .. } = self;
@@ -322,8 +315,8 @@ impl Proxy {
         Self::of(dir, local, backing, options).await
     }
 
-    /// Stops as if the machine had, and starts again after `meanwhile`.
-    pub async fn crash(self, options: Options, meanwhile: impl FnOnce()) -> Self {
+    /// Opens another proxy in the same directory after a crash and `meanwhile`.
+    pub(crate) async fn crash(self, options: Options, meanwhile: impl FnOnce()) -> Self {
         self.store.close().await;
         let Self { dir, backing, .. } = self;
         drop((self.store, self.local, self.outbox));
@@ -332,16 +325,16 @@ impl Proxy {
         Self::of(dir, local, backing, options).await
     }
 
-    pub fn actions(&self) -> ProxyActions {
+    pub(crate) fn actions(&self) -> ProxyActions {
         ProxyActions::new(&self.store)
     }
 
-    pub async fn read(&self, digest: &Digest) -> Result<Bytes> {
+    pub(crate) async fn read(&self, digest: &Digest) -> Result<Bytes> {
         self.store.get(digest, 0).await?.into_bytes().await
     }
 }
 
-pub async fn open(dir: &Path, max_bytes: u64) -> Arc<LocalStore> {
+pub(crate) async fn open(dir: &Path, max_bytes: u64) -> Arc<LocalStore> {
     let options = LocalOptions {
         dir: dir.to_owned(),
         max_bytes,
@@ -356,10 +349,10 @@ pub async fn open(dir: &Path, max_bytes: u64) -> Arc<LocalStore> {
     Arc::new(LocalStore::open(options).await.unwrap())
 }
 
-pub fn content(seed: u8, len: usize) -> Bytes {
+pub(crate) fn content(seed: u8, len: usize) -> Bytes {
     gorego_storage_conformance::content(u64::from(seed), len)
 }
 
-pub fn sha256(content: &Bytes) -> Digest {
+pub(crate) fn sha256(content: &Bytes) -> Digest {
     DigestFunction::Sha256.digest(content)
 }

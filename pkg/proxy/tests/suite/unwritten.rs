@@ -1,11 +1,8 @@
-//! Where this tier has no room for a blob, its readers get it all the same, and harm nobody.
-#![allow(clippy::unwrap_used, reason = "tests")]
-
-mod common;
+//! Reads of blobs for which the local tier has no room.
 
 use std::time::Duration;
 
-use common::{CHUNK, Proxy, content};
+use crate::common::{self, CHUNK, Proxy, content};
 use futures::{FutureExt as _, StreamExt as _, future};
 use gorego_storage::{BlobStore as _, Error};
 use tokio::{
@@ -13,13 +10,13 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-/// With room for less than any blob here.
+/// Creates a proxy whose local tier is smaller than the blobs of these tests.
 async fn proxy() -> Proxy {
     Proxy::with(common::options(), 2 << 20).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn whoever_asks_for_a_part_gets_it() {
+async fn a_part_of_an_unwritten_blob_can_be_read() {
     let proxy = proxy().await;
     let content = content(1, (40 << 20) + 1000);
     let digest = proxy.backing.has(&content).await;
@@ -32,7 +29,7 @@ async fn whoever_asks_for_a_part_gets_it() {
 }
 
 #[tokio::test]
-async fn a_batch_that_joins_a_fetch_waits_for_its_end_without_other_readers() {
+async fn a_batch_keeps_the_fetch_of_an_unwritten_blob_going() {
     let proxy = proxy().await;
     let content = content(1, 17 << 20);
     let digest = proxy.backing.has(&content).await;
@@ -43,12 +40,12 @@ async fn a_batch_that_joins_a_fetch_waits_for_its_end_without_other_readers() {
     let mut fetched = proxy.store.fetch_batch(&wanted);
     assert!((&mut fetched).now_or_never().is_none(), "it has joined");
     drop(reader);
-    proxy.backing.let_go();
+    proxy.backing.release();
     fetched.await.remove(0).unwrap();
 }
 
 #[tokio::test(start_paused = true)]
-async fn whoever_reads_slowly_does_not_set_the_pace_for_others() {
+async fn a_slow_reader_of_an_unwritten_blob_does_not_set_the_pace() {
     let proxy = proxy().await;
     let content = content(1, 40 << 20);
     let digest = proxy.backing.has(&content).await;
@@ -65,7 +62,7 @@ async fn whoever_reads_slowly_does_not_set_the_pace_for_others() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn slow_readers_of_some_blobs_do_not_keep_others_from_being_read() {
+async fn slow_readers_of_unwritten_blobs_do_not_block_other_blobs() {
     let proxy = proxy().await;
     let mut slow = JoinSet::new();
     for seed in 0..10 {
@@ -76,7 +73,7 @@ async fn slow_readers_of_some_blobs_do_not_keep_others_from_being_read() {
                 sleep(Duration::from_secs(3)).await;
             }
         });
-        // Until all of them hold what they can get.
+        // Until all of them hold all memory that they can get.
         sleep(Duration::from_millis(100)).await;
     }
     for size in [10, 300_000, 3 << 20] {
@@ -89,7 +86,7 @@ async fn slow_readers_of_some_blobs_do_not_keep_others_from_being_read() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn whoever_stands_still_when_all_has_arrived_gives_up_the_memory() {
+async fn a_reader_stalled_after_the_end_releases_the_memory() {
     let proxy = proxy().await;
     let content = content(1, 10 << 20);
     let digest = proxy.backing.has(&content).await;

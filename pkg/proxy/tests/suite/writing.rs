@@ -1,12 +1,9 @@
-//! Nobody hears that a blob is stored before the backing cache has it.
-#![allow(clippy::unwrap_used, reason = "tests")]
-
-mod common;
+//! Writes through both tiers.
 
 use std::{fs, sync::atomic::Ordering::SeqCst};
 
+use crate::common::{self, CHUNK, Proxy, content, sha256};
 use bytes::Bytes;
-use common::{CHUNK, Proxy, content, sha256};
 use futures::{StreamExt as _, stream};
 use gorego_storage::{
     Blob, BlobStore, BlobStoreExt as _, BlobStream, Chunks, Digest, Error, Put, Resume, UploadId,
@@ -23,39 +20,39 @@ fn upload(content: &Bytes) -> Blob {
     Blob::stream(stream::iter(pieces(content).into_iter().map(Ok)))
 }
 
-async fn is_in_both(proxy: &Proxy, digest: &Digest) {
+async fn assert_in_both(proxy: &Proxy, digest: &Digest) {
     assert!(proxy.backing.memory.contains(digest).await.unwrap());
     assert!(proxy.local.contains(digest).await.unwrap());
 }
 
 #[tokio::test]
-async fn what_is_written_is_in_both_tiers() {
+async fn a_written_blob_is_in_both_tiers() {
     for len in [10, CHUNK * 20] {
         let proxy = Proxy::new().await;
         let content = content(1, len);
         let digest = sha256(&content);
         proxy.store.put(&digest, upload(&content)).await.unwrap();
-        is_in_both(&proxy, &digest).await;
+        assert_in_both(&proxy, &digest).await;
         let other = common::content(2, len);
         let digest = sha256(&other);
         proxy.store.put(&digest, Blob::Bytes(other)).await.unwrap();
-        is_in_both(&proxy, &digest).await;
+        assert_in_both(&proxy, &digest).await;
     }
 }
 
 #[tokio::test]
-async fn a_write_that_the_backing_cache_lost_is_sent_again_from_here() {
+async fn a_failed_upload_is_retried_from_the_staged_file() {
     let proxy = Proxy::new().await;
     let content = content(1, CHUNK * 20);
     let digest = sha256(&content);
     proxy.backing.script(|script| script.failing_puts = 1);
     proxy.store.put(&digest, upload(&content)).await.unwrap();
-    is_in_both(&proxy, &digest).await;
+    assert_in_both(&proxy, &digest).await;
     assert_eq!(proxy.backing.puts.load(SeqCst), 2);
 }
 
 #[tokio::test]
-async fn a_write_that_the_backing_cache_refuses_is_not_shown_here() {
+async fn a_write_refused_by_the_backing_cache_is_not_stored_locally() {
     for blob in [true, false] {
         let proxy = Proxy::new().await;
         let content = content(1, CHUNK * 20);
@@ -73,7 +70,7 @@ async fn a_write_that_the_backing_cache_refuses_is_not_shown_here() {
 }
 
 #[tokio::test]
-async fn what_the_backing_cache_has_need_not_be_read() {
+async fn a_put_ends_early_if_the_backing_cache_has_the_blob() {
     let proxy = Proxy::new().await;
     let content = content(1, CHUNK * 20);
     let digest = sha256(&content);
@@ -84,7 +81,7 @@ async fn what_the_backing_cache_has_need_not_be_read() {
 }
 
 #[tokio::test]
-async fn without_room_here_a_write_goes_through() {
+async fn a_write_succeeds_without_room_in_the_local_tier() {
     let proxy = Proxy::with(common::options(), 2 << 20).await;
     let content = content(1, 8 << 20);
     let digest = sha256(&content);
@@ -93,7 +90,18 @@ async fn without_room_here_a_write_goes_through() {
 }
 
 #[tokio::test]
-async fn wrong_content_is_stored_nowhere() {
+async fn a_write_without_room_in_the_local_tier_ends_with_its_client() {
+    let proxy = Proxy::with(common::options(), 2 << 20).await;
+    let content = content(1, 8 << 20);
+    let broken = Error::source(std::io::Error::other("the client went away"));
+    let broken = stream::iter([Ok(content.slice(..CHUNK)), Err(broken)]);
+    let stalled = Blob::stream(broken.chain(stream::pending()));
+    let put = proxy.store.put(&sha256(&content), stalled).await;
+    assert!(matches!(put, Err(Error::Source(_))), "{put:?}");
+}
+
+#[tokio::test]
+async fn mismatched_content_is_stored_nowhere() {
     for len in [10, CHUNK * 20] {
         let proxy = Proxy::new().await;
         let digest = sha256(&content(1, len));
@@ -106,7 +114,7 @@ async fn wrong_content_is_stored_nowhere() {
 }
 
 #[tokio::test]
-async fn wrong_content_is_refused_also_when_the_backing_cache_does_not_look_at_it() {
+async fn mismatched_content_is_refused_even_if_the_backing_cache_accepts_it() {
     let proxy = Proxy::new().await;
     proxy.backing.script(|script| script.careless = true);
     let digest = sha256(&content(1, CHUNK * 20));
@@ -117,7 +125,7 @@ async fn wrong_content_is_refused_also_when_the_backing_cache_does_not_look_at_i
 }
 
 #[tokio::test]
-async fn an_upload_that_broke_off_goes_on_and_reaches_both() {
+async fn a_resumed_upload_reaches_both_tiers() {
     let proxy = Proxy::new().await;
     let content = content(1, CHUNK * 20);
     let digest = sha256(&content);
@@ -142,11 +150,11 @@ async fn an_upload_that_broke_off_goes_on_and_reaches_both() {
     let rest = pieces(&content).into_iter().skip(10).map(Ok).collect();
     let put = proxy.store.put(&digest, resumed(rest, committed)).await;
     assert_eq!(put.unwrap(), Put::Stored);
-    is_in_both(&proxy, &digest).await;
+    assert_in_both(&proxy, &digest).await;
 }
 
 #[tokio::test]
-async fn what_the_backing_cache_has_is_stored_whatever_is_wrong_with_what_is_left_here() {
+async fn a_put_of_a_present_blob_succeeds_if_its_partial_upload_is_unreadable() {
     let proxy = Proxy::new().await;
     let content = content(1, CHUNK * 20);
     let digest = sha256(&content);
@@ -165,7 +173,7 @@ async fn what_the_backing_cache_has_is_stored_whatever_is_wrong_with_what_is_lef
     let broken = stream::iter([Err(broken)]).boxed();
     let put = proxy.store.put(&digest, upload(broken)).await;
     assert!(matches!(put, Err(Error::Source(_))), "{put:?}");
-    // What was kept cannot be reached any more.
+    // The partial upload is no longer readable.
     let uploads = proxy.dir.path().join("uploads");
     fs::remove_dir_all(&uploads).unwrap();
     std::os::unix::fs::symlink("uploads", &uploads).unwrap();
@@ -175,14 +183,14 @@ async fn what_the_backing_cache_has_is_stored_whatever_is_wrong_with_what_is_lef
 }
 
 #[tokio::test]
-async fn a_batch_is_written_item_by_item() {
+async fn a_mismatched_blob_of_a_batch_affects_no_other() {
     let proxy = Proxy::new().await;
     let (good, bad) = (content(1, 10), sha256(&content(2, 10)));
     let batch = vec![(sha256(&good), good.clone()), (bad, good.clone())];
     let put = proxy.store.put_batch(batch).await;
     assert!(put[0].is_ok());
     assert!(matches!(put[1], Err(Error::Mismatch { .. })));
-    is_in_both(&proxy, &sha256(&good)).await;
+    assert_in_both(&proxy, &sha256(&good)).await;
 }
 
 #[tokio::test]

@@ -1,20 +1,16 @@
-//! What is accepted during an outage is kept, what is refused leaves no trace, and neither grows beyond
-//! its bounds.
-#![allow(clippy::unwrap_used, reason = "tests")]
-
-mod common;
+//! The outbox: pending writes are protected, refused ones leave no trace, and both are bounded.
 
 use std::{fs, os::unix::fs::MetadataExt as _, time::Duration};
 
-use bytes::Bytes;
-use common::{
-    CHUNK, Proxy, content,
+use crate::common::{
+    self, CHUNK, Proxy, content,
     outage::{
         action, backing_result, degrading, down, evict_all, files, left, name, put, replayed,
         result,
     },
     sha256,
 };
+use bytes::Bytes;
 use futures::{future::join_all, stream};
 use gorego_proxy::Outbox;
 use gorego_storage::{
@@ -24,14 +20,14 @@ use gorego_storage::{
 use reapi::v2::{ActionResult, Directory, DirectoryNode, FileNode, OutputDirectory, Tree};
 use tokio::time::timeout;
 
-fn journal() -> usize {
+fn limit() -> usize {
     usize::try_from(common::JOURNAL).unwrap()
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_blob_that_was_refused_is_not_here() {
+async fn a_refused_blob_is_not_stored_locally() {
     let proxy = down().await;
-    let content = content(1, journal() + 1);
+    let content = content(1, limit() + 1);
     let digest = sha256(&content);
     let halves = [content.slice(..CHUNK), content.slice(CHUNK..)].map(Ok);
     let blobs = [
@@ -54,9 +50,9 @@ async fn a_blob_that_was_refused_is_not_here() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_result_that_was_refused_is_not_served() {
+async fn a_refused_result_is_not_served() {
     let proxy = down().await;
-    let output = put(&proxy, &content(1, journal() - 4200)).await;
+    let output = put(&proxy, &content(1, limit() - 4200)).await;
     let actions = proxy.actions();
     let put = actions.put("", &action(), result(&output, 0, None)).await;
     assert!(matches!(put, Err(Error::Unavailable(_))), "{put:?}");
@@ -64,7 +60,7 @@ async fn a_result_that_was_refused_is_not_served() {
 }
 
 #[tokio::test]
-async fn a_write_that_is_given_up_is_accepted_as_a_whole_or_not_at_all() {
+async fn a_cancelled_write_is_pending_and_stored_or_neither() {
     for micros in (0..4000).step_by(100) {
         let proxy = down().await;
         let content = content(1, CHUNK * 4);
@@ -81,16 +77,16 @@ async fn a_write_that_is_given_up_is_accepted_as_a_whole_or_not_at_all() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_waits_already_takes_no_more_room() {
+async fn a_pending_blob_written_again_takes_no_more_room() {
     let proxy = down().await;
     for _ in 0..4 {
-        put(&proxy, &content(1, journal() / 3)).await;
+        put(&proxy, &content(1, limit() / 3)).await;
     }
     assert_eq!(proxy.outbox.depth().borrow().entries, 1);
 }
 
 #[tokio::test]
-async fn what_waits_is_not_evicted() {
+async fn pending_blobs_are_not_evicted() {
     let proxy = down().await;
     let digest = put(&proxy, &content(1, 10)).await;
     evict_all(&proxy);
@@ -104,7 +100,7 @@ async fn what_waits_is_not_evicted() {
 }
 
 #[tokio::test]
-async fn the_outputs_of_a_result_that_waits_are_not_evicted_and_go_up_with_it() {
+async fn outputs_of_a_pending_result_are_not_evicted_and_are_uploaded() {
     let proxy = Proxy::with(degrading(), common::GIB).await;
     let (file, inside) = (content(1, 10), content(2, 10));
     let node = FileNode {
@@ -146,12 +142,12 @@ async fn the_outputs_of_a_result_that_waits_are_not_evicted_and_go_up_with_it() 
 }
 
 #[tokio::test]
-async fn nor_are_outputs_beside_a_directory_that_only_the_backing_cache_has() {
+async fn outputs_beside_a_remote_directory_are_not_evicted_and_are_uploaded() {
     let proxy = Proxy::with(degrading(), common::GIB).await;
     let (beside, below) = (content(1, 10), content(2, 10));
     let there = encoded(&[&content(3, 10)], &[]);
     let here = encoded(&[&below], &[]);
-    // The one that is not here comes first.
+    // The remote one comes first.
     let root = encoded(&[&beside], &[&there, &here]);
     let named = directory(&root);
     proxy.backing.has(&content(3, 10)).await;
@@ -172,7 +168,7 @@ async fn nor_are_outputs_beside_a_directory_that_only_the_backing_cache_has() {
     assert!(backing_result(&proxy).await.is_some());
 }
 
-/// A directory of these files, and of these directories.
+/// Encodes a directory of these files and directories.
 fn encoded(files: &[&Bytes], directories: &[&Bytes]) -> Bytes {
     let files = files.iter().map(|content| FileNode {
         name: sha256(content).hex(),
@@ -204,7 +200,7 @@ fn directory(root: &Bytes) -> ActionResult {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_look_at_the_outbox_of_another_process_changes_nothing() {
+async fn counting_the_outbox_of_another_process_changes_nothing() {
     let proxy = down().await;
     put(&proxy, &content(1, 10)).await;
     let result = ActionResult::default();
@@ -235,9 +231,9 @@ async fn a_pending_blob_is_a_hard_link_and_takes_the_room_of_one_blob() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn writes_at_once_share_the_room_and_a_refused_one_leaves_no_file() {
+async fn concurrent_writes_share_the_limit_and_a_refused_one_leaves_no_file() {
     let proxy = down().await;
-    let contents: Vec<Bytes> = (0..8).map(|seed| content(seed, journal() / 3)).collect();
+    let contents: Vec<Bytes> = (0..8).map(|seed| content(seed, limit() / 3)).collect();
     let puts = contents.iter().map(|content| {
         let blob = Blob::Bytes(content.clone());
         let (store, digest) = (&proxy.store, sha256(content));
@@ -247,7 +243,7 @@ async fn writes_at_once_share_the_room_and_a_refused_one_leaves_no_file() {
     assert_eq!(puts.iter().filter(|put| put.is_ok()).count(), 2);
     assert_eq!(files(&proxy).len(), 2);
     let large = ActionResult {
-        stdout_raw: content(9, journal() / 2),
+        stdout_raw: content(9, limit() / 2),
         ..ActionResult::default()
     };
     let put = proxy.actions().put("", &action(), large).await;
@@ -260,18 +256,18 @@ async fn writes_at_once_share_the_room_and_a_refused_one_leaves_no_file() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_blob_that_rotted_holds_up_neither_the_start_nor_the_others() {
+async fn a_corrupt_pending_blob_delays_neither_the_start_nor_other_uploads() {
     let proxy = down().await;
     let rotten = put(&proxy, &content(1, CHUNK * 2)).await;
     let good = put(&proxy, &content(2, 10)).await;
-    let proxy = rotted(proxy, &rotten).await;
+    let proxy = restart_with_corrupt(proxy, &rotten).await;
     replayed(&proxy).await;
     assert!(proxy.backing.memory.contains(&good).await.unwrap());
     assert!(!proxy.backing.memory.contains(&rotten).await.unwrap());
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_uploaded_anew_since_it_was_lost_here_is_kept_and_goes_up() {
+async fn a_lost_pending_blob_written_again_is_pinned_and_uploaded() {
     for is_removed in [false, true] {
         let proxy = down().await;
         let content = content(1, CHUNK * 2);
@@ -281,7 +277,7 @@ async fn what_is_uploaded_anew_since_it_was_lost_here_is_kept_and_goes_up() {
             assert!(proxy.read(&lost).await.is_err());
             proxy
         } else {
-            rotted(proxy, &lost).await
+            restart_with_corrupt(proxy, &lost).await
         };
         assert_eq!(proxy.store.find_missing(&[lost]).await.unwrap(), [lost]);
         put(&proxy, &content).await;
@@ -295,8 +291,8 @@ async fn what_is_uploaded_anew_since_it_was_lost_here_is_kept_and_goes_up() {
     }
 }
 
-/// The machine stops, and the blob's content is another then.
-async fn rotted(proxy: Proxy, digest: &Digest) -> Proxy {
+/// Restarts after a crash in which the blob's content changed.
+async fn restart_with_corrupt(proxy: Proxy, digest: &Digest) -> Proxy {
     let found = find(proxy.dir.path(), &digest.hex()).unwrap();
     proxy
         .crash(degrading(), || {
@@ -334,7 +330,7 @@ async fn the_outbox_holds_one_file_for_each_pending_write() {
         ..ActionResult::default()
     };
     let actions = proxy.actions();
-    // One that stays, in front of those that come and go.
+    // One write stays pending in front of the others.
     put(&proxy, &content(2, 10)).await;
     let stays = vec![(sha256(&content(2, 10)), tonic::Code::ResourceExhausted)];
     proxy.backing.script(|script| script.refused = stays);
@@ -348,7 +344,7 @@ async fn the_outbox_holds_one_file_for_each_pending_write() {
         left(&proxy, 1).await;
         assert_eq!(files(&proxy).len(), 1);
     }
-    // The same action again and again is pending once.
+    // An action with many results is pending once.
     proxy.backing.script(|script| script.down = true);
     for _ in 0..100 {
         actions.put("", &action(), result.clone()).await.unwrap();

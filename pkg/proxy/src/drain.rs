@@ -1,0 +1,242 @@
+//! The drain of the outbox: uploads pending writes to the backing cache.
+
+use std::{
+    cmp::Ordering, collections::HashMap, panic::AssertUnwindSafe, sync::Arc, time::Duration,
+};
+
+use futures::{FutureExt as _, StreamExt as _, stream};
+use gorego_storage::{ActionCacheExt as _, BlobStore, Digest, Error, Result};
+use reapi::v2::ActionResult;
+use tokio::time::sleep;
+
+use crate::{
+    batches::is_small,
+    outbox::{
+        Outbox,
+        entry::{WriteKey, fingerprint},
+        queue::{Depth, Outcome},
+    },
+    outputs::is_complete,
+    presence::{Presence, UploadingBlobs},
+    tiers::Tiers,
+    uploads::Uploads,
+};
+
+/// The number of pending writes in a batch.
+const BATCH: usize = 1000;
+/// The number of results that are uploaded at once.
+const RESULTS: usize = 32;
+/// The number of blobs that are uploaded alone at once, after they were refused together.
+const ALONE: usize = 8;
+/// The number of those in a batch if their refusal may be temporary.
+const FEW: usize = 32;
+/// The shortest and the longest pause after a pass that left a write pending.
+const SHORTEST: Duration = Duration::from_secs(1);
+const LONGEST: Duration = Duration::from_secs(30);
+
+/// Uploads pending writes. A write is settled once it is stored, rejected or no longer needed.
+pub(crate) struct Drain {
+    pub(crate) outbox: Arc<Outbox>,
+    pub(crate) tiers: Tiers,
+    pub(crate) uploads: Arc<Uploads>,
+    pub(crate) presence: Arc<Presence>,
+}
+
+impl Drain {
+    /// Uploads pending writes until the proxy is closed. The pauses between passes double.
+    pub(crate) async fn run(self) {
+        let mut depth = self.outbox.depth();
+        let (mut pause, mut probes) = (SHORTEST, 0);
+        while depth.wait_for(|depth| depth.entries > 0).await.is_ok() {
+            let drained = self.pass(&mut probes).await;
+            let Depth { entries, bytes, .. } = *self.outbox.depth().borrow();
+            if let Err(error) = drained {
+                tracing::warn!(entries, bytes, %error, "writes are pending for the backing cache");
+                sleep(pause).await;
+                pause = (pause * 2).min(LONGEST);
+            } else {
+                pause = SHORTEST;
+                if entries == 0 {
+                    tracing::info!("all pending writes are uploaded");
+                }
+            }
+        }
+    }
+
+    /// Goes once through the pending writes in order. A write that fails delays no other; an outage ends the
+    /// pass. Returns the first reason why a write stays pending.
+    async fn pass(&self, probes: &mut usize) -> Result<()> {
+        let (mut from, end) = (0, self.outbox.next_number());
+        let mut drained = Ok(());
+        loop {
+            let batch = self.outbox.first(from..end, BATCH);
+            let Some((last, _)) = batch.last() else {
+                return drained;
+            };
+            from = last.saturating_add(1);
+            // Another write each time, since the backing cache may fail for one alone.
+            *probes = probes.wrapping_add(1);
+            let probed = probes.checked_rem(batch.len()).and_then(|at| batch.get(at));
+            let backing = &self.tiers.backing.store;
+            if let Some((_, key)) = probed
+                && let Err(error) = backing.find_missing(&[*key.digest()]).await
+                && error.is_general()
+            {
+                self.outbox.clock.interrupted();
+                return Err(error);
+            }
+            let upload = AssertUnwindSafe(self.upload_batch(batch)).catch_unwind();
+            let panicked = |_| Err(Error::Unavailable("upload of a batch panicked".to_owned()));
+            drained = drained.and(upload.await.unwrap_or_else(panicked));
+        }
+    }
+
+    /// Uploads the blobs of a batch, then its results.
+    async fn upload_batch(&self, batch: Vec<(u64, WriteKey)>) -> Result<()> {
+        let (mut blobs, mut results) = (Vec::new(), Vec::new());
+        for (number, key) in batch {
+            match key {
+                WriteKey::Blob(digest) => blobs.push((number, digest)),
+                WriteKey::Result(instance, action) => results.push((number, instance, action)),
+            }
+        }
+        let drained = self.upload_blobs(blobs).await;
+        let uploads = results
+            .into_iter()
+            .map(|(number, instance, action)| async move {
+                let uploaded = self.upload_result(number, &instance, &action).await;
+                (number, uploaded.err().unwrap_or(Outcome::Done))
+            });
+        drained.and(self.settle_all(uploads, RESULTS).await)
+    }
+
+    /// Runs uploads, some at once, and records their outcomes. Returns the first reason why a write stays pending.
+    async fn settle_all(
+        &self,
+        uploads: impl Iterator<Item = impl Future<Output = (u64, Outcome)>>,
+        at_once: usize,
+    ) -> Result<()> {
+        let mut uploads = stream::iter(uploads).buffer_unordered(at_once);
+        let mut drained = Ok(());
+        while let Some((number, outcome)) = uploads.next().await {
+            drained = drained.and(self.settle(number, outcome).await);
+        }
+        drained
+    }
+
+    async fn settle(&self, number: u64, outcome: Outcome) -> Result<()> {
+        let retry = self.tiers.options.outbox_retry;
+        self.outbox.settle(number, outcome, retry).await
+    }
+
+    /// Uploads blobs together. Then uploads alone those that the local tier lacks, and small ones that may
+    /// have been refused for the sake of another.
+    async fn upload_blobs(&self, blobs: Vec<(u64, Digest)>) -> Result<()> {
+        let digests: Vec<Digest> = blobs.iter().map(|(_, digest)| *digest).collect();
+        // If the lookup fails, the error of each upload is more specific.
+        let missing = self.tiers.backing.store.find_missing(&digests).await;
+        let missing = missing.unwrap_or(digests);
+        let small = missing.iter().filter(|digest| is_small(digest));
+        let are_together = small.count() > 1;
+        let uploaded = self.uploads.upload_all(missing).await;
+        let mut uploaded: HashMap<Digest, Result<_>> = uploaded.into_iter().collect();
+        let (mut drained, mut alone, mut few) = (Ok(()), Vec::new(), 0..FEW);
+        for (number, digest) in blobs {
+            let outcome = match uploaded.remove(&digest) {
+                Some(Err(Error::NotFound(_))) => None,
+                Some(Err(error @ Error::Refused { .. })) if are_together && is_small(&digest) => {
+                    let is_settled = error.may_pass() && few.next().is_none();
+                    is_settled.then(|| Outcome::from(error))
+                }
+                uploaded => Some(uploaded.map_or(Outcome::Done, Outcome::from)),
+            };
+            match outcome {
+                Some(outcome) => drained = drained.and(self.settle(number, outcome).await),
+                None => alone.push((number, digest)),
+            }
+        }
+        let alone = alone.into_iter().map(|(number, digest)| async move {
+            let uploaded = match self.outbox.restore(number, &digest).await {
+                Ok(()) => self.uploads.upload(&digest).await,
+                Err(error) => Err(error),
+            };
+            (number, Outcome::from(uploaded))
+        });
+        drained.and(self.settle_all(alone, ALONE).await)
+    }
+
+    /// Uploads a result, unless the backing cache has a newer one. If the times do not tell, a complete result
+    /// of the backing cache stays unless the pending one replaced it.
+    async fn upload_result(
+        &self,
+        number: u64,
+        instance: &str,
+        action: &Digest,
+    ) -> Result<(), Outcome> {
+        let Some(entry) = self.outbox.read(number, action).await? else {
+            let gone = format!("entry of a result of {action} is corrupt or missing");
+            return Err(Outcome::Rejected(Error::Unavailable(gone)));
+        };
+        let (ours, trees) = (entry.result, &self.tiers.options.memory.bringing);
+        let results = &self.tiers.backing_results;
+        let blobs: Arc<dyn BlobStore> = Arc::new(UploadingBlobs(Arc::clone(&self.presence)));
+        match is_complete(action, &ours, blobs, trees).await {
+            Ok(true) => {}
+            Ok(false) => {
+                tracing::warn!(instance, %action, "dropped a pending result with missing outputs");
+                return Ok(());
+            }
+            // A tree was corrupted on its way to this proxy.
+            Err(error @ Error::Mismatch { .. }) => return Err(Outcome::Refused(error)),
+            Err(error) => return Err(error.into()),
+        }
+        let _lock = self.outbox.uploading.lock(&(instance, action)).await;
+        if !self.outbox.has_result(instance, action) {
+            // A newer one was uploaded meanwhile.
+            return Ok(());
+        }
+        let mut incomplete = None;
+        // Nothing takes long between the last lookup and the put.
+        while let Some(theirs) = results.find(instance, action).await.map_err(unread)? {
+            if theirs == ours {
+                return Ok(());
+            }
+            let is_newer = match by_end(&ours, &theirs) {
+                Some(Ordering::Greater) => true,
+                Some(Ordering::Less) => false,
+                Some(Ordering::Equal) | None => entry.replaced.contains(&fingerprint(&theirs)),
+            };
+            if is_newer || incomplete.as_ref() == Some(&theirs) {
+                break;
+            }
+            let blobs = Arc::clone(&self.tiers.backing.store);
+            let is_complete = is_complete(action, &theirs, blobs, trees).await;
+            if is_complete.map_err(unread)? {
+                return Ok(());
+            }
+            incomplete = Some(theirs);
+        }
+        results.put(instance, action, ours).await?;
+        self.outbox.clock.accepted();
+        Ok(())
+    }
+}
+
+/// Returns the outcome of a pending result after an error of reading the backing cache's, which does not
+/// reject the pending one.
+fn unread(error: Error) -> Outcome {
+    match Outcome::from(error) {
+        Outcome::Rejected(error) => Outcome::Refused(error),
+        outcome => outcome,
+    }
+}
+
+/// Compares the ends of two actions, if both results contain them.
+fn by_end(ours: &ActionResult, theirs: &ActionResult) -> Option<Ordering> {
+    let ended = |result: &ActionResult| {
+        let metadata = result.execution_metadata.as_ref()?;
+        let at = metadata.execution_completed_timestamp.as_ref()?;
+        Some((at.seconds, at.nanos))
+    };
+    Some(ended(ours)?.cmp(&ended(theirs)?))
+}

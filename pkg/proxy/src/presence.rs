@@ -1,0 +1,136 @@
+//! Presence of blobs in the two tiers. Blobs that only the local tier has are uploaded on a lookup.
+
+use std::{collections::HashSet, sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use gorego_storage::{Blob, BlobStore, Digest, Error, Put, Result};
+
+use crate::{recent::Recent, tiers::Tiers, uploads::Uploads};
+
+/// The longest time for which a client relies on a reported blob: the length of a build.
+const BUILD: Duration = Duration::from_hours(3);
+
+/// Lookups of blobs in both tiers.
+#[derive(Debug)]
+pub(crate) struct Presence {
+    tiers: Tiers,
+    uploads: Arc<Uploads>,
+    /// Not empty while clients may rely on blobs that were reported though only the local tier had them.
+    reported: Recent<()>,
+}
+
+impl Presence {
+    pub(crate) fn new(tiers: Tiers, uploads: Arc<Uploads>) -> Self {
+        let reported = Recent::new(BUILD, 1);
+        Self {
+            tiers,
+            uploads,
+            reported,
+        }
+    }
+
+    /// Returns the blobs that a client has to upload: those that the backing cache lacks, after the upload of
+    /// those that the local tier has. In an outage, the blobs of the local tier count as present.
+    pub(crate) async fn find_missing(&self, digests: &[Digest]) -> Result<Vec<Digest>> {
+        let not_local = self.tiers.local.find_missing(digests).await?;
+        match self.upload_lacking(digests, not_local.clone()).await {
+            Err(error) if self.tiers.degrades(&error) => {
+                self.reported.insert(());
+                Ok(not_local)
+            }
+            found => found.map(|(missing, _)| missing),
+        }
+    }
+
+    /// Returns the blobs that neither tier has, without uploads.
+    pub(crate) async fn find_missing_read_only(&self, digests: &[Digest]) -> Result<Vec<Digest>> {
+        let not_local = self.tiers.local.find_missing(digests).await?;
+        match self.tiers.backing.find_missing(&not_local).await {
+            Err(error) if self.tiers.degrades(&error) => Ok(not_local),
+            missing => missing,
+        }
+    }
+
+    /// Whether clients may rely on blobs that only the local tier had when they were reported.
+    pub(crate) fn has_reported(&self) -> bool {
+        self.reported.contains(&())
+    }
+
+    /// Uploads the blobs that the backing cache lacks, except for `not_local`. Returns those that it lacks
+    /// after that, and the error of an upload that may succeed later.
+    async fn upload_lacking(
+        &self,
+        digests: &[Digest],
+        not_local: Vec<Digest>,
+    ) -> Result<(Vec<Digest>, Option<Error>)> {
+        let mut lacking = self.tiers.backing.find_missing(digests).await?;
+        let not_local: HashSet<Digest> = not_local.into_iter().collect();
+        let local = lacking.iter().filter(|digest| !not_local.contains(digest));
+        let (mut uploaded, mut temporary) = (HashSet::new(), None);
+        for (digest, put) in self.uploads.upload_all(local.copied().collect()).await {
+            match put {
+                Ok(_) => drop(uploaded.insert(digest)),
+                Err(error) => {
+                    tracing::debug!(%digest, %error, "failed to upload a blob of the local tier");
+                    temporary = temporary.or(Some(error).filter(Error::may_pass));
+                }
+            }
+        }
+        lacking.retain(|digest| !uploaded.contains(digest));
+        Ok((lacking, temporary))
+    }
+
+    /// Returns the blobs that neither tier has, and those that only the backing cache has. The backing cache is
+    /// not asked about blobs of the local tier, which are served while it is down.
+    pub(crate) async fn find_unreadable(
+        &self,
+        digests: &[Digest],
+    ) -> Result<(Vec<Digest>, Vec<Digest>)> {
+        let mut not_local = self.tiers.local.find_missing(digests).await?;
+        let backing = &self.tiers.backing;
+        let missing = if self.tiers.may_degrade() {
+            // An earlier answer does not help while the backing cache may be down.
+            backing.find_missing_now(&not_local).await
+        } else {
+            backing.find_missing(&not_local).await
+        };
+        let missing = match missing {
+            Err(error) if self.tiers.degrades(&error) => return Ok((not_local, Vec::new())),
+            missing => missing?,
+        };
+        let lacking: HashSet<&Digest> = missing.iter().collect();
+        not_local.retain(|digest| !lacking.contains(digest));
+        Ok((missing, not_local))
+    }
+}
+
+/// A store for the outputs of a result on its way to the backing cache: a lookup uploads them.
+#[derive(Debug)]
+pub(crate) struct UploadingBlobs(pub(crate) Arc<Presence>);
+
+#[async_trait]
+impl BlobStore for UploadingBlobs {
+    async fn find_missing(&self, digests: &[Digest]) -> Result<Vec<Digest>> {
+        let not_local = self.0.tiers.local.find_missing(digests).await?;
+        let (missing, temporary) = self.0.upload_lacking(digests, not_local).await?;
+        temporary.map_or(Ok(missing), Err)
+    }
+
+    /// Returns errors of an outage as such, not as misses.
+    async fn get(&self, digest: &Digest, offset: u64) -> Result<Blob> {
+        let local = match self.0.tiers.local.get(digest, offset).await {
+            Ok(blob) => return Ok(blob),
+            Err(error) => error,
+        };
+        match self.0.tiers.backing.store.get(digest, offset).await {
+            Err(Error::NotFound(_)) if local.may_pass() => Err(local),
+            found => found,
+        }
+    }
+
+    async fn put(&self, digest: &Digest, _: Blob) -> Result<Put> {
+        Err(Error::Unavailable(format!(
+            "upload of {digest} without a client"
+        )))
+    }
+}
