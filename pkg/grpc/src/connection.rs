@@ -50,8 +50,8 @@ const MAX_BREACHES: usize = 4096;
 /// connection. Headers may take a hundred times as much memory as they did on the wire, times the calls that begin
 /// in one burst.
 const MAX_HEADER_LIST: u32 = 64 * 1024;
-/// The bytes of a connection's table of headers that need not be repeated. Names and tokens fit; a larger table would be
-/// memory held by idle connections.
+/// The bytes of a connection's table of headers that need not be repeated. Names and tokens fit; a larger table would
+/// be memory held by idle connections.
 const HEADER_TABLE: u32 = 4 * 1024;
 
 /// The state that all connections share.
@@ -95,8 +95,8 @@ impl<S: Service> Connections<S> {
         }
     }
 
-    /// Serves a client after its handshake. Both are boxed: the memory of the handshake is freed after it, and that of
-    /// TLS is taken only where it is used.
+    /// Serves a client after its handshake. Both are boxed: the memory of the handshake is freed after it, and that
+    /// of TLS is taken only where it is used.
     async fn greet(
         self: &Arc<Self>,
         stream: TcpStream,
@@ -186,8 +186,8 @@ impl<S: Service> Connections<S> {
 }
 
 /// Sets every limit of HTTP/2 that hyper exposes. h2 has others: the overhead of small unread data frames (half of
-/// the connection's window), empty data frames (100 in a connection's life), and remembered streams that the server has
-/// reset (50, for a second).
+/// the connection's window), empty data frames (100 in a connection's life), and remembered streams that the server
+/// has reset (50, for a second).
 fn builder(executor: StreamExecutor, windows: &Windows) -> http2::Builder<StreamExecutor> {
     let mut builder = http2::Builder::new(executor);
     builder

@@ -145,8 +145,8 @@ impl Faults {
     }
 }
 
-/// Waits until a client has shown that it speaks HTTP/2, and takes the preface off the stream. The target of the client
-/// should have this scheme.
+/// Waits until a client has shown that it speaks HTTP/2, and takes the preface off the stream. The target of the
+/// client should have this scheme.
 pub(crate) async fn http2<S>(mut stream: S, scheme: &'static str) -> Result<S, BoxError>
 where
     S: AsyncRead + AsyncWrite + Unpin,

@@ -122,7 +122,7 @@ where
         Ok(self.arrived.split_to(self.arrived.len().min(limit)))
     }
 
-    /// Reads the rest of `len` bytes, of which `first` are the first. Copies them only if they arrived in several pieces.
+    /// Reads the rest of `len` bytes, of which `first` are the first. Copies them if they arrived in pieces.
     pub async fn whole(&mut self, mut first: Bytes, len: usize) -> Result<Bytes, Status> {
         if first.is_empty() && len > 0 {
             first = self.some(len).await?;

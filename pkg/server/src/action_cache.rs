@@ -45,8 +45,8 @@ impl Reapi {
         Ok(Body::message(Framed::encode(&result), permit))
     }
 
-    /// `UpdateActionResult`. While the result is stored, which a backing cache may delay, only the request is in memory:
-    /// the result is decoded once more for the response.
+    /// `UpdateActionResult`. While the result is stored, which a backing cache may delay, only the request is in
+    /// memory: the result is decoded once more for the response.
     pub(crate) async fn update_result(&self, requests: Messages) -> Result<Body, Status> {
         let (encoded, wire) = requests.only(MEDIUM).await?;
         if !self.options.ac_updates {
@@ -75,7 +75,7 @@ impl Reapi {
     }
 }
 
-/// Returns the places and digests of the requested outputs that are not empty or inlined yet and fit into `room` bytes.
+/// Returns the places and digests of the requested outputs that are not empty or inlined, up to `room` bytes.
 fn to_inline<'a>(
     result: &'a mut ActionResult,
     request: &GetActionResultRequest,

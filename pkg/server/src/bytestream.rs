@@ -83,8 +83,8 @@ impl Reapi {
         Ok(Body::messages(pieces.boxed(), file))
     }
 
-    /// `QueryWriteStatus`: the uncompressed bytes stored of an upload, all of them once the blob is stored. An unknown
-    /// upload has none: some clients give up on an error.
+    /// `QueryWriteStatus`: the uncompressed bytes stored of an upload, all of them once the blob is stored. An
+    /// unknown upload has none: some clients give up on an error.
     pub(crate) async fn query_write(
         &self,
         request: QueryWriteStatusRequest,

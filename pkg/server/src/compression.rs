@@ -12,11 +12,11 @@ use zstd::{
     stream::raw::{DParameter, Decoder, Encoder, InBuffer, Operation as _, OutBuffer},
 };
 
-/// The fastest of the ordinary levels: a cache compresses anew for each reader, and this level gains most of what can be
-/// gained on object files and archives.
+/// The fastest of the ordinary levels: a cache compresses anew for each reader, and this level gains most of what can
+/// be gained on object files and archives.
 const LEVEL: i32 = 1;
-/// The largest window of a decoder, as a power of two: 8 MiB, which RFC 8878 requires of decoders and no encoder exceeds by
-/// default.
+/// The largest window of a decoder, as a power of two: 8 MiB, which RFC 8878 requires of decoders and no encoder
+/// exceeds by default.
 const MAX_WINDOW_LOG: u32 = 23;
 /// The memory of a stream without its window, in bytes.
 const FIXED: u64 = 256 * 1024;
@@ -155,8 +155,8 @@ impl Decompression {
         FIXED + window(frame).min(self.left)
     }
 
-    /// Returns the next piece of content, at most [`CHUNK_SIZE`], and takes the compressed bytes of it. `None` when all
-    /// of `compressed` is taken, or begins with a frame for which this is not ready.
+    /// Returns the next piece of content, at most [`CHUNK_SIZE`], and takes the compressed bytes of it. `None` when
+    /// all of `compressed` is taken, or begins with a frame for which this is not ready.
     pub(crate) fn next(&mut self, compressed: &mut Bytes) -> Result<Option<Bytes>, Malformed> {
         // Room for one byte more tells content of the announced size from longer content.
         let room = usize::try_from(self.left.saturating_add(1)).unwrap_or(usize::MAX);
@@ -210,8 +210,8 @@ fn window(frame: &[u8]) -> u64 {
     (base + base / 8 * u64::from(window & 7)).min(largest)
 }
 
-/// Returns the most compressed bytes of content of `size` bytes: an encoder may put each byte into a block of its own, and
-/// add some empty frames, but not an endless number of them.
+/// Returns the most compressed bytes of content of `size` bytes: an encoder may put each byte into a block of its
+/// own, and add some empty frames, but not an endless number of them.
 const fn compressed_bound(size: u64) -> u64 {
     const BLOCK_OF_ONE: u64 = 4;
     const MORE: u64 = 64 * 1024;
@@ -266,8 +266,8 @@ impl Compression {
     }
 }
 
-/// Writes the header of an uncompressed block, whose type is 0: the length in bytes comes above that and the last-block
-/// bit.
+/// Writes the header of an uncompressed block, whose type is 0: the length in bytes comes above that and the
+/// last-block bit.
 fn put_block_header(buffer: &mut BytesMut, len: usize, last: bool) {
     buffer.put_uint_le((len as u64) << 3 | u64::from(last), 3);
 }

@@ -1,5 +1,5 @@
-//! Digests of clients that name no digest function: 64 digits may be of SHA-256 or of BLAKE3, and some clients name the
-//! function in no call.
+//! Digests of clients that name no digest function: 64 digits may be of SHA-256 or of BLAKE3, and some clients name
+//! the function in no call.
 
 use std::{borrow::Cow, collections::HashSet, sync::Arc};
 
@@ -134,8 +134,8 @@ fn is_missing(error: &Error) -> bool {
     matches!(error, Error::NotFound(_)) || error.is_result_miss()
 }
 
-/// Replaces an absence by the outcome under the second function, unless that only repeats that the blob or the result is
-/// missing.
+/// Replaces an absence by the outcome under the second function, unless that only repeats that the blob or the result
+/// is missing.
 fn improve<T>(found: &mut Result<T>, again: Result<T>) {
     let repeats = found.as_ref().is_err_and(is_missing) && again.as_ref().is_err_and(is_absence);
     if !repeats {
@@ -174,8 +174,8 @@ impl BlobStore for Inferring {
         found
     }
 
-    /// Content in memory is hashed under the second function after it was refused under the first. A stream is left to
-    /// the store, which hashes the staged content again.
+    /// Content in memory is hashed under the second function after it was refused under the first. A stream is left
+    /// to the store, which hashes the staged content again.
     async fn put(&self, digest: &Digest, blob: Blob) -> Result<Put> {
         let (first, other) = self.tried(digest);
         let (Some(other), Blob::Bytes(content)) = (other, &blob) else {

@@ -125,8 +125,8 @@ impl Service for Reapi {
     }
 }
 
-/// Returns the most memory that the fields of a request take once it is decoded, in bytes. They may take as much as those
-/// of an action result, so that all that was stored can be read again; that is a full batch of some 130,000 blobs.
+/// Returns the most memory that the fields of a decoded request take, in bytes. The limit is that of an action
+/// result, so that all that was stored can be read again; a full batch of some 130,000 blobs takes as much.
 pub(crate) fn measure<Q: Shaped>(encoded: &[u8]) -> Result<usize, Status> {
     let bytes = Q::SHAPE.decoded_bytes(encoded, MAX_DECODED_RESULT);
     bytes.map_err(|why| match why {

@@ -1,7 +1,7 @@
 //! An upload: the content of the messages of a `Write`.
 //!
-//! The data of a `WriteRequest` is taken out as it arrives: a message may be larger than the memory for it, and its bytes
-//! go to the store without being copied.
+//! The data of a `WriteRequest` is taken out as it arrives: a message may be larger than the memory for it, and its
+//! bytes go to the store without being copied.
 
 use std::{
     fmt, mem,
@@ -43,8 +43,8 @@ pub(super) struct Upload<B = Incoming> {
     pub(super) arrived: Bytes,
     /// The bytes of its data that are still to arrive.
     left: usize,
-    /// The budget of open files, until this upload's file is reserved: an upload must not wait for a second permit while
-    /// it holds the first.
+    /// The budget of open files, until this upload's file is reserved: an upload must not wait for a second permit
+    /// while it holds the first.
     files: Option<Budget>,
     /// The permit for the open file, which may be open for longer than the request.
     pub(super) file: Permit,
@@ -153,8 +153,8 @@ where
         self.files.is_none()
     }
 
-    /// Reads the next message without its data; `None` at the end of the request. The data of the current message must have
-    /// been taken.
+    /// Reads the next message without its data; `None` at the end of the request. The data of the current message
+    /// must have been taken.
     pub(super) async fn next_head(&mut self) -> Result<Option<WriteRequest>, Status> {
         self.memory = Permit::default();
         let Some(len) = self.messages.next_len(u64::MAX).await? else {
@@ -307,8 +307,8 @@ fn join(front: Bytes, back: Bytes) -> Bytes {
     both.freeze()
 }
 
-/// Returns the offsets of the data and of its content in `read`, the beginning of a message of `len` bytes. `None` if it is not in there, if a field follows
-/// it, or if the message is malformed.
+/// Returns the offsets of the data and of its content in `read`, the start of a message of `len` bytes; `None` if it
+/// is not in there, if a field follows it, or if the message is malformed.
 fn find_data(read: &[u8], len: usize) -> Option<(usize, usize)> {
     let mut rest = read;
     while !rest.is_empty() {

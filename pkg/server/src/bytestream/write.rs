@@ -78,8 +78,8 @@ impl Reapi {
         Ok(blobs.put(digest, blob).await)
     }
 
-    /// Reserves the open file of an upload that may stall; `None` if the blob is present, which is looked up only where
-    /// the upload would have to wait.
+    /// Reserves the open file of an upload that may stall; `None` if the blob is present, which is looked up only
+    /// where the upload would have to wait.
     async fn open_file(
         &self,
         upload: &mut Upload,

@@ -59,7 +59,7 @@ impl Reapi {
     }
 }
 
-/// The bytes that are left of the largest message that clients take, after the digest and the status code of each blob.
+/// The bytes left of the largest message that clients take, after the digest and the status code of each blob.
 struct Room(u64);
 
 impl Room {

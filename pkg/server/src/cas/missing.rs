@@ -56,8 +56,8 @@ impl Reapi {
     }
 }
 
-/// Reads the digests of an encoded request in place: decoding first takes as long as all the rest, and several times the
-/// memory. Returns `None` for a request that is malformed, or not encoded as by a client.
+/// Reads the digests of an encoded request in place: decoding first takes as long as all the rest, and several times
+/// the memory. Returns `None` for a request that is malformed, or not encoded as by a client.
 fn in_place(request: &[u8]) -> Option<Result<Vec<Digest>, Status>> {
     let (mut instance, mut function) = ("", 0);
     for field in Fields::of(request) {
@@ -99,7 +99,7 @@ fn decoded(request: &FindMissingBlobsRequest) -> Result<Vec<Digest>, Status> {
     digests::digests("blob_digests", function, &request.blob_digests)
 }
 
-/// Returns the length of the response in bytes, and its pieces, so that it is in memory neither as a message nor encoded.
+/// Returns the length of the response in bytes, and its pieces: it is in memory neither as a message nor encoded.
 fn encode(missing: Vec<Digest>) -> (usize, impl Iterator<Item = Bytes> + Send + 'static) {
     const PIECE: usize = 500;
     let message = |digests: &[Digest]| FindMissingBlobsResponse {

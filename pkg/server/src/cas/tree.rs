@@ -29,8 +29,8 @@ const MAX_WALKS: usize = 64;
 const PER_DIRECTORY: u64 = 64;
 
 impl Reapi {
-    /// Returns the directories below a root. With a page size, returns that many directories and a token for the rest:
-    /// the position to continue from.
+    /// Returns the directories below a root. With a page size, returns that many directories and a token for the
+    /// rest: the position to continue from.
     pub(crate) async fn get_tree(&self, request: GetTreeRequest) -> Result<Body, Status> {
         digests::instance(&request.instance_name)?;
         let function = digests::function(request.digest_function)?;
@@ -163,8 +163,8 @@ fn framed(message: &GetTreeResponse, mut memory: Permit) -> Framed {
     Framed { head, payload }
 }
 
-/// The latest walks whose next page was not requested yet. They are not needed to continue from a token: a walk that is
-/// not kept, for example because its tree is too large, begins anew and reads the earlier pages once more.
+/// The latest walks whose next page was not requested yet. They are not needed to continue from a token: a walk that
+/// is not kept, for example because its tree is too large, begins anew and reads the earlier pages once more.
 #[derive(Debug)]
 pub(crate) struct Walks {
     waiting: Mutex<VecDeque<(Digest, TreeWalk)>>,
