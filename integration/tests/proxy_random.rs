@@ -170,7 +170,7 @@ impl World {
             };
             match done {
                 Err(status) if status.message().contains("calls are suspended") => {
-                    task::yield_now().await
+                    task::yield_now().await;
                 }
                 _ => return,
             }
