@@ -41,7 +41,7 @@ pub struct Outbox {
     depth: watch::Sender<Depth>,
 }
 
-/// Room in the outbox for writes that are being accepted.
+/// Room in the outbox for a write that is being accepted.
 struct Reservation<'a>(&'a Outbox, u64);
 
 impl Drop for Reservation<'_> {
@@ -62,23 +62,36 @@ impl Outbox {
             clock: Arc::default(),
             depth: watch::Sender::default(),
         };
-        let mut last = 0;
-        for name in outbox.local.outbox_names().await? {
-            let Some((number, key)) = entry::parse(&name) else {
+        let names = outbox.local.outbox_names().await?;
+        let entries = names.iter().filter_map(|name| {
+            let entry = entry::parse(name);
+            if entry.is_none() {
                 tracing::warn!(
                     name,
                     "ignored a file in the outbox that is no pending write"
                 );
-                continue;
-            };
-            last = number;
-            outbox.load(number, key).await;
+            }
+            entry
+        });
+        let entries: Vec<_> = entries.collect();
+        let last = entries.last().map_or(0, |(number, _)| *number);
+        let loads = entries.into_iter();
+        let loads: Vec<_> = loads
+            .map(|(number, key)| outbox.load(number, key))
+            .collect();
+        let mut loads = stream::iter(loads).buffered(AT_ONCE);
+        while let Some(loaded) = loads.next().await {
+            if let Some((number, write)) = loaded {
+                outbox.insert(number, write, outbox.no_room()).await;
+            }
         }
+        drop(loads);
         outbox.queue().start_after(last);
         Ok(outbox)
     }
 
-    async fn load(&self, number: u64, key: WriteKey) {
+    /// Returns the pending write of an entry, unless it is unreadable.
+    async fn load(&self, number: u64, key: WriteKey) -> Option<(u64, PendingWrite)> {
         let write = match &key {
             WriteKey::Blob(digest) => {
                 let pin = self.local.keep_unread(digest).await;
@@ -92,14 +105,20 @@ impl Outbox {
                 Ok(Some(entry)) => PendingWrite::result(entry, action),
                 Ok(None) => {
                     tracing::error!(%action, "removed a corrupt result from the outbox");
-                    return self.unlink(Some(file_name(number, &key))).await;
+                    self.unlink(Some(file_name(number, &key))).await;
+                    return None;
                 }
                 Err(error) => {
-                    return tracing::error!(%action, %error, "failed to read a pending result");
+                    tracing::error!(%action, %error, "failed to read a pending result");
+                    return None;
                 }
             },
         };
-        self.insert(number, write).await;
+        Some((number, write))
+    }
+
+    const fn no_room(&self) -> Reservation<'_> {
+        Reservation(self, 0)
     }
 
     /// Reads a pending result; `None` if its entry is corrupt or missing.
@@ -176,9 +195,13 @@ impl Outbox {
     ) -> Result<T> {
         digests.retain(|digest| !digest.is_empty_blob());
         let write = |digest: &Digest| (WriteKey::Blob(*digest), queue::room(digest.size()));
-        let _room = self.reserve(&digests.iter().map(write).collect::<Vec<_>>())?;
+        let rooms = self.reserve(&digests.iter().map(write).collect::<Vec<_>>())?;
         let published = publish.await?;
-        let links = stream::iter(digests).map(|digest| self.link(digest));
+        let links = digests.into_iter().zip(rooms);
+        let links: Vec<_> = links
+            .map(|(digest, room)| self.link(digest, room))
+            .collect();
+        let links = stream::iter(links);
         links.buffered(AT_ONCE).try_collect::<()>().await?;
         Ok(published)
     }
@@ -190,14 +213,14 @@ impl Outbox {
     }
 
     /// Pins a blob and links it into the outbox.
-    async fn link(&self, digest: Digest) -> Result<()> {
+    async fn link(&self, digest: Digest, room: Reservation<'_>) -> Result<()> {
         let gone = || Error::Unavailable(format!("blob {digest} is missing in the local tier"));
         let pin = self.local.keep(&digest).await?.ok_or_else(gone)?;
         let number = self.queue().take_number();
         let name = file_name(number, &WriteKey::Blob(digest));
         self.local.outbox_link(name, digest).await?;
         let write = PendingWrite::blob(&digest, Some(pin));
-        self.insert(number, write).await;
+        self.insert(number, write, room).await;
         Ok(())
     }
 
@@ -221,7 +244,7 @@ impl Outbox {
         };
         let file = entry.to_file();
         let write = PendingWrite::result(entry, action);
-        let _room = self.reserve(&[(key.clone(), write.bytes)])?;
+        let room = self.reserve(&[(key.clone(), write.bytes)])?.pop();
         let number = self.queue().take_number();
         let name = file_name(number, &key);
         self.local.outbox_write(name.clone(), file).await?;
@@ -229,17 +252,25 @@ impl Outbox {
             self.unlink(Some(name)).await;
             return Err(error);
         }
-        self.insert(number, write).await;
+        let room = room.unwrap_or_else(|| self.no_room());
+        self.insert(number, write, room).await;
         Ok(())
     }
 
-    fn reserve(&self, writes: &[(WriteKey, u64)]) -> Result<Reservation<'_>> {
-        let bytes = self.queue().reserve(writes, self.max_bytes)?;
-        Ok(Reservation(self, bytes))
+    /// Reserves room for each write, for all or none.
+    fn reserve(&self, writes: &[(WriteKey, u64)]) -> Result<Vec<Reservation<'_>>> {
+        let rooms = self.queue().reserve(writes, self.max_bytes)?;
+        let rooms = rooms.into_iter().map(|bytes| Reservation(self, bytes));
+        Ok(rooms.collect())
     }
 
-    async fn insert(&self, number: u64, write: PendingWrite) {
-        let replaced = self.queue().insert(number, write);
+    /// Adds a write, which counts from now on in place of its reservation.
+    async fn insert(&self, number: u64, write: PendingWrite, mut room: Reservation<'_>) {
+        let replaced = {
+            let mut queue = self.queue();
+            queue.reserved -= mem::take(&mut room.1);
+            queue.insert(number, write)
+        };
         self.unlink(replaced).await;
     }
 

@@ -1,6 +1,6 @@
 //! Lookups of the outputs of action results in one store.
 
-use std::sync::Arc;
+use std::{collections::HashSet, sync::Arc};
 
 use gorego_limits::Budget;
 use gorego_storage::{BlobStore, Digest, Outputs, Result, find_outputs};
@@ -42,9 +42,8 @@ pub(crate) async fn stored_outputs(
             digests => digests?,
         };
         let Some(digests) = digests else { break };
-        // The missing ones are in the order of the lookup.
-        let mut missing = blobs.find_missing(&digests).await?.into_iter().peekable();
-        let is_stored = |digest: &Digest| missing.next_if_eq(digest).is_none();
+        let missing: HashSet<Digest> = blobs.find_missing(&digests).await?.into_iter().collect();
+        let is_stored = |digest: &Digest| !missing.contains(digest);
         stored.extend(digests.into_iter().filter(is_stored));
     }
     stored.sort_unstable();

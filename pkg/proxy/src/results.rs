@@ -100,7 +100,7 @@ impl Results {
     /// Returns the backing cache's result, if it is complete. Stores it in the local tier, unless that has it
     /// as `local`.
     async fn fetch(
-        &self,
+        self: &Arc<Self>,
         name: &Name,
         local: Option<&ActionResult>,
         memory: &Budget,
@@ -112,8 +112,10 @@ impl Results {
         let found = found.await?;
         if local != Some(&found.result) {
             self.check(action, &found.result, local.is_none()).await?;
-            let stored = self.store_fetched(name, found.result.clone(), version);
-            if let Err(error) = stored.await {
+            // A write to the disk does not end with its caller, so the lock must not either.
+            let store = Arc::clone(self);
+            let store = store.store_fetched(name.clone(), found.result.clone(), version);
+            if let Err(error) = self.tiers.finish(action, store).await {
                 tracing::debug!(%action, %error, "failed to store a result in the local tier");
             }
         }
@@ -122,18 +124,23 @@ impl Results {
     }
 
     /// Stores a fetched result in the local tier, unless one was written since `version`.
-    async fn store_fetched(&self, name: &Name, result: ActionResult, version: u64) -> Result<()> {
-        let current = self.versions.lock(name).await;
-        let (instance, action) = name;
+    async fn store_fetched(
+        self: Arc<Self>,
+        name: Name,
+        result: ActionResult,
+        version: u64,
+    ) -> Result<()> {
+        let current = self.versions.lock(&name).await;
+        let (instance, action) = &name;
         if *current == version && !self.outbox.has_result(instance, action) {
             ActionCache::put(&*self.tiers.local, instance, action, result).await?;
-            self.fetched.insert(name.clone());
+            self.fetched.insert(name);
         }
         Ok(())
     }
 
     /// Fetches in the background the backing cache's result, which may differ from the local tier's by now.
-    fn revalidate(self: &Arc<Self>, name: Name, local: &ActionResult, memory: &Budget) {
+    fn revalidate(self: &Arc<Self>, name: Name, local: &ActionResult) {
         // The backing cache has no newer result than one that it did not get.
         let is_own = self.tiers.options.read_only && !self.fetched.contains(&name)
             || self.outbox.has_result(&name.0, &name.1);
@@ -145,9 +152,11 @@ impl Results {
             return;
         };
         self.validated.insert(validated);
-        let (results, local, memory) = (Arc::clone(self), local.clone(), memory.clone());
+        let (results, local) = (Arc::clone(self), local.clone());
         self.tiers.spawn(async move {
-            match results.fetch(&name, Some(&local), &memory).await {
+            // Hits must not wait for memory that this holds while the backing cache is slow.
+            let memory = &results.tiers.options.memory.bringing;
+            match results.fetch(&name, Some(&local), memory).await {
                 Err(error) if !error.is_result_miss() => {
                     tracing::debug!(action = %name.1, %error, "failed to revalidate a result");
                 }
@@ -278,7 +287,7 @@ impl ActionCache for ProxyActions {
         let (results, name) = (&self.0, (instance.to_owned(), *action));
         let local = match results.get_local(&name, memory).await {
             Ok(found) => {
-                results.revalidate(name, &found.result, memory);
+                results.revalidate(name, &found.result);
                 return Ok(found);
             }
             Err(error) if error.is_result_miss() => error,

@@ -7,6 +7,7 @@ use gorego_storage::{Blob, BlobStore as _, Chunks, Digest, Error, Put, Result, R
 use gorego_storage_local::{Complete, Received};
 
 use crate::{
+    backing::Epoch,
     outbox::Outbox,
     tee::Tee,
     tiers::Tiers,
@@ -52,9 +53,8 @@ impl Writes {
         resume: Option<Resume>,
     ) -> Result<Put> {
         let epoch = self.tiers.backing.epoch();
-        let Some((put, received, was_read)) = self.put_both(digest, chunks, resume.clone()).await?
-        else {
-            self.tiers.backing.record(epoch, digest);
+        let sent = self.put_both(epoch, digest, chunks, resume.clone());
+        let Some((put, received, was_read)) = sent.await? else {
             return self.existed(digest, resume).await;
         };
         let mut staged = match received {
@@ -75,7 +75,7 @@ impl Writes {
                 publish(digest, staged).await;
                 Ok(put)
             }
-            Err(error @ Error::Unavailable(_)) if !was_read => {
+            Err(error @ Error::Unavailable(_)) if !was_read && self.tiers.may_degrade() => {
                 self.accept(&actual, error, staged.publish()).await
             }
             _ => self.upload(actual, staged).await,
@@ -96,6 +96,7 @@ impl Writes {
     /// Sends a stream to both tiers at once; `None` if the backing cache turns out to have the blob.
     async fn put_both(
         &self,
+        epoch: Epoch,
         digest: &Digest,
         chunks: Chunks,
         resume: Option<Resume>,
@@ -111,6 +112,7 @@ impl Writes {
             tokio::select! {
                 put = &mut backing, if sent.is_none() => {
                     if put.is_ok() && !tee.ended.load(Relaxed) {
+                        self.tiers.backing.record(epoch, digest);
                         return Ok(None);
                     }
                     sent = Some(put);

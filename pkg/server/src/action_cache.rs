@@ -24,6 +24,11 @@ impl Reapi {
         let memory = &self.options.memory.results;
         let actions = &self.stores.actions;
         let found = actions.get(instance.as_str(), &action, memory).await;
+        if let Err(error) = &found
+            && error.is_result_miss()
+        {
+            tracing::debug!(instance = instance.as_str(), %error, "action cache miss");
+        }
         // The permit is held until the result is encoded, not until the client has taken it.
         let CachedResult {
             mut result,

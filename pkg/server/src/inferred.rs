@@ -138,7 +138,11 @@ fn is_missing(error: &Error) -> bool {
 /// is missing.
 fn improve<T>(found: &mut Result<T>, again: Result<T>) {
     let repeats = found.as_ref().is_err_and(is_missing) && again.as_ref().is_err_and(is_absence);
-    if !repeats {
+    let tells_more = matches!(
+        (&*found, &again),
+        (Err(Error::NoResult(_)), Err(Error::Incomplete { .. }))
+    );
+    if !repeats || tells_more {
         *found = again;
     }
 }

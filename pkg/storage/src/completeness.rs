@@ -64,10 +64,7 @@ pub async fn find_outputs(mut outputs: Outputs, blobs: &dyn BlobStore) -> Result
 impl<A: ActionCache + ?Sized> ActionCache for CompletenessChecking<A> {
     async fn get(&self, instance: &str, action: &Digest, memory: &Budget) -> Result<CachedResult> {
         let found = self.results.get(instance, action, memory).await?;
-        if let Err(error) = self.check(action, &found.result).await {
-            tracing::debug!(instance, %error, "action result is not served");
-            return Err(error);
-        }
+        self.check(action, &found.result).await?;
         Ok(found)
     }
 

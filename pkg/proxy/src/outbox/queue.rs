@@ -132,13 +132,15 @@ impl Queue {
         self.writes.get(self.numbers.get(key)?)
     }
 
-    /// Reserves room for writes that replace the pending ones of their keys.
-    pub(super) fn reserve(&mut self, writes: &[(WriteKey, u64)], max: u64) -> Result<u64> {
+    /// Reserves room for writes that replace the pending ones of their keys. Returns the bytes of each.
+    pub(super) fn reserve(&mut self, writes: &[(WriteKey, u64)], max: u64) -> Result<Vec<u64>> {
         let used = self.depth.bytes.saturating_add(self.reserved);
-        let mut more = 0u64;
+        let (mut more, mut rooms) = (0u64, Vec::with_capacity(writes.len()));
         for (key, bytes) in writes {
             let pending = self.get(key).map_or(0, |write| write.bytes);
-            more = more.saturating_add(bytes.saturating_sub(pending));
+            let room = bytes.saturating_sub(pending);
+            rooms.push(room);
+            more = more.saturating_add(room);
             if more > max.saturating_sub(used) {
                 return Err(Error::Unavailable(format!(
                     "no room for {} in the outbox of at most {max} bytes \
@@ -148,7 +150,7 @@ impl Queue {
             }
         }
         self.reserved += more;
-        Ok(more)
+        Ok(rooms)
     }
 
     /// Returns the results that a new one replaces: the local one, and the pending one with those that it

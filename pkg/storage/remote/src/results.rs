@@ -1,9 +1,12 @@
 //! The action cache of a peer.
 
 use async_trait::async_trait;
-use gorego_limits::Budget;
+use gorego_limits::{Budget, UNCOUNTED};
 use prost::Message as _;
-use reapi::v2::{ActionResult, GetActionResultRequest, UpdateActionResultRequest};
+use reapi::{
+    shapes::Shaped as _,
+    v2::{ActionResult, GetActionResultRequest, UpdateActionResultRequest},
+};
 use tonic::Code;
 
 use super::{
@@ -48,12 +51,24 @@ impl RemoteStore {
     }
 }
 
+/// Returns the memory of a result, encoded and decoded together, in bytes.
+fn memory_of(result: &ActionResult) -> u64 {
+    let most = result_memory(result.encoded_len() as u64);
+    if most <= UNCOUNTED {
+        return most;
+    }
+    let encoded = result.encode_to_vec();
+    let decoded = ActionResult::SHAPE.decoded_bytes(&encoded, MAX_DECODED_RESULT);
+    decoded.map_or(most, |decoded| (encoded.len() + decoded) as u64)
+}
+
 #[async_trait]
 impl ActionCache for RemoteStore {
     /// A result for which there is no memory at once is dropped, and fetched again when there is.
     async fn get(&self, instance: &str, action: &Digest, memory: &Budget) -> Result<CachedResult> {
         let result = self.fetch(instance, action).await?;
-        let bytes = result_memory(result.encoded_len() as u64);
+        // A reservation beyond the budget gets all of it, and otherwise would never succeed at once.
+        let bytes = memory_of(&result).min(memory.total());
         if let Some(permit) = memory.try_reserve(bytes) {
             return Ok(CachedResult { result, permit });
         }
