@@ -75,7 +75,7 @@ impl Writes {
                 publish(digest, staged).await;
                 Ok(put)
             }
-            Err(error @ Error::Unavailable(_)) if !was_read && self.tiers.may_degrade() => {
+            Err(error @ Error::Unavailable(_)) if !was_read => {
                 self.accept(&actual, error, staged.publish()).await
             }
             _ => self.upload(actual, staged).await,

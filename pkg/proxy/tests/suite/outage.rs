@@ -85,6 +85,17 @@ async fn outputs_reported_in_an_outage_are_uploaded_with_their_result() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_result_that_names_a_remote_output_twice_becomes_pending() {
+    let proxy = Proxy::with(degrading(), common::GIB).await;
+    let output = proxy.backing.has(&content(1, 10)).await;
+    proxy.backing.script(|script| script.down = true);
+    let mut ours = result(&output, 0, None);
+    ours.output_files.extend(ours.output_files.clone());
+    proxy.actions().put("", &action(), ours).await.unwrap();
+    assert_eq!(proxy.outbox.depth().borrow().results, 1);
+}
+
+#[tokio::test(start_paused = true)]
 async fn pending_writes_survive_a_restart_with_either_outage_policy() {
     for options in [degrading(), common::options()] {
         let proxy = down().await;

@@ -3,10 +3,11 @@
 use std::time::Duration;
 
 use crate::peer::{Act, Peer, sha256, within};
+use gorego_limits::Budget;
 use gorego_storage::BreakerState;
-use gorego_storage::{BlobStore, Error};
+use gorego_storage::{ActionCache, BlobStore, Error};
 use gorego_storage_remote::{BreakerOptions, RemoteOptions, RemoteStore};
-use reapi::v2::ActionResult;
+use reapi::v2::{ActionResult, OutputFile};
 use tonic::Code;
 
 #[tokio::test]
@@ -231,4 +232,35 @@ async fn a_result_that_decodes_to_too_much_memory_is_refused() {
         "{error:?}"
     );
     assert_eq!(peer.calls("result").len(), 1);
+}
+
+#[tokio::test]
+async fn a_large_result_is_fetched_once_if_memory_is_free() {
+    let peer = Peer::start().await;
+    let store = peer.store();
+    let action = sha256(b"action");
+    let file = |number| OutputFile {
+        path: format!("{number:0100}"),
+        digest: Some(action.to_proto()),
+        ..OutputFile::default()
+    };
+    let result = ActionResult {
+        output_files: (0..1000).map(file).collect(),
+        ..ActionResult::default()
+    };
+    let key = action.hex();
+    peer.state
+        .results
+        .lock()
+        .unwrap()
+        .insert(key, result.clone());
+    // With room for the result, and with less than it takes.
+    for bytes in [2 << 20, 100 << 10] {
+        let memory = Budget::memory("memory for results", bytes);
+        let found = within(ActionCache::get(&store, "", &action, &memory)).await;
+        let found = found.unwrap();
+        assert_eq!(found.result, result);
+        assert!((100 << 10..=bytes).contains(&found.permit.bytes()));
+    }
+    assert_eq!(peer.calls("result").len(), 2);
 }
