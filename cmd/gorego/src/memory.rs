@@ -37,7 +37,7 @@ const PIECES: Share = Share(4, 9);
 const WORKSPACES: Share = Share(7, 9);
 const WALKS: Share = Share(2, 2);
 const TREES: Share = Share(4, 5);
-const BRINGING: Share = Share(2, 0);
+const TRANSFER_TREES: Share = Share(2, 0);
 const SMALL: Share = Share(6, 0);
 const LARGE: Share = Share(15, 0);
 const UNWRITTEN: Share = Share(4, 0);
@@ -61,7 +61,7 @@ impl Parts {
         let fetched: &[Share] = if local {
             &[DOWNLOADS]
         } else {
-            &[DOWNLOADS, LARGE, UNWRITTEN, BRINGING]
+            &[DOWNLOADS, LARGE, UNWRITTEN, TRANSFER_TREES]
         };
         // Small blobs, too, are fetched by a proxy alone.
         let results: &[Share] = if local { &[RESULTS] } else { &[RESULTS, SMALL] };
@@ -70,13 +70,13 @@ impl Parts {
         Self {
             transport: gorego_grpc::Memory {
                 windows: part("memory for receive windows", WINDOWS),
-                calls: Budget::count("room for calls", CALLS),
+                calls: Budget::count("calls in progress", CALLS),
                 requests: Budget::memory("memory for large requests", requests),
                 decoded: part("memory for decoded requests", DECODED),
                 responses: Budget::memory("memory for large responses", responses),
             },
             server: server::Memory {
-                files: Budget::count("room for open files", FILES.min(files / 2).max(1)),
+                files: Budget::count("open files", FILES.min(files / 2).max(1)),
                 results: part_with("memory for action results", results),
                 walks: bytes(WALKS),
                 workspaces: part("memory to compress in", WORKSPACES),
@@ -86,8 +86,8 @@ impl Parts {
                 small: part("memory to fetch small blobs", SMALL),
                 large: part("memory to fetch large blobs", LARGE),
                 unwritten: part("memory for blobs that cannot be written", UNWRITTEN),
-                looking: trees.clone(),
-                bringing: part("memory for trees that are fetched", BRINGING),
+                lookup_trees: trees.clone(),
+                transfer_trees: part("memory for trees that are fetched", TRANSFER_TREES),
                 pieces,
             },
             downloads: part_with("memory for downloads", fetched),
@@ -122,7 +122,7 @@ mod tests {
             &proxy.small,
             &proxy.large,
             &proxy.unwritten,
-            &proxy.bringing,
+            &proxy.transfer_trees,
             downloads,
             trees,
         ];

@@ -18,7 +18,7 @@ use tokio::{
 /// The interval between two checks of the files. Each check wakes an idle process.
 const INTERVAL: Duration = Duration::from_secs(5);
 /// The time for which a changed file must stay unchanged before it is read, since it may be half written.
-const SETTLED: Duration = Duration::from_secs(1);
+const QUIET_PERIOD: Duration = Duration::from_secs(1);
 
 /// Handles SIGHUP from now on. By default it would end the process.
 pub(crate) fn hangups() -> io::Result<Signal> {
@@ -46,7 +46,7 @@ impl Reloads {
             self.0.push(WatchedValue {
                 files,
                 known,
-                unsettled: None,
+                changed: None,
                 load: Box::new(move || {
                     value.send_replace(load().map_err(|why| why.to_string())?);
                     Ok(())
@@ -60,8 +60,8 @@ impl Reloads {
     pub(crate) async fn run(self, mut hangups: Signal) {
         let mut watched = self.0;
         loop {
-            let pause = if watched.iter().any(|watched| watched.unsettled.is_some()) {
-                SETTLED
+            let pause = if watched.iter().any(|watched| watched.changed.is_some()) {
+                QUIET_PERIOD
             } else {
                 INTERVAL
             };
@@ -91,7 +91,7 @@ struct WatchedValue {
     /// The state of the files at the last load.
     known: Vec<FileState>,
     /// The state of changed files at the last check, until they are loaded.
-    unsettled: Option<Vec<FileState>>,
+    changed: Option<Vec<FileState>>,
     load: Box<dyn FnMut() -> Result<(), String> + Send>,
 }
 
@@ -100,13 +100,13 @@ impl WatchedValue {
     /// check.
     fn check(&mut self, forced: bool) {
         let now = states(&self.files);
-        let unsettled = self.unsettled.take();
+        let changed = self.changed.take();
         if !forced {
             if now == self.known {
                 return;
             }
-            if unsettled.as_ref() != Some(&now) {
-                self.unsettled = Some(now);
+            if changed.as_ref() != Some(&now) {
+                self.changed = Some(now);
                 return;
             }
         }
@@ -254,7 +254,7 @@ mod tests {
             fs::write(&next, "half").unwrap();
             symlink(&next, &link).unwrap();
             fs::rename(&link, &file).unwrap();
-            sleep(SETTLED / 2).await;
+            sleep(QUIET_PERIOD / 2).await;
         }
         assert_eq!(*reader.value.borrow(), "one");
         fs::write(&file, "whole").unwrap();

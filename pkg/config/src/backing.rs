@@ -23,7 +23,7 @@ section! {
         /// without progress.
         timeout: Duration = Duration::from_mins(1),
         /// The time for which a blob that the backing cache reported counts as present, and an action
-        /// result is served locally before it is checked again. Ends at an outage. 0 asks every time.
+        /// result is served locally before it is checked again. Ends at an outage. 0 looks up every time.
         existence_ttl: Duration = Duration::from_mins(5),
         /// The behavior while the backing cache is down. Hits in the local cache are always served. With
         /// `fail`, everything else fails. With `degrade`, other reads are misses, and writes wait in the

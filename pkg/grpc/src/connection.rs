@@ -37,18 +37,16 @@ const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// The most bytes of a response within the HTTP/2 layer.
 const SEND_BUFFER: usize = 64 * 1024;
-/// The most cancelled calls that the HTTP/2 layer holds until it processes them. Beyond it, the layer ends the
-/// connection and every other call on it. A client that stops may cancel all of its calls, and a multiplexing
-/// proxy may do so several times in one burst. Each takes about a kilobyte, and its headers. [`Wire`] limits the
-/// cancelled calls over time.
+/// The most cancelled calls that wait in the HTTP/2 layer; beyond it the layer ends the connection. A client that
+/// stops, or a proxy, may cancel all of its calls in one burst. Each takes about a kilobyte, and its headers. [`Wire`]
+/// limits cancelled calls over time.
 const MAX_PENDING_RESETS: usize = 1024;
 /// The most streams that the HTTP/2 layer ends for a breach of the protocol during the life of a connection. Each
 /// takes a few hundred bytes until the client reads it. A connection between balancers lives for weeks.
 const MAX_BREACHES: usize = 4096;
-/// The most bytes of headers of a call that the HTTP/2 layer takes. More than [`crate::head::MAX_HEADERS`], so that
-/// the refusal is a gRPC status. Beyond it the layer refuses the stream, and beyond four times as much the
-/// connection. Headers may take a hundred times as much memory as they did on the wire, times the calls that begin
-/// in one burst.
+/// The most bytes of headers in a call that the HTTP/2 layer reads. It exceeds [`crate::head::MAX_HEADERS`], so that
+/// the refusal is a gRPC status. Beyond it the layer refuses the stream, and beyond four times as much the connection.
+/// Headers may take a hundred times as much memory as they did on the wire, times the calls that begin in one burst.
 const MAX_HEADER_LIST: u32 = 64 * 1024;
 /// The bytes of a connection's table of headers that need not be repeated. Names and tokens fit; a larger table would
 /// be memory held by idle connections.
@@ -77,7 +75,7 @@ impl<S: Service> Connections<S> {
     /// Serves one client until it leaves or is disconnected.
     pub(crate) async fn serve(self: Arc<Self>, stream: TcpStream) {
         let Ok(peer) = stream.peer_addr() else {
-            // The client is gone already.
+            // The client has disconnected.
             return;
         };
         // IPv4 addresses are plain also where the listener is one of IPv6.

@@ -29,10 +29,12 @@ const LINGER_BYTES: u64 = 1 << 20;
 
 pub(crate) type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
-/// A fault in the configuration of a client, or in that of this server for it.
+/// A configuration fault: of the client, or of this server for that client.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Fault {
-    #[error("it speaks TLS, but this port does not: have it use grpc://, or set tls.enabled here")]
+    #[error(
+        "it speaks TLS, but this port does not: have it use grpc://, or set tls.enabled on this server"
+    )]
     Tls,
     #[error("it speaks plain text, but this port speaks TLS: have it use grpcs://")]
     PlainText,
@@ -57,8 +59,8 @@ pub(crate) enum Fault {
     #[error("its client certificate cannot be used: {0}")]
     Unusable(String),
     #[error(
-        "{0}: have it show a client certificate that is valid now and in tls.ca_file, or signed by \
-         an authority there"
+        "{0}: have it show a client certificate that is valid now, and in tls.ca_file or signed by \
+         an authority in tls.ca_file"
     )]
     Untrusted(String),
     #[error(
@@ -133,9 +135,9 @@ impl Faults {
     /// Warns of the first client with each kind of fault in a minute; the others are for `debug`.
     pub(crate) fn report(&self, peer: SocketAddr, fault: &Fault) {
         if self.is_due(fault) {
-            warn!("client {peer} is not served: {fault}");
+            warn!("client {peer} rejected: {fault}");
         } else {
-            debug!("client {peer} is not served: {fault}");
+            debug!("client {peer} rejected: {fault}");
         }
     }
 

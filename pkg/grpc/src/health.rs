@@ -106,7 +106,7 @@ impl Watcher {
             tokio::select! {
                 () = self.shutdown.cancelled() => {}
                 changed = self.healthy.changed() => if changed.is_err() {
-                    // Nobody reports the health any more: the last report stands.
+                    // No more reports: the last one stays valid.
                     self.shutdown.cancelled().await;
                 },
             }

@@ -136,9 +136,9 @@ impl Activity {
         };
         let drained = async {
             drain.cancelled().await;
-            let asked = Instant::now();
+            let draining_since = Instant::now();
             self.goodbye().await;
-            if !self.is_unused_since(asked) {
+            if !self.is_unused_since(draining_since) {
                 std::future::pending::<()>().await;
             }
         };

@@ -67,7 +67,7 @@ impl Default for Memory {
     fn default() -> Self {
         Self {
             windows: Budget::memory("memory for receive windows", 32 * MIB),
-            calls: Budget::count("room for calls", 20_000),
+            calls: Budget::count("calls in progress", 20_000),
             requests: Budget::memory("memory for large requests", 20 * MIB),
             decoded: Budget::memory("memory for decoded requests", 24 * MIB),
             responses: Budget::memory("memory for large responses", 16 * MIB),

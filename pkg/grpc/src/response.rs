@@ -30,8 +30,8 @@ pub(crate) type Response = http::Response<Body>;
 /// The largest content, in bytes, that is copied behind its fields, since sending it apart would cost more.
 pub const COPIED: usize = 16 * 1024;
 
-/// The bytes handed to the HTTP/2 layer at a time. A client that stalls at the end of a response keeps no more
-/// than these in there.
+/// The bytes handed to the HTTP/2 layer at a time, and the most that a client which stalls at the end of a response
+/// keeps there.
 const PIECE: usize = 64 * 1024;
 
 /// A message, or a piece of one, as it goes over the wire. In two parts, so that the bytes of a blob need not

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use gorego_limits::{Full, SLOWEST};
+use gorego_limits::{Full, MIN_PACE};
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
 use tracing::error;
@@ -25,7 +25,7 @@ pub fn full(why: Full) -> Status {
 /// Returns the status of a call whose connection fell below the minimum rate.
 pub(crate) fn too_slow() -> Status {
     Status::resource_exhausted(format!(
-        "too slow while others waited: less than {SLOWEST} bytes a second"
+        "too slow while others waited: less than {MIN_PACE} bytes a second"
     ))
 }
 

@@ -78,7 +78,7 @@ pub(crate) fn end_at(deadline: Instant) {
 
 pin_project! {
     /// A stream's future, dropped when its client takes nothing for too long.
-    pub(crate) struct Watched<F> {
+    pub(crate) struct StreamWatchdog<F> {
         #[pin]
         stream: Option<F>,
         // Boxed, since most responses are taken at once and never need it.
@@ -90,7 +90,7 @@ pin_project! {
     }
 }
 
-impl<F> Watched<F> {
+impl<F> StreamWatchdog<F> {
     /// Wraps the future of a stream that answers `call`.
     pub(crate) const fn new(stream: F, idle_timeout: Duration, call: Call) -> Self {
         Self {
@@ -104,7 +104,7 @@ impl<F> Watched<F> {
     }
 }
 
-impl<F: Future<Output = ()>> Future for Watched<F> {
+impl<F: Future<Output = ()>> Future for StreamWatchdog<F> {
     type Output = ();
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
@@ -164,7 +164,7 @@ where
 {
     fn execute(&self, stream: F) {
         let call = self.client.call();
-        let watched = Watched::new(stream, self.idle_timeout, call.clone());
+        let watched = StreamWatchdog::new(stream, self.idle_timeout, call.clone());
         let running = self.activity.call();
         // An async block would have room for the stream twice.
         let watched = watched.map(|()| drop(running));
@@ -200,7 +200,7 @@ mod tests {
             }
         });
         let start = Instant::now();
-        Watched::new(stalled, IDLE, Call::current()).await;
+        StreamWatchdog::new(stalled, IDLE, Call::current()).await;
         assert_eq!(start.elapsed(), IDLE);
         assert_eq!(
             Arc::strong_count(&held),
@@ -229,7 +229,7 @@ mod tests {
             }
         });
         let start = Instant::now();
-        Watched::new(slow, IDLE, Call::current()).await;
+        StreamWatchdog::new(slow, IDLE, Call::current()).await;
         assert!(start.elapsed() > IDLE * 2, "{:?}", start.elapsed());
     }
 
@@ -244,7 +244,8 @@ mod tests {
             }
         });
         let outcome =
-            tokio::time::timeout(IDLE * 10, Watched::new(quiet, IDLE, Call::current())).await;
+            tokio::time::timeout(IDLE * 10, StreamWatchdog::new(quiet, IDLE, Call::current()))
+                .await;
         assert!(outcome.is_err(), "the response was dropped");
     }
 
@@ -258,7 +259,7 @@ mod tests {
             }
         });
         let start = Instant::now();
-        Watched::new(stalled, IDLE, Call::current()).await;
+        StreamWatchdog::new(stalled, IDLE, Call::current()).await;
         assert_eq!(start.elapsed(), IDLE / 2 + LATE);
     }
 }

@@ -9,7 +9,7 @@ const CONNECTION: u32 = 8 * 1024 * 1024;
 /// The most unread bytes of one request. They bound a stream's speed (this much per round trip: 110 MB/s over
 /// 20 ms, and several uploads run at a time) and the memory that an upload holds while the disk is behind.
 const STREAM: u32 = 4 * 1024 * 1024;
-/// A connection takes at most one in so many of the free bytes for windows.
+/// The largest share of the free window memory that one connection takes, as a divisor.
 const OF_WINDOWS: u64 = 4;
 /// The windows of connections when little memory is left: for up to [`SOME`] connections, and for more. The latter is
 /// the initial window of HTTP/2 and cannot be smaller.
@@ -23,7 +23,7 @@ const FRAME: u32 = 256 * 1024;
 
 /// The most calls at once on one connection. Bazel runs up to 100.
 const CALLS: u32 = 256;
-/// A connection takes at most one in so many of the free calls.
+/// The largest share of the free calls that one connection takes, as a divisor.
 const OF_CALLS: u64 = 32;
 const LEAST_CALLS: u32 = 16;
 
@@ -58,8 +58,8 @@ impl Windows {
     }
 }
 
-fn share(budget: &Budget, most: u32, of: u64, least: u32) -> (u32, Permit) {
-    let permit = budget.share(most.into(), of);
+fn share(budget: &Budget, most: u32, divisor: u64, least: u32) -> (u32, Permit) {
+    let permit = budget.share(most.into(), divisor);
     let bytes = u32::try_from(permit.bytes()).unwrap_or(most);
     (bytes.max(least), permit)
 }

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use gorego_storage::Removed;
+use gorego_storage::EvictionTotal;
 
 /// Totals since the start.
 #[derive(Debug, Default)]
@@ -22,18 +22,18 @@ pub struct Counters {
 }
 
 impl Counters {
-    pub(crate) fn evicted(&self, removed: Removed, leases_broken: u64) {
+    pub(crate) fn evicted(&self, removed: EvictionTotal, leases_broken: u64) {
         self.evicted.fetch_add(removed.count, Relaxed);
         self.evicted_bytes.fetch_add(removed.bytes, Relaxed);
         self.leases_broken.fetch_add(leases_broken, Relaxed);
     }
 
-    pub(crate) fn uploads_expired(&self, removed: Removed) {
+    pub(crate) fn uploads_expired(&self, removed: EvictionTotal) {
         self.uploads_expired.fetch_add(removed.count, Relaxed);
         self.upload_bytes.fetch_add(removed.bytes, Relaxed);
     }
 
-    pub(crate) fn uploads_dropped(&self, removed: Removed) {
+    pub(crate) fn uploads_dropped(&self, removed: EvictionTotal) {
         self.uploads_dropped.fetch_add(removed.count, Relaxed);
         self.upload_bytes.fetch_add(removed.bytes, Relaxed);
     }

@@ -111,7 +111,7 @@ fn leases_allowed(usage: &Usage, marks: &Marks) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use gorego_storage::Removed;
+    use gorego_storage::EvictionTotal;
     use proptest::prelude::*;
 
     use super::*;
@@ -249,7 +249,7 @@ mod tests {
             let usage = Usage {
                 used, idle_uploads, folders, limit, wanted, wanted_on_disk, wanted_files,
                 upload, leases_broken, files, free_on_disk, free_files, scanning,
-                evicted: Removed { count, bytes: evicted },
+                evicted: EvictionTotal { count, bytes: evicted },
             };
             let marks = Marks { high, low, min_free };
             let shortage = Shortage::of(&usage, &marks);

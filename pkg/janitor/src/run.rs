@@ -4,7 +4,7 @@ mod pass;
 
 use std::{sync::Arc, time::Duration};
 
-use gorego_storage::{Evictable, Removed, Resource, Usage};
+use gorego_storage::{Evictable, EvictionTotal, Resource, Usage};
 use tokio::{
     task,
     time::{self, Instant, MissedTickBehavior},
@@ -12,7 +12,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{Counters, Demand, Marks, shortage::Shortage};
-use pass::{Outcome, Pass};
+use pass::{Pass, PassEnd};
 
 /// The pause after a pass that found nothing more to evict: each pass visits every entry, and only
 /// leases that end change its outcome.
@@ -122,7 +122,7 @@ impl Janitor {
                     self.store.backoff().record(resource, &usage);
                 }
             }
-            if end != Outcome::Stuck {
+            if end != PassEnd::Stuck {
                 return;
             }
             pauses.soft = Some(Instant::now() + REST);
@@ -160,12 +160,12 @@ impl Janitor {
     /// Removes idle uploads and wakes the uploads that wait for room.
     async fn remove_uploads(
         &self,
-        remove: impl FnOnce(&dyn Evictable) -> gorego_storage::Result<Removed> + Send + 'static,
-    ) -> Removed {
+        remove: impl FnOnce(&dyn Evictable) -> gorego_storage::Result<EvictionTotal> + Send + 'static,
+    ) -> EvictionTotal {
         match self
             .blocking(remove)
             .await
-            .unwrap_or(Ok(Removed::default()))
+            .unwrap_or(Ok(EvictionTotal::default()))
         {
             Ok(removed) => {
                 if removed.count > 0 {
@@ -175,7 +175,7 @@ impl Janitor {
             }
             Err(error) => {
                 tracing::warn!(%error, "failed to remove idle uploads");
-                Removed::default()
+                EvictionTotal::default()
             }
         }
     }

@@ -98,7 +98,7 @@ impl Shortage {
 
 #[cfg(test)]
 mod tests {
-    use gorego_storage::Removed;
+    use gorego_storage::EvictionTotal;
 
     use super::*;
 
@@ -118,7 +118,7 @@ mod tests {
     }
 
     fn after(bytes: u64, usage: Usage) -> Usage {
-        let evicted = Removed {
+        let evicted = EvictionTotal {
             count: bytes >> 12,
             bytes,
         };

@@ -81,7 +81,7 @@ async fn until(store: &LocalStore, condition: impl Fn() -> bool) {
 }
 
 /// Waits until the usage is below the high mark and at least `evicted` entries are counted.
-async fn settled(store: &LocalStore, counters: &Counters, evicted: u64) {
+async fn until_evicted(store: &LocalStore, counters: &Counters, evicted: u64) {
     let high = MARKS.high_bytes(LIMIT);
     until(store, || {
         store.usage().used <= high && counters.evicted.load(Relaxed) >= evicted
@@ -114,7 +114,7 @@ async fn continuous_uploads_succeed_and_stay_below_the_limit() {
     for number in 0..20 {
         last.push(put(&store, UPLOADERS * EACH + number, 16 * 1024).await);
     }
-    settled(&store, &counters, UPLOADERS * EACH - LIMIT / SIZE).await;
+    until_evicted(&store, &counters, UPLOADERS * EACH - LIMIT / SIZE).await;
     assert_eq!(counters.leases_broken.load(Relaxed), 0);
     assert_eq!(
         store.find_missing(&last).await.unwrap(),
@@ -236,7 +236,7 @@ async fn fresh_uploads_stay_while_old_leased_blobs_are_evicted() {
     for number in 1000..1090 {
         fresh.push(put(&store, number, 16 * 1024).await);
     }
-    settled(&store, &counters, 1).await;
+    until_evicted(&store, &counters, 1).await;
     // Looked up first: a lookup of old ones would make them the younger ones, and evictions go on.
     assert_eq!(store.find_missing(&fresh).await.unwrap(), []);
     let lost = store.find_missing(&old).await.unwrap();
@@ -290,7 +290,7 @@ async fn the_oldest_partial_upload_is_evicted_in_its_turn() {
     for number in 100..300 {
         put(&store, number, 16 * 1024).await;
     }
-    settled(&store, &counters, 1).await;
+    until_evicted(&store, &counters, 1).await;
     assert_eq!(store.committed(&digest, &upload).await.unwrap(), 0);
 }
 
@@ -311,5 +311,5 @@ async fn files_removed_from_outside_do_not_stop_eviction() {
     for number in 100..500 {
         put(&store, number, 16 * 1024).await;
     }
-    settled(&store, &counters, 101).await;
+    until_evicted(&store, &counters, 101).await;
 }

@@ -16,7 +16,7 @@ use tokio::{sync::oneshot, time::timeout};
 use self::queue::{Queue, Ticket};
 use crate::{Call, Client};
 
-/// The most bytes of memory that a call gets at once, without being counted.
+/// The largest reservation of memory that is granted without being counted, in bytes.
 pub const UNCOUNTED: u64 = 64 * 1024;
 /// The longest time that a call waits for its turn.
 const WAIT: Duration = Duration::from_secs(30);
@@ -37,7 +37,7 @@ struct Pool {
 
 /// The error of a call for which nothing became free in time.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("all {what} is in use, and none became free within {} s; try again", WAIT.as_secs())]
+#[error("the limit of {what} is reached, and nothing became free within {} s; try again", WAIT.as_secs())]
 pub struct Full {
     what: &'static str,
 }
@@ -87,7 +87,7 @@ impl Budget {
         let (send, waiter) = oneshot::channel();
         // The new waiter is served at once if those in front of the queue hold more permits.
         let ticket = self.0.change(|queue| queue.wait(client, bytes, send));
-        let waiting = Waiting {
+        let waiting = QueuedCall {
             pool: &self.0,
             ticket,
             bytes,
@@ -114,11 +114,11 @@ impl Budget {
         free.then(|| self.0.grant(bytes, call))
     }
 
-    /// Takes up to `most` bytes, and at most one in `of` of the free bytes, so that shares shrink as the
-    /// budget fills. Never waits; takes nothing while calls wait.
-    pub fn share(&self, most: u64, of: u64) -> Permit {
+    /// Takes up to `most` bytes, and at most the free bytes divided by `divisor`, so that shares shrink as the budget
+    /// fills. Never waits; takes nothing while calls wait.
+    pub fn share(&self, most: u64, divisor: u64) -> Permit {
         let mut queue = self.0.lock();
-        let bytes = queue.share(most, of);
+        let bytes = queue.share(most, divisor);
         drop(queue);
         if bytes == 0 {
             return Permit::default();
@@ -170,14 +170,14 @@ impl Pool {
 }
 
 /// A call that waits for its turn. Dropping it leaves the queue.
-struct Waiting<'a> {
+struct QueuedCall<'a> {
     pool: &'a Arc<Pool>,
     ticket: Ticket,
     bytes: u64,
     waiter: oneshot::Receiver<()>,
 }
 
-impl Waiting<'_> {
+impl QueuedCall<'_> {
     async fn granted(mut self, call: &Call) -> Result<Permit, Full> {
         let granted = timeout(WAIT, &mut self.waiter).await;
         if !matches!(granted, Ok(Ok(()))) {
@@ -189,7 +189,7 @@ impl Waiting<'_> {
     }
 }
 
-impl Drop for Waiting<'_> {
+impl Drop for QueuedCall<'_> {
     fn drop(&mut self) {
         // Closed first, so that no grant can arrive after the check.
         self.waiter.close();
@@ -248,11 +248,11 @@ impl Permit {
     /// Attaches this permit to `content`: it is held for as long as any part of the content is in
     /// memory.
     pub fn hold(self, content: Bytes) -> Bytes {
-        struct Held(
+        struct PermitGuard(
             Bytes,
             #[expect(dead_code, reason = "dropped with the content")] Permit,
         );
-        impl AsRef<[u8]> for Held {
+        impl AsRef<[u8]> for PermitGuard {
             fn as_ref(&self) -> &[u8] {
                 &self.0
             }
@@ -260,7 +260,7 @@ impl Permit {
         if self.0.is_none() {
             return content;
         }
-        Bytes::from_owner(Held(content, self))
+        Bytes::from_owner(PermitGuard(content, self))
     }
 }
 

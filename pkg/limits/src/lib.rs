@@ -15,4 +15,4 @@ pub use budget::{Budget, Full, Permit, UNCOUNTED};
 pub use call::{Call, Client};
 pub use descriptors::is_out_of_descriptors;
 pub use log::LogLimit;
-pub use pace::{Pace, SLOWEST};
+pub use pace::{MIN_PACE, Pace};

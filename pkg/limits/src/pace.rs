@@ -11,7 +11,7 @@ use tokio::time::{Instant, Sleep};
 use crate::Call;
 
 /// The minimum pace of a connection while others wait for its permits, in bytes a second.
-pub const SLOWEST: u32 = 64 * 1024;
+pub const MIN_PACE: u32 = 64 * 1024;
 /// The number of graces over which the pace is averaged: the most credit that bytes can buy.
 const AVERAGED: u32 = 30;
 /// The longest interval between two checks whether others wait.
@@ -66,7 +66,7 @@ impl Credit {
     fn moved(&mut self, bytes: usize) {
         self.charge();
         let most = self.grace.saturating_mul(AVERAGED);
-        let bought = Duration::from_secs(bytes as u64) / SLOWEST;
+        let bought = Duration::from_secs(bytes as u64) / MIN_PACE;
         self.left = self.left.saturating_add(bought).min(most);
     }
 
@@ -109,9 +109,9 @@ impl Credit {
     }
 }
 
-/// Measures how fast a client moves the bytes of one call. All calls of a connection that hold permits
-/// count together, so that many calls over a slow link are no worse than one. Only time spent waiting
-/// for the client counts, not for the disk or the backing cache.
+/// The speed at which a client moves the bytes of one call. The calls of a connection count together, so that many
+/// calls over a slow link are no worse than one. Only time spent waiting for the client counts, not for the disk or the
+/// backing cache.
 #[derive(Debug)]
 pub struct Pace {
     call: Call,
@@ -121,7 +121,7 @@ pub struct Pace {
 }
 
 impl Pace {
-    /// Creates the measure of this call.
+    /// Creates the pace of `call`.
     pub const fn new(call: Call) -> Self {
         Self {
             call,
@@ -145,8 +145,8 @@ impl Pace {
         }
     }
 
-    /// Records that the call waits for the client. Ready when the call has to end because others wait
-    /// for its permits.
+    /// Records that the call waits for the client. Completes when the call has to end, since others wait for its
+    /// permits.
     pub fn poll_too_slow(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         if !self.call.holds() {
             return Poll::Pending;

@@ -71,14 +71,14 @@ impl BackingBlobs {
         self.clock.accepted();
     }
 
-    /// Returns the missing blobs. Those known to be present are not asked for.
+    /// Returns the missing blobs. Looks up only those not recorded as present.
     pub(crate) async fn find_missing(&self, digests: &[Digest]) -> Result<Vec<Digest>> {
         let mut unknown = digests.to_vec();
         unknown.retain(|digest| !self.has(digest));
         self.find_missing_now(&unknown).await
     }
 
-    /// Asks the backing cache for the missing blobs, and records the others.
+    /// Looks up the blobs in the backing cache, and records the present ones. Returns the missing ones.
     pub(crate) async fn find_missing_now(&self, digests: &[Digest]) -> Result<Vec<Digest>> {
         if digests.is_empty() {
             return Ok(Vec::new());

@@ -12,8 +12,8 @@ pub(crate) const fn is_small(digest: &Digest) -> bool {
     digest.size() <= CHUNK_SIZE as u64
 }
 
-/// Splits blobs into batches of small ones with the same digest function, since a peer may lack one, and large
-/// ones alone.
+/// Splits blobs into batches: small blobs with the same digest function together, each large blob alone. Functions are
+/// not mixed, since a peer may lack one.
 pub(crate) fn batches(digests: Vec<Digest>) -> Vec<Vec<Digest>> {
     let mut batches: Vec<Vec<Digest>> = Vec::new();
     // The last batch of each function, and its bytes.

@@ -14,7 +14,7 @@ use crate::{
     outbox::{
         Outbox,
         entry::{WriteKey, fingerprint},
-        queue::{Depth, Outcome},
+        queue::{Depth, ReplayOutcome},
     },
     outputs::is_complete,
     presence::{Presence, UploadingBlobs},
@@ -26,15 +26,15 @@ use crate::{
 const BATCH: usize = 1000;
 /// The number of results that are uploaded at once.
 const RESULTS: usize = 32;
-/// The number of blobs that are uploaded alone at once, after they were refused together.
-const ALONE: usize = 8;
-/// The number of those in a batch if their refusal may be temporary.
-const FEW: usize = 32;
+/// The number of blobs uploaded one by one at a time, after a batch with them was refused.
+const SINGLE_UPLOADS: usize = 8;
+/// The most blobs of one batch that are tried alone after a refusal that may be temporary.
+const MAX_SINGLES: usize = 32;
 /// The shortest and the longest pause after a pass that left a write pending.
 const SHORTEST: Duration = Duration::from_secs(1);
 const LONGEST: Duration = Duration::from_secs(30);
 
-/// Uploads pending writes. A write is settled once it is stored, rejected or no longer needed.
+/// Uploads pending writes. A write leaves the outbox once it is stored, rejected or no longer needed.
 pub(crate) struct Drain {
     pub(crate) outbox: Arc<Outbox>,
     pub(crate) tiers: Tiers,
@@ -105,32 +105,32 @@ impl Drain {
             .into_iter()
             .map(|(number, instance, action)| async move {
                 let uploaded = self.upload_result(number, &instance, &action).await;
-                (number, uploaded.err().unwrap_or(Outcome::Done))
+                (number, uploaded.err().unwrap_or(ReplayOutcome::Done))
             });
-        drained.and(self.settle_all(uploads, RESULTS).await)
+        drained.and(self.record_outcomes(uploads, RESULTS).await)
     }
 
     /// Runs uploads, some at once, and records their outcomes. Returns the first reason why a write stays pending.
-    async fn settle_all(
+    async fn record_outcomes(
         &self,
-        uploads: impl Iterator<Item = impl Future<Output = (u64, Outcome)>>,
+        uploads: impl Iterator<Item = impl Future<Output = (u64, ReplayOutcome)>>,
         at_once: usize,
     ) -> Result<()> {
         let mut uploads = stream::iter(uploads).buffer_unordered(at_once);
         let mut drained = Ok(());
         while let Some((number, outcome)) = uploads.next().await {
-            drained = drained.and(self.settle(number, outcome).await);
+            drained = drained.and(self.record_outcome(number, outcome).await);
         }
         drained
     }
 
-    async fn settle(&self, number: u64, outcome: Outcome) -> Result<()> {
+    async fn record_outcome(&self, number: u64, outcome: ReplayOutcome) -> Result<()> {
         let retry = self.tiers.options.outbox_retry;
-        self.outbox.settle(number, outcome, retry).await
+        self.outbox.record_outcome(number, outcome, retry).await
     }
 
-    /// Uploads blobs together. Then uploads alone those that the local tier lacks, and small ones that may
-    /// have been refused for the sake of another.
+    /// Uploads blobs together. Then uploads alone the blobs that the local tier lacks, and the small blobs of a refused
+    /// batch, of which another may have been the cause.
     async fn upload_blobs(&self, blobs: Vec<(u64, Digest)>) -> Result<()> {
         let digests: Vec<Digest> = blobs.iter().map(|(_, digest)| *digest).collect();
         // If the lookup fails, the error of each upload is more specific.
@@ -140,18 +140,18 @@ impl Drain {
         let are_together = small.count() > 1;
         let uploaded = self.uploads.upload_all(missing).await;
         let mut uploaded: HashMap<Digest, Result<_>> = uploaded.into_iter().collect();
-        let (mut drained, mut alone, mut few) = (Ok(()), Vec::new(), 0..FEW);
+        let (mut drained, mut alone, mut singles) = (Ok(()), Vec::new(), 0..MAX_SINGLES);
         for (number, digest) in blobs {
             let outcome = match uploaded.remove(&digest) {
                 Some(Err(Error::NotFound(_))) => None,
                 Some(Err(error @ Error::Refused { .. })) if are_together && is_small(&digest) => {
-                    let is_settled = error.may_pass() && few.next().is_none();
-                    is_settled.then(|| Outcome::from(error))
+                    let is_final = error.may_pass() && singles.next().is_none();
+                    is_final.then(|| ReplayOutcome::from(error))
                 }
-                uploaded => Some(uploaded.map_or(Outcome::Done, Outcome::from)),
+                uploaded => Some(uploaded.map_or(ReplayOutcome::Done, ReplayOutcome::from)),
             };
             match outcome {
-                Some(outcome) => drained = drained.and(self.settle(number, outcome).await),
+                Some(outcome) => drained = drained.and(self.record_outcome(number, outcome).await),
                 None => alone.push((number, digest)),
             }
         }
@@ -160,24 +160,24 @@ impl Drain {
                 Ok(()) => self.uploads.upload(&digest).await,
                 Err(error) => Err(error),
             };
-            (number, Outcome::from(uploaded))
+            (number, ReplayOutcome::from(uploaded))
         });
-        drained.and(self.settle_all(alone, ALONE).await)
+        drained.and(self.record_outcomes(alone, SINGLE_UPLOADS).await)
     }
 
-    /// Uploads a result, unless the backing cache has a newer one. If the times do not tell, a complete result
-    /// of the backing cache stays unless the pending one replaced it.
+    /// Uploads a pending result, unless the backing cache has a newer complete one. Where the completion times are
+    /// equal or missing, a complete result of the backing cache stays unless the pending one replaced it.
     async fn upload_result(
         &self,
         number: u64,
         instance: &str,
         action: &Digest,
-    ) -> Result<(), Outcome> {
+    ) -> Result<(), ReplayOutcome> {
         let Some(entry) = self.outbox.read(number, action).await? else {
-            let gone = format!("entry of a result of {action} is corrupt or missing");
-            return Err(Outcome::Rejected(Error::Unavailable(gone)));
+            let reason = format!("entry of a result of {action} is corrupt or missing");
+            return Err(ReplayOutcome::Rejected(Error::Unavailable(reason)));
         };
-        let (ours, trees) = (entry.result, &self.tiers.options.memory.bringing);
+        let (ours, trees) = (entry.result, &self.tiers.options.memory.transfer_trees);
         let results = &self.tiers.backing_results;
         let blobs: Arc<dyn BlobStore> = Arc::new(UploadingBlobs(Arc::clone(&self.presence)));
         match is_complete(action, &ours, blobs, trees).await {
@@ -187,7 +187,7 @@ impl Drain {
                 return Ok(());
             }
             // A tree was corrupted on its way to this proxy.
-            Err(error @ Error::Mismatch { .. }) => return Err(Outcome::Refused(error)),
+            Err(error @ Error::Mismatch { .. }) => return Err(ReplayOutcome::Refused(error)),
             Err(error) => return Err(error.into()),
         }
         let _lock = self.outbox.uploading.lock(&(instance, action)).await;
@@ -197,7 +197,11 @@ impl Drain {
         }
         let mut incomplete = None;
         // Nothing takes long between the last lookup and the put.
-        while let Some(theirs) = results.find(instance, action).await.map_err(unread)? {
+        while let Some(theirs) = results
+            .find(instance, action)
+            .await
+            .map_err(outcome_of_read_error)?
+        {
             if theirs == ours {
                 return Ok(());
             }
@@ -211,7 +215,7 @@ impl Drain {
             }
             let blobs = Arc::clone(&self.tiers.backing.store);
             let is_complete = is_complete(action, &theirs, blobs, trees).await;
-            if is_complete.map_err(unread)? {
+            if is_complete.map_err(outcome_of_read_error)? {
                 return Ok(());
             }
             incomplete = Some(theirs);
@@ -222,11 +226,11 @@ impl Drain {
     }
 }
 
-/// Returns the outcome of a pending result after an error of reading the backing cache's, which does not
-/// reject the pending one.
-fn unread(error: Error) -> Outcome {
-    match Outcome::from(error) {
-        Outcome::Rejected(error) => Outcome::Refused(error),
+/// Returns the outcome for a pending result when the result of the backing cache could not be read. Such an error never
+/// rejects the pending one.
+fn outcome_of_read_error(error: Error) -> ReplayOutcome {
+    match ReplayOutcome::from(error) {
+        ReplayOutcome::Rejected(error) => ReplayOutcome::Refused(error),
         outcome => outcome,
     }
 }

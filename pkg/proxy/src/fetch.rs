@@ -128,7 +128,7 @@ impl Fetches {
         if let Ok(Received::Existed) = &written
             && let Ok(Blob::File(file)) = local.get(digest, 0).await
         {
-            flow.found(&file);
+            flow.switch_to_file(&file);
         }
         written
     }

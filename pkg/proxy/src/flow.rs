@@ -59,9 +59,9 @@ impl Flow {
         Arc::clone(&self.state().growth)
     }
 
-    /// Makes readers read from the verified file of another writer. The end is still withheld, since they may
-    /// have read the beginning of this one.
-    pub(crate) fn found(&self, file: &BlobFile) {
+    /// Serves readers from the verified file of another writer. The last chunk is withheld until this fetch is
+    /// verified: a reader may have read the beginning of its content.
+    pub(crate) fn switch_to_file(&self, file: &BlobFile) {
         self.state().growth = Arc::new(Growth::ended(file));
         self.arrived.notify_waiters();
         self.passed.notify_waiters();
@@ -101,7 +101,8 @@ impl Flow {
             return Ok(());
         }
         let digest = self.digest;
-        let error = Error::Unavailable(format!("no room for {digest}, which has no reader left"));
+        let why = "it cannot be written to the disk, and no reader is left";
+        let error = Error::Unavailable(format!("fetch of {digest} stopped: {why}"));
         state.outcome = Some(Err(error.clone()));
         Err(error)
     }
@@ -119,7 +120,8 @@ impl Flow {
         self.arrived.notify_waiters();
     }
 
-    /// Waits, after the end, until no content is in memory. Readers that stall are disconnected.
+    /// Waits until readers have taken all content that is in memory. Call it after the fetch has ended. Disconnects
+    /// readers that stall.
     pub(crate) async fn emptied(&self) {
         self.to_memory(0);
         self.make_room().await;
@@ -134,8 +136,8 @@ impl Flow {
         .await
     }
 
-    /// Waits until the whole blob has arrived and is verified. A caller that is no reader does not keep the
-    /// fetch of an unwritten blob going.
+    /// Waits until the whole blob has arrived and is verified. The caller does not count as a reader, so a fetch of an
+    /// unwritten blob may stop meanwhile.
     pub(crate) async fn ended(&self) -> Result<()> {
         self.until(|state| state.outcome.clone()).await
     }

@@ -6,7 +6,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-/// The operations in progress by key, with the values that their callers share.
+/// The operations in progress, by key, and the value that the callers of each share.
 #[derive(Debug)]
 pub(crate) struct Inflight<K, V>(Operations<K, V>);
 

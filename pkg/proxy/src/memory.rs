@@ -6,7 +6,7 @@ use gorego_storage::{CHUNK_SIZE, Digest};
 /// The memory of a large blob while it is written, in bytes: the pieces being written, collected for
 /// writing, and queued on either side of the writer. No piece exceeds [`CHUNK_SIZE`].
 const WRITTEN: u64 = 6 * CHUNK_SIZE as u64;
-/// The memory of a large blob that cannot be written, in bytes, if there is as much.
+/// The memory of a large blob that cannot be written, in bytes; less if less is free.
 pub(crate) const UNWRITTEN: u64 = 16 << 20;
 
 /// Budgets that keep slow readers from taking the memory that others need: a small blob never waits for
@@ -19,11 +19,11 @@ pub struct Memory {
     pub large: Budget,
     /// Additional memory of large blobs that cannot be written.
     pub unwritten: Budget,
-    /// The trees of results that clients look up.
-    pub looking: Budget,
-    /// The trees of results whose outputs are transferred meanwhile. That takes longer than a lookup, so
-    /// lookups have a budget of their own.
-    pub bringing: Budget,
+    /// Trees of results that clients look up.
+    pub lookup_trees: Budget,
+    /// Trees of results on their way to the backing cache, whose outputs are uploaded while the tree is read. That
+    /// takes longer than a lookup, so lookups have a budget of their own.
+    pub transfer_trees: Budget,
     /// Pieces that are read from files being written.
     pub pieces: Budget,
 }
@@ -36,8 +36,8 @@ impl Default for Memory {
             small: Budget::memory("memory to fetch small blobs", 8 * MIB),
             large: Budget::memory("memory to fetch large blobs", 20 * MIB),
             unwritten: Budget::memory("memory for blobs that cannot be written", 16 * MIB),
-            looking: Budget::memory("memory for trees", 8 * MIB),
-            bringing: Budget::memory("memory for trees that are fetched", 4 * MIB),
+            lookup_trees: Budget::memory("memory for trees", 8 * MIB),
+            transfer_trees: Budget::memory("memory for trees that are fetched", 4 * MIB),
             pieces: Budget::memory("memory for pieces of blobs", 8 * MIB),
         }
     }

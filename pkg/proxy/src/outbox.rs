@@ -22,7 +22,7 @@ use tokio::sync::watch;
 
 use self::{
     entry::{ResultEntry, WriteKey, file_name, fingerprint},
-    queue::{Depth, Outcome, PendingWrite, Queue},
+    queue::{Depth, PendingWrite, Queue, ReplayOutcome},
 };
 use crate::{clock::AcceptClock, versions::Versions};
 
@@ -94,7 +94,7 @@ impl Outbox {
     async fn load(&self, number: u64, key: WriteKey) -> Option<(u64, PendingWrite)> {
         let write = match &key {
             WriteKey::Blob(digest) => {
-                let pin = self.local.keep_unread(digest).await;
+                let pin = self.local.pin_unverified(digest).await;
                 let pin = pin.unwrap_or_else(|error| {
                     tracing::warn!(%digest, %error, "failed to pin a pending blob");
                     None
@@ -214,8 +214,8 @@ impl Outbox {
 
     /// Pins a blob and links it into the outbox.
     async fn link(&self, digest: Digest, room: Reservation<'_>) -> Result<()> {
-        let gone = || Error::Unavailable(format!("blob {digest} is missing in the local tier"));
-        let pin = self.local.keep(&digest).await?.ok_or_else(gone)?;
+        let missing = || Error::Unavailable(format!("blob {digest} is missing in the local tier"));
+        let pin = self.local.pin(&digest).await?.ok_or_else(missing)?;
         let number = self.queue().take_number();
         let name = file_name(number, &WriteKey::Blob(digest));
         self.local.outbox_link(name, digest).await?;
@@ -281,14 +281,14 @@ impl Outbox {
     }
 
     /// Records the outcome of an upload. Returns the reason if the write stays pending.
-    pub(crate) async fn settle(
+    pub(crate) async fn record_outcome(
         &self,
         number: u64,
-        outcome: Outcome,
+        outcome: ReplayOutcome,
         retry: Duration,
     ) -> Result<()> {
         let now = self.clock.total();
-        let removed = self.queue().settle(number, outcome, now, retry)?;
+        let removed = self.queue().record_outcome(number, outcome, now, retry)?;
         self.unlink(removed).await;
         Ok(())
     }

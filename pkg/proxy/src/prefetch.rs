@@ -13,12 +13,13 @@ use crate::{batches::batches, fetch::Fetches};
 pub(crate) const OUTPUTS: usize = 16 * 1024;
 /// The most batches or large blobs that are fetched at once.
 const AT_ONCE: usize = 8;
-/// The most bytes of one result, and the part of the local tier's size, so that blobs in use stay.
+/// The limits of the outputs prefetched for one result: bytes, and a divisor of the size of the local tier. They keep
+/// blobs in use from being evicted.
 const OF_RESULT: u64 = 1 << 30;
 const PART_OF_RESULT: u64 = 16;
-/// The part of the local tier's size for all blobs that wait to be fetched.
+/// The limit of all blobs that wait to be fetched, as a divisor of the size of the local tier.
 const PART_OF_ALL: u64 = 8;
-/// The least room of a blob: a block of the disk.
+/// The smallest disk space charged for a blob: one block.
 const BLOCK: u64 = 4096;
 
 /// The prefetches in progress.
@@ -35,7 +36,7 @@ impl Prefetch {
         Self {
             fetches,
             of_result: OF_RESULT.min(capacity / PART_OF_RESULT),
-            room: Budget::count("room for prefetched blobs", capacity / PART_OF_ALL),
+            room: Budget::count("prefetched blobs", capacity / PART_OF_ALL),
             slots: Arc::new(Semaphore::new(AT_ONCE)),
         }
     }

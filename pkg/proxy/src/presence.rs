@@ -15,7 +15,7 @@ const BUILD: Duration = Duration::from_hours(3);
 pub(crate) struct Presence {
     tiers: Tiers,
     uploads: Arc<Uploads>,
-    /// Not empty while clients may rely on blobs that were reported though only the local tier had them.
+    /// Empty unless blobs that only the local tier had were reported within the length of a build.
     reported: Recent<()>,
 }
 
@@ -56,8 +56,8 @@ impl Presence {
         self.reported.contains(&())
     }
 
-    /// Uploads the blobs that the backing cache lacks, except for `not_local`. Returns those that it lacks
-    /// after that, and the error of an upload that may succeed later.
+    /// Uploads the blobs that the backing cache lacks and the local tier has. Returns the blobs that the backing cache
+    /// still lacks, and the error of an upload that may succeed later.
     async fn upload_lacking(
         &self,
         digests: &[Digest],
@@ -80,8 +80,8 @@ impl Presence {
         Ok((lacking, temporary))
     }
 
-    /// Returns the blobs that neither tier has, and those that only the backing cache has. The backing cache is
-    /// not asked about blobs of the local tier, which are served while it is down.
+    /// Returns the blobs that neither tier has, and the blobs that only the backing cache has. Blobs of the local tier
+    /// are not looked up in the backing cache, so that hits survive an outage.
     pub(crate) async fn find_unreadable(
         &self,
         digests: &[Digest],

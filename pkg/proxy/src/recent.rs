@@ -10,7 +10,7 @@ use std::{
 
 use tokio::time::Instant;
 
-/// The things inserted within the last `period`, at most `capacity` of them.
+/// A set of the members inserted within the last `period`, at most `capacity` of them.
 #[derive(Debug)]
 pub(crate) struct Recent<T> {
     period: Duration,

@@ -71,7 +71,7 @@ impl ProxyActions {
 impl Results {
     /// Looks up all outputs in both tiers. Prefetches them if the result `is_hit`.
     async fn check(&self, action: &Digest, result: &ActionResult, is_hit: bool) -> Result<()> {
-        let memory = self.tiers.options.memory.looking.clone();
+        let memory = self.tiers.options.memory.lookup_trees.clone();
         let mut outputs = Outputs::of(action, result, Arc::clone(&self.blobs), memory)?;
         let prefetch = self.prefetch.as_ref().filter(|_| is_hit);
         let mut remote = Vec::new();
@@ -141,7 +141,7 @@ impl Results {
 
     /// Fetches in the background the backing cache's result, which may differ from the local tier's by now.
     fn revalidate(self: &Arc<Self>, name: Name, local: &ActionResult) {
-        // The backing cache has no newer result than one that it did not get.
+        // A result that the backing cache never received is not replaced by the one that it has.
         let is_own = self.tiers.options.read_only && !self.fetched.contains(&name)
             || self.outbox.has_result(&name.0, &name.1);
         let validated = (self.tiers.backing.epoch(), name.clone());
@@ -155,7 +155,7 @@ impl Results {
         let (results, local) = (Arc::clone(self), local.clone());
         self.tiers.spawn(async move {
             // Hits must not wait for memory that this holds while the backing cache is slow.
-            let memory = &results.tiers.options.memory.bringing;
+            let memory = &results.tiers.options.memory.transfer_trees;
             match results.fetch(&name, Some(&local), memory).await {
                 Err(error) if !error.is_result_miss() => {
                     tracing::debug!(action = %name.1, %error, "failed to revalidate a result");
@@ -194,8 +194,9 @@ impl Results {
         Ok(false)
     }
 
-    /// Whether a result has to follow pending writes. Uploads first its outputs that were reported as present
-    /// though only the local tier had them.
+    /// Whether a result has to become pending: an earlier result of the action or an output is pending, or an outage
+    /// prevents the upload of an output. First uploads outputs that were reported as present while only the local tier
+    /// had them.
     async fn follows_pending(&self, name: &Name, result: &ActionResult) -> Result<bool> {
         let (instance, action) = name;
         let is_in_outage = !self.outbox.is_empty() || self.presence.has_reported();
@@ -210,7 +211,7 @@ impl Results {
             return Ok(true);
         }
         let blobs: Arc<dyn BlobStore> = Arc::new(UploadingBlobs(Arc::clone(&self.presence)));
-        let memory = &self.tiers.options.memory.bringing;
+        let memory = &self.tiers.options.memory.transfer_trees;
         let complete = is_complete(action, result, blobs, memory).await;
         // Other errors are left to the backing cache.
         Ok(complete.is_err_and(|error| self.tiers.degrades(&error)))
@@ -218,11 +219,12 @@ impl Results {
 
     /// Returns the outputs of a result in the local tier. They get a lease.
     async fn local_outputs(&self, action: &Digest, result: &ActionResult) -> Result<Vec<Digest>> {
-        let memory = &self.tiers.options.memory.looking;
+        let memory = &self.tiers.options.memory.lookup_trees;
         stored_outputs(action, result, Arc::clone(&self.tiers.local) as _, memory).await
     }
 
-    /// Stores a result in the local tier, and makes it pending where that is due; both or neither.
+    /// Stores a result in the local tier. If `is_pending`, adds it to the outbox first; after a failure it is in
+    /// neither.
     async fn store(
         self: Arc<Self>,
         epoch: Epoch,
@@ -262,8 +264,8 @@ impl Results {
         Ok(())
     }
 
-    /// Leases the outputs of a new result, since its client relies on them as after a hit. Continues in the
-    /// background, unless too much does.
+    /// Leases the outputs of a new result, since its client relies on them as after a hit. Works in the background, or
+    /// before returning if [`IN_BACKGROUND`] such tasks run.
     async fn lease_outputs(self: &Arc<Self>, action: Digest, result: ActionResult) {
         let results = Arc::clone(self);
         let lease = async move {

@@ -21,8 +21,9 @@ use crate::{
     writes::Writes,
 };
 
-/// The blobs of two tiers. A blob that is read is fetched once and stored in the local tier. A blob that is
-/// written is in the backing cache before a client hears that it is stored, or the local tier serves it.
+/// The blobs of two tiers. A blob that is read is fetched once and stored in the local tier. A write is acknowledged
+/// once the backing cache has the blob, or once it is pending in the outbox; with a read-only backing cache, once the
+/// local tier has it.
 #[derive(Clone)]
 pub struct ProxyStore {
     pub(crate) parts: Arc<Parts>,
@@ -90,7 +91,7 @@ impl ProxyStore {
 
 #[async_trait]
 impl BlobStore for ProxyStore {
-    /// Returns those of the backing cache, which is asked for every blob that the local tier lacks.
+    /// Returns the digest functions of the backing cache, to which every miss of the local tier goes.
     async fn digest_functions(&self) -> Vec<DigestFunction> {
         self.parts.tiers.backing.store.digest_functions().await
     }

@@ -57,7 +57,7 @@ impl Tee {
     }
 
     /// Sends the rest to the backing cache alone.
-    pub(crate) async fn drain(&self) {
+    pub(crate) async fn send_rest(&self) {
         while self.next().await.is_some() {}
     }
 

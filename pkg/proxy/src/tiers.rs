@@ -60,7 +60,7 @@ impl Tiers {
         }));
     }
 
-    /// Runs the write of a blob or a result to its end, even if the caller goes away.
+    /// Runs the write of a blob or a result to its end, even if the caller is cancelled.
     pub(crate) async fn finish<T: Send + 'static>(
         &self,
         digest: &Digest,

@@ -1,14 +1,14 @@
 //! Uploads to the backing cache: the one way for complete blobs, with at most one upload of each at a time.
 //!
-//! An upload is owned by the proxy: if its caller goes away, a later one joins it. The client of the backing
-//! cache retries it with backoff, as its content can be read again.
+//! An upload is owned by the proxy: if its caller is cancelled, a later one joins it. The client of the backing cache
+//! retries it with backoff, as its content can be read again.
 
 use std::sync::Arc;
 
 use bytes::Bytes;
 use futures::{StreamExt as _, stream};
 use gorego_storage::{BlobStore as _, Digest, Error, Put, Result};
-use gorego_storage_local::Complete;
+use gorego_storage_local::CompleteUpload;
 use tokio::sync::{Semaphore, watch};
 
 use crate::{
@@ -23,14 +23,14 @@ const BATCHES: usize = 32;
 const AT_ONCE: usize = 8;
 
 /// The outcome of an upload; none while it is in progress.
-type Outcome = watch::Sender<Option<Result<Put>>>;
-type Upload = Operation<Digest, Outcome>;
+type UploadOutcome = watch::Sender<Option<Result<Put>>>;
+type UploadTask = Operation<Digest, UploadOutcome>;
 
 /// The uploads in progress.
 #[derive(Debug)]
 pub(crate) struct Uploads {
     tiers: Tiers,
-    running: Inflight<Digest, Outcome>,
+    running: Inflight<Digest, UploadOutcome>,
     batches: Semaphore,
 }
 
@@ -49,14 +49,18 @@ impl Uploads {
         Some(wait(digest, outcome).await)
     }
 
-    fn join(&self, digest: &Digest) -> (watch::Receiver<Option<Result<Put>>>, Option<Upload>) {
-        let join = |outcome: &Arc<Outcome>| Some(outcome.subscribe());
-        let joined = self.running.join(digest, Outcome::default, join);
-        joined.unwrap_or_else(|| (Outcome::default().subscribe(), None))
+    fn join(&self, digest: &Digest) -> (watch::Receiver<Option<Result<Put>>>, Option<UploadTask>) {
+        let join = |outcome: &Arc<UploadOutcome>| Some(outcome.subscribe());
+        let joined = self.running.join(digest, UploadOutcome::default, join);
+        joined.unwrap_or_else(|| (UploadOutcome::default().subscribe(), None))
     }
 
     /// Uploads a verified blob that is not published yet.
-    pub(crate) async fn upload_staged(&self, digest: &Digest, staged: &Complete) -> Result<Put> {
+    pub(crate) async fn upload_staged(
+        &self,
+        digest: &Digest,
+        staged: &CompleteUpload,
+    ) -> Result<Put> {
         loop {
             let (outcome, new) = self.join(digest);
             let is_own = new.is_some();
@@ -113,7 +117,7 @@ impl Uploads {
         uploaded
     }
 
-    async fn put_batch(&self, mut batch: Vec<Upload>) {
+    async fn put_batch(&self, mut batch: Vec<UploadTask>) {
         if let Some(large) = batch.pop_if(|upload| !is_small(&upload.key)) {
             let uploaded = match self.tiers.local.get(&large.key, 0).await {
                 Ok(blob) => self.tiers.backing.put(&large.key, blob).await,
@@ -126,7 +130,7 @@ impl Uploads {
         };
         let digests: Vec<Digest> = batch.iter().map(|upload| upload.key).collect();
         let contents = self.tiers.local.get_batch(&digests).await;
-        let (mut readable, mut blobs): (Vec<Upload>, Vec<(Digest, Bytes)>) = Default::default();
+        let (mut readable, mut blobs): (Vec<UploadTask>, Vec<(Digest, Bytes)>) = Default::default();
         for (upload, content) in batch.into_iter().zip(contents) {
             match content {
                 Ok(content) => {
@@ -153,14 +157,14 @@ async fn wait(digest: &Digest, mut outcome: watch::Receiver<Option<Result<Put>>>
 }
 
 /// Ends an upload. Callers from now on start another.
-fn finish(upload: Upload, uploaded: Result<Put>) {
+fn finish(upload: UploadTask, uploaded: Result<Put>) {
     let outcome = Arc::clone(&upload.value);
     drop(upload);
     outcome.send_replace(Some(uploaded));
 }
 
 /// Publishes a blob in the local tier, though that is no condition of a successful write.
-pub(crate) async fn publish(digest: &Digest, complete: Complete) {
+pub(crate) async fn publish(digest: &Digest, complete: CompleteUpload) {
     if let Err(error) = complete.publish().await {
         tracing::debug!(%digest, %error, "failed to store an uploaded blob in the local tier");
     }

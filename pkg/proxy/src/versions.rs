@@ -7,7 +7,8 @@ use std::{
 
 use tokio::sync::{Mutex, OwnedMutexGuard};
 
-/// The number of locks. Names that share a lock share a version: some results are not stored for nothing.
+/// The number of locks. Names with the same lock share a version, so a write under one name may keep a fetched result
+/// of another from being stored.
 const LOCKS: usize = 1024;
 
 /// The numbers of writes by name. Holding the lock of a name excludes other writes.

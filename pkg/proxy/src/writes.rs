@@ -1,10 +1,10 @@
-//! Writes through both tiers: the backing cache has a blob before a client hears that it is stored.
+//! Writes through both tiers: a write is acknowledged once the backing cache has the blob, or once it is pending.
 
 use std::sync::{Arc, atomic::Ordering::Relaxed};
 
 use bytes::Bytes;
 use gorego_storage::{Blob, BlobStore as _, Chunks, Digest, Error, Put, Result, Resume};
-use gorego_storage_local::{Complete, Received};
+use gorego_storage_local::{CompleteUpload, Received};
 
 use crate::{
     backing::Epoch,
@@ -22,9 +22,13 @@ pub(crate) struct Writes {
     pub(crate) outbox: Arc<Outbox>,
 }
 
-/// The outcomes of a stream in the backing cache and in the local tier, and whether the backing cache has read any
-/// content. Before that, its client has retried by itself.
-type Sent = (Result<Put>, Result<Received>, bool);
+/// The outcomes of one stream in both tiers.
+struct PutOutcomes {
+    backing: Result<Put>,
+    local: Result<Received>,
+    /// True if the backing cache has read some content. Until then, its client retries alone.
+    was_read: bool,
+}
 
 impl Writes {
     pub(crate) async fn put(&self, digest: &Digest, blob: Blob) -> Result<Put> {
@@ -54,10 +58,15 @@ impl Writes {
     ) -> Result<Put> {
         let epoch = self.tiers.backing.epoch();
         let sent = self.put_both(epoch, digest, chunks, resume.clone());
-        let Some((put, received, was_read)) = sent.await? else {
+        let Some(PutOutcomes {
+            backing: put,
+            local,
+            was_read,
+        }) = sent.await?
+        else {
             return self.existed(digest, resume).await;
         };
-        let mut staged = match received {
+        let mut staged = match local {
             Ok(Received::Complete(staged)) => staged,
             Ok(Received::Existed) if put.is_err() => {
                 return self.upload_stored(digest).await;
@@ -100,14 +109,14 @@ impl Writes {
         digest: &Digest,
         chunks: Chunks,
         resume: Option<Resume>,
-    ) -> Result<Option<Sent>> {
+    ) -> Result<Option<PutOutcomes>> {
         let (tee, content) = Tee::new(chunks);
         let only = digest.only();
         let backing = self.tiers.backing.store.put(&only, Blob::stream(content));
         let local = self.tiers.local.receive(digest, tee.local(), resume, None);
-        let drain = tee.drain();
-        tokio::pin!(backing, local, drain);
-        let (mut sent, mut received, mut drained) = (None, None, false);
+        let rest = tee.send_rest();
+        tokio::pin!(backing, local, rest);
+        let (mut sent, mut received, mut rest_sent) = (None, None, false);
         loop {
             tokio::select! {
                 put = &mut backing, if sent.is_none() => {
@@ -122,12 +131,16 @@ impl Writes {
                     Err(error) if is_callers(&error) => return Err(error),
                     end => received = Some(end),
                 },
-                () = &mut drain, if received.is_some() && !drained => drained = true,
+                () = &mut rest, if received.is_some() && !rest_sent => rest_sent = true,
             }
             (sent, received) = match (sent, received) {
                 (Some(backing), Some(local)) => {
                     let was_read = tee.was_read.load(Relaxed);
-                    return Ok(Some((backing, local, was_read)));
+                    return Ok(Some(PutOutcomes {
+                        backing,
+                        local,
+                        was_read,
+                    }));
                 }
                 either => either,
             }
@@ -152,8 +165,8 @@ impl Writes {
         }
     }
 
-    /// Uploads a staged blob and publishes it, even if the caller goes away.
-    async fn upload(&self, digest: Digest, staged: Complete) -> Result<Put> {
+    /// Uploads a staged blob and publishes it, even if the caller is cancelled.
+    async fn upload(&self, digest: Digest, staged: CompleteUpload) -> Result<Put> {
         let writes = self.clone();
         let upload = async move {
             match writes.uploads.upload_staged(&digest, &staged).await {
@@ -176,7 +189,7 @@ impl Writes {
     }
 
     /// Makes a blob pending if `error` is an outage's, else returns it. `publish` stores the blob in the local
-    /// tier. Both happen even if the caller goes away.
+    /// tier. Both happen even if the caller is cancelled.
     async fn accept(
         &self,
         digest: &Digest,

@@ -24,7 +24,7 @@ const BATCH: usize = 10_000;
 /// Stores that try a digest of unnamed function under each function in turn. No content has the same hash under two
 /// functions, so a blob that is found is the one that was meant.
 #[derive(Debug)]
-struct Inferring {
+struct FunctionInference {
     stores: Stores,
     /// The functions in the order in which they are tried.
     functions: Vec<DigestFunction>,
@@ -32,10 +32,10 @@ struct Inferring {
 
 /// Wraps the stores, so that digests without a function are tried under `functions`.
 pub(crate) fn infer(stores: Stores, functions: Vec<DigestFunction>) -> Stores {
-    let inferring = Arc::new(Inferring { stores, functions });
+    let inferring = Arc::new(FunctionInference { stores, functions });
     Stores {
-        blobs: Arc::<Inferring>::clone(&inferring),
-        uploads: Arc::<Inferring>::clone(&inferring),
+        blobs: Arc::<FunctionInference>::clone(&inferring),
+        uploads: Arc::<FunctionInference>::clone(&inferring),
         actions: inferring,
     }
 }
@@ -43,7 +43,7 @@ pub(crate) fn infer(stores: Stores, functions: Vec<DigestFunction>) -> Stores {
 /// A method of a store that reads a batch.
 type ReadBatch<T> = for<'a> fn(&'a dyn BlobStore, &'a [Digest]) -> BoxFuture<'a, Vec<Result<T>>>;
 
-impl Inferring {
+impl FunctionInference {
     /// Returns the digest under the function tried first, and under the second one.
     fn tried(&self, digest: &Digest) -> (Digest, Option<Digest>) {
         let digest = digest.among(&self.functions);
@@ -72,7 +72,7 @@ impl Inferring {
         if !others.is_empty() {
             let again = read(&*self.stores.blobs, &others).await;
             for (place, again) in places.into_iter().zip(again) {
-                improve(place, again);
+                or_second(place, again);
             }
         }
         found
@@ -134,9 +134,8 @@ fn is_missing(error: &Error) -> bool {
     matches!(error, Error::NotFound(_)) || error.is_result_miss()
 }
 
-/// Replaces an absence by the outcome under the second function, unless that only repeats that the blob or the result
-/// is missing.
-fn improve<T>(found: &mut Result<T>, again: Result<T>) {
+/// Replaces an absence by the result under the second function, unless a miss would be replaced by another absence.
+fn or_second<T>(found: &mut Result<T>, again: Result<T>) {
     let repeats = found.as_ref().is_err_and(is_missing) && again.as_ref().is_err_and(is_absence);
     let tells_more = matches!(
         (&*found, &again),
@@ -154,7 +153,7 @@ fn is_of_other<T>(put: &Result<T>, other: &Digest, content: &[u8]) -> bool {
 }
 
 #[async_trait]
-impl BlobStore for Inferring {
+impl BlobStore for FunctionInference {
     async fn digest_functions(&self) -> Vec<DigestFunction> {
         self.stores.blobs.digest_functions().await
     }
@@ -173,7 +172,7 @@ impl BlobStore for Inferring {
         if let Some(other) = digest.other()
             && found.as_ref().is_err_and(is_absence)
         {
-            improve(&mut found, self.stores.blobs.get(&other, offset).await);
+            or_second(&mut found, self.stores.blobs.get(&other, offset).await);
         }
         found
     }
@@ -231,7 +230,7 @@ impl BlobStore for Inferring {
 }
 
 #[async_trait]
-impl Uploads for Inferring {
+impl Uploads for FunctionInference {
     async fn committed(&self, digest: &Digest, upload: &UploadId) -> Result<u64> {
         let digest = digest.among(&self.functions);
         self.stores.uploads.committed(&digest, upload).await
@@ -239,14 +238,14 @@ impl Uploads for Inferring {
 }
 
 #[async_trait]
-impl ActionCache for Inferring {
+impl ActionCache for FunctionInference {
     async fn get(&self, instance: &str, action: &Digest, memory: &Budget) -> Result<CachedResult> {
         let (first, other) = self.tried(action);
         let mut found = self.stores.actions.get(instance, &first, memory).await;
         if let Some(other) = other
             && found.as_ref().is_err_and(is_absence)
         {
-            improve(
+            or_second(
                 &mut found,
                 self.stores.actions.get(instance, &other, memory).await,
             );

@@ -98,7 +98,7 @@ impl Default for Memory {
     fn default() -> Self {
         const MIB: u64 = 1024 * 1024;
         Self {
-            files: Budget::count("room for open files", 4096),
+            files: Budget::count("open files", 4096),
             results: Budget::memory("memory for action results", 16 * MIB),
             walks: 8 * MIB,
             workspaces: Budget::memory("memory to compress in", 16 * MIB),

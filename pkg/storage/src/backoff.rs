@@ -138,7 +138,7 @@ impl EvictionBackoff {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Removed;
+    use crate::EvictionTotal;
 
     fn usage(bytes: u64, files: u64) -> Usage {
         Usage {
@@ -201,7 +201,7 @@ mod tests {
         let after = |evicted, used, free| Usage {
             used,
             files: used,
-            evicted: Removed {
+            evicted: EvictionTotal {
                 count: evicted,
                 bytes: evicted,
             },

@@ -4,7 +4,7 @@ use std::{fmt, time::Duration};
 
 use async_trait::async_trait;
 
-use crate::{EvictionBackoff, Removed, Result, Usage};
+use crate::{EvictionBackoff, EvictionTotal, Result, Usage};
 
 /// An entry that could be evicted: a blob, an action result, or a partial upload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,7 +40,7 @@ pub trait Evictable: Send + Sync + fmt::Debug + 'static {
     /// Removes the candidates, except those in use or used since [`Self::visit`]. Skips those with a lease
     /// unless `break_leases` is set, and files that cannot be removed. Counts missing files as removed. Blocks
     /// on the disk.
-    fn evict(&self, candidates: &[Candidate], break_leases: bool) -> Removed;
+    fn evict(&self, candidates: &[Candidate], break_leases: bool) -> EvictionTotal;
 
     /// Records leased bytes that were evicted for the upload with this number.
     fn charge_leases(&self, upload: u64, bytes: u64);
@@ -50,11 +50,11 @@ pub trait Evictable: Send + Sync + fmt::Debug + 'static {
 
     /// Removes partial uploads and quarantined files not modified for `age`, except uploads in progress. Blocks
     /// on the disk.
-    fn remove_idle_uploads(&self, age: Duration) -> Result<Removed>;
+    fn remove_idle_uploads(&self, age: Duration) -> Result<EvictionTotal>;
 
     /// Removes the oldest partial uploads and quarantined files until they take at most a tenth of the limit.
     /// The newest may take a quarter. Blocks on the disk.
-    fn trim_idle_uploads(&self) -> Result<Removed>;
+    fn trim_idle_uploads(&self) -> Result<EvictionTotal>;
 
     /// Wakes the uploads that wait for room. If `exhausted`, nothing more can be evicted, and those that still
     /// find no room fail.

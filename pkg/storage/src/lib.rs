@@ -33,4 +33,4 @@ pub use resource_name::{
 };
 pub use store::{ActionCache, ActionCacheExt, BlobStore, BlobStoreExt, CachedResult, Put, Uploads};
 pub use tree::{TreeError, TreeWalk};
-pub use usage::{Removed, Usage};
+pub use usage::{EvictionTotal, Usage};

@@ -48,11 +48,11 @@ impl Outputs {
         memory: Budget,
     ) -> Result<Self> {
         let function = action.function();
-        let Named {
+        let NamedBlobs {
             blobs: named,
             trees,
             roots,
-        } = Named::of(action, result)?;
+        } = NamedBlobs::of(action, result)?;
         Ok(Self {
             action: *action,
             walk: TreeWalk::below(Arc::clone(&blobs), function, &roots),
@@ -97,7 +97,7 @@ impl Outputs {
 
     async fn incomplete(&mut self, why: String) -> Error {
         if let Some(mut open) = self.open.take()
-            && let Err(error) = open.drain().await
+            && let Err(error) = open.read_to_end().await
         {
             return error;
         }
@@ -174,10 +174,10 @@ impl fmt::Debug for Outputs {
 /// Returns the digests in an action result itself, under the action's digest function; `None` if one is
 /// malformed.
 pub fn named_blobs(action: &Digest, result: &ActionResult) -> Option<Vec<Digest>> {
-    Named::of(action, result).ok().map(|named| named.blobs)
+    NamedBlobs::of(action, result).ok().map(|named| named.blobs)
 }
 
-struct Named {
+struct NamedBlobs {
     blobs: Vec<Digest>,
     /// The digests of `Tree`s.
     trees: BTreeSet<Digest>,
@@ -185,7 +185,7 @@ struct Named {
     roots: Vec<Digest>,
 }
 
-impl Named {
+impl NamedBlobs {
     fn of(action: &Digest, result: &ActionResult) -> Result<Self> {
         let function: DigestFunction = action.function();
         let parse = |output: &dyn fmt::Display, digest: Option<&v2::Digest>| {

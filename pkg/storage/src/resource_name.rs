@@ -39,7 +39,7 @@ const MAX_UPLOAD_LEN: usize = 256;
 pub enum Compressor {
     /// No compression.
     Identity,
-    /// Zstandard, RFC 8478.
+    /// Zstandard, RFC 8878.
     Zstd,
 }
 

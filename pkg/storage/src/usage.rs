@@ -17,17 +17,17 @@ pub struct Usage {
     pub wanted_on_disk: Option<u64>,
     /// The files still to be evicted for that upload, if the file system has no more of them.
     pub wanted_files: u64,
-    /// The number of the upload that waits or was the last to wait.
+    /// The number of the upload that eviction serves, or served last.
     pub upload: u64,
     /// The leased bytes already evicted for that upload.
     pub leases_broken: u64,
     /// The total of evictions since the store's start.
-    pub evicted: Removed,
+    pub evicted: EvictionTotal,
     /// The number of files and folders.
     pub files: u64,
     /// The free space of the file system; `None` if it does not report it.
     pub free_on_disk: Option<u64>,
-    /// The number of further files that the file system can hold; `None` if it does not report it.
+    /// The number of further files that the file system can hold; `None` if it does not limit or report it.
     pub free_files: Option<u64>,
     /// Set while the scan after the start is running.
     pub scanning: bool,
@@ -48,7 +48,7 @@ impl Usage {
 
 /// The total of an eviction or a clean-up.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Removed {
+pub struct EvictionTotal {
     /// The number of entries or files.
     pub count: u64,
     /// The room that they took, in bytes.

@@ -11,7 +11,7 @@ use std::{
 
 use async_trait::async_trait;
 use gorego_storage::{
-    Candidate, EntryId, Error, Evictable, EvictionBackoff, Removed, Result, Usage,
+    Candidate, EntryId, Error, Evictable, EvictionBackoff, EvictionTotal, Result, Usage,
 };
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
@@ -45,7 +45,7 @@ pub(super) struct State {
     pub(super) linked: bool,
     pub(super) scanning: bool,
     /// The amount evicted so far.
-    pub(super) evicted: Removed,
+    pub(super) evicted: EvictionTotal,
     /// The number of the upload that waits.
     pub(super) upload: u64,
     /// Whether the first eviction ends that upload, while another one waits for as much.
@@ -181,8 +181,8 @@ impl Evictable for FakeStore {
         }
     }
 
-    fn evict(&self, candidates: &[Candidate], break_leases: bool) -> Removed {
-        let mut removed = Removed::default();
+    fn evict(&self, candidates: &[Candidate], break_leases: bool) -> EvictionTotal {
+        let mut removed = EvictionTotal::default();
         for candidate in candidates {
             if let Some(bytes) = self.state().evict(candidate, break_leases) {
                 removed.count += 1;
@@ -212,16 +212,16 @@ impl Evictable for FakeStore {
         &self.backoff
     }
 
-    fn trim_idle_uploads(&self) -> Result<Removed> {
-        Ok(Removed::default())
+    fn trim_idle_uploads(&self) -> Result<EvictionTotal> {
+        Ok(EvictionTotal::default())
     }
 
-    fn remove_idle_uploads(&self, age: Duration) -> Result<Removed> {
+    fn remove_idle_uploads(&self, age: Duration) -> Result<EvictionTotal> {
         let mut state = self.state();
         if state.uploads_fail {
             return Err(Error::Unavailable("the folder cannot be read".to_owned()));
         }
-        let mut removed = Removed::default();
+        let mut removed = EvictionTotal::default();
         while let Some((_, bytes)) = state.idle.first().filter(|(old, _)| *old >= age).copied() {
             state.idle.remove(0);
             removed.count += 1;

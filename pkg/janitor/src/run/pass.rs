@@ -2,7 +2,7 @@
 
 use std::{collections::HashSet, mem, time::Duration};
 
-use gorego_storage::{Candidate, EntryId, Removed};
+use gorego_storage::{Candidate, EntryId, EvictionTotal};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -20,7 +20,7 @@ const REMEMBERED: usize = 100_000;
 
 /// The outcome of a pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Outcome {
+pub(super) enum PassEnd {
     /// The demand was met.
     Met,
     /// The demand was not met, and nothing more could be evicted.
@@ -44,9 +44,9 @@ pub(super) struct Pass<'a> {
     /// The entries and last uses of candidates whose eviction failed.
     stubborn: HashSet<(EntryId, u64)>,
     step: usize,
-    evicted: Removed,
+    evicted: EvictionTotal,
     leases_broken: u64,
-    uploads: Removed,
+    uploads: EvictionTotal,
 }
 
 impl<'a> Pass<'a> {
@@ -65,18 +65,18 @@ impl<'a> Pass<'a> {
             } else {
                 1
             },
-            evicted: Removed::default(),
+            evicted: EvictionTotal::default(),
             leases_broken: 0,
-            uploads: Removed::default(),
+            uploads: EvictionTotal::default(),
         }
     }
 
-    pub(super) async fn run(&mut self, shutdown: &CancellationToken) -> Outcome {
+    pub(super) async fn run(&mut self, shutdown: &CancellationToken) -> PassEnd {
         let mut fruitless = 0;
         loop {
             let demand = self.demand();
             if demand.total().is_zero() {
-                return Outcome::Met;
+                return PassEnd::Met;
             }
             self.hard = !demand.hard.is_zero();
             let before = self.removed();
@@ -84,7 +84,7 @@ impl<'a> Pass<'a> {
             let tried = !plan.is_empty();
             self.carry_out(plan, shutdown).await;
             if shutdown.is_cancelled() {
-                return Outcome::Stopped;
+                return PassEnd::Stopped;
             }
             fruitless = if self.removed() > before {
                 0
@@ -94,7 +94,7 @@ impl<'a> Pass<'a> {
             if fruitless == FRUITLESS || (fruitless > 0 && !tried) {
                 // Others may have met the demand meanwhile, for example uploads that ended.
                 let met = self.demand().total().is_zero();
-                return if met { Outcome::Met } else { Outcome::Stuck };
+                return if met { PassEnd::Met } else { PassEnd::Stuck };
             }
         }
     }
@@ -206,7 +206,7 @@ impl<'a> Pass<'a> {
     }
 
     /// Logs one line about the pass.
-    pub(super) fn log(&self, end: Outcome) {
+    pub(super) fn log(&self, end: PassEnd) {
         let usage = self.janitor.store.usage();
         let took = self.started.elapsed();
         if self.removed() == 0 {
@@ -228,8 +228,8 @@ impl<'a> Pass<'a> {
     }
 }
 
-const fn sum(a: Removed, b: Removed) -> Removed {
-    Removed {
+const fn sum(a: EvictionTotal, b: EvictionTotal) -> EvictionTotal {
+    EvictionTotal {
         count: a.count + b.count,
         bytes: a.bytes + b.bytes,
     }

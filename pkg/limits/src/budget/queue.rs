@@ -10,8 +10,8 @@ pub(super) struct Queue {
     free: u64,
     /// The sum of the waiting calls' requests.
     wanted: u64,
-    /// The sum of the permits that ended calls are about to give back. Counting it keeps one waiting
-    /// call from ending all slow ones.
+    /// The permits of ended calls that are not returned yet. They count as free, so that one waiting call does not end
+    /// all slow ones.
     leaving: u64,
     /// Connections that hold permits or wait.
     lines: HashMap<u64, ClientLine>,
@@ -46,7 +46,7 @@ pub(super) struct Ticket {
 }
 
 /// A call whose turn has come: its connection, the bytes taken for it, and the means to wake it.
-pub(super) type Served = (u64, u64, oneshot::Sender<()>);
+pub(super) type GrantedCall = (u64, u64, oneshot::Sender<()>);
 
 impl Queue {
     pub(super) fn new(bytes: u64) -> Self {
@@ -90,13 +90,12 @@ impl Queue {
         });
     }
 
-    /// Takes a share that belongs to no connection: up to `most`, and at most one in `of` of the free
-    /// permits.
-    pub(super) fn share(&mut self, most: u64, of: u64) -> u64 {
+    /// Takes a share that belongs to no connection: up to `most`, and at most the free permits divided by `divisor`.
+    pub(super) fn share(&mut self, most: u64, divisor: u64) -> u64 {
         if !self.order.is_empty() {
             return 0;
         }
-        let bytes = most.min(self.free / of.max(1));
+        let bytes = most.min(self.free / divisor.max(1));
         self.free -= bytes;
         bytes
     }
@@ -136,7 +135,7 @@ impl Queue {
 
     /// Grants free permits to the calls whose turn it is. A large request is not passed over by
     /// smaller ones.
-    pub(super) fn serve(&mut self) -> Vec<Served> {
+    pub(super) fn serve(&mut self) -> Vec<GrantedCall> {
         let mut served = Vec::new();
         while let Some(&(_, _, client)) = self.order.first() {
             let next = self
@@ -168,7 +167,7 @@ impl Queue {
         self.wanted > self.free + self.leaving
     }
 
-    /// Returns true if calls wait for `bytes` of a holder, which then count as given back.
+    /// Counts `bytes` of a holder as given back, and returns true, if calls wait for more than is free.
     pub(super) fn leave(&mut self, bytes: u64) -> bool {
         let waited_for = self.is_short();
         if waited_for {

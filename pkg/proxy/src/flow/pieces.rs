@@ -9,8 +9,8 @@ use bytes::Bytes;
 use gorego_storage::Result;
 use tokio::sync::OnceCell;
 
-/// The pieces that readers hold, by offset. Many readers read a piece once and hold it once; otherwise each
-/// would get a small one, since all share one budget.
+/// The pieces in use, by offset. Readers at one offset share a piece; without that, each would get a smaller one from
+/// the common budget.
 #[derive(Debug, Default)]
 pub(super) struct PieceCache(Mutex<HashMap<u64, Weak<OnceCell<Bytes>>>>);
 

@@ -40,9 +40,9 @@ pub(super) struct FlowState {
 #[derive(Debug)]
 pub(super) struct Place {
     pub(super) at: u64,
-    /// The time for which it may still be waited for.
+    /// The remaining time for which others may wait for this reader.
     patience: Duration,
-    /// The place at the start of the current wait, if the wait is for this reader.
+    /// The offset of this reader at the start of the current wait, if the wait is for it.
     late: Option<u64>,
 }
 
@@ -122,8 +122,8 @@ impl FlowState {
         Some(Instant::now() + BRISK + patience.unwrap_or_default())
     }
 
-    /// Charges the readers that were waited for, and disconnects those without patience. The patience of a
-    /// reader that proceeded is restored unless others wait at the end.
+    /// Charges the wait to the readers that caused it, and disconnects those whose patience is used up. A reader that
+    /// proceeded regains its patience, unless readers wait at the end of the content.
     fn charge(&mut self, waited: Duration) {
         let waited = waited.saturating_sub(BRISK);
         let at_end = |place: &Place| place.late.is_none() && place.at >= self.end;

@@ -291,7 +291,7 @@ async fn a_piece_holds_no_more_of_the_budget_than_its_length() {
     let pieces = Budget::memory("tests", 1 << 20);
     let digest = DigestFunction::Sha256.digest(&content);
     let flow = Arc::new(Flow::new(digest, pieces.clone()));
-    flow.found(&BlobFile {
+    flow.switch_to_file(&BlobFile {
         file: Arc::new(file.reopen().unwrap()),
         path: file.path().to_owned(),
         offset: 0,

@@ -30,18 +30,18 @@ pub struct Depth {
 
 /// The outcome of an attempt to upload a pending write.
 #[derive(Debug)]
-pub(crate) enum Outcome {
+pub(crate) enum ReplayOutcome {
     /// The backing cache has the write, or no longer needs it.
     Done,
     /// The backing cache will never accept the write.
     Rejected(Error),
     /// The backing cache is down, or accepts nothing from this proxy. That says nothing about the write.
     Unreached(Error),
-    /// The write was refused for a reason that may be temporary, and may lie in the write.
+    /// The write was refused. The cause may be temporary, and may be the write itself.
     Refused(Error),
 }
 
-impl From<Error> for Outcome {
+impl From<Error> for ReplayOutcome {
     fn from(error: Error) -> Self {
         if error.is_general() {
             Self::Unreached(error)
@@ -53,7 +53,7 @@ impl From<Error> for Outcome {
     }
 }
 
-impl<T> From<Result<T>> for Outcome {
+impl<T> From<Result<T>> for ReplayOutcome {
     fn from(uploaded: Result<T>) -> Self {
         uploaded.map_or_else(Self::from, |_| Self::Done)
     }
@@ -196,10 +196,10 @@ impl Queue {
 
     /// Records the outcome of an upload at the total `now` of the accept clock. Returns the file of a write
     /// that leaves the outbox, or the reason why it stays. A refused write is dropped after `retry`.
-    pub(super) fn settle(
+    pub(super) fn record_outcome(
         &mut self,
         number: u64,
-        outcome: Outcome,
+        outcome: ReplayOutcome,
         now: Duration,
         retry: Duration,
     ) -> Result<Option<String>> {
@@ -210,15 +210,15 @@ impl Queue {
         let key = write.key.clone();
         let entry = file_name(number, &key);
         match outcome {
-            Outcome::Done => {}
-            Outcome::Rejected(error) => {
+            ReplayOutcome::Done => {}
+            ReplayOutcome::Rejected(error) => {
                 tracing::error!(entry, %error, "dropped a pending write that was rejected");
             }
-            Outcome::Unreached(error) => {
+            ReplayOutcome::Unreached(error) => {
                 write.refused_at = None;
                 return Err(error);
             }
-            Outcome::Refused(error) => {
+            ReplayOutcome::Refused(error) => {
                 let since = *write.refused_at.get_or_insert(now);
                 if now.saturating_sub(since) < retry {
                     return Err(error);

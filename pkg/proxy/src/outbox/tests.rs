@@ -43,13 +43,13 @@ async fn a_blob_written_again_stays_pending_after_the_outcome_of_its_earlier_ent
     let first = outbox.first(0..u64::MAX, 2);
     add(&outbox).await;
     assert_eq!(entries(&outbox), 1);
-    let gone = Outcome::Rejected(Error::NotFound(digest));
-    let settled = outbox.settle(first[0].0, gone, Duration::ZERO);
-    settled.await.unwrap();
+    let gone = ReplayOutcome::Rejected(Error::NotFound(digest));
+    let recorded = outbox.record_outcome(first[0].0, gone, Duration::ZERO);
+    recorded.await.unwrap();
     assert_eq!(entries(&outbox), 1);
     let second = outbox.first(0..u64::MAX, 2);
-    let settled = outbox.settle(second[0].0, Outcome::Done, Duration::ZERO);
-    settled.await.unwrap();
+    let recorded = outbox.record_outcome(second[0].0, ReplayOutcome::Done, Duration::ZERO);
+    recorded.await.unwrap();
     assert_eq!(*outbox.depth().borrow(), Depth::default());
     assert_eq!(outbox.local.outbox_names().await.unwrap(), [""; 0]);
 }

@@ -131,7 +131,7 @@ async fn outputs_are_leased_by_a_new_result_a_hit_and_a_lookup() {
 #[tokio::test]
 async fn a_new_result_is_stored_before_its_trees_are_read() {
     let options = common::options();
-    let looking = options.memory.looking.clone();
+    let trees = options.memory.lookup_trees.clone();
     let proxy = Proxy::with(options, common::GIB).await;
     let file = content(1, 1000);
     let tree = Tree {
@@ -166,7 +166,7 @@ async fn a_new_result_is_stored_before_its_trees_are_read() {
         local.visit(&mut |candidate| count += usize::from(!candidate.leased));
         count
     };
-    let used_up = looking.reserve(looking.total()).await.unwrap();
+    let used_up = trees.reserve(trees.total()).await.unwrap();
     let (actions, action) = (proxy.actions(), action());
     actions.put("", &action, result).await.unwrap();
     assert!(unleased() > 0, "the tree was not read yet");
@@ -175,7 +175,7 @@ async fn a_new_result_is_stored_before_its_trees_are_read() {
 }
 
 #[tokio::test]
-async fn a_result_miss_asks_the_backing_cache_once() {
+async fn a_result_miss_looks_up_the_backing_cache_once() {
     let proxy = Proxy::new().await;
     let actions = proxy.actions();
     assert_eq!(actions.find("", &action()).await.unwrap(), None);

@@ -17,13 +17,13 @@ async fn blobs(options: Options, kept: &Kept) -> Arc<gorego_proxy::ProxyStore> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn it_stores_blobs() {
+async fn proxy_store_passes_blob_conformance() {
     let kept = Kept::default();
     conformance::blob_store(async || blobs(common::options(), &kept).await).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn it_stores_blobs_when_read_only() {
+async fn read_only_proxy_store_passes_blob_conformance() {
     let kept = Kept::default();
     let options = Options {
         read_only: true,
@@ -33,13 +33,13 @@ async fn it_stores_blobs_when_read_only() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn it_stores_interrupted_uploads() {
+async fn proxy_store_passes_upload_conformance() {
     let kept = Kept::default();
     conformance::uploads(async || blobs(common::options(), &kept).await).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn it_caches_action_results() {
+async fn proxy_actions_pass_action_cache_conformance() {
     let kept = Kept::default();
     let make = async || {
         let proxy = Proxy::new().await;

@@ -102,7 +102,7 @@ async fn many_refused_blobs_delay_no_others() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn blobs_refused_together_are_uploaded_alone_after_the_others_are_settled() {
+async fn blobs_refused_together_are_retried_alone_after_the_others() {
     let proxy = down().await;
     let bad = put_many(&proxy, 20).await;
     put(&proxy, &content(2, 10)).await;

@@ -67,12 +67,12 @@ async fn a_cancelled_write_is_pending_and_stored_or_neither() {
         let digest = sha256(&content);
         let put = proxy.store.put(&digest, Blob::Bytes(content));
         let _ = timeout(Duration::from_micros(micros), put).await;
-        let settled = async {
+        let agree = async {
             let here = proxy.local.contains(&digest).await.unwrap();
             here == (proxy.outbox.depth().borrow().entries == 1)
         };
         proxy.store.close().await;
-        assert!(settled.await, "after {micros} microseconds");
+        assert!(agree.await, "after {micros} microseconds");
     }
 }
 

@@ -18,8 +18,8 @@ use tonic::Code;
 const LARGE: usize = 2 << 20;
 const MANY: u8 = 10;
 /// The numbers of trees that fit into the memory for uploads of results, and into that for lookups.
-const BRINGING: u64 = 4;
-const LOOKING: u64 = 8;
+const TRANSFER_TREES: u64 = 4;
+const LOOKUP_TREES: u64 = 8;
 
 fn tree(letter: &str) -> Bytes {
     let link = SymlinkNode {
@@ -76,7 +76,7 @@ async fn new_results_behind_pending_blobs_read_few_trees_at_once() {
         async move { actions.put("", &name, result(&tree)).await }
     });
     let (puts, gets) = join(join_all(puts), held(&proxy)).await;
-    assert_eq!(gets, BRINGING);
+    assert_eq!(gets, TRANSFER_TREES);
     for put in puts {
         put.unwrap();
     }
@@ -106,7 +106,7 @@ async fn a_drain_reads_few_trees_at_once_and_delays_no_lookup() {
     proxy.backing.hold_at(0);
     proxy.backing.script(|script| script.down = false);
     sleep(Duration::from_mins(1)).await;
-    assert_eq!(proxy.backing.gets.load(SeqCst), before + BRINGING);
+    assert_eq!(proxy.backing.gets.load(SeqCst), before + TRANSFER_TREES);
     let got = actions.find("", &action()).await.unwrap();
     assert!(got.is_some());
     proxy.backing.release();
@@ -136,6 +136,6 @@ async fn lookups_of_local_and_remote_results_share_one_budget() {
     });
     let (found, gets) = join(join_all(gets), held(&proxy)).await;
     // Half of the actions also fetch their result.
-    assert_eq!(gets, LOOKING + u64::from(MANY / 2));
+    assert_eq!(gets, LOOKUP_TREES + u64::from(MANY / 2));
     assert!(found.into_iter().all(|found| found.unwrap().is_some()));
 }

@@ -37,7 +37,7 @@ const MAX_WHOLE: usize = 4 * 1024 * 1024;
 
 /// An upload in progress.
 #[derive(Debug)]
-pub(super) struct Upload<B = Incoming> {
+pub(super) struct WriteStream<B = Incoming> {
     messages: Messages<B>,
     /// The data of the current message that has arrived.
     pub(super) arrived: Bytes,
@@ -58,17 +58,17 @@ pub(super) struct Upload<B = Incoming> {
     next: u64,
     /// True if the current message is the last one.
     last: bool,
-    pub(super) outcome: Arc<Outcome>,
+    pub(super) outcome: Arc<WriteOutcome>,
 }
 
 /// The outcome of an upload, which outlives it.
 #[derive(Debug, Default)]
-pub(super) struct Outcome {
+pub(super) struct WriteOutcome {
     end: AtomicU64,
     malformed: OnceLock<Malformed>,
 }
 
-impl Outcome {
+impl WriteOutcome {
     /// Returns the offset at which the upload began plus the bytes that arrived.
     pub(super) fn end(&self) -> u64 {
         self.end.load(Ordering::Relaxed)
@@ -83,7 +83,7 @@ impl Outcome {
     }
 }
 
-impl<B> Upload<B>
+impl<B> WriteStream<B>
 where
     B: Body<Data = Bytes> + Unpin + Send + 'static,
     B::Error: fmt::Display,

@@ -11,7 +11,7 @@ use gorego_storage::{
 use reapi::bytestream::WriteResponse;
 use tonic::Status;
 
-use super::upload::{Outcome, Upload};
+use super::upload::{WriteOutcome, WriteStream};
 use crate::{
     compression::Decompression,
     digests,
@@ -26,7 +26,7 @@ impl Reapi {
     /// Stores a blob, or answers at once if it is present already.
     pub(crate) async fn write(&self, messages: Messages) -> Result<Body, Status> {
         let files = self.options.memory.files.clone();
-        let (upload, name) = Upload::start(messages, files).await?;
+        let (upload, name) = WriteStream::start(messages, files).await?;
         digests::check_size(&name.digest, &self.options.limits)?;
         let outcome = Arc::clone(&upload.outcome);
         let put = if name.digest.is_empty_blob() {
@@ -41,7 +41,11 @@ impl Reapi {
         Body::reply(self.transport(), &WriteResponse { committed_size }).await
     }
 
-    async fn put(&self, mut upload: Upload, name: &WriteName) -> Result<StoreResult<Put>, Status> {
+    async fn put(
+        &self,
+        mut upload: WriteStream,
+        name: &WriteName,
+    ) -> Result<StoreResult<Put>, Status> {
         let (blobs, digest) = (&self.stores.blobs, &name.digest);
         let plain = name.compressor == Compressor::Identity;
         let is_small = upload.is_small() && (plain || digest.size() <= CHUNK_SIZE as u64);
@@ -82,7 +86,7 @@ impl Reapi {
     /// where the upload would have to wait.
     async fn open_file(
         &self,
-        upload: &mut Upload,
+        upload: &mut WriteStream,
         digest: &Digest,
     ) -> Result<Option<Permit>, Status> {
         if !upload.try_reserve_file() {
@@ -101,7 +105,7 @@ impl Reapi {
 }
 
 /// Refuses content of the empty blob. Content that is still to arrive or to be decompressed is ignored.
-fn check_empty(upload: &Upload, name: &WriteName) -> Result<(), Status> {
+fn check_empty(upload: &WriteStream, name: &WriteName) -> Result<(), Status> {
     if name.compressor == Compressor::Identity && upload.data_len() > 0 {
         return Err(invalid_field("data", "the empty blob has no content"));
     }
@@ -110,7 +114,7 @@ fn check_empty(upload: &Upload, name: &WriteName) -> Result<(), Status> {
 
 /// Returns the committed size. For compressed content it is not counted, or the offset at which the upload began plus
 /// the compressed bytes: clients compare it with the bytes that they sent.
-fn committed(put: Put, name: &WriteName, outcome: &Outcome) -> i64 {
+fn committed(put: Put, name: &WriteName, outcome: &WriteOutcome) -> i64 {
     match (name.compressor, put) {
         (Compressor::Identity, _) => i64::try_from(name.digest.size()).unwrap_or(i64::MAX),
         (Compressor::Zstd, Put::Stored) => i64::try_from(outcome.end()).unwrap_or(NOT_COUNTED),

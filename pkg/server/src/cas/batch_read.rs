@@ -34,7 +34,7 @@ impl Reapi {
         let function = digests::function(request.digest_function)?;
         let digests = digests::digests("digests", function, &request.digests)?;
         self.check_batch("digests", digests.iter().map(Digest::size))?;
-        let room = Room::for_digests(&digests, self.options.limits.max_batch_bytes)?;
+        let space = ResponseSpace::for_digests(&digests, self.options.limits.max_batch_bytes)?;
         let framing = PER_BLOB.saturating_mul(digests.len() as u64);
         let (contents, permit) = self.read_batch(&digests, framing).await?;
         let blobs = contents.into_iter().zip(&digests).map(|(content, digest)| {
@@ -53,22 +53,24 @@ impl Reapi {
             let compress = || blobs.into_iter().map(compressed).collect();
             blobs = run(true, compress).await?;
         }
-        let blobs = room.fit(blobs);
+        let blobs = space.fit(blobs);
         let len = blobs.iter().map(field_len).sum();
         Ok(Body::pieces(len, Encoder::new(blobs), permit))
     }
 }
 
-/// The bytes left of the largest message that clients take, after the digest and the status code of each blob.
-struct Room(u64);
+/// The bytes left in the largest response that clients accept, after the digest and the status code of each blob.
+struct ResponseSpace(u64);
 
-impl Room {
+impl ResponseSpace {
     /// Refuses digests whose response would not fit even without content.
     fn for_digests(digests: &[Digest], max_batch_bytes: u64) -> Result<Self, Status> {
         let largest = Limits::max_batch_response(max_batch_bytes);
         let least = digests.iter().map(Digest::to_proto).map(least_len).sum();
         largest.checked_sub(least).map(Self).ok_or_else(|| {
-            let why = format!("the answer takes {least} bytes without content, at most {largest}");
+            let why = format!(
+                "the response needs {least} bytes without content, at most {largest} are allowed"
+            );
             Status::resource_exhausted(format!("digests: {why}"))
         })
     }
@@ -82,17 +84,18 @@ impl Room {
     }
 
     fn fit_one(&mut self, blob: &mut BlobRead) {
-        if self.takes(blob) {
+        if self.reserve(blob) {
             return;
         }
         if !blob.data.is_empty() {
-            let why = "no room in this response: read it in another batch or by ByteStream";
+            let why =
+                "does not fit into this response: read it in another batch or with ByteStream";
             let refused = Err::<(), _>(Status::resource_exhausted(why));
             blob.data = Bytes::new();
             blob.compressor = 0;
             blob.status = Some(outcome(&refused));
         }
-        if !self.takes(blob)
+        if !self.reserve(blob)
             && let Some(status) = &mut blob.status
         {
             status.message.clear();
@@ -100,8 +103,8 @@ impl Room {
         }
     }
 
-    /// Takes the room of a blob, if there is enough.
-    fn takes(&mut self, blob: &BlobRead) -> bool {
+    /// Reserves the space of a blob; false if there is too little.
+    fn reserve(&mut self, blob: &BlobRead) -> bool {
         let least = blob.digest.clone().map_or(0, least_len);
         let more = (field_len(blob) as u64).saturating_sub(least);
         let left = self.0.checked_sub(more);

@@ -35,7 +35,7 @@ impl Reapi {
         digests::instance(&request.instance_name)?;
         let function = digests::function(request.digest_function)?;
         let root = digests::digest("root_digest", function, request.root_digest.as_ref())?;
-        let root = self.certain_root(root).await?;
+        let root = self.root_with_function(root).await?;
         let page_size = u64::try_from(request.page_size)
             .map_err(|_| invalid_field("page_size", "negative; 0 lets the server decide"))?;
         let walk = if request.page_token.is_empty() {
@@ -64,7 +64,7 @@ impl Reapi {
     }
 
     /// Returns the root under the function that it is stored with, which is that of all directories below it.
-    async fn certain_root(&self, root: Digest) -> Result<Digest, Status> {
+    async fn root_with_function(&self, root: Digest) -> Result<Digest, Status> {
         let Some(other) = root.other() else {
             return Ok(root);
         };
@@ -76,10 +76,11 @@ impl Reapi {
         Ok(if is_first { root.only() } else { other })
     }
 
-    /// Returns a walk that continues at `position`. One that was kept reads nothing again.
+    /// Returns a walk that continues at `position`. A cached one reads nothing again.
     async fn resume(&self, root: Digest, position: u32) -> Result<TreeWalk, Status> {
-        let kept = self.walks.take(&root);
-        let mut walk = kept.unwrap_or_else(|| TreeWalk::new(Arc::clone(&self.stores.blobs), root));
+        let cached = self.walks.take(&root);
+        let mut walk =
+            cached.unwrap_or_else(|| TreeWalk::new(Arc::clone(&self.stores.blobs), root));
         walk.skip_to(position).await.map_err(from_tree)?;
         // Only a page before the last one has a token.
         if position >= walk.known() {
@@ -146,7 +147,7 @@ impl Pages {
                 if self.next.is_some() {
                     message.next_page_token = position.to_string();
                     self.walk.return_to(position);
-                    self.walks.keep(self.root, self.walk);
+                    self.walks.cache(self.root, self.walk);
                 }
                 break;
             }
@@ -163,8 +164,8 @@ fn framed(message: &GetTreeResponse, mut memory: Permit) -> Framed {
     Framed { head, payload }
 }
 
-/// The latest walks whose next page was not requested yet. They are not needed to continue from a token: a walk that
-/// is not kept, for example because its tree is too large, begins anew and reads the earlier pages once more.
+/// Walks that wait for their next page, cached. A token works without one, for example if the tree is too large to
+/// cache: the walk then starts again from the root.
 #[derive(Debug)]
 pub(crate) struct Walks {
     waiting: Mutex<VecDeque<(Digest, TreeWalk)>>,
@@ -180,7 +181,8 @@ impl Walks {
         }
     }
 
-    /// Takes the walk below this root that has come furthest. It can continue anywhere before that.
+    /// Removes and returns the walk below this root that has reached the highest position. It can continue anywhere
+    /// before that.
     fn take(&self, root: &Digest) -> Option<TreeWalk> {
         let mut waiting = self.lock();
         let (at, _) = waiting
@@ -191,8 +193,8 @@ impl Walks {
         waiting.remove(at).map(|(_, walk)| walk)
     }
 
-    /// Keeps a walk until newer ones need its room.
-    fn keep(&self, root: Digest, walk: TreeWalk) {
+    /// Caches a walk until newer ones need its memory.
+    fn cache(&self, root: Digest, walk: TreeWalk) {
         if u64::from(walk.known()) > self.max_directories {
             return;
         }
@@ -228,21 +230,21 @@ mod tests {
         TreeWalk::new(Arc::<MemoryStore>::default(), root(number))
     }
 
-    /// The numbers of the walks that are kept of `count` walks.
-    fn kept(walks: &Walks, count: usize) -> Vec<usize> {
+    /// The numbers of the walks that are cached of `count` walks.
+    fn cached(walks: &Walks, count: usize) -> Vec<usize> {
         for number in 0..count {
-            walks.keep(root(number), walk(number));
+            walks.cache(root(number), walk(number));
         }
-        let is_kept = |number: &usize| walks.take(&root(*number)).is_some();
-        (0..count).filter(is_kept).collect()
+        let is_cached = |number: &usize| walks.take(&root(*number)).is_some();
+        (0..count).filter(is_cached).collect()
     }
 
     #[test]
-    fn the_latest_walks_are_kept_within_the_memory_for_walks() {
-        assert_eq!(kept(&Walks::within(3 * PER_DIRECTORY), 5), [2, 3, 4]);
-        assert_eq!(kept(&Walks::within(0), 5), [0; 0]);
+    fn the_latest_walks_are_cached_within_the_memory_for_walks() {
+        assert_eq!(cached(&Walks::within(3 * PER_DIRECTORY), 5), [2, 3, 4]);
+        assert_eq!(cached(&Walks::within(0), 5), [0; 0]);
         assert_eq!(
-            kept(&Walks::within(1 << 20), MAX_WALKS + 1).first(),
+            cached(&Walks::within(1 << 20), MAX_WALKS + 1).first(),
             Some(&1)
         );
     }
@@ -250,7 +252,7 @@ mod tests {
     #[test]
     fn a_walk_is_continued_by_one_client_only() {
         let walks = Walks::within(1 << 20);
-        walks.keep(root(1), walk(1));
+        walks.cache(root(1), walk(1));
         assert!(walks.take(&root(1)).is_some());
         assert!(walks.take(&root(1)).is_none());
     }

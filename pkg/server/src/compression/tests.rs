@@ -81,7 +81,7 @@ fn content() -> Vec<u8> {
 }
 
 #[test]
-fn several_frames_are_one_content() {
+fn several_zstd_frames_decompress_to_one_blob() {
     let content = content();
     let (front, back) = content.split_at(content.len() / 3);
     let frames = [compress_all(front, 1 << 16), compress_all(back, 1 << 20)].concat();

@@ -361,7 +361,7 @@ async fn statuses_of_missing_blobs_fit_into_a_clients_message() {
     assert_refused(
         outcome,
         Code::ResourceExhausted,
-        "digests: the answer takes",
+        "digests: the response needs",
     );
 }
 

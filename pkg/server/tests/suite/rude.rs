@@ -290,7 +290,7 @@ async fn requests_beyond_the_memory_for_requests_wait_for_each_other() {
     };
     let (_first, mut first) = announce(first, UPDATE, LEN, READ).await;
     let _second = announce(second, UPDATE, LEN, READ).await;
-    // Room for two of them is all there is: of the third nothing is read.
+    // Memory suffices for two requests; nothing of the third is read.
     let (_third, mut third) = announce(third, UPDATE, LEN, WINDOW - 5).await;
     let mut more = Box::pin(send(&mut third, 1));
     tokio::select! {

@@ -123,7 +123,7 @@ async fn connections_are_refused_after_the_shutdown() {
 }
 
 #[tokio::test]
-async fn health_says_not_serving_while_calls_drain() {
+async fn health_reports_not_serving_while_calls_drain() {
     let server = draining_for(LONG * 100).await;
     let content = noise(100_000, 1);
     let name = upload_name("u", &sha256(&content));

@@ -232,7 +232,7 @@ async fn a_result_is_stored_under_the_function_of_its_outputs() {
             "{function}"
         );
     }
-    // Nothing tells: the first function.
+    // A result without outputs is stored under the first function.
     let action = blake3(b"no outputs");
     let update = UpdateActionResultRequest {
         action_digest: Some(action.to_proto()),
@@ -247,7 +247,7 @@ async fn a_result_is_stored_under_the_function_of_its_outputs() {
         .unwrap();
     let first = action.under(DigestFunction::Sha256).unwrap();
     assert!(server.store.find("", &first).await.unwrap().is_some());
-    // A later one whose outputs tell is found before it.
+    // A later result under the second function replaces it.
     round_trip(&server, &action, &output, &blake3(&output)).await;
 }
 

@@ -32,13 +32,13 @@ fn in_use(pin: impl InUse + 'static) -> Box<dyn InUse> {
 
 impl LocalStore {
     /// Pins a blob, which protects it from eviction until the pin is dropped; `None` if it is missing.
-    pub async fn keep(&self, digest: &Digest) -> Result<Option<Box<dyn InUse>>> {
+    pub async fn pin(&self, digest: &Digest) -> Result<Option<Box<dyn InUse>>> {
         let found = self.disk.find(digest, STREAM).await?;
         Ok(found.and_then(|found| found.pin).map(in_use))
     }
 
     /// Pins a blob without hashing it first, even if it is unverified; `None` if it is missing.
-    pub async fn keep_unread(&self, digest: &Digest) -> Result<Option<Box<dyn InUse>>> {
+    pub async fn pin_unverified(&self, digest: &Digest) -> Result<Option<Box<dyn InUse>>> {
         let digest = *digest;
         let touch = move |disk: &Arc<Disk>| disk.touch_on_disk(&digest, STREAM);
         let found = self.disk.run(touch).await?;

@@ -13,7 +13,7 @@ use super::{
     disk::{Disk, millis, now_ms},
 };
 use crate::index::{Entry, Key, SHARDS, Space};
-use gorego_storage::{Candidate, Evictable, EvictionBackoff, Removed, Result, Usage};
+use gorego_storage::{Candidate, Evictable, EvictionBackoff, EvictionTotal, Result, Usage};
 
 #[async_trait]
 impl Evictable for LocalStore {
@@ -40,9 +40,9 @@ impl Evictable for LocalStore {
         idle.into_iter().for_each(see);
     }
 
-    fn evict(&self, candidates: &[Candidate], break_leases: bool) -> Removed {
+    fn evict(&self, candidates: &[Candidate], break_leases: bool) -> EvictionTotal {
         let disk = &self.disk;
-        let mut removed = Removed::default();
+        let mut removed = EvictionTotal::default();
         for candidate in candidates {
             let evicted = match disk.room.idle(|idle| idle.path_of(candidate)) {
                 Some(path) => disk.remove_idle(&path),
@@ -63,13 +63,13 @@ impl Evictable for LocalStore {
         &self.disk.room.backoff
     }
 
-    fn remove_idle_uploads(&self, age: Duration) -> Result<Removed> {
+    fn remove_idle_uploads(&self, age: Duration) -> Result<EvictionTotal> {
         let before = now_ms().saturating_sub(millis(age));
         let old = self.disk.room.idle(|idle| idle.since(before));
         Ok(self.disk.remove_all_idle(old))
     }
 
-    fn trim_idle_uploads(&self) -> Result<Removed> {
+    fn trim_idle_uploads(&self) -> Result<EvictionTotal> {
         let limit = self.disk.room.limit();
         let excess = self.disk.room.idle(|idle| idle.excess(limit));
         Ok(self.disk.remove_all_idle(excess))
@@ -90,7 +90,7 @@ impl Evictable for LocalStore {
 }
 
 /// Adds an evicted file to `removed`, or logs the error; returns the room it took.
-fn add(removed: &mut Removed, evicted: Result<Option<u64>>) -> Option<u64> {
+fn add(removed: &mut EvictionTotal, evicted: Result<Option<u64>>) -> Option<u64> {
     let bytes = evicted.unwrap_or_else(|error| {
         tracing::warn!(%error, "failed to evict a file");
         None
@@ -124,8 +124,8 @@ impl Disk {
     }
 
     /// Removes these files, except those that cannot be removed.
-    fn remove_all_idle(&self, paths: Vec<Arc<str>>) -> Removed {
-        let mut removed = Removed::default();
+    fn remove_all_idle(&self, paths: Vec<Arc<str>>) -> EvictionTotal {
+        let mut removed = EvictionTotal::default();
         for path in paths {
             add(&mut removed, self.remove_idle(&path));
         }
@@ -171,7 +171,7 @@ impl Disk {
             let key = entry.key();
             matches!(key.space, Space::Ac(number) if evicted.contains(&number)).then_some(key)
         };
-        let mut removed = Removed::default();
+        let mut removed = EvictionTotal::default();
         for key in (0..SHARDS).flat_map(|part| self.index.pick(part, result)) {
             let result = self.remove_if(&key, |_, _| true);
             add(&mut removed, result.map(|entry| Some(entry?.room())));

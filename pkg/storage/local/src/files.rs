@@ -22,7 +22,7 @@ use rustix::{
 
 use super::{
     layout::{self, TMP},
-    room::{Free, Room},
+    room::{FreeSpace, Room},
 };
 use gorego_storage::{Error, Result};
 
@@ -240,9 +240,9 @@ impl Files {
         rustix::fs::syncfs(self.dir()).map_err(|errno| self.error("syncing", "", errno))
     }
 
-    pub(super) fn free(&self) -> Option<Free> {
+    pub(super) fn free(&self) -> Option<FreeSpace> {
         let stat = rustix::fs::fstatvfs(self.dir()).ok()?;
-        Some(Free {
+        Some(FreeSpace {
             bytes: stat.f_bavail.saturating_mul(stat.f_frsize),
             files: (stat.f_files > 0).then_some(stat.f_favail),
         })

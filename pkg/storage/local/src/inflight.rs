@@ -27,6 +27,11 @@ impl<K: Eq + Hash + Clone, V: Default> Registry<K, V> {
         let (registry, key) = (Arc::clone(self), key.clone());
         (User { registry, key }, done)
     }
+
+    fn has_one_user(&self, key: &K) -> bool {
+        let map = self.0.lock();
+        map.get(key).is_some_and(|(_, users)| *users == 1)
+    }
 }
 
 impl<K, V> Default for Registry<K, V> {
@@ -84,8 +89,10 @@ impl Claims {
         let (user, (file, superseded)) = self.0.join(&path.to_owned(), |attempts| {
             (Arc::clone(&attempts.file), attempts.newest.clone())
         });
-        Some(Claim {
-            _file: file.try_lock_owned().ok()?,
+        let file = file.try_lock_owned().ok()?;
+        // Another user is a client that has not locked the file yet.
+        self.0.has_one_user(&user.key).then_some(Claim {
+            _file: file,
             superseded,
             user,
         })

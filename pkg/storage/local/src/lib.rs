@@ -31,4 +31,4 @@ pub use files::SyncMode;
 pub use growth::Growth;
 pub use receive::Received;
 pub use store::{LocalOptions, LocalStore, OpenError, OpenFailure};
-pub use upload::Complete;
+pub use upload::CompleteUpload;

@@ -10,7 +10,7 @@ use super::{
     LocalStore,
     growth::Growth,
     layout,
-    upload::{Complete, RESERVE_STEP, SLOW, Upload},
+    upload::{CompleteUpload, RESERVE_STEP, SLOW, StagedUpload},
     write::{UPLOAD, check_size},
 };
 use crate::index::SIZE_END;
@@ -19,10 +19,10 @@ use gorego_storage::{Chunks, Digest, Error, Result, Resume, UploadId, Uploads};
 /// The outcome of receiving a blob.
 #[derive(Debug)]
 pub enum Received {
-    /// It was stored before, or another client finished it first; the content may be unread.
+    /// The blob was already stored, or another upload of it ended first. The rest of the stream may not have been read.
     Existed,
-    /// All of it arrived.
-    Complete(Complete),
+    /// All content arrived.
+    Complete(CompleteUpload),
 }
 
 #[async_trait]
@@ -57,7 +57,7 @@ impl LocalStore {
         let free = (digest.size() > RESERVE_STEP).then(|| disk.files.free());
         disk.room
             .check_fits(digest.size(), &digest.to_string(), free.flatten())?;
-        let mut upload = Box::new(Upload::begin(disk, digest, resume, growth).await);
+        let mut upload = Box::new(StagedUpload::begin(disk, digest, resume, growth).await);
         let superseded = upload.superseded();
         let receive = async {
             loop {
@@ -88,7 +88,7 @@ impl LocalStore {
             upload.end(&error).await?;
             return Err(error);
         }
-        Ok(Received::Complete(Complete(upload)))
+        Ok(Received::Complete(CompleteUpload(upload)))
     }
 
     /// Stops an upload that is in progress or was interrupted, and removes its kept bytes.
@@ -97,7 +97,7 @@ impl LocalStore {
             upload: upload.clone(),
             offset: 0,
         };
-        let mut upload = Upload::begin(&self.disk, digest, Some(resume), None).await;
+        let mut upload = StagedUpload::begin(&self.disk, digest, Some(resume), None).await;
         upload.discard().await
     }
 }

@@ -14,16 +14,16 @@ use self::{
     queue::{QueueHead, lacking_files},
 };
 use crate::index::{Index, room_of};
-use gorego_storage::{Error, EvictionBackoff, Removed, Result, Usage};
+use gorego_storage::{Error, EvictionBackoff, EvictionTotal, Result, Usage};
 
 /// The space that a folder takes on most file systems, in bytes.
 const FOLDER_ROOM: u64 = 4096;
 
 /// The space that a file system has left.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Free {
+pub(super) struct FreeSpace {
     pub(super) bytes: u64,
-    /// `None` if files are not limited in number.
+    /// `None` if the file system does not limit or report it.
     pub(super) files: Option<u64>,
 }
 
@@ -65,10 +65,10 @@ struct Accounts {
     /// Folders made since the start, which the scan must not count again; `None` after the scan.
     made: Option<HashSet<String>>,
     /// The amount evicted since the start.
-    evicted: Removed,
+    evicted: EvictionTotal,
     /// The number of uploads that wait for room, or for their turn.
     waiting: u64,
-    /// The upload that eviction works for, or worked for last.
+    /// The upload that eviction serves, or served last.
     served: QueueHead,
     /// Set if the janitor found nothing more to evict.
     exhausted: bool,
@@ -92,7 +92,7 @@ impl Room {
             slack: 0,
             folders: 0,
             made: Some(HashSet::new()),
-            evicted: Removed::default(),
+            evicted: EvictionTotal::default(),
             waiting: 0,
             served: QueueHead::default(),
             exhausted: false,
@@ -110,7 +110,7 @@ impl Room {
 
     /// Refuses a blob of this size if evicting everything would not make room for it. `free` is the
     /// space that the disk has left.
-    pub(super) fn check_fits(&self, size: u64, what: &str, free: Option<Free>) -> Result<()> {
+    pub(super) fn check_fits(&self, size: u64, what: &str, free: Option<FreeSpace>) -> Result<()> {
         let bytes = room_of(size);
         if bytes > self.limit {
             return Err(self.full(what, bytes));
@@ -173,7 +173,7 @@ impl Room {
         accounts.kept().saturating_sub(accounts.slack())
     }
 
-    pub(super) fn usage(&self, free: Option<Free>, scanning: bool) -> Usage {
+    pub(super) fn usage(&self, free: Option<FreeSpace>, scanning: bool) -> Usage {
         let accounts = self.accounts.lock();
         let (used, evicted, served) = (accounts.used(), accounts.evicted, &accounts.served);
         let wanted = match served.bytes {

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use tokio::{runtime::Handle, task::JoinHandle};
 
 pub(super) use self::buffer::SLOW;
-pub use self::complete::Complete;
+pub use self::complete::CompleteUpload;
 use self::{buffer::WriteBuffer, file::StagedFile};
 use super::{
     disk::{Disk, cut_off},
@@ -34,13 +34,13 @@ enum UploadState {
     /// Staged, and no thread is writing.
     Staged(Box<StagedFile>),
     /// A thread opens the staged file, unless it is open, and writes to it.
-    Writing(JoinHandle<Written>),
+    Writing(JoinHandle<WriteResult>),
     /// Published, removed or lost.
     Over,
 }
 
 /// The outcome of a write: the staged file, if it could be opened, and the pieces not written.
-type Written = (Option<Box<StagedFile>>, Vec<Bytes>, Result<()>);
+type WriteResult = (Option<Box<StagedFile>>, Vec<Bytes>, Result<()>);
 
 /// The target of an upload, shared with the thread that writes it.
 struct Target {
@@ -68,10 +68,9 @@ impl Target {
     }
 }
 
-/// One stream on its way to the disk. Bytes are buffered until writing them is worth a trip to another
-/// thread, and received while that thread writes. Dropped, an upload that a client can resume is kept
-/// with its buffered bytes.
-pub(super) struct Upload {
+/// One stream being staged on disk. Bytes are buffered until a write is worth a thread switch, and received while a
+/// thread writes. When it is dropped, a resumable upload keeps its staged and buffered bytes.
+pub(super) struct StagedUpload {
     target: Arc<Target>,
     /// Bytes received, those before the stream's offset included.
     received: u64,
@@ -83,7 +82,7 @@ pub(super) struct Upload {
     ended: bool,
 }
 
-impl Upload {
+impl StagedUpload {
     pub(super) async fn begin(
         disk: &Arc<Disk>,
         digest: &Digest,
@@ -146,6 +145,11 @@ impl Upload {
     /// Passes the buffered bytes to a thread that writes them.
     async fn flush(&mut self) -> Result<()> {
         self.finish_write().await?;
+        self.write_buffered().await
+    }
+
+    /// Passes the buffered bytes to a thread that writes them, as no other one does.
+    async fn write_buffered(&mut self) -> Result<()> {
         let room = self.reserve(self.buffer.len() as u64).await?;
         let pieces = self.buffer.take();
         self.write(room, pieces)
@@ -192,10 +196,11 @@ impl Upload {
             self.state = staged.map_or(UploadState::Memory, UploadState::Staged);
             if let Err(error) = result {
                 let bytes = pieces.iter().map(|piece| piece.len() as u64).sum();
+                // The caller may go away while this waits, and what is kept must have no hole.
+                self.buffer.put_back(pieces);
                 let digest = &self.target.digest;
                 retries.make_space(error, digest, bytes).await?;
-                let room = self.reserve(bytes).await?;
-                self.write(room, pieces)?;
+                self.write_buffered().await?;
             }
         }
         Ok(())
@@ -317,7 +322,7 @@ impl Upload {
     }
 }
 
-impl Drop for Upload {
+impl Drop for StagedUpload {
     fn drop(&mut self) {
         let takes_time = match self.state {
             UploadState::Memory | UploadState::Staged(_) => {

@@ -85,8 +85,8 @@ impl Disk {
         Ok(self.index.peek(&key).is_some())
     }
 
-    /// Quarantines a corrupt or unreadable file, unless another one replaced it since it was opened; `false`
-    /// then. `opened` is `None` if it could not be opened. Blocks.
+    /// Quarantines a corrupt or unreadable file. Returns false if another file has replaced it since it was opened.
+    /// `opened` is `None` if it could not be opened. Blocks.
     pub(super) fn quarantine_opened(
         &self,
         key: &Key,
@@ -109,11 +109,11 @@ impl Disk {
     /// Moves the file of an entry to quarantine and forgets the entry. A file that cannot be moved is
     /// removed; one that cannot be removed stays unverified. The caller holds the key's lock. Blocks.
     fn quarantine(&self, key: &Key, path: &str) -> Result<()> {
-        let gone = self.move_to_quarantine(path).or_else(|error| {
+        let removed = self.move_to_quarantine(path).or_else(|error| {
             tracing::warn!(%error, "failed to quarantine a file; removing it");
             self.files.unlink(path)
         });
-        if let Err(error) = gone {
+        if let Err(error) = removed {
             self.index.set_unverified(key, true);
             return Err(error);
         }
@@ -141,8 +141,8 @@ impl Disk {
         moved
     }
 
-    /// Moves a finished file to its place. Quarantines a folder in its place, and files in the places of
-    /// folders above. Blocks.
+    /// Moves a finished file to its path. Quarantines a folder at that path, and files where its parent folders belong.
+    /// Blocks.
     pub(super) fn install(&self, from: &str, to: &str) -> Result<()> {
         match self.files.publish(from, to) {
             Err(error) if error.is_obstructed() => {}
@@ -174,8 +174,8 @@ impl Disk {
     /// quarantines anything at its path. Blocks.
     pub(super) fn forget(&self, key: &Key, path: &str, size: Option<u64>) -> Result<()> {
         let _changing = self.lock(key);
-        let there = self.files.stat(path)?;
-        match there {
+        let found_file = self.files.stat(path)?;
+        match found_file {
             Some(meta) if !meta.is_file() => {
                 tracing::warn!(path, "not a regular file");
                 return self.quarantine(key, path);
@@ -185,7 +185,7 @@ impl Disk {
             _ => {}
         }
         let was_indexed = self.index.remove(key).is_some();
-        if let Some(meta) = there {
+        if let Some(meta) = found_file {
             tracing::warn!(path, size = meta.size, "file has another size; removed");
             self.files.unlink(path)?;
         } else if was_indexed {

@@ -31,14 +31,14 @@ struct Item {
 }
 
 /// The outcome of one blob. The content is empty if the blob was stored.
-type Outcome = (Digest, Result<Bytes>);
+type BatchOutcome = (Digest, Result<Bytes>);
 
-/// A transfer of blobs to or from a peer with these capabilities.
+/// A transfer of blobs to or from a peer, limited by its capabilities.
 struct Transfer<'a> {
     store: &'a RemoteStore,
     capabilities: Arc<RemoteCapabilities>,
     direction: Direction,
-    /// Set after the last correction of the capabilities.
+    /// Set after the batch size was reduced: it is not reduced again.
     is_last: bool,
 }
 
@@ -50,7 +50,7 @@ pub(super) async fn get(store: &RemoteStore, digests: &[Digest]) -> Vec<Result<B
     };
     let items = unique(digests).into_iter().map(item).collect();
     let read = many(store, Direction::Read, items).await;
-    // Only the empty blob is not read.
+    // Only the empty blob is absent from `read`.
     let result = |digest| read.get(digest).cloned().unwrap_or(Ok(Bytes::new()));
     digests.iter().map(result).collect()
 }
@@ -79,7 +79,7 @@ pub(super) async fn put(store: &RemoteStore, blobs: Vec<(Digest, Bytes)>) -> Vec
                 Err(Error::mismatch(&digest, actual))
             }
             (Some(stored), _) => stored.clone().map(|_| Put::Stored),
-            // Only the empty blob is not sent.
+            // Only the empty blob is absent from `stored`.
             (None, _) => Ok(Put::Existed),
         }
     };
@@ -136,13 +136,13 @@ pub(super) async fn one(
 
 impl Transfer<'_> {
     /// Transfers distinct blobs in calls by function and size, as many at once as the peer may get.
-    fn split(&self, items: Vec<Item>) -> BoxFuture<'_, Vec<Outcome>> {
+    fn split(&self, items: Vec<Item>) -> BoxFuture<'_, Vec<BatchOutcome>> {
         let mut groups: HashMap<_, Vec<Item>> = HashMap::new();
         for item in items {
             let group = groups.entry(item.digest.function());
             group.or_default().push(item);
         }
-        let mut calls: Vec<BoxFuture<'_, Vec<Outcome>>> = Vec::new();
+        let mut calls: Vec<BoxFuture<'_, Vec<BatchOutcome>>> = Vec::new();
         for (function, items) in groups {
             if let Err(error) = self.capabilities.check(&self.store.peer, function) {
                 let outcome = |item: Item| (item.digest, Err(error.clone()));
@@ -164,7 +164,7 @@ impl Transfer<'_> {
     }
 
     /// Transfers a blob in a stream of its own.
-    async fn alone(&self, item: Item) -> Vec<Outcome> {
+    async fn alone(&self, item: Item) -> Vec<BatchOutcome> {
         let Item { digest, content } = item;
         let (store, capabilities) = (self.store, &self.capabilities);
         let outcome = match self.direction {
@@ -181,7 +181,7 @@ impl Transfer<'_> {
     }
 
     /// Transfers one batch. Retries the blobs that fail temporarily.
-    async fn batch(&self, function: DigestFunction, mut items: Vec<Item>) -> Vec<Outcome> {
+    async fn batch(&self, function: DigestFunction, mut items: Vec<Item>) -> Vec<BatchOutcome> {
         let peer = &self.store.peer;
         let mut outcomes = Vec::with_capacity(items.len());
         let mut retry = peer.retry();
@@ -201,7 +201,7 @@ impl Transfer<'_> {
                     Some(Err(failure)) => failed.push((item, failure)),
                     None => {
                         let why = "its answer omits the blob".to_owned();
-                        failed.push((item, Failure::Nonsense(why)));
+                        failed.push((item, Failure::InvalidAnswer(why)));
                     }
                 }
             }
@@ -223,7 +223,7 @@ impl Transfer<'_> {
 
     /// Returns the outcomes of a batch that was refused as a whole: those of smaller or uncompressed batches
     /// if these may succeed, else errors.
-    async fn refused(&self, items: Vec<Item>, failure: Failure) -> Vec<Outcome> {
+    async fn refused(&self, items: Vec<Item>, failure: Failure) -> Vec<BatchOutcome> {
         let own_errors = items.iter().map(|item| self.own_error(item, &failure));
         let own_errors: Vec<_> = own_errors.collect();
         if own_errors.iter().all(Option::is_none)

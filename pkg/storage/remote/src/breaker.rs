@@ -19,9 +19,9 @@ use tracing::{info, warn};
 use super::{BreakerOptions, failure::Failure, pool::Pool};
 use gorego_storage::BreakerState;
 
-/// The failures and answers of a peer before a call began.
+/// The counts of failures and answers when a call began.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Since {
+pub(super) struct CallStart {
     incidents: u64,
     answers: u64,
 }
@@ -36,7 +36,7 @@ struct Circuit {
     until: Option<Instant>,
     cool_down: Duration,
     is_probing: bool,
-    now: Since,
+    now: CallStart,
     last_error: Arc<str>,
 }
 
@@ -49,7 +49,7 @@ impl Circuit {
             until: None,
             cool_down: options.cool_down,
             is_probing: false,
-            now: Since::default(),
+            now: CallStart::default(),
             last_error: Arc::from(""),
         }
     }
@@ -89,9 +89,10 @@ impl Circuit {
         }
     }
 
-    /// Records that a call from `since` got no answer. A failure that many calls share counts once: calls
-    /// in progress at the last failure do not count, unless the peer was `silent` to all of them.
-    fn failed(&mut self, is_probe: bool, since: Since, silent: bool, now: Instant) {
+    /// Records that a call that began at `since` failed. A failure that several calls share counts once: a call that
+    /// ran during the last failure does not count, unless it is `silent` (it timed out) and the peer has answered no
+    /// call since it began.
+    fn failed(&mut self, is_probe: bool, since: CallStart, silent: bool, now: Instant) {
         let is_new =
             since.incidents == self.now.incidents || silent && since.answers == self.now.answers;
         if is_probe {
@@ -189,13 +190,13 @@ impl Breaker {
     }
 
     /// Records that a call that was answered at `since` failed later.
-    pub(super) fn broke_off(&self, since: Since, failure: &Failure) {
+    pub(super) fn broke_off(&self, since: CallStart, failure: &Failure) {
         if failure.is_outage() {
             self.failed(false, since, failure);
         }
     }
 
-    fn failed(&self, is_probe: bool, since: Since, failure: &Failure) {
+    fn failed(&self, is_probe: bool, since: CallStart, failure: &Failure) {
         let silent = matches!(failure, Failure::TimedOut(_));
         self.pool.rotate();
         self.change(|circuit| {
@@ -235,14 +236,14 @@ pub(super) struct Attempt<'a> {
     breaker: &'a Breaker,
     /// Set if all other calls wait for the outcome of this one.
     pub(super) is_probe: bool,
-    since: Since,
+    since: CallStart,
     has_ended: bool,
 }
 
 impl Attempt<'_> {
     /// Records the outcome. Returns the point from which a later failure of this call counts: a failure
     /// before the answer still counts once.
-    pub(super) fn ended(mut self, failure: Option<&Failure>) -> Since {
+    pub(super) fn ended(mut self, failure: Option<&Failure>) -> CallStart {
         self.has_ended = true;
         if let Some(Failure::Page(page)) = failure
             && self.breaker.logged.is_due()
@@ -256,7 +257,7 @@ impl Attempt<'_> {
                 .breaker
                 .change(|circuit| circuit.succeeded(self.is_probe)),
         }
-        Since {
+        CallStart {
             answers: self.breaker.circuit.lock().now.answers,
             ..self.since
         }
@@ -296,7 +297,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_between_failures_keeps_it_closed() {
+    fn an_answer_between_failures_keeps_the_breaker_closed() {
         let now = Instant::now();
         let mut circuit = Circuit::new(BreakerOptions {
             failures: 2,

@@ -88,15 +88,15 @@ impl RemoteCapabilities {
     }
 }
 
-/// The peer's last answer.
+/// The cached capabilities of a peer.
 #[derive(Debug, Default)]
-pub(super) struct Known {
-    last: Mutex<Last>,
-    asking: tokio::sync::Mutex<()>,
+pub(super) struct CapabilityCache {
+    last: Mutex<CachedAnswer>,
+    request_lock: tokio::sync::Mutex<()>,
 }
 
 #[derive(Debug, Default)]
-struct Last {
+struct CachedAnswer {
     capabilities: Option<Arc<RemoteCapabilities>>,
     /// The time of the answer, and the outages before it.
     answered: Option<(Instant, u64)>,
@@ -104,7 +104,7 @@ struct Last {
     failed: Option<(Instant, Error)>,
 }
 
-impl Known {
+impl CapabilityCache {
     /// Returns the peer's capabilities, requested again after an outage or some minutes. One caller
     /// requests them; the others meanwhile use the last answer. Fails at once where a call would.
     pub(super) async fn get(&self, peer: &Peer, instance: &str) -> Result<Arc<RemoteCapabilities>> {
@@ -114,10 +114,10 @@ impl Known {
         }
         let error = |failure| peer.error(&"requesting its capabilities", failure);
         peer.breaker.check().map_err(error)?;
-        let asking = match (self.asking.try_lock(), self.last()) {
-            (Ok(asking), _) => asking,
+        let request_lock = match (self.request_lock.try_lock(), self.last()) {
+            (Ok(request_lock), _) => request_lock,
             (Err(_), Some(last)) => return Ok(last),
-            (Err(_), None) => self.asking.lock().await,
+            (Err(_), None) => self.request_lock.lock().await,
         };
         if let Some(fresh) = self.fresh(peer) {
             return Ok(fresh);
@@ -129,7 +129,7 @@ impl Known {
         }
         let answer = ask(peer, instance).await.map(Arc::new).map_err(error);
         let mut last = self.last.lock();
-        drop(asking);
+        drop(request_lock);
         match &answer {
             Ok(capabilities) => {
                 last.capabilities = Some(Arc::clone(capabilities));
@@ -147,7 +147,7 @@ impl Known {
         instance: &InstanceName,
     ) -> Option<Arc<RemoteCapabilities>> {
         let last = self.last()?;
-        if self.fresh(peer).is_none() && self.asking.try_lock().is_ok() {
+        if self.fresh(peer).is_none() && self.request_lock.try_lock().is_ok() {
             let (known, asked, instance) = (Arc::clone(self), Arc::clone(peer), instance.clone());
             drop(peer.spawn(async move {
                 if let Err(error) = known.get(&asked, instance.as_str()).await {

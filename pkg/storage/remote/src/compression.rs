@@ -31,9 +31,9 @@ pub(super) fn decompress(compressed: &[u8], size: usize) -> io::Result<Bytes> {
 }
 
 /// Compresses content that arrives in pieces into one frame.
-pub(super) struct Compressing(Option<Encoder<'static, Vec<u8>>>);
+pub(super) struct FrameEncoder(Option<Encoder<'static, Vec<u8>>>);
 
-impl Compressing {
+impl FrameEncoder {
     /// Starts a frame for content of exactly `size` bytes.
     pub(super) fn new(size: u64) -> io::Result<Self> {
         let mut encoder = Encoder::new(Vec::new(), LEVEL)?;
@@ -57,13 +57,13 @@ impl Compressing {
 }
 
 /// Decompresses content that arrives in pieces.
-pub(super) struct Decompressing {
+pub(super) struct FrameDecoder {
     decoder: Decoder<'static>,
     /// Set if the decoder may hold content that did not fit into the last piece.
     unflushed: bool,
 }
 
-impl Decompressing {
+impl FrameDecoder {
     pub(super) fn new() -> io::Result<Self> {
         let mut decoder = Decoder::new()?;
         decoder.set_parameter(DParameter::WindowLogMax(MAX_WINDOW_LOG))?;

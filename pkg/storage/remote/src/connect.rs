@@ -33,8 +33,7 @@ const MAX_FRAME: u32 = 256 << 10;
 /// The limit of an answer's headers and trailers. A status may have a long message and details; a
 /// larger one fails the call. The default of h2 is 16 KiB, which some proxies exceed.
 const MAX_HEADERS: u32 = 64 << 10;
-/// The number of calls remembered on a connection after they ended early. Until the peer learns of
-/// the end, its data for such a call is ignored. For calls beyond this number h2 answers with a
+/// The number of cancelled calls whose late data is ignored on a connection. Beyond it h2 answers late data with a
 /// reset, and after 1024 resets it closes the connection with all other calls on it.
 const ENDED_EARLY: usize = 4096;
 const ENDED_EARLY_FOR: Duration = Duration::from_secs(30);
@@ -201,7 +200,7 @@ fn endpoint(options: &RemoteOptions) -> Result<Endpoint, RemoteError> {
         .http2_max_header_list_size(MAX_HEADERS)
         .http2_max_concurrent_reset_streams(ENDED_EARLY)
         .http2_reset_stream_duration(ENDED_EARLY_FOR)
-        // That protects servers from clients. The backing cache is trusted not to attack its own.
+        // This limit protects servers from clients. The backing cache is trusted.
         .http2_max_local_error_reset_streams(None);
     // The connector encrypts, and tonic does not know of it.
     let origin = format!("{scheme}://{authority}").parse();

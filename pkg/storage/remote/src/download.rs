@@ -16,9 +16,9 @@ use tonic::Code;
 
 use super::{
     RemoteCapabilities, RemoteStore,
-    breaker::Since,
-    capabilities::Known,
-    compression::Decompressing,
+    breaker::CallStart,
+    capabilities::CapabilityCache,
+    compression::FrameDecoder,
     failure::Failure,
     grpc::{self, Answer, Link},
     methods::READ,
@@ -30,11 +30,11 @@ use gorego_storage::{Blob, BlobStream, Digest, Error, Hasher, InstanceName, Read
 
 struct Download {
     peer: Arc<Peer>,
-    known: Arc<Known>,
+    known: Arc<CapabilityCache>,
     instance: InstanceName,
     digest: Digest,
     zstd: bool,
-    /// The position from which on content is returned rather than only hashed.
+    /// The offset from which content is returned; earlier bytes are only hashed.
     wanted_from: u64,
     /// The position in the blob that was reached, in bytes.
     at: u64,
@@ -44,23 +44,23 @@ struct Download {
     hasher: Hasher,
     /// The last content, [`OVERLAP`] bytes at most.
     tail: Bytes,
-    /// The bytes expected once more after the download was resumed.
+    /// The bytes that a resumed download requests again, for comparison.
     overlap: Bytes,
     /// Set once it was resumed: from then on the resumption may have caused wrong content.
     is_resumed: bool,
-    /// The position and the hash that its reader had reached at the restart.
-    given: Option<(u64, Hasher)>,
-    arriving: Option<Arriving>,
+    /// The offset up to which content was returned before the restart, and the hash up to there.
+    before_restart: Option<(u64, Hasher)>,
+    arriving: Option<OpenRead>,
     retry: Retry,
-    since: Since,
+    since: CallStart,
     has_ended: bool,
     _permits: (OwnedSemaphorePermit, Permit, Option<OwnedSemaphorePermit>),
 }
 
-struct Arriving {
+struct OpenRead {
     answer: Answer,
-    decompressing: Option<Decompressing>,
-    /// The content that is yet to be decompressed.
+    decompressing: Option<FrameDecoder>,
+    /// Content that is not decompressed yet.
     compressed: Bytes,
 }
 
@@ -92,10 +92,10 @@ pub(super) async fn start(
         tail: Bytes::new(),
         overlap: Bytes::new(),
         is_resumed: false,
-        given: None,
+        before_restart: None,
         arriving: None,
         retry: peer.retry(),
-        since: Since::default(),
+        since: CallStart::default(),
         has_ended: false,
         peer,
         _permits: (permit, window, compress),
@@ -140,7 +140,7 @@ impl Download {
                 }
                 Ok(None) => {
                     let actual = format!("{} bytes, of which no more come", self.at);
-                    self.restart(self.wrong(&actual))?;
+                    self.restart(self.mismatch(&actual))?;
                 }
                 Err(Failure::Own(error @ Error::Mismatch { .. })) => self.restart(error)?,
                 Err(failure) => self.recover(failure).await?,
@@ -149,7 +149,7 @@ impl Download {
         Ok(None)
     }
 
-    /// Waits before the next attempt after a failure, if there is to be one.
+    /// Waits before a retry. Returns the error if there is none.
     async fn recover(&mut self, failure: Failure) -> Result<()> {
         self.arriving = None;
         let progressed = self.at > self.begun_at;
@@ -215,11 +215,11 @@ impl Download {
             read_offset: i64::try_from(offset).unwrap_or(i64::MAX),
             read_limit: 0,
         };
-        let decompressing = self.zstd.then(Decompressing::new).transpose();
+        let decompressing = self.zstd.then(FrameDecoder::new).transpose();
         let decompressing =
             decompressing.map_err(|why| Failure::Own(Error::Unavailable(why.to_string())))?;
         let request = grpc::body(stream::iter([grpc::framed(&request)]));
-        self.arriving = Some(Arriving {
+        self.arriving = Some(OpenRead {
             answer: link.call(READ, request).await?,
             decompressing,
             compressed: Bytes::new(),

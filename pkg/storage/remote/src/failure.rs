@@ -18,10 +18,10 @@ pub(super) enum Failure {
     TimedOut(Duration),
     /// Too many calls were in progress for this long.
     Busy(Duration),
-    /// The breaker is open since this error.
+    /// The breaker is open; this was the last error.
     Open(Arc<str>),
     /// The peer's answer is invalid.
-    Nonsense(String),
+    InvalidAnswer(String),
     /// An error that is no fault of the peer.
     Own(Error),
 }
@@ -135,7 +135,7 @@ impl Failure {
         };
         match self {
             Self::Own(error) => error,
-            Self::Nonsense(message) => refused(Code::Internal, &shorten(&message), false),
+            Self::InvalidAnswer(message) => refused(Code::Internal, &shorten(&message), false),
             Self::Page(page) if !is_retryable => refused(page.code(), &page.to_string(), true),
             Self::Answer(status) if !is_retryable || status.code() == Code::ResourceExhausted => {
                 refused(status.code(), &shorten(status.message()), false)
@@ -169,7 +169,7 @@ impl fmt::Display for Failure {
             Self::TimedOut(time) => write!(f, "no answer in {time:?}"),
             Self::Busy(time) => write!(f, "too many calls in progress for {time:?}"),
             Self::Open(cause) => write!(f, "calls are suspended after a recent error: {cause}"),
-            Self::Nonsense(message) => f.write_str(message),
+            Self::InvalidAnswer(message) => f.write_str(message),
             Self::Own(error) => error.fmt(f),
         }
     }

@@ -112,7 +112,7 @@ impl fmt::Display for Page {
     }
 }
 
-/// Reads the first bytes of a body. An error ends it as its end does.
+/// Reads up to [`PAGE`] bytes of a body. An error counts as the end.
 async fn beginning(mut body: Body, bytes: &mut Vec<u8>) {
     while bytes.len() < PAGE
         && let Some(Ok(frame)) = body.frame().await

@@ -20,7 +20,7 @@ use tower::ServiceExt as _;
 use super::{
     failure::Failure,
     foreign::{self, Page},
-    pool::Lease,
+    pool::ConnectionUse,
 };
 
 /// The length of a message's header: a compression flag and the length.
@@ -34,7 +34,7 @@ const PIECE: usize = 1 << 20;
 pub(super) struct Link {
     pub(super) channel: Channel,
     pub(super) headers: HeaderMap,
-    pub(super) lease: Lease,
+    pub(super) lease: ConnectionUse,
 }
 
 impl Link {
@@ -83,7 +83,7 @@ pub(super) struct Answer {
     /// The bytes of a download's message that are yet to be read.
     content_left: usize,
     /// Counts the call on its connection.
-    _lease: Lease,
+    _lease: ConnectionUse,
 }
 
 impl Answer {
@@ -222,7 +222,7 @@ mod tests {
             arrived: BytesMut::new(),
             is_complete: false,
             content_left: 0,
-            _lease: Lease::default(),
+            _lease: ConnectionUse::default(),
         }
     }
 

@@ -71,7 +71,7 @@ fn parse(
             Ok(other) => format!("{other} was not requested"),
             Err(why) => why.to_string(),
         };
-        Err(Failure::Nonsense(format!("invalid answer: {why}")))
+        Err(Failure::InvalidAnswer(format!("invalid answer: {why}")))
     });
     missing.collect()
 }

@@ -8,8 +8,8 @@ pub(super) const fn fits(size: u64, limit: u64) -> bool {
     size.saturating_add(FRAMING) <= limit
 }
 
-/// Packs blobs into batches of at most `limit` bytes, in order. Returns them, and the blobs above
-/// `large`, which go alone.
+/// Packs blobs into batches of at most `limit` bytes, in order. Returns the batches, and the blobs that go alone: those
+/// larger than `large`, and those that do not fit into a batch.
 pub(super) fn pack<T>(
     blobs: Vec<T>,
     size: impl Fn(&T) -> u64,

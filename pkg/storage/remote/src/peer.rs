@@ -26,7 +26,7 @@ use super::{
 use gorego_storage::{Digest, Error, Result};
 
 /// The least that a peer moves, in bytes a second: calls that move more have more time.
-const SLOWEST: u64 = 1 << 20;
+const MIN_TRANSFER_RATE: u64 = 1 << 20;
 
 /// The ratio of a download's window to its counted part.
 const COUNTED: u64 = 4;
@@ -90,7 +90,7 @@ impl Peer {
     /// Returns the time limit of a call that moves `bytes` bytes.
     pub(super) fn deadline(&self, bytes: u64) -> Duration {
         self.timeout
-            .saturating_add(Duration::from_secs(bytes / SLOWEST))
+            .saturating_add(Duration::from_secs(bytes / MIN_TRANSFER_RATE))
     }
 
     /// Returns the time by which an operation that moves `bytes` bytes has to end, with all its retries.
@@ -111,7 +111,7 @@ impl Peer {
     fn link(&self, timeout: Option<Duration>) -> Result<Link, Failure> {
         let leased = self.breaker.pool.lease();
         let (channel, lease) =
-            leased.ok_or_else(|| Failure::Nonsense("no connection".to_owned()))?;
+            leased.ok_or_else(|| Failure::InvalidAnswer("no connection".to_owned()))?;
         Ok(Link {
             channel,
             headers: headers(&self.options.headers.borrow(), &self.options.chain, timeout),

@@ -8,12 +8,12 @@ use std::sync::{
 use tonic::transport::Channel;
 
 /// Counts a call on its connection until it is dropped.
-pub(super) type Lease = Arc<()>;
+pub(super) type ConnectionUse = Arc<()>;
 
 /// The connections, and the leases on each. A few calls share one connection: on both sides a
 /// connection in use has learned how much may be in flight, and an idle one starts from little again.
 pub(super) struct Pool {
-    connections: Vec<(Channel, Lease)>,
+    connections: Vec<(Channel, ConnectionUse)>,
     /// The place of the connection that is preferred.
     first: AtomicUsize,
 }
@@ -23,14 +23,14 @@ impl Pool {
         let connections = channels.into_iter();
         Self {
             connections: connections
-                .map(|channel| (channel, Lease::default()))
+                .map(|channel| (channel, ConnectionUse::default()))
                 .collect(),
             first: AtomicUsize::new(0),
         }
     }
 
     /// Returns a connection with no more calls than any other.
-    pub(super) fn lease(&self) -> Option<(Channel, Lease)> {
+    pub(super) fn lease(&self) -> Option<(Channel, ConnectionUse)> {
         let len = self.connections.len();
         let first = self.first.load(Relaxed).checked_rem(len)?;
         let (before, after) = self.connections.split_at_checked(first)?;
@@ -51,7 +51,7 @@ mod tests {
     use super::*;
 
     /// Leases a connection, and returns its place and the lease.
-    fn lease(pool: &Pool) -> (usize, Lease) {
+    fn lease(pool: &Pool) -> (usize, ConnectionUse) {
         let (_, lease) = pool.lease().unwrap();
         let mut connections = pool.connections.iter();
         let place = connections.position(|(_, other)| Arc::ptr_eq(other, &lease));

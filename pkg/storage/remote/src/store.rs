@@ -5,7 +5,8 @@ use std::{fmt, sync::Arc};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 use crate::{
-    RemoteCapabilities, RemoteError, RemoteOptions, canary::Canary, capabilities::Known, peer::Peer,
+    RemoteCapabilities, RemoteError, RemoteOptions, canary::Canary, capabilities::CapabilityCache,
+    peer::Peer,
 };
 use gorego_storage::{
     BreakerState, Compressor, Digest, DigestFunction, Error, InstanceName, Result, UploadId,
@@ -28,7 +29,7 @@ pub struct RemoteStore {
     pub(crate) zstd: bool,
     /// Limits compressed downloads and uploads, each of which takes memory.
     compressed: Arc<Semaphore>,
-    pub(crate) known: Arc<Known>,
+    pub(crate) known: Arc<CapabilityCache>,
     pub(crate) canary: Arc<Canary>,
 }
 

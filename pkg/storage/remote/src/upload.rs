@@ -12,7 +12,7 @@ use tonic::Code;
 use self::write::Content;
 use super::{
     RemoteCapabilities, RemoteStore,
-    compression::Compressing,
+    compression::FrameEncoder,
     failure::Failure,
     methods::{Call, Limits},
     peer::Peer,
@@ -22,7 +22,7 @@ use super::{
 use gorego_storage::{Blob, BlobFile, Chunks, Digest, Error, Hasher, Put, Result, UploadId};
 
 /// An upload and its progress.
-struct Upload<'a> {
+struct RemoteUpload<'a> {
     store: &'a RemoteStore,
     digest: &'a Digest,
     /// The content. A stream can be read once.
@@ -33,7 +33,7 @@ struct Upload<'a> {
     zstd: bool,
     /// The position in the blob at which the next attempt starts, in bytes.
     offset: u64,
-    /// The most bytes that the peer ever had. It may lose some, but not for ever.
+    /// The most bytes that the peer has reported. A retry counts as progress only beyond this.
     furthest: u64,
     retry: Retry,
     permit: Arc<OwnedSemaphorePermit>,
@@ -61,7 +61,7 @@ pub(super) async fn put(
             store.compress(capabilities, digest.size()),
         ),
     };
-    let mut upload = Upload {
+    let mut upload = RemoteUpload {
         store,
         digest,
         source,
@@ -111,7 +111,7 @@ fn error(peer: &Peer, digest: &Digest, failure: Failure) -> Error {
     peer.error(&format_args!("storing {digest}"), failure)
 }
 
-impl Upload<'_> {
+impl RemoteUpload<'_> {
     fn name(&self) -> String {
         self.store.write_name(self.digest, &self.id, self.zstd)
     }
@@ -141,7 +141,7 @@ impl Upload<'_> {
     /// Sends the content from the offset on. `None` if another attempt is to follow.
     async fn attempt(&mut self) -> Result<Option<Put>> {
         let len = self.digest.size() - self.offset;
-        let compressing = self.zstd.then(|| Compressing::new(len)).transpose();
+        let compressing = self.zstd.then(|| FrameEncoder::new(len)).transpose();
         let compressing = compressing.map_err(|why| {
             Error::Unavailable(format!("failed to compress {}: {why}", self.digest))
         })?;
@@ -197,7 +197,7 @@ impl Upload<'_> {
             self.restart();
             return Ok(None);
         }
-        // A peer may refuse to resume an upload. It has to refuse a new one, too.
+        // A refused resumption is retried as a new upload.
         let may_pass = failure.is_retryable() || !is_stream && self.offset > 0;
         let restarts = self.zstd || code == Some(Code::Aborted) || !failure.is_retryable();
         if !may_pass || !self.retry.pause(Duration::MAX).await {

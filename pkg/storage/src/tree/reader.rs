@@ -114,7 +114,7 @@ impl Nodes {
     }
 
     /// Reads the content to its end without parsing it, so that a corrupt blob is detected.
-    pub(crate) async fn drain(&mut self) -> Result<(), crate::Error> {
+    pub(crate) async fn read_to_end(&mut self) -> Result<(), crate::Error> {
         while self.chunks.next().await.transpose()?.is_some() {}
         Ok(())
     }

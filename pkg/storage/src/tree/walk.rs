@@ -29,7 +29,8 @@ pub struct TreeWalk {
     queue: DigestQueue,
     /// The number in the queue of the next directory.
     position: u32,
-    /// The highest position so far. The queue holds the children of all directories before it.
+    /// The highest position reached. Children of earlier directories are in the queue, so returning to a lower position
+    /// reads nothing.
     furthest: u32,
     /// The fetched directories from `position` on; without content if it is a single large one.
     fetched: VecDeque<(Digest, Option<Result<Bytes>>)>,

@@ -13,14 +13,14 @@ use super::*;
 fn upload(
     request: &[u8],
     cut: usize,
-) -> Upload<impl Body<Data = Bytes, Error = Infallible> + Unpin + Send + use<>> {
+) -> WriteStream<impl Body<Data = Bytes, Error = Infallible> + Unpin + Send + use<>> {
     let frames: Vec<_> = request
         .chunks(cut)
         .map(|piece| Ok(Frame::data(Bytes::copy_from_slice(piece))))
         .collect();
     let body = StreamBody::new(stream::iter(frames));
     let messages = Messages::new(body, Duration::MAX, Memory::default());
-    Upload::new(messages, Budget::count("tests", 1))
+    WriteStream::new(messages, Budget::count("tests", 1))
 }
 
 /// Reads the messages of a request, each with all of its data.

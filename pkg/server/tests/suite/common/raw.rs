@@ -36,7 +36,7 @@ impl RawClient {
             .unwrap();
         let mut tasks = JoinSet::new();
         tasks.spawn(async move {
-            // However it ends: the calls tell.
+            // The outcome of the connection is checked by its calls.
             let _ = connection.await;
         });
         Self {

@@ -72,41 +72,41 @@ pub(crate) struct Terms {
     pub(crate) upload_ms: u64,
 }
 
-/// A packed entry. `what`: size (40 bits), action result or blob and function (4), flags (4). `when`:
-/// last use (40), instance number (24).
+/// A packed entry. `size_and_flags`: size (40 bits), space and function (4), flags (4). `use_and_instance`: last use
+/// (40), instance number (24).
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Entry {
     hash: [u8; 32],
-    what: u64,
-    when: u64,
+    size_and_flags: u64,
+    use_and_instance: u64,
 }
 
 impl Entry {
     pub(crate) const EMPTY: Self = Self {
         hash: [0; 32],
-        what: 0,
-        when: 0,
+        size_and_flags: 0,
+        use_and_instance: 0,
     };
 
     pub(crate) fn new(key: &Key, size: u64, last_use_ms: u64) -> Self {
         let (tag, instance) = tag(key);
         let mut entry = Self {
             hash: key.hash,
-            what: size.min(SIZE_END - 1) | (tag << SIZE_BITS),
-            when: u64::from(instance) << TIME_BITS,
+            size_and_flags: size.min(SIZE_END - 1) | (tag << SIZE_BITS),
+            use_and_instance: u64::from(instance) << TIME_BITS,
         };
         entry.set_last_use(last_use_ms);
         entry
     }
 
     pub(crate) fn key(&self) -> Key {
-        let tag = (self.what >> SIZE_BITS) & 15;
+        let tag = (self.size_and_flags >> SIZE_BITS) & 15;
         let function = usize::try_from(tag & 7).ok();
         let function = function.and_then(|number| DigestFunction::ALL.get(number));
         let space = if tag & ACTION == 0 {
             Space::Cas
         } else {
-            Space::Ac((self.when >> TIME_BITS) as u32)
+            Space::Ac((self.use_and_instance >> TIME_BITS) as u32)
         };
         Key {
             hash: self.hash,
@@ -118,12 +118,13 @@ impl Entry {
     pub(crate) fn is(&self, key: &Key) -> bool {
         self.hash == key.hash && {
             let (tag, instance) = tag(key);
-            (self.what >> SIZE_BITS) & 15 == tag && self.when >> TIME_BITS == u64::from(instance)
+            (self.size_and_flags >> SIZE_BITS) & 15 == tag
+                && self.use_and_instance >> TIME_BITS == u64::from(instance)
         }
     }
 
     pub(crate) const fn size(&self) -> u64 {
-        self.what & (SIZE_END - 1)
+        self.size_and_flags & (SIZE_END - 1)
     }
 
     pub(crate) const fn room(&self) -> u64 {
@@ -132,19 +133,19 @@ impl Entry {
 
     /// Returns the last use in milliseconds since the Unix epoch.
     pub(crate) const fn last_use(&self) -> u64 {
-        (self.when & ((1 << TIME_BITS) - 1)) + EPOCH_MS
+        (self.use_and_instance & ((1 << TIME_BITS) - 1)) + EPOCH_MS
     }
 
     pub(crate) fn set_last_use(&mut self, ms: u64) {
         let ticks = ms.saturating_sub(EPOCH_MS).min((1 << TIME_BITS) - 1);
-        self.when = (self.when >> TIME_BITS << TIME_BITS) | ticks;
+        self.use_and_instance = (self.use_and_instance >> TIME_BITS << TIME_BITS) | ticks;
     }
 
     /// Whether the entry is leased at `now_ms`. Each use renews its lease.
     pub(crate) const fn is_leased(&self, now_ms: u64, terms: Terms) -> bool {
-        let term = if self.what & LEASED != 0 {
+        let term = if self.size_and_flags & LEASED != 0 {
             terms.full_ms
-        } else if self.what & UPLOADED != 0 {
+        } else if self.size_and_flags & UPLOADED != 0 {
             terms.upload_ms
         } else {
             return false;
@@ -153,20 +154,20 @@ impl Entry {
     }
 
     pub(crate) const fn has(&self, flag: u64) -> bool {
-        self.what & flag != 0
+        self.size_and_flags & flag != 0
     }
 
     pub(crate) const fn set(&mut self, flag: u64, on: bool) {
-        self.what = if on {
-            self.what | flag
+        self.size_and_flags = if on {
+            self.size_and_flags | flag
         } else {
-            self.what & !flag
+            self.size_and_flags & !flag
         };
     }
 
     /// Adds a lease. A longer lease stays.
     pub(crate) const fn lease(&mut self, lease: Lease) {
-        self.what |= match lease {
+        self.size_and_flags |= match lease {
             Lease::None => 0,
             Lease::Upload => UPLOADED,
             Lease::Full => LEASED,
@@ -174,7 +175,7 @@ impl Entry {
     }
 
     pub(crate) const fn inherit_leases(&mut self, old: &Self) {
-        self.what |= old.what & (LEASED | UPLOADED);
+        self.size_and_flags |= old.size_and_flags & (LEASED | UPLOADED);
     }
 }
 

@@ -86,8 +86,8 @@ impl Idle {
         old.map(|file| Arc::clone(&file.path)).collect()
     }
 
-    /// Returns the paths of the oldest files, as many as it takes for the others to hold at most a
-    /// tenth of `limit`. The newest is not counted, but is returned if it is larger than a quarter.
+    /// Returns the paths of the files to remove: the oldest, until the others take at most a tenth of `limit` and
+    /// number at most [`MAX_FILES`]. The newest does not count, but is returned if it alone takes over a quarter.
     pub(crate) fn excess(&self, limit: u64) -> Vec<Arc<str>> {
         let mut files: Vec<_> = self.files.values().collect();
         files.sort_unstable_by_key(|file| Reverse((file.since_ms, &file.path)));
@@ -149,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn a_path_counts_once_and_candidates_lead_back_to_it() {
+    fn an_idle_file_counts_once_and_is_found_by_its_candidate() {
         let mut idle = idle(&[5000, 1]);
         idle.add("uploads/0", 1, 7);
         assert_eq!((idle.bytes(), idle.count()), (8192, 2));

@@ -11,9 +11,9 @@ use std::{
 
 use tokio::{sync::MutexGuard, time};
 
-use super::{Free, Reservation, Room};
+use super::{FreeSpace, Reservation, Room};
 use crate::index::room_of;
-use gorego_storage::{Removed, Resource, Result, Usage};
+use gorego_storage::{EvictionTotal, Resource, Result, Usage};
 
 /// The time without eviction or scanning after which a waiting upload is refused.
 const WAIT: Duration = Duration::from_secs(30);
@@ -24,7 +24,7 @@ pub(super) const FILES: u64 = 16;
 /// the leases of all others.
 pub(crate) type BrokenLeases = AtomicU64;
 
-/// The upload that eviction works for.
+/// The upload that eviction serves, or served last.
 #[derive(Default)]
 pub(super) struct QueueHead {
     /// Counts the uploads that were served.
@@ -32,8 +32,8 @@ pub(super) struct QueueHead {
     broken: Arc<BrokenLeases>,
     /// The bytes it waits for; zero if the limit is no obstacle.
     pub(super) bytes: u64,
-    /// The evicted amount to be reached for it, if the disk itself was full.
-    pub(super) goal: Option<Removed>,
+    /// The evicted total to reach for this upload, if its write met a full disk.
+    pub(super) goal: Option<EvictionTotal>,
 }
 
 impl QueueHead {
@@ -85,7 +85,7 @@ impl Room {
         &self,
         size: u64,
         broken: &Arc<BrokenLeases>,
-        free: impl Fn() -> Option<Free>,
+        free: impl Fn() -> Option<FreeSpace>,
     ) -> Option<Usage> {
         self.in_turn(async {
             // An upload that waited earlier may have recorded it meanwhile.
@@ -98,7 +98,7 @@ impl Room {
             self.serve(
                 broken,
                 0,
-                Some(Removed {
+                Some(EvictionTotal {
                     count: files,
                     bytes,
                 }),
@@ -123,7 +123,7 @@ impl Room {
     }
 
     /// Makes an upload the head of the queue. `goal` is the amount to be evicted from now on.
-    fn serve(&self, broken: &Arc<BrokenLeases>, bytes: u64, goal: Option<Removed>) {
+    fn serve(&self, broken: &Arc<BrokenLeases>, bytes: u64, goal: Option<EvictionTotal>) {
         let mut accounts = self.accounts.lock();
         accounts.exhausted = false;
         let evicted = accounts.evicted;
@@ -131,7 +131,7 @@ impl Room {
             number: accounts.served.number + 1,
             broken: Arc::clone(broken),
             bytes,
-            goal: goal.map(|goal| Removed {
+            goal: goal.map(|goal| EvictionTotal {
                 count: evicted.count.saturating_add(goal.count),
                 bytes: evicted.bytes.saturating_add(goal.bytes),
             }),

@@ -82,7 +82,7 @@ async fn when_nothing_can_be_evicted_the_upload_is_refused() {
     ));
 }
 
-const NO_FILES: Free = Free {
+const NO_FILES: FreeSpace = FreeSpace {
     bytes: 1 << 30,
     files: Some(0),
 };
@@ -102,7 +102,7 @@ async fn an_upload_that_waits_for_files_has_no_more_evicted_than_it_needs() {
     }
     assert_eq!(room.usage(Some(NO_FILES), false).wanted_files, 0);
     let before = waiting.await.expect("files were evicted");
-    assert_eq!(before.evicted, Removed::default());
+    assert_eq!(before.evicted, EvictionTotal::default());
     assert_eq!(room.usage(Some(NO_FILES), false).wanted_on_disk, None);
 }
 

@@ -74,6 +74,13 @@ impl WriteBuffer {
         }
     }
 
+    /// Returns pieces that were taken and not written to their place, before all others.
+    pub(super) fn put_back(&mut self, mut pieces: Vec<Bytes>) {
+        self.len += pieces.iter().map(Bytes::len).sum::<usize>();
+        pieces.append(&mut self.pieces);
+        self.pieces = pieces;
+    }
+
     /// Takes them to be written.
     pub(super) fn take(&mut self) -> Vec<Bytes> {
         self.close();
@@ -100,6 +107,19 @@ mod tests {
         assert!(!collected.are_due());
         collected.push(Bytes::from_static(&[2]));
         assert!(collected.are_due());
+    }
+
+    #[tokio::test]
+    async fn pieces_that_were_not_written_come_first_again() {
+        let mut buffer = WriteBuffer::default();
+        buffer.push(Bytes::from_static(b"ab"));
+        let unwritten = buffer.take();
+        buffer.push(vec![b'c'; COPIED + 1].into());
+        buffer.push(Bytes::from_static(b"d"));
+        buffer.put_back(unwritten);
+        assert_eq!(buffer.len(), COPIED + 4);
+        let content = buffer.take().concat();
+        assert!(content.starts_with(b"abc") && content.ends_with(b"cd"));
     }
 
     #[tokio::test]

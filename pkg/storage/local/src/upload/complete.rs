@@ -4,14 +4,14 @@ use std::fmt;
 
 use bytes::Bytes;
 
-use super::{Upload, UploadState};
+use super::{StagedUpload, UploadState};
 use crate::{retries::Retries, write::check_content};
 use gorego_storage::{Blob, Digest, Error, Put, Result};
 
 /// A blob that has arrived and is not visible yet. Dropped, it is kept like an interrupted upload.
-pub struct Complete(pub(crate) Box<Upload>);
+pub struct CompleteUpload(pub(crate) Box<StagedUpload>);
 
-impl Complete {
+impl CompleteUpload {
     /// Verifies the content and returns its digest: the announced one or, if the client named no
     /// function, possibly that of the other function. After an error, nothing of the content is
     /// stored.
@@ -107,8 +107,8 @@ fn digest_of(digest: &Digest, pieces: &[Bytes]) -> Result<Digest> {
         .ok_or(refusal)
 }
 
-impl fmt::Debug for Complete {
+impl fmt::Debug for CompleteUpload {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Complete").finish_non_exhaustive()
+        f.debug_struct("CompleteUpload").finish_non_exhaustive()
     }
 }

@@ -8,8 +8,8 @@ use super::Target;
 use crate::{disk::now_ms, files::write_at, index::room_of, room::Reservation, verify};
 use gorego_storage::{BlobFile, Digest, Error, Hasher, Put, Result};
 
-/// A growing file and the hash of its content. Dropped, it is kept for a later attempt if the client
-/// gave the upload a name, and removed otherwise.
+/// A growing file and the hash of its content. When it is dropped, it is kept for a later attempt if the client named
+/// an upload id, and removed otherwise.
 pub(super) struct StagedFile {
     /// Holds the claim for as long as the file may be written.
     target: Arc<Target>,
@@ -20,7 +20,7 @@ pub(super) struct StagedFile {
     room: Option<Reservation>,
     resumed: bool,
     /// Set once it was published or removed.
-    gone: bool,
+    is_finished: bool,
 }
 
 impl StagedFile {
@@ -62,7 +62,7 @@ impl StagedFile {
             room,
             resumed: *offset > 0,
             hasher,
-            gone: false,
+            is_finished: false,
             target,
         })
     }
@@ -140,19 +140,19 @@ impl StagedFile {
         let (disk, is_writable) = (&self.target.disk, self.target.claim.is_some());
         disk.files.seal(&self.path, &self.file, is_writable)?;
         let published = disk.publish_blob(&self.digest, &self.path)?;
-        self.gone = true;
+        self.is_finished = true;
         Ok(published)
     }
 
     pub(super) fn remove(&mut self) -> Result<()> {
-        self.gone = true;
+        self.is_finished = true;
         self.target.disk.files.unlink(&self.path)
     }
 }
 
 impl Drop for StagedFile {
     fn drop(&mut self) {
-        if self.gone {
+        if self.is_finished {
             return;
         }
         // A write that failed may have left more than was counted.

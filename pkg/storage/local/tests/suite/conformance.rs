@@ -19,19 +19,19 @@ async fn make(root: &Path, count: &AtomicU32) -> Arc<LocalStore> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn it_stores_blobs() {
+async fn local_store_passes_blob_conformance() {
     let (root, count) = (tempfile::tempdir().unwrap(), AtomicU32::new(0));
     conformance::blob_store(async || make(root.path(), &count).await).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn it_keeps_interrupted_uploads() {
+async fn local_store_passes_upload_conformance() {
     let (root, count) = (tempfile::tempdir().unwrap(), AtomicU32::new(0));
     conformance::uploads(async || make(root.path(), &count).await).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn it_caches_action_results() {
+async fn local_store_passes_action_cache_conformance() {
     let (root, count) = (tempfile::tempdir().unwrap(), AtomicU32::new(0));
     conformance::action_cache(async || make(root.path(), &count).await).await;
 }

@@ -7,7 +7,7 @@ use crate::common::{
 };
 use futures::StreamExt as _;
 use gorego_storage::{
-    Blob, BlobStore as _, Candidate, Digest, DigestFunction, Error, Evictable as _, Removed,
+    Blob, BlobStore as _, Candidate, Digest, DigestFunction, Error, Evictable as _, EvictionTotal,
 };
 use gorego_storage_local::LocalOptions;
 
@@ -22,7 +22,7 @@ async fn an_evicted_blob_is_missing_and_its_room_is_free() {
     let removed = store.evict(&candidates(&store), false);
     assert_eq!(
         removed,
-        Removed {
+        EvictionTotal {
             count: 1,
             bytes: 8192
         }

@@ -56,7 +56,7 @@ async fn a_deleted_file_costs_at_most_one_failed_read() {
 async fn a_file_of_another_size_is_not_served_and_is_removed() {
     let dir = tempfile::tempdir().unwrap();
     let store = open(dir.path()).await;
-    // Which would remove a folder if it found it empty, as between two files here.
+    // Waits for the scan, which would remove a folder that is empty between two files.
     scanned(&store).await;
     for (len, wrong) in [
         (1000, 999),

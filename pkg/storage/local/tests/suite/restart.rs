@@ -207,7 +207,7 @@ async fn a_full_directory_counts_as_full_before_it_was_scanned() {
         ..options(dir.path())
     };
     let store = open_with(tight).await;
-    // However far the scan is by now, the sum is the same; but what it is just at counts twice.
+    // The usage stays constant during the scan, except that the file being scanned counts twice.
     let now = store.usage().used;
     let at_once = 102_400 + 4 * common::FOLDERS;
     assert!((used..=used + at_once).contains(&now), "{now} of {used}");

@@ -114,7 +114,7 @@ fn content_of(peer: &str, digest: &Digest, entry: Response) -> Result<Bytes, Fai
         }
         None => {
             let message = format!("compressor {} was not asked for", entry.compressor);
-            return Err(Failure::Nonsense(message));
+            return Err(Failure::InvalidAnswer(message));
         }
     };
     let actual = digest.function().digest(&content);

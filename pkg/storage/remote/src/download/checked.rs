@@ -16,13 +16,12 @@ const OVERLAP: usize = 512;
 const GRACE: Duration = Duration::from_secs(1);
 
 impl Download {
-    /// Hashes a piece and returns its new part. A download ends only with the right content; if
-    /// that is wrong, nothing of the last piece is returned.
+    /// Hashes a piece and returns its new part. Returns nothing of the last piece if the content is corrupt.
     pub(super) async fn take(&mut self, mut piece: Bytes) -> Result<Bytes> {
         let again = piece.split_to(piece.len().min(self.overlap.len()));
         if again != self.overlap.split_to(again.len()) {
             let actual = format!("other content when resumed after {} bytes", self.at);
-            self.restart(self.wrong(&actual))?;
+            self.restart(self.mismatch(&actual))?;
             return Ok(Bytes::new());
         }
         let (at, before) = (self.at, self.is_resumed.then(|| self.hasher.clone()));
@@ -52,7 +51,11 @@ impl Download {
     /// Hashes a piece that begins at `at`. After a restart, fails if the content that the reader already
     /// has differs.
     fn hash(&mut self, at: u64, piece: &[u8]) -> Result<()> {
-        let Some((given, hasher)) = self.given.as_ref().filter(|(given, _)| *given > at) else {
+        let Some((given, hasher)) = self
+            .before_restart
+            .as_ref()
+            .filter(|(given, _)| *given > at)
+        else {
             self.hasher.update(piece);
             return Ok(());
         };
@@ -62,20 +65,20 @@ impl Download {
         if at + known.len() as u64 == *given
             && self.hasher.clone().finish() != hasher.clone().finish()
         {
-            return Err(self.misled());
+            return Err(self.resumption_error());
         }
         self.hasher.update(new);
         Ok(())
     }
 
-    /// Handles wrong content. If a resumption may have caused it, restarts the download once and
-    /// uncompressed, and skips the bytes that the reader already has.
+    /// Restarts a corrupt download once, uncompressed, if a resumption may be the cause; otherwise returns the error.
+    /// Skips the bytes that the reader has.
     pub(super) fn restart(&mut self, error: Error) -> Result<()> {
         if !self.is_resumed {
             return Err(error);
         }
-        if self.given.is_some() {
-            return Err(self.misled());
+        if self.before_restart.is_some() {
+            return Err(self.resumption_error());
         }
         tracing::debug!(digest = %self.digest, %error, "restarting a download whose resumption brought other content");
         let hasher = Hasher::new(self.digest.function());
@@ -83,7 +86,7 @@ impl Download {
         // The reader has nothing before the position that it wants.
         let given_to = Some(self.at).filter(|at| *at > self.wanted_from);
         self.wanted_from = self.wanted_from.max(self.at);
-        self.given = Some((given_to.unwrap_or_default(), given));
+        self.before_restart = Some((given_to.unwrap_or_default(), given));
         self.zstd = false;
         self.arriving = None;
         (self.at, self.begun_at, self.is_resumed) = (0, 0, false);
@@ -91,10 +94,12 @@ impl Download {
         Ok(())
     }
 
-    /// Returns the error of a reader that got wrong content from a resumption.
-    fn misled(&self) -> Error {
+    /// Returns the error for content that differs after a resumption.
+    fn resumption_error(&self) -> Error {
         let (digest, peer) = (&self.digest, &self.peer.name);
-        let why = format!("reading {digest}: {peer} resumed it with other content; read it again");
+        let why = format!(
+            "reading {digest}: {peer} returned other content when the download was resumed; retry"
+        );
         Error::Unavailable(why)
     }
 
@@ -103,7 +108,7 @@ impl Download {
     async fn end(&mut self) -> Result<()> {
         let actual = self.hasher.clone().finish();
         if actual != self.digest {
-            return Err(self.wrong(&actual.to_string()));
+            return Err(self.mismatch(&actual.to_string()));
         }
         let grace = self.peer.timeout.min(GRACE);
         let outcome = time::timeout(grace, self.piece()).await;
@@ -115,10 +120,10 @@ impl Download {
     }
 
     fn too_long(&self) -> Error {
-        self.wrong(&format!("more than {} bytes", self.digest.size()))
+        self.mismatch(&format!("more than {} bytes", self.digest.size()))
     }
 
-    pub(super) fn wrong(&self, actual: &str) -> Error {
+    pub(super) fn mismatch(&self, actual: &str) -> Error {
         let peer = &self.peer.name;
         Error::mismatch(&self.digest, format_args!("{actual}, from {peer}"))
     }

@@ -12,7 +12,7 @@ use tokio::{
 use tonic::Status;
 
 use super::super::{
-    compression::Compressing,
+    compression::FrameEncoder,
     failure::Failure,
     grpc,
     methods::{self, Limits},
@@ -38,7 +38,7 @@ pub(super) struct Content<'a> {
     len: u64,
     /// Set if the source ends after `len` bytes for certain. A stream may continue, or fail.
     ends: bool,
-    compressing: Option<Compressing>,
+    compressing: Option<FrameEncoder>,
     /// The number of bytes read from the source.
     pub(super) read: u64,
     /// The number of bytes sent, in the form in which they were sent.
@@ -58,7 +58,7 @@ impl<'a> Content<'a> {
         name: String,
         start: u64,
         ends: bool,
-        compressing: Option<Compressing>,
+        compressing: Option<FrameEncoder>,
     ) -> Self {
         let len = digest.size() - start;
         Self {
@@ -257,7 +257,7 @@ mod tests {
     async fn compressed_content_that_ends_too_early_is_named_and_not_finished() {
         let digest = DigestFunction::Sha256.digest(b"content");
         let source = stream::iter([Ok(Bytes::from_static(b"cont"))]).boxed();
-        let compressing = Compressing::new(digest.size()).unwrap();
+        let compressing = FrameEncoder::new(digest.size()).unwrap();
         let name = "name".to_owned();
         let mut content = Content::new(source, &digest, name, 0, false, Some(compressing));
         let error = loop {

@@ -173,7 +173,7 @@ async fn many_digests_are_looked_up_in_several_calls_by_function() {
     assert_eq!(functions, [9, 1, 1, 1]);
     assert!(calls.iter().all(|call| !call.sizes.contains(&0)));
 
-    // The empty blob is here; nobody needs to be asked.
+    // The empty blob is always present; no call is made.
     let store = peer.store();
     let empty = [DigestFunction::Sha256.empty()];
     assert_eq!(within(store.find_missing(&empty)).await.unwrap(), []);
@@ -223,7 +223,7 @@ async fn a_function_that_the_peer_lacks_is_named() {
 }
 
 #[tokio::test]
-async fn a_batch_of_one_that_is_refused_names_it() {
+async fn a_refused_batch_of_one_blob_names_the_blob() {
     let peer = Peer::start().await;
     let store = peer.impatient(0);
     let content = Bytes::from_static(b"x");
@@ -335,7 +335,7 @@ async fn a_peer_that_accepts_less_than_announced_gets_smaller_batches() {
             counts
         };
         assert_eq!(counts("update"), [2, 7, 7, 16]);
-        // Remembered, and so is what comes of reads.
+        // The smaller batch size is remembered, for reads, too.
         peer.script("batch_read", [Act::Fail(code)]);
         let got = within(store.get_batch(&digests)).await;
         assert!(got.iter().all(Result::is_ok), "{got:?}");

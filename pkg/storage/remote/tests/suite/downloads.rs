@@ -280,7 +280,7 @@ async fn a_resumed_download_with_a_wrong_hash_restarts_once() {
     assert_eq!(read(&store, &content, 0).await.unwrap(), content);
     assert_eq!(offsets(&peer).len(), 3);
 
-    // Wrong at both, it is the peer that is wrong.
+    // Corrupt after both attempts: the peer is at fault.
     let wrong = conformance::content(2, 250_000);
     let acts = [Act::CutAfter(200_000), Act::FromStart, Act::Serve(wrong)];
     peer.script("read", acts.clone());

@@ -121,7 +121,7 @@ async fn calls_fail_at_once_during_a_probe() {
     let peer = Peer::start().await;
     let store = sensitive(&peer, Duration::from_millis(1), 0);
     let (one, other) = ([sha256(b"1")], [sha256(b"2")]);
-    // What it can do is what is asked first, and nobody knows.
+    // The first call requests the capabilities, which are not cached yet.
     peer.script("capabilities", [Act::Fail(Code::Unavailable), Act::Stall]);
     within(store.find_missing(&one)).await.unwrap_err();
     tokio::time::sleep(Duration::from_millis(10)).await;
@@ -238,7 +238,7 @@ async fn known_digest_functions_are_returned_without_a_call() {
     assert_eq!(within(store.digest_functions()).await, sha256_only);
     peer.script("missing", [Act::Fail(Code::Unavailable)]);
     within(store.find_missing(&[sha256(b"x")])).await.unwrap();
-    // It is asked anew, and does not answer.
+    // The capabilities are requested again; the peer does not answer.
     peer.script("capabilities", [Act::Stall]);
     let asked = async {
         while peer.calls("capabilities").len() < 2 {
@@ -269,7 +269,7 @@ async fn a_restarted_peer_with_another_function_is_noticed() {
 }
 
 #[tokio::test]
-async fn outages_count_and_answers_do_not() {
+async fn outages_are_counted_and_error_answers_are_not() {
     let peer = Peer::start().await;
     let store = peer.impatient(0);
     let asked = [sha256(b"x")];
