@@ -87,7 +87,7 @@ impl Parts {
                 large: part("memory to fetch large blobs", LARGE),
                 unwritten: part("memory for blobs that cannot be written", UNWRITTEN),
                 lookup_trees: trees.clone(),
-                transfer_trees: part("memory for trees that are fetched", TRANSFER_TREES),
+                transfer_trees: part("memory for background results", TRANSFER_TREES),
                 pieces,
             },
             downloads: part_with("memory for downloads", fetched),

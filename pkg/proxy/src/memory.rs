@@ -21,8 +21,8 @@ pub struct Memory {
     pub unwritten: Budget,
     /// Trees of results that clients look up.
     pub lookup_trees: Budget,
-    /// Trees of results on their way to the backing cache, whose outputs are uploaded while the tree is read. That
-    /// takes longer than a lookup, so lookups have a budget of their own.
+    /// Trees of results on their way to the backing cache, whose outputs are uploaded while the tree is read, and
+    /// results that are revalidated. Either takes longer than a lookup, so lookups have a budget of their own.
     pub transfer_trees: Budget,
     /// Pieces that are read from files being written.
     pub pieces: Budget,
@@ -37,7 +37,7 @@ impl Default for Memory {
             large: Budget::memory("memory to fetch large blobs", 20 * MIB),
             unwritten: Budget::memory("memory for blobs that cannot be written", 16 * MIB),
             lookup_trees: Budget::memory("memory for trees", 8 * MIB),
-            transfer_trees: Budget::memory("memory for trees that are fetched", 4 * MIB),
+            transfer_trees: Budget::memory("memory for background results", 4 * MIB),
             pieces: Budget::memory("memory for pieces of blobs", 8 * MIB),
         }
     }
