@@ -272,3 +272,18 @@ fn a_configuration_file_that_is_named_but_missing_is_refused() {
     command.args(["--config", "/nonexistent/gorego.yaml"]);
     assert_refused(server::refusal_of(&mut command), "/nonexistent/gorego.yaml");
 }
+
+#[tokio::test]
+async fn the_reason_of_a_miss_is_logged_at_the_level_debug() {
+    for backing in ["", "backing_cache.target=grpc://127.0.0.1:1"] {
+        let degrades = "backing_cache.on_outage=degrade";
+        let mut settings = vec!["log_level=debug"];
+        settings.extend([backing, degrades].iter().filter(|_| !backing.is_empty()));
+        let server = Server::start(&settings);
+        let client = Client::connect(server.address()).await;
+        let action = digest_of(&blob(1, 10));
+        client.get_action(&action).await.unwrap_err();
+        let log = server.wait_for_log("action cache miss");
+        assert!(log.contains("no result of action"), "{log}");
+    }
+}
