@@ -14,7 +14,7 @@ use std::{
     time::Duration,
 };
 
-use futures::{StreamExt as _, TryStreamExt as _, stream};
+use futures::future;
 use gorego_storage::{BlobStore as _, BlobStoreExt as _, Digest, Error, Result};
 use gorego_storage_local::LocalStore;
 use reapi::v2::ActionResult;
@@ -75,24 +75,20 @@ impl Outbox {
         });
         let entries: Vec<_> = entries.collect();
         let last = entries.last().map_or(0, |(number, _)| *number);
-        let loads = entries.into_iter();
-        let loads: Vec<_> = loads
-            .map(|(number, key)| outbox.load(number, key))
-            .collect();
-        let mut loads = stream::iter(loads).buffered(AT_ONCE);
-        while let Some(loaded) = loads.next().await {
-            if let Some((number, write)) = loaded {
+        // In batches, since there may be many entries, and the future of each takes memory.
+        for batch in entries.chunks(AT_ONCE) {
+            let loads = batch.iter().map(|(number, key)| outbox.load(*number, key));
+            for (number, write) in future::join_all(loads).await.into_iter().flatten() {
                 outbox.insert(number, write, outbox.no_room()).await;
             }
         }
-        drop(loads);
         outbox.queue().start_after(last);
         Ok(outbox)
     }
 
     /// Returns the pending write of an entry, unless it is unreadable.
-    async fn load(&self, number: u64, key: WriteKey) -> Option<(u64, PendingWrite)> {
-        let write = match &key {
+    async fn load(&self, number: u64, key: &WriteKey) -> Option<(u64, PendingWrite)> {
+        let write = match key {
             WriteKey::Blob(digest) => {
                 let pin = self.local.pin_unverified(digest).await;
                 let pin = pin.unwrap_or_else(|error| {
@@ -105,7 +101,7 @@ impl Outbox {
                 Ok(Some(entry)) => PendingWrite::result(entry, action),
                 Ok(None) => {
                     tracing::error!(%action, "removed a corrupt result from the outbox");
-                    self.unlink(Some(file_name(number, &key))).await;
+                    self.unlink(Some(file_name(number, key))).await;
                     return None;
                 }
                 Err(error) => {
@@ -197,12 +193,14 @@ impl Outbox {
         let write = |digest: &Digest| (WriteKey::Blob(*digest), queue::room(digest.size()));
         let rooms = self.reserve(&digests.iter().map(write).collect::<Vec<_>>())?;
         let published = publish.await?;
-        let links = digests.into_iter().zip(rooms);
-        let links: Vec<_> = links
-            .map(|(digest, room)| self.link(digest, room))
-            .collect();
-        let links = stream::iter(links);
-        links.buffered(AT_ONCE).try_collect::<()>().await?;
+        let mut writes = digests.into_iter().zip(rooms).peekable();
+        while writes.peek().is_some() {
+            let batch = writes.by_ref().take(AT_ONCE);
+            let links: Vec<_> = batch
+                .map(|(digest, room)| self.link(digest, room))
+                .collect();
+            future::try_join_all(links).await?;
+        }
         Ok(published)
     }
 
