@@ -1,87 +1,51 @@
 use std::fmt;
 
-use crate::sources::Places;
-use crate::value::{Raw, Value};
+use crate::places::Places;
+use crate::value::Value;
 
-/// A value that is one of a few names.
-pub(crate) trait Choice: Copy + PartialEq + 'static {
-    /// The names and the values that they stand for.
-    const NAMES: &'static [(&'static str, Self)];
-
-    fn name(self) -> &'static str {
-        let found = Self::NAMES.iter().find(|(_, choice)| *choice == self);
-        found.map_or("", |(name, _)| name)
-    }
-
-    fn names(separator: &str) -> String {
-        let names: Vec<_> = Self::NAMES.iter().map(|(name, _)| *name).collect();
-        names.join(separator)
-    }
-}
-
-impl<T: Choice> Value for T {
-    fn kind() -> String {
-        format!("`{}`", Self::names("`, `"))
-    }
-
-    fn accepts() -> String {
-        format!("one of {}", Self::names(", "))
-    }
-
-    fn parse(raw: &Raw, _: &Places) -> Option<Self> {
-        let text = raw.word()?;
-        let found = Self::NAMES
-            .iter()
-            .find(|(name, _)| name.eq_ignore_ascii_case(text));
-        found.map(|(_, choice)| *choice)
-    }
-
-    fn render(&self) -> String {
-        self.name().to_owned()
-    }
-}
-
-impl<T: Choice> Value for Vec<T> {
-    const TAKES_EMPTY: bool = true;
-
-    fn kind() -> String {
-        format!("list of {}", T::kind())
-    }
-
-    fn accepts() -> String {
-        format!("a list of {}", T::names(", "))
-    }
-
-    fn parse(raw: &Raw, places: &Places) -> Option<Self> {
-        let items: Vec<String> = Value::parse(raw, places)?;
-        let item = |item: String| T::parse(&Raw::Text(item), places);
-        items.into_iter().map(item).collect()
-    }
-
-    fn render(&self) -> String {
-        let names: Vec<_> = self.iter().map(|choice| choice.name()).collect();
-        format!("[{}]", names.join(", "))
-    }
-}
-
+/// Declares a value that is one of a few names.
 macro_rules! choice {
     (
         $(#[doc = $about:literal])+
-        $name:ident { $( $(#[doc = $doc:literal])+ $variant:ident = $text:literal, )+ }
+        $name:ident {
+            $(#[doc = $first_doc:literal])+ $first:ident = $first_text:literal,
+            $( $(#[doc = $doc:literal])+ $variant:ident = $text:literal, )+
+        }
     ) => {
         $(#[doc = $about])+
         #[derive(Debug, Clone, Copy, PartialEq, Eq)]
         pub enum $name {
+            $(#[doc = $first_doc])+ $first,
             $( $(#[doc = $doc])+ $variant, )+
-        }
-
-        impl Choice for $name {
-            const NAMES: &'static [(&'static str, Self)] = &[$( ($text, Self::$variant), )+];
         }
 
         impl fmt::Display for $name {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str(self.name())
+                f.write_str(match self {
+                    Self::$first => $first_text,
+                    $( Self::$variant => $text, )+
+                })
+            }
+        }
+
+        impl Value for $name {
+            const KIND: &'static str = concat!("`", $first_text, "`" $(, ", `", $text, "`")+);
+            const ACCEPTS: &'static str = concat!("one of ", $first_text $(, ", ", $text)+);
+            const LIST: (&'static str, &'static str) = (
+                concat!("list of `", $first_text, "`" $(, ", `", $text, "`")+),
+                concat!("a list of ", $first_text $(, ", ", $text)+),
+            );
+
+            fn from_word(word: &str, _: &Places) -> Option<Self> {
+                match word.to_ascii_lowercase().as_str() {
+                    $first_text => Some(Self::$first),
+                    $( $text => Some(Self::$variant), )+
+                    _ => None,
+                }
+            }
+
+            fn render(&self) -> String {
+                self.to_string()
             }
         }
     };

@@ -1,7 +1,6 @@
 //! Generates the reference and the commented sample file from the table of keys.
 
-use crate::render::indented;
-use crate::table::{Entry, Table, variable};
+use crate::table::{Entry, Table};
 
 const REFERENCE_HEAD: &str = "\
 ## Configuration
@@ -51,7 +50,7 @@ fn row(entry: &Entry) -> String {
         return format!("\n### `{name}`\n\n{}\n\n{TABLE_HEAD}", about(entry, "\n"));
     };
     let (kind, default, meaning) = (&key.kind, &key.default, about(entry, " "));
-    let variable = variable(name);
+    let variable = entry.variable();
     format!("| `{name}` | {kind} | `{default}` | {meaning} | `{variable}` |\n")
 }
 
@@ -62,7 +61,7 @@ pub fn sample() -> String {
 }
 
 fn paragraph(entry: &Entry) -> String {
-    let (indent, name) = indented(&entry.name);
+    let (indent, name) = entry.indented();
     let meaning = about(entry, &format!("\n{indent}# "));
     let line = match &entry.key {
         None => format!("{name}:"),

@@ -1,9 +1,8 @@
 use std::fmt;
 
-use crate::load::HIDDEN;
-use crate::sources::Places;
-use crate::value::{Raw, Value, split_commas};
-use crate::yaml;
+use crate::places::Places;
+use crate::value::{Value, split_commas};
+use crate::yaml::{self, HIDDEN, Raw, quote};
 
 /// An HTTP header. Its value is a secret, so neither `Debug` nor any message shows it.
 #[derive(Clone, PartialEq, Eq)]
@@ -38,35 +37,35 @@ impl Headers {
 }
 
 impl Value for Headers {
+    const KIND: &'static str = "headers";
+    const ACCEPTS: &'static str = "a mapping {name: value} or a list of name=value";
     const TAKES_EMPTY: bool = true;
 
-    fn kind() -> String {
-        "headers".to_owned()
-    }
-
-    fn accepts() -> String {
-        "a mapping {name: value} or a list of name=value".to_owned()
-    }
-
-    fn parse(raw: &Raw, _: &Places) -> Option<Self> {
-        match raw {
-            Raw::Text(text) if text.trim_start().starts_with(['{', '[']) => {
-                from_yaml(&yaml::parse(text).ok()?)
-            }
-            Raw::Text(text) => split_commas(text).map(name_and_value).collect(),
-            raw => from_yaml(raw),
+    fn from_word(word: &str, places: &Places) -> Option<Self> {
+        if word.starts_with(['{', '[']) {
+            return Self::parse(&yaml::parse(word).ok()?, places);
         }
-        .map(Self)
+        let headers = split_commas(word).map(name_and_value);
+        headers.collect::<Option<_>>().map(Self)
+    }
+
+    fn parse(raw: &Raw, places: &Places) -> Option<Self> {
+        let headers: Option<_> = match raw {
+            Raw::Map(pairs) => pairs
+                .iter()
+                .map(|pair| header(&pair.key, pair.value.word()?))
+                .collect(),
+            Raw::List(items) => items
+                .iter()
+                .map(|item| name_and_value(item.word()?))
+                .collect(),
+            raw => return Self::from_word(raw.word()?, places),
+        };
+        headers.map(Self)
     }
 
     fn render(&self) -> String {
-        let entry = |header: &Header| {
-            format!(
-                "{}: {}",
-                yaml::quote(&header.name),
-                yaml::quote(&header.value)
-            )
-        };
+        let entry = |header: &Header| format!("{}: {}", quote(&header.name), quote(&header.value));
         let entries: Vec<_> = self.0.iter().map(entry).collect();
         format!("{{{}}}", entries.join(", "))
     }
@@ -80,28 +79,14 @@ impl Value for Headers {
     }
 }
 
-fn from_yaml(raw: &Raw) -> Option<Vec<Header>> {
-    match raw {
-        Raw::Map(entries) => entries
-            .iter()
-            .map(|(name, value)| header(name, value))
-            .collect(),
-        Raw::List(items) => items
-            .iter()
-            .map(|item| name_and_value(item.word()?))
-            .collect(),
-        Raw::Null | Raw::Text(_) => None,
-    }
-}
-
 fn name_and_value(text: &str) -> Option<Header> {
     let (name, value) = text.split_once('=')?;
-    header(name, &Raw::Text(value.to_owned()))
+    header(name, value.trim())
 }
 
-fn header(name: &str, value: &Raw) -> Option<Header> {
+fn header(name: &str, value: &str) -> Option<Header> {
     let token = |b: u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b);
-    let (name, value) = (name.trim().to_ascii_lowercase(), value.word()?);
+    let name = name.trim().to_ascii_lowercase();
     let is_valid = !name.is_empty() && name.bytes().all(token) && !value.contains(char::is_control);
     is_valid.then(|| Header {
         name,
@@ -114,7 +99,7 @@ mod tests {
     use super::*;
 
     fn parse(text: &str) -> Option<Headers> {
-        Headers::parse(&Raw::text(text), &Places::for_tests())
+        Headers::from_word(text, &Places::for_tests())
     }
 
     #[test]

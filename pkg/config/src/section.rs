@@ -14,7 +14,7 @@ pub(crate) trait Section {
 /// An operation on each key, such as listing it or setting its value.
 pub(crate) trait Visitor {
     /// Visits a section, before its keys.
-    fn section(&mut self, name: String, about: &'static [&'static str]);
+    fn section(&mut self, _name: String, _about: &'static [&'static str]) {}
 
     /// Visits a key, with its full name, documentation and current value.
     fn key<T: Value>(&mut self, name: String, about: &'static [&'static str], value: &mut T);

@@ -1,11 +1,9 @@
 //! The table of all keys and sections with their documentation.
 
-use crate::Config;
-use crate::section::{Section, Visitor};
+use crate::schema::Config;
+use crate::section::{Section as _, Visitor};
+use crate::sources::VARIABLE_PREFIX;
 use crate::value::Value;
-
-/// The prefix of all environment variables of gorego.
-pub(crate) const VARIABLE_PREFIX: &str = "GOREGO_";
 
 /// Variables with the same prefix for the scripts in `tools`. A server inherits them under
 /// `tools/bazel run`, for example.
@@ -32,9 +30,27 @@ pub(crate) struct Entry {
 #[derive(Debug)]
 pub(crate) struct Key {
     /// The type.
-    pub(crate) kind: String,
+    pub(crate) kind: &'static str,
     /// The default in YAML.
     pub(crate) default: String,
+}
+
+impl Entry {
+    /// Returns the environment variable of a key, such as `GOREGO_LOCAL_CACHE_DIR`.
+    pub(crate) fn variable(&self) -> String {
+        let name = self.name.to_uppercase().replace('.', "_");
+        format!("{VARIABLE_PREFIX}{name}")
+    }
+
+    /// Returns the indentation in a file, and the last part of the name.
+    pub(crate) fn indented(&self) -> (String, &str) {
+        let depth = self.name.matches('.').count();
+        ("  ".repeat(depth), last_part(&self.name))
+    }
+}
+
+fn last_part(name: &str) -> &str {
+    name.rsplit('.').next().unwrap_or(name)
 }
 
 /// All keys and sections, in the order of the file, each section before its keys.
@@ -54,35 +70,29 @@ impl Table {
         self.entries.iter().find(|entry| entry.name == name)
     }
 
-    /// Returns the keys with the names of their variables.
-    pub(crate) fn variables(&self) -> impl Iterator<Item = (String, &Entry)> {
-        let keys = self.entries.iter().filter(|entry| entry.key.is_some());
-        keys.map(|entry| (variable(&entry.name), entry))
+    /// Returns the keys.
+    pub(crate) fn keys(&self) -> impl Iterator<Item = &Entry> {
+        self.entries.iter().filter(|entry| entry.key.is_some())
     }
 
     /// Lists the short names of the keys and sections directly in `section`.
     pub(crate) fn inside(&self, section: &str) -> String {
         let prefix = format!("{section}.");
-        let short = |entry: &Entry| {
-            let rest = entry.name.strip_prefix(&prefix)?;
-            (!rest.contains('.')).then(|| rest.to_owned())
-        };
-        self.entries
-            .iter()
-            .filter_map(short)
-            .collect::<Vec<_>>()
-            .join(", ")
+        let names = self.entries.iter().map(|entry| &entry.name);
+        let inside = names.filter_map(|name| name.strip_prefix(&prefix));
+        let direct: Vec<_> = inside.filter(|short| !short.contains('.')).collect();
+        direct.join(", ")
     }
 
     /// Returns the name that was probably meant by `name`: the only key with this short name in another
     /// section, or else the most similar name.
-    pub(crate) fn nearest(&self, name: &str) -> Option<String> {
+    pub(crate) fn nearest(&self, name: &str) -> Option<&str> {
         let names = || self.entries.iter().map(|entry| entry.name.as_str());
-        let mut namesakes = names().filter(|known| known.rsplit('.').next() == Some(name));
+        let mut namesakes = names().filter(|known| last_part(known) == name);
         if let (Some(namesake), None) = (namesakes.next(), namesakes.next()) {
-            return Some(namesake.to_owned());
+            return Some(namesake);
         }
-        nearest(name, names()).map(str::to_owned)
+        nearest(name, names())
     }
 }
 
@@ -97,7 +107,7 @@ impl Visitor for Table {
 
     fn key<T: Value>(&mut self, name: String, about: &'static [&'static str], value: &mut T) {
         let key = Key {
-            kind: T::kind(),
+            kind: T::KIND,
             default: value.render(),
         };
         self.entries.push(Entry {
@@ -108,19 +118,11 @@ impl Visitor for Table {
     }
 }
 
-/// Returns the environment variable of a key, such as `GOREGO_LOCAL_CACHE_DIR`.
-pub(crate) fn variable(key: &str) -> String {
-    format!("{VARIABLE_PREFIX}{}", key.to_uppercase().replace('.', "_"))
-}
-
 /// Returns the candidate that is the fewest edits away, if those are at most a third of the letters in
 /// the last part of `name`.
-pub(crate) fn nearest<'a>(
-    name: &str,
-    candidates: impl Iterator<Item = &'a str>,
-) -> Option<&'a str> {
-    let near = |candidate: &'a str| (strsim::damerau_levenshtein(name, candidate), candidate);
-    let (edits, candidate) = candidates.map(near).min_by_key(|(edits, _)| *edits)?;
-    let letters = name.rsplit('.').next().unwrap_or(name).chars().count();
-    (edits <= letters.div_ceil(3)).then_some(candidate)
+pub(crate) fn nearest<T: AsRef<str>>(name: &str, candidates: impl Iterator<Item = T>) -> Option<T> {
+    let edits = |candidate: &T| strsim::damerau_levenshtein(name, candidate.as_ref());
+    let candidate = candidates.min_by_key(edits)?;
+    let letters = last_part(name).chars().count();
+    (edits(&candidate) <= letters.div_ceil(3)).then_some(candidate)
 }

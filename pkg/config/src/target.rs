@@ -5,10 +5,11 @@ use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use percent_encoding::percent_decode_str;
 
-use crate::sources::Places;
-use crate::value::{Raw, Value, without_user};
-use crate::yaml::quote;
-use crate::{Header, ListenAddr};
+use crate::address::ListenAddr;
+use crate::headers::Header;
+use crate::places::Places;
+use crate::value::Value;
+use crate::yaml::{Raw, quote, without_user};
 
 /// The address of a server: `grpc://host:port`, `grpcs://host`, `host:port` or `unix:/path`. A user and
 /// a password may precede the host; `Display` hides them.
@@ -110,23 +111,16 @@ impl fmt::Display for Target {
 
 /// An optional target; empty text stands for none.
 impl Value for Option<Target> {
+    const KIND: &'static str = "target or empty";
+    const ACCEPTS: &'static str = "grpc://host:port, grpcs://host[:port], host:port, unix:/path or nothing; the host may \
+        follow user:password@, with %XX for special characters";
     const TAKES_EMPTY: bool = true;
 
-    fn kind() -> String {
-        "target or empty".to_owned()
-    }
-
-    fn accepts() -> String {
-        "grpc://host:port, grpcs://host[:port], host:port, unix:/path or nothing; the host may follow \
-         user:password@, with %XX for special characters"
-            .to_owned()
-    }
-
-    fn parse(raw: &Raw, _: &Places) -> Option<Self> {
-        match raw.word()? {
-            "" => Some(None),
-            text => Target::from_text(text).map(Some),
+    fn from_word(word: &str, _: &Places) -> Option<Self> {
+        if word.is_empty() {
+            return Some(None);
         }
+        Target::from_text(word).map(Some)
     }
 
     fn render(&self) -> String {

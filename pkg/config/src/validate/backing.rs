@@ -1,9 +1,9 @@
 //! Checks of the section `backing_cache`.
 
-use std::time::Duration;
-
 use super::Findings;
-use crate::{BackingCache, Config, OnOutage};
+use crate::backing::BackingCache;
+use crate::choice::OnOutage;
+use crate::schema::Config;
 
 const TARGET: &str = "backing_cache.target";
 const TLS: &str = "backing_cache.tls.enabled";
@@ -15,7 +15,7 @@ impl Findings<'_> {
             self.check_stateless(backing);
         }
         self.check_backing_tls(backing);
-        if backing.timeout == Duration::ZERO {
+        if backing.timeout.is_zero() {
             let reason = "would end every call at once; accepted: more than 0";
             self.refuse(&["backing_cache.timeout"], reason);
         }
@@ -39,10 +39,8 @@ impl Findings<'_> {
     }
 
     fn check_degrading(&mut self, config: &Config) {
-        let (key, half) = (
-            "backing_cache.journal_max",
-            config.local_cache.max_size_gb.bytes() / 2,
-        );
+        let key = "backing_cache.journal_max";
+        let half = config.local_cache.max_size_gb.bytes() / 2;
         if !config.local_cache.enabled {
             let reason = "needs a local cache; accepted: fail";
             self.refuse(&["backing_cache.on_outage", "local_cache.enabled"], reason);
@@ -77,23 +75,18 @@ impl Findings<'_> {
             self.warn(TARGET, reason);
         }
         let [cert, key, ca] = [
-            ("backing_cache.tls.cert_file", &tls.cert_file),
-            ("backing_cache.tls.key_file", &tls.key_file),
-            ("backing_cache.tls.ca_file", &tls.ca_file),
-        ]
-        .map(|(name, file)| (name, !file.as_os_str().is_empty()));
+            "backing_cache.tls.cert_file",
+            "backing_cache.tls.key_file",
+            "backing_cache.tls.ca_file",
+        ];
         if !encrypted {
-            for (name, _) in [cert, key, ca].iter().filter(|(_, set)| *set) {
-                self.warn(
-                    name,
-                    "has no effect, since the connection to the backing cache is in plain text",
-                );
-            }
-            return;
+            let reason =
+                "has no effect, since the connection to the backing cache is in plain text";
+            return self.warn_of_given([cert, key, ca], reason);
         }
-        for ((name, set), (other, other_set)) in [(cert, key), (key, cert)] {
-            if set && !other_set {
-                self.refuse(&[name, other], &format!("needs {other}"));
+        for (file, other) in [(cert, key), (key, cert)] {
+            if self.is_given(file) && !self.is_given(other) {
+                self.refuse(&[file, other], &format!("needs {other}"));
             }
         }
     }
