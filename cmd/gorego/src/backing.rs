@@ -1,12 +1,12 @@
 //! Creates the client of the configured backing cache.
 
 use std::{
-    fs, io,
+    fs,
     path::{Path, PathBuf},
     sync::Arc,
 };
 
-use gorego_config::{BackingCache, Compression, Headers, Target, TargetAddress};
+use gorego_config::{BackingCache, Compression, Header, Headers, Target, TargetAddress};
 use gorego_limits::Budget;
 use gorego_storage::Chain;
 use gorego_storage_remote::{
@@ -26,13 +26,8 @@ pub(crate) enum Error {
     Header(RemoteError),
     #[error("backing_cache.tls.{0}")]
     Tls(gorego_tls::Error),
-    #[error("backing_cache.headers_file = {}: {source}", path.display())]
-    File { path: PathBuf, source: io::Error },
-    #[error(
-        "backing_cache.headers_file = {}: line {line} is not name=value",
-        path.display()
-    )]
-    Headers { path: PathBuf, line: usize },
+    #[error("backing_cache.headers_file = {}: {why}", path.display())]
+    File { path: PathBuf, why: String },
 }
 
 /// The current TLS settings, if the target uses TLS.
@@ -81,33 +76,27 @@ fn headers(
     let configured = config.headers.clone();
     let authorization = target.authorization.clone();
     reloads.read(file.iter().cloned().collect(), move || {
+        let pair = |header: &Header| (header.name.clone(), header.value.clone());
         let of_file = file.as_deref().map(headers_of).transpose()?;
-        let given = configured
-            .0
-            .iter()
-            .chain(of_file.iter().flat_map(|of_file| &of_file.0));
-        let names_user =
-            |user: &&gorego_config::Header| given.clone().all(|header| header.name != user.name);
-        let user = authorization.as_ref().filter(names_user);
-        let all: Vec<_> = given
-            .clone()
-            .chain(user)
-            .map(|header| (header.name.clone(), header.value.clone()))
-            .collect();
+        let given = [Some(&configured), of_file.as_ref()].into_iter().flatten();
+        let mut all: Vec<_> = given.flat_map(|headers| &headers.0).map(pair).collect();
+        if let Some(user) = &authorization
+            && all.iter().all(|(name, _)| *name != user.name)
+        {
+            all.push(pair(user));
+        }
         RemoteHeaders::parse(&all).map_err(Error::Header)
     })
 }
 
 fn headers_of(path: &Path) -> Result<Headers, Error> {
-    let text = fs::read(path).map_err(|source| Error::File {
+    let error = |why| Error::File {
         path: path.to_owned(),
-        source,
-    })?;
-    let text = String::from_utf8_lossy(&text);
-    Headers::from_lines(&text).map_err(|line| Error::Headers {
-        path: path.to_owned(),
-        line,
-    })
+        why,
+    };
+    let text = fs::read(path).map_err(|why| error(why.to_string()))?;
+    let headers = Headers::from_lines(&String::from_utf8_lossy(&text));
+    headers.map_err(|line| error(format!("line {line} is not name=value")))
 }
 
 fn tls(target: &Target, config: &BackingCache, reloads: &mut Reloads) -> Result<Tls, Error> {

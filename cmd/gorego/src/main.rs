@@ -21,7 +21,7 @@ use std::{
 };
 
 use clap::Parser as _;
-use gorego_config::{Config, LoadedConfig, Sources};
+use gorego_config::{Config, LoadedConfig, Problems, Sources};
 
 use crate::cli::{Cli, Command};
 
@@ -41,7 +41,7 @@ fn main() -> ExitCode {
     let loaded = match load(&cli) {
         Ok(loaded) => loaded,
         Err(problems) => {
-            for line in problems.lines() {
+            for line in problems.to_string().lines() {
                 print(&line);
             }
             return ExitCode::from(EXIT_START);
@@ -50,7 +50,9 @@ fn main() -> ExitCode {
     match cli.command.unwrap_or(Command::Serve) {
         Command::Config => {
             let _ = write!(io::stdout(), "{}", loaded.render());
-            warn(&loaded);
+            for warning in &loaded.warnings {
+                print(&format_args!("warning: {warning}"));
+            }
             ExitCode::SUCCESS
         }
         Command::Serve => serve(&loaded),
@@ -62,16 +64,9 @@ fn print(message: &dyn Display) {
     let _ = writeln!(io::stderr(), "gorego: {message}");
 }
 
-fn load(cli: &Cli) -> Result<LoadedConfig, String> {
-    let sources = Sources::from_process(cli.config.as_deref(), cli.set.clone())
-        .map_err(|problem| problem.to_string())?;
-    Config::load(&sources).map_err(|problems| problems.to_string())
-}
-
-fn warn(loaded: &LoadedConfig) {
-    for warning in &loaded.warnings {
-        print(&format_args!("warning: {warning}"));
-    }
+fn load(cli: &Cli) -> Result<LoadedConfig, Problems> {
+    let sources = Sources::from_process(cli.config.as_deref(), cli.set.clone())?;
+    Config::load(&sources)
 }
 
 fn serve(loaded: &LoadedConfig) -> ExitCode {

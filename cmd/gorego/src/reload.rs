@@ -1,12 +1,6 @@
 //! Values from files that are reloaded at SIGHUP and when the files change.
 
-use std::{
-    fmt::Display,
-    fs, io,
-    os::unix::fs::MetadataExt as _,
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::{fmt::Display, fs, io, os::unix::fs::MetadataExt as _, path::PathBuf, time::Duration};
 
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
@@ -119,29 +113,22 @@ impl WatchedValue {
     }
 }
 
-/// The identity, length and change time of a file, if it exists.
-type FileState = Option<[u64; 5]>;
+/// The device, number, length and change time of a file, if it exists.
+type FileState = Option<(u64, u64, u64, i64, i64)>;
 
+/// Returns the states of the files. Follows links, so that a replaced link changes them.
 fn states(files: &[PathBuf]) -> Vec<FileState> {
-    files.iter().map(|file| state(file)).collect()
-}
-
-/// Returns the state of a file. Follows links, so that a replaced link changes it.
-fn state(file: &Path) -> FileState {
-    let found = fs::metadata(file).ok()?;
-    let (seconds, nanoseconds) = (found.ctime(), found.ctime_nsec());
-    Some([
-        found.dev(),
-        found.ino(),
-        found.size(),
-        seconds.cast_unsigned(),
-        nanoseconds.cast_unsigned(),
-    ])
+    let state = |file| {
+        let found = fs::metadata(file).ok()?;
+        let changed = (found.ctime(), found.ctime_nsec());
+        Some((found.dev(), found.ino(), found.size(), changed.0, changed.1))
+    };
+    files.iter().map(state).collect()
 }
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::symlink;
+    use std::{os::unix::fs::symlink, path::Path};
 
     use tokio::task::JoinSet;
 

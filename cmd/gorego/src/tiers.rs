@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use gorego_config::{self as config, Config};
+use gorego_config::{self as config, Config, LocalCache};
 use gorego_janitor::{self as janitor, Janitor, Marks};
 use gorego_proxy::{Backing, Depth, OnOutage, Options, Outbox, ProxyActions, ProxyStore};
 use gorego_server::Stores;
@@ -167,7 +167,12 @@ impl Tiers {
     /// Creates the janitor of the local tier.
     pub(crate) fn janitor(&self, config: &Config) -> Option<Janitor> {
         let local = self.local.clone()?;
-        Some(Janitor::new(local as _, janitor_options(config)))
+        let options = janitor::Options {
+            marks: marks(&config.local_cache),
+            interval: JANITOR,
+            upload_expiry: config.local_cache.upload_expiry,
+        };
+        Some(Janitor::new(local as _, options))
     }
 
     /// Returns the health of the local tier: true while its data directory is usable.
@@ -188,11 +193,8 @@ impl Tiers {
 
     /// Saves the state, so that the next start trusts the current entries even if this process is killed.
     pub(crate) async fn save(&self) {
-        let Some(local) = &self.local else { return };
-        match timeout(CLOSE, local.save()).await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::warn!(%error, "failed to save the state before the drain"),
-            Err(_) => tracing::warn!("failed to save the state before the drain: the disk is slow"),
+        if let Some(local) = &self.local {
+            saved(local.save(), "before the drain").await;
         }
     }
 
@@ -201,16 +203,25 @@ impl Tiers {
         if let Some(proxy) = &self.proxy {
             proxy.close().await;
         }
-        let Some(local) = &self.local else { return };
-        match timeout(CLOSE, local.close()).await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => {
-                tracing::warn!(%error, "failed to save the state; the next start verifies recent blobs");
-            }
-            Err(_) => tracing::warn!(
-                "failed to save the state: the disk is slow; the next start verifies recent blobs"
-            ),
+        if let Some(local) = &self.local {
+            saved(
+                local.close(),
+                "at the end; the next start verifies recent blobs",
+            )
+            .await;
         }
+    }
+}
+
+/// Logs a warning if saving the state fails or takes too long.
+async fn saved(saving: impl Future<Output = gorego_storage::Result<()>>, when: &str) {
+    match timeout(CLOSE, saving).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::warn!(%error, "failed to save the state {when}"),
+        Err(_) => tracing::warn!(
+            error = "the disk is slow",
+            "failed to save the state {when}"
+        ),
     }
 }
 
@@ -272,7 +283,7 @@ fn local_options(config: &Config, parts: &Parts) -> LocalOptions {
     LocalOptions {
         dir: cache.dir.clone(),
         max_bytes,
-        wake_bytes: share(max_bytes, cache.high_watermark),
+        wake_bytes: marks(cache).high_bytes(max_bytes),
         lease: cache.lease,
         upload_lease: cache.upload_lease,
         force_update_atime: config.force_update_atime,
@@ -286,25 +297,10 @@ fn local_options(config: &Config, parts: &Parts) -> LocalOptions {
     }
 }
 
-fn janitor_options(config: &Config) -> janitor::Options {
-    let cache = &config.local_cache;
-    janitor::Options {
-        marks: Marks {
-            high: cache.high_watermark,
-            low: cache.low_watermark,
-            min_free: cache.min_free.bytes(),
-        },
-        interval: JANITOR,
-        upload_expiry: cache.upload_expiry,
+fn marks(cache: &LocalCache) -> Marks {
+    Marks {
+        high: cache.high_watermark,
+        low: cache.low_watermark,
+        min_free: cache.min_free.bytes(),
     }
-}
-
-#[expect(
-    clippy::cast_possible_truncation,
-    clippy::cast_precision_loss,
-    clippy::cast_sign_loss,
-    reason = "a mark may be some bytes off"
-)]
-fn share(bytes: u64, of: f64) -> u64 {
-    (bytes as f64 * of) as u64
 }

@@ -18,7 +18,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     backing,
-    banner::Banner,
+    banner::banner,
     descriptors::Descriptors,
     listen::listen,
     memory::Parts,
@@ -166,18 +166,10 @@ fn announce(
     listener: &TcpListener,
     scraped: Option<&TcpListener>,
 ) -> io::Result<()> {
-    let banner = Banner {
-        address: listener.local_addr()?,
-        tls: config.tls.enabled,
-        metrics: scraped.map(TcpListener::local_addr).transpose()?,
-        local: config.local_cache.enabled.then(|| {
-            let cache = &config.local_cache;
-            (cache.dir.as_path(), cache.max_size_gb.bytes())
-        }),
-        backing: config.backing_cache.target.as_ref(),
-    };
+    let metrics = scraped.map(TcpListener::local_addr).transpose()?;
+    let banner = banner(config, listener.local_addr()?, metrics);
     // Standard error may be closed.
-    let _ = write!(io::stderr(), "{}", banner.text());
+    let _ = write!(io::stderr(), "{banner}");
     Ok(())
 }
 
