@@ -1,6 +1,6 @@
 //! Selection of the oldest entries that together free a wanted amount.
 
-use std::{cmp::Ordering, iter::Peekable, vec};
+use std::cmp::Ordering;
 
 use gorego_storage::Candidate;
 
@@ -76,25 +76,4 @@ pub(crate) fn cover(candidates: &[Candidate], wanted: Amount) -> usize {
             short
         })
         .count()
-}
-
-/// Merges two lists that are ordered by age.
-pub(crate) fn merge(a: Vec<Candidate>, b: Vec<Candidate>) -> Vec<Candidate> {
-    let mut merged = Vec::with_capacity(a.len() + b.len());
-    let (mut a, mut b) = (a.into_iter().peekable(), b.into_iter().peekable());
-    while let Some(next) = older(&mut a, &mut b) {
-        merged.push(next);
-    }
-    merged
-}
-
-fn older(
-    a: &mut Peekable<vec::IntoIter<Candidate>>,
-    b: &mut Peekable<vec::IntoIter<Candidate>>,
-) -> Option<Candidate> {
-    match (a.peek(), b.peek()) {
-        (Some(first), Some(second)) if by_age(second, first).is_lt() => b.next(),
-        (Some(_), _) => a.next(),
-        (None, _) => b.next(),
-    }
 }

@@ -2,7 +2,7 @@
 
 use gorego_storage::{Resource, Usage};
 
-use crate::{Amount, Marks};
+use crate::{Marks, amount::Amount};
 
 /// Eviction for files starts when fewer are free than the lesser of one in 20 that the store could have
 /// and 32 Ki.

@@ -2,12 +2,20 @@
 
 use std::{collections::HashSet, mem, time::Duration};
 
-use gorego_storage::{Candidate, EntryId, EvictionTotal};
+use gorego_storage::{Candidate, EntryId, Evictable};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::Janitor;
-use crate::{Amount, Demand, Plan, Planner, oldest::cover, shortage::Shortage};
+use crate::{
+    Totals,
+    amount::Amount,
+    demand::Demand,
+    oldest::cover,
+    plan::{Plan, Planner},
+    shortage::Shortage,
+    totals::add,
+};
 
 /// The smallest and the largest number of entries evicted in one step.
 const STEP: (usize, usize) = (8, 256);
@@ -44,9 +52,8 @@ pub(super) struct Pass<'a> {
     /// The entries and last uses of candidates whose eviction failed.
     stubborn: HashSet<(EntryId, u64)>,
     step: usize,
-    evicted: EvictionTotal,
-    leases_broken: u64,
-    uploads: EvictionTotal,
+    /// The totals of the janitor before the pass.
+    before: Totals,
 }
 
 impl<'a> Pass<'a> {
@@ -65,9 +72,7 @@ impl<'a> Pass<'a> {
             } else {
                 1
             },
-            evicted: EvictionTotal::default(),
-            leases_broken: 0,
-            uploads: EvictionTotal::default(),
+            before: *janitor.totals.borrow(),
         }
     }
 
@@ -82,7 +87,10 @@ impl<'a> Pass<'a> {
             let before = self.removed();
             let plan = self.plan(demand).await;
             let tried = !plan.is_empty();
-            self.carry_out(plan, shutdown).await;
+            self.evict(&plan.evict, Demand::total, false, shutdown)
+                .await;
+            self.evict(&plan.break_leases, |demand| demand.hard, true, shutdown)
+                .await;
             if shutdown.is_cancelled() {
                 return PassEnd::Stopped;
             }
@@ -118,8 +126,9 @@ impl<'a> Pass<'a> {
         self.hard
     }
 
-    const fn removed(&self) -> u64 {
-        self.evicted.count + self.uploads.count
+    fn removed(&self) -> u64 {
+        let totals = self.janitor.totals.borrow();
+        totals.evicted.count + totals.uploads_dropped.count
     }
 
     async fn plan(&mut self, demand: Demand) -> Plan {
@@ -139,13 +148,6 @@ impl<'a> Pass<'a> {
         let (plan, stubborn) = planned.unwrap_or_default();
         self.stubborn = stubborn;
         plan
-    }
-
-    async fn carry_out(&mut self, plan: Plan, shutdown: &CancellationToken) {
-        self.evict(&plan.evict, Demand::total, false, shutdown)
-            .await;
-        self.evict(&plan.break_leases, |demand| demand.hard, true, shutdown)
-            .await;
     }
 
     /// Evicts in small steps for as long as there is a demand. With `charged`, broken leases count
@@ -174,19 +176,25 @@ impl<'a> Pass<'a> {
         let started = Instant::now();
         // Another upload may be the waiting one when the step ends.
         let upload = self.upload;
-        let (partial, rest): (Vec<Candidate>, Vec<Candidate>) = step
-            .iter()
-            .copied()
-            .partition(|candidate| candidate.partial);
-        let (leased, unleased): (Vec<_>, Vec<_>) =
-            rest.into_iter().partition(|candidate| candidate.leased);
-        let evict = move |store: &dyn gorego_storage::Evictable| {
-            [(partial, false), (unleased, false), (leased, true)]
-                .map(|(step, break_leases)| store.evict(&step, break_leases))
+        let select = |keep: fn(&Candidate) -> bool| -> Vec<_> {
+            step.iter().copied().filter(keep).collect()
+        };
+        let parts = [
+            (select(|candidate| candidate.partial), false),
+            (
+                select(|candidate| !candidate.partial && !candidate.leased),
+                false,
+            ),
+            (
+                select(|candidate| !candidate.partial && candidate.leased),
+                true,
+            ),
+        ];
+        let evict = move |store: &dyn Evictable| {
+            parts.map(|(part, break_leases)| store.evict(&part, break_leases))
         };
         let [uploads, plain, broken] = self.janitor.blocking(evict).await.unwrap_or_default();
-        let evicted = sum(plain, broken);
-        let count = evicted.count + uploads.count;
+        let count = uploads.count + plain.count + broken.count;
         if count < step.len() as u64 && self.stubborn.len() < REMEMBERED {
             self.stubborn.extend(step.iter().map(shown));
         }
@@ -197,11 +205,12 @@ impl<'a> Pass<'a> {
         if count > 0 {
             self.janitor.store.room_made(false);
         }
-        self.evicted = sum(self.evicted, evicted);
-        self.uploads = sum(self.uploads, uploads);
-        self.leases_broken += broken.count;
-        self.janitor.counters.evicted(evicted, broken.count);
-        self.janitor.counters.uploads_dropped(uploads);
+        self.janitor.totals.send_modify(|totals| {
+            add(&mut totals.uploads_dropped, uploads);
+            add(&mut totals.evicted, plain);
+            add(&mut totals.evicted, broken);
+            totals.leases_broken += broken.count;
+        });
         self.step = next_step(self.step, started.elapsed());
     }
 
@@ -209,29 +218,26 @@ impl<'a> Pass<'a> {
     pub(super) fn log(&self, end: PassEnd) {
         let usage = self.janitor.store.usage();
         let took = self.started.elapsed();
-        if self.removed() == 0 {
+        let (now, before) = (*self.janitor.totals.borrow(), self.before);
+        let (evicted, uploads) = (now.evicted, now.uploads_dropped);
+        let count = evicted.count - before.evicted.count;
+        let uploads_count = uploads.count - before.uploads_dropped.count;
+        if count + uploads_count == 0 {
             tracing::debug!(?end, ?usage, ?took, "found nothing to evict");
             return;
         }
         tracing::info!(
-            evicted = self.evicted.count,
-            bytes = self.evicted.bytes,
-            leases_broken = self.leases_broken,
-            uploads = self.uploads.count,
-            upload_bytes = self.uploads.bytes,
+            evicted = count,
+            bytes = evicted.bytes - before.evicted.bytes,
+            leases_broken = now.leases_broken - before.leases_broken,
+            uploads = uploads_count,
+            upload_bytes = uploads.bytes - before.uploads_dropped.bytes,
             used = usage.used,
             limit = usage.limit,
             ?took,
             ?end,
             "made room"
         );
-    }
-}
-
-const fn sum(a: EvictionTotal, b: EvictionTotal) -> EvictionTotal {
-    EvictionTotal {
-        count: a.count + b.count,
-        bytes: a.bytes + b.bytes,
     }
 }
 
