@@ -2,11 +2,13 @@
 
 use std::{
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        Arc, Weak,
         atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
+
+use parking_lot::{Mutex, MutexGuard};
 
 use crate::{budget::Grant, pace::Credit};
 
@@ -53,7 +55,7 @@ impl Client {
     }
 
     pub(crate) fn credit(&self) -> MutexGuard<'_, Credit> {
-        self.0.credit.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.credit.lock()
     }
 }
 
@@ -130,8 +132,7 @@ impl Call {
 
     /// Runs `visit` on the permits that are still held.
     fn grants<T>(&self, visit: impl FnOnce(&mut Vec<Weak<Grant>>) -> T) -> T {
-        let grants = self.0.grants.lock();
-        let mut grants = grants.unwrap_or_else(PoisonError::into_inner);
+        let mut grants = self.0.grants.lock();
         grants.retain(|grant| grant.strong_count() > 0);
         let outcome = visit(&mut grants);
         self.0.count.store(grants.len(), Ordering::Release);
