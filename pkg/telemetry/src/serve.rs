@@ -1,6 +1,6 @@
 //! An HTTP/1 server for the metrics, with one request for each connection.
 
-use std::{convert::Infallible, mem, pin::pin, sync::Arc, time::Duration};
+use std::{convert::Infallible, pin::pin, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
@@ -55,17 +55,17 @@ pub async fn serve(listener: TcpListener, metrics: Metrics, shutdown: Cancellati
 }
 
 async fn accept(listener: &TcpListener) -> TcpStream {
-    let mut warned = false;
+    let mut failed = false;
     loop {
         match listener.accept().await {
             Ok((stream, _)) => return stream,
-            Err(error) => {
-                if !mem::replace(&mut warned, true) {
-                    warn!("failed to accept a connection for metrics, retrying: {error}");
-                }
-                sleep(ACCEPT_PAUSE).await;
+            Err(why) if !failed => {
+                warn!("failed to accept a connection for metrics, retrying: {why}");
+                failed = true;
             }
+            Err(_) => {}
         }
+        sleep(ACCEPT_PAUSE).await;
     }
 }
 
