@@ -71,5 +71,4 @@ section! {
         /// Has no effect; accepted for files that use the same keys as `tls`.
         client_auth: ClientAuth = ClientAuth::None,
     }
-    sections {}
 }

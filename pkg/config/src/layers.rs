@@ -5,15 +5,8 @@ use std::path::Path;
 
 use crate::origin::Origin;
 use crate::sources::{Sources, VARIABLE_PREFIX};
-use crate::table::{Table, VARIABLES_OF_TOOLS, nearest};
+use crate::table::{Setting, Table, VARIABLES_OF_TOOLS, nearest};
 use crate::yaml::{self, Pair, Raw};
-
-/// The value that one source gives to a key.
-#[derive(Debug)]
-pub(crate) struct Setting {
-    pub(crate) raw: Raw,
-    pub(crate) origin: Origin,
-}
 
 /// The settings of each key from all sources, the one that wins last.
 #[derive(Debug)]
@@ -91,7 +84,7 @@ impl<'a> Layers<'a> {
             return self.problems.push(problem);
         };
         match (raw, &origin) {
-            (raw, _) if entry.key.is_some() => {
+            (raw, _) if entry.kind.is_some() => {
                 let settings = self.settings.entry(name).or_default();
                 settings.push(Setting { raw, origin });
             }

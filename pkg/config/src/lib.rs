@@ -9,7 +9,6 @@ mod backing;
 mod choice;
 pub mod docs;
 mod duration;
-mod effective;
 mod headers;
 mod later;
 mod layers;

@@ -15,7 +15,7 @@ const DEFAULT_FILE: &str = "config.yaml";
 const SYSTEM_CACHE: &str = "/var/cache/gorego";
 
 /// The directories that paths start from.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Places {
     /// The directory in which relative paths start.
     pub base: PathBuf,

@@ -1,6 +1,5 @@
-use crate::effective::find;
 use crate::load::LoadedConfig;
-use crate::table::{Entry, Table};
+use crate::table::Entry;
 
 const HEAD: &str = "# The effective configuration, with the origin of each value.\n";
 
@@ -8,19 +7,18 @@ impl LoadedConfig {
     /// Renders the effective configuration as a configuration file: every key with its value and, in a
     /// comment, the value's origin. Secrets are hidden.
     pub fn render(&self) -> String {
-        let table = Table::new();
-        let lines: Vec<_> = table.entries.iter().map(|entry| self.line(entry)).collect();
+        let lines: Vec<_> = self.table.entries.iter().map(line).collect();
         format!("{HEAD}{}", lines.concat())
     }
+}
 
-    fn line(&self, entry: &Entry) -> String {
-        let (indent, name) = entry.indented();
-        let Some(key) = find(&self.effective, &entry.name) else {
-            return format!("{indent}{name}:\n");
-        };
-        // Commented out, since a file with the placeholder of a secret would load as its value.
-        let comment = if key.hidden { "# " } else { "" };
-        let origin = key.origin.to_string().replace(char::is_control, "?");
-        format!("{indent}{comment}{name}: {} # {origin}\n", key.value)
+fn line(entry: &Entry) -> String {
+    let (indent, name) = entry.indented();
+    if entry.kind.is_none() {
+        return format!("{indent}{name}:\n");
     }
+    // Commented out, since a file with the placeholder of a secret would load as its value.
+    let comment = if entry.hidden { "# " } else { "" };
+    let origin = entry.origin.to_string().replace(char::is_control, "?");
+    format!("{indent}{comment}{name}: {} # {origin}\n", entry.value)
 }

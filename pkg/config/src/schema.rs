@@ -49,7 +49,6 @@ section! {
         /// `require` is refused, since it verifies nothing.
         client_auth: ClientAuth = ClientAuth::None,
     }
-    sections {}
 }
 
 section! {
@@ -89,7 +88,6 @@ section! {
         /// blobs are never served. Applies to writes that wait for a backing cache, too.
         sync: Sync = Sync::None,
     }
-    sections {}
 }
 
 section! {
@@ -98,7 +96,6 @@ section! {
         /// Lets clients store action results. If not, storing fails with `PERMISSION_DENIED`.
         updates: bool = true,
     }
-    sections {}
 }
 
 section! {
@@ -127,7 +124,6 @@ section! {
         /// The most open connections. For a new one beyond that, a connection without a call is closed.
         max_connections: u32 = 10_000,
     }
-    sections {}
 }
 
 section! {
@@ -140,5 +136,4 @@ section! {
         /// implemented yet.
         tracing_endpoint: String = String::new(),
     }
-    sections {}
 }

@@ -1,9 +1,14 @@
-//! The table of all keys and sections with their documentation.
+//! The table of all keys and sections, with their documentation, values and origins.
 
+use std::collections::BTreeMap;
+
+use crate::origin::Origin;
+use crate::places::Places;
 use crate::schema::Config;
 use crate::section::{Section as _, Visitor};
 use crate::sources::VARIABLE_PREFIX;
 use crate::value::Value;
+use crate::yaml::Raw;
 
 /// Variables with the same prefix for the scripts in `tools`. A server inherits them under
 /// `tools/bazel run`, for example.
@@ -15,27 +20,40 @@ pub(crate) const VARIABLES_OF_TOOLS: [&str; 5] = [
     "GOREGO_REQUIRE_CLIENT_ROOT",
 ];
 
-/// A key or a section, with its documentation.
+/// A key or a section.
 #[derive(Debug)]
 pub(crate) struct Entry {
     /// The full name: `local_cache.dir`.
     pub(crate) name: String,
     /// The documentation, line by line.
     pub(crate) about: &'static [&'static str],
-    /// The details of a key; none for a section.
-    pub(crate) key: Option<Key>,
-}
-
-/// The type and default of a key, as the reference shows them.
-#[derive(Debug)]
-pub(crate) struct Key {
-    /// The type.
-    pub(crate) kind: &'static str,
-    /// The default in YAML.
-    pub(crate) default: String,
+    /// The type of a key; none for a section.
+    pub(crate) kind: Option<&'static str>,
+    /// The value in YAML, without secrets; empty for a section.
+    pub(crate) value: String,
+    /// Whether the value holds a secret.
+    pub(crate) hidden: bool,
+    pub(crate) origin: Origin,
+    /// Whether a source gave a value that was refused: this one is then not what the user meant.
+    pub(crate) refused: bool,
 }
 
 impl Entry {
+    pub(crate) fn is_given(&self) -> bool {
+        self.origin != Origin::Default
+    }
+
+    /// Returns the line of a problem or a warning about the value.
+    pub(crate) fn with_reason(&self, reason: &str) -> String {
+        let Self {
+            origin,
+            name,
+            value,
+            ..
+        } = self;
+        format!("{origin}: {name} = {value}: {reason}")
+    }
+
     /// Returns the environment variable of a key, such as `GOREGO_LOCAL_CACHE_DIR`.
     pub(crate) fn variable(&self) -> String {
         let name = self.name.to_uppercase().replace('.', "_");
@@ -60,10 +78,9 @@ pub(crate) struct Table {
 }
 
 impl Table {
+    /// Lists the defaults.
     pub(crate) fn new() -> Self {
-        let mut table = Self::default();
-        Config::default().visit("", &mut table);
-        table
+        Assignment::new(BTreeMap::new(), &Places::default(), &mut Config::default()).table
     }
 
     pub(crate) fn entry(&self, name: &str) -> Option<&Entry> {
@@ -72,7 +89,7 @@ impl Table {
 
     /// Returns the keys.
     pub(crate) fn keys(&self) -> impl Iterator<Item = &Entry> {
-        self.entries.iter().filter(|entry| entry.key.is_some())
+        self.entries.iter().filter(|entry| entry.kind.is_some())
     }
 
     /// Lists the short names of the keys and sections directly in `section`.
@@ -96,24 +113,82 @@ impl Table {
     }
 }
 
-impl Visitor for Table {
+/// The value that one source gives to a key.
+#[derive(Debug)]
+pub(crate) struct Setting {
+    pub(crate) raw: Raw,
+    pub(crate) origin: Origin,
+}
+
+/// The assignment of settings to all keys: the resulting table, and the values that were refused.
+pub(crate) struct Assignment<'a> {
+    pub(crate) table: Table,
+    pub(crate) problems: Vec<String>,
+    settings: BTreeMap<String, Vec<Setting>>,
+    places: &'a Places,
+}
+
+impl<'a> Assignment<'a> {
+    /// Sets the values of `config` from the settings of each key, of which the last wins.
+    pub(crate) fn new(
+        settings: BTreeMap<String, Vec<Setting>>,
+        places: &'a Places,
+        config: &mut Config,
+    ) -> Self {
+        let mut assignment = Self {
+            table: Table::default(),
+            problems: Vec::new(),
+            settings,
+            places,
+        };
+        config.visit("", &mut assignment);
+        assignment
+    }
+}
+
+impl Visitor for Assignment<'_> {
     fn section(&mut self, name: String, about: &'static [&'static str]) {
-        self.entries.push(Entry {
+        self.table.entries.push(Entry {
             name,
             about,
-            key: None,
+            kind: None,
+            value: String::new(),
+            hidden: false,
+            origin: Origin::Default,
+            refused: false,
         });
     }
 
     fn key<T: Value>(&mut self, name: String, about: &'static [&'static str], value: &mut T) {
-        let key = Key {
-            kind: T::KIND,
-            default: value.render(),
-        };
-        self.entries.push(Entry {
+        let default = value.clone();
+        let mut origin = Origin::Default;
+        let mut refused = false;
+        // Overridden values are parsed, too: an error in the file is reported even if a variable hides it.
+        for setting in self.settings.remove(&name).unwrap_or_default() {
+            let raw = &setting.raw;
+            let is_blank = !T::TAKES_EMPTY && raw.word() == Some("");
+            if *raw == Raw::Null || is_blank {
+                value.clone_from(&default);
+                origin = Origin::Default;
+            } else if let Some(parsed) = T::parse(raw, self.places) {
+                *value = parsed;
+                origin = setting.origin;
+            } else {
+                refused = true;
+                let (origin, shown, accepted) = (setting.origin, T::shown(raw), T::ACCEPTS);
+                let problem = format!("{origin}: {name} = {shown}: expected {accepted}");
+                self.problems.push(problem);
+            }
+        }
+        let masked = value.masked();
+        self.table.entries.push(Entry {
             name,
             about,
-            key: Some(key),
+            kind: Some(T::KIND),
+            hidden: masked.is_some(),
+            value: masked.unwrap_or_else(|| value.render()),
+            origin,
+            refused,
         });
     }
 }

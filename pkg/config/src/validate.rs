@@ -3,9 +3,9 @@
 mod backing;
 
 use crate::choice::ClientAuth;
-use crate::effective::{EffectiveValue, find};
 use crate::schema::{Config, Limits, LocalCache, Tls};
 use crate::size::ByteSize;
+use crate::table::{Entry, Table};
 use crate::value::Value as _;
 
 /// The smallest batch: room for a few small blobs.
@@ -23,7 +23,7 @@ const MIN_SIZE: u64 = 1024 * 1024;
 
 /// Problems and warnings, each with the key, its value and the value's origin.
 pub(crate) struct Findings<'a> {
-    pub(crate) effective: &'a [EffectiveValue],
+    pub(crate) table: &'a Table,
     pub(crate) problems: Vec<String>,
     pub(crate) warnings: Vec<String>,
 }
@@ -39,13 +39,13 @@ impl Findings<'_> {
     }
 
     fn is_given(&self, key: &str) -> bool {
-        find(self.effective, key).is_some_and(EffectiveValue::is_given)
+        self.table.entry(key).is_some_and(Entry::is_given)
     }
 
     /// Refuses a combination of keys and names the first that a source gave. Does nothing if one of them
     /// is already refused: its value is then not what the user meant.
     fn refuse(&mut self, keys: &[&str], reason: &str) {
-        let involved = || keys.iter().filter_map(|key| find(self.effective, key));
+        let involved = || keys.iter().filter_map(|key| self.table.entry(key));
         if involved().any(|value| value.refused) {
             return;
         }
@@ -56,7 +56,7 @@ impl Findings<'_> {
     }
 
     fn warn(&mut self, key: &str, reason: &str) {
-        if let Some(value) = find(self.effective, key) {
+        if let Some(value) = self.table.entry(key) {
             self.warnings.push(value.with_reason(reason));
         }
     }
