@@ -230,7 +230,7 @@ impl Permit {
         }
         grant.pool.change(|queue| {
             let held = grant.bytes.fetch_min(bytes, Ordering::Relaxed);
-            queue.add(held.saturating_sub(bytes));
+            queue.free += held.saturating_sub(bytes);
         });
     }
 
@@ -283,10 +283,10 @@ impl Drop for Grant {
             (owner.client.id(), *owner.leaving.lock())
         });
         self.pool.change(|queue| match client {
-            None => queue.add(bytes),
+            None => queue.free += bytes,
             Some((client, leaving)) => {
                 if leaving {
-                    queue.left(bytes);
+                    queue.leaving = queue.leaving.saturating_sub(bytes);
                 }
                 queue.give_back(client, bytes);
             }

@@ -113,20 +113,11 @@ impl Call {
         self.grants(|grants| grants.push(Arc::downgrade(grant)));
     }
 
-    /// Whether others wait for a budget of which this call holds permits.
-    pub(crate) fn is_wanted(&self) -> bool {
+    /// Whether the predicate is true for one of the permits; later ones are not asked.
+    pub(crate) fn any(&self, is: fn(&Grant) -> bool) -> bool {
         self.grants(|grants| {
             let mut grants = grants.iter().filter_map(Weak::upgrade);
-            grants.any(|grant| grant.is_wanted())
-        })
-    }
-
-    /// Returns true if others wait for one of the permits; the first such counts as given back from now
-    /// on.
-    pub(crate) fn give_way(&self) -> bool {
-        self.grants(|grants| {
-            let mut grants = grants.iter().filter_map(Weak::upgrade);
-            grants.any(|grant| grant.give_way())
+            grants.any(|grant| is(&grant))
         })
     }
 
