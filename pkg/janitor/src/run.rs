@@ -130,7 +130,7 @@ impl Janitor {
             }
             // A pass without a hard demand breaks no leases: if an upload began to wait at its end,
             // another pass follows.
-            if pass.was_hard() {
+            if pass.hard {
                 pauses.hard = Some(Instant::now() + SHORT_REST);
                 self.store.room_made(true);
                 return;

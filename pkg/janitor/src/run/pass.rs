@@ -45,8 +45,8 @@ pub(super) struct Pass<'a> {
     shortage: Shortage,
     /// Whether eviction continues down to the low mark.
     down_to_low: bool,
-    /// Whether an upload was waiting when the latest plan was made.
-    hard: bool,
+    /// Whether an upload was waiting when the latest plan was made, which could then break leases.
+    pub(super) hard: bool,
     /// The number of the upload that waited when the demand was last computed.
     upload: u64,
     /// The entries and last uses of candidates whose eviction failed.
@@ -119,11 +119,6 @@ impl<'a> Pass<'a> {
         } else {
             demand
         }
-    }
-
-    /// Whether the last plan could break leases for a waiting upload.
-    pub(super) const fn was_hard(&self) -> bool {
-        self.hard
     }
 
     fn removed(&self) -> u64 {
