@@ -1,6 +1,7 @@
 //! Creates the client of the configured backing cache.
 
 use std::{
+    fmt::Display,
     fs,
     path::{Path, PathBuf},
     sync::Arc,
@@ -9,26 +10,16 @@ use std::{
 use gorego_config::{BackingCache, Compression, Header, Headers, Target, TargetAddress};
 use gorego_limits::Budget;
 use gorego_storage::Chain;
-use gorego_storage_remote::{
-    RemoteAddress, RemoteError, RemoteHeaders, RemoteOptions, RemoteStore,
-};
+use gorego_storage_remote::{RemoteAddress, RemoteHeaders, RemoteOptions, RemoteStore};
 use gorego_tls::{ClientFiles, ClientTls};
 use tokio::sync::watch;
 
 use crate::reload::Reloads;
 
-/// The error of a backing cache that cannot be configured.
+/// The error of a key of `backing_cache` that cannot be used.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum Error {
-    #[error("backing_cache.target = {target}: {source}")]
-    Remote { target: String, source: RemoteError },
-    #[error("backing_cache.headers: {0}")]
-    Header(RemoteError),
-    #[error("backing_cache.tls.{0}")]
-    Tls(gorego_tls::Error),
-    #[error("backing_cache.headers_file = {}: {why}", path.display())]
-    File { path: PathBuf, why: String },
-}
+#[error("backing_cache.{0}")]
+pub(crate) struct Error(String);
 
 /// The current TLS settings, if the target uses TLS.
 type Tls = Option<watch::Receiver<ClientTls>>;
@@ -58,10 +49,8 @@ pub(crate) fn open(
             TargetAddress::Unix(path) => RemoteAddress::Unix(path.clone()),
         })
     };
-    let store = RemoteStore::new(&options).map_err(|source| Error::Remote {
-        target: target.to_string(),
-        source,
-    })?;
+    let store = RemoteStore::new(&options);
+    let store = store.map_err(|why| Error(format!("target = {target}: {why}")))?;
     Ok(Some((store, tls)))
 }
 
@@ -85,18 +74,15 @@ fn headers(
         {
             all.push(pair(user));
         }
-        RemoteHeaders::parse(&all).map_err(Error::Header)
+        RemoteHeaders::parse(&all).map_err(|why| Error(format!("headers: {why}")))
     })
 }
 
 fn headers_of(path: &Path) -> Result<Headers, Error> {
-    let error = |why| Error::File {
-        path: path.to_owned(),
-        why,
-    };
-    let text = fs::read(path).map_err(|why| error(why.to_string()))?;
+    let error = |why: &dyn Display| Error(format!("headers_file = {}: {why}", path.display()));
+    let text = fs::read(path).map_err(|why| error(&why))?;
     let headers = Headers::from_lines(&String::from_utf8_lossy(&text));
-    headers.map_err(|line| error(format!("line {line} is not name=value")))
+    headers.map_err(|line| error(&format_args!("line {line} is not name=value")))
 }
 
 fn tls(target: &Target, config: &BackingCache, reloads: &mut Reloads) -> Result<Tls, Error> {
@@ -108,7 +94,9 @@ fn tls(target: &Target, config: &BackingCache, reloads: &mut Reloads) -> Result<
         ca_file: given(&tls.ca_file),
         identity: given(&tls.cert_file).map(|cert_file| (cert_file, tls.key_file.clone())),
     };
-    let tls = reloads.read(files.paths(), move || files.load().map_err(Error::Tls))?;
+    let tls = reloads.read(files.paths(), move || {
+        files.load().map_err(|why| Error(format!("tls.{why}")))
+    })?;
     Ok(Some(tls))
 }
 

@@ -5,25 +5,31 @@ use std::net::SocketAddr;
 use gorego_config::Config;
 use gorego_telemetry::PATH;
 
-use crate::version::VERSION;
+use crate::cli::VERSION;
 
 /// Renders the banner as complete lines: the address, and that of the metrics if they are served.
 pub(crate) fn banner(config: &Config, address: SocketAddr, metrics: Option<SocketAddr>) -> String {
-    let mut text = format!("gorego {VERSION}\nlistening on {address}\n");
+    let mut lines = vec![
+        format!("gorego {VERSION}"),
+        format!("listening on {address}"),
+    ];
     let cache = &config.local_cache;
     if cache.enabled {
         let (dir, size) = (cache.dir.display(), size(cache.max_size_gb.bytes()));
-        text += &format!("data in {dir}, at most {size}\n");
+        lines.push(format!("data in {dir}, at most {size}"));
     }
     if let Some(target) = &config.backing_cache.target {
-        text += &format!("in front of {target}\n");
+        lines.push(format!("in front of {target}"));
     }
     if let Some(address) = metrics {
-        text += &format!("metrics on http://{}{PATH}\n", reachable(address));
+        lines.push(format!("metrics on http://{}{PATH}", reachable(address)));
     }
     let scheme = if config.tls.enabled { "grpcs" } else { "grpc" };
     let host = reachable(address);
-    text + &format!("for Bazel, add to .bazelrc:  build --remote_cache={scheme}://{host}\n")
+    lines.push(format!(
+        "for Bazel, add to .bazelrc:  build --remote_cache={scheme}://{host}\n"
+    ));
+    lines.join("\n")
 }
 
 /// Returns an address that clients can connect to: the unspecified address stands for `localhost`.

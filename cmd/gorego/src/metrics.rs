@@ -19,50 +19,46 @@ pub(crate) struct Error {
     source: io::Error,
 }
 
-/// Listens on the configured address, if there is one.
+/// Listens on the configured address, if there is one. A failure is an error, unless the address is the
+/// default: that is the port of Prometheus itself, which may run on the same host.
 pub(crate) async fn listen(loaded: &LoadedConfig) -> Result<Option<TcpListener>, Error> {
     let Some(address) = &loaded.config.telemetry.metrics_addr else {
         return Ok(None);
     };
-    let listening = crate::listen::listen(address).await;
-    let origin = loaded.origin(KEY).unwrap_or(&Origin::Default);
-    required_unless_default(origin, address, listening)
+    match crate::listen::listen(address).await {
+        Ok(listener) => Ok(Some(listener)),
+        Err(source) => {
+            let error = Error {
+                origin: loaded.origin(KEY).cloned().unwrap_or(Origin::Default),
+                address: address.clone(),
+                source,
+            };
+            unless_default(error).map(|()| None)
+        }
+    }
 }
 
-/// Makes a failure to listen an error, unless the address is the default: that is the port of Prometheus
-/// itself, which may run on the same host.
-fn required_unless_default<T>(
-    origin: &Origin,
-    address: &ListenAddr,
-    listening: io::Result<T>,
-) -> Result<Option<T>, Error> {
-    match listening {
-        Ok(listener) => Ok(Some(listener)),
-        Err(why) if *origin == Origin::Default => {
-            tracing::warn!(
-                "metrics are not served: cannot listen on {address}: {why}; set {KEY} to an address \
-                 that is free, or to nothing for no metrics"
-            );
-            Ok(None)
-        }
-        Err(source) => Err(Error {
-            origin: origin.clone(),
-            address: address.clone(),
-            source,
-        }),
+fn unless_default(error: Error) -> Result<(), Error> {
+    if error.origin != Origin::Default {
+        return Err(error);
     }
+    tracing::warn!("metrics are not served: {error}");
+    Ok(())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn taken(origin: &Origin) -> Result<Option<()>, Error> {
-        let address = ListenAddr {
-            host: None,
-            port: 9090,
-        };
-        required_unless_default(origin, &address, Err(io::ErrorKind::AddrInUse.into()))
+    fn taken(origin: &Origin) -> Result<(), Error> {
+        unless_default(Error {
+            origin: origin.clone(),
+            address: ListenAddr {
+                host: None,
+                port: 9090,
+            },
+            source: io::ErrorKind::AddrInUse.into(),
+        })
     }
 
     #[test]
@@ -78,6 +74,6 @@ mod tests {
 
     #[test]
     fn the_default_address_in_use_only_disables_metrics() {
-        assert_eq!(taken(&Origin::Default).unwrap(), None);
+        taken(&Origin::Default).unwrap();
     }
 }

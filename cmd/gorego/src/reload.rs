@@ -34,13 +34,13 @@ impl Reloads {
         T: Send + Sync + 'static,
         E: Display,
     {
-        let known = states(&files);
+        let seen = states(&files);
         let (value, receiver) = watch::channel(load()?);
         if !files.is_empty() {
             self.0.push(WatchedValue {
                 files,
-                known,
-                changed: None,
+                seen,
+                changed: false,
                 load: Box::new(move || {
                     value.send_replace(load().map_err(|why| why.to_string())?);
                     Ok(())
@@ -54,7 +54,7 @@ impl Reloads {
     pub(crate) async fn run(self, mut hangups: Signal) {
         let mut watched = self.0;
         loop {
-            let pause = if watched.iter().any(|watched| watched.changed.is_some()) {
+            let pause = if watched.iter().any(|watched| watched.changed) {
                 QUIET_PERIOD
             } else {
                 INTERVAL
@@ -82,10 +82,10 @@ impl Reloads {
 /// A value and its files.
 struct WatchedValue {
     files: Vec<PathBuf>,
-    /// The state of the files at the last load.
-    known: Vec<FileState>,
-    /// The state of changed files at the last check, until they are loaded.
-    changed: Option<Vec<FileState>>,
+    /// The state of the files at the last check.
+    seen: Vec<FileState>,
+    /// Whether a change was seen that is not loaded yet.
+    changed: bool,
     load: Box<dyn FnMut() -> Result<(), String> + Send>,
 }
 
@@ -94,17 +94,13 @@ impl WatchedValue {
     /// check.
     fn check(&mut self, forced: bool) {
         let now = states(&self.files);
-        let changed = self.changed.take();
-        if !forced {
-            if now == self.known {
-                return;
-            }
-            if changed.as_ref() != Some(&now) {
-                self.changed = Some(now);
-                return;
-            }
+        let changes = now != self.seen;
+        self.seen = now;
+        self.changed |= changes;
+        if !forced && (changes || !self.changed) {
+            return;
         }
-        self.known = now;
+        self.changed = false;
         let files: Vec<_> = self.files.iter().map(|file| file.display()).collect();
         match (self.load)() {
             Ok(()) => tracing::info!("reloaded {files:?}"),

@@ -11,7 +11,7 @@ use gorego_config::{self as config, Config, LoadedConfig};
 use gorego_grpc::Limits;
 use gorego_server as server;
 use gorego_storage::{Chain, DigestFunction};
-use gorego_telemetry::{self as telemetry, Metrics, Sources};
+use gorego_telemetry::{self as telemetry, Metrics};
 use gorego_tls::{Certificate, ClientAuth, ClientTls, ServerFiles, ServerTls};
 use tokio::{net::TcpListener, runtime::Runtime, sync::watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -86,10 +86,10 @@ async fn serve(loaded: &LoadedConfig) -> Result<(), Error> {
     }
     let observing = CancellationToken::new();
     let observed = scraped.map(|listener| {
-        let metrics = Metrics::new(Sources {
-            certificates: certificates(tls.clone(), backing_tls),
-            ..tiers.sources()
-        });
+        let server_tls = tls.clone();
+        let metrics = Metrics::new(
+            tiers.sources(move || certificates(server_tls.as_ref(), backing_tls.as_ref())),
+        );
         tasks.spawn(telemetry::serve(listener, metrics, observing.clone()))
     });
 
@@ -195,27 +195,22 @@ fn tls(
     Ok(Some(tls))
 }
 
-type Certificates = Box<dyn Fn() -> Vec<Certificate> + Send + Sync>;
-
-/// Returns a function that lists the current certificates of `tls` and `backing_cache.tls`.
+/// Lists the current certificates of `tls` and `backing_cache.tls`.
 fn certificates(
-    server: Option<watch::Receiver<ServerTls>>,
-    client: Option<watch::Receiver<ClientTls>>,
-) -> Certificates {
-    Box::new(move || {
-        let server = server.iter().map(|tls| tls.borrow().certificates.clone());
-        let client = client.iter().map(|tls| tls.borrow().certificates.clone());
-        server.chain(client).flatten().collect()
-    })
+    server: Option<&watch::Receiver<ServerTls>>,
+    client: Option<&watch::Receiver<ClientTls>>,
+) -> Vec<Certificate> {
+    let server = server.map(|tls| tls.borrow().certificates.clone());
+    let client = client.map(|tls| tls.borrow().certificates.clone());
+    server.into_iter().chain(client).flatten().collect()
 }
 
 fn inferred_functions(limits: &config::Limits) -> Vec<DigestFunction> {
-    let inferred = limits.inferred_functions.iter();
-    let known = |function: &config::InferredFunction| match function {
+    let known = |function: &_| match function {
         config::InferredFunction::Sha256 => DigestFunction::Sha256,
         config::InferredFunction::Blake3 => DigestFunction::Blake3,
     };
-    inferred.map(known).collect()
+    limits.inferred_functions.iter().map(known).collect()
 }
 
 fn limits(limits: &config::Limits) -> server::Limits {
