@@ -7,16 +7,13 @@ use crate::value::Value;
 macro_rules! choice {
     (
         $(#[doc = $about:literal])+
-        $name:ident {
-            $(#[doc = $first_doc:literal])+ $first:ident = $first_text:literal,
-            $( $(#[doc = $doc:literal])+ $variant:ident = $text:literal, )+
-        }
+        $name:ident { $first:ident = $first_text:literal $(, $variant:ident = $text:literal)+ }
     ) => {
         $(#[doc = $about])+
         #[derive(Debug, Clone, Copy, PartialEq, Eq)]
         pub enum $name {
-            $(#[doc = $first_doc])+ $first,
-            $( $(#[doc = $doc])+ $variant, )+
+            #[doc = concat!("`", $first_text, "`.")] $first,
+            $( #[doc = concat!("`", $text, "`.")] $variant, )+
         }
 
         impl fmt::Display for $name {
@@ -52,85 +49,43 @@ macro_rules! choice {
 }
 
 choice! {
-    /// The client certificates that are required (`tls.client_auth`).
+    /// The client certificates that are required (`tls.client_auth`). `Request` would request one without
+    /// verifying it, `Require` would accept any.
     ClientAuth {
-        /// None.
         None = "none",
-        /// The same as `None`: a certificate would be requested but not verified.
         Request = "request",
-        /// Any certificate, unverified. Refused, since that authenticates no client.
         Require = "require",
-        /// Clients without a certificate are accepted; certificates that are shown must be trusted.
         VerifyIfGiven = "verify_if_given",
-        /// Every client needs a trusted certificate.
-        RequireAndVerify = "require_and_verify",
+        RequireAndVerify = "require_and_verify"
     }
 }
 
 choice! {
     /// The behavior while the backing cache is down (`backing_cache.on_outage`).
-    OnOutage {
-        /// Requests that need the backing cache fail.
-        Fail = "fail",
-        /// Reads are misses, and writes wait.
-        Degrade = "degrade",
-    }
+    OnOutage { Fail = "fail", Degrade = "degrade" }
 }
 
 choice! {
     /// The sync to disk before a write is acknowledged (`local_cache.sync`).
-    Sync {
-        /// None: a power failure may lose recent blobs, but corrupt ones are never served.
-        None = "none",
-        /// Of the file's content.
-        Data = "data",
-        /// Of the content and the directory entry.
-        Full = "full",
-    }
+    Sync { None = "none", Data = "data", Full = "full" }
 }
 
 choice! {
     /// A digest function whose hashes have 64 digits (`limits.inferred_functions`).
-    InferredFunction {
-        /// SHA-256.
-        Sha256 = "sha256",
-        /// BLAKE3.
-        Blake3 = "blake3",
-    }
+    InferredFunction { Sha256 = "sha256", Blake3 = "blake3" }
 }
 
 choice! {
     /// The way in which a node finds the others (`cluster.discovery_mode`).
-    DiscoveryMode {
-        /// A list of addresses.
-        List = "list",
-        /// The addresses of a DNS name.
-        Dns = "dns",
-    }
+    DiscoveryMode { List = "list", Dns = "dns" }
 }
 
 choice! {
     /// The compression on the way to and from the backing cache (`backing_cache.compression`).
-    Compression {
-        /// None.
-        None = "none",
-        /// Zstandard.
-        Zstd = "zstd",
-    }
+    Compression { None = "none", Zstd = "zstd" }
 }
 
 choice! {
     /// The lowest level of messages that are logged (`log_level`).
-    LogLevel {
-        /// Failures.
-        Error = "error",
-        /// Also failures that gorego worked around.
-        Warn = "warn",
-        /// Also events of interest to an operator.
-        Info = "info",
-        /// Also details that help to find a fault.
-        Debug = "debug",
-        /// All messages.
-        Trace = "trace",
-    }
+    LogLevel { Error = "error", Warn = "warn", Info = "info", Debug = "debug", Trace = "trace" }
 }

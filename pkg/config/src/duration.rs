@@ -36,15 +36,15 @@ impl Value for Duration {
             return "0s".to_owned();
         }
         let mut rest = self.as_nanos();
-        let mut text = String::new();
-        for (name, unit) in UNITS {
+        let parts = UNITS.map(|(name, unit)| {
             let count = rest / u128::from(unit);
             rest %= u128::from(unit);
-            if count > 0 {
-                text += &format!("{count}{name}");
+            match count {
+                0 => String::new(),
+                count => format!("{count}{name}"),
             }
-        }
-        text
+        });
+        parts.concat()
     }
 }
 
@@ -72,7 +72,7 @@ mod tests {
     use super::*;
 
     fn parse(text: &str) -> Option<Duration> {
-        Duration::from_word(text, &Places::for_tests())
+        Duration::from_word(text, &Places::default())
     }
 
     #[test]

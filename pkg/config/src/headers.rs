@@ -2,7 +2,7 @@ use std::fmt;
 
 use crate::places::Places;
 use crate::value::{Value, split_commas};
-use crate::yaml::{self, HIDDEN, Raw, quote};
+use crate::yaml::{self, HIDDEN, Raw};
 
 /// An HTTP header. Its value is a secret, so neither `Debug` nor any message shows it.
 #[derive(Clone, PartialEq, Eq)]
@@ -65,17 +65,16 @@ impl Value for Headers {
     }
 
     fn render(&self) -> String {
-        let entry = |header: &Header| format!("{}: {}", quote(&header.name), quote(&header.value));
-        let entries: Vec<_> = self.0.iter().map(entry).collect();
-        format!("{{{}}}", entries.join(", "))
+        let text = if self.is_secret() { HIDDEN } else { "{}" };
+        text.to_owned()
     }
 
     fn shown(_: &Raw) -> String {
         HIDDEN.to_owned()
     }
 
-    fn masked(&self) -> Option<String> {
-        (!self.0.is_empty()).then(|| HIDDEN.to_owned())
+    fn is_secret(&self) -> bool {
+        !self.0.is_empty()
     }
 }
 
@@ -99,7 +98,7 @@ mod tests {
     use super::*;
 
     fn parse(text: &str) -> Option<Headers> {
-        Headers::from_word(text, &Places::for_tests())
+        Headers::from_word(text, &Places::default())
     }
 
     #[test]
@@ -108,12 +107,6 @@ mod tests {
         assert_eq!(expected.as_ref().map(|headers| headers.0.len()), Some(2));
         assert_eq!(parse("{authorization: Bearer a=b, X-Team: core}"), expected);
         assert_eq!(parse("[authorization=Bearer a=b, x-team=core]"), expected);
-        assert_eq!(
-            expected
-                .clone()
-                .and_then(|headers| parse(&headers.render())),
-            expected
-        );
     }
 
     #[test]

@@ -5,13 +5,13 @@ use std::path::Path;
 
 use crate::origin::Origin;
 use crate::sources::{Sources, VARIABLE_PREFIX};
-use crate::table::{Setting, Table, VARIABLES_OF_TOOLS, nearest};
+use crate::table::{Settings, Table, VARIABLES_OF_TOOLS, nearest};
 use crate::yaml::{self, Pair, Raw};
 
 /// The settings of each key from all sources, the one that wins last.
 #[derive(Debug)]
 pub(crate) struct Layers<'a> {
-    pub(crate) settings: BTreeMap<String, Vec<Setting>>,
+    pub(crate) settings: Settings,
     pub(crate) problems: Vec<String>,
     pub(crate) warnings: Vec<String>,
     table: &'a Table,
@@ -22,7 +22,7 @@ pub(crate) struct Layers<'a> {
 impl<'a> Layers<'a> {
     pub(crate) fn new(sources: &Sources, table: &'a Table) -> Self {
         let mut layers = Self {
-            settings: BTreeMap::new(),
+            settings: Settings::new(),
             problems: Vec::new(),
             warnings: Vec::new(),
             table,
@@ -39,20 +39,16 @@ impl<'a> Layers<'a> {
     }
 
     fn read_file(&mut self, path: &Path, text: &str) {
-        let found = match yaml::parse(text) {
+        let not_keys = |found| format!("expected keys with values (`key: value`), found {found}");
+        let problem = match yaml::parse(text) {
             Ok(Raw::Null) => return,
             Ok(Raw::Map(pairs)) => return self.read_section("", pairs, path),
-            Ok(Raw::List(_)) => "a list",
-            Ok(Raw::Text(_)) => "a single value",
-            Err(reason) => {
-                self.problems.push(format!("{}: {reason}", path.display()));
-                return;
-            }
+            Ok(Raw::List(_)) => not_keys("a list"),
+            Ok(Raw::Text(_)) => not_keys("a single value"),
+            Err(problem) => problem,
         };
-        self.problems.push(format!(
-            "{}: expected keys with values (`key: value`), found {found}",
-            path.display()
-        ));
+        let problem = format!("{}: {problem}", path.display());
+        self.problems.push(problem);
     }
 
     fn read_section(&mut self, prefix: &str, pairs: Vec<Pair>, path: &Path) {
@@ -86,7 +82,7 @@ impl<'a> Layers<'a> {
         match (raw, &origin) {
             (raw, _) if entry.kind.is_some() => {
                 let settings = self.settings.entry(name).or_default();
-                settings.push(Setting { raw, origin });
+                settings.push((raw, origin));
             }
             (Raw::Null, _) => {}
             (Raw::Map(pairs), Origin::File { path, .. }) => {

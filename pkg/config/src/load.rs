@@ -5,7 +5,7 @@ use crate::origin::Origin;
 use crate::problems::Problems;
 use crate::schema::Config;
 use crate::sources::Sources;
-use crate::table::{Assignment, Table};
+use crate::table::Table;
 use crate::validate::Findings;
 
 /// A valid configuration, with the origin of each value.
@@ -28,9 +28,8 @@ impl Config {
         let mut layers = Layers::new(sources, &defaults);
         let mut config = Self::default();
         config.local_cache.dir.clone_from(&sources.places.cache);
-        let mut assignment = Assignment::new(layers.settings, &sources.places, &mut config);
-        layers.problems.append(&mut assignment.problems);
-        let table = assignment.table;
+        let (places, problems) = (&sources.places, &mut layers.problems);
+        let table = Table::assign(&mut config, layers.settings, places, problems);
         let mut findings = Findings {
             table: &table,
             problems: layers.problems,

@@ -59,11 +59,6 @@ impl Places {
         Self { base, home, cache }
     }
 
-    #[cfg(test)]
-    pub(crate) fn for_tests() -> Self {
-        Self::new("/base".into(), Some("/home/user".into()), None, false)
-    }
-
     /// Makes a path absolute. Returns `None` for `~` without a home directory.
     pub(crate) fn resolve(&self, text: &str) -> Option<PathBuf> {
         match text.strip_prefix('~') {

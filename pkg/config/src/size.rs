@@ -91,11 +91,11 @@ mod tests {
     use super::*;
 
     fn bytes(text: &str) -> Option<u64> {
-        ByteSize::from_word(text, &Places::for_tests()).map(ByteSize::bytes)
+        ByteSize::from_word(text, &Places::default()).map(ByteSize::bytes)
     }
 
     fn gib(text: &str) -> Option<u64> {
-        GibSize::from_word(text, &Places::for_tests()).map(GibSize::bytes)
+        GibSize::from_word(text, &Places::default()).map(GibSize::bytes)
     }
 
     #[test]

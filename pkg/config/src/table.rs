@@ -21,7 +21,7 @@ pub(crate) const VARIABLES_OF_TOOLS: [&str; 5] = [
 ];
 
 /// A key or a section.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Entry {
     /// The full name: `local_cache.dir`.
     pub(crate) name: String,
@@ -80,7 +80,25 @@ pub(crate) struct Table {
 impl Table {
     /// Lists the defaults.
     pub(crate) fn new() -> Self {
-        Assignment::new(BTreeMap::new(), &Places::default(), &mut Config::default()).table
+        let (mut config, places) = (Config::default(), Places::default());
+        Self::assign(&mut config, Settings::new(), &places, &mut Vec::new())
+    }
+
+    /// Sets the values of `config`. Values that are refused become problems.
+    pub(crate) fn assign(
+        config: &mut Config,
+        settings: Settings,
+        places: &Places,
+        problems: &mut Vec<String>,
+    ) -> Self {
+        let mut assignment = Assignment {
+            table: Self::default(),
+            settings,
+            places,
+            problems,
+        };
+        config.visit("", &mut assignment);
+        assignment.table
     }
 
     pub(crate) fn entry(&self, name: &str) -> Option<&Entry> {
@@ -113,37 +131,15 @@ impl Table {
     }
 }
 
-/// The value that one source gives to a key.
-#[derive(Debug)]
-pub(crate) struct Setting {
-    pub(crate) raw: Raw,
-    pub(crate) origin: Origin,
-}
+/// The values that sources give to each key, the one that wins last.
+pub(crate) type Settings = BTreeMap<String, Vec<(Raw, Origin)>>;
 
-/// The assignment of settings to all keys: the resulting table, and the values that were refused.
-pub(crate) struct Assignment<'a> {
-    pub(crate) table: Table,
-    pub(crate) problems: Vec<String>,
-    settings: BTreeMap<String, Vec<Setting>>,
+/// A visitor that sets the value of every key.
+struct Assignment<'a> {
+    table: Table,
+    settings: Settings,
     places: &'a Places,
-}
-
-impl<'a> Assignment<'a> {
-    /// Sets the values of `config` from the settings of each key, of which the last wins.
-    pub(crate) fn new(
-        settings: BTreeMap<String, Vec<Setting>>,
-        places: &'a Places,
-        config: &mut Config,
-    ) -> Self {
-        let mut assignment = Self {
-            table: Table::default(),
-            problems: Vec::new(),
-            settings,
-            places,
-        };
-        config.visit("", &mut assignment);
-        assignment
-    }
+    problems: &'a mut Vec<String>,
 }
 
 impl Visitor for Assignment<'_> {
@@ -151,11 +147,7 @@ impl Visitor for Assignment<'_> {
         self.table.entries.push(Entry {
             name,
             about,
-            kind: None,
-            value: String::new(),
-            hidden: false,
-            origin: Origin::Default,
-            refused: false,
+            ..Entry::default()
         });
     }
 
@@ -164,29 +156,27 @@ impl Visitor for Assignment<'_> {
         let mut origin = Origin::Default;
         let mut refused = false;
         // Overridden values are parsed, too: an error in the file is reported even if a variable hides it.
-        for setting in self.settings.remove(&name).unwrap_or_default() {
-            let raw = &setting.raw;
+        for (raw, source) in self.settings.remove(&name).unwrap_or_default() {
             let is_blank = !T::TAKES_EMPTY && raw.word() == Some("");
-            if *raw == Raw::Null || is_blank {
+            if raw == Raw::Null || is_blank {
                 value.clone_from(&default);
                 origin = Origin::Default;
-            } else if let Some(parsed) = T::parse(raw, self.places) {
+            } else if let Some(parsed) = T::parse(&raw, self.places) {
                 *value = parsed;
-                origin = setting.origin;
+                origin = source;
             } else {
                 refused = true;
-                let (origin, shown, accepted) = (setting.origin, T::shown(raw), T::ACCEPTS);
-                let problem = format!("{origin}: {name} = {shown}: expected {accepted}");
+                let (shown, accepted) = (T::shown(&raw), T::ACCEPTS);
+                let problem = format!("{source}: {name} = {shown}: expected {accepted}");
                 self.problems.push(problem);
             }
         }
-        let masked = value.masked();
         self.table.entries.push(Entry {
             name,
             about,
             kind: Some(T::KIND),
-            hidden: masked.is_some(),
-            value: masked.unwrap_or_else(|| value.render()),
+            hidden: value.is_secret(),
+            value: value.render(),
             origin,
             refused,
         });

@@ -36,32 +36,29 @@ pub enum TargetAddress {
 impl Target {
     fn from_text(text: &str) -> Option<Self> {
         if let Some(path) = text.strip_prefix("unix:") {
-            return Some(Self {
-                address: socket(path)?,
+            let path = path.strip_prefix("//").unwrap_or(path);
+            return path.starts_with('/').then(|| Self {
+                address: TargetAddress::Unix(path.into()),
                 tls: Some(false),
                 authorization: None,
                 text: text.to_owned(),
             });
         }
         let (scheme, rest) = text.split_once("://").unwrap_or(("", text));
-        let (default_port, tls) = match scheme {
-            "grpc" => (Some(80), Some(false)),
-            "grpcs" => (Some(443), Some(true)),
-            "" => (None, None),
+        let (separator, default_port, tls) = match scheme {
+            "grpc" => ("://", Some(80), Some(false)),
+            "grpcs" => ("://", Some(443), Some(true)),
+            "" => ("", None, None),
             _ => return None,
         };
         let (user, host) = match rest.rsplit_once('@') {
-            Some((user, host)) => (Some(user), host),
+            Some((user, host)) => (Some(basic(user)?), host),
             None => (None, rest),
         };
-        let separator = if scheme.is_empty() { "" } else { "://" };
         Some(Self {
             address: host_and_port(host, default_port)?,
             tls,
-            authorization: match user {
-                Some(user) => Some(basic(user)?),
-                None => None,
-            },
+            authorization: user,
             text: format!("{scheme}{separator}{}", without_user(rest)),
         })
     }
@@ -88,12 +85,6 @@ fn decoded(text: &str) -> Option<String> {
         && !text.contains(['/', '?', '#', '@']);
     let decoded = percent_decode_str(text).decode_utf8().ok()?;
     (is_valid && !decoded.contains(char::is_control)).then(|| decoded.into_owned())
-}
-
-fn socket(path: &str) -> Option<TargetAddress> {
-    let path = path.strip_prefix("//").unwrap_or(path);
-    path.starts_with('/')
-        .then(|| TargetAddress::Unix(PathBuf::from(path)))
 }
 
 fn host_and_port(text: &str, default: Option<u16>) -> Option<TargetAddress> {
@@ -136,9 +127,9 @@ impl Value for Option<Target> {
         }
     }
 
-    fn masked(&self) -> Option<String> {
-        let target = self.as_ref()?;
-        target.authorization.is_some().then(|| self.render())
+    fn is_secret(&self) -> bool {
+        let user = self.as_ref().map(|target| &target.authorization);
+        user.is_some_and(Option::is_some)
     }
 }
 

@@ -126,10 +126,19 @@ impl Findings<'_> {
     }
 
     fn check_limits(&mut self, limits: &Limits) {
-        if (MIN_BATCH..=MAX_BATCH).contains(&limits.max_batch_bytes) {
-            self.check_memory(limits);
-        } else {
-            self.refuse(&["limits.max_batch_bytes"], "accepted: 64KiB to 64MiB");
+        let (memory, batch) = ("limits.memory", "limits.max_batch_bytes");
+        let batches = limits.max_batch_bytes.bytes().saturating_mul(3);
+        let least = MIN_MEMORY.bytes().saturating_add(batches);
+        if !(MIN_BATCH..=MAX_BATCH).contains(&limits.max_batch_bytes) {
+            self.refuse(&[batch], "accepted: 64KiB to 64MiB");
+        } else if limits.memory.bytes() < least {
+            let reason = format!(
+                "too little for the largest requests; accepted: {} and more, which is {} \
+                 and three times {batch}",
+                ByteSize::from_bytes(least).render(),
+                MIN_MEMORY.render()
+            );
+            self.refuse(&[memory, batch], &reason);
         }
         let inferred = &limits.inferred_functions;
         let is_repeated = |(at, function)| inferred.iter().skip(at + 1).any(|f| f == function);
@@ -144,19 +153,6 @@ impl Findings<'_> {
         if limits.max_connections == 0 {
             let reason = "would refuse every client; accepted: 1 or more";
             self.refuse(&["limits.max_connections"], reason);
-        }
-    }
-
-    fn check_memory(&mut self, limits: &Limits) {
-        let least = MIN_MEMORY.bytes() + 3 * limits.max_batch_bytes.bytes();
-        if limits.memory.bytes() < least {
-            let reason = format!(
-                "too little for the largest requests; accepted: {} and more, which is {} \
-                 and three times limits.max_batch_bytes",
-                ByteSize::from_bytes(least).render(),
-                MIN_MEMORY.render()
-            );
-            self.refuse(&["limits.memory", "limits.max_batch_bytes"], &reason);
         }
     }
 

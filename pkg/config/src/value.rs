@@ -26,7 +26,8 @@ pub(crate) trait Value: Clone + PartialEq {
         Self::from_word(raw.word()?, places)
     }
 
-    /// Renders the value in one line of YAML, from which [`Value::parse`] reads the same value.
+    /// Renders the value in one line of YAML, from which [`Value::parse`] reads the same value; a secret
+    /// is hidden.
     fn render(&self) -> String;
 
     /// Returns the text that messages show for `raw`, which may not be a value of this type.
@@ -34,9 +35,9 @@ pub(crate) trait Value: Clone + PartialEq {
         raw.shown()
     }
 
-    /// Returns the text shown in place of a value that holds a secret.
-    fn masked(&self) -> Option<String> {
-        None
+    /// Whether the value holds a secret.
+    fn is_secret(&self) -> bool {
+        false
     }
 }
 
@@ -151,7 +152,7 @@ mod tests {
     use super::*;
 
     fn list(text: &str) -> Option<Vec<String>> {
-        Value::from_word(text, &Places::for_tests())
+        Value::from_word(text, &Places::default())
     }
 
     #[test]
@@ -185,6 +186,6 @@ mod tests {
 
     #[test]
     fn texts_with_control_characters_are_refused() {
-        assert_eq!(String::from_word("a\nb", &Places::for_tests()), None);
+        assert_eq!(String::from_word("a\nb", &Places::default()), None);
     }
 }
