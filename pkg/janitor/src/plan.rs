@@ -9,7 +9,7 @@ use crate::{
 };
 
 /// The most entries of each list of a plan. Others are left to the next plan.
-const AT_MOST: usize = 16 * 1024;
+pub(crate) const AT_MOST: usize = 16 * 1024;
 
 /// Sees every entry once, and keeps only those to evict.
 #[derive(Debug)]
@@ -29,22 +29,16 @@ pub(crate) struct Plan {
     pub(crate) evict: Vec<Candidate>,
     /// Leased entries to evict after that until the hard demand is met, oldest first.
     pub(crate) break_leases: Vec<Candidate>,
-    /// Whether there were too many entries for one plan.
-    pub(crate) is_partial: bool,
 }
 
 impl Planner {
-    /// Creates a planner for a demand.
-    pub(crate) fn new(demand: Demand) -> Self {
-        Self::with_limit(demand, AT_MOST)
-    }
-
-    fn with_limit(demand: Demand, at_most: usize) -> Self {
+    /// Creates a planner for a demand, whose lists have no more than `at_most` entries.
+    pub(crate) const fn new(demand: Demand, at_most: usize) -> Self {
         Self {
             demand,
             at_most,
-            unleased: OldestEntries::new(demand.total(), at_most),
-            leased: OldestEntries::new(demand.total(), at_most),
+            unleased: OldestEntries::new(at_most),
+            leased: OldestEntries::new(at_most),
             leased_bytes: 0,
         }
     }
@@ -88,15 +82,7 @@ impl Planner {
         Plan {
             evict,
             break_leases,
-            is_partial,
         }
-    }
-}
-
-impl Plan {
-    /// Whether there is nothing to evict.
-    pub(crate) fn is_empty(&self) -> bool {
-        self.evict.is_empty() && self.break_leases.is_empty()
     }
 }
 

@@ -145,8 +145,6 @@ impl Janitor {
             .remove_uploads(move |store| store.remove_idle_uploads(age))
             .await;
         if removed.count > 0 {
-            self.totals
-                .send_modify(|totals| add(&mut totals.uploads_expired, removed));
             let EvictionTotal { count, bytes } = removed;
             tracing::info!(removed = count, bytes, "removed expired uploads");
         }
@@ -154,7 +152,7 @@ impl Janitor {
     }
 
     async fn trim_uploads(&self) {
-        let removed = self.remove_uploads(|store| store.trim_idle_uploads()).await;
+        let removed = self.remove_uploads(Evictable::trim_idle_uploads).await;
         self.totals
             .send_modify(|totals| add(&mut totals.uploads_dropped, removed));
     }

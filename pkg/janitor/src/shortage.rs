@@ -36,13 +36,10 @@ impl Shortage {
         let bytes = marks.min_free.min(shared.bytes / 2);
         let (share, most) = FILES;
         let files = (shared.files / share).min(most);
+        let wanted = if free.files < files { FILES_LOW } else { 0 };
         let level = Amount {
             bytes,
-            files: if free.files < files {
-                files * FILES_LOW
-            } else {
-                0
-            },
+            files: files * wanted,
         };
         Self {
             level,
@@ -54,13 +51,7 @@ impl Shortage {
     /// Keeps only the lacking amounts of resources that satisfy the condition.
     pub(crate) fn only(mut self, keep: impl Fn(Resource) -> bool) -> Self {
         let lacking = self.lacking;
-        self.lacking = Amount::of(|resource| {
-            if keep(resource) {
-                lacking.get(resource)
-            } else {
-                0
-            }
-        });
+        self.lacking = Amount::of(|resource| lacking.get(resource) * u64::from(keep(resource)));
         self
     }
 

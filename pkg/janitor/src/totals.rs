@@ -7,9 +7,7 @@ pub struct Totals {
     pub evicted: EvictionTotal,
     /// Blobs and action results evicted before their lease ended.
     pub leases_broken: u64,
-    /// Partial uploads and quarantined files removed after their expiry time.
-    pub uploads_expired: EvictionTotal,
-    /// Partial uploads and quarantined files removed earlier, to make room.
+    /// Partial uploads and quarantined files removed before their expiry time, to make room.
     pub uploads_dropped: EvictionTotal,
 }
 

@@ -9,10 +9,9 @@ use tokio_util::sync::CancellationToken;
 use super::Janitor;
 use crate::{
     Totals,
-    amount::Amount,
     demand::Demand,
     oldest::cover,
-    plan::{Plan, Planner},
+    plan::{AT_MOST, Plan, Planner},
     shortage::Shortage,
     totals::add,
 };
@@ -86,19 +85,16 @@ impl<'a> Pass<'a> {
             self.hard = !demand.hard.is_zero();
             let before = self.removed();
             let plan = self.plan(demand).await;
-            let tried = !plan.is_empty();
-            self.evict(&plan.evict, Demand::total, false, shutdown)
-                .await;
-            self.evict(&plan.break_leases, |demand| demand.hard, true, shutdown)
-                .await;
+            let tried = plan.evict.len() + plan.break_leases.len() > 0;
+            self.evict(&plan.evict, false, shutdown).await;
+            self.evict(&plan.break_leases, true, shutdown).await;
             if shutdown.is_cancelled() {
                 return PassEnd::Stopped;
             }
-            fruitless = if self.removed() > before {
-                0
-            } else {
-                fruitless + 1
-            };
+            fruitless += 1;
+            if self.removed() > before {
+                fruitless = 0;
+            }
             if fruitless == FRUITLESS || (fruitless > 0 && !tried) {
                 // Others may have met the demand meanwhile, for example uploads that ended.
                 let met = self.demand().total().is_zero();
@@ -131,7 +127,7 @@ impl<'a> Pass<'a> {
         let planned = self
             .janitor
             .blocking(move |store| {
-                let mut planner = Planner::new(demand);
+                let mut planner = Planner::new(demand, AT_MOST);
                 store.visit(&mut |candidate| {
                     if stubborn.is_empty() || !stubborn.contains(&shown(&candidate)) {
                         planner.offer(candidate);
@@ -145,25 +141,22 @@ impl<'a> Pass<'a> {
         plan
     }
 
-    /// Evicts in small steps for as long as there is a demand. With `charged`, broken leases count
-    /// against the waiting upload.
-    async fn evict(
-        &mut self,
-        mut candidates: &[Candidate],
-        need: impl Fn(&Demand) -> Amount,
-        charged: bool,
-        shutdown: &CancellationToken,
-    ) {
-        while !candidates.is_empty() && !shutdown.is_cancelled() {
-            let needed = cover(candidates, need(&self.demand()));
-            let Some((step, rest)) = candidates.split_at_checked(needed.min(self.step)) else {
+    /// Evicts in small steps for as long as there is a demand. If `hard`, only the hard demand counts, and
+    /// broken leases are charged to the waiting upload.
+    async fn evict(&mut self, planned: &[Candidate], hard: bool, shutdown: &CancellationToken) {
+        let mut planned = planned;
+        while !shutdown.is_cancelled() {
+            let demand = self.demand();
+            let amount = if hard { demand.hard } else { demand.total() };
+            let count = cover(planned, amount).min(self.step);
+            let Some((step, rest)) = planned.split_at_checked(count) else {
                 return;
             };
             if step.is_empty() {
                 return;
             }
-            candidates = rest;
-            self.evict_step(step.to_vec(), charged).await;
+            planned = rest;
+            self.evict_step(step.to_vec(), hard).await;
         }
     }
 
@@ -174,19 +167,12 @@ impl<'a> Pass<'a> {
         let select = |keep: fn(&Candidate) -> bool| -> Vec<_> {
             step.iter().copied().filter(keep).collect()
         };
-        let parts = [
-            (select(|candidate| candidate.partial), false),
-            (
-                select(|candidate| !candidate.partial && !candidate.leased),
-                false,
-            ),
-            (
-                select(|candidate| !candidate.partial && candidate.leased),
-                true,
-            ),
-        ];
+        let partial = select(|candidate| candidate.partial);
+        let unleased = select(|candidate| !candidate.partial && !candidate.leased);
+        let leased = select(|candidate| !candidate.partial && candidate.leased);
         let evict = move |store: &dyn Evictable| {
-            parts.map(|(part, break_leases)| store.evict(&part, break_leases))
+            [(partial, false), (unleased, false), (leased, true)]
+                .map(|(part, break_leases)| store.evict(&part, break_leases))
         };
         let [uploads, plain, broken] = self.janitor.blocking(evict).await.unwrap_or_default();
         let count = uploads.count + plain.count + broken.count;
@@ -206,7 +192,13 @@ impl<'a> Pass<'a> {
             add(&mut totals.evicted, broken);
             totals.leases_broken += broken.count;
         });
-        self.step = next_step(self.step, started.elapsed());
+        let is_slow = started.elapsed() > STEP_TIME;
+        let next = if is_slow {
+            self.step / 2
+        } else {
+            self.step * 2
+        };
+        self.step = next.clamp(STEP.0, STEP.1);
     }
 
     /// Logs one line about the pass.
@@ -239,10 +231,4 @@ impl<'a> Pass<'a> {
 /// Identifies a candidate as it was visited: a later use makes it another one.
 fn shown(candidate: &Candidate) -> (EntryId, u64) {
     (candidate.entry, candidate.last_use)
-}
-
-/// Returns the size of the next step from the size and duration of the last.
-fn next_step(step: usize, took: Duration) -> usize {
-    let next = if took > STEP_TIME { step / 2 } else { step * 2 };
-    next.clamp(STEP.0, STEP.1)
 }
