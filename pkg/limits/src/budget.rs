@@ -15,7 +15,7 @@ use parking_lot::Mutex;
 use tokio::{sync::oneshot, time::timeout};
 
 use self::queue::{Queue, Ticket};
-use crate::{Call, Client};
+use crate::Call;
 
 /// The largest reservation of memory that is granted without being counted, in bytes.
 pub const UNCOUNTED: u64 = 64 * 1024;
@@ -142,8 +142,7 @@ impl Pool {
             pool: Arc::clone(self),
             bytes: AtomicU64::new(bytes),
             owner: Some(Owner {
-                client: call.client().clone(),
-                detached: call.is_detached(),
+                call: call.clone(),
                 leaving: Mutex::new(false),
             }),
         });
@@ -199,16 +198,14 @@ pub struct Permit(Option<Arc<Grant>>);
 pub(crate) struct Grant {
     pool: Arc<Pool>,
     bytes: AtomicU64,
-    /// None for a share, which belongs to no connection.
+    /// None for a share, which belongs to no call.
     owner: Option<Owner>,
 }
 
-/// The connection that a permit belongs to.
+/// The owner of a permit.
 #[derive(Debug)]
 struct Owner {
-    client: Client,
-    /// True for work that continues when its call ends.
-    detached: bool,
+    call: Call,
     /// True once the permit counts as given back.
     leaving: Mutex<bool>,
 }
@@ -277,10 +274,11 @@ impl Drop for Grant {
     fn drop(&mut self) {
         let bytes = *self.bytes.get_mut();
         let client = self.owner.as_ref().map(|owner| {
-            if !owner.detached {
-                owner.client.credit().give_back();
+            let client = owner.call.client();
+            if !owner.call.is_detached() {
+                client.credit().give_back();
             }
-            (owner.client.id(), *owner.leaving.lock())
+            (client.id(), *owner.leaving.lock())
         });
         self.pool.change(|queue| match client {
             None => queue.free += bytes,

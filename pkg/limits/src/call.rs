@@ -3,7 +3,7 @@
 use std::{
     sync::{
         Arc, Weak,
-        atomic::{AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -45,7 +45,6 @@ impl Client {
         Call(Arc::new(CallState {
             client: self.clone(),
             detached,
-            count: AtomicUsize::new(0),
             grants: Mutex::default(),
         }))
     }
@@ -67,8 +66,6 @@ pub struct Call(Arc<CallState>);
 struct CallState {
     client: Client,
     detached: bool,
-    /// The length of `grants`, readable without the lock: most calls never hold a permit.
-    count: AtomicUsize,
     grants: Mutex<Vec<Weak<Grant>>>,
 }
 
@@ -103,7 +100,7 @@ impl Call {
 
     /// Whether the call holds permits.
     pub(crate) fn holds(&self) -> bool {
-        self.0.count.load(Ordering::Acquire) > 0 && self.grants(|grants| !grants.is_empty())
+        self.grants(|grants| !grants.is_empty())
     }
 
     pub(crate) fn add(&self, grant: &Arc<Grant>) {
@@ -125,8 +122,6 @@ impl Call {
     fn grants<T>(&self, visit: impl FnOnce(&mut Vec<Weak<Grant>>) -> T) -> T {
         let mut grants = self.0.grants.lock();
         grants.retain(|grant| grant.strong_count() > 0);
-        let outcome = visit(&mut grants);
-        self.0.count.store(grants.len(), Ordering::Release);
-        outcome
+        visit(&mut grants)
     }
 }
