@@ -68,31 +68,24 @@ impl ServerFiles {
         let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
             .with_safe_default_protocol_versions()
             .map_err(|why| Error::new("cert_file", &self.cert_file, why))?;
-        let mut certificates = own.certificates;
-        let builder = match client_verifier(&self.client_auth, provider)? {
-            Some((verifier, authorities)) => {
-                certificates.extend(authorities);
-                builder.with_client_cert_verifier(verifier)
-            }
-            None => builder.with_no_client_auth(),
-        };
+        let (verifier, authorities) = client_verifier(&self.client_auth, provider)?;
+        let builder = builder.with_client_cert_verifier(verifier);
         let mut config = builder.with_cert_resolver(own.resolver);
         config.alpn_protocols = vec![HTTP2.to_vec()];
         Ok(TlsSettings {
             config: Arc::new(config),
-            certificates,
+            certificates: [own.certificates, authorities].concat(),
         })
     }
 }
 
-type ClientVerifier = (Arc<dyn ClientCertVerifier>, Vec<Certificate>);
-
+/// Returns the verifier of clients, and its authorities.
 fn client_verifier(
     client_auth: &ClientAuth,
     provider: Arc<CryptoProvider>,
-) -> Result<Option<ClientVerifier>, Error> {
+) -> Result<(Arc<dyn ClientCertVerifier>, Vec<Certificate>), Error> {
     let Some(path) = client_auth.ca_file() else {
-        return Ok(None);
+        return Ok((WebPkiClientVerifier::no_client_auth(), Vec::new()));
     };
     let authorities = Authorities::read(path, "client_authority")?;
     let roots = Arc::new(authorities.roots);
@@ -107,5 +100,5 @@ fn client_verifier(
         listed: authorities.listed,
         chains,
     });
-    Ok(Some((verifier, authorities.certificates)))
+    Ok((verifier, authorities.certificates))
 }
