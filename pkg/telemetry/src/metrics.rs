@@ -45,13 +45,6 @@ pub struct Sources {
 #[derive(Debug)]
 pub struct Metrics(Registry);
 
-/// All metrics in one of the text formats.
-#[derive(Debug)]
-pub(crate) struct Exposition {
-    pub(crate) content_type: &'static str,
-    pub(crate) text: String,
-}
-
 impl Metrics {
     /// Registers the metrics that have a source.
     pub fn new(sources: Sources) -> Self {
@@ -71,17 +64,15 @@ impl Metrics {
     }
 
     /// Encodes the current values, as OpenMetrics if `accept` names it, else in the older format of
-    /// Prometheus.
-    pub(crate) fn expose(&self, accept: &str) -> Result<Exposition, fmt::Error> {
+    /// Prometheus. Returns the content type and the text.
+    pub(crate) fn expose(&self, accept: &str) -> Result<(&'static str, String), fmt::Error> {
         let mut text = String::new();
-        let content_type = if accept.contains("application/openmetrics-text") {
+        if accept.contains("application/openmetrics-text") {
             text::encode(&mut text, &self.0)?;
-            OPEN_METRICS
-        } else {
-            prometheus_text::encode(&mut text, &self.0)?;
-            prometheus_text::CONTENT_TYPE
-        };
-        Ok(Exposition { content_type, text })
+            return Ok((OPEN_METRICS, text));
+        }
+        prometheus_text::encode(&mut text, &self.0)?;
+        Ok((prometheus_text::CONTENT_TYPE, text))
     }
 }
 
@@ -193,7 +184,7 @@ mod tests {
 
     /// The lines with values.
     fn samples(metrics: &Metrics) -> Vec<String> {
-        let text = metrics.expose("").unwrap().text;
+        let (_, text) = metrics.expose("").unwrap();
         let samples = text.lines().filter(|line| !line.starts_with('#'));
         samples.map(str::to_owned).collect()
     }
@@ -276,15 +267,15 @@ mod tests {
             ..sources()
         });
         let accept = "application/openmetrics-text;version=1.0.0;q=0.5,text/plain;q=0.2";
-        let open = metrics.expose(accept).unwrap();
-        assert_eq!(open.content_type, OPEN_METRICS);
+        let (content_type, text) = metrics.expose(accept).unwrap();
+        assert_eq!(content_type, OPEN_METRICS);
         let unit = "# UNIT gorego_backing_cache_journal_bytes bytes\n";
-        assert!(open.text.contains(unit), "{}", open.text);
-        assert!(open.text.ends_with("# EOF\n"), "{}", open.text);
+        assert!(text.contains(unit), "{text}");
+        assert!(text.ends_with("# EOF\n"), "{text}");
         for accept in ["", "*/*", "text/plain;version=0.0.4"] {
-            let plain = metrics.expose(accept).unwrap();
-            assert!(plain.content_type.starts_with("text/plain; version=0.0.4"));
-            assert!(!plain.text.contains("# EOF"), "{}", plain.text);
+            let (content_type, text) = metrics.expose(accept).unwrap();
+            assert!(content_type.starts_with("text/plain; version=0.0.4"));
+            assert!(!text.contains("# EOF"), "{text}");
         }
     }
 }

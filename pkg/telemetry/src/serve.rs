@@ -15,7 +15,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, warn};
 
-use crate::{Metrics, metrics::Exposition};
+use crate::Metrics;
 
 /// The path of the metrics.
 pub const PATH: &str = "/metrics";
@@ -110,7 +110,7 @@ fn respond<B>(request: &Request<B>, metrics: &Metrics) -> Response<Full<Bytes>> 
     let accept = request.headers().get(header::ACCEPT);
     let accept = accept.and_then(|accept| accept.to_str().ok());
     match metrics.expose(accept.unwrap_or_default()) {
-        Ok(Exposition { content_type, text }) => response(StatusCode::OK, content_type, text),
+        Ok((content_type, text)) => response(StatusCode::OK, content_type, text),
         Err(why) => {
             error!("failed to encode metrics: {why}");
             let failed = "failed to encode metrics\n".to_owned();
