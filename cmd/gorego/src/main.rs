@@ -64,9 +64,8 @@ fn print(message: &dyn Display) {
 }
 
 fn load(cli: &Cli) -> Result<LoadedConfig, String> {
-    let sources = Sources::from_process(cli.config.as_deref(), cli.set.clone());
-    let loaded = sources.and_then(|sources| Config::load(&sources));
-    loaded.map_err(|problems| problems.to_string())
+    let sources = Sources::from_process(cli.config.as_deref(), cli.set.clone())?;
+    Config::load(&sources).map_err(|problems| problems.to_string())
 }
 
 fn serve(loaded: &LoadedConfig) -> Result<(), String> {

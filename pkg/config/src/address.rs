@@ -18,11 +18,6 @@ pub struct ListenAddr {
 }
 
 impl ListenAddr {
-    /// Returns the address of a port on all interfaces.
-    pub(crate) const fn any(port: u16) -> Self {
-        Self { host: None, port }
-    }
-
     pub(crate) fn from_text(text: &str) -> Option<Self> {
         let (host, port) = text.rsplit_once(':')?;
         let port = Some(port).filter(|port| all_digits(port))?.parse().ok()?;

@@ -53,24 +53,25 @@ impl<'a> Layers<'a> {
 
     fn read_section(&mut self, prefix: &str, pairs: Vec<Pair>, path: &Path) {
         for Pair { key, line, value } in pairs {
-            let given = format!("{prefix}{key}");
-            let name = given.to_ascii_lowercase();
-            let origin = Origin::File {
-                path: path.to_owned(),
-                line,
-            };
-            if let Some(first) = self.lines.insert(name.clone(), line) {
-                self.problems.push(format!(
-                    "{origin}: duplicate key `{name}`, first in line {first}; accepted: once"
-                ));
-            }
-            self.read_entry(&given, value, origin);
+            let path = path.to_owned();
+            self.read_entry(
+                &format!("{prefix}{key}"),
+                value,
+                Origin::File { path, line },
+            );
         }
     }
 
     /// Reads the value of a key or a section.
     fn read_entry(&mut self, given: &str, raw: Raw, origin: Origin) {
         let name = given.to_ascii_lowercase();
+        if let Origin::File { line, .. } = origin
+            && let Some(first) = self.lines.insert(name.clone(), line)
+        {
+            self.problems.push(format!(
+                "{origin}: duplicate key `{name}`, first in line {first}; accepted: once"
+            ));
+        }
         let Some(entry) = self.table.entry(&name) else {
             let remedy = match self.table.nearest(&name) {
                 Some(nearest) => format!("did you mean `{nearest}`?"),

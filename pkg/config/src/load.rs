@@ -2,11 +2,12 @@ use std::path::PathBuf;
 
 use crate::layers::Layers;
 use crate::origin::Origin;
-use crate::problems::Problems;
 use crate::schema::Config;
 use crate::sources::Sources;
-use crate::table::Table;
+use crate::table::{Entry, Table};
 use crate::validate::Findings;
+
+const HEAD: &str = "# The effective configuration, with the origin of each value.\n";
 
 /// A valid configuration, with the origin of each value.
 #[derive(Debug)]
@@ -19,6 +20,12 @@ pub struct LoadedConfig {
     pub warnings: Vec<String>,
     pub(crate) table: Table,
 }
+
+/// All problems of the configuration: at least one, a line each. A line names the origin, the key, the
+/// value and the accepted ones.
+#[derive(Debug, thiserror::Error)]
+#[error("{}", .0.join("\n"))]
+pub struct Problems(pub Vec<String>);
 
 impl Config {
     /// Combines the sources. Fails with all problems at once: unknown keys, malformed values,
@@ -56,4 +63,22 @@ impl LoadedConfig {
     pub fn origin(&self, key: &str) -> Option<&Origin> {
         self.table.entry(key).map(|entry| &entry.origin)
     }
+
+    /// Renders the effective configuration as a configuration file: every key with its value and, in a
+    /// comment, the value's origin. Secrets are hidden.
+    pub fn render(&self) -> String {
+        let lines: Vec<_> = self.table.entries.iter().map(line).collect();
+        format!("{HEAD}{}", lines.concat())
+    }
+}
+
+fn line(entry: &Entry) -> String {
+    let (indent, name) = entry.indented();
+    if entry.kind.is_none() {
+        return format!("{indent}{name}:\n");
+    }
+    // Commented out, since a file with the placeholder of a secret would load as its value.
+    let comment = if entry.hidden { "# " } else { "" };
+    let origin = entry.origin.to_string().replace(char::is_control, "?");
+    format!("{indent}{comment}{name}: {} # {origin}\n", entry.value)
 }

@@ -3,8 +3,6 @@ use std::fs::File;
 use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 
-use crate::problems::Problems;
-
 /// The longest accepted configuration file, in bytes.
 const MAX_FILE_BYTES: u64 = 1 << 20;
 
@@ -28,7 +26,7 @@ pub struct Places {
 impl Places {
     /// Returns the places of this process. `bazel run` passes the user's working directory in
     /// `BUILD_WORKING_DIRECTORY`.
-    pub(crate) fn from_process() -> Result<Self, Problems> {
+    pub(crate) fn from_process() -> Result<Self, String> {
         let path = |name| {
             let value = env::var_os(name).filter(|value| !value.is_empty());
             value.map(PathBuf::from)
@@ -71,7 +69,7 @@ impl Places {
     }
 
     /// Returns the name and text of the configuration file: `named`, else the default file if it exists.
-    pub fn read_file(&self, named: Option<&Path>) -> Result<Option<(PathBuf, String)>, Problems> {
+    pub fn read_file(&self, named: Option<&Path>) -> Result<Option<(PathBuf, String)>, String> {
         let name = named.unwrap_or(Path::new(DEFAULT_FILE));
         let path = name.to_str().and_then(|name| self.resolve(name));
         let shown = name.display();
@@ -81,12 +79,13 @@ impl Places {
                 return Ok(None);
             }
             Err(error) => {
-                let problem = format!("cannot read the configuration file {shown}: {error}");
-                return Err(problem.into());
+                return Err(format!(
+                    "cannot read the configuration file {shown}: {error}"
+                ));
             }
         };
         if bytes.len() as u64 > MAX_FILE_BYTES {
-            return Err(format!("{shown}: longer than {MAX_FILE_BYTES} bytes").into());
+            return Err(format!("{shown}: longer than {MAX_FILE_BYTES} bytes"));
         }
         match String::from_utf8(bytes) {
             Ok(text) => Ok(Some((name.to_owned(), text))),
@@ -94,7 +93,7 @@ impl Places {
                 let valid = error.utf8_error().valid_up_to();
                 let valid = error.as_bytes().iter().take(valid);
                 let line = valid.filter(|byte| **byte == b'\n').count() + 1;
-                Err(format!("{shown}: not UTF-8 text at line {line}").into())
+                Err(format!("{shown}: not UTF-8 text at line {line}"))
             }
         }
     }

@@ -14,7 +14,7 @@ section! {
     /// The whole configuration.
     Config {
         /// The address for clients. `:50051` listens on all interfaces.
-        listen_addr: ListenAddr = ListenAddr::any(50051),
+        listen_addr: ListenAddr = ListenAddr { host: None, port: 50051 },
         /// Writes a blob's last use to its file at each hit. If not, last uses are kept in memory and
         /// written in batches, which also works on `noatime` mounts.
         force_update_atime: bool = false,
@@ -131,7 +131,7 @@ section! {
     Telemetry {
         /// The address at which metrics are served (`/metrics`), without TLS. If empty, they are not
         /// served. If the default is taken by another program, they are not served either.
-        metrics_addr: Option<ListenAddr> = Some(ListenAddr::any(9090)),
+        metrics_addr: Option<ListenAddr> = Some(ListenAddr { host: None, port: 9090 }),
         /// The address that traces are sent to (OTLP), for example `otel.example.com:4317`. Not
         /// implemented yet.
         tracing_endpoint: String = String::new(),

@@ -3,7 +3,6 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use crate::places::Places;
-use crate::problems::Problems;
 
 /// The prefix of all environment variables of gorego.
 pub(crate) const VARIABLE_PREFIX: &str = "GOREGO_";
@@ -25,7 +24,7 @@ impl Sources {
     /// Reads the environment, the working directory and the configuration file: the one that `config`
     /// names, else `config.yaml` in the working directory if it exists. Fails if the named file is
     /// missing or the file cannot be read.
-    pub fn from_process(config: Option<&Path>, set: Vec<String>) -> Result<Self, Problems> {
+    pub fn from_process(config: Option<&Path>, set: Vec<String>) -> Result<Self, String> {
         let places = Places::from_process()?;
         let text = |(name, value): (OsString, OsString)| {
             let name = name.into_string().ok()?;
