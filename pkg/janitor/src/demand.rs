@@ -122,7 +122,7 @@ mod tests {
     }
 
     fn soft(usage: &Usage) -> u64 {
-        let lacking = Shortage::of(usage, &MARKS).lacking();
+        let lacking = Shortage::of(usage, &MARKS).lacking;
         Demand::of(usage, &MARKS, lacking).total().bytes
     }
 

@@ -94,7 +94,7 @@ impl Janitor {
             self.trim_uploads().await;
         }
         let shortage = self.shortage(&usage);
-        let demand = Demand::of(&self.store.usage(), &self.options.marks, shortage.lacking());
+        let demand = Demand::of(&self.store.usage(), &self.options.marks, shortage.lacking);
         if demand.total().is_zero() {
             return;
         }

@@ -66,7 +66,7 @@ impl<'a> Pass<'a> {
             upload: 0,
             stubborn: HashSet::new(),
             // If eviction may turn out futile, small steps find that out with the fewest losses.
-            step: if shortage.lacking().is_zero() {
+            step: if shortage.lacking.is_zero() {
                 STEP.0
             } else {
                 1
