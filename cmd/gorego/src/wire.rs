@@ -24,7 +24,7 @@ use crate::{
     memory::Parts,
     metrics,
     reload::{self, Reloads},
-    signals::Signals,
+    signals,
     tiers::{self, Tiers},
 };
 
@@ -35,8 +35,8 @@ pub(crate) enum Error {
     System(#[from] io::Error),
     #[error("cannot listen on {address}: {source}")]
     Listen { address: String, source: io::Error },
-    #[error(transparent)]
-    Metrics(#[from] metrics::Error),
+    #[error("{0}")]
+    Metrics(String),
     #[error(transparent)]
     Tiers(#[from] tiers::Error),
     #[error("tls.{0}")]
@@ -58,12 +58,13 @@ pub(crate) fn run(loaded: &LoadedConfig) -> Result<(), Error> {
 
 async fn serve(loaded: &LoadedConfig) -> Result<(), Error> {
     let config = &loaded.config;
-    let (signals, hangups) = (Signals::new()?, reload::hangups()?);
+    let shutdown = CancellationToken::new();
+    let (signals, hangups) = (signals::handle(shutdown.clone())?, reload::hangups()?);
     let mut reloads = Reloads::default();
     let descriptors = Descriptors::claim(config.limits.max_connections);
     let tls = tls(&config.tls, &mut reloads)?;
     let listener = bind(config).await?;
-    let scraped = metrics::listen(loaded).await?;
+    let scraped = metrics::listen(loaded).await.map_err(Error::Metrics)?;
     let parts = parts(config, descriptors);
     let chain = Arc::<Chain>::default();
     let backing = backing::open(
@@ -76,9 +77,8 @@ async fn serve(loaded: &LoadedConfig) -> Result<(), Error> {
     let tiers = Tiers::open(config, &parts, backing).await?;
     announce(config, &listener, scraped.as_ref())?;
 
-    let shutdown = CancellationToken::new();
     let tasks = TaskTracker::new();
-    let signals = tasks.spawn(signals.run(shutdown.clone()));
+    let signals = tasks.spawn(signals);
     let reloads = tasks.spawn(reloads.run(hangups));
     let evicting = CancellationToken::new();
     if let Some(janitor) = tiers.janitor(config) {
