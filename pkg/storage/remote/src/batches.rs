@@ -5,20 +5,21 @@ mod wire;
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use futures::{FutureExt as _, StreamExt as _, future, future::BoxFuture, stream};
-use tonic::Code;
+use futures::{FutureExt as _, StreamExt as _, future::BoxFuture, stream};
+use tonic::{Code, Status};
 
 use super::{
-    RemoteCapabilities, RemoteStore, download, failure::Failure, missing::unique, packing,
-    store::SMALL, upload,
+    RemoteCapabilities, download, failure::Failure, missing::unique, packing, peer::Peer, upload,
 };
 use gorego_storage::{Blob, Digest, DigestFunction, Error, Put, Result};
 
 /// The largest blob in a batch, in bytes: a larger one has a stream of its own, which can be resumed.
 const LARGE: u64 = 1 << 20;
+/// The least size of a batch after the peer refused a larger one, in bytes.
+const MIN_BATCH: u64 = 128 << 10;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Direction {
+enum Direction {
     Read,
     Update,
 }
@@ -33,147 +34,115 @@ struct Item {
 /// The outcome of one blob. The content is empty if the blob was stored.
 type BatchOutcome = (Digest, Result<Bytes>);
 
-/// A transfer of blobs to or from a peer, limited by its capabilities.
+/// A transfer of blobs of one function to or from a peer, limited by its capabilities.
 struct Transfer<'a> {
-    store: &'a RemoteStore,
+    peer: &'a Arc<Peer>,
     capabilities: Arc<RemoteCapabilities>,
+    function: DigestFunction,
     direction: Direction,
     /// Set after the batch size was reduced: it is not reduced again.
     is_last: bool,
 }
 
 /// Reads several blobs. Returns a result for each, in order; reads a repeated one once.
-pub(super) async fn get(store: &RemoteStore, digests: &[Digest]) -> Vec<Result<Bytes>> {
+pub(super) async fn get(peer: &Arc<Peer>, digests: &[Digest]) -> Vec<Result<Bytes>> {
     let item = |digest| Item {
         digest,
         content: Bytes::new(),
     };
     let items = unique(digests).into_iter().map(item).collect();
-    let read = many(store, Direction::Read, items).await;
+    let read = many(peer, Direction::Read, items).await;
     // Only the empty blob is absent from `read`.
     let result = |digest| read.get(digest).cloned().unwrap_or(Ok(Bytes::new()));
     digests.iter().map(result).collect()
 }
 
 /// Stores several blobs. Returns a result for each, in order; sends a repeated one once.
-pub(super) async fn put(store: &RemoteStore, blobs: Vec<(Digest, Bytes)>) -> Vec<Result<Put>> {
+pub(super) async fn put(peer: &Arc<Peer>, blobs: Vec<(Digest, Bytes)>) -> Vec<Result<Put>> {
     let mut sent = HashMap::with_capacity(blobs.len());
-    let mut items = Vec::with_capacity(blobs.len());
     for (digest, content) in &blobs {
-        let (digest, content) = (*digest, content.clone());
-        let is_valid = !digest.is_empty_blob() && content.len() as u64 == digest.size();
-        if is_valid && !sent.contains_key(&digest) {
-            sent.insert(digest, content.clone());
-            items.push(Item { digest, content });
+        if content.len() as u64 == digest.size() {
+            sent.entry(*digest).or_insert(content);
         }
     }
-    let stored = many(store, Direction::Update, items).await;
-    let result = |(digest, content): (Digest, Bytes)| {
+    let digests: Vec<_> = blobs.iter().map(|(digest, _)| *digest).collect();
+    let item = |digest| {
+        let content = sent.get(&digest).copied()?.clone();
+        Some(Item { digest, content })
+    };
+    let items = unique(&digests).into_iter().filter_map(item).collect();
+    let stored = many(peer, Direction::Update, items).await;
+    let result = |(digest, content): &(Digest, Bytes)| {
         if content.len() as u64 != digest.size() {
             let actual = format_args!("{} bytes", content.len());
-            return Err(Error::mismatch(&digest, actual));
+            return Err(Error::mismatch(digest, actual));
         }
-        match (stored.get(&digest), sent.get(&digest)) {
-            (Some(_), Some(sent)) if *sent != content => {
-                let actual = "not the content that the same batch has for it elsewhere";
-                Err(Error::mismatch(&digest, actual))
-            }
-            (Some(stored), _) => stored.clone().map(|_| Put::Stored),
+        if sent.get(digest).is_some_and(|sent| *sent != content) {
+            let actual = "not the content that the same batch has for it elsewhere";
+            return Err(Error::mismatch(digest, actual));
+        }
+        match stored.get(digest) {
+            Some(stored) => stored.clone().map(|_| Put::Stored),
             // Only the empty blob is absent from `stored`.
-            (None, _) => Ok(Put::Existed),
+            None => Ok(Put::Existed),
         }
     };
-    blobs.into_iter().map(result).collect()
+    blobs.iter().map(result).collect()
 }
 
 /// Transfers distinct blobs, none of them empty.
 async fn many(
-    store: &RemoteStore,
+    peer: &Arc<Peer>,
     direction: Direction,
-    items: Vec<Item>,
+    mut items: Vec<Item>,
 ) -> HashMap<Digest, Result<Bytes>> {
-    if items.is_empty() {
-        return HashMap::new();
-    }
-    let capabilities = match store.capabilities().await {
-        Ok(capabilities) => capabilities,
-        Err(error) => {
-            let error = |digest: &Digest| store.unless_lacking(digest.function(), error.clone());
-            let outcome = |item: Item| (item.digest, Err(error(&item.digest)));
-            return items.into_iter().map(outcome).collect();
+    let mut outcomes = HashMap::with_capacity(items.len());
+    while let Some(function) = items.first().map(|item| item.digest.function()) {
+        let is_of_it = |item: &Item| item.digest.function() == function;
+        let (of_it, others) = items.into_iter().partition::<Vec<_>, _>(is_of_it);
+        items = others;
+        match peer.offered(function).await {
+            Ok(capabilities) => {
+                let transfer = Transfer {
+                    peer,
+                    capabilities,
+                    function,
+                    direction,
+                    is_last: false,
+                };
+                outcomes.extend(transfer.split(of_it).await);
+            }
+            Err(error) => {
+                let outcome = |item: Item| (item.digest, Err(error.clone()));
+                outcomes.extend(of_it.into_iter().map(outcome));
+            }
         }
-    };
-    let transfer = Transfer {
-        store,
-        capabilities,
-        direction,
-        is_last: false,
-    };
-    transfer.split(items).await.into_iter().collect()
-}
-
-/// Transfers one blob for which [`is_small`] holds.
-pub(super) async fn one(
-    store: &RemoteStore,
-    capabilities: &Arc<RemoteCapabilities>,
-    direction: Direction,
-    digest: &Digest,
-    content: Bytes,
-) -> Result<Bytes> {
-    let transfer = Transfer {
-        store,
-        capabilities: Arc::clone(capabilities),
-        direction,
-        is_last: false,
-    };
-    let item = Item {
-        digest: *digest,
-        content,
-    };
-    let outcome = transfer.split(vec![item]).await.pop();
-    outcome.map_or(Err(Error::NotFound(*digest)), |(_, outcome)| outcome)
+    }
+    outcomes
 }
 
 impl Transfer<'_> {
-    /// Transfers distinct blobs in calls by function and size, as many at once as the peer may get.
+    /// Transfers distinct blobs in calls by size, as many at once as the peer may get.
     fn split(&self, items: Vec<Item>) -> BoxFuture<'_, Vec<BatchOutcome>> {
-        let mut groups: HashMap<_, Vec<Item>> = HashMap::new();
-        for item in items {
-            let group = groups.entry(item.digest.function());
-            group.or_default().push(item);
-        }
-        let mut calls: Vec<BoxFuture<'_, Vec<BatchOutcome>>> = Vec::new();
-        for (function, items) in groups {
-            if let Err(error) = self.capabilities.check(&self.store.peer, function) {
-                let outcome = |item: Item| (item.digest, Err(error.clone()));
-                let outcomes = items.into_iter().map(outcome).collect();
-                calls.push(future::ready(outcomes).boxed());
-                continue;
-            }
-            let limit = self.capabilities.max_batch_bytes;
-            let (batches, alone) = packing::pack(items, |item| item.digest.size(), limit, LARGE);
-            for items in batches {
-                calls.push(self.batch(function, items).boxed());
-            }
-            for item in alone {
-                calls.push(self.alone(item).boxed());
-            }
-        }
-        let calls = stream::iter(calls).buffer_unordered(self.store.peer.max_calls);
+        let limit = self.capabilities.max_batch_bytes;
+        let (batches, alone) = packing::pack(items, |item| item.digest.size(), limit, LARGE);
+        let batches = batches.into_iter().map(|items| self.batch(items).boxed());
+        let alone = alone.into_iter().map(|item| self.alone(item).boxed());
+        let calls: Vec<_> = batches.chain(alone).collect();
+        let calls = stream::iter(calls).buffer_unordered(self.peer.options.max_calls);
         calls.concat().boxed()
     }
 
     /// Transfers a blob in a stream of its own.
-    async fn alone(&self, item: Item) -> Vec<BatchOutcome> {
-        let Item { digest, content } = item;
-        let (store, capabilities) = (self.store, &self.capabilities);
+    async fn alone(&self, Item { digest, content }: Item) -> Vec<BatchOutcome> {
+        let (peer, capabilities) = (self.peer, &self.capabilities);
         let outcome = match self.direction {
-            Direction::Read => match download::start(store, capabilities, &digest, 0).await {
+            Direction::Read => match download::start(peer, capabilities, &digest, 0).await {
                 Ok(blob) => blob.into_bytes().await,
                 Err(error) => Err(error),
             },
             Direction::Update => {
-                let put = upload::put(store, capabilities, &digest, Blob::Bytes(content)).await;
+                let put = upload::put(peer, capabilities, &digest, Blob::Bytes(content)).await;
                 put.map(|_| Bytes::new())
             }
         };
@@ -181,13 +150,11 @@ impl Transfer<'_> {
     }
 
     /// Transfers one batch. Retries the blobs that fail temporarily.
-    async fn batch(&self, function: DigestFunction, mut items: Vec<Item>) -> Vec<BatchOutcome> {
-        let peer = &self.store.peer;
+    async fn batch(&self, mut items: Vec<Item>) -> Vec<BatchOutcome> {
         let mut outcomes = Vec::with_capacity(items.len());
-        let mut retry = peer.retry();
-        let end = peer.end(total(&items));
+        let (mut retry, end) = (self.peer.retry(), self.peer.end(total(&items)));
         while !items.is_empty() {
-            let mut entries = match self.call(function, &items, end, &mut retry).await {
+            let mut entries = match self.call(&items, end, &mut retry).await {
                 Ok(entries) => entries,
                 Err(failure) => {
                     outcomes.extend(self.refused(items, failure).await);
@@ -196,13 +163,10 @@ impl Transfer<'_> {
             };
             let mut failed = Vec::new();
             for item in items {
-                match entries.remove(&item.digest) {
-                    Some(Ok(content)) => outcomes.push((item.digest, Ok(content))),
-                    Some(Err(failure)) => failed.push((item, failure)),
-                    None => {
-                        let why = "its answer omits the blob".to_owned();
-                        failed.push((item, Failure::InvalidAnswer(why)));
-                    }
+                let omitted = || Err(Status::internal("its answer omits the blob").into());
+                match entries.remove(&item.digest).unwrap_or_else(omitted) {
+                    Ok(content) => outcomes.push((item.digest, Ok(content))),
+                    Err(failure) => failed.push((item, failure)),
                 }
             }
             let may_pass = failed.iter().any(|(_, failure)| failure.is_retryable());
@@ -234,38 +198,35 @@ impl Transfer<'_> {
         let digests: Vec<_> = items.iter().map(|item| item.digest).collect();
         let error = self.error(&digests, failure);
         let error = |own: Option<Error>| Err(own.unwrap_or_else(|| error.clone()));
-        let outcomes = items.iter().zip(own_errors);
-        outcomes
-            .map(|(item, own)| (item.digest, error(own)))
-            .collect()
+        let outcomes = digests.into_iter().zip(own_errors);
+        outcomes.map(|(digest, own)| (digest, error(own))).collect()
     }
 
     /// Corrects the peer's capabilities after it refused a batch: no compression, or smaller batches,
     /// which is the last correction. `None` if neither explains the refusal.
     fn corrected(&self, items: &[Item], failure: &Failure) -> Option<Self> {
-        let correct = |is_last, change: &dyn Fn(&mut RemoteCapabilities)| {
-            let mut capabilities = Arc::clone(&self.capabilities);
-            change(Arc::make_mut(&mut capabilities));
-            self.store.known.correct(change);
-            Self {
-                capabilities,
-                is_last,
-                ..*self
-            }
+        let known = &self.peer.known;
+        let half = (total(items) / 2).max(MIN_BATCH);
+        let (capabilities, is_last) = if self.compresses() && failure.is_unknown_form() {
+            (known.correct(|known| known.zstd_batches = false), false)
+        } else if failure.is_too_large() && items.len() > 1 && !self.is_last {
+            let smaller = |known: &mut RemoteCapabilities| {
+                known.max_batch_bytes = known.max_batch_bytes.min(half);
+            };
+            (known.correct(smaller), true)
+        } else {
+            return None;
         };
-        if self.compresses() && failure.is_unknown_form() {
-            return Some(correct(false, &|known| known.zstd_batches = false));
-        }
-        let half = (total(items) / 2).max(2 * SMALL);
-        let smaller = |known: &mut RemoteCapabilities| {
-            known.max_batch_bytes = known.max_batch_bytes.min(half);
-        };
-        let may_be_too_large = failure.is_too_large() && items.len() > 1;
-        (may_be_too_large && !self.is_last).then(|| correct(true, &smaller))
+        Some(Self {
+            capabilities: capabilities?,
+            is_last,
+            ..*self
+        })
     }
 
     fn compresses(&self) -> bool {
-        self.direction == Direction::Update && self.store.zstd && self.capabilities.zstd_batches
+        let is_supported = self.peer.options.zstd && self.capabilities.zstd_batches;
+        self.direction == Direction::Update && is_supported
     }
 
     /// Returns the error of a failure that concerns this blob alone. Content that the peer refuses may be
@@ -274,7 +235,7 @@ impl Transfer<'_> {
         match (self.direction, failure.code()) {
             (Direction::Read, Some(Code::NotFound)) => Some(Error::NotFound(item.digest)),
             (Direction::Update, Some(Code::InvalidArgument)) => {
-                let actual = item.digest.function().digest(&item.content);
+                let actual = self.function.digest(&item.content);
                 (actual != item.digest).then(|| Error::mismatch(&item.digest, actual))
             }
             _ => None,
@@ -286,15 +247,10 @@ impl Transfer<'_> {
             Direction::Read => "reading",
             Direction::Update => "storing",
         };
-        self.store.peer.error_of(doing, blobs, failure)
+        self.peer.error_of(doing, blobs, failure)
     }
 }
 
 fn total(items: &[Item]) -> u64 {
     items.iter().map(|item| item.digest.size()).sum()
-}
-
-/// Whether a blob travels in a batch even when it is alone.
-pub(super) fn is_small(capabilities: &RemoteCapabilities, size: u64) -> bool {
-    size <= SMALL && packing::fits(size, capabilities.max_batch_bytes)
 }

@@ -6,28 +6,24 @@ use std::{
 };
 
 use bytes::{Buf as _, Bytes};
-use zstd::{
-    bulk,
-    stream::{
-        raw::{DParameter, Decoder, InBuffer, Operation as _, OutBuffer},
-        write::Encoder,
-    },
+use zstd::stream::{
+    raw::{DParameter, Decoder, InBuffer, Operation as _, OutBuffer},
+    write::Encoder,
 };
 
-use gorego_storage::CHUNK_SIZE;
+use gorego_storage::{CHUNK_SIZE, Compressor};
 
 /// The fastest of the ordinary levels: the network should be the bottleneck.
-const LEVEL: i32 = 1;
+pub(super) const LEVEL: i32 = 1;
 /// The largest window that is accepted, as a power of two: RFC 8878 requires it of decoders.
 const MAX_WINDOW_LOG: u32 = 23;
 
-pub(super) fn compress(content: &[u8]) -> io::Result<Bytes> {
-    bulk::compress(content, LEVEL).map(Bytes::from)
-}
-
-/// Decompresses a whole blob of at most `size` bytes.
-pub(super) fn decompress(compressed: &[u8], size: usize) -> io::Result<Bytes> {
-    bulk::decompress(compressed, size).map(Bytes::from)
+pub(super) const fn compressor(zstd: bool) -> Compressor {
+    if zstd {
+        Compressor::Zstd
+    } else {
+        Compressor::Identity
+    }
 }
 
 /// Compresses content that arrives in pieces into one frame.

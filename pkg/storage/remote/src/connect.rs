@@ -19,7 +19,7 @@ use tonic::{
 };
 use tower::{BoxError, ServiceExt as _};
 
-use super::{RemoteAddress, RemoteError, RemoteHeaders, RemoteOptions};
+use super::{RemoteAddress, RemoteError, RemoteOptions};
 use gorego_storage::Chain;
 
 /// The receive window of a stream, in bytes. It is extended when half of it arrived, so that it has to be
@@ -50,20 +50,16 @@ const MAX_CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Returns the headers of one call: the configured ones, the instances of gorego that the request passed,
 /// and the time limit.
-pub(super) fn headers(
-    configured: &RemoteHeaders,
-    chain: &Chain,
-    timeout: Option<Duration>,
-) -> HeaderMap {
+pub(super) fn headers(options: &RemoteOptions, timeout: Option<Duration>) -> HeaderMap {
     let mut request = Request::new(());
     if let Some(timeout) = timeout {
         request.set_timeout(timeout);
     }
     let mut headers = request.into_parts().0.into_headers();
-    if let Ok(chain) = chain.header().parse() {
+    if let Ok(chain) = options.chain.header().parse() {
         headers.insert(Chain::HEADER, chain);
     }
-    for (name, value) in &*configured.0 {
+    for (name, value) in &*options.headers.borrow().0 {
         headers.append(name, value.clone());
     }
     headers

@@ -82,22 +82,15 @@ pub(super) async fn stream<Q: Request>(
     Ok(answer.map_err(malformed)?)
 }
 
+/// A call and its limits.
 pub(super) struct Call<Q> {
-    request: Q,
-    limits: Limits,
+    pub(super) request: Q,
+    pub(super) limits: Limits,
+    /// The bytes of content that it moves, which extend its time limit.
     pub(super) bytes: u64,
 }
 
 impl<Q: Request> Call<Q> {
-    /// Creates a call that moves `bytes` bytes of content, which extend its time limit.
-    pub(super) const fn new(request: Q, limits: Limits, bytes: u64) -> Self {
-        Self {
-            request,
-            limits,
-            bytes,
-        }
-    }
-
     pub(super) async fn send(&self, link: Link) -> Result<Q::Answer, Failure> {
         let request = streams::iter([grpc::framed(&self.request)]);
         stream::<Q>(link, request, self.limits).await
@@ -107,6 +100,9 @@ impl<Q: Request> Call<Q> {
 /// Returns the call that requests the capabilities.
 pub(super) fn capabilities(instance: &str) -> Call<v2::GetCapabilitiesRequest> {
     let instance_name = instance.to_owned();
-    let request = v2::GetCapabilitiesRequest { instance_name };
-    Call::new(request, Limits::default(), 0)
+    Call {
+        request: v2::GetCapabilitiesRequest { instance_name },
+        limits: Limits::default(),
+        bytes: 0,
+    }
 }

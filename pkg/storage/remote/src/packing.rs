@@ -3,11 +3,6 @@
 /// The bytes beside the content of each blob in a message: a digest, a status, and field headers.
 const FRAMING: u64 = 256;
 
-/// Whether a blob of `size` bytes fits into a batch of `limit` bytes.
-pub(super) const fn fits(size: u64, limit: u64) -> bool {
-    size.saturating_add(FRAMING) <= limit
-}
-
 /// Packs blobs into batches of at most `limit` bytes, in order. Returns the batches, and the blobs that go alone: those
 /// larger than `large`, and those that do not fit into a batch.
 pub(super) fn pack<T>(
@@ -21,7 +16,7 @@ pub(super) fn pack<T>(
     let mut total = 0_u64;
     for blob in blobs {
         let size = size(&blob);
-        if size > large || !fits(size, limit) {
+        if size > large || size + FRAMING > limit {
             alone.push(blob);
             continue;
         }

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use futures::{FutureExt as _, StreamExt as _, stream};
 use reapi::bytestream::{WriteRequest, WriteResponse};
 use tokio::{
-    sync::{OwnedSemaphorePermit, mpsc, oneshot},
+    sync::{Notify, OwnedSemaphorePermit, mpsc, oneshot},
     time,
 };
 use tonic::Status;
@@ -34,16 +34,12 @@ pub(super) struct Content<'a> {
     name: String,
     /// The position in the blob at which the content starts, in bytes.
     start: u64,
-    /// The number of bytes that the source should have.
-    len: u64,
-    /// Set if the source ends after `len` bytes for certain. A stream may continue, or fail.
-    ends: bool,
     compressing: Option<FrameEncoder>,
     /// The number of bytes read from the source.
     pub(super) read: u64,
     /// The number of bytes sent, in the form in which they were sent.
     sent: u64,
-    /// Set once the source ended or exceeded `len`.
+    /// Set once the source ended or is longer than the rest of the blob.
     ended: bool,
     /// Set once the last message was sent.
     pub(super) finished: bool,
@@ -52,26 +48,22 @@ pub(super) struct Content<'a> {
 }
 
 impl<'a> Content<'a> {
-    pub(super) fn new(
+    pub(super) const fn new(
         source: Chunks,
         digest: &'a Digest,
         name: String,
         start: u64,
-        ends: bool,
         compressing: Option<FrameEncoder>,
     ) -> Self {
-        let len = digest.size() - start;
         Self {
             source,
             digest,
             name,
             start,
-            len,
-            ends,
             compressing,
             read: 0,
             sent: 0,
-            ended: ends && len == 0,
+            ended: false,
             finished: false,
             rest: Bytes::new(),
         }
@@ -83,7 +75,7 @@ impl<'a> Content<'a> {
     }
 
     pub(super) const fn has_wrong_size(&self) -> bool {
-        self.ended && self.read != self.len
+        self.ended && self.start + self.read != self.digest.size()
     }
 
     /// Returns the next message.
@@ -106,37 +98,27 @@ impl<'a> Content<'a> {
 
     /// Takes a piece of the source, or its end.
     fn take(&mut self, piece: Option<Bytes>) -> Result<()> {
-        let Some(mut piece) = piece else {
-            self.ended = true;
-            return self.check_size();
-        };
+        let left = self.digest.size() - self.start - self.read;
+        self.ended = piece.is_none();
+        let mut piece = piece.unwrap_or_default();
         // One byte too many shows the peer that the content is too long.
-        let most = (self.len - self.read).saturating_add(1);
-        piece.truncate(usize::try_from(most).unwrap_or(usize::MAX));
+        piece.truncate(usize::try_from(left.saturating_add(1)).unwrap_or(usize::MAX));
         self.read += piece.len() as u64;
-        let is_whole = self.read == self.len;
-        self.ended = self.read > self.len || self.ends && is_whole;
-        if self.ended {
-            self.check_size()?;
-        }
-        self.rest = match &mut self.compressing {
-            Some(compressing) => compressing.next(&piece, is_whole).map_err(|why| {
-                Error::Unavailable(format!("failed to compress {}: {why}", self.digest))
-            })?,
-            None => piece,
-        };
-        Ok(())
-    }
-
-    /// Fails if compressed content has another size: a frame states its size, and cannot end early. The
-    /// peer checks the size of other content.
-    fn check_size(&self) -> Result<()> {
-        if self.compressing.is_none() || self.read == self.len {
+        self.ended |= piece.len() as u64 > left;
+        let Some(compressing) = &mut self.compressing else {
+            self.rest = piece;
             return Ok(());
+        };
+        let (read, digest) = (self.read, self.digest);
+        // A frame states its size, and cannot end early. The peer checks the size of other content.
+        if self.ended && read != digest.size() {
+            let why = format!("{read} bytes of {digest} arrived");
+            return Err(Error::Unavailable(why));
         }
-        let (read, digest, len) = (self.read, self.digest, self.len);
-        let why = format!("{read} bytes of {digest} arrived instead of {len}");
-        Err(Error::Unavailable(why))
+        let compressed = compressing.next(&piece, read == digest.size());
+        self.rest = compressed
+            .map_err(|why| Error::Unavailable(format!("failed to compress {digest}: {why}")))?;
+        Ok(())
     }
 
     fn message(&mut self) -> WriteRequest {
@@ -178,17 +160,17 @@ pub(super) async fn write(
     content: &mut Content<'_>,
     permit: &Arc<OwnedSemaphorePermit>,
 ) -> Result<Put, Failure> {
-    let (link, attempt) = peer.open_long(retry).await?;
+    let (link, mut attempt) = peer.open_long(retry).await?;
     let (messages, mut requests) = mpsc::channel(1);
     let (mut answered, mut answer) = oneshot::channel();
-    let (connected, is_connected) = oneshot::channel();
-    let mut connected = Some(connected);
-    let permit = Arc::clone(permit);
-    let parting = PARTING.min(peer.timeout);
+    let demand = Arc::<Notify>::default();
+    let (demanded, permit) = (Arc::clone(&demand), Arc::clone(permit));
+    let timeout = peer.options.timeout;
+    let parting = PARTING.min(timeout);
     let request = peer.spawn(async move {
         let _permit = permit;
         let requests = stream::poll_fn(move |cx| {
-            let _ = connected.take().map(|connected| connected.send(()));
+            demanded.notify_one();
             requests.poll_recv(cx)
         });
         let given_up = async {
@@ -204,7 +186,7 @@ pub(super) async fn write(
     let answer = tokio::select! {
         biased;
         answer = &mut answer => Some(answer),
-        sent = send(peer, content, messages, is_connected) => match sent {
+        sent = send(peer, content, messages, &demand) => match sent {
             Ok(patience) => time::timeout(patience, &mut answer).await.ok(),
             Err(error) => {
                 let _ = time::timeout(parting, answer).await;
@@ -213,15 +195,15 @@ pub(super) async fn write(
         },
     };
     request.abort();
-    let outcome: Result<WriteResponse, Failure> = match answer {
-        Some(Ok(answer)) => answer,
-        Some(Err(_)) => {
-            let why = format!("upload of {} was cut off", content.digest);
-            return Err(Failure::Own(Error::Unavailable(why)));
-        }
-        None => Err(Failure::TimedOut(peer.timeout)),
+    let cut_off = |_| {
+        let why = format!("upload of {} was cut off", content.digest);
+        Err(Failure::Own(Error::Unavailable(why)))
     };
-    attempt.ended(outcome.as_ref().err());
+    let outcome: Result<WriteResponse, Failure> = answer.map_or_else(
+        || Err(Failure::TimedOut(timeout)),
+        |answer| answer.unwrap_or_else(cut_off),
+    );
+    attempt.record(outcome.as_ref().err());
     content.judge(outcome?.committed_size)
 }
 
@@ -231,17 +213,17 @@ async fn send(
     peer: &Peer,
     content: &mut Content<'_>,
     messages: mpsc::Sender<Bytes>,
-    is_connected: oneshot::Receiver<()>,
+    demand: &Notify,
 ) -> Result<Duration> {
-    if time::timeout(peer.timeout, is_connected).await.is_err() {
-        return Ok(Duration::ZERO);
-    }
     while !content.finished {
-        match time::timeout(peer.timeout, messages.reserve()).await {
+        let slot = async {
+            demand.notified().await;
+            messages.reserve().await
+        };
+        match time::timeout(peer.options.timeout, slot).await {
             Ok(Ok(slot)) => slot.send(grpc::framed(&content.next().await?)),
-            // The peer needs no more of it. Its answer has the reason.
-            Ok(Err(_)) => return Ok(peer.timeout),
-            Err(_) => return Ok(Duration::ZERO),
+            // The peer needs no more of it, or takes too long.
+            Ok(Err(_)) | Err(_) => return Ok(Duration::ZERO),
         }
     }
     Ok(peer.deadline(content.digest.size()))
@@ -259,7 +241,7 @@ mod tests {
         let source = stream::iter([Ok(Bytes::from_static(b"cont"))]).boxed();
         let compressing = FrameEncoder::new(digest.size()).unwrap();
         let name = "name".to_owned();
-        let mut content = Content::new(source, &digest, name, 0, false, Some(compressing));
+        let mut content = Content::new(source, &digest, name, 0, Some(compressing));
         let error = loop {
             match content.next().await {
                 Ok(message) => assert!(!message.finish_write),
