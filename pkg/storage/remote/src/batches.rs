@@ -62,7 +62,11 @@ pub(super) async fn put(peer: &Arc<Peer>, blobs: Vec<(Digest, Bytes)>) -> Vec<Re
     let mut sent = HashMap::with_capacity(blobs.len());
     for (digest, content) in &blobs {
         if content.len() as u64 == digest.size() {
-            sent.entry(*digest).or_insert(content);
+            let sent = sent.entry(*digest).or_insert(content);
+            // Only one of several contents can be right.
+            if *sent != content && digest.is_of(content) {
+                *sent = content;
+            }
         }
     }
     let digests: Vec<_> = blobs.iter().map(|(digest, _)| *digest).collect();
