@@ -8,13 +8,13 @@ use bytes::Bytes;
 use futures::{FutureExt as _, StreamExt as _, future::BoxFuture, stream};
 use tonic::{Code, Status};
 
-use super::{
-    RemoteCapabilities, download, failure::Failure, missing::unique, packing, peer::Peer, upload,
-};
+use super::{RemoteCapabilities, download, failure::Failure, missing::unique, peer::Peer, upload};
 use gorego_storage::{Blob, Digest, DigestFunction, Error, Put, Result};
 
 /// The largest blob in a batch, in bytes: a larger one has a stream of its own, which can be resumed.
 const LARGE: u64 = 1 << 20;
+/// The bytes beside the content of each blob in a message: a digest, a status, and field headers.
+const FRAMING: u64 = 256;
 /// The least size of a batch after the peer refused a larger one, in bytes.
 const MIN_BATCH: u64 = 128 << 10;
 
@@ -24,7 +24,6 @@ enum Direction {
     Update,
 }
 
-/// A blob to transfer.
 struct Item {
     digest: Digest,
     /// Empty if the blob is read.
@@ -76,6 +75,9 @@ pub(super) async fn put(peer: &Arc<Peer>, blobs: Vec<(Digest, Bytes)>) -> Vec<Re
     };
     let items = unique(&digests).into_iter().filter_map(item).collect();
     let stored = many(peer, Direction::Update, items).await;
+    if let Some((digest, _)) = stored.iter().find(|(_, outcome)| outcome.is_ok()) {
+        peer.canary.set(digest);
+    }
     let result = |(digest, content): &(Digest, Bytes)| {
         if content.len() as u64 != digest.size() {
             let actual = format_args!("{} bytes", content.len());
@@ -129,7 +131,7 @@ impl Transfer<'_> {
     /// Transfers distinct blobs in calls by size, as many at once as the peer may get.
     fn split(&self, items: Vec<Item>) -> BoxFuture<'_, Vec<BatchOutcome>> {
         let limit = self.capabilities.max_batch_bytes;
-        let (batches, alone) = packing::pack(items, |item| item.digest.size(), limit, LARGE);
+        let (batches, alone) = pack(items, |item| item.digest.size(), limit, LARGE);
         let batches = batches.into_iter().map(|items| self.batch(items).boxed());
         let alone = alone.into_iter().map(|item| self.alone(item).boxed());
         let calls: Vec<_> = batches.chain(alone).collect();
@@ -137,7 +139,6 @@ impl Transfer<'_> {
         calls.concat().boxed()
     }
 
-    /// Transfers a blob in a stream of its own.
     async fn alone(&self, Item { digest, content }: Item) -> Vec<BatchOutcome> {
         let (peer, capabilities) = (self.peer, &self.capabilities);
         let outcome = match self.direction {
@@ -153,62 +154,49 @@ impl Transfer<'_> {
         vec![(digest, outcome)]
     }
 
-    /// Transfers one batch. Retries the blobs that fail temporarily.
+    /// Transfers one batch. Retries the blobs that fail temporarily. If the batch is refused as a whole, tries
+    /// smaller or uncompressed ones if these may succeed.
     async fn batch(&self, mut items: Vec<Item>) -> Vec<BatchOutcome> {
         let mut outcomes = Vec::with_capacity(items.len());
-        let (mut retry, end) = (self.peer.retry(), self.peer.end(total(&items)));
+        let mut retry = self.peer.retry();
         while !items.is_empty() {
-            let mut entries = match self.call(&items, end, &mut retry).await {
-                Ok(entries) => entries,
-                Err(failure) => {
-                    outcomes.extend(self.refused(items, failure).await);
-                    break;
-                }
+            let (mut entries, refusal) = match self.call(&items, &mut retry).await {
+                Ok(entries) => (entries, None),
+                Err(failure) => (HashMap::new(), Some(failure)),
             };
+            if let Some(corrected) = refusal.as_ref().and_then(|why| self.corrected(&items, why)) {
+                outcomes.extend(corrected.split(items).await);
+                break;
+            }
             let mut failed = Vec::new();
             for item in items {
-                let omitted = || Err(Status::internal("its answer omits the blob").into());
+                let omitted = || Status::internal("its answer omits the blob").into();
+                let omitted = || Err(refusal.clone().unwrap_or_else(omitted));
                 match entries.remove(&item.digest).unwrap_or_else(omitted) {
                     Ok(content) => outcomes.push((item.digest, Ok(content))),
                     Err(failure) => failed.push((item, failure)),
                 }
             }
             let may_pass = failed.iter().any(|(_, failure)| failure.is_retryable());
-            let retries = may_pass && retry.pause(Duration::MAX).await;
-            items = Vec::new();
-            for (item, failure) in failed {
-                if retries && failure.is_retryable() {
-                    items.push(item);
-                    continue;
-                }
-                let error = self.own_error(&item, &failure);
-                let error = error.unwrap_or_else(|| self.error(&[item.digest], failure));
-                outcomes.push((item.digest, Err(error)));
-            }
+            let retries = refusal.is_none() && may_pass && retry.pause(Duration::MAX).await;
+            let is_retried = |(_, failure): &(_, Failure)| retries && failure.is_retryable();
+            let (again, ended) = failed.into_iter().partition::<Vec<_>, _>(is_retried);
+            let error = |(item, failure): (Item, _)| (item.digest, Err(self.error(&item, failure)));
+            outcomes.extend(ended.into_iter().map(error));
+            items = again.into_iter().map(|(item, _)| item).collect();
         }
         outcomes
-    }
-
-    /// Returns the outcomes of a batch that was refused as a whole: those of smaller or uncompressed batches
-    /// if these may succeed, else errors.
-    async fn refused(&self, items: Vec<Item>, failure: Failure) -> Vec<BatchOutcome> {
-        let own_errors = items.iter().map(|item| self.own_error(item, &failure));
-        let own_errors: Vec<_> = own_errors.collect();
-        if own_errors.iter().all(Option::is_none)
-            && let Some(corrected) = self.corrected(&items, &failure)
-        {
-            return corrected.split(items).await;
-        }
-        let digests: Vec<_> = items.iter().map(|item| item.digest).collect();
-        let error = self.error(&digests, failure);
-        let error = |own: Option<Error>| Err(own.unwrap_or_else(|| error.clone()));
-        let outcomes = digests.into_iter().zip(own_errors);
-        outcomes.map(|(digest, own)| (digest, error(own))).collect()
     }
 
     /// Corrects the peer's capabilities after it refused a batch: no compression, or smaller batches,
     /// which is the last correction. `None` if neither explains the refusal.
     fn corrected(&self, items: &[Item], failure: &Failure) -> Option<Self> {
+        if items
+            .iter()
+            .any(|item| self.own_error(item, failure).is_some())
+        {
+            return None;
+        }
         let known = &self.peer.known;
         let half = (total(items) / 2).max(MIN_BATCH);
         let (capabilities, is_last) = if self.compresses() && failure.is_unknown_form() {
@@ -246,15 +234,73 @@ impl Transfer<'_> {
         }
     }
 
-    fn error(&self, blobs: &[Digest], failure: Failure) -> Error {
+    fn error(&self, item: &Item, failure: Failure) -> Error {
         let doing = match self.direction {
             Direction::Read => "reading",
             Direction::Update => "storing",
         };
-        self.peer.error_of(doing, blobs, failure)
+        let operation = format_args!("{doing} {}", item.digest);
+        let own = self.own_error(item, &failure);
+        own.unwrap_or_else(|| self.peer.error(&operation, failure))
     }
 }
 
 fn total(items: &[Item]) -> u64 {
     items.iter().map(|item| item.digest.size()).sum()
+}
+
+/// Packs blobs into batches of at most `limit` bytes, in order. Returns the batches, and the blobs that go alone: those
+/// larger than `large`, and those that do not fit into a batch.
+fn pack<T>(
+    blobs: Vec<T>,
+    size: impl Fn(&T) -> u64,
+    limit: u64,
+    large: u64,
+) -> (Vec<Vec<T>>, Vec<T>) {
+    let (mut batches, mut alone) = (Vec::new(), Vec::new());
+    let mut batch = Vec::new();
+    let mut total = 0_u64;
+    for blob in blobs {
+        let size = size(&blob);
+        if size > large || size + FRAMING > limit {
+            alone.push(blob);
+            continue;
+        }
+        if total + size + FRAMING > limit {
+            batches.push(std::mem::take(&mut batch));
+            total = 0;
+        }
+        total += size + FRAMING;
+        batch.push(blob);
+    }
+    if !batch.is_empty() {
+        batches.push(batch);
+    }
+    (batches, alone)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn every_blob_travels_once_and_no_batch_is_too_large(
+            sizes in prop::collection::vec(0_u64..5000, 0..200),
+            limit in 0_u64..10_000,
+        ) {
+            let places: Vec<_> = (0..sizes.len()).collect();
+            let (batches, alone) = pack(places, |place| sizes[*place], limit, 4000);
+            for batch in &batches {
+                let total: u64 = batch.iter().map(|place| sizes[*place] + FRAMING).sum();
+                prop_assert!(total <= limit && !batch.is_empty());
+            }
+            let mut places: Vec<_> = batches.concat();
+            places.extend(alone);
+            places.sort_unstable();
+            prop_assert!(places.into_iter().eq(0..sizes.len()));
+        }
+    }
 }

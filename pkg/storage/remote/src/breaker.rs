@@ -34,7 +34,7 @@ struct Circuit {
     /// Counts the events after which the peer may be another server or may have lost blobs: failures to
     /// reach it, and losses of a blob that were noticed.
     outages: u64,
-    last_error: Arc<str>,
+    last_error: String,
 }
 
 impl Circuit {
@@ -47,7 +47,7 @@ impl Circuit {
             cool_down: options.cool_down,
             now: CallStart::default(),
             outages: 0,
-            last_error: Arc::from(""),
+            last_error: String::new(),
         }
     }
 
@@ -112,7 +112,6 @@ pub(super) struct Breaker {
     pub(super) pool: Pool,
     circuit: Mutex<Circuit>,
     pub(super) state: watch::Sender<BreakerState>,
-    /// Limits the log of error pages.
     logged: LogLimit,
 }
 
@@ -139,8 +138,11 @@ impl Breaker {
     /// Fails if a call would be refused now.
     pub(super) fn check(&self) -> Result<(), Failure> {
         let circuit = self.circuit.lock();
+        let error = &circuit.last_error;
         match circuit.refusal(Instant::now()) {
-            Some(_) => Err(Failure::Open(Arc::clone(&circuit.last_error))),
+            Some(_) => Err(Failure::NotMade(format!(
+                "calls are suspended after a recent error: {error}"
+            ))),
             None => Ok(()),
         }
     }
@@ -171,7 +173,6 @@ impl Breaker {
         }
     }
 
-    /// Changes the circuit, and reports a new state.
     fn change<T>(&self, change: impl FnOnce(&mut Circuit) -> T) -> T {
         let mut circuit = self.circuit.lock();
         let before = circuit.state;
@@ -218,7 +219,7 @@ impl Attempt {
             if let Some(failure) = outage {
                 let silent = matches!(failure, Failure::TimedOut(_));
                 let was_open = circuit.state == BreakerState::Open;
-                circuit.last_error = failure.to_string().into();
+                circuit.last_error = failure.to_string();
                 circuit.failed(is_probe, since, silent, Instant::now());
                 let opens = !was_open && circuit.state == BreakerState::Open;
                 // A silent peer was not replaced by another one, unless the silence lasts.

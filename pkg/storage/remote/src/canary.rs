@@ -26,11 +26,9 @@ pub(super) struct Canary {
 }
 
 impl Canary {
-    /// Records that the peer has this blob. Ignores the empty blob, which is always present.
+    /// Records that the peer has this blob, which is not the empty one.
     pub(super) fn set(&self, digest: &Digest) {
-        if !digest.is_empty_blob() {
-            *self.blob.lock() = Some(*digest);
-        }
+        *self.blob.lock() = Some(*digest);
     }
 }
 

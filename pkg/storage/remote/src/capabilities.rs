@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use parking_lot::Mutex;
-use reapi::v2::ServerCapabilities;
+use reapi::v2::CacheCapabilities;
 use tokio::time::Instant;
 use tonic::Code;
 
@@ -13,10 +13,8 @@ use gorego_storage::{Compressor, DigestFunction, Error, Result};
 /// The age up to which an answer is used: behind a balancer, a peer may restart unnoticed with another
 /// configuration.
 const KEPT: Duration = Duration::from_mins(5);
-/// The largest message that gRPC accepts by default, in bytes.
-const MESSAGE: u64 = 4 << 20;
-/// The bytes of a batch beside the content.
-const FRAMING: u64 = 64 << 10;
+/// The content of a batch that fits into a message of gRPC's default limit, in bytes.
+const MAX_BATCH: u64 = (4 << 20) - (64 << 10);
 
 /// The capabilities of a peer.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,39 +30,24 @@ pub struct RemoteCapabilities {
 }
 
 impl RemoteCapabilities {
-    /// Returns the capabilities of a peer that does not announce them.
-    fn unknown() -> Self {
-        Self {
-            digest_functions: DigestFunction::ALL.to_vec(),
-            max_batch_bytes: MESSAGE - FRAMING,
-            zstd_streams: false,
-            zstd_batches: false,
-        }
-    }
-
-    fn of(answer: &ServerCapabilities) -> Self {
-        let Some(cache) = &answer.cache_capabilities else {
-            return Self::unknown();
+    /// Returns the announced capabilities; those to expect of a peer that announces none.
+    fn of(announced: Option<CacheCapabilities>) -> Self {
+        let digest_functions = match &announced {
+            None => DigestFunction::ALL.to_vec(),
+            Some(cache) if cache.digest_functions.is_empty() => vec![DigestFunction::Sha256],
+            Some(cache) => {
+                let known = |value: &i32| DigestFunction::from_proto(*value).ok().flatten();
+                cache.digest_functions.iter().filter_map(known).collect()
+            }
         };
-        let named: Vec<_> = cache
-            .digest_functions
-            .iter()
-            .filter_map(|value| DigestFunction::from_proto(*value).ok().flatten())
-            .collect();
-        let digest_functions = if cache.digest_functions.is_empty() {
-            vec![DigestFunction::Sha256]
-        } else {
-            named
-        };
+        let cache = announced.unwrap_or_default();
         let zstd = Compressor::Zstd.to_proto() as i32;
-        let batch = u64::try_from(cache.max_batch_total_size_bytes).unwrap_or_default();
+        let batch = u64::try_from(cache.max_batch_total_size_bytes).ok();
+        let batch = batch.filter(|bytes| *bytes > 0).unwrap_or(u64::MAX);
         Self {
             digest_functions,
             // Larger batches would hold more memory than they save time.
-            max_batch_bytes: match batch {
-                0 => MESSAGE - FRAMING,
-                some => some.min(MESSAGE - FRAMING),
-            },
+            max_batch_bytes: batch.min(MAX_BATCH),
             zstd_streams: cache.supported_compressors.contains(&zstd),
             zstd_batches: cache.supported_batch_update_compressors.contains(&zstd),
         }
@@ -135,24 +118,18 @@ impl Peer {
         {
             return Err(error.clone());
         }
-        let capabilities = match self.call(&capabilities(self.instance.as_str())).await {
-            Ok(answer) => RemoteCapabilities::of(&answer),
-            Err(failure) if failure.code() == Some(Code::Unimplemented) => {
-                RemoteCapabilities::unknown()
-            }
+        let announced = match self.call(&capabilities(self.instance.as_str())).await {
+            Ok(answer) => answer.cache_capabilities,
+            Err(failure) if failure.code() == Some(Code::Unimplemented) => None,
             Err(failure) => {
                 let error = error(failure);
                 known.last.lock().failed = Some((Instant::now(), error.clone()));
                 return Err(error);
             }
         };
-        let capabilities = Arc::new(capabilities);
-        let answer = (
-            Arc::clone(&capabilities),
-            Instant::now(),
-            self.breaker.outages(),
-        );
-        known.last.lock().answer = Some(answer);
+        let capabilities = Arc::new(RemoteCapabilities::of(announced));
+        let (answer, outages) = (Arc::clone(&capabilities), self.breaker.outages());
+        known.last.lock().answer = Some((answer, Instant::now(), outages));
         Ok(capabilities)
     }
 

@@ -70,14 +70,15 @@ pub(super) fn channels(
     options: &RemoteOptions,
     lost: &Arc<Notify>,
 ) -> Result<Vec<Channel>, RemoteError> {
-    let endpoint = endpoint(options)?;
+    let timeout = options.timeout.min(MAX_CONNECT_TIMEOUT);
+    let endpoint = endpoint(options)?.connect_timeout(timeout);
     let tls = match &options.tls {
         Some(current) => Some((current.clone(), server_name(endpoint.uri())?)),
         None => None,
     };
     let mut tcp = HttpConnector::new();
     tcp.set_nodelay(true);
-    tcp.set_connect_timeout(Some(connect_timeout(options)));
+    tcp.set_connect_timeout(Some(timeout));
     tcp.set_keepalive(Some(KEEP_ALIVE));
     tcp.set_keepalive_interval(Some(KEEP_ALIVE_INTERVAL));
     tcp.set_tcp_user_timeout(Some(HOST_TIMEOUT));
@@ -158,10 +159,6 @@ impl Drop for Guard {
     }
 }
 
-fn connect_timeout(options: &RemoteOptions) -> Duration {
-    options.timeout.min(MAX_CONNECT_TIMEOUT)
-}
-
 fn endpoint(options: &RemoteOptions) -> Result<Endpoint, RemoteError> {
     let authority = match &options.address {
         RemoteAddress::Tcp(authority) => authority,
@@ -187,7 +184,6 @@ fn endpoint(options: &RemoteOptions) -> Result<Endpoint, RemoteError> {
     let endpoint = endpoint
         .user_agent(concat!("gorego/", env!("CARGO_PKG_VERSION")))
         .map_err(|why| error(why.to_string()))?
-        .connect_timeout(connect_timeout(options))
         .http2_keep_alive_interval(PING)
         .keep_alive_timeout(PING_TIMEOUT)
         .initial_stream_window_size(STREAM_WINDOW)

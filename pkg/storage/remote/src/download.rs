@@ -4,7 +4,6 @@ use std::{sync::Arc, time::Duration};
 
 use bytes::{Buf as _, Bytes};
 use futures::{FutureExt as _, StreamExt as _, stream};
-use gorego_limits::Permit;
 use reapi::bytestream::ReadRequest;
 use tokio::{
     sync::{Mutex, OwnedSemaphorePermit},
@@ -20,7 +19,7 @@ use super::{
     grpc::{self, Answer, Link},
     methods::READ,
     missing,
-    peer::Peer,
+    peer::{Peer, StreamPermits},
     retry::Retry,
 };
 use gorego_storage::{Blob, BlobStream, Digest, Error, Hasher, ReadName, Result};
@@ -44,7 +43,7 @@ struct Download {
     arriving: Option<OpenRead>,
     retry: Retry,
     has_ended: bool,
-    _permits: (OwnedSemaphorePermit, Permit, Option<OwnedSemaphorePermit>),
+    _permits: (StreamPermits, Option<OwnedSemaphorePermit>),
 }
 
 struct OpenRead {
@@ -69,12 +68,8 @@ pub(super) async fn start(
         return Err(Error::NotFound(*digest));
     }
     let compress = peer.compress(capabilities, digest.size());
-    let permits = async {
-        let stream = peer.stream_permit().await?;
-        Ok((stream, peer.window_permit(digest.size()).await?))
-    };
     let error = |failure| peer.error(&format_args!("reading {digest}"), failure);
-    let (permit, window) = permits.await.map_err(error)?;
+    let permits = peer.stream_permits(digest.size()).await.map_err(error)?;
     let mut download = Download {
         peer: Arc::clone(peer),
         digest: *digest,
@@ -87,7 +82,7 @@ pub(super) async fn start(
         arriving: None,
         retry: peer.retry(),
         has_ended: false,
-        _permits: (permit, window, compress),
+        _permits: (permits, compress),
     };
     let first = download.next().await?;
     Ok(Blob::Stream(stream_of(first, download)))
@@ -240,8 +235,7 @@ impl Download {
             read_limit: 0,
         };
         let decompressing = self.zstd.then(FrameDecoder::new).transpose();
-        let decompressing =
-            decompressing.map_err(|why| Failure::Own(Error::Unavailable(why.to_string())))?;
+        let decompressing = decompressing.map_err(Failure::Own)?;
         let request = grpc::body(stream::iter([grpc::framed(&request)]));
         self.arriving = Some(OpenRead {
             answer: link.call(READ, request).await?,

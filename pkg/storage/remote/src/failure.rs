@@ -5,9 +5,10 @@ use std::{error::Error as _, fmt, sync::Arc, time::Duration};
 use reapi::rpc;
 use tonic::{Code, Status};
 
+use super::peer::Peer;
 use gorego_storage::{Error, shorten};
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) enum Failure {
     Answer(Status),
     Transport(Status),
@@ -15,10 +16,8 @@ pub(super) enum Failure {
     Page(Status),
     /// No answer, or no further piece, in this time.
     TimedOut(Duration),
-    /// Too many calls were in progress for this long.
-    Busy(Duration),
-    /// The breaker is open; this was the last error.
-    Open(Arc<str>),
+    /// The call was not made, for this reason.
+    NotMade(String),
     /// An error that is no fault of the peer.
     Own(Error),
 }
@@ -112,31 +111,34 @@ impl Failure {
             _ => self.is_retryable(),
         }
     }
+}
 
+impl Peer {
     /// Returns the error of an operation that ended with this failure.
-    pub(super) fn into_error(self, peer: &Arc<str>, operation: &dyn fmt::Display) -> Error {
-        let is_exhausted = self.code() == Some(Code::ResourceExhausted);
-        let is_temporary = self.is_retryable() && !is_exhausted;
-        if let Self::Own(error) = self {
+    pub(super) fn error(&self, operation: &dyn fmt::Display, failure: Failure) -> Error {
+        let is_exhausted = failure.code() == Some(Code::ResourceExhausted);
+        let is_temporary = failure.is_retryable() && !is_exhausted;
+        if let Failure::Own(error) = failure {
             return error;
         }
-        match self.status() {
+        let peer = Arc::clone(&self.name);
+        match failure.status() {
             Some(status) if !is_temporary => {
-                let foreign = matches!(self, Self::Page(_));
+                let foreign = matches!(failure, Failure::Page(_));
                 let message = if foreign {
                     status.message().to_owned()
                 } else {
                     shorten(status.message())
                 };
                 Error::Refused {
-                    peer: Arc::clone(peer),
+                    peer,
                     code: status.code(),
                     message: format!("{operation}: {message}"),
                     foreign,
                 }
             }
             _ => Error::Unavailable(format!(
-                "backing cache {peer} is unavailable: {operation}: {self}"
+                "backing cache {peer} is unavailable: {operation}: {failure}"
             )),
         }
     }
@@ -159,8 +161,7 @@ impl fmt::Display for Failure {
             }
             Self::Page(page) => f.write_str(page.message()),
             Self::TimedOut(time) => write!(f, "no answer in {time:?}"),
-            Self::Busy(time) => write!(f, "too many calls in progress for {time:?}"),
-            Self::Open(cause) => write!(f, "calls are suspended after a recent error: {cause}"),
+            Self::NotMade(why) => f.write_str(why),
             Self::Own(error) => error.fmt(f),
         }
     }

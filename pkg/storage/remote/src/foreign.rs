@@ -10,7 +10,7 @@ use tonic::{
     codegen::http::{HeaderValue, Response, StatusCode, header::CONTENT_TYPE},
 };
 
-/// The bytes of a page that are read, and the time for that.
+/// The bytes of a page that are examined, and the time to wait for them.
 const PAGE: usize = 4 << 10;
 const PATIENCE: Duration = Duration::from_secs(1);
 /// The characters quoted of a page and of its content type.
@@ -70,37 +70,29 @@ const fn remedy(code: Code) -> &'static str {
 
 /// Returns a foreign answer as a status, whose message quotes its beginning and names the remedy.
 pub(super) async fn page(answer: Response<Body>) -> Status {
-    let (head, body) = answer.into_parts();
+    let (head, mut body) = answer.into_parts();
     let content_type = head.headers.get(CONTENT_TYPE);
     let content_type = content_type.map_or(&[][..], HeaderValue::as_bytes);
     let content_type = printable(&String::from_utf8_lossy(content_type));
-    let mut bytes = Vec::new();
-    // Whatever arrived in time is quoted.
-    let _ = time::timeout(PATIENCE, beginning(body, &mut bytes)).await;
-    let mut text = String::from_utf8_lossy(&bytes).into_owned();
+    let first = time::timeout(PATIENCE, body.frame()).await;
+    let first = first.ok().flatten().and_then(Result::ok);
+    let bytes = first.and_then(|frame| frame.into_data().ok());
+    let bytes = bytes.unwrap_or_default();
+    let beginning = bytes.get(..PAGE).unwrap_or(&bytes);
+    let mut text = String::from_utf8_lossy(beginning).into_owned();
     if content_type.contains("html") {
         text = without_tags(&text);
     }
     let mut message = format!("HTTP {} and no gRPC", head.status);
     if !content_type.is_empty() {
-        message += &format!(", {content_type}");
+        message = format!("{message}, {content_type}");
     }
     let quoted = printable(&text);
     if !quoted.is_empty() {
-        message += &format!(": {quoted:?}");
+        message = format!("{message}: {quoted:?}");
     }
     let code = code(head.status);
     Status::new(code, format!("{message}; {}", remedy(code)))
-}
-
-/// Reads up to [`PAGE`] bytes of a body. An error counts as the end.
-async fn beginning(mut body: Body, bytes: &mut Vec<u8>) {
-    while bytes.len() < PAGE
-        && let Some(Ok(frame)) = body.frame().await
-    {
-        let data = frame.into_data().unwrap_or_default();
-        bytes.extend(data.iter().take(PAGE - bytes.len()));
-    }
 }
 
 fn without_tags(page: &str) -> String {

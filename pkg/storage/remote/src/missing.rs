@@ -16,8 +16,7 @@ use gorego_storage::{Digest, DigestFunction, Result};
 
 /// The digests in one call: a small fraction of a message of 4 MiB, so that many are looked up at once.
 const CHUNK: usize = 2000;
-/// The most bytes that each digest takes in an answer, encoded and decoded.
-const ENCODED: usize = 150;
+/// The most memory that each digest takes in a decoded answer, in bytes.
 const DECODED: usize = 512;
 
 /// Returns the digests without repetitions and without the empty blob, in the order of their first mention.
@@ -40,7 +39,10 @@ pub(super) async fn find_missing(peer: &Peer, digests: &[Digest]) -> Result<Vec<
         for digests in of_it.chunks(CHUNK).map(<[Digest]>::to_vec) {
             calls.push(async move {
                 let missing = find(peer, &digests, &mut peer.retry()).await;
-                missing.map_err(|failure| peer.error_of("looking up", &digests, failure))
+                missing.map_err(|failure| match &digests[..] {
+                    [one] => peer.error(&format_args!("looking up {one}"), failure),
+                    many => peer.error(&format_args!("looking up {} blobs", many.len()), failure),
+                })
             });
         }
     }
@@ -63,19 +65,13 @@ pub(super) async fn find(
     retry: &mut Retry,
 ) -> Result<Vec<Digest>, Failure> {
     let function = digests.first().map(Digest::function);
-    let call = Call {
-        request: FindMissingBlobsRequest {
-            instance_name: peer.instance.as_str().to_owned(),
-            blob_digests: digests.iter().map(Digest::to_proto).collect(),
-            digest_function: function.map_or(0, |function| function.to_proto() as i32),
-        },
-        limits: Limits {
-            encoded: ENCODED * (digests.len() + 10),
-            decoded: DECODED * (digests.len() + 10),
-        },
-        bytes: 0,
+    let request = FindMissingBlobsRequest {
+        instance_name: peer.instance.as_str().to_owned(),
+        blob_digests: digests.iter().map(Digest::to_proto).collect(),
+        digest_function: function.map_or(0, |function| function.to_proto() as i32),
     };
-    let answer = peer.call_until(&call, peer.end(0), retry).await?;
+    let limits = Limits::decoded(DECODED * (digests.len() + 10));
+    let answer = peer.call_until(&Call(request, limits, 0), retry).await?;
     let asked: HashSet<&Digest> = digests.iter().collect();
     let missing = answer.missing_blob_digests.iter().map(|digest| {
         let why = match Digest::from_proto(function, digest) {

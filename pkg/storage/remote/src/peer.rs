@@ -1,6 +1,6 @@
 //! Calls to a peer: how many at once, how long each may take, and the retries.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use gorego_limits::Permit;
 use tokio::{
@@ -26,7 +26,7 @@ use super::{
     pool::Pool,
     retry::Retry,
 };
-use gorego_storage::{Digest, Error, InstanceName, Result};
+use gorego_storage::{InstanceName, Result};
 
 /// The least that a peer moves, in bytes a second: calls that move more have more time.
 const MIN_TRANSFER_RATE: u64 = 1 << 20;
@@ -36,6 +36,9 @@ const COUNTED: u64 = 4;
 pub(super) const WORTH_COMPRESSING: u64 = 1024;
 /// The number of compressed downloads and uploads at a time. A download may take a window of 8 MiB.
 const MAX_COMPRESSED: usize = 64;
+
+/// The permits of a download or upload, the second for its window.
+pub(super) type StreamPermits = (OwnedSemaphorePermit, Permit);
 
 /// A peer, its connections and its limits.
 pub(super) struct Peer {
@@ -87,28 +90,10 @@ impl Peer {
         Retry::new(self.options.retries)
     }
 
-    /// Returns the error of a failed operation.
-    pub(super) fn error(&self, what: &dyn fmt::Display, failure: Failure) -> Error {
-        failure.into_error(&self.name, what)
-    }
-
-    /// Returns the error of a failed operation on several blobs; a single one is named.
-    pub(super) fn error_of(&self, doing: &str, blobs: &[Digest], failure: Failure) -> Error {
-        match blobs {
-            [one] => self.error(&format_args!("{doing} {one}"), failure),
-            many => self.error(&format_args!("{doing} {} blobs", many.len()), failure),
-        }
-    }
-
     /// Returns the time limit of a call that moves `bytes` bytes.
     pub(super) fn deadline(&self, bytes: u64) -> Duration {
         let transfer = Duration::from_secs(bytes / MIN_TRANSFER_RATE);
         self.options.timeout.saturating_add(transfer)
-    }
-
-    /// Returns the time by which an operation that moves `bytes` bytes has to end, with all its retries.
-    pub(super) fn end(&self, bytes: u64) -> Instant {
-        Instant::now() + self.deadline(bytes) * 2
     }
 
     /// Spawns a task that ends with the store at the latest.
@@ -131,20 +116,19 @@ impl Peer {
         })
     }
 
-    /// Makes a call with retries.
     pub(super) async fn call<Q: Request>(&self, call: &Call<Q>) -> Result<Q::Answer, Failure> {
-        let end = self.end(call.bytes);
-        self.call_until(call, end, &mut self.retry()).await
+        self.call_until(call, &mut self.retry()).await
     }
 
-    /// Makes a call until it succeeds, the retries of its operation are used up, or `end` is near.
+    /// Makes a call until it succeeds, the retries of its operation are used up, or twice its time is over.
     pub(super) async fn call_until<Q: Request>(
         &self,
         call: &Call<Q>,
-        end: Instant,
         retry: &mut Retry,
     ) -> Result<Q::Answer, Failure> {
-        let limit = self.deadline(call.bytes);
+        let Call(.., bytes) = call;
+        let limit = self.deadline(*bytes);
+        let end = Instant::now() + limit * 2;
         let left = || end.saturating_duration_since(Instant::now());
         // A call that had less than half its time would look like an outage.
         let spare = || left().saturating_sub(limit / 2);
@@ -152,7 +136,8 @@ impl Peer {
             if !retry.has_begun {
                 self.breaker.check()?;
             }
-            let permit = acquire(&self.calls, limit.min(spare())).await?;
+            let permit = Arc::clone(&self.calls).acquire_owned();
+            let permit = self::permit(limit.min(spare()), permit).await?;
             let attempt = self.admit(retry, spare()).await?;
             let failure = match self.attempt(attempt, call, limit.min(left())).await {
                 Ok(answer) => return Ok(answer),
@@ -172,7 +157,6 @@ impl Peer {
         self.breaker.admit(end).await
     }
 
-    /// Makes a call once.
     async fn attempt<Q: Request>(
         &self,
         mut attempt: Attempt,
@@ -191,19 +175,13 @@ impl Peer {
         outcome
     }
 
-    /// Opens a connection for a stream, without a time limit.
+    /// Opens a connection for a stream, whose outcome may take long. If the breaker needs a probe, makes a short
+    /// call before.
     pub(super) async fn open(&self, retry: &Retry) -> Result<(Link, Attempt), Failure> {
-        let attempt = self.admit(retry, self.options.timeout).await?;
-        Ok((self.link(None)?, attempt))
-    }
-
-    /// Opens a connection for a stream whose outcome is known only at its end. If the breaker needs a
-    /// probe, makes a short call before.
-    pub(super) async fn open_long(&self, retry: &Retry) -> Result<(Link, Attempt), Failure> {
         loop {
-            let (link, attempt) = self.open(retry).await?;
+            let attempt = self.admit(retry, self.options.timeout).await?;
             if !attempt.is_probe {
-                return Ok((link, attempt));
+                return Ok((self.link(None)?, attempt));
             }
             let probe = capabilities("");
             if let Err(failure) = self.attempt(attempt, &probe, self.options.timeout).await
@@ -214,20 +192,14 @@ impl Peer {
         }
     }
 
-    /// Waits until another download or upload may start.
-    pub(super) async fn stream_permit(&self) -> Result<OwnedSemaphorePermit, Failure> {
-        acquire(&self.streams, self.options.timeout).await
-    }
-
-    /// Waits until a download of `bytes` may have a window of them in flight. Counts a part of the window
-    /// only, since it fills only while the reader is slower than the peer.
-    pub(super) async fn window_permit(&self, bytes: u64) -> Result<Permit, Failure> {
+    /// Waits until another download or upload may start, and may have a window of `bytes` in flight, if it is a
+    /// download. Counts a part of the window only, since it fills only while the reader is slower than the peer.
+    pub(super) async fn stream_permits(&self, bytes: u64) -> Result<StreamPermits, Failure> {
+        let patience = self.options.timeout;
+        let stream = permit(patience, Arc::clone(&self.streams).acquire_owned()).await?;
         let window = bytes.min(u64::from(connect::STREAM_WINDOW));
-        let reserve = self.options.windows.reserve(window / COUNTED);
-        match time::timeout(self.options.timeout, reserve).await {
-            Ok(Ok(permit)) => Ok(permit),
-            _ => Err(Failure::Busy(self.options.timeout)),
-        }
+        let window = self.options.windows.reserve(window / COUNTED);
+        Ok((stream, permit(patience, window).await?))
     }
 
     /// Permits compression of a stream of `bytes` bytes if it is enabled, supported, worth it, and few
@@ -244,14 +216,14 @@ impl Peer {
     }
 }
 
-async fn acquire(
-    semaphore: &Arc<Semaphore>,
+async fn permit<P, E>(
     patience: Duration,
-) -> Result<OwnedSemaphorePermit, Failure> {
-    match time::timeout(patience, Arc::clone(semaphore).acquire_owned()).await {
-        Ok(Ok(permit)) => Ok(permit),
-        _ => Err(Failure::Busy(patience)),
-    }
+    permit: impl Future<Output = Result<P, E>>,
+) -> Result<P, Failure> {
+    let permit = time::timeout(patience, permit).await.ok();
+    permit
+        .and_then(Result::ok)
+        .ok_or_else(|| Failure::NotMade(format!("too many calls in progress for {patience:?}")))
 }
 
 #[cfg(test)]

@@ -18,10 +18,7 @@ use gorego_storage::{
     decoded::{MAX_DECODED_RESULT, result_memory},
 };
 
-const LIMITS: Limits = Limits {
-    encoded: DEFAULT_MESSAGE,
-    decoded: MAX_DECODED_RESULT,
-};
+const LIMITS: Limits = Limits::decoded(MAX_DECODED_RESULT);
 
 impl RemoteStore {
     /// Returns the configured instance name, or that of the caller.
@@ -39,12 +36,8 @@ impl RemoteStore {
             digest_function: action.function().to_proto() as i32,
             ..GetActionResultRequest::default()
         };
-        let call = Call {
-            request,
-            limits: LIMITS,
-            bytes: 0,
-        };
-        self.peer.call(&call).await.map_err(|failure| {
+        let found = self.peer.call(&Call(request, LIMITS, 0)).await;
+        found.map_err(|failure| {
             if failure.code() == Some(Code::NotFound) {
                 return Error::NoResult(*action);
             }
@@ -89,11 +82,7 @@ impl ActionCache for RemoteStore {
             digest_function: action.function().to_proto() as i32,
             ..UpdateActionResultRequest::default()
         };
-        let call = Call {
-            request,
-            limits: LIMITS,
-            bytes: DEFAULT_MESSAGE as u64,
-        };
+        let call = Call(request, LIMITS, DEFAULT_MESSAGE as u64);
         let stored = self.peer.call(&call).await.map(drop);
         stored.map_err(|failure| {
             let what = format_args!("storing the result of action {action}");

@@ -4,9 +4,9 @@ mod write;
 
 use std::{mem, sync::Arc, time::Duration};
 
-use futures::{StreamExt as _, stream};
+use bytes::Bytes;
+use futures::{StreamExt as _, TryStreamExt as _, future, stream};
 use reapi::bytestream::QueryWriteStatusRequest;
-use tokio::sync::OwnedSemaphorePermit;
 use tonic::Code;
 
 use self::write::Content;
@@ -15,14 +15,13 @@ use super::{
     compression::{FrameEncoder, compressor},
     failure::Failure,
     methods::{Call, Limits},
-    peer::Peer,
+    peer::{Peer, StreamPermits},
     retry::Retry,
 };
 use gorego_storage::{
     Blob, BlobFile, Chunks, Digest, DigestFunction, Error, Hasher, Put, Result, UploadId, WriteName,
 };
 
-/// An upload and its progress.
 struct RemoteUpload<'a> {
     peer: &'a Peer,
     digest: &'a Digest,
@@ -37,7 +36,7 @@ struct RemoteUpload<'a> {
     /// The most bytes that the peer has reported. A retry counts as progress only beyond this.
     furthest: u64,
     retry: Retry,
-    permit: Arc<OwnedSemaphorePermit>,
+    permits: Arc<StreamPermits>,
 }
 
 /// Stores content of the right length.
@@ -47,15 +46,15 @@ pub(super) async fn put(
     digest: &Digest,
     mut source: Blob,
 ) -> Result<Put> {
-    let permit = peer.stream_permit().await;
-    let permit = permit.map_err(|failure| error(peer, digest, failure))?;
+    let permits = peer.stream_permits(0).await;
+    let permits = permits.map_err(|failure| error(peer, digest, failure))?;
     let resume = match &mut source {
         Blob::Stream(stream) => stream.resume.take(),
         Blob::Bytes(_) | Blob::File(_) => None,
     };
     let is_named = resume.is_some();
     let (id, offset, compress) = match resume {
-        Some(resume) => (segment_of(&resume.upload), resume.offset, None),
+        Some(resume) => (resume.upload, resume.offset, None),
         None => (
             random_upload(),
             0,
@@ -72,7 +71,7 @@ pub(super) async fn put(
         offset,
         furthest: 0,
         retry: peer.retry(),
-        permit: Arc::new(permit),
+        permits: Arc::new(permits),
     };
     if offset > 0 {
         match upload.query().await? {
@@ -94,35 +93,24 @@ pub(super) async fn put(
     }
 }
 
-/// Returns the number of bytes of an upload that the peer has; all if it is complete.
-pub(super) async fn committed(
+/// Returns the number of bytes of an uncompressed upload that the peer has; `None` if it is complete.
+pub(super) async fn query(
     peer: &Peer,
     digest: &Digest,
     upload: &UploadId,
-) -> Result<u64, Failure> {
-    let name = name(peer, digest, &segment_of(upload), false);
-    let committed = query(peer, name, &mut peer.retry()).await?;
-    Ok(committed.unwrap_or(digest.size()).min(digest.size()))
-}
-
-/// Returns the number of bytes of an upload that the peer has; `None` if it is complete.
-async fn query(peer: &Peer, name: String, retry: &mut Retry) -> Result<Option<u64>, Failure> {
-    let call = Call {
-        request: QueryWriteStatusRequest {
-            resource_name: name,
-        },
-        limits: Limits::default(),
-        bytes: 0,
+    retry: &mut Retry,
+) -> Result<Option<u64>> {
+    let request = QueryWriteStatusRequest {
+        resource_name: name(peer, digest, upload, false),
     };
-    match peer.call_until(&call, peer.end(0), retry).await {
+    let call = Call(request, Limits::decoded(usize::MAX), 0);
+    match peer.call_until(&call, retry).await {
         Ok(answer) if answer.complete => Ok(None),
-        Ok(answer) => Ok(Some(
-            u64::try_from(answer.committed_size).unwrap_or_default(),
-        )),
+        Ok(answer) => Ok(u64::try_from(answer.committed_size).ok().or(Some(0))),
         Err(failure) if matches!(failure.code(), Some(Code::NotFound | Code::Unimplemented)) => {
             Ok(Some(0))
         }
-        Err(failure) => Err(failure),
+        Err(failure) => Err(error(peer, digest, failure)),
     }
 }
 
@@ -133,7 +121,7 @@ fn error(peer: &Peer, digest: &Digest, failure: Failure) -> Error {
 fn name(peer: &Peer, digest: &Digest, upload: &UploadId, zstd: bool) -> String {
     let name = WriteName {
         instance: peer.instance.clone(),
-        upload: upload.clone(),
+        upload: segment_of(upload),
         compressor: compressor(zstd),
         digest: *digest,
     };
@@ -161,24 +149,26 @@ fn random_upload() -> UploadId {
 }
 
 impl RemoteUpload<'_> {
-    fn name(&self) -> String {
-        name(self.peer, self.digest, &self.id, self.zstd)
-    }
-
     async fn query(&mut self) -> Result<Option<u64>> {
-        let committed = query(self.peer, self.name(), &mut self.retry).await;
-        committed.map_err(|failure| error(self.peer, self.digest, failure))
+        query(self.peer, self.digest, &self.id, &mut self.retry).await
     }
 
     /// Sends the content from the offset on. `None` if another attempt is to follow.
     async fn attempt(&mut self) -> Result<Option<Put>> {
-        let compressing = self.zstd.then(|| FrameEncoder::new(self.digest.size()));
-        let compressing = compressing.transpose().map_err(|why| {
-            Error::Unavailable(format!("failed to compress {}: {why}", self.digest))
-        })?;
-        let (name, chunks) = (self.name(), chunks(&mut self.source, self.offset));
-        let mut content = Content::new(chunks, self.digest, name, self.offset, compressing);
-        let outcome = write::write(self.peer, &self.retry, &mut content, &self.permit).await;
+        let (size, zstd) = (self.digest.size(), self.zstd);
+        let mut content = Content {
+            source: chunks(&mut self.source, self.offset),
+            digest: self.digest,
+            name: name(self.peer, self.digest, &self.id, zstd),
+            start: self.offset,
+            compressing: zstd.then(|| FrameEncoder::new(size)).transpose()?,
+            read: 0,
+            sent: 0,
+            ended: false,
+            finished: false,
+            rest: Bytes::new(),
+        };
+        let outcome = write::write(self.peer, &self.retry, &mut content, &self.permits).await;
         if content.has_wrong_size() && (content.finished || outcome.is_err()) {
             return Err(self.wrong(&format!("{} bytes", self.offset + content.read)));
         }
@@ -233,11 +223,10 @@ impl RemoteUpload<'_> {
         if !may_pass || !self.retry.pause(Duration::MAX).await {
             return Err(error(self.peer, self.digest, failure));
         }
-        if is_stream {
-            return Ok(None);
-        }
-        if restarts {
+        if restarts && !is_stream {
             self.restart();
+        }
+        if restarts || is_stream {
             return Ok(None);
         }
         let Some(committed) = self.query().await? else {
@@ -258,12 +247,15 @@ impl RemoteUpload<'_> {
 
     /// Fails if the content does not match its digest.
     async fn check(&mut self) -> Result<()> {
-        let mut hasher = Hasher::new(self.digest.function());
-        let mut chunks = chunks(&mut self.source, 0);
-        while let Some(chunk) = chunks.next().await {
-            hasher.update(&chunk.inspect_err(|error| report(&self.source, error))?);
-        }
-        let actual = hasher.finish();
+        let hasher = Hasher::new(self.digest.function());
+        let hashed = chunks(&mut self.source, 0).try_fold(hasher, |mut hasher, chunk| {
+            hasher.update(&chunk);
+            future::ok(hasher)
+        });
+        let hashed = hashed
+            .await
+            .inspect_err(|error| report(&self.source, error));
+        let actual = hashed?.finish();
         if actual == *self.digest {
             Ok(())
         } else {

@@ -7,7 +7,6 @@ use reapi::v2::{
     self, BatchReadBlobsRequest, BatchUpdateBlobsRequest, batch_read_blobs_response::Response,
     batch_update_blobs_request::Request,
 };
-use tokio::time::Instant;
 use tonic::{Code, Status};
 use zstd::bulk;
 
@@ -31,13 +30,7 @@ const DECODED: usize = 4096;
 type Entries = HashMap<Digest, Result<Bytes, Failure>>;
 
 impl Transfer<'_> {
-    /// Requests or sends one batch.
-    pub(super) async fn call(
-        &self,
-        items: &[Item],
-        end: Instant,
-        retry: &mut Retry,
-    ) -> Result<Entries, Failure> {
+    pub(super) async fn call(&self, items: &[Item], retry: &mut Retry) -> Result<Entries, Failure> {
         let (peer, bytes) = (self.peer, total(items));
         let instance_name = peer.instance.as_str().to_owned();
         let digest_function = self.function.to_proto() as i32;
@@ -52,12 +45,8 @@ impl Transfer<'_> {
                 requests: requests.collect(),
                 digest_function,
             };
-            let call = Call {
-                request,
-                limits,
-                bytes,
-            };
-            let entries = peer.call_until(&call, end, retry).await?.responses;
+            let call = Call(request, limits, bytes);
+            let entries = peer.call_until(&call, retry).await?.responses;
             let stored = entries.into_iter().filter_map(|entry| {
                 let failure = Failure::of_entry(entry.status.unwrap_or_default());
                 let failure = failure.filter(|why| why.code() != Some(Code::AlreadyExists));
@@ -79,12 +68,8 @@ impl Transfer<'_> {
         // Compression may make content longer by a little.
         let content = usize::try_from(bytes + bytes / 16).unwrap_or(usize::MAX);
         limits.encoded = limits.encoded.saturating_add(content);
-        let call = Call {
-            request,
-            limits,
-            bytes,
-        };
-        let entries = peer.call_until(&call, end, retry).await?.responses;
+        let call = Call(request, limits, bytes);
+        let entries = peer.call_until(&call, retry).await?.responses;
         let read = entries.into_iter().filter_map(|entry| {
             let digest = self.digest(entry.digest.as_ref())?;
             Some((digest, content_of(&peer.name, &digest, entry)))
@@ -97,7 +82,6 @@ impl Transfer<'_> {
     }
 }
 
-/// Checks and returns the content of an entry.
 fn content_of(peer: &str, digest: &Digest, entry: Response) -> Result<Bytes, Failure> {
     if let Some(failure) = entry.status.and_then(Failure::of_entry) {
         return Err(failure);
