@@ -18,12 +18,9 @@ pub(super) const LEVEL: i32 = 1;
 /// The largest window that is accepted, as a power of two: RFC 8878 requires it of decoders.
 const MAX_WINDOW_LOG: u32 = 23;
 
-pub(super) const fn compressor(zstd: bool) -> Compressor {
-    if zstd {
-        Compressor::Zstd
-    } else {
-        Compressor::Identity
-    }
+pub(super) fn compressor(zstd: bool) -> Compressor {
+    let zstd = zstd.then_some(Compressor::Zstd);
+    zstd.unwrap_or(Compressor::Identity)
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "for map_err")]

@@ -72,10 +72,9 @@ pub(super) fn channels(
 ) -> Result<Vec<Channel>, RemoteError> {
     let timeout = options.timeout.min(MAX_CONNECT_TIMEOUT);
     let endpoint = endpoint(options)?.connect_timeout(timeout);
-    let tls = match &options.tls {
-        Some(current) => Some((current.clone(), server_name(endpoint.uri())?)),
-        None => None,
-    };
+    let tls = options.tls.clone();
+    let with_name = |tls| server_name(endpoint.uri()).map(|name| (tls, name));
+    let tls = tls.map(with_name).transpose()?;
     let mut tcp = HttpConnector::new();
     tcp.set_nodelay(true);
     tcp.set_connect_timeout(Some(timeout));
@@ -168,11 +167,7 @@ fn endpoint(options: &RemoteOptions) -> Result<Endpoint, RemoteError> {
         address: authority.to_owned(),
         why,
     };
-    let scheme = if options.tls.is_some() {
-        "https"
-    } else {
-        "http"
-    };
+    let scheme = options.tls.as_ref().map_or("http", |_| "https");
     let endpoint = Endpoint::from_shared(format!("http://{authority}"))
         .map_err(|why| error(why.to_string()))?;
     let uri = endpoint.uri();

@@ -189,12 +189,11 @@ impl Download {
         if may_pass && self.retry.pause(Duration::MAX).await {
             return Ok(());
         }
-        Err(if failure.code() == Some(Code::NotFound) {
-            Error::NotFound(self.digest)
-        } else {
-            let operation = format_args!("reading {}", self.digest);
-            self.peer.error(&operation, failure)
-        })
+        if failure.code() == Some(Code::NotFound) {
+            return Err(Error::NotFound(self.digest));
+        }
+        let operation = format_args!("reading {}", self.digest);
+        Err(self.peer.error(&operation, failure))
     }
 
     /// Waits for the next piece, of a new answer if need be; `None` at the end. A call counts as answered

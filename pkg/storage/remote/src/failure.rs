@@ -83,8 +83,8 @@ impl Failure {
 
     /// Whether the peer may not support the form of the request, although it announced it.
     pub(super) fn is_unknown_form(&self) -> bool {
-        let code = self.code();
-        matches!(code, Some(Code::InvalidArgument | Code::Unimplemented))
+        use Code::{InvalidArgument, Unimplemented};
+        matches!(self.code(), Some(InvalidArgument | Unimplemented))
     }
 
     /// Whether a request may have been refused for its size.
@@ -125,11 +125,8 @@ impl Peer {
         match failure.status() {
             Some(status) if !is_temporary => {
                 let foreign = matches!(failure, Failure::Page(_));
-                let message = if foreign {
-                    status.message().to_owned()
-                } else {
-                    shorten(status.message())
-                };
+                let (whole, short) = (status.message(), shorten(status.message()));
+                let message = if foreign { whole } else { &short };
                 Error::Refused {
                     peer,
                     code: status.code(),

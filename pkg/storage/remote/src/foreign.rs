@@ -10,8 +10,7 @@ use tonic::{
     codegen::http::{HeaderValue, Response, StatusCode, header::CONTENT_TYPE},
 };
 
-/// The bytes of a page that are examined, and the time to wait for them.
-const PAGE: usize = 4 << 10;
+/// The time to wait for the first frame of a page, which alone is quoted.
 const PATIENCE: Duration = Duration::from_secs(1);
 /// The characters quoted of a page and of its content type.
 const QUOTED: usize = 60;
@@ -76,10 +75,8 @@ pub(super) async fn page(answer: Response<Body>) -> Status {
     let content_type = printable(&String::from_utf8_lossy(content_type));
     let first = time::timeout(PATIENCE, body.frame()).await;
     let first = first.ok().flatten().and_then(Result::ok);
-    let bytes = first.and_then(|frame| frame.into_data().ok());
-    let bytes = bytes.unwrap_or_default();
-    let beginning = bytes.get(..PAGE).unwrap_or(&bytes);
-    let mut text = String::from_utf8_lossy(beginning).into_owned();
+    let beginning = first.and_then(|frame| frame.into_data().ok());
+    let mut text = String::from_utf8_lossy(&beginning.unwrap_or_default()).into_owned();
     if content_type.contains("html") {
         text = without_tags(&text);
     }

@@ -30,8 +30,7 @@ pub struct RemoteStore {
 impl RemoteStore {
     /// Creates a store within a Tokio runtime. It has not connected yet.
     pub fn new(options: &RemoteOptions) -> Result<Self, RemoteError> {
-        let peer = Peer::new(options)?;
-        Ok(Self { peer })
+        Peer::new(options).map(|peer| Self { peer })
     }
 
     /// Returns the state of the breaker. It stays open until the first call after the cool-down.
@@ -86,11 +85,9 @@ impl BlobStore for RemoteStore {
         }
         if offset == size {
             // A peer might refuse an empty range.
-            return if self.contains(&digest).await? {
-                Ok(Blob::Bytes(Bytes::new()))
-            } else {
-                Err(Error::NotFound(digest))
-            };
+            let is_present = self.contains(&digest).await?;
+            let nothing = is_present.then(|| Blob::Bytes(Bytes::new()));
+            return nothing.ok_or(Error::NotFound(digest));
         }
         if size > SMALL {
             let capabilities = self.peer.offered(digest.function()).await?;
