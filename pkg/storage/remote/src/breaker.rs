@@ -1,12 +1,6 @@
 //! The circuit breaker of a peer: it admits calls, and suspends them while the peer does not answer.
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering::Relaxed},
-    },
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use gorego_limits::LogLimit;
 use parking_lot::Mutex;
@@ -20,8 +14,8 @@ use super::{BreakerOptions, failure::Failure, pool::Pool};
 use gorego_storage::BreakerState;
 
 /// The counts of failures and answers when a call began.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct CallStart {
+#[derive(Clone, Copy, Debug, Default)]
+struct CallStart {
     incidents: u64,
     answers: u64,
 }
@@ -30,14 +24,17 @@ pub(super) struct CallStart {
 #[derive(Debug)]
 struct Circuit {
     options: BreakerOptions,
+    /// Half open while the probe has no outcome.
     state: BreakerState,
     failures: u32,
     /// The time of the next probe, while open.
     until: Option<Instant>,
     cool_down: Duration,
-    is_probing: bool,
     now: CallStart,
-    last_error: Arc<str>,
+    /// Counts the events after which the peer may be another server or may have lost blobs: failures to
+    /// reach it, and losses of a blob that were noticed.
+    outages: u64,
+    last_error: String,
 }
 
 impl Circuit {
@@ -48,9 +45,9 @@ impl Circuit {
             failures: 0,
             until: None,
             cool_down: options.cool_down,
-            is_probing: false,
             now: CallStart::default(),
-            last_error: Arc::from(""),
+            outages: 0,
+            last_error: String::new(),
         }
     }
 
@@ -62,7 +59,6 @@ impl Circuit {
         let is_probe = self.state != BreakerState::Closed;
         if is_probe {
             self.state = BreakerState::HalfOpen;
-            self.is_probing = true;
         }
         Some(is_probe)
     }
@@ -71,7 +67,7 @@ impl Circuit {
     fn refusal(&self, now: Instant) -> Option<Instant> {
         match self.state {
             BreakerState::Open => self.until.filter(|until| now < *until),
-            BreakerState::HalfOpen => self.is_probing.then(|| now + self.options.max_cool_down),
+            BreakerState::HalfOpen => Some(now + self.options.max_cool_down),
             BreakerState::Closed => None,
         }
     }
@@ -81,7 +77,6 @@ impl Circuit {
         self.now.answers += 1;
         if is_probe {
             self.state = BreakerState::Closed;
-            self.is_probing = false;
             self.cool_down = self.options.cool_down;
         }
         if matches!(self.state, BreakerState::Closed) {
@@ -96,7 +91,6 @@ impl Circuit {
         let is_new =
             since.incidents == self.now.incidents || silent && since.answers == self.now.answers;
         if is_probe {
-            self.is_probing = false;
             self.cool_down = (self.cool_down * 2).min(self.options.max_cool_down);
         } else if self.state == BreakerState::Closed && is_new {
             self.failures += 1;
@@ -110,12 +104,6 @@ impl Circuit {
             self.until = Some(now + self.cool_down);
         }
     }
-
-    /// Records that the probe was cancelled. The cool-down is over, so the next call is a probe.
-    const fn abandoned(&mut self) {
-        self.is_probing = false;
-        self.state = BreakerState::Open;
-    }
 }
 
 /// A peer's connections and the breaker that guards them.
@@ -124,10 +112,6 @@ pub(super) struct Breaker {
     pub(super) pool: Pool,
     circuit: Mutex<Circuit>,
     pub(super) state: watch::Sender<BreakerState>,
-    /// Counts the events after which the peer may be another server or may have lost blobs: failures to
-    /// reach it, and losses of a blob that were noticed.
-    outages: AtomicU64,
-    /// Limits the log of error pages.
     logged: LogLimit,
 }
 
@@ -138,49 +122,49 @@ impl Breaker {
             pool,
             circuit: Mutex::new(Circuit::new(options)),
             state: watch::channel(BreakerState::Closed).0,
-            outages: AtomicU64::new(0),
             logged: LogLimit::default(),
         }
     }
 
     pub(super) fn outages(&self) -> u64 {
-        self.outages.load(Relaxed)
+        self.circuit.lock().outages
     }
 
     /// Records an outage that no call met.
     pub(super) fn count_outage(&self) {
-        self.outages.fetch_add(1, Relaxed);
-    }
-
-    /// Admits a call now, or fails.
-    pub(super) fn admit(&self) -> Result<Attempt<'_>, Failure> {
-        self.change(|circuit| match circuit.admit(Instant::now()) {
-            Some(is_probe) => Ok(Attempt {
-                breaker: self,
-                is_probe,
-                since: circuit.now,
-                has_ended: false,
-            }),
-            None => Err(Failure::Open(Arc::clone(&circuit.last_error))),
-        })
+        self.circuit.lock().outages += 1;
     }
 
     /// Fails if a call would be refused now.
     pub(super) fn check(&self) -> Result<(), Failure> {
         let circuit = self.circuit.lock();
+        let error = &circuit.last_error;
         match circuit.refusal(Instant::now()) {
-            Some(_) => Err(Failure::Open(Arc::clone(&circuit.last_error))),
+            Some(_) => Err(Failure::NotMade(format!(
+                "calls are suspended after a recent error: {error}"
+            ))),
             None => Ok(()),
         }
     }
 
-    /// Admits a call as soon as calls are admitted, but not after `end`.
-    pub(super) async fn admit_before(&self, end: Instant) -> Result<Attempt<'_>, Failure> {
+    /// Admits a call as soon as calls are admitted, or fails at `end`.
+    pub(super) async fn admit(self: &Arc<Self>, end: Instant) -> Result<Attempt, Failure> {
         let mut state = self.state.subscribe();
         loop {
-            let admitted = self.admit();
-            if admitted.is_ok() || Instant::now() >= end {
-                return admitted;
+            let (admitted, since) = self.change(|circuit| {
+                let admitted = circuit.admit(Instant::now());
+                (admitted, circuit.now)
+            });
+            if let Some(is_probe) = admitted {
+                let breaker = Arc::clone(self);
+                return Ok(Attempt {
+                    breaker,
+                    is_probe,
+                    since,
+                });
+            }
+            if Instant::now() >= end {
+                self.check()?;
             }
             let refusal = self.circuit.lock().refusal(Instant::now());
             if let Some(until) = refusal {
@@ -189,29 +173,6 @@ impl Breaker {
         }
     }
 
-    /// Records that a call that was answered at `since` failed later.
-    pub(super) fn broke_off(&self, since: CallStart, failure: &Failure) {
-        if failure.is_outage() {
-            self.failed(false, since, failure);
-        }
-    }
-
-    fn failed(&self, is_probe: bool, since: CallStart, failure: &Failure) {
-        let silent = matches!(failure, Failure::TimedOut(_));
-        self.pool.rotate();
-        self.change(|circuit| {
-            circuit.last_error = failure.to_string().into();
-            let was_open = circuit.state == BreakerState::Open;
-            circuit.failed(is_probe, since, silent, Instant::now());
-            let opens = !was_open && circuit.state == BreakerState::Open;
-            // A silent peer was not replaced by another one, unless the silence lasts.
-            if !failure.asks_to_slow_down() && (opens || !silent) {
-                self.count_outage();
-            }
-        });
-    }
-
-    /// Changes the circuit, and reports a new state.
     fn change<T>(&self, change: impl FnOnce(&mut Circuit) -> T) -> T {
         let mut circuit = self.circuit.lock();
         let before = circuit.state;
@@ -231,43 +192,54 @@ impl Breaker {
     }
 }
 
-/// An admitted call. Dropped without an outcome, it counts as cancelled.
-pub(super) struct Attempt<'a> {
-    breaker: &'a Breaker,
+/// An admitted call. A probe that is dropped without an outcome counts as cancelled.
+pub(super) struct Attempt {
+    breaker: Arc<Breaker>,
     /// Set if all other calls wait for the outcome of this one.
     pub(super) is_probe: bool,
     since: CallStart,
-    has_ended: bool,
 }
 
-impl Attempt<'_> {
-    /// Records the outcome. Returns the point from which a later failure of this call counts: a failure
-    /// before the answer still counts once.
-    pub(super) fn ended(mut self, failure: Option<&Failure>) -> CallStart {
-        self.has_ended = true;
+impl Attempt {
+    /// Records the outcome. The failure of an answer in progress may be recorded after its beginning.
+    pub(super) fn record(&mut self, failure: Option<&Failure>) {
+        let breaker = &self.breaker;
         if let Some(Failure::Page(page)) = failure
-            && self.breaker.logged.is_due()
+            && breaker.logged.is_due()
         {
-            let peer = &*self.breaker.peer;
+            let (peer, page) = (&*breaker.peer, page.message());
             warn!(peer, "the backing cache answered with {page}");
         }
-        match failure.filter(|failure| failure.is_outage()) {
-            Some(failure) => self.breaker.failed(self.is_probe, self.since, failure),
-            None => self
-                .breaker
-                .change(|circuit| circuit.succeeded(self.is_probe)),
+        let outage = failure.filter(|failure| failure.is_outage());
+        if outage.is_some() {
+            breaker.pool.rotate();
         }
-        CallStart {
-            answers: self.breaker.circuit.lock().now.answers,
-            ..self.since
-        }
+        let (is_probe, since) = (self.is_probe, self.since);
+        self.since.answers = breaker.change(|circuit| {
+            if let Some(failure) = outage {
+                let silent = matches!(failure, Failure::TimedOut(_));
+                let was_open = circuit.state == BreakerState::Open;
+                circuit.last_error = failure.to_string();
+                circuit.failed(is_probe, since, silent, Instant::now());
+                let opens = !was_open && circuit.state == BreakerState::Open;
+                // A silent peer was not replaced by another one, unless the silence lasts.
+                let is_counted = !failure.asks_to_slow_down() && (opens || !silent);
+                circuit.outages += u64::from(is_counted);
+            } else {
+                circuit.succeeded(is_probe);
+            }
+            circuit.now.answers
+        });
+        self.is_probe = false;
     }
 }
 
-impl Drop for Attempt<'_> {
+impl Drop for Attempt {
     fn drop(&mut self) {
-        if self.is_probe && !self.has_ended {
-            self.breaker.change(Circuit::abandoned);
+        if self.is_probe {
+            // The cool-down is over, so the next call is a probe.
+            self.breaker
+                .change(|circuit| circuit.state = BreakerState::Open);
         }
     }
 }
@@ -386,7 +358,8 @@ mod tests {
         circuit.failed(false, circuit.now, false, now + SECOND);
         assert_eq!(circuit.state, BreakerState::Open);
         assert_eq!(circuit.admit(now + SECOND), Some(true));
-        circuit.abandoned();
+        // As when the probe is dropped.
+        circuit.state = BreakerState::Open;
         assert_eq!(circuit.admit(now + SECOND), Some(true));
     }
 }

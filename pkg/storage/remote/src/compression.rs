@@ -6,53 +6,46 @@ use std::{
 };
 
 use bytes::{Buf as _, Bytes};
-use zstd::{
-    bulk,
-    stream::{
-        raw::{DParameter, Decoder, InBuffer, Operation as _, OutBuffer},
-        write::Encoder,
-    },
+use zstd::stream::{
+    raw::{DParameter, Decoder, InBuffer, Operation as _, OutBuffer},
+    write::Encoder,
 };
 
-use gorego_storage::CHUNK_SIZE;
+use gorego_storage::{CHUNK_SIZE, Compressor, Error, Result};
 
 /// The fastest of the ordinary levels: the network should be the bottleneck.
-const LEVEL: i32 = 1;
+pub(super) const LEVEL: i32 = 1;
 /// The largest window that is accepted, as a power of two: RFC 8878 requires it of decoders.
 const MAX_WINDOW_LOG: u32 = 23;
 
-pub(super) fn compress(content: &[u8]) -> io::Result<Bytes> {
-    bulk::compress(content, LEVEL).map(Bytes::from)
+pub(super) fn compressor(zstd: bool) -> Compressor {
+    let zstd = zstd.then_some(Compressor::Zstd);
+    zstd.unwrap_or(Compressor::Identity)
 }
 
-/// Decompresses a whole blob of at most `size` bytes.
-pub(super) fn decompress(compressed: &[u8], size: usize) -> io::Result<Bytes> {
-    bulk::decompress(compressed, size).map(Bytes::from)
+#[expect(clippy::needless_pass_by_value, reason = "for map_err")]
+fn failed(why: io::Error) -> Error {
+    Error::Unavailable(format!("zstd fails: {why}"))
 }
 
 /// Compresses content that arrives in pieces into one frame.
-pub(super) struct FrameEncoder(Option<Encoder<'static, Vec<u8>>>);
+pub(super) struct FrameEncoder(Encoder<'static, Vec<u8>>);
 
 impl FrameEncoder {
     /// Starts a frame for content of exactly `size` bytes.
-    pub(super) fn new(size: u64) -> io::Result<Self> {
-        let mut encoder = Encoder::new(Vec::new(), LEVEL)?;
-        encoder.set_pledged_src_size(Some(size))?;
-        Ok(Self(Some(encoder)))
+    pub(super) fn new(size: u64) -> Result<Self> {
+        let mut encoder = Encoder::new(Vec::new(), LEVEL).map_err(failed)?;
+        encoder.set_pledged_src_size(Some(size)).map_err(failed)?;
+        Ok(Self(encoder))
     }
 
     /// Returns the bytes that `content` adds to the frame, perhaps none yet, with its end after the last.
-    pub(super) fn next(&mut self, content: &[u8], last: bool) -> io::Result<Bytes> {
-        let Some(mut encoder) = self.0.take() else {
-            return Ok(Bytes::new());
-        };
-        encoder.write_all(content)?;
+    pub(super) fn next(&mut self, content: &[u8], last: bool) -> Result<Bytes> {
+        self.0.write_all(content).map_err(failed)?;
         if last {
-            return Ok(encoder.finish()?.into());
+            self.0.do_finish().map_err(failed)?;
         }
-        let compressed = mem::take(encoder.get_mut());
-        self.0 = Some(encoder);
-        Ok(compressed.into())
+        Ok(mem::take(self.0.get_mut()).into())
     }
 }
 
@@ -64,9 +57,10 @@ pub(super) struct FrameDecoder {
 }
 
 impl FrameDecoder {
-    pub(super) fn new() -> io::Result<Self> {
-        let mut decoder = Decoder::new()?;
-        decoder.set_parameter(DParameter::WindowLogMax(MAX_WINDOW_LOG))?;
+    pub(super) fn new() -> Result<Self> {
+        let mut decoder = Decoder::new().map_err(failed)?;
+        let window = DParameter::WindowLogMax(MAX_WINDOW_LOG);
+        decoder.set_parameter(window).map_err(failed)?;
         Ok(Self {
             decoder,
             unflushed: false,

@@ -19,7 +19,7 @@ use tonic::{
 };
 use tower::{BoxError, ServiceExt as _};
 
-use super::{RemoteAddress, RemoteError, RemoteHeaders, RemoteOptions};
+use super::{RemoteAddress, RemoteError, RemoteOptions};
 use gorego_storage::Chain;
 
 /// The receive window of a stream, in bytes. It is extended when half of it arrived, so that it has to be
@@ -50,20 +50,16 @@ const MAX_CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Returns the headers of one call: the configured ones, the instances of gorego that the request passed,
 /// and the time limit.
-pub(super) fn headers(
-    configured: &RemoteHeaders,
-    chain: &Chain,
-    timeout: Option<Duration>,
-) -> HeaderMap {
+pub(super) fn headers(options: &RemoteOptions, timeout: Option<Duration>) -> HeaderMap {
     let mut request = Request::new(());
     if let Some(timeout) = timeout {
         request.set_timeout(timeout);
     }
     let mut headers = request.into_parts().0.into_headers();
-    if let Ok(chain) = chain.header().parse() {
+    if let Ok(chain) = options.chain.header().parse() {
         headers.insert(Chain::HEADER, chain);
     }
-    for (name, value) in &*configured.0 {
+    for (name, value) in &*options.headers.borrow().0 {
         headers.append(name, value.clone());
     }
     headers
@@ -74,14 +70,14 @@ pub(super) fn channels(
     options: &RemoteOptions,
     lost: &Arc<Notify>,
 ) -> Result<Vec<Channel>, RemoteError> {
-    let endpoint = endpoint(options)?;
-    let tls = match &options.tls {
-        Some(current) => Some((current.clone(), server_name(endpoint.uri())?)),
-        None => None,
-    };
+    let timeout = options.timeout.min(MAX_CONNECT_TIMEOUT);
+    let endpoint = endpoint(options)?.connect_timeout(timeout);
+    let tls = options.tls.clone();
+    let with_name = |tls| server_name(endpoint.uri()).map(|name| (tls, name));
+    let tls = tls.map(with_name).transpose()?;
     let mut tcp = HttpConnector::new();
     tcp.set_nodelay(true);
-    tcp.set_connect_timeout(Some(connect_timeout(options)));
+    tcp.set_connect_timeout(Some(timeout));
     tcp.set_keepalive(Some(KEEP_ALIVE));
     tcp.set_keepalive_interval(Some(KEEP_ALIVE_INTERVAL));
     tcp.set_tcp_user_timeout(Some(HOST_TIMEOUT));
@@ -162,10 +158,6 @@ impl Drop for Guard {
     }
 }
 
-fn connect_timeout(options: &RemoteOptions) -> Duration {
-    options.timeout.min(MAX_CONNECT_TIMEOUT)
-}
-
 fn endpoint(options: &RemoteOptions) -> Result<Endpoint, RemoteError> {
     let authority = match &options.address {
         RemoteAddress::Tcp(authority) => authority,
@@ -175,11 +167,7 @@ fn endpoint(options: &RemoteOptions) -> Result<Endpoint, RemoteError> {
         address: authority.to_owned(),
         why,
     };
-    let scheme = if options.tls.is_some() {
-        "https"
-    } else {
-        "http"
-    };
+    let scheme = options.tls.as_ref().map_or("http", |_| "https");
     let endpoint = Endpoint::from_shared(format!("http://{authority}"))
         .map_err(|why| error(why.to_string()))?;
     let uri = endpoint.uri();
@@ -191,7 +179,6 @@ fn endpoint(options: &RemoteOptions) -> Result<Endpoint, RemoteError> {
     let endpoint = endpoint
         .user_agent(concat!("gorego/", env!("CARGO_PKG_VERSION")))
         .map_err(|why| error(why.to_string()))?
-        .connect_timeout(connect_timeout(options))
         .http2_keep_alive_interval(PING)
         .keep_alive_timeout(PING_TIMEOUT)
         .initial_stream_window_size(STREAM_WINDOW)

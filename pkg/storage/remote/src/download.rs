@@ -1,12 +1,9 @@
 //! Downloads by `ByteStream.Read`, resumed where they broke off, and verified before their end.
 
-mod checked;
-
 use std::{sync::Arc, time::Duration};
 
 use bytes::{Buf as _, Bytes};
 use futures::{FutureExt as _, StreamExt as _, stream};
-use gorego_limits::Permit;
 use reapi::bytestream::ReadRequest;
 use tokio::{
     sync::{Mutex, OwnedSemaphorePermit},
@@ -15,23 +12,23 @@ use tokio::{
 use tonic::Code;
 
 use super::{
-    RemoteCapabilities, RemoteStore,
-    breaker::CallStart,
-    capabilities::CapabilityCache,
-    compression::FrameDecoder,
+    RemoteCapabilities,
+    breaker::Attempt,
+    compression::{FrameDecoder, compressor},
     failure::Failure,
     grpc::{self, Answer, Link},
     methods::READ,
-    peer::Peer,
+    missing,
+    peer::{Peer, StreamPermits},
     retry::Retry,
-    store::compressor,
 };
-use gorego_storage::{Blob, BlobStream, Digest, Error, Hasher, InstanceName, ReadName, Result};
+use gorego_storage::{Blob, BlobStream, Digest, Error, Hasher, ReadName, Result};
+
+/// The time to wait for the end of a stream whose content is complete and correct.
+const GRACE: Duration = Duration::from_secs(1);
 
 struct Download {
     peer: Arc<Peer>,
-    known: Arc<CapabilityCache>,
-    instance: InstanceName,
     digest: Digest,
     zstd: bool,
     /// The offset from which content is returned; earlier bytes are only hashed.
@@ -42,19 +39,11 @@ struct Download {
     begun_at: u64,
     /// The hash of the content so far.
     hasher: Hasher,
-    /// The last content, [`OVERLAP`] bytes at most.
-    tail: Bytes,
-    /// The bytes that a resumed download requests again, for comparison.
-    overlap: Bytes,
-    /// Set once it was resumed: from then on the resumption may have caused wrong content.
-    is_resumed: bool,
-    /// The offset up to which content was returned before the restart, and the hash up to there.
-    before_restart: Option<(u64, Hasher)>,
+    attempt: Option<Attempt>,
     arriving: Option<OpenRead>,
     retry: Retry,
-    since: CallStart,
     has_ended: bool,
-    _permits: (OwnedSemaphorePermit, Permit, Option<OwnedSemaphorePermit>),
+    _permits: (StreamPermits, Option<OwnedSemaphorePermit>),
 }
 
 struct OpenRead {
@@ -67,38 +56,33 @@ struct OpenRead {
 /// Starts a download of the content from `offset` on, which is before the end. Returns once some of it
 /// arrived. The whole blob is read, since its hash is that of the whole.
 pub(super) async fn start(
-    store: &RemoteStore,
+    peer: &Arc<Peer>,
     capabilities: &RemoteCapabilities,
     digest: &Digest,
     offset: u64,
 ) -> Result<Blob> {
-    let compress = store.compress(capabilities, digest.size());
-    let peer = Arc::clone(&store.peer);
-    let permits = async {
-        let stream = peer.stream_permit().await?;
-        Ok((stream, peer.window_permit(digest.size()).await?))
-    };
+    // A resource name of SHA-256 omits the function, so that the peer may infer the other one.
+    let other = digest.other().map(|other| other.function());
+    let is_ambiguous = other.is_some_and(|f| capabilities.digest_functions.contains(&f));
+    if is_ambiguous && !missing::find_missing(peer, &[*digest]).await?.is_empty() {
+        return Err(Error::NotFound(*digest));
+    }
+    let compress = peer.compress(capabilities, digest.size());
     let error = |failure| peer.error(&format_args!("reading {digest}"), failure);
-    let (permit, window) = permits.await.map_err(error)?;
+    let permits = peer.stream_permits(digest.size()).await.map_err(error)?;
     let mut download = Download {
-        known: Arc::clone(&store.known),
-        instance: store.instance.clone(),
+        peer: Arc::clone(peer),
         digest: *digest,
         zstd: compress.is_some(),
         wanted_from: offset,
         at: 0,
         begun_at: 0,
         hasher: Hasher::new(digest.function()),
-        tail: Bytes::new(),
-        overlap: Bytes::new(),
-        is_resumed: false,
-        before_restart: None,
+        attempt: None,
         arriving: None,
         retry: peer.retry(),
-        since: CallStart::default(),
         has_ended: false,
-        peer,
-        _permits: (permit, window, compress),
+        _permits: (permits, compress),
     };
     let first = download.next().await?;
     Ok(Blob::Stream(stream_of(first, download)))
@@ -129,8 +113,8 @@ impl Download {
     async fn next(&mut self) -> Result<Option<Bytes>> {
         while !self.has_ended {
             match self.advance().await {
-                Ok(Some(piece)) => {
-                    let mut piece = self.take(piece).await?;
+                Ok(Some(mut piece)) => {
+                    self.check(&piece).await?;
                     let wanted = self.at.saturating_sub(self.wanted_from);
                     let wanted = usize::try_from(wanted).unwrap_or(usize::MAX);
                     piece.advance(piece.len().saturating_sub(wanted));
@@ -139,14 +123,50 @@ impl Download {
                     }
                 }
                 Ok(None) => {
-                    let actual = format!("{} bytes, of which no more come", self.at);
-                    self.restart(self.mismatch(&actual))?;
+                    return Err(self.mismatch(&format!("{} bytes, of which no more come", self.at)));
                 }
-                Err(Failure::Own(error @ Error::Mismatch { .. })) => self.restart(error)?,
                 Err(failure) => self.recover(failure).await?,
             }
         }
         Ok(None)
+    }
+
+    /// Hashes a piece. If it is the last one, checks the hash, and that no more content arrives. Ignores the peer's
+    /// status after that, and its absence.
+    async fn check(&mut self, piece: &[u8]) -> Result<()> {
+        let size = self.digest.size();
+        let too_long = format!("more than {size} bytes");
+        self.at += piece.len() as u64;
+        if self.at > size {
+            return Err(self.mismatch(&too_long));
+        }
+        self.hasher.update(piece);
+        if self.at < size {
+            return Ok(());
+        }
+        let actual = self.hasher.clone().finish();
+        if actual != self.digest {
+            return Err(self.mismatch(&actual.to_string()));
+        }
+        let grace = self.peer.options.timeout.min(GRACE);
+        let more = time::timeout(grace, self.piece()).await;
+        if let Ok(Ok(Some(_))) = more {
+            return Err(self.mismatch(&too_long));
+        }
+        self.arriving = None;
+        self.has_ended = true;
+        Ok(())
+    }
+
+    /// Returns the error of wrong content. If the download was resumed, the resumption may be the cause.
+    fn mismatch(&self, actual: &str) -> Error {
+        let (digest, peer) = (&self.digest, &self.peer.name);
+        if self.begun_at == 0 {
+            return Error::mismatch(digest, format_args!("{actual}, from {peer}"));
+        }
+        Error::Unavailable(format!(
+            "reading {digest}: {peer} returned other content when the download was resumed; retry"
+        ))
     }
 
     /// Waits before a retry. Returns the error if there is none.
@@ -157,9 +177,11 @@ impl Download {
             self.retry.progressed();
             // Once for each progress.
             self.begun_at = self.at;
+            // Some peers resume compressed content at another position.
+            self.zstd = false;
         }
-        if !progressed && self.zstd && failure.is_unknown_form() {
-            self.known.correct(|known| known.zstd_streams = false);
+        if self.zstd && failure.is_unknown_form() {
+            self.peer.known.correct(|known| known.zstd_streams = false);
             self.zstd = false;
             return Ok(());
         }
@@ -167,57 +189,52 @@ impl Download {
         if may_pass && self.retry.pause(Duration::MAX).await {
             return Ok(());
         }
-        Err(if failure.code() == Some(Code::NotFound) {
-            Error::NotFound(self.digest)
-        } else {
-            let operation = format_args!("reading {}", self.digest);
-            self.peer.error(&operation, failure)
-        })
+        if failure.code() == Some(Code::NotFound) {
+            return Err(Error::NotFound(self.digest));
+        }
+        let operation = format_args!("reading {}", self.digest);
+        Err(self.peer.error(&operation, failure))
     }
 
     /// Waits for the next piece, of a new answer if need be; `None` at the end. A call counts as answered
     /// once it brought a piece.
     async fn advance(&mut self) -> Result<Option<Bytes>, Failure> {
-        let patience = self.peer.timeout;
-        let timed_out = || Err(Failure::TimedOut(patience));
-        if self.arriving.is_some() {
-            let piece = time::timeout(patience, self.piece()).await;
-            return piece
-                .unwrap_or_else(|_| timed_out())
-                .inspect_err(|failure| {
-                    self.peer.breaker.broke_off(self.since, failure);
-                });
+        let mut link = None;
+        if self.arriving.is_none() {
+            let (opened, attempt) = self.peer.open(&self.retry).await?;
+            (link, self.attempt) = (Some(opened), Some(attempt));
         }
-        let peer = Arc::clone(&self.peer);
-        let (link, attempt) = peer.open(&self.retry).await?;
+        let patience = self.peer.options.timeout;
         let piece = async {
-            self.begin(link).await?;
+            if let Some(link) = link {
+                self.begin(link).await?;
+            }
             self.piece().await
         };
         let piece = time::timeout(patience, piece).await;
-        let piece = piece.unwrap_or_else(|_| timed_out());
-        self.since = attempt.ended(piece.as_ref().err());
+        let piece = piece.unwrap_or(Err(Failure::TimedOut(patience)));
+        if (self.at == self.begun_at || piece.is_err())
+            && let Some(attempt) = &mut self.attempt
+        {
+            attempt.record(piece.as_ref().err());
+        }
         piece
     }
 
     async fn begin(&mut self, link: Link) -> Result<(), Failure> {
-        self.is_resumed |= self.at > 0;
-        self.overlap = self.tail.clone();
         self.begun_at = self.at;
-        let offset = self.at.saturating_sub(self.overlap.len() as u64);
         let name = ReadName {
-            instance: self.instance.clone(),
+            instance: self.peer.instance.clone(),
             compressor: compressor(self.zstd),
             digest: self.digest,
         };
         let request = ReadRequest {
             resource_name: name.to_string(),
-            read_offset: i64::try_from(offset).unwrap_or(i64::MAX),
+            read_offset: i64::try_from(self.at).unwrap_or(i64::MAX),
             read_limit: 0,
         };
         let decompressing = self.zstd.then(FrameDecoder::new).transpose();
-        let decompressing =
-            decompressing.map_err(|why| Failure::Own(Error::Unavailable(why.to_string())))?;
+        let decompressing = decompressing.map_err(Failure::Own)?;
         let request = grpc::body(stream::iter([grpc::framed(&request)]));
         self.arriving = Some(OpenRead {
             answer: link.call(READ, request).await?,
@@ -232,14 +249,16 @@ impl Download {
             return Ok(None);
         };
         // One byte too many distinguishes content of the right size from longer content.
-        let most = self.digest.size().saturating_sub(self.at) + self.overlap.len() as u64 + 1;
+        let most = self.digest.size().saturating_sub(self.at) + 1;
         loop {
             let Some(decompressing) = &mut arriving.decompressing else {
                 return Ok(arriving.answer.content().await?);
             };
             let piece = decompressing.next(&mut arriving.compressed, most);
             let piece = piece.map_err(|why| {
-                let actual = format!("not decompressible after {} bytes: {why}", self.at);
+                let (at, peer) = (self.at, &self.peer.name);
+                let actual =
+                    format_args!("not decompressible after {at} bytes: {why}, from {peer}");
                 Failure::Own(Error::mismatch(&self.digest, actual))
             })?;
             if piece.is_some() {

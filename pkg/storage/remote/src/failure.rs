@@ -3,25 +3,21 @@
 use std::{error::Error as _, fmt, sync::Arc, time::Duration};
 
 use reapi::rpc;
-use tonic::{Code, Status, codegen::http::StatusCode};
+use tonic::{Code, Status};
 
-use super::foreign::Page;
+use super::peer::Peer;
 use gorego_storage::{Error, shorten};
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) enum Failure {
     Answer(Status),
     Transport(Status),
     /// The answer of a proxy in front of the peer. It reveals nothing about the peer.
-    Page(Page),
+    Page(Status),
     /// No answer, or no further piece, in this time.
     TimedOut(Duration),
-    /// Too many calls were in progress for this long.
-    Busy(Duration),
-    /// The breaker is open; this was the last error.
-    Open(Arc<str>),
-    /// The peer's answer is invalid.
-    InvalidAnswer(String),
+    /// The call was not made, for this reason.
+    NotMade(String),
     /// An error that is no fault of the peer.
     Own(Error),
 }
@@ -51,100 +47,95 @@ impl Failure {
         }
     }
 
-    /// Whether the same call may succeed soon.
+    const fn status(&self) -> Option<&Status> {
+        match self {
+            Self::Answer(status) | Self::Transport(status) | Self::Page(status) => Some(status),
+            _ => None,
+        }
+    }
+
+    fn is_any_of(&self, codes: &[Code]) -> bool {
+        self.status()
+            .is_some_and(|status| codes.contains(&status.code()))
+    }
+
+    /// Whether the same call may succeed soon. gorego cancels no call whose answer it waits for.
     pub(super) fn is_retryable(&self) -> bool {
-        let code = match self {
-            Self::Transport(status) if matches!(status.code(), Code::Unknown | Code::Internal) => {
-                return true;
-            }
-            Self::Answer(status) | Self::Transport(status) => status.code(),
-            Self::Page(page) => page.code(),
-            Self::TimedOut(_) => return true,
-            _ => return false,
-        };
-        // gorego cancels no call whose answer it waits for.
-        matches!(
-            code,
-            Code::Unavailable
-                | Code::DeadlineExceeded
-                | Code::ResourceExhausted
-                | Code::Aborted
-                | Code::Cancelled
-        )
+        use Code::{Aborted, Cancelled, DeadlineExceeded, ResourceExhausted, Unavailable};
+        let is_cut_off =
+            matches!(self, Self::Transport(_)) && self.is_any_of(&[Code::Unknown, Code::Internal]);
+        is_cut_off
+            || matches!(self, Self::TimedOut(_))
+            || self.is_any_of(&[
+                Unavailable,
+                DeadlineExceeded,
+                ResourceExhausted,
+                Aborted,
+                Cancelled,
+            ])
     }
 
     /// Whether a download that made progress may be resumed. Proxies cut streams off with these codes, and
     /// the hash is verified in the end.
     pub(super) fn is_resumable(&self) -> bool {
-        let code = match self {
-            Self::Page(page) => Some(page.code()),
-            _ => self.code(),
-        };
-        self.is_retryable() || matches!(code, Some(Code::Unknown | Code::Internal))
+        self.is_retryable() || self.is_any_of(&[Code::Unknown, Code::Internal])
     }
 
     /// Whether the peer may not support the form of the request, although it announced it.
     pub(super) fn is_unknown_form(&self) -> bool {
-        let code = self.code();
-        matches!(code, Some(Code::InvalidArgument | Code::Unimplemented))
+        use Code::{InvalidArgument, Unimplemented};
+        matches!(self.code(), Some(InvalidArgument | Unimplemented))
     }
 
     /// Whether a request may have been refused for its size.
     pub(super) fn is_too_large(&self) -> bool {
+        use Code::{InvalidArgument, OutOfRange, ResourceExhausted};
         match self {
-            Self::Page(page) => page.status == StatusCode::PAYLOAD_TOO_LARGE,
+            Self::Page(page) => page.code() == OutOfRange,
             _ => matches!(
                 self.code(),
-                Some(Code::InvalidArgument | Code::ResourceExhausted | Code::OutOfRange)
+                Some(InvalidArgument | ResourceExhausted | OutOfRange)
             ),
         }
     }
 
     /// Whether the peer, or a proxy in front of it, asks for fewer calls, which is no sign of a restart.
     pub(super) fn asks_to_slow_down(&self) -> bool {
-        match self {
-            Self::Page(page) => page.status == StatusCode::TOO_MANY_REQUESTS,
-            Self::Answer(status) | Self::Transport(status) => {
-                status.code() == Code::ResourceExhausted
-            }
-            _ => false,
-        }
+        self.is_any_of(&[Code::ResourceExhausted])
     }
 
     /// Whether the peer seems to be out of reach, or should be left alone.
     pub(super) fn is_outage(&self) -> bool {
         match self {
-            Self::Answer(status) => {
-                matches!(status.code(), Code::Unavailable | Code::DeadlineExceeded)
-            }
-            Self::Transport(_) => self.is_retryable(),
-            Self::Page(page) => page.code() == Code::Unavailable,
-            Self::TimedOut(_) => true,
-            _ => false,
+            Self::Answer(_) => self.is_any_of(&[Code::Unavailable, Code::DeadlineExceeded]),
+            _ => self.is_retryable(),
         }
     }
+}
 
+impl Peer {
     /// Returns the error of an operation that ended with this failure.
-    pub(super) fn into_error(self, peer: &Arc<str>, operation: &dyn fmt::Display) -> Error {
-        let is_retryable = self.is_retryable();
-        let refused = |code, message: &str, foreign| Error::Refused {
-            peer: Arc::clone(peer),
-            code,
-            message: format!("{operation}: {message}"),
-            foreign,
-        };
-        match self {
-            Self::Own(error) => error,
-            Self::InvalidAnswer(message) => refused(Code::Internal, &shorten(&message), false),
-            Self::Page(page) if !is_retryable => refused(page.code(), &page.to_string(), true),
-            Self::Answer(status) if !is_retryable || status.code() == Code::ResourceExhausted => {
-                refused(status.code(), &shorten(status.message()), false)
+    pub(super) fn error(&self, operation: &dyn fmt::Display, failure: Failure) -> Error {
+        let is_exhausted = failure.code() == Some(Code::ResourceExhausted);
+        let is_temporary = failure.is_retryable() && !is_exhausted;
+        if let Failure::Own(error) = failure {
+            return error;
+        }
+        let peer = Arc::clone(&self.name);
+        match failure.status() {
+            Some(status) if !is_temporary => {
+                let foreign = matches!(failure, Failure::Page(_));
+                let (whole, short) = (status.message(), shorten(status.message()));
+                let message = if foreign { whole } else { &short };
+                Error::Refused {
+                    peer,
+                    code: status.code(),
+                    message: format!("{operation}: {message}"),
+                    foreign,
+                }
             }
-            Self::Transport(status) if !is_retryable => {
-                refused(status.code(), &shorten(status.message()), false)
-            }
-            other => Error::Unavailable(format!(
-                "backing cache {peer} is unavailable: {operation}: {other}"
+            _ => Error::Unavailable(format!(
+                "backing cache {peer} is unavailable: {operation}: {failure}"
             )),
         }
     }
@@ -165,11 +156,9 @@ impl fmt::Display for Failure {
                 let cause = cause.map(ToString::to_string).unwrap_or_default();
                 write!(f, "{}: {cause}", shorten(status.message()))
             }
-            Self::Page(page) => page.fmt(f),
+            Self::Page(page) => f.write_str(page.message()),
             Self::TimedOut(time) => write!(f, "no answer in {time:?}"),
-            Self::Busy(time) => write!(f, "too many calls in progress for {time:?}"),
-            Self::Open(cause) => write!(f, "calls are suspended after a recent error: {cause}"),
-            Self::InvalidAnswer(message) => f.write_str(message),
+            Self::NotMade(why) => f.write_str(why),
             Self::Own(error) => error.fmt(f),
         }
     }

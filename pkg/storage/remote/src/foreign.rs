@@ -1,6 +1,6 @@
 //! Answers that no gRPC server gave: the error pages of balancers and proxies.
 
-use std::{fmt, time::Duration};
+use std::time::Duration;
 
 use http_body_util::BodyExt as _;
 use tokio::time;
@@ -10,8 +10,7 @@ use tonic::{
     codegen::http::{HeaderValue, Response, StatusCode, header::CONTENT_TYPE},
 };
 
-/// The bytes of a page that are read, and the time for that.
-const PAGE: usize = 4 << 10;
+/// The time to wait for the first frame of a page, which alone is quoted.
 const PATIENCE: Duration = Duration::from_secs(1);
 /// The characters quoted of a page and of its content type.
 const QUOTED: usize = 60;
@@ -37,13 +36,13 @@ fn is_grpc(content_type: &[u8]) -> bool {
 }
 
 /// Maps a status as the gRPC specification does ("HTTP to gRPC status code mapping"). 413 is added: it
-/// refuses one request for its size, as gRPC servers do with `OUT_OF_RANGE`.
+/// refuses one request for its size, as gRPC servers do with `OUT_OF_RANGE`. 429 differs: it asks for a pause.
 const fn code(status: StatusCode) -> Code {
     match status {
-        StatusCode::TOO_MANY_REQUESTS
-        | StatusCode::BAD_GATEWAY
-        | StatusCode::SERVICE_UNAVAILABLE
-        | StatusCode::GATEWAY_TIMEOUT => Code::Unavailable,
+        StatusCode::TOO_MANY_REQUESTS => Code::ResourceExhausted,
+        StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT => {
+            Code::Unavailable
+        }
         StatusCode::PAYLOAD_TOO_LARGE => Code::OutOfRange,
         StatusCode::UNAUTHORIZED => Code::Unauthenticated,
         StatusCode::FORBIDDEN => Code::PermissionDenied,
@@ -53,9 +52,11 @@ const fn code(status: StatusCode) -> Code {
     }
 }
 
-const fn remedy(status: StatusCode) -> &'static str {
-    match code(status) {
-        Code::Unavailable => "the proxy in front of it is overloaded or does not reach it",
+const fn remedy(code: Code) -> &'static str {
+    match code {
+        Code::Unavailable | Code::ResourceExhausted => {
+            "the proxy in front of it is overloaded or does not reach it"
+        }
         Code::OutOfRange => {
             "raise the largest request body of the proxy in front of it (nginx: client_max_body_size)"
         }
@@ -66,60 +67,29 @@ const fn remedy(status: StatusCode) -> &'static str {
     }
 }
 
-/// The status and a short quote of a foreign answer.
-#[derive(Debug)]
-pub(super) struct Page {
-    pub(super) status: StatusCode,
-    quote: String,
-}
-
-impl Page {
-    pub(super) const fn code(&self) -> Code {
-        code(self.status)
+/// Returns a foreign answer as a status, whose message quotes its beginning and names the remedy.
+pub(super) async fn page(answer: Response<Body>) -> Status {
+    let (head, mut body) = answer.into_parts();
+    let content_type = head.headers.get(CONTENT_TYPE);
+    let content_type = content_type.map_or(&[][..], HeaderValue::as_bytes);
+    let content_type = printable(&String::from_utf8_lossy(content_type));
+    let first = time::timeout(PATIENCE, body.frame()).await;
+    let first = first.ok().flatten().and_then(Result::ok);
+    let beginning = first.and_then(|frame| frame.into_data().ok());
+    let mut text = String::from_utf8_lossy(&beginning.unwrap_or_default()).into_owned();
+    if content_type.contains("html") {
+        text = without_tags(&text);
     }
-
-    /// Reads the beginning of a foreign answer.
-    pub(super) async fn read(answer: Response<Body>) -> Self {
-        let (head, body) = answer.into_parts();
-        let content_type = head.headers.get(CONTENT_TYPE);
-        let content_type = content_type.map_or(&[][..], HeaderValue::as_bytes);
-        let content_type = printable(&String::from_utf8_lossy(content_type));
-        let mut bytes = Vec::new();
-        // Whatever arrived in time is quoted.
-        let _ = time::timeout(PATIENCE, beginning(body, &mut bytes)).await;
-        let mut text = String::from_utf8_lossy(&bytes).into_owned();
-        if content_type.contains("html") {
-            text = without_tags(&text);
-        }
-        let quoted = printable(&text);
-        let quoted = if quoted.is_empty() {
-            quoted
-        } else {
-            format!(": {quoted:?}")
-        };
-        let comma = if content_type.is_empty() { "" } else { ", " };
-        Self {
-            status: head.status,
-            quote: format!("{comma}{content_type}{quoted}"),
-        }
+    let mut message = format!("HTTP {} and no gRPC", head.status);
+    if !content_type.is_empty() {
+        message = format!("{message}, {content_type}");
     }
-}
-
-impl fmt::Display for Page {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (status, quote, remedy) = (self.status, &self.quote, remedy(self.status));
-        write!(f, "HTTP {status} and no gRPC{quote}; {remedy}")
+    let quoted = printable(&text);
+    if !quoted.is_empty() {
+        message = format!("{message}: {quoted:?}");
     }
-}
-
-/// Reads up to [`PAGE`] bytes of a body. An error counts as the end.
-async fn beginning(mut body: Body, bytes: &mut Vec<u8>) {
-    while bytes.len() < PAGE
-        && let Some(Ok(frame)) = body.frame().await
-    {
-        let data = frame.into_data().unwrap_or_default();
-        bytes.extend(data.iter().take(PAGE - bytes.len()));
-    }
+    let code = code(head.status);
+    Status::new(code, format!("{message}; {}", remedy(code)))
 }
 
 fn without_tags(page: &str) -> String {

@@ -17,11 +17,7 @@ use tonic::{
 };
 use tower::ServiceExt as _;
 
-use super::{
-    failure::Failure,
-    foreign::{self, Page},
-    pool::ConnectionUse,
-};
+use super::{failure::Failure, foreign, pool::ConnectionUse};
 
 /// The length of a message's header: a compression flag and the length.
 const HEADER: usize = 5;
@@ -51,7 +47,7 @@ impl Link {
         let answer = self.channel.oneshot(request).await;
         let answer = answer.map_err(|error| Status::from_error(error.into()))?;
         if foreign::is_foreign(&answer) {
-            return Err(Failure::Page(Page::read(answer).await));
+            return Err(Failure::Page(foreign::page(answer).await));
         }
         let (mut head, body) = answer.into_parts();
         Ok(Answer {

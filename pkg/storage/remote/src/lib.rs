@@ -1,7 +1,6 @@
 //! A store behind another server that speaks the REAPI.
 
 mod batches;
-mod blobs;
 mod breaker;
 mod canary;
 mod capabilities;
@@ -14,7 +13,6 @@ mod grpc;
 mod methods;
 mod missing;
 mod options;
-mod packing;
 mod peer;
 mod pool;
 mod results;

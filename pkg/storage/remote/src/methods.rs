@@ -28,12 +28,11 @@ pub(super) struct Limits {
     pub(super) decoded: usize,
 }
 
-impl Default for Limits {
-    fn default() -> Self {
-        Self {
-            encoded: DEFAULT_MESSAGE,
-            decoded: usize::MAX,
-        }
+impl Limits {
+    /// Creates the limits of an answer of gRPC's default size.
+    pub(super) const fn decoded(decoded: usize) -> Self {
+        let encoded = DEFAULT_MESSAGE;
+        Self { encoded, decoded }
     }
 }
 
@@ -82,31 +81,19 @@ pub(super) async fn stream<Q: Request>(
     Ok(answer.map_err(malformed)?)
 }
 
-pub(super) struct Call<Q> {
-    request: Q,
-    limits: Limits,
-    pub(super) bytes: u64,
-}
+/// A request, the limits of its answer, and the bytes of content that it moves, which extend its time limit.
+pub(super) struct Call<Q>(pub(super) Q, pub(super) Limits, pub(super) u64);
 
 impl<Q: Request> Call<Q> {
-    /// Creates a call that moves `bytes` bytes of content, which extend its time limit.
-    pub(super) const fn new(request: Q, limits: Limits, bytes: u64) -> Self {
-        Self {
-            request,
-            limits,
-            bytes,
-        }
-    }
-
     pub(super) async fn send(&self, link: Link) -> Result<Q::Answer, Failure> {
-        let request = streams::iter([grpc::framed(&self.request)]);
-        stream::<Q>(link, request, self.limits).await
+        let Self(request, limits, _) = self;
+        let request = streams::iter([grpc::framed(request)]);
+        stream::<Q>(link, request, *limits).await
     }
 }
 
-/// Returns the call that requests the capabilities.
 pub(super) fn capabilities(instance: &str) -> Call<v2::GetCapabilitiesRequest> {
     let instance_name = instance.to_owned();
     let request = v2::GetCapabilitiesRequest { instance_name };
-    Call::new(request, Limits::default(), 0)
+    Call(request, Limits::decoded(usize::MAX), 0)
 }

@@ -28,7 +28,7 @@ impl fmt::Display for RemoteAddress {
 }
 
 /// The headers of each request. Their values are secrets, and never shown.
-#[derive(Clone, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct RemoteHeaders(pub(super) Arc<HeaderMap>);
 
 impl RemoteHeaders {
@@ -60,12 +60,6 @@ impl RemoteHeaders {
     }
 }
 
-impl fmt::Debug for RemoteHeaders {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_list().entries(self.0.keys()).finish()
-    }
-}
-
 const RESERVED: [&str; 5] = ["te", "content-type", "user-agent", "host", "content-length"];
 
 /// The options of the breaker, which suspends calls to a peer that does not answer.
@@ -90,7 +84,7 @@ impl Default for BreakerOptions {
 }
 
 /// The options of a store behind a peer.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub struct RemoteOptions {
     /// The address of the peer.
     pub address: RemoteAddress,
@@ -137,16 +131,6 @@ impl RemoteOptions {
             timeout: Duration::from_mins(1),
             breaker: BreakerOptions::default(),
         }
-    }
-}
-
-impl fmt::Debug for RemoteOptions {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("RemoteOptions")
-            .field("address", &self.address)
-            .field("instance_name", &self.instance_name)
-            .field("headers", &*self.headers.borrow())
-            .finish_non_exhaustive()
     }
 }
 

@@ -1,10 +1,10 @@
 //! Calls to a peer: how many at once, how long each may take, and the retries.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use gorego_limits::Permit;
 use tokio::{
-    sync::{Notify, OwnedSemaphorePermit, Semaphore},
+    sync::{OwnedSemaphorePermit, Semaphore},
     task::JoinHandle,
     time::{self, Instant},
 };
@@ -12,90 +12,88 @@ use tokio_util::{
     sync::{CancellationToken, DropGuard},
     task::TaskTracker,
 };
+use tonic::Status;
 
 use super::{
-    RemoteError, RemoteOptions,
+    RemoteCapabilities, RemoteError, RemoteOptions,
     breaker::{Attempt, Breaker},
-    connect::{self, headers},
+    canary::{self, Canary},
+    capabilities::CapabilityCache,
+    connect,
     failure::Failure,
     grpc::Link,
     methods::{Call, Request, capabilities},
     pool::Pool,
     retry::Retry,
 };
-use gorego_storage::{Digest, Error, Result};
+use gorego_storage::{InstanceName, Result};
 
 /// The least that a peer moves, in bytes a second: calls that move more have more time.
 const MIN_TRANSFER_RATE: u64 = 1 << 20;
-
 /// The ratio of a download's window to its counted part.
 const COUNTED: u64 = 4;
+/// The size from which blobs are worth compressing, in bytes.
+pub(super) const WORTH_COMPRESSING: u64 = 1024;
+/// The number of compressed downloads and uploads at a time. A download may take a window of 8 MiB.
+const MAX_COMPRESSED: usize = 64;
+
+/// The permits of a download or upload, the second for its window.
+pub(super) type StreamPermits = (OwnedSemaphorePermit, Permit);
 
 /// A peer, its connections and its limits.
 pub(super) struct Peer {
+    pub(super) options: RemoteOptions,
     pub(super) name: Arc<str>,
-    pub(super) breaker: Breaker,
-    /// Notified when a connection ends.
-    pub(super) lost: Arc<Notify>,
-    pub(super) timeout: Duration,
-    pub(super) max_calls: usize,
-    options: RemoteOptions,
+    pub(super) instance: InstanceName,
+    pub(super) breaker: Arc<Breaker>,
+    pub(super) known: CapabilityCache,
+    pub(super) canary: Canary,
     calls: Arc<Semaphore>,
     streams: Arc<Semaphore>,
+    /// Limits compressed downloads and uploads, each of which takes memory.
+    compressed: Arc<Semaphore>,
     tasks: TaskTracker,
     stop: CancellationToken,
     _stop: DropGuard,
 }
 
 impl Peer {
-    pub(super) fn new(options: &RemoteOptions) -> Result<Self, RemoteError> {
+    pub(super) fn new(options: &RemoteOptions) -> Result<Arc<Self>, RemoteError> {
         tokio::runtime::Handle::try_current().map_err(|_| RemoteError::NoRuntime)?;
-        let max_calls = options.max_calls.clamp(1, Semaphore::MAX_PERMITS);
-        let stop = CancellationToken::new();
+        let options = RemoteOptions {
+            max_calls: options.max_calls.clamp(1, Semaphore::MAX_PERMITS),
+            ..options.clone()
+        };
+        let (canary, stop) = (Canary::default(), CancellationToken::new());
         let name: Arc<str> = options.address.to_string().into();
-        let lost = Arc::<Notify>::default();
-        let pool = Pool::new(connect::channels(options, &lost)?);
-        Ok(Self {
-            breaker: Breaker::new(Arc::clone(&name), pool, options.breaker),
+        let lost = Arc::clone(&canary.lost);
+        let pool = Pool::new(connect::channels(&options, &lost)?);
+        let peer = Arc::new(Self {
+            breaker: Arc::new(Breaker::new(Arc::clone(&name), pool, options.breaker)),
             name,
-            lost,
-            options: options.clone(),
-            calls: Arc::new(Semaphore::new(max_calls)),
-            streams: Arc::new(Semaphore::new(max_calls)),
-            timeout: options.timeout,
-            max_calls,
+            instance: InstanceName::parse(&options.instance_name)?,
+            known: CapabilityCache::default(),
+            canary,
+            calls: Arc::new(Semaphore::new(options.max_calls)),
+            streams: Arc::new(Semaphore::new(options.max_calls)),
+            compressed: Arc::new(Semaphore::new(MAX_COMPRESSED)),
+            options,
             tasks: TaskTracker::new(),
             _stop: stop.clone().drop_guard(),
             stop,
-        })
+        });
+        drop(peer.spawn(canary::watch(Arc::downgrade(&peer), lost)));
+        Ok(peer)
     }
 
     pub(super) const fn retry(&self) -> Retry {
         Retry::new(self.options.retries)
     }
 
-    /// Returns the error of a failed operation.
-    pub(super) fn error(&self, what: &dyn fmt::Display, failure: Failure) -> Error {
-        failure.into_error(&self.name, what)
-    }
-
-    /// Returns the error of a failed operation on several blobs; a single one is named.
-    pub(super) fn error_of(&self, doing: &str, blobs: &[Digest], failure: Failure) -> Error {
-        match blobs {
-            [one] => self.error(&format_args!("{doing} {one}"), failure),
-            many => self.error(&format_args!("{doing} {} blobs", many.len()), failure),
-        }
-    }
-
     /// Returns the time limit of a call that moves `bytes` bytes.
     pub(super) fn deadline(&self, bytes: u64) -> Duration {
-        self.timeout
-            .saturating_add(Duration::from_secs(bytes / MIN_TRANSFER_RATE))
-    }
-
-    /// Returns the time by which an operation that moves `bytes` bytes has to end, with all its retries.
-    pub(super) fn end(&self, bytes: u64) -> Instant {
-        Instant::now() + self.deadline(bytes) * 2
+        let transfer = Duration::from_secs(bytes / MIN_TRANSFER_RATE);
+        self.options.timeout.saturating_add(transfer)
     }
 
     /// Spawns a task that ends with the store at the latest.
@@ -110,37 +108,36 @@ impl Peer {
     /// Leases a connection for one call, with the headers that it carries.
     fn link(&self, timeout: Option<Duration>) -> Result<Link, Failure> {
         let leased = self.breaker.pool.lease();
-        let (channel, lease) =
-            leased.ok_or_else(|| Failure::InvalidAnswer("no connection".to_owned()))?;
+        let (channel, lease) = leased.ok_or_else(|| Status::internal("no connection"))?;
         Ok(Link {
             channel,
-            headers: headers(&self.options.headers.borrow(), &self.options.chain, timeout),
+            headers: connect::headers(&self.options, timeout),
             lease,
         })
     }
 
-    /// Makes a call with retries.
     pub(super) async fn call<Q: Request>(&self, call: &Call<Q>) -> Result<Q::Answer, Failure> {
-        let end = self.end(call.bytes);
-        self.call_until(call, end, &mut self.retry()).await
+        self.call_until(call, &mut self.retry()).await
     }
 
-    /// Makes a call until it succeeds, the retries of its operation are used up, or `end` is near.
+    /// Makes a call until it succeeds, the retries of its operation are used up, or twice its time is over.
     pub(super) async fn call_until<Q: Request>(
         &self,
         call: &Call<Q>,
-        end: Instant,
         retry: &mut Retry,
     ) -> Result<Q::Answer, Failure> {
-        let limit = self.deadline(call.bytes);
+        let Call(.., bytes) = call;
+        let limit = self.deadline(*bytes);
+        let end = Instant::now() + limit * 2;
         let left = || end.saturating_duration_since(Instant::now());
         // A call that had less than half its time would look like an outage.
         let spare = || left().saturating_sub(limit / 2);
         loop {
-            if !retry.has_begun() {
+            if !retry.has_begun {
                 self.breaker.check()?;
             }
-            let permit = acquire(&self.calls, limit.min(spare())).await?;
+            let permit = Arc::clone(&self.calls).acquire_owned();
+            let permit = self::permit(limit.min(spare()), permit).await?;
             let attempt = self.admit(retry, spare()).await?;
             let failure = match self.attempt(attempt, call, limit.min(left())).await {
                 Ok(answer) => return Ok(answer),
@@ -154,26 +151,15 @@ impl Peer {
     }
 
     /// Admits a call. A retry waits up to `patience` for that.
-    async fn admit(&self, retry: &Retry, patience: Duration) -> Result<Attempt<'_>, Failure> {
-        if retry.has_begun() {
-            self.breaker.admit_before(Instant::now() + patience).await
-        } else {
-            self.breaker.admit()
-        }
-    }
-
-    /// Makes a call once.
-    pub(super) async fn once<Q: Request>(
-        &self,
-        call: &Call<Q>,
-        limit: Duration,
-    ) -> Result<Q::Answer, Failure> {
-        self.attempt(self.breaker.admit()?, call, limit).await
+    async fn admit(&self, retry: &Retry, patience: Duration) -> Result<Attempt, Failure> {
+        let now = Instant::now();
+        let end = if retry.has_begun { now + patience } else { now };
+        self.breaker.admit(end).await
     }
 
     async fn attempt<Q: Request>(
         &self,
-        attempt: Attempt<'_>,
+        mut attempt: Attempt,
         call: &Call<Q>,
         limit: Duration,
     ) -> Result<Q::Answer, Failure> {
@@ -185,26 +171,20 @@ impl Peer {
             Ok(Err(failure)) if started.elapsed() < limit => Err(failure),
             Ok(Err(_)) | Err(_) => Err(Failure::TimedOut(limit)),
         };
-        attempt.ended(outcome.as_ref().err());
+        attempt.record(outcome.as_ref().err());
         outcome
     }
 
-    /// Opens a connection for a stream, without a time limit.
-    pub(super) async fn open(&self, retry: &Retry) -> Result<(Link, Attempt<'_>), Failure> {
-        let attempt = self.admit(retry, self.timeout).await?;
-        Ok((self.link(None)?, attempt))
-    }
-
-    /// Opens a connection for a stream whose outcome is known only at its end. If the breaker needs a
-    /// probe, makes a short call before.
-    pub(super) async fn open_long(&self, retry: &Retry) -> Result<(Link, Attempt<'_>), Failure> {
+    /// Opens a connection for a stream, whose outcome may take long. If the breaker needs a probe, makes a short
+    /// call before.
+    pub(super) async fn open(&self, retry: &Retry) -> Result<(Link, Attempt), Failure> {
         loop {
-            let (link, attempt) = self.open(retry).await?;
+            let attempt = self.admit(retry, self.options.timeout).await?;
             if !attempt.is_probe {
-                return Ok((link, attempt));
+                return Ok((self.link(None)?, attempt));
             }
             let probe = capabilities("");
-            if let Err(failure) = self.attempt(attempt, &probe, self.timeout).await
+            if let Err(failure) = self.attempt(attempt, &probe, self.options.timeout).await
                 && failure.is_outage()
             {
                 return Err(failure);
@@ -212,31 +192,38 @@ impl Peer {
         }
     }
 
-    /// Waits until another download or upload may start.
-    pub(super) async fn stream_permit(&self) -> Result<OwnedSemaphorePermit, Failure> {
-        acquire(&self.streams, self.timeout).await
+    /// Waits until another download or upload may start, and may have a window of `bytes` in flight, if it is a
+    /// download. Counts a part of the window only, since it fills only while the reader is slower than the peer.
+    pub(super) async fn stream_permits(&self, bytes: u64) -> Result<StreamPermits, Failure> {
+        let patience = self.options.timeout;
+        let stream = permit(patience, Arc::clone(&self.streams).acquire_owned()).await?;
+        let window = bytes.min(u64::from(connect::STREAM_WINDOW));
+        let window = self.options.windows.reserve(window / COUNTED);
+        Ok((stream, permit(patience, window).await?))
     }
 
-    /// Waits until a download of `bytes` may have a window of them in flight. Counts a part of the window
-    /// only, since it fills only while the reader is slower than the peer.
-    pub(super) async fn window_permit(&self, bytes: u64) -> Result<Permit, Failure> {
-        let window = bytes.min(u64::from(connect::STREAM_WINDOW));
-        let reserve = self.options.windows.reserve(window / COUNTED);
-        match time::timeout(self.timeout, reserve).await {
-            Ok(Ok(permit)) => Ok(permit),
-            _ => Err(Failure::Busy(self.timeout)),
+    /// Permits compression of a stream of `bytes` bytes if it is enabled, supported, worth it, and few
+    /// other streams are compressed.
+    pub(super) fn compress(
+        &self,
+        capabilities: &RemoteCapabilities,
+        bytes: u64,
+    ) -> Option<OwnedSemaphorePermit> {
+        if !self.options.zstd || !capabilities.zstd_streams || bytes < WORTH_COMPRESSING {
+            return None;
         }
+        Arc::clone(&self.compressed).try_acquire_owned().ok()
     }
 }
 
-async fn acquire(
-    semaphore: &Arc<Semaphore>,
+async fn permit<P, E>(
     patience: Duration,
-) -> Result<OwnedSemaphorePermit, Failure> {
-    match time::timeout(patience, Arc::clone(semaphore).acquire_owned()).await {
-        Ok(Ok(permit)) => Ok(permit),
-        _ => Err(Failure::Busy(patience)),
-    }
+    permit: impl Future<Output = Result<P, E>>,
+) -> Result<P, Failure> {
+    let permit = time::timeout(patience, permit).await.ok();
+    permit
+        .and_then(Result::ok)
+        .ok_or_else(|| Failure::NotMade(format!("too many calls in progress for {patience:?}")))
 }
 
 #[cfg(test)]

@@ -33,8 +33,7 @@ impl Pool {
     pub(super) fn lease(&self) -> Option<(Channel, ConnectionUse)> {
         let len = self.connections.len();
         let first = self.first.load(Relaxed).checked_rem(len)?;
-        let (before, after) = self.connections.split_at_checked(first)?;
-        let in_order = after.iter().chain(before);
+        let in_order = self.connections.iter().cycle().skip(first).take(len);
         in_order
             .min_by_key(|(_, lease)| Arc::strong_count(lease))
             .cloned()

@@ -11,7 +11,6 @@ use tonic::Code;
 
 use super::{
     RemoteStore,
-    capabilities::function,
     methods::{Call, DEFAULT_MESSAGE, Limits},
 };
 use gorego_storage::{
@@ -19,15 +18,12 @@ use gorego_storage::{
     decoded::{MAX_DECODED_RESULT, result_memory},
 };
 
-const LIMITS: Limits = Limits {
-    encoded: DEFAULT_MESSAGE,
-    decoded: MAX_DECODED_RESULT,
-};
+const LIMITS: Limits = Limits::decoded(MAX_DECODED_RESULT);
 
 impl RemoteStore {
     /// Returns the configured instance name, or that of the caller.
     fn instance_for(&self, caller: &str) -> String {
-        match self.instance.as_str() {
+        match self.peer.instance.as_str() {
             "" => caller.to_owned(),
             own => own.to_owned(),
         }
@@ -37,10 +33,10 @@ impl RemoteStore {
         let request = GetActionResultRequest {
             instance_name: self.instance_for(instance),
             action_digest: Some(action.to_proto()),
-            digest_function: function(action.function()),
+            digest_function: action.function().to_proto() as i32,
             ..GetActionResultRequest::default()
         };
-        let found = self.peer.call(&Call::new(request, LIMITS, 0)).await;
+        let found = self.peer.call(&Call(request, LIMITS, 0)).await;
         found.map_err(|failure| {
             if failure.code() == Some(Code::NotFound) {
                 return Error::NoResult(*action);
@@ -83,15 +79,15 @@ impl ActionCache for RemoteStore {
             instance_name: self.instance_for(instance),
             action_digest: Some(action.to_proto()),
             action_result: Some(result),
-            digest_function: function(action.function()),
+            digest_function: action.function().to_proto() as i32,
             ..UpdateActionResultRequest::default()
         };
-        let call = Call::new(request, LIMITS, DEFAULT_MESSAGE as u64);
+        let call = Call(request, LIMITS, DEFAULT_MESSAGE as u64);
         let stored = self.peer.call(&call).await.map(drop);
         stored.map_err(|failure| {
             let what = format_args!("storing the result of action {action}");
             let error = self.peer.error(&what, failure);
-            self.unless_lacking(action.function(), error)
+            self.peer.unless_lacking(action.function(), error)
         })
     }
 }

@@ -13,7 +13,9 @@ const MAX_DELAY: Duration = Duration::from_secs(10);
 pub(super) struct Retry {
     limit: u32,
     retries: u32,
-    begun: bool,
+    /// Set if the operation was retried. It then waits for an open breaker, so that its progress is not
+    /// lost; a new operation fails at once.
+    pub(super) has_begun: bool,
 }
 
 impl Retry {
@@ -21,7 +23,7 @@ impl Retry {
         Self {
             limit,
             retries: 0,
-            begun: false,
+            has_begun: false,
         }
     }
 
@@ -30,19 +32,13 @@ impl Retry {
         self.retries = 0;
     }
 
-    /// Whether the operation was retried. It then waits for an open breaker, so that its progress is not
-    /// lost; a new operation fails at once.
-    pub(super) const fn has_begun(&self) -> bool {
-        self.begun
-    }
-
     /// Waits before the next retry; `false` if there is none, or if it would begin after `time_left`.
     pub(super) async fn pause(&mut self, time_left: Duration) -> bool {
         match self.next_delay() {
             Some(delay) if delay < time_left => time::sleep(delay).await,
             _ => return false,
         }
-        self.begun = true;
+        self.has_begun = true;
         true
     }
 

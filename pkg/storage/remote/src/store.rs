@@ -1,53 +1,36 @@
 //! The store behind another server.
 
-use std::{fmt, sync::Arc};
+use std::{fmt, sync::Arc, time::Duration};
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use async_trait::async_trait;
+use bytes::Bytes;
+use tokio::{sync::watch, time::timeout};
 
-use crate::{
-    RemoteCapabilities, RemoteError, RemoteOptions, canary::Canary, capabilities::CapabilityCache,
-    peer::Peer,
+use super::{
+    RemoteCapabilities, RemoteError, RemoteOptions, batches, download, missing, peer::Peer, upload,
 };
 use gorego_storage::{
-    BreakerState, Compressor, Digest, DigestFunction, Error, InstanceName, Result, UploadId,
-    WriteName,
+    Blob, BlobStore, BlobStoreExt as _, BreakerState, Digest, DigestFunction, Error, Put, Result,
+    UploadId, Uploads,
 };
 
+/// The time that a client waits for the capabilities of a peer that was never reached.
+const CAPABILITIES_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// The size up to which blobs travel in batches, even alone, in bytes; larger ones have streams.
-pub(crate) const SMALL: u64 = 64 * 1024;
-/// The size from which blobs are worth compressing, in bytes.
-pub(crate) const WORTH_COMPRESSING: u64 = 1024;
-/// The number of compressed downloads and uploads at a time. A download may take a window of 8 MiB.
-const MAX_COMPRESSED: usize = 64;
+const SMALL: u64 = 64 * 1024;
 
 /// The store of another server, reached over gRPC. It connects on the first call, and reconnects when
 /// necessary. A put whose content was sent to the end is reported as stored even if the peer had the
 /// blob: peers do not report that for small uploads.
 pub struct RemoteStore {
     pub(crate) peer: Arc<Peer>,
-    pub(crate) instance: InstanceName,
-    pub(crate) zstd: bool,
-    /// Limits compressed downloads and uploads, each of which takes memory.
-    compressed: Arc<Semaphore>,
-    pub(crate) known: Arc<CapabilityCache>,
-    pub(crate) canary: Arc<Canary>,
 }
 
 impl RemoteStore {
     /// Creates a store within a Tokio runtime. It has not connected yet.
     pub fn new(options: &RemoteOptions) -> Result<Self, RemoteError> {
-        let instance = InstanceName::parse(&options.instance_name)?;
-        let peer = Arc::new(Peer::new(options)?);
-        let canary = Arc::<Canary>::default();
-        drop(peer.spawn(Arc::clone(&canary).watch(Arc::downgrade(&peer), instance.clone())));
-        Ok(Self {
-            peer,
-            instance,
-            zstd: options.zstd,
-            compressed: Arc::new(Semaphore::new(MAX_COMPRESSED)),
-            known: Arc::default(),
-            canary,
-        })
+        Peer::new(options).map(|peer| Self { peer })
     }
 
     /// Returns the state of the breaker. It stays open until the first call after the cool-down.
@@ -57,52 +40,7 @@ impl RemoteStore {
 
     /// Returns the peer's capabilities, requested every few minutes and after an outage.
     pub async fn capabilities(&self) -> Result<Arc<RemoteCapabilities>> {
-        self.known.get(&self.peer, self.instance.as_str()).await
-    }
-
-    /// Returns the peer's capabilities if they include this function.
-    pub(crate) async fn offered(
-        &self,
-        function: DigestFunction,
-    ) -> Result<Arc<RemoteCapabilities>> {
-        let capabilities = self.capabilities().await;
-        let capabilities = capabilities.map_err(|error| self.unless_lacking(function, error))?;
-        capabilities.check(&self.peer, function)?;
-        Ok(capabilities)
-    }
-
-    /// Replaces an outage by a refusal if the peer, by its last answer, lacks this function: such an
-    /// operation must not be postponed until the outage ends.
-    pub(crate) fn unless_lacking(&self, function: DigestFunction, error: Error) -> Error {
-        if !matches!(error, Error::Unavailable(_)) {
-            return error;
-        }
-        let last = self.known.last();
-        let refusal = last.and_then(|last| last.check(&self.peer, function).err());
-        refusal.unwrap_or(error)
-    }
-
-    /// Permits compression of a stream of `bytes` bytes if it is enabled, supported, worth it, and few
-    /// other streams are compressed.
-    pub(crate) fn compress(
-        &self,
-        capabilities: &RemoteCapabilities,
-        bytes: u64,
-    ) -> Option<OwnedSemaphorePermit> {
-        if !self.zstd || !capabilities.zstd_streams || bytes < WORTH_COMPRESSING {
-            return None;
-        }
-        Arc::clone(&self.compressed).try_acquire_owned().ok()
-    }
-
-    pub(crate) fn write_name(&self, digest: &Digest, upload: &UploadId, zstd: bool) -> String {
-        let name = WriteName {
-            instance: self.instance.clone(),
-            upload: segment_of(upload),
-            compressor: compressor(zstd),
-            digest: *digest,
-        };
-        name.to_string()
+        self.peer.capabilities().await
     }
 }
 
@@ -112,55 +50,94 @@ impl fmt::Debug for RemoteStore {
     }
 }
 
-pub(crate) const fn compressor(zstd: bool) -> Compressor {
-    if zstd {
-        Compressor::Zstd
-    } else {
-        Compressor::Identity
+#[async_trait]
+impl BlobStore for RemoteStore {
+    /// Returns the functions of the peer's last answer at once, and requests a new one if it is old; all
+    /// functions if it never answered, since it may be reachable when they are needed.
+    async fn digest_functions(&self) -> Vec<DigestFunction> {
+        let peer = Arc::clone(&self.peer);
+        let request = self
+            .peer
+            .spawn(async move { peer.capabilities().await.ok() });
+        let mut known = self.peer.known.last();
+        if known.is_none() {
+            let answer = timeout(CAPABILITIES_TIMEOUT, request).await;
+            known = answer.ok().and_then(Result::ok).flatten().flatten();
+        }
+        known.map_or_else(
+            || DigestFunction::ALL.to_vec(),
+            |known| known.digest_functions.clone(),
+        )
+    }
+
+    fn outages(&self) -> u64 {
+        self.peer.breaker.outages()
+    }
+
+    async fn find_missing(&self, digests: &[Digest]) -> Result<Vec<Digest>> {
+        missing::find_missing(&self.peer, digests).await
+    }
+
+    async fn get(&self, digest: &Digest, offset: u64) -> Result<Blob> {
+        let (digest, size) = (*digest, digest.size());
+        if offset > size {
+            return Err(Error::OffsetPastEnd { digest, offset });
+        }
+        if offset == size {
+            // A peer might refuse an empty range.
+            let is_present = self.contains(&digest).await?;
+            let nothing = is_present.then(|| Blob::Bytes(Bytes::new()));
+            return nothing.ok_or(Error::NotFound(digest));
+        }
+        if size > SMALL {
+            let capabilities = self.peer.offered(digest.function()).await?;
+            return download::start(&self.peer, &capabilities, &digest, offset).await;
+        }
+        let read = self.get_batch(&[digest]).await.pop();
+        let mut content = read.unwrap_or(Err(Error::NotFound(digest)))?;
+        let offset = usize::try_from(offset).unwrap_or(usize::MAX);
+        Ok(Blob::Bytes(content.split_off(offset.min(content.len()))))
+    }
+
+    async fn put(&self, digest: &Digest, blob: Blob) -> Result<Put> {
+        let len = match &blob {
+            Blob::Bytes(bytes) => bytes.len() as u64,
+            Blob::File(file) => file.len,
+            Blob::Stream(_) => digest.size(),
+        };
+        if len != digest.size() {
+            return Err(Error::mismatch(digest, format_args!("{len} bytes")));
+        }
+        if digest.is_empty_blob() {
+            return Ok(Put::Existed);
+        }
+        match blob {
+            Blob::Bytes(content) if len <= SMALL => {
+                let put = self.put_batch(vec![(*digest, content)]).await.pop();
+                put.unwrap_or(Ok(Put::Existed))
+            }
+            blob => {
+                let capabilities = self.peer.offered(digest.function()).await?;
+                let put = upload::put(&self.peer, &capabilities, digest, blob).await;
+                put.inspect(|_| self.peer.canary.set(digest))
+            }
+        }
+    }
+
+    async fn get_batch(&self, digests: &[Digest]) -> Vec<Result<Bytes>> {
+        batches::get(&self.peer, digests).await
+    }
+
+    async fn put_batch(&self, blobs: Vec<(Digest, Bytes)>) -> Vec<Result<Put>> {
+        batches::put(&self.peer, blobs).await
     }
 }
 
-/// Returns the id as a segment of a resource name; the hash of one that cannot be a segment.
-fn segment_of(upload: &UploadId) -> UploadId {
-    let text = upload.as_str();
-    let is_plain = |byte: u8| byte.is_ascii_graphic() && byte != b'/';
-    if (1..=128).contains(&text.len()) && text.bytes().all(is_plain) {
-        return upload.clone();
-    }
-    let hash = DigestFunction::Sha256.digest(text.as_bytes());
-    UploadId::new(&hash.hex())
-}
-
-/// Returns a random UUID of version 4, the id of a new upload.
-pub(crate) fn random_upload() -> UploadId {
-    let [low, mid, high, variant, node] =
-        [32, 16, 12, 12, 48].map(|bits| fastrand::u64(..1 << bits));
-    UploadId::new(&format!(
-        "{low:08x}-{mid:04x}-4{high:03x}-a{variant:03x}-{node:012x}"
-    ))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_new_upload_has_a_random_uuid() {
-        let (one, other) = (random_upload(), random_upload());
-        assert_ne!(one, other);
-        let parts: Vec<_> = one.as_str().split('-').map(str::len).collect();
-        assert_eq!(parts, [8, 4, 4, 4, 12]);
-        assert_eq!(one.as_str().as_bytes()[14], b'4');
-        assert!(b"89ab".contains(&one.as_str().as_bytes()[19]));
-    }
-
-    #[test]
-    fn ids_that_cannot_be_in_a_resource_name_are_hashed_and_stay_distinct() {
-        let plain = UploadId::new("7f6ef5a6-2d0b-4b3c-9f53-0b8f4b1f7d3a");
-        assert_eq!(segment_of(&plain), plain);
-        let [a, b] = ["../a", "../b"].map(|text| segment_of(&UploadId::new(text)));
-        assert_ne!(a, b);
-        assert!(!a.as_str().contains('/'));
-        assert_eq!(a, segment_of(&UploadId::new("../a")));
+#[async_trait]
+impl Uploads for RemoteStore {
+    async fn committed(&self, digest: &Digest, upload: &UploadId) -> Result<u64> {
+        let mut retry = self.peer.retry();
+        let committed = upload::query(&self.peer, digest, upload, &mut retry).await?;
+        Ok(committed.unwrap_or(digest.size()).min(digest.size()))
     }
 }

@@ -4,26 +4,26 @@ mod write;
 
 use std::{mem, sync::Arc, time::Duration};
 
-use futures::{StreamExt as _, stream};
+use bytes::Bytes;
+use futures::{StreamExt as _, TryStreamExt as _, future, stream};
 use reapi::bytestream::QueryWriteStatusRequest;
-use tokio::sync::OwnedSemaphorePermit;
 use tonic::Code;
 
 use self::write::Content;
 use super::{
-    RemoteCapabilities, RemoteStore,
-    compression::FrameEncoder,
+    RemoteCapabilities,
+    compression::{FrameEncoder, compressor},
     failure::Failure,
     methods::{Call, Limits},
-    peer::Peer,
+    peer::{Peer, StreamPermits},
     retry::Retry,
-    store::random_upload,
 };
-use gorego_storage::{Blob, BlobFile, Chunks, Digest, Error, Hasher, Put, Result, UploadId};
+use gorego_storage::{
+    Blob, BlobFile, Chunks, Digest, DigestFunction, Error, Hasher, Put, Result, UploadId, WriteName,
+};
 
-/// An upload and its progress.
 struct RemoteUpload<'a> {
-    store: &'a RemoteStore,
+    peer: &'a Peer,
     digest: &'a Digest,
     /// The content. A stream can be read once.
     source: Blob,
@@ -36,18 +36,18 @@ struct RemoteUpload<'a> {
     /// The most bytes that the peer has reported. A retry counts as progress only beyond this.
     furthest: u64,
     retry: Retry,
-    permit: Arc<OwnedSemaphorePermit>,
+    permits: Arc<StreamPermits>,
 }
 
 /// Stores content of the right length.
 pub(super) async fn put(
-    store: &RemoteStore,
+    peer: &Peer,
     capabilities: &RemoteCapabilities,
     digest: &Digest,
     mut source: Blob,
 ) -> Result<Put> {
-    let permit = store.peer.stream_permit().await;
-    let permit = permit.map_err(|failure| error(&store.peer, digest, failure))?;
+    let permits = peer.stream_permits(0).await;
+    let permits = permits.map_err(|failure| error(peer, digest, failure))?;
     let resume = match &mut source {
         Blob::Stream(stream) => stream.resume.take(),
         Blob::Bytes(_) | Blob::File(_) => None,
@@ -58,11 +58,11 @@ pub(super) async fn put(
         None => (
             random_upload(),
             0,
-            store.compress(capabilities, digest.size()),
+            peer.compress(capabilities, digest.size()),
         ),
     };
     let mut upload = RemoteUpload {
-        store,
+        peer,
         digest,
         source,
         id,
@@ -70,11 +70,21 @@ pub(super) async fn put(
         zstd: compress.is_some(),
         offset,
         furthest: 0,
-        retry: store.peer.retry(),
-        permit: Arc::new(permit),
+        retry: peer.retry(),
+        permits: Arc::new(permits),
     };
-    if offset > 0 && upload.is_complete().await? {
-        return Ok(Put::Existed);
+    if offset > 0 {
+        match upload.query().await? {
+            None => return Ok(Put::Existed),
+            Some(committed) if committed < offset || offset > digest.size() => {
+                return Err(Error::UploadOffset {
+                    digest: *digest,
+                    offset,
+                    committed,
+                });
+            }
+            Some(_) => {}
+        }
     }
     loop {
         if let Some(put) = upload.attempt().await? {
@@ -83,27 +93,24 @@ pub(super) async fn put(
     }
 }
 
-/// Returns the number of bytes of an upload that the peer has; all if it is complete.
-pub(super) async fn committed(peer: &Peer, digest: &Digest, name: String) -> Result<u64, Failure> {
-    let committed = query(peer, name, &mut peer.retry()).await?;
-    Ok(committed.unwrap_or(digest.size()).min(digest.size()))
-}
-
-/// Returns the number of bytes of an upload that the peer has; `None` if it is complete.
-async fn query(peer: &Peer, name: String, retry: &mut Retry) -> Result<Option<u64>, Failure> {
+/// Returns the number of bytes of an uncompressed upload that the peer has; `None` if it is complete.
+pub(super) async fn query(
+    peer: &Peer,
+    digest: &Digest,
+    upload: &UploadId,
+    retry: &mut Retry,
+) -> Result<Option<u64>> {
     let request = QueryWriteStatusRequest {
-        resource_name: name,
+        resource_name: name(peer, digest, upload, false),
     };
-    let call = Call::new(request, Limits::default(), 0);
-    match peer.call_until(&call, peer.end(0), retry).await {
+    let call = Call(request, Limits::decoded(usize::MAX), 0);
+    match peer.call_until(&call, retry).await {
         Ok(answer) if answer.complete => Ok(None),
-        Ok(answer) => Ok(Some(
-            u64::try_from(answer.committed_size).unwrap_or_default(),
-        )),
+        Ok(answer) => Ok(u64::try_from(answer.committed_size).ok().or(Some(0))),
         Err(failure) if matches!(failure.code(), Some(Code::NotFound | Code::Unimplemented)) => {
             Ok(Some(0))
         }
-        Err(failure) => Err(failure),
+        Err(failure) => Err(error(peer, digest, failure)),
     }
 }
 
@@ -111,45 +118,57 @@ fn error(peer: &Peer, digest: &Digest, failure: Failure) -> Error {
     peer.error(&format_args!("storing {digest}"), failure)
 }
 
+fn name(peer: &Peer, digest: &Digest, upload: &UploadId, zstd: bool) -> String {
+    let name = WriteName {
+        instance: peer.instance.clone(),
+        upload: segment_of(upload),
+        compressor: compressor(zstd),
+        digest: *digest,
+    };
+    name.to_string()
+}
+
+/// Returns the id as a segment of a resource name; the hash of one that cannot be a segment.
+fn segment_of(upload: &UploadId) -> UploadId {
+    let text = upload.as_str();
+    let is_plain = |byte: u8| byte.is_ascii_graphic() && byte != b'/';
+    if (1..=128).contains(&text.len()) && text.bytes().all(is_plain) {
+        return upload.clone();
+    }
+    let hash = DigestFunction::Sha256.digest(text.as_bytes());
+    UploadId::new(&hash.hex())
+}
+
+/// Returns a random UUID of version 4, the id of a new upload.
+fn random_upload() -> UploadId {
+    let [low, mid, high, variant, node] =
+        [32, 16, 12, 12, 48].map(|bits| fastrand::u64(..1 << bits));
+    UploadId::new(&format!(
+        "{low:08x}-{mid:04x}-4{high:03x}-a{variant:03x}-{node:012x}"
+    ))
+}
+
 impl RemoteUpload<'_> {
-    fn name(&self) -> String {
-        self.store.write_name(self.digest, &self.id, self.zstd)
-    }
-
     async fn query(&mut self) -> Result<Option<u64>> {
-        let (peer, name) = (&self.store.peer, self.name());
-        let committed = query(peer, name, &mut self.retry).await;
-        committed.map_err(|failure| error(peer, self.digest, failure))
-    }
-
-    /// Whether the peer has the whole upload. Fails if the peer lacks bytes before the offset.
-    async fn is_complete(&mut self) -> Result<bool> {
-        let committed = self.query().await?;
-        let (digest, offset) = (*self.digest, self.offset);
-        match committed {
-            Some(committed) if committed < offset || offset > digest.size() => {
-                Err(Error::UploadOffset {
-                    digest,
-                    offset,
-                    committed,
-                })
-            }
-            committed => Ok(committed.is_none()),
-        }
+        query(self.peer, self.digest, &self.id, &mut self.retry).await
     }
 
     /// Sends the content from the offset on. `None` if another attempt is to follow.
     async fn attempt(&mut self) -> Result<Option<Put>> {
-        let len = self.digest.size() - self.offset;
-        let compressing = self.zstd.then(|| FrameEncoder::new(len)).transpose();
-        let compressing = compressing.map_err(|why| {
-            Error::Unavailable(format!("failed to compress {}: {why}", self.digest))
-        })?;
-        let ends = !matches!(self.source, Blob::Stream(_));
-        let (name, chunks) = (self.name(), chunks(&mut self.source, self.offset));
-        let mut content = Content::new(chunks, self.digest, name, self.offset, ends, compressing);
-        let peer = &self.store.peer;
-        let outcome = write::write(peer, &self.retry, &mut content, &self.permit).await;
+        let (size, zstd) = (self.digest.size(), self.zstd);
+        let mut content = Content {
+            source: chunks(&mut self.source, self.offset),
+            digest: self.digest,
+            name: name(self.peer, self.digest, &self.id, zstd),
+            start: self.offset,
+            compressing: zstd.then(|| FrameEncoder::new(size)).transpose()?,
+            read: 0,
+            sent: 0,
+            ended: false,
+            finished: false,
+            rest: Bytes::new(),
+        };
+        let outcome = write::write(self.peer, &self.retry, &mut content, &self.permits).await;
         if content.has_wrong_size() && (content.finished || outcome.is_err()) {
             return Err(self.wrong(&format!("{} bytes", self.offset + content.read)));
         }
@@ -166,8 +185,7 @@ impl RemoteUpload<'_> {
 
     /// Decides what follows a failure: an error, another attempt, or nothing if the peer has the blob.
     async fn recover(&mut self, failure: Failure, content: Content<'_>) -> Result<Option<Put>> {
-        let code = failure.code();
-        let finished = content.finished;
+        let (code, finished) = (failure.code(), content.finished);
         let is_untouched = content.is_untouched();
         let chunks = content.source;
         let is_stream = matches!(self.source, Blob::Stream(_));
@@ -176,23 +194,25 @@ impl RemoteUpload<'_> {
             Some(Code::InvalidArgument) if !is_stream && self.offset == 0 => {
                 self.check().await?;
             }
-            Some(Code::InvalidArgument) if is_stream && finished => {
-                return Err(self.refused(&failure));
-            }
-            Some(Code::Aborted) if is_stream && finished && self.offset > 0 => {
-                return Err(self.refused(&failure));
+            Some(Code::InvalidArgument | Code::Aborted)
+                if is_stream
+                    && finished
+                    && (self.offset > 0 || code == Some(Code::InvalidArgument)) =>
+            {
+                let peer = &self.peer.name;
+                return Err(self.wrong(&format!("content that {peer} rejects: {failure}")));
             }
             Some(Code::Aborted) if self.is_named => return Err(Error::Superseded(*self.digest)),
             _ => {}
         }
         if let Blob::Stream(source) = &mut self.source {
             if !is_untouched {
-                return Err(error(&self.store.peer, self.digest, failure));
+                return Err(error(self.peer, self.digest, failure));
             }
             source.chunks = chunks;
         }
         if self.zstd && failure.is_unknown_form() {
-            self.store.known.correct(|known| known.zstd_streams = false);
+            self.peer.known.correct(|known| known.zstd_streams = false);
             self.zstd = false;
             self.restart();
             return Ok(None);
@@ -201,13 +221,12 @@ impl RemoteUpload<'_> {
         let may_pass = failure.is_retryable() || !is_stream && self.offset > 0;
         let restarts = self.zstd || code == Some(Code::Aborted) || !failure.is_retryable();
         if !may_pass || !self.retry.pause(Duration::MAX).await {
-            return Err(error(&self.store.peer, self.digest, failure));
+            return Err(error(self.peer, self.digest, failure));
         }
-        if is_stream {
-            return Ok(None);
-        }
-        if restarts {
+        if restarts && !is_stream {
             self.restart();
+        }
+        if restarts || is_stream {
             return Ok(None);
         }
         let Some(committed) = self.query().await? else {
@@ -228,22 +247,20 @@ impl RemoteUpload<'_> {
 
     /// Fails if the content does not match its digest.
     async fn check(&mut self) -> Result<()> {
-        let mut hasher = Hasher::new(self.digest.function());
-        let mut chunks = chunks(&mut self.source, 0);
-        while let Some(chunk) = chunks.next().await {
-            hasher.update(&chunk.inspect_err(|error| report(&self.source, error))?);
-        }
-        let actual = hasher.finish();
+        let hasher = Hasher::new(self.digest.function());
+        let hashed = chunks(&mut self.source, 0).try_fold(hasher, |mut hasher, chunk| {
+            hasher.update(&chunk);
+            future::ok(hasher)
+        });
+        let hashed = hashed
+            .await
+            .inspect_err(|error| report(&self.source, error));
+        let actual = hashed?.finish();
         if actual == *self.digest {
             Ok(())
         } else {
             Err(Error::mismatch(self.digest, actual))
         }
-    }
-
-    fn refused(&self, failure: &Failure) -> Error {
-        let peer = &self.store.peer.name;
-        self.wrong(&format!("content that {peer} rejects: {failure}"))
     }
 
     /// The error of wrong content. If the upload was resumed, the part before the offset may be wrong.
@@ -282,5 +299,30 @@ fn report(source: &Blob, error: &Error) {
         && let Some(guard) = &file.guard
     {
         guard.unreadable();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_new_upload_has_a_random_uuid() {
+        let (one, other) = (random_upload(), random_upload());
+        assert_ne!(one, other);
+        let parts: Vec<_> = one.as_str().split('-').map(str::len).collect();
+        assert_eq!(parts, [8, 4, 4, 4, 12]);
+        assert_eq!(one.as_str().as_bytes()[14], b'4');
+        assert!(b"89ab".contains(&one.as_str().as_bytes()[19]));
+    }
+
+    #[test]
+    fn ids_that_cannot_be_in_a_resource_name_are_hashed_and_stay_distinct() {
+        let plain = UploadId::new("7f6ef5a6-2d0b-4b3c-9f53-0b8f4b1f7d3a");
+        assert_eq!(segment_of(&plain), plain);
+        let [a, b] = ["../a", "../b"].map(|text| segment_of(&UploadId::new(text)));
+        assert_ne!(a, b);
+        assert!(!a.as_str().contains('/'));
+        assert_eq!(a, segment_of(&UploadId::new("../a")));
     }
 }

@@ -7,21 +7,20 @@ use reapi::v2::{
     self, BatchReadBlobsRequest, BatchUpdateBlobsRequest, batch_read_blobs_response::Response,
     batch_update_blobs_request::Request,
 };
-use tokio::time::Instant;
-use tonic::Code;
+use tonic::{Code, Status};
+use zstd::bulk;
 
 use super::{
     super::{
-        capabilities::function,
-        compression,
+        compression::LEVEL,
         failure::Failure,
         methods::{Call, Limits},
+        peer::WORTH_COMPRESSING,
         retry::Retry,
-        store::WORTH_COMPRESSING,
     },
     Direction, Item, Transfer, total,
 };
-use gorego_storage::{Compressor, Digest, DigestFunction, Error, Result};
+use gorego_storage::{Compressor, Digest, Error, Result};
 
 /// The bytes that each blob adds to an answer beside its content, encoded and decoded.
 const ENCODED: usize = 2048;
@@ -31,16 +30,10 @@ const DECODED: usize = 4096;
 type Entries = HashMap<Digest, Result<Bytes, Failure>>;
 
 impl Transfer<'_> {
-    /// Requests or sends one batch, all of one function.
-    pub(super) async fn call(
-        &self,
-        of: DigestFunction,
-        items: &[Item],
-        end: Instant,
-        retry: &mut Retry,
-    ) -> Result<Entries, Failure> {
-        let (peer, instance_name) = (&self.store.peer, self.store.instance.as_str().to_owned());
-        let (digest_function, bytes) = (function(of), total(items));
+    pub(super) async fn call(&self, items: &[Item], retry: &mut Retry) -> Result<Entries, Failure> {
+        let (peer, bytes) = (self.peer, total(items));
+        let instance_name = peer.instance.as_str().to_owned();
+        let digest_function = self.function.to_proto() as i32;
         let mut limits = Limits {
             encoded: ENCODED.saturating_mul(items.len()),
             decoded: DECODED.saturating_mul(items.len()),
@@ -52,17 +45,17 @@ impl Transfer<'_> {
                 requests: requests.collect(),
                 digest_function,
             };
-            let call = Call::new(request, limits, bytes);
-            let entries = peer.call_until(&call, end, retry).await?.responses;
-            let entries = keyed(of, entries, |entry| entry.digest.as_ref());
-            let stored = entries.map(|(digest, entry)| {
+            let call = Call(request, limits, bytes);
+            let entries = peer.call_until(&call, retry).await?.responses;
+            let stored = entries.into_iter().filter_map(|entry| {
                 let failure = Failure::of_entry(entry.status.unwrap_or_default());
                 let failure = failure.filter(|why| why.code() != Some(Code::AlreadyExists));
-                (digest, failure.map_or_else(|| Ok(Bytes::new()), Err))
+                let outcome = failure.map_or_else(|| Ok(Bytes::new()), Err);
+                Some((self.digest(entry.digest.as_ref())?, outcome))
             });
             return Ok(stored.collect());
         }
-        let accepts_zstd = self.store.zstd && self.capabilities.zstd_streams;
+        let accepts_zstd = peer.options.zstd && self.capabilities.zstd_streams;
         let compressors = Compressor::ALL
             .iter()
             .filter(|c| accepts_zstd || **c == Compressor::Identity);
@@ -75,27 +68,20 @@ impl Transfer<'_> {
         // Compression may make content longer by a little.
         let content = usize::try_from(bytes + bytes / 16).unwrap_or(usize::MAX);
         limits.encoded = limits.encoded.saturating_add(content);
-        let call = Call::new(request, limits, bytes);
-        let entries = peer.call_until(&call, end, retry).await?.responses;
-        let entries = keyed(of, entries, |entry| entry.digest.as_ref());
-        let read = entries.map(|(digest, entry)| (digest, content_of(&peer.name, &digest, entry)));
+        let call = Call(request, limits, bytes);
+        let entries = peer.call_until(&call, retry).await?.responses;
+        let read = entries.into_iter().filter_map(|entry| {
+            let digest = self.digest(entry.digest.as_ref())?;
+            Some((digest, content_of(&peer.name, &digest, entry)))
+        });
         Ok(read.collect())
+    }
+
+    fn digest(&self, of_entry: Option<&v2::Digest>) -> Option<Digest> {
+        Digest::from_field(Some(self.function), of_entry).ok()
     }
 }
 
-/// Returns the entries of an answer with their digests.
-fn keyed<T>(
-    function: DigestFunction,
-    entries: Vec<T>,
-    digest: impl Fn(&T) -> Option<&v2::Digest>,
-) -> impl Iterator<Item = (Digest, T)> {
-    entries.into_iter().filter_map(move |entry| {
-        let digest = Digest::from_field(Some(function), digest(&entry)).ok()?;
-        Some((digest, entry))
-    })
-}
-
-/// Checks and returns the content of an entry.
 fn content_of(peer: &str, digest: &Digest, entry: Response) -> Result<Bytes, Failure> {
     if let Some(failure) = entry.status.and_then(Failure::of_entry) {
         return Err(failure);
@@ -109,12 +95,13 @@ fn content_of(peer: &str, digest: &Digest, entry: Response) -> Result<Bytes, Fai
         Some(Compressor::Zstd) => {
             // Small enough for a batch.
             let size = usize::try_from(digest.size()).unwrap_or(usize::MAX);
-            compression::decompress(&entry.data, size)
+            bulk::decompress(&entry.data, size)
+                .map(Bytes::from)
                 .map_err(|why| wrong(format!("not decompressible: {why}")))?
         }
         None => {
             let message = format!("compressor {} was not asked for", entry.compressor);
-            return Err(Failure::InvalidAnswer(message));
+            return Err(Status::internal(message).into());
         }
     };
     let actual = digest.function().digest(&content);
@@ -128,9 +115,9 @@ fn content_of(peer: &str, digest: &Digest, entry: Response) -> Result<Bytes, Fai
 /// Encodes a blob, compressed if that makes it shorter.
 fn encoded(item: &Item, compresses: bool) -> Request {
     let is_worth_it = compresses && item.digest.size() >= WORTH_COMPRESSING;
-    let compressed = is_worth_it.then(|| compression::compress(&item.content).ok());
+    let compressed = is_worth_it.then(|| bulk::compress(&item.content, LEVEL).ok());
     let (compressor, data) = match compressed.flatten() {
-        Some(data) if data.len() < item.content.len() => (Compressor::Zstd, data),
+        Some(data) if data.len() < item.content.len() => (Compressor::Zstd, data.into()),
         _ => (Compressor::Identity, item.content.clone()),
     };
     Request {

@@ -3,10 +3,10 @@
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use futures::{FutureExt as _, StreamExt as _, stream};
+use futures::{StreamExt as _, stream};
 use reapi::bytestream::{WriteRequest, WriteResponse};
 use tokio::{
-    sync::{OwnedSemaphorePermit, mpsc, oneshot},
+    sync::{mpsc, oneshot},
     time,
 };
 use tonic::Status;
@@ -16,7 +16,7 @@ use super::super::{
     failure::Failure,
     grpc,
     methods::{self, Limits},
-    peer::Peer,
+    peer::{Peer, StreamPermits},
     retry::Retry,
 };
 use gorego_storage::{Chunks, Digest, Error, Put, Result};
@@ -29,114 +29,63 @@ const PARTING: Duration = Duration::from_secs(5);
 /// The content of one attempt, and the amount sent.
 pub(super) struct Content<'a> {
     pub(super) source: Chunks,
-    digest: &'a Digest,
+    pub(super) digest: &'a Digest,
     /// The resource name, until the first message takes it.
-    name: String,
+    pub(super) name: String,
     /// The position in the blob at which the content starts, in bytes.
-    start: u64,
-    /// The number of bytes that the source should have.
-    len: u64,
-    /// Set if the source ends after `len` bytes for certain. A stream may continue, or fail.
-    ends: bool,
-    compressing: Option<FrameEncoder>,
+    pub(super) start: u64,
+    pub(super) compressing: Option<FrameEncoder>,
     /// The number of bytes read from the source.
     pub(super) read: u64,
     /// The number of bytes sent, in the form in which they were sent.
-    sent: u64,
-    /// Set once the source ended or exceeded `len`.
-    ended: bool,
+    pub(super) sent: u64,
+    /// Set once the source ended or is longer than the rest of the blob.
+    pub(super) ended: bool,
     /// Set once the last message was sent.
     pub(super) finished: bool,
     /// The rest of a piece, in the form in which it is sent.
-    rest: Bytes,
+    pub(super) rest: Bytes,
 }
 
-impl<'a> Content<'a> {
-    pub(super) fn new(
-        source: Chunks,
-        digest: &'a Digest,
-        name: String,
-        start: u64,
-        ends: bool,
-        compressing: Option<FrameEncoder>,
-    ) -> Self {
-        let len = digest.size() - start;
-        Self {
-            source,
-            digest,
-            name,
-            start,
-            len,
-            ends,
-            compressing,
-            read: 0,
-            sent: 0,
-            ended: ends && len == 0,
-            finished: false,
-            rest: Bytes::new(),
-        }
-    }
-
+impl Content<'_> {
     /// Whether the source can still be read from its beginning.
     pub(super) const fn is_untouched(&self) -> bool {
         self.read == 0 && !self.ended
     }
 
     pub(super) const fn has_wrong_size(&self) -> bool {
-        self.ended && self.read != self.len
+        self.ended && self.start + self.read != self.digest.size()
     }
 
-    /// Returns the next message.
     async fn next(&mut self) -> Result<WriteRequest> {
-        while self.rest.is_empty() && !self.ended {
-            let next = self.source.next();
-            // The name is sent first, so that a peer that has the blob can answer early.
-            let piece = if self.name.is_empty() {
-                next.await
-            } else {
-                let Some(piece) = next.now_or_never() else {
-                    break;
-                };
-                piece
-            };
+        // The name is sent alone, so that a peer that has the blob can answer early.
+        while self.name.is_empty() && self.rest.is_empty() && !self.ended {
+            let piece = self.source.next().await;
             self.take(piece.transpose()?)?;
         }
         Ok(self.message())
     }
 
-    /// Takes a piece of the source, or its end.
     fn take(&mut self, piece: Option<Bytes>) -> Result<()> {
-        let Some(mut piece) = piece else {
-            self.ended = true;
-            return self.check_size();
-        };
+        let left = self.digest.size() - self.start - self.read;
+        self.ended = piece.is_none();
+        let mut piece = piece.unwrap_or_default();
         // One byte too many shows the peer that the content is too long.
-        let most = (self.len - self.read).saturating_add(1);
-        piece.truncate(usize::try_from(most).unwrap_or(usize::MAX));
+        piece.truncate(usize::try_from(left.saturating_add(1)).unwrap_or(usize::MAX));
         self.read += piece.len() as u64;
-        let is_whole = self.read == self.len;
-        self.ended = self.read > self.len || self.ends && is_whole;
-        if self.ended {
-            self.check_size()?;
-        }
-        self.rest = match &mut self.compressing {
-            Some(compressing) => compressing.next(&piece, is_whole).map_err(|why| {
-                Error::Unavailable(format!("failed to compress {}: {why}", self.digest))
-            })?,
-            None => piece,
-        };
-        Ok(())
-    }
-
-    /// Fails if compressed content has another size: a frame states its size, and cannot end early. The
-    /// peer checks the size of other content.
-    fn check_size(&self) -> Result<()> {
-        if self.compressing.is_none() || self.read == self.len {
+        self.ended |= piece.len() as u64 > left;
+        let Some(compressing) = &mut self.compressing else {
+            self.rest = piece;
             return Ok(());
+        };
+        let (read, digest) = (self.read, self.digest);
+        // A frame states its size, and cannot end early. The peer checks the size of other content.
+        if self.ended && read != digest.size() {
+            let why = format!("{read} bytes of {digest} arrived");
+            return Err(Error::Unavailable(why));
         }
-        let (read, digest, len) = (self.read, self.digest, self.len);
-        let why = format!("{read} bytes of {digest} arrived instead of {len}");
-        Err(Error::Unavailable(why))
+        self.rest = compressing.next(&piece, read == digest.size())?;
+        Ok(())
     }
 
     fn message(&mut self) -> WriteRequest {
@@ -154,20 +103,16 @@ impl<'a> Content<'a> {
 
     /// Checks the committed size in the peer's answer. Peers count compressed content differently.
     fn judge(&self, committed: i64) -> Result<Put, Failure> {
-        const NOT_COUNTED: i64 = -1;
         let is = |bytes: u64| i64::try_from(bytes) == Ok(committed);
-        let compressed = self.compressing.is_some();
-        let is_uncounted = compressed && committed == NOT_COUNTED;
-        let is_all_sent = compressed && self.finished && is(self.sent);
-        if is(self.digest.size()) && !self.finished || is_uncounted {
-            Ok(Put::Existed)
-        } else if is(self.digest.size()) || is_all_sent {
-            Ok(Put::Stored)
-        } else {
+        let is_uncounted = self.compressing.is_some() && committed == -1;
+        let is_all_sent = self.compressing.is_some() && self.finished && is(self.sent);
+        if !is(self.digest.size()) && !is_uncounted && !is_all_sent {
             // Retried like an interrupted upload.
             let why = format!("it reports {committed} bytes as stored");
-            Err(Status::unavailable(why).into())
+            return Err(Status::unavailable(why).into());
         }
+        let is_stored = self.finished && !is_uncounted;
+        Ok(if is_stored { Put::Stored } else { Put::Existed })
     }
 }
 
@@ -176,27 +121,24 @@ pub(super) async fn write(
     peer: &Peer,
     retry: &Retry,
     content: &mut Content<'_>,
-    permit: &Arc<OwnedSemaphorePermit>,
+    permits: &Arc<StreamPermits>,
 ) -> Result<Put, Failure> {
-    let (link, attempt) = peer.open_long(retry).await?;
+    let (link, mut attempt) = peer.open(retry).await?;
     let (messages, mut requests) = mpsc::channel(1);
     let (mut answered, mut answer) = oneshot::channel();
-    let (connected, is_connected) = oneshot::channel();
-    let mut connected = Some(connected);
-    let permit = Arc::clone(permit);
-    let parting = PARTING.min(peer.timeout);
+    let permits = Arc::clone(permits);
+    let timeout = peer.options.timeout;
+    let parting = PARTING.min(timeout);
     let request = peer.spawn(async move {
-        let _permit = permit;
-        let requests = stream::poll_fn(move |cx| {
-            let _ = connected.take().map(|connected| connected.send(()));
-            requests.poll_recv(cx)
-        });
+        let _permits = permits;
+        let requests = stream::poll_fn(move |cx| requests.poll_recv(cx));
         let given_up = async {
             answered.closed().await;
             time::sleep(parting).await;
         };
+        let limits = Limits::decoded(usize::MAX);
         let answer = tokio::select! {
-            answer = methods::stream::<WriteRequest>(link, requests, Limits::default()) => answer,
+            answer = methods::stream::<WriteRequest>(link, requests, limits) => answer,
             () = given_up => return,
         };
         let _ = answered.send(answer);
@@ -204,7 +146,7 @@ pub(super) async fn write(
     let answer = tokio::select! {
         biased;
         answer = &mut answer => Some(answer),
-        sent = send(peer, content, messages, is_connected) => match sent {
+        sent = send(peer, content, messages) => match sent {
             Ok(patience) => time::timeout(patience, &mut answer).await.ok(),
             Err(error) => {
                 let _ = time::timeout(parting, answer).await;
@@ -215,32 +157,25 @@ pub(super) async fn write(
     request.abort();
     let outcome: Result<WriteResponse, Failure> = match answer {
         Some(Ok(answer)) => answer,
-        Some(Err(_)) => {
-            let why = format!("upload of {} was cut off", content.digest);
-            return Err(Failure::Own(Error::Unavailable(why)));
-        }
-        None => Err(Failure::TimedOut(peer.timeout)),
+        Some(Err(_)) => Err(Failure::NotMade("the upload was cut off".to_owned())),
+        None => Err(Failure::TimedOut(timeout)),
     };
-    attempt.ended(outcome.as_ref().err());
+    attempt.record(outcome.as_ref().err());
     content.judge(outcome?.committed_size)
 }
 
-/// Sends the messages as the peer accepts them, and reads the source only once the peer is reached. Returns
-/// the time to wait for the answer from then on.
+/// Sends the messages as the peer accepts them, and reads the source only once the first one was taken. Returns the
+/// time to wait for the answer from then on.
 async fn send(
     peer: &Peer,
     content: &mut Content<'_>,
     messages: mpsc::Sender<Bytes>,
-    is_connected: oneshot::Receiver<()>,
 ) -> Result<Duration> {
-    if time::timeout(peer.timeout, is_connected).await.is_err() {
-        return Ok(Duration::ZERO);
-    }
     while !content.finished {
-        match time::timeout(peer.timeout, messages.reserve()).await {
+        match time::timeout(peer.options.timeout, messages.reserve()).await {
             Ok(Ok(slot)) => slot.send(grpc::framed(&content.next().await?)),
             // The peer needs no more of it. Its answer has the reason.
-            Ok(Err(_)) => return Ok(peer.timeout),
+            Ok(Err(_)) => return Ok(peer.options.timeout),
             Err(_) => return Ok(Duration::ZERO),
         }
     }
@@ -259,7 +194,18 @@ mod tests {
         let source = stream::iter([Ok(Bytes::from_static(b"cont"))]).boxed();
         let compressing = FrameEncoder::new(digest.size()).unwrap();
         let name = "name".to_owned();
-        let mut content = Content::new(source, &digest, name, 0, false, Some(compressing));
+        let mut content = Content {
+            source,
+            digest: &digest,
+            name,
+            start: 0,
+            compressing: Some(compressing),
+            read: 0,
+            sent: 0,
+            ended: false,
+            finished: false,
+            rest: Bytes::new(),
+        };
         let error = loop {
             match content.next().await {
                 Ok(message) => assert!(!message.finish_write),

@@ -349,3 +349,21 @@ async fn a_peer_that_accepts_less_than_announced_gets_smaller_batches() {
         peer.state.script.lock().unwrap().clear();
     }
 }
+
+#[tokio::test]
+async fn the_right_one_of_two_contents_of_a_digest_is_stored() {
+    let peer = Peer::start().await;
+    let store = peer.store();
+    let (right, wrong) = (Bytes::from_static(b"right"), Bytes::from_static(b"wrong"));
+    let digest = sha256(&right);
+    for right_at in [0, 1] {
+        peer.state.blobs.lock().unwrap().clear();
+        let mut blobs = vec![(digest, wrong.clone()); 2];
+        blobs[right_at].1 = right.clone();
+        let put = within(store.put_batch(blobs)).await;
+        assert!(matches!(put[right_at], Ok(Put::Stored)), "{put:?}");
+        let other = &put[1 - right_at];
+        assert!(matches!(other, Err(Error::Mismatch { .. })), "{put:?}");
+        assert_eq!(peer.stored(&digest).unwrap(), right);
+    }
+}

@@ -11,8 +11,6 @@ use gorego_storage_remote::{RemoteAddress, RemoteOptions, RemoteStore};
 use tonic::Code;
 
 const MIB: usize = 1 << 20;
-/// The number of bytes that a resumed download requests again.
-const OVERLAP: usize = 512;
 
 fn content(len: usize) -> Bytes {
     conformance::content(1, len)
@@ -37,21 +35,19 @@ async fn an_interrupted_download_resumes_at_its_offset() {
         [
             Act::CutAfter(300_000),
             Act::Fail(Code::Unavailable),
-            Act::CutAfter(OVERLAP + 5),
+            Act::CutAfter(5),
         ],
     );
     let store = peer.store();
     assert_eq!(read(&store, &content, 0).await.unwrap(), content);
-    let again = |at: usize| i64::try_from(at - OVERLAP).unwrap();
-    let cut = again(300_000);
-    assert_eq!(offsets(&peer), [0, cut, cut, cut + 5]);
+    assert_eq!(offsets(&peer), [0, 300_000, 300_000, 300_005]);
 
     peer.script("read", [Act::CutAfter(2000)]);
     assert_eq!(
         read(&store, &content, 1000).await.unwrap(),
         content.slice(1000..)
     );
-    assert_eq!(offsets(&peer)[4..], [0, again(2000)]);
+    assert_eq!(offsets(&peer)[4..], [0, 2000]);
 }
 
 #[tokio::test]
@@ -188,8 +184,7 @@ async fn a_stalled_download_is_retried() {
     peer.script("read", [Act::StallAfter(200_000), Act::Stall]);
     let store = peer.impatient(3);
     assert_eq!(read(&store, &content, 0).await.unwrap(), content);
-    let cut = i64::try_from(200_000 - OVERLAP).unwrap();
-    assert_eq!(offsets(&peer), [0, cut, cut]);
+    assert_eq!(offsets(&peer), [0, 200_000, 200_000]);
 }
 
 #[tokio::test]
@@ -213,7 +208,7 @@ async fn a_missing_blob_fails_before_the_first_chunk() {
 }
 
 #[tokio::test]
-async fn a_compressed_download_resumes_at_its_uncompressed_offset() {
+async fn a_compressed_download_resumes_uncompressed_at_its_offset() {
     let peer = Peer::start().await;
     let content: Bytes = content(1000).repeat(3000).into();
     peer.has(&content);
@@ -231,11 +226,11 @@ async fn a_compressed_download_resumes_at_its_uncompressed_offset() {
         incompressible
     );
     let calls = peer.calls("read");
-    assert!(
-        calls
-            .iter()
-            .all(|call| call.name.contains("compressed-blobs/zstd/"))
-    );
+    let compressed = calls
+        .iter()
+        .map(|call| call.name.contains("compressed-blobs/zstd/"));
+    // Some peers resume compressed content at another position.
+    assert!(compressed.eq([true, true, true, false]), "{calls:?}");
     let offsets = offsets(&peer);
     assert!(
         offsets[..3] == [0, 0, 0] && offsets[3] > 300_000,
@@ -244,64 +239,19 @@ async fn a_compressed_download_resumes_at_its_uncompressed_offset() {
 }
 
 #[tokio::test]
-async fn a_download_resumed_with_other_content_restarts_uncompressed() {
-    let peer = Peer::start().await;
-    let content = content(MIB);
-    peer.has(&content);
-    for store in [peer.store(), peer.zstd_store()] {
-        for offset in [0, 5, MIB - 1] {
-            peer.script("read", [Act::CutAfter(600_000), Act::FromStart]);
-            let read = read(&store, &content, offset as u64).await.unwrap();
-            assert!(read == content.slice(offset..));
-            let calls = peer.calls("read");
-            let [.., resumed, anew] = &calls[..] else {
-                panic!("{calls:?}")
-            };
-            assert!(resumed.offset > 0 && anew.offset == 0, "{calls:?}");
-            assert!(!anew.name.contains("compressed"), "{calls:?}");
-        }
-    }
-}
-
-/// Content whose bytes before `cut` repeat its beginning.
-fn repeated_at(cut: usize, len: usize) -> Bytes {
-    let mut content = content(len).to_vec();
-    content.copy_within(..OVERLAP, cut - OVERLAP);
-    content.into()
-}
-
-#[tokio::test]
-async fn a_resumed_download_with_a_wrong_hash_restarts_once() {
-    let peer = Peer::start().await;
-    let content = repeated_at(200_000, 250_000);
-    let digest = peer.has(&content);
-    let store = peer.store();
-    peer.script("read", [Act::CutAfter(200_000), Act::FromStart]);
-    assert_eq!(read(&store, &content, 0).await.unwrap(), content);
-    assert_eq!(offsets(&peer).len(), 3);
-
-    // Corrupt after both attempts: the peer is at fault.
-    let wrong = conformance::content(2, 250_000);
-    let acts = [Act::CutAfter(200_000), Act::FromStart, Act::Serve(wrong)];
-    peer.script("read", acts.clone());
-    let error = read(&store, &content, 0).await.unwrap_err();
-    assert!(matches!(error, Error::Unavailable(_)), "{error:?}");
-    peer.script("read", acts);
-    let error = read(&store, &content, 240_000).await.unwrap_err();
-    let mismatch = matches!(&error, Error::Mismatch { expected, .. } if *expected == digest);
-    assert!(mismatch, "{error:?}");
-}
-
-#[tokio::test]
 async fn wrong_content_of_a_resumed_download_is_a_temporary_error() {
     let peer = Peer::start().await;
-    let content = repeated_at(200_000, 500_000);
+    let content = content(500_000);
     peer.has(&content);
-    let store = peer.store();
-    peer.script("read", [Act::CutAfter(200_000), Act::FromStart]);
-    let error = read(&store, &content, 0).await.unwrap_err();
-    assert!(matches!(error, Error::Unavailable(_)), "{error:?}");
-    assert_eq!(read(&store, &content, 0).await.unwrap(), content);
+    let wrong = conformance::content(2, 300_000);
+    for store in [peer.store(), peer.zstd_store()] {
+        for act in [Act::FromStart, Act::Serve(wrong.clone())] {
+            peer.script("read", [Act::CutAfter(200_000), act]);
+            let error = read(&store, &content, 0).await.unwrap_err();
+            assert!(matches!(error, Error::Unavailable(_)), "{error:?}");
+            assert_eq!(read(&store, &content, 0).await.unwrap(), content);
+        }
+    }
 }
 
 #[tokio::test]
