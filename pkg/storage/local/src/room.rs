@@ -3,7 +3,7 @@
 mod idle;
 mod queue;
 
-use std::{collections::HashSet, sync::Arc};
+use std::sync::Arc;
 
 use parking_lot::Mutex;
 use tokio::sync::Notify;
@@ -60,10 +60,9 @@ struct Accounts {
     unscanned: u64,
     /// The uncertain part of `unscanned`. It delays uploads, but causes no eviction.
     slack: u64,
-    /// The number of folders between the roots and the files.
+    /// The number of folders between the roots and the files; only those made since the start until the scan has
+    /// ended.
     folders: u64,
-    /// Folders made since the start, which the scan must not count again; `None` after the scan.
-    made: Option<HashSet<String>>,
     /// The amount evicted since the start.
     evicted: EvictionTotal,
     /// The number of uploads that wait for room, or for their turn.
@@ -91,7 +90,6 @@ impl Room {
             unscanned: 0,
             slack: 0,
             folders: 0,
-            made: Some(HashSet::new()),
             evicted: EvictionTotal::default(),
             waiting: 0,
             served: QueueHead::default(),
@@ -256,46 +254,27 @@ impl Room {
 
     /// Records that the scan reached a file of `size` bytes.
     pub(super) fn file_scanned(&self, size: u64) {
-        self.accounts.lock().reached(room_of(size));
+        let unscanned = &mut self.accounts.lock().unscanned;
+        *unscanned = unscanned.saturating_sub(room_of(size));
     }
 
-    /// Counts the folders that the scan reached, but for those made since the start.
-    pub(super) fn folders_scanned(&self, paths: &[String]) {
-        let accounts = &mut *self.accounts.lock();
-        let made = accounts.made.as_ref();
-        let old = |path: &&String| made.is_some_and(|made| !made.contains(*path));
-        let count = paths.iter().filter(old).count() as u64;
-        accounts.folders += count;
-        accounts.reached(count.saturating_mul(FOLDER_ROOM));
-    }
-
-    /// Records that the scan reached everything.
-    pub(super) fn scan_done(&self) {
+    /// Records that everything was scanned, and the number of folders. The caller prevents changes of folders
+    /// meanwhile.
+    pub(super) fn all_scanned(&self, folders: u64) {
         let mut accounts = self.accounts.lock();
         (accounts.unscanned, accounts.slack) = (0, 0);
-        accounts.made = None;
+        accounts.folders = folders;
         drop(accounts);
         self.changed.notify_one();
     }
 
-    pub(super) fn folder_made(&self, path: &str) {
-        let mut accounts = self.accounts.lock();
-        accounts.folders += 1;
-        if let Some(made) = &mut accounts.made {
-            made.insert(path.to_owned());
-        }
+    pub(super) fn folder_made(&self) {
+        self.accounts.lock().folders += 1;
     }
 
-    /// Records the removal of a folder, if that was counted.
-    pub(super) fn folder_removed(&self, path: &str) {
-        let mut accounts = self.accounts.lock();
-        let counted = accounts.made.as_mut().is_none_or(|made| made.remove(path));
-        accounts.folders = accounts.folders.saturating_sub(u64::from(counted));
-    }
-
-    /// Replaces the number of folders. The caller prevents changes meanwhile.
-    pub(super) fn set_folders(&self, count: u64) {
-        self.accounts.lock().folders = count;
+    pub(super) fn folder_removed(&self) {
+        let folders = &mut self.accounts.lock().folders;
+        *folders = folders.saturating_sub(1);
     }
 
     /// Implements [`gorego_storage::Evictable::room_made`].
@@ -330,10 +309,6 @@ impl Accounts {
 
     fn slack(&self) -> u64 {
         self.slack.min(self.unscanned)
-    }
-
-    fn reached(&mut self, bytes: u64) {
-        self.unscanned = self.unscanned.saturating_sub(bytes);
     }
 }
 

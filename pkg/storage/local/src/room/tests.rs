@@ -153,22 +153,14 @@ async fn without_a_janitor_the_wait_ends_too() {
 }
 
 #[test]
-fn a_folder_counts_once_whether_the_scan_or_an_upload_comes_first() {
+fn new_folders_count_during_the_scan_and_all_after_it() {
     let room = room(1 << 20);
-    let scanned = |path: &str| room.folders_scanned(&[path.to_owned()]);
-    room.folder_made("new");
-    scanned("new");
-    scanned("old");
-    assert_eq!(room.accounts.lock().used(), 2 * FOLDER_ROOM);
-    // Made, and found empty by the scan; then made again.
-    room.folder_removed("new");
-    room.folder_made("new");
-    // Never counted, so there is nothing to take back.
-    room.folder_removed("unseen");
-    assert_eq!(room.accounts.lock().used(), 2 * FOLDER_ROOM);
-    room.scan_done();
-    room.folder_removed("old");
-    room.folder_made("newer");
-    room.folder_removed("new");
+    room.folder_made();
     assert_eq!(room.accounts.lock().used(), FOLDER_ROOM);
+    room.all_scanned(3);
+    assert_eq!(room.accounts.lock().used(), 3 * FOLDER_ROOM);
+    room.folder_removed();
+    room.folder_made();
+    room.folder_removed();
+    assert_eq!(room.accounts.lock().used(), 2 * FOLDER_ROOM);
 }
