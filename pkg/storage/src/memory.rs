@@ -1,6 +1,9 @@
 //! A store in memory, for tests.
 
-use std::{collections::HashMap, fmt, mem};
+use std::{
+    collections::{HashMap, HashSet},
+    fmt, mem,
+};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -9,7 +12,7 @@ use gorego_limits::Budget;
 use parking_lot::Mutex;
 use prost::Message as _;
 use reapi::v2::ActionResult;
-use tokio::sync::Notify;
+use tokio::sync::watch;
 
 use crate::{
     ActionCache, Blob, BlobStore, BlobStream, CachedResult, Digest, Error, Put, Result, Resume,
@@ -19,26 +22,19 @@ use crate::{
 /// A store in memory, for tests. Its size is not limited, and it never evicts.
 #[derive(Default)]
 pub struct MemoryStore {
-    content: Mutex<Content>,
-    /// Notified after every blob that is stored.
-    stored: Notify,
-}
-
-#[derive(Default)]
-struct Content {
-    blobs: HashMap<Digest, Bytes>,
-    results: HashMap<(String, Digest), ActionResult>,
-    partial: HashMap<(UploadId, Digest), Vec<u8>>,
+    blobs: watch::Sender<HashMap<Digest, Bytes>>,
+    results: Mutex<HashMap<(String, Digest), ActionResult>>,
+    partial: Mutex<HashMap<(UploadId, Digest), Vec<u8>>>,
 }
 
 impl MemoryStore {
     /// Removes a blob, as an eviction does.
     pub fn remove(&self, digest: &Digest) {
-        self.content.lock().blobs.remove(digest);
+        self.blobs.send_modify(|blobs| drop(blobs.remove(digest)));
     }
 
     fn has(&self, digest: &Digest) -> bool {
-        digest.is_empty_blob() || self.content.lock().blobs.contains_key(digest)
+        digest.is_empty_blob() || self.blobs.borrow().contains_key(digest)
     }
 
     fn publish(&self, digest: &Digest, content: Bytes) -> Result<Put> {
@@ -46,8 +42,8 @@ impl MemoryStore {
         let Some(digest) = digests.find(|digest| digest.is_of(&content)) else {
             return Err(Error::mismatch(digest, digest.function().digest(&content)));
         };
-        self.content.lock().blobs.insert(digest, content);
-        self.stored.notify_waiters();
+        self.blobs
+            .send_modify(|blobs| drop(blobs.insert(digest, content)));
         Ok(Put::Stored)
     }
 
@@ -79,8 +75,8 @@ impl MemoryStore {
         let key = resume.map(|resume| (resume.upload, *digest));
         let mut content = Vec::new();
         if let Some(key) = &key {
-            let mut stored = self.content.lock();
-            let committed = stored.partial.get(key).map_or(0, Vec::len) as u64;
+            let mut partial = self.partial.lock();
+            let committed = partial.get(key).map_or(0, Vec::len) as u64;
             if committed < offset {
                 return Err(Error::UploadOffset {
                     digest: *digest,
@@ -88,7 +84,7 @@ impl MemoryStore {
                     committed,
                 });
             }
-            content = stored.partial.remove(key).unwrap_or_default();
+            content = partial.remove(key).unwrap_or_default();
             content.truncate(usize::try_from(offset).unwrap_or(usize::MAX));
         }
         Ok(PartialUpload {
@@ -102,16 +98,8 @@ impl MemoryStore {
 
     /// Completes when the blob is present.
     async fn published(&self, digest: &Digest) {
-        loop {
-            let stored = self.stored.notified();
-            tokio::pin!(stored);
-            // Enabled before the lookup, so that no notification is missed.
-            stored.as_mut().enable();
-            if self.has(digest) {
-                return;
-            }
-            stored.await;
-        }
+        let mut blobs = self.blobs.subscribe();
+        let _ = blobs.wait_for(|blobs| blobs.contains_key(digest)).await;
     }
 }
 
@@ -147,7 +135,7 @@ impl Drop for PartialUpload<'_> {
     fn drop(&mut self) {
         if let Some(key) = self.key.take() {
             let content = mem::take(&mut self.content);
-            self.store.content.lock().partial.insert(key, content);
+            self.store.partial.lock().insert(key, content);
         }
     }
 }
@@ -155,24 +143,17 @@ impl Drop for PartialUpload<'_> {
 #[async_trait]
 impl BlobStore for MemoryStore {
     async fn find_missing(&self, digests: &[Digest]) -> Result<Vec<Digest>> {
-        let mut seen = std::collections::HashSet::new();
-        Ok(digests
-            .iter()
-            .filter(|d| !self.has(d) && seen.insert(**d))
-            .copied()
-            .collect())
+        let mut seen = HashSet::new();
+        let missing = digests.iter().filter(|d| !self.has(d) && seen.insert(**d));
+        Ok(missing.copied().collect())
     }
 
     async fn get(&self, digest: &Digest, offset: u64) -> Result<Blob> {
         let content = if digest.is_empty_blob() {
             Bytes::new()
         } else {
-            self.content
-                .lock()
-                .blobs
-                .get(digest)
-                .cloned()
-                .ok_or(Error::NotFound(*digest))?
+            let found = self.blobs.borrow().get(digest).cloned();
+            found.ok_or(Error::NotFound(*digest))?
         };
         let from = usize::try_from(offset).unwrap_or(usize::MAX);
         if from > content.len() {
@@ -200,7 +181,7 @@ impl BlobStore for MemoryStore {
 impl Uploads for MemoryStore {
     async fn committed(&self, digest: &Digest, upload: &UploadId) -> Result<u64> {
         let key = (upload.clone(), *digest);
-        Ok(self.content.lock().partial.get(&key).map_or(0, Vec::len) as u64)
+        Ok(self.partial.lock().get(&key).map_or(0, Vec::len) as u64)
     }
 }
 
@@ -208,7 +189,7 @@ impl Uploads for MemoryStore {
 impl ActionCache for MemoryStore {
     async fn get(&self, instance: &str, action: &Digest, memory: &Budget) -> Result<CachedResult> {
         let name = (instance.to_owned(), *action);
-        let found = self.content.lock().results.get(&name).cloned();
+        let found = self.results.lock().get(&name).cloned();
         let result = found.ok_or(Error::NoResult(*action))?;
         let bytes = result_memory(result.encoded_len() as u64);
         let permit = memory.reserve(bytes).await.map_err(Error::no_memory)?;
@@ -216,10 +197,8 @@ impl ActionCache for MemoryStore {
     }
 
     async fn put(&self, instance: &str, action: &Digest, result: ActionResult) -> Result<()> {
-        self.content
-            .lock()
-            .results
-            .insert((instance.to_owned(), *action), result);
+        let name = (instance.to_owned(), *action);
+        self.results.lock().insert(name, result);
         Ok(())
     }
 }
