@@ -58,7 +58,7 @@ impl DigestQueue {
             return;
         };
         self.numbers.insert_unique(hash, self.len, hash_of);
-        if self.len as usize % CHUNK == 0 {
+        if (self.len as usize).is_multiple_of(CHUNK) {
             self.chunks.push(Vec::with_capacity(CHUNK * width));
         }
         if let Some(chunk) = self.chunks.last_mut() {
