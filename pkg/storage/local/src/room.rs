@@ -3,7 +3,10 @@
 mod idle;
 mod queue;
 
-use std::sync::Arc;
+use std::{
+    fmt,
+    sync::{Arc, atomic::Ordering::Relaxed},
+};
 
 use parking_lot::Mutex;
 use tokio::sync::Notify;
@@ -28,8 +31,9 @@ pub(super) struct FreeSpace {
 }
 
 /// The disk accounts of a store.
+#[derive(Default)]
 pub(super) struct Room {
-    limit: u64,
+    pub(super) limit: u64,
     /// The usage beyond which the janitor is woken.
     mark: u64,
     /// Never locked across a system call.
@@ -40,10 +44,11 @@ pub(super) struct Room {
     turn: tokio::sync::Mutex<()>,
     /// Wakes the upload whose turn it is.
     changed: Notify,
-    pressure: Notify,
+    pub(super) pressure: Notify,
 }
 
 /// Figures in bytes, unless stated otherwise.
+#[derive(Default)]
 struct Accounts {
     /// Counts published blobs and results.
     index: Arc<Index>,
@@ -84,31 +89,24 @@ impl Room {
         let accounts = Accounts {
             index,
             ceiling: limit,
-            reserved: 0,
-            uploads: 0,
-            idle: Idle::default(),
-            unscanned: 0,
-            slack: 0,
-            folders: 0,
-            evicted: EvictionTotal::default(),
-            waiting: 0,
-            served: QueueHead::default(),
-            exhausted: false,
+            ..Accounts::default()
         };
         Arc::new(Self {
             limit,
             mark,
             accounts: Mutex::new(accounts),
-            backoff: EvictionBackoff::default(),
-            turn: tokio::sync::Mutex::new(()),
-            changed: Notify::new(),
-            pressure: Notify::new(),
+            ..Self::default()
         })
     }
 
     /// Refuses a blob of this size if evicting everything would not make room for it. `free` is the
     /// space that the disk has left.
-    pub(super) fn check_fits(&self, size: u64, what: &str, free: Option<FreeSpace>) -> Result<()> {
+    pub(super) fn check_fits(
+        &self,
+        size: u64,
+        what: impl fmt::Display,
+        free: Option<FreeSpace>,
+    ) -> Result<()> {
         let bytes = room_of(size);
         if bytes > self.limit {
             return Err(self.full(what, bytes));
@@ -116,7 +114,7 @@ impl Room {
         let used = self.accounts.lock().used();
         match free.map(|free| free.bytes.saturating_add(used)) {
             Some(most) if bytes > most => Err(Error::Full {
-                what: what.to_owned(),
+                what: what.to_string(),
                 bytes,
                 why: format!("the disk is full, and has at most {most} bytes for the cache"),
             }),
@@ -124,8 +122,11 @@ impl Room {
         }
     }
 
-    /// Reserves room if that needs no wait.
-    pub(super) fn reserve_now(self: &Arc<Self>, size: u64, what: &str) -> Result<Reservation> {
+    pub(super) fn reserve_now(
+        self: &Arc<Self>,
+        size: u64,
+        what: impl fmt::Display,
+    ) -> Result<Reservation> {
         let bytes = room_of(size);
         let reserved = self.try_reserve(bytes, true);
         reserved.ok_or_else(|| self.full(what, bytes))
@@ -152,14 +153,14 @@ impl Room {
         Reservation { room, bytes }
     }
 
-    fn full(&self, what: &str, bytes: u64) -> Error {
+    fn full(&self, what: impl fmt::Display, bytes: u64) -> Error {
         let why = format!(
             "the cache holds at most {} bytes (local_cache.max_size_gb), and one upload evicts at most \
              a tenth of that from blobs reported to clients",
             self.limit
         );
         Error::Full {
-            what: what.to_owned(),
+            what: what.to_string(),
             bytes,
             why,
         }
@@ -191,7 +192,7 @@ impl Room {
                 .map(|goal| goal.bytes.saturating_sub(evicted.bytes)),
             wanted_files: lacking_files(free_files).min(goal_files.saturating_sub(evicted.count)),
             upload: served.number,
-            leases_broken: served.leases_broken(),
+            leases_broken: served.broken.load(Relaxed),
             evicted,
             files: accounts.index.count()
                 + accounts.folders
@@ -201,10 +202,6 @@ impl Room {
             free_files,
             scanning,
         }
-    }
-
-    pub(super) const fn limit(&self) -> u64 {
-        self.limit
     }
 
     /// Records that a file of so many bytes was evicted.
@@ -219,7 +216,10 @@ impl Room {
 
     /// Adds leased bytes evicted for the upload of this number, unless another was served since.
     pub(super) fn charge_leases(&self, upload: u64, bytes: u64) {
-        self.accounts.lock().served.charge(upload, bytes);
+        let served = &self.accounts.lock().served;
+        if served.number == upload {
+            served.broken.fetch_add(bytes, Relaxed);
+        }
     }
 
     /// Reads or changes the accounts of partial uploads and quarantined files.
@@ -227,7 +227,6 @@ impl Room {
         work(&mut self.accounts.lock().idle)
     }
 
-    /// Counts an idle file.
     pub(super) fn add_idle(&self, path: &str, size: u64, since_ms: u64) {
         let bytes = self.idle(|idle| {
             idle.add(path, size, since_ms);
@@ -283,12 +282,6 @@ impl Room {
         self.changed.notify_one();
     }
 
-    /// Implements [`gorego_storage::Evictable::pressure`].
-    pub(super) async fn pressure(&self) {
-        self.pressure.notified().await;
-    }
-
-    /// Wakes the janitor.
     pub(super) fn press(&self) {
         self.pressure.notify_one();
     }

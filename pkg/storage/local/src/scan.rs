@@ -5,6 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use data_encoding::HEXLOWER;
 use futures::{StreamExt as _, stream};
 use tokio::time::timeout;
 
@@ -145,7 +146,9 @@ fn trees(files: &Files) -> Result<Vec<Tree>> {
         };
         trees.push(tree(layout::cas_folder(function), None));
         let names = files.list(&format!("{}/{function}", layout::AC))?;
-        let instances = names.iter().filter_map(|name| parse_instance(name));
+        let instances = names
+            .iter()
+            .filter_map(|name| HEXLOWER.decode(name.as_bytes()).ok()?.try_into().ok());
         trees.extend(instances.map(|hash| tree(layout::ac_folder(function, &hash), Some(hash))));
     }
     Ok(trees)
@@ -172,14 +175,6 @@ impl Disk {
         self.room.all_scanned(count);
         Ok(())
     }
-}
-
-fn parse_instance(name: &str) -> Option<InstanceHash> {
-    let is_hex = name.bytes().all(|byte| byte.is_ascii_hexdigit());
-    if !is_hex || name.len() != size_of::<InstanceHash>() * 2 {
-        return None;
-    }
-    u128::from_str_radix(name, 16).ok().map(u128::to_be_bytes)
 }
 
 fn scan_folder(disk: &Disk, folder: &Folder) -> Result<()> {

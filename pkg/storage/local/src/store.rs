@@ -114,7 +114,7 @@ impl LocalStore {
     /// Opens a data directory and begins to scan it. Call within a Tokio runtime.
     pub async fn open(options: LocalOptions) -> Result<Self, OpenError> {
         let (dir, scrub_period) = (options.dir.clone(), options.scrub_period);
-        let opened = spawn_blocking(move || open(&options)).await;
+        let opened = spawn_blocking(move || open(options)).await;
         let opened = opened.unwrap_or_else(|error| Err(disk::cut_off(&error).into()));
         let disk = &opened.map_err(|why| OpenError { dir, why })?;
         disk.tracker.spawn(scan::run(Arc::clone(disk)));
@@ -187,12 +187,12 @@ impl fmt::Debug for LocalStore {
     }
 }
 
-fn open(options: &LocalOptions) -> Result<Arc<Disk>, OpenFailure> {
+fn open(options: LocalOptions) -> Result<Arc<Disk>, OpenFailure> {
     let dir = &options.dir;
     fs::create_dir_all(dir).map_err(|error| OpenFailure::io("creating", dir, error))?;
     let lock = lock(dir)?;
     let new = check_version(dir)?;
-    let index = Arc::new(Index::new());
+    let index = Arc::new(Index::default());
     let room = Room::new(Arc::clone(&index), options.max_bytes, options.wake_bytes);
     let files = Files::open(dir, options.sync, Arc::clone(&room))?;
     if let Some(folder) = files.elsewhere()? {
@@ -257,7 +257,7 @@ pub(crate) fn write_version(dir: &Path) -> io::Result<()> {
 }
 
 fn build(
-    options: &LocalOptions,
+    options: LocalOptions,
     index: Arc<Index>,
     files: Files,
     room: Arc<Room>,
@@ -301,8 +301,7 @@ fn build(
             // The longer lease is never the upload's.
             upload_ms: disk::millis(options.upload_lease.min(options.lease)),
         },
-        force_update_atime: options.force_update_atime,
-        pieces: options.pieces.clone(),
+        options,
         unverified_from_ms: if last.clean { u64::MAX } else { last.synced_ms },
         written: AtomicU64::new(0),
         scanned: ScanState::default(),

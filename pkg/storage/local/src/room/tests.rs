@@ -3,7 +3,7 @@ use futures::FutureExt as _;
 use super::{queue::FILES, *};
 
 fn room(limit: u64) -> Arc<Room> {
-    Room::new(Arc::new(Index::new()), limit, limit)
+    Room::new(Arc::new(Index::default()), limit, limit)
 }
 
 #[tokio::test]
@@ -39,7 +39,8 @@ async fn a_waiting_upload_proceeds_when_room_was_made() {
     let held = room.reserve(8192, "a", none).await.unwrap();
     let mut waiting = Box::pin(room.reserve(4096, "b", none));
     assert!(waiting.as_mut().now_or_never().is_none());
-    room.pressure()
+    room.pressure
+        .notified()
         .now_or_never()
         .expect("the janitor is called");
     assert_eq!(room.usage(None, false).wanted, 4096);
