@@ -194,9 +194,9 @@ impl BlobStore for LocalStore {
 impl LocalStore {
     /// Looks blobs up, a few at once, since unverified ones are hashed.
     async fn find_all(&self, digests: &[Digest], how: Use) -> Vec<Result<bool>> {
-        let find = |digest: Digest| async move { self.disk.has(&digest, how).await };
-        let finds: Vec<_> = digests.iter().copied().map(find).collect();
-        stream::iter(finds).buffered(HASHED_AT_ONCE).collect().await
+        let finds = stream::iter(digests.to_vec());
+        let finds = finds.map(|digest| async move { self.disk.has(&digest, how).await });
+        finds.buffered(HASHED_AT_ONCE).collect().await
     }
 
     /// Reserves memory to read this many bytes at once, which takes one trip to another thread instead of

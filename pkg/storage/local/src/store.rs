@@ -92,12 +92,6 @@ pub enum OpenFailure {
     Unusable(Box<Error>),
 }
 
-impl OpenFailure {
-    fn io(action: &'static str, path: &Path, error: io::Error) -> Self {
-        Error::io(action, path, error).into()
-    }
-}
-
 impl From<Error> for OpenFailure {
     fn from(error: Error) -> Self {
         Self::Unusable(Box::new(error))
@@ -120,9 +114,7 @@ impl LocalStore {
         disk.tracker.spawn(scan::run(Arc::clone(disk)));
         disk.tracker.spawn(upkeep::run(Arc::clone(disk)));
         if let Some(period) = scrub_period {
-            let seed = usize::try_from(disk::now_ms()).unwrap_or(0);
-            let scrub = scrub::run(Arc::clone(disk), period, seed);
-            disk.tracker.spawn(scrub);
+            disk.tracker.spawn(scrub::run(Arc::clone(disk), period));
         }
         Ok(Self {
             disk: Arc::clone(disk),
@@ -189,7 +181,7 @@ impl fmt::Debug for LocalStore {
 
 fn open(options: LocalOptions) -> Result<Arc<Disk>, OpenFailure> {
     let dir = &options.dir;
-    fs::create_dir_all(dir).map_err(|error| OpenFailure::io("creating", dir, error))?;
+    fs::create_dir_all(dir).map_err(|error| Error::io("creating", dir, error))?;
     let lock = lock(dir)?;
     let new = check_version(dir)?;
     let index = Arc::new(Index::default());
@@ -212,14 +204,14 @@ pub(crate) fn lock(dir: &Path) -> Result<fs::File, OpenFailure> {
         .create(true)
         .truncate(false)
         .open(&path);
-    let file = file.map_err(|error| OpenFailure::io("opening", &path, error))?;
+    let file = file.map_err(|error| Error::io("opening", &path, error))?;
     match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => {}
         Err(rustix::io::Errno::WOULDBLOCK) => {
             let holder = fs::read_to_string(&path).unwrap_or_default();
             return Err(OpenFailure::InUse(holder.trim().to_owned()));
         }
-        Err(errno) => return Err(OpenFailure::io("locking", &path, errno.into())),
+        Err(errno) => return Err(Error::io("locking", path, errno.into()).into()),
     }
     // Only for the error of a second process, so that a full disk does not prevent the start.
     let _ = fs::write(&path, format!("{}\n", std::process::id()));
@@ -240,10 +232,10 @@ fn check_version(dir: &Path) -> Result<bool, OpenFailure> {
                 }
             }
             let new = !dir.join(CAS).exists();
-            write_version(dir).map_err(|error| OpenFailure::io("writing", &path, error))?;
+            write_version(dir).map_err(|error| Error::io("writing", &path, error))?;
             Ok(new)
         }
-        Err(error) => Err(OpenFailure::io("reading", &path, error)),
+        Err(error) => Err(Error::io("reading", path, error).into()),
     }
 }
 
