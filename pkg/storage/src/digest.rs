@@ -1,9 +1,12 @@
 //! Digests: the names of blobs. They are parsed once, on arrival, so that every [`Digest`] is well formed.
 
 mod hasher;
-mod identity;
 
-use std::fmt;
+use std::{
+    cmp::Ordering,
+    fmt,
+    hash::{self, Hash},
+};
 
 use data_encoding::HEXLOWER;
 use reapi::v2::{self, digest_function::Value};
@@ -298,6 +301,39 @@ impl Digest {
     /// Whether this is the digest of the empty blob, which is always present.
     pub fn is_empty_blob(&self) -> bool {
         self.size == 0 && *self == self.function.empty()
+    }
+}
+
+// Equality, hash and order are by function, size and hash.
+impl Digest {
+    const fn identity(&self) -> (DigestFunction, u64, &[u8; MAX_HASH_LEN]) {
+        (self.function, self.size, &self.hash)
+    }
+}
+
+impl PartialEq for Digest {
+    fn eq(&self, other: &Self) -> bool {
+        self.identity() == other.identity()
+    }
+}
+
+impl Eq for Digest {}
+
+impl Hash for Digest {
+    fn hash<H: hash::Hasher>(&self, state: &mut H) {
+        self.identity().hash(state);
+    }
+}
+
+impl PartialOrd for Digest {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Digest {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.identity().cmp(&other.identity())
     }
 }
 

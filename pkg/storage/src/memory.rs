@@ -2,7 +2,7 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    fmt, mem,
+    fmt,
 };
 
 use async_trait::async_trait;
@@ -12,11 +12,12 @@ use gorego_limits::Budget;
 use parking_lot::Mutex;
 use prost::Message as _;
 use reapi::v2::ActionResult;
+use scopeguard::ScopeGuard;
 use tokio::sync::watch;
 
 use crate::{
-    ActionCache, Blob, BlobStore, BlobStream, CachedResult, Digest, Error, Put, Result, Resume,
-    UploadId, Uploads, decoded::result_memory,
+    ActionCache, Blob, BlobStore, BlobStream, CachedResult, Digest, Error, Put, Result, UploadId,
+    Uploads, decoded::result_memory,
 };
 
 /// A store in memory, for tests. Its size is not limited, and it never evicts.
@@ -48,95 +49,74 @@ impl MemoryStore {
     }
 
     async fn put_stream(&self, digest: &Digest, stream: BlobStream) -> Result<Put> {
-        let mut upload = self.resume(digest, stream.resume)?;
+        let offset = stream.resume.as_ref().map_or(0, |resume| resume.offset);
+        let key = stream.resume.map(|resume| (resume.upload, *digest));
+        let content = self.resume(digest, key.as_ref(), offset)?;
+        // Kept when the upload breaks off, so that it can be resumed.
+        let mut upload = scopeguard::guard(content, |content| {
+            if let Some(key) = key {
+                self.partial.lock().insert(key, content);
+            }
+        });
         let receive = async {
             let mut chunks = stream.chunks;
-            while let Some(chunk) = chunks.next().await {
-                upload.push(&chunk?)?;
+            while upload.len() as u64 <= digest.size()
+                && let Some(chunk) = chunks.next().await
+            {
+                upload.extend_from_slice(&chunk?);
             }
-            Ok(())
+            Ok::<_, Error>(false)
         };
-        tokio::select! {
+        let existed = tokio::select! {
             biased;
-            () = self.published(digest) => {
-                upload.take();
-                return Ok(Put::Existed);
-            }
+            () = self.published(digest) => true,
             received = receive => received?,
+        };
+        let content = ScopeGuard::into_inner(upload);
+        if existed {
+            return Ok(Put::Existed);
         }
-        let resumed = upload.resumed;
-        let put = self.publish(digest, upload.take().into());
-        put.map_err(|error| if resumed { error.of_resumed() } else { error })
-    }
-
-    /// Takes the stored bytes of an upload, up to the offset where it resumes.
-    fn resume(&self, digest: &Digest, resume: Option<Resume>) -> Result<PartialUpload<'_>> {
-        let offset = resume.as_ref().map_or(0, |resume| resume.offset);
-        let key = resume.map(|resume| (resume.upload, *digest));
-        let mut content = Vec::new();
-        if let Some(key) = &key {
-            let mut partial = self.partial.lock();
-            let committed = partial.get(key).map_or(0, Vec::len) as u64;
-            if committed < offset {
-                return Err(Error::UploadOffset {
-                    digest: *digest,
-                    offset,
-                    committed,
-                });
+        if content.len() as u64 > digest.size() {
+            let actual = format_args!("more than {} bytes", digest.size());
+            return Err(Error::mismatch(digest, actual));
+        }
+        let put = self.publish(digest, content.into());
+        put.map_err(|error| {
+            if offset > 0 {
+                error.of_resumed()
+            } else {
+                error
             }
-            content = partial.remove(key).unwrap_or_default();
-            content.truncate(usize::try_from(offset).unwrap_or(usize::MAX));
-        }
-        Ok(PartialUpload {
-            store: self,
-            digest: *digest,
-            key,
-            content,
-            resumed: offset > 0,
         })
     }
 
-    /// Completes when the blob is present.
+    /// Takes the stored bytes of an upload, up to the offset where it resumes.
+    fn resume(
+        &self,
+        digest: &Digest,
+        key: Option<&(UploadId, Digest)>,
+        offset: u64,
+    ) -> Result<Vec<u8>> {
+        let Some(key) = key else {
+            return Ok(Vec::new());
+        };
+        let mut partial = self.partial.lock();
+        let committed = partial.get(key).map_or(0, Vec::len) as u64;
+        if committed < offset {
+            return Err(Error::UploadOffset {
+                digest: *digest,
+                offset,
+                committed,
+            });
+        }
+        let mut content = partial.remove(key).unwrap_or_default();
+        content.truncate(usize::try_from(offset).unwrap_or(usize::MAX));
+        Ok(content)
+    }
+
     async fn published(&self, digest: &Digest) {
         let mut blobs = self.blobs.subscribe();
         let _ = blobs.wait_for(|blobs| blobs.contains_key(digest)).await;
-    }
-}
-
-/// The content of an upload in progress. If the upload has an id, dropping this stores the content, so that
-/// the upload can be resumed.
-struct PartialUpload<'a> {
-    store: &'a MemoryStore,
-    digest: Digest,
-    key: Option<(UploadId, Digest)>,
-    content: Vec<u8>,
-    resumed: bool,
-}
-
-impl PartialUpload<'_> {
-    fn push(&mut self, chunk: &Bytes) -> Result<()> {
-        self.content.extend_from_slice(chunk);
-        if self.content.len() as u64 <= self.digest.size() {
-            return Ok(());
-        }
-        self.take();
-        let actual = format_args!("more than {} bytes", self.digest.size());
-        Err(Error::mismatch(&self.digest, actual))
-    }
-
-    /// Returns the content without storing it.
-    fn take(&mut self) -> Vec<u8> {
-        self.key = None;
-        mem::take(&mut self.content)
-    }
-}
-
-impl Drop for PartialUpload<'_> {
-    fn drop(&mut self) {
-        if let Some(key) = self.key.take() {
-            let content = mem::take(&mut self.content);
-            self.store.partial.lock().insert(key, content);
-        }
     }
 }
 

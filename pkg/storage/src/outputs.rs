@@ -155,14 +155,6 @@ impl Outputs {
     }
 }
 
-impl fmt::Debug for Outputs {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Outputs")
-            .field("action", &self.action)
-            .finish_non_exhaustive()
-    }
-}
-
 /// Returns the digests in an action result itself, under the action's digest function; `None` if one is
 /// malformed.
 pub fn named_blobs(action: &Digest, result: &ActionResult) -> Option<Vec<Digest>> {
@@ -171,9 +163,7 @@ pub fn named_blobs(action: &Digest, result: &ActionResult) -> Option<Vec<Digest>
 
 struct NamedBlobs {
     blobs: Vec<Digest>,
-    /// The digests of `Tree`s.
     trees: BTreeSet<Digest>,
-    /// The digests of root directories.
     roots: Vec<Digest>,
 }
 

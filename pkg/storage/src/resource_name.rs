@@ -102,12 +102,6 @@ impl InstanceName {
     }
 }
 
-impl fmt::Display for InstanceName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
 /// An invalid instance name. Quotes the name, shortened.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("instance name {name:?} {why}")]
@@ -325,7 +319,7 @@ fn write_instance(f: &mut fmt::Formatter<'_>, instance: &InstanceName) -> fmt::R
     if instance.as_str().is_empty() {
         return Ok(());
     }
-    write!(f, "{instance}/")
+    write!(f, "{}/", instance.as_str())
 }
 
 fn write_blob(f: &mut fmt::Formatter<'_>, compressor: Compressor, digest: &Digest) -> fmt::Result {

@@ -258,7 +258,6 @@ impl Disk {
 #[derive(Debug, Default)]
 pub(super) struct ScanState(AtomicBool);
 
-/// The answer of the index.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Lookup<T> {
     Hit(T),

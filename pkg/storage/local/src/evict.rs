@@ -123,7 +123,6 @@ impl Disk {
         Ok(Some(room))
     }
 
-    /// Removes these files, except those that cannot be removed.
     fn remove_all_idle(&self, paths: Vec<Arc<str>>) -> EvictionTotal {
         let mut removed = EvictionTotal::default();
         for path in paths {

@@ -209,7 +209,6 @@ impl Index {
         }
     }
 
-    /// Ends the pin of a [`Use`].
     pub(crate) fn unpin(&self, key: &Key) {
         if let Some((_, mut shard)) = self.shard(key)
             && let hash_map::Entry::Occupied(mut pins) = shard.pins.entry(*key)

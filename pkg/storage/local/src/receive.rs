@@ -17,7 +17,6 @@ use crate::index::SIZE_END;
 use gorego_storage::{Chunks, Digest, Error, Result, Resume, UploadId, Uploads};
 
 /// The outcome of receiving a blob.
-#[derive(Debug)]
 pub enum Received {
     /// The blob was already stored, or another upload of it ended first. The rest of the stream may not have been read.
     Existed,

@@ -17,7 +17,7 @@ use self::{
     queue::{QueueHead, lacking_files},
 };
 use crate::index::{Index, room_of};
-use gorego_storage::{Error, EvictionBackoff, EvictionTotal, Result, Usage};
+use gorego_storage::{Digest, Error, EvictionBackoff, EvictionTotal, Result, Usage};
 
 /// The space that a folder takes on most file systems, in bytes.
 const FOLDER_ROOM: u64 = 4096;
@@ -122,14 +122,10 @@ impl Room {
         }
     }
 
-    pub(super) fn reserve_now(
-        self: &Arc<Self>,
-        size: u64,
-        what: impl fmt::Display,
-    ) -> Result<Reservation> {
+    pub(super) fn reserve_now(self: &Arc<Self>, size: u64, blob: &Digest) -> Result<Reservation> {
         let bytes = room_of(size);
         let reserved = self.try_reserve(bytes, true);
-        reserved.ok_or_else(|| self.full(what, bytes))
+        reserved.ok_or_else(|| self.full(blob, bytes))
     }
 
     fn try_reserve(self: &Arc<Self>, bytes: u64, overtake: bool) -> Option<Reservation> {
@@ -237,7 +233,7 @@ impl Room {
         }
     }
 
-    /// Reserves the room of an idle file of `size` bytes whose upload is resumed.
+    /// Reserves the room of an idle file of `size` bytes whose upload is resumed, or of a new one of none.
     pub(super) fn adopt_idle(self: &Arc<Self>, path: &str, size: u64) -> Reservation {
         let mut accounts = self.accounts.lock();
         accounts.idle.remove(path);

@@ -146,11 +146,6 @@ impl LocalStore {
         self.disk.run(close).await
     }
 
-    /// Whether the scan after the start has ended.
-    pub fn is_scanned(&self) -> bool {
-        self.disk.is_scanned()
-    }
-
     /// Reports if the data directory is usable, as probed every few seconds. A full disk counts as usable,
     /// since reads work.
     pub fn health(&self) -> watch::Receiver<bool> {

@@ -123,7 +123,7 @@ proptest! {
     #[test]
     fn a_digest_function_may_be_named_although_it_can_be_inferred(name in read_name()) {
         let digest = name.digest;
-        let named = format!("{}/blobs/{}/{digest}", name.instance, digest.function());
+        let named = format!("{}/blobs/{}/{digest}", name.instance.as_str(), digest.function());
         let parsed = ReadName::parse(named.trim_start_matches('/')).unwrap();
         prop_assert_eq!(parsed.digest, digest);
         prop_assert_eq!(parsed.instance, name.instance);

@@ -1,7 +1,5 @@
 //! Reads the digests in a `Tree` or a `Directory` while its content arrives.
 
-use std::fmt;
-
 use bytes::{Buf as _, Bytes, BytesMut};
 use futures::StreamExt as _;
 use prost::Message as _;
@@ -39,12 +37,10 @@ pub(crate) struct Nodes {
 }
 
 impl Nodes {
-    /// Reads the content of the `Tree` with the digest `blob`.
     pub(crate) fn of_tree(blob: Digest, content: Blob) -> Self {
         Self::new(blob, true, None, content)
     }
 
-    /// Reads the content of the `Directory` with the digest `blob`.
     pub(crate) fn of_directory(blob: Digest, content: Blob) -> Self {
         Self::new(blob, false, Some(OPEN), content)
     }
@@ -64,7 +60,6 @@ impl Nodes {
         self.is_tree
     }
 
-    /// Returns the next node.
     pub(crate) async fn next(&mut self) -> Result<Option<Node>, TreeError> {
         loop {
             let Some(end) = self.directory_end else {
@@ -212,12 +207,4 @@ impl Nodes {
 /// Whether the field is length-delimited and has one of these numbers.
 fn is_message(field: Header, numbers: &[u32]) -> bool {
     matches!(field.value, Value::Delimited(_)) && numbers.contains(&field.number)
-}
-
-impl fmt::Debug for Nodes {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Nodes")
-            .field("blob", &self.blob)
-            .finish_non_exhaustive()
-    }
 }
