@@ -114,14 +114,10 @@ impl Blob {
                 len: file.len.min(limit),
                 ..file
             }),
-            Self::Stream(BlobStream {
-                chunks,
-                resume,
-                verified,
-            }) => Self::Stream(BlobStream {
-                chunks: truncate_chunks(chunks, limit, verified),
-                resume,
+            Self::Stream(stream) => Self::Stream(BlobStream {
+                chunks: truncate_chunks(stream.chunks, limit, stream.verified),
                 verified: None,
+                ..stream
             }),
         }
     }

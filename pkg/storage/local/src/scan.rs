@@ -107,17 +107,15 @@ async fn scan(disk: &Arc<Disk>, folder: Arc<Folder>) -> Option<(Arc<Folder>, Err
 fn folders(disk: &Disk) -> Result<Vec<Arc<Folder>>> {
     let (mut folders, mut unnumbered) = (Vec::new(), 0);
     for tree in trees(&disk.files)? {
-        let mut space = Space::Cas;
-        if let Some(instance) = &tree.instance {
-            if disk.files.remove_empty(&tree.path) {
-                continue;
-            }
-            let Some(interned) = disk.instances.intern(instance) else {
-                unnumbered += 1;
-                continue;
-            };
-            space = Space::Ac(interned.number);
-        }
+        let space = match &tree.instance {
+            None => Some(Space::Cas),
+            Some(_) if disk.files.remove_empty(&tree.path) => continue,
+            Some(hash) => disk.instances.intern(hash).map(|it| Space::Ac(it.number)),
+        };
+        let Some(space) = space else {
+            unnumbered += 1;
+            continue;
+        };
         let folder = |path| Folder {
             path,
             function: tree.function,

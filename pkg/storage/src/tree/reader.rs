@@ -1,6 +1,6 @@
 //! Reads the digests in a `Tree` or a `Directory` while its content arrives.
 
-use bytes::{Buf as _, Bytes, BytesMut};
+use bytes::{Buf as _, Bytes};
 use futures::StreamExt as _;
 use prost::Message as _;
 use reapi::{
@@ -180,14 +180,11 @@ impl Nodes {
         let Some(chunk) = self.chunks.next().await.transpose()? else {
             return Ok(false);
         };
-        if self.buffer.is_empty() {
-            self.buffer = chunk;
-            return Ok(true);
-        }
-        let mut joined = BytesMut::with_capacity(self.buffer.len() + chunk.len());
-        joined.extend_from_slice(&self.buffer);
-        joined.extend_from_slice(&chunk);
-        self.buffer = joined.freeze();
+        self.buffer = if self.buffer.is_empty() {
+            chunk
+        } else {
+            [&*self.buffer, &*chunk].concat().into()
+        };
         Ok(true)
     }
 
