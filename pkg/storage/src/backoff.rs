@@ -1,9 +1,9 @@
 //! Backoff of evictions that free nothing on the disk.
 
-use std::time::Duration;
+use std::{collections::HashMap, time::Duration};
 
 use gorego_limits::LogLimit;
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use crate::Usage;
@@ -15,7 +15,7 @@ const PAUSE: (Duration, Duration) = (Duration::from_secs(5), Duration::from_hour
 const MIN_FILES: u64 = 16;
 
 /// A resource of the file system that can run out.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Resource {
     /// Space.
     Bytes,
@@ -34,30 +34,27 @@ impl Resource {
         evicted > 0 && lost >= evicted - evicted / 4
     }
 
+    /// Returns the evicted, the used and the free amount.
+    const fn amounts(self, usage: &Usage) -> (u64, u64, Option<u64>) {
+        match self {
+            Self::Bytes => (usage.evicted.bytes, usage.used, usage.free_on_disk),
+            Self::Files => (usage.evicted.count, usage.files, usage.free_files),
+        }
+    }
+
     /// Returns the amount evicted since the store's start.
     pub const fn evicted(self, usage: &Usage) -> u64 {
-        match self {
-            Self::Bytes => usage.evicted.bytes,
-            Self::Files => usage.evicted.count,
-        }
+        self.amounts(usage).0
     }
 
     /// Returns the sum of the free amount and the amount that the store uses.
     pub fn shared(self, usage: &Usage) -> u64 {
-        let used = match self {
-            Self::Bytes => usage.used,
-            Self::Files => usage.files,
-        };
-        self.free(usage).saturating_add(used)
+        self.free(usage).saturating_add(self.amounts(usage).1)
     }
 
     /// Returns the free amount, or the largest number if the file system does not report it.
     pub fn free(self, usage: &Usage) -> u64 {
-        let free = match self {
-            Self::Bytes => usage.free_on_disk,
-            Self::Files => usage.free_files,
-        };
-        free.unwrap_or(u64::MAX)
+        self.amounts(usage).2.unwrap_or(u64::MAX)
     }
 
     /// Returns the rise of the free amount that ends a pause. Smaller changes are usual.
@@ -73,12 +70,11 @@ impl Resource {
 /// links to the same files. More evictions would lose the whole cache and free nothing.
 #[derive(Debug, Default)]
 pub struct EvictionBackoff {
-    bytes: Mutex<Option<Pause>>,
-    files: Mutex<Option<Pause>>,
+    pauses: Mutex<HashMap<Resource, Pause>>,
     logged: LogLimit,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 struct Pause {
     end: Instant,
     length: Duration,
@@ -87,16 +83,10 @@ struct Pause {
 }
 
 impl EvictionBackoff {
-    fn pause(&self, resource: Resource) -> MutexGuard<'_, Option<Pause>> {
-        match resource {
-            Resource::Bytes => self.bytes.lock(),
-            Resource::Files => self.files.lock(),
-        }
-    }
-
     /// Whether eviction for the resource is paused. A pause ends early when the free amount rises.
     pub fn is_paused(&self, resource: Resource, usage: &Usage) -> bool {
-        self.pause(resource).as_mut().is_some_and(|pause| {
+        let mut pauses = self.pauses.lock();
+        pauses.get_mut(&resource).is_some_and(|pause| {
             let now = Instant::now();
             let before = pause.shared.saturating_add(resource.significant(usage));
             if resource.shared(usage) > before {
@@ -114,15 +104,17 @@ impl EvictionBackoff {
             return;
         }
         let now = Instant::now();
-        let mut pause = self.pause(resource);
-        let again = pause.filter(|last| now < last.end + last.length);
+        let mut pauses = self.pauses.lock();
+        let last = pauses.get(&resource);
+        let again = last.filter(|last| now < last.end + last.length);
         let length = again.map_or(PAUSE.0, |last| (last.length * 2).min(PAUSE.1));
-        *pause = Some(Pause {
+        let pause = Pause {
             end: now + length,
             length,
             shared: resource.shared(usage),
-        });
-        drop(pause);
+        };
+        pauses.insert(resource, pause);
+        drop(pauses);
         if self.logged.is_due() {
             tracing::warn!(
                 free = usage.free_on_disk,

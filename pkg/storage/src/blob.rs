@@ -2,8 +2,8 @@
 
 use std::{fmt, fs, io, path::PathBuf, sync::Arc};
 
-use bytes::{Bytes, BytesMut};
-use futures::{StreamExt as _, future::BoxFuture, stream, stream::BoxStream};
+use bytes::Bytes;
+use futures::{StreamExt as _, TryStreamExt as _, future::BoxFuture, stream, stream::BoxStream};
 use gorego_limits::{Budget, Permit};
 use rustix::io::Errno;
 use tokio::task::{self, JoinHandle};
@@ -114,14 +114,10 @@ impl Blob {
                 len: file.len.min(limit),
                 ..file
             }),
-            Self::Stream(BlobStream {
-                chunks,
-                resume,
-                verified,
-            }) => Self::Stream(BlobStream {
-                chunks: truncate_chunks(chunks, limit, verified),
-                resume,
+            Self::Stream(stream) => Self::Stream(BlobStream {
+                chunks: truncate_chunks(stream.chunks, limit, stream.verified),
                 verified: None,
+                ..stream
             }),
         }
     }
@@ -129,22 +125,28 @@ impl Blob {
     /// Returns the content in chunks, of at most [`CHUNK_SIZE`] for bytes and files. Reads a file one chunk
     /// ahead.
     pub fn into_chunks(self) -> Chunks {
-        match self {
-            Self::Bytes(bytes) => stream::iter(split(bytes).map(Ok)).boxed(),
-            Self::File(file) => stream::unfold(file.reader(None), FileReader::next).boxed(),
-            Self::Stream(stream) => stream.chunks,
-        }
+        self.chunks(None)
     }
 
     /// Returns the content in chunks for a reader that may be slow. The chunks of a file reserve `memory` until
     /// they are dropped. When little memory is left, they are small and not read ahead.
     pub fn into_chunks_within(self, memory: &Budget) -> Chunks {
+        self.chunks(Some(memory.clone()))
+    }
+
+    fn chunks(self, memory: Option<Budget>) -> Chunks {
         match self {
-            Self::File(file) => {
-                let reader = file.reader(Some(memory.clone()));
+            Self::Bytes(bytes) => stream::iter(split(bytes).map(Ok)).boxed(),
+            Self::File(rest) => {
+                let ahead = None;
+                let reader = FileReader {
+                    rest,
+                    memory,
+                    ahead,
+                };
                 stream::unfold(reader, FileReader::next).boxed()
             }
-            other => other.into_chunks(),
+            Self::Stream(stream) => stream.chunks,
         }
     }
 
@@ -153,20 +155,12 @@ impl Blob {
         if let Self::Bytes(bytes) = self {
             return Ok(bytes);
         }
-        let mut chunks = self.into_chunks();
-        let Some(first) = chunks.next().await.transpose()? else {
-            return Ok(Bytes::new());
-        };
-        let Some(second) = chunks.next().await.transpose()? else {
-            // Small content is a single chunk, which need not be copied.
-            return Ok(first);
-        };
-        let mut whole = BytesMut::from(&*first);
-        whole.extend_from_slice(&second);
-        while let Some(chunk) = chunks.next().await {
-            whole.extend_from_slice(&chunk?);
+        let chunks: Vec<Bytes> = self.into_chunks().try_collect().await?;
+        // Small content is a single chunk, which need not be copied.
+        if let [whole] = chunks.as_slice() {
+            return Ok(whole.clone());
         }
-        Ok(whole.freeze())
+        Ok(chunks.concat().into())
     }
 }
 
@@ -207,25 +201,11 @@ fn truncate_chunks(
     .boxed()
 }
 
-impl BlobFile {
-    fn reader(self, memory: Option<Budget>) -> FileReader {
-        let (at, end) = (self.offset, self.offset + self.len);
-        FileReader {
-            file: self,
-            memory,
-            at,
-            end,
-            ahead: None,
-        }
-    }
-}
-
 struct FileReader {
-    file: BlobFile,
+    /// The part that was not returned yet.
+    rest: BlobFile,
     /// The budget of the chunks, if they are counted.
     memory: Option<Budget>,
-    at: u64,
-    end: u64,
     ahead: Option<JoinHandle<Result<Bytes>>>,
 }
 
@@ -241,12 +221,13 @@ impl FileReader {
         });
         match &read {
             Ok(chunk) => {
-                self.at += chunk.len() as u64;
+                self.rest.offset += chunk.len() as u64;
+                self.rest.len -= chunk.len() as u64;
                 self.ahead = self.read(true);
             }
             Err(error) => {
-                self.at = self.end;
-                if let (Some(guard), Error::Io { .. }) = (&self.file.guard, error) {
+                self.rest.len = 0;
+                if let (Some(guard), Error::Io { .. }) = (&self.rest.guard, error) {
                     guard.unreadable();
                 }
             }
@@ -257,7 +238,11 @@ impl FileReader {
     /// Starts to read the next chunk, within memory that is reserved for it if there is enough. `None` at the content's
     /// end, or if too little memory is left to read `ahead`.
     fn read(&self, ahead: bool) -> Option<JoinHandle<Result<Bytes>>> {
-        let left = self.end - self.at;
+        let BlobFile {
+            offset: at,
+            len: left,
+            ..
+        } = self.rest;
         let share = |memory: &Budget| memory.share(left.min(CHUNK_SIZE as u64), SHARE);
         let share = self.memory.as_ref().map(share);
         let (most, memory) = match share {
@@ -267,7 +252,7 @@ impl FileReader {
             Some(_) => (MIN_CHUNK, Permit::default()),
         };
         let len = usize::try_from(most.min(left)).unwrap_or(usize::MAX);
-        let (at, file, path) = (self.at, Arc::clone(&self.file.file), self.file.path.clone());
+        let (file, path) = (Arc::clone(&self.rest.file), self.rest.path.clone());
         (len > 0).then(|| {
             task::spawn_blocking(move || {
                 let read = read_at(&file, at, len).and_then(|bytes| {

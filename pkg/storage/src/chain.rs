@@ -44,14 +44,6 @@ impl Default for Chain {
     }
 }
 
-impl PartialEq for Chain {
-    fn eq(&self, other: &Self) -> bool {
-        self.own == other.own
-    }
-}
-
-impl Eq for Chain {}
-
 impl Chain {
     /// The request header that lists the instances passed.
     pub const HEADER: &str = "gorego-chain";

@@ -1,11 +1,15 @@
 //! Digests: the names of blobs. They are parsed once, on arrival, so that every [`Digest`] is well formed.
 
 mod hasher;
-mod identity;
 
-use std::fmt;
+use std::{
+    cmp::Ordering,
+    fmt,
+    hash::{self, Hash},
+};
 
-use reapi::v2;
+use data_encoding::HEXLOWER;
+use reapi::v2::{self, digest_function::Value};
 
 pub use self::hasher::Hasher;
 
@@ -37,25 +41,24 @@ impl DigestFunction {
         Self::Sha512,
     ];
 
+    const fn properties(self) -> (usize, &'static str, Value) {
+        match self {
+            Self::Sha256 => (32, "sha256", Value::Sha256),
+            Self::Blake3 => (32, "blake3", Value::Blake3),
+            Self::Sha1 => (20, "sha1", Value::Sha1),
+            Self::Sha384 => (48, "sha384", Value::Sha384),
+            Self::Sha512 => (64, "sha512", Value::Sha512),
+        }
+    }
+
     /// Returns the length of this function's hashes, in bytes.
     pub const fn hash_len(self) -> usize {
-        match self {
-            Self::Sha256 | Self::Blake3 => 32,
-            Self::Sha1 => 20,
-            Self::Sha384 => 48,
-            Self::Sha512 => 64,
-        }
+        self.properties().0
     }
 
     /// Returns the function's name in resource names and paths, in lower case.
     pub const fn name(self) -> &'static str {
-        match self {
-            Self::Sha256 => "sha256",
-            Self::Blake3 => "blake3",
-            Self::Sha1 => "sha1",
-            Self::Sha384 => "sha384",
-            Self::Sha512 => "sha512",
-        }
+        self.properties().1
     }
 
     /// Returns the function with this lower-case name.
@@ -66,27 +69,22 @@ impl DigestFunction {
     }
 
     /// Returns the function's number in the REAPI.
-    pub const fn to_proto(self) -> v2::digest_function::Value {
-        match self {
-            Self::Sha256 => v2::digest_function::Value::Sha256,
-            Self::Blake3 => v2::digest_function::Value::Blake3,
-            Self::Sha1 => v2::digest_function::Value::Sha1,
-            Self::Sha384 => v2::digest_function::Value::Sha384,
-            Self::Sha512 => v2::digest_function::Value::Sha512,
-        }
+    pub const fn to_proto(self) -> Value {
+        self.properties().2
     }
 
     /// Returns the function with this number in the REAPI; `None` for 0, which stands for the function inferred
     /// from the hash's length.
     pub fn from_proto(value: i32) -> Result<Option<Self>, DigestError> {
-        if value == v2::digest_function::Value::Unknown as i32 {
-            return Ok(None);
+        let numbered = |function: &Self| function.to_proto() as i32 == value;
+        let function = Self::ALL.into_iter().find(numbered);
+        if function.is_none() && value != Value::Unknown as i32 {
+            let known = Value::try_from(value).map(|known| known.as_str_name().to_owned());
+            return Err(DigestError::Function(
+                known.unwrap_or_else(|_| value.to_string()),
+            ));
         }
-        Self::ALL
-            .into_iter()
-            .find(|function| function.to_proto() as i32 == value)
-            .map(Some)
-            .ok_or_else(|| DigestError::Function(function_label(value)))
+        Ok(function)
     }
 
     /// Returns the first function whose hashes have `hex_len` digits, for a client that names none.
@@ -113,13 +111,6 @@ impl DigestFunction {
     pub fn empty(self) -> Digest {
         self.digest(&[])
     }
-}
-
-fn function_label(value: i32) -> String {
-    v2::digest_function::Value::try_from(value).map_or_else(
-        |_| value.to_string(),
-        |known| known.as_str_name().to_owned(),
-    )
 }
 
 impl fmt::Display for DigestFunction {
@@ -184,12 +175,9 @@ impl Digest {
             return Err(length_error(hash, expected));
         }
         let mut bytes = [0; MAX_HASH_LEN];
-        for (byte, pair) in bytes.iter_mut().zip(hash.as_bytes().chunks_exact(2)) {
-            let &[high, low] = pair else { continue };
-            let (Some(high), Some(low)) = (hex_value(high), hex_value(low)) else {
-                return Err(DigestError::NotHex(shorten(hash)));
-            };
-            *byte = (high << 4) | low;
+        let (decoded, _) = bytes.split_at_mut(function.hash_len());
+        if HEXLOWER.decode_mut(hash.as_bytes(), decoded).is_err() {
+            return Err(DigestError::NotHex(shorten(hash)));
         }
         let digest = Self {
             function,
@@ -316,6 +304,39 @@ impl Digest {
     }
 }
 
+// Equality, hash and order are by function, size and hash.
+impl Digest {
+    const fn identity(&self) -> (DigestFunction, u64, &[u8; MAX_HASH_LEN]) {
+        (self.function, self.size, &self.hash)
+    }
+}
+
+impl PartialEq for Digest {
+    fn eq(&self, other: &Self) -> bool {
+        self.identity() == other.identity()
+    }
+}
+
+impl Eq for Digest {}
+
+impl Hash for Digest {
+    fn hash<H: hash::Hasher>(&self, state: &mut H) {
+        self.identity().hash(state);
+    }
+}
+
+impl PartialOrd for Digest {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Digest {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.identity().cmp(&other.identity())
+    }
+}
+
 impl fmt::Display for Digest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}", self.hex(), self.size)
@@ -330,18 +351,7 @@ impl fmt::Debug for Digest {
 
 /// Encodes `bytes` in lower-case hexadecimal.
 pub fn to_hex(bytes: &[u8]) -> String {
-    let digits = bytes.iter().flat_map(|byte| [byte >> 4, byte & 15]);
-    digits
-        .map(|digit| char::from_digit(digit.into(), 16).unwrap_or_default())
-        .collect()
-}
-
-fn hex_value(digit: u8) -> Option<u8> {
-    match digit {
-        b'0'..=b'9' => Some(digit - b'0'),
-        b'a'..=b'f' => Some(digit - b'a' + 10),
-        _ => None,
-    }
+    HEXLOWER.encode(bytes)
 }
 
 fn length_error(hash: &str, expected: String) -> DigestError {

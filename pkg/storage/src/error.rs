@@ -10,9 +10,6 @@ use crate::Digest;
 /// The result of a store's method.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// The error of a caller's stream of content.
-pub type SourceError = Arc<dyn std::error::Error + Send + Sync>;
-
 /// An error of a store. `Clone`, since several waiters may share one cause.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum Error {
@@ -94,7 +91,7 @@ pub enum Error {
     },
     /// The caller's content cannot be read.
     #[error("reading the content: {0}")]
-    Source(#[source] SourceError),
+    Source(#[source] Arc<dyn std::error::Error + Send + Sync>),
     /// An operation on a file failed.
     #[error("{action} {}: {source}", path.display())]
     Io {

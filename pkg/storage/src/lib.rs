@@ -24,7 +24,7 @@ pub use breaker::BreakerState;
 pub use chain::{Chain, LoopError};
 pub use completeness::{CompletenessChecking, find_outputs};
 pub use digest::{Digest, DigestError, DigestFunction, Hasher, shorten, to_hex};
-pub use error::{Error, Result, SourceError};
+pub use error::{Error, Result};
 pub use eviction::{Candidate, EntryId, Evictable};
 pub use memory::MemoryStore;
 pub use outputs::{Outputs, named_blobs};

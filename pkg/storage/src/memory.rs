@@ -1,6 +1,9 @@
 //! A store in memory, for tests.
 
-use std::{collections::HashMap, fmt, mem};
+use std::{
+    collections::{HashMap, HashSet},
+    fmt,
+};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -9,36 +12,30 @@ use gorego_limits::Budget;
 use parking_lot::Mutex;
 use prost::Message as _;
 use reapi::v2::ActionResult;
-use tokio::sync::Notify;
+use scopeguard::ScopeGuard;
+use tokio::sync::watch;
 
 use crate::{
-    ActionCache, Blob, BlobStore, BlobStream, CachedResult, Digest, Error, Put, Result, Resume,
-    UploadId, Uploads, decoded::result_memory,
+    ActionCache, Blob, BlobStore, BlobStream, CachedResult, Digest, Error, Put, Result, UploadId,
+    Uploads, decoded::result_memory,
 };
 
 /// A store in memory, for tests. Its size is not limited, and it never evicts.
 #[derive(Default)]
 pub struct MemoryStore {
-    content: Mutex<Content>,
-    /// Notified after every blob that is stored.
-    stored: Notify,
-}
-
-#[derive(Default)]
-struct Content {
-    blobs: HashMap<Digest, Bytes>,
-    results: HashMap<(String, Digest), ActionResult>,
-    partial: HashMap<(UploadId, Digest), Vec<u8>>,
+    blobs: watch::Sender<HashMap<Digest, Bytes>>,
+    results: Mutex<HashMap<(String, Digest), ActionResult>>,
+    partial: Mutex<HashMap<(UploadId, Digest), Vec<u8>>>,
 }
 
 impl MemoryStore {
     /// Removes a blob, as an eviction does.
     pub fn remove(&self, digest: &Digest) {
-        self.content.lock().blobs.remove(digest);
+        self.blobs.send_modify(|blobs| drop(blobs.remove(digest)));
     }
 
     fn has(&self, digest: &Digest) -> bool {
-        digest.is_empty_blob() || self.content.lock().blobs.contains_key(digest)
+        digest.is_empty_blob() || self.blobs.borrow().contains_key(digest)
     }
 
     fn publish(&self, digest: &Digest, content: Bytes) -> Result<Put> {
@@ -46,133 +43,97 @@ impl MemoryStore {
         let Some(digest) = digests.find(|digest| digest.is_of(&content)) else {
             return Err(Error::mismatch(digest, digest.function().digest(&content)));
         };
-        self.content.lock().blobs.insert(digest, content);
-        self.stored.notify_waiters();
+        self.blobs
+            .send_modify(|blobs| drop(blobs.insert(digest, content)));
         Ok(Put::Stored)
     }
 
     async fn put_stream(&self, digest: &Digest, stream: BlobStream) -> Result<Put> {
-        let mut upload = self.resume(digest, stream.resume)?;
+        let offset = stream.resume.as_ref().map_or(0, |resume| resume.offset);
+        let key = stream.resume.map(|resume| (resume.upload, *digest));
+        let content = self.resume(digest, key.as_ref(), offset)?;
+        // Kept when the upload breaks off, so that it can be resumed.
+        let mut upload = scopeguard::guard(content, |content| {
+            if let Some(key) = key {
+                self.partial.lock().insert(key, content);
+            }
+        });
         let receive = async {
             let mut chunks = stream.chunks;
-            while let Some(chunk) = chunks.next().await {
-                upload.push(&chunk?)?;
+            while upload.len() as u64 <= digest.size()
+                && let Some(chunk) = chunks.next().await
+            {
+                upload.extend_from_slice(&chunk?);
             }
-            Ok(())
+            Ok::<_, Error>(false)
         };
-        tokio::select! {
+        let existed = tokio::select! {
             biased;
-            () = self.published(digest) => {
-                upload.take();
-                return Ok(Put::Existed);
-            }
+            () = self.published(digest) => true,
             received = receive => received?,
+        };
+        let content = ScopeGuard::into_inner(upload);
+        if existed {
+            return Ok(Put::Existed);
         }
-        let resumed = upload.resumed;
-        let put = self.publish(digest, upload.take().into());
-        put.map_err(|error| if resumed { error.of_resumed() } else { error })
-    }
-
-    /// Takes the stored bytes of an upload, up to the offset where it resumes.
-    fn resume(&self, digest: &Digest, resume: Option<Resume>) -> Result<PartialUpload<'_>> {
-        let offset = resume.as_ref().map_or(0, |resume| resume.offset);
-        let key = resume.map(|resume| (resume.upload, *digest));
-        let mut content = Vec::new();
-        if let Some(key) = &key {
-            let mut stored = self.content.lock();
-            let committed = stored.partial.get(key).map_or(0, Vec::len) as u64;
-            if committed < offset {
-                return Err(Error::UploadOffset {
-                    digest: *digest,
-                    offset,
-                    committed,
-                });
+        if content.len() as u64 > digest.size() {
+            let actual = format_args!("more than {} bytes", digest.size());
+            return Err(Error::mismatch(digest, actual));
+        }
+        let put = self.publish(digest, content.into());
+        put.map_err(|error| {
+            if offset > 0 {
+                error.of_resumed()
+            } else {
+                error
             }
-            content = stored.partial.remove(key).unwrap_or_default();
-            content.truncate(usize::try_from(offset).unwrap_or(usize::MAX));
-        }
-        Ok(PartialUpload {
-            store: self,
-            digest: *digest,
-            key,
-            content,
-            resumed: offset > 0,
         })
     }
 
-    /// Completes when the blob is present.
+    /// Takes the stored bytes of an upload, up to the offset where it resumes.
+    fn resume(
+        &self,
+        digest: &Digest,
+        key: Option<&(UploadId, Digest)>,
+        offset: u64,
+    ) -> Result<Vec<u8>> {
+        let Some(key) = key else {
+            return Ok(Vec::new());
+        };
+        let mut partial = self.partial.lock();
+        let committed = partial.get(key).map_or(0, Vec::len) as u64;
+        if committed < offset {
+            return Err(Error::UploadOffset {
+                digest: *digest,
+                offset,
+                committed,
+            });
+        }
+        let mut content = partial.remove(key).unwrap_or_default();
+        content.truncate(usize::try_from(offset).unwrap_or(usize::MAX));
+        Ok(content)
+    }
+
     async fn published(&self, digest: &Digest) {
-        loop {
-            let stored = self.stored.notified();
-            tokio::pin!(stored);
-            // Enabled before the lookup, so that no notification is missed.
-            stored.as_mut().enable();
-            if self.has(digest) {
-                return;
-            }
-            stored.await;
-        }
-    }
-}
-
-/// The content of an upload in progress. If the upload has an id, dropping this stores the content, so that
-/// the upload can be resumed.
-struct PartialUpload<'a> {
-    store: &'a MemoryStore,
-    digest: Digest,
-    key: Option<(UploadId, Digest)>,
-    content: Vec<u8>,
-    resumed: bool,
-}
-
-impl PartialUpload<'_> {
-    fn push(&mut self, chunk: &Bytes) -> Result<()> {
-        self.content.extend_from_slice(chunk);
-        if self.content.len() as u64 <= self.digest.size() {
-            return Ok(());
-        }
-        self.take();
-        let actual = format_args!("more than {} bytes", self.digest.size());
-        Err(Error::mismatch(&self.digest, actual))
-    }
-
-    /// Returns the content without storing it.
-    fn take(&mut self) -> Vec<u8> {
-        self.key = None;
-        mem::take(&mut self.content)
-    }
-}
-
-impl Drop for PartialUpload<'_> {
-    fn drop(&mut self) {
-        if let Some(key) = self.key.take() {
-            let content = mem::take(&mut self.content);
-            self.store.content.lock().partial.insert(key, content);
-        }
+        let mut blobs = self.blobs.subscribe();
+        let _ = blobs.wait_for(|blobs| blobs.contains_key(digest)).await;
     }
 }
 
 #[async_trait]
 impl BlobStore for MemoryStore {
     async fn find_missing(&self, digests: &[Digest]) -> Result<Vec<Digest>> {
-        let mut seen = std::collections::HashSet::new();
-        Ok(digests
-            .iter()
-            .filter(|d| !self.has(d) && seen.insert(**d))
-            .copied()
-            .collect())
+        let mut seen = HashSet::new();
+        let missing = digests.iter().filter(|d| !self.has(d) && seen.insert(**d));
+        Ok(missing.copied().collect())
     }
 
     async fn get(&self, digest: &Digest, offset: u64) -> Result<Blob> {
         let content = if digest.is_empty_blob() {
             Bytes::new()
         } else {
-            self.content
-                .lock()
-                .blobs
-                .get(digest)
-                .cloned()
-                .ok_or(Error::NotFound(*digest))?
+            let found = self.blobs.borrow().get(digest).cloned();
+            found.ok_or(Error::NotFound(*digest))?
         };
         let from = usize::try_from(offset).unwrap_or(usize::MAX);
         if from > content.len() {
@@ -200,7 +161,7 @@ impl BlobStore for MemoryStore {
 impl Uploads for MemoryStore {
     async fn committed(&self, digest: &Digest, upload: &UploadId) -> Result<u64> {
         let key = (upload.clone(), *digest);
-        Ok(self.content.lock().partial.get(&key).map_or(0, Vec::len) as u64)
+        Ok(self.partial.lock().get(&key).map_or(0, Vec::len) as u64)
     }
 }
 
@@ -208,7 +169,7 @@ impl Uploads for MemoryStore {
 impl ActionCache for MemoryStore {
     async fn get(&self, instance: &str, action: &Digest, memory: &Budget) -> Result<CachedResult> {
         let name = (instance.to_owned(), *action);
-        let found = self.content.lock().results.get(&name).cloned();
+        let found = self.results.lock().get(&name).cloned();
         let result = found.ok_or(Error::NoResult(*action))?;
         let bytes = result_memory(result.encoded_len() as u64);
         let permit = memory.reserve(bytes).await.map_err(Error::no_memory)?;
@@ -216,10 +177,8 @@ impl ActionCache for MemoryStore {
     }
 
     async fn put(&self, instance: &str, action: &Digest, result: ActionResult) -> Result<()> {
-        self.content
-            .lock()
-            .results
-            .insert((instance.to_owned(), *action), result);
+        let name = (instance.to_owned(), *action);
+        self.results.lock().insert(name, result);
         Ok(())
     }
 }

@@ -23,10 +23,8 @@ pub struct Outputs {
     blobs: Arc<dyn BlobStore>,
     /// The budget for reading trees.
     memory: Budget,
-    /// The digests in the result itself, which are returned first.
-    named: Vec<Digest>,
-    /// The trees to read.
-    trees: BTreeSet<Digest>,
+    /// The digests in the result itself, which are returned first, and the trees to read.
+    named: NamedBlobs,
     /// The directories below the roots, which are read after the trees.
     walk: TreeWalk,
     /// The tree or directory being read.
@@ -47,19 +45,13 @@ impl Outputs {
         blobs: Arc<dyn BlobStore>,
         memory: Budget,
     ) -> Result<Self> {
-        let function = action.function();
-        let NamedBlobs {
-            blobs: named,
-            trees,
-            roots,
-        } = NamedBlobs::of(action, result)?;
+        let named = NamedBlobs::of(action, result)?;
         Ok(Self {
             action: *action,
-            walk: TreeWalk::below(Arc::clone(&blobs), function, &roots),
+            walk: TreeWalk::below(Arc::clone(&blobs), action.function(), &named.roots),
             blobs,
             memory,
             named,
-            trees,
             open: None,
             permit: None,
             batch: Vec::new(),
@@ -73,8 +65,8 @@ impl Outputs {
     /// [`Error::Incomplete`] for a tree or directory that is missing or malformed. The next call continues
     /// after it. A malformed blob is read to its end first, so that a corrupt one is reported as such.
     pub async fn next(&mut self) -> Result<Option<Vec<Digest>>> {
-        if !self.named.is_empty() {
-            return Ok(Some(mem::take(&mut self.named)));
+        if !self.named.blobs.is_empty() {
+            return Ok(Some(mem::take(&mut self.named.blobs)));
         }
         while self.error.is_none() && self.batch.len() < BATCH {
             match self.step().await {
@@ -135,7 +127,7 @@ impl Outputs {
     }
 
     async fn open_next(&mut self) -> Result<bool, TreeError> {
-        if let Some(tree) = self.trees.pop_first() {
+        if let Some(tree) = self.named.trees.pop_first() {
             self.reserve(tree.size()).await?;
             let content = self.blobs.get(&tree, 0).await?;
             self.open = Some(Nodes::of_tree(tree, content));
@@ -163,14 +155,6 @@ impl Outputs {
     }
 }
 
-impl fmt::Debug for Outputs {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Outputs")
-            .field("action", &self.action)
-            .finish_non_exhaustive()
-    }
-}
-
 /// Returns the digests in an action result itself, under the action's digest function; `None` if one is
 /// malformed.
 pub fn named_blobs(action: &Digest, result: &ActionResult) -> Option<Vec<Digest>> {
@@ -179,9 +163,7 @@ pub fn named_blobs(action: &Digest, result: &ActionResult) -> Option<Vec<Digest>
 
 struct NamedBlobs {
     blobs: Vec<Digest>,
-    /// The digests of `Tree`s.
     trees: BTreeSet<Digest>,
-    /// The digests of root directories.
     roots: Vec<Digest>,
 }
 

@@ -78,24 +78,22 @@ pub struct InstanceName(Box<str>);
 impl InstanceName {
     /// Validates an instance name from a request or a resource name.
     pub fn parse(name: &str) -> Result<Self, InstanceNameError> {
-        if name.len() > MAX_INSTANCE_LEN {
-            return Err(InstanceNameError::Length(name.len()));
-        }
-        if name.chars().any(char::is_control) {
-            return Err(InstanceNameError::Control(shorten(name)));
-        }
-        for segment in name.split('/') {
-            if segment.is_empty() && !name.is_empty() {
-                return Err(InstanceNameError::EmptySegment(shorten(name)));
-            }
-            if RESERVED.contains(&segment) {
-                return Err(InstanceNameError::Reserved {
-                    name: shorten(name),
-                    segment: segment.to_owned(),
-                });
-            }
-        }
-        Ok(Self(name.into()))
+        let why = if name.len() > MAX_INSTANCE_LEN {
+            format!(
+                "has {} bytes, at most {MAX_INSTANCE_LEN} are accepted",
+                name.len()
+            )
+        } else if name.chars().any(char::is_control) {
+            "contains a control character".to_owned()
+        } else if !name.is_empty() && name.split('/').any(str::is_empty) {
+            "has an empty segment".to_owned()
+        } else if let Some(segment) = name.split('/').find(|segment| RESERVED.contains(segment)) {
+            format!("contains the reserved segment {segment:?}")
+        } else {
+            return Ok(Self(name.into()));
+        };
+        let name = shorten(name);
+        Err(InstanceNameError { name, why })
     }
 
     /// Returns the name as text.
@@ -104,32 +102,12 @@ impl InstanceName {
     }
 }
 
-impl fmt::Display for InstanceName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
 /// An invalid instance name. Quotes the name, shortened.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum InstanceNameError {
-    /// The name is too long.
-    #[error("instance name has {0} bytes, at most {MAX_INSTANCE_LEN} are accepted")]
-    Length(usize),
-    /// The name contains a control character.
-    #[error("instance name {0:?} contains a control character")]
-    Control(String),
-    /// The name begins or ends with a slash, or contains two in a row.
-    #[error("instance name {0:?} has an empty segment")]
-    EmptySegment(String),
-    /// The name contains a segment with another meaning in resource names.
-    #[error("instance name {name:?} contains the reserved segment {segment:?}")]
-    Reserved {
-        /// The name, shortened.
-        name: String,
-        /// The reserved segment.
-        segment: String,
-    },
+#[error("instance name {name:?} {why}")]
+pub struct InstanceNameError {
+    name: String,
+    why: String,
 }
 
 /// The resource name of a `ByteStream.Read`.
@@ -341,7 +319,7 @@ fn write_instance(f: &mut fmt::Formatter<'_>, instance: &InstanceName) -> fmt::R
     if instance.as_str().is_empty() {
         return Ok(());
     }
-    write!(f, "{instance}/")
+    write!(f, "{}/", instance.as_str())
 }
 
 fn write_blob(f: &mut fmt::Formatter<'_>, compressor: Compressor, digest: &Digest) -> fmt::Result {

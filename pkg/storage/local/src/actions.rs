@@ -49,7 +49,7 @@ impl ActionCache for LocalStore {
         let permit = permit.map_err(Error::no_memory)?;
         let load = move |disk: &Arc<Disk>| {
             let result = disk.load_result(key(disk).as_ref(), &path)?;
-            if disk.force_update_atime && result.is_some() {
+            if disk.options.force_update_atime && result.is_some() {
                 disk.files.set_atime(&path, now_ms())?;
             }
             result.ok_or(Error::NoResult(action))
@@ -74,7 +74,7 @@ impl ActionCache for LocalStore {
             disk.files.write_new(&content, publish).map(drop)
         };
         let what = format!("action result {action}");
-        disk.write(action, size, &what, write).await
+        disk.write(action, size, what, write).await
     }
 }
 

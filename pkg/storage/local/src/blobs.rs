@@ -50,33 +50,23 @@ impl LocalStore {
 impl BlobStore for LocalStore {
     async fn find_missing(&self, digests: &[Digest]) -> Result<Vec<Digest>> {
         let (disk, now) = (&self.disk, now_ms());
-        let mut missing = HashSet::new();
-        let (mut unsure, mut unknown) = (Vec::new(), Vec::new());
+        let (mut missing, mut unsure) = (HashSet::new(), Vec::new());
         for digest in digests.iter().filter(|digest| !digest.is_empty_blob()) {
             match disk.touch(digest, now, LEASE) {
-                Lookup::Hit(found) if found.unverified => unsure.push((*digest, Some(found))),
-                Lookup::Hit(_) => {}
+                Lookup::Hit(found) if !found.unverified => {}
                 Lookup::Miss => drop(missing.insert(*digest)),
-                Lookup::Unknown => unknown.push(*digest),
+                Lookup::Hit(_) | Lookup::Unknown => unsure.push(*digest),
             }
         }
-        if !unknown.is_empty() {
-            let touched = disk.run(move |disk| {
-                let touch = |digest| Ok((digest, disk.touch_on_disk(&digest, LEASE)?));
-                unknown.into_iter().map(touch).collect::<Result<Vec<_>>>()
-            });
-            unsure.extend(touched.await?);
-        }
-        for (digest, found) in unsure {
-            let is_present = match found {
-                Some(found) => !found.unverified || disk.verify_once(&digest).await?,
-                None => false,
-            };
-            if !is_present {
-                missing.insert(digest);
+        if !unsure.is_empty() {
+            let found = self.find_all(&unsure, LEASE).await;
+            for (digest, found) in unsure.into_iter().zip(found) {
+                if !found? {
+                    missing.insert(digest);
+                }
             }
         }
-        if disk.force_update_atime {
+        if disk.options.force_update_atime {
             let digests = digests.to_vec();
             let set_all = move |disk: &Arc<Disk>| {
                 let paths = digests.iter().map(layout::blob_path);
@@ -86,7 +76,9 @@ impl BlobStore for LocalStore {
             disk.run(set_all).await?;
         }
         // Each once, in the order of the request.
-        let in_order = digests.iter().filter(|digest| missing.remove(digest));
+        let in_order = digests
+            .iter()
+            .filter(|digest| !missing.is_empty() && missing.remove(digest));
         Ok(in_order.copied().collect())
     }
 
@@ -143,12 +135,11 @@ impl BlobStore for LocalStore {
 
     /// Uses the blobs as reads do, so that they get no lease.
     async fn fetch_batch(&self, digests: &[Digest]) -> Vec<Result<Digest>> {
-        let find = |digest: Digest| async move {
-            let found = self.disk.has(&digest, READ).await?;
-            found.then_some(digest).ok_or(Error::NotFound(digest))
+        let found = self.find_all(digests, READ).await.into_iter();
+        let fetched = |(digest, found): (&Digest, Result<bool>)| {
+            found?.then_some(*digest).ok_or(Error::NotFound(*digest))
         };
-        let finds: Vec<_> = digests.iter().copied().map(find).collect();
-        stream::iter(finds).buffered(HASHED_AT_ONCE).collect().await
+        digests.iter().zip(found).map(fetched).collect()
     }
 
     async fn get_batch(&self, digests: &[Digest]) -> Vec<Result<Bytes>> {
@@ -201,13 +192,20 @@ impl BlobStore for LocalStore {
 }
 
 impl LocalStore {
+    /// Looks blobs up, a few at once, since unverified ones are hashed.
+    async fn find_all(&self, digests: &[Digest], how: Use) -> Vec<Result<bool>> {
+        let finds = stream::iter(digests.to_vec());
+        let finds = finds.map(|digest| async move { self.disk.has(&digest, how).await });
+        finds.buffered(HASHED_AT_ONCE).collect().await
+    }
+
     /// Reserves memory to read this many bytes at once, which takes one trip to another thread instead of
     /// two. `None` if they have to be read in pieces.
     fn memory_for(&self, bytes: u64) -> Option<Permit> {
         if bytes <= UNCOUNTED {
             return Some(Permit::default());
         }
-        let pieces = self.disk.pieces.as_ref();
+        let pieces = self.disk.options.pieces.as_ref();
         let pieces = pieces.filter(|_| bytes <= CHUNK_SIZE as u64)?;
         Some(pieces.share(bytes, SHARE)).filter(|share| share.bytes() == bytes)
     }
@@ -232,7 +230,7 @@ impl Disk {
         let path = layout::blob_path(digest);
         match self.files.open_read(&path) {
             Ok(Some((file, meta))) if meta.size == digest.size() => {
-                if self.force_update_atime {
+                if self.options.force_update_atime {
                     self.files.set_atime(&path, now_ms())?;
                 }
                 Ok((path, file))

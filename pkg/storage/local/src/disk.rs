@@ -13,7 +13,6 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use gorego_limits::Budget;
 use parking_lot::{Mutex, MutexGuard, RwLock};
 use tokio::sync::watch;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -25,6 +24,7 @@ use super::{
     layout,
     room::Room,
     state::Record,
+    store::LocalOptions,
 };
 use crate::index::{Index, Key, Space, Terms, Use};
 use gorego_storage::{Digest, Error, InUse, Put, Result};
@@ -53,9 +53,7 @@ pub(super) struct Disk {
     pub(super) watchers: Watchers,
     pub(super) counters: Arc<Counters>,
     pub(super) terms: Terms,
-    pub(super) force_update_atime: bool,
-    /// Memory for blobs that are read as a whole although they are not small.
-    pub(super) pieces: Option<Budget>,
+    pub(super) options: LocalOptions,
     /// Files written at this time or later are hashed before their first use, in milliseconds
     /// since the Unix epoch.
     pub(super) unverified_from_ms: u64,
@@ -66,7 +64,6 @@ pub(super) struct Disk {
     pub(super) janitor_saw_part: AtomicBool,
     /// `true` if the directory can be written to or is full.
     pub(super) healthy: watch::Sender<bool>,
-    /// The state on record, for the next start.
     pub(super) record: Mutex<Record>,
     pub(super) tracker: TaskTracker,
     pub(super) cancel: CancellationToken,
@@ -117,7 +114,6 @@ impl Disk {
         done.unwrap_or_else(|error| Err(cut_off(&error)))
     }
 
-    /// Creates the locks for single files, of any kind.
     pub(super) fn key_locks<L: Default>() -> Box<[L]> {
         (0..KEY_LOCKS).map(|_| L::default()).collect()
     }
@@ -262,7 +258,6 @@ impl Disk {
 #[derive(Debug, Default)]
 pub(super) struct ScanState(AtomicBool);
 
-/// The answer of the index.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Lookup<T> {
     Hit(T),
@@ -280,7 +275,6 @@ impl ScanState {
         self.0.load(Acquire)
     }
 
-    /// Looks up in the index.
     pub(super) fn lookup<T>(&self, look_up: impl FnOnce() -> Option<T>) -> Lookup<T> {
         // Read before the index: the scan may find the entry, and end, in between.
         let all = self.get();

@@ -70,7 +70,7 @@ impl Evictable for LocalStore {
     }
 
     fn trim_idle_uploads(&self) -> Result<EvictionTotal> {
-        let limit = self.disk.room.limit();
+        let limit = self.disk.room.limit;
         let excess = self.disk.room.idle(|idle| idle.excess(limit));
         Ok(self.disk.remove_all_idle(excess))
     }
@@ -85,7 +85,7 @@ impl Evictable for LocalStore {
     }
 
     async fn pressure(&self) {
-        self.disk.room.pressure().await;
+        self.disk.room.pressure.notified().await;
     }
 }
 
@@ -123,7 +123,6 @@ impl Disk {
         Ok(Some(room))
     }
 
-    /// Removes these files, except those that cannot be removed.
     fn remove_all_idle(&self, paths: Vec<Arc<str>>) -> EvictionTotal {
         let mut removed = EvictionTotal::default();
         for path in paths {

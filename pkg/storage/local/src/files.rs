@@ -94,12 +94,8 @@ impl Files {
         }
         for name in files.list(TMP)? {
             let path = format!("{TMP}/{name}");
-            match rustix::fs::unlinkat(files.dir(), &*path, AtFlags::empty()) {
-                Ok(()) | Err(Errno::NOENT) => {}
-                Err(Errno::ISDIR | Errno::PERM | Errno::BUSY) => {
-                    tracing::warn!(path, "not a file of gorego; remove it by hand");
-                }
-                Err(errno) => return Err(files.error("removing", &path, errno)),
+            if let Err(error) = files.unlink(&path) {
+                tracing::warn!(%error, "not a file of gorego; remove it by hand");
             }
         }
         files.chmod = match files.create_tmp() {
@@ -213,7 +209,6 @@ impl Files {
         Ok(there.is_some_and(|there| there.id == Meta::of(&opened).id))
     }
 
-    /// Sets the time of a file's last use; a missing file is fine.
     pub(super) fn set_atime(&self, relative: &str, ms: u64) -> Result<()> {
         self.set_times(relative, timespec(ms), UNCHANGED)
     }
@@ -235,7 +230,6 @@ impl Files {
         }
     }
 
-    /// Flushes the whole file system that holds the data.
     pub(super) fn sync_all(&self) -> Result<()> {
         rustix::fs::syncfs(self.dir()).map_err(|errno| self.error("syncing", "", errno))
     }

@@ -25,10 +25,8 @@ pub(crate) use visit::InstanceUse;
 /// The number of parts of the index, each with a lock of its own.
 pub(crate) const SHARDS: usize = 64;
 
-/// The use of an entry by a lookup.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Use {
-    /// The lease that it gets.
     pub(crate) lease: Lease,
     /// Protects it from eviction until [`Index::unpin`].
     pub(crate) pin: bool,
@@ -54,6 +52,7 @@ pub(crate) struct Index {
     unverified: AtomicU64,
 }
 
+#[derive(Default)]
 struct Shard {
     table: HashTable<u32>,
     slab: Slab<Entry>,
@@ -77,25 +76,20 @@ impl Shard {
     }
 }
 
-impl Index {
-    pub(crate) fn new() -> Self {
-        let shard = || {
-            Mutex::new(Shard {
-                table: HashTable::new(),
-                slab: Slab::new(Entry::EMPTY),
-                pins: HashMap::new(),
-            })
-        };
+impl Default for Index {
+    fn default() -> Self {
         let random = RandomState::new();
         Self {
-            shards: (0..SHARDS).map(|_| shard()).collect(),
+            shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
             seeds: [1, 2, 3, 4].map(|n| random.hash_one(n)),
             bytes: AtomicU64::new(0),
             count: AtomicU64::new(0),
             unverified: AtomicU64::new(0),
         }
     }
+}
 
+impl Index {
     /// Returns the room that all entries take on the disk, in bytes.
     pub(crate) fn bytes(&self) -> u64 {
         self.bytes.load(Relaxed)
@@ -181,7 +175,6 @@ impl Index {
         table.insert_unique(hash, slot, rehash);
     }
 
-    /// Removes the entry under this key and returns the room it took.
     pub(crate) fn remove(&self, key: &Key) -> Option<u64> {
         self.remove_if(key, |_, _| true).map(|entry| entry.room())
     }
@@ -209,7 +202,6 @@ impl Index {
         Some(entry)
     }
 
-    /// Restores an entry that was removed.
     pub(crate) fn restore(&self, entry: Entry) {
         let key = entry.key();
         if let Some((hash, mut shard)) = self.shard(&key) {
@@ -217,7 +209,6 @@ impl Index {
         }
     }
 
-    /// Ends the pin of a [`Use`].
     pub(crate) fn unpin(&self, key: &Key) {
         if let Some((_, mut shard)) = self.shard(key)
             && let hash_map::Entry::Occupied(mut pins) = shard.pins.entry(*key)

@@ -114,17 +114,15 @@ impl Claim {
 #[derive(Default)]
 pub(super) struct Watchers(Arc<Registry<Digest, CancellationToken>>);
 
-/// Watches one blob until dropped.
-pub(super) struct Watch {
-    _user: User<Digest, CancellationToken>,
-    token: CancellationToken,
-}
-
 impl Watchers {
-    /// Watches a blob. Look it up only after this, so that the end of no upload is missed.
-    pub(super) fn watch(&self, digest: &Digest) -> Watch {
+    /// Watches a blob from now on; completes when it is published. Look it up only after this, so that the end of
+    /// no upload is missed.
+    pub(super) fn watch(&self, digest: &Digest) -> impl Future<Output = ()> + use<> {
         let (user, token) = self.0.join(digest, |token| token.clone());
-        Watch { _user: user, token }
+        async move {
+            let _user = user;
+            token.cancelled().await;
+        }
     }
 
     /// Notifies the uploads of this blob that another one published it.
@@ -136,13 +134,6 @@ impl Watchers {
         if let Some(token) = token {
             token.cancel();
         }
-    }
-}
-
-impl Watch {
-    /// Completes when the blob is published.
-    pub(super) fn published(&self) -> WaitForCancellationFutureOwned {
-        self.token.clone().cancelled_owned()
     }
 }
 

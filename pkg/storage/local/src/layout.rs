@@ -53,12 +53,7 @@ pub(super) fn subfolders() -> impl Iterator<Item = String> {
 
 /// Whether a folder is the root of a tree or above one. Such folders are kept when empty.
 pub(super) fn is_root(path: &str) -> bool {
-    let is_function = |name| DigestFunction::ALL.iter().any(|f| f.to_string() == name);
-    match path.split_once('/') {
-        None => true,
-        Some((CAS | AC, name)) => is_function(name),
-        Some(_) => false,
-    }
+    !path.contains('/') || subfolders().any(|folder| folder == path)
 }
 
 pub(super) fn blob_path(digest: &Digest) -> String {

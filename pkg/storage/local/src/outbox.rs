@@ -35,7 +35,7 @@ impl LocalStore {
             let Some(tmp) = disk.files.link_tmp(&layout::blob_path(&digest))? else {
                 return disk.write_entry(&name, Bytes::new());
             };
-            let installed = disk.install_entry(&tmp, &name);
+            let installed = disk.install(&tmp, &entry_path(&name));
             if installed.is_err() {
                 disk.files.unlink(&tmp)?;
             }
@@ -82,13 +82,8 @@ impl LocalStore {
 
 impl Disk {
     fn write_entry(&self, name: &str, content: Bytes) -> Result<()> {
-        let install = |tmp: &str, _: &_| self.install_entry(tmp, name);
+        let install = |tmp: &str, _: &_| self.install(tmp, &entry_path(name));
         self.files.write_new(&[content], install)
-    }
-
-    /// Moves a finished file into the outbox. Blocks.
-    fn install_entry(&self, tmp: &str, name: &str) -> Result<()> {
-        self.install(tmp, &entry_path(name))
     }
 }
 

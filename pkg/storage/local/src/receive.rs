@@ -17,7 +17,6 @@ use crate::index::SIZE_END;
 use gorego_storage::{Chunks, Digest, Error, Result, Resume, UploadId, Uploads};
 
 /// The outcome of receiving a blob.
-#[derive(Debug)]
 pub enum Received {
     /// The blob was already stored, or another upload of it ended first. The rest of the stream may not have been read.
     Existed,
@@ -49,14 +48,14 @@ impl LocalStore {
             check_size(digest, digest.size())?;
         }
         // Before the lookup, so that the end of no other upload is missed.
-        let watch = disk.watchers.watch(digest);
+        let published = disk.watchers.watch(digest);
         if disk.has(digest, UPLOAD).await? {
             return Ok(Received::Existed);
         }
         // Checked before anything is evicted for it.
         let free = (digest.size() > RESERVE_STEP).then(|| disk.files.free());
         disk.room
-            .check_fits(digest.size(), &digest.to_string(), free.flatten())?;
+            .check_fits(digest.size(), digest, free.flatten())?;
         let mut upload = Box::new(StagedUpload::begin(disk, digest, resume, growth).await);
         let superseded = upload.superseded();
         let receive = async {
@@ -78,7 +77,7 @@ impl LocalStore {
         let received = tokio::select! {
             biased;
             () = superseded => Err(Error::Superseded(*digest)),
-            () = watch.published() => {
+            () = published => {
                 upload.discard().await?;
                 return Ok(Received::Existed);
             }

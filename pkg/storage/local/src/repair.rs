@@ -6,7 +6,6 @@ use super::{
     disk::Disk,
     files::Files,
     layout::{LOCK_FILE, ROOTS, VERSION_FILE},
-    scan,
     store::{OpenError, lock, write_version},
 };
 use crate::index::{Key, SHARDS};
@@ -80,8 +79,7 @@ impl Disk {
                 lost += u64::from(self.drop_if_missing(key)?);
             }
         }
-        let _folders = self.files.folders.lock();
-        self.room.set_folders(scan::count_folders(&self.files)?);
+        self.count_folders()?;
         if lost > 0 {
             tracing::warn!(
                 lost,

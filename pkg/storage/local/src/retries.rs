@@ -50,7 +50,7 @@ impl Retries {
                 room.backoff.record(short, &now);
             }
         }
-        if self.left > 0 && room.check_fits(size, "", free).is_ok() {
+        if self.left > 0 && room.check_fits(size, digest, free).is_ok() {
             self.left -= 1;
             self.before = room.make_on_disk(size, &self.broken, || files.free()).await;
         }

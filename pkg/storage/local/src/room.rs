@@ -3,7 +3,10 @@
 mod idle;
 mod queue;
 
-use std::{collections::HashSet, sync::Arc};
+use std::{
+    fmt,
+    sync::{Arc, atomic::Ordering::Relaxed},
+};
 
 use parking_lot::Mutex;
 use tokio::sync::Notify;
@@ -14,7 +17,7 @@ use self::{
     queue::{QueueHead, lacking_files},
 };
 use crate::index::{Index, room_of};
-use gorego_storage::{Error, EvictionBackoff, EvictionTotal, Result, Usage};
+use gorego_storage::{Digest, Error, EvictionBackoff, EvictionTotal, Result, Usage};
 
 /// The space that a folder takes on most file systems, in bytes.
 const FOLDER_ROOM: u64 = 4096;
@@ -28,8 +31,9 @@ pub(super) struct FreeSpace {
 }
 
 /// The disk accounts of a store.
+#[derive(Default)]
 pub(super) struct Room {
-    limit: u64,
+    pub(super) limit: u64,
     /// The usage beyond which the janitor is woken.
     mark: u64,
     /// Never locked across a system call.
@@ -40,10 +44,11 @@ pub(super) struct Room {
     turn: tokio::sync::Mutex<()>,
     /// Wakes the upload whose turn it is.
     changed: Notify,
-    pressure: Notify,
+    pub(super) pressure: Notify,
 }
 
 /// Figures in bytes, unless stated otherwise.
+#[derive(Default)]
 struct Accounts {
     /// Counts published blobs and results.
     index: Arc<Index>,
@@ -60,10 +65,9 @@ struct Accounts {
     unscanned: u64,
     /// The uncertain part of `unscanned`. It delays uploads, but causes no eviction.
     slack: u64,
-    /// The number of folders between the roots and the files.
+    /// The number of folders between the roots and the files; only those made since the start until the scan has
+    /// ended.
     folders: u64,
-    /// Folders made since the start, which the scan must not count again; `None` after the scan.
-    made: Option<HashSet<String>>,
     /// The amount evicted since the start.
     evicted: EvictionTotal,
     /// The number of uploads that wait for room, or for their turn.
@@ -85,32 +89,24 @@ impl Room {
         let accounts = Accounts {
             index,
             ceiling: limit,
-            reserved: 0,
-            uploads: 0,
-            idle: Idle::default(),
-            unscanned: 0,
-            slack: 0,
-            folders: 0,
-            made: Some(HashSet::new()),
-            evicted: EvictionTotal::default(),
-            waiting: 0,
-            served: QueueHead::default(),
-            exhausted: false,
+            ..Accounts::default()
         };
         Arc::new(Self {
             limit,
             mark,
             accounts: Mutex::new(accounts),
-            backoff: EvictionBackoff::default(),
-            turn: tokio::sync::Mutex::new(()),
-            changed: Notify::new(),
-            pressure: Notify::new(),
+            ..Self::default()
         })
     }
 
     /// Refuses a blob of this size if evicting everything would not make room for it. `free` is the
     /// space that the disk has left.
-    pub(super) fn check_fits(&self, size: u64, what: &str, free: Option<FreeSpace>) -> Result<()> {
+    pub(super) fn check_fits(
+        &self,
+        size: u64,
+        what: impl fmt::Display,
+        free: Option<FreeSpace>,
+    ) -> Result<()> {
         let bytes = room_of(size);
         if bytes > self.limit {
             return Err(self.full(what, bytes));
@@ -118,7 +114,7 @@ impl Room {
         let used = self.accounts.lock().used();
         match free.map(|free| free.bytes.saturating_add(used)) {
             Some(most) if bytes > most => Err(Error::Full {
-                what: what.to_owned(),
+                what: what.to_string(),
                 bytes,
                 why: format!("the disk is full, and has at most {most} bytes for the cache"),
             }),
@@ -126,11 +122,10 @@ impl Room {
         }
     }
 
-    /// Reserves room if that needs no wait.
-    pub(super) fn reserve_now(self: &Arc<Self>, size: u64, what: &str) -> Result<Reservation> {
+    pub(super) fn reserve_now(self: &Arc<Self>, size: u64, blob: &Digest) -> Result<Reservation> {
         let bytes = room_of(size);
         let reserved = self.try_reserve(bytes, true);
-        reserved.ok_or_else(|| self.full(what, bytes))
+        reserved.ok_or_else(|| self.full(blob, bytes))
     }
 
     fn try_reserve(self: &Arc<Self>, bytes: u64, overtake: bool) -> Option<Reservation> {
@@ -154,14 +149,14 @@ impl Room {
         Reservation { room, bytes }
     }
 
-    fn full(&self, what: &str, bytes: u64) -> Error {
+    fn full(&self, what: impl fmt::Display, bytes: u64) -> Error {
         let why = format!(
             "the cache holds at most {} bytes (local_cache.max_size_gb), and one upload evicts at most \
              a tenth of that from blobs reported to clients",
             self.limit
         );
         Error::Full {
-            what: what.to_owned(),
+            what: what.to_string(),
             bytes,
             why,
         }
@@ -193,7 +188,7 @@ impl Room {
                 .map(|goal| goal.bytes.saturating_sub(evicted.bytes)),
             wanted_files: lacking_files(free_files).min(goal_files.saturating_sub(evicted.count)),
             upload: served.number,
-            leases_broken: served.leases_broken(),
+            leases_broken: served.broken.load(Relaxed),
             evicted,
             files: accounts.index.count()
                 + accounts.folders
@@ -203,10 +198,6 @@ impl Room {
             free_files,
             scanning,
         }
-    }
-
-    pub(super) const fn limit(&self) -> u64 {
-        self.limit
     }
 
     /// Records that a file of so many bytes was evicted.
@@ -221,7 +212,10 @@ impl Room {
 
     /// Adds leased bytes evicted for the upload of this number, unless another was served since.
     pub(super) fn charge_leases(&self, upload: u64, bytes: u64) {
-        self.accounts.lock().served.charge(upload, bytes);
+        let served = &self.accounts.lock().served;
+        if served.number == upload {
+            served.broken.fetch_add(bytes, Relaxed);
+        }
     }
 
     /// Reads or changes the accounts of partial uploads and quarantined files.
@@ -229,7 +223,6 @@ impl Room {
         work(&mut self.accounts.lock().idle)
     }
 
-    /// Counts an idle file.
     pub(super) fn add_idle(&self, path: &str, size: u64, since_ms: u64) {
         let bytes = self.idle(|idle| {
             idle.add(path, size, since_ms);
@@ -240,7 +233,7 @@ impl Room {
         }
     }
 
-    /// Reserves the room of an idle file of `size` bytes whose upload is resumed.
+    /// Reserves the room of an idle file of `size` bytes whose upload is resumed, or of a new one of none.
     pub(super) fn adopt_idle(self: &Arc<Self>, path: &str, size: u64) -> Reservation {
         let mut accounts = self.accounts.lock();
         accounts.idle.remove(path);
@@ -256,46 +249,27 @@ impl Room {
 
     /// Records that the scan reached a file of `size` bytes.
     pub(super) fn file_scanned(&self, size: u64) {
-        self.accounts.lock().reached(room_of(size));
+        let unscanned = &mut self.accounts.lock().unscanned;
+        *unscanned = unscanned.saturating_sub(room_of(size));
     }
 
-    /// Counts the folders that the scan reached, but for those made since the start.
-    pub(super) fn folders_scanned(&self, paths: &[String]) {
-        let accounts = &mut *self.accounts.lock();
-        let made = accounts.made.as_ref();
-        let old = |path: &&String| made.is_some_and(|made| !made.contains(*path));
-        let count = paths.iter().filter(old).count() as u64;
-        accounts.folders += count;
-        accounts.reached(count.saturating_mul(FOLDER_ROOM));
-    }
-
-    /// Records that the scan reached everything.
-    pub(super) fn scan_done(&self) {
+    /// Records that everything was scanned, and the number of folders. The caller prevents changes of folders
+    /// meanwhile.
+    pub(super) fn all_scanned(&self, folders: u64) {
         let mut accounts = self.accounts.lock();
         (accounts.unscanned, accounts.slack) = (0, 0);
-        accounts.made = None;
+        accounts.folders = folders;
         drop(accounts);
         self.changed.notify_one();
     }
 
-    pub(super) fn folder_made(&self, path: &str) {
-        let mut accounts = self.accounts.lock();
-        accounts.folders += 1;
-        if let Some(made) = &mut accounts.made {
-            made.insert(path.to_owned());
-        }
+    pub(super) fn folder_made(&self) {
+        self.accounts.lock().folders += 1;
     }
 
-    /// Records the removal of a folder, if that was counted.
-    pub(super) fn folder_removed(&self, path: &str) {
-        let mut accounts = self.accounts.lock();
-        let counted = accounts.made.as_mut().is_none_or(|made| made.remove(path));
-        accounts.folders = accounts.folders.saturating_sub(u64::from(counted));
-    }
-
-    /// Replaces the number of folders. The caller prevents changes meanwhile.
-    pub(super) fn set_folders(&self, count: u64) {
-        self.accounts.lock().folders = count;
+    pub(super) fn folder_removed(&self) {
+        let folders = &mut self.accounts.lock().folders;
+        *folders = folders.saturating_sub(1);
     }
 
     /// Implements [`gorego_storage::Evictable::room_made`].
@@ -304,12 +278,6 @@ impl Room {
         self.changed.notify_one();
     }
 
-    /// Implements [`gorego_storage::Evictable::pressure`].
-    pub(super) async fn pressure(&self) {
-        self.pressure.notified().await;
-    }
-
-    /// Wakes the janitor.
     pub(super) fn press(&self) {
         self.pressure.notify_one();
     }
@@ -330,10 +298,6 @@ impl Accounts {
 
     fn slack(&self) -> u64 {
         self.slack.min(self.unscanned)
-    }
-
-    fn reached(&mut self, bytes: u64) {
-        self.unscanned = self.unscanned.saturating_sub(bytes);
     }
 }
 

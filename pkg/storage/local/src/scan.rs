@@ -5,7 +5,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use futures::{StreamExt as _, future, stream};
+use data_encoding::HEXLOWER;
+use futures::{StreamExt as _, stream};
 use tokio::time::timeout;
 
 use super::{
@@ -15,7 +16,7 @@ use super::{
     verify,
 };
 use crate::index::{Key, Space};
-use gorego_storage::{DigestFunction, Result};
+use gorego_storage::{DigestFunction, Error, Result};
 
 /// The pause before a retry of the folders that could not be read.
 const RETRY: Duration = Duration::from_mins(1);
@@ -41,26 +42,8 @@ struct Folder {
 pub(super) async fn run(disk: Arc<Disk>) {
     let started = Instant::now();
     let mut left = None;
-    loop {
-        let found = match left.take() {
-            Some(left) => Ok(left),
-            None => disk.run(|disk| folders(disk)).await,
-        };
-        match found {
-            Ok(folders) => {
-                let scans = stream::iter(folders).map(|folder| scan(&disk, folder));
-                let failed: Vec<_> = scans
-                    .buffer_unordered(AT_ONCE)
-                    .filter_map(future::ready)
-                    .collect()
-                    .await;
-                if failed.is_empty() {
-                    break;
-                }
-                left = Some(failed);
-            }
-            Err(error) => tracing::error!(%error, "failed to list the data directory"),
-        }
+    while let Err(error) = scan_all(&disk, &mut left).await {
+        tracing::error!(%error, "failed to scan the data directory; retrying in a minute");
         if timeout(RETRY, disk.cancel.cancelled()).await.is_ok() {
             return;
         }
@@ -68,9 +51,6 @@ pub(super) async fn run(disk: Arc<Disk>) {
     if disk.cancel.is_cancelled() {
         return;
     }
-    // Folders go with their last file only once all are counted.
-    disk.room.scan_done();
-    disk.scanned.set();
     disk.room.press();
     tracing::info!(
         entries = disk.index.count(),
@@ -86,8 +66,33 @@ pub(super) async fn run(disk: Arc<Disk>) {
     let _ = disk.run(verify).await;
 }
 
-/// Indexes a folder; returns it if it could not be read.
-async fn scan(disk: &Arc<Disk>, folder: Arc<Folder>) -> Option<Arc<Folder>> {
+/// Indexes the folders that are `left`, at first all, and counts them when none is left.
+async fn scan_all(disk: &Arc<Disk>, left: &mut Option<Vec<Arc<Folder>>>) -> Result<()> {
+    let folders = match left.take() {
+        Some(left) => left,
+        None => disk.run(|disk| folders(disk)).await?,
+    };
+    let scans = stream::iter(folders).map(|folder| scan(disk, folder));
+    let scanned: Vec<_> = scans.buffer_unordered(AT_ONCE).collect().await;
+    let (failed, errors): (Vec<_>, Vec<_>) = scanned.into_iter().flatten().unzip();
+    *left = Some(failed);
+    if let Some(error) = errors.into_iter().next() {
+        return Err(error);
+    }
+    if disk.cancel.is_cancelled() {
+        return Ok(());
+    }
+    let finish = |disk: &Arc<Disk>| {
+        disk.count_folders()?;
+        // Folders go with their last file only once all are counted.
+        disk.scanned.set();
+        Ok(())
+    };
+    disk.run(finish).await
+}
+
+/// Indexes a folder; returns it with the error if it could not be read.
+async fn scan(disk: &Arc<Disk>, folder: Arc<Folder>) -> Option<(Arc<Folder>, Error)> {
     if disk.cancel.is_cancelled() {
         return None;
     }
@@ -95,27 +100,22 @@ async fn scan(disk: &Arc<Disk>, folder: Arc<Folder>) -> Option<Arc<Folder>> {
     let scanned = disk.run(move |disk| scan_folder(disk, &scanned)).await;
     // Uploads may wait for room, and there may be something to evict now.
     disk.room.press();
-    let error = scanned.err()?;
-    tracing::error!(%error, "failed to scan a folder; retrying in a minute");
-    Some(folder)
+    Some((folder, scanned.err()?))
 }
 
 /// Returns every `ab` folder, and numbers the instances that have results. Blocks.
 fn folders(disk: &Disk) -> Result<Vec<Arc<Folder>>> {
-    let (mut folders, mut counted, mut unnumbered) = (Vec::new(), Vec::new(), 0);
+    let (mut folders, mut unnumbered) = (Vec::new(), 0);
     for tree in trees(&disk.files)? {
-        let mut space = Space::Cas;
-        if let Some(instance) = &tree.instance {
-            if disk.files.remove_empty(&tree.path) {
-                continue;
-            }
-            let Some(interned) = disk.instances.intern(instance) else {
-                unnumbered += 1;
-                continue;
-            };
-            space = Space::Ac(interned.number);
-            counted.push(tree.path.clone());
-        }
+        let space = match &tree.instance {
+            None => Some(Space::Cas),
+            Some(_) if disk.files.remove_empty(&tree.path) => continue,
+            Some(hash) => disk.instances.intern(hash).map(|it| Space::Ac(it.number)),
+        };
+        let Some(space) = space else {
+            unnumbered += 1;
+            continue;
+        };
         let folder = |path| Folder {
             path,
             function: tree.function,
@@ -130,7 +130,6 @@ fn folders(disk: &Disk) -> Result<Vec<Arc<Folder>>> {
             "too many instance names; the action results of some are not served"
         );
     }
-    disk.room.folders_scanned(&counted);
     Ok(folders)
 }
 
@@ -145,7 +144,9 @@ fn trees(files: &Files) -> Result<Vec<Tree>> {
         };
         trees.push(tree(layout::cas_folder(function), None));
         let names = files.list(&format!("{}/{function}", layout::AC))?;
-        let instances = names.iter().filter_map(|name| parse_instance(name));
+        let instances = names
+            .iter()
+            .filter_map(|name| HEXLOWER.decode(name.as_bytes()).ok()?.try_into().ok());
         trees.extend(instances.map(|hash| tree(layout::ac_folder(function, &hash), Some(hash))));
     }
     Ok(trees)
@@ -158,34 +159,26 @@ fn subfolders(files: &Files, path: &str) -> Result<Vec<String>> {
     Ok(names.map(|name| format!("{path}/{name}")).collect())
 }
 
-/// Returns the number of folders between the roots and the files. Blocks.
-pub(super) fn count_folders(files: &Files) -> Result<u64> {
-    let mut count = 0;
-    for tree in trees(files)? {
-        count += u64::from(tree.instance.is_some());
-        for folder in subfolders(files, &tree.path)? {
-            count += 1 + subfolders(files, &folder)?.len() as u64;
+impl Disk {
+    /// Counts the folders between the roots and the files. Blocks.
+    pub(super) fn count_folders(&self) -> Result<()> {
+        let _folders = self.files.folders.lock();
+        let mut count = 0;
+        for tree in trees(&self.files)? {
+            count += u64::from(tree.instance.is_some());
+            for folder in subfolders(&self.files, &tree.path)? {
+                count += 1 + subfolders(&self.files, &folder)?.len() as u64;
+            }
         }
+        self.room.all_scanned(count);
+        Ok(())
     }
-    Ok(count)
-}
-
-fn parse_instance(name: &str) -> Option<InstanceHash> {
-    let is_hex = name.bytes().all(|byte| byte.is_ascii_hexdigit());
-    if !is_hex || name.len() != size_of::<InstanceHash>() * 2 {
-        return None;
-    }
-    u128::from_str_radix(name, 16).ok().map(u128::to_be_bytes)
 }
 
 fn scan_folder(disk: &Disk, folder: &Folder) -> Result<()> {
-    // Counted at the end, since a folder that cannot be read is scanned once more.
-    let mut found = Vec::new();
     for inner in disk.files.list(&folder.path)? {
         let inner = format!("{}/{inner}", folder.path);
-        let names = disk.files.list(&inner)?;
-        let empty = names.is_empty();
-        for name in names {
+        for name in disk.files.list(&inner)? {
             let path = format!("{inner}/{name}");
             let key = layout::key_of(&name, folder.function, folder.space);
             if let Some(key) = key.filter(|_| layout::belongs(&path)) {
@@ -194,14 +187,9 @@ fn scan_folder(disk: &Disk, folder: &Folder) -> Result<()> {
                 tracing::debug!(path, "not a blob; left alone");
             }
         }
-        if !empty || !disk.files.remove_empty(&inner) {
-            found.push(inner);
-        }
+        disk.files.remove_empty(&inner);
     }
-    if !found.is_empty() || !disk.files.remove_empty(&folder.path) {
-        found.push(folder.path.clone());
-    }
-    disk.room.folders_scanned(&found);
+    disk.files.remove_empty(&folder.path);
     Ok(())
 }
 

@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use super::disk::Disk;
+use super::disk::{Disk, now_ms};
 use crate::index::{SHARDS, room_of};
 
 /// The longest pause, after which a changed store is noticed.
@@ -10,10 +10,10 @@ const LONGEST_PAUSE: Duration = Duration::from_hours(1);
 /// The shortest pause between two files, which bounds the load.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(1);
 
-/// Hashes the files one by one, evenly over `period`, until the store is closed. `seed` selects the first
-/// part of the index, so that a store that is often restarted reaches all parts.
-pub(super) async fn run(disk: Arc<Disk>, period: Duration, seed: usize) {
-    let mut part = seed % SHARDS;
+/// Hashes the files one by one, evenly over `period`, until the store is closed.
+pub(super) async fn run(disk: Arc<Disk>, period: Duration) {
+    // Any first part of the index, so that a store that is often restarted reaches all parts.
+    let mut part = usize::try_from(now_ms()).unwrap_or(0) % SHARDS;
     loop {
         let files = disk
             .index

@@ -11,7 +11,7 @@ const FILE: &str = "state";
 pub(super) const UNKNOWN: u64 = u64::MAX;
 
 /// The state, stored as `key=value` lines.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct StoreState {
     /// Set if the run ended by [`super::LocalStore::close`].
     pub(super) clean: bool,
@@ -35,16 +35,15 @@ impl StoreState {
     /// everything is unverified and the usage unknown.
     pub(super) fn load(files: &Files, new_directory: bool) -> Result<Self> {
         if new_directory {
+            let clean = true;
             return Ok(Self {
-                clean: true,
-                synced_ms: 0,
-                used: 0,
+                clean,
+                ..Self::default()
             });
         }
         let unknown = Self {
-            clean: false,
-            synced_ms: 0,
             used: UNKNOWN,
+            ..Self::default()
         };
         let Some((mut file, _)) = files.open_read(FILE)? else {
             return Ok(unknown);

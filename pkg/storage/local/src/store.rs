@@ -92,12 +92,6 @@ pub enum OpenFailure {
     Unusable(Box<Error>),
 }
 
-impl OpenFailure {
-    fn io(action: &'static str, path: &Path, error: io::Error) -> Self {
-        Error::io(action, path, error).into()
-    }
-}
-
 impl From<Error> for OpenFailure {
     fn from(error: Error) -> Self {
         Self::Unusable(Box::new(error))
@@ -114,15 +108,13 @@ impl LocalStore {
     /// Opens a data directory and begins to scan it. Call within a Tokio runtime.
     pub async fn open(options: LocalOptions) -> Result<Self, OpenError> {
         let (dir, scrub_period) = (options.dir.clone(), options.scrub_period);
-        let opened = spawn_blocking(move || open(&options)).await;
+        let opened = spawn_blocking(move || open(options)).await;
         let opened = opened.unwrap_or_else(|error| Err(disk::cut_off(&error).into()));
         let disk = &opened.map_err(|why| OpenError { dir, why })?;
         disk.tracker.spawn(scan::run(Arc::clone(disk)));
         disk.tracker.spawn(upkeep::run(Arc::clone(disk)));
         if let Some(period) = scrub_period {
-            let seed = usize::try_from(disk::now_ms()).unwrap_or(0);
-            let scrub = scrub::run(Arc::clone(disk), period, seed);
-            disk.tracker.spawn(scrub);
+            disk.tracker.spawn(scrub::run(Arc::clone(disk), period));
         }
         Ok(Self {
             disk: Arc::clone(disk),
@@ -154,11 +146,6 @@ impl LocalStore {
         self.disk.run(close).await
     }
 
-    /// Whether the scan after the start has ended.
-    pub fn is_scanned(&self) -> bool {
-        self.disk.is_scanned()
-    }
-
     /// Reports if the data directory is usable, as probed every few seconds. A full disk counts as usable,
     /// since reads work.
     pub fn health(&self) -> watch::Receiver<bool> {
@@ -187,12 +174,12 @@ impl fmt::Debug for LocalStore {
     }
 }
 
-fn open(options: &LocalOptions) -> Result<Arc<Disk>, OpenFailure> {
+fn open(options: LocalOptions) -> Result<Arc<Disk>, OpenFailure> {
     let dir = &options.dir;
-    fs::create_dir_all(dir).map_err(|error| OpenFailure::io("creating", dir, error))?;
+    fs::create_dir_all(dir).map_err(|error| Error::io("creating", dir, error))?;
     let lock = lock(dir)?;
     let new = check_version(dir)?;
-    let index = Arc::new(Index::new());
+    let index = Arc::new(Index::default());
     let room = Room::new(Arc::clone(&index), options.max_bytes, options.wake_bytes);
     let files = Files::open(dir, options.sync, Arc::clone(&room))?;
     if let Some(folder) = files.elsewhere()? {
@@ -212,14 +199,14 @@ pub(crate) fn lock(dir: &Path) -> Result<fs::File, OpenFailure> {
         .create(true)
         .truncate(false)
         .open(&path);
-    let file = file.map_err(|error| OpenFailure::io("opening", &path, error))?;
+    let file = file.map_err(|error| Error::io("opening", &path, error))?;
     match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => {}
         Err(rustix::io::Errno::WOULDBLOCK) => {
             let holder = fs::read_to_string(&path).unwrap_or_default();
             return Err(OpenFailure::InUse(holder.trim().to_owned()));
         }
-        Err(errno) => return Err(OpenFailure::io("locking", &path, errno.into())),
+        Err(errno) => return Err(Error::io("locking", path, errno.into()).into()),
     }
     // Only for the error of a second process, so that a full disk does not prevent the start.
     let _ = fs::write(&path, format!("{}\n", std::process::id()));
@@ -240,10 +227,10 @@ fn check_version(dir: &Path) -> Result<bool, OpenFailure> {
                 }
             }
             let new = !dir.join(CAS).exists();
-            write_version(dir).map_err(|error| OpenFailure::io("writing", &path, error))?;
+            write_version(dir).map_err(|error| Error::io("writing", &path, error))?;
             Ok(new)
         }
-        Err(error) => Err(OpenFailure::io("reading", &path, error)),
+        Err(error) => Err(Error::io("reading", path, error).into()),
     }
 }
 
@@ -257,7 +244,7 @@ pub(crate) fn write_version(dir: &Path) -> io::Result<()> {
 }
 
 fn build(
-    options: &LocalOptions,
+    options: LocalOptions,
     index: Arc<Index>,
     files: Files,
     room: Arc<Room>,
@@ -301,8 +288,7 @@ fn build(
             // The longer lease is never the upload's.
             upload_ms: disk::millis(options.upload_lease.min(options.lease)),
         },
-        force_update_atime: options.force_update_atime,
-        pieces: options.pieces.clone(),
+        options,
         unverified_from_ms: if last.clean { u64::MAX } else { last.synced_ms },
         written: AtomicU64::new(0),
         scanned: ScanState::default(),

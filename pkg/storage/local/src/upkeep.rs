@@ -90,7 +90,7 @@ impl Disk {
     /// before the scan.
     fn state_to_record(&self, record: &Record) -> Option<StoreState> {
         // Without uploads, which are found in their folder.
-        let (used, limit) = (self.room.kept(), self.room.limit());
+        let (used, limit) = (self.room.kept(), self.room.limit);
         let state = record.state;
         // If the clock was set back, files can be older than the sync point that they follow.
         let synced_ms = state.synced_ms.min(dated());
@@ -147,14 +147,14 @@ impl Disk {
             // Nothing was written after a clean end.
             clean: clean || record.state.clean,
             synced_ms,
-            used: if clean {
-                self.room.kept()
-            } else {
-                record.state.used
-            },
+            used: self.room.kept(),
         };
         next.save(&self.files)?;
-        (record.state, record.synced) = (next, Some(written));
+        *record = Record {
+            state: next,
+            saved: true,
+            synced: Some(written),
+        };
         Ok(())
     }
 }

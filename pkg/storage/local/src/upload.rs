@@ -7,6 +7,7 @@ mod file;
 use std::{future, mem, sync::Arc};
 
 use bytes::Bytes;
+use futures::FutureExt;
 use tokio::{runtime::Handle, task::JoinHandle};
 
 pub(super) use self::buffer::SLOW;
@@ -27,7 +28,6 @@ use gorego_storage::{Digest, Error, Result, Resume};
 /// The room that an upload reserves at a time beyond what has arrived, in bytes.
 pub(super) const RESERVE_STEP: u64 = 8 * 1024 * 1024;
 
-/// The staged part of an upload.
 enum UploadState {
     /// Nothing is staged; all bytes are in memory.
     Memory,
@@ -76,7 +76,6 @@ pub(super) struct StagedUpload {
     received: u64,
     pub(super) buffer: WriteBuffer,
     state: UploadState,
-    /// The leases evicted for it.
     broken: Arc<BrokenLeases>,
     /// Set once no caller waits for it: from then on it waits for no eviction.
     ended: bool,
@@ -114,12 +113,7 @@ impl StagedUpload {
     /// Completes when a newer attempt takes the upload over.
     pub(super) fn superseded(&self) -> impl Future<Output = ()> + use<> {
         let superseded = self.target.claim.as_ref().map(Claim::superseded);
-        async {
-            match superseded {
-                Some(superseded) => superseded.await,
-                None => future::pending().await,
-            }
-        }
+        superseded.map_or_else(|| future::pending().right_future(), FutureExt::left_future)
     }
 
     pub(super) async fn push(&mut self, chunk: Bytes) -> Result<()> {
@@ -142,7 +136,6 @@ impl StagedUpload {
         }
     }
 
-    /// Passes the buffered bytes to a thread that writes them.
     async fn flush(&mut self) -> Result<()> {
         self.finish_write().await?;
         self.write_buffered().await
@@ -227,11 +220,10 @@ impl StagedUpload {
             return Ok(None);
         }
         let bytes = missing + RESERVE_STEP.min(digest.size().saturating_sub(end));
-        let (room, what) = (&disk.room, digest.to_string());
         let reserved = if self.ended {
-            room.reserve_now(bytes, &what)?
+            disk.room.reserve_now(bytes, digest)?
         } else {
-            room.reserve(bytes, &what, &self.broken).await?
+            disk.room.reserve(bytes, digest, &self.broken).await?
         };
         Ok(Some(reserved))
     }
@@ -289,31 +281,26 @@ impl StagedUpload {
     /// Returns the number of bytes that an earlier attempt left. They do not change while this upload
     /// has the claim.
     async fn kept(&self) -> Result<u64> {
-        let size = |disk: &Disk, path: &str| disk.files.size(path);
-        let size = self.at_kept(size).await?.flatten();
-        Ok(size.unwrap_or_default())
+        let Some(path) = self.target.claim.as_ref().map(Claim::path) else {
+            return Ok(0);
+        };
+        let path = path.to_owned();
+        let size = self.target.disk.run(move |disk| disk.files.size(&path));
+        Ok(size.await?.unwrap_or_default())
     }
 
     /// Removes the file of an earlier attempt, if this one did not need it.
     async fn remove_kept(&self) -> Result<()> {
-        let remove = |disk: &Disk, path: &str| disk.remove_claimed(path);
-        self.at_kept(remove).await.map(drop)
-    }
-
-    /// Runs `work` with the path of the file of an upload that a client can resume.
-    async fn at_kept<T: Send + 'static>(
-        &self,
-        work: impl FnOnce(&Disk, &str) -> Result<T> + Send + 'static,
-    ) -> Result<Option<T>> {
+        // Shared, since the claim must not end before the removal.
         let target = Arc::clone(&self.target);
         if target.claim.is_none() {
-            return Ok(None);
+            return Ok(());
         }
-        let work = move |disk: &Arc<Disk>| {
+        let remove = move |disk: &Arc<Disk>| {
             let path = target.claim.as_ref().map(Claim::path);
-            path.map(|path| work(disk, path)).transpose()
+            path.map_or(Ok(None), |path| disk.remove_claimed(path))
         };
-        self.target.disk.run(work).await
+        self.target.disk.run(remove).await.map(drop)
     }
 
     fn lost(&self) -> Error {

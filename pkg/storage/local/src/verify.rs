@@ -15,11 +15,6 @@ use super::{
 use crate::index::{Key, SHARDS, Space, UNVERIFIED};
 use gorego_storage::{CHUNK_SIZE, Digest, DigestFunction, Error, Hasher, Result, read_at};
 
-/// Returns the digest of a file's content. Blocks.
-fn hash_file(function: DigestFunction, file: &fs::File) -> io::Result<Digest> {
-    hash_prefix(function, file, u64::MAX).map(Hasher::finish)
-}
-
 /// Hashes a file's first `len` bytes, or all of a shorter file. Blocks.
 pub(super) fn hash_prefix(
     function: DigestFunction,
@@ -64,9 +59,9 @@ impl Disk {
                 return Ok(false);
             }
             Ok(Some((file, _))) => {
-                let hashed = hash_file(digest.function(), &file);
+                let hashed = hash_prefix(digest.function(), &file, u64::MAX);
                 let failed = |error| Error::io("reading", self.files.path(&path), error);
-                (Some(file), hashed.map_err(failed))
+                (Some(file), hashed.map(Hasher::finish).map_err(failed))
             }
             Err(error) => (None, Err(error)),
         };
@@ -250,7 +245,10 @@ mod tests {
     fn an_io_error_counts_as_an_unreadable_blob() {
         // Reading it is an I/O error, as on a broken disk.
         let path = "/proc/self/mem";
-        let hashed = hash_file(DigestFunction::Sha256, &fs::File::open(path).unwrap());
-        assert!(Error::io("reading", path, hashed.unwrap_err()).is_unreadable());
+        let file = fs::File::open(path).unwrap();
+        let Err(error) = hash_prefix(DigestFunction::Sha256, &file, u64::MAX) else {
+            panic!("it was read");
+        };
+        assert!(Error::io("reading", path, error).is_unreadable());
     }
 }

@@ -1,6 +1,6 @@
 //! Writes of content that is in memory.
 
-use std::sync::Arc;
+use std::{fmt, sync::Arc};
 
 use bytes::Bytes;
 
@@ -27,7 +27,7 @@ impl Disk {
         }
         let (digest, size) = (*digest, digest.size());
         let write = move |disk: &Self| disk.write_blob(&digest, &pieces);
-        self.write(&digest, size, &digest.to_string(), write).await
+        self.write(&digest, size, digest, write).await
     }
 
     /// Stores one blob of a batch. Blocks.
@@ -56,13 +56,13 @@ impl Disk {
         self: &Arc<Self>,
         digest: &Digest,
         size: u64,
-        what: &str,
+        what: impl fmt::Display,
         write: impl Fn(&Self) -> Result<T> + Clone + Send + 'static,
     ) -> Result<T> {
         let broken = Arc::default();
         let mut retries = Retries::new(self, &broken);
         loop {
-            let room = self.room.reserve(size, what, &broken).await?;
+            let room = self.room.reserve(size, &what, &broken).await?;
             let write = write.clone();
             let written = self.run(move |disk| {
                 // Released before a wait for eviction, since it counts as a file.

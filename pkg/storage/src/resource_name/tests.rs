@@ -123,7 +123,7 @@ proptest! {
     #[test]
     fn a_digest_function_may_be_named_although_it_can_be_inferred(name in read_name()) {
         let digest = name.digest;
-        let named = format!("{}/blobs/{}/{digest}", name.instance, digest.function());
+        let named = format!("{}/blobs/{}/{digest}", name.instance.as_str(), digest.function());
         let parsed = ReadName::parse(named.trim_start_matches('/')).unwrap();
         prop_assert_eq!(parsed.digest, digest);
         prop_assert_eq!(parsed.instance, name.instance);
@@ -342,15 +342,13 @@ fn an_instance_name_has_no_reserved_or_empty_segment() {
             format!("{reserved}/a"),
         ] {
             let error = InstanceName::parse(&name).unwrap_err();
-            assert!(
-                matches!(error, InstanceNameError::Reserved { .. }),
-                "{error}"
-            );
+            assert!(error.why.contains("reserved segment"), "{error}");
         }
     }
     for name in ["/", "/a", "a/", "a//b"] {
         let error = InstanceName::parse(name).unwrap_err();
-        assert_eq!(error, InstanceNameError::EmptySegment(name.to_owned()));
+        let expected = format!("instance name {name:?} has an empty segment");
+        assert_eq!(error.to_string(), expected);
     }
     for name in [
         "",
@@ -363,14 +361,10 @@ fn an_instance_name_has_no_reserved_or_empty_segment() {
     ] {
         assert_eq!(InstanceName::parse(name).unwrap().as_str(), name);
     }
-    assert_eq!(
-        InstanceName::parse(&"x".repeat(MAX_INSTANCE_LEN + 1)),
-        Err(InstanceNameError::Length(MAX_INSTANCE_LEN + 1))
-    );
-    assert!(matches!(
-        InstanceName::parse("a\u{7f}"),
-        Err(InstanceNameError::Control(_))
-    ));
+    let refusal = |name: &str| InstanceName::parse(name).unwrap_err().why;
+    let long = refusal(&"x".repeat(MAX_INSTANCE_LEN + 1));
+    assert!(long.starts_with("has 1025 bytes"), "{long}");
+    assert_eq!(refusal("a\u{7f}"), "contains a control character");
 }
 
 #[test]
@@ -388,7 +382,7 @@ fn the_instance_name_within_a_resource_name_is_validated() {
     assert!(error.contains("reserved segment \"operations\""), "{error}");
     let long = format!("{}/blobs/{digest}", "x/".repeat(MAX_INSTANCE_LEN));
     let error = read_error(&long);
-    assert!(error.starts_with("instance name has 2048 bytes"), "{error}");
+    assert!(error.contains("has 2048 bytes, at most"), "{error}");
 }
 
 #[test]

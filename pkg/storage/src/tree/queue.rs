@@ -15,7 +15,7 @@ const CHUNK: usize = 256;
 pub(super) struct DigestQueue {
     function: DigestFunction,
     /// Each holds `CHUNK` records: the hash, then the size.
-    chunks: Vec<Box<[u8]>>,
+    chunks: Vec<Vec<u8>>,
     len: u32,
     numbers: HashTable<u32>,
     /// Keyed, since clients choose the hashes.
@@ -40,22 +40,17 @@ impl DigestQueue {
     /// Appends the digest unless it is present. Ignores digests of other functions, and those beyond 2^32,
     /// which would not fit into memory.
     pub(super) fn push(&mut self, digest: &Digest) {
-        let width = self.width();
-        let mut record = [0; size_of::<Digest>()];
-        let (Some(record), true) = (record.get_mut(..width), self.function == digest.function())
-        else {
+        if digest.function() != self.function {
             return;
-        };
-        let (hash, size) = record.split_at_mut(self.function.hash_len());
-        hash.copy_from_slice(digest.hash());
-        size.copy_from_slice(&digest.size().to_le_bytes());
-
+        }
+        let record: &[u8] = &[digest.hash(), &digest.size().to_le_bytes()].concat();
+        let width = record.len();
         let (chunks, hasher) = (&self.chunks, &self.hasher);
         let hash_of = |number: &u32| {
             let record: &[u8] = record_at(chunks, width, *number).unwrap_or_default();
             hasher.hash_one(record)
         };
-        let hash = hasher.hash_one::<&[u8]>(record);
+        let hash = hasher.hash_one(record);
         let known = self.numbers.find(hash, |number| {
             record_at(chunks, width, *number) == Some(record)
         });
@@ -63,50 +58,34 @@ impl DigestQueue {
             return;
         };
         self.numbers.insert_unique(hash, self.len, hash_of);
-        self.append(record);
+        if (self.len as usize).is_multiple_of(CHUNK) {
+            self.chunks.push(Vec::with_capacity(CHUNK * width));
+        }
+        if let Some(chunk) = self.chunks.last_mut() {
+            chunk.extend_from_slice(record);
+        }
         self.len = next;
-    }
-
-    fn append(&mut self, record: &[u8]) {
-        let at = self.len as usize % CHUNK * record.len();
-        if at == 0 {
-            self.chunks
-                .push(vec![0; CHUNK * record.len()].into_boxed_slice());
-        }
-        let place = self
-            .chunks
-            .last_mut()
-            .and_then(|chunk| chunk.get_mut(at..at + record.len()));
-        if let Some(place) = place {
-            place.copy_from_slice(record);
-        }
     }
 
     /// Returns the digest with this number, counted from zero.
     pub(super) fn get(&self, number: u32) -> Option<Digest> {
-        if number >= self.len {
-            return None;
-        }
-        let record = record_at(&self.chunks, self.width(), number)?;
-        let (hash, size) = record.split_at_checked(self.function.hash_len())?;
+        let hash_len = self.function.hash_len();
+        let record = record_at(&self.chunks, hash_len + size_of::<u64>(), number)?;
+        let (hash, size) = record.split_at_checked(hash_len)?;
         let size = u64::from_le_bytes(size.try_into().ok()?);
         Digest::from_hash(self.function, hash, size)
-    }
-
-    const fn width(&self) -> usize {
-        self.function.hash_len() + size_of::<u64>()
     }
 
     /// Returns the memory of the records and of the table, in bytes.
     #[cfg(test)]
     pub(super) fn memory(&self) -> (usize, usize) {
-        let chunks: usize = self.chunks.iter().map(|chunk| chunk.len()).sum();
-        let records = chunks + self.chunks.capacity() * size_of::<Box<[u8]>>();
+        let chunks: usize = self.chunks.iter().map(Vec::capacity).sum();
+        let records = chunks + self.chunks.capacity() * size_of::<Vec<u8>>();
         (records, self.numbers.allocation_size())
     }
 }
 
-fn record_at(chunks: &[Box<[u8]>], width: usize, number: u32) -> Option<&[u8]> {
+fn record_at(chunks: &[Vec<u8>], width: usize, number: u32) -> Option<&[u8]> {
     let at = number as usize % CHUNK * width;
     chunks.get(number as usize / CHUNK)?.get(at..at + width)
 }

@@ -1,8 +1,6 @@
 //! Reads the digests in a `Tree` or a `Directory` while its content arrives.
 
-use std::fmt;
-
-use bytes::{Buf as _, Bytes, BytesMut};
+use bytes::{Buf as _, Bytes};
 use futures::StreamExt as _;
 use prost::Message as _;
 use reapi::{
@@ -39,12 +37,10 @@ pub(crate) struct Nodes {
 }
 
 impl Nodes {
-    /// Reads the content of the `Tree` with the digest `blob`.
     pub(crate) fn of_tree(blob: Digest, content: Blob) -> Self {
         Self::new(blob, true, None, content)
     }
 
-    /// Reads the content of the `Directory` with the digest `blob`.
     pub(crate) fn of_directory(blob: Digest, content: Blob) -> Self {
         Self::new(blob, false, Some(OPEN), content)
     }
@@ -64,7 +60,6 @@ impl Nodes {
         self.is_tree
     }
 
-    /// Returns the next node.
     pub(crate) async fn next(&mut self) -> Result<Option<Node>, TreeError> {
         loop {
             let Some(end) = self.directory_end else {
@@ -185,14 +180,11 @@ impl Nodes {
         let Some(chunk) = self.chunks.next().await.transpose()? else {
             return Ok(false);
         };
-        if self.buffer.is_empty() {
-            self.buffer = chunk;
-            return Ok(true);
-        }
-        let mut joined = BytesMut::with_capacity(self.buffer.len() + chunk.len());
-        joined.extend_from_slice(&self.buffer);
-        joined.extend_from_slice(&chunk);
-        self.buffer = joined.freeze();
+        self.buffer = if self.buffer.is_empty() {
+            chunk
+        } else {
+            [&*self.buffer, &*chunk].concat().into()
+        };
         Ok(true)
     }
 
@@ -212,12 +204,4 @@ impl Nodes {
 /// Whether the field is length-delimited and has one of these numbers.
 fn is_message(field: Header, numbers: &[u32]) -> bool {
     matches!(field.value, Value::Delimited(_)) && numbers.contains(&field.number)
-}
-
-impl fmt::Debug for Nodes {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Nodes")
-            .field("blob", &self.blob)
-            .finish_non_exhaustive()
-    }
 }

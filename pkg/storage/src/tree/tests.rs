@@ -2,6 +2,7 @@ mod reading;
 
 use std::{collections::HashSet, sync::Arc};
 
+use async_trait::async_trait;
 use bytes::{BufMut as _, Bytes, BytesMut};
 use futures::{StreamExt as _, stream};
 use proptest::prelude::*;
@@ -9,7 +10,7 @@ use prost::Message as _;
 use reapi::v2::{self, Directory, DirectoryNode, FileNode, Tree};
 
 use super::{queue::DigestQueue, walk::decode, *};
-use crate::{Blob, BlobStore as _, Chunks, DigestFunction, MemoryStore};
+use crate::{Blob, BlobStore, Chunks, DigestFunction, MemoryStore, Put, Result};
 
 const SHA256: DigestFunction = DigestFunction::Sha256;
 
@@ -214,6 +215,35 @@ fn the_largest_real_directory_is_decoded() {
     let encoded = Bytes::from(expected.encode_to_vec());
     assert!(encoded.len() > 24 << 20);
     assert_eq!(decode(encoded), Ok(expected));
+}
+
+/// A store that must not be read.
+#[derive(Debug)]
+struct Unread;
+
+#[async_trait]
+impl BlobStore for Unread {
+    async fn find_missing(&self, _: &[Digest]) -> Result<Vec<Digest>> {
+        panic!("blobs were looked up")
+    }
+
+    async fn get(&self, _: &Digest, _: u64) -> Result<Blob> {
+        panic!("a blob was read")
+    }
+
+    async fn get_batch(&self, _: &[Digest]) -> Vec<Result<Bytes>> {
+        panic!("a batch was read")
+    }
+
+    async fn put(&self, _: &Digest, _: Blob) -> Result<Put> {
+        panic!("a blob was stored")
+    }
+}
+
+#[tokio::test]
+async fn a_walk_without_directories_reads_nothing() {
+    let mut walk = TreeWalk::below(Arc::new(Unread), SHA256, &[]);
+    assert!(walk.next_nodes().await.unwrap().is_none());
 }
 
 #[test]

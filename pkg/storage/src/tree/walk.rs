@@ -208,14 +208,15 @@ impl TreeWalk {
 
     async fn fetch(&mut self, most: usize) {
         let batch = self.batch(most);
-        if let [large] = batch.as_slice()
-            && large.size() > BATCH_BYTES
-        {
-            self.fetched.push_back((*large, None));
-            return;
+        match batch.as_slice() {
+            // Most results have no directories, and stores read even an empty batch on another thread.
+            [] => {}
+            [large] if large.size() > BATCH_BYTES => self.fetched.push_back((*large, None)),
+            _ => {
+                let contents = self.store.get_batch(&batch).await.into_iter().map(Some);
+                self.fetched.extend(batch.into_iter().zip(contents));
+            }
         }
-        let contents = self.store.get_batch(&batch).await.into_iter().map(Some);
-        self.fetched.extend(batch.into_iter().zip(contents));
     }
 }
 

@@ -29,7 +29,7 @@ impl Files {
                 Ok(()) => {
                     made.push(path);
                     if !layout::is_root(path) {
-                        self.room.folder_made(path);
+                        self.room.folder_made();
                     }
                 }
                 Err(Errno::EXIST) => {}
@@ -44,7 +44,7 @@ impl Files {
         let _folders = self.folders.lock();
         match rustix::fs::unlinkat(self.dir(), relative, AtFlags::REMOVEDIR) {
             Ok(()) => {
-                self.room.folder_removed(relative);
+                self.room.folder_removed();
                 true
             }
             Err(errno) => errno == Errno::NOENT,

@@ -74,7 +74,7 @@ pub(crate) struct Terms {
 
 /// A packed entry. `size_and_flags`: size (40 bits), space and function (4), flags (4). `use_and_instance`: last use
 /// (40), instance number (24).
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Entry {
     hash: [u8; 32],
     size_and_flags: u64,
@@ -82,12 +82,6 @@ pub(crate) struct Entry {
 }
 
 impl Entry {
-    pub(crate) const EMPTY: Self = Self {
-        hash: [0; 32],
-        size_and_flags: 0,
-        use_and_instance: 0,
-    };
-
     pub(crate) fn new(key: &Key, size: u64, last_use_ms: u64) -> Self {
         let (tag, instance) = tag(key);
         let mut entry = Self {

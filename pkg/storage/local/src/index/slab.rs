@@ -3,32 +3,21 @@
 const CHUNK: usize = 1024;
 
 /// Records of one type under small numbers that are reused after removal.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Slab<T> {
     chunks: Vec<Box<[T]>>,
     free: Vec<u32>,
     /// Numbers below this were handed out at least once.
     used: u32,
-    filler: T,
 }
 
-impl<T: Copy> Slab<T> {
-    /// An empty slab; `filler` occupies slots not in use.
-    pub(crate) const fn new(filler: T) -> Self {
-        Self {
-            chunks: Vec::new(),
-            free: Vec::new(),
-            used: 0,
-            filler,
-        }
-    }
-
+/// Default values occupy slots not in use.
+impl<T: Copy + Default> Slab<T> {
     pub(crate) fn insert(&mut self, value: T) -> u32 {
         let slot = self.free.pop().unwrap_or(self.used);
         if slot == self.used {
             if slot as usize / CHUNK == self.chunks.len() {
-                self.chunks
-                    .push(vec![self.filler; CHUNK].into_boxed_slice());
+                self.chunks.push([T::default()].repeat(CHUNK).into());
             }
             self.used += 1;
         }
@@ -39,9 +28,8 @@ impl<T: Copy> Slab<T> {
     }
 
     pub(crate) fn remove(&mut self, slot: u32) {
-        let filler = self.filler;
         if let Some(place) = self.get_mut(slot) {
-            *place = filler;
+            *place = T::default();
             self.free.push(slot);
         }
     }
@@ -70,7 +58,7 @@ mod tests {
 
     #[test]
     fn a_removed_slot_is_handed_out_again_before_the_slab_grows() {
-        let mut slab = Slab::new(0u64);
+        let mut slab = Slab::<u64>::default();
         let slots: Vec<_> = (0..3000).map(|i| slab.insert(i)).collect();
         assert!(
             slots

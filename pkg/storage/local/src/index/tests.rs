@@ -7,7 +7,7 @@ fn key(n: u64) -> Key {
 
 #[test]
 fn usage_follows_insertion_replacement_and_removal() {
-    let index = Index::new();
+    let index = Index::default();
     for n in 0..10_000 {
         index.insert_found(&key(n), n + 1, 0, n % 2 == 0);
     }
@@ -37,7 +37,7 @@ fn a_pin_outlives_its_entry_and_a_lease_outlives_a_replacement() {
         lease: Lease::Full,
         pin: true,
     };
-    let index = Index::new();
+    let index = Index::default();
     let removed = || index.remove_if(&key(1), |_, is_pinned| !is_pinned);
     for is_removed in [false, true] {
         index.insert_found(&key(1), 1, 0, true);
@@ -74,7 +74,7 @@ fn a_pin_outlives_its_entry_and_a_lease_outlives_a_replacement() {
 
 #[test]
 fn the_same_hash_in_another_space_or_function_is_another_entry() {
-    let index = Index::new();
+    let index = Index::default();
     let cas = key(1);
     index.insert(&cas, 1, 0);
     assert_eq!(
@@ -95,7 +95,7 @@ fn the_same_hash_in_another_space_or_function_is_another_entry() {
 
 #[test]
 fn visiting_shows_each_entry_once_and_its_number_finds_it() {
-    let index = Index::new();
+    let index = Index::default();
     for n in 0..5000 {
         index.insert(&key(n), 1, n);
     }

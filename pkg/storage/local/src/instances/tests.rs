@@ -49,7 +49,7 @@ async fn open(dir: &std::path::Path) -> LocalStore {
         pieces: None,
     };
     let store = LocalStore::open(options).await.unwrap();
-    while !store.is_scanned() {
+    while !store.disk.is_scanned() {
         tokio::task::yield_now().await;
     }
     store

@@ -80,7 +80,6 @@ impl Idle {
         unused.then(|| Arc::clone(&file.path))
     }
 
-    /// Returns the paths of files that are idle since this time or longer.
     pub(crate) fn since(&self, ms: u64) -> Vec<Arc<str>> {
         let old = self.files.values().filter(|file| file.since_ms <= ms);
         old.map(|file| Arc::clone(&file.path)).collect()

@@ -1,15 +1,14 @@
 //! Uploads that wait for room, one at a time at the head of a queue.
 
 use std::{
+    fmt,
     future::Future,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering::Relaxed},
-    },
+    sync::{Arc, atomic::AtomicU64},
     time::Duration,
 };
 
-use tokio::{sync::MutexGuard, time};
+use scopeguard::defer;
+use tokio::time;
 
 use super::{FreeSpace, Reservation, Room};
 use crate::index::room_of;
@@ -27,25 +26,12 @@ pub(crate) type BrokenLeases = AtomicU64;
 /// The upload that eviction serves, or served last.
 #[derive(Default)]
 pub(super) struct QueueHead {
-    /// Counts the uploads that were served.
     pub(super) number: u64,
-    broken: Arc<BrokenLeases>,
+    pub(super) broken: Arc<BrokenLeases>,
     /// The bytes it waits for; zero if the limit is no obstacle.
     pub(super) bytes: u64,
     /// The evicted total to reach for this upload, if its write met a full disk.
     pub(super) goal: Option<EvictionTotal>,
-}
-
-impl QueueHead {
-    pub(super) fn leases_broken(&self) -> u64 {
-        self.broken.load(Relaxed)
-    }
-
-    pub(super) fn charge(&self, upload: u64, bytes: u64) {
-        if self.number == upload {
-            self.broken.fetch_add(bytes, Relaxed);
-        }
-    }
 }
 
 impl Room {
@@ -54,7 +40,7 @@ impl Room {
     pub(crate) async fn reserve(
         self: &Arc<Self>,
         size: u64,
-        what: &str,
+        what: impl fmt::Display,
         broken: &Arc<BrokenLeases>,
     ) -> Result<Reservation> {
         let bytes = room_of(size);
@@ -141,12 +127,15 @@ impl Room {
     /// Runs `work` when the uploads that waited longer are done. Gives up after [`WAIT`] without eviction or
     /// scanning.
     async fn in_turn<T>(&self, work: impl Future<Output = Option<T>>) -> Option<T> {
-        let _waiting = QueuePlace::new(self);
+        self.accounts.lock().waiting += 1;
+        defer! { self.accounts.lock().waiting -= 1 }
         let work = async {
-            let _turn = Turn {
-                room: self,
-                _turn: self.turn.lock().await,
-            };
+            let _turn = self.turn.lock().await;
+            // The demand ends before the next upload is served.
+            defer! {
+                let served = &mut self.accounts.lock().served;
+                (served.bytes, served.goal) = (0, None);
+            }
             work.await
         };
         tokio::pin!(work);
@@ -163,35 +152,6 @@ impl Room {
                 return None;
             }
         }
-    }
-}
-
-/// Counts an upload as waiting until dropped.
-struct QueuePlace<'a>(&'a Room);
-
-impl<'a> QueuePlace<'a> {
-    fn new(room: &'a Room) -> Self {
-        room.accounts.lock().waiting += 1;
-        Self(room)
-    }
-}
-
-impl Drop for QueuePlace<'_> {
-    fn drop(&mut self) {
-        self.0.accounts.lock().waiting -= 1;
-    }
-}
-
-/// The head of the queue. Dropped, it withdraws its demand before the next upload is served.
-struct Turn<'a> {
-    room: &'a Room,
-    _turn: MutexGuard<'a, ()>,
-}
-
-impl Drop for Turn<'_> {
-    fn drop(&mut self) {
-        let mut accounts = self.room.accounts.lock();
-        (accounts.served.bytes, accounts.served.goal) = (0, None);
     }
 }
 

@@ -3,7 +3,7 @@ use futures::FutureExt as _;
 use super::{queue::FILES, *};
 
 fn room(limit: u64) -> Arc<Room> {
-    Room::new(Arc::new(Index::new()), limit, limit)
+    Room::new(Arc::new(Index::default()), limit, limit)
 }
 
 #[tokio::test]
@@ -39,7 +39,8 @@ async fn a_waiting_upload_proceeds_when_room_was_made() {
     let held = room.reserve(8192, "a", none).await.unwrap();
     let mut waiting = Box::pin(room.reserve(4096, "b", none));
     assert!(waiting.as_mut().now_or_never().is_none());
-    room.pressure()
+    room.pressure
+        .notified()
         .now_or_never()
         .expect("the janitor is called");
     assert_eq!(room.usage(None, false).wanted, 4096);
@@ -153,22 +154,14 @@ async fn without_a_janitor_the_wait_ends_too() {
 }
 
 #[test]
-fn a_folder_counts_once_whether_the_scan_or_an_upload_comes_first() {
+fn new_folders_count_during_the_scan_and_all_after_it() {
     let room = room(1 << 20);
-    let scanned = |path: &str| room.folders_scanned(&[path.to_owned()]);
-    room.folder_made("new");
-    scanned("new");
-    scanned("old");
-    assert_eq!(room.accounts.lock().used(), 2 * FOLDER_ROOM);
-    // Made, and found empty by the scan; then made again.
-    room.folder_removed("new");
-    room.folder_made("new");
-    // Never counted, so there is nothing to take back.
-    room.folder_removed("unseen");
-    assert_eq!(room.accounts.lock().used(), 2 * FOLDER_ROOM);
-    room.scan_done();
-    room.folder_removed("old");
-    room.folder_made("newer");
-    room.folder_removed("new");
+    room.folder_made();
     assert_eq!(room.accounts.lock().used(), FOLDER_ROOM);
+    room.all_scanned(3);
+    assert_eq!(room.accounts.lock().used(), 3 * FOLDER_ROOM);
+    room.folder_removed();
+    room.folder_made();
+    room.folder_removed();
+    assert_eq!(room.accounts.lock().used(), 2 * FOLDER_ROOM);
 }

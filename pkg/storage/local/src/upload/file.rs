@@ -17,7 +17,7 @@ pub(super) struct StagedFile {
     path: String,
     file: Arc<fs::File>,
     hasher: Hasher,
-    room: Option<Reservation>,
+    room: Reservation,
     resumed: bool,
     /// Set once it was published or removed.
     is_finished: bool,
@@ -35,8 +35,7 @@ impl StagedFile {
             growth,
         } = &*target;
         let mut hasher = Hasher::new(digest.function());
-        let mut room = None;
-        let (path, file) = if let Some(claim) = claim {
+        let (path, file, kept) = if let Some(claim) = claim {
             let path = claim.path().to_owned();
             let (file, meta) = disk.open_upload(&path)?;
             if meta.size == 0 && *offset > 0 {
@@ -46,11 +45,12 @@ impl StagedFile {
             let failed = |error| Error::io("resuming", disk.files.path(&path), error);
             hasher = verify::hash_prefix(digest.function(), &file, *offset).map_err(failed)?;
             file.set_len(*offset).map_err(failed)?;
-            room = Some(disk.room.adopt_idle(&path, meta.size));
-            (path, file)
+            (path, file, meta.size)
         } else {
-            disk.files.create_tmp()?
+            let (path, file) = disk.files.create_tmp()?;
+            (path, file, 0)
         };
+        let room = disk.room.adopt_idle(&path, kept);
         let file = Arc::new(file);
         if let Some(growth) = growth {
             growth.opened(&file, disk.files.path(&path), *offset);
@@ -73,16 +73,13 @@ impl StagedFile {
 
     /// Returns the room needed to stage this many more bytes, beyond what is reserved.
     pub(super) fn short_of(&self, bytes: u64) -> u64 {
-        let has = self.room.as_ref().map_or(0, Reservation::bytes);
-        room_of(self.len() + bytes).saturating_sub(has)
+        room_of(self.len() + bytes).saturating_sub(self.room.bytes())
     }
 
     /// Adds to the room that the file may take.
     pub(super) fn give(&mut self, more: Option<Reservation>) {
-        match (&mut self.room, more) {
-            (Some(room), Some(more)) => room.merge(more),
-            (None, more) => self.room = more,
-            (Some(_), None) => {}
+        if let Some(more) = more {
+            self.room.merge(more);
         }
     }
 

@@ -50,7 +50,7 @@ pub async fn open_with(options: LocalOptions) -> Arc<LocalStore> {
 
 /// Waits until the background scan is done.
 pub async fn scanned(store: &LocalStore) {
-    until(|| store.is_scanned()).await;
+    until(|| !store.usage().scanning).await;
 }
 
 /// Waits for a condition that other threads bring about.

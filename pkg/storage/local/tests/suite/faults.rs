@@ -30,13 +30,13 @@ async fn an_unreadable_folder_is_retried_and_the_others_are_indexed() {
 
     let store = open(dir.path()).await;
     tokio::time::sleep(Duration::from_mins(10)).await;
-    assert!(!store.is_scanned());
+    assert!(store.usage().scanning);
     assert_eq!(common::candidates(&store).len(), 1);
     assert_eq!(store.find_missing(&[digest]).await.unwrap(), []);
     let new = put(&store, &content(2, 1000)).await;
     std::fs::remove_file(&broken).unwrap();
     tokio::time::sleep(Duration::from_mins(2)).await;
-    assert!(store.is_scanned());
+    assert!(!store.usage().scanning);
     assert_eq!(store.usage().used, 2 * (4096 + common::FOLDERS));
     assert_eq!(store.find_missing(&[digest, new]).await.unwrap(), []);
 }
