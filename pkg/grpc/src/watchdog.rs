@@ -9,6 +9,7 @@
 use std::{
     cell::Cell,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -28,27 +29,17 @@ const LATE: Duration = Duration::from_secs(1);
 /// A report of a call on one poll of its stream.
 #[derive(Clone, Copy, Default)]
 struct Report {
-    progress: Progress,
-    /// The bytes that the body handed out.
+    /// The bytes that the body handed out, which the client has to take.
     sent: usize,
+    /// True if the body now waits for its own source.
+    waiting: bool,
     /// The call's deadline, reported once.
     deadline: Option<Instant>,
 }
 
-#[derive(Clone, Copy, Default)]
-enum Progress {
-    /// The body was not polled.
-    #[default]
-    None,
-    /// The body handed out data that the client has to take.
-    Sent,
-    /// The body waits for its own source.
-    Waiting,
-}
-
 thread_local! {
     static REPORT: Cell<Report> = const {
-        Cell::new(Report { progress: Progress::None, sent: 0, deadline: None })
+        Cell::new(Report { sent: 0, waiting: false, deadline: None })
     };
 }
 
@@ -60,15 +51,12 @@ fn report(change: impl FnOnce(&mut Report)) {
 
 /// Reports that the body being polled hands out this many bytes.
 pub(crate) fn sent(bytes: usize) {
-    report(|report| {
-        report.progress = Progress::Sent;
-        report.sent += bytes;
-    });
+    report(|report| report.sent += bytes);
 }
 
 /// Reports that the body being polled has nothing to hand out yet.
 pub(crate) fn waiting() {
-    report(|report| report.progress = Progress::Waiting);
+    report(|report| report.waiting = true);
 }
 
 /// Reports the deadline of the call being polled.
@@ -120,16 +108,9 @@ impl<F: Future<Output = ()>> Future for StreamWatchdog<F> {
         if let Some(deadline) = report.deadline {
             *me.late = deadline.checked_add(LATE);
         }
-        match report.progress {
-            Progress::None => {}
-            Progress::Sent => {
-                me.pace.moved(report.sent);
-                *me.stalled = Some(Instant::now() + *me.idle_timeout);
-            }
-            Progress::Waiting => {
-                me.pace.moved(report.sent);
-                *me.stalled = None;
-            }
+        if report.waiting || report.sent > 0 {
+            me.pace.moved(report.sent);
+            *me.stalled = (!report.waiting).then(|| Instant::now() + *me.idle_timeout);
         }
         if me.stalled.is_some() && me.pace.poll_too_slow(cx).is_ready() {
             debug!("response dropped: {}", too_slow().message());
@@ -153,7 +134,7 @@ impl<F: Future<Output = ()>> Future for StreamWatchdog<F> {
 #[derive(Clone, Debug)]
 pub(crate) struct StreamExecutor {
     pub(crate) tasks: TaskTracker,
-    pub(crate) activity: Activity,
+    pub(crate) activity: Arc<Activity>,
     pub(crate) client: Client,
     pub(crate) idle_timeout: Duration,
 }
@@ -174,7 +155,7 @@ where
 
 #[cfg(test)]
 mod tests {
-    use std::{future, sync::Arc};
+    use std::future;
 
     use super::*;
 
