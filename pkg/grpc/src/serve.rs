@@ -86,7 +86,8 @@ async fn accept_one(listener: &TcpListener, idle: &Idle) -> TcpStream {
     loop {
         match listener.accept().await {
             Ok((stream, _)) => return stream,
-            Err(error) if is_clients_own(&error) => {}
+            // The client gave up while it was in the listener's queue.
+            Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
             Err(error) => {
                 if !std::mem::replace(&mut warned, true) {
                     warn!("failed to accept a connection, retrying: {error}");
@@ -98,14 +99,4 @@ async fn accept_one(listener: &TcpListener, idle: &Idle) -> TcpStream {
             }
         }
     }
-}
-
-/// Whether a connection failed because its client gave up while it was in the listener's queue.
-fn is_clients_own(error: &io::Error) -> bool {
-    matches!(
-        error.kind(),
-        io::ErrorKind::ConnectionAborted
-            | io::ErrorKind::ConnectionReset
-            | io::ErrorKind::ConnectionRefused
-    )
 }

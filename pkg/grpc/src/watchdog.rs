@@ -26,42 +26,28 @@ use crate::{idle::Activity, status::too_slow};
 /// The time after its deadline for which a call may still send its status.
 const LATE: Duration = Duration::from_secs(1);
 
-/// A report of a call on one poll of its stream.
-#[derive(Clone, Copy, Default)]
-struct Report {
-    /// The bytes that the body handed out, which the client has to take.
-    sent: usize,
-    /// True if the body now waits for its own source.
-    waiting: bool,
-    /// The call's deadline, reported once.
-    deadline: Option<Instant>,
-}
-
 thread_local! {
-    static REPORT: Cell<Report> = const {
-        Cell::new(Report { sent: 0, waiting: false, deadline: None })
-    };
-}
-
-fn report(change: impl FnOnce(&mut Report)) {
-    let mut report = REPORT.take();
-    change(&mut report);
-    REPORT.set(report);
+    /// The bytes that the body handed out in this poll of its stream, which the client has to take.
+    static SENT: Cell<usize> = const { Cell::new(0) };
+    /// True if the body now waits for its own source.
+    static WAITING: Cell<bool> = const { Cell::new(false) };
+    /// The deadline that the call reported in this poll, once.
+    static DEADLINE: Cell<Option<Instant>> = const { Cell::new(None) };
 }
 
 /// Reports that the body being polled hands out this many bytes.
 pub(crate) fn sent(bytes: usize) {
-    report(|report| report.sent += bytes);
+    SENT.set(SENT.get() + bytes);
 }
 
 /// Reports that the body being polled has nothing to hand out yet.
 pub(crate) fn waiting() {
-    report(|report| report.waiting = true);
+    WAITING.set(true);
 }
 
 /// Reports the deadline of the call being polled.
 pub(crate) fn end_at(deadline: Instant) {
-    report(|report| report.deadline = Some(deadline));
+    DEADLINE.set(Some(deadline));
 }
 
 pin_project! {
@@ -100,17 +86,18 @@ impl<F: Future<Output = ()>> Future for StreamWatchdog<F> {
         let Some(stream) = me.stream.as_mut().as_pin_mut() else {
             return Poll::Ready(());
         };
-        REPORT.take();
+        let take = || (SENT.take(), WAITING.take(), DEADLINE.take());
+        take();
         if stream.poll(cx).is_ready() {
             return Poll::Ready(());
         }
-        let report = REPORT.take();
-        if let Some(deadline) = report.deadline {
+        let (sent, waiting, deadline) = take();
+        if let Some(deadline) = deadline {
             *me.late = deadline.checked_add(LATE);
         }
-        if report.waiting || report.sent > 0 {
-            me.pace.moved(report.sent);
-            *me.stalled = (!report.waiting).then(|| Instant::now() + *me.idle_timeout);
+        if waiting || sent > 0 {
+            me.pace.moved(sent);
+            *me.stalled = (!waiting).then(|| Instant::now() + *me.idle_timeout);
         }
         if me.stalled.is_some() && me.pace.poll_too_slow(cx).is_ready() {
             debug!("response dropped: {}", too_slow().message());

@@ -26,10 +26,10 @@ async fn expect_committed<S: Uploads>(store: &S, digest: &Digest, name: &str, by
     }
 }
 
-fn resume(name: &str, offset: usize) -> Option<Resume> {
+fn resume(name: &str, offset: usize) -> Resume {
     let upload = UploadId::new(name);
     let offset = offset as u64;
-    Some(Resume { upload, offset })
+    Resume { upload, offset }
 }
 
 /// Sends an interrupted upload of the bytes from `offset` on.
@@ -40,7 +40,7 @@ async fn interrupt<S: BlobStore>(
     offset: usize,
     bytes: &Bytes,
 ) {
-    let upload = stream_with(bytes, End::Error, resume(name, offset));
+    let upload = stream_with(bytes, End::Error, Some(resume(name, offset)));
     let put = store.put(digest, upload).await;
     assert!(matches!(put, Err(Error::Unavailable(_))), "{put:?}");
 }
@@ -53,7 +53,7 @@ async fn finish<S: BlobStore>(
     offset: usize,
     rest: &Bytes,
 ) -> Result<Put> {
-    let upload = stream_with(rest, End::Complete, resume(name, offset));
+    let upload = stream_with(rest, End::Complete, Some(resume(name, offset)));
     store.put(digest, upload).await
 }
 
@@ -206,7 +206,7 @@ async fn stall<'a, S: BlobStore>(
     digest: &'a Digest,
     content: &Bytes,
 ) -> impl Future<Output = Result<Put>> + use<'a, S> {
-    let (blob, delivered) = stalling(content, resume("u", 0));
+    let (blob, delivered) = stalling(content, Some(resume("u", 0)));
     run_until(store.put(digest, blob), delivered).await
 }
 
