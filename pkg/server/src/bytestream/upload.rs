@@ -119,7 +119,7 @@ where
                 return decode(fields).map(Some);
             }
         }
-        if read.len() < len {
+        if len > MAX_FIELDS {
             return Err(Status::resource_exhausted(format!(
                 "a message of {len} bytes whose data is not the last field; at most {MAX_FIELDS}"
             )));
