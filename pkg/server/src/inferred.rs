@@ -50,15 +50,16 @@ impl FunctionInference {
         (digest.only(), digest.other())
     }
 
-    /// Looks the digest up, and once more if it is absent under the first function.
+    /// Looks the digest up, and once more if it is absent under the first function. The first lookup has both, since
+    /// another cache may have the content under either.
     async fn get_either<T, F: Future<Output = Result<T>>>(
         &self,
         digest: &Digest,
         look_up: impl Fn(Digest) -> F,
     ) -> Result<T> {
-        let (first, other) = self.tried(digest);
-        let mut found = look_up(first).await;
-        if let Some(other) = other
+        let digest = digest.among(&self.functions);
+        let mut found = look_up(digest).await;
+        if let Some(other) = digest.other()
             && found.as_ref().is_err_and(is_absence)
         {
             or_second(&mut found, look_up(other).await);
@@ -243,7 +244,10 @@ impl Uploads for FunctionInference {
 impl ActionCache for FunctionInference {
     async fn get(&self, instance: &str, action: &Digest, memory: &Budget) -> Result<CachedResult> {
         let actions = &self.stores.actions;
-        let get = |action| async move { actions.get(instance, &action, memory).await };
+        let get = |action: Digest| async move {
+            let action = action.only();
+            actions.get(instance, &action, memory).await
+        };
         self.get_either(action, get).await
     }
 
