@@ -6,21 +6,19 @@ use std::{
 
 use futures::FutureExt as _;
 use gorego_limits::Client;
-use gorego_tls::ServerTls;
 use hyper::{body::Incoming, server::conn::http2, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::TcpStream,
-    sync::watch,
     time::timeout,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::debug;
 
 use crate::{
-    Limits, Memory, Service,
-    greeting::{self, BoxError, Fault, Faults},
+    Options, Service,
+    greeting::{self, BoxError, Fault, Faults, HANDSHAKE_TIMEOUT},
     head::refuse_foreign,
     idle::{Activity, Idle},
     router::Router,
@@ -29,8 +27,6 @@ use crate::{
     wire::Wire,
 };
 
-/// The time in which a client has to show that it speaks TLS, if required, and HTTP/2.
-const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// The interval between pings, and the time in which a client has to answer one.
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(30);
 const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(20);
@@ -55,16 +51,13 @@ const HEADER_TABLE: u32 = 4 * 1024;
 /// The state that all connections share.
 #[derive(Debug)]
 pub(crate) struct Connections<S> {
-    pub(crate) limits: Limits,
-    pub(crate) memory: Memory,
-    /// TLS settings of new connections.
-    pub(crate) tls: Option<watch::Receiver<ServerTls>>,
+    pub(crate) options: Options,
     pub(crate) router: Arc<Router<S>>,
     pub(crate) faults: Faults,
     /// The tasks of all connections.
     pub(crate) tasks: TaskTracker,
     /// The connections that can make room for others.
-    pub(crate) idle: Idle,
+    pub(crate) idle: Arc<Idle>,
     /// Cancelled when clients are to leave after their calls in progress.
     pub(crate) drain: CancellationToken,
     /// Cancelled, after `drain`, when connections are to end at once.
@@ -99,9 +92,9 @@ impl<S: Service> Connections<S> {
         self: &Arc<Self>,
         stream: TcpStream,
         peer: SocketAddr,
-        activity: Activity,
+        activity: Arc<Activity>,
     ) -> Result<(), BoxError> {
-        let Some(tls) = &self.tls else {
+        let Some(tls) = &self.options.tls else {
             let greeting = Box::pin(greeting::http2(stream, "grpc"));
             let stream = self.in_time(&activity, greeting).await?;
             return Box::pin(self.serve_http2(stream, peer, activity)).await;
@@ -121,11 +114,11 @@ impl<S: Service> Connections<S> {
     ) -> Result<T, BoxError> {
         tokio::select! {
             outcome = timeout(HANDSHAKE_TIMEOUT, handshake) => outcome.map_err(|_| {
-                let (handshake, scheme) = match self.tls {
+                let (handshake, scheme) = match self.options.tls {
                     Some(_) => ("TLS handshake and HTTP/2 preface", "grpcs"),
                     None => ("HTTP/2 preface", "grpc"),
                 };
-                Fault::Unfinished { handshake, scheme, within: HANDSHAKE_TIMEOUT }
+                Fault::Unfinished { handshake, scheme }
             })?,
             () = self.drain.cancelled() => Err("shutting down".into()),
             () = activity.has_to_close() => Err("closed in its handshake to make room".into()),
@@ -136,7 +129,7 @@ impl<S: Service> Connections<S> {
         self: &Arc<Self>,
         stream: IO,
         peer: SocketAddr,
-        activity: Activity,
+        activity: Arc<Activity>,
     ) -> Result<(), BoxError>
     where
         IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
@@ -154,13 +147,14 @@ impl<S: Service> Connections<S> {
         });
         let executor = StreamExecutor {
             tasks: self.tasks.clone(),
-            activity: activity.clone(),
-            client: Client::new(self.limits.grace),
-            idle_timeout: self.limits.idle_timeout,
+            activity: Arc::clone(&activity),
+            client: Client::new(self.options.limits.grace),
+            idle_timeout: self.options.limits.idle_timeout,
         };
         let wire = Wire::new(stream, peer);
         // All connections hold this value, and so does the task that accepts them.
-        let windows = Windows::new(&self.memory, Arc::strong_count(self).saturating_sub(1));
+        let connections = Arc::strong_count(self).saturating_sub(1);
+        let windows = Windows::new(&self.options.memory, connections);
         let mut connection =
             pin!(builder(executor, &windows).serve_connection(TokioIo::new(wire.clone()), service));
         // Pinned here, since each layer of futures would have room for it twice.

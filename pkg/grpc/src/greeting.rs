@@ -21,6 +21,8 @@ use tracing::{debug, warn};
 
 /// The first bytes of an HTTP/2 client (RFC 9113, 3.4).
 pub(crate) const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+/// The time in which a client has to show that it speaks TLS, if required, and HTTP/2.
+pub(crate) const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// The first byte of a TLS connection: the content type of a handshake record (RFC 8446, 5.1).
 const TLS_HANDSHAKE: u8 = 0x16;
 /// The time for which, and the bytes that, an HTTP/1 client may still send before it has read its answer.
@@ -75,14 +77,14 @@ pub(crate) enum Fault {
     )]
     BrokeOff,
     #[error(
-        "it sent no complete {handshake} within {within:?}: it may speak another protocol, be a \
+        "it sent no complete {handshake} within {:?}: it may speak another protocol, be a \
          balancer that opens connections in advance, or have a network that loses packets: have it use \
-         {scheme}://"
+         {scheme}://",
+        HANDSHAKE_TIMEOUT
     )]
     Unfinished {
         handshake: &'static str,
         scheme: &'static str,
-        within: Duration,
     },
     #[error("the TLS handshake failed: {0}: have it use TLS 1.2 or 1.3")]
     Handshake(String),

@@ -1,6 +1,8 @@
 //! `grpc.health.v1`.
 
-use futures::{StreamExt as _, stream};
+use std::future::{pending, ready};
+
+use futures::{Stream, StreamExt as _, stream};
 use gorego_limits::Permit;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -9,7 +11,7 @@ use tonic_health::pb::{
     HealthCheckRequest, HealthCheckResponse, health_check_response::ServingStatus,
 };
 
-use crate::{Body, Framed, Memory, Messages, decode_within};
+use crate::{Body, Framed, Memory, Messages, decode};
 
 /// The largest request in bytes: the name of a service.
 const MAX_REQUEST: u64 = 64 * 1024;
@@ -23,6 +25,9 @@ pub(crate) struct Health {
 }
 
 impl Health {
+    pub(crate) const CHECK: &'static str = "/grpc.health.v1.Health/Check";
+    pub(crate) const WATCH: &'static str = "/grpc.health.v1.Health/Watch";
+
     /// Creates the health of `services`, and of the whole server under the empty name.
     pub(crate) fn new(
         services: &'static [&'static str],
@@ -37,84 +42,53 @@ impl Health {
         }
     }
 
-    /// Answers a call; `None` if there is no such method.
+    /// Answers [`Self::CHECK`], or [`Self::WATCH`] if the client watches.
     pub(crate) async fn call(
         &self,
-        path: &str,
+        watches: bool,
         requests: Messages,
         memory: &Memory,
-    ) -> Result<Option<Body>, Status> {
-        let (_, method) = path.rsplit_once('/').unwrap_or_default();
-        if !matches!(method, "Check" | "Watch") {
-            return Ok(None);
-        }
-        // The fields take no more memory than the message.
-        let (encoded, wire) = requests.only(MAX_REQUEST).await?;
-        let (request, _permits) = decode_within(memory, encoded, wire, |_| Ok(0)).await?;
-        let HealthCheckRequest { service } = request;
+    ) -> Result<Body, Status> {
+        let (request, _permit) = requests.only(MAX_REQUEST).await?;
+        let HealthCheckRequest { service } = decode(request)?;
         let known = service.is_empty() || self.services.contains(&service.as_str());
-        let watcher = Watcher {
-            known,
-            healthy: self.healthy.clone(),
-            shutdown: self.shutdown.clone(),
-            last: None,
+        let response = move |serving| HealthCheckResponse {
+            status: match serving {
+                _ if !known => ServingStatus::ServiceUnknown,
+                true => ServingStatus::Serving,
+                false => ServingStatus::NotServing,
+            }
+            .into(),
         };
-        if method == "Watch" {
-            let statuses = stream::unfold(watcher, Watcher::next);
-            let messages = statuses.map(|status| Ok(Framed::encode(&response(status))));
-            return Ok(Some(Body::messages(messages.boxed(), Permit::default())));
+        if watches {
+            let responses = self.reports().map(response);
+            let mut last = None;
+            let changes = responses.filter(move |now| ready(last.replace(*now) != Some(*now)));
+            let messages = changes.map(|response| Ok(Framed::encode(&response)));
+            return Ok(Body::messages(messages.boxed(), Permit::default()));
         }
         if !known {
             return Err(Status::not_found("no such service"));
         }
-        let status = response(watcher.status());
-        Body::reply(memory, &status).await.map(Some)
-    }
-}
-
-/// A watcher of the health of one service.
-struct Watcher {
-    known: bool,
-    healthy: watch::Receiver<bool>,
-    shutdown: CancellationToken,
-    last: Option<ServingStatus>,
-}
-
-impl Watcher {
-    fn status(&self) -> ServingStatus {
-        if !self.known {
-            ServingStatus::ServiceUnknown
-        } else if *self.healthy.borrow() && !self.shutdown.is_cancelled() {
-            ServingStatus::Serving
-        } else {
-            ServingStatus::NotServing
-        }
+        let serving = *self.healthy.borrow() && !self.shutdown.is_cancelled();
+        Body::reply(memory, &response(serving)).await
     }
 
-    /// Waits for a status that differs from the last one; `None` after that of the shutdown.
-    async fn next(mut self) -> Option<(ServingStatus, Self)> {
-        loop {
-            let down = self.shutdown.is_cancelled();
-            self.healthy.mark_unchanged();
-            let now = self.status();
-            if self.last.replace(now) != Some(now) {
-                return Some((now, self));
+    /// Returns the health from now on, until the shutdown.
+    fn reports(&self) -> impl Stream<Item = bool> + use<> {
+        let mut healthy = self.healthy.clone();
+        healthy.mark_changed();
+        let reports = stream::unfold(healthy, async |mut healthy| {
+            if healthy.changed().await.is_err() {
+                // No more reports: the last one stays valid.
+                pending::<()>().await;
             }
-            if down {
-                return None;
-            }
-            tokio::select! {
-                () = self.shutdown.cancelled() => {}
-                changed = self.healthy.changed() => if changed.is_err() {
-                    // No more reports: the last one stays valid.
-                    self.shutdown.cancelled().await;
-                },
-            }
-        }
+            let report = *healthy.borrow_and_update();
+            Some((report, healthy))
+        });
+        let shutdown = self.shutdown.clone().cancelled_owned();
+        reports
+            .take_until(shutdown)
+            .chain(stream::once(ready(false)))
     }
-}
-
-fn response(status: ServingStatus) -> HealthCheckResponse {
-    let status = status.into();
-    HealthCheckResponse { status }
 }

@@ -23,11 +23,8 @@ const GOODBYE: Duration = Duration::from_millis(200);
 const GRACE: Duration = Duration::from_secs(5);
 
 /// The connections without a call.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Idle(Arc<Pool>);
-
 #[derive(Debug, Default)]
-struct Pool {
+pub(crate) struct Idle {
     queue: Mutex<Queue>,
     entered: Notify,
 }
@@ -39,64 +36,43 @@ struct Queue {
     next: u64,
 }
 
-impl Queue {
-    /// Closes the connection that has been idle for the longest time; false if there is none.
-    fn close_one(&mut self) -> bool {
-        let longest = self.connections.pop_first();
-        longest.map(|(_, close)| close.cancel()).is_some()
-    }
-}
-
 impl Idle {
     /// Adds a connection, without a call for now.
-    pub(crate) fn connection(&self) -> Activity {
-        let connection = Connection {
-            idle: self.clone(),
+    pub(crate) fn connection(self: &Arc<Self>) -> Arc<Activity> {
+        let activity = Activity {
+            idle: Arc::clone(self),
             close: CancellationToken::new(),
             calls: Mutex::default(),
         };
-        connection.update(&mut lock(&connection.calls));
-        Activity(Arc::new(connection))
+        activity.update(&mut lock(&activity.calls));
+        Arc::new(activity)
     }
 
     /// Closes one connection after another, as soon as each is without a call, until this is dropped.
     pub(crate) async fn make_room(&self) -> Infallible {
         loop {
-            if lock(&self.0.queue).close_one() {
+            if self.close_some(1) {
                 sleep(LEAVING).await;
             } else {
-                self.0.entered.notified().await;
+                self.entered.notified().await;
             }
         }
     }
 
-    /// Closes up to `count` connections that are without a call now.
-    pub(crate) fn close_some(&self, count: usize) {
-        let mut queue = lock(&self.0.queue);
-        (0..count).all(|_| queue.close_one());
-    }
-
-    fn enter(&self, close: CancellationToken) -> u64 {
-        let mut queue = lock(&self.0.queue);
-        let number = queue.next;
-        queue.next += 1;
-        queue.connections.insert(number, close);
-        self.0.entered.notify_one();
-        number
-    }
-
-    fn leave(&self, number: u64) {
-        lock(&self.0.queue).connections.remove(&number);
+    /// Closes up to `count` connections that are without a call now; false if there are fewer.
+    pub(crate) fn close_some(&self, count: usize) -> bool {
+        let mut queue = lock(&self.queue);
+        (0..count).all(|_| {
+            let longest = queue.connections.pop_first();
+            longest.map(|(_, close)| close.cancel()).is_some()
+        })
     }
 }
 
 /// The calls of one connection.
-#[derive(Clone, Debug)]
-pub(crate) struct Activity(Arc<Connection>);
-
 #[derive(Debug)]
-struct Connection {
-    idle: Idle,
+pub(crate) struct Activity {
+    idle: Arc<Idle>,
     close: CancellationToken,
     calls: Mutex<Calls>,
 }
@@ -112,92 +88,86 @@ struct Calls {
 
 impl Activity {
     /// Begins a call, which runs until this is dropped.
-    pub(crate) fn call(&self) -> RunningCall {
-        let mut calls = lock(&self.0.calls);
+    pub(crate) fn call(self: &Arc<Self>) -> RunningCall {
+        let mut calls = lock(&self.calls);
         calls.running += 1;
-        self.0.update(&mut calls);
-        RunningCall(self.clone())
+        self.update(&mut calls);
+        RunningCall(Arc::clone(self))
     }
 
     /// Waits until the connection has to make room for another.
     pub(crate) async fn has_to_close(&self) {
-        self.0.close.cancelled().await;
+        self.close.cancelled().await;
     }
 
-    /// Waits until the connection may be closed: no call runs, and 5 s have passed since the last. Once `drain` is
-    /// cancelled, 200 ms are enough if no call ran since. A slow client may then lose the end of a response that
-    /// ended just before, since the departure of its last bytes cannot be observed.
+    /// Waits until a connection whose client was asked to leave may be closed: no call runs, and 5 s have passed since
+    /// the last. Once `drain` is cancelled, 200 ms are enough if no call ran since. A slow client may then lose the end
+    /// of a response that ended just before, since the departure of its last bytes cannot be observed.
     pub(crate) async fn may_be_closed(&self, drain: &CancellationToken) {
-        let unused = async {
-            self.goodbye().await;
-            while let Some(later) = self.unused_at() {
-                sleep_until(later).await;
-            }
-        };
-        let drained = async {
-            drain.cancelled().await;
-            let draining_since = Instant::now();
-            self.goodbye().await;
-            if !self.is_unused_since(draining_since) {
-                std::future::pending::<()>().await;
-            }
-        };
-        tokio::select! {
-            () = unused => {}
-            () = drained => {}
-        }
-    }
-
-    async fn goodbye(&self) {
-        if lock(&self.0.calls).ended.is_some() {
+        let asked = Instant::now();
+        if lock(&self.calls).ended.is_some() {
             sleep(GOODBYE).await;
+        }
+        let mut draining = false;
+        while let Some(later) = self.unused_at() {
+            tokio::select! {
+                () = sleep_until(later) => {}
+                () = drain.cancelled(), if !draining => {
+                    if self.is_unused_since(asked) {
+                        return;
+                    }
+                    draining = true;
+                }
+            }
         }
     }
 
     fn is_unused_since(&self, time: Instant) -> bool {
-        let calls = lock(&self.0.calls);
+        let calls = lock(&self.calls);
         calls.running == 0 && calls.ended.is_none_or(|ended| ended <= time)
     }
 
     /// Returns the earliest time at which the connection may be unused; `None` if it is.
     fn unused_at(&self) -> Option<Instant> {
         let now = Instant::now();
-        let calls = lock(&self.0.calls);
+        let calls = lock(&self.calls);
         let since = if calls.running > 0 { now } else { calls.ended? };
         Some(since + GRACE).filter(|at| *at > now)
     }
-}
 
-impl Connection {
     /// Enters or leaves the queue after the number of calls has changed.
     fn update(&self, calls: &mut Calls) {
         if calls.running == 0 {
-            calls.idle = Some(self.idle.enter(self.close.clone()));
+            let mut queue = lock(&self.idle.queue);
+            let number = queue.next;
+            queue.next += 1;
+            queue.connections.insert(number, self.close.clone());
+            calls.idle = Some(number);
+            self.idle.entered.notify_one();
         } else if let Some(number) = calls.idle.take() {
-            self.idle.leave(number);
+            lock(&self.idle.queue).connections.remove(&number);
         }
     }
 }
 
-impl Drop for Connection {
+impl Drop for Activity {
     fn drop(&mut self) {
         if let Some(number) = lock(&self.calls).idle {
-            self.idle.leave(number);
+            lock(&self.idle.queue).connections.remove(&number);
         }
     }
 }
 
 /// A call in progress.
 #[derive(Debug)]
-pub(crate) struct RunningCall(Activity);
+pub(crate) struct RunningCall(Arc<Activity>);
 
 impl Drop for RunningCall {
     fn drop(&mut self) {
-        let connection = &self.0.0;
-        let mut calls = lock(&connection.calls);
+        let mut calls = lock(&self.0.calls);
         calls.running -= 1;
         calls.ended = Some(Instant::now());
-        connection.update(&mut calls);
+        self.0.update(&mut calls);
     }
 }
 
@@ -220,12 +190,11 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn the_connection_idle_for_the_longest_time_makes_room() {
-        let idle = Idle::default();
+        let idle = Arc::<Idle>::default();
         let [first, second, third] = std::array::from_fn(|_| idle.connection());
         drop(first.call());
         let busy = second.call();
-        let has_to_close = |activity: &Activity| activity.0.close.is_cancelled();
-        let state = || [&first, &second, &third].map(has_to_close);
+        let state = || [&first, &second, &third].map(|it| it.close.is_cancelled());
 
         let mut room = Box::pin(idle.make_room());
         assert!((&mut room).now_or_never().is_none());
@@ -239,7 +208,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn clients_have_time_to_take_the_end_of_their_last_response() {
-        let idle = Idle::default();
+        let idle = Arc::<Idle>::default();
         let connection = idle.connection();
         let [serving, draining] = drains();
         let unused = connection.may_be_closed(&serving).now_or_never();
@@ -263,7 +232,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn drain_closes_an_idle_connection_after_200_ms() {
-        let idle = Idle::default();
+        let idle = Arc::<Idle>::default();
         let connection = idle.connection();
         drop(connection.call());
         let start = Instant::now();
@@ -277,10 +246,10 @@ mod tests {
 
     #[test]
     fn without_descriptors_only_idle_connections_are_closed() {
-        let idle = Idle::default();
+        let idle = Arc::<Idle>::default();
         let connections: [_; 4] = std::array::from_fn(|_| idle.connection());
         let _busy = connections[0].call();
-        let closed = || connections.each_ref().map(|one| one.0.close.is_cancelled());
+        let closed = || connections.each_ref().map(|one| one.close.is_cancelled());
         idle.close_some(2);
         assert_eq!(closed(), [false, true, true, false]);
         idle.close_some(2);
@@ -289,10 +258,10 @@ mod tests {
 
     #[test]
     fn ended_connections_leave_the_queue() {
-        let idle = Idle::default();
+        let idle = Arc::<Idle>::default();
         let connection = idle.connection();
         drop(connection.call());
         drop(connection);
-        assert_eq!(lock(&idle.0.queue).connections.len(), 0);
+        assert_eq!(lock(&idle.queue).connections.len(), 0);
     }
 }

@@ -25,12 +25,12 @@ mod watchdog;
 mod windows;
 mod wire;
 
-pub use messages::{Limit, Measure, Messages, decode, decode_within, is_large, run};
+pub use messages::{Limit, Messages, decode, decode_within, is_large, run};
 pub use options::{Error, Limits, Memory, Options};
 pub use response::{Body, COPIED, Framed, put_header};
 pub use router::Service;
 pub use serve::serve;
-pub use status::{full, unavailable};
+pub use status::{full, malformed, unavailable};
 
 /// The length in bytes of the header of a message on the wire: a compression flag and the length of the message.
 pub const HEADER_LEN: usize = 5;

@@ -19,14 +19,10 @@ use tokio::{
 };
 use tonic::{Code, Status};
 
-use crate::{HEADER_LEN, Memory, full, status::too_slow, unavailable};
+use crate::{HEADER_LEN, Memory, full, malformed, status::too_slow, unavailable};
 
 /// The size in bytes from which on encoded requests are decoded on a thread that other calls do not wait for.
 const LARGE: usize = 256 * 1024;
-
-/// A function that returns an upper bound of the memory of a decoded message, in bytes, or the status of a call
-/// whose message is malformed or would take too much.
-pub type Measure = fn(encoded: &[u8]) -> Result<usize, Status>;
 
 /// The request messages of a call, each a header and that many bytes. Reading fails with `DEADLINE_EXCEEDED` when
 /// the client sends nothing for the whole time-out, with `RESOURCE_EXHAUSTED` when it is too slow while others wait
@@ -183,23 +179,15 @@ where
 /// A limit on the size of a method's messages.
 #[derive(Clone, Copy, Debug)]
 pub struct Limit {
-    bytes: u64,
+    /// The most bytes of a message.
+    pub bytes: u64,
     /// The code for larger messages.
-    refusal: Code,
+    pub refusal: Code,
 }
 
 impl From<u64> for Limit {
     fn from(bytes: u64) -> Self {
         let refusal = Code::ResourceExhausted;
-        Self { bytes, refusal }
-    }
-}
-
-impl Limit {
-    /// Creates the limit of a message that holds a batch. The REAPI has another code for one that is larger than
-    /// advertised.
-    pub const fn of_batch(bytes: u64) -> Self {
-        let refusal = Code::InvalidArgument;
         Self { bytes, refusal }
     }
 }
@@ -210,16 +198,16 @@ fn cut_off() -> Status {
 
 /// Decodes a message from a client.
 pub fn decode<M: Message + Default>(encoded: Bytes) -> Result<M, Status> {
-    M::decode(encoded).map_err(|why| Status::invalid_argument(format!("malformed message: {why}")))
+    M::decode(encoded).map_err(malformed)
 }
 
-/// Decodes a message from a client once its memory is reserved. The permits are `wire`, that of the encoded
-/// message, and the one for its fields.
+/// Decodes a message from a client once its memory is reserved. `measure` returns an upper bound of the memory of its
+/// fields, in bytes. The permits are `wire`, that of the encoded message, and the one for its fields.
 pub async fn decode_within<Q: Message + Default + Send + 'static>(
     memory: &Memory,
     encoded: Bytes,
     wire: Permit,
-    measure: Measure,
+    measure: fn(encoded: &[u8]) -> Result<usize, Status>,
 ) -> Result<(Q, [Permit; 2]), Status> {
     let large = is_large(&encoded);
     let measured = encoded.clone();

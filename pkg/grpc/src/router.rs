@@ -58,14 +58,14 @@ pub(crate) struct Router<S> {
 impl<S: Service> Router<S> {
     pub(crate) fn new(
         service: S,
-        options: Options,
+        options: &Options,
         shutdown: CancellationToken,
     ) -> Result<Self, Error> {
         Ok(Self {
             service,
-            health: Health::new(S::NAMES, options.healthy, shutdown.clone()),
+            health: Health::new(S::NAMES, options.healthy.clone(), shutdown.clone()),
             reflection: Reflection::new(S::NAMES, S::DESCRIPTORS, shutdown.clone())?,
-            memory: options.memory,
+            memory: options.memory.clone(),
             idle_timeout: options.limits.idle_timeout,
             shutdown,
         })
@@ -81,7 +81,7 @@ impl<S: Service> Router<S> {
         let answer = async {
             let (head, body) = request.into_parts();
             let path = head.uri.path();
-            let is_health = path.starts_with("/grpc.health.v1.Health/");
+            let is_health = matches!(path, Health::CHECK | Health::WATCH);
             if self.shutdown.is_cancelled() && !is_health {
                 return Err(unavailable("shutting down"));
             }
@@ -91,10 +91,10 @@ impl<S: Service> Router<S> {
             let requests = Messages::new(body, self.idle_timeout, self.memory.clone());
             if is_health {
                 // Boxed, since the future of a call is moved before it runs, and this one is large.
-                let answer = Box::pin(self.health.call(path, requests, &self.memory)).await?;
-                answer.ok_or_else(|| S::unknown(path))
-            } else if path.starts_with("/grpc.reflection.") {
-                Ok(self.reflection.call(&head.uri, requests))
+                let watches = path == Health::WATCH;
+                Box::pin(self.health.call(watches, requests, &self.memory)).await
+            } else if Reflection::METHODS.contains(&path) {
+                Ok(self.reflection.call(requests))
             } else {
                 self.service.call(path, requests).await
             }

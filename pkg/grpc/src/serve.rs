@@ -31,16 +31,14 @@ pub async fn serve<S: Service>(
     options: Options,
     shutdown: CancellationToken,
 ) -> Result<(), Error> {
-    let limits = options.limits;
+    let drain_timeout = options.limits.drain_timeout;
     let drain = shutdown.child_token();
     let connections = Arc::new(Connections {
-        limits,
-        memory: options.memory.clone(),
-        tls: options.tls.clone(),
-        router: Arc::new(Router::new(service, options, drain.clone())?),
+        router: Arc::new(Router::new(service, &options, drain.clone())?),
+        options,
         faults: Faults::default(),
         tasks: TaskTracker::new(),
-        idle: Idle::default(),
+        idle: Arc::default(),
         drain: drain.clone(),
         abort: CancellationToken::new(),
     });
@@ -51,9 +49,9 @@ pub async fn serve<S: Service>(
         .run_until_cancelled(accept(listener, connections))
         .await;
     tasks.close();
-    if timeout(limits.drain_timeout, tasks.wait()).await.is_err() {
-        let (left, after) = (tasks.len(), limits.drain_timeout);
-        info!("{left} calls and connections cut off: they did not end within {after:?}");
+    if timeout(drain_timeout, tasks.wait()).await.is_err() {
+        let left = tasks.len();
+        info!("{left} calls and connections cut off: they did not end within {drain_timeout:?}");
     }
     drop(ends);
     let _ = timeout(ABORT_GRACE, tasks.wait()).await;
@@ -63,7 +61,7 @@ pub async fn serve<S: Service>(
 /// Accepts connections for ever. At the limit, a connection waits until another one ends, or has no call and is
 /// closed.
 async fn accept<S: Service>(listener: TcpListener, connections: Arc<Connections<S>>) {
-    let most = connections.limits.max_connections;
+    let most = connections.options.limits.max_connections;
     let room = Arc::new(Semaphore::new(most.min(Semaphore::MAX_PERMITS)));
     loop {
         let stream = accept_one(&listener, &connections.idle).await;
@@ -88,7 +86,8 @@ async fn accept_one(listener: &TcpListener, idle: &Idle) -> TcpStream {
     loop {
         match listener.accept().await {
             Ok((stream, _)) => return stream,
-            Err(error) if is_clients_own(&error) => {}
+            // The client gave up while it was in the listener's queue.
+            Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
             Err(error) => {
                 if !std::mem::replace(&mut warned, true) {
                     warn!("failed to accept a connection, retrying: {error}");
@@ -100,14 +99,4 @@ async fn accept_one(listener: &TcpListener, idle: &Idle) -> TcpStream {
             }
         }
     }
-}
-
-/// Whether a connection failed because its client gave up while it was in the listener's queue.
-fn is_clients_own(error: &io::Error) -> bool {
-    matches!(
-        error.kind(),
-        io::ErrorKind::ConnectionAborted
-            | io::ErrorKind::ConnectionReset
-            | io::ErrorKind::ConnectionRefused
-    )
 }

@@ -1,6 +1,6 @@
 //! Statuses that calls of any service end with.
 
-use std::time::Duration;
+use std::{fmt, time::Duration};
 
 use gorego_limits::{Full, MIN_PACE};
 use tonic::{Code, Status};
@@ -20,6 +20,11 @@ pub fn unavailable(message: impl Into<String>) -> Status {
 #[expect(clippy::needless_pass_by_value, reason = "for map_err")]
 pub fn full(why: Full) -> Status {
     unavailable(why.to_string())
+}
+
+/// Returns the status of a call with a message that cannot be decoded.
+pub fn malformed(why: impl fmt::Display) -> Status {
+    Status::invalid_argument(format!("malformed message: {why}"))
 }
 
 /// Returns the status of a call whose connection fell below the minimum rate.

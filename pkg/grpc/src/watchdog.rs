@@ -9,6 +9,7 @@
 use std::{
     cell::Cell,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -25,55 +26,28 @@ use crate::{idle::Activity, status::too_slow};
 /// The time after its deadline for which a call may still send its status.
 const LATE: Duration = Duration::from_secs(1);
 
-/// A report of a call on one poll of its stream.
-#[derive(Clone, Copy, Default)]
-struct Report {
-    progress: Progress,
-    /// The bytes that the body handed out.
-    sent: usize,
-    /// The call's deadline, reported once.
-    deadline: Option<Instant>,
-}
-
-#[derive(Clone, Copy, Default)]
-enum Progress {
-    /// The body was not polled.
-    #[default]
-    None,
-    /// The body handed out data that the client has to take.
-    Sent,
-    /// The body waits for its own source.
-    Waiting,
-}
-
 thread_local! {
-    static REPORT: Cell<Report> = const {
-        Cell::new(Report { progress: Progress::None, sent: 0, deadline: None })
-    };
-}
-
-fn report(change: impl FnOnce(&mut Report)) {
-    let mut report = REPORT.take();
-    change(&mut report);
-    REPORT.set(report);
+    /// The bytes that the body handed out in this poll of its stream, which the client has to take.
+    static SENT: Cell<usize> = const { Cell::new(0) };
+    /// True if the body now waits for its own source.
+    static WAITING: Cell<bool> = const { Cell::new(false) };
+    /// The deadline that the call reported in this poll, once.
+    static DEADLINE: Cell<Option<Instant>> = const { Cell::new(None) };
 }
 
 /// Reports that the body being polled hands out this many bytes.
 pub(crate) fn sent(bytes: usize) {
-    report(|report| {
-        report.progress = Progress::Sent;
-        report.sent += bytes;
-    });
+    SENT.set(SENT.get() + bytes);
 }
 
 /// Reports that the body being polled has nothing to hand out yet.
 pub(crate) fn waiting() {
-    report(|report| report.progress = Progress::Waiting);
+    WAITING.set(true);
 }
 
 /// Reports the deadline of the call being polled.
 pub(crate) fn end_at(deadline: Instant) {
-    report(|report| report.deadline = Some(deadline));
+    DEADLINE.set(Some(deadline));
 }
 
 pin_project! {
@@ -112,24 +86,18 @@ impl<F: Future<Output = ()>> Future for StreamWatchdog<F> {
         let Some(stream) = me.stream.as_mut().as_pin_mut() else {
             return Poll::Ready(());
         };
-        REPORT.take();
+        let take = || (SENT.take(), WAITING.take(), DEADLINE.take());
+        take();
         if stream.poll(cx).is_ready() {
             return Poll::Ready(());
         }
-        let report = REPORT.take();
-        if let Some(deadline) = report.deadline {
+        let (sent, waiting, deadline) = take();
+        if let Some(deadline) = deadline {
             *me.late = deadline.checked_add(LATE);
         }
-        match report.progress {
-            Progress::None => {}
-            Progress::Sent => {
-                me.pace.moved(report.sent);
-                *me.stalled = Some(Instant::now() + *me.idle_timeout);
-            }
-            Progress::Waiting => {
-                me.pace.moved(report.sent);
-                *me.stalled = None;
-            }
+        if waiting || sent > 0 {
+            me.pace.moved(sent);
+            *me.stalled = (!waiting).then(|| Instant::now() + *me.idle_timeout);
         }
         if me.stalled.is_some() && me.pace.poll_too_slow(cx).is_ready() {
             debug!("response dropped: {}", too_slow().message());
@@ -153,7 +121,7 @@ impl<F: Future<Output = ()>> Future for StreamWatchdog<F> {
 #[derive(Clone, Debug)]
 pub(crate) struct StreamExecutor {
     pub(crate) tasks: TaskTracker,
-    pub(crate) activity: Activity,
+    pub(crate) activity: Arc<Activity>,
     pub(crate) client: Client,
     pub(crate) idle_timeout: Duration,
 }
@@ -174,7 +142,7 @@ where
 
 #[cfg(test)]
 mod tests {
-    use std::{future, sync::Arc};
+    use std::future;
 
     use super::*;
 

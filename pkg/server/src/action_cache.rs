@@ -110,39 +110,28 @@ fn to_inline<'a>(
 
 /// Checks every digest of a result.
 fn check(result: &ActionResult, function: DigestFunction) -> Result<(), Status> {
-    let check = |field: fmt::Arguments<'_>, digest: Option<&v2::Digest>| {
-        digests::digest(
-            format_args!("action_result.{field}"),
-            Some(function),
-            digest,
-        )
-        .map(drop)
+    let check = |field: fmt::Arguments<'_>, digest: &Option<v2::Digest>, required: bool| {
+        if digest.is_none() && !required {
+            return Ok(());
+        }
+        let field = format_args!("action_result.{field}");
+        digests::digest(field, Some(function), digest.as_ref()).map(drop)
     };
     for (index, file) in result.output_files.iter().enumerate() {
-        let field = format_args!("output_files[{index}].digest");
-        check(field, file.digest.as_ref())?;
+        check(
+            format_args!("output_files[{index}].digest"),
+            &file.digest,
+            true,
+        )?;
     }
     for (index, directory) in result.output_directories.iter().enumerate() {
+        let (root, tree) = (&directory.root_directory_digest, &directory.tree_digest);
         let field = format!("output_directories[{index}]");
-        let root = directory.root_directory_digest.as_ref();
-        let tree = directory.tree_digest.as_ref();
-        if root.is_some() {
-            check(format_args!("{field}.root_directory_digest"), root)?;
-        }
-        if tree.is_some() || root.is_none() {
-            check(format_args!("{field}.tree_digest"), tree)?;
-        }
+        check(format_args!("{field}.root_directory_digest"), root, false)?;
+        check(format_args!("{field}.tree_digest"), tree, root.is_none())?;
     }
-    let streams = [
-        ("stdout_digest", &result.stdout_digest),
-        ("stderr_digest", &result.stderr_digest),
-    ];
-    for (field, digest) in streams {
-        if digest.is_some() {
-            check(format_args!("{field}"), digest.as_ref())?;
-        }
-    }
-    Ok(())
+    check(format_args!("stdout_digest"), &result.stdout_digest, false)?;
+    check(format_args!("stderr_digest"), &result.stderr_digest, false)
 }
 
 #[cfg(test)]

@@ -10,7 +10,6 @@ use gorego_limits::Permit;
 use gorego_storage::{Digest, Error, Result as StoreResult};
 use tonic::Status;
 
-pub(crate) use self::tree::Walks;
 use crate::{services::Reapi, status::invalid_field};
 
 impl Reapi {
@@ -21,11 +20,11 @@ impl Reapi {
         digests: &[Digest],
         more: u64,
     ) -> Result<(Vec<StoreResult<Bytes>>, Permit), Status> {
+        if digests.is_empty() {
+            return Ok((Vec::new(), self.reserve_response(more).await?));
+        }
         let blobs = &self.stores.blobs;
-        let fetched = match digests {
-            [] => Vec::new(),
-            digests => blobs.fetch_batch(digests).await,
-        };
+        let fetched = blobs.fetch_batch(digests).await;
         let found: Vec<Digest> = fetched.iter().flatten().copied().collect();
         let sizes = found.iter().map(Digest::size);
         let bytes = sizes.fold(more, u64::saturating_add);

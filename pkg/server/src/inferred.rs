@@ -50,6 +50,23 @@ impl FunctionInference {
         (digest.only(), digest.other())
     }
 
+    /// Looks the digest up, and once more if it is absent under the first function. The first lookup has both, since
+    /// another cache may have the content under either.
+    async fn get_either<T, F: Future<Output = Result<T>>>(
+        &self,
+        digest: &Digest,
+        look_up: impl Fn(Digest) -> F,
+    ) -> Result<T> {
+        let digest = digest.among(&self.functions);
+        let mut found = look_up(digest).await;
+        if let Some(other) = digest.other()
+            && found.as_ref().is_err_and(is_absence)
+        {
+            or_second(&mut found, look_up(other).await);
+        }
+        found
+    }
+
     /// Returns the digests with their functions in the configured order.
     fn in_order<'a>(&self, digests: &'a [Digest]) -> Cow<'a, [Digest]> {
         if self.functions == AS_PARSED {
@@ -120,14 +137,8 @@ impl FunctionInference {
 /// Whether a blob is unavailable under the tried function: it is missing, or the backing cache does not offer that
 /// function.
 fn is_absence(error: &Error) -> bool {
-    let is_refused = matches!(
-        error,
-        Error::Refused {
-            code: Code::InvalidArgument,
-            ..
-        }
-    );
-    is_refused || is_missing(error)
+    matches!(error, Error::Refused { code, .. } if *code == Code::InvalidArgument)
+        || is_missing(error)
 }
 
 fn is_missing(error: &Error) -> bool {
@@ -167,31 +178,23 @@ impl BlobStore for FunctionInference {
     }
 
     async fn get(&self, digest: &Digest, offset: u64) -> Result<Blob> {
-        let digest = digest.among(&self.functions);
-        let mut found = self.stores.blobs.get(&digest, offset).await;
-        if let Some(other) = digest.other()
-            && found.as_ref().is_err_and(is_absence)
-        {
-            or_second(&mut found, self.stores.blobs.get(&other, offset).await);
-        }
-        found
+        let blobs = &self.stores.blobs;
+        let get = |digest| async move { blobs.get(&digest, offset).await };
+        self.get_either(digest, get).await
     }
 
     /// Content in memory is hashed under the second function after it was refused under the first. A stream is left
     /// to the store, which hashes the staged content again.
     async fn put(&self, digest: &Digest, blob: Blob) -> Result<Put> {
         let (first, other) = self.tried(digest);
+        let blobs = &self.stores.blobs;
         let (Some(other), Blob::Bytes(content)) = (other, &blob) else {
-            return self
-                .stores
-                .blobs
-                .put(&digest.among(&self.functions), blob)
-                .await;
+            return blobs.put(&digest.among(&self.functions), blob).await;
         };
         let content = content.clone();
-        let put = self.stores.blobs.put(&first, blob).await;
+        let put = blobs.put(&first, blob).await;
         if is_of_other(&put, &other, &content) {
-            return self.stores.blobs.put(&other, Blob::Bytes(content)).await;
+            return blobs.put(&other, Blob::Bytes(content)).await;
         }
         put
     }
@@ -240,40 +243,33 @@ impl Uploads for FunctionInference {
 #[async_trait]
 impl ActionCache for FunctionInference {
     async fn get(&self, instance: &str, action: &Digest, memory: &Budget) -> Result<CachedResult> {
-        let (first, other) = self.tried(action);
-        let mut found = self.stores.actions.get(instance, &first, memory).await;
-        if let Some(other) = other
-            && found.as_ref().is_err_and(is_absence)
-        {
-            or_second(
-                &mut found,
-                self.stores.actions.get(instance, &other, memory).await,
-            );
-        }
-        found
+        let actions = &self.stores.actions;
+        let get = |action: Digest| async move {
+            let action = action.only();
+            actions.get(instance, &action, memory).await
+        };
+        self.get_either(action, get).await
     }
 
     /// Stores the result under the function of its outputs: the first one, unless outputs are stored under the second
     /// alone.
     async fn put(&self, instance: &str, action: &Digest, result: ActionResult) -> Result<()> {
+        let actions = &self.stores.actions;
         let (first, other) = self.tried(action);
         let Some(other) = other else {
-            return self.stores.actions.put(instance, &first, result).await;
+            return actions.put(instance, &first, result).await;
         };
         if self.has_any(&first, &result).await? || !self.has_any(&other, &result).await? {
-            return self.stores.actions.put(instance, &first, result).await;
+            return actions.put(instance, &first, result).await;
         }
         // An earlier result under the first function would be found before this one.
-        let replaces = match self.stores.actions.find(instance, &first).await {
+        let replaces = match actions.find(instance, &first).await {
             Err(error) if is_absence(&error) => false,
             found => found?.is_some(),
         };
         if replaces {
-            self.stores
-                .actions
-                .put(instance, &first, result.clone())
-                .await?;
+            actions.put(instance, &first, result.clone()).await?;
         }
-        self.stores.actions.put(instance, &other, result).await
+        actions.put(instance, &other, result).await
     }
 }

@@ -12,6 +12,7 @@ mod inferred;
 mod options;
 mod services;
 mod status;
+mod walks;
 
 pub use options::{Limits, Memory, Options, Stores};
 pub use services::serve;

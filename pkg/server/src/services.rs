@@ -3,16 +3,16 @@
 use std::sync::Arc;
 
 use futures::FutureExt as _;
-use gorego_grpc::{Body, Error, Limit, Messages, Service, decode_within, full};
+use gorego_grpc::{Body, Error, Limit, Messages, Service, decode_within, full, malformed};
 use gorego_limits::Permit;
 use gorego_storage::{Chain, decoded::MAX_DECODED_RESULT};
 use http::HeaderMap;
 use reapi::shapes::{DecodeError, Shaped};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
-use tonic::Status;
+use tonic::{Code, Status};
 
-use crate::{Options, Stores, cas::Walks, inferred::infer};
+use crate::{Options, Stores, inferred::infer, walks::Walks};
 
 const ACTIONS: &str = "build.bazel.remote.execution.v2.ActionCache";
 const BYTES: &str = "google.bytestream.ByteStream";
@@ -103,7 +103,10 @@ impl Service for Reapi {
             .strip_prefix('/')
             .and_then(|name| name.rsplit_once('/'));
         let max_batch_bytes = self.options.limits.max_batch_bytes;
-        let batch = Limit::of_batch(max_batch_bytes.saturating_add(BATCH_FRAMING));
+        let batch = Limit {
+            bytes: max_batch_bytes.saturating_add(BATCH_FRAMING),
+            refusal: Code::InvalidArgument,
+        };
         // Boxed, since the future of a call is moved before it runs, and these are large.
         let answer = match name.unwrap_or_default() {
             (BYTES, "Read") => self.unary(requests, SMALL, Self::read).boxed(),
@@ -131,7 +134,7 @@ pub(crate) fn measure<Q: Shaped>(encoded: &[u8]) -> Result<usize, Status> {
     let bytes = Q::SHAPE.decoded_bytes(encoded, MAX_DECODED_RESULT);
     bytes.map_err(|why| match why {
         DecodeError::TooLarge(_) => Status::resource_exhausted(format!("the message: {why}")),
-        _ => Status::invalid_argument(format!("malformed message: {why}")),
+        _ => malformed(why),
     })
 }
 

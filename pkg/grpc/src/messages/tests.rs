@@ -58,9 +58,12 @@ async fn requests_of_other_than_one_message_within_the_limit_are_refused() {
         let status = cut(pieces).only(5).await.unwrap_err();
         assert_eq!(status.code(), code, "{pieces:?}");
     }
+    let limit = Limit {
+        bytes: 5,
+        refusal: Code::InvalidArgument,
+    };
     let batch = cut(&[b"\0\0\0\0\x06larger"]);
-    let status = batch.only(Limit::of_batch(5)).await.unwrap_err();
-    assert_eq!(status.code(), Code::InvalidArgument);
+    assert_eq!(batch.only(limit).await.unwrap_err().code(), limit.refusal);
 }
 
 #[tokio::test(start_paused = true)]
@@ -122,9 +125,8 @@ async fn decoding_waits_for_the_memory_of_the_fields() {
     };
     let (request, encoded) = message(8000);
     let decode = || {
-        let fields: Measure = |_| Ok(600_000);
-        let wire = Permit::default();
-        decode_within::<HealthCheckRequest>(&memory, encoded.clone(), wire, fields).now_or_never()
+        let (encoded, wire) = (encoded.clone(), Permit::default());
+        decode_within::<HealthCheckRequest>(&memory, encoded, wire, |_| Ok(600_000)).now_or_never()
     };
     let (first, permits) = decode().unwrap().unwrap();
     assert_eq!(first, request);

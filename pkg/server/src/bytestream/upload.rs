@@ -13,8 +13,7 @@ use std::{
 
 use bytes::{Bytes, BytesMut};
 use futures::{Stream, stream};
-use gorego_grpc::{Messages, decode, full};
-use gorego_limits::{Budget, Permit};
+use gorego_grpc::{Messages, decode};
 use gorego_storage::{CHUNK_SIZE, Error, Result as StoreResult, WriteName};
 use http_body::Body;
 use hyper::body::Incoming;
@@ -29,11 +28,9 @@ use crate::{
     status::invalid_field,
 };
 
-/// The most bytes that may precede a message's data: a name, mostly.
+/// The most bytes that may precede a message's data, a name mostly; and the largest message whose data is not its last
+/// field. No known client sends such messages.
 const MAX_FIELDS: usize = 64 * 1024;
-/// The largest message, in bytes, whose data is not its last field. It is read whole, within the memory for large
-/// requests. No known client sends such messages.
-const MAX_WHOLE: usize = 4 * 1024 * 1024;
 
 /// An upload in progress.
 #[derive(Debug)]
@@ -43,13 +40,6 @@ pub(super) struct WriteStream<B = Incoming> {
     pub(super) arrived: Bytes,
     /// The bytes of its data that are still to arrive.
     left: usize,
-    /// The budget of open files, until this upload's file is reserved: an upload must not wait for a second permit
-    /// while it holds the first.
-    files: Option<Budget>,
-    /// The permit for the open file, which may be open for longer than the request.
-    pub(super) file: Permit,
-    /// The permit for the current message, if it had to be read whole.
-    memory: Permit,
     /// The name in the first message. Later ones may leave it out but not change it.
     name: String,
     /// The offset of the first message.
@@ -64,23 +54,10 @@ pub(super) struct WriteStream<B = Incoming> {
 /// The outcome of an upload, which outlives it.
 #[derive(Debug, Default)]
 pub(super) struct WriteOutcome {
-    end: AtomicU64,
-    malformed: OnceLock<Malformed>,
-}
-
-impl WriteOutcome {
-    /// Returns the offset at which the upload began plus the bytes that arrived.
-    pub(super) fn end(&self) -> u64 {
-        self.end.load(Ordering::Relaxed)
-    }
-
-    /// Fails if the content could not be decompressed.
-    pub(super) fn check(&self) -> Result<(), Status> {
-        match self.malformed.get() {
-            Some(why) => Err(why.clone().into()),
-            None => Ok(()),
-        }
-    }
+    /// The offset at which the upload began plus the bytes that arrived.
+    pub(super) end: AtomicU64,
+    /// The reason why the content could not be decompressed.
+    pub(super) malformed: OnceLock<Malformed>,
 }
 
 impl<B> WriteStream<B>
@@ -88,14 +65,11 @@ where
     B: Body<Data = Bytes> + Unpin + Send + 'static,
     B::Error: fmt::Display,
 {
-    fn new(messages: Messages<B>, files: Budget) -> Self {
+    fn new(messages: Messages<B>) -> Self {
         Self {
             messages,
             arrived: Bytes::new(),
             left: 0,
-            files: Some(files),
-            file: Permit::default(),
-            memory: Permit::default(),
             name: String::new(),
             start: 0,
             next: 0,
@@ -105,15 +79,10 @@ where
     }
 
     /// Reads the first message, which names the blob and the offset.
-    pub(super) async fn start(
-        messages: Messages<B>,
-        files: Budget,
-    ) -> Result<(Self, WriteName), Status> {
-        let mut upload = Self::new(messages, files);
-        let head = upload
-            .next_head()
-            .await?
-            .ok_or_else(|| Status::invalid_argument("the request has no message"))?;
+    pub(super) async fn start(messages: Messages<B>) -> Result<(Self, WriteName), Status> {
+        let mut upload = Self::new(messages);
+        let head = upload.next_head().await?;
+        let head = head.ok_or_else(|| Status::invalid_argument("the request has no message"))?;
         let name = WriteName::parse(&head.resource_name)
             .map_err(|why| invalid_field("resource_name", why))?;
         let size = name.digest.size();
@@ -133,30 +102,9 @@ where
         self.last && self.start == 0 && self.data_len() <= CHUNK_SIZE
     }
 
-    /// Reserves the open file of an upload that may stall.
-    pub(super) async fn reserve_file(&mut self) -> Result<(), Status> {
-        if let Some(files) = &self.files {
-            self.file = files.reserve(1).await.map_err(full)?;
-            self.files = None;
-        }
-        Ok(())
-    }
-
-    /// Reserves the open file unless it would have to wait. Returns true if it is reserved.
-    pub(super) fn try_reserve_file(&mut self) -> bool {
-        if let Some(files) = &self.files
-            && let Some(file) = files.try_reserve(1)
-        {
-            self.file = file;
-            self.files = None;
-        }
-        self.files.is_none()
-    }
-
     /// Reads the next message without its data; `None` at the end of the request. The data of the current message
     /// must have been taken.
     pub(super) async fn next_head(&mut self) -> Result<Option<WriteRequest>, Status> {
-        self.memory = Permit::default();
         let Some(len) = self.messages.next_len(u64::MAX).await? else {
             return Ok(None);
         };
@@ -171,16 +119,12 @@ where
                 return decode(fields).map(Some);
             }
         }
-        if len > MAX_WHOLE {
+        if len > MAX_FIELDS {
             return Err(Status::resource_exhausted(format!(
-                "a message of {len} bytes whose data is not the last field; at most {MAX_WHOLE}"
+                "a message of {len} bytes whose data is not the last field; at most {MAX_FIELDS}"
             )));
         }
-        // Uploads that hold a file may reserve this memory, so the file comes first.
-        self.reserve_file().await?;
-        self.memory = self.messages.reserve(len).await?;
-        let whole = self.messages.whole(read, len).await?;
-        let mut request: WriteRequest = decode(whole)?;
+        let mut request: WriteRequest = decode(read)?;
         self.arrived = mem::take(&mut request.data);
         Ok(Some(request))
     }
@@ -250,8 +194,8 @@ where
         })
     }
 
-    /// Returns the decompressed content. Malformed content ends without error but with
-    /// the wrong size, so that a store keeps nothing of it; the outcome has the cause.
+    /// Returns the decompressed content. Malformed content ends without error but with the wrong size, so that a store
+    /// keeps nothing of it; the outcome has the cause.
     pub(super) fn into_decompressed_chunks(
         self,
         decompression: Decompression,

@@ -1,17 +1,21 @@
 //! `Write`: an upload in one message or several.
 
-use std::{mem, slice, sync::Arc};
+use std::{
+    mem,
+    sync::{Arc, atomic::Ordering},
+};
 
 use futures::StreamExt as _;
-use gorego_grpc::{Body, Messages};
+use gorego_grpc::{Body, Messages, full};
 use gorego_limits::Permit;
 use gorego_storage::{
-    Blob, BlobStream, CHUNK_SIZE, Compressor, Digest, Put, Result as StoreResult, Resume, WriteName,
+    Blob, BlobStoreExt as _, BlobStream, CHUNK_SIZE, Compressor, Digest, Put,
+    Result as StoreResult, Resume, WriteName,
 };
 use reapi::bytestream::WriteResponse;
 use tonic::Status;
 
-use super::upload::{WriteOutcome, WriteStream};
+use super::upload::WriteStream;
 use crate::{
     compression::Decompression,
     digests,
@@ -25,19 +29,32 @@ const NOT_COUNTED: i64 = -1;
 impl Reapi {
     /// Stores a blob, or answers at once if it is present already.
     pub(crate) async fn write(&self, messages: Messages) -> Result<Body, Status> {
-        let files = self.options.memory.files.clone();
-        let (upload, name) = WriteStream::start(messages, files).await?;
+        let (upload, name) = WriteStream::start(messages).await?;
         digests::check_size(&name.digest, &self.options.limits)?;
         let outcome = Arc::clone(&upload.outcome);
+        let plain = name.compressor == Compressor::Identity;
         let put = if name.digest.is_empty_blob() {
-            check_empty(&upload, &name)?;
+            // Content that is still to arrive or to be decompressed is ignored.
+            if plain && upload.data_len() > 0 {
+                return Err(invalid_field("data", "the empty blob has no content"));
+            }
             Ok(Put::Existed)
         } else {
             self.put(upload, &name).await?
         };
         // Malformed content is the cause of what the store found.
-        outcome.check()?;
-        let committed_size = committed(put.map_err(from_store)?, &name, &outcome);
+        if let Some(why) = outcome.malformed.get() {
+            return Err(why.clone().into());
+        }
+        let committed = match put.map_err(from_store)? {
+            _ if plain => Some(name.digest.size()),
+            // Clients compare it with the compressed bytes that they sent, and the offset at which they began.
+            Put::Stored => Some(outcome.end.load(Ordering::Relaxed)),
+            Put::Existed => None,
+        };
+        let committed_size = committed.map_or(NOT_COUNTED, |bytes| {
+            i64::try_from(bytes).unwrap_or(i64::MAX)
+        });
         Body::reply(self.transport(), &WriteResponse { committed_size }).await
     }
 
@@ -53,7 +70,7 @@ impl Reapi {
             // By far the most frequent upload. It cannot stall once all of it has arrived.
             upload.gather().await?;
             Permit::default()
-        } else if let Some(file) = self.open_file(&mut upload, digest).await? {
+        } else if let Some(file) = self.open_file(digest).await? {
             file
         } else {
             return Ok(Ok(Put::Existed));
@@ -84,40 +101,14 @@ impl Reapi {
 
     /// Reserves the open file of an upload that may stall; `None` if the blob is present, which is looked up only
     /// where the upload would have to wait.
-    async fn open_file(
-        &self,
-        upload: &mut WriteStream,
-        digest: &Digest,
-    ) -> Result<Option<Permit>, Status> {
-        if !upload.try_reserve_file() {
-            let missing = self
-                .stores
-                .blobs
-                .find_missing(slice::from_ref(digest))
-                .await;
-            if missing.is_ok_and(|missing| missing.is_empty()) {
-                return Ok(None);
-            }
-            upload.reserve_file().await?;
+    async fn open_file(&self, digest: &Digest) -> Result<Option<Permit>, Status> {
+        let files = &self.options.memory.files;
+        if let Some(file) = files.try_reserve(1) {
+            return Ok(Some(file));
         }
-        Ok(Some(mem::take(&mut upload.file)))
-    }
-}
-
-/// Refuses content of the empty blob. Content that is still to arrive or to be decompressed is ignored.
-fn check_empty(upload: &WriteStream, name: &WriteName) -> Result<(), Status> {
-    if name.compressor == Compressor::Identity && upload.data_len() > 0 {
-        return Err(invalid_field("data", "the empty blob has no content"));
-    }
-    Ok(())
-}
-
-/// Returns the committed size. For compressed content it is not counted, or the offset at which the upload began plus
-/// the compressed bytes: clients compare it with the bytes that they sent.
-fn committed(put: Put, name: &WriteName, outcome: &WriteOutcome) -> i64 {
-    match (name.compressor, put) {
-        (Compressor::Identity, _) => i64::try_from(name.digest.size()).unwrap_or(i64::MAX),
-        (Compressor::Zstd, Put::Stored) => i64::try_from(outcome.end()).unwrap_or(NOT_COUNTED),
-        (Compressor::Zstd, Put::Existed) => NOT_COUNTED,
+        if self.stores.blobs.contains(digest).await.unwrap_or(false) {
+            return Ok(None);
+        }
+        files.reserve(1).await.map(Some).map_err(full)
     }
 }

@@ -1,6 +1,6 @@
 //! `BatchReadBlobs`.
 
-use std::{mem, vec};
+use std::{iter, mem};
 
 use bytes::{Bytes, BytesMut};
 use gorego_grpc::{Body, COPIED, run};
@@ -24,7 +24,8 @@ use crate::{
 
 /// The bytes of a response that each blob takes beside its content: a digest and a status, as text.
 const PER_BLOB: u64 = 512;
-
+/// The bytes encoded at a time, and at most one small blob more.
+const PIECE: usize = 48 * 1024;
 const RESPONSES: u32 = BatchReadBlobsResponse::RESPONSES;
 
 impl Reapi {
@@ -34,7 +35,7 @@ impl Reapi {
         let function = digests::function(request.digest_function)?;
         let digests = digests::digests("digests", function, &request.digests)?;
         self.check_batch("digests", digests.iter().map(Digest::size))?;
-        let space = ResponseSpace::for_digests(&digests, self.options.limits.max_batch_bytes)?;
+        let mut space = space(&digests, self.options.limits.max_batch_bytes)?;
         let framing = PER_BLOB.saturating_mul(digests.len() as u64);
         let (contents, permit) = self.read_batch(&digests, framing).await?;
         let blobs = contents.into_iter().zip(&digests).map(|(content, digest)| {
@@ -53,63 +54,50 @@ impl Reapi {
             let compress = || blobs.into_iter().map(compressed).collect();
             blobs = run(true, compress).await?;
         }
-        let blobs = space.fit(blobs);
+        for blob in &mut blobs {
+            fit(blob, &mut space);
+        }
         let len = blobs.iter().map(field_len).sum();
-        Ok(Body::pieces(len, Encoder::new(blobs), permit))
+        Ok(Body::pieces(len, encode(blobs), permit))
     }
 }
 
-/// The bytes left in the largest response that clients accept, after the digest and the status code of each blob.
-struct ResponseSpace(u64);
+/// Returns the bytes left in the largest response that clients accept, after the digest and the status code of each
+/// blob. Refuses digests whose response would not fit even without content.
+fn space(digests: &[Digest], max_batch_bytes: u64) -> Result<u64, Status> {
+    let largest = Limits::max_batch_response(max_batch_bytes);
+    let least = digests.iter().map(Digest::to_proto).map(least_len).sum();
+    largest.checked_sub(least).ok_or_else(|| {
+        Status::resource_exhausted(format!(
+            "digests: the response needs {least} bytes without content, at most {largest} are allowed"
+        ))
+    })
+}
 
-impl ResponseSpace {
-    /// Refuses digests whose response would not fit even without content.
-    fn for_digests(digests: &[Digest], max_batch_bytes: u64) -> Result<Self, Status> {
-        let largest = Limits::max_batch_response(max_batch_bytes);
-        let least = digests.iter().map(Digest::to_proto).map(least_len).sum();
-        largest.checked_sub(least).map(Self).ok_or_else(|| {
-            let why = format!(
-                "the response needs {least} bytes without content, at most {largest} are allowed"
-            );
-            Status::resource_exhausted(format!("digests: {why}"))
-        })
-    }
-
-    /// Leaves out content that does not fit, and then the text of statuses.
-    fn fit(mut self, mut blobs: Vec<BlobRead>) -> Vec<BlobRead> {
-        for blob in &mut blobs {
-            self.fit_one(blob);
-        }
-        blobs
-    }
-
-    fn fit_one(&mut self, blob: &mut BlobRead) {
-        if self.reserve(blob) {
-            return;
-        }
-        if !blob.data.is_empty() {
-            let why =
-                "does not fit into this response: read it in another batch or with ByteStream";
-            let refused = Err::<(), _>(Status::resource_exhausted(why));
-            blob.data = Bytes::new();
-            blob.compressor = 0;
-            blob.status = Some(outcome(&refused));
-        }
-        if !self.reserve(blob)
-            && let Some(status) = &mut blob.status
-        {
-            status.message.clear();
-            status.details.clear();
-        }
-    }
-
-    /// Reserves the space of a blob; false if there is too little.
-    fn reserve(&mut self, blob: &BlobRead) -> bool {
+/// Takes the bytes of a blob from `space`. Leaves out content that does not fit, and then the text of the status.
+fn fit(blob: &mut BlobRead, space: &mut u64) {
+    let mut fits = |blob: &BlobRead| {
         let least = blob.digest.clone().map_or(0, least_len);
-        let more = (field_len(blob) as u64).saturating_sub(least);
-        let left = self.0.checked_sub(more);
-        self.0 = left.unwrap_or(self.0);
+        let left = space.checked_sub((field_len(blob) as u64).saturating_sub(least));
+        *space = left.unwrap_or(*space);
         left.is_some()
+    };
+    if fits(blob) {
+        return;
+    }
+    if !blob.data.is_empty() {
+        let why = "does not fit into this response: read it in another batch or with ByteStream";
+        *blob = BlobRead {
+            digest: blob.digest.take(),
+            status: Some(outcome(&Err::<(), _>(Status::resource_exhausted(why)))),
+            ..BlobRead::default()
+        };
+    }
+    if !fits(blob)
+        && let Some(status) = &mut blob.status
+    {
+        status.message.clear();
+        status.details.clear();
     }
 }
 
@@ -126,58 +114,39 @@ fn least_len(digest: v2::Digest) -> u64 {
     }) as u64
 }
 
-/// An encoder of a response piece by piece, so that a full batch is not in memory twice.
-struct Encoder {
-    blobs: vec::IntoIter<BlobRead>,
-    encoded: BytesMut,
-    /// The next piece, which is not copied.
-    next: Option<Bytes>,
-}
-
-impl Encoder {
-    /// The bytes encoded at a time, and at most one small blob more.
-    const PIECE: usize = 48 * 1024;
-
-    fn new(blobs: Vec<BlobRead>) -> Self {
-        Self {
-            blobs: blobs.into_iter(),
-            encoded: BytesMut::new(),
-            next: None,
-        }
-    }
-}
-
-impl Iterator for Encoder {
-    type Item = Bytes;
-
-    fn next(&mut self) -> Option<Bytes> {
-        if let Some(data) = self.next.take() {
+/// Encodes a response piece by piece, so that a full batch is not in memory twice.
+fn encode(blobs: Vec<BlobRead>) -> impl Iterator<Item = Bytes> + Send + 'static {
+    let mut blobs = blobs.into_iter();
+    let mut encoded = BytesMut::new();
+    // The next piece, which is not copied.
+    let mut next: Option<Bytes> = None;
+    iter::from_fn(move || {
+        if let Some(data) = next.take() {
             return Some(data);
         }
-        while self.encoded.len() < Self::PIECE {
-            let Some(mut blob) = self.blobs.next() else {
-                break;
-            };
-            if self.encoded.capacity() == 0 {
-                self.encoded.reserve(Self::PIECE + COPIED);
+        while encoded.len() < PIECE
+            && let Some(mut blob) = blobs.next()
+        {
+            if encoded.capacity() == 0 {
+                encoded.reserve(PIECE + COPIED);
             }
-            wire::put_header(RESPONSES, blob.encoded_len(), &mut self.encoded);
+            wire::put_header(RESPONSES, blob.encoded_len(), &mut encoded);
             // The data comes last, so that it need not be copied.
             let data = mem::take(&mut blob.data);
-            blob.encode_raw(&mut self.encoded);
+            blob.encode_raw(&mut encoded);
             if data.is_empty() {
                 continue;
             }
-            wire::put_header(BlobRead::DATA, data.len(), &mut self.encoded);
+            wire::put_header(BlobRead::DATA, data.len(), &mut encoded);
             if data.len() > COPIED {
-                self.next = Some(data);
+                next = Some(data);
                 break;
             }
-            self.encoded.extend_from_slice(&data);
+            encoded.extend_from_slice(&data);
         }
-        let piece = mem::take(&mut self.encoded).freeze();
+        let piece = mem::take(&mut encoded).freeze();
         (!piece.is_empty()).then_some(piece)
-    }
+    })
 }
 
 /// Returns the length of a blob as a field of the response, in bytes.
@@ -229,7 +198,7 @@ mod tests {
         fn encoded_pieces_are_one_message_with_every_blob(
             responses in proptest::collection::vec(blob(), 0..40),
         ) {
-            let pieces: Vec<_> = Encoder::new(responses.clone()).collect();
+            let pieces: Vec<_> = encode(responses.clone()).collect();
             let message = pieces.concat();
             prop_assert_eq!(message.len(), responses.iter().map(field_len).sum::<usize>());
             let decoded = BatchReadBlobsResponse::decode(message.as_slice()).unwrap();

@@ -11,7 +11,6 @@ use reapi::v2::{
 use tonic::Status;
 
 use crate::{
-    Limits,
     compression::Zstd,
     digests,
     services::Reapi,
@@ -42,9 +41,19 @@ impl Reapi {
         let memory = self.options.memory.workspaces.reserve(unfolded);
         let memory = memory.await.map_err(full)?;
         let limits = self.options.limits;
-        let contents = move || (contents(&digests, blobs, &limits), digests, memory);
+        let check = move || {
+            let mut zstd = Zstd::default();
+            let mut to_store = Vec::with_capacity(blobs.len());
+            let checks = digests.iter().zip(blobs).map(|(digest, blob)| {
+                digests::check_size(digest, &limits)?;
+                to_store.push((*digest, content(digest, blob, &mut zstd)?));
+                Ok(())
+            });
+            let checks: Vec<_> = checks.collect();
+            (to_store, checks, digests, memory)
+        };
         // Up to a full batch is decompressed: too much for a thread that other calls wait for.
-        let ((to_store, checks), digests, _memory) = run(unfolded > 0, contents).await?;
+        let (to_store, checks, digests, _memory) = run(unfolded > 0, check).await?;
         let mut stored = self.stores.blobs.put_batch(to_store).await.into_iter();
         let responses = digests.iter().zip(checks).map(|(digest, mut result)| {
             if result.is_ok()
@@ -60,21 +69,6 @@ impl Reapi {
         let responses = responses.collect();
         Body::reply(self.transport(), &BatchUpdateBlobsResponse { responses }).await
     }
-}
-
-/// The blobs that can be stored, and a result for each blob of the batch.
-type Contents = (Vec<(Digest, Bytes)>, Vec<Result<(), Status>>);
-
-fn contents(digests: &[Digest], blobs: Vec<BlobToStore>, limits: &Limits) -> Contents {
-    let mut zstd = Zstd::default();
-    let mut checks = Vec::with_capacity(blobs.len());
-    let mut to_store = Vec::with_capacity(blobs.len());
-    for (digest, blob) in digests.iter().zip(blobs) {
-        let content =
-            digests::check_size(digest, limits).and_then(|()| content(digest, blob, &mut zstd));
-        checks.push(content.map(|content| to_store.push((*digest, content))));
-    }
-    (to_store, checks)
 }
 
 /// Returns a blob's content, uncompressed and of the right size.

@@ -1,24 +1,25 @@
 //! `FindMissingBlobs`.
 
 use bytes::Bytes;
-use gorego_grpc::{Body, Messages, decode_within, full, is_large, run};
+use gorego_grpc::{Body, Messages, full, is_large, malformed, run};
 use gorego_limits::Permit;
 use gorego_storage::Digest;
 use prost::Message as _;
 use reapi::{
-    v2::{self, FindMissingBlobsRequest, FindMissingBlobsResponse},
+    v2::{self, FindMissingBlobsRequest as Request, FindMissingBlobsResponse},
     wire::{Fields, Value},
 };
 use tonic::Status;
 
 use crate::{
     digests,
-    services::{DIGESTS, Reapi, measure},
+    services::{DIGESTS, Reapi},
     status::from_store,
 };
 
 /// The most memory that the digests of a request take for each of its bytes, in bytes.
 const UNFOLDED: u64 = 2;
+const WRONG_TYPE: &str = "a field has another type";
 
 impl Reapi {
     /// Returns the missing blobs, each once.
@@ -39,53 +40,35 @@ impl Reapi {
         request: Bytes,
         permit: Permit,
     ) -> Result<(Vec<Digest>, [Permit; 2]), Status> {
-        let memory = self.transport();
         let bytes = UNFOLDED.saturating_mul(request.len() as u64);
-        let permits = [permit, memory.decoded.reserve(bytes).await.map_err(full)?];
-        let encoded = request.clone();
-        let read = move || (in_place(&encoded), permits);
-        let (found, permits) = run(is_large(&request), read).await?;
-        if let Some(found) = found {
-            return Ok((found?, permits));
-        }
-        let [permit, digests] = permits;
-        drop(digests);
-        let measure = measure::<FindMissingBlobsRequest>;
-        let (request, permits) = decode_within(memory, request, permit, measure).await?;
-        Ok((decoded(&request)?, permits))
+        let digests = self.transport().decoded.reserve(bytes).await;
+        let permits = [permit, digests.map_err(full)?];
+        let large = is_large(&request);
+        let (found, permits) = run(large, move || (read(&request), permits)).await?;
+        Ok((found?, permits))
     }
 }
 
 /// Reads the digests of an encoded request in place: decoding first takes as long as all the rest, and several times
-/// the memory. Returns `None` for a request that is malformed, or not encoded as by a client.
-fn in_place(request: &[u8]) -> Option<Result<Vec<Digest>, Status>> {
+/// the memory.
+fn read(request: &[u8]) -> Result<Vec<Digest>, Status> {
     let (mut instance, mut function) = ("", 0);
     for field in Fields::of(request) {
-        match field.ok()? {
-            (FindMissingBlobsRequest::INSTANCE_NAME, Value::Delimited(name)) => {
-                instance = str::from_utf8(name).ok()?;
-            }
-            (FindMissingBlobsRequest::BLOB_DIGESTS, Value::Delimited(digest)) => {
-                read_digest(digest)?;
-            }
-            (FindMissingBlobsRequest::DIGEST_FUNCTION, Value::Varint(number)) => {
-                function = i32::try_from(number.cast_signed()).ok()?;
-            }
-            _ => return None,
+        match field.map_err(malformed)? {
+            (Request::INSTANCE_NAME, Value::Delimited(name)) => instance = text(name)?,
+            (Request::DIGEST_FUNCTION, Value::Varint(number)) => function = number,
+            (Request::BLOB_DIGESTS, Value::Delimited(_)) | (4.., _) => {}
+            _ => return Err(malformed(WRONG_TYPE)),
         }
     }
-    Some(checked_in_place(request, instance, function))
-}
-
-fn checked_in_place(request: &[u8], instance: &str, function: i32) -> Result<Vec<Digest>, Status> {
     digests::instance(instance)?;
-    let function = digests::function(function)?;
+    let function = digests::function(i32::try_from(function.cast_signed()).unwrap_or(-1))?;
     let mut found = Vec::new();
     for field in Fields::of(request).map_while(Result::ok) {
-        let (FindMissingBlobsRequest::BLOB_DIGESTS, Value::Delimited(digest)) = field else {
+        let (Request::BLOB_DIGESTS, Value::Delimited(digest)) = field else {
             continue;
         };
-        let (hash, size) = read_digest(digest).unwrap_or_default();
+        let (hash, size) = read_digest(digest)?;
         let field = format_args!("blob_digests[{}]", found.len());
         let digest = Digest::parse(function, hash, size);
         found.push(digest.map_err(|why| digests::refuse(field, why))?);
@@ -93,10 +76,22 @@ fn checked_in_place(request: &[u8], instance: &str, function: i32) -> Result<Vec
     Ok(found)
 }
 
-fn decoded(request: &FindMissingBlobsRequest) -> Result<Vec<Digest>, Status> {
-    digests::instance(&request.instance_name)?;
-    let function = digests::function(request.digest_function)?;
-    digests::digests("blob_digests", function, &request.blob_digests)
+/// Returns the hash and size of an encoded `Digest`.
+fn read_digest(digest: &[u8]) -> Result<(&str, i64), Status> {
+    let (mut hash, mut size) = ("", 0);
+    for field in Fields::of(digest) {
+        match field.map_err(malformed)? {
+            (v2::Digest::HASH, Value::Delimited(digits)) => hash = text(digits)?,
+            (v2::Digest::SIZE_BYTES, Value::Varint(bytes)) => size = bytes.cast_signed(),
+            (3.., _) => {}
+            _ => return Err(malformed(WRONG_TYPE)),
+        }
+    }
+    Ok((hash, size))
+}
+
+fn text(bytes: &[u8]) -> Result<&str, Status> {
+    str::from_utf8(bytes).map_err(malformed)
 }
 
 /// Returns the length of the response in bytes, and its pieces: it is in memory neither as a message nor encoded.
@@ -107,28 +102,14 @@ fn encode(missing: Vec<Digest>) -> (usize, impl Iterator<Item = Bytes> + Send + 
     };
     let pieces = missing.chunks(PIECE);
     let len = pieces.map(|piece| message(piece).encoded_len()).sum();
-    let mut from = 0;
+    let mut starts = (0..missing.len()).step_by(PIECE);
     // Messages one after another are one message with the fields of all.
     let pieces = std::iter::from_fn(move || {
-        let rest = missing.get(from..).filter(|rest| !rest.is_empty())?;
+        let rest = missing.get(starts.next()?..)?;
         let piece = rest.get(..PIECE).unwrap_or(rest);
-        from += piece.len();
         Some(message(piece).encode_to_vec().into())
     });
     (len, pieces)
-}
-
-/// Returns the hash and size of an encoded `Digest`.
-fn read_digest(digest: &[u8]) -> Option<(&str, i64)> {
-    let (mut hash, mut size) = ("", 0);
-    for field in Fields::of(digest) {
-        match field.ok()? {
-            (v2::Digest::HASH, Value::Delimited(digits)) => hash = str::from_utf8(digits).ok()?,
-            (v2::Digest::SIZE_BYTES, Value::Varint(bytes)) => size = bytes.cast_signed(),
-            _ => return None,
-        }
-    }
-    Some((hash, size))
 }
 
 #[cfg(test)]
@@ -138,7 +119,7 @@ mod tests {
 
     use super::*;
 
-    fn request() -> impl Strategy<Value = FindMissingBlobsRequest> {
+    fn request() -> impl Strategy<Value = Request> {
         let good = (any::<u64>(), 0..DigestFunction::ALL.len()).prop_map(|(seed, function)| {
             DigestFunction::ALL[function]
                 .digest(&seed.to_le_bytes())
@@ -150,7 +131,7 @@ mod tests {
         let digests = proptest::collection::vec(digest, 0..10);
         let function = prop_oneof![10 => Just(0), 1 => -1_i32..12];
         ("[a-z/]{0,3}", digests, function).prop_map(
-            |(instance_name, blob_digests, digest_function)| FindMissingBlobsRequest {
+            |(instance_name, blob_digests, digest_function)| Request {
                 instance_name,
                 blob_digests,
                 digest_function,
@@ -160,16 +141,17 @@ mod tests {
 
     /// Returns the digests, or the error as a client gets it.
     fn wanted(request: &[u8]) -> Result<Vec<Digest>, String> {
-        let found = in_place(request).unwrap_or_else(|| {
-            let request = FindMissingBlobsRequest::decode(request);
-            decoded(&request.map_err(|why| Status::invalid_argument(why.to_string()))?)
-        });
-        found.map_err(|status| status.to_string())
+        read(request).map_err(|status| status.to_string())
     }
 
     /// Returns the digests that the generated types and the parser of digests find in a request.
-    fn expected(request: &FindMissingBlobsRequest) -> Result<Vec<Digest>, String> {
-        decoded(request).map_err(|status| status.to_string())
+    fn expected(request: &Request) -> Result<Vec<Digest>, String> {
+        let parse = || {
+            digests::instance(&request.instance_name)?;
+            let function = digests::function(request.digest_function)?;
+            digests::digests("blob_digests", function, &request.blob_digests)
+        };
+        parse().map_err(|status: Status| status.to_string())
     }
 
     #[test]
@@ -190,10 +172,7 @@ mod tests {
     proptest! {
         #[test]
         fn reading_in_place_finds_the_same_digests_as_decoding(request in request()) {
-            let encoded = request.encode_to_vec();
-            let found = in_place(&encoded).expect("an encoder wrote it");
-            let found = found.map_err(|status| status.to_string());
-            prop_assert_eq!(&found, &expected(&request));
+            prop_assert_eq!(wanted(&request.encode_to_vec()), expected(&request));
         }
 
         #[test]
@@ -202,9 +181,9 @@ mod tests {
         ) {
             let joined: Vec<u8> = requests
                 .iter()
-                .flat_map(FindMissingBlobsRequest::encode_to_vec)
+                .flat_map(Request::encode_to_vec)
                 .collect();
-            let request = FindMissingBlobsRequest::decode(joined.as_slice()).unwrap();
+            let request = Request::decode(joined.as_slice()).unwrap();
             prop_assert_eq!(wanted(&joined), expected(&request));
         }
 
@@ -213,7 +192,9 @@ mod tests {
             nonsense in proptest::collection::vec(prop_oneof![0_u8..30, any::<u8>()], 0..40),
         ) {
             let found = wanted(&nonsense);
-            if let Ok(request) = FindMissingBlobsRequest::decode(nonsense.as_slice()) {
+            // Groups, which prost skips, are refused.
+            prop_assume!(!found.as_ref().is_err_and(|why| why.contains("wire type")));
+            if let Ok(request) = Request::decode(nonsense.as_slice()) {
                 prop_assert_eq!(found, expected(&request));
             } else {
                 prop_assert!(found.is_err());

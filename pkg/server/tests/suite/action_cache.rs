@@ -1,12 +1,9 @@
 //! `ActionCache`.
 
-use std::sync::Arc;
-
 use crate::common::*;
 use bytes::Bytes;
-use gorego_limits::Budget;
-use gorego_server::{Options, Stores};
-use gorego_storage::{ActionCache as _, CompletenessChecking, Digest, DigestFunction, MemoryStore};
+use gorego_server::Options;
+use gorego_storage::{ActionCache as _, Digest, DigestFunction};
 use prost::Message as _;
 use reapi::v2::{
     self, ActionResult, GetActionResultRequest, OutputDirectory, OutputFile,
@@ -79,33 +76,24 @@ async fn a_stored_result_is_returned_unchanged_and_the_last_write_wins() {
 
 #[tokio::test]
 async fn a_miss_tells_whether_there_is_no_result_or_a_blob_is_missing() {
-    let store = Arc::<MemoryStore>::default();
-    let memory = Budget::memory("memory for trees", 1 << 20);
-    let actions = CompletenessChecking::new(Arc::clone(&store), Arc::clone(&store) as _, memory);
-    let stores = Stores {
-        blobs: Arc::clone(&store) as _,
-        uploads: Arc::clone(&store) as _,
-        actions: Arc::new(actions),
-    };
-    let server = Server::over(stores, Options::default()).await;
-    let (action, blob) = (sha256(b"action"), sha256(b"output"));
-    let status = get(&server, "", &action).await.unwrap_err();
-    let expected = format!("no result of action {action}");
-    assert_eq!(
-        (status.code(), status.message()),
-        (Code::NotFound, &*expected)
-    );
-    let result = ActionResult {
-        output_files: vec![file("a", Some(blob.to_proto()))],
-        ..ActionResult::default()
-    };
-    update(&server, "", &action, result).await.unwrap();
-    let status = get(&server, "", &action).await.unwrap_err();
-    let expected = format!("result of action {action} is incomplete: blob {blob} is missing");
-    assert_eq!(
-        (status.code(), status.message()),
-        (Code::NotFound, &*expected)
-    );
+    let server = Server::of_complete_results().await;
+    // The client names no digest function.
+    for function in [DigestFunction::Sha256, DigestFunction::Blake3] {
+        let (action, blob) = (function.digest(b"action"), function.digest(b"output"));
+        let miss = async || {
+            let status = get(&server, "", &action).await.unwrap_err();
+            assert_eq!(status.code(), Code::NotFound);
+            status.message().to_owned()
+        };
+        assert_eq!(miss().await, format!("no result of action {action}"));
+        let result = ActionResult {
+            output_files: vec![file("a", Some(blob.to_proto()))],
+            ..ActionResult::default()
+        };
+        server.store.put("", &action, result).await.unwrap();
+        let expected = format!("result of action {action} is incomplete: blob {blob} is missing");
+        assert_eq!(miss().await, expected);
+    }
 }
 
 #[tokio::test]

@@ -26,7 +26,6 @@ use tokio::{
 use tonic::Code;
 
 const READ: &str = "/google.bytestream.ByteStream/Read";
-const WRITE: &str = "/google.bytestream.ByteStream/Write";
 const FIND: &str = "/build.bazel.remote.execution.v2.ContentAddressableStorage/FindMissingBlobs";
 const BATCH: &str = "/build.bazel.remote.execution.v2.ContentAddressableStorage/BatchReadBlobs";
 
@@ -105,28 +104,6 @@ async fn slow_large_requests_give_way_to_waiting_ones() {
     assert_gave_way(&dripping);
     stored.unwrap();
     assert!(server.stored(&digest).await.is_some());
-}
-
-#[tokio::test]
-async fn uploads_read_whole_count_as_large_requests() {
-    let server = server().await;
-    let mut client = RawClient::connect(&server, 65_535).await;
-    // Data that is not the last field: two bytes of another one follow.
-    let mut head = Vec::new();
-    prost::encoding::encode_key(10, prost::encoding::WireType::LengthDelimited, &mut head);
-    prost::encoding::encode_varint(4 * MIB as u64 - 7, &mut head);
-    let message = Bytes::from([head, vec![0; 100_000]].concat());
-    let mut calls = Vec::new();
-    for _ in 0..6 {
-        let (response, mut request) = client.open(WRITE);
-        let len = u32::try_from(4 * MIB).unwrap().to_be_bytes();
-        let header = [&[0], len.as_slice()].concat();
-        request.send_data(header.into(), false).unwrap();
-        request.send_data(message.clone(), false).unwrap();
-        calls.push((response, request));
-    }
-    // The sixth waits for the others.
-    assert_gave_way(&first(calls.into_iter().map(drip)).await);
 }
 
 fn batch_read(digest: &Digest) -> BatchReadBlobsRequest {

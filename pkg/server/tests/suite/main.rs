@@ -14,6 +14,7 @@ mod byte_stream_resume;
 mod byte_stream_write;
 mod capabilities;
 mod cas_batches;
+mod cas_missing;
 mod cas_tree;
 mod common;
 mod dripping;

@@ -4,16 +4,13 @@ use std::sync::Arc;
 
 use crate::common::*;
 use bytes::Bytes;
-use gorego_limits::Budget;
 use gorego_server::{Options, Stores};
-use gorego_storage::{
-    ActionCache, ActionCacheExt as _, CompletenessChecking, Digest, DigestFunction, MemoryStore,
-};
+use gorego_storage::{ActionCacheExt as _, Digest, DigestFunction, MemoryStore};
 use prost::Message as _;
 use reapi::v2::{
     ActionResult, BatchReadBlobsRequest, BatchUpdateBlobsRequest, Directory, DirectoryNode,
-    FindMissingBlobsRequest, GetActionResultRequest, GetTreeRequest, OutputFile,
-    UpdateActionResultRequest, batch_update_blobs_request::Request as BlobToStore,
+    GetActionResultRequest, GetTreeRequest, OutputFile, UpdateActionResultRequest,
+    batch_update_blobs_request::Request as BlobToStore,
 };
 use tonic::Code;
 
@@ -42,16 +39,6 @@ async fn store(server: &Server, contents: &[(Digest, Bytes)]) -> Vec<Code> {
     responses
         .map(|response| Code::from(response.status.unwrap().code))
         .collect()
-}
-
-async fn missing(server: &Server, digests: &[Digest]) -> Vec<String> {
-    let request = FindMissingBlobsRequest {
-        blob_digests: digests.iter().map(Digest::to_proto).collect(),
-        ..FindMissingBlobsRequest::default()
-    };
-    let answer = server.cas().await.find_missing_blobs(request).await;
-    let missing = answer.unwrap().into_inner().missing_blob_digests;
-    missing.into_iter().map(|digest| digest.hash).collect()
 }
 
 #[tokio::test]
@@ -249,39 +236,6 @@ async fn a_result_is_stored_under_the_function_of_its_outputs() {
     assert!(server.store.find("", &first).await.unwrap().is_some());
     // A later result under the second function replaces it.
     round_trip(&server, &action, &output, &blake3(&output)).await;
-}
-
-#[tokio::test]
-async fn a_miss_names_the_missing_blob_of_either_function() {
-    let store = Arc::<MemoryStore>::default();
-    let memory = Budget::memory("memory for trees", 1 << 20);
-    let actions = CompletenessChecking::new(Arc::clone(&store), Arc::clone(&store) as _, memory);
-    let stores = Stores {
-        blobs: Arc::clone(&store) as _,
-        uploads: Arc::clone(&store) as _,
-        actions: Arc::new(actions),
-    };
-    let server = Server::over(stores, Options::default()).await;
-    for function in [DigestFunction::Sha256, DigestFunction::Blake3] {
-        let (action, output) = (function.digest(b"action"), function.digest(b"output"));
-        let file = OutputFile {
-            digest: Some(output.to_proto()),
-            ..OutputFile::default()
-        };
-        let result = ActionResult {
-            output_files: vec![file],
-            ..ActionResult::default()
-        };
-        let put = ActionCache::put(&*store, "", &action, result).await;
-        put.unwrap();
-        let request = GetActionResultRequest {
-            action_digest: Some(action.to_proto()),
-            ..GetActionResultRequest::default()
-        };
-        let answer = server.actions().await.get_action_result(request).await;
-        let expected = format!("result of action {action} is incomplete: blob {output} is missing");
-        assert_eq!(answer.unwrap_err().message(), expected);
-    }
 }
 
 #[tokio::test]

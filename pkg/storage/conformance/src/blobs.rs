@@ -5,57 +5,45 @@ use futures::StreamExt as _;
 
 use super::{
     Location,
-    content::{End, Kind, SHA256, SIZES, broken, content, expect, file, read, stream_of},
+    content::{End, Kind, SHA256, SIZES, broken, content, expect, file, put, read, stream_of},
 };
-use gorego_storage::{Blob, BlobStore, CHUNK_SIZE, Digest, DigestFunction, Error, Put};
+use gorego_storage::{Blob, BlobStore, CHUNK_SIZE, Digest, DigestFunction, Error, Put, Result};
 
 /// Whether this is a valid outcome of a put of a present blob.
 fn is_repeated(put: Put, location: Location) -> bool {
     put == Put::Existed || location == Location::Remote
 }
 
-pub(super) async fn a_stored_blob_is_returned(
+fn is_mismatch(put: &Result<Put>, digest: &Digest) -> bool {
+    matches!(put, Err(Error::Mismatch { expected, .. }) if expected == digest)
+}
+
+pub(super) async fn a_blob_is_stored_and_returned_only_if_its_content_matches(
     store: &dyn BlobStore,
     kind: Kind,
     location: Location,
 ) {
     for function in DigestFunction::ALL {
         for size in SIZES {
-            let content = content(size as u64, size);
-            let digest = function.digest(&content);
-            let put = store.put(&digest, kind.blob(&content)).await;
+            let right = content(size as u64, size);
+            let digest = function.digest(&right);
+            if (1..=CHUNK_SIZE + 1).contains(&size) {
+                expect(store, &digest, None).await;
+                let (other, longer) = (content(2, size), content(size as u64, size + 1));
+                for wrong in [other, longer, right.slice(..size - 1)] {
+                    let len = wrong.len();
+                    let put = store.put(&digest, kind.blob(&wrong)).await;
+                    let refused = is_mismatch(&put, &digest);
+                    assert!(refused, "{len} bytes for {digest} as {kind:?}: {put:?}");
+                    expect(store, &digest, None).await;
+                }
+            }
+            let put = store.put(&digest, kind.blob(&right)).await;
             let put = put.unwrap_or_else(|error| panic!("putting {digest} as {kind:?}: {error}"));
             assert!(put == Put::Stored || size == 0, "{digest} as {kind:?}");
-            expect(store, &digest, Some(&content)).await;
-            let again = store.put(&digest, kind.blob(&content)).await.unwrap();
-            assert!(is_repeated(again, location), "{digest} as {kind:?}");
-        }
-    }
-}
-
-pub(super) async fn content_that_does_not_match_is_not_stored(store: &dyn BlobStore, kind: Kind) {
-    for function in DigestFunction::ALL {
-        for size in [1, 4096, CHUNK_SIZE + 1] {
-            let right = content(1, size);
-            let digest = function.digest(&right);
-            for wrong in [
-                content(2, size),
-                content(1, size + 1),
-                right.slice(..size - 1),
-            ] {
-                let put = store.put(&digest, kind.blob(&wrong)).await;
-                assert!(
-                    matches!(&put, Err(Error::Mismatch { expected, .. }) if *expected == digest),
-                    "{} bytes for {digest} as {kind:?}: {put:?}",
-                    wrong.len()
-                );
-                expect(store, &digest, None).await;
-            }
-            assert_eq!(
-                store.put(&digest, kind.blob(&right)).await.unwrap(),
-                Put::Stored
-            );
             expect(store, &digest, Some(&right)).await;
+            let again = store.put(&digest, kind.blob(&right)).await.unwrap();
+            assert!(is_repeated(again, location), "{digest} as {kind:?}");
         }
     }
 }
@@ -63,20 +51,13 @@ pub(super) async fn content_that_does_not_match_is_not_stored(store: &dyn BlobSt
 pub(super) async fn content_is_returned_from_any_offset(store: &dyn BlobStore) {
     for size in [0, 1, 5000, CHUNK_SIZE, 2 * CHUNK_SIZE + 7] {
         let content = content(3, size);
-        let digest = SHA256.digest(&content);
-        store
-            .put(&digest, Blob::Bytes(content.clone()))
-            .await
-            .unwrap();
+        let digest = put(store, SHA256, &content).await;
         for offset in [0, 1, size / 2, size.saturating_sub(1), size] {
             if offset > size {
                 continue;
             }
-            let mut chunks = store
-                .get(&digest, offset as u64)
-                .await
-                .unwrap()
-                .into_chunks();
+            let blob = store.get(&digest, offset as u64).await.unwrap();
+            let mut chunks = blob.into_chunks();
             let mut got = Vec::new();
             while let Some(chunk) = chunks.next().await {
                 let chunk = chunk.unwrap();
@@ -95,27 +76,15 @@ pub(super) async fn content_is_returned_from_any_offset(store: &dyn BlobStore) {
     }
 }
 
-pub(super) async fn a_missing_blob_is_not_found(store: &dyn BlobStore) {
-    for function in DigestFunction::ALL {
-        expect(store, &function.digest(b"never put"), None).await;
-    }
-}
-
 pub(super) async fn blobs_differ_by_function_and_size(store: &dyn BlobStore) {
     let content = content(4, 4096);
-    let digest = SHA256.digest(&content);
-    store
-        .put(&digest, Blob::Bytes(content.clone()))
-        .await
-        .unwrap();
+    let digest = put(store, SHA256, &content).await;
     let other_size = Digest::from_hash(SHA256, digest.hash(), 4095).unwrap();
     let other_function = Digest::from_hash(DigestFunction::Blake3, digest.hash(), 4096).unwrap();
-    expect(store, &other_size, None).await;
-    expect(store, &other_function, None).await;
-    expect(store, &digest, Some(&content)).await;
     for wrong in [other_size, other_function] {
+        expect(store, &wrong, None).await;
         let put = store.put(&wrong, Blob::Bytes(content.clone())).await;
-        assert!(matches!(put, Err(Error::Mismatch { .. })), "{put:?}");
+        assert!(is_mismatch(&put, &wrong), "{put:?}");
     }
     expect(store, &digest, Some(&content)).await;
 }
@@ -124,7 +93,7 @@ pub(super) async fn the_empty_blob_is_always_present(store: &dyn BlobStore) {
     for function in DigestFunction::ALL {
         let empty = function.empty();
         expect(store, &empty, Some(&Bytes::new())).await;
-        store.put(&empty, Blob::Bytes(Bytes::new())).await.unwrap();
+        put(store, function, &Bytes::new()).await;
         expect(store, &empty, Some(&Bytes::new())).await;
 
         // Another hash with size 0, and the hash of the empty blob with another size, are other blobs.
@@ -132,10 +101,7 @@ pub(super) async fn the_empty_blob_is_always_present(store: &dyn BlobStore) {
         let other_size = Digest::from_hash(function, empty.hash(), 1).unwrap();
         for wrong in [other_hash, other_size] {
             let put = store.put(&wrong, Blob::Bytes(Bytes::new())).await;
-            assert!(
-                matches!(put, Err(Error::Mismatch { .. })),
-                "{wrong}: {put:?}"
-            );
+            assert!(is_mismatch(&put, &wrong), "{wrong}: {put:?}");
             expect(store, &wrong, None).await;
         }
     }
@@ -145,28 +111,22 @@ pub(super) async fn missing_digests_are_returned_once_in_order(store: &dyn BlobS
     let [a, b, c] = ["a", "b", "c"].map(|text| SHA256.digest(text.as_bytes()));
     let b_of_sha1 = DigestFunction::Sha1.digest(b"b");
     assert_eq!(store.find_missing(&[]).await.unwrap(), []);
-    store.put(&b, Blob::Bytes("b".into())).await.unwrap();
+    put(store, SHA256, &"b".into()).await;
     let digests = [c, b, a, b_of_sha1, c, SHA256.empty(), b, a];
-    assert_eq!(
-        store.find_missing(&digests).await.unwrap(),
-        [c, a, b_of_sha1]
-    );
+    let missing = store.find_missing(&digests).await.unwrap();
+    assert_eq!(missing, [c, a, b_of_sha1]);
 }
 
 pub(super) async fn many_digests_are_looked_up_at_once(store: &dyn BlobStore) {
-    const COUNT: u64 = 10_000;
-    let digests: Vec<_> = (0..COUNT)
-        .map(|n| SHA256.digest(&n.to_le_bytes()))
-        .collect();
-    for (number, digest) in (0..COUNT).zip(&digests).step_by(100) {
-        let content = Bytes::copy_from_slice(&number.to_le_bytes());
-        store.put(digest, Blob::Bytes(content)).await.unwrap();
+    let contents: Vec<_> = (0..10_000_u64).map(u64::to_le_bytes).collect();
+    let mut digests: Vec<_> = contents.iter().map(|it| SHA256.digest(it)).collect();
+    for content in contents.iter().step_by(100) {
+        put(store, SHA256, &Bytes::copy_from_slice(content)).await;
     }
     let missing = store.find_missing(&digests).await.unwrap();
-    let expected = (0..COUNT)
-        .zip(digests)
-        .filter(|(number, _)| number % 100 != 0);
-    assert!(missing.into_iter().eq(expected.map(|(_, digest)| digest)));
+    let mut number = 0..;
+    digests.retain(|_| number.next().is_some_and(|number| number % 100 != 0));
+    assert!(missing == digests);
 }
 
 pub(super) async fn a_part_of_a_file_is_stored(store: &dyn BlobStore) {
@@ -174,10 +134,8 @@ pub(super) async fn a_part_of_a_file_is_stored(store: &dyn BlobStore) {
     for (start, len) in [(0, 10), (10, CHUNK_SIZE + 1), (whole.len() - 1, 1), (17, 0)] {
         let part = whole.slice(start..start + len);
         let digest = SHA256.digest(&part);
-        store
-            .put(&digest, Blob::File(file(&whole, start, len)))
-            .await
-            .unwrap();
+        let blob = Blob::File(file(&whole, start, len));
+        store.put(&digest, blob).await.unwrap();
         expect(store, &digest, Some(&part)).await;
     }
 }
@@ -188,10 +146,8 @@ pub(super) async fn a_failing_stream_stores_nothing(store: &dyn BlobStore) {
         let digest = SHA256.digest(&content);
         for arrived in [content.slice(..len), content.clone()] {
             let put = store.put(&digest, stream_of(&arrived, End::Error)).await;
-            let same = put
-                .as_ref()
-                .is_err_and(|error| error.to_string() == broken().to_string());
-            assert!(same, "the put returns the stream's error, not {put:?}");
+            let error = put.unwrap_err().to_string();
+            assert_eq!(error, broken().to_string(), "the stream's error");
             expect(store, &digest, None).await;
         }
         let put = store.put(&digest, stream_of(&content, End::Complete)).await;
@@ -202,40 +158,21 @@ pub(super) async fn a_failing_stream_stores_nothing(store: &dyn BlobStore) {
 pub(super) async fn each_blob_of_a_batch_has_its_own_content_or_error(store: &dyn BlobStore) {
     assert!(store.get_batch(&[]).await.is_empty());
     let (small, large) = (content(7, 100), content(8, CHUNK_SIZE + 1));
-    let small_digest = SHA256.digest(&small);
-    let large_digest = DigestFunction::Blake3.digest(&large);
-    let absent = SHA256.digest(b"absent");
-    store
-        .put(&small_digest, Blob::Bytes(small.clone()))
-        .await
-        .unwrap();
-    store
-        .put(&large_digest, Blob::Bytes(large.clone()))
-        .await
-        .unwrap();
-    let digests = [
-        small_digest,
-        absent,
-        large_digest,
-        SHA256.empty(),
-        small_digest,
-    ];
-    let got = store.get_batch(&digests).await;
+    let small_digest = put(store, SHA256, &small).await;
+    let large_digest = put(store, DigestFunction::Blake3, &large).await;
     let expected = [
-        Some(&small),
-        None,
-        Some(&large),
-        Some(&Bytes::new()),
-        Some(&small),
+        (small_digest, Some(&small)),
+        (SHA256.digest(b"absent"), None),
+        (large_digest, Some(&large)),
+        (SHA256.empty(), Some(&Bytes::new())),
+        (small_digest, Some(&small)),
     ];
+    let got = store.get_batch(&expected.map(|(digest, _)| digest)).await;
     assert_eq!(got.len(), expected.len());
-    for ((got, expected), digest) in got.iter().zip(expected).zip(digests) {
-        match expected {
-            Some(content) => assert!(got.as_ref().unwrap() == content, "{digest}"),
-            None => assert!(
-                matches!(got, Err(Error::NotFound(d)) if *d == digest),
-                "{got:?}"
-            ),
+    for (got, (digest, content)) in got.into_iter().zip(expected) {
+        match content {
+            Some(content) => assert!(got.unwrap() == content, "{digest}"),
+            None => assert!(matches!(got, Err(Error::NotFound(it)) if it == digest)),
         }
     }
 }
@@ -245,45 +182,34 @@ pub(super) async fn each_blob_of_a_batch_is_stored_or_refused_by_itself(
     location: Location,
 ) {
     assert!(store.put_batch(Vec::new()).await.is_empty());
-    let contents = [
-        content(9, 1),
-        content(10, 4096),
-        content(11, CHUNK_SIZE + 1),
-    ];
-    let digests = contents
-        .each_ref()
-        .map(|content| DigestFunction::Blake3.digest(content));
+    let sizes = [(9, 1), (10, 4096), (11, CHUNK_SIZE + 1)];
+    let [a, b, c] = sizes.map(|(seed, size)| {
+        let content = content(seed, size);
+        (DigestFunction::Blake3.digest(&content), content)
+    });
     let wrong = SHA256.digest(b"wrong");
-    let put = store
-        .put_batch(vec![
-            (digests[0], contents[0].clone()),
-            (wrong, contents[0].clone()),
-            (digests[1], contents[1].clone()),
-            (SHA256.empty(), Bytes::new()),
-            (wrong, Bytes::from_static(b"wronG")),
-            (digests[2], contents[2].clone()),
-            (digests[0], contents[0].clone()),
-        ])
-        .await;
+    let batch = vec![
+        a.clone(),
+        (wrong, a.1.clone()),
+        b.clone(),
+        (SHA256.empty(), Bytes::new()),
+        (wrong, Bytes::from_static(b"wronG")),
+        c.clone(),
+        a.clone(),
+    ];
+    let put = store.put_batch(batch).await;
     let stored: Vec<_> = put.iter().map(Result::is_ok).collect();
-    assert_eq!(
-        stored,
-        [true, false, true, true, false, true, true],
-        "{put:?}"
-    );
+    let expected = [true, false, true, true, false, true, true];
+    assert_eq!(stored, expected, "{put:?}");
     for refused in [&put[1], &put[4]] {
-        let mismatch =
-            matches!(refused, Err(Error::Mismatch { expected, .. }) if *expected == wrong);
-        assert!(mismatch, "{refused:?}");
+        assert!(is_mismatch(refused, &wrong), "{refused:?}");
     }
-    for (digest, content) in digests.iter().zip(&contents) {
+    for (digest, content) in [&a, &b, &c] {
         expect(store, digest, Some(content)).await;
         assert!(read(store, digest, 1).await.unwrap() == content.slice(1..));
     }
     expect(store, &wrong, None).await;
-    let again = store
-        .put_batch(vec![(digests[1], contents[1].clone())])
-        .await;
+    let again = store.put_batch(vec![b]).await;
     let is_repeated = matches!(again.as_slice(), [Ok(put)] if is_repeated(*put, location));
     assert!(is_repeated, "{again:?}");
 }

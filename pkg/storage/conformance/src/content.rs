@@ -1,21 +1,14 @@
 //! Content of blobs in every form.
 
-use std::{
-    fs, io,
-    path::PathBuf,
-    process,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering::Relaxed},
-    },
-};
+use std::{io::Write as _, sync::Arc};
 
 use bytes::Bytes;
-use futures::{StreamExt as _, stream};
+use futures::{FutureExt as _, StreamExt as _, future, stream};
+use tokio::sync::oneshot;
 
 use gorego_storage::{
-    Blob, BlobFile, BlobStore, BlobStream, CHUNK_SIZE, Digest, DigestFunction, Error, InUse,
-    Result, Resume, UploadId,
+    Blob, BlobFile, BlobStore, BlobStream, CHUNK_SIZE, Digest, DigestFunction, Error, Result,
+    Resume,
 };
 
 pub(super) const SHA256: DigestFunction = DigestFunction::Sha256;
@@ -73,41 +66,16 @@ fn chunks(content: &Bytes) -> Vec<Result<Bytes>> {
         .collect()
 }
 
-/// Creates a file with `content` and returns a part of it.
+/// Creates a temporary file with `content` and returns a part of it.
 pub(super) fn file(content: &[u8], offset: usize, len: usize) -> BlobFile {
-    let temp = TempFile::create(content).expect("a file in the temporary directory");
-    let file = fs::File::open(&temp.0).expect("the file was written");
+    let mut file = tempfile::tempfile().unwrap();
+    file.write_all(content).unwrap();
     BlobFile {
         file: Arc::new(file),
-        path: temp.0.clone(),
+        path: "a temporary file".into(),
         offset: offset as u64,
         len: len as u64,
-        guard: Some(Box::new(temp)),
-    }
-}
-
-/// A temporary file, removed on drop.
-struct TempFile(PathBuf);
-
-impl InUse for TempFile {
-    fn unreadable(&self) {}
-}
-
-impl TempFile {
-    fn create(content: &[u8]) -> io::Result<Self> {
-        static NEXT: AtomicU64 = AtomicU64::new(0);
-        let number = NEXT.fetch_add(1, Relaxed);
-        let name = format!("gorego-conformance-{}-{number}", process::id());
-        let path = std::env::temp_dir().join(name);
-        fs::write(&path, content)?;
-        Ok(Self(path))
-    }
-}
-
-impl Drop for TempFile {
-    fn drop(&mut self) {
-        // On an error, the file remains in the temporary directory.
-        let _ = fs::remove_file(&self.0);
+        guard: None,
     }
 }
 
@@ -124,32 +92,52 @@ pub(super) enum End {
     Stall,
 }
 
-/// Creates an upload that delivers `content` from `offset` of a blob on.
-pub(super) fn upload(name: &str, offset: usize, content: &Bytes, end: End) -> Blob {
-    let resume = Some(Resume {
-        upload: UploadId::new(name),
-        offset: offset as u64,
-    });
-    stream_with(content, end, resume)
-}
-
 /// Creates a stream that delivers `content` and cannot be resumed.
 pub(super) fn stream_of(content: &Bytes, end: End) -> Blob {
     stream_with(content, end, None)
 }
 
-fn stream_with(content: &Bytes, end: End, resume: Option<Resume>) -> Blob {
-    let chunks = stream::iter(chunks(content));
-    let chunks = match end {
-        End::Complete => chunks.boxed(),
-        End::Error => chunks.chain(stream::iter([Err(broken())])).boxed(),
-        End::Stall => chunks.chain(stream::pending()).boxed(),
+/// Creates a stream that delivers `content` and can be resumed with `resume`.
+pub(super) fn stream_with(content: &Bytes, end: End, resume: Option<Resume>) -> Blob {
+    let end = match end {
+        End::Complete => stream::empty().boxed(),
+        End::Error => stream::iter([Err(broken())]).boxed(),
+        End::Stall => stream::pending().boxed(),
     };
     Blob::Stream(BlobStream {
-        chunks,
+        chunks: stream::iter(chunks(content)).chain(end).boxed(),
         resume,
         verified: None,
     })
+}
+
+/// Creates a stream that delivers `content` and then stalls, and a future that completes when it stalls.
+pub(super) fn stalling(
+    content: &Bytes,
+    resume: Option<Resume>,
+) -> (Blob, impl Future<Output = ()> + use<>) {
+    let (delivered, all) = oneshot::channel();
+    let report = stream::once(async move {
+        let _ = delivered.send(());
+        future::pending().await
+    });
+    let Blob::Stream(mut stream) = stream_with(content, End::Complete, resume) else {
+        panic!("not a stream");
+    };
+    stream.chunks = stream.chunks.chain(report).boxed();
+    (Blob::Stream(stream), all.map(drop))
+}
+
+/// Stores `content`, and returns its digest.
+pub(super) async fn put(
+    store: &dyn BlobStore,
+    function: DigestFunction,
+    content: &Bytes,
+) -> Digest {
+    let digest = function.digest(content);
+    let put = store.put(&digest, Blob::Bytes(content.clone())).await;
+    put.unwrap();
+    digest
 }
 
 /// Reads the stored content from `offset` on.
@@ -161,26 +149,16 @@ pub(super) async fn read(store: &dyn BlobStore, digest: &Digest, offset: u64) ->
 pub(super) async fn expect(store: &dyn BlobStore, digest: &Digest, content: Option<&Bytes>) {
     let missing = store.find_missing(&[*digest]).await.unwrap();
     let got = read(store, digest, 0).await;
-    let batch = store.get_batch(&[*digest]).await;
-    let [batch] = batch.as_slice() else {
-        panic!("{} results for one digest", batch.len());
-    };
-    if let Some(content) = content {
-        assert_eq!(missing, [], "blob {digest} is reported missing");
-        assert!(got.unwrap() == *content, "blob {digest} has other content");
-        let batch = batch.as_ref().unwrap();
-        assert!(
-            batch == content,
-            "blob {digest} has other content in a batch"
-        );
-    } else {
-        assert_eq!(missing, [*digest], "blob {digest} is reported present");
-        for got in [&got, batch] {
-            let not_found = matches!(got, Err(Error::NotFound(absent)) if absent == digest);
-            assert!(
-                not_found,
-                "blob {digest} is missing, but reading it returned {got:?}"
-            );
+    let mut batch = store.get_batch(&[*digest]).await;
+    assert_eq!(batch.len(), 1, "results for one digest");
+    let expected = content.map_or_else(|| vec![*digest], |_| Vec::new());
+    assert_eq!(missing, expected, "the missing ones of {digest}");
+    batch.push(got);
+    for got in batch {
+        match (got, content) {
+            (Ok(got), Some(content)) => assert!(got == content, "{digest} has other content"),
+            (Err(Error::NotFound(missing)), None) => assert_eq!(missing, *digest),
+            (got, _) => panic!("reading {digest}: {got:?}"),
         }
     }
 }

@@ -33,6 +33,14 @@ enum Location {
     Remote,
 }
 
+/// Runs each check on a `$store` of its own.
+macro_rules! check {
+    ($store:ident in $make:ident: $($check:expr),+ $(,)?) => {$({
+        let $store = $make().await;
+        tokio::time::timeout(TIMEOUT, $check).await.expect("the check hangs");
+    })+};
+}
+
 /// Tests a [`BlobStore`]. `make` returns an empty store each time.
 pub async fn blob_store<S: BlobStore>(make: impl AsyncFn() -> Arc<S>) {
     blob_store_at(Location::Local, make).await;
@@ -45,59 +53,26 @@ pub async fn remote_blob_store<S: BlobStore>(make: impl AsyncFn() -> Arc<S>) {
 
 async fn blob_store_at<S: BlobStore>(location: Location, make: impl AsyncFn() -> Arc<S>) {
     for kind in content::KINDS {
-        within(blobs::a_stored_blob_is_returned(
-            &*make().await,
-            kind,
-            location,
-        ))
-        .await;
-        within(blobs::content_that_does_not_match_is_not_stored(
-            &*make().await,
-            kind,
-        ))
-        .await;
+        check!(store in make:
+            blobs::a_blob_is_stored_and_returned_only_if_its_content_matches(&*store, kind, location),
+        );
     }
-    within(blobs::content_is_returned_from_any_offset(&*make().await)).await;
-    within(blobs::a_missing_blob_is_not_found(&*make().await)).await;
-    within(blobs::blobs_differ_by_function_and_size(&*make().await)).await;
-    within(blobs::the_empty_blob_is_always_present(&*make().await)).await;
-    within(blobs::missing_digests_are_returned_once_in_order(
-        &*make().await,
-    ))
-    .await;
-    within(blobs::many_digests_are_looked_up_at_once(&*make().await)).await;
-    within(blobs::a_part_of_a_file_is_stored(&*make().await)).await;
-    within(blobs::a_failing_stream_stores_nothing(&*make().await)).await;
-    within(blobs::each_blob_of_a_batch_has_its_own_content_or_error(
-        &*make().await,
-    ))
-    .await;
-    within(blobs::each_blob_of_a_batch_is_stored_or_refused_by_itself(
-        &*make().await,
-        location,
-    ))
-    .await;
-    within(concurrency::the_content_for_a_present_blob_is_not_read(
-        &*make().await,
-    ))
-    .await;
-    within(concurrency::a_blob_is_invisible_until_its_stream_ends(
-        &*make().await,
-    ))
-    .await;
-    within(concurrency::a_dropped_put_stores_no_blob(&*make().await)).await;
-    within(concurrency::a_put_ends_when_another_finishes_first(
-        &*make().await,
-    ))
-    .await;
-    within(concurrency::concurrent_puts_of_one_blob_succeed(
-        make().await,
-    ))
-    .await;
-    within(concurrency::concurrent_readers_get_the_same_content(
-        make().await,
-    ))
-    .await;
+    check!(store in make:
+        blobs::content_is_returned_from_any_offset(&*store),
+        blobs::blobs_differ_by_function_and_size(&*store),
+        blobs::the_empty_blob_is_always_present(&*store),
+        blobs::missing_digests_are_returned_once_in_order(&*store),
+        blobs::many_digests_are_looked_up_at_once(&*store),
+        blobs::a_part_of_a_file_is_stored(&*store),
+        blobs::a_failing_stream_stores_nothing(&*store),
+        blobs::each_blob_of_a_batch_has_its_own_content_or_error(&*store),
+        blobs::each_blob_of_a_batch_is_stored_or_refused_by_itself(&*store, location),
+        concurrency::the_content_for_a_present_blob_is_not_read(&*store),
+        concurrency::a_blob_is_invisible_until_its_stream_ends(&*store),
+        concurrency::a_put_ends_when_another_finishes_first(&*store),
+        concurrency::concurrent_puts_of_one_blob_succeed(store),
+        concurrency::concurrent_readers_get_the_same_content(store),
+    );
 }
 
 /// Tests the interrupted uploads of a store. `make` returns an empty store each time.
@@ -111,67 +86,27 @@ pub async fn remote_uploads<S: BlobStore + Uploads>(make: impl AsyncFn() -> Arc<
 }
 
 async fn uploads_at<S: BlobStore + Uploads>(location: Location, make: impl AsyncFn() -> Arc<S>) {
-    within(uploads::an_unknown_upload_has_no_bytes(&*make().await)).await;
-    within(uploads::an_interrupted_upload_resumes_where_it_ended(
-        &*make().await,
-    ))
-    .await;
-    within(uploads::an_upload_resumes_at_any_earlier_offset(
-        &*make().await,
-    ))
-    .await;
-    within(uploads::an_upload_does_not_resume_beyond_its_stored_bytes(
-        &*make().await,
-    ))
-    .await;
-    within(uploads::a_resumed_upload_that_does_not_match_is_dropped(
-        &*make().await,
-    ))
-    .await;
-    within(uploads::an_upload_that_does_not_match_is_dropped(
-        &*make().await,
-    ))
-    .await;
-    within(uploads::an_unnamed_function_is_determined_by_the_content(
-        &*make().await,
-    ))
-    .await;
-    within(uploads::uploads_differ_by_id_and_digest(&*make().await)).await;
-    within(uploads::a_dropped_upload_resumes_where_it_ended(
-        &*make().await,
-    ))
-    .await;
-    within(uploads::a_retry_supersedes_the_stalled_call(&*make().await)).await;
-    within(uploads::an_upload_ends_when_another_finishes_first(
-        &*make().await,
-        location,
-    ))
-    .await;
+    check!(store in make:
+        uploads::an_unknown_upload_has_no_bytes(&*store),
+        uploads::an_interrupted_upload_resumes_where_it_ended(&*store),
+        uploads::an_upload_resumes_at_any_earlier_offset(&*store),
+        uploads::an_upload_does_not_resume_beyond_its_stored_bytes(&*store),
+        uploads::an_upload_that_does_not_match_is_dropped(&*store),
+        uploads::an_unnamed_function_is_determined_by_the_content(&*store),
+        uploads::uploads_differ_by_id_and_digest(&*store),
+        uploads::a_dropped_upload_resumes_where_it_ended(&*store),
+        uploads::a_retry_supersedes_the_stalled_call(&*store),
+        uploads::an_upload_ends_when_another_finishes_first(&*store, location),
+    );
 }
 
 /// Tests an [`ActionCache`]. `make` returns an empty one each time.
 pub async fn action_cache<S: ActionCache>(make: impl AsyncFn() -> Arc<S>) {
-    within(results::the_latest_result_is_returned(&*make().await)).await;
-    within(results::a_result_reserves_memory_until_it_is_dropped(
-        &*make().await,
-    ))
-    .await;
-    within(results::large_and_empty_results_are_returned_unchanged(
-        &*make().await,
-    ))
-    .await;
-    within(results::instances_and_functions_are_separate(
-        &*make().await,
-    ))
-    .await;
-    within(results::concurrent_readers_get_complete_results(
-        make().await,
-    ))
-    .await;
-}
-
-async fn within(check: impl Future<Output = ()>) {
-    tokio::time::timeout(TIMEOUT, check)
-        .await
-        .expect("the check hangs");
+    check!(cache in make:
+        results::the_latest_result_is_returned(&*cache),
+        results::a_result_reserves_memory_until_it_is_dropped(&*cache),
+        results::large_and_empty_results_are_returned_unchanged(&*cache),
+        results::instances_and_functions_are_separate(&*cache),
+        results::concurrent_readers_get_complete_results(cache),
+    );
 }

@@ -23,12 +23,10 @@ pub(super) async fn the_latest_result_is_returned(cache: &dyn ActionCache) {
         let action = function.digest(b"action");
         assert_eq!(cache.find("main", &action).await.unwrap(), None);
         for (number, len) in [(1, 10), (2, 100_000), (3, 0)] {
-            cache
-                .put("main", &action, result(number, len))
-                .await
-                .unwrap();
+            let result = result(number, len);
+            cache.put("main", &action, result.clone()).await.unwrap();
             let got = cache.find("main", &action).await.unwrap();
-            assert_eq!(got, Some(result(number, len)), "{function}");
+            assert_eq!(got, Some(result), "{function}");
         }
     }
 }
@@ -38,10 +36,8 @@ pub(super) async fn a_result_reserves_memory_until_it_is_dropped(cache: &dyn Act
     let action = SHA256.digest(b"action");
     let none = cache.get("main", &action, &memory).await;
     assert!(matches!(none, Err(Error::NoResult(missed)) if missed == action));
-    cache
-        .put("main", &action, result(1, 100_000))
-        .await
-        .unwrap();
+    let result = result(1, 100_000);
+    cache.put("main", &action, result).await.unwrap();
     let cached = cache.get("main", &action, &memory).await.unwrap();
     assert!(cached.permit.bytes() >= 100_000);
     assert!(memory.try_reserve(1 << 20).is_none());
@@ -85,23 +81,17 @@ pub(super) async fn instances_and_functions_are_separate(cache: &dyn ActionCache
         "ünïcode",
         &long,
     ];
-    let spaces = || {
-        instances
-            .iter()
-            .flat_map(|instance| actions.map(|action| (instance, action)))
-    };
-    for (number, (instance, action)) in (0..).zip(spaces()) {
-        assert_eq!(
-            cache.find(instance, &action).await.unwrap(),
-            None,
-            "{instance:?}"
-        );
-        cache
-            .put(instance, &action, result(number, 1))
-            .await
-            .unwrap();
+    let spaces = instances
+        .iter()
+        .flat_map(|instance| actions.map(|action| (instance, action)));
+    let spaces: Vec<_> = (0..).zip(spaces).collect();
+    for (number, (instance, action)) in &spaces {
+        let none = cache.find(instance, action).await.unwrap();
+        assert_eq!(none, None, "{instance:?}");
+        let result = result(*number, 1);
+        cache.put(instance, action, result).await.unwrap();
     }
-    for (number, (instance, action)) in (0..).zip(spaces()) {
+    for (number, (instance, action)) in spaces {
         let got = cache.find(instance, &action).await.unwrap();
         assert_eq!(got, Some(result(number, 1)), "{instance:?} {action:?}");
     }
@@ -125,11 +115,10 @@ pub(super) async fn concurrent_readers_get_complete_results<S: ActionCache>(cach
             for _ in 0..ROUNDS {
                 let got = reader.find("main", &action).await.unwrap();
                 let got = got.expect("a replaced result is always present");
-                let whole = got
-                    .stdout_raw
-                    .iter()
-                    .all(|byte| i32::from(*byte) == got.exit_code);
-                assert!(whole && !got.stdout_raw.is_empty(), "a torn result");
+                let mut bytes = got.stdout_raw.iter();
+                let first = bytes.next().copied().map(i32::from);
+                let same = bytes.all(|byte| i32::from(*byte) == got.exit_code);
+                assert!(first == Some(got.exit_code) && same, "a torn result");
             }
         });
     }

@@ -4,11 +4,11 @@ use bytes::Bytes;
 
 use super::{
     Location,
-    concurrency::{run_until, stalling},
-    content::{End, SHA256, content, expect, stream_of, upload},
+    concurrency::run_until,
+    content::{End, SHA256, content, expect, stalling, stream_of, stream_with},
 };
 use gorego_storage::{
-    Blob, BlobStore, CHUNK_SIZE, Digest, DigestFunction, Error, Put, Resume, UploadId, Uploads,
+    BlobStore, CHUNK_SIZE, Digest, DigestFunction, Error, Put, Result, Resume, UploadId, Uploads,
 };
 
 /// A size that is buffered in memory, and one that is written to disk while it arrives.
@@ -26,12 +26,35 @@ async fn expect_committed<S: Uploads>(store: &S, digest: &Digest, name: &str, by
     }
 }
 
-/// Starts an upload that is interrupted after `content`.
-async fn interrupt<S: BlobStore>(store: &S, digest: &Digest, name: &str, content: &Bytes) {
-    let put = store
-        .put(digest, upload(name, 0, content, End::Error))
-        .await;
+fn resume(name: &str, offset: usize) -> Resume {
+    let upload = UploadId::new(name);
+    let offset = offset as u64;
+    Resume { upload, offset }
+}
+
+/// Sends an interrupted upload of the bytes from `offset` on.
+async fn interrupt<S: BlobStore>(
+    store: &S,
+    digest: &Digest,
+    name: &str,
+    offset: usize,
+    bytes: &Bytes,
+) {
+    let upload = stream_with(bytes, End::Error, Some(resume(name, offset)));
+    let put = store.put(digest, upload).await;
     assert!(matches!(put, Err(Error::Unavailable(_))), "{put:?}");
+}
+
+/// Sends the rest of an upload.
+async fn finish<S: BlobStore>(
+    store: &S,
+    digest: &Digest,
+    name: &str,
+    offset: usize,
+    rest: &Bytes,
+) -> Result<Put> {
+    let upload = stream_with(rest, End::Complete, Some(resume(name, offset)));
+    store.put(digest, upload).await
 }
 
 pub(super) async fn an_unknown_upload_has_no_bytes<S: Uploads>(store: &S) {
@@ -49,18 +72,15 @@ pub(super) async fn an_interrupted_upload_resumes_where_it_ended<S: BlobStore + 
         for size in SIZES {
             let content = content(1, size);
             let digest = function.digest(&content);
-            let (first, second) = (size / 3, size / 2);
-            interrupt(store, &digest, "u", &content.slice(..first)).await;
-            assert_eq!(committed(store, &digest, "u").await, first);
-            expect(store, &digest, None).await;
-
-            let middle = upload("u", first, &content.slice(first..second), End::Error);
-            let put = store.put(&digest, middle).await;
-            assert!(matches!(put, Err(Error::Unavailable(_))), "{put:?}");
-            assert_eq!(committed(store, &digest, "u").await, second);
-
-            let rest = upload("u", second, &content.slice(second..), End::Complete);
-            assert_eq!(store.put(&digest, rest).await.unwrap(), Put::Stored);
+            let mut from = 0;
+            for to in [size / 3, size / 2] {
+                interrupt(store, &digest, "u", from, &content.slice(from..to)).await;
+                assert_eq!(committed(store, &digest, "u").await, to);
+                expect(store, &digest, None).await;
+                from = to;
+            }
+            let put = finish(store, &digest, "u", from, &content.slice(from..)).await;
+            assert_eq!(put.unwrap(), Put::Stored);
             expect(store, &digest, Some(&content)).await;
         }
     }
@@ -74,9 +94,9 @@ pub(super) async fn an_unnamed_function_is_determined_by_the_content<S: BlobStor
             let content = content(seed + from as u64, size);
             let actual = DigestFunction::Blake3.digest(&content);
             let unnamed = Digest::from_proto(None, &actual.to_proto()).unwrap();
-            interrupt(store, &unnamed, "u", &content.slice(..from)).await;
-            let rest = upload("u", from, &content.slice(from..), End::Complete);
-            store.put(&unnamed, rest).await.unwrap();
+            interrupt(store, &unnamed, "u", 0, &content.slice(..from)).await;
+            let put = finish(store, &unnamed, "u", from, &content.slice(from..)).await;
+            put.unwrap();
             expect(store, &actual, Some(&content)).await;
         }
     }
@@ -84,20 +104,16 @@ pub(super) async fn an_unnamed_function_is_determined_by_the_content<S: BlobStor
 
 pub(super) async fn an_upload_resumes_at_any_earlier_offset<S: BlobStore + Uploads>(store: &S) {
     for (seed, size) in (2..).zip(SIZES) {
-        for (from, wrong) in [(0, 0), (1, 1), (size / 3, size / 3), (size / 2, size / 2)] {
+        for from in [0, 1, size / 3, size / 2] {
             let name = format!("from {from}");
             let content = content(seed + from as u64, size);
             let digest = SHA256.digest(&content);
             // The bytes after the offset of the next call are wrong.
-            let mut stored = content.slice(..wrong).to_vec();
+            let mut stored = content.slice(..from).to_vec();
             stored.resize(size / 2, 0);
-            interrupt(store, &digest, &name, &stored.into()).await;
-            let rest = upload(&name, from, &content.slice(from..), End::Complete);
-            assert_eq!(
-                store.put(&digest, rest).await.unwrap(),
-                Put::Stored,
-                "from {from}"
-            );
+            interrupt(store, &digest, &name, 0, &stored.into()).await;
+            let put = finish(store, &digest, &name, from, &content.slice(from..)).await;
+            assert_eq!(put.unwrap(), Put::Stored, "from {from}");
             expect(store, &digest, Some(&content)).await;
         }
     }
@@ -111,112 +127,87 @@ pub(super) async fn an_upload_does_not_resume_beyond_its_stored_bytes<S: BlobSto
         let digest = SHA256.digest(&content);
         for stored in [0, size / 2] {
             if stored > 0 {
-                interrupt(store, &digest, "u", &content.slice(..stored)).await;
+                interrupt(store, &digest, "u", 0, &content.slice(..stored)).await;
             }
-            let far = upload("u", stored + 1, &content.slice(stored + 1..), End::Complete);
-            let put = store.put(&digest, far).await;
+            let beyond = stored + 1;
+            let put = finish(store, &digest, "u", beyond, &content.slice(beyond..)).await;
             let refused = matches!(
                 put, Err(Error::UploadOffset { committed, .. }) if committed == stored as u64
             );
             assert!(refused, "{stored} bytes are stored: {put:?}");
-            assert_eq!(
-                committed(store, &digest, "u").await,
-                stored,
-                "the stored bytes remain"
-            );
+            let left = committed(store, &digest, "u").await;
+            assert_eq!(left, stored, "the stored bytes remain");
         }
-        let rest = upload("u", size / 2, &content.slice(size / 2..), End::Complete);
-        assert_eq!(store.put(&digest, rest).await.unwrap(), Put::Stored);
-    }
-}
-
-pub(super) async fn a_resumed_upload_that_does_not_match_is_dropped<S: BlobStore + Uploads>(
-    store: &S,
-) {
-    for size in SIZES {
-        let (right, wrong) = (content(4, size), content(5, size));
-        let digest = SHA256.digest(&right);
-        let half = size / 2;
-        interrupt(store, &digest, "u", &wrong.slice(..half)).await;
-        let put = store
-            .put(
-                &digest,
-                upload("u", half, &right.slice(half..), End::Complete),
-            )
-            .await;
-        assert!(
-            matches!(put, Err(Error::ResumedMismatch { expected, .. }) if expected == digest),
-            "{put:?}"
-        );
-        assert_eq!(committed(store, &digest, "u").await, 0);
-        expect(store, &digest, None).await;
-        let anew = store
-            .put(&digest, upload("u", 0, &right, End::Complete))
-            .await;
-        assert_eq!(anew.unwrap(), Put::Stored);
+        let put = finish(store, &digest, "u", size / 2, &content.slice(size / 2..)).await;
+        assert_eq!(put.unwrap(), Put::Stored);
     }
 }
 
 pub(super) async fn an_upload_that_does_not_match_is_dropped<S: BlobStore + Uploads>(store: &S) {
     for size in SIZES {
-        let right = content(6, size);
+        let (right, other) = (content(6, size), content(7, size));
         let digest = SHA256.digest(&right);
         let half = size / 2;
         let longer: Bytes = [&right[half..], b"x"].concat().into();
+        // The only bytes of the right size are wrong where the upload was interrupted: the client has to start anew.
+        let resumed = (other.slice(..half), right.slice(half..));
         for (stored, rest) in [
-            (0, content(7, size)),
-            (0, content(6, size + 1)),
-            (0, right.slice(..size - 1)),
-            (half, longer),
-            (half, right.slice(half..size - 1)),
+            (Bytes::new(), other.clone()),
+            (Bytes::new(), content(6, size + 1)),
+            (Bytes::new(), right.slice(..size - 1)),
+            (right.slice(..half), longer),
+            (right.slice(..half), right.slice(half..size - 1)),
+            resumed.clone(),
         ] {
-            if stored > 0 {
-                interrupt(store, &digest, "u", &right.slice(..stored)).await;
+            if !stored.is_empty() {
+                interrupt(store, &digest, "u", 0, &stored).await;
             }
-            let put = store
-                .put(&digest, upload("u", stored, &rest, End::Complete))
-                .await;
+            let put = finish(store, &digest, "u", stored.len(), &rest).await;
             let mismatch = match &put {
-                Err(Error::Mismatch { expected, .. }) => *expected == digest,
-                Err(Error::ResumedMismatch { expected, .. }) => stored > 0 && *expected == digest,
+                Err(Error::Mismatch { expected, .. }) => *expected == digest && stored != resumed.0,
+                Err(Error::ResumedMismatch { expected, .. }) => {
+                    *expected == digest && !stored.is_empty()
+                }
                 _ => false,
             };
-            assert!(mismatch, "{} bytes after {stored}: {put:?}", rest.len());
+            let (stored, rest) = (stored.len(), rest.len());
+            assert!(mismatch, "{rest} bytes after {stored}: {put:?}");
             assert_eq!(committed(store, &digest, "u").await, 0);
             expect(store, &digest, None).await;
         }
+        let anew = finish(store, &digest, "u", 0, &right).await;
+        assert_eq!(anew.unwrap(), Put::Stored);
     }
 }
 
 pub(super) async fn uploads_differ_by_id_and_digest<S: BlobStore + Uploads>(store: &S) {
     for size in SIZES {
+        let half = size / 2;
         let contents = [content(8, size), content(9, size)];
         let digests = contents.each_ref().map(|content| SHA256.digest(content));
-        let halves = contents.each_ref().map(|content| content.slice(..size / 2));
-        interrupt(store, &digests[0], "u", &halves[0]).await;
-        interrupt(store, &digests[1], "u", &halves[1]).await;
-        interrupt(store, &digests[1], "v", &halves[1].slice(..10)).await;
-        assert_eq!(committed(store, &digests[0], "u").await, size / 2);
-        assert_eq!(committed(store, &digests[1], "u").await, size / 2);
-        assert_eq!(committed(store, &digests[1], "v").await, 10);
-        assert_eq!(committed(store, &digests[0], "v").await, 0);
+        let uploads = [(0, "u", half), (1, "u", half), (1, "v", 10)];
+        for (of, name, bytes) in uploads {
+            interrupt(store, &digests[of], name, 0, &contents[of].slice(..bytes)).await;
+        }
+        for (of, name, bytes) in uploads.into_iter().chain([(0, "v", 0)]) {
+            assert_eq!(committed(store, &digests[of], name).await, bytes);
+        }
         for (digest, content) in digests.iter().zip(&contents) {
-            let rest = upload("u", size / 2, &content.slice(size / 2..), End::Complete);
-            assert_eq!(store.put(digest, rest).await.unwrap(), Put::Stored);
+            let put = finish(store, digest, "u", half, &content.slice(half..)).await;
+            assert_eq!(put.unwrap(), Put::Stored);
             expect(store, digest, Some(content)).await;
         }
     }
 }
 
-/// Creates an upload that delivers `content` and then stalls, and a future that completes when it stalls.
-fn stalling_upload(name: &str, content: &Bytes) -> (Blob, impl Future<Output = ()> + use<>) {
-    let (blob, delivered) = stalling(content);
-    let Blob::Stream(mut stream) = blob else {
-        panic!("not a stream");
-    };
-    let upload = UploadId::new(name);
-    stream.resume = Some(Resume { upload, offset: 0 });
-    (Blob::Stream(stream), delivered)
+/// Runs an upload until `content` has arrived. Returns the put, which stalls.
+async fn stall<'a, S: BlobStore>(
+    store: &'a S,
+    digest: &'a Digest,
+    content: &Bytes,
+) -> impl Future<Output = Result<Put>> + use<'a, S> {
+    let (blob, delivered) = stalling(content, Some(resume("u", 0)));
+    run_until(store.put(digest, blob), delivered).await
 }
 
 pub(super) async fn a_dropped_upload_resumes_where_it_ended<S: BlobStore + Uploads>(store: &S) {
@@ -224,13 +215,12 @@ pub(super) async fn a_dropped_upload_resumes_where_it_ended<S: BlobStore + Uploa
         let content = content(10, size);
         let digest = SHA256.digest(&content);
         for arrived in [size / 2, size - 1] {
-            let (blob, delivered) = stalling_upload("u", &content.slice(..arrived));
-            drop(run_until(store.put(&digest, blob), delivered).await);
+            drop(stall(store, &digest, &content.slice(..arrived)).await);
             expect_committed(store, &digest, "u", arrived).await;
             expect(store, &digest, None).await;
         }
-        let rest = upload("u", size - 1, &content.slice(size - 1..), End::Complete);
-        assert_eq!(store.put(&digest, rest).await.unwrap(), Put::Stored);
+        let put = finish(store, &digest, "u", size - 1, &content.slice(size - 1..)).await;
+        assert_eq!(put.unwrap(), Put::Stored);
         expect(store, &digest, Some(&content)).await;
     }
 }
@@ -239,18 +229,12 @@ pub(super) async fn a_retry_supersedes_the_stalled_call<S: BlobStore + Uploads>(
     for size in SIZES {
         let content = content(11, size);
         let digest = SHA256.digest(&content);
-        let (blob, delivered) = stalling_upload("u", &content.slice(..size / 2));
-        let stalled = run_until(store.put(&digest, blob), delivered).await;
+        let half = content.slice(..size / 2);
+        let stalled = stall(store, &digest, &half).await;
         let from = committed(store, &digest, "u").await;
-        assert!(
-            from <= size / 2,
-            "{from} bytes are stored, {} were sent",
-            size / 2
-        );
-        let retry = store.put(
-            &digest,
-            upload("u", from, &content.slice(from..), End::Complete),
-        );
+        assert!(from <= half.len(), "{from} bytes are stored");
+        let rest = content.slice(from..);
+        let retry = finish(store, &digest, "u", from, &rest);
         let (stalled, retry) = tokio::join!(stalled, retry);
         assert_eq!(retry.unwrap(), Put::Stored);
         let ended = matches!(stalled, Ok(Put::Existed) | Err(Error::Superseded(_)));
@@ -266,19 +250,15 @@ pub(super) async fn an_upload_ends_when_another_finishes_first<S: BlobStore + Up
     for size in SIZES {
         let content = content(12, size);
         let digest = SHA256.digest(&content);
-        let (blob, delivered) = stalling_upload("u", &content.slice(..size / 2));
-        let stalled = run_until(store.put(&digest, blob), delivered).await;
+        let stalled = stall(store, &digest, &content.slice(..size / 2)).await;
         let other = store.put(&digest, stream_of(&content, End::Complete)).await;
         assert_eq!(other.unwrap(), Put::Stored);
         assert_eq!(stalled.await.unwrap(), Put::Existed);
-        let stored = match location {
+        let left = match location {
             Location::Local => 0,
             Location::Remote => size,
         };
-        assert_eq!(
-            committed(store, &digest, "u").await,
-            stored,
-            "the partial upload is dropped"
-        );
+        let committed = committed(store, &digest, "u").await;
+        assert_eq!(committed, left, "the partial upload is dropped");
     }
 }

@@ -45,7 +45,9 @@ impl ActionCache for LocalStore {
                 size.ok_or(Error::NoResult(action))?
             }
         };
-        let permit = memory.reserve(result_memory(size)).await;
+        // Without the header the memory of most results is too small to be counted, which would take locks.
+        let encoded = size.saturating_sub(HEADER as u64);
+        let permit = memory.reserve(result_memory(encoded)).await;
         let permit = permit.map_err(Error::no_memory)?;
         let load = move |disk: &Arc<Disk>| {
             let result = disk.load_result(key(disk).as_ref(), &path)?;

@@ -9,9 +9,11 @@ use std::{sync::Arc, time::Duration};
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::{StreamExt as _, TryStreamExt as _};
+use gorego_limits::Budget;
 use gorego_server::{Options, Stores, serve};
 use gorego_storage::{
-    Blob, BlobStore, BlobStream, Digest, DigestFunction, Error, MemoryStore, Put,
+    Blob, BlobStore, BlobStream, CompletenessChecking, Digest, DigestFunction, Error, MemoryStore,
+    Put,
 };
 use reapi::{
     bytestream::{
@@ -19,7 +21,8 @@ use reapi::{
         byte_stream_client::ByteStreamClient,
     },
     v2::{
-        action_cache_client::ActionCacheClient, capabilities_client::CapabilitiesClient,
+        FindMissingBlobsRequest, action_cache_client::ActionCacheClient,
+        capabilities_client::CapabilitiesClient,
         content_addressable_storage_client::ContentAddressableStorageClient,
     },
 };
@@ -74,6 +77,21 @@ impl Server {
             taken,
             ..server
         }
+    }
+
+    /// A server that returns only complete results.
+    pub(crate) async fn of_complete_results() -> Self {
+        let store = Arc::<MemoryStore>::default();
+        let memory = Budget::memory("memory for trees", 1 << 20);
+        let blobs = Arc::clone(&store) as Arc<dyn BlobStore>;
+        let actions = CompletenessChecking::new(Arc::clone(&store), Arc::clone(&blobs), memory);
+        let stores = Stores {
+            blobs,
+            uploads: Arc::clone(&store) as _,
+            actions: Arc::new(actions),
+        };
+        let server = Self::over(stores, Options::default()).await;
+        Self { store, ..server }
     }
 
     /// A server over other stores.
@@ -224,6 +242,17 @@ impl OpenUpload {
             .expect("one call")
             .unwrap()
     }
+}
+
+/// Returns the hashes of the digests that are reported as missing.
+pub(crate) async fn missing(server: &Server, digests: &[Digest]) -> Vec<String> {
+    let request = FindMissingBlobsRequest {
+        blob_digests: digests.iter().map(Digest::to_proto).collect(),
+        ..FindMissingBlobsRequest::default()
+    };
+    let answer = server.cas().await.find_missing_blobs(request).await;
+    let missing = answer.unwrap().into_inner().missing_blob_digests;
+    missing.into_iter().map(|digest| digest.hash).collect()
 }
 
 pub(crate) fn sha256(content: &[u8]) -> Digest {
