@@ -1,10 +1,8 @@
 //! A clock of the time in which the backing cache accepts writes.
 
-use std::{
-    sync::{Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::time::Instant;
 
 /// The longest time between two accepted writes in which the backing cache counts as accepting.
@@ -23,24 +21,20 @@ struct ClockState {
 }
 
 impl AcceptClock {
-    fn state(&self) -> MutexGuard<'_, ClockState> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Records that the backing cache accepted a write.
     pub(crate) fn accepted(&self) {
-        let ClockState { total, last } = &mut *self.state();
+        let ClockState { total, last } = &mut *self.0.lock();
         let gap = last.replace(Instant::now()).map(|last| last.elapsed());
         *total += gap.filter(|gap| *gap <= GAP).unwrap_or_default();
     }
 
     /// Records that the backing cache is down, or accepts nothing from this proxy.
     pub(crate) fn interrupted(&self) {
-        self.state().last = None;
+        self.0.lock().last = None;
     }
 
     /// Returns the time in which the backing cache accepted writes, up to the last one.
     pub(crate) fn total(&self) -> Duration {
-        self.state().total
+        self.0.lock().total
     }
 }

@@ -12,13 +12,11 @@ use tokio::time::sleep;
 use crate::{
     batches::is_small,
     outbox::{
-        Outbox,
         entry::{WriteKey, fingerprint},
         queue::{Depth, ReplayOutcome},
     },
     outputs::is_complete,
-    presence::{Presence, UploadingBlobs},
-    tiers::Tiers,
+    presence::UploadingBlobs,
     uploads::Uploads,
 };
 
@@ -34,22 +32,15 @@ const MAX_SINGLES: usize = 32;
 const SHORTEST: Duration = Duration::from_secs(1);
 const LONGEST: Duration = Duration::from_secs(30);
 
-/// Uploads pending writes. A write leaves the outbox once it is stored, rejected or no longer needed.
-pub(crate) struct Drain {
-    pub(crate) outbox: Arc<Outbox>,
-    pub(crate) tiers: Tiers,
-    pub(crate) uploads: Arc<Uploads>,
-    pub(crate) presence: Arc<Presence>,
-}
-
-impl Drain {
-    /// Uploads pending writes until the proxy is closed. The pauses between passes double.
-    pub(crate) async fn run(self) {
-        let mut depth = self.outbox.depth();
-        let (mut pause, mut probes) = (SHORTEST, 0);
+impl Uploads {
+    /// Uploads pending writes until the proxy is closed. A write leaves the outbox once it is stored, rejected or no longer
+    /// needed. The pauses between passes double.
+    pub(crate) async fn drain(self: Arc<Self>) {
+        let mut depth = self.tiers.outbox.depth();
+        let mut pause = SHORTEST;
         while depth.wait_for(|depth| depth.entries > 0).await.is_ok() {
-            let drained = self.pass(&mut probes).await;
-            let Depth { entries, bytes, .. } = *self.outbox.depth().borrow();
+            let drained = self.pass().await;
+            let Depth { entries, bytes, .. } = *self.tiers.outbox.depth().borrow();
             if let Err(error) = drained {
                 tracing::warn!(entries, bytes, %error, "writes are pending for the backing cache");
                 sleep(pause).await;
@@ -65,34 +56,31 @@ impl Drain {
 
     /// Goes once through the pending writes in order. A write that fails delays no other; an outage ends the
     /// pass. Returns the first reason why a write stays pending.
-    async fn pass(&self, probes: &mut usize) -> Result<()> {
-        let (mut from, end) = (0, self.outbox.next_number());
+    async fn pass(self: &Arc<Self>) -> Result<()> {
+        let (mut from, end) = (0, self.tiers.outbox.queue.lock().next);
         let mut drained = Ok(());
         loop {
-            let batch = self.outbox.first(from..end, BATCH);
-            let Some((last, _)) = batch.last() else {
+            let batch = self.tiers.outbox.queue.lock().first(from..end, BATCH);
+            let Some((last, key)) = batch.last() else {
                 return drained;
             };
             from = last.saturating_add(1);
-            // Another write each time, since the backing cache may fail for one alone.
-            *probes = probes.wrapping_add(1);
-            let probed = probes.checked_rem(batch.len()).and_then(|at| batch.get(at));
-            let backing = &self.tiers.backing.store;
-            if let Some((_, key)) = probed
-                && let Err(error) = backing.find_missing(&[*key.digest()]).await
+            // No digest of a write, since the backing cache may fail for one alone.
+            let probe = key.digest().function().digest(b"probe");
+            if let Err(error) = self.tiers.backing.store.find_missing(&[probe]).await
                 && error.is_general()
             {
-                self.outbox.clock.interrupted();
+                self.tiers.outbox.clock.interrupted();
                 return Err(error);
             }
-            let upload = AssertUnwindSafe(self.upload_batch(batch)).catch_unwind();
+            let upload = AssertUnwindSafe(self.drain_batch(batch)).catch_unwind();
             let panicked = |_| Err(Error::Unavailable("upload of a batch panicked".to_owned()));
             drained = drained.and(upload.await.unwrap_or_else(panicked));
         }
     }
 
     /// Uploads the blobs of a batch, then its results.
-    async fn upload_batch(&self, batch: Vec<(u64, WriteKey)>) -> Result<()> {
+    async fn drain_batch(self: &Arc<Self>, batch: Vec<(u64, WriteKey)>) -> Result<()> {
         let (mut blobs, mut results) = (Vec::new(), Vec::new());
         for (number, key) in batch {
             match key {
@@ -100,11 +88,11 @@ impl Drain {
                 WriteKey::Result(instance, action) => results.push((number, instance, action)),
             }
         }
-        let drained = self.upload_blobs(blobs).await;
+        let drained = self.drain_blobs(blobs).await;
         let uploads = results
             .into_iter()
             .map(|(number, instance, action)| async move {
-                let uploaded = self.upload_result(number, &instance, &action).await;
+                let uploaded = self.drain_result(number, &instance, &action).await;
                 (number, uploaded.err().unwrap_or(ReplayOutcome::Done))
             });
         drained.and(self.record_outcomes(uploads, RESULTS).await)
@@ -126,19 +114,22 @@ impl Drain {
 
     async fn record_outcome(&self, number: u64, outcome: ReplayOutcome) -> Result<()> {
         let retry = self.tiers.options.outbox_retry;
-        self.outbox.record_outcome(number, outcome, retry).await
+        self.tiers
+            .outbox
+            .record_outcome(number, outcome, retry)
+            .await
     }
 
     /// Uploads blobs together. Then uploads alone the blobs that the local tier lacks, and the small blobs of a refused
     /// batch, of which another may have been the cause.
-    async fn upload_blobs(&self, blobs: Vec<(u64, Digest)>) -> Result<()> {
+    async fn drain_blobs(self: &Arc<Self>, blobs: Vec<(u64, Digest)>) -> Result<()> {
         let digests: Vec<Digest> = blobs.iter().map(|(_, digest)| *digest).collect();
         // If the lookup fails, the error of each upload is more specific.
         let missing = self.tiers.backing.store.find_missing(&digests).await;
         let missing = missing.unwrap_or(digests);
         let small = missing.iter().filter(|digest| is_small(digest));
         let are_together = small.count() > 1;
-        let uploaded = self.uploads.upload_all(missing).await;
+        let uploaded = self.upload_all(missing).await;
         let mut uploaded: HashMap<Digest, Result<_>> = uploaded.into_iter().collect();
         let (mut drained, mut alone, mut singles) = (Ok(()), Vec::new(), 0..MAX_SINGLES);
         for (number, digest) in blobs {
@@ -156,8 +147,8 @@ impl Drain {
             }
         }
         let alone = alone.into_iter().map(|(number, digest)| async move {
-            let uploaded = match self.outbox.restore(number, &digest).await {
-                Ok(()) => self.uploads.upload(&digest).await,
+            let uploaded = match self.tiers.outbox.restore(number, &digest).await {
+                Ok(()) => self.upload(&digest).await,
                 Err(error) => Err(error),
             };
             (number, ReplayOutcome::from(uploaded))
@@ -167,19 +158,19 @@ impl Drain {
 
     /// Uploads a pending result, unless the backing cache has a newer complete one. Where the completion times are
     /// equal or missing, a complete result of the backing cache stays unless the pending one replaced it.
-    async fn upload_result(
-        &self,
+    async fn drain_result(
+        self: &Arc<Self>,
         number: u64,
         instance: &str,
         action: &Digest,
     ) -> Result<(), ReplayOutcome> {
-        let Some(entry) = self.outbox.read(number, action).await? else {
+        let Some(entry) = self.tiers.outbox.read(number, action).await? else {
             let reason = format!("entry of a result of {action} is corrupt or missing");
             return Err(ReplayOutcome::Rejected(Error::Unavailable(reason)));
         };
         let (ours, trees) = (entry.result, &self.tiers.options.memory.transfer_trees);
         let results = &self.tiers.backing_results;
-        let blobs: Arc<dyn BlobStore> = Arc::new(UploadingBlobs(Arc::clone(&self.presence)));
+        let blobs: Arc<dyn BlobStore> = Arc::new(UploadingBlobs(Arc::clone(self)));
         match is_complete(action, &ours, blobs, trees).await {
             Ok(true) => {}
             Ok(false) => {
@@ -190,8 +181,10 @@ impl Drain {
             Err(error @ Error::Mismatch { .. }) => return Err(ReplayOutcome::Refused(error)),
             Err(error) => return Err(error.into()),
         }
-        let _lock = self.outbox.uploading.lock(&(instance, action)).await;
-        if !self.outbox.has_result(instance, action) {
+        let name = (instance.to_owned(), *action);
+        let lock = self.tiers.outbox.uploading.get_or_default(&name);
+        let _locked = lock.lock().await;
+        if !self.tiers.outbox.has_result(instance, action) {
             // A newer one was uploaded meanwhile.
             return Ok(());
         }
@@ -221,7 +214,7 @@ impl Drain {
             incomplete = Some(theirs);
         }
         results.put(instance, action, ours).await?;
-        self.outbox.clock.accepted();
+        self.tiers.outbox.clock.accepted();
         Ok(())
     }
 }

@@ -13,30 +13,31 @@ use tokio_stream::wrappers::ReceiverStream;
 use crate::{
     batches::is_small,
     flow::Flow,
-    inflight::{Inflight, Operation},
     memory::UNWRITTEN,
-    tiers::Tiers,
+    shared::Shared,
+    tiers::{Tiers, log_unstored},
 };
 
-/// The fetches in progress. They store blobs of the backing cache in the local tier.
+/// The way of blobs from the backing cache: the fetches in progress. They store blobs of the backing cache in the local tier.
+#[derive(Debug)]
 pub(crate) struct Fetches {
     pub(crate) tiers: Tiers,
-    running: Inflight<Digest, Flow>,
+    running: Shared<Digest, Flow>,
 }
 
 /// A fetch in progress. Dropped before its end, it fails its readers.
-struct Fetch(Operation<Digest, Flow>);
+struct Fetch(Arc<Flow>);
 
 impl Drop for Fetch {
     fn drop(&mut self) {
-        let cut_off = format!("fetch of {} was cut off", self.0.key);
-        self.0.value.finish(Err(Error::Unavailable(cut_off)));
+        let cut_off = format!("fetch of {} was cut off", self.0.digest);
+        self.0.finish(Err(Error::Unavailable(cut_off)));
     }
 }
 
 impl Fetches {
     pub(crate) fn new(tiers: Tiers) -> Self {
-        let running = Inflight::default();
+        let running = Shared::default();
         Self { tiers, running }
     }
 
@@ -69,7 +70,7 @@ impl Fetches {
     fn start_large(self: &Arc<Self>, fetch: Fetch) {
         let fetches = Arc::clone(self);
         self.tiers.spawn(async move {
-            let (flow, mut permits) = (Arc::clone(&fetch.0.value), Vec::new());
+            let (flow, mut permits) = (Arc::clone(&fetch.0), Vec::new());
             let fetched = fetches.fetch_large(&flow, &mut permits).await;
             fetches.end(fetch, fetched);
             // The content counts as long as it is in memory.
@@ -79,7 +80,7 @@ impl Fetches {
 
     /// Ends a fetch, and records a miss of the backing cache.
     fn end(&self, fetch: Fetch, fetched: Result<()>) {
-        let digest = &fetch.0.key;
+        let digest = &fetch.0.digest;
         match &fetched {
             Err(Error::NotFound(_)) => self.tiers.backing.forget(digest),
             Err(error @ Error::Mismatch { .. }) => {
@@ -88,8 +89,7 @@ impl Fetches {
             Err(error) => tracing::debug!(%digest, %error, "failed to fetch a blob"),
             Ok(()) => {}
         }
-        fetch.0.value.finish(fetched);
-        drop(fetch);
+        fetch.0.finish(fetched);
     }
 
     async fn fetch_large(&self, flow: &Flow, permits: &mut Vec<Permit>) -> Result<()> {
@@ -165,7 +165,7 @@ impl Fetches {
     }
 
     async fn fetch_small(&self, fetches: Vec<Fetch>) {
-        let digests: Vec<Digest> = fetches.iter().map(|fetch| fetch.0.key).collect();
+        let digests: Vec<Digest> = fetches.iter().map(|fetch| fetch.0.digest).collect();
         let permit = self.tiers.options.memory.reserve_small(&digests).await;
         let fetched = match &permit {
             Ok(_) => self.tiers.backing.store.get_batch(&digests).await,
@@ -173,17 +173,13 @@ impl Fetches {
         };
         let blobs = digests.iter().copied().zip(&fetched);
         let blobs = blobs.filter_map(|(digest, content)| Some((digest, content.clone().ok()?)));
-        let blobs: Vec<_> = blobs.collect();
-        let stored: Vec<Digest> = blobs.iter().map(|(digest, _)| *digest).collect();
-        for (digest, put) in stored.iter().zip(self.tiers.local.put_batch(blobs).await) {
-            log_unstored(digest, &put);
-        }
-        let flows = fetches.iter().map(|fetch| Arc::clone(&fetch.0.value));
+        self.tiers.store_local(blobs.collect()).await;
+        let flows = fetches.iter().map(|fetch| Arc::clone(&fetch.0));
         let flows: Vec<_> = flows.collect();
         for (fetch, content) in fetches.into_iter().zip(fetched) {
             let fetched = match content {
                 Ok(content) => {
-                    fetch.0.value.push(content).await;
+                    fetch.0.push(content).await;
                     Ok(())
                 }
                 Err(error) => Err(error),
@@ -191,13 +187,6 @@ impl Fetches {
             self.end(fetch, fetched);
         }
         future::join_all(flows.iter().map(|flow| flow.emptied())).await;
-    }
-}
-
-/// Logs that a fetched blob is not in the local tier.
-fn log_unstored<T>(digest: &Digest, stored: &Result<T>) {
-    if let Err(error) = stored {
-        tracing::debug!(%digest, %error, "failed to store a fetched blob in the local tier");
     }
 }
 

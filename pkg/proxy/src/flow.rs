@@ -8,19 +8,14 @@ mod pieces;
 pub(crate) mod reader;
 mod state;
 
-use std::{
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use gorego_limits::Budget;
 use gorego_storage::{BlobFile, Digest, Error, Result};
 use gorego_storage_local::Growth;
-use tokio::{
-    sync::Notify,
-    time::{Instant, timeout_at},
-};
+use parking_lot::Mutex;
+use tokio::{sync::Notify, time::timeout_at};
 
 use self::{pieces::PieceCache, state::FlowState};
 
@@ -50,53 +45,45 @@ impl Flow {
         }
     }
 
-    fn state(&self) -> MutexGuard<'_, FlowState> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Returns the file that readers read while it grows.
     pub(crate) fn growth(&self) -> Arc<Growth> {
-        Arc::clone(&self.state().growth)
+        Arc::clone(&self.state.lock().growth)
     }
 
     /// Serves readers from the verified file of another writer. The last chunk is withheld until this fetch is
     /// verified: a reader may have read the beginning of its content.
     pub(crate) fn switch_to_file(&self, file: &BlobFile) {
-        self.state().growth = Arc::new(Growth::ended(file));
+        self.state.lock().growth = Arc::new(Growth::ended(file));
         self.arrived.notify_waiters();
         self.passed.notify_waiters();
     }
 
     /// Adds a chunk. If memory is full and the blob cannot be written, waits for readers.
     pub(crate) async fn push(&self, chunk: Bytes) {
-        self.state().push(chunk);
+        self.state.lock().push(chunk);
         self.arrived.notify_waiters();
         self.make_room().await;
     }
 
     async fn make_room(&self) {
-        let (mut since, mut waited) = (Instant::now(), Duration::ZERO);
         loop {
+            // Created first, so that no notification is missed.
             let passed = self.passed.notified();
-            tokio::pin!(passed);
-            passed.as_mut().enable();
-            let Some(until) = self.state().make_room(waited) else {
+            let Some(until) = self.state.lock().make_room() else {
                 return;
             };
             let _ = timeout_at(until, passed).await;
-            waited = since.elapsed();
-            since += waited;
         }
     }
 
     /// Keeps up to `most` bytes in memory from now on, since the blob is no longer written.
     pub(crate) fn to_memory(&self, most: u64) {
-        self.state().in_memory = Some(most);
+        self.state.lock().in_memory = Some(most);
     }
 
     /// Ends the flow if it has no readers. Later callers need another one.
     pub(crate) fn abandon(&self) -> Result<()> {
-        let mut state = self.state();
+        let mut state = self.state.lock();
         if !state.readers.is_empty() {
             return Ok(());
         }
@@ -110,7 +97,7 @@ impl Flow {
     /// Ends the flow, unless it has ended.
     pub(crate) fn finish(&self, outcome: Result<()>) {
         {
-            let mut state = self.state();
+            let mut state = self.state.lock();
             state.outcome.get_or_insert(outcome);
             if let Some(Err(_)) = state.outcome {
                 state.drop_before(u64::MAX);
@@ -146,9 +133,7 @@ impl Flow {
     async fn until<T>(&self, mut find: impl FnMut(&mut FlowState) -> Option<T>) -> T {
         loop {
             let arrived = self.arrived.notified();
-            tokio::pin!(arrived);
-            arrived.as_mut().enable();
-            if let Some(found) = find(&mut self.state()) {
+            if let Some(found) = find(&mut self.state.lock()) {
                 return found;
             }
             arrived.await;

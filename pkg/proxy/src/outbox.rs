@@ -8,15 +8,15 @@ pub(crate) mod queue;
 
 use std::{
     fmt, fs, io, mem,
-    ops::Range,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     time::Duration,
 };
 
 use futures::future;
 use gorego_storage::{BlobStore as _, BlobStoreExt as _, Digest, Error, Result};
 use gorego_storage_local::LocalStore;
+use parking_lot::Mutex;
 use reapi::v2::ActionResult;
 use tokio::sync::watch;
 
@@ -24,7 +24,7 @@ use self::{
     entry::{ResultEntry, WriteKey, file_name, fingerprint},
     queue::{Depth, PendingWrite, Queue, ReplayOutcome},
 };
-use crate::{clock::AcceptClock, versions::Versions};
+use crate::{clock::AcceptClock, shared::Shared};
 
 /// The number of entries that are written at once.
 const AT_ONCE: usize = 16;
@@ -33,9 +33,9 @@ const AT_ONCE: usize = 16;
 pub struct Outbox {
     local: Arc<LocalStore>,
     max_bytes: u64,
-    queue: Mutex<Queue>,
-    /// The locks for the uploads of actions' results while one is pending.
-    pub(crate) uploading: Versions,
+    pub(crate) queue: Mutex<Queue>,
+    /// The locks for the uploads of results, by instance name and action, while one is pending.
+    pub(crate) uploading: Shared<(String, Digest), tokio::sync::Mutex<()>>,
     /// The time in which the backing cache accepted writes, pending or not.
     pub(crate) clock: Arc<AcceptClock>,
     depth: watch::Sender<Depth>,
@@ -46,7 +46,7 @@ struct Reservation<'a>(&'a Outbox, u64);
 
 impl Drop for Reservation<'_> {
     fn drop(&mut self) {
-        self.0.queue().reserved -= self.1;
+        self.0.queue.lock().reserved -= self.1;
     }
 }
 
@@ -58,7 +58,7 @@ impl Outbox {
             local,
             max_bytes,
             queue: Mutex::default(),
-            uploading: Versions::default(),
+            uploading: Shared::default(),
             clock: Arc::default(),
             depth: watch::Sender::default(),
         };
@@ -79,10 +79,10 @@ impl Outbox {
         for batch in entries.chunks(AT_ONCE) {
             let loads = batch.iter().map(|(number, key)| outbox.load(*number, key));
             for (number, write) in future::join_all(loads).await.into_iter().flatten() {
-                outbox.insert(number, write, outbox.no_room()).await;
+                outbox.insert(number, write, Reservation(&outbox, 0)).await;
             }
         }
-        outbox.queue().start_after(last);
+        outbox.queue.lock().start_after(last);
         Ok(outbox)
     }
 
@@ -113,10 +113,6 @@ impl Outbox {
         Some((number, write))
     }
 
-    const fn no_room(&self) -> Reservation<'_> {
-        Reservation(self, 0)
-    }
-
     /// Reads a pending result; `None` if its entry is corrupt or missing.
     pub(crate) async fn read(&self, number: u64, action: &Digest) -> Result<Option<ResultEntry>> {
         let name = file_name(number, &WriteKey::result("", action));
@@ -145,22 +141,9 @@ impl Outbox {
         is_used.then_some(log)
     }
 
-    fn queue(&self) -> MutexGuard<'_, Queue> {
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Returns the amount of pending writes, and notifies of changes.
     pub fn depth(&self) -> watch::Receiver<Depth> {
         self.depth.subscribe()
-    }
-
-    pub(crate) fn next_number(&self) -> u64 {
-        self.queue().next
-    }
-
-    /// Returns the first writes of a range of numbers.
-    pub(crate) fn first(&self, range: Range<u64>, most: usize) -> Vec<(u64, WriteKey)> {
-        self.queue().first(range, most)
     }
 
     pub(crate) fn is_empty(&self) -> bool {
@@ -170,12 +153,12 @@ impl Outbox {
     /// Whether a result of the action is pending.
     pub(crate) fn has_result(&self, instance: &str, action: &Digest) -> bool {
         let key = || WriteKey::result(instance, action);
-        !self.is_empty() && self.queue().get(&key()).is_some()
+        !self.is_empty() && self.queue.lock().get(&key()).is_some()
     }
 
     /// Whether one of the blobs is pending.
     pub(crate) fn has_blob(&self, digests: &[Digest]) -> bool {
-        let queue = self.queue();
+        let queue = self.queue.lock();
         let mut keys = digests.iter().map(|digest| WriteKey::Blob(*digest));
         keys.any(|key| queue.get(&key).is_some())
     }
@@ -214,7 +197,7 @@ impl Outbox {
     async fn link(&self, digest: Digest, room: Reservation<'_>) -> Result<()> {
         let missing = || Error::Unavailable(format!("blob {digest} is missing in the local tier"));
         let pin = self.local.pin(&digest).await?.ok_or_else(missing)?;
-        let number = self.queue().take_number();
+        let number = self.queue.lock().take_number();
         let name = file_name(number, &WriteKey::Blob(digest));
         self.local.outbox_link(name, digest).await?;
         let write = PendingWrite::blob(&digest, Some(pin));
@@ -233,7 +216,7 @@ impl Outbox {
         store: impl Future<Output = Result<()>>,
     ) -> Result<()> {
         let key = WriteKey::result(instance, action);
-        let replaced = self.queue().replaced_by(&key, local.map(fingerprint));
+        let replaced = self.queue.lock().replaced_by(&key, local.map(fingerprint));
         let entry = ResultEntry {
             instance: instance.to_owned(),
             action: Some(action.to_proto()),
@@ -243,21 +226,21 @@ impl Outbox {
         let file = entry.to_file();
         let write = PendingWrite::result(entry, action);
         let room = self.reserve(&[(key.clone(), write.bytes)])?.pop();
-        let number = self.queue().take_number();
+        let number = self.queue.lock().take_number();
         let name = file_name(number, &key);
         self.local.outbox_write(name.clone(), file).await?;
         if let Err(error) = store.await {
             self.unlink(Some(name)).await;
             return Err(error);
         }
-        let room = room.unwrap_or_else(|| self.no_room());
+        let room = room.unwrap_or(Reservation(self, 0));
         self.insert(number, write, room).await;
         Ok(())
     }
 
     /// Reserves room for each write, for all or none.
     fn reserve(&self, writes: &[(WriteKey, u64)]) -> Result<Vec<Reservation<'_>>> {
-        let rooms = self.queue().reserve(writes, self.max_bytes)?;
+        let rooms = self.queue.lock().reserve(writes, self.max_bytes)?;
         let rooms = rooms.into_iter().map(|bytes| Reservation(self, bytes));
         Ok(rooms.collect())
     }
@@ -265,7 +248,7 @@ impl Outbox {
     /// Adds a write, which counts from now on in place of its reservation.
     async fn insert(&self, number: u64, write: PendingWrite, mut room: Reservation<'_>) {
         let replaced = {
-            let mut queue = self.queue();
+            let mut queue = self.queue.lock();
             queue.reserved -= mem::take(&mut room.1);
             queue.insert(number, write)
         };
@@ -274,7 +257,10 @@ impl Outbox {
 
     /// Drops the pending result of an action, since the backing cache has accepted a newer one.
     pub(crate) async fn supersede(&self, instance: &str, action: &Digest) {
-        let removed = self.queue().remove(&WriteKey::result(instance, action));
+        let removed = self
+            .queue
+            .lock()
+            .remove(&WriteKey::result(instance, action));
         self.unlink(removed).await;
     }
 
@@ -286,7 +272,10 @@ impl Outbox {
         retry: Duration,
     ) -> Result<()> {
         let now = self.clock.total();
-        let removed = self.queue().record_outcome(number, outcome, now, retry)?;
+        let removed = self
+            .queue
+            .lock()
+            .record_outcome(number, outcome, now, retry)?;
         self.unlink(removed).await;
         Ok(())
     }
@@ -310,7 +299,7 @@ impl Outbox {
         {
             tracing::warn!(%error, "failed to remove an uploaded write from the outbox");
         }
-        let depth = self.queue().depth;
+        let depth = self.queue.lock().depth;
         self.depth
             .send_if_modified(|last| mem::replace(last, depth) != depth);
     }

@@ -1,37 +1,24 @@
 //! Writes through both tiers: a write is acknowledged once the backing cache has the blob, or once it is pending.
 
-use std::sync::{Arc, atomic::Ordering::Relaxed};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use gorego_storage::{Blob, BlobStore as _, Chunks, Digest, Error, Put, Result, Resume};
 use gorego_storage_local::{CompleteUpload, Received};
 
-use crate::{
-    backing::Epoch,
-    outbox::Outbox,
-    tee::Tee,
-    tiers::Tiers,
-    uploads::{Uploads, publish},
-};
-
-/// Writes of blobs. While the backing cache is down they may become pending.
-#[derive(Clone)]
-pub(crate) struct Writes {
-    pub(crate) tiers: Tiers,
-    pub(crate) uploads: Arc<Uploads>,
-    pub(crate) outbox: Arc<Outbox>,
-}
+use crate::{backing::Epoch, tee::Tee, tiers::log_unstored, uploads::Uploads};
 
 /// The outcomes of one stream in both tiers.
 struct PutOutcomes {
-    backing: Result<Put>,
+    /// None if the stream was not sent to the backing cache.
+    backing: Option<Result<Put>>,
     local: Result<Received>,
     /// True if the backing cache has read some content. Until then, its client retries alone.
     was_read: bool,
 }
 
-impl Writes {
-    pub(crate) async fn put(&self, digest: &Digest, blob: Blob) -> Result<Put> {
+impl Uploads {
+    pub(crate) async fn put(self: &Arc<Self>, digest: &Digest, blob: Blob) -> Result<Put> {
         let (chunks, resume) = match blob {
             Blob::Bytes(content) => {
                 let put = self.put_batch(vec![(*digest, content)]).await.pop();
@@ -40,54 +27,50 @@ impl Writes {
             Blob::Stream(stream) => (stream.chunks, stream.resume),
             blob @ Blob::File(_) => (blob.into_chunks(), None),
         };
-        let is_uploaded = matches!(self.uploads.running(digest).await, Some(Ok(_)));
-        match resume {
-            Some(Resume { offset: 1.., .. }) if is_uploaded => Ok(Put::Existed),
-            Some(Resume { offset: 1.., .. }) => self.put_rest(digest, chunks, resume).await,
-            resume if is_uploaded => self.existed(digest, resume).await,
-            resume => self.put_whole(digest, chunks, resume).await,
+        if matches!(self.running(digest).await, Some(Ok(_))) {
+            return self.existed(digest, resume).await;
+        }
+        let epoch = self.tiers.backing.epoch();
+        let outcomes = match resume {
+            Some(Resume { offset: 1.., .. }) => self.put_rest(digest, chunks, resume.clone()).await,
+            _ => self.put_both(epoch, digest, chunks, resume.clone()).await,
+        };
+        match outcomes? {
+            Some(outcomes) => self.end(epoch, digest, outcomes).await,
+            None => self.existed(digest, resume).await,
         }
     }
 
-    /// Stores a stream that begins with the blob's first byte.
-    async fn put_whole(
-        &self,
+    /// Ends a put whose stream has ended, by an upload of the local blob if necessary.
+    async fn end(
+        self: &Arc<Self>,
+        epoch: Epoch,
         digest: &Digest,
-        chunks: Chunks,
-        resume: Option<Resume>,
+        outcomes: PutOutcomes,
     ) -> Result<Put> {
-        let epoch = self.tiers.backing.epoch();
-        let sent = self.put_both(epoch, digest, chunks, resume.clone());
-        let Some(PutOutcomes {
-            backing: put,
-            local,
-            was_read,
-        }) = sent.await?
-        else {
-            return self.existed(digest, resume).await;
-        };
-        let mut staged = match local {
-            Ok(Received::Complete(staged)) => staged,
-            Ok(Received::Existed) if put.is_err() => {
+        let accepted = |_: &Put| self.tiers.backing.accepted(epoch, digest);
+        let mut staged = match (outcomes.local, &outcomes.backing) {
+            (Ok(Received::Complete(staged)), _) => staged,
+            (Ok(Received::Existed), None | Some(Err(_))) => {
                 return self.upload_stored(digest).await;
             }
-            _ => {
-                let accepted = |_: &Put| self.tiers.backing.accepted(epoch, digest);
+            (local, _) => {
+                let put = outcomes.backing.unwrap_or(local.map(|_| Put::Existed));
                 return put.inspect(accepted);
             }
         };
         // The backing cache may have accepted it unverified.
         let actual = staged.verify().await?;
-        match put {
-            Ok(put) if actual == *digest => {
-                self.tiers.backing.accepted(epoch, digest);
-                publish(digest, staged).await;
+        match outcomes.backing {
+            Some(Ok(put)) if actual == *digest => {
+                accepted(&put);
+                log_unstored(digest, &staged.publish().await);
                 Ok(put)
             }
-            Err(error @ Error::Unavailable(_)) if !was_read => {
+            Some(Err(error @ Error::Unavailable(_))) if !outcomes.was_read => {
                 self.accept(&actual, error, staged.publish()).await
             }
-            _ => self.upload(actual, staged).await,
+            _ => self.upload_and_publish(actual, staged).await,
         }
     }
 
@@ -119,23 +102,31 @@ impl Writes {
         let (mut sent, mut received, mut rest_sent) = (None, None, false);
         loop {
             tokio::select! {
-                put = &mut backing, if sent.is_none() => {
-                    if put.is_ok() && !tee.ended.load(Relaxed) {
+                put = &mut backing, if sent.is_none() => match put {
+                    Ok(_) if !tee.has_ended() => {
                         self.tiers.backing.record(epoch, digest);
                         return Ok(None);
                     }
-                    sent = Some(put);
-                }
+                    // The client need not send the rest of an upload that has to fail.
+                    Err(error @ Error::Unavailable(_))
+                        if !tee.was_read() && !self.tiers.degrades(&error) =>
+                    {
+                        return Err(error);
+                    }
+                    put => sent = Some(put),
+                },
                 end = &mut local, if received.is_none() => match end {
-                    Ok(Received::Existed) if self.tiers.backing.has(digest) => return Ok(None),
+                    Ok(Received::Existed) if sent.is_none() && self.tiers.backing.has(digest) => {
+                        return Ok(None);
+                    }
                     Err(error) if is_callers(&error) => return Err(error),
                     end => received = Some(end),
                 },
                 () = &mut rest, if received.is_some() && !rest_sent => rest_sent = true,
             }
             (sent, received) = match (sent, received) {
-                (Some(backing), Some(local)) => {
-                    let was_read = tee.was_read.load(Relaxed);
+                (backing @ Some(_), Some(local)) => {
+                    let was_read = tee.was_read();
                     return Ok(Some(PutOutcomes {
                         backing,
                         local,
@@ -147,32 +138,36 @@ impl Writes {
         }
     }
 
-    /// Receives the rest of a resumed upload, and uploads the whole blob.
+    /// Receives the rest of a resumed upload. The backing cache gets the whole blob later.
     async fn put_rest(
         &self,
         digest: &Digest,
         chunks: Chunks,
         resume: Option<Resume>,
-    ) -> Result<Put> {
+    ) -> Result<Option<PutOutcomes>> {
         let received = self.tiers.local.receive(digest, chunks, resume, None);
         match received.await? {
-            Received::Complete(mut staged) => {
-                let digest = staged.verify().await?;
-                self.upload(digest, staged).await
-            }
-            Received::Existed if self.tiers.backing.has(digest) => Ok(Put::Existed),
-            Received::Existed => self.upload_stored(digest).await,
+            Received::Existed if self.tiers.backing.has(digest) => Ok(None),
+            received => Ok(Some(PutOutcomes {
+                backing: None,
+                local: Ok(received),
+                was_read: false,
+            })),
         }
     }
 
     /// Uploads a staged blob and publishes it, even if the caller is cancelled.
-    async fn upload(&self, digest: Digest, staged: CompleteUpload) -> Result<Put> {
-        let writes = self.clone();
+    async fn upload_and_publish(
+        self: &Arc<Self>,
+        digest: Digest,
+        staged: CompleteUpload,
+    ) -> Result<Put> {
+        let writes = Arc::clone(self);
         let upload = async move {
-            match writes.uploads.upload_staged(&digest, &staged).await {
+            match writes.upload_staged(&digest, &staged).await {
                 Err(error) => writes.accept(&digest, error, staged.publish()).await,
                 put => {
-                    publish(&digest, staged).await;
+                    log_unstored(&digest, &staged.publish().await);
                     put
                 }
             }
@@ -181,8 +176,8 @@ impl Writes {
     }
 
     /// Uploads a blob that the local tier has.
-    async fn upload_stored(&self, digest: &Digest) -> Result<Put> {
-        match self.uploads.upload(digest).await {
+    async fn upload_stored(self: &Arc<Self>, digest: &Digest) -> Result<Put> {
+        match self.upload(digest).await {
             Err(error) => self.accept(digest, error, async { Ok(Put::Existed) }).await,
             Ok(_) => Ok(Put::Existed),
         }
@@ -199,7 +194,7 @@ impl Writes {
         if !self.tiers.degrades(&error) {
             return Err(error);
         }
-        let (outbox, blobs) = (Arc::clone(&self.outbox), vec![*digest]);
+        let (outbox, blobs) = (Arc::clone(&self.tiers.outbox), vec![*digest]);
         let accept = async move { outbox.add_blobs(blobs, publish).await };
         self.tiers.finish(digest, accept).await
     }
@@ -230,11 +225,7 @@ impl Writes {
                 }
             }
         }
-        for stored in self.tiers.local.put_batch(present).await {
-            if let Err(error) = stored {
-                tracing::debug!(%error, "failed to store an uploaded blob in the local tier");
-            }
-        }
+        self.tiers.store_local(present).await;
         results
     }
 }
@@ -257,8 +248,5 @@ fn check(digest: &Digest, content: &Bytes) -> Result<Put> {
     if actual == *digest {
         return Ok(Put::Existed);
     }
-    Err(Error::Mismatch {
-        expected: *digest,
-        actual: actual.to_string(),
-    })
+    Err(Error::mismatch(digest, actual))
 }

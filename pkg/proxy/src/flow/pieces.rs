@@ -1,18 +1,16 @@
 //! Pieces of a file that readers at the same offset share.
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex, PoisonError, Weak},
-};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use gorego_storage::Result;
 use tokio::sync::OnceCell;
 
+use crate::shared::Shared;
+
 /// The pieces in use, by offset. Readers at one offset share a piece; without that, each would get a smaller one from
 /// the common budget.
-#[derive(Debug, Default)]
-pub(super) struct PieceCache(Mutex<HashMap<u64, Weak<OnceCell<Bytes>>>>);
+pub(super) type PieceCache = Shared<u64, OnceCell<Bytes>>;
 
 impl PieceCache {
     /// Returns the piece at `at`. The first caller reads it; the others wait for that.
@@ -21,20 +19,9 @@ impl PieceCache {
         at: u64,
         read: impl Future<Output = Result<Bytes>>,
     ) -> Result<Bytes> {
-        let cell = self.cell(at);
+        let cell = self.get_or_default(&at);
         cell.get_or_try_init(|| read).await?;
         Ok(Bytes::from_owner(Piece(cell)))
-    }
-
-    fn cell(&self, at: u64) -> Arc<OnceCell<Bytes>> {
-        let mut cells = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(cell) = cells.get(&at).and_then(Weak::upgrade) {
-            return cell;
-        }
-        cells.retain(|_, cell| cell.strong_count() > 0);
-        let cell = Arc::default();
-        cells.insert(at, Arc::downgrade(&cell));
-        cell
     }
 }
 

@@ -35,7 +35,7 @@ enum Content {
 
 impl Reader {
     fn new(flow: &Arc<Flow>, at: u64) -> Option<Self> {
-        let number = flow.state().add_reader(at)?;
+        let number = flow.state.lock().add_reader(at)?;
         let flow = Arc::clone(flow);
         Some(Self { flow, number })
     }
@@ -47,7 +47,7 @@ impl Reader {
 
     /// Waits until the whole blob is verified, without reading on.
     pub(crate) async fn verified(&self) -> Result<()> {
-        if let Some(place) = self.flow.state().readers.get_mut(&self.number) {
+        if let Some(place) = self.flow.state.lock().readers.get_mut(&self.number) {
             place.at = END;
         }
         self.flow.passed.notify_waiters();
@@ -97,7 +97,7 @@ impl Reader {
 
 impl Drop for Reader {
     fn drop(&mut self) {
-        self.flow.state().readers.remove(&self.number);
+        self.flow.state.lock().readers.remove(&self.number);
         self.flow.passed.notify_waiters();
     }
 }

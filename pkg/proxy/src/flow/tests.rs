@@ -98,6 +98,26 @@ async fn a_stalled_reader_of_an_unwritten_blob_is_disconnected() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_stalled_reader_is_disconnected_while_another_late_reader_proceeds() {
+    let (flow, content) = flow(21);
+    let mut stalled = read(&flow, 0);
+    for number in 0..20 {
+        flow.push(chunk(&content, number)).await;
+    }
+    flow.to_memory(LEN as u64);
+    let arrive = async {
+        let push = flow.push(chunk(&content, 20));
+        let pushed = time::timeout(PATIENCE * 2, push).await;
+        flow.finish(Ok(()));
+        pushed
+    };
+    let (pushed, got) = future::join(arrive, slow(&flow, PATIENCE / 12)).await;
+    pushed.unwrap();
+    assert_eq!(got, 21);
+    assert!(stalled.next().await.unwrap().is_err());
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_unwritten_blob_does_not_wait_for_a_reader_that_left() {
     let (flow, content) = flow(4);
     flow.to_memory(LEN as u64);
@@ -128,7 +148,7 @@ async fn an_unwritten_blob_arrives_in_chunks_of_any_size() {
             let mut rest = content.clone();
             for size in sizes {
                 flow.push(rest.split_to(size)).await;
-                let state = flow.state();
+                let state = flow.state.lock();
                 assert!(state.end - state.start < most + size.max(1999) as u64);
             }
             flow.finish(Ok(()));
@@ -238,7 +258,7 @@ async fn an_ended_flow_leaves_memory_once_readers_passed_or_stalled() {
     let read = reader.map(Result::unwrap).collect::<Vec<_>>();
     assert_eq!(read.await.concat(), content);
     time::timeout(PATIENCE * 2, emptied).await.unwrap();
-    assert!(flow.state().newest.is_empty());
+    assert!(flow.state.lock().newest.is_empty());
     assert!(stalled.next().await.unwrap().is_err());
 }
 

@@ -103,11 +103,11 @@ impl PendingWrite {
 
 /// The pending writes by number, at most one for each key.
 #[derive(Default)]
-pub(super) struct Queue {
+pub(crate) struct Queue {
     writes: BTreeMap<u64, PendingWrite>,
     numbers: HashMap<WriteKey, u64>,
     /// The number of the next write.
-    pub(super) next: u64,
+    pub(crate) next: u64,
     pub(super) depth: Depth,
     /// The room of writes that are being accepted.
     pub(super) reserved: u64,
@@ -188,7 +188,7 @@ impl Queue {
     }
 
     /// Returns the first writes of a range of numbers.
-    pub(super) fn first(&self, range: Range<u64>, most: usize) -> Vec<(u64, WriteKey)> {
+    pub(crate) fn first(&self, range: Range<u64>, most: usize) -> Vec<(u64, WriteKey)> {
         let writes = self.writes.range(range).take(most);
         let writes = writes.map(|(number, write)| (*number, write.key.clone()));
         writes.collect()

@@ -40,14 +40,14 @@ async fn a_blob_written_again_stays_pending_after_the_outcome_of_its_earlier_ent
     let dir = tempfile::tempdir().unwrap();
     let outbox = open(&dir).await;
     let digest = add(&outbox).await;
-    let first = outbox.first(0..u64::MAX, 2);
+    let first = outbox.queue.lock().first(0..u64::MAX, 2);
     add(&outbox).await;
     assert_eq!(entries(&outbox), 1);
     let gone = ReplayOutcome::Rejected(Error::NotFound(digest));
     let recorded = outbox.record_outcome(first[0].0, gone, Duration::ZERO);
     recorded.await.unwrap();
     assert_eq!(entries(&outbox), 1);
-    let second = outbox.first(0..u64::MAX, 2);
+    let second = outbox.queue.lock().first(0..u64::MAX, 2);
     let recorded = outbox.record_outcome(second[0].0, ReplayOutcome::Done, Duration::ZERO);
     recorded.await.unwrap();
     assert_eq!(*outbox.depth().borrow(), Depth::default());
