@@ -4,8 +4,8 @@ use std::{
     cmp::Ordering, collections::HashMap, panic::AssertUnwindSafe, sync::Arc, time::Duration,
 };
 
-use futures::{FutureExt as _, StreamExt as _, stream};
-use gorego_storage::{ActionCacheExt as _, BlobStore, Digest, Error, Result};
+use futures::{FutureExt as _, StreamExt as _, future, stream};
+use gorego_storage::{ActionCacheExt as _, BlobStore, Digest, Error, Put, Result};
 use reapi::v2::ActionResult;
 use tokio::time::sleep;
 
@@ -13,7 +13,7 @@ use crate::{
     batches::is_small,
     outbox::{
         entry::{WriteKey, fingerprint},
-        queue::{Depth, ReplayOutcome},
+        queue::{Depth, ReplayError},
     },
     outputs::is_complete,
     presence::UploadingBlobs,
@@ -92,8 +92,7 @@ impl Uploads {
         let uploads = results
             .into_iter()
             .map(|(number, instance, action)| async move {
-                let uploaded = self.drain_result(number, &instance, &action).await;
-                (number, uploaded.err().unwrap_or(ReplayOutcome::Done))
+                (number, self.drain_result(number, &instance, &action).await)
             });
         drained.and(self.record_outcomes(uploads, RESULTS).await)
     }
@@ -101,23 +100,16 @@ impl Uploads {
     /// Runs uploads, some at once, and records their outcomes. Returns the first reason why a write stays pending.
     async fn record_outcomes(
         &self,
-        uploads: impl Iterator<Item = impl Future<Output = (u64, ReplayOutcome)>>,
+        uploads: impl Iterator<Item = impl Future<Output = (u64, Result<(), ReplayError>)>>,
         at_once: usize,
     ) -> Result<()> {
         let mut uploads = stream::iter(uploads).buffer_unordered(at_once);
         let mut drained = Ok(());
-        while let Some((number, outcome)) = uploads.next().await {
-            drained = drained.and(self.record_outcome(number, outcome).await);
+        let (outbox, retry) = (&self.tiers.outbox, self.tiers.options.outbox_retry);
+        while let Some((number, uploaded)) = uploads.next().await {
+            drained = drained.and(outbox.record_outcome(number, uploaded, retry).await);
         }
         drained
-    }
-
-    async fn record_outcome(&self, number: u64, outcome: ReplayOutcome) -> Result<()> {
-        let retry = self.tiers.options.outbox_retry;
-        self.tiers
-            .outbox
-            .record_outcome(number, outcome, retry)
-            .await
     }
 
     /// Uploads blobs together. Then uploads alone the blobs that the local tier lacks, and the small blobs of a refused
@@ -131,27 +123,32 @@ impl Uploads {
         let are_together = small.count() > 1;
         let uploaded = self.upload_all(missing).await;
         let mut uploaded: HashMap<Digest, Result<_>> = uploaded.into_iter().collect();
-        let (mut drained, mut alone, mut singles) = (Ok(()), Vec::new(), 0..MAX_SINGLES);
+        let (mut ended, mut alone, mut singles) = (Vec::new(), Vec::new(), 0..MAX_SINGLES);
         for (number, digest) in blobs {
-            let outcome = match uploaded.remove(&digest) {
-                Some(Err(Error::NotFound(_))) => None,
-                Some(Err(error @ Error::Refused { .. })) if are_together && is_small(&digest) => {
-                    let is_final = error.may_pass() && singles.next().is_none();
-                    is_final.then(|| ReplayOutcome::from(error))
+            let uploaded = uploaded.remove(&digest).unwrap_or(Ok(Put::Existed));
+            let is_retried = match &uploaded {
+                Err(Error::NotFound(_)) => true,
+                Err(error @ Error::Refused { .. }) if are_together && is_small(&digest) => {
+                    !error.may_pass() || singles.next().is_some()
                 }
-                uploaded => Some(uploaded.map_or(ReplayOutcome::Done, ReplayOutcome::from)),
+                _ => false,
             };
-            match outcome {
-                Some(outcome) => drained = drained.and(self.record_outcome(number, outcome).await),
-                None => alone.push((number, digest)),
+            if is_retried {
+                alone.push((number, digest));
+            } else {
+                let uploaded = uploaded.map(drop).map_err(ReplayError::from);
+                ended.push(future::ready((number, uploaded)));
             }
         }
+        let drained = self
+            .record_outcomes(ended.into_iter(), SINGLE_UPLOADS)
+            .await;
         let alone = alone.into_iter().map(|(number, digest)| async move {
             let uploaded = match self.tiers.outbox.restore(number, &digest).await {
-                Ok(()) => self.upload(&digest).await,
+                Ok(()) => self.upload(&digest).await.map(drop),
                 Err(error) => Err(error),
             };
-            (number, ReplayOutcome::from(uploaded))
+            (number, uploaded.map_err(ReplayError::from))
         });
         drained.and(self.record_outcomes(alone, SINGLE_UPLOADS).await)
     }
@@ -163,10 +160,13 @@ impl Uploads {
         number: u64,
         instance: &str,
         action: &Digest,
-    ) -> Result<(), ReplayOutcome> {
+    ) -> Result<(), ReplayError> {
         let Some(entry) = self.tiers.outbox.read(number, action).await? else {
             let reason = format!("entry of a result of {action} is corrupt or missing");
-            return Err(ReplayOutcome::Rejected(Error::Unavailable(reason)));
+            return Err(ReplayError {
+                error: Error::Unavailable(reason),
+                is_final: true,
+            });
         };
         let (ours, trees) = (entry.result, &self.tiers.options.memory.transfer_trees);
         let results = &self.tiers.backing_results;
@@ -178,7 +178,7 @@ impl Uploads {
                 return Ok(());
             }
             // A tree was corrupted on its way to this proxy.
-            Err(error @ Error::Mismatch { .. }) => return Err(ReplayOutcome::Refused(error)),
+            Err(error @ Error::Mismatch { .. }) => return Err(temporary(error)),
             Err(error) => return Err(error.into()),
         }
         let name = (instance.to_owned(), *action);
@@ -190,11 +190,7 @@ impl Uploads {
         }
         let mut incomplete = None;
         // Nothing takes long between the last lookup and the put.
-        while let Some(theirs) = results
-            .find(instance, action)
-            .await
-            .map_err(outcome_of_read_error)?
-        {
+        while let Some(theirs) = results.find(instance, action).await.map_err(temporary)? {
             if theirs == ours {
                 return Ok(());
             }
@@ -208,7 +204,7 @@ impl Uploads {
             }
             let blobs = Arc::clone(&self.tiers.backing.store);
             let is_complete = is_complete(action, &theirs, blobs, trees).await;
-            if is_complete.map_err(outcome_of_read_error)? {
+            if is_complete.map_err(temporary)? {
                 return Ok(());
             }
             incomplete = Some(theirs);
@@ -219,12 +215,11 @@ impl Uploads {
     }
 }
 
-/// Returns the outcome for a pending result when the result of the backing cache could not be read. Such an error never
-/// rejects the pending one.
-fn outcome_of_read_error(error: Error) -> ReplayOutcome {
-    match ReplayOutcome::from(error) {
-        ReplayOutcome::Rejected(error) => ReplayOutcome::Refused(error),
-        outcome => outcome,
+/// Returns the reason to retry a pending result. An error of the backing cache's result never rejects the pending one.
+const fn temporary(error: Error) -> ReplayError {
+    ReplayError {
+        error,
+        is_final: false,
     }
 }
 

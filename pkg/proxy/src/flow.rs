@@ -4,7 +4,6 @@
 //! cannot be written, the newest part is as large as the budget permits, and the fetch continues at the pace
 //! of the readers.
 
-mod pieces;
 pub(crate) mod reader;
 mod state;
 
@@ -17,7 +16,7 @@ use gorego_storage_local::Growth;
 use parking_lot::Mutex;
 use tokio::{sync::Notify, time::timeout_at};
 
-use self::{pieces::PieceCache, state::FlowState};
+use self::{reader::Pieces, state::FlowState};
 
 /// A blob on its way from the backing cache.
 #[derive(Debug)]
@@ -25,7 +24,7 @@ pub(crate) struct Flow {
     pub(crate) digest: Digest,
     /// The budget of pieces that are read from the file.
     pieces: Budget,
-    shared: PieceCache,
+    shared: Pieces,
     state: Mutex<FlowState>,
     /// Notified when content or the end arrived.
     arrived: Notify,
@@ -38,7 +37,7 @@ impl Flow {
         Self {
             digest,
             pieces,
-            shared: PieceCache::default(),
+            shared: Pieces::default(),
             state: Mutex::default(),
             arrived: Notify::new(),
             passed: Notify::new(),

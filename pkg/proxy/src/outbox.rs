@@ -9,11 +9,14 @@ pub(crate) mod queue;
 use std::{
     fmt, fs, io, mem,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
     time::Duration,
 };
 
-use futures::future;
+use futures::{StreamExt as _, TryStreamExt as _, stream};
 use gorego_storage::{BlobStore as _, BlobStoreExt as _, Digest, Error, Result};
 use gorego_storage_local::LocalStore;
 use parking_lot::Mutex;
@@ -22,7 +25,7 @@ use tokio::sync::watch;
 
 use self::{
     entry::{ResultEntry, WriteKey, file_name, fingerprint},
-    queue::{Depth, PendingWrite, Queue, ReplayOutcome},
+    queue::{Depth, PendingWrite, Queue, ReplayError},
 };
 use crate::{clock::AcceptClock, shared::Shared};
 
@@ -41,12 +44,12 @@ pub struct Outbox {
     depth: watch::Sender<Depth>,
 }
 
-/// Room in the outbox for a write that is being accepted.
-struct Reservation<'a>(&'a Outbox, u64);
+/// Bytes reserved in the outbox for writes that are being accepted.
+struct Reservation<'a>(&'a Outbox, AtomicU64);
 
 impl Drop for Reservation<'_> {
     fn drop(&mut self) {
-        self.0.queue.lock().reserved -= self.1;
+        self.0.queue.lock().reserved -= *self.1.get_mut();
     }
 }
 
@@ -75,20 +78,21 @@ impl Outbox {
         });
         let entries: Vec<_> = entries.collect();
         let last = entries.last().map_or(0, |(number, _)| *number);
-        // In batches, since there may be many entries, and the future of each takes memory.
-        for batch in entries.chunks(AT_ONCE) {
-            let loads = batch.iter().map(|(number, key)| outbox.load(*number, key));
-            for (number, write) in future::join_all(loads).await.into_iter().flatten() {
-                outbox.insert(number, write, Reservation(&outbox, 0)).await;
+        let loads = stream::iter(entries).map(|(number, key)| outbox.load(number, key));
+        let mut loads = loads.buffered(AT_ONCE);
+        while let Some(loaded) = loads.next().await {
+            if let Some((number, write)) = loaded {
+                outbox.insert(number, write, None).await;
             }
         }
+        drop(loads);
         outbox.queue.lock().start_after(last);
         Ok(outbox)
     }
 
     /// Returns the pending write of an entry, unless it is unreadable.
-    async fn load(&self, number: u64, key: &WriteKey) -> Option<(u64, PendingWrite)> {
-        let write = match key {
+    async fn load(&self, number: u64, key: WriteKey) -> Option<(u64, PendingWrite)> {
+        let write = match &key {
             WriteKey::Blob(digest) => {
                 let pin = self.local.pin_unverified(digest).await;
                 let pin = pin.unwrap_or_else(|error| {
@@ -101,7 +105,7 @@ impl Outbox {
                 Ok(Some(entry)) => PendingWrite::result(entry, action),
                 Ok(None) => {
                     tracing::error!(%action, "removed a corrupt result from the outbox");
-                    self.unlink(Some(file_name(number, key))).await;
+                    self.unlink(Some(file_name(number, &key))).await;
                     return None;
                 }
                 Err(error) => {
@@ -174,16 +178,11 @@ impl Outbox {
     ) -> Result<T> {
         digests.retain(|digest| !digest.is_empty_blob());
         let write = |digest: &Digest| (WriteKey::Blob(*digest), queue::room(digest.size()));
-        let rooms = self.reserve(&digests.iter().map(write).collect::<Vec<_>>())?;
+        let (rooms, reserved) = self.reserve(&digests.iter().map(write).collect::<Vec<_>>())?;
         let published = publish.await?;
-        let mut writes = digests.into_iter().zip(rooms).peekable();
-        while writes.peek().is_some() {
-            let batch = writes.by_ref().take(AT_ONCE);
-            let links: Vec<_> = batch
-                .map(|(digest, room)| self.link(digest, room))
-                .collect();
-            future::try_join_all(links).await?;
-        }
+        let links = stream::iter(digests.into_iter().zip(rooms));
+        let links = links.map(|(digest, room)| self.link(digest, room, &reserved));
+        links.buffered(AT_ONCE).try_collect::<()>().await?;
         Ok(published)
     }
 
@@ -194,14 +193,14 @@ impl Outbox {
     }
 
     /// Pins a blob and links it into the outbox.
-    async fn link(&self, digest: Digest, room: Reservation<'_>) -> Result<()> {
+    async fn link(&self, digest: Digest, room: u64, reserved: &Reservation<'_>) -> Result<()> {
         let missing = || Error::Unavailable(format!("blob {digest} is missing in the local tier"));
         let pin = self.local.pin(&digest).await?.ok_or_else(missing)?;
         let number = self.queue.lock().take_number();
         let name = file_name(number, &WriteKey::Blob(digest));
         self.local.outbox_link(name, digest).await?;
         let write = PendingWrite::blob(&digest, Some(pin));
-        self.insert(number, write, room).await;
+        self.insert(number, write, Some((room, reserved))).await;
         Ok(())
     }
 
@@ -209,8 +208,7 @@ impl Outbox {
     /// the result is not pending.
     pub(crate) async fn add_result(
         &self,
-        instance: &str,
-        action: &Digest,
+        (instance, action): &(String, Digest),
         result: ActionResult,
         local: Option<&ActionResult>,
         store: impl Future<Output = Result<()>>,
@@ -218,14 +216,14 @@ impl Outbox {
         let key = WriteKey::result(instance, action);
         let replaced = self.queue.lock().replaced_by(&key, local.map(fingerprint));
         let entry = ResultEntry {
-            instance: instance.to_owned(),
+            instance: instance.clone(),
             action: Some(action.to_proto()),
             result,
             replaced,
         };
         let file = entry.to_file();
         let write = PendingWrite::result(entry, action);
-        let room = self.reserve(&[(key.clone(), write.bytes)])?.pop();
+        let (rooms, reserved) = self.reserve(&[(key.clone(), write.bytes)])?;
         let number = self.queue.lock().take_number();
         let name = file_name(number, &key);
         self.local.outbox_write(name.clone(), file).await?;
@@ -233,23 +231,31 @@ impl Outbox {
             self.unlink(Some(name)).await;
             return Err(error);
         }
-        let room = room.unwrap_or(Reservation(self, 0));
+        let room = rooms.first().map(|room| (*room, &reserved));
         self.insert(number, write, room).await;
         Ok(())
     }
 
-    /// Reserves room for each write, for all or none.
-    fn reserve(&self, writes: &[(WriteKey, u64)]) -> Result<Vec<Reservation<'_>>> {
+    /// Reserves room for all writes or none. Returns the bytes of each.
+    fn reserve(&self, writes: &[(WriteKey, u64)]) -> Result<(Vec<u64>, Reservation<'_>)> {
         let rooms = self.queue.lock().reserve(writes, self.max_bytes)?;
-        let rooms = rooms.into_iter().map(|bytes| Reservation(self, bytes));
-        Ok(rooms.collect())
+        let reserved = AtomicU64::new(rooms.iter().sum());
+        Ok((rooms, Reservation(self, reserved)))
     }
 
-    /// Adds a write, which counts from now on in place of its reservation.
-    async fn insert(&self, number: u64, write: PendingWrite, mut room: Reservation<'_>) {
+    /// Adds a write, which counts from now on in place of its reserved bytes.
+    async fn insert(
+        &self,
+        number: u64,
+        write: PendingWrite,
+        room: Option<(u64, &Reservation<'_>)>,
+    ) {
         let replaced = {
             let mut queue = self.queue.lock();
-            queue.reserved -= mem::take(&mut room.1);
+            if let Some((room, reserved)) = room {
+                queue.reserved -= room;
+                reserved.1.fetch_sub(room, Relaxed);
+            }
             queue.insert(number, write)
         };
         self.unlink(replaced).await;
@@ -268,14 +274,14 @@ impl Outbox {
     pub(crate) async fn record_outcome(
         &self,
         number: u64,
-        outcome: ReplayOutcome,
+        uploaded: Result<(), ReplayError>,
         retry: Duration,
     ) -> Result<()> {
         let now = self.clock.total();
         let removed = self
             .queue
             .lock()
-            .record_outcome(number, outcome, now, retry)?;
+            .record_outcome(number, uploaded, now, retry)?;
         self.unlink(removed).await;
         Ok(())
     }

@@ -9,23 +9,21 @@ use crate::uploads::Uploads;
 
 impl Uploads {
     /// Returns the blobs that a client has to upload: those that the backing cache lacks, after the upload of
-    /// those that the local tier has. In an outage, the blobs of the local tier count as present.
+    /// those that the local tier has. In an outage, or with a read-only backing cache, the blobs of the local tier count
+    /// as present.
     pub(crate) async fn find_missing(self: &Arc<Self>, digests: &[Digest]) -> Result<Vec<Digest>> {
         let not_local = self.tiers.local.find_missing(digests).await?;
-        match self.upload_lacking(digests, not_local.clone()).await {
+        let missing = if self.tiers.options.read_only {
+            self.tiers.backing.find_missing(&not_local).await
+        } else {
+            let lacking = self.upload_lacking(digests, not_local.clone()).await;
+            lacking.map(|(missing, _)| missing)
+        };
+        match missing {
             Err(error) if self.tiers.degrades(&error) => {
                 self.reported.insert(());
                 Ok(not_local)
             }
-            found => found.map(|(missing, _)| missing),
-        }
-    }
-
-    /// Returns the blobs that neither tier has, without uploads.
-    pub(crate) async fn find_missing_read_only(&self, digests: &[Digest]) -> Result<Vec<Digest>> {
-        let not_local = self.tiers.local.find_missing(digests).await?;
-        match self.tiers.backing.find_missing(&not_local).await {
-            Err(error) if self.tiers.degrades(&error) => Ok(not_local),
             missing => missing,
         }
     }

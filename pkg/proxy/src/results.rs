@@ -91,13 +91,6 @@ impl Results {
         Ok(())
     }
 
-    /// Returns the local tier's result, if all its outputs can be read from either tier.
-    async fn get_local(&self, name: &Name, memory: &Budget) -> Result<CachedResult> {
-        let found = ActionCache::get(&*self.tiers.local, &name.0, &name.1, memory).await?;
-        self.check(&name.1, &found.result, true).await?;
-        Ok(found)
-    }
-
     /// Returns the backing cache's result, if it is complete. Stores it in the local tier, unless that has it
     /// as `local`.
     async fn fetch(
@@ -176,11 +169,8 @@ impl Results {
         if self.tiers.outbox.has_result(instance, action) {
             locked = Some(lock.lock().await);
         }
-        let put = self
-            .tiers
-            .backing_results
-            .put(instance, action, result.clone());
-        match put.await {
+        let backing = &self.tiers.backing_results;
+        match backing.put(instance, action, result.clone()).await {
             Err(error) if self.tiers.degrades(&error) => return Ok(true),
             put => put?,
         }
@@ -225,7 +215,6 @@ impl Results {
         self: Arc<Self>,
         epoch: Epoch,
         name: Name,
-        version: Arc<Mutex<u64>>,
         result: ActionResult,
         is_pending: bool,
     ) -> Result<()> {
@@ -235,6 +224,7 @@ impl Results {
             let outputs = self.local_outputs(action, &result).await?;
             self.tiers.outbox.add_outputs(outputs).await?;
         }
+        let version = self.versions.get_or_default(&name);
         let mut version = version.lock().await;
         let store = async {
             ActionCache::put(&*self.tiers.local, instance, action, result.clone()).await?;
@@ -245,12 +235,10 @@ impl Results {
         if is_pending {
             let replaced = self.tiers.local.find(instance, action).await;
             let replaced = replaced.unwrap_or_default();
-            let (result, replaced) = (result.clone(), replaced.as_ref());
-            let add = self
-                .tiers
-                .outbox
-                .add_result(instance, action, result, replaced, store);
-            add.await?;
+            let outbox = &self.tiers.outbox;
+            outbox
+                .add_result(&name, result.clone(), replaced.as_ref(), store)
+                .await?;
         } else {
             store.await?;
         }
@@ -285,7 +273,12 @@ impl Results {
 impl ActionCache for ProxyActions {
     async fn get(&self, instance: &str, action: &Digest, memory: &Budget) -> Result<CachedResult> {
         let (results, name) = (&self.0, (instance.to_owned(), *action));
-        let local = match results.get_local(&name, memory).await {
+        let local = async {
+            let found = ActionCache::get(&*results.tiers.local, instance, action, memory).await?;
+            let checked = results.check(action, &found.result, true).await;
+            checked.map(|()| found)
+        };
+        let local = match local.await {
             Ok(found) => {
                 results.revalidate(name, &found.result);
                 return Ok(found);
@@ -303,11 +296,9 @@ impl ActionCache for ProxyActions {
 
     async fn put(&self, instance: &str, action: &Digest, result: ActionResult) -> Result<()> {
         let (results, name) = (Arc::clone(&self.0), (instance.to_owned(), *action));
-        let version = results.versions.get_or_default(&name);
-        *version.lock().await += 1;
         let epoch = results.tiers.backing.epoch();
         let is_pending = results.upload(&name, &result).await?;
-        let store = Arc::clone(&results).store(epoch, name, version, result, is_pending);
+        let store = Arc::clone(&results).store(epoch, name, result, is_pending);
         results.tiers.finish(action, store).await
     }
 }

@@ -72,9 +72,6 @@ impl BlobStore for ProxyStore {
     }
 
     async fn find_missing(&self, digests: &[Digest]) -> Result<Vec<Digest>> {
-        if self.tiers().options.read_only {
-            return self.uploads.find_missing_read_only(digests).await;
-        }
         self.uploads.find_missing(digests).await
     }
 

@@ -10,7 +10,7 @@ use futures::{
     StreamExt as _,
     stream::{self, Fuse},
 };
-use gorego_storage::{Chunks, Result};
+use gorego_storage::{Chunks, Error, Result};
 use tokio::sync::{Mutex, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 
@@ -51,9 +51,9 @@ impl Tee {
         self.source.try_lock().is_ok_and(|source| source.is_done())
     }
 
-    /// Whether the backing cache has read any content. Until then, its client retries by itself.
-    pub(crate) fn was_read(&self) -> bool {
-        self.was_read.load(Relaxed)
+    /// Whether the backing cache failed before it read any content. Until then, its client retries by itself.
+    pub(crate) fn is_unread(&self, error: &Error) -> bool {
+        matches!(error, Error::Unavailable(_)) && !self.was_read.load(Relaxed)
     }
 
     /// Returns the content for the local tier.

@@ -1,21 +1,18 @@
 //! Writes through both tiers: a write is acknowledged once the backing cache has the blob, or once it is pending.
 
-use std::sync::Arc;
+use std::{pin::pin, sync::Arc};
 
 use bytes::Bytes;
+use futures::future::{self, Either};
 use gorego_storage::{Blob, BlobStore as _, Chunks, Digest, Error, Put, Result, Resume};
 use gorego_storage_local::{CompleteUpload, Received};
+use tokio::sync::Notify;
 
 use crate::{backing::Epoch, tee::Tee, tiers::log_unstored, uploads::Uploads};
 
-/// The outcomes of one stream in both tiers.
-struct PutOutcomes {
-    /// None if the stream was not sent to the backing cache.
-    backing: Option<Result<Put>>,
-    local: Result<Received>,
-    /// True if the backing cache has read some content. Until then, its client retries alone.
-    was_read: bool,
-}
+/// The outcomes of a stream in the backing cache and in the local tier. The former is none if the backing cache still
+/// needs the blob that the local tier has.
+type Outcomes = (Option<Result<Put>>, Result<Received>);
 
 impl Uploads {
     pub(crate) async fn put(self: &Arc<Self>, digest: &Digest, blob: Blob) -> Result<Put> {
@@ -31,13 +28,86 @@ impl Uploads {
             return self.existed(digest, resume).await;
         }
         let epoch = self.tiers.backing.epoch();
-        let outcomes = match resume {
-            Some(Resume { offset: 1.., .. }) => self.put_rest(digest, chunks, resume.clone()).await,
-            _ => self.put_both(epoch, digest, chunks, resume.clone()).await,
+        let outcomes = match resume.clone() {
+            rest @ Some(Resume { offset: 1.., .. }) => self.put_rest(digest, chunks, rest).await,
+            resume => self.put_both(epoch, digest, chunks, resume).await,
         };
         match outcomes? {
             Some(outcomes) => self.end(epoch, digest, outcomes).await,
             None => self.existed(digest, resume).await,
+        }
+    }
+
+    /// Sends a stream to both tiers at once; `None` if the backing cache turns out to have the blob.
+    async fn put_both(
+        &self,
+        epoch: Epoch,
+        digest: &Digest,
+        chunks: Chunks,
+        resume: Option<Resume>,
+    ) -> Result<Option<Outcomes>> {
+        let (tee, content) = Tee::new(chunks);
+        let (only, local_ended) = (digest.only(), Notify::new());
+        let backing = async {
+            match self
+                .tiers
+                .backing
+                .store
+                .put(&only, Blob::stream(content))
+                .await
+            {
+                Ok(_) if !tee.has_ended() => {
+                    self.tiers.backing.record(epoch, digest);
+                    Err(None)
+                }
+                // The client need not send the rest of an upload that has to fail.
+                Err(error) if tee.is_unread(&error) && !self.tiers.degrades(&error) => {
+                    Err(Some(error))
+                }
+                put => Ok(put),
+            }
+        };
+        let local = async {
+            let received = self.tiers.local.receive(digest, tee.local(), resume, None);
+            let received = received.await;
+            local_ended.notify_one();
+            match received {
+                Ok(Received::Existed) if !tee.has_ended() && self.tiers.backing.has(digest) => {
+                    Err(None)
+                }
+                Err(error) if is_callers(&error) => Err(Some(error)),
+                received => Ok(received),
+            }
+        };
+        let rest = async {
+            local_ended.notified().await;
+            tee.send_rest().await;
+            future::pending().await
+        };
+        match future::select(pin!(future::try_join(backing, local)), pin!(rest)).await {
+            Either::Left((Ok((put, received)), _)) => {
+                let is_final = received.is_err()
+                    || put
+                        .as_ref()
+                        .map_or_else(|error| tee.is_unread(error), |_| true);
+                Ok(Some((is_final.then_some(put), received)))
+            }
+            Either::Left((Err(error), _)) => error.map_or(Ok(None), Err),
+            Either::Right((never, _)) => never,
+        }
+    }
+
+    /// Receives the rest of a resumed upload; `None` if the backing cache has the blob.
+    async fn put_rest(
+        &self,
+        digest: &Digest,
+        chunks: Chunks,
+        resume: Option<Resume>,
+    ) -> Result<Option<Outcomes>> {
+        let received = self.tiers.local.receive(digest, chunks, resume, None);
+        match received.await? {
+            Received::Existed if self.tiers.backing.has(digest) => Ok(None),
+            received => Ok(Some((None, Ok(received)))),
         }
     }
 
@@ -46,30 +116,28 @@ impl Uploads {
         self: &Arc<Self>,
         epoch: Epoch,
         digest: &Digest,
-        outcomes: PutOutcomes,
+        (put, received): Outcomes,
     ) -> Result<Put> {
         let accepted = |_: &Put| self.tiers.backing.accepted(epoch, digest);
-        let mut staged = match (outcomes.local, &outcomes.backing) {
+        let mut staged = match (received, put.as_ref()) {
             (Ok(Received::Complete(staged)), _) => staged,
             (Ok(Received::Existed), None | Some(Err(_))) => {
                 return self.upload_stored(digest).await;
             }
-            (local, _) => {
-                let put = outcomes.backing.unwrap_or(local.map(|_| Put::Existed));
+            (received, _) => {
+                let put = put.unwrap_or(received.map(|_| Put::Existed));
                 return put.inspect(accepted);
             }
         };
         // The backing cache may have accepted it unverified.
         let actual = staged.verify().await?;
-        match outcomes.backing {
+        match put {
             Some(Ok(put)) if actual == *digest => {
                 accepted(&put);
                 log_unstored(digest, &staged.publish().await);
                 Ok(put)
             }
-            Some(Err(error @ Error::Unavailable(_))) if !outcomes.was_read => {
-                self.accept(&actual, error, staged.publish()).await
-            }
+            Some(Err(error)) => self.accept(&actual, error, staged.publish()).await,
             _ => self.upload_and_publish(actual, staged).await,
         }
     }
@@ -83,77 +151,6 @@ impl Uploads {
             tracing::warn!(%digest, %error, "failed to remove a partial upload");
         }
         Ok(Put::Existed)
-    }
-
-    /// Sends a stream to both tiers at once; `None` if the backing cache turns out to have the blob.
-    async fn put_both(
-        &self,
-        epoch: Epoch,
-        digest: &Digest,
-        chunks: Chunks,
-        resume: Option<Resume>,
-    ) -> Result<Option<PutOutcomes>> {
-        let (tee, content) = Tee::new(chunks);
-        let only = digest.only();
-        let backing = self.tiers.backing.store.put(&only, Blob::stream(content));
-        let local = self.tiers.local.receive(digest, tee.local(), resume, None);
-        let rest = tee.send_rest();
-        tokio::pin!(backing, local, rest);
-        let (mut sent, mut received, mut rest_sent) = (None, None, false);
-        loop {
-            tokio::select! {
-                put = &mut backing, if sent.is_none() => match put {
-                    Ok(_) if !tee.has_ended() => {
-                        self.tiers.backing.record(epoch, digest);
-                        return Ok(None);
-                    }
-                    // The client need not send the rest of an upload that has to fail.
-                    Err(error @ Error::Unavailable(_))
-                        if !tee.was_read() && !self.tiers.degrades(&error) =>
-                    {
-                        return Err(error);
-                    }
-                    put => sent = Some(put),
-                },
-                end = &mut local, if received.is_none() => match end {
-                    Ok(Received::Existed) if sent.is_none() && self.tiers.backing.has(digest) => {
-                        return Ok(None);
-                    }
-                    Err(error) if is_callers(&error) => return Err(error),
-                    end => received = Some(end),
-                },
-                () = &mut rest, if received.is_some() && !rest_sent => rest_sent = true,
-            }
-            (sent, received) = match (sent, received) {
-                (backing @ Some(_), Some(local)) => {
-                    let was_read = tee.was_read();
-                    return Ok(Some(PutOutcomes {
-                        backing,
-                        local,
-                        was_read,
-                    }));
-                }
-                either => either,
-            }
-        }
-    }
-
-    /// Receives the rest of a resumed upload. The backing cache gets the whole blob later.
-    async fn put_rest(
-        &self,
-        digest: &Digest,
-        chunks: Chunks,
-        resume: Option<Resume>,
-    ) -> Result<Option<PutOutcomes>> {
-        let received = self.tiers.local.receive(digest, chunks, resume, None);
-        match received.await? {
-            Received::Existed if self.tiers.backing.has(digest) => Ok(None),
-            received => Ok(Some(PutOutcomes {
-                backing: None,
-                local: Ok(received),
-                was_read: false,
-            })),
-        }
     }
 
     /// Uploads a staged blob and publishes it, even if the caller is cancelled.

@@ -5,12 +5,13 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures::{StreamExt as _, stream};
 use gorego_storage::{Blob, BlobStream, Error, Result};
-use tokio::task;
+use tokio::{sync::OnceCell, task};
 
 use super::{
     Flow,
     state::{END, FlowState},
 };
+use crate::shared::Shared;
 
 /// The size of a piece read from the file.
 pub(super) const PIECE: usize = 128 * 1024;
@@ -18,6 +19,10 @@ pub(super) const PIECE: usize = 128 * 1024;
 pub(super) const MIN_PIECE: usize = 16 * 1024;
 /// A piece takes at most this fraction of the free memory.
 const SHARE: u64 = 16;
+
+/// The pieces in use, by offset. Readers at one offset share a piece; without that, each would get a smaller one from
+/// the common budget.
+pub(super) type Pieces = Shared<u64, OnceCell<Bytes>>;
 
 /// A reader of a flow, until dropped.
 pub(crate) struct Reader {
@@ -123,7 +128,7 @@ impl Flow {
 
     /// Reads up to `len` written bytes, at least one. Readers at the same offset share them.
     pub(super) async fn written(&self, at: u64, len: usize) -> Result<Bytes> {
-        self.shared.piece(at, self.read_written(at, len)).await
+        shared_piece(&self.shared, at, self.read_written(at, len)).await
     }
 
     async fn read_written(&self, at: u64, len: usize) -> Result<Bytes> {
@@ -152,4 +157,24 @@ impl Flow {
 pub(super) fn until_next(size: usize, at: u64, len: usize) -> usize {
     let past = usize::try_from(at % size as u64).unwrap_or_default();
     (size - past).min(len)
+}
+
+/// Returns the piece at `at`. The first caller reads it; the others wait for that.
+pub(super) async fn shared_piece(
+    pieces: &Pieces,
+    at: u64,
+    read: impl Future<Output = Result<Bytes>>,
+) -> Result<Bytes> {
+    let piece = Piece(pieces.get_or_default(&at));
+    piece.0.get_or_try_init(|| read).await?;
+    Ok(Bytes::from_owner(piece))
+}
+
+/// A piece, shared as long as a reader or its connection holds it.
+struct Piece(Arc<OnceCell<Bytes>>);
+
+impl AsRef<[u8]> for Piece {
+    fn as_ref(&self) -> &[u8] {
+        self.0.get().map_or(&[], |bytes| bytes)
+    }
 }

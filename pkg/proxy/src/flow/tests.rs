@@ -5,7 +5,7 @@ use gorego_storage::DigestFunction;
 use tokio::{task::yield_now, time};
 
 use super::{
-    reader::{MIN_PIECE, PIECE, until_next},
+    reader::{MIN_PIECE, PIECE, Pieces, shared_piece, until_next},
     state::PATIENCE,
     *,
 };
@@ -275,29 +275,29 @@ async fn a_reader_that_got_the_whole_blob_never_fails() {
 
 #[tokio::test]
 async fn readers_at_one_offset_share_one_read() {
-    let shared = PieceCache::default();
+    let shared = Pieces::default();
     let reads = AtomicUsize::new(0);
     let read = || async {
         reads.fetch_add(1, Relaxed);
         yield_now().await;
         Ok(Bytes::from_static(b"piece"))
     };
-    let crowd = future::join_all((0..10).map(|_| shared.piece(7, read()))).await;
+    let crowd = future::join_all((0..10).map(|_| shared_piece(&shared, 7, read()))).await;
     let pieces: Vec<Bytes> = crowd.into_iter().map(Result::unwrap).collect();
     assert!(pieces.iter().all(|piece| *piece == "piece"));
     assert_eq!(reads.load(Relaxed), 1);
-    shared.piece(8, read()).await.unwrap();
+    shared_piece(&shared, 8, read()).await.unwrap();
     assert_eq!(reads.load(Relaxed), 2, "another one");
     drop(pieces);
-    shared.piece(7, read()).await.unwrap();
+    shared_piece(&shared, 7, read()).await.unwrap();
     assert_eq!(reads.load(Relaxed), 3, "dropped with its last reader");
 }
 
 #[tokio::test]
 async fn cancelled_piece_read_is_taken_over() {
-    let shared = PieceCache::default();
-    let other = shared.piece(0, async { Ok(Bytes::from_static(b"piece")) });
-    let mut first = Box::pin(shared.piece(0, future::pending()));
+    let shared = Pieces::default();
+    let other = shared_piece(&shared, 0, async { Ok(Bytes::from_static(b"piece")) });
+    let mut first = Box::pin(shared_piece(&shared, 0, future::pending()));
     assert!((&mut first).now_or_never().is_none());
     drop(first);
     assert_eq!(other.await.unwrap(), "piece");

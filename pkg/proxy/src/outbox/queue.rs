@@ -28,34 +28,18 @@ pub struct Depth {
     pub bytes: u64,
 }
 
-/// The outcome of an attempt to upload a pending write.
+/// The reason why a pending write was not uploaded.
 #[derive(Debug)]
-pub(crate) enum ReplayOutcome {
-    /// The backing cache has the write, or no longer needs it.
-    Done,
-    /// The backing cache will never accept the write.
-    Rejected(Error),
-    /// The backing cache is down, or accepts nothing from this proxy. That says nothing about the write.
-    Unreached(Error),
-    /// The write was refused. The cause may be temporary, and may be the write itself.
-    Refused(Error),
+pub(crate) struct ReplayError {
+    pub(crate) error: Error,
+    /// True if the backing cache will never accept the write.
+    pub(crate) is_final: bool,
 }
 
-impl From<Error> for ReplayOutcome {
+impl From<Error> for ReplayError {
     fn from(error: Error) -> Self {
-        if error.is_general() {
-            Self::Unreached(error)
-        } else if error.may_pass() {
-            Self::Refused(error)
-        } else {
-            Self::Rejected(error)
-        }
-    }
-}
-
-impl<T> From<Result<T>> for ReplayOutcome {
-    fn from(uploaded: Result<T>) -> Self {
-        uploaded.map_or_else(Self::from, |_| Self::Done)
+        let is_final = !error.is_general() && !error.may_pass();
+        Self { error, is_final }
     }
 }
 
@@ -78,24 +62,24 @@ pub(super) const fn room(len: u64) -> u64 {
 }
 
 impl PendingWrite {
-    pub(super) const fn blob(digest: &Digest, pin: Option<Box<dyn InUse>>) -> Self {
-        Self {
-            key: WriteKey::Blob(*digest),
-            bytes: room(digest.size()),
-            fingerprints: Vec::new(),
-            _pin: pin,
-            refused_at: None,
-        }
+    pub(super) fn blob(digest: &Digest, pin: Option<Box<dyn InUse>>) -> Self {
+        let key = WriteKey::Blob(*digest);
+        Self::new(key, digest.size(), Vec::new(), pin)
     }
 
     pub(super) fn result(entry: ResultEntry, action: &Digest) -> Self {
-        let mut fingerprints = vec![fingerprint(&entry.result)];
-        fingerprints.extend(&entry.replaced);
+        let len = (CHECKSUM + entry.encoded_len()) as u64;
+        let fingerprints = [&[fingerprint(&entry.result)], &*entry.replaced].concat();
+        let key = WriteKey::Result(entry.instance, *action);
+        Self::new(key, len, fingerprints, None)
+    }
+
+    fn new(key: WriteKey, len: u64, fingerprints: Vec<u64>, pin: Option<Box<dyn InUse>>) -> Self {
         Self {
-            bytes: room((CHECKSUM + entry.encoded_len()) as u64),
-            key: WriteKey::Result(entry.instance, *action),
+            key,
+            bytes: room(len),
             fingerprints,
-            _pin: None,
+            _pin: pin,
             refused_at: None,
         }
     }
@@ -199,7 +183,7 @@ impl Queue {
     pub(super) fn record_outcome(
         &mut self,
         number: u64,
-        outcome: ReplayOutcome,
+        uploaded: Result<(), ReplayError>,
         now: Duration,
         retry: Duration,
     ) -> Result<Option<String>> {
@@ -208,28 +192,22 @@ impl Queue {
             return Ok(None);
         };
         let key = write.key.clone();
-        let entry = file_name(number, &key);
-        match outcome {
-            ReplayOutcome::Done => {}
-            ReplayOutcome::Rejected(error) => {
-                tracing::error!(entry, %error, "dropped a pending write that was rejected");
-            }
-            ReplayOutcome::Unreached(error) => {
+        if let Err(ReplayError { error, is_final }) = uploaded {
+            if error.is_general() && !is_final {
                 write.refused_at = None;
                 return Err(error);
             }
-            ReplayOutcome::Refused(error) => {
-                let since = *write.refused_at.get_or_insert(now);
-                if now.saturating_sub(since) < retry {
-                    return Err(error);
-                }
-                tracing::error!(
-                    entry,
-                    %error,
-                    "dropped a pending write that was refused for {retry:?}, in which the backing cache \
-                     accepted others"
-                );
+            let since = *write.refused_at.get_or_insert(now);
+            if !is_final && now.saturating_sub(since) < retry {
+                return Err(error);
             }
+            let why = if is_final {
+                "rejected"
+            } else {
+                "refused for long"
+            };
+            let entry = file_name(number, &key);
+            tracing::error!(entry, %error, "dropped a pending write that was {why}");
         }
         Ok(self.remove(&key))
     }
