@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use crate::{
     error::Error,
     scenario::{Scenario, Unit},
-    summary::Summary,
+    summary::{Ratio, Summary},
 };
 
 const HEADER: &str = "\
@@ -31,8 +31,8 @@ struct Row {
 #[derive(Debug)]
 struct Figures {
     summary: Summary,
-    /// CPU as a multiple of the first server's, if that one succeeded.
-    ratio: Option<f64>,
+    /// To the first server, if that one succeeded.
+    ratio: Option<Ratio>,
 }
 
 impl Report {
@@ -44,12 +44,11 @@ impl Report {
     ) {
         let mut first = None;
         for (server, outcome) in outcomes {
-            let cpu = outcome.as_ref().map(|summary| summary.cpu).ok();
-            let yardstick = *first.get_or_insert(cpu);
-            let figures = |summary| Figures {
-                summary,
-                ratio: cpu.zip(yardstick).map(|(cpu, first)| cpu / first),
-            };
+            let costs = outcome.as_ref().map(|summary| summary.costs.clone()).ok();
+            let yardstick = first.get_or_insert_with(|| costs.clone());
+            let pair = costs.as_ref().zip(yardstick.as_ref());
+            let ratio = pair.map(|(costs, first)| Ratio::new(costs, first));
+            let figures = |summary| Figures { summary, ratio };
             self.rows.push(Row {
                 scenario,
                 server: server.to_owned(),
@@ -90,7 +89,7 @@ impl Report {
         table + &failures
     }
 
-    /// Renders the figures as JSON, unrounded, with the spread of the rounds.
+    /// Renders the figures as JSON, unrounded, with the CPU time of each round.
     pub(crate) fn json(&self) -> Value {
         self.rows.iter().map(Row::json).collect()
     }
@@ -107,10 +106,10 @@ impl Row {
                 "p50_ms": summary.p50.as_secs_f64() * 1e3,
                 "p99_ms": summary.p99.as_secs_f64() * 1e3,
                 "cpu": summary.cpu,
-                "cpu_min": summary.cpu_range.0,
-                "cpu_max": summary.cpu_range.1,
+                "cpu_rounds": summary.costs,
                 "cpu_unit": self.scenario.shape().unit.to_string(),
-                "cpu_ratio": ratio,
+                "cpu_ratio": ratio.map(|ratio| ratio.median),
+                "cpu_ratio_interval": ratio.map(|ratio| [ratio.low, ratio.high]),
                 "peak_memory_bytes": summary.peak_memory,
             }),
             Err(error) => json!({ "error": error }),
@@ -141,7 +140,10 @@ fn cells(scenario: Scenario, Figures { summary, ratio }: &Figures) -> [String; 8
             Unit::Gigabyte => format!("{:.2}", summary.cpu),
         },
         unit.to_string(),
-        ratio.map_or_else(|| "–".to_owned(), |ratio| format!("{ratio:.2}")),
+        ratio.map_or_else(
+            || "–".to_owned(),
+            |Ratio { median, low, high }| format!("{median:.2} ({low:.2}–{high:.2})"),
+        ),
         summary.peak_memory.div_ceil(1 << 20).to_string(),
     ]
 }
@@ -167,7 +169,7 @@ mod tests {
             p50: Duration::from_micros(1500),
             p99: Duration::from_micros(12345),
             cpu,
-            cpu_range: (0.03, 0.05),
+            costs: vec![cpu * 0.5, cpu, cpu * 2.0],
             peak_memory: 100 << 20,
         }
     }
@@ -179,8 +181,8 @@ mod tests {
         report.add(scenario("read-4k"), outcomes);
         let expected = format!(
             "{HEADER}\
-            | read-4k | a | 1234 | 5 | 1.50 | 12.35 | 0.040 | ms/req | 1.00 | 100 |\n\
-            | read-4k | b | 1234 | 5 | 1.50 | 12.35 | 0.100 | ms/req | 2.50 | 100 |\n"
+            | read-4k | a | 1234 | 5 | 1.50 | 12.35 | 0.040 | ms/req | 1.00 (1.00–1.00) | 100 |\n\
+            | read-4k | b | 1234 | 5 | 1.50 | 12.35 | 0.100 | ms/req | 2.50 (2.50–2.50) | 100 |\n"
         );
         assert_eq!(report.markdown(), expected);
         assert!(!report.failed());

@@ -17,8 +17,8 @@ pub(crate) struct Summary {
     pub(crate) p99: Duration,
     /// The server's CPU time in the scenario's unit.
     pub(crate) cpu: f64,
-    /// The CPU time of the cheapest and the most expensive round.
-    pub(crate) cpu_range: (f64, f64),
+    /// The CPU time of each round, in the order of the rounds.
+    pub(crate) costs: Vec<f64>,
     /// The peak resident memory, in bytes.
     pub(crate) peak_memory: u64,
 }
@@ -36,7 +36,6 @@ impl Summary {
             latencies.append(&mut round.latencies);
         }
         latencies.sort_unstable();
-        costs.sort_by(f64::total_cmp);
         let requests_per_second = median(&mut rates);
         let peaks = rounds.iter().map(|round| round.peak_memory);
         Self {
@@ -46,14 +45,49 @@ impl Summary {
             megabytes_per_second: requests_per_second * shape.megabytes(),
             p50: percentile(&latencies, 50),
             p99: percentile(&latencies, 99),
-            cpu: median(&mut costs),
-            cpu_range: (
-                costs.first().copied().unwrap_or(f64::NAN),
-                costs.last().copied().unwrap_or(f64::NAN),
-            ),
+            cpu: median(&mut costs.clone()),
+            costs,
             peak_memory: peaks.max().unwrap_or_default(),
         }
     }
+}
+
+/// CPU time as a multiple of another server's: the median over the rounds, and the interval that holds the true median
+/// with a confidence of 95 % (fewer than six rounds cannot tell, and give the whole range).
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Ratio {
+    pub(crate) median: f64,
+    pub(crate) low: f64,
+    pub(crate) high: f64,
+}
+
+impl Ratio {
+    /// Compares each round with the round of the other server beside it.
+    pub(crate) fn new(costs: &[f64], others: &[f64]) -> Self {
+        let mut ratios: Vec<_> = costs.iter().zip(others).map(|(a, b)| a / b).collect();
+        let median = median(&mut ratios);
+        let cut = cut(ratios.len());
+        let at = |rank: usize| ratios.get(rank).copied().unwrap_or(f64::NAN);
+        Self {
+            median,
+            low: at(cut),
+            high: at(ratios.len().saturating_sub(1 + cut)),
+        }
+    }
+}
+
+/// Returns how many of `count` sorted values lie outside the 95 % interval of their median, at each end. The number of
+/// values below the true median is binomial with one half.
+fn cut(count: usize) -> usize {
+    let count = i32::try_from(count).unwrap_or(i32::MAX);
+    let mut ways = 0.5_f64.powi(count);
+    let mut below = ways;
+    let outside = (1..count).take_while(|&rank| {
+        ways *= f64::from(count + 1 - rank) / f64::from(rank);
+        below += ways;
+        below <= 0.025
+    });
+    outside.count()
 }
 
 /// Returns the least of the sorted `values` that `percent` in a hundred do not exceed.
@@ -108,6 +142,20 @@ mod tests {
     }
 
     #[test]
+    fn a_ratio_compares_rounds_side_by_side_and_has_the_interval_of_the_median() {
+        let found = Ratio::new(&[2.0, 30.0, 8.0], &[1.0, 10.0, 8.0]);
+        let expected = Ratio {
+            median: 2.0,
+            low: 1.0,
+            high: 3.0,
+        };
+        assert_eq!(found, expected);
+        // The table of the sign test for two sides and 5 %.
+        let cuts = [5, 6, 8, 9, 11, 12, 14, 15, 16, 17, 20, 25].map(cut);
+        assert_eq!(cuts, [0, 0, 0, 1, 1, 2, 2, 3, 3, 4, 5, 7]);
+    }
+
+    #[test]
     fn a_summary_has_the_median_rate_and_cpu_all_latencies_and_the_worst_memory() {
         let round = |cpu: u64, peak_memory: u64, latencies: &[u64]| Round {
             elapsed: Duration::from_secs(2),
@@ -130,7 +178,7 @@ mod tests {
             p50: Duration::from_millis(40),
             p99: Duration::from_millis(80),
             cpu: 4.0,
-            cpu_range: (1.0, 225.0),
+            costs: vec![4.0, 1.0, 225.0],
             peak_memory: 30,
         };
         assert_eq!(found, expected);
