@@ -70,7 +70,7 @@ impl Uploads {
             if let Err(error) = self.tiers.backing.store.find_missing(&[probe]).await
                 && error.is_general()
             {
-                self.tiers.outbox.clock.interrupted();
+                self.tiers.outbox.queue.lock().interrupted();
                 return Err(error);
             }
             let upload = AssertUnwindSafe(self.drain_batch(batch)).catch_unwind();
@@ -79,7 +79,6 @@ impl Uploads {
         }
     }
 
-    /// Uploads the blobs of a batch, then its results.
     async fn drain_batch(self: &Arc<Self>, batch: Vec<(u64, WriteKey)>) -> Result<()> {
         let (mut blobs, mut results) = (Vec::new(), Vec::new());
         for (number, key) in batch {
@@ -163,10 +162,8 @@ impl Uploads {
     ) -> Result<(), ReplayError> {
         let Some(entry) = self.tiers.outbox.read(number, action).await? else {
             let reason = format!("entry of a result of {action} is corrupt or missing");
-            return Err(ReplayError {
-                error: Error::Unavailable(reason),
-                is_final: true,
-            });
+            let (error, is_final) = (Error::Unavailable(reason), true);
+            return Err(ReplayError { error, is_final });
         };
         let (ours, trees) = (entry.result, &self.tiers.options.memory.transfer_trees);
         let results = &self.tiers.backing_results;
@@ -210,17 +207,15 @@ impl Uploads {
             incomplete = Some(theirs);
         }
         results.put(instance, action, ours).await?;
-        self.tiers.outbox.clock.accepted();
+        self.tiers.outbox.queue.lock().accepted();
         Ok(())
     }
 }
 
 /// Returns the reason to retry a pending result. An error of the backing cache's result never rejects the pending one.
 const fn temporary(error: Error) -> ReplayError {
-    ReplayError {
-        error,
-        is_final: false,
-    }
+    let is_final = false;
+    ReplayError { error, is_final }
 }
 
 /// Compares the ends of two actions, if both results contain them.

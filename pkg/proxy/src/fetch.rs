@@ -3,22 +3,21 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use futures::{StreamExt as _, future};
+use futures::{StreamExt as _, TryStreamExt as _, future, stream};
 use gorego_limits::Permit;
-use gorego_storage::{Blob, BlobStore as _, CHUNK_SIZE, Chunks, Digest, Error, Result};
+use gorego_storage::{Blob, BlobStore as _, CHUNK_SIZE, Digest, Error, Result};
 use gorego_storage_local::Received;
-use tokio::sync::mpsc;
-use tokio_stream::wrappers::ReceiverStream;
 
 use crate::{
     batches::is_small,
     flow::Flow,
     memory::UNWRITTEN,
     shared::Shared,
+    tee::Tee,
     tiers::{Tiers, log_unstored},
 };
 
-/// The way of blobs from the backing cache: the fetches in progress. They store blobs of the backing cache in the local tier.
+/// The way of blobs from the backing cache into the local tier: the fetches in progress.
 #[derive(Debug)]
 pub(crate) struct Fetches {
     pub(crate) tiers: Tiers,
@@ -72,14 +71,14 @@ impl Fetches {
         self.tiers.spawn(async move {
             let (flow, mut permits) = (Arc::clone(&fetch.0), Vec::new());
             let fetched = fetches.fetch_large(&flow, &mut permits).await;
-            fetches.end(fetch, fetched);
+            fetches.end(&fetch, fetched);
             // The content counts as long as it is in memory.
             flow.emptied().await;
         });
     }
 
     /// Ends a fetch, and records a miss of the backing cache.
-    fn end(&self, fetch: Fetch, fetched: Result<()>) {
+    fn end(&self, fetch: &Fetch, fetched: Result<()>) {
         let digest = &fetch.0.digest;
         match &fetched {
             Err(Error::NotFound(_)) => self.tiers.backing.forget(digest),
@@ -92,7 +91,7 @@ impl Fetches {
         fetch.0.finish(fetched);
     }
 
-    async fn fetch_large(&self, flow: &Flow, permits: &mut Vec<Permit>) -> Result<()> {
+    async fn fetch_large(&self, flow: &Arc<Flow>, permits: &mut Vec<Permit>) -> Result<()> {
         let digest = flow.digest;
         let permit = self.tiers.options.memory.reserve_large(&digest).await;
         permits.push(permit.map_err(Error::no_memory)?);
@@ -101,14 +100,31 @@ impl Fetches {
             Ok(blob) => blob,
             Err(_) => self.tiers.backing.store.get(&digest, 0).await?,
         };
-        let (writer, content) = mpsc::channel(1);
-        let write = self.write(flow, content);
-        let pump = self.pump(flow, blob.into_chunks(), writer, permits);
-        let (written, arrived) = future::join(write, pump).await;
-        arrived?;
-        let stored = match written {
+        let pieces = blob.into_chunks();
+        let pieces = pieces.map_ok(|chunk| stream::iter(pieces_of(chunk).map(Ok)));
+        let readers = Arc::clone(flow);
+        let tee = Tee::new(pieces.try_flatten().then(move |piece: Result<Bytes>| {
+            let readers = Arc::clone(&readers);
+            async move {
+                match &piece {
+                    Ok(piece) => readers.push(piece.clone()).await,
+                    Err(error) => readers.finish(Err(error.clone())),
+                }
+                piece
+            }
+        }));
+        let (local, growth) = (&self.tiers.local, Some(flow.growth()));
+        let stored = match local.receive(&digest, tee.local(), None, growth).await {
             Ok(Received::Complete(complete)) => complete.publish().await.map(drop),
-            written => written.map(drop),
+            Err(error @ Error::Mismatch { .. }) => Err(error),
+            received => {
+                // Another writer may have stored it meanwhile.
+                if let Ok(Blob::File(file)) = local.get(&digest, 0).await {
+                    flow.switch_to_file(&file);
+                }
+                self.fetch_rest(flow, &tee, permits).await?;
+                received.map(drop)
+            }
         };
         // Other errors of the local tier do not concern the readers.
         if matches!(stored, Err(Error::Mismatch { .. })) {
@@ -118,50 +134,21 @@ impl Fetches {
         Ok(())
     }
 
-    /// Writes chunks as they arrive, as long as there is room. Once another writer has stored the blob,
-    /// readers read from its file.
-    async fn write(&self, flow: &Flow, content: mpsc::Receiver<Result<Bytes>>) -> Result<Received> {
-        let content = ReceiverStream::new(content).boxed();
-        let (digest, growth) = (&flow.digest, Some(flow.growth()));
-        let local = &self.tiers.local;
-        let written = local.receive(digest, content, None, growth).await;
-        if let Ok(Received::Existed) = &written
-            && let Ok(Blob::File(file)) = local.get(digest, 0).await
-        {
-            flow.switch_to_file(&file);
-        }
-        written
-    }
-
-    /// Passes chunks to the readers and to the writer as they arrive.
-    async fn pump(
-        &self,
-        flow: &Flow,
-        mut chunks: Chunks,
-        writer: mpsc::Sender<Result<Bytes>>,
-        permits: &mut Vec<Permit>,
-    ) -> Result<()> {
-        let mut writer = Some(writer);
-        while let Some(chunk) = chunks.next().await {
-            if let (Err(error), Some(writer)) = (&chunk, &writer) {
-                let _ = writer.send(Err(error.clone())).await;
+    /// Fetches the rest of a blob that is no longer written, at the pace of its readers.
+    async fn fetch_rest(&self, flow: &Flow, tee: &Tee, permits: &mut Vec<Permit>) -> Result<()> {
+        flow.failure()?;
+        let (permit, most) = self.tiers.options.memory.reserve_unwritten(&flow.digest);
+        permits.extend(permit);
+        flow.to_memory(most);
+        loop {
+            if flow.digest.size() > UNWRITTEN {
+                flow.abandon()?;
             }
-            for piece in pieces(chunk?) {
-                flow.push(piece.clone()).await;
-                if let Some(open) = &writer
-                    && open.send(Ok(piece)).await.is_err()
-                {
-                    writer = None;
-                    let (permit, most) = self.tiers.options.memory.reserve_unwritten(&flow.digest);
-                    permits.extend(permit);
-                    flow.to_memory(most);
-                }
-                if writer.is_none() && flow.digest.size() > UNWRITTEN {
-                    flow.abandon()?;
-                }
+            match tee.next().await {
+                Some(piece) => drop(piece?),
+                None => return Ok(()),
             }
         }
-        Ok(())
     }
 
     async fn fetch_small(&self, fetches: Vec<Fetch>) {
@@ -184,14 +171,14 @@ impl Fetches {
                 }
                 Err(error) => Err(error),
             };
-            self.end(fetch, fetched);
+            self.end(&fetch, fetched);
         }
         future::join_all(flows.iter().map(|flow| flow.emptied())).await;
     }
 }
 
 /// Splits a chunk into pieces that do not keep a larger one in memory, as slices would.
-fn pieces(mut chunk: Bytes) -> impl Iterator<Item = Bytes> {
+fn pieces_of(mut chunk: Bytes) -> impl Iterator<Item = Bytes> {
     let is_small = chunk.len() <= CHUNK_SIZE;
     std::iter::from_fn(move || {
         let piece = chunk.split_to(chunk.len().min(CHUNK_SIZE));
@@ -211,13 +198,13 @@ mod tests {
     #[test]
     fn pieces_do_not_keep_their_chunk_in_memory() {
         let chunk = Bytes::from(vec![7; 4 * CHUNK_SIZE + 1]);
-        let all: Vec<_> = pieces(chunk.clone()).collect();
+        let all: Vec<_> = pieces_of(chunk.clone()).collect();
         assert_eq!(all.concat(), chunk);
         assert!(all.iter().all(|piece| piece.len() <= CHUNK_SIZE));
         drop(chunk);
         assert!(all.iter().all(Bytes::is_unique));
         let small = Bytes::from(vec![7; CHUNK_SIZE]);
-        let same: Vec<_> = pieces(small.clone()).collect();
+        let same: Vec<_> = pieces_of(small.clone()).collect();
         assert_eq!(same[0].as_ptr(), small.as_ptr(), "not copied");
     }
 }

@@ -44,7 +44,6 @@ impl Flow {
         }
     }
 
-    /// Returns the file that readers read while it grows.
     pub(crate) fn growth(&self) -> Arc<Growth> {
         Arc::clone(&self.state.lock().growth)
     }
@@ -91,6 +90,11 @@ impl Flow {
         let error = Error::Unavailable(format!("fetch of {digest} stopped: {why}"));
         state.outcome = Some(Err(error.clone()));
         Err(error)
+    }
+
+    /// Returns the error of a flow that failed.
+    pub(crate) fn failure(&self) -> Result<()> {
+        self.state.lock().outcome.clone().unwrap_or(Ok(()))
     }
 
     /// Ends the flow, unless it has ended.

@@ -2,7 +2,6 @@
 
 mod backing;
 mod batches;
-mod clock;
 mod drain;
 mod fetch;
 mod flow;

@@ -27,7 +27,7 @@ use self::{
     entry::{ResultEntry, WriteKey, file_name, fingerprint},
     queue::{Depth, PendingWrite, Queue, ReplayError},
 };
-use crate::{clock::AcceptClock, shared::Shared};
+use crate::shared::Shared;
 
 /// The number of entries that are written at once.
 const AT_ONCE: usize = 16;
@@ -39,13 +39,24 @@ pub struct Outbox {
     pub(crate) queue: Mutex<Queue>,
     /// The locks for the uploads of results, by instance name and action, while one is pending.
     pub(crate) uploading: Shared<(String, Digest), tokio::sync::Mutex<()>>,
-    /// The time in which the backing cache accepted writes, pending or not.
-    pub(crate) clock: Arc<AcceptClock>,
     depth: watch::Sender<Depth>,
 }
 
 /// Bytes reserved in the outbox for writes that are being accepted.
 struct Reservation<'a>(&'a Outbox, AtomicU64);
+
+impl Reservation<'_> {
+    /// Adds a write, which counts from now on in place of its reserved bytes.
+    async fn insert(&self, number: u64, write: PendingWrite, room: u64) {
+        let replaced = {
+            let mut queue = self.0.queue.lock();
+            queue.reserved -= room;
+            self.1.fetch_sub(room, Relaxed);
+            queue.insert(number, write)
+        };
+        self.0.unlink(replaced).await;
+    }
+}
 
 impl Drop for Reservation<'_> {
     fn drop(&mut self) {
@@ -62,7 +73,6 @@ impl Outbox {
             max_bytes,
             queue: Mutex::default(),
             uploading: Shared::default(),
-            clock: Arc::default(),
             depth: watch::Sender::default(),
         };
         let names = outbox.local.outbox_names().await?;
@@ -82,7 +92,8 @@ impl Outbox {
         let mut loads = loads.buffered(AT_ONCE);
         while let Some(loaded) = loads.next().await {
             if let Some((number, write)) = loaded {
-                outbox.insert(number, write, None).await;
+                let replaced = outbox.queue.lock().insert(number, write);
+                outbox.unlink(replaced).await;
             }
         }
         drop(loads);
@@ -154,13 +165,11 @@ impl Outbox {
         self.depth.borrow().entries == 0
     }
 
-    /// Whether a result of the action is pending.
     pub(crate) fn has_result(&self, instance: &str, action: &Digest) -> bool {
         let key = || WriteKey::result(instance, action);
         !self.is_empty() && self.queue.lock().get(&key()).is_some()
     }
 
-    /// Whether one of the blobs is pending.
     pub(crate) fn has_blob(&self, digests: &[Digest]) -> bool {
         let queue = self.queue.lock();
         let mut keys = digests.iter().map(|digest| WriteKey::Blob(*digest));
@@ -200,7 +209,7 @@ impl Outbox {
         let name = file_name(number, &WriteKey::Blob(digest));
         self.local.outbox_link(name, digest).await?;
         let write = PendingWrite::blob(&digest, Some(pin));
-        self.insert(number, write, Some((room, reserved))).await;
+        reserved.insert(number, write, room).await;
         Ok(())
     }
 
@@ -231,8 +240,8 @@ impl Outbox {
             self.unlink(Some(name)).await;
             return Err(error);
         }
-        let room = rooms.first().map(|room| (*room, &reserved));
-        self.insert(number, write, room).await;
+        let room = rooms.first().copied().unwrap_or_default();
+        reserved.insert(number, write, room).await;
         Ok(())
     }
 
@@ -243,30 +252,10 @@ impl Outbox {
         Ok((rooms, Reservation(self, reserved)))
     }
 
-    /// Adds a write, which counts from now on in place of its reserved bytes.
-    async fn insert(
-        &self,
-        number: u64,
-        write: PendingWrite,
-        room: Option<(u64, &Reservation<'_>)>,
-    ) {
-        let replaced = {
-            let mut queue = self.queue.lock();
-            if let Some((room, reserved)) = room {
-                queue.reserved -= room;
-                reserved.1.fetch_sub(room, Relaxed);
-            }
-            queue.insert(number, write)
-        };
-        self.unlink(replaced).await;
-    }
-
     /// Drops the pending result of an action, since the backing cache has accepted a newer one.
     pub(crate) async fn supersede(&self, instance: &str, action: &Digest) {
-        let removed = self
-            .queue
-            .lock()
-            .remove(&WriteKey::result(instance, action));
+        let key = WriteKey::result(instance, action);
+        let removed = self.queue.lock().remove(&key);
         self.unlink(removed).await;
     }
 
@@ -277,11 +266,7 @@ impl Outbox {
         uploaded: Result<(), ReplayError>,
         retry: Duration,
     ) -> Result<()> {
-        let now = self.clock.total();
-        let removed = self
-            .queue
-            .lock()
-            .record_outcome(number, uploaded, now, retry)?;
+        let removed = self.queue.lock().record_outcome(number, uploaded, retry)?;
         self.unlink(removed).await;
         Ok(())
     }

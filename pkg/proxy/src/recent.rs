@@ -27,7 +27,6 @@ impl<T: Eq + Hash> Recent<T> {
         }
     }
 
-    /// Returns the seconds since the set was created.
     fn now(&self) -> u32 {
         u32::try_from(self.start.elapsed().as_secs()).unwrap_or(u32::MAX)
     }

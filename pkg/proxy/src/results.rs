@@ -27,7 +27,6 @@ const IN_BACKGROUND: usize = 16;
 /// The most results that are remembered for one purpose.
 const REMEMBERED: usize = 16 * 1024;
 
-/// An instance name and an action.
 type Name = (String, Digest);
 
 /// Action results whose outputs each are in one of two tiers. A result of the local tier is served at once and
@@ -40,7 +39,6 @@ struct Results {
     tiers: Tiers,
     uploads: Arc<Uploads>,
     prefetch: Option<Prefetch>,
-    /// The blobs of both tiers.
     blobs: Arc<dyn BlobStore>,
     /// The results that the backing cache returned or accepted within `existence_ttl`.
     validated: Recent<(Epoch, Name)>,
@@ -165,16 +163,13 @@ impl Results {
         }
         // A pending one of an earlier configuration must not replace this one later.
         let lock = self.tiers.outbox.uploading.get_or_default(name);
-        let mut locked = None;
-        if self.tiers.outbox.has_result(instance, action) {
-            locked = Some(lock.lock().await);
-        }
+        let _locked = lock.lock().await;
         let backing = &self.tiers.backing_results;
         match backing.put(instance, action, result.clone()).await {
             Err(error) if self.tiers.degrades(&error) => return Ok(true),
             put => put?,
         }
-        if locked.is_some() {
+        if self.tiers.outbox.has_result(instance, action) {
             self.tiers.outbox.supersede(instance, action).await;
         }
         Ok(false)

@@ -36,10 +36,10 @@ impl ProxyStore {
         outbox: Arc<Outbox>,
         options: Options,
     ) -> Self {
-        let (ttl, clock) = (options.existence_ttl, Arc::clone(&outbox.clock));
+        let (ttl, accepted) = (options.existence_ttl, Arc::clone(&outbox));
         let tiers = Tiers {
             local,
-            backing: Arc::new(BackingBlobs::new(backing.blobs, ttl, clock)),
+            backing: Arc::new(BackingBlobs::new(backing.blobs, ttl, accepted)),
             backing_results: backing.actions,
             outbox,
             options,

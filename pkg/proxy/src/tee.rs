@@ -1,4 +1,4 @@
-//! Splits an upload's content for the two tiers.
+//! Content for the local tier and for one other reader.
 
 use std::sync::{
     Arc,
@@ -7,27 +7,29 @@ use std::sync::{
 
 use bytes::Bytes;
 use futures::{
-    StreamExt as _,
+    Stream, StreamExt as _,
     stream::{self, Fuse},
 };
-use gorego_storage::{Chunks, Error, Result};
+use gorego_storage::{Chunks, Result};
 use tokio::sync::{Mutex, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 
 /// The number of chunks by which the backing cache may be behind.
 const BEHIND: usize = 4;
 
-/// The content of an upload. The local tier pulls it, and the backing cache gets it at the same pace. Each chunk
-/// is in the local tier first, so that it outlives the client.
+/// Content that the local tier reads, and whose rest is read without it.
 #[derive(Clone)]
-pub(crate) struct Tee {
-    source: Arc<Mutex<Fuse<Chunks>>>,
-    was_read: Arc<AtomicBool>,
-}
+pub(crate) struct Tee(Arc<Mutex<Fuse<Chunks>>>);
 
 impl Tee {
-    /// Returns the tee of `chunks`, and the content for the backing cache.
-    pub(crate) fn new(chunks: Chunks) -> (Self, Chunks) {
+    /// Creates a tee of `chunks`, which pass to the other reader as they are read.
+    pub(crate) fn new(chunks: impl Stream<Item = Result<Bytes>> + Send + 'static) -> Self {
+        Self(Arc::new(Mutex::new(chunks.boxed().fuse())))
+    }
+
+    /// Returns the tee of an upload, the content for the backing cache, and a flag that is set once any of that was read.
+    /// The backing cache gets a chunk once it is in the local tier, so that it outlives the client.
+    pub(crate) fn of_upload(chunks: Chunks) -> (Self, Chunks, Arc<AtomicBool>) {
         let (backing, receiver) = mpsc::channel(BEHIND);
         let source = stream::unfold(
             (chunks, backing, None),
@@ -42,18 +44,7 @@ impl Tee {
         let was_read = Arc::<AtomicBool>::default();
         let read = Arc::clone(&was_read);
         let sent = ReceiverStream::new(receiver).inspect(move |_| read.store(true, Relaxed));
-        let source = Arc::new(Mutex::new(source.boxed().fuse()));
-        (Self { source, was_read }, sent.boxed())
-    }
-
-    /// Whether the content was read to its end.
-    pub(crate) fn has_ended(&self) -> bool {
-        self.source.try_lock().is_ok_and(|source| source.is_done())
-    }
-
-    /// Whether the backing cache failed before it read any content. Until then, its client retries by itself.
-    pub(crate) fn is_unread(&self, error: &Error) -> bool {
-        matches!(error, Error::Unavailable(_)) && !self.was_read.load(Relaxed)
+        (Self::new(source), sent.boxed(), was_read)
     }
 
     /// Returns the content for the local tier.
@@ -62,12 +53,12 @@ impl Tee {
         stream::unfold(self.clone(), next).boxed()
     }
 
-    /// Sends the rest to the backing cache alone.
-    pub(crate) async fn send_rest(&self) {
-        while self.next().await.is_some() {}
+    pub(crate) async fn next(&self) -> Option<Result<Bytes>> {
+        self.0.lock().await.next().await
     }
 
-    async fn next(&self) -> Option<Result<Bytes>> {
-        self.source.lock().await.next().await
+    /// Whether the content was read to its end.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.0.try_lock().is_ok_and(|source| source.is_done())
     }
 }

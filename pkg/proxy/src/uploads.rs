@@ -27,6 +27,7 @@ const BUILD: Duration = Duration::from_hours(3);
 
 /// The outcome of an upload; none while it is in progress.
 type UploadOutcome = watch::Sender<Option<Result<Put>>>;
+type Waiter = watch::Receiver<Option<Result<Put>>>;
 
 /// The way of blobs to the backing cache.
 #[derive(Debug)]
@@ -55,18 +56,12 @@ impl Uploads {
     }
 
     /// Joins the upload of a blob. A new one is returned, too: the caller carries it out.
-    fn join(
-        &self,
-        digest: &Digest,
-    ) -> (
-        watch::Receiver<Option<Result<Put>>>,
-        Option<Arc<UploadOutcome>>,
-    ) {
-        let in_progress =
-            |outcome: &Arc<UploadOutcome>| outcome.borrow().is_none().then(|| outcome.subscribe());
-        let joined = self
-            .running
-            .join(digest, UploadOutcome::default, in_progress);
+    fn join(&self, digest: &Digest) -> (Waiter, Option<Arc<UploadOutcome>>) {
+        let join = |upload: &Arc<UploadOutcome>| {
+            let is_running = upload.borrow().is_none();
+            is_running.then(|| upload.subscribe())
+        };
+        let joined = self.running.join(digest, UploadOutcome::default, join);
         joined.unwrap_or_else(|| (UploadOutcome::default().subscribe(), None))
     }
 
@@ -95,7 +90,6 @@ impl Uploads {
         }
     }
 
-    /// Uploads a blob of the local tier.
     pub(crate) async fn upload(self: &Arc<Self>, digest: &Digest) -> Result<Put> {
         let uploaded = self.upload_batch(vec![*digest]).await.pop();
         uploaded.map_or(Err(Error::NotFound(*digest)), |(_, put)| put)
@@ -162,7 +156,7 @@ impl Uploads {
     }
 }
 
-async fn wait(digest: &Digest, mut outcome: watch::Receiver<Option<Result<Put>>>) -> Result<Put> {
+async fn wait(digest: &Digest, mut outcome: Waiter) -> Result<Put> {
     let outcome = outcome.wait_for(Option::is_some).await;
     let outcome = outcome.ok().and_then(|outcome| outcome.clone());
     outcome.unwrap_or_else(|| {

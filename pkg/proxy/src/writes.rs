@@ -1,6 +1,9 @@
 //! Writes through both tiers: a write is acknowledged once the backing cache has the blob, or once it is pending.
 
-use std::{pin::pin, sync::Arc};
+use std::{
+    pin::pin,
+    sync::{Arc, atomic::Ordering::Relaxed},
+};
 
 use bytes::Bytes;
 use futures::future::{self, Either};
@@ -46,7 +49,10 @@ impl Uploads {
         chunks: Chunks,
         resume: Option<Resume>,
     ) -> Result<Option<Outcomes>> {
-        let (tee, content) = Tee::new(chunks);
+        let (tee, content, was_read) = Tee::of_upload(chunks);
+        // Until the backing cache has read any content, its client retries by itself.
+        let is_unread =
+            |error: &Error| matches!(error, Error::Unavailable(_)) && !was_read.load(Relaxed);
         let (only, local_ended) = (digest.only(), Notify::new());
         let backing = async {
             match self
@@ -61,9 +67,7 @@ impl Uploads {
                     Err(None)
                 }
                 // The client need not send the rest of an upload that has to fail.
-                Err(error) if tee.is_unread(&error) && !self.tiers.degrades(&error) => {
-                    Err(Some(error))
-                }
+                Err(error) if is_unread(&error) && !self.tiers.degrades(&error) => Err(Some(error)),
                 put => Ok(put),
             }
         };
@@ -81,15 +85,12 @@ impl Uploads {
         };
         let rest = async {
             local_ended.notified().await;
-            tee.send_rest().await;
+            while tee.next().await.is_some() {}
             future::pending().await
         };
         match future::select(pin!(future::try_join(backing, local)), pin!(rest)).await {
             Either::Left((Ok((put, received)), _)) => {
-                let is_final = received.is_err()
-                    || put
-                        .as_ref()
-                        .map_or_else(|error| tee.is_unread(error), |_| true);
+                let is_final = received.is_err() || put.as_ref().map_or_else(is_unread, |_| true);
                 Ok(Some((is_final.then_some(put), received)))
             }
             Either::Left((Err(error), _)) => error.map_or(Ok(None), Err),
@@ -172,7 +173,6 @@ impl Uploads {
         self.tiers.finish(&digest, upload).await
     }
 
-    /// Uploads a blob that the local tier has.
     async fn upload_stored(self: &Arc<Self>, digest: &Digest) -> Result<Put> {
         match self.upload(digest).await {
             Err(error) => self.accept(digest, error, async { Ok(Put::Existed) }).await,
@@ -239,7 +239,6 @@ fn is_callers(error: &Error) -> bool {
     )
 }
 
-/// Compares content with its digest.
 fn check(digest: &Digest, content: &Bytes) -> Result<Put> {
     let actual = digest.function().digest(content);
     if actual == *digest {

@@ -13,7 +13,6 @@ use super::{
 };
 use crate::shared::Shared;
 
-/// The size of a piece read from the file.
 pub(super) const PIECE: usize = 128 * 1024;
 /// The size of a piece when memory is short. There may be thousands of readers.
 pub(super) const MIN_PIECE: usize = 16 * 1024;
@@ -24,7 +23,6 @@ const SHARE: u64 = 16;
 /// the common budget.
 pub(super) type Pieces = Shared<u64, OnceCell<Bytes>>;
 
-/// A reader of a flow, until dropped.
 pub(crate) struct Reader {
     flow: Arc<Flow>,
     number: u64,

@@ -35,7 +35,6 @@ pub(super) struct FlowState {
     next_reader: u64,
 }
 
-/// The place of a reader.
 #[derive(Debug)]
 pub(super) struct Place {
     pub(super) at: u64,
@@ -69,7 +68,6 @@ impl FlowState {
         self.drop_written();
     }
 
-    /// Drops the chunks that end before `offset`.
     pub(super) fn drop_before(&mut self, offset: u64) {
         while let Some(first) = self.newest.front() {
             let next = self.start + first.len() as u64;
@@ -81,7 +79,6 @@ impl FlowState {
         }
     }
 
-    /// Drops the chunks that can be read from the file.
     pub(super) fn drop_written(&mut self) {
         self.drop_before(self.growth.len());
     }
@@ -134,9 +131,10 @@ impl FlowState {
                 return true;
             };
             let (waited, proceeded) = (now - since, place.at != at);
-            let left = match proceeded && !others_wait {
-                true => PATIENCE,
-                false => place.patience.saturating_sub(waited.saturating_sub(BRISK)),
+            let left = if proceeded && !others_wait {
+                PATIENCE
+            } else {
+                place.patience.saturating_sub(waited.saturating_sub(BRISK))
             };
             if proceeded {
                 (place.patience, place.late) = (left, None);

@@ -1,4 +1,4 @@
-//! The pending writes in memory: their order, their room, and the start of their refusal.
+//! The pending writes in memory: their order, their room, and the time for which they have been refused.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -8,6 +8,7 @@ use std::{
 
 use gorego_storage::{Digest, Error, InUse, Result};
 use prost::Message as _;
+use tokio::time::Instant;
 
 use super::entry::{CHECKSUM, ResultEntry, WriteKey, file_name, fingerprint};
 
@@ -16,6 +17,9 @@ use super::entry::{CHECKSUM, ResultEntry, WriteKey, file_name, fingerprint};
 const ENTRY: u64 = 4096;
 /// The number of replaced results that an entry lists. The backing cache may have one of the last.
 const REPLACED: usize = 16;
+
+/// The longest time between two accepted writes in which the backing cache counts as accepting.
+const GAP: Duration = Duration::from_mins(5);
 
 /// The amount of pending writes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -46,13 +50,12 @@ impl From<Error> for ReplayError {
 /// A write that the backing cache still has to accept.
 pub(super) struct PendingWrite {
     key: WriteKey,
-    /// The room that it takes.
     pub(super) bytes: u64,
     /// The fingerprints of a result and of those that it replaced, the last one first.
     fingerprints: Vec<u64>,
     /// Protects a blob from eviction; none if the local tier has lost it.
     _pin: Option<Box<dyn InUse>>,
-    /// The total of the accept clock at the first refusal.
+    /// The value of [`Queue::accepting`] at the first refusal.
     refused_at: Option<Duration>,
 }
 
@@ -90,14 +93,28 @@ impl PendingWrite {
 pub(crate) struct Queue {
     writes: BTreeMap<u64, PendingWrite>,
     numbers: HashMap<WriteKey, u64>,
-    /// The number of the next write.
     pub(crate) next: u64,
     pub(super) depth: Depth,
     /// The room of writes that are being accepted.
     pub(super) reserved: u64,
+    /// The time in which the backing cache accepted writes, pending or not, up to the last one.
+    accepting: Duration,
+    /// The time of the last accepted write. An interruption clears it.
+    last_accepted: Option<Instant>,
 }
 
 impl Queue {
+    pub(crate) fn accepted(&mut self) {
+        let last = self.last_accepted.replace(Instant::now());
+        let gap = last.map(|last| last.elapsed());
+        self.accepting += gap.filter(|gap| *gap <= GAP).unwrap_or_default();
+    }
+
+    /// Records that the backing cache is down, or accepts nothing from this proxy.
+    pub(crate) const fn interrupted(&mut self) {
+        self.last_accepted = None;
+    }
+
     /// Continues after the highest number of earlier runs. If the outbox is empty, the time in microseconds
     /// exceeds it, since no run accepts writes faster.
     pub(super) fn start_after(&mut self, last: u64) {
@@ -171,20 +188,18 @@ impl Queue {
         Some(file_name(number, key))
     }
 
-    /// Returns the first writes of a range of numbers.
     pub(crate) fn first(&self, range: Range<u64>, most: usize) -> Vec<(u64, WriteKey)> {
         let writes = self.writes.range(range).take(most);
         let writes = writes.map(|(number, write)| (*number, write.key.clone()));
         writes.collect()
     }
 
-    /// Records the outcome of an upload at the total `now` of the accept clock. Returns the file of a write
-    /// that leaves the outbox, or the reason why it stays. A refused write is dropped after `retry`.
+    /// Records the outcome of an upload. Returns the file of a write that leaves the outbox, or the reason why it
+    /// stays. A refused write is dropped after `retry` in which the backing cache accepted others.
     pub(super) fn record_outcome(
         &mut self,
         number: u64,
         uploaded: Result<(), ReplayError>,
-        now: Duration,
         retry: Duration,
     ) -> Result<Option<String>> {
         let Some(write) = self.writes.get_mut(&number) else {
@@ -197,8 +212,8 @@ impl Queue {
                 write.refused_at = None;
                 return Err(error);
             }
-            let since = *write.refused_at.get_or_insert(now);
-            if !is_final && now.saturating_sub(since) < retry {
+            let since = *write.refused_at.get_or_insert(self.accepting);
+            if !is_final && self.accepting.saturating_sub(since) < retry {
                 return Err(error);
             }
             let why = if is_final {
