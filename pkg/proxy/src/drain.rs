@@ -33,8 +33,8 @@ const SHORTEST: Duration = Duration::from_secs(1);
 const LONGEST: Duration = Duration::from_secs(30);
 
 impl Uploads {
-    /// Uploads pending writes until the proxy is closed. A write leaves the outbox once it is stored, rejected or no longer
-    /// needed. The pauses between passes double.
+    /// Uploads pending writes until the proxy is closed. A write leaves the outbox once it is stored, rejected or no
+    /// longer needed. The pauses between passes double.
     pub(crate) async fn drain(self: Arc<Self>) {
         let mut depth = self.tiers.outbox.depth();
         let mut pause = SHORTEST;

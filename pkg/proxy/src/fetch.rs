@@ -69,11 +69,11 @@ impl Fetches {
     fn start_large(self: &Arc<Self>, fetch: Fetch) {
         let fetches = Arc::clone(self);
         self.tiers.spawn(async move {
-            let (flow, mut permits) = (Arc::clone(&fetch.0), Vec::new());
-            let fetched = fetches.fetch_large(&flow, &mut permits).await;
+            let mut permits = Vec::new();
+            let fetched = fetches.fetch_large(&fetch.0, &mut permits).await;
             fetches.end(&fetch, fetched);
             // The content counts as long as it is in memory.
-            flow.emptied().await;
+            fetch.0.emptied().await;
         });
     }
 
@@ -161,9 +161,7 @@ impl Fetches {
         let blobs = digests.iter().copied().zip(&fetched);
         let blobs = blobs.filter_map(|(digest, content)| Some((digest, content.clone().ok()?)));
         self.tiers.store_local(blobs.collect()).await;
-        let flows = fetches.iter().map(|fetch| Arc::clone(&fetch.0));
-        let flows: Vec<_> = flows.collect();
-        for (fetch, content) in fetches.into_iter().zip(fetched) {
+        for (fetch, content) in fetches.iter().zip(fetched) {
             let fetched = match content {
                 Ok(content) => {
                     fetch.0.push(content).await;
@@ -171,9 +169,9 @@ impl Fetches {
                 }
                 Err(error) => Err(error),
             };
-            self.end(&fetch, fetched);
+            self.end(fetch, fetched);
         }
-        future::join_all(flows.iter().map(|flow| flow.emptied())).await;
+        future::join_all(fetches.iter().map(|fetch| fetch.0.emptied())).await;
     }
 }
 

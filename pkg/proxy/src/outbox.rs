@@ -37,7 +37,7 @@ pub struct Outbox {
     local: Arc<LocalStore>,
     max_bytes: u64,
     pub(crate) queue: Mutex<Queue>,
-    /// The locks for the uploads of results, by instance name and action, while one is pending.
+    /// The locks for the uploads of results, by instance name and action.
     pub(crate) uploading: Shared<(String, Digest), tokio::sync::Mutex<()>>,
     depth: watch::Sender<Depth>,
 }

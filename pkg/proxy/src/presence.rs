@@ -9,8 +9,8 @@ use crate::uploads::Uploads;
 
 impl Uploads {
     /// Returns the blobs that a client has to upload: those that the backing cache lacks, after the upload of
-    /// those that the local tier has. In an outage, or with a read-only backing cache, the blobs of the local tier count
-    /// as present.
+    /// those that the local tier has. In an outage, and with a read-only backing cache, the blobs of the local tier
+    /// count as present.
     pub(crate) async fn find_missing(self: &Arc<Self>, digests: &[Digest]) -> Result<Vec<Digest>> {
         let not_local = self.tiers.local.find_missing(digests).await?;
         let missing = if self.tiers.options.read_only {

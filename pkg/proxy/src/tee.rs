@@ -27,15 +27,19 @@ impl Tee {
         Self(Arc::new(Mutex::new(chunks.boxed().fuse())))
     }
 
-    /// Returns the tee of an upload, the content for the backing cache, and a flag that is set once any of that was read.
-    /// The backing cache gets a chunk once it is in the local tier, so that it outlives the client.
+    /// Returns the tee of an upload, the content for the backing cache, and a flag that is set once any of that was
+    /// read. The backing cache gets a chunk once it is in the local tier, so that it outlives the client.
     pub(crate) fn of_upload(chunks: Chunks) -> (Self, Chunks, Arc<AtomicBool>) {
         let (backing, receiver) = mpsc::channel(BEHIND);
         let source = stream::unfold(
             (chunks, backing, None),
             |(mut chunks, backing, unsent)| async move {
                 if let Some(unsent) = unsent {
+                    let is_last = Result::is_err(&unsent);
                     let _ = backing.send(unsent).await;
+                    if is_last {
+                        return None;
+                    }
                 }
                 let chunk = chunks.next().await?;
                 Some((chunk.clone(), (chunks, backing, Some(chunk))))

@@ -55,13 +55,8 @@ impl Uploads {
             |error: &Error| matches!(error, Error::Unavailable(_)) && !was_read.load(Relaxed);
         let (only, local_ended) = (digest.only(), Notify::new());
         let backing = async {
-            match self
-                .tiers
-                .backing
-                .store
-                .put(&only, Blob::stream(content))
-                .await
-            {
+            let store = &self.tiers.backing.store;
+            match store.put(&only, Blob::stream(content)).await {
                 Ok(_) if !tee.has_ended() => {
                     self.tiers.backing.record(epoch, digest);
                     Err(None)
