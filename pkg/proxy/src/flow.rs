@@ -14,9 +14,17 @@ use gorego_limits::Budget;
 use gorego_storage::{BlobFile, Digest, Error, Result};
 use gorego_storage_local::Growth;
 use parking_lot::Mutex;
-use tokio::{sync::Notify, time::timeout_at};
+use tokio::{
+    sync::{Notify, OnceCell},
+    time::timeout_at,
+};
 
-use self::{reader::Pieces, state::FlowState};
+use self::state::FlowState;
+use crate::shared::Shared;
+
+/// The pieces in use, by offset. Readers at one offset share a piece; without that, each would get a smaller one from
+/// the common budget.
+type Pieces = Shared<u64, OnceCell<Bytes>>;
 
 /// A blob on its way from the backing cache.
 #[derive(Debug)]

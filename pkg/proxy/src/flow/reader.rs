@@ -8,20 +8,15 @@ use gorego_storage::{Blob, BlobStream, Error, Result};
 use tokio::{sync::OnceCell, task};
 
 use super::{
-    Flow,
+    Flow, Pieces,
     state::{END, FlowState},
 };
-use crate::shared::Shared;
 
 pub(super) const PIECE: usize = 128 * 1024;
 /// The size of a piece when memory is short. There may be thousands of readers.
 pub(super) const MIN_PIECE: usize = 16 * 1024;
 /// A piece takes at most this fraction of the free memory.
 const SHARE: u64 = 16;
-
-/// The pieces in use, by offset. Readers at one offset share a piece; without that, each would get a smaller one from
-/// the common budget.
-pub(super) type Pieces = Shared<u64, OnceCell<Bytes>>;
 
 pub(crate) struct Reader {
     flow: Arc<Flow>,

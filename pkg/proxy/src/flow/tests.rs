@@ -5,7 +5,7 @@ use gorego_storage::DigestFunction;
 use tokio::{task::yield_now, time};
 
 use super::{
-    reader::{MIN_PIECE, PIECE, Pieces, shared_piece, until_next},
+    reader::{MIN_PIECE, PIECE, shared_piece, until_next},
     state::PATIENCE,
     *,
 };
