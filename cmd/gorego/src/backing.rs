@@ -1,39 +1,25 @@
 //! Creates the client of the configured backing cache.
 
 use std::{
-    fs, io,
+    fmt::Display,
+    fs,
     path::{Path, PathBuf},
     sync::Arc,
 };
 
-use gorego_config::{BackingCache, Compression, Headers, Target, TargetAddress};
+use gorego_config::{BackingCache, Compression, Header, Headers, Target, TargetAddress};
 use gorego_limits::Budget;
 use gorego_storage::Chain;
-use gorego_storage_remote::{
-    RemoteAddress, RemoteError, RemoteHeaders, RemoteOptions, RemoteStore,
-};
+use gorego_storage_remote::{RemoteAddress, RemoteHeaders, RemoteOptions, RemoteStore};
 use gorego_tls::{ClientFiles, ClientTls};
 use tokio::sync::watch;
 
 use crate::reload::Reloads;
 
-/// The error of a backing cache that cannot be configured.
+/// The error of a key of `backing_cache` that cannot be used.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum Error {
-    #[error("backing_cache.target = {target}: {source}")]
-    Remote { target: String, source: RemoteError },
-    #[error("backing_cache.headers: {0}")]
-    Header(RemoteError),
-    #[error("backing_cache.tls.{0}")]
-    Tls(gorego_tls::Error),
-    #[error("backing_cache.headers_file = {}: {source}", path.display())]
-    File { path: PathBuf, source: io::Error },
-    #[error(
-        "backing_cache.headers_file = {}: line {line} is not name=value",
-        path.display()
-    )]
-    Headers { path: PathBuf, line: usize },
-}
+#[error("backing_cache.{0}")]
+pub(crate) struct Error(String);
 
 /// The current TLS settings, if the target uses TLS.
 type Tls = Option<watch::Receiver<ClientTls>>;
@@ -63,10 +49,8 @@ pub(crate) fn open(
             TargetAddress::Unix(path) => RemoteAddress::Unix(path.clone()),
         })
     };
-    let store = RemoteStore::new(&options).map_err(|source| Error::Remote {
-        target: target.to_string(),
-        source,
-    })?;
+    let store = RemoteStore::new(&options);
+    let store = store.map_err(|why| Error(format!("target = {target}: {why}")))?;
     Ok(Some((store, tls)))
 }
 
@@ -81,33 +65,24 @@ fn headers(
     let configured = config.headers.clone();
     let authorization = target.authorization.clone();
     reloads.read(file.iter().cloned().collect(), move || {
+        let pair = |header: &Header| (header.name.clone(), header.value.clone());
         let of_file = file.as_deref().map(headers_of).transpose()?;
-        let given = configured
-            .0
-            .iter()
-            .chain(of_file.iter().flat_map(|of_file| &of_file.0));
-        let names_user =
-            |user: &&gorego_config::Header| given.clone().all(|header| header.name != user.name);
-        let user = authorization.as_ref().filter(names_user);
-        let all: Vec<_> = given
-            .clone()
-            .chain(user)
-            .map(|header| (header.name.clone(), header.value.clone()))
-            .collect();
-        RemoteHeaders::parse(&all).map_err(Error::Header)
+        let given = [Some(&configured), of_file.as_ref()].into_iter().flatten();
+        let mut all: Vec<_> = given.flat_map(|headers| &headers.0).map(pair).collect();
+        if let Some(user) = &authorization
+            && all.iter().all(|(name, _)| *name != user.name)
+        {
+            all.push(pair(user));
+        }
+        RemoteHeaders::parse(&all).map_err(|why| Error(format!("headers: {why}")))
     })
 }
 
 fn headers_of(path: &Path) -> Result<Headers, Error> {
-    let text = fs::read(path).map_err(|source| Error::File {
-        path: path.to_owned(),
-        source,
-    })?;
-    let text = String::from_utf8_lossy(&text);
-    Headers::from_lines(&text).map_err(|line| Error::Headers {
-        path: path.to_owned(),
-        line,
-    })
+    let error = |why: &dyn Display| Error(format!("headers_file = {}: {why}", path.display()));
+    let text = fs::read(path).map_err(|why| error(&why))?;
+    let headers = Headers::from_lines(&String::from_utf8_lossy(&text));
+    headers.map_err(|line| error(&format_args!("line {line} is not name=value")))
 }
 
 fn tls(target: &Target, config: &BackingCache, reloads: &mut Reloads) -> Result<Tls, Error> {
@@ -119,7 +94,9 @@ fn tls(target: &Target, config: &BackingCache, reloads: &mut Reloads) -> Result<
         ca_file: given(&tls.ca_file),
         identity: given(&tls.cert_file).map(|cert_file| (cert_file, tls.key_file.clone())),
     };
-    let tls = reloads.read(files.paths(), move || files.load().map_err(Error::Tls))?;
+    let tls = reloads.read(files.paths(), move || {
+        files.load().map_err(|why| Error(format!("tls.{why}")))
+    })?;
     Ok(Some(tls))
 }
 

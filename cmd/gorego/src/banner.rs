@@ -1,57 +1,39 @@
 //! The lines printed at the start, at any log level.
 
-use std::{fmt::Write as _, net::SocketAddr, path::Path};
+use std::net::SocketAddr;
 
-use gorego_config::Target;
+use gorego_config::Config;
 use gorego_telemetry::PATH;
 
-use crate::version::VERSION;
+use crate::cli::VERSION;
 
-/// The values that the banner shows.
-pub(crate) struct Banner<'a> {
-    pub(crate) address: SocketAddr,
-    pub(crate) tls: bool,
-    /// The address of the metrics, if they are served.
-    pub(crate) metrics: Option<SocketAddr>,
-    /// The directory of the local tier, and its size limit in bytes.
-    pub(crate) local: Option<(&'a Path, u64)>,
-    pub(crate) backing: Option<&'a Target>,
-}
-
-impl Banner<'_> {
-    /// Renders the banner as complete lines.
-    pub(crate) fn text(&self) -> String {
-        let Self {
-            address,
-            tls,
-            metrics,
-            local,
-            backing,
-        } = self;
-        let scheme = if *tls { "grpcs" } else { "grpc" };
-        let host = reachable(address);
-        let mut text = format!("gorego {VERSION}\nlistening on {address}\n");
-        // Writing to a string does not fail.
-        if let Some((dir, max_bytes)) = local {
-            let (dir, size) = (dir.display(), size(*max_bytes));
-            let _ = writeln!(text, "data in {dir}, at most {size}");
-        }
-        if let Some(target) = backing {
-            let _ = writeln!(text, "in front of {target}");
-        }
-        if let Some(address) = metrics {
-            let _ = writeln!(text, "metrics on http://{}{PATH}", reachable(address));
-        }
-        let _ = writeln!(
-            text,
-            "for Bazel, add to .bazelrc:  build --remote_cache={scheme}://{host}"
-        );
-        text
+/// Renders the banner as complete lines: the address, and that of the metrics if they are served.
+pub(crate) fn banner(config: &Config, address: SocketAddr, metrics: Option<SocketAddr>) -> String {
+    let mut lines = vec![
+        format!("gorego {VERSION}"),
+        format!("listening on {address}"),
+    ];
+    let cache = &config.local_cache;
+    if cache.enabled {
+        let (dir, size) = (cache.dir.display(), size(cache.max_size_gb.bytes()));
+        lines.push(format!("data in {dir}, at most {size}"));
     }
+    if let Some(target) = &config.backing_cache.target {
+        lines.push(format!("in front of {target}"));
+    }
+    if let Some(address) = metrics {
+        lines.push(format!("metrics on http://{}{PATH}", reachable(address)));
+    }
+    let scheme = if config.tls.enabled { "grpcs" } else { "grpc" };
+    let host = reachable(address);
+    lines.push(format!(
+        "for Bazel, add to .bazelrc:  build --remote_cache={scheme}://{host}\n"
+    ));
+    lines.join("\n")
 }
 
 /// Returns an address that clients can connect to: the unspecified address stands for `localhost`.
-fn reachable(address: &SocketAddr) -> String {
+fn reachable(address: SocketAddr) -> String {
     if address.ip().is_unspecified() {
         format!("localhost:{}", address.port())
     } else {
@@ -61,22 +43,14 @@ fn reachable(address: &SocketAddr) -> String {
 
 /// Renders a size in its largest binary unit, with at most one decimal place.
 fn size(bytes: u64) -> String {
-    const UNITS: [(&str, u64); 4] = [
-        ("TiB", 1 << 40),
-        ("GiB", 1 << 30),
-        ("MiB", 1 << 20),
-        ("KiB", 1 << 10),
-    ];
-    for (unit, factor) in UNITS {
-        if bytes >= factor {
-            let (whole, tenth) = (bytes / factor, bytes % factor * 10 / factor);
-            return match tenth {
-                0 => format!("{whole} {unit}"),
-                _ => format!("{whole}.{tenth} {unit}"),
-            };
-        }
+    let units = [("TiB", 40), ("GiB", 30), ("MiB", 20), ("KiB", 10)];
+    let unit = units.into_iter().find(|(_, bits)| bytes >> bits > 0);
+    let (unit, bits) = unit.unwrap_or(("bytes", 0));
+    let tenths = (u128::from(bytes) * 10) >> bits;
+    match (tenths / 10, tenths % 10) {
+        (whole, 0) => format!("{whole} {unit}"),
+        (whole, tenth) => format!("{whole}.{tenth} {unit}"),
     }
-    format!("{bytes} bytes")
 }
 
 #[cfg(test)]
@@ -84,15 +58,11 @@ mod tests {
     use super::*;
 
     fn text(address: &str, tls: bool) -> String {
-        let address = address.parse().unwrap();
-        Banner {
-            address,
-            tls,
-            metrics: Some("[::]:9090".parse().unwrap()),
-            local: Some((Path::new("/data"), 10 << 30)),
-            backing: None,
-        }
-        .text()
+        let mut config = Config::default();
+        config.tls.enabled = tls;
+        config.local_cache.dir = "/data".into();
+        let metrics = "[::]:9090".parse().unwrap();
+        banner(&config, address.parse().unwrap(), Some(metrics))
     }
 
     #[test]

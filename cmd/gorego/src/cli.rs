@@ -4,7 +4,11 @@ use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
 
-use crate::version::VERSION;
+/// The `git describe` of a release stamped by Bazel, else the version of the workspace.
+pub(crate) const VERSION: &str = match option_env!("GOREGO_VERSION") {
+    Some(stamped) => stamped,
+    None => env!("CARGO_PKG_VERSION"),
+};
 
 /// A cache of build results for clients of the Remote Execution API.
 #[derive(Debug, Parser)]

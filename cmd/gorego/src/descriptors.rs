@@ -1,6 +1,6 @@
 //! Division of the process's file descriptors between connections and files.
 
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use rustix::process::{Resource, getrlimit, setrlimit};
 
 /// Descriptors reserved for other purposes: metrics, the backing cache, the runtime and the log.
 const OVERHEAD: u64 = 128;
@@ -47,17 +47,14 @@ impl Descriptors {
 
 /// Raises the limit of file descriptors to the hard limit and returns the new one.
 fn raise() -> u64 {
-    let limit = getrlimit(Resource::Nofile);
-    let highest = Rlimit {
-        current: limit.maximum,
-        maximum: limit.maximum,
-    };
-    let raised = setrlimit(Resource::Nofile, highest).map(|()| highest);
-    let in_force = raised.unwrap_or_else(|error| {
+    let mut limit = getrlimit(Resource::Nofile);
+    let before = limit.current;
+    limit.current = limit.maximum;
+    if let Err(error) = setrlimit(Resource::Nofile, limit) {
         tracing::warn!("failed to raise the limit of file descriptors: {error}");
-        limit
-    });
-    in_force.current.unwrap_or(u64::MAX)
+        limit.current = before;
+    }
+    limit.current.unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]

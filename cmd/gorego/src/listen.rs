@@ -13,16 +13,16 @@ const BACKLOG: u32 = 1024;
 
 /// Listens on the configured address. All interfaces means those of IPv6 and IPv4 if the host has both.
 pub(crate) async fn listen(address: &ListenAddr) -> io::Result<TcpListener> {
-    let Some(host) = &address.host else {
-        return match bind(SocketAddr::from((Ipv6Addr::UNSPECIFIED, address.port))) {
-            Err(error) if error.kind() != io::ErrorKind::AddrInUse => {
-                bind(SocketAddr::from((Ipv4Addr::UNSPECIFIED, address.port)))
-            }
-            bound => bound,
-        };
+    let port = address.port;
+    let addresses = match &address.host {
+        Some(host) => lookup_host((host.as_str(), port)).await?.collect(),
+        None => vec![
+            SocketAddr::from((Ipv6Addr::UNSPECIFIED, port)),
+            SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)),
+        ],
     };
     let mut last = io::Error::new(io::ErrorKind::NotFound, "the host has no address");
-    for resolved in lookup_host((host.as_str(), address.port)).await? {
+    for resolved in addresses {
         match bind(resolved) {
             Ok(listener) => return Ok(listener),
             // Otherwise clients that try this address reach the other program.

@@ -11,7 +11,6 @@ mod metrics;
 mod reload;
 mod signals;
 mod tiers;
-mod version;
 mod wire;
 
 use std::{
@@ -38,22 +37,24 @@ const EXIT_START: u8 = 2;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    let loaded = match load(&cli) {
-        Ok(loaded) => loaded,
+    let ended = load(&cli).and_then(|loaded| match cli.command {
+        Some(Command::Config) => {
+            let _ = write!(io::stdout(), "{}", loaded.render());
+            for warning in &loaded.warnings {
+                print(&format_args!("warning: {warning}"));
+            }
+            Ok(())
+        }
+        Some(Command::Serve) | None => serve(&loaded),
+    });
+    match ended {
+        Ok(()) => ExitCode::SUCCESS,
         Err(problems) => {
             for line in problems.lines() {
                 print(&line);
             }
-            return ExitCode::from(EXIT_START);
+            ExitCode::from(EXIT_START)
         }
-    };
-    match cli.command.unwrap_or(Command::Serve) {
-        Command::Config => {
-            let _ = write!(io::stdout(), "{}", loaded.render());
-            warn(&loaded);
-            ExitCode::SUCCESS
-        }
-        Command::Serve => serve(&loaded),
     }
 }
 
@@ -63,33 +64,17 @@ fn print(message: &dyn Display) {
 }
 
 fn load(cli: &Cli) -> Result<LoadedConfig, String> {
-    let sources = Sources::from_process(cli.config.as_deref(), cli.set.clone())
-        .map_err(|problem| problem.to_string())?;
+    let sources = Sources::from_process(cli.config.as_deref(), cli.set.clone())?;
     Config::load(&sources).map_err(|problems| problems.to_string())
 }
 
-fn warn(loaded: &LoadedConfig) {
-    for warning in &loaded.warnings {
-        print(&format_args!("warning: {warning}"));
-    }
-}
-
-fn serve(loaded: &LoadedConfig) -> ExitCode {
-    if let Err(error) = logging::start(loaded.config.log_level) {
-        print(&error);
-        return ExitCode::from(EXIT_START);
-    }
+fn serve(loaded: &LoadedConfig) -> Result<(), String> {
+    logging::start(loaded.config.log_level)?;
     if let Some(file) = &loaded.file {
         tracing::info!("configuration read from {}", file.display());
     }
     for warning in &loaded.warnings {
         tracing::warn!("{warning}");
     }
-    match wire::run(loaded) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            print(&error);
-            ExitCode::from(EXIT_START)
-        }
-    }
+    wire::run(loaded).map_err(|error| error.to_string())
 }

@@ -23,74 +23,45 @@ pub(crate) struct Parts {
     pub(crate) trees: Budget,
 }
 
-/// A share of the memory left after one batch and one response, in percent: with a backing cache, and
-/// without.
-#[derive(Clone, Copy)]
-struct Share(u64, u64);
-
-const WINDOWS: Share = Share(14, 32);
-const REQUESTS: Share = Share(2, 4);
-const DECODED: Share = Share(14, 18);
-const RESULTS: Share = Share(8, 12);
-const RESPONSES: Share = Share(6, 9);
-const PIECES: Share = Share(4, 9);
-const WORKSPACES: Share = Share(7, 9);
-const WALKS: Share = Share(2, 2);
-const TREES: Share = Share(4, 5);
-const TRANSFER_TREES: Share = Share(2, 0);
-const SMALL: Share = Share(6, 0);
-const LARGE: Share = Share(15, 0);
-const UNWRITTEN: Share = Share(4, 0);
-const DOWNLOADS: Share = Share(12, 0);
-
 impl Parts {
     /// Divides `memory` bytes and `files` open files among the budgets that these tiers need. A batch of
     /// `batch` bytes and the largest response fit into their budgets.
     pub(crate) fn of(memory: u64, batch: u64, files: u64, local: bool, backing: bool) -> Self {
         let response = server::Limits::max_batch_response(batch);
-        let rest = memory.saturating_sub(FRAMING + batch + response);
-        let bytes = |Share(with, without)| rest / 100 * if backing { with } else { without };
-        let part = |what, share| Budget::memory(what, bytes(share));
-        let pieces = part("memory for pieces of blobs", PIECES);
-        let trees = part("memory for trees", TREES);
-        let part_with = |what, shares: &[Share]| {
-            let bytes = shares.iter().map(|share| bytes(*share)).sum();
-            Budget::memory(what, bytes)
-        };
-        // Without a proxy, readers do not share downloads.
-        let fetched: &[Share] = if local {
-            &[DOWNLOADS]
-        } else {
-            &[DOWNLOADS, LARGE, UNWRITTEN, TRANSFER_TREES]
-        };
-        // Small blobs, too, are fetched by a proxy alone.
-        let results: &[Share] = if local { &[RESULTS] } else { &[RESULTS, SMALL] };
-        let requests = FRAMING + batch + bytes(REQUESTS);
-        let responses = response + bytes(RESPONSES);
+        let percent = memory.saturating_sub(FRAMING + batch + response) / 100;
+        // The shares of what is left, in percent: with a backing cache, and without.
+        let bytes = |with, without| percent * if backing { with } else { without };
+        let part = |what, with, without| Budget::memory(what, bytes(with, without));
+        // Without a proxy, readers do not share downloads, and action results have the part of small blobs.
+        let (results, fetched) = if local { (8, 12) } else { (14, 33) };
+        let requests = FRAMING + batch + bytes(2, 4);
+        let responses = response + bytes(6, 9);
+        let pieces = part("memory for pieces of blobs", 4, 9);
+        let trees = part("memory for trees", 4, 5);
         Self {
             transport: gorego_grpc::Memory {
-                windows: part("memory for receive windows", WINDOWS),
+                windows: part("memory for receive windows", 14, 32),
                 calls: Budget::count("calls in progress", CALLS),
                 requests: Budget::memory("memory for large requests", requests),
-                decoded: part("memory for decoded requests", DECODED),
+                decoded: part("memory for decoded requests", 14, 18),
                 responses: Budget::memory("memory for large responses", responses),
             },
             server: server::Memory {
                 files: Budget::count("open files", FILES.min(files / 2).max(1)),
-                results: part_with("memory for action results", results),
-                walks: bytes(WALKS),
-                workspaces: part("memory to compress in", WORKSPACES),
+                results: part("memory for action results", results, 12),
+                walks: bytes(2, 2),
+                workspaces: part("memory to compress in", 7, 9),
                 pieces: pieces.clone(),
             },
             proxy: proxy::Memory {
-                small: part("memory to fetch small blobs", SMALL),
-                large: part("memory to fetch large blobs", LARGE),
-                unwritten: part("memory for blobs that cannot be written", UNWRITTEN),
+                small: part("memory to fetch small blobs", 6, 0),
+                large: part("memory to fetch large blobs", 15, 0),
+                unwritten: part("memory for blobs that cannot be written", 4, 0),
                 lookup_trees: trees.clone(),
-                transfer_trees: part("memory for background results", TRANSFER_TREES),
+                transfer_trees: part("memory for background results", 2, 0),
                 pieces,
             },
-            downloads: part_with("memory for downloads", fetched),
+            downloads: part("memory for downloads", fetched, 0),
             trees,
         }
     }

@@ -1,12 +1,6 @@
 //! Values from files that are reloaded at SIGHUP and when the files change.
 
-use std::{
-    fmt::Display,
-    fs, io,
-    os::unix::fs::MetadataExt as _,
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::{fmt::Display, fs, io, os::unix::fs::MetadataExt as _, path::PathBuf, time::Duration};
 
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
@@ -40,13 +34,13 @@ impl Reloads {
         T: Send + Sync + 'static,
         E: Display,
     {
-        let known = states(&files);
+        let seen = states(&files);
         let (value, receiver) = watch::channel(load()?);
         if !files.is_empty() {
             self.0.push(WatchedValue {
                 files,
-                known,
-                changed: None,
+                seen,
+                changed: false,
                 load: Box::new(move || {
                     value.send_replace(load().map_err(|why| why.to_string())?);
                     Ok(())
@@ -60,7 +54,7 @@ impl Reloads {
     pub(crate) async fn run(self, mut hangups: Signal) {
         let mut watched = self.0;
         loop {
-            let pause = if watched.iter().any(|watched| watched.changed.is_some()) {
+            let pause = if watched.iter().any(|watched| watched.changed) {
                 QUIET_PERIOD
             } else {
                 INTERVAL
@@ -88,10 +82,10 @@ impl Reloads {
 /// A value and its files.
 struct WatchedValue {
     files: Vec<PathBuf>,
-    /// The state of the files at the last load.
-    known: Vec<FileState>,
-    /// The state of changed files at the last check, until they are loaded.
-    changed: Option<Vec<FileState>>,
+    /// The state of the files at the last check.
+    seen: Vec<FileState>,
+    /// Whether a change was seen that is not loaded yet.
+    changed: bool,
     load: Box<dyn FnMut() -> Result<(), String> + Send>,
 }
 
@@ -100,17 +94,13 @@ impl WatchedValue {
     /// check.
     fn check(&mut self, forced: bool) {
         let now = states(&self.files);
-        let changed = self.changed.take();
-        if !forced {
-            if now == self.known {
-                return;
-            }
-            if changed.as_ref() != Some(&now) {
-                self.changed = Some(now);
-                return;
-            }
+        let changes = now != self.seen;
+        self.seen = now;
+        self.changed |= changes;
+        if !forced && (changes || !self.changed) {
+            return;
         }
-        self.known = now;
+        self.changed = false;
         let files: Vec<_> = self.files.iter().map(|file| file.display()).collect();
         match (self.load)() {
             Ok(()) => tracing::info!("reloaded {files:?}"),
@@ -119,29 +109,22 @@ impl WatchedValue {
     }
 }
 
-/// The identity, length and change time of a file, if it exists.
-type FileState = Option<[u64; 5]>;
+/// The device, number, length and change time of a file, if it exists.
+type FileState = Option<(u64, u64, u64, i64, i64)>;
 
+/// Returns the states of the files. Follows links, so that a replaced link changes them.
 fn states(files: &[PathBuf]) -> Vec<FileState> {
-    files.iter().map(|file| state(file)).collect()
-}
-
-/// Returns the state of a file. Follows links, so that a replaced link changes it.
-fn state(file: &Path) -> FileState {
-    let found = fs::metadata(file).ok()?;
-    let (seconds, nanoseconds) = (found.ctime(), found.ctime_nsec());
-    Some([
-        found.dev(),
-        found.ino(),
-        found.size(),
-        seconds.cast_unsigned(),
-        nanoseconds.cast_unsigned(),
-    ])
+    let state = |file| {
+        let found = fs::metadata(file).ok()?;
+        let changed = (found.ctime(), found.ctime_nsec());
+        Some((found.dev(), found.ino(), found.size(), changed.0, changed.1))
+    };
+    files.iter().map(state).collect()
 }
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::symlink;
+    use std::{os::unix::fs::symlink, path::Path};
 
     use tokio::task::JoinSet;
 

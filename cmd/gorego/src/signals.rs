@@ -2,40 +2,27 @@
 
 use std::io;
 
-use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-/// Handlers of both signals.
-pub(crate) struct Signals {
-    terminate: Signal,
-    interrupt: Signal,
-}
-
-impl Signals {
-    /// Handles the signals from now on.
-    pub(crate) fn new() -> io::Result<Self> {
-        Ok(Self {
-            terminate: signal(SignalKind::terminate())?,
-            interrupt: signal(SignalKind::interrupt())?,
-        })
-    }
-
-    /// Cancels `shutdown` at the first signal; ends the process at the second.
-    pub(crate) async fn run(mut self, shutdown: CancellationToken) {
-        let name = self.next().await.0;
-        // Before logging, which may block or fail.
-        shutdown.cancel();
-        tracing::info!("{name}: shutting down; a second signal ends the process at once");
-        let (name, number) = self.next().await;
-        tracing::warn!("second signal ({name}): ending at once");
-        std::process::exit(128 + number);
-    }
-
-    async fn next(&mut self) -> (&'static str, i32) {
-        let (terminate, interrupt) = (SignalKind::terminate(), SignalKind::interrupt());
-        tokio::select! {
-            _ = self.terminate.recv() => ("SIGTERM", terminate.as_raw_value()),
-            _ = self.interrupt.recv() => ("SIGINT", interrupt.as_raw_value()),
+/// Handles both signals from now on. The future cancels `shutdown` at the first signal, and ends the
+/// process at the second.
+pub(crate) fn handle(shutdown: CancellationToken) -> io::Result<impl Future<Output = ()>> {
+    let (terminate, interrupt) = (SignalKind::terminate(), SignalKind::interrupt());
+    let (mut terminated, mut interrupted) = (signal(terminate)?, signal(interrupt)?);
+    Ok(async move {
+        for is_second in [false, true] {
+            let (name, kind) = tokio::select! {
+                _ = terminated.recv() => ("SIGTERM", terminate),
+                _ = interrupted.recv() => ("SIGINT", interrupt),
+            };
+            if is_second {
+                tracing::warn!("second signal ({name}): ending at once");
+                std::process::exit(128 + kind.as_raw_value());
+            }
+            // Before logging, which may block or fail.
+            shutdown.cancel();
+            tracing::info!("{name}: shutting down; a second signal ends the process at once");
         }
-    }
+    })
 }

@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use gorego_config::{self as config, Config};
+use gorego_config::{self as config, Config, LocalCache};
 use gorego_janitor::{self as janitor, Janitor, Marks};
 use gorego_proxy::{Backing, Depth, OnOutage, Options, Outbox, ProxyActions, ProxyStore};
 use gorego_server::Stores;
@@ -15,9 +15,10 @@ use gorego_storage::{BreakerState, CompletenessChecking};
 use gorego_storage_local::{LocalOptions, LocalStore, OpenError, SyncMode};
 use gorego_storage_remote::RemoteStore;
 use gorego_telemetry::{PendingWrites, Sources};
+use gorego_tls::Certificate;
 use tokio::{sync::watch, time::timeout};
 
-use crate::{memory::Parts, version::VERSION};
+use crate::{cli::VERSION, memory::Parts};
 
 /// The time that the local store gets at shutdown to write its state.
 const CLOSE: Duration = Duration::from_secs(10);
@@ -66,35 +67,26 @@ impl Tiers {
 
     async fn local(config: &Config, parts: &Parts) -> Result<Self, Error> {
         let local = open_local(config, parts).await?;
-        let waiting = match outbox(config, &local).await {
-            Ok(waiting) => {
-                warn_of_pending(*waiting.depth().borrow(), "there is no backing cache");
-                Some(waiting)
-            }
+        let unused = outbox(config, &local).await;
+        match &unused {
+            Ok(unused) => warn_of_pending(*unused.depth().borrow(), "there is no backing cache"),
             Err(error) => {
                 tracing::warn!(%error, "pending writes for a backing cache may be evicted");
-                None
             }
-        };
-        let stores = Stores {
-            blobs: Arc::clone(&local) as _,
-            uploads: Arc::clone(&local) as _,
-            actions: Arc::new(
-                CompletenessChecking::new(
-                    Arc::clone(&local),
-                    Arc::clone(&local) as _,
-                    parts.trees.clone(),
-                )
-                .leasing_puts(),
-            ),
-        };
+        }
+        let blobs = Arc::clone(&local) as _;
+        let actions = CompletenessChecking::new(Arc::clone(&local), blobs, parts.trees.clone());
         Ok(Self {
-            stores,
+            stores: Stores {
+                blobs: Arc::clone(&local) as _,
+                uploads: Arc::clone(&local) as _,
+                actions: Arc::new(actions.leasing_puts()),
+            },
             local: Some(local),
             proxy: None,
             breaker: None,
             waiting: None,
-            _unused: waiting,
+            _unused: unused.ok(),
         })
     }
 
@@ -106,20 +98,21 @@ impl Tiers {
         let breaker = backing.breaker();
         let local = open_local(config, parts).await?;
         let outbox = outbox(config, &local).await?;
-        if config.backing_cache.read_only {
+        let waiting = outbox.depth();
+        let config = &config.backing_cache;
+        if config.read_only {
             let why = "nothing is written to the backing cache";
-            warn_of_pending(*outbox.depth().borrow(), why);
+            warn_of_pending(*waiting.borrow(), why);
         }
-        let depth = outbox.depth();
         let options = Options {
-            existence_ttl: config.backing_cache.existence_ttl,
-            read_only: config.backing_cache.read_only,
-            prefetch: config.backing_cache.prefetch,
-            on_outage: match config.backing_cache.on_outage {
+            existence_ttl: config.existence_ttl,
+            read_only: config.read_only,
+            prefetch: config.prefetch,
+            on_outage: match config.on_outage {
                 config::OnOutage::Fail => OnOutage::Fail,
                 config::OnOutage::Degrade => OnOutage::Degrade,
             },
-            outbox_retry: config.backing_cache.outbox_retry,
+            outbox_retry: config.outbox_retry,
             memory: parts.proxy.clone(),
         };
         let backing = Backing {
@@ -127,38 +120,34 @@ impl Tiers {
             actions: backing,
         };
         let proxy = ProxyStore::new(Arc::clone(&local), backing, Arc::new(outbox), options);
-        let stores = Stores {
-            blobs: Arc::new(proxy.clone()),
-            uploads: Arc::new(proxy.clone()),
-            actions: Arc::new(ProxyActions::new(&proxy)),
-        };
         Ok(Self {
-            stores,
+            stores: Stores {
+                blobs: Arc::new(proxy.clone()),
+                uploads: Arc::new(proxy.clone()),
+                actions: Arc::new(ProxyActions::new(&proxy)),
+            },
             local: Some(local),
             proxy: Some(proxy),
             breaker: Some(breaker),
-            waiting: Some(depth),
+            waiting: Some(waiting),
             _unused: None,
         })
     }
 
     fn stateless(config: &Config, parts: &Parts, backing: Arc<RemoteStore>) -> Self {
-        let breaker = backing.breaker();
         warn_of_unused(&config.local_cache.dir);
-        let stores = Stores {
-            blobs: Arc::clone(&backing) as _,
-            uploads: Arc::clone(&backing) as _,
-            actions: Arc::new(CompletenessChecking::new(
-                Arc::clone(&backing),
-                backing,
-                parts.trees.clone(),
-            )),
-        };
+        let breaker = Some(backing.breaker());
+        let blobs = Arc::clone(&backing) as _;
+        let actions = CompletenessChecking::new(Arc::clone(&backing), blobs, parts.trees.clone());
         Self {
-            stores,
+            stores: Stores {
+                blobs: Arc::clone(&backing) as _,
+                uploads: backing,
+                actions: Arc::new(actions),
+            },
             local: None,
             proxy: None,
-            breaker: Some(breaker),
+            breaker,
             waiting: None,
             _unused: None,
         }
@@ -167,7 +156,12 @@ impl Tiers {
     /// Creates the janitor of the local tier.
     pub(crate) fn janitor(&self, config: &Config) -> Option<Janitor> {
         let local = self.local.clone()?;
-        Some(Janitor::new(local as _, janitor_options(config)))
+        let options = janitor::Options {
+            marks: marks(&config.local_cache),
+            interval: JANITOR,
+            upload_expiry: config.local_cache.upload_expiry,
+        };
+        Some(Janitor::new(local as _, options))
     }
 
     /// Returns the health of the local tier: true while its data directory is usable.
@@ -176,23 +170,23 @@ impl Tiers {
     }
 
     /// Returns the sources of the metrics.
-    pub(crate) fn sources(&self) -> Sources {
+    pub(crate) fn sources(
+        &self,
+        certificates: impl Fn() -> Vec<Certificate> + Send + Sync + 'static,
+    ) -> Sources {
         let depth = self.waiting.clone();
         Sources {
             version: VERSION,
             breaker: self.breaker.clone(),
-            certificates: Box::new(Vec::new),
+            certificates: Box::new(certificates),
             journal: depth.map(|depth| Box::new(move || pending(*depth.borrow())) as _),
         }
     }
 
     /// Saves the state, so that the next start trusts the current entries even if this process is killed.
     pub(crate) async fn save(&self) {
-        let Some(local) = &self.local else { return };
-        match timeout(CLOSE, local.save()).await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::warn!(%error, "failed to save the state before the drain"),
-            Err(_) => tracing::warn!("failed to save the state before the drain: the disk is slow"),
+        if let Some(local) = &self.local {
+            saved(local.save(), "before the drain").await;
         }
     }
 
@@ -201,16 +195,25 @@ impl Tiers {
         if let Some(proxy) = &self.proxy {
             proxy.close().await;
         }
-        let Some(local) = &self.local else { return };
-        match timeout(CLOSE, local.close()).await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => {
-                tracing::warn!(%error, "failed to save the state; the next start verifies recent blobs");
-            }
-            Err(_) => tracing::warn!(
-                "failed to save the state: the disk is slow; the next start verifies recent blobs"
-            ),
+        if let Some(local) = &self.local {
+            saved(
+                local.close(),
+                "at the end; the next start verifies recent blobs",
+            )
+            .await;
         }
+    }
+}
+
+/// Logs a warning if saving the state fails or takes too long.
+async fn saved(saving: impl Future<Output = gorego_storage::Result<()>>, when: &str) {
+    match timeout(CLOSE, saving).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::warn!(%error, "failed to save the state {when}"),
+        Err(_) => tracing::warn!(
+            error = "the disk is slow",
+            "failed to save the state {when}"
+        ),
     }
 }
 
@@ -272,7 +275,7 @@ fn local_options(config: &Config, parts: &Parts) -> LocalOptions {
     LocalOptions {
         dir: cache.dir.clone(),
         max_bytes,
-        wake_bytes: share(max_bytes, cache.high_watermark),
+        wake_bytes: marks(cache).high_bytes(max_bytes),
         lease: cache.lease,
         upload_lease: cache.upload_lease,
         force_update_atime: config.force_update_atime,
@@ -286,25 +289,10 @@ fn local_options(config: &Config, parts: &Parts) -> LocalOptions {
     }
 }
 
-fn janitor_options(config: &Config) -> janitor::Options {
-    let cache = &config.local_cache;
-    janitor::Options {
-        marks: Marks {
-            high: cache.high_watermark,
-            low: cache.low_watermark,
-            min_free: cache.min_free.bytes(),
-        },
-        interval: JANITOR,
-        upload_expiry: cache.upload_expiry,
+fn marks(cache: &LocalCache) -> Marks {
+    Marks {
+        high: cache.high_watermark,
+        low: cache.low_watermark,
+        min_free: cache.min_free.bytes(),
     }
-}
-
-#[expect(
-    clippy::cast_possible_truncation,
-    clippy::cast_precision_loss,
-    clippy::cast_sign_loss,
-    reason = "a mark may be some bytes off"
-)]
-fn share(bytes: u64, of: f64) -> u64 {
-    (bytes as f64 * of) as u64
 }

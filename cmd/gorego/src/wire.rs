@@ -11,20 +11,20 @@ use gorego_config::{self as config, Config, LoadedConfig};
 use gorego_grpc::Limits;
 use gorego_server as server;
 use gorego_storage::{Chain, DigestFunction};
-use gorego_telemetry::{self as telemetry, Metrics, Sources};
+use gorego_telemetry::{self as telemetry, Metrics};
 use gorego_tls::{Certificate, ClientAuth, ClientTls, ServerFiles, ServerTls};
 use tokio::{net::TcpListener, runtime::Runtime, sync::watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     backing,
-    banner::Banner,
+    banner::banner,
     descriptors::Descriptors,
     listen::listen,
     memory::Parts,
     metrics,
     reload::{self, Reloads},
-    signals::Signals,
+    signals,
     tiers::{self, Tiers},
 };
 
@@ -35,8 +35,8 @@ pub(crate) enum Error {
     System(#[from] io::Error),
     #[error("cannot listen on {address}: {source}")]
     Listen { address: String, source: io::Error },
-    #[error(transparent)]
-    Metrics(#[from] metrics::Error),
+    #[error("{0}")]
+    Metrics(String),
     #[error(transparent)]
     Tiers(#[from] tiers::Error),
     #[error("tls.{0}")]
@@ -58,12 +58,13 @@ pub(crate) fn run(loaded: &LoadedConfig) -> Result<(), Error> {
 
 async fn serve(loaded: &LoadedConfig) -> Result<(), Error> {
     let config = &loaded.config;
-    let (signals, hangups) = (Signals::new()?, reload::hangups()?);
+    let shutdown = CancellationToken::new();
+    let (signals, hangups) = (signals::handle(shutdown.clone())?, reload::hangups()?);
     let mut reloads = Reloads::default();
     let descriptors = Descriptors::claim(config.limits.max_connections);
     let tls = tls(&config.tls, &mut reloads)?;
     let listener = bind(config).await?;
-    let scraped = metrics::listen(loaded).await?;
+    let scraped = metrics::listen(loaded).await.map_err(Error::Metrics)?;
     let parts = parts(config, descriptors);
     let chain = Arc::<Chain>::default();
     let backing = backing::open(
@@ -76,9 +77,8 @@ async fn serve(loaded: &LoadedConfig) -> Result<(), Error> {
     let tiers = Tiers::open(config, &parts, backing).await?;
     announce(config, &listener, scraped.as_ref())?;
 
-    let shutdown = CancellationToken::new();
     let tasks = TaskTracker::new();
-    let signals = tasks.spawn(signals.run(shutdown.clone()));
+    let signals = tasks.spawn(signals);
     let reloads = tasks.spawn(reloads.run(hangups));
     let evicting = CancellationToken::new();
     if let Some(janitor) = tiers.janitor(config) {
@@ -86,10 +86,10 @@ async fn serve(loaded: &LoadedConfig) -> Result<(), Error> {
     }
     let observing = CancellationToken::new();
     let observed = scraped.map(|listener| {
-        let metrics = Metrics::new(Sources {
-            certificates: certificates(tls.clone(), backing_tls),
-            ..tiers.sources()
-        });
+        let server_tls = tls.clone();
+        let metrics = Metrics::new(
+            tiers.sources(move || certificates(server_tls.as_ref(), backing_tls.as_ref())),
+        );
         tasks.spawn(telemetry::serve(listener, metrics, observing.clone()))
     });
 
@@ -166,18 +166,10 @@ fn announce(
     listener: &TcpListener,
     scraped: Option<&TcpListener>,
 ) -> io::Result<()> {
-    let banner = Banner {
-        address: listener.local_addr()?,
-        tls: config.tls.enabled,
-        metrics: scraped.map(TcpListener::local_addr).transpose()?,
-        local: config.local_cache.enabled.then(|| {
-            let cache = &config.local_cache;
-            (cache.dir.as_path(), cache.max_size_gb.bytes())
-        }),
-        backing: config.backing_cache.target.as_ref(),
-    };
+    let metrics = scraped.map(TcpListener::local_addr).transpose()?;
+    let banner = banner(config, listener.local_addr()?, metrics);
     // Standard error may be closed.
-    let _ = write!(io::stderr(), "{}", banner.text());
+    let _ = write!(io::stderr(), "{banner}");
     Ok(())
 }
 
@@ -203,27 +195,22 @@ fn tls(
     Ok(Some(tls))
 }
 
-type Certificates = Box<dyn Fn() -> Vec<Certificate> + Send + Sync>;
-
-/// Returns a function that lists the current certificates of `tls` and `backing_cache.tls`.
+/// Lists the current certificates of `tls` and `backing_cache.tls`.
 fn certificates(
-    server: Option<watch::Receiver<ServerTls>>,
-    client: Option<watch::Receiver<ClientTls>>,
-) -> Certificates {
-    Box::new(move || {
-        let server = server.iter().map(|tls| tls.borrow().certificates.clone());
-        let client = client.iter().map(|tls| tls.borrow().certificates.clone());
-        server.chain(client).flatten().collect()
-    })
+    server: Option<&watch::Receiver<ServerTls>>,
+    client: Option<&watch::Receiver<ClientTls>>,
+) -> Vec<Certificate> {
+    let server = server.map(|tls| tls.borrow().certificates.clone());
+    let client = client.map(|tls| tls.borrow().certificates.clone());
+    server.into_iter().chain(client).flatten().collect()
 }
 
 fn inferred_functions(limits: &config::Limits) -> Vec<DigestFunction> {
-    let inferred = limits.inferred_functions.iter();
-    let known = |function: &config::InferredFunction| match function {
+    let known = |function: &_| match function {
         config::InferredFunction::Sha256 => DigestFunction::Sha256,
         config::InferredFunction::Blake3 => DigestFunction::Blake3,
     };
-    inferred.map(known).collect()
+    limits.inferred_functions.iter().map(known).collect()
 }
 
 fn limits(limits: &config::Limits) -> server::Limits {

@@ -2,8 +2,8 @@ use std::fmt;
 use std::net::Ipv6Addr;
 
 use crate::number::all_digits;
-use crate::sources::Places;
-use crate::value::{Raw, Value};
+use crate::places::Places;
+use crate::value::Value;
 use crate::yaml::quote;
 
 /// A TCP address to listen on: `:50051`, `localhost:50051`, `10.0.0.1:50051`, `[::1]:50051`.
@@ -18,11 +18,6 @@ pub struct ListenAddr {
 }
 
 impl ListenAddr {
-    /// Returns the address of a port on all interfaces.
-    pub(crate) const fn any(port: u16) -> Self {
-        Self { host: None, port }
-    }
-
     pub(crate) fn from_text(text: &str) -> Option<Self> {
         let (host, port) = text.rsplit_once(':')?;
         let port = Some(port).filter(|port| all_digits(port))?.parse().ok()?;
@@ -60,18 +55,12 @@ impl fmt::Display for ListenAddr {
 }
 
 impl Value for ListenAddr {
-    fn kind() -> String {
-        "address".to_owned()
-    }
+    const KIND: &'static str = "address";
+    const ACCEPTS: &'static str =
+        ":port (all interfaces), host:port or [IPv6]:port; unix sockets are not supported";
 
-    fn accepts() -> String {
-        ":port (all interfaces), host:port or [IPv6]:port; \
-         unix sockets are not supported"
-            .to_owned()
-    }
-
-    fn parse(raw: &Raw, _: &Places) -> Option<Self> {
-        Self::from_text(raw.word()?)
+    fn from_word(word: &str, _: &Places) -> Option<Self> {
+        Self::from_text(word)
     }
 
     fn render(&self) -> String {
@@ -81,21 +70,16 @@ impl Value for ListenAddr {
 
 /// An optional address; empty text stands for none.
 impl Value for Option<ListenAddr> {
+    const KIND: &'static str = "address or empty";
+    const ACCEPTS: &'static str =
+        ":port (all interfaces), host:port, [IPv6]:port or nothing; unix sockets are not supported";
     const TAKES_EMPTY: bool = true;
 
-    fn kind() -> String {
-        "address or empty".to_owned()
-    }
-
-    fn accepts() -> String {
-        format!("{}; or nothing", ListenAddr::accepts())
-    }
-
-    fn parse(raw: &Raw, _: &Places) -> Option<Self> {
-        match raw.word()? {
-            "" => Some(None),
-            text => ListenAddr::from_text(text).map(Some),
+    fn from_word(word: &str, _: &Places) -> Option<Self> {
+        if word.is_empty() {
+            return Some(None);
         }
+        ListenAddr::from_text(word).map(Some)
     }
 
     fn render(&self) -> String {

@@ -4,8 +4,10 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::choice::{ClientAuth, Compression, OnOutage};
+use crate::headers::Headers;
 use crate::section::section;
-use crate::{ByteSize, Headers, Target};
+use crate::size::ByteSize;
+use crate::target::Target;
 
 section! {
     /// The authoritative cache behind this one, read through and written through.
@@ -32,7 +34,7 @@ section! {
         on_outage: OnOutage = OnOutage::Fail,
         /// The most that pending writes may hold, at most half of `local_cache.max_size_gb`; beyond that
         /// writes fail. Pending writes are not evicted, and each counts 4 KiB in addition to its size.
-        journal_max: ByteSize = ByteSize::from_gib(1),
+        journal_max: ByteSize = ByteSize::from_bytes(1 << 30),
         /// The time for which a pending write is retried that the backing cache refuses, but not as
         /// invalid. Only time in which the backing cache accepts other writes counts: an outage, an
         /// expired key or a full disk does not use it up.
@@ -69,5 +71,4 @@ section! {
         /// Has no effect; accepted for files that use the same keys as `tls`.
         client_auth: ClientAuth = ClientAuth::None,
     }
-    sections {}
 }

@@ -1,7 +1,6 @@
 //! Generates the reference and the commented sample file from the table of keys.
 
-use crate::render::indented;
-use crate::table::{Entry, Table, variable};
+use crate::table::{Entry, Table};
 
 const REFERENCE_HEAD: &str = "\
 ## Configuration
@@ -47,11 +46,11 @@ pub fn reference() -> String {
 /// Returns the row of a key, or the beginning of the table of a section.
 fn row(entry: &Entry) -> String {
     let name = &entry.name;
-    let Some(key) = &entry.key else {
+    let Some(kind) = entry.kind else {
         return format!("\n### `{name}`\n\n{}\n\n{TABLE_HEAD}", about(entry, "\n"));
     };
-    let (kind, default, meaning) = (&key.kind, &key.default, about(entry, " "));
-    let variable = variable(name);
+    let (default, meaning) = (&entry.value, about(entry, " "));
+    let variable = entry.variable();
     format!("| `{name}` | {kind} | `{default}` | {meaning} | `{variable}` |\n")
 }
 
@@ -62,11 +61,11 @@ pub fn sample() -> String {
 }
 
 fn paragraph(entry: &Entry) -> String {
-    let (indent, name) = indented(&entry.name);
+    let (indent, name) = entry.indented();
     let meaning = about(entry, &format!("\n{indent}# "));
-    let line = match &entry.key {
+    let line = match entry.kind {
         None => format!("{name}:"),
-        Some(key) => format!("#{name}: {}", key.default),
+        Some(_) => format!("#{name}: {}", entry.value),
     };
     format!("\n{indent}# {meaning}\n{indent}{line}\n")
 }

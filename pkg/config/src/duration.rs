@@ -1,80 +1,68 @@
 use std::time::Duration;
 
 use crate::number::{scaled, split_number};
-use crate::sources::Places;
-use crate::value::{Raw, Value};
+use crate::places::Places;
+use crate::value::Value;
 
-/// The units in nanoseconds, longest first. Of several names for a unit, the first is written.
-const UNITS: [(&str, u64); 8] = [
+/// The units in nanoseconds, longest first; and those that are read, but not written.
+const UNITS: [(&str, u64); 6] = [
     ("h", 3_600_000_000_000),
     ("m", 60_000_000_000),
     ("s", SECOND),
     ("ms", 1_000_000),
     ("us", 1000),
-    ("µs", 1000), // the micro sign
-    ("μs", 1000), // the Greek letter
     ("ns", 1),
 ];
-
+const MORE_UNITS: [(&str, u64); 3] = [
+    ("d", 86_400 * SECOND),
+    ("µs", 1000), // the micro sign
+    ("μs", 1000), // the Greek letter
+];
 const SECOND: u64 = 1_000_000_000;
-const DAY: u64 = 86_400 * SECOND;
 
 impl Value for Duration {
-    fn kind() -> String {
-        "duration".to_owned()
-    }
+    const KIND: &'static str = "duration";
+    const ACCEPTS: &'static str =
+        "a duration: seconds (5) or numbers with units (500ms, 3h, 1h30m)";
 
-    fn accepts() -> String {
-        "a duration: seconds (5) or numbers with units (500ms, 3h, 1h30m)".to_owned()
-    }
-
-    fn parse(raw: &Raw, _: &Places) -> Option<Self> {
-        let text = raw.word().filter(|text| !text.is_empty())?;
+    fn from_word(word: &str, _: &Places) -> Option<Self> {
         // At most 500 years, which can be added to a clock without overflow.
-        let nanos = scaled(text, SECOND).or_else(|| sum_of_parts(text))?;
+        let nanos = scaled(word, SECOND).or_else(|| sum_of_parts(word))?;
         Some(Self::from_nanos(nanos))
     }
 
     fn render(&self) -> String {
+        if *self == Self::ZERO {
+            return "0s".to_owned();
+        }
         let mut rest = self.as_nanos();
         let parts = UNITS.map(|(name, unit)| {
             let count = rest / u128::from(unit);
             rest %= u128::from(unit);
-            if count == 0 {
-                String::new()
-            } else {
-                format!("{count}{name}")
+            match count {
+                0 => String::new(),
+                count => format!("{count}{name}"),
             }
         });
-        if *self == Self::ZERO {
-            "0s".to_owned()
-        } else {
-            parts.concat()
-        }
+        parts.concat()
     }
 }
 
 /// Parses `1h2m3.5s`, one or more numbers with units in any order, to nanoseconds.
 fn sum_of_parts(mut text: &str) -> Option<u64> {
     let mut sum: u64 = 0;
-    while !text.is_empty() {
+    loop {
         let (number, rest) = split_number(text);
         let end = rest.find(|c: char| c.is_ascii_digit() || c == '.');
         let (unit, rest) = rest.split_at(end.unwrap_or(rest.len()));
-        sum = sum.checked_add(scaled(number, nanoseconds(unit)?)?)?;
+        let mut units = UNITS.iter().chain(&MORE_UNITS);
+        let (_, nanos) = units.find(|(name, _)| *name == unit)?;
+        sum = sum.checked_add(scaled(number, *nanos)?)?;
+        if rest.is_empty() {
+            return Some(sum);
+        }
         text = rest;
     }
-    Some(sum)
-}
-
-fn nanoseconds(unit: &str) -> Option<u64> {
-    if unit == "d" {
-        return Some(DAY);
-    }
-    UNITS
-        .iter()
-        .find(|(name, _)| *name == unit)
-        .map(|(_, nanos)| *nanos)
 }
 
 #[cfg(test)]
@@ -84,7 +72,7 @@ mod tests {
     use super::*;
 
     fn parse(text: &str) -> Option<Duration> {
-        Duration::parse(&Raw::text(text), &Places::for_tests())
+        Duration::from_word(text, &Places::default())
     }
 
     #[test]

@@ -38,7 +38,6 @@ section! {
         /// Logs the actions of the sandbox.
         debug: bool = false,
     }
-    sections {}
 }
 
 section! {
@@ -61,5 +60,4 @@ section! {
         /// The interval at which a node broadcasts its load.
         broadcast_period: Duration = Duration::from_millis(500),
     }
-    sections {}
 }

@@ -1,7 +1,4 @@
-//! Parsing of decimal numbers with units, and the values that are plain numbers.
-
-use crate::sources::Places;
-use crate::value::{Raw, Value};
+//! Parsing of decimal numbers with units.
 
 /// The number of digits after the point that count: more than any unit has.
 const FRACTION_DIGITS: usize = 18;
@@ -15,10 +12,12 @@ pub(crate) fn scaled(text: &str, unit: u64) -> Option<u64> {
     }
     let fraction = fraction.get(..FRACTION_DIGITS).unwrap_or(fraction);
     let digits = u32::try_from(fraction.len()).ok()?;
-    let unit = u128::from(unit);
-    let whole = u128::from(parse_or_zero(whole)?) * unit;
-    let part = u128::from(parse_or_zero(fraction)?) * unit / 10_u128.pow(digits);
-    u64::try_from(whole + part).ok()
+    // Either part may be empty.
+    let scale = |digits: &str| {
+        let number: u64 = format!("0{digits}").parse().ok()?;
+        Some(u128::from(number) * u128::from(unit))
+    };
+    u64::try_from(scale(whole)? + scale(fraction)? / 10_u128.pow(digits)).ok()
 }
 
 /// Splits `text` after its leading digits and points.
@@ -29,60 +28,6 @@ pub(crate) fn split_number(text: &str) -> (&str, &str) {
 
 pub(crate) fn all_digits(text: &str) -> bool {
     text.bytes().all(|b| b.is_ascii_digit())
-}
-
-fn parse_or_zero(digits: &str) -> Option<u64> {
-    if digits.is_empty() {
-        Some(0)
-    } else {
-        digits.parse().ok()
-    }
-}
-
-macro_rules! whole_number {
-    ($type:ty) => {
-        impl Value for $type {
-            fn kind() -> String {
-                "number".to_owned()
-            }
-
-            fn accepts() -> String {
-                format!("a whole number from 0 to {}", <$type>::MAX)
-            }
-
-            fn parse(raw: &Raw, _: &Places) -> Option<Self> {
-                raw.word().filter(|text| all_digits(text))?.parse().ok()
-            }
-
-            fn render(&self) -> String {
-                self.to_string()
-            }
-        }
-    };
-}
-
-whole_number!(u16);
-whole_number!(u32);
-
-impl Value for f64 {
-    fn kind() -> String {
-        "fraction".to_owned()
-    }
-
-    fn accepts() -> String {
-        "a number such as 0.9".to_owned()
-    }
-
-    fn parse(raw: &Raw, _: &Places) -> Option<Self> {
-        raw.word()?
-            .parse()
-            .ok()
-            .filter(|number: &Self| number.is_finite())
-    }
-
-    fn render(&self) -> String {
-        self.to_string()
-    }
 }
 
 #[cfg(test)]

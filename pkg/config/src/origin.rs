@@ -2,9 +2,10 @@ use std::fmt;
 use std::path::PathBuf;
 
 /// The origin of a value; shown as `default`, `config.yaml:12`, `GOREGO_LOG_LEVEL` or `--set`.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum Origin {
     /// The default: no source gave a value, or the last one gave `null`.
+    #[default]
     Default,
     /// The configuration file.
     File {

@@ -3,17 +3,18 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::address::ListenAddr;
 use crate::backing::BackingCache;
 use crate::choice::{ClientAuth, InferredFunction, LogLevel, Sync};
 use crate::later::{Cluster, Execution};
 use crate::section::section;
-use crate::{ByteSize, GibSize, ListenAddr};
+use crate::size::{ByteSize, GibSize};
 
 section! {
     /// The whole configuration.
     Config {
         /// The address for clients. `:50051` listens on all interfaces.
-        listen_addr: ListenAddr = ListenAddr::any(50051),
+        listen_addr: ListenAddr = ListenAddr { host: None, port: 50051 },
         /// Writes a blob's last use to its file at each hit. If not, last uses are kept in memory and
         /// written in batches, which also works on `noatime` mounts.
         force_update_atime: bool = false,
@@ -48,7 +49,6 @@ section! {
         /// `require` is refused, since it verifies nothing.
         client_auth: ClientAuth = ClientAuth::None,
     }
-    sections {}
 }
 
 section! {
@@ -61,7 +61,7 @@ section! {
         /// `XDG_CACHE_HOME`, which defaults to `~/.cache`.
         dir: PathBuf = PathBuf::new(),
         /// The size limit, in GiB (2^30 bytes) unless a unit is given (`500MB`).
-        max_size_gb: GibSize = GibSize::from_gib(10),
+        max_size_gb: GibSize = GibSize::from_bytes(10 << 30),
         /// The share of `max_size_gb` above which eviction starts.
         high_watermark: f64 = 0.95,
         /// The share of `max_size_gb` at which eviction ends.
@@ -69,7 +69,7 @@ section! {
         /// Eviction also starts when less than this is free on the file system. If other files fill the
         /// disk, half of the space left to the cache counts instead. Eviction ends if it frees nothing.
         /// 0 disables the check.
-        min_free: ByteSize = ByteSize::from_gib(1),
+        min_free: ByteSize = ByteSize::from_bytes(1 << 30),
         /// The time for which a blob reported to a client is protected from eviction. Such blobs hold at
         /// most four fifths of the cache; beyond that the oldest are evicted. An upload that finds no
         /// other room evicts at most a tenth of the cache from them; beyond that it is refused.
@@ -88,7 +88,6 @@ section! {
         /// blobs are never served. Applies to writes that wait for a backing cache, too.
         sync: Sync = Sync::None,
     }
-    sections {}
 }
 
 section! {
@@ -97,7 +96,6 @@ section! {
         /// Lets clients store action results. If not, storing fails with `PERMISSION_DENIED`.
         updates: bool = true,
     }
-    sections {}
 }
 
 section! {
@@ -106,7 +104,7 @@ section! {
         /// The largest batch of blobs, as announced to clients; 64KiB to 64MiB. A response may be twice
         /// as large, which leaves room for the digests of blobs of 80 bytes and more. gRPC clients accept
         /// responses of up to 4MiB by default.
-        max_batch_bytes: ByteSize = ByteSize::from_kib(2 * 1024),
+        max_batch_bytes: ByteSize = ByteSize::from_bytes(2 << 20),
         /// The largest accepted blob, as announced to clients. 0 for no limit.
         max_blob_size: ByteSize = ByteSize::from_bytes(0),
         /// The digest functions tried, in this order, for a hash of 64 digits if the client names none.
@@ -117,7 +115,7 @@ section! {
         /// The memory that all clients together can make the server hold in addition to the index:
         /// requests, responses, pieces of blobs, blobs fetched from a backing cache. At least 64MiB
         /// plus three times `max_batch_bytes`. When it is used up, calls wait up to 30 s.
-        memory: ByteSize = ByteSize::from_kib(160 * 1024),
+        memory: ByteSize = ByteSize::from_bytes(160 << 20),
         /// The time without progress after which a transfer is ended. It can be resumed.
         idle_timeout: Duration = Duration::from_mins(1),
         /// The time that running calls get at shutdown. Keep it below the time after which the process
@@ -126,7 +124,6 @@ section! {
         /// The most open connections. For a new one beyond that, a connection without a call is closed.
         max_connections: u32 = 10_000,
     }
-    sections {}
 }
 
 section! {
@@ -134,10 +131,9 @@ section! {
     Telemetry {
         /// The address at which metrics are served (`/metrics`), without TLS. If empty, they are not
         /// served. If the default is taken by another program, they are not served either.
-        metrics_addr: Option<ListenAddr> = Some(ListenAddr::any(9090)),
+        metrics_addr: Option<ListenAddr> = Some(ListenAddr { host: None, port: 9090 }),
         /// The address that traces are sent to (OTLP), for example `otel.example.com:4317`. Not
         /// implemented yet.
         tracing_endpoint: String = String::new(),
     }
-    sections {}
 }

@@ -27,20 +27,20 @@ macro_rules! section {
         $section:ident {
             $( $(#[doc = $doc:literal])+ $key:ident: $type:ty = $default:expr, )+
         }
-        sections { $( $inner:ident: $inner_type:ident, )* }
+        $( sections { $( $inner:ident: $inner_type:ident, )+ } )?
     ) => {
         $(#[doc = $about])+
         #[derive(Debug, Clone, PartialEq)]
         pub struct $section {
             $( $(#[doc = $doc])+ pub $key: $type, )+
-            $( #[doc = concat!("The section `", stringify!($inner), "`.")] pub $inner: $inner_type, )*
+            $( $( #[doc = concat!("The section `", stringify!($inner), "`.")] pub $inner: $inner_type, )+ )?
         }
 
         impl Default for $section {
             fn default() -> Self {
                 Self {
                     $( $key: $default, )+
-                    $( $inner: $inner_type::default(), )*
+                    $( $( $inner: $inner_type::default(), )+ )?
                 }
             }
         }
@@ -50,11 +50,11 @@ macro_rules! section {
 
             fn visit(&mut self, prefix: &str, visitor: &mut impl $crate::section::Visitor) {
                 $( visitor.key(format!("{prefix}{}", stringify!($key)), &[$($doc),+], &mut self.$key); )+
-                $(
+                $( $(
                     let inner = format!("{prefix}{}", stringify!($inner));
                     visitor.section(inner.clone(), <$inner_type as $crate::section::Section>::ABOUT);
                     self.$inner.visit(&format!("{inner}."), visitor);
-                )*
+                )+ )?
             }
         }
     };

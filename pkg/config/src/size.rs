@@ -1,6 +1,6 @@
 use crate::number::{scaled, split_number};
-use crate::sources::Places;
-use crate::value::{Raw, Value};
+use crate::places::Places;
+use crate::value::Value;
 
 /// The units, largest first. The first that divides a number is written.
 const UNITS: [(&str, u64); 11] = [
@@ -19,108 +19,59 @@ const UNITS: [(&str, u64); 11] = [
 
 const GIB: u64 = 1 << 30;
 
-/// A number of bytes, written as `4194304`, `10GB` (10^9 each) or `512MiB` (2^20 each).
+/// A number of bytes, written as `10GB` (10^9 each), as `512MiB` (2^20 each), or as a number of `UNIT` bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct ByteSize(u64);
+pub struct Size<const UNIT: u64>(u64);
+
+/// A number of bytes, written in bytes if it has no unit: `4194304`.
+pub type ByteSize = Size<1>;
 
 /// A number of bytes, written in GiB if it has no unit (`local_cache.max_size_gb`).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct GibSize(u64);
+pub type GibSize = Size<GIB>;
 
-impl ByteSize {
+impl<const UNIT: u64> Size<UNIT> {
     /// Creates a size from a number of bytes.
     pub const fn from_bytes(bytes: u64) -> Self {
         Self(bytes)
     }
 
-    /// Creates a size from a number of KiB.
-    pub(crate) const fn from_kib(kib: u32) -> Self {
-        Self((kib as u64) << 10)
-    }
-
-    /// Creates a size from a number of GiB.
-    pub(crate) const fn from_gib(gib: u32) -> Self {
-        Self((gib as u64) << 30)
-    }
-
     /// Returns the size in bytes.
     pub const fn bytes(self) -> u64 {
         self.0
     }
 }
 
-impl GibSize {
-    /// Creates a size from a number of GiB.
-    pub(crate) const fn from_gib(gib: u32) -> Self {
-        Self((gib as u64) << 30)
-    }
+impl<const UNIT: u64> Value for Size<UNIT> {
+    const KIND: &'static str = if UNIT == GIB { "size in GiB" } else { "size" };
+    const ACCEPTS: &'static str = if UNIT == GIB {
+        "a number of GiB (10, 0.5) or a size with its unit (500MB, 20GiB)"
+    } else {
+        "a size: bytes (4194304) or a number with its unit (10GB, 512MiB)"
+    };
 
-    /// Returns the size in bytes.
-    pub const fn bytes(self) -> u64 {
-        self.0
-    }
-}
-
-impl Value for ByteSize {
-    fn kind() -> String {
-        "size".to_owned()
-    }
-
-    fn accepts() -> String {
-        "a size: bytes (4194304) or a number with its unit (10GB, 512MiB)".to_owned()
-    }
-
-    fn parse(raw: &Raw, _: &Places) -> Option<Self> {
-        let (number, unit) = split_size(raw.word()?);
-        match unit {
+    fn from_word(word: &str, _: &Places) -> Option<Self> {
+        let (number, unit) = split_number(word);
+        let factor = match unit.trim_start() {
             // Bytes are whole.
-            "" if number.contains('.') => None,
-            "" => scaled(number, 1).map(Self),
-            unit => with_unit(number, unit).map(Self),
-        }
+            "" if UNIT == 1 && number.contains('.') => None,
+            "" => Some(UNIT),
+            unit => factor(unit),
+        };
+        scaled(number, factor?).map(Self)
     }
 
     fn render(&self) -> String {
-        if self.0 == 0 {
-            "0".to_owned()
-        } else {
-            render_with_unit(self.0)
+        let is_exact = |unit: u64| self.0.is_multiple_of(unit);
+        if self.0 == 0 || UNIT > 1 && is_exact(UNIT) {
+            return (self.0 / UNIT).to_string();
         }
+        let unit = UNITS.iter().find(|(_, factor)| is_exact(*factor));
+        let (name, factor) = unit.unwrap_or(&("B", 1));
+        format!("{}{name}", self.0 / factor)
     }
 }
 
-impl Value for GibSize {
-    fn kind() -> String {
-        "size in GiB".to_owned()
-    }
-
-    fn accepts() -> String {
-        "a number of GiB (10, 0.5) or a size with its unit (500MB, 20GiB)".to_owned()
-    }
-
-    fn parse(raw: &Raw, _: &Places) -> Option<Self> {
-        let (number, unit) = split_size(raw.word()?);
-        match unit {
-            "" => scaled(number, GIB).map(Self),
-            unit => with_unit(number, unit).map(Self),
-        }
-    }
-
-    fn render(&self) -> String {
-        if self.0.is_multiple_of(GIB) {
-            (self.0 / GIB).to_string()
-        } else {
-            render_with_unit(self.0)
-        }
-    }
-}
-
-fn split_size(text: &str) -> (&str, &str) {
-    let (number, unit) = split_number(text);
-    (number, unit.trim_start())
-}
-
-fn with_unit(number: &str, unit: &str) -> Option<u64> {
+fn factor(unit: &str) -> Option<u64> {
     // Kubernetes writes GiB as `Gi`. `G` is refused: it means 10^9 to some and 2^30 to others.
     let same = |name: &str| {
         unit.eq_ignore_ascii_case(name)
@@ -130,17 +81,7 @@ fn with_unit(number: &str, unit: &str) -> Option<u64> {
             })
     };
     let (_, factor) = UNITS.iter().find(|(name, _)| same(name))?;
-    scaled(number, *factor)
-}
-
-fn render_with_unit(bytes: u64) -> String {
-    let exact = UNITS
-        .iter()
-        .find(|(_, factor)| bytes.is_multiple_of(*factor));
-    exact.map_or_else(
-        || format!("{bytes}B"),
-        |(name, factor)| format!("{}{name}", bytes / factor),
-    )
+    Some(*factor)
 }
 
 #[cfg(test)]
@@ -150,11 +91,11 @@ mod tests {
     use super::*;
 
     fn bytes(text: &str) -> Option<u64> {
-        ByteSize::parse(&Raw::text(text), &Places::for_tests()).map(ByteSize::bytes)
+        ByteSize::from_word(text, &Places::default()).map(ByteSize::bytes)
     }
 
     fn gib(text: &str) -> Option<u64> {
-        GibSize::parse(&Raw::text(text), &Places::for_tests()).map(GibSize::bytes)
+        GibSize::from_word(text, &Places::default()).map(GibSize::bytes)
     }
 
     #[test]
@@ -199,19 +140,19 @@ mod tests {
 
     #[test]
     fn sizes_are_written_in_the_largest_unit_that_is_exact() {
-        assert_eq!(ByteSize::from_gib(1).render(), "1GiB");
-        assert_eq!(ByteSize(10_000_000_000).render(), "10GB");
-        assert_eq!(ByteSize::from_kib(4096 - 64).render(), "4032KiB");
-        assert_eq!(GibSize::from_gib(10).render(), "10");
-        assert_eq!(GibSize(500_000_000).render(), "500MB");
-        assert_eq!(GibSize(1_073_741_825).render(), "1073741825B");
+        assert_eq!(ByteSize::from_bytes(GIB).render(), "1GiB");
+        assert_eq!(ByteSize::from_bytes(10_000_000_000).render(), "10GB");
+        assert_eq!(ByteSize::from_bytes(4032 << 10).render(), "4032KiB");
+        assert_eq!(GibSize::from_bytes(10 * GIB).render(), "10");
+        assert_eq!(GibSize::from_bytes(500_000_000).render(), "500MB");
+        assert_eq!(GibSize::from_bytes(1_073_741_825).render(), "1073741825B");
     }
 
     proptest! {
         #[test]
         fn every_size_can_be_written_and_read(size: u64) {
-            prop_assert_eq!(bytes(&ByteSize(size).render()), Some(size));
-            prop_assert_eq!(gib(&GibSize(size).render()), Some(size));
+            prop_assert_eq!(bytes(&ByteSize::from_bytes(size).render()), Some(size));
+            prop_assert_eq!(gib(&GibSize::from_bytes(size).render()), Some(size));
         }
 
         #[test]

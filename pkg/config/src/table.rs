@@ -1,11 +1,14 @@
-//! The table of all keys and sections with their documentation.
+//! The table of all keys and sections, with their documentation, values and origins.
 
-use crate::Config;
-use crate::section::{Section, Visitor};
+use std::collections::BTreeMap;
+
+use crate::origin::Origin;
+use crate::places::Places;
+use crate::schema::Config;
+use crate::section::{Section as _, Visitor};
+use crate::sources::VARIABLE_PREFIX;
 use crate::value::Value;
-
-/// The prefix of all environment variables of gorego.
-pub(crate) const VARIABLE_PREFIX: &str = "GOREGO_";
+use crate::yaml::Raw;
 
 /// Variables with the same prefix for the scripts in `tools`. A server inherits them under
 /// `tools/bazel run`, for example.
@@ -17,24 +20,55 @@ pub(crate) const VARIABLES_OF_TOOLS: [&str; 5] = [
     "GOREGO_REQUIRE_CLIENT_ROOT",
 ];
 
-/// A key or a section, with its documentation.
-#[derive(Debug)]
+/// A key or a section.
+#[derive(Debug, Default)]
 pub(crate) struct Entry {
     /// The full name: `local_cache.dir`.
     pub(crate) name: String,
     /// The documentation, line by line.
     pub(crate) about: &'static [&'static str],
-    /// The details of a key; none for a section.
-    pub(crate) key: Option<Key>,
+    /// The type of a key; none for a section.
+    pub(crate) kind: Option<&'static str>,
+    /// The value in YAML, without secrets; empty for a section.
+    pub(crate) value: String,
+    /// Whether the value holds a secret.
+    pub(crate) hidden: bool,
+    pub(crate) origin: Origin,
+    /// Whether a source gave a value that was refused: this one is then not what the user meant.
+    pub(crate) refused: bool,
 }
 
-/// The type and default of a key, as the reference shows them.
-#[derive(Debug)]
-pub(crate) struct Key {
-    /// The type.
-    pub(crate) kind: String,
-    /// The default in YAML.
-    pub(crate) default: String,
+impl Entry {
+    pub(crate) fn is_given(&self) -> bool {
+        self.origin != Origin::Default
+    }
+
+    /// Returns the line of a problem or a warning about the value.
+    pub(crate) fn with_reason(&self, reason: &str) -> String {
+        let Self {
+            origin,
+            name,
+            value,
+            ..
+        } = self;
+        format!("{origin}: {name} = {value}: {reason}")
+    }
+
+    /// Returns the environment variable of a key, such as `GOREGO_LOCAL_CACHE_DIR`.
+    pub(crate) fn variable(&self) -> String {
+        let name = self.name.to_uppercase().replace('.', "_");
+        format!("{VARIABLE_PREFIX}{name}")
+    }
+
+    /// Returns the indentation in a file, and the last part of the name.
+    pub(crate) fn indented(&self) -> (String, &str) {
+        let depth = self.name.matches('.').count();
+        ("  ".repeat(depth), last_part(&self.name))
+    }
+}
+
+fn last_part(name: &str) -> &str {
+    name.rsplit('.').next().unwrap_or(name)
 }
 
 /// All keys and sections, in the order of the file, each section before its keys.
@@ -44,83 +78,116 @@ pub(crate) struct Table {
 }
 
 impl Table {
+    /// Lists the defaults.
     pub(crate) fn new() -> Self {
-        let mut table = Self::default();
-        Config::default().visit("", &mut table);
-        table
+        let (mut config, places) = (Config::default(), Places::default());
+        Self::assign(&mut config, Settings::new(), &places, &mut Vec::new())
+    }
+
+    /// Sets the values of `config`. Values that are refused become problems.
+    pub(crate) fn assign(
+        config: &mut Config,
+        settings: Settings,
+        places: &Places,
+        problems: &mut Vec<String>,
+    ) -> Self {
+        let mut assignment = Assignment {
+            table: Self::default(),
+            settings,
+            places,
+            problems,
+        };
+        config.visit("", &mut assignment);
+        assignment.table
     }
 
     pub(crate) fn entry(&self, name: &str) -> Option<&Entry> {
         self.entries.iter().find(|entry| entry.name == name)
     }
 
-    /// Returns the keys with the names of their variables.
-    pub(crate) fn variables(&self) -> impl Iterator<Item = (String, &Entry)> {
-        let keys = self.entries.iter().filter(|entry| entry.key.is_some());
-        keys.map(|entry| (variable(&entry.name), entry))
+    /// Returns the keys.
+    pub(crate) fn keys(&self) -> impl Iterator<Item = &Entry> {
+        self.entries.iter().filter(|entry| entry.kind.is_some())
     }
 
     /// Lists the short names of the keys and sections directly in `section`.
     pub(crate) fn inside(&self, section: &str) -> String {
         let prefix = format!("{section}.");
-        let short = |entry: &Entry| {
-            let rest = entry.name.strip_prefix(&prefix)?;
-            (!rest.contains('.')).then(|| rest.to_owned())
-        };
-        self.entries
-            .iter()
-            .filter_map(short)
-            .collect::<Vec<_>>()
-            .join(", ")
+        let names = self.entries.iter().map(|entry| &entry.name);
+        let inside = names.filter_map(|name| name.strip_prefix(&prefix));
+        let direct: Vec<_> = inside.filter(|short| !short.contains('.')).collect();
+        direct.join(", ")
     }
 
     /// Returns the name that was probably meant by `name`: the only key with this short name in another
     /// section, or else the most similar name.
-    pub(crate) fn nearest(&self, name: &str) -> Option<String> {
+    pub(crate) fn nearest(&self, name: &str) -> Option<&str> {
         let names = || self.entries.iter().map(|entry| entry.name.as_str());
-        let mut namesakes = names().filter(|known| known.rsplit('.').next() == Some(name));
+        let mut namesakes = names().filter(|known| last_part(known) == name);
         if let (Some(namesake), None) = (namesakes.next(), namesakes.next()) {
-            return Some(namesake.to_owned());
+            return Some(namesake);
         }
-        nearest(name, names()).map(str::to_owned)
+        nearest(name, names())
     }
 }
 
-impl Visitor for Table {
+/// The values that sources give to each key, the one that wins last.
+pub(crate) type Settings = BTreeMap<String, Vec<(Raw, Origin)>>;
+
+/// A visitor that sets the value of every key.
+struct Assignment<'a> {
+    table: Table,
+    settings: Settings,
+    places: &'a Places,
+    problems: &'a mut Vec<String>,
+}
+
+impl Visitor for Assignment<'_> {
     fn section(&mut self, name: String, about: &'static [&'static str]) {
-        self.entries.push(Entry {
+        self.table.entries.push(Entry {
             name,
             about,
-            key: None,
+            ..Entry::default()
         });
     }
 
     fn key<T: Value>(&mut self, name: String, about: &'static [&'static str], value: &mut T) {
-        let key = Key {
-            kind: T::kind(),
-            default: value.render(),
-        };
-        self.entries.push(Entry {
+        let default = value.clone();
+        let mut origin = Origin::Default;
+        let mut refused = false;
+        // Overridden values are parsed, too: an error in the file is reported even if a variable hides it.
+        for (raw, source) in self.settings.remove(&name).unwrap_or_default() {
+            let is_blank = !T::TAKES_EMPTY && raw.word() == Some("");
+            if raw == Raw::Null || is_blank {
+                value.clone_from(&default);
+                origin = Origin::Default;
+            } else if let Some(parsed) = T::parse(&raw, self.places) {
+                *value = parsed;
+                origin = source;
+            } else {
+                refused = true;
+                let (shown, accepted) = (T::shown(&raw), T::ACCEPTS);
+                let problem = format!("{source}: {name} = {shown}: expected {accepted}");
+                self.problems.push(problem);
+            }
+        }
+        self.table.entries.push(Entry {
             name,
             about,
-            key: Some(key),
+            kind: Some(T::KIND),
+            hidden: value.is_secret(),
+            value: value.render(),
+            origin,
+            refused,
         });
     }
 }
 
-/// Returns the environment variable of a key, such as `GOREGO_LOCAL_CACHE_DIR`.
-pub(crate) fn variable(key: &str) -> String {
-    format!("{VARIABLE_PREFIX}{}", key.to_uppercase().replace('.', "_"))
-}
-
 /// Returns the candidate that is the fewest edits away, if those are at most a third of the letters in
 /// the last part of `name`.
-pub(crate) fn nearest<'a>(
-    name: &str,
-    candidates: impl Iterator<Item = &'a str>,
-) -> Option<&'a str> {
-    let near = |candidate: &'a str| (strsim::damerau_levenshtein(name, candidate), candidate);
-    let (edits, candidate) = candidates.map(near).min_by_key(|(edits, _)| *edits)?;
-    let letters = name.rsplit('.').next().unwrap_or(name).chars().count();
-    (edits <= letters.div_ceil(3)).then_some(candidate)
+pub(crate) fn nearest<T: AsRef<str>>(name: &str, candidates: impl Iterator<Item = T>) -> Option<T> {
+    let edits = |candidate: &T| strsim::damerau_levenshtein(name, candidate.as_ref());
+    let candidate = candidates.min_by_key(edits)?;
+    let letters = last_part(name).chars().count();
+    (edits(&candidate) <= letters.div_ceil(3)).then_some(candidate)
 }

@@ -5,10 +5,11 @@ use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use percent_encoding::percent_decode_str;
 
-use crate::sources::Places;
-use crate::value::{Raw, Value, without_user};
-use crate::yaml::quote;
-use crate::{Header, ListenAddr};
+use crate::address::ListenAddr;
+use crate::headers::Header;
+use crate::places::Places;
+use crate::value::Value;
+use crate::yaml::{Raw, quote, without_user};
 
 /// The address of a server: `grpc://host:port`, `grpcs://host`, `host:port` or `unix:/path`. A user and
 /// a password may precede the host; `Display` hides them.
@@ -35,32 +36,29 @@ pub enum TargetAddress {
 impl Target {
     fn from_text(text: &str) -> Option<Self> {
         if let Some(path) = text.strip_prefix("unix:") {
-            return Some(Self {
-                address: socket(path)?,
+            let path = path.strip_prefix("//").unwrap_or(path);
+            return path.starts_with('/').then(|| Self {
+                address: TargetAddress::Unix(path.into()),
                 tls: Some(false),
                 authorization: None,
                 text: text.to_owned(),
             });
         }
         let (scheme, rest) = text.split_once("://").unwrap_or(("", text));
-        let (default_port, tls) = match scheme {
-            "grpc" => (Some(80), Some(false)),
-            "grpcs" => (Some(443), Some(true)),
-            "" => (None, None),
+        let (separator, default_port, tls) = match scheme {
+            "grpc" => ("://", Some(80), Some(false)),
+            "grpcs" => ("://", Some(443), Some(true)),
+            "" => ("", None, None),
             _ => return None,
         };
         let (user, host) = match rest.rsplit_once('@') {
-            Some((user, host)) => (Some(user), host),
+            Some((user, host)) => (Some(basic(user)?), host),
             None => (None, rest),
         };
-        let separator = if scheme.is_empty() { "" } else { "://" };
         Some(Self {
             address: host_and_port(host, default_port)?,
             tls,
-            authorization: match user {
-                Some(user) => Some(basic(user)?),
-                None => None,
-            },
+            authorization: user,
             text: format!("{scheme}{separator}{}", without_user(rest)),
         })
     }
@@ -89,12 +87,6 @@ fn decoded(text: &str) -> Option<String> {
     (is_valid && !decoded.contains(char::is_control)).then(|| decoded.into_owned())
 }
 
-fn socket(path: &str) -> Option<TargetAddress> {
-    let path = path.strip_prefix("//").unwrap_or(path);
-    path.starts_with('/')
-        .then(|| TargetAddress::Unix(PathBuf::from(path)))
-}
-
 fn host_and_port(text: &str, default: Option<u16>) -> Option<TargetAddress> {
     let text = text.strip_suffix('/').unwrap_or(text);
     let with_default = || ListenAddr::from_text(&format!("{text}:{}", default?));
@@ -110,23 +102,16 @@ impl fmt::Display for Target {
 
 /// An optional target; empty text stands for none.
 impl Value for Option<Target> {
+    const KIND: &'static str = "target or empty";
+    const ACCEPTS: &'static str = "grpc://host:port, grpcs://host[:port], host:port, unix:/path or nothing; the host may \
+        follow user:password@, with %XX for special characters";
     const TAKES_EMPTY: bool = true;
 
-    fn kind() -> String {
-        "target or empty".to_owned()
-    }
-
-    fn accepts() -> String {
-        "grpc://host:port, grpcs://host[:port], host:port, unix:/path or nothing; the host may follow \
-         user:password@, with %XX for special characters"
-            .to_owned()
-    }
-
-    fn parse(raw: &Raw, _: &Places) -> Option<Self> {
-        match raw.word()? {
-            "" => Some(None),
-            text => Target::from_text(text).map(Some),
+    fn from_word(word: &str, _: &Places) -> Option<Self> {
+        if word.is_empty() {
+            return Some(None);
         }
+        Target::from_text(word).map(Some)
     }
 
     fn render(&self) -> String {
@@ -142,9 +127,9 @@ impl Value for Option<Target> {
         }
     }
 
-    fn masked(&self) -> Option<String> {
-        let target = self.as_ref()?;
-        target.authorization.is_some().then(|| self.render())
+    fn is_secret(&self) -> bool {
+        let user = self.as_ref().map(|target| &target.authorization);
+        user.is_some_and(Option::is_some)
     }
 }
 

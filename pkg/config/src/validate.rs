@@ -2,122 +2,104 @@
 
 mod backing;
 
-use std::time::Duration;
-
-use crate::load::{EffectiveValue, find};
+use crate::choice::ClientAuth;
+use crate::schema::{Config, Limits, LocalCache, Tls};
+use crate::size::ByteSize;
+use crate::table::{Entry, Table};
 use crate::value::Value as _;
-use crate::{ByteSize, ClientAuth, Config, Limits, LocalCache, Origin, Problem, Tls};
 
 /// The smallest batch: room for a few small blobs.
-const MIN_BATCH: ByteSize = ByteSize::from_kib(64);
+const MIN_BATCH: ByteSize = ByteSize::from_bytes(64 << 10);
 
 /// The largest batch: with larger ones, a few messages could fill the server's memory.
-const MAX_BATCH: ByteSize = ByteSize::from_kib(64 << 10);
+const MAX_BATCH: ByteSize = ByteSize::from_bytes(64 << 20);
 
 /// The least `limits.memory` in addition to a batch and its response, which may be twice as large: with
 /// less, the largest requests would not fit.
-const MIN_MEMORY: ByteSize = ByteSize::from_kib(64 << 10);
-
-/// Problems and warnings, each with the key, its value and the value's origin.
-pub(crate) struct Findings<'a> {
-    effective: &'a [EffectiveValue],
-    pub(crate) problems: Vec<Problem>,
-    pub(crate) warnings: Vec<String>,
-}
-
-/// Checks the configuration as a whole.
-pub(crate) fn validate<'a>(config: &Config, effective: &'a [EffectiveValue]) -> Findings<'a> {
-    let mut findings = Findings {
-        effective,
-        problems: Vec::new(),
-        warnings: Vec::new(),
-    };
-    findings.check_tls(&config.tls);
-    findings.check_local_cache(&config.local_cache);
-    findings.check_limits(&config.limits);
-    findings.check_backing(config);
-    findings.check_later_features(config);
-    findings
-}
+const MIN_MEMORY: ByteSize = ByteSize::from_bytes(64 << 20);
 
 /// The smallest local cache, in bytes. A smaller one would refuse nearly every blob.
 const MIN_SIZE: u64 = 1024 * 1024;
 
+/// Problems and warnings, each with the key, its value and the value's origin.
+pub(crate) struct Findings<'a> {
+    pub(crate) table: &'a Table,
+    pub(crate) problems: Vec<String>,
+    pub(crate) warnings: Vec<String>,
+}
+
 impl Findings<'_> {
+    /// Checks the configuration as a whole.
+    pub(crate) fn check(&mut self, config: &Config) {
+        self.check_tls(&config.tls);
+        self.check_local_cache(&config.local_cache);
+        self.check_limits(&config.limits);
+        self.check_backing(config);
+        self.check_later_features(config);
+    }
+
     fn is_given(&self, key: &str) -> bool {
-        find(self.effective, key).is_some_and(|effective| effective.origin != Origin::Default)
+        self.table.entry(key).is_some_and(Entry::is_given)
     }
 
     /// Refuses a combination of keys and names the first that a source gave. Does nothing if one of them
     /// is already refused: its value is then not what the user meant.
     fn refuse(&mut self, keys: &[&str], reason: &str) {
-        let involved = || keys.iter().filter_map(|key| find(self.effective, key));
-        if involved().any(|effective| effective.refused) {
+        let involved = || keys.iter().filter_map(|key| self.table.entry(key));
+        if involved().any(|value| value.refused) {
             return;
         }
-        let given = involved().find(|effective| effective.origin != Origin::Default);
+        let given = involved().find(|value| value.is_given());
         if let Some(blamed) = given.or_else(|| involved().next()) {
-            self.problems.push(Problem::Value {
-                key: blamed.name.clone(),
-                value: blamed.value.clone(),
-                origin: blamed.origin.clone(),
-                reason: reason.to_owned(),
-            });
+            self.problems.push(blamed.with_reason(reason));
         }
     }
 
     fn warn(&mut self, key: &str, reason: &str) {
-        if let Some(EffectiveValue {
-            name,
-            value,
-            origin,
-            ..
-        }) = find(self.effective, key)
-        {
-            self.warnings
-                .push(format!("{origin}: {name} = {value}: {reason}"));
+        if let Some(value) = self.table.entry(key) {
+            self.warnings.push(value.with_reason(reason));
+        }
+    }
+
+    fn warn_of_given(&mut self, keys: [&str; 3], reason: &str) {
+        for key in keys {
+            if self.is_given(key) {
+                self.warn(key, reason);
+            }
         }
     }
 
     fn check_tls(&mut self, tls: &Tls) {
-        let unused = [
-            ("tls.cert_file", !tls.cert_file.as_os_str().is_empty()),
-            ("tls.key_file", !tls.key_file.as_os_str().is_empty()),
-            ("tls.ca_file", !tls.ca_file.as_os_str().is_empty()),
-            ("tls.client_auth", tls.client_auth != ClientAuth::None),
-        ];
+        let [cert, key, ca] = ["tls.cert_file", "tls.key_file", "tls.ca_file"];
         if !tls.enabled {
-            for (key, _) in unused.iter().filter(|(_, set)| *set) {
-                self.warn(key, "has no effect while tls.enabled is false");
+            let reason = "has no effect while tls.enabled is false";
+            self.warn_of_given([cert, key, ca], reason);
+            if tls.client_auth != ClientAuth::None {
+                self.warn("tls.client_auth", reason);
             }
             return;
         }
-        for (key, file) in [
-            ("tls.cert_file", &tls.cert_file),
-            ("tls.key_file", &tls.key_file),
-        ] {
-            if file.as_os_str().is_empty() {
-                self.refuse(&["tls.enabled", key], &format!("needs {key}"));
+        for file in [cert, key] {
+            if !self.is_given(file) {
+                self.refuse(&["tls.enabled", file], &format!("needs {file}"));
             }
         }
-        let without_authority = tls.ca_file.as_os_str().is_empty();
         match tls.client_auth {
             ClientAuth::Require => self.refuse(
                 &["tls.client_auth"],
                 "accepts any certificate, so it authenticates no client; \
                  accepted: require_and_verify with tls.ca_file, or none",
             ),
-            ClientAuth::VerifyIfGiven | ClientAuth::RequireAndVerify if without_authority => {
+            ClientAuth::VerifyIfGiven | ClientAuth::RequireAndVerify if !self.is_given(ca) => {
                 let reason = "needs tls.ca_file to verify certificates with";
-                self.refuse(&["tls.client_auth", "tls.ca_file"], reason);
+                self.refuse(&["tls.client_auth", ca], reason);
             }
             ClientAuth::Request => {
                 let reason = "requests a certificate without verifying it; the same as none";
                 self.warn("tls.client_auth", reason);
             }
-            ClientAuth::None if !without_authority => {
-                let reason = "has no effect while tls.client_auth is none";
-                self.warn("tls.ca_file", reason);
+            ClientAuth::None if self.is_given(ca) => {
+                self.warn(ca, "has no effect while tls.client_auth is none");
             }
             ClientAuth::None | ClientAuth::VerifyIfGiven | ClientAuth::RequireAndVerify => {}
         }
@@ -144,10 +126,19 @@ impl Findings<'_> {
     }
 
     fn check_limits(&mut self, limits: &Limits) {
-        if (MIN_BATCH..=MAX_BATCH).contains(&limits.max_batch_bytes) {
-            self.check_memory(limits);
-        } else {
-            self.refuse(&["limits.max_batch_bytes"], "accepted: 64KiB to 64MiB");
+        let (memory, batch) = ("limits.memory", "limits.max_batch_bytes");
+        let batches = limits.max_batch_bytes.bytes().saturating_mul(3);
+        let least = MIN_MEMORY.bytes().saturating_add(batches);
+        if !(MIN_BATCH..=MAX_BATCH).contains(&limits.max_batch_bytes) {
+            self.refuse(&[batch], "accepted: 64KiB to 64MiB");
+        } else if limits.memory.bytes() < least {
+            let reason = format!(
+                "too little for the largest requests; accepted: {} and more, which is {} \
+                 and three times {batch}",
+                ByteSize::from_bytes(least).render(),
+                MIN_MEMORY.render()
+            );
+            self.refuse(&[memory, batch], &reason);
         }
         let inferred = &limits.inferred_functions;
         let is_repeated = |(at, function)| inferred.iter().skip(at + 1).any(|f| f == function);
@@ -155,7 +146,7 @@ impl Findings<'_> {
             let reason = "accepted: sha256, blake3 or both, each once";
             self.refuse(&["limits.inferred_functions"], reason);
         }
-        if limits.idle_timeout == Duration::ZERO {
+        if limits.idle_timeout.is_zero() {
             let reason = "would end every transfer at once; accepted: more than 0";
             self.refuse(&["limits.idle_timeout"], reason);
         }
@@ -165,22 +156,8 @@ impl Findings<'_> {
         }
     }
 
-    fn check_memory(&mut self, limits: &Limits) {
-        let batches = limits.max_batch_bytes.bytes() * 3;
-        let least = MIN_MEMORY.bytes().saturating_add(batches);
-        if limits.memory.bytes() < least {
-            let reason = format!(
-                "too little for the largest requests; accepted: {} and more, which is {} \
-                 and three times limits.max_batch_bytes",
-                ByteSize::from_bytes(least).render(),
-                MIN_MEMORY.render()
-            );
-            self.refuse(&["limits.memory", "limits.max_batch_bytes"], &reason);
-        }
-    }
-
     fn check_later_features(&mut self, config: &Config) {
-        for (key, wanted) in [
+        for (key, is_wanted) in [
             (
                 "telemetry.tracing_endpoint",
                 !config.telemetry.tracing_endpoint.is_empty(),
@@ -188,7 +165,7 @@ impl Findings<'_> {
             ("execution.enabled", config.execution.enabled),
             ("cluster.enabled", config.cluster.enabled),
         ] {
-            if wanted {
+            if is_wanted {
                 self.warn(key, "not implemented yet, ignored");
             }
         }

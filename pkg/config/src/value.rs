@@ -1,77 +1,33 @@
-use std::borrow::Cow;
-use std::path::PathBuf;
+use std::{path::PathBuf, str::FromStr};
 
-use crate::load::HIDDEN;
-use crate::sources::Places;
-use crate::yaml;
-
-/// The untyped value that a source gives to a key. Scalars keep their text, so that the text `1.10` is
-/// not read as a number.
-#[derive(Debug, Clone, PartialEq)]
-pub(crate) enum Raw {
-    Null,
-    Text(String),
-    List(Vec<Raw>),
-    Map(Vec<(String, Raw)>),
-}
-
-impl Raw {
-    #[cfg(test)]
-    pub(crate) fn text(text: &str) -> Self {
-        Self::Text(text.to_owned())
-    }
-
-    /// Returns the value of a variable or an argument: text, except `null`.
-    pub(crate) fn from_text(text: &str) -> Self {
-        if text == "null" {
-            Self::Null
-        } else {
-            Self::Text(text.to_owned())
-        }
-    }
-
-    /// Returns the scalar without surrounding blanks.
-    pub(crate) fn word(&self) -> Option<&str> {
-        match self {
-            Self::Text(text) => Some(text.trim()),
-            _ => None,
-        }
-    }
-
-    /// Whether the value stands for the default: null, or blank if the type has no blank values.
-    pub(crate) fn means_default(&self, takes_empty: bool) -> bool {
-        *self == Self::Null || (!takes_empty && self.word() == Some(""))
-    }
-
-    /// Returns the value for messages, without the user and password of a URL.
-    pub(crate) fn shown(&self) -> String {
-        match self {
-            Self::Null => "null".to_owned(),
-            Self::Text(text) => match text.split_once("://") {
-                Some((scheme, rest)) => yaml::quote(&format!("{scheme}://{}", without_user(rest))),
-                None => yaml::quote(text),
-            },
-            Self::List(_) => "a list".to_owned(),
-            Self::Map(_) => "a mapping".to_owned(),
-        }
-    }
-}
+use crate::number::all_digits;
+use crate::places::Places;
+use crate::yaml::{self, Raw, quote};
 
 /// A type that keys can have.
 pub(crate) trait Value: Clone + PartialEq {
+    /// The name of the type in the reference.
+    const KIND: &'static str;
+
+    /// The accepted values, for messages after "expected".
+    const ACCEPTS: &'static str;
+
+    /// The name of a list of such values, and the accepted ones.
+    const LIST: (&'static str, &'static str) = ("list", "a list: [a, b] or a, b");
+
     /// True if an empty text is a value of the type. Otherwise it stands for the default.
     const TAKES_EMPTY: bool = false;
 
-    /// Names the type for the reference, in one or two words.
-    fn kind() -> String;
-
-    /// Describes the accepted values, for messages after "expected".
-    fn accepts() -> String;
+    /// Parses a scalar without surrounding blanks.
+    fn from_word(word: &str, places: &Places) -> Option<Self>;
 
     /// Parses a value of this type.
-    fn parse(raw: &Raw, places: &Places) -> Option<Self>;
+    fn parse(raw: &Raw, places: &Places) -> Option<Self> {
+        Self::from_word(raw.word()?, places)
+    }
 
-    /// Renders the value in one line of YAML, from which [`Value::parse`] reads the same value.
+    /// Renders the value in one line of YAML, from which [`Value::parse`] reads the same value; a secret
+    /// is hidden.
     fn render(&self) -> String;
 
     /// Returns the text that messages show for `raw`, which may not be a value of this type.
@@ -79,115 +35,108 @@ pub(crate) trait Value: Clone + PartialEq {
         raw.shown()
     }
 
-    /// Returns the text shown in place of a value that holds a secret.
-    fn masked(&self) -> Option<String> {
-        None
+    /// Whether the value holds a secret.
+    fn is_secret(&self) -> bool {
+        false
     }
 }
 
-impl Value for bool {
-    fn kind() -> String {
-        "yes/no".to_owned()
-    }
+/// Implements [`Value`] for types that render as they are displayed.
+macro_rules! plain_value {
+    ($type:ty, $kind:literal, $accepts:expr, $from_word:expr) => {
+        impl Value for $type {
+            const KIND: &'static str = $kind;
+            const ACCEPTS: &'static str = $accepts;
 
-    fn accepts() -> String {
-        "true or false (also yes/no, on/off, 1/0)".to_owned()
-    }
+            fn from_word(word: &str, _: &Places) -> Option<Self> {
+                $from_word(word)
+            }
 
-    fn parse(raw: &Raw, _: &Places) -> Option<Self> {
-        match raw.word()?.to_ascii_lowercase().as_str() {
-            "true" | "t" | "yes" | "y" | "on" | "1" => Some(true),
-            "false" | "f" | "no" | "n" | "off" | "0" => Some(false),
-            _ => None,
+            fn render(&self) -> String {
+                self.to_string()
+            }
         }
-    }
+    };
+}
 
-    fn render(&self) -> String {
-        self.to_string()
+plain_value!(
+    bool,
+    "yes/no",
+    "true or false (also yes/no, on/off, 1/0)",
+    boolean
+);
+plain_value!(u16, "number", "a whole number from 0 to 65535", whole);
+plain_value!(u32, "number", "a whole number from 0 to 4294967295", whole);
+plain_value!(f64, "fraction", "a number such as 0.9", finite);
+
+fn boolean(word: &str) -> Option<bool> {
+    match word.to_ascii_lowercase().as_str() {
+        "true" | "t" | "yes" | "y" | "on" | "1" => Some(true),
+        "false" | "f" | "no" | "n" | "off" | "0" => Some(false),
+        _ => None,
     }
+}
+
+fn whole<T: FromStr>(word: &str) -> Option<T> {
+    let digits = Some(word).filter(|word| all_digits(word));
+    digits?.parse().ok()
+}
+
+fn finite(word: &str) -> Option<f64> {
+    word.parse().ok().filter(|number: &f64| number.is_finite())
 }
 
 impl Value for String {
+    const KIND: &'static str = "text";
+    const ACCEPTS: &'static str = "one line of text";
     const TAKES_EMPTY: bool = true;
 
-    fn kind() -> String {
-        "text".to_owned()
-    }
-
-    fn accepts() -> String {
-        "one line of text".to_owned()
-    }
-
-    fn parse(raw: &Raw, _: &Places) -> Option<Self> {
-        raw.word()
-            .filter(|text| !text.contains(char::is_control))
-            .map(str::to_owned)
+    fn from_word(word: &str, _: &Places) -> Option<Self> {
+        (!word.contains(char::is_control)).then(|| word.to_owned())
     }
 
     fn render(&self) -> String {
-        yaml::quote(self)
+        quote(self)
     }
 }
 
 /// A path, made absolute; empty if none is set.
 impl Value for PathBuf {
-    fn kind() -> String {
-        "path".to_owned()
-    }
+    const KIND: &'static str = "path";
+    const ACCEPTS: &'static str = "a path (`~` at its start needs HOME to be set)";
 
-    fn accepts() -> String {
-        "a path (`~` at its start needs HOME to be set)".to_owned()
-    }
-
-    fn parse(raw: &Raw, places: &Places) -> Option<Self> {
-        places.resolve(raw.word().filter(|text| !text.contains('\0'))?)
+    fn from_word(word: &str, places: &Places) -> Option<Self> {
+        places.resolve(Some(word).filter(|word| !word.contains('\0'))?)
     }
 
     fn render(&self) -> String {
-        yaml::quote(&self.to_string_lossy())
+        quote(&self.to_string_lossy())
     }
 }
 
-impl Value for Vec<String> {
+impl<T: Value> Value for Vec<T> {
+    const KIND: &'static str = T::LIST.0;
+    const ACCEPTS: &'static str = T::LIST.1;
     const TAKES_EMPTY: bool = true;
 
-    fn kind() -> String {
-        "list".to_owned()
-    }
-
-    fn accepts() -> String {
-        "a list: [a, b] or a, b".to_owned()
+    fn from_word(word: &str, places: &Places) -> Option<Self> {
+        if word.starts_with('[') {
+            return Self::parse(&yaml::parse(word).ok()?, places);
+        }
+        let items = split_commas(word).map(|item| T::from_word(item, places));
+        items.collect()
     }
 
     fn parse(raw: &Raw, places: &Places) -> Option<Self> {
         match raw {
-            Raw::List(items) => items
-                .iter()
-                .map(|item| String::parse(item, places))
-                .collect(),
-            Raw::Text(text) if text.trim_start().starts_with('[') => match yaml::parse(text) {
-                Ok(Raw::List(items)) => Self::parse(&Raw::List(items), places),
-                _ => None,
-            },
-            Raw::Text(text) => {
-                let items = split_commas(text).map(|item| Raw::Text(item.to_owned()));
-                items.map(|item| String::parse(&item, places)).collect()
-            }
-            Raw::Null | Raw::Map(_) => None,
+            Raw::List(items) => items.iter().map(|item| T::parse(item, places)).collect(),
+            raw => Self::from_word(raw.word()?, places),
         }
     }
 
     fn render(&self) -> String {
-        let items: Vec<_> = self.iter().map(|item| yaml::quote(item)).collect();
+        let items: Vec<_> = self.iter().map(Value::render).collect();
         format!("[{}]", items.join(", "))
-    }
-}
-
-/// Returns the authority of a URL with its user and password hidden.
-pub(crate) fn without_user(authority: &str) -> Cow<'_, str> {
-    match authority.rsplit_once('@') {
-        Some((_, host)) => format!("{HIDDEN}@{host}").into(),
-        None => authority.into(),
     }
 }
 
@@ -203,7 +152,7 @@ mod tests {
     use super::*;
 
     fn list(text: &str) -> Option<Vec<String>> {
-        Value::parse(&Raw::text(text), &Places::for_tests())
+        Value::from_word(text, &Places::default())
     }
 
     #[test]
@@ -220,11 +169,7 @@ mod tests {
             ("2", None),
             ("", None),
         ] {
-            assert_eq!(
-                bool::parse(&Raw::text(text), &Places::for_tests()),
-                expected,
-                "{text}"
-            );
+            assert_eq!(boolean(text), expected, "{text}");
         }
     }
 
@@ -241,9 +186,6 @@ mod tests {
 
     #[test]
     fn texts_with_control_characters_are_refused() {
-        assert_eq!(
-            String::parse(&Raw::text("a\nb"), &Places::for_tests()),
-            None
-        );
+        assert_eq!(String::from_word("a\nb", &Places::default()), None);
     }
 }

@@ -1,28 +1,74 @@
-//! Parsing of YAML to a tree of texts with their lines.
+//! The untyped values of all sources, and their YAML.
 
-use std::fmt;
+use std::{borrow::Cow, fmt, iter};
 
 use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_saphyr::{DuplicateKeyPolicy, NonFiniteFloatPolicy, Spanned, UserMessageFormatter};
 
-use crate::value::Raw;
+/// The text shown in place of a secret.
+pub(crate) const HIDDEN: &str = "<hidden>";
 
-/// A value and its line.
-pub(crate) type Node = Spanned<Tree>;
-
-/// A YAML document. Mappings keep their order and their duplicates.
-pub(crate) enum Tree {
+/// The untyped value that a source gives to a key. Scalars keep their text, so that the text `1.10` is
+/// not read as a number. Mappings keep their order and their duplicates.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Raw {
     Null,
     Text(String),
-    /// A scalar that YAML reads as a number or a boolean; its text is in the document.
-    Typed(String),
-    List(Vec<Node>),
-    Map(Vec<(Spanned<String>, Node)>),
+    List(Vec<Raw>),
+    Map(Vec<Pair>),
+}
+
+/// A key of a mapping with its line and its value.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Pair {
+    pub(crate) key: String,
+    pub(crate) line: u64,
+    pub(crate) value: Raw,
+}
+
+impl Raw {
+    /// Returns the value of a variable or an argument: text, except `null`.
+    pub(crate) fn from_text(text: &str) -> Self {
+        if text == "null" {
+            Self::Null
+        } else {
+            Self::Text(text.to_owned())
+        }
+    }
+
+    /// Returns the scalar without surrounding blanks.
+    pub(crate) fn word(&self) -> Option<&str> {
+        match self {
+            Self::Text(text) => Some(text.trim()),
+            _ => None,
+        }
+    }
+
+    /// Returns the value for messages, without the user and password of a URL.
+    pub(crate) fn shown(&self) -> String {
+        match self {
+            Self::Null => "null".to_owned(),
+            Self::Text(text) => match text.split_once("://") {
+                Some((scheme, rest)) => quote(&format!("{scheme}://{}", without_user(rest))),
+                None => quote(text),
+            },
+            Self::List(_) => "a list".to_owned(),
+            Self::Map(_) => "a mapping".to_owned(),
+        }
+    }
+}
+
+/// Returns the authority of a URL with its user and password hidden.
+pub(crate) fn without_user(authority: &str) -> Cow<'_, str> {
+    match authority.rsplit_once('@') {
+        Some((_, host)) => format!("{HIDDEN}@{host}").into(),
+        None => authority.into(),
+    }
 }
 
 /// Parses one document. Aliases are limited far above the needs of a configuration. The error is a
 /// message that names the line.
-pub(crate) fn parse_document(document: &str) -> Result<Node, String> {
+pub(crate) fn parse(document: &str) -> Result<Raw, String> {
     let options = serde_saphyr::options! {
         budget: serde_saphyr::budget! { max_depth: 16, max_nodes: 10_000, max_events: 50_000 },
         // `Layers` reports duplicates, including those that differ in letter case.
@@ -31,37 +77,48 @@ pub(crate) fn parse_document(document: &str) -> Result<Node, String> {
         // An excerpt could show a secret.
         with_snippet: false,
     };
-    serde_saphyr::from_str_with_options(document, options).map_err(|error| {
-        format!(
-            "not YAML: {}",
-            error.render_with_formatter(&UserMessageFormatter)
-        )
-    })
+    match serde_saphyr::from_str_with_options(document, options) {
+        Ok(node) => Ok(to_raw(node, document)),
+        Err(error) => {
+            let message = error.render_with_formatter(&UserMessageFormatter);
+            Err(format!("not YAML: {message}"))
+        }
+    }
 }
 
-/// Parses one value.
-pub(crate) fn parse(document: &str) -> Result<Raw, String> {
-    parse_document(document).map(|node| to_raw(&node, document))
+/// A node of a document.
+enum Tree {
+    Null,
+    Text(String),
+    /// A scalar that YAML reads as a number or a boolean; its text is in the document.
+    Typed(String),
+    List(Vec<Spanned<Tree>>),
+    Map(Vec<(Spanned<String>, Spanned<Tree>)>),
 }
 
-/// Converts a node to a value, without lines.
-pub(crate) fn to_raw(node: &Node, document: &str) -> Raw {
-    match &node.value {
+fn to_raw(node: Spanned<Tree>, document: &str) -> Raw {
+    let source = source_text(&node, document);
+    match node.value {
         Tree::Null => Raw::Null,
-        Tree::Text(text) => Raw::Text(text.clone()),
-        Tree::Typed(text) => Raw::Text(source_text(node, document).unwrap_or(text).to_owned()),
-        Tree::List(items) => Raw::List(items.iter().map(|item| to_raw(item, document)).collect()),
+        Tree::Text(text) => Raw::Text(text),
+        Tree::Typed(text) => Raw::Text(source.unwrap_or(&text).to_owned()),
+        Tree::List(items) => {
+            let items = items.into_iter().map(|item| to_raw(item, document));
+            Raw::List(items.collect())
+        }
         Tree::Map(entries) => {
-            let entry = |(key, value): &(Spanned<String>, Node)| {
-                (key.value.clone(), to_raw(value, document))
+            let pair = |(key, value): (Spanned<String>, _)| Pair {
+                line: key.referenced.line(),
+                key: key.value,
+                value: to_raw(value, document),
             };
-            Raw::Map(entries.iter().map(entry).collect())
+            Raw::Map(entries.into_iter().map(pair).collect())
         }
     }
 }
 
 /// Returns the text of a node in the document: `1.10`, although the number is 1.1.
-fn source_text<'a>(node: &Node, document: &'a str) -> Option<&'a str> {
+fn source_text<'a>(node: &Spanned<Tree>, document: &'a str) -> Option<&'a str> {
     let span = node.defined.span();
     let start = usize::try_from(span.byte_offset()?).ok()?;
     let length = usize::try_from(span.byte_len()?).ok()?;
@@ -74,17 +131,13 @@ pub(crate) fn quote(text: &str) -> String {
 }
 
 fn escape(c: char) -> String {
+    // Other line ends, and characters that YAML does not permit.
+    let others = ['\u{2028}', '\u{2029}', '\u{feff}', '\u{fffe}', '\u{ffff}'];
     match c {
         '"' | '\\' => format!("\\{c}"),
-        // Other line ends, and characters that YAML does not permit.
-        '\u{2028}' | '\u{2029}' | '\u{feff}' | '\u{fffe}' | '\u{ffff}' => escape_code(c),
-        c if c.is_control() => escape_code(c),
+        c if c.is_control() || others.contains(&c) => format!("\\u{:04X}", u32::from(c)),
         c => c.to_string(),
     }
-}
-
-fn escape_code(c: char) -> String {
-    format!("\\u{:04X}", u32::from(c))
 }
 
 impl<'de> Deserialize<'de> for Tree {
@@ -127,19 +180,13 @@ impl<'de> Visitor<'de> for TreeVisitor {
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Tree, A::Error> {
-        let mut list = Vec::new();
-        while let Some(item) = items.next_element()? {
-            list.push(item);
-        }
-        Ok(Tree::List(list))
+        let items = iter::from_fn(|| items.next_element().transpose());
+        items.collect::<Result<_, _>>().map(Tree::List)
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Tree, A::Error> {
-        let mut map = Vec::new();
-        while let Some(entry) = entries.next_entry()? {
-            map.push(entry);
-        }
-        Ok(Tree::Map(map))
+        let entries = iter::from_fn(|| entries.next_entry().transpose());
+        entries.collect::<Result<_, _>>().map(Tree::Map)
     }
 }
 

@@ -2,7 +2,7 @@
 
 use gorego_storage::Usage;
 
-use crate::Amount;
+use crate::amount::Amount;
 
 /// The marks at which eviction starts and stops.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -39,65 +39,55 @@ fn share(limit: u64, share: f64) -> u64 {
 
 /// The amounts to be freed, and the leases that may be broken for that.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Demand {
+pub(crate) struct Demand {
     /// The amount down to the low mark. Leases are not broken for it.
-    pub soft: Amount,
+    pub(crate) soft: Amount,
     /// The amount that uploads wait for. Some leases are broken if nothing else can be evicted.
-    pub hard: Amount,
+    pub(crate) hard: Amount,
     /// The most bytes that all leases may hold. Beyond that the oldest leased entries count as unleased.
-    pub leases_allowed: u64,
+    pub(crate) leases_allowed: u64,
     /// The most leased bytes that may be evicted for the waiting upload.
-    pub leases_breakable: u64,
+    pub(crate) leases_breakable: u64,
 }
 
 impl Demand {
     /// Returns the demand on an idle janitor: zero below the high mark, unless the file system has a
     /// shortage or uploads wait.
-    pub fn of(usage: &Usage, marks: &Marks, on_disk: Amount) -> Self {
+    pub(crate) fn of(usage: &Usage, marks: &Marks, on_disk: Amount) -> Self {
+        let mut demand = Self::down_to_low(usage, marks, on_disk);
         let full = usage.used.saturating_add(usage.wanted) > marks.high_bytes(usage.limit);
-        let demand = Self::down_to_low(usage, marks, on_disk);
-        if full || !on_disk.is_zero() {
-            demand
-        } else {
-            let soft = Amount::default();
-            Self { soft, ..demand }
+        if !full && on_disk.is_zero() {
+            demand.soft = Amount::default();
         }
+        demand
     }
 
     /// Returns the demand on a janitor that has started to evict and continues down to the low mark.
     /// `on_disk` is the shortage of the file system.
-    pub fn down_to_low(usage: &Usage, marks: &Marks, on_disk: Amount) -> Self {
+    pub(crate) fn down_to_low(usage: &Usage, marks: &Marks, on_disk: Amount) -> Self {
         let after = usage.used.saturating_add(usage.wanted);
         let beyond_low = after.saturating_sub(marks.low_bytes(usage.limit));
-        let soft = Amount::of_bytes(beyond_low).max(on_disk);
         let tenth = usage.capacity() / 10;
-        Self {
-            // The oldest entries are not known until the scan has ended.
-            soft: if usage.scanning {
-                Amount::default()
-            } else {
-                soft
+        let mut demand = Self {
+            soft: Amount::of_bytes(beyond_low).max(on_disk),
+            hard: Amount {
+                bytes: usage.wanted.max(usage.wanted_on_disk.unwrap_or(0)),
+                files: usage.wanted_files,
             },
-            hard: hard(usage),
             leases_allowed: leases_allowed(usage, marks),
-            leases_breakable: if usage.scanning {
-                0
-            } else {
-                tenth.saturating_sub(usage.leases_broken)
-            },
+            leases_breakable: tenth.saturating_sub(usage.leases_broken),
+        };
+        // The oldest entries are not known until the scan has ended.
+        if usage.scanning {
+            demand.soft = Amount::default();
+            demand.leases_breakable = 0;
         }
+        demand
     }
 
     /// Returns the larger of the soft and the hard amount.
-    pub fn total(&self) -> Amount {
+    pub(crate) fn total(&self) -> Amount {
         self.soft.max(self.hard)
-    }
-}
-
-fn hard(usage: &Usage) -> Amount {
-    Amount {
-        bytes: usage.wanted.max(usage.wanted_on_disk.unwrap_or(0)),
-        files: usage.wanted_files,
     }
 }
 
@@ -132,7 +122,7 @@ mod tests {
     }
 
     fn soft(usage: &Usage) -> u64 {
-        let lacking = Shortage::of(usage, &MARKS).lacking();
+        let lacking = Shortage::of(usage, &MARKS).lacking;
         Demand::of(usage, &MARKS, lacking).total().bytes
     }
 

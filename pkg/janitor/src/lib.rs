@@ -1,15 +1,13 @@
 //! Keeps a store within its limits: decides which entries to evict, and evicts them in small steps.
 
 mod amount;
-mod counters;
 mod demand;
 mod oldest;
 mod plan;
 mod run;
 mod shortage;
+mod totals;
 
-pub use amount::Amount;
-pub use counters::Counters;
-pub use demand::{Demand, Marks};
-pub use plan::{Plan, Planner};
+pub use demand::Marks;
 pub use run::{Janitor, Options};
+pub use totals::Totals;

@@ -1,60 +1,47 @@
-//! Selection of the oldest entries that together free a wanted amount.
+//! Selection of the oldest entries.
 
-use std::{cmp::Ordering, iter::Peekable, vec};
+use std::cmp::Ordering;
 
 use gorego_storage::Candidate;
 
 use crate::amount::{self, Amount};
 
-/// Keeps the oldest of the offered entries: those that free the wanted amount, and no more than
-/// `at_most`. Buffers twice as many and partitions them now and then, which is several times cheaper
-/// than keeping them sorted.
+/// Keeps the oldest of the offered entries, no more than `at_most`. Buffers twice as many and partitions
+/// them now and then, which is several times cheaper than keeping them sorted.
 #[derive(Debug)]
 pub(crate) struct OldestEntries {
-    wanted: Amount,
     at_most: usize,
     kept: Vec<Candidate>,
-    /// The youngest entry that can still be needed.
-    youngest: Option<Candidate>,
+    /// An entry that is not needed, nor are younger ones.
+    too_young: Option<Candidate>,
 }
 
 impl OldestEntries {
-    pub(crate) const fn new(wanted: Amount, at_most: usize) -> Self {
+    pub(crate) const fn new(at_most: usize) -> Self {
         Self {
-            wanted,
             at_most,
             kept: Vec::new(),
-            youngest: None,
+            too_young: None,
         }
     }
 
     pub(crate) fn offer(&mut self, candidate: Candidate) {
-        let too_young = self
-            .youngest
-            .is_some_and(|youngest| by_age(&youngest, &candidate).is_lt());
-        if too_young || self.wanted.is_zero() {
+        let limit = self.too_young.as_ref();
+        if limit.is_some_and(|limit| by_age(limit, &candidate).is_lt()) {
             return;
         }
         self.kept.push(candidate);
-        if self.kept.len() >= self.at_most.saturating_mul(2) {
-            self.youngest = self.drop_young();
+        if self.kept.len() > self.at_most.saturating_mul(2) {
+            let by_rank = self.kept.select_nth_unstable_by(self.at_most, by_age);
+            self.too_young = Some(*by_rank.1);
+            self.kept.truncate(self.at_most);
         }
-    }
-
-    /// Keeps the oldest `at_most`, unordered, and returns the youngest of them.
-    fn drop_young(&mut self) -> Option<Candidate> {
-        let index = self.at_most.checked_sub(1)?;
-        let (_, youngest, _) = self.kept.select_nth_unstable_by(index, by_age);
-        let youngest = *youngest;
-        self.kept.truncate(self.at_most);
-        Some(youngest)
     }
 
     /// Returns the selected entries, oldest first.
     pub(crate) fn into_vec(mut self) -> Vec<Candidate> {
         self.kept.sort_unstable_by(by_age);
-        let needed = cover(&self.kept, self.wanted);
-        self.kept.truncate(needed.min(self.at_most));
+        self.kept.truncate(self.at_most);
         self.kept
     }
 }
@@ -76,25 +63,4 @@ pub(crate) fn cover(candidates: &[Candidate], wanted: Amount) -> usize {
             short
         })
         .count()
-}
-
-/// Merges two lists that are ordered by age.
-pub(crate) fn merge(a: Vec<Candidate>, b: Vec<Candidate>) -> Vec<Candidate> {
-    let mut merged = Vec::with_capacity(a.len() + b.len());
-    let (mut a, mut b) = (a.into_iter().peekable(), b.into_iter().peekable());
-    while let Some(next) = older(&mut a, &mut b) {
-        merged.push(next);
-    }
-    merged
-}
-
-fn older(
-    a: &mut Peekable<vec::IntoIter<Candidate>>,
-    b: &mut Peekable<vec::IntoIter<Candidate>>,
-) -> Option<Candidate> {
-    match (a.peek(), b.peek()) {
-        (Some(first), Some(second)) if by_age(second, first).is_lt() => b.next(),
-        (Some(_), _) => a.next(),
-        (None, _) => b.next(),
-    }
 }

@@ -3,17 +3,17 @@
 use gorego_storage::Candidate;
 
 use crate::{
-    Amount, Demand,
-    amount::total,
-    oldest::{OldestEntries, cover, merge},
+    amount::{Amount, total},
+    demand::Demand,
+    oldest::{OldestEntries, by_age, cover},
 };
 
 /// The most entries of each list of a plan. Others are left to the next plan.
-const AT_MOST: usize = 16 * 1024;
+pub(crate) const AT_MOST: usize = 16 * 1024;
 
 /// Sees every entry once, and keeps only those to evict.
 #[derive(Debug)]
-pub struct Planner {
+pub(crate) struct Planner {
     demand: Demand,
     at_most: usize,
     unleased: OldestEntries,
@@ -23,34 +23,28 @@ pub struct Planner {
 
 /// The entries to evict for as long as there is a demand.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Plan {
+pub(crate) struct Plan {
     /// Entries to evict in this order until the demand is met. Leased ones among them are the oldest,
     /// beyond the bytes that leases may hold.
-    pub evict: Vec<Candidate>,
+    pub(crate) evict: Vec<Candidate>,
     /// Leased entries to evict after that until the hard demand is met, oldest first.
-    pub break_leases: Vec<Candidate>,
-    /// Whether there were too many entries for one plan.
-    pub is_partial: bool,
+    pub(crate) break_leases: Vec<Candidate>,
 }
 
 impl Planner {
-    /// Creates a planner for a demand.
-    pub fn new(demand: Demand) -> Self {
-        Self::with_limit(demand, AT_MOST)
-    }
-
-    fn with_limit(demand: Demand, at_most: usize) -> Self {
+    /// Creates a planner for a demand, whose lists have no more than `at_most` entries.
+    pub(crate) const fn new(demand: Demand, at_most: usize) -> Self {
         Self {
             demand,
             at_most,
-            unleased: OldestEntries::new(demand.total(), at_most),
-            leased: OldestEntries::new(demand.total(), at_most),
+            unleased: OldestEntries::new(at_most),
+            leased: OldestEntries::new(at_most),
             leased_bytes: 0,
         }
     }
 
     /// Considers one entry. Entries may come in any order.
-    pub fn offer(&mut self, candidate: Candidate) {
+    pub(crate) fn offer(&mut self, candidate: Candidate) {
         if candidate.leased {
             self.leased_bytes = self.leased_bytes.saturating_add(candidate.bytes);
         }
@@ -62,15 +56,17 @@ impl Planner {
     }
 
     /// Returns the plan, after all entries were offered.
-    pub fn finish(self) -> Plan {
+    pub(crate) fn finish(self) -> Plan {
         let demand = self.demand;
         let excess = self.leased_bytes.saturating_sub(demand.leases_allowed);
         let mut lapsed = self.leased.into_vec();
         let all_kept = lapsed.len() < self.at_most;
         let mut break_leases = lapsed.split_off(cover(&lapsed, Amount::of_bytes(excess)));
 
-        let mut evict = merge(self.unleased.into_vec(), lapsed);
-        // Each list is cut off at `at_most`, so the merged order is right only up to that.
+        let mut evict = self.unleased.into_vec();
+        evict.append(&mut lapsed);
+        evict.sort_unstable_by(by_age);
+        // Each list is cut off at `at_most`, so the common order is right only up to that.
         evict.truncate(self.at_most);
         evict.truncate(cover(&evict, demand.total()));
         let freed = total(&evict);
@@ -86,15 +82,7 @@ impl Planner {
         Plan {
             evict,
             break_leases,
-            is_partial,
         }
-    }
-}
-
-impl Plan {
-    /// Whether there is nothing to evict.
-    pub fn is_empty(&self) -> bool {
-        self.evict.is_empty() && self.break_leases.is_empty()
     }
 }
 

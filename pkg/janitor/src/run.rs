@@ -6,12 +6,13 @@ use std::{sync::Arc, time::Duration};
 
 use gorego_storage::{Evictable, EvictionTotal, Resource, Usage};
 use tokio::{
+    sync::watch,
     task,
     time::{self, Instant, MissedTickBehavior},
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::{Counters, Demand, Marks, shortage::Shortage};
+use crate::{Marks, Totals, demand::Demand, shortage::Shortage, totals::add};
 use pass::{Pass, PassEnd};
 
 /// The pause after a pass that found nothing more to evict: each pass visits every entry, and only
@@ -36,7 +37,7 @@ pub struct Options {
 pub struct Janitor {
     store: Arc<dyn Evictable>,
     options: Options,
-    counters: Arc<Counters>,
+    totals: watch::Sender<Totals>,
 }
 
 /// The times until which passes pause.
@@ -54,13 +55,13 @@ impl Janitor {
         Self {
             store,
             options,
-            counters: Arc::default(),
+            totals: watch::Sender::default(),
         }
     }
 
-    /// Returns the counters of this janitor.
-    pub fn counters(&self) -> Arc<Counters> {
-        Arc::clone(&self.counters)
+    /// Returns the totals of this janitor, which change while it runs.
+    pub fn totals(&self) -> watch::Receiver<Totals> {
+        self.totals.subscribe()
     }
 
     /// Runs until `shutdown` is cancelled and the current step is done. Failures are logged.
@@ -90,12 +91,10 @@ impl Janitor {
     async fn relieve(&self, pauses: &mut Pauses, shutdown: &CancellationToken) {
         let usage = self.store.usage();
         if usage.idle_uploads > usage.limit / 10 {
-            let trim = |store: &dyn Evictable| store.trim_idle_uploads();
-            self.counters
-                .uploads_dropped(self.remove_uploads(trim).await);
+            self.trim_uploads().await;
         }
         let shortage = self.shortage(&usage);
-        let demand = Demand::of(&self.store.usage(), &self.options.marks, shortage.lacking());
+        let demand = Demand::of(&self.store.usage(), &self.options.marks, shortage.lacking);
         if demand.total().is_zero() {
             return;
         }
@@ -131,7 +130,7 @@ impl Janitor {
             }
             // A pass without a hard demand breaks no leases: if an upload began to wait at its end,
             // another pass follows.
-            if pass.was_hard() {
+            if pass.hard {
                 pauses.hard = Some(Instant::now() + SHORT_REST);
                 self.store.room_made(true);
                 return;
@@ -142,19 +141,20 @@ impl Janitor {
     /// Removes partial uploads that are too old, and the oldest of those that hold too much.
     async fn remove_expired_uploads(&self) {
         let age = self.options.upload_expiry;
-        let expired = move |store: &dyn Evictable| store.remove_idle_uploads(age);
-        let removed = self.remove_uploads(expired).await;
+        let removed = self
+            .remove_uploads(move |store| store.remove_idle_uploads(age))
+            .await;
         if removed.count > 0 {
-            self.counters.uploads_expired(removed);
-            tracing::info!(
-                removed = removed.count,
-                bytes = removed.bytes,
-                "removed expired uploads"
-            );
+            let EvictionTotal { count, bytes } = removed;
+            tracing::info!(removed = count, bytes, "removed expired uploads");
         }
-        let trim = |store: &dyn Evictable| store.trim_idle_uploads();
-        self.counters
-            .uploads_dropped(self.remove_uploads(trim).await);
+        self.trim_uploads().await;
+    }
+
+    async fn trim_uploads(&self) {
+        let removed = self.remove_uploads(Evictable::trim_idle_uploads).await;
+        self.totals
+            .send_modify(|totals| add(&mut totals.uploads_dropped, removed));
     }
 
     /// Removes idle uploads and wakes the uploads that wait for room.
@@ -162,22 +162,18 @@ impl Janitor {
         &self,
         remove: impl FnOnce(&dyn Evictable) -> gorego_storage::Result<EvictionTotal> + Send + 'static,
     ) -> EvictionTotal {
-        match self
+        let removed = self
             .blocking(remove)
             .await
-            .unwrap_or(Ok(EvictionTotal::default()))
-        {
-            Ok(removed) => {
-                if removed.count > 0 {
-                    self.store.room_made(false);
-                }
-                removed
-            }
-            Err(error) => {
-                tracing::warn!(%error, "failed to remove idle uploads");
-                EvictionTotal::default()
-            }
+            .unwrap_or(Ok(EvictionTotal::default()));
+        let removed = removed.unwrap_or_else(|error| {
+            tracing::warn!(%error, "failed to remove idle uploads");
+            EvictionTotal::default()
+        });
+        if removed.count > 0 {
+            self.store.room_made(false);
         }
+        removed
     }
 
     /// Runs blocking work on the store. Returns `None` if it panicked.

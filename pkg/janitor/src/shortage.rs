@@ -2,7 +2,7 @@
 
 use gorego_storage::{Resource, Usage};
 
-use crate::{Amount, Marks};
+use crate::{Marks, amount::Amount};
 
 /// Eviction for files starts when fewer are free than the lesser of one in 20 that the store could have
 /// and 32 Ki.
@@ -22,7 +22,7 @@ pub(crate) struct Shortage {
     /// The amount that should be free.
     level: Amount,
     /// The part of `level` that was not free.
-    lacking: Amount,
+    pub(crate) lacking: Amount,
     /// The usage at that time.
     before: Usage,
 }
@@ -36,13 +36,10 @@ impl Shortage {
         let bytes = marks.min_free.min(shared.bytes / 2);
         let (share, most) = FILES;
         let files = (shared.files / share).min(most);
+        let wanted = if free.files < files { FILES_LOW } else { 0 };
         let level = Amount {
             bytes,
-            files: if free.files < files {
-                files * FILES_LOW
-            } else {
-                0
-            },
+            files: files * wanted,
         };
         Self {
             level,
@@ -54,19 +51,8 @@ impl Shortage {
     /// Keeps only the lacking amounts of resources that satisfy the condition.
     pub(crate) fn only(mut self, keep: impl Fn(Resource) -> bool) -> Self {
         let lacking = self.lacking;
-        self.lacking = Amount::of(|resource| {
-            if keep(resource) {
-                lacking.get(resource)
-            } else {
-                0
-            }
-        });
+        self.lacking = Amount::of(|resource| lacking.get(resource) * u64::from(keep(resource)));
         self
-    }
-
-    /// Returns the amount that was lacking.
-    pub(crate) const fn lacking(&self) -> Amount {
-        self.lacking
     }
 
     /// Returns the amount still to be evicted.
@@ -128,7 +114,7 @@ mod tests {
     #[test]
     fn a_shortage_does_not_grow_while_others_fill_the_disk() {
         let shortage = Shortage::of(&usage(1 << 21, 1 << 19), &MARKS);
-        assert_eq!(shortage.lacking().bytes, 1 << 19);
+        assert_eq!(shortage.lacking.bytes, 1 << 19);
         // Others took as much as eviction freed.
         let taken = usage((1 << 21) - (1 << 18), (1 << 19) + (1 << 17));
         assert_eq!(shortage.left(&after(1 << 18, taken)).bytes, 1 << 18);
@@ -140,7 +126,7 @@ mod tests {
     #[test]
     fn eviction_that_frees_nothing_is_futile() {
         let shortage = Shortage::of(&usage(1 << 21, 0), &MARKS);
-        assert_eq!(shortage.lacking().bytes, 1 << 20);
+        assert_eq!(shortage.lacking.bytes, 1 << 20);
         let lost = |bytes: u64| after(bytes, usage((1 << 21) - bytes, 0));
         let is_futile = |usage: &Usage| shortage.is_futile(Resource::Bytes, usage);
         let small = lost(PROBE.bytes / 2);
@@ -159,7 +145,7 @@ mod tests {
             free_files: Some(free),
             ..usage(0, u64::MAX / 2)
         };
-        let lacking = |files, free| Shortage::of(&usage(files, free), &MARKS).lacking();
+        let lacking = |files, free| Shortage::of(&usage(files, free), &MARKS).lacking;
         assert!(lacking(1900, 100).is_zero());
         assert_eq!(lacking(1901, 99).files, 300 - 99);
         assert_eq!(lacking(1000, 0).files, 150);
@@ -168,7 +154,7 @@ mod tests {
             free_files: None,
             ..usage(1000, 0)
         };
-        assert!(Shortage::of(&unknown, &MARKS).lacking().is_zero());
+        assert!(Shortage::of(&unknown, &MARKS).lacking.is_zero());
         let shortage = Shortage::of(&usage(1000, 0), &MARKS);
         let is_futile = |free| {
             let after = after(20 << 12, usage(980, free));
@@ -176,6 +162,6 @@ mod tests {
         };
         assert!(is_futile(0) && !is_futile(20));
         let held = shortage.only(|resource| resource != Resource::Files);
-        assert!(held.lacking().is_zero());
+        assert!(held.lacking.is_zero());
     }
 }

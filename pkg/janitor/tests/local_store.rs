@@ -3,19 +3,19 @@
 
 use std::{
     path::{Path, PathBuf},
-    sync::{Arc, atomic::Ordering::Relaxed},
+    sync::Arc,
     time::{Duration, SystemTime},
 };
 
 use bytes::Bytes;
 use futures::{StreamExt as _, stream};
-use gorego_janitor::{Counters, Janitor, Marks, Options};
+use gorego_janitor::{Janitor, Marks, Options, Totals};
 use gorego_storage::{
     Blob, BlobStore as _, BlobStream, Digest, DigestFunction, Error, Evictable as _, Put, Resume,
     UploadId, Uploads as _,
 };
 use gorego_storage_local::{LocalOptions, LocalStore, SyncMode};
-use tokio::task::JoinSet;
+use tokio::{sync::watch, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 
 const LIMIT: u64 = 4 * 1024 * 1024;
@@ -26,14 +26,14 @@ const MARKS: Marks = Marks {
 };
 
 /// Opens a store and starts its janitor, which runs until the set is dropped.
-async fn start(dir: &Path) -> (Arc<LocalStore>, Arc<Counters>, JoinSet<()>) {
+async fn start(dir: &Path) -> (Arc<LocalStore>, watch::Receiver<Totals>, JoinSet<()>) {
     start_with(dir, Duration::ZERO).await
 }
 
 async fn start_with(
     dir: &Path,
     upload_lease: Duration,
-) -> (Arc<LocalStore>, Arc<Counters>, JoinSet<()>) {
+) -> (Arc<LocalStore>, watch::Receiver<Totals>, JoinSet<()>) {
     let options = LocalOptions {
         dir: dir.to_owned(),
         max_bytes: LIMIT,
@@ -52,10 +52,10 @@ async fn start_with(
         upload_expiry: Duration::from_hours(24),
     };
     let janitor = Janitor::new(Arc::clone(&store) as _, options);
-    let counters = janitor.counters();
+    let totals = janitor.totals();
     let mut tasks = JoinSet::new();
     tasks.spawn(janitor.run(CancellationToken::new()));
-    (store, counters, tasks)
+    (store, totals, tasks)
 }
 
 async fn put(store: &LocalStore, number: u64, len: usize) -> Digest {
@@ -68,7 +68,7 @@ async fn put(store: &LocalStore, number: u64, len: usize) -> Digest {
     digest
 }
 
-/// Waits until the condition is true. The usage falls before the counters rise: a test waits for
+/// Waits until the condition is true. The usage falls before the totals rise: a test waits for
 /// both.
 async fn until(store: &LocalStore, condition: impl Fn() -> bool) {
     let waiting = async {
@@ -81,10 +81,10 @@ async fn until(store: &LocalStore, condition: impl Fn() -> bool) {
 }
 
 /// Waits until the usage is below the high mark and at least `evicted` entries are counted.
-async fn until_evicted(store: &LocalStore, counters: &Counters, evicted: u64) {
+async fn until_evicted(store: &LocalStore, totals: &watch::Receiver<Totals>, evicted: u64) {
     let high = MARKS.high_bytes(LIMIT);
     until(store, || {
-        store.usage().used <= high && counters.evicted.load(Relaxed) >= evicted
+        store.usage().used <= high && totals.borrow().evicted.count >= evicted
     })
     .await;
 }
@@ -95,7 +95,7 @@ async fn continuous_uploads_succeed_and_stay_below_the_limit() {
     const EACH: u64 = 250;
     const SIZE: u64 = 16 * 1024;
     let dir = tempfile::tempdir().unwrap();
-    let (store, counters, _janitor) = start(dir.path()).await;
+    let (store, totals, _janitor) = start(dir.path()).await;
     let mut uploaders = JoinSet::new();
     for uploader in 0..UPLOADERS {
         let store = Arc::clone(&store);
@@ -114,8 +114,8 @@ async fn continuous_uploads_succeed_and_stay_below_the_limit() {
     for number in 0..20 {
         last.push(put(&store, UPLOADERS * EACH + number, 16 * 1024).await);
     }
-    until_evicted(&store, &counters, UPLOADERS * EACH - LIMIT / SIZE).await;
-    assert_eq!(counters.leases_broken.load(Relaxed), 0);
+    until_evicted(&store, &totals, UPLOADERS * EACH - LIMIT / SIZE).await;
+    assert_eq!(totals.borrow().leases_broken, 0);
     assert_eq!(
         store.find_missing(&last).await.unwrap(),
         [],
@@ -126,12 +126,12 @@ async fn continuous_uploads_succeed_and_stay_below_the_limit() {
 #[tokio::test(flavor = "multi_thread")]
 async fn uploads_succeed_when_leases_hold_the_whole_cache() {
     let dir = tempfile::tempdir().unwrap();
-    let (store, counters, _janitor) = start(dir.path()).await;
+    let (store, totals, _janitor) = start(dir.path()).await;
     for number in 0..1000 {
         let digest = put(&store, number, 16 * 1024).await;
         assert_eq!(store.find_missing(&[digest]).await.unwrap(), []);
     }
-    until(&store, || counters.leases_broken.load(Relaxed) > 0).await;
+    until(&store, || totals.borrow().leases_broken > 0).await;
 }
 
 /// Returns an upload that fails after some of its bytes.
@@ -153,7 +153,7 @@ fn interrupted(upload: &str, arrived: &Bytes) -> Blob {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_upload_larger_than_the_cache_is_refused_without_evicting() {
     let dir = tempfile::tempdir().unwrap();
-    let (store, counters, _janitor) = start(dir.path()).await;
+    let (store, totals, _janitor) = start(dir.path()).await;
     let mut kept = Vec::new();
     for number in 0..100 {
         kept.push(put(&store, number, 16 * 1024).await);
@@ -176,7 +176,7 @@ async fn an_upload_larger_than_the_cache_is_refused_without_evicting() {
         why.contains(&LIMIT.to_string()) && why.contains("max_size_gb"),
         "{why}"
     );
-    assert_eq!(counters.evicted.load(Relaxed), 0);
+    assert_eq!(totals.borrow().evicted.count, 0);
     assert_eq!(store.find_missing(&kept).await.unwrap(), []);
 }
 
@@ -221,7 +221,7 @@ async fn one_upload_breaks_leases_of_at_most_a_tenth_of_the_limit() {
 #[tokio::test(flavor = "multi_thread")]
 async fn fresh_uploads_stay_while_old_leased_blobs_are_evicted() {
     let dir = tempfile::tempdir().unwrap();
-    let (store, counters, _janitor) = start_with(dir.path(), Duration::from_mins(10)).await;
+    let (store, totals, _janitor) = start_with(dir.path(), Duration::from_mins(10)).await;
     let mut old = Vec::new();
     for number in 0..110 {
         old.push(put(&store, number, 16 * 1024).await);
@@ -236,7 +236,7 @@ async fn fresh_uploads_stay_while_old_leased_blobs_are_evicted() {
     for number in 1000..1090 {
         fresh.push(put(&store, number, 16 * 1024).await);
     }
-    until_evicted(&store, &counters, 1).await;
+    until_evicted(&store, &totals, 1).await;
     // Looked up first: a lookup of old ones would make them the younger ones, and evictions go on.
     assert_eq!(store.find_missing(&fresh).await.unwrap(), []);
     let lost = store.find_missing(&old).await.unwrap();
@@ -247,7 +247,7 @@ async fn fresh_uploads_stay_while_old_leased_blobs_are_evicted() {
 async fn abandoned_uploads_do_not_displace_blobs() {
     const SIZE: usize = 64 * 1024;
     let dir = tempfile::tempdir().unwrap();
-    let (store, counters, _janitor) = start(dir.path()).await;
+    let (store, totals, _janitor) = start(dir.path()).await;
     let mut kept = Vec::new();
     for number in 0..100 {
         kept.push(put(&store, number, 16 * 1024).await);
@@ -263,7 +263,7 @@ async fn abandoned_uploads_do_not_displace_blobs() {
         })
         .await;
     }
-    until(&store, || counters.uploads_dropped.load(Relaxed) >= 90).await;
+    until(&store, || totals.borrow().uploads_dropped.count >= 90).await;
     assert_eq!(store.find_missing(&kept).await.unwrap(), []);
     // The newest can be resumed.
     let newest = DigestFunction::Sha256.digest(&vec![99; 2 * SIZE]);
@@ -277,7 +277,7 @@ async fn abandoned_uploads_do_not_displace_blobs() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_oldest_partial_upload_is_evicted_in_its_turn() {
     let dir = tempfile::tempdir().unwrap();
-    let (store, counters, _janitor) = start(dir.path()).await;
+    let (store, totals, _janitor) = start(dir.path()).await;
     let content = Bytes::from(vec![1; 600_000]);
     let digest = DigestFunction::Sha256.digest(&content);
     let upload = UploadId::new("u");
@@ -290,14 +290,14 @@ async fn the_oldest_partial_upload_is_evicted_in_its_turn() {
     for number in 100..300 {
         put(&store, number, 16 * 1024).await;
     }
-    until_evicted(&store, &counters, 1).await;
+    until_evicted(&store, &totals, 1).await;
     assert_eq!(store.committed(&digest, &upload).await.unwrap(), 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn files_removed_from_outside_do_not_stop_eviction() {
     let dir = tempfile::tempdir().unwrap();
-    let (store, counters, _janitor) = start(dir.path()).await;
+    let (store, totals, _janitor) = start(dir.path()).await;
     for number in 0..100 {
         let digest = put(&store, number, 16 * 1024).await;
         if number % 2 == 0 {
@@ -311,5 +311,5 @@ async fn files_removed_from_outside_do_not_stop_eviction() {
     for number in 100..500 {
         put(&store, number, 16 * 1024).await;
     }
-    until_evicted(&store, &counters, 101).await;
+    until_evicted(&store, &totals, 101).await;
 }

@@ -4,17 +4,18 @@ mod queue;
 
 use std::{
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
 };
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 use tokio::{sync::oneshot, time::timeout};
 
 use self::queue::{Queue, Ticket};
-use crate::{Call, Client};
+use crate::Call;
 
 /// The largest reservation of memory that is granted without being counted, in bytes.
 pub const UNCOUNTED: u64 = 64 * 1024;
@@ -69,7 +70,7 @@ impl Budget {
 
     /// The number of connections that wait.
     pub fn waiting(&self) -> usize {
-        self.0.lock().waiting()
+        self.0.queue.lock().waiting()
     }
 
     /// Waits until `bytes` are free and takes them, all at once. A request larger than the budget gets all
@@ -87,13 +88,16 @@ impl Budget {
         let (send, waiter) = oneshot::channel();
         // The new waiter is served at once if those in front of the queue hold more permits.
         let ticket = self.0.change(|queue| queue.wait(client, bytes, send));
-        let waiting = QueuedCall {
+        let mut queued = QueuedCall {
             pool: &self.0,
             ticket,
             bytes,
             waiter,
         };
-        waiting.granted(&call).await
+        match timeout(WAIT, &mut queued.waiter).await {
+            Ok(Ok(())) => Ok(self.0.grant(bytes, &call)),
+            _ => Err(Full { what: self.0.what }),
+        }
     }
 
     /// Takes `bytes` if they are free and no call waits.
@@ -105,7 +109,7 @@ impl Budget {
     }
 
     fn take(&self, bytes: u64, call: &Call) -> Option<Permit> {
-        let mut queue = self.0.lock();
+        let mut queue = self.0.queue.lock();
         let free = queue.is_free(bytes);
         if free {
             queue.take(call.client().id(), bytes);
@@ -117,7 +121,7 @@ impl Budget {
     /// Takes up to `most` bytes, and at most the free bytes divided by `divisor`, so that shares shrink as the budget
     /// fills. Never waits; takes nothing while calls wait.
     pub fn share(&self, most: u64, divisor: u64) -> Permit {
-        let mut queue = self.0.lock();
+        let mut queue = self.0.queue.lock();
         let bytes = queue.share(most, divisor);
         drop(queue);
         if bytes == 0 {
@@ -132,18 +136,13 @@ impl Budget {
 }
 
 impl Pool {
-    fn lock(&self) -> MutexGuard<'_, Queue> {
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Creates a permit for bytes that were taken out of the queue.
     fn grant(self: &Arc<Self>, bytes: u64, call: &Call) -> Permit {
         let grant = Arc::new(Grant {
             pool: Arc::clone(self),
             bytes: AtomicU64::new(bytes),
             owner: Some(Owner {
-                client: call.client().clone(),
-                detached: call.is_detached(),
+                call: call.clone(),
                 leaving: Mutex::new(false),
             }),
         });
@@ -153,14 +152,14 @@ impl Pool {
 
     /// Changes the queue, and then wakes the calls whose turn came.
     fn change<T>(&self, change: impl FnOnce(&mut Queue) -> T) -> T {
-        let mut queue = self.lock();
+        let mut queue = self.queue.lock();
         let outcome = change(&mut queue);
         let mut served = queue.serve();
         drop(queue);
         while let Some((client, bytes, send)) = served.pop() {
             // A call that was cancelled meanwhile creates no permit that would return the bytes.
             if send.send(()).is_err() {
-                let mut queue = self.lock();
+                let mut queue = self.queue.lock();
                 queue.give_back(client, bytes);
                 served.extend(queue.serve());
             }
@@ -175,18 +174,6 @@ struct QueuedCall<'a> {
     ticket: Ticket,
     bytes: u64,
     waiter: oneshot::Receiver<()>,
-}
-
-impl QueuedCall<'_> {
-    async fn granted(mut self, call: &Call) -> Result<Permit, Full> {
-        let granted = timeout(WAIT, &mut self.waiter).await;
-        if !matches!(granted, Ok(Ok(()))) {
-            return Err(Full {
-                what: self.pool.what,
-            });
-        }
-        Ok(self.pool.grant(self.bytes, call))
-    }
 }
 
 impl Drop for QueuedCall<'_> {
@@ -211,24 +198,16 @@ pub struct Permit(Option<Arc<Grant>>);
 pub(crate) struct Grant {
     pool: Arc<Pool>,
     bytes: AtomicU64,
-    /// None for a share, which belongs to no connection.
+    /// None for a share, which belongs to no call.
     owner: Option<Owner>,
 }
 
-/// The connection that a permit belongs to.
+/// The owner of a permit.
 #[derive(Debug)]
 struct Owner {
-    client: Client,
-    /// True for work that continues when its call ends.
-    detached: bool,
+    call: Call,
     /// True once the permit counts as given back.
     leaving: Mutex<bool>,
-}
-
-impl Owner {
-    fn leaving(&self) -> MutexGuard<'_, bool> {
-        self.leaving.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 impl Permit {
@@ -240,9 +219,16 @@ impl Permit {
 
     /// Gives back all but `bytes`.
     pub fn shrink(&mut self, bytes: u64) {
-        if let Some(grant) = &self.0 {
-            grant.shrink(bytes);
+        let Some(grant) = &self.0 else { return };
+        let leaving = grant.owner.as_ref().map(|owner| owner.leaving.lock());
+        // All bytes of such a permit have been counted as given back.
+        if leaving.as_deref().is_some_and(|leaving| *leaving) {
+            return;
         }
+        grant.pool.change(|queue| {
+            let held = grant.bytes.fetch_min(bytes, Ordering::Relaxed);
+            queue.free += held.saturating_sub(bytes);
+        });
     }
 
     /// Attaches this permit to `content`: it is held for as long as any part of the content is in
@@ -267,7 +253,7 @@ impl Permit {
 impl Grant {
     /// Whether others wait for bytes of the same budget.
     pub(crate) fn is_wanted(&self) -> bool {
-        self.owner.is_some() && self.pool.lock().is_short()
+        self.owner.is_some() && self.pool.queue.lock().is_short()
     }
 
     /// Returns true if others wait for these bytes, which then count as given back.
@@ -275,24 +261,12 @@ impl Grant {
         let Some(owner) = &self.owner else {
             return false;
         };
-        let mut leaving = owner.leaving();
+        let mut leaving = owner.leaving.lock();
         if !*leaving {
             let bytes = self.bytes.load(Ordering::Relaxed);
-            *leaving = self.pool.lock().leave(bytes);
+            *leaving = self.pool.queue.lock().leave(bytes);
         }
         *leaving
-    }
-
-    fn shrink(&self, to: u64) {
-        let leaving = self.owner.as_ref().map(Owner::leaving);
-        // All bytes of such a permit have been counted as given back.
-        if leaving.as_deref().is_some_and(|leaving| *leaving) {
-            return;
-        }
-        self.pool.change(|queue| {
-            let bytes = self.bytes.fetch_min(to, Ordering::Relaxed);
-            queue.add(bytes.saturating_sub(to));
-        });
     }
 }
 
@@ -300,16 +274,17 @@ impl Drop for Grant {
     fn drop(&mut self) {
         let bytes = *self.bytes.get_mut();
         let client = self.owner.as_ref().map(|owner| {
-            if !owner.detached {
-                owner.client.credit().give_back();
+            let client = owner.call.client();
+            if !owner.call.is_detached() {
+                client.credit().give_back();
             }
-            (owner.client.id(), *owner.leaving())
+            (client.id(), *owner.leaving.lock())
         });
         self.pool.change(|queue| match client {
-            None => queue.add(bytes),
+            None => queue.free += bytes,
             Some((client, leaving)) => {
                 if leaving {
-                    queue.left(bytes);
+                    queue.leaving = queue.leaving.saturating_sub(bytes);
                 }
                 queue.give_back(client, bytes);
             }

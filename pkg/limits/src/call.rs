@@ -2,11 +2,13 @@
 
 use std::{
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError, Weak,
-        atomic::{AtomicU64, AtomicUsize, Ordering},
+        Arc, Weak,
+        atomic::{AtomicU64, Ordering},
     },
     time::Duration,
 };
+
+use parking_lot::{Mutex, MutexGuard};
 
 use crate::{budget::Grant, pace::Credit};
 
@@ -43,7 +45,6 @@ impl Client {
         Call(Arc::new(CallState {
             client: self.clone(),
             detached,
-            count: AtomicUsize::new(0),
             grants: Mutex::default(),
         }))
     }
@@ -53,7 +54,7 @@ impl Client {
     }
 
     pub(crate) fn credit(&self) -> MutexGuard<'_, Credit> {
-        self.0.credit.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.credit.lock()
     }
 }
 
@@ -65,8 +66,6 @@ pub struct Call(Arc<CallState>);
 struct CallState {
     client: Client,
     detached: bool,
-    /// The length of `grants`, readable without the lock: most calls never hold a permit.
-    count: AtomicUsize,
     grants: Mutex<Vec<Weak<Grant>>>,
 }
 
@@ -101,7 +100,7 @@ impl Call {
 
     /// Whether the call holds permits.
     pub(crate) fn holds(&self) -> bool {
-        self.0.count.load(Ordering::Acquire) > 0 && self.grants(|grants| !grants.is_empty())
+        self.grants(|grants| !grants.is_empty())
     }
 
     pub(crate) fn add(&self, grant: &Arc<Grant>) {
@@ -111,30 +110,18 @@ impl Call {
         self.grants(|grants| grants.push(Arc::downgrade(grant)));
     }
 
-    /// Whether others wait for a budget of which this call holds permits.
-    pub(crate) fn is_wanted(&self) -> bool {
+    /// Whether the predicate is true for one of the permits; later ones are not asked.
+    pub(crate) fn any(&self, is: fn(&Grant) -> bool) -> bool {
         self.grants(|grants| {
             let mut grants = grants.iter().filter_map(Weak::upgrade);
-            grants.any(|grant| grant.is_wanted())
-        })
-    }
-
-    /// Returns true if others wait for one of the permits; the first such counts as given back from now
-    /// on.
-    pub(crate) fn give_way(&self) -> bool {
-        self.grants(|grants| {
-            let mut grants = grants.iter().filter_map(Weak::upgrade);
-            grants.any(|grant| grant.give_way())
+            grants.any(|grant| is(&grant))
         })
     }
 
     /// Runs `visit` on the permits that are still held.
     fn grants<T>(&self, visit: impl FnOnce(&mut Vec<Weak<Grant>>) -> T) -> T {
-        let grants = self.0.grants.lock();
-        let mut grants = grants.unwrap_or_else(PoisonError::into_inner);
+        let mut grants = self.0.grants.lock();
         grants.retain(|grant| grant.strong_count() > 0);
-        let outcome = visit(&mut grants);
-        self.0.count.store(grants.len(), Ordering::Release);
-        outcome
+        visit(&mut grants)
     }
 }

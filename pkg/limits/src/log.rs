@@ -1,10 +1,8 @@
 //! A rate limit for log lines.
 
-use std::{
-    sync::{Mutex, PoisonError},
-    time::Duration,
-};
+use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::time::Instant;
 
 const PAUSE: Duration = Duration::from_mins(1);
@@ -21,7 +19,7 @@ impl LogLimit {
 
     /// Returns true if a line is due; it then counts as written.
     pub fn is_due(&self) -> bool {
-        let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut last = self.0.lock();
         let due = last.is_none_or(|last| last.elapsed() >= PAUSE);
         if due {
             *last = Some(Instant::now());

@@ -8,7 +8,7 @@ use std::{
 
 use tokio::time::{Instant, Sleep};
 
-use crate::Call;
+use crate::{Call, budget::Grant};
 
 /// The minimum pace of a connection while others wait for its permits, in bytes a second.
 pub const MIN_PACE: u32 = 64 * 1024;
@@ -156,9 +156,9 @@ impl Pace {
             self.call.client().credit().wait();
         }
         loop {
-            let wanted = self.call.is_wanted();
+            let wanted = self.call.any(Grant::is_wanted);
             let (left, next) = self.call.client().credit().left(wanted);
-            if left.is_zero() && self.call.give_way() {
+            if left.is_zero() && self.call.any(Grant::give_way) {
                 return Poll::Ready(());
             }
             let check = self

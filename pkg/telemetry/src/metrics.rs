@@ -41,25 +41,9 @@ pub struct Sources {
     pub journal: Option<Box<dyn Fn() -> PendingWrites + Send + Sync>>,
 }
 
-impl fmt::Debug for Sources {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Sources")
-            .field("version", &self.version)
-            .field("breaker", &self.breaker)
-            .finish_non_exhaustive()
-    }
-}
-
 /// The registry of all metrics.
 #[derive(Debug)]
 pub struct Metrics(Registry);
-
-/// All metrics in one of the text formats.
-#[derive(Debug)]
-pub(crate) struct Exposition {
-    pub(crate) content_type: &'static str,
-    pub(crate) text: String,
-}
 
 impl Metrics {
     /// Registers the metrics that have a source.
@@ -67,134 +51,120 @@ impl Metrics {
         let mut registry = Registry::with_prefix(PREFIX);
         let build = Info::new([("version", sources.version)]);
         registry.register("build", "The version of gorego.", build);
+        let mut add = |encode: Encode| registry.register_collector(Box::new(Source(encode)));
         if let Some(state) = sources.breaker {
-            registry.register_collector(Box::new(Breaker(state)));
+            add(Box::new(move |encoder| breaker(encoder, *state.borrow())));
         }
-        registry.register_collector(Box::new(Certificates(sources.certificates)));
+        let certificates = sources.certificates;
+        add(Box::new(move |encoder| expiry(encoder, certificates())));
         if let Some(read) = sources.journal {
-            registry.register_collector(Box::new(Journal(read)));
+            add(Box::new(move |encoder| journal(encoder, read())));
         }
         Self(registry)
     }
 
     /// Encodes the current values, as OpenMetrics if `accept` names it, else in the older format of
-    /// Prometheus.
-    pub(crate) fn expose(&self, accept: &str) -> Result<Exposition, fmt::Error> {
+    /// Prometheus. Returns the content type and the text.
+    pub(crate) fn expose(&self, accept: &str) -> Result<(&'static str, String), fmt::Error> {
         let mut text = String::new();
-        let content_type = if accept.contains("application/openmetrics-text") {
+        if accept.contains("application/openmetrics-text") {
             text::encode(&mut text, &self.0)?;
-            OPEN_METRICS
-        } else {
-            prometheus_text::encode(&mut text, &self.0)?;
-            prometheus_text::CONTENT_TYPE
-        };
-        Ok(Exposition { content_type, text })
+            return Ok((OPEN_METRICS, text));
+        }
+        prometheus_text::encode(&mut text, &self.0)?;
+        Ok((prometheus_text::CONTENT_TYPE, text))
     }
 }
 
-#[derive(Debug)]
-struct Breaker(watch::Receiver<BreakerState>);
+type Encode = Box<dyn Fn(DescriptorEncoder<'_>) -> fmt::Result + Send + Sync>;
 
-impl Collector for Breaker {
-    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        let mut family = encoder.encode_descriptor(
-            "backing_cache_breaker_state",
-            "1 for the state of the backing cache's circuit breaker: closed, calls are made; open, \
-             they fail at once; half_open, one call tests the cache.",
-            None,
-            MetricType::Gauge,
-        )?;
-        let now = *self.0.borrow();
-        for (name, state) in [
-            ("closed", BreakerState::Closed),
-            ("open", BreakerState::Open),
-            ("half_open", BreakerState::HalfOpen),
-        ] {
-            let gauge = ConstGauge::new(u64::from(now == state));
-            gauge.encode(family.encode_family(&[("state", name)])?)?;
-        }
-        Ok(())
+/// A function that reads and encodes values at each request.
+struct Source(Encode);
+
+impl Collector for Source {
+    fn encode(&self, encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        (self.0)(encoder)
     }
 }
 
-struct Certificates(Box<dyn Fn() -> Vec<Certificate> + Send + Sync>);
-
-impl Collector for Certificates {
-    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        // A file may hold a certificate twice, but a series must not repeat.
-        let unique = (self.0)().into_iter().map(|found| {
-            let Certificate { expiry, role, .. } = found;
-            let file = found.file.to_string_lossy().into_owned();
-            ([role.to_owned(), file, found.subject, found.serial], expiry)
-        });
-        let unique: BTreeMap<_, _> = unique.collect();
-        if unique.is_empty() {
-            return Ok(());
-        }
-        let mut family = encoder.encode_descriptor(
-            "certificate_expiry",
-            "The end of a certificate in a file of tls or backing_cache.tls, in Unix time.",
-            Some(&Unit::Seconds),
-            MetricType::Gauge,
-        )?;
-        for ([role, file, subject, serial], expiry) in unique {
-            let labels = [
-                ("role", role),
-                ("file", file),
-                ("subject", subject),
-                ("serial", serial),
-            ];
-            ConstGauge::new(expiry).encode(family.encode_family(&labels)?)?;
-        }
-        Ok(())
-    }
-}
-
-impl fmt::Debug for Certificates {
+impl fmt::Debug for Source {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Certificates").field(&(self.0)()).finish()
+        f.debug_struct("Source").finish_non_exhaustive()
     }
 }
 
-struct Journal(Box<dyn Fn() -> PendingWrites + Send + Sync>);
+fn breaker(mut encoder: DescriptorEncoder<'_>, now: BreakerState) -> fmt::Result {
+    let mut family = encoder.encode_descriptor(
+        "backing_cache_breaker_state",
+        "1 for the state of the backing cache's circuit breaker: closed, calls are made; open, \
+         they fail at once; half_open, one call tests the cache.",
+        None,
+        MetricType::Gauge,
+    )?;
+    for (name, state) in [
+        ("closed", BreakerState::Closed),
+        ("open", BreakerState::Open),
+        ("half_open", BreakerState::HalfOpen),
+    ] {
+        let gauge = ConstGauge::new(u64::from(now == state));
+        gauge.encode(family.encode_family(&[("state", name)])?)?;
+    }
+    Ok(())
+}
 
-impl Collector for Journal {
-    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        let PendingWrites {
-            blobs,
-            results,
-            bytes,
-        } = (self.0)();
-        let mut gauge = |name, help, unit: Option<Unit>, value| {
-            let unit = unit.as_ref();
-            let gauge = encoder.encode_descriptor(name, help, unit, MetricType::Gauge)?;
-            ConstGauge::new(value).encode(gauge)
-        };
-        gauge(
+fn expiry(mut encoder: DescriptorEncoder<'_>, certificates: Vec<Certificate>) -> fmt::Result {
+    let labelled = certificates.into_iter().map(|found| {
+        let file = found.file.to_string_lossy().into_owned();
+        let labels = [
+            ("role", found.role.to_owned()),
+            ("file", file),
+            ("subject", found.subject),
+            ("serial", found.serial),
+        ];
+        (labels, found.expiry)
+    });
+    // A file may hold a certificate twice, but a series must not repeat.
+    let unique: BTreeMap<_, _> = labelled.collect();
+    if unique.is_empty() {
+        return Ok(());
+    }
+    let mut family = encoder.encode_descriptor(
+        "certificate_expiry",
+        "The end of a certificate in a file of tls or backing_cache.tls, in Unix time.",
+        Some(&Unit::Seconds),
+        MetricType::Gauge,
+    )?;
+    for (labels, expiry) in unique {
+        ConstGauge::new(expiry).encode(family.encode_family(&labels)?)?;
+    }
+    Ok(())
+}
+
+fn journal(mut encoder: DescriptorEncoder<'_>, pending: PendingWrites) -> fmt::Result {
+    for (name, help, unit, value) in [
+        (
             "backing_cache_journal_blobs",
             "Blobs that wait for the backing cache.",
             None,
-            blobs,
-        )?;
-        gauge(
+            pending.blobs,
+        ),
+        (
             "backing_cache_journal_results",
             "Action results that wait for the backing cache.",
             None,
-            results,
-        )?;
-        gauge(
+            pending.results,
+        ),
+        (
             "backing_cache_journal",
             "Bytes that pending writes count against backing_cache.journal_max.",
-            Some(Unit::Bytes),
-            bytes,
-        )
+            Some(&Unit::Bytes),
+            pending.bytes,
+        ),
+    ] {
+        let gauge = encoder.encode_descriptor(name, help, unit, MetricType::Gauge)?;
+        ConstGauge::new(value).encode(gauge)?;
     }
-}
-
-impl fmt::Debug for Journal {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Journal").field(&(self.0)()).finish()
-    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -214,7 +184,7 @@ mod tests {
 
     /// The lines with values.
     fn samples(metrics: &Metrics) -> Vec<String> {
-        let text = metrics.expose("").unwrap().text;
+        let (_, text) = metrics.expose("").unwrap();
         let samples = text.lines().filter(|line| !line.starts_with('#'));
         samples.map(str::to_owned).collect()
     }
@@ -297,15 +267,15 @@ mod tests {
             ..sources()
         });
         let accept = "application/openmetrics-text;version=1.0.0;q=0.5,text/plain;q=0.2";
-        let open = metrics.expose(accept).unwrap();
-        assert_eq!(open.content_type, OPEN_METRICS);
+        let (content_type, text) = metrics.expose(accept).unwrap();
+        assert_eq!(content_type, OPEN_METRICS);
         let unit = "# UNIT gorego_backing_cache_journal_bytes bytes\n";
-        assert!(open.text.contains(unit), "{}", open.text);
-        assert!(open.text.ends_with("# EOF\n"), "{}", open.text);
+        assert!(text.contains(unit), "{text}");
+        assert!(text.ends_with("# EOF\n"), "{text}");
         for accept in ["", "*/*", "text/plain;version=0.0.4"] {
-            let plain = metrics.expose(accept).unwrap();
-            assert!(plain.content_type.starts_with("text/plain; version=0.0.4"));
-            assert!(!plain.text.contains("# EOF"), "{}", plain.text);
+            let (content_type, text) = metrics.expose(accept).unwrap();
+            assert!(content_type.starts_with("text/plain; version=0.0.4"));
+            assert!(!text.contains("# EOF"), "{text}");
         }
     }
 }

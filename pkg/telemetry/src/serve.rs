@@ -1,6 +1,6 @@
 //! An HTTP/1 server for the metrics, with one request for each connection.
 
-use std::{convert::Infallible, mem, pin::pin, sync::Arc, time::Duration};
+use std::{convert::Infallible, pin::pin, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
@@ -15,7 +15,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, warn};
 
-use crate::{Metrics, metrics::Exposition};
+use crate::Metrics;
 
 /// The path of the metrics.
 pub const PATH: &str = "/metrics";
@@ -55,17 +55,17 @@ pub async fn serve(listener: TcpListener, metrics: Metrics, shutdown: Cancellati
 }
 
 async fn accept(listener: &TcpListener) -> TcpStream {
-    let mut warned = false;
+    let mut failed = false;
     loop {
         match listener.accept().await {
             Ok((stream, _)) => return stream,
-            Err(error) => {
-                if !mem::replace(&mut warned, true) {
-                    warn!("failed to accept a connection for metrics, retrying: {error}");
-                }
-                sleep(ACCEPT_PAUSE).await;
+            Err(why) if !failed => {
+                warn!("failed to accept a connection for metrics, retrying: {why}");
+                failed = true;
             }
+            Err(_) => {}
         }
+        sleep(ACCEPT_PAUSE).await;
     }
 }
 
@@ -110,7 +110,7 @@ fn respond<B>(request: &Request<B>, metrics: &Metrics) -> Response<Full<Bytes>> 
     let accept = request.headers().get(header::ACCEPT);
     let accept = accept.and_then(|accept| accept.to_str().ok());
     match metrics.expose(accept.unwrap_or_default()) {
-        Ok(Exposition { content_type, text }) => response(StatusCode::OK, content_type, text),
+        Ok((content_type, text)) => response(StatusCode::OK, content_type, text),
         Err(why) => {
             error!("failed to encode metrics: {why}");
             let failed = "failed to encode metrics\n".to_owned();

@@ -1,6 +1,6 @@
 //! Properties of certificates that rustls does not expose.
 
-use std::{fmt, path::PathBuf};
+use std::path::PathBuf;
 
 use rustls::{CertificateError, ExtendedKeyPurpose, pki_types::UnixTime};
 use x509_parser::{
@@ -49,14 +49,10 @@ pub(crate) fn parse(der: &[u8]) -> Result<X509Certificate<'_>, rustls::Error> {
     }
 }
 
-/// A property that makes a certificate unusable here, though others may accept it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Flaw {
-    /// X.509 version 1, without extensions; `openssl x509 -req` makes it by default.
-    Version1,
-    /// A key of this unsupported kind.
-    Key(String),
-}
+/// A property that makes a certificate unusable here, though others may accept it, with the remedy.
+#[derive(Debug, thiserror::Error)]
+#[error("the certificate {0}")]
+pub(crate) struct Flaw(String);
 
 /// The longest RSA key accepted in certificates of peers, in bits.
 pub(crate) const PEER_RSA: usize = 8192;
@@ -69,32 +65,22 @@ impl Flaw {
     /// version 1.
     pub(crate) fn of(parsed: &X509Certificate<'_>, longest_rsa: usize) -> Option<Self> {
         if parsed.version() == X509Version::V1 {
-            return Some(Self::Version1);
+            // `openssl x509 -req` makes this version by default.
+            let remedy = "is of X.509 version 1; to make one of version 3: \
+                 printf 'basicConstraints=CA:FALSE\\n' | openssl x509 -req -in client.csr -CA ca.pem \
+                 -CAkey ca.key -CAcreateserial -days 365 -extfile /dev/stdin -out client.pem";
+            return Some(Self(remedy.to_owned()));
         }
         Self::of_key(parsed, longest_rsa)
     }
 
     pub(crate) fn of_key(parsed: &X509Certificate<'_>, longest_rsa: usize) -> Option<Self> {
-        unsupported(parsed.public_key(), longest_rsa).map(Self::Key)
+        let kind = unsupported(parsed.public_key(), longest_rsa)?;
+        Some(Self(format!(
+            "has a key of the kind {kind}; accepted: {ACCEPTED_KEYS}"
+        )))
     }
 }
-
-impl fmt::Display for Flaw {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Version1 => f.write_str(
-                "the certificate is of X.509 version 1; to make one of version 3: \
-                 printf 'basicConstraints=CA:FALSE\\n' | openssl x509 -req -in client.csr -CA ca.pem \
-                 -CAkey ca.key -CAcreateserial -days 365 -extfile /dev/stdin -out client.pem",
-            ),
-            Self::Key(kind) => {
-                write!(f, "the certificate has a key of the kind {kind}; accepted: {ACCEPTED_KEYS}")
-            }
-        }
-    }
-}
-
-impl std::error::Error for Flaw {}
 
 /// The kinds of keys that can be used.
 pub const ACCEPTED_KEYS: &str = "RSA of 2048 to 4096 bits, ECDSA with P-256 or P-384, Ed25519";

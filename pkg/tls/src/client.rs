@@ -9,7 +9,7 @@ use rustls::{
 use crate::{
     Error, HTTP2, TlsSettings,
     certificate::Side,
-    files::{Authorities, Identity, mismatch},
+    files::{Authorities, Identity},
     verify::Verifier,
 };
 
@@ -34,21 +34,17 @@ impl ClientFiles {
 
     /// Reads and checks the files.
     pub fn load(&self) -> Result<ClientTls, Error> {
-        let identity = match &self.identity {
-            Some((cert_file, key_file)) => Some((
-                Identity::read(cert_file, key_file, Side::Client)?,
-                cert_file,
-                key_file,
-            )),
-            None => None,
-        };
+        let provider = Arc::new(ring::default_provider());
+        let identity = self.identity.as_ref().map(|(cert_file, key_file)| {
+            Identity::read(cert_file, key_file, Side::Client, &provider)
+        });
+        let identity = identity.transpose()?;
         let authorities = match &self.ca_file {
             Some(path) => Authorities::read(path, "server_authority")?,
             None => Authorities::of_system()?,
         };
         let ca_file = || self.ca_file.clone().unwrap_or_default();
         let error = |why: &dyn std::fmt::Display| Error::new("ca_file", ca_file(), why);
-        let provider = Arc::new(ring::default_provider());
         let roots = Arc::new(authorities.roots);
         let chains: Arc<dyn ServerCertVerifier> =
             WebPkiServerVerifier::builder_with_provider(roots, Arc::clone(&provider))
@@ -66,11 +62,9 @@ impl ClientFiles {
             .with_custom_certificate_verifier(verifier);
         let mut certificates = authorities.certificates;
         let mut config = match identity {
-            Some((identity, cert_file, key_file)) => {
+            Some(identity) => {
                 certificates.extend(identity.certificates);
-                builder
-                    .with_client_auth_cert(identity.chain, identity.key)
-                    .map_err(|why| mismatch(key_file, cert_file, &why))?
+                builder.with_client_cert_resolver(identity.resolver)
             }
             None => builder.with_no_client_auth(),
         };

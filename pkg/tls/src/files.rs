@@ -1,16 +1,18 @@
 //! Reads the files of a `tls` section and checks them as far as possible without a peer.
 
-use std::{fs, path::Path};
+use std::{fs, path::Path, sync::Arc};
 
 use rustls::{
     RootCertStore,
+    crypto::CryptoProvider,
     pki_types::{CertificateDer, PrivateKeyDer, UnixTime, pem::PemObject as _},
+    sign::{CertifiedKey, SingleCertAndKey},
 };
 use tracing::warn;
 
 use crate::{
-    Certificate, Error, Flaw,
-    certificate::{ACCEPTED_KEYS, OWN_RSA, PEER_RSA, Side, check_use, parse},
+    Certificate, Error,
+    certificate::{ACCEPTED_KEYS, Flaw, OWN_RSA, PEER_RSA, Side, check_use, parse},
 };
 
 const CERTIFICATE: &str = "cert_file";
@@ -75,14 +77,18 @@ impl Authorities {
 
 /// A certificate chain to show, and its key.
 pub(crate) struct Identity {
-    pub(crate) chain: Vec<CertificateDer<'static>>,
-    pub(crate) key: PrivateKeyDer<'static>,
+    pub(crate) resolver: Arc<SingleCertAndKey>,
     pub(crate) certificates: Vec<Certificate>,
 }
 
 impl Identity {
     /// Reads `cert_file` and `key_file`. Logs a warning if peers will refuse the certificate now.
-    pub(crate) fn read(cert_file: &Path, key_file: &Path, side: Side) -> Result<Self, Error> {
+    pub(crate) fn read(
+        cert_file: &Path,
+        key_file: &Path,
+        side: Side,
+        provider: &CryptoProvider,
+    ) -> Result<Self, Error> {
         let error = |why: &dyn std::fmt::Display| Error::new(CERTIFICATE, cert_file, why);
         let chain = read_certificates(CERTIFICATE, cert_file)?;
         let role = match side {
@@ -103,16 +109,17 @@ impl Identity {
             }
             certificates.push(Certificate::new(role, cert_file.to_owned(), &parsed));
         }
+        let certified = CertifiedKey::from_der(chain, read_key(key_file)?, provider)
+            .map_err(|why| mismatch(key_file, cert_file, &why))?;
         Ok(Self {
-            chain,
-            key: read_key(key_file)?,
+            resolver: Arc::new(certified.into()),
             certificates,
         })
     }
 }
 
 /// Creates the error of a valid certificate and a valid key that do not match.
-pub(crate) fn mismatch(key_file: &Path, cert_file: &Path, why: &rustls::Error) -> Error {
+fn mismatch(key_file: &Path, cert_file: &Path, why: &rustls::Error) -> Error {
     let why = match why {
         rustls::Error::InconsistentKeys(_) => {
             format!("not the key of the certificate in {}", cert_file.display())

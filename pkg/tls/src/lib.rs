@@ -8,9 +8,9 @@ mod files;
 mod server;
 mod verify;
 
-use std::{fmt, sync::Arc};
+use std::sync::Arc;
 
-pub use certificate::{ACCEPTED_KEYS, Certificate, Flaw};
+pub use certificate::{ACCEPTED_KEYS, Certificate};
 pub use client::{ClientFiles, ClientTls};
 pub use error::Error;
 pub use server::{ClientAuth, ServerFiles, ServerTls};
@@ -20,18 +20,10 @@ pub use verify::describe;
 pub const HTTP2: &[u8] = b"h2";
 
 /// TLS settings of a server or client, loaded from files.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub struct TlsSettings<C> {
     /// The settings for new connections.
     pub config: Arc<C>,
     /// The certificates in the files.
     pub certificates: Vec<Certificate>,
-}
-
-impl<C> fmt::Debug for TlsSettings<C> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("TlsSettings")
-            .field("certificates", &self.certificates)
-            .finish_non_exhaustive()
-    }
 }

@@ -9,7 +9,7 @@ use rustls::{
 use crate::{
     Certificate, Error, HTTP2, TlsSettings,
     certificate::Side,
-    files::{Authorities, Identity, mismatch},
+    files::{Authorities, Identity},
     verify::Verifier,
 };
 
@@ -30,6 +30,15 @@ pub enum ClientAuth {
     },
 }
 
+impl ClientAuth {
+    fn ca_file(&self) -> Option<&PathBuf> {
+        match self {
+            Self::None => None,
+            Self::VerifyIfGiven { ca_file } | Self::RequireAndVerify { ca_file } => Some(ca_file),
+        }
+    }
+}
+
 /// The TLS settings of a server.
 pub type ServerTls = TlsSettings<ServerConfig>;
 
@@ -47,62 +56,43 @@ pub struct ServerFiles {
 impl ServerFiles {
     /// Returns the paths of all files.
     pub fn paths(&self) -> Vec<PathBuf> {
-        let ca_file = match &self.client_auth {
-            ClientAuth::None => None,
-            ClientAuth::VerifyIfGiven { ca_file } | ClientAuth::RequireAndVerify { ca_file } => {
-                Some(ca_file.clone())
-            }
-        };
-        let own = [self.cert_file.clone(), self.key_file.clone()];
-        own.into_iter().chain(ca_file).collect()
+        let own = [&self.cert_file, &self.key_file];
+        let files = own.into_iter().chain(self.client_auth.ca_file());
+        files.cloned().collect()
     }
 
     /// Reads and checks the files.
     pub fn load(&self) -> Result<ServerTls, Error> {
-        let identity = Identity::read(&self.cert_file, &self.key_file, Side::Server)?;
-        let mismatch = |why| mismatch(&self.key_file, &self.cert_file, &why);
         let provider = Arc::new(ring::default_provider());
+        let own = Identity::read(&self.cert_file, &self.key_file, Side::Server, &provider)?;
         let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
             .with_safe_default_protocol_versions()
-            .map_err(mismatch)?;
-        let mut certificates = identity.certificates;
-        let builder = match client_verifier(&self.client_auth, provider)? {
-            Some((verifier, authorities)) => {
-                certificates.extend(authorities);
-                builder.with_client_cert_verifier(verifier)
-            }
-            None => builder.with_no_client_auth(),
-        };
-        let mut config = builder
-            .with_single_cert(identity.chain, identity.key)
-            .map_err(mismatch)?;
+            .map_err(|why| Error::new("cert_file", &self.cert_file, why))?;
+        let (verifier, authorities) = client_verifier(&self.client_auth, provider)?;
+        let builder = builder.with_client_cert_verifier(verifier);
+        let mut config = builder.with_cert_resolver(own.resolver);
         config.alpn_protocols = vec![HTTP2.to_vec()];
         Ok(TlsSettings {
             config: Arc::new(config),
-            certificates,
+            certificates: [own.certificates, authorities].concat(),
         })
     }
 }
 
-type ClientVerifier = (Arc<dyn ClientCertVerifier>, Vec<Certificate>);
-
+/// Returns the verifier of clients, and its authorities.
 fn client_verifier(
     client_auth: &ClientAuth,
     provider: Arc<CryptoProvider>,
-) -> Result<Option<ClientVerifier>, Error> {
-    let (path, optional) = match client_auth {
-        ClientAuth::None => return Ok(None),
-        ClientAuth::VerifyIfGiven { ca_file } => (ca_file, true),
-        ClientAuth::RequireAndVerify { ca_file } => (ca_file, false),
+) -> Result<(Arc<dyn ClientCertVerifier>, Vec<Certificate>), Error> {
+    let Some(path) = client_auth.ca_file() else {
+        return Ok((WebPkiClientVerifier::no_client_auth(), Vec::new()));
     };
     let authorities = Authorities::read(path, "client_authority")?;
     let roots = Arc::new(authorities.roots);
-    let builder = WebPkiClientVerifier::builder_with_provider(roots, provider);
-    let builder = if optional {
-        builder.allow_unauthenticated()
-    } else {
-        builder
-    };
+    let mut builder = WebPkiClientVerifier::builder_with_provider(roots, provider);
+    if matches!(client_auth, ClientAuth::VerifyIfGiven { .. }) {
+        builder = builder.allow_unauthenticated();
+    }
     let chains = builder
         .build()
         .map_err(|why| Error::new("ca_file", path, why))?;
@@ -110,5 +100,5 @@ fn client_verifier(
         listed: authorities.listed,
         chains,
     });
-    Ok(Some((verifier, authorities.certificates)))
+    Ok((verifier, authorities.certificates))
 }

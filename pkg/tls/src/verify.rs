@@ -19,10 +19,7 @@ use rustls::{
     },
 };
 
-use crate::{
-    Flaw,
-    certificate::{PEER_RSA, Side, check_use, parse},
-};
+use crate::certificate::{Flaw, PEER_RSA, Side, check_use, parse};
 
 /// Accepts listed certificates as they are, and verifies all others with `chains`.
 #[derive(Debug)]
@@ -73,6 +70,39 @@ pub fn describe(error: &Error) -> String {
     }
 }
 
+/// The methods that both traits of verifiers share.
+macro_rules! signatures {
+    () => {
+        fn verify_tls12_signature(
+            &self,
+            message: &[u8],
+            shown: &CertificateDer<'_>,
+            signature: &DigitallySignedStruct,
+        ) -> Result<HandshakeSignatureValid, Error> {
+            let verified = self
+                .chains
+                .verify_tls12_signature(message, shown, signature);
+            verified.map_err(|error| explained(shown, error))
+        }
+
+        fn verify_tls13_signature(
+            &self,
+            message: &[u8],
+            shown: &CertificateDer<'_>,
+            signature: &DigitallySignedStruct,
+        ) -> Result<HandshakeSignatureValid, Error> {
+            let verified = self
+                .chains
+                .verify_tls13_signature(message, shown, signature);
+            verified.map_err(|error| explained(shown, error))
+        }
+
+        fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+            self.chains.supported_verify_schemes()
+        }
+    };
+}
+
 impl ServerCertVerifier for Verifier<dyn ServerCertVerifier> {
     fn verify_server_cert(
         &self,
@@ -95,33 +125,7 @@ impl ServerCertVerifier for Verifier<dyn ServerCertVerifier> {
         verified.map_err(|error| explained(shown, error))
     }
 
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        shown: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        let verified = self
-            .chains
-            .verify_tls12_signature(message, shown, signature);
-        verified.map_err(|error| explained(shown, error))
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        shown: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        let verified = self
-            .chains
-            .verify_tls13_signature(message, shown, signature);
-        verified.map_err(|error| explained(shown, error))
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.chains.supported_verify_schemes()
-    }
+    signatures!();
 }
 
 impl ClientCertVerifier for Verifier<dyn ClientCertVerifier> {
@@ -147,31 +151,5 @@ impl ClientCertVerifier for Verifier<dyn ClientCertVerifier> {
         verified.map_err(|error| explained(shown, error))
     }
 
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        shown: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        let verified = self
-            .chains
-            .verify_tls12_signature(message, shown, signature);
-        verified.map_err(|error| explained(shown, error))
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        shown: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        let verified = self
-            .chains
-            .verify_tls13_signature(message, shown, signature);
-        verified.map_err(|error| explained(shown, error))
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.chains.supported_verify_schemes()
-    }
+    signatures!();
 }

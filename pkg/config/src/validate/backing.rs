@@ -1,55 +1,44 @@
 //! Checks of the section `backing_cache`.
 
-use std::time::Duration;
-
 use super::Findings;
-use crate::{BackingCache, Config, OnOutage};
+use crate::backing::BackingCache;
+use crate::choice::OnOutage;
+use crate::schema::Config;
 
+const LOCAL: &str = "local_cache.enabled";
 const TARGET: &str = "backing_cache.target";
 const TLS: &str = "backing_cache.tls.enabled";
 
 impl Findings<'_> {
     pub(super) fn check_backing(&mut self, config: &Config) {
-        let backing = &config.backing_cache;
-        if !config.local_cache.enabled {
-            self.check_stateless(backing);
+        let (backing, local) = (&config.backing_cache, &config.local_cache);
+        let (on_outage, read_only) = ("backing_cache.on_outage", "backing_cache.read_only");
+        let (journal_max, half) = ("backing_cache.journal_max", local.max_size_gb.bytes() / 2);
+        if !local.enabled && backing.target.is_none() {
+            let reason = "leaves no cache to serve from; accepted: true, or a backing_cache.target";
+            self.refuse(&[LOCAL, TARGET], reason);
+        } else if !local.enabled && backing.read_only {
+            let reason = "leaves no cache to write to without a local cache; accepted: false";
+            self.refuse(&[read_only, LOCAL], reason);
         }
         self.check_backing_tls(backing);
-        if backing.timeout == Duration::ZERO {
+        if backing.timeout.is_zero() {
             let reason = "would end every call at once; accepted: more than 0";
             self.refuse(&["backing_cache.timeout"], reason);
         }
-        if backing.on_outage == OnOutage::Degrade && backing.target.is_some() {
-            self.check_degrading(config);
-        }
-        if backing.prefetch && !config.local_cache.enabled {
-            let reason = "has no effect without a local cache";
-            self.warn("backing_cache.prefetch", reason);
-        }
-    }
-
-    fn check_stateless(&mut self, backing: &BackingCache) {
-        if backing.target.is_none() {
-            let reason = "leaves no cache to serve from; accepted: true, or a backing_cache.target";
-            self.refuse(&["local_cache.enabled", TARGET], reason);
-        } else if backing.read_only {
-            let reason = "leaves no cache to write to without a local cache; accepted: false";
-            self.refuse(&["backing_cache.read_only", "local_cache.enabled"], reason);
-        }
-    }
-
-    fn check_degrading(&mut self, config: &Config) {
-        let (key, half) = (
-            "backing_cache.journal_max",
-            config.local_cache.max_size_gb.bytes() / 2,
-        );
-        if !config.local_cache.enabled {
-            let reason = "needs a local cache; accepted: fail";
-            self.refuse(&["backing_cache.on_outage", "local_cache.enabled"], reason);
-        } else if self.is_given(key) && config.backing_cache.journal_max.bytes() > half {
+        let degrades = backing.on_outage == OnOutage::Degrade && backing.target.is_some();
+        if degrades && !local.enabled {
+            self.refuse(&[on_outage, LOCAL], "needs a local cache; accepted: fail");
+        } else if degrades && self.is_given(journal_max) && backing.journal_max.bytes() > half {
             let reason = "leaves too little of the local cache; accepted: up to half of \
                           local_cache.max_size_gb";
-            self.refuse(&[key], reason);
+            self.refuse(&[journal_max], reason);
+        }
+        if backing.prefetch && !local.enabled {
+            self.warn(
+                "backing_cache.prefetch",
+                "has no effect without a local cache",
+            );
         }
     }
 
@@ -77,23 +66,18 @@ impl Findings<'_> {
             self.warn(TARGET, reason);
         }
         let [cert, key, ca] = [
-            ("backing_cache.tls.cert_file", &tls.cert_file),
-            ("backing_cache.tls.key_file", &tls.key_file),
-            ("backing_cache.tls.ca_file", &tls.ca_file),
-        ]
-        .map(|(name, file)| (name, !file.as_os_str().is_empty()));
+            "backing_cache.tls.cert_file",
+            "backing_cache.tls.key_file",
+            "backing_cache.tls.ca_file",
+        ];
         if !encrypted {
-            for (name, _) in [cert, key, ca].iter().filter(|(_, set)| *set) {
-                self.warn(
-                    name,
-                    "has no effect, since the connection to the backing cache is in plain text",
-                );
-            }
-            return;
+            let reason =
+                "has no effect, since the connection to the backing cache is in plain text";
+            return self.warn_of_given([cert, key, ca], reason);
         }
-        for ((name, set), (other, other_set)) in [(cert, key), (key, cert)] {
-            if set && !other_set {
-                self.refuse(&[name, other], &format!("needs {other}"));
+        for (file, other) in [(cert, key), (key, cert)] {
+            if self.is_given(file) && !self.is_given(other) {
+                self.refuse(&[file, other], &format!("needs {other}"));
             }
         }
     }

@@ -2,12 +2,19 @@
 
 use std::{collections::HashSet, mem, time::Duration};
 
-use gorego_storage::{Candidate, EntryId, EvictionTotal};
+use gorego_storage::{Candidate, EntryId, Evictable};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::Janitor;
-use crate::{Amount, Demand, Plan, Planner, oldest::cover, shortage::Shortage};
+use crate::{
+    Totals,
+    demand::Demand,
+    oldest::cover,
+    plan::{AT_MOST, Plan, Planner},
+    shortage::Shortage,
+    totals::add,
+};
 
 /// The smallest and the largest number of entries evicted in one step.
 const STEP: (usize, usize) = (8, 256);
@@ -37,16 +44,15 @@ pub(super) struct Pass<'a> {
     shortage: Shortage,
     /// Whether eviction continues down to the low mark.
     down_to_low: bool,
-    /// Whether an upload was waiting when the latest plan was made.
-    hard: bool,
+    /// Whether an upload was waiting when the latest plan was made, which could then break leases.
+    pub(super) hard: bool,
     /// The number of the upload that waited when the demand was last computed.
     upload: u64,
     /// The entries and last uses of candidates whose eviction failed.
     stubborn: HashSet<(EntryId, u64)>,
     step: usize,
-    evicted: EvictionTotal,
-    leases_broken: u64,
-    uploads: EvictionTotal,
+    /// The totals of the janitor before the pass.
+    before: Totals,
 }
 
 impl<'a> Pass<'a> {
@@ -60,14 +66,12 @@ impl<'a> Pass<'a> {
             upload: 0,
             stubborn: HashSet::new(),
             // If eviction may turn out futile, small steps find that out with the fewest losses.
-            step: if shortage.lacking().is_zero() {
+            step: if shortage.lacking.is_zero() {
                 STEP.0
             } else {
                 1
             },
-            evicted: EvictionTotal::default(),
-            leases_broken: 0,
-            uploads: EvictionTotal::default(),
+            before: *janitor.totals.borrow(),
         }
     }
 
@@ -81,16 +85,16 @@ impl<'a> Pass<'a> {
             self.hard = !demand.hard.is_zero();
             let before = self.removed();
             let plan = self.plan(demand).await;
-            let tried = !plan.is_empty();
-            self.carry_out(plan, shutdown).await;
+            let tried = plan.evict.len() + plan.break_leases.len() > 0;
+            self.evict(&plan.evict, false, shutdown).await;
+            self.evict(&plan.break_leases, true, shutdown).await;
             if shutdown.is_cancelled() {
                 return PassEnd::Stopped;
             }
-            fruitless = if self.removed() > before {
-                0
-            } else {
-                fruitless + 1
-            };
+            fruitless += 1;
+            if self.removed() > before {
+                fruitless = 0;
+            }
             if fruitless == FRUITLESS || (fruitless > 0 && !tried) {
                 // Others may have met the demand meanwhile, for example uploads that ended.
                 let met = self.demand().total().is_zero();
@@ -113,13 +117,9 @@ impl<'a> Pass<'a> {
         }
     }
 
-    /// Whether the last plan could break leases for a waiting upload.
-    pub(super) const fn was_hard(&self) -> bool {
-        self.hard
-    }
-
-    const fn removed(&self) -> u64 {
-        self.evicted.count + self.uploads.count
+    fn removed(&self) -> u64 {
+        let totals = self.janitor.totals.borrow();
+        totals.evicted.count + totals.uploads_dropped.count
     }
 
     async fn plan(&mut self, demand: Demand) -> Plan {
@@ -127,7 +127,7 @@ impl<'a> Pass<'a> {
         let planned = self
             .janitor
             .blocking(move |store| {
-                let mut planner = Planner::new(demand);
+                let mut planner = Planner::new(demand, AT_MOST);
                 store.visit(&mut |candidate| {
                     if stubborn.is_empty() || !stubborn.contains(&shown(&candidate)) {
                         planner.offer(candidate);
@@ -141,32 +141,22 @@ impl<'a> Pass<'a> {
         plan
     }
 
-    async fn carry_out(&mut self, plan: Plan, shutdown: &CancellationToken) {
-        self.evict(&plan.evict, Demand::total, false, shutdown)
-            .await;
-        self.evict(&plan.break_leases, |demand| demand.hard, true, shutdown)
-            .await;
-    }
-
-    /// Evicts in small steps for as long as there is a demand. With `charged`, broken leases count
-    /// against the waiting upload.
-    async fn evict(
-        &mut self,
-        mut candidates: &[Candidate],
-        need: impl Fn(&Demand) -> Amount,
-        charged: bool,
-        shutdown: &CancellationToken,
-    ) {
-        while !candidates.is_empty() && !shutdown.is_cancelled() {
-            let needed = cover(candidates, need(&self.demand()));
-            let Some((step, rest)) = candidates.split_at_checked(needed.min(self.step)) else {
+    /// Evicts in small steps for as long as there is a demand. If `hard`, only the hard demand counts, and
+    /// broken leases are charged to the waiting upload.
+    async fn evict(&mut self, planned: &[Candidate], hard: bool, shutdown: &CancellationToken) {
+        let mut planned = planned;
+        while !shutdown.is_cancelled() {
+            let demand = self.demand();
+            let amount = if hard { demand.hard } else { demand.total() };
+            let count = cover(planned, amount).min(self.step);
+            let Some((step, rest)) = planned.split_at_checked(count) else {
                 return;
             };
             if step.is_empty() {
                 return;
             }
-            candidates = rest;
-            self.evict_step(step.to_vec(), charged).await;
+            planned = rest;
+            self.evict_step(step.to_vec(), hard).await;
         }
     }
 
@@ -174,19 +164,18 @@ impl<'a> Pass<'a> {
         let started = Instant::now();
         // Another upload may be the waiting one when the step ends.
         let upload = self.upload;
-        let (partial, rest): (Vec<Candidate>, Vec<Candidate>) = step
-            .iter()
-            .copied()
-            .partition(|candidate| candidate.partial);
-        let (leased, unleased): (Vec<_>, Vec<_>) =
-            rest.into_iter().partition(|candidate| candidate.leased);
-        let evict = move |store: &dyn gorego_storage::Evictable| {
+        let select = |keep: fn(&Candidate) -> bool| -> Vec<_> {
+            step.iter().copied().filter(keep).collect()
+        };
+        let partial = select(|candidate| candidate.partial);
+        let unleased = select(|candidate| !candidate.partial && !candidate.leased);
+        let leased = select(|candidate| !candidate.partial && candidate.leased);
+        let evict = move |store: &dyn Evictable| {
             [(partial, false), (unleased, false), (leased, true)]
-                .map(|(step, break_leases)| store.evict(&step, break_leases))
+                .map(|(part, break_leases)| store.evict(&part, break_leases))
         };
         let [uploads, plain, broken] = self.janitor.blocking(evict).await.unwrap_or_default();
-        let evicted = sum(plain, broken);
-        let count = evicted.count + uploads.count;
+        let count = uploads.count + plain.count + broken.count;
         if count < step.len() as u64 && self.stubborn.len() < REMEMBERED {
             self.stubborn.extend(step.iter().map(shown));
         }
@@ -197,28 +186,39 @@ impl<'a> Pass<'a> {
         if count > 0 {
             self.janitor.store.room_made(false);
         }
-        self.evicted = sum(self.evicted, evicted);
-        self.uploads = sum(self.uploads, uploads);
-        self.leases_broken += broken.count;
-        self.janitor.counters.evicted(evicted, broken.count);
-        self.janitor.counters.uploads_dropped(uploads);
-        self.step = next_step(self.step, started.elapsed());
+        self.janitor.totals.send_modify(|totals| {
+            add(&mut totals.uploads_dropped, uploads);
+            add(&mut totals.evicted, plain);
+            add(&mut totals.evicted, broken);
+            totals.leases_broken += broken.count;
+        });
+        let is_slow = started.elapsed() > STEP_TIME;
+        let next = if is_slow {
+            self.step / 2
+        } else {
+            self.step * 2
+        };
+        self.step = next.clamp(STEP.0, STEP.1);
     }
 
     /// Logs one line about the pass.
     pub(super) fn log(&self, end: PassEnd) {
         let usage = self.janitor.store.usage();
         let took = self.started.elapsed();
-        if self.removed() == 0 {
+        let (now, before) = (*self.janitor.totals.borrow(), self.before);
+        let (evicted, uploads) = (now.evicted, now.uploads_dropped);
+        let count = evicted.count - before.evicted.count;
+        let uploads_count = uploads.count - before.uploads_dropped.count;
+        if count + uploads_count == 0 {
             tracing::debug!(?end, ?usage, ?took, "found nothing to evict");
             return;
         }
         tracing::info!(
-            evicted = self.evicted.count,
-            bytes = self.evicted.bytes,
-            leases_broken = self.leases_broken,
-            uploads = self.uploads.count,
-            upload_bytes = self.uploads.bytes,
+            evicted = count,
+            bytes = evicted.bytes - before.evicted.bytes,
+            leases_broken = now.leases_broken - before.leases_broken,
+            uploads = uploads_count,
+            upload_bytes = uploads.bytes - before.uploads_dropped.bytes,
             used = usage.used,
             limit = usage.limit,
             ?took,
@@ -228,20 +228,7 @@ impl<'a> Pass<'a> {
     }
 }
 
-const fn sum(a: EvictionTotal, b: EvictionTotal) -> EvictionTotal {
-    EvictionTotal {
-        count: a.count + b.count,
-        bytes: a.bytes + b.bytes,
-    }
-}
-
 /// Identifies a candidate as it was visited: a later use makes it another one.
 fn shown(candidate: &Candidate) -> (EntryId, u64) {
     (candidate.entry, candidate.last_use)
-}
-
-/// Returns the size of the next step from the size and duration of the last.
-fn next_step(step: usize, took: Duration) -> usize {
-    let next = if took > STEP_TIME { step / 2 } else { step * 2 };
-    next.clamp(STEP.0, STEP.1)
 }

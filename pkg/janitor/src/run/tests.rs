@@ -110,10 +110,9 @@ async fn leases_beyond_their_share_are_broken_oldest_first_and_counted() {
     let mut evicted = store.evicted();
     evicted.sort_unstable();
     assert_eq!(evicted, expected);
-    let counters = janitor.counters();
-    assert_eq!(counters.leases_broken.load(Relaxed), 2);
-    assert_eq!(counters.evicted.load(Relaxed), 13);
-    assert_eq!(counters.evicted_bytes.load(Relaxed), 130);
+    let totals = *janitor.totals().borrow();
+    assert_eq!(totals.leases_broken, 2);
+    assert_eq!((totals.evicted.count, totals.evicted.bytes), (13, 130));
 }
 
 #[tokio::test]
@@ -132,8 +131,8 @@ async fn a_waiting_upload_evicts_unleased_entries_and_partial_uploads_before_lea
     assert_eq!(store.evicted(), expected, "no more than needed");
     assert_eq!(store.state().waiting, 0);
     assert_eq!(store.state().leases_broken, 50);
-    assert_eq!(janitor.counters().leases_broken.load(Relaxed), 5);
-    assert_eq!(janitor.counters().uploads_dropped.load(Relaxed), 1);
+    let totals = *janitor.totals().borrow();
+    assert_eq!((totals.leases_broken, totals.uploads_dropped.count), (5, 1));
 }
 
 #[tokio::test]

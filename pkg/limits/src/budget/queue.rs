@@ -7,12 +7,12 @@ use tokio::sync::oneshot;
 /// The free permits, those that connections hold, and those that they wait for.
 #[derive(Debug)]
 pub(super) struct Queue {
-    free: u64,
+    pub(super) free: u64,
     /// The sum of the waiting calls' requests.
     wanted: u64,
     /// The permits of ended calls that are not returned yet. They count as free, so that one waiting call does not end
     /// all slow ones.
-    leaving: u64,
+    pub(super) leaving: u64,
     /// Connections that hold permits or wait.
     lines: HashMap<u64, ClientLine>,
     /// Connections that wait, the next one first.
@@ -60,11 +60,6 @@ impl Queue {
         }
     }
 
-    #[cfg(test)]
-    pub(super) const fn free(&self) -> u64 {
-        self.free
-    }
-
     /// Whether `bytes` are free and no call waits.
     pub(super) fn is_free(&self, bytes: u64) -> bool {
         self.order.is_empty() && bytes <= self.free
@@ -98,11 +93,6 @@ impl Queue {
         let bytes = most.min(self.free / divisor.max(1));
         self.free -= bytes;
         bytes
-    }
-
-    /// Returns permits that belong to no connection.
-    pub(super) fn add(&mut self, bytes: u64) {
-        self.free += bytes;
     }
 
     pub(super) fn wait(&mut self, client: u64, bytes: u64, send: oneshot::Sender<()>) -> Ticket {
@@ -174,11 +164,6 @@ impl Queue {
             self.leaving += bytes;
         }
         waited_for
-    }
-
-    /// Subtracts bytes that counted as given back and now are.
-    pub(super) fn left(&mut self, bytes: u64) {
-        self.leaving = self.leaving.saturating_sub(bytes);
     }
 
     fn next(&mut self) -> u64 {

@@ -209,7 +209,7 @@ proptest! {
             };
             let total: u64 = calls.iter().map(held).sum();
             prop_assert!(total <= TOTAL);
-            prop_assert_eq!(budget.0.lock().free(), TOTAL - total);
+            prop_assert_eq!(budget.0.queue.lock().free, TOTAL - total);
             let waits = |call: &&(usize, u64, Asked)| matches!(call.2, Asked::Waits(_));
             let mut held_by = HashMap::new();
             for (client, _, call) in &calls {
