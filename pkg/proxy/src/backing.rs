@@ -5,7 +5,7 @@ use std::{collections::HashSet, sync::Arc, time::Duration};
 use bytes::Bytes;
 use gorego_storage::{Blob, BlobStore, Digest, DigestFunction, Put, Result};
 
-use crate::{clock::AcceptClock, recent::Recent};
+use crate::{outbox::Outbox, recent::Recent};
 
 /// The most blobs that are known to be present; some 60 bytes each.
 const CAPACITY: usize = 512 * 1024;
@@ -16,7 +16,7 @@ const CAPACITY: usize = 512 * 1024;
 pub(crate) struct BackingBlobs {
     pub(crate) store: Arc<dyn BlobStore>,
     present: Recent<PresentBlob>,
-    clock: Arc<AcceptClock>,
+    outbox: Arc<Outbox>,
 }
 
 /// The time between two outages of the backing cache, in which its answers stay valid.
@@ -36,12 +36,12 @@ fn present(epoch: Epoch, digest: &Digest) -> PresentBlob {
 }
 
 impl BackingBlobs {
-    /// Records each present blob of `store` for `ttl`, and each accepted one with `clock`.
-    pub(crate) fn new(store: Arc<dyn BlobStore>, ttl: Duration, clock: Arc<AcceptClock>) -> Self {
+    /// Records each present blob of `store` for `ttl`, and each accepted one in `outbox`.
+    pub(crate) fn new(store: Arc<dyn BlobStore>, ttl: Duration, outbox: Arc<Outbox>) -> Self {
         Self {
             store,
             present: Recent::new(ttl, CAPACITY),
-            clock,
+            outbox,
         }
     }
 
@@ -50,12 +50,10 @@ impl BackingBlobs {
         Epoch(u32::try_from(self.store.outages()).unwrap_or(u32::MAX))
     }
 
-    /// Whether the blob is known to be present.
     pub(crate) fn has(&self, digest: &Digest) -> bool {
         self.present.contains(&present(self.epoch(), digest))
     }
 
-    /// Records a blob that turned out to be missing.
     pub(crate) fn forget(&self, digest: &Digest) {
         self.present.remove(&present(self.epoch(), digest));
     }
@@ -68,7 +66,7 @@ impl BackingBlobs {
     /// Records a blob that the backing cache accepted in `epoch`.
     pub(crate) fn accepted(&self, epoch: Epoch, digest: &Digest) {
         self.record(epoch, digest);
-        self.clock.accepted();
+        self.outbox.queue.lock().accepted();
     }
 
     /// Returns the missing blobs. Looks up only those not recorded as present.
@@ -92,7 +90,6 @@ impl BackingBlobs {
         Ok(missing)
     }
 
-    /// Stores a verified blob.
     pub(crate) async fn put(&self, digest: &Digest, blob: Blob) -> Result<Put> {
         let epoch = self.epoch();
         let put = self.store.put(digest, blob).await?;
@@ -100,7 +97,6 @@ impl BackingBlobs {
         Ok(put)
     }
 
-    /// Stores verified blobs. Returns a result for each, in order.
     pub(crate) async fn put_batch(&self, blobs: Vec<(Digest, Bytes)>) -> Vec<Result<Put>> {
         if blobs.is_empty() {
             return Vec::new();

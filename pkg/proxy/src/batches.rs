@@ -1,8 +1,6 @@
 //! Batches of blobs that fit into memory together.
 
-use std::collections::HashMap;
-
-use gorego_storage::{CHUNK_SIZE, Digest, DigestFunction};
+use gorego_storage::{CHUNK_SIZE, Digest};
 
 /// The most bytes of small blobs in a batch.
 const BATCH: u64 = 2 << 20;
@@ -14,23 +12,21 @@ pub(crate) const fn is_small(digest: &Digest) -> bool {
 
 /// Splits blobs into batches: small blobs with the same digest function together, each large blob alone. Functions are
 /// not mixed, since a peer may lack one.
-pub(crate) fn batches(digests: Vec<Digest>) -> Vec<Vec<Digest>> {
-    let mut batches: Vec<Vec<Digest>> = Vec::new();
-    // The last batch of each function, and its bytes.
-    let mut last: HashMap<DigestFunction, (usize, u64)> = HashMap::new();
+pub(crate) fn batches(mut digests: Vec<Digest>) -> Vec<Vec<Digest>> {
+    digests.sort_by_key(|digest| (!is_small(digest), digest.function()));
+    let (mut batches, mut bytes) = (Vec::<Vec<Digest>>::new(), 0u64);
     for digest in digests {
-        let is_small = is_small(&digest);
-        let (at, bytes) = last.entry(digest.function()).or_insert((usize::MAX, 0));
-        match batches.get_mut(*at) {
-            Some(batch) if is_small && *bytes + digest.size() <= BATCH => {
-                *bytes += digest.size();
-                batch.push(digest);
-                continue;
+        bytes = digest.size().saturating_add(bytes);
+        let fits = |last: &Digest| {
+            is_small(&digest) && bytes <= BATCH && last.function() == digest.function()
+        };
+        match batches.last_mut() {
+            Some(batch) if batch.last().is_some_and(fits) => batch.push(digest),
+            _ => {
+                bytes = digest.size();
+                batches.push(vec![digest]);
             }
-            _ if is_small => (*at, *bytes) = (batches.len(), digest.size()),
-            _ => {}
         }
-        batches.push(vec![digest]);
     }
     batches
 }

@@ -3,40 +3,40 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use futures::{StreamExt as _, future};
+use futures::{StreamExt as _, TryStreamExt as _, future, stream};
 use gorego_limits::Permit;
-use gorego_storage::{Blob, BlobStore as _, CHUNK_SIZE, Chunks, Digest, Error, Result};
+use gorego_storage::{Blob, BlobStore as _, CHUNK_SIZE, Digest, Error, Result};
 use gorego_storage_local::Received;
-use tokio::sync::mpsc;
-use tokio_stream::wrappers::ReceiverStream;
 
 use crate::{
     batches::is_small,
     flow::Flow,
-    inflight::{Inflight, Operation},
     memory::UNWRITTEN,
-    tiers::Tiers,
+    shared::Shared,
+    tee::Tee,
+    tiers::{Tiers, log_unstored},
 };
 
-/// The fetches in progress. They store blobs of the backing cache in the local tier.
+/// The way of blobs from the backing cache into the local tier: the fetches in progress.
+#[derive(Debug)]
 pub(crate) struct Fetches {
     pub(crate) tiers: Tiers,
-    running: Inflight<Digest, Flow>,
+    running: Shared<Digest, Flow>,
 }
 
 /// A fetch in progress. Dropped before its end, it fails its readers.
-struct Fetch(Operation<Digest, Flow>);
+struct Fetch(Arc<Flow>);
 
 impl Drop for Fetch {
     fn drop(&mut self) {
-        let cut_off = format!("fetch of {} was cut off", self.0.key);
-        self.0.value.finish(Err(Error::Unavailable(cut_off)));
+        let cut_off = format!("fetch of {} was cut off", self.0.digest);
+        self.0.finish(Err(Error::Unavailable(cut_off)));
     }
 }
 
 impl Fetches {
     pub(crate) fn new(tiers: Tiers) -> Self {
-        let running = Inflight::default();
+        let running = Shared::default();
         Self { tiers, running }
     }
 
@@ -69,17 +69,17 @@ impl Fetches {
     fn start_large(self: &Arc<Self>, fetch: Fetch) {
         let fetches = Arc::clone(self);
         self.tiers.spawn(async move {
-            let (flow, mut permits) = (Arc::clone(&fetch.0.value), Vec::new());
-            let fetched = fetches.fetch_large(&flow, &mut permits).await;
-            fetches.end(fetch, fetched);
+            let mut permits = Vec::new();
+            let fetched = fetches.fetch_large(&fetch.0, &mut permits).await;
+            fetches.end(&fetch, fetched);
             // The content counts as long as it is in memory.
-            flow.emptied().await;
+            fetch.0.emptied().await;
         });
     }
 
     /// Ends a fetch, and records a miss of the backing cache.
-    fn end(&self, fetch: Fetch, fetched: Result<()>) {
-        let digest = &fetch.0.key;
+    fn end(&self, fetch: &Fetch, fetched: Result<()>) {
+        let digest = &fetch.0.digest;
         match &fetched {
             Err(Error::NotFound(_)) => self.tiers.backing.forget(digest),
             Err(error @ Error::Mismatch { .. }) => {
@@ -88,11 +88,10 @@ impl Fetches {
             Err(error) => tracing::debug!(%digest, %error, "failed to fetch a blob"),
             Ok(()) => {}
         }
-        fetch.0.value.finish(fetched);
-        drop(fetch);
+        fetch.0.finish(fetched);
     }
 
-    async fn fetch_large(&self, flow: &Flow, permits: &mut Vec<Permit>) -> Result<()> {
+    async fn fetch_large(&self, flow: &Arc<Flow>, permits: &mut Vec<Permit>) -> Result<()> {
         let digest = flow.digest;
         let permit = self.tiers.options.memory.reserve_large(&digest).await;
         permits.push(permit.map_err(Error::no_memory)?);
@@ -101,14 +100,31 @@ impl Fetches {
             Ok(blob) => blob,
             Err(_) => self.tiers.backing.store.get(&digest, 0).await?,
         };
-        let (writer, content) = mpsc::channel(1);
-        let write = self.write(flow, content);
-        let pump = self.pump(flow, blob.into_chunks(), writer, permits);
-        let (written, arrived) = future::join(write, pump).await;
-        arrived?;
-        let stored = match written {
+        let pieces = blob.into_chunks();
+        let pieces = pieces.map_ok(|chunk| stream::iter(pieces_of(chunk).map(Ok)));
+        let readers = Arc::clone(flow);
+        let tee = Tee::new(pieces.try_flatten().then(move |piece: Result<Bytes>| {
+            let readers = Arc::clone(&readers);
+            async move {
+                match &piece {
+                    Ok(piece) => readers.push(piece.clone()).await,
+                    Err(error) => readers.finish(Err(error.clone())),
+                }
+                piece
+            }
+        }));
+        let (local, growth) = (&self.tiers.local, Some(flow.growth()));
+        let stored = match local.receive(&digest, tee.local(), None, growth).await {
             Ok(Received::Complete(complete)) => complete.publish().await.map(drop),
-            written => written.map(drop),
+            Err(error @ Error::Mismatch { .. }) => Err(error),
+            received => {
+                // Another writer may have stored it meanwhile.
+                if let Ok(Blob::File(file)) = local.get(&digest, 0).await {
+                    flow.switch_to_file(&file);
+                }
+                self.fetch_rest(flow, &tee, permits).await?;
+                received.map(drop)
+            }
         };
         // Other errors of the local tier do not concern the readers.
         if matches!(stored, Err(Error::Mismatch { .. })) {
@@ -118,54 +134,25 @@ impl Fetches {
         Ok(())
     }
 
-    /// Writes chunks as they arrive, as long as there is room. Once another writer has stored the blob,
-    /// readers read from its file.
-    async fn write(&self, flow: &Flow, content: mpsc::Receiver<Result<Bytes>>) -> Result<Received> {
-        let content = ReceiverStream::new(content).boxed();
-        let (digest, growth) = (&flow.digest, Some(flow.growth()));
-        let local = &self.tiers.local;
-        let written = local.receive(digest, content, None, growth).await;
-        if let Ok(Received::Existed) = &written
-            && let Ok(Blob::File(file)) = local.get(digest, 0).await
-        {
-            flow.switch_to_file(&file);
-        }
-        written
-    }
-
-    /// Passes chunks to the readers and to the writer as they arrive.
-    async fn pump(
-        &self,
-        flow: &Flow,
-        mut chunks: Chunks,
-        writer: mpsc::Sender<Result<Bytes>>,
-        permits: &mut Vec<Permit>,
-    ) -> Result<()> {
-        let mut writer = Some(writer);
-        while let Some(chunk) = chunks.next().await {
-            if let (Err(error), Some(writer)) = (&chunk, &writer) {
-                let _ = writer.send(Err(error.clone())).await;
+    /// Fetches the rest of a blob that is no longer written, at the pace of its readers.
+    async fn fetch_rest(&self, flow: &Flow, tee: &Tee, permits: &mut Vec<Permit>) -> Result<()> {
+        flow.failure()?;
+        let (permit, most) = self.tiers.options.memory.reserve_unwritten(&flow.digest);
+        permits.extend(permit);
+        flow.to_memory(most);
+        loop {
+            if flow.digest.size() > UNWRITTEN {
+                flow.abandon()?;
             }
-            for piece in pieces(chunk?) {
-                flow.push(piece.clone()).await;
-                if let Some(open) = &writer
-                    && open.send(Ok(piece)).await.is_err()
-                {
-                    writer = None;
-                    let (permit, most) = self.tiers.options.memory.reserve_unwritten(&flow.digest);
-                    permits.extend(permit);
-                    flow.to_memory(most);
-                }
-                if writer.is_none() && flow.digest.size() > UNWRITTEN {
-                    flow.abandon()?;
-                }
+            match tee.next().await {
+                Some(piece) => drop(piece?),
+                None => return Ok(()),
             }
         }
-        Ok(())
     }
 
     async fn fetch_small(&self, fetches: Vec<Fetch>) {
-        let digests: Vec<Digest> = fetches.iter().map(|fetch| fetch.0.key).collect();
+        let digests: Vec<Digest> = fetches.iter().map(|fetch| fetch.0.digest).collect();
         let permit = self.tiers.options.memory.reserve_small(&digests).await;
         let fetched = match &permit {
             Ok(_) => self.tiers.backing.store.get_batch(&digests).await,
@@ -173,36 +160,23 @@ impl Fetches {
         };
         let blobs = digests.iter().copied().zip(&fetched);
         let blobs = blobs.filter_map(|(digest, content)| Some((digest, content.clone().ok()?)));
-        let blobs: Vec<_> = blobs.collect();
-        let stored: Vec<Digest> = blobs.iter().map(|(digest, _)| *digest).collect();
-        for (digest, put) in stored.iter().zip(self.tiers.local.put_batch(blobs).await) {
-            log_unstored(digest, &put);
-        }
-        let flows = fetches.iter().map(|fetch| Arc::clone(&fetch.0.value));
-        let flows: Vec<_> = flows.collect();
-        for (fetch, content) in fetches.into_iter().zip(fetched) {
+        self.tiers.store_local(blobs.collect()).await;
+        for (fetch, content) in fetches.iter().zip(fetched) {
             let fetched = match content {
                 Ok(content) => {
-                    fetch.0.value.push(content).await;
+                    fetch.0.push(content).await;
                     Ok(())
                 }
                 Err(error) => Err(error),
             };
             self.end(fetch, fetched);
         }
-        future::join_all(flows.iter().map(|flow| flow.emptied())).await;
-    }
-}
-
-/// Logs that a fetched blob is not in the local tier.
-fn log_unstored<T>(digest: &Digest, stored: &Result<T>) {
-    if let Err(error) = stored {
-        tracing::debug!(%digest, %error, "failed to store a fetched blob in the local tier");
+        future::join_all(fetches.iter().map(|fetch| fetch.0.emptied())).await;
     }
 }
 
 /// Splits a chunk into pieces that do not keep a larger one in memory, as slices would.
-fn pieces(mut chunk: Bytes) -> impl Iterator<Item = Bytes> {
+fn pieces_of(mut chunk: Bytes) -> impl Iterator<Item = Bytes> {
     let is_small = chunk.len() <= CHUNK_SIZE;
     std::iter::from_fn(move || {
         let piece = chunk.split_to(chunk.len().min(CHUNK_SIZE));
@@ -222,13 +196,13 @@ mod tests {
     #[test]
     fn pieces_do_not_keep_their_chunk_in_memory() {
         let chunk = Bytes::from(vec![7; 4 * CHUNK_SIZE + 1]);
-        let all: Vec<_> = pieces(chunk.clone()).collect();
+        let all: Vec<_> = pieces_of(chunk.clone()).collect();
         assert_eq!(all.concat(), chunk);
         assert!(all.iter().all(|piece| piece.len() <= CHUNK_SIZE));
         drop(chunk);
         assert!(all.iter().all(Bytes::is_unique));
         let small = Bytes::from(vec![7; CHUNK_SIZE]);
-        let same: Vec<_> = pieces(small.clone()).collect();
+        let same: Vec<_> = pieces_of(small.clone()).collect();
         assert_eq!(same[0].as_ptr(), small.as_ptr(), "not copied");
     }
 }

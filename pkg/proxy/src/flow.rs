@@ -4,25 +4,27 @@
 //! cannot be written, the newest part is as large as the budget permits, and the fetch continues at the pace
 //! of the readers.
 
-mod pieces;
 pub(crate) mod reader;
 mod state;
 
-use std::{
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use gorego_limits::Budget;
 use gorego_storage::{BlobFile, Digest, Error, Result};
 use gorego_storage_local::Growth;
+use parking_lot::Mutex;
 use tokio::{
-    sync::Notify,
-    time::{Instant, timeout_at},
+    sync::{Notify, OnceCell},
+    time::timeout_at,
 };
 
-use self::{pieces::PieceCache, state::FlowState};
+use self::state::FlowState;
+use crate::shared::Shared;
+
+/// The pieces in use, by offset. Readers at one offset share a piece; without that, each would get a smaller one from
+/// the common budget.
+type Pieces = Shared<u64, OnceCell<Bytes>>;
 
 /// A blob on its way from the backing cache.
 #[derive(Debug)]
@@ -30,7 +32,7 @@ pub(crate) struct Flow {
     pub(crate) digest: Digest,
     /// The budget of pieces that are read from the file.
     pieces: Budget,
-    shared: PieceCache,
+    shared: Pieces,
     state: Mutex<FlowState>,
     /// Notified when content or the end arrived.
     arrived: Notify,
@@ -43,60 +45,51 @@ impl Flow {
         Self {
             digest,
             pieces,
-            shared: PieceCache::default(),
+            shared: Pieces::default(),
             state: Mutex::default(),
             arrived: Notify::new(),
             passed: Notify::new(),
         }
     }
 
-    fn state(&self) -> MutexGuard<'_, FlowState> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Returns the file that readers read while it grows.
     pub(crate) fn growth(&self) -> Arc<Growth> {
-        Arc::clone(&self.state().growth)
+        Arc::clone(&self.state.lock().growth)
     }
 
     /// Serves readers from the verified file of another writer. The last chunk is withheld until this fetch is
     /// verified: a reader may have read the beginning of its content.
     pub(crate) fn switch_to_file(&self, file: &BlobFile) {
-        self.state().growth = Arc::new(Growth::ended(file));
+        self.state.lock().growth = Arc::new(Growth::ended(file));
         self.arrived.notify_waiters();
         self.passed.notify_waiters();
     }
 
     /// Adds a chunk. If memory is full and the blob cannot be written, waits for readers.
     pub(crate) async fn push(&self, chunk: Bytes) {
-        self.state().push(chunk);
+        self.state.lock().push(chunk);
         self.arrived.notify_waiters();
         self.make_room().await;
     }
 
     async fn make_room(&self) {
-        let (mut since, mut waited) = (Instant::now(), Duration::ZERO);
         loop {
+            // Created first, so that no notification is missed.
             let passed = self.passed.notified();
-            tokio::pin!(passed);
-            passed.as_mut().enable();
-            let Some(until) = self.state().make_room(waited) else {
+            let Some(until) = self.state.lock().make_room() else {
                 return;
             };
             let _ = timeout_at(until, passed).await;
-            waited = since.elapsed();
-            since += waited;
         }
     }
 
     /// Keeps up to `most` bytes in memory from now on, since the blob is no longer written.
     pub(crate) fn to_memory(&self, most: u64) {
-        self.state().in_memory = Some(most);
+        self.state.lock().in_memory = Some(most);
     }
 
     /// Ends the flow if it has no readers. Later callers need another one.
     pub(crate) fn abandon(&self) -> Result<()> {
-        let mut state = self.state();
+        let mut state = self.state.lock();
         if !state.readers.is_empty() {
             return Ok(());
         }
@@ -107,10 +100,15 @@ impl Flow {
         Err(error)
     }
 
+    /// Returns the error of a flow that failed.
+    pub(crate) fn failure(&self) -> Result<()> {
+        self.state.lock().outcome.clone().unwrap_or(Ok(()))
+    }
+
     /// Ends the flow, unless it has ended.
     pub(crate) fn finish(&self, outcome: Result<()>) {
         {
-            let mut state = self.state();
+            let mut state = self.state.lock();
             state.outcome.get_or_insert(outcome);
             if let Some(Err(_)) = state.outcome {
                 state.drop_before(u64::MAX);
@@ -146,9 +144,7 @@ impl Flow {
     async fn until<T>(&self, mut find: impl FnMut(&mut FlowState) -> Option<T>) -> T {
         loop {
             let arrived = self.arrived.notified();
-            tokio::pin!(arrived);
-            arrived.as_mut().enable();
-            if let Some(found) = find(&mut self.state()) {
+            if let Some(found) = find(&mut self.state.lock()) {
                 return found;
             }
             arrived.await;

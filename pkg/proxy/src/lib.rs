@@ -2,11 +2,9 @@
 
 mod backing;
 mod batches;
-mod clock;
 mod drain;
 mod fetch;
 mod flow;
-mod inflight;
 mod memory;
 mod options;
 mod outbox;
@@ -16,11 +14,11 @@ mod presence;
 mod reads;
 mod recent;
 mod results;
+mod shared;
 mod store;
 mod tee;
 mod tiers;
 mod uploads;
-mod versions;
 mod writes;
 
 pub use memory::Memory;

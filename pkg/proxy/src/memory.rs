@@ -4,7 +4,7 @@ use gorego_limits::{Budget, Full, Permit};
 use gorego_storage::{CHUNK_SIZE, Digest};
 
 /// The memory of a large blob while it is written, in bytes: the pieces being written, collected for
-/// writing, and queued on either side of the writer. No piece exceeds [`CHUNK_SIZE`].
+/// writing, and queued in front of the writer. No piece exceeds [`CHUNK_SIZE`].
 const WRITTEN: u64 = 6 * CHUNK_SIZE as u64;
 /// The memory of a large blob that cannot be written, in bytes; less if less is free.
 pub(crate) const UNWRITTEN: u64 = 16 << 20;

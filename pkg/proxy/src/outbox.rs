@@ -8,23 +8,26 @@ pub(crate) mod queue;
 
 use std::{
     fmt, fs, io, mem,
-    ops::Range,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
     time::Duration,
 };
 
-use futures::future;
+use futures::{StreamExt as _, TryStreamExt as _, stream};
 use gorego_storage::{BlobStore as _, BlobStoreExt as _, Digest, Error, Result};
 use gorego_storage_local::LocalStore;
+use parking_lot::Mutex;
 use reapi::v2::ActionResult;
 use tokio::sync::watch;
 
 use self::{
     entry::{ResultEntry, WriteKey, file_name, fingerprint},
-    queue::{Depth, PendingWrite, Queue, ReplayOutcome},
+    queue::{Depth, PendingWrite, Queue, ReplayError},
 };
-use crate::{clock::AcceptClock, versions::Versions};
+use crate::shared::Shared;
 
 /// The number of entries that are written at once.
 const AT_ONCE: usize = 16;
@@ -33,20 +36,31 @@ const AT_ONCE: usize = 16;
 pub struct Outbox {
     local: Arc<LocalStore>,
     max_bytes: u64,
-    queue: Mutex<Queue>,
-    /// The locks for the uploads of actions' results while one is pending.
-    pub(crate) uploading: Versions,
-    /// The time in which the backing cache accepted writes, pending or not.
-    pub(crate) clock: Arc<AcceptClock>,
+    pub(crate) queue: Mutex<Queue>,
+    /// The locks for the uploads of results, by instance name and action.
+    pub(crate) uploading: Shared<(String, Digest), tokio::sync::Mutex<()>>,
     depth: watch::Sender<Depth>,
 }
 
-/// Room in the outbox for a write that is being accepted.
-struct Reservation<'a>(&'a Outbox, u64);
+/// Bytes reserved in the outbox for writes that are being accepted.
+struct Reservation<'a>(&'a Outbox, AtomicU64);
+
+impl Reservation<'_> {
+    /// Adds a write, which counts from now on in place of its reserved bytes.
+    async fn insert(&self, number: u64, write: PendingWrite, room: u64) {
+        let replaced = {
+            let mut queue = self.0.queue.lock();
+            queue.reserved -= room;
+            self.1.fetch_sub(room, Relaxed);
+            queue.insert(number, write)
+        };
+        self.0.unlink(replaced).await;
+    }
+}
 
 impl Drop for Reservation<'_> {
     fn drop(&mut self) {
-        self.0.queue().reserved -= self.1;
+        self.0.queue.lock().reserved -= *self.1.get_mut();
     }
 }
 
@@ -58,8 +72,7 @@ impl Outbox {
             local,
             max_bytes,
             queue: Mutex::default(),
-            uploading: Versions::default(),
-            clock: Arc::default(),
+            uploading: Shared::default(),
             depth: watch::Sender::default(),
         };
         let names = outbox.local.outbox_names().await?;
@@ -75,20 +88,22 @@ impl Outbox {
         });
         let entries: Vec<_> = entries.collect();
         let last = entries.last().map_or(0, |(number, _)| *number);
-        // In batches, since there may be many entries, and the future of each takes memory.
-        for batch in entries.chunks(AT_ONCE) {
-            let loads = batch.iter().map(|(number, key)| outbox.load(*number, key));
-            for (number, write) in future::join_all(loads).await.into_iter().flatten() {
-                outbox.insert(number, write, outbox.no_room()).await;
+        let loads = stream::iter(entries).map(|(number, key)| outbox.load(number, key));
+        let mut loads = loads.buffered(AT_ONCE);
+        while let Some(loaded) = loads.next().await {
+            if let Some((number, write)) = loaded {
+                let replaced = outbox.queue.lock().insert(number, write);
+                outbox.unlink(replaced).await;
             }
         }
-        outbox.queue().start_after(last);
+        drop(loads);
+        outbox.queue.lock().start_after(last);
         Ok(outbox)
     }
 
     /// Returns the pending write of an entry, unless it is unreadable.
-    async fn load(&self, number: u64, key: &WriteKey) -> Option<(u64, PendingWrite)> {
-        let write = match key {
+    async fn load(&self, number: u64, key: WriteKey) -> Option<(u64, PendingWrite)> {
+        let write = match &key {
             WriteKey::Blob(digest) => {
                 let pin = self.local.pin_unverified(digest).await;
                 let pin = pin.unwrap_or_else(|error| {
@@ -101,7 +116,7 @@ impl Outbox {
                 Ok(Some(entry)) => PendingWrite::result(entry, action),
                 Ok(None) => {
                     tracing::error!(%action, "removed a corrupt result from the outbox");
-                    self.unlink(Some(file_name(number, key))).await;
+                    self.unlink(Some(file_name(number, &key))).await;
                     return None;
                 }
                 Err(error) => {
@@ -111,10 +126,6 @@ impl Outbox {
             },
         };
         Some((number, write))
-    }
-
-    const fn no_room(&self) -> Reservation<'_> {
-        Reservation(self, 0)
     }
 
     /// Reads a pending result; `None` if its entry is corrupt or missing.
@@ -145,37 +156,22 @@ impl Outbox {
         is_used.then_some(log)
     }
 
-    fn queue(&self) -> MutexGuard<'_, Queue> {
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Returns the amount of pending writes, and notifies of changes.
     pub fn depth(&self) -> watch::Receiver<Depth> {
         self.depth.subscribe()
-    }
-
-    pub(crate) fn next_number(&self) -> u64 {
-        self.queue().next
-    }
-
-    /// Returns the first writes of a range of numbers.
-    pub(crate) fn first(&self, range: Range<u64>, most: usize) -> Vec<(u64, WriteKey)> {
-        self.queue().first(range, most)
     }
 
     pub(crate) fn is_empty(&self) -> bool {
         self.depth.borrow().entries == 0
     }
 
-    /// Whether a result of the action is pending.
     pub(crate) fn has_result(&self, instance: &str, action: &Digest) -> bool {
         let key = || WriteKey::result(instance, action);
-        !self.is_empty() && self.queue().get(&key()).is_some()
+        !self.is_empty() && self.queue.lock().get(&key()).is_some()
     }
 
-    /// Whether one of the blobs is pending.
     pub(crate) fn has_blob(&self, digests: &[Digest]) -> bool {
-        let queue = self.queue();
+        let queue = self.queue.lock();
         let mut keys = digests.iter().map(|digest| WriteKey::Blob(*digest));
         keys.any(|key| queue.get(&key).is_some())
     }
@@ -191,16 +187,11 @@ impl Outbox {
     ) -> Result<T> {
         digests.retain(|digest| !digest.is_empty_blob());
         let write = |digest: &Digest| (WriteKey::Blob(*digest), queue::room(digest.size()));
-        let rooms = self.reserve(&digests.iter().map(write).collect::<Vec<_>>())?;
+        let (rooms, reserved) = self.reserve(&digests.iter().map(write).collect::<Vec<_>>())?;
         let published = publish.await?;
-        let mut writes = digests.into_iter().zip(rooms).peekable();
-        while writes.peek().is_some() {
-            let batch = writes.by_ref().take(AT_ONCE);
-            let links: Vec<_> = batch
-                .map(|(digest, room)| self.link(digest, room))
-                .collect();
-            future::try_join_all(links).await?;
-        }
+        let links = stream::iter(digests.into_iter().zip(rooms));
+        let links = links.map(|(digest, room)| self.link(digest, room, &reserved));
+        links.buffered(AT_ONCE).try_collect::<()>().await?;
         Ok(published)
     }
 
@@ -211,14 +202,14 @@ impl Outbox {
     }
 
     /// Pins a blob and links it into the outbox.
-    async fn link(&self, digest: Digest, room: Reservation<'_>) -> Result<()> {
+    async fn link(&self, digest: Digest, room: u64, reserved: &Reservation<'_>) -> Result<()> {
         let missing = || Error::Unavailable(format!("blob {digest} is missing in the local tier"));
         let pin = self.local.pin(&digest).await?.ok_or_else(missing)?;
-        let number = self.queue().take_number();
+        let number = self.queue.lock().take_number();
         let name = file_name(number, &WriteKey::Blob(digest));
         self.local.outbox_link(name, digest).await?;
         let write = PendingWrite::blob(&digest, Some(pin));
-        self.insert(number, write, room).await;
+        reserved.insert(number, write, room).await;
         Ok(())
     }
 
@@ -226,55 +217,45 @@ impl Outbox {
     /// the result is not pending.
     pub(crate) async fn add_result(
         &self,
-        instance: &str,
-        action: &Digest,
+        (instance, action): &(String, Digest),
         result: ActionResult,
         local: Option<&ActionResult>,
         store: impl Future<Output = Result<()>>,
     ) -> Result<()> {
         let key = WriteKey::result(instance, action);
-        let replaced = self.queue().replaced_by(&key, local.map(fingerprint));
+        let replaced = self.queue.lock().replaced_by(&key, local.map(fingerprint));
         let entry = ResultEntry {
-            instance: instance.to_owned(),
+            instance: instance.clone(),
             action: Some(action.to_proto()),
             result,
             replaced,
         };
         let file = entry.to_file();
         let write = PendingWrite::result(entry, action);
-        let room = self.reserve(&[(key.clone(), write.bytes)])?.pop();
-        let number = self.queue().take_number();
+        let (rooms, reserved) = self.reserve(&[(key.clone(), write.bytes)])?;
+        let number = self.queue.lock().take_number();
         let name = file_name(number, &key);
         self.local.outbox_write(name.clone(), file).await?;
         if let Err(error) = store.await {
             self.unlink(Some(name)).await;
             return Err(error);
         }
-        let room = room.unwrap_or_else(|| self.no_room());
-        self.insert(number, write, room).await;
+        let room = rooms.first().copied().unwrap_or_default();
+        reserved.insert(number, write, room).await;
         Ok(())
     }
 
-    /// Reserves room for each write, for all or none.
-    fn reserve(&self, writes: &[(WriteKey, u64)]) -> Result<Vec<Reservation<'_>>> {
-        let rooms = self.queue().reserve(writes, self.max_bytes)?;
-        let rooms = rooms.into_iter().map(|bytes| Reservation(self, bytes));
-        Ok(rooms.collect())
-    }
-
-    /// Adds a write, which counts from now on in place of its reservation.
-    async fn insert(&self, number: u64, write: PendingWrite, mut room: Reservation<'_>) {
-        let replaced = {
-            let mut queue = self.queue();
-            queue.reserved -= mem::take(&mut room.1);
-            queue.insert(number, write)
-        };
-        self.unlink(replaced).await;
+    /// Reserves room for all writes or none. Returns the bytes of each.
+    fn reserve(&self, writes: &[(WriteKey, u64)]) -> Result<(Vec<u64>, Reservation<'_>)> {
+        let rooms = self.queue.lock().reserve(writes, self.max_bytes)?;
+        let reserved = AtomicU64::new(rooms.iter().sum());
+        Ok((rooms, Reservation(self, reserved)))
     }
 
     /// Drops the pending result of an action, since the backing cache has accepted a newer one.
     pub(crate) async fn supersede(&self, instance: &str, action: &Digest) {
-        let removed = self.queue().remove(&WriteKey::result(instance, action));
+        let key = WriteKey::result(instance, action);
+        let removed = self.queue.lock().remove(&key);
         self.unlink(removed).await;
     }
 
@@ -282,11 +263,10 @@ impl Outbox {
     pub(crate) async fn record_outcome(
         &self,
         number: u64,
-        outcome: ReplayOutcome,
+        uploaded: Result<(), ReplayError>,
         retry: Duration,
     ) -> Result<()> {
-        let now = self.clock.total();
-        let removed = self.queue().record_outcome(number, outcome, now, retry)?;
+        let removed = self.queue.lock().record_outcome(number, uploaded, retry)?;
         self.unlink(removed).await;
         Ok(())
     }
@@ -310,7 +290,7 @@ impl Outbox {
         {
             tracing::warn!(%error, "failed to remove an uploaded write from the outbox");
         }
-        let depth = self.queue().depth;
+        let depth = self.queue.lock().depth;
         self.depth
             .send_if_modified(|last| mem::replace(last, depth) != depth);
     }

@@ -22,7 +22,7 @@ const PART_OF_ALL: u64 = 8;
 /// The smallest disk space charged for a blob: one block.
 const BLOCK: u64 = 4096;
 
-/// The prefetches in progress.
+#[derive(Debug)]
 pub(crate) struct Prefetch {
     fetches: Arc<Fetches>,
     of_result: u64,

@@ -1,65 +1,37 @@
 //! Presence of blobs in the two tiers. Blobs that only the local tier has are uploaded on a lookup.
 
-use std::{collections::HashSet, sync::Arc, time::Duration};
+use std::{collections::HashSet, sync::Arc};
 
 use async_trait::async_trait;
 use gorego_storage::{Blob, BlobStore, Digest, Error, Put, Result};
 
-use crate::{recent::Recent, tiers::Tiers, uploads::Uploads};
+use crate::uploads::Uploads;
 
-/// The longest time for which a client relies on a reported blob: the length of a build.
-const BUILD: Duration = Duration::from_hours(3);
-
-/// Lookups of blobs in both tiers.
-#[derive(Debug)]
-pub(crate) struct Presence {
-    tiers: Tiers,
-    uploads: Arc<Uploads>,
-    /// Empty unless blobs that only the local tier had were reported within the length of a build.
-    reported: Recent<()>,
-}
-
-impl Presence {
-    pub(crate) fn new(tiers: Tiers, uploads: Arc<Uploads>) -> Self {
-        let reported = Recent::new(BUILD, 1);
-        Self {
-            tiers,
-            uploads,
-            reported,
-        }
-    }
-
+impl Uploads {
     /// Returns the blobs that a client has to upload: those that the backing cache lacks, after the upload of
-    /// those that the local tier has. In an outage, the blobs of the local tier count as present.
-    pub(crate) async fn find_missing(&self, digests: &[Digest]) -> Result<Vec<Digest>> {
+    /// those that the local tier has. In an outage, and with a read-only backing cache, the blobs of the local tier
+    /// count as present.
+    pub(crate) async fn find_missing(self: &Arc<Self>, digests: &[Digest]) -> Result<Vec<Digest>> {
         let not_local = self.tiers.local.find_missing(digests).await?;
-        match self.upload_lacking(digests, not_local.clone()).await {
+        let missing = if self.tiers.options.read_only {
+            self.tiers.backing.find_missing(&not_local).await
+        } else {
+            let lacking = self.upload_lacking(digests, not_local.clone()).await;
+            lacking.map(|(missing, _)| missing)
+        };
+        match missing {
             Err(error) if self.tiers.degrades(&error) => {
                 self.reported.insert(());
                 Ok(not_local)
             }
-            found => found.map(|(missing, _)| missing),
-        }
-    }
-
-    /// Returns the blobs that neither tier has, without uploads.
-    pub(crate) async fn find_missing_read_only(&self, digests: &[Digest]) -> Result<Vec<Digest>> {
-        let not_local = self.tiers.local.find_missing(digests).await?;
-        match self.tiers.backing.find_missing(&not_local).await {
-            Err(error) if self.tiers.degrades(&error) => Ok(not_local),
             missing => missing,
         }
-    }
-
-    /// Whether clients may rely on blobs that only the local tier had when they were reported.
-    pub(crate) fn has_reported(&self) -> bool {
-        self.reported.contains(&())
     }
 
     /// Uploads the blobs that the backing cache lacks and the local tier has. Returns the blobs that the backing cache
     /// still lacks, and the error of an upload that may succeed later.
     async fn upload_lacking(
-        &self,
+        self: &Arc<Self>,
         digests: &[Digest],
         not_local: Vec<Digest>,
     ) -> Result<(Vec<Digest>, Option<Error>)> {
@@ -67,7 +39,7 @@ impl Presence {
         let not_local: HashSet<Digest> = not_local.into_iter().collect();
         let local = lacking.iter().filter(|digest| !not_local.contains(digest));
         let (mut uploaded, mut temporary) = (HashSet::new(), None);
-        for (digest, put) in self.uploads.upload_all(local.copied().collect()).await {
+        for (digest, put) in self.upload_all(local.copied().collect()).await {
             match put {
                 Ok(_) => drop(uploaded.insert(digest)),
                 Err(error) => {
@@ -106,7 +78,7 @@ impl Presence {
 
 /// A store for the outputs of a result on its way to the backing cache: a lookup uploads them.
 #[derive(Debug)]
-pub(crate) struct UploadingBlobs(pub(crate) Arc<Presence>);
+pub(crate) struct UploadingBlobs(pub(crate) Arc<Uploads>);
 
 #[async_trait]
 impl BlobStore for UploadingBlobs {

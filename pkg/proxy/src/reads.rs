@@ -12,15 +12,10 @@ use crate::{
     flow::{Flow, reader::Reader},
 };
 
-/// Reads of blobs. A blob that the local tier lacks is fetched once, however many callers read it.
-pub(crate) struct Reads {
-    pub(crate) fetches: Arc<Fetches>,
-}
-
-impl Reads {
+impl Fetches {
     /// Returns the content from `offset` on, as it arrives.
-    pub(crate) async fn get(&self, digest: &Digest, offset: u64) -> Result<Blob> {
-        let local = self.fetches.tiers.local.get(digest, offset).await;
+    pub(crate) async fn get(self: &Arc<Self>, digest: &Digest, offset: u64) -> Result<Blob> {
+        let local = self.tiers.local.get(digest, offset).await;
         if let Some(local) = usable(digest, local) {
             return local;
         }
@@ -35,14 +30,14 @@ impl Reads {
             return Ok(Blob::Bytes(content.split_off(offset.min(content.len()))));
         }
         let join = |flow: &Arc<Flow>| Some((flow.read(offset)?, Arc::clone(flow)));
-        let joined = self.fetches.join_all(&[digest], join).pop().flatten();
+        let joined = self.join_all(&[digest], join).pop().flatten();
         let (blob, flow) = joined.ok_or(Error::NotFound(digest))?;
         self.or_missing(&digest, flow.started().await)?;
         Ok(blob)
     }
 
-    pub(crate) async fn get_batch(&self, digests: &[Digest]) -> Vec<Result<Bytes>> {
-        let local = self.fetches.tiers.local.get_batch(digests).await;
+    pub(crate) async fn get_batch(self: &Arc<Self>, digests: &[Digest]) -> Vec<Result<Bytes>> {
+        let local = self.tiers.local.get_batch(digests).await;
         let join = |flow: &Arc<Flow>| flow.read(0);
         self.complete(digests, local, join, |_, blob| blob.into_bytes())
             .await
@@ -50,15 +45,15 @@ impl Reads {
 
     /// Fetches the blobs that the local tier lacks, and stores them there. A blob that cannot be stored is
     /// fetched again by a read.
-    pub(crate) async fn fetch_batch(&self, digests: &[Digest]) -> Vec<Result<Digest>> {
-        let local = self.fetches.tiers.local.fetch_batch(digests).await;
+    pub(crate) async fn fetch_batch(self: &Arc<Self>, digests: &[Digest]) -> Vec<Result<Digest>> {
+        let local = self.tiers.local.fetch_batch(digests).await;
         let end = |digest, reader: Reader| async move { reader.verified().await.map(|()| digest) };
         self.complete(digests, local, Reader::at_end, end).await
     }
 
     /// Replaces the misses of the local tier by the results of fetches, which `join` joins and `end` waits for.
     async fn complete<T, J, F: Future<Output = Result<T>>>(
-        &self,
+        self: &Arc<Self>,
         digests: &[Digest],
         local: Vec<Result<T>>,
         join: impl Fn(&Arc<Flow>) -> Option<J>,
@@ -69,7 +64,7 @@ impl Reads {
         let misses = digests.iter().zip(&local);
         let misses = misses.filter_map(|(digest, found)| found.is_none().then_some(*digest));
         let misses: Vec<Digest> = misses.collect();
-        let joined = self.fetches.join_all(&misses, join);
+        let joined = self.join_all(&misses, join);
         let fetched = misses.into_iter().zip(joined).map(|(digest, joined)| {
             let ended = joined.map(|joined| end(digest, joined));
             async move {
@@ -88,7 +83,7 @@ impl Reads {
     /// Replaces an error by a miss if the local tier serves alone.
     fn or_missing<T>(&self, digest: &Digest, found: Result<T>) -> Result<T> {
         found.map_err(|error| {
-            if self.fetches.tiers.degrades(&error) {
+            if self.tiers.degrades(&error) {
                 Error::NotFound(*digest)
             } else {
                 error

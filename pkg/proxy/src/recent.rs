@@ -1,13 +1,8 @@
 //! Sets of a bounded size whose members expire.
 
-use std::{
-    collections::HashMap,
-    hash::Hash,
-    mem,
-    sync::{Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::{collections::HashMap, hash::Hash, mem, time::Duration};
 
+use parking_lot::Mutex;
 use tokio::time::Instant;
 
 /// A set of the members inserted within the last `period`, at most `capacity` of them.
@@ -32,17 +27,12 @@ impl<T: Eq + Hash> Recent<T> {
         }
     }
 
-    fn halves(&self) -> MutexGuard<'_, Halves<T>> {
-        self.halves.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Returns the seconds since the set was created.
     fn now(&self) -> u32 {
         u32::try_from(self.start.elapsed().as_secs()).unwrap_or(u32::MAX)
     }
 
     pub(crate) fn insert(&self, member: T) {
-        let mut halves = self.halves();
+        let mut halves = self.halves.lock();
         let [young, old] = &mut *halves;
         if young.len() >= self.capacity / 2 {
             *old = mem::take(young);
@@ -51,14 +41,14 @@ impl<T: Eq + Hash> Recent<T> {
     }
 
     pub(crate) fn contains(&self, member: &T) -> bool {
-        let (now, halves) = (self.now(), self.halves());
+        let (now, halves) = (self.now(), self.halves.lock());
         let inserted = halves.iter().filter_map(|half| half.get(member));
         let mut ages = inserted.map(|inserted| now.saturating_sub(*inserted));
         ages.any(|age| Duration::from_secs(age.into()) < self.period)
     }
 
     pub(crate) fn remove(&self, member: &T) {
-        for half in &mut *self.halves() {
+        for half in &mut *self.halves.lock() {
             half.remove(member);
         }
     }

@@ -1,6 +1,6 @@
 //! Action results of two tiers.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use gorego_limits::Budget;
@@ -8,18 +8,18 @@ use gorego_storage::{
     ActionCache, ActionCacheExt as _, BlobStore, CachedResult, Digest, Error, Outputs, Result,
 };
 use reapi::v2::ActionResult;
-use tokio::sync::Semaphore;
+use tokio::sync::{Mutex, Semaphore};
 
 use crate::{
     backing::Epoch,
-    outbox::Outbox,
     outputs::{is_complete, stored_outputs},
     prefetch::{self, Prefetch},
-    presence::{Presence, UploadingBlobs},
+    presence::UploadingBlobs,
     recent::Recent,
+    shared::Shared,
     store::ProxyStore,
     tiers::Tiers,
-    versions::Versions,
+    uploads::Uploads,
 };
 
 /// The most results that are revalidated, or whose outputs are leased, in the background at once.
@@ -27,43 +27,42 @@ const IN_BACKGROUND: usize = 16;
 /// The most results that are remembered for one purpose.
 const REMEMBERED: usize = 16 * 1024;
 
-/// An instance name and an action.
 type Name = (String, Digest);
 
 /// Action results whose outputs each are in one of two tiers. A result of the local tier is served at once and
 /// revalidated in the background. Others are fetched, and stored in the local tier.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub struct ProxyActions(Arc<Results>);
 
+#[derive(Debug)]
 struct Results {
     tiers: Tiers,
-    outbox: Arc<Outbox>,
-    presence: Arc<Presence>,
-    prefetch: Option<Arc<Prefetch>>,
-    /// The blobs of both tiers.
+    uploads: Arc<Uploads>,
+    prefetch: Option<Prefetch>,
     blobs: Arc<dyn BlobStore>,
     /// The results that the backing cache returned or accepted within `existence_ttl`.
     validated: Recent<(Epoch, Name)>,
     /// The results in the local tier that the backing cache returned.
     fetched: Recent<Name>,
-    versions: Versions,
+    /// The numbers of writes of the results in use. Holding a number's lock excludes other writes.
+    versions: Shared<Name, Mutex<u64>>,
     background: Arc<Semaphore>,
 }
 
 impl ProxyActions {
     /// Creates the action cache of `store`'s two tiers.
     pub fn new(store: &ProxyStore) -> Self {
-        let parts = &store.parts;
+        let tiers = store.uploads.tiers.clone();
+        let prefetch = || Prefetch::new(Arc::clone(&store.fetches));
         Self(Arc::new(Results {
-            tiers: parts.tiers.clone(),
-            outbox: Arc::clone(&parts.outbox),
-            presence: Arc::clone(&parts.presence),
-            prefetch: parts.prefetch.clone(),
+            uploads: Arc::clone(&store.uploads),
+            prefetch: tiers.options.prefetch.then(prefetch),
             blobs: Arc::new(store.clone()),
-            validated: Recent::new(parts.tiers.options.existence_ttl, REMEMBERED),
+            validated: Recent::new(tiers.options.existence_ttl, REMEMBERED),
             fetched: Recent::new(Duration::MAX, REMEMBERED),
-            versions: Versions::default(),
+            versions: Shared::default(),
             background: Arc::new(Semaphore::new(IN_BACKGROUND)),
+            tiers,
         }))
     }
 }
@@ -76,7 +75,7 @@ impl Results {
         let prefetch = self.prefetch.as_ref().filter(|_| is_hit);
         let mut remote = Vec::new();
         while let Some(digests) = outputs.next().await? {
-            let (missing, not_local) = self.presence.find_unreadable(&digests).await?;
+            let (missing, not_local) = self.uploads.find_unreadable(&digests).await?;
             if let Some(missing) = missing.first() {
                 return Err(outputs.incomplete_without(missing).await);
             }
@@ -90,13 +89,6 @@ impl Results {
         Ok(())
     }
 
-    /// Returns the local tier's result, if all its outputs can be read from either tier.
-    async fn get_local(&self, name: &Name, memory: &Budget) -> Result<CachedResult> {
-        let found = ActionCache::get(&*self.tiers.local, &name.0, &name.1, memory).await?;
-        self.check(&name.1, &found.result, true).await?;
-        Ok(found)
-    }
-
     /// Returns the backing cache's result, if it is complete. Stores it in the local tier, unless that has it
     /// as `local`.
     async fn fetch(
@@ -106,7 +98,9 @@ impl Results {
         memory: &Budget,
     ) -> Result<CachedResult> {
         let (instance, action) = name;
-        let version = *self.versions.lock(name).await;
+        // A result read before a write does not replace that.
+        let version = self.versions.get_or_default(name);
+        let before = *version.lock().await;
         let epoch = self.tiers.backing.epoch();
         let found = self.tiers.backing_results.get(instance, action, memory);
         let found = found.await?;
@@ -114,7 +108,15 @@ impl Results {
             self.check(action, &found.result, local.is_none()).await?;
             // A write to the disk does not end with its caller, so the lock must not either.
             let store = Arc::clone(self);
-            let store = store.store_fetched(name.clone(), found.result.clone(), version);
+            let (name, result) = (name.clone(), found.result.clone());
+            let store = async move {
+                let current = version.lock().await;
+                if *current == before && !store.tiers.outbox.has_result(&name.0, &name.1) {
+                    ActionCache::put(&*store.tiers.local, &name.0, &name.1, result).await?;
+                    store.fetched.insert(name);
+                }
+                Ok(())
+            };
             if let Err(error) = self.tiers.finish(action, store).await {
                 tracing::debug!(%action, %error, "failed to store a result in the local tier");
             }
@@ -123,27 +125,11 @@ impl Results {
         Ok(found)
     }
 
-    /// Stores a fetched result in the local tier, unless one was written since `version`.
-    async fn store_fetched(
-        self: Arc<Self>,
-        name: Name,
-        result: ActionResult,
-        version: u64,
-    ) -> Result<()> {
-        let current = self.versions.lock(&name).await;
-        let (instance, action) = &name;
-        if *current == version && !self.outbox.has_result(instance, action) {
-            ActionCache::put(&*self.tiers.local, instance, action, result).await?;
-            self.fetched.insert(name);
-        }
-        Ok(())
-    }
-
     /// Fetches in the background the backing cache's result, which may differ from the local tier's by now.
     fn revalidate(self: &Arc<Self>, name: Name, local: &ActionResult) {
         // A result that the backing cache never received is not replaced by the one that it has.
         let is_own = self.tiers.options.read_only && !self.fetched.contains(&name)
-            || self.outbox.has_result(&name.0, &name.1);
+            || self.tiers.outbox.has_result(&name.0, &name.1);
         let validated = (self.tiers.backing.epoch(), name.clone());
         if is_own || self.validated.contains(&validated) {
             return;
@@ -176,20 +162,15 @@ impl Results {
             return Ok(true);
         }
         // A pending one of an earlier configuration must not replace this one later.
-        let mut lock = None;
-        if self.outbox.has_result(instance, action) {
-            lock = Some(self.outbox.uploading.lock(name).await);
-        }
-        let put = self
-            .tiers
-            .backing_results
-            .put(instance, action, result.clone());
-        match put.await {
+        let lock = self.tiers.outbox.uploading.get_or_default(name);
+        let _locked = lock.lock().await;
+        let backing = &self.tiers.backing_results;
+        match backing.put(instance, action, result.clone()).await {
             Err(error) if self.tiers.degrades(&error) => return Ok(true),
             put => put?,
         }
-        if lock.is_some() {
-            self.outbox.supersede(instance, action).await;
+        if self.tiers.outbox.has_result(instance, action) {
+            self.tiers.outbox.supersede(instance, action).await;
         }
         Ok(false)
     }
@@ -199,18 +180,18 @@ impl Results {
     /// had them.
     async fn follows_pending(&self, name: &Name, result: &ActionResult) -> Result<bool> {
         let (instance, action) = name;
-        let is_in_outage = !self.outbox.is_empty() || self.presence.has_reported();
+        let is_in_outage = !self.tiers.outbox.is_empty() || self.uploads.reported.contains(&());
         if !self.tiers.may_degrade() || !is_in_outage {
             return Ok(false);
         }
-        if self.outbox.has_result(instance, action) {
+        if self.tiers.outbox.has_result(instance, action) {
             return Ok(true);
         }
         let outputs = self.local_outputs(action, result).await?;
-        if self.outbox.has_blob(&outputs) {
+        if self.tiers.outbox.has_blob(&outputs) {
             return Ok(true);
         }
-        let blobs: Arc<dyn BlobStore> = Arc::new(UploadingBlobs(Arc::clone(&self.presence)));
+        let blobs: Arc<dyn BlobStore> = Arc::new(UploadingBlobs(Arc::clone(&self.uploads)));
         let memory = &self.tiers.options.memory.transfer_trees;
         let complete = is_complete(action, result, blobs, memory).await;
         // Other errors are left to the backing cache.
@@ -236,9 +217,10 @@ impl Results {
         if is_pending {
             // They were reported as present, so that no client uploads them.
             let outputs = self.local_outputs(action, &result).await?;
-            self.outbox.add_outputs(outputs).await?;
+            self.tiers.outbox.add_outputs(outputs).await?;
         }
-        let mut version = self.versions.lock(&name).await;
+        let version = self.versions.get_or_default(&name);
+        let mut version = version.lock().await;
         let store = async {
             ActionCache::put(&*self.tiers.local, instance, action, result.clone()).await?;
             *version += 1;
@@ -248,11 +230,10 @@ impl Results {
         if is_pending {
             let replaced = self.tiers.local.find(instance, action).await;
             let replaced = replaced.unwrap_or_default();
-            let (result, replaced) = (result.clone(), replaced.as_ref());
-            let add = self
-                .outbox
-                .add_result(instance, action, result, replaced, store);
-            add.await?;
+            let outbox = &self.tiers.outbox;
+            outbox
+                .add_result(&name, result.clone(), replaced.as_ref(), store)
+                .await?;
         } else {
             store.await?;
         }
@@ -287,7 +268,12 @@ impl Results {
 impl ActionCache for ProxyActions {
     async fn get(&self, instance: &str, action: &Digest, memory: &Budget) -> Result<CachedResult> {
         let (results, name) = (&self.0, (instance.to_owned(), *action));
-        let local = match results.get_local(&name, memory).await {
+        let local = async {
+            let found = ActionCache::get(&*results.tiers.local, instance, action, memory).await?;
+            let checked = results.check(action, &found.result, true).await;
+            checked.map(|()| found)
+        };
+        let local = match local.await {
             Ok(found) => {
                 results.revalidate(name, &found.result);
                 return Ok(found);
@@ -305,18 +291,9 @@ impl ActionCache for ProxyActions {
 
     async fn put(&self, instance: &str, action: &Digest, result: ActionResult) -> Result<()> {
         let (results, name) = (Arc::clone(&self.0), (instance.to_owned(), *action));
-        *results.versions.lock(&name).await += 1;
         let epoch = results.tiers.backing.epoch();
         let is_pending = results.upload(&name, &result).await?;
         let store = Arc::clone(&results).store(epoch, name, result, is_pending);
         results.tiers.finish(action, store).await
-    }
-}
-
-impl fmt::Debug for ProxyActions {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ProxyActions")
-            .field("blobs", &self.0.blobs)
-            .finish_non_exhaustive()
     }
 }

@@ -1,4 +1,4 @@
-//! Splits an upload's content for the two tiers.
+//! Content for the local tier and for one other reader.
 
 use std::sync::{
     Arc,
@@ -6,7 +6,10 @@ use std::sync::{
 };
 
 use bytes::Bytes;
-use futures::{StreamExt as _, stream};
+use futures::{
+    Stream, StreamExt as _,
+    stream::{self, Fuse},
+};
 use gorego_storage::{Chunks, Result};
 use tokio::sync::{Mutex, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
@@ -14,76 +17,52 @@ use tokio_stream::wrappers::ReceiverStream;
 /// The number of chunks by which the backing cache may be behind.
 const BEHIND: usize = 4;
 
-/// The content of an upload. The local tier pulls it, and the backing cache gets it at the same pace. Each chunk
-/// is in the local tier first, so that it outlives the client.
-#[derive(Default)]
-pub(crate) struct Tee {
-    source: Mutex<Option<Source>>,
-    /// True once the content was read to its end.
-    pub(crate) ended: AtomicBool,
-    /// True once the backing cache has read any content. Until then, its client retries by itself.
-    pub(crate) was_read: AtomicBool,
-}
-
-struct Source {
-    chunks: Chunks,
-    unsent: Option<Bytes>,
-    backing: mpsc::Sender<Result<Bytes>>,
-}
+/// Content that the local tier reads, and whose rest is read without it.
+#[derive(Clone)]
+pub(crate) struct Tee(Arc<Mutex<Fuse<Chunks>>>);
 
 impl Tee {
-    /// Returns the tee of `chunks`, and the content for the backing cache.
-    pub(crate) fn new(chunks: Chunks) -> (Arc<Self>, Chunks) {
+    /// Creates a tee of `chunks`, which pass to the other reader as they are read.
+    pub(crate) fn new(chunks: impl Stream<Item = Result<Bytes>> + Send + 'static) -> Self {
+        Self(Arc::new(Mutex::new(chunks.boxed().fuse())))
+    }
+
+    /// Returns the tee of an upload, the content for the backing cache, and a flag that is set once any of that was
+    /// read. The backing cache gets a chunk once it is in the local tier, so that it outlives the client.
+    pub(crate) fn of_upload(chunks: Chunks) -> (Self, Chunks, Arc<AtomicBool>) {
         let (backing, receiver) = mpsc::channel(BEHIND);
-        let source = Source {
-            chunks,
-            unsent: None,
-            backing,
-        };
-        let tee = Arc::new(Self {
-            source: Mutex::new(Some(source)),
-            ..Self::default()
-        });
-        let read = Arc::clone(&tee);
-        let sent = ReceiverStream::new(receiver);
-        let sent = sent.inspect(move |_| read.was_read.store(true, Relaxed));
-        (tee, sent.boxed())
+        let source = stream::unfold(
+            (chunks, backing, None),
+            |(mut chunks, backing, unsent)| async move {
+                if let Some(unsent) = unsent {
+                    let is_last = Result::is_err(&unsent);
+                    let _ = backing.send(unsent).await;
+                    if is_last {
+                        return None;
+                    }
+                }
+                let chunk = chunks.next().await?;
+                Some((chunk.clone(), (chunks, backing, Some(chunk))))
+            },
+        );
+        let was_read = Arc::<AtomicBool>::default();
+        let read = Arc::clone(&was_read);
+        let sent = ReceiverStream::new(receiver).inspect(move |_| read.store(true, Relaxed));
+        (Self::new(source), sent.boxed(), was_read)
     }
 
     /// Returns the content for the local tier.
-    pub(crate) fn local(self: &Arc<Self>) -> Chunks {
-        let next = |tee: Arc<Self>| async move { Some((tee.next().await?, tee)) };
-        stream::unfold(Arc::clone(self), next).boxed()
+    pub(crate) fn local(&self) -> Chunks {
+        let next = |tee: Self| async move { Some((tee.next().await?, tee)) };
+        stream::unfold(self.clone(), next).boxed()
     }
 
-    /// Sends the rest to the backing cache alone.
-    pub(crate) async fn send_rest(&self) {
-        while self.next().await.is_some() {}
+    pub(crate) async fn next(&self) -> Option<Result<Bytes>> {
+        self.0.lock().await.next().await
     }
 
-    async fn next(&self) -> Option<Result<Bytes>> {
-        let mut source = self.source.lock().await;
-        let Source {
-            chunks,
-            unsent,
-            backing,
-        } = source.as_mut()?;
-        if let Some(chunk) = unsent {
-            let _ = backing.send(Ok(chunk.clone())).await;
-            *unsent = None;
-        }
-        let chunk = chunks.next().await;
-        match &chunk {
-            Some(Ok(chunk)) => *unsent = Some(chunk.clone()),
-            Some(Err(error)) => {
-                let _ = backing.send(Err(error.clone())).await;
-                *source = None;
-            }
-            None => {
-                self.ended.store(true, Relaxed);
-                *source = None;
-            }
-        }
-        chunk
+    /// Whether the content was read to its end.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.0.try_lock().is_ok_and(|source| source.is_done())
     }
 }

@@ -2,14 +2,16 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use gorego_limits::Call;
-use gorego_storage::{ActionCache, Digest, Error, Result};
+use gorego_storage::{ActionCache, BlobStore as _, Digest, Error, Result};
 use gorego_storage_local::LocalStore;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     backing::BackingBlobs,
     options::{OnOutage, Options},
+    outbox::Outbox,
 };
 
 /// The two tiers and the options of a proxy, and the tasks that outlive the calls that started them.
@@ -18,28 +20,13 @@ pub(crate) struct Tiers {
     pub(crate) local: Arc<LocalStore>,
     pub(crate) backing: Arc<BackingBlobs>,
     pub(crate) backing_results: Arc<dyn ActionCache>,
+    pub(crate) outbox: Arc<Outbox>,
     pub(crate) options: Options,
-    tracker: TaskTracker,
-    cancel: CancellationToken,
+    pub(crate) tracker: TaskTracker,
+    pub(crate) cancel: CancellationToken,
 }
 
 impl Tiers {
-    pub(crate) fn new(
-        local: Arc<LocalStore>,
-        backing: Arc<BackingBlobs>,
-        backing_results: Arc<dyn ActionCache>,
-        options: Options,
-    ) -> Self {
-        Self {
-            local,
-            backing,
-            backing_results,
-            options,
-            tracker: TaskTracker::new(),
-            cancel: CancellationToken::new(),
-        }
-    }
-
     /// Whether the local tier may serve alone during an outage.
     pub(crate) fn may_degrade(&self) -> bool {
         self.options.on_outage == OnOutage::Degrade
@@ -70,10 +57,25 @@ impl Tiers {
         ended.map_err(|error| Error::Unavailable(format!("write of {digest} failed: {error}")))?
     }
 
+    /// Stores fetched or uploaded blobs in the local tier, as far as possible.
+    pub(crate) async fn store_local(&self, blobs: Vec<(Digest, Bytes)>) {
+        let digests: Vec<Digest> = blobs.iter().map(|(digest, _)| *digest).collect();
+        for (digest, stored) in digests.iter().zip(self.local.put_batch(blobs).await) {
+            log_unstored(digest, &stored);
+        }
+    }
+
     /// Cancels spawned work, and waits for the end of all tasks.
     pub(crate) async fn close(&self) {
         self.cancel.cancel();
         self.tracker.close();
         self.tracker.wait().await;
+    }
+}
+
+/// Logs that a fetched or uploaded blob is not in the local tier, which does not concern its callers.
+pub(crate) fn log_unstored<T>(digest: &Digest, stored: &Result<T>) {
+    if let Err(error) = stored {
+        tracing::debug!(%digest, %error, "failed to store a blob in the local tier");
     }
 }

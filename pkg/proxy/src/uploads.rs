@@ -3,9 +3,8 @@
 //! An upload is owned by the proxy: if its caller is cancelled, a later one joins it. The client of the backing cache
 //! retries it with backoff, as its content can be read again.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
-use bytes::Bytes;
 use futures::{StreamExt as _, stream};
 use gorego_storage::{BlobStore as _, Digest, Error, Put, Result};
 use gorego_storage_local::CompleteUpload;
@@ -13,7 +12,8 @@ use tokio::sync::{Semaphore, watch};
 
 use crate::{
     batches::{batches, is_small},
-    inflight::{Inflight, Operation},
+    recent::Recent,
+    shared::Shared,
     tiers::Tiers,
 };
 
@@ -22,24 +22,30 @@ const BATCHES: usize = 32;
 /// The most batches and large blobs that are uploaded at once for one caller.
 const AT_ONCE: usize = 8;
 
+/// The longest time for which a client relies on a reported blob: the length of a build.
+const BUILD: Duration = Duration::from_hours(3);
+
 /// The outcome of an upload; none while it is in progress.
 type UploadOutcome = watch::Sender<Option<Result<Put>>>;
-type UploadTask = Operation<Digest, UploadOutcome>;
+type Waiter = watch::Receiver<Option<Result<Put>>>;
 
-/// The uploads in progress.
+/// The way of blobs to the backing cache.
 #[derive(Debug)]
 pub(crate) struct Uploads {
-    tiers: Tiers,
-    running: Inflight<Digest, UploadOutcome>,
+    pub(crate) tiers: Tiers,
+    running: Shared<Digest, UploadOutcome>,
     batches: Semaphore,
+    /// Empty unless blobs that only the local tier had were reported within the length of a build.
+    pub(crate) reported: Recent<()>,
 }
 
 impl Uploads {
     pub(crate) fn new(tiers: Tiers) -> Self {
         Self {
             tiers,
-            running: Inflight::default(),
+            running: Shared::default(),
             batches: Semaphore::new(BATCHES),
+            reported: Recent::new(BUILD, 1),
         }
     }
 
@@ -49,8 +55,12 @@ impl Uploads {
         Some(wait(digest, outcome).await)
     }
 
-    fn join(&self, digest: &Digest) -> (watch::Receiver<Option<Result<Put>>>, Option<UploadTask>) {
-        let join = |outcome: &Arc<UploadOutcome>| Some(outcome.subscribe());
+    /// Joins the upload of a blob. A new one is returned, too: the caller carries it out.
+    fn join(&self, digest: &Digest) -> (Waiter, Option<Arc<UploadOutcome>>) {
+        let join = |upload: &Arc<UploadOutcome>| {
+            let is_running = upload.borrow().is_none();
+            is_running.then(|| upload.subscribe())
+        };
         let joined = self.running.join(digest, UploadOutcome::default, join);
         joined.unwrap_or_else(|| (UploadOutcome::default().subscribe(), None))
     }
@@ -65,10 +75,9 @@ impl Uploads {
             let (outcome, new) = self.join(digest);
             let is_own = new.is_some();
             if let Some(upload) = new {
-                let (blob, tiers) = (staged.blob()?, self.tiers.clone());
+                let (blob, tiers, digest) = (staged.blob()?, self.tiers.clone(), *digest);
                 self.tiers.spawn(async move {
-                    let uploaded = tiers.backing.put(&upload.key, blob).await;
-                    finish(upload, uploaded);
+                    upload.send_replace(Some(tiers.backing.put(&digest, blob).await));
                 });
             }
             match wait(digest, outcome).await {
@@ -81,7 +90,6 @@ impl Uploads {
         }
     }
 
-    /// Uploads a blob of the local tier.
     pub(crate) async fn upload(self: &Arc<Self>, digest: &Digest) -> Result<Put> {
         let uploaded = self.upload_batch(vec![*digest]).await.pop();
         uploaded.map_or(Err(Error::NotFound(*digest)), |(_, put)| put)
@@ -103,12 +111,12 @@ impl Uploads {
         for digest in batch {
             let (outcome, upload) = self.join(&digest);
             joined.push((digest, outcome));
-            new.extend(upload);
+            new.extend(upload.map(|upload| (digest, upload)));
         }
         if !new.is_empty() {
             let uploads = Arc::clone(self);
             self.tiers
-                .spawn(async move { uploads.put_batch(new).await });
+                .spawn(async move { uploads.carry_out(new).await });
         }
         let mut uploaded = Vec::with_capacity(joined.len());
         for (digest, outcome) in joined {
@@ -117,55 +125,42 @@ impl Uploads {
         uploaded
     }
 
-    async fn put_batch(&self, mut batch: Vec<UploadTask>) {
-        if let Some(large) = batch.pop_if(|upload| !is_small(&upload.key)) {
-            let uploaded = match self.tiers.local.get(&large.key, 0).await {
-                Ok(blob) => self.tiers.backing.put(&large.key, blob).await,
+    async fn carry_out(&self, mut batch: Vec<(Digest, Arc<UploadOutcome>)>) {
+        if let Some((large, upload)) = batch.pop_if(|(digest, _)| !is_small(digest)) {
+            let uploaded = match self.tiers.local.get(&large, 0).await {
+                Ok(blob) => self.tiers.backing.put(&large, blob).await,
                 Err(error) => Err(error),
             };
-            return finish(large, uploaded);
+            upload.send_replace(Some(uploaded));
+            return;
         }
         let Ok(_permit) = self.batches.acquire().await else {
             return;
         };
-        let digests: Vec<Digest> = batch.iter().map(|upload| upload.key).collect();
+        let digests: Vec<Digest> = batch.iter().map(|(digest, _)| *digest).collect();
         let contents = self.tiers.local.get_batch(&digests).await;
-        let (mut readable, mut blobs): (Vec<UploadTask>, Vec<(Digest, Bytes)>) = Default::default();
-        for (upload, content) in batch.into_iter().zip(contents) {
+        let (mut readable, mut blobs) = (Vec::new(), Vec::new());
+        for ((digest, upload), content) in batch.into_iter().zip(contents) {
             match content {
                 Ok(content) => {
-                    blobs.push((upload.key, content));
+                    blobs.push((digest, content));
                     readable.push(upload);
                 }
-                Err(error) => finish(upload, Err(error)),
+                Err(error) => drop(upload.send_replace(Some(Err(error)))),
             }
         }
         let uploaded = self.tiers.backing.put_batch(blobs).await;
         for (upload, uploaded) in readable.into_iter().zip(uploaded) {
-            finish(upload, uploaded);
+            upload.send_replace(Some(uploaded));
         }
     }
 }
 
-async fn wait(digest: &Digest, mut outcome: watch::Receiver<Option<Result<Put>>>) -> Result<Put> {
+async fn wait(digest: &Digest, mut outcome: Waiter) -> Result<Put> {
     let outcome = outcome.wait_for(Option::is_some).await;
     let outcome = outcome.ok().and_then(|outcome| outcome.clone());
     outcome.unwrap_or_else(|| {
         let cut_off = format!("upload of {digest} to the backing cache was cut off");
         Err(Error::Unavailable(cut_off))
     })
-}
-
-/// Ends an upload. Callers from now on start another.
-fn finish(upload: UploadTask, uploaded: Result<Put>) {
-    let outcome = Arc::clone(&upload.value);
-    drop(upload);
-    outcome.send_replace(Some(uploaded));
-}
-
-/// Publishes a blob in the local tier, though that is no condition of a successful write.
-pub(crate) async fn publish(digest: &Digest, complete: CompleteUpload) {
-    if let Err(error) = complete.publish().await {
-        tracing::debug!(%digest, %error, "failed to store an uploaded blob in the local tier");
-    }
 }

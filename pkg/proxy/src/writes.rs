@@ -1,37 +1,24 @@
 //! Writes through both tiers: a write is acknowledged once the backing cache has the blob, or once it is pending.
 
-use std::sync::{Arc, atomic::Ordering::Relaxed};
-
-use bytes::Bytes;
-use gorego_storage::{Blob, BlobStore as _, Chunks, Digest, Error, Put, Result, Resume};
-use gorego_storage_local::{CompleteUpload, Received};
-
-use crate::{
-    backing::Epoch,
-    outbox::Outbox,
-    tee::Tee,
-    tiers::Tiers,
-    uploads::{Uploads, publish},
+use std::{
+    pin::pin,
+    sync::{Arc, atomic::Ordering::Relaxed},
 };
 
-/// Writes of blobs. While the backing cache is down they may become pending.
-#[derive(Clone)]
-pub(crate) struct Writes {
-    pub(crate) tiers: Tiers,
-    pub(crate) uploads: Arc<Uploads>,
-    pub(crate) outbox: Arc<Outbox>,
-}
+use bytes::Bytes;
+use futures::future::{self, Either};
+use gorego_storage::{Blob, BlobStore as _, Chunks, Digest, Error, Put, Result, Resume};
+use gorego_storage_local::{CompleteUpload, Received};
+use tokio::sync::Notify;
 
-/// The outcomes of one stream in both tiers.
-struct PutOutcomes {
-    backing: Result<Put>,
-    local: Result<Received>,
-    /// True if the backing cache has read some content. Until then, its client retries alone.
-    was_read: bool,
-}
+use crate::{backing::Epoch, tee::Tee, tiers::log_unstored, uploads::Uploads};
 
-impl Writes {
-    pub(crate) async fn put(&self, digest: &Digest, blob: Blob) -> Result<Put> {
+/// The outcomes of a stream in the backing cache and in the local tier. The former is none if the backing cache still
+/// needs the blob that the local tier has.
+type Outcomes = (Option<Result<Put>>, Result<Received>);
+
+impl Uploads {
+    pub(crate) async fn put(self: &Arc<Self>, digest: &Digest, blob: Blob) -> Result<Put> {
         let (chunks, resume) = match blob {
             Blob::Bytes(content) => {
                 let put = self.put_batch(vec![(*digest, content)]).await.pop();
@@ -40,54 +27,114 @@ impl Writes {
             Blob::Stream(stream) => (stream.chunks, stream.resume),
             blob @ Blob::File(_) => (blob.into_chunks(), None),
         };
-        let is_uploaded = matches!(self.uploads.running(digest).await, Some(Ok(_)));
-        match resume {
-            Some(Resume { offset: 1.., .. }) if is_uploaded => Ok(Put::Existed),
-            Some(Resume { offset: 1.., .. }) => self.put_rest(digest, chunks, resume).await,
-            resume if is_uploaded => self.existed(digest, resume).await,
-            resume => self.put_whole(digest, chunks, resume).await,
+        if matches!(self.running(digest).await, Some(Ok(_))) {
+            return self.existed(digest, resume).await;
+        }
+        let epoch = self.tiers.backing.epoch();
+        let outcomes = match resume.clone() {
+            rest @ Some(Resume { offset: 1.., .. }) => self.put_rest(digest, chunks, rest).await,
+            resume => self.put_both(epoch, digest, chunks, resume).await,
+        };
+        match outcomes? {
+            Some(outcomes) => self.end(epoch, digest, outcomes).await,
+            None => self.existed(digest, resume).await,
         }
     }
 
-    /// Stores a stream that begins with the blob's first byte.
-    async fn put_whole(
+    /// Sends a stream to both tiers at once; `None` if the backing cache turns out to have the blob.
+    async fn put_both(
+        &self,
+        epoch: Epoch,
+        digest: &Digest,
+        chunks: Chunks,
+        resume: Option<Resume>,
+    ) -> Result<Option<Outcomes>> {
+        let (tee, content, was_read) = Tee::of_upload(chunks);
+        // Until the backing cache has read any content, its client retries by itself.
+        let is_unread =
+            |error: &Error| matches!(error, Error::Unavailable(_)) && !was_read.load(Relaxed);
+        let (only, local_ended) = (digest.only(), Notify::new());
+        let backing = async {
+            let store = &self.tiers.backing.store;
+            match store.put(&only, Blob::stream(content)).await {
+                Ok(_) if !tee.has_ended() => {
+                    self.tiers.backing.record(epoch, digest);
+                    Err(None)
+                }
+                // The client need not send the rest of an upload that has to fail.
+                Err(error) if is_unread(&error) && !self.tiers.degrades(&error) => Err(Some(error)),
+                put => Ok(put),
+            }
+        };
+        let local = async {
+            let received = self.tiers.local.receive(digest, tee.local(), resume, None);
+            let received = received.await;
+            local_ended.notify_one();
+            match received {
+                Ok(Received::Existed) if !tee.has_ended() && self.tiers.backing.has(digest) => {
+                    Err(None)
+                }
+                Err(error) if is_callers(&error) => Err(Some(error)),
+                received => Ok(received),
+            }
+        };
+        let rest = async {
+            local_ended.notified().await;
+            while tee.next().await.is_some() {}
+            future::pending().await
+        };
+        match future::select(pin!(future::try_join(backing, local)), pin!(rest)).await {
+            Either::Left((Ok((put, received)), _)) => {
+                let is_final = received.is_err() || put.as_ref().map_or_else(is_unread, |_| true);
+                Ok(Some((is_final.then_some(put), received)))
+            }
+            Either::Left((Err(error), _)) => error.map_or(Ok(None), Err),
+            Either::Right((never, _)) => never,
+        }
+    }
+
+    /// Receives the rest of a resumed upload; `None` if the backing cache has the blob.
+    async fn put_rest(
         &self,
         digest: &Digest,
         chunks: Chunks,
         resume: Option<Resume>,
+    ) -> Result<Option<Outcomes>> {
+        let received = self.tiers.local.receive(digest, chunks, resume, None);
+        match received.await? {
+            Received::Existed if self.tiers.backing.has(digest) => Ok(None),
+            received => Ok(Some((None, Ok(received)))),
+        }
+    }
+
+    /// Ends a put whose stream has ended, by an upload of the local blob if necessary.
+    async fn end(
+        self: &Arc<Self>,
+        epoch: Epoch,
+        digest: &Digest,
+        (put, received): Outcomes,
     ) -> Result<Put> {
-        let epoch = self.tiers.backing.epoch();
-        let sent = self.put_both(epoch, digest, chunks, resume.clone());
-        let Some(PutOutcomes {
-            backing: put,
-            local,
-            was_read,
-        }) = sent.await?
-        else {
-            return self.existed(digest, resume).await;
-        };
-        let mut staged = match local {
-            Ok(Received::Complete(staged)) => staged,
-            Ok(Received::Existed) if put.is_err() => {
+        let accepted = |_: &Put| self.tiers.backing.accepted(epoch, digest);
+        let mut staged = match (received, put.as_ref()) {
+            (Ok(Received::Complete(staged)), _) => staged,
+            (Ok(Received::Existed), None | Some(Err(_))) => {
                 return self.upload_stored(digest).await;
             }
-            _ => {
-                let accepted = |_: &Put| self.tiers.backing.accepted(epoch, digest);
+            (received, _) => {
+                let put = put.unwrap_or(received.map(|_| Put::Existed));
                 return put.inspect(accepted);
             }
         };
         // The backing cache may have accepted it unverified.
         let actual = staged.verify().await?;
         match put {
-            Ok(put) if actual == *digest => {
-                self.tiers.backing.accepted(epoch, digest);
-                publish(digest, staged).await;
+            Some(Ok(put)) if actual == *digest => {
+                accepted(&put);
+                log_unstored(digest, &staged.publish().await);
                 Ok(put)
             }
-            Err(error @ Error::Unavailable(_)) if !was_read => {
-                self.accept(&actual, error, staged.publish()).await
-            }
-            _ => self.upload(actual, staged).await,
+            Some(Err(error)) => self.accept(&actual, error, staged.publish()).await,
+            _ => self.upload_and_publish(actual, staged).await,
         }
     }
 
@@ -102,77 +149,18 @@ impl Writes {
         Ok(Put::Existed)
     }
 
-    /// Sends a stream to both tiers at once; `None` if the backing cache turns out to have the blob.
-    async fn put_both(
-        &self,
-        epoch: Epoch,
-        digest: &Digest,
-        chunks: Chunks,
-        resume: Option<Resume>,
-    ) -> Result<Option<PutOutcomes>> {
-        let (tee, content) = Tee::new(chunks);
-        let only = digest.only();
-        let backing = self.tiers.backing.store.put(&only, Blob::stream(content));
-        let local = self.tiers.local.receive(digest, tee.local(), resume, None);
-        let rest = tee.send_rest();
-        tokio::pin!(backing, local, rest);
-        let (mut sent, mut received, mut rest_sent) = (None, None, false);
-        loop {
-            tokio::select! {
-                put = &mut backing, if sent.is_none() => {
-                    if put.is_ok() && !tee.ended.load(Relaxed) {
-                        self.tiers.backing.record(epoch, digest);
-                        return Ok(None);
-                    }
-                    sent = Some(put);
-                }
-                end = &mut local, if received.is_none() => match end {
-                    Ok(Received::Existed) if self.tiers.backing.has(digest) => return Ok(None),
-                    Err(error) if is_callers(&error) => return Err(error),
-                    end => received = Some(end),
-                },
-                () = &mut rest, if received.is_some() && !rest_sent => rest_sent = true,
-            }
-            (sent, received) = match (sent, received) {
-                (Some(backing), Some(local)) => {
-                    let was_read = tee.was_read.load(Relaxed);
-                    return Ok(Some(PutOutcomes {
-                        backing,
-                        local,
-                        was_read,
-                    }));
-                }
-                either => either,
-            }
-        }
-    }
-
-    /// Receives the rest of a resumed upload, and uploads the whole blob.
-    async fn put_rest(
-        &self,
-        digest: &Digest,
-        chunks: Chunks,
-        resume: Option<Resume>,
-    ) -> Result<Put> {
-        let received = self.tiers.local.receive(digest, chunks, resume, None);
-        match received.await? {
-            Received::Complete(mut staged) => {
-                let digest = staged.verify().await?;
-                self.upload(digest, staged).await
-            }
-            Received::Existed if self.tiers.backing.has(digest) => Ok(Put::Existed),
-            Received::Existed => self.upload_stored(digest).await,
-        }
-    }
-
     /// Uploads a staged blob and publishes it, even if the caller is cancelled.
-    async fn upload(&self, digest: Digest, staged: CompleteUpload) -> Result<Put> {
-        let writes = self.clone();
+    async fn upload_and_publish(
+        self: &Arc<Self>,
+        digest: Digest,
+        staged: CompleteUpload,
+    ) -> Result<Put> {
+        let writes = Arc::clone(self);
         let upload = async move {
-            match writes.uploads.upload_staged(&digest, &staged).await {
+            match writes.upload_staged(&digest, &staged).await {
                 Err(error) => writes.accept(&digest, error, staged.publish()).await,
                 put => {
-                    publish(&digest, staged).await;
+                    log_unstored(&digest, &staged.publish().await);
                     put
                 }
             }
@@ -180,9 +168,8 @@ impl Writes {
         self.tiers.finish(&digest, upload).await
     }
 
-    /// Uploads a blob that the local tier has.
-    async fn upload_stored(&self, digest: &Digest) -> Result<Put> {
-        match self.uploads.upload(digest).await {
+    async fn upload_stored(self: &Arc<Self>, digest: &Digest) -> Result<Put> {
+        match self.upload(digest).await {
             Err(error) => self.accept(digest, error, async { Ok(Put::Existed) }).await,
             Ok(_) => Ok(Put::Existed),
         }
@@ -199,7 +186,7 @@ impl Writes {
         if !self.tiers.degrades(&error) {
             return Err(error);
         }
-        let (outbox, blobs) = (Arc::clone(&self.outbox), vec![*digest]);
+        let (outbox, blobs) = (Arc::clone(&self.tiers.outbox), vec![*digest]);
         let accept = async move { outbox.add_blobs(blobs, publish).await };
         self.tiers.finish(digest, accept).await
     }
@@ -230,11 +217,7 @@ impl Writes {
                 }
             }
         }
-        for stored in self.tiers.local.put_batch(present).await {
-            if let Err(error) = stored {
-                tracing::debug!(%error, "failed to store an uploaded blob in the local tier");
-            }
-        }
+        self.tiers.store_local(present).await;
         results
     }
 }
@@ -251,14 +234,10 @@ fn is_callers(error: &Error) -> bool {
     )
 }
 
-/// Compares content with its digest.
 fn check(digest: &Digest, content: &Bytes) -> Result<Put> {
     let actual = digest.function().digest(content);
     if actual == *digest {
         return Ok(Put::Existed);
     }
-    Err(Error::Mismatch {
-        expected: *digest,
-        actual: actual.to_string(),
-    })
+    Err(Error::mismatch(digest, actual))
 }

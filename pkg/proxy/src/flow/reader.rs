@@ -5,21 +5,19 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures::{StreamExt as _, stream};
 use gorego_storage::{Blob, BlobStream, Error, Result};
-use tokio::task;
+use tokio::{sync::OnceCell, task};
 
 use super::{
-    Flow,
+    Flow, Pieces,
     state::{END, FlowState},
 };
 
-/// The size of a piece read from the file.
 pub(super) const PIECE: usize = 128 * 1024;
 /// The size of a piece when memory is short. There may be thousands of readers.
 pub(super) const MIN_PIECE: usize = 16 * 1024;
 /// A piece takes at most this fraction of the free memory.
 const SHARE: u64 = 16;
 
-/// A reader of a flow, until dropped.
 pub(crate) struct Reader {
     flow: Arc<Flow>,
     number: u64,
@@ -35,7 +33,7 @@ enum Content {
 
 impl Reader {
     fn new(flow: &Arc<Flow>, at: u64) -> Option<Self> {
-        let number = flow.state().add_reader(at)?;
+        let number = flow.state.lock().add_reader(at)?;
         let flow = Arc::clone(flow);
         Some(Self { flow, number })
     }
@@ -47,7 +45,7 @@ impl Reader {
 
     /// Waits until the whole blob is verified, without reading on.
     pub(crate) async fn verified(&self) -> Result<()> {
-        if let Some(place) = self.flow.state().readers.get_mut(&self.number) {
+        if let Some(place) = self.flow.state.lock().readers.get_mut(&self.number) {
             place.at = END;
         }
         self.flow.passed.notify_waiters();
@@ -97,7 +95,7 @@ impl Reader {
 
 impl Drop for Reader {
     fn drop(&mut self) {
-        self.flow.state().readers.remove(&self.number);
+        self.flow.state.lock().readers.remove(&self.number);
         self.flow.passed.notify_waiters();
     }
 }
@@ -123,7 +121,7 @@ impl Flow {
 
     /// Reads up to `len` written bytes, at least one. Readers at the same offset share them.
     pub(super) async fn written(&self, at: u64, len: usize) -> Result<Bytes> {
-        self.shared.piece(at, self.read_written(at, len)).await
+        shared_piece(&self.shared, at, self.read_written(at, len)).await
     }
 
     async fn read_written(&self, at: u64, len: usize) -> Result<Bytes> {
@@ -152,4 +150,24 @@ impl Flow {
 pub(super) fn until_next(size: usize, at: u64, len: usize) -> usize {
     let past = usize::try_from(at % size as u64).unwrap_or_default();
     (size - past).min(len)
+}
+
+/// Returns the piece at `at`. The first caller reads it; the others wait for that.
+pub(super) async fn shared_piece(
+    pieces: &Pieces,
+    at: u64,
+    read: impl Future<Output = Result<Bytes>>,
+) -> Result<Bytes> {
+    let piece = Piece(pieces.get_or_default(&at));
+    piece.0.get_or_try_init(|| read).await?;
+    Ok(Bytes::from_owner(piece))
+}
+
+/// A piece, shared as long as a reader or its connection holds it.
+struct Piece(Arc<OnceCell<Bytes>>);
+
+impl AsRef<[u8]> for Piece {
+    fn as_ref(&self) -> &[u8] {
+        self.0.get().map_or(&[], |bytes| bytes)
+    }
 }

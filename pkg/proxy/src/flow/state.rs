@@ -13,8 +13,7 @@ use tokio::time::Instant;
 
 /// The time for which a reader may hold up others while memory is short, or stall.
 pub(super) const PATIENCE: Duration = Duration::from_secs(5);
-/// The longest wait that is not charged: while any reader makes progress within this time, the slowest ones
-/// may not be at fault.
+/// The longest wait for a reader that is not charged: one that makes progress within this time may not be at fault.
 const BRISK: Duration = Duration::from_millis(500);
 
 /// The place of a caller that waits for the end without reading.
@@ -36,14 +35,13 @@ pub(super) struct FlowState {
     next_reader: u64,
 }
 
-/// The place of a reader.
 #[derive(Debug)]
 pub(super) struct Place {
     pub(super) at: u64,
     /// The remaining time for which others may wait for this reader.
     patience: Duration,
-    /// The offset of this reader at the start of the current wait, if the wait is for it.
-    late: Option<u64>,
+    /// The offset at which this reader holds up others, and since when.
+    late: Option<(u64, Instant)>,
 }
 
 impl FlowState {
@@ -70,7 +68,6 @@ impl FlowState {
         self.drop_written();
     }
 
-    /// Drops the chunks that end before `offset`.
     pub(super) fn drop_before(&mut self, offset: u64) {
         while let Some(first) = self.newest.front() {
             let next = self.start + first.len() as u64;
@@ -82,7 +79,6 @@ impl FlowState {
         }
     }
 
-    /// Drops the chunks that can be read from the file.
     pub(super) fn drop_written(&mut self) {
         self.drop_before(self.growth.len());
     }
@@ -101,40 +97,49 @@ impl FlowState {
     }
 
     /// Drops chunks down to the most that may be in memory, as far as readers have passed them. Returns the
-    /// time until which to wait for the slowest readers; `None` if enough was dropped. `waited` is the time
-    /// since the last call.
-    pub(super) fn make_room(&mut self, waited: Duration) -> Option<Instant> {
+    /// time until which to wait for the slowest readers; `None` if enough was dropped.
+    pub(super) fn make_room(&mut self) -> Option<Instant> {
         let due = self.end.saturating_sub(self.in_memory?);
-        self.charge(waited);
+        let now = Instant::now();
+        self.charge(now);
         self.drop_written();
         let slowest = self.readers.values().map(|place| place.at).min();
         let slowest = slowest.unwrap_or(END);
         self.drop_before(due.min(slowest));
         // A chunk across `due` stays, since its end was added last.
         if slowest >= due || self.start >= due {
+            self.readers
+                .values_mut()
+                .for_each(|place| place.late = None);
             return None;
         }
-        for place in self.readers.values_mut() {
-            place.late = (place.at < due).then_some(place.at);
-        }
-        let late = self.readers.values().filter(|place| place.late.is_some());
-        let patience = late.map(|place| place.patience).min();
-        Some(Instant::now() + BRISK + patience.unwrap_or_default())
+        let late = self.readers.values_mut().filter(|place| place.at < due);
+        let until = late.map(|place| {
+            let (_, since) = *place.late.get_or_insert((place.at, now));
+            since + BRISK + place.patience
+        });
+        until.min()
     }
 
-    /// Charges the wait to the readers that caused it, and disconnects those whose patience is used up. A reader that
-    /// proceeded regains its patience, unless readers wait at the end of the content.
-    fn charge(&mut self, waited: Duration) {
-        let waited = waited.saturating_sub(BRISK);
+    /// Charges readers for the time that others waited for them, and disconnects those whose patience is used up. A
+    /// reader that proceeded regains its patience, unless readers wait at the end of the content.
+    fn charge(&mut self, now: Instant) {
         let at_end = |place: &Place| place.late.is_none() && place.at >= self.end;
         let others_wait = self.readers.values().any(at_end);
         self.readers.retain(|_, place| {
-            match place.late.take() {
-                Some(late) if late != place.at && !others_wait => place.patience = PATIENCE,
-                Some(_) => place.patience = place.patience.saturating_sub(waited),
-                None => {}
+            let Some((at, since)) = place.late else {
+                return true;
+            };
+            let (waited, proceeded) = (now - since, place.at != at);
+            let left = if proceeded && !others_wait {
+                PATIENCE
+            } else {
+                place.patience.saturating_sub(waited.saturating_sub(BRISK))
+            };
+            if proceeded {
+                (place.patience, place.late) = (left, None);
             }
-            !place.patience.is_zero()
+            !left.is_zero()
         });
     }
 }

@@ -5,7 +5,7 @@ use gorego_storage::DigestFunction;
 use tokio::{task::yield_now, time};
 
 use super::{
-    reader::{MIN_PIECE, PIECE, until_next},
+    reader::{MIN_PIECE, PIECE, shared_piece, until_next},
     state::PATIENCE,
     *,
 };
@@ -98,6 +98,26 @@ async fn a_stalled_reader_of_an_unwritten_blob_is_disconnected() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_stalled_reader_is_disconnected_while_another_late_reader_proceeds() {
+    let (flow, content) = flow(21);
+    let mut stalled = read(&flow, 0);
+    for number in 0..20 {
+        flow.push(chunk(&content, number)).await;
+    }
+    flow.to_memory(LEN as u64);
+    let arrive = async {
+        let push = flow.push(chunk(&content, 20));
+        let pushed = time::timeout(PATIENCE * 2, push).await;
+        flow.finish(Ok(()));
+        pushed
+    };
+    let (pushed, got) = future::join(arrive, slow(&flow, PATIENCE / 12)).await;
+    pushed.unwrap();
+    assert_eq!(got, 21);
+    assert!(stalled.next().await.unwrap().is_err());
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_unwritten_blob_does_not_wait_for_a_reader_that_left() {
     let (flow, content) = flow(4);
     flow.to_memory(LEN as u64);
@@ -128,7 +148,7 @@ async fn an_unwritten_blob_arrives_in_chunks_of_any_size() {
             let mut rest = content.clone();
             for size in sizes {
                 flow.push(rest.split_to(size)).await;
-                let state = flow.state();
+                let state = flow.state.lock();
                 assert!(state.end - state.start < most + size.max(1999) as u64);
             }
             flow.finish(Ok(()));
@@ -238,7 +258,7 @@ async fn an_ended_flow_leaves_memory_once_readers_passed_or_stalled() {
     let read = reader.map(Result::unwrap).collect::<Vec<_>>();
     assert_eq!(read.await.concat(), content);
     time::timeout(PATIENCE * 2, emptied).await.unwrap();
-    assert!(flow.state().newest.is_empty());
+    assert!(flow.state.lock().newest.is_empty());
     assert!(stalled.next().await.unwrap().is_err());
 }
 
@@ -255,29 +275,29 @@ async fn a_reader_that_got_the_whole_blob_never_fails() {
 
 #[tokio::test]
 async fn readers_at_one_offset_share_one_read() {
-    let shared = PieceCache::default();
+    let shared = Pieces::default();
     let reads = AtomicUsize::new(0);
     let read = || async {
         reads.fetch_add(1, Relaxed);
         yield_now().await;
         Ok(Bytes::from_static(b"piece"))
     };
-    let crowd = future::join_all((0..10).map(|_| shared.piece(7, read()))).await;
+    let crowd = future::join_all((0..10).map(|_| shared_piece(&shared, 7, read()))).await;
     let pieces: Vec<Bytes> = crowd.into_iter().map(Result::unwrap).collect();
     assert!(pieces.iter().all(|piece| *piece == "piece"));
     assert_eq!(reads.load(Relaxed), 1);
-    shared.piece(8, read()).await.unwrap();
+    shared_piece(&shared, 8, read()).await.unwrap();
     assert_eq!(reads.load(Relaxed), 2, "another one");
     drop(pieces);
-    shared.piece(7, read()).await.unwrap();
+    shared_piece(&shared, 7, read()).await.unwrap();
     assert_eq!(reads.load(Relaxed), 3, "dropped with its last reader");
 }
 
 #[tokio::test]
 async fn cancelled_piece_read_is_taken_over() {
-    let shared = PieceCache::default();
-    let other = shared.piece(0, async { Ok(Bytes::from_static(b"piece")) });
-    let mut first = Box::pin(shared.piece(0, future::pending()));
+    let shared = Pieces::default();
+    let other = shared_piece(&shared, 0, async { Ok(Bytes::from_static(b"piece")) });
+    let mut first = Box::pin(shared_piece(&shared, 0, future::pending()));
     assert!((&mut first).now_or_never().is_none());
     drop(first);
     assert_eq!(other.await.unwrap(), "piece");

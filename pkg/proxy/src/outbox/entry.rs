@@ -23,7 +23,6 @@ impl WriteKey {
         Self::Result(instance.to_owned(), *action)
     }
 
-    /// Returns the digest of the blob or the action.
     pub(crate) const fn digest(&self) -> &Digest {
         match self {
             Self::Blob(digest) | Self::Result(_, digest) => digest,

@@ -1,4 +1,4 @@
-//! The pending writes in memory: their order, their room, and the start of their refusal.
+//! The pending writes in memory: their order, their room, and the time for which they have been refused.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -8,6 +8,7 @@ use std::{
 
 use gorego_storage::{Digest, Error, InUse, Result};
 use prost::Message as _;
+use tokio::time::Instant;
 
 use super::entry::{CHECKSUM, ResultEntry, WriteKey, file_name, fingerprint};
 
@@ -16,6 +17,9 @@ use super::entry::{CHECKSUM, ResultEntry, WriteKey, file_name, fingerprint};
 const ENTRY: u64 = 4096;
 /// The number of replaced results that an entry lists. The backing cache may have one of the last.
 const REPLACED: usize = 16;
+
+/// The longest time between two accepted writes in which the backing cache counts as accepting.
+const GAP: Duration = Duration::from_mins(5);
 
 /// The amount of pending writes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -28,47 +32,30 @@ pub struct Depth {
     pub bytes: u64,
 }
 
-/// The outcome of an attempt to upload a pending write.
+/// The reason why a pending write was not uploaded.
 #[derive(Debug)]
-pub(crate) enum ReplayOutcome {
-    /// The backing cache has the write, or no longer needs it.
-    Done,
-    /// The backing cache will never accept the write.
-    Rejected(Error),
-    /// The backing cache is down, or accepts nothing from this proxy. That says nothing about the write.
-    Unreached(Error),
-    /// The write was refused. The cause may be temporary, and may be the write itself.
-    Refused(Error),
+pub(crate) struct ReplayError {
+    pub(crate) error: Error,
+    /// True if the backing cache will never accept the write.
+    pub(crate) is_final: bool,
 }
 
-impl From<Error> for ReplayOutcome {
+impl From<Error> for ReplayError {
     fn from(error: Error) -> Self {
-        if error.is_general() {
-            Self::Unreached(error)
-        } else if error.may_pass() {
-            Self::Refused(error)
-        } else {
-            Self::Rejected(error)
-        }
-    }
-}
-
-impl<T> From<Result<T>> for ReplayOutcome {
-    fn from(uploaded: Result<T>) -> Self {
-        uploaded.map_or_else(Self::from, |_| Self::Done)
+        let is_final = !error.is_general() && !error.may_pass();
+        Self { error, is_final }
     }
 }
 
 /// A write that the backing cache still has to accept.
 pub(super) struct PendingWrite {
     key: WriteKey,
-    /// The room that it takes.
     pub(super) bytes: u64,
     /// The fingerprints of a result and of those that it replaced, the last one first.
     fingerprints: Vec<u64>,
     /// Protects a blob from eviction; none if the local tier has lost it.
     _pin: Option<Box<dyn InUse>>,
-    /// The total of the accept clock at the first refusal.
+    /// The value of [`Queue::accepting`] at the first refusal.
     refused_at: Option<Duration>,
 }
 
@@ -78,24 +65,24 @@ pub(super) const fn room(len: u64) -> u64 {
 }
 
 impl PendingWrite {
-    pub(super) const fn blob(digest: &Digest, pin: Option<Box<dyn InUse>>) -> Self {
-        Self {
-            key: WriteKey::Blob(*digest),
-            bytes: room(digest.size()),
-            fingerprints: Vec::new(),
-            _pin: pin,
-            refused_at: None,
-        }
+    pub(super) fn blob(digest: &Digest, pin: Option<Box<dyn InUse>>) -> Self {
+        let key = WriteKey::Blob(*digest);
+        Self::new(key, digest.size(), Vec::new(), pin)
     }
 
     pub(super) fn result(entry: ResultEntry, action: &Digest) -> Self {
-        let mut fingerprints = vec![fingerprint(&entry.result)];
-        fingerprints.extend(&entry.replaced);
+        let len = (CHECKSUM + entry.encoded_len()) as u64;
+        let fingerprints = [&[fingerprint(&entry.result)], &*entry.replaced].concat();
+        let key = WriteKey::Result(entry.instance, *action);
+        Self::new(key, len, fingerprints, None)
+    }
+
+    fn new(key: WriteKey, len: u64, fingerprints: Vec<u64>, pin: Option<Box<dyn InUse>>) -> Self {
         Self {
-            bytes: room((CHECKSUM + entry.encoded_len()) as u64),
-            key: WriteKey::Result(entry.instance, *action),
+            key,
+            bytes: room(len),
             fingerprints,
-            _pin: None,
+            _pin: pin,
             refused_at: None,
         }
     }
@@ -103,17 +90,31 @@ impl PendingWrite {
 
 /// The pending writes by number, at most one for each key.
 #[derive(Default)]
-pub(super) struct Queue {
+pub(crate) struct Queue {
     writes: BTreeMap<u64, PendingWrite>,
     numbers: HashMap<WriteKey, u64>,
-    /// The number of the next write.
-    pub(super) next: u64,
+    pub(crate) next: u64,
     pub(super) depth: Depth,
     /// The room of writes that are being accepted.
     pub(super) reserved: u64,
+    /// The time in which the backing cache accepted writes, pending or not, up to the last one.
+    accepting: Duration,
+    /// The time of the last accepted write. An interruption clears it.
+    last_accepted: Option<Instant>,
 }
 
 impl Queue {
+    pub(crate) fn accepted(&mut self) {
+        let last = self.last_accepted.replace(Instant::now());
+        let gap = last.map(|last| last.elapsed());
+        self.accepting += gap.filter(|gap| *gap <= GAP).unwrap_or_default();
+    }
+
+    /// Records that the backing cache is down, or accepts nothing from this proxy.
+    pub(crate) const fn interrupted(&mut self) {
+        self.last_accepted = None;
+    }
+
     /// Continues after the highest number of earlier runs. If the outbox is empty, the time in microseconds
     /// exceeds it, since no run accepts writes faster.
     pub(super) fn start_after(&mut self, last: u64) {
@@ -187,20 +188,18 @@ impl Queue {
         Some(file_name(number, key))
     }
 
-    /// Returns the first writes of a range of numbers.
-    pub(super) fn first(&self, range: Range<u64>, most: usize) -> Vec<(u64, WriteKey)> {
+    pub(crate) fn first(&self, range: Range<u64>, most: usize) -> Vec<(u64, WriteKey)> {
         let writes = self.writes.range(range).take(most);
         let writes = writes.map(|(number, write)| (*number, write.key.clone()));
         writes.collect()
     }
 
-    /// Records the outcome of an upload at the total `now` of the accept clock. Returns the file of a write
-    /// that leaves the outbox, or the reason why it stays. A refused write is dropped after `retry`.
+    /// Records the outcome of an upload. Returns the file of a write that leaves the outbox, or the reason why it
+    /// stays. A refused write is dropped after `retry` in which the backing cache accepted others.
     pub(super) fn record_outcome(
         &mut self,
         number: u64,
-        outcome: ReplayOutcome,
-        now: Duration,
+        uploaded: Result<(), ReplayError>,
         retry: Duration,
     ) -> Result<Option<String>> {
         let Some(write) = self.writes.get_mut(&number) else {
@@ -208,28 +207,22 @@ impl Queue {
             return Ok(None);
         };
         let key = write.key.clone();
-        let entry = file_name(number, &key);
-        match outcome {
-            ReplayOutcome::Done => {}
-            ReplayOutcome::Rejected(error) => {
-                tracing::error!(entry, %error, "dropped a pending write that was rejected");
-            }
-            ReplayOutcome::Unreached(error) => {
+        if let Err(ReplayError { error, is_final }) = uploaded {
+            if error.is_general() && !is_final {
                 write.refused_at = None;
                 return Err(error);
             }
-            ReplayOutcome::Refused(error) => {
-                let since = *write.refused_at.get_or_insert(now);
-                if now.saturating_sub(since) < retry {
-                    return Err(error);
-                }
-                tracing::error!(
-                    entry,
-                    %error,
-                    "dropped a pending write that was refused for {retry:?}, in which the backing cache \
-                     accepted others"
-                );
+            let since = *write.refused_at.get_or_insert(self.accepting);
+            if !is_final && self.accepting.saturating_sub(since) < retry {
+                return Err(error);
             }
+            let why = if is_final {
+                "rejected"
+            } else {
+                "refused for long"
+            };
+            let entry = file_name(number, &key);
+            tracing::error!(entry, %error, "dropped a pending write that was {why}");
         }
         Ok(self.remove(&key))
     }

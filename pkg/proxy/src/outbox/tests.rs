@@ -40,15 +40,15 @@ async fn a_blob_written_again_stays_pending_after_the_outcome_of_its_earlier_ent
     let dir = tempfile::tempdir().unwrap();
     let outbox = open(&dir).await;
     let digest = add(&outbox).await;
-    let first = outbox.first(0..u64::MAX, 2);
+    let first = outbox.queue.lock().first(0..u64::MAX, 2);
     add(&outbox).await;
     assert_eq!(entries(&outbox), 1);
-    let gone = ReplayOutcome::Rejected(Error::NotFound(digest));
+    let gone = Err(ReplayError::from(Error::NotFound(digest)));
     let recorded = outbox.record_outcome(first[0].0, gone, Duration::ZERO);
     recorded.await.unwrap();
     assert_eq!(entries(&outbox), 1);
-    let second = outbox.first(0..u64::MAX, 2);
-    let recorded = outbox.record_outcome(second[0].0, ReplayOutcome::Done, Duration::ZERO);
+    let second = outbox.queue.lock().first(0..u64::MAX, 2);
+    let recorded = outbox.record_outcome(second[0].0, Ok(()), Duration::ZERO);
     recorded.await.unwrap();
     assert_eq!(*outbox.depth().borrow(), Depth::default());
     assert_eq!(outbox.local.outbox_names().await.unwrap(), [""; 0]);
@@ -61,7 +61,9 @@ async fn a_result_refused_by_the_local_tier_is_not_pending() {
     let action = DigestFunction::Sha256.digest(b"action");
     let store = async { Err(Error::Unavailable("no".to_owned())) };
     let result = ActionResult::default();
-    let added = outbox.add_result("", &action, result, None, store).await;
+    let added = outbox
+        .add_result(&(String::new(), action), result, None, store)
+        .await;
     added.unwrap_err();
     assert_eq!(*outbox.depth().borrow(), Depth::default());
     assert_eq!(outbox.local.outbox_names().await.unwrap(), [""; 0]);

@@ -1,6 +1,6 @@
 //! Writes through both tiers.
 
-use std::{fs, sync::atomic::Ordering::SeqCst};
+use std::{fs, sync::atomic::Ordering::SeqCst, time::Duration};
 
 use crate::common::{self, CHUNK, Proxy, content, sha256};
 use bytes::Bytes;
@@ -9,6 +9,7 @@ use gorego_storage::{
     Blob, BlobStore, BlobStoreExt as _, BlobStream, Chunks, Digest, Error, Put, Resume, UploadId,
     Uploads,
 };
+use tokio::time::timeout;
 
 fn pieces(content: &Bytes) -> Vec<Bytes> {
     let ends = (0..content.len()).step_by(CHUNK);
@@ -191,6 +192,19 @@ async fn a_mismatched_blob_of_a_batch_affects_no_other() {
     assert!(put[0].is_ok());
     assert!(matches!(put[1], Err(Error::Mismatch { .. })));
     assert_in_both(&proxy, &sha256(&good)).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_upload_that_the_backing_cache_cannot_accept_fails_before_its_end() {
+    let proxy = Proxy::new().await;
+    let content = content(1, CHUNK * 20);
+    proxy.backing.script(|script| script.down = true);
+    let stalls = stream::iter([Ok(content.slice(..CHUNK))]).chain(stream::pending());
+    let digest = sha256(&content);
+    let put = proxy.store.put(&digest, Blob::stream(stalls));
+    let put = timeout(Duration::from_mins(1), put).await;
+    let put = put.expect("the client need not send the rest");
+    assert!(matches!(put, Err(Error::Unavailable(_))), "{put:?}");
 }
 
 #[tokio::test]
