@@ -11,8 +11,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use gorego_limits::Budget;
-use gorego_storage::{BlobFile, Digest, Error, Result};
-use gorego_storage_local::Growth;
+use gorego_storage::{BlobFile, Digest, Error, Growth, Result};
 use parking_lot::Mutex;
 use tokio::{
     sync::{Notify, OnceCell},

@@ -7,7 +7,7 @@ use std::{
 
 use bytes::Bytes;
 use futures::future::{self, Either};
-use gorego_storage::{Blob, BlobStore as _, Chunks, Digest, Error, Put, Result, Resume};
+use gorego_storage::{Blob, BlobStore as _, Chunks, Digest, Error, Put, Result, Resume, verify};
 use gorego_storage_local::{CompleteUpload, Received};
 use tokio::sync::Notify;
 
@@ -193,8 +193,10 @@ impl Uploads {
 
     /// Stores blobs. Those that the backing cache is known to have are not uploaded.
     pub(crate) async fn put_batch(&self, blobs: Vec<(Digest, Bytes)>) -> Vec<Result<Put>> {
-        let checks = blobs.iter().map(|(digest, content)| check(digest, content));
-        let mut results: Vec<Result<Put>> = checks.collect();
+        let check = |(digest, content): &(Digest, Bytes)| {
+            verify(digest, std::slice::from_ref(content)).map(|()| Put::Existed)
+        };
+        let mut results: Vec<Result<Put>> = blobs.iter().map(check).collect();
         let (mut places, mut new) = (Vec::new(), Vec::new());
         for (place, blob) in results.iter_mut().zip(&blobs) {
             if place.is_ok() && !blob.0.is_empty_blob() && !self.tiers.backing.has(&blob.0) {
@@ -232,12 +234,4 @@ fn is_callers(error: &Error) -> bool {
             | Error::Superseded(_)
             | Error::Source(_)
     )
-}
-
-fn check(digest: &Digest, content: &Bytes) -> Result<Put> {
-    let actual = digest.function().digest(content);
-    if actual == *digest {
-        return Ok(Put::Existed);
-    }
-    Err(Error::mismatch(digest, actual))
 }

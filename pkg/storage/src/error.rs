@@ -128,11 +128,13 @@ impl Error {
         }
     }
 
-    /// Turns the mismatch of an upload into that of a resumed one. Returns other errors unchanged.
+    /// Turns the mismatch of an upload that was `resumed` into one that says so. Returns other errors unchanged.
     #[must_use]
-    pub fn of_resumed(self) -> Self {
+    pub fn if_resumed(self, resumed: bool) -> Self {
         match self {
-            Self::Mismatch { expected, actual } => Self::ResumedMismatch { expected, actual },
+            Self::Mismatch { expected, actual } if resumed => {
+                Self::ResumedMismatch { expected, actual }
+            }
             other => other,
         }
     }

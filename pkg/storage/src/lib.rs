@@ -9,12 +9,14 @@ pub mod decoded;
 mod digest;
 mod error;
 mod eviction;
+mod growth;
 mod memory;
 mod outputs;
 mod resource_name;
 mod store;
 mod tree;
 mod usage;
+mod verify;
 
 pub use backoff::{EvictionBackoff, Resource};
 pub use blob::{
@@ -26,6 +28,7 @@ pub use completeness::{CompletenessChecking, find_outputs};
 pub use digest::{Digest, DigestError, DigestFunction, Hasher, shorten, to_hex};
 pub use error::{Error, Result};
 pub use eviction::{Candidate, EntryId, Evictable};
+pub use growth::Growth;
 pub use memory::MemoryStore;
 pub use outputs::{Outputs, named_blobs};
 pub use resource_name::{
@@ -34,3 +37,4 @@ pub use resource_name::{
 pub use store::{ActionCache, ActionCacheExt, BlobStore, BlobStoreExt, CachedResult, Put, Uploads};
 pub use tree::{TreeError, TreeWalk};
 pub use usage::{EvictionTotal, Usage};
+pub use verify::{hash_file, verify};

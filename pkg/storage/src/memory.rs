@@ -81,13 +81,7 @@ impl MemoryStore {
             return Err(Error::mismatch(digest, actual));
         }
         let put = self.publish(digest, content.into());
-        put.map_err(|error| {
-            if offset > 0 {
-                error.of_resumed()
-            } else {
-                error
-            }
-        })
+        put.map_err(|error| error.if_resumed(offset > 0))
     }
 
     /// Takes the stored bytes of an upload, up to the offset where it resumes.

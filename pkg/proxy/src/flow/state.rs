@@ -7,8 +7,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use gorego_storage::Result;
-use gorego_storage_local::Growth;
+use gorego_storage::{Growth, Result};
 use tokio::time::Instant;
 
 /// The time for which a reader may hold up others while memory is short, or stall.

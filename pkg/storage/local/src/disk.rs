@@ -22,9 +22,9 @@ use super::{
     inflight::{Claims, Watchers},
     instances::Instances,
     layout,
+    options::LocalOptions,
     room::Room,
     state::Record,
-    store::LocalOptions,
 };
 use crate::index::{Index, Key, Space, Terms, Use};
 use gorego_storage::{Digest, Error, InUse, Put, Result};

@@ -7,14 +7,12 @@ use futures::StreamExt as _;
 use tokio::time::timeout;
 
 use super::{
-    LocalStore,
-    growth::Growth,
-    layout,
+    LocalStore, layout,
     upload::{CompleteUpload, RESERVE_STEP, SLOW, StagedUpload},
     write::{UPLOAD, check_size},
 };
 use crate::index::SIZE_END;
-use gorego_storage::{Chunks, Digest, Error, Result, Resume, UploadId, Uploads};
+use gorego_storage::{Chunks, Digest, Error, Growth, Result, Resume, UploadId, Uploads};
 
 /// The outcome of receiving a blob.
 pub enum Received {

@@ -1,4 +1,4 @@
-//! The local store: options, opening and closing of a data directory.
+//! The local store: opening and closing of a data directory.
 
 use std::{
     fmt, fs,
@@ -8,17 +8,15 @@ use std::{
         Arc,
         atomic::{AtomicBool, AtomicU64},
     },
-    time::Duration,
 };
 
-use gorego_limits::Budget;
 use parking_lot::{Mutex, RwLock};
 use rustix::fs::FlockOperation;
 use tokio::{sync::watch, task::spawn_blocking};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    Counters, SyncMode,
+    Counters, LocalOptions,
     disk::{self, Disk, ScanState},
     files::Files,
     index::{Index, Terms},
@@ -34,30 +32,6 @@ use gorego_storage::{Error, Result};
 
 /// The version of the layout that this program reads and writes.
 pub(crate) const VERSION: &str = "1";
-
-/// The options of a local store.
-#[derive(Clone, Debug)]
-pub struct LocalOptions {
-    /// The data directory; created if it is missing.
-    pub dir: PathBuf,
-    /// The most bytes that it may hold.
-    pub max_bytes: u64,
-    /// The usage in bytes beyond which the janitor is woken.
-    pub wake_bytes: u64,
-    /// The time for which a blob that was reported present is protected from eviction.
-    pub lease: Duration,
-    /// The time for which a blob that was just uploaded is protected from eviction.
-    pub upload_lease: Duration,
-    /// Writes the file's access time at each hit, rather than once a minute.
-    pub force_update_atime: bool,
-    /// Durability of acknowledged uploads.
-    pub sync: SyncMode,
-    /// The time in which every file is hashed once, in the background; `None` for never.
-    pub scrub_period: Option<Duration>,
-    /// The budget for reading blobs of up to [`gorego_storage::CHUNK_SIZE`] bytes at once. When it is used
-    /// up, blobs of more than [`gorego_limits::UNCOUNTED`] bytes are read in pieces.
-    pub pieces: Option<Budget>,
-}
 
 /// The error of opening a data directory.
 #[derive(Debug, thiserror::Error)]

@@ -15,7 +15,6 @@ pub use self::complete::CompleteUpload;
 use self::{buffer::WriteBuffer, file::StagedFile};
 use super::{
     disk::{Disk, cut_off},
-    growth::Growth,
     inflight::Claim,
     layout,
     retries::Retries,
@@ -23,7 +22,7 @@ use super::{
     write::check_size,
 };
 use crate::index::room_of;
-use gorego_storage::{Digest, Error, Result, Resume};
+use gorego_storage::{Digest, Error, Growth, Result, Resume};
 
 /// The room that an upload reserves at a time beyond what has arrived, in bytes.
 pub(super) const RESERVE_STEP: u64 = 8 * 1024 * 1024;

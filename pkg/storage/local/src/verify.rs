@@ -1,7 +1,7 @@
 //! Verification of files, and the quarantine of corrupt ones.
 
 use std::{
-    fs, io,
+    fs,
     sync::{Arc, atomic::Ordering::Relaxed},
 };
 
@@ -13,24 +13,7 @@ use super::{
     layout::{self, QUARANTINE},
 };
 use crate::index::{Key, SHARDS, Space, UNVERIFIED};
-use gorego_storage::{CHUNK_SIZE, Digest, DigestFunction, Error, Hasher, Result, read_at};
-
-/// Hashes a file's first `len` bytes, or all of a shorter file. Blocks.
-pub(super) fn hash_prefix(
-    function: DigestFunction,
-    file: &fs::File,
-    len: u64,
-) -> io::Result<Hasher> {
-    let mut hasher = Hasher::new(function);
-    loop {
-        let left = usize::try_from(len - hasher.size()).unwrap_or(usize::MAX);
-        let chunk = read_at(file, hasher.size(), left.min(CHUNK_SIZE))?;
-        if chunk.is_empty() {
-            return Ok(hasher);
-        }
-        hasher.update(&chunk);
-    }
-}
+use gorego_storage::{Digest, Error, Hasher, Result, hash_file};
 
 impl Disk {
     /// Hashes an unverified blob, or waits while another caller does. `false` if the blob is missing or
@@ -59,7 +42,7 @@ impl Disk {
                 return Ok(false);
             }
             Ok(Some((file, _))) => {
-                let hashed = hash_prefix(digest.function(), &file, u64::MAX);
+                let hashed = hash_file(digest.function(), &file, u64::MAX);
                 let failed = |error| Error::io("reading", self.files.path(&path), error);
                 (Some(file), hashed.map(Hasher::finish).map_err(failed))
             }
@@ -239,6 +222,8 @@ pub(super) fn verify_all(disk: &Disk) {
 
 #[cfg(test)]
 mod tests {
+    use gorego_storage::DigestFunction;
+
     use super::*;
 
     #[test]
@@ -246,7 +231,7 @@ mod tests {
         // Reading it is an I/O error, as on a broken disk.
         let path = "/proc/self/mem";
         let file = fs::File::open(path).unwrap();
-        let Err(error) = hash_prefix(DigestFunction::Sha256, &file, u64::MAX) else {
+        let Err(error) = hash_file(DigestFunction::Sha256, &file, u64::MAX) else {
             panic!("it was read");
         };
         assert!(Error::io("reading", path, error).is_unreadable());

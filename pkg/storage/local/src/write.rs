@@ -9,7 +9,7 @@ use super::{
     retries::Retries,
 };
 use crate::index::{Lease, SIZE_END, Use};
-use gorego_storage::{Digest, Error, Hasher, Put, Result};
+use gorego_storage::{Digest, Error, Put, Result, verify};
 
 /// The use by an upload of a blob that is already stored.
 pub(super) const UPLOAD: Use = Use::new(Lease::Upload, false);
@@ -45,7 +45,7 @@ impl Disk {
 
     /// Verifies and writes content in one go. Blocks.
     fn write_blob(&self, digest: &Digest, pieces: &[Bytes]) -> Result<Put> {
-        check_content(digest, pieces)?;
+        verify(digest, pieces)?;
         self.files
             .write_new(pieces, |tmp, _| self.publish_blob(digest, tmp))
     }
@@ -75,18 +75,6 @@ impl Disk {
             }
         }
     }
-}
-
-pub(super) fn check_content(digest: &Digest, pieces: &[Bytes]) -> Result<()> {
-    let mut hasher = Hasher::new(digest.function());
-    for piece in pieces {
-        hasher.update(piece);
-    }
-    let actual = hasher.finish();
-    if actual == *digest {
-        return Ok(());
-    }
-    Err(Error::mismatch(digest, actual))
 }
 
 /// Refuses content of another size, and sizes that no store can hold.

@@ -265,12 +265,7 @@ impl RemoteUpload<'_> {
 
     /// The error of wrong content. If the upload was resumed, the part before the offset may be wrong.
     fn wrong(&self, actual: &str) -> Error {
-        let error = Error::mismatch(self.digest, actual);
-        if self.offset > 0 {
-            error.of_resumed()
-        } else {
-            error
-        }
+        Error::mismatch(self.digest, actual).if_resumed(self.offset > 0)
     }
 }
 

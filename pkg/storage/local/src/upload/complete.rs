@@ -3,8 +3,8 @@
 use bytes::Bytes;
 
 use super::{StagedUpload, UploadState};
-use crate::{retries::Retries, write::check_content};
-use gorego_storage::{Blob, Digest, Error, Put, Result};
+use crate::retries::Retries;
+use gorego_storage::{Blob, Digest, Error, Put, Result, verify};
 
 /// A blob that has arrived and is not visible yet. Dropped, it is kept like an interrupted upload.
 pub struct CompleteUpload(pub(crate) Box<StagedUpload>);
@@ -96,11 +96,11 @@ impl CompleteUpload {
 
 /// Returns the digest of content in memory, out of those that the client may mean.
 fn digest_of(digest: &Digest, pieces: &[Bytes]) -> Result<Digest> {
-    let Err(refusal) = check_content(digest, pieces) else {
+    let Err(refusal) = verify(digest, pieces) else {
         return Ok(*digest);
     };
     let other = digest.other();
     other
-        .filter(|other| check_content(other, pieces).is_ok())
+        .filter(|other| verify(other, pieces).is_ok())
         .ok_or(refusal)
 }

@@ -5,8 +5,8 @@ use std::{fs, sync::Arc};
 use bytes::Bytes;
 
 use super::Target;
-use crate::{disk::now_ms, files::write_at, index::room_of, room::Reservation, verify};
-use gorego_storage::{BlobFile, Digest, Error, Hasher, Put, Result};
+use crate::{disk::now_ms, files::write_at, index::room_of, room::Reservation};
+use gorego_storage::{BlobFile, Digest, Error, Hasher, Put, Result, hash_file};
 
 /// A growing file and the hash of its content. When it is dropped, it is kept for a later attempt if the client named
 /// an upload id, and removed otherwise.
@@ -43,7 +43,7 @@ impl StagedFile {
             }
             target.check_offset(meta.size)?;
             let failed = |error| Error::io("resuming", disk.files.path(&path), error);
-            hasher = verify::hash_prefix(digest.function(), &file, *offset).map_err(failed)?;
+            hasher = hash_file(digest.function(), &file, *offset).map_err(failed)?;
             file.set_len(*offset).map_err(failed)?;
             (path, file, meta.size)
         } else {
@@ -105,7 +105,7 @@ impl StagedFile {
             return Ok(actual);
         }
         if let Some(other) = self.digest.other() {
-            let hasher = verify::hash_prefix(other.function(), &self.file, self.len());
+            let hasher = hash_file(other.function(), &self.file, self.len());
             let path = || self.target.disk.files.path(&self.path);
             let hasher = hasher.map_err(|error| Error::io("hashing", path(), error))?;
             if hasher.clone().finish() == other {
@@ -113,12 +113,7 @@ impl StagedFile {
                 return Ok(other);
             }
         }
-        let error = Error::mismatch(&self.digest, actual);
-        Err(if self.resumed {
-            error.of_resumed()
-        } else {
-            error
-        })
+        Err(Error::mismatch(&self.digest, actual).if_resumed(self.resumed))
     }
 
     pub(super) fn blob(&self) -> BlobFile {

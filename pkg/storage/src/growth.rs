@@ -14,7 +14,7 @@ use std::{
 
 use bytes::Bytes;
 
-use gorego_storage::{BlobFile, Error, Result, read_at};
+use crate::{BlobFile, Error, Result, read_at};
 
 /// The growing file of an upload. Small uploads have none until they are published.
 #[derive(Debug, Default)]
@@ -53,12 +53,13 @@ impl Growth {
     }
 
     /// Sets the file, readable up to `len`.
-    pub(super) fn opened(&self, file: &Arc<fs::File>, path: PathBuf, len: u64) {
+    pub fn opened(&self, file: &Arc<fs::File>, path: PathBuf, len: u64) {
         let _ = self.file.set((Arc::clone(file), path));
         self.grown(len);
     }
 
-    pub(super) fn grown(&self, len: u64) {
+    /// Lets readers read up to `len`.
+    pub fn grown(&self, len: u64) {
         self.len.store(len, Release);
     }
 }
