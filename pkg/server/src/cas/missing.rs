@@ -19,7 +19,7 @@ use crate::{
 
 /// The most memory that the digests of a request take for each of its bytes, in bytes.
 const UNFOLDED: u64 = 2;
-const WRONG_TYPE: &str = "a field has another type";
+const WRONG_TYPE: &str = "a field has the wrong wire type";
 
 impl Reapi {
     /// Returns the missing blobs, each once.
@@ -62,7 +62,8 @@ fn read(request: &[u8]) -> Result<Vec<Digest>, Status> {
         }
     }
     digests::instance(instance)?;
-    let function = digests::function(i32::try_from(function.cast_signed()).unwrap_or(-1))?;
+    #[expect(clippy::cast_possible_truncation, reason = "an enum is its low 32 bits")]
+    let function = digests::function(function as i32)?;
     let mut found = Vec::new();
     for field in Fields::of(request).map_while(Result::ok) {
         let (Request::BLOB_DIGESTS, Value::Delimited(digest)) = field else {
@@ -167,6 +168,15 @@ mod tests {
             let expected: Vec<_> = missing.iter().map(Digest::to_proto).collect();
             assert_eq!(found.missing_blob_digests, expected);
         }
+    }
+
+    #[test]
+    fn a_digest_function_is_its_low_32_bits() {
+        for encoded in [[0x18, 0x81, 0x80, 0x80, 0x80, 0x10], [0x18, 0xe3, 0x80, 0x80, 0x80, 0x10]] {
+            let request = Request::decode(encoded.as_slice()).unwrap();
+            assert_eq!(wanted(&encoded), expected(&request));
+        }
+        assert_eq!(wanted(&[0x18, 0x81, 0x80, 0x80, 0x80, 0x10]), Ok(Vec::new()));
     }
 
     proptest! {
