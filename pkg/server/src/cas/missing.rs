@@ -62,7 +62,10 @@ fn read(request: &[u8]) -> Result<Vec<Digest>, Status> {
         }
     }
     digests::instance(instance)?;
-    #[expect(clippy::cast_possible_truncation, reason = "an enum is its low 32 bits")]
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "an enum is its low 32 bits"
+    )]
     let function = digests::function(function as i32)?;
     let mut found = Vec::new();
     for field in Fields::of(request).map_while(Result::ok) {
@@ -172,11 +175,17 @@ mod tests {
 
     #[test]
     fn a_digest_function_is_its_low_32_bits() {
-        for encoded in [[0x18, 0x81, 0x80, 0x80, 0x80, 0x10], [0x18, 0xe3, 0x80, 0x80, 0x80, 0x10]] {
+        for encoded in [
+            [0x18, 0x81, 0x80, 0x80, 0x80, 0x10],
+            [0x18, 0xe3, 0x80, 0x80, 0x80, 0x10],
+        ] {
             let request = Request::decode(encoded.as_slice()).unwrap();
             assert_eq!(wanted(&encoded), expected(&request));
         }
-        assert_eq!(wanted(&[0x18, 0x81, 0x80, 0x80, 0x80, 0x10]), Ok(Vec::new()));
+        assert_eq!(
+            wanted(&[0x18, 0x81, 0x80, 0x80, 0x80, 0x10]),
+            Ok(Vec::new())
+        );
     }
 
     proptest! {
