@@ -272,7 +272,7 @@ fn find_data(read: &[u8], len: usize) -> Result<Option<(usize, usize)>, Status> 
         }
         field = end;
     }
-    Ok((field == len).then_some((len, len)))
+    Ok((read.len() == len).then_some((len, len)))
 }
 
 #[cfg(test)]

@@ -212,8 +212,8 @@ mod tests {
         ) {
             let found = wanted(&nonsense);
             // Groups, which prost skips, are refused.
-            prop_assume!(!found.as_ref().is_err_and(|why| why.contains("wire type")));
-            if let Ok(request) = Request::decode(nonsense.as_slice()) {
+            let has_group = found.as_ref().is_err_and(|why| why.contains("unknown wire type"));
+            if let Ok(request) = Request::decode(nonsense.as_slice()) && !has_group {
                 prop_assert_eq!(found, expected(&request));
             } else {
                 prop_assert!(found.is_err());
