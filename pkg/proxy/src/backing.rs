@@ -71,8 +71,8 @@ impl BackingBlobs {
 
     /// Returns the missing blobs. Looks up only those not recorded as present.
     pub(crate) async fn find_missing(&self, digests: &[Digest]) -> Result<Vec<Digest>> {
-        let mut unknown = digests.to_vec();
-        unknown.retain(|digest| !self.has(digest));
+        let (mut unknown, epoch) = (digests.to_vec(), self.epoch());
+        unknown.retain(|digest| !self.present.contains(&present(epoch, digest)));
         self.find_missing_now(&unknown).await
     }
 

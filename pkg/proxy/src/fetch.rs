@@ -48,6 +48,8 @@ impl Fetches {
         join: impl Fn(&Arc<Flow>) -> Option<T>,
     ) -> Vec<Option<T>> {
         let (mut joined, mut small) = (Vec::with_capacity(digests.len()), Vec::new());
+        // A slow reader keeps a fetch that has ended, whose file may be gone or corrupt by now.
+        let join = |flow: &Arc<Flow>| (!flow.has_ended()).then(|| join(flow)).flatten();
         for digest in digests {
             let flow = || Flow::new(*digest, self.tiers.options.memory.pieces.clone());
             let (value, new) = self.running.join(digest, flow, &join).unzip();

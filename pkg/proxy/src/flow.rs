@@ -100,6 +100,10 @@ impl Flow {
         Err(error)
     }
 
+    pub(crate) fn has_ended(&self) -> bool {
+        self.state.lock().outcome.is_some()
+    }
+
     /// Returns the error of a flow that failed.
     pub(crate) fn failure(&self) -> Result<()> {
         self.state.lock().outcome.clone().unwrap_or(Ok(()))

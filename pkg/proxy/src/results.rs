@@ -162,15 +162,20 @@ impl Results {
             return Ok(true);
         }
         // A pending one of an earlier configuration must not replace this one later.
-        let lock = self.tiers.outbox.uploading.get_or_default(name);
-        let _locked = lock.lock().await;
+        let outbox = &self.tiers.outbox;
+        let is_pending = outbox.has_result(instance, action);
+        let lock = is_pending.then(|| outbox.uploading.get_or_default(name));
+        let _locked = match &lock {
+            Some(lock) => Some(lock.lock().await),
+            None => None,
+        };
         let backing = &self.tiers.backing_results;
         match backing.put(instance, action, result.clone()).await {
             Err(error) if self.tiers.degrades(&error) => return Ok(true),
             put => put?,
         }
-        if self.tiers.outbox.has_result(instance, action) {
-            self.tiers.outbox.supersede(instance, action).await;
+        if is_pending {
+            outbox.supersede(instance, action).await;
         }
         Ok(false)
     }

@@ -60,6 +60,27 @@ async fn until(holds: impl AsyncFn() -> bool) {
 }
 
 #[tokio::test]
+async fn results_of_one_action_do_not_wait_for_each_other() {
+    let proxy = Proxy::new().await;
+    let hour = Duration::from_hours(1);
+    proxy.backing.script(|script| script.latency = hour);
+    let actions = proxy.actions();
+    let action = action();
+    let put = || actions.put("", &action, result(&[]));
+    let both_arrived = async {
+        while proxy.backing.puts.load(SeqCst) < 2 {
+            task::yield_now().await;
+        }
+    };
+    let arrived = time::timeout(Duration::from_secs(30), both_arrived);
+    tokio::select! {
+        arrived = arrived => arrived.expect("one waits for the other"),
+        _ = put() => panic!("an answer within an hour"),
+        _ = put() => panic!("an answer within an hour"),
+    }
+}
+
+#[tokio::test]
 async fn a_fetched_result_is_served_during_an_outage() {
     let proxy = Proxy::new().await;
     let actions = proxy.actions();

@@ -77,6 +77,25 @@ async fn a_stalled_reader_does_not_delay_others() {
 }
 
 #[tokio::test]
+async fn a_blob_that_the_disk_lost_is_fetched_again_while_a_slow_reader_has_it() {
+    let proxy = Proxy::new().await;
+    let content = content(1, CHUNK * 20);
+    let digest = proxy.backing.has(&content).await;
+    let mut slow = proxy.store.get(&digest, 0).await.unwrap().into_chunks();
+    slow.next().await.unwrap().unwrap();
+    assert_eq!(proxy.read(&digest).await.unwrap(), content);
+    let Blob::File(file) = proxy.local.get(&digest, 0).await.unwrap() else {
+        panic!("a blob of this size is read from its file");
+    };
+    std::fs::remove_file(&file.path).unwrap();
+    assert_eq!(proxy.read(&digest).await.unwrap(), content);
+    assert_eq!(proxy.backing.gets.load(SeqCst), 2);
+    proxy.backing.script(|script| script.down = true);
+    assert_eq!(proxy.read(&digest).await.unwrap(), content);
+    drop(slow);
+}
+
+#[tokio::test]
 async fn corrupt_content_is_neither_served_to_its_end_nor_stored() {
     for len in [10, CHUNK * 20] {
         let proxy = Proxy::new().await;

@@ -50,12 +50,27 @@ impl LocalStore {
 impl BlobStore for LocalStore {
     async fn find_missing(&self, digests: &[Digest]) -> Result<Vec<Digest>> {
         let (disk, now) = (&self.disk, now_ms());
-        let (mut missing, mut unsure) = (HashSet::new(), Vec::new());
+        let mut missing = HashSet::new();
+        let (mut unsure, mut unknown) = (Vec::new(), Vec::new());
         for digest in digests.iter().filter(|digest| !digest.is_empty_blob()) {
             match disk.touch(digest, now, LEASE) {
                 Lookup::Hit(found) if !found.unverified => {}
                 Lookup::Miss => drop(missing.insert(*digest)),
-                Lookup::Hit(_) | Lookup::Unknown => unsure.push(*digest),
+                Lookup::Hit(_) => unsure.push(*digest),
+                Lookup::Unknown => unknown.push(*digest),
+            }
+        }
+        if !unknown.is_empty() {
+            let touch_all = move |disk: &Arc<Disk>| {
+                let touch = |digest| Ok((digest, disk.touch_on_disk(&digest, LEASE)?));
+                unknown.into_iter().map(touch).collect::<Result<Vec<_>>>()
+            };
+            for (digest, found) in disk.run(touch_all).await? {
+                match found {
+                    Some(found) if found.unverified => unsure.push(digest),
+                    Some(_) => {}
+                    None => drop(missing.insert(digest)),
+                }
             }
         }
         if !unsure.is_empty() {

@@ -59,8 +59,9 @@ pub(super) struct Files {
     dir: RwLock<Arc<OwnedFd>>,
     sync: SyncMode,
     room: Arc<Room>,
-    /// Held while a folder is made or removed and counted, so that no other is removed in between.
-    pub(super) folders: Mutex<()>,
+    /// The number of folders made and removed so far. Locked while one is, and counted, so that no other is
+    /// removed in between.
+    pub(super) folder_changes: Mutex<u64>,
     /// Set if the umask clears bits of [`BLOB_MODE`], so that each file's mode is set explicitly.
     chmod: bool,
     /// Cleared when the system refuses `O_NOATIME`.
@@ -79,7 +80,7 @@ impl Files {
             dir,
             sync,
             room,
-            folders: Mutex::new(()),
+            folder_changes: Mutex::default(),
             chmod: false,
             noatime: AtomicBool::new(true),
             next_tmp: AtomicU64::new(0),

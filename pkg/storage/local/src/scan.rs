@@ -22,6 +22,8 @@ use gorego_storage::{DigestFunction, Error, Result};
 const RETRY: Duration = Duration::from_mins(1);
 /// The number of folders scanned at once: more than cores, since the disk is slow.
 const AT_ONCE: usize = 4;
+/// The counts of all folders, of which the first that no change of a folder disturbed is right.
+const COUNTS: usize = 3;
 
 /// The folders of all blobs of a digest function, or of all results of an instance too.
 struct Tree {
@@ -160,19 +162,33 @@ fn subfolders(files: &Files, path: &str) -> Result<Vec<String>> {
 }
 
 impl Disk {
-    /// Counts the folders between the roots and the files. Blocks.
+    /// Counts the folders between the roots and the files. Uploads wait for that only if they make folders all the time.
+    /// Blocks.
     pub(super) fn count_folders(&self) -> Result<()> {
-        let _folders = self.files.folders.lock();
-        let mut count = 0;
-        for tree in trees(&self.files)? {
-            count += u64::from(tree.instance.is_some());
-            for folder in subfolders(&self.files, &tree.path)? {
-                count += 1 + subfolders(&self.files, &folder)?.len() as u64;
+        for _ in 0..COUNTS {
+            let before = *self.files.folder_changes.lock();
+            let count = folder_count(&self.files)?;
+            let changes = self.files.folder_changes.lock();
+            if *changes == before {
+                self.room.all_scanned(count);
+                return Ok(());
             }
         }
-        self.room.all_scanned(count);
+        let _changes = self.files.folder_changes.lock();
+        self.room.all_scanned(folder_count(&self.files)?);
         Ok(())
     }
+}
+
+fn folder_count(files: &Files) -> Result<u64> {
+    let mut count = 0;
+    for tree in trees(files)? {
+        count += u64::from(tree.instance.is_some());
+        for folder in subfolders(files, &tree.path)? {
+            count += 1 + subfolders(files, &folder)?.len() as u64;
+        }
+    }
+    Ok(count)
 }
 
 fn scan_folder(disk: &Disk, folder: &Folder) -> Result<()> {

@@ -2,10 +2,11 @@
 
 mod wire;
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{collections::HashMap, sync::Arc};
 
 use bytes::Bytes;
 use futures::{FutureExt as _, StreamExt as _, future::BoxFuture, stream};
+use tokio::time::Instant;
 use tonic::{Code, Status};
 
 use super::{RemoteCapabilities, download, failure::Failure, missing::unique, peer::Peer, upload};
@@ -159,6 +160,8 @@ impl Transfer<'_> {
     async fn batch(&self, mut items: Vec<Item>) -> Vec<BatchOutcome> {
         let mut outcomes = Vec::with_capacity(items.len());
         let mut retry = self.peer.retry();
+        let bytes = items.iter().map(|item| item.digest.size()).sum();
+        let end = Instant::now() + self.peer.deadline(bytes) * 2;
         while !items.is_empty() {
             let (mut entries, refusal) = match self.call(&items, &mut retry).await {
                 Ok(entries) => (entries, None),
@@ -178,7 +181,8 @@ impl Transfer<'_> {
                 }
             }
             let may_pass = failed.iter().any(|(_, failure)| failure.is_retryable());
-            let retries = refusal.is_none() && may_pass && retry.pause(Duration::MAX).await;
+            let left = end.saturating_duration_since(Instant::now());
+            let retries = refusal.is_none() && may_pass && retry.pause(left).await;
             let is_retried = |(_, failure): &(_, Failure)| retries && failure.is_retryable();
             let (again, ended) = failed.into_iter().partition::<Vec<_>, _>(is_retried);
             let error = |(item, failure): (Item, _)| (item.digest, Err(self.error(&item, failure)));

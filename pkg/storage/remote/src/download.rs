@@ -135,10 +135,10 @@ impl Download {
     /// status after that, and its absence.
     async fn check(&mut self, piece: &[u8]) -> Result<()> {
         let size = self.digest.size();
-        let too_long = format!("more than {size} bytes");
+        let too_long = || format!("more than {size} bytes");
         self.at += piece.len() as u64;
         if self.at > size {
-            return Err(self.mismatch(&too_long));
+            return Err(self.mismatch(&too_long()));
         }
         self.hasher.update(piece);
         if self.at < size {
@@ -151,7 +151,7 @@ impl Download {
         let grace = self.peer.options.timeout.min(GRACE);
         let more = time::timeout(grace, self.piece()).await;
         if let Ok(Ok(Some(_))) = more {
-            return Err(self.mismatch(&too_long));
+            return Err(self.mismatch(&too_long()));
         }
         self.arriving = None;
         self.has_ended = true;
@@ -164,6 +164,7 @@ impl Download {
         if self.begun_at == 0 {
             return Error::mismatch(digest, format_args!("{actual}, from {peer}"));
         }
+        tracing::warn!(%digest, actual, %peer, "a resumed download brought other content");
         Error::Unavailable(format!(
             "reading {digest}: {peer} returned other content when the download was resumed; retry"
         ))

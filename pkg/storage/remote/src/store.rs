@@ -55,14 +55,14 @@ impl BlobStore for RemoteStore {
     /// Returns the functions of the peer's last answer at once, and requests a new one if it is old; all
     /// functions if it never answered, since it may be reachable when they are needed.
     async fn digest_functions(&self) -> Vec<DigestFunction> {
-        let peer = Arc::clone(&self.peer);
-        let request = self
-            .peer
-            .spawn(async move { peer.capabilities().await.ok() });
         let mut known = self.peer.known.last();
         if known.is_none() {
-            let answer = timeout(CAPABILITIES_TIMEOUT, request).await;
-            known = answer.ok().and_then(Result::ok).flatten().flatten();
+            // Ends with its caller, since it may wait for others.
+            let answer = timeout(CAPABILITIES_TIMEOUT, self.peer.capabilities()).await;
+            known = answer.ok().and_then(Result::ok);
+        } else {
+            let peer = Arc::clone(&self.peer);
+            drop(self.peer.spawn(async move { peer.capabilities().await }));
         }
         known.map_or_else(
             || DigestFunction::ALL.to_vec(),

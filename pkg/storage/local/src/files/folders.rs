@@ -20,7 +20,7 @@ impl Files {
     /// Creates a folder and those above it if they are missing, and adds the new ones to `made`.
     pub(crate) fn make_dir<'a>(&self, relative: &'a str, made: &mut Vec<&'a str>) -> Result<()> {
         let above = relative.match_indices('/').map(|(end, _)| end);
-        let _folders = self.folders.lock();
+        let mut changes = self.folder_changes.lock();
         for path in above
             .chain([relative.len()])
             .filter_map(|end| relative.get(..end))
@@ -28,6 +28,7 @@ impl Files {
             match rustix::fs::mkdirat(self.dir(), path, DIR_MODE) {
                 Ok(()) => {
                     made.push(path);
+                    *changes += 1;
                     if !layout::is_root(path) {
                         self.room.folder_made();
                     }
@@ -41,10 +42,11 @@ impl Files {
 
     /// Removes a folder if it is empty; `true` if it no longer exists.
     pub(crate) fn remove_empty(&self, relative: &str) -> bool {
-        let _folders = self.folders.lock();
+        let mut changes = self.folder_changes.lock();
         match rustix::fs::unlinkat(self.dir(), relative, AtFlags::REMOVEDIR) {
             Ok(()) => {
                 self.room.folder_removed();
+                *changes += 1;
                 true
             }
             Err(errno) => errno == Errno::NOENT,

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::peer::{Act, Peer, sha256, within};
+use futures::FutureExt as _;
 use gorego_limits::Budget;
 use gorego_storage::BreakerState;
 use gorego_storage::{ActionCache, BlobStore, Error};
@@ -68,6 +69,23 @@ async fn a_call_to_a_stalled_peer_times_out_and_announces_its_deadline() {
     let metadata = peer.state.metadata.lock().unwrap();
     let timeout = metadata.last().unwrap().get("grpc-timeout").unwrap();
     assert!(timeout.to_str().unwrap().ends_with('u'), "{timeout:?}");
+}
+
+#[tokio::test]
+async fn cancelled_requests_for_digest_functions_leave_no_task_behind() {
+    let peer = Peer::start().await;
+    let store = peer.store();
+    let tasks = || {
+        tokio::runtime::Handle::current()
+            .metrics()
+            .num_alive_tasks()
+    };
+    let before = tasks();
+    for _ in 0..100 {
+        assert!(store.digest_functions().now_or_never().is_none());
+    }
+    let left = tasks() - before;
+    assert!(left < 10, "{left}");
 }
 
 #[tokio::test]
