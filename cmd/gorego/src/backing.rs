@@ -16,7 +16,7 @@ use tokio::sync::watch;
 
 use crate::reload::Reloads;
 
-/// The error of a key of `backing_cache` that cannot be used.
+/// An unusable value of a key of `backing_cache`.
 #[derive(Debug, thiserror::Error)]
 #[error("backing_cache.{0}")]
 pub(crate) struct Error(String);

@@ -32,7 +32,7 @@ impl Parts {
         // The shares of what is left, in percent: with a backing cache, and without.
         let bytes = |with, without| percent * if backing { with } else { without };
         let part = |what, with, without| Budget::memory(what, bytes(with, without));
-        // Without a proxy, readers do not share downloads, and action results have the part of small blobs.
+        // Without a proxy, readers do not share downloads, and action results get the share of small blobs.
         let (results, fetched) = if local { (8, 12) } else { (14, 33) };
         let requests = FRAMING + batch + bytes(2, 4);
         let responses = response + bytes(6, 9);

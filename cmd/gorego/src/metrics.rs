@@ -23,8 +23,8 @@ pub(crate) async fn listen(loaded: &LoadedConfig) -> Result<Option<TcpListener>,
     }
 }
 
-/// Makes a problem an error, unless the address is the default: that is the port of Prometheus itself,
-/// which may run on the same host.
+/// Returns the problem as an error, or logs it if the address is the default: Prometheus itself uses
+/// that port.
 fn unless_default(origin: &Origin, problem: &str) -> Result<(), String> {
     if *origin != Origin::Default {
         return Err(format!("{origin}: {problem}"));

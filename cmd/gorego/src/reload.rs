@@ -84,7 +84,7 @@ struct WatchedValue {
     files: Vec<PathBuf>,
     /// The state of the files at the last check.
     seen: Vec<FileState>,
-    /// Whether a change was seen that is not loaded yet.
+    /// True while a change is not loaded.
     changed: bool,
     load: Box<dyn FnMut() -> Result<(), String> + Send>,
 }
@@ -109,7 +109,7 @@ impl WatchedValue {
     }
 }
 
-/// The device, number, length and change time of a file, if it exists.
+/// The device, inode, length and change time of a file, if it exists.
 type FileState = Option<(u64, u64, u64, i64, i64)>;
 
 /// Returns the states of the files. Follows links, so that a replaced link changes them.

@@ -198,7 +198,7 @@ impl Tiers {
         if let Some(local) = &self.local {
             saved(
                 local.close(),
-                "at the end; the next start verifies recent blobs",
+                "at shutdown; the next start verifies recent blobs",
             )
             .await;
         }

@@ -7,13 +7,16 @@ use crate::value::Value;
 macro_rules! choice {
     (
         $(#[doc = $about:literal])+
-        $name:ident { $first:ident = $first_text:literal $(, $variant:ident = $text:literal)+ }
+        $name:ident {
+            $(#[doc = $first_doc:literal])* $first:ident = $first_text:literal
+            $(, $(#[doc = $doc:literal])* $variant:ident = $text:literal)+
+        }
     ) => {
         $(#[doc = $about])+
         #[derive(Debug, Clone, Copy, PartialEq, Eq)]
         pub enum $name {
-            #[doc = concat!("`", $first_text, "`.")] $first,
-            $( #[doc = concat!("`", $text, "`.")] $variant, )+
+            #[doc = concat!("`", $first_text, "`.")] $(#[doc = $first_doc])* $first,
+            $( #[doc = concat!("`", $text, "`.")] $(#[doc = $doc])* $variant, )+
         }
 
         impl fmt::Display for $name {
@@ -49,25 +52,41 @@ macro_rules! choice {
 }
 
 choice! {
-    /// The client certificates that are required (`tls.client_auth`). `Request` would request one without
-    /// verifying it, `Require` would accept any.
+    /// The client certificates that are required (`tls.client_auth`).
     ClientAuth {
+        /// No certificate is requested.
         None = "none",
+        /// Counts as `None`.
         Request = "request",
+        /// Refused, since it verifies nothing.
         Require = "require",
+        /// A client without a certificate is accepted.
         VerifyIfGiven = "verify_if_given",
+        /// Every client needs a trusted certificate.
         RequireAndVerify = "require_and_verify"
     }
 }
 
 choice! {
     /// The behavior while the backing cache is down (`backing_cache.on_outage`).
-    OnOutage { Fail = "fail", Degrade = "degrade" }
+    OnOutage {
+        /// Requests that need the backing cache fail.
+        Fail = "fail",
+        /// Reads are misses, and writes wait.
+        Degrade = "degrade"
+    }
 }
 
 choice! {
     /// The sync to disk before a write is acknowledged (`local_cache.sync`).
-    Sync { None = "none", Data = "data", Full = "full" }
+    Sync {
+        /// A power failure may lose recent blobs.
+        None = "none",
+        /// Syncs the file's content.
+        Data = "data",
+        /// Syncs the content and the directory entry.
+        Full = "full"
+    }
 }
 
 choice! {

@@ -4,7 +4,7 @@ use crate::number::{scaled, split_number};
 use crate::places::Places;
 use crate::value::Value;
 
-/// The units in nanoseconds, longest first; and those that are read, but not written.
+/// Units that are written, longest first, in nanoseconds.
 const UNITS: [(&str, u64); 6] = [
     ("h", 3_600_000_000_000),
     ("m", 60_000_000_000),
@@ -13,6 +13,7 @@ const UNITS: [(&str, u64); 6] = [
     ("us", 1000),
     ("ns", 1),
 ];
+/// Units that are only read.
 const MORE_UNITS: [(&str, u64); 3] = [
     ("d", 86_400 * SECOND),
     ("µs", 1000), // the micro sign

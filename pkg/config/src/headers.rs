@@ -1,8 +1,9 @@
 use std::fmt;
 
 use crate::places::Places;
+use crate::raw::{HIDDEN, Raw};
 use crate::value::{Value, split_commas};
-use crate::yaml::{self, HIDDEN, Raw};
+use crate::yaml;
 
 /// An HTTP header. Its value is a secret, so neither `Debug` nor any message shows it.
 #[derive(Clone, PartialEq, Eq)]

@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use crate::origin::Origin;
+use crate::raw::{Pair, Raw};
 use crate::sources::{Sources, VARIABLE_PREFIX};
 use crate::table::{Settings, Table, VARIABLES_OF_TOOLS, nearest};
-use crate::yaml::{self, Pair, Raw};
+use crate::yaml;
 
 /// The settings of each key from all sources, the one that wins last.
 #[derive(Debug)]
@@ -85,22 +86,28 @@ impl<'a> Layers<'a> {
                 let settings = self.settings.entry(name).or_default();
                 settings.push((raw, origin));
             }
-            (Raw::Null, _) => {}
+            (Raw::Null, Origin::File { .. }) => {}
             (Raw::Map(pairs), Origin::File { path, .. }) => {
                 self.read_section(&format!("{name}."), pairs, path);
             }
-            (raw, _) => {
-                let (value, keys) = (raw.shown(), self.table.inside(&name));
-                self.problems.push(format!(
-                    "{origin}: {name} = {value}: expected a section with some of the keys {keys}"
-                ));
+            // The value may hold a secret that belongs to a key of the section.
+            (_, origin) => {
+                let keys = self.table.inside(&name);
+                let reason = format!("expected a section with some of the keys {keys}");
+                self.problems
+                    .push(origin.with_reason(&name, "...", &reason));
             }
         }
     }
 
     fn read_variables(&mut self, sources: &Sources) {
         let known: BTreeMap<_, _> = self.table.keys().map(|key| (key.variable(), key)).collect();
-        for (variable, value) in &sources.env {
+        let variables: BTreeMap<_, _> = sources
+            .env
+            .iter()
+            .map(|(name, value)| (name, value))
+            .collect();
+        for (variable, value) in variables {
             // Some launchers can set a variable to nothing, but not leave it out.
             if value.is_empty() || VARIABLES_OF_TOOLS.contains(&variable.as_str()) {
                 continue;
@@ -114,7 +121,8 @@ impl<'a> Layers<'a> {
                     self.read_entry(&key.name, Raw::from_text(text), origin);
                 }
                 (Some(key), None) => {
-                    let problem = format!("{origin}: {} = ...: expected UTF-8 text", key.name);
+                    let reason = "not UTF-8; accepted: UTF-8 text";
+                    let problem = origin.with_reason(&key.name, "...", reason);
                     self.problems.push(problem);
                 }
                 (None, _) => {

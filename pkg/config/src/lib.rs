@@ -16,6 +16,7 @@ mod load;
 mod number;
 mod origin;
 mod places;
+mod raw;
 mod schema;
 mod section;
 mod size;

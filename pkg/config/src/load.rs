@@ -1,3 +1,5 @@
+//! The loading and rendering of a configuration.
+
 use std::path::PathBuf;
 
 use crate::layers::Layers;

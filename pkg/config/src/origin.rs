@@ -20,6 +20,13 @@ pub enum Origin {
     Set,
 }
 
+impl Origin {
+    /// Returns the line of a problem or a warning about the value that this origin gave to a key.
+    pub(crate) fn with_reason(&self, name: &str, value: &str, reason: &str) -> String {
+        format!("{self}: {name} = {value}: {reason}")
+    }
+}
+
 impl fmt::Display for Origin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

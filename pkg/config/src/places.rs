@@ -1,13 +1,5 @@
 use std::env;
-use std::fs::File;
-use std::io::{self, Read as _};
-use std::path::{Path, PathBuf};
-
-/// The longest accepted configuration file, in bytes.
-const MAX_FILE_BYTES: u64 = 1 << 20;
-
-/// The file that is read if it exists and none is named.
-const DEFAULT_FILE: &str = "config.yaml";
+use std::path::PathBuf;
 
 /// The cache directory of `root`, and of users without a home directory.
 const SYSTEM_CACHE: &str = "/var/cache/gorego";
@@ -67,41 +59,4 @@ impl Places {
             _ => Some(self.base.join(text)),
         }
     }
-
-    /// Returns the name and text of the configuration file: `named`, else the default file if it exists.
-    pub fn read_file(&self, named: Option<&Path>) -> Result<Option<(PathBuf, String)>, String> {
-        let name = named.unwrap_or(Path::new(DEFAULT_FILE));
-        let path = name.to_str().and_then(|name| self.resolve(name));
-        let shown = name.display();
-        let bytes = match read(&path.unwrap_or_else(|| self.base.join(name))) {
-            Ok(bytes) => bytes,
-            Err(error) if named.is_none() && error.kind() == io::ErrorKind::NotFound => {
-                return Ok(None);
-            }
-            Err(error) => {
-                return Err(format!(
-                    "cannot read the configuration file {shown}: {error}"
-                ));
-            }
-        };
-        if bytes.len() as u64 > MAX_FILE_BYTES {
-            return Err(format!("{shown}: longer than {MAX_FILE_BYTES} bytes"));
-        }
-        match String::from_utf8(bytes) {
-            Ok(text) => Ok(Some((name.to_owned(), text))),
-            Err(error) => {
-                let valid = error.utf8_error().valid_up_to();
-                let valid = error.as_bytes().iter().take(valid);
-                let line = valid.filter(|byte| **byte == b'\n').count() + 1;
-                Err(format!("{shown}: not UTF-8 text at line {line}"))
-            }
-        }
-    }
-}
-
-fn read(path: &Path) -> io::Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    let file = File::open(path)?;
-    file.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes)?;
-    Ok(bytes)
 }

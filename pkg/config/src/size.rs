@@ -19,7 +19,7 @@ const UNITS: [(&str, u64); 11] = [
 
 const GIB: u64 = 1 << 30;
 
-/// A number of bytes, written as `10GB` (10^9 each), as `512MiB` (2^20 each), or as a number of `UNIT` bytes.
+/// A number of bytes. Text without a unit counts in `UNIT` bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Size<const UNIT: u64>(u64);
 

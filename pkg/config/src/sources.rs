@@ -1,11 +1,19 @@
 use std::env;
 use std::ffi::OsString;
+use std::fs::File;
+use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 
 use crate::places::Places;
 
 /// The prefix of all environment variables of gorego.
 pub(crate) const VARIABLE_PREFIX: &str = "GOREGO_";
+
+/// The longest accepted configuration file, in bytes.
+const MAX_FILE_BYTES: u64 = 1 << 20;
+
+/// The file that is read if it exists and none is named.
+const DEFAULT_FILE: &str = "config.yaml";
 
 /// The sources of the configuration. Without `Debug`, since they may hold secrets.
 #[derive(Clone)]
@@ -31,10 +39,50 @@ impl Sources {
             name.starts_with(VARIABLE_PREFIX).then_some((name, value))
         };
         Ok(Self {
-            file: places.read_file(config)?,
+            file: Self::read_file(&places, config)?,
             env: env::vars_os().filter_map(text).collect(),
             set,
             places,
         })
     }
+
+    /// Returns the name and text of the configuration file: `named`, else the default file if it exists.
+    pub fn read_file(
+        places: &Places,
+        named: Option<&Path>,
+    ) -> Result<Option<(PathBuf, String)>, String> {
+        let name = named.unwrap_or(Path::new(DEFAULT_FILE));
+        let path = name.to_str().and_then(|name| places.resolve(name));
+        let shown = name.display();
+        let bytes = match read(&path.unwrap_or_else(|| places.base.join(name))) {
+            Ok(bytes) => bytes,
+            Err(error) if named.is_none() && error.kind() == io::ErrorKind::NotFound => {
+                return Ok(None);
+            }
+            Err(error) => {
+                return Err(format!(
+                    "cannot read the configuration file {shown}: {error}"
+                ));
+            }
+        };
+        if bytes.len() as u64 > MAX_FILE_BYTES {
+            return Err(format!("{shown}: longer than {MAX_FILE_BYTES} bytes"));
+        }
+        match String::from_utf8(bytes) {
+            Ok(text) => Ok(Some((name.to_owned(), text))),
+            Err(error) => {
+                let valid = error.utf8_error().valid_up_to();
+                let valid = error.as_bytes().iter().take(valid);
+                let line = valid.filter(|byte| **byte == b'\n').count() + 1;
+                Err(format!("{shown}: not UTF-8 text at line {line}"))
+            }
+        }
+    }
+}
+
+fn read(path: &Path) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    let file = File::open(path)?;
+    file.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes)?;
+    Ok(bytes)
 }

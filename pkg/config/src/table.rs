@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 
 use crate::origin::Origin;
 use crate::places::Places;
+use crate::raw::Raw;
 use crate::schema::Config;
 use crate::section::{Section as _, Visitor};
 use crate::sources::VARIABLE_PREFIX;
 use crate::value::Value;
-use crate::yaml::Raw;
 
 /// Variables with the same prefix for the scripts in `tools`. A server inherits them under
 /// `tools/bazel run`, for example.
@@ -34,7 +34,7 @@ pub(crate) struct Entry {
     /// Whether the value holds a secret.
     pub(crate) hidden: bool,
     pub(crate) origin: Origin,
-    /// Whether a source gave a value that was refused: this one is then not what the user meant.
+    /// True if a source's value was refused, so that `value` is not the intended one.
     pub(crate) refused: bool,
 }
 
@@ -45,13 +45,7 @@ impl Entry {
 
     /// Returns the line of a problem or a warning about the value.
     pub(crate) fn with_reason(&self, reason: &str) -> String {
-        let Self {
-            origin,
-            name,
-            value,
-            ..
-        } = self;
-        format!("{origin}: {name} = {value}: {reason}")
+        self.origin.with_reason(&self.name, &self.value, reason)
     }
 
     /// Returns the environment variable of a key, such as `GOREGO_LOCAL_CACHE_DIR`.
@@ -166,8 +160,8 @@ impl Visitor for Assignment<'_> {
                 origin = source;
             } else {
                 refused = true;
-                let (shown, accepted) = (T::shown(&raw), T::ACCEPTS);
-                let problem = format!("{source}: {name} = {shown}: expected {accepted}");
+                let reason = format!("expected {}", T::ACCEPTS);
+                let problem = source.with_reason(&name, &T::shown(&raw), &reason);
                 self.problems.push(problem);
             }
         }

@@ -8,8 +8,9 @@ use percent_encoding::percent_decode_str;
 use crate::address::ListenAddr;
 use crate::headers::Header;
 use crate::places::Places;
+use crate::raw::{Raw, without_user};
 use crate::value::Value;
-use crate::yaml::{Raw, quote, without_user};
+use crate::yaml::quote;
 
 /// The address of a server: `grpc://host:port`, `grpcs://host`, `host:port` or `unix:/path`. A user and
 /// a password may precede the host; `Display` hides them.

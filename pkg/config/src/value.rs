@@ -2,7 +2,8 @@ use std::{path::PathBuf, str::FromStr};
 
 use crate::number::all_digits;
 use crate::places::Places;
-use crate::yaml::{self, Raw, quote};
+use crate::raw::Raw;
+use crate::yaml::{self, quote};
 
 /// A type that keys can have.
 pub(crate) trait Value: Clone + PartialEq {

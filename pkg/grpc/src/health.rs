@@ -42,7 +42,7 @@ impl Health {
         }
     }
 
-    /// Answers [`Self::CHECK`], or [`Self::WATCH`] if the client watches.
+    /// Answers `Check`; with `watches`, `Watch`.
     pub(crate) async fn call(
         &self,
         watches: bool,
@@ -74,7 +74,7 @@ impl Health {
         Body::reply(memory, &response(serving)).await
     }
 
-    /// Returns the health from now on, until the shutdown.
+    /// Streams the health: the current value, each change, and `false` at shutdown.
     fn reports(&self) -> impl Stream<Item = bool> + use<> {
         let mut healthy = self.healthy.clone();
         healthy.mark_changed();

@@ -101,24 +101,27 @@ impl Activity {
     }
 
     /// Waits until a connection whose client was asked to leave may be closed: no call runs, and 5 s have passed since
-    /// the last. Once `drain` is cancelled, 200 ms are enough if no call ran since. A slow client may then lose the end
-    /// of a response that ended just before, since the departure of its last bytes cannot be observed.
+    /// the last. Once `drain` is cancelled, the connection is closed after 200 ms if no call has run since. A slow
+    /// client may then lose the end of a response that ended just before, since the departure of its last bytes cannot
+    /// be observed.
     pub(crate) async fn may_be_closed(&self, drain: &CancellationToken) {
-        let asked = Instant::now();
-        if lock(&self.calls).ended.is_some() {
-            sleep(GOODBYE).await;
-        }
-        let mut draining = false;
-        while let Some(later) = self.unused_at() {
-            tokio::select! {
-                () = sleep_until(later) => {}
-                () = drain.cancelled(), if !draining => {
-                    if self.is_unused_since(asked) {
-                        return;
-                    }
-                    draining = true;
-                }
+        let unused = async {
+            if lock(&self.calls).ended.is_some() {
+                sleep(GOODBYE).await;
             }
+            while let Some(later) = self.unused_at() {
+                sleep_until(later).await;
+            }
+        };
+        let drained = async {
+            drain.cancelled().await;
+            let start = Instant::now();
+            sleep(GOODBYE).await;
+            self.is_unused_since(start)
+        };
+        tokio::select! {
+            () = unused => {}
+            true = drained => {}
         }
     }
 
@@ -242,6 +245,23 @@ mod tests {
         assert!(start.elapsed() >= GOODBYE, "{:?}", start.elapsed());
         connection.may_be_closed(&serving).await;
         assert!(start.elapsed() >= GRACE, "{:?}", start.elapsed());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn drain_closes_a_connection_used_after_it_was_asked_to_leave() {
+        let connection = Arc::<Idle>::default().connection();
+        drop(connection.call());
+        let drain = CancellationToken::new();
+        let start = Instant::now();
+        let used = async {
+            sleep(GOODBYE * 2).await;
+            drop(connection.call());
+            sleep(GOODBYE).await;
+            drain.cancel();
+        };
+        tokio::join!(connection.may_be_closed(&drain), used);
+        assert!(start.elapsed() < GRACE, "{:?}", start.elapsed());
+        assert!(start.elapsed() >= GOODBYE * 4, "{:?}", start.elapsed());
     }
 
     #[test]

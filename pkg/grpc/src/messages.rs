@@ -202,7 +202,7 @@ pub fn decode<M: Message + Default>(encoded: Bytes) -> Result<M, Status> {
 }
 
 /// Decodes a message from a client once its memory is reserved. `measure` returns an upper bound of the memory of its
-/// fields, in bytes. The permits are `wire`, that of the encoded message, and the one for its fields.
+/// fields, in bytes. Returns two permits: `wire`, for the encoded message, and one for its fields.
 pub async fn decode_within<Q: Message + Default + Send + 'static>(
     memory: &Memory,
     encoded: Bytes,

@@ -9,7 +9,10 @@ use http::Uri;
 use http_body_util::{BodyExt as _, Full};
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status};
-use tonic_reflection::{pb::v1::ServerReflectionRequest, server::Builder};
+use tonic_reflection::{
+    pb::{v1::ServerReflectionRequest, v1alpha},
+    server::Builder,
+};
 use tower::{ServiceExt as _, util::BoxCloneSyncService};
 
 use crate::{Body, Error, Framed, Messages, decode, unavailable};
@@ -47,10 +50,12 @@ impl Reflection {
         let own = [
             "grpc.health.v1.Health",
             "grpc.reflection.v1.ServerReflection",
+            "grpc.reflection.v1alpha.ServerReflection",
         ];
         let builder = Builder::configure()
             .register_encoded_file_descriptor_set(descriptors)
-            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET);
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+            .register_encoded_file_descriptor_set(v1alpha::FILE_DESCRIPTOR_SET);
         let builder = services
             .iter()
             .chain(&own)

@@ -31,7 +31,7 @@ thread_local! {
     static SENT: Cell<usize> = const { Cell::new(0) };
     /// True if the body now waits for its own source.
     static WAITING: Cell<bool> = const { Cell::new(false) };
-    /// The deadline that the call reported in this poll, once.
+    /// The deadline of the call, if it was reported in this poll.
     static DEADLINE: Cell<Option<Instant>> = const { Cell::new(None) };
 }
 

@@ -3,7 +3,7 @@
 mod batch_read;
 mod batch_update;
 mod missing;
-mod tree;
+pub(crate) mod tree;
 
 use bytes::Bytes;
 use gorego_limits::Permit;

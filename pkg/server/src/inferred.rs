@@ -50,8 +50,8 @@ impl FunctionInference {
         (digest.only(), digest.other())
     }
 
-    /// Looks the digest up, and once more if it is absent under the first function. The first lookup has both, since
-    /// another cache may have the content under either.
+    /// Looks the digest up, and once more if it is absent under the first function. The first lookup names both
+    /// functions, since a backing cache may have the blob under either.
     async fn get_either<T, F: Future<Output = Result<T>>>(
         &self,
         digest: &Digest,

@@ -12,7 +12,6 @@ mod inferred;
 mod options;
 mod services;
 mod status;
-mod walks;
 
 pub use options::{Limits, Memory, Options, Stores};
 pub use services::serve;

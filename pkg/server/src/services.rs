@@ -12,7 +12,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status};
 
-use crate::{Options, Stores, inferred::infer, walks::Walks};
+use crate::{Options, Stores, cas::tree::walks::Walks, inferred::infer};
 
 const ACTIONS: &str = "build.bazel.remote.execution.v2.ActionCache";
 const BYTES: &str = "google.bytestream.ByteStream";

@@ -49,7 +49,7 @@ pub(crate) fn parse(der: &[u8]) -> Result<X509Certificate<'_>, rustls::Error> {
     }
 }
 
-/// A property that makes a certificate unusable here, though others may accept it, with the remedy.
+/// A property that makes a certificate unusable for gorego, with the remedy.
 #[derive(Debug, thiserror::Error)]
 #[error("the certificate {0}")]
 pub(crate) struct Flaw(String);

@@ -79,7 +79,7 @@ impl ServerFiles {
     }
 }
 
-/// Returns the verifier of clients, and its authorities.
+/// Returns the verifier of client certificates, and the authorities that it trusts.
 fn client_verifier(
     client_auth: &ClientAuth,
     provider: Arc<CryptoProvider>,

@@ -31,7 +31,7 @@ struct Row {
 #[derive(Debug)]
 struct Figures {
     summary: Summary,
-    /// To the first server, if that one succeeded.
+    /// The CPU time relative to the first server, if that succeeded.
     ratio: Option<Ratio>,
 }
 

@@ -53,7 +53,7 @@ impl Summary {
 }
 
 /// CPU time as a multiple of another server's: the median over the rounds, and the interval that holds the true median
-/// with a confidence of 95 % (fewer than six rounds cannot tell, and give the whole range).
+/// with a confidence of 95 %. With fewer than six rounds: the whole range.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Ratio {
     pub(crate) median: f64,

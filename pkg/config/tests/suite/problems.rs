@@ -22,7 +22,7 @@ fn all_problems_are_reported_at_once_with_key_value_source_and_what_is_accepted(
         [
             "config.yaml:5: unknown key `local_cache.colour`; accepted: those that \
              `gorego config` lists",
-            "config.yaml:6: tls = \"true\": expected a section with some of the keys enabled, \
+            "config.yaml:6: tls = ...: expected a section with some of the keys enabled, \
              cert_file, key_file, ca_file, client_auth",
             "--set: listen_addr = \"8080\": expected :port (all interfaces), host:port or \
              [IPv6]:port; unix sockets are not supported",

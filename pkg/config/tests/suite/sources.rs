@@ -204,6 +204,34 @@ fn an_argument_without_a_value_or_with_an_unknown_key_is_refused() {
 }
 
 #[test]
+fn a_section_set_to_a_scalar_is_refused_without_showing_it() {
+    for (argument, name) in [
+        ("tls=null", "tls"),
+        ("backing_cache=user:pw@host", "backing_cache"),
+    ] {
+        let problem = problem(&arguments(&[argument]));
+        let expected = format!("--set: {name} = ...: expected a section with some of the keys ");
+        assert!(problem.starts_with(&expected), "{problem}");
+        assert!(!problem.contains("pw"), "{problem}");
+    }
+}
+
+#[test]
+fn warnings_about_variables_are_in_order_of_their_names() {
+    let warnings = load(&variables(&[
+        ("GOREGO_ZZZZZZ", "1"),
+        ("GOREGO_AAAAAA", "1"),
+        ("GOREGO_ZZZZZZ", "2"),
+    ]))
+    .warnings;
+    let names: Vec<_> = warnings
+        .iter()
+        .filter_map(|warning| warning.split(' ').nth(2))
+        .collect();
+    assert_eq!(names, ["GOREGO_AAAAAA", "GOREGO_ZZZZZZ"]);
+}
+
+#[test]
 fn paths_start_in_the_working_directory_or_the_home_directory() {
     let config = config(&file(
         "local_cache: {dir: cache}\ntls: {cert_file: ~/cert.pem}\n",
@@ -229,10 +257,10 @@ fn places_in(base: &Path) -> Places {
 fn the_default_file_is_read_if_it_exists() {
     let dir = tempfile::tempdir().unwrap();
     let places = places_in(dir.path());
-    assert_eq!(places.read_file(None).unwrap(), None);
+    assert_eq!(Sources::read_file(&places, None).unwrap(), None);
 
     fs::write(dir.path().join("config.yaml"), "log_level: debug\n").unwrap();
-    let found = places.read_file(None).unwrap();
+    let found = Sources::read_file(&places, None).unwrap();
     let loaded = Config::load(&Sources {
         file: found,
         ..nothing()
@@ -246,13 +274,13 @@ fn the_default_file_is_read_if_it_exists() {
 fn a_named_file_that_is_missing_is_an_error() {
     let dir = tempfile::tempdir().unwrap();
     let places = places_in(dir.path());
-    let error = places.read_file(Some(Path::new("other.yaml"))).unwrap_err();
+    let error = Sources::read_file(&places, Some(Path::new("other.yaml"))).unwrap_err();
     assert!(
         error.starts_with("cannot read the configuration file other.yaml: "),
         "{error}"
     );
     fs::write(dir.path().join("other.yaml"), "").unwrap();
-    let found = places.read_file(Some(Path::new("other.yaml"))).unwrap();
+    let found = Sources::read_file(&places, Some(Path::new("other.yaml"))).unwrap();
     assert_eq!(found, Some(("other.yaml".into(), String::new())));
 }
 
@@ -262,15 +290,18 @@ fn a_file_that_is_not_text_is_refused() {
     let places = places_in(dir.path());
     let path = dir.path().join("config.yaml");
     fs::write(&path, b"log_level: info\n# \xff\n").unwrap();
-    let error = places.read_file(None).unwrap_err();
+    let error = Sources::read_file(&places, None).unwrap_err();
     assert_eq!(error, "config.yaml: not UTF-8 text at line 2");
     fs::write(&path, vec![b'\n'; (1 << 20) + 1]).unwrap();
-    assert!(places.read_file(None).unwrap_err().contains("longer than"));
+    assert!(
+        Sources::read_file(&places, None)
+            .unwrap_err()
+            .contains("longer than")
+    );
     fs::remove_file(&path).unwrap();
     fs::create_dir(&path).unwrap();
     assert!(
-        places
-            .read_file(None)
+        Sources::read_file(&places, None)
             .unwrap_err()
             .starts_with("cannot read")
     );

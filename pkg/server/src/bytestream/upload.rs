@@ -13,7 +13,7 @@ use std::{
 
 use bytes::{Bytes, BytesMut};
 use futures::{Stream, stream};
-use gorego_grpc::{Messages, decode};
+use gorego_grpc::{Messages, decode, malformed};
 use gorego_storage::{CHUNK_SIZE, Error, Result as StoreResult, WriteName};
 use http_body::Body;
 use hyper::body::Incoming;
@@ -28,8 +28,7 @@ use crate::{
     status::invalid_field,
 };
 
-/// The most bytes that may precede a message's data, a name mostly; and the largest message whose data is not its last
-/// field. No known client sends such messages.
+/// The most bytes before a message's data; also the most of a message whose data is not its last field.
 const MAX_FIELDS: usize = 64 * 1024;
 
 /// An upload in progress.
@@ -109,20 +108,15 @@ where
             return Ok(None);
         };
         let mut read = Bytes::new();
-        while read.len() < len.min(MAX_FIELDS) {
+        while read.len() < len {
             let piece = self.messages.some(len - read.len()).await?;
             read = join(read, piece);
-            if let Some((field, content)) = find_data(&read, len) {
+            if let Some((field, content)) = find_data(&read, len)? {
                 let fields = read.split_to(field);
                 self.arrived = read.split_off(content - field);
                 self.left = len - content - self.arrived.len();
                 return decode(fields).map(Some);
             }
-        }
-        if len > MAX_FIELDS {
-            return Err(Status::resource_exhausted(format!(
-                "a message of {len} bytes whose data is not the last field; at most {MAX_FIELDS}"
-            )));
         }
         let mut request: WriteRequest = decode(read)?;
         self.arrived = mem::take(&mut request.data);
@@ -251,22 +245,34 @@ fn join(front: Bytes, back: Bytes) -> Bytes {
     both.freeze()
 }
 
-/// Returns the offsets of the data and of its content in `read`, the start of a message of `len` bytes; `None` if it
-/// is not in there, if a field follows it, or if the message is malformed.
-fn find_data(read: &[u8], len: usize) -> Option<(usize, usize)> {
-    let mut rest = read;
-    while !rest.is_empty() {
-        let field = read.len() - rest.len();
-        let header = Header::read(rest).ok()??;
+/// Returns the offsets of the data and of its content in `read`, the start of a message of `len` bytes. `None` if it
+/// has not arrived, or if the message has to be read whole: it is small and another field follows its data.
+fn find_data(read: &[u8], len: usize) -> Result<Option<(usize, usize)>, Status> {
+    let mut field = 0;
+    while let Some(rest) = read.get(field..).filter(|rest| !rest.is_empty()) {
+        let Some(header) = Header::read(rest).map_err(malformed)? else {
+            return Ok(None);
+        };
         let content = field + header.len;
-        let ends = content.checked_add(header.content_len())?;
-        if header.number == WriteRequest::DATA {
-            let is_last = ends == len && matches!(header.value, Value::Delimited(_));
-            return is_last.then_some((field, content));
+        let end = content.saturating_add(header.content_len());
+        let is_data = header.number == WriteRequest::DATA;
+        if end > len {
+            return Err(malformed("a field is cut off"));
+        } else if is_data && !matches!(header.value, Value::Delimited(_)) {
+            return Err(malformed("data has the wrong wire type"));
+        } else if is_data && end == len {
+            return Ok(Some((field, content)));
+        } else if len > MAX_FIELDS && (is_data || end > MAX_FIELDS) {
+            return Err(Status::invalid_argument(format!(
+                "data is not the last field of a message of {len} bytes, or more than {MAX_FIELDS} bytes precede it; \
+                 accepted: data last, or at most {MAX_FIELDS} bytes"
+            )));
+        } else if is_data {
+            return Ok(None);
         }
-        rest = read.get(ends..)?;
+        field = end;
     }
-    (read.len() == len).then_some((len, len))
+    Ok((read.len() == len).then_some((len, len)))
 }
 
 #[cfg(test)]

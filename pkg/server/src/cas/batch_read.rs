@@ -24,7 +24,7 @@ use crate::{
 
 /// The bytes of a response that each blob takes beside its content: a digest and a status, as text.
 const PER_BLOB: u64 = 512;
-/// The bytes encoded at a time, and at most one small blob more.
+/// The size of a piece, exceeded by at most one small blob.
 const PIECE: usize = 48 * 1024;
 const RESPONSES: u32 = BatchReadBlobsResponse::RESPONSES;
 

@@ -19,7 +19,7 @@ use crate::{
 
 /// The most memory that the digests of a request take for each of its bytes, in bytes.
 const UNFOLDED: u64 = 2;
-const WRONG_TYPE: &str = "a field has another type";
+const WRONG_TYPE: &str = "a field has the wrong wire type";
 
 impl Reapi {
     /// Returns the missing blobs, each once.
@@ -62,7 +62,11 @@ fn read(request: &[u8]) -> Result<Vec<Digest>, Status> {
         }
     }
     digests::instance(instance)?;
-    let function = digests::function(i32::try_from(function.cast_signed()).unwrap_or(-1))?;
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "an enum is its low 32 bits"
+    )]
+    let function = digests::function(function as i32)?;
     let mut found = Vec::new();
     for field in Fields::of(request).map_while(Result::ok) {
         let (Request::BLOB_DIGESTS, Value::Delimited(digest)) = field else {
@@ -169,6 +173,21 @@ mod tests {
         }
     }
 
+    #[test]
+    fn a_digest_function_is_its_low_32_bits() {
+        for encoded in [
+            [0x18, 0x81, 0x80, 0x80, 0x80, 0x10],
+            [0x18, 0xe3, 0x80, 0x80, 0x80, 0x10],
+        ] {
+            let request = Request::decode(encoded.as_slice()).unwrap();
+            assert_eq!(wanted(&encoded), expected(&request));
+        }
+        assert_eq!(
+            wanted(&[0x18, 0x81, 0x80, 0x80, 0x80, 0x10]),
+            Ok(Vec::new())
+        );
+    }
+
     proptest! {
         #[test]
         fn reading_in_place_finds_the_same_digests_as_decoding(request in request()) {
@@ -193,8 +212,8 @@ mod tests {
         ) {
             let found = wanted(&nonsense);
             // Groups, which prost skips, are refused.
-            prop_assume!(!found.as_ref().is_err_and(|why| why.contains("wire type")));
-            if let Ok(request) = Request::decode(nonsense.as_slice()) {
+            let has_group = found.as_ref().is_err_and(|why| why.contains("unknown wire type"));
+            if let Ok(request) = Request::decode(nonsense.as_slice()) && !has_group {
                 prop_assert_eq!(found, expected(&request));
             } else {
                 prop_assert!(found.is_err());

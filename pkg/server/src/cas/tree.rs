@@ -1,5 +1,7 @@
 //! `GetTree`.
 
+pub(crate) mod walks;
+
 use std::sync::Arc;
 
 use futures::{StreamExt as _, stream};
@@ -10,11 +12,11 @@ use prost::Message as _;
 use reapi::v2::{Directory, GetTreeRequest, GetTreeResponse};
 use tonic::Status;
 
+use self::walks::Walks;
 use crate::{
     digests,
     services::Reapi,
     status::{from_store, from_tree, invalid_field},
-    walks::Walks,
 };
 
 /// The most bytes of directories in one message, unless it has a single one: well below the limit of gRPC clients.

@@ -219,6 +219,7 @@ async fn reflection_lists_the_services() {
             "google.bytestream.ByteStream",
             "grpc.health.v1.Health",
             "grpc.reflection.v1.ServerReflection",
+            "grpc.reflection.v1alpha.ServerReflection",
         ]
     );
 }
@@ -228,26 +229,36 @@ async fn reflection_describes_the_services_to_v1alpha_clients() {
     let server = Server::start().await;
     let mut client =
         v1alpha::server_reflection_client::ServerReflectionClient::new(server.connect().await);
-    let request = v1alpha::ServerReflectionRequest {
-        host: String::new(),
-        message_request: Some(
-            v1alpha::server_reflection_request::MessageRequest::FileContainingSymbol(
-                "google.bytestream.ByteStream".to_owned(),
+    for symbol in [
+        "google.bytestream.ByteStream",
+        "grpc.reflection.v1alpha.ServerReflection",
+    ] {
+        let request = v1alpha::ServerReflectionRequest {
+            host: String::new(),
+            message_request: Some(
+                v1alpha::server_reflection_request::MessageRequest::FileContainingSymbol(
+                    symbol.to_owned(),
+                ),
             ),
-        ),
-    };
-    let answer = client
-        .server_reflection_info(tokio_stream::iter([request]))
-        .await;
-    let answer = answer
-        .unwrap()
-        .into_inner()
-        .message()
-        .await
-        .unwrap()
-        .unwrap();
-    assert!(matches!(
-        answer.message_response,
-        Some(v1alpha::server_reflection_response::MessageResponse::FileDescriptorResponse(_))
-    ));
+        };
+        let answer = client
+            .server_reflection_info(tokio_stream::iter([request]))
+            .await;
+        let answer = answer
+            .unwrap()
+            .into_inner()
+            .message()
+            .await
+            .unwrap()
+            .unwrap();
+        assert!(
+            matches!(
+                answer.message_response,
+                Some(
+                    v1alpha::server_reflection_response::MessageResponse::FileDescriptorResponse(_)
+                )
+            ),
+            "{symbol}: {answer:?}"
+        );
+    }
 }

@@ -123,7 +123,8 @@ async fn a_stalled_upload_is_ended_and_stays_resumable() {
 async fn a_stalled_request_is_ended_whatever_its_method() {
     let server = Server::with(options()).await;
     let mut client = RawClient::connect(&server, 65_535).await;
-    let message = framed(&[0; 1000]);
+    // A name of 997 bytes.
+    let message = framed(&[&[0x0a, 0xe5, 0x07], [0; 997].as_slice()].concat());
     for path in [
         format!("{STORAGE}/FindMissingBlobs"),
         format!("{STORAGE}/BatchUpdateBlobs"),

@@ -32,7 +32,7 @@ fn resume(name: &str, offset: usize) -> Resume {
     Resume { upload, offset }
 }
 
-/// Sends an interrupted upload of the bytes from `offset` on.
+/// Uploads `bytes` at `offset`, then breaks off.
 async fn interrupt<S: BlobStore>(
     store: &S,
     digest: &Digest,
@@ -200,7 +200,7 @@ pub(super) async fn uploads_differ_by_id_and_digest<S: BlobStore + Uploads>(stor
     }
 }
 
-/// Runs an upload until `content` has arrived. Returns the put, which stalls.
+/// Uploads `content`, then stalls. Returns the unfinished put.
 async fn stall<'a, S: BlobStore>(
     store: &'a S,
     digest: &'a Digest,

@@ -12,8 +12,7 @@ const MAX_WALKS: usize = 64;
 /// The memory of a walk for each directory that it remembers, in bytes.
 const PER_DIRECTORY: u64 = 64;
 
-/// Walks that wait for their next page, cached. A token works without one, for example if the tree is too large to
-/// cache: the walk then starts again from the root.
+/// A cache of unfinished tree walks. A page token without a cached walk starts again from the root.
 #[derive(Debug)]
 pub(crate) struct Walks {
     waiting: Mutex<VecDeque<(Digest, TreeWalk)>>,
