@@ -107,11 +107,11 @@ where
         let Some(len) = self.messages.next_len(u64::MAX).await? else {
             return Ok(None);
         };
-        let mut read = Bytes::new();
+        let (mut read, mut parsed) = (Bytes::new(), 0);
         while read.len() < len {
             let piece = self.messages.some(len - read.len()).await?;
             read = join(read, piece);
-            if let Some((field, content)) = find_data(&read, len)? {
+            if let Some((field, content)) = find_data(&read, len, &mut parsed)? {
                 let fields = read.split_to(field);
                 self.arrived = read.split_off(content - field);
                 self.left = len - content - self.arrived.len();
@@ -246,10 +246,15 @@ fn join(front: Bytes, back: Bytes) -> Bytes {
 }
 
 /// Returns the offsets of the data and of its content in `read`, the start of a message of `len` bytes. `None` if it
-/// has not arrived, or if the message has to be read whole: it is small and another field follows its data.
-fn find_data(read: &[u8], len: usize) -> Result<Option<(usize, usize)>, Status> {
-    let mut field = 0;
-    while let Some(rest) = read.get(field..).filter(|rest| !rest.is_empty()) {
+/// has not arrived, or if the message has to be read whole: it is small and another field follows its data. The
+/// fields up to `parsed` are not read again, since a client may send a byte at a time.
+fn find_data(
+    read: &[u8],
+    len: usize,
+    parsed: &mut usize,
+) -> Result<Option<(usize, usize)>, Status> {
+    while let Some(rest) = read.get(*parsed..).filter(|rest| !rest.is_empty()) {
+        let field = *parsed;
         let Some(header) = Header::read(rest).map_err(malformed)? else {
             return Ok(None);
         };
@@ -270,7 +275,7 @@ fn find_data(read: &[u8], len: usize) -> Result<Option<(usize, usize)>, Status> 
         } else if is_data {
             return Ok(None);
         }
-        field = end;
+        *parsed = end;
     }
     Ok((read.len() == len).then_some((len, len)))
 }

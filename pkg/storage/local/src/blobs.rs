@@ -4,7 +4,7 @@ use std::{collections::HashSet, fs, sync::Arc};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use futures::{StreamExt as _, stream};
+use futures::{StreamExt as _, TryStreamExt as _, stream};
 use gorego_limits::{Permit, UNCOUNTED};
 
 use super::{
@@ -21,6 +21,8 @@ use gorego_storage::{
 
 /// The number of blobs of a batch that are hashed at once.
 const HASHED_AT_ONCE: usize = 8;
+/// The number of blobs that one trip to another thread looks up on the disk.
+const LOOKED_UP_AT_ONCE: usize = 256;
 
 const LEASE: Use = Use::new(Lease::Full, false);
 const READ: Use = Use::new(Lease::None, false);
@@ -60,18 +62,12 @@ impl BlobStore for LocalStore {
                 Lookup::Unknown => unknown.push(*digest),
             }
         }
-        if !unknown.is_empty() {
-            let touch_all = move |disk: &Arc<Disk>| {
-                let touch = |digest| Ok((digest, disk.touch_on_disk(&digest, LEASE)?));
-                unknown.into_iter().map(touch).collect::<Result<Vec<_>>>()
-            };
-            for (digest, found) in disk.run(touch_all).await? {
-                match found {
-                    Some(found) if found.unverified => unsure.push(digest),
-                    Some(_) => {}
-                    None => drop(missing.insert(digest)),
-                }
-            }
+        let mut trips = stream::iter(unknown.chunks(LOOKED_UP_AT_ONCE).map(<[_]>::to_vec))
+            .map(|digests| disk.run(move |disk| touch_all(disk, digests)))
+            .buffered(HASHED_AT_ONCE);
+        while let Some((absent, unverified)) = trips.try_next().await? {
+            missing.extend(absent);
+            unsure.extend(unverified);
         }
         if !unsure.is_empty() {
             let found = self.find_all(&unsure, LEASE).await;
@@ -224,6 +220,19 @@ impl LocalStore {
         let pieces = pieces.filter(|_| bytes <= CHUNK_SIZE as u64)?;
         Some(pieces.share(bytes, SHARE)).filter(|share| share.bytes() == bytes)
     }
+}
+
+/// Looks up blobs that the scan has not reached. Returns the missing and the unverified ones. Blocks.
+fn touch_all(disk: &Disk, digests: Vec<Digest>) -> Result<(Vec<Digest>, Vec<Digest>)> {
+    let (mut missing, mut unverified) = (Vec::new(), Vec::new());
+    for digest in digests {
+        match disk.touch_on_disk(&digest, LEASE)? {
+            Some(found) if found.unverified => unverified.push(digest),
+            Some(_) => {}
+            None => missing.push(digest),
+        }
+    }
+    Ok((missing, unverified))
 }
 
 impl Disk {

@@ -22,7 +22,7 @@ use gorego_storage::{DigestFunction, Error, Result};
 const RETRY: Duration = Duration::from_mins(1);
 /// The number of folders scanned at once: more than cores, since the disk is slow.
 const AT_ONCE: usize = 4;
-/// The counts of all folders, of which the first that no change of a folder disturbed is right.
+/// The counts of all folders that are tried without holding the lock.
 const COUNTS: usize = 3;
 
 /// The folders of all blobs of a digest function, or of all results of an instance too.
@@ -162,8 +162,8 @@ fn subfolders(files: &Files, path: &str) -> Result<Vec<String>> {
 }
 
 impl Disk {
-    /// Counts the folders between the roots and the files. Uploads wait for that only if they make folders all the time.
-    /// Blocks.
+    /// Counts the folders between the roots and the files. Changes of folders wait for that only if one of them
+    /// disturbed each of the first counts. Blocks.
     pub(super) fn count_folders(&self) -> Result<()> {
         for _ in 0..COUNTS {
             let before = *self.files.folder_changes.lock();

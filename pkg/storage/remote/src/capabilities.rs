@@ -81,6 +81,10 @@ impl CapabilityCache {
         Some(Arc::clone(capabilities))
     }
 
+    pub(super) fn is_requested(&self) -> bool {
+        self.request_lock.try_lock().is_err()
+    }
+
     /// Returns the last answer, however old.
     pub(super) fn last(&self) -> Option<Arc<RemoteCapabilities>> {
         let last = self.last.lock();

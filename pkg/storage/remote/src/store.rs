@@ -55,14 +55,21 @@ impl BlobStore for RemoteStore {
     /// Returns the functions of the peer's last answer at once, and requests a new one if it is old; all
     /// functions if it never answered, since it may be reachable when they are needed.
     async fn digest_functions(&self) -> Vec<DigestFunction> {
+        let peer = Arc::clone(&self.peer);
+        // One request outlives its caller, since the breaker needs its outcome. Others would only wait for that one.
+        let request = (!peer.known.is_requested()).then(|| {
+            self.peer
+                .spawn(async move { peer.capabilities().await.ok() })
+        });
+        let answer = async {
+            match request {
+                Some(request) => request.await.ok().flatten().flatten(),
+                None => self.peer.capabilities().await.ok(),
+            }
+        };
         let mut known = self.peer.known.last();
         if known.is_none() {
-            // Ends with its caller, since it may wait for others.
-            let answer = timeout(CAPABILITIES_TIMEOUT, self.peer.capabilities()).await;
-            known = answer.ok().and_then(Result::ok);
-        } else {
-            let peer = Arc::clone(&self.peer);
-            drop(self.peer.spawn(async move { peer.capabilities().await }));
+            known = timeout(CAPABILITIES_TIMEOUT, answer).await.ok().flatten();
         }
         known.map_or_else(
             || DigestFunction::ALL.to_vec(),

@@ -197,3 +197,13 @@ fn a_large_malformed_message_is_refused_at_its_first_bytes() {
         assert!(status.message().contains(why), "{status}");
     }
 }
+
+#[test]
+fn fields_that_arrive_byte_by_byte_are_parsed_once() {
+    let message = [0x20, 0].repeat(1000);
+    let mut parsed = 0;
+    for arrived in 1..message.len() {
+        let found = find_data(&message[..arrived], message.len(), &mut parsed);
+        assert_eq!((found.unwrap(), parsed), (None, arrived / 2 * 2));
+    }
+}
