@@ -31,7 +31,7 @@ pub(crate) struct Entry {
     pub(crate) kind: Option<&'static str>,
     /// The value in YAML, without secrets; empty for a section.
     pub(crate) value: String,
-    /// Whether the value holds a secret.
+    /// True if the value holds a secret, and is never shown.
     pub(crate) hidden: bool,
     pub(crate) origin: Origin,
     /// True if a source's value was refused, so that `value` is not the intended one.

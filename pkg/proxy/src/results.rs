@@ -180,9 +180,8 @@ impl Results {
         Ok(false)
     }
 
-    /// Whether a result has to become pending: an earlier result of the action or an output is pending, or an outage
-    /// prevents the upload of an output. First uploads outputs that were reported as present while only the local tier
-    /// had them.
+    /// Uploads outputs that were reported as present while only the local tier had them. Returns true if the result has
+    /// to become pending: an earlier result of the action or an output is pending, or an outage prevents an upload.
     async fn follows_pending(&self, name: &Name, result: &ActionResult) -> Result<bool> {
         let (instance, action) = name;
         let is_in_outage = !self.tiers.outbox.is_empty() || self.uploads.reported.contains(&());

@@ -44,7 +44,7 @@ pub(super) struct Pass<'a> {
     shortage: Shortage,
     /// Whether eviction continues down to the low mark.
     down_to_low: bool,
-    /// Whether an upload was waiting when the latest plan was made, which could then break leases.
+    /// Set if an upload was waiting when the latest plan was made. The plan could then break leases.
     pub(super) hard: bool,
     /// The number of the upload that waited when the demand was last computed.
     upload: u64,

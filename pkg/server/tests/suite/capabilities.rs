@@ -6,7 +6,7 @@ use reapi::v2::{
     CacheCapabilities, GetCapabilitiesRequest, ServerCapabilities, compressor, digest_function,
 };
 use tokio::sync::watch;
-use tonic::{Code, Status, Streaming};
+use tonic::{Code, Response, Status, Streaming};
 use tonic_health::pb::{
     HealthCheckRequest, HealthCheckResponse, health_check_response::ServingStatus,
     health_client::HealthClient,
@@ -178,6 +178,12 @@ async fn watchers_of_health_are_notified_of_the_shutdown_and_ended() {
     server.ended().await.unwrap();
 }
 
+/// Returns the first message of an answer.
+async fn first<T>(answer: Result<Response<Streaming<T>>, Status>) -> T {
+    let message = answer.unwrap().into_inner().message().await;
+    message.unwrap().expect("a message")
+}
+
 #[tokio::test]
 async fn reflection_lists_the_services() {
     let server = Server::start().await;
@@ -192,13 +198,7 @@ async fn reflection_lists_the_services() {
     let answer = client
         .server_reflection_info(tokio_stream::iter([request]))
         .await;
-    let answer = answer
-        .unwrap()
-        .into_inner()
-        .message()
-        .await
-        .unwrap()
-        .unwrap();
+    let answer = first(answer).await;
     let Some(v1::server_reflection_response::MessageResponse::ListServicesResponse(list)) =
         answer.message_response
     else {
@@ -244,13 +244,7 @@ async fn reflection_describes_the_services_to_v1alpha_clients() {
         let answer = client
             .server_reflection_info(tokio_stream::iter([request]))
             .await;
-        let answer = answer
-            .unwrap()
-            .into_inner()
-            .message()
-            .await
-            .unwrap()
-            .unwrap();
+        let answer = first(answer).await;
         assert!(
             matches!(
                 answer.message_response,

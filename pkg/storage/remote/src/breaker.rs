@@ -177,9 +177,15 @@ impl Breaker {
         let mut circuit = self.circuit.lock();
         let before = circuit.state;
         let outcome = change(&mut circuit);
-        let (peer, error) = (&*self.peer, &*circuit.last_error);
-        match (before, circuit.state) {
-            (before, after) if before == after => return outcome,
+        let after = circuit.state;
+        if before == after {
+            return outcome;
+        }
+        self.state.send_replace(after);
+        let (peer, error) = (&*self.peer, circuit.last_error.clone());
+        // Every call takes the lock, and the log may block.
+        drop(circuit);
+        match (before, after) {
             (BreakerState::Closed, BreakerState::Open) => warn!(
                 peer,
                 error, "calls to the backing cache fail; suspending them"
@@ -187,7 +193,6 @@ impl Breaker {
             (_, BreakerState::Closed) => info!(peer, "calls to the backing cache succeed again"),
             _ => {}
         }
-        self.state.send_replace(circuit.state);
         outcome
     }
 }
