@@ -3,6 +3,7 @@
 use crate::common::{
     self, content, damage, open, open_with, options, path, put, read, scanned, until, whole,
 };
+use bytes::Bytes;
 use gorego_storage::{
     BlobStore as _, DigestFunction, Error, Evictable as _, Put, UploadId, Uploads as _,
 };
@@ -29,6 +30,27 @@ async fn blobs_and_results_survive_a_restart() {
     scanned(&store).await;
     assert_eq!(store.find_missing(&digests).await.unwrap(), []);
     assert_eq!(store.usage().used, used);
+}
+
+// On one thread, so that the scan has not ended when the lookup begins.
+#[tokio::test]
+async fn many_blobs_are_looked_up_before_the_scan_has_reached_them() {
+    let dir = tempfile::tempdir().unwrap();
+    let blobs = |kind: u8| (0..300_u16).map(move |n| Bytes::from(format!("{kind} {n}")));
+    let named = |content: Bytes| (DigestFunction::Sha256.digest(&content), content);
+    let store = open(dir.path()).await;
+    for put in store.put_batch(blobs(1).map(named).collect()).await {
+        put.unwrap();
+    }
+    store.close().await.unwrap();
+    drop(store);
+
+    let present = blobs(1).map(|content| named(content).0);
+    let missing: Vec<_> = blobs(2).map(|content| named(content).0).collect();
+    let all: Vec<_> = present.zip(&missing).flat_map(|(a, b)| [a, *b]).collect();
+    let store = open(dir.path()).await;
+    assert!(store.usage().scanning);
+    assert_eq!(store.find_missing(&all).await.unwrap(), missing);
 }
 
 #[tokio::test(flavor = "multi_thread")]
