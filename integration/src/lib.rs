@@ -13,6 +13,7 @@
 pub mod backing;
 pub mod bazel;
 pub mod binary;
+pub mod browser;
 pub mod client;
 pub mod content;
 pub mod link;
