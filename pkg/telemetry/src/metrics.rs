@@ -3,10 +3,11 @@
 mod backing;
 mod certificates;
 mod encode;
+mod traffic;
 
-use std::fmt;
+use std::{fmt, sync::Arc};
 
-use gorego_storage::BreakerState;
+use gorego_storage::{BreakerState, Traffic};
 use gorego_tls::Certificate;
 use prometheus_client::{
     encoding::{prometheus_text, text},
@@ -16,6 +17,7 @@ use prometheus_client::{
 use tokio::sync::watch;
 
 use self::encode::{Encode, Source};
+use crate::BackingCalls;
 
 /// The beginning of every metric's name.
 const PREFIX: &str = "gorego";
@@ -44,6 +46,24 @@ pub struct Sources {
     pub certificates: Box<dyn Fn() -> Vec<Certificate> + Send + Sync>,
     /// The writes that wait for the backing cache.
     pub journal: Option<Box<dyn Fn() -> PendingWrites + Send + Sync>>,
+    /// The tiers by their labels.
+    pub tiers: Vec<(&'static str, Arc<Traffic>)>,
+    /// The calls of the backing cache.
+    pub calls: Option<Arc<BackingCalls>>,
+}
+
+impl Sources {
+    /// Returns the sources of a server without any part that is measured.
+    pub fn new(version: &'static str) -> Self {
+        Self {
+            version,
+            breaker: None,
+            certificates: Box::new(Vec::new),
+            journal: None,
+            tiers: Vec::new(),
+            calls: None,
+        }
+    }
 }
 
 /// The registry of all metrics.
@@ -68,6 +88,13 @@ impl Metrics {
         }));
         if let Some(read) = sources.journal {
             add(Box::new(move |encoder| backing::journal(encoder, read())));
+        }
+        let tiers = sources.tiers;
+        if !tiers.is_empty() {
+            add(Box::new(move |encoder| traffic::tiers(encoder, &tiers)));
+        }
+        if let Some(calls) = sources.calls {
+            add(Box::new(move |encoder| traffic::calls(encoder, &calls)));
         }
         Self(registry)
     }

@@ -32,10 +32,8 @@ impl Running {
         let address = listener.local_addr().unwrap();
         let (_, breaker) = watch::channel(BreakerState::Open);
         let metrics = Metrics::new(Sources {
-            version: "1.2.3",
             breaker: Some(breaker),
-            certificates: Box::new(Vec::new),
-            journal: None,
+            ..Sources::new("1.2.3")
         });
         let shutdown = CancellationToken::new();
         let mut served = JoinSet::new();

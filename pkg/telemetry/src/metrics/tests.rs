@@ -5,12 +5,7 @@ use std::sync::{Arc, Mutex};
 use super::*;
 
 fn sources() -> Sources {
-    Sources {
-        version: "1.2.3",
-        breaker: None,
-        certificates: Box::new(Vec::new),
-        journal: None,
-    }
+    Sources::new("1.2.3")
 }
 
 /// The lines with values.
