@@ -13,8 +13,8 @@ use bytes::Bytes;
 use futures::StreamExt as _;
 use gorego_limits::Budget;
 use gorego_storage::{
-    ActionCache, Blob, BlobStore, BlobStream, CachedResult, Chunks, Digest,
-    DigestFunction, Error, Put, Result, Traffic,
+    ActionCache, Blob, BlobStore, BlobStream, CachedResult, Chunks, Digest, DigestFunction, Error,
+    Put, Result, Traffic,
 };
 use reapi::v2::ActionResult;
 use tokio::time::Instant;

@@ -68,10 +68,7 @@ pub(super) fn tiers(encoder: &mut Encoder<'_>, tiers: &[Tier]) -> fmt::Result {
     encoder.counters(PRESENCE, presence)?;
     let bytes = tiers.iter().flat_map(|(tier, traffic)| {
         let of = |direction, total| ([("tier", *tier), ("direction", direction)], read(total));
-        [
-            of("read", &traffic.read),
-            of("write", &traffic.written),
-        ]
+        [of("read", &traffic.read), of("write", &traffic.written)]
     });
     encoder.counters(BYTES, bytes)
 }

@@ -99,7 +99,10 @@ async fn a_read_or_an_upload_that_ends_early_counts_what_passed() {
     ];
     let (store, counts) = metered();
     let put = Blob::stream(futures::stream::iter(cut_off));
-    blobs_of(&store).put(&digest(b"half of it"), put).await.unwrap_err();
+    blobs_of(&store)
+        .put(&digest(b"half of it"), put)
+        .await
+        .unwrap_err();
     assert_eq!(bytes(&counts.traffic), [0, 4]);
 }
 
