@@ -14,7 +14,7 @@ use gorego_server::Stores;
 use gorego_storage::{BreakerState, CompletenessChecking};
 use gorego_storage_local::{LocalOptions, LocalStore, OpenError, SyncMode};
 use gorego_storage_remote::RemoteStore;
-use gorego_telemetry::{PendingWrites, Sources};
+use gorego_telemetry::{Calls, PendingWrites, Sources};
 use gorego_tls::Certificate;
 use tokio::{sync::watch, time::timeout};
 
@@ -208,6 +208,7 @@ impl Tiers {
     /// Returns the sources of the metrics.
     pub(crate) fn sources(
         &self,
+        calls: Calls,
         certificates: impl Fn() -> Vec<Certificate> + Send + Sync + 'static,
     ) -> Sources {
         let (depth, meters) = (self.waiting.clone(), self.meters.as_ref());
@@ -216,8 +217,9 @@ impl Tiers {
             breaker: self.breaker.clone(),
             certificates: Box::new(certificates),
             journal: depth.map(|depth| Box::new(move || pending(*depth.borrow())) as _),
+            calls,
             tiers: meters.map_or_else(Vec::new, |meters| meters.tiers(self.local.as_deref())),
-            calls: meters.and_then(Meters::calls),
+            backing_calls: meters.and_then(Meters::calls),
         }
     }
 

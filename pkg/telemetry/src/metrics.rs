@@ -17,7 +17,7 @@ use prometheus_client::{
 use tokio::sync::watch;
 
 use self::encode::{Encode, Source};
-use crate::BackingCalls;
+use crate::{BackingCalls, Calls};
 
 /// The beginning of every metric's name.
 const PREFIX: &str = "gorego";
@@ -46,10 +46,12 @@ pub struct Sources {
     pub certificates: Box<dyn Fn() -> Vec<Certificate> + Send + Sync>,
     /// The writes that wait for the backing cache.
     pub journal: Option<Box<dyn Fn() -> PendingWrites + Send + Sync>>,
+    /// The calls of clients.
+    pub calls: Calls,
     /// The tiers by their labels.
     pub tiers: Vec<(&'static str, Arc<Traffic>)>,
     /// The calls of the backing cache.
-    pub calls: Option<Arc<BackingCalls>>,
+    pub backing_calls: Option<Arc<BackingCalls>>,
 }
 
 impl Sources {
@@ -61,7 +63,8 @@ impl Sources {
             certificates: Box::new(Vec::new),
             journal: None,
             tiers: Vec::new(),
-            calls: None,
+            backing_calls: None,
+            calls: Calls::default(),
         }
     }
 }
@@ -93,9 +96,11 @@ impl Metrics {
         if !tiers.is_empty() {
             add(Box::new(move |encoder| traffic::tiers(encoder, &tiers)));
         }
-        if let Some(calls) = sources.calls {
+        if let Some(calls) = sources.backing_calls {
             add(Box::new(move |encoder| traffic::calls(encoder, &calls)));
         }
+        let requests = sources.calls.requests;
+        add(Box::new(move |encoder| requests.encode(encoder.0)));
         Self(registry)
     }
 

@@ -16,10 +16,14 @@ use gorego_storage::{
     ActionCache, Blob, BlobStore, BlobStream, CachedResult, Chunks, Digest, DigestFunction, Error,
     Put, Result, Traffic,
 };
+use prometheus_client::metrics::histogram::Histogram;
 use reapi::v2::ActionResult;
 use tokio::time::Instant;
 
-use crate::histogram::Durations;
+/// The upper bounds of the durations that are told apart, in seconds.
+const BOUNDS: [f64; 14] = [
+    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
+];
 
 /// The operations of a backing cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,11 +51,21 @@ impl Operation {
 }
 
 /// Counts and durations of one operation.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct OperationCounts {
     pub(crate) ok: AtomicU64,
     pub(crate) errors: AtomicU64,
-    pub(crate) durations: Durations,
+    pub(crate) seconds: Histogram,
+}
+
+impl Default for OperationCounts {
+    fn default() -> Self {
+        Self {
+            ok: AtomicU64::new(0),
+            errors: AtomicU64::new(0),
+            seconds: Histogram::new(BOUNDS),
+        }
+    }
 }
 
 /// The calls of a backing cache, with their retries as one. A call of a batch failed if one of its blobs did.
@@ -96,7 +110,7 @@ impl Counts {
         };
         let started = Instant::now();
         let answer = call.await;
-        counts.durations.record(started.elapsed());
+        counts.seconds.observe(started.elapsed().as_secs_f64());
         let total = if has_failed(&answer) {
             &counts.errors
         } else {

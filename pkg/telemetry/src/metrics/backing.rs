@@ -33,12 +33,12 @@ const JOURNAL: Metric = Metric::bytes(
     "Bytes that pending writes count against backing_cache.journal_max.",
 );
 
-pub(super) fn breaker(encoder: &mut Encoder<'_>, now: BreakerState) -> fmt::Result {
+pub(super) fn breaker(mut encoder: Encoder<'_>, now: BreakerState) -> fmt::Result {
     let states = STATES.map(|(name, state)| ([("state", name)], u64::from(now == state)));
     encoder.gauges(BREAKER, states)
 }
 
-pub(super) fn journal(encoder: &mut Encoder<'_>, pending: PendingWrites) -> fmt::Result {
+pub(super) fn journal(mut encoder: Encoder<'_>, pending: PendingWrites) -> fmt::Result {
     encoder.gauge(JOURNAL_BLOBS, pending.blobs)?;
     encoder.gauge(JOURNAL_RESULTS, pending.results)?;
     encoder.gauge(JOURNAL, pending.bytes)

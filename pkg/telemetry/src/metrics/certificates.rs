@@ -11,7 +11,7 @@ const EXPIRY: Metric = Metric::seconds(
     "The end of a certificate in a file of tls or backing_cache.tls, in Unix time.",
 );
 
-pub(super) fn encode(encoder: &mut Encoder<'_>, certificates: Vec<Certificate>) -> fmt::Result {
+pub(super) fn encode(mut encoder: Encoder<'_>, certificates: Vec<Certificate>) -> fmt::Result {
     let labelled = certificates.into_iter().map(|found| {
         let file = found.file.to_string_lossy().into_owned();
         let labels = [

@@ -12,14 +12,14 @@ use prometheus_client::{
 };
 
 /// A function that reads values and encodes them.
-pub(super) type Encode = Box<dyn Fn(&mut Encoder<'_>) -> fmt::Result + Send + Sync>;
+pub(super) type Encode = Box<dyn Fn(Encoder<'_>) -> fmt::Result + Send + Sync>;
 
 /// A collector that calls a function at each request.
 pub(super) struct Source(pub(super) Encode);
 
 impl Collector for Source {
     fn encode(&self, encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        (self.0)(&mut Encoder(encoder))
+        (self.0)(Encoder(encoder))
     }
 }
 
@@ -55,7 +55,7 @@ impl Metric {
 }
 
 /// An encoder of metrics.
-pub(super) struct Encoder<'a>(DescriptorEncoder<'a>);
+pub(super) struct Encoder<'a>(pub(super) DescriptorEncoder<'a>);
 
 impl Encoder<'_> {
     pub(super) fn gauge(&mut self, metric: Metric, value: impl EncodeGaugeValue) -> fmt::Result {

@@ -9,7 +9,7 @@ use std::{
 };
 
 use gorego_storage::Traffic;
-use prometheus_client::metrics::MetricType;
+use prometheus_client::{encoding::EncodeMetric as _, metrics::MetricType};
 
 use super::encode::{Encoder, Metric};
 use crate::stores::{BackingCalls, Operation};
@@ -38,7 +38,7 @@ const DURATIONS: Metric = Metric::seconds(
 /// A tier and its label.
 pub(super) type Tier = (&'static str, Arc<Traffic>);
 
-pub(super) fn tiers(encoder: &mut Encoder<'_>, tiers: &[Tier]) -> fmt::Result {
+pub(super) fn tiers(mut encoder: Encoder<'_>, tiers: &[Tier]) -> fmt::Result {
     let read = |total: &AtomicU64| total.load(Relaxed);
     let lookups = tiers.iter().flat_map(|(tier, traffic)| {
         let (blobs, results) = (&traffic.blobs, &traffic.results);
@@ -73,7 +73,7 @@ pub(super) fn tiers(encoder: &mut Encoder<'_>, tiers: &[Tier]) -> fmt::Result {
     encoder.counters(BYTES, bytes)
 }
 
-pub(super) fn calls(encoder: &mut Encoder<'_>, calls: &BackingCalls) -> fmt::Result {
+pub(super) fn calls(mut encoder: Encoder<'_>, calls: &BackingCalls) -> fmt::Result {
     let all = || Operation::ALL.iter();
     let counts = all().filter_map(|(operation, label)| Some((calls.of(*operation)?, *label)));
     let outcomes = counts.clone().flat_map(|(counts, operation)| {
@@ -87,7 +87,7 @@ pub(super) fn calls(encoder: &mut Encoder<'_>, calls: &BackingCalls) -> fmt::Res
     let mut family = encoder.descriptor(DURATIONS, MetricType::Histogram)?;
     for (counts, operation) in counts {
         let labels = [("operation", operation)];
-        counts.durations.encode(family.encode_family(&labels)?)?;
+        counts.seconds.encode(family.encode_family(&labels)?)?;
     }
     Ok(())
 }
