@@ -211,16 +211,18 @@ impl Tiers {
         calls: Calls,
         certificates: impl Fn() -> Vec<Certificate> + Send + Sync + 'static,
     ) -> Sources {
-        let (depth, meters) = (self.waiting.clone(), self.meters.as_ref());
-        Sources {
-            version: VERSION,
+        let depth = self.waiting.clone();
+        let mut sources = Sources {
             breaker: self.breaker.clone(),
             certificates: Box::new(certificates),
             journal: depth.map(|depth| Box::new(move || pending(*depth.borrow())) as _),
             calls,
-            tiers: meters.map_or_else(Vec::new, |meters| meters.tiers(self.local.as_deref())),
-            backing_calls: meters.and_then(Meters::calls),
+            ..Sources::new(VERSION)
+        };
+        if let Some(meters) = &self.meters {
+            meters.add_to(&mut sources, self.local.as_ref());
         }
+        sources
     }
 
     /// Saves the state, so that the next start trusts the current entries even if this process is killed.

@@ -75,7 +75,7 @@ async fn serve(loaded: &LoadedConfig) -> Result<(), Error> {
         &mut reloads,
     )?;
     let (backing, backing_tls) = backing.map_or((None, None), |(store, tls)| (Some(store), tls));
-    let meters = scraped.as_ref().map(|_| Meters::default());
+    let meters = scraped.as_ref().map(|_| Meters::new(&parts));
     let tiers = Tiers::open(config, &parts, backing, meters).await?;
     announce(config, &listener, scraped.as_ref())?;
 

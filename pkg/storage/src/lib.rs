@@ -12,6 +12,7 @@ mod eviction;
 mod growth;
 mod memory;
 mod outputs;
+mod report;
 mod resource_name;
 mod store;
 mod traffic;
@@ -32,6 +33,7 @@ pub use eviction::{Candidate, EntryId, Evictable};
 pub use growth::Growth;
 pub use memory::MemoryStore;
 pub use outputs::{Outputs, named_blobs};
+pub use report::{BackingReport, DiskReport, ScrubReport};
 pub use resource_name::{
     Compressor, InstanceName, InstanceNameError, ReadName, ResourceNameError, WriteName,
 };

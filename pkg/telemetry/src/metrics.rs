@@ -1,13 +1,16 @@
 //! The metrics, their names, and their text formats.
 
 mod backing;
+mod budgets;
 mod certificates;
+mod disk;
 mod encode;
 mod traffic;
 
 use std::{fmt, sync::Arc};
 
-use gorego_storage::{BreakerState, Traffic};
+use gorego_limits::Budget;
+use gorego_storage::{BackingReport, BreakerState, DiskReport, Traffic};
 use gorego_tls::Certificate;
 use prometheus_client::{
     encoding::{prometheus_text, text},
@@ -52,6 +55,14 @@ pub struct Sources {
     pub tiers: Vec<(&'static str, Arc<Traffic>)>,
     /// The calls of the backing cache.
     pub backing_calls: Option<Arc<BackingCalls>>,
+    /// The state of the calls to the backing cache.
+    pub backing: Option<Box<dyn Fn() -> BackingReport + Send + Sync>>,
+    /// The state of the local tier.
+    pub disk: Option<Box<dyn Fn() -> DiskReport + Send + Sync>>,
+    /// The parts of the memory by their labels.
+    pub budgets: Vec<(&'static str, Budget)>,
+    /// The files open for reads and uploads.
+    pub files: Option<Budget>,
 }
 
 impl Sources {
@@ -64,8 +75,55 @@ impl Sources {
             journal: None,
             tiers: Vec::new(),
             backing_calls: None,
+            backing: None,
+            disk: None,
+            budgets: Vec::new(),
+            files: None,
             calls: Calls::default(),
         }
+    }
+}
+
+impl Sources {
+    /// Returns the functions that encode the metrics that have a source.
+    fn encoders(self) -> Vec<Encode> {
+        let Self {
+            certificates,
+            calls,
+            tiers,
+            budgets,
+            ..
+        } = self;
+        let mut all: Vec<Encode> = vec![
+            Box::new(move |encoder| calls.requests.encode(encoder.0)),
+            Box::new(move |encoder| certificates::encode(encoder, certificates())),
+        ];
+        if !tiers.is_empty() {
+            all.push(Box::new(move |encoder| traffic::tiers(encoder, &tiers)));
+        }
+        if let Some(read) = self.disk {
+            all.push(Box::new(move |encoder| disk::encode(encoder, &read())));
+        }
+        if let Some(state) = self.breaker {
+            let now = move || *state.borrow();
+            all.push(Box::new(move |encoder| backing::breaker(encoder, now())));
+        }
+        if let Some(read) = self.journal {
+            all.push(Box::new(move |encoder| backing::journal(encoder, read())));
+        }
+        if let Some(calls) = self.backing_calls {
+            all.push(Box::new(move |encoder| traffic::calls(encoder, &calls)));
+        }
+        if let Some(read) = self.backing {
+            all.push(Box::new(move |encoder| backing::report(encoder, &read())));
+        }
+        if !budgets.is_empty() {
+            all.push(Box::new(move |encoder| budgets::memory(encoder, &budgets)));
+        }
+        if let Some(files) = self.files {
+            all.push(Box::new(move |encoder| budgets::files(encoder, &files)));
+        }
+        all
     }
 }
 
@@ -79,28 +137,9 @@ impl Metrics {
         let mut registry = Registry::with_prefix(PREFIX);
         let build = Info::new([("version", sources.version)]);
         registry.register("build", "The version of gorego.", build);
-        let mut add = |encode: Encode| registry.register_collector(Box::new(Source(encode)));
-        if let Some(state) = sources.breaker {
-            add(Box::new(move |encoder| {
-                backing::breaker(encoder, *state.borrow())
-            }));
+        for encode in sources.encoders() {
+            registry.register_collector(Box::new(Source(encode)));
         }
-        let certificates = sources.certificates;
-        add(Box::new(move |encoder| {
-            certificates::encode(encoder, certificates())
-        }));
-        if let Some(read) = sources.journal {
-            add(Box::new(move |encoder| backing::journal(encoder, read())));
-        }
-        let tiers = sources.tiers;
-        if !tiers.is_empty() {
-            add(Box::new(move |encoder| traffic::tiers(encoder, &tiers)));
-        }
-        if let Some(calls) = sources.backing_calls {
-            add(Box::new(move |encoder| traffic::calls(encoder, &calls)));
-        }
-        let requests = sources.calls.requests;
-        add(Box::new(move |encoder| requests.encode(encoder.0)));
         Self(registry)
     }
 
