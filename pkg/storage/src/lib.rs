@@ -12,8 +12,10 @@ mod eviction;
 mod growth;
 mod memory;
 mod outputs;
+mod report;
 mod resource_name;
 mod store;
+mod traffic;
 mod tree;
 mod usage;
 mod verify;
@@ -31,10 +33,12 @@ pub use eviction::{Candidate, EntryId, Evictable};
 pub use growth::Growth;
 pub use memory::MemoryStore;
 pub use outputs::{Outputs, named_blobs};
+pub use report::{BackingReport, DiskReport, ScrubReport};
 pub use resource_name::{
     Compressor, InstanceName, InstanceNameError, ReadName, ResourceNameError, WriteName,
 };
 pub use store::{ActionCache, ActionCacheExt, BlobStore, BlobStoreExt, CachedResult, Put, Uploads};
+pub use traffic::{Lookups, Traffic};
 pub use tree::{TreeError, TreeWalk};
 pub use usage::{EvictionTotal, Usage};
 pub use verify::{hash_file, verify};

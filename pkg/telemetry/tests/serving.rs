@@ -4,7 +4,7 @@
 use std::{net::SocketAddr, time::Duration};
 
 use gorego_storage::BreakerState;
-use gorego_telemetry::{Calls, Metrics, Sources, serve};
+use gorego_telemetry::{Metrics, Sources, serve};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpListener, TcpStream},
@@ -32,11 +32,8 @@ impl Running {
         let address = listener.local_addr().unwrap();
         let (_, breaker) = watch::channel(BreakerState::Open);
         let metrics = Metrics::new(Sources {
-            version: "1.2.3",
             breaker: Some(breaker),
-            certificates: Box::new(Vec::new),
-            journal: None,
-            calls: Calls::default(),
+            ..Sources::new("1.2.3")
         });
         let shutdown = CancellationToken::new();
         let mut served = JoinSet::new();

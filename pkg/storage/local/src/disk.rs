@@ -18,6 +18,7 @@ use tokio::sync::watch;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
+    Counters,
     files::Files,
     inflight::{Claims, Watchers},
     instances::Instances,
@@ -27,19 +28,10 @@ use super::{
     state::Record,
 };
 use crate::index::{Index, Key, Space, Terms, Use};
-use gorego_storage::{Digest, Error, InUse, Put, Result};
+use gorego_storage::{Digest, Error, InUse, Put, Result, Traffic};
 
 /// The number of locks that order the changes of single files.
 const KEY_LOCKS: usize = 1024;
-
-/// Totals since the store was opened.
-#[derive(Debug, Default)]
-pub struct Counters {
-    /// Blobs and action results whose file was missing or had another size.
-    pub lost: AtomicU64,
-    /// Blobs and action results whose content did not match, moved to quarantine.
-    pub corrupt: AtomicU64,
-}
 
 /// A data directory with its index and accounts.
 pub(super) struct Disk {
@@ -52,6 +44,7 @@ pub(super) struct Disk {
     pub(super) claims: Claims,
     pub(super) watchers: Watchers,
     pub(super) counters: Arc<Counters>,
+    pub(super) traffic: Arc<Traffic>,
     pub(super) terms: Terms,
     pub(super) options: LocalOptions,
     /// Files written at this time or later are hashed before their first use, in milliseconds
@@ -210,6 +203,9 @@ impl Disk {
     pub(super) fn publish_blob(&self, digest: &Digest, from: &str) -> Result<Put> {
         let path = layout::blob_path(digest);
         let put = self.publish(&Key::cas(digest), digest.size(), from, &path)?;
+        if put == Put::Stored {
+            self.traffic.add_written(digest.size());
+        }
         self.watchers.published(digest);
         Ok(put)
     }

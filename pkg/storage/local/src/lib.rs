@@ -15,6 +15,7 @@ mod options;
 mod outbox;
 mod receive;
 mod repair;
+mod report;
 mod retries;
 mod room;
 mod scan;
@@ -26,9 +27,9 @@ mod upload;
 mod verify;
 mod write;
 
-pub use disk::Counters;
 pub use files::SyncMode;
 pub use options::LocalOptions;
 pub use receive::Received;
+pub use report::Counters;
 pub use store::{LocalStore, OpenError, OpenFailure};
 pub use upload::CompleteUpload;

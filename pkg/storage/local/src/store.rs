@@ -16,7 +16,7 @@ use tokio::{sync::watch, task::spawn_blocking};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    Counters, LocalOptions,
+    LocalOptions,
     disk::{self, Disk, ScanState},
     files::Files,
     index::{Index, Terms},
@@ -124,11 +124,6 @@ impl LocalStore {
     /// since reads work.
     pub fn health(&self) -> watch::Receiver<bool> {
         self.disk.healthy.subscribe()
-    }
-
-    /// Returns the totals since the store was opened.
-    pub fn counters(&self) -> Arc<Counters> {
-        Arc::clone(&self.disk.counters)
     }
 }
 
@@ -257,6 +252,7 @@ fn build(
         claims: Claims::default(),
         watchers: Watchers::default(),
         counters: Arc::default(),
+        traffic: Arc::default(),
         terms: Terms {
             full_ms: disk::millis(options.lease),
             // The longer lease is never the upload's.

@@ -1,6 +1,12 @@
 //! The retries of one operation, however many calls it takes.
 
-use std::time::Duration;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
 
 use tokio::time;
 
@@ -16,14 +22,18 @@ pub(super) struct Retry {
     /// Set if the operation was retried. It then waits for an open breaker, so that its progress is not
     /// lost; a new operation fails at once.
     pub(super) has_begun: bool,
+    /// The total of all operations.
+    total: Arc<AtomicU64>,
 }
 
 impl Retry {
-    pub(super) const fn new(limit: u32) -> Self {
+    /// Counts the retries in `total`, too.
+    pub(super) const fn new(limit: u32, total: Arc<AtomicU64>) -> Self {
         Self {
             limit,
             retries: 0,
             has_begun: false,
+            total,
         }
     }
 
@@ -39,6 +49,7 @@ impl Retry {
             _ => return false,
         }
         self.has_begun = true;
+        self.total.fetch_add(1, Relaxed);
         true
     }
 
@@ -60,7 +71,7 @@ mod tests {
 
     #[test]
     fn delays_double_to_their_bound_with_jitter() {
-        let mut retry = Retry::new(40);
+        let mut retry = Retry::new(40, Arc::default());
         for tried in 0..40 {
             let full = (FIRST_DELAY * (1 << tried.min(10))).min(MAX_DELAY);
             let delay = retry.next_delay().unwrap();
