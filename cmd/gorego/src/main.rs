@@ -10,6 +10,7 @@ mod memory;
 mod metrics;
 mod reload;
 mod signals;
+mod site;
 mod tiers;
 mod wire;
 

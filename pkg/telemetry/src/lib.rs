@@ -1,4 +1,4 @@
-//! Observation of a server: calls, their context, and metrics served over HTTP for Prometheus.
+//! Observation of a server: calls, their context, and metrics and a page served over HTTP.
 //!
 //! [`Sources`] gives access to the values, and each request for them reads them anew.
 
@@ -6,9 +6,8 @@ mod call;
 mod calls;
 mod metrics;
 mod requests;
-mod serve;
+pub mod web;
 
 pub use call::{Call, METADATA};
 pub use calls::{Calls, OngoingCall};
 pub use metrics::{Metrics, PendingWrites, Sources};
-pub use serve::{PATH, serve};
