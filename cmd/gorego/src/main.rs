@@ -7,6 +7,7 @@ mod descriptors;
 mod listen;
 mod logging;
 mod memory;
+mod meters;
 mod metrics;
 mod reload;
 mod signals;

@@ -6,7 +6,7 @@ use gorego_config::{self as config, Config};
 use gorego_storage::{BreakerState, Evictable as _};
 use gorego_telemetry::{
     Calls, Metrics,
-    web::{self, Backing, Health, Limits, Local, Parts, Site, Traffic, Ui},
+    web::{self, Backing, Health, Limits, Local, Parts, Site, Ui},
 };
 use gorego_tls::Certificate;
 
@@ -27,9 +27,12 @@ pub(crate) fn site(
     certificates: Certificates,
 ) -> Site {
     let listed = Arc::clone(&certificates);
+    let sources = tiers.sources(calls.clone(), move || listed());
     Site {
         version: VERSION,
-        metrics: Metrics::new(tiers.sources(calls, move || listed())),
+        tiers: sources.tiers.clone(),
+        calls,
+        metrics: Metrics::new(sources),
         ui: match config.telemetry.ui {
             config::Ui::Off => Ui::Off,
             config::Ui::Local => Ui::Local,
@@ -37,7 +40,6 @@ pub(crate) fn site(
         },
         health,
         parts: Box::new(parts(config, tiers, certificates)),
-        traffic: Box::new(Traffic::default),
     }
 }
 

@@ -22,7 +22,11 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::{cli::VERSION, memory::Parts};
+use crate::{
+    cli::VERSION,
+    memory::Parts,
+    meters::{BackingStores, Meters},
+};
 
 /// The time that the local store gets at shutdown to write its state.
 const CLOSE: Duration = Duration::from_secs(10);
@@ -56,25 +60,46 @@ pub(crate) struct Tiers {
     remote: Option<Arc<RemoteStore>>,
     pub(crate) breaker: Option<watch::Receiver<BreakerState>>,
     pub(crate) waiting: Option<watch::Receiver<Depth>>,
+    meters: Option<Meters>,
     /// Pins pending writes of an earlier configuration with a backing cache.
     _unused: Option<Outbox>,
 }
 
 impl Tiers {
-    /// Opens the configured stores.
+    /// Opens the configured stores. Counts what passes through them into `meters`, if there are any.
     pub(crate) async fn open(
         config: &Config,
         parts: &Parts,
         backing: Option<RemoteStore>,
+        mut meters: Option<Meters>,
     ) -> Result<Self, Error> {
-        match (backing.map(Arc::new), config.local_cache.enabled) {
-            (None, _) => Self::local(config, parts).await,
-            (Some(backing), true) => Self::proxy(config, parts, backing).await,
-            (Some(backing), false) => Ok(Self::stateless(config, parts, backing)),
-        }
+        let Some(backing) = backing.map(Arc::new) else {
+            let mut tiers = Self::local(config, parts, meters.is_some()).await?;
+            tiers.measure(meters, tiers.local.clone().as_deref());
+            return Ok(tiers);
+        };
+        let stores = match &mut meters {
+            Some(meters) => meters.of_backing(&backing),
+            None => (Arc::clone(&backing) as _, Arc::clone(&backing) as _),
+        };
+        let mut tiers = if config.local_cache.enabled {
+            Self::proxy(config, parts, &backing, stores).await?
+        } else {
+            Self::stateless(config, parts, backing, stores)
+        };
+        tiers.measure(meters, None);
+        Ok(tiers)
     }
 
-    async fn local(config: &Config, parts: &Parts) -> Result<Self, Error> {
+    /// Counts what clients are answered. `answers` is the local tier, if there is no other.
+    fn measure(&mut self, meters: Option<Meters>, answers: Option<&LocalStore>) {
+        if let Some(meters) = &meters {
+            self.stores = meters.of_clients(self.stores.clone(), answers);
+        }
+        self.meters = meters;
+    }
+
+    async fn local(config: &Config, parts: &Parts, is_metered: bool) -> Result<Self, Error> {
         let local = open_local(config, parts).await?;
         let unused = outbox(config, &local).await;
         match &unused {
@@ -84,7 +109,12 @@ impl Tiers {
             }
         }
         let blobs = Arc::clone(&local) as _;
-        let actions = CompletenessChecking::new(Arc::clone(&local), blobs, parts.trees.clone());
+        let results = if is_metered {
+            Meters::of_local(&local)
+        } else {
+            Arc::clone(&local) as _
+        };
+        let actions = CompletenessChecking::new(results, blobs, parts.trees.clone());
         Ok(Self {
             stores: Stores {
                 blobs: Arc::clone(&local) as _,
@@ -96,6 +126,7 @@ impl Tiers {
             remote: None,
             breaker: None,
             waiting: None,
+            meters: None,
             _unused: unused.ok(),
         })
     }
@@ -103,9 +134,10 @@ impl Tiers {
     async fn proxy(
         config: &Config,
         parts: &Parts,
-        backing: Arc<RemoteStore>,
+        remote: &RemoteStore,
+        (blobs, actions): BackingStores,
     ) -> Result<Self, Error> {
-        let breaker = backing.breaker();
+        let breaker = remote.breaker();
         let local = open_local(config, parts).await?;
         let outbox = outbox(config, &local).await?;
         let waiting = outbox.depth();
@@ -125,10 +157,7 @@ impl Tiers {
             outbox_retry: config.outbox_retry,
             memory: parts.proxy.clone(),
         };
-        let backing = Backing {
-            blobs: Arc::clone(&backing) as _,
-            actions: backing,
-        };
+        let backing = Backing { blobs, actions };
         let proxy = ProxyStore::new(Arc::clone(&local), backing, Arc::new(outbox), options);
         Ok(Self {
             stores: Stores {
@@ -141,26 +170,33 @@ impl Tiers {
             remote: None,
             breaker: Some(breaker),
             waiting: Some(waiting),
+            meters: None,
             _unused: None,
         })
     }
 
-    fn stateless(config: &Config, parts: &Parts, backing: Arc<RemoteStore>) -> Self {
+    fn stateless(
+        config: &Config,
+        parts: &Parts,
+        remote: Arc<RemoteStore>,
+        (blobs, actions): BackingStores,
+    ) -> Self {
         warn_of_unused(&config.local_cache.dir);
-        let breaker = Some(backing.breaker());
-        let blobs = Arc::clone(&backing) as _;
-        let actions = CompletenessChecking::new(Arc::clone(&backing), blobs, parts.trees.clone());
+        let breaker = Some(remote.breaker());
+        let trees = parts.trees.clone();
+        let actions = CompletenessChecking::new(actions, Arc::clone(&blobs), trees);
         Self {
             stores: Stores {
-                blobs: Arc::clone(&backing) as _,
-                uploads: Arc::clone(&backing) as _,
+                blobs,
+                uploads: Arc::clone(&remote) as _,
                 actions: Arc::new(actions),
             },
             local: None,
             proxy: None,
-            remote: Some(backing),
+            remote: Some(remote),
             breaker,
             waiting: None,
+            meters: None,
             _unused: None,
         }
     }
@@ -209,13 +245,15 @@ impl Tiers {
         calls: Calls,
         certificates: impl Fn() -> Vec<Certificate> + Send + Sync + 'static,
     ) -> Sources {
-        let depth = self.waiting.clone();
+        let (depth, meters) = (self.waiting.clone(), self.meters.as_ref());
         Sources {
             version: VERSION,
             breaker: self.breaker.clone(),
             certificates: Box::new(certificates),
             journal: depth.map(|depth| Box::new(move || pending(*depth.borrow())) as _),
             calls,
+            tiers: meters.map_or_else(Vec::new, |meters| meters.tiers(self.local.as_deref())),
+            backing_calls: meters.and_then(Meters::calls),
         }
     }
 

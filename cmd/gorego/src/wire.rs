@@ -22,6 +22,7 @@ use crate::{
     descriptors::Descriptors,
     listen::listen,
     memory::Parts,
+    meters::Meters,
     metrics::{self, CallObserver},
     reload::{self, Reloads},
     signals, site,
@@ -74,7 +75,8 @@ async fn serve(loaded: &LoadedConfig) -> Result<(), Error> {
         &mut reloads,
     )?;
     let (backing, backing_tls) = backing.map_or((None, None), |(store, tls)| (Some(store), tls));
-    let tiers = Tiers::open(config, &parts, backing).await?;
+    let meters = scraped.as_ref().map(|_| Meters::default());
+    let tiers = Tiers::open(config, &parts, backing, meters).await?;
     announce(config, &listener, scraped.as_ref())?;
 
     let tasks = TaskTracker::new();

@@ -1,13 +1,17 @@
 //! Observation of a server: calls, their context, and metrics and a page served over HTTP.
 //!
-//! [`Sources`] gives access to the values, and each request for them reads them anew.
+//! [`Sources`] gives access to the values, and each request for them reads them anew. [`Metered`] stores count
+//! what passes through them.
 
 mod call;
 mod calls;
+mod durations;
 mod metrics;
 mod requests;
+mod stores;
 pub mod web;
 
 pub use call::{Call, METADATA};
 pub use calls::{Calls, OngoingCall};
 pub use metrics::{Metrics, PendingWrites, Sources};
+pub use stores::{BackingCalls, Counts, Metered};

@@ -18,7 +18,7 @@ mod snapshot;
 mod status;
 mod storage;
 
-use std::fmt;
+use std::{fmt, sync::Arc};
 
 pub use access::Ui;
 pub use health::{Health, Part, Readiness};
@@ -26,7 +26,7 @@ pub use serve::serve;
 pub use snapshot::{Lookups, MethodCalls, Snapshot, Traffic, Transfer};
 pub use status::{Backing, Certificate, Limits, Local, Parts, Status};
 
-use crate::Metrics;
+use crate::{Calls, Metrics};
 
 /// The path of the metrics.
 pub const METRICS: &str = "/metrics";
@@ -44,8 +44,10 @@ pub struct Site {
     pub health: Health,
     /// The state of the tiers.
     pub parts: Box<dyn Fn() -> Parts + Send + Sync>,
-    /// The totals of requests and lookups.
-    pub traffic: Box<dyn Fn() -> Traffic + Send + Sync>,
+    /// The calls of clients.
+    pub calls: Calls,
+    /// The traffic of the tiers, by their labels.
+    pub tiers: Vec<(&'static str, Arc<gorego_storage::Traffic>)>,
 }
 
 impl fmt::Debug for Site {

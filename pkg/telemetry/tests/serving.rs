@@ -6,7 +6,7 @@ use std::{net::SocketAddr, time::Duration};
 use gorego_storage::BreakerState;
 use gorego_telemetry::{
     Calls, Metrics, Sources,
-    web::{Health, Parts, Site, Traffic, Ui, serve},
+    web::{Health, Parts, Site, Ui, serve},
 };
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -39,11 +39,8 @@ impl Running {
         let address = listener.local_addr().unwrap();
         let (_, breaker) = watch::channel(BreakerState::Open);
         let metrics = Metrics::new(Sources {
-            version: "1.2.3",
             breaker: Some(breaker),
-            certificates: Box::new(Vec::new),
-            journal: None,
-            calls: Calls::default(),
+            ..Sources::new("1.2.3")
         });
         let shutdown = CancellationToken::new();
         let mut served = JoinSet::new();
@@ -53,7 +50,8 @@ impl Running {
             ui,
             health,
             parts: Box::new(Parts::default),
-            traffic: Box::new(Traffic::default),
+            calls: Calls::default(),
+            tiers: Vec::new(),
         };
         served.spawn(serve(listener, site, shutdown.clone()));
         Self {

@@ -28,7 +28,7 @@ use super::{
     events::{self, Live},
     layout, overview,
     serve::Peer,
-    snapshot::Snapshot,
+    snapshot::{Snapshot, Traffic},
     status::Status,
 };
 
@@ -85,7 +85,7 @@ impl App {
         Snapshot {
             at_ms: now_ms(),
             status: self.status(),
-            traffic: (self.site.traffic)(),
+            traffic: Traffic::read(&self.site.tiers, &self.site.calls),
         }
     }
 }

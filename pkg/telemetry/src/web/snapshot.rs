@@ -1,8 +1,15 @@
 //! The numbers of one moment.
 
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering::Relaxed},
+};
+
+use gorego_storage as storage;
 use serde::Serialize;
 
 use super::status::Status;
+use crate::Calls;
 
 /// The numbers of one moment, as the overview and `/api/v1/status` show them.
 #[derive(Clone, Debug, Serialize, PartialEq)]
@@ -59,8 +66,8 @@ pub struct Transfer {
 /// The calls of one method.
 #[derive(Clone, Debug, Default, Serialize, PartialEq)]
 pub struct MethodCalls {
-    /// The service and the method: `ActionCache/GetActionResult`.
-    pub method: String,
+    /// The name: `GetActionResult`; `other` for methods that do not exist.
+    pub method: &'static str,
     /// The calls that ended.
     pub calls: u64,
     /// Those that ended with an error of the server.
@@ -71,7 +78,22 @@ pub struct MethodCalls {
     pub p99_seconds: Option<f64>,
 }
 
+fn get(total: &AtomicU64) -> u64 {
+    total.load(Relaxed)
+}
+
 impl Lookups {
+    fn read(tier: &'static str, kind: &'static str, counts: &storage::Lookups) -> Self {
+        Self {
+            tier,
+            kind,
+            hits: get(&counts.hits),
+            misses: get(&counts.misses),
+            incomplete: get(&counts.incomplete),
+            errors: get(&counts.errors),
+        }
+    }
+
     /// Returns the lookups that have an outcome other than an error.
     pub const fn answered(&self) -> u64 {
         self.hits + self.misses + self.incomplete
@@ -86,6 +108,25 @@ impl Lookups {
 }
 
 impl Traffic {
+    /// Reads the totals of the tiers, by their labels, and of the calls.
+    pub(super) fn read(tiers: &[(&'static str, Arc<storage::Traffic>)], calls: &Calls) -> Self {
+        let lookups = tiers.iter().flat_map(|(tier, traffic)| {
+            let kinds = [("blob", &traffic.blobs), ("result", &traffic.results)];
+            kinds.map(|(kind, counts)| Lookups::read(tier, kind, counts))
+        });
+        let transfers = tiers.iter().map(|(tier, traffic)| Transfer {
+            tier,
+            read: get(&traffic.read),
+            written: get(&traffic.written),
+        });
+        Self {
+            lookups: lookups.collect(),
+            transfers: transfers.collect(),
+            methods: calls.requests.methods(),
+            in_flight: calls.requests.in_flight(),
+        }
+    }
+
     /// Returns the totals of the lookups of clients, of all kinds.
     pub(super) fn client_lookups(&self) -> (u64, u64) {
         let client = self.lookups.iter().filter(|found| found.tier == "client");
