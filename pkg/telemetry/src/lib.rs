@@ -1,9 +1,14 @@
-//! Metrics, served over HTTP for Prometheus.
+//! Observation of a server: calls, their context, and metrics served over HTTP for Prometheus.
 //!
-//! This crate counts nothing: [`Sources`] gives access to the values, and each request reads them anew.
+//! [`Sources`] gives access to the values, and each request for them reads them anew.
 
+mod call;
+mod calls;
 mod metrics;
+mod requests;
 mod serve;
 
+pub use call::{Call, METADATA};
+pub use calls::{Calls, OngoingCall};
 pub use metrics::{Metrics, PendingWrites, Sources};
 pub use serve::{PATH, serve};
