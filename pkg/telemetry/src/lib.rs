@@ -2,6 +2,7 @@
 //!
 //! [`Sources`] gives access to the values, and each request for them reads them anew.
 
+pub mod builds;
 mod call;
 mod calls;
 mod metrics;

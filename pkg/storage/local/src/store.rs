@@ -5,7 +5,7 @@ use std::{
     io::{self, Write as _},
     path::{Path, PathBuf},
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicBool, AtomicU64},
     },
 };
@@ -257,6 +257,7 @@ fn build(
         claims: Claims::default(),
         watchers: Watchers::default(),
         counters: Arc::default(),
+        eviction_observer: OnceLock::new(),
         terms: Terms {
             full_ms: disk::millis(options.lease),
             // The longer lease is never the upload's.

@@ -145,7 +145,9 @@ impl Redaction {
             if !value.is_empty() {
                 redacted.push_str(&hide(value, secrets));
             }
-            rest = after.get(separator.len() + value.len()..).unwrap_or_default();
+            rest = after
+                .get(separator.len() + value.len()..)
+                .unwrap_or_default();
         }
         redacted.push_str(rest);
         redacted
@@ -182,7 +184,11 @@ fn split_value<'a>(name: &str, after: &'a str, is_whole: bool) -> Option<(&'a st
     let blank = |text: &str| text.len() - text.trim_start_matches([' ', '\t']).len();
     if unquoted.starts_with('=') {
         let (separator, rest) = separated(1)?;
-        let value = if is_whole && !was_quoted { rest } else { word(rest) };
+        let value = if is_whole && !was_quoted {
+            rest
+        } else {
+            word(rest)
+        };
         return Some((separator, value));
     }
     if let Some(rest) = unquoted.strip_prefix(':') {
@@ -191,7 +197,7 @@ fn split_value<'a>(name: &str, after: &'a str, is_whole: bool) -> Option<(&'a st
             return None;
         }
         let (separator, rest) = separated(1 + spaces)?;
-        return Some((separator, if was_quoted { word(rest) } else { line(rest) }));
+        return Some((separator, if was_quoted { json(rest) } else { line(rest) }));
     }
     let spaces = blank(after);
     if name.starts_with('-') && spaces > 0 {
@@ -207,6 +213,15 @@ fn line(text: &str) -> &str {
     text.get(..end).unwrap_or_default()
 }
 
+/// Returns the JSON value at the start of `text`, if it is a string or a number.
+fn json(text: &str) -> &str {
+    let end = match text.strip_prefix('"') {
+        Some(inner) => inner.find('"').map(|end| end + 2),
+        None => text.find([',', '}', ' ', '\n']),
+    };
+    text.get(..end.unwrap_or(text.len())).unwrap_or_default()
+}
+
 /// Returns the first word of `text` as a shell reads it, with quoted parts and escaped characters.
 fn word(text: &str) -> &str {
     let mut quote = None;
@@ -220,7 +235,9 @@ fn word(text: &str) -> &str {
             (_, '\\') => escaped = true,
             (Some(open), _) if open == c => quote = None,
             (None, '"' | '\'') if at == 0 || closes_later(text, at, c) => quote = Some(c),
-            (None, '"' | '\'' | '&' | ';' | '|' | ')' | '`') => return text.get(..at).unwrap_or_default(),
+            (None, '"' | '\'' | '&' | ';' | '|' | ')' | '`') => {
+                return text.get(..at).unwrap_or_default();
+            }
             (None, c) if c.is_whitespace() => return text.get(..at).unwrap_or_default(),
             _ => {}
         }
@@ -231,7 +248,9 @@ fn word(text: &str) -> &str {
 /// Whether the quote at `at` begins a part of a word, rather than ending the text around the word.
 fn closes_later(text: &str, at: usize, quote: char) -> bool {
     let rest = text.get(at + 1..).unwrap_or_default();
-    rest.split_whitespace().next().is_some_and(|word| word.contains(quote))
+    rest.split_whitespace()
+        .next()
+        .is_some_and(|word| word.contains(quote))
 }
 
 #[cfg(test)]

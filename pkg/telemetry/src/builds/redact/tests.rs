@@ -37,14 +37,23 @@ fn values_of_secret_variables_and_properties_are_redacted() {
 fn values_of_secret_flags_are_redacted_in_every_form() {
     for (given, expected) in [
         (&["--api-key=hunter2"][..], &["--api-key=[redacted]"][..]),
-        (&["--token", "hunter2", "a.c"], &["--token", "[redacted]", "a.c"]),
+        (
+            &["--token", "hunter2", "a.c"],
+            &["--token", "[redacted]", "a.c"],
+        ),
         (&["--token", "--verbose"], &["--token", "--verbose"]),
         (&["-DFOO_TOKEN=hunter2"], &["-DFOO_TOKEN=[redacted]"]),
         (&["-DFOO_TOKEN=\"a b\""], &["-DFOO_TOKEN=[redacted]"]),
         (&["--password=my long phrase"], &["--password=[redacted]"]),
-        (&["Authorization: Bearer abc.def"], &["Authorization: [redacted]"]),
+        (
+            &["Authorization: Bearer abc.def"],
+            &["Authorization: [redacted]"],
+        ),
         (&["X-Api-Key:abc"], &["X-Api-Key:[redacted]"]),
-        (&["-O2", "main.c", "//lib/auth:tokens"], &["-O2", "main.c", "//lib/auth:tokens"]),
+        (
+            &["-O2", "main.c", "//lib/auth:tokens"],
+            &["-O2", "main.c", "//lib/auth:tokens"],
+        ),
     ] {
         assert_eq!(arguments(given), expected);
     }
@@ -54,7 +63,10 @@ fn values_of_secret_flags_are_redacted_in_every_form() {
 fn secrets_within_a_script_are_redacted() {
     for (given, expected) in [
         ("A=1; TOKEN=hunter2 cmd x", "A=1; TOKEN=[redacted] cmd x"),
-        ("run --token hunter2 --fast", "run --token [redacted] --fast"),
+        (
+            "run --token hunter2 --fast",
+            "run --token [redacted] --fast",
+        ),
         ("run --token=\"a b\" x", "run --token=[redacted] x"),
         ("run --token='a b'c x", "run --token=[redacted] x"),
         (r"run PASSWORD=a\ b x", "run PASSWORD=[redacted] x"),
@@ -66,7 +78,10 @@ fn secrets_within_a_script_are_redacted() {
             r#"{"token": "hunter2", "n": 1}"#,
             r#"{"token": [redacted], "n": 1}"#,
         ),
-        ("get 'http://x/?token=abc&n=1'", "get 'http://x/?token=[redacted]&n=1'"),
+        (
+            "get 'http://x/?token=abc&n=1'",
+            "get 'http://x/?token=[redacted]&n=1'",
+        ),
         ("sh -c \"KEY=abc\" x", "sh -c \"KEY=[redacted]\" x"),
     ] {
         assert_eq!(arguments(&[given]), [expected]);
