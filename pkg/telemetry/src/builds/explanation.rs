@@ -38,6 +38,11 @@ pub enum Cause {
         /// The time at which the result was stored or last read.
         stored_ms: u64,
     },
+    /// There is a result under another instance name.
+    OtherInstance {
+        /// The instance name of the result.
+        instance: String,
+    },
     /// The action differs from the nearest known action of the same target and mnemonic.
     Differs,
     /// Other actions of the target are known, but the client never uploaded this one.

@@ -182,7 +182,7 @@ impl Miss {
 
 impl Explanation {
     /// Estimates the memory of the texts of the explanation, in bytes.
-    fn memory(&self) -> usize {
+    pub(crate) fn memory(&self) -> usize {
         let differences = self.comparison.iter().flat_map(|it| &it.differences);
         let text = |text: &Option<String>| text.as_ref().map_or(0, String::len);
         let differences: usize = differences
