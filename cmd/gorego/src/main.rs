@@ -7,9 +7,11 @@ mod descriptors;
 mod listen;
 mod logging;
 mod memory;
+mod meters;
 mod metrics;
 mod reload;
 mod signals;
+mod site;
 mod tiers;
 mod wire;
 

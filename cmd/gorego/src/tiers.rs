@@ -14,14 +14,25 @@ use gorego_server::Stores;
 use gorego_storage::{BreakerState, CompletenessChecking};
 use gorego_storage_local::{LocalOptions, LocalStore, OpenError, SyncMode};
 use gorego_storage_remote::RemoteStore;
-use gorego_telemetry::{Calls, PendingWrites, Sources};
+use gorego_telemetry::{Calls, PendingWrites, Sources, web::Health};
 use gorego_tls::Certificate;
-use tokio::{sync::watch, time::timeout};
+use tokio::{
+    sync::watch,
+    time::{sleep, timeout},
+};
+use tokio_util::sync::CancellationToken;
 
-use crate::{cli::VERSION, memory::Parts};
+use crate::{
+    cli::VERSION,
+    memory::Parts,
+    meters::{BackingStores, Meters},
+};
 
 /// The time that the local store gets at shutdown to write its state.
 const CLOSE: Duration = Duration::from_secs(10);
+
+/// The pause before each call that tests a backing cache without a local tier.
+const PROBE: Duration = Duration::from_secs(1);
 
 /// The interval at which the janitor checks for expired uploads and for a disk filled by others.
 const JANITOR: Duration = Duration::from_mins(1);
@@ -43,29 +54,52 @@ pub(crate) enum Error {
 /// The stores, and the stores to close at shutdown.
 pub(crate) struct Tiers {
     pub(crate) stores: Stores,
-    local: Option<Arc<LocalStore>>,
+    pub(crate) local: Option<Arc<LocalStore>>,
     proxy: Option<ProxyStore>,
-    breaker: Option<watch::Receiver<BreakerState>>,
-    waiting: Option<watch::Receiver<Depth>>,
+    /// The backing cache of a server without a local tier.
+    remote: Option<Arc<RemoteStore>>,
+    pub(crate) breaker: Option<watch::Receiver<BreakerState>>,
+    pub(crate) waiting: Option<watch::Receiver<Depth>>,
+    meters: Option<Meters>,
     /// Pins pending writes of an earlier configuration with a backing cache.
     _unused: Option<Outbox>,
 }
 
 impl Tiers {
-    /// Opens the configured stores.
+    /// Opens the configured stores. Counts what passes through them into `meters`, if there are any.
     pub(crate) async fn open(
         config: &Config,
         parts: &Parts,
         backing: Option<RemoteStore>,
+        mut meters: Option<Meters>,
     ) -> Result<Self, Error> {
-        match (backing.map(Arc::new), config.local_cache.enabled) {
-            (None, _) => Self::local(config, parts).await,
-            (Some(backing), true) => Self::proxy(config, parts, backing).await,
-            (Some(backing), false) => Ok(Self::stateless(config, parts, backing)),
-        }
+        let Some(backing) = backing.map(Arc::new) else {
+            let mut tiers = Self::local(config, parts, meters.is_some()).await?;
+            tiers.measure(meters, tiers.local.clone().as_deref());
+            return Ok(tiers);
+        };
+        let stores = match &mut meters {
+            Some(meters) => meters.of_backing(&backing),
+            None => (Arc::clone(&backing) as _, Arc::clone(&backing) as _),
+        };
+        let mut tiers = if config.local_cache.enabled {
+            Self::proxy(config, parts, &backing, stores).await?
+        } else {
+            Self::stateless(config, parts, backing, stores)
+        };
+        tiers.measure(meters, None);
+        Ok(tiers)
     }
 
-    async fn local(config: &Config, parts: &Parts) -> Result<Self, Error> {
+    /// Counts what clients are answered. `answers` is the local tier, if there is no other.
+    fn measure(&mut self, meters: Option<Meters>, answers: Option<&LocalStore>) {
+        if let Some(meters) = &meters {
+            self.stores = meters.of_clients(self.stores.clone(), answers);
+        }
+        self.meters = meters;
+    }
+
+    async fn local(config: &Config, parts: &Parts, is_metered: bool) -> Result<Self, Error> {
         let local = open_local(config, parts).await?;
         let unused = outbox(config, &local).await;
         match &unused {
@@ -75,7 +109,12 @@ impl Tiers {
             }
         }
         let blobs = Arc::clone(&local) as _;
-        let actions = CompletenessChecking::new(Arc::clone(&local), blobs, parts.trees.clone());
+        let results = if is_metered {
+            Meters::of_local(&local)
+        } else {
+            Arc::clone(&local) as _
+        };
+        let actions = CompletenessChecking::new(results, blobs, parts.trees.clone());
         Ok(Self {
             stores: Stores {
                 blobs: Arc::clone(&local) as _,
@@ -84,8 +123,10 @@ impl Tiers {
             },
             local: Some(local),
             proxy: None,
+            remote: None,
             breaker: None,
             waiting: None,
+            meters: None,
             _unused: unused.ok(),
         })
     }
@@ -93,9 +134,10 @@ impl Tiers {
     async fn proxy(
         config: &Config,
         parts: &Parts,
-        backing: Arc<RemoteStore>,
+        remote: &RemoteStore,
+        (blobs, actions): BackingStores,
     ) -> Result<Self, Error> {
-        let breaker = backing.breaker();
+        let breaker = remote.breaker();
         let local = open_local(config, parts).await?;
         let outbox = outbox(config, &local).await?;
         let waiting = outbox.depth();
@@ -115,10 +157,7 @@ impl Tiers {
             outbox_retry: config.outbox_retry,
             memory: parts.proxy.clone(),
         };
-        let backing = Backing {
-            blobs: Arc::clone(&backing) as _,
-            actions: backing,
-        };
+        let backing = Backing { blobs, actions };
         let proxy = ProxyStore::new(Arc::clone(&local), backing, Arc::new(outbox), options);
         Ok(Self {
             stores: Stores {
@@ -128,27 +167,36 @@ impl Tiers {
             },
             local: Some(local),
             proxy: Some(proxy),
+            remote: None,
             breaker: Some(breaker),
             waiting: Some(waiting),
+            meters: None,
             _unused: None,
         })
     }
 
-    fn stateless(config: &Config, parts: &Parts, backing: Arc<RemoteStore>) -> Self {
+    fn stateless(
+        config: &Config,
+        parts: &Parts,
+        remote: Arc<RemoteStore>,
+        (blobs, actions): BackingStores,
+    ) -> Self {
         warn_of_unused(&config.local_cache.dir);
-        let breaker = Some(backing.breaker());
-        let blobs = Arc::clone(&backing) as _;
-        let actions = CompletenessChecking::new(Arc::clone(&backing), blobs, parts.trees.clone());
+        let breaker = Some(remote.breaker());
+        let trees = parts.trees.clone();
+        let actions = CompletenessChecking::new(actions, Arc::clone(&blobs), trees);
         Self {
             stores: Stores {
-                blobs: Arc::clone(&backing) as _,
-                uploads: backing,
+                blobs,
+                uploads: Arc::clone(&remote) as _,
                 actions: Arc::new(actions),
             },
             local: None,
             proxy: None,
+            remote: Some(remote),
             breaker,
             waiting: None,
+            meters: None,
             _unused: None,
         }
     }
@@ -164,9 +212,31 @@ impl Tiers {
         Some(Janitor::new(local as _, options))
     }
 
-    /// Returns the health of the local tier: true while its data directory is usable.
-    pub(crate) fn health(&self) -> Option<watch::Receiver<bool>> {
-        self.local.as_ref().map(|local| local.health())
+    /// Returns the health of the tiers.
+    pub(crate) fn health(&self, shutdown: CancellationToken) -> Health {
+        Health {
+            disk: self.local.as_ref().map(|local| local.health()),
+            breaker: self.breaker.clone(),
+            shutdown,
+        }
+    }
+
+    /// Calls a backing cache that does not answer until it does. Without a local tier the server is not ready
+    /// meanwhile, so that no client may call it.
+    pub(crate) fn probe(&self) -> impl Future<Output = ()> + Send + use<> {
+        let remote = self.remote.clone();
+        async move {
+            let Some(remote) = remote else { return };
+            let mut breaker = remote.breaker();
+            while breaker
+                .wait_for(|now| *now != BreakerState::Closed)
+                .await
+                .is_ok()
+            {
+                sleep(PROBE).await;
+                let _ = remote.capabilities().await;
+            }
+        }
     }
 
     /// Returns the sources of the metrics.
@@ -175,13 +245,15 @@ impl Tiers {
         calls: Calls,
         certificates: impl Fn() -> Vec<Certificate> + Send + Sync + 'static,
     ) -> Sources {
-        let depth = self.waiting.clone();
+        let (depth, meters) = (self.waiting.clone(), self.meters.as_ref());
         Sources {
             version: VERSION,
             breaker: self.breaker.clone(),
             certificates: Box::new(certificates),
             journal: depth.map(|depth| Box::new(move || pending(*depth.borrow())) as _),
             calls,
+            tiers: meters.map_or_else(Vec::new, |meters| meters.tiers(self.local.as_deref())),
+            backing_calls: meters.and_then(Meters::calls),
         }
     }
 
@@ -219,7 +291,7 @@ async fn saved(saving: impl Future<Output = gorego_storage::Result<()>>, when: &
     }
 }
 
-fn pending(depth: Depth) -> PendingWrites {
+pub(crate) fn pending(depth: Depth) -> PendingWrites {
     PendingWrites {
         blobs: depth.entries.saturating_sub(depth.results),
         results: depth.results,

@@ -16,6 +16,7 @@ impl Fetches {
     /// Returns the content from `offset` on, as it arrives.
     pub(crate) async fn get(self: &Arc<Self>, digest: &Digest, offset: u64) -> Result<Blob> {
         let local = self.tiers.local.get(digest, offset).await;
+        self.tiers.local.traffic().blobs.record(&local);
         if let Some(local) = usable(digest, local) {
             return local;
         }
@@ -47,6 +48,8 @@ impl Fetches {
     /// fetched again by a read.
     pub(crate) async fn fetch_batch(self: &Arc<Self>, digests: &[Digest]) -> Vec<Result<Digest>> {
         let local = self.tiers.local.fetch_batch(digests).await;
+        let lookups = &self.tiers.local.traffic().blobs;
+        local.iter().for_each(|found| lookups.record(found));
         let end = |digest, reader: Reader| async move { reader.verified().await.map(|()| digest) };
         self.complete(digests, local, Reader::at_end, end).await
     }

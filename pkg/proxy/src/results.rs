@@ -277,7 +277,9 @@ impl ActionCache for ProxyActions {
             let checked = results.check(action, &found.result, true).await;
             checked.map(|()| found)
         };
-        let local = match local.await {
+        let local = local.await;
+        results.tiers.local.traffic().results.record(&local);
+        let local = match local {
             Ok(found) => {
                 results.revalidate(name, &found.result);
                 return Ok(found);

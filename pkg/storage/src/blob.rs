@@ -53,6 +53,11 @@ pub struct BlobFile {
 pub trait InUse: Send + Sync {
     /// Notifies the store that the content cannot be read.
     fn unreadable(&self);
+
+    /// Notifies the store that a reader got so many bytes of the content.
+    fn was_read(&self, bytes: u64) {
+        let _ = bytes;
+    }
 }
 
 /// A stream of content.
@@ -223,6 +228,9 @@ impl FileReader {
             Ok(chunk) => {
                 self.rest.offset += chunk.len() as u64;
                 self.rest.len -= chunk.len() as u64;
+                if let Some(guard) = &self.rest.guard {
+                    guard.was_read(chunk.len() as u64);
+                }
                 self.ahead = self.read(true);
             }
             Err(error) => {

@@ -14,6 +14,7 @@ mod memory;
 mod outputs;
 mod resource_name;
 mod store;
+mod traffic;
 mod tree;
 mod usage;
 mod verify;
@@ -37,6 +38,7 @@ pub use resource_name::{
 pub use store::{
     ActionCache, ActionCacheExt, BlobStore, BlobStoreExt, CachedResult, Peek, Put, Uploads,
 };
+pub use traffic::{Lookups, Traffic};
 pub use tree::{TreeError, TreeWalk};
 pub use usage::{EvictionTotal, Usage};
 pub use verify::{hash_file, verify};

@@ -1,18 +1,23 @@
 //! The metrics, their names, and their text formats.
 
-use std::{collections::BTreeMap, fmt};
+mod backing;
+mod certificates;
+mod encode;
+mod traffic;
 
-use gorego_storage::BreakerState;
+use std::{fmt, sync::Arc};
+
+use gorego_storage::{BreakerState, Traffic};
 use gorego_tls::Certificate;
 use prometheus_client::{
-    collector::Collector,
-    encoding::{DescriptorEncoder, EncodeMetric as _, prometheus_text, text},
-    metrics::{MetricType, gauge::ConstGauge, info::Info},
-    registry::{Registry, Unit},
+    encoding::{prometheus_text, text},
+    metrics::info::Info,
+    registry::Registry,
 };
 use tokio::sync::watch;
 
-use crate::Calls;
+use self::encode::{Encode, Source};
+use crate::{BackingCalls, Calls};
 
 /// The beginning of every metric's name.
 const PREFIX: &str = "gorego";
@@ -20,7 +25,7 @@ const PREFIX: &str = "gorego";
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 /// The writes that wait for the backing cache.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
 pub struct PendingWrites {
     /// The number of blobs.
     pub blobs: u64,
@@ -43,6 +48,25 @@ pub struct Sources {
     pub journal: Option<Box<dyn Fn() -> PendingWrites + Send + Sync>>,
     /// The calls of clients.
     pub calls: Calls,
+    /// The tiers by their labels.
+    pub tiers: Vec<(&'static str, Arc<Traffic>)>,
+    /// The calls of the backing cache.
+    pub backing_calls: Option<Arc<BackingCalls>>,
+}
+
+impl Sources {
+    /// Returns the sources of a server without any part that is measured.
+    pub fn new(version: &'static str) -> Self {
+        Self {
+            version,
+            breaker: None,
+            certificates: Box::new(Vec::new),
+            journal: None,
+            tiers: Vec::new(),
+            backing_calls: None,
+            calls: Calls::default(),
+        }
+    }
 }
 
 /// The registry of all metrics.
@@ -57,15 +81,26 @@ impl Metrics {
         registry.register("build", "The version of gorego.", build);
         let mut add = |encode: Encode| registry.register_collector(Box::new(Source(encode)));
         if let Some(state) = sources.breaker {
-            add(Box::new(move |encoder| breaker(encoder, *state.borrow())));
+            add(Box::new(move |encoder| {
+                backing::breaker(encoder, *state.borrow())
+            }));
         }
         let certificates = sources.certificates;
-        add(Box::new(move |encoder| expiry(encoder, certificates())));
+        add(Box::new(move |encoder| {
+            certificates::encode(encoder, certificates())
+        }));
         if let Some(read) = sources.journal {
-            add(Box::new(move |encoder| journal(encoder, read())));
+            add(Box::new(move |encoder| backing::journal(encoder, read())));
+        }
+        let tiers = sources.tiers;
+        if !tiers.is_empty() {
+            add(Box::new(move |encoder| traffic::tiers(encoder, &tiers)));
+        }
+        if let Some(calls) = sources.backing_calls {
+            add(Box::new(move |encoder| traffic::calls(encoder, &calls)));
         }
         let requests = sources.calls.requests;
-        add(Box::new(move |encoder| requests.encode(encoder)));
+        add(Box::new(move |encoder| requests.encode(encoder.0)));
         Self(registry)
     }
 
@@ -82,207 +117,5 @@ impl Metrics {
     }
 }
 
-type Encode = Box<dyn Fn(DescriptorEncoder<'_>) -> fmt::Result + Send + Sync>;
-
-/// A function that reads and encodes values at each request.
-struct Source(Encode);
-
-impl Collector for Source {
-    fn encode(&self, encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        (self.0)(encoder)
-    }
-}
-
-impl fmt::Debug for Source {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Source").finish_non_exhaustive()
-    }
-}
-
-fn breaker(mut encoder: DescriptorEncoder<'_>, now: BreakerState) -> fmt::Result {
-    let mut family = encoder.encode_descriptor(
-        "backing_cache_breaker_state",
-        "1 for the state of the backing cache's circuit breaker: closed, calls are made; open, \
-         they fail at once; half_open, one call tests the cache.",
-        None,
-        MetricType::Gauge,
-    )?;
-    for (name, state) in [
-        ("closed", BreakerState::Closed),
-        ("open", BreakerState::Open),
-        ("half_open", BreakerState::HalfOpen),
-    ] {
-        let gauge = ConstGauge::new(u64::from(now == state));
-        gauge.encode(family.encode_family(&[("state", name)])?)?;
-    }
-    Ok(())
-}
-
-fn expiry(mut encoder: DescriptorEncoder<'_>, certificates: Vec<Certificate>) -> fmt::Result {
-    let labelled = certificates.into_iter().map(|found| {
-        let file = found.file.to_string_lossy().into_owned();
-        let labels = [
-            ("role", found.role.to_owned()),
-            ("file", file),
-            ("subject", found.subject),
-            ("serial", found.serial),
-        ];
-        (labels, found.expiry)
-    });
-    // A file may hold a certificate twice, but a series must not repeat.
-    let unique: BTreeMap<_, _> = labelled.collect();
-    if unique.is_empty() {
-        return Ok(());
-    }
-    let mut family = encoder.encode_descriptor(
-        "certificate_expiry",
-        "The end of a certificate in a file of tls or backing_cache.tls, in Unix time.",
-        Some(&Unit::Seconds),
-        MetricType::Gauge,
-    )?;
-    for (labels, expiry) in unique {
-        ConstGauge::new(expiry).encode(family.encode_family(&labels)?)?;
-    }
-    Ok(())
-}
-
-fn journal(mut encoder: DescriptorEncoder<'_>, pending: PendingWrites) -> fmt::Result {
-    for (name, help, unit, value) in [
-        (
-            "backing_cache_journal_blobs",
-            "Blobs that wait for the backing cache.",
-            None,
-            pending.blobs,
-        ),
-        (
-            "backing_cache_journal_results",
-            "Action results that wait for the backing cache.",
-            None,
-            pending.results,
-        ),
-        (
-            "backing_cache_journal",
-            "Bytes that pending writes count against backing_cache.journal_max.",
-            Some(&Unit::Bytes),
-            pending.bytes,
-        ),
-    ] {
-        let gauge = encoder.encode_descriptor(name, help, unit, MetricType::Gauge)?;
-        ConstGauge::new(value).encode(gauge)?;
-    }
-    Ok(())
-}
-
 #[cfg(test)]
-mod tests {
-    use std::sync::{Arc, Mutex};
-
-    use super::*;
-
-    fn sources() -> Sources {
-        Sources {
-            version: "1.2.3",
-            breaker: None,
-            certificates: Box::new(Vec::new),
-            journal: None,
-            calls: Calls::default(),
-        }
-    }
-
-    /// The lines with values.
-    fn samples(metrics: &Metrics) -> Vec<String> {
-        let (_, text) = metrics.expose("").unwrap();
-        let samples = text.lines().filter(|line| !line.starts_with('#'));
-        samples.map(str::to_owned).collect()
-    }
-
-    #[test]
-    fn metrics_of_a_backing_cache_are_left_out_if_there_is_none() {
-        let metrics = Metrics::new(sources());
-        assert_eq!(
-            samples(&metrics),
-            ["gorego_build_info{version=\"1.2.3\"} 1"]
-        );
-    }
-
-    #[test]
-    fn each_request_reads_the_current_values() {
-        let (state, breaker) = watch::channel(BreakerState::Closed);
-        let pending = Arc::new(Mutex::new(PendingWrites::default()));
-        let read = Arc::clone(&pending);
-        let metrics = Metrics::new(Sources {
-            breaker: Some(breaker),
-            journal: Some(Box::new(move || *read.lock().unwrap())),
-            ..sources()
-        });
-        let now = |[closed, open, half_open]: [u8; 3], [blobs, results, bytes]: [u64; 3]| {
-            let state = "gorego_backing_cache_breaker_state{state=";
-            assert_eq!(
-                samples(&metrics)[1..],
-                [
-                    format!("{state}\"closed\"}} {closed}"),
-                    format!("{state}\"open\"}} {open}"),
-                    format!("{state}\"half_open\"}} {half_open}"),
-                    format!("gorego_backing_cache_journal_blobs {blobs}"),
-                    format!("gorego_backing_cache_journal_results {results}"),
-                    format!("gorego_backing_cache_journal_bytes {bytes}"),
-                ]
-            );
-        };
-        now([1, 0, 0], [0, 0, 0]);
-        state.send_replace(BreakerState::Open);
-        *pending.lock().unwrap() = PendingWrites {
-            blobs: 2,
-            results: 1,
-            bytes: 1 << 40,
-        };
-        now([0, 1, 0], [2, 1, 1 << 40]);
-        state.send_replace(BreakerState::HalfOpen);
-        now([0, 0, 1], [2, 1, 1 << 40]);
-    }
-
-    #[test]
-    fn each_certificate_has_one_series_with_its_expiry() {
-        let of = |subject: &str, expiry| Certificate {
-            role: "server",
-            file: "/etc/\"gorego\"/tls.crt".into(),
-            subject: subject.to_owned(),
-            serial: "0a:0b".to_owned(),
-            expiry,
-        };
-        let all = vec![of("CN=b", -1), of("CN=a", 1 << 33), of("CN=b", -1)];
-        let metrics = Metrics::new(Sources {
-            certificates: Box::new(move || all.clone()),
-            ..sources()
-        });
-        let labels = "role=\"server\",file=\"/etc/\\\"gorego\\\"/tls.crt\",subject=";
-        let name = format!("gorego_certificate_expiry_seconds{{{labels}");
-        let serial = ",serial=\"0a:0b\"}";
-        assert_eq!(
-            samples(&metrics)[1..],
-            [
-                format!("{name}\"CN=a\"{serial} 8589934592"),
-                format!("{name}\"CN=b\"{serial} -1"),
-            ]
-        );
-    }
-
-    #[test]
-    fn the_accept_header_selects_the_format() {
-        let metrics = Metrics::new(Sources {
-            journal: Some(Box::new(PendingWrites::default)),
-            ..sources()
-        });
-        let accept = "application/openmetrics-text;version=1.0.0;q=0.5,text/plain;q=0.2";
-        let (content_type, text) = metrics.expose(accept).unwrap();
-        assert_eq!(content_type, OPEN_METRICS);
-        let unit = "# UNIT gorego_backing_cache_journal_bytes bytes\n";
-        assert!(text.contains(unit), "{text}");
-        assert!(text.ends_with("# EOF\n"), "{text}");
-        for accept in ["", "*/*", "text/plain;version=0.0.4"] {
-            let (content_type, text) = metrics.expose(accept).unwrap();
-            assert!(content_type.starts_with("text/plain; version=0.0.4"));
-            assert!(!text.contains("# EOF"), "{text}");
-        }
-    }
-}
+mod tests;

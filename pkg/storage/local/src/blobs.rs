@@ -121,7 +121,7 @@ impl BlobStore for LocalStore {
                 path: disk.files.path(&path),
                 offset,
                 len: digest.size() - offset,
-                guard: found.pin.map(in_use),
+                guard: Some(disk.traffic.guard(found.pin.map(in_use))),
             }))
         };
         self.disk.run(open).await
@@ -240,7 +240,10 @@ impl Disk {
         let (path, file) = self.open_blob(digest)?;
         let len = usize::try_from(digest.size() - offset).unwrap_or(usize::MAX);
         match read_at(&file, offset, len) {
-            Ok(content) if content.len() == len => Ok(content),
+            Ok(content) if content.len() == len => {
+                self.traffic.add_read(content.len() as u64);
+                Ok(content)
+            }
             Ok(_) => self.not_found(digest, &path),
             Err(error) => {
                 let error = Error::io("reading", self.files.path(&path), error);

@@ -27,7 +27,7 @@ use super::{
     state::Record,
 };
 use crate::index::{Index, Key, Space, Terms, Use};
-use gorego_storage::{Digest, Error, EvictionObserver, InUse, Put, Result};
+use gorego_storage::{Digest, Error, EvictionObserver, InUse, Put, Result, Traffic};
 
 /// The number of locks that order the changes of single files.
 const KEY_LOCKS: usize = 1024;
@@ -53,6 +53,7 @@ pub(super) struct Disk {
     pub(super) watchers: Watchers,
     pub(super) counters: Arc<Counters>,
     pub(super) eviction_observer: OnceLock<Arc<dyn EvictionObserver>>,
+    pub(super) traffic: Arc<Traffic>,
     pub(super) terms: Terms,
     pub(super) options: LocalOptions,
     /// Files written at this time or later are hashed before their first use, in milliseconds
@@ -211,6 +212,9 @@ impl Disk {
     pub(super) fn publish_blob(&self, digest: &Digest, from: &str) -> Result<Put> {
         let path = layout::blob_path(digest);
         let put = self.publish(&Key::cas(digest), digest.size(), from, &path)?;
+        if put == Put::Stored {
+            self.traffic.add_written(digest.size());
+        }
         self.watchers.published(digest);
         Ok(put)
     }

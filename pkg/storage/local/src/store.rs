@@ -28,7 +28,7 @@ use crate::{
     state::{self, Record, StoreState},
     upkeep,
 };
-use gorego_storage::{Error, Result};
+use gorego_storage::{Error, Result, Traffic};
 
 /// The version of the layout that this program reads and writes.
 pub(crate) const VERSION: &str = "1";
@@ -129,6 +129,12 @@ impl LocalStore {
     /// Returns the totals since the store was opened.
     pub fn counters(&self) -> Arc<Counters> {
         Arc::clone(&self.disk.counters)
+    }
+
+    /// Returns the counts of this tier. The store counts bytes itself, and its users count the lookups that they
+    /// make for clients.
+    pub fn traffic(&self) -> &Arc<Traffic> {
+        &self.disk.traffic
     }
 }
 
@@ -258,6 +264,7 @@ fn build(
         watchers: Watchers::default(),
         counters: Arc::default(),
         eviction_observer: OnceLock::new(),
+        traffic: Arc::default(),
         terms: Terms {
             full_ms: disk::millis(options.lease),
             // The longer lease is never the upload's.
