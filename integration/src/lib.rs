@@ -27,4 +27,5 @@ pub mod root;
 pub mod selfhost;
 pub mod server;
 pub mod tree;
+pub mod web;
 pub mod workspace;

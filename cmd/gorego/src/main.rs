@@ -11,6 +11,7 @@ mod meters;
 mod metrics;
 mod reload;
 mod signals;
+mod site;
 mod tiers;
 mod wire;
 

@@ -11,7 +11,7 @@ use gorego_config::{self as config, Config, LoadedConfig};
 use gorego_grpc::Limits;
 use gorego_server as server;
 use gorego_storage::{Chain, DigestFunction};
-use gorego_telemetry::{self as telemetry, Calls, Metrics};
+use gorego_telemetry::{Calls, web};
 use gorego_tls::{Certificate, ClientAuth, ClientTls, ServerFiles, ServerTls};
 use tokio::{net::TcpListener, runtime::Runtime, sync::watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -25,7 +25,7 @@ use crate::{
     meters::Meters,
     metrics::{self, CallObserver},
     reload::{self, Reloads},
-    signals,
+    signals, site,
     tiers::{self, Tiers},
 };
 
@@ -89,19 +89,22 @@ async fn serve(loaded: &LoadedConfig) -> Result<(), Error> {
     let observing = CancellationToken::new();
     let calls = Calls::default();
     let observer = scraped.is_some().then(|| CallObserver(calls.clone()));
+    let health = tiers.health(shutdown.clone());
+    let (ready, healthy) = watch::channel(true);
+    tasks.spawn(health.clone().publish(ready));
+    tasks.spawn(shutdown.clone().run_until_cancelled_owned(tiers.probe()));
     let observed = scraped.map(|listener| {
         let server_tls = tls.clone();
-        let metrics = Metrics::new(tiers.sources(calls, move || {
-            certificates(server_tls.as_ref(), backing_tls.as_ref())
-        }));
-        tasks.spawn(telemetry::serve(listener, metrics, observing.clone()))
+        let certificates = move || certificates(server_tls.as_ref(), backing_tls.as_ref());
+        let site = site::site(config, &tiers, health, calls, Arc::new(certificates));
+        tasks.spawn(web::serve(listener, site, observing.clone()))
     });
 
     let transport = gorego_grpc::Options {
         limits: transport_limits(&config.limits, descriptors),
         memory: parts.transport,
         tls,
-        healthy: tiers.health(),
+        healthy: Some(healthy),
         observer: observer.map(|observer| Arc::new(observer) as _),
     };
     let options = options(config, transport, parts.server, chain);

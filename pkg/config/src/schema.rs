@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::address::ListenAddr;
 use crate::backing::BackingCache;
-use crate::choice::{ClientAuth, InferredFunction, LogLevel, Sync};
+use crate::choice::{ClientAuth, InferredFunction, LogLevel, Sync, Ui};
 use crate::later::{Cluster, Execution};
 use crate::section::section;
 use crate::size::{ByteSize, GibSize};
@@ -132,6 +132,10 @@ section! {
         /// The address at which metrics are served (`/metrics`), without TLS. If empty, they are not
         /// served. If the default is taken by another program, they are not served either.
         metrics_addr: Option<ListenAddr> = Some(ListenAddr { host: None, port: 9090 }),
+        /// The clients that may see the page, its JSON and `/statusz` at `metrics_addr`: none (`off`), those
+        /// on this machine (`local`), or all (`on`). `local` refuses requests through a proxy that adds
+        /// `Forwarded` or `X-Forwarded-For`, and names of this machine other than `localhost`.
+        ui: Ui = Ui::Local,
         /// The address that traces are sent to (OTLP), for example `otel.example.com:4317`. Not
         /// implemented yet.
         tracing_endpoint: String = String::new(),

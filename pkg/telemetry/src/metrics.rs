@@ -28,7 +28,7 @@ const PREFIX: &str = "gorego";
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 /// The writes that wait for the backing cache.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
 pub struct PendingWrites {
     /// The number of blobs.
     pub blobs: u64,
