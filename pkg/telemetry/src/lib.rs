@@ -12,6 +12,6 @@ mod stores;
 
 pub use call::{Call, METADATA};
 pub use calls::{Calls, OngoingCall};
-pub use metrics::{Metrics, PendingWrites, Sources};
+pub use metrics::{Allocation, Metrics, PendingWrites, Sources};
 pub use serve::{PATH, serve};
 pub use stores::{BackingCalls, Counts, Metered};
