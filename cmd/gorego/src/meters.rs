@@ -7,7 +7,9 @@ use gorego_server::Stores;
 use gorego_storage::{ActionCache, BlobStore, Traffic};
 use gorego_storage_local::LocalStore;
 use gorego_storage_remote::RemoteStore;
-use gorego_telemetry::{Counts, Metered, Sources};
+use gorego_telemetry::{Allocation, Counts, Metered, Sources};
+use tikv_jemalloc_ctl::{epoch, stats};
+use tokio::runtime::Handle;
 
 use crate::memory::Parts;
 
@@ -84,6 +86,8 @@ impl Meters {
         sources.tiers = tiers.into_iter().filter_map(known).collect();
         sources.budgets.clone_from(&self.memory);
         sources.files = Some(self.files.clone());
+        sources.allocator = Some(allocation);
+        sources.runtime = Handle::try_current().ok();
         sources.backing_calls = backing.and_then(|counts| counts.calls.clone());
         if let Some(local) = local.cloned() {
             sources.disk = Some(Box::new(move || local.report()));
@@ -92,4 +96,13 @@ impl Meters {
             sources.backing = Some(Box::new(move || remote.report()));
         }
     }
+}
+
+/// Returns the memory of the allocator, of which it keeps copies that an epoch brings up to date.
+fn allocation() -> Option<Allocation> {
+    epoch::advance().ok()?;
+    Some(Allocation {
+        allocated: stats::allocated::read().ok()? as u64,
+        resident: stats::resident::read().ok()? as u64,
+    })
 }

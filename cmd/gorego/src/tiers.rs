@@ -11,7 +11,7 @@ use gorego_config::{self as config, Config, LocalCache};
 use gorego_janitor::{self as janitor, Janitor, Marks};
 use gorego_proxy::{Backing, Depth, OnOutage, Options, Outbox, ProxyActions, ProxyStore};
 use gorego_server::Stores;
-use gorego_storage::{BreakerState, CompletenessChecking};
+use gorego_storage::{BreakerState, CompletenessChecking, DigestFunction};
 use gorego_storage_local::{LocalOptions, LocalStore, OpenError, SyncMode};
 use gorego_storage_remote::RemoteStore;
 use gorego_telemetry::{Calls, PendingWrites, Sources, web::Health};
@@ -75,7 +75,8 @@ impl Tiers {
     ) -> Result<Self, Error> {
         let Some(backing) = backing.map(Arc::new) else {
             let mut tiers = Self::local(config, parts, meters.is_some()).await?;
-            tiers.measure(meters, tiers.local.clone().as_deref());
+            let local = tiers.local.clone();
+            tiers.answer(config, meters, local.as_deref());
             return Ok(tiers);
         };
         let stores = match &mut meters {
@@ -87,15 +88,19 @@ impl Tiers {
         } else {
             Self::stateless(config, parts, backing, stores)
         };
-        tiers.measure(meters, None);
+        tiers.answer(config, meters, None);
         Ok(tiers)
     }
 
-    /// Counts what clients are answered. `answers` is the local tier, if there is no other.
-    fn measure(&mut self, meters: Option<Meters>, answers: Option<&LocalStore>) {
-        if let Some(meters) = &meters {
-            self.stores = meters.of_clients(self.stores.clone(), answers);
-        }
+    /// Completes the stores for clients: digest functions are inferred, and the answers are counted, each once.
+    /// `alone` is the local tier, if there is no other.
+    fn answer(&mut self, config: &Config, meters: Option<Meters>, alone: Option<&LocalStore>) {
+        let functions = inferred_functions(&config.limits);
+        let stores = self.stores.clone().inferring(functions);
+        self.stores = match &meters {
+            Some(meters) => meters.of_clients(stores, alone),
+            None => stores,
+        };
         self.meters = meters;
     }
 
@@ -363,6 +368,14 @@ fn local_options(config: &Config, parts: &Parts) -> LocalOptions {
         scrub_period: Some(cache.scrub_period).filter(|period| !period.is_zero()),
         pieces: Some(parts.server.pieces.clone()),
     }
+}
+
+fn inferred_functions(limits: &config::Limits) -> Vec<DigestFunction> {
+    let known = |function: &_| match function {
+        config::InferredFunction::Sha256 => DigestFunction::Sha256,
+        config::InferredFunction::Blake3 => DigestFunction::Blake3,
+    };
+    limits.inferred_functions.iter().map(known).collect()
 }
 
 fn marks(cache: &LocalCache) -> Marks {

@@ -10,7 +10,7 @@ use std::{
 use gorego_config::{self as config, Config, LoadedConfig};
 use gorego_grpc::Limits;
 use gorego_server as server;
-use gorego_storage::{Chain, DigestFunction};
+use gorego_storage::Chain;
 use gorego_telemetry::{Calls, web};
 use gorego_tls::{Certificate, ClientAuth, ClientTls, ServerFiles, ServerTls};
 use tokio::{net::TcpListener, runtime::Runtime, sync::watch};
@@ -152,7 +152,8 @@ fn options(
         limits: limits(&config.limits),
         memory,
         ac_updates: config.action_cache.updates,
-        inferred_functions: inferred_functions(&config.limits),
+        // The stores try them, below what counts the answers to clients.
+        inferred_functions: Vec::new(),
         chain,
     }
 }
@@ -221,14 +222,6 @@ fn certificates(
     let server = server.map(|tls| tls.borrow().certificates.clone());
     let client = client.map(|tls| tls.borrow().certificates.clone());
     server.into_iter().chain(client).flatten().collect()
-}
-
-fn inferred_functions(limits: &config::Limits) -> Vec<DigestFunction> {
-    let known = |function: &_| match function {
-        config::InferredFunction::Sha256 => DigestFunction::Sha256,
-        config::InferredFunction::Blake3 => DigestFunction::Blake3,
-    };
-    limits.inferred_functions.iter().map(known).collect()
 }
 
 fn limits(limits: &config::Limits) -> server::Limits {

@@ -5,6 +5,7 @@ mod budgets;
 mod certificates;
 mod disk;
 mod encode;
+mod process;
 mod traffic;
 
 use std::{fmt, sync::Arc};
@@ -17,13 +18,15 @@ use prometheus_client::{
     metrics::info::Info,
     registry::Registry,
 };
-use tokio::sync::watch;
+use tokio::{runtime::Handle, sync::watch};
 
 use self::encode::{Encode, Source};
 use crate::{BackingCalls, Calls};
 
-/// The beginning of every metric's name.
+/// The beginning of the name of every metric but those of the process.
 const PREFIX: &str = "gorego";
+/// The beginning of the names that all programs use for their process.
+const PROCESS: &str = "process";
 /// The content type of OpenMetrics 1.0.
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
@@ -36,6 +39,15 @@ pub struct PendingWrites {
     pub results: u64,
     /// The bytes that both count against `backing_cache.journal_max`.
     pub bytes: u64,
+}
+
+/// The memory of the allocator, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Allocation {
+    /// The memory that the program has allocated.
+    pub allocated: u64,
+    /// The memory that the allocator holds.
+    pub resident: u64,
 }
 
 /// The values of the metrics. A metric without a source is left out. The functions are called at each
@@ -63,6 +75,10 @@ pub struct Sources {
     pub budgets: Vec<(&'static str, Budget)>,
     /// The files open for reads and uploads.
     pub files: Option<Budget>,
+    /// The memory of the allocator; `None` if it does not report it.
+    pub allocator: Option<fn() -> Option<Allocation>>,
+    /// The runtime that serves.
+    pub runtime: Option<Handle>,
 }
 
 impl Sources {
@@ -79,6 +95,8 @@ impl Sources {
             disk: None,
             budgets: Vec::new(),
             files: None,
+            allocator: None,
+            runtime: None,
             calls: Calls::default(),
         }
     }
@@ -123,6 +141,15 @@ impl Sources {
         if let Some(files) = self.files {
             all.push(Box::new(move |encoder| budgets::files(encoder, &files)));
         }
+        if let Some(read) = self.allocator {
+            all.push(Box::new(move |encoder| match read() {
+                Some(now) => process::allocator(encoder, now),
+                None => Ok(()),
+            }));
+        }
+        if let Some(runtime) = self.runtime {
+            all.push(Box::new(move |encoder| process::runtime(encoder, &runtime)));
+        }
         all
     }
 }
@@ -134,13 +161,18 @@ pub struct Metrics(Registry);
 impl Metrics {
     /// Registers the metrics that have a source.
     pub fn new(sources: Sources) -> Self {
-        let mut registry = Registry::with_prefix(PREFIX);
+        let mut all = Registry::default();
+        let boot = process::boot();
+        let process: Encode = Box::new(move |encoder| process::process(encoder, boot));
+        all.sub_registry_with_prefix(PROCESS)
+            .register_collector(Box::new(Source(process)));
+        let registry = all.sub_registry_with_prefix(PREFIX);
         let build = Info::new([("version", sources.version)]);
         registry.register("build", "The version of gorego.", build);
         for encode in sources.encoders() {
             registry.register_collector(Box::new(Source(encode)));
         }
-        Self(registry)
+        Self(all)
     }
 
     /// Encodes the current values, as OpenMetrics if `accept` names it, else in the older format of

@@ -2,7 +2,7 @@
 
 use std::{
     sync::{Arc, Mutex},
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use gorego_storage::{ScrubReport, Usage};
@@ -16,7 +16,7 @@ fn sources() -> Sources {
 /// The lines with values.
 fn samples(metrics: &Metrics) -> Vec<String> {
     let (_, text) = metrics.expose("").unwrap();
-    let samples = text.lines().filter(|line| !line.starts_with('#'));
+    let samples = text.lines().filter(|line| line.starts_with(PREFIX));
     samples.map(str::to_owned).collect()
 }
 
@@ -259,4 +259,44 @@ async fn calls_of_the_backing_cache_and_the_memory_are_exported() {
         let expected = format!("gorego_{expected}");
         assert!(samples.contains(&expected), "{expected}: {samples:#?}");
     }
+}
+
+#[tokio::test]
+async fn the_process_and_its_runtime_are_exported_by_the_names_that_others_use() {
+    let metrics = Metrics::new(Sources {
+        runtime: Some(Handle::current()),
+        allocator: Some(|| {
+            Some(Allocation {
+                allocated: 1,
+                resident: 2,
+            })
+        }),
+        ..sources()
+    });
+    let (_, text) = metrics.expose("").unwrap();
+    let value = |name: &str| -> f64 {
+        let mut lines = text.lines();
+        let value = lines.find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        value
+            .unwrap_or_else(|| panic!("{name}: {text}"))
+            .parse()
+            .unwrap()
+    };
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    let age = now.unwrap().as_secs_f64() - value("process_start_time_seconds");
+    assert!((-2.0..86_400.0).contains(&age), "started {age} s ago");
+    assert!(value("process_cpu_seconds_total") >= 0.0);
+    let resident = value("process_resident_memory_bytes");
+    assert!(resident > 1e6 && value("process_virtual_memory_bytes") >= resident);
+    assert!((3.0..=value("process_max_fds")).contains(&value("process_open_fds")));
+    for (name, least) in [
+        ("workers", 1.0),
+        ("alive_tasks", 0.0),
+        ("global_queue_depth", 0.0),
+    ] {
+        assert!(value(&format!("gorego_tokio_{name}")) >= least);
+    }
+    assert!(value("gorego_tokio_busy_seconds_total") >= 0.0);
+    assert!((value("gorego_allocator_allocated_bytes") - 1.0).abs() < 0.1);
+    assert!((value("gorego_allocator_resident_bytes") - 2.0).abs() < 0.1);
 }
