@@ -35,6 +35,7 @@ pub(crate) fn site(
             config::Ui::Local => Ui::Local,
             config::Ui::On => Ui::On,
         },
+        pprof: config.telemetry.pprof,
         health,
         parts: Box::new(parts(config, tiers, certificates)),
         traffic: Box::new(Traffic::default),
