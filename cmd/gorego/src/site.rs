@@ -38,6 +38,7 @@ pub(crate) fn site(
             config::Ui::Local => Ui::Local,
             config::Ui::On => Ui::On,
         },
+        pprof: config.telemetry.pprof,
         health,
         parts: Box::new(parts(config, tiers, certificates)),
     }

@@ -136,6 +136,9 @@ section! {
         /// on this machine (`local`), or all (`on`). `local` refuses requests through a proxy that adds
         /// `Forwarded` or `X-Forwarded-For`, and names of this machine other than `localhost`.
         ui: Ui = Ui::Local,
+        /// Serves profiles of processor time to programs on this machine, for example to `go tool pprof
+        /// http://localhost:9090/debug/pprof/profile?seconds=10`. `ui` applies, too.
+        pprof: bool = false,
         /// The address that traces are sent to (OTLP), for example `otel.example.com:4317`. Not
         /// implemented yet.
         tracing_endpoint: String = String::new(),

@@ -12,6 +12,7 @@ mod health;
 mod history;
 mod layout;
 mod overview;
+mod profile;
 mod serve;
 mod site;
 mod snapshot;
@@ -40,6 +41,8 @@ pub struct Site {
     pub metrics: Metrics,
     /// The clients that may see the page.
     pub ui: Ui,
+    /// Whether profiles of the process are served, to this machine only.
+    pub pprof: bool,
     /// The readiness.
     pub health: Health,
     /// The state of the tiers.

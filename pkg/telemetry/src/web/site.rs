@@ -26,7 +26,7 @@ use super::{
     METRICS, Site, access,
     assets::{self, Asset},
     events::{self, Live},
-    layout, overview,
+    layout, overview, profile,
     serve::Peer,
     snapshot::{Snapshot, Traffic},
     status::Status,
@@ -117,6 +117,8 @@ impl Answers {
             .route("/statusz", get(statusz))
             .route("/api/v1/status", get(status))
             .route("/events", get(events::events))
+            .route(profile::CPU, get(profile::cpu))
+            .route(profile::HEAP, get(profile::heap))
             .route("/", get(overview::page))
             .fallback(async || not_found());
         let router = [&assets::STYLE, &assets::SCRIPT, &assets::ICON]
@@ -145,9 +147,13 @@ impl Answers {
         let mut response = if let Some(refused) = self.refusal(&parts, has_body, &peer) {
             refused
         } else {
+            let longest = match parts.uri.path() {
+                profile::CPU => profile::LONGEST,
+                _ => ANSWER,
+            };
             parts.extensions.insert(peer);
             let request = Request::from_parts(parts, Body::empty());
-            let answer = timeout(ANSWER, self.router.clone().oneshot(request));
+            let answer = timeout(longest, self.router.clone().oneshot(request));
             answer.await.map_or_else(
                 |_| {
                     plain(
