@@ -26,7 +26,7 @@ pub use serve::serve;
 pub use snapshot::{Lookups, MethodCalls, Snapshot, Traffic, Transfer};
 pub use status::{Backing, Certificate, Limits, Local, Parts, Status};
 
-use crate::{Calls, Metrics};
+use crate::{Calls, Metrics, builds::Builds};
 
 /// The path of the metrics.
 pub const METRICS: &str = "/metrics";
@@ -42,6 +42,8 @@ pub struct Site {
     pub ui: Ui,
     /// The readiness.
     pub health: Health,
+    /// The recent builds, if they are recorded.
+    pub builds: Option<Builds>,
     /// The state of the tiers.
     pub parts: Box<dyn Fn() -> Parts + Send + Sync>,
     /// The calls of clients.
