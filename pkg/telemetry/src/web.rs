@@ -47,6 +47,8 @@ pub struct Site {
     pub ui: Ui,
     /// The readiness.
     pub health: Health,
+    /// The recent builds, if they are recorded.
+    pub builds: Option<Builds>,
     /// The state of the tiers.
     pub parts: Box<dyn Fn() -> Parts + Send + Sync>,
     /// The calls of clients.
