@@ -34,7 +34,6 @@ pub(crate) fn site(
         version: VERSION,
         tiers: sources.tiers.clone(),
         calls,
-        builds: None,
         metrics: Metrics::new(sources),
         ui: match config.telemetry.ui {
             config::Ui::Off => Ui::Off,

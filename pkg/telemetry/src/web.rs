@@ -53,8 +53,6 @@ pub struct Site {
     pub parts: Box<dyn Fn() -> Parts + Send + Sync>,
     /// The calls of clients.
     pub calls: Calls,
-    /// The recent builds, if they are recorded.
-    pub builds: Option<Builds>,
     /// The traffic of the tiers, by their labels.
     pub tiers: Vec<(&'static str, Arc<gorego_storage::Traffic>)>,
 }
