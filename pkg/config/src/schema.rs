@@ -139,6 +139,14 @@ section! {
         /// Serves profiles of processor time to programs on this machine, for example to `go tool pprof
         /// http://localhost:9090/debug/pprof/profile?seconds=10`. `ui` applies, too.
         pprof: bool = false,
+        /// The names whose values are replaced by `[redacted]` before builds are recorded or shown: regular
+        /// expressions, one of which matches the name of a flag, an environment variable, a header or a property
+        /// of the platform. User information in URLs is always replaced.
+        redact: Vec<String> =
+            vec!["(?i)token|secret|passw|key|auth|cookie|credential".to_owned()],
+        /// The most that recent builds may take in `builds/` of `local_cache.dir`. They do not count toward
+        /// `local_cache.max_size_gb`, and survive a restart. 0 keeps them in memory only, of which they take 32 MiB.
+        history_max: ByteSize = ByteSize::from_bytes(64 << 20),
         /// The address that traces are sent to (OTLP), for example `otel.example.com:4317`. Not
         /// implemented yet.
         tracing_endpoint: String = String::new(),
