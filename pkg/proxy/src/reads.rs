@@ -49,7 +49,9 @@ impl Fetches {
     pub(crate) async fn fetch_batch(self: &Arc<Self>, digests: &[Digest]) -> Vec<Result<Digest>> {
         let local = self.tiers.local.fetch_batch(digests).await;
         let lookups = &self.tiers.local.traffic().blobs;
-        local.iter().for_each(|found| lookups.record(found));
+        for found in &local {
+            lookups.record(found);
+        }
         let end = |digest, reader: Reader| async move { reader.verified().await.map(|()| digest) };
         self.complete(digests, local, Reader::at_end, end).await
     }
