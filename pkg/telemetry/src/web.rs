@@ -4,13 +4,18 @@
 //! which there are few, and those only for a time.
 
 mod access;
+mod action;
+mod api;
 mod assets;
+mod builds;
 mod chart;
 mod events;
 mod format;
 mod health;
 mod history;
 mod layout;
+mod links;
+mod misses;
 mod overview;
 mod serve;
 mod site;

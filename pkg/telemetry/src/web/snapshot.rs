@@ -9,7 +9,7 @@ use gorego_storage as storage;
 use serde::Serialize;
 
 use super::status::Status;
-use crate::Calls;
+use crate::{Calls, builds::BuildHead};
 
 /// The numbers of one moment, as the overview and `/api/v1/status` show them.
 #[derive(Clone, Debug, Serialize, PartialEq)]
@@ -20,6 +20,8 @@ pub struct Snapshot {
     pub status: Status,
     /// The totals since the start.
     pub traffic: Traffic,
+    /// The builds seen last, the last one first.
+    pub builds: Vec<BuildHead>,
 }
 
 /// Totals since the start of the server.
@@ -166,6 +168,7 @@ pub(super) mod tests {
                 parts: Parts::default(),
             },
             traffic,
+            builds: Vec::new(),
         }
     }
 }
