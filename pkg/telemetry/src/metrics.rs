@@ -25,7 +25,7 @@ const PREFIX: &str = "gorego";
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 /// The writes that wait for the backing cache.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct PendingWrites {
     /// The number of blobs.
     pub blobs: u64,

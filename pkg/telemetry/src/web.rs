@@ -7,7 +7,7 @@ mod access;
 mod assets;
 mod chart;
 mod events;
-mod format;
+pub mod format;
 mod health;
 mod history;
 mod layout;
@@ -22,6 +22,7 @@ use std::{fmt, sync::Arc};
 
 pub use access::Ui;
 pub use health::{Health, Part, Readiness};
+pub use history::{History, Rate};
 pub use serve::serve;
 pub use snapshot::{Lookups, MethodCalls, Snapshot, Traffic, Transfer};
 pub use status::{Backing, Certificate, Limits, Local, Parts, Status};
