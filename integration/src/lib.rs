@@ -26,4 +26,5 @@ pub mod root;
 pub mod selfhost;
 pub mod server;
 pub mod tree;
+pub mod web;
 pub mod workspace;

@@ -3,6 +3,7 @@
 //! [`Sources`] gives access to the values, and each request for them reads them anew. [`Metered`] stores count
 //! what passes through them.
 
+pub mod builds;
 mod call;
 mod calls;
 mod durations;

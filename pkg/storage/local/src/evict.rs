@@ -156,7 +156,15 @@ impl Disk {
                 && !is_pinned
                 && (break_leases || !entry.is_leased(now, terms))
         });
-        Ok(removed?.map(|entry| entry.room()))
+        let removed = removed?.inspect(|entry| self.observe(entry));
+        Ok(removed.map(|entry| entry.room()))
+    }
+
+    fn observe(&self, evicted: &Entry) {
+        if let Some(observer) = self.eviction_observer.get() {
+            let Key { hash, space, .. } = evicted.key();
+            observer.evicted(&hash, space != Space::Cas);
+        }
     }
 
     /// Removes the results of the `count` instance names that have the fewest, of these the least recently
@@ -173,6 +181,9 @@ impl Disk {
         let mut removed = EvictionTotal::default();
         for key in (0..SHARDS).flat_map(|part| self.index.pick(part, result)) {
             let result = self.remove_if(&key, |_, _| true);
+            let _ = result
+                .as_ref()
+                .map(|entry| entry.as_ref().map(|entry| self.observe(entry)));
             add(&mut removed, result.map(|entry| Some(entry?.room())));
         }
         tracing::warn!(

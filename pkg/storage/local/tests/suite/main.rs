@@ -14,4 +14,5 @@ mod eviction;
 mod faults;
 mod files;
 mod foreign;
+mod peek;
 mod restart;
