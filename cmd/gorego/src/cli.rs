@@ -35,6 +35,8 @@ pub(crate) enum Command {
     Stats(Stats),
     /// Shows the same live, until q, Esc or Ctrl-C.
     Top(Page),
+    /// Explains the last misses of an action or of a target.
+    Explain(Explain),
 }
 
 /// The options of `stats`.
@@ -43,6 +45,19 @@ pub(crate) struct Stats {
     #[command(flatten)]
     pub(crate) page: Page,
     /// Prints the JSON of `/api/v1/status`.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// The options of `explain`.
+#[derive(Clone, Debug, PartialEq, Eq, Args)]
+pub(crate) struct Explain {
+    /// Digest of an action (`hash/size`, or `hash` of a recorded miss), or label of a target.
+    #[arg(value_name = "DIGEST|LABEL")]
+    pub(crate) subject: String,
+    #[command(flatten)]
+    pub(crate) page: Page,
+    /// Prints the JSON of `/api/v1/actions/` or `/api/v1/targets`.
     #[arg(long)]
     pub(crate) json: bool,
 }

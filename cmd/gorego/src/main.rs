@@ -48,6 +48,7 @@ fn main() -> ExitCode {
         Some(Command::Config) => (load().map(|loaded| configuration(&loaded)), EXIT_START),
         Some(Command::Serve) | None => (load().and_then(|loaded| serve(&loaded)), EXIT_START),
         Some(Command::Stats(options)) => (terminal::stats(options, &load), EXIT_NO_SERVER),
+        Some(Command::Explain(options)) => (terminal::explain(options, &load), EXIT_NO_SERVER),
         Some(Command::Top(page)) => match terminal::top(page, &load) {
             Ok(status) => return status,
             Err(why) => (Err(why), EXIT_NO_SERVER),

@@ -2,6 +2,7 @@
 
 mod address;
 mod client;
+mod explain;
 mod screen;
 mod stats;
 mod text;
@@ -10,14 +11,19 @@ mod top;
 use std::{
     io::{self, Write as _},
     process::ExitCode,
+    time::{SystemTime, UNIX_EPOCH},
 };
 
 use gorego_config::LoadedConfig;
-use gorego_telemetry::web::Snapshot;
+use gorego_telemetry::{
+    builds::{ActionView, TargetView},
+    web::Snapshot,
+};
+use serde::de::DeserializeOwned;
 use tokio::runtime::{Builder, Runtime};
 
-use self::{address::Address, client::Client};
-use crate::cli::{Page, Stats};
+use self::{address::Address, client::Client, explain::Subject, text::clean};
+use crate::cli::{Explain, Page, Stats};
 
 /// The path of the numbers.
 const STATUS: &str = "/api/v1/status";
@@ -26,10 +32,48 @@ const STATUS: &str = "/api/v1/status";
 pub(crate) fn stats(options: &Stats, load: Load<'_>) -> Result<(), String> {
     let client = client(&options.page, load)?;
     let found = runtime()?.block_on(client.get::<Snapshot>(STATUS))?;
-    match options.json {
-        true => print(&found.json),
-        false => print(stats::render(&client.address, &found.value).as_bytes()),
+    if options.json {
+        return print(&found.json);
     }
+    print(stats::render(&client.address, &found.value).as_bytes())
+}
+
+/// Prints the explanation of the misses of an action or a target.
+pub(crate) fn explain(options: &Explain, load: Load<'_>) -> Result<(), String> {
+    let client = client(&options.page, load)?;
+    let subject = Subject::of(&options.subject);
+    match &subject {
+        Subject::Action(_) => explain_as::<ActionView>(&client, options, &subject, explain::action),
+        Subject::Target(_) => explain_as::<TargetView>(&client, options, &subject, explain::target),
+    }
+}
+
+fn explain_as<T: DeserializeOwned>(
+    client: &Client,
+    options: &Explain,
+    subject: &Subject,
+    render: fn(&T, u64) -> String,
+) -> Result<(), String> {
+    let found = runtime()?.block_on(client.find::<T>(&subject.path()))?;
+    let found = found.ok_or_else(|| {
+        let (address, name) = (&client.address, clean(&options.subject));
+        match subject {
+            Subject::Action(_) => format!(
+                "{address} has no record of a miss of action {name}; name its size too (hash/size) to \
+                 look into the cache"
+            ),
+            Subject::Target(_) => format!(
+                "{address} has no record of target {name}; accepted: a label as Bazel prints it \
+                 (//package:target), or the digest of an action (hash/size)"
+            ),
+        }
+    })?;
+    if options.json {
+        return print(&found.json);
+    }
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    let now_ms = u64::try_from(since.unwrap_or_default().as_millis()).unwrap_or(u64::MAX);
+    print(render(&found.value, now_ms).as_bytes())
 }
 
 /// Shows the numbers of a running gorego until the user leaves. Returns the exit status.

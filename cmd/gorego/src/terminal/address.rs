@@ -51,9 +51,10 @@ impl Address {
     pub(super) fn host_header(&self) -> String {
         // A zone has a meaning on this machine alone.
         let host = self.host.split('%').next().unwrap_or_default();
-        match host.contains(':') {
-            true => format!("[{host}]:{}", self.port),
-            false => format!("{host}:{}", self.port),
+        if host.contains(':') {
+            format!("[{host}]:{}", self.port)
+        } else {
+            format!("{host}:{}", self.port)
         }
     }
 }

@@ -22,6 +22,9 @@ const MAX_HEAD: usize = 64 << 10;
 /// The most characters of an answer that are quoted.
 const MAX_QUOTE: usize = 300;
 
+/// The text of a gorego that has no record of what was asked for.
+const NOT_RECORDED: &str = "not recorded";
+
 /// A client of one page. It makes a connection for each request, and never through a proxy.
 #[derive(Debug)]
 pub(super) struct Client {
@@ -65,7 +68,7 @@ impl Client {
                     clean(&why.to_string())
                 )),
             },
-            StatusCode::NOT_FOUND if is_json => Ok(None),
+            StatusCode::NOT_FOUND if answer.quote() == NOT_RECORDED => Ok(None),
             StatusCode::FORBIDDEN if answer.quote().contains("telemetry.ui") => {
                 Err(format!("{address} refuses: {}", answer.quote()))
             }
@@ -84,8 +87,7 @@ impl Client {
 
     async fn request(&self, path: &str) -> Result<Answer, String> {
         let Address { host, port } = &self.address;
-        let stream = TcpStream::connect((host.as_str(), *port)).await;
-        let stream = stream.map_err(|why| {
+        let stream = TcpStream::connect((host.as_str(), *port)).await.map_err(|why| {
             let address = &self.address;
             format!(
                 "nothing answers at {address}: {why}; start gorego, or name the address of its page with \
@@ -110,9 +112,15 @@ impl Client {
             let response = sender.send_request(request).await.map_err(not_http)?;
             let (head, body) = response.into_parts();
             let body = Limited::new(body, MAX_ANSWER).collect().await;
-            let body = body.map_err(|why| match why.is::<LengthLimitError>() {
-                true => format!("the answer of {} exceeds 64 MiB", self.address),
-                false => format!("the answer of {} broke off: {why}", self.address),
+            let body = body.map_err(|why| {
+                if why.is::<LengthLimitError>() {
+                    return format!("the answer of {} exceeds 64 MiB", self.address);
+                }
+                format!(
+                    "the answer of {} broke off: {}",
+                    self.address,
+                    clean(&why.to_string())
+                )
             })?;
             Ok(Answer {
                 status: head.status,

@@ -1,6 +1,9 @@
 //! The drawing of the live numbers.
 
-use gorego_telemetry::web::{History, Rate, Snapshot};
+use gorego_telemetry::{
+    builds::RecentBuilds,
+    web::{History, Rate, Snapshot},
+};
 use ratatui::{
     Frame,
     layout::{Constraint, Layout, Rect},
@@ -12,18 +15,31 @@ use ratatui::{
 use super::{
     address::Address,
     stats,
-    text::{percent, rate, throughput},
+    text::{Table, clean, count, fit, hit_rate, percent, rate, span, throughput},
 };
 
 /// The columns of the name and the value of a gauge, before its curve.
 const GAUGE: u16 = 26;
+
+/// The longest name of a tool.
+const TOOL: usize = 20;
+/// The columns of the bar of a hit rate.
+const BAR: usize = 10;
+
+/// The numbers of one moment.
+#[derive(Debug)]
+pub(super) struct Numbers {
+    pub(super) snapshot: Snapshot,
+    /// The recent builds, if they are recorded.
+    pub(super) builds: Option<RecentBuilds>,
+}
 
 /// The numbers on the screen.
 #[derive(Debug)]
 pub(super) struct Screen {
     address: Address,
     history: History,
-    snapshot: Option<Snapshot>,
+    numbers: Option<Numbers>,
     /// The reason why the numbers are not the latest.
     pub(super) problem: Option<String>,
 }
@@ -34,30 +50,31 @@ impl Screen {
         Self {
             address,
             history: History::default(),
-            snapshot: None,
+            numbers: None,
             problem: None,
         }
     }
 
     /// Replaces the numbers.
-    pub(super) fn update(&mut self, snapshot: Snapshot) {
-        self.history.add(&snapshot);
-        self.snapshot = Some(snapshot);
+    pub(super) fn update(&mut self, numbers: Numbers) {
+        self.history.add(&numbers.snapshot);
+        self.numbers = Some(numbers);
         self.problem = None;
     }
 }
 
 /// Draws the numbers on a screen of any size.
 pub(super) fn draw(frame: &mut Frame<'_>, screen: &Screen) {
-    let Some(snapshot) = &screen.snapshot else {
+    let Some(numbers) = &screen.numbers else {
         return;
     };
+    let snapshot = &numbers.snapshot;
     let mut head = vec![Line::from(stats::title(&screen.address, &snapshot.status))];
     let problems = stats::problems(&snapshot.status).into_iter();
     let problems = problems.chain(screen.problem.clone());
     head.extend(problems.map(|line| Line::styled(line, Color::Red)));
     head.push(Line::from(""));
-    let body = body(snapshot);
+    let body = body(numbers);
     let [top, gauges, rest, foot] = Layout::vertical([
         Constraint::Length(length(&head)),
         Constraint::Length(4),
@@ -76,12 +93,59 @@ fn length(lines: &[Line<'_>]) -> u16 {
     u16::try_from(lines.len()).unwrap_or(u16::MAX)
 }
 
-fn body(snapshot: &Snapshot) -> Vec<Line<'static>> {
+fn body(numbers: &Numbers) -> Vec<Line<'static>> {
+    let snapshot = &numbers.snapshot;
     let mut lines = vec![Line::from("")];
     lines.extend(table(stats::lookups(&snapshot.traffic).lines()));
     lines.push(Line::from(""));
     lines.extend(stats::storage(snapshot).into_iter().map(Line::from));
+    lines.push(Line::from(""));
+    match &numbers.builds {
+        Some(builds) => lines.extend(table(recent(builds, snapshot.at_ms).lines())),
+        None => lines.push(Line::from("Builds are not recorded.")),
+    }
     lines
+}
+
+/// Returns the recent builds.
+fn recent(builds: &RecentBuilds, now_ms: u64) -> Table {
+    let header = [
+        "Last call",
+        "tool",
+        "",
+        "hit rate",
+        "hits",
+        "misses",
+        "build",
+    ];
+    let mut table = Table::new(3, header);
+    table.rows.extend(builds.builds.iter().map(|build| {
+        let total = &build.total;
+        let share = hit_rate(total);
+        let tool = format!("{} {}", clean(&build.tool), clean(&build.tool_version));
+        vec![
+            format!("{} ago", span(build.seen_ms, now_ms)),
+            fit(tool.trim(), TOOL),
+            bar(share),
+            percent(share),
+            count(total.hits),
+            count(total.misses.saturating_add(total.incomplete)),
+            clean(&build.id),
+        ]
+    }));
+    table
+}
+
+/// Draws a share from 0 to 1.
+fn bar(share: Option<f64>) -> String {
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        clippy::cast_precision_loss,
+        reason = "the share is from 0 to 1"
+    )]
+    let full = (share.unwrap_or(0.0).clamp(0.0, 1.0) * BAR as f64).round() as usize;
+    "█".repeat(full) + &"·".repeat(BAR.saturating_sub(full))
 }
 
 /// Marks the first line as the header.

@@ -197,8 +197,9 @@ fn certificate(found: &Certificate, now_ms: u64) -> String {
     let expiry = u64::try_from(found.expiry)
         .unwrap_or(0)
         .saturating_mul(1000);
-    match expiry > now_ms {
-        true => format!("{subject}: valid for {}", text::span(now_ms, expiry)),
-        false => format!("{subject}: EXPIRED"),
+    if expiry > now_ms {
+        format!("{subject}: valid for {}", text::span(now_ms, expiry))
+    } else {
+        format!("{subject}: EXPIRED")
     }
 }

@@ -2,7 +2,10 @@
 
 use std::fmt::Write as _;
 
-use gorego_telemetry::web::format;
+use gorego_telemetry::{
+    builds::Tally,
+    web::{Lookups, format},
+};
 use ratatui::text::Span;
 
 /// The columns of a screen.
@@ -101,6 +104,17 @@ pub(super) fn percent(share: Option<f64>) -> String {
     share.map_or("-".to_owned(), |share| plain(&format::percent(share)))
 }
 
+/// Returns the share of hits of the lookups, if there were any.
+pub(super) fn hit_rate(total: &Tally) -> Option<f64> {
+    let lookups = Lookups {
+        hits: total.hits,
+        misses: total.misses,
+        incomplete: total.incomplete,
+        ..Lookups::default()
+    };
+    lookups.hit_rate()
+}
+
 /// Renders a duration.
 pub(super) fn seconds(value: Option<f64>) -> String {
     match value {
@@ -151,9 +165,10 @@ impl Table {
             let cells = row.iter().zip(&widths).enumerate();
             let cells = cells.map(|(column, (cell, widest))| {
                 let padding = " ".repeat(widest.saturating_sub(width(cell)));
-                match column < self.texts {
-                    true => format!("{cell}{padding}"),
-                    false => format!("{padding}{cell}"),
+                if column < self.texts {
+                    format!("{cell}{padding}")
+                } else {
+                    format!("{padding}{cell}")
                 }
             });
             let line = cells.collect::<Vec<_>>().join("  ");

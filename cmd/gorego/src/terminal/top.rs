@@ -8,7 +8,6 @@ use std::{
     time::Duration,
 };
 
-use gorego_telemetry::web::Snapshot;
 use ratatui::{
     DefaultTerminal,
     crossterm::event::{self, Event, KeyCode, KeyEvent, KeyModifiers},
@@ -21,12 +20,14 @@ use tokio::{
 
 use super::{
     STATUS,
-    client::{Client, Decoded},
-    screen::{self, Screen},
+    client::Client,
+    screen::{self, Numbers, Screen},
 };
 
 /// The interval between two requests.
 const INTERVAL: Duration = Duration::from_secs(1);
+/// The path of as many builds as a high screen shows.
+const BUILDS: &str = "/api/v1/builds?limit=100";
 /// The signals that end the program, with the terminal restored.
 const SIGNALS: [SignalKind; 3] = [
     SignalKind::terminate(),
@@ -91,14 +92,17 @@ async fn show(
 }
 
 /// Requests the numbers at that time.
-async fn request_at(client: &Client, at: Instant) -> (Instant, Result<Snapshot, String>) {
+async fn request_at(client: &Client, at: Instant) -> (Instant, Result<Numbers, String>) {
     sleep_until(at).await;
     (at, request(client).await)
 }
 
-async fn request(client: &Client) -> Result<Snapshot, String> {
-    let found: Decoded<Snapshot> = client.get(STATUS).await?;
-    Ok(found.value)
+async fn request(client: &Client) -> Result<Numbers, String> {
+    let (snapshot, builds) = tokio::join!(client.get(STATUS), client.find(BUILDS));
+    Ok(Numbers {
+        snapshot: snapshot?.value,
+        builds: builds?.map(|found| found.value),
+    })
 }
 
 /// Waits for the first of the signals.
