@@ -2,6 +2,7 @@
 
 mod backing;
 mod banner;
+mod builds;
 mod cli;
 mod descriptors;
 mod listen;

@@ -6,6 +6,7 @@ use gorego_config::{self as config, Config};
 use gorego_storage::{BreakerState, Evictable as _};
 use gorego_telemetry::{
     Calls, Metrics,
+    builds::Builds,
     web::{self, Backing, Health, Limits, Local, Parts, Site, Ui},
 };
 use gorego_tls::Certificate;
@@ -22,6 +23,7 @@ type Certificates = Arc<dyn Fn() -> Vec<Certificate> + Send + Sync>;
 pub(crate) fn site(
     config: &Config,
     tiers: &Tiers,
+    builds: Option<Builds>,
     health: Health,
     calls: Calls,
     certificates: Certificates,
@@ -38,6 +40,7 @@ pub(crate) fn site(
             config::Ui::Local => Ui::Local,
             config::Ui::On => Ui::On,
         },
+        builds,
         health,
         parts: Box::new(parts(config, tiers, certificates)),
     }

@@ -57,7 +57,7 @@ pub(crate) struct Tiers {
     pub(crate) local: Option<Arc<LocalStore>>,
     proxy: Option<ProxyStore>,
     /// The backing cache of a server without a local tier.
-    remote: Option<Arc<RemoteStore>>,
+    pub(crate) remote: Option<Arc<RemoteStore>>,
     pub(crate) breaker: Option<watch::Receiver<BreakerState>>,
     pub(crate) waiting: Option<watch::Receiver<Depth>>,
     meters: Option<Meters>,

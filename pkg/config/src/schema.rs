@@ -136,6 +136,14 @@ section! {
         /// on this machine (`local`), or all (`on`). `local` refuses requests through a proxy that adds
         /// `Forwarded` or `X-Forwarded-For`, and names of this machine other than `localhost`.
         ui: Ui = Ui::Local,
+        /// The names whose values are replaced by `[redacted]` before builds are recorded or shown: regular
+        /// expressions, one of which matches the name of a flag, an environment variable, a header or a property
+        /// of the platform. User information in URLs is always replaced.
+        redact: Vec<String> =
+            vec!["(?i)token|secret|passw|key|auth|cookie|credential".to_owned()],
+        /// The most that recent builds may take in `builds/` of `local_cache.dir`. They do not count toward
+        /// `local_cache.max_size_gb`, and survive a restart. 0 keeps them in memory only, of which they take 32 MiB.
+        history_max: ByteSize = ByteSize::from_bytes(64 << 20),
         /// The address that traces are sent to (OTLP), for example `otel.example.com:4317`. Not
         /// implemented yet.
         tracing_endpoint: String = String::new(),

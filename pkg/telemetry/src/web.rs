@@ -4,13 +4,18 @@
 //! which there are few, and those only for a time.
 
 mod access;
+mod action;
+mod api;
 mod assets;
+mod builds;
 mod chart;
 mod events;
 pub mod format;
 mod health;
 mod history;
 mod layout;
+mod links;
+mod misses;
 mod overview;
 mod serve;
 mod site;
@@ -27,7 +32,7 @@ pub use serve::serve;
 pub use snapshot::{Lookups, MethodCalls, Snapshot, Traffic, Transfer};
 pub use status::{Backing, Certificate, Limits, Local, Parts, Status};
 
-use crate::{Calls, Metrics};
+use crate::{Calls, Metrics, builds::Builds};
 
 /// The path of the metrics.
 pub const METRICS: &str = "/metrics";
@@ -43,6 +48,8 @@ pub struct Site {
     pub ui: Ui,
     /// The readiness.
     pub health: Health,
+    /// The recent builds, if they are recorded.
+    pub builds: Option<Builds>,
     /// The state of the tiers.
     pub parts: Box<dyn Fn() -> Parts + Send + Sync>,
     /// The calls of clients.

@@ -51,6 +51,7 @@ impl Running {
             health,
             parts: Box::new(Parts::default),
             calls: Calls::default(),
+            builds: None,
             tiers: Vec::new(),
         };
         served.spawn(serve(listener, site, shutdown.clone()));

@@ -55,6 +55,11 @@ const KEYS: &[(&str, &str)] = &[
     ("backing_cache.tls.client_auth", "none"),
     ("telemetry.metrics_addr", r#"":9090""#),
     ("telemetry.ui", "local"),
+    (
+        "telemetry.redact",
+        r#"["(?i)token\|secret\|passw\|key\|auth\|cookie\|credential"]"#,
+    ),
+    ("telemetry.history_max", "64MiB"),
     ("telemetry.tracing_endpoint", r#""""#),
     ("execution.enabled", "false"),
     ("execution.concurrency", "0"),

@@ -25,6 +25,7 @@ pub(super) fn page(title: &str, content: &Markup) -> Markup {
                         a.brand href="/" { "go" b { "RE" } "go" }
                         nav aria-label="Pages" {
                             (entry("/", "Overview", title))
+                            (entry("/builds", "Builds", title))
                         }
                         // The script fills it.
                         div #live-state {}

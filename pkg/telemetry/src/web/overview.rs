@@ -8,6 +8,7 @@ use maud::{Markup, html};
 use serde::Serialize;
 
 use super::{
+    builds::heads,
     chart::{Line, bar, chart},
     format,
     history::Rate,
@@ -16,6 +17,7 @@ use super::{
     snapshot::{Lookups, MethodCalls, Snapshot},
     storage,
 };
+use crate::builds::BuildHead;
 
 /// A part of the page that changes.
 #[derive(Serialize)]
@@ -48,11 +50,12 @@ pub(super) fn fragments(snapshot: &Snapshot, rates: &[Rate]) -> Vec<Fragment> {
     parts.map(fragment).collect()
 }
 
-fn parts(snapshot: &Snapshot, rates: &[Rate]) -> [(&'static str, Markup); 6] {
+fn parts(snapshot: &Snapshot, rates: &[Rate]) -> [(&'static str, Markup); 7] {
     [
         ("state", state(snapshot)),
         ("now", now(snapshot, rates)),
         ("charts", charts(rates)),
+        ("builds", recent(&snapshot.builds)),
         ("lookups", lookups(&snapshot.traffic.lookups)),
         (
             "storage",
@@ -147,6 +150,16 @@ fn figure(name: &str, top: &str, keys: &Markup, highest: f64, lines: &[Line]) ->
             figcaption { h2 { (name) } (keys) span.top { (top) } }
             (chart(&label, highest, lines))
             div.axis { span { "5 min ago" } span { "now" } }
+        }
+    }
+}
+
+fn recent(builds: &[BuildHead]) -> Markup {
+    html! {
+        @if !builds.is_empty() {
+            h2 { "Current and recent builds" }
+            (heads("Current and recent builds", builds))
+            p { a href="/builds" { "All builds" } }
         }
     }
 }

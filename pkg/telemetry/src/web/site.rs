@@ -23,19 +23,23 @@ use tower::ServiceExt as _;
 use tracing::error;
 
 use super::{
-    METRICS, Site, access,
+    METRICS, Site, access, action, api,
     assets::{self, Asset},
+    builds,
     events::{self, Live},
     layout, overview,
     serve::Peer,
     snapshot::{Snapshot, Traffic},
     status::Status,
 };
+use crate::builds::{ActionView, Build, Builds};
 
 /// The paths that every client may request.
 const OPEN: [&str; 3] = [METRICS, "/healthz", "/readyz"];
 /// The beginnings of the paths that programs request rather than people.
 const FOR_PROGRAMS: [&str; 4] = ["/api/", "/events", "/statusz", "/debug"];
+/// The number of builds on the overview.
+const RECENT: usize = 5;
 /// The longest time to make an answer.
 const ANSWER: Duration = Duration::from_secs(10);
 
@@ -86,7 +90,28 @@ impl App {
             at_ms: now_ms(),
             status: self.status(),
             traffic: Traffic::read(&self.site.tiers, &self.site.calls),
+            builds: self
+                .builds()
+                .map_or_else(Vec::new, |builds| builds.recent(0, RECENT).builds),
         }
+    }
+}
+
+impl App {
+    /// Returns the recent builds, if they are recorded.
+    pub(super) const fn builds(&self) -> Option<&Builds> {
+        self.site.builds.as_ref()
+    }
+
+    /// Returns a build.
+    pub(super) async fn build(&self, id: &str) -> Option<Build> {
+        self.builds()?.build(id).await
+    }
+
+    /// Returns an action with a page of its inputs.
+    pub(super) async fn action(&self, digest: &str, inputs: Option<usize>) -> Option<ActionView> {
+        let builds = self.builds()?;
+        builds.action(digest, inputs.unwrap_or(0)).await
     }
 }
 
@@ -118,6 +143,12 @@ impl Answers {
             .route("/api/v1/status", get(status))
             .route("/events", get(events::events))
             .route("/", get(overview::page))
+            .route("/builds", get(builds::list))
+            .route("/builds/{id}", get(builds::page))
+            .route("/actions/{*digest}", get(action::page))
+            .route("/targets", get(action::target))
+            .route("/find", get(builds::find))
+            .merge(api::routes())
             .fallback(async || not_found());
         let router = [&assets::STYLE, &assets::SCRIPT, &assets::ICON]
             .into_iter()
@@ -265,6 +296,16 @@ pub(super) fn json(value: &impl Serialize) -> Response {
             plain(StatusCode::INTERNAL_SERVER_ERROR, text)
         }
     }
+}
+
+/// Returns the page of something that is not recorded.
+pub(super) fn not_recorded(title: &str, text: &str) -> Response {
+    let content = maud::html! {
+        h1 { (title) }
+        p.empty { (text) }
+        p { a href="/builds" { "Recent builds" } }
+    };
+    html(StatusCode::NOT_FOUND, title, &content)
 }
 
 /// Returns a page.

@@ -12,7 +12,7 @@ use gorego_storage as storage;
 use serde::{Deserialize, Serialize};
 
 use super::status::Status;
-use crate::Calls;
+use crate::{Calls, builds::BuildHead};
 
 /// The numbers of one moment, as the overview and `/api/v1/status` show them.
 #[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
@@ -23,6 +23,8 @@ pub struct Snapshot {
     pub status: Status,
     /// The totals since the start.
     pub traffic: Traffic,
+    /// The builds seen last, the last one first.
+    pub builds: Vec<BuildHead>,
 }
 
 /// Totals since the start of the server.
@@ -178,6 +180,7 @@ pub(super) mod tests {
                 parts: Parts::default(),
             },
             traffic,
+            builds: Vec::new(),
         }
     }
 }
