@@ -141,7 +141,7 @@ impl Requests {
                 ended.map(|(_, ended)| ended.load(Relaxed)).sum()
             };
             MethodCalls {
-                method,
+                method: method.into(),
                 calls: of(false),
                 errors: of(true),
                 p50_seconds: counts.durations.quantile(0.5),

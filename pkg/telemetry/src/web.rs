@@ -10,7 +10,7 @@ mod assets;
 mod builds;
 mod chart;
 mod events;
-mod format;
+pub mod format;
 mod health;
 mod history;
 mod layout;
@@ -28,6 +28,7 @@ use std::{fmt, sync::Arc};
 
 pub use access::Ui;
 pub use health::{Health, Part, Readiness};
+pub use history::{History, Rate};
 pub use serve::serve;
 pub use snapshot::{Lookups, MethodCalls, Snapshot, Traffic, Transfer};
 pub use status::{Backing, Certificate, Limits, Local, Parts, Status};
