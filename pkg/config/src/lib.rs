@@ -9,6 +9,7 @@ mod backing;
 mod choice;
 pub mod docs;
 mod duration;
+mod endpoint;
 mod headers;
 mod later;
 mod layers;
@@ -31,7 +32,9 @@ pub use address::ListenAddr;
 pub use backing::{BackingCache, BackingTls};
 pub use choice::{
     ClientAuth, Compression, DiscoveryMode, InferredFunction, LogLevel, OnOutage, Sync,
+    TracingProtocol,
 };
+pub use endpoint::Endpoint;
 pub use headers::{Header, Headers};
 pub use later::{Cluster, Execution, Sandbox};
 pub use load::{LoadedConfig, Problems};
