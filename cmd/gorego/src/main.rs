@@ -5,7 +5,6 @@ mod banner;
 mod cli;
 mod descriptors;
 mod listen;
-mod logging;
 mod memory;
 mod metrics;
 mod reload;
@@ -20,7 +19,9 @@ use std::{
 };
 
 use clap::Parser as _;
-use gorego_config::{Config, LoadedConfig, Sources};
+use gorego_config::{Config, LoadedConfig, LogLevel, Sources};
+use gorego_telemetry::logs;
+use tracing::Level;
 
 use crate::cli::{Cli, Command};
 
@@ -69,7 +70,7 @@ fn load(cli: &Cli) -> Result<LoadedConfig, String> {
 }
 
 fn serve(loaded: &LoadedConfig) -> Result<(), String> {
-    logging::start(loaded.config.log_level)?;
+    logs::start(level(loaded.config.log_level))?;
     if let Some(file) = &loaded.file {
         tracing::info!("configuration read from {}", file.display());
     }
@@ -77,4 +78,14 @@ fn serve(loaded: &LoadedConfig) -> Result<(), String> {
         tracing::warn!("{warning}");
     }
     wire::run(loaded).map_err(|error| error.to_string())
+}
+
+const fn level(level: LogLevel) -> Level {
+    match level {
+        LogLevel::Error => Level::ERROR,
+        LogLevel::Warn => Level::WARN,
+        LogLevel::Info => Level::INFO,
+        LogLevel::Debug => Level::DEBUG,
+        LogLevel::Trace => Level::TRACE,
+    }
 }

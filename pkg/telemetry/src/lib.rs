@@ -1,7 +1,8 @@
-//! Metrics, served over HTTP for Prometheus.
+//! Logs, and metrics served over HTTP for Prometheus.
 //!
 //! This crate counts nothing: [`Sources`] gives access to the values, and each request reads them anew.
 
+pub mod logs;
 mod metrics;
 mod serve;
 
