@@ -13,6 +13,7 @@ mod growth;
 mod memory;
 mod outputs;
 mod resource_name;
+pub mod span;
 mod store;
 mod tree;
 mod usage;

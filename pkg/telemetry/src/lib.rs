@@ -5,6 +5,8 @@
 pub mod logs;
 mod metrics;
 mod serve;
+pub mod spans;
+pub mod traces;
 
 pub use metrics::{Metrics, PendingWrites, Sources};
 pub use serve::{PATH, serve};
