@@ -106,6 +106,24 @@ async fn without_a_backing_cache_only_the_build_info_is_exported() {
     assert_eq!(metrics.get(&format!("{JOURNAL}_bytes")), None);
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn calls_are_counted_by_method_and_status() {
+    let server = Server::start(&[TOLD]);
+    let client = Client::connect(server.address()).await;
+    let digest = digest_of(b"missing");
+    client.find_missing(vec![digest.clone()]).await.unwrap();
+    client.get_action(&digest).await.unwrap_err();
+    let ended = |metrics: &Metrics| {
+        let count = |call: &str| metrics.get(&format!("gorego_requests_total{{{call}}}"));
+        let inflight = "gorego_inflight_requests{method=\"GetActionResult\"}";
+        count("method=\"FindMissingBlobs\",code=\"OK\"") == Some(1)
+            && count("method=\"GetActionResult\",code=\"NOT_FOUND\"") == Some(1)
+            && metrics.get("gorego_request_seconds_count{method=\"FindMissingBlobs\"}") == Some(1)
+            && metrics.get(inflight) == Some(0)
+    };
+    Metrics::wait_for(server.metrics(), ended).await;
+}
+
 #[test]
 fn a_configured_metrics_address_in_use_refuses_the_start() {
     let dir = TempDir::new().unwrap();

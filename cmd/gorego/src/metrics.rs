@@ -1,9 +1,33 @@
-//! The listening socket of the metrics.
+//! The listening socket of the metrics, and the calls that they count.
 
 use gorego_config::{LoadedConfig, Origin};
+use gorego_grpc::{CallHead, ObservedCall, Observer};
+use gorego_telemetry::{Calls, OngoingCall};
 use tokio::net::TcpListener;
 
 const KEY: &str = "telemetry.metrics_addr";
+
+/// Observes the calls of the gRPC server.
+#[derive(Debug)]
+pub(crate) struct CallObserver(pub(crate) Calls);
+
+impl Observer for CallObserver {
+    fn began(&self, call: &CallHead<'_>) -> Box<dyn ObservedCall> {
+        Box::new(Observed(self.0.began(call.path, call.headers, call.peer)))
+    }
+}
+
+struct Observed(OngoingCall);
+
+impl ObservedCall for Observed {
+    fn within(&self, step: &mut dyn FnMut()) {
+        self.0.within(step);
+    }
+
+    fn ended(self: Box<Self>, code: tonic::Code) {
+        self.0.ended(code.into());
+    }
+}
 
 /// Listens on the configured address, if there is one.
 pub(crate) async fn listen(loaded: &LoadedConfig) -> Result<Option<TcpListener>, String> {

@@ -14,7 +14,7 @@ use gorego_server::Stores;
 use gorego_storage::{BreakerState, CompletenessChecking};
 use gorego_storage_local::{LocalOptions, LocalStore, OpenError, SyncMode};
 use gorego_storage_remote::RemoteStore;
-use gorego_telemetry::{PendingWrites, Sources};
+use gorego_telemetry::{Calls, PendingWrites, Sources};
 use gorego_tls::Certificate;
 use tokio::{sync::watch, time::timeout};
 
@@ -172,6 +172,7 @@ impl Tiers {
     /// Returns the sources of the metrics.
     pub(crate) fn sources(
         &self,
+        calls: Calls,
         certificates: impl Fn() -> Vec<Certificate> + Send + Sync + 'static,
     ) -> Sources {
         let depth = self.waiting.clone();
@@ -180,6 +181,7 @@ impl Tiers {
             breaker: self.breaker.clone(),
             certificates: Box::new(certificates),
             journal: depth.map(|depth| Box::new(move || pending(*depth.borrow())) as _),
+            calls,
         }
     }
 

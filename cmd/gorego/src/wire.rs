@@ -11,7 +11,7 @@ use gorego_config::{self as config, Config, LoadedConfig};
 use gorego_grpc::Limits;
 use gorego_server as server;
 use gorego_storage::{Chain, DigestFunction};
-use gorego_telemetry::{self as telemetry, Metrics};
+use gorego_telemetry::{self as telemetry, Calls, Metrics};
 use gorego_tls::{Certificate, ClientAuth, ClientTls, ServerFiles, ServerTls};
 use tokio::{net::TcpListener, runtime::Runtime, sync::watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -22,7 +22,7 @@ use crate::{
     descriptors::Descriptors,
     listen::listen,
     memory::Parts,
-    metrics,
+    metrics::{self, CallObserver},
     reload::{self, Reloads},
     signals,
     tiers::{self, Tiers},
@@ -85,27 +85,24 @@ async fn serve(loaded: &LoadedConfig) -> Result<(), Error> {
         tasks.spawn(janitor.run(evicting.clone()));
     }
     let observing = CancellationToken::new();
+    let calls = Calls::default();
+    let observer = scraped.is_some().then(|| CallObserver(calls.clone()));
     let observed = scraped.map(|listener| {
         let server_tls = tls.clone();
-        let metrics = Metrics::new(
-            tiers.sources(move || certificates(server_tls.as_ref(), backing_tls.as_ref())),
-        );
+        let metrics = Metrics::new(tiers.sources(calls, move || {
+            certificates(server_tls.as_ref(), backing_tls.as_ref())
+        }));
         tasks.spawn(telemetry::serve(listener, metrics, observing.clone()))
     });
 
-    let options = server::Options {
-        transport: gorego_grpc::Options {
-            limits: transport_limits(&config.limits, descriptors),
-            memory: parts.transport,
-            tls,
-            healthy: tiers.health(),
-        },
-        limits: limits(&config.limits),
-        memory: parts.server,
-        ac_updates: config.action_cache.updates,
-        inferred_functions: inferred_functions(&config.limits),
-        chain,
+    let transport = gorego_grpc::Options {
+        limits: transport_limits(&config.limits, descriptors),
+        memory: parts.transport,
+        tls,
+        healthy: tiers.health(),
+        observer: observer.map(|observer| Arc::new(observer) as _),
     };
+    let options = options(config, transport, parts.server, chain);
     let served = serve_and_save(listener, &tiers, options, shutdown).await;
     tiers.close().await;
     // Uploads that wait for room need the janitor, so it ends after the last of them.
@@ -137,6 +134,22 @@ fn parts(config: &Config, descriptors: Descriptors) -> Parts {
         config.local_cache.enabled,
         config.backing_cache.target.is_some(),
     )
+}
+
+fn options(
+    config: &Config,
+    transport: gorego_grpc::Options,
+    memory: server::Memory,
+    chain: Arc<Chain>,
+) -> server::Options {
+    server::Options {
+        transport,
+        limits: limits(&config.limits),
+        memory,
+        ac_updates: config.action_cache.updates,
+        inferred_functions: inferred_functions(&config.limits),
+        chain,
+    }
 }
 
 /// Serves until the shutdown. Saves the state of the stores while calls drain, since the process may be

@@ -138,10 +138,11 @@ impl<S: Service> Connections<S> {
         let service = service_fn(move |request: http::Request<Incoming>| {
             // At once, so that large headers are freed before the next call is accepted.
             let answer = if let Some(refusal) = refuse_foreign(&request) {
+                router.refused(&request, peer, &refusal);
                 ready(refusal).left_future()
             } else {
                 let router = Arc::clone(&router);
-                async move { router.call(request).await }.right_future()
+                async move { router.call(request, peer).await }.right_future()
             };
             answer.map(Ok::<_, Infallible>)
         });

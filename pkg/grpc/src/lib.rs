@@ -15,6 +15,7 @@ mod head;
 mod health;
 mod idle;
 mod messages;
+mod observer;
 mod options;
 mod reflection;
 mod response;
@@ -26,6 +27,7 @@ mod windows;
 mod wire;
 
 pub use messages::{Limit, Messages, decode, decode_within, is_large, run};
+pub use observer::{CallHead, ObservedCall, Observer};
 pub use options::{Error, Limits, Memory, Options};
 pub use response::{Body, COPIED, Framed, put_header};
 pub use router::Service;

@@ -1,10 +1,12 @@
 //! Settings of the transport.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use gorego_limits::Budget;
 use gorego_tls::ServerTls;
 use tokio::sync::watch;
+
+use crate::Observer;
 
 const MIB: u64 = 1024 * 1024;
 
@@ -19,6 +21,8 @@ pub struct Options {
     pub tls: Option<watch::Receiver<ServerTls>>,
     /// The health of the service. Without it, the server reports that it serves until it shuts down.
     pub healthy: Option<watch::Receiver<bool>>,
+    /// Observes all calls.
+    pub observer: Option<Arc<dyn Observer>>,
 }
 
 /// Limits on connections and calls.

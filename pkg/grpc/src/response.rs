@@ -1,6 +1,7 @@
 //! Responses: messages, then a status in the trailers.
 
 use std::{
+    mem,
     panic::{AssertUnwindSafe, catch_unwind},
     pin::Pin,
     task::{Context, Poll},
@@ -20,6 +21,7 @@ use tonic::Status;
 
 use crate::{
     HEADER_LEN, Memory, full,
+    observer::Observation,
     status::{panicked, too_late},
     watchdog,
 };
@@ -77,6 +79,7 @@ pub struct Body {
     _permit: Permit,
     /// The timer of the call's deadline.
     deadline: Option<Pin<Box<Sleep>>>,
+    observed: Observation,
 }
 
 impl Body {
@@ -127,7 +130,12 @@ impl Body {
     }
 
     /// Creates the response that starts with this body and ends at the call's deadline.
-    pub(crate) fn into_response(mut self, deadline: Option<Instant>) -> Response {
+    pub(crate) fn into_response(
+        mut self,
+        deadline: Option<Instant>,
+        observed: Observation,
+    ) -> Response {
+        self.observed = observed;
         self.deadline = deadline.map(|deadline| Box::pin(sleep_until(deadline)));
         let mut response = http::Response::new(self);
         response.headers_mut().insert(
@@ -150,6 +158,8 @@ impl Body {
         self.ready = Framed::default();
         self.messages = None;
         self.open = false;
+        let mut observed = mem::take(&mut self.observed);
+        observed.answered(status.code());
         Poll::Ready(Some(Ok(Frame::trailers(trailers(status)))))
     }
 }
@@ -181,8 +191,13 @@ impl http_body::Body for Body {
             let Some(messages) = &mut me.messages else {
                 return me.end(&Status::ok(""));
             };
-            let polled = catch_unwind(AssertUnwindSafe(|| messages.as_mut().poll_next(cx)));
-            match polled.unwrap_or_else(|_| Poll::Ready(Some(Err(panicked())))) {
+            let next = || messages.as_mut().poll_next(cx);
+            let polled = catch_unwind(AssertUnwindSafe(|| me.observed.step(next)));
+            match polled
+                .ok()
+                .flatten()
+                .unwrap_or_else(|| Poll::Ready(Some(Err(panicked()))))
+            {
                 Poll::Pending => {
                     watchdog::waiting();
                     return Poll::Pending;
@@ -201,7 +216,7 @@ impl http_body::Body for Body {
 
 /// Creates a response that consists of a status.
 pub(crate) fn refuse(status: &Status) -> Response {
-    let mut response = Body::default().into_response(None);
+    let mut response = Body::default().into_response(None, Observation::default());
     response.headers_mut().extend(trailers(status));
     response
 }

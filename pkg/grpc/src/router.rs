@@ -1,6 +1,9 @@
 //! Dispatch of calls, with what is common to all of them: deadline, panics, shutdown, health and reflection.
 
-use std::{panic::AssertUnwindSafe, pin::pin, time::Duration};
+use std::{
+    future::poll_fn, net::SocketAddr, panic::AssertUnwindSafe, pin::pin, sync::Arc, task::Poll,
+    time::Duration,
+};
 
 use futures::FutureExt as _;
 use http::HeaderMap;
@@ -10,9 +13,10 @@ use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
 use crate::{
-    Body, Error, Memory, Messages, Options,
+    Body, Error, Memory, Messages, Observer, Options,
     head::timeout,
     health::Health,
+    observer::{CallHead, Observation},
     reflection::Reflection,
     response::{Response, refuse},
     status::{panicked, too_late},
@@ -52,6 +56,7 @@ pub(crate) struct Router<S> {
     reflection: Reflection,
     memory: Memory,
     idle_timeout: Duration,
+    observer: Option<Arc<dyn Observer>>,
     shutdown: CancellationToken,
 }
 
@@ -67,17 +72,67 @@ impl<S: Service> Router<S> {
             reflection: Reflection::new(S::NAMES, S::DESCRIPTORS, shutdown.clone())?,
             memory: options.memory.clone(),
             idle_timeout: options.limits.idle_timeout,
+            observer: options.observer.clone(),
             shutdown,
         })
     }
 
-    /// Answers a call before its deadline. A panic fails this call alone.
-    pub(crate) async fn call(&self, request: http::Request<Incoming>) -> Response {
-        let timeout = match timeout(request.headers()) {
-            Ok(timeout) => timeout,
-            Err(status) => return refuse(&status),
+    /// Answers a call, observed until its response has ended.
+    pub(crate) async fn call(
+        &self,
+        request: http::Request<Incoming>,
+        peer: SocketAddr,
+    ) -> Response {
+        let mut observed = self.observe(&request, peer);
+        let (deadline, answer) = match timeout(request.headers()) {
+            Ok(timeout) => {
+                let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+                // Pinned here, since each layer of futures would have room for it twice.
+                let mut answer = pin!(self.answer(request, deadline));
+                let step = poll_fn(|cx| {
+                    let polled = observed.step(|| answer.as_mut().poll(cx));
+                    polled.unwrap_or_else(|| Poll::Ready(Err(panicked())))
+                });
+                (deadline, step.await)
+            }
+            Err(status) => (None, Err(status)),
         };
-        let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+        match answer {
+            Ok(body) => body.into_response(deadline, observed),
+            Err(status) => {
+                observed.answered(status.code());
+                refuse(&status)
+            }
+        }
+    }
+
+    /// Records a call that was refused by its headers.
+    pub(crate) fn refused<B>(
+        &self,
+        request: &http::Request<B>,
+        peer: SocketAddr,
+        refusal: &Response,
+    ) {
+        if let Some(status) = Status::from_header_map(refusal.headers()) {
+            self.observe(request, peer).answered(status.code());
+        }
+    }
+
+    fn observe<B>(&self, request: &http::Request<B>, peer: SocketAddr) -> Observation {
+        let head = CallHead {
+            path: request.uri().path(),
+            headers: request.headers(),
+            peer,
+        };
+        Observation::new(self.observer.as_ref(), &head)
+    }
+
+    /// Answers a call before its deadline. A panic fails this call alone.
+    async fn answer(
+        &self,
+        request: http::Request<Incoming>,
+        deadline: Option<Instant>,
+    ) -> Result<Body, Status> {
         let answer = async {
             let (head, body) = request.into_parts();
             let path = head.uri.path();
@@ -109,9 +164,6 @@ impl<S: Service> Router<S> {
                 answer.unwrap_or_else(|_| Ok(Err(too_late())))
             }
         };
-        match answer.unwrap_or_else(|_| Err(panicked())) {
-            Ok(body) => body.into_response(deadline),
-            Err(status) => refuse(&status),
-        }
+        answer.unwrap_or_else(|_| Err(panicked()))
     }
 }

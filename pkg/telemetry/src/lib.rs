@@ -1,12 +1,17 @@
-//! Logs, and metrics served over HTTP for Prometheus.
+//! Observation of a server: calls, their context, and metrics served over HTTP for Prometheus.
 //!
-//! This crate counts nothing: [`Sources`] gives access to the values, and each request reads them anew.
+//! [`Sources`] gives access to the values, and each request for them reads them anew.
 
+mod call;
+mod calls;
 pub mod logs;
 mod metrics;
+mod requests;
 mod serve;
 pub mod spans;
 pub mod traces;
 
+pub use call::{Call, METADATA};
+pub use calls::{Calls, OngoingCall};
 pub use metrics::{Metrics, PendingWrites, Sources};
 pub use serve::{PATH, serve};

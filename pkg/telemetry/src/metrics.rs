@@ -12,6 +12,8 @@ use prometheus_client::{
 };
 use tokio::sync::watch;
 
+use crate::Calls;
+
 /// The beginning of every metric's name.
 const PREFIX: &str = "gorego";
 /// The content type of OpenMetrics 1.0.
@@ -39,6 +41,8 @@ pub struct Sources {
     pub certificates: Box<dyn Fn() -> Vec<Certificate> + Send + Sync>,
     /// The writes that wait for the backing cache.
     pub journal: Option<Box<dyn Fn() -> PendingWrites + Send + Sync>>,
+    /// The calls of clients.
+    pub calls: Calls,
 }
 
 /// The registry of all metrics.
@@ -60,6 +64,8 @@ impl Metrics {
         if let Some(read) = sources.journal {
             add(Box::new(move |encoder| journal(encoder, read())));
         }
+        let requests = sources.calls.requests;
+        add(Box::new(move |encoder| requests.encode(encoder)));
         Self(registry)
     }
 
@@ -179,6 +185,7 @@ mod tests {
             breaker: None,
             certificates: Box::new(Vec::new),
             journal: None,
+            calls: Calls::default(),
         }
     }
 

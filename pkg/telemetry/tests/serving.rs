@@ -4,7 +4,7 @@
 use std::{net::SocketAddr, time::Duration};
 
 use gorego_storage::BreakerState;
-use gorego_telemetry::{Metrics, Sources, serve};
+use gorego_telemetry::{Calls, Metrics, Sources, serve};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpListener, TcpStream},
@@ -36,6 +36,7 @@ impl Running {
             breaker: Some(breaker),
             certificates: Box::new(Vec::new),
             journal: None,
+            calls: Calls::default(),
         });
         let shutdown = CancellationToken::new();
         let mut served = JoinSet::new();

@@ -1,0 +1,139 @@
+//! The context of a call, which everything that runs for the call can read.
+
+use std::{
+    net::SocketAddr,
+    sync::{Arc, OnceLock},
+    time::SystemTime,
+};
+
+use base64::{
+    Engine as _,
+    alphabet::STANDARD,
+    engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig},
+};
+use http::HeaderMap;
+use prost::Message as _;
+use reapi::v2::RequestMetadata;
+use tokio::{task::futures::TaskLocalFuture, task_local};
+
+/// The header with the encoded `RequestMetadata` (REAPI, "Request metadata").
+pub const METADATA: &str = "build.bazel.remote.execution.v2.requestmetadata-bin";
+
+/// The longest `RequestMetadata` header that is kept, in bytes; three times what Bazel sends.
+const MAX_METADATA: usize = 1536;
+/// gRPC libraries send binary headers with and without padding.
+const BASE64: GeneralPurpose = GeneralPurpose::new(
+    &STANDARD,
+    GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
+);
+
+task_local! {
+    static CURRENT: Arc<Call>;
+}
+
+/// The context of a call.
+#[derive(Debug)]
+pub struct Call {
+    /// The method's name, such as `Read`; `other` if it is unknown.
+    pub method: &'static str,
+    /// The client's address.
+    pub peer: SocketAddr,
+    /// The arrival of the call's headers.
+    pub began: SystemTime,
+    /// The value of the header [`METADATA`], if it is not too long.
+    header: Option<Box<[u8]>>,
+    metadata: OnceLock<Option<Box<RequestMetadata>>>,
+}
+
+impl Call {
+    /// Creates the context of a call with these headers.
+    pub(crate) fn new(method: &'static str, headers: &HeaderMap, peer: SocketAddr) -> Self {
+        let header = headers.get(METADATA).map(http::HeaderValue::as_bytes);
+        Self {
+            method,
+            peer,
+            began: SystemTime::now(),
+            // Copied, since the value shares its memory with the other headers.
+            header: header
+                .filter(|value| value.len() <= MAX_METADATA)
+                .map(Box::from),
+            metadata: OnceLock::new(),
+        }
+    }
+
+    /// Returns the call for which the current task runs, if it is the call's own task. Tasks that it spawned
+    /// have none.
+    pub fn current() -> Option<Arc<Self>> {
+        CURRENT.try_with(Arc::clone).ok()
+    }
+
+    /// Runs `step` with this as the current call.
+    pub(crate) fn within<T>(self: &Arc<Self>, step: impl FnOnce() -> T) -> T {
+        CURRENT.sync_scope(Arc::clone(self), step)
+    }
+
+    /// Runs `future` with this as the current call, for example a task that the call spawns.
+    pub fn scope<F: Future>(self: Arc<Self>, future: F) -> TaskLocalFuture<Arc<Self>, F> {
+        CURRENT.scope(self, future)
+    }
+
+    /// Returns what the client sent about itself. `None` if it sent nothing, or nothing that can be decoded.
+    pub fn metadata(&self) -> Option<&RequestMetadata> {
+        let decode = || {
+            let encoded = BASE64.decode(self.header.as_deref()?).ok()?;
+            RequestMetadata::decode(encoded.as_slice())
+                .ok()
+                .map(Box::new)
+        };
+        self.metadata.get_or_init(decode).as_deref()
+    }
+
+    /// Returns the header [`METADATA`] as the client sent it.
+    pub fn metadata_header(&self) -> Option<&[u8]> {
+        self.header.as_deref()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD};
+    use http::HeaderValue;
+
+    use super::*;
+
+    fn call(header: &str) -> Call {
+        let value = HeaderValue::from_str(header).unwrap();
+        let headers = HeaderMap::from_iter([(METADATA.parse().unwrap(), value)]);
+        Call::new("Read", &headers, ([127, 0, 0, 1], 1).into())
+    }
+
+    #[test]
+    fn metadata_is_decoded_with_and_without_padding() {
+        let sent = RequestMetadata {
+            tool_invocation_id: "build".to_owned(),
+            ..RequestMetadata::default()
+        };
+        for engine in [STANDARD, STANDARD_NO_PAD] {
+            let call = call(&engine.encode(sent.encode_to_vec()));
+            assert_eq!(call.metadata(), Some(&sent));
+        }
+    }
+
+    #[test]
+    fn metadata_that_is_malformed_or_too_long_is_ignored() {
+        let long = "A".repeat(MAX_METADATA + 4);
+        for header in ["%%%%", "AAAAA", "////", &long] {
+            assert_eq!(call(header).metadata(), None, "{header}");
+        }
+    }
+
+    #[tokio::test]
+    async fn the_current_call_is_that_of_the_task() {
+        assert!(Call::current().is_none());
+        let call = Arc::new(call(""));
+        let current = || Call::current().is_some_and(|current| Arc::ptr_eq(&current, &call));
+        assert!(call.within(current));
+        assert!(Arc::clone(&call).scope(async { current() }).await);
+        assert!(Call::current().is_none());
+    }
+}

@@ -1,0 +1,231 @@
+//! Calls of clients: their number, status and duration, and those in progress.
+
+use std::{
+    array, fmt,
+    sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering::Relaxed},
+    time::Duration,
+};
+
+use prometheus_client::{
+    encoding::{DescriptorEncoder, EncodeMetric as _},
+    metrics::{MetricType, counter::ConstCounter, gauge::ConstGauge, histogram::Histogram},
+    registry::Unit,
+};
+
+/// The methods of the services. Clients choose the names that they call, so all others share the last label.
+const METHODS: [&str; 14] = [
+    "BatchReadBlobs",
+    "BatchUpdateBlobs",
+    "Check",
+    "FindMissingBlobs",
+    "GetActionResult",
+    "GetCapabilities",
+    "GetTree",
+    "QueryWriteStatus",
+    "Read",
+    "ServerReflectionInfo",
+    "UpdateActionResult",
+    "Watch",
+    "Write",
+    "other",
+];
+
+/// The names of the status codes in the gRPC specification, by number.
+const CODES: [&str; 17] = [
+    "OK",
+    "CANCELLED",
+    "UNKNOWN",
+    "INVALID_ARGUMENT",
+    "DEADLINE_EXCEEDED",
+    "NOT_FOUND",
+    "ALREADY_EXISTS",
+    "PERMISSION_DENIED",
+    "RESOURCE_EXHAUSTED",
+    "FAILED_PRECONDITION",
+    "ABORTED",
+    "OUT_OF_RANGE",
+    "UNIMPLEMENTED",
+    "INTERNAL",
+    "UNAVAILABLE",
+    "DATA_LOSS",
+    "UNAUTHENTICATED",
+];
+const UNKNOWN: usize = 2;
+
+/// The upper bounds of the durations that are told apart, in seconds.
+const BOUNDS: [f64; 14] = [
+    0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0, 120.0,
+];
+
+/// A method of the services, as its place in [`METHODS`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Method(usize);
+
+impl Method {
+    /// Returns the method at a path such as `/package.Service/Method`.
+    fn of(path: &str) -> Self {
+        let name = path.rsplit('/').next().unwrap_or_default();
+        let known = METHODS.iter().position(|known| *known == name);
+        Self(known.unwrap_or(METHODS.len() - 1))
+    }
+
+    pub(crate) fn name(self) -> &'static str {
+        METHODS.get(self.0).copied().unwrap_or_default()
+    }
+}
+
+/// Counts the calls of clients. Each method and status has a place of its own, so that calls need no lock
+/// to find it.
+#[derive(Debug)]
+pub(crate) struct Requests([MethodCounts; METHODS.len()]);
+
+#[derive(Debug)]
+struct MethodCounts {
+    /// Set by the first call.
+    called: AtomicBool,
+    inflight: AtomicI64,
+    ended: [AtomicU64; CODES.len()],
+    seconds: Histogram,
+}
+
+impl Default for Requests {
+    fn default() -> Self {
+        Self(array::from_fn(|_| MethodCounts {
+            called: AtomicBool::new(false),
+            inflight: AtomicI64::new(0),
+            ended: array::from_fn(|_| AtomicU64::new(0)),
+            seconds: Histogram::new(BOUNDS),
+        }))
+    }
+}
+
+impl Requests {
+    /// Records the begin of a call.
+    pub(crate) fn began(&self, path: &str) -> Method {
+        let method = Method::of(path);
+        if let Some(counts) = self.0.get(method.0) {
+            counts.called.store(true, Relaxed);
+            counts.inflight.fetch_add(1, Relaxed);
+        }
+        method
+    }
+
+    /// Records the end of a call with the number of its gRPC status.
+    pub(crate) fn ended(&self, method: Method, code: i32, took: Duration) {
+        let Some(counts) = self.0.get(method.0) else {
+            return;
+        };
+        counts.inflight.fetch_sub(1, Relaxed);
+        let code = usize::try_from(code)
+            .ok()
+            .filter(|code| *code < CODES.len());
+        if let Some(ended) = counts.ended.get(code.unwrap_or(UNKNOWN)) {
+            ended.fetch_add(1, Relaxed);
+        }
+        counts.seconds.observe(took.as_secs_f64());
+    }
+
+    /// Encodes the methods that were called.
+    pub(crate) fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let called = || {
+            let counts = METHODS.into_iter().zip(&self.0);
+            counts.filter(|(_, counts)| counts.called.load(Relaxed))
+        };
+        let help = "Calls that ended, by gRPC method and status.";
+        let mut family = encoder.encode_descriptor("requests", help, None, MetricType::Counter)?;
+        for (method, counts) in called() {
+            for (code, ended) in CODES.into_iter().zip(&counts.ended) {
+                let ended = ended.load(Relaxed);
+                if ended > 0 {
+                    let labels = [("method", method), ("code", code)];
+                    ConstCounter::new(ended).encode(family.encode_family(&labels)?)?;
+                }
+            }
+        }
+        let help = "The time from the headers of a call to the end of its response.";
+        let mut family = encoder.encode_descriptor(
+            "request",
+            help,
+            Some(&Unit::Seconds),
+            MetricType::Histogram,
+        )?;
+        for (method, counts) in called() {
+            counts
+                .seconds
+                .encode(family.encode_family(&[("method", method)])?)?;
+        }
+        let help = "Calls in progress, by gRPC method.";
+        let mut family =
+            encoder.encode_descriptor("inflight_requests", help, None, MetricType::Gauge)?;
+        for (method, counts) in called() {
+            let inflight = ConstGauge::new(counts.inflight.load(Relaxed));
+            inflight.encode(family.encode_family(&[("method", method)])?)?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use prometheus_client::{collector::Collector, encoding::text::encode, registry::Registry};
+
+    use super::*;
+
+    #[derive(Debug)]
+    struct Collected(Arc<Requests>);
+
+    impl Collector for Collected {
+        fn encode(&self, encoder: DescriptorEncoder<'_>) -> fmt::Result {
+            self.0.encode(encoder)
+        }
+    }
+
+    fn samples(requests: &Arc<Requests>) -> Vec<String> {
+        let mut registry = Registry::default();
+        registry.register_collector(Box::new(Collected(Arc::clone(requests))));
+        let mut text = String::new();
+        encode(&mut text, &registry).unwrap();
+        let samples = text.lines().filter(|line| !line.starts_with('#'));
+        samples.map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn calls_are_counted_by_method_and_status_while_they_run_and_at_their_end() {
+        let requests = Arc::<Requests>::default();
+        assert_eq!(samples(&requests), Vec::<String>::new());
+        let read = requests.began("/google.bytestream.ByteStream/Read");
+        let inflight = "inflight_requests{method=\"Read\"}";
+        assert!(samples(&requests).contains(&format!("{inflight} 1")));
+        requests.ended(read, 5, Duration::from_millis(3));
+        let samples = samples(&requests);
+        for expected in [
+            "requests_total{method=\"Read\",code=\"NOT_FOUND\"} 1",
+            "request_seconds_sum{method=\"Read\"} 0.003",
+            "request_seconds_bucket{le=\"0.0025\",method=\"Read\"} 0",
+            "request_seconds_bucket{le=\"0.005\",method=\"Read\"} 1",
+            "inflight_requests{method=\"Read\"} 0",
+        ] {
+            assert!(samples.iter().any(|line| line == expected), "{samples:#?}");
+        }
+    }
+
+    #[test]
+    fn methods_that_clients_invent_share_a_label() {
+        for path in ["", "/", "/a/Invented", "Reads", "/x/Read/"] {
+            assert_eq!(Method::of(path).name(), "other");
+        }
+    }
+
+    #[test]
+    fn unknown_status_numbers_count_as_unknown() {
+        let requests = Arc::<Requests>::default();
+        for code in [-1, 17, i32::MAX] {
+            let method = requests.began("/x/Write");
+            requests.ended(method, code, Duration::ZERO);
+        }
+        let counted = "requests_total{method=\"Write\",code=\"UNKNOWN\"} 3".to_owned();
+        assert!(samples(&requests).contains(&counted));
+    }
+}
