@@ -10,6 +10,7 @@ mod metrics;
 mod reload;
 mod signals;
 mod tiers;
+mod traces;
 mod wire;
 
 use std::{
@@ -70,14 +71,15 @@ fn load(cli: &Cli) -> Result<LoadedConfig, String> {
 }
 
 fn serve(loaded: &LoadedConfig) -> Result<(), String> {
-    logs::start(level(loaded.config.log_level))?;
+    let (layer, spans) = traces::layer_of(&loaded.config.telemetry).unzip();
+    logs::start(level(loaded.config.log_level), layer)?;
     if let Some(file) = &loaded.file {
         tracing::info!("configuration read from {}", file.display());
     }
     for warning in &loaded.warnings {
         tracing::warn!("{warning}");
     }
-    wire::run(loaded).map_err(|error| error.to_string())
+    wire::run(loaded, spans).map_err(|error| error.to_string())
 }
 
 const fn level(level: LogLevel) -> Level {

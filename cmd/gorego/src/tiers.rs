@@ -11,14 +11,14 @@ use gorego_config::{self as config, Config, LocalCache};
 use gorego_janitor::{self as janitor, Janitor, Marks};
 use gorego_proxy::{Backing, Depth, OnOutage, Options, Outbox, ProxyActions, ProxyStore};
 use gorego_server::Stores;
-use gorego_storage::{BreakerState, CompletenessChecking};
+use gorego_storage::{BreakerState, CompletenessChecking, span::Tier};
 use gorego_storage_local::{LocalOptions, LocalStore, OpenError, SyncMode};
 use gorego_storage_remote::RemoteStore;
 use gorego_telemetry::{Calls, PendingWrites, Sources};
 use gorego_tls::Certificate;
 use tokio::{sync::watch, time::timeout};
 
-use crate::{cli::VERSION, memory::Parts};
+use crate::{cli::VERSION, memory::Parts, traces::traced};
 
 /// The time that the local store gets at shutdown to write its state.
 const CLOSE: Duration = Duration::from_secs(10);
@@ -76,11 +76,16 @@ impl Tiers {
         }
         let blobs = Arc::clone(&local) as _;
         let actions = CompletenessChecking::new(Arc::clone(&local), blobs, parts.trees.clone());
+        let stores = (
+            Arc::clone(&local) as _,
+            Arc::new(actions.leasing_puts()) as _,
+        );
+        let (blobs, actions) = traced(&config.telemetry, Tier::Local, stores);
         Ok(Self {
             stores: Stores {
-                blobs: Arc::clone(&local) as _,
+                blobs,
                 uploads: Arc::clone(&local) as _,
-                actions: Arc::new(actions.leasing_puts()),
+                actions,
             },
             local: Some(local),
             proxy: None,
@@ -99,6 +104,8 @@ impl Tiers {
         let local = open_local(config, parts).await?;
         let outbox = outbox(config, &local).await?;
         let waiting = outbox.depth();
+        let stores = (Arc::clone(&backing) as _, backing as _);
+        let (blobs, actions) = traced(&config.telemetry, Tier::Backing, stores);
         let config = &config.backing_cache;
         if config.read_only {
             let why = "nothing is written to the backing cache";
@@ -115,10 +122,7 @@ impl Tiers {
             outbox_retry: config.outbox_retry,
             memory: parts.proxy.clone(),
         };
-        let backing = Backing {
-            blobs: Arc::clone(&backing) as _,
-            actions: backing,
-        };
+        let backing = Backing { blobs, actions };
         let proxy = ProxyStore::new(Arc::clone(&local), backing, Arc::new(outbox), options);
         Ok(Self {
             stores: Stores {
@@ -137,11 +141,13 @@ impl Tiers {
     fn stateless(config: &Config, parts: &Parts, backing: Arc<RemoteStore>) -> Self {
         warn_of_unused(&config.local_cache.dir);
         let breaker = Some(backing.breaker());
-        let blobs = Arc::clone(&backing) as _;
-        let actions = CompletenessChecking::new(Arc::clone(&backing), blobs, parts.trees.clone());
+        let stores = (Arc::clone(&backing) as _, Arc::clone(&backing) as _);
+        let (blobs, actions) = traced(&config.telemetry, Tier::Backing, stores);
+        let trees = parts.trees.clone();
+        let actions = CompletenessChecking::new(actions, Arc::clone(&blobs), trees);
         Self {
             stores: Stores {
-                blobs: Arc::clone(&backing) as _,
+                blobs,
                 uploads: backing,
                 actions: Arc::new(actions),
             },

@@ -11,7 +11,7 @@ use gorego_config::{self as config, Config, LoadedConfig};
 use gorego_grpc::Limits;
 use gorego_server as server;
 use gorego_storage::{Chain, DigestFunction};
-use gorego_telemetry::{self as telemetry, Calls, Metrics};
+use gorego_telemetry::{self as telemetry, Calls, Metrics, traces::EndedSpans};
 use gorego_tls::{Certificate, ClientAuth, ClientTls, ServerFiles, ServerTls};
 use tokio::{net::TcpListener, runtime::Runtime, sync::watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -19,6 +19,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     backing,
     banner::banner,
+    cli::VERSION,
     descriptors::Descriptors,
     listen::listen,
     memory::Parts,
@@ -26,6 +27,7 @@ use crate::{
     reload::{self, Reloads},
     signals,
     tiers::{self, Tiers},
+    traces,
 };
 
 /// The error of a server that could not start or failed.
@@ -44,19 +46,21 @@ pub(crate) enum Error {
     #[error(transparent)]
     Backing(#[from] backing::Error),
     #[error(transparent)]
+    Traces(#[from] traces::Error),
+    #[error(transparent)]
     Server(#[from] gorego_grpc::Error),
 }
 
 /// Serves until a signal ends it.
-pub(crate) fn run(loaded: &LoadedConfig) -> Result<(), Error> {
+pub(crate) fn run(loaded: &LoadedConfig, spans: Option<EndedSpans>) -> Result<(), Error> {
     let runtime = Runtime::new()?;
-    let ended = runtime.block_on(serve(loaded));
+    let ended = runtime.block_on(serve(loaded, spans));
     // Tasks that still block on the disk were cancelled; the process does not wait for them.
     runtime.shutdown_background();
     ended
 }
 
-async fn serve(loaded: &LoadedConfig) -> Result<(), Error> {
+async fn serve(loaded: &LoadedConfig, spans: Option<EndedSpans>) -> Result<(), Error> {
     let config = &loaded.config;
     let shutdown = CancellationToken::new();
     let (signals, hangups) = (signals::handle(shutdown.clone())?, reload::hangups()?);
@@ -69,11 +73,13 @@ async fn serve(loaded: &LoadedConfig) -> Result<(), Error> {
     let chain = Arc::<Chain>::default();
     let backing = backing::open(
         &config.backing_cache,
+        config.telemetry.tracing_endpoint.is_some(),
         &chain,
         &parts.downloads,
         &mut reloads,
     )?;
     let (backing, backing_tls) = backing.map_or((None, None), |(store, tls)| (Some(store), tls));
+    let collector = traces::collector(&config.telemetry, &mut reloads)?;
     let tiers = Tiers::open(config, &parts, backing).await?;
     announce(config, &listener, scraped.as_ref())?;
 
@@ -85,8 +91,11 @@ async fn serve(loaded: &LoadedConfig) -> Result<(), Error> {
         tasks.spawn(janitor.run(evicting.clone()));
     }
     let observing = CancellationToken::new();
-    let calls = Calls::default();
-    let observer = scraped.is_some().then(|| CallObserver(calls.clone()));
+    let export = spans
+        .zip(collector)
+        .map(|(spans, collector)| tasks.spawn(spans.export(collector, VERSION, observing.clone())));
+    let calls = Calls::new(traces::sampling(&config.telemetry));
+    let observer = CallObserver(calls.clone());
     let observed = scraped.map(|listener| {
         let server_tls = tls.clone();
         let metrics = Metrics::new(tiers.sources(calls, move || {
@@ -100,7 +109,7 @@ async fn serve(loaded: &LoadedConfig) -> Result<(), Error> {
         memory: parts.transport,
         tls,
         healthy: tiers.health(),
-        observer: observer.map(|observer| Arc::new(observer) as _),
+        observer: Some(Arc::new(observer)),
     };
     let options = options(config, transport, parts.server, chain);
     let served = serve_and_save(listener, &tiers, options, shutdown).await;
@@ -109,8 +118,8 @@ async fn serve(loaded: &LoadedConfig) -> Result<(), Error> {
     evicting.cancel();
     // Last, so that a slow shutdown can be observed.
     observing.cancel();
-    if let Some(observed) = observed {
-        let _ = observed.await;
+    for task in [observed, export].into_iter().flatten() {
+        let _ = task.await;
     }
     signals.abort();
     reloads.abort();
@@ -293,7 +302,7 @@ mod tests {
                 sleep(MINUTE).await;
             };
             tokio::select! {
-                ended = serve(&loaded) => panic!("{ended:?}"),
+                ended = serve(&loaded, None) => panic!("{ended:?}"),
                 () = second_minute => {}
             }
         });

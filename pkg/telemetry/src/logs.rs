@@ -6,6 +6,7 @@ use std::{
     io::{IsTerminal as _, stderr},
 };
 
+use gorego_storage::span::TARGET as SPANS;
 use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::{
     Layer as _,
@@ -21,11 +22,13 @@ use tracing_subscriber::{
     util::SubscriberInitExt as _,
 };
 
+use crate::{Call, traces::SpanLayer};
+
 /// The target of the access log, a line for each call. Off unless `RUST_LOG` names it.
 pub const ACCESS: &str = "access";
 
-/// Starts logging at this level, refined by `RUST_LOG`.
-pub fn start(level: Level) -> Result<(), String> {
+/// Starts logging at this level, refined by `RUST_LOG`, and recording spans, if they have a layer.
+pub fn start(level: Level, spans: Option<SpanLayer>) -> Result<(), String> {
     let filter = filter(level, env::var("RUST_LOG").ok().as_deref()).map_err(|error| {
         format!("RUST_LOG: {error}; accepted: a list such as info,gorego=debug,{ACCESS}=info")
     })?;
@@ -43,12 +46,12 @@ pub fn start(level: Level) -> Result<(), String> {
         let format = |format| CallFormat(format, Ids::json);
         lines.map_event_format(format).with_filter(filter).boxed()
     };
-    let started = registry().with(lines).try_init();
+    let started = registry().with(spans).with(lines).try_init();
     started.map_err(|error| error.to_string())
 }
 
 fn filter(level: Level, refined: Option<&str>) -> Result<Targets, ParseError> {
-    let mut filter = format!("{level},{ACCESS}=off");
+    let mut filter = format!("{level},{ACCESS}=off,{SPANS}=off");
     if matches!(level, Level::INFO | Level::WARN) {
         // The HTTP/2 libraries warn about each client that violates the protocol.
         filter += ",h2=error,hyper=error";
@@ -67,7 +70,19 @@ struct Ids(Vec<(&'static str, String)>);
 impl Ids {
     /// Returns the ids of the current call; none outside of calls.
     fn current() -> Self {
-        Self(Vec::new())
+        let Some(call) = Call::current() else {
+            return Self(Vec::new());
+        };
+        let trace = call.trace().into_iter().flat_map(|trace| {
+            [
+                ("trace_id", trace.trace_id().to_string()),
+                ("span_id", trace.span_id().to_string()),
+            ]
+        });
+        let sent = call.metadata().map(|sent| &sent.tool_invocation_id);
+        let invocation = sent.filter(|id| !id.is_empty()).cloned();
+        let invocation = invocation.map(|id| ("invocation_id", id));
+        Self(trace.chain(invocation).collect())
     }
 
     /// Inserts the ids at the end of a line of text.

@@ -52,6 +52,17 @@ const CODES: [&str; 17] = [
 ];
 const UNKNOWN: usize = 2;
 
+/// Returns the place of a status in [`CODES`].
+fn place(code: i32) -> usize {
+    let code = usize::try_from(code).ok();
+    code.filter(|code| *code < CODES.len()).unwrap_or(UNKNOWN)
+}
+
+/// Returns the name of a gRPC status.
+pub(crate) fn code_name(code: i32) -> &'static str {
+    CODES.get(place(code)).copied().unwrap_or_default()
+}
+
 /// The upper bounds of the durations that are told apart, in seconds.
 const BOUNDS: [f64; 14] = [
     0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0, 120.0,
@@ -116,10 +127,7 @@ impl Requests {
             return;
         };
         counts.inflight.fetch_sub(1, Relaxed);
-        let code = usize::try_from(code)
-            .ok()
-            .filter(|code| *code < CODES.len());
-        if let Some(ended) = counts.ended.get(code.unwrap_or(UNKNOWN)) {
+        if let Some(ended) = counts.ended.get(place(code)) {
             ended.fetch_add(1, Relaxed);
         }
         counts.seconds.observe(took.as_secs_f64());

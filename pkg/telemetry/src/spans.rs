@@ -1,16 +1,16 @@
 //! A decorator of stores that gives each operation of a traced call a span.
 
+use std::{slice::from_ref, sync::Arc};
+
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::{StreamExt as _, stream};
 use gorego_limits::Budget;
 use gorego_storage::{
-    ActionCache, Blob, BlobStore, CachedResult, Digest, DigestFunction, Put, Result, UploadId,
-    Uploads,
+    ActionCache, Blob, BlobStore, CachedResult, Digest, DigestFunction, Put, Result,
     span::{Tier, traced},
 };
 use reapi::v2::ActionResult;
-use std::{slice::from_ref, sync::Arc};
 
 /// A store of a tier whose operations are traced.
 #[derive(Debug)]
@@ -78,13 +78,6 @@ impl<S: BlobStore + ?Sized> BlobStore for Traced<S> {
         let digests: Vec<Digest> = blobs.iter().map(|(digest, _)| *digest).collect();
         let puts = self.store.put_batch(blobs);
         self.tier.traced("put_batch", &digests, puts).await
-    }
-}
-
-#[async_trait]
-impl<S: Uploads + ?Sized> Uploads for Traced<S> {
-    async fn committed(&self, digest: &Digest, upload: &UploadId) -> Result<u64> {
-        self.store.committed(digest, upload).await
     }
 }
 

@@ -4,6 +4,7 @@ mod collector;
 pub mod context;
 mod export;
 mod ids;
+pub mod request;
 
 use std::{
     fmt,
@@ -22,8 +23,10 @@ use opentelemetry_sdk::{
     trace::{Sampler, SdkTracerProvider, Span, SpanData, SpanProcessor},
 };
 use tokio::sync::mpsc;
-use tracing::{Level, Metadata, Subscriber};
-use tracing_subscriber::{Layer, filter::filter_fn, registry::LookupSpan};
+use tracing::{Level, Metadata};
+use tracing_subscriber::{Layer, Registry, filter::filter_fn};
+
+use crate::logs;
 
 pub use self::collector::{Collector, CollectorOptions, Protocol};
 
@@ -45,12 +48,11 @@ impl EndedSpans {
     }
 }
 
-/// Creates the layer of `tracing` that records spans, and log lines of `info` and above as their events; and the
-/// queue of spans that ended.
-pub fn layer<S>() -> (impl Layer<S> + Send + Sync, EndedSpans)
-where
-    S: Subscriber + for<'a> LookupSpan<'a> + Send + Sync,
-{
+/// The layer of `tracing` that records spans, and log lines of `info` and above as their events.
+pub type SpanLayer = Box<dyn Layer<Registry> + Send + Sync>;
+
+/// Creates the layer that records spans, and the queue of those that ended.
+pub fn layer() -> (SpanLayer, EndedSpans) {
     let (sender, spans) = mpsc::channel(QUEUE);
     let dropped = Arc::<AtomicU64>::default();
     let queue = Queue {
@@ -73,14 +75,15 @@ where
         .with_tracked_inactivity(false)
         .with_context_activation(false)
         .with_filter(filter_fn(is_recorded));
-    (layer, EndedSpans { spans, dropped })
+    (layer.boxed(), EndedSpans { spans, dropped })
 }
 
 fn is_recorded(metadata: &Metadata<'_>) -> bool {
     if metadata.is_span() {
         metadata.target() == span::TARGET
     } else {
-        *metadata.level() <= Level::INFO
+        // The span of a request says what the access log says.
+        *metadata.level() <= Level::INFO && metadata.target() != logs::ACCESS
     }
 }
 
