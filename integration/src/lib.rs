@@ -14,6 +14,7 @@ pub mod backing;
 pub mod bazel;
 pub mod binary;
 pub mod client;
+pub mod collector;
 pub mod content;
 pub mod link;
 pub mod lock;
