@@ -137,7 +137,7 @@ fn record(arrived: &watch::Sender<Arrived>, path: &str, headers: &HeaderMap, mes
     let headers = headers.iter();
     let headers = headers.map(|(name, value)| (name.to_string(), text(value)));
     arrived.send_modify(|arrived| {
-        arrived.path = path.to_owned();
+        path.clone_into(&mut arrived.path);
         arrived.headers = headers.collect();
         for group in request.resource_spans {
             let resource = group.resource.unwrap_or_default().attributes;

@@ -7,7 +7,7 @@ use std::{
     sync::Arc,
 };
 
-use gorego_config::{BackingCache, Compression, Header, Headers, Target, TargetAddress};
+use gorego_config::{BackingCache, Compression, Config, Header, Headers, Target, TargetAddress};
 use gorego_limits::Budget;
 use gorego_storage::Chain;
 use gorego_storage_remote::{
@@ -27,15 +27,15 @@ pub(crate) struct Error(String);
 /// The current TLS settings, if the target uses TLS.
 type Tls = Option<watch::Receiver<ClientTls>>;
 
-/// Creates the client and its TLS settings. Does not contact the backing cache, which may be down. `traces` if this
-/// server decides which calls are traced.
+/// Creates the client and its TLS settings. Does not contact the backing cache, which may be down.
 pub(crate) fn open(
-    config: &BackingCache,
-    traces: bool,
+    config: &Config,
     chain: &Arc<Chain>,
     windows: &Budget,
     reloads: &mut Reloads,
 ) -> Result<Option<(RemoteStore, Tls)>, Error> {
+    let traces = config.telemetry.tracing_endpoint.is_some();
+    let config = &config.backing_cache;
     let Some(target) = &config.target else {
         return Ok(None);
     };

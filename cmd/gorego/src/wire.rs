@@ -71,13 +71,7 @@ async fn serve(loaded: &LoadedConfig, spans: Option<EndedSpans>) -> Result<(), E
     let scraped = metrics::listen(loaded).await.map_err(Error::Metrics)?;
     let parts = parts(config, descriptors);
     let chain = Arc::<Chain>::default();
-    let backing = backing::open(
-        &config.backing_cache,
-        config.telemetry.tracing_endpoint.is_some(),
-        &chain,
-        &parts.downloads,
-        &mut reloads,
-    )?;
+    let backing = backing::open(config, &chain, &parts.downloads, &mut reloads)?;
     let (backing, backing_tls) = backing.map_or((None, None), |(store, tls)| (Some(store), tls));
     let collector = traces::collector(&config.telemetry, &mut reloads)?;
     let tiers = Tiers::open(config, &parts, backing).await?;

@@ -4,7 +4,7 @@ use tracing::{Instrument as _, Span, field::Empty, info_span};
 
 use crate::{Digest, Error, Put, Result};
 
-/// The target of all spans, which log lines do not show.
+/// The target of all spans, and of their events that are not logged.
 pub const TARGET: &str = "gorego::trace";
 
 /// A tier of the cache.
@@ -35,7 +35,7 @@ impl Tier {
             tier,
             digest = Empty,
             blobs = digests.len(),
-            size = digests.iter().map(|digest| digest.size()).sum::<u64>(),
+            size = digests.iter().map(Digest::size).sum::<u64>(),
             outcome = Empty,
         );
         if let [digest] = digests {

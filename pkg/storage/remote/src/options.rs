@@ -89,19 +89,23 @@ impl Default for BreakerOptions {
 }
 
 /// A function that adds headers of the current call to a request, such as those of its trace.
-#[derive(Clone, Default)]
-pub struct CallHeaders(Option<Arc<dyn Fn(&mut HeaderMap) + Send + Sync>>);
+#[derive(Clone)]
+pub struct CallHeaders(Arc<dyn Fn(&mut HeaderMap) + Send + Sync>);
 
 impl CallHeaders {
     /// Wraps a function, which is called in the task of the call.
     pub fn new(add: impl Fn(&mut HeaderMap) + Send + Sync + 'static) -> Self {
-        Self(Some(Arc::new(add)))
+        Self(Arc::new(add))
     }
 
     pub(super) fn add(&self, headers: &mut HeaderMap) {
-        if let Some(add) = &self.0 {
-            add(headers);
-        }
+        (self.0)(headers);
+    }
+}
+
+impl Default for CallHeaders {
+    fn default() -> Self {
+        Self::new(|_| ())
     }
 }
 

@@ -123,7 +123,8 @@ impl Export {
         let resource_spans = group_spans_by_resource_and_scope(batch.to_vec(), &self.resource);
         let request = ExportTraceServiceRequest { resource_spans };
         let message = Bytes::from(request.encode_to_vec());
-        let sent = self.collector.send(&message).await;
+        // Boxed, since a TLS handshake is a large future.
+        let sent = Box::pin(self.collector.send(&message)).await;
         let address = self.collector.address();
         match &sent {
             Ok((refused, reason)) => {
