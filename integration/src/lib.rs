@@ -13,6 +13,7 @@
 pub mod backing;
 pub mod bazel;
 pub mod binary;
+pub mod browser;
 pub mod client;
 pub mod content;
 pub mod link;
@@ -26,4 +27,5 @@ pub mod root;
 pub mod selfhost;
 pub mod server;
 pub mod tree;
+pub mod web;
 pub mod workspace;

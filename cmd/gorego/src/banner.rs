@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use gorego_config::Config;
-use gorego_telemetry::PATH;
+use gorego_telemetry::web::METRICS;
 
 use crate::cli::VERSION;
 
@@ -22,7 +22,7 @@ pub(crate) fn banner(config: &Config, address: SocketAddr, metrics: Option<Socke
         lines.push(format!("in front of {target}"));
     }
     if let Some(address) = metrics {
-        lines.push(format!("metrics on http://{}{PATH}", reachable(address)));
+        lines.push(format!("metrics on http://{}{METRICS}", reachable(address)));
     }
     let scheme = if config.tls.enabled { "grpcs" } else { "grpc" };
     let host = reachable(address);

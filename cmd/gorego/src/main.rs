@@ -2,6 +2,7 @@
 
 mod backing;
 mod banner;
+mod builds;
 mod cli;
 mod descriptors;
 mod listen;
@@ -11,6 +12,8 @@ mod meters;
 mod metrics;
 mod reload;
 mod signals;
+mod site;
+mod terminal;
 mod tiers;
 mod wire;
 
@@ -36,26 +39,38 @@ static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 /// The exit status of a failed start: the configuration, the address or the data directory is unusable.
 const EXIT_START: u8 = 2;
 
+/// The exit status of a command that found no running gorego.
+const EXIT_NO_SERVER: u8 = 1;
+
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    let ended = load(&cli).and_then(|loaded| match cli.command {
-        Some(Command::Config) => {
-            let _ = write!(io::stdout(), "{}", loaded.render());
-            for warning in &loaded.warnings {
-                print(&format_args!("warning: {warning}"));
-            }
-            Ok(())
-        }
-        Some(Command::Serve) | None => serve(&loaded),
-    });
+    let load = || load(&cli);
+    let (ended, failure) = match &cli.command {
+        Some(Command::Config) => (load().map(|loaded| configuration(&loaded)), EXIT_START),
+        Some(Command::Serve) | None => (load().and_then(|loaded| serve(&loaded)), EXIT_START),
+        Some(Command::Stats(options)) => (terminal::stats(options, &load), EXIT_NO_SERVER),
+        Some(Command::Explain(options)) => (terminal::explain(options, &load), EXIT_NO_SERVER),
+        Some(Command::Top(page)) => match terminal::top(page, &load) {
+            Ok(status) => return status,
+            Err(why) => (Err(why), EXIT_NO_SERVER),
+        },
+    };
     match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(problems) => {
             for line in problems.lines() {
                 print(&line);
             }
-            ExitCode::from(EXIT_START)
+            ExitCode::from(failure)
         }
+    }
+}
+
+/// Prints the configuration.
+fn configuration(loaded: &LoadedConfig) {
+    let _ = write!(io::stdout(), "{}", loaded.render());
+    for warning in &loaded.warnings {
+        print(&format_args!("warning: {warning}"));
     }
 }
 

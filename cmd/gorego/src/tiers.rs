@@ -14,9 +14,13 @@ use gorego_server::Stores;
 use gorego_storage::{BreakerState, CompletenessChecking, DigestFunction};
 use gorego_storage_local::{LocalOptions, LocalStore, OpenError, SyncMode};
 use gorego_storage_remote::RemoteStore;
-use gorego_telemetry::{Calls, PendingWrites, Sources};
+use gorego_telemetry::{Calls, PendingWrites, Sources, web::Health};
 use gorego_tls::Certificate;
-use tokio::{sync::watch, time::timeout};
+use tokio::{
+    sync::watch,
+    time::{sleep, timeout},
+};
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     cli::VERSION,
@@ -26,6 +30,9 @@ use crate::{
 
 /// The time that the local store gets at shutdown to write its state.
 const CLOSE: Duration = Duration::from_secs(10);
+
+/// The pause before each call that tests a backing cache without a local tier.
+const PROBE: Duration = Duration::from_secs(1);
 
 /// The interval at which the janitor checks for expired uploads and for a disk filled by others.
 const JANITOR: Duration = Duration::from_mins(1);
@@ -47,10 +54,12 @@ pub(crate) enum Error {
 /// The stores, and the stores to close at shutdown.
 pub(crate) struct Tiers {
     pub(crate) stores: Stores,
-    local: Option<Arc<LocalStore>>,
+    pub(crate) local: Option<Arc<LocalStore>>,
     proxy: Option<ProxyStore>,
-    breaker: Option<watch::Receiver<BreakerState>>,
-    waiting: Option<watch::Receiver<Depth>>,
+    /// The backing cache of a server without a local tier.
+    pub(crate) remote: Option<Arc<RemoteStore>>,
+    pub(crate) breaker: Option<watch::Receiver<BreakerState>>,
+    pub(crate) waiting: Option<watch::Receiver<Depth>>,
     meters: Option<Meters>,
     /// Pins pending writes of an earlier configuration with a backing cache.
     _unused: Option<Outbox>,
@@ -119,6 +128,7 @@ impl Tiers {
             },
             local: Some(local),
             proxy: None,
+            remote: None,
             breaker: None,
             waiting: None,
             meters: None,
@@ -162,6 +172,7 @@ impl Tiers {
             },
             local: Some(local),
             proxy: Some(proxy),
+            remote: None,
             breaker: Some(breaker),
             waiting: Some(waiting),
             meters: None,
@@ -182,11 +193,12 @@ impl Tiers {
         Self {
             stores: Stores {
                 blobs,
-                uploads: remote,
+                uploads: Arc::clone(&remote) as _,
                 actions: Arc::new(actions),
             },
             local: None,
             proxy: None,
+            remote: Some(remote),
             breaker,
             waiting: None,
             meters: None,
@@ -205,9 +217,31 @@ impl Tiers {
         Some(Janitor::new(local as _, options))
     }
 
-    /// Returns the health of the local tier: true while its data directory is usable.
-    pub(crate) fn health(&self) -> Option<watch::Receiver<bool>> {
-        self.local.as_ref().map(|local| local.health())
+    /// Returns the health of the tiers.
+    pub(crate) fn health(&self, shutdown: CancellationToken) -> Health {
+        Health {
+            disk: self.local.as_ref().map(|local| local.health()),
+            breaker: self.breaker.clone(),
+            shutdown,
+        }
+    }
+
+    /// Calls a backing cache that does not answer until it does. Without a local tier the server is not ready
+    /// meanwhile, so that no client may call it.
+    pub(crate) fn probe(&self) -> impl Future<Output = ()> + Send + use<> {
+        let remote = self.remote.clone();
+        async move {
+            let Some(remote) = remote else { return };
+            let mut breaker = remote.breaker();
+            while breaker
+                .wait_for(|now| *now != BreakerState::Closed)
+                .await
+                .is_ok()
+            {
+                sleep(PROBE).await;
+                let _ = remote.capabilities().await;
+            }
+        }
     }
 
     /// Returns the sources of the metrics.
@@ -264,7 +298,7 @@ async fn saved(saving: impl Future<Output = gorego_storage::Result<()>>, when: &
     }
 }
 
-fn pending(depth: Depth) -> PendingWrites {
+pub(crate) fn pending(depth: Depth) -> PendingWrites {
     PendingWrites {
         blobs: depth.entries.saturating_sub(depth.results),
         results: depth.results,

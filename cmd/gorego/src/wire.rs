@@ -11,7 +11,7 @@ use gorego_config::{self as config, Config, LoadedConfig};
 use gorego_grpc::Limits;
 use gorego_server as server;
 use gorego_storage::Chain;
-use gorego_telemetry::{self as telemetry, Calls, Metrics};
+use gorego_telemetry::{Calls, builds::InvalidPattern, web};
 use gorego_tls::{Certificate, ClientAuth, ClientTls, ServerFiles, ServerTls};
 use tokio::{net::TcpListener, runtime::Runtime, sync::watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -19,13 +19,14 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     backing,
     banner::banner,
+    builds,
     descriptors::Descriptors,
     listen::listen,
     memory::Parts,
     meters::Meters,
     metrics::{self, CallObserver},
     reload::{self, Reloads},
-    signals,
+    signals, site,
     tiers::{self, Tiers},
 };
 
@@ -40,6 +41,8 @@ pub(crate) enum Error {
     Metrics(String),
     #[error(transparent)]
     Tiers(#[from] tiers::Error),
+    #[error("telemetry.redact: {0}")]
+    Redact(#[from] InvalidPattern),
     #[error("tls.{0}")]
     Tls(gorego_tls::Error),
     #[error(transparent)]
@@ -76,7 +79,8 @@ async fn serve(loaded: &LoadedConfig) -> Result<(), Error> {
     )?;
     let (backing, backing_tls) = backing.map_or((None, None), |(store, tls)| (Some(store), tls));
     let meters = scraped.as_ref().map(|_| Meters::new(&parts));
-    let tiers = Tiers::open(config, &parts, backing, meters).await?;
+    let mut tiers = Tiers::open(config, &parts, backing, meters).await?;
+    let recorded = builds::record(config, scraped.is_some(), &mut tiers)?;
     announce(config, &listener, scraped.as_ref())?;
 
     let tasks = TaskTracker::new();
@@ -89,19 +93,35 @@ async fn serve(loaded: &LoadedConfig) -> Result<(), Error> {
     let observing = CancellationToken::new();
     let calls = Calls::default();
     let observer = scraped.is_some().then(|| CallObserver(calls.clone()));
+    let health = tiers.health(shutdown.clone());
+    let (ready, healthy) = watch::channel(true);
+    tasks.spawn(health.clone().publish(ready));
+    tasks.spawn(shutdown.clone().run_until_cancelled_owned(tiers.probe()));
+    let (builds, recording) = recorded.map_or((None, None), |(builds, worker)| {
+        (
+            Some(builds),
+            Some(tasks.spawn(worker.run(observing.clone()))),
+        )
+    });
     let observed = scraped.map(|listener| {
         let server_tls = tls.clone();
-        let metrics = Metrics::new(tiers.sources(calls, move || {
-            certificates(server_tls.as_ref(), backing_tls.as_ref())
-        }));
-        tasks.spawn(telemetry::serve(listener, metrics, observing.clone()))
+        let certificates = move || certificates(server_tls.as_ref(), backing_tls.as_ref());
+        let site = site::site(
+            config,
+            &tiers,
+            builds,
+            health,
+            calls,
+            Arc::new(certificates),
+        );
+        tasks.spawn(web::serve(listener, site, observing.clone()))
     });
 
     let transport = gorego_grpc::Options {
         limits: transport_limits(&config.limits, descriptors),
         memory: parts.transport,
         tls,
-        healthy: tiers.health(),
+        healthy: Some(healthy),
         observer: observer.map(|observer| Arc::new(observer) as _),
     };
     let options = options(config, transport, parts.server, chain);
@@ -111,8 +131,8 @@ async fn serve(loaded: &LoadedConfig) -> Result<(), Error> {
     evicting.cancel();
     // Last, so that a slow shutdown can be observed.
     observing.cancel();
-    if let Some(observed) = observed {
-        let _ = observed.await;
+    for task in [observed, recording].into_iter().flatten() {
+        let _ = task.await;
     }
     signals.abort();
     reloads.abort();

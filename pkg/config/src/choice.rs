@@ -3,13 +3,13 @@ use std::fmt;
 use crate::places::Places;
 use crate::value::Value;
 
-/// Declares a value that is one of a few names.
+/// Declares a value that is one of a few names. Other names after `|` are accepted, but not shown.
 macro_rules! choice {
     (
         $(#[doc = $about:literal])+
         $name:ident {
-            $(#[doc = $first_doc:literal])* $first:ident = $first_text:literal
-            $(, $(#[doc = $doc:literal])* $variant:ident = $text:literal)+
+            $(#[doc = $first_doc:literal])* $first:ident = $first_text:literal $(| $first_alias:literal)*
+            $(, $(#[doc = $doc:literal])* $variant:ident = $text:literal $(| $alias:literal)*)+
         }
     ) => {
         $(#[doc = $about])+
@@ -38,8 +38,8 @@ macro_rules! choice {
 
             fn from_word(word: &str, _: &Places) -> Option<Self> {
                 match word.to_ascii_lowercase().as_str() {
-                    $first_text => Some(Self::$first),
-                    $( $text => Some(Self::$variant), )+
+                    $first_text $(| $first_alias)* => Some(Self::$first),
+                    $( $text $(| $alias)* => Some(Self::$variant), )+
                     _ => None,
                 }
             }
@@ -102,6 +102,18 @@ choice! {
 choice! {
     /// The compression on the way to and from the backing cache (`backing_cache.compression`).
     Compression { None = "none", Zstd = "zstd" }
+}
+
+choice! {
+    /// The clients that may see the page (`telemetry.ui`).
+    Ui {
+        /// Nobody.
+        Off = "off" | "false" | "f" | "no" | "n" | "0",
+        /// Browsers and programs on this machine.
+        Local = "local",
+        /// Every client.
+        On = "on" | "true" | "t" | "yes" | "y" | "1"
+    }
 }
 
 choice! {

@@ -51,6 +51,8 @@ fn row(entry: &Entry) -> String {
     };
     let (default, meaning) = (&entry.value, about(entry, " "));
     let variable = entry.variable();
+    // Also in code, a pipe would end the cell.
+    let default = default.replace('|', "\\|");
     format!("| `{name}` | {kind} | `{default}` | {meaning} | `{variable}` |\n")
 }
 

@@ -30,7 +30,7 @@ mod yaml;
 pub use address::ListenAddr;
 pub use backing::{BackingCache, BackingTls};
 pub use choice::{
-    ClientAuth, Compression, DiscoveryMode, InferredFunction, LogLevel, OnOutage, Sync,
+    ClientAuth, Compression, DiscoveryMode, InferredFunction, LogLevel, OnOutage, Sync, Ui,
 };
 pub use headers::{Header, Headers};
 pub use later::{Cluster, Execution, Sandbox};

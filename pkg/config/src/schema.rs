@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::address::ListenAddr;
 use crate::backing::BackingCache;
-use crate::choice::{ClientAuth, InferredFunction, LogLevel, Sync};
+use crate::choice::{ClientAuth, InferredFunction, LogLevel, Sync, Ui};
 use crate::later::{Cluster, Execution};
 use crate::section::section;
 use crate::size::{ByteSize, GibSize};
@@ -132,6 +132,21 @@ section! {
         /// The address at which metrics are served (`/metrics`), without TLS. If empty, they are not
         /// served. If the default is taken by another program, they are not served either.
         metrics_addr: Option<ListenAddr> = Some(ListenAddr { host: None, port: 9090 }),
+        /// The clients that may see the page, its JSON and `/statusz` at `metrics_addr`: none (`off`), those
+        /// on this machine (`local`), or all (`on`). `local` refuses requests through a proxy that adds
+        /// `Forwarded` or `X-Forwarded-For`, and names of this machine other than `localhost`.
+        ui: Ui = Ui::Local,
+        /// Serves profiles of processor time to programs on this machine, for example to `go tool pprof
+        /// http://localhost:9090/debug/pprof/profile?seconds=10`. `ui` applies, too.
+        pprof: bool = false,
+        /// The names whose values are replaced by `[redacted]` before builds are recorded or shown: regular
+        /// expressions, one of which matches the name of a flag, an environment variable, a header or a property
+        /// of the platform. User information in URLs is always replaced.
+        redact: Vec<String> =
+            vec!["(?i)token|secret|passw|key|auth|cookie|credential".to_owned()],
+        /// The most that recent builds may take in `builds/` of `local_cache.dir`. They do not count toward
+        /// `local_cache.max_size_gb`, and survive a restart. 0 keeps them in memory only, of which they take 32 MiB.
+        history_max: ByteSize = ByteSize::from_bytes(64 << 20),
         /// The address that traces are sent to (OTLP), for example `otel.example.com:4317`. Not
         /// implemented yet.
         tracing_endpoint: String = String::new(),

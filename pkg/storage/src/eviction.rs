@@ -63,3 +63,11 @@ pub trait Evictable: Send + Sync + fmt::Debug + 'static {
     /// Completes when usage exceeds the store's high watermark or an upload waits for room. Cancel-safe.
     async fn pressure(&self);
 }
+
+/// An observer of a store's evictions.
+pub trait EvictionObserver: Send + Sync + fmt::Debug + 'static {
+    /// Records the eviction of a blob, or of an action's result, with this [`Digest::hash_prefix`]. Must not block.
+    ///
+    /// [`Digest::hash_prefix`]: crate::Digest::hash_prefix
+    fn evicted(&self, hash_prefix: &[u8; 32], is_result: bool);
+}

@@ -29,7 +29,7 @@ pub use chain::{Chain, LoopError};
 pub use completeness::{CompletenessChecking, find_outputs};
 pub use digest::{Digest, DigestError, DigestFunction, Hasher, shorten, to_hex};
 pub use error::{Error, Result};
-pub use eviction::{Candidate, EntryId, Evictable};
+pub use eviction::{Candidate, EntryId, Evictable, EvictionObserver};
 pub use growth::Growth;
 pub use memory::MemoryStore;
 pub use outputs::{Outputs, named_blobs};
@@ -37,7 +37,9 @@ pub use report::{BackingReport, DiskReport, ScrubReport};
 pub use resource_name::{
     Compressor, InstanceName, InstanceNameError, ReadName, ResourceNameError, WriteName,
 };
-pub use store::{ActionCache, ActionCacheExt, BlobStore, BlobStoreExt, CachedResult, Put, Uploads};
+pub use store::{
+    ActionCache, ActionCacheExt, BlobStore, BlobStoreExt, CachedResult, Peek, Put, Uploads,
+};
 pub use traffic::{Lookups, Traffic};
 pub use tree::{TreeError, TreeWalk};
 pub use usage::{EvictionTotal, Usage};

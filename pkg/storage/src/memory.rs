@@ -16,8 +16,8 @@ use scopeguard::ScopeGuard;
 use tokio::sync::watch;
 
 use crate::{
-    ActionCache, Blob, BlobStore, BlobStream, CachedResult, Digest, Error, Put, Result, UploadId,
-    Uploads, decoded::result_memory,
+    ActionCache, ActionCacheExt as _, Blob, BlobStore, BlobStream, CachedResult, Digest, Error,
+    Peek, Put, Result, UploadId, Uploads, decoded::result_memory,
 };
 
 /// A store in memory, for tests. Its size is not limited, and it never evicts.
@@ -174,6 +174,18 @@ impl ActionCache for MemoryStore {
         let name = (instance.to_owned(), *action);
         self.results.lock().insert(name, result);
         Ok(())
+    }
+}
+
+#[async_trait]
+impl Peek for MemoryStore {
+    async fn peek_blob(&self, digest: &Digest) -> Result<Bytes> {
+        BlobStore::get(self, digest, 0).await?.into_bytes().await
+    }
+
+    async fn peek_result(&self, instance: &str, action: &Digest) -> Result<ActionResult> {
+        let found = self.find(instance, action).await?;
+        found.ok_or(Error::NoResult(*action))
     }
 }
 

@@ -84,22 +84,27 @@ impl Outputs {
     /// Returns the error for a `missing` output. Reads the open tree to its end first, since a corrupt one
     /// may name any digest.
     pub async fn incomplete_without(&mut self, missing: &Digest) -> Error {
-        self.incomplete(format!("blob {missing} is missing")).await
+        let why = format!("blob {missing} is missing");
+        self.incomplete(why, Some(*missing)).await
     }
 
-    async fn incomplete(&mut self, why: String) -> Error {
+    async fn incomplete(&mut self, why: String, missing: Option<Digest>) -> Error {
         if let Some(mut open) = self.open.take()
             && let Err(error) = open.read_to_end().await
         {
             return error;
         }
         let action = self.action;
-        Error::Incomplete { action, why }
+        Error::Incomplete {
+            action,
+            why,
+            missing: missing.map(Box::new),
+        }
     }
 
     async fn failed(&mut self, error: TreeError) -> Error {
         let TreeError::Store(error) = error else {
-            return self.incomplete(error.to_string()).await;
+            return self.incomplete(error.to_string(), None).await;
         };
         // The open tree cannot be read any further.
         self.open = None;
@@ -174,6 +179,7 @@ impl NamedBlobs {
             Digest::from_field(Some(function), digest).map_err(|error| Error::Incomplete {
                 action: *action,
                 why: format!("{output}: {error}"),
+                missing: None,
             })
         };
         let mut blobs = Vec::new();

@@ -104,6 +104,17 @@ pub trait ActionCache: Send + Sync + fmt::Debug + 'static {
     async fn put(&self, instance: &str, action: &Digest, result: ActionResult) -> Result<()>;
 }
 
+/// Reads of an observer, which change neither last uses nor leases.
+#[async_trait]
+pub trait Peek: Send + Sync + fmt::Debug + 'static {
+    /// Returns the verified content of a blob. `Error::NotFound` if it is missing or corrupt. The caller limits the
+    /// size.
+    async fn peek_blob(&self, digest: &Digest) -> Result<Bytes>;
+
+    /// Returns the action's result, complete or not. `Error::NoResult` if there is none.
+    async fn peek_result(&self, instance: &str, action: &Digest) -> Result<ActionResult>;
+}
+
 /// Shorthands for blob stores.
 #[async_trait]
 pub trait BlobStoreExt: BlobStore {

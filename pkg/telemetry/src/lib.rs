@@ -1,17 +1,18 @@
-//! Observation of a server: calls, their context, and metrics served over HTTP for Prometheus.
+//! Observation of a server: calls, their context, and metrics and a page served over HTTP.
 //!
 //! [`Sources`] gives access to the values, and each request for them reads them anew. [`Metered`] stores count
 //! what passes through them.
 
+pub mod builds;
 mod call;
 mod calls;
+mod durations;
 mod metrics;
 mod requests;
-mod serve;
 mod stores;
+pub mod web;
 
 pub use call::{Call, METADATA};
 pub use calls::{Calls, OngoingCall};
 pub use metrics::{Allocation, Metrics, PendingWrites, Sources};
-pub use serve::{PATH, serve};
 pub use stores::{BackingCalls, Counts, Metered};

@@ -31,7 +31,7 @@ const PROCESS: &str = "process";
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 /// The writes that wait for the backing cache.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct PendingWrites {
     /// The number of blobs.
     pub blobs: u64,

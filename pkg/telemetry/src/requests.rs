@@ -8,9 +8,11 @@ use std::{
 
 use prometheus_client::{
     encoding::{DescriptorEncoder, EncodeMetric as _},
-    metrics::{MetricType, counter::ConstCounter, gauge::ConstGauge, histogram::Histogram},
+    metrics::{MetricType, counter::ConstCounter, gauge::ConstGauge},
     registry::Unit,
 };
+
+use crate::{durations::Durations, web::MethodCalls};
 
 /// The methods of the services. Clients choose the names that they call, so all others share the last label.
 const METHODS: [&str; 14] = [
@@ -51,11 +53,9 @@ const CODES: [&str; 17] = [
     "UNAUTHENTICATED",
 ];
 const UNKNOWN: usize = 2;
-
-/// The upper bounds of the durations that are told apart, in seconds.
-const BOUNDS: [f64; 14] = [
-    0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0, 120.0,
-];
+/// The codes that tell of a fault of the server or of its surroundings: `UNKNOWN`, `DEADLINE_EXCEEDED`,
+/// `RESOURCE_EXHAUSTED`, `INTERNAL`, `UNAVAILABLE` and `DATA_LOSS`.
+const FAULTS: [usize; 6] = [UNKNOWN, 4, 8, 13, 14, 15];
 
 /// A method of the services, as its place in [`METHODS`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -85,7 +85,7 @@ struct MethodCounts {
     called: AtomicBool,
     inflight: AtomicI64,
     ended: [AtomicU64; CODES.len()],
-    seconds: Histogram,
+    durations: Durations,
 }
 
 impl Default for Requests {
@@ -94,7 +94,7 @@ impl Default for Requests {
             called: AtomicBool::new(false),
             inflight: AtomicI64::new(0),
             ended: array::from_fn(|_| AtomicU64::new(0)),
-            seconds: Histogram::new(BOUNDS),
+            durations: Durations::default(),
         }))
     }
 }
@@ -122,7 +122,33 @@ impl Requests {
         if let Some(ended) = counts.ended.get(code.unwrap_or(UNKNOWN)) {
             ended.fetch_add(1, Relaxed);
         }
-        counts.seconds.observe(took.as_secs_f64());
+        counts.durations.record(took);
+    }
+
+    /// Returns the number of calls in progress.
+    pub(crate) fn in_flight(&self) -> u64 {
+        let calls = self.0.iter().map(|counts| counts.inflight.load(Relaxed));
+        u64::try_from(calls.sum::<i64>()).unwrap_or(0)
+    }
+
+    /// Returns the totals of the methods of which calls ended.
+    pub(crate) fn methods(&self) -> Vec<MethodCalls> {
+        let all = METHODS.into_iter().zip(&self.0);
+        let totals = all.map(|(method, counts)| {
+            let of = |faults: bool| {
+                let ended = counts.ended.iter().enumerate();
+                let ended = ended.filter(move |(code, _)| !faults || FAULTS.contains(code));
+                ended.map(|(_, ended)| ended.load(Relaxed)).sum()
+            };
+            MethodCalls {
+                method: method.into(),
+                calls: of(false),
+                errors: of(true),
+                p50_seconds: counts.durations.quantile(0.5),
+                p99_seconds: counts.durations.quantile(0.99),
+            }
+        });
+        totals.filter(|method| method.calls > 0).collect()
     }
 
     /// Encodes the methods that were called.
@@ -150,9 +176,8 @@ impl Requests {
             MetricType::Histogram,
         )?;
         for (method, counts) in called() {
-            counts
-                .seconds
-                .encode(family.encode_family(&[("method", method)])?)?;
+            let labels = [("method", method)];
+            counts.durations.encode(family.encode_family(&labels)?)?;
         }
         let help = "Calls in progress, by gRPC method.";
         let mut family =

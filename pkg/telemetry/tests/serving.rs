@@ -4,7 +4,10 @@
 use std::{net::SocketAddr, time::Duration};
 
 use gorego_storage::BreakerState;
-use gorego_telemetry::{Metrics, Sources, serve};
+use gorego_telemetry::{
+    Calls, Metrics, Sources,
+    web::{Health, Parts, Site, Ui, serve},
+};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpListener, TcpStream},
@@ -16,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 /// The number of connections that the server serves at once.
 const CONNECTIONS: usize = 64;
-/// The longest time that the server keeps a connection open.
+/// The longest wait of the server for the head of a request.
 const LIFETIME: Duration = Duration::from_secs(10);
 
 /// A server on a port of its own.
@@ -28,6 +31,10 @@ struct Running {
 
 impl Running {
     async fn start() -> Self {
+        Self::with(Ui::Local, Health::default()).await
+    }
+
+    async fn with(ui: Ui, health: Health) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (_, breaker) = watch::channel(BreakerState::Open);
@@ -37,7 +44,18 @@ impl Running {
         });
         let shutdown = CancellationToken::new();
         let mut served = JoinSet::new();
-        served.spawn(serve(listener, metrics, shutdown.clone()));
+        let site = Site {
+            version: "1.2.3",
+            metrics,
+            ui,
+            pprof: true,
+            health,
+            parts: Box::new(Parts::default),
+            calls: Calls::default(),
+            builds: None,
+            tiers: Vec::new(),
+        };
+        served.spawn(serve(listener, site, shutdown.clone()));
         Self {
             address,
             shutdown,
@@ -54,7 +72,12 @@ impl Running {
 
     /// Sends a request without a body and returns the whole response.
     async fn request(&self, line: &str) -> String {
-        let request = format!("{line} HTTP/1.1\r\nhost: localhost\r\n\r\n");
+        self.request_with(line, "host: localhost\r\n").await
+    }
+
+    /// Sends a request with these headers over a connection of its own.
+    async fn request_with(&self, line: &str, headers: &str) -> String {
+        let request = format!("{line} HTTP/1.1\r\nconnection: close\r\n{headers}\r\n");
         response(self.send(&request).await).await
     }
 
@@ -71,7 +94,7 @@ async fn response(mut stream: TcpStream) -> String {
 }
 
 #[tokio::test]
-async fn a_connection_is_closed_after_the_metrics_are_sent() {
+async fn metrics_are_served_in_the_format_of_prometheus() {
     let running = Running::start().await;
     let response = running.request("GET /metrics").await;
     assert!(response.starts_with("HTTP/1.1 200 OK\r\n"), "{response}");
@@ -95,7 +118,7 @@ async fn head_returns_the_length_without_the_content() {
 #[tokio::test]
 async fn errors_for_other_paths_and_methods_name_the_accepted_ones() {
     let running = Running::start().await;
-    for path in ["/", "/metrics/", "/favicon.ico"] {
+    for path in ["/metrics/", "/favicon.ico", "/nowhere?a=b"] {
         let response = running.request(&format!("GET {path}")).await;
         assert!(response.starts_with("HTTP/1.1 404 "), "{response}");
         assert!(response.contains("at /metrics\n"), "{response}");
@@ -158,5 +181,253 @@ async fn shutdown_does_not_wait_for_slow_clients() {
         running.stop().await;
         assert!(start.elapsed() <= Duration::from_secs(2), "{begun}");
         assert!(TcpStream::connect(address).await.is_err());
+    }
+}
+
+#[tokio::test]
+async fn a_connection_serves_many_requests() {
+    let running = Running::start().await;
+    let mut stream = running.send("").await;
+    for path in ["/metrics", "/nowhere", "/healthz", "/"] {
+        let request = format!("GET {path} HTTP/1.1\r\nhost: localhost\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut begun = [0; 12];
+        stream.read_exact(&mut begun).await.unwrap();
+        assert!(begun.starts_with(b"HTTP/1.1 "), "{path}");
+        rest(&mut stream).await;
+    }
+}
+
+/// Reads the rest of a response whose length is declared.
+async fn rest(stream: &mut TcpStream) -> String {
+    let mut head = String::new();
+    while !head.ends_with("\r\n\r\n") {
+        head.push(char::from(stream.read_u8().await.unwrap()));
+    }
+    let (_, length) = head.split_once("content-length: ").unwrap();
+    let (length, _) = length.split_once("\r\n").unwrap();
+    let mut content = vec![0; length.parse().unwrap()];
+    stream.read_exact(&mut content).await.unwrap();
+    String::from_utf8(content).unwrap()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_keeps_asking_is_disconnected_in_the_end() {
+    let running = Running::start().await;
+    let start = Instant::now();
+    let mut stream = running.send("").await;
+    let request = "GET /healthz HTTP/1.1\r\nhost: localhost\r\n\r\n";
+    while stream.write_all(request.as_bytes()).await.is_ok() && stream.read_u8().await.is_ok() {
+        rest(&mut stream).await;
+        tokio::time::sleep(LIFETIME / 2).await;
+        assert!(start.elapsed() < 5 * LIFETIME);
+    }
+}
+
+#[tokio::test]
+async fn a_request_with_content_is_refused() {
+    let running = Running::start().await;
+    for (headers, body) in [
+        ("content-length: 3\r\n", "abc"),
+        ("transfer-encoding: chunked\r\n", "3\r\nabc\r\n0\r\n\r\n"),
+    ] {
+        let request = format!(
+            "GET /metrics HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n{headers}\r\n{body}"
+        );
+        let response = response(running.send(&request).await).await;
+        assert!(response.starts_with("HTTP/1.1 413 "), "{response}");
+    }
+}
+
+/// The paths with their content types if they are served.
+const PAGES: [(&str, &str); 7] = [
+    ("/", "text/html; charset=utf-8"),
+    ("/statusz", "application/json"),
+    ("/api/v1/status", "application/json"),
+    ("/page.css", "text/css; charset=utf-8"),
+    ("/page.js", "text/javascript; charset=utf-8"),
+    ("/icon.svg", "image/svg+xml"),
+    ("/events", "text/event-stream"),
+];
+
+#[tokio::test]
+async fn the_page_is_served_to_those_who_may_see_it() {
+    for (ui, host, status) in [
+        (Ui::Local, "localhost", 200),
+        (Ui::Local, "[::1]:9090", 200),
+        (Ui::Local, "evil.example", 403),
+        (Ui::Local, "localhost\r\nx-forwarded-for: 10.0.0.1", 403),
+        (Ui::On, "evil.example", 200),
+        (Ui::Off, "localhost", 403),
+    ] {
+        let running = Running::with(ui, Health::default()).await;
+        let head = |path| format!("HEAD {path}");
+        let host = format!("host: {host}\r\n");
+        for (path, content_type) in PAGES {
+            let response = running.request_with(&head(path), &host).await;
+            let expected = format!("HTTP/1.1 {status} ");
+            assert!(response.starts_with(&expected), "{path}: {response}");
+            let content_type = format!("content-type: {content_type}\r\n");
+            assert!(
+                status != 200 || response.contains(&content_type),
+                "{response}"
+            );
+            assert!(response.contains("frame-ancestors 'none'"), "{response}");
+        }
+        for path in ["/metrics", "/healthz", "/readyz"] {
+            let response = running.request_with(&head(path), &host).await;
+            assert!(response.starts_with("HTTP/1.1 200 "), "{path}: {response}");
+        }
+        if status == 403 {
+            let response = running.request_with("GET /", &host).await;
+            assert!(response.contains("telemetry.ui is "), "{response}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn programs_of_other_sites_get_nothing() {
+    let running = Running::with(Ui::On, Health::default()).await;
+    for (path, status) in [
+        ("/", 200),
+        ("/statusz", 403),
+        ("/api/v1/status", 403),
+        ("/events", 403),
+    ] {
+        let headers = "host: here\r\nsec-fetch-site: cross-site\r\n";
+        let response = running.request_with(&format!("HEAD {path}"), headers).await;
+        assert!(
+            response.starts_with(&format!("HTTP/1.1 {status} ")),
+            "{path}: {response}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn readiness_follows_the_parts_and_names_them() {
+    let (disk, usable) = watch::channel(true);
+    let health = Health {
+        disk: Some(usable),
+        ..Health::default()
+    };
+    let shutdown = health.shutdown.clone();
+    let running = Running::with(Ui::Off, health).await;
+    let readyz = async || running.request("GET /readyz").await;
+    assert!(
+        readyz()
+            .await
+            .ends_with("\r\n\r\nready\nserver: ok: serves\ndata directory: ok: usable\n")
+    );
+    disk.send_replace(false);
+    let response = readyz().await;
+    assert!(response.starts_with("HTTP/1.1 503 "), "{response}");
+    assert!(
+        response.contains("data directory: failed: cannot be written"),
+        "{response}"
+    );
+    disk.send_replace(true);
+    assert!(readyz().await.starts_with("HTTP/1.1 200 "));
+    shutdown.cancel();
+    assert!(readyz().await.contains("\nserver: failed: shuts down\n"));
+    assert!(
+        running
+            .request("GET /healthz")
+            .await
+            .starts_with("HTTP/1.1 200 ")
+    );
+}
+
+#[tokio::test]
+async fn files_of_the_page_are_sent_again_only_when_they_change() {
+    let running = Running::start().await;
+    let response = running.request("GET /page.css").await;
+    let (_, tag) = response.split_once("etag: ").unwrap();
+    let (tag, _) = tag.split_once("\r\n").unwrap();
+    for (tag, status) in [(tag, 304), ("\"other\"", 200)] {
+        let headers = format!("host: localhost\r\nif-none-match: {tag}\r\n");
+        let response = running.request_with("GET /page.css", &headers).await;
+        assert!(
+            response.starts_with(&format!("HTTP/1.1 {status} ")),
+            "{response}"
+        );
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_open_page_gets_numbers_each_second() {
+    let running = Running::start().await;
+    let mut stream = running
+        .send("GET /events HTTP/1.1\r\nhost: localhost\r\n\r\n")
+        .await;
+    let mut moments = Vec::new();
+    let mut received = String::new();
+    while moments.len() < 4 {
+        let mut part = [0; 65_536];
+        let length = stream.read(&mut part).await.unwrap();
+        assert_ne!(length, 0, "{received}");
+        let part = std::str::from_utf8(&part[..length]).unwrap();
+        received.push_str(part);
+        moments.extend(
+            part.matches("data: {\"snapshot\":{")
+                .map(|_| Instant::now()),
+        );
+    }
+    for pair in moments.windows(2) {
+        assert_eq!((pair[1] - pair[0]).as_secs(), 1);
+    }
+    assert!(
+        received.contains("\"fragments\":[{\"id\":\"state\""),
+        "{received}"
+    );
+}
+
+#[tokio::test]
+async fn open_pages_leave_half_of_the_connections_to_others() {
+    let running = Running::start().await;
+    let mut open = Vec::new();
+    for _ in 0..CONNECTIONS / 2 {
+        let mut stream = running
+            .send("GET /events HTTP/1.1\r\nhost: localhost\r\n\r\n")
+            .await;
+        let mut begun = [0; 15];
+        stream.read_exact(&mut begun).await.unwrap();
+        assert_eq!(&begun, b"HTTP/1.1 200 OK");
+        open.push(stream);
+    }
+    let response = running.request("GET /events").await;
+    assert!(response.starts_with("HTTP/1.1 503 "), "{response}");
+    assert!(
+        running
+            .request("GET /metrics")
+            .await
+            .starts_with("HTTP/1.1 200 ")
+    );
+}
+
+#[tokio::test]
+async fn open_pages_do_not_delay_the_shutdown() {
+    let running = Running::start().await;
+    let mut stream = running
+        .send("GET /events HTTP/1.1\r\nhost: localhost\r\n\r\n")
+        .await;
+    stream.read_u8().await.unwrap();
+    running.stop().await;
+    let mut rest = Vec::new();
+    stream.read_to_end(&mut rest).await.unwrap();
+    assert!(rest.ends_with(b"0\r\n\r\n"));
+}
+
+#[tokio::test]
+async fn profiles_have_a_length_and_memory_has_none() {
+    let running = Running::start().await;
+    for (path, answer) in [
+        ("profile?seconds=0", "400 Bad Request"),
+        ("profile?seconds=121", "400 Bad Request"),
+        ("profile?seconds=soon", "400 Bad Request"),
+        ("heap", "501 Not Implemented"),
+    ] {
+        let response = running.request(&format!("GET /debug/pprof/{path}")).await;
+        let expected = format!("HTTP/1.1 {answer}\r\n");
+        assert!(response.starts_with(&expected), "{path}: {response}");
     }
 }

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use crate::support::{config, defaults, file, load, problems};
-use gorego_config::{DiscoveryMode, LogLevel, docs};
+use gorego_config::{DiscoveryMode, LogLevel, Ui, docs};
 
 /// Every key with its default, as YAML.
 const KEYS: &[(&str, &str)] = &[
@@ -54,6 +54,12 @@ const KEYS: &[(&str, &str)] = &[
     ("backing_cache.tls.ca_file", r#""""#),
     ("backing_cache.tls.client_auth", "none"),
     ("telemetry.metrics_addr", r#"":9090""#),
+    ("telemetry.ui", "local"),
+    (
+        "telemetry.redact",
+        r#"["(?i)token\|secret\|passw\|key\|auth\|cookie\|credential"]"#,
+    ),
+    ("telemetry.history_max", "64MiB"),
     ("telemetry.tracing_endpoint", r#""""#),
     ("execution.enabled", "false"),
     ("execution.concurrency", "0"),
@@ -175,5 +181,25 @@ fn the_default_cache_directory_survives_a_reboot() {
     assert_eq!(
         defaults().local_cache.dir,
         Path::new("/home/user/.cache/gorego")
+    );
+}
+
+#[test]
+fn booleans_switch_the_page_on_and_off() {
+    let cases = [
+        ("true", Ui::On),
+        ("On", Ui::On),
+        ("no", Ui::Off),
+        ("false", Ui::Off),
+        ("LOCAL", Ui::Local),
+    ];
+    for (word, ui) in cases {
+        let loaded = load(&file(&format!("telemetry: {{ui: {word}}}")));
+        assert_eq!(loaded.config.telemetry.ui, ui, "{word}");
+    }
+    let problems = problems(&file("telemetry: {ui: remote}"));
+    assert!(
+        problems[0].contains("one of off, local, on"),
+        "{problems:?}"
     );
 }

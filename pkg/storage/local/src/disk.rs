@@ -4,7 +4,7 @@
 use std::{
     fs,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{
             AtomicBool, AtomicU64,
             Ordering::{Acquire, Relaxed, Release},
@@ -28,7 +28,7 @@ use super::{
     state::Record,
 };
 use crate::index::{Index, Key, Space, Terms, Use};
-use gorego_storage::{Digest, Error, InUse, Put, Result, Traffic};
+use gorego_storage::{Digest, Error, EvictionObserver, InUse, Put, Result, Traffic};
 
 /// The number of locks that order the changes of single files.
 const KEY_LOCKS: usize = 1024;
@@ -44,6 +44,7 @@ pub(super) struct Disk {
     pub(super) claims: Claims,
     pub(super) watchers: Watchers,
     pub(super) counters: Arc<Counters>,
+    pub(super) eviction_observer: OnceLock<Arc<dyn EvictionObserver>>,
     pub(super) traffic: Arc<Traffic>,
     pub(super) terms: Terms,
     pub(super) options: LocalOptions,

@@ -161,13 +161,21 @@ impl Disk {
         });
         let removed = removed?;
         if let Some(entry) = &removed {
-            self.counters.add_evicted(entry);
+            self.record_evicted(entry);
             self.counters.set_eviction_age(entry, now);
             let broken = entry.is_leased(now, terms);
             let total = &self.counters.leases_broken;
             total.fetch_add(u64::from(broken), Relaxed);
         }
         Ok(removed.map(|entry| entry.room()))
+    }
+
+    fn record_evicted(&self, evicted: &Entry) {
+        self.counters.add_evicted(evicted);
+        if let Some(observer) = self.eviction_observer.get() {
+            let Key { hash, space, .. } = evicted.key();
+            observer.evicted(&hash, space != Space::Cas);
+        }
     }
 
     /// Removes the results of the `count` instance names that have the fewest, of these the least recently
@@ -185,7 +193,7 @@ impl Disk {
         for key in (0..SHARDS).flat_map(|part| self.index.pick(part, result)) {
             let result = self.remove_if(&key, |_, _| true);
             if let Ok(Some(entry)) = &result {
-                self.counters.add_evicted(entry);
+                self.record_evicted(entry);
             }
             add(&mut removed, result.map(|entry| Some(entry?.room())));
         }

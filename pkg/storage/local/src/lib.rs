@@ -13,6 +13,7 @@ mod instances;
 mod layout;
 mod options;
 mod outbox;
+mod peek;
 mod receive;
 mod repair;
 mod report;

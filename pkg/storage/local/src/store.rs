@@ -5,7 +5,7 @@ use std::{
     io::{self, Write as _},
     path::{Path, PathBuf},
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicBool, AtomicU64},
     },
 };
@@ -252,6 +252,7 @@ fn build(
         claims: Claims::default(),
         watchers: Watchers::default(),
         counters: Arc::default(),
+        eviction_observer: OnceLock::new(),
         traffic: Arc::default(),
         terms: Terms {
             full_ms: disk::millis(options.lease),

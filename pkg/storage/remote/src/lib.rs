@@ -13,6 +13,7 @@ mod grpc;
 mod methods;
 mod missing;
 mod options;
+mod peek;
 mod peer;
 mod pool;
 mod results;

@@ -29,7 +29,7 @@ impl RemoteStore {
         }
     }
 
-    async fn fetch(&self, instance: &str, action: &Digest) -> Result<ActionResult> {
+    pub(crate) async fn fetch(&self, instance: &str, action: &Digest) -> Result<ActionResult> {
         let request = GetActionResultRequest {
             instance_name: self.instance_for(instance),
             action_digest: Some(action.to_proto()),

@@ -14,5 +14,6 @@ mod eviction;
 mod faults;
 mod files;
 mod foreign;
+mod peek;
 mod report;
 mod restart;

@@ -1,0 +1,41 @@
+//! The records of builds, if there is a page to show them.
+
+use std::sync::Arc;
+
+use gorego_config::{Config, Ui};
+use gorego_storage::Peek;
+use gorego_telemetry::builds::{
+    Builds, BuildsOptions, BuildsWorker, Evictions, InvalidPattern, RecordedActions, Redaction,
+};
+
+use crate::tiers::Tiers;
+
+/// Records the builds of the clients of `tiers`, if the page is served. Refuses invalid patterns in any case.
+pub(crate) fn record(
+    config: &Config,
+    is_served: bool,
+    tiers: &mut Tiers,
+) -> Result<Option<(Builds, BuildsWorker)>, InvalidPattern> {
+    let telemetry = &config.telemetry;
+    let redaction = Redaction::new(&telemetry.redact)?;
+    if !is_served || telemetry.ui == Ui::Off {
+        return Ok(None);
+    }
+    let evictions = Arc::<Evictions>::default();
+    if let Some(local) = &tiers.local {
+        local.observe_evictions(Arc::clone(&evictions) as _);
+    }
+    let local = tiers.local.clone().map(|local| local as Arc<dyn Peek>);
+    let remote = tiers.remote.clone().map(|remote| remote as Arc<dyn Peek>);
+    let dir = tiers.local.as_ref().map(|_| config.local_cache.dir.clone());
+    let (builds, worker) = Builds::new(BuildsOptions {
+        dir,
+        history_max: telemetry.history_max.bytes(),
+        redaction,
+        stores: local.into_iter().chain(remote).collect(),
+        evictions,
+    });
+    let actions = Arc::clone(&tiers.stores.actions);
+    tiers.stores.actions = Arc::new(RecordedActions::new(actions, builds.clone()));
+    Ok(Some((builds, worker)))
+}

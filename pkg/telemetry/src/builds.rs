@@ -1,0 +1,121 @@
+//! Recent builds, and why their actions missed.
+//!
+//! [`RecordedActions`] hands each call of the action cache to [`BuildsWorker`] through a bounded channel. The worker
+//! counts it for its build, explains misses and saves builds. [`Builds`] answers queries.
+
+mod cause;
+mod compare;
+mod contents;
+mod event;
+mod evictions;
+mod explain;
+mod explanation;
+mod history;
+mod jobs;
+mod known;
+mod model;
+mod query;
+mod recorded;
+mod redact;
+mod state;
+mod view;
+mod worker;
+
+use std::{
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+};
+
+use gorego_storage::Peek;
+use parking_lot::Mutex;
+use tokio::sync::{Notify, Semaphore, mpsc};
+
+pub use evictions::Evictions;
+pub use explanation::{Aspect, Cause, Comparison, Difference, Explanation};
+pub use model::{Build, BuildHead, LeftOut, LookupOutcome, Miss, Tally};
+pub use recorded::RecordedActions;
+pub use redact::{InvalidPattern, REDACTED, Redaction};
+pub use view::{ActionView, Entry, RecentBuilds, TargetMiss, TargetView, Variable};
+pub use worker::BuildsWorker;
+
+use self::{contents::Contents, event::Event, history::History, jobs::Jobs, state::State};
+
+/// The most calls that wait for the worker. Others are not recorded.
+const MAX_WAITING: usize = 4096;
+/// The number of actions that are read for pages at once.
+const VIEWS: usize = 2;
+
+/// The options of the records of builds.
+#[derive(Debug)]
+pub struct BuildsOptions {
+    /// The data directory; `None` to keep builds in memory only.
+    pub dir: Option<PathBuf>,
+    /// The most bytes of builds on the disk. 0 keeps them in memory only.
+    pub history_max: u64,
+    /// The secrets to replace.
+    pub redaction: Redaction,
+    /// The stores from which actions are read, the local tier first.
+    pub stores: Vec<Arc<dyn Peek>>,
+    /// The evictions of the local tier.
+    pub evictions: Arc<Evictions>,
+}
+
+/// The recent builds. Clones are of the same builds.
+#[derive(Clone, Debug)]
+pub struct Builds(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    state: Mutex<State>,
+    redaction: Redaction,
+    contents: Contents,
+    evictions: Arc<Evictions>,
+    history: Option<History>,
+    events: mpsc::Sender<Event>,
+    /// The number of calls that were not recorded, since too many waited.
+    unrecorded: AtomicU64,
+    jobs: Jobs,
+    /// Notified after a miss was explained.
+    explained: Notify,
+    views: Semaphore,
+}
+
+impl Builds {
+    /// Creates the records, and the worker that fills them.
+    pub fn new(options: BuildsOptions) -> (Self, BuildsWorker) {
+        let (send, events) = mpsc::channel(MAX_WAITING);
+        let dir = options.dir.filter(|_| options.history_max > 0);
+        let builds = Self(Arc::new(Shared {
+            state: Mutex::new(State::new()),
+            redaction: options.redaction,
+            contents: Contents(options.stores),
+            evictions: options.evictions,
+            history: dir.map(|dir| History::new(&dir, options.history_max)),
+            events: send,
+            unrecorded: AtomicU64::new(0),
+            jobs: Jobs::default(),
+            explained: Notify::new(),
+            views: Semaphore::new(VIEWS),
+        }));
+        let worker = BuildsWorker {
+            builds: builds.clone(),
+            events,
+            saved: (0, 0),
+            failing: false,
+        };
+        (builds, worker)
+    }
+
+    /// Hands a call over to the worker. Never waits.
+    pub(crate) fn record(&self, event: Event) {
+        if self.0.events.try_send(event).is_err() {
+            self.0.unrecorded.fetch_add(1, Relaxed);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

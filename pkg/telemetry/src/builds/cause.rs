@@ -1,0 +1,221 @@
+//! The causes of misses, with sentences that say what they are worth.
+
+use std::fmt::Write as _;
+
+use super::{
+    Cause, Comparison, Evictions, Explanation,
+    contents::Unreadable,
+    event::{Event, Outcome},
+    known::{ActionNames, KnownActions, MAX_CANDIDATES},
+};
+
+/// Explains a miss from what is remembered; `None` if the action has to be compared with others, which needs the
+/// action itself.
+pub(crate) fn at_once(
+    event: &Event,
+    names: &ActionNames,
+    known: &KnownActions,
+    evictions: &Evictions,
+) -> Option<Explanation> {
+    let now = event.at_ms;
+    if let Outcome::Incomplete(missing) = &event.outcome {
+        let evicted = missing.and_then(|blob| evictions.of_blob(&blob));
+        return Some(incomplete(
+            missing.map(|blob| blob.to_string()),
+            evicted,
+            now,
+        ));
+    }
+    let last = known.last_result(&names.action);
+    if let Some(last) = last.filter(|last| last.instance != names.instance) {
+        return Some(other_instance(&last.instance, &names.instance));
+    }
+    // Evictions are recorded to the second.
+    let since = last.map_or(0, |last| last.at_ms.saturating_sub(999));
+    let eviction = evictions.of_result(&event.action);
+    if let Some(at_ms) = eviction.filter(|at_ms| *at_ms >= since) {
+        return Some(evicted(at_ms, now));
+    }
+    if let Some(last) = last {
+        return Some(lost(last.at_ms, now));
+    }
+    if known.candidates(names, None, now).is_empty() {
+        return Some(never_seen(names, known, evictions, now));
+    }
+    None
+}
+
+fn incomplete(blob: Option<String>, evicted_ms: Option<u64>, now: u64) -> Explanation {
+    let sentence = match (&blob, evicted_ms) {
+        (Some(blob), Some(at)) => format!(
+            "There is a result, but its output {blob} is missing. Its last recorded eviction was \
+             {} before this lookup.",
+            span(at, now)
+        ),
+        (Some(blob), None) => format!("There is a result, but its output {blob} is missing."),
+        (None, _) => "There is a result, but it is malformed.".to_owned(),
+    };
+    let worth = match (&blob, evicted_ms) {
+        (Some(_), None) => {
+            "Certain. No eviction of the blob is recorded: it was removed in another way, is corrupt, was evicted by \
+             the backing cache, or the record of its eviction is too old. Further outputs may be missing as well."
+        }
+        _ => "Certain. Further outputs may be missing as well.",
+    };
+    explanation(
+        Cause::Incomplete { blob, evicted_ms },
+        sentence,
+        worth.to_owned(),
+    )
+}
+
+fn evicted(at_ms: u64, now: u64) -> Explanation {
+    explanation(
+        Cause::Evicted { at_ms },
+        format!("The result was evicted {} before this lookup.", span(at_ms, now)),
+        "Recorded by the local tier when it evicted the result. The record does not tell instance names apart. With \
+         a backing cache, that one had no result either."
+            .to_owned(),
+    )
+}
+
+fn lost(stored_ms: u64, now: u64) -> Explanation {
+    explanation(
+        Cause::Lost { stored_ms },
+        format!("There was a result {} before this lookup, and it is gone.", span(stored_ms, now)),
+        "No eviction of it is recorded: its file was removed or is corrupt, the backing cache lost it, or the record \
+         of its eviction is too old."
+            .to_owned(),
+    )
+}
+
+fn other_instance(known: &str, asked: &str) -> Explanation {
+    explanation(
+        Cause::OtherInstance {
+            instance: known.to_owned(),
+        },
+        format!("There is a result under instance name {known:?}, but not under {asked:?}."),
+        "Certain for the time of that result: the same action was stored or found under the other name. It may have \
+         been evicted since."
+            .to_owned(),
+    )
+}
+
+fn never_seen(
+    names: &ActionNames,
+    known: &KnownActions,
+    evictions: &Evictions,
+    now: u64,
+) -> Explanation {
+    let sentence = if names.target.is_empty() {
+        "The client named no target, so the action cannot be compared with others.".to_owned()
+    } else {
+        let ActionNames {
+            target, mnemonic, ..
+        } = names;
+        format!("No action {mnemonic} of {target} had a result before.")
+    };
+    let mut worth = format!(
+        "True of the {} for which this server has recorded actions; older ones, and those beyond the limits of its \
+         records, are not known.",
+        span(known.since_ms(), now)
+    );
+    if let Some(forgotten) = evictions.forgotten_ms() {
+        let known = format!(" Evictions are remembered for {}.", span(forgotten, now));
+        worth.push_str(&known);
+    }
+    explanation(Cause::NeverSeen, sentence, worth)
+}
+
+/// Explains a miss of an action that cannot be read.
+pub(crate) fn not_uploaded(others: usize) -> Explanation {
+    let others = number(others);
+    explanation(
+        Cause::NotUploaded,
+        "Unknown: the client never uploaded the action.".to_owned(),
+        format!(
+            "{others} of the same target and mnemonic had results, so the action differs from them. Clients upload an \
+             action together with its result, or before remote execution; it may still follow, or have been evicted."
+        ),
+    )
+}
+
+/// Explains a miss whose comparison fails: this action, or the known ones, cannot be read.
+pub(crate) fn not_comparable(action: Option<&Unreadable>, others: &[Unreadable]) -> Explanation {
+    let sentence = if let Some(why) = action {
+        format!("The action differs from the known ones, but cannot be compared: {why}.")
+    } else {
+        let why = others.first().map(|why| format!(": {why}"));
+        let why = why.unwrap_or_default();
+        format!("The action is in the cache, but cannot be compared with the known ones{why}.")
+    };
+    explanation(
+        Cause::NotComparable,
+        sentence,
+        "That the digest differs from those of the known actions is certain.".to_owned(),
+    )
+}
+
+/// Explains a miss by the nearest known action.
+pub(crate) fn differs(comparison: Comparison, unread: usize, limit: Option<&str>) -> Explanation {
+    let count = comparison.differences.len() + comparison.left_out;
+    let nearest = comparison.nearest.first().cloned().unwrap_or_default();
+    let sentence = match (count, comparison.nearest.len()) {
+        (0, _) => format!("The action differs from {nearest}, but in no part that is compared."),
+        (1, 1) => {
+            format!("The action differs from the nearest known one, {nearest}, in one place.")
+        }
+        (_, 1) => {
+            format!("The action differs from the nearest known one, {nearest}, in {count} places.")
+        }
+        (_, ties) => format!(
+            "The action differs in {count} places from each of {ties} known ones, which are equally near."
+        ),
+    };
+    let mut worth = format!(
+        "Both sides were read from the cache. The nearest is the one with the fewest differences among the last \
+         {MAX_CANDIDATES} of the same target, mnemonic and, if any, first output; it need not be from the build that \
+         you have in mind."
+    );
+    if unread > 0 {
+        let _ = write!(worth, " {} could not be read.", number(unread));
+    }
+    if let Some(limit) = limit {
+        let _ = write!(
+            worth,
+            " Inputs are compared only as far as their directories are in the cache, and remote caching never uploads \
+             them: {limit}. The execution logs of both builds (--execution_log_json_file) tell which inputs differ."
+        );
+    }
+    let mut explanation = explanation(Cause::Differs, sentence, worth);
+    explanation.comparison = Some(comparison);
+    explanation
+}
+
+const fn explanation(cause: Cause, sentence: String, worth: String) -> Explanation {
+    Explanation {
+        cause,
+        sentence,
+        worth,
+        comparison: None,
+    }
+}
+
+fn number(actions: usize) -> String {
+    match actions {
+        1 => "One other action".to_owned(),
+        MAX_CANDIDATES => format!("At least {MAX_CANDIDATES} other actions"),
+        count => format!("{count} other actions"),
+    }
+}
+
+/// Describes the time from one moment to another.
+fn span(from_ms: u64, to_ms: u64) -> String {
+    let seconds = to_ms.saturating_sub(from_ms) / 1000;
+    match seconds {
+        0..120 => format!("{seconds} s"),
+        120..7200 => format!("{} min", seconds / 60),
+        7200..172_800 => format!("{} h", seconds / 3600),
+        _ => format!("{} days", seconds / 86_400),
+    }
+}

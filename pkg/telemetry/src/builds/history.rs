@@ -1,0 +1,295 @@
+//! The builds on the disk: a file for each build, and two files of what explanations rest on.
+//!
+//! A file begins with a line that holds the checksum of the rest, and is renamed into place. Files that are truncated
+//! or damaged are removed.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    time::SystemTime,
+};
+
+use gorego_storage::DigestFunction;
+use serde::de::DeserializeOwned;
+
+use super::Build;
+
+/// The folder in the data directory.
+const FOLDER: &str = "builds";
+/// The end of the names of files of builds.
+const BUILD: &str = ".build";
+/// The file of known actions.
+const KNOWN: &str = "actions";
+/// The file of evictions.
+const EVICTIONS: &str = "evictions";
+/// The end of the names of files that are being written.
+const PARTIAL: &str = ".new";
+/// The largest file that is read: more than the largest that is written.
+const MAX_FILE: u64 = 32 * 1024 * 1024;
+
+/// The folder of the builds. All methods block.
+#[derive(Clone, Debug)]
+pub(crate) struct History {
+    folder: PathBuf,
+    /// The most bytes that the files of builds may take.
+    max_bytes: u64,
+}
+
+impl History {
+    /// Keeps the builds in the data directory `dir`.
+    pub(crate) fn new(dir: &Path, max_bytes: u64) -> Self {
+        Self {
+            folder: dir.join(FOLDER),
+            max_bytes,
+        }
+    }
+
+    /// Reads the builds, the newest first, until `see` returns `false`. Removes those that are damaged or beyond
+    /// the limit, and what a crash left.
+    pub(crate) fn load(&self, mut see: impl FnMut(Build) -> bool) -> io::Result<()> {
+        self.trim()?;
+        for file in self.files()?.into_iter().rev() {
+            match read::<Build>(&file.path) {
+                Ok(Some(build)) => {
+                    if !see(build) {
+                        break;
+                    }
+                }
+                Ok(None) => fs::remove_file(&file.path)?,
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads a build.
+    pub(crate) fn build(&self, id: &str) -> io::Result<Option<Build>> {
+        let found = read::<Build>(&self.path_of(id))?;
+        Ok(found.filter(|build| build.head.id == id))
+    }
+
+    /// Writes builds, then removes the oldest beyond the limit.
+    pub(crate) fn save(&self, builds: &[Build]) -> io::Result<()> {
+        for build in builds {
+            let content = serde_json::to_vec(build)?;
+            self.write(&self.path_of(&build.head.id), &content)?;
+        }
+        self.trim()
+    }
+
+    /// Reads the known actions.
+    pub(crate) fn known<T: DeserializeOwned>(&self) -> io::Result<Option<T>> {
+        read(&self.folder.join(KNOWN))
+    }
+
+    /// Writes the known actions, encoded.
+    pub(crate) fn save_known(&self, encoded: &[u8]) -> io::Result<()> {
+        self.write(&self.folder.join(KNOWN), encoded)
+    }
+
+    /// Reads the evictions, encoded.
+    pub(crate) fn evictions(&self) -> io::Result<Option<Vec<u8>>> {
+        content_of(&self.folder.join(EVICTIONS))
+    }
+
+    /// Writes the evictions, encoded.
+    pub(crate) fn save_evictions(&self, encoded: &[u8]) -> io::Result<()> {
+        self.write(&self.folder.join(EVICTIONS), encoded)
+    }
+
+    /// Returns the path of a build's file. The id is any text, so its hash is the name.
+    fn path_of(&self, id: &str) -> PathBuf {
+        let hash = DigestFunction::Sha256.digest(id.as_bytes()).hex();
+        let name = hash.get(..32).unwrap_or_default();
+        self.folder.join(format!("{name}{BUILD}"))
+    }
+
+    fn write(&self, path: &Path, content: &[u8]) -> io::Result<()> {
+        fs::create_dir_all(&self.folder)?;
+        let mut partial = path.as_os_str().to_owned();
+        partial.push(PARTIAL);
+        let mut checked = DigestFunction::Sha256.digest(content).hex().into_bytes();
+        checked.push(b'\n');
+        checked.extend_from_slice(content);
+        let written = fs::write(&partial, checked).and_then(|()| fs::rename(&partial, path));
+        if written.is_err() {
+            let _ = fs::remove_file(&partial);
+        }
+        written
+    }
+
+    /// Removes the oldest builds beyond the limit, and partial files.
+    fn trim(&self) -> io::Result<()> {
+        let files = self.files()?;
+        let mut total: u64 = files.iter().map(|file| file.bytes).sum();
+        for file in files {
+            if total <= self.max_bytes {
+                break;
+            }
+            fs::remove_file(&file.path)?;
+            total -= file.bytes;
+        }
+        Ok(())
+    }
+
+    /// Lists the files of builds, the oldest first. Removes partial ones.
+    fn files(&self) -> io::Result<Vec<BuildFile>> {
+        let listed = match fs::read_dir(&self.folder) {
+            Ok(listed) => listed,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) => return Err(error),
+        };
+        let mut files = Vec::new();
+        for entry in listed {
+            let entry = entry?;
+            let path = entry.path();
+            let name = entry.file_name();
+            let name = name.to_string_lossy();
+            if name.ends_with(PARTIAL) {
+                let _ = fs::remove_file(&path);
+            } else if name.ends_with(BUILD) {
+                let meta = entry.metadata()?;
+                files.push(BuildFile {
+                    modified: meta.modified()?,
+                    bytes: meta.len(),
+                    path,
+                });
+            }
+        }
+        files.sort_by(|a, b| (a.modified, &a.path).cmp(&(b.modified, &b.path)));
+        Ok(files)
+    }
+}
+
+fn read<T: DeserializeOwned>(path: &Path) -> io::Result<Option<T>> {
+    let content = content_of(path)?;
+    Ok(content.and_then(|content| serde_json::from_slice(&content).ok()))
+}
+
+/// Returns the content of a file; `None` if it is missing or damaged.
+fn content_of(path: &Path) -> io::Result<Option<Vec<u8>>> {
+    let meta = match fs::symlink_metadata(path) {
+        Ok(meta) => meta,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    if !meta.is_file() || meta.len() > MAX_FILE {
+        return Ok(None);
+    }
+    let mut checked = fs::read(path)?;
+    let Some(end) = checked.iter().position(|byte| *byte == b'\n') else {
+        return Ok(None);
+    };
+    let content = checked.split_off(end + 1);
+    checked.pop();
+    let checksum = DigestFunction::Sha256.digest(&content).hex();
+    Ok((checked == checksum.as_bytes()).then_some(content))
+}
+
+struct BuildFile {
+    modified: SystemTime,
+    bytes: u64,
+    path: PathBuf,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::builds::BuildHead;
+
+    fn build(id: &str) -> Build {
+        let head = BuildHead {
+            id: id.to_owned(),
+            ..BuildHead::default()
+        };
+        Build {
+            head,
+            ..Build::default()
+        }
+    }
+
+    fn ids(history: &History) -> Vec<String> {
+        let mut ids = Vec::new();
+        let see = |build: Build| {
+            ids.push(build.head.id);
+            true
+        };
+        history.load(see).unwrap();
+        ids.sort();
+        ids
+    }
+
+    /// Makes the file of a build older than those written before and after.
+    fn age(history: &History, id: &str, seconds: u64) {
+        let file = fs::File::options()
+            .write(true)
+            .open(history.path_of(id))
+            .unwrap();
+        let age = std::time::Duration::from_secs(seconds);
+        file.set_modified(SystemTime::now() - age).unwrap();
+    }
+
+    #[test]
+    fn builds_are_read_as_they_were_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let history = History::new(dir.path(), u64::MAX);
+        assert!(ids(&history).is_empty());
+        history
+            .save(&[build("one"), build("../../etc/two")])
+            .unwrap();
+        history.save(&[build("one")]).unwrap();
+        assert_eq!(ids(&history), ["../../etc/two", "one"]);
+        assert_eq!(history.build("one").unwrap(), Some(build("one")));
+        assert_eq!(history.build("three").unwrap(), None);
+    }
+
+    #[test]
+    fn the_oldest_builds_beyond_the_limit_are_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let history = History::new(dir.path(), u64::MAX);
+        history.save(&[build("1"), build("2"), build("3")]).unwrap();
+        for (id, seconds) in [("1", 30), ("2", 20), ("3", 10)] {
+            age(&history, id, seconds);
+        }
+        let bytes = fs::metadata(history.path_of("1")).unwrap().len();
+        let limited = History::new(dir.path(), bytes * 2);
+        limited.save(&[build("4")]).unwrap();
+        assert_eq!(ids(&limited), ["3", "4"]);
+    }
+
+    #[test]
+    fn damaged_and_partial_files_are_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let history = History::new(dir.path(), u64::MAX);
+        history
+            .save(&[
+                build("torn"),
+                build("whole"),
+                build("flipped"),
+                build("empty"),
+            ])
+            .unwrap();
+        let torn = fs::read(history.path_of("torn")).unwrap();
+        fs::write(history.path_of("torn"), &torn[..torn.len() - 5]).unwrap();
+        let mut flipped = fs::read(history.path_of("flipped")).unwrap();
+        *flipped.last_mut().unwrap() ^= 1;
+        fs::write(history.path_of("flipped"), flipped).unwrap();
+        fs::write(history.path_of("empty"), "").unwrap();
+        let partial = history.folder.join("x.build.new");
+        fs::write(&partial, "x").unwrap();
+        assert_eq!(ids(&history), ["whole"]);
+        assert!(!partial.exists());
+        assert!(!history.path_of("torn").exists());
+    }
+
+    #[test]
+    fn the_records_of_explanations_are_read_as_they_were_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let history = History::new(dir.path(), 0);
+        assert_eq!(history.evictions().unwrap(), None);
+        history.save_evictions(b"\0binary\n").unwrap();
+        history.save_known(b"[1]").unwrap();
+        assert_eq!(history.evictions().unwrap().unwrap(), b"\0binary\n");
+        assert_eq!(history.known::<Vec<u32>>().unwrap(), Some(vec![1]));
+    }
+}

@@ -1,0 +1,289 @@
+//! The index of known actions: the last ones that had a result, by target, mnemonic and first output.
+
+use std::collections::{HashMap, HashSet};
+
+use gorego_storage::{Digest, DigestFunction};
+use serde::{Deserialize, Serialize};
+
+/// The most outputs that are indexed, over all targets.
+const MAX_OUTPUTS: usize = 24 * 1024;
+/// The number of outputs dropped when there are more, so that not each new one searches for the oldest.
+const DROPPED: usize = MAX_OUTPUTS / 8;
+/// The most actions kept for each output.
+const MAX_ACTIONS: usize = 3;
+/// The most actions that a miss is compared with.
+pub(crate) const MAX_CANDIDATES: usize = 4;
+
+/// An action that had a result.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct KnownAction {
+    /// The digest, as `hash/size`.
+    pub(crate) action: String,
+    /// The instance name of the result.
+    pub(crate) instance: String,
+    /// The time when the result was stored or last found, in milliseconds since the Unix epoch.
+    pub(crate) at_ms: u64,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+struct OutputActions {
+    /// The hash of the target and mnemonic.
+    family: u64,
+    /// The last actions, the newest last.
+    actions: Vec<KnownAction>,
+}
+
+/// An action as a call names it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct ActionNames {
+    /// The digest, as `hash/size`.
+    pub(crate) action: String,
+    pub(crate) instance: String,
+    pub(crate) target: String,
+    pub(crate) mnemonic: String,
+}
+
+/// The known actions.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub(crate) struct KnownActions {
+    /// The start of the records, in milliseconds since the Unix epoch.
+    since_ms: u64,
+    outputs: HashMap<u64, OutputActions>,
+    /// The outputs by hash of target and mnemonic.
+    #[serde(skip)]
+    families: HashMap<u64, HashSet<u64>>,
+    /// The output of each action.
+    #[serde(skip)]
+    actions: HashMap<String, u64>,
+    #[serde(skip)]
+    changes: u64,
+}
+
+impl KnownActions {
+    /// Builds the parts that are not saved. `now` begins the records if there are none.
+    #[must_use]
+    pub(crate) fn restored(mut self, now: u64) -> Self {
+        if self.since_ms == 0 {
+            self.since_ms = now;
+        }
+        for (output, known) in &self.outputs {
+            self.families
+                .entry(known.family)
+                .or_default()
+                .insert(*output);
+            for known in &known.actions {
+                self.actions.insert(known.action.clone(), *output);
+            }
+        }
+        self
+    }
+
+    /// Records an action that has a result now.
+    pub(crate) fn record(&mut self, names: &ActionNames, output: &str, now: u64) {
+        let ActionNames {
+            action,
+            instance,
+            target,
+            mnemonic,
+        } = names;
+        let (family, key) = (family(target, mnemonic), key(target, mnemonic, output));
+        self.changes += 1;
+        let known = self.outputs.entry(key).or_default();
+        known.family = family;
+        known.actions.retain(|known| known.action != *action);
+        if known.actions.len() >= MAX_ACTIONS {
+            self.actions.remove(&known.actions.remove(0).action);
+        }
+        known.actions.push(KnownAction {
+            action: action.clone(),
+            instance: instance.clone(),
+            at_ms: now,
+        });
+        self.families.entry(family).or_default().insert(key);
+        self.actions.insert(action.clone(), key);
+        if self.outputs.len() > MAX_OUTPUTS {
+            self.drop_oldest();
+        }
+    }
+
+    /// Returns this action as it was last known to have a result.
+    pub(crate) fn last_result(&self, action: &str) -> Option<&KnownAction> {
+        let known = self.outputs.get(self.actions.get(action)?)?;
+        known.actions.iter().find(|known| known.action == action)
+    }
+
+    /// Returns other actions of the target and mnemonic known at the time `until`, the newest first. Those with the same
+    /// first output precede the others; without an output, all count.
+    pub(crate) fn candidates(
+        &self,
+        names: &ActionNames,
+        output: Option<&str>,
+        until: u64,
+    ) -> Vec<KnownAction> {
+        let ActionNames {
+            action,
+            target,
+            mnemonic,
+            ..
+        } = names;
+        let is_candidate = |known: &&KnownAction| known.action != *action && known.at_ms <= until;
+        let same = output.and_then(|output| self.outputs.get(&key(target, mnemonic, output)));
+        let same = same.into_iter().flat_map(|known| &known.actions);
+        let mut candidates: Vec<_> = same.filter(is_candidate).cloned().collect();
+        if candidates.is_empty() {
+            let keys = self.families.get(&family(target, mnemonic));
+            let outputs = keys
+                .into_iter()
+                .flatten()
+                .filter_map(|key| self.outputs.get(key));
+            let all = outputs
+                .flat_map(|known| &known.actions)
+                .filter(is_candidate);
+            candidates = all.cloned().collect();
+        }
+        candidates.sort_by(|a, b| (b.at_ms, &b.action).cmp(&(a.at_ms, &a.action)));
+        candidates.truncate(MAX_CANDIDATES);
+        candidates
+    }
+
+    /// Returns the start of the records, in milliseconds since the Unix epoch.
+    pub(crate) const fn since_ms(&self) -> u64 {
+        self.since_ms
+    }
+
+    /// Returns the number of changes. A saved copy is current while this is unchanged.
+    pub(crate) const fn changes(&self) -> u64 {
+        self.changes
+    }
+
+    fn drop_oldest(&mut self) {
+        let newest = |known: &OutputActions| known.actions.last().map_or(0, |known| known.at_ms);
+        let mut ages: Vec<_> = self
+            .outputs
+            .iter()
+            .map(|(key, known)| (newest(known), *key))
+            .collect();
+        ages.sort_unstable();
+        for (_, key) in ages.into_iter().take(DROPPED) {
+            let Some(dropped) = self.outputs.remove(&key) else {
+                continue;
+            };
+            for known in dropped.actions {
+                self.actions.remove(&known.action);
+            }
+            if let Some(keys) = self.families.get_mut(&dropped.family) {
+                keys.remove(&key);
+                if keys.is_empty() {
+                    self.families.remove(&dropped.family);
+                }
+            }
+        }
+    }
+}
+
+fn family(target: &str, mnemonic: &str) -> u64 {
+    hash(&[target, mnemonic])
+}
+
+/// Returns the key of an output. Its configuration does not count, so that actions of another one can be compared.
+fn key(target: &str, mnemonic: &str, output: &str) -> u64 {
+    let below = output.strip_prefix("bazel-out/");
+    let output = below
+        .and_then(|below| below.split_once('/'))
+        .map_or(output, |(_, rest)| rest);
+    hash(&[target, mnemonic, output])
+}
+
+/// Returns a hash that is the same in each process, and that no client can make collide.
+fn hash(parts: &[&str]) -> u64 {
+    let digest = DigestFunction::Sha256.digest(parts.join("\0").as_bytes());
+    digest
+        .hash()
+        .first_chunk()
+        .map_or(0, |first| u64::from_le_bytes(*first))
+}
+
+/// Parses a digest of the form `hash/size`. The function is inferred from the hash.
+pub(crate) fn parse(digest: &str) -> Option<Digest> {
+    let (hash, size) = digest.split_once(['/', '-'])?;
+    Digest::parse(None, hash, size.parse().ok()?).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn digests(known: &[KnownAction]) -> String {
+        let digests: Vec<_> = known.iter().map(|known| known.action.as_str()).collect();
+        digests.join(" ")
+    }
+
+    fn names(action: &str, target: &str, mnemonic: &str) -> ActionNames {
+        ActionNames {
+            action: action.to_owned(),
+            instance: String::new(),
+            target: target.to_owned(),
+            mnemonic: mnemonic.to_owned(),
+        }
+    }
+
+    fn compile(action: &str) -> ActionNames {
+        names(action, "//:lib", "CppCompile")
+    }
+
+    #[test]
+    fn candidates_are_the_last_actions_with_the_same_output() {
+        let mut known = KnownActions::default();
+        for (action, output, at) in [
+            ("a", "bazel-out/k8-fastbuild/bin/x.o", 1),
+            ("b", "bazel-out/k8-opt/bin/x.o", 2),
+            ("c", "bazel-out/k8-opt/bin/y.o", 3),
+        ] {
+            known.record(&compile(action), output, at);
+        }
+        let find = |names, output, before| digests(&known.candidates(&names, output, before));
+        let x = Some("bazel-out/k8-dbg/bin/x.o");
+        assert_eq!(find(compile("new"), x, 9), "b a");
+        assert_eq!(find(compile("b"), x, 9), "a");
+        assert_eq!(find(compile("new"), x, 1), "a");
+        assert_eq!(find(compile("new"), Some("z.o"), 9), "c b a");
+        assert_eq!(find(compile("new"), None, 9), "c b a");
+        assert_eq!(find(names("new", "//:lib", "CppLink"), x, 9), "");
+        assert_eq!(find(names("new", "//:lob", "CppCompile"), x, 9), "");
+    }
+
+    #[test]
+    fn the_last_result_of_an_action_is_remembered_and_survives_saving() {
+        let mut known = KnownActions::default();
+        known.record(&compile("a"), "o", 1);
+        known.record(&compile("a"), "o", 5);
+        let saved = serde_json::to_vec(&known).unwrap();
+        let restored: KnownActions = serde_json::from_slice(&saved).unwrap();
+        let restored = restored.restored(7);
+        assert_eq!(restored.since_ms(), 7);
+        assert_eq!(restored.last_result("a").unwrap().at_ms, 5);
+        assert_eq!(restored.last_result("b"), None);
+        assert_eq!(digests(&restored.candidates(&compile("b"), None, 9)), "a");
+    }
+
+    #[test]
+    fn the_index_is_bounded_and_drops_the_oldest() {
+        let mut known = KnownActions::default();
+        for number in 0..=MAX_OUTPUTS as u64 {
+            let output = number.to_string();
+            known.record(&compile(&output), &output, number);
+        }
+        assert_eq!(known.outputs.len(), MAX_OUTPUTS + 1 - DROPPED);
+        assert_eq!(known.actions.len(), known.outputs.len());
+        let in_families: usize = known.families.values().map(HashSet::len).sum();
+        assert_eq!(in_families, known.outputs.len());
+        assert_eq!(known.last_result("0"), None);
+        let newest = MAX_OUTPUTS.to_string();
+        assert!(known.last_result(&newest).is_some());
+        for number in 0..10 {
+            known.record(&compile(&format!("again {number}")), "0", number);
+        }
+        let candidates = known.candidates(&compile(""), Some("0"), 99);
+        assert_eq!(candidates.len(), MAX_ACTIONS);
+    }
+}

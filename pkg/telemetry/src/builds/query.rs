@@ -1,0 +1,296 @@
+//! Queries.
+
+use std::sync::atomic::Ordering::Relaxed;
+
+use tokio::task::spawn_blocking;
+
+use super::{
+    ActionView, Build, BuildHead, Builds, Entry, Explanation, RecentBuilds, Tally, TargetMiss,
+    TargetView, Variable, compare,
+    contents::{ActionParts, Node},
+    explain::explain,
+    known::{ActionNames, parse},
+    model::{MAX_TEXT, clip},
+};
+
+/// The most builds of a page.
+const MAX_PAGE: usize = 200;
+/// The most misses of a target.
+const MAX_TARGET_MISSES: usize = 100;
+/// The most arguments, variables and paths of each kind that are shown.
+const MAX_SHOWN: usize = 2000;
+/// The longest argument or value that is shown, in bytes.
+const MAX_VALUE: usize = 16 * 1024;
+/// The most inputs of a page.
+const MAX_INPUTS: usize = 500;
+/// The most directories that are read for a page.
+const MAX_DIRECTORIES: usize = 2000;
+
+impl Builds {
+    /// Returns a page of recent builds: at most `limit` from number `offset`, the one seen last first.
+    pub fn recent(&self, offset: usize, limit: usize) -> RecentBuilds {
+        let state = self.0.state.lock();
+        let mut heads: Vec<&BuildHead> = state.heads().collect();
+        heads.sort_by(|a, b| (b.seen_ms, &b.id).cmp(&(a.seen_ms, &a.id)));
+        let page = heads.iter().skip(offset).take(limit.min(MAX_PAGE));
+        RecentBuilds {
+            builds: page.map(|head| (*head).clone()).collect(),
+            total: heads.len(),
+            without_build: state.without_build,
+            unrecorded: self.0.unrecorded.load(Relaxed),
+            unexplained: self.0.jobs.dropped(),
+            since_ms: state.known.since_ms(),
+        }
+    }
+
+    /// Returns a build with everything that is kept of it.
+    pub async fn build(&self, id: &str) -> Option<Build> {
+        {
+            let state = self.0.state.lock();
+            if let Some(build) = state.build(id) {
+                return Some(build.clone());
+            }
+            if !state.is_on_disk(id) {
+                return None;
+            }
+        }
+        let (history, id) = (self.0.history.clone()?, id.to_owned());
+        spawn_blocking(move || history.build(&id))
+            .await
+            .ok()?
+            .ok()?
+    }
+
+    /// Returns the last misses of a target, from the builds whose details are in memory.
+    pub fn target(&self, label: &str) -> Option<TargetView> {
+        let state = self.0.state.lock();
+        let mut view = TargetView {
+            target: label.to_owned(),
+            ..TargetView::default()
+        };
+        let mut is_known = false;
+        for build in state.builds() {
+            if let Some(tally) = build.targets.get(label) {
+                is_known = true;
+                view.total.add(tally);
+            }
+            let misses = build.misses.iter().filter(|miss| miss.target == label);
+            view.misses.extend(misses.map(|miss| TargetMiss {
+                build: build.head.id.clone(),
+                miss: miss.clone(),
+            }));
+        }
+        view.misses
+            .sort_by_key(|it| std::cmp::Reverse(it.miss.at_ms));
+        view.misses.truncate(MAX_TARGET_MISSES);
+        is_known.then_some(view)
+    }
+
+    /// Returns an action: `digest` is `hash/size`, `hash-size`, or the hash of a recorded miss. The inputs are those
+    /// from number `inputs_from`. `None` if `digest` is neither.
+    pub async fn action(&self, digest: &str, inputs_from: usize) -> Option<ActionView> {
+        let (name, last_miss) = self.find_miss(digest)?;
+        let mut view = ActionView {
+            action: name.clone(),
+            ..ActionView::default()
+        };
+        let _permit = self.0.views.acquire().await.ok()?;
+        match self.0.contents.action(&name).await {
+            Ok(parts) => {
+                self.show(&mut view, &parts);
+                self.list_inputs(&mut view, &parts, inputs_from).await;
+            }
+            Err(why) => view.unreadable = Some(why.to_string()),
+        }
+        let instance = last_miss
+            .as_ref()
+            .map_or("", |it| it.miss.instance.as_str());
+        self.list_outputs(&mut view, instance).await;
+        view.explanation = match &last_miss {
+            Some(last) => Some(self.explanation_of(last).await),
+            None => None,
+        };
+        view.last_miss = last_miss;
+        Some(view)
+    }
+
+    /// Finds the digest of an action by its name in a URL, and its last miss.
+    fn find_miss(&self, digest: &str) -> Option<(String, Option<TargetMiss>)> {
+        let digest = digest.replace('-', "/");
+        let is_name = parse(&digest).is_some();
+        let state = self.0.state.lock();
+        let is_meant = |action: &str| {
+            action == digest
+                || !is_name
+                    && action
+                        .split_once('/')
+                        .is_some_and(|(hash, _)| hash == digest)
+        };
+        let misses = state.builds().flat_map(|build| {
+            let misses = build.misses.iter().filter(|miss| is_meant(&miss.action));
+            misses.map(move |miss| (miss.at_ms, build, miss))
+        });
+        let last = misses
+            .max_by_key(|(at, ..)| *at)
+            .map(|(_, build, miss)| TargetMiss {
+                build: build.head.id.clone(),
+                miss: miss.clone(),
+            });
+        let name = match &last {
+            Some(last) => last.miss.action.clone(),
+            None if is_name => digest,
+            None => return None,
+        };
+        Some((name, last))
+    }
+
+    /// Returns the kept explanation, or explains the miss from what is in the cache now.
+    async fn explanation_of(&self, last: &TargetMiss) -> Explanation {
+        if let Some(kept) = &last.miss.explanation {
+            return kept.clone();
+        }
+        let miss = &last.miss;
+        let names = ActionNames {
+            action: miss.action.clone(),
+            instance: miss.instance.clone(),
+            target: miss.target.clone(),
+            mnemonic: miss.mnemonic.clone(),
+        };
+        let output = miss.output.as_deref();
+        let candidates = self
+            .0
+            .state
+            .lock()
+            .known
+            .candidates(&names, output, miss.at_ms);
+        explain(
+            &self.0.contents,
+            &self.0.redaction,
+            &miss.action,
+            &candidates,
+        )
+        .await
+    }
+
+    fn show(&self, view: &mut ActionView, parts: &ActionParts) {
+        let redaction = &self.0.redaction;
+        let (variables, properties) = (compare::variables(parts), compare::properties(parts));
+        let shown = redaction.command(&parts.command.arguments, &variables, &properties);
+        let mut left_out = 0;
+        let named = |pairs: Vec<(String, String)>| {
+            pairs.into_iter().map(|(name, value)| Variable {
+                name: clip(&name, MAX_TEXT),
+                value: clip(&value, MAX_VALUE),
+            })
+        };
+        let arguments = shown
+            .arguments
+            .iter()
+            .map(|argument| clip(argument, MAX_VALUE));
+        view.arguments = bounded(arguments, &mut left_out);
+        view.environment = bounded(named(shown.variables), &mut left_out);
+        view.platform = bounded(named(shown.properties), &mut left_out);
+        let outputs = compare::outputs(parts, redaction).into_iter();
+        view.output_paths = bounded(outputs.map(|path| clip(&path, MAX_TEXT)), &mut left_out);
+        view.left_out = left_out;
+        view.working_directory = clip(&redaction.name(&parts.command.working_directory), MAX_TEXT);
+        view.timeout = compare::timeout(parts);
+        view.do_not_cache = parts.action.do_not_cache;
+        view.input_root = parts.inputs.map(|root| root.to_string());
+    }
+
+    /// Lists the inputs below the root, directory by directory.
+    async fn list_inputs(&self, view: &mut ActionView, parts: &ActionParts, from: usize) {
+        let Some(root) = parts.inputs else {
+            return;
+        };
+        let mut queue = std::collections::VecDeque::from([(String::new(), root)]);
+        let (mut position, mut read) = (0, 0);
+        while let Some((path, digest)) = queue.pop_front() {
+            read += 1;
+            if read > MAX_DIRECTORIES {
+                view.inputs_unreadable = Some(format!("more than {MAX_DIRECTORIES} directories"));
+                return;
+            }
+            let entries = match self.0.contents.directory(&digest).await {
+                Ok(entries) => entries,
+                Err(why) => {
+                    view.inputs_unreadable.get_or_insert(why.to_string());
+                    continue;
+                }
+            };
+            for (name, node) in entries {
+                let path = if path.is_empty() {
+                    name
+                } else {
+                    format!("{path}/{name}")
+                };
+                if let Node::Directory(Some(child)) = node {
+                    queue.push_back((path, child));
+                    continue;
+                }
+                if view.inputs.len() >= MAX_INPUTS {
+                    view.next_inputs = Some(position);
+                    return;
+                }
+                if position >= from {
+                    view.inputs.push(Entry {
+                        path: clip(&self.0.redaction.name(&path), MAX_TEXT),
+                        content: clip(&node.describe(), MAX_TEXT),
+                    });
+                }
+                position += 1;
+            }
+        }
+    }
+
+    async fn list_outputs(&self, view: &mut ActionView, instance: &str) {
+        let Some(result) = self.0.contents.result(instance, &view.action).await else {
+            return;
+        };
+        let text = |digest: &Option<reapi::v2::Digest>| {
+            digest
+                .as_ref()
+                .map_or(String::new(), |it| format!("{}/{}", it.hash, it.size_bytes))
+        };
+        let files = result
+            .output_files
+            .iter()
+            .map(|file| (&file.path, text(&file.digest)));
+        let folders = result.output_directories.iter();
+        let folders = folders.map(|it| (&it.path, format!("tree {}", text(&it.tree_digest))));
+        let links = result.output_symlinks.iter();
+        let links = links.map(|it| (&it.path, format!("link to {}", it.target)));
+        let entries = files
+            .chain(folders)
+            .chain(links)
+            .map(|(path, content)| Entry {
+                path: clip(&self.0.redaction.name(path), MAX_TEXT),
+                content: clip(&content, MAX_TEXT),
+            });
+        view.outputs = Some(bounded(entries, &mut view.left_out));
+        view.exit_code = Some(result.exit_code);
+    }
+}
+
+impl Tally {
+    fn add(&mut self, other: &Self) {
+        self.hits += other.hits;
+        self.misses += other.misses;
+        self.incomplete += other.incomplete;
+        self.errors += other.errors;
+        self.stored += other.stored;
+        self.hit_bytes = self.hit_bytes.saturating_add(other.hit_bytes);
+        self.stored_bytes = self.stored_bytes.saturating_add(other.stored_bytes);
+        self.executed_ms = self.executed_ms.saturating_add(other.executed_ms);
+        self.slowest_ms = self.slowest_ms.max(other.slowest_ms);
+        self.saved_ms = self.saved_ms.saturating_add(other.saved_ms);
+    }
+}
+
+/// Takes what may be shown, and counts the rest.
+fn bounded<T>(mut items: impl Iterator<Item = T>, left_out: &mut usize) -> Vec<T> {
+    let shown = items.by_ref().take(MAX_SHOWN).collect();
+    *left_out += items.count();
+    shown
+}

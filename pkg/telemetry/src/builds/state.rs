@@ -1,0 +1,331 @@
+//! The builds in memory, and what the explanations of their misses rest on.
+
+use std::collections::HashMap;
+
+use super::{
+    Build, BuildHead, Evictions, Explanation, LookupOutcome, Miss, Tally, cause,
+    event::{CallNames, Event, Outcome, ResultFacts, now_ms},
+    known::{ActionNames, KnownAction, KnownActions},
+    model::MAX_MISSES,
+};
+
+/// The most memory of the details of builds, by estimate, in bytes.
+const MAX_MEMORY: usize = 12 * 1024 * 1024;
+/// The most builds that are listed, those whose details are only on disk included.
+const MAX_BUILDS: usize = 10_000;
+
+/// The memory of an entry of the counts by target or mnemonic, without its name.
+const TALLY_MEMORY: usize = size_of::<Tally>() + 64;
+
+/// The state.
+#[derive(Debug, Default)]
+pub(crate) struct State {
+    builds: HashMap<String, KeptBuild>,
+    /// The builds of which only the head is in memory.
+    heads: HashMap<String, BuildHead>,
+    memory: usize,
+    pub(crate) known: KnownActions,
+    /// The calls that named no build.
+    pub(crate) without_build: Tally,
+}
+
+#[derive(Debug, Default)]
+struct KeptBuild {
+    build: Build,
+    /// The positions of the misses by action.
+    positions: HashMap<String, usize>,
+    memory: usize,
+    /// Set while the disk has an older version.
+    dirty: bool,
+}
+
+/// A miss to be explained by the actions that were known before it.
+#[derive(Clone, Debug)]
+pub(crate) struct Job {
+    pub(crate) build: String,
+    pub(crate) action: String,
+    pub(crate) candidates: Vec<KnownAction>,
+}
+
+impl State {
+    /// Creates the state without builds, of which records begin now.
+    pub(crate) fn new() -> Self {
+        Self {
+            known: KnownActions::default().restored(now_ms()),
+            ..Self::default()
+        }
+    }
+
+    /// Adds the results of the builds to the known actions, which are saved less often.
+    pub(crate) fn recall(&mut self) {
+        for miss in self.builds.values().flat_map(|kept| &kept.build.misses) {
+            let (Some(output), Some(stored)) = (&miss.output, miss.stored_ms) else {
+                continue;
+            };
+            if miss.target.is_empty() || self.known.last_result(&miss.action).is_some() {
+                continue;
+            }
+            let names = ActionNames {
+                action: miss.action.clone(),
+                instance: miss.instance.clone(),
+                target: miss.target.clone(),
+                mnemonic: miss.mnemonic.clone(),
+            };
+            self.known.record(&names, output, stored);
+        }
+    }
+
+    /// Records a call. Returns a job if a miss can be explained now.
+    pub(crate) fn apply(
+        &mut self,
+        event: &Event,
+        call: &CallNames,
+        evictions: &Evictions,
+    ) -> Option<Job> {
+        let names = call.action_names(event);
+        let job = if call.build.id.is_empty() {
+            event.outcome.count_in(&mut self.without_build);
+            None
+        } else {
+            self.apply_to_build(event, call, &names, evictions)
+        };
+        if let (Outcome::Hit(facts) | Outcome::Stored(facts), false) =
+            (&event.outcome, names.target.is_empty())
+            && let Some(output) = &facts.output
+        {
+            self.known.record(&names, output, event.at_ms);
+        }
+        job
+    }
+
+    fn apply_to_build(
+        &mut self,
+        event: &Event,
+        call: &CallNames,
+        names: &ActionNames,
+        evictions: &Evictions,
+    ) -> Option<Job> {
+        let (id, known) = (&call.build.id, &self.known);
+        let kept = self.builds.entry(id.clone()).or_default();
+        let before = kept.memory;
+        kept.dirty = true;
+        kept.see(&call.build, event.at_ms);
+        kept.count(names, &event.outcome);
+        let job = match &event.outcome {
+            Outcome::Miss | Outcome::Incomplete(_) => {
+                let explanation = cause::at_once(event, names, known, evictions);
+                kept.miss(event, call, names, explanation);
+                None
+            }
+            Outcome::Stored(facts) => kept.stored(event, names, facts, known),
+            Outcome::Hit(_) | Outcome::Error => None,
+        };
+        self.memory = self.memory + kept.memory - before;
+        self.heads.remove(id);
+        self.shrink(id);
+        job
+    }
+
+    /// Records the explanation of a miss.
+    pub(crate) fn explained(&mut self, job: &Job, explanation: Explanation) {
+        let Some(kept) = self.builds.get_mut(&job.build) else {
+            return;
+        };
+        let grown = explanation.memory();
+        if let Some(miss) = kept.find(&job.action) {
+            miss.explanation = Some(explanation);
+            kept.memory += grown;
+            kept.dirty = true;
+            self.memory += grown;
+        }
+    }
+
+    /// Adds a build that was read from the disk. Returns `false` once no more builds can be listed.
+    pub(crate) fn restore(&mut self, build: Build) -> bool {
+        let id = build.head.id.clone();
+        let positions = build.misses.iter().enumerate();
+        let mut kept = KeptBuild {
+            positions: positions
+                .map(|(at, miss)| (miss.action.clone(), at))
+                .collect(),
+            build,
+            memory: 0,
+            dirty: false,
+        };
+        kept.memory = kept.build.memory();
+        self.memory += kept.memory;
+        self.heads.remove(&id);
+        if let Some(replaced) = self.builds.insert(id.clone(), kept) {
+            self.memory = self.memory.saturating_sub(replaced.memory);
+        }
+        self.shrink(&id);
+        self.heads.len() + self.builds.len() < MAX_BUILDS / 8 * 7
+    }
+
+    /// Whether only the head of this build is in memory.
+    pub(crate) fn is_on_disk(&self, id: &str) -> bool {
+        self.heads.contains_key(id)
+    }
+
+    /// Removes a build that is no longer on the disk, if only its head is in memory.
+    pub(crate) fn forget_head(&mut self, id: &str) {
+        self.heads.remove(id);
+    }
+
+    /// Returns the builds that changed since the last call.
+    pub(crate) fn take_dirty(&mut self) -> Vec<Build> {
+        let dirty = self.builds.values_mut().filter(|kept| kept.dirty);
+        dirty
+            .map(|kept| {
+                kept.dirty = false;
+                kept.build.clone()
+            })
+            .collect()
+    }
+
+    /// Returns a build whose details are in memory.
+    pub(crate) fn build(&self, id: &str) -> Option<&Build> {
+        self.builds.get(id).map(|kept| &kept.build)
+    }
+
+    /// Returns all builds in memory.
+    pub(crate) fn builds(&self) -> impl Iterator<Item = &Build> {
+        self.builds.values().map(|kept| &kept.build)
+    }
+
+    /// Returns the heads of all builds, in no order.
+    pub(crate) fn heads(&self) -> impl Iterator<Item = &BuildHead> {
+        let kept = self.builds.values().map(|kept| &kept.build.head);
+        kept.chain(self.heads.values())
+    }
+
+    /// Keeps within the limits: drops the details, and then the heads, of the builds seen longest ago, but not
+    /// `current`. Leaves an eighth free, so that not each call searches for the oldest.
+    fn shrink(&mut self, current: &str) {
+        if self.memory > MAX_MEMORY {
+            for id in self.oldest_first(current) {
+                if self.memory <= MAX_MEMORY / 8 * 7 {
+                    break;
+                }
+                if let Some(dropped) = self.builds.remove(&id) {
+                    self.memory = self.memory.saturating_sub(dropped.memory);
+                    self.heads.insert(id, dropped.build.head);
+                }
+            }
+        }
+        if self.heads.len() + self.builds.len() > MAX_BUILDS {
+            let heads = self.heads.iter().map(|(id, head)| (head.seen_ms, id));
+            let mut heads: Vec<_> = heads.map(|(seen, id)| (seen, id.clone())).collect();
+            heads.sort_unstable();
+            let heads = heads.into_iter().map(|(_, id)| id);
+            let others: Vec<_> = heads.chain(self.oldest_first(current)).collect();
+            for id in others.into_iter().take(MAX_BUILDS / 8) {
+                self.heads.remove(&id);
+                let dropped = self.builds.remove(&id);
+                self.memory -= dropped.map_or(0, |kept| kept.memory);
+            }
+        }
+    }
+
+    /// Returns the builds with details, but not `current`: first those that are on the disk, by time.
+    fn oldest_first(&self, current: &str) -> Vec<String> {
+        let others = self.builds.iter().filter(|(id, _)| *id != current);
+        let key = |kept: &KeptBuild| (kept.dirty, kept.build.head.seen_ms);
+        let mut others: Vec<_> = others.map(|(id, kept)| (key(kept), id.clone())).collect();
+        others.sort_unstable();
+        others.into_iter().map(|(_, id)| id).collect()
+    }
+}
+
+impl KeptBuild {
+    fn see(&mut self, head: &BuildHead, now: u64) {
+        let own = &mut self.build.head;
+        if own.id.is_empty() {
+            *own = head.clone();
+            own.started_ms = now;
+            self.memory = Build::default().memory();
+        }
+        own.seen_ms = own.seen_ms.max(now);
+    }
+
+    fn find(&mut self, action: &str) -> Option<&mut Miss> {
+        self.build.misses.get_mut(*self.positions.get(action)?)
+    }
+
+    fn count(&mut self, names: &ActionNames, outcome: &Outcome) {
+        let entries = self.build.targets.len() + self.build.mnemonics.len();
+        for tally in self
+            .build
+            .tallies(&names.target, &names.mnemonic)
+            .into_iter()
+            .flatten()
+        {
+            outcome.count_in(tally);
+        }
+        if self.build.targets.len() + self.build.mnemonics.len() > entries {
+            self.memory += names.target.len() + names.mnemonic.len() + 2 * TALLY_MEMORY;
+        }
+    }
+
+    fn miss(
+        &mut self,
+        event: &Event,
+        call: &CallNames,
+        names: &ActionNames,
+        explanation: Option<Explanation>,
+    ) {
+        if self.positions.contains_key(&names.action) {
+            return;
+        }
+        if self.build.misses.len() >= MAX_MISSES {
+            self.build.head.left_out.misses += 1;
+            return;
+        }
+        self.positions
+            .insert(names.action.clone(), self.build.misses.len());
+        let miss = Miss {
+            action: names.action.clone(),
+            instance: names.instance.clone(),
+            target: names.target.clone(),
+            mnemonic: names.mnemonic.clone(),
+            configuration: call.configuration.clone(),
+            outcome: match event.outcome {
+                Outcome::Incomplete(_) => LookupOutcome::Incomplete,
+                _ => LookupOutcome::Miss,
+            },
+            at_ms: event.at_ms,
+            stored_ms: None,
+            executed_ms: None,
+            output: None,
+            explanation,
+        };
+        self.memory += miss.memory();
+        self.build.misses.push(miss);
+    }
+
+    fn stored(
+        &mut self,
+        event: &Event,
+        names: &ActionNames,
+        facts: &ResultFacts,
+        known: &KnownActions,
+    ) -> Option<Job> {
+        let miss = self.find(&names.action)?;
+        miss.stored_ms = Some(event.at_ms);
+        miss.executed_ms = facts.executed_ms;
+        let grown = facts.output.as_ref().map_or(0, String::len);
+        miss.output.clone_from(&facts.output);
+        if miss.explanation.is_some() {
+            self.memory += grown;
+            return None;
+        }
+        let before = miss.at_ms;
+        self.memory += grown;
+        let candidates = known.candidates(names, facts.output.as_deref(), before);
+        Some(Job {
+            build: self.build.head.id.clone(),
+            action: names.action.clone(),
+            candidates,
+        })
+    }
+}

@@ -1,0 +1,446 @@
+//! Calls of a client, and the builds and explanations that come of them.
+
+use std::{path::Path, time::Duration};
+
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use gorego_limits::Budget;
+use gorego_storage::{
+    ActionCache, Blob, BlobStore, CompletenessChecking, Digest, DigestFunction, Error,
+    EvictionObserver as _, MemoryStore,
+};
+use http::{HeaderMap, HeaderValue};
+use prost::Message as _;
+use reapi::v2::{self, ActionResult, OutputFile, RequestMetadata, ToolDetails};
+use tokio::{task::JoinHandle, time::timeout};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use super::*;
+use crate::Call;
+
+/// A server with recorded builds, in memory but for the history.
+struct Server {
+    store: Arc<MemoryStore>,
+    actions: RecordedActions,
+    builds: Builds,
+    evictions: Arc<Evictions>,
+    shutdown: CancellationToken,
+    worker: JoinHandle<()>,
+}
+
+impl Server {
+    fn start(dir: Option<&Path>, store: Arc<MemoryStore>) -> Self {
+        let evictions = Arc::<Evictions>::default();
+        let (builds, worker) = Builds::new(BuildsOptions {
+            dir: dir.map(Path::to_owned),
+            history_max: 1 << 20,
+            redaction: Redaction::new(&["TOKEN"]).unwrap(),
+            stores: vec![Arc::clone(&store) as _],
+            evictions: Arc::clone(&evictions),
+        });
+        let memory = Budget::memory("trees", u64::MAX);
+        let actions =
+            CompletenessChecking::new(Arc::clone(&store), Arc::clone(&store) as _, memory);
+        let shutdown = CancellationToken::new();
+        Self {
+            actions: RecordedActions::new(Arc::new(actions), builds.clone()),
+            store,
+            builds,
+            evictions,
+            worker: TaskTracker::new().spawn(worker.run(shutdown.clone())),
+            shutdown,
+        }
+    }
+
+    fn new() -> Self {
+        Self::start(None, Arc::default())
+    }
+
+    async fn stop(self) {
+        self.shutdown.cancel();
+        self.worker.await.unwrap();
+    }
+
+    async fn blob(&self, content: Vec<u8>) -> Digest {
+        let digest = DigestFunction::Sha256.digest(&content);
+        BlobStore::put(&*self.store, &digest, Blob::Bytes(content.into()))
+            .await
+            .unwrap();
+        digest
+    }
+
+    /// Uploads an action that runs `arguments`.
+    async fn upload(&self, arguments: &[&str]) -> Digest {
+        let (action, command) = action(arguments);
+        self.blob(command).await;
+        self.blob(action).await
+    }
+
+    async fn look_up(&self, build: &str, action: &Digest) -> bool {
+        let memory = Budget::memory("result", u64::MAX);
+        let found = call(build)
+            .scope(self.actions.get("", action, &memory))
+            .await;
+        assert!(
+            !matches!(&found, Err(error) if !error.is_result_miss()),
+            "{found:?}"
+        );
+        found.is_ok()
+    }
+
+    /// Stores a result of the action.
+    async fn store(&self, build: &str, action: &Digest, output: &Digest) {
+        let at = |seconds| Some(prost_types::Timestamp { seconds, nanos: 0 });
+        let result = ActionResult {
+            output_files: vec![OutputFile {
+                path: "bazel-out/k8/bin/out".to_owned(),
+                digest: Some(output.to_proto()),
+                ..OutputFile::default()
+            }],
+            execution_metadata: Some(v2::ExecutedActionMetadata {
+                execution_start_timestamp: at(1),
+                execution_completed_timestamp: at(3),
+                ..v2::ExecutedActionMetadata::default()
+            }),
+            ..ActionResult::default()
+        };
+        call(build)
+            .scope(self.actions.put("", action, result))
+            .await
+            .unwrap();
+    }
+
+    /// Looks an action up that misses, then uploads it with its result, as Bazel does.
+    async fn miss_and_store(&self, build: &str, arguments: &[&str]) -> Digest {
+        let (encoded, _) = action(arguments);
+        let action = DigestFunction::Sha256.digest(&encoded);
+        assert!(!self.look_up(build, &action).await);
+        let output = self.blob(b"output".to_vec()).await;
+        self.upload(arguments).await;
+        self.store(build, &action, &output).await;
+        action
+    }
+
+    /// Waits until a build satisfies a condition.
+    async fn build(&self, id: &str, is_done: impl Fn(&Build) -> bool) -> Build {
+        let wait = async {
+            loop {
+                if let Some(build) = self.builds.build(id).await
+                    && is_done(&build)
+                {
+                    return build;
+                }
+                tokio::task::yield_now().await;
+            }
+        };
+        let done = timeout(Duration::from_mins(1), wait).await;
+        done.expect("the build never came to that state")
+    }
+
+    /// Returns the explanation of a miss in a build, once there is one.
+    async fn explanation(&self, build: &str, action: &Digest) -> Explanation {
+        let name = action.to_string();
+        let find = |build: &Build| {
+            let miss = build.misses.iter().find(|miss| miss.action == name);
+            miss.and_then(|miss| miss.explanation.clone())
+        };
+        let build = self.build(build, |build| find(build).is_some()).await;
+        find(&build).unwrap()
+    }
+}
+
+/// Returns an encoded action and its command.
+fn action(arguments: &[&str]) -> (Vec<u8>, Vec<u8>) {
+    let command = v2::Command {
+        arguments: arguments.iter().map(|&a| a.to_owned()).collect(),
+        ..v2::Command::default()
+    };
+    let command = command.encode_to_vec();
+    let action = v2::Action {
+        command_digest: Some(DigestFunction::Sha256.digest(&command).to_proto()),
+        input_root_digest: Some(DigestFunction::Sha256.empty().to_proto()),
+        ..v2::Action::default()
+    };
+    (action.encode_to_vec(), command)
+}
+
+/// Returns the context of a call of Bazel for the target `//:t`.
+fn call(build: &str) -> Arc<Call> {
+    let metadata = RequestMetadata {
+        tool_details: Some(ToolDetails {
+            tool_name: "bazel".to_owned(),
+            tool_version: "7.7.1".to_owned(),
+        }),
+        tool_invocation_id: build.to_owned(),
+        correlated_invocations_id: "day".to_owned(),
+        action_mnemonic: "Genrule".to_owned(),
+        target_id: "//:t".to_owned(),
+        ..RequestMetadata::default()
+    };
+    let value = HeaderValue::from_str(&STANDARD.encode(metadata.encode_to_vec())).unwrap();
+    let headers = HeaderMap::from_iter([(crate::METADATA.parse().unwrap(), value)]);
+    Arc::new(Call::new(
+        "GetActionResult",
+        &headers,
+        ([127, 0, 0, 1], 1).into(),
+    ))
+}
+
+#[tokio::test]
+async fn a_build_counts_its_lookups_and_results_by_target_and_mnemonic() {
+    let server = Server::new();
+    let action = server.miss_and_store("b", &["one"]).await;
+    assert!(server.look_up("b", &action).await);
+    let build = server.build("b", |build| build.head.total.hits == 1).await;
+    let head = &build.head;
+    assert_eq!((&*head.tool, &*head.tool_version), ("bazel", "7.7.1"));
+    assert_eq!(head.correlated_id, "day");
+    let expected = Tally {
+        hits: 1,
+        misses: 1,
+        stored: 1,
+        hit_bytes: 6,
+        stored_bytes: 6,
+        executed_ms: 2000,
+        slowest_ms: 2000,
+        saved_ms: 2000,
+        ..Tally::default()
+    };
+    assert_eq!(head.total, expected);
+    assert_eq!(build.targets["//:t"], expected);
+    assert_eq!(build.mnemonics["Genrule"], expected);
+    assert_eq!(build.misses.len(), 1);
+    assert_eq!(server.builds.recent(0, 10).builds, [build.head]);
+    let target = server.builds.target("//:t").unwrap();
+    assert_eq!((target.total, target.misses.len()), (expected, 1));
+    assert_eq!(server.builds.target("//:other"), None);
+}
+
+#[tokio::test]
+async fn calls_without_a_build_are_counted_together() {
+    let server = Server::new();
+    let action = DigestFunction::Sha256.digest(b"unknown");
+    server.look_up("", &action).await;
+    let memory = Budget::memory("result", u64::MAX);
+    let found = server.actions.get("", &action, &memory).await;
+    assert!(matches!(found, Err(Error::NoResult(_))));
+    let last = server.miss_and_store("b", &["x"]).await;
+    server.explanation("b", &last).await;
+    let recent = server.builds.recent(0, 10);
+    assert_eq!(recent.without_build.misses, 2);
+    assert_eq!(recent.total, 1);
+}
+
+#[tokio::test]
+async fn the_first_action_of_a_target_was_never_seen() {
+    let server = Server::new();
+    let action = server.miss_and_store("b", &["one"]).await;
+    let explanation = server.explanation("b", &action).await;
+    assert_eq!(explanation.cause, Cause::NeverSeen);
+    assert_eq!(
+        explanation.sentence,
+        "No action Genrule of //:t had a result before."
+    );
+}
+
+#[tokio::test]
+async fn a_changed_action_is_compared_with_the_nearest_known_one() {
+    let server = Server::new();
+    let near = server
+        .miss_and_store("a", &["cp", "--token=x", "a", "b"])
+        .await;
+    server.explanation("a", &near).await;
+    let changed = server
+        .miss_and_store("b", &["cp", "--token=x", "a", "c"])
+        .await;
+    let explanation = server.explanation("b", &changed).await;
+    assert_eq!(explanation.cause, Cause::Differs);
+    let comparison = explanation.comparison.unwrap();
+    assert_eq!(comparison.nearest, [near.to_string()]);
+    let expected = Difference {
+        aspect: Aspect::Argument,
+        name: "4".to_owned(),
+        before: Some("b".to_owned()),
+        after: Some("c".to_owned()),
+    };
+    assert_eq!(comparison.differences, [expected]);
+}
+
+#[tokio::test]
+async fn equally_near_actions_are_all_named() {
+    let server = Server::new();
+    let mut known = Vec::new();
+    for argument in ["1", "2"] {
+        let action = server.miss_and_store(argument, &["cp", argument]).await;
+        server.explanation(argument, &action).await;
+        known.push(action.to_string());
+    }
+    let changed = server.miss_and_store("b", &["cp", "3"]).await;
+    let explanation = server.explanation("b", &changed).await;
+    let mut nearest = explanation.comparison.clone().unwrap().nearest;
+    nearest.sort();
+    known.sort();
+    assert_eq!(nearest, known);
+    assert!(
+        explanation
+            .sentence
+            .contains("2 known ones, which are equally near"),
+        "{explanation:?}"
+    );
+}
+
+#[tokio::test]
+async fn an_action_that_was_never_uploaded_is_not_explained_by_a_guess() {
+    let server = Server::new();
+    let known = server.miss_and_store("a", &["one"]).await;
+    server.explanation("a", &known).await;
+    let unknown = DigestFunction::Sha256.digest(b"unknown");
+    assert!(!server.look_up("b", &unknown).await);
+    server.build("b", |build| build.misses.len() == 1).await;
+    let view = server.builds.action(&unknown.to_string(), 0).await.unwrap();
+    assert_eq!(view.explanation.unwrap().cause, Cause::NotUploaded);
+    assert!(view.unreadable.unwrap().contains("is not in the cache"));
+    // Once it is uploaded, it is compared.
+    let uploaded = server.upload(&["two"]).await;
+    assert!(!server.look_up("b", &uploaded).await);
+    server.build("b", |build| build.misses.len() == 2).await;
+    let view = server
+        .builds
+        .action(&uploaded.to_string(), 0)
+        .await
+        .unwrap();
+    assert_eq!(view.explanation.unwrap().cause, Cause::Differs);
+    assert_eq!(view.arguments, ["two"]);
+}
+
+#[tokio::test]
+async fn a_result_that_was_evicted_or_lost_is_told_from_one_never_seen() {
+    let server = Server::new();
+    let lost = server.miss_and_store("a", &["one"]).await;
+    server.explanation("a", &lost).await;
+    let (evicted, lost) = (DigestFunction::Sha256.digest(b"evicted"), lost);
+    server.evictions.evicted(&evicted.hash_prefix(), true);
+    assert!(!server.look_up("b", &evicted).await);
+    let explanation = server.explanation("b", &evicted).await;
+    assert!(
+        matches!(explanation.cause, Cause::Evicted { at_ms } if at_ms > 0),
+        "{explanation:?}"
+    );
+
+    // A store that lacks the result that it was given.
+    let empty = RecordedActions::new(Arc::new(MemoryStore::default()), server.builds.clone());
+    let memory = Budget::memory("result", u64::MAX);
+    for instance in ["", "other"] {
+        let found = call(&format!("c{instance}"))
+            .scope(empty.get(instance, &lost, &memory))
+            .await;
+        assert!(matches!(found, Err(Error::NoResult(_))));
+    }
+    let explanation = server.explanation("c", &lost).await;
+    assert!(
+        matches!(explanation.cause, Cause::Lost { .. }),
+        "{explanation:?}"
+    );
+    let explanation = server.explanation("cother", &lost).await;
+    let expected = Cause::OtherInstance {
+        instance: String::new(),
+    };
+    assert_eq!(explanation.cause, expected);
+}
+
+#[tokio::test]
+async fn an_incomplete_result_names_the_missing_blob_and_its_eviction() {
+    let server = Server::new();
+    let action = server.upload(&["one"]).await;
+    let missing = DigestFunction::Sha256.digest(b"missing");
+    server.store("a", &action, &missing).await;
+    for (build, is_evicted) in [("b", false), ("c", true)] {
+        if is_evicted {
+            server.evictions.evicted(&missing.hash_prefix(), false);
+        }
+        assert!(!server.look_up(build, &action).await);
+        let explanation = server.explanation(build, &action).await;
+        let Cause::Incomplete { blob, evicted_ms } = explanation.cause else {
+            panic!("{explanation:?}");
+        };
+        assert_eq!(blob, Some(missing.to_string()));
+        assert_eq!(evicted_ms.is_some(), is_evicted);
+    }
+}
+
+#[tokio::test]
+async fn builds_and_known_actions_survive_a_restart() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(Some(dir.path()), Arc::default());
+    let known = server.miss_and_store("a", &["one"]).await;
+    server.explanation("a", &known).await;
+    let evicted = DigestFunction::Sha256.digest(b"evicted");
+    server.evictions.evicted(&evicted.hash_prefix(), true);
+    let (before, store) = (server.builds.build("a").await, Arc::clone(&server.store));
+    server.stop().await;
+
+    let server = Server::start(Some(dir.path()), store);
+    let after = server.build("a", |_| true).await;
+    assert_eq!(Some(after), before);
+    let changed = server.miss_and_store("a", &["two"]).await;
+    assert_eq!(
+        server.explanation("a", &changed).await.cause,
+        Cause::Differs
+    );
+    assert!(!server.look_up("a", &evicted).await);
+    let explanation = server.explanation("a", &evicted).await;
+    assert!(
+        matches!(explanation.cause, Cause::Evicted { .. }),
+        "{explanation:?}"
+    );
+    let build = server.builds.build("a").await.unwrap();
+    assert_eq!(build.misses.len(), 3, "the build goes on after the restart");
+}
+
+#[tokio::test]
+async fn an_unusable_folder_does_not_disturb_calls() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("builds"), "a file").unwrap();
+    let server = Server::start(Some(dir.path()), Arc::default());
+    let action = server.miss_and_store("a", &["one"]).await;
+    server.explanation("a", &action).await;
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn calls_that_the_worker_cannot_keep_up_with_are_counted_and_not_delayed() {
+    let (builds, _worker) = Builds::new(BuildsOptions {
+        dir: None,
+        history_max: 0,
+        redaction: Redaction::new::<&str>(&[]).unwrap(),
+        stores: Vec::new(),
+        evictions: Arc::default(),
+    });
+    let actions = RecordedActions::new(Arc::new(MemoryStore::default()), builds.clone());
+    let memory = Budget::memory("result", u64::MAX);
+    let action = DigestFunction::Sha256.digest(b"action");
+    for _ in 0..MAX_WAITING + 3 {
+        let found = actions.get("", &action, &memory).await;
+        assert!(found.is_err());
+    }
+    assert_eq!(builds.recent(0, 1).unrecorded, 3);
+}
+
+#[tokio::test]
+async fn an_uploaded_action_is_shown_without_secrets() {
+    let server = Server::new();
+    let arguments = ["run", "--TOKEN=hunter2", "https://user:pass@host/"];
+    let action = server.miss_and_store("b", &arguments).await;
+    server.explanation("b", &action).await;
+    for name in [
+        action.to_string(),
+        action.to_string().replace('/', "-"),
+        action.hex(),
+    ] {
+        let view = server.builds.action(&name, 0).await.unwrap();
+        let redacted = ["run", "--TOKEN=[redacted]", "https://[redacted]@host/"];
+        assert_eq!(view.arguments, redacted);
+        assert_eq!(view.outputs.unwrap()[0].path, "bazel-out/k8/bin/out");
+        assert_eq!(view.last_miss.unwrap().build, "b");
+    }
+    assert_eq!(server.builds.action("nonsense", 0).await, None);
+}

@@ -1,0 +1,184 @@
+//! The background task that records calls, explains misses and saves builds.
+
+use std::{io, sync::Arc, time::Duration};
+
+use tokio::{
+    sync::mpsc,
+    task::spawn_blocking,
+    time::{Instant, MissedTickBehavior, interval, sleep_until},
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    Builds,
+    event::{CallNames, Event, now_ms},
+    explain::explain,
+    history::History,
+};
+
+/// The time from a change of a build to its saving.
+const SAVE: Duration = Duration::from_secs(5);
+/// The interval at which known actions and evictions are saved, if they changed.
+const SAVE_RECORDS: Duration = Duration::from_mins(1);
+
+/// The task of [`Builds`]. Run it for as long as calls are recorded.
+#[derive(Debug)]
+pub struct BuildsWorker {
+    pub(crate) builds: Builds,
+    pub(crate) events: mpsc::Receiver<Event>,
+    /// The changes of known actions and of evictions that are saved.
+    pub(crate) saved: (u64, u64),
+    /// Set while saving fails, so that it is logged once.
+    pub(crate) failing: bool,
+}
+
+impl BuildsWorker {
+    /// Reads the builds of earlier runs, then records until `shutdown` is cancelled, and saves.
+    pub async fn run(mut self, shutdown: CancellationToken) {
+        if let Some(history) = self.builds.0.history.clone() {
+            self.restore(history).await;
+        }
+        let builds = self.builds.clone();
+        tokio::select! {
+            () = self.record(&shutdown) => {}
+            () = explain_all(&builds) => {}
+        }
+        while let Ok(event) = self.events.try_recv() {
+            self.apply(&event).await;
+        }
+        self.save().await;
+        self.save_records().await;
+    }
+
+    async fn record(&mut self, shutdown: &CancellationToken) {
+        let mut save_at: Option<Instant> = None;
+        let mut records = interval(SAVE_RECORDS);
+        records.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let builds = self.builds.clone();
+        loop {
+            let due = sleep_until(save_at.unwrap_or_else(Instant::now));
+            tokio::select! {
+                biased;
+                () = shutdown.cancelled() => return,
+                () = due, if save_at.is_some() => {
+                    save_at = None;
+                    self.save().await;
+                }
+                _ = records.tick() => self.save_records().await,
+                Some(event) = self.events.recv() => {
+                    self.apply(&event).await;
+                    save_at.get_or_insert_with(|| Instant::now() + SAVE);
+                }
+                () = builds.0.explained.notified() => {
+                    save_at.get_or_insert_with(|| Instant::now() + SAVE);
+                }
+            }
+        }
+    }
+
+    async fn apply(&self, event: &Event) {
+        let shared = &self.builds.0;
+        let call = CallNames::of(event.call.as_deref(), &shared.redaction);
+        let id = &call.build.id;
+        if shared.state.lock().is_on_disk(id)
+            && let Some(history) = shared.history.clone()
+        {
+            // A build that goes on after its details left the memory, or after a restart.
+            let read = id.clone();
+            let read = spawn_blocking(move || history.build(&read)).await;
+            let mut state = shared.state.lock();
+            match read {
+                Ok(Ok(Some(build))) => drop(state.restore(build)),
+                _ => state.forget_head(id),
+            }
+        }
+        let job = shared.state.lock().apply(event, &call, &shared.evictions);
+        if let Some(job) = job {
+            shared.jobs.add(job);
+        }
+    }
+
+    async fn restore(&mut self, history: History) {
+        let shared = Arc::clone(&self.builds.0);
+        let restore = move || -> io::Result<()> {
+            if let Some(encoded) = history.evictions()? {
+                shared.evictions.restore(&encoded);
+            }
+            if let Some(known) = history.known()? {
+                shared.state.lock().known = known;
+            }
+            history.load(|build| shared.state.lock().restore(build))
+        };
+        let restored = spawn_blocking(restore).await;
+        if let Ok(Err(error)) = restored {
+            tracing::warn!(%error, "failed to read the builds of earlier runs");
+        }
+        let mut state = self.builds.0.state.lock();
+        let known = std::mem::take(&mut state.known);
+        state.known = known.restored(now_ms());
+        state.recall();
+        self.saved = (state.known.changes(), self.builds.0.evictions.changes());
+    }
+
+    /// Writes the builds that changed.
+    async fn save(&mut self) {
+        let Some(history) = self.builds.0.history.clone() else {
+            return;
+        };
+        let dirty = self.builds.0.state.lock().take_dirty();
+        if !dirty.is_empty() {
+            let saved = spawn_blocking(move || history.save(&dirty)).await;
+            self.report(&saved.unwrap_or(Ok(())));
+        }
+    }
+
+    /// Writes the known actions and the evictions if they changed.
+    async fn save_records(&mut self) {
+        let shared = Arc::clone(&self.builds.0);
+        let Some(history) = shared.history.clone() else {
+            return;
+        };
+        let known = shared.state.lock().known.changes();
+        let evictions = shared.evictions.changes();
+        let saved = std::mem::replace(&mut self.saved, (known, evictions));
+        let write = move || -> io::Result<()> {
+            if saved.0 != known {
+                let encoded = serde_json::to_vec(&shared.state.lock().known)?;
+                history.save_known(&encoded)?;
+            }
+            if saved.1 != evictions {
+                history.save_evictions(&shared.evictions.encode())?;
+            }
+            Ok(())
+        };
+        let saved = spawn_blocking(write).await;
+        self.report(&saved.unwrap_or(Ok(())));
+    }
+
+    /// Logs the first of several failures.
+    fn report(&mut self, saved: &io::Result<()>) {
+        if let Err(error) = saved
+            && !self.failing
+        {
+            tracing::warn!(%error, "failed to save recent builds; they are in memory only");
+        }
+        self.failing = saved.is_err();
+    }
+}
+
+/// Explains misses one at a time, for as long as it is polled.
+async fn explain_all(builds: &Builds) {
+    let shared = &builds.0;
+    loop {
+        let job = shared.jobs.next().await;
+        let explained = explain(
+            &shared.contents,
+            &shared.redaction,
+            &job.action,
+            &job.candidates,
+        );
+        let explanation = explained.await;
+        shared.state.lock().explained(&job, explanation);
+        shared.explained.notify_one();
+    }
+}

@@ -1,0 +1,68 @@
+//! The HTTP server at `telemetry.metrics_addr`: metrics, health, status, the page and its JSON.
+//!
+//! Everything is read-only, and every answer is made from memory. Clients can hold only connections, of
+//! which there are few, and those only for a time.
+
+mod access;
+mod action;
+mod api;
+mod assets;
+mod builds;
+mod chart;
+mod events;
+pub mod format;
+mod health;
+mod history;
+mod layout;
+mod links;
+mod misses;
+mod overview;
+mod profile;
+mod serve;
+mod site;
+mod snapshot;
+mod status;
+mod storage;
+
+use std::{fmt, sync::Arc};
+
+pub use access::Ui;
+pub use health::{Health, Part, Readiness};
+pub use history::{History, Rate};
+pub use serve::serve;
+pub use snapshot::{Lookups, MethodCalls, Snapshot, Traffic, Transfer};
+pub use status::{Backing, Certificate, Limits, Local, Parts, Status};
+
+use crate::{Calls, Metrics, builds::Builds};
+
+/// The path of the metrics.
+pub const METRICS: &str = "/metrics";
+
+/// Everything that the server shows. The functions are called at most once a second for each page, and
+/// must not block.
+pub struct Site {
+    /// The version of gorego.
+    pub version: &'static str,
+    /// The metrics.
+    pub metrics: Metrics,
+    /// The clients that may see the page.
+    pub ui: Ui,
+    /// Whether profiles of the process are served, to this machine only.
+    pub pprof: bool,
+    /// The readiness.
+    pub health: Health,
+    /// The recent builds, if they are recorded.
+    pub builds: Option<Builds>,
+    /// The state of the tiers.
+    pub parts: Box<dyn Fn() -> Parts + Send + Sync>,
+    /// The calls of clients.
+    pub calls: Calls,
+    /// The traffic of the tiers, by their labels.
+    pub tiers: Vec<(&'static str, Arc<gorego_storage::Traffic>)>,
+}
+
+impl fmt::Debug for Site {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Site").finish_non_exhaustive()
+    }
+}

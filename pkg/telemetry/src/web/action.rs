@@ -1,0 +1,173 @@
+//! The pages of one action and of one target.
+
+use std::sync::Arc;
+
+use axum::{
+    extract::{Path, Query, State},
+    response::Response,
+};
+use http::StatusCode;
+use maud::{Markup, html};
+
+use super::{
+    api::{Inputs, Label},
+    builds::totals,
+    format,
+    layout::table,
+    links, misses,
+    site::{App, html, not_recorded},
+};
+use crate::builds::{ActionView, Entry, Variable};
+
+/// Answers with the misses of a target.
+pub(super) async fn target(
+    State(app): State<Arc<App>>,
+    Query(Label { label }): Query<Label>,
+) -> Response {
+    let target = app.builds().and_then(|builds| builds.target(&label));
+    let Some(target) = target else {
+        let text = format!("No recorded build has the target {label}.");
+        return not_recorded("Target", &text);
+    };
+    let content = html! {
+        h1 { "Target " code { (target.target) } }
+        (totals(&target.total))
+        h2 { "Last misses" }
+        @if target.misses.is_empty() {
+            p.empty { "No recorded lookup of this target missed." }
+        } @else {
+            (misses::of_target(&target.misses))
+        }
+    };
+    html(StatusCode::OK, "Target", &content)
+}
+
+/// Answers with one action.
+pub(super) async fn page(
+    State(app): State<Arc<App>>,
+    Path(digest): Path<String>,
+    Query(inputs): Query<Inputs>,
+) -> Response {
+    let Some(action) = app.action(&digest, inputs.inputs_from).await else {
+        let text = format!(
+            "{digest} is not known; accepted: hash/size, hash-size, or the hash of a recorded miss."
+        );
+        return not_recorded("Action", &text);
+    };
+    let from = inputs.inputs_from.unwrap_or(0);
+    let content = html! {
+        h1 { "Action " code { (action.action) } }
+        (last_miss(&action))
+        @match &action.explanation {
+            Some(explanation) => (misses::explanation(explanation)),
+            None => p.empty { "No miss of this action is recorded." },
+        }
+        @match &action.unreadable {
+            Some(why) => { h2 { "Command" } p.empty { "It cannot be shown: " (why) } }
+            None => { (command(&action)) (self::inputs(&action, from)) }
+        }
+        (outputs(&action))
+        p { a href=(links::api("actions", &action.action)) { "All of it as JSON" } }
+    };
+    html(StatusCode::OK, "Action", &content)
+}
+
+fn last_miss(action: &ActionView) -> Markup {
+    html! {
+        @if let Some(last) = &action.last_miss {
+            p.state {
+                span.pill { (last.miss.mnemonic) }
+                a href=(links::target(&last.miss.target)) { (last.miss.target) }
+                span.muted { "missed " (format::time(last.miss.at_ms)) " in" }
+                a href=(links::build(&last.build)) { "this build" }
+            }
+        }
+    }
+}
+
+fn command(action: &ActionView) -> Markup {
+    html! {
+        h2 { "Command" }
+        ol.arguments tabindex="0" aria-label="Arguments" {
+            @for argument in &action.arguments { li { code { (argument) } } }
+        }
+        dl {
+            @if !action.working_directory.is_empty() {
+                dt { "Working directory" } dd { code { (action.working_directory) } }
+            }
+            @if !action.timeout.is_empty() { dt { "Time limit" } dd { (action.timeout) } }
+            @if action.do_not_cache { dt { "Caching" } dd { "Results must not be cached." } }
+        }
+        (variables("Environment", &action.environment))
+        (variables("Platform", &action.platform))
+        @if action.left_out > 0 {
+            p.muted { (format::count(action.left_out as u64)) " further values are not shown." }
+        }
+    }
+}
+
+fn variables(label: &str, variables: &[Variable]) -> Markup {
+    html! {
+        @if !variables.is_empty() {
+            h2 { (label) }
+            (table(label, &["Name", "Value"], &html! {
+                @for variable in variables {
+                    tr {
+                        th scope="row" { code { (variable.name) } }
+                        td.wrap { code { (variable.value) } }
+                    }
+                }
+            }))
+        }
+    }
+}
+
+fn inputs(action: &ActionView, from: usize) -> Markup {
+    html! {
+        h2 #inputs { "Inputs" }
+        @if let Some(root) = &action.input_root { p.muted { "Root: " code { (root) } } }
+        @if let Some(why) = &action.inputs_unreadable { p.empty { "Not all can be listed: " (why) } }
+        @if !action.inputs.is_empty() { (entries("Inputs", &action.inputs)) }
+        @if from > 0 || action.next_inputs.is_some() {
+            nav.pager aria-label="Inputs" {
+                @if from > 0 { a href=(links::action(&action.action)) { "First inputs" } }
+                @if let Some(next) = action.next_inputs {
+                    a rel="next" href={ (links::action(&action.action)) "?inputs_from=" (next) "#inputs" } { "Next" }
+                }
+            }
+        }
+    }
+}
+
+fn outputs(action: &ActionView) -> Markup {
+    html! {
+        h2 { "Outputs" }
+        @match &action.outputs {
+            Some(outputs) => {
+                @if let Some(code) = action.exit_code { p.muted { "The result is in the cache, with exit code " (code) "." } }
+                @if !outputs.is_empty() { (entries("Outputs", outputs)) }
+            }
+            None => {
+                p.empty { "The cache has no result of this action." }
+                @if !action.output_paths.is_empty() {
+                    p { "Declared: " @for path in &action.output_paths { code { (path) } " " } }
+                }
+            }
+        }
+    }
+}
+
+fn entries(label: &str, entries: &[Entry]) -> Markup {
+    table(
+        label,
+        &["Path", "Content"],
+        &html! {
+            @for entry in entries {
+                tr {
+                    th.wrap scope="row" { code { (entry.path) } }
+                    td.wrap { code { (entry.content) } }
+                }
+            }
+        },
+    )
+}

@@ -1,0 +1,73 @@
+//! The JSON of builds, actions and targets: the same values as the pages show.
+
+use std::sync::Arc;
+
+use axum::{
+    Router,
+    extract::{Path, Query, State},
+    response::Response,
+    routing::get,
+};
+use http::StatusCode;
+use serde::Deserialize;
+
+use super::site::{App, json, plain};
+
+/// The number of builds of a page of JSON, unless the request names another.
+const LIMIT: usize = 50;
+
+/// The page of builds that is requested.
+#[derive(Deserialize)]
+struct Page {
+    offset: Option<usize>,
+    limit: Option<usize>,
+}
+
+/// The page of inputs that is requested.
+#[derive(Deserialize)]
+pub(super) struct Inputs {
+    pub(super) inputs_from: Option<usize>,
+}
+
+/// The target that is requested.
+#[derive(Deserialize)]
+pub(super) struct Label {
+    pub(super) label: String,
+}
+
+/// Returns the routes of builds, actions and targets.
+pub(super) fn routes() -> Router<Arc<App>> {
+    Router::new()
+        .route("/api/v1/builds", get(builds))
+        .route("/api/v1/builds/{id}", get(build))
+        .route("/api/v1/actions/{*digest}", get(action))
+        .route("/api/v1/targets", get(target))
+}
+
+async fn builds(State(app): State<Arc<App>>, Query(page): Query<Page>) -> Response {
+    let (offset, limit) = (page.offset.unwrap_or(0), page.limit.unwrap_or(LIMIT));
+    found(app.builds().map(|builds| builds.recent(offset, limit)))
+}
+
+async fn build(State(app): State<Arc<App>>, Path(id): Path<String>) -> Response {
+    found(app.build(&id).await)
+}
+
+async fn action(
+    State(app): State<Arc<App>>,
+    Path(digest): Path<String>,
+    Query(inputs): Query<Inputs>,
+) -> Response {
+    found(app.action(&digest, inputs.inputs_from).await)
+}
+
+async fn target(State(app): State<Arc<App>>, Query(Label { label }): Query<Label>) -> Response {
+    found(app.builds().and_then(|builds| builds.target(&label)))
+}
+
+fn found<T: serde::Serialize>(value: Option<T>) -> Response {
+    match value {
+        Some(value) => json(&value),
+        None => plain(StatusCode::NOT_FOUND, "not recorded\n"),
+    }
+}

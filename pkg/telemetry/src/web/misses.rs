@@ -1,0 +1,127 @@
+//! The tables of misses, and the explanation of one.
+
+use maud::{Markup, html};
+
+use super::{builds::milliseconds, format, layout::table, links};
+use crate::builds::{Aspect, Build, Explanation, LookupOutcome, Miss, TargetMiss};
+
+/// Renders a page of the misses of a build.
+pub(super) fn of_build(build: &Build, from: usize, page: usize) -> Markup {
+    let shown = build.misses.iter().skip(from).take(page);
+    html! {
+        @if build.misses.is_empty() {
+            p.empty { "Every recorded lookup was a hit." }
+        } @else {
+            (table("Misses", &["Action", "Mnemonic", "Target", "Why", "Executed"], &html! {
+                @for miss in shown {
+                    tr {
+                        th scope="row" { (link(miss)) }
+                        td.text { (miss.mnemonic) }
+                        td.text { a href=(links::target(&miss.target)) { (miss.target) } }
+                        td.wrap { (why(miss)) }
+                        td { (milliseconds(miss.executed_ms.unwrap_or(0))) }
+                    }
+                }
+            }))
+        }
+    }
+}
+
+/// Renders the misses of a target.
+pub(super) fn of_target(misses: &[TargetMiss]) -> Markup {
+    table(
+        "Misses",
+        &["Action", "Mnemonic", "Time", "Why", "Executed", "Build"],
+        &html! {
+            @for TargetMiss { build, miss } in misses {
+                tr {
+                    th scope="row" { (link(miss)) }
+                    td.text { (miss.mnemonic) }
+                    td.text { (format::time(miss.at_ms)) }
+                    td.wrap { (why(miss)) }
+                    td { (milliseconds(miss.executed_ms.unwrap_or(0))) }
+                    td.text { a href=(links::build(build)) { code { (cut(build)) } } }
+                }
+            }
+        },
+    )
+}
+
+fn link(miss: &Miss) -> Markup {
+    html! { a href=(links::action(&miss.action)) { code { (cut(&miss.action)) } } }
+}
+
+fn why(miss: &Miss) -> Markup {
+    html! {
+        @match (&miss.explanation, miss.outcome) {
+            (Some(explanation), _) => (explanation.sentence),
+            (None, LookupOutcome::Incomplete) => span.muted { "The result is incomplete." },
+            (None, LookupOutcome::Error) => span.muted { "The lookup failed." },
+            (None, _) => span.muted { "Not explained yet: the client has stored no result." },
+        }
+    }
+}
+
+fn cut(text: &str) -> &str {
+    let end = text.floor_char_boundary(12);
+    text.get(..end).unwrap_or(text)
+}
+
+/// Renders an explanation with the differences from the nearest action.
+pub(super) fn explanation(explanation: &Explanation) -> Markup {
+    html! {
+        div.card {
+            p.lead { (explanation.sentence) }
+            p.muted { (explanation.worth) }
+            @if let Some(comparison) = &explanation.comparison {
+                p {
+                    "Nearest: "
+                    @for nearest in &comparison.nearest {
+                        a href=(links::action(nearest)) { code { (cut(nearest)) } } " "
+                    }
+                }
+            }
+        }
+        @if let Some(comparison) = &explanation.comparison {
+            @if !comparison.differences.is_empty() {
+                h2 { "Differences" }
+                (table("Differences", &["Part", "Name", "Before", "In this action"], &html! {
+                    @for it in &comparison.differences {
+                        tr {
+                            th scope="row" { (aspect(it.aspect)) }
+                            td.wrap { code { (it.name) } }
+                            td.wrap { (value(it.before.as_deref())) }
+                            td.wrap { (value(it.after.as_deref())) }
+                        }
+                    }
+                }))
+                @if comparison.left_out > 0 {
+                    p.muted { (format::count(comparison.left_out as u64)) " further differences." }
+                }
+            }
+        }
+    }
+}
+
+fn value(text: Option<&str>) -> Markup {
+    html! {
+        @match text {
+            Some(text) => code { (text) },
+            None => span.muted { "none" },
+        }
+    }
+}
+
+const fn aspect(aspect: Aspect) -> &'static str {
+    match aspect {
+        Aspect::Argument => "argument",
+        Aspect::Variable => "variable",
+        Aspect::Input => "input",
+        Aspect::Platform => "platform property",
+        Aspect::Output => "declared output",
+        Aspect::WorkingDirectory => "working directory",
+        Aspect::Timeout => "time limit",
+        Aspect::DoNotCache => "caching",
+        Aspect::Salt => "salt",
+    }
+}

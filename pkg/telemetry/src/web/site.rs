@@ -1,0 +1,322 @@
+//! The routes, and what applies to all of them.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+use axum::{
+    Router,
+    body::Body,
+    extract::State,
+    response::{IntoResponse, Response},
+    routing::get,
+};
+use http::{
+    HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, header, request::Parts,
+};
+use maud::Markup;
+use serde::Serialize;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+use tower::ServiceExt as _;
+use tracing::error;
+
+use super::{
+    METRICS, Site, access, action, api,
+    assets::{self, Asset},
+    builds,
+    events::{self, Live},
+    layout, overview, profile,
+    serve::Peer,
+    snapshot::{Snapshot, Traffic},
+    status::Status,
+};
+use crate::builds::{ActionView, Build, Builds};
+
+/// The paths that every client may request.
+const OPEN: [&str; 3] = [METRICS, "/healthz", "/readyz"];
+/// The beginnings of the paths that programs request rather than people.
+const FOR_PROGRAMS: [&str; 4] = ["/api/", "/events", "/statusz", "/debug"];
+/// The number of builds on the overview.
+const RECENT: usize = 5;
+/// The longest time to make an answer.
+const ANSWER: Duration = Duration::from_secs(10);
+
+/// Headers of every response. Nothing from elsewhere is loaded, and no other site can embed or read it.
+const SECURITY: [(HeaderName, &str); 6] = [
+    (
+        header::CONTENT_SECURITY_POLICY,
+        "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; \
+         img-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
+    ),
+    (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+    (header::X_FRAME_OPTIONS, "DENY"),
+    (header::REFERRER_POLICY, "no-referrer"),
+    (
+        HeaderName::from_static("cross-origin-resource-policy"),
+        "same-origin",
+    ),
+    (
+        HeaderName::from_static("cross-origin-opener-policy"),
+        "same-origin",
+    ),
+];
+
+/// The site with its clock and its live numbers.
+pub(super) struct App {
+    pub(super) site: Site,
+    pub(super) live: Live,
+    pub(super) shutdown: CancellationToken,
+    started: Instant,
+}
+
+impl App {
+    /// Returns the state of the server.
+    pub(super) fn status(&self) -> Status {
+        let uptime = self.started.elapsed().as_secs();
+        Status {
+            version: self.site.version.to_owned(),
+            started: (now_ms() / 1000).saturating_sub(uptime),
+            uptime_seconds: uptime,
+            readiness: self.site.health.readiness(),
+            parts: (self.site.parts)(),
+        }
+    }
+
+    /// Returns the current numbers.
+    pub(super) fn snapshot(&self) -> Snapshot {
+        Snapshot {
+            at_ms: now_ms(),
+            status: self.status(),
+            traffic: Traffic::read(&self.site.tiers, &self.site.calls),
+            builds: self
+                .builds()
+                .map_or_else(Vec::new, |builds| builds.recent(0, RECENT).builds),
+        }
+    }
+}
+
+impl App {
+    /// Returns the recent builds, if they are recorded.
+    pub(super) const fn builds(&self) -> Option<&Builds> {
+        self.site.builds.as_ref()
+    }
+
+    /// Returns a build.
+    pub(super) async fn build(&self, id: &str) -> Option<Build> {
+        self.builds()?.build(id).await
+    }
+
+    /// Returns an action with a page of its inputs.
+    pub(super) async fn action(&self, digest: &str, inputs: Option<usize>) -> Option<ActionView> {
+        let builds = self.builds()?;
+        builds.action(digest, inputs.unwrap_or(0)).await
+    }
+}
+
+/// Returns the time in milliseconds since the Unix epoch.
+pub(super) fn now_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    u64::try_from(since.unwrap_or_default().as_millis()).unwrap_or(u64::MAX)
+}
+
+/// The answers to all requests.
+pub(super) struct Answers {
+    app: Arc<App>,
+    router: Router,
+}
+
+impl Answers {
+    pub(super) fn new(site: Site, shutdown: CancellationToken) -> Self {
+        let app = Arc::new(App {
+            site,
+            live: Live::default(),
+            shutdown,
+            started: Instant::now(),
+        });
+        let router = Router::new()
+            .route(METRICS, get(metrics))
+            .route("/healthz", get(async || "ok\n"))
+            .route("/readyz", get(readyz))
+            .route("/statusz", get(statusz))
+            .route("/api/v1/status", get(status))
+            .route("/events", get(events::events))
+            .route(profile::CPU, get(profile::cpu))
+            .route(profile::HEAP, get(profile::heap))
+            .route("/", get(overview::page))
+            .route("/builds", get(builds::list))
+            .route("/builds/{id}", get(builds::page))
+            .route("/actions/{*digest}", get(action::page))
+            .route("/targets", get(action::target))
+            .route("/find", get(builds::find))
+            .merge(api::routes())
+            .fallback(async || not_found());
+        let router = [&assets::STYLE, &assets::SCRIPT, &assets::ICON]
+            .into_iter()
+            .fold(router, |router, embedded| {
+                let answer = async move |headers: HeaderMap| asset(embedded, &headers);
+                router.route(embedded.path, get(answer))
+            })
+            .with_state(Arc::clone(&app));
+        Self { app, router }
+    }
+
+    /// Samples the numbers until the shutdown.
+    pub(super) async fn sample(&self) {
+        events::sample(&self.app).await;
+    }
+
+    /// Answers one request. Its body is refused, since there is nothing to change.
+    pub(super) async fn answer<B>(&self, request: Request<B>, peer: Peer) -> Response
+    where
+        B: http_body::Body,
+    {
+        let (mut parts, body) = request.into_parts();
+        let has_body = !body.is_end_stream();
+        drop(body);
+        let mut response = if let Some(refused) = self.refusal(&parts, has_body, &peer) {
+            refused
+        } else {
+            let longest = match parts.uri.path() {
+                profile::CPU => profile::LONGEST,
+                _ => ANSWER,
+            };
+            parts.extensions.insert(peer);
+            let request = Request::from_parts(parts, Body::empty());
+            let answer = timeout(longest, self.router.clone().oneshot(request));
+            answer.await.map_or_else(
+                |_| {
+                    plain(
+                        StatusCode::SERVICE_UNAVAILABLE,
+                        "the answer took too long\n",
+                    )
+                },
+                IntoResponse::into_response,
+            )
+        };
+        let headers = response.headers_mut();
+        for (name, value) in SECURITY {
+            headers.insert(name, HeaderValue::from_static(value));
+        }
+        let fresh = HeaderValue::from_static("no-store");
+        headers.entry(header::CACHE_CONTROL).or_insert(fresh);
+        response
+    }
+
+    fn refusal(&self, request: &Parts, has_body: bool, peer: &Peer) -> Option<Response> {
+        let path = request.uri.path();
+        if !matches!(request.method, Method::GET | Method::HEAD) {
+            let text = format!("{path} accepts GET and HEAD only\n");
+            let mut response = plain(StatusCode::METHOD_NOT_ALLOWED, text);
+            let allowed = HeaderValue::from_static("GET, HEAD");
+            response.headers_mut().insert(header::ALLOW, allowed);
+            return Some(response);
+        }
+        if has_body {
+            let text = "a request has no content here\n";
+            return Some(plain(StatusCode::PAYLOAD_TOO_LARGE, text));
+        }
+        if OPEN.contains(&path) {
+            return None;
+        }
+        let for_program = FOR_PROGRAMS.iter().any(|start| path.starts_with(start));
+        let why = self
+            .app
+            .site
+            .ui
+            .refusal(peer.address, request)
+            .or_else(|| {
+                let foreign = for_program && access::is_cross_site(&request.headers);
+                foreign.then_some("not served to pages of other sites")
+            })?;
+        Some(plain(StatusCode::FORBIDDEN, format!("{why}\n")))
+    }
+}
+
+async fn metrics(State(app): State<Arc<App>>, headers: HeaderMap) -> Response {
+    let accept = headers.get(header::ACCEPT);
+    let accept = accept.and_then(|accept| accept.to_str().ok());
+    match app.site.metrics.expose(accept.unwrap_or_default()) {
+        Ok((content_type, text)) => ([(header::CONTENT_TYPE, content_type)], text).into_response(),
+        Err(why) => {
+            error!("failed to encode metrics: {why}");
+            let text = "failed to encode metrics\n";
+            plain(StatusCode::INTERNAL_SERVER_ERROR, text)
+        }
+    }
+}
+
+async fn readyz(State(app): State<Arc<App>>) -> Response {
+    let readiness = app.site.health.readiness();
+    let status = match readiness.ready {
+        true => StatusCode::OK,
+        false => StatusCode::SERVICE_UNAVAILABLE,
+    };
+    plain(status, readiness.to_string())
+}
+
+async fn statusz(State(app): State<Arc<App>>) -> Response {
+    json(&app.status())
+}
+
+async fn status(State(app): State<Arc<App>>) -> Response {
+    json(&app.snapshot())
+}
+
+fn asset(asset: &'static Asset, headers: &HeaderMap) -> Response {
+    let tag = asset.tag();
+    let known = headers.get(header::IF_NONE_MATCH);
+    let about = [
+        (header::CONTENT_TYPE, asset.content_type.to_owned()),
+        (header::CACHE_CONTROL, "no-cache".to_owned()),
+        (header::ETAG, tag.clone()),
+    ];
+    if known.is_some_and(|known| known.as_bytes() == tag.as_bytes()) {
+        return (StatusCode::NOT_MODIFIED, about).into_response();
+    }
+    (about, asset.content).into_response()
+}
+
+fn not_found() -> Response {
+    let text = format!("not found; the page is at /, metrics are at {METRICS}\n");
+    plain(StatusCode::NOT_FOUND, text)
+}
+
+/// Returns a response of text.
+pub(super) fn plain(status: StatusCode, text: impl Into<String>) -> Response {
+    let content_type = [(header::CONTENT_TYPE, "text/plain; charset=utf-8")];
+    (status, content_type, text.into()).into_response()
+}
+
+/// Returns a response of JSON, indented for people.
+pub(super) fn json(value: &impl Serialize) -> Response {
+    match serde_json::to_string_pretty(value) {
+        Ok(text) => {
+            let content_type = [(header::CONTENT_TYPE, "application/json")];
+            (content_type, text + "\n").into_response()
+        }
+        Err(why) => {
+            error!("failed to encode JSON: {why}");
+            let text = "failed to encode JSON\n";
+            plain(StatusCode::INTERNAL_SERVER_ERROR, text)
+        }
+    }
+}
+
+/// Returns the page of something that is not recorded.
+pub(super) fn not_recorded(title: &str, text: &str) -> Response {
+    let content = maud::html! {
+        h1 { (title) }
+        p.empty { (text) }
+        p { a href="/builds" { "Recent builds" } }
+    };
+    html(StatusCode::NOT_FOUND, title, &content)
+}
+
+/// Returns a page.
+pub(super) fn html(status: StatusCode, title: &str, content: &Markup) -> Response {
+    let content_type = [(header::CONTENT_TYPE, "text/html; charset=utf-8")];
+    let page = layout::page(title, content).into_string();
+    (status, content_type, page).into_response()
+}
