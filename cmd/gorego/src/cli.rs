@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::{Parser, Subcommand};
+use clap::{Args, Parser, Subcommand};
 
 /// The `git describe` of a release stamped by Bazel, else the version of the workspace.
 pub(crate) const VERSION: &str = match option_env!("GOREGO_VERSION") {
@@ -25,12 +25,49 @@ pub(crate) struct Cli {
 }
 
 /// The subcommand.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Subcommand)]
+#[derive(Clone, Debug, PartialEq, Eq, Subcommand)]
 pub(crate) enum Command {
     /// Serves the cache until SIGTERM or SIGINT (the default).
     Serve,
     /// Prints the effective configuration, and the source of each value.
     Config,
+    /// Prints the hits, the traffic and the state of a running gorego.
+    Stats(Stats),
+    /// Shows the same live, until q, Esc or Ctrl-C.
+    Top(Page),
+    /// Explains the last misses of an action or of a target.
+    Explain(Explain),
+}
+
+/// The options of `stats`.
+#[derive(Clone, Debug, PartialEq, Eq, Args)]
+pub(crate) struct Stats {
+    #[command(flatten)]
+    pub(crate) page: Page,
+    /// Prints the JSON of `/api/v1/status`.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// The options of `explain`.
+#[derive(Clone, Debug, PartialEq, Eq, Args)]
+pub(crate) struct Explain {
+    /// Digest of an action (`hash/size`, or `hash` of a recorded miss), or label of a target.
+    #[arg(value_name = "DIGEST|LABEL")]
+    pub(crate) subject: String,
+    #[command(flatten)]
+    pub(crate) page: Page,
+    /// Prints the JSON of `/api/v1/actions/` or `/api/v1/targets`.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// The page of the running gorego.
+#[derive(Clone, Debug, PartialEq, Eq, Args)]
+pub(crate) struct Page {
+    /// Address of the page: `http://host:port`. Default: `telemetry.metrics_addr` of the configuration.
+    #[arg(long, value_name = "URL")]
+    pub(crate) url: Option<String>,
 }
 
 #[cfg(test)]

@@ -6,14 +6,15 @@ mod builds;
 mod cli;
 mod descriptors;
 mod listen;
-mod logging;
 mod memory;
 mod meters;
 mod metrics;
 mod reload;
 mod signals;
 mod site;
+mod terminal;
 mod tiers;
+mod traces;
 mod wire;
 
 use std::{
@@ -23,7 +24,9 @@ use std::{
 };
 
 use clap::Parser as _;
-use gorego_config::{Config, LoadedConfig, Sources};
+use gorego_config::{Config, LoadedConfig, LogLevel, Sources};
+use gorego_telemetry::logs;
+use tracing::Level;
 
 use crate::cli::{Cli, Command};
 
@@ -38,26 +41,38 @@ static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 /// The exit status of a failed start: the configuration, the address or the data directory is unusable.
 const EXIT_START: u8 = 2;
 
+/// The exit status of a command that found no running gorego.
+const EXIT_NO_SERVER: u8 = 1;
+
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    let ended = load(&cli).and_then(|loaded| match cli.command {
-        Some(Command::Config) => {
-            let _ = write!(io::stdout(), "{}", loaded.render());
-            for warning in &loaded.warnings {
-                print(&format_args!("warning: {warning}"));
-            }
-            Ok(())
-        }
-        Some(Command::Serve) | None => serve(&loaded),
-    });
+    let load = || load(&cli);
+    let (ended, failure) = match &cli.command {
+        Some(Command::Config) => (load().map(|loaded| configuration(&loaded)), EXIT_START),
+        Some(Command::Serve) | None => (load().and_then(|loaded| serve(&loaded)), EXIT_START),
+        Some(Command::Stats(options)) => (terminal::stats(options, &load), EXIT_NO_SERVER),
+        Some(Command::Explain(options)) => (terminal::explain(options, &load), EXIT_NO_SERVER),
+        Some(Command::Top(page)) => match terminal::top(page, &load) {
+            Ok(status) => return status,
+            Err(why) => (Err(why), EXIT_NO_SERVER),
+        },
+    };
     match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(problems) => {
             for line in problems.lines() {
                 print(&line);
             }
-            ExitCode::from(EXIT_START)
+            ExitCode::from(failure)
         }
+    }
+}
+
+/// Prints the configuration.
+fn configuration(loaded: &LoadedConfig) {
+    let _ = write!(io::stdout(), "{}", loaded.render());
+    for warning in &loaded.warnings {
+        print(&format_args!("warning: {warning}"));
     }
 }
 
@@ -72,12 +87,23 @@ fn load(cli: &Cli) -> Result<LoadedConfig, String> {
 }
 
 fn serve(loaded: &LoadedConfig) -> Result<(), String> {
-    logging::start(loaded.config.log_level)?;
+    let (layer, spans) = traces::layer_of(&loaded.config.telemetry).unzip();
+    logs::start(level(loaded.config.log_level), layer)?;
     if let Some(file) = &loaded.file {
         tracing::info!("configuration read from {}", file.display());
     }
     for warning in &loaded.warnings {
         tracing::warn!("{warning}");
     }
-    wire::run(loaded).map_err(|error| error.to_string())
+    wire::run(loaded, spans).map_err(|error| error.to_string())
+}
+
+const fn level(level: LogLevel) -> Level {
+    match level {
+        LogLevel::Error => Level::ERROR,
+        LogLevel::Warn => Level::WARN,
+        LogLevel::Info => Level::INFO,
+        LogLevel::Debug => Level::DEBUG,
+        LogLevel::Trace => Level::TRACE,
+    }
 }

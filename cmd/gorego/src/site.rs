@@ -1,6 +1,6 @@
 //! The site at `telemetry.metrics_addr`: the numbers of all parts.
 
-use std::sync::Arc;
+use std::{borrow::Cow, sync::Arc};
 
 use gorego_config::{self as config, Config};
 use gorego_storage::{BreakerState, Evictable as _};
@@ -40,6 +40,7 @@ pub(crate) fn site(
             config::Ui::Local => Ui::Local,
             config::Ui::On => Ui::On,
         },
+        pprof: config.telemetry.pprof,
         builds,
         health,
         parts: Box::new(parts(config, tiers, certificates)),
@@ -76,11 +77,11 @@ fn parts(
         }),
         backing: breaker.as_ref().map(|breaker| Backing {
             target: target.clone(),
-            breaker: match *breaker.borrow() {
+            breaker: Cow::Borrowed(match *breaker.borrow() {
                 BreakerState::Closed => "closed",
                 BreakerState::Open => "open",
                 BreakerState::HalfOpen => "half_open",
-            },
+            }),
             pending: waiting
                 .as_ref()
                 .map(|depth| tiers::pending(*depth.borrow())),
@@ -93,7 +94,7 @@ fn parts(
 
 fn certificate(found: Certificate) -> web::Certificate {
     web::Certificate {
-        role: found.role,
+        role: found.role.into(),
         file: found.file.display().to_string(),
         subject: found.subject,
         expiry: found.expiry,

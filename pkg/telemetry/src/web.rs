@@ -10,13 +10,14 @@ mod assets;
 mod builds;
 mod chart;
 mod events;
-mod format;
+pub mod format;
 mod health;
 mod history;
 mod layout;
 mod links;
 mod misses;
 mod overview;
+mod profile;
 mod serve;
 mod site;
 mod snapshot;
@@ -27,6 +28,7 @@ use std::{fmt, sync::Arc};
 
 pub use access::Ui;
 pub use health::{Health, Part, Readiness};
+pub use history::{History, Rate};
 pub use serve::serve;
 pub use snapshot::{Lookups, MethodCalls, Snapshot, Traffic, Transfer};
 pub use status::{Backing, Certificate, Limits, Local, Parts, Status};
@@ -45,6 +47,8 @@ pub struct Site {
     pub metrics: Metrics,
     /// The clients that may see the page.
     pub ui: Ui,
+    /// Whether profiles of the process are served, to this machine only.
+    pub pprof: bool,
     /// The readiness.
     pub health: Health,
     /// The recent builds, if they are recorded.

@@ -99,3 +99,20 @@ pub enum Aspect {
     /// The salt.
     Salt,
 }
+
+impl Aspect {
+    /// Returns the name of the part.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Argument => "argument",
+            Self::Variable => "variable",
+            Self::Input => "input",
+            Self::Platform => "platform property",
+            Self::Output => "declared output",
+            Self::WorkingDirectory => "working directory",
+            Self::Timeout => "time limit",
+            Self::DoNotCache => "caching",
+            Self::Salt => "salt",
+        }
+    }
+}

@@ -5,12 +5,12 @@ const SPACE: char = '\u{a0}';
 
 /// Renders a size in its largest binary unit.
 #[expect(clippy::cast_precision_loss, reason = "three digits are shown")]
-pub(super) fn bytes(bytes: u64) -> String {
+pub fn bytes(bytes: u64) -> String {
     size(bytes as f64)
 }
 
 /// Renders a size that need not be whole.
-pub(super) fn size(bytes: f64) -> String {
+pub fn size(bytes: f64) -> String {
     const UNITS: [&str; 6] = ["B", "KiB", "MiB", "GiB", "TiB", "PiB"];
     let mut value = bytes.max(0.0);
     let mut units = UNITS.iter();
@@ -30,7 +30,7 @@ pub(super) fn size(bytes: f64) -> String {
 }
 
 /// Renders a count with a narrow space between thousands.
-pub(super) fn count(value: u64) -> String {
+pub fn count(value: u64) -> String {
     let digits = value.to_string();
     let mut text = String::with_capacity(digits.len() * 2);
     for (at, digit) in digits.chars().enumerate() {
@@ -43,7 +43,7 @@ pub(super) fn count(value: u64) -> String {
 }
 
 /// Renders a share from 0 to 1. Only all is 100 %, and only nothing is 0 %.
-pub(super) fn percent(share: f64) -> String {
+pub fn percent(share: f64) -> String {
     let percent = share.clamp(0.0, 1.0) * 100.0;
     let shown = match percent {
         p if p > 0.0 && p < 0.1 => 0.1,
@@ -55,7 +55,7 @@ pub(super) fn percent(share: f64) -> String {
 }
 
 /// Renders a duration in seconds with one unit.
-pub(super) fn seconds(seconds: f64) -> String {
+pub fn seconds(seconds: f64) -> String {
     let (value, unit) = match seconds.max(0.0) {
         s if s < 0.000_999_5 => (s * 1e6, "µs"),
         s if s < 0.9995 => (s * 1e3, "ms"),
@@ -69,13 +69,13 @@ pub(super) fn seconds(seconds: f64) -> String {
 }
 
 /// Renders a rate without a unit.
-pub(super) fn rate(value: f64) -> String {
+pub fn rate(value: f64) -> String {
     let digits = usize::from(value < 9.95 && value.fract() >= 0.05);
     format!("{value:.digits$}")
 }
 
 /// Renders a time in milliseconds since the Unix epoch as a date and time in UTC.
-pub(super) fn time(ms: u64) -> String {
+pub fn time(ms: u64) -> String {
     let seconds = ms / 1000;
     let (year, month, day) = date(seconds / 86_400);
     let of_day = seconds % 86_400;

@@ -1,9 +1,9 @@
 //! The readiness of the server, and its reasons.
 
-use std::fmt;
+use std::{borrow::Cow, fmt};
 
 use gorego_storage::BreakerState;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -19,7 +19,7 @@ pub struct Health {
 }
 
 /// The readiness at one moment.
-#[derive(Clone, Debug, Serialize, PartialEq, Eq)]
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq)]
 pub struct Readiness {
     /// Whether requests are served.
     pub ready: bool,
@@ -28,16 +28,16 @@ pub struct Readiness {
 }
 
 /// A part of the server.
-#[derive(Clone, Debug, Serialize, PartialEq, Eq)]
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq)]
 pub struct Part {
     /// The name.
-    pub name: &'static str,
+    pub name: Cow<'static, str>,
     /// Whether it works.
     pub ok: bool,
     /// Whether the server is ready only while it works.
     pub required: bool,
     /// The state in words.
-    pub state: &'static str,
+    pub state: Cow<'static, str>,
 }
 
 impl Health {
@@ -85,36 +85,36 @@ async fn changed<T>(source: &mut Option<watch::Receiver<T>>) {
 
 const fn server(is_ending: bool) -> Part {
     Part {
-        name: "server",
+        name: Cow::Borrowed("server"),
         ok: !is_ending,
         required: true,
-        state: if is_ending { "shuts down" } else { "serves" },
+        state: Cow::Borrowed(if is_ending { "shuts down" } else { "serves" }),
     }
 }
 
 const fn disk(usable: bool) -> Part {
     Part {
-        name: "data directory",
+        name: Cow::Borrowed("data directory"),
         ok: usable,
         required: true,
-        state: if usable {
+        state: Cow::Borrowed(if usable {
             "usable"
         } else {
             "cannot be written; the log has the reason"
-        },
+        }),
     }
 }
 
 const fn backing_cache(state: BreakerState, is_local: bool) -> Part {
     Part {
-        name: "backing cache",
+        name: Cow::Borrowed("backing cache"),
         ok: matches!(state, BreakerState::Closed),
         required: !is_local,
-        state: match (state, is_local) {
+        state: Cow::Borrowed(match (state, is_local) {
             (BreakerState::Closed, _) => "answers, or was not called yet",
             (_, true) => "does not answer; blobs of the local tier are served",
             (_, false) => "does not answer; there is no local tier",
-        },
+        }),
     }
 }
 

@@ -22,26 +22,26 @@ struct Sample {
 
 /// The rates between two samples.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) struct Rate {
+pub struct Rate {
     /// The seconds from the end of the interval to the newest sample.
-    pub(super) age: f64,
+    pub age: f64,
     /// The share of hits of the lookups, if there were any.
-    pub(super) hit_rate: Option<f64>,
+    pub hit_rate: Option<f64>,
     /// Bytes a second that clients read.
-    pub(super) read: f64,
+    pub read: f64,
     /// Bytes a second that clients wrote.
-    pub(super) written: f64,
+    pub written: f64,
     /// Calls a second that ended.
-    pub(super) calls: f64,
+    pub calls: f64,
 }
 
 /// The samples of the last five minutes.
 #[derive(Debug, Default)]
-pub(super) struct History(VecDeque<Sample>);
+pub struct History(VecDeque<Sample>);
 
 impl History {
     /// Adds the totals of a snapshot, and forgets old ones.
-    pub(super) fn add(&mut self, snapshot: &Snapshot) {
+    pub fn add(&mut self, snapshot: &Snapshot) {
         let (hits, lookups) = snapshot.traffic.client_lookups();
         let (read, written) = snapshot.traffic.client_bytes();
         let sample = Sample {
@@ -64,7 +64,7 @@ impl History {
 
     /// Returns the rates between the samples, the oldest first.
     #[expect(clippy::cast_precision_loss, reason = "charts need few digits")]
-    pub(super) fn rates(&self) -> Vec<Rate> {
+    pub fn rates(&self) -> Vec<Rate> {
         let newest = self.0.back().map_or(0, |sample| sample.at_ms);
         let pairs = self.0.iter().zip(self.0.iter().skip(1));
         let rates = pairs.map(|(from, to)| {
@@ -91,14 +91,14 @@ mod tests {
 
     fn at(at_ms: u64, hits: u64, misses: u64, read: u64) -> Snapshot {
         let lookups = Lookups {
-            tier: "client",
-            kind: "blob",
+            tier: "client".into(),
+            kind: "blob".into(),
             hits,
             misses,
             ..Lookups::default()
         };
         let transfer = Transfer {
-            tier: "client",
+            tier: "client".into(),
             read,
             written: 0,
         };

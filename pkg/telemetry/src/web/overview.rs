@@ -182,7 +182,7 @@ fn lookups(lookups: &[Lookups]) -> Markup {
 }
 
 fn row(found: &Lookups) -> Markup {
-    let tier = match found.tier {
+    let tier = match found.tier.as_ref() {
         "client" => "Clients",
         "local" => "Local tier",
         "backing" => "Backing cache",

@@ -1,18 +1,21 @@
 //! The numbers of one moment.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicU64, Ordering::Relaxed},
+use std::{
+    borrow::Cow,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
 };
 
 use gorego_storage as storage;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::status::Status;
 use crate::{Calls, builds::BuildHead};
 
 /// The numbers of one moment, as the overview and `/api/v1/status` show them.
-#[derive(Clone, Debug, Serialize, PartialEq)]
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
 pub struct Snapshot {
     /// The time, in milliseconds since the Unix epoch.
     pub at_ms: u64,
@@ -25,7 +28,7 @@ pub struct Snapshot {
 }
 
 /// Totals since the start of the server.
-#[derive(Clone, Debug, Default, Serialize, PartialEq)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize, PartialEq)]
 pub struct Traffic {
     /// The lookups of each tier.
     pub lookups: Vec<Lookups>,
@@ -38,12 +41,12 @@ pub struct Traffic {
 }
 
 /// The lookups of one kind in one tier.
-#[derive(Clone, Debug, Default, Serialize, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize, PartialEq, Eq)]
 pub struct Lookups {
     /// The tier: `client` for the answers that clients got, `local` or `backing`.
-    pub tier: &'static str,
+    pub tier: Cow<'static, str>,
     /// The kind: `blob` or `result`.
-    pub kind: &'static str,
+    pub kind: Cow<'static, str>,
     /// The lookups that found it.
     pub hits: u64,
     /// The lookups that did not.
@@ -55,10 +58,10 @@ pub struct Lookups {
 }
 
 /// The bytes of blobs that went through one tier.
-#[derive(Clone, Debug, Default, Serialize, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize, PartialEq, Eq)]
 pub struct Transfer {
     /// The tier, as in [`Lookups`].
-    pub tier: &'static str,
+    pub tier: Cow<'static, str>,
     /// The bytes read.
     pub read: u64,
     /// The bytes written.
@@ -66,10 +69,10 @@ pub struct Transfer {
 }
 
 /// The calls of one method.
-#[derive(Clone, Debug, Default, Serialize, PartialEq)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize, PartialEq)]
 pub struct MethodCalls {
     /// The name: `GetActionResult`; `other` for methods that do not exist.
-    pub method: &'static str,
+    pub method: Cow<'static, str>,
     /// The calls that ended.
     pub calls: u64,
     /// Those that ended with an error of the server.
@@ -87,8 +90,8 @@ fn get(total: &AtomicU64) -> u64 {
 impl Lookups {
     fn read(tier: &'static str, kind: &'static str, counts: &storage::Lookups) -> Self {
         Self {
-            tier,
-            kind,
+            tier: tier.into(),
+            kind: kind.into(),
             hits: get(&counts.hits),
             misses: get(&counts.misses),
             incomplete: get(&counts.incomplete),
@@ -98,7 +101,9 @@ impl Lookups {
 
     /// Returns the lookups that have an outcome other than an error.
     pub const fn answered(&self) -> u64 {
-        self.hits + self.misses + self.incomplete
+        self.hits
+            .saturating_add(self.misses)
+            .saturating_add(self.incomplete)
     }
 
     /// Returns the share of hits, from 0 to 1. `None` without a lookup.
@@ -117,7 +122,7 @@ impl Traffic {
             kinds.map(|(kind, counts)| Lookups::read(tier, kind, counts))
         });
         let transfers = tiers.iter().map(|(tier, traffic)| Transfer {
-            tier,
+            tier: (*tier).into(),
             read: get(&traffic.read),
             written: get(&traffic.written),
         });
@@ -130,24 +135,31 @@ impl Traffic {
     }
 
     /// Returns the totals of the lookups of clients, of all kinds.
-    pub(super) fn client_lookups(&self) -> (u64, u64) {
+    pub fn client_lookups(&self) -> (u64, u64) {
         let client = self.lookups.iter().filter(|found| found.tier == "client");
         client.fold((0, 0), |(hits, all), found| {
-            (hits + found.hits, all + found.answered())
+            (
+                hits.saturating_add(found.hits),
+                all.saturating_add(found.answered()),
+            )
         })
     }
 
     /// Returns the bytes that clients read and wrote.
-    pub(super) fn client_bytes(&self) -> (u64, u64) {
+    pub fn client_bytes(&self) -> (u64, u64) {
         let client = self.transfers.iter().filter(|moved| moved.tier == "client");
         client.fold((0, 0), |(read, written), moved| {
-            (read + moved.read, written + moved.written)
+            (
+                read.saturating_add(moved.read),
+                written.saturating_add(moved.written),
+            )
         })
     }
 
     /// Returns the number of calls that ended.
-    pub(super) fn calls(&self) -> u64 {
-        self.methods.iter().map(|method| method.calls).sum()
+    pub fn calls(&self) -> u64 {
+        let calls = self.methods.iter().map(|method| method.calls);
+        calls.fold(0, u64::saturating_add)
     }
 }
 

@@ -1,12 +1,14 @@
 //! The state of the server, as `/statusz` and the page show it.
 
-use serde::Serialize;
+use std::borrow::Cow;
+
+use serde::{Deserialize, Serialize};
 
 use super::health::Readiness;
 use crate::PendingWrites;
 
 /// The state of the server. Sizes are in bytes, times in seconds of Unix time.
-#[derive(Clone, Debug, Serialize, PartialEq)]
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
 pub struct Status {
     /// The version of gorego.
     pub version: String,
@@ -22,7 +24,7 @@ pub struct Status {
 }
 
 /// The state of the tiers and their surroundings.
-#[derive(Clone, Debug, Default, Serialize, PartialEq)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize, PartialEq)]
 pub struct Parts {
     /// The local tier.
     pub local: Option<Local>,
@@ -35,7 +37,7 @@ pub struct Parts {
 }
 
 /// The state of the local tier.
-#[derive(Clone, Debug, Default, Serialize, PartialEq)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize, PartialEq)]
 pub struct Local {
     /// The data directory.
     pub dir: String,
@@ -60,12 +62,12 @@ pub struct Local {
 }
 
 /// The state of the backing cache.
-#[derive(Clone, Debug, Default, Serialize, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize, PartialEq, Eq)]
 pub struct Backing {
     /// The address, without credentials.
     pub target: String,
     /// The state of the circuit breaker: `closed`, `open` or `half_open`.
-    pub breaker: &'static str,
+    pub breaker: Cow<'static, str>,
     /// The writes that wait. `None` if writes cannot wait.
     pub pending: Option<PendingWrites>,
     /// The limit of the pending bytes: `backing_cache.journal_max`.
@@ -73,7 +75,7 @@ pub struct Backing {
 }
 
 /// The limits on clients.
-#[derive(Clone, Copy, Debug, Default, Serialize, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize, PartialEq, Eq)]
 pub struct Limits {
     /// The memory that clients can make the server hold.
     pub memory: u64,
@@ -86,10 +88,10 @@ pub struct Limits {
 }
 
 /// A certificate.
-#[derive(Clone, Debug, Serialize, PartialEq, Eq)]
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq)]
 pub struct Certificate {
     /// The use of the file.
-    pub role: &'static str,
+    pub role: Cow<'static, str>,
     /// The file.
     pub file: String,
     /// The subject's distinguished name.

@@ -73,7 +73,7 @@ fn local(disk: &Local) -> Markup {
 }
 
 fn backing(cache: &Backing) -> Markup {
-    let (class, state) = match cache.breaker {
+    let (class, state) = match cache.breaker.as_ref() {
         "closed" => ("good", "Calls are made."),
         "open" => (
             "bad",
@@ -145,7 +145,7 @@ mod tests {
     #[test]
     fn text_from_outside_is_escaped() {
         let certificate = Certificate {
-            role: "client",
+            role: "client".into(),
             file: "<script>".to_owned(),
             subject: "CN=<img onerror=x>\"'&".to_owned(),
             expiry: 0,

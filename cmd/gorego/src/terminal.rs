@@ -1,0 +1,110 @@
+//! The commands that show the numbers of a running gorego in a terminal.
+
+mod address;
+mod client;
+mod explain;
+mod screen;
+mod stats;
+mod text;
+mod top;
+
+use std::{
+    io::{self, Write as _},
+    process::ExitCode,
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use gorego_config::LoadedConfig;
+use gorego_telemetry::{
+    builds::{ActionView, TargetView},
+    web::Snapshot,
+};
+use serde::de::DeserializeOwned;
+use tokio::runtime::{Builder, Runtime};
+
+use self::{address::Address, client::Client, explain::Subject, text::clean};
+use crate::cli::{Explain, Page, Stats};
+
+/// The path of the numbers.
+const STATUS: &str = "/api/v1/status";
+
+/// Prints the numbers of a running gorego.
+pub(crate) fn stats(options: &Stats, load: Load<'_>) -> Result<(), String> {
+    let client = client(&options.page, load)?;
+    let found = runtime()?.block_on(client.get::<Snapshot>(STATUS))?;
+    if options.json {
+        return print(&found.json);
+    }
+    print(stats::render(&client.address, &found.value).as_bytes())
+}
+
+/// Prints the explanation of the misses of an action or a target.
+pub(crate) fn explain(options: &Explain, load: Load<'_>) -> Result<(), String> {
+    let client = client(&options.page, load)?;
+    let subject = Subject::of(&options.subject);
+    match &subject {
+        Subject::Action(_) => explain_as::<ActionView>(&client, options, &subject, explain::action),
+        Subject::Target(_) => explain_as::<TargetView>(&client, options, &subject, explain::target),
+    }
+}
+
+fn explain_as<T: DeserializeOwned>(
+    client: &Client,
+    options: &Explain,
+    subject: &Subject,
+    render: fn(&T, u64) -> String,
+) -> Result<(), String> {
+    let found = runtime()?.block_on(client.find::<T>(&subject.path()))?;
+    let found = found.ok_or_else(|| {
+        let (address, name) = (&client.address, clean(&options.subject));
+        match subject {
+            Subject::Action(_) => format!(
+                "{address} has no record of a miss of action {name}; name its size too (hash/size) to \
+                 look into the cache"
+            ),
+            Subject::Target(_) => format!(
+                "{address} has no record of target {name}; accepted: a label as Bazel prints it \
+                 (//package:target), or the digest of an action (hash/size)"
+            ),
+        }
+    })?;
+    if options.json {
+        return print(&found.json);
+    }
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    let now_ms = u64::try_from(since.unwrap_or_default().as_millis()).unwrap_or(u64::MAX);
+    print(render(&found.value, now_ms).as_bytes())
+}
+
+/// Shows the numbers of a running gorego until the user leaves. Returns the exit status.
+pub(crate) fn top(page: &Page, load: Load<'_>) -> Result<ExitCode, String> {
+    let client = client(page, load)?;
+    runtime()?.block_on(top::run(&client))
+}
+
+/// Loads the configuration, which is only needed without `--url`.
+type Load<'a> = &'a dyn Fn() -> Result<LoadedConfig, String>;
+
+fn client(page: &Page, load: Load<'_>) -> Result<Client, String> {
+    let address = match &page.url {
+        Some(url) => Address::from_url(url)?,
+        None => Address::configured(&load()?.config)?,
+    };
+    Ok(Client { address })
+}
+
+fn runtime() -> Result<Runtime, String> {
+    let runtime = Builder::new_current_thread().enable_all().build();
+    runtime.map_err(|why| format!("cannot start: {why}"))
+}
+
+/// Prints on standard output. A reader that has read enough, such as `head`, is no failure.
+fn print(text: &[u8]) -> Result<(), String> {
+    let mut stdout = io::stdout().lock();
+    match stdout.write_all(text).and_then(|()| stdout.flush()) {
+        Err(why) if why.kind() != io::ErrorKind::BrokenPipe => {
+            Err(format!("cannot write to standard output: {why}"))
+        }
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,225 @@
+//! The drawing of the live numbers.
+
+use gorego_telemetry::{
+    builds::RecentBuilds,
+    web::{History, Rate, Snapshot},
+};
+use ratatui::{
+    Frame,
+    layout::{Constraint, Layout, Rect},
+    style::{Color, Modifier, Style},
+    text::Line,
+    widgets::{Paragraph, Sparkline},
+};
+
+use super::{
+    address::Address,
+    stats,
+    text::{Table, clean, count, fit, hit_rate, percent, rate, span, throughput},
+};
+
+/// The columns of the name and the value of a gauge, before its curve.
+const GAUGE: u16 = 26;
+
+/// The longest name of a tool.
+const TOOL: usize = 20;
+/// The columns of the bar of a hit rate.
+const BAR: usize = 10;
+
+/// The numbers of one moment.
+#[derive(Debug)]
+pub(super) struct Numbers {
+    pub(super) snapshot: Snapshot,
+    /// The recent builds, if they are recorded.
+    pub(super) builds: Option<RecentBuilds>,
+}
+
+/// The numbers on the screen.
+#[derive(Debug)]
+pub(super) struct Screen {
+    address: Address,
+    history: History,
+    numbers: Option<Numbers>,
+    /// The reason why the numbers are not the latest.
+    pub(super) problem: Option<String>,
+}
+
+impl Screen {
+    /// Returns a screen without numbers.
+    pub(super) fn new(address: Address) -> Self {
+        Self {
+            address,
+            history: History::default(),
+            numbers: None,
+            problem: None,
+        }
+    }
+
+    /// Replaces the numbers.
+    pub(super) fn update(&mut self, numbers: Numbers) {
+        self.history.add(&numbers.snapshot);
+        self.numbers = Some(numbers);
+        self.problem = None;
+    }
+}
+
+/// Draws the numbers on a screen of any size.
+pub(super) fn draw(frame: &mut Frame<'_>, screen: &Screen) {
+    let Some(numbers) = &screen.numbers else {
+        return;
+    };
+    let snapshot = &numbers.snapshot;
+    let mut head = vec![Line::from(stats::title(&screen.address, &snapshot.status))];
+    let problems = stats::problems(&snapshot.status).into_iter();
+    let problems = problems.chain(screen.problem.clone());
+    head.extend(problems.map(|line| Line::styled(line, Color::Red)));
+    head.push(Line::from(""));
+    let body = body(numbers);
+    let [top, gauges, rest, foot] = Layout::vertical([
+        Constraint::Length(length(&head)),
+        Constraint::Length(4),
+        Constraint::Fill(1),
+        Constraint::Length(1),
+    ])
+    .areas(frame.area());
+    frame.render_widget(Paragraph::new(head), top);
+    draw_gauges(frame, gauges, &screen.history.rates(), snapshot);
+    frame.render_widget(Paragraph::new(body), rest);
+    let keys = Line::styled("q, Esc or Ctrl-C leaves", Modifier::DIM);
+    frame.render_widget(keys, foot);
+}
+
+fn length(lines: &[Line<'_>]) -> u16 {
+    u16::try_from(lines.len()).unwrap_or(u16::MAX)
+}
+
+fn body(numbers: &Numbers) -> Vec<Line<'static>> {
+    let snapshot = &numbers.snapshot;
+    let mut lines = vec![Line::from("")];
+    lines.extend(table(stats::lookups(&snapshot.traffic).lines()));
+    lines.push(Line::from(""));
+    lines.extend(stats::storage(snapshot).into_iter().map(Line::from));
+    lines.push(Line::from(""));
+    match &numbers.builds {
+        Some(builds) => lines.extend(table(recent(builds, snapshot.at_ms).lines())),
+        None => lines.push(Line::from("Builds are not recorded.")),
+    }
+    lines
+}
+
+/// Returns the recent builds.
+fn recent(builds: &RecentBuilds, now_ms: u64) -> Table {
+    let header = [
+        "Last call",
+        "tool",
+        "",
+        "hit rate",
+        "hits",
+        "misses",
+        "build",
+    ];
+    let mut table = Table::new(3, header);
+    table.rows.extend(builds.builds.iter().map(|build| {
+        let total = &build.total;
+        let share = hit_rate(total);
+        let tool = format!("{} {}", clean(&build.tool), clean(&build.tool_version));
+        vec![
+            format!("{} ago", span(build.seen_ms, now_ms)),
+            fit(tool.trim(), TOOL),
+            bar(share),
+            percent(share),
+            count(total.hits),
+            count(total.misses.saturating_add(total.incomplete)),
+            clean(&build.id),
+        ]
+    }));
+    table
+}
+
+/// Draws a share from 0 to 1.
+fn bar(share: Option<f64>) -> String {
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        clippy::cast_precision_loss,
+        reason = "the share is from 0 to 1"
+    )]
+    let full = (share.unwrap_or(0.0).clamp(0.0, 1.0) * BAR as f64).round() as usize;
+    "█".repeat(full) + &"·".repeat(BAR.saturating_sub(full))
+}
+
+/// Marks the first line as the header.
+fn table(lines: Vec<String>) -> impl Iterator<Item = Line<'static>> {
+    let styles =
+        std::iter::once(Style::from(Modifier::BOLD)).chain(std::iter::repeat(Style::new()));
+    lines
+        .into_iter()
+        .zip(styles)
+        .map(|(line, style)| Line::styled(line, style))
+}
+
+/// Draws the rates of the last second, and their curves.
+fn draw_gauges(frame: &mut Frame<'_>, area: Rect, rates: &[Rate], snapshot: &Snapshot) {
+    let (hits, lookups) = snapshot.traffic.client_lookups();
+    #[expect(clippy::cast_precision_loss, reason = "a share needs few digits")]
+    let all = (lookups > 0).then(|| hits as f64 / lookups as f64);
+    let latest = |value: fn(&Rate) -> f64| rates.last().map_or(0.0, value);
+    let gauges: [(&str, String, fn(&Rate) -> Option<f64>, Option<f64>); 4] = [
+        ("Hit rate", percent(all), |rate| rate.hit_rate, Some(1.0)),
+        (
+            "Sent",
+            throughput(latest(|rate| rate.read)),
+            |rate| Some(rate.read),
+            None,
+        ),
+        (
+            "Received",
+            throughput(latest(|rate| rate.written)),
+            |rate| Some(rate.written),
+            None,
+        ),
+        (
+            "Calls",
+            rate(latest(|rate| rate.calls)),
+            |rate| Some(rate.calls),
+            None,
+        ),
+    ];
+    let rows = Layout::vertical([Constraint::Length(1); 4]).split(area);
+    for (row, (name, value, read, most)) in rows.iter().zip(gauges) {
+        let [text, curve] =
+            Layout::horizontal([Constraint::Length(GAUGE), Constraint::Fill(1)]).areas(*row);
+        frame.render_widget(Line::from(format!("{name:12}{value:>11}")), text);
+        let values = rates.iter().map(read).collect::<Vec<_>>();
+        let most = most.unwrap_or_else(|| values.iter().flatten().copied().fold(0.0, f64::max));
+        let bars = bars(&values, most, usize::from(curve.width));
+        let curve_style = Style::from(Color::Cyan);
+        let chart = Sparkline::default()
+            .data(bars)
+            .max(RESOLUTION)
+            .style(curve_style);
+        frame.render_widget(chart, curve);
+    }
+}
+
+/// The height of the highest bar.
+const RESOLUTION: u64 = 1000;
+
+/// Returns the heights of the last values, the newest at the right end.
+fn bars(values: &[Option<f64>], most: f64, columns: usize) -> Vec<Option<u64>> {
+    let shown = values.get(values.len().saturating_sub(columns)..);
+    let shown = shown.unwrap_or_default();
+    let missing = columns.saturating_sub(shown.len());
+    let height = |value: &Option<f64>| {
+        let share = (*value)? / most.max(f64::MIN_POSITIVE);
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            clippy::cast_precision_loss,
+            reason = "the share is from 0 to 1"
+        )]
+        Some((share.clamp(0.0, 1.0) * RESOLUTION as f64) as u64)
+    };
+    let bars = shown.iter().map(height);
+    std::iter::repeat_n(None, missing).chain(bars).collect()
+}

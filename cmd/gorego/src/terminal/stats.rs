@@ -1,0 +1,205 @@
+//! The numbers of a server as one screen of text.
+
+use gorego_telemetry::web::{Backing, Certificate, Local, Snapshot, Status, Traffic};
+
+use super::{
+    address::Address,
+    text::{self, COLUMNS, Table, bytes, clean, count, fit, percent, seconds},
+};
+
+/// The width of the names of sections without a table.
+const NAME: usize = 15;
+
+/// Renders the numbers of the server at `address`.
+pub(super) fn render(address: &Address, snapshot: &Snapshot) -> String {
+    let (status, traffic) = (&snapshot.status, &snapshot.traffic);
+    let mut lines = vec![title(address, status)];
+    lines.extend(problems(status));
+    for table in [lookups(traffic), transfers(traffic)] {
+        lines.push(String::new());
+        lines.extend(table.lines());
+    }
+    lines.push(String::new());
+    lines.extend(storage(snapshot));
+    let methods = methods(traffic);
+    if !methods.is_empty() {
+        lines.push(String::new());
+        lines.extend(methods.lines());
+    }
+    let lines = lines.iter().map(|line| fit(line, COLUMNS) + "\n");
+    lines.collect()
+}
+
+/// Renders the server and its readiness.
+#[expect(clippy::cast_precision_loss, reason = "two digits are shown")]
+pub(super) fn title(address: &Address, status: &Status) -> String {
+    format!(
+        "gorego {} at {address}: {}, running for {}",
+        clean(&status.version),
+        if status.readiness.ready {
+            "ready"
+        } else {
+            "NOT READY"
+        },
+        seconds(Some(status.uptime_seconds as f64)),
+    )
+}
+
+/// Renders the parts that do not work.
+pub(super) fn problems(status: &Status) -> Vec<String> {
+    let failed = status.readiness.parts.iter().filter(|part| !part.ok);
+    failed
+        .map(|part| format!("{}: {}", clean(&part.name), clean(&part.state)))
+        .collect()
+}
+
+fn tier(label: &str) -> String {
+    match label {
+        "client" => "Clients".to_owned(),
+        "local" => "Local tier".to_owned(),
+        "backing" => "Backing cache".to_owned(),
+        other => clean(other),
+    }
+}
+
+/// Returns the lookups of each tier.
+pub(super) fn lookups(traffic: &Traffic) -> Table {
+    let header = [
+        "Lookups",
+        "kind",
+        "hit rate",
+        "hits",
+        "misses",
+        "incomplete",
+        "errors",
+    ];
+    let mut table = Table::new(2, header);
+    table.rows.extend(traffic.lookups.iter().map(|found| {
+        let kind = match found.kind.as_ref() {
+            "blob" => "blobs".to_owned(),
+            "result" => "results".to_owned(),
+            other => clean(other),
+        };
+        let counts = [found.hits, found.misses, found.incomplete, found.errors];
+        let mut row = vec![tier(&found.tier), kind, percent(found.hit_rate())];
+        row.extend(counts.map(count));
+        row
+    }));
+    table
+}
+
+fn transfers(traffic: &Traffic) -> Table {
+    let mut table = Table::new(1, ["Bytes        ", "     read", "  written"]);
+    let rows = traffic.transfers.iter();
+    table.rows.extend(rows.map(|moved| {
+        let (read, written) = (bytes(moved.read), bytes(moved.written));
+        vec![tier(&moved.tier), read, written]
+    }));
+    table
+}
+
+fn methods(traffic: &Traffic) -> Table {
+    let header = ["Requests", "calls", "errors", "median", "99 of 100 within"];
+    let mut table = Table::new(1, header);
+    table.rows.extend(traffic.methods.iter().map(|method| {
+        let (calls, errors) = (count(method.calls), count(method.errors));
+        let (median, most) = (seconds(method.p50_seconds), seconds(method.p99_seconds));
+        vec![clean(&method.method), calls, errors, median, most]
+    }));
+    table
+}
+
+/// Renders the tiers and the certificates.
+pub(super) fn storage(snapshot: &Snapshot) -> Vec<String> {
+    let parts = &snapshot.status.parts;
+    let local = parts.local.as_ref().map_or_else(
+        || vec!["off: every request goes to the backing cache".to_owned()],
+        local,
+    );
+    let backing = parts
+        .backing
+        .as_ref()
+        .map_or_else(|| "none: the local tier has everything".to_owned(), backing);
+    let certificates = parts.certificates.iter();
+    let certificates = certificates.map(|found| certificate(found, snapshot.at_ms));
+    [
+        section("Local tier", local),
+        section("Backing cache", vec![backing]),
+    ]
+    .into_iter()
+    .chain([section("Certificates", certificates.collect())])
+    .flatten()
+    .collect()
+}
+
+fn section(name: &str, lines: Vec<String>) -> Vec<String> {
+    let names = std::iter::once(name).chain(std::iter::repeat(""));
+    let lines = names.zip(lines);
+    lines
+        .map(|(name, line)| format!("{name:NAME$}{line}"))
+        .collect()
+}
+
+#[expect(clippy::cast_precision_loss, reason = "a share needs few digits")]
+fn local(disk: &Local) -> Vec<String> {
+    let share = disk.used as f64 / disk.limit.max(1) as f64;
+    let free = disk.free_on_disk;
+    let mut lines = vec![format!(
+        "{} of {} in use ({}), {} files{}",
+        bytes(disk.used),
+        bytes(disk.limit),
+        percent(Some(share)),
+        count(disk.files),
+        free.map_or(String::new(), |free| format!(", {} free", bytes(free))),
+    )];
+    if disk.scanning {
+        lines.push("the files of an earlier run are still being counted".to_owned());
+    }
+    lines.push(match disk.eviction_age_seconds {
+        Some(age) => format!("a blob lives {} after its last use", seconds(Some(age))),
+        None if disk.evicted > 0 => "blobs were evicted".to_owned(),
+        None => "nothing was evicted yet".to_owned(),
+    });
+    if disk.evicted > 0 {
+        let (evicted, broken) = (count(disk.evicted), count(disk.leases_broken));
+        let size = bytes(disk.evicted_bytes);
+        lines.push(format!(
+            "evicted {evicted} files, {size}; broke {broken} leases"
+        ));
+    }
+    lines
+}
+
+fn backing(cache: &Backing) -> String {
+    let state = match cache.breaker.as_ref() {
+        "closed" => "up".to_owned(),
+        "open" => "DOWN: it failed several times in a row".to_owned(),
+        "half_open" => "DOWN: one call tests whether it answers again".to_owned(),
+        other => clean(other),
+    };
+    let pending = match &cache.pending {
+        None => String::new(),
+        Some(pending) if pending.blobs == 0 && pending.results == 0 => {
+            ", no pending writes".to_owned()
+        }
+        Some(pending) => format!(
+            ", pending: {} blobs, {} results, {}",
+            count(pending.blobs),
+            count(pending.results),
+            bytes(pending.bytes)
+        ),
+    };
+    format!("{}, {state}{pending}", clean(&cache.target))
+}
+
+fn certificate(found: &Certificate, now_ms: u64) -> String {
+    let subject = clean(&found.subject);
+    let expiry = u64::try_from(found.expiry)
+        .unwrap_or(0)
+        .saturating_mul(1000);
+    if expiry > now_ms {
+        format!("{subject}: valid for {}", text::span(now_ms, expiry))
+    } else {
+        format!("{subject}: EXPIRED")
+    }
+}
