@@ -11,7 +11,7 @@ use gorego_config::{self as config, Config, LocalCache};
 use gorego_janitor::{self as janitor, Janitor, Marks};
 use gorego_proxy::{Backing, Depth, OnOutage, Options, Outbox, ProxyActions, ProxyStore};
 use gorego_server::Stores;
-use gorego_storage::{BreakerState, CompletenessChecking, DigestFunction};
+use gorego_storage::{BreakerState, CompletenessChecking, DigestFunction, span::Tier};
 use gorego_storage_local::{LocalOptions, LocalStore, OpenError, SyncMode};
 use gorego_storage_remote::RemoteStore;
 use gorego_telemetry::{Calls, PendingWrites, Sources, web::Health};
@@ -26,6 +26,7 @@ use crate::{
     cli::VERSION,
     memory::Parts,
     meters::{BackingStores, Meters},
+    traces::traced,
 };
 
 /// The time that the local store gets at shutdown to write its state.
@@ -83,6 +84,7 @@ impl Tiers {
             Some(meters) => meters.of_backing(&backing),
             None => (Arc::clone(&backing) as _, Arc::clone(&backing) as _),
         };
+        let stores = traced(&config.telemetry, Tier::Backing, stores);
         let mut tiers = if config.local_cache.enabled {
             Self::proxy(config, parts, &backing, stores).await?
         } else {
@@ -120,11 +122,16 @@ impl Tiers {
             Arc::clone(&local) as _
         };
         let actions = CompletenessChecking::new(results, blobs, parts.trees.clone());
+        let stores = (
+            Arc::clone(&local) as _,
+            Arc::new(actions.leasing_puts()) as _,
+        );
+        let (blobs, actions) = traced(&config.telemetry, Tier::Local, stores);
         Ok(Self {
             stores: Stores {
-                blobs: Arc::clone(&local) as _,
+                blobs,
                 uploads: Arc::clone(&local) as _,
-                actions: Arc::new(actions.leasing_puts()),
+                actions,
             },
             local: Some(local),
             proxy: None,

@@ -14,6 +14,7 @@ mod memory;
 mod outputs;
 mod report;
 mod resource_name;
+pub mod span;
 mod store;
 mod traffic;
 mod tree;

@@ -7,9 +7,12 @@ pub mod builds;
 mod call;
 mod calls;
 mod durations;
+pub mod logs;
 mod metrics;
 mod requests;
+pub mod spans;
 mod stores;
+pub mod traces;
 pub mod web;
 
 pub use call::{Call, METADATA};

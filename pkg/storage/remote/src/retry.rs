@@ -8,7 +8,9 @@ use std::{
     time::Duration,
 };
 
+use gorego_storage::span::TARGET;
 use tokio::time;
+use tracing::info;
 
 /// The delay before the first retry; it doubles each time.
 const FIRST_DELAY: Duration = Duration::from_millis(100);
@@ -45,7 +47,10 @@ impl Retry {
     /// Waits before the next retry; `false` if there is none, or if it would begin after `time_left`.
     pub(super) async fn pause(&mut self, time_left: Duration) -> bool {
         match self.next_delay() {
-            Some(delay) if delay < time_left => time::sleep(delay).await,
+            Some(delay) if delay < time_left => {
+                info!(target: TARGET, ?delay, "retry");
+                time::sleep(delay).await;
+            }
             _ => return false,
         }
         self.has_begun = true;
