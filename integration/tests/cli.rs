@@ -4,7 +4,6 @@
 use std::{
     net::SocketAddr,
     process::{Command, Output, Stdio},
-    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
@@ -13,7 +12,6 @@ use gorego_integration::{
     client::Client,
     content::{blob, digest_of, result_of},
     process::{self, describe},
-    project,
     server::{self, Server},
     terminal::Terminal,
     web,
@@ -30,8 +28,6 @@ use tonic::{Request, metadata::MetadataValue};
 const SERVED: &str = "telemetry.metrics_addr=127.0.0.1:0";
 /// Every function that is tried counts as a lookup.
 const SHA256: &str = "limits.inferred_functions=sha256";
-/// The longest wait for a condition; far more than it needs.
-const PATIENCE: Duration = Duration::from_mins(1);
 /// The sequences that leave the second screen of a terminal and show the cursor.
 const RESTORED: [&str; 2] = ["\u{1b}[?1049l", "\u{1b}[?25h"];
 
@@ -170,7 +166,7 @@ async fn build(server: &Server) {
     let is_explained = |response: &web::Response| {
         response.status == 200 && {
             let misses = &response.json()["misses"];
-            misses[0]["explanation"].is_object() && misses[1]["explanation"].is_object()
+            misses[0]["miss"]["explanation"].is_object() && misses[1]["miss"]["explanation"].is_object()
         }
     };
     web::wait_for(server.metrics(), path, is_explained).await;
@@ -236,7 +232,7 @@ async fn explain_names_the_differences_of_a_miss() {
     }
     let json = text_of(&["explain", "//app:main", "--json", "--url", &url]);
     let json: serde_json::Value = serde_json::from_str(&json).unwrap();
-    assert_eq!(json["misses"][0]["explanation"]["cause"]["kind"], "differs");
+    assert_eq!(json["misses"][0]["miss"]["explanation"]["cause"]["kind"], "differs");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -339,9 +335,9 @@ async fn top_follows_the_size_of_the_terminal() {
     assert!(!text.contains("Backing"), "{text:?}");
     terminal.resize(80, 30);
     terminal.wait_for("Backing");
-    terminal.resize(1, 1);
-    terminal.resize(80, 30);
     terminal.take_text();
+    terminal.resize(1, 1);
+    terminal.resize(81, 31);
     terminal.wait_for("Backing");
     terminal.type_keys(b"q");
     assert_left(terminal, 0);
