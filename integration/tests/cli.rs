@@ -12,6 +12,7 @@ use gorego_integration::{
     client::Client,
     content::{blob, digest_of, result_of},
     process::{self, describe},
+    project,
     server::{self, Server},
     terminal::Terminal,
     web,
@@ -166,7 +167,8 @@ async fn build(server: &Server) {
     let is_explained = |response: &web::Response| {
         response.status == 200 && {
             let misses = &response.json()["misses"];
-            misses[0]["miss"]["explanation"].is_object() && misses[1]["miss"]["explanation"].is_object()
+            misses[0]["miss"]["explanation"].is_object()
+                && misses[1]["miss"]["explanation"].is_object()
         }
     };
     web::wait_for(server.metrics(), path, is_explained).await;
@@ -232,7 +234,10 @@ async fn explain_names_the_differences_of_a_miss() {
     }
     let json = text_of(&["explain", "//app:main", "--json", "--url", &url]);
     let json: serde_json::Value = serde_json::from_str(&json).unwrap();
-    assert_eq!(json["misses"][0]["miss"]["explanation"]["cause"]["kind"], "differs");
+    assert_eq!(
+        json["misses"][0]["miss"]["explanation"]["cause"]["kind"],
+        "differs"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -341,4 +346,51 @@ async fn top_follows_the_size_of_the_terminal() {
     terminal.wait_for("Backing");
     terminal.type_keys(b"q");
     assert_left(terminal, 0);
+}
+
+/// Returns the lines that follow `command` in a block of the README.
+fn example(readme: &str, command: &str) -> String {
+    let begin = format!("$ {command}\n");
+    let (_, after) = readme.split_once(&begin).expect("an example");
+    let (text, _) = after.split_once("```").expect("the end of the block");
+    text.to_owned()
+}
+
+/// Replaces what differs from server to server: numbers and their units.
+fn shape(text: &str) -> Vec<String> {
+    const UNITS: [&str; 13] = [
+        "%", "B", "KiB", "MiB", "GiB", "TiB", "s", "ms", "µs", "min", "h", "days", "-",
+    ];
+    let lines = text.lines().map(|line| {
+        let words = line.split_whitespace().map(|word| {
+            let is_number = word.contains(|char: char| char.is_ascii_digit());
+            let is_unit = UNITS.contains(&word.trim_end_matches([',', ')']));
+            if is_number || is_unit { "#" } else { word }
+        });
+        let mut words: Vec<_> = words.collect();
+        words.dedup_by(|a, b| *a == "#" && *b == "#");
+        words.join(" ")
+    });
+    lines.collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_readme_shows_what_the_commands_print() {
+    let readme = std::fs::read_to_string(project::root().join("README.md")).unwrap();
+    let server = Server::start(&[SERVED, SHA256]);
+    build(&server).await;
+    let url = url(server.metrics());
+    let digest = Compilation::new("-O3", &[("LANG", "C")]).digest();
+    for (command, subject) in [("stats", None), ("explain //app:main", Some(digest.hash))] {
+        let mut words = vec![command.split(' ').next().unwrap()];
+        words.extend(subject.as_deref());
+        words.extend(["--url", &url]);
+        let printed = text_of(&words);
+        let shown = example(&readme, &format!("gorego {command}"));
+        assert_eq!(
+            shape(&shown),
+            shape(&printed),
+            "README:\n{shown}\nprinted:\n{printed}"
+        );
+    }
 }
