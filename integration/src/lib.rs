@@ -13,7 +13,9 @@
 pub mod backing;
 pub mod bazel;
 pub mod binary;
+pub mod browser;
 pub mod client;
+pub mod collector;
 pub mod content;
 pub mod link;
 pub mod lock;

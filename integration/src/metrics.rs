@@ -1,6 +1,10 @@
 //! Scrapes the metrics of a server, as Prometheus does.
 
-use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
+    time::Duration,
+};
 
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -19,11 +23,7 @@ pub struct Metrics(BTreeMap<String, String>);
 impl Metrics {
     /// Scrapes the metrics at `address`.
     pub async fn of(address: SocketAddr) -> Self {
-        let scraped = time::timeout(PATIENCE, scrape(address)).await;
-        let scraped = scraped.unwrap_or_else(|_| panic!("no metrics from {address} in time"));
-        let text = scraped.unwrap_or_else(|e| panic!("scraping {address}: {e}"));
-        assert!(text.starts_with("HTTP/1.1 200 "), "{text}");
-        let (_, content) = text.split_once("\r\n\r\n").expect("headers end");
+        let content = text_of(address).await;
         let samples = content.lines().filter(|line| !line.starts_with('#'));
         let named = samples.map(|line| {
             let sample = line.rsplit_once(' ');
@@ -58,6 +58,48 @@ impl Metrics {
             assert!(start.elapsed() < PATIENCE, "not met in time: {metrics:#?}");
         }
     }
+}
+
+/// Names of metrics with the names of their labels. The name of a histogram is that of all its series.
+pub type Families = BTreeMap<String, BTreeSet<String>>;
+
+/// Scrapes the metrics at `address`. Returns their names and labels, and checks that each is described.
+pub async fn families(address: SocketAddr) -> Families {
+    let text = text_of(address).await;
+    let mut families = Families::new();
+    let mut described = "";
+    let mut current = String::new();
+    for line in text.lines() {
+        if let Some(help) = line.strip_prefix("# HELP ") {
+            (described, _) = help.split_once(' ').expect("a description");
+        } else if let Some(kind) = line.strip_prefix("# TYPE ") {
+            let (name, _) = kind.split_once(' ').expect("a type");
+            assert_eq!(described, name, "a metric without a description");
+            name.clone_into(&mut current);
+        } else {
+            assert!(line.starts_with(&current), "{line} is not of {current}");
+            let names = families.entry(current.clone()).or_default();
+            names.extend(labels_of(line).filter(|label| label != "le"));
+        }
+    }
+    families
+}
+
+/// Returns the names of the labels in `name{label="value",...}`, whose values hold no quotes.
+pub fn labels_of(series: &str) -> impl Iterator<Item = String> {
+    let labels = series.split_once('{').map_or("", |(_, labels)| labels);
+    let outside = labels.split('"').step_by(2);
+    let named = outside.filter_map(|part| part.strip_suffix('='));
+    named.map(|name| name.trim_start_matches(',').to_owned())
+}
+
+async fn text_of(address: SocketAddr) -> String {
+    let scraped = time::timeout(PATIENCE, scrape(address)).await;
+    let scraped = scraped.unwrap_or_else(|_| panic!("no metrics from {address} in time"));
+    let text = scraped.unwrap_or_else(|e| panic!("scraping {address}: {e}"));
+    assert!(text.starts_with("HTTP/1.1 200 "), "{text}");
+    let (_, content) = text.split_once("\r\n\r\n").expect("headers end");
+    content.to_owned()
 }
 
 async fn scrape(address: SocketAddr) -> std::io::Result<String> {

@@ -101,11 +101,12 @@ pub struct Server {
     log: Log,
 }
 
-/// The environment of a server: its disk, the system's certificates and its limit of open files.
+/// The environment of a server: its disk, the system's certificates, `RUST_LOG` and its limit of open files.
 #[derive(Clone, Debug, Default)]
 struct Surroundings {
     disk: Option<Disk>,
     roots: Option<PathBuf>,
+    log: Option<&'static str>,
     descriptors: Option<Descriptors>,
 }
 
@@ -159,6 +160,15 @@ impl Server {
     pub fn start_with_roots(roots: &Path, settings: &[&str]) -> Self {
         let surroundings = Surroundings {
             roots: Some(roots.to_owned()),
+            ..Surroundings::default()
+        };
+        Self::within(surroundings, settings)
+    }
+
+    /// Starts a server with this `RUST_LOG`.
+    pub fn start_logging(log: &'static str, settings: &[&str]) -> Self {
+        let surroundings = Surroundings {
+            log: Some(log),
             ..Surroundings::default()
         };
         Self::within(surroundings, settings)
@@ -224,6 +234,9 @@ impl Server {
         };
         if let Some(roots) = &surroundings.roots {
             command.env("SSL_CERT_FILE", roots);
+        }
+        if let Some(log) = surroundings.log {
+            command.env("RUST_LOG", log);
         }
         command.stdout(Stdio::null()).stderr(Stdio::piped());
         let mut process = Process::spawn(&mut command);

@@ -7,10 +7,13 @@ use std::{
     sync::Arc,
 };
 
-use gorego_config::{BackingCache, Compression, Header, Headers, Target, TargetAddress};
+use gorego_config::{BackingCache, Compression, Config, Header, Headers, Target, TargetAddress};
 use gorego_limits::Budget;
 use gorego_storage::Chain;
-use gorego_storage_remote::{RemoteAddress, RemoteHeaders, RemoteOptions, RemoteStore};
+use gorego_storage_remote::{
+    CallHeaders, RemoteAddress, RemoteHeaders, RemoteOptions, RemoteStore,
+};
+use gorego_telemetry::traces::request;
 use gorego_tls::{ClientFiles, ClientTls};
 use tokio::sync::watch;
 
@@ -26,11 +29,13 @@ type Tls = Option<watch::Receiver<ClientTls>>;
 
 /// Creates the client and its TLS settings. Does not contact the backing cache, which may be down.
 pub(crate) fn open(
-    config: &BackingCache,
+    config: &Config,
     chain: &Arc<Chain>,
     windows: &Budget,
     reloads: &mut Reloads,
 ) -> Result<Option<(RemoteStore, Tls)>, Error> {
+    let traces = config.telemetry.tracing_endpoint.is_some();
+    let config = &config.backing_cache;
     let Some(target) = &config.target else {
         return Ok(None);
     };
@@ -39,6 +44,7 @@ pub(crate) fn open(
         tls: tls.clone(),
         instance_name: config.instance_name.clone(),
         headers: headers(target, config, reloads)?,
+        call_headers: CallHeaders::new(move |headers| request::forward(headers, traces)),
         chain: Arc::clone(chain),
         zstd: config.compression == Compression::Zstd,
         retries: config.put_retry_count,
@@ -65,21 +71,31 @@ fn headers(
     let configured = config.headers.clone();
     let authorization = target.authorization.clone();
     reloads.read(file.iter().cloned().collect(), move || {
-        let pair = |header: &Header| (header.name.clone(), header.value.clone());
-        let of_file = file.as_deref().map(headers_of).transpose()?;
-        let given = [Some(&configured), of_file.as_ref()].into_iter().flatten();
-        let mut all: Vec<_> = given.flat_map(|headers| &headers.0).map(pair).collect();
-        if let Some(user) = &authorization
-            && all.iter().all(|(name, _)| *name != user.name)
-        {
-            all.push(pair(user));
-        }
-        RemoteHeaders::parse(&all).map_err(|why| Error(format!("headers: {why}")))
+        parsed(&configured, file.as_deref(), authorization.as_ref()).map_err(Error)
     })
 }
 
-fn headers_of(path: &Path) -> Result<Headers, Error> {
-    let error = |why: &dyn Display| Error(format!("headers_file = {}: {why}", path.display()));
+/// Returns the configured headers, those of a file, and a default unless one of the others has its name. An error
+/// begins with the key at fault, without its section.
+pub(crate) fn parsed(
+    configured: &Headers,
+    file: Option<&Path>,
+    default: Option<&Header>,
+) -> Result<RemoteHeaders, String> {
+    let pair = |header: &Header| (header.name.clone(), header.value.clone());
+    let of_file = file.map(headers_of).transpose()?;
+    let given = [Some(configured), of_file.as_ref()].into_iter().flatten();
+    let mut all: Vec<_> = given.flat_map(|headers| &headers.0).map(pair).collect();
+    if let Some(default) = default
+        && all.iter().all(|(name, _)| *name != default.name)
+    {
+        all.push(pair(default));
+    }
+    RemoteHeaders::parse(&all).map_err(|why| format!("headers: {why}"))
+}
+
+fn headers_of(path: &Path) -> Result<Headers, String> {
+    let error = |why: &dyn Display| format!("headers_file = {}: {why}", path.display());
     let text = fs::read(path).map_err(|why| error(&why))?;
     let headers = Headers::from_lines(&String::from_utf8_lossy(&text));
     headers.map_err(|line| error(&format_args!("line {line} is not name=value")))
@@ -100,6 +116,6 @@ fn tls(target: &Target, config: &BackingCache, reloads: &mut Reloads) -> Result<
     Ok(Some(tls))
 }
 
-fn given(path: &Path) -> Option<PathBuf> {
+pub(crate) fn given(path: &Path) -> Option<PathBuf> {
     (!path.as_os_str().is_empty()).then(|| path.to_owned())
 }

@@ -6,7 +6,6 @@ mod builds;
 mod cli;
 mod descriptors;
 mod listen;
-mod logging;
 mod memory;
 mod meters;
 mod metrics;
@@ -15,6 +14,7 @@ mod signals;
 mod site;
 mod terminal;
 mod tiers;
+mod traces;
 mod wire;
 
 use std::{
@@ -24,7 +24,9 @@ use std::{
 };
 
 use clap::Parser as _;
-use gorego_config::{Config, LoadedConfig, Sources};
+use gorego_config::{Config, LoadedConfig, LogLevel, Sources};
+use gorego_telemetry::logs;
+use tracing::Level;
 
 use crate::cli::{Cli, Command};
 
@@ -85,12 +87,23 @@ fn load(cli: &Cli) -> Result<LoadedConfig, String> {
 }
 
 fn serve(loaded: &LoadedConfig) -> Result<(), String> {
-    logging::start(loaded.config.log_level)?;
+    let (layer, spans) = traces::layer_of(&loaded.config.telemetry).unzip();
+    logs::start(level(loaded.config.log_level), layer)?;
     if let Some(file) = &loaded.file {
         tracing::info!("configuration read from {}", file.display());
     }
     for warning in &loaded.warnings {
         tracing::warn!("{warning}");
     }
-    wire::run(loaded).map_err(|error| error.to_string())
+    wire::run(loaded, spans).map_err(|error| error.to_string())
+}
+
+const fn level(level: LogLevel) -> Level {
+    match level {
+        LogLevel::Error => Level::ERROR,
+        LogLevel::Warn => Level::WARN,
+        LogLevel::Info => Level::INFO,
+        LogLevel::Debug => Level::DEBUG,
+        LogLevel::Trace => Level::TRACE,
+    }
 }

@@ -67,6 +67,37 @@ impl Parts {
     }
 }
 
+impl Parts {
+    /// Returns the parts of the memory by their labels.
+    pub(crate) fn named(&self) -> Vec<(&'static str, Budget)> {
+        let Self {
+            transport,
+            server,
+            proxy,
+            downloads,
+            trees,
+        } = self;
+        let all = [
+            ("receive_windows", &transport.windows),
+            ("large_requests", &transport.requests),
+            ("decoded_requests", &transport.decoded),
+            ("large_responses", &transport.responses),
+            ("action_results", &server.results),
+            ("compression", &server.workspaces),
+            ("pieces", &server.pieces),
+            ("small_fetches", &proxy.small),
+            ("large_fetches", &proxy.large),
+            ("unwritten", &proxy.unwritten),
+            ("background_results", &proxy.transfer_trees),
+            ("downloads", downloads),
+            ("trees", trees),
+        ];
+        // Without a backing cache, some have no memory.
+        let used = all.into_iter().filter(|(_, budget)| budget.total() > 0);
+        used.map(|(name, budget)| (name, budget.clone())).collect()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -74,30 +105,9 @@ mod tests {
     const MIB: u64 = 1 << 20;
 
     fn total(parts: &Parts) -> u64 {
-        let Parts {
-            transport,
-            server,
-            proxy,
-            downloads,
-            trees,
-            ..
-        } = parts;
-        let budgets = [
-            &transport.windows,
-            &transport.requests,
-            &transport.decoded,
-            &server.results,
-            &server.workspaces,
-            &transport.responses,
-            &server.pieces,
-            &proxy.small,
-            &proxy.large,
-            &proxy.unwritten,
-            &proxy.transfer_trees,
-            downloads,
-            trees,
-        ];
-        server.walks + budgets.into_iter().map(Budget::total).sum::<u64>()
+        let budgets = parts.named();
+        let budgets = budgets.iter().map(|(_, budget)| budget.total());
+        parts.server.walks + budgets.sum::<u64>()
     }
 
     #[test]

@@ -2,23 +2,41 @@
 
 use std::sync::Arc;
 
+use gorego_limits::Budget;
 use gorego_server::Stores;
 use gorego_storage::{ActionCache, BlobStore, Traffic};
 use gorego_storage_local::LocalStore;
 use gorego_storage_remote::RemoteStore;
-use gorego_telemetry::{BackingCalls, Counts, Metered};
+use gorego_telemetry::{Allocation, Counts, Metered, Sources};
+use tikv_jemalloc_ctl::{epoch, stats};
+use tokio::runtime::Handle;
 
-/// The counts of the tiers that a process has.
-#[derive(Debug, Default)]
+use crate::memory::Parts;
+
+/// The counts of the tiers that a process has, and the budgets that its calls share.
+#[derive(Debug)]
 pub(crate) struct Meters {
+    memory: Vec<(&'static str, Budget)>,
+    files: Budget,
     client: Arc<Traffic>,
     backing: Option<Counts>,
+    remote: Option<Arc<RemoteStore>>,
 }
 
 /// The backing cache as a store of blobs and of action results.
 pub(crate) type BackingStores = (Arc<dyn BlobStore>, Arc<dyn ActionCache>);
 
 impl Meters {
+    pub(crate) fn new(parts: &Parts) -> Self {
+        Self {
+            memory: parts.named(),
+            files: parts.server.files.clone(),
+            client: Arc::default(),
+            backing: None,
+            remote: None,
+        }
+    }
+
     /// Counts what clients are answered. A local tier that `answers` alone has the lookups of the clients.
     pub(crate) fn of_clients(&self, stores: Stores, answers: Option<&LocalStore>) -> Stores {
         let counts = |answering| Counts {
@@ -51,24 +69,40 @@ impl Meters {
         };
         let metered = Arc::new(Metered::new(Arc::clone(store), counts.clone()));
         self.backing = Some(counts);
+        self.remote = Some(Arc::clone(store));
         (Arc::clone(&metered) as _, metered)
     }
 
-    /// Returns the tiers by their labels.
-    pub(crate) fn tiers(&self, local: Option<&LocalStore>) -> Vec<(&'static str, Arc<Traffic>)> {
-        let backing = self.backing.as_ref().map(|counts| &counts.traffic);
+    /// Adds the counts, and the states of the tiers, to the sources of the metrics.
+    pub(crate) fn add_to(&self, sources: &mut Sources, local: Option<&Arc<LocalStore>>) {
+        let backing = self.backing.as_ref();
         let tiers = [
             ("client", Some(&self.client)),
-            ("local", local.map(LocalStore::traffic)),
-            ("backing", backing),
+            ("local", local.map(|local| local.traffic())),
+            ("backing", backing.map(|counts| &counts.traffic)),
         ];
         let known =
             |(label, traffic): (_, Option<&Arc<Traffic>>)| Some((label, Arc::clone(traffic?)));
-        tiers.into_iter().filter_map(known).collect()
+        sources.tiers = tiers.into_iter().filter_map(known).collect();
+        sources.budgets.clone_from(&self.memory);
+        sources.files = Some(self.files.clone());
+        sources.allocator = Some(allocation);
+        sources.runtime = Handle::try_current().ok();
+        sources.backing_calls = backing.and_then(|counts| counts.calls.clone());
+        if let Some(local) = local.cloned() {
+            sources.disk = Some(Box::new(move || local.report()));
+        }
+        if let Some(remote) = self.remote.clone() {
+            sources.backing = Some(Box::new(move || remote.report()));
+        }
     }
+}
 
-    /// Returns the counts of the backing cache's calls.
-    pub(crate) fn calls(&self) -> Option<Arc<BackingCalls>> {
-        self.backing.as_ref()?.calls.clone()
-    }
+/// Returns the memory of the allocator, of which it keeps copies that an epoch brings up to date.
+fn allocation() -> Option<Allocation> {
+    epoch::advance().ok()?;
+    Some(Allocation {
+        allocated: stats::allocated::read().ok()? as u64,
+        resident: stats::resident::read().ok()? as u64,
+    })
 }

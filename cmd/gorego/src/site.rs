@@ -40,6 +40,7 @@ pub(crate) fn site(
             config::Ui::Local => Ui::Local,
             config::Ui::On => Ui::On,
         },
+        pprof: config.telemetry.pprof,
         builds,
         health,
         parts: Box::new(parts(config, tiers, certificates)),

@@ -11,7 +11,7 @@ use gorego_config::{self as config, Config, LocalCache};
 use gorego_janitor::{self as janitor, Janitor, Marks};
 use gorego_proxy::{Backing, Depth, OnOutage, Options, Outbox, ProxyActions, ProxyStore};
 use gorego_server::Stores;
-use gorego_storage::{BreakerState, CompletenessChecking};
+use gorego_storage::{BreakerState, CompletenessChecking, DigestFunction, span::Tier};
 use gorego_storage_local::{LocalOptions, LocalStore, OpenError, SyncMode};
 use gorego_storage_remote::RemoteStore;
 use gorego_telemetry::{Calls, PendingWrites, Sources, web::Health};
@@ -26,6 +26,7 @@ use crate::{
     cli::VERSION,
     memory::Parts,
     meters::{BackingStores, Meters},
+    traces::traced,
 };
 
 /// The time that the local store gets at shutdown to write its state.
@@ -75,27 +76,33 @@ impl Tiers {
     ) -> Result<Self, Error> {
         let Some(backing) = backing.map(Arc::new) else {
             let mut tiers = Self::local(config, parts, meters.is_some()).await?;
-            tiers.measure(meters, tiers.local.clone().as_deref());
+            let local = tiers.local.clone();
+            tiers.answer(config, meters, local.as_deref());
             return Ok(tiers);
         };
         let stores = match &mut meters {
             Some(meters) => meters.of_backing(&backing),
             None => (Arc::clone(&backing) as _, Arc::clone(&backing) as _),
         };
+        let stores = traced(&config.telemetry, Tier::Backing, stores);
         let mut tiers = if config.local_cache.enabled {
             Self::proxy(config, parts, &backing, stores).await?
         } else {
             Self::stateless(config, parts, backing, stores)
         };
-        tiers.measure(meters, None);
+        tiers.answer(config, meters, None);
         Ok(tiers)
     }
 
-    /// Counts what clients are answered. `answers` is the local tier, if there is no other.
-    fn measure(&mut self, meters: Option<Meters>, answers: Option<&LocalStore>) {
-        if let Some(meters) = &meters {
-            self.stores = meters.of_clients(self.stores.clone(), answers);
-        }
+    /// Completes the stores for clients: digest functions are inferred, and the answers are counted, each once.
+    /// `alone` is the local tier, if there is no other.
+    fn answer(&mut self, config: &Config, meters: Option<Meters>, alone: Option<&LocalStore>) {
+        let functions = inferred_functions(&config.limits);
+        let stores = self.stores.clone().inferring(functions);
+        self.stores = match &meters {
+            Some(meters) => meters.of_clients(stores, alone),
+            None => stores,
+        };
         self.meters = meters;
     }
 
@@ -115,11 +122,16 @@ impl Tiers {
             Arc::clone(&local) as _
         };
         let actions = CompletenessChecking::new(results, blobs, parts.trees.clone());
+        let stores = (
+            Arc::clone(&local) as _,
+            Arc::new(actions.leasing_puts()) as _,
+        );
+        let (blobs, actions) = traced(&config.telemetry, Tier::Local, stores);
         Ok(Self {
             stores: Stores {
-                blobs: Arc::clone(&local) as _,
+                blobs,
                 uploads: Arc::clone(&local) as _,
-                actions: Arc::new(actions.leasing_puts()),
+                actions,
             },
             local: Some(local),
             proxy: None,
@@ -245,16 +257,18 @@ impl Tiers {
         calls: Calls,
         certificates: impl Fn() -> Vec<Certificate> + Send + Sync + 'static,
     ) -> Sources {
-        let (depth, meters) = (self.waiting.clone(), self.meters.as_ref());
-        Sources {
-            version: VERSION,
+        let depth = self.waiting.clone();
+        let mut sources = Sources {
             breaker: self.breaker.clone(),
             certificates: Box::new(certificates),
             journal: depth.map(|depth| Box::new(move || pending(*depth.borrow())) as _),
             calls,
-            tiers: meters.map_or_else(Vec::new, |meters| meters.tiers(self.local.as_deref())),
-            backing_calls: meters.and_then(Meters::calls),
+            ..Sources::new(VERSION)
+        };
+        if let Some(meters) = &self.meters {
+            meters.add_to(&mut sources, self.local.as_ref());
         }
+        sources
     }
 
     /// Saves the state, so that the next start trusts the current entries even if this process is killed.
@@ -361,6 +375,14 @@ fn local_options(config: &Config, parts: &Parts) -> LocalOptions {
         scrub_period: Some(cache.scrub_period).filter(|period| !period.is_zero()),
         pieces: Some(parts.server.pieces.clone()),
     }
+}
+
+fn inferred_functions(limits: &config::Limits) -> Vec<DigestFunction> {
+    let known = |function: &_| match function {
+        config::InferredFunction::Sha256 => DigestFunction::Sha256,
+        config::InferredFunction::Blake3 => DigestFunction::Blake3,
+    };
+    limits.inferred_functions.iter().map(known).collect()
 }
 
 fn marks(cache: &LocalCache) -> Marks {

@@ -10,8 +10,8 @@ use std::{
 use gorego_config::{self as config, Config, LoadedConfig};
 use gorego_grpc::Limits;
 use gorego_server as server;
-use gorego_storage::{Chain, DigestFunction};
-use gorego_telemetry::{Calls, builds::InvalidPattern, web};
+use gorego_storage::Chain;
+use gorego_telemetry::{Calls, builds::InvalidPattern, traces::EndedSpans, web};
 use gorego_tls::{Certificate, ClientAuth, ClientTls, ServerFiles, ServerTls};
 use tokio::{net::TcpListener, runtime::Runtime, sync::watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -20,6 +20,7 @@ use crate::{
     backing,
     banner::banner,
     builds,
+    cli::VERSION,
     descriptors::Descriptors,
     listen::listen,
     memory::Parts,
@@ -28,6 +29,7 @@ use crate::{
     reload::{self, Reloads},
     signals, site,
     tiers::{self, Tiers},
+    traces,
 };
 
 /// The error of a server that could not start or failed.
@@ -48,19 +50,21 @@ pub(crate) enum Error {
     #[error(transparent)]
     Backing(#[from] backing::Error),
     #[error(transparent)]
+    Traces(#[from] traces::Error),
+    #[error(transparent)]
     Server(#[from] gorego_grpc::Error),
 }
 
 /// Serves until a signal ends it.
-pub(crate) fn run(loaded: &LoadedConfig) -> Result<(), Error> {
+pub(crate) fn run(loaded: &LoadedConfig, spans: Option<EndedSpans>) -> Result<(), Error> {
     let runtime = Runtime::new()?;
-    let ended = runtime.block_on(serve(loaded));
+    let ended = runtime.block_on(serve(loaded, spans));
     // Tasks that still block on the disk were cancelled; the process does not wait for them.
     runtime.shutdown_background();
     ended
 }
 
-async fn serve(loaded: &LoadedConfig) -> Result<(), Error> {
+async fn serve(loaded: &LoadedConfig, spans: Option<EndedSpans>) -> Result<(), Error> {
     let config = &loaded.config;
     let shutdown = CancellationToken::new();
     let (signals, hangups) = (signals::handle(shutdown.clone())?, reload::hangups()?);
@@ -71,14 +75,10 @@ async fn serve(loaded: &LoadedConfig) -> Result<(), Error> {
     let scraped = metrics::listen(loaded).await.map_err(Error::Metrics)?;
     let parts = parts(config, descriptors);
     let chain = Arc::<Chain>::default();
-    let backing = backing::open(
-        &config.backing_cache,
-        &chain,
-        &parts.downloads,
-        &mut reloads,
-    )?;
+    let backing = backing::open(config, &chain, &parts.downloads, &mut reloads)?;
     let (backing, backing_tls) = backing.map_or((None, None), |(store, tls)| (Some(store), tls));
-    let meters = scraped.as_ref().map(|_| Meters::default());
+    let collector = traces::collector(&config.telemetry, &mut reloads)?;
+    let meters = scraped.as_ref().map(|_| Meters::new(&parts));
     let mut tiers = Tiers::open(config, &parts, backing, meters).await?;
     let recorded = builds::record(config, scraped.is_some(), &mut tiers)?;
     announce(config, &listener, scraped.as_ref())?;
@@ -91,8 +91,11 @@ async fn serve(loaded: &LoadedConfig) -> Result<(), Error> {
         tasks.spawn(janitor.run(evicting.clone()));
     }
     let observing = CancellationToken::new();
-    let calls = Calls::default();
-    let observer = scraped.is_some().then(|| CallObserver(calls.clone()));
+    let export = spans
+        .zip(collector)
+        .map(|(spans, collector)| tasks.spawn(spans.export(collector, VERSION, observing.clone())));
+    let calls = Calls::new(traces::sampling(&config.telemetry));
+    let observer = CallObserver(calls.clone());
     let health = tiers.health(shutdown.clone());
     let (ready, healthy) = watch::channel(true);
     tasks.spawn(health.clone().publish(ready));
@@ -122,7 +125,7 @@ async fn serve(loaded: &LoadedConfig) -> Result<(), Error> {
         memory: parts.transport,
         tls,
         healthy: Some(healthy),
-        observer: observer.map(|observer| Arc::new(observer) as _),
+        observer: Some(Arc::new(observer)),
     };
     let options = options(config, transport, parts.server, chain);
     let served = serve_and_save(listener, &tiers, options, shutdown).await;
@@ -131,7 +134,7 @@ async fn serve(loaded: &LoadedConfig) -> Result<(), Error> {
     evicting.cancel();
     // Last, so that a slow shutdown can be observed.
     observing.cancel();
-    for task in [observed, recording].into_iter().flatten() {
+    for task in [observed, recording, export].into_iter().flatten() {
         let _ = task.await;
     }
     signals.abort();
@@ -169,7 +172,8 @@ fn options(
         limits: limits(&config.limits),
         memory,
         ac_updates: config.action_cache.updates,
-        inferred_functions: inferred_functions(&config.limits),
+        // The stores try them, below what counts the answers to clients.
+        inferred_functions: Vec::new(),
         chain,
     }
 }
@@ -240,14 +244,6 @@ fn certificates(
     server.into_iter().chain(client).flatten().collect()
 }
 
-fn inferred_functions(limits: &config::Limits) -> Vec<DigestFunction> {
-    let known = |function: &_| match function {
-        config::InferredFunction::Sha256 => DigestFunction::Sha256,
-        config::InferredFunction::Blake3 => DigestFunction::Blake3,
-    };
-    limits.inferred_functions.iter().map(known).collect()
-}
-
 fn limits(limits: &config::Limits) -> server::Limits {
     server::Limits {
         max_batch_bytes: limits.max_batch_bytes.bytes(),
@@ -315,7 +311,7 @@ mod tests {
                 sleep(MINUTE).await;
             };
             tokio::select! {
-                ended = serve(&loaded) => panic!("{ended:?}"),
+                ended = serve(&loaded, None) => panic!("{ended:?}"),
                 () = second_minute => {}
             }
         });

@@ -117,6 +117,16 @@ choice! {
 }
 
 choice! {
+    /// The protocol of traces (`telemetry.tracing_protocol`).
+    TracingProtocol {
+        /// gRPC.
+        Grpc = "grpc",
+        /// Protobuf over HTTP.
+        Http = "http"
+    }
+}
+
+choice! {
     /// The lowest level of messages that are logged (`log_level`).
     LogLevel { Error = "error", Warn = "warn", Info = "info", Debug = "debug", Trace = "trace" }
 }

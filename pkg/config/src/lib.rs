@@ -9,6 +9,7 @@ mod backing;
 mod choice;
 pub mod docs;
 mod duration;
+mod endpoint;
 mod headers;
 mod later;
 mod layers;
@@ -30,8 +31,10 @@ mod yaml;
 pub use address::ListenAddr;
 pub use backing::{BackingCache, BackingTls};
 pub use choice::{
-    ClientAuth, Compression, DiscoveryMode, InferredFunction, LogLevel, OnOutage, Sync, Ui,
+    ClientAuth, Compression, DiscoveryMode, InferredFunction, LogLevel, OnOutage, Sync,
+    TracingProtocol, Ui,
 };
+pub use endpoint::Endpoint;
 pub use headers::{Header, Headers};
 pub use later::{Cluster, Execution, Sandbox};
 pub use load::{LoadedConfig, Problems};

@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use crate::address::ListenAddr;
 use crate::backing::BackingCache;
-use crate::choice::{ClientAuth, InferredFunction, LogLevel, Sync, Ui};
+use crate::choice::{ClientAuth, InferredFunction, LogLevel, Sync, TracingProtocol, Ui};
+use crate::endpoint::Endpoint;
+use crate::headers::Headers;
 use crate::later::{Cluster, Execution};
 use crate::section::section;
 use crate::size::{ByteSize, GibSize};
@@ -136,6 +138,9 @@ section! {
         /// on this machine (`local`), or all (`on`). `local` refuses requests through a proxy that adds
         /// `Forwarded` or `X-Forwarded-For`, and names of this machine other than `localhost`.
         ui: Ui = Ui::Local,
+        /// Serves profiles of processor time to programs on this machine, for example to `go tool pprof
+        /// http://localhost:9090/debug/pprof/profile?seconds=10`. `ui` applies, too.
+        pprof: bool = false,
         /// The names whose values are replaced by `[redacted]` before builds are recorded or shown: regular
         /// expressions, one of which matches the name of a flag, an environment variable, a header or a property
         /// of the platform. User information in URLs is always replaced.
@@ -144,8 +149,22 @@ section! {
         /// The most that recent builds may take in `builds/` of `local_cache.dir`. They do not count toward
         /// `local_cache.max_size_gb`, and survive a restart. 0 keeps them in memory only, of which they take 32 MiB.
         history_max: ByteSize = ByteSize::from_bytes(64 << 20),
-        /// The address that traces are sent to (OTLP), for example `otel.example.com:4317`. Not
-        /// implemented yet.
-        tracing_endpoint: String = String::new(),
+        /// The collector that traces are sent to (OTLP): `host:port` or `http://host:port` in plain text,
+        /// `https://host` with TLS. If empty, there are no traces.
+        tracing_endpoint: Option<Endpoint> = None,
+        /// The protocol that the collector speaks: gRPC, by custom at port 4317, or Protobuf over HTTP, at
+        /// port 4318; `/v1/traces` is appended to the path of the endpoint.
+        tracing_protocol: TracingProtocol = TracingProtocol::Grpc,
+        /// Headers for the collector: a mapping of names to values, or `name=value` separated by commas.
+        /// Never shown.
+        tracing_headers: Headers = Headers::default(),
+        /// A file with more headers, one `name=value` in each line.
+        tracing_headers_file: PathBuf = PathBuf::new(),
+        /// The authorities to trust, or the collector's certificate if it is self-signed (PEM). If empty,
+        /// the authorities of the system.
+        tracing_ca_file: PathBuf = PathBuf::new(),
+        /// The share of requests that are traced, from 0 to 1, unless the client's `traceparent` header
+        /// says that a request is traced, or that it is not.
+        tracing_sample_ratio: f64 = 0.01,
     }
 }

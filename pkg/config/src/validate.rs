@@ -2,8 +2,8 @@
 
 mod backing;
 
-use crate::choice::ClientAuth;
-use crate::schema::{Config, Limits, LocalCache, Tls};
+use crate::choice::{ClientAuth, TracingProtocol};
+use crate::schema::{Config, Limits, LocalCache, Telemetry, Tls};
 use crate::size::ByteSize;
 use crate::table::{Entry, Table};
 use crate::value::Value as _;
@@ -35,6 +35,7 @@ impl Findings<'_> {
         self.check_local_cache(&config.local_cache);
         self.check_limits(&config.limits);
         self.check_backing(config);
+        self.check_tracing(&config.telemetry);
         self.check_later_features(config);
     }
 
@@ -61,7 +62,7 @@ impl Findings<'_> {
         }
     }
 
-    fn warn_of_given(&mut self, keys: [&str; 3], reason: &str) {
+    fn warn_of_given(&mut self, keys: &[&str], reason: &str) {
         for key in keys {
             if self.is_given(key) {
                 self.warn(key, reason);
@@ -73,7 +74,7 @@ impl Findings<'_> {
         let [cert, key, ca] = ["tls.cert_file", "tls.key_file", "tls.ca_file"];
         if !tls.enabled {
             let reason = "has no effect while tls.enabled is false";
-            self.warn_of_given([cert, key, ca], reason);
+            self.warn_of_given(&[cert, key, ca], reason);
             if tls.client_auth != ClientAuth::None {
                 self.warn("tls.client_auth", reason);
             }
@@ -156,12 +157,38 @@ impl Findings<'_> {
         }
     }
 
+    fn check_tracing(&mut self, telemetry: &Telemetry) {
+        let ratio = "telemetry.tracing_sample_ratio";
+        if !(0.0..=1.0).contains(&telemetry.tracing_sample_ratio) {
+            self.refuse(&[ratio], "accepted: 0 to 1");
+        }
+        let ca_file = "telemetry.tracing_ca_file";
+        let mut headers = vec!["telemetry.tracing_headers_file"];
+        if !telemetry.tracing_headers.0.is_empty() {
+            headers.push("telemetry.tracing_headers");
+        }
+        let Some(collector) = &telemetry.tracing_endpoint else {
+            headers.push(ca_file);
+            let reason = "has no effect without telemetry.tracing_endpoint";
+            return self.warn_of_given(&headers, reason);
+        };
+        if telemetry.tracing_protocol == TracingProtocol::Grpc && !collector.path.is_empty() {
+            let reason = "gRPC has no path; accepted: a host and a port, or \
+                          telemetry.tracing_protocol: http";
+            self.refuse(&["telemetry.tracing_endpoint"], reason);
+        }
+        if !collector.tls {
+            self.warn_of_given(
+                &[ca_file],
+                "has no effect on a connection in plain text; https:// encrypts it",
+            );
+            let reason = "sent in plain text; an https:// endpoint encrypts it";
+            self.warn_of_given(&headers, reason);
+        }
+    }
+
     fn check_later_features(&mut self, config: &Config) {
         for (key, is_wanted) in [
-            (
-                "telemetry.tracing_endpoint",
-                !config.telemetry.tracing_endpoint.is_empty(),
-            ),
             ("execution.enabled", config.execution.enabled),
             ("cluster.enabled", config.cluster.enabled),
         ] {

@@ -68,6 +68,11 @@ impl Budget {
         self.0.bytes
     }
 
+    /// The permits that are granted, in bytes or other things.
+    pub fn used(&self) -> u64 {
+        self.0.bytes.saturating_sub(self.0.queue.lock().free)
+    }
+
     /// The number of connections that wait.
     pub fn waiting(&self) -> usize {
         self.0.queue.lock().waiting()

@@ -1,8 +1,9 @@
 //! Connections of clients, their calls, and the permits that calls hold.
 
 use std::{
+    any::Any,
     sync::{
-        Arc, Weak,
+        Arc, OnceLock, Weak,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -38,14 +39,15 @@ impl Client {
 
     /// Creates a call on this connection.
     pub fn call(&self) -> Call {
-        self.new_call(false)
+        self.new_call(false, OnceLock::new())
     }
 
-    fn new_call(&self, detached: bool) -> Call {
+    fn new_call(&self, detached: bool, attached: OnceLock<Attachment>) -> Call {
         Call(Arc::new(CallState {
             client: self.clone(),
             detached,
             grants: Mutex::default(),
+            attached,
         }))
     }
 
@@ -58,6 +60,9 @@ impl Client {
     }
 }
 
+/// A value that a call carries for others.
+type Attachment = Arc<dyn Any + Send + Sync>;
+
 /// A call of a client, with the permits that it holds.
 #[derive(Clone, Debug)]
 pub struct Call(Arc<CallState>);
@@ -67,6 +72,7 @@ struct CallState {
     client: Client,
     detached: bool,
     grants: Mutex<Vec<Weak<Grant>>>,
+    attached: OnceLock<Attachment>,
 }
 
 impl Call {
@@ -78,6 +84,20 @@ impl Call {
             .unwrap_or_else(|_| Client::new(Duration::MAX).call())
     }
 
+    /// Attaches a value to the call of the current task, unless it has one. It is also that of work which the call
+    /// detaches later.
+    pub fn attach(value: impl FnOnce() -> Attachment) {
+        let _ = CURRENT.try_with(|call| {
+            call.0.attached.get_or_init(value);
+        });
+    }
+
+    /// Returns the value attached to the call of the current task.
+    pub fn attached() -> Option<Attachment> {
+        let attached = CURRENT.try_with(|call| call.0.attached.get().cloned());
+        attached.ok().flatten()
+    }
+
     /// Runs `work` as part of this call.
     pub fn scope<F: Future>(&self, work: F) -> impl Future<Output = F::Output> + use<F> {
         CURRENT.scope(self.clone(), work)
@@ -87,7 +107,7 @@ impl Call {
     /// are queued with those of the connection, but ending this call does not release them.
     #[must_use]
     pub fn detached(&self) -> Self {
-        self.client().new_call(true)
+        self.client().new_call(true, self.0.attached.clone())
     }
 
     pub(crate) fn is_detached(&self) -> bool {
@@ -123,5 +143,28 @@ impl Call {
         let mut grants = self.0.grants.lock();
         grants.retain(|grant| grant.strong_count() > 0);
         visit(&mut grants)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_is_attached_to_a_call_is_that_of_work_detached_from_it() {
+        let attached = || Call::attached().and_then(|value| value.downcast_ref::<u8>().copied());
+        let attach = |value: u8| Call::attach(|| Arc::new(value));
+        attach(1);
+        assert_eq!(attached(), None, "outside of calls");
+        let call = Client::new(Duration::MAX).call();
+        let detached = call.scope(async {
+            attach(2);
+            attach(3);
+            assert_eq!(attached(), Some(2));
+            Call::current().detached()
+        });
+        let detached = detached.await;
+        drop(call);
+        assert_eq!(detached.scope(async { attached() }).await, Some(2));
     }
 }

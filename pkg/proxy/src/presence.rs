@@ -3,7 +3,7 @@
 use std::{collections::HashSet, sync::Arc};
 
 use async_trait::async_trait;
-use gorego_storage::{Blob, BlobStore, Digest, Error, Put, Result};
+use gorego_storage::{Blob, BlobStore, Digest, Error, Put, Result, span::Tier};
 
 use crate::uploads::Uploads;
 
@@ -12,7 +12,10 @@ impl Uploads {
     /// those that the local tier has. In an outage, and with a read-only backing cache, the blobs of the local tier
     /// count as present.
     pub(crate) async fn find_missing(self: &Arc<Self>, digests: &[Digest]) -> Result<Vec<Digest>> {
-        let not_local = self.tiers.local.find_missing(digests).await?;
+        let not_local = self.tiers.local.find_missing(digests);
+        let not_local = Tier::Local
+            .traced("find_missing", digests, not_local)
+            .await?;
         let missing = if self.tiers.options.read_only {
             self.tiers.backing.find_missing(&not_local).await
         } else {
@@ -58,7 +61,10 @@ impl Uploads {
         &self,
         digests: &[Digest],
     ) -> Result<(Vec<Digest>, Vec<Digest>)> {
-        let mut not_local = self.tiers.local.find_missing(digests).await?;
+        let not_local = self.tiers.local.find_missing(digests);
+        let mut not_local = Tier::Local
+            .traced("find_missing", digests, not_local)
+            .await?;
         let backing = &self.tiers.backing;
         let missing = if self.tiers.may_degrade() {
             // An earlier answer does not help while the backing cache may be down.

@@ -1,10 +1,10 @@
 //! Reads through both tiers: from the local tier, else by a fetch from the backing cache.
 
-use std::sync::Arc;
+use std::{slice::from_ref, sync::Arc};
 
 use bytes::Bytes;
 use futures::future;
-use gorego_storage::{Blob, BlobStore as _, Digest, Error, Result};
+use gorego_storage::{Blob, BlobStore as _, Digest, Error, Result, span::Tier};
 
 use crate::{
     batches::is_small,
@@ -15,7 +15,8 @@ use crate::{
 impl Fetches {
     /// Returns the content from `offset` on, as it arrives.
     pub(crate) async fn get(self: &Arc<Self>, digest: &Digest, offset: u64) -> Result<Blob> {
-        let local = self.tiers.local.get(digest, offset).await;
+        let local = self.tiers.local.get(digest, offset);
+        let local = Tier::Local.traced("get", from_ref(digest), local).await;
         self.tiers.local.traffic().blobs.record(&local);
         if let Some(local) = usable(digest, local) {
             return local;
@@ -38,7 +39,8 @@ impl Fetches {
     }
 
     pub(crate) async fn get_batch(self: &Arc<Self>, digests: &[Digest]) -> Vec<Result<Bytes>> {
-        let local = self.tiers.local.get_batch(digests).await;
+        let local = self.tiers.local.get_batch(digests);
+        let local = Tier::Local.traced("get_batch", digests, local).await;
         let join = |flow: &Arc<Flow>| flow.read(0);
         self.complete(digests, local, join, |_, blob| blob.into_bytes())
             .await
@@ -47,9 +49,12 @@ impl Fetches {
     /// Fetches the blobs that the local tier lacks, and stores them there. A blob that cannot be stored is
     /// fetched again by a read.
     pub(crate) async fn fetch_batch(self: &Arc<Self>, digests: &[Digest]) -> Vec<Result<Digest>> {
-        let local = self.tiers.local.fetch_batch(digests).await;
+        let local = self.tiers.local.fetch_batch(digests);
+        let local = Tier::Local.traced("fetch_batch", digests, local).await;
         let lookups = &self.tiers.local.traffic().blobs;
-        local.iter().for_each(|found| lookups.record(found));
+        for found in &local {
+            lookups.record(found);
+        }
         let end = |digest, reader: Reader| async move { reader.verified().await.map(|()| digest) };
         self.complete(digests, local, Reader::at_end, end).await
     }

@@ -1,11 +1,12 @@
 //! Action results of two tiers.
 
-use std::{sync::Arc, time::Duration};
+use std::{slice::from_ref, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use gorego_limits::Budget;
 use gorego_storage::{
     ActionCache, ActionCacheExt as _, BlobStore, CachedResult, Digest, Error, Outputs, Result,
+    span::Tier,
 };
 use reapi::v2::ActionResult;
 use tokio::sync::{Mutex, Semaphore};
@@ -273,7 +274,10 @@ impl ActionCache for ProxyActions {
     async fn get(&self, instance: &str, action: &Digest, memory: &Budget) -> Result<CachedResult> {
         let (results, name) = (&self.0, (instance.to_owned(), *action));
         let local = async {
-            let found = ActionCache::get(&*results.tiers.local, instance, action, memory).await?;
+            let found = ActionCache::get(&*results.tiers.local, instance, action, memory);
+            let found = Tier::Local
+                .traced("get_result", from_ref(action), found)
+                .await?;
             let checked = results.check(action, &found.result, true).await;
             checked.map(|()| found)
         };

@@ -4,9 +4,10 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use gorego_limits::Call;
-use gorego_storage::{ActionCache, BlobStore as _, Digest, Error, Result};
+use gorego_storage::{ActionCache, BlobStore as _, Digest, Error, Result, span::Tier};
 use gorego_storage_local::LocalStore;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tracing::Instrument as _;
 
 use crate::{
     backing::BackingBlobs,
@@ -42,9 +43,10 @@ impl Tiers {
         let cancel = self.cancel.clone();
         // The work outlives the call, but queues for memory with others of its connection.
         let call = Call::current().detached();
-        self.tracker.spawn(call.scope(async move {
+        let work = async move {
             cancel.run_until_cancelled(work).await;
-        }));
+        };
+        self.tracker.spawn(call.scope(work.in_current_span()));
     }
 
     /// Runs the write of a blob or a result to its end, even if the caller is cancelled.
@@ -53,14 +55,17 @@ impl Tiers {
         digest: &Digest,
         work: impl Future<Output = Result<T>> + Send + 'static,
     ) -> Result<T> {
-        let ended = self.tracker.spawn(Call::current().scope(work)).await;
+        let work = Call::current().scope(work.in_current_span());
+        let ended = self.tracker.spawn(work).await;
         ended.map_err(|error| Error::Unavailable(format!("write of {digest} failed: {error}")))?
     }
 
     /// Stores fetched or uploaded blobs in the local tier, as far as possible.
     pub(crate) async fn store_local(&self, blobs: Vec<(Digest, Bytes)>) {
         let digests: Vec<Digest> = blobs.iter().map(|(digest, _)| *digest).collect();
-        for (digest, stored) in digests.iter().zip(self.local.put_batch(blobs).await) {
+        let stored = self.local.put_batch(blobs);
+        let stored = Tier::Local.traced("put_batch", &digests, stored).await;
+        for (digest, stored) in digests.iter().zip(stored) {
             log_unstored(digest, &stored);
         }
     }

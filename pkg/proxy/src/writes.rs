@@ -2,12 +2,15 @@
 
 use std::{
     pin::pin,
+    slice::from_ref,
     sync::{Arc, atomic::Ordering::Relaxed},
 };
 
 use bytes::Bytes;
 use futures::future::{self, Either};
-use gorego_storage::{Blob, BlobStore as _, Chunks, Digest, Error, Put, Result, Resume, verify};
+use gorego_storage::{
+    Blob, BlobStore as _, Chunks, Digest, Error, Put, Result, Resume, span::Tier, verify,
+};
 use gorego_storage_local::{CompleteUpload, Received};
 use tokio::sync::Notify;
 
@@ -68,7 +71,7 @@ impl Uploads {
         };
         let local = async {
             let received = self.tiers.local.receive(digest, tee.local(), resume, None);
-            let received = received.await;
+            let received = Tier::Local.traced("put", from_ref(digest), received).await;
             local_ended.notify_one();
             match received {
                 Ok(Received::Existed) if !tee.has_ended() && self.tiers.backing.has(digest) => {

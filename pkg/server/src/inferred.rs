@@ -30,13 +30,18 @@ struct FunctionInference {
     functions: Vec<DigestFunction>,
 }
 
-/// Wraps the stores, so that digests without a function are tried under `functions`.
-pub(crate) fn infer(stores: Stores, functions: Vec<DigestFunction>) -> Stores {
-    let inferring = Arc::new(FunctionInference { stores, functions });
-    Stores {
-        blobs: Arc::<FunctionInference>::clone(&inferring),
-        uploads: Arc::<FunctionInference>::clone(&inferring),
-        actions: inferring,
+impl Stores {
+    /// Wraps the stores, so that digests without a function are tried under `functions`. Servers do that themselves,
+    /// unless their list of functions is empty.
+    #[must_use]
+    pub fn inferring(self, functions: Vec<DigestFunction>) -> Self {
+        let stores = self;
+        let inferring = Arc::new(FunctionInference { stores, functions });
+        Self {
+            blobs: Arc::<FunctionInference>::clone(&inferring),
+            uploads: Arc::<FunctionInference>::clone(&inferring),
+            actions: inferring,
+        }
     }
 }
 

@@ -27,7 +27,8 @@ pub struct Options {
     pub memory: Memory,
     /// True if clients may write action results; advertised.
     pub ac_updates: bool,
-    /// The functions tried for a digest without one, in this order, if its length leaves several.
+    /// The functions tried for a digest without one, in this order, if its length leaves several. Empty if the stores
+    /// try them.
     pub inferred_functions: Vec<DigestFunction>,
     /// Detects and refuses calls that come back over a backing cache; shared with the store.
     pub chain: Arc<Chain>,

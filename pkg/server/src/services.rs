@@ -12,7 +12,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status};
 
-use crate::{Options, Stores, cas::tree::walks::Walks, inferred::infer};
+use crate::{Options, Stores, cas::tree::walks::Walks};
 
 const ACTIONS: &str = "build.bazel.remote.execution.v2.ActionCache";
 const BYTES: &str = "google.bytestream.ByteStream";
@@ -51,8 +51,13 @@ pub(crate) struct Reapi {
 
 impl Reapi {
     pub(crate) fn new(stores: Stores, options: Options) -> Self {
+        let functions = options.inferred_functions.clone();
         Self {
-            stores: infer(stores, options.inferred_functions.clone()),
+            stores: if functions.is_empty() {
+                stores
+            } else {
+                stores.inferring(functions)
+            },
             walks: Arc::new(Walks::within(options.memory.walks)),
             options,
         }

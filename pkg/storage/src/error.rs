@@ -27,7 +27,7 @@ pub enum Error {
         /// The missing blob, or the malformed part.
         why: String,
         /// The missing blob; `None` if a part is malformed.
-        missing: Option<Digest>,
+        missing: Option<Box<Digest>>,
     },
     /// The content's size or hash differs from its digest. Nothing was stored.
     #[error("content does not match digest {expected}: it is {actual}")]

@@ -12,7 +12,9 @@ mod eviction;
 mod growth;
 mod memory;
 mod outputs;
+mod report;
 mod resource_name;
+pub mod span;
 mod store;
 mod traffic;
 mod tree;
@@ -32,6 +34,7 @@ pub use eviction::{Candidate, EntryId, Evictable, EvictionObserver};
 pub use growth::Growth;
 pub use memory::MemoryStore;
 pub use outputs::{Outputs, named_blobs};
+pub use report::{BackingReport, DiskReport, ScrubReport};
 pub use resource_name::{
     Compressor, InstanceName, InstanceNameError, ReadName, ResourceNameError, WriteName,
 };

@@ -98,7 +98,7 @@ impl Outputs {
         Error::Incomplete {
             action,
             why,
-            missing,
+            missing: missing.map(Box::new),
         }
     }
 

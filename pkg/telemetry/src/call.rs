@@ -12,9 +12,12 @@ use base64::{
     engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig},
 };
 use http::HeaderMap;
+use opentelemetry::trace::SpanContext;
 use prost::Message as _;
 use reapi::v2::RequestMetadata;
 use tokio::{task::futures::TaskLocalFuture, task_local};
+
+use crate::traces::context;
 
 /// The header with the encoded `RequestMetadata` (REAPI, "Request metadata").
 pub const METADATA: &str = "build.bazel.remote.execution.v2.requestmetadata-bin";
@@ -40,6 +43,10 @@ pub struct Call {
     pub peer: SocketAddr,
     /// The arrival of the call's headers.
     pub began: SystemTime,
+    /// The context of the span that sent this call, if the client traces.
+    pub(crate) parent: Option<SpanContext>,
+    /// The context of this call's span, if the call is traced here.
+    pub(crate) trace: OnceLock<SpanContext>,
     /// The value of the header [`METADATA`], if it is not too long.
     header: Option<Box<[u8]>>,
     metadata: OnceLock<Option<Box<RequestMetadata>>>,
@@ -53,6 +60,8 @@ impl Call {
             method,
             peer,
             began: SystemTime::now(),
+            parent: context::read(headers),
+            trace: OnceLock::new(),
             // Copied, since the value shares its memory with the other headers.
             header: header
                 .filter(|value| value.len() <= MAX_METADATA)
@@ -61,14 +70,15 @@ impl Call {
         }
     }
 
-    /// Returns the call for which the current task runs, if it is the call's own task. Tasks that it spawned
-    /// have none.
+    /// Returns the call for which the current task runs: its own task, or one that works for it detached.
     pub fn current() -> Option<Arc<Self>> {
-        CURRENT.try_with(Arc::clone).ok()
+        let own = CURRENT.try_with(Arc::clone).ok();
+        own.or_else(|| gorego_limits::Call::attached()?.downcast().ok())
     }
 
     /// Runs `step` with this as the current call.
     pub(crate) fn within<T>(self: &Arc<Self>, step: impl FnOnce() -> T) -> T {
+        gorego_limits::Call::attach(|| Arc::clone(self) as _);
         CURRENT.sync_scope(Arc::clone(self), step)
     }
 
@@ -86,6 +96,11 @@ impl Call {
                 .map(Box::new)
         };
         self.metadata.get_or_init(decode).as_deref()
+    }
+
+    /// Returns the context of this call's span, or else of the client's span.
+    pub(crate) fn trace(&self) -> Option<&SpanContext> {
+        self.trace.get().or(self.parent.as_ref())
     }
 
     /// Returns the header [`METADATA`] as the client sent it.

@@ -3,22 +3,42 @@
 use std::{net::SocketAddr, sync::Arc, time::Instant};
 
 use http::HeaderMap;
+use tracing::{Level, Span, enabled, info};
 
-use crate::{Call, requests::Requests};
+use crate::{
+    Call, logs,
+    requests::{Method, Requests, code_name},
+    traces::{context::Sampling, request},
+};
 
 /// Observes calls. Clones observe together.
 #[derive(Clone, Debug, Default)]
 pub struct Calls {
     pub(crate) requests: Arc<Requests>,
+    sampling: Option<Sampling>,
 }
 
 impl Calls {
+    /// Creates an observer that traces a part of the calls, if it has to.
+    pub fn new(sampling: Option<Sampling>) -> Self {
+        Self {
+            sampling,
+            ..Self::default()
+        }
+    }
+
     /// Begins to observe a call of the gRPC method at `path`, such as `/package.Service/Method`.
     pub fn began(&self, path: &str, headers: &HeaderMap, peer: SocketAddr) -> OngoingCall {
         let method = self.requests.began(path);
+        let call = Arc::new(Call::new(method.name(), headers, peer));
+        let samples = |sampling: Sampling| sampling.samples(call.parent.as_ref());
         OngoingCall {
             requests: Arc::clone(&self.requests),
-            call: Arc::new(Call::new(method.name(), headers, peer)),
+            span: match self.sampling {
+                Some(sampling) if samples(sampling) => request::begin(&call, path),
+                _ => Span::none(),
+            },
+            call,
             method,
             began: Instant::now(),
         }
@@ -30,18 +50,37 @@ impl Calls {
 pub struct OngoingCall {
     requests: Arc<Requests>,
     call: Arc<Call>,
-    method: crate::requests::Method,
+    span: Span,
+    method: Method,
     began: Instant,
 }
 
 impl OngoingCall {
     /// Runs a step of the call in its context.
     pub fn within(&self, step: &mut dyn FnMut()) {
-        self.call.within(step);
+        self.span.in_scope(|| self.call.within(step));
     }
 
     /// Records the end of the call, with the number of its gRPC status.
     pub fn ended(self, code: i32) {
-        self.requests.ended(self.method, code, self.began.elapsed());
+        let took = self.began.elapsed();
+        self.requests.ended(self.method, code, took);
+        request::end(&self.span, code);
+        if !enabled!(target: logs::ACCESS, Level::INFO) {
+            return;
+        }
+        self.call.within(|| {
+            let metadata = self.call.metadata();
+            info!(
+                target: logs::ACCESS,
+                method = self.call.method,
+                code = code_name(code),
+                seconds = took.as_secs_f64(),
+                peer = %self.call.peer,
+                action = metadata.map(|sent| sent.action_id.as_str()),
+                target = metadata.map(|sent| sent.target_id.as_str()),
+                mnemonic = metadata.map(|sent| sent.action_mnemonic.as_str()),
+            );
+        });
     }
 }

@@ -7,12 +7,15 @@ pub mod builds;
 mod call;
 mod calls;
 mod durations;
+pub mod logs;
 mod metrics;
 mod requests;
+pub mod spans;
 mod stores;
+pub mod traces;
 pub mod web;
 
 pub use call::{Call, METADATA};
 pub use calls::{Calls, OngoingCall};
-pub use metrics::{Metrics, PendingWrites, Sources};
+pub use metrics::{Allocation, Metrics, PendingWrites, Sources};
 pub use stores::{BackingCalls, Counts, Metered};

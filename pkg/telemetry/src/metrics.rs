@@ -1,26 +1,32 @@
 //! The metrics, their names, and their text formats.
 
 mod backing;
+mod budgets;
 mod certificates;
+mod disk;
 mod encode;
+mod process;
 mod traffic;
 
 use std::{fmt, sync::Arc};
 
-use gorego_storage::{BreakerState, Traffic};
+use gorego_limits::Budget;
+use gorego_storage::{BackingReport, BreakerState, DiskReport, Traffic};
 use gorego_tls::Certificate;
 use prometheus_client::{
     encoding::{prometheus_text, text},
     metrics::info::Info,
     registry::Registry,
 };
-use tokio::sync::watch;
+use tokio::{runtime::Handle, sync::watch};
 
 use self::encode::{Encode, Source};
 use crate::{BackingCalls, Calls};
 
-/// The beginning of every metric's name.
+/// The beginning of the name of every metric but those of the process.
 const PREFIX: &str = "gorego";
+/// The beginning of the names that all programs use for their process.
+const PROCESS: &str = "process";
 /// The content type of OpenMetrics 1.0.
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
@@ -33,6 +39,15 @@ pub struct PendingWrites {
     pub results: u64,
     /// The bytes that both count against `backing_cache.journal_max`.
     pub bytes: u64,
+}
+
+/// The memory of the allocator, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Allocation {
+    /// The memory that the program has allocated.
+    pub allocated: u64,
+    /// The memory that the allocator holds.
+    pub resident: u64,
 }
 
 /// The values of the metrics. A metric without a source is left out. The functions are called at each
@@ -52,6 +67,18 @@ pub struct Sources {
     pub tiers: Vec<(&'static str, Arc<Traffic>)>,
     /// The calls of the backing cache.
     pub backing_calls: Option<Arc<BackingCalls>>,
+    /// The state of the calls to the backing cache.
+    pub backing: Option<Box<dyn Fn() -> BackingReport + Send + Sync>>,
+    /// The state of the local tier.
+    pub disk: Option<Box<dyn Fn() -> DiskReport + Send + Sync>>,
+    /// The parts of the memory by their labels.
+    pub budgets: Vec<(&'static str, Budget)>,
+    /// The files open for reads and uploads.
+    pub files: Option<Budget>,
+    /// The memory of the allocator; `None` if it does not report it.
+    pub allocator: Option<fn() -> Option<Allocation>>,
+    /// The runtime that serves.
+    pub runtime: Option<Handle>,
 }
 
 impl Sources {
@@ -64,8 +91,66 @@ impl Sources {
             journal: None,
             tiers: Vec::new(),
             backing_calls: None,
+            backing: None,
+            disk: None,
+            budgets: Vec::new(),
+            files: None,
+            allocator: None,
+            runtime: None,
             calls: Calls::default(),
         }
+    }
+}
+
+impl Sources {
+    /// Returns the functions that encode the metrics that have a source.
+    fn encoders(self) -> Vec<Encode> {
+        let Self {
+            certificates,
+            calls,
+            tiers,
+            budgets,
+            ..
+        } = self;
+        let mut all: Vec<Encode> = vec![
+            Box::new(move |encoder| calls.requests.encode(encoder.0)),
+            Box::new(move |encoder| certificates::encode(encoder, certificates())),
+        ];
+        if !tiers.is_empty() {
+            all.push(Box::new(move |encoder| traffic::tiers(encoder, &tiers)));
+        }
+        if let Some(read) = self.disk {
+            all.push(Box::new(move |encoder| disk::encode(encoder, &read())));
+        }
+        if let Some(state) = self.breaker {
+            let now = move || *state.borrow();
+            all.push(Box::new(move |encoder| backing::breaker(encoder, now())));
+        }
+        if let Some(read) = self.journal {
+            all.push(Box::new(move |encoder| backing::journal(encoder, read())));
+        }
+        if let Some(calls) = self.backing_calls {
+            all.push(Box::new(move |encoder| traffic::calls(encoder, &calls)));
+        }
+        if let Some(read) = self.backing {
+            all.push(Box::new(move |encoder| backing::report(encoder, &read())));
+        }
+        if !budgets.is_empty() {
+            all.push(Box::new(move |encoder| budgets::memory(encoder, &budgets)));
+        }
+        if let Some(files) = self.files {
+            all.push(Box::new(move |encoder| budgets::files(encoder, &files)));
+        }
+        if let Some(read) = self.allocator {
+            all.push(Box::new(move |encoder| match read() {
+                Some(now) => process::allocator(encoder, now),
+                None => Ok(()),
+            }));
+        }
+        if let Some(runtime) = self.runtime {
+            all.push(Box::new(move |encoder| process::runtime(encoder, &runtime)));
+        }
+        all
     }
 }
 
@@ -76,32 +161,18 @@ pub struct Metrics(Registry);
 impl Metrics {
     /// Registers the metrics that have a source.
     pub fn new(sources: Sources) -> Self {
-        let mut registry = Registry::with_prefix(PREFIX);
+        let mut all = Registry::default();
+        let boot = process::boot();
+        let process: Encode = Box::new(move |encoder| process::process(encoder, boot));
+        all.sub_registry_with_prefix(PROCESS)
+            .register_collector(Box::new(Source(process)));
+        let registry = all.sub_registry_with_prefix(PREFIX);
         let build = Info::new([("version", sources.version)]);
         registry.register("build", "The version of gorego.", build);
-        let mut add = |encode: Encode| registry.register_collector(Box::new(Source(encode)));
-        if let Some(state) = sources.breaker {
-            add(Box::new(move |encoder| {
-                backing::breaker(encoder, *state.borrow())
-            }));
+        for encode in sources.encoders() {
+            registry.register_collector(Box::new(Source(encode)));
         }
-        let certificates = sources.certificates;
-        add(Box::new(move |encoder| {
-            certificates::encode(encoder, certificates())
-        }));
-        if let Some(read) = sources.journal {
-            add(Box::new(move |encoder| backing::journal(encoder, read())));
-        }
-        let tiers = sources.tiers;
-        if !tiers.is_empty() {
-            add(Box::new(move |encoder| traffic::tiers(encoder, &tiers)));
-        }
-        if let Some(calls) = sources.backing_calls {
-            add(Box::new(move |encoder| traffic::calls(encoder, &calls)));
-        }
-        let requests = sources.calls.requests;
-        add(Box::new(move |encoder| requests.encode(encoder.0)));
-        Self(registry)
+        Self(all)
     }
 
     /// Encodes the current values, as OpenMetrics if `accept` names it, else in the older format of

@@ -57,6 +57,17 @@ const UNKNOWN: usize = 2;
 /// `RESOURCE_EXHAUSTED`, `INTERNAL`, `UNAVAILABLE` and `DATA_LOSS`.
 const FAULTS: [usize; 6] = [UNKNOWN, 4, 8, 13, 14, 15];
 
+/// Returns the place of a status in [`CODES`].
+fn place(code: i32) -> usize {
+    let code = usize::try_from(code).ok();
+    code.filter(|code| *code < CODES.len()).unwrap_or(UNKNOWN)
+}
+
+/// Returns the name of a gRPC status.
+pub(crate) fn code_name(code: i32) -> &'static str {
+    CODES.get(place(code)).copied().unwrap_or_default()
+}
+
 /// A method of the services, as its place in [`METHODS`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Method(usize);
@@ -116,10 +127,7 @@ impl Requests {
             return;
         };
         counts.inflight.fetch_sub(1, Relaxed);
-        let code = usize::try_from(code)
-            .ok()
-            .filter(|code| *code < CODES.len());
-        if let Some(ended) = counts.ended.get(code.unwrap_or(UNKNOWN)) {
+        if let Some(ended) = counts.ended.get(place(code)) {
             ended.fetch_add(1, Relaxed);
         }
         counts.durations.record(took);

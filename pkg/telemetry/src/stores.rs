@@ -203,7 +203,9 @@ impl<S: BlobStore + ?Sized> BlobStore for Metered<S> {
 
     async fn get_batch(&self, digests: &[Digest]) -> Vec<Result<Bytes>> {
         let call = self.inner.get_batch(digests);
-        let read = self.counts.timed(Operation::ReadBatch, call, any_failed);
+        let read = self
+            .counts
+            .timed(Operation::ReadBatch, call, |all| any_failed(all));
         let read = read.await;
         let mut bytes = 0;
         for found in &read {
@@ -217,7 +219,9 @@ impl<S: BlobStore + ?Sized> BlobStore for Metered<S> {
     async fn put_batch(&self, blobs: Vec<(Digest, Bytes)>) -> Vec<Result<Put>> {
         let sizes: Vec<u64> = blobs.iter().map(|(digest, _)| digest.size()).collect();
         let call = self.inner.put_batch(blobs);
-        let put = self.counts.timed(Operation::WriteBatch, call, any_failed);
+        let put = self
+            .counts
+            .timed(Operation::WriteBatch, call, |all| any_failed(all));
         let put = put.await;
         let stored = put.iter().zip(sizes);
         let stored = stored.filter(|(put, _)| matches!(put, Ok(Put::Stored)));
@@ -247,7 +251,7 @@ fn failed<T>(answer: &Result<T>) -> bool {
     answer.as_ref().is_err_and(is_failure)
 }
 
-fn any_failed<T>(answers: &Vec<Result<T>>) -> bool {
+fn any_failed<T>(answers: &[Result<T>]) -> bool {
     answers.iter().any(failed)
 }
 

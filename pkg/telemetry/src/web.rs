@@ -17,6 +17,7 @@ mod layout;
 mod links;
 mod misses;
 mod overview;
+mod profile;
 mod serve;
 mod site;
 mod snapshot;
@@ -46,6 +47,8 @@ pub struct Site {
     pub metrics: Metrics,
     /// The clients that may see the page.
     pub ui: Ui,
+    /// Whether profiles of the process are served, to this machine only.
+    pub pprof: bool,
     /// The readiness.
     pub health: Health,
     /// The recent builds, if they are recorded.

@@ -48,6 +48,7 @@ impl Running {
             version: "1.2.3",
             metrics,
             ui,
+            pprof: true,
             health,
             parts: Box::new(Parts::default),
             calls: Calls::default(),
@@ -414,4 +415,19 @@ async fn open_pages_do_not_delay_the_shutdown() {
     let mut rest = Vec::new();
     stream.read_to_end(&mut rest).await.unwrap();
     assert!(rest.ends_with(b"0\r\n\r\n"));
+}
+
+#[tokio::test]
+async fn profiles_have_a_length_and_memory_has_none() {
+    let running = Running::start().await;
+    for (path, answer) in [
+        ("profile?seconds=0", "400 Bad Request"),
+        ("profile?seconds=121", "400 Bad Request"),
+        ("profile?seconds=soon", "400 Bad Request"),
+        ("heap", "501 Not Implemented"),
+    ] {
+        let response = running.request(&format!("GET /debug/pprof/{path}")).await;
+        let expected = format!("HTTP/1.1 {answer}\r\n");
+        assert!(response.starts_with(&expected), "{path}: {response}");
+    }
 }

@@ -73,7 +73,7 @@ impl Findings<'_> {
         if !encrypted {
             let reason =
                 "has no effect, since the connection to the backing cache is in plain text";
-            return self.warn_of_given([cert, key, ca], reason);
+            return self.warn_of_given(&[cert, key, ca], reason);
         }
         for (file, other) in [(cert, key), (key, cert)] {
             if self.is_given(file) && !self.is_given(other) {

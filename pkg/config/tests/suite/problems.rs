@@ -282,6 +282,60 @@ fn impossible_settings_of_tls_are_refused() {
 }
 
 #[test]
+fn impossible_settings_of_traces_are_refused() {
+    let (endpoint, ratio) = (
+        "telemetry.tracing_endpoint",
+        "telemetry.tracing_sample_ratio",
+    );
+    for (text, key, reason) in [
+        ("tracing_endpoint: otel", endpoint, "host:port (plain text)"),
+        (
+            "tracing_endpoint: 'https://t0ken@otel'",
+            endpoint,
+            "a token belongs to",
+        ),
+        (
+            "tracing_endpoint: 'http://otel/otlp'",
+            endpoint,
+            "gRPC has no path",
+        ),
+        (
+            "tracing_protocol: thrift",
+            "telemetry.tracing_protocol",
+            "one of grpc, http",
+        ),
+        ("tracing_sample_ratio: 1.5", ratio, "accepted: 0 to 1"),
+        ("tracing_sample_ratio: -0.1", ratio, "accepted: 0 to 1"),
+    ] {
+        refused(&format!("telemetry: {{{text}}}"), key, reason);
+    }
+    let secret = problem(&file("telemetry: {tracing_endpoint: 'https://t0ken@otel'}"));
+    assert!(!secret.contains("t0ken"), "{secret}");
+    let valid = "telemetry: {tracing_endpoint: 'https://otel/otlp', tracing_protocol: http, \
+                 tracing_headers: {x-key: s3cret}, tracing_ca_file: a, tracing_sample_ratio: 1}";
+    let valid = load(&file(valid));
+    assert_eq!(valid.warnings, [""; 0]);
+    assert!(!valid.render().contains("s3cret"), "{}", valid.render());
+}
+
+#[test]
+fn settings_of_traces_without_effect_or_protection_cause_warnings() {
+    let found = warning("telemetry: {tracing_headers: {x-key: s3cret}}");
+    let reason = "has no effect without telemetry.tracing_endpoint";
+    assert!(
+        found.ends_with(reason) && !found.contains("s3cret"),
+        "{found}"
+    );
+    let plain = |more| {
+        warning(&format!(
+            "telemetry: {{tracing_endpoint: 'otel:4317', {more}}}"
+        ))
+    };
+    assert!(plain("tracing_headers: {x-key: s3cret}").contains("sent in plain text"));
+    assert!(plain("tracing_ca_file: a").contains("https:// encrypts it"));
+}
+
+#[test]
 fn a_malformed_value_causes_no_second_problem_through_its_default() {
     let found = problem(&file("tls: {enabled: on, cert_file: [c], key_file: k}"));
     assert!(
@@ -318,11 +372,7 @@ fn tls_settings_without_effect_cause_warnings() {
 
 #[test]
 fn unimplemented_features_cause_warnings_when_enabled() {
-    for setting in [
-        "execution.enabled=true",
-        "cluster.enabled=true",
-        "telemetry.tracing_endpoint=otel:4317",
-    ] {
+    for setting in ["execution.enabled=true", "cluster.enabled=true"] {
         let warnings = load(&arguments(&[setting])).warnings;
         assert_eq!(warnings.len(), 1, "{warnings:?}");
         assert!(warnings[0].starts_with("--set: "), "{warnings:?}");

@@ -18,6 +18,7 @@ use tokio::sync::watch;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
+    Counters,
     files::Files,
     inflight::{Claims, Watchers},
     instances::Instances,
@@ -31,15 +32,6 @@ use gorego_storage::{Digest, Error, EvictionObserver, InUse, Put, Result, Traffi
 
 /// The number of locks that order the changes of single files.
 const KEY_LOCKS: usize = 1024;
-
-/// Totals since the store was opened.
-#[derive(Debug, Default)]
-pub struct Counters {
-    /// Blobs and action results whose file was missing or had another size.
-    pub lost: AtomicU64,
-    /// Blobs and action results whose content did not match, moved to quarantine.
-    pub corrupt: AtomicU64,
-}
 
 /// A data directory with its index and accounts.
 pub(super) struct Disk {

@@ -103,10 +103,13 @@ fn add(removed: &mut EvictionTotal, evicted: Result<Option<u64>>) -> Option<u64>
 impl Disk {
     /// Removes an idle file unless its upload is in progress; returns the room it took. Blocks.
     fn remove_idle(&self, path: &str) -> Result<Option<u64>> {
-        match self.claims.claim_idle(path) {
-            Some(_claim) => self.remove_claimed(path),
-            None => Ok(None),
-        }
+        let Some(_claim) = self.claims.claim_idle(path) else {
+            return Ok(None);
+        };
+        let removed = self.remove_claimed(path)?;
+        let total = &self.counters.idle_removed;
+        total.fetch_add(u64::from(removed.is_some()), Relaxed);
+        Ok(removed)
     }
 
     /// Removes an idle file that the caller has claimed; returns the room it took. Blocks.
@@ -156,11 +159,19 @@ impl Disk {
                 && !is_pinned
                 && (break_leases || !entry.is_leased(now, terms))
         });
-        let removed = removed?.inspect(|entry| self.observe(entry));
+        let removed = removed?;
+        if let Some(entry) = &removed {
+            self.record_evicted(entry);
+            self.counters.set_eviction_age(entry, now);
+            let broken = entry.is_leased(now, terms);
+            let total = &self.counters.leases_broken;
+            total.fetch_add(u64::from(broken), Relaxed);
+        }
         Ok(removed.map(|entry| entry.room()))
     }
 
-    fn observe(&self, evicted: &Entry) {
+    fn record_evicted(&self, evicted: &Entry) {
+        self.counters.add_evicted(evicted);
         if let Some(observer) = self.eviction_observer.get() {
             let Key { hash, space, .. } = evicted.key();
             observer.evicted(&hash, space != Space::Cas);
@@ -181,9 +192,9 @@ impl Disk {
         let mut removed = EvictionTotal::default();
         for key in (0..SHARDS).flat_map(|part| self.index.pick(part, result)) {
             let result = self.remove_if(&key, |_, _| true);
-            let _ = result
-                .as_ref()
-                .map(|entry| entry.as_ref().map(|entry| self.observe(entry)));
+            if let Ok(Some(entry)) = &result {
+                self.record_evicted(entry);
+            }
             add(&mut removed, result.map(|entry| Some(entry?.room())));
         }
         tracing::warn!(

@@ -17,7 +17,7 @@ use hashbrown::HashTable;
 use parking_lot::{Mutex, MutexGuard};
 
 pub(crate) use entry::{
-    DIRTY, Entry, INSTANCE_END, Key, Lease, SIZE_END, Space, Terms, UNVERIFIED, room_of,
+    ACTION, DIRTY, Entry, INSTANCE_END, Key, Lease, SIZE_END, Space, Terms, UNVERIFIED, room_of,
 };
 pub(crate) use slab::Slab;
 pub(crate) use visit::InstanceUse;
@@ -50,6 +50,7 @@ pub(crate) struct Index {
     bytes: AtomicU64,
     count: AtomicU64,
     unverified: AtomicU64,
+    results: AtomicU64,
 }
 
 #[derive(Default)]
@@ -85,6 +86,7 @@ impl Default for Index {
             bytes: AtomicU64::new(0),
             count: AtomicU64::new(0),
             unverified: AtomicU64::new(0),
+            results: AtomicU64::new(0),
         }
     }
 }
@@ -101,6 +103,11 @@ impl Index {
 
     pub(crate) fn unverified(&self) -> u64 {
         self.unverified.load(Relaxed)
+    }
+
+    /// Returns the number of action results.
+    pub(crate) fn results(&self) -> u64 {
+        self.results.load(Relaxed)
     }
 
     /// Looks an entry up without using it.
@@ -239,6 +246,7 @@ impl Index {
             (&self.bytes, entry.room()),
             (&self.count, 1),
             (&self.unverified, unverified),
+            (&self.results, u64::from(entry.has(ACTION))),
         ];
         for (total, amount) in totals {
             if added {

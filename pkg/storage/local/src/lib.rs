@@ -16,6 +16,7 @@ mod outbox;
 mod peek;
 mod receive;
 mod repair;
+mod report;
 mod retries;
 mod room;
 mod scan;
@@ -27,9 +28,9 @@ mod upload;
 mod verify;
 mod write;
 
-pub use disk::Counters;
 pub use files::SyncMode;
 pub use options::LocalOptions;
 pub use receive::Received;
+pub use report::Counters;
 pub use store::{LocalStore, OpenError, OpenFailure};
 pub use upload::CompleteUpload;

@@ -12,7 +12,9 @@ use super::{
     write::{UPLOAD, check_size},
 };
 use crate::index::SIZE_END;
-use gorego_storage::{Chunks, Digest, Error, Growth, Result, Resume, UploadId, Uploads};
+use gorego_storage::{
+    Chunks, Digest, Error, Growth, Put, Result, Resume, UploadId, Uploads, span::Outcome,
+};
 
 /// The outcome of receiving a blob.
 pub enum Received {
@@ -20,6 +22,15 @@ pub enum Received {
     Existed,
     /// All content arrived.
     Complete(CompleteUpload),
+}
+
+impl Outcome for Received {
+    fn outcome(&self) -> &'static str {
+        match self {
+            Self::Existed => Put::Existed.outcome(),
+            Self::Complete(_) => Put::Stored.outcome(),
+        }
+    }
 }
 
 #[async_trait]

@@ -200,6 +200,12 @@ impl Room {
         }
     }
 
+    /// Returns the number of uploads that are written, and that wait for room.
+    pub(super) fn uploads(&self) -> (u64, u64) {
+        let accounts = self.accounts.lock();
+        (accounts.uploads, accounts.waiting)
+    }
+
     /// Records that a file of so many bytes was evicted.
     pub(super) fn add_evicted(&self, bytes: u64) {
         let mut accounts = self.accounts.lock();

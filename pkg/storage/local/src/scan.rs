@@ -1,7 +1,7 @@
 //! The scan that fills the index from the disk, in the background, after the store has opened.
 
 use std::{
-    sync::Arc,
+    sync::{Arc, atomic::Ordering::Relaxed},
     time::{Duration, Instant},
 };
 
@@ -62,6 +62,7 @@ pub(super) async fn run(disk: Arc<Disk>) {
         "data directory scanned"
     );
     let verify = |disk: &Arc<Disk>| {
+        disk.measure_leases();
         verify::verify_all(disk);
         Ok(())
     };
@@ -219,5 +220,6 @@ fn scan_file(disk: &Disk, key: &Key, path: &str) -> Result<()> {
         return disk.files.unlink(path);
     }
     disk.index_file(key, meta.size, meta.atime_ms, meta.mtime_ms);
+    disk.counters.scanned.fetch_add(1, Relaxed);
     Ok(())
 }

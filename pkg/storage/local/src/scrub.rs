@@ -13,8 +13,12 @@ const SHORTEST_PAUSE: Duration = Duration::from_millis(1);
 /// Hashes the files one by one, evenly over `period`, until the store is closed.
 pub(super) async fn run(disk: Arc<Disk>, period: Duration) {
     // Any first part of the index, so that a store that is often restarted reaches all parts.
-    let mut part = usize::try_from(now_ms()).unwrap_or(0) % SHARDS;
+    let first = usize::try_from(now_ms()).unwrap_or(0) % SHARDS;
+    let mut part = first;
     loop {
+        if part == first {
+            disk.counters.scrub.lock().pass_start = Duration::from_millis(now_ms());
+        }
         let files = disk
             .index
             .pick(part, |entry| Some((entry.key(), entry.size())));
@@ -24,7 +28,11 @@ pub(super) async fn run(disk: Arc<Disk>, period: Duration) {
             }
             if let Err(error) = disk.run(move |disk| disk.check(&key, size)).await {
                 tracing::warn!(%error, "failed to verify a file");
+                continue;
             }
+            let mut scrub = disk.counters.scrub.lock();
+            scrub.files += 1;
+            scrub.bytes += size;
         }
         // Without files: new ones are not due before the period has passed.
         let is_empty = disk.index.bytes() == 0;

@@ -16,7 +16,7 @@ use tokio::{sync::watch, task::spawn_blocking};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    Counters, LocalOptions,
+    LocalOptions,
     disk::{self, Disk, ScanState},
     files::Files,
     index::{Index, Terms},
@@ -28,7 +28,7 @@ use crate::{
     state::{self, Record, StoreState},
     upkeep,
 };
-use gorego_storage::{Error, Result, Traffic};
+use gorego_storage::{Error, Result};
 
 /// The version of the layout that this program reads and writes.
 pub(crate) const VERSION: &str = "1";
@@ -124,17 +124,6 @@ impl LocalStore {
     /// since reads work.
     pub fn health(&self) -> watch::Receiver<bool> {
         self.disk.healthy.subscribe()
-    }
-
-    /// Returns the totals since the store was opened.
-    pub fn counters(&self) -> Arc<Counters> {
-        Arc::clone(&self.disk.counters)
-    }
-
-    /// Returns the counts of this tier. The store counts bytes itself, and its users count the lookups that they
-    /// make for clients.
-    pub fn traffic(&self) -> &Arc<Traffic> {
-        &self.disk.traffic
     }
 }
 

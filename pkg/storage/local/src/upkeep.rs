@@ -58,6 +58,7 @@ pub(super) async fn run(disk: Arc<Disk>) {
             }
             let recorded = disk.record_usage();
             if at_round {
+                disk.measure_leases();
                 disk.write_back()?;
                 disk.sync_point(false)?;
             }

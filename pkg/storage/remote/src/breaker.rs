@@ -1,6 +1,12 @@
 //! The circuit breaker of a peer: it admits calls, and suspends them while the peer does not answer.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
 
 use gorego_limits::LogLimit;
 use parking_lot::Mutex;
@@ -112,6 +118,7 @@ pub(super) struct Breaker {
     pub(super) pool: Pool,
     circuit: Mutex<Circuit>,
     pub(super) state: watch::Sender<BreakerState>,
+    transitions: [(BreakerState, AtomicU64); 3],
     logged: LogLimit,
 }
 
@@ -122,8 +129,20 @@ impl Breaker {
             pool,
             circuit: Mutex::new(Circuit::new(options)),
             state: watch::channel(BreakerState::Closed).0,
+            transitions: [
+                BreakerState::Closed,
+                BreakerState::Open,
+                BreakerState::HalfOpen,
+            ]
+            .map(|state| (state, AtomicU64::new(0))),
             logged: LogLimit::default(),
         }
+    }
+
+    /// Returns how often the breaker changed to each state.
+    pub(super) fn transitions(&self) -> [(BreakerState, u64); 3] {
+        let entered = self.transitions.each_ref();
+        entered.map(|(state, total)| (*state, total.load(Relaxed)))
     }
 
     pub(super) fn outages(&self) -> u64 {
@@ -182,6 +201,10 @@ impl Breaker {
             return outcome;
         }
         self.state.send_replace(after);
+        let entered = self.transitions.iter().find(|(state, _)| *state == after);
+        if let Some((_, total)) = entered {
+            total.fetch_add(1, Relaxed);
+        }
         let (peer, error) = (&*self.peer, circuit.last_error.clone());
         // Every call takes the lock, and the log may block.
         drop(circuit);

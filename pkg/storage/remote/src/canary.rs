@@ -41,7 +41,7 @@ pub(super) async fn watch(peer: Weak<Peer>, lost: Arc<Notify>) {
         let Some(digest) = peer.canary.blob.lock().take() else {
             continue;
         };
-        let answer = missing::find(&peer, &[digest], &mut Retry::new(0)).await;
+        let answer = missing::find(&peer, &[digest], &mut Retry::new(0, Arc::default())).await;
         if answer.as_ref().is_ok_and(|missing| !missing.is_empty()) {
             tracing::info!(peer = &*peer.name, %digest, "{LOST}");
             peer.breaker.count_outage();

@@ -49,7 +49,7 @@ const PING_TIMEOUT: Duration = Duration::from_secs(20);
 const MAX_CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Returns the headers of one call: the configured ones, the instances of gorego that the request passed,
-/// and the time limit.
+/// the time limit, and those of the current call.
 pub(super) fn headers(options: &RemoteOptions, timeout: Option<Duration>) -> HeaderMap {
     let mut request = Request::new(());
     if let Some(timeout) = timeout {
@@ -62,6 +62,7 @@ pub(super) fn headers(options: &RemoteOptions, timeout: Option<Duration>) -> Hea
     for (name, value) in &*options.headers.borrow().0 {
         headers.append(name, value.clone());
     }
+    options.call_headers.add(&mut headers);
     headers
 }
 

@@ -22,5 +22,7 @@ mod store;
 mod upload;
 
 pub use capabilities::RemoteCapabilities;
-pub use options::{BreakerOptions, RemoteAddress, RemoteError, RemoteHeaders, RemoteOptions};
+pub use options::{
+    BreakerOptions, CallHeaders, RemoteAddress, RemoteError, RemoteHeaders, RemoteOptions,
+};
 pub use store::RemoteStore;

@@ -32,6 +32,11 @@ impl fmt::Display for RemoteAddress {
 pub struct RemoteHeaders(pub(super) Arc<HeaderMap>);
 
 impl RemoteHeaders {
+    /// Returns the headers. Their values are marked as sensitive.
+    pub fn map(&self) -> &HeaderMap {
+        &self.0
+    }
+
     /// Parses names and values. The error names a header that cannot be sent.
     pub fn parse(headers: &[(String, String)]) -> Result<Self, RemoteError> {
         let mut parsed = HeaderMap::new();
@@ -83,6 +88,33 @@ impl Default for BreakerOptions {
     }
 }
 
+/// A function that adds headers of the current call to a request, such as those of its trace.
+#[derive(Clone)]
+pub struct CallHeaders(Arc<dyn Fn(&mut HeaderMap) + Send + Sync>);
+
+impl CallHeaders {
+    /// Wraps a function, which is called in the task of the call.
+    pub fn new(add: impl Fn(&mut HeaderMap) + Send + Sync + 'static) -> Self {
+        Self(Arc::new(add))
+    }
+
+    pub(super) fn add(&self, headers: &mut HeaderMap) {
+        (self.0)(headers);
+    }
+}
+
+impl Default for CallHeaders {
+    fn default() -> Self {
+        Self::new(|_| ())
+    }
+}
+
+impl fmt::Debug for CallHeaders {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CallHeaders").finish_non_exhaustive()
+    }
+}
+
 /// The options of a store behind a peer.
 #[derive(Clone, Debug)]
 pub struct RemoteOptions {
@@ -95,6 +127,8 @@ pub struct RemoteOptions {
     pub instance_name: String,
     /// Headers of new requests, which may change.
     pub headers: watch::Receiver<RemoteHeaders>,
+    /// Headers of the call that a request is made for.
+    pub call_headers: CallHeaders,
     /// The chain of the server that owns this store. Each request carries it, so that a loop is detected.
     pub chain: Arc<Chain>,
     /// Compresses large content on its way, if the peer supports it.
@@ -122,6 +156,7 @@ impl RemoteOptions {
             tls: None,
             instance_name: String::new(),
             headers: watch::channel(RemoteHeaders::default()).1,
+            call_headers: CallHeaders::default(),
             chain: Arc::default(),
             zstd: false,
             retries: 3,

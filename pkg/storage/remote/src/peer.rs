@@ -1,6 +1,9 @@
 //! Calls to a peer: how many at once, how long each may take, and the retries.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, atomic::AtomicU64},
+    time::Duration,
+};
 
 use gorego_limits::Permit;
 use tokio::{
@@ -48,6 +51,7 @@ pub(super) struct Peer {
     pub(super) breaker: Arc<Breaker>,
     pub(super) known: CapabilityCache,
     pub(super) canary: Canary,
+    pub(super) retries: Arc<AtomicU64>,
     calls: Arc<Semaphore>,
     streams: Arc<Semaphore>,
     /// Limits compressed downloads and uploads, each of which takes memory.
@@ -73,6 +77,7 @@ impl Peer {
             name,
             instance: InstanceName::parse(&options.instance_name)?,
             known: CapabilityCache::default(),
+            retries: Arc::default(),
             canary,
             calls: Arc::new(Semaphore::new(options.max_calls)),
             streams: Arc::new(Semaphore::new(options.max_calls)),
@@ -86,8 +91,8 @@ impl Peer {
         Ok(peer)
     }
 
-    pub(super) const fn retry(&self) -> Retry {
-        Retry::new(self.options.retries)
+    pub(super) fn retry(&self) -> Retry {
+        Retry::new(self.options.retries, Arc::clone(&self.retries))
     }
 
     /// Returns the time limit of a call that moves `bytes` bytes.

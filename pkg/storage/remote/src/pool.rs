@@ -39,6 +39,12 @@ impl Pool {
             .cloned()
     }
 
+    /// Returns the number of calls on all connections.
+    pub(super) fn calls(&self) -> usize {
+        let leases = self.connections.iter();
+        leases.map(|(_, lease)| Arc::strong_count(lease) - 1).sum()
+    }
+
     /// Prefers another connection: the present one may be broken without knowing it yet.
     pub(super) fn rotate(&self) {
         self.first.fetch_add(1, Relaxed);

@@ -1,8 +1,16 @@
 //! The retries of one operation, however many calls it takes.
 
-use std::time::Duration;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
 
+use gorego_storage::span::TARGET;
 use tokio::time;
+use tracing::info;
 
 /// The delay before the first retry; it doubles each time.
 const FIRST_DELAY: Duration = Duration::from_millis(100);
@@ -16,14 +24,18 @@ pub(super) struct Retry {
     /// Set if the operation was retried. It then waits for an open breaker, so that its progress is not
     /// lost; a new operation fails at once.
     pub(super) has_begun: bool,
+    /// The total of all operations.
+    total: Arc<AtomicU64>,
 }
 
 impl Retry {
-    pub(super) const fn new(limit: u32) -> Self {
+    /// Counts the retries in `total`, too.
+    pub(super) const fn new(limit: u32, total: Arc<AtomicU64>) -> Self {
         Self {
             limit,
             retries: 0,
             has_begun: false,
+            total,
         }
     }
 
@@ -35,10 +47,14 @@ impl Retry {
     /// Waits before the next retry; `false` if there is none, or if it would begin after `time_left`.
     pub(super) async fn pause(&mut self, time_left: Duration) -> bool {
         match self.next_delay() {
-            Some(delay) if delay < time_left => time::sleep(delay).await,
+            Some(delay) if delay < time_left => {
+                info!(target: TARGET, ?delay, "retry");
+                time::sleep(delay).await;
+            }
             _ => return false,
         }
         self.has_begun = true;
+        self.total.fetch_add(1, Relaxed);
         true
     }
 
@@ -60,7 +76,7 @@ mod tests {
 
     #[test]
     fn delays_double_to_their_bound_with_jitter() {
-        let mut retry = Retry::new(40);
+        let mut retry = Retry::new(40, Arc::default());
         for tried in 0..40 {
             let full = (FIRST_DELAY * (1 << tried.min(10))).min(MAX_DELAY);
             let delay = retry.next_delay().unwrap();

@@ -1,6 +1,10 @@
 //! The store behind another server.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    sync::{Arc, atomic::Ordering::Relaxed},
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -10,8 +14,8 @@ use super::{
     RemoteCapabilities, RemoteError, RemoteOptions, batches, download, missing, peer::Peer, upload,
 };
 use gorego_storage::{
-    Blob, BlobStore, BlobStoreExt as _, BreakerState, Digest, DigestFunction, Error, Put, Result,
-    UploadId, Uploads,
+    BackingReport, Blob, BlobStore, BlobStoreExt as _, BreakerState, Digest, DigestFunction, Error,
+    Put, Result, UploadId, Uploads,
 };
 
 /// The time that a client waits for the capabilities of a peer that was never reached.
@@ -36,6 +40,17 @@ impl RemoteStore {
     /// Returns the state of the breaker. It stays open until the first call after the cool-down.
     pub fn breaker(&self) -> watch::Receiver<BreakerState> {
         self.peer.breaker.state.subscribe()
+    }
+
+    /// Reports the state of the calls.
+    pub fn report(&self) -> BackingReport {
+        let (peer, breaker) = (&self.peer, &self.peer.breaker);
+        BackingReport {
+            transitions: breaker.transitions(),
+            outages: breaker.outages(),
+            retries: peer.retries.load(Relaxed),
+            inflight: breaker.pool.calls() as u64,
+        }
     }
 
     /// Returns the peer's capabilities, requested every few minutes and after an outage.

@@ -1,5 +1,7 @@
 //! The causes of misses, with sentences that say what they are worth.
 
+use std::fmt::Write as _;
+
 use super::{
     Cause, Comparison, Evictions, Explanation,
     contents::Unreadable,
@@ -140,19 +142,12 @@ pub(crate) fn not_uploaded(others: usize) -> Explanation {
 
 /// Explains a miss whose comparison fails: this action, or the known ones, cannot be read.
 pub(crate) fn not_comparable(action: Option<&Unreadable>, others: &[Unreadable]) -> Explanation {
-    let sentence = match action {
-        Some(why) => {
-            format!("The action differs from the known ones, but cannot be compared: {why}.")
-        }
-        None => {
-            let why = others
-                .first()
-                .map(|why| format!(": {why}"))
-                .unwrap_or_default();
-            format!(
-                "The action is in the cache, but it cannot be compared with the known ones{why}."
-            )
-        }
+    let sentence = if let Some(why) = action {
+        format!("The action differs from the known ones, but cannot be compared: {why}.")
+    } else {
+        let why = others.first().map(|why| format!(": {why}"));
+        let why = why.unwrap_or_default();
+        format!("The action is in the cache, but cannot be compared with the known ones{why}.")
     };
     explanation(
         Cause::NotComparable,
@@ -183,13 +178,14 @@ pub(crate) fn differs(comparison: Comparison, unread: usize, limit: Option<&str>
          you have in mind."
     );
     if unread > 0 {
-        worth.push_str(&format!(" {} could not be read.", number(unread)));
+        let _ = write!(worth, " {} could not be read.", number(unread));
     }
     if let Some(limit) = limit {
-        worth.push_str(&format!(
-            " Inputs are compared by their digests only as far as their directories are in the cache, which remote \
-             caching never uploads: {limit}."
-        ));
+        let _ = write!(
+            worth,
+            " Inputs are compared only as far as their directories are in the cache, and remote caching never uploads \
+             them: {limit}. The execution logs of both builds (--execution_log_json_file) tell which inputs differ."
+        );
     }
     let mut explanation = explanation(Cause::Differs, sentence, worth);
     explanation.comparison = Some(comparison);

@@ -67,7 +67,9 @@ impl Outcome {
     pub(crate) fn of_lookup(action: &Digest, found: &Result<CachedResult>) -> Option<Self> {
         match found {
             Ok(found) => Some(Self::Hit(ResultFacts::of(&found.result))),
-            Err(Error::Incomplete { missing, .. }) => Some(Self::Incomplete(*missing)),
+            Err(Error::Incomplete { missing, .. }) => {
+                Some(Self::Incomplete(missing.as_deref().copied()))
+            }
             // The second function of the digest is tried next.
             Err(Error::NoResult(_)) if action.other().is_some() => None,
             Err(Error::NoResult(_)) => Some(Self::Miss),

@@ -49,7 +49,7 @@ impl History {
     pub(crate) fn load(&self, mut see: impl FnMut(Build) -> bool) -> io::Result<()> {
         self.trim()?;
         for file in self.files()?.into_iter().rev() {
-            match self.read::<Build>(&file.path) {
+            match read::<Build>(&file.path) {
                 Ok(Some(build)) => {
                     if !see(build) {
                         break;
@@ -64,7 +64,7 @@ impl History {
 
     /// Reads a build.
     pub(crate) fn build(&self, id: &str) -> io::Result<Option<Build>> {
-        let found = self.read::<Build>(&self.path_of(id))?;
+        let found = read::<Build>(&self.path_of(id))?;
         Ok(found.filter(|build| build.head.id == id))
     }
 
@@ -79,7 +79,7 @@ impl History {
 
     /// Reads the known actions.
     pub(crate) fn known<T: DeserializeOwned>(&self) -> io::Result<Option<T>> {
-        self.read(&self.folder.join(KNOWN))
+        read(&self.folder.join(KNOWN))
     }
 
     /// Writes the known actions, encoded.
@@ -89,7 +89,7 @@ impl History {
 
     /// Reads the evictions, encoded.
     pub(crate) fn evictions(&self) -> io::Result<Option<Vec<u8>>> {
-        self.content(&self.folder.join(EVICTIONS))
+        content_of(&self.folder.join(EVICTIONS))
     }
 
     /// Writes the evictions, encoded.
@@ -116,31 +116,6 @@ impl History {
             let _ = fs::remove_file(&partial);
         }
         written
-    }
-
-    fn read<T: DeserializeOwned>(&self, path: &Path) -> io::Result<Option<T>> {
-        let content = self.content(path)?;
-        Ok(content.and_then(|content| serde_json::from_slice(&content).ok()))
-    }
-
-    /// Returns the content of a file; `None` if it is missing or damaged.
-    fn content(&self, path: &Path) -> io::Result<Option<Vec<u8>>> {
-        let meta = match fs::symlink_metadata(path) {
-            Ok(meta) => meta,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(error),
-        };
-        if !meta.is_file() || meta.len() > MAX_FILE {
-            return Ok(None);
-        }
-        let mut checked = fs::read(path)?;
-        let Some(end) = checked.iter().position(|byte| *byte == b'\n') else {
-            return Ok(None);
-        };
-        let content = checked.split_off(end + 1);
-        checked.pop();
-        let checksum = DigestFunction::Sha256.digest(&content).hex();
-        Ok((checked == checksum.as_bytes()).then_some(content))
     }
 
     /// Removes the oldest builds beyond the limit, and partial files.
@@ -184,6 +159,31 @@ impl History {
         files.sort_by(|a, b| (a.modified, &a.path).cmp(&(b.modified, &b.path)));
         Ok(files)
     }
+}
+
+fn read<T: DeserializeOwned>(path: &Path) -> io::Result<Option<T>> {
+    let content = content_of(path)?;
+    Ok(content.and_then(|content| serde_json::from_slice(&content).ok()))
+}
+
+/// Returns the content of a file; `None` if it is missing or damaged.
+fn content_of(path: &Path) -> io::Result<Option<Vec<u8>>> {
+    let meta = match fs::symlink_metadata(path) {
+        Ok(meta) => meta,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    if !meta.is_file() || meta.len() > MAX_FILE {
+        return Ok(None);
+    }
+    let mut checked = fs::read(path)?;
+    let Some(end) = checked.iter().position(|byte| *byte == b'\n') else {
+        return Ok(None);
+    };
+    let content = checked.split_off(end + 1);
+    checked.pop();
+    let checksum = DigestFunction::Sha256.digest(&content).hex();
+    Ok((checked == checksum.as_bytes()).then_some(content))
 }
 
 struct BuildFile {

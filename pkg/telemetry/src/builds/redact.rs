@@ -87,6 +87,9 @@ impl Redaction {
 
     /// Redacts a name that is shown, such as a label or a path: only user information of URLs.
     pub fn name(&self, name: &str) -> String {
+        if !name.contains("://") {
+            return name.to_owned();
+        }
         let replacement = format!("${{1}}{REDACTED}@");
         self.user_info.replace_all(name, replacement).into_owned()
     }
@@ -137,9 +140,8 @@ impl Redaction {
             if !self.is_secret(name) {
                 continue;
             }
-            let (separator, value) = match split_value(name, after, is_whole) {
-                Some(found) => found,
-                None => continue,
+            let Some((separator, value)) = split_value(name, after, is_whole) else {
+                continue;
             };
             redacted.push_str(separator);
             if !value.is_empty() {

@@ -12,7 +12,7 @@ use http::{HeaderMap, HeaderValue};
 use prost::Message as _;
 use reapi::v2::{self, ActionResult, OutputFile, RequestMetadata, ToolDetails};
 use tokio::{task::JoinHandle, time::timeout};
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::*;
 use crate::Call;
@@ -46,7 +46,7 @@ impl Server {
             store,
             builds,
             evictions,
-            worker: tokio::spawn(worker.run(shutdown.clone())),
+            worker: TaskTracker::new().spawn(worker.run(shutdown.clone())),
             shutdown,
         }
     }
@@ -132,7 +132,7 @@ impl Server {
                 tokio::task::yield_now().await;
             }
         };
-        let done = timeout(Duration::from_secs(60), wait).await;
+        let done = timeout(Duration::from_mins(1), wait).await;
         done.expect("the build never came to that state")
     }
 

@@ -128,7 +128,7 @@ impl BuildsWorker {
         let dirty = self.builds.0.state.lock().take_dirty();
         if !dirty.is_empty() {
             let saved = spawn_blocking(move || history.save(&dirty)).await;
-            self.report(saved.unwrap_or(Ok(())));
+            self.report(&saved.unwrap_or(Ok(())));
         }
     }
 
@@ -152,12 +152,12 @@ impl BuildsWorker {
             Ok(())
         };
         let saved = spawn_blocking(write).await;
-        self.report(saved.unwrap_or(Ok(())));
+        self.report(&saved.unwrap_or(Ok(())));
     }
 
     /// Logs the first of several failures.
-    fn report(&mut self, saved: io::Result<()>) {
-        if let Err(error) = &saved
+    fn report(&mut self, saved: &io::Result<()>) {
+        if let Err(error) = saved
             && !self.failing
         {
             tracing::warn!(%error, "failed to save recent builds; they are in memory only");

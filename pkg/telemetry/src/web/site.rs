@@ -27,7 +27,7 @@ use super::{
     assets::{self, Asset},
     builds,
     events::{self, Live},
-    layout, overview,
+    layout, overview, profile,
     serve::Peer,
     snapshot::{Snapshot, Traffic},
     status::Status,
@@ -142,6 +142,8 @@ impl Answers {
             .route("/statusz", get(statusz))
             .route("/api/v1/status", get(status))
             .route("/events", get(events::events))
+            .route(profile::CPU, get(profile::cpu))
+            .route(profile::HEAP, get(profile::heap))
             .route("/", get(overview::page))
             .route("/builds", get(builds::list))
             .route("/builds/{id}", get(builds::page))
@@ -176,9 +178,13 @@ impl Answers {
         let mut response = if let Some(refused) = self.refusal(&parts, has_body, &peer) {
             refused
         } else {
+            let longest = match parts.uri.path() {
+                profile::CPU => profile::LONGEST,
+                _ => ANSWER,
+            };
             parts.extensions.insert(peer);
             let request = Request::from_parts(parts, Body::empty());
-            let answer = timeout(ANSWER, self.router.clone().oneshot(request));
+            let answer = timeout(longest, self.router.clone().oneshot(request));
             answer.await.map_or_else(
                 |_| {
                     plain(

@@ -97,7 +97,7 @@ impl Entry {
         let tag = (self.size_and_flags >> SIZE_BITS) & 15;
         let function = usize::try_from(tag & 7).ok();
         let function = function.and_then(|number| DigestFunction::ALL.get(number));
-        let space = if tag & ACTION == 0 {
+        let space = if tag & ACTION_TAG == 0 {
             Space::Cas
         } else {
             Space::Ac((self.use_and_instance >> TIME_BITS) as u32)
@@ -179,13 +179,15 @@ pub(crate) const fn room_of(size: u64) -> u64 {
 }
 
 /// Marks the tag of an action result.
-const ACTION: u64 = 8;
+const ACTION_TAG: u64 = 8;
+/// Marks an action result.
+pub(crate) const ACTION: u64 = ACTION_TAG << SIZE_BITS;
 
 fn tag(key: &Key) -> (u64, u32) {
     let function = key.function as u64;
     match key.space {
         Space::Cas => (function, 0),
-        Space::Ac(instance) => (function | ACTION, instance),
+        Space::Ac(instance) => (function | ACTION_TAG, instance),
     }
 }
 

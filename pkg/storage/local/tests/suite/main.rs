@@ -15,4 +15,5 @@ mod faults;
 mod files;
 mod foreign;
 mod peek;
+mod report;
 mod restart;

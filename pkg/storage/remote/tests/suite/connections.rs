@@ -7,7 +7,8 @@ use bytes::Bytes;
 use gorego_storage::{Blob, BlobStore, BreakerState, Error, Put};
 use gorego_storage_conformance as conformance;
 use gorego_storage_remote::{
-    BreakerOptions, RemoteAddress, RemoteError, RemoteHeaders, RemoteOptions, RemoteStore,
+    BreakerOptions, CallHeaders, RemoteAddress, RemoteError, RemoteHeaders, RemoteOptions,
+    RemoteStore,
 };
 use gorego_tls::{ClientFiles, ClientTls};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
@@ -101,6 +102,35 @@ async fn a_new_value_of_a_header_is_sent_with_the_next_call() {
         .iter()
         .map(|sent| sent.get("authorization").unwrap());
     assert_eq!(sent.collect::<Vec<_>>().last().unwrap(), &"new");
+}
+
+#[tokio::test]
+async fn headers_of_the_current_call_are_sent_with_its_requests() {
+    tokio::task_local! {
+        static CALL: &'static str;
+    }
+    let peer = Peer::start().await;
+    let store = RemoteStore::new(&RemoteOptions {
+        call_headers: CallHeaders::new(|headers| {
+            if let Ok(call) = CALL.try_with(|call| *call) {
+                headers.insert("x-call", call.parse().unwrap());
+            }
+        }),
+        ..peer.options()
+    });
+    let store = store.unwrap();
+    CALL.scope("first", ask(&store)).await.unwrap();
+    ask(&store).await.unwrap();
+    CALL.scope("second", ask(&store)).await.unwrap();
+    let metadata = peer.state.metadata.lock().unwrap();
+    let sent = metadata
+        .iter()
+        .map(|sent| sent.get("x-call").map(|call| call.to_str().unwrap()));
+    let sent: Vec<_> = sent.collect();
+    assert_eq!(
+        sent[sent.len() - 3..],
+        [Some("first"), None, Some("second")]
+    );
 }
 
 #[test]

@@ -1,0 +1,125 @@
+// Opens pages in a real browser, at three widths, light and dark. Fails if one breaks a rule of axe-core, needs to be
+// scrolled sideways, logs an error, loads anything from elsewhere, or is empty without JavaScript.
+//
+//   node check.mjs BROWSER SCREENSHOTS URL...
+
+import { mkdir, readFile } from "node:fs/promises";
+import { fileURLToPath } from "node:url";
+import { join } from "node:path";
+
+import { chromium } from "playwright-core";
+
+const [browserPath, screenshots, ...urls] = process.argv.slice(2);
+const widths = [360, 768, 1280];
+const schemes = ["light", "dark"];
+
+const axe = await readFile(fileURLToPath(import.meta.resolve("axe-core")), "utf8");
+await mkdir(screenshots, { recursive: true });
+const browser = await chromium.launch({ executablePath: browserPath, args: ["--no-sandbox"] });
+const problems = [];
+try {
+    for (const url of urls) {
+        await checkWithoutScript(url);
+        for (const width of widths) {
+            for (const scheme of schemes) {
+                await check(url, width, scheme);
+            }
+        }
+    }
+} finally {
+    await browser.close();
+}
+for (const problem of problems) {
+    console.log(problem);
+}
+console.log(`checked ${urls.length * widths.length * schemes.length} views, ${problems.length} problems`);
+process.exit(problems.length === 0 ? 0 : 1);
+
+async function check(url, width, scheme) {
+    // The content security policy of the pages would refuse axe-core, too.
+    const context = await browser.newContext({
+        viewport: { width, height: 900 },
+        colorScheme: scheme,
+        bypassCSP: true,
+    });
+    try {
+        const page = await context.newPage();
+        const report = (what) => problems.push(`${url} at ${width}, ${scheme}: ${what}`);
+        page.on("pageerror", (error) => report(`script failed: ${error}`));
+        page.on("console", (message) => {
+            if (message.type() === "error") {
+                report(`logged: ${message.text()}`);
+            }
+        });
+        page.on("request", (request) => {
+            if (new URL(request.url()).origin !== new URL(url).origin) {
+                report(`loads ${request.url()}`);
+            }
+        });
+        // Not until the network is idle: the stream of events never ends.
+        await page.goto(url, { waitUntil: "load" });
+        const overflow = await page.evaluate(() => document.documentElement.scrollWidth - window.innerWidth);
+        if (overflow > 0) {
+            report(`is ${overflow} pixels too wide`);
+        }
+        await checkFocus(page, report);
+        await page.evaluate(axe);
+        const { violations } = await page.evaluate(() => window.axe.run());
+        for (const { id, help, nodes } of violations) {
+            report(`${id}: ${help}: ${nodes.map((node) => node.target.join(" ")).join(", ")}`);
+        }
+        await page.evaluate(() => document.activeElement?.blur());
+        const name = `${new URL(url).pathname.replaceAll("/", "_").slice(0, 40)}-${width}-${scheme}.png`;
+        await page.screenshot({ path: join(screenshots, name), fullPage: true });
+    } finally {
+        await context.close();
+    }
+}
+
+// Reaches each link and field with the keyboard, and sees where it is.
+async function checkFocus(page, report) {
+    const expected = await page.evaluate(
+        () => [...document.querySelectorAll("a[href], button, input, select, summary")].filter((e) => e.checkVisibility()).length,
+    );
+    const reached = new Set();
+    for (let presses = 0; presses < expected + 20; presses++) {
+        await page.keyboard.press("Tab");
+        const focused = await page.evaluate(() => {
+            const element = document.activeElement;
+            if (element === document.body || !element) {
+                return null;
+            }
+            element.dataset.reached ??= String(Math.random());
+            const style = getComputedStyle(element);
+            const marked = style.outlineStyle !== "none" && parseFloat(style.outlineWidth) > 0;
+            return { id: element.dataset.reached, text: element.outerHTML.slice(0, 80), marked };
+        });
+        if (!focused) {
+            break;
+        }
+        if (!focused.marked) {
+            report(`does not show the focus of ${focused.text}`);
+        }
+        reached.add(focused.id);
+    }
+    if (reached.size < expected) {
+        report(`has ${expected} links and fields, of which the keyboard reaches ${reached.size}`);
+    }
+}
+
+async function checkWithoutScript(url) {
+    const context = await browser.newContext({ javaScriptEnabled: false });
+    try {
+        const page = await context.newPage();
+        const response = await page.goto(url, { waitUntil: "load" });
+        if (!response.ok()) {
+            problems.push(`${url}: HTTP ${response.status()}`);
+        }
+        const rows = await page.locator("table tbody tr").count();
+        if (rows === 0) {
+            problems.push(`${url} without JavaScript: no table has a row`);
+        }
+    } finally {
+        await context.close();
+    }
+}

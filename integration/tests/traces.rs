@@ -1,0 +1,338 @@
+//! Tests of traces and of the ids in logs: what a collector is sent, by one server and by a chain of two.
+#![cfg(test)]
+
+use std::fs;
+
+use bytes::Bytes;
+use gorego_integration::{
+    client::Client,
+    collector::{Collector, Span, Speaks},
+    content::{blob, digest_of},
+    server::Server,
+};
+use opentelemetry_proto::tonic::trace::v1::span::SpanKind;
+use prost::Message as _;
+use reapi::{
+    bytestream::{ReadRequest, byte_stream_client::ByteStreamClient},
+    v2::{Digest, RequestMetadata},
+};
+use tempfile::TempDir;
+use tonic::{Request, metadata::MetadataValue};
+
+const ALWAYS: &str = "telemetry.tracing_sample_ratio=1";
+const NEVER: &str = "telemetry.tracing_sample_ratio=0";
+const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
+const PARENT: &str = "00f067aa0ba902b7";
+const BUILD: &str = "0f1e2d3c-4b5a-4978-8695-a4b3c2d1e0f0";
+/// Larger than the blobs that are fetched in batches.
+const LARGE: usize = 3 << 20;
+
+/// The headers that tests send.
+#[derive(Clone, Copy, Debug, Default)]
+struct Sent {
+    /// The flag of a `traceparent`.
+    sampled: Option<bool>,
+    /// The id of the build in `RequestMetadata`.
+    build: Option<&'static str>,
+}
+
+/// Reads a blob by `ByteStream.Read`.
+async fn read(server: &Server, digest: &Digest, sent: Sent) -> Bytes {
+    let client = Client::connect(server.address()).await;
+    let mut request = Request::new(ReadRequest {
+        resource_name: format!("blobs/{}/{}", digest.hash, digest.size_bytes),
+        ..ReadRequest::default()
+    });
+    let headers = request.metadata_mut();
+    if let Some(sampled) = sent.sampled {
+        let flag = u8::from(sampled);
+        let parent = format!("00-{TRACE}-{PARENT}-{flag:02x}");
+        headers.insert("traceparent", parent.parse().unwrap());
+        headers.insert("tracestate", "vendor=value".parse().unwrap());
+    }
+    if let Some(build) = sent.build {
+        let metadata = RequestMetadata {
+            tool_invocation_id: build.to_owned(),
+            action_id: "action-1".to_owned(),
+            target_id: "//pkg:target".to_owned(),
+            action_mnemonic: "CppCompile".to_owned(),
+            ..RequestMetadata::default()
+        };
+        let name = "build.bazel.remote.execution.v2.requestmetadata-bin";
+        headers.insert_bin(name, MetadataValue::from_bytes(&metadata.encode_to_vec()));
+    }
+    let mut client = ByteStreamClient::new(client.channel());
+    let mut stream = client.read(request).await.unwrap().into_inner();
+    let mut content = Vec::new();
+    while let Some(message) = stream.message().await.unwrap() {
+        content.extend_from_slice(&message.data);
+    }
+    content.into()
+}
+
+/// Uploads a blob to a server, before its calls are traced or without a trace.
+async fn store(server: &Server, content: &Bytes) -> Digest {
+    let client = Client::connect(server.address()).await;
+    client.upload_whole(content).await.unwrap();
+    digest_of(content)
+}
+
+/// Returns the only span of this name, and for a tier's also of this outcome, in the trace.
+fn one<'a>(spans: &'a [Span], trace: &str, name: &str, outcome: &str) -> &'a Span {
+    let found = spans
+        .iter()
+        .filter(|span| span.name == name && span.trace == trace && span.get("outcome") == outcome);
+    let found: Vec<_> = found.collect();
+    assert_eq!(found.len(), 1, "{name} {outcome} in {spans:#?}");
+    found[0]
+}
+
+const READ: &str = "google.bytestream.ByteStream/Read";
+
+fn has(spans: &[Span], trace: &str, name: &str) -> bool {
+    let mut spans = spans.iter();
+    spans.any(|span| span.name == name && span.trace == trace)
+}
+
+/// Two servers, each with a collector of its own.
+struct Chain {
+    behind: Server,
+    of_behind: Collector,
+    front: Server,
+    of_front: Collector,
+}
+
+impl Chain {
+    async fn start(front_ratio: &str) -> Self {
+        let of_behind = Collector::start(Speaks::Grpc).await;
+        let behind = Server::start(&[&of_behind.setting(), ALWAYS]);
+        let of_front = Collector::start(Speaks::Grpc).await;
+        let settings = [&*of_front.setting(), front_ratio];
+        let front = Server::in_front_of(&behind.grpc_url(), &settings);
+        Self {
+            behind,
+            of_behind,
+            front,
+            of_front,
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cold_read_through_two_servers_is_one_trace() {
+    let chain = Chain::start(NEVER).await;
+    for (content, operation) in [(blob(1, LARGE), "get"), (blob(2, 100), "get_batch")] {
+        let digest = store(&chain.behind, &content).await;
+        let sent = Sent {
+            sampled: Some(true),
+            build: Some(BUILD),
+        };
+        assert_eq!(read(&chain.front, &digest, sent).await, content);
+        let small = operation == "get_batch";
+        let backing = format!("backing {operation}");
+        let of_front = |spans: &[Span]| {
+            let size = digest.size_bytes.to_string();
+            let is_backing = |span: &Span| span.name == backing && span.get("size") == size;
+            let backing = spans.iter().find(|span| is_backing(span)).cloned();
+            let request = backing.as_ref().and_then(|backing| {
+                let mut spans = spans.iter();
+                spans.find(|span| span.id == backing.parent).cloned()
+            });
+            backing.zip(request)
+        };
+        let spans = chain
+            .of_front
+            .wait_for(|spans| of_front(spans).is_some())
+            .await;
+        let (backing, request) = of_front(&spans).unwrap();
+        assert_eq!((&*request.name, request.kind), (READ, SpanKind::Server));
+        assert_eq!((&*request.trace, &*request.parent), (TRACE, PARENT));
+        assert_eq!(request.get("rpc.grpc.status_code"), "0");
+        assert_eq!(request.get("service.name"), "gorego");
+        assert_eq!((&*backing.trace, backing.kind), (TRACE, SpanKind::Client));
+        assert_eq!(backing.get("outcome"), "hit");
+        let missed = spans
+            .iter()
+            .filter(|span| span.parent == request.id && span.name.starts_with("local get"));
+        assert!(missed.clone().count() > 0, "{spans:#?}");
+        for missed in missed {
+            assert_eq!(missed.get("outcome"), "miss", "{missed:#?}");
+        }
+
+        let method = if small {
+            "build.bazel.remote.execution.v2.ContentAddressableStorage/BatchReadBlobs"
+        } else {
+            READ
+        };
+        let is_answer = |span: &Span| span.name == method && span.parent == backing.id;
+        let of_behind = chain.of_behind.wait_for(|spans| {
+            let answer = spans.iter().find(|span| is_answer(span));
+            answer.is_some_and(|answer| {
+                let mut spans = spans.iter();
+                spans.any(|span| span.parent == answer.id && span.get("outcome") == "hit")
+            })
+        });
+        let spans = of_behind.await;
+        let answer = spans.iter().find(|span| is_answer(span)).unwrap();
+        assert_eq!(answer.trace, TRACE);
+        assert_eq!(answer.get("invocation"), BUILD, "the client's metadata");
+        assert_eq!(answer.get("target"), "//pkg:target");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn calls_that_their_client_or_the_first_server_does_not_trace_are_traced_nowhere() {
+    let chain = Chain::start(NEVER).await;
+    let (content, other) = (blob(1, LARGE), blob(2, LARGE));
+    let (digest, other) = (
+        store(&chain.behind, &content).await,
+        store(&chain.behind, &other).await,
+    );
+    let unsampled = Sent {
+        sampled: Some(false),
+        ..Sent::default()
+    };
+    read(&chain.front, &digest, unsampled).await;
+    read(&chain.front, &other, Sent::default()).await;
+    read(&chain.behind, &digest, unsampled).await;
+    // A marker behind all others.
+    let marker = Sent {
+        sampled: None,
+        build: Some(BUILD),
+    };
+    read(&chain.behind, &digest, marker).await;
+    let is_marker = |span: &Span| span.get("invocation") == BUILD;
+    let spans = chain
+        .of_behind
+        .wait_for(|spans| spans.iter().any(is_marker));
+    let spans = spans.await;
+    let reads: Vec<_> = spans.iter().filter(|span| span.name == READ).collect();
+    assert_eq!(reads.len(), 1, "{reads:#?}");
+    assert_eq!(chain.of_front.arrived().spans.len(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_a_parent_a_build_whose_id_is_a_uuid_is_a_trace() {
+    let collector = Collector::start(Speaks::Grpc).await;
+    let server = Server::start(&[&collector.setting(), ALWAYS]);
+    let content = blob(1, 100);
+    let digest = store(&server, &content).await;
+    let sent = Sent {
+        build: Some(BUILD),
+        ..Sent::default()
+    };
+    read(&server, &digest, sent).await;
+    let trace = BUILD.replace('-', "");
+    let spans = collector.wait_for(|spans| has(spans, &trace, READ)).await;
+    let request = one(&spans, &trace, READ, "");
+    assert_eq!(request.parent, "");
+    for (name, value) in [
+        ("rpc.system", "grpc"),
+        ("rpc.service", "google.bytestream.ByteStream"),
+        ("rpc.method", "Read"),
+        ("action", "action-1"),
+        ("target", "//pkg:target"),
+        ("mnemonic", "CppCompile"),
+        ("service.version", env!("CARGO_PKG_VERSION")),
+    ] {
+        assert_eq!(request.get(name), value, "{name} of {request:#?}");
+    }
+    assert!(!request.get("host.name").is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_collector_over_http_gets_headers_and_the_last_spans_before_the_end() {
+    let collector = Collector::start(Speaks::Http).await;
+    let dir = TempDir::new().unwrap();
+    let file = dir.path().join("headers");
+    fs::write(&file, "x-tenant=build\n").unwrap();
+    let mut server = Server::start(&[
+        &format!(
+            "telemetry.tracing_endpoint=http://{}/otlp",
+            collector.address()
+        ),
+        "telemetry.tracing_protocol=http",
+        "telemetry.tracing_headers=x-token=s3cret",
+        &format!("telemetry.tracing_headers_file={}", file.display()),
+        ALWAYS,
+    ]);
+    let content = blob(1, 100);
+    let digest = store(&server, &content).await;
+    server.ask_to_stop();
+    server.wait();
+    let arrived = collector.arrived();
+    assert!(
+        arrived
+            .spans
+            .iter()
+            .any(|span| span.get("rpc.method") == "Write"),
+        "{arrived:#?}"
+    );
+    assert_eq!(arrived.path, "/otlp/v1/traces");
+    assert_eq!(arrived.headers["x-token"], "s3cret");
+    assert_eq!(arrived.headers["x-tenant"], "build");
+    assert!(!server.log().contains("s3cret"), "{}", server.log());
+    drop(digest);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_collector_that_is_down_or_a_web_server_is_logged_once_and_disturbs_no_client() {
+    let pages = Collector::start(Speaks::Pages).await;
+    let pages = format!("telemetry.tracing_endpoint=http://{}", pages.address());
+    let down = "telemetry.tracing_endpoint=127.0.0.1:1";
+    let http = "telemetry.tracing_protocol=http";
+    let grpc = "telemetry.tracing_protocol=grpc";
+    for settings in [[down, grpc], [down, http], [&pages, http], [&pages, grpc]] {
+        let [endpoint, protocol] = settings;
+        let mut server = Server::start(&[endpoint, protocol, ALWAYS]);
+        let content = blob(1, LARGE);
+        let digest = store(&server, &content).await;
+        read(&server, &digest, Sent::default()).await;
+        server.wait_for_log("traces cannot be delivered");
+        assert_eq!(read(&server, &digest, Sent::default()).await, content);
+        server.ask_to_stop();
+        assert!(server.wait().success());
+        let log = server.log();
+        assert!(
+            log.contains("grpc at port 4317 and http at port 4318"),
+            "{log}"
+        );
+        assert_eq!(
+            log.matches("traces cannot be delivered").count(),
+            1,
+            "{log}"
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_access_log_names_the_call_its_build_and_its_trace() {
+    let server = Server::start_logging("access=info", &[]);
+    let content = blob(1, 100);
+    let digest = store(&server, &content).await;
+    let sent = Sent {
+        sampled: Some(false),
+        build: Some(BUILD),
+    };
+    read(&server, &digest, sent).await;
+    let log = server.wait_for_log(BUILD);
+    let line = log.lines().find(|line| line.contains(BUILD)).unwrap();
+    let line: serde_json::Value = serde_json::from_str(line).unwrap();
+    for (name, value) in [
+        ("method", "Read"),
+        ("code", "OK"),
+        ("action", "action-1"),
+        ("target", "//pkg:target"),
+        ("mnemonic", "CppCompile"),
+        ("invocation_id", BUILD),
+        ("trace_id", TRACE),
+        ("span_id", PARENT),
+    ] {
+        assert_eq!(line[name], value, "{name} in {line}");
+    }
+    assert!(line["seconds"].as_f64().unwrap() > 0.0, "{line}");
+    assert!(
+        line["peer"].as_str().unwrap().starts_with("127.0.0.1:"),
+        "{line}"
+    );
+}

@@ -1,0 +1,163 @@
+//! Profiles of the running process, in the format of `go tool pprof`.
+
+use std::{
+    net::IpAddr,
+    sync::{Arc, atomic::Ordering::Relaxed},
+    time::Duration,
+};
+
+use axum::{
+    extract::{Query, State},
+    response::{IntoResponse as _, Response},
+};
+use http::{StatusCode, header};
+use pprof::{ProfilerGuard, ProfilerGuardBuilder, protos::Message as _};
+use serde::Deserialize;
+use tokio::{task::spawn_blocking, time::sleep};
+
+use super::{
+    serve::Peer,
+    site::{App, plain},
+};
+
+/// The path of the profile of processor time.
+pub(super) const CPU: &str = "/debug/pprof/profile";
+/// The path of the profile of memory.
+pub(super) const HEAP: &str = "/debug/pprof/heap";
+
+/// The longest profile, in seconds.
+const MAX_SECONDS: u64 = 120;
+/// The longest time from a request to its answer.
+pub(super) const LONGEST: Duration = Duration::from_secs(MAX_SECONDS + 60);
+/// Samples in a second of processor time. No divisor of common timers' frequencies, so that what they start
+/// is not sampled each time.
+const FREQUENCY: i32 = 99;
+/// Libraries in which a thread may hold a lock that a sample would need.
+const NOT_SAMPLED: [&str; 4] = ["libc", "libgcc", "pthread", "vdso"];
+
+/// The query of a profile.
+#[derive(Debug, Deserialize)]
+pub(super) struct Length {
+    #[serde(default = "default_seconds")]
+    seconds: u64,
+}
+
+/// The default of `go tool pprof`.
+const fn default_seconds() -> u64 {
+    30
+}
+
+/// Samples the process for `seconds`, and answers with the profile.
+pub(super) async fn cpu(
+    State(app): State<Arc<App>>,
+    Query(Length { seconds }): Query<Length>,
+    peer: axum::Extension<Peer>,
+) -> Response {
+    if let Some(refusal) = refusal(app.site.pprof, peer.address) {
+        return refusal;
+    }
+    if !(1..=MAX_SECONDS).contains(&seconds) {
+        let text = format!("seconds={seconds} is refused; accepted: 1 to {MAX_SECONDS}\n");
+        return plain(StatusCode::BAD_REQUEST, text);
+    }
+    // The connection may last as long as one with events.
+    peer.has_events.store(true, Relaxed);
+    let sampling = match sampling() {
+        Ok(sampling) => sampling,
+        Err(pprof::Error::Running) => {
+            let text = "another profile is being taken; try again after it\n";
+            return plain(StatusCode::CONFLICT, text);
+        }
+        Err(why) => return failed(&why),
+    };
+    tokio::select! {
+        () = sleep(Duration::from_secs(seconds)) => {}
+        () = app.shutdown.cancelled() => {}
+    }
+    // Names of functions are read from the program's file.
+    match spawn_blocking(move || encode(&sampling)).await {
+        Ok(Ok(profile)) => {
+            let content_type = [(header::CONTENT_TYPE, "application/octet-stream")];
+            (content_type, profile).into_response()
+        }
+        Ok(Err(why)) => failed(&why),
+        Err(why) => failed(&why),
+    }
+}
+
+/// Refuses a profile of memory, which the allocator could take only if it counted all the time.
+pub(super) async fn heap(State(app): State<Arc<App>>, peer: axum::Extension<Peer>) -> Response {
+    refusal(app.site.pprof, peer.address).unwrap_or_else(|| {
+        let text =
+            "no profile of memory: jemalloc is built without profiling; /metrics has its totals\n";
+        plain(StatusCode::NOT_IMPLEMENTED, text)
+    })
+}
+
+/// Returns the refusal of a client, also where every client may see the page.
+fn refusal(served: bool, peer: IpAddr) -> Option<Response> {
+    if !served {
+        let text = "profiles are off: telemetry.pprof is false; true would serve them\n";
+        return Some(plain(StatusCode::NOT_FOUND, text));
+    }
+    let text = "profiles are for this machine only\n";
+    let local = peer.to_canonical().is_loopback();
+    (!local).then(|| plain(StatusCode::FORBIDDEN, text))
+}
+
+/// Begins to sample; fails while another sampling runs.
+fn sampling() -> pprof::Result<ProfilerGuard<'static>> {
+    ProfilerGuardBuilder::default()
+        .frequency(FREQUENCY)
+        .blocklist(&NOT_SAMPLED)
+        .build()
+}
+
+fn encode(sampling: &ProfilerGuard<'_>) -> pprof::Result<Vec<u8>> {
+    Ok(sampling.report().build()?.pprof()?.encode_to_vec())
+}
+
+fn failed(why: &dyn std::fmt::Display) -> Response {
+    let text = format!("failed to take a profile: {why}\n");
+    plain(StatusCode::INTERNAL_SERVER_ERROR, text)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::hint::black_box;
+
+    use pprof::protos::Profile;
+
+    use super::*;
+
+    #[test]
+    fn profiles_are_for_this_machine_and_only_on_request() {
+        let status = |served, peer: &str| {
+            let refused = refusal(served, peer.parse().unwrap());
+            refused.map(|response| response.status().as_u16())
+        };
+        for peer in ["127.0.0.1", "::1", "::ffff:127.0.0.1"] {
+            assert_eq!(status(true, peer), None);
+            assert_eq!(status(false, peer), Some(404));
+        }
+        for peer in ["192.0.2.1", "::ffff:192.0.2.1", "2001:db8::1"] {
+            assert_eq!(status(true, peer), Some(403));
+        }
+    }
+
+    #[test]
+    fn a_profile_names_the_functions_that_ran() {
+        let running = sampling().unwrap();
+        assert!(matches!(sampling(), Err(pprof::Error::Running)));
+        let profile = loop {
+            black_box((0..1_000_000).fold(0_u64, |sum, next| black_box(sum ^ next)));
+            let profile = Profile::decode(encode(&running).unwrap().as_slice()).unwrap();
+            if !profile.sample.is_empty() {
+                break profile;
+            }
+        };
+        let names = profile.string_table;
+        let test = "a_profile_names_the_functions_that_ran";
+        assert!(names.iter().any(|name| name.contains(test)), "{names:#?}");
+    }
+}
