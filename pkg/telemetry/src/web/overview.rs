@@ -175,7 +175,7 @@ fn lookups(lookups: &[Lookups]) -> Markup {
             p.empty { "No client has looked anything up since the start." }
         } @else {
             (table("Hits by tier",
-                &["Tier", "Kind", "Hit rate", "Hits", "Misses", "Incomplete", "Errors"],
+                &["Tier", "Kind"], &["Hit rate", "Hits", "Misses", "Incomplete", "Errors"],
                 &html! { @for found in rows { (row(found)) } }))
         }
     }
@@ -216,7 +216,7 @@ fn methods(methods: &[MethodCalls]) -> Markup {
         @if methods.is_empty() {
             p.empty { "No call has ended since the start." }
         } @else {
-            (table("Requests", &["Method", "Calls", "Errors", "Median", "99 of 100 within"],
+            (table("Requests", &["Method"], &["Calls", "Errors", "Median", "99 of 100 within"],
                 &html! {
                     @for method in methods {
                         tr {
