@@ -176,6 +176,7 @@ mod tests {
         io::{AsyncReadExt as _, AsyncWriteExt as _},
         net::TcpListener,
     };
+    use tokio_util::task::TaskTracker;
 
     use super::*;
 
@@ -188,7 +189,7 @@ mod tests {
     async fn client_of(piece: &'static str, times: usize) -> Client {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
-        tokio::spawn(async move {
+        TaskTracker::new().spawn(async move {
             let (mut stream, _) = listener.accept().await.unwrap();
             let mut request = Vec::new();
             while !request.ends_with(b"\r\n\r\n") {

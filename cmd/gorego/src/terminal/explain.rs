@@ -1,5 +1,7 @@
 //! The explanation of misses as text.
 
+use std::fmt::Write as _;
+
 use gorego_telemetry::builds::{
     ActionView, Comparison, Difference, Explanation, Miss, Tally, TargetMiss, TargetView,
 };
@@ -86,7 +88,7 @@ pub(super) fn target(view: &TargetView, now_ms: u64) -> String {
     }
     let more = view.misses.len().saturating_sub(MAX_MISSES);
     if more > 0 {
-        text += &format!("\n{more} earlier misses: --json has them.\n");
+        let _ = writeln!(text, "\n{more} earlier misses: --json has them.");
     }
     text
 }
@@ -143,7 +145,7 @@ fn miss(found: &TargetMiss, now_ms: u64) -> String {
         ("in build", &found.build),
     ] {
         if !value.is_empty() {
-            facts += &format!(" {name} {}", clean(value));
+            let _ = write!(facts, " {name} {}", clean(value));
         }
     }
     text += &wrap(INDENT, &facts);
@@ -161,7 +163,8 @@ fn explanation(explained: &Explanation) -> String {
 fn differences(comparison: &Comparison) -> String {
     let mut text: String = comparison.differences.iter().map(difference).collect();
     if comparison.left_out > 0 {
-        text += &format!("{INDENT}{} further differences\n", comparison.left_out);
+        let left_out = comparison.left_out;
+        let _ = writeln!(text, "{INDENT}{left_out} further differences");
     }
     text
 }
@@ -170,12 +173,12 @@ fn differences(comparison: &Comparison) -> String {
 fn difference(found: &Difference) -> String {
     let mut text = format!("{INDENT}{INDENT}{}", found.aspect.name());
     if !found.name.is_empty() {
-        text += &format!(" {}", clean(&found.name));
+        let _ = write!(text, " {}", clean(&found.name));
     }
     text.push('\n');
     for (sign, value) in [('-', &found.before), ('+', &found.after)] {
         if let Some(value) = value {
-            text += &format!("{INDENT}{INDENT}{sign} {}\n", clean(value));
+            let _ = writeln!(text, "{INDENT}{INDENT}{sign} {}", clean(value));
         }
     }
     text

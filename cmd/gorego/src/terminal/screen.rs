@@ -158,10 +158,13 @@ fn table(lines: Vec<String>) -> impl Iterator<Item = Line<'static>> {
         .map(|(line, style)| Line::styled(line, style))
 }
 
+/// A name, the latest value, the function that reads a value, and the highest value if it is fixed.
+type Gauge = (&'static str, String, fn(&Rate) -> Option<f64>, Option<f64>);
+
 /// Draws the rates of the last second, and their curves.
 fn draw_gauges(frame: &mut Frame<'_>, area: Rect, rates: &[Rate]) {
     let latest = |value: fn(&Rate) -> f64| rates.last().map_or(0.0, value);
-    let gauges: [(&str, String, fn(&Rate) -> Option<f64>, Option<f64>); 4] = [
+    let gauges: [Gauge; 4] = [
         (
             "Hit rate",
             percent(rates.last().and_then(|rate| rate.hit_rate)),

@@ -206,6 +206,8 @@ fn certificate(found: &Certificate, now_ms: u64) -> String {
 
 #[cfg(test)]
 mod tests {
+    use gorego_telemetry::web::Parts;
+
     use super::*;
     use crate::terminal::{
         tests::{address, snapshot},
@@ -241,7 +243,7 @@ FindMissingBlobs  12 345       2  500 µs                 -
     #[test]
     fn a_server_without_a_tier_says_so() {
         let mut snapshot = snapshot();
-        snapshot.status.parts = Default::default();
+        snapshot.status.parts = Parts::default();
         snapshot.status.readiness.ready = false;
         let text = render(&address(), &snapshot);
         assert!(text.contains("NOT READY"), "{text}");
