@@ -11,7 +11,12 @@ use gorego_config::{self as config, Config, LoadedConfig};
 use gorego_grpc::Limits;
 use gorego_server as server;
 use gorego_storage::Chain;
-use gorego_telemetry::{Calls, builds::InvalidPattern, traces::EndedSpans, web};
+use gorego_telemetry::{
+    Calls,
+    builds::InvalidPattern,
+    traces::EndedSpans,
+    web::{self, Health},
+};
 use gorego_tls::{Certificate, ClientAuth, ClientTls, ServerFiles, ServerTls};
 use tokio::{net::TcpListener, runtime::Runtime, sync::watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -86,46 +91,34 @@ async fn serve(loaded: &LoadedConfig, spans: Option<EndedSpans>) -> Result<(), E
     let tasks = TaskTracker::new();
     let signals = tasks.spawn(signals);
     let reloads = tasks.spawn(reloads.run(hangups));
-    let evicting = CancellationToken::new();
+    let (evicting, observing) = (CancellationToken::new(), CancellationToken::new());
     if let Some(janitor) = tiers.janitor(config) {
         tasks.spawn(janitor.run(evicting.clone()));
     }
-    let observing = CancellationToken::new();
-    let export = spans
-        .zip(collector)
-        .map(|(spans, collector)| tasks.spawn(spans.export(collector, VERSION, observing.clone())));
+    let observers = TaskTracker::new();
+    if let Some((spans, collector)) = spans.zip(collector) {
+        observers.spawn(spans.export(collector, VERSION, observing.clone()));
+    }
     let calls = Calls::new(traces::sampling(&config.telemetry));
-    let observer = CallObserver(calls.clone());
-    let health = tiers.health(shutdown.clone());
-    let (ready, healthy) = watch::channel(true);
-    tasks.spawn(health.clone().publish(ready));
-    tasks.spawn(shutdown.clone().run_until_cancelled_owned(tiers.probe()));
-    let (builds, recording) = recorded.map_or((None, None), |(builds, worker)| {
-        (
-            Some(builds),
-            Some(tasks.spawn(worker.run(observing.clone()))),
-        )
+    let observer = Arc::new(CallObserver(calls.clone()));
+    let (health, healthy) = publish_health(&tiers, &tasks, &shutdown);
+    let builds = recorded.map(|(builds, worker)| {
+        observers.spawn(worker.run(observing.clone()));
+        builds
     });
-    let observed = scraped.map(|listener| {
-        let server_tls = tls.clone();
-        let certificates = move || certificates(server_tls.as_ref(), backing_tls.as_ref());
-        let site = site::site(
-            config,
-            &tiers,
-            builds,
-            health,
-            calls,
-            Arc::new(certificates),
-        );
-        tasks.spawn(web::serve(listener, site, observing.clone()))
-    });
+    if let Some(listener) = scraped {
+        let tls = tls.clone();
+        let certificates = Arc::new(move || certificates(tls.as_ref(), backing_tls.as_ref()));
+        let site = site::site(config, &tiers, builds, health, calls, certificates);
+        observers.spawn(web::serve(listener, site, observing.clone()));
+    }
 
     let transport = gorego_grpc::Options {
         limits: transport_limits(&config.limits, descriptors),
         memory: parts.transport,
         tls,
         healthy: Some(healthy),
-        observer: Some(Arc::new(observer)),
+        observer: Some(observer),
     };
     let options = options(config, transport, parts.server, chain);
     let served = serve_and_save(listener, &tiers, options, shutdown).await;
@@ -134,13 +127,25 @@ async fn serve(loaded: &LoadedConfig, spans: Option<EndedSpans>) -> Result<(), E
     evicting.cancel();
     // Last, so that a slow shutdown can be observed.
     observing.cancel();
-    for task in [observed, recording, export].into_iter().flatten() {
-        let _ = task.await;
-    }
+    observers.close();
+    observers.wait().await;
     signals.abort();
     reloads.abort();
     tracing::info!("shutdown complete");
     Ok(served?)
+}
+
+/// Publishes the health of the server until it shuts down.
+fn publish_health(
+    tiers: &Tiers,
+    tasks: &TaskTracker,
+    shutdown: &CancellationToken,
+) -> (Health, watch::Receiver<bool>) {
+    let health = tiers.health(shutdown.clone());
+    let (ready, healthy) = watch::channel(true);
+    tasks.spawn(health.clone().publish(ready));
+    tasks.spawn(shutdown.clone().run_until_cancelled_owned(tiers.probe()));
+    (health, healthy)
 }
 
 async fn bind(config: &Config) -> Result<TcpListener, Error> {
