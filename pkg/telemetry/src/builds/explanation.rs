@@ -94,7 +94,7 @@ pub enum Aspect {
     WorkingDirectory,
     /// The time limit.
     Timeout,
-    /// Whether results may be cached.
+    /// The ban on caching results.
     DoNotCache,
     /// The salt.
     Salt,

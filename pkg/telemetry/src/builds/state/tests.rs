@@ -5,6 +5,7 @@ use gorego_storage::DigestFunction;
 use super::*;
 use crate::builds::{Comparison, Redaction, cause, event::testing::call};
 
+static EVICTIONS: LazyLock<Evictions> = LazyLock::new(Evictions::default);
 static REDACTION: LazyLock<Redaction> = LazyLock::new(|| Redaction::new::<&str>(&[]).unwrap());
 
 fn event(number: usize, outcome: Outcome) -> Event {
@@ -21,7 +22,7 @@ fn event(number: usize, outcome: Outcome) -> Event {
 fn miss(state: &mut State, number: usize, build: &str, target: &str, mnemonic: &str) {
     let call = call(build, target, mnemonic);
     let call = CallNames::of(Some(&call), &REDACTION);
-    state.apply(&event(number, Outcome::Miss), &call, &Evictions::default());
+    state.apply(&event(number, Outcome::Miss), &call, &EVICTIONS);
 }
 
 /// Checks that the running estimate of the memory is not below that of all builds together.
