@@ -3,7 +3,7 @@
 use maud::{Markup, html};
 
 use super::{builds::milliseconds, format, layout::table, links};
-use crate::builds::{Aspect, Build, Explanation, LookupOutcome, Miss, TargetMiss};
+use crate::builds::{Build, Explanation, LookupOutcome, Miss, TargetMiss};
 
 /// Renders a page of the misses of a build.
 pub(super) fn of_build(build: &Build, from: usize, page: usize) -> Markup {
@@ -89,7 +89,7 @@ pub(super) fn explanation(explanation: &Explanation) -> Markup {
                 (table("Differences", &["Part", "Name", "Before", "In this action"], &[], &html! {
                     @for it in &comparison.differences {
                         tr {
-                            th scope="row" { (aspect(it.aspect)) }
+                            th scope="row" { (it.aspect.name()) }
                             td.wrap { code { (it.name) } }
                             td.wrap { (value(it.before.as_deref())) }
                             td.wrap { (value(it.after.as_deref())) }
@@ -110,19 +110,5 @@ fn value(text: Option<&str>) -> Markup {
             Some(text) => code { (text) },
             None => span.muted { "none" },
         }
-    }
-}
-
-const fn aspect(aspect: Aspect) -> &'static str {
-    match aspect {
-        Aspect::Argument => "argument",
-        Aspect::Variable => "variable",
-        Aspect::Input => "input",
-        Aspect::Platform => "platform property",
-        Aspect::Output => "declared output",
-        Aspect::WorkingDirectory => "working directory",
-        Aspect::Timeout => "time limit",
-        Aspect::DoNotCache => "caching",
-        Aspect::Salt => "salt",
     }
 }
