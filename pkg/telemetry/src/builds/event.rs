@@ -73,17 +73,13 @@ impl Event {
 }
 
 impl Outcome {
-    /// Returns the outcome of a lookup; `None` if another lookup for the same call follows.
-    pub(crate) fn of_lookup(action: &Digest, found: &Result<CachedResult>) -> Option<Self> {
+    /// Returns the outcome of a lookup.
+    pub(crate) fn of_lookup(found: &Result<CachedResult>) -> Self {
         match found {
-            Ok(found) => Some(Self::Hit(ResultFacts::of(&found.result))),
-            Err(Error::Incomplete { missing, .. }) => {
-                Some(Self::Incomplete(missing.as_deref().copied()))
-            }
-            // The second function of the digest is tried next.
-            Err(Error::NoResult(_)) if action.other().is_some() => None,
-            Err(Error::NoResult(_)) => Some(Self::Miss),
-            Err(_) => Some(Self::Error),
+            Ok(found) => Self::Hit(ResultFacts::of(&found.result)),
+            Err(Error::Incomplete { missing, .. }) => Self::Incomplete(missing.as_deref().copied()),
+            Err(Error::NoResult(_)) => Self::Miss,
+            Err(_) => Self::Error,
         }
     }
 

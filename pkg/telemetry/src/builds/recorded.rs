@@ -41,9 +41,7 @@ impl RecordedActions {
 impl ActionCache for RecordedActions {
     async fn get(&self, instance: &str, action: &Digest, memory: &Budget) -> Result<CachedResult> {
         let found = self.actions.get(instance, action, memory).await;
-        if let Some(outcome) = Outcome::of_lookup(action, &found) {
-            self.record(instance, action, outcome);
-        }
+        self.record(instance, action, Outcome::of_lookup(&found));
         found
     }
 
