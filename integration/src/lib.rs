@@ -27,6 +27,7 @@ pub mod project;
 pub mod root;
 pub mod selfhost;
 pub mod server;
+pub mod terminal;
 pub mod tree;
 pub mod web;
 pub mod workspace;

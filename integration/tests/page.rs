@@ -6,15 +6,20 @@ use gorego_integration::{
     content::{blob, digest_of, result_of},
     link::Link,
     metrics::Metrics,
+    package::read,
     peer::FaultyPeer,
     server::Server,
-    web::{get, get_with, wait_for},
+    web::{Response, get, get_with, wait_for},
+};
+use prost::Message as _;
+use reapi::v2::{
+    Digest, GetActionResultRequest, RequestMetadata, action_cache_client::ActionCacheClient,
 };
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader},
     net::TcpStream,
 };
-use tonic::Code;
+use tonic::{Code, metadata::MetadataValue};
 use tonic_health::pb::{
     HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
 };
@@ -40,8 +45,7 @@ async fn look_up(server: &Server) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_page_and_its_json_show_hits_and_bytes() {
-    // Every function that is tried counts as a lookup.
-    let server = Server::start(&[SERVED, "limits.inferred_functions=sha256"]);
+    let server = Server::start(&[SERVED]);
     look_up(&server).await;
     // A call is counted after its response.
     let counted = |methods: &serde_json::Value| {
@@ -229,7 +233,7 @@ async fn a_server_that_shuts_down_is_alive_but_not_ready() {
         client.begin_upload("2c1ff6a8-9f3c-4a51-8d4c-0b1b6f3f6d10", &digest_of(&content));
     upload.send(&content.slice(..1000)).await;
     server.ask_to_stop();
-    let is_ending = |response: &gorego_integration::web::Response| response.status == 503;
+    let is_ending = |response: &Response| response.status == 503;
     let ending = wait_for(server.metrics(), "/readyz", is_ending).await;
     assert!(
         ending.content.contains("server: failed: shuts down"),
@@ -254,4 +258,89 @@ async fn stalled_connections_do_not_prevent_a_scrape() {
     }
     let metrics = Metrics::of(server.metrics()).await;
     assert!(metrics.has("gorego_build_info"));
+}
+
+/// The name of the header with the metadata of a build.
+const METADATA: &str = "build.bazel.remote.execution.v2.requestmetadata-bin";
+
+/// Looks an action up for a target of the build `id`.
+async fn miss_in_build(server: &Server, id: &str, target: &str, action: &Digest) {
+    let client = Client::connect(server.address()).await;
+    let metadata = RequestMetadata {
+        tool_invocation_id: id.to_owned(),
+        target_id: target.to_owned(),
+        action_mnemonic: "Mnemonic".to_owned(),
+        ..RequestMetadata::default()
+    };
+    let mut request = tonic::Request::new(GetActionResultRequest {
+        action_digest: Some(action.clone()),
+        ..GetActionResultRequest::default()
+    });
+    let value = MetadataValue::from_bytes(&metadata.encode_to_vec());
+    request.metadata_mut().insert_bin(METADATA, value);
+    let mut actions = ActionCacheClient::new(client.channel());
+    let missed = actions.get_action_result(request).await.unwrap_err();
+    assert_eq!(missed.code(), Code::NotFound);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_documented_path_of_the_api_answers() {
+    let server = Server::start(&[SERVED]);
+    let (id, target, action) = ("a/build?", "//pkg:t & <b>", digest_of(b"action"));
+    miss_in_build(&server, id, target, &action).await;
+    let is_recorded = |response: &Response| response.json()["total"] == 1;
+    wait_for(server.metrics(), "/api/v1/builds", is_recorded).await;
+    let digest = format!("{}/{}", action.hash, action.size_bytes);
+    let documented = read("docs/api.md");
+    let paths = documented.lines().filter_map(|line| {
+        let path = line.strip_prefix("## `GET ")?.strip_suffix('`')?;
+        let path = path
+            .replace("{id}", "a%2Fbuild%3F")
+            .replace("{digest}", &digest);
+        Some(path.replace("{label}", "%2F%2Fpkg:t%20%26%20%3Cb%3E"))
+    });
+    let mut answered = 0;
+    for path in paths.filter(|path| path != "/events") {
+        let response = get(server.metrics(), &path).await;
+        assert_eq!(response.status, 200, "{path}: {response:#?}");
+        assert!(response.json().is_object(), "{path}");
+        answered += 1;
+    }
+    assert_eq!(answered, 6);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pages_of_builds_lead_to_the_action_and_escape_names() {
+    let server = Server::start(&[SERVED]);
+    let (id, target, action) = ("a/build?", "//pkg:t & <b>", digest_of(b"action"));
+    miss_in_build(&server, id, target, &action).await;
+    let page =
+        |path: &'static str| wait_for(server.metrics(), path, |response| response.status == 200);
+    let build = page("/builds/a%2Fbuild%3F").await.content;
+    assert!(
+        build.contains("//pkg:t &amp; &lt;b&gt;") && !build.contains("<b>\""),
+        "{build}"
+    );
+    let link = format!("/actions/{}-{}", action.hash, action.size_bytes);
+    for linked in [&link, "/targets?label=%2F%2Fpkg:t%20%26%20%3Cb%3E"] {
+        assert!(build.contains(&format!("href=\"{linked}\"")), "{build}");
+        let response = get(server.metrics(), linked).await;
+        assert_eq!(response.status, 200, "{response:#?}");
+    }
+    let shown = get(server.metrics(), &link).await.content;
+    assert!(shown.contains("It cannot be shown"), "{shown}");
+    let recent = get(server.metrics(), "/builds").await.content;
+    assert!(recent.contains("href=\"/builds/a%2Fbuild%3F\""), "{recent}");
+    for (wanted, found) in [
+        (action.hash.as_str(), format!("/actions/{}", action.hash)),
+        ("//pkg:t", "/targets?label=%2F%2Fpkg:t".to_owned()),
+        ("a%2Fbuild%3F", "/builds/a%2Fbuild%3F".to_owned()),
+    ] {
+        let response = get(server.metrics(), &format!("/find?q={wanted}")).await;
+        assert_eq!(response.status, 303, "{response:#?}");
+        let location = format!("location: {found}");
+        let is_named = response.headers.lines().any(|line| line == location);
+        assert!(is_named, "{response:#?}");
+    }
+    assert_eq!(get(server.metrics(), "/builds/other").await.status, 404);
 }

@@ -3,7 +3,7 @@
 use std::{borrow::Cow, sync::Arc};
 
 use gorego_config::{self as config, Config};
-use gorego_storage::{BreakerState, Evictable as _};
+use gorego_storage::BreakerState;
 use gorego_telemetry::{
     Calls, Metrics,
     builds::Builds,
@@ -62,7 +62,8 @@ fn parts(
     let limits = limits(&config.limits);
     move || Parts {
         local: local.as_ref().map(|local| {
-            let usage = local.usage();
+            let report = local.report();
+            let usage = report.usage;
             Local {
                 dir: dir.clone(),
                 used: usage.used,
@@ -70,9 +71,10 @@ fn parts(
                 files: usage.files,
                 free_on_disk: usage.free_on_disk,
                 scanning: usage.scanning,
-                evicted: usage.evicted.count,
-                evicted_bytes: usage.evicted.bytes,
-                ..Local::default()
+                evicted: report.evicted_blobs + report.evicted_results,
+                evicted_bytes: report.evicted_bytes,
+                leases_broken: report.leases_broken,
+                eviction_age_seconds: report.eviction_age.map(|age| age.as_secs_f64()),
             }
         }),
         backing: breaker.as_ref().map(|breaker| Backing {

@@ -108,3 +108,48 @@ fn print(text: &[u8]) -> Result<(), String> {
         _ => Ok(()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Returns the numbers of a server with both tiers, as JSON.
+    pub(super) fn snapshot() -> Snapshot {
+        let json = r#"{
+            "at_ms": 1700000000000,
+            "status": {
+                "version": "1.2.3\u001b[2J", "started": 1699999000, "uptime_seconds": 100000,
+                "readiness": {"ready": true, "parts": [
+                    {"name": "server", "ok": true, "required": true, "state": "serves"},
+                    {"name": "backing cache", "ok": false, "required": false, "state": "does not answer"}
+                ]},
+                "local": {"dir": "/data", "used": 8589934592, "limit": 10737418240, "files": 1234567,
+                    "free_on_disk": 53687091200, "scanning": true, "evicted": 98765,
+                    "evicted_bytes": 3221225472, "leases_broken": 4, "eviction_age_seconds": 276480.0},
+                "backing": {"target": "grpcs://cache.example.com", "breaker": "open",
+                    "pending": {"blobs": 12, "results": 3, "bytes": 1048576}, "pending_limit": 1073741824},
+                "limits": {"memory": 1, "max_connections": 1, "max_batch_bytes": 1, "max_blob_size": 0},
+                "certificates": [{"role": "server", "file": "a.pem", "subject": "CN=cache", "expiry": 1700864000}]
+            },
+            "traffic": {
+                "lookups": [
+                    {"tier": "client", "kind": "blob", "hits": 9876543, "misses": 1234567, "incomplete": 0, "errors": 1},
+                    {"tier": "client", "kind": "result", "hits": 18446744073709551615, "misses": 18446744073709551615,
+                        "incomplete": 7, "errors": 0},
+                    {"tier": "backing", "kind": "result", "hits": 0, "misses": 0, "incomplete": 0, "errors": 0}
+                ],
+                "transfers": [{"tier": "client", "read": 123456789, "written": 1234}],
+                "methods": [{"method": "FindMissingBlobs", "calls": 12345, "errors": 2, "p50_seconds": 0.0005,
+                    "p99_seconds": null}],
+                "in_flight": 4
+            },
+            "builds": []
+        }"#;
+        serde_json::from_str(json).unwrap()
+    }
+
+    /// Returns an address.
+    pub(super) fn address() -> Address {
+        Address::from_url("http://localhost:9090").unwrap()
+    }
+}

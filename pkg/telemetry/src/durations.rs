@@ -1,15 +1,12 @@
 //! A histogram of durations that is counted without a lock.
 
 use std::{
-    fmt,
     sync::atomic::{AtomicU64, Ordering::Relaxed},
     time::Duration,
 };
 
-use prometheus_client::encoding::{MetricEncoder, NoLabelSet};
-
 /// The upper bounds of all buckets but the last, in seconds.
-const BOUNDS: [f64; 14] = [
+pub(crate) const BOUNDS: [f64; 14] = [
     0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0, 120.0,
 ];
 
@@ -17,7 +14,6 @@ const BOUNDS: [f64; 14] = [
 #[derive(Debug, Default)]
 pub(crate) struct Durations {
     buckets: [AtomicU64; BOUNDS.len() + 1],
-    nanos: AtomicU64,
 }
 
 impl Durations {
@@ -27,16 +23,6 @@ impl Durations {
         if let Some(bucket) = self.buckets.get(bucket) {
             bucket.fetch_add(1, Relaxed);
         }
-        let nanos = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
-        self.nanos.fetch_add(nanos, Relaxed);
-    }
-
-    pub(crate) fn encode(&self, mut encoder: MetricEncoder<'_>) -> fmt::Result {
-        let counts = self.counts();
-        let bounds = BOUNDS.into_iter().chain([f64::MAX]);
-        let buckets: Vec<_> = bounds.zip(counts).collect();
-        let sum = Duration::from_nanos(self.nanos.load(Relaxed)).as_secs_f64();
-        encoder.encode_histogram::<NoLabelSet>(sum, counts.iter().sum(), &buckets, None)
     }
 
     /// Estimates the seconds that this share of the durations did not exceed, between the bounds of its

@@ -3,16 +3,21 @@
 use std::{
     array, fmt,
     sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering::Relaxed},
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use prometheus_client::{
     encoding::{DescriptorEncoder, EncodeMetric as _},
-    metrics::{MetricType, counter::ConstCounter, gauge::ConstGauge},
+    metrics::{
+        MetricType, counter::ConstCounter, exemplar::HistogramWithExemplars, gauge::ConstGauge,
+    },
     registry::Unit,
 };
 
-use crate::{durations::Durations, web::MethodCalls};
+use crate::{
+    durations::{BOUNDS, Durations},
+    web::MethodCalls,
+};
 
 /// The methods of the services. Clients choose the names that they call, so all others share the last label.
 const METHODS: [&str; 14] = [
@@ -96,7 +101,10 @@ struct MethodCounts {
     called: AtomicBool,
     inflight: AtomicI64,
     ended: [AtomicU64; CODES.len()],
+    /// For the estimates of the page.
     durations: Durations,
+    /// The same for Prometheus, with the traces of some calls.
+    traced: HistogramWithExemplars<[(&'static str, String); 1]>,
 }
 
 impl Default for Requests {
@@ -106,6 +114,7 @@ impl Default for Requests {
             inflight: AtomicI64::new(0),
             ended: array::from_fn(|_| AtomicU64::new(0)),
             durations: Durations::default(),
+            traced: HistogramWithExemplars::new(BOUNDS.into_iter()),
         }))
     }
 }
@@ -121,8 +130,8 @@ impl Requests {
         method
     }
 
-    /// Records the end of a call with the number of its gRPC status.
-    pub(crate) fn ended(&self, method: Method, code: i32, took: Duration) {
+    /// Records the end of a call with the number of its gRPC status, and the id of its trace if it has one.
+    pub(crate) fn ended(&self, method: Method, code: i32, took: Duration, trace: Option<String>) {
         let Some(counts) = self.0.get(method.0) else {
             return;
         };
@@ -131,6 +140,9 @@ impl Requests {
             ended.fetch_add(1, Relaxed);
         }
         counts.durations.record(took);
+        let exemplar = trace.map(|trace| [("trace_id", trace)]);
+        let now = exemplar.is_some().then(SystemTime::now);
+        counts.traced.observe(took.as_secs_f64(), exemplar, now);
     }
 
     /// Returns the number of calls in progress.
@@ -185,7 +197,7 @@ impl Requests {
         )?;
         for (method, counts) in called() {
             let labels = [("method", method)];
-            counts.durations.encode(family.encode_family(&labels)?)?;
+            counts.traced.encode(family.encode_family(&labels)?)?;
         }
         let help = "Calls in progress, by gRPC method.";
         let mut family =
@@ -231,7 +243,7 @@ mod tests {
         let read = requests.began("/google.bytestream.ByteStream/Read");
         let inflight = "inflight_requests{method=\"Read\"}";
         assert!(samples(&requests).contains(&format!("{inflight} 1")));
-        requests.ended(read, 5, Duration::from_millis(3));
+        requests.ended(read, 5, Duration::from_millis(3), None);
         let samples = samples(&requests);
         for expected in [
             "requests_total{method=\"Read\",code=\"NOT_FOUND\"} 1",
@@ -242,6 +254,20 @@ mod tests {
         ] {
             assert!(samples.iter().any(|line| line == expected), "{samples:#?}");
         }
+    }
+
+    #[test]
+    fn the_last_traced_call_of_a_bucket_is_its_exemplar() {
+        let requests = Arc::<Requests>::default();
+        for trace in [Some("old"), Some("new"), None] {
+            let read = requests.began("/google.bytestream.ByteStream/Read");
+            requests.ended(read, 0, Duration::from_millis(3), trace.map(str::to_owned));
+        }
+        let bucket =
+            "request_seconds_bucket{le=\"0.005\",method=\"Read\"} 3 # {trace_id=\"new\"} 0.003 ";
+        let samples = samples(&requests);
+        let found = samples.iter().find(|line| line.starts_with(bucket));
+        assert!(found.is_some(), "{samples:#?}");
     }
 
     #[test]
@@ -256,7 +282,7 @@ mod tests {
         let requests = Arc::<Requests>::default();
         for code in [-1, 17, i32::MAX] {
             let method = requests.began("/x/Write");
-            requests.ended(method, code, Duration::ZERO);
+            requests.ended(method, code, Duration::ZERO, None);
         }
         let counted = "requests_total{method=\"Write\",code=\"UNKNOWN\"} 3".to_owned();
         assert!(samples(&requests).contains(&counted));

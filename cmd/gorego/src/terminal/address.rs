@@ -73,8 +73,8 @@ fn parse(url: &str) -> Option<Address> {
         && !authority.as_str().contains('@');
     let port = match authority.port() {
         Some(port) => port.as_str().parse().ok().filter(|port| *port > 0)?,
-        None if authority.as_str().ends_with(':') => return None,
-        None => HTTP,
+        // What follows a host and is no port is no address.
+        None => Some(HTTP).filter(|_| authority.host() == authority.as_str())?,
     };
     let host = authority.host();
     let host = match host.strip_prefix('[') {

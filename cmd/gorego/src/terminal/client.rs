@@ -168,3 +168,138 @@ impl Answer {
         format!("status {} and {content}{quote}", self.status.as_u16())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde::Deserialize;
+    use tokio::{
+        io::{AsyncReadExt as _, AsyncWriteExt as _},
+        net::TcpListener,
+    };
+
+    use super::*;
+
+    #[derive(Debug, Deserialize, PartialEq)]
+    struct Value {
+        number: u32,
+    }
+
+    /// Returns a client of a server that sends `piece` that many times, once it has read a request.
+    async fn client_of(piece: &'static str, times: usize) -> Client {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut request = Vec::new();
+            while !request.ends_with(b"\r\n\r\n") {
+                request.push(stream.read_u8().await.unwrap());
+            }
+            for _ in 0..times {
+                if stream.write_all(piece.as_bytes()).await.is_err() {
+                    break;
+                }
+            }
+        });
+        let host = "127.0.0.1".to_owned();
+        let address = Address { host, port };
+        Client { address }
+    }
+
+    async fn found(answer: &'static str) -> Result<Option<Value>, String> {
+        let client = client_of(answer, 1).await;
+        let found = client.find("/api/v1/x").await;
+        Ok(found?.map(|found| found.value))
+    }
+
+    #[tokio::test]
+    async fn an_answer_is_decoded() {
+        let json =
+            "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n\r\n{\"number\": 7, \"new\": []}";
+        assert_eq!(found(json).await, Ok(Some(Value { number: 7 })));
+        let none = "HTTP/1.1 404 Not Found\r\ncontent-type: text/plain; charset=utf-8\r\n\r\nnot recorded\n";
+        assert_eq!(found(none).await, Ok(None));
+    }
+
+    #[tokio::test]
+    async fn answers_of_other_programs_are_one_sentence() {
+        for (answer, part) in [
+            ("", "does not answer as a web server"),
+            (
+                "SSH-2.0-OpenSSH_10.0\r\n",
+                "does not answer as a web server",
+            ),
+            ("HTTP/1.1 200 OK\r\n\r\n{}", "no content type"),
+            (
+                "HTTP/1.1 200 OK\r\ncontent-type: text/html\r\n\r\n<h1>Hello</h1>",
+                "is no page of gorego",
+            ),
+            (
+                "HTTP/1.1 404 Not Found\r\ncontent-type: text/plain\r\n\r\n404 page not found\n",
+                "status 404 and text/plain: 404 page not found",
+            ),
+            (
+                "HTTP/1.1 302 Found\r\nlocation: /login\r\n\r\n",
+                "status 302",
+            ),
+            (
+                "HTTP/1.1 403 Forbidden\r\ncontent-type: text/plain\r\n\r\nthe page is off: \
+                 telemetry.ui is off\u{1b}[2J\n",
+                "refuses: the page is off: telemetry.ui is off\\u{1b}[2J",
+            ),
+            (
+                "HTTP/1.1 403 Forbidden\r\ncontent-type: text/plain\r\n\r\nno\n",
+                "is no page of gorego",
+            ),
+            (
+                "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n\r\n{\"status\": \"ok\"}",
+                "is not one of gorego",
+            ),
+            (
+                "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 9\r\n\r\n{",
+                "broke off",
+            ),
+        ] {
+            let why = found(answer).await.unwrap_err();
+            assert!(why.contains(part), "{answer:?}: {why}");
+            assert!(!why.contains(['\n', '\u{1b}']), "{why:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn nothing_at_the_address_is_one_sentence() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        drop(listener);
+        let host = "127.0.0.1".to_owned();
+        let address = Address { host, port };
+        let client = Client { address };
+        let why = client.get::<Value>("/").await.unwrap_err();
+        assert!(
+            why.starts_with("nothing answers at http://127.0.0.1:"),
+            "{why}"
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_server_that_never_answers_is_given_up() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let host = "127.0.0.1".to_owned();
+        let address = Address { host, port };
+        let client = Client { address };
+        let why = client.get::<Value>("/").await.unwrap_err();
+        assert!(why.contains("no complete answer within 10 s"), "{why}");
+    }
+
+    #[tokio::test]
+    async fn an_endless_answer_is_given_up() {
+        let endless = client_of("HTTP/1.1 200 OK\r\nx: ", usize::MAX).await;
+        let why = endless.get::<Value>("/").await.unwrap_err();
+        assert!(why.contains("does not answer as a web server"), "{why}");
+        let chunk =
+            "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n\r\n                    \n";
+        let endless = client_of(chunk, usize::MAX).await;
+        let why = endless.get::<Value>("/").await.unwrap_err();
+        assert!(why.contains("exceeds 64 MiB"), "{why}");
+    }
+}

@@ -251,8 +251,8 @@ mod tests {
              \x20   variable LANG\n\
              \x20   + C\n\
              \x20 3 further differences\n\
-             \x20 (Both sides were read from the cache. Both sides were read from the cache. Both\n\
-             \x20 sides were read from the cache. Both sides were read from the cache.)\n"
+             \x20 (Both sides were read from the cache. Both sides were read from the cache.\n\
+             \x20 Both sides were read from the cache. Both sides were read from the cache.)\n"
         );
         assert!(text.lines().all(|line| width(line) <= COLUMNS));
     }

@@ -83,7 +83,7 @@ pub(super) fn draw(frame: &mut Frame<'_>, screen: &Screen) {
     ])
     .areas(frame.area());
     frame.render_widget(Paragraph::new(head), top);
-    draw_gauges(frame, gauges, &screen.history.rates(), snapshot);
+    draw_gauges(frame, gauges, &screen.history.rates());
     frame.render_widget(Paragraph::new(body), rest);
     let keys = Line::styled("q, Esc or Ctrl-C leaves", Modifier::DIM);
     frame.render_widget(keys, foot);
@@ -159,13 +159,15 @@ fn table(lines: Vec<String>) -> impl Iterator<Item = Line<'static>> {
 }
 
 /// Draws the rates of the last second, and their curves.
-fn draw_gauges(frame: &mut Frame<'_>, area: Rect, rates: &[Rate], snapshot: &Snapshot) {
-    let (hits, lookups) = snapshot.traffic.client_lookups();
-    #[expect(clippy::cast_precision_loss, reason = "a share needs few digits")]
-    let all = (lookups > 0).then(|| hits as f64 / lookups as f64);
+fn draw_gauges(frame: &mut Frame<'_>, area: Rect, rates: &[Rate]) {
     let latest = |value: fn(&Rate) -> f64| rates.last().map_or(0.0, value);
     let gauges: [(&str, String, fn(&Rate) -> Option<f64>, Option<f64>); 4] = [
-        ("Hit rate", percent(all), |rate| rate.hit_rate, Some(1.0)),
+        (
+            "Hit rate",
+            percent(rates.last().and_then(|rate| rate.hit_rate)),
+            |rate| rate.hit_rate,
+            Some(1.0),
+        ),
         (
             "Sent",
             throughput(latest(|rate| rate.read)),
@@ -222,4 +224,106 @@ fn bars(values: &[Option<f64>], most: f64, columns: usize) -> Vec<Option<u64>> {
     };
     let bars = shown.iter().map(height);
     std::iter::repeat_n(None, missing).chain(bars).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use gorego_telemetry::builds::{BuildHead, Tally};
+    use ratatui::{Terminal, backend::TestBackend};
+
+    use super::*;
+    use crate::terminal::tests::{address, snapshot};
+
+    fn numbers(at_ms: u64, hits: u64) -> Numbers {
+        let mut snapshot = snapshot();
+        snapshot.at_ms = at_ms;
+        for (index, found) in snapshot.traffic.lookups.iter_mut().enumerate() {
+            found.hits = if index == 0 { hits } else { 0 };
+            found.misses = 0;
+        }
+        let build = BuildHead {
+            id: "3f2a\u{1b}[2J".to_owned(),
+            tool: "bazel".to_owned(),
+            tool_version: "8.4.2".to_owned(),
+            seen_ms: at_ms.saturating_sub(120_000),
+            total: Tally {
+                hits: 3,
+                misses: 1,
+                ..Tally::default()
+            },
+            ..BuildHead::default()
+        };
+        let builds = RecentBuilds {
+            builds: vec![build],
+            ..RecentBuilds::default()
+        };
+        Numbers {
+            snapshot,
+            builds: Some(builds),
+        }
+    }
+
+    fn drawn(screen: &Screen, width: u16, height: u16) -> String {
+        let mut terminal = Terminal::new(TestBackend::new(width, height)).unwrap();
+        terminal.draw(|frame| draw(frame, screen)).unwrap();
+        terminal.backend().to_string()
+    }
+
+    #[test]
+    fn the_screen_shows_rates_tiers_and_recent_builds() {
+        let mut screen = Screen::new(address());
+        screen.update(numbers(1_700_000_000_000, 10));
+        screen.update(numbers(1_700_000_001_000, 30));
+        let text = drawn(&screen, 100, 40);
+        for part in [
+            "gorego 1.2.3",
+            "backing cache: does not answer",
+            "Hit rate          100 %",
+            "█",
+            "Clients        blobs       100 %    30",
+            "Local tier     8.00 GiB of 10.0 GiB (80 %)",
+            "2 min ago  bazel 8.4.2  ████████··      75 %     3       1  3f2a",
+            "q, Esc or Ctrl-C leaves",
+        ] {
+            assert!(text.contains(part), "no {part:?} in\n{text}");
+        }
+        assert!(!text.contains('\u{1b}'));
+    }
+
+    #[test]
+    fn a_failed_request_leaves_the_last_numbers() {
+        let mut screen = Screen::new(address());
+        screen.update(numbers(1_700_000_000_000, 10));
+        screen.problem = Some("nothing answers".to_owned());
+        let text = drawn(&screen, 80, 24);
+        assert!(
+            text.contains("nothing answers") && text.contains("Lookups"),
+            "{text}"
+        );
+        screen.update(numbers(1_700_000_001_000, 10));
+        assert!(!drawn(&screen, 80, 24).contains("nothing answers"));
+    }
+
+    #[test]
+    fn every_size_is_drawn() {
+        let mut screen = Screen::new(address());
+        for second in 0..400 {
+            screen.update(numbers(1_700_000_000_000 + second * 1000, second));
+        }
+        for (width, height) in [(1, 1), (2, 3), (30, 5), (80, 24), (400, 100)] {
+            drawn(&screen, width, height);
+        }
+    }
+
+    #[test]
+    fn the_newest_value_is_at_the_right_end() {
+        let values = [Some(1.0), None, Some(2.0)];
+        assert_eq!(
+            bars(&values, 2.0, 5),
+            [None, None, Some(500), None, Some(1000)]
+        );
+        assert_eq!(bars(&values, 2.0, 1), [Some(1000)]);
+        assert_eq!(bars(&[Some(0.0)], 0.0, 1), [Some(0)]);
+        assert_eq!(bars(&values, 2.0, 0), []);
+    }
 }

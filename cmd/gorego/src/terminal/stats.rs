@@ -145,7 +145,7 @@ fn local(disk: &Local) -> Vec<String> {
     let share = disk.used as f64 / disk.limit.max(1) as f64;
     let free = disk.free_on_disk;
     let mut lines = vec![format!(
-        "{} of {} in use ({}), {} files{}",
+        "{} of {} ({}) in {} files{}",
         bytes(disk.used),
         bytes(disk.limit),
         percent(Some(share)),
@@ -201,5 +201,51 @@ fn certificate(found: &Certificate, now_ms: u64) -> String {
         format!("{subject}: valid for {}", text::span(now_ms, expiry))
     } else {
         format!("{subject}: EXPIRED")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::terminal::{
+        tests::{address, snapshot},
+        text::width,
+    };
+
+    #[test]
+    fn the_numbers_are_aligned_text_of_80_columns() {
+        let text = render(&address(), &snapshot());
+        let expected = "\
+gorego 1.2.3\\u{1b}[2J at http://localhost:9090: ready, running for 28 h
+backing cache: does not answer
+
+Lookups        kind     hit rate       hits     misses  incomplete  errors
+Clients        blobs      88.9 %  9 876 543  1 234 567           0       1
+";
+        assert!(text.starts_with(expected), "{text}");
+        let expected = "
+Local tier     8.00 GiB of 10.0 GiB (80 %) in 1 234 567 files, 50.0 GiB free
+               the files of an earlier run are still being counted
+               a blob lives 3.2 days after its last use
+               evicted 98 765 files, 3.00 GiB; broke 4 leases
+Backing cache  grpcs://cache.example.com, DOWN: it failed several times in a ro…
+Certificates   CN=cache: valid for 10 days
+
+Requests           calls  errors  median  99 of 100 within
+FindMissingBlobs  12 345       2  500 µs                 -
+";
+        assert!(text.ends_with(expected), "{text}");
+        assert!(text.lines().all(|line| width(line) <= COLUMNS), "{text}");
+    }
+
+    #[test]
+    fn a_server_without_a_tier_says_so() {
+        let mut snapshot = snapshot();
+        snapshot.status.parts = Default::default();
+        snapshot.status.readiness.ready = false;
+        let text = render(&address(), &snapshot);
+        assert!(text.contains("NOT READY"), "{text}");
+        assert!(text.contains("Local tier     off: every request"), "{text}");
+        assert!(text.contains("Backing cache  none: the local"), "{text}");
     }
 }

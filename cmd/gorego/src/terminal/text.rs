@@ -76,7 +76,13 @@ fn plain(text: &str) -> String {
 /// Renders a count in at most nine columns.
 #[expect(clippy::cast_precision_loss, reason = "three digits are shown")]
 pub(super) fn count(value: u64) -> String {
-    let units = [(1e12, "T"), (1e9, "G"), (1e6, "M")];
+    let units = [
+        (1e18, "E"),
+        (1e15, "P"),
+        (1e12, "T"),
+        (1e9, "G"),
+        (1e6, "M"),
+    ];
     let unit = units.into_iter().find(|(unit, _)| value as f64 >= *unit);
     match unit {
         Some((unit, name)) if value >= 10_000_000 => format!("{:.1} {name}", value as f64 / unit),
@@ -216,10 +222,10 @@ mod tests {
             (9_999_999, "9 999 999"),
             (12_345_678, "12.3 M"),
             (2_000_000_000, "2.0 G"),
+            (u64::MAX, "18.4 E"),
         ] {
             assert_eq!(count(value), text);
         }
-        assert!(width(&count(u64::MAX)) <= 12);
     }
 
     #[test]

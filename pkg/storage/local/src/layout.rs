@@ -2,7 +2,7 @@
 //!
 //! Blobs are in `cas/ab/cd/<hash>` (other functions below `cas/<function>/`), action results in
 //! `ac/<function>/<instance>/ab/cd/<hash>`; `tmp`, `uploads`, `quarantine` and `outbox` have no
-//! subfolders.
+//! subfolders. Other folders, such as the `builds` of `gorego-telemetry`, are left alone and do not count.
 
 use crate::index::{Key, Space};
 use gorego_storage::{Digest, DigestFunction, UploadId, to_hex};

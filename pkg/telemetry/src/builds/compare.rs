@@ -12,7 +12,7 @@ use super::{
 };
 
 /// The most differences that are kept.
-const MAX_DIFFERENCES: usize = 100;
+const MAX_DIFFERENCES: usize = 50;
 /// The most directories read to find the inputs that differ.
 const MAX_DIRECTORIES: usize = 1000;
 /// The characters shown before the first difference of two long texts.
@@ -100,6 +100,7 @@ pub(crate) fn compare(
 pub(crate) async fn compare_inputs(
     found: &mut Differences,
     contents: &Contents,
+    redaction: &Redaction,
     before: &ActionParts,
     after: &ActionParts,
 ) {
@@ -120,7 +121,7 @@ pub(crate) async fn compare_inputs(
             entries(contents, &before, &after).await
         };
         match both {
-            Ok((old, new)) => entries_differ(found, &mut queue, &path, &old, &new),
+            Ok((old, new)) => entries_differ(found, &mut queue, redaction, &path, (&old, &new)),
             Err(why) => {
                 let name = if path.is_empty() {
                     "(input root)"
@@ -158,9 +159,9 @@ async fn entries(
 fn entries_differ(
     found: &mut Differences,
     queue: &mut VecDeque<(String, Digest, Digest)>,
+    redaction: &Redaction,
     path: &str,
-    old: &Entries,
-    new: &Entries,
+    (old, new): (&Entries, &Entries),
 ) {
     let names: BTreeSet<_> = old.keys().chain(new.keys()).collect();
     for name in names {
@@ -179,7 +180,9 @@ fn entries_differ(
             queue.push_back((path, *before, *after));
             continue;
         }
-        let (before, after) = (before.map(Node::describe), after.map(Node::describe));
+        let describe = |node: Option<&Node>| node.map(|node| redaction.name(&node.describe()));
+        let (before, after) = (describe(before), describe(after));
+        let path = redaction.name(&path);
         found.add(Aspect::Input, &path, before.as_deref(), after.as_deref());
     }
 }

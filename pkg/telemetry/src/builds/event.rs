@@ -62,6 +62,16 @@ pub(crate) struct CallNames {
     mnemonic: String,
 }
 
+impl Event {
+    /// Redacts the names that the call brought.
+    pub(crate) fn redact(&mut self, redaction: &Redaction) {
+        self.instance = redaction.name(&self.instance).into();
+        if let Outcome::Hit(facts) | Outcome::Stored(facts) = &mut self.outcome {
+            facts.output = facts.output.as_deref().map(|output| redaction.name(output));
+        }
+    }
+}
+
 impl Outcome {
     /// Returns the outcome of a lookup; `None` if another lookup for the same call follows.
     pub(crate) fn of_lookup(action: &Digest, found: &Result<CachedResult>) -> Option<Self> {
@@ -169,4 +179,38 @@ impl CallNames {
 pub(crate) fn now_ms() -> u64 {
     let now = SystemTime::now().duration_since(UNIX_EPOCH);
     now.map_or(0, |now| u64::try_from(now.as_millis()).unwrap_or(u64::MAX))
+}
+
+#[cfg(test)]
+pub(super) mod testing {
+    //! Calls for tests.
+
+    use base64::{Engine as _, engine::general_purpose::STANDARD};
+    use http::{HeaderMap, HeaderValue};
+    use prost::Message as _;
+    use reapi::v2::{RequestMetadata, ToolDetails};
+
+    use super::*;
+
+    /// Returns the context of a call of Bazel in a build of the day.
+    pub(crate) fn call(build: &str, target: &str, mnemonic: &str) -> Arc<Call> {
+        let metadata = RequestMetadata {
+            tool_details: Some(ToolDetails {
+                tool_name: "bazel".to_owned(),
+                tool_version: "7.7.1".to_owned(),
+            }),
+            tool_invocation_id: build.to_owned(),
+            correlated_invocations_id: "day".to_owned(),
+            action_mnemonic: mnemonic.to_owned(),
+            target_id: target.to_owned(),
+            ..RequestMetadata::default()
+        };
+        let value = HeaderValue::from_str(&STANDARD.encode(metadata.encode_to_vec()));
+        let headers = HeaderMap::from_iter([(crate::METADATA.parse().unwrap(), value.unwrap())]);
+        Arc::new(Call::new(
+            "GetActionResult",
+            &headers,
+            ([127, 0, 0, 1], 1).into(),
+        ))
+    }
 }

@@ -40,7 +40,7 @@ async fn nearest(
             }
         };
         let mut found = compare(&known, action, redaction);
-        compare_inputs(&mut found, contents, &known, action).await;
+        compare_inputs(&mut found, contents, redaction, &known, action).await;
         let digest = candidate.action.clone();
         match &mut nearest {
             Some((best, _)) if best.count() < found.count() => {}

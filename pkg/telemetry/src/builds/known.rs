@@ -6,7 +6,7 @@ use gorego_storage::{Digest, DigestFunction};
 use serde::{Deserialize, Serialize};
 
 /// The most outputs that are indexed, over all targets.
-const MAX_OUTPUTS: usize = 24 * 1024;
+const MAX_OUTPUTS: usize = 20 * 1024;
 /// The number of outputs dropped when there are more, so that not each new one searches for the oldest.
 const DROPPED: usize = MAX_OUTPUTS / 8;
 /// The most actions kept for each output.
@@ -87,7 +87,8 @@ impl KnownActions {
             mnemonic,
         } = names;
         let (family, key) = (family(target, mnemonic), key(target, mnemonic, output));
-        self.changes += 1;
+        // A newer time alone is not worth saving.
+        self.changes += u64::from(!self.actions.contains_key(action));
         let known = self.outputs.entry(key).or_default();
         known.family = family;
         known.actions.retain(|known| known.action != *action);

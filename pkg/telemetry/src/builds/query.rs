@@ -54,11 +54,15 @@ impl Builds {
                 return None;
             }
         }
-        let (history, id) = (self.0.history.clone()?, id.to_owned());
-        spawn_blocking(move || history.build(&id))
+        let (history, read) = (self.0.history.clone()?, id.to_owned());
+        let found = spawn_blocking(move || history.build(&read))
             .await
             .ok()?
-            .ok()?
+            .ok()?;
+        if found.is_none() {
+            self.0.state.lock().forget_head(id);
+        }
+        found
     }
 
     /// Returns the last misses of a target, from the builds whose details are in memory.

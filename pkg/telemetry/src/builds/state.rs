@@ -10,9 +10,12 @@ use super::{
 };
 
 /// The most memory of the details of builds, by estimate, in bytes.
-const MAX_MEMORY: usize = 12 * 1024 * 1024;
+const MAX_MEMORY: usize = 10 * 1024 * 1024;
+/// The memory of one build from which on no more explanations of its misses are kept. Those are explained when their
+/// pages are opened.
+const MAX_EXPLAINED: usize = 4 * 1024 * 1024;
 /// The most builds that are listed, those whose details are only on disk included.
-const MAX_BUILDS: usize = 10_000;
+const MAX_BUILDS: usize = 5000;
 
 /// The memory of an entry of the counts by target or mnemonic, without its name.
 const TALLY_MEMORY: usize = size_of::<Tally>() + 64;
@@ -132,6 +135,9 @@ impl State {
             return;
         };
         let grown = explanation.memory();
+        if kept.memory + grown > MAX_EXPLAINED {
+            return;
+        }
         if let Some(miss) = kept.find(&job.action) {
             miss.explanation = Some(explanation);
             kept.memory += grown;
@@ -170,6 +176,15 @@ impl State {
     /// Removes a build that is no longer on the disk, if only its head is in memory.
     pub(crate) fn forget_head(&mut self, id: &str) {
         self.heads.remove(id);
+    }
+
+    /// Records that these builds could not be saved.
+    pub(crate) fn not_saved<'a>(&mut self, ids: impl IntoIterator<Item = &'a String>) {
+        for id in ids {
+            if let Some(kept) = self.builds.get_mut(id) {
+                kept.dirty = true;
+            }
+        }
     }
 
     /// Returns the builds that changed since the last call.
@@ -329,3 +344,6 @@ impl KeptBuild {
         })
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -2,15 +2,13 @@
 
 use std::{path::Path, time::Duration};
 
-use base64::{Engine as _, engine::general_purpose::STANDARD};
 use gorego_limits::Budget;
 use gorego_storage::{
     ActionCache, Blob, BlobStore, CompletenessChecking, Digest, DigestFunction, Error,
     EvictionObserver as _, MemoryStore,
 };
-use http::{HeaderMap, HeaderValue};
 use prost::Message as _;
-use reapi::v2::{self, ActionResult, OutputFile, RequestMetadata, ToolDetails};
+use reapi::v2::{self, ActionResult, OutputFile};
 use tokio::{task::JoinHandle, time::timeout};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -165,24 +163,7 @@ fn action(arguments: &[&str]) -> (Vec<u8>, Vec<u8>) {
 
 /// Returns the context of a call of Bazel for the target `//:t`.
 fn call(build: &str) -> Arc<Call> {
-    let metadata = RequestMetadata {
-        tool_details: Some(ToolDetails {
-            tool_name: "bazel".to_owned(),
-            tool_version: "7.7.1".to_owned(),
-        }),
-        tool_invocation_id: build.to_owned(),
-        correlated_invocations_id: "day".to_owned(),
-        action_mnemonic: "Genrule".to_owned(),
-        target_id: "//:t".to_owned(),
-        ..RequestMetadata::default()
-    };
-    let value = HeaderValue::from_str(&STANDARD.encode(metadata.encode_to_vec())).unwrap();
-    let headers = HeaderMap::from_iter([(crate::METADATA.parse().unwrap(), value)]);
-    Arc::new(Call::new(
-        "GetActionResult",
-        &headers,
-        ([127, 0, 0, 1], 1).into(),
-    ))
+    event::testing::call(build, "//:t", "Genrule")
 }
 
 #[tokio::test]

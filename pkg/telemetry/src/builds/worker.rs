@@ -5,7 +5,7 @@ use std::{io, sync::Arc, time::Duration};
 use tokio::{
     sync::mpsc,
     task::spawn_blocking,
-    time::{Instant, MissedTickBehavior, interval, sleep_until},
+    time::{Instant, MissedTickBehavior, interval, sleep, sleep_until},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -16,6 +16,8 @@ use super::{
     history::History,
 };
 
+/// The time in which calls are collected. The channel holds those of a rate of 200,000 a second.
+const BATCH: Duration = Duration::from_millis(20);
 /// The time from a change of a build to its saving.
 const SAVE: Duration = Duration::from_secs(5);
 /// The interval at which known actions and evictions are saved, if they changed.
@@ -44,7 +46,7 @@ impl BuildsWorker {
             () = explain_all(&builds) => {}
         }
         while let Ok(event) = self.events.try_recv() {
-            self.apply(&event).await;
+            self.apply(event).await;
         }
         self.save().await;
         self.save_records().await;
@@ -66,7 +68,12 @@ impl BuildsWorker {
                 }
                 _ = records.tick() => self.save_records().await,
                 Some(event) = self.events.recv() => {
-                    self.apply(&event).await;
+                    self.apply(event).await;
+                    while let Ok(event) = self.events.try_recv() {
+                        self.apply(event).await;
+                    }
+                    // So that not each call wakes this task, at the cost of the call.
+                    sleep(BATCH).await;
                     save_at.get_or_insert_with(|| Instant::now() + SAVE);
                 }
                 () = builds.0.explained.notified() => {
@@ -76,8 +83,9 @@ impl BuildsWorker {
         }
     }
 
-    async fn apply(&self, event: &Event) {
+    async fn apply(&self, mut event: Event) {
         let shared = &self.builds.0;
+        event.redact(&shared.redaction);
         let call = CallNames::of(event.call.as_deref(), &shared.redaction);
         let id = &call.build.id;
         if shared.state.lock().is_on_disk(id)
@@ -92,7 +100,7 @@ impl BuildsWorker {
                 _ => state.forget_head(id),
             }
         }
-        let job = shared.state.lock().apply(event, &call, &shared.evictions);
+        let job = shared.state.lock().apply(&event, &call, &shared.evictions);
         if let Some(job) = job {
             shared.jobs.add(job);
         }
@@ -126,10 +134,16 @@ impl BuildsWorker {
             return;
         };
         let dirty = self.builds.0.state.lock().take_dirty();
-        if !dirty.is_empty() {
-            let saved = spawn_blocking(move || history.save(&dirty)).await;
-            self.report(&saved.unwrap_or(Ok(())));
+        if dirty.is_empty() {
+            return;
         }
+        let ids: Vec<_> = dirty.iter().map(|build| build.head.id.clone()).collect();
+        let saved = spawn_blocking(move || history.save(&dirty)).await;
+        let saved = saved.unwrap_or(Ok(()));
+        if saved.is_err() {
+            self.builds.0.state.lock().not_saved(&ids);
+        }
+        self.report(&saved);
     }
 
     /// Writes the known actions and the evictions if they changed.

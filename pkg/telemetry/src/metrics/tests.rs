@@ -197,16 +197,19 @@ fn numbers_that_are_not_known_yet_are_left_out() {
 
 #[test]
 fn each_tier_has_its_lookups_and_bytes() {
-    let [client, backing] = [(); 2].map(|()| Arc::<Traffic>::default());
+    let [client, local, backing] = [(); 3].map(|()| Arc::<Traffic>::default());
     client.add_read(7);
     backing.add_written(9);
     backing.add_presence(5, 2);
     client.results.record(&Ok(()));
     let metrics = Metrics::new(Sources {
-        tiers: vec![("client", client), ("backing", backing)],
+        tiers: vec![("client", client), ("local", local), ("backing", backing)],
         ..sources()
     });
     let samples = samples(&metrics);
+    let lookups = "gorego_presence_checks_total{tier=";
+    let presence = samples.iter().filter(|line| line.starts_with(lookups));
+    assert_eq!(presence.count(), 4, "not of the local tier");
     for expected in [
         "blob_bytes_total{tier=\"client\",direction=\"read\"} 7",
         "blob_bytes_total{tier=\"backing\",direction=\"write\"} 9",

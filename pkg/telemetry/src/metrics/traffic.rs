@@ -35,6 +35,9 @@ const DURATIONS: Metric = Metric::seconds(
     "The time from the start of an operation of the backing cache to its answer, for reads to the first bytes.",
 );
 
+/// The label of the tier whose presence checks are not counted.
+const LOCAL: &str = "local";
+
 /// A tier and its label.
 pub(super) type Tier = (&'static str, Arc<Traffic>);
 
@@ -58,7 +61,9 @@ pub(super) fn tiers(mut encoder: Encoder<'_>, tiers: &[Tier]) -> fmt::Result {
         .map(of)
     });
     encoder.counters(LOOKUPS, lookups)?;
-    let presence = tiers.iter().flat_map(|(tier, traffic)| {
+    // The lookups of the local tier are parts of others.
+    let asked = tiers.iter().filter(|(tier, _)| *tier != LOCAL);
+    let presence = asked.flat_map(|(tier, traffic)| {
         let of = |outcome, total| ([("tier", *tier), ("outcome", outcome)], read(total));
         [
             of("present", &traffic.present),

@@ -110,7 +110,7 @@ fn variables(label: &str, variables: &[Variable]) -> Markup {
     html! {
         @if !variables.is_empty() {
             h2 { (label) }
-            (table(label, &["Name", "Value"], &html! {
+            (table(label, &["Name", "Value"], &[], &html! {
                 @for variable in variables {
                     tr {
                         th scope="row" { code { (variable.name) } }
@@ -161,6 +161,7 @@ fn entries(label: &str, entries: &[Entry]) -> Markup {
     table(
         label,
         &["Path", "Content"],
+        &[],
         &html! {
             @for entry in entries {
                 tr {

@@ -104,14 +104,13 @@ fn outside(recent: &RecentBuilds) -> Markup {
 pub(super) fn heads(label: &str, heads: &[BuildHead]) -> Markup {
     table(
         label,
-        &[
-            "Build", "Client", "Started", "Took", "Hit rate", "Hits", "Misses", "Saved",
-        ],
+        &["Build", "Client"],
+        &["Started", "Took", "Hit rate", "Hits", "Misses", "Saved"],
         &html! {
             @for head in heads {
                 tr {
                     th scope="row" { a href=(links::build(&head.id)) { code { (short(&head.id)) } } }
-                    td.text { (head.tool) " " (head.tool_version) }
+                    td.text { (client(head)) }
                     td { (format::time(head.started_ms)) }
                     td { (milliseconds(head.seen_ms.saturating_sub(head.started_ms))) }
                     td.share { (rate(&head.total)) }
@@ -139,7 +138,7 @@ pub(super) async fn page(
         h1 { "Build " code { (head.id) } }
         p.state {
             span.muted {
-                (head.tool) " " (head.tool_version) ", started " (format::time(head.started_ms))
+                (client(head)) ", started " (format::time(head.started_ms))
                 ", last call " (format::time(head.seen_ms))
             }
         }
@@ -231,7 +230,7 @@ fn top(
     html! {
         @if all > 0 {
             h2 { (label) }
-            (table(label, &[name, "Hit rate", "Hits", "Misses", "Executed", "Longest", "Saved"], &rows))
+            (table(label, &[name], &["Hit rate", "Hits", "Misses", "Executed", "Longest", "Saved"], &rows))
             @if all > TOP { p.muted { (TOP) " of " (format::count(all as u64)) "." } }
         }
     }
@@ -279,6 +278,12 @@ pub(super) fn milliseconds(ms: u64) -> String {
         return "–".to_owned();
     }
     format::seconds(ms as f64 / 1000.0)
+}
+
+/// Returns the name of the client, and its version if it named one.
+fn client(head: &BuildHead) -> String {
+    let client = format!("{} {}", head.tool, head.tool_version);
+    client.trim().to_owned()
 }
 
 /// Returns the first part of an id, enough to tell builds apart.

@@ -50,12 +50,18 @@ fn entry(path: &str, name: &str, title: &str) -> Markup {
     html! { a href=(path) aria-current=[current] { (name) } }
 }
 
-/// Renders a table that scrolls by itself on a narrow screen. The keyboard reaches it, too.
-pub(super) fn table(label: &str, head: &[&str], rows: &Markup) -> Markup {
+/// Renders a table that scrolls by itself on a narrow screen. The keyboard reaches it, too. Columns are of
+/// text first, then of numbers.
+pub(super) fn table(label: &str, texts: &[&str], numbers: &[&str], rows: &Markup) -> Markup {
     html! {
         div.scroll role="region" aria-label=(label) tabindex="0" {
             table {
-                thead { tr { @for name in head { th scope="col" { (name) } } } }
+                thead {
+                    tr {
+                        @for name in texts { th.text scope="col" { (name) } }
+                        @for name in numbers { th scope="col" { (name) } }
+                    }
+                }
                 tbody { (rows) }
             }
         }

@@ -3,7 +3,7 @@
 use maud::{Markup, html};
 
 use super::{builds::milliseconds, format, layout::table, links};
-use crate::builds::{Aspect, Build, Explanation, LookupOutcome, Miss, TargetMiss};
+use crate::builds::{Build, Explanation, LookupOutcome, Miss, TargetMiss};
 
 /// Renders a page of the misses of a build.
 pub(super) fn of_build(build: &Build, from: usize, page: usize) -> Markup {
@@ -12,7 +12,7 @@ pub(super) fn of_build(build: &Build, from: usize, page: usize) -> Markup {
         @if build.misses.is_empty() {
             p.empty { "Every recorded lookup was a hit." }
         } @else {
-            (table("Misses", &["Action", "Mnemonic", "Target", "Why", "Executed"], &html! {
+            (table("Misses", &["Action", "Mnemonic", "Target", "Why"], &["Executed"], &html! {
                 @for miss in shown {
                     tr {
                         th scope="row" { (link(miss)) }
@@ -31,16 +31,17 @@ pub(super) fn of_build(build: &Build, from: usize, page: usize) -> Markup {
 pub(super) fn of_target(misses: &[TargetMiss]) -> Markup {
     table(
         "Misses",
-        &["Action", "Mnemonic", "Time", "Why", "Executed", "Build"],
+        &["Action", "Build", "Mnemonic", "Time", "Why"],
+        &["Executed"],
         &html! {
             @for TargetMiss { build, miss } in misses {
                 tr {
                     th scope="row" { (link(miss)) }
+                    td.text { a href=(links::build(build)) { code { (cut(build)) } } }
                     td.text { (miss.mnemonic) }
                     td.text { (format::time(miss.at_ms)) }
                     td.wrap { (why(miss)) }
                     td { (milliseconds(miss.executed_ms.unwrap_or(0))) }
-                    td.text { a href=(links::build(build)) { code { (cut(build)) } } }
                 }
             }
         },
@@ -85,10 +86,10 @@ pub(super) fn explanation(explanation: &Explanation) -> Markup {
         @if let Some(comparison) = &explanation.comparison {
             @if !comparison.differences.is_empty() {
                 h2 { "Differences" }
-                (table("Differences", &["Part", "Name", "Before", "In this action"], &html! {
+                (table("Differences", &["Part", "Name", "Before", "In this action"], &[], &html! {
                     @for it in &comparison.differences {
                         tr {
-                            th scope="row" { (aspect(it.aspect)) }
+                            th scope="row" { (it.aspect.name()) }
                             td.wrap { code { (it.name) } }
                             td.wrap { (value(it.before.as_deref())) }
                             td.wrap { (value(it.after.as_deref())) }
@@ -109,19 +110,5 @@ fn value(text: Option<&str>) -> Markup {
             Some(text) => code { (text) },
             None => span.muted { "none" },
         }
-    }
-}
-
-const fn aspect(aspect: Aspect) -> &'static str {
-    match aspect {
-        Aspect::Argument => "argument",
-        Aspect::Variable => "variable",
-        Aspect::Input => "input",
-        Aspect::Platform => "platform property",
-        Aspect::Output => "declared output",
-        Aspect::WorkingDirectory => "working directory",
-        Aspect::Timeout => "time limit",
-        Aspect::DoNotCache => "caching",
-        Aspect::Salt => "salt",
     }
 }

@@ -67,9 +67,10 @@ fn parts(snapshot: &Snapshot, rates: &[Rate]) -> [(&'static str, Markup); 7] {
 
 fn state(snapshot: &Snapshot) -> Markup {
     let status = &snapshot.status;
-    let (ready, class) = match status.readiness.ready {
-        true => ("Ready", "good"),
-        false => ("Not ready", "bad"),
+    let (ready, class) = if status.readiness.ready {
+        ("Ready", "good")
+    } else {
+        ("Not ready", "bad")
     };
     #[expect(clippy::cast_precision_loss, reason = "two digits are shown")]
     let uptime = format::seconds(status.uptime_seconds as f64);
@@ -175,7 +176,7 @@ fn lookups(lookups: &[Lookups]) -> Markup {
             p.empty { "No client has looked anything up since the start." }
         } @else {
             (table("Hits by tier",
-                &["Tier", "Kind", "Hit rate", "Hits", "Misses", "Incomplete", "Errors"],
+                &["Tier", "Kind"], &["Hit rate", "Hits", "Misses", "Incomplete", "Errors"],
                 &html! { @for found in rows { (row(found)) } }))
         }
     }
@@ -216,7 +217,7 @@ fn methods(methods: &[MethodCalls]) -> Markup {
         @if methods.is_empty() {
             p.empty { "No call has ended since the start." }
         } @else {
-            (table("Requests", &["Method", "Calls", "Errors", "Median", "99 of 100 within"],
+            (table("Requests", &["Method"], &["Calls", "Errors", "Median", "99 of 100 within"],
                 &html! {
                     @for method in methods {
                         tr {

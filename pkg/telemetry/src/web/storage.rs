@@ -108,7 +108,7 @@ fn certificates(certificates: &[Certificate], now_ms: u64) -> Markup {
     html! {
         @if !certificates.is_empty() {
             h3 { "Certificates" }
-            (table("Certificates", &["Subject", "Use", "File", "Valid for"], &html! {
+            (table("Certificates", &["Subject", "Use", "File"], &["Valid for"], &html! {
                 @for found in certificates {
                     tr {
                         th scope="row" { (found.subject) }

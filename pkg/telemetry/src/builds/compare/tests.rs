@@ -175,7 +175,14 @@ async fn inputs_differ(store: Arc<MemoryStore>, before: Digest, after: Digest) -
     };
     let mut found = Differences::default();
     let contents = Contents(vec![store]);
-    compare_inputs(&mut found, &contents, &rooted(before), &rooted(after)).await;
+    compare_inputs(
+        &mut found,
+        &contents,
+        &redaction(),
+        &rooted(before),
+        &rooted(after),
+    )
+    .await;
     found
 }
 

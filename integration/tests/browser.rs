@@ -1,0 +1,70 @@
+//! The pages in a real browser: accessible, at three widths, light and dark, without content from elsewhere.
+#![cfg(test)]
+
+use std::{env, fs, path::Path};
+
+use gorego_integration::{
+    bazel::Checkout, browser, lock::Lock, project, server::Server, web, workspace,
+};
+use tempfile::TempDir;
+
+/// Writes a workspace of some targets.
+fn write(dir: &Path) {
+    workspace::write_two_steps(dir, 1);
+    let target = |n: u32| {
+        format!(
+            "genrule(name = \"t{n}\", srcs = [\"source.txt\"], outs = [\"t{n}.txt\"], cmd = \"cp $< $@\")\n"
+        )
+    };
+    let build: String = (0..8).map(target).collect();
+    workspace::write(dir, "BUILD.bazel", &build);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pages_are_accessible_at_every_width_in_both_schemes() {
+    let _lock = Lock::bazel();
+    let server = Server::start(&["telemetry.metrics_addr=127.0.0.1:0"]);
+    let build = |source: &str| {
+        let checkout = Checkout::new(write);
+        workspace::write(&checkout.source(), "source.txt", source);
+        let options = ["build", "//...", "--action_env=API_TOKEN=secret"];
+        checkout.bazel(&server.grpc_url(), &[], &options);
+    };
+    ["first", "second", "second"].into_iter().for_each(build);
+    let is_done = |response: &web::Response| {
+        let builds = &response.json()["builds"];
+        builds[0]["total"]["hits"].as_u64() >= Some(8)
+            && builds[1]["total"]["stored"].as_u64() >= Some(8)
+    };
+    let builds = web::wait_for(server.metrics(), "/api/v1/builds", is_done)
+        .await
+        .json();
+    let missed = builds["builds"][1]["id"].as_str().unwrap();
+    let details = web::get(server.metrics(), &format!("/api/v1/builds/{missed}"))
+        .await
+        .json();
+    let action = details["misses"][0]["action"]
+        .as_str()
+        .unwrap()
+        .replace('/', "-");
+    let base = format!("http://{}", server.metrics());
+    let pages = [
+        "/".to_owned(),
+        "/builds".to_owned(),
+        format!("/builds/{missed}"),
+        format!("/actions/{action}"),
+        "/targets?label=//:t1".to_owned(),
+    ];
+    let urls = pages.map(|page| format!("{base}{page}"));
+    let shots = TempDir::new().unwrap();
+    browser::check(&urls, shots.path());
+    if env::var_os("UPDATE_DOCS").is_some() {
+        let docs = project::root().join("docs");
+        fs::create_dir_all(&docs).unwrap();
+        fs::copy(
+            shots.path().join("_-1280-light.png"),
+            docs.join("overview.png"),
+        )
+        .unwrap();
+    }
+}

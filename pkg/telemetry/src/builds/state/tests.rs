@@ -1,0 +1,140 @@
+use std::sync::LazyLock;
+
+use gorego_storage::DigestFunction;
+
+use super::*;
+use crate::builds::{Comparison, Redaction, cause, event::testing::call};
+
+static REDACTION: LazyLock<Redaction> = LazyLock::new(|| Redaction::new::<&str>(&[]).unwrap());
+
+fn event(number: usize, outcome: Outcome) -> Event {
+    Event {
+        at_ms: number as u64,
+        call: None,
+        instance: "".into(),
+        action: DigestFunction::Sha256.digest(&number.to_le_bytes()),
+        outcome,
+    }
+}
+
+/// Records a miss of an own action.
+fn miss(state: &mut State, number: usize, build: &str, target: &str, mnemonic: &str) {
+    let call = call(build, target, mnemonic);
+    let call = CallNames::of(Some(&call), &REDACTION);
+    state.apply(&event(number, Outcome::Miss), &call, &Evictions::default());
+}
+
+/// Checks that the running estimate of the memory is not below that of all builds together.
+fn assert_accounted(state: &State) {
+    let builds: usize = state.builds().map(Build::memory).sum();
+    assert!(
+        (builds..=builds * 3 / 2).contains(&state.memory),
+        "{builds}"
+    );
+}
+
+#[test]
+fn misses_targets_and_mnemonics_beyond_the_limits_are_counted() {
+    let mut state = State::new();
+    for number in 0..MAX_MISSES + 10 {
+        let name = number.to_string();
+        miss(&mut state, number, "b", &name, &name);
+    }
+    let build = state.build("b").unwrap();
+    assert_eq!(build.misses.len(), MAX_MISSES);
+    assert_eq!(build.targets.len(), 2000);
+    assert_eq!(build.mnemonics.len(), 200);
+    let left_out = build.head.left_out;
+    assert_eq!(
+        (left_out.misses, left_out.targets, left_out.mnemonics),
+        (10, 10, 1810)
+    );
+    assert_eq!(build.head.total.misses, MAX_MISSES as u64 + 10);
+    assert_accounted(&state);
+}
+
+#[test]
+fn a_second_miss_of_an_action_is_counted_but_listed_once() {
+    let mut state = State::new();
+    for _ in 0..2 {
+        miss(&mut state, 1, "b", "//:t", "Genrule");
+    }
+    let build = state.build("b").unwrap();
+    assert_eq!((build.head.total.misses, build.misses.len()), (2, 1));
+}
+
+#[test]
+fn the_memory_of_builds_is_bounded_and_the_newest_stay() {
+    let mut state = State::new();
+    let target = "t".repeat(400);
+    for build in 0..40 {
+        for number in 0..400 {
+            let number = build * 1000 + number;
+            miss(
+                &mut state,
+                number,
+                &build.to_string(),
+                &format!("{target}{number}"),
+                "Genrule",
+            );
+        }
+        assert!(state.memory <= MAX_MEMORY, "{}", state.memory);
+        assert_accounted(&state);
+    }
+    assert_eq!(state.heads().count(), 40, "all are listed");
+    assert!(state.is_on_disk("0"));
+    assert_eq!(state.build("39").unwrap().misses.len(), 400);
+}
+
+#[test]
+fn the_number_of_builds_is_bounded_and_the_newest_stay() {
+    let mut state = State::new();
+    for build in 0..MAX_BUILDS * 2 {
+        miss(&mut state, build, &build.to_string(), "//:t", "Genrule");
+        assert!(state.heads().count() <= MAX_BUILDS);
+    }
+    assert!(
+        state
+            .heads()
+            .any(|head| head.id == (MAX_BUILDS * 2 - 1).to_string())
+    );
+    assert!(!state.heads().any(|head| head.id == "0"));
+    assert_accounted(&state);
+}
+
+#[test]
+fn explanations_of_one_build_are_bounded() {
+    let mut state = State::new();
+    let difference = super::super::Difference {
+        aspect: super::super::Aspect::Argument,
+        name: "1".to_owned(),
+        before: Some("x".repeat(500)),
+        after: Some("y".repeat(500)),
+    };
+    let comparison = Comparison {
+        differences: vec![difference; 50],
+        ..Comparison::default()
+    };
+    for number in 0..MAX_MISSES {
+        miss(&mut state, number, "b", "", "");
+        let job = Job {
+            build: "b".to_owned(),
+            action: event(number, Outcome::Miss).action.to_string(),
+            candidates: Vec::new(),
+        };
+        state.explained(&job, cause::differs(comparison.clone(), 0, None));
+    }
+    assert!(state.memory <= 2 * MAX_EXPLAINED, "{}", state.memory);
+}
+
+#[test]
+fn long_names_are_cut() {
+    let call = call(&"b".repeat(130), &"é".repeat(300), "m");
+    let names = CallNames::of(Some(&call), &REDACTION);
+    assert!(names.build.id.len() <= 128, "{names:?}");
+    let names = names.action_names(&event(1, Outcome::Miss));
+    assert!(
+        names.target.len() <= 512 && names.target.ends_with('…'),
+        "{names:?}"
+    );
+}
