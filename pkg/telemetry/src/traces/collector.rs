@@ -1,5 +1,8 @@
 //! Requests to a collector: OTLP over gRPC or HTTP, on one connection.
 
+#[cfg(test)]
+mod tests;
+
 use std::{fmt, sync::Arc, time::Duration};
 
 use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
