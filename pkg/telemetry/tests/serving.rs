@@ -362,7 +362,7 @@ async fn an_open_page_gets_numbers_each_second() {
     let mut moments = Vec::new();
     let mut received = String::new();
     while moments.len() < 4 {
-        let mut part = [0; 65_536];
+        let mut part = vec![0; 65_536];
         let length = stream.read(&mut part).await.unwrap();
         assert_ne!(length, 0, "{received}");
         let part = std::str::from_utf8(&part[..length]).unwrap();

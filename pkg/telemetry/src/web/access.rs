@@ -20,7 +20,6 @@ impl Ui {
     pub(super) fn refusal(self, peer: IpAddr, request: &Parts) -> Option<&'static str> {
         match self {
             Self::Off => Some("the page is off: telemetry.ui is off; local or on would serve it"),
-            Self::On => None,
             // A dual-stack socket shows IPv4 as a part of IPv6.
             Self::Local if !peer.to_canonical().is_loopback() => Some(
                 "the page is for this machine only: telemetry.ui is local; on would serve it to \
@@ -35,7 +34,7 @@ impl Ui {
                 "the page is served as localhost, 127.0.0.1 or [::1] only: telemetry.ui is local; \
                  on would serve it under every name",
             ),
-            Self::Local => None,
+            Self::Local | Self::On => None,
         }
     }
 }

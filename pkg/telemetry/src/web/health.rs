@@ -80,7 +80,7 @@ async fn changed<T>(source: &mut Option<watch::Receiver<T>>) {
     {
         return;
     }
-    std::future::pending().await
+    std::future::pending::<()>().await;
 }
 
 const fn server(is_ending: bool) -> Part {

@@ -67,9 +67,10 @@ fn parts(snapshot: &Snapshot, rates: &[Rate]) -> [(&'static str, Markup); 7] {
 
 fn state(snapshot: &Snapshot) -> Markup {
     let status = &snapshot.status;
-    let (ready, class) = match status.readiness.ready {
-        true => ("Ready", "good"),
-        false => ("Not ready", "bad"),
+    let (ready, class) = if status.readiness.ready {
+        ("Ready", "good")
+    } else {
+        ("Not ready", "bad")
     };
     #[expect(clippy::cast_precision_loss, reason = "two digits are shown")]
     let uptime = format::seconds(status.uptime_seconds as f64);

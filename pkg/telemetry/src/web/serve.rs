@@ -121,12 +121,11 @@ async fn connection(
         () = shutdown.cancelled() => None,
         () = aged => None,
     };
-    let ended = match ended {
-        Some(ended) => Ok(ended),
-        None => {
-            connection.as_mut().graceful_shutdown();
-            timeout(LAST_RESPONSE, connection).await
-        }
+    let ended = if let Some(ended) = ended {
+        Ok(ended)
+    } else {
+        connection.as_mut().graceful_shutdown();
+        timeout(LAST_RESPONSE, connection).await
     };
     match ended {
         Ok(Ok(())) => {}

@@ -249,9 +249,10 @@ async fn metrics(State(app): State<Arc<App>>, headers: HeaderMap) -> Response {
 
 async fn readyz(State(app): State<Arc<App>>) -> Response {
     let readiness = app.site.health.readiness();
-    let status = match readiness.ready {
-        true => StatusCode::OK,
-        false => StatusCode::SERVICE_UNAVAILABLE,
+    let status = if readiness.ready {
+        StatusCode::OK
+    } else {
+        StatusCode::SERVICE_UNAVAILABLE
     };
     plain(status, readiness.to_string())
 }
