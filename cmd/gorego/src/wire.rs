@@ -89,8 +89,7 @@ async fn serve(loaded: &LoadedConfig, spans: Option<EndedSpans>) -> Result<(), E
     announce(config, &listener, scraped.as_ref())?;
 
     let tasks = TaskTracker::new();
-    let signals = tasks.spawn(signals);
-    let reloads = tasks.spawn(reloads.run(hangups));
+    let (signals, reloads) = (tasks.spawn(signals), tasks.spawn(reloads.run(hangups)));
     let (evicting, observing) = (CancellationToken::new(), CancellationToken::new());
     if let Some(janitor) = tiers.janitor(config) {
         tasks.spawn(janitor.run(evicting.clone()));

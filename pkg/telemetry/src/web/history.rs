@@ -125,8 +125,8 @@ mod tests {
             panic!("{rates:?}");
         };
         assert_eq!((busy.hit_rate, idle.hit_rate), (Some(0.75), None));
-        assert_eq!([busy.read, idle.read], [2500.0, 0.0]);
-        assert_eq!([busy.age, idle.age], [1.0, 0.0]);
+        assert_eq!((busy.read, idle.read), (2500.0, 0.0));
+        assert_eq!((busy.age, idle.age), (1.0, 0.0));
     }
 
     #[test]
