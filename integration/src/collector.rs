@@ -58,7 +58,7 @@ impl Span {
     }
 }
 
-/// What arrived.
+/// The requests that arrived.
 #[derive(Clone, Debug, Default)]
 pub struct Arrived {
     /// The spans, in order of arrival.

@@ -7,11 +7,11 @@ use http::{HeaderMap, header, request::Parts};
 /// The clients that may see the page, its JSON and the status.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ui {
-    /// None.
+    /// No client.
     Off,
-    /// Those on this machine that name it as such, and that no proxy stands for.
+    /// Clients on this machine that name it as such, without a proxy.
     Local,
-    /// All.
+    /// Every client.
     On,
 }
 

@@ -75,7 +75,7 @@ pub struct MethodCalls {
     pub method: Cow<'static, str>,
     /// The calls that ended.
     pub calls: u64,
-    /// Those that ended with an error of the server.
+    /// The calls that ended with an error of the server.
     pub errors: u64,
     /// The seconds that half of the calls took at most.
     pub p50_seconds: Option<f64>,
