@@ -27,9 +27,11 @@ pub(crate) fn site(
     health: Health,
     calls: Calls,
     certificates: Certificates,
+    spans_dropped: Option<Box<dyn Fn() -> u64 + Send + Sync>>,
 ) -> Site {
     let listed = Arc::clone(&certificates);
-    let sources = tiers.sources(calls.clone(), move || listed());
+    let mut sources = tiers.sources(calls.clone(), move || listed());
+    sources.spans_dropped = spans_dropped;
     Site {
         version: VERSION,
         tiers: sources.tiers.clone(),

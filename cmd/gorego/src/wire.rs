@@ -95,6 +95,7 @@ async fn serve(loaded: &LoadedConfig, spans: Option<EndedSpans>) -> Result<(), E
         tasks.spawn(janitor.run(evicting.clone()));
     }
     let observers = TaskTracker::new();
+    let dropped = spans.as_ref().map(|spans| Box::new(spans.dropped()) as _);
     if let Some((spans, collector)) = spans.zip(collector) {
         observers.spawn(spans.export(collector, VERSION, observing.clone()));
     }
@@ -108,18 +109,11 @@ async fn serve(loaded: &LoadedConfig, spans: Option<EndedSpans>) -> Result<(), E
     if let Some(listener) = scraped {
         let tls = tls.clone();
         let certificates = Arc::new(move || certificates(tls.as_ref(), backing_tls.as_ref()));
-        let site = site::site(config, &tiers, builds, health, calls, certificates);
+        let site = site::site(config, &tiers, builds, health, calls, certificates, dropped);
         observers.spawn(web::serve(listener, site, observing.clone()));
     }
 
-    let transport = gorego_grpc::Options {
-        limits: transport_limits(&config.limits, descriptors),
-        memory: parts.transport,
-        tls,
-        healthy: Some(healthy),
-        observer: Some(observer),
-    };
-    let options = options(config, transport, parts.server, chain);
+    let options = options(config, descriptors, parts, tls, healthy, observer, chain);
     let served = serve_and_save(listener, &tiers, options, shutdown).await;
     tiers.close().await;
     // Uploads that wait for room need the janitor, so it ends after the last of them.
@@ -167,14 +161,23 @@ fn parts(config: &Config, descriptors: Descriptors) -> Parts {
 
 fn options(
     config: &Config,
-    transport: gorego_grpc::Options,
-    memory: server::Memory,
+    descriptors: Descriptors,
+    parts: Parts,
+    tls: Option<watch::Receiver<ServerTls>>,
+    healthy: watch::Receiver<bool>,
+    observer: Arc<CallObserver>,
     chain: Arc<Chain>,
 ) -> server::Options {
     server::Options {
-        transport,
+        transport: gorego_grpc::Options {
+            limits: transport_limits(&config.limits, descriptors),
+            memory: parts.transport,
+            tls,
+            healthy: Some(healthy),
+            observer: Some(observer),
+        },
         limits: limits(&config.limits),
-        memory,
+        memory: parts.server,
         ac_updates: config.action_cache.updates,
         // The stores try them, below what counts the answers to clients.
         inferred_functions: Vec::new(),

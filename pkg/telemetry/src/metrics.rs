@@ -20,13 +20,17 @@ use prometheus_client::{
 };
 use tokio::{runtime::Handle, sync::watch};
 
-use self::encode::{Encode, Source};
+use self::encode::{Encode, Metric, Source};
 use crate::{BackingCalls, Calls};
 
 /// The beginning of the name of every metric but those of the process.
 const PREFIX: &str = "gorego";
 /// The beginning of the names that all programs use for their process.
 const PROCESS: &str = "process";
+const SPANS_DROPPED: Metric = Metric::new(
+    "spans_dropped",
+    "Spans of traces that the collector did not get, since it is down or too slow.",
+);
 /// The content type of OpenMetrics 1.0.
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
@@ -77,6 +81,8 @@ pub struct Sources {
     pub files: Option<Budget>,
     /// The memory of the allocator; `None` if it does not report it.
     pub allocator: Option<fn() -> Option<Allocation>>,
+    /// The number of spans that were dropped, if there is a collector of traces.
+    pub spans_dropped: Option<Box<dyn Fn() -> u64 + Send + Sync>>,
     /// The runtime that serves.
     pub runtime: Option<Handle>,
 }
@@ -96,6 +102,7 @@ impl Sources {
             budgets: Vec::new(),
             files: None,
             allocator: None,
+            spans_dropped: None,
             runtime: None,
             calls: Calls::default(),
         }
@@ -145,6 +152,11 @@ impl Sources {
             all.push(Box::new(move |encoder| match read() {
                 Some(now) => process::allocator(encoder, now),
                 None => Ok(()),
+            }));
+        }
+        if let Some(read) = self.spans_dropped {
+            all.push(Box::new(move |mut encoder| {
+                encoder.counter(SPANS_DROPPED, read())
             }));
         }
         if let Some(runtime) = self.runtime {
