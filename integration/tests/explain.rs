@@ -1,4 +1,4 @@
-//! Bazel misses a result for each reason that there is, and the server tells which.
+//! Misses of Bazel, one for each cause, and their explanations by the server.
 #![cfg(test)]
 
 use std::{fs, path::Path};

@@ -1,4 +1,4 @@
-//! A client of the JSON API, which trusts nothing that it is answered.
+//! A client of the JSON API, with limits on the time and the size of every answer.
 
 use std::time::Duration;
 
@@ -22,7 +22,7 @@ const MAX_HEAD: usize = 64 << 10;
 /// The most characters of an answer that are quoted.
 const MAX_QUOTE: usize = 300;
 
-/// The text of a gorego that has no record of what was asked for.
+/// The answer of a gorego without a record of that name.
 const NOT_RECORDED: &str = "not recorded";
 
 /// A client of one page. It makes a connection for each request, and never through a proxy.
@@ -46,7 +46,7 @@ struct Answer {
 }
 
 impl Client {
-    /// Requests `path`. `None` stands for 404 from gorego: there is no such thing. The error is a sentence.
+    /// Requests `path`. `None` if gorego has no record of that name (404). The error is a sentence.
     pub(super) async fn find<T: DeserializeOwned>(
         &self,
         path: &str,

@@ -166,7 +166,7 @@ fn hide(value: &str, secrets: &mut Vec<String>) -> String {
     REDACTED.to_owned()
 }
 
-/// Names begin here, with the dashes of a flag.
+/// Whether a name may begin with this character. The dashes of a flag are part of its name.
 const fn is_name_start(c: char) -> bool {
     c.is_ascii_alphabetic() || matches!(c, '_' | '-')
 }

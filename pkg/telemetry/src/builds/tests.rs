@@ -374,7 +374,7 @@ async fn builds_and_known_actions_survive_a_restart() {
         "{explanation:?}"
     );
     let build = server.builds.build("a").await.unwrap();
-    assert_eq!(build.misses.len(), 3, "the build goes on after the restart");
+    assert_eq!(build.misses.len(), 3, "the build continues after a restart");
 }
 
 #[tokio::test]
