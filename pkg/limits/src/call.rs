@@ -151,7 +151,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn what_is_attached_to_a_call_is_that_of_work_detached_from_it() {
+    async fn work_detached_from_a_call_shares_its_attached_value() {
         let attached = || Call::attached().and_then(|value| value.downcast_ref::<u8>().copied());
         let attach = |value: u8| Call::attach(|| Arc::new(value));
         attach(1);

@@ -222,7 +222,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn answers_of_other_programs_are_one_sentence() {
+    async fn answers_of_other_programs_are_reported_in_one_sentence() {
         for (answer, part) in [
             ("", "does not answer as a web server"),
             (
@@ -267,7 +267,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn nothing_at_the_address_is_one_sentence() {
+    async fn a_refused_connection_is_reported_in_one_sentence() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
         drop(listener);

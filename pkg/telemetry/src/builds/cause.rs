@@ -174,8 +174,7 @@ pub(crate) fn differs(comparison: Comparison, unread: usize, limit: Option<&str>
     };
     let mut worth = format!(
         "Both sides were read from the cache. The nearest is the one with the fewest differences among the last \
-         {MAX_CANDIDATES} of the same target, mnemonic and, if any, first output; it need not be from the build that \
-         you have in mind."
+         {MAX_CANDIDATES} of the same target, mnemonic and, if any, first output; it may be from any earlier build."
     );
     if unread > 0 {
         let _ = write!(worth, " {} could not be read.", number(unread));

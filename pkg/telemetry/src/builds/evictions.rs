@@ -157,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn evictions_of_a_blob_and_of_a_result_are_told_apart() {
+    fn evictions_of_a_blob_and_of_a_result_are_distinguished() {
         let evictions = Evictions::default();
         let (one, two) = (digest(1), digest(2));
         evictions.record(&one.hash_prefix(), false, NOW);
