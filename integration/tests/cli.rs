@@ -241,7 +241,7 @@ async fn explain_names_the_differences_of_a_miss() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_not_recorded_is_an_error() {
+async fn explaining_an_unrecorded_name_is_an_error() {
     let server = Server::start(&[SERVED]);
     let url = url(server.metrics());
     let hash = digest_of(b"unknown").hash;

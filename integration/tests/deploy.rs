@@ -96,7 +96,7 @@ impl Prometheus {
         let listening = log.find(|line| line.contains("Listening on"));
         let listening = listening.expect("Prometheus listens");
         let address = listening.rsplit("address=").next().unwrap();
-        // What nobody reads would stop the process in the end.
+        // A full pipe would block the process.
         std::thread::spawn(move || log.for_each(drop));
         Self {
             address: address.trim_matches('"').parse().unwrap(),

@@ -1,4 +1,4 @@
-//! Bazel misses a result for each reason that there is, and the server tells which.
+//! Misses of Bazel, one for each cause, and their explanations by the server.
 #![cfg(test)]
 
 use std::{fs, path::Path};
@@ -205,7 +205,7 @@ async fn a_result_whose_output_was_removed_is_incomplete_after_a_crash() {
 }
 
 #[tokio::test]
-async fn an_evicted_result_is_told_from_one_never_seen() {
+async fn an_evicted_result_is_distinguished_from_one_never_seen() {
     let _lock = Lock::bazel();
     let settings = [
         PAGE,

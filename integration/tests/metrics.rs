@@ -98,7 +98,7 @@ async fn metrics_show_an_outage_of_the_backing_cache_and_its_end() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn without_a_backing_cache_nothing_of_one_is_exported() {
+async fn without_a_backing_cache_its_metrics_are_absent() {
     let server = Server::start(&[TOLD]);
     let metrics = Metrics::of(server.metrics()).await;
     let version = env!("CARGO_PKG_VERSION");

@@ -33,7 +33,7 @@ pub(crate) enum Command {
     Config,
     /// Prints the hits, the traffic and the state of a running gorego.
     Stats(Stats),
-    /// Shows the same live, until q, Esc or Ctrl-C.
+    /// Shows the numbers and the recent builds of a running gorego live, until q, Esc or Ctrl-C.
     Top(Page),
     /// Explains the last misses of an action or of a target.
     Explain(Explain),

@@ -37,7 +37,7 @@ impl Meters {
         }
     }
 
-    /// Counts what clients are answered. A local tier that `answers` alone has the lookups of the clients.
+    /// Counts what clients are answered. If a local tier `answers` alone, each lookup of a blob counts for it, too.
     pub(crate) fn of_clients(&self, stores: Stores, answers: Option<&LocalStore>) -> Stores {
         let counts = |answering| Counts {
             traffic: Arc::clone(&self.client),
@@ -98,7 +98,7 @@ impl Meters {
     }
 }
 
-/// Returns the memory of the allocator, of which it keeps copies that an epoch brings up to date.
+/// Returns the memory of the allocator. Its statistics are copies, which a new epoch refreshes.
 fn allocation() -> Option<Allocation> {
     epoch::advance().ok()?;
     Some(Allocation {

@@ -82,7 +82,7 @@ pub(crate) fn top(page: &Page, load: Load<'_>) -> Result<ExitCode, String> {
     runtime()?.block_on(top::run(&client))
 }
 
-/// Loads the configuration, which is only needed without `--url`.
+/// A function that loads the configuration, which is only needed without `--url`.
 type Load<'a> = &'a dyn Fn() -> Result<LoadedConfig, String>;
 
 fn client(page: &Page, load: Load<'_>) -> Result<Client, String> {

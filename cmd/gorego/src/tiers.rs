@@ -233,8 +233,8 @@ impl Tiers {
         }
     }
 
-    /// Calls a backing cache that does not answer until it does. Without a local tier the server is not ready
-    /// meanwhile, so that no client may call it.
+    /// Calls the backing cache of a server without a local tier while it is down. Such a server is not ready, so it
+    /// may get no calls that would find the backing cache up again.
     pub(crate) fn probe(&self) -> impl Future<Output = ()> + Send + use<> {
         let remote = self.remote.clone();
         async move {

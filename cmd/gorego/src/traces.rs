@@ -17,7 +17,7 @@ use crate::{
     reload::Reloads,
 };
 
-/// An unusable value of a key of traces.
+/// An unusable value of a `telemetry.tracing_` key.
 #[derive(Debug, thiserror::Error)]
 #[error("telemetry.tracing_{0}")]
 pub(crate) struct Error(String);

@@ -179,7 +179,7 @@ fn options(
         limits: limits(&config.limits),
         memory: parts.server,
         ac_updates: config.action_cache.updates,
-        // The stores try them, below what counts the answers to clients.
+        // The stores try the functions, so that the answer to a client counts once.
         inferred_functions: Vec::new(),
         chain,
     }

@@ -134,9 +134,10 @@ section! {
         /// The address at which metrics are served (`/metrics`), without TLS. If empty, they are not
         /// served. If the default is taken by another program, they are not served either.
         metrics_addr: Option<ListenAddr> = Some(ListenAddr { host: None, port: 9090 }),
-        /// The clients that may see the page, its JSON and `/statusz` at `metrics_addr`: none (`off`), those
-        /// on this machine (`local`), or all (`on`). `local` refuses requests through a proxy that adds
-        /// `Forwarded` or `X-Forwarded-For`, and names of this machine other than `localhost`.
+        /// The clients that may see the page, its JSON and `/statusz` at `metrics_addr`: none (`off`; then no
+        /// builds are recorded), those on this machine (`local`), or all (`on`). `local` refuses requests through
+        /// a proxy that adds `Forwarded` or `X-Forwarded-For`, and names other than `localhost`, `127.0.0.1` and
+        /// `[::1]`.
         ui: Ui = Ui::Local,
         /// Serves profiles of processor time to programs on this machine, for example to `go tool pprof
         /// http://localhost:9090/debug/pprof/profile?seconds=10`. `ui` applies, too.
@@ -146,14 +147,15 @@ section! {
         /// of the platform. User information in URLs is always replaced.
         redact: Vec<String> =
             vec!["(?i)token|secret|passw|key|auth|cookie|credential".to_owned()],
-        /// The most that recent builds may take in `builds/` of `local_cache.dir`. They do not count toward
-        /// `local_cache.max_size_gb`, and survive a restart. 0 keeps them in memory only, of which they take 32 MiB.
+        /// The most that recent builds may take in `builds/` of `local_cache.dir`. Known actions and evictions take
+        /// some 12 MiB there in addition. None count toward `local_cache.max_size_gb`; all survive a restart. With 0
+        /// nothing is written, and they are in memory only, of which they take some 32 MiB at most in any case.
         history_max: ByteSize = ByteSize::from_bytes(64 << 20),
         /// The collector that traces are sent to (OTLP): `host:port` or `http://host:port` in plain text,
         /// `https://host` with TLS. If empty, there are no traces.
         tracing_endpoint: Option<Endpoint> = None,
         /// The protocol that the collector speaks: gRPC, by custom at port 4317, or Protobuf over HTTP, at
-        /// port 4318; `/v1/traces` is appended to the path of the endpoint.
+        /// port 4318. HTTP requests go to `/v1/traces` below the path of the endpoint.
         tracing_protocol: TracingProtocol = TracingProtocol::Grpc,
         /// Headers for the collector: a mapping of names to values, or `name=value` separated by commas.
         /// Never shown.
@@ -163,8 +165,8 @@ section! {
         /// The authorities to trust, or the collector's certificate if it is self-signed (PEM). If empty,
         /// the authorities of the system.
         tracing_ca_file: PathBuf = PathBuf::new(),
-        /// The share of requests that are traced, from 0 to 1, unless the client's `traceparent` header
-        /// says that a request is traced, or that it is not.
+        /// The share of requests that are traced, from 0 to 1. A `traceparent` header of the client takes precedence:
+        /// it decides whether its request is traced.
         tracing_sample_ratio: f64 = 0.01,
     }
 }

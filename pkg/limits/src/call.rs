@@ -60,7 +60,7 @@ impl Client {
     }
 }
 
-/// A value that a call carries for others.
+/// A value attached to a call by code that uses this crate.
 type Attachment = Arc<dyn Any + Send + Sync>;
 
 /// A call of a client, with the permits that it holds.
@@ -84,8 +84,8 @@ impl Call {
             .unwrap_or_else(|_| Client::new(Duration::MAX).call())
     }
 
-    /// Attaches a value to the call of the current task, unless it has one. It is also that of work which the call
-    /// detaches later.
+    /// Attaches a value to the call of the current task, unless it has one. Work that the call detaches later shares
+    /// the value.
     pub fn attach(value: impl FnOnce() -> Attachment) {
         let _ = CURRENT.try_with(|call| {
             call.0.attached.get_or_init(value);
@@ -151,7 +151,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn what_is_attached_to_a_call_is_that_of_work_detached_from_it() {
+    async fn work_detached_from_a_call_shares_its_attached_value() {
         let attached = || Call::attached().and_then(|value| value.downcast_ref::<u8>().copied());
         let attach = |value: u8| Call::attach(|| Arc::new(value));
         attach(1);

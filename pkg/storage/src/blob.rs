@@ -54,7 +54,7 @@ pub trait InUse: Send + Sync {
     /// Notifies the store that the content cannot be read.
     fn unreadable(&self);
 
-    /// Notifies the store that a reader got so many bytes of the content.
+    /// Notifies the store that a reader got `bytes` more bytes of the content.
     fn was_read(&self, bytes: u64) {
         let _ = bytes;
     }

@@ -1,4 +1,4 @@
-//! Reports of the tiers' states, for those who watch a cache.
+//! Reports of the states of the tiers, for monitoring.
 
 use std::time::Duration;
 

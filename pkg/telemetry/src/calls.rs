@@ -19,7 +19,7 @@ pub struct Calls {
 }
 
 impl Calls {
-    /// Creates an observer that traces a part of the calls, if it has to.
+    /// Creates an observer. It traces the calls that `sampling` selects; none without it.
     pub fn new(sampling: Option<Sampling>) -> Self {
         Self {
             sampling,

@@ -27,7 +27,7 @@ use crate::{Call, traces::SpanLayer};
 /// The target of the access log, a line for each call. Off unless `RUST_LOG` names it.
 pub const ACCESS: &str = "access";
 
-/// Starts logging at this level, refined by `RUST_LOG`, and recording spans, if they have a layer.
+/// Starts logging at this level, refined by `RUST_LOG`. Spans are recorded if there is a layer for them.
 pub fn start(level: Level, spans: Option<SpanLayer>) -> Result<(), String> {
     let filter = filter(level, env::var("RUST_LOG").ok().as_deref()).map_err(|error| {
         format!("RUST_LOG: {error}; accepted: a list such as info,gorego=debug,{ACCESS}=info")

@@ -58,7 +58,7 @@ const CODES: [&str; 17] = [
     "UNAUTHENTICATED",
 ];
 const UNKNOWN: usize = 2;
-/// The codes that tell of a fault of the server or of its surroundings: `UNKNOWN`, `DEADLINE_EXCEEDED`,
+/// The codes of a fault of the server or of its surroundings: `UNKNOWN`, `DEADLINE_EXCEEDED`,
 /// `RESOURCE_EXHAUSTED`, `INTERNAL`, `UNAVAILABLE` and `DATA_LOSS`.
 const FAULTS: [usize; 6] = [UNKNOWN, 4, 8, 13, 14, 15];
 
@@ -101,9 +101,9 @@ struct MethodCounts {
     called: AtomicBool,
     inflight: AtomicI64,
     ended: [AtomicU64; CODES.len()],
-    /// For the estimates of the page.
+    /// The durations of calls, for the estimates of the page.
     durations: Durations,
-    /// The same for Prometheus, with the traces of some calls.
+    /// The durations of calls for Prometheus, with the traces of some calls.
     traced: HistogramWithExemplars<[(&'static str, String); 1]>,
 }
 
@@ -120,7 +120,7 @@ impl Default for Requests {
 }
 
 impl Requests {
-    /// Records the begin of a call.
+    /// Records the start of a call.
     pub(crate) fn began(&self, path: &str) -> Method {
         let method = Method::of(path);
         if let Some(counts) = self.0.get(method.0) {

@@ -20,7 +20,7 @@ use prometheus_client::metrics::histogram::Histogram;
 use reapi::v2::ActionResult;
 use tokio::time::Instant;
 
-/// The upper bounds of the durations that are told apart, in seconds.
+/// The upper bounds of the buckets of durations, in seconds.
 const BOUNDS: [f64; 14] = [
     0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
 ];
@@ -82,9 +82,9 @@ impl BackingCalls {
 /// The counts that a [`Metered`] store keeps.
 #[derive(Clone, Debug, Default)]
 pub struct Counts {
-    /// The counts of the tier that the store is.
+    /// The counts of the store's tier.
     pub traffic: Arc<Traffic>,
-    /// Another tier that answers every lookup, whose lookups are these.
+    /// The counts of another tier that answers every lookup: the lookups count in both.
     pub answering: Option<Arc<Traffic>>,
     /// The counts of the calls, if the store is the backing cache.
     pub calls: Option<Arc<BackingCalls>>,

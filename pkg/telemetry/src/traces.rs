@@ -82,7 +82,7 @@ fn is_recorded(metadata: &Metadata<'_>) -> bool {
     if metadata.is_span() {
         metadata.target() == span::TARGET
     } else {
-        // The span of a request says what the access log says.
+        // The span of a request has the fields of the access log.
         *metadata.level() <= Level::INFO && metadata.target() != logs::ACCESS
     }
 }

@@ -1,7 +1,7 @@
 //! The HTTP server at `telemetry.metrics_addr`: metrics, health, status, the page and its JSON.
 //!
-//! Everything is read-only, and every answer is made from memory. Clients can hold only connections, of
-//! which there are few, and those only for a time.
+//! Everything is read-only, and every answer is made within a time limit. Clients can occupy few connections, each
+//! for a limited time.
 
 mod access;
 mod action;
@@ -38,8 +38,8 @@ use crate::{Calls, Metrics, builds::Builds};
 /// The path of the metrics.
 pub const METRICS: &str = "/metrics";
 
-/// Everything that the server shows. The functions are called at most once a second for each page, and
-/// must not block.
+/// Everything that the server shows. Its functions are called for each answer and each event, and must not
+/// block.
 pub struct Site {
     /// The version of gorego.
     pub version: &'static str,

@@ -212,7 +212,7 @@ async fn rest(stream: &mut TcpStream) -> String {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_client_that_keeps_asking_is_disconnected_in_the_end() {
+async fn a_client_that_keeps_requesting_is_disconnected_eventually() {
     let running = Running::start().await;
     let start = Instant::now();
     let mut stream = running.send("").await;
@@ -251,7 +251,7 @@ const PAGES: [(&str, &str); 7] = [
 ];
 
 #[tokio::test]
-async fn the_page_is_served_to_those_who_may_see_it() {
+async fn the_page_is_served_to_the_clients_that_its_setting_allows() {
     for (ui, host, status) in [
         (Ui::Local, "localhost", 200),
         (Ui::Local, "[::1]:9090", 200),
@@ -418,7 +418,7 @@ async fn open_pages_do_not_delay_the_shutdown() {
 }
 
 #[tokio::test]
-async fn profiles_have_a_length_and_memory_has_none() {
+async fn profiles_have_a_limited_length_and_memory_has_no_profile() {
     let running = Running::start().await;
     for (path, answer) in [
         ("profile?seconds=0", "400 Bad Request"),

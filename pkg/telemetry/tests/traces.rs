@@ -1,4 +1,4 @@
-//! Tests of the way of spans to a collector: what is dropped, what the end waits for, and trust.
+//! Tests of the delivery of spans to a collector: dropped spans, the wait at shutdown, and trust.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 use std::{convert::Infallible, fs, time::Duration};

@@ -1,4 +1,4 @@
-//! A client of the JSON API, which trusts nothing that it is answered.
+//! A client of the JSON API, with limits on the time and the size of every answer.
 
 use std::time::Duration;
 
@@ -22,7 +22,7 @@ const MAX_HEAD: usize = 64 << 10;
 /// The most characters of an answer that are quoted.
 const MAX_QUOTE: usize = 300;
 
-/// The text of a gorego that has no record of what was asked for.
+/// The answer of a gorego without a record of that name.
 const NOT_RECORDED: &str = "not recorded";
 
 /// A client of one page. It makes a connection for each request, and never through a proxy.
@@ -46,7 +46,7 @@ struct Answer {
 }
 
 impl Client {
-    /// Requests `path`. `None` stands for 404 from gorego: there is no such thing. The error is a sentence.
+    /// Requests `path`. `None` if gorego has no record of that name (404). The error is a sentence.
     pub(super) async fn find<T: DeserializeOwned>(
         &self,
         path: &str,
@@ -222,7 +222,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn answers_of_other_programs_are_one_sentence() {
+    async fn answers_of_other_programs_are_reported_in_one_sentence() {
         for (answer, part) in [
             ("", "does not answer as a web server"),
             (
@@ -267,7 +267,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn nothing_at_the_address_is_one_sentence() {
+    async fn a_refused_connection_is_reported_in_one_sentence() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
         drop(listener);

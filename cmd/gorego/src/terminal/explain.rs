@@ -300,7 +300,7 @@ mod tests {
     }
 
     #[test]
-    fn digests_are_told_from_labels() {
+    fn digests_are_distinguished_from_labels() {
         let hash = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08";
         for (text, digest) in [
             (hash.to_owned(), hash.to_owned()),

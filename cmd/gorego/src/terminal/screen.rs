@@ -308,7 +308,7 @@ mod tests {
     }
 
     #[test]
-    fn every_size_is_drawn() {
+    fn a_screen_of_any_size_is_drawn() {
         let mut screen = Screen::new(address());
         for second in 0..400 {
             screen.update(numbers(1_700_000_000_000 + second * 1000, second));

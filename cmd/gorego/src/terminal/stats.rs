@@ -241,7 +241,7 @@ FindMissingBlobs  12 345       2  500 µs                 -
     }
 
     #[test]
-    fn a_server_without_a_tier_says_so() {
+    fn a_missing_tier_is_named() {
         let mut snapshot = snapshot();
         snapshot.status.parts = Parts::default();
         snapshot.status.readiness.ready = false;

@@ -71,7 +71,7 @@ async fn show(
         tokio::select! {
             event = events.recv() => match event {
                 Some(Event::Key(key)) if leaves(key) => return Ok(ExitCode::SUCCESS),
-                // Among others a new size, for which the next drawing suffices.
+                // Other events, such as a new size, need no more than the next drawing.
                 Some(_) => {}
                 None => return Ok(ExitCode::SUCCESS),
             },

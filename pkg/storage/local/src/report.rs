@@ -96,7 +96,7 @@ impl LocalStore {
 }
 
 impl Disk {
-    /// Adds up the room of leased entries. Leases end without a trace, so that this visits every entry.
+    /// Adds up the room of leased entries. No event marks the end of a lease, so this visits every entry.
     pub(super) fn measure_leases(&self) {
         let (now, terms, mut leased) = (now_ms(), self.terms, 0);
         self.index.visit(|_, entry, _| {

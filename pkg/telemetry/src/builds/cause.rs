@@ -1,4 +1,4 @@
-//! The causes of misses, with sentences that say what they are worth.
+//! The causes of misses, with sentences for people about the cause and its evidence.
 
 use std::fmt::Write as _;
 
@@ -73,7 +73,7 @@ fn evicted(at_ms: u64, now: u64) -> Explanation {
     explanation(
         Cause::Evicted { at_ms },
         format!("The result was evicted {} before this lookup.", span(at_ms, now)),
-        "Recorded by the local tier when it evicted the result. The record does not tell instance names apart. With \
+        "Recorded by the local tier when it evicted the result. The record does not distinguish instance names. With \
          a backing cache, that one had no result either."
             .to_owned(),
     )
@@ -82,7 +82,7 @@ fn evicted(at_ms: u64, now: u64) -> Explanation {
 fn lost(stored_ms: u64, now: u64) -> Explanation {
     explanation(
         Cause::Lost { stored_ms },
-        format!("There was a result {} before this lookup, and it is gone.", span(stored_ms, now)),
+        format!("There was a result {} before this lookup; it is missing.", span(stored_ms, now)),
         "No eviction of it is recorded: its file was removed or is corrupt, the backing cache lost it, or the record \
          of its eviction is too old."
             .to_owned(),
@@ -174,8 +174,7 @@ pub(crate) fn differs(comparison: Comparison, unread: usize, limit: Option<&str>
     };
     let mut worth = format!(
         "Both sides were read from the cache. The nearest is the one with the fewest differences among the last \
-         {MAX_CANDIDATES} of the same target, mnemonic and, if any, first output; it need not be from the build that \
-         you have in mind."
+         {MAX_CANDIDATES} of the same target, mnemonic and, if any, first output; it may be from any earlier build."
     );
     if unread > 0 {
         let _ = write!(worth, " {} could not be read.", number(unread));
@@ -184,7 +183,7 @@ pub(crate) fn differs(comparison: Comparison, unread: usize, limit: Option<&str>
         let _ = write!(
             worth,
             " Inputs are compared only as far as their directories are in the cache, and remote caching never uploads \
-             them: {limit}. The execution logs of both builds (--execution_log_json_file) tell which inputs differ."
+             them: {limit}. The execution logs of both builds (--execution_log_json_file) show which inputs differ."
         );
     }
     let mut explanation = explanation(Cause::Differs, sentence, worth);

@@ -56,7 +56,7 @@ impl Contents {
         let digest = parse(name).ok_or_else(|| {
             Unreadable::Failed(format!("{name} is no digest; expected hash/size"))
         })?;
-        // The hash alone does not always tell the function.
+        // The hash alone does not always identify the function.
         let mut read = Err(Unreadable::Missing(format!("action {name}")));
         for digest in [Some(digest), digest.other()].into_iter().flatten() {
             read = self.message::<Action>("action", &digest, MAX_ACTION).await;

@@ -17,7 +17,7 @@ const TIME_BITS: u32 = 31;
 const EPOCH: u64 = 1_577_836_800;
 
 /// The times of the last evictions, by hash. A record is 8 bytes: 33 bits of the hash and the time. With the bucket, 50
-/// bits of the hash are compared, so that a wrong answer is as likely as one in 10^9 lookups.
+/// bits of the hash are compared, so that one in 10^9 lookups finds the record of another hash.
 #[derive(Debug)]
 pub struct Evictions {
     records: Box<[AtomicU64]>,
@@ -157,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn evictions_of_a_blob_and_of_a_result_are_told_apart() {
+    fn evictions_of_a_blob_and_of_a_result_are_distinguished() {
         let evictions = Evictions::default();
         let (one, two) = (digest(1), digest(2));
         evictions.record(&one.hash_prefix(), false, NOW);

@@ -1,4 +1,4 @@
-//! The explanation of a miss. It states what is known, and what that is worth.
+//! The explanation of a miss: its cause, as far as known, and the evidence.
 
 use serde::{Deserialize, Serialize};
 
@@ -9,7 +9,7 @@ pub struct Explanation {
     pub cause: Cause,
     /// The cause as a sentence.
     pub sentence: String,
-    /// A sentence that says what the explanation rests on, and what it cannot know.
+    /// The evidence of the explanation and its limits, as sentences.
     pub worth: String,
     /// The differences from the nearest known action of the same target and mnemonic, if both could be read.
     pub comparison: Option<Comparison>,

@@ -1,7 +1,7 @@
 //! The builds on the disk: a file for each build, and two files of what explanations rest on.
 //!
-//! A file begins with a line that holds the checksum of the rest, and is renamed into place. Files that are truncated
-//! or damaged are removed.
+//! A file begins with a line with the checksum of the rest, and is renamed into place. A truncated or corrupt file of a
+//! build is removed; of the other two, it is ignored until it is written again.
 
 use std::{
     fs, io,

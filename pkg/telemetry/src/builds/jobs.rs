@@ -13,7 +13,7 @@ use super::state::Job;
 /// The most misses that wait. Beyond it the oldest is dropped, and explained when its page is opened.
 const MAX_JOBS: usize = 2048;
 
-/// The queue.
+/// The misses to explain, the oldest first.
 #[derive(Debug, Default)]
 pub(crate) struct Jobs {
     queue: Mutex<VecDeque<Job>>,

@@ -1,4 +1,4 @@
-//! Queries.
+//! Queries of recent builds, targets and actions.
 
 use std::sync::atomic::Ordering::Relaxed;
 

@@ -1,10 +1,10 @@
-//! Redaction: secrets in command lines and environments are replaced before anything is kept or shown.
+//! Redaction of secrets in command lines and environments, before anything is recorded or shown.
 //!
 //! Covered are values of environment variables, platform properties, flags (`--api-key=X`, `--token X`,
 //! `-DFOO_TOKEN=X`), assignments and headers within an argument (`TOKEN=X cmd`, `Authorization: X`) whose name
 //! matches a pattern; the user information of URLs; and every further occurrence of such a value in the same
-//! command. Not covered are secrets without a telling name, such as a positional
-//! argument. Names themselves, such as labels, paths and ids, are kept, without user information of URLs in them.
+//! command. Not covered are secrets without a name that matches, such as a positional argument. Names themselves,
+//! such as labels, paths and ids, only lose the user information of URLs in them.
 
 use regex::{Regex, RegexSet};
 
@@ -166,7 +166,7 @@ fn hide(value: &str, secrets: &mut Vec<String>) -> String {
     REDACTED.to_owned()
 }
 
-/// Names begin here, with the dashes of a flag.
+/// Whether a name may begin with this character. The dashes of a flag are part of its name.
 const fn is_name_start(c: char) -> bool {
     c.is_ascii_alphabetic() || matches!(c, '_' | '-')
 }

@@ -20,7 +20,7 @@ const MAX_BUILDS: usize = 5000;
 /// The memory of an entry of the counts by target or mnemonic, without its name.
 const TALLY_MEMORY: usize = size_of::<Tally>() + 64;
 
-/// The state.
+/// The builds, the known actions and the counts of calls without a build.
 #[derive(Debug, Default)]
 pub(crate) struct State {
     builds: HashMap<String, KeptBuild>,

@@ -294,7 +294,7 @@ async fn an_action_that_was_never_uploaded_is_not_explained_by_a_guess() {
 }
 
 #[tokio::test]
-async fn a_result_that_was_evicted_or_lost_is_told_from_one_never_seen() {
+async fn evicted_lost_and_never_seen_results_are_distinguished() {
     let server = Server::new();
     let lost = server.miss_and_store("a", &["one"]).await;
     server.explanation("a", &lost).await;
@@ -374,7 +374,7 @@ async fn builds_and_known_actions_survive_a_restart() {
         "{explanation:?}"
     );
     let build = server.builds.build("a").await.unwrap();
-    assert_eq!(build.misses.len(), 3, "the build goes on after the restart");
+    assert_eq!(build.misses.len(), 3, "the build continues after a restart");
 }
 
 #[tokio::test]

@@ -16,7 +16,7 @@ use super::{
     history::History,
 };
 
-/// The time in which calls are collected. The channel holds those of a rate of 200,000 a second.
+/// The time in which calls are collected. The channel suffices for 200,000 calls a second.
 const BATCH: Duration = Duration::from_millis(20);
 /// The time from a change of a build to its saving.
 const SAVE: Duration = Duration::from_secs(5);
@@ -72,7 +72,7 @@ impl BuildsWorker {
                     while let Ok(event) = self.events.try_recv() {
                         self.apply(event).await;
                     }
-                    // So that not each call wakes this task, at the cost of the call.
+                    // Otherwise each call would wake this task, which would slow the call down.
                     sleep(BATCH).await;
                     save_at.get_or_insert_with(|| Instant::now() + SAVE);
                 }
@@ -91,7 +91,7 @@ impl BuildsWorker {
         if shared.state.lock().is_on_disk(id)
             && let Some(history) = shared.history.clone()
         {
-            // A build that goes on after its details left the memory, or after a restart.
+            // The build continues after its details left the memory, or after a restart.
             let read = id.clone();
             let read = spawn_blocking(move || history.build(&read)).await;
             let mut state = shared.state.lock();

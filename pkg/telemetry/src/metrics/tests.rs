@@ -265,7 +265,7 @@ async fn calls_of_the_backing_cache_and_the_memory_are_exported() {
 }
 
 #[tokio::test]
-async fn the_process_and_its_runtime_are_exported_by_the_names_that_others_use() {
+async fn the_process_and_its_runtime_are_exported_by_conventional_names() {
     let metrics = Metrics::new(Sources {
         runtime: Some(Handle::current()),
         allocator: Some(|| {

@@ -22,7 +22,7 @@ fn metered() -> (Metered<MemoryStore>, Counts) {
     (Metered::new(Arc::default(), counts.clone()), counts)
 }
 
-/// The same as a store of blobs.
+/// Returns the metered store as a store of blobs.
 fn blobs_of(store: &Metered<MemoryStore>) -> &dyn BlobStore {
     store
 }

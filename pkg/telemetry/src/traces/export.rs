@@ -1,4 +1,4 @@
-//! The way of ended spans to the collector: in batches, with retries, and a bounded end.
+//! Delivery of ended spans to the collector: in batches, with retries, and for a limited time at shutdown.
 
 use std::{sync::atomic::Ordering, time::Duration};
 
@@ -44,7 +44,7 @@ fn resource(version: &'static str) -> ResourceAttributesWithSchema {
     (&resource).into()
 }
 
-/// The way to the collector.
+/// The delivery of spans to a collector.
 struct Export {
     queue: EndedSpans,
     collector: Collector,
@@ -141,7 +141,7 @@ impl Export {
                 if !self.is_failing {
                     let why = &failure.why;
                     warn!(
-                        "traces cannot be delivered to {address}: {why}. {QUEUE} spans wait, more are dropped"
+                        "traces cannot be delivered to {address}: {why}; up to {QUEUE} spans wait, more are dropped"
                     );
                 }
                 self.is_failing = true;

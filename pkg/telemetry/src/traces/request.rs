@@ -76,8 +76,8 @@ fn context_of(span: &Span) -> Option<SpanContext> {
     context.is_valid().then_some(context)
 }
 
-/// Adds the trace of the current call and the client's metadata to a request for it. `decides` if this server
-/// decides on tracing: then others do not trace requests of calls that it does not.
+/// Adds the trace of the current call and the client's metadata to the headers of a request made for it. If this
+/// server decides on tracing (`decides`), the request of an untraced call forbids the backing cache to trace it.
 pub fn forward(headers: &mut HeaderMap, decides: bool) {
     let Some(call) = Call::current() else {
         return;

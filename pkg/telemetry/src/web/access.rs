@@ -157,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn off_serves_no_page_to_anybody() {
+    fn off_serves_the_page_to_no_client() {
         assert!(!allows(Ui::Off, "::1", &[("host", "localhost")]));
     }
 }

@@ -49,7 +49,7 @@ pub(super) async fn list(State(app): State<Arc<App>>, Query(page): Query<From>) 
         h1 { "Builds" }
         (search())
         @if recent.builds.is_empty() {
-            p.empty { "No build is recorded" @if from > 0 { " on this page" } ". Bazel names its builds by itself." }
+            p.empty { "No build is recorded" @if from > 0 { " on this page" } ". Bazel needs no settings for this." }
         } @else {
             (heads("Recent builds", &recent.builds))
         }
@@ -286,7 +286,7 @@ fn client(head: &BuildHead) -> String {
     client.trim().to_owned()
 }
 
-/// Returns the first part of an id, enough to tell builds apart.
+/// Returns the first part of an id, enough to distinguish builds.
 fn short(id: &str) -> &str {
     let end = id.floor_char_boundary(13);
     id.get(..end).unwrap_or(id)

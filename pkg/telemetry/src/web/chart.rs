@@ -20,7 +20,7 @@ pub(super) struct Line {
 }
 
 /// Renders lines over the last five minutes, with `top` as the highest value. `label` describes the chart
-/// to those who do not see it.
+/// to screen readers.
 pub(super) fn chart(label: &str, top: f64, lines: &[Line]) -> Markup {
     let width = SPAN.as_secs_f64();
     let view = format!("0 0 {width} {HEIGHT}");

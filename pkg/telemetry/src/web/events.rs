@@ -111,7 +111,7 @@ fn send(app: &App, snapshot: &Snapshot) {
     }
 }
 
-/// Answers with events until the client leaves or the server shuts down.
+/// Answers with events until the client disconnects or the server shuts down.
 pub(super) async fn events(
     State(app): State<Arc<App>>,
     Extension(peer): Extension<Peer>,

@@ -32,9 +32,9 @@ pub struct Readiness {
 pub struct Part {
     /// The name.
     pub name: Cow<'static, str>,
-    /// Whether it works.
+    /// Whether the part works.
     pub ok: bool,
-    /// Whether the server is ready only while it works.
+    /// Whether the server is ready only while the part works.
     pub required: bool,
     /// The state in words.
     pub state: Cow<'static, str>,

@@ -16,7 +16,7 @@ if (place && window.EventSource) {
     text.className = on ? "on" : "";
     if (text.textContent !== words) text.textContent = words;
   };
-  // What somebody marks or has the focus in stays as it is.
+  // A part that has the focus or the selection stays as it is.
   const inUse = (part) => {
     const marked = window.getSelection();
     return part.contains(document.activeElement) ||
@@ -39,7 +39,7 @@ if (place && window.EventSource) {
     source.onerror = () => {
       // After a refusal, unlike a broken connection, the browser does not try again.
       const given_up = source.readyState === EventSource.CLOSED;
-      say(given_up ? "Not live: reload the page" : "Connecting again", false);
+      say(given_up ? "Not live: reload the page" : "Reconnecting", false);
     };
     button.textContent = "Pause";
     say("Connecting", false);

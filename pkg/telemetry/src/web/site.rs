@@ -214,7 +214,7 @@ impl Answers {
             return Some(response);
         }
         if has_body {
-            let text = "a request has no content here\n";
+            let text = "a request must have no content\n";
             return Some(plain(StatusCode::PAYLOAD_TOO_LARGE, text));
         }
         if OPEN.contains(&path) {

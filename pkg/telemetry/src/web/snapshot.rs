@@ -47,9 +47,9 @@ pub struct Lookups {
     pub tier: Cow<'static, str>,
     /// The kind: `blob` or `result`.
     pub kind: Cow<'static, str>,
-    /// The lookups that found it.
+    /// The lookups that found a blob or a complete result.
     pub hits: u64,
-    /// The lookups that did not.
+    /// The lookups that found nothing.
     pub misses: u64,
     /// The lookups that found a result without some of its outputs.
     pub incomplete: u64,

@@ -57,7 +57,7 @@ pub struct Local {
     pub evicted_bytes: u64,
     /// The leases broken since the start.
     pub leases_broken: u64,
-    /// The age of the last use of what was evicted last, in seconds. `None` if nothing was evicted.
+    /// The seconds from last use to eviction of the file evicted last. `None` if none was evicted.
     pub eviction_age_seconds: Option<f64>,
 }
 
