@@ -13,7 +13,6 @@ use gorego_integration::{
     binary,
     client::Client,
     lock::Lock,
-    metrics::Metrics,
     process::{self, describe},
     project, root,
     server::{self, Server},
@@ -132,44 +131,11 @@ async fn check_config(block: &Block<'_>) {
     }
 }
 
-/// Checks that alerts name existing metrics.
-async fn check_alerts(block: &Block<'_>) {
-    let behind = Server::start(&[]);
-    let dir = TempDir::new().unwrap();
-    let [cert_file, key_file] = certificate(dir.path());
-    let settings = [
-        "telemetry.metrics_addr=127.0.0.1:0".to_owned(),
-        "tls.enabled=true".to_owned(),
-        format!("tls.cert_file={}", cert_file.display()),
-        format!("tls.key_file={}", key_file.display()),
-    ];
-    let settings: Vec<_> = settings.iter().map(String::as_str).collect();
-    let server = Server::in_front_of(&behind.grpc_url(), &settings);
-    let metrics = Metrics::of(server.metrics()).await;
-    let alerts = block.text.matches("- alert: ").count();
-    let conditions = block
-        .text
-        .lines()
-        .filter_map(|line| line.trim().strip_prefix("expr: "));
-    let conditions: Vec<_> = conditions.collect();
-    assert_eq!(conditions.len(), alerts);
-    for condition in conditions {
-        let (name, _) = condition.split_once(' ').expect("a comparison");
-        assert!(metrics.has(name), "unknown metric {name}");
-    }
-}
-
-/// Writes a certificate and its key to two files.
-fn certificate(dir: &Path) -> [PathBuf; 2] {
-    let signed = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
-    let files = [dir.join("tls.crt"), dir.join("tls.key")];
-    for (file, pem) in files
-        .iter()
-        .zip([signed.cert.pem(), signed.signing_key.serialize_pem()])
-    {
-        fs::write(file, pem).unwrap();
-    }
-    files
+/// Checks that a command for the terminal exists. The tests of the commands compare its output.
+fn check_command(block: &Block<'_>) {
+    let line = block.text.lines().next().unwrap();
+    let command = line.split(' ').nth(2).expect("a command");
+    run(process::command(binary::gorego()).args([command, "--help"]));
 }
 
 /// Compares the banner of gorego, except versions, addresses and paths.
@@ -311,12 +277,12 @@ async fn every_block_of_the_readme_works() {
             continue;
         }
         match block.language {
-            "yaml" if text.starts_with("- alert:") => check_alerts(block).await,
             "yaml" => check_config(block).await,
             "sh" if text.starts_with("export RECC_") => check_recc(block),
             "sh" if text.starts_with("cas") => check_buildbox(block),
             "sh" => check_own(block),
             "" if text.starts_with("gorego ") => check_start(block),
+            "" if text.starts_with("$ gorego ") => check_command(block),
             "" if text.starts_with("build --") => check_bazelrc(block),
             language => panic!("nothing tests a block of {language:?}:\n{text}"),
         }
