@@ -2,12 +2,12 @@
 
 use std::net::SocketAddr;
 
-use gorego_config::Config;
+use gorego_config::{Config, Ui};
 use gorego_telemetry::web::METRICS;
 
 use crate::cli::VERSION;
 
-/// Renders the banner as complete lines: the address, and that of the metrics if they are served.
+/// Renders the banner as complete lines: the address, and those of the page and the metrics if they are served.
 pub(crate) fn banner(config: &Config, address: SocketAddr, metrics: Option<SocketAddr>) -> String {
     let mut lines = vec![
         format!("gorego {VERSION}"),
@@ -22,6 +22,9 @@ pub(crate) fn banner(config: &Config, address: SocketAddr, metrics: Option<Socke
         lines.push(format!("in front of {target}"));
     }
     if let Some(address) = metrics {
+        if config.telemetry.ui != Ui::Off {
+            lines.push(format!("page on http://{}/", reachable(address)));
+        }
         lines.push(format!("metrics on http://{}{METRICS}", reachable(address)));
     }
     let scheme = if config.tls.enabled { "grpcs" } else { "grpc" };
@@ -71,6 +74,7 @@ mod tests {
         assert!(banner.contains("listening on [::]:50051\n"));
         assert!(banner.contains("build --remote_cache=grpc://localhost:50051\n"));
         assert!(banner.contains("data in /data, at most 10 GiB\n"));
+        assert!(banner.contains("page on http://localhost:9090/\n"));
         assert!(banner.contains("metrics on http://localhost:9090/metrics\n"));
         let banner = text("127.0.0.1:8", true);
         assert!(banner.contains("build --remote_cache=grpcs://127.0.0.1:8\n"));

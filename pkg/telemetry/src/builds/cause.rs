@@ -168,6 +168,9 @@ pub(crate) fn differs(comparison: Comparison, unread: usize, limit: Option<&str>
         (_, 1) => {
             format!("The action differs from the nearest known one, {nearest}, in {count} places.")
         }
+        (1, ties) => format!(
+            "The action differs in one place from each of {ties} known ones, which are equally near."
+        ),
         (_, ties) => format!(
             "The action differs in {count} places from each of {ties} known ones, which are equally near."
         ),

@@ -54,7 +54,7 @@ impl Contents {
     /// Reads an action and its command.
     pub(crate) async fn action(&self, name: &str) -> Result<ActionParts, Unreadable> {
         let digest = parse(name).ok_or_else(|| {
-            Unreadable::Failed(format!("{name} is no digest; expected hash/size"))
+            Unreadable::Failed(format!("{name} is no digest; accepted: hash/size"))
         })?;
         // The hash alone does not always identify the function.
         let mut read = Err(Unreadable::Missing(format!("action {name}")));

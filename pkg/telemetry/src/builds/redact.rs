@@ -27,7 +27,7 @@ pub struct Redaction {
 
 /// A pattern that is no regular expression, or too large a one.
 #[derive(Debug, thiserror::Error)]
-#[error("expected regular expressions of names, such as (?i)token|secret: {0}")]
+#[error("{0}; accepted: regular expressions of names, such as (?i)token|secret")]
 pub struct InvalidPattern(#[from] regex::Error);
 
 /// A command without its secrets.

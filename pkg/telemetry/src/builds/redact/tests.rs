@@ -120,6 +120,6 @@ fn an_own_pattern_replaces_the_default_names() {
 #[test]
 fn a_pattern_that_is_no_regular_expression_is_refused() {
     let error = Redaction::new(&["(token"]).unwrap_err().to_string();
-    assert!(error.contains("expected regular expressions"), "{error}");
+    assert!(error.contains("accepted: regular expressions"), "{error}");
     assert!(error.contains("(token"), "{error}");
 }
