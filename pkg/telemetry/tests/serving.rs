@@ -431,3 +431,18 @@ async fn profiles_have_a_limited_length_and_memory_has_no_profile() {
         assert!(response.starts_with(&expected), "{path}: {response}");
     }
 }
+
+#[tokio::test]
+async fn profiles_are_for_this_machine_also_where_the_page_is_for_all() {
+    let running = Running::with(Ui::On, Health::default()).await;
+    let heap = "GET /debug/pprof/heap";
+    for (headers, status) in [
+        ("host: localhost\r\n", 501),
+        ("host: cache.example\r\n", 403),
+        ("host: localhost\r\nx-forwarded-for: 192.0.2.1\r\n", 403),
+    ] {
+        let response = running.request_with(heap, headers).await;
+        let expected = format!("HTTP/1.1 {status} ");
+        assert!(response.starts_with(&expected), "{headers}: {response}");
+    }
+}

@@ -71,7 +71,8 @@ fn is_loopback(host: &str) -> bool {
         _ => (host, "0"),
     };
     let known = ["localhost", "127.0.0.1", "[::1]"];
-    known.iter().any(|known| name.eq_ignore_ascii_case(known)) && port.parse::<u16>().is_ok()
+    let is_port = port.parse::<u16>().is_ok() && !port.starts_with('+');
+    known.iter().any(|known| name.eq_ignore_ascii_case(known)) && is_port
 }
 
 #[cfg(test)]
@@ -124,6 +125,7 @@ mod tests {
             "localhost.evil.example",
             "evil.example:9090",
             "localhost:x",
+            "localhost:+80",
             "localhost:",
             "localhost:9090:1",
             "::1",

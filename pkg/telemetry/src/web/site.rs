@@ -23,7 +23,7 @@ use tower::ServiceExt as _;
 use tracing::error;
 
 use super::{
-    METRICS, Site, access, action, api,
+    METRICS, Site, Ui, access, action, api,
     assets::{self, Asset},
     builds,
     events::{self, Live},
@@ -37,7 +37,7 @@ use crate::builds::{ActionView, Build, Builds};
 /// The paths that every client may request.
 const OPEN: [&str; 3] = [METRICS, "/healthz", "/readyz"];
 /// The beginnings of the paths that programs request rather than people.
-const FOR_PROGRAMS: [&str; 4] = ["/api/", "/events", "/statusz", "/debug"];
+const FOR_PROGRAMS: [&str; 4] = ["/api/", "/events", "/statusz", profile::DEBUG];
 /// The number of builds on the overview.
 const RECENT: usize = 5;
 /// The longest time to make an answer.
@@ -219,6 +219,13 @@ impl Answers {
         }
         if OPEN.contains(&path) {
             return None;
+        }
+        // Even where all clients may see the page.
+        if path.starts_with(profile::DEBUG)
+            && self.app.site.ui != Ui::Off
+            && Ui::Local.refusal(peer.address, request).is_some()
+        {
+            return Some(plain(StatusCode::FORBIDDEN, profile::FOREIGN));
         }
         let for_program = FOR_PROGRAMS.iter().any(|start| path.starts_with(start));
         let why = self
