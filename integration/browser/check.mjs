@@ -71,6 +71,8 @@ async function check(url, width, scheme) {
         await page.evaluate(() => document.activeElement?.blur());
         const name = `${new URL(url).pathname.replaceAll("/", "_").slice(0, 40)}-${width}-${scheme}.png`;
         await page.screenshot({ path: join(screenshots, name), fullPage: true });
+        // The part that is seen without scrolling.
+        await page.screenshot({ path: join(screenshots, `top${name}`) });
     } finally {
         await context.close();
     }

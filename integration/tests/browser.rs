@@ -62,7 +62,7 @@ async fn pages_are_accessible_at_every_width_in_both_schemes() {
         let docs = project::root().join("docs");
         fs::create_dir_all(&docs).unwrap();
         fs::copy(
-            shots.path().join("_-1280-light.png"),
+            shots.path().join("top_-1280-light.png"),
             docs.join("overview.png"),
         )
         .unwrap();
