@@ -72,6 +72,7 @@ async function check(url, width, scheme) {
         const name = `${new URL(url).pathname.replaceAll("/", "_").slice(0, 40)}-${width}-${scheme}.png`;
         await page.screenshot({ path: join(screenshots, name), fullPage: true });
         // The part that is seen without scrolling.
+        await page.evaluate(() => window.scrollTo(0, 0));
         await page.screenshot({ path: join(screenshots, `top${name}`) });
     } finally {
         await context.close();
