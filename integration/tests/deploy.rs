@@ -29,7 +29,7 @@ const DASHBOARD: &str = "deploy/grafana/gorego.json";
 const SERVED: &str = "telemetry.metrics_addr=127.0.0.1:0";
 
 /// The longest wait for Prometheus; far more than it needs.
-const PATIENCE: Duration = Duration::from_mins(2);
+const PATIENCE: Duration = Duration::from_mins(5);
 
 /// Runs promtool on files of the folder with the rules.
 fn promtool(arguments: &[&str]) {
