@@ -240,7 +240,7 @@ impl Builds {
                 if position >= from {
                     view.inputs.push(Entry {
                         path: clip(&self.0.redaction.name(&path), MAX_TEXT),
-                        content: clip(&node.describe(), MAX_TEXT),
+                        content: clip(&self.0.redaction.name(&node.describe()), MAX_TEXT),
                     });
                 }
                 position += 1;
@@ -270,7 +270,7 @@ impl Builds {
             .chain(links)
             .map(|(path, content)| Entry {
                 path: clip(&self.0.redaction.name(path), MAX_TEXT),
-                content: clip(&content, MAX_TEXT),
+                content: clip(&self.0.redaction.name(&content), MAX_TEXT),
             });
         view.outputs = Some(bounded(entries, &mut view.left_out));
         view.exit_code = Some(result.exit_code);

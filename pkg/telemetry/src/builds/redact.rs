@@ -1,10 +1,15 @@
 //! Redaction of secrets in command lines and environments, before anything is recorded or shown.
 //!
-//! Covered are values of environment variables, platform properties, flags (`--api-key=X`, `--token X`,
-//! `-DFOO_TOKEN=X`), assignments and headers within an argument (`TOKEN=X cmd`, `Authorization: X`) whose name
-//! matches a pattern; the user information of URLs; and every further occurrence of such a value in the same
-//! command. Not covered are secrets without a name that matches, such as a positional argument. Names themselves,
-//! such as labels, paths and ids, only lose the user information of URLs in them.
+//! A value is hidden because of the name before it: that of an environment variable, a platform property, a flag, a
+//! header, a key of JSON, XML or a script. When it is unclear where the value ends, the rest of the text is hidden;
+//! when it is unclear whether there is one, the next word or argument is. Hidden as well are the user information of
+//! URLs, and every further occurrence of a hidden value in the same command. Names without a value, paths and labels
+//! stay readable.
+//!
+//! Not covered are secrets without a matching name right before them: positional arguments, text piped to a command,
+//! text in an encoding (`%3A`, base64), the last words of a sentence, comparisons (`$TOKEN -eq X`), `//pkg/token:X`,
+//! which reads as a label, `token::X`, the path of an item, the word after a path or file (`a/token X`), and files
+//! that the command reads. Names themselves, such as labels, paths and ids, only lose the user information of URLs.
 
 use regex::{Regex, RegexSet};
 
@@ -16,13 +21,23 @@ const MIN_SECRET: usize = 6;
 /// The most values of one command whose other occurrences are replaced.
 const MAX_SECRETS: usize = 64;
 /// User information in a URL.
-const USER_INFO: &str = r#"([A-Za-z][A-Za-z0-9+.\-]*://)[^/?#\s"'<>\\]*@"#;
+const USER_INFO: &str = r#"([A-Za-z][A-Za-z0-9+.\-]*:(?:\\*/){2})[^/?#\s"'<>\\]*@"#;
+/// What may stand between a name and its value: the end of the name, and an operator. Lines may be continued.
+const SEPARATOR: &str = r#"^(?<close>[\\"'\])}]*)(?:\s|\\\s)*(?<operator>[.!+*/%^?:|&~-]{0,2}=[=>~]?|:|[;,>&|]{1,2}|<{1,3})?(?:\s|\\\s)*"#;
+/// The ends of file names that have no value, even if the rest of the name reads like that of a secret.
+const FILES: &[&str] = &[
+    "a", "bzl", "c", "cc", "class", "cpp", "d", "go", "h", "hpp", "jar", "java", "js", "json",
+    "kt", "o", "proto", "py", "rs", "sh", "so", "swift", "ts", "txt", "yaml",
+];
+/// The first words of credentials that consist of two.
+const SCHEMES: &[&str] = &["basic", "bearer", "digest", "negotiate"];
 
 /// The patterns of names whose values are secret.
 #[derive(Clone, Debug)]
 pub struct Redaction {
     names: RegexSet,
     user_info: Regex,
+    separator: Regex,
 }
 
 /// A pattern that is no regular expression, or too large a one.
@@ -44,6 +59,7 @@ impl Redaction {
         Ok(Self {
             names: RegexSet::new(patterns)?,
             user_info: Regex::new(USER_INFO)?,
+            separator: Regex::new(SEPARATOR)?,
         })
     }
 
@@ -81,14 +97,14 @@ impl Redaction {
         }
     }
 
-    /// Redacts a text without a name: assignments in it, and user information of URLs.
+    /// Redacts a text without a name: the values that names in it have, and user information of URLs.
     pub fn text(&self, text: &str) -> String {
-        self.assignments(text, &mut Vec::new())
+        self.values(text, &mut Vec::new()).0
     }
 
     /// Redacts a name that is shown, such as a label or a path: only user information of URLs.
     pub fn name(&self, name: &str) -> String {
-        if !name.contains("://") {
+        if !name.contains('@') {
             return name.to_owned();
         }
         let replacement = format!("${{1}}{REDACTED}@");
@@ -103,57 +119,212 @@ impl Redaction {
         if self.is_secret(name) {
             return hide(value, secrets);
         }
-        self.assignments(value, secrets)
+        self.values(value, secrets).0
     }
 
     fn arguments(&self, arguments: &[String], secrets: &mut Vec<String>) -> Vec<String> {
-        let mut follows_flag = false;
+        let mut is_value = false;
         let mut redacted = Vec::with_capacity(arguments.len());
-        for argument in arguments {
-            let is_value = follows_flag && !argument.starts_with('-');
+        for (position, argument) in arguments.iter().enumerate() {
+            let (shown, lacks_value) = self.values(argument, secrets);
             redacted.push(if is_value {
                 hide(argument, secrets)
             } else {
-                self.assignments(argument, secrets)
+                shown
             });
-            follows_flag = argument.starts_with('-')
-                && !argument.contains(['=', ' ', ':'])
-                && self.is_secret(argument);
+            // Flags that pass the next argument on, and schemes, stand between a name and its value.
+            let passes = argument.starts_with("-X")
+                || SCHEMES.contains(&argument.to_ascii_lowercase().as_str());
+            let is_program =
+                position == 0 && !argument.starts_with('-') && argument.chars().all(is_name_part);
+            is_value = lacks_value && !is_program || is_value && passes;
         }
         redacted
     }
 
-    /// Redacts the values that follow secret names in `text`.
-    fn assignments(&self, text: &str, secrets: &mut Vec<String>) -> String {
+    /// Hides the values of secret names in `text`. The second value is whether `text` ends where one is expected.
+    fn values(&self, text: &str, secrets: &mut Vec<String>) -> (String, bool) {
         let text = self.name(text);
         let mut redacted = String::with_capacity(text.len());
+        let mut place = Place::new(&text);
         let mut rest = text.as_str();
-        let mut at_start = true;
+        let mut lacks_value = false;
         while let Some(start) = rest.find(is_name_start) {
             let (before, named) = rest.split_at(start);
-            let is_whole = at_start && before.is_empty();
-            let end = named.find(|c| !is_name_part(c)).unwrap_or(named.len());
-            let (name, after) = named.split_at(end);
+            place.advance(before);
+            let is_expansion = place.is_expansion();
+            let is_part = |c| is_name_part(c) && !(is_expansion && c == '-');
+            let end = named.find(|c| !is_part(c)).unwrap_or(named.len());
+            let (name, after) = named.split_at(end.max(1));
             redacted.push_str(before);
             redacted.push_str(name);
+            let found = self
+                .is_secret(name)
+                .then(|| self.find_value(&place, name, after));
+            place.advance(name);
             rest = after;
-            at_start = false;
-            if !self.is_secret(name) {
-                continue;
-            }
-            let Some((separator, value)) = split_value(name, after, is_whole) else {
+            let Some(Some((separator, length))) = found else {
                 continue;
             };
+            let (separator, after) = after.split_at(separator);
+            let (value, after) = after.split_at(length);
             redacted.push_str(separator);
             if !value.is_empty() {
                 redacted.push_str(&hide(value, secrets));
             }
-            rest = after
-                .get(separator.len() + value.len()..)
-                .unwrap_or_default();
+            lacks_value = value.is_empty() && after.is_empty();
+            place.advance(separator);
+            place.advance(value);
+            rest = after;
         }
         redacted.push_str(rest);
-        redacted
+        (redacted, lacks_value)
+    }
+
+    /// Returns the lengths of the separator and of the value that follow a secret name; `None` if it has no value.
+    fn find_value(&self, place: &Place, name: &str, after: &str) -> Option<(usize, usize)> {
+        let parts = self.separator.captures(after)?;
+        let part = |name| parts.name(name).map_or("", |it| it.as_str());
+        let (close, operator) = (part("close"), part("operator"));
+        let separator = parts.get(0)?.len();
+        let rest = after.get(separator..)?;
+        let end = name.rsplit('.').next().unwrap_or(name);
+        let is_file = !name.starts_with('-') && FILES.contains(&end);
+        let is_substitution = place.word == Word::Substitution;
+        let is_path = matches!(place.word, Word::Path | Word::Label)
+            || place.word == Word::Repository && separator == 0 && !after.is_empty()
+            || after.starts_with('/') && !is_substitution;
+        if separator == 1 && operator == ":" {
+            let is_item = rest.starts_with("//") || rest.starts_with(':');
+            if is_item || place.word == Word::Label || is_path && is_file {
+                return None;
+            }
+        }
+        let is_assigned = operator.contains(['=', ':']);
+        let is_reference = place.last == '$' || place.is_expansion() && after.starts_with('}');
+        let is_used = is_assigned || after.starts_with(['(', '[', '>']);
+        if !is_used && (is_path || is_file || is_reference || is_macro(name)) {
+            return None;
+        }
+        let open = place.quoting.open;
+        let quotes = close.matches(['"', '\'']).count();
+        if quotes > 0 && matches!(operator, ":" | ",") {
+            return Some((separator, structure(rest)));
+        }
+        let quote = open.filter(|&open| !close.contains(open));
+        let is_spaced = separator > close.len() + operator.len();
+        let owns_rest = place.is_flag
+            || place.last == '<'
+            || place.is_expansion()
+            || is_substitution
+            || name.ends_with("-----")
+            || quotes > 1
+            || quotes == 1 && open.is_none()
+            || operator.contains(['<', '>'])
+            || is_assigned && place.is_first
+            || operator.contains(':') && quote.is_none()
+            || operator.contains('=') && is_spaced && quote.is_none() && !is_reference;
+        let (word, after) = rest.split_at(word(rest, quote));
+        if owns_rest || self.goes_on(word, after) {
+            return Some((separator, rest.len()));
+        }
+        let ends_quote = quote.is_some_and(|quote| word.ends_with(quote));
+        Some((separator, word.len() - usize::from(ends_quote)))
+    }
+
+    /// Whether a value may go on after its first word: a list, a substitution, a word of signs only, an escape for
+    /// another reader, a part of a name, or a second name, which has a value of its own.
+    fn goes_on(&self, word: &str, after: &str) -> bool {
+        let bare = word.trim_matches(['"', '\'']);
+        word.contains(['(', '[', '{', '`'])
+            || !word.contains(char::is_alphanumeric)
+            || word.starts_with('\\')
+            || word.ends_with([':', '=', ','])
+            || after.trim_start().starts_with([':', '='])
+            || SCHEMES.contains(&bare.to_ascii_lowercase().as_str())
+            || bare.chars().all(is_name_part) && self.is_secret(bare)
+    }
+}
+
+/// The state of quotes while a text is read as a shell does.
+#[derive(Clone, Copy, Default)]
+struct Quoting {
+    open: Option<char>,
+    is_escaped: bool,
+}
+
+impl Quoting {
+    fn advance(&mut self, c: char) {
+        match c {
+            _ if self.is_escaped => self.is_escaped = false,
+            '\\' => self.is_escaped = true,
+            '"' | '\'' if self.open.is_none() => self.open = Some(c),
+            _ if self.open == Some(c) => self.open = None,
+            _ => {}
+        }
+    }
+}
+
+/// The kind of word that a name is in, as far as it is read.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Word {
+    Start,
+    Plain,
+    Path,
+    Label,
+    Repository,
+    /// One that replaces text, such as `s/a/b/`.
+    Substitution,
+}
+
+/// The place of a name in a text.
+struct Place {
+    quoting: Quoting,
+    word: Word,
+    /// Whether the text begins with a dash, and thus is no script.
+    is_flag: bool,
+    /// Whether the name is in the first word.
+    is_first: bool,
+    last: char,
+    before_last: char,
+}
+
+impl Place {
+    fn new(text: &str) -> Self {
+        Self {
+            quoting: Quoting::default(),
+            word: Word::Start,
+            is_flag: text.trim_start().starts_with('-'),
+            is_first: true,
+            last: ' ',
+            before_last: ' ',
+        }
+    }
+
+    fn advance(&mut self, text: &str) {
+        for c in text.chars() {
+            self.quoting.advance(c);
+            let is_blank = self.last.is_whitespace();
+            self.is_first &= !c.is_whitespace() || is_blank;
+            self.word = match (self.word, c) {
+                (_, c) if c.is_whitespace() || "\"'=,;()[]{}<>|&".contains(c) => Word::Start,
+                (Word::Start, '@') => Word::Repository,
+                (Word::Start, ':') if is_blank || self.last == '=' => Word::Label,
+                (Word::Start, _) => Word::Plain,
+                (_, '/') if self.last == '/' && self.before_last != ':' => Word::Label,
+                (Word::Plain, '/') if self.last == 's' && !is_name_part(self.before_last) => {
+                    Word::Substitution
+                }
+                (Word::Plain | Word::Repository, '/') => Word::Path,
+                (word, _) => word,
+            };
+            (self.before_last, self.last) = (self.last, c);
+        }
+    }
+
+    /// Whether the name stands in `${...}`, where a dash follows it rather than being a part of it.
+    const fn is_expansion(&self) -> bool {
+        self.before_last == '$' && self.last == '{'
     }
 }
 
@@ -167,93 +338,62 @@ fn hide(value: &str, secrets: &mut Vec<String>) -> String {
 }
 
 /// Whether a name may begin with this character. The dashes of a flag are part of its name.
-const fn is_name_start(c: char) -> bool {
-    c.is_ascii_alphabetic() || matches!(c, '_' | '-')
+fn is_name_start(c: char) -> bool {
+    c.is_alphabetic() || matches!(c, '_' | '-')
 }
 
-const fn is_name_part(c: char) -> bool {
-    c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.')
+fn is_name_part(c: char) -> bool {
+    c.is_alphanumeric() || matches!(c, '_' | '-' | '.')
 }
 
-/// Splits what follows a secret name into the separator and the value; `None` if no value follows. A name at the
-/// start of an argument owns the rest of it.
-fn split_value<'a>(name: &str, after: &'a str, is_whole: bool) -> Option<(&'a str, &'a str)> {
-    let unquoted = after.trim_start_matches(['"', '\'', '\\']);
-    let was_quoted = unquoted.len() < after.len();
-    let separated = |length: usize| {
-        let length = after.len() - unquoted.len() + length;
-        Some((after.get(..length)?, after.get(length..)?))
+/// Whether the name is that of a flag such as `-DUSE_TOKENS`, whose value is in the same argument.
+fn is_macro(name: &str) -> bool {
+    let is_part = |c: char| c.is_ascii_uppercase() || c.is_ascii_digit() || c == '_';
+    name.strip_prefix("-D")
+        .is_some_and(|name| name.chars().all(is_part))
+}
+
+/// Returns the length of the first word of `text` as a shell reads it, from within `quote`.
+fn word(text: &str, quote: Option<char>) -> usize {
+    let mut quoting = Quoting {
+        open: quote,
+        is_escaped: false,
     };
-    let blank = |text: &str| text.len() - text.trim_start_matches([' ', '\t']).len();
-    if unquoted.starts_with('=') {
-        let (separator, rest) = separated(1)?;
-        let value = if is_whole && !was_quoted {
-            rest
-        } else {
-            word(rest)
-        };
-        return Some((separator, value));
-    }
-    if let Some(rest) = unquoted.strip_prefix(':') {
-        let spaces = blank(rest);
-        if spaces == 0 && !was_quoted && !is_whole {
-            return None;
-        }
-        let (separator, rest) = separated(1 + spaces)?;
-        return Some((separator, if was_quoted { json(rest) } else { line(rest) }));
-    }
-    let spaces = blank(after);
-    if name.starts_with('-') && spaces > 0 {
-        let (separator, rest) = separated(spaces)?;
-        return (!rest.starts_with('-')).then(|| (separator, word(rest)));
-    }
-    None
-}
-
-/// Returns the start of `text` up to the end of a line or the quotes around it.
-fn line(text: &str) -> &str {
-    let end = text.find(['"', '\'', '\n']).unwrap_or(text.len());
-    text.get(..end).unwrap_or_default()
-}
-
-/// Returns the JSON value at the start of `text`, if it is a string or a number.
-fn json(text: &str) -> &str {
-    let end = match text.strip_prefix('"') {
-        Some(inner) => inner.find('"').map(|end| end + 2),
-        None => text.find([',', '}', ' ', '\n']),
-    };
-    text.get(..end.unwrap_or(text.len())).unwrap_or_default()
-}
-
-/// Returns the first word of `text` as a shell reads it, with quoted parts and escaped characters.
-fn word(text: &str) -> &str {
-    let mut quote = None;
-    let mut escaped = false;
     for (at, c) in text.char_indices() {
-        if escaped {
-            escaped = false;
+        if quoting.open.is_none() && !quoting.is_escaped && c.is_whitespace() {
+            return at;
+        }
+        quoting.advance(c);
+    }
+    text.len()
+}
+
+/// Returns the length of the string, list or object, as in JSON, at the start of `text`: all of `text` for anything
+/// else. A string ends at a quote with as many backslashes as at its start.
+fn structure(text: &str) -> usize {
+    let (mut depth, mut open, mut backslashes) = (0_usize, None, 0_usize);
+    for (at, c) in text.char_indices() {
+        if c == '\\' {
+            backslashes += 1;
             continue;
         }
-        match (quote, c) {
-            (_, '\\') => escaped = true,
-            (Some(open), _) if open == c => quote = None,
-            (None, '"' | '\'') if at == 0 || closes_later(text, at, c) => quote = Some(c),
-            (None, '"' | '\'' | '&' | ';' | '|' | ')' | '`') => {
-                return text.get(..at).unwrap_or_default();
-            }
-            (None, c) if c.is_whitespace() => return text.get(..at).unwrap_or_default(),
+        match (open, c) {
+            (None, '"' | '\'') => open = Some((c, backslashes)),
+            (None, '[' | '{') => depth += 1,
+            (None, ']' | '}') => depth = depth.saturating_sub(1),
+            (None, _) if depth == 0 => break,
+            (Some(start), _) if start == (c, backslashes) => open = None,
             _ => {}
         }
+        backslashes = 0;
+        if depth == 0 && open.is_none() {
+            let (value, rest) = text.split_at(at + c.len_utf8());
+            let next = rest.trim_start().chars().next();
+            let is_end = next.is_none_or(|c| matches!(c, ',' | ']' | '}' | ')'));
+            return if is_end { value.len() } else { text.len() };
+        }
     }
-    text
-}
-
-/// Whether the quote at `at` begins a part of a word, rather than ending the text around the word.
-fn closes_later(text: &str, at: usize, quote: char) -> bool {
-    let rest = text.get(at + 1..).unwrap_or_default();
-    rest.split_whitespace()
-        .next()
-        .is_some_and(|word| word.contains(quote))
+    text.len()
 }
 
 #[cfg(test)]
