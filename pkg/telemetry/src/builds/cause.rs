@@ -140,6 +140,17 @@ pub(crate) fn not_uploaded(others: usize) -> Explanation {
     )
 }
 
+/// Explains a miss without known actions to compare with: those of the time of the lookup are no longer recorded.
+pub(crate) fn forgotten() -> Explanation {
+    explanation(
+        Cause::NotComparable,
+        "Unknown: the actions that were known at the time of this lookup are no longer recorded.".to_owned(),
+        "The last few actions of each target, mnemonic and first output are recorded. Those that had results before \
+         this lookup were replaced by later ones, so that there is nothing to compare the action with."
+            .to_owned(),
+    )
+}
+
 /// Explains a miss whose comparison fails: this action, or the known ones, cannot be read.
 pub(crate) fn not_comparable(action: Option<&Unreadable>, others: &[Unreadable]) -> Explanation {
     let sentence = if let Some(why) = action {

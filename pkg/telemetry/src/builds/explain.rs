@@ -14,6 +14,9 @@ pub(crate) async fn explain(
     action: &str,
     candidates: &[KnownAction],
 ) -> Explanation {
+    if candidates.is_empty() {
+        return cause::forgotten();
+    }
     match contents.action(action).await {
         Ok(parts) => nearest(contents, redaction, &parts, candidates).await,
         Err(Unreadable::Missing(what)) if what.starts_with("action ") => {

@@ -23,6 +23,9 @@ pub(crate) struct KnownAction {
     pub(crate) instance: String,
     /// The time when the result was stored or last found, in milliseconds since the Unix epoch.
     pub(crate) at_ms: u64,
+    /// The time when a result was stored or found first, in milliseconds since the Unix epoch. 0 if it is not known.
+    #[serde(default)]
+    pub(crate) first_ms: u64,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -89,6 +92,7 @@ impl KnownActions {
         let (family, key) = (family(target, mnemonic), key(target, mnemonic, output));
         // A newer time alone is not worth saving.
         self.changes += u64::from(!self.actions.contains_key(action));
+        let first_ms = self.last_result(action).map_or(now, |last| last.first_ms);
         let known = self.outputs.entry(key).or_default();
         known.family = family;
         known.actions.retain(|known| known.action != *action);
@@ -99,6 +103,7 @@ impl KnownActions {
             action: action.clone(),
             instance: instance.clone(),
             at_ms: now,
+            first_ms,
         });
         self.families.entry(family).or_default().insert(key);
         self.actions.insert(action.clone(), key);
@@ -113,8 +118,8 @@ impl KnownActions {
         known.actions.iter().find(|known| known.action == action)
     }
 
-    /// Returns other actions of the target and mnemonic known at the time `until`, the newest first. Those with the same
-    /// first output precede the others; without an output, all count.
+    /// Returns other actions of the target and mnemonic that had a result at the time `until`, the newest first. Those
+    /// with the same first output precede the others; without an output, all count.
     pub(crate) fn candidates(
         &self,
         names: &ActionNames,
@@ -127,7 +132,8 @@ impl KnownActions {
             mnemonic,
             ..
         } = names;
-        let is_candidate = |known: &&KnownAction| known.action != *action && known.at_ms <= until;
+        let is_candidate =
+            |known: &&KnownAction| known.action != *action && known.first_ms <= until;
         let same = output.and_then(|output| self.outputs.get(&key(target, mnemonic, output)));
         let same = same.into_iter().flat_map(|known| &known.actions);
         let mut candidates: Vec<_> = same.filter(is_candidate).cloned().collect();
@@ -251,6 +257,22 @@ mod tests {
         assert_eq!(find(compile("new"), None, 9), "c b a");
         assert_eq!(find(names("new", "//:lib", "CppLink"), x, 9), "");
         assert_eq!(find(names("new", "//:lob", "CppCompile"), x, 9), "");
+    }
+
+    #[test]
+    fn a_later_hit_of_a_known_action_does_not_hide_it_from_an_earlier_miss() {
+        let mut known = KnownActions::default();
+        known.record(&compile("a"), "o", 1);
+        known.record(&compile("a"), "o", 5);
+        assert_eq!(digests(&known.candidates(&compile("b"), Some("o"), 2)), "a");
+        assert_eq!(digests(&known.candidates(&compile("b"), Some("o"), 0)), "");
+    }
+
+    #[test]
+    fn a_file_without_first_times_is_read() {
+        let known: KnownAction =
+            serde_json::from_str(r#"{"action":"a/1","instance":"","at_ms":5}"#).unwrap();
+        assert_eq!((known.at_ms, known.first_ms), (5, 0));
     }
 
     #[test]

@@ -12,7 +12,7 @@ use reapi::v2::{self, ActionResult, OutputFile};
 use tokio::{task::JoinHandle, time::timeout};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::*;
+use super::{event::now_ms, *};
 use crate::Call;
 
 /// A server with recorded builds, in memory but for the history.
@@ -291,6 +291,47 @@ async fn an_action_that_was_never_uploaded_is_not_explained_by_a_guess() {
         .unwrap();
     assert_eq!(view.explanation.unwrap().cause, Cause::Differs);
     assert_eq!(view.arguments, ["two"]);
+}
+
+#[tokio::test]
+async fn a_miss_is_compared_with_an_action_that_was_hit_after_it() {
+    let server = Server::new();
+    let known = server.miss_and_store("a", &["one"]).await;
+    server.explanation("a", &known).await;
+    let (encoded, _) = action(&["two"]);
+    let changed = DigestFunction::Sha256.digest(&encoded);
+    assert!(!server.look_up("b", &changed).await);
+    server.build("b", |build| build.misses.len() == 1).await;
+    // The times of calls are milliseconds.
+    let missed = now_ms();
+    while now_ms() == missed {
+        tokio::task::yield_now().await;
+    }
+    assert!(server.look_up("c", &known).await);
+    server.build("c", |build| build.head.total.hits == 1).await;
+    let view = server.builds.action(&changed.to_string(), 0).await.unwrap();
+    let worth = view.explanation.unwrap().worth;
+    assert!(
+        worth.starts_with("One other action of the same target"),
+        "{worth}"
+    );
+    let output = server.blob(b"output".to_vec()).await;
+    server.upload(&["two"]).await;
+    server.store("b", &changed, &output).await;
+    let explanation = server.explanation("b", &changed).await;
+    assert_eq!(explanation.cause, Cause::Differs);
+}
+
+#[tokio::test]
+async fn without_known_actions_no_difference_is_claimed() {
+    let server = Server::new();
+    let contents = Contents(vec![Arc::clone(&server.store) as _]);
+    let redaction = Redaction::new::<&str>(&[]).unwrap();
+    let unknown = DigestFunction::Sha256.digest(b"unknown").to_string();
+    let explained = explain::explain(&contents, &redaction, &unknown, &[]).await;
+    let text = format!("{} {}", explained.sentence, explained.worth);
+    assert!(!text.contains("differs"), "{text}");
+    assert_eq!(explained.cause, Cause::NotComparable);
 }
 
 #[tokio::test]
