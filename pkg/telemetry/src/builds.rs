@@ -59,6 +59,8 @@ pub struct BuildsOptions {
     pub redaction: Redaction,
     /// The stores from which actions are read, the local tier first.
     pub stores: Vec<Arc<dyn Peek>>,
+    /// Set if `stores` is the local tier only, and a backing cache may have what it lacks.
+    pub is_local_only: bool,
     /// The evictions of the local tier.
     pub evictions: Arc<Evictions>,
 }
@@ -91,7 +93,10 @@ impl Builds {
         let builds = Self(Arc::new(Shared {
             state: Mutex::new(State::new()),
             redaction: options.redaction,
-            contents: Contents(options.stores),
+            contents: Contents {
+                stores: options.stores,
+                is_local_only: options.is_local_only,
+            },
             evictions: options.evictions,
             history: dir.map(|dir| History::new(&dir, options.history_max)),
             events: send,

@@ -127,16 +127,55 @@ fn never_seen(
     explanation(Cause::NeverSeen, sentence, worth)
 }
 
-/// Explains a miss of an action that cannot be read.
+/// Explains a miss of an action that is not in the cache, and of which no eviction is recorded.
 pub(crate) fn not_uploaded(others: usize) -> Explanation {
-    let others = number(others);
     explanation(
         Cause::NotUploaded,
         "Unknown: the client never uploaded the action.".to_owned(),
         format!(
-            "{others} of the same target and mnemonic had results, so the action differs from them. Clients upload an \
-             action together with its result, or before remote execution; it may still follow, or have been evicted."
+            "{} No eviction of the action is recorded. Clients upload an action together with its result, or before \
+             remote execution; it may still follow. An upload that was evicted before the records began is not known.",
+            differing(others)
         ),
+    )
+}
+
+/// Explains a miss of an action that is not in the local tier, of which no eviction is recorded. The backing cache is
+/// not read.
+pub(crate) fn not_in_local_tier(others: usize) -> Explanation {
+    explanation(
+        Cause::NotComparable,
+        "Unknown: the action is not in the local tier.".to_owned(),
+        format!(
+            "{} Only the local tier is read for comparisons; the backing cache may have the action. Clients upload an \
+             action together with its result, or before remote execution; it may still follow.",
+            differing(others)
+        ),
+    )
+}
+
+/// Explains a miss of an action that was evicted from the local tier.
+pub(crate) fn action_evicted(evicted_ms: u64, missed_ms: u64, others: usize) -> Explanation {
+    let when = if evicted_ms <= missed_ms {
+        format!("{} before", span(evicted_ms, missed_ms))
+    } else {
+        format!("{} after", span(missed_ms, evicted_ms))
+    };
+    explanation(
+        Cause::NotComparable,
+        format!("Unknown: the action was uploaded, but evicted {when} this lookup."),
+        format!(
+            "{} The local tier recorded the eviction of the action, so that it cannot be compared.",
+            differing(others)
+        ),
+    )
+}
+
+/// Describes that the action differs from those that had results.
+fn differing(others: usize) -> String {
+    format!(
+        "{} of the same target and mnemonic had results, so the action differs from them.",
+        number(others)
     )
 }
 
@@ -145,8 +184,8 @@ pub(crate) fn forgotten() -> Explanation {
     explanation(
         Cause::NotComparable,
         "Unknown: the actions that were known at the time of this lookup are no longer recorded.".to_owned(),
-        "The last few actions of each target, mnemonic and first output are recorded. Those that had results before \
-         this lookup were replaced by later ones, so that there is nothing to compare the action with."
+        "The last few actions of each target, mnemonic and first output are recorded. None of them is known to have \
+         had a result before this lookup, so that there is nothing to compare the action with."
             .to_owned(),
     )
 }

@@ -45,9 +45,10 @@ pub enum Cause {
     },
     /// The action differs from the nearest known action of the same target and mnemonic.
     Differs,
-    /// Other actions of the target are known, but the client never uploaded this one.
+    /// Other actions of the target are known, but this one is not in the cache, and no eviction of it is recorded.
     NotUploaded,
-    /// Other actions of the target are known, but one side of the comparison is not in the cache.
+    /// Other actions of the target are known, but one side of the comparison was evicted, is not in the stores that are
+    /// read, or is no longer recorded.
     NotComparable,
 }
 

@@ -11,6 +11,7 @@ use super::{
     explain::explain,
     known::{ActionNames, parse},
     model::{MAX_TEXT, clip},
+    state::Job,
 };
 
 /// The most builds of a page.
@@ -167,11 +168,18 @@ impl Builds {
             .lock()
             .known
             .candidates(&names, output, miss.at_ms);
+        let miss = Job {
+            build: last.build.clone(),
+            action: miss.action.clone(),
+            at_ms: miss.at_ms,
+            candidates,
+        };
+        let shared = &self.0;
         explain(
-            &self.0.contents,
-            &self.0.redaction,
-            &miss.action,
-            &candidates,
+            &shared.contents,
+            &shared.redaction,
+            &shared.evictions,
+            &miss,
         )
         .await
     }

@@ -47,6 +47,8 @@ struct KeptBuild {
 pub(crate) struct Job {
     pub(crate) build: String,
     pub(crate) action: String,
+    /// The time of the lookup, in milliseconds since the Unix epoch.
+    pub(crate) at_ms: u64,
     pub(crate) candidates: Vec<KnownAction>,
 }
 
@@ -340,6 +342,7 @@ impl KeptBuild {
         Some(Job {
             build: self.build.head.id.clone(),
             action: names.action.clone(),
+            at_ms: before,
             candidates,
         })
     }

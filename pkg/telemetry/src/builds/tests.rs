@@ -12,7 +12,7 @@ use reapi::v2::{self, ActionResult, OutputFile};
 use tokio::{task::JoinHandle, time::timeout};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::{event::now_ms, *};
+use super::{event::now_ms, known::KnownAction, *};
 use crate::Call;
 
 /// A server with recorded builds, in memory but for the history.
@@ -33,6 +33,7 @@ impl Server {
             history_max: 1 << 20,
             redaction: Redaction::new(&["TOKEN"]).unwrap(),
             stores: vec![Arc::clone(&store) as _],
+            is_local_only: false,
             evictions: Arc::clone(&evictions),
         });
         let memory = Budget::memory("trees", u64::MAX);
@@ -322,16 +323,63 @@ async fn a_miss_is_compared_with_an_action_that_was_hit_after_it() {
     assert_eq!(explanation.cause, Cause::Differs);
 }
 
+/// Explains a miss of an action that is in no store.
+async fn explain_unknown(
+    is_local_only: bool,
+    others: &[&str],
+    evicted_ago: Option<u64>,
+) -> Explanation {
+    let contents = Contents {
+        stores: vec![Arc::<MemoryStore>::default() as _],
+        is_local_only,
+    };
+    let redaction = Redaction::new::<&str>(&[]).unwrap();
+    let (unknown, evictions) = (
+        DigestFunction::Sha256.digest(b"unknown"),
+        Evictions::default(),
+    );
+    if evicted_ago.is_some() {
+        evictions.evicted(&unknown.hash_prefix(), false);
+    }
+    let known = |action: &&str| KnownAction {
+        action: (*action).to_owned(),
+        instance: String::new(),
+        at_ms: 0,
+        first_ms: 0,
+    };
+    let job = state::Job {
+        build: "b".to_owned(),
+        action: unknown.to_string(),
+        at_ms: now_ms() + evicted_ago.unwrap_or(0),
+        candidates: others.iter().map(known).collect(),
+    };
+    explain::explain(&contents, &redaction, &evictions, &job).await
+}
+
 #[tokio::test]
 async fn without_known_actions_no_difference_is_claimed() {
-    let server = Server::new();
-    let contents = Contents(vec![Arc::clone(&server.store) as _]);
-    let redaction = Redaction::new::<&str>(&[]).unwrap();
-    let unknown = DigestFunction::Sha256.digest(b"unknown").to_string();
-    let explained = explain::explain(&contents, &redaction, &unknown, &[]).await;
+    let explained = explain_unknown(false, &[], None).await;
     let text = format!("{} {}", explained.sentence, explained.worth);
     assert!(!text.contains("differs"), "{text}");
     assert_eq!(explained.cause, Cause::NotComparable);
+}
+
+#[tokio::test]
+async fn an_action_that_was_evicted_is_not_called_never_uploaded() {
+    let hour = 3_600_000;
+    let explained = explain_unknown(false, &["a/1"], Some(3 * hour)).await;
+    let expected = "Unknown: the action was uploaded, but evicted 3 h before this lookup.";
+    assert_eq!(explained.sentence, expected);
+    assert_eq!(explained.cause, Cause::NotComparable);
+}
+
+#[tokio::test]
+async fn an_action_that_only_the_local_tier_lacks_is_not_called_never_uploaded() {
+    let explained = explain_unknown(true, &["a/1"], None).await;
+    let expected = "Unknown: the action is not in the local tier.";
+    assert_eq!(explained.sentence, expected);
+    let explained = explain_unknown(false, &["a/1"], None).await;
+    assert_eq!(explained.cause, Cause::NotUploaded);
 }
 
 #[tokio::test]
@@ -435,6 +483,7 @@ async fn calls_that_the_worker_cannot_keep_up_with_are_counted_and_not_delayed()
         history_max: 0,
         redaction: Redaction::new::<&str>(&[]).unwrap(),
         stores: Vec::new(),
+        is_local_only: false,
         evictions: Arc::default(),
     });
     let actions = RecordedActions::new(Arc::new(MemoryStore::default()), builds.clone());

@@ -185,12 +185,7 @@ async fn explain_all(builds: &Builds) {
     let shared = &builds.0;
     loop {
         let job = shared.jobs.next().await;
-        let explained = explain(
-            &shared.contents,
-            &shared.redaction,
-            &job.action,
-            &job.candidates,
-        );
+        let explained = explain(&shared.contents, &shared.redaction, &shared.evictions, &job);
         let explanation = explained.await;
         shared.state.lock().explained(&job, explanation);
         shared.explained.notify_one();

@@ -121,6 +121,7 @@ fn explanations_of_one_build_are_bounded() {
         let job = Job {
             build: "b".to_owned(),
             action: event(number, Outcome::Miss).action.to_string(),
+            at_ms: 0,
             candidates: Vec::new(),
         };
         state.explained(&job, cause::differs(comparison.clone(), 0, None));
