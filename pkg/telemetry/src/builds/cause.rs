@@ -108,7 +108,8 @@ fn never_seen(
     now: u64,
 ) -> Explanation {
     let sentence = if names.target.is_empty() {
-        "The client named no target, so the action cannot be compared with others.".to_owned()
+        "No result of this action is recorded, and the client names no target, so there is nothing to compare it with."
+            .to_owned()
     } else {
         let ActionNames {
             target, mnemonic, ..

@@ -19,7 +19,7 @@ pub struct Explanation {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum Cause {
-    /// No action of the target with the mnemonic was recorded before.
+    /// No result of the action is recorded, nor of another one of its target and mnemonic, if it has a target.
     NeverSeen,
     /// The result was evicted at this time, in milliseconds since the Unix epoch.
     Evicted {

@@ -64,10 +64,10 @@ impl State {
     /// Adds the results of the builds to the known actions, which are saved less often.
     pub(crate) fn recall(&mut self) {
         for miss in self.builds.values().flat_map(|kept| &kept.build.misses) {
-            let (Some(output), Some(stored)) = (&miss.output, miss.stored_ms) else {
+            let Some(stored) = miss.stored_ms else {
                 continue;
             };
-            if miss.target.is_empty() || self.known.last_result(&miss.action).is_some() {
+            if self.known.last_result(&miss.action).is_some() {
                 continue;
             }
             let names = ActionNames {
@@ -76,7 +76,7 @@ impl State {
                 target: miss.target.clone(),
                 mnemonic: miss.mnemonic.clone(),
             };
-            self.known.record(&names, output, stored);
+            self.known.record(&names, miss.output.as_deref(), stored);
         }
     }
 
@@ -94,11 +94,9 @@ impl State {
         } else {
             self.apply_to_build(event, call, &names, evictions)
         };
-        if let (Outcome::Hit(facts) | Outcome::Stored(facts), false) =
-            (&event.outcome, names.target.is_empty())
-            && let Some(output) = &facts.output
-        {
-            self.known.record(&names, output, event.at_ms);
+        if let Outcome::Hit(facts) | Outcome::Stored(facts) = &event.outcome {
+            self.known
+                .record(&names, facts.output.as_deref(), event.at_ms);
         }
         job
     }

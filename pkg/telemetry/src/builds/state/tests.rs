@@ -3,7 +3,7 @@ use std::sync::LazyLock;
 use gorego_storage::DigestFunction;
 
 use super::*;
-use crate::builds::{Comparison, Redaction, cause, event::testing::call};
+use crate::builds::{Cause, Comparison, Redaction, cause, event::testing::call};
 
 static EVICTIONS: LazyLock<Evictions> = LazyLock::new(Evictions::default);
 static REDACTION: LazyLock<Redaction> = LazyLock::new(|| Redaction::new::<&str>(&[]).unwrap());
@@ -62,6 +62,26 @@ fn a_second_miss_of_an_action_is_counted_but_listed_once() {
     }
     let build = state.build("b").unwrap();
     assert_eq!((build.head.total.misses, build.misses.len()), (2, 1));
+}
+
+#[test]
+fn a_miss_without_a_target_is_explained_by_the_last_result_of_the_action() {
+    let mut state = State::new();
+    let call = call("b", "", "");
+    let call = CallNames::of(Some(&call), &REDACTION);
+    let facts = ResultFacts {
+        output: Some("out".to_owned()),
+        ..ResultFacts::default()
+    };
+    state.apply(&event(1, Outcome::Stored(facts)), &call, &EVICTIONS);
+    state.apply(&event(1, Outcome::Miss), &call, &EVICTIONS);
+    state.apply(&event(2, Outcome::Miss), &call, &EVICTIONS);
+    let misses = &state.build("b").unwrap().misses;
+    let explained = |at: usize| misses[at].explanation.clone().unwrap();
+    assert_eq!(explained(0).cause, Cause::Lost { stored_ms: 1 });
+    assert_eq!(explained(1).cause, Cause::NeverSeen);
+    let sentence = explained(1).sentence;
+    assert!(sentence.contains("names no target"), "{sentence}");
 }
 
 #[test]
