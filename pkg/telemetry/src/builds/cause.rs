@@ -73,8 +73,8 @@ fn evicted(at_ms: u64, now: u64) -> Explanation {
     explanation(
         Cause::Evicted { at_ms },
         format!("The result was evicted {} before this lookup.", span(at_ms, now)),
-        "Recorded by the local tier when it evicted the result. The record does not distinguish instance names. With \
-         a backing cache, that one had no result either."
+        "Recorded by the local tier when it evicted the result. The record does not distinguish instance names. \
+         gorego answered that there is none; a backing cache, if any, may have been unreachable."
             .to_owned(),
     )
 }
@@ -82,9 +82,12 @@ fn evicted(at_ms: u64, now: u64) -> Explanation {
 fn lost(stored_ms: u64, now: u64) -> Explanation {
     explanation(
         Cause::Lost { stored_ms },
-        format!("There was a result {} before this lookup; it is missing.", span(stored_ms, now)),
-        "No eviction of it is recorded: its file was removed or is corrupt, the backing cache lost it, or the record \
-         of its eviction is too old."
+        format!(
+            "There was a result {} before this lookup, but gorego answered that there is none.",
+            span(stored_ms, now)
+        ),
+        "No eviction of it is recorded: its file was removed or is corrupt, the backing cache, if any, lost it or was \
+         unreachable, or the record of its eviction is too old."
             .to_owned(),
     )
 }
@@ -114,11 +117,11 @@ fn never_seen(
         let ActionNames {
             target, mnemonic, ..
         } = names;
-        format!("No action {mnemonic} of {target} had a result before.")
+        format!("No result of an action {mnemonic} of {target} was recorded before.")
     };
     let mut worth = format!(
-        "True of the {} for which this server has recorded actions; older ones, and those beyond the limits of its \
-         records, are not known.",
+        "True of the {} for which this server has recorded actions; older ones, those beyond the limits of its \
+         records, and those that only a backing cache has, are not known.",
         span(known.since_ms(), now)
     );
     if let Some(forgotten) = evictions.forgotten_ms() {

@@ -33,7 +33,7 @@ pub enum Cause {
         /// The time of the blob's eviction, if it is recorded.
         evicted_ms: Option<u64>,
     },
-    /// The result was stored at this time and is missing, although no eviction of it is recorded.
+    /// The result was stored at this time and not found, although no eviction of it is recorded.
     Lost {
         /// The time at which the result was stored or last read.
         stored_ms: u64,

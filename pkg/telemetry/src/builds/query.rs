@@ -97,6 +97,7 @@ impl Builds {
         let (name, last_miss) = self.find_miss(digest)?;
         let mut view = ActionView {
             action: name.clone(),
+            is_local_only: self.0.contents.is_local_only,
             ..ActionView::default()
         };
         let _permit = self.0.views.acquire().await.ok()?;
@@ -107,10 +108,8 @@ impl Builds {
             }
             Err(why) => view.unreadable = Some(why.to_string()),
         }
-        let instance = last_miss
-            .as_ref()
-            .map_or("", |it| it.miss.instance.as_str());
-        self.list_outputs(&mut view, instance).await;
+        view.instances = self.instances(&name, last_miss.as_ref());
+        self.list_outputs(&mut view).await;
         view.explanation = match &last_miss {
             Some(last) => Some(self.explanation_of(last).await),
             None => None,
@@ -256,10 +255,32 @@ impl Builds {
         }
     }
 
-    async fn list_outputs(&self, view: &mut ActionView, instance: &str) {
-        let Some(result) = self.0.contents.result(instance, &view.action).await else {
+    /// Returns the instance names under which a result may be: that of the last known result and that of the miss.
+    fn instances(&self, action: &str, miss: Option<&TargetMiss>) -> Vec<String> {
+        let state = self.0.state.lock();
+        let known = state.known.last_result(action);
+        let known = known.map(|known| known.instance.clone());
+        let missed = miss.map(|it| it.miss.instance.clone());
+        let mut instances: Vec<_> = known.into_iter().chain(missed).collect();
+        instances.dedup();
+        if instances.is_empty() {
+            instances.push(String::new());
+        }
+        instances
+    }
+
+    async fn list_outputs(&self, view: &mut ActionView) {
+        let mut found = None;
+        for instance in &view.instances {
+            if let Some(result) = self.0.contents.result(instance, &view.action).await {
+                found = Some((instance.clone(), result));
+                break;
+            }
+        }
+        let Some((instance, result)) = found else {
             return;
         };
+        view.instances = vec![instance];
         let text = |digest: &Option<reapi::v2::Digest>| {
             digest
                 .as_ref()

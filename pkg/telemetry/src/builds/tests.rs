@@ -220,7 +220,7 @@ async fn the_first_action_of_a_target_was_never_seen() {
     assert_eq!(explanation.cause, Cause::NeverSeen);
     assert_eq!(
         explanation.sentence,
-        "No action Genrule of //:t had a result before."
+        "No result of an action Genrule of //:t was recorded before."
     );
 }
 
@@ -395,6 +395,9 @@ async fn evicted_lost_and_never_seen_results_are_distinguished() {
         matches!(explanation.cause, Cause::Evicted { at_ms } if at_ms > 0),
         "{explanation:?}"
     );
+    // An outage of a backing cache is answered like a result that does not exist.
+    let worth = explanation.worth;
+    assert!(worth.contains("may have been unreachable"), "{worth}");
 
     // A store that lacks the result that it was given.
     let empty = RecordedActions::new(Arc::new(MemoryStore::default()), server.builds.clone());
@@ -410,11 +413,32 @@ async fn evicted_lost_and_never_seen_results_are_distinguished() {
         matches!(explanation.cause, Cause::Lost { .. }),
         "{explanation:?}"
     );
+    let text = format!("{} {}", explanation.sentence, explanation.worth);
+    assert!(
+        text.contains("gorego answered that there is none"),
+        "{text}"
+    );
+    assert!(text.contains("was unreachable"), "{text}");
     let explanation = server.explanation("cother", &lost).await;
     let expected = Cause::OtherInstance {
         instance: String::new(),
     };
     assert_eq!(explanation.cause, expected);
+}
+
+#[tokio::test]
+async fn a_result_under_another_instance_name_is_shown_with_that_name() {
+    let server = Server::new();
+    let action = server.upload(&["one"]).await;
+    let stored = server
+        .actions
+        .put("other", &action, ActionResult::default());
+    call("a").scope(stored).await.unwrap();
+    assert!(!server.look_up("b", &action).await);
+    server.build("b", |build| build.misses.len() == 1).await;
+    let view = server.builds.action(&action.to_string(), 0).await.unwrap();
+    assert_eq!(view.outputs, Some(Vec::new()));
+    assert_eq!(view.instances, ["other"]);
 }
 
 #[tokio::test]

@@ -144,17 +144,41 @@ fn outputs(action: &ActionView) -> Markup {
         h2 { "Outputs" }
         @match &action.outputs {
             Some(outputs) => {
-                @if let Some(code) = action.exit_code { p.muted { "The result is in the cache, with exit code " (code) "." } }
+                @if let Some(code) = action.exit_code {
+                    p.muted { "The result is in " (place(action)) " " (instances(action)) ", with exit code " (code) "." }
+                }
                 @if !outputs.is_empty() { (entries("Outputs", outputs)) }
             }
             None => {
-                p.empty { "The cache has no result of this action." }
+                p.empty {
+                    "There is no result of this action in " (place(action)) " " (instances(action)) "."
+                    @if action.is_local_only { " The backing cache was not asked." }
+                }
                 @if !action.output_paths.is_empty() {
                     p { "Declared: " @for path in &action.output_paths { code { (path) } " " } }
                 }
             }
         }
     }
+}
+
+/// Returns the name of the stores that were searched.
+const fn place(action: &ActionView) -> &'static str {
+    if action.is_local_only {
+        "the local tier"
+    } else {
+        "the cache"
+    }
+}
+
+/// Describes the instance names that were searched.
+fn instances(action: &ActionView) -> String {
+    let names: Vec<_> = action
+        .instances
+        .iter()
+        .map(|it| format!("{it:?}"))
+        .collect();
+    format!("under instance name {}", names.join(" or "))
 }
 
 fn entries(label: &str, entries: &[Entry]) -> Markup {
@@ -171,4 +195,24 @@ fn entries(label: &str, entries: &[Entry]) -> Markup {
             }
         },
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_absent_result_is_claimed_only_of_the_stores_and_names_that_were_searched() {
+        let mut action = ActionView {
+            instances: vec!["a".to_owned(), String::new()],
+            ..ActionView::default()
+        };
+        let page = outputs(&action).into_string();
+        let expected = "There is no result of this action in the cache under instance name &quot;a&quot; or &quot;&quot;.";
+        assert!(page.contains(expected), "{page}");
+        action.is_local_only = true;
+        let page = outputs(&action).into_string();
+        assert!(page.contains("in the local tier under"), "{page}");
+        assert!(page.contains("The backing cache was not asked."), "{page}");
+    }
 }
