@@ -54,6 +54,7 @@ pub enum Cause {
 
 /// The differences between an action and the nearest known one.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Comparison {
     /// The digests of the nearest known actions. More than one if they are equally near; the differences are those
     /// from the first, the most recent one.

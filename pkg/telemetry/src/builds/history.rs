@@ -1,7 +1,8 @@
 //! The builds on the disk: a file for each build, and two files of what explanations rest on.
 //!
 //! A file begins with a line with the checksum of the rest, and is renamed into place. A truncated or corrupt file of a
-//! build is removed; of the other two, it is ignored until it is written again.
+//! build is removed; of the other two, it is ignored until it is written again. A whole file that this release cannot
+//! parse may be of another one, and stays within the limit.
 
 use std::{
     fs, io,
@@ -45,18 +46,25 @@ impl History {
     }
 
     /// Reads the builds, the newest first, until `see` returns `false`. Removes those that are damaged or beyond
-    /// the limit, and what a crash left.
+    /// the limit, and what a crash left. One that cannot be read or parsed is logged and skipped.
     pub(crate) fn load(&self, mut see: impl FnMut(Build) -> bool) -> io::Result<()> {
         self.trim()?;
-        for file in self.files()?.into_iter().rev() {
-            match read::<Build>(&file.path) {
-                Ok(Some(build)) => {
-                    if !see(build) {
-                        break;
-                    }
+        for BuildFile { path, .. } in self.files()?.into_iter().rev() {
+            let read = match content_of(&path) {
+                Ok(Some(content)) => serde_json::from_slice(&content).map_err(io::Error::from),
+                Ok(None) => {
+                    skipped(
+                        fs::remove_file(&path),
+                        "failed to remove a damaged build",
+                        &path,
+                    );
+                    continue;
                 }
-                Ok(None) => fs::remove_file(&file.path)?,
-                Err(error) => return Err(error),
+                Err(error) => Err(error),
+            };
+            let build = skipped(read, "failed to read a build of an earlier run", &path);
+            if build.is_some_and(|build| !see(build)) {
+                break;
             }
         }
         Ok(())
@@ -126,8 +134,10 @@ impl History {
             if total <= self.max_bytes {
                 break;
             }
-            fs::remove_file(&file.path)?;
-            total -= file.bytes;
+            let removed = fs::remove_file(&file.path);
+            if skipped(removed, "failed to remove an old build", &file.path).is_some() {
+                total -= file.bytes;
+            }
         }
         Ok(())
     }
@@ -141,24 +151,32 @@ impl History {
         };
         let mut files = Vec::new();
         for entry in listed {
-            let entry = entry?;
+            let Some(entry) = skipped(entry, "failed to list a build", &self.folder) else {
+                continue;
+            };
             let path = entry.path();
             let name = entry.file_name();
             let name = name.to_string_lossy();
             if name.ends_with(PARTIAL) {
                 let _ = fs::remove_file(&path);
             } else if name.ends_with(BUILD) {
-                let meta = entry.metadata()?;
-                files.push(BuildFile {
-                    modified: meta.modified()?,
-                    bytes: meta.len(),
-                    path,
-                });
+                let meta = skipped(entry.metadata(), "failed to inspect a build", &path);
+                files.extend(
+                    meta.filter(fs::Metadata::is_file)
+                        .map(|meta| BuildFile::new(path, &meta)),
+                );
             }
         }
         files.sort_by(|a, b| (a.modified, &a.path).cmp(&(b.modified, &b.path)));
         Ok(files)
     }
+}
+
+/// Returns the value; logs the failure, which concerns only one file.
+fn skipped<T>(outcome: io::Result<T>, what: &str, path: &Path) -> Option<T> {
+    outcome
+        .inspect_err(|error| tracing::warn!(%error, "{what}: {}", path.display()))
+        .ok()
 }
 
 fn read<T: DeserializeOwned>(path: &Path) -> io::Result<Option<T>> {
@@ -190,6 +208,16 @@ struct BuildFile {
     modified: SystemTime,
     bytes: u64,
     path: PathBuf,
+}
+
+impl BuildFile {
+    fn new(path: PathBuf, meta: &fs::Metadata) -> Self {
+        Self {
+            modified: meta.modified().unwrap_or(SystemTime::UNIX_EPOCH),
+            bytes: meta.len(),
+            path,
+        }
+    }
 }
 
 #[cfg(test)]
@@ -280,6 +308,42 @@ mod tests {
         assert_eq!(ids(&history), ["whole"]);
         assert!(!partial.exists());
         assert!(!history.path_of("torn").exists());
+    }
+
+    #[test]
+    fn an_odd_entry_does_not_hide_the_other_builds() {
+        let dir = tempfile::tempdir().unwrap();
+        let history = History::new(dir.path(), u64::MAX);
+        history.save(&[build("one")]).unwrap();
+        fs::create_dir(history.folder.join("zz.build")).unwrap();
+        std::os::unix::fs::symlink("zz.build", history.folder.join("link.build")).unwrap();
+        assert_eq!(ids(&history), ["one"]);
+        let limited = History::new(dir.path(), 0);
+        limited.save(&[]).unwrap();
+        assert!(ids(&history).is_empty());
+    }
+
+    #[test]
+    fn a_whole_file_that_cannot_be_parsed_is_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let history = History::new(dir.path(), u64::MAX);
+        history.save(&[build("one")]).unwrap();
+        let other = history.path_of("other");
+        history.write(&other, b"{\"head\": 1}").unwrap();
+        assert_eq!(ids(&history), ["one"]);
+        assert!(other.exists());
+    }
+
+    #[test]
+    fn a_build_with_other_fields_than_those_of_this_release_is_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let history = History::new(dir.path(), u64::MAX);
+        let fields = br#"{"head": {"id": "old", "later": 1}, "targets": {"//:t": {"hits": 1}},
+            "misses": [{"action": "a/1"}], "later": []}"#;
+        history.write(&history.path_of("old"), fields).unwrap();
+        let read = history.build("old").unwrap().unwrap();
+        assert_eq!(read.targets["//:t"].hits, 1);
+        assert_eq!(read.misses[0].action, "a/1");
     }
 
     #[test]

@@ -15,7 +15,8 @@ const MAX_ACTIONS: usize = 3;
 pub(crate) const MAX_CANDIDATES: usize = 4;
 
 /// An action that had a result.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub(crate) struct KnownAction {
     /// The digest, as `hash/size`.
     pub(crate) action: String,
@@ -24,11 +25,11 @@ pub(crate) struct KnownAction {
     /// The time when the result was stored or last found, in milliseconds since the Unix epoch.
     pub(crate) at_ms: u64,
     /// The time when a result was stored or found first, in milliseconds since the Unix epoch. 0 if it is not known.
-    #[serde(default)]
     pub(crate) first_ms: u64,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 struct OutputActions {
     /// The hash of the target and mnemonic.
     family: u64,
@@ -48,6 +49,7 @@ pub(crate) struct ActionNames {
 
 /// The known actions.
 #[derive(Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub(crate) struct KnownActions {
     /// The start of the records, in milliseconds since the Unix epoch.
     since_ms: u64,
