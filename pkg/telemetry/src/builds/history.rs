@@ -6,6 +6,7 @@
 
 use std::{
     fs, io,
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     time::SystemTime,
 };
@@ -13,7 +14,7 @@ use std::{
 use gorego_storage::DigestFunction;
 use serde::de::DeserializeOwned;
 
-use super::Build;
+use super::{Build, state::MAX_BUILDS};
 
 /// The folder in the data directory.
 const FOLDER: &str = "builds";
@@ -32,8 +33,10 @@ const MAX_FILE: u64 = 32 * 1024 * 1024;
 #[derive(Clone, Debug)]
 pub(crate) struct History {
     folder: PathBuf,
-    /// The most bytes that the files of builds may take.
+    /// The most bytes of disk that all files may take.
     max_bytes: u64,
+    /// The most files of builds.
+    max_files: usize,
 }
 
 impl History {
@@ -42,6 +45,7 @@ impl History {
         Self {
             folder: dir.join(FOLDER),
             max_bytes,
+            max_files: MAX_BUILDS,
         }
     }
 
@@ -92,7 +96,7 @@ impl History {
 
     /// Writes the known actions, encoded.
     pub(crate) fn save_known(&self, encoded: &[u8]) -> io::Result<()> {
-        self.write(&self.folder.join(KNOWN), encoded)
+        self.save_records(KNOWN, encoded)
     }
 
     /// Reads the evictions, encoded.
@@ -102,7 +106,29 @@ impl History {
 
     /// Writes the evictions, encoded.
     pub(crate) fn save_evictions(&self, encoded: &[u8]) -> io::Result<()> {
-        self.write(&self.folder.join(EVICTIONS), encoded)
+        self.save_records(EVICTIONS, encoded)
+    }
+
+    /// Writes records of explanations, then removes the oldest builds beyond the limit. Keeps none that would take more
+    /// than a quarter of it.
+    fn save_records(&self, name: &str, encoded: &[u8]) -> io::Result<()> {
+        let path = self.folder.join(name);
+        if encoded.len() as u64 > self.max_bytes / 4 {
+            return remove_if_present(&path);
+        }
+        self.write(&path, encoded)?;
+        self.trim()
+    }
+
+    /// Removes all that was kept, and the folder unless something else is in it.
+    pub(crate) fn clear(&self) -> io::Result<()> {
+        let records = [KNOWN, EVICTIONS].map(|name| self.folder.join(name));
+        let builds = self.files()?.into_iter().map(|file| file.path);
+        for path in builds.chain(records) {
+            remove_if_present(&path)?;
+        }
+        let _ = fs::remove_dir(&self.folder);
+        Ok(())
     }
 
     /// Returns the path of a build's file. The id is any text, so its hash is the name.
@@ -129,9 +155,11 @@ impl History {
     /// Removes the oldest builds beyond the limit, and partial files.
     fn trim(&self) -> io::Result<()> {
         let files = self.files()?;
-        let mut total: u64 = files.iter().map(|file| file.bytes).sum();
-        for file in files {
-            if total <= self.max_bytes {
+        let records = [KNOWN, EVICTIONS].map(|name| fs::symlink_metadata(self.folder.join(name)));
+        let records = records.iter().flatten().map(disk_bytes);
+        let mut total: u64 = files.iter().map(|file| file.bytes).chain(records).sum();
+        for (remaining, file) in (1..=files.len()).rev().zip(files) {
+            if total <= self.max_bytes && remaining <= self.max_files {
                 break;
             }
             let removed = fs::remove_file(&file.path);
@@ -214,9 +242,21 @@ impl BuildFile {
     fn new(path: PathBuf, meta: &fs::Metadata) -> Self {
         Self {
             modified: meta.modified().unwrap_or(SystemTime::UNIX_EPOCH),
-            bytes: meta.len(),
+            bytes: disk_bytes(meta),
             path,
         }
+    }
+}
+
+/// Returns the disk space of a file. Some file systems allocate it late.
+fn disk_bytes(meta: &fs::Metadata) -> u64 {
+    meta.len().max(meta.blocks() * 512)
+}
+
+fn remove_if_present(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
     }
 }
 
@@ -279,10 +319,47 @@ mod tests {
         for (id, seconds) in [("1", 30), ("2", 20), ("3", 10)] {
             age(&history, id, seconds);
         }
-        let bytes = fs::metadata(history.path_of("1")).unwrap().len();
+        // A small file takes a whole block.
+        let bytes = disk_bytes(&fs::metadata(history.path_of("1")).unwrap());
         let limited = History::new(dir.path(), bytes * 2);
         limited.save(&[build("4")]).unwrap();
         assert_eq!(ids(&limited), ["3", "4"]);
+        limited.save_known(b"[1]").unwrap();
+        assert_eq!(ids(&limited), ["4"], "known actions count, too");
+    }
+
+    #[test]
+    fn the_oldest_builds_beyond_the_number_are_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut history = History::new(dir.path(), u64::MAX);
+        history.save(&[build("1"), build("2")]).unwrap();
+        for (id, seconds) in [("1", 30), ("2", 20)] {
+            age(&history, id, seconds);
+        }
+        history.max_files = 2;
+        history.save(&[build("3")]).unwrap();
+        assert_eq!(ids(&history), ["2", "3"]);
+    }
+
+    #[test]
+    fn records_beyond_a_quarter_of_the_limit_are_not_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let history = History::new(dir.path(), 400);
+        history.save_evictions(&[b'x'; 100]).unwrap();
+        history.save_evictions(&[b'x'; 101]).unwrap();
+        assert_eq!(history.evictions().unwrap(), None);
+    }
+
+    #[test]
+    fn clearing_removes_all_that_was_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let history = History::new(dir.path(), u64::MAX);
+        history.clear().unwrap();
+        history.save(&[build("1")]).unwrap();
+        history.save_known(b"[1]").unwrap();
+        history.save_evictions(b"x").unwrap();
+        history.clear().unwrap();
+        assert!(!history.folder.exists());
     }
 
     #[test]
@@ -349,7 +426,7 @@ mod tests {
     #[test]
     fn the_records_of_explanations_are_read_as_they_were_written() {
         let dir = tempfile::tempdir().unwrap();
-        let history = History::new(dir.path(), 0);
+        let history = History::new(dir.path(), u64::MAX);
         assert_eq!(history.evictions().unwrap(), None);
         history.save_evictions(b"\0binary\n").unwrap();
         history.save_known(b"[1]").unwrap();

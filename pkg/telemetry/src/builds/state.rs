@@ -15,7 +15,7 @@ const MAX_MEMORY: usize = 10 * 1024 * 1024;
 /// pages are opened.
 const MAX_EXPLAINED: usize = 4 * 1024 * 1024;
 /// The most builds that are listed, those whose details are only on disk included.
-const MAX_BUILDS: usize = 5000;
+pub(crate) const MAX_BUILDS: usize = 5000;
 
 /// The memory of an entry of the counts by target or mnemonic, without its name.
 const TALLY_MEMORY: usize = size_of::<Tally>() + 64;
@@ -30,6 +30,7 @@ pub(crate) struct State {
     pub(crate) known: KnownActions,
     /// The calls that named no build.
     pub(crate) without_build: Tally,
+    has_history: bool,
 }
 
 #[derive(Debug, Default)]
@@ -53,9 +54,10 @@ pub(crate) struct Job {
 }
 
 impl State {
-    /// Creates the state without builds, of which records begin now.
-    pub(crate) fn new() -> Self {
+    /// Creates the state without builds, of which records begin now. Without a history, builds end with their details.
+    pub(crate) fn new(has_history: bool) -> Self {
         Self {
+            has_history,
             known: KnownActions::default().restored(now_ms()),
             ..Self::default()
         }
@@ -224,7 +226,9 @@ impl State {
                 }
                 if let Some(dropped) = self.builds.remove(&id) {
                     self.memory = self.memory.saturating_sub(dropped.memory);
-                    self.heads.insert(id, dropped.build.head);
+                    if self.has_history {
+                        self.heads.insert(id, dropped.build.head);
+                    }
                 }
             }
         }

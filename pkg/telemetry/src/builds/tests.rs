@@ -491,6 +491,28 @@ async fn builds_and_known_actions_survive_a_restart() {
 }
 
 #[tokio::test]
+async fn a_limit_of_0_removes_the_builds_of_earlier_runs() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(Some(dir.path()), Arc::default());
+    let action = server.miss_and_store("a", &["one"]).await;
+    server.explanation("a", &action).await;
+    server.stop().await;
+    assert!(dir.path().join("builds").exists());
+    let (_, worker) = Builds::new(BuildsOptions {
+        dir: Some(dir.path().to_owned()),
+        history_max: 0,
+        redaction: Redaction::new::<&str>(&[]).unwrap(),
+        stores: Vec::new(),
+        is_local_only: false,
+        evictions: Arc::default(),
+    });
+    let shutdown = CancellationToken::new();
+    shutdown.cancel();
+    worker.run(shutdown).await;
+    assert!(!dir.path().join("builds").exists());
+}
+
+#[tokio::test]
 async fn an_unusable_folder_does_not_disturb_calls() {
     let dir = tempfile::tempdir().unwrap();
     std::fs::write(dir.path().join("builds"), "a file").unwrap();
