@@ -91,10 +91,20 @@ impl Builds {
         is_known.then_some(view)
     }
 
-    /// Returns an action: `digest` is `hash/size`, `hash-size`, or the hash of a recorded miss. The inputs are those
-    /// from number `inputs_from`. `None` if `digest` is neither.
-    pub async fn action(&self, digest: &str, inputs_from: usize) -> Option<ActionView> {
-        let (name, last_miss) = self.find_miss(digest)?;
+    /// Returns an action: `digest` is `hash/size`, `hash-size`, or the hash of a recorded miss. The miss is that of
+    /// `build`, else the last one of the builds whose details are in memory. The inputs are those from number
+    /// `inputs_from`. `None` if `digest` is neither.
+    pub async fn action(
+        &self,
+        digest: &str,
+        build: Option<&str>,
+        inputs_from: usize,
+    ) -> Option<ActionView> {
+        let build = match build {
+            Some(build) => self.build(build).await,
+            None => None,
+        };
+        let (name, last_miss) = self.find_miss(digest, build.as_ref())?;
         let mut view = ActionView {
             action: name.clone(),
             is_local_only: self.0.contents.is_local_only,
@@ -118,8 +128,12 @@ impl Builds {
         Some(view)
     }
 
-    /// Finds the digest of an action by its name in a URL, and its last miss.
-    fn find_miss(&self, digest: &str) -> Option<(String, Option<TargetMiss>)> {
+    /// Finds the digest of an action by its name in a URL, and its miss in `wanted`, else its last one.
+    fn find_miss(
+        &self,
+        digest: &str,
+        wanted: Option<&Build>,
+    ) -> Option<(String, Option<TargetMiss>)> {
         let digest = digest.replace('-', "/");
         let is_name = parse(&digest).is_some();
         let state = self.0.state.lock();
@@ -130,16 +144,17 @@ impl Builds {
                         .split_once('/')
                         .is_some_and(|(hash, _)| hash == digest)
         };
-        let misses = state.builds().flat_map(|build| {
-            let misses = build.misses.iter().filter(|miss| is_meant(&miss.action));
-            misses.map(move |miss| (miss.at_ms, build, miss))
-        });
-        let last = misses
-            .max_by_key(|(at, ..)| *at)
-            .map(|(_, build, miss)| TargetMiss {
+        let miss_in = |build: &Build| {
+            let miss = build.misses.iter().find(|miss| is_meant(&miss.action));
+            miss.map(|miss| TargetMiss {
                 build: build.head.id.clone(),
                 miss: miss.clone(),
-            });
+            })
+        };
+        let last = wanted.and_then(miss_in).or_else(|| {
+            let misses = state.builds().filter_map(miss_in);
+            misses.max_by_key(|it| it.miss.at_ms)
+        });
         let name = match &last {
             Some(last) => last.miss.action.clone(),
             None if is_name => digest,

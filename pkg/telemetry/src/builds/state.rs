@@ -175,6 +175,15 @@ impl State {
         self.heads.contains_key(id)
     }
 
+    /// Drops the details of a build, as the limits do.
+    #[cfg(test)]
+    pub(crate) fn keep_head_only(&mut self, id: &str) {
+        if let Some(dropped) = self.builds.remove(id) {
+            self.memory -= dropped.memory;
+            self.heads.insert(id.to_owned(), dropped.build.head);
+        }
+    }
+
     /// Removes a build that is no longer on the disk, if only its head is in memory.
     pub(crate) fn forget_head(&mut self, id: &str) {
         self.heads.remove(id);

@@ -278,7 +278,11 @@ async fn an_action_that_was_never_uploaded_is_not_explained_by_a_guess() {
     let unknown = DigestFunction::Sha256.digest(b"unknown");
     assert!(!server.look_up("b", &unknown).await);
     server.build("b", |build| build.misses.len() == 1).await;
-    let view = server.builds.action(&unknown.to_string(), 0).await.unwrap();
+    let view = server
+        .builds
+        .action(&unknown.to_string(), None, 0)
+        .await
+        .unwrap();
     assert_eq!(view.explanation.unwrap().cause, Cause::NotUploaded);
     assert!(view.unreadable.unwrap().contains("is not in the cache"));
     // Once it is uploaded, it is compared.
@@ -287,7 +291,7 @@ async fn an_action_that_was_never_uploaded_is_not_explained_by_a_guess() {
     server.build("b", |build| build.misses.len() == 2).await;
     let view = server
         .builds
-        .action(&uploaded.to_string(), 0)
+        .action(&uploaded.to_string(), None, 0)
         .await
         .unwrap();
     assert_eq!(view.explanation.unwrap().cause, Cause::Differs);
@@ -310,7 +314,11 @@ async fn a_miss_is_compared_with_an_action_that_was_hit_after_it() {
     }
     assert!(server.look_up("c", &known).await);
     server.build("c", |build| build.head.total.hits == 1).await;
-    let view = server.builds.action(&changed.to_string(), 0).await.unwrap();
+    let view = server
+        .builds
+        .action(&changed.to_string(), None, 0)
+        .await
+        .unwrap();
     let worth = view.explanation.unwrap().worth;
     assert!(
         worth.starts_with("One other action of the same target"),
@@ -436,7 +444,11 @@ async fn a_result_under_another_instance_name_is_shown_with_that_name() {
     call("a").scope(stored).await.unwrap();
     assert!(!server.look_up("b", &action).await);
     server.build("b", |build| build.misses.len() == 1).await;
-    let view = server.builds.action(&action.to_string(), 0).await.unwrap();
+    let view = server
+        .builds
+        .action(&action.to_string(), None, 0)
+        .await
+        .unwrap();
     assert_eq!(view.outputs, Some(Vec::new()));
     assert_eq!(view.instances, ["other"]);
 }
@@ -488,6 +500,33 @@ async fn builds_and_known_actions_survive_a_restart() {
     );
     let build = server.builds.build("a").await.unwrap();
     assert_eq!(build.misses.len(), 3, "the build continues after a restart");
+}
+
+#[tokio::test]
+async fn a_miss_of_a_build_on_the_disk_is_found_by_its_build() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(Some(dir.path()), Arc::default());
+    let action = server.miss_and_store("a", &["one"]).await;
+    let expected = server.explanation("a", &action).await;
+    assert!(
+        !server
+            .look_up("b", &DigestFunction::Sha256.digest(b"b"))
+            .await
+    );
+    server.build("b", |build| build.misses.len() == 1).await;
+    let saved = server.builds.build("a").await.unwrap();
+    server.stop().await;
+    // Only the head of the build is in memory.
+    let server = Server::start(Some(dir.path()), Arc::default());
+    server.build("a", |_| true).await;
+    server.builds.0.state.lock().keep_head_only("a");
+    let name = action.hex();
+    assert_eq!(server.builds.action(&name, None, 0).await, None);
+    let view = server.builds.action(&name, Some("a"), 0).await.unwrap();
+    assert_eq!(view.last_miss.unwrap().build, saved.head.id);
+    assert_eq!(view.explanation, Some(expected));
+    // Another build than that of the miss does no harm.
+    assert_eq!(server.builds.action(&name, Some("b"), 0).await, None);
 }
 
 #[tokio::test]
@@ -553,11 +592,11 @@ async fn an_uploaded_action_is_shown_without_secrets() {
         action.to_string().replace('/', "-"),
         action.hex(),
     ] {
-        let view = server.builds.action(&name, 0).await.unwrap();
+        let view = server.builds.action(&name, None, 0).await.unwrap();
         let redacted = ["run", "--TOKEN=[redacted]", "https://[redacted]@host/"];
         assert_eq!(view.arguments, redacted);
         assert_eq!(view.outputs.unwrap()[0].path, "bazel-out/k8/bin/out");
         assert_eq!(view.last_miss.unwrap().build, "b");
     }
-    assert_eq!(server.builds.action("nonsense", 0).await, None);
+    assert_eq!(server.builds.action("nonsense", None, 0).await, None);
 }
