@@ -317,7 +317,10 @@ async fn pages_of_builds_lead_to_the_action_and_escape_names() {
         build.contains("//pkg:t &amp; &lt;b&gt;") && !build.contains("<b>\""),
         "{build}"
     );
-    let link = format!("/actions/{}-{}", action.hash, action.size_bytes);
+    let link = format!(
+        "/actions/{}-{}?build=a%2Fbuild%3F",
+        action.hash, action.size_bytes
+    );
     for linked in [&link, "/targets?label=%2F%2Fpkg:t%20%26%20%3Cb%3E"] {
         assert!(build.contains(&format!("href=\"{linked}\"")), "{build}");
         let response = get(server.metrics(), linked).await;

@@ -33,6 +33,7 @@ pub(crate) fn record(
         history_max: telemetry.history_max.bytes(),
         redaction,
         stores: local.into_iter().chain(remote).collect(),
+        is_local_only: tiers.local.is_some() && config.backing_cache.target.is_some(),
         evictions,
     });
     let actions = Arc::clone(&tiers.stores.actions);

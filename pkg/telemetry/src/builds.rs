@@ -53,12 +53,14 @@ const VIEWS: usize = 2;
 pub struct BuildsOptions {
     /// The data directory; `None` to keep builds in memory only.
     pub dir: Option<PathBuf>,
-    /// The most bytes of builds on the disk. 0 keeps them in memory only.
+    /// The most bytes of builds on the disk. 0 keeps them in memory only, and removes those of earlier runs.
     pub history_max: u64,
     /// The secrets to replace.
     pub redaction: Redaction,
     /// The stores from which actions are read, the local tier first.
     pub stores: Vec<Arc<dyn Peek>>,
+    /// Set if `stores` is the local tier only, and a backing cache may have what it lacks.
+    pub is_local_only: bool,
     /// The evictions of the local tier.
     pub evictions: Arc<Evictions>,
 }
@@ -87,13 +89,21 @@ impl Builds {
     /// Creates the records, and the worker that fills them.
     pub fn new(options: BuildsOptions) -> (Self, BuildsWorker) {
         let (send, events) = mpsc::channel(MAX_WAITING);
-        let dir = options.dir.filter(|_| options.history_max > 0);
+        let history = options.dir;
+        let history = history.map(|dir| History::new(&dir, options.history_max));
+        let (history, obsolete) = match options.history_max {
+            0 => (None, history),
+            _ => (history, None),
+        };
         let builds = Self(Arc::new(Shared {
-            state: Mutex::new(State::new()),
+            state: Mutex::new(State::new(history.is_some())),
             redaction: options.redaction,
-            contents: Contents(options.stores),
+            contents: Contents {
+                stores: options.stores,
+                is_local_only: options.is_local_only,
+            },
             evictions: options.evictions,
-            history: dir.map(|dir| History::new(&dir, options.history_max)),
+            history,
             events: send,
             unrecorded: AtomicU64::new(0),
             jobs: Jobs::default(),
@@ -103,6 +113,7 @@ impl Builds {
         let worker = BuildsWorker {
             builds: builds.clone(),
             events,
+            obsolete,
             saved: (0, 0),
             failing: false,
         };

@@ -73,8 +73,8 @@ fn evicted(at_ms: u64, now: u64) -> Explanation {
     explanation(
         Cause::Evicted { at_ms },
         format!("The result was evicted {} before this lookup.", span(at_ms, now)),
-        "Recorded by the local tier when it evicted the result. The record does not distinguish instance names. With \
-         a backing cache, that one had no result either."
+        "Recorded by the local tier when it evicted the result. The record does not distinguish instance names. \
+         gorego answered that there is none; a backing cache, if any, may have been unreachable."
             .to_owned(),
     )
 }
@@ -82,9 +82,12 @@ fn evicted(at_ms: u64, now: u64) -> Explanation {
 fn lost(stored_ms: u64, now: u64) -> Explanation {
     explanation(
         Cause::Lost { stored_ms },
-        format!("There was a result {} before this lookup; it is missing.", span(stored_ms, now)),
-        "No eviction of it is recorded: its file was removed or is corrupt, the backing cache lost it, or the record \
-         of its eviction is too old."
+        format!(
+            "There was a result {} before this lookup, but gorego answered that there is none.",
+            span(stored_ms, now)
+        ),
+        "No eviction of it is recorded: its file was removed or is corrupt, the backing cache, if any, lost it or was \
+         unreachable, or the record of its eviction is too old."
             .to_owned(),
     )
 }
@@ -108,16 +111,17 @@ fn never_seen(
     now: u64,
 ) -> Explanation {
     let sentence = if names.target.is_empty() {
-        "The client named no target, so the action cannot be compared with others.".to_owned()
+        "No result of this action is recorded, and the client names no target, so there is nothing to compare it with."
+            .to_owned()
     } else {
         let ActionNames {
             target, mnemonic, ..
         } = names;
-        format!("No action {mnemonic} of {target} had a result before.")
+        format!("No result of an action {mnemonic} of {target} was recorded before.")
     };
     let mut worth = format!(
-        "True of the {} for which this server has recorded actions; older ones, and those beyond the limits of its \
-         records, are not known.",
+        "True of the {} for which this server has recorded actions; older ones, those beyond the limits of its \
+         records, and those that only a backing cache has, are not known.",
         span(known.since_ms(), now)
     );
     if let Some(forgotten) = evictions.forgotten_ms() {
@@ -127,16 +131,66 @@ fn never_seen(
     explanation(Cause::NeverSeen, sentence, worth)
 }
 
-/// Explains a miss of an action that cannot be read.
+/// Explains a miss of an action that is not in the cache, and of which no eviction is recorded.
 pub(crate) fn not_uploaded(others: usize) -> Explanation {
-    let others = number(others);
     explanation(
         Cause::NotUploaded,
         "Unknown: the client never uploaded the action.".to_owned(),
         format!(
-            "{others} of the same target and mnemonic had results, so the action differs from them. Clients upload an \
-             action together with its result, or before remote execution; it may still follow, or have been evicted."
+            "{} No eviction of the action is recorded. Clients upload an action together with its result, or before \
+             remote execution; it may still follow. An upload that was evicted before the records began is not known.",
+            differing(others)
         ),
+    )
+}
+
+/// Explains a miss of an action that is not in the local tier, of which no eviction is recorded. The backing cache is
+/// not read.
+pub(crate) fn not_in_local_tier(others: usize) -> Explanation {
+    explanation(
+        Cause::NotComparable,
+        "Unknown: the action is not in the local tier.".to_owned(),
+        format!(
+            "{} Only the local tier is read for comparisons; the backing cache may have the action. Clients upload an \
+             action together with its result, or before remote execution; it may still follow.",
+            differing(others)
+        ),
+    )
+}
+
+/// Explains a miss of an action that was evicted from the local tier.
+pub(crate) fn action_evicted(evicted_ms: u64, missed_ms: u64, others: usize) -> Explanation {
+    let when = if evicted_ms <= missed_ms {
+        format!("{} before", span(evicted_ms, missed_ms))
+    } else {
+        format!("{} after", span(missed_ms, evicted_ms))
+    };
+    explanation(
+        Cause::NotComparable,
+        format!("Unknown: the action was uploaded, but evicted {when} this lookup."),
+        format!(
+            "{} The local tier recorded the eviction of the action, so that it cannot be compared.",
+            differing(others)
+        ),
+    )
+}
+
+/// Describes that the action differs from those that had results.
+fn differing(others: usize) -> String {
+    format!(
+        "{} of the same target and mnemonic had results, so the action differs from them.",
+        number(others)
+    )
+}
+
+/// Explains a miss without known actions to compare with: those of the time of the lookup are no longer recorded.
+pub(crate) fn forgotten() -> Explanation {
+    explanation(
+        Cause::NotComparable,
+        "Unknown: the actions that were known at the time of this lookup are no longer recorded.".to_owned(),
+        "The last few actions of each target, mnemonic and first output are recorded. None of them is known to have \
+         had a result before this lookup, so that there is nothing to compare the action with."
+            .to_owned(),
     )
 }
 

@@ -20,7 +20,11 @@ const MAX_DECODED: usize = 16 * 1024 * 1024;
 
 /// The stores that observers read from, the local tier first.
 #[derive(Clone, Debug)]
-pub(crate) struct Contents(pub(crate) Vec<Arc<dyn Peek>>);
+pub(crate) struct Contents {
+    pub(crate) stores: Vec<Arc<dyn Peek>>,
+    /// Set if a backing cache may have what the stores lack.
+    pub(crate) is_local_only: bool,
+}
 
 /// An action and its command.
 #[derive(Clone, Debug, Default)]
@@ -34,9 +38,9 @@ pub(crate) struct ActionParts {
 /// The reason why a blob cannot be shown or compared.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Unreadable {
-    /// The blob is not in the cache.
-    #[error("{0} is not in the cache")]
-    Missing(String),
+    /// The blob is not in the stores that are read, which have this name.
+    #[error("{0} is not in {1}")]
+    Missing(String, &'static str),
     /// The blob is too large, malformed, or cannot be read.
     #[error("{0}")]
     Failed(String),
@@ -51,13 +55,22 @@ pub(crate) enum Node {
 }
 
 impl Contents {
+    /// Returns the name of what is read.
+    pub(crate) const fn place(&self) -> &'static str {
+        if self.is_local_only {
+            "the local tier"
+        } else {
+            "the cache"
+        }
+    }
+
     /// Reads an action and its command.
     pub(crate) async fn action(&self, name: &str) -> Result<ActionParts, Unreadable> {
         let digest = parse(name).ok_or_else(|| {
             Unreadable::Failed(format!("{name} is no digest; accepted: hash/size"))
         })?;
         // The hash alone does not always identify the function.
-        let mut read = Err(Unreadable::Missing(format!("action {name}")));
+        let mut read = Err(Unreadable::Missing(format!("action {name}"), self.place()));
         for digest in [Some(digest), digest.other()].into_iter().flatten() {
             read = self.message::<Action>("action", &digest, MAX_ACTION).await;
             if let Ok(action) = read {
@@ -93,7 +106,7 @@ impl Contents {
     pub(crate) async fn result(&self, instance: &str, name: &str) -> Option<ActionResult> {
         let digest = parse(name)?;
         for digest in [Some(digest), digest.other()].into_iter().flatten() {
-            for store in &self.0 {
+            for store in &self.stores {
                 if let Ok(result) = store.peek_result(instance, &digest).await {
                     return Some(result);
                 }
@@ -145,8 +158,8 @@ impl Contents {
         if digest.is_empty_blob() {
             return Ok(Bytes::new());
         }
-        let mut failed = Unreadable::Missing(format!("{what} {digest}"));
-        for store in &self.0 {
+        let mut failed = Unreadable::Missing(format!("{what} {digest}"), self.place());
+        for store in &self.stores {
             match store.peek_blob(digest).await {
                 Ok(content) => return Ok(content),
                 Err(Error::NotFound(_)) => {}

@@ -1,23 +1,39 @@
 //! The explanation of a miss by a comparison with the known actions.
 
 use super::{
-    Comparison, Explanation, Redaction, cause,
+    Comparison, Evictions, Explanation, Redaction, cause,
     compare::{Differences, compare, compare_inputs},
     contents::{ActionParts, Contents, Unreadable},
-    known::KnownAction,
+    known::{KnownAction, parse},
+    state::Job,
 };
 
-/// Explains why `action` is not one of the `candidates`, which had results.
+/// Explains why the action of a miss is not one of the candidates, which had results.
 pub(crate) async fn explain(
     contents: &Contents,
     redaction: &Redaction,
-    action: &str,
-    candidates: &[KnownAction],
+    evictions: &Evictions,
+    miss: &Job,
 ) -> Explanation {
+    let Job {
+        action,
+        candidates,
+        at_ms,
+        ..
+    } = miss;
+    if candidates.is_empty() {
+        return cause::forgotten();
+    }
     match contents.action(action).await {
         Ok(parts) => nearest(contents, redaction, &parts, candidates).await,
-        Err(Unreadable::Missing(what)) if what.starts_with("action ") => {
-            cause::not_uploaded(candidates.len())
+        Err(Unreadable::Missing(what, _)) if what.starts_with("action ") => {
+            let evicted = parse(action).and_then(|action| evictions.of_blob(&action));
+            let others = candidates.len();
+            match evicted {
+                Some(evicted) => cause::action_evicted(evicted, *at_ms, others),
+                None if contents.is_local_only => cause::not_in_local_tier(others),
+                None => cause::not_uploaded(others),
+            }
         }
         Err(why) => cause::not_comparable(Some(&why), &[]),
     }

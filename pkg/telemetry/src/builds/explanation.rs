@@ -19,7 +19,7 @@ pub struct Explanation {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum Cause {
-    /// No action of the target with the mnemonic was recorded before.
+    /// No result of the action is recorded, nor of another one of its target and mnemonic, if it has a target.
     NeverSeen,
     /// The result was evicted at this time, in milliseconds since the Unix epoch.
     Evicted {
@@ -33,7 +33,7 @@ pub enum Cause {
         /// The time of the blob's eviction, if it is recorded.
         evicted_ms: Option<u64>,
     },
-    /// The result was stored at this time and is missing, although no eviction of it is recorded.
+    /// The result was stored at this time and not found, although no eviction of it is recorded.
     Lost {
         /// The time at which the result was stored or last read.
         stored_ms: u64,
@@ -45,14 +45,16 @@ pub enum Cause {
     },
     /// The action differs from the nearest known action of the same target and mnemonic.
     Differs,
-    /// Other actions of the target are known, but the client never uploaded this one.
+    /// Other actions of the target are known, but this one is not in the cache, and no eviction of it is recorded.
     NotUploaded,
-    /// Other actions of the target are known, but one side of the comparison is not in the cache.
+    /// Other actions of the target are known, but one side of the comparison was evicted, is not in the stores that are
+    /// read, or is no longer recorded.
     NotComparable,
 }
 
 /// The differences between an action and the nearest known one.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Comparison {
     /// The digests of the nearest known actions. More than one if they are equally near; the differences are those
     /// from the first, the most recent one.

@@ -1,10 +1,12 @@
 //! The builds on the disk: a file for each build, and two files of what explanations rest on.
 //!
 //! A file begins with a line with the checksum of the rest, and is renamed into place. A truncated or corrupt file of a
-//! build is removed; of the other two, it is ignored until it is written again.
+//! build is removed; of the other two, it is ignored until it is written again. A whole file that this release cannot
+//! parse may be of another one, and stays within the limit.
 
 use std::{
     fs, io,
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     time::SystemTime,
 };
@@ -12,7 +14,7 @@ use std::{
 use gorego_storage::DigestFunction;
 use serde::de::DeserializeOwned;
 
-use super::Build;
+use super::{Build, state::MAX_BUILDS};
 
 /// The folder in the data directory.
 const FOLDER: &str = "builds";
@@ -31,8 +33,10 @@ const MAX_FILE: u64 = 32 * 1024 * 1024;
 #[derive(Clone, Debug)]
 pub(crate) struct History {
     folder: PathBuf,
-    /// The most bytes that the files of builds may take.
+    /// The most bytes of disk that all files may take.
     max_bytes: u64,
+    /// The most files of builds.
+    max_files: usize,
 }
 
 impl History {
@@ -41,22 +45,30 @@ impl History {
         Self {
             folder: dir.join(FOLDER),
             max_bytes,
+            max_files: MAX_BUILDS,
         }
     }
 
     /// Reads the builds, the newest first, until `see` returns `false`. Removes those that are damaged or beyond
-    /// the limit, and what a crash left.
+    /// the limit, and what a crash left. One that cannot be read or parsed is logged and skipped.
     pub(crate) fn load(&self, mut see: impl FnMut(Build) -> bool) -> io::Result<()> {
         self.trim()?;
-        for file in self.files()?.into_iter().rev() {
-            match read::<Build>(&file.path) {
-                Ok(Some(build)) => {
-                    if !see(build) {
-                        break;
-                    }
+        for BuildFile { path, .. } in self.files()?.into_iter().rev() {
+            let read = match content_of(&path) {
+                Ok(Some(content)) => serde_json::from_slice(&content).map_err(io::Error::from),
+                Ok(None) => {
+                    skipped(
+                        fs::remove_file(&path),
+                        "failed to remove a damaged build",
+                        &path,
+                    );
+                    continue;
                 }
-                Ok(None) => fs::remove_file(&file.path)?,
-                Err(error) => return Err(error),
+                Err(error) => Err(error),
+            };
+            let build = skipped(read, "failed to read a build of an earlier run", &path);
+            if build.is_some_and(|build| !see(build)) {
+                break;
             }
         }
         Ok(())
@@ -84,7 +96,7 @@ impl History {
 
     /// Writes the known actions, encoded.
     pub(crate) fn save_known(&self, encoded: &[u8]) -> io::Result<()> {
-        self.write(&self.folder.join(KNOWN), encoded)
+        self.save_records(KNOWN, encoded)
     }
 
     /// Reads the evictions, encoded.
@@ -94,7 +106,29 @@ impl History {
 
     /// Writes the evictions, encoded.
     pub(crate) fn save_evictions(&self, encoded: &[u8]) -> io::Result<()> {
-        self.write(&self.folder.join(EVICTIONS), encoded)
+        self.save_records(EVICTIONS, encoded)
+    }
+
+    /// Writes records of explanations, then removes the oldest builds beyond the limit. Keeps none that would take more
+    /// than a quarter of it.
+    fn save_records(&self, name: &str, encoded: &[u8]) -> io::Result<()> {
+        let path = self.folder.join(name);
+        if encoded.len() as u64 > self.max_bytes / 4 {
+            return remove_if_present(&path);
+        }
+        self.write(&path, encoded)?;
+        self.trim()
+    }
+
+    /// Removes all that was kept, and the folder unless something else is in it.
+    pub(crate) fn clear(&self) -> io::Result<()> {
+        let records = [KNOWN, EVICTIONS].map(|name| self.folder.join(name));
+        let builds = self.files()?.into_iter().map(|file| file.path);
+        for path in builds.chain(records) {
+            remove_if_present(&path)?;
+        }
+        let _ = fs::remove_dir(&self.folder);
+        Ok(())
     }
 
     /// Returns the path of a build's file. The id is any text, so its hash is the name.
@@ -121,13 +155,17 @@ impl History {
     /// Removes the oldest builds beyond the limit, and partial files.
     fn trim(&self) -> io::Result<()> {
         let files = self.files()?;
-        let mut total: u64 = files.iter().map(|file| file.bytes).sum();
-        for file in files {
-            if total <= self.max_bytes {
+        let records = [KNOWN, EVICTIONS].map(|name| fs::symlink_metadata(self.folder.join(name)));
+        let records = records.iter().flatten().map(disk_bytes);
+        let mut total: u64 = files.iter().map(|file| file.bytes).chain(records).sum();
+        for (remaining, file) in (1..=files.len()).rev().zip(files) {
+            if total <= self.max_bytes && remaining <= self.max_files {
                 break;
             }
-            fs::remove_file(&file.path)?;
-            total -= file.bytes;
+            let removed = fs::remove_file(&file.path);
+            if skipped(removed, "failed to remove an old build", &file.path).is_some() {
+                total -= file.bytes;
+            }
         }
         Ok(())
     }
@@ -141,24 +179,32 @@ impl History {
         };
         let mut files = Vec::new();
         for entry in listed {
-            let entry = entry?;
+            let Some(entry) = skipped(entry, "failed to list a build", &self.folder) else {
+                continue;
+            };
             let path = entry.path();
             let name = entry.file_name();
             let name = name.to_string_lossy();
             if name.ends_with(PARTIAL) {
                 let _ = fs::remove_file(&path);
             } else if name.ends_with(BUILD) {
-                let meta = entry.metadata()?;
-                files.push(BuildFile {
-                    modified: meta.modified()?,
-                    bytes: meta.len(),
-                    path,
-                });
+                let meta = skipped(entry.metadata(), "failed to inspect a build", &path);
+                files.extend(
+                    meta.filter(fs::Metadata::is_file)
+                        .map(|meta| BuildFile::new(path, &meta)),
+                );
             }
         }
         files.sort_by(|a, b| (a.modified, &a.path).cmp(&(b.modified, &b.path)));
         Ok(files)
     }
+}
+
+/// Returns the value; logs the failure, which concerns only one file.
+fn skipped<T>(outcome: io::Result<T>, what: &str, path: &Path) -> Option<T> {
+    outcome
+        .inspect_err(|error| tracing::warn!(%error, "{what}: {}", path.display()))
+        .ok()
 }
 
 fn read<T: DeserializeOwned>(path: &Path) -> io::Result<Option<T>> {
@@ -190,6 +236,28 @@ struct BuildFile {
     modified: SystemTime,
     bytes: u64,
     path: PathBuf,
+}
+
+impl BuildFile {
+    fn new(path: PathBuf, meta: &fs::Metadata) -> Self {
+        Self {
+            modified: meta.modified().unwrap_or(SystemTime::UNIX_EPOCH),
+            bytes: disk_bytes(meta),
+            path,
+        }
+    }
+}
+
+/// Returns the disk space of a file. Some file systems allocate it late.
+fn disk_bytes(meta: &fs::Metadata) -> u64 {
+    meta.len().max(meta.blocks() * 512)
+}
+
+fn remove_if_present(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
 }
 
 #[cfg(test)]
@@ -251,10 +319,47 @@ mod tests {
         for (id, seconds) in [("1", 30), ("2", 20), ("3", 10)] {
             age(&history, id, seconds);
         }
-        let bytes = fs::metadata(history.path_of("1")).unwrap().len();
+        // A small file takes a whole block.
+        let bytes = disk_bytes(&fs::metadata(history.path_of("1")).unwrap());
         let limited = History::new(dir.path(), bytes * 2);
         limited.save(&[build("4")]).unwrap();
         assert_eq!(ids(&limited), ["3", "4"]);
+        limited.save_known(b"[1]").unwrap();
+        assert_eq!(ids(&limited), ["4"], "known actions count, too");
+    }
+
+    #[test]
+    fn the_oldest_builds_beyond_the_number_are_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut history = History::new(dir.path(), u64::MAX);
+        history.save(&[build("1"), build("2")]).unwrap();
+        for (id, seconds) in [("1", 30), ("2", 20)] {
+            age(&history, id, seconds);
+        }
+        history.max_files = 2;
+        history.save(&[build("3")]).unwrap();
+        assert_eq!(ids(&history), ["2", "3"]);
+    }
+
+    #[test]
+    fn records_beyond_a_quarter_of_the_limit_are_not_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let history = History::new(dir.path(), 400);
+        history.save_evictions(&[b'x'; 100]).unwrap();
+        history.save_evictions(&[b'x'; 101]).unwrap();
+        assert_eq!(history.evictions().unwrap(), None);
+    }
+
+    #[test]
+    fn clearing_removes_all_that_was_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let history = History::new(dir.path(), u64::MAX);
+        history.clear().unwrap();
+        history.save(&[build("1")]).unwrap();
+        history.save_known(b"[1]").unwrap();
+        history.save_evictions(b"x").unwrap();
+        history.clear().unwrap();
+        assert!(!history.folder.exists());
     }
 
     #[test]
@@ -283,9 +388,45 @@ mod tests {
     }
 
     #[test]
+    fn an_odd_entry_does_not_hide_the_other_builds() {
+        let dir = tempfile::tempdir().unwrap();
+        let history = History::new(dir.path(), u64::MAX);
+        history.save(&[build("one")]).unwrap();
+        fs::create_dir(history.folder.join("zz.build")).unwrap();
+        std::os::unix::fs::symlink("zz.build", history.folder.join("link.build")).unwrap();
+        assert_eq!(ids(&history), ["one"]);
+        let limited = History::new(dir.path(), 0);
+        limited.save(&[]).unwrap();
+        assert!(ids(&history).is_empty());
+    }
+
+    #[test]
+    fn a_whole_file_that_cannot_be_parsed_is_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let history = History::new(dir.path(), u64::MAX);
+        history.save(&[build("one")]).unwrap();
+        let other = history.path_of("other");
+        history.write(&other, b"{\"head\": 1}").unwrap();
+        assert_eq!(ids(&history), ["one"]);
+        assert!(other.exists());
+    }
+
+    #[test]
+    fn a_build_with_other_fields_than_those_of_this_release_is_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let history = History::new(dir.path(), u64::MAX);
+        let fields = br#"{"head": {"id": "old", "later": 1}, "targets": {"//:t": {"hits": 1}},
+            "misses": [{"action": "a/1"}], "later": []}"#;
+        history.write(&history.path_of("old"), fields).unwrap();
+        let read = history.build("old").unwrap().unwrap();
+        assert_eq!(read.targets["//:t"].hits, 1);
+        assert_eq!(read.misses[0].action, "a/1");
+    }
+
+    #[test]
     fn the_records_of_explanations_are_read_as_they_were_written() {
         let dir = tempfile::tempdir().unwrap();
-        let history = History::new(dir.path(), 0);
+        let history = History::new(dir.path(), u64::MAX);
         assert_eq!(history.evictions().unwrap(), None);
         history.save_evictions(b"\0binary\n").unwrap();
         history.save_known(b"[1]").unwrap();

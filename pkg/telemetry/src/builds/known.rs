@@ -15,7 +15,8 @@ const MAX_ACTIONS: usize = 3;
 pub(crate) const MAX_CANDIDATES: usize = 4;
 
 /// An action that had a result.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub(crate) struct KnownAction {
     /// The digest, as `hash/size`.
     pub(crate) action: String,
@@ -23,9 +24,12 @@ pub(crate) struct KnownAction {
     pub(crate) instance: String,
     /// The time when the result was stored or last found, in milliseconds since the Unix epoch.
     pub(crate) at_ms: u64,
+    /// The time when a result was stored or found first, in milliseconds since the Unix epoch. 0 if it is not known.
+    pub(crate) first_ms: u64,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 struct OutputActions {
     /// The hash of the target and mnemonic.
     family: u64,
@@ -45,6 +49,7 @@ pub(crate) struct ActionNames {
 
 /// The known actions.
 #[derive(Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub(crate) struct KnownActions {
     /// The start of the records, in milliseconds since the Unix epoch.
     since_ms: u64,
@@ -66,42 +71,55 @@ impl KnownActions {
         if self.since_ms == 0 {
             self.since_ms = now;
         }
+        let mut newest: HashMap<&str, u64> = HashMap::new();
         for (output, known) in &self.outputs {
             self.families
                 .entry(known.family)
                 .or_default()
                 .insert(*output);
             for known in &known.actions {
-                self.actions.insert(known.action.clone(), *output);
+                let last = newest.entry(&known.action).or_default();
+                if known.at_ms >= *last {
+                    *last = known.at_ms;
+                    self.actions.insert(known.action.clone(), *output);
+                }
             }
         }
         self
     }
 
-    /// Records an action that has a result now.
-    pub(crate) fn record(&mut self, names: &ActionNames, output: &str, now: u64) {
+    /// Records an action that has a result now. One without a target or output is remembered by itself.
+    pub(crate) fn record(&mut self, names: &ActionNames, output: Option<&str>, now: u64) {
         let ActionNames {
             action,
             instance,
             target,
             mnemonic,
         } = names;
-        let (family, key) = (family(target, mnemonic), key(target, mnemonic, output));
+        let output = output.filter(|_| !target.is_empty());
+        let family = family(target, mnemonic);
+        let key = output.map_or_else(
+            || hash(&["", action]),
+            |output| key(target, mnemonic, output),
+        );
         // A newer time alone is not worth saving.
         self.changes += u64::from(!self.actions.contains_key(action));
+        let first_ms = self.last_result(action).map_or(now, |last| last.first_ms);
         let known = self.outputs.entry(key).or_default();
         known.family = family;
         known.actions.retain(|known| known.action != *action);
-        if known.actions.len() >= MAX_ACTIONS {
-            self.actions.remove(&known.actions.remove(0).action);
-        }
+        let dropped = (known.actions.len() >= MAX_ACTIONS).then(|| known.actions.remove(0));
         known.actions.push(KnownAction {
             action: action.clone(),
             instance: instance.clone(),
             at_ms: now,
+            first_ms,
         });
         self.families.entry(family).or_default().insert(key);
         self.actions.insert(action.clone(), key);
+        if let Some(dropped) = dropped {
+            self.unmap(&dropped.action, key);
+        }
         if self.outputs.len() > MAX_OUTPUTS {
             self.drop_oldest();
         }
@@ -113,8 +131,8 @@ impl KnownActions {
         known.actions.iter().find(|known| known.action == action)
     }
 
-    /// Returns other actions of the target and mnemonic known at the time `until`, the newest first. Those with the same
-    /// first output precede the others; without an output, all count.
+    /// Returns other actions of the target and mnemonic that had a result at the time `until`, the newest first. Those
+    /// with the same first output precede the others; without an output, all count.
     pub(crate) fn candidates(
         &self,
         names: &ActionNames,
@@ -127,7 +145,11 @@ impl KnownActions {
             mnemonic,
             ..
         } = names;
-        let is_candidate = |known: &&KnownAction| known.action != *action && known.at_ms <= until;
+        if target.is_empty() {
+            return Vec::new();
+        }
+        let is_candidate =
+            |known: &&KnownAction| known.action != *action && known.first_ms <= until;
         let same = output.and_then(|output| self.outputs.get(&key(target, mnemonic, output)));
         let same = same.into_iter().flat_map(|known| &known.actions);
         let mut candidates: Vec<_> = same.filter(is_candidate).cloned().collect();
@@ -157,6 +179,13 @@ impl KnownActions {
         self.changes
     }
 
+    /// Removes the mapping of an action that an output dropped, unless it has moved to another output.
+    fn unmap(&mut self, action: &str, output: u64) {
+        if self.actions.get(action) == Some(&output) {
+            self.actions.remove(action);
+        }
+    }
+
     fn drop_oldest(&mut self) {
         let newest = |known: &OutputActions| known.actions.last().map_or(0, |known| known.at_ms);
         let mut ages: Vec<_> = self
@@ -169,8 +198,8 @@ impl KnownActions {
             let Some(dropped) = self.outputs.remove(&key) else {
                 continue;
             };
-            for known in dropped.actions {
-                self.actions.remove(&known.action);
+            for known in &dropped.actions {
+                self.unmap(&known.action, key);
             }
             if let Some(keys) = self.families.get_mut(&dropped.family) {
                 keys.remove(&key);
@@ -240,7 +269,7 @@ mod tests {
             ("b", "bazel-out/k8-opt/bin/x.o", 2),
             ("c", "bazel-out/k8-opt/bin/y.o", 3),
         ] {
-            known.record(&compile(action), output, at);
+            known.record(&compile(action), Some(output), at);
         }
         let find = |names, output, before| digests(&known.candidates(&names, output, before));
         let x = Some("bazel-out/k8-dbg/bin/x.o");
@@ -254,10 +283,26 @@ mod tests {
     }
 
     #[test]
+    fn a_later_hit_of_a_known_action_does_not_hide_it_from_an_earlier_miss() {
+        let mut known = KnownActions::default();
+        known.record(&compile("a"), Some("o"), 1);
+        known.record(&compile("a"), Some("o"), 5);
+        assert_eq!(digests(&known.candidates(&compile("b"), Some("o"), 2)), "a");
+        assert_eq!(digests(&known.candidates(&compile("b"), Some("o"), 0)), "");
+    }
+
+    #[test]
+    fn a_file_without_first_times_is_read() {
+        let known: KnownAction =
+            serde_json::from_str(r#"{"action":"a/1","instance":"","at_ms":5}"#).unwrap();
+        assert_eq!((known.at_ms, known.first_ms), (5, 0));
+    }
+
+    #[test]
     fn the_last_result_of_an_action_is_remembered_and_survives_saving() {
         let mut known = KnownActions::default();
-        known.record(&compile("a"), "o", 1);
-        known.record(&compile("a"), "o", 5);
+        known.record(&compile("a"), Some("o"), 1);
+        known.record(&compile("a"), Some("o"), 5);
         let saved = serde_json::to_vec(&known).unwrap();
         let restored: KnownActions = serde_json::from_slice(&saved).unwrap();
         let restored = restored.restored(7);
@@ -268,11 +313,41 @@ mod tests {
     }
 
     #[test]
+    fn an_action_without_target_or_output_is_remembered_and_compared_with_none() {
+        let mut known = KnownActions::default();
+        known.record(&names("a", "", ""), Some("o"), 1);
+        known.record(&names("b", "", ""), Some("o"), 2);
+        known.record(&compile("c"), None, 3);
+        for (action, at) in [("a", 1), ("b", 2), ("c", 3)] {
+            assert_eq!(known.last_result(action).unwrap().at_ms, at);
+        }
+        assert_eq!(
+            digests(&known.candidates(&names("d", "", ""), Some("o"), 9)),
+            ""
+        );
+        assert_eq!(digests(&known.candidates(&compile("d"), Some("o"), 9)), "c");
+    }
+
+    #[test]
+    fn an_action_that_moved_to_another_output_outlives_the_old_one() {
+        let mut known = KnownActions::default();
+        known.record(&compile("moved"), Some("old"), 1);
+        known.record(&compile("moved"), Some("new"), 2);
+        for (number, action) in (3..).zip(["a", "b", "c", "d"]) {
+            known.record(&compile(action), Some("old"), number);
+        }
+        assert_eq!(known.last_result("moved").unwrap().at_ms, 2);
+        let saved = serde_json::to_vec(&known).unwrap();
+        let restored: KnownActions = serde_json::from_slice(&saved).unwrap();
+        assert_eq!(restored.restored(7).last_result("moved").unwrap().at_ms, 2);
+    }
+
+    #[test]
     fn the_index_is_bounded_and_drops_the_oldest() {
         let mut known = KnownActions::default();
         for number in 0..=MAX_OUTPUTS as u64 {
             let output = number.to_string();
-            known.record(&compile(&output), &output, number);
+            known.record(&compile(&output), Some(&output), number);
         }
         assert_eq!(known.outputs.len(), MAX_OUTPUTS + 1 - DROPPED);
         assert_eq!(known.actions.len(), known.outputs.len());
@@ -282,7 +357,7 @@ mod tests {
         let newest = MAX_OUTPUTS.to_string();
         assert!(known.last_result(&newest).is_some());
         for number in 0..10 {
-            known.record(&compile(&format!("again {number}")), "0", number);
+            known.record(&compile(&format!("again {number}")), Some("0"), number);
         }
         let candidates = known.candidates(&compile(""), Some("0"), 99);
         assert_eq!(candidates.len(), MAX_ACTIONS);

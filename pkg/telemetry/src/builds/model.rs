@@ -1,4 +1,6 @@
 //! The model of a build: the calls with one `tool_invocation_id`.
+//!
+//! Builds are kept on the disk. Fields that an older release did not write have their default.
 
 use std::collections::BTreeMap;
 
@@ -17,6 +19,7 @@ pub(crate) const MAX_TEXT: usize = 512;
 
 /// A build, with everything that is kept of it.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Build {
     /// The build in short.
     pub head: BuildHead,
@@ -30,6 +33,7 @@ pub struct Build {
 
 /// A build in short.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct BuildHead {
     /// The `tool_invocation_id`.
     pub id: String,
@@ -51,6 +55,7 @@ pub struct BuildHead {
 
 /// Counts of lookups and results.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Tally {
     /// The lookups that found a complete result.
     pub hits: u64,
@@ -76,6 +81,7 @@ pub struct Tally {
 
 /// The numbers of things of a build that exceed the limits and were not kept.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct LeftOut {
     /// The lookups and results of targets beyond the first 2000.
     pub targets: u64,
@@ -86,7 +92,8 @@ pub struct LeftOut {
 }
 
 /// An action whose lookup missed.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Miss {
     /// The action's digest, as `hash/size`.
     pub action: String,
@@ -113,12 +120,13 @@ pub struct Miss {
 }
 
 /// The outcome of a lookup.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum LookupOutcome {
     /// A complete result was found.
     Hit,
     /// There is no result.
+    #[default]
     Miss,
     /// The result names a missing blob, or is malformed.
     Incomplete,

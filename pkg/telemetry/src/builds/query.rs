@@ -11,6 +11,7 @@ use super::{
     explain::explain,
     known::{ActionNames, parse},
     model::{MAX_TEXT, clip},
+    state::Job,
 };
 
 /// The most builds of a page.
@@ -90,12 +91,23 @@ impl Builds {
         is_known.then_some(view)
     }
 
-    /// Returns an action: `digest` is `hash/size`, `hash-size`, or the hash of a recorded miss. The inputs are those
-    /// from number `inputs_from`. `None` if `digest` is neither.
-    pub async fn action(&self, digest: &str, inputs_from: usize) -> Option<ActionView> {
-        let (name, last_miss) = self.find_miss(digest)?;
+    /// Returns an action: `digest` is `hash/size`, `hash-size`, or the hash of a recorded miss. The miss is that of
+    /// `build`, else the last one of the builds whose details are in memory. The inputs are those from number
+    /// `inputs_from`. `None` if `digest` is neither.
+    pub async fn action(
+        &self,
+        digest: &str,
+        build: Option<&str>,
+        inputs_from: usize,
+    ) -> Option<ActionView> {
+        let build = match build {
+            Some(build) => self.build(build).await,
+            None => None,
+        };
+        let (name, last_miss) = self.find_miss(digest, build.as_ref())?;
         let mut view = ActionView {
             action: name.clone(),
+            is_local_only: self.0.contents.is_local_only,
             ..ActionView::default()
         };
         let _permit = self.0.views.acquire().await.ok()?;
@@ -106,10 +118,8 @@ impl Builds {
             }
             Err(why) => view.unreadable = Some(why.to_string()),
         }
-        let instance = last_miss
-            .as_ref()
-            .map_or("", |it| it.miss.instance.as_str());
-        self.list_outputs(&mut view, instance).await;
+        view.instances = self.instances(&name, last_miss.as_ref());
+        self.list_outputs(&mut view).await;
         view.explanation = match &last_miss {
             Some(last) => Some(self.explanation_of(last).await),
             None => None,
@@ -118,8 +128,12 @@ impl Builds {
         Some(view)
     }
 
-    /// Finds the digest of an action by its name in a URL, and its last miss.
-    fn find_miss(&self, digest: &str) -> Option<(String, Option<TargetMiss>)> {
+    /// Finds the digest of an action by its name in a URL, and its miss in `wanted`, else its last one.
+    fn find_miss(
+        &self,
+        digest: &str,
+        wanted: Option<&Build>,
+    ) -> Option<(String, Option<TargetMiss>)> {
         let digest = digest.replace('-', "/");
         let is_name = parse(&digest).is_some();
         let state = self.0.state.lock();
@@ -130,16 +144,17 @@ impl Builds {
                         .split_once('/')
                         .is_some_and(|(hash, _)| hash == digest)
         };
-        let misses = state.builds().flat_map(|build| {
-            let misses = build.misses.iter().filter(|miss| is_meant(&miss.action));
-            misses.map(move |miss| (miss.at_ms, build, miss))
-        });
-        let last = misses
-            .max_by_key(|(at, ..)| *at)
-            .map(|(_, build, miss)| TargetMiss {
+        let miss_in = |build: &Build| {
+            let miss = build.misses.iter().find(|miss| is_meant(&miss.action));
+            miss.map(|miss| TargetMiss {
                 build: build.head.id.clone(),
                 miss: miss.clone(),
-            });
+            })
+        };
+        let last = wanted.and_then(miss_in).or_else(|| {
+            let misses = state.builds().filter_map(miss_in);
+            misses.max_by_key(|it| it.miss.at_ms)
+        });
         let name = match &last {
             Some(last) => last.miss.action.clone(),
             None if is_name => digest,
@@ -167,11 +182,18 @@ impl Builds {
             .lock()
             .known
             .candidates(&names, output, miss.at_ms);
+        let miss = Job {
+            build: last.build.clone(),
+            action: miss.action.clone(),
+            at_ms: miss.at_ms,
+            candidates,
+        };
+        let shared = &self.0;
         explain(
-            &self.0.contents,
-            &self.0.redaction,
-            &miss.action,
-            &candidates,
+            &shared.contents,
+            &shared.redaction,
+            &shared.evictions,
+            &miss,
         )
         .await
     }
@@ -248,10 +270,32 @@ impl Builds {
         }
     }
 
-    async fn list_outputs(&self, view: &mut ActionView, instance: &str) {
-        let Some(result) = self.0.contents.result(instance, &view.action).await else {
+    /// Returns the instance names under which a result may be: that of the last known result and that of the miss.
+    fn instances(&self, action: &str, miss: Option<&TargetMiss>) -> Vec<String> {
+        let state = self.0.state.lock();
+        let known = state.known.last_result(action);
+        let known = known.map(|known| known.instance.clone());
+        let missed = miss.map(|it| it.miss.instance.clone());
+        let mut instances: Vec<_> = known.into_iter().chain(missed).collect();
+        instances.dedup();
+        if instances.is_empty() {
+            instances.push(String::new());
+        }
+        instances
+    }
+
+    async fn list_outputs(&self, view: &mut ActionView) {
+        let mut found = None;
+        for instance in &view.instances {
+            if let Some(result) = self.0.contents.result(instance, &view.action).await {
+                found = Some((instance.clone(), result));
+                break;
+            }
+        }
+        let Some((instance, result)) = found else {
             return;
         };
+        view.instances = vec![instance];
         let text = |digest: &Option<reapi::v2::Digest>| {
             digest
                 .as_ref()

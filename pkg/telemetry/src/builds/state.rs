@@ -15,7 +15,7 @@ const MAX_MEMORY: usize = 10 * 1024 * 1024;
 /// pages are opened.
 const MAX_EXPLAINED: usize = 4 * 1024 * 1024;
 /// The most builds that are listed, those whose details are only on disk included.
-const MAX_BUILDS: usize = 5000;
+pub(crate) const MAX_BUILDS: usize = 5000;
 
 /// The memory of an entry of the counts by target or mnemonic, without its name.
 const TALLY_MEMORY: usize = size_of::<Tally>() + 64;
@@ -30,6 +30,7 @@ pub(crate) struct State {
     pub(crate) known: KnownActions,
     /// The calls that named no build.
     pub(crate) without_build: Tally,
+    has_history: bool,
 }
 
 #[derive(Debug, Default)]
@@ -47,13 +48,16 @@ struct KeptBuild {
 pub(crate) struct Job {
     pub(crate) build: String,
     pub(crate) action: String,
+    /// The time of the lookup, in milliseconds since the Unix epoch.
+    pub(crate) at_ms: u64,
     pub(crate) candidates: Vec<KnownAction>,
 }
 
 impl State {
-    /// Creates the state without builds, of which records begin now.
-    pub(crate) fn new() -> Self {
+    /// Creates the state without builds, of which records begin now. Without a history, builds end with their details.
+    pub(crate) fn new(has_history: bool) -> Self {
         Self {
+            has_history,
             known: KnownActions::default().restored(now_ms()),
             ..Self::default()
         }
@@ -62,10 +66,10 @@ impl State {
     /// Adds the results of the builds to the known actions, which are saved less often.
     pub(crate) fn recall(&mut self) {
         for miss in self.builds.values().flat_map(|kept| &kept.build.misses) {
-            let (Some(output), Some(stored)) = (&miss.output, miss.stored_ms) else {
+            let Some(stored) = miss.stored_ms else {
                 continue;
             };
-            if miss.target.is_empty() || self.known.last_result(&miss.action).is_some() {
+            if self.known.last_result(&miss.action).is_some() {
                 continue;
             }
             let names = ActionNames {
@@ -74,7 +78,7 @@ impl State {
                 target: miss.target.clone(),
                 mnemonic: miss.mnemonic.clone(),
             };
-            self.known.record(&names, output, stored);
+            self.known.record(&names, miss.output.as_deref(), stored);
         }
     }
 
@@ -92,11 +96,9 @@ impl State {
         } else {
             self.apply_to_build(event, call, &names, evictions)
         };
-        if let (Outcome::Hit(facts) | Outcome::Stored(facts), false) =
-            (&event.outcome, names.target.is_empty())
-            && let Some(output) = &facts.output
-        {
-            self.known.record(&names, output, event.at_ms);
+        if let Outcome::Hit(facts) | Outcome::Stored(facts) = &event.outcome {
+            self.known
+                .record(&names, facts.output.as_deref(), event.at_ms);
         }
         job
     }
@@ -173,6 +175,15 @@ impl State {
         self.heads.contains_key(id)
     }
 
+    /// Drops the details of a build, as the limits do.
+    #[cfg(test)]
+    pub(crate) fn keep_head_only(&mut self, id: &str) {
+        if let Some(dropped) = self.builds.remove(id) {
+            self.memory -= dropped.memory;
+            self.heads.insert(id.to_owned(), dropped.build.head);
+        }
+    }
+
     /// Removes a build that is no longer on the disk, if only its head is in memory.
     pub(crate) fn forget_head(&mut self, id: &str) {
         self.heads.remove(id);
@@ -224,7 +235,9 @@ impl State {
                 }
                 if let Some(dropped) = self.builds.remove(&id) {
                     self.memory = self.memory.saturating_sub(dropped.memory);
-                    self.heads.insert(id, dropped.build.head);
+                    if self.has_history {
+                        self.heads.insert(id, dropped.build.head);
+                    }
                 }
             }
         }
@@ -340,6 +353,7 @@ impl KeptBuild {
         Some(Job {
             build: self.build.head.id.clone(),
             action: names.action.clone(),
+            at_ms: before,
             candidates,
         })
     }

@@ -12,7 +12,7 @@ use reapi::v2::{self, ActionResult, OutputFile};
 use tokio::{task::JoinHandle, time::timeout};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::*;
+use super::{event::now_ms, known::KnownAction, *};
 use crate::Call;
 
 /// A server with recorded builds, in memory but for the history.
@@ -33,6 +33,7 @@ impl Server {
             history_max: 1 << 20,
             redaction: Redaction::new(&["TOKEN"]).unwrap(),
             stores: vec![Arc::clone(&store) as _],
+            is_local_only: false,
             evictions: Arc::clone(&evictions),
         });
         let memory = Budget::memory("trees", u64::MAX);
@@ -219,7 +220,7 @@ async fn the_first_action_of_a_target_was_never_seen() {
     assert_eq!(explanation.cause, Cause::NeverSeen);
     assert_eq!(
         explanation.sentence,
-        "No action Genrule of //:t had a result before."
+        "No result of an action Genrule of //:t was recorded before."
     );
 }
 
@@ -277,7 +278,11 @@ async fn an_action_that_was_never_uploaded_is_not_explained_by_a_guess() {
     let unknown = DigestFunction::Sha256.digest(b"unknown");
     assert!(!server.look_up("b", &unknown).await);
     server.build("b", |build| build.misses.len() == 1).await;
-    let view = server.builds.action(&unknown.to_string(), 0).await.unwrap();
+    let view = server
+        .builds
+        .action(&unknown.to_string(), None, 0)
+        .await
+        .unwrap();
     assert_eq!(view.explanation.unwrap().cause, Cause::NotUploaded);
     assert!(view.unreadable.unwrap().contains("is not in the cache"));
     // Once it is uploaded, it is compared.
@@ -286,11 +291,103 @@ async fn an_action_that_was_never_uploaded_is_not_explained_by_a_guess() {
     server.build("b", |build| build.misses.len() == 2).await;
     let view = server
         .builds
-        .action(&uploaded.to_string(), 0)
+        .action(&uploaded.to_string(), None, 0)
         .await
         .unwrap();
     assert_eq!(view.explanation.unwrap().cause, Cause::Differs);
     assert_eq!(view.arguments, ["two"]);
+}
+
+#[tokio::test]
+async fn a_miss_is_compared_with_an_action_that_was_hit_after_it() {
+    let server = Server::new();
+    let known = server.miss_and_store("a", &["one"]).await;
+    server.explanation("a", &known).await;
+    let (encoded, _) = action(&["two"]);
+    let changed = DigestFunction::Sha256.digest(&encoded);
+    assert!(!server.look_up("b", &changed).await);
+    server.build("b", |build| build.misses.len() == 1).await;
+    // The times of calls are milliseconds.
+    let missed = now_ms();
+    while now_ms() == missed {
+        tokio::task::yield_now().await;
+    }
+    assert!(server.look_up("c", &known).await);
+    server.build("c", |build| build.head.total.hits == 1).await;
+    let view = server
+        .builds
+        .action(&changed.to_string(), None, 0)
+        .await
+        .unwrap();
+    let worth = view.explanation.unwrap().worth;
+    assert!(
+        worth.starts_with("One other action of the same target"),
+        "{worth}"
+    );
+    let output = server.blob(b"output".to_vec()).await;
+    server.upload(&["two"]).await;
+    server.store("b", &changed, &output).await;
+    let explanation = server.explanation("b", &changed).await;
+    assert_eq!(explanation.cause, Cause::Differs);
+}
+
+/// Explains a miss of an action that is in no store.
+async fn explain_unknown(
+    is_local_only: bool,
+    others: &[&str],
+    evicted_ago: Option<u64>,
+) -> Explanation {
+    let contents = Contents {
+        stores: vec![Arc::<MemoryStore>::default() as _],
+        is_local_only,
+    };
+    let redaction = Redaction::new::<&str>(&[]).unwrap();
+    let (unknown, evictions) = (
+        DigestFunction::Sha256.digest(b"unknown"),
+        Evictions::default(),
+    );
+    if evicted_ago.is_some() {
+        evictions.evicted(&unknown.hash_prefix(), false);
+    }
+    let known = |action: &&str| KnownAction {
+        action: (*action).to_owned(),
+        instance: String::new(),
+        at_ms: 0,
+        first_ms: 0,
+    };
+    let job = state::Job {
+        build: "b".to_owned(),
+        action: unknown.to_string(),
+        at_ms: now_ms() + evicted_ago.unwrap_or(0),
+        candidates: others.iter().map(known).collect(),
+    };
+    explain::explain(&contents, &redaction, &evictions, &job).await
+}
+
+#[tokio::test]
+async fn without_known_actions_no_difference_is_claimed() {
+    let explained = explain_unknown(false, &[], None).await;
+    let text = format!("{} {}", explained.sentence, explained.worth);
+    assert!(!text.contains("differs"), "{text}");
+    assert_eq!(explained.cause, Cause::NotComparable);
+}
+
+#[tokio::test]
+async fn an_action_that_was_evicted_is_not_called_never_uploaded() {
+    let hour = 3_600_000;
+    let explained = explain_unknown(false, &["a/1"], Some(3 * hour)).await;
+    let expected = "Unknown: the action was uploaded, but evicted 3 h before this lookup.";
+    assert_eq!(explained.sentence, expected);
+    assert_eq!(explained.cause, Cause::NotComparable);
+}
+
+#[tokio::test]
+async fn an_action_that_only_the_local_tier_lacks_is_not_called_never_uploaded() {
+    let explained = explain_unknown(true, &["a/1"], None).await;
+    let expected = "Unknown: the action is not in the local tier.";
+    assert_eq!(explained.sentence, expected);
+    let explained = explain_unknown(false, &["a/1"], None).await;
+    assert_eq!(explained.cause, Cause::NotUploaded);
 }
 
 #[tokio::test]
@@ -306,6 +403,9 @@ async fn evicted_lost_and_never_seen_results_are_distinguished() {
         matches!(explanation.cause, Cause::Evicted { at_ms } if at_ms > 0),
         "{explanation:?}"
     );
+    // An outage of a backing cache is answered like a result that does not exist.
+    let worth = explanation.worth;
+    assert!(worth.contains("may have been unreachable"), "{worth}");
 
     // A store that lacks the result that it was given.
     let empty = RecordedActions::new(Arc::new(MemoryStore::default()), server.builds.clone());
@@ -321,11 +421,36 @@ async fn evicted_lost_and_never_seen_results_are_distinguished() {
         matches!(explanation.cause, Cause::Lost { .. }),
         "{explanation:?}"
     );
+    let text = format!("{} {}", explanation.sentence, explanation.worth);
+    assert!(
+        text.contains("gorego answered that there is none"),
+        "{text}"
+    );
+    assert!(text.contains("was unreachable"), "{text}");
     let explanation = server.explanation("cother", &lost).await;
     let expected = Cause::OtherInstance {
         instance: String::new(),
     };
     assert_eq!(explanation.cause, expected);
+}
+
+#[tokio::test]
+async fn a_result_under_another_instance_name_is_shown_with_that_name() {
+    let server = Server::new();
+    let action = server.upload(&["one"]).await;
+    let stored = server
+        .actions
+        .put("other", &action, ActionResult::default());
+    call("a").scope(stored).await.unwrap();
+    assert!(!server.look_up("b", &action).await);
+    server.build("b", |build| build.misses.len() == 1).await;
+    let view = server
+        .builds
+        .action(&action.to_string(), None, 0)
+        .await
+        .unwrap();
+    assert_eq!(view.outputs, Some(Vec::new()));
+    assert_eq!(view.instances, ["other"]);
 }
 
 #[tokio::test]
@@ -378,6 +503,55 @@ async fn builds_and_known_actions_survive_a_restart() {
 }
 
 #[tokio::test]
+async fn a_miss_of_a_build_on_the_disk_is_found_by_its_build() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(Some(dir.path()), Arc::default());
+    let action = server.miss_and_store("a", &["one"]).await;
+    let expected = server.explanation("a", &action).await;
+    assert!(
+        !server
+            .look_up("b", &DigestFunction::Sha256.digest(b"b"))
+            .await
+    );
+    server.build("b", |build| build.misses.len() == 1).await;
+    let saved = server.builds.build("a").await.unwrap();
+    server.stop().await;
+    // Only the head of the build is in memory.
+    let server = Server::start(Some(dir.path()), Arc::default());
+    server.build("a", |_| true).await;
+    server.builds.0.state.lock().keep_head_only("a");
+    let name = action.hex();
+    assert_eq!(server.builds.action(&name, None, 0).await, None);
+    let view = server.builds.action(&name, Some("a"), 0).await.unwrap();
+    assert_eq!(view.last_miss.unwrap().build, saved.head.id);
+    assert_eq!(view.explanation, Some(expected));
+    // Another build than that of the miss does no harm.
+    assert_eq!(server.builds.action(&name, Some("b"), 0).await, None);
+}
+
+#[tokio::test]
+async fn a_limit_of_0_removes_the_builds_of_earlier_runs() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(Some(dir.path()), Arc::default());
+    let action = server.miss_and_store("a", &["one"]).await;
+    server.explanation("a", &action).await;
+    server.stop().await;
+    assert!(dir.path().join("builds").exists());
+    let (_, worker) = Builds::new(BuildsOptions {
+        dir: Some(dir.path().to_owned()),
+        history_max: 0,
+        redaction: Redaction::new::<&str>(&[]).unwrap(),
+        stores: Vec::new(),
+        is_local_only: false,
+        evictions: Arc::default(),
+    });
+    let shutdown = CancellationToken::new();
+    shutdown.cancel();
+    worker.run(shutdown).await;
+    assert!(!dir.path().join("builds").exists());
+}
+
+#[tokio::test]
 async fn an_unusable_folder_does_not_disturb_calls() {
     let dir = tempfile::tempdir().unwrap();
     std::fs::write(dir.path().join("builds"), "a file").unwrap();
@@ -394,6 +568,7 @@ async fn calls_that_the_worker_cannot_keep_up_with_are_counted_and_not_delayed()
         history_max: 0,
         redaction: Redaction::new::<&str>(&[]).unwrap(),
         stores: Vec::new(),
+        is_local_only: false,
         evictions: Arc::default(),
     });
     let actions = RecordedActions::new(Arc::new(MemoryStore::default()), builds.clone());
@@ -417,11 +592,11 @@ async fn an_uploaded_action_is_shown_without_secrets() {
         action.to_string().replace('/', "-"),
         action.hex(),
     ] {
-        let view = server.builds.action(&name, 0).await.unwrap();
+        let view = server.builds.action(&name, None, 0).await.unwrap();
         let redacted = ["run", "--TOKEN=[redacted]", "https://[redacted]@host/"];
         assert_eq!(view.arguments, redacted);
         assert_eq!(view.outputs.unwrap()[0].path, "bazel-out/k8/bin/out");
         assert_eq!(view.last_miss.unwrap().build, "b");
     }
-    assert_eq!(server.builds.action("nonsense", 0).await, None);
+    assert_eq!(server.builds.action("nonsense", None, 0).await, None);
 }

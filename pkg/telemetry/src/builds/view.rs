@@ -74,8 +74,14 @@ pub struct ActionView {
     pub next_inputs: Option<usize>,
     /// The reason why inputs are missing from the list.
     pub inputs_unreadable: Option<String>,
-    /// The outputs of the result in the cache; `None` if there is no result.
+    /// The outputs of the result; `None` if there is none under the instance names that were searched.
     pub outputs: Option<Vec<Entry>>,
+    /// The instance name of that result, else the ones that were searched.
+    #[serde(default)]
+    pub instances: Vec<String>,
+    /// Set if only the local tier was searched, and a backing cache may have what it lacks.
+    #[serde(default)]
+    pub is_local_only: bool,
     /// The exit code of that result.
     pub exit_code: Option<i32>,
     /// The number of arguments, variables and paths beyond the limit of what is shown.

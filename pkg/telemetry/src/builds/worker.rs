@@ -28,6 +28,8 @@ const SAVE_RECORDS: Duration = Duration::from_mins(1);
 pub struct BuildsWorker {
     pub(crate) builds: Builds,
     pub(crate) events: mpsc::Receiver<Event>,
+    /// The history of earlier runs that is to be removed.
+    pub(crate) obsolete: Option<History>,
     /// The changes of known actions and of evictions that are saved.
     pub(crate) saved: (u64, u64),
     /// Set while saving fails, so that it is logged once.
@@ -39,6 +41,11 @@ impl BuildsWorker {
     pub async fn run(mut self, shutdown: CancellationToken) {
         if let Some(history) = self.builds.0.history.clone() {
             self.restore(history).await;
+        }
+        if let Some(obsolete) = self.obsolete.take()
+            && let Ok(Err(error)) = spawn_blocking(move || obsolete.clear()).await
+        {
+            tracing::warn!(%error, "failed to remove the builds of earlier runs");
         }
         let builds = self.builds.clone();
         tokio::select! {
@@ -185,12 +192,7 @@ async fn explain_all(builds: &Builds) {
     let shared = &builds.0;
     loop {
         let job = shared.jobs.next().await;
-        let explained = explain(
-            &shared.contents,
-            &shared.redaction,
-            &job.action,
-            &job.candidates,
-        );
+        let explained = explain(&shared.contents, &shared.redaction, &shared.evictions, &job);
         let explanation = explained.await;
         shared.state.lock().explained(&job, explanation);
         shared.explained.notify_one();

@@ -10,7 +10,7 @@ use http::StatusCode;
 use maud::{Markup, html};
 
 use super::{
-    api::{Inputs, Label},
+    api::{Label, MissQuery},
     builds::totals,
     format,
     layout::table,
@@ -26,15 +26,16 @@ pub(super) async fn target(
 ) -> Response {
     let target = app.builds().and_then(|builds| builds.target(&label));
     let Some(target) = target else {
-        let text = format!("No recorded build has the target {label}.");
+        let text = format!("No build in memory has the target {label}.");
         return not_recorded("Target", &text);
     };
     let content = html! {
         h1 { "Target " code { (target.target) } }
         (totals(&target.total))
         h2 { "Last misses" }
+        p.muted { "Of the builds in memory. Older ones are on their own pages." }
         @if target.misses.is_empty() {
-            p.empty { "No recorded lookup of this target missed." }
+            p.empty { "No lookup of this target missed in the builds in memory." }
         } @else {
             (misses::of_target(&target.misses))
         }
@@ -46,30 +47,38 @@ pub(super) async fn target(
 pub(super) async fn page(
     State(app): State<Arc<App>>,
     Path(digest): Path<String>,
-    Query(inputs): Query<Inputs>,
+    Query(query): Query<MissQuery>,
 ) -> Response {
-    let Some(action) = app.action(&digest, inputs.inputs_from).await else {
+    let Some(action) = app.action(&digest, &query).await else {
         let text = format!(
-            "{digest} is not known; accepted: hash/size, hash-size, or the hash of a recorded miss."
+            "{digest} is not known; accepted: hash/size, hash-size, or the hash of a miss in the builds in memory."
         );
         return not_recorded("Action", &text);
     };
-    let from = inputs.inputs_from.unwrap_or(0);
+    let from = query.inputs_from.unwrap_or(0);
     let content = html! {
         h1 { "Action " code { (action.action) } }
         (last_miss(&action))
         @match &action.explanation {
             Some(explanation) => (misses::explanation(explanation)),
-            None => p.empty { "No miss of this action is recorded." },
+            None => p.empty { "No miss of this action is recorded in the builds in memory." },
         }
         @match &action.unreadable {
             Some(why) => { h2 { "Command" } p.empty { "It cannot be shown: " (why) } }
             None => { (command(&action)) (self::inputs(&action, from)) }
         }
         (outputs(&action))
-        p { a href=(links::api("actions", &action.action)) { "All of it as JSON" } }
+        p { a href=(links::api(&url(&action))) { "All of it as JSON" } }
     };
     html(StatusCode::OK, "Action", &content)
+}
+
+/// Returns the path of the page: that of the miss, if there is one.
+fn url(action: &ActionView) -> String {
+    match &action.last_miss {
+        Some(last) => links::miss(&action.action, &last.build),
+        None => links::action(&action.action),
+    }
 }
 
 fn last_miss(action: &ActionView) -> Markup {
@@ -123,6 +132,8 @@ fn variables(label: &str, variables: &[Variable]) -> Markup {
 }
 
 fn inputs(action: &ActionView, from: usize) -> Markup {
+    let url = url(action);
+    let separator = if action.last_miss.is_some() { '&' } else { '?' };
     html! {
         h2 #inputs { "Inputs" }
         @if let Some(root) = &action.input_root { p.muted { "Root: " code { (root) } } }
@@ -130,9 +141,9 @@ fn inputs(action: &ActionView, from: usize) -> Markup {
         @if !action.inputs.is_empty() { (entries("Inputs", &action.inputs)) }
         @if from > 0 || action.next_inputs.is_some() {
             nav.pager aria-label="Inputs" {
-                @if from > 0 { a href=(links::action(&action.action)) { "First inputs" } }
+                @if from > 0 { a href=(url) { "First inputs" } }
                 @if let Some(next) = action.next_inputs {
-                    a rel="next" href={ (links::action(&action.action)) "?inputs_from=" (next) "#inputs" } { "Next" }
+                    a rel="next" href={ (url) (separator) "inputs_from=" (next) "#inputs" } { "Next" }
                 }
             }
         }
@@ -144,17 +155,41 @@ fn outputs(action: &ActionView) -> Markup {
         h2 { "Outputs" }
         @match &action.outputs {
             Some(outputs) => {
-                @if let Some(code) = action.exit_code { p.muted { "The result is in the cache, with exit code " (code) "." } }
+                @if let Some(code) = action.exit_code {
+                    p.muted { "The result is in " (place(action)) " " (instances(action)) ", with exit code " (code) "." }
+                }
                 @if !outputs.is_empty() { (entries("Outputs", outputs)) }
             }
             None => {
-                p.empty { "The cache has no result of this action." }
+                p.empty {
+                    "There is no result of this action in " (place(action)) " " (instances(action)) "."
+                    @if action.is_local_only { " The backing cache was not asked." }
+                }
                 @if !action.output_paths.is_empty() {
                     p { "Declared: " @for path in &action.output_paths { code { (path) } " " } }
                 }
             }
         }
     }
+}
+
+/// Returns the name of the stores that were searched.
+const fn place(action: &ActionView) -> &'static str {
+    if action.is_local_only {
+        "the local tier"
+    } else {
+        "the cache"
+    }
+}
+
+/// Describes the instance names that were searched.
+fn instances(action: &ActionView) -> String {
+    let names: Vec<_> = action
+        .instances
+        .iter()
+        .map(|it| format!("{it:?}"))
+        .collect();
+    format!("under instance name {}", names.join(" or "))
 }
 
 fn entries(label: &str, entries: &[Entry]) -> Markup {
@@ -171,4 +206,24 @@ fn entries(label: &str, entries: &[Entry]) -> Markup {
             }
         },
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_absent_result_is_claimed_only_of_the_stores_and_names_that_were_searched() {
+        let mut action = ActionView {
+            instances: vec!["a".to_owned(), String::new()],
+            ..ActionView::default()
+        };
+        let page = outputs(&action).into_string();
+        let expected = "There is no result of this action in the cache under instance name &quot;a&quot; or &quot;&quot;.";
+        assert!(page.contains(expected), "{page}");
+        action.is_local_only = true;
+        let page = outputs(&action).into_string();
+        assert!(page.contains("in the local tier under"), "{page}");
+        assert!(page.contains("The backing cache was not asked."), "{page}");
+    }
 }

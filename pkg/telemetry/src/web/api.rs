@@ -23,9 +23,10 @@ struct Page {
     limit: Option<usize>,
 }
 
-/// The page of inputs that is requested.
+/// The build whose miss of an action is requested, and the page of inputs.
 #[derive(Deserialize)]
-pub(super) struct Inputs {
+pub(super) struct MissQuery {
+    pub(super) build: Option<String>,
     pub(super) inputs_from: Option<usize>,
 }
 
@@ -56,9 +57,9 @@ async fn build(State(app): State<Arc<App>>, Path(id): Path<String>) -> Response 
 async fn action(
     State(app): State<Arc<App>>,
     Path(digest): Path<String>,
-    Query(inputs): Query<Inputs>,
+    Query(query): Query<MissQuery>,
 ) -> Response {
-    found(app.action(&digest, inputs.inputs_from).await)
+    found(app.action(&digest, &query).await)
 }
 
 async fn target(State(app): State<Arc<App>>, Query(Label { label }): Query<Label>) -> Response {

@@ -149,7 +149,7 @@ pub(super) async fn page(
         (misses::of_build(&build, from, MISSES))
         (links::pager(&format!("{}?from=", links::build(&head.id)), from, MISSES, build.misses.len()))
         (left_out(&build))
-        p { a href=(links::api("builds", &head.id)) { "All of it as JSON" } }
+        p { a href=(links::api(&links::build(&head.id))) { "All of it as JSON" } }
     };
     html(StatusCode::OK, "Build", &content)
 }

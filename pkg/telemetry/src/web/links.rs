@@ -31,14 +31,19 @@ pub(super) fn action(digest: &str) -> String {
     format!("/actions/{}", encoded(&digest.replace('/', "-")))
 }
 
+/// Returns the path of the page of an action that missed in a build.
+pub(super) fn miss(digest: &str, build: &str) -> String {
+    format!("{}?build={}", action(digest), encoded(build))
+}
+
 /// Returns the path of the page of a target.
 pub(super) fn target(label: &str) -> String {
     format!("/targets?label={}", encoded(label))
 }
 
-/// Returns the path of the JSON of a build or an action.
-pub(super) fn api(kind: &str, name: &str) -> String {
-    format!("/api/v1/{kind}/{}", encoded(&name.replace('/', "-")))
+/// Returns the path of the JSON of the page of a build or an action.
+pub(super) fn api(page: &str) -> String {
+    format!("/api/v1{page}")
 }
 
 fn encoded(text: &str) -> String {
@@ -75,6 +80,8 @@ mod tests {
             "/targets?label=%2F%2Fp:t%20%26%20%3Cb%3E"
         );
         assert_eq!(action("abc/12"), "/actions/abc-12");
+        assert_eq!(miss("abc/12", "a/b&c"), "/actions/abc-12?build=a%2Fb%26c");
+        assert_eq!(api(&build("a/b")), "/api/v1/builds/a%2Fb");
     }
 
     #[test]

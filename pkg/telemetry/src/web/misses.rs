@@ -15,7 +15,7 @@ pub(super) fn of_build(build: &Build, from: usize, page: usize) -> Markup {
             (table("Misses", &["Action", "Mnemonic", "Target", "Why"], &["Executed"], &html! {
                 @for miss in shown {
                     tr {
-                        th scope="row" { (link(miss)) }
+                        th scope="row" { (link(miss, &build.head.id)) }
                         td.text { (miss.mnemonic) }
                         td.text { a href=(links::target(&miss.target)) { (miss.target) } }
                         td.wrap { (why(miss)) }
@@ -36,7 +36,7 @@ pub(super) fn of_target(misses: &[TargetMiss]) -> Markup {
         &html! {
             @for TargetMiss { build, miss } in misses {
                 tr {
-                    th scope="row" { (link(miss)) }
+                    th scope="row" { (link(miss, build)) }
                     td.text { a href=(links::build(build)) { code { (cut(build)) } } }
                     td.text { (miss.mnemonic) }
                     td.text { (format::time(miss.at_ms)) }
@@ -48,8 +48,8 @@ pub(super) fn of_target(misses: &[TargetMiss]) -> Markup {
     )
 }
 
-fn link(miss: &Miss) -> Markup {
-    html! { a href=(links::action(&miss.action)) { code { (cut(&miss.action)) } } }
+fn link(miss: &Miss, build: &str) -> Markup {
+    html! { a href=(links::miss(&miss.action, build)) { code { (cut(&miss.action)) } } }
 }
 
 fn why(miss: &Miss) -> Markup {

@@ -23,7 +23,8 @@ use tower::ServiceExt as _;
 use tracing::error;
 
 use super::{
-    METRICS, Site, Ui, access, action, api,
+    METRICS, Site, Ui, access, action,
+    api::{self, MissQuery},
     assets::{self, Asset},
     builds,
     events::{self, Live},
@@ -109,9 +110,10 @@ impl App {
     }
 
     /// Returns an action with a page of its inputs.
-    pub(super) async fn action(&self, digest: &str, inputs: Option<usize>) -> Option<ActionView> {
+    pub(super) async fn action(&self, digest: &str, query: &MissQuery) -> Option<ActionView> {
         let builds = self.builds()?;
-        builds.action(digest, inputs.unwrap_or(0)).await
+        let from = query.inputs_from.unwrap_or(0);
+        builds.action(digest, query.build.as_deref(), from).await
     }
 }
 

@@ -174,7 +174,10 @@ async fn inputs_differ(store: Arc<MemoryStore>, before: Digest, after: Digest) -
         ..ActionParts::default()
     };
     let mut found = Differences::default();
-    let contents = Contents(vec![store]);
+    let contents = Contents {
+        stores: vec![store],
+        is_local_only: false,
+    };
     compare_inputs(
         &mut found,
         &contents,

@@ -3,7 +3,7 @@ use std::sync::LazyLock;
 use gorego_storage::DigestFunction;
 
 use super::*;
-use crate::builds::{Comparison, Redaction, cause, event::testing::call};
+use crate::builds::{Cause, Comparison, Redaction, cause, event::testing::call};
 
 static EVICTIONS: LazyLock<Evictions> = LazyLock::new(Evictions::default);
 static REDACTION: LazyLock<Redaction> = LazyLock::new(|| Redaction::new::<&str>(&[]).unwrap());
@@ -36,7 +36,7 @@ fn assert_accounted(state: &State) {
 
 #[test]
 fn misses_targets_and_mnemonics_beyond_the_limits_are_counted() {
-    let mut state = State::new();
+    let mut state = State::new(true);
     for number in 0..MAX_MISSES + 10 {
         let name = number.to_string();
         miss(&mut state, number, "b", &name, &name);
@@ -56,7 +56,7 @@ fn misses_targets_and_mnemonics_beyond_the_limits_are_counted() {
 
 #[test]
 fn a_second_miss_of_an_action_is_counted_but_listed_once() {
-    let mut state = State::new();
+    let mut state = State::new(true);
     for _ in 0..2 {
         miss(&mut state, 1, "b", "//:t", "Genrule");
     }
@@ -65,8 +65,28 @@ fn a_second_miss_of_an_action_is_counted_but_listed_once() {
 }
 
 #[test]
+fn a_miss_without_a_target_is_explained_by_the_last_result_of_the_action() {
+    let mut state = State::new(true);
+    let call = call("b", "", "");
+    let call = CallNames::of(Some(&call), &REDACTION);
+    let facts = ResultFacts {
+        output: Some("out".to_owned()),
+        ..ResultFacts::default()
+    };
+    state.apply(&event(1, Outcome::Stored(facts)), &call, &EVICTIONS);
+    state.apply(&event(1, Outcome::Miss), &call, &EVICTIONS);
+    state.apply(&event(2, Outcome::Miss), &call, &EVICTIONS);
+    let misses = &state.build("b").unwrap().misses;
+    let explained = |at: usize| misses[at].explanation.clone().unwrap();
+    assert_eq!(explained(0).cause, Cause::Lost { stored_ms: 1 });
+    assert_eq!(explained(1).cause, Cause::NeverSeen);
+    let sentence = explained(1).sentence;
+    assert!(sentence.contains("names no target"), "{sentence}");
+}
+
+#[test]
 fn the_memory_of_builds_is_bounded_and_the_newest_stay() {
-    let mut state = State::new();
+    let mut state = State::new(true);
     let target = "t".repeat(400);
     for build in 0..40 {
         for number in 0..400 {
@@ -88,8 +108,21 @@ fn the_memory_of_builds_is_bounded_and_the_newest_stay() {
 }
 
 #[test]
+fn without_a_history_no_build_is_listed_without_its_details() {
+    let mut state = State::new(false);
+    let target = "t".repeat(400);
+    for number in 0..20_000 {
+        let build = (number / 500).to_string();
+        miss(&mut state, number, &build, &format!("{target}{number}"), "");
+    }
+    let listed: Vec<_> = state.heads().map(|head| head.id.clone()).collect();
+    assert!(listed.len() < 40, "some were dropped");
+    assert!(listed.iter().all(|id| state.build(id).is_some()));
+}
+
+#[test]
 fn the_number_of_builds_is_bounded_and_the_newest_stay() {
-    let mut state = State::new();
+    let mut state = State::new(true);
     for build in 0..MAX_BUILDS * 2 {
         miss(&mut state, build, &build.to_string(), "//:t", "Genrule");
         assert!(state.heads().count() <= MAX_BUILDS);
@@ -105,7 +138,7 @@ fn the_number_of_builds_is_bounded_and_the_newest_stay() {
 
 #[test]
 fn explanations_of_one_build_are_bounded() {
-    let mut state = State::new();
+    let mut state = State::new(true);
     let difference = super::super::Difference {
         aspect: super::super::Aspect::Argument,
         name: "1".to_owned(),
@@ -121,6 +154,7 @@ fn explanations_of_one_build_are_bounded() {
         let job = Job {
             build: "b".to_owned(),
             action: event(number, Outcome::Miss).action.to_string(),
+            at_ms: 0,
             candidates: Vec::new(),
         };
         state.explained(&job, cause::differs(comparison.clone(), 0, None));
