@@ -582,6 +582,41 @@ async fn calls_that_the_worker_cannot_keep_up_with_are_counted_and_not_delayed()
 }
 
 #[tokio::test]
+async fn calls_that_arrive_while_others_are_recorded_wait_for_the_next_time() {
+    let (builds, mut worker) = Builds::new(BuildsOptions {
+        dir: None,
+        history_max: 0,
+        redaction: Redaction::new::<&str>(&[]).unwrap(),
+        stores: Vec::new(),
+        is_local_only: false,
+        evictions: Arc::default(),
+    });
+    let actions = RecordedActions::new(Arc::new(MemoryStore::default()), builds.clone());
+    let memory = Budget::memory("result", u64::MAX);
+    let action = DigestFunction::Sha256.digest(b"action");
+    let look_up = async || assert!(actions.get("", &action, &memory).await.is_err());
+    for _ in 0..MAX_WAITING {
+        look_up().await;
+    }
+    // This future and the one of the worker take turns, so each yield lets one more call arrive.
+    let mut arrived = 0;
+    let arrive = async {
+        loop {
+            look_up().await;
+            arrived += 1;
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::select! {
+        biased;
+        () = worker.apply_waiting() => {}
+        () = arrive => {}
+    }
+    assert!(arrived > 1, "other tasks never ran");
+    assert_eq!(builds.recent(0, 1).without_build.misses, MAX_WAITING as u64);
+}
+
+#[tokio::test]
 async fn an_uploaded_action_is_shown_without_secrets() {
     let server = Server::new();
     let arguments = ["run", "--TOKEN=hunter2", "https://user:pass@host/"];
