@@ -56,7 +56,8 @@ fn the_oldest_builds_beyond_the_limit_are_removed() {
         age(&history, id, seconds);
     }
     // A small file takes a whole block.
-    let bytes = disk_bytes(&fs::metadata(history.path_of("1")).unwrap());
+    let meta = fs::metadata(history.path_of("1")).unwrap();
+    let bytes = meta.len().max(meta.blocks() * 512);
     let limited = History::new(dir.path(), bytes * 2);
     limited.save(&[build("4")]).unwrap();
     assert_eq!(ids(&limited), ["3", "4"]);
