@@ -4,7 +4,7 @@ use std::{io, sync::Arc, time::Duration};
 
 use tokio::{
     sync::mpsc,
-    task::spawn_blocking,
+    task::{spawn_blocking, yield_now},
     time::{Instant, MissedTickBehavior, interval, sleep, sleep_until},
 };
 use tokio_util::sync::CancellationToken;
@@ -22,6 +22,8 @@ const BATCH: Duration = Duration::from_millis(20);
 const SAVE: Duration = Duration::from_secs(5);
 /// The interval at which known actions and evictions are saved, if they changed.
 const SAVE_RECORDS: Duration = Duration::from_mins(1);
+/// The most calls that are recorded before other tasks of the thread run.
+const BURST: usize = 256;
 
 /// The task of [`Builds`]. Run it for as long as calls are recorded.
 #[derive(Debug)]
@@ -52,9 +54,7 @@ impl BuildsWorker {
             () = self.record(&shutdown) => {}
             () = explain_all(&builds) => {}
         }
-        while let Ok(event) = self.events.try_recv() {
-            self.apply(event).await;
-        }
+        self.apply_waiting().await;
         self.save().await;
         self.save_records().await;
     }
@@ -76,9 +76,7 @@ impl BuildsWorker {
                 _ = records.tick() => self.save_records().await,
                 Some(event) = self.events.recv() => {
                     self.apply(event).await;
-                    while let Ok(event) = self.events.try_recv() {
-                        self.apply(event).await;
-                    }
+                    self.apply_waiting().await;
                     // Otherwise each call would wake this task, which would slow the call down.
                     sleep(BATCH).await;
                     save_at.get_or_insert_with(|| Instant::now() + SAVE);
@@ -86,6 +84,19 @@ impl BuildsWorker {
                 () = builds.0.explained.notified() => {
                     save_at.get_or_insert_with(|| Instant::now() + SAVE);
                 }
+            }
+        }
+    }
+
+    /// Records the calls that wait, but not those that arrive meanwhile. Lets other tasks run in between.
+    pub(crate) async fn apply_waiting(&mut self) {
+        for number in 1..=self.events.len() {
+            let Ok(event) = self.events.try_recv() else {
+                return;
+            };
+            self.apply(event).await;
+            if number % BURST == 0 {
+                yield_now().await;
             }
         }
     }

@@ -156,7 +156,9 @@ fn outputs(action: &ActionView) -> Markup {
         @match &action.outputs {
             Some(outputs) => {
                 @if let Some(code) = action.exit_code {
-                    p.muted { "The result is in " (place(action)) " " (instances(action)) ", with exit code " (code) "." }
+                    p.muted {
+                        "The result is in " (place(action)) " " (instances(action)) ", with exit code " (code) "."
+                    }
                 }
                 @if !outputs.is_empty() { (entries("Outputs", outputs)) }
             }
@@ -219,7 +221,7 @@ mod tests {
             ..ActionView::default()
         };
         let page = outputs(&action).into_string();
-        let expected = "There is no result of this action in the cache under instance name &quot;a&quot; or &quot;&quot;.";
+        let expected = "no result of this action in the cache under instance name &quot;a&quot; or &quot;&quot;.";
         assert!(page.contains(expected), "{page}");
         action.is_local_only = true;
         let page = outputs(&action).into_string();
