@@ -22,7 +22,7 @@ const MIN_SECRET: usize = 6;
 const MAX_SECRETS: usize = 64;
 /// User information in a URL.
 const USER_INFO: &str = r#"([A-Za-z][A-Za-z0-9+.\-]*:(?:\\*/){2})[^/?#\s"'<>\\]*@"#;
-/// What may stand between a name and its value: the end of the name, and an operator. Lines may be continued.
+/// The characters between a name and its value: the end of the name, and an operator. Lines may be continued.
 const SEPARATOR: &str = r#"^(?<close>[\\"'\])}]*)(?:\s|\\\s)*(?<operator>[.!+*/%^?:|&~-]{0,2}=[=>~]?|:|[;,>&|]{1,2}|<{1,3})?(?:\s|\\\s)*"#;
 /// The ends of file names that have no value, even if the rest of the name reads like that of a secret.
 const FILES: &[&str] = &[
