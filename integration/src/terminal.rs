@@ -110,7 +110,7 @@ impl Terminal {
         (status, self.take_text())
     }
 
-    /// Whether echo, line editing and the other settings are as they were before the program.
+    /// Whether the settings, such as echo and line editing, are those from before the program.
     pub fn is_restored(&self) -> bool {
         settings(&self.device) == self.before
     }

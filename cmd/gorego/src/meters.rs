@@ -23,8 +23,8 @@ pub(crate) struct Meters {
     remote: Option<Arc<RemoteStore>>,
 }
 
-/// The backing cache as a store of blobs and of action results.
-pub(crate) type BackingStores = (Arc<dyn BlobStore>, Arc<dyn ActionCache>);
+/// The blobs and the action results of a tier.
+pub(crate) type TierStores = (Arc<dyn BlobStore>, Arc<dyn ActionCache>);
 
 impl Meters {
     pub(crate) fn new(parts: &Parts) -> Self {
@@ -62,7 +62,7 @@ impl Meters {
     }
 
     /// Counts the calls of the backing cache.
-    pub(crate) fn of_backing(&mut self, store: &Arc<RemoteStore>) -> BackingStores {
+    pub(crate) fn of_backing(&mut self, store: &Arc<RemoteStore>) -> TierStores {
         let counts = Counts {
             calls: Some(Arc::default()),
             ..Counts::default()

@@ -25,7 +25,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     cli::VERSION,
     memory::Parts,
-    meters::{BackingStores, Meters},
+    meters::{Meters, TierStores},
     traces::traced,
 };
 
@@ -147,7 +147,7 @@ impl Tiers {
         config: &Config,
         parts: &Parts,
         remote: &RemoteStore,
-        (blobs, actions): BackingStores,
+        (blobs, actions): TierStores,
     ) -> Result<Self, Error> {
         let breaker = remote.breaker();
         let local = open_local(config, parts).await?;
@@ -191,7 +191,7 @@ impl Tiers {
         config: &Config,
         parts: &Parts,
         remote: Arc<RemoteStore>,
-        (blobs, actions): BackingStores,
+        (blobs, actions): TierStores,
     ) -> Self {
         warn_of_unused(&config.local_cache.dir);
         let breaker = Some(remote.breaker());

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use gorego_config::{Telemetry, TracingProtocol};
-use gorego_storage::{ActionCache, BlobStore, span::Tier};
+use gorego_storage::span::Tier;
 use gorego_telemetry::{
     spans::Traced,
     traces::{
@@ -14,6 +14,7 @@ use gorego_tls::ClientFiles;
 
 use crate::{
     backing::{given, parsed},
+    meters::TierStores,
     reload::Reloads,
 };
 
@@ -32,9 +33,6 @@ pub(crate) fn sampling(config: &Telemetry) -> Option<Sampling> {
     let is_on = config.tracing_endpoint.is_some();
     is_on.then(|| Sampling::new(config.tracing_sample_ratio))
 }
-
-/// The blobs and the action results of a tier.
-pub(crate) type TierStores = (Arc<dyn BlobStore>, Arc<dyn ActionCache>);
 
 /// Gives each operation of a tier for a traced call a span, if there is a collector.
 pub(crate) fn traced(config: &Telemetry, tier: Tier, (blobs, actions): TierStores) -> TierStores {

@@ -15,7 +15,7 @@ use http::HeaderMap;
 use opentelemetry::trace::SpanContext;
 use prost::Message as _;
 use reapi::v2::RequestMetadata;
-use tokio::{task::futures::TaskLocalFuture, task_local};
+use tokio::task_local;
 
 use crate::traces::context;
 
@@ -82,8 +82,9 @@ impl Call {
         CURRENT.sync_scope(Arc::clone(self), step)
     }
 
-    /// Runs `future` with this as the current call, for example a task that the call spawns.
-    pub fn scope<F: Future>(self: Arc<Self>, future: F) -> TaskLocalFuture<Arc<Self>, F> {
+    /// Runs `future` with this as the current call.
+    #[cfg(test)]
+    pub(crate) fn scope<F: Future>(self: Arc<Self>, future: F) -> impl Future<Output = F::Output> {
         CURRENT.scope(self, future)
     }
 

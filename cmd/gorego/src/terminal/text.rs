@@ -154,7 +154,7 @@ impl Table {
         }
     }
 
-    /// Whether there is only the header.
+    /// Whether the table has no rows below its header.
     pub(super) fn is_empty(&self) -> bool {
         self.rows.len() < 2
     }

@@ -118,7 +118,7 @@ async fn first(signals: &mut [(SignalKind, Signal)]) -> SignalKind {
     .await
 }
 
-/// Whether the key leaves.
+/// Whether the key ends the program.
 fn leaves(key: KeyEvent) -> bool {
     let controls = key.modifiers.contains(KeyModifiers::CONTROL);
     match key.code {

@@ -232,8 +232,8 @@ impl Redaction {
         Some((separator, word.len() - usize::from(ends_quote)))
     }
 
-    /// Whether a value may go on after its first word: a list, a substitution, a word of signs only, an escape for
-    /// another reader, a part of a name, or a second name, which has a value of its own.
+    /// Whether a value may continue after its first word. It may after a list, a substitution, a word of signs only, an
+    /// escape for another reader, a part of a name, or a second name with a value of its own.
     fn goes_on(&self, word: &str, after: &str) -> bool {
         let bare = word.trim_matches(['"', '\'']);
         word.contains(['(', '[', '{', '`'])
@@ -281,7 +281,7 @@ enum Word {
 struct Place {
     quoting: Quoting,
     word: Word,
-    /// Whether the text begins with a dash, and thus is no script.
+    /// Whether the text begins with a dash. Such an argument is no script.
     is_flag: bool,
     /// Whether the name is in the first word.
     is_first: bool,
@@ -322,7 +322,7 @@ impl Place {
         }
     }
 
-    /// Whether the name stands in `${...}`, where a dash follows it rather than being a part of it.
+    /// Whether the name is in `${...}`. A dash after it is then an operator, not a part of the name.
     const fn is_expansion(&self) -> bool {
         self.before_last == '$' && self.last == '{'
     }
@@ -346,7 +346,7 @@ fn is_name_part(c: char) -> bool {
     c.is_alphanumeric() || matches!(c, '_' | '-' | '.')
 }
 
-/// Whether the name is that of a flag such as `-DUSE_TOKENS`, whose value is in the same argument.
+/// Whether the name belongs to a flag such as `-DUSE_TOKENS`. Its value is in the same argument.
 fn is_macro(name: &str) -> bool {
     let is_part = |c: char| c.is_ascii_uppercase() || c.is_ascii_digit() || c == '_';
     name.strip_prefix("-D")
