@@ -244,9 +244,9 @@ impl Answers {
 }
 
 async fn metrics(State(app): State<Arc<App>>, headers: HeaderMap) -> Response {
-    let accept = headers.get(header::ACCEPT);
-    let accept = accept.and_then(|accept| accept.to_str().ok());
-    match app.site.metrics.expose(accept.unwrap_or_default()) {
+    let accept = headers.get_all(header::ACCEPT).iter();
+    let accept: Vec<_> = accept.filter_map(|accept| accept.to_str().ok()).collect();
+    match app.site.metrics.expose(&accept.join(",")) {
         Ok((content_type, text)) => ([(header::CONTENT_TYPE, content_type)], text).into_response(),
         Err(why) => {
             error!("failed to encode metrics: {why}");
