@@ -22,7 +22,8 @@ mod view;
 mod worker;
 
 use std::{
-    path::PathBuf,
+    io,
+    path::{Path, PathBuf},
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering::Relaxed},
@@ -53,7 +54,7 @@ const VIEWS: usize = 2;
 pub struct BuildsOptions {
     /// The data directory; `None` to keep builds in memory only.
     pub dir: Option<PathBuf>,
-    /// The most bytes of builds on the disk. 0 keeps them in memory only, and removes those of earlier runs.
+    /// The most bytes of builds on the disk.
     pub history_max: u64,
     /// The secrets to replace.
     pub redaction: Redaction,
@@ -91,10 +92,6 @@ impl Builds {
         let (send, events) = mpsc::channel(MAX_WAITING);
         let history = options.dir;
         let history = history.map(|dir| History::new(&dir, options.history_max));
-        let (history, obsolete) = match options.history_max {
-            0 => (None, history),
-            _ => (history, None),
-        };
         let builds = Self(Arc::new(Shared {
             state: Mutex::new(State::new(history.is_some())),
             redaction: options.redaction,
@@ -113,7 +110,6 @@ impl Builds {
         let worker = BuildsWorker {
             builds: builds.clone(),
             events,
-            obsolete,
             saved: (0, 0),
             failing: false,
         };
@@ -126,6 +122,11 @@ impl Builds {
             self.0.unrecorded.fetch_add(1, Relaxed);
         }
     }
+}
+
+/// Removes the builds that earlier runs kept in the data directory `dir`. Returns the number of files. Blocks.
+pub fn remove_history(dir: &Path) -> io::Result<usize> {
+    History::new(dir, 0).clear()
 }
 
 #[cfg(test)]

@@ -114,21 +114,22 @@ impl History {
     fn save_records(&self, name: &str, encoded: &[u8]) -> io::Result<()> {
         let path = self.folder.join(name);
         if encoded.len() as u64 > self.max_bytes / 4 {
-            return remove_if_present(&path);
+            return remove_if_present(&path).map(drop);
         }
         self.write(&path, encoded)?;
         self.trim()
     }
 
-    /// Removes all that was kept, and the folder unless something else is in it.
-    pub(crate) fn clear(&self) -> io::Result<()> {
+    /// Removes all that was kept, and the folder unless something else is in it. Returns the number of files.
+    pub(crate) fn clear(&self) -> io::Result<usize> {
+        let mut removed = 0;
         let records = [KNOWN, EVICTIONS].map(|name| self.folder.join(name));
         let builds = self.files()?.into_iter().map(|file| file.path);
         for path in builds.chain(records) {
-            remove_if_present(&path)?;
+            removed += usize::from(remove_if_present(&path)?);
         }
         let _ = fs::remove_dir(&self.folder);
-        Ok(())
+        Ok(removed)
     }
 
     /// Returns the path of a build's file. The id is any text, so its hash is the name.
@@ -253,10 +254,12 @@ fn disk_bytes(meta: &fs::Metadata) -> u64 {
     meta.len().max(meta.blocks() * 512)
 }
 
-fn remove_if_present(path: &Path) -> io::Result<()> {
+/// Returns whether there was a file.
+fn remove_if_present(path: &Path) -> io::Result<bool> {
     match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
     }
 }
 

@@ -27,17 +27,22 @@ struct Server {
     worker: JoinHandle<()>,
 }
 
+fn options(dir: Option<&Path>, store: Arc<MemoryStore>) -> BuildsOptions {
+    BuildsOptions {
+        dir: dir.map(Path::to_owned),
+        history_max: 1 << 20,
+        redaction: Redaction::new(&["TOKEN"]).unwrap(),
+        stores: vec![store],
+        is_local_only: false,
+        evictions: Arc::default(),
+    }
+}
+
 impl Server {
     fn start(dir: Option<&Path>, store: Arc<MemoryStore>) -> Self {
-        let evictions = Arc::<Evictions>::default();
-        let (builds, worker) = Builds::new(BuildsOptions {
-            dir: dir.map(Path::to_owned),
-            history_max: 1 << 20,
-            redaction: Redaction::new(&["TOKEN"]).unwrap(),
-            stores: vec![Arc::clone(&store) as _],
-            is_local_only: false,
-            evictions: Arc::clone(&evictions),
-        });
+        let options = options(dir, Arc::clone(&store));
+        let evictions = Arc::clone(&options.evictions);
+        let (builds, worker) = Builds::new(options);
         let memory = Budget::memory("trees", u64::MAX);
         let actions =
             CompletenessChecking::new(Arc::clone(&store), Arc::clone(&store) as _, memory);
@@ -271,28 +276,6 @@ async fn a_miss_of_a_build_on_the_disk_is_found_by_its_build() {
 }
 
 #[tokio::test]
-async fn a_limit_of_0_removes_the_builds_of_earlier_runs() {
-    let dir = tempfile::tempdir().unwrap();
-    let server = Server::start(Some(dir.path()), Arc::default());
-    let action = server.miss_and_store("a", &["one"]).await;
-    server.explanation("a", &action).await;
-    server.stop().await;
-    assert!(dir.path().join("builds").exists());
-    let (_, worker) = Builds::new(BuildsOptions {
-        dir: Some(dir.path().to_owned()),
-        history_max: 0,
-        redaction: Redaction::new::<&str>(&[]).unwrap(),
-        stores: Vec::new(),
-        is_local_only: false,
-        evictions: Arc::default(),
-    });
-    let shutdown = CancellationToken::new();
-    shutdown.cancel();
-    worker.run(shutdown).await;
-    assert!(!dir.path().join("builds").exists());
-}
-
-#[tokio::test]
 async fn an_unusable_folder_does_not_disturb_calls() {
     let dir = tempfile::tempdir().unwrap();
     std::fs::write(dir.path().join("builds"), "a file").unwrap();
@@ -304,14 +287,7 @@ async fn an_unusable_folder_does_not_disturb_calls() {
 
 #[tokio::test]
 async fn calls_that_the_worker_cannot_keep_up_with_are_counted_and_not_delayed() {
-    let (builds, _worker) = Builds::new(BuildsOptions {
-        dir: None,
-        history_max: 0,
-        redaction: Redaction::new::<&str>(&[]).unwrap(),
-        stores: Vec::new(),
-        is_local_only: false,
-        evictions: Arc::default(),
-    });
+    let (builds, _worker) = Builds::new(options(None, Arc::default()));
     let actions = RecordedActions::new(Arc::new(MemoryStore::default()), builds.clone());
     let memory = Budget::memory("result", u64::MAX);
     let action = DigestFunction::Sha256.digest(b"action");
@@ -324,14 +300,7 @@ async fn calls_that_the_worker_cannot_keep_up_with_are_counted_and_not_delayed()
 
 #[tokio::test]
 async fn calls_that_arrive_while_others_are_recorded_wait_for_the_next_time() {
-    let (builds, mut worker) = Builds::new(BuildsOptions {
-        dir: None,
-        history_max: 0,
-        redaction: Redaction::new::<&str>(&[]).unwrap(),
-        stores: Vec::new(),
-        is_local_only: false,
-        evictions: Arc::default(),
-    });
+    let (builds, mut worker) = Builds::new(options(None, Arc::default()));
     let actions = RecordedActions::new(Arc::new(MemoryStore::default()), builds.clone());
     let memory = Budget::memory("result", u64::MAX);
     let action = DigestFunction::Sha256.digest(b"action");

@@ -30,8 +30,6 @@ const BURST: usize = 256;
 pub struct BuildsWorker {
     pub(crate) builds: Builds,
     pub(crate) events: mpsc::Receiver<Event>,
-    /// The history of earlier runs that is to be removed.
-    pub(crate) obsolete: Option<History>,
     /// The changes of known actions and of evictions that are saved.
     pub(crate) saved: (u64, u64),
     /// Set while saving fails, so that it is logged once.
@@ -43,11 +41,6 @@ impl BuildsWorker {
     pub async fn run(mut self, shutdown: CancellationToken) {
         if let Some(history) = self.builds.0.history.clone() {
             self.restore(history).await;
-        }
-        if let Some(obsolete) = self.obsolete.take()
-            && let Ok(Err(error)) = spawn_blocking(move || obsolete.clear()).await
-        {
-            tracing::warn!(%error, "failed to remove the builds of earlier runs");
         }
         let builds = self.builds.clone();
         tokio::select! {

@@ -91,11 +91,11 @@ fn records_beyond_a_quarter_of_the_limit_are_not_kept() {
 fn clearing_removes_all_that_was_kept() {
     let dir = tempfile::tempdir().unwrap();
     let history = History::new(dir.path(), u64::MAX);
-    history.clear().unwrap();
+    assert_eq!(history.clear().unwrap(), 0);
     history.save(&[build("1")]).unwrap();
     history.save_known(b"[1]").unwrap();
     history.save_evictions(b"x").unwrap();
-    history.clear().unwrap();
+    assert_eq!(history.clear().unwrap(), 3);
     assert!(!history.folder.exists());
 }
 
