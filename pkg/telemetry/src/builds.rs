@@ -17,6 +17,7 @@ mod model;
 mod query;
 mod recorded;
 mod redact;
+mod search;
 mod state;
 mod view;
 mod worker;
@@ -46,7 +47,7 @@ use self::{contents::Contents, event::Event, history::History, jobs::Jobs, state
 
 /// The most calls that wait for the worker. Others are not recorded.
 const MAX_WAITING: usize = 4096;
-/// The number of actions that are read for pages at once.
+/// The number of actions that are read, and of searches on the disk, for pages at once.
 const VIEWS: usize = 2;
 
 /// The options of the records of builds.
@@ -83,7 +84,7 @@ struct Shared {
     jobs: Jobs,
     /// Notified after a miss was explained.
     explained: Notify,
-    views: Semaphore,
+    views: Arc<Semaphore>,
 }
 
 impl Builds {
@@ -93,7 +94,7 @@ impl Builds {
         let history = options.dir;
         let history = history.map(|dir| History::new(&dir, options.history_max));
         let builds = Self(Arc::new(Shared {
-            state: Mutex::new(State::new(history.is_some())),
+            state: Mutex::new(State::new()),
             redaction: options.redaction,
             contents: Contents {
                 stores: options.stores,
@@ -105,7 +106,7 @@ impl Builds {
             unrecorded: AtomicU64::new(0),
             jobs: Jobs::default(),
             explained: Notify::new(),
-            views: Semaphore::new(VIEWS),
+            views: Arc::new(Semaphore::new(VIEWS)),
         }));
         let worker = BuildsWorker {
             builds: builds.clone(),

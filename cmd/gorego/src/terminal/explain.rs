@@ -72,7 +72,7 @@ fn is_function(name: Option<&str>) -> bool {
 pub(super) fn target(view: &TargetView, now_ms: u64) -> String {
     let mut text = format!("{}: {}\n", clean(&view.target), tally(&view.total));
     if view.misses.is_empty() {
-        text += "\nNo miss of it is recorded in the builds in memory.\n";
+        text += "\nNo miss of it is recorded.\n";
     }
     for found in view.misses.iter().take(MAX_MISSES) {
         text.push('\n');
@@ -98,7 +98,7 @@ pub(super) fn action(view: &ActionView, now_ms: u64) -> String {
     let mut text = match &view.last_miss {
         Some(found) => miss(found, now_ms),
         None => format!(
-            "action {}\n{INDENT}No miss of it is recorded in the builds in memory.\n",
+            "action {}\n{INDENT}No miss of it is recorded.\n",
             clean(&view.action)
         ),
     };
@@ -281,9 +281,7 @@ mod tests {
         assert_eq!(text.matches("action 9f86/142").count(), 10);
         assert!(text.ends_with("\n2 earlier misses: --json has them.\n"));
         view.misses.clear();
-        assert!(
-            target(&view, 2000).ends_with("\nNo miss of it is recorded in the builds in memory.\n")
-        );
+        assert!(target(&view, 2000).ends_with("\nNo miss of it is recorded.\n"));
     }
 
     #[test]
@@ -296,7 +294,7 @@ mod tests {
         };
         assert_eq!(
             action(&view, 0),
-            "action abc/1\n\x20 No miss of it is recorded in the builds in memory.\n\x20 The action cannot be shown: action \
+            "action abc/1\n\x20 No miss of it is recorded.\n\x20 The action cannot be shown: action \
              abc/1 is missing.\n\x20 A result of it is in the cache now.\n"
         );
     }

@@ -5,19 +5,17 @@ use std::sync::atomic::Ordering::Relaxed;
 use tokio::task::spawn_blocking;
 
 use super::{
-    ActionView, Build, BuildHead, Builds, Entry, Explanation, RecentBuilds, Tally, TargetMiss,
-    TargetView, Variable, compare,
+    ActionView, Build, BuildHead, Builds, Entry, Explanation, RecentBuilds, TargetMiss, Variable,
+    compare,
     contents::{ActionParts, Node},
     explain::explain,
-    known::{ActionNames, parse},
+    known::ActionNames,
     model::{MAX_TEXT, clip},
     state::Job,
 };
 
 /// The most builds of a page.
 const MAX_PAGE: usize = 200;
-/// The most misses of a target.
-const MAX_TARGET_MISSES: usize = 100;
 /// The most arguments, variables and paths of each kind that are shown.
 const MAX_SHOWN: usize = 2000;
 /// The longest argument or value that is shown, in bytes.
@@ -61,39 +59,13 @@ impl Builds {
             .ok()?
             .ok()?;
         if found.is_none() {
-            self.0.state.lock().forget_head(id);
+            self.0.state.lock().not_on_disk(id);
         }
         found
     }
 
-    /// Returns the last misses of a target, from the builds whose details are in memory.
-    pub fn target(&self, label: &str) -> Option<TargetView> {
-        let state = self.0.state.lock();
-        let mut view = TargetView {
-            target: label.to_owned(),
-            ..TargetView::default()
-        };
-        let mut is_known = false;
-        for build in state.builds() {
-            if let Some(tally) = build.targets.get(label) {
-                is_known = true;
-                view.total.add(tally);
-            }
-            let misses = build.misses.iter().filter(|miss| miss.target == label);
-            view.misses.extend(misses.map(|miss| TargetMiss {
-                build: build.head.id.clone(),
-                miss: miss.clone(),
-            }));
-        }
-        view.misses
-            .sort_by_key(|it| std::cmp::Reverse(it.miss.at_ms));
-        view.misses.truncate(MAX_TARGET_MISSES);
-        is_known.then_some(view)
-    }
-
     /// Returns an action: `digest` is `hash/size`, `hash-size`, or the hash of a recorded miss. The miss is that of
-    /// `build`, else the last one of the builds whose details are in memory. The inputs are those from number
-    /// `inputs_from`. `None` if `digest` is neither.
+    /// `build`, else the last one. The inputs are those from number `inputs_from`. `None` if `digest` is neither.
     pub async fn action(
         &self,
         digest: &str,
@@ -104,7 +76,7 @@ impl Builds {
             Some(build) => self.build(build).await,
             None => None,
         };
-        let (name, last_miss) = self.find_miss(digest, build.as_ref())?;
+        let (name, last_miss) = self.find_miss(digest, build.as_ref()).await?;
         let mut view = ActionView {
             action: name.clone(),
             is_local_only: self.0.contents.is_local_only,
@@ -126,41 +98,6 @@ impl Builds {
         };
         view.last_miss = last_miss;
         Some(view)
-    }
-
-    /// Finds the digest of an action by its name in a URL, and its miss in `wanted`, else its last one.
-    fn find_miss(
-        &self,
-        digest: &str,
-        wanted: Option<&Build>,
-    ) -> Option<(String, Option<TargetMiss>)> {
-        let digest = digest.replace('-', "/");
-        let is_name = parse(&digest).is_some();
-        let state = self.0.state.lock();
-        let is_meant = |action: &str| {
-            action == digest
-                || !is_name
-                    && action
-                        .split_once('/')
-                        .is_some_and(|(hash, _)| hash == digest)
-        };
-        let miss_in = |build: &Build| {
-            let miss = build.misses.iter().find(|miss| is_meant(&miss.action));
-            miss.map(|miss| TargetMiss {
-                build: build.head.id.clone(),
-                miss: miss.clone(),
-            })
-        };
-        let last = wanted.and_then(miss_in).or_else(|| {
-            let misses = state.builds().filter_map(miss_in);
-            misses.max_by_key(|it| it.miss.at_ms)
-        });
-        let name = match &last {
-            Some(last) => last.miss.action.clone(),
-            None if is_name => digest,
-            None => return None,
-        };
-        Some((name, last))
     }
 
     /// Returns the kept explanation, or explains the miss from what is in the cache now.
@@ -318,21 +255,6 @@ impl Builds {
             });
         view.outputs = Some(bounded(entries, &mut view.left_out));
         view.exit_code = Some(result.exit_code);
-    }
-}
-
-impl Tally {
-    fn add(&mut self, other: &Self) {
-        self.hits += other.hits;
-        self.misses += other.misses;
-        self.incomplete += other.incomplete;
-        self.errors += other.errors;
-        self.stored += other.stored;
-        self.hit_bytes = self.hit_bytes.saturating_add(other.hit_bytes);
-        self.stored_bytes = self.stored_bytes.saturating_add(other.stored_bytes);
-        self.executed_ms = self.executed_ms.saturating_add(other.executed_ms);
-        self.slowest_ms = self.slowest_ms.max(other.slowest_ms);
-        self.saved_ms = self.saved_ms.saturating_add(other.saved_ms);
     }
 }
 

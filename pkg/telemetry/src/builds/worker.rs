@@ -108,7 +108,7 @@ impl BuildsWorker {
             let mut state = shared.state.lock();
             match read {
                 Ok(Ok(Some(build))) => drop(state.restore(build)),
-                _ => state.forget_head(id),
+                _ => state.not_on_disk(id),
             }
         }
         let job = shared.state.lock().apply(&event, &call, &shared.evictions);
@@ -150,11 +150,12 @@ impl BuildsWorker {
         }
         let ids: Vec<_> = dirty.iter().map(|build| build.head.id.clone()).collect();
         let saved = spawn_blocking(move || history.save(&dirty)).await;
-        let saved = saved.unwrap_or(Ok(()));
+        let saved = saved.unwrap_or_else(|why| Err(io::Error::other(why)));
         if saved.is_err() {
-            self.builds.0.state.lock().not_saved(&ids);
+            let mut state = self.builds.0.state.lock();
+            ids.iter().for_each(|id| state.not_saved(id));
         }
-        self.report(&saved);
+        self.report(saved);
     }
 
     /// Writes the known actions and the evictions if they changed.
@@ -166,28 +167,35 @@ impl BuildsWorker {
         let known = shared.state.lock().known.changes();
         let evictions = shared.evictions.changes();
         let saved = std::mem::replace(&mut self.saved, (known, evictions));
-        let write = move || -> io::Result<()> {
+        let write = move || -> io::Result<Vec<String>> {
+            let mut removed = Vec::new();
             if saved.0 != known {
                 let encoded = serde_json::to_vec(&shared.state.lock().known)?;
-                history.save_known(&encoded)?;
+                removed = history.save_known(&encoded)?;
             }
             if saved.1 != evictions {
-                history.save_evictions(&shared.evictions.encode())?;
+                removed.extend(history.save_evictions(&shared.evictions.encode())?);
             }
-            Ok(())
+            Ok(removed)
         };
         let saved = spawn_blocking(write).await;
-        self.report(&saved.unwrap_or(Ok(())));
+        self.report(saved.unwrap_or_else(|why| Err(io::Error::other(why))));
     }
 
-    /// Logs the first of several failures.
-    fn report(&mut self, saved: &io::Result<()>) {
-        if let Err(error) = saved
-            && !self.failing
-        {
-            tracing::warn!(%error, "failed to save recent builds; they are in memory only");
+    /// Forgets the builds that were removed from the disk for those that were saved. Logs the first of several failures.
+    fn report(&mut self, saved: io::Result<Vec<String>>) {
+        let failed = saved.is_err();
+        match saved {
+            Ok(removed) => {
+                let mut state = self.builds.0.state.lock();
+                removed.iter().for_each(|id| state.not_on_disk(id));
+            }
+            Err(error) if !self.failing => {
+                tracing::warn!(%error, "failed to save recent builds; they are in memory only");
+            }
+            Err(_) => {}
         }
-        self.failing = saved.is_err();
+        self.failing = failed;
     }
 }
 

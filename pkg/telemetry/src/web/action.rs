@@ -24,18 +24,16 @@ pub(super) async fn target(
     State(app): State<Arc<App>>,
     Query(Label { label }): Query<Label>,
 ) -> Response {
-    let target = app.builds().and_then(|builds| builds.target(&label));
-    let Some(target) = target else {
-        let text = format!("No build in memory has the target {label}.");
+    let Some(target) = app.target(&label).await else {
+        let text = format!("No recorded build has the target {label}.");
         return not_recorded("Target", &text);
     };
     let content = html! {
         h1 { "Target " code { (target.target) } }
         (totals(&target.total))
         h2 { "Last misses" }
-        p.muted { "Of the builds in memory. Older ones are on their own pages." }
         @if target.misses.is_empty() {
-            p.empty { "No lookup of this target missed in the builds in memory." }
+            p.empty { "No lookup of this target missed in the recorded builds." }
         } @else {
             (misses::of_target(&target.misses))
         }
@@ -51,7 +49,7 @@ pub(super) async fn page(
 ) -> Response {
     let Some(action) = app.action(&digest, &query).await else {
         let text = format!(
-            "{digest} is not known; accepted: hash/size, hash-size, or the hash of a miss in the builds in memory."
+            "{digest} is not known; accepted: hash/size, hash-size, or the hash of a recorded miss."
         );
         return not_recorded("Action", &text);
     };
@@ -61,7 +59,7 @@ pub(super) async fn page(
         (last_miss(&action))
         @match &action.explanation {
             Some(explanation) => (misses::explanation(explanation)),
-            None => p.empty { "No miss of this action is recorded in the builds in memory." },
+            None => p.empty { "No miss of this action is recorded." },
         }
         @match &action.unreadable {
             Some(why) => { h2 { "Command" } p.empty { "It cannot be shown: " (why) } }

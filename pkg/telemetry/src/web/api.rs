@@ -63,7 +63,7 @@ async fn action(
 }
 
 async fn target(State(app): State<Arc<App>>, Query(Label { label }): Query<Label>) -> Response {
-    found(app.builds().and_then(|builds| builds.target(&label)))
+    found(app.target(&label).await)
 }
 
 fn found<T: serde::Serialize>(value: Option<T>) -> Response {

@@ -33,7 +33,7 @@ use super::{
     snapshot::{Snapshot, Traffic},
     status::Status,
 };
-use crate::builds::{ActionView, Build, Builds};
+use crate::builds::{ActionView, Build, Builds, TargetView};
 
 /// The paths that every client may request.
 const OPEN: [&str; 3] = [METRICS, "/healthz", "/readyz"];
@@ -107,6 +107,11 @@ impl App {
     /// Returns a build.
     pub(super) async fn build(&self, id: &str) -> Option<Build> {
         self.builds()?.build(id).await
+    }
+
+    /// Returns a target.
+    pub(super) async fn target(&self, label: &str) -> Option<TargetView> {
+        self.builds()?.target(label).await
     }
 
     /// Returns an action with a page of its inputs.

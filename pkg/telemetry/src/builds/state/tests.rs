@@ -36,7 +36,7 @@ fn assert_accounted(state: &State) {
 
 #[test]
 fn misses_targets_and_mnemonics_beyond_the_limits_are_counted() {
-    let mut state = State::new(true);
+    let mut state = State::new();
     for number in 0..MAX_MISSES + 10 {
         let name = number.to_string();
         miss(&mut state, number, "b", &name, &name);
@@ -56,7 +56,7 @@ fn misses_targets_and_mnemonics_beyond_the_limits_are_counted() {
 
 #[test]
 fn a_second_miss_of_an_action_is_counted_but_listed_once() {
-    let mut state = State::new(true);
+    let mut state = State::new();
     for _ in 0..2 {
         miss(&mut state, 1, "b", "//:t", "Genrule");
     }
@@ -66,7 +66,7 @@ fn a_second_miss_of_an_action_is_counted_but_listed_once() {
 
 #[test]
 fn a_miss_without_a_target_is_explained_by_the_last_result_of_the_action() {
-    let mut state = State::new(true);
+    let mut state = State::new();
     let call = call("b", "", "");
     let call = CallNames::of(Some(&call), &REDACTION);
     let facts = ResultFacts {
@@ -86,7 +86,7 @@ fn a_miss_without_a_target_is_explained_by_the_last_result_of_the_action() {
 
 #[test]
 fn the_memory_of_builds_is_bounded_and_the_newest_stay() {
-    let mut state = State::new(true);
+    let mut state = State::new();
     let target = "t".repeat(400);
     for build in 0..40 {
         for number in 0..400 {
@@ -101,15 +101,24 @@ fn the_memory_of_builds_is_bounded_and_the_newest_stay() {
         }
         assert!(state.memory <= MAX_MEMORY, "{}", state.memory);
         assert_accounted(&state);
+        state.take_dirty();
     }
     assert_eq!(state.heads().count(), 40, "all are listed");
     assert!(state.is_on_disk("0"));
     assert_eq!(state.build("39").unwrap().misses.len(), 400);
+    state.not_on_disk("0");
+    state.not_saved("39");
+    let listed: Vec<_> = state.heads().map(|head| head.id.as_str()).collect();
+    assert!(
+        !listed.contains(&"0") && listed.contains(&"39"),
+        "{listed:?}"
+    );
+    assert_eq!(state.take_dirty().len(), 1, "39 is saved again");
 }
 
 #[test]
-fn without_a_history_no_build_is_listed_without_its_details() {
-    let mut state = State::new(false);
+fn no_build_is_listed_that_is_neither_in_memory_nor_on_the_disk() {
+    let mut state = State::new();
     let target = "t".repeat(400);
     for number in 0..20_000 {
         let build = (number / 500).to_string();
@@ -122,7 +131,7 @@ fn without_a_history_no_build_is_listed_without_its_details() {
 
 #[test]
 fn the_number_of_builds_is_bounded_and_the_newest_stay() {
-    let mut state = State::new(true);
+    let mut state = State::new();
     for build in 0..MAX_BUILDS * 2 {
         miss(&mut state, build, &build.to_string(), "//:t", "Genrule");
         assert!(state.heads().count() <= MAX_BUILDS);
@@ -138,7 +147,7 @@ fn the_number_of_builds_is_bounded_and_the_newest_stay() {
 
 #[test]
 fn explanations_of_one_build_are_bounded() {
-    let mut state = State::new(true);
+    let mut state = State::new();
     let difference = super::super::Difference {
         aspect: super::super::Aspect::Argument,
         name: "1".to_owned(),
