@@ -2,6 +2,7 @@
 
 use std::{io, sync::Arc, time::Duration};
 
+use parking_lot::Mutex;
 use tokio::{
     sync::mpsc,
     task::{spawn_blocking, yield_now},
@@ -14,6 +15,8 @@ use super::{
     event::{CallNames, Event, now_ms},
     explain::explain,
     history::History,
+    known::KnownActions,
+    state::State,
 };
 
 /// The time in which calls are collected. The channel suffices for 200,000 calls a second.
@@ -22,6 +25,8 @@ const BATCH: Duration = Duration::from_millis(20);
 const SAVE: Duration = Duration::from_secs(5);
 /// The interval at which known actions and evictions are saved, if they changed.
 const SAVE_RECORDS: Duration = Duration::from_mins(1);
+/// The number of outputs whose known actions are copied at once.
+const COPIED: usize = 512;
 /// The most calls that are recorded before other tasks of the thread run.
 const BURST: usize = 256;
 
@@ -170,7 +175,7 @@ impl BuildsWorker {
         let write = move || -> io::Result<Vec<String>> {
             let mut removed = Vec::new();
             if saved.0 != known {
-                let encoded = serde_json::to_vec(&shared.state.lock().known)?;
+                let encoded = serde_json::to_vec(&copy_known(&shared.state))?;
                 removed = history.save_known(&encoded)?;
             }
             if saved.1 != evictions {
@@ -197,6 +202,17 @@ impl BuildsWorker {
         }
         self.failing = failed;
     }
+}
+
+/// Copies what is saved of the known actions. Encoding them would hold the lock for too long, and so would one copy of
+/// all: calls are recorded between two parts.
+fn copy_known(state: &Mutex<State>) -> KnownActions {
+    let outputs = state.lock().known.outputs();
+    let mut copy = KnownActions::default();
+    for part in outputs.chunks(COPIED) {
+        copy.copy(&state.lock().known, part);
+    }
+    copy
 }
 
 /// Explains misses one at a time, for as long as it is polled.
