@@ -16,9 +16,9 @@ mod known;
 mod model;
 mod query;
 mod recorded;
+mod records;
 mod redact;
 mod search;
-mod state;
 mod view;
 mod worker;
 
@@ -43,7 +43,7 @@ pub use redact::{InvalidPattern, REDACTED, Redaction};
 pub use view::{ActionView, Entry, RecentBuilds, TargetMiss, TargetView, Variable};
 pub use worker::BuildsWorker;
 
-use self::{contents::Contents, event::Event, history::History, jobs::Jobs, state::State};
+use self::{contents::Contents, event::Event, history::History, jobs::Jobs, records::BuildRecords};
 
 /// The most calls that wait for the worker. Others are not recorded.
 const MAX_WAITING: usize = 4096;
@@ -73,7 +73,7 @@ pub struct Builds(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
-    state: Mutex<State>,
+    records: Mutex<BuildRecords>,
     redaction: Redaction,
     contents: Contents,
     evictions: Arc<Evictions>,
@@ -94,7 +94,7 @@ impl Builds {
         let history = options.dir;
         let history = history.map(|dir| History::new(&dir, options.history_max));
         let builds = Self(Arc::new(Shared {
-            state: Mutex::new(State::new()),
+            records: Mutex::new(BuildRecords::new()),
             redaction: options.redaction,
             contents: Contents {
                 stores: options.stores,

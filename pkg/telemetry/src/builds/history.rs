@@ -14,7 +14,7 @@ use std::{
 use gorego_storage::DigestFunction;
 use serde::de::DeserializeOwned;
 
-use super::{Build, state::MAX_BUILDS};
+use super::{Build, records::MAX_BUILDS};
 
 /// The folder in the data directory.
 const FOLDER: &str = "builds";

@@ -11,7 +11,7 @@ use super::{
     explain::explain,
     known::ActionNames,
     model::{MAX_TEXT, clip},
-    state::Job,
+    records::Job,
 };
 
 /// The most builds of a page.
@@ -28,28 +28,28 @@ const MAX_DIRECTORIES: usize = 2000;
 impl Builds {
     /// Returns a page of recent builds: at most `limit` from number `offset`, the one seen last first.
     pub fn recent(&self, offset: usize, limit: usize) -> RecentBuilds {
-        let state = self.0.state.lock();
-        let mut heads: Vec<&BuildHead> = state.heads().collect();
+        let records = self.0.records.lock();
+        let mut heads: Vec<&BuildHead> = records.heads().collect();
         heads.sort_by(|a, b| (b.seen_ms, &b.id).cmp(&(a.seen_ms, &a.id)));
         let page = heads.iter().skip(offset).take(limit.min(MAX_PAGE));
         RecentBuilds {
             builds: page.map(|head| (*head).clone()).collect(),
             total: heads.len(),
-            without_build: state.without_build,
+            without_build: records.without_build,
             unrecorded: self.0.unrecorded.load(Relaxed),
             unexplained: self.0.jobs.dropped(),
-            since_ms: state.known.since_ms(),
+            since_ms: records.known.since_ms(),
         }
     }
 
     /// Returns a build with everything that is kept of it.
     pub async fn build(&self, id: &str) -> Option<Build> {
         {
-            let state = self.0.state.lock();
-            if let Some(build) = state.build(id) {
+            let records = self.0.records.lock();
+            if let Some(build) = records.build(id) {
                 return Some(build.clone());
             }
-            if !state.is_on_disk(id) {
+            if !records.is_on_disk(id) {
                 return None;
             }
         }
@@ -59,7 +59,7 @@ impl Builds {
             .ok()?
             .ok()?;
         if found.is_none() {
-            self.0.state.lock().not_on_disk(id);
+            self.0.records.lock().not_on_disk(id);
         }
         found
     }
@@ -115,7 +115,7 @@ impl Builds {
         let output = miss.output.as_deref();
         let candidates = self
             .0
-            .state
+            .records
             .lock()
             .known
             .candidates(&names, output, miss.at_ms);
@@ -209,8 +209,8 @@ impl Builds {
 
     /// Returns the instance names under which a result may be: that of the last known result and that of the miss.
     fn instances(&self, action: &str, miss: Option<&TargetMiss>) -> Vec<String> {
-        let state = self.0.state.lock();
-        let known = state.known.last_result(action);
+        let records = self.0.records.lock();
+        let known = records.known.last_result(action);
         let known = known.map(|known| known.instance.clone());
         let missed = miss.map(|it| it.miss.instance.clone());
         let mut instances: Vec<_> = known.into_iter().chain(missed).collect();

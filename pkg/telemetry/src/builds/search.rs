@@ -56,7 +56,7 @@ impl Builds {
     /// Searches all builds in memory, then the others on the disk, the newest first.
     async fn search<S: Search>(&self, mut search: S) -> Option<S> {
         let (mut in_memory, mut goes_on) = (HashSet::new(), true);
-        for build in self.0.state.lock().builds() {
+        for build in self.0.records.lock().builds() {
             in_memory.insert(build.head.id.clone());
             goes_on &= search.see(build);
         }

@@ -272,7 +272,7 @@ async fn misses_and_targets_of_builds_on_the_disk_are_found() {
     // Only the head of the build is in memory.
     let server = Server::start(Some(dir.path()), Arc::default());
     server.build("a", |_| true).await;
-    server.builds.0.state.lock().keep_head_only("a");
+    server.builds.0.records.lock().keep_head_only("a");
     // Another build than that of the miss does no harm.
     for build in [None, Some("a"), Some("b")] {
         let view = server.builds.action(&action.hex(), build, 0).await.unwrap();
@@ -302,7 +302,7 @@ async fn a_build_that_was_removed_for_a_newer_one_is_not_listed() {
     });
     let server = Server::limited(bytes.sum(), Some(dir.path()), Arc::default());
     server.build("a", |_| true).await;
-    server.builds.0.state.lock().keep_head_only("a");
+    server.builds.0.records.lock().keep_head_only("a");
     server.look_up("b", &action).await;
     let builds = server.builds.clone();
     server.stop().await;

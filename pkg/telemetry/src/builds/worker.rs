@@ -16,7 +16,7 @@ use super::{
     explain::explain,
     history::History,
     known::KnownActions,
-    state::State,
+    records::BuildRecords,
 };
 
 /// The time in which calls are collected. The channel suffices for 200,000 calls a second.
@@ -104,19 +104,22 @@ impl BuildsWorker {
         event.redact(&shared.redaction);
         let call = CallNames::of(event.call.as_deref(), &shared.redaction);
         let id = &call.build.id;
-        if shared.state.lock().is_on_disk(id)
+        if shared.records.lock().is_on_disk(id)
             && let Some(history) = shared.history.clone()
         {
             // The build continues after its details left the memory, or after a restart.
             let read = id.clone();
             let read = spawn_blocking(move || history.build(&read)).await;
-            let mut state = shared.state.lock();
+            let mut records = shared.records.lock();
             match read {
-                Ok(Ok(Some(build))) => drop(state.restore(build)),
-                _ => state.not_on_disk(id),
+                Ok(Ok(Some(build))) => drop(records.restore(build)),
+                _ => records.not_on_disk(id),
             }
         }
-        let job = shared.state.lock().apply(&event, &call, &shared.evictions);
+        let job = shared
+            .records
+            .lock()
+            .apply(&event, &call, &shared.evictions);
         if let Some(job) = job {
             shared.jobs.add(job);
         }
@@ -129,19 +132,19 @@ impl BuildsWorker {
                 shared.evictions.restore(&encoded);
             }
             if let Some(known) = history.known()? {
-                shared.state.lock().known = known;
+                shared.records.lock().known = known;
             }
-            history.load(|build| shared.state.lock().restore(build))
+            history.load(|build| shared.records.lock().restore(build))
         };
         let restored = spawn_blocking(restore).await;
         if let Ok(Err(error)) = restored {
             tracing::warn!(%error, "failed to read the builds of earlier runs");
         }
-        let mut state = self.builds.0.state.lock();
-        let known = std::mem::take(&mut state.known);
-        state.known = known.restored(now_ms());
-        state.recall();
-        self.saved = (state.known.changes(), self.builds.0.evictions.changes());
+        let mut records = self.builds.0.records.lock();
+        let known = std::mem::take(&mut records.known);
+        records.known = known.restored(now_ms());
+        records.recall();
+        self.saved = (records.known.changes(), self.builds.0.evictions.changes());
     }
 
     /// Writes the builds that changed.
@@ -149,7 +152,7 @@ impl BuildsWorker {
         let Some(history) = self.builds.0.history.clone() else {
             return;
         };
-        let dirty = self.builds.0.state.lock().take_dirty();
+        let dirty = self.builds.0.records.lock().take_dirty();
         if dirty.is_empty() {
             return;
         }
@@ -157,8 +160,10 @@ impl BuildsWorker {
         let saved = spawn_blocking(move || history.save(&dirty)).await;
         let saved = saved.unwrap_or_else(|why| Err(io::Error::other(why)));
         if saved.is_err() {
-            let mut state = self.builds.0.state.lock();
-            ids.iter().for_each(|id| state.not_saved(id));
+            let mut records = self.builds.0.records.lock();
+            for id in &ids {
+                records.not_saved(id);
+            }
         }
         self.report(saved);
     }
@@ -169,13 +174,13 @@ impl BuildsWorker {
         let Some(history) = shared.history.clone() else {
             return;
         };
-        let known = shared.state.lock().known.changes();
+        let known = shared.records.lock().known.changes();
         let evictions = shared.evictions.changes();
         let saved = std::mem::replace(&mut self.saved, (known, evictions));
         let write = move || -> io::Result<Vec<String>> {
             let mut removed = Vec::new();
             if saved.0 != known {
-                let encoded = serde_json::to_vec(&copy_known(&shared.state))?;
+                let encoded = serde_json::to_vec(&copy_known(&shared.records))?;
                 removed = history.save_known(&encoded)?;
             }
             if saved.1 != evictions {
@@ -192,8 +197,10 @@ impl BuildsWorker {
         let failed = saved.is_err();
         match saved {
             Ok(removed) => {
-                let mut state = self.builds.0.state.lock();
-                removed.iter().for_each(|id| state.not_on_disk(id));
+                let mut records = self.builds.0.records.lock();
+                for id in &removed {
+                    records.not_on_disk(id);
+                }
             }
             Err(error) if !self.failing => {
                 tracing::warn!(%error, "failed to save recent builds; they are in memory only");
@@ -206,11 +213,11 @@ impl BuildsWorker {
 
 /// Copies what is saved of the known actions. Encoding them would hold the lock for too long, and so would one copy of
 /// all: calls are recorded between two parts.
-fn copy_known(state: &Mutex<State>) -> KnownActions {
-    let outputs = state.lock().known.outputs();
+fn copy_known(records: &Mutex<BuildRecords>) -> KnownActions {
+    let outputs = records.lock().known.outputs();
     let mut copy = KnownActions::default();
     for part in outputs.chunks(COPIED) {
-        copy.copy(&state.lock().known, part);
+        copy.copy(&records.lock().known, part);
     }
     copy
 }
@@ -222,7 +229,7 @@ async fn explain_all(builds: &Builds) {
         let job = shared.jobs.next().await;
         let explained = explain(&shared.contents, &shared.redaction, &shared.evictions, &job);
         let explanation = explained.await;
-        shared.state.lock().explained(&job, explanation);
+        shared.records.lock().explained(&job, explanation);
         shared.explained.notify_one();
     }
 }

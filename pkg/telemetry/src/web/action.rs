@@ -10,7 +10,7 @@ use http::StatusCode;
 use maud::{Markup, html};
 
 use super::{
-    api::{Label, MissQuery},
+    api::{MissQuery, TargetQuery},
     builds::totals,
     format,
     layout::table,
@@ -22,7 +22,7 @@ use crate::builds::{ActionView, Entry, Variable};
 /// Answers with the misses of a target.
 pub(super) async fn target(
     State(app): State<Arc<App>>,
-    Query(Label { label }): Query<Label>,
+    Query(TargetQuery { label }): Query<TargetQuery>,
 ) -> Response {
     let Some(target) = app.target(&label).await else {
         let text = format!("No recorded build has the target {label}.");
@@ -108,7 +108,7 @@ fn command(action: &ActionView) -> Markup {
         (variables("Environment", &action.environment))
         (variables("Platform", &action.platform))
         @if action.left_out > 0 {
-            p.muted { (format::count(action.left_out as u64)) " further values are not shown." }
+            p.muted { "Not shown: " (format::counted(action.left_out as u64, "further value")) "." }
         }
     }
 }

@@ -27,7 +27,7 @@ use super::{
     api::{self, MissQuery},
     assets::{self, Asset},
     builds,
-    events::{self, Live},
+    events::{self, OpenPages},
     layout, overview, profile,
     serve::Peer,
     snapshot::{Snapshot, Traffic},
@@ -67,7 +67,7 @@ const SECURITY: [(HeaderName, &str); 6] = [
 /// The site with its clock and its live numbers.
 pub(super) struct App {
     pub(super) site: Site,
-    pub(super) live: Live,
+    pub(super) pages: OpenPages,
     pub(super) shutdown: CancellationToken,
     started: Instant,
 }
@@ -138,7 +138,7 @@ impl Answers {
     pub(super) fn new(site: Site, shutdown: CancellationToken) -> Self {
         let app = Arc::new(App {
             site,
-            live: Live::default(),
+            pages: OpenPages::default(),
             shutdown,
             started: Instant::now(),
         });

@@ -22,7 +22,7 @@ const TALLY_MEMORY: usize = size_of::<Tally>() + 64;
 
 /// The builds, the known actions and the counts of calls without a build.
 #[derive(Debug, Default)]
-pub(crate) struct State {
+pub(crate) struct BuildRecords {
     builds: HashMap<String, KeptBuild>,
     /// The builds of which only the head is in memory, and the rest on the disk.
     heads: HashMap<String, BuildHead>,
@@ -53,8 +53,8 @@ pub(crate) struct Job {
     pub(crate) candidates: Vec<KnownAction>,
 }
 
-impl State {
-    /// Creates the state without builds, of which records begin now.
+impl BuildRecords {
+    /// Creates records that begin now, without builds.
     pub(crate) fn new() -> Self {
         Self {
             known: KnownActions::default().restored(now_ms()),
