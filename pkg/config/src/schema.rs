@@ -140,7 +140,7 @@ section! {
         /// `[::1]`.
         ui: Ui = Ui::Local,
         /// Serves profiles of processor time to programs on this machine, for example to `go tool pprof
-        /// http://localhost:9090/debug/pprof/profile?seconds=10`. `ui` applies, too.
+        /// 'http://localhost:9090/debug/pprof/profile?seconds=10'`. `ui` applies, too.
         pprof: bool = false,
         /// The names whose values are replaced by `[redacted]` before builds are recorded or shown: regular
         /// expressions, one of which matches the name of a flag, an environment variable, a header or a property
