@@ -90,13 +90,7 @@ impl Fetches {
 
     /// Replaces an error by a miss if the local tier serves alone.
     fn or_missing<T>(&self, digest: &Digest, found: Result<T>) -> Result<T> {
-        found.map_err(|error| {
-            if self.tiers.degrades(&error) {
-                Error::NotFound(*digest)
-            } else {
-                error
-            }
-        })
+        found.map_err(|error| self.tiers.miss_or(Error::NotFound(*digest), error))
     }
 }
 

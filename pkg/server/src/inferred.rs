@@ -143,19 +143,19 @@ impl FunctionInference {
 /// function.
 fn is_absence(error: &Error) -> bool {
     matches!(error, Error::Refused { code, .. } if *code == Code::InvalidArgument)
-        || is_missing(error)
-}
-
-fn is_missing(error: &Error) -> bool {
-    matches!(error, Error::NotFound(_)) || error.is_result_miss()
+        || error.is_miss()
 }
 
 /// Replaces an absence by the result under the second function, unless a miss would be replaced by another absence.
 fn or_second<T>(found: &mut Result<T>, again: Result<T>) {
-    let repeats = found.as_ref().is_err_and(is_missing) && again.as_ref().is_err_and(is_absence);
+    let repeats =
+        found.as_ref().is_err_and(Error::is_miss) && again.as_ref().is_err_and(is_absence);
     let tells_more = matches!(
         (&*found, &again),
-        (Err(Error::NoResult(_)), Err(Error::Incomplete { .. }))
+        (
+            Err(Error::NotFound(_) | Error::NoResult(_)),
+            Err(Error::Incomplete { .. } | Error::Outage { .. })
+        )
     );
     if !repeats || tells_more {
         *found = again;

@@ -16,6 +16,8 @@ pub struct Lookups {
     pub misses: AtomicU64,
     /// Lookups that found a result whose outputs are not all stored.
     pub incomplete: AtomicU64,
+    /// Lookups that found nothing in the local tier while the backing cache did not answer.
+    pub outage: AtomicU64,
     /// Lookups that failed.
     pub errors: AtomicU64,
 }
@@ -36,6 +38,7 @@ impl Lookups {
             Error::OffsetPastEnd { .. } => {}
             Error::NotFound(_) | Error::NoResult(_) => add(&self.misses, 1),
             Error::Incomplete { .. } => add(&self.incomplete, 1),
+            Error::Outage { .. } => add(&self.outage, 1),
             _ => add(&self.errors, 1),
         }
     }

@@ -13,8 +13,8 @@ use bytes::Bytes;
 use futures::StreamExt as _;
 use gorego_limits::Budget;
 use gorego_storage::{
-    ActionCache, Blob, BlobStore, BlobStream, CachedResult, Chunks, Digest, DigestFunction, Error,
-    Put, Result, Traffic,
+    ActionCache, Blob, BlobStore, BlobStream, CachedResult, Chunks, Digest, DigestFunction, Put,
+    Result, Traffic,
 };
 use prometheus_client::metrics::histogram::Histogram;
 use reapi::v2::ActionResult;
@@ -248,15 +248,11 @@ impl<A: ActionCache + ?Sized> ActionCache for Metered<A> {
 }
 
 fn failed<T>(answer: &Result<T>) -> bool {
-    answer.as_ref().is_err_and(is_failure)
+    answer.as_ref().is_err_and(|error| !error.is_miss())
 }
 
 fn any_failed<T>(answers: &[Result<T>]) -> bool {
     answers.iter().any(failed)
-}
-
-fn is_failure(error: &Error) -> bool {
-    !matches!(error, Error::NotFound(_)) && !error.is_result_miss()
 }
 
 /// Returns the same content, counted as it is read.
