@@ -273,6 +273,7 @@ impl Results {
 impl ActionCache for ProxyActions {
     async fn get(&self, instance: &str, action: &Digest, memory: &Budget) -> Result<CachedResult> {
         let (results, name) = (&self.0, (instance.to_owned(), *action));
+        let lookups = &results.tiers.local.traffic().results;
         let local = async {
             let found = ActionCache::get(&*results.tiers.local, instance, action, memory);
             let found = Tier::Local
@@ -282,20 +283,22 @@ impl ActionCache for ProxyActions {
             checked.map(|()| found)
         };
         let local = local.await;
-        results.tiers.local.traffic().results.record(&local);
         let local = match local {
-            Ok(found) => {
-                results.revalidate(name, &found.result);
+            Err(error) if error.is_miss() => error,
+            found => {
+                lookups.record(&found);
+                let found = found?;
+                results.revalidate((name.0, action.only()), &found.result);
                 return Ok(found);
             }
-            Err(error) if error.is_miss() => error,
-            Err(error) => return Err(error),
         };
-        match results.fetch(&name, None, memory).await {
+        let found = match results.fetch(&name, None, memory).await {
             // The local tier's result may name the missing output.
-            Err(Error::NoResult(_)) => Err(local),
-            found => found.map_err(|error| results.tiers.miss_or(local, error)),
-        }
+            Err(Error::NoResult(_)) => Err(local.clone()),
+            found => found.map_err(|error| results.tiers.miss_or(local.clone(), error)),
+        };
+        lookups.record_try::<(), _>(action, &Err(local), &found);
+        found
     }
 
     async fn put(&self, instance: &str, action: &Digest, result: ActionResult) -> Result<()> {

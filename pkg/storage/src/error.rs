@@ -170,6 +170,13 @@ impl Error {
         )
     }
 
+    /// Whether a lookup found nothing under the tried digest function: a miss, or the backing cache does not offer that
+    /// function.
+    pub fn is_absence(&self) -> bool {
+        self.is_miss()
+            || matches!(self, Self::Refused { code, .. } if *code == tonic::Code::InvalidArgument)
+    }
+
     /// Wraps an error of the caller's stream.
     pub fn source(error: impl std::error::Error + Send + Sync + 'static) -> Self {
         Self::Source(Arc::new(error))

@@ -107,9 +107,9 @@ async fn metrics_are_served_in_the_format_of_prometheus() {
 #[tokio::test]
 async fn head_returns_the_length_without_the_content() {
     let running = Running::start().await;
-    let all = running.request("GET /metrics").await;
+    let all = running.request("GET /healthz").await;
     let (_, content) = all.split_once("\r\n\r\n").unwrap();
-    let head = running.request("HEAD /metrics").await;
+    let head = running.request("HEAD /healthz").await;
     let length = format!("content-length: {}\r\n", content.len());
     assert!(head.contains(&length), "{head}");
     assert!(head.ends_with("\r\n\r\n"), "{head}");
