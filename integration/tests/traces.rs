@@ -22,7 +22,7 @@ use reapi::{
 };
 use tempfile::TempDir;
 use tokio::task::JoinSet;
-use tonic::{Code, Request, metadata::MetadataValue};
+use tonic::{Request, metadata::MetadataValue};
 
 const SERVED: &str = "telemetry.metrics_addr=127.0.0.1:0";
 const ALWAYS: &str = "telemetry.tracing_sample_ratio=1";
@@ -124,6 +124,22 @@ impl Chain {
     }
 }
 
+/// Checks that durations of fetches link to the trace.
+async fn check_exemplars(server: &Server) {
+    let accept = "host: localhost\r\naccept: application/openmetrics-text\r\n";
+    let metrics = get_with(server.metrics(), "/metrics", accept).await;
+    let exemplar = format!("# {{trace_id=\"{TRACE}\"}}");
+    for operation in ["read", "read_batch"] {
+        let labelled = format!("operation=\"{operation}\"");
+        let is_linked = |line: &str| {
+            line.starts_with("gorego_backing_request_seconds_bucket{")
+                && line.contains(&labelled)
+                && line.contains(&exemplar)
+        };
+        assert!(metrics.content.lines().any(is_linked), "{metrics:#?}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cold_read_through_two_servers_is_one_trace() {
     let chain = Chain::start(NEVER).await;
@@ -184,18 +200,7 @@ async fn a_cold_read_through_two_servers_is_one_trace() {
         assert_eq!(answer.get("invocation"), BUILD, "the client's metadata");
         assert_eq!(answer.get("target"), "//pkg:target");
     }
-    let accept = "host: localhost\r\naccept: application/openmetrics-text\r\n";
-    let metrics = get_with(chain.front.metrics(), "/metrics", accept).await;
-    let exemplar = format!("# {{trace_id=\"{TRACE}\"}}");
-    for operation in ["read", "read_batch"] {
-        let labelled = format!("operation=\"{operation}\"");
-        let is_linked = |line: &str| {
-            line.starts_with("gorego_backing_request_seconds_bucket{")
-                && line.contains(&labelled)
-                && line.contains(&exemplar)
-        };
-        assert!(metrics.content.lines().any(is_linked), "{metrics:#?}");
-    }
+    check_exemplars(&chain.front).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -394,15 +399,13 @@ async fn the_access_log_names_the_trace_of_a_call_that_is_refused_by_its_headers
     let server = Server::start_logging("access=info", &[]);
     let client = Client::connect(server.address()).await;
     let mut request = Request::new(ReadRequest::default());
-    let headers = request.metadata_mut();
-    headers.insert("grpc-encoding", "snappy".parse().unwrap());
     let parent = format!("00-{TRACE}-{PARENT}-00");
-    headers.insert("traceparent", parent.parse().unwrap());
+    for (name, value) in [("grpc-encoding", "snappy"), ("traceparent", &parent)] {
+        request.metadata_mut().insert(name, value.parse().unwrap());
+    }
     let mut client = ByteStreamClient::new(client.channel());
-    let refused = client.read(request).await.unwrap_err();
-    assert_eq!(refused.code(), Code::Unimplemented, "{refused}");
+    client.read(request).await.unwrap_err();
     let log = server.wait_for_log("UNIMPLEMENTED");
     let line = log.lines().find(|line| line.contains("UNIMPLEMENTED"));
-    let line: serde_json::Value = serde_json::from_str(line.unwrap()).unwrap();
-    assert_eq!(line["trace_id"], TRACE, "{line}");
+    assert!(line.unwrap().contains(TRACE), "{log}");
 }
