@@ -12,10 +12,14 @@ use std::{
 
 use bytes::Bytes;
 use parking_lot::Mutex;
-use tokio::{sync::oneshot, time::timeout};
+use tokio::{
+    sync::oneshot,
+    time::{Instant, timeout},
+};
+use tracing::info;
 
 use self::queue::{Queue, Ticket};
-use crate::Call;
+use crate::{Call, TRACE};
 
 /// The largest reservation of memory that is granted without being counted, in bytes.
 pub const UNCOUNTED: u64 = 64 * 1024;
@@ -99,7 +103,11 @@ impl Budget {
             bytes,
             waiter,
         };
-        match timeout(WAIT, &mut queued.waiter).await {
+        let began = Instant::now();
+        let served = timeout(WAIT, &mut queued.waiter).await;
+        let waited = began.elapsed();
+        info!(target: TRACE, limit = self.0.what, requested = bytes, ?waited, "waited for a limit");
+        match served {
             Ok(Ok(())) => Ok(self.0.grant(bytes, &call)),
             _ => Err(Full { what: self.0.what }),
         }

@@ -14,5 +14,5 @@ mod pace;
 pub use budget::{Budget, Full, Permit, UNCOUNTED};
 pub use call::{Call, Client};
 pub use descriptors::is_out_of_descriptors;
-pub use log::LogLimit;
+pub use log::{LogLimit, TRACE};
 pub use pace::{MIN_PACE, Pace};

@@ -1,9 +1,12 @@
-//! A rate limit for log lines.
+//! Log lines: the target of those for traces only, and a rate limit.
 
 use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::time::Instant;
+
+/// The target of all spans, and of their events that are not logged.
+pub const TRACE: &str = "gorego::trace";
 
 const PAUSE: Duration = Duration::from_mins(1);
 

@@ -130,13 +130,7 @@ mod tests {
         let cases = [
             (Error::NotFound(digest), Code::NotFound),
             (Error::NotFound(digest).in_outage("down"), Code::NotFound),
-            (
-                Error::Mismatch {
-                    expected: digest,
-                    actual: actual(),
-                },
-                Code::InvalidArgument,
-            ),
+            (Error::mismatch(&digest, actual()), Code::InvalidArgument),
             (
                 Error::ResumedMismatch {
                     expected: digest,

@@ -1,11 +1,9 @@
 //! Spans of the tiers, for traces. Only calls that are traced have a span, and so only their operations.
 
+pub use gorego_limits::TRACE as TARGET;
 use tracing::{Instrument as _, Span, field::Empty, info_span};
 
 use crate::{Digest, Error, Put, Result};
-
-/// The target of all spans, and of their events that are not logged.
-pub const TARGET: &str = "gorego::trace";
 
 /// A tier of the cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -96,6 +96,11 @@ impl Call {
         self.metadata.get_or_init(decode).as_deref()
     }
 
+    /// Returns the id of the trace in which this call is recorded.
+    pub(crate) fn trace_id(&self) -> Option<String> {
+        Some(self.trace.get()?.trace_id().to_string())
+    }
+
     /// Returns the context of this call's span, or else of the client's span.
     pub(crate) fn trace(&self) -> Option<&SpanContext> {
         self.trace.get().or(self.parent.as_ref())

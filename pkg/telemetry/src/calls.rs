@@ -65,9 +65,8 @@ impl OngoingCall {
     /// Records the end of the call, with the number of its gRPC status.
     pub fn ended(self, code: i32) {
         let took = self.began.elapsed();
-        let trace = self.call.trace.get();
-        let trace = trace.map(|trace| trace.trace_id().to_string());
-        self.requests.ended(self.method, code, took, trace);
+        self.requests
+            .ended(self.method, code, took, self.call.trace_id());
         request::end(&self.span, code);
         if !enabled!(target: logs::ACCESS, Level::INFO) {
             return;

@@ -1,14 +1,41 @@
-//! A histogram of durations that is counted without a lock.
+//! Histograms of durations: one that is counted without a lock, and one with traces.
 
 use std::{
+    fmt,
     sync::atomic::{AtomicU64, Ordering::Relaxed},
-    time::Duration,
+    time::{Duration, SystemTime},
+};
+
+use prometheus_client::{
+    encoding::{EncodeMetric as _, MetricEncoder},
+    metrics::exemplar::HistogramWithExemplars,
 };
 
 /// The upper bounds of all buckets but the last, in seconds.
 pub(crate) const BOUNDS: [f64; 14] = [
     0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0, 120.0,
 ];
+
+/// A histogram of seconds for Prometheus, with the traces of some calls as exemplars.
+#[derive(Debug)]
+pub(crate) struct TracedSeconds(HistogramWithExemplars<[(&'static str, String); 1]>);
+
+impl TracedSeconds {
+    pub(crate) fn new(bounds: [f64; 14]) -> Self {
+        Self(HistogramWithExemplars::new(bounds.into_iter()))
+    }
+
+    /// Records a duration, and the id of the call's trace if it has one.
+    pub(crate) fn observe(&self, took: Duration, trace: Option<String>) {
+        let exemplar = trace.map(|trace| [("trace_id", trace)]);
+        let now = exemplar.is_some().then(SystemTime::now);
+        self.0.observe(took.as_secs_f64(), exemplar, now);
+    }
+
+    pub(crate) fn encode(&self, encoder: MetricEncoder<'_>) -> fmt::Result {
+        self.0.encode(encoder)
+    }
+}
 
 /// Counts of durations, from half a millisecond to two minutes.
 #[derive(Debug, Default)]

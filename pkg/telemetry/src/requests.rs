@@ -3,19 +3,17 @@
 use std::{
     array, fmt,
     sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering::Relaxed},
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 
 use prometheus_client::{
     encoding::{DescriptorEncoder, EncodeMetric as _},
-    metrics::{
-        MetricType, counter::ConstCounter, exemplar::HistogramWithExemplars, gauge::ConstGauge,
-    },
+    metrics::{MetricType, counter::ConstCounter, gauge::ConstGauge},
     registry::Unit,
 };
 
 use crate::{
-    durations::{BOUNDS, Durations},
+    durations::{BOUNDS, Durations, TracedSeconds},
     web::MethodCalls,
 };
 
@@ -104,7 +102,7 @@ struct MethodCounts {
     /// The durations of calls, for the estimates of the page.
     durations: Durations,
     /// The durations of calls for Prometheus, with the traces of some calls.
-    traced: HistogramWithExemplars<[(&'static str, String); 1]>,
+    traced: TracedSeconds,
 }
 
 impl Default for Requests {
@@ -114,7 +112,7 @@ impl Default for Requests {
             inflight: AtomicI64::new(0),
             ended: array::from_fn(|_| AtomicU64::new(0)),
             durations: Durations::default(),
-            traced: HistogramWithExemplars::new(BOUNDS.into_iter()),
+            traced: TracedSeconds::new(BOUNDS),
         }))
     }
 }
@@ -140,9 +138,7 @@ impl Requests {
             ended.fetch_add(1, Relaxed);
         }
         counts.durations.record(took);
-        let exemplar = trace.map(|trace| [("trace_id", trace)]);
-        let now = exemplar.is_some().then(SystemTime::now);
-        counts.traced.observe(took.as_secs_f64(), exemplar, now);
+        counts.traced.observe(took, trace);
     }
 
     /// Returns the number of calls in progress.

@@ -16,9 +16,10 @@ use gorego_storage::{
     ActionCache, Blob, BlobStore, BlobStream, CachedResult, Chunks, Digest, DigestFunction,
     Lookups, Put, Result, Traffic,
 };
-use prometheus_client::metrics::histogram::Histogram;
 use reapi::v2::ActionResult;
 use tokio::time::Instant;
+
+use crate::{Call, durations::TracedSeconds};
 
 /// The upper bounds of the buckets of durations, in seconds.
 const BOUNDS: [f64; 14] = [
@@ -55,7 +56,7 @@ impl Operation {
 pub(crate) struct OperationCounts {
     pub(crate) ok: AtomicU64,
     pub(crate) errors: AtomicU64,
-    pub(crate) seconds: Histogram,
+    pub(crate) seconds: TracedSeconds,
 }
 
 impl Default for OperationCounts {
@@ -63,7 +64,7 @@ impl Default for OperationCounts {
         Self {
             ok: AtomicU64::new(0),
             errors: AtomicU64::new(0),
-            seconds: Histogram::new(BOUNDS),
+            seconds: TracedSeconds::new(BOUNDS),
         }
     }
 }
@@ -121,7 +122,8 @@ impl Counts {
         };
         let started = Instant::now();
         let answer = call.await;
-        counts.seconds.observe(started.elapsed().as_secs_f64());
+        let trace = Call::current().and_then(|call| call.trace_id());
+        counts.seconds.observe(started.elapsed(), trace);
         let total = if has_failed(&answer) {
             &counts.errors
         } else {

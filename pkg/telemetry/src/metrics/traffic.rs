@@ -9,7 +9,7 @@ use std::{
 };
 
 use gorego_storage::Traffic;
-use prometheus_client::{encoding::EncodeMetric as _, metrics::MetricType};
+use prometheus_client::metrics::MetricType;
 
 use super::encode::{Encoder, Metric};
 use crate::stores::{BackingCalls, Operation};
