@@ -84,7 +84,7 @@ async fn the_page_and_its_json_show_hits_and_bytes() {
         "75\u{a0}%",
         "3 of 4 lookups",
         "4.88\u{a0}KiB",
-        "Nothing was evicted yet.",
+        "Nothing has been evicted yet.",
         "GetActionResult",
     ] {
         assert!(page.content.contains(shown), "no {shown}: {}", page.content);
@@ -234,7 +234,7 @@ async fn a_server_that_shuts_down_is_alive_but_not_ready() {
     let is_ending = |response: &Response| response.status == 503;
     let ending = wait_for(server.metrics(), "/readyz", is_ending).await;
     assert!(
-        ending.content.contains("server: failed: shuts down"),
+        ending.content.contains("server: failed: shutting down"),
         "{ending:#?}"
     );
     assert_eq!(get(server.metrics(), "/healthz").await.status, 200);
@@ -397,7 +397,7 @@ async fn pages_of_builds_lead_to_the_action_and_escape_names() {
         assert_eq!(response.status, 200, "{response:#?}");
     }
     let shown = get(server.metrics(), &link).await.content;
-    assert!(shown.contains("It cannot be shown"), "{shown}");
+    assert!(shown.contains("The command cannot be shown"), "{shown}");
     let recent = get(server.metrics(), "/builds").await.content;
     assert!(recent.contains("href=\"/builds/a%2Fbuild%3F\""), "{recent}");
     for (wanted, found) in [

@@ -1,4 +1,4 @@
-//! The listening socket of the metrics, and the calls that they count.
+//! The listening socket of the metrics and the page, and the calls that they count.
 
 use gorego_config::{LoadedConfig, Origin};
 use gorego_grpc::{CallHead, ObservedCall, Observer};
@@ -43,7 +43,7 @@ pub(crate) async fn listen(loaded: &LoadedConfig) -> Result<Option<TcpListener>,
         Err(why) => {
             let problem = format!(
                 "{KEY} = {address}: cannot listen: {why}; accepted: an address that is free, or \
-                 nothing for no metrics"
+                 nothing for neither metrics nor the page"
             );
             let origin = loaded.origin(KEY).unwrap_or(&Origin::Default);
             unless_default(origin, &problem).map(|()| None)
@@ -57,7 +57,7 @@ fn unless_default(origin: &Origin, problem: &str) -> Result<(), String> {
     if *origin != Origin::Default {
         return Err(format!("{origin}: {problem}"));
     }
-    tracing::warn!("metrics are not served: {problem}");
+    tracing::warn!("neither metrics nor the page are served: {problem}");
     Ok(())
 }
 

@@ -59,8 +59,8 @@ fn explain_as<T: DeserializeOwned>(
         let (address, name) = (&client.address, clean(&options.subject));
         match subject {
             Subject::Action(_) => format!(
-                "{address} has no record of a miss of action {name}; name its size too (hash/size) to \
-                 look into the cache"
+                "{address} has no record of a miss of action {name}; with its size \
+                 (hash/size) it is looked up in the cache"
             ),
             Subject::Target(_) => format!(
                 "{address} has no record of target {name}; accepted: a label as Bazel prints it \
@@ -76,7 +76,7 @@ fn explain_as<T: DeserializeOwned>(
     print(render(&found.value, now_ms).as_bytes())
 }
 
-/// Shows the numbers of a running gorego until the user leaves. Returns the exit status.
+/// Shows the numbers of a running gorego until the user quits. Returns the exit status.
 pub(crate) fn top(page: &Page, load: Load<'_>) -> Result<ExitCode, String> {
     let client = client(page, load)?;
     runtime()?.block_on(top::run(&client))
@@ -95,7 +95,7 @@ fn client(page: &Page, load: Load<'_>) -> Result<Client, String> {
 
 fn runtime() -> Result<Runtime, String> {
     let runtime = Builder::new_current_thread().enable_all().build();
-    runtime.map_err(|why| format!("cannot start: {why}"))
+    runtime.map_err(|why| format!("failed to start the runtime: {why}"))
 }
 
 /// Prints on standard output. A reader that has read enough, such as `head`, is no failure.
@@ -120,7 +120,7 @@ mod tests {
             "status": {
                 "version": "1.2.3\u001b[2J", "started": 1699999000, "uptime_seconds": 100000,
                 "readiness": {"ready": true, "parts": [
-                    {"name": "server", "ok": true, "required": true, "state": "serves"},
+                    {"name": "server", "ok": true, "required": true, "state": "serving"},
                     {"name": "backing cache", "ok": false, "required": false, "state": "does not answer"}
                 ]},
                 "local": {"dir": "/data", "used": 8589934592, "limit": 10737418240, "files": 1234567,

@@ -129,33 +129,33 @@ section! {
 }
 
 section! {
-    /// Metrics and traces.
+    /// Metrics, the page and traces.
     Telemetry {
-        /// The address at which metrics are served (`/metrics`), without TLS. If empty, they are not
-        /// served. If the default is taken by another program, they are not served either.
+        /// The address of the metrics (`/metrics`) and the page, without TLS. If empty, neither is served. If the
+        /// default is taken by another program, gorego logs a warning and serves neither.
         metrics_addr: Option<ListenAddr> = Some(ListenAddr { host: None, port: 9090 }),
-        /// The clients that may see the page, its JSON and `/statusz` at `metrics_addr`: none (`off`; then no
-        /// builds are recorded, and those of earlier runs are removed), those on this machine (`local`), or all (`on`). `local` refuses requests through
-        /// a proxy that adds `Forwarded` or `X-Forwarded-For`, and names other than `localhost`, `127.0.0.1` and
-        /// `[::1]`.
+        /// The clients that may see the page, its JSON and `/statusz` at `metrics_addr`: those on this machine
+        /// (`local`), all (`on`) or none (`off`). `local` refuses requests with a `Forwarded` or `X-Forwarded-*`
+        /// header of a proxy, and host names other than `localhost`, `127.0.0.1` and `[::1]`. `off` also records no
+        /// builds, and removes those of earlier runs.
         ui: Ui = Ui::Local,
         /// Serves profiles of processor time to programs on this machine, for example to `go tool pprof
         /// 'http://localhost:9090/debug/pprof/profile?seconds=10'`. `ui` applies, too.
         pprof: bool = false,
-        /// The names whose values are replaced by `[redacted]` before builds are recorded or shown: regular
-        /// expressions, one of which matches the name of a flag, an environment variable, a header or a property
-        /// of the platform. User information in URLs is always replaced.
+        /// Regular expressions for the names of secrets: flags, environment variables, headers and platform
+        /// properties. Their values are replaced by `[redacted]` before builds are recorded or shown. User
+        /// information in URLs is always replaced.
         redact: Vec<String> =
             vec!["(?i)token|secret|passw|key|auth|cookie|credential".to_owned()],
-        /// The most disk space of recent builds in `builds/` of `local_cache.dir`, with known actions and evictions,
-        /// each of which is kept only up to a quarter of it. Does not count toward `local_cache.max_size_gb`; survives a
-        /// restart. With 0 nothing is written, files of earlier runs are removed, and builds are in memory only, of which
-        /// they take some 32 MiB at most in any case.
+        /// The most disk space for recent builds, in `builds/` below `local_cache.dir`; not part of
+        /// `local_cache.max_size_gb`. It includes the known actions and the evictions that explain misses, each up to a
+        /// quarter. 0 stores builds in memory only, and removes the files of earlier runs. In memory, builds take some
+        /// 32 MiB at most in any case.
         history_max: ByteSize = ByteSize::from_bytes(64 << 20),
         /// The collector that traces are sent to (OTLP): `host:port` or `http://host:port` in plain text,
         /// `https://host` with TLS. If empty, there are no traces.
         tracing_endpoint: Option<Endpoint> = None,
-        /// The protocol that the collector speaks: gRPC, by custom at port 4317, or Protobuf over HTTP, at
+        /// The protocol that the collector speaks: gRPC, usually at port 4317, or Protobuf over HTTP, at
         /// port 4318. HTTP requests go to `/v1/traces` below the path of the endpoint.
         tracing_protocol: TracingProtocol = TracingProtocol::Grpc,
         /// Headers for the collector: a mapping of names to values, or `name=value` separated by commas.

@@ -29,7 +29,7 @@ const PREFIX: &str = "gorego";
 const PROCESS: &str = "process";
 const SPANS_DROPPED: Metric = Metric::new(
     "spans_dropped",
-    "Spans of traces that the collector did not get, since it is down or too slow.",
+    "Spans of traces that the collector did not get, because it was down or too slow.",
 );
 /// The content type of OpenMetrics 1.0.
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";

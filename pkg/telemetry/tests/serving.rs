@@ -289,7 +289,7 @@ async fn readiness_follows_the_parts_and_names_them() {
     assert!(
         readyz()
             .await
-            .ends_with("\r\n\r\nready\nserver: ok: serves\ndata directory: ok: usable\n")
+            .ends_with("\r\n\r\nready\nserver: ok: serving\ndata directory: ok: usable\n")
     );
     disk.send_replace(false);
     let response = readyz().await;
@@ -301,7 +301,7 @@ async fn readiness_follows_the_parts_and_names_them() {
     disk.send_replace(true);
     assert!(readyz().await.starts_with("HTTP/1.1 200 "));
     shutdown.cancel();
-    assert!(readyz().await.contains("\nserver: failed: shuts down\n"));
+    assert!(readyz().await.contains("\nserver: failed: shutting down\n"));
     assert!(
         running
             .request("GET /healthz")

@@ -72,7 +72,7 @@ fn is_function(name: Option<&str>) -> bool {
 pub(super) fn target(view: &TargetView, now_ms: u64) -> String {
     let mut text = format!("{}: {}\n", clean(&view.target), tally(&view.total));
     if view.misses.is_empty() {
-        text += "\nNo miss of it is recorded.\n";
+        text += "\nNo miss of this target is recorded.\n";
     }
     for found in view.misses.iter().take(MAX_MISSES) {
         text.push('\n');
@@ -81,15 +81,15 @@ pub(super) fn target(view: &TargetView, now_ms: u64) -> String {
             Some(explained) => explanation(explained),
             None => wrap(
                 INDENT,
-                "Not explained yet: the client has stored no result since. Ask for the action itself to \
-                 compare what is in the cache now.",
+                "Not explained yet: the client has not stored a result. `gorego explain` with this digest \
+                 compares what is in the cache now.",
             ),
         };
     }
     let more = view.misses.len().saturating_sub(MAX_MISSES);
     if more > 0 {
         let more = counted(more as u64, "earlier miss");
-        let _ = writeln!(text, "\nIn --json only: {more}");
+        let _ = writeln!(text, "\nNot shown without --json: {more}.");
     }
     text
 }
@@ -99,7 +99,7 @@ pub(super) fn action(view: &ActionView, now_ms: u64) -> String {
     let mut text = match &view.last_miss {
         Some(found) => miss(found, now_ms),
         None => format!(
-            "action {}\n{INDENT}No miss of it is recorded.\n",
+            "action {}\n{INDENT}No miss of this action is recorded.\n",
             clean(&view.action)
         ),
     };
@@ -113,7 +113,7 @@ pub(super) fn action(view: &ActionView, now_ms: u64) -> String {
         );
     }
     if view.outputs.is_some() {
-        text += &wrap(INDENT, "A result of it is in the cache now.");
+        text += &wrap(INDENT, "The cache has a result of this action now.");
     }
     text
 }
@@ -165,7 +165,7 @@ fn differences(comparison: &Comparison) -> String {
     let mut text: String = comparison.differences.iter().map(difference).collect();
     if comparison.left_out > 0 {
         let left_out = counted(comparison.left_out as u64, "further difference");
-        let _ = writeln!(text, "{INDENT}{left_out}");
+        let _ = writeln!(text, "{INDENT}Not shown: {left_out}.");
     }
     text
 }
@@ -225,7 +225,7 @@ mod tests {
                     sentence:
                         "The action differs from the nearest known one, abc/142, in 5 places."
                             .to_owned(),
-                    worth: "Both sides were read from the cache. "
+                    worth: "Both actions were read from the cache. "
                         .repeat(4)
                         .trim()
                         .to_owned(),
@@ -254,7 +254,7 @@ mod tests {
              \x20   + -O3\\u{1b}[2J\n\
              \x20   variable LANG\n\
              \x20   + C\n\
-             \x20 3 further differences\n\
+             \x20 Not shown: 3 further differences.\n\
              \x20 (Both sides were read from the cache. Both sides were read from the cache.\n\
              \x20 Both sides were read from the cache. Both sides were read from the cache.)\n"
         );
@@ -280,9 +280,9 @@ mod tests {
         );
         assert!(text.contains("Not explained yet"), "{text}");
         assert_eq!(text.matches("action 9f86/142").count(), 10);
-        assert!(text.ends_with("\nIn --json only: 2 earlier misses\n"));
+        assert!(text.ends_with("\nNot shown without --json: 2 earlier misses.\n"));
         view.misses.clear();
-        assert!(target(&view, 2000).ends_with("\nNo miss of it is recorded.\n"));
+        assert!(target(&view, 2000).ends_with("\nNo miss of this target is recorded.\n"));
     }
 
     #[test]
@@ -295,8 +295,8 @@ mod tests {
         };
         assert_eq!(
             action(&view, 0),
-            "action abc/1\n\x20 No miss of it is recorded.\n\x20 The action cannot be shown: action \
-             abc/1 is missing.\n\x20 A result of it is in the cache now.\n"
+            "action abc/1\n\x20 No miss of this action is recorded.\n\x20 The action cannot be shown: action \
+             abc/1 is missing.\n\x20 The cache has a result of this action now.\n"
         );
     }
 

@@ -85,7 +85,7 @@ pub(super) fn draw(frame: &mut Frame<'_>, screen: &Screen) {
     frame.render_widget(Paragraph::new(head), top);
     draw_gauges(frame, gauges, &screen.history.rates());
     frame.render_widget(Paragraph::new(body), rest);
-    let keys = Line::styled("q, Esc or Ctrl-C leaves", Modifier::DIM);
+    let keys = Line::styled("q, Esc or Ctrl-C quits", Modifier::DIM);
     frame.render_widget(keys, foot);
 }
 
@@ -111,7 +111,7 @@ fn body(numbers: &Numbers) -> Vec<Line<'static>> {
 fn recent(builds: &RecentBuilds, now_ms: u64) -> Table {
     let header = [
         "Last call",
-        "tool",
+        "client",
         "",
         "hit rate",
         "hits",
@@ -286,7 +286,7 @@ mod tests {
             "Clients        blobs       100 %    30",
             "Local tier     8.00 GiB of 10.0 GiB (80 %)",
             "2 min ago  bazel 8.4.2  ████████··      75 %     3       1  3f2a",
-            "q, Esc or Ctrl-C leaves",
+            "q, Esc or Ctrl-C quits",
         ] {
             assert!(text.contains(part), "no {part:?} in\n{text}");
         }

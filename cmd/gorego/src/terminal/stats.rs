@@ -101,7 +101,7 @@ fn transfers(traffic: &Traffic) -> Table {
 }
 
 fn methods(traffic: &Traffic) -> Table {
-    let header = ["Requests", "calls", "errors", "median", "99 of 100 within"];
+    let header = ["Requests", "calls", "errors", "median", "99th percentile"];
     let mut table = Table::new(1, header);
     table.rows.extend(traffic.methods.iter().map(|method| {
         let (calls, errors) = (count(method.calls), count(method.errors));
@@ -121,12 +121,12 @@ pub(super) fn storage(snapshot: &Snapshot) -> Vec<String> {
     let backing = parts
         .backing
         .as_ref()
-        .map_or_else(|| "none: the local tier has everything".to_owned(), backing);
+        .map_or_else(|| vec!["none: backing_cache.target is empty".to_owned()], backing);
     let certificates = parts.certificates.iter();
     let certificates = certificates.map(|found| certificate(found, snapshot.at_ms));
     [
         section("Local tier", local),
-        section("Backing cache", vec![backing]),
+        section("Backing cache", backing),
     ]
     .into_iter()
     .chain([section("Certificates", certificates.collect())])
@@ -159,8 +159,8 @@ fn local(disk: &Local) -> Vec<String> {
     }
     lines.push(match disk.eviction_age_seconds {
         Some(age) => format!("a blob lives {} after its last use", seconds(Some(age))),
-        None if disk.evicted > 0 => "blobs were evicted".to_owned(),
-        None => "nothing was evicted yet".to_owned(),
+        None if disk.evicted > 0 => "blobs have been evicted".to_owned(),
+        None => "nothing has been evicted yet".to_owned(),
     });
     if disk.evicted > 0 {
         let evicted = counted(disk.evicted, "file");
@@ -171,26 +171,26 @@ fn local(disk: &Local) -> Vec<String> {
     lines
 }
 
-fn backing(cache: &Backing) -> String {
+fn backing(cache: &Backing) -> Vec<String> {
     let state = match cache.breaker.as_ref() {
         "closed" => "up".to_owned(),
-        "open" => "DOWN: it failed several times in a row".to_owned(),
-        "half_open" => "DOWN: one call tests whether it answers again".to_owned(),
+        "open" => "DOWN, calls fail at once".to_owned(),
+        "half_open" => "DOWN, one call tests it".to_owned(),
         other => clean(other),
     };
-    let pending = match &cache.pending {
-        None => String::new(),
-        Some(pending) if pending.blobs == 0 && pending.results == 0 => {
-            ", no pending writes".to_owned()
+    let mut lines = vec![format!("{}, {state}", clean(&cache.target))];
+    lines.extend(cache.pending.as_ref().map(|pending| {
+        if pending.blobs == 0 && pending.results == 0 {
+            return "no pending writes".to_owned();
         }
-        Some(pending) => format!(
-            ", pending: {}, {}, {}",
+        format!(
+            "pending writes: {}, {}, {}",
             counted(pending.blobs, "blob"),
             counted(pending.results, "result"),
             bytes(pending.bytes)
-        ),
-    };
-    format!("{}, {state}{pending}", clean(&cache.target))
+        )
+    }));
+    lines
 }
 
 fn certificate(found: &Certificate, now_ms: u64) -> String {
@@ -231,11 +231,12 @@ Local tier     8.00 GiB of 10.0 GiB (80 %) in 1 234 567 files, 50.0 GiB free
                the files of an earlier run are still being counted
                a blob lives 3.2 days after its last use
                evicted 98 765 files, 3.00 GiB; broke 4 leases
-Backing cache  grpcs://cache.example.com, DOWN: it failed several times in a ro…
+Backing cache  grpcs://cache.example.com, DOWN, calls fail at once
+               pending writes: 12 blobs, 3 results, 1.00 MiB
 Certificates   CN=cache: valid for 10 days
 
-Requests           calls  errors  median  99 of 100 within
-FindMissingBlobs  12 345       2  500 µs                 -
+Requests           calls  errors  median  99th percentile
+FindMissingBlobs  12 345       2  500 µs                -
 ";
         assert!(text.ends_with(expected), "{text}");
         assert!(text.lines().all(|line| width(line) <= COLUMNS), "{text}");
@@ -249,6 +250,6 @@ FindMissingBlobs  12 345       2  500 µs                 -
         let text = render(&address(), &snapshot);
         assert!(text.contains("NOT READY"), "{text}");
         assert!(text.contains("Local tier     off: every request"), "{text}");
-        assert!(text.contains("Backing cache  none: the local"), "{text}");
+        assert!(text.contains("Backing cache  none: backing_cache.target is empty"), "{text}");
     }
 }

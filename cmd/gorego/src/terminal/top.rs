@@ -39,8 +39,7 @@ const SIGNALS: [SignalKind; 3] = [
 pub(super) async fn run(client: &Client) -> Result<ExitCode, String> {
     if !io::stdout().is_terminal() {
         return Err(
-            "top draws on a terminal, and standard output is none; use stats for numbers in text \
-             or JSON"
+            "top needs a terminal as standard output; gorego stats prints the numbers as text or JSON"
                 .to_owned(),
         );
     }

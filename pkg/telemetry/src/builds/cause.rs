@@ -51,8 +51,8 @@ pub(crate) fn at_once(
 fn incomplete(blob: Option<String>, evicted_ms: Option<u64>, now: u64) -> Explanation {
     let sentence = match (&blob, evicted_ms) {
         (Some(blob), Some(at)) => format!(
-            "There is a result, but its output {blob} is missing. Its last recorded eviction was \
-             {} before this lookup.",
+            "There is a result, but its output {blob} is missing. The output was last evicted {} \
+             before this lookup.",
             span(at, now)
         ),
         (Some(blob), None) => format!("There is a result, but its output {blob} is missing."),
@@ -78,7 +78,7 @@ fn outage(blob: Option<String>, evicted_ms: Option<u64>, now: u64) -> Explanatio
         None => "no complete result".to_owned(),
     };
     let mut worth =
-        "Certain. Whether the backing cache has it is not known; a lookup after the outage tells."
+        "Certain. The backing cache may have a complete result; a lookup after the outage shows it."
             .to_owned();
     if let Some(at) = evicted_ms {
         let eviction = format!(
@@ -108,7 +108,7 @@ fn lost(stored_ms: u64, now: u64) -> Explanation {
     explanation(
         Cause::Lost { stored_ms },
         format!(
-            "There was a result {} before this lookup, but gorego answered that there is none.",
+            "There was a result {} before this lookup, but the lookup found none.",
             span(stored_ms, now)
         ),
         "No eviction of it is recorded: its file was removed or is corrupt, or the record of its eviction is too old. A \
@@ -123,8 +123,7 @@ fn other_instance(known: &str, asked: &str) -> Explanation {
             instance: known.to_owned(),
         },
         format!("There is a result under instance name {known:?}, but not under {asked:?}."),
-        "Certain for the time of that result: the same action was stored or found under the other name. It may have \
-         been evicted since."
+        "Certain. A result of the same action was stored or found under the other name; it may have been evicted since."
             .to_owned(),
     )
 }
@@ -142,15 +141,15 @@ fn never_seen(
         let ActionNames {
             target, mnemonic, ..
         } = names;
-        format!("No result of an action {mnemonic} of {target} was recorded before.")
+        format!("No earlier result of any {mnemonic} action of {target} is recorded.")
     };
     let mut worth = format!(
-        "True of the {} for which this server has recorded actions; older ones, those beyond the limits of its \
-         records, and those that only a backing cache has, are not known.",
+        "gorego has recorded actions for {}. It does not know older ones, those beyond the limits of its records, and \
+         those that only a backing cache has.",
         span(known.since_ms(), now)
     );
     if let Some(forgotten) = evictions.forgotten_ms() {
-        let known = format!(" Evictions are remembered for {}.", span(forgotten, now));
+        let known = format!(" Evictions are recorded for {}.", span(forgotten, now));
         worth.push_str(&known);
     }
     explanation(Cause::NeverSeen, sentence, worth)
@@ -255,7 +254,7 @@ pub(crate) fn differs(comparison: Comparison, unread: usize, limit: Option<&str>
         ),
     };
     let mut worth = format!(
-        "Both sides were read from the cache. The nearest is the one with the fewest differences among the last \
+        "Both actions were read from the cache. The nearest is the one with the fewest differences among the last \
          {MAX_CANDIDATES} of the same target, mnemonic and, if any, first output; it may be from any earlier build."
     );
     if unread > 0 {

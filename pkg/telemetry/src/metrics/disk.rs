@@ -16,7 +16,7 @@ const BLOBS: Metric = Metric::new("disk_blobs", "Blobs in the local tier.");
 const RESULTS: Metric = Metric::new("disk_results", "Action results in the local tier.");
 const UNVERIFIED: Metric = Metric::new(
     "disk_unverified_blobs",
-    "Blobs that are hashed before their next use, since the last run ended without a shutdown.",
+    "Blobs that are hashed before their next use, because the last run ended without a shutdown.",
 );
 const EVICTED_BLOBS: Metric = Metric::new("evicted_blobs", "Blobs evicted from the local tier.");
 const EVICTED_RESULTS: Metric = Metric::new(
@@ -61,15 +61,15 @@ const SCRUB_START: Metric = Metric::seconds(
 );
 const IDLE: Metric = Metric::bytes(
     "partial_upload",
-    "Disk space of partial uploads without a sender, and of quarantined files.",
+    "Disk space of interrupted uploads and quarantined files.",
 );
 const IDLE_REMOVED: Metric = Metric::new(
     "partial_uploads_removed",
-    "Partial uploads and quarantined files that expired or were removed for their room.",
+    "Interrupted uploads and quarantined files that expired or were removed for their room.",
 );
 const UPLOADS: Metric = Metric::new(
     "inflight_uploads",
-    "Uploads that are written to the local tier.",
+    "Uploads that are being written to the local tier.",
 );
 const WAITING: Metric = Metric::new(
     "inflight_uploads_waiting",

@@ -19,20 +19,20 @@ impl Ui {
     /// Returns the reason to refuse a request of `peer`.
     pub(super) fn refusal(self, peer: IpAddr, request: &Parts) -> Option<&'static str> {
         match self {
-            Self::Off => Some("the page is off: telemetry.ui is off; local or on would serve it"),
+            Self::Off => Some("the page is off: telemetry.ui is off; set it to local or on"),
             // A dual-stack socket shows IPv4 as a part of IPv6.
             Self::Local if !peer.to_canonical().is_loopback() => Some(
-                "the page is for this machine only: telemetry.ui is local; on would serve it to \
+                "the page is for this machine only: telemetry.ui is local; set it to on for \
                  every client",
             ),
             Self::Local if is_forwarded(&request.headers) => Some(
-                "the page is not served through a proxy: telemetry.ui is local; on would serve it \
-                 to every client",
+                "the page is not served through a proxy: telemetry.ui is local; set it to on for \
+                 every client",
             ),
             // Another site may have its name resolved to this machine.
             Self::Local if !names_this_machine(request) => Some(
                 "the page is served as localhost, 127.0.0.1 or [::1] only: telemetry.ui is local; \
-                 on would serve it under every name",
+                 set it to on for every name",
             ),
             Self::Local | Self::On => None,
         }

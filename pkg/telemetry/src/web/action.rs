@@ -49,7 +49,7 @@ pub(super) async fn page(
 ) -> Response {
     let Some(action) = app.action(&digest, &query).await else {
         let text = format!(
-            "{digest} is not known; accepted: hash/size, hash-size, or the hash of a recorded miss."
+            "{digest} is neither a digest (hash/size or hash-size) nor the hash of a recorded miss."
         );
         return not_recorded("Action", &text);
     };
@@ -62,11 +62,11 @@ pub(super) async fn page(
             None => p.empty { "No miss of this action is recorded." },
         }
         @match &action.unreadable {
-            Some(why) => { h2 { "Command" } p.empty { "It cannot be shown: " (why) } }
+            Some(why) => { h2 { "Command" } p.empty { "The command cannot be shown: " (why) } }
             None => { (command(&action)) (self::inputs(&action, from)) }
         }
         (outputs(&action))
-        p { a href=(links::api(&url(&action))) { "All of it as JSON" } }
+        p { a href=(links::api(&url(&action))) { "This page as JSON" } }
     };
     html(StatusCode::OK, "Action", &content)
 }
@@ -135,7 +135,7 @@ fn inputs(action: &ActionView, from: usize) -> Markup {
     html! {
         h2 #inputs { "Inputs" }
         @if let Some(root) = &action.input_root { p.muted { "Root: " code { (root) } } }
-        @if let Some(why) = &action.inputs_unreadable { p.empty { "Not all can be listed: " (why) } }
+        @if let Some(why) = &action.inputs_unreadable { p.empty { "Not all inputs can be listed: " (why) } }
         @if !action.inputs.is_empty() { (entries("Inputs", &action.inputs)) }
         @if from > 0 || action.next_inputs.is_some() {
             nav.pager aria-label="Inputs" {
@@ -166,7 +166,7 @@ fn outputs(action: &ActionView) -> Markup {
                     @if action.is_local_only { " The backing cache was not asked." }
                 }
                 @if !action.output_paths.is_empty() {
-                    p { "Declared: " @for path in &action.output_paths { code { (path) } " " } }
+                    p { "Declared outputs: " @for path in &action.output_paths { code { (path) } " " } }
                 }
             }
         }

@@ -49,7 +49,7 @@ pub(super) async fn list(State(app): State<Arc<App>>, Query(page): Query<FirstRo
         h1 { "Builds" }
         (search())
         @if recent.builds.is_empty() {
-            p.empty { "No build is recorded" @if from > 0 { " on this page" } ". Bazel needs no settings for this." }
+            p.empty { "No build is recorded" @if from > 0 { " on this page" } ". Bazel needs no settings to be recorded." }
         } @else {
             (heads("Recent builds", &recent.builds))
         }
@@ -93,8 +93,8 @@ fn outside(recent: &RecentBuilds) -> Markup {
         }
         @if recent.unrecorded + recent.unexplained > 0 {
             p.muted {
-                "Too many arrived at once. Not recorded: " (format::counted(recent.unrecorded, "call"))
-                ". Not explained: " (format::counted(recent.unexplained, "miss")) "."
+                "Dropped because too many arrived at once: " (format::counted(recent.unrecorded, "call"))
+                " not recorded, " (format::counted(recent.unexplained, "miss")) " not explained."
             }
         }
     }
@@ -149,7 +149,7 @@ pub(super) async fn page(
         (misses::of_build(&build, from, MISSES))
         (links::pager(&format!("{}?from=", links::build(&head.id)), from, MISSES, build.misses.len()))
         (left_out(&build))
-        p { a href=(links::api(&links::build(&head.id))) { "All of it as JSON" } }
+        p { a href=(links::api(&links::build(&head.id))) { "This page as JSON" } }
     };
     html(StatusCode::OK, "Build", &content)
 }
@@ -181,7 +181,7 @@ fn correlated(app: &App, head: &BuildHead) -> Markup {
     html! {
         @if !head.correlated_id.is_empty() && !builds.is_empty() {
             h2 { "Builds of the same command" }
-            p.muted { "They share the id " code { (head.correlated_id) } "." }
+            p.muted { "They share the correlated invocations id " code { (head.correlated_id) } "." }
             (heads("Builds of the same command", &builds))
         }
     }
@@ -246,7 +246,7 @@ fn left_out(build: &Build) -> Markup {
     html! {
         @for (noun, of, number) in kinds {
             @if number > 0 {
-                p.muted { "In the totals only: " (format::counted(number, noun)) " " (of) }
+                p.muted { "Counted in the totals only: " (format::counted(number, noun)) " " (of) }
             }
         }
     }

@@ -88,7 +88,7 @@ const fn server(is_ending: bool) -> Part {
         name: Cow::Borrowed("server"),
         ok: !is_ending,
         required: true,
-        state: Cow::Borrowed(if is_ending { "shuts down" } else { "serves" }),
+        state: Cow::Borrowed(if is_ending { "shutting down" } else { "serving" }),
     }
 }
 
@@ -174,7 +174,7 @@ mod tests {
         let text = readiness(Some(true), Some(BreakerState::Open), false).to_string();
         assert_eq!(
             text,
-            "ready\nserver: ok: serves\ndata directory: ok: usable\n\
+            "ready\nserver: ok: serving\ndata directory: ok: usable\n\
              backing cache: failed: does not answer; blobs of the local tier are served\n"
         );
         assert!(

@@ -58,7 +58,7 @@ fn why(miss: &Miss) -> Markup {
             (Some(explanation), _) => (explanation.sentence),
             (None, LookupOutcome::Incomplete) => span.muted { "The result is incomplete." },
             (None, LookupOutcome::Error) => span.muted { "The lookup failed." },
-            (None, _) => span.muted { "Not explained yet: the client has stored no result." },
+            (None, _) => span.muted { "Not explained yet: the client has not stored a result." },
         }
     }
 }
@@ -76,7 +76,7 @@ pub(super) fn explanation(explanation: &Explanation) -> Markup {
             p.muted { (explanation.worth) }
             @if let Some(comparison) = &explanation.comparison {
                 p {
-                    "Nearest: "
+                    "Nearest known action: "
                     @for nearest in &comparison.nearest {
                         a href=(links::action(nearest)) { code { (cut(nearest)) } } " "
                     }
@@ -86,7 +86,7 @@ pub(super) fn explanation(explanation: &Explanation) -> Markup {
         @if let Some(comparison) = &explanation.comparison {
             @if !comparison.differences.is_empty() {
                 h2 { "Differences" }
-                (table("Differences", &["Part", "Name", "Before", "In this action"], &[], &html! {
+                (table("Differences", &["Part", "Name", "Nearest action", "This action"], &[], &html! {
                     @for it in &comparison.differences {
                         tr {
                             th scope="row" { (it.aspect.name()) }
@@ -97,7 +97,7 @@ pub(super) fn explanation(explanation: &Explanation) -> Markup {
                     }
                 }))
                 @if comparison.left_out > 0 {
-                    p.muted { (format::counted(comparison.left_out as u64, "further difference")) "." }
+                    p.muted { "Not shown: " (format::counted(comparison.left_out as u64, "further difference")) "." }
                 }
             }
         }

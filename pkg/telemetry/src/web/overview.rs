@@ -217,7 +217,7 @@ fn methods(methods: &[MethodCalls]) -> Markup {
         @if methods.is_empty() {
             p.empty { "No call has ended since the start." }
         } @else {
-            (table("Requests", &["Method"], &["Calls", "Errors", "Median", "99 of 100 within"],
+            (table("Requests", &["Method"], &["Calls", "Errors", "Median", "99th percentile"],
                 &html! {
                     @for method in methods {
                         tr {

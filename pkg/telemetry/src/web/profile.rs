@@ -69,7 +69,7 @@ pub(super) async fn cpu(
     let sampling = match sampling() {
         Ok(sampling) => sampling,
         Err(pprof::Error::Running) => {
-            let text = "another profile is being taken; try again after it\n";
+            let text = "another profile is being taken; try again when it has ended\n";
             return plain(StatusCode::CONFLICT, text);
         }
         Err(why) => return failed(&why),
@@ -100,7 +100,7 @@ pub(super) async fn heap(State(app): State<Arc<App>>) -> Response {
 
 /// Returns the refusal of a server that does not serve profiles.
 fn refusal(app: &App) -> Option<Response> {
-    let text = "profiles are off: telemetry.pprof is false; true would serve them\n";
+    let text = "profiles are off: telemetry.pprof is false; set it to true\n";
     (!app.site.pprof).then(|| plain(StatusCode::NOT_FOUND, text))
 }
 

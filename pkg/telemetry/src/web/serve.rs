@@ -90,7 +90,7 @@ impl Connections {
             return;
         }
         if let Some((_, oldest)) = self.without_request.pop_front() {
-            debug!("connection for metrics closed before its request: too many are open");
+            debug!("HTTP connection closed before its request: {MAX_CONNECTIONS} are open");
             oldest.abort();
         }
         self.tasks.join_next().await;
@@ -132,7 +132,7 @@ async fn accept(listener: &TcpListener) -> (TcpStream, IpAddr) {
         match listener.accept().await {
             Ok((stream, address)) => return (stream, address.ip()),
             Err(why) if !failed => {
-                warn!("failed to accept a connection for metrics, retrying: {why}");
+                warn!("failed to accept a connection at telemetry.metrics_addr, retrying: {why}");
                 failed = true;
             }
             Err(_) => {}
@@ -144,7 +144,7 @@ async fn accept(listener: &TcpListener) -> (TcpStream, IpAddr) {
 async fn connection(stream: TcpStream, peer: Peer, answers: Arc<Answers>) {
     // The end of a response must not wait for the acknowledgement of its beginning.
     let _ = stream.set_nodelay(true);
-    let has_events = Arc::clone(&peer.has_events);
+    let (address, has_events) = (peer.address, Arc::clone(&peer.has_events));
     let service = service_fn(move |request| {
         peer.has_request.store(true, Relaxed);
         let (answers, peer) = (Arc::clone(&answers), peer.clone());
@@ -164,8 +164,8 @@ async fn connection(stream: TcpStream, peer: Peer, answers: Arc<Answers>) {
     };
     tokio::select! {
         ended = connection => if let Err(why) = ended {
-            debug!("connection for metrics failed: {why}");
+            debug!("HTTP connection of {address} failed: {why}");
         },
-        () = aged => debug!("connection for metrics closed: its client reads too slowly"),
+        () = aged => debug!("HTTP connection of {address} closed: the client reads too slowly"),
     }
 }

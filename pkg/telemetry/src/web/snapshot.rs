@@ -79,9 +79,9 @@ pub struct MethodCalls {
     pub calls: u64,
     /// The calls that ended with an error of the server.
     pub errors: u64,
-    /// The seconds that half of the calls took at most.
+    /// The median of the seconds that calls took, by estimate.
     pub p50_seconds: Option<f64>,
-    /// The seconds that 99 of 100 calls took at most.
+    /// The 99th percentile of these seconds, by estimate.
     pub p99_seconds: Option<f64>,
 }
 

@@ -28,7 +28,7 @@ pub(super) fn section(parts: &Parts, now_ms: u64) -> Markup {
                 h3 { "Backing cache" }
                 @match &parts.backing {
                     Some(cache) => (backing(cache)),
-                    None => p { "None: the local tier has everything." },
+                    None => p { "None: " code { "backing_cache.target" } " is empty." },
                 }
             }
         }
@@ -40,8 +40,8 @@ pub(super) fn section(parts: &Parts, now_ms: u64) -> Markup {
 fn horizon(disk: &Local) -> String {
     match disk.eviction_age_seconds {
         Some(age) => format!("A blob lives {} after its last use.", format::seconds(age)),
-        None if disk.evicted > 0 => "Blobs were evicted.".to_owned(),
-        None => "Nothing was evicted yet.".to_owned(),
+        None if disk.evicted > 0 => "Blobs have been evicted.".to_owned(),
+        None => "Nothing has been evicted yet.".to_owned(),
     }
 }
 
@@ -77,9 +77,9 @@ fn backing(cache: &Backing) -> Markup {
         "closed" => ("good", "Calls are made."),
         "open" => (
             "bad",
-            "It failed several times in a row; calls fail at once.",
+            "The backing cache failed several times in a row; calls fail at once.",
         ),
-        _ => ("note", "One call tests whether it answers again."),
+        _ => ("note", "One call tests whether the backing cache answers again."),
     };
     html! {
         p.lead { span class={ "pill " (class) } { (cache.breaker.replace('_', " ")) } " " (state) }
@@ -136,7 +136,7 @@ mod tests {
     #[test]
     fn the_horizon_is_a_sentence() {
         let mut disk = Local::default();
-        assert_eq!(horizon(&disk), "Nothing was evicted yet.");
+        assert_eq!(horizon(&disk), "Nothing has been evicted yet.");
         disk.eviction_age_seconds = Some(3.2 * 86_400.0);
         let sentence = horizon(&disk).replace('\u{a0}', " ");
         assert_eq!(sentence, "A blob lives 3.2 days after its last use.");

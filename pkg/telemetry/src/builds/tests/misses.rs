@@ -14,7 +14,7 @@ async fn the_first_action_of_a_target_was_never_seen() {
     assert_eq!(explanation.cause, Cause::NeverSeen);
     assert_eq!(
         explanation.sentence,
-        "No result of an action Genrule of //:t was recorded before."
+        "No earlier result of any Genrule action of //:t is recorded."
     );
 }
 
@@ -216,7 +216,7 @@ async fn evicted_lost_and_never_seen_results_are_distinguished() {
     );
     let text = format!("{} {}", explanation.sentence, explanation.worth);
     assert!(
-        text.contains("gorego answered that there is none"),
+        text.contains("the lookup found none"),
         "{text}"
     );
     let explanation = server.explanation("cother", &lost).await;
