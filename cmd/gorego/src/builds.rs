@@ -47,7 +47,7 @@ pub(crate) fn record(
     Ok(Some((builds, worker)))
 }
 
-/// Removes the builds that earlier runs kept in the data directory.
+/// Removes the builds that earlier runs saved in the data directory.
 fn forget(dir: &Path) {
     match remove_history(dir) {
         Ok(0) => {}

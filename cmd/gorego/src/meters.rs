@@ -37,7 +37,7 @@ impl Meters {
         }
     }
 
-    /// Counts what clients are answered. If a local tier `answers` alone, each lookup counts for it, too.
+    /// Counts the answers to clients. If a local tier `answers` alone, each lookup counts for it, too.
     pub(crate) fn of_clients(&self, stores: Stores, answers: Option<&LocalStore>) -> Stores {
         let counts = Counts {
             traffic: Arc::clone(&self.client),

@@ -28,13 +28,13 @@ pub(crate) fn layer_of(config: &Telemetry) -> Option<(SpanLayer, EndedSpans)> {
     config.tracing_endpoint.as_ref().map(|_| layer())
 }
 
-/// Returns the part of the calls that is traced, if there is a collector.
+/// Returns the share of calls that are traced, if there is a collector.
 pub(crate) fn sampling(config: &Telemetry) -> Option<Sampling> {
     let is_on = config.tracing_endpoint.is_some();
     is_on.then(|| Sampling::new(config.tracing_sample_ratio))
 }
 
-/// Gives each operation of a tier for a traced call a span, if there is a collector.
+/// Wraps the stores of a tier so that each operation for a traced call has a span, if there is a collector.
 pub(crate) fn traced(config: &Telemetry, tier: Tier, (blobs, actions): TierStores) -> TierStores {
     if config.tracing_endpoint.is_none() {
         return (blobs, actions);

@@ -107,9 +107,9 @@ choice! {
 choice! {
     /// The clients that may see the page (`telemetry.ui`).
     Ui {
-        /// Nobody.
+        /// No client.
         Off = "off" | "false" | "f" | "no" | "n" | "0",
-        /// Browsers and programs on this machine.
+        /// Clients on this machine.
         Local = "local",
         /// Every client.
         On = "on" | "true" | "t" | "yes" | "y" | "1"

@@ -81,7 +81,7 @@ impl Outputs {
         self.error.take().map_or(Ok(None), Err)
     }
 
-    /// Returns the error of the result for that of an output: incomplete, if the output is missing. Reads the open tree
+    /// Turns the error of an output into that of its result: incomplete if the output is missing. Reads the open tree
     /// to its end first, since a corrupt one may name any digest.
     pub async fn failed_by(&mut self, error: Error) -> Error {
         let (error, outage) = match error {

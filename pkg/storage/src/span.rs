@@ -1,4 +1,4 @@
-//! Spans of the tiers, for traces. Only calls that are traced have a span, and so only their operations.
+//! Spans of the operations of tiers, for traces. Operations for a call that is not traced have none.
 
 pub use gorego_limits::TRACE as TARGET;
 use tracing::{Instrument as _, Span, field::Empty, info_span};

@@ -31,8 +31,8 @@ impl Lookups {
         }
     }
 
-    /// Counts the outcome of a lookup of `digest` in a tier, unless the caller's `answer` has it repeated: what is absent
-    /// under the first of two digest functions is looked up under the second.
+    /// Counts the outcome of a lookup of `digest` in a tier. A lookup that finds nothing under the first of two digest
+    /// functions does not count if, judging by the caller's `answer`, it is repeated under the second.
     pub fn record_try<T, U>(&self, digest: &Digest, found: &Result<T>, answer: &Result<U>) {
         let is_absent = answer.as_ref().is_err_and(Error::is_absence);
         if !is_absent || digest.other().is_none() {
@@ -86,7 +86,7 @@ impl Traffic {
         add(&self.present, asked.saturating_sub(missing) as u64);
     }
 
-    /// Returns a guard that counts what is read of a file, in addition to `inner`.
+    /// Returns a guard that wraps `inner` and counts the bytes read from a file.
     pub fn guard(self: &Arc<Self>, inner: Option<Box<dyn InUse>>) -> Box<dyn InUse> {
         let traffic = Arc::clone(self);
         Box::new(CountingGuard { traffic, inner })

@@ -47,13 +47,13 @@ use self::{contents::Contents, event::Event, history::History, jobs::Jobs, recor
 
 /// The most calls that wait for the worker. Others are not recorded.
 const MAX_WAITING: usize = 4096;
-/// The number of actions that are read, and of searches on the disk, for pages at once.
+/// The most queries that read actions or search the disk at once.
 const VIEWS: usize = 2;
 
 /// The options of the records of builds.
 #[derive(Debug)]
 pub struct BuildsOptions {
-    /// The data directory; `None` to keep builds in memory only.
+    /// The data directory; `None` for builds in memory only.
     pub dir: Option<PathBuf>,
     /// The most bytes of builds on the disk.
     pub history_max: u64,
@@ -61,7 +61,7 @@ pub struct BuildsOptions {
     pub redaction: Redaction,
     /// The stores from which actions are read, the local tier first.
     pub stores: Vec<Arc<dyn Peek>>,
-    /// Set if `stores` is the local tier only, and a backing cache may have what it lacks.
+    /// Set if `stores` is the local tier only, while a backing cache may have further blobs and results.
     pub is_local_only: bool,
     /// The evictions of the local tier.
     pub evictions: Arc<Evictions>,
@@ -125,7 +125,7 @@ impl Builds {
     }
 }
 
-/// Removes the builds that earlier runs kept in the data directory `dir`. Returns the number of files. Blocks.
+/// Removes the builds that earlier runs saved in the data directory `dir`. Returns the number of files. Blocks.
 pub fn remove_history(dir: &Path) -> io::Result<usize> {
     History::new(dir, 0).clear()
 }

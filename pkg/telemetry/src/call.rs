@@ -21,7 +21,7 @@ use crate::traces::context;
 /// The header with the encoded `RequestMetadata` (REAPI, "Request metadata").
 pub const METADATA: &str = "build.bazel.remote.execution.v2.requestmetadata-bin";
 
-/// The longest `RequestMetadata` header that is kept, in bytes; three times what Bazel sends.
+/// The longest `RequestMetadata` header that is stored, in bytes; three times what Bazel sends.
 const MAX_METADATA: usize = 1536;
 /// gRPC libraries send binary headers with and without padding.
 const BASE64: GeneralPurpose = GeneralPurpose::new(

@@ -73,7 +73,7 @@ fn parse(url: &str) -> Option<Address> {
         && !authority.as_str().contains('@');
     let port = match authority.port() {
         Some(port) => port.as_str().parse().ok().filter(|port| *port > 0)?,
-        // What follows a host and is no port is no address.
+        // Text between the host and the path that is not a port makes the address invalid.
         None => Some(HTTP).filter(|_| authority.host() == authority.as_str())?,
     };
     let host = authority.host();

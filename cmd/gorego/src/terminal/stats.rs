@@ -118,10 +118,10 @@ pub(super) fn storage(snapshot: &Snapshot) -> Vec<String> {
         || vec!["off: every request goes to the backing cache".to_owned()],
         local,
     );
-    let backing = parts
-        .backing
-        .as_ref()
-        .map_or_else(|| vec!["none: backing_cache.target is empty".to_owned()], backing);
+    let backing = parts.backing.as_ref().map_or_else(
+        || vec!["none: backing_cache.target is empty".to_owned()],
+        backing,
+    );
     let certificates = parts.certificates.iter();
     let certificates = certificates.map(|found| certificate(found, snapshot.at_ms));
     [
@@ -250,6 +250,9 @@ FindMissingBlobs  12 345       2  500 µs                -
         let text = render(&address(), &snapshot);
         assert!(text.contains("NOT READY"), "{text}");
         assert!(text.contains("Local tier     off: every request"), "{text}");
-        assert!(text.contains("Backing cache  none: backing_cache.target is empty"), "{text}");
+        assert!(
+            text.contains("Backing cache  none: backing_cache.target is empty"),
+            "{text}"
+        );
     }
 }

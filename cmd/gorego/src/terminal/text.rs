@@ -11,7 +11,7 @@ use ratatui::text::Span;
 /// The columns of a screen.
 pub(super) const COLUMNS: usize = 80;
 
-/// Replaces what a terminal would interpret: control characters, and those that reorder text. Clients choose
+/// Escapes the characters that a terminal would interpret: control characters, and those that reorder text. Clients choose
 /// the names of targets and builds.
 pub(super) fn clean(text: &str) -> String {
     let mut cleaned = String::with_capacity(text.len());

@@ -142,7 +142,7 @@ fn events() -> mpsc::Receiver<Event> {
     events
 }
 
-/// The terminal while it shows the numbers. Dropping it restores what was there; after a panic, ratatui has done
+/// The terminal while it shows the numbers. Dropping it restores the previous screen; after a panic, ratatui has done
 /// that already.
 struct Terminal(DefaultTerminal);
 

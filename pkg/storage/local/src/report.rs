@@ -66,7 +66,7 @@ impl LocalStore {
         &self.disk.traffic
     }
 
-    /// Reports the state of the store. Visits no entries.
+    /// Reports the state of the store, without a visit of all entries.
     pub fn report(&self) -> DiskReport {
         let (disk, counters) = (&self.disk, &self.disk.counters);
         let (count, results) = (disk.index.count(), disk.index.results());

@@ -9,7 +9,7 @@ use super::{
     known::{ActionNames, KnownActions, MAX_CANDIDATES},
 };
 
-/// Explains a miss from what is remembered; `None` if the action has to be compared with others, which needs the
+/// Explains a miss from the records alone; `None` if the action has to be compared with others, which needs the
 /// action itself.
 pub(crate) fn at_once(
     event: &Event,

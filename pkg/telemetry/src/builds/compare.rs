@@ -11,7 +11,7 @@ use super::{
     redact::RedactedCommand,
 };
 
-/// The most differences that are kept.
+/// The most differences that are listed.
 const MAX_DIFFERENCES: usize = 50;
 /// The most directories read to find the inputs that differ.
 const MAX_DIRECTORIES: usize = 1000;
@@ -187,7 +187,7 @@ fn entries_differ(
     }
 }
 
-/// A side of the comparison: what is compared, and what is shown of it.
+/// A side of the comparison: the compared values, and their redacted forms, which are shown.
 struct Side {
     arguments: Vec<String>,
     variables: Vec<(String, String)>,
@@ -323,7 +323,7 @@ fn only_in(
 
 type Pairs = Vec<(String, String)>;
 
-/// Compares named values. Each side has what is compared and what is shown of it, in the same order.
+/// Compares named values. Each side has the compared values and their redacted forms, in the same order.
 fn pairs(found: &mut Differences, aspect: Aspect, old: (Pairs, Pairs), new: (Pairs, Pairs)) {
     let index = |(raw, shown): (Pairs, Pairs)| -> BTreeMap<String, (String, String)> {
         let both = raw.into_iter().zip(shown);

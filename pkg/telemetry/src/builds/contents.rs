@@ -1,4 +1,4 @@
-//! Reading of actions, commands and input trees from the cache, within bounds and without a use.
+//! Reading of actions, commands and input trees from the cache, within bounds. The reads do not count as uses.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -22,7 +22,7 @@ const MAX_DECODED: usize = 16 * 1024 * 1024;
 #[derive(Clone, Debug)]
 pub(crate) struct Contents {
     pub(crate) stores: Vec<Arc<dyn Peek>>,
-    /// Set if a backing cache may have what the stores lack.
+    /// Set if a backing cache may have blobs that the stores lack.
     pub(crate) is_local_only: bool,
 }
 
@@ -55,7 +55,7 @@ pub(crate) enum Node {
 }
 
 impl Contents {
-    /// Returns the name of what is read.
+    /// Returns the name of the stores that are read.
     pub(crate) const fn place(&self) -> &'static str {
         if self.is_local_only {
             "the local tier"

@@ -1,4 +1,4 @@
-//! Calls of the action cache, as they are handed over to the background.
+//! Calls of the action cache, as they are handed over to the worker.
 
 use std::{
     sync::Arc,
@@ -15,9 +15,9 @@ use super::{
 };
 use crate::Call;
 
-/// The longest id of a build, a configuration or a tool that is kept, in bytes.
+/// The longest id of a build, a configuration or a tool that is recorded, in bytes.
 const MAX_ID: usize = 128;
-/// The most outputs of a result that are looked at.
+/// The most outputs of a result that are read.
 const MAX_OUTPUTS: usize = 256;
 
 /// A call of the action cache.
@@ -43,7 +43,7 @@ pub(crate) enum Outcome {
     Stored(ResultFacts),
 }
 
-/// The facts of a result that are kept.
+/// The facts of a result that are recorded.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct ResultFacts {
     /// The first output by name.

@@ -1,4 +1,4 @@
-//! The builds on the disk: a file for each build, and two files of what explanations rest on.
+//! The builds on the disk: a file for each build, and one each for the known actions and the evictions.
 //!
 //! A file begins with a line with the checksum of the rest, and is renamed into place. A truncated or corrupt file of a
 //! build is removed; of the other two, it is ignored until it is written again. A whole file that this release cannot
@@ -137,7 +137,7 @@ impl History {
         self.trim()
     }
 
-    /// Removes all that was kept, and the folder unless something else is in it. Returns the number of files.
+    /// Removes all files of builds, and the folder unless it has others. Returns the number of files.
     pub(crate) fn clear(&self) -> io::Result<usize> {
         self.remove_partial()?;
         let mut removed = 0;
@@ -192,7 +192,7 @@ impl History {
         Ok(ids)
     }
 
-    /// Removes what a crash left. Nothing must be written meanwhile.
+    /// Removes partly written files, which a crash left. Nothing must be written meanwhile.
     fn remove_partial(&self) -> io::Result<()> {
         for BuildFile { path, .. } in self.files(PARTIAL)? {
             let _ = fs::remove_file(&path);

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 const MAX_OUTPUTS: usize = 20 * 1024;
 /// The number of outputs dropped when there are more, so that not each new one searches for the oldest.
 const DROPPED: usize = MAX_OUTPUTS / 8;
-/// The most actions kept for each output.
+/// The most actions recorded for each output.
 const MAX_ACTIONS: usize = 3;
 /// The most actions that a miss is compared with.
 pub(crate) const MAX_CANDIDATES: usize = 4;
@@ -88,7 +88,7 @@ impl KnownActions {
         self
     }
 
-    /// Records an action that has a result now. One without a target or output is remembered by itself.
+    /// Records an action that has a result now. One without a target or output has an entry of its own.
     pub(crate) fn record(&mut self, names: &ActionNames, output: Option<&str>, now: u64) {
         let ActionNames {
             action,
@@ -179,7 +179,7 @@ impl KnownActions {
         self.outputs.keys().copied().collect()
     }
 
-    /// Copies what is saved of these outputs, as far as they are still known.
+    /// Copies the entries of these outputs that still exist.
     pub(crate) fn copy(&mut self, from: &Self, outputs: &[u64]) {
         self.since_ms = from.since_ms;
         for output in outputs {

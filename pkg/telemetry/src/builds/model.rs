@@ -1,6 +1,6 @@
 //! The model of a build: the calls with one `tool_invocation_id`.
 //!
-//! Builds are kept on the disk. Fields that an older release did not write have their default.
+//! Builds are saved on the disk. Fields that an older release did not write have their default.
 
 use std::collections::BTreeMap;
 
@@ -12,12 +12,12 @@ use super::Explanation;
 pub(crate) const MAX_TARGETS: usize = 2000;
 /// The most mnemonics of a build that are counted separately.
 pub(crate) const MAX_MNEMONICS: usize = 200;
-/// The most misses of a build that are kept.
+/// The most misses of a build that are recorded.
 pub(crate) const MAX_MISSES: usize = 2000;
-/// The longest label, path or other text of a client that is kept, in bytes.
+/// The longest label, path or other text of a client that is recorded, in bytes.
 pub(crate) const MAX_TEXT: usize = 512;
 
-/// A build, with everything that is kept of it.
+/// A build, with everything that is recorded of it.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Build {
@@ -49,7 +49,7 @@ pub struct BuildHead {
     pub seen_ms: u64,
     /// The counts of the whole build.
     pub total: Tally,
-    /// The numbers of things that exceed the limits.
+    /// The numbers of calls and misses that exceed the limits.
     pub left_out: LeftOut,
 }
 
@@ -79,7 +79,7 @@ pub struct Tally {
     pub saved_ms: u64,
 }
 
-/// The numbers of things of a build that exceed the limits and were not kept.
+/// The numbers of calls and misses of a build that exceed the limits and were not recorded.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct LeftOut {

@@ -42,7 +42,7 @@ impl Builds {
         }
     }
 
-    /// Returns a build with everything that is kept of it.
+    /// Returns a build with everything that is recorded of it.
     pub async fn build(&self, id: &str) -> Option<Build> {
         {
             let records = self.0.records.lock();
@@ -100,7 +100,7 @@ impl Builds {
         Some(view)
     }
 
-    /// Returns the kept explanation, or explains the miss from what is in the cache now.
+    /// Returns the recorded explanation, or explains the miss from what is in the cache now.
     async fn explanation_of(&self, last: &TargetMiss) -> Explanation {
         if let Some(kept) = &last.miss.explanation {
             return kept.clone();
@@ -258,7 +258,7 @@ impl Builds {
     }
 }
 
-/// Takes what may be shown, and counts the rest.
+/// Returns the first items up to the limit, and counts the others.
 fn bounded<T>(mut items: impl Iterator<Item = T>, left_out: &mut usize) -> Vec<T> {
     let shown = items.by_ref().take(MAX_SHOWN).collect();
     *left_out += items.count();

@@ -1,4 +1,4 @@
-//! The builds in memory, and what the explanations of their misses rest on.
+//! The builds in memory, and the known actions with which their misses are explained.
 
 use std::collections::HashMap;
 
@@ -11,7 +11,7 @@ use super::{
 
 /// The most memory of the details of builds, by estimate, in bytes.
 const MAX_MEMORY: usize = 10 * 1024 * 1024;
-/// The memory of one build from which on no more explanations of its misses are kept. Those are explained when their
+/// The memory of one build from which on no more explanations of its misses are recorded. Those are explained when their
 /// pages are opened.
 const MAX_EXPLAINED: usize = 4 * 1024 * 1024;
 /// The most builds that are listed, those whose details are only on disk included.

@@ -79,7 +79,7 @@ pub struct ActionView {
     /// The instance name of that result, else the ones that were searched.
     #[serde(default)]
     pub instances: Vec<String>,
-    /// Set if only the local tier was searched, and a backing cache may have what it lacks.
+    /// Set if only the local tier was searched, while a backing cache may have a result.
     #[serde(default)]
     pub is_local_only: bool,
     /// The exit code of that result.

@@ -138,7 +138,7 @@ impl BuildsWorker {
         };
         let restored = spawn_blocking(restore).await;
         if let Ok(Err(error)) = restored {
-            tracing::warn!(%error, "failed to read the builds of earlier runs");
+            tracing::warn!(%error, "failed to read earlier builds in builds/ of local_cache.dir");
         }
         let mut records = self.builds.0.records.lock();
         let known = std::mem::take(&mut records.known);
@@ -203,7 +203,10 @@ impl BuildsWorker {
                 }
             }
             Err(error) if !self.failing => {
-                tracing::warn!(%error, "failed to save recent builds; they are in memory only");
+                tracing::warn!(
+                    %error,
+                    "failed to save builds in builds/ of local_cache.dir; they are in memory only; check its space and permissions"
+                );
             }
             Err(_) => {}
         }

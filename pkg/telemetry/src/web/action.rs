@@ -71,7 +71,7 @@ pub(super) async fn page(
     html(StatusCode::OK, "Action", &content)
 }
 
-/// Returns the path of the page: that of the miss, if there is one.
+/// Returns the path of this page, with the build of the miss if there is one.
 fn url(action: &ActionView) -> String {
     match &action.last_miss {
         Some(last) => links::miss(&action.action, &last.build),

@@ -70,7 +70,7 @@ fn search() -> Markup {
     }
 }
 
-/// Redirects to the page of what is searched.
+/// Redirects to the page of the searched build, target or action.
 pub(super) async fn find(Query(SearchText { q }): Query<SearchText>) -> Response {
     let text = q.trim();
     let hash = text.split(['/', '-']).next().unwrap_or_default();

@@ -15,7 +15,7 @@ const MARGIN: f64 = 2.0;
 pub(super) struct Line {
     /// The class: `read` or `written`.
     pub(super) class: &'static str,
-    /// The age in seconds and the value of each point, the oldest first. A gap where there is no value.
+    /// The age in seconds and the value of each point, the oldest first. A point without a value is a gap.
     pub(super) points: Vec<(f64, Option<f64>)>,
 }
 

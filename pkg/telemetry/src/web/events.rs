@@ -107,7 +107,7 @@ fn send(app: &App, snapshot: &Snapshot) {
             let event = Bytes::from(format!("data: {json}\n\n"));
             app.pages.latest.send_replace(event);
         }
-        Err(why) => error!("failed to encode an event: {why}"),
+        Err(why) => error!("failed to encode an event for the page: {why}"),
     }
 }
 

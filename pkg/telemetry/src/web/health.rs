@@ -88,7 +88,11 @@ const fn server(is_ending: bool) -> Part {
         name: Cow::Borrowed("server"),
         ok: !is_ending,
         required: true,
-        state: Cow::Borrowed(if is_ending { "shutting down" } else { "serving" }),
+        state: Cow::Borrowed(if is_ending {
+            "shutting down"
+        } else {
+            "serving"
+        }),
     }
 }
 

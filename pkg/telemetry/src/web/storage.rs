@@ -79,7 +79,10 @@ fn backing(cache: &Backing) -> Markup {
             "bad",
             "The backing cache failed several times in a row; calls fail at once.",
         ),
-        _ => ("note", "One call tests whether the backing cache answers again."),
+        _ => (
+            "note",
+            "One call tests whether the backing cache answers again.",
+        ),
     };
     html! {
         p.lead { span class={ "pill " (class) } { (cache.breaker.replace('_', " ")) } " " (state) }

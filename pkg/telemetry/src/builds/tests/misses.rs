@@ -215,10 +215,7 @@ async fn evicted_lost_and_never_seen_results_are_distinguished() {
         "{explanation:?}"
     );
     let text = format!("{} {}", explanation.sentence, explanation.worth);
-    assert!(
-        text.contains("the lookup found none"),
-        "{text}"
-    );
+    assert!(text.contains("the lookup found none"), "{text}");
     let explanation = server.explanation("cother", &lost).await;
     let expected = Cause::OtherInstance {
         instance: String::new(),
