@@ -197,7 +197,7 @@ async fn a_cold_read_through_two_servers_is_one_trace() {
         let spans = of_behind.await;
         let answer = spans.iter().find(|span| is_answer(span)).unwrap();
         assert_eq!(answer.trace, TRACE);
-        assert_eq!(answer.get("invocation"), BUILD, "the client's metadata");
+        assert_eq!(answer.get("invocation_id"), BUILD, "the client's metadata");
         assert_eq!(answer.get("target"), "//pkg:target");
     }
     check_exemplars(&chain.front).await;
@@ -224,7 +224,7 @@ async fn calls_that_their_client_or_the_first_server_does_not_trace_are_traced_n
         build: Some(BUILD),
     };
     read(&chain.behind, &digest, marker).await;
-    let is_marker = |span: &Span| span.get("invocation") == BUILD;
+    let is_marker = |span: &Span| span.get("invocation_id") == BUILD;
     let spans = chain
         .of_behind
         .wait_for(|spans| spans.iter().any(is_marker));

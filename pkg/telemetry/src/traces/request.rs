@@ -32,7 +32,7 @@ pub(crate) fn begin(call: &Call, path: &str) -> Span {
         rpc.method = call.method,
         rpc.grpc.status_code = Empty,
         client.address = %call.peer.ip(),
-        invocation = sent.map(|sent| sent.tool_invocation_id.as_str()),
+        invocation_id = sent.map(|sent| sent.tool_invocation_id.as_str()),
         action = sent.map(|sent| sent.action_id.as_str()),
         target = sent.map(|sent| sent.target_id.as_str()),
         mnemonic = sent.map(|sent| sent.action_mnemonic.as_str()),
