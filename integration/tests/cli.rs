@@ -276,14 +276,14 @@ async fn a_command_without_its_server_exits_with_status_1_and_a_sentence() {
 async fn top_needs_a_terminal() {
     let server = Server::start(&[SERVED]);
     let why = sentence_of(&["top", "--url", &url(server.metrics())]);
-    assert!(why.contains("standard output is none"), "{why}");
+    assert!(why.contains("needs a terminal"), "{why}");
 }
 
 /// Starts `top` and waits until it has drawn its last line.
 fn top(server: &Server, columns: u16, rows: u16) -> Terminal {
     let command = gorego(&["top", "--url", &url(server.metrics())]);
     let mut terminal = Terminal::start(&command, columns, rows);
-    terminal.wait_for("leaves");
+    terminal.wait_for("quits");
     assert!(!terminal.is_restored(), "keys are not read one by one");
     terminal
 }
