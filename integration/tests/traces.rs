@@ -349,7 +349,7 @@ async fn a_wait_for_memory_is_an_event_of_the_request() {
     let mut reads = JoinSet::new();
     for seed in 0..16 {
         let (server, digest) = (Arc::clone(&server), peer.put(&blob(seed, LARGE)));
-        reads.spawn(async move { read(&server, &digest, Sent::default()).await });
+        reads.spawn(async move { read(&server, &digest, TraceHeaders::default()).await });
     }
     let waiting = "gorego_budget_waiting_connections{budget=\"large_fetches\"}";
     Metrics::wait_for(server.metrics(), |metrics| metrics.get(waiting) > Some(0)).await;
