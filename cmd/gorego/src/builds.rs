@@ -5,21 +5,21 @@ use std::sync::Arc;
 use gorego_config::{Config, Ui};
 use gorego_storage::Peek;
 use gorego_telemetry::builds::{
-    Builds, BuildsOptions, BuildsWorker, Evictions, InvalidPattern, RecordedActions, Redaction,
+    Builds, BuildsOptions, BuildsWorker, Evictions, RecordedActions, Redaction,
 };
 
 use crate::tiers::Tiers;
 
-/// Records the builds of the clients of `tiers`, if the page is served. Refuses invalid patterns in any case.
+/// Records the builds of the clients of `tiers`, if the page is served.
 pub(crate) fn record(
     config: &Config,
+    redaction: Redaction,
     is_served: bool,
     tiers: &mut Tiers,
-) -> Result<Option<(Builds, BuildsWorker)>, InvalidPattern> {
+) -> Option<(Builds, BuildsWorker)> {
     let telemetry = &config.telemetry;
-    let redaction = Redaction::new(&telemetry.redact)?;
     if !is_served || telemetry.ui == Ui::Off {
-        return Ok(None);
+        return None;
     }
     let evictions = Arc::<Evictions>::default();
     if let Some(local) = &tiers.local {
@@ -38,5 +38,5 @@ pub(crate) fn record(
     });
     let actions = Arc::clone(&tiers.stores.actions);
     tiers.stores.actions = Arc::new(RecordedActions::new(actions, builds.clone()));
-    Ok(Some((builds, worker)))
+    Some((builds, worker))
 }
