@@ -23,7 +23,7 @@ const PATIENCE: Duration = Duration::from_mins(1);
 
 /// The protocol of a collector.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Speaks {
+pub enum CollectorProtocol {
     /// OTLP over gRPC.
     Grpc,
     /// OTLP over HTTP/1.
@@ -60,7 +60,7 @@ impl Span {
 
 /// The requests that arrived.
 #[derive(Clone, Debug, Default)]
-pub struct Arrived {
+pub struct ReceivedRequests {
     /// The spans, in order of arrival.
     pub spans: Vec<Span>,
     /// The headers of the last request.
@@ -73,27 +73,27 @@ pub struct Arrived {
 #[derive(Debug)]
 pub struct Collector {
     address: SocketAddr,
-    arrived: watch::Receiver<Arrived>,
+    arrived: watch::Receiver<ReceivedRequests>,
     _serving: JoinSet<()>,
 }
 
 impl Collector {
     /// Starts a collector on a free loopback port.
-    pub async fn start(speaks: Speaks) -> Self {
+    pub async fn start(protocol: CollectorProtocol) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await;
         let listener = listener.expect("a free port");
         let address = listener.local_addr().expect("an address");
-        let (sender, arrived) = watch::channel(Arrived::default());
+        let (sender, arrived) = watch::channel(ReceivedRequests::default());
         let mut serving = JoinSet::new();
         serving.spawn(async move {
             let mut connections = JoinSet::new();
             while let Ok((stream, _)) = listener.accept().await {
                 let arrived = sender.clone();
                 connections.spawn(async move {
-                    match speaks {
-                        Speaks::Grpc => grpc(stream, &arrived).await,
-                        Speaks::Http => http1(stream, Some(&arrived)).await,
-                        Speaks::Pages => http1(stream, None).await,
+                    match protocol {
+                        CollectorProtocol::Grpc => grpc(stream, &arrived).await,
+                        CollectorProtocol::Http => http1(stream, Some(&arrived)).await,
+                        CollectorProtocol::Pages => http1(stream, None).await,
                     }
                 });
             }
@@ -116,7 +116,7 @@ impl Collector {
     }
 
     /// Returns what has arrived by now.
-    pub fn arrived(&self) -> Arrived {
+    pub fn arrived(&self) -> ReceivedRequests {
         self.arrived.borrow().clone()
     }
 
@@ -131,7 +131,12 @@ impl Collector {
     }
 }
 
-fn record(arrived: &watch::Sender<Arrived>, path: &str, headers: &HeaderMap, message: &[u8]) {
+fn record(
+    arrived: &watch::Sender<ReceivedRequests>,
+    path: &str,
+    headers: &HeaderMap,
+    message: &[u8],
+) {
     let request = ExportTraceServiceRequest::decode(message).expect("an export request");
     let text = |value: &http::HeaderValue| String::from_utf8_lossy(value.as_bytes()).into_owned();
     let headers = headers.iter();
@@ -186,7 +191,7 @@ fn hex(bytes: &[u8]) -> String {
     })
 }
 
-async fn grpc(stream: TcpStream, arrived: &watch::Sender<Arrived>) {
+async fn grpc(stream: TcpStream, arrived: &watch::Sender<ReceivedRequests>) {
     let Ok(mut connection) = h2::server::handshake(stream).await else {
         return;
     };
@@ -215,7 +220,7 @@ async fn grpc(stream: TcpStream, arrived: &watch::Sender<Arrived>) {
 }
 
 /// Answers the requests of a connection, with pages if none are recorded.
-async fn http1(stream: TcpStream, arrived: Option<&watch::Sender<Arrived>>) {
+async fn http1(stream: TcpStream, arrived: Option<&watch::Sender<ReceivedRequests>>) {
     let mut stream = BufReader::new(stream);
     loop {
         let mut lines = Vec::new();

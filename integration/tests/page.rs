@@ -280,6 +280,25 @@ async fn miss_in_build(server: &Server, id: &str, target: &str, action: &Digest)
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn builds_are_removed_once_they_may_not_be_kept() {
+    for setting in ["telemetry.ui=off", "telemetry.history_max=0"] {
+        let mut server = Server::start(&[SERVED]);
+        miss_in_build(&server, "build", "//pkg:t", &digest_of(b"action")).await;
+        server.ask_to_stop();
+        assert!(server.wait().success());
+        let folder = server.data().join("builds");
+        assert!(folder.read_dir().unwrap().next().is_some());
+        let server = server.restart_with(&[SERVED, setting]);
+        assert!(!folder.exists(), "{setting}");
+        let removed = format!(
+            "removed the builds of earlier runs in {}",
+            server.data().display()
+        );
+        server.wait_for_log(&removed);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn every_documented_path_of_the_api_answers() {
     let server = Server::start(&[SERVED]);
     let (id, target, action) = ("a/build?", "//pkg:t & <b>", digest_of(b"action"));

@@ -15,6 +15,7 @@ use gorego_integration::{
     process::{self, describe},
     project, root,
     server::{self, Server},
+    web,
     workspace::{self, write},
 };
 use tempfile::TempDir;
@@ -262,6 +263,33 @@ fn check_own(block: &Block<'_>) {
             assert!(project::root().join(package).join("BUILD.bazel").exists());
         }
     }
+}
+
+/// The command stands in the description of `telemetry.pprof`. It is interactive without a format.
+#[tokio::test(flavor = "multi_thread")]
+async fn go_reads_a_profile_by_the_command_of_the_readme() {
+    let readme = fs::read_to_string(project::root().join("README.md")).unwrap();
+    let mut texts = readme.split('`');
+    let command = texts.find(|text| text.starts_with("go tool pprof '"));
+    let server = Server::start(&["telemetry.metrics_addr=127.0.0.1:0", "telemetry.pprof=true"]);
+    let command = command
+        .expect("a command that takes a profile")
+        .replace("localhost:9090", &server.metrics().to_string())
+        .replace("seconds=10", "seconds=1");
+    let (program, url) = command.split_once(" 'http").expect("a quoted address");
+    let saved = TempDir::new().unwrap();
+    let mut pprof = process::command("sh");
+    let script = format!("{program} -top 'http{url}");
+    pprof
+        .args(["-c", &script])
+        .env("PPROF_TMPDIR", saved.path());
+    let taken = tokio::task::spawn_blocking(move || run(&mut pprof));
+    while !taken.is_finished() {
+        web::get(server.metrics(), "/api/v1/status").await;
+    }
+    let top = String::from_utf8(taken.await.unwrap().stdout).unwrap();
+    assert!(top.contains("Type: cpu\n"), "{top}");
+    assert!(top.contains("gorego_telemetry::"), "{top}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -6,7 +6,7 @@ use std::fs;
 use bytes::Bytes;
 use gorego_integration::{
     client::Client,
-    collector::{Collector, Span, Speaks},
+    collector::{Collector, CollectorProtocol, Span},
     content::{blob, digest_of},
     server::Server,
 };
@@ -29,7 +29,7 @@ const LARGE: usize = 3 << 20;
 
 /// The headers that tests send.
 #[derive(Clone, Copy, Debug, Default)]
-struct Sent {
+struct TraceHeaders {
     /// The flag of a `traceparent`.
     sampled: Option<bool>,
     /// The id of the build in `RequestMetadata`.
@@ -37,7 +37,7 @@ struct Sent {
 }
 
 /// Reads a blob by `ByteStream.Read`.
-async fn read(server: &Server, digest: &Digest, sent: Sent) -> Bytes {
+async fn read(server: &Server, digest: &Digest, sent: TraceHeaders) -> Bytes {
     let client = Client::connect(server.address()).await;
     let mut request = Request::new(ReadRequest {
         resource_name: format!("blobs/{}/{}", digest.hash, digest.size_bytes),
@@ -104,9 +104,9 @@ struct Chain {
 
 impl Chain {
     async fn start(front_ratio: &str) -> Self {
-        let of_behind = Collector::start(Speaks::Grpc).await;
+        let of_behind = Collector::start(CollectorProtocol::Grpc).await;
         let behind = Server::start(&[&of_behind.setting(), ALWAYS]);
-        let of_front = Collector::start(Speaks::Grpc).await;
+        let of_front = Collector::start(CollectorProtocol::Grpc).await;
         let settings = [&*of_front.setting(), front_ratio];
         let front = Server::in_front_of(&behind.grpc_url(), &settings);
         Self {
@@ -123,7 +123,7 @@ async fn a_cold_read_through_two_servers_is_one_trace() {
     let chain = Chain::start(NEVER).await;
     for (content, operation) in [(blob(1, LARGE), "get"), (blob(2, 100), "get_batch")] {
         let digest = store(&chain.behind, &content).await;
-        let sent = Sent {
+        let sent = TraceHeaders {
             sampled: Some(true),
             build: Some(BUILD),
         };
@@ -188,15 +188,15 @@ async fn calls_that_their_client_or_the_first_server_does_not_trace_are_traced_n
         store(&chain.behind, &content).await,
         store(&chain.behind, &other).await,
     );
-    let unsampled = Sent {
+    let unsampled = TraceHeaders {
         sampled: Some(false),
-        ..Sent::default()
+        ..TraceHeaders::default()
     };
     read(&chain.front, &digest, unsampled).await;
-    read(&chain.front, &other, Sent::default()).await;
+    read(&chain.front, &other, TraceHeaders::default()).await;
     read(&chain.behind, &digest, unsampled).await;
     // A marker behind all others.
-    let marker = Sent {
+    let marker = TraceHeaders {
         sampled: None,
         build: Some(BUILD),
     };
@@ -213,13 +213,13 @@ async fn calls_that_their_client_or_the_first_server_does_not_trace_are_traced_n
 
 #[tokio::test(flavor = "multi_thread")]
 async fn without_a_parent_a_build_whose_id_is_a_uuid_is_a_trace() {
-    let collector = Collector::start(Speaks::Grpc).await;
+    let collector = Collector::start(CollectorProtocol::Grpc).await;
     let server = Server::start(&[&collector.setting(), ALWAYS]);
     let content = blob(1, 100);
     let digest = store(&server, &content).await;
-    let sent = Sent {
+    let sent = TraceHeaders {
         build: Some(BUILD),
-        ..Sent::default()
+        ..TraceHeaders::default()
     };
     read(&server, &digest, sent).await;
     let trace = BUILD.replace('-', "");
@@ -242,7 +242,7 @@ async fn without_a_parent_a_build_whose_id_is_a_uuid_is_a_trace() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_collector_over_http_gets_headers_and_the_last_spans_before_the_end() {
-    let collector = Collector::start(Speaks::Http).await;
+    let collector = Collector::start(CollectorProtocol::Http).await;
     let dir = TempDir::new().unwrap();
     let file = dir.path().join("headers");
     fs::write(&file, "x-tenant=build\n").unwrap();
@@ -277,7 +277,7 @@ async fn a_collector_over_http_gets_headers_and_the_last_spans_before_the_end() 
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_collector_that_is_down_or_a_web_server_is_logged_once_and_disturbs_no_client() {
-    let pages = Collector::start(Speaks::Pages).await;
+    let pages = Collector::start(CollectorProtocol::Pages).await;
     let pages = format!("telemetry.tracing_endpoint=http://{}", pages.address());
     let down = "telemetry.tracing_endpoint=127.0.0.1:1";
     let http = "telemetry.tracing_protocol=http";
@@ -287,9 +287,12 @@ async fn a_collector_that_is_down_or_a_web_server_is_logged_once_and_disturbs_no
         let mut server = Server::start(&[endpoint, protocol, ALWAYS]);
         let content = blob(1, LARGE);
         let digest = store(&server, &content).await;
-        read(&server, &digest, Sent::default()).await;
+        read(&server, &digest, TraceHeaders::default()).await;
         server.wait_for_log("traces cannot be delivered");
-        assert_eq!(read(&server, &digest, Sent::default()).await, content);
+        assert_eq!(
+            read(&server, &digest, TraceHeaders::default()).await,
+            content
+        );
         server.ask_to_stop();
         assert!(server.wait().success());
         let log = server.log();
@@ -310,7 +313,7 @@ async fn the_access_log_names_the_call_its_build_and_its_trace() {
     let server = Server::start_logging("access=info", &[]);
     let content = blob(1, 100);
     let digest = store(&server, &content).await;
-    let sent = Sent {
+    let sent = TraceHeaders {
         sampled: Some(false),
         build: Some(BUILD),
     };

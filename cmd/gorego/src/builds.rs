@@ -1,11 +1,11 @@
 //! The records of builds, if there is a page to show them.
 
-use std::sync::Arc;
+use std::{path::Path, sync::Arc};
 
 use gorego_config::{Config, Ui};
 use gorego_storage::Peek;
 use gorego_telemetry::builds::{
-    Builds, BuildsOptions, BuildsWorker, Evictions, RecordedActions, Redaction,
+    Builds, BuildsOptions, BuildsWorker, Evictions, RecordedActions, Redaction, remove_history,
 };
 
 use crate::tiers::Tiers;
@@ -18,6 +18,12 @@ pub(crate) fn record(
     tiers: &mut Tiers,
 ) -> Option<(Builds, BuildsWorker)> {
     let telemetry = &config.telemetry;
+    let history_max = telemetry.history_max.bytes();
+    let dir = tiers.local.as_ref().map(|_| config.local_cache.dir.clone());
+    let is_kept = telemetry.ui != Ui::Off && history_max > 0;
+    if let Some(dir) = dir.as_ref().filter(|_| !is_kept) {
+        forget(dir);
+    }
     if !is_served || telemetry.ui == Ui::Off {
         return None;
     }
@@ -27,10 +33,9 @@ pub(crate) fn record(
     }
     let local = tiers.local.clone().map(|local| local as Arc<dyn Peek>);
     let remote = tiers.remote.clone().map(|remote| remote as Arc<dyn Peek>);
-    let dir = tiers.local.as_ref().map(|_| config.local_cache.dir.clone());
     let (builds, worker) = Builds::new(BuildsOptions {
-        dir,
-        history_max: telemetry.history_max.bytes(),
+        dir: dir.filter(|_| is_kept),
+        history_max,
         redaction,
         stores: local.into_iter().chain(remote).collect(),
         is_local_only: tiers.local.is_some() && config.backing_cache.target.is_some(),
@@ -39,4 +44,19 @@ pub(crate) fn record(
     let actions = Arc::clone(&tiers.stores.actions);
     tiers.stores.actions = Arc::new(RecordedActions::new(actions, builds.clone()));
     Some((builds, worker))
+}
+
+/// Removes the builds that earlier runs kept in the data directory.
+fn forget(dir: &Path) {
+    match remove_history(dir) {
+        Ok(0) => {}
+        Ok(_) => tracing::info!(
+            "removed the builds of earlier runs in {}: telemetry.ui is off, or telemetry.history_max is 0",
+            dir.display()
+        ),
+        Err(why) => tracing::warn!(
+            "failed to remove the builds of earlier runs in {}: {why}",
+            dir.display()
+        ),
+    }
 }

@@ -13,13 +13,17 @@ pub(crate) struct CallObserver(pub(crate) Calls);
 
 impl Observer for CallObserver {
     fn began(&self, call: &CallHead<'_>) -> Box<dyn ObservedCall> {
-        Box::new(Observed(self.0.began(call.path, call.headers, call.peer)))
+        Box::new(CountedCall(self.0.began(
+            call.path,
+            call.headers,
+            call.peer,
+        )))
     }
 }
 
-struct Observed(OngoingCall);
+struct CountedCall(OngoingCall);
 
-impl ObservedCall for Observed {
+impl ObservedCall for CountedCall {
     fn within(&self, step: &mut dyn FnMut()) {
         self.0.within(step);
     }

@@ -34,6 +34,13 @@ impl ListenAddr {
     }
 }
 
+/// Returns `host:port` of a server. Without a port in the text it is `default`, if there is one.
+pub(crate) fn host_and_port(text: &str, default: Option<u16>) -> Option<String> {
+    let with_default = || ListenAddr::from_text(&format!("{text}:{}", default?));
+    let address = ListenAddr::from_text(text).or_else(with_default)?;
+    (address.host.is_some() && address.port > 0).then(|| address.to_string())
+}
+
 /// Whether this is an IPv6 address, with or without a zone (`fe80::1%eth0`).
 fn is_ipv6(host: &str) -> bool {
     let (address, zone) = host.split_once('%').unwrap_or((host, "0"));

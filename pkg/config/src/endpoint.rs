@@ -1,6 +1,6 @@
 use std::fmt;
 
-use crate::address::ListenAddr;
+use crate::address::host_and_port;
 use crate::places::Places;
 use crate::value::Value;
 use crate::yaml::quote;
@@ -32,10 +32,8 @@ impl Endpoint {
         if !path.bytes().all(is_plain) || (scheme.is_empty() && rest != authority) {
             return None;
         }
-        let with_default = || ListenAddr::from_text(&format!("{authority}:{}", default_port?));
-        let address = ListenAddr::from_text(authority).or_else(with_default)?;
-        (address.host.is_some() && address.port > 0).then(|| Self {
-            address: address.to_string(),
+        Some(Self {
+            address: host_and_port(authority, default_port)?,
             tls,
             path: path.to_owned(),
             text: text.to_owned(),

@@ -135,12 +135,12 @@ section! {
         /// served. If the default is taken by another program, they are not served either.
         metrics_addr: Option<ListenAddr> = Some(ListenAddr { host: None, port: 9090 }),
         /// The clients that may see the page, its JSON and `/statusz` at `metrics_addr`: none (`off`; then no
-        /// builds are recorded), those on this machine (`local`), or all (`on`). `local` refuses requests through
+        /// builds are recorded, and those of earlier runs are removed), those on this machine (`local`), or all (`on`). `local` refuses requests through
         /// a proxy that adds `Forwarded` or `X-Forwarded-For`, and names other than `localhost`, `127.0.0.1` and
         /// `[::1]`.
         ui: Ui = Ui::Local,
         /// Serves profiles of processor time to programs on this machine, for example to `go tool pprof
-        /// http://localhost:9090/debug/pprof/profile?seconds=10`. `ui` applies, too.
+        /// 'http://localhost:9090/debug/pprof/profile?seconds=10'`. `ui` applies, too.
         pprof: bool = false,
         /// The names whose values are replaced by `[redacted]` before builds are recorded or shown: regular
         /// expressions, one of which matches the name of a flag, an environment variable, a header or a property

@@ -5,7 +5,7 @@ use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use percent_encoding::percent_decode_str;
 
-use crate::address::ListenAddr;
+use crate::address::host_and_port;
 use crate::headers::Header;
 use crate::places::Places;
 use crate::raw::{Raw, without_user};
@@ -56,8 +56,9 @@ impl Target {
             Some((user, host)) => (Some(basic(user)?), host),
             None => (None, rest),
         };
+        let host = host.strip_suffix('/').unwrap_or(host);
         Some(Self {
-            address: host_and_port(host, default_port)?,
+            address: TargetAddress::Tcp(host_and_port(host, default_port)?),
             tls,
             authorization: user,
             text: format!("{scheme}{separator}{}", without_user(rest)),
@@ -86,13 +87,6 @@ fn decoded(text: &str) -> Option<String> {
         && !text.contains(['/', '?', '#', '@']);
     let decoded = percent_decode_str(text).decode_utf8().ok()?;
     (is_valid && !decoded.contains(char::is_control)).then(|| decoded.into_owned())
-}
-
-fn host_and_port(text: &str, default: Option<u16>) -> Option<TargetAddress> {
-    let text = text.strip_suffix('/').unwrap_or(text);
-    let with_default = || ListenAddr::from_text(&format!("{text}:{}", default?));
-    let address = ListenAddr::from_text(text).or_else(with_default)?;
-    (address.host.is_some() && address.port > 0).then(|| TargetAddress::Tcp(address.to_string()))
 }
 
 impl fmt::Display for Target {

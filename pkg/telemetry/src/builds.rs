@@ -16,13 +16,15 @@ mod known;
 mod model;
 mod query;
 mod recorded;
+mod records;
 mod redact;
-mod state;
+mod search;
 mod view;
 mod worker;
 
 use std::{
-    path::PathBuf,
+    io,
+    path::{Path, PathBuf},
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering::Relaxed},
@@ -41,11 +43,11 @@ pub use redact::{InvalidPattern, REDACTED, Redaction};
 pub use view::{ActionView, Entry, RecentBuilds, TargetMiss, TargetView, Variable};
 pub use worker::BuildsWorker;
 
-use self::{contents::Contents, event::Event, history::History, jobs::Jobs, state::State};
+use self::{contents::Contents, event::Event, history::History, jobs::Jobs, records::BuildRecords};
 
 /// The most calls that wait for the worker. Others are not recorded.
 const MAX_WAITING: usize = 4096;
-/// The number of actions that are read for pages at once.
+/// The number of actions that are read, and of searches on the disk, for pages at once.
 const VIEWS: usize = 2;
 
 /// The options of the records of builds.
@@ -53,7 +55,7 @@ const VIEWS: usize = 2;
 pub struct BuildsOptions {
     /// The data directory; `None` to keep builds in memory only.
     pub dir: Option<PathBuf>,
-    /// The most bytes of builds on the disk. 0 keeps them in memory only, and removes those of earlier runs.
+    /// The most bytes of builds on the disk.
     pub history_max: u64,
     /// The secrets to replace.
     pub redaction: Redaction,
@@ -71,7 +73,7 @@ pub struct Builds(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
-    state: Mutex<State>,
+    records: Mutex<BuildRecords>,
     redaction: Redaction,
     contents: Contents,
     evictions: Arc<Evictions>,
@@ -82,7 +84,7 @@ struct Shared {
     jobs: Jobs,
     /// Notified after a miss was explained.
     explained: Notify,
-    views: Semaphore,
+    views: Arc<Semaphore>,
 }
 
 impl Builds {
@@ -91,12 +93,8 @@ impl Builds {
         let (send, events) = mpsc::channel(MAX_WAITING);
         let history = options.dir;
         let history = history.map(|dir| History::new(&dir, options.history_max));
-        let (history, obsolete) = match options.history_max {
-            0 => (None, history),
-            _ => (history, None),
-        };
         let builds = Self(Arc::new(Shared {
-            state: Mutex::new(State::new(history.is_some())),
+            records: Mutex::new(BuildRecords::new()),
             redaction: options.redaction,
             contents: Contents {
                 stores: options.stores,
@@ -108,12 +106,11 @@ impl Builds {
             unrecorded: AtomicU64::new(0),
             jobs: Jobs::default(),
             explained: Notify::new(),
-            views: Semaphore::new(VIEWS),
+            views: Arc::new(Semaphore::new(VIEWS)),
         }));
         let worker = BuildsWorker {
             builds: builds.clone(),
             events,
-            obsolete,
             saved: (0, 0),
             failing: false,
         };
@@ -126,6 +123,11 @@ impl Builds {
             self.0.unrecorded.fetch_add(1, Relaxed);
         }
     }
+}
+
+/// Removes the builds that earlier runs kept in the data directory `dir`. Returns the number of files. Blocks.
+pub fn remove_history(dir: &Path) -> io::Result<usize> {
+    History::new(dir, 0).clear()
 }
 
 #[cfg(test)]

@@ -187,17 +187,35 @@ impl Metrics {
         Self(all)
     }
 
-    /// Encodes the current values, as OpenMetrics if `accept` names it, else in the older format of
-    /// Prometheus. Returns the content type and the text.
+    /// Encodes the current values, as OpenMetrics if `accept` (RFC 9110, 12.5.1) names it and prefers no other text,
+    /// else in the older format of Prometheus. Returns the content type and the text.
     pub(crate) fn expose(&self, accept: &str) -> Result<(&'static str, String), fmt::Error> {
         let mut text = String::new();
-        if accept.contains("application/openmetrics-text") {
+        let open_metrics = weight(accept, &["application/openmetrics-text"]);
+        if open_metrics > 0.0 && open_metrics >= weight(accept, &["text/plain", "text/*", "*/*"]) {
             text::encode(&mut text, &self.0)?;
             return Ok((OPEN_METRICS, text));
         }
         prometheus_text::encode(&mut text, &self.0)?;
         Ok((prometheus_text::CONTENT_TYPE, text))
     }
+}
+
+/// Returns the weight that `accept` gives to the first of these media ranges that it names, from 0 to 1; 0 if it names
+/// none.
+fn weight(accept: &str, ranges: &[&str]) -> f32 {
+    let of_range = |range: &&str| {
+        let items = accept.split(',').filter_map(|item| {
+            let mut parts = item.split(';').map(str::trim);
+            parts
+                .next()
+                .filter(|name| name.eq_ignore_ascii_case(range))?;
+            let weight = parts.find_map(|part| part.strip_prefix("q=").or(part.strip_prefix("Q=")));
+            Some(weight.map_or(1.0, |weight| weight.parse().unwrap_or(0.0)))
+        });
+        items.reduce(f32::max)
+    };
+    ranges.iter().find_map(of_range).unwrap_or(0.0)
 }
 
 #[cfg(test)]

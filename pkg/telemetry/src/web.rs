@@ -1,7 +1,7 @@
 //! The HTTP server at `telemetry.metrics_addr`: metrics, health, status, the page and its JSON.
 //!
 //! Everything is read-only, and every answer is made within a time limit. Clients can occupy few connections, each
-//! for a limited time.
+//! for one request and a limited time. Connections without a request give way to new ones.
 
 mod access;
 mod action;

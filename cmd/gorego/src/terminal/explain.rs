@@ -7,7 +7,7 @@ use gorego_telemetry::builds::{
 };
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 
-use super::text::{clean, count, hit_rate, percent, span, wrap};
+use super::text::{clean, count, counted, hit_rate, percent, span, wrap};
 
 /// The most misses of a target that are rendered.
 const MAX_MISSES: usize = 10;
@@ -72,7 +72,7 @@ fn is_function(name: Option<&str>) -> bool {
 pub(super) fn target(view: &TargetView, now_ms: u64) -> String {
     let mut text = format!("{}: {}\n", clean(&view.target), tally(&view.total));
     if view.misses.is_empty() {
-        text += "\nNo miss of it is recorded in the builds in memory.\n";
+        text += "\nNo miss of it is recorded.\n";
     }
     for found in view.misses.iter().take(MAX_MISSES) {
         text.push('\n');
@@ -88,7 +88,8 @@ pub(super) fn target(view: &TargetView, now_ms: u64) -> String {
     }
     let more = view.misses.len().saturating_sub(MAX_MISSES);
     if more > 0 {
-        let _ = writeln!(text, "\n{more} earlier misses: --json has them.");
+        let more = counted(more as u64, "earlier miss");
+        let _ = writeln!(text, "\nIn --json only: {more}");
     }
     text
 }
@@ -98,7 +99,7 @@ pub(super) fn action(view: &ActionView, now_ms: u64) -> String {
     let mut text = match &view.last_miss {
         Some(found) => miss(found, now_ms),
         None => format!(
-            "action {}\n{INDENT}No miss of it is recorded in the builds in memory.\n",
+            "action {}\n{INDENT}No miss of it is recorded.\n",
             clean(&view.action)
         ),
     };
@@ -119,9 +120,9 @@ pub(super) fn action(view: &ActionView, now_ms: u64) -> String {
 
 fn tally(total: &Tally) -> String {
     format!(
-        "{} hits, {} misses, {} incomplete ({} hits)",
-        count(total.hits),
-        count(total.misses),
+        "{}, {}, {} incomplete (hit rate {})",
+        counted(total.hits, "hit"),
+        counted(total.misses, "miss"),
         count(total.incomplete),
         percent(hit_rate(total)),
     )
@@ -163,8 +164,8 @@ fn explanation(explained: &Explanation) -> String {
 fn differences(comparison: &Comparison) -> String {
     let mut text: String = comparison.differences.iter().map(difference).collect();
     if comparison.left_out > 0 {
-        let left_out = comparison.left_out;
-        let _ = writeln!(text, "{INDENT}{left_out} further differences");
+        let left_out = counted(comparison.left_out as u64, "further difference");
+        let _ = writeln!(text, "{INDENT}{left_out}");
     }
     text
 }
@@ -275,15 +276,13 @@ mod tests {
         view.misses[0].miss.explanation = None;
         let text = target(&view, 2000);
         assert!(
-            text.starts_with("//app:main: 3 hits, 1 misses, 0 incomplete (75 % hits)\n\naction")
+            text.starts_with("//app:main: 3 hits, 1 miss, 0 incomplete (hit rate 75 %)\n\naction")
         );
         assert!(text.contains("Not explained yet"), "{text}");
         assert_eq!(text.matches("action 9f86/142").count(), 10);
-        assert!(text.ends_with("\n2 earlier misses: --json has them.\n"));
+        assert!(text.ends_with("\nIn --json only: 2 earlier misses\n"));
         view.misses.clear();
-        assert!(
-            target(&view, 2000).ends_with("\nNo miss of it is recorded in the builds in memory.\n")
-        );
+        assert!(target(&view, 2000).ends_with("\nNo miss of it is recorded.\n"));
     }
 
     #[test]
@@ -296,7 +295,7 @@ mod tests {
         };
         assert_eq!(
             action(&view, 0),
-            "action abc/1\n\x20 No miss of it is recorded in the builds in memory.\n\x20 The action cannot be shown: action \
+            "action abc/1\n\x20 No miss of it is recorded.\n\x20 The action cannot be shown: action \
              abc/1 is missing.\n\x20 A result of it is in the cache now.\n"
         );
     }

@@ -4,7 +4,7 @@ use gorego_telemetry::web::{Backing, Certificate, Local, Snapshot, Status, Traff
 
 use super::{
     address::Address,
-    text::{self, COLUMNS, Table, bytes, clean, count, fit, percent, seconds},
+    text::{self, COLUMNS, Table, bytes, clean, count, counted, fit, percent, seconds},
 };
 
 /// The width of the names of sections without a table.
@@ -145,11 +145,11 @@ fn local(disk: &Local) -> Vec<String> {
     let share = disk.used as f64 / disk.limit.max(1) as f64;
     let free = disk.free_on_disk;
     let mut lines = vec![format!(
-        "{} of {} ({}) in {} files{}",
+        "{} of {} ({}) in {}{}",
         bytes(disk.used),
         bytes(disk.limit),
         percent(Some(share)),
-        count(disk.files),
+        counted(disk.files, "file"),
         free.map_or(String::new(), |free| format!(", {} free", bytes(free))),
     )];
     if disk.scanning {
@@ -161,11 +161,10 @@ fn local(disk: &Local) -> Vec<String> {
         None => "nothing was evicted yet".to_owned(),
     });
     if disk.evicted > 0 {
-        let (evicted, broken) = (count(disk.evicted), count(disk.leases_broken));
+        let evicted = counted(disk.evicted, "file");
+        let broken = counted(disk.leases_broken, "lease");
         let size = bytes(disk.evicted_bytes);
-        lines.push(format!(
-            "evicted {evicted} files, {size}; broke {broken} leases"
-        ));
+        lines.push(format!("evicted {evicted}, {size}; broke {broken}"));
     }
     lines
 }
@@ -183,9 +182,9 @@ fn backing(cache: &Backing) -> String {
             ", no pending writes".to_owned()
         }
         Some(pending) => format!(
-            ", pending: {} blobs, {} results, {}",
-            count(pending.blobs),
-            count(pending.results),
+            ", pending: {}, {}, {}",
+            counted(pending.blobs, "blob"),
+            counted(pending.results, "result"),
             bytes(pending.bytes)
         ),
     };

@@ -90,6 +90,11 @@ pub(super) fn count(value: u64) -> String {
     }
 }
 
+/// Renders a count of things. `noun` is one of them.
+pub(super) fn counted(value: u64, noun: &str) -> String {
+    format!("{} {}", count(value), format::number_of(value, noun))
+}
+
 /// Renders a size.
 pub(super) fn bytes(value: u64) -> String {
     plain(&format::bytes(value))

@@ -5,7 +5,7 @@ use super::{
     compare::{Differences, compare, compare_inputs},
     contents::{ActionParts, Contents, Unreadable},
     known::{KnownAction, parse},
-    state::Job,
+    records::Job,
 };
 
 /// Explains why the action of a miss is not one of the candidates, which had results.

@@ -14,7 +14,7 @@ use std::{
 use gorego_storage::DigestFunction;
 use serde::de::DeserializeOwned;
 
-use super::{Build, state::MAX_BUILDS};
+use super::{Build, records::MAX_BUILDS};
 
 /// The folder in the data directory.
 const FOLDER: &str = "builds";
@@ -52,8 +52,9 @@ impl History {
     /// Reads the builds, the newest first, until `see` returns `false`. Removes those that are damaged or beyond
     /// the limit, and what a crash left. One that cannot be read or parsed is logged and skipped.
     pub(crate) fn load(&self, mut see: impl FnMut(Build) -> bool) -> io::Result<()> {
+        self.remove_partial()?;
         self.trim()?;
-        for BuildFile { path, .. } in self.files()?.into_iter().rev() {
+        for BuildFile { path, .. } in self.files(BUILD)?.into_iter().rev() {
             let read = match content_of(&path) {
                 Ok(Some(content)) => serde_json::from_slice(&content).map_err(io::Error::from),
                 Ok(None) => {
@@ -74,14 +75,30 @@ impl History {
         Ok(())
     }
 
+    /// Reads the builds with `part` in their JSON, the newest first, until `see` returns `false`. Skips those that cannot
+    /// be read.
+    pub(crate) fn search(&self, part: &str, mut see: impl FnMut(&Build) -> bool) -> io::Result<()> {
+        for BuildFile { path, .. } in self.files(BUILD)?.into_iter().rev() {
+            let content = content_of(&path).ok().flatten();
+            let content = content.and_then(|content| String::from_utf8(content).ok());
+            let Some(content) = content.filter(|content| content.contains(part)) else {
+                continue;
+            };
+            if serde_json::from_str(&content).is_ok_and(|build| !see(&build)) {
+                break;
+            }
+        }
+        Ok(())
+    }
+
     /// Reads a build.
     pub(crate) fn build(&self, id: &str) -> io::Result<Option<Build>> {
         let found = read::<Build>(&self.path_of(id))?;
         Ok(found.filter(|build| build.head.id == id))
     }
 
-    /// Writes builds, then removes the oldest beyond the limit.
-    pub(crate) fn save(&self, builds: &[Build]) -> io::Result<()> {
+    /// Writes builds, then removes the oldest beyond the limit. Returns the ids of those.
+    pub(crate) fn save(&self, builds: &[Build]) -> io::Result<Vec<String>> {
         for build in builds {
             let content = serde_json::to_vec(build)?;
             self.write(&self.path_of(&build.head.id), &content)?;
@@ -94,8 +111,8 @@ impl History {
         read(&self.folder.join(KNOWN))
     }
 
-    /// Writes the known actions, encoded.
-    pub(crate) fn save_known(&self, encoded: &[u8]) -> io::Result<()> {
+    /// Writes the known actions, encoded. Returns the ids of the builds that were removed for them.
+    pub(crate) fn save_known(&self, encoded: &[u8]) -> io::Result<Vec<String>> {
         self.save_records(KNOWN, encoded)
     }
 
@@ -104,31 +121,33 @@ impl History {
         content_of(&self.folder.join(EVICTIONS))
     }
 
-    /// Writes the evictions, encoded.
-    pub(crate) fn save_evictions(&self, encoded: &[u8]) -> io::Result<()> {
+    /// Writes the evictions, encoded. Returns the ids of the builds that were removed for them.
+    pub(crate) fn save_evictions(&self, encoded: &[u8]) -> io::Result<Vec<String>> {
         self.save_records(EVICTIONS, encoded)
     }
 
     /// Writes records of explanations, then removes the oldest builds beyond the limit. Keeps none that would take more
     /// than a quarter of it.
-    fn save_records(&self, name: &str, encoded: &[u8]) -> io::Result<()> {
+    fn save_records(&self, name: &str, encoded: &[u8]) -> io::Result<Vec<String>> {
         let path = self.folder.join(name);
         if encoded.len() as u64 > self.max_bytes / 4 {
-            return remove_if_present(&path);
+            return remove_if_present(&path).map(|_| Vec::new());
         }
         self.write(&path, encoded)?;
         self.trim()
     }
 
-    /// Removes all that was kept, and the folder unless something else is in it.
-    pub(crate) fn clear(&self) -> io::Result<()> {
+    /// Removes all that was kept, and the folder unless something else is in it. Returns the number of files.
+    pub(crate) fn clear(&self) -> io::Result<usize> {
+        self.remove_partial()?;
+        let mut removed = 0;
         let records = [KNOWN, EVICTIONS].map(|name| self.folder.join(name));
-        let builds = self.files()?.into_iter().map(|file| file.path);
+        let builds = self.files(BUILD)?.into_iter().map(|file| file.path);
         for path in builds.chain(records) {
-            remove_if_present(&path)?;
+            removed += usize::from(remove_if_present(&path)?);
         }
         let _ = fs::remove_dir(&self.folder);
-        Ok(())
+        Ok(removed)
     }
 
     /// Returns the path of a build's file. The id is any text, so its hash is the name.
@@ -152,9 +171,10 @@ impl History {
         written
     }
 
-    /// Removes the oldest builds beyond the limit, and partial files.
-    fn trim(&self) -> io::Result<()> {
-        let files = self.files()?;
+    /// Removes the oldest builds beyond the limit. Returns their ids, as far as they can be read.
+    fn trim(&self) -> io::Result<Vec<String>> {
+        let files = self.files(BUILD)?;
+        let mut ids = Vec::new();
         let records = [KNOWN, EVICTIONS].map(|name| fs::symlink_metadata(self.folder.join(name)));
         let records = records.iter().flatten().map(disk_bytes);
         let mut total: u64 = files.iter().map(|file| file.bytes).chain(records).sum();
@@ -162,16 +182,26 @@ impl History {
             if total <= self.max_bytes && remaining <= self.max_files {
                 break;
             }
+            let build = read::<Build>(&file.path).ok().flatten();
+            ids.extend(build.map(|build| build.head.id));
             let removed = fs::remove_file(&file.path);
             if skipped(removed, "failed to remove an old build", &file.path).is_some() {
                 total -= file.bytes;
             }
         }
+        Ok(ids)
+    }
+
+    /// Removes what a crash left. Nothing must be written meanwhile.
+    fn remove_partial(&self) -> io::Result<()> {
+        for BuildFile { path, .. } in self.files(PARTIAL)? {
+            let _ = fs::remove_file(&path);
+        }
         Ok(())
     }
 
-    /// Lists the files of builds, the oldest first. Removes partial ones.
-    fn files(&self) -> io::Result<Vec<BuildFile>> {
+    /// Lists the files whose names have this end, the oldest first.
+    fn files(&self, end: &str) -> io::Result<Vec<BuildFile>> {
         let listed = match fs::read_dir(&self.folder) {
             Ok(listed) => listed,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -183,11 +213,7 @@ impl History {
                 continue;
             };
             let path = entry.path();
-            let name = entry.file_name();
-            let name = name.to_string_lossy();
-            if name.ends_with(PARTIAL) {
-                let _ = fs::remove_file(&path);
-            } else if name.ends_with(BUILD) {
+            if entry.file_name().to_string_lossy().ends_with(end) {
                 let meta = skipped(entry.metadata(), "failed to inspect a build", &path);
                 files.extend(
                     meta.filter(fs::Metadata::is_file)
@@ -253,10 +279,12 @@ fn disk_bytes(meta: &fs::Metadata) -> u64 {
     meta.len().max(meta.blocks() * 512)
 }
 
-fn remove_if_present(path: &Path) -> io::Result<()> {
+/// Returns whether there was a file.
+fn remove_if_present(path: &Path) -> io::Result<bool> {
     match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
     }
 }
 

@@ -8,7 +8,7 @@ use std::{
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
-use super::state::Job;
+use super::records::Job;
 
 /// The most misses that wait. Beyond it the oldest is dropped, and explained when its page is opened.
 const MAX_JOBS: usize = 2048;

@@ -174,6 +174,20 @@ impl KnownActions {
         self.since_ms
     }
 
+    /// Returns the keys of all outputs.
+    pub(crate) fn outputs(&self) -> Vec<u64> {
+        self.outputs.keys().copied().collect()
+    }
+
+    /// Copies what is saved of these outputs, as far as they are still known.
+    pub(crate) fn copy(&mut self, from: &Self, outputs: &[u64]) {
+        self.since_ms = from.since_ms;
+        for output in outputs {
+            let known = from.outputs.get(output).cloned();
+            self.outputs.extend(known.map(|known| (*output, known)));
+        }
+    }
+
     /// Returns the number of changes. A saved copy is current while this is unchanged.
     pub(crate) const fn changes(&self) -> u64 {
         self.changes
@@ -303,7 +317,10 @@ mod tests {
         let mut known = KnownActions::default();
         known.record(&compile("a"), Some("o"), 1);
         known.record(&compile("a"), Some("o"), 5);
-        let saved = serde_json::to_vec(&known).unwrap();
+        let mut copy = KnownActions::default();
+        copy.copy(&known, &known.outputs());
+        copy.copy(&known, &[0]);
+        let saved = serde_json::to_vec(&copy).unwrap();
         let restored: KnownActions = serde_json::from_slice(&saved).unwrap();
         let restored = restored.restored(7);
         assert_eq!(restored.since_ms(), 7);

@@ -5,19 +5,17 @@ use std::sync::atomic::Ordering::Relaxed;
 use tokio::task::spawn_blocking;
 
 use super::{
-    ActionView, Build, BuildHead, Builds, Entry, Explanation, RecentBuilds, Tally, TargetMiss,
-    TargetView, Variable, compare,
+    ActionView, Build, BuildHead, Builds, Entry, Explanation, RecentBuilds, TargetMiss, Variable,
+    compare,
     contents::{ActionParts, Node},
     explain::explain,
-    known::{ActionNames, parse},
+    known::ActionNames,
     model::{MAX_TEXT, clip},
-    state::Job,
+    records::Job,
 };
 
 /// The most builds of a page.
 const MAX_PAGE: usize = 200;
-/// The most misses of a target.
-const MAX_TARGET_MISSES: usize = 100;
 /// The most arguments, variables and paths of each kind that are shown.
 const MAX_SHOWN: usize = 2000;
 /// The longest argument or value that is shown, in bytes.
@@ -30,28 +28,28 @@ const MAX_DIRECTORIES: usize = 2000;
 impl Builds {
     /// Returns a page of recent builds: at most `limit` from number `offset`, the one seen last first.
     pub fn recent(&self, offset: usize, limit: usize) -> RecentBuilds {
-        let state = self.0.state.lock();
-        let mut heads: Vec<&BuildHead> = state.heads().collect();
+        let records = self.0.records.lock();
+        let mut heads: Vec<&BuildHead> = records.heads().collect();
         heads.sort_by(|a, b| (b.seen_ms, &b.id).cmp(&(a.seen_ms, &a.id)));
         let page = heads.iter().skip(offset).take(limit.min(MAX_PAGE));
         RecentBuilds {
             builds: page.map(|head| (*head).clone()).collect(),
             total: heads.len(),
-            without_build: state.without_build,
+            without_build: records.without_build,
             unrecorded: self.0.unrecorded.load(Relaxed),
             unexplained: self.0.jobs.dropped(),
-            since_ms: state.known.since_ms(),
+            since_ms: records.known.since_ms(),
         }
     }
 
     /// Returns a build with everything that is kept of it.
     pub async fn build(&self, id: &str) -> Option<Build> {
         {
-            let state = self.0.state.lock();
-            if let Some(build) = state.build(id) {
+            let records = self.0.records.lock();
+            if let Some(build) = records.build(id) {
                 return Some(build.clone());
             }
-            if !state.is_on_disk(id) {
+            if !records.is_on_disk(id) {
                 return None;
             }
         }
@@ -61,39 +59,13 @@ impl Builds {
             .ok()?
             .ok()?;
         if found.is_none() {
-            self.0.state.lock().forget_head(id);
+            self.0.records.lock().not_on_disk(id);
         }
         found
     }
 
-    /// Returns the last misses of a target, from the builds whose details are in memory.
-    pub fn target(&self, label: &str) -> Option<TargetView> {
-        let state = self.0.state.lock();
-        let mut view = TargetView {
-            target: label.to_owned(),
-            ..TargetView::default()
-        };
-        let mut is_known = false;
-        for build in state.builds() {
-            if let Some(tally) = build.targets.get(label) {
-                is_known = true;
-                view.total.add(tally);
-            }
-            let misses = build.misses.iter().filter(|miss| miss.target == label);
-            view.misses.extend(misses.map(|miss| TargetMiss {
-                build: build.head.id.clone(),
-                miss: miss.clone(),
-            }));
-        }
-        view.misses
-            .sort_by_key(|it| std::cmp::Reverse(it.miss.at_ms));
-        view.misses.truncate(MAX_TARGET_MISSES);
-        is_known.then_some(view)
-    }
-
     /// Returns an action: `digest` is `hash/size`, `hash-size`, or the hash of a recorded miss. The miss is that of
-    /// `build`, else the last one of the builds whose details are in memory. The inputs are those from number
-    /// `inputs_from`. `None` if `digest` is neither.
+    /// `build`, else the last one. The inputs are those from number `inputs_from`. `None` if `digest` is neither.
     pub async fn action(
         &self,
         digest: &str,
@@ -104,7 +76,7 @@ impl Builds {
             Some(build) => self.build(build).await,
             None => None,
         };
-        let (name, last_miss) = self.find_miss(digest, build.as_ref())?;
+        let (name, last_miss) = self.find_miss(digest, build.as_ref()).await?;
         let mut view = ActionView {
             action: name.clone(),
             is_local_only: self.0.contents.is_local_only,
@@ -128,41 +100,6 @@ impl Builds {
         Some(view)
     }
 
-    /// Finds the digest of an action by its name in a URL, and its miss in `wanted`, else its last one.
-    fn find_miss(
-        &self,
-        digest: &str,
-        wanted: Option<&Build>,
-    ) -> Option<(String, Option<TargetMiss>)> {
-        let digest = digest.replace('-', "/");
-        let is_name = parse(&digest).is_some();
-        let state = self.0.state.lock();
-        let is_meant = |action: &str| {
-            action == digest
-                || !is_name
-                    && action
-                        .split_once('/')
-                        .is_some_and(|(hash, _)| hash == digest)
-        };
-        let miss_in = |build: &Build| {
-            let miss = build.misses.iter().find(|miss| is_meant(&miss.action));
-            miss.map(|miss| TargetMiss {
-                build: build.head.id.clone(),
-                miss: miss.clone(),
-            })
-        };
-        let last = wanted.and_then(miss_in).or_else(|| {
-            let misses = state.builds().filter_map(miss_in);
-            misses.max_by_key(|it| it.miss.at_ms)
-        });
-        let name = match &last {
-            Some(last) => last.miss.action.clone(),
-            None if is_name => digest,
-            None => return None,
-        };
-        Some((name, last))
-    }
-
     /// Returns the kept explanation, or explains the miss from what is in the cache now.
     async fn explanation_of(&self, last: &TargetMiss) -> Explanation {
         if let Some(kept) = &last.miss.explanation {
@@ -178,7 +115,7 @@ impl Builds {
         let output = miss.output.as_deref();
         let candidates = self
             .0
-            .state
+            .records
             .lock()
             .known
             .candidates(&names, output, miss.at_ms);
@@ -272,8 +209,8 @@ impl Builds {
 
     /// Returns the instance names under which a result may be: that of the last known result and that of the miss.
     fn instances(&self, action: &str, miss: Option<&TargetMiss>) -> Vec<String> {
-        let state = self.0.state.lock();
-        let known = state.known.last_result(action);
+        let records = self.0.records.lock();
+        let known = records.known.last_result(action);
         let known = known.map(|known| known.instance.clone());
         let missed = miss.map(|it| it.miss.instance.clone());
         let mut instances: Vec<_> = known.into_iter().chain(missed).collect();
@@ -318,21 +255,6 @@ impl Builds {
             });
         view.outputs = Some(bounded(entries, &mut view.left_out));
         view.exit_code = Some(result.exit_code);
-    }
-}
-
-impl Tally {
-    fn add(&mut self, other: &Self) {
-        self.hits += other.hits;
-        self.misses += other.misses;
-        self.incomplete += other.incomplete;
-        self.errors += other.errors;
-        self.stored += other.stored;
-        self.hit_bytes = self.hit_bytes.saturating_add(other.hit_bytes);
-        self.stored_bytes = self.stored_bytes.saturating_add(other.stored_bytes);
-        self.executed_ms = self.executed_ms.saturating_add(other.executed_ms);
-        self.slowest_ms = self.slowest_ms.max(other.slowest_ms);
-        self.saved_ms = self.saved_ms.saturating_add(other.saved_ms);
     }
 }
 

@@ -1,6 +1,6 @@
 //! Calls of a client, and the builds and explanations that come of them.
 
-use std::{path::Path, time::Duration};
+use std::{os::unix::fs::MetadataExt as _, path::Path, time::Duration};
 
 use gorego_limits::Budget;
 use gorego_storage::{
@@ -27,17 +27,29 @@ struct Server {
     worker: JoinHandle<()>,
 }
 
+fn options(dir: Option<&Path>, store: &Arc<MemoryStore>) -> BuildsOptions {
+    BuildsOptions {
+        dir: dir.map(Path::to_owned),
+        history_max: 1 << 20,
+        redaction: Redaction::new(&["TOKEN"]).unwrap(),
+        stores: vec![Arc::clone(store) as _],
+        is_local_only: false,
+        evictions: Arc::default(),
+    }
+}
+
 impl Server {
     fn start(dir: Option<&Path>, store: Arc<MemoryStore>) -> Self {
-        let evictions = Arc::<Evictions>::default();
-        let (builds, worker) = Builds::new(BuildsOptions {
-            dir: dir.map(Path::to_owned),
-            history_max: 1 << 20,
-            redaction: Redaction::new(&["TOKEN"]).unwrap(),
-            stores: vec![Arc::clone(&store) as _],
-            is_local_only: false,
-            evictions: Arc::clone(&evictions),
-        });
+        Self::limited(1 << 20, dir, store)
+    }
+
+    fn limited(history_max: u64, dir: Option<&Path>, store: Arc<MemoryStore>) -> Self {
+        let options = BuildsOptions {
+            history_max,
+            ..options(dir, &store)
+        };
+        let evictions = Arc::clone(&options.evictions);
+        let (builds, worker) = Builds::new(options);
         let memory = Budget::memory("trees", u64::MAX);
         let actions =
             CompletenessChecking::new(Arc::clone(&store), Arc::clone(&store) as _, memory);
@@ -194,9 +206,9 @@ async fn a_build_counts_its_lookups_and_results_by_target_and_mnemonic() {
     assert_eq!(build.mnemonics["Genrule"], expected);
     assert_eq!(build.misses.len(), 1);
     assert_eq!(server.builds.recent(0, 10).builds, [build.head]);
-    let target = server.builds.target("//:t").unwrap();
+    let target = server.builds.target("//:t").await.unwrap();
     assert_eq!((target.total, target.misses.len()), (expected, 1));
-    assert_eq!(server.builds.target("//:other"), None);
+    assert_eq!(server.builds.target("//:other").await, None);
 }
 
 #[tokio::test]
@@ -244,7 +256,7 @@ async fn builds_and_known_actions_survive_a_restart() {
 }
 
 #[tokio::test]
-async fn a_miss_of_a_build_on_the_disk_is_found_by_its_build() {
+async fn misses_and_targets_of_builds_on_the_disk_are_found() {
     let dir = tempfile::tempdir().unwrap();
     let server = Server::start(Some(dir.path()), Arc::default());
     let action = server.miss_and_store("a", &["one"]).await;
@@ -260,36 +272,47 @@ async fn a_miss_of_a_build_on_the_disk_is_found_by_its_build() {
     // Only the head of the build is in memory.
     let server = Server::start(Some(dir.path()), Arc::default());
     server.build("a", |_| true).await;
-    server.builds.0.state.lock().keep_head_only("a");
-    let name = action.hex();
-    assert_eq!(server.builds.action(&name, None, 0).await, None);
-    let view = server.builds.action(&name, Some("a"), 0).await.unwrap();
-    assert_eq!(view.last_miss.unwrap().build, saved.head.id);
-    assert_eq!(view.explanation, Some(expected));
+    server.builds.0.records.lock().keep_head_only("a");
     // Another build than that of the miss does no harm.
-    assert_eq!(server.builds.action(&name, Some("b"), 0).await, None);
+    for build in [None, Some("a"), Some("b")] {
+        let view = server.builds.action(&action.hex(), build, 0).await.unwrap();
+        assert_eq!(view.last_miss.unwrap().build, saved.head.id);
+        assert_eq!(view.explanation.as_ref(), Some(&expected));
+    }
+    let target = server.builds.target("//:t").await.unwrap();
+    let builds: Vec<_> = target.misses.iter().map(|it| it.build.as_str()).collect();
+    assert_eq!((target.total.misses, &*builds), (2, &["b", "a"][..]));
+    assert_eq!(server.builds.target("//:").await, None);
 }
 
 #[tokio::test]
-async fn a_limit_of_0_removes_the_builds_of_earlier_runs() {
+async fn a_build_that_was_removed_for_a_newer_one_is_not_listed() {
     let dir = tempfile::tempdir().unwrap();
     let server = Server::start(Some(dir.path()), Arc::default());
     let action = server.miss_and_store("a", &["one"]).await;
     server.explanation("a", &action).await;
     server.stop().await;
-    assert!(dir.path().join("builds").exists());
-    let (_, worker) = Builds::new(BuildsOptions {
-        dir: Some(dir.path().to_owned()),
-        history_max: 0,
-        redaction: Redaction::new::<&str>(&[]).unwrap(),
-        stores: Vec::new(),
-        is_local_only: false,
-        evictions: Arc::default(),
+    let files = dir.path().join("builds").read_dir().unwrap();
+    let bytes = files.map(|file| {
+        let file = std::fs::File::open(file.unwrap().path()).unwrap();
+        // Some file systems allocate space late.
+        file.sync_all().unwrap();
+        let meta = file.metadata().unwrap();
+        meta.len().max(meta.blocks() * 512)
     });
-    let shutdown = CancellationToken::new();
-    shutdown.cancel();
-    worker.run(shutdown).await;
-    assert!(!dir.path().join("builds").exists());
+    let server = Server::limited(bytes.sum(), Some(dir.path()), Arc::default());
+    server.build("a", |_| true).await;
+    server.builds.0.records.lock().keep_head_only("a");
+    server.look_up("b", &action).await;
+    let builds = server.builds.clone();
+    server.stop().await;
+    let listed: Vec<_> = builds
+        .recent(0, 9)
+        .builds
+        .into_iter()
+        .map(|head| head.id)
+        .collect();
+    assert_eq!(listed, ["b"]);
 }
 
 #[tokio::test]
@@ -304,14 +327,7 @@ async fn an_unusable_folder_does_not_disturb_calls() {
 
 #[tokio::test]
 async fn calls_that_the_worker_cannot_keep_up_with_are_counted_and_not_delayed() {
-    let (builds, _worker) = Builds::new(BuildsOptions {
-        dir: None,
-        history_max: 0,
-        redaction: Redaction::new::<&str>(&[]).unwrap(),
-        stores: Vec::new(),
-        is_local_only: false,
-        evictions: Arc::default(),
-    });
+    let (builds, _worker) = Builds::new(options(None, &Arc::default()));
     let actions = RecordedActions::new(Arc::new(MemoryStore::default()), builds.clone());
     let memory = Budget::memory("result", u64::MAX);
     let action = DigestFunction::Sha256.digest(b"action");
@@ -324,14 +340,7 @@ async fn calls_that_the_worker_cannot_keep_up_with_are_counted_and_not_delayed()
 
 #[tokio::test]
 async fn calls_that_arrive_while_others_are_recorded_wait_for_the_next_time() {
-    let (builds, mut worker) = Builds::new(BuildsOptions {
-        dir: None,
-        history_max: 0,
-        redaction: Redaction::new::<&str>(&[]).unwrap(),
-        stores: Vec::new(),
-        is_local_only: false,
-        evictions: Arc::default(),
-    });
+    let (builds, mut worker) = Builds::new(options(None, &Arc::default()));
     let actions = RecordedActions::new(Arc::new(MemoryStore::default()), builds.clone());
     let memory = Budget::memory("result", u64::MAX);
     let action = DigestFunction::Sha256.digest(b"action");

@@ -26,7 +26,7 @@ pub struct RecentBuilds {
 pub struct TargetView {
     /// The label.
     pub target: String,
-    /// The counts over all builds whose details are in memory.
+    /// The counts over all recorded builds.
     pub total: Tally,
     /// The last misses, the newest first.
     pub misses: Vec<TargetMiss>,

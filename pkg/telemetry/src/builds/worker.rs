@@ -2,6 +2,7 @@
 
 use std::{io, sync::Arc, time::Duration};
 
+use parking_lot::Mutex;
 use tokio::{
     sync::mpsc,
     task::{spawn_blocking, yield_now},
@@ -14,6 +15,8 @@ use super::{
     event::{CallNames, Event, now_ms},
     explain::explain,
     history::History,
+    known::KnownActions,
+    records::BuildRecords,
 };
 
 /// The time in which calls are collected. The channel suffices for 200,000 calls a second.
@@ -22,6 +25,8 @@ const BATCH: Duration = Duration::from_millis(20);
 const SAVE: Duration = Duration::from_secs(5);
 /// The interval at which known actions and evictions are saved, if they changed.
 const SAVE_RECORDS: Duration = Duration::from_mins(1);
+/// The number of outputs whose known actions are copied at once.
+const COPIED: usize = 512;
 /// The most calls that are recorded before other tasks of the thread run.
 const BURST: usize = 256;
 
@@ -30,8 +35,6 @@ const BURST: usize = 256;
 pub struct BuildsWorker {
     pub(crate) builds: Builds,
     pub(crate) events: mpsc::Receiver<Event>,
-    /// The history of earlier runs that is to be removed.
-    pub(crate) obsolete: Option<History>,
     /// The changes of known actions and of evictions that are saved.
     pub(crate) saved: (u64, u64),
     /// Set while saving fails, so that it is logged once.
@@ -43,11 +46,6 @@ impl BuildsWorker {
     pub async fn run(mut self, shutdown: CancellationToken) {
         if let Some(history) = self.builds.0.history.clone() {
             self.restore(history).await;
-        }
-        if let Some(obsolete) = self.obsolete.take()
-            && let Ok(Err(error)) = spawn_blocking(move || obsolete.clear()).await
-        {
-            tracing::warn!(%error, "failed to remove the builds of earlier runs");
         }
         let builds = self.builds.clone();
         tokio::select! {
@@ -106,19 +104,22 @@ impl BuildsWorker {
         event.redact(&shared.redaction);
         let call = CallNames::of(event.call.as_deref(), &shared.redaction);
         let id = &call.build.id;
-        if shared.state.lock().is_on_disk(id)
+        if shared.records.lock().is_on_disk(id)
             && let Some(history) = shared.history.clone()
         {
             // The build continues after its details left the memory, or after a restart.
             let read = id.clone();
             let read = spawn_blocking(move || history.build(&read)).await;
-            let mut state = shared.state.lock();
+            let mut records = shared.records.lock();
             match read {
-                Ok(Ok(Some(build))) => drop(state.restore(build)),
-                _ => state.forget_head(id),
+                Ok(Ok(Some(build))) => drop(records.restore(build)),
+                _ => records.not_on_disk(id),
             }
         }
-        let job = shared.state.lock().apply(&event, &call, &shared.evictions);
+        let job = shared
+            .records
+            .lock()
+            .apply(&event, &call, &shared.evictions);
         if let Some(job) = job {
             shared.jobs.add(job);
         }
@@ -131,19 +132,19 @@ impl BuildsWorker {
                 shared.evictions.restore(&encoded);
             }
             if let Some(known) = history.known()? {
-                shared.state.lock().known = known;
+                shared.records.lock().known = known;
             }
-            history.load(|build| shared.state.lock().restore(build))
+            history.load(|build| shared.records.lock().restore(build))
         };
         let restored = spawn_blocking(restore).await;
         if let Ok(Err(error)) = restored {
             tracing::warn!(%error, "failed to read the builds of earlier runs");
         }
-        let mut state = self.builds.0.state.lock();
-        let known = std::mem::take(&mut state.known);
-        state.known = known.restored(now_ms());
-        state.recall();
-        self.saved = (state.known.changes(), self.builds.0.evictions.changes());
+        let mut records = self.builds.0.records.lock();
+        let known = std::mem::take(&mut records.known);
+        records.known = known.restored(now_ms());
+        records.recall();
+        self.saved = (records.known.changes(), self.builds.0.evictions.changes());
     }
 
     /// Writes the builds that changed.
@@ -151,17 +152,20 @@ impl BuildsWorker {
         let Some(history) = self.builds.0.history.clone() else {
             return;
         };
-        let dirty = self.builds.0.state.lock().take_dirty();
+        let dirty = self.builds.0.records.lock().take_dirty();
         if dirty.is_empty() {
             return;
         }
         let ids: Vec<_> = dirty.iter().map(|build| build.head.id.clone()).collect();
         let saved = spawn_blocking(move || history.save(&dirty)).await;
-        let saved = saved.unwrap_or(Ok(()));
+        let saved = saved.unwrap_or_else(|why| Err(io::Error::other(why)));
         if saved.is_err() {
-            self.builds.0.state.lock().not_saved(&ids);
+            let mut records = self.builds.0.records.lock();
+            for id in &ids {
+                records.not_saved(id);
+            }
         }
-        self.report(&saved);
+        self.report(saved);
     }
 
     /// Writes the known actions and the evictions if they changed.
@@ -170,32 +174,52 @@ impl BuildsWorker {
         let Some(history) = shared.history.clone() else {
             return;
         };
-        let known = shared.state.lock().known.changes();
+        let known = shared.records.lock().known.changes();
         let evictions = shared.evictions.changes();
         let saved = std::mem::replace(&mut self.saved, (known, evictions));
-        let write = move || -> io::Result<()> {
+        let write = move || -> io::Result<Vec<String>> {
+            let mut removed = Vec::new();
             if saved.0 != known {
-                let encoded = serde_json::to_vec(&shared.state.lock().known)?;
-                history.save_known(&encoded)?;
+                let encoded = serde_json::to_vec(&copy_known(&shared.records))?;
+                removed = history.save_known(&encoded)?;
             }
             if saved.1 != evictions {
-                history.save_evictions(&shared.evictions.encode())?;
+                removed.extend(history.save_evictions(&shared.evictions.encode())?);
             }
-            Ok(())
+            Ok(removed)
         };
         let saved = spawn_blocking(write).await;
-        self.report(&saved.unwrap_or(Ok(())));
+        self.report(saved.unwrap_or_else(|why| Err(io::Error::other(why))));
     }
 
-    /// Logs the first of several failures.
-    fn report(&mut self, saved: &io::Result<()>) {
-        if let Err(error) = saved
-            && !self.failing
-        {
-            tracing::warn!(%error, "failed to save recent builds; they are in memory only");
+    /// Forgets the builds that were removed from the disk for those that were saved. Logs the first of several failures.
+    fn report(&mut self, saved: io::Result<Vec<String>>) {
+        let failed = saved.is_err();
+        match saved {
+            Ok(removed) => {
+                let mut records = self.builds.0.records.lock();
+                for id in &removed {
+                    records.not_on_disk(id);
+                }
+            }
+            Err(error) if !self.failing => {
+                tracing::warn!(%error, "failed to save recent builds; they are in memory only");
+            }
+            Err(_) => {}
         }
-        self.failing = saved.is_err();
+        self.failing = failed;
     }
+}
+
+/// Copies what is saved of the known actions. Encoding them would hold the lock for too long, and so would one copy of
+/// all: calls are recorded between two parts.
+fn copy_known(records: &Mutex<BuildRecords>) -> KnownActions {
+    let outputs = records.lock().known.outputs();
+    let mut copy = KnownActions::default();
+    for part in outputs.chunks(COPIED) {
+        copy.copy(&records.lock().known, part);
+    }
+    copy
 }
 
 /// Explains misses one at a time, for as long as it is polled.
@@ -205,7 +229,7 @@ async fn explain_all(builds: &Builds) {
         let job = shared.jobs.next().await;
         let explained = explain(&shared.contents, &shared.redaction, &shared.evictions, &job);
         let explanation = explained.await;
-        shared.state.lock().explained(&job, explanation);
+        shared.records.lock().explained(&job, explanation);
         shared.explained.notify_one();
     }
 }

@@ -97,13 +97,31 @@ fn the_accept_header_selects_the_format() {
         journal: Some(Box::new(PendingWrites::default)),
         ..sources()
     });
-    let accept = "application/openmetrics-text;version=1.0.0;q=0.5,text/plain;q=0.2";
-    let (content_type, text) = metrics.expose(accept).unwrap();
-    assert_eq!(content_type, OPEN_METRICS);
-    let unit = "# UNIT gorego_backing_cache_journal_bytes bytes\n";
-    assert!(text.contains(unit), "{text}");
-    assert!(text.ends_with("# EOF\n"), "{text}");
-    for accept in ["", "*/*", "text/plain;version=0.0.4"] {
+    for accept in [
+        "application/openmetrics-text",
+        "application/openmetrics-text;version=1.0.0;q=0.5,text/plain;q=0.2",
+        // Of Prometheus.
+        "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.6,\
+         application/openmetrics-text;version=0.0.1;q=0.5,text/plain;version=1.0.0;q=0.4,\
+         text/plain;version=0.0.4;q=0.3,*/*;q=0.2",
+    ] {
+        let (content_type, text) = metrics.expose(accept).unwrap();
+        assert_eq!(content_type, OPEN_METRICS, "{accept}");
+        let unit = "# UNIT gorego_backing_cache_journal_bytes bytes\n";
+        assert!(text.contains(unit), "{text}");
+        assert!(text.ends_with("# EOF\n"), "{text}");
+    }
+    for accept in [
+        "",
+        "*/*",
+        "text/plain;version=0.0.4",
+        "application/openmetrics-text; Q=0, */*",
+        "application/openmetrics-text;q=much",
+        "application/openmetrics-text-2",
+        // Of a Prometheus that prefers its older format.
+        "application/openmetrics-text;version=1.0.0;q=0.5,text/plain;version=0.0.4;q=0.9",
+        "application/openmetrics-text;q=0.5, text/*;q=0.6, */*;q=0.1",
+    ] {
         let (content_type, text) = metrics.expose(accept).unwrap();
         assert!(content_type.starts_with("text/plain; version=0.0.4"));
         assert!(!text.contains("# EOF"), "{text}");

@@ -10,7 +10,7 @@ use http::StatusCode;
 use maud::{Markup, html};
 
 use super::{
-    api::{Label, MissQuery},
+    api::{MissQuery, TargetQuery},
     builds::totals,
     format,
     layout::table,
@@ -22,20 +22,18 @@ use crate::builds::{ActionView, Entry, Variable};
 /// Answers with the misses of a target.
 pub(super) async fn target(
     State(app): State<Arc<App>>,
-    Query(Label { label }): Query<Label>,
+    Query(TargetQuery { label }): Query<TargetQuery>,
 ) -> Response {
-    let target = app.builds().and_then(|builds| builds.target(&label));
-    let Some(target) = target else {
-        let text = format!("No build in memory has the target {label}.");
+    let Some(target) = app.target(&label).await else {
+        let text = format!("No recorded build has the target {label}.");
         return not_recorded("Target", &text);
     };
     let content = html! {
         h1 { "Target " code { (target.target) } }
         (totals(&target.total))
         h2 { "Last misses" }
-        p.muted { "Of the builds in memory. Older ones are on their own pages." }
         @if target.misses.is_empty() {
-            p.empty { "No lookup of this target missed in the builds in memory." }
+            p.empty { "No lookup of this target missed in the recorded builds." }
         } @else {
             (misses::of_target(&target.misses))
         }
@@ -51,7 +49,7 @@ pub(super) async fn page(
 ) -> Response {
     let Some(action) = app.action(&digest, &query).await else {
         let text = format!(
-            "{digest} is not known; accepted: hash/size, hash-size, or the hash of a miss in the builds in memory."
+            "{digest} is not known; accepted: hash/size, hash-size, or the hash of a recorded miss."
         );
         return not_recorded("Action", &text);
     };
@@ -61,7 +59,7 @@ pub(super) async fn page(
         (last_miss(&action))
         @match &action.explanation {
             Some(explanation) => (misses::explanation(explanation)),
-            None => p.empty { "No miss of this action is recorded in the builds in memory." },
+            None => p.empty { "No miss of this action is recorded." },
         }
         @match &action.unreadable {
             Some(why) => { h2 { "Command" } p.empty { "It cannot be shown: " (why) } }
@@ -110,7 +108,7 @@ fn command(action: &ActionView) -> Markup {
         (variables("Environment", &action.environment))
         (variables("Platform", &action.platform))
         @if action.left_out > 0 {
-            p.muted { (format::count(action.left_out as u64)) " further values are not shown." }
+            p.muted { "Not shown: " (format::counted(action.left_out as u64, "further value")) "." }
         }
     }
 }

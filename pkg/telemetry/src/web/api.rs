@@ -18,7 +18,7 @@ const LIMIT: usize = 50;
 
 /// The page of builds that is requested.
 #[derive(Deserialize)]
-struct Page {
+struct BuildsQuery {
     offset: Option<usize>,
     limit: Option<usize>,
 }
@@ -32,7 +32,7 @@ pub(super) struct MissQuery {
 
 /// The target that is requested.
 #[derive(Deserialize)]
-pub(super) struct Label {
+pub(super) struct TargetQuery {
     pub(super) label: String,
 }
 
@@ -45,7 +45,7 @@ pub(super) fn routes() -> Router<Arc<App>> {
         .route("/api/v1/targets", get(target))
 }
 
-async fn builds(State(app): State<Arc<App>>, Query(page): Query<Page>) -> Response {
+async fn builds(State(app): State<Arc<App>>, Query(page): Query<BuildsQuery>) -> Response {
     let (offset, limit) = (page.offset.unwrap_or(0), page.limit.unwrap_or(LIMIT));
     found(app.builds().map(|builds| builds.recent(offset, limit)))
 }
@@ -62,8 +62,11 @@ async fn action(
     found(app.action(&digest, &query).await)
 }
 
-async fn target(State(app): State<Arc<App>>, Query(Label { label }): Query<Label>) -> Response {
-    found(app.builds().and_then(|builds| builds.target(&label)))
+async fn target(
+    State(app): State<Arc<App>>,
+    Query(TargetQuery { label }): Query<TargetQuery>,
+) -> Response {
+    found(app.target(&label).await)
 }
 
 fn found<T: serde::Serialize>(value: Option<T>) -> Response {

@@ -30,18 +30,18 @@ const SEARCHED: usize = 200;
 
 /// The page that is requested, from its first row.
 #[derive(Deserialize)]
-pub(super) struct From {
+pub(super) struct FirstRow {
     from: Option<usize>,
 }
 
 /// The text that is searched.
 #[derive(Deserialize)]
-pub(super) struct Wanted {
+pub(super) struct SearchText {
     q: String,
 }
 
 /// Answers with the recent builds.
-pub(super) async fn list(State(app): State<Arc<App>>, Query(page): Query<From>) -> Response {
+pub(super) async fn list(State(app): State<Arc<App>>, Query(page): Query<FirstRow>) -> Response {
     let from = page.from.unwrap_or(0);
     let recent = app.builds().map(|builds| builds.recent(from, PAGE));
     let recent = recent.unwrap_or_default();
@@ -71,16 +71,16 @@ fn search() -> Markup {
 }
 
 /// Redirects to the page of what is searched.
-pub(super) async fn find(Query(Wanted { q }): Query<Wanted>) -> Response {
-    let wanted = q.trim();
-    let hash = wanted.split(['/', '-']).next().unwrap_or_default();
+pub(super) async fn find(Query(SearchText { q }): Query<SearchText>) -> Response {
+    let text = q.trim();
+    let hash = text.split(['/', '-']).next().unwrap_or_default();
     let is_digest = hash.len() >= 32 && hash.bytes().all(|digit| digit.is_ascii_hexdigit());
     let path = if is_digest {
-        links::action(wanted)
-    } else if wanted.starts_with(['/', '@']) {
-        links::target(wanted)
+        links::action(text)
+    } else if text.starts_with(['/', '@']) {
+        links::target(text)
     } else {
-        links::build(wanted)
+        links::build(text)
     };
     Redirect::to(&path).into_response()
 }
@@ -89,12 +89,12 @@ fn outside(recent: &RecentBuilds) -> Markup {
     let unnamed = recent.without_build.lookups();
     html! {
         @if unnamed > 0 {
-            p.muted { (format::count(unnamed)) " lookups named no build." }
+            p.muted { (format::counted(unnamed, "lookup")) " named no build." }
         }
         @if recent.unrecorded + recent.unexplained > 0 {
             p.muted {
-                "Too many arrived at once: " (format::count(recent.unrecorded)) " calls were not recorded, "
-                (format::count(recent.unexplained)) " misses not explained."
+                "Too many arrived at once. Not recorded: " (format::counted(recent.unrecorded, "call"))
+                ". Not explained: " (format::counted(recent.unexplained, "miss")) "."
             }
         }
     }
@@ -127,7 +127,7 @@ pub(super) fn heads(label: &str, heads: &[BuildHead]) -> Markup {
 pub(super) async fn page(
     State(app): State<Arc<App>>,
     Path(id): Path<String>,
-    Query(page): Query<From>,
+    Query(page): Query<FirstRow>,
 ) -> Response {
     let Some(build) = app.build(&id).await else {
         return not_recorded("Build", &format!("No build {id} is recorded."));
@@ -162,14 +162,14 @@ pub(super) fn totals(total: &Tally) -> Markup {
     let hit_rate = share(total).map_or("–".to_owned(), format::percent);
     html! {
         div.cards {
-            (card("Hit rate", hit_rate, format!("{} of {} lookups",
-                format::count(total.hits), format::count(total.lookups()))))
+            (card("Hit rate", hit_rate, format!("{} of {}",
+                format::count(total.hits), format::counted(total.lookups(), "lookup"))))
             (card("Misses", format::count(missed(total)),
                 format!("{} of them incomplete", format::count(total.incomplete))))
             (card("Saved", milliseconds(total.saved_ms),
                 format!("of execution, {} of outputs", format::bytes(total.hit_bytes))))
             (card("Executed", milliseconds(total.executed_ms),
-                format!("{} results, {} stored", format::count(total.stored), format::bytes(total.stored_bytes))))
+                format!("{}, {} stored", format::counted(total.stored, "result"), format::bytes(total.stored_bytes))))
         }
     }
 }
@@ -239,14 +239,14 @@ fn top(
 fn left_out(build: &Build) -> Markup {
     let left_out = &build.head.left_out;
     let kinds = [
-        ("calls for further targets", left_out.targets),
-        ("calls for further mnemonics", left_out.mnemonics),
-        ("further misses", left_out.misses),
+        ("call", "for further targets", left_out.targets),
+        ("call", "for further mnemonics", left_out.mnemonics),
+        ("further miss", "", left_out.misses),
     ];
     html! {
-        @for (what, number) in kinds {
+        @for (noun, of, number) in kinds {
             @if number > 0 {
-                p.muted { (format::count(number)) " " (what) " count in the totals only." }
+                p.muted { "In the totals only: " (format::counted(number, noun)) " " (of) }
             }
         }
     }

@@ -41,7 +41,7 @@ const UNWATCHED: Duration = Duration::from_secs(10);
 const MAX_STREAMS: usize = MAX_CONNECTIONS / 2;
 
 /// The open pages, and the samples for their charts.
-pub(super) struct Live {
+pub(super) struct OpenPages {
     pub(super) history: Mutex<History>,
     latest: watch::Sender<Bytes>,
     /// Notified when a page is opened.
@@ -49,7 +49,7 @@ pub(super) struct Live {
     streams: Arc<Semaphore>,
 }
 
-impl Default for Live {
+impl Default for OpenPages {
     fn default() -> Self {
         Self {
             history: Mutex::default(),
@@ -70,19 +70,19 @@ struct Event<'a> {
 
 /// Takes samples until the shutdown, and sends them to the open pages.
 pub(super) async fn sample(app: &App) {
-    let live = &app.live;
+    let pages = &app.pages;
     loop {
         let begun = Instant::now();
         let snapshot = app.snapshot();
-        live.history.lock().add(&snapshot);
-        if live.latest.receiver_count() > 0 {
+        pages.history.lock().add(&snapshot);
+        if pages.latest.receiver_count() > 0 {
             send(app, &snapshot);
         }
         let next = async {
-            if live.latest.receiver_count() == 0 {
+            if pages.latest.receiver_count() == 0 {
                 tokio::select! {
                     () = sleep_until(begun + UNWATCHED) => return,
-                    () = live.opened.notified() => {}
+                    () = pages.opened.notified() => {}
                 }
             }
             sleep_until(begun + WATCHED).await;
@@ -96,7 +96,7 @@ pub(super) async fn sample(app: &App) {
 
 /// Sends an event to all open pages. A page that is slow misses some.
 fn send(app: &App, snapshot: &Snapshot) {
-    let rates = app.live.history.lock().rates();
+    let rates = app.pages.history.lock().rates();
     let fragments = overview::fragments(snapshot, &rates);
     let event = Event {
         snapshot,
@@ -105,7 +105,7 @@ fn send(app: &App, snapshot: &Snapshot) {
     match serde_json::to_string(&event) {
         Ok(json) => {
             let event = Bytes::from(format!("data: {json}\n\n"));
-            app.live.latest.send_replace(event);
+            app.pages.latest.send_replace(event);
         }
         Err(why) => error!("failed to encode an event: {why}"),
     }
@@ -116,13 +116,13 @@ pub(super) async fn events(
     State(app): State<Arc<App>>,
     Extension(peer): Extension<Peer>,
 ) -> Response {
-    let Ok(permit) = Arc::clone(&app.live.streams).try_acquire_owned() else {
+    let Ok(permit) = Arc::clone(&app.pages.streams).try_acquire_owned() else {
         let text = format!("{MAX_STREAMS} pages are open, which is the limit\n");
         return plain(StatusCode::SERVICE_UNAVAILABLE, text);
     };
     peer.has_events.store(true, Relaxed);
-    let latest = app.live.latest.subscribe();
-    app.live.opened.notify_one();
+    let latest = app.pages.latest.subscribe();
+    app.pages.opened.notify_one();
     let shutdown = app.shutdown.clone();
     let events = stream::unfold((latest, permit), move |(mut latest, permit)| {
         let shutdown = shutdown.clone();

@@ -42,6 +42,21 @@ pub fn count(value: u64) -> String {
     text
 }
 
+/// Renders a count of things. `noun` is one of them.
+pub fn counted(value: u64, noun: &str) -> String {
+    format!("{} {}", count(value), number_of(value, noun))
+}
+
+/// Returns the singular of a noun for 1, else its plural.
+pub fn number_of(value: u64, noun: &str) -> String {
+    let end = match (value, noun.ends_with('s')) {
+        (1, _) => "",
+        (_, true) => "es",
+        (_, false) => "s",
+    };
+    format!("{noun}{end}")
+}
+
 /// Renders a share from 0 to 1. Only all is 100 %, and only nothing is 0 %.
 pub fn percent(share: f64) -> String {
     let percent = share.clamp(0.0, 1.0) * 100.0;
@@ -131,6 +146,16 @@ mod tests {
         ] {
             assert_eq!(plain(&count(value)), text);
         }
+    }
+
+    #[test]
+    fn nouns_have_the_number_of_their_count() {
+        assert_eq!(plain(&counted(0, "miss")), "0 misses");
+        assert_eq!(plain(&counted(1, "miss")), "1 miss");
+        assert_eq!(
+            plain(&counted(1000, "further difference")),
+            "1 000 further differences"
+        );
     }
 
     #[test]

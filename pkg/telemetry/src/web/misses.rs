@@ -97,7 +97,7 @@ pub(super) fn explanation(explanation: &Explanation) -> Markup {
                     }
                 }))
                 @if comparison.left_out > 0 {
-                    p.muted { (format::count(comparison.left_out as u64)) " further differences." }
+                    p.muted { (format::counted(comparison.left_out as u64, "further difference")) "." }
                 }
             }
         }

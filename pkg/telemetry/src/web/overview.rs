@@ -29,7 +29,7 @@ pub(super) struct Fragment {
 
 /// Answers with the overview.
 pub(super) async fn page(State(app): State<Arc<App>>) -> Response {
-    let rates = app.live.history.lock().rates();
+    let rates = app.pages.history.lock().rates();
     let parts = parts(&app.snapshot(), &rates);
     let content = html! {
         h1 { "Overview" }
@@ -99,7 +99,7 @@ fn now(snapshot: &Snapshot, rates: &[Rate]) -> Markup {
     html! {
         div.cards {
             (card("Hit rate", &all.hit_rate().map_or("–".to_owned(), format::percent),
-                &format!("{} of {} lookups", format::count(hits), format::count(lookups))))
+                &format!("{} of {}", format::count(hits), format::counted(lookups, "lookup"))))
             (card("Sent", &format!("{}/s", format::size(per_second(|rate| rate.read))),
                 &format!("{} since the start", format::bytes(read))))
             (card("Received", &format!("{}/s", format::size(per_second(|rate| rate.written))),

@@ -41,7 +41,7 @@ const NOT_SAMPLED: [&str; 4] = ["libc", "libgcc", "pthread", "vdso"];
 
 /// The query of a profile.
 #[derive(Debug, Deserialize)]
-pub(super) struct Length {
+pub(super) struct ProfileQuery {
     #[serde(default = "default_seconds")]
     seconds: u64,
 }
@@ -54,7 +54,7 @@ const fn default_seconds() -> u64 {
 /// Samples the process for `seconds`, and answers with the profile.
 pub(super) async fn cpu(
     State(app): State<Arc<App>>,
-    Query(Length { seconds }): Query<Length>,
+    Query(ProfileQuery { seconds }): Query<ProfileQuery>,
     peer: axum::Extension<Peer>,
 ) -> Response {
     if let Some(refusal) = refusal(&app) {

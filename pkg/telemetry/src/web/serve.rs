@@ -1,9 +1,9 @@
-//! The connections of the HTTP server.
+//! The connections of the HTTP server, each for one request.
 
 use std::{
+    collections::VecDeque,
     convert::Infallible,
     net::IpAddr,
-    pin::pin,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering::Relaxed},
@@ -15,7 +15,7 @@ use hyper::{server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
     net::{TcpListener, TcpStream},
-    task::JoinSet,
+    task::{AbortHandle, JoinSet},
     time::{sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
@@ -23,16 +23,15 @@ use tracing::{debug, warn};
 
 use super::{Site, site::Answers};
 
-/// The number of connections served at once. Others wait in the listener's queue.
+/// The number of connections served at once. For a new one beyond that, the oldest one without a request is closed; if
+/// all have requests, it waits for the first answer to end.
 pub(super) const MAX_CONNECTIONS: usize = 64;
-/// The longest wait for the head of a request, which is also the longest time between two requests.
+/// The longest wait for the head of a request.
 const HEAD: Duration = Duration::from_secs(10);
-/// The age at which a connection gets no further request, so that slow clients cannot hold all of them.
-const AGE: Duration = Duration::from_secs(30);
+/// The age at which a connection is closed, for example one whose client reads too slowly.
+const AGE: Duration = Duration::from_secs(40);
 /// The age at which a connection with events is closed. Browsers open another.
 const EVENTS_AGE: Duration = Duration::from_mins(10);
-/// The time that the last response gets.
-const LAST_RESPONSE: Duration = Duration::from_secs(10);
 /// The largest head of a request, in bytes.
 const MAX_HEADERS: usize = 16 * 1024;
 /// The time that running requests get at shutdown.
@@ -44,6 +43,8 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 #[derive(Clone, Debug)]
 pub(super) struct Peer {
     pub(super) address: IpAddr,
+    /// Set once the head of the request is complete.
+    has_request: Arc<AtomicBool>,
     /// Set once the connection carries events.
     pub(super) has_events: Arc<AtomicBool>,
 }
@@ -52,28 +53,77 @@ pub(super) struct Peer {
 /// Dropping the future closes all connections.
 pub async fn serve(listener: TcpListener, site: Site, shutdown: CancellationToken) {
     let answers = Arc::new(Answers::new(site, shutdown.clone()));
-    let sampled = answers.sample();
-    let mut connections = JoinSet::new();
+    let mut connections = Connections::default();
     let accepting = async {
         loop {
-            let room = connections.len() < MAX_CONNECTIONS;
             tokio::select! {
                 biased;
-                () = shutdown.cancelled() => break,
-                Some(_) = connections.join_next() => {}
-                (stream, address) = accept(&listener), if room => {
-                    let has_events = Arc::default();
-                    let peer = Peer { address, has_events };
-                    let answers = Arc::clone(&answers);
-                    connections.spawn(connection(stream, peer, answers, shutdown.clone()));
+                Some(_) = connections.tasks.join_next() => {}
+                (stream, address) = accept(&listener) => {
+                    connections.make_room().await;
+                    connections.add(stream, address, &answers);
                 }
             }
         }
     };
-    tokio::join!(accepting, sampled);
+    tokio::select! {
+        () = accepting => {}
+        () = answers.sample() => {}
+    }
     drop(listener);
-    let ended = async { while connections.join_next().await.is_some() {} };
-    let _ = timeout(GRACE, ended).await;
+    connections.close().await;
+}
+
+/// The open connections.
+#[derive(Default)]
+struct Connections {
+    tasks: JoinSet<()>,
+    /// The connections that had no request yet, the oldest first.
+    without_request: VecDeque<(Arc<AtomicBool>, AbortHandle)>,
+}
+
+impl Connections {
+    /// Waits until another connection can be served, at once if one has no request yet.
+    async fn make_room(&mut self) {
+        self.forget_requested();
+        if self.tasks.len() < MAX_CONNECTIONS {
+            return;
+        }
+        if let Some((_, oldest)) = self.without_request.pop_front() {
+            debug!("connection for metrics closed before its request: too many are open");
+            oldest.abort();
+        }
+        self.tasks.join_next().await;
+    }
+
+    fn add(&mut self, stream: TcpStream, address: IpAddr, answers: &Arc<Answers>) {
+        let has_request = Arc::<AtomicBool>::default();
+        let peer = Peer {
+            address,
+            has_request: Arc::clone(&has_request),
+            has_events: Arc::default(),
+        };
+        let task = connection(stream, peer, Arc::clone(answers));
+        let task = self.tasks.spawn(task);
+        self.without_request.push_back((has_request, task));
+    }
+
+    /// Closes the connections without a request, then the others once their requests are answered, or late.
+    async fn close(mut self) {
+        self.forget_requested();
+        for (_, task) in self.without_request {
+            task.abort();
+        }
+        let ended = async { while self.tasks.join_next().await.is_some() {} };
+        let _ = timeout(GRACE, ended).await;
+    }
+
+    fn forget_requested(&mut self) {
+        let waits = |(has_request, task): &(Arc<AtomicBool>, AbortHandle)| {
+            !has_request.load(Relaxed) && !task.is_finished()
+        };
+        self.without_request.retain(waits);
+    }
 }
 
 async fn accept(listener: &TcpListener) -> (TcpStream, IpAddr) {
@@ -91,45 +141,31 @@ async fn accept(listener: &TcpListener) -> (TcpStream, IpAddr) {
     }
 }
 
-async fn connection(
-    stream: TcpStream,
-    peer: Peer,
-    answers: Arc<Answers>,
-    shutdown: CancellationToken,
-) {
-    // A small response must not wait for the acknowledgement of the one before.
+async fn connection(stream: TcpStream, peer: Peer, answers: Arc<Answers>) {
+    // The end of a response must not wait for the acknowledgement of its beginning.
     let _ = stream.set_nodelay(true);
     let has_events = Arc::clone(&peer.has_events);
     let service = service_fn(move |request| {
+        peer.has_request.store(true, Relaxed);
         let (answers, peer) = (Arc::clone(&answers), peer.clone());
         async move { Ok::<_, Infallible>(answers.answer(request, peer).await) }
     });
     let connection = http1::Builder::new()
+        .keep_alive(false)
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD)
         .max_buf_size(MAX_HEADERS)
         .serve_connection(TokioIo::new(stream), service);
-    let mut connection = pin!(connection);
     let aged = async {
         sleep(AGE).await;
         if has_events.load(Relaxed) {
             sleep(EVENTS_AGE).await;
         }
     };
-    let ended = tokio::select! {
-        ended = &mut connection => Some(ended),
-        () = shutdown.cancelled() => None,
-        () = aged => None,
-    };
-    let ended = if let Some(ended) = ended {
-        Ok(ended)
-    } else {
-        connection.as_mut().graceful_shutdown();
-        timeout(LAST_RESPONSE, connection).await
-    };
-    match ended {
-        Ok(Ok(())) => {}
-        Ok(Err(why)) => debug!("connection for metrics failed: {why}"),
-        Err(_) => debug!("connection for metrics closed: its client reads too slowly"),
+    tokio::select! {
+        ended = connection => if let Err(why) = ended {
+            debug!("connection for metrics failed: {why}");
+        },
+        () = aged => debug!("connection for metrics closed: its client reads too slowly"),
     }
 }

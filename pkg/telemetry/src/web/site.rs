@@ -27,13 +27,13 @@ use super::{
     api::{self, MissQuery},
     assets::{self, Asset},
     builds,
-    events::{self, Live},
+    events::{self, OpenPages},
     layout, overview, profile,
     serve::Peer,
     snapshot::{Snapshot, Traffic},
     status::Status,
 };
-use crate::builds::{ActionView, Build, Builds};
+use crate::builds::{ActionView, Build, Builds, TargetView};
 
 /// The paths that every client may request.
 const OPEN: [&str; 3] = [METRICS, "/healthz", "/readyz"];
@@ -67,7 +67,7 @@ const SECURITY: [(HeaderName, &str); 6] = [
 /// The site with its clock and its live numbers.
 pub(super) struct App {
     pub(super) site: Site,
-    pub(super) live: Live,
+    pub(super) pages: OpenPages,
     pub(super) shutdown: CancellationToken,
     started: Instant,
 }
@@ -109,6 +109,11 @@ impl App {
         self.builds()?.build(id).await
     }
 
+    /// Returns a target.
+    pub(super) async fn target(&self, label: &str) -> Option<TargetView> {
+        self.builds()?.target(label).await
+    }
+
     /// Returns an action with a page of its inputs.
     pub(super) async fn action(&self, digest: &str, query: &MissQuery) -> Option<ActionView> {
         let builds = self.builds()?;
@@ -133,7 +138,7 @@ impl Answers {
     pub(super) fn new(site: Site, shutdown: CancellationToken) -> Self {
         let app = Arc::new(App {
             site,
-            live: Live::default(),
+            pages: OpenPages::default(),
             shutdown,
             started: Instant::now(),
         });
@@ -244,9 +249,9 @@ impl Answers {
 }
 
 async fn metrics(State(app): State<Arc<App>>, headers: HeaderMap) -> Response {
-    let accept = headers.get(header::ACCEPT);
-    let accept = accept.and_then(|accept| accept.to_str().ok());
-    match app.site.metrics.expose(accept.unwrap_or_default()) {
+    let accept = headers.get_all(header::ACCEPT).iter();
+    let accept: Vec<_> = accept.filter_map(|accept| accept.to_str().ok()).collect();
+    match app.site.metrics.expose(&accept.join(",")) {
         Ok((content_type, text)) => ([(header::CONTENT_TYPE, content_type)], text).into_response(),
         Err(why) => {
             error!("failed to encode metrics: {why}");

@@ -52,7 +52,7 @@ fn local(disk: &Local) -> Markup {
         p.lead { (horizon(disk)) }
         p {
             (format::bytes(disk.used)) " of " (format::bytes(disk.limit)) " in use ("
-            (format::percent(share)) "), in " (format::count(disk.files)) " files"
+            (format::percent(share)) "), in " (format::counted(disk.files, "file"))
         }
         (bar(share, "disk"))
         @if disk.scanning {
@@ -64,7 +64,7 @@ fn local(disk: &Local) -> Markup {
             }
             @if disk.evicted > 0 {
                 dt { "Evicted" }
-                dd { (format::count(disk.evicted)) " files, " (format::bytes(disk.evicted_bytes)) }
+                dd { (format::counted(disk.evicted, "file")) ", " (format::bytes(disk.evicted_bytes)) }
                 dt { "Leases broken" } dd { (format::count(disk.leases_broken)) }
             }
             dt { "Directory" } dd { code { (disk.dir) } }
@@ -91,8 +91,8 @@ fn backing(cache: &Backing) -> Markup {
                     @if pending.blobs + pending.results == 0 {
                         "none"
                     } @else {
-                        (format::count(pending.blobs)) " blobs and " (format::count(pending.results))
-                        " results, " (format::bytes(pending.bytes)) " of "
+                        (format::counted(pending.blobs, "blob")) " and "
+                        (format::counted(pending.results, "result")) ", " (format::bytes(pending.bytes)) " of "
                         (format::bytes(cache.pending_limit))
                     }
                 }

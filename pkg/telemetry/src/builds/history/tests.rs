@@ -59,9 +59,11 @@ fn the_oldest_builds_beyond_the_limit_are_removed() {
     let meta = fs::metadata(history.path_of("1")).unwrap();
     let bytes = meta.len().max(meta.blocks() * 512);
     let limited = History::new(dir.path(), bytes * 2);
-    limited.save(&[build("4")]).unwrap();
+    let mut removed = limited.save(&[build("4")]).unwrap();
+    removed.sort();
+    assert_eq!(removed, ["1", "2"]);
     assert_eq!(ids(&limited), ["3", "4"]);
-    limited.save_known(b"[1]").unwrap();
+    assert_eq!(limited.save_known(b"[1]").unwrap(), ["3"]);
     assert_eq!(ids(&limited), ["4"], "known actions count, too");
 }
 
@@ -88,14 +90,41 @@ fn records_beyond_a_quarter_of_the_limit_are_not_kept() {
 }
 
 #[test]
+fn a_search_reads_the_builds_with_the_text_only_and_disturbs_no_writing() {
+    let dir = tempfile::tempdir().unwrap();
+    let history = History::new(dir.path(), u64::MAX);
+    history
+        .save(&[build("a\"1"), build("b"), build("a2")])
+        .unwrap();
+    age(&history, "a2", 10);
+    let (partial, damaged) = (history.folder.join("x.build.new"), history.path_of("c"));
+    for file in [&partial, &damaged] {
+        fs::write(file, "a").unwrap();
+    }
+    let search = |part: &str, most: usize| {
+        let mut found = Vec::new();
+        let see = |build: &Build| {
+            found.push(build.head.id.clone());
+            found.len() < most
+        };
+        history.search(part, see).unwrap();
+        found
+    };
+    assert_eq!(search("\"a", 9), ["a\"1", "a2"], "the newest first");
+    assert_eq!(search("a\\\"1", 9), ["a\"1"]);
+    assert_eq!(search("", 1).len(), 1);
+    assert!(partial.exists() && damaged.exists());
+}
+
+#[test]
 fn clearing_removes_all_that_was_kept() {
     let dir = tempfile::tempdir().unwrap();
     let history = History::new(dir.path(), u64::MAX);
-    history.clear().unwrap();
+    assert_eq!(history.clear().unwrap(), 0);
     history.save(&[build("1")]).unwrap();
     history.save_known(b"[1]").unwrap();
     history.save_evictions(b"x").unwrap();
-    history.clear().unwrap();
+    assert_eq!(history.clear().unwrap(), 3);
     assert!(!history.folder.exists());
 }
 

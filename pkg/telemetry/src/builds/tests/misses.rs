@@ -146,7 +146,7 @@ async fn explain_unknown(
         at_ms: 0,
         first_ms: 0,
     };
-    let job = state::Job {
+    let job = records::Job {
         build: "b".to_owned(),
         action: unknown.to_string(),
         at_ms: now_ms() + evicted_ago.unwrap_or(0),

@@ -22,15 +22,14 @@ const TALLY_MEMORY: usize = size_of::<Tally>() + 64;
 
 /// The builds, the known actions and the counts of calls without a build.
 #[derive(Debug, Default)]
-pub(crate) struct State {
+pub(crate) struct BuildRecords {
     builds: HashMap<String, KeptBuild>,
-    /// The builds of which only the head is in memory.
+    /// The builds of which only the head is in memory, and the rest on the disk.
     heads: HashMap<String, BuildHead>,
     memory: usize,
     pub(crate) known: KnownActions,
     /// The calls that named no build.
     pub(crate) without_build: Tally,
-    has_history: bool,
 }
 
 #[derive(Debug, Default)]
@@ -39,8 +38,9 @@ struct KeptBuild {
     /// The positions of the misses by action.
     positions: HashMap<String, usize>,
     memory: usize,
-    /// Set while the disk has an older version.
+    /// Set while the disk has an older version, or none.
     dirty: bool,
+    is_on_disk: bool,
 }
 
 /// A miss to be explained by the actions that were known before it.
@@ -53,11 +53,10 @@ pub(crate) struct Job {
     pub(crate) candidates: Vec<KnownAction>,
 }
 
-impl State {
-    /// Creates the state without builds, of which records begin now. Without a history, builds end with their details.
-    pub(crate) fn new(has_history: bool) -> Self {
+impl BuildRecords {
+    /// Creates records that begin now, without builds.
+    pub(crate) fn new() -> Self {
         Self {
-            has_history,
             known: KnownActions::default().restored(now_ms()),
             ..Self::default()
         }
@@ -159,6 +158,7 @@ impl State {
             build,
             memory: 0,
             dirty: false,
+            is_on_disk: true,
         };
         kept.memory = kept.build.memory();
         self.memory += kept.memory;
@@ -184,26 +184,29 @@ impl State {
         }
     }
 
-    /// Removes a build that is no longer on the disk, if only its head is in memory.
-    pub(crate) fn forget_head(&mut self, id: &str) {
+    /// Records that a build is not on the disk. It is no longer listed if only its head is in memory.
+    pub(crate) fn not_on_disk(&mut self, id: &str) {
         self.heads.remove(id);
-    }
-
-    /// Records that these builds could not be saved.
-    pub(crate) fn not_saved<'a>(&mut self, ids: impl IntoIterator<Item = &'a String>) {
-        for id in ids {
-            if let Some(kept) = self.builds.get_mut(id) {
-                kept.dirty = true;
-            }
+        if let Some(kept) = self.builds.get_mut(id) {
+            kept.is_on_disk = false;
         }
     }
 
-    /// Returns the builds that changed since the last call.
+    /// Records that a build could not be saved.
+    pub(crate) fn not_saved(&mut self, id: &str) {
+        self.not_on_disk(id);
+        if let Some(kept) = self.builds.get_mut(id) {
+            kept.dirty = true;
+        }
+    }
+
+    /// Returns the builds that changed since the last call, to be saved.
     pub(crate) fn take_dirty(&mut self) -> Vec<Build> {
         let dirty = self.builds.values_mut().filter(|kept| kept.dirty);
         dirty
             .map(|kept| {
                 kept.dirty = false;
+                kept.is_on_disk = true;
                 kept.build.clone()
             })
             .collect()
@@ -235,7 +238,7 @@ impl State {
                 }
                 if let Some(dropped) = self.builds.remove(&id) {
                     self.memory = self.memory.saturating_sub(dropped.memory);
-                    if self.has_history {
+                    if dropped.is_on_disk {
                         self.heads.insert(id, dropped.build.head);
                     }
                 }

@@ -19,29 +19,29 @@ fn event(number: usize, outcome: Outcome) -> Event {
 }
 
 /// Records a miss of an own action.
-fn miss(state: &mut State, number: usize, build: &str, target: &str, mnemonic: &str) {
+fn miss(records: &mut BuildRecords, number: usize, build: &str, target: &str, mnemonic: &str) {
     let call = call(build, target, mnemonic);
     let call = CallNames::of(Some(&call), &REDACTION);
-    state.apply(&event(number, Outcome::Miss), &call, &EVICTIONS);
+    records.apply(&event(number, Outcome::Miss), &call, &EVICTIONS);
 }
 
 /// Checks that the running estimate of the memory is not below that of all builds together.
-fn assert_accounted(state: &State) {
-    let builds: usize = state.builds().map(Build::memory).sum();
+fn assert_accounted(records: &BuildRecords) {
+    let builds: usize = records.builds().map(Build::memory).sum();
     assert!(
-        (builds..=builds * 3 / 2).contains(&state.memory),
+        (builds..=builds * 3 / 2).contains(&records.memory),
         "{builds}"
     );
 }
 
 #[test]
 fn misses_targets_and_mnemonics_beyond_the_limits_are_counted() {
-    let mut state = State::new(true);
+    let mut records = BuildRecords::new();
     for number in 0..MAX_MISSES + 10 {
         let name = number.to_string();
-        miss(&mut state, number, "b", &name, &name);
+        miss(&mut records, number, "b", &name, &name);
     }
-    let build = state.build("b").unwrap();
+    let build = records.build("b").unwrap();
     assert_eq!(build.misses.len(), MAX_MISSES);
     assert_eq!(build.targets.len(), 2000);
     assert_eq!(build.mnemonics.len(), 200);
@@ -51,32 +51,32 @@ fn misses_targets_and_mnemonics_beyond_the_limits_are_counted() {
         (10, 10, 1810)
     );
     assert_eq!(build.head.total.misses, MAX_MISSES as u64 + 10);
-    assert_accounted(&state);
+    assert_accounted(&records);
 }
 
 #[test]
 fn a_second_miss_of_an_action_is_counted_but_listed_once() {
-    let mut state = State::new(true);
+    let mut records = BuildRecords::new();
     for _ in 0..2 {
-        miss(&mut state, 1, "b", "//:t", "Genrule");
+        miss(&mut records, 1, "b", "//:t", "Genrule");
     }
-    let build = state.build("b").unwrap();
+    let build = records.build("b").unwrap();
     assert_eq!((build.head.total.misses, build.misses.len()), (2, 1));
 }
 
 #[test]
 fn a_miss_without_a_target_is_explained_by_the_last_result_of_the_action() {
-    let mut state = State::new(true);
+    let mut records = BuildRecords::new();
     let call = call("b", "", "");
     let call = CallNames::of(Some(&call), &REDACTION);
     let facts = ResultFacts {
         output: Some("out".to_owned()),
         ..ResultFacts::default()
     };
-    state.apply(&event(1, Outcome::Stored(facts)), &call, &EVICTIONS);
-    state.apply(&event(1, Outcome::Miss), &call, &EVICTIONS);
-    state.apply(&event(2, Outcome::Miss), &call, &EVICTIONS);
-    let misses = &state.build("b").unwrap().misses;
+    records.apply(&event(1, Outcome::Stored(facts)), &call, &EVICTIONS);
+    records.apply(&event(1, Outcome::Miss), &call, &EVICTIONS);
+    records.apply(&event(2, Outcome::Miss), &call, &EVICTIONS);
+    let misses = &records.build("b").unwrap().misses;
     let explained = |at: usize| misses[at].explanation.clone().unwrap();
     assert_eq!(explained(0).cause, Cause::Lost { stored_ms: 1 });
     assert_eq!(explained(1).cause, Cause::NeverSeen);
@@ -86,59 +86,74 @@ fn a_miss_without_a_target_is_explained_by_the_last_result_of_the_action() {
 
 #[test]
 fn the_memory_of_builds_is_bounded_and_the_newest_stay() {
-    let mut state = State::new(true);
+    let mut records = BuildRecords::new();
     let target = "t".repeat(400);
     for build in 0..40 {
         for number in 0..400 {
             let number = build * 1000 + number;
             miss(
-                &mut state,
+                &mut records,
                 number,
                 &build.to_string(),
                 &format!("{target}{number}"),
                 "Genrule",
             );
         }
-        assert!(state.memory <= MAX_MEMORY, "{}", state.memory);
-        assert_accounted(&state);
+        assert!(records.memory <= MAX_MEMORY, "{}", records.memory);
+        assert_accounted(&records);
+        records.take_dirty();
     }
-    assert_eq!(state.heads().count(), 40, "all are listed");
-    assert!(state.is_on_disk("0"));
-    assert_eq!(state.build("39").unwrap().misses.len(), 400);
+    assert_eq!(records.heads().count(), 40, "all are listed");
+    assert!(records.is_on_disk("0"));
+    assert_eq!(records.build("39").unwrap().misses.len(), 400);
+    records.not_on_disk("0");
+    records.not_saved("39");
+    let listed: Vec<_> = records.heads().map(|head| head.id.as_str()).collect();
+    assert!(
+        !listed.contains(&"0") && listed.contains(&"39"),
+        "{listed:?}"
+    );
+    assert_eq!(records.take_dirty().len(), 1, "39 is saved again");
 }
 
 #[test]
-fn without_a_history_no_build_is_listed_without_its_details() {
-    let mut state = State::new(false);
+fn no_build_is_listed_that_is_neither_in_memory_nor_on_the_disk() {
+    let mut records = BuildRecords::new();
     let target = "t".repeat(400);
     for number in 0..20_000 {
         let build = (number / 500).to_string();
-        miss(&mut state, number, &build, &format!("{target}{number}"), "");
+        miss(
+            &mut records,
+            number,
+            &build,
+            &format!("{target}{number}"),
+            "",
+        );
     }
-    let listed: Vec<_> = state.heads().map(|head| head.id.clone()).collect();
+    let listed: Vec<_> = records.heads().map(|head| head.id.clone()).collect();
     assert!(listed.len() < 40, "some were dropped");
-    assert!(listed.iter().all(|id| state.build(id).is_some()));
+    assert!(listed.iter().all(|id| records.build(id).is_some()));
 }
 
 #[test]
 fn the_number_of_builds_is_bounded_and_the_newest_stay() {
-    let mut state = State::new(true);
+    let mut records = BuildRecords::new();
     for build in 0..MAX_BUILDS * 2 {
-        miss(&mut state, build, &build.to_string(), "//:t", "Genrule");
-        assert!(state.heads().count() <= MAX_BUILDS);
+        miss(&mut records, build, &build.to_string(), "//:t", "Genrule");
+        assert!(records.heads().count() <= MAX_BUILDS);
     }
     assert!(
-        state
+        records
             .heads()
             .any(|head| head.id == (MAX_BUILDS * 2 - 1).to_string())
     );
-    assert!(!state.heads().any(|head| head.id == "0"));
-    assert_accounted(&state);
+    assert!(!records.heads().any(|head| head.id == "0"));
+    assert_accounted(&records);
 }
 
 #[test]
 fn explanations_of_one_build_are_bounded() {
-    let mut state = State::new(true);
+    let mut records = BuildRecords::new();
     let difference = super::super::Difference {
         aspect: super::super::Aspect::Argument,
         name: "1".to_owned(),
@@ -150,16 +165,16 @@ fn explanations_of_one_build_are_bounded() {
         ..Comparison::default()
     };
     for number in 0..MAX_MISSES {
-        miss(&mut state, number, "b", "", "");
+        miss(&mut records, number, "b", "", "");
         let job = Job {
             build: "b".to_owned(),
             action: event(number, Outcome::Miss).action.to_string(),
             at_ms: 0,
             candidates: Vec::new(),
         };
-        state.explained(&job, cause::differs(comparison.clone(), 0, None));
+        records.explained(&job, cause::differs(comparison.clone(), 0, None));
     }
-    assert!(state.memory <= 2 * MAX_EXPLAINED, "{}", state.memory);
+    assert!(records.memory <= 2 * MAX_EXPLAINED, "{}", records.memory);
 }
 
 #[test]
