@@ -49,7 +49,7 @@ impl Builds {
             if let Some(build) = records.build(id) {
                 return Some(build.clone());
             }
-            if !records.is_on_disk(id) {
+            if !records.is_on_disk_only(id) {
                 return None;
             }
         }

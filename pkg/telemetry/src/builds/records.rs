@@ -171,7 +171,7 @@ impl BuildRecords {
     }
 
     /// Whether only the head of this build is in memory.
-    pub(crate) fn is_on_disk(&self, id: &str) -> bool {
+    pub(crate) fn is_on_disk_only(&self, id: &str) -> bool {
         self.heads.contains_key(id)
     }
 

@@ -107,7 +107,7 @@ impl BuildsWorker {
         event.redact(&shared.redaction);
         let call = CallNames::of(event.call.as_deref(), &shared.redaction);
         let id = &call.build.id;
-        if shared.records.lock().is_on_disk(id)
+        if shared.records.lock().is_on_disk_only(id)
             && let Some(history) = shared.history.clone()
         {
             // The build continues after its details left the memory, or after a restart.

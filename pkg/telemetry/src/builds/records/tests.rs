@@ -104,7 +104,7 @@ fn the_memory_of_builds_is_bounded_and_the_newest_stay() {
         records.take_dirty();
     }
     assert_eq!(records.heads().count(), 40, "all are listed");
-    assert!(records.is_on_disk("0"));
+    assert!(records.is_on_disk_only("0"));
     assert_eq!(records.build("39").unwrap().misses.len(), 400);
     records.not_on_disk("0");
     records.not_saved("39");
