@@ -27,8 +27,6 @@ use rustix::process::Signal;
 use tonic::Request;
 
 const SERVED: &str = "telemetry.metrics_addr=127.0.0.1:0";
-/// Every function that is tried counts as a lookup.
-const SHA256: &str = "limits.inferred_functions=sha256";
 /// The sequences that leave the second screen of a terminal and show the cursor.
 const RESTORED: [&str; 2] = ["\u{1b}[?1049l", "\u{1b}[?25h"];
 
@@ -180,7 +178,7 @@ async fn build(server: &Server) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn stats_shows_hits_as_text_and_as_json() {
-    let server = Server::start(&[SERVED, SHA256]);
+    let server = Server::start(&[SERVED]);
     build(&server).await;
     let url = url(server.metrics());
     let text = text_of(&["stats", "--url", &url]);
@@ -213,7 +211,7 @@ async fn commands_find_the_server_of_the_same_configuration() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn explain_names_the_differences_of_a_miss() {
-    let server = Server::start(&[SERVED, SHA256]);
+    let server = Server::start(&[SERVED]);
     build(&server).await;
     let url = url(server.metrics());
     let text = text_of(&["explain", "//app:main", "--url", &url]);
@@ -316,7 +314,7 @@ async fn top_restores_the_terminal_at_each_way_to_leave() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn top_is_live_and_survives_the_end_of_its_server() {
-    let mut server = Server::start(&[SERVED, SHA256]);
+    let mut server = Server::start(&[SERVED]);
     let mut terminal = top(&server, 120, 40);
     let text = terminal.take_text();
     assert!(!text.contains("first-build"), "{text:?}");
@@ -375,7 +373,7 @@ fn shape(text: &str) -> Vec<String> {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_readme_shows_what_the_commands_print() {
     let readme = std::fs::read_to_string(project::root().join("README.md")).unwrap();
-    let server = Server::start(&[SERVED, SHA256]);
+    let server = Server::start(&[SERVED]);
     build(&server).await;
     let url = url(server.metrics());
     let digest = Compilation::new("-O3", &[("LANG", "C")]).digest();

@@ -2,12 +2,14 @@
 #![cfg(test)]
 
 use gorego_integration::{
+    binary,
     client::Client,
     content::{blob, digest_of, result_of},
     link::Link,
     metrics::Metrics,
     package::read,
     peer::FaultyPeer,
+    process,
     server::Server,
     web::{Response, get, get_with, wait_for},
 };
@@ -296,6 +298,55 @@ async fn builds_are_removed_once_they_may_not_be_kept() {
         );
         server.wait_for_log(&removed);
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_miss_in_an_outage_of_the_backing_cache_is_shown_as_such() {
+    let peer = FaultyPeer::start();
+    let link = Link::to(peer.address());
+    let settings = [
+        SERVED,
+        "backing_cache.on_outage=degrade",
+        "backing_cache.put_retry_count=0",
+    ];
+    let server = Server::in_front_of(&link.grpc_url(), &settings);
+    let action = digest_of(b"action");
+    peer.put_action("", &action, result_of([]));
+    link.down();
+    let client = Client::connect(server.address()).await;
+    let missed = client.get_action(&action).await.unwrap_err();
+    let named = "in the local tier, and the backing cache did not answer";
+    assert!(missed.message().contains(named), "{missed}");
+    miss_in_build(&server, "build", "//:t", &action).await;
+    let metrics = Metrics::of(server.metrics()).await;
+    let outcome = |outcome: &str| {
+        let labels = format!("kind=\"result\",tier=\"client\",outcome=\"{outcome}\"");
+        metrics.get(&format!("gorego_cache_lookups_total{{{labels}}}"))
+    };
+    assert_eq!((outcome("outage"), outcome("miss")), (Some(2), Some(0)));
+
+    let is_recorded = |response: &Response| response.status == 200;
+    let build = wait_for(server.metrics(), "/api/v1/builds/build", is_recorded).await;
+    let explanation = &build.json()["misses"][0]["explanation"];
+    assert_eq!(explanation["cause"]["kind"], "outage", "{build:#?}");
+    let sentence = "The backing cache did not answer, and the local tier has no complete result.";
+    assert_eq!(explanation["sentence"], sentence);
+    for path in ["/builds/build", "/targets?label=%2F%2F:t"] {
+        let page = get(server.metrics(), path).await.content;
+        assert!(page.contains(sentence), "{path}: {page}");
+    }
+    let url = format!("http://{}", server.metrics());
+    let mut explain = process::command(binary::gorego());
+    explain.args(["explain", "//:t", "--url", &url]);
+    let explained = explain.output().unwrap();
+    let text = String::from_utf8(explained.stdout).unwrap();
+    assert!(text.contains("The backing cache did not answer"), "{text}");
+
+    // After the outage, the result is found.
+    link.restore();
+    let found = async { while client.get_action(&action).await.is_err() {} };
+    let in_time = tokio::time::timeout(std::time::Duration::from_mins(1), found).await;
+    in_time.expect("the result is found after the outage");
 }
 
 #[tokio::test(flavor = "multi_thread")]

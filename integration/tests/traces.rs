@@ -16,7 +16,7 @@ use reapi::{
     v2::{Digest, RequestMetadata},
 };
 use tempfile::TempDir;
-use tonic::Request;
+use tonic::{Code, Request};
 
 const ALWAYS: &str = "telemetry.tracing_sample_ratio=1";
 const NEVER: &str = "telemetry.tracing_sample_ratio=0";
@@ -336,4 +336,22 @@ async fn the_access_log_names_the_call_its_build_and_its_trace() {
         line["peer"].as_str().unwrap().starts_with("127.0.0.1:"),
         "{line}"
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_access_log_names_the_trace_of_a_call_that_is_refused_by_its_headers() {
+    let server = Server::start_logging("access=info", &[]);
+    let client = Client::connect(server.address()).await;
+    let mut request = Request::new(ReadRequest::default());
+    let headers = request.metadata_mut();
+    headers.insert("grpc-encoding", "snappy".parse().unwrap());
+    let parent = format!("00-{TRACE}-{PARENT}-00");
+    headers.insert("traceparent", parent.parse().unwrap());
+    let mut client = ByteStreamClient::new(client.channel());
+    let refused = client.read(request).await.unwrap_err();
+    assert_eq!(refused.code(), Code::Unimplemented, "{refused}");
+    let log = server.wait_for_log("UNIMPLEMENTED");
+    let line = log.lines().find(|line| line.contains("UNIMPLEMENTED"));
+    let line: serde_json::Value = serde_json::from_str(line.unwrap()).unwrap();
+    assert_eq!(line["trace_id"], TRACE, "{line}");
 }

@@ -37,28 +37,18 @@ impl Meters {
         }
     }
 
-    /// Counts what clients are answered. If a local tier `answers` alone, each lookup of a blob counts for it, too.
+    /// Counts what clients are answered. If a local tier `answers` alone, each lookup counts for it, too.
     pub(crate) fn of_clients(&self, stores: Stores, answers: Option<&LocalStore>) -> Stores {
-        let counts = |answering| Counts {
+        let counts = Counts {
             traffic: Arc::clone(&self.client),
-            answering,
+            answering: answers.map(|local| Arc::clone(local.traffic())),
             calls: None,
         };
-        let local = answers.map(|local| Arc::clone(local.traffic()));
         Stores {
-            blobs: Arc::new(Metered::new(stores.blobs, counts(local))),
+            blobs: Arc::new(Metered::new(stores.blobs, counts.clone())),
             uploads: stores.uploads,
-            actions: Arc::new(Metered::new(stores.actions, counts(None))),
+            actions: Arc::new(Metered::new(stores.actions, counts)),
         }
-    }
-
-    /// Counts the lookups of results in a local tier without a proxy.
-    pub(crate) fn of_local(local: &Arc<LocalStore>) -> Arc<dyn ActionCache> {
-        let counts = Counts {
-            traffic: Arc::clone(local.traffic()),
-            ..Counts::default()
-        };
-        Arc::new(Metered::new(Arc::clone(local), counts))
     }
 
     /// Counts the calls of the backing cache.

@@ -133,10 +133,11 @@ mod tests {
             },
             "traffic": {
                 "lookups": [
-                    {"tier": "client", "kind": "blob", "hits": 9876543, "misses": 1234567, "incomplete": 0, "errors": 1},
+                    {"tier": "client", "kind": "blob", "hits": 9876543, "misses": 1234567, "incomplete": 0,
+                        "outage": 0, "errors": 1},
                     {"tier": "client", "kind": "result", "hits": 18446744073709551615, "misses": 18446744073709551615,
-                        "incomplete": 7, "errors": 0},
-                    {"tier": "backing", "kind": "result", "hits": 0, "misses": 0, "incomplete": 0, "errors": 0}
+                        "incomplete": 7, "outage": 8, "errors": 0},
+                    {"tier": "backing", "kind": "result", "hits": 0, "misses": 0, "incomplete": 0, "outage": 0, "errors": 0}
                 ],
                 "transfers": [{"tier": "client", "read": 123456789, "written": 1234}],
                 "methods": [{"method": "FindMissingBlobs", "calls": 12345, "errors": 2, "p50_seconds": 0.0005,

@@ -75,7 +75,7 @@ impl Tiers {
         mut meters: Option<Meters>,
     ) -> Result<Self, Error> {
         let Some(backing) = backing.map(Arc::new) else {
-            let mut tiers = Self::local(config, parts, meters.is_some()).await?;
+            let mut tiers = Self::local(config, parts).await?;
             let local = tiers.local.clone();
             tiers.answer(config, meters, local.as_deref());
             return Ok(tiers);
@@ -106,7 +106,7 @@ impl Tiers {
         self.meters = meters;
     }
 
-    async fn local(config: &Config, parts: &Parts, is_metered: bool) -> Result<Self, Error> {
+    async fn local(config: &Config, parts: &Parts) -> Result<Self, Error> {
         let local = open_local(config, parts).await?;
         let unused = outbox(config, &local).await;
         match &unused {
@@ -116,12 +116,7 @@ impl Tiers {
             }
         }
         let blobs = Arc::clone(&local) as _;
-        let results = if is_metered {
-            Meters::of_local(&local)
-        } else {
-            Arc::clone(&local) as _
-        };
-        let actions = CompletenessChecking::new(results, blobs, parts.trees.clone());
+        let actions = CompletenessChecking::new(Arc::clone(&local), blobs, parts.trees.clone());
         let stores = (
             Arc::clone(&local) as _,
             Arc::new(actions.leasing_puts()) as _,

@@ -135,10 +135,13 @@ impl<S: Service> Connections<S> {
         IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let router = Arc::clone(&self.router);
+        let client = Client::new(self.options.limits.grace);
+        let caller = client.clone();
         let service = service_fn(move |request: http::Request<Incoming>| {
             // At once, so that large headers are freed before the next call is accepted.
             let answer = if let Some(refusal) = refuse_foreign(&request) {
-                router.refused(&request, peer, &refusal);
+                let call = caller.call();
+                call.run(|| router.refused(&request, peer, &refusal));
                 ready(refusal).left_future()
             } else {
                 let router = Arc::clone(&router);
@@ -149,7 +152,7 @@ impl<S: Service> Connections<S> {
         let executor = StreamExecutor {
             tasks: self.tasks.clone(),
             activity: Arc::clone(&activity),
-            client: Client::new(self.options.limits.grace),
+            client,
             idle_timeout: self.options.limits.idle_timeout,
         };
         let wire = Wire::new(stream, peer);

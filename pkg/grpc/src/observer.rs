@@ -7,7 +7,7 @@ use tonic::Code;
 
 /// An observer of all calls, health and reflection included. No function of it or of its calls may block.
 pub trait Observer: fmt::Debug + Send + Sync + 'static {
-    /// Begins to observe a call.
+    /// Begins to observe a call, which is the current [`gorego_limits::Call`] now, in all steps and at the end.
     fn began(&self, call: &CallHead<'_>) -> Box<dyn ObservedCall>;
 }
 

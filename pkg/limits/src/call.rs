@@ -86,16 +86,19 @@ impl Call {
 
     /// Attaches a value to the call of the current task, unless it has one. Work that the call detaches later shares
     /// the value.
-    pub fn attach(value: impl FnOnce() -> Attachment) {
-        let _ = CURRENT.try_with(|call| {
-            call.0.attached.get_or_init(value);
-        });
+    pub fn attach(value: Attachment) {
+        let _ = CURRENT.try_with(|call| call.0.attached.set(value));
     }
 
     /// Returns the value attached to the call of the current task.
     pub fn attached() -> Option<Attachment> {
         let attached = CURRENT.try_with(|call| call.0.attached.get().cloned());
         attached.ok().flatten()
+    }
+
+    /// Runs `step` as part of this call.
+    pub fn run<T>(&self, step: impl FnOnce() -> T) -> T {
+        CURRENT.sync_scope(self.clone(), step)
     }
 
     /// Runs `work` as part of this call.
@@ -153,7 +156,7 @@ mod tests {
     #[tokio::test]
     async fn work_detached_from_a_call_shares_its_attached_value() {
         let attached = || Call::attached().and_then(|value| value.downcast_ref::<u8>().copied());
-        let attach = |value: u8| Call::attach(|| Arc::new(value));
+        let attach = |value: u8| Call::attach(Arc::new(value));
         attach(1);
         assert_eq!(attached(), None, "outside of calls");
         let call = Client::new(Duration::MAX).call();

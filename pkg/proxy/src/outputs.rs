@@ -18,7 +18,7 @@ pub(crate) async fn is_complete(
         find_outputs(outputs, &*blobs).await
     };
     match find.await {
-        Err(error) if error.is_result_miss() => Ok(false),
+        Err(error) if error.is_miss() => Ok(false),
         found => found.map(|()| true),
     }
 }
@@ -32,13 +32,13 @@ pub(crate) async fn stored_outputs(
 ) -> Result<Vec<Digest>> {
     let mut stored = Vec::new();
     let mut outputs = match Outputs::of(action, result, Arc::clone(&blobs), memory.clone()) {
-        Err(error) if error.is_result_miss() => return Ok(stored),
+        Err(error) if error.is_miss() => return Ok(stored),
         outputs => outputs?,
     };
     loop {
         let digests = match outputs.next().await {
             // The other trees may be present.
-            Err(error) if error.is_result_miss() => continue,
+            Err(error) if error.is_miss() => continue,
             digests => digests?,
         };
         let Some(digests) = digests else { break };

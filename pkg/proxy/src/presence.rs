@@ -55,16 +55,16 @@ impl Uploads {
         Ok((lacking, temporary))
     }
 
-    /// Returns the blobs that neither tier has, and the blobs that only the backing cache has. Blobs of the local tier
-    /// are not looked up in the backing cache, so that hits survive an outage.
-    pub(crate) async fn find_unreadable(
-        &self,
-        digests: &[Digest],
-    ) -> Result<(Vec<Digest>, Vec<Digest>)> {
+    /// Returns the blobs that only the backing cache has; fails if neither tier has one of `digests`. Blobs of the local
+    /// tier are not looked up in the backing cache, so that hits survive an outage.
+    pub(crate) async fn find_remote(&self, digests: &[Digest]) -> Result<Vec<Digest>> {
         let not_local = self.tiers.local.find_missing(digests);
-        let mut not_local = Tier::Local
+        let not_local = Tier::Local
             .traced("find_missing", digests, not_local)
             .await?;
+        let Some(first) = not_local.first() else {
+            return Ok(not_local);
+        };
         let backing = &self.tiers.backing;
         let missing = if self.tiers.may_degrade() {
             // An earlier answer does not help while the backing cache may be down.
@@ -72,13 +72,12 @@ impl Uploads {
         } else {
             backing.find_missing(&not_local).await
         };
-        let missing = match missing {
-            Err(error) if self.tiers.degrades(&error) => return Ok((not_local, Vec::new())),
-            missing => missing?,
-        };
-        let lacking: HashSet<&Digest> = missing.iter().collect();
-        not_local.retain(|digest| !lacking.contains(digest));
-        Ok((missing, not_local))
+        let missing =
+            missing.map_err(|error| self.tiers.miss_or(Error::NotFound(*first), error))?;
+        match missing.first() {
+            Some(missing) => Err(Error::NotFound(*missing)),
+            None => Ok(not_local),
+        }
     }
 }
 

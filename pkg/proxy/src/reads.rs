@@ -17,11 +17,17 @@ impl Fetches {
     pub(crate) async fn get(self: &Arc<Self>, digest: &Digest, offset: u64) -> Result<Blob> {
         let local = self.tiers.local.get(digest, offset);
         let local = Tier::Local.traced("get", from_ref(digest), local).await;
-        self.tiers.local.traffic().blobs.record(&local);
-        if let Some(local) = usable(digest, local) {
-            return local;
-        }
-        let digest = *digest;
+        let outcome = outcome(&local);
+        let found = match usable(digest, local) {
+            Some(local) => local,
+            None => self.fetch(*digest, offset).await,
+        };
+        let lookups = &self.tiers.local.traffic().blobs;
+        lookups.record_try(digest, &outcome, &found);
+        found
+    }
+
+    async fn fetch(self: &Arc<Self>, digest: Digest, offset: u64) -> Result<Blob> {
         if offset > digest.size() {
             return Err(Error::OffsetPastEnd { digest, offset });
         }
@@ -51,12 +57,14 @@ impl Fetches {
     pub(crate) async fn fetch_batch(self: &Arc<Self>, digests: &[Digest]) -> Vec<Result<Digest>> {
         let local = self.tiers.local.fetch_batch(digests);
         let local = Tier::Local.traced("fetch_batch", digests, local).await;
-        let lookups = &self.tiers.local.traffic().blobs;
-        for found in &local {
-            lookups.record(found);
-        }
+        let outcomes: Vec<_> = local.iter().map(outcome).collect();
         let end = |digest, reader: Reader| async move { reader.verified().await.map(|()| digest) };
-        self.complete(digests, local, Reader::at_end, end).await
+        let fetched = self.complete(digests, local, Reader::at_end, end).await;
+        let lookups = &self.tiers.local.traffic().blobs;
+        for ((digest, outcome), found) in digests.iter().zip(&outcomes).zip(&fetched) {
+            lookups.record_try(digest, outcome, found);
+        }
+        fetched
     }
 
     /// Replaces the misses of the local tier by the results of fetches, which `join` joins and `end` waits for.
@@ -90,14 +98,12 @@ impl Fetches {
 
     /// Replaces an error by a miss if the local tier serves alone.
     fn or_missing<T>(&self, digest: &Digest, found: Result<T>) -> Result<T> {
-        found.map_err(|error| {
-            if self.tiers.degrades(&error) {
-                Error::NotFound(*digest)
-            } else {
-                error
-            }
-        })
+        found.map_err(|error| self.tiers.miss_or(Error::NotFound(*digest), error))
     }
+}
+
+fn outcome<T>(found: &Result<T>) -> Result<()> {
+    found.as_ref().map(drop).map_err(Error::clone)
 }
 
 /// Returns the local tier's result, unless the backing cache may have a better one.

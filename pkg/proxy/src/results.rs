@@ -76,10 +76,10 @@ impl Results {
         let prefetch = self.prefetch.as_ref().filter(|_| is_hit);
         let mut remote = Vec::new();
         while let Some(digests) = outputs.next().await? {
-            let (missing, not_local) = self.uploads.find_unreadable(&digests).await?;
-            if let Some(missing) = missing.first() {
-                return Err(outputs.incomplete_without(missing).await);
-            }
+            let not_local = match self.uploads.find_remote(&digests).await {
+                Ok(not_local) => not_local,
+                Err(error) => return Err(outputs.failed_by(error).await),
+            };
             if prefetch.is_some() && remote.len() < prefetch::OUTPUTS {
                 remote.extend(not_local);
             }
@@ -144,7 +144,7 @@ impl Results {
             // Hits must not wait for memory that this holds while the backing cache is slow.
             let memory = &results.tiers.options.memory.transfer_trees;
             match results.fetch(&name, Some(&local), memory).await {
-                Err(error) if !error.is_result_miss() => {
+                Err(error) if !error.is_miss() => {
                     tracing::debug!(action = %name.1, %error, "failed to revalidate a result");
                 }
                 _ => {}
@@ -273,6 +273,7 @@ impl Results {
 impl ActionCache for ProxyActions {
     async fn get(&self, instance: &str, action: &Digest, memory: &Budget) -> Result<CachedResult> {
         let (results, name) = (&self.0, (instance.to_owned(), *action));
+        let lookups = &results.tiers.local.traffic().results;
         let local = async {
             let found = ActionCache::get(&*results.tiers.local, instance, action, memory);
             let found = Tier::Local
@@ -282,21 +283,22 @@ impl ActionCache for ProxyActions {
             checked.map(|()| found)
         };
         let local = local.await;
-        results.tiers.local.traffic().results.record(&local);
         let local = match local {
-            Ok(found) => {
-                results.revalidate(name, &found.result);
+            Err(error) if error.is_miss() => error,
+            found => {
+                lookups.record(&found);
+                let found = found?;
+                results.revalidate((name.0, action.only()), &found.result);
                 return Ok(found);
             }
-            Err(error) if error.is_result_miss() => error,
-            Err(error) => return Err(error),
         };
-        match results.fetch(&name, None, memory).await {
+        let found = match results.fetch(&name, None, memory).await {
             // The local tier's result may name the missing output.
-            Err(Error::NoResult(_)) => Err(local),
-            Err(error) if results.tiers.degrades(&error) => Err(local),
-            found => found,
-        }
+            Err(Error::NoResult(_)) => Err(local.clone()),
+            found => found.map_err(|error| results.tiers.miss_or(local.clone(), error)),
+        };
+        lookups.record_try::<(), _>(action, &Err(local), &found);
+        found
     }
 
     async fn put(&self, instance: &str, action: &Digest, result: ActionResult) -> Result<()> {

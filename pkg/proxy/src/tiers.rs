@@ -38,6 +38,16 @@ impl Tiers {
         self.may_degrade() && matches!(error, Error::Unavailable(_))
     }
 
+    /// Returns the `miss` of the local tier if that serves the call alone after this error of the backing cache, else
+    /// the error.
+    pub(crate) fn miss_or(&self, miss: Error, error: Error) -> Error {
+        if self.degrades(&error) {
+            miss.in_outage(error)
+        } else {
+            error
+        }
+    }
+
     /// Runs `work` until the proxy is closed.
     pub(crate) fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
         let cancel = self.cancel.clone();

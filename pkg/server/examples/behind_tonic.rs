@@ -54,7 +54,7 @@ type Answer<T> = Result<Response<T>, Status>;
 
 fn status(error: Error) -> Status {
     match error {
-        Error::NotFound(_) => Status::not_found(error.to_string()),
+        error if error.is_miss() => Status::not_found(error.to_string()),
         other => Status::internal(other.to_string()),
     }
 }

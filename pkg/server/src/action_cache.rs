@@ -25,7 +25,7 @@ impl Reapi {
         let actions = &self.stores.actions;
         let found = actions.get(instance.as_str(), &action, memory).await;
         if let Err(error) = &found
-            && error.is_result_miss()
+            && error.is_miss()
         {
             tracing::debug!(instance = instance.as_str(), %error, "action cache miss");
         }

@@ -12,7 +12,6 @@ use gorego_storage::{
     Put, Result, UploadId, Uploads, named_blobs,
 };
 use reapi::v2::ActionResult;
-use tonic::Code;
 
 use crate::Stores;
 
@@ -56,7 +55,7 @@ impl FunctionInference {
     }
 
     /// Looks the digest up, and once more if it is absent under the first function. The first lookup names both
-    /// functions, since a backing cache may have the blob under either.
+    /// functions, since a backing cache may have the blob under either, and does not count if it is repeated.
     async fn get_either<T, F: Future<Output = Result<T>>>(
         &self,
         digest: &Digest,
@@ -65,7 +64,7 @@ impl FunctionInference {
         let digest = digest.among(&self.functions);
         let mut found = look_up(digest).await;
         if let Some(other) = digest.other()
-            && found.as_ref().is_err_and(is_absence)
+            && found.as_ref().is_err_and(Error::is_absence)
         {
             or_second(&mut found, look_up(other).await);
         }
@@ -88,7 +87,7 @@ impl FunctionInference {
         let (places, others): (Vec<_>, Vec<_>) = found
             .iter_mut()
             .zip(&*digests)
-            .filter(|(found, _)| found.as_ref().is_err_and(is_absence))
+            .filter(|(found, _)| found.as_ref().is_err_and(Error::is_absence))
             .filter_map(|(found, digest)| Some((found, digest.other()?)))
             .unzip();
         if !others.is_empty() {
@@ -124,7 +123,7 @@ impl FunctionInference {
     /// Returns the missing digests, which are all if the function is refused.
     async fn missing_or_refused(&self, digests: &[Digest]) -> Result<Vec<Digest>> {
         match self.stores.blobs.find_missing(digests).await {
-            Err(error) if is_absence(&error) => Ok(digests.to_vec()),
+            Err(error) if error.is_absence() => Ok(digests.to_vec()),
             missing => missing,
         }
     }
@@ -139,23 +138,16 @@ impl FunctionInference {
     }
 }
 
-/// Whether a blob is unavailable under the tried function: it is missing, or the backing cache does not offer that
-/// function.
-fn is_absence(error: &Error) -> bool {
-    matches!(error, Error::Refused { code, .. } if *code == Code::InvalidArgument)
-        || is_missing(error)
-}
-
-fn is_missing(error: &Error) -> bool {
-    matches!(error, Error::NotFound(_)) || error.is_result_miss()
-}
-
 /// Replaces an absence by the result under the second function, unless a miss would be replaced by another absence.
 fn or_second<T>(found: &mut Result<T>, again: Result<T>) {
-    let repeats = found.as_ref().is_err_and(is_missing) && again.as_ref().is_err_and(is_absence);
+    let repeats =
+        found.as_ref().is_err_and(Error::is_miss) && again.as_ref().is_err_and(Error::is_absence);
     let tells_more = matches!(
         (&*found, &again),
-        (Err(Error::NoResult(_)), Err(Error::Incomplete { .. }))
+        (
+            Err(Error::NotFound(_) | Error::NoResult(_)),
+            Err(Error::Incomplete { .. } | Error::Outage { .. })
+        )
     );
     if !repeats || tells_more {
         *found = again;
@@ -164,7 +156,7 @@ fn or_second<T>(found: &mut Result<T>, again: Result<T>) {
 
 /// Whether content that was refused under one function should be stored under that of `other`.
 fn is_of_other<T>(put: &Result<T>, other: &Digest, content: &[u8]) -> bool {
-    let refused = |error: &Error| is_absence(error) || matches!(error, Error::Mismatch { .. });
+    let refused = |error: &Error| error.is_absence() || matches!(error, Error::Mismatch { .. });
     put.as_ref().is_err_and(refused) && other.is_of(content)
 }
 
@@ -249,10 +241,7 @@ impl Uploads for FunctionInference {
 impl ActionCache for FunctionInference {
     async fn get(&self, instance: &str, action: &Digest, memory: &Budget) -> Result<CachedResult> {
         let actions = &self.stores.actions;
-        let get = |action: Digest| async move {
-            let action = action.only();
-            actions.get(instance, &action, memory).await
-        };
+        let get = |action| async move { actions.get(instance, &action, memory).await };
         self.get_either(action, get).await
     }
 
@@ -269,7 +258,7 @@ impl ActionCache for FunctionInference {
         }
         // An earlier result under the first function would be found before this one.
         let replaces = match actions.find(instance, &first).await {
-            Err(error) if is_absence(&error) => false,
+            Err(error) if error.is_absence() => false,
             found => found?.is_some(),
         };
         if replaces {

@@ -14,9 +14,10 @@ use tracing::error;
 pub(crate) fn from_store(cause: Error) -> Status {
     let message = cause.to_string();
     match cause {
-        Error::NotFound(_) | Error::NoResult(_) | Error::Incomplete { .. } => {
-            Status::not_found(message)
-        }
+        Error::NotFound(_)
+        | Error::NoResult(_)
+        | Error::Incomplete { .. }
+        | Error::Outage { .. } => Status::not_found(message),
         Error::Mismatch { .. } => Status::invalid_argument(message),
         Error::OffsetPastEnd { .. } => Status::out_of_range(message),
         Error::ResumedMismatch { .. } | Error::UploadOffset { .. } | Error::Superseded(_) => {
@@ -128,6 +129,7 @@ mod tests {
         };
         let cases = [
             (Error::NotFound(digest), Code::NotFound),
+            (Error::NotFound(digest).in_outage("down"), Code::NotFound),
             (
                 Error::Mismatch {
                     expected: digest,

@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use gorego_limits::Budget;
 use reapi::v2::ActionResult;
 
-use crate::{ActionCache, BlobStore, CachedResult, Digest, Outputs, Result};
+use crate::{ActionCache, BlobStore, CachedResult, Digest, Error, Outputs, Result};
 
 /// An action cache that serves only results whose [`Outputs`] are all present in a store. A lookup extends the
 /// leases of the outputs.
@@ -54,7 +54,7 @@ impl<A: ActionCache + ?Sized> CompletenessChecking<A> {
 pub async fn find_outputs(mut outputs: Outputs, blobs: &dyn BlobStore) -> Result<()> {
     while let Some(digests) = outputs.next().await? {
         if let Some(missing) = blobs.find_missing(&digests).await?.first() {
-            return Err(outputs.incomplete_without(missing).await);
+            return Err(outputs.failed_by(Error::NotFound(*missing)).await);
         }
     }
     Ok(())
@@ -73,7 +73,7 @@ impl<A: ActionCache + ?Sized> ActionCache for CompletenessChecking<A> {
         // a missing one.
         if self.leases_puts
             && let Err(error) = self.check(action, &result).await
-            && !error.is_result_miss()
+            && !error.is_miss()
         {
             tracing::debug!(instance, %action, %error, "failed to lease the outputs of a new action result");
         }

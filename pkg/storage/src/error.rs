@@ -29,6 +29,14 @@ pub enum Error {
         /// The missing blob; `None` if a part is malformed.
         missing: Option<Box<Digest>>,
     },
+    /// The local tier lacks a blob or a complete result. The backing cache, which may have it, did not answer.
+    #[error("{miss} in the local tier, and the backing cache did not answer: {why}")]
+    Outage {
+        /// The miss of the local tier.
+        miss: Box<Error>,
+        /// The error of the backing cache.
+        why: String,
+    },
     /// The content's size or hash differs from its digest. Nothing was stored.
     #[error("content does not match digest {expected}: it is {actual}")]
     Mismatch {
@@ -141,9 +149,32 @@ impl Error {
         }
     }
 
-    /// Whether a lookup is a miss: the action has no result, or an incomplete one.
-    pub const fn is_result_miss(&self) -> bool {
-        matches!(self, Self::NoResult(_) | Self::Incomplete { .. })
+    /// Turns a miss of the local tier into that of an outage with the backing cache's error `why`. Returns other errors
+    /// unchanged.
+    #[must_use]
+    pub fn in_outage(self, why: impl fmt::Display) -> Self {
+        match self {
+            Self::NotFound(_) | Self::NoResult(_) | Self::Incomplete { .. } => Self::Outage {
+                miss: Box::new(self),
+                why: why.to_string(),
+            },
+            other => other,
+        }
+    }
+
+    /// Whether the blob is missing, or the action has no complete result.
+    pub const fn is_miss(&self) -> bool {
+        matches!(
+            self,
+            Self::NotFound(_) | Self::NoResult(_) | Self::Incomplete { .. } | Self::Outage { .. }
+        )
+    }
+
+    /// Whether a lookup found nothing under the tried digest function: a miss, or the backing cache does not offer that
+    /// function.
+    pub fn is_absence(&self) -> bool {
+        self.is_miss()
+            || matches!(self, Self::Refused { code, .. } if *code == tonic::Code::InvalidArgument)
     }
 
     /// Wraps an error of the caller's stream.

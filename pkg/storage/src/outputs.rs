@@ -81,11 +81,24 @@ impl Outputs {
         self.error.take().map_or(Ok(None), Err)
     }
 
-    /// Returns the error for a `missing` output. Reads the open tree to its end first, since a corrupt one
-    /// may name any digest.
-    pub async fn incomplete_without(&mut self, missing: &Digest) -> Error {
-        let why = format!("blob {missing} is missing");
-        self.incomplete(why, Some(*missing)).await
+    /// Returns the error of the result for that of an output: incomplete, if the output is missing. Reads the open tree
+    /// to its end first, since a corrupt one may name any digest.
+    pub async fn failed_by(&mut self, error: Error) -> Error {
+        let (error, outage) = match error {
+            Error::Outage { miss, why } => (*miss, Some(why)),
+            error => (error, None),
+        };
+        let error = match error {
+            Error::NotFound(missing) => {
+                let why = format!("blob {missing} is missing");
+                self.incomplete(why, Some(missing)).await
+            }
+            error => error,
+        };
+        match outage {
+            Some(why) => error.in_outage(why),
+            None => error,
+        }
     }
 
     async fn incomplete(&mut self, why: String, missing: Option<Digest>) -> Error {
@@ -108,10 +121,7 @@ impl Outputs {
         };
         // The open tree cannot be read any further.
         self.open = None;
-        match error {
-            Error::NotFound(missing) => self.incomplete_without(&missing).await,
-            error => error,
-        }
+        self.failed_by(error).await
     }
 
     /// Reads one node, or opens the next tree or directory. Returns `false` at the end.

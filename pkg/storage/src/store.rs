@@ -138,7 +138,7 @@ pub trait ActionCacheExt: ActionCache {
         let memory = Budget::memory("memory for an action result", u64::MAX);
         match self.get(instance, action, &memory).await {
             Ok(found) => Ok(Some(found.result)),
-            Err(error) if error.is_result_miss() => Ok(None),
+            Err(error) if error.is_miss() => Ok(None),
             Err(error) => Err(error),
         }
     }

@@ -5,7 +5,7 @@ use std::sync::{
     atomic::{AtomicU64, Ordering::Relaxed},
 };
 
-use crate::{Error, InUse, Result};
+use crate::{Digest, Error, InUse, Result};
 
 /// Counts of lookups by their outcomes.
 #[derive(Debug, Default)]
@@ -16,6 +16,8 @@ pub struct Lookups {
     pub misses: AtomicU64,
     /// Lookups that found a result whose outputs are not all stored.
     pub incomplete: AtomicU64,
+    /// Lookups that found nothing in the local tier while the backing cache did not answer.
+    pub outage: AtomicU64,
     /// Lookups that failed.
     pub errors: AtomicU64,
 }
@@ -29,13 +31,22 @@ impl Lookups {
         }
     }
 
-    /// Counts a lookup that returned no content.
-    pub fn record_failure(&self, error: &Error) {
+    /// Counts the outcome of a lookup of `digest` in a tier, unless the caller's `answer` has it repeated: what is absent
+    /// under the first of two digest functions is looked up under the second.
+    pub fn record_try<T, U>(&self, digest: &Digest, found: &Result<T>, answer: &Result<U>) {
+        let is_absent = answer.as_ref().is_err_and(Error::is_absence);
+        if !is_absent || digest.other().is_none() {
+            self.record(found);
+        }
+    }
+
+    fn record_failure(&self, error: &Error) {
         match error {
             // The caller's mistake.
             Error::OffsetPastEnd { .. } => {}
             Error::NotFound(_) | Error::NoResult(_) => add(&self.misses, 1),
             Error::Incomplete { .. } => add(&self.incomplete, 1),
+            Error::Outage { .. } => add(&self.outage, 1),
             _ => add(&self.errors, 1),
         }
     }
@@ -114,6 +125,21 @@ mod tests {
 
     use super::*;
     use crate::{Blob, BlobFile, CHUNK_SIZE};
+
+    #[test]
+    fn a_lookup_that_is_repeated_under_the_second_digest_function_counts_once() {
+        let lookups = Lookups::default();
+        let first = Digest::parse(None, &"a".repeat(64), 1).unwrap();
+        let second = first.other().unwrap();
+        let missed = Err::<(), _>(Error::NotFound(first));
+        lookups.record_try(&first, &missed, &missed);
+        assert_eq!(lookups.misses.load(Relaxed), 0);
+        lookups.record_try(&second, &missed, &missed);
+        assert_eq!(lookups.misses.load(Relaxed), 1);
+        // The backing cache has it, so that it is not looked up again.
+        lookups.record_try(&first, &missed, &Ok(()));
+        assert_eq!(lookups.misses.load(Relaxed), 2);
+    }
 
     #[tokio::test]
     async fn each_guard_of_a_file_counts_the_bytes_that_were_read() {

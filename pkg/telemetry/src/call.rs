@@ -15,7 +15,6 @@ use http::HeaderMap;
 use opentelemetry::trace::SpanContext;
 use prost::Message as _;
 use reapi::v2::RequestMetadata;
-use tokio::task_local;
 
 use crate::traces::context;
 
@@ -29,10 +28,6 @@ const BASE64: GeneralPurpose = GeneralPurpose::new(
     &STANDARD,
     GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
 );
-
-task_local! {
-    static CURRENT: Arc<Call>;
-}
 
 /// The context of a call.
 #[derive(Debug)]
@@ -70,22 +65,24 @@ impl Call {
         }
     }
 
-    /// Returns the call for which the current task runs: its own task, or one that works for it detached.
+    /// Returns the call for which the current task runs: its own task, or one that works for it.
     pub fn current() -> Option<Arc<Self>> {
-        let own = CURRENT.try_with(Arc::clone).ok();
-        own.or_else(|| gorego_limits::Call::attached()?.downcast().ok())
+        gorego_limits::Call::attached()?.downcast().ok()
     }
 
-    /// Runs `step` with this as the current call.
-    pub(crate) fn within<T>(self: &Arc<Self>, step: impl FnOnce() -> T) -> T {
-        gorego_limits::Call::attach(|| Arc::clone(self) as _);
-        CURRENT.sync_scope(Arc::clone(self), step)
+    /// Makes this the current call of its task, and of the tasks that work for it.
+    pub(crate) fn attach(self: &Arc<Self>) {
+        gorego_limits::Call::attach(Arc::clone(self) as _);
     }
 
     /// Runs `future` with this as the current call.
     #[cfg(test)]
     pub(crate) fn scope<F: Future>(self: Arc<Self>, future: F) -> impl Future<Output = F::Output> {
-        CURRENT.scope(self, future)
+        let client = gorego_limits::Client::new(std::time::Duration::MAX);
+        client.call().scope(async move {
+            self.attach();
+            future.await
+        })
     }
 
     /// Returns what the client sent about itself. `None` if it sent nothing, or nothing that can be decoded.
@@ -148,7 +145,6 @@ mod tests {
         assert!(Call::current().is_none());
         let call = Arc::new(call(""));
         let current = || Call::current().is_some_and(|current| Arc::ptr_eq(&current, &call));
-        assert!(call.within(current));
         assert!(Arc::clone(&call).scope(async { current() }).await);
         assert!(Call::current().is_none());
     }

@@ -27,10 +27,11 @@ impl Calls {
         }
     }
 
-    /// Begins to observe a call of the gRPC method at `path`, such as `/package.Service/Method`.
+    /// Begins to observe the call of the current task, of the gRPC method at `path`, such as `/package.Service/Method`.
     pub fn began(&self, path: &str, headers: &HeaderMap, peer: SocketAddr) -> OngoingCall {
         let method = self.requests.began(path);
         let call = Arc::new(Call::new(method.name(), headers, peer));
+        call.attach();
         let samples = |sampling: Sampling| sampling.samples(call.parent.as_ref());
         OngoingCall {
             requests: Arc::clone(&self.requests),
@@ -56,9 +57,9 @@ pub struct OngoingCall {
 }
 
 impl OngoingCall {
-    /// Runs a step of the call in its context.
+    /// Runs a step of the call in its span.
     pub fn within(&self, step: &mut dyn FnMut()) {
-        self.span.in_scope(|| self.call.within(step));
+        self.span.in_scope(step);
     }
 
     /// Records the end of the call, with the number of its gRPC status.
@@ -71,18 +72,16 @@ impl OngoingCall {
         if !enabled!(target: logs::ACCESS, Level::INFO) {
             return;
         }
-        self.call.within(|| {
-            let metadata = self.call.metadata();
-            info!(
-                target: logs::ACCESS,
-                method = self.call.method,
-                code = code_name(code),
-                seconds = took.as_secs_f64(),
-                peer = %self.call.peer,
-                action = metadata.map(|sent| sent.action_id.as_str()),
-                target = metadata.map(|sent| sent.target_id.as_str()),
-                mnemonic = metadata.map(|sent| sent.action_mnemonic.as_str()),
-            );
-        });
+        let metadata = self.call.metadata();
+        info!(
+            target: logs::ACCESS,
+            method = self.call.method,
+            code = code_name(code),
+            seconds = took.as_secs_f64(),
+            peer = %self.call.peer,
+            action = metadata.map(|sent| sent.action_id.as_str()),
+            target = metadata.map(|sent| sent.target_id.as_str()),
+            mnemonic = metadata.map(|sent| sent.action_mnemonic.as_str()),
+        );
     }
 }

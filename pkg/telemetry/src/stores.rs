@@ -13,8 +13,8 @@ use bytes::Bytes;
 use futures::StreamExt as _;
 use gorego_limits::Budget;
 use gorego_storage::{
-    ActionCache, Blob, BlobStore, BlobStream, CachedResult, Chunks, Digest, DigestFunction, Error,
-    Put, Result, Traffic,
+    ActionCache, Blob, BlobStore, BlobStream, CachedResult, Chunks, Digest, DigestFunction,
+    Lookups, Put, Result, Traffic,
 };
 use prometheus_client::metrics::histogram::Histogram;
 use reapi::v2::ActionResult;
@@ -95,8 +95,19 @@ impl Counts {
         [&self.traffic].into_iter().chain(&self.answering)
     }
 
-    fn blob<T>(&self, found: &Result<T>) {
-        self.tiers().for_each(|tier| tier.blobs.record(found));
+    /// Counts a lookup of `digest`. A client's lookup may be several tries in the backing cache.
+    fn count<T>(&self, of: impl Fn(&Traffic) -> &Lookups, digest: &Digest, found: &Result<T>) {
+        for tier in self.tiers() {
+            if self.calls.is_some() {
+                of(tier).record_try(digest, found, found);
+            } else {
+                of(tier).record(found);
+            }
+        }
+    }
+
+    fn blob<T>(&self, digest: &Digest, found: &Result<T>) {
+        self.count(|tier| &tier.blobs, digest, found);
     }
 
     async fn timed<T>(
@@ -157,7 +168,7 @@ impl<S: BlobStore + ?Sized> BlobStore for Metered<S> {
     async fn get(&self, digest: &Digest, offset: u64) -> Result<Blob> {
         let call = self.inner.get(digest, offset);
         let found = self.counts.timed(Operation::Read, call, failed).await;
-        self.counts.blob(&found);
+        self.counts.blob(digest, &found);
         Ok(counted_read(found?, &self.counts.traffic))
     }
 
@@ -194,9 +205,9 @@ impl<S: BlobStore + ?Sized> BlobStore for Metered<S> {
     /// Counts only what cannot be read: the caller reads the rest with [`Self::get_batch`].
     async fn fetch_batch(&self, digests: &[Digest]) -> Vec<Result<Digest>> {
         let fetched = self.inner.fetch_batch(digests).await;
-        for error in fetched.iter().filter_map(|found| found.as_ref().err()) {
-            let tiers = self.counts.tiers();
-            tiers.for_each(|tier| tier.blobs.record_failure(error));
+        let failures = digests.iter().zip(&fetched);
+        for (digest, found) in failures.filter(|(_, found)| found.is_err()) {
+            self.counts.blob(digest, found);
         }
         fetched
     }
@@ -208,8 +219,8 @@ impl<S: BlobStore + ?Sized> BlobStore for Metered<S> {
             .timed(Operation::ReadBatch, call, |all| any_failed(all));
         let read = read.await;
         let mut bytes = 0;
-        for found in &read {
-            self.counts.blob(found);
+        for (digest, found) in digests.iter().zip(&read) {
+            self.counts.blob(digest, found);
             bytes += found.as_ref().map_or(0, |content| content.len() as u64);
         }
         self.counts.traffic.add_read(bytes);
@@ -236,8 +247,7 @@ impl<A: ActionCache + ?Sized> ActionCache for Metered<A> {
     async fn get(&self, instance: &str, action: &Digest, memory: &Budget) -> Result<CachedResult> {
         let call = self.inner.get(instance, action, memory);
         let found = self.counts.timed(Operation::GetResult, call, failed).await;
-        let tiers = self.counts.tiers();
-        tiers.for_each(|tier| tier.results.record(&found));
+        self.counts.count(|tier| &tier.results, action, &found);
         found
     }
 
@@ -248,15 +258,11 @@ impl<A: ActionCache + ?Sized> ActionCache for Metered<A> {
 }
 
 fn failed<T>(answer: &Result<T>) -> bool {
-    answer.as_ref().is_err_and(is_failure)
+    answer.as_ref().is_err_and(|error| !error.is_miss())
 }
 
 fn any_failed<T>(answers: &[Result<T>]) -> bool {
     answers.iter().any(failed)
-}
-
-fn is_failure(error: &Error) -> bool {
-    !matches!(error, Error::NotFound(_)) && !error.is_result_miss()
 }
 
 /// Returns the same content, counted as it is read.

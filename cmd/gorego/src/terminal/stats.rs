@@ -80,7 +80,9 @@ pub(super) fn lookups(traffic: &Traffic) -> Table {
             "result" => "results".to_owned(),
             other => clean(other),
         };
-        let counts = [found.hits, found.misses, found.incomplete, found.errors];
+        // A line has no room for another column.
+        let misses = found.misses.saturating_add(found.outage);
+        let counts = [found.hits, misses, found.incomplete, found.errors];
         let mut row = vec![tier(&found.tier), kind, percent(found.hit_rate())];
         row.extend(counts.map(count));
         row

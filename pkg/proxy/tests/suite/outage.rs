@@ -1,25 +1,50 @@
 //! Outages with `OnOutage::Degrade`: builds continue, and no accepted write is lost.
 
+use std::fmt;
+
 use crate::common::{
     self, CHUNK, Proxy, content,
     outage::{action, backing_put, backing_result, degrading, down, replayed, result},
     sha256,
 };
 use futures::stream;
+use gorego_limits::Budget;
 use gorego_proxy::Depth;
-use gorego_storage::{ActionCache, ActionCacheExt as _, Blob, BlobStore, BlobStoreExt as _, Error};
+use gorego_storage::{
+    ActionCache, ActionCacheExt as _, Blob, BlobStore, BlobStoreExt as _, CachedResult, Error,
+    Result,
+};
+
+/// Returns the miss of the local tier in an outage.
+fn miss_in_outage<T: fmt::Debug>(found: Result<T>) -> Error {
+    let missed = found.unwrap_err();
+    let Error::Outage { miss, why } = missed else {
+        panic!("{missed}");
+    };
+    assert_eq!(why, "the backing cache is down");
+    *miss
+}
+
+async fn look_up(proxy: &Proxy) -> Result<CachedResult> {
+    let memory = Budget::memory("result", u64::MAX);
+    proxy.actions().get("", &action(), &memory).await
+}
 
 #[tokio::test(start_paused = true)]
-async fn misses_in_an_outage_are_not_errors() {
+async fn misses_in_an_outage_are_no_failures_and_name_it() {
     let proxy = down().await;
     for len in [10, CHUNK * 20] {
         let digest = sha256(&content(1, len));
-        assert!(matches!(proxy.read(&digest).await, Err(Error::NotFound(_))));
+        let missed = miss_in_outage(proxy.read(&digest).await);
+        assert!(matches!(missed, Error::NotFound(missing) if missing == digest));
         let missing = proxy.store.find_missing(&[digest]).await.unwrap();
         assert_eq!(missing, [digest]);
     }
-    let actions = proxy.actions();
-    assert_eq!(actions.find("", &action()).await.unwrap(), None);
+    let missed = miss_in_outage(look_up(&proxy).await);
+    assert!(matches!(missed, Error::NoResult(missing) if missing == action()));
+    proxy.backing.script(|script| script.down = false);
+    let missed = look_up(&proxy).await.unwrap_err();
+    assert!(matches!(missed, Error::NoResult(_)), "{missed}");
 }
 
 #[tokio::test(start_paused = true)]
@@ -30,7 +55,11 @@ async fn a_result_with_remote_outputs_is_a_miss_in_an_outage() {
     let actions = proxy.actions();
     assert!(actions.find("", &action()).await.unwrap().is_some());
     proxy.backing.script(|script| script.down = true);
-    assert_eq!(actions.find("", &action()).await.unwrap(), None);
+    let missed = miss_in_outage(look_up(&proxy).await);
+    let Error::Incomplete { missing, .. } = missed else {
+        panic!("{missed}");
+    };
+    assert_eq!(missing.as_deref(), Some(&output));
 }
 
 #[tokio::test(start_paused = true)]

@@ -10,7 +10,7 @@ use super::{
     queue::DigestQueue,
     reader::{Node, Nodes},
 };
-use crate::{Blob, BlobStore, Digest, DigestFunction, Error, Result};
+use crate::{Blob, BlobStore, Digest, DigestFunction, Result};
 
 /// The most directories fetched in one batch.
 const BATCH: usize = 64;
@@ -175,7 +175,7 @@ impl TreeWalk {
         };
         match found {
             Ok(blob) => Ok(Some((digest, Some(blob)))),
-            Err(Error::NotFound(_)) if self.root != Some(digest) => Ok(Some((digest, None))),
+            Err(error) if error.is_miss() && self.root != Some(digest) => Ok(Some((digest, None))),
             Err(error) => Err(error.into()),
         }
     }

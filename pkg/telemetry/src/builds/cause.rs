@@ -18,13 +18,16 @@ pub(crate) fn at_once(
     evictions: &Evictions,
 ) -> Option<Explanation> {
     let now = event.at_ms;
-    if let Outcome::Incomplete(missing) = &event.outcome {
-        let evicted = missing.and_then(|blob| evictions.of_blob(&blob));
-        return Some(incomplete(
-            missing.map(|blob| blob.to_string()),
-            evicted,
-            now,
-        ));
+    if let Outcome::Incomplete(missing) | Outcome::Outage(missing) = &event.outcome {
+        let evicted = match missing {
+            Some(blob) => evictions.of_blob(blob),
+            None => evictions.of_result(&event.action),
+        };
+        let missing = missing.map(|blob| blob.to_string());
+        return Some(match event.outcome {
+            Outcome::Outage(_) => outage(missing, evicted, now),
+            _ => incomplete(missing, evicted, now),
+        });
     }
     let last = known.last_result(&names.action);
     if let Some(last) = last.filter(|last| last.instance != names.instance) {
@@ -69,12 +72,34 @@ fn incomplete(blob: Option<String>, evicted_ms: Option<u64>, now: u64) -> Explan
     )
 }
 
+fn outage(blob: Option<String>, evicted_ms: Option<u64>, now: u64) -> Explanation {
+    let lacking = match blob {
+        Some(blob) => format!("a result without its output {blob}"),
+        None => "no complete result".to_owned(),
+    };
+    let mut worth =
+        "Certain. Whether the backing cache has it is not known; a lookup after the outage tells."
+            .to_owned();
+    if let Some(at) = evicted_ms {
+        let eviction = format!(
+            " The local tier evicted it {} before this lookup.",
+            span(at, now)
+        );
+        worth.push_str(&eviction);
+    }
+    explanation(
+        Cause::Outage,
+        format!("The backing cache did not answer, and the local tier has {lacking}."),
+        worth,
+    )
+}
+
 fn evicted(at_ms: u64, now: u64) -> Explanation {
     explanation(
         Cause::Evicted { at_ms },
         format!("The result was evicted {} before this lookup.", span(at_ms, now)),
-        "Recorded by the local tier when it evicted the result. The record does not distinguish instance names. \
-         gorego answered that there is none; a backing cache, if any, may have been unreachable."
+        "Recorded by the local tier when it evicted the result. The record does not distinguish instance names. A \
+         backing cache, if there is one, answered that it has no result."
             .to_owned(),
     )
 }
@@ -86,8 +111,8 @@ fn lost(stored_ms: u64, now: u64) -> Explanation {
             "There was a result {} before this lookup, but gorego answered that there is none.",
             span(stored_ms, now)
         ),
-        "No eviction of it is recorded: its file was removed or is corrupt, the backing cache, if any, lost it or was \
-         unreachable, or the record of its eviction is too old."
+        "No eviction of it is recorded: its file was removed or is corrupt, or the record of its eviction is too old. A \
+         backing cache, if there is one, answered that it has no result."
             .to_owned(),
     )
 }

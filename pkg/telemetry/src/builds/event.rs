@@ -37,6 +37,8 @@ pub(crate) enum Outcome {
     Miss,
     /// The result is incomplete: this blob is missing.
     Incomplete(Option<Digest>),
+    /// The local tier has no result, or one without this blob, and the backing cache did not answer.
+    Outage(Option<Digest>),
     Error,
     Stored(ResultFacts),
 }
@@ -77,9 +79,19 @@ impl Outcome {
     pub(crate) fn of_lookup(found: &Result<CachedResult>) -> Self {
         match found {
             Ok(found) => Self::Hit(ResultFacts::of(&found.result)),
-            Err(Error::Incomplete { missing, .. }) => Self::Incomplete(missing.as_deref().copied()),
-            Err(Error::NoResult(_)) => Self::Miss,
-            Err(_) => Self::Error,
+            Err(error) => Self::of_failure(error),
+        }
+    }
+
+    fn of_failure(error: &Error) -> Self {
+        match error {
+            Error::Incomplete { missing, .. } => Self::Incomplete(missing.as_deref().copied()),
+            Error::NoResult(_) => Self::Miss,
+            Error::Outage { miss, .. } => match Self::of_failure(miss) {
+                Self::Incomplete(missing) => Self::Outage(missing),
+                _ => Self::Outage(None),
+            },
+            _ => Self::Error,
         }
     }
 
@@ -93,7 +105,7 @@ impl Outcome {
                     .saved_ms
                     .saturating_add(facts.executed_ms.unwrap_or(0));
             }
-            Self::Miss => tally.count(LookupOutcome::Miss),
+            Self::Miss | Self::Outage(_) => tally.count(LookupOutcome::Miss),
             Self::Incomplete(_) => tally.count(LookupOutcome::Incomplete),
             Self::Error => tally.count(LookupOutcome::Error),
             Self::Stored(facts) => {

@@ -33,6 +33,8 @@ pub enum Cause {
         /// The time of the blob's eviction, if it is recorded.
         evicted_ms: Option<u64>,
     },
+    /// The backing cache did not answer, and the local tier has no complete result. The backing cache may have one.
+    Outage,
     /// The result was stored at this time and not found, although no eviction of it is recorded.
     Lost {
         /// The time at which the result was stored or last read.

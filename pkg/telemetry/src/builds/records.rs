@@ -116,7 +116,7 @@ impl BuildRecords {
         kept.see(&call.build, event.at_ms);
         kept.count(names, &event.outcome);
         let job = match &event.outcome {
-            Outcome::Miss | Outcome::Incomplete(_) => {
+            Outcome::Miss | Outcome::Incomplete(_) | Outcome::Outage(_) => {
                 let explanation = cause::at_once(event, names, known, evictions);
                 kept.miss(event, call, names, explanation);
                 None

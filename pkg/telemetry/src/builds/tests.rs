@@ -94,7 +94,7 @@ impl Server {
             .scope(self.actions.get("", action, &memory))
             .await;
         assert!(
-            !matches!(&found, Err(error) if !error.is_result_miss()),
+            !matches!(&found, Err(error) if !error.is_miss()),
             "{found:?}"
         );
         found.is_ok()

@@ -52,10 +52,12 @@ pub(super) fn tiers(mut encoder: Encoder<'_>, tiers: &[Tier]) -> fmt::Result {
         [
             ("blob", "hit", &blobs.hits),
             ("blob", "miss", &blobs.misses),
+            ("blob", "outage", &blobs.outage),
             ("blob", "error", &blobs.errors),
             ("result", "hit", &results.hits),
             ("result", "miss", &results.misses),
             ("result", "incomplete", &results.incomplete),
+            ("result", "outage", &results.outage),
             ("result", "error", &results.errors),
         ]
         .map(of)

@@ -1,7 +1,7 @@
 use std::{fs, sync::atomic::Ordering::Relaxed};
 
 use gorego_storage::{
-    ActionCacheExt as _, BlobFile, BlobStoreExt as _, CHUNK_SIZE, DigestFunction, Lookups,
+    ActionCacheExt as _, BlobFile, BlobStoreExt as _, CHUNK_SIZE, DigestFunction, Error, Lookups,
     MemoryStore,
 };
 use gorego_storage_conformance as conformance;
@@ -27,15 +27,16 @@ fn blobs_of(store: &Metered<MemoryStore>) -> &dyn BlobStore {
     store
 }
 
-/// Returns the hits, misses, incomplete results and errors.
-fn outcomes(lookups: &Lookups) -> [u64; 4] {
+/// Returns the hits, misses, incomplete results, misses in outages, and errors.
+fn outcomes(lookups: &Lookups) -> [u64; 5] {
     let Lookups {
         hits,
         misses,
         incomplete,
+        outage,
         errors,
     } = lookups;
-    [hits, misses, incomplete, errors].map(|total| total.load(Relaxed))
+    [hits, misses, incomplete, outage, errors].map(|total| total.load(Relaxed))
 }
 
 fn bytes(traffic: &Traffic) -> [u64; 2] {
@@ -124,7 +125,7 @@ async fn each_blob_of_a_batch_counts_as_one_lookup_of_both_tiers() {
     ));
     // This store in memory has nothing slower to fetch from, so that the batch found the miss.
     for tier in counts.tiers() {
-        assert_eq!(outcomes(&tier.blobs), [2, 2, 0, 0]);
+        assert_eq!(outcomes(&tier.blobs), [2, 2, 0, 0, 0]);
     }
 }
 
@@ -136,7 +137,7 @@ async fn results_count_as_hits_and_misses_and_presence_by_blob() {
     let result = ActionResult::default();
     ActionCache::put(&store, "", &action, result).await.unwrap();
     store.find("", &action).await.unwrap().unwrap();
-    assert_eq!(outcomes(&counts.traffic.results), [1, 1, 0, 0]);
+    assert_eq!(outcomes(&counts.traffic.results), [1, 1, 0, 0, 0]);
     assert!(!store.contains(&action).await.unwrap());
     let presence = [&counts.traffic.present, &counts.traffic.missing];
     assert_eq!(presence.map(|total| total.load(Relaxed)), [0, 1]);

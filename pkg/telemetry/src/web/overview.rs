@@ -176,7 +176,7 @@ fn lookups(lookups: &[Lookups]) -> Markup {
             p.empty { "No client has looked anything up since the start." }
         } @else {
             (table("Hits by tier",
-                &["Tier", "Kind"], &["Hit rate", "Hits", "Misses", "Incomplete", "Errors"],
+                &["Tier", "Kind"], &["Hit rate", "Hits", "Misses", "Incomplete", "In outages", "Errors"],
                 &html! { @for found in rows { (row(found)) } }))
         }
     }
@@ -203,7 +203,7 @@ fn row(found: &Lookups) -> Markup {
                     (bar(rate, "hits")) span { (format::percent(rate)) }
                 }
             }
-            @for number in [found.hits, found.misses, found.incomplete, found.errors] {
+            @for number in [found.hits, found.misses, found.incomplete, found.outage, found.errors] {
                 td { (format::count(number)) }
             }
         }

@@ -53,6 +53,8 @@ pub struct Lookups {
     pub misses: u64,
     /// The lookups that found a result without some of its outputs.
     pub incomplete: u64,
+    /// The lookups that found nothing in the local tier while the backing cache did not answer.
+    pub outage: u64,
     /// The lookups that failed.
     pub errors: u64,
 }
@@ -95,6 +97,7 @@ impl Lookups {
             hits: get(&counts.hits),
             misses: get(&counts.misses),
             incomplete: get(&counts.incomplete),
+            outage: get(&counts.outage),
             errors: get(&counts.errors),
         }
     }
@@ -104,6 +107,7 @@ impl Lookups {
         self.hits
             .saturating_add(self.misses)
             .saturating_add(self.incomplete)
+            .saturating_add(self.outage)
     }
 
     /// Returns the share of hits, from 0 to 1. `None` without a lookup.

@@ -1,5 +1,8 @@
 //! Misses of each kind, and their explanations.
 
+use async_trait::async_trait;
+use gorego_storage::CachedResult;
+
 use super::*;
 use crate::builds::{event::now_ms, known::KnownAction};
 
@@ -194,9 +197,8 @@ async fn evicted_lost_and_never_seen_results_are_distinguished() {
         matches!(explanation.cause, Cause::Evicted { at_ms } if at_ms > 0),
         "{explanation:?}"
     );
-    // An outage of a backing cache is answered like a result that does not exist.
     let worth = explanation.worth;
-    assert!(worth.contains("may have been unreachable"), "{worth}");
+    assert!(worth.contains("answered that it has no result"), "{worth}");
 
     // A store that lacks the result that it was given.
     let empty = RecordedActions::new(Arc::new(MemoryStore::default()), server.builds.clone());
@@ -217,12 +219,45 @@ async fn evicted_lost_and_never_seen_results_are_distinguished() {
         text.contains("gorego answered that there is none"),
         "{text}"
     );
-    assert!(text.contains("was unreachable"), "{text}");
     let explanation = server.explanation("cother", &lost).await;
     let expected = Cause::OtherInstance {
         instance: String::new(),
     };
     assert_eq!(explanation.cause, expected);
+}
+
+/// A proxy of which the local tier lacks all results and the backing cache is down.
+#[derive(Debug)]
+struct InOutage;
+
+#[async_trait]
+impl ActionCache for InOutage {
+    async fn get(&self, _: &str, action: &Digest, _: &Budget) -> Result<CachedResult, Error> {
+        Err(Error::NoResult(*action).in_outage("down"))
+    }
+
+    async fn put(&self, _: &str, _: &Digest, _: ActionResult) -> Result<(), Error> {
+        Err(Error::Unavailable("down".to_owned()))
+    }
+}
+
+#[tokio::test]
+async fn a_miss_in_an_outage_of_the_backing_cache_is_no_ordinary_miss() {
+    let server = Server::new();
+    let known = server.miss_and_store("a", &["one"]).await;
+    server.explanation("a", &known).await;
+    server.evictions.evicted(&known.hash_prefix(), true);
+    let down = RecordedActions::new(Arc::new(InOutage), server.builds.clone());
+    let memory = Budget::memory("result", u64::MAX);
+    let unknown = DigestFunction::Sha256.digest(b"unknown");
+    for (build, action, is_evicted) in [("b", known, true), ("c", unknown, false)] {
+        let missed = call(build).scope(down.get("", &action, &memory)).await;
+        missed.unwrap_err();
+        let explanation = server.explanation(build, &action).await;
+        assert_eq!(explanation.cause, Cause::Outage);
+        let evicted = explanation.worth.contains("The local tier evicted it");
+        assert_eq!(evicted, is_evicted, "{}", explanation.worth);
+    }
 }
 
 #[tokio::test]
