@@ -167,6 +167,7 @@ async fn each_cause_of_a_miss_is_explained() {
     a_corrupt_result_is_lost(&server, bazel).await;
     a_result_whose_output_was_removed_is_incomplete_after_a_crash(server, bazel).await;
     an_evicted_result_is_distinguished_from_one_never_seen(bazel).await;
+    a_miss_in_an_outage_names_the_outage(bazel).await;
 }
 
 async fn changes_of_an_action_are_named(server: &Server, bazel: &mut BazelServer) {
@@ -381,4 +382,16 @@ async fn an_evicted_result_is_distinguished_from_one_never_seen(bazel: &mut Baze
         stored / 1000 * 1000 <= evicted && evicted <= missed,
         "{cause}"
     );
+}
+
+async fn a_miss_in_an_outage_names_the_outage(bazel: &mut BazelServer) {
+    // No program listens on this port.
+    let target = "grpc://127.0.0.1:1";
+    let settings = [PAGE, "backing_cache.on_outage=degrade"];
+    let server = Server::in_front_of(target, &settings);
+    let mut package = Package::new(bazel, "outage", COPY);
+    let explained = package.explanation(&server, &[]).await;
+    assert_eq!(explained["cause"], json!({"kind": "outage"}), "{explained}");
+    let sentence = text(&explained["sentence"]);
+    assert!(sentence.contains("did not answer"), "{sentence}");
 }
