@@ -149,8 +149,9 @@ section! {
             vec!["(?i)token|secret|passw|key|auth|cookie|credential".to_owned()],
         /// The most disk space of recent builds in `builds/` of `local_cache.dir`, with known actions and evictions,
         /// each of which is kept only up to a quarter of it. Does not count toward `local_cache.max_size_gb`; survives a
-        /// restart. With 0 nothing is written, files of earlier runs are removed, and builds are in memory only, of which
-        /// they take some 32 MiB at most in any case.
+        /// restart. While the disk is full, builds stay in memory, and are tried again each minute. With 0 nothing is
+        /// written, files of earlier runs are removed, and builds are in memory only, of which they take some 32 MiB at
+        /// most in any case.
         history_max: ByteSize = ByteSize::from_bytes(64 << 20),
         /// The collector that traces are sent to (OTLP): `host:port` or `http://host:port` in plain text,
         /// `https://host` with TLS. If empty, there are no traces.
