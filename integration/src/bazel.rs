@@ -3,8 +3,10 @@
 use std::{
     ffi::OsString,
     fs,
+    io::{BufRead as _, BufReader, Write as _},
+    os::unix::ffi::OsStrExt as _,
     path::{Path, PathBuf},
-    process::Stdio,
+    process::{ChildStdin, ChildStdout, Stdio},
 };
 
 use serde::Deserialize;
@@ -94,34 +96,136 @@ impl Checkout {
     /// with its options and targets. Bazel's server ends with the command. Panics with the output if
     /// it fails.
     pub fn bazel(&self, cache: &str, startup: &[&str], arguments: &[&str]) -> Build {
-        let dir = self.dir.path();
-        let log = dir.join("execution.json");
-        let console = dir.join("console.txt");
-        let file = fs::File::create(&console).expect("creating a file in a temporary directory");
+        let console = fs::File::create(self.console());
         let mut command = root::command(&self.source(), "bazel");
         command
-            .args(["--nohome_rc", "--batch"])
-            // The server lives for seconds, in which full JIT compilation does not pay off.
-            .arg("--host_jvm_args=-XX:TieredStopAtLevel=1")
-            .arg(argument("--output_user_root=", &dir.join("out")))
+            .args(self.startup())
+            .arg("--batch")
             .args(startup)
-            .args(arguments)
-            .arg(format!("--remote_cache={cache}"))
-            .arg(argument("--execution_log_json_file=", &log))
-            .arg("--noshow_progress")
+            .args(self.build_arguments(cache, arguments))
             .stdout(Stdio::null())
-            .stderr(file);
+            .stderr(console.expect("creating a file in a temporary directory"));
         let status = Process::spawn(&mut command).wait();
-        let console = fs::read_to_string(&console).unwrap_or_default();
         assert!(
             status.success(),
-            "bazel {arguments:?}: {}\n{console}",
-            describe(status)
+            "bazel {arguments:?}: {}\n{}",
+            describe(status),
+            self.output_on_console()
         );
+        self.build()
+    }
+
+    fn console(&self) -> PathBuf {
+        self.dir.path().join("console.txt")
+    }
+
+    fn output_on_console(&self) -> String {
+        fs::read_to_string(self.console()).unwrap_or_default()
+    }
+
+    fn execution_log(&self) -> PathBuf {
+        self.dir.path().join("execution.json")
+    }
+
+    /// Returns the startup options of every command.
+    fn startup(&self) -> [OsString; 3] {
+        [
+            "--nohome_rc".into(),
+            // The server lives for seconds, in which full JIT compilation does not pay off.
+            "--host_jvm_args=-XX:TieredStopAtLevel=1".into(),
+            argument("--output_user_root=", &self.dir.path().join("out")),
+        ]
+    }
+
+    /// Returns the arguments of a command that builds with the remote cache at `cache`.
+    fn build_arguments(&self, cache: &str, arguments: &[&str]) -> Vec<OsString> {
+        let mut all: Vec<_> = arguments.iter().map(Into::into).collect();
+        all.extend([
+            format!("--remote_cache={cache}").into(),
+            argument("--execution_log_json_file=", &self.execution_log()),
+            "--noshow_progress".into(),
+        ]);
+        all
+    }
+
+    /// Reads what a command left.
+    fn build(&self) -> Build {
         Build {
-            spawns: read_log(&log),
-            console,
+            spawns: read_log(&self.execution_log()),
+            console: self.output_on_console(),
         }
+    }
+}
+
+/// A checkout with a Bazel server that runs one command after the other. Dropping it ends the server.
+#[derive(Debug)]
+pub struct BazelServer {
+    commands: ChildStdin,
+    statuses: BufReader<ChildStdout>,
+    // Dropped before the checkout, whose files the server uses.
+    _shell: Process,
+    checkout: Checkout,
+}
+
+impl BazelServer {
+    /// Creates a checkout, of which `write` makes the source tree. The first command starts Bazel's server.
+    pub fn new(write: impl FnOnce(&Path)) -> Self {
+        // Bazel's server ends with the contained shell. Each line runs Bazel with the arguments in a file.
+        const LOOP: &str = "while read -r line; do xargs -0 -a \"$0/arguments\" bazel >/dev/null \
+            2>\"$0/console.txt\" </dev/null; echo $?; done";
+        let checkout = Checkout::new(write);
+        let mut command = root::command(&checkout.source(), "sh");
+        command.args(["-c", LOOP]).arg(checkout.dir.path());
+        command.stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut shell = Process::spawn(&mut command);
+        let child = shell.child_mut();
+        let commands = child.stdin.take().expect("stdin is piped");
+        let statuses = child.stdout.take().expect("stdout is piped");
+        Self {
+            commands,
+            statuses: BufReader::new(statuses),
+            _shell: shell,
+            checkout,
+        }
+    }
+
+    /// Returns the path of the source tree.
+    pub fn source(&self) -> PathBuf {
+        self.checkout.source()
+    }
+
+    /// Runs a command that builds with the remote cache at `cache` (`grpc://...`). Panics with the output if it
+    /// fails.
+    pub fn build(&mut self, cache: &str, arguments: &[&str]) -> Build {
+        let arguments = self.checkout.build_arguments(cache, arguments);
+        self.run(arguments);
+        self.checkout.build()
+    }
+
+    /// Removes all outputs, so that the next command builds or looks up everything.
+    pub fn clean(&mut self) {
+        self.run(vec!["clean".into()]);
+    }
+
+    fn run(&mut self, arguments: Vec<OsString>) {
+        let all = self.checkout.startup().into_iter().chain(arguments);
+        let all: Vec<_> = all.collect();
+        let mut content = Vec::new();
+        for argument in &all {
+            content.extend_from_slice(argument.as_bytes());
+            content.push(0);
+        }
+        fs::write(self.checkout.dir.path().join("arguments"), content).expect("a writable folder");
+        self.commands.write_all(b"\n").expect("the shell reads");
+        let mut status = String::new();
+        self.statuses
+            .read_line(&mut status)
+            .expect("the shell answers");
+        assert!(
+            status == "0\n",
+            "bazel {all:?}: {status}\n{}",
+            self.checkout.output_on_console()
+        );
     }
 }
 

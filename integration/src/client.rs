@@ -4,6 +4,7 @@
 use std::{net::SocketAddr, time::Duration};
 
 use bytes::{Bytes, BytesMut};
+use prost::Message as _;
 use reapi::{
     bytestream::{
         QueryWriteStatusRequest, QueryWriteStatusResponse, ReadRequest, ReadResponse, WriteRequest,
@@ -11,8 +12,8 @@ use reapi::{
     },
     v2::{
         ActionResult, BatchUpdateBlobsRequest, Digest, FindMissingBlobsRequest,
-        GetActionResultRequest, UpdateActionResultRequest, action_cache_client::ActionCacheClient,
-        batch_update_blobs_request,
+        GetActionResultRequest, RequestMetadata, UpdateActionResultRequest,
+        action_cache_client::ActionCacheClient, batch_update_blobs_request,
         content_addressable_storage_client::ContentAddressableStorageClient,
     },
 };
@@ -20,6 +21,7 @@ use tokio::{sync::mpsc, task::JoinSet};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{
     Code, Status, Streaming,
+    metadata::{MetadataMap, MetadataValue},
     transport::{Channel, Endpoint},
 };
 
@@ -217,6 +219,12 @@ impl Client {
     fn byte_stream(&self) -> ByteStreamClient<Channel> {
         ByteStreamClient::new(self.channel())
     }
+}
+
+/// Adds the metadata of a build to the headers of a call.
+pub fn add_request_metadata(headers: &mut MetadataMap, metadata: &RequestMetadata) {
+    let value = MetadataValue::from_bytes(&metadata.encode_to_vec());
+    headers.insert_bin("build.bazel.remote.execution.v2.requestmetadata-bin", value);
 }
 
 /// An open `ByteStream.Write`. Dropping it interrupts the upload.

@@ -58,6 +58,8 @@ pub struct Offer {
     pub compressors: Vec<compressor::Value>,
     /// Whether action results may be stored.
     pub update_actions: bool,
+    /// Whether remote execution is announced. Every execution fails, since there is no such service.
+    pub executes: bool,
     /// The seed of random faults.
     pub seed: u64,
 }
@@ -72,6 +74,7 @@ impl Default for Offer {
             ],
             compressors: Vec::new(),
             update_actions: true,
+            executes: false,
             seed: 0,
         }
     }

@@ -74,7 +74,8 @@ pub fn write(dir: &Path, file: &str, content: &str) {
         .unwrap_or_else(|e| panic!("writing {}: {e}", path.display()));
 }
 
-fn write_base(dir: &Path) {
+/// Creates a workspace without targets at `dir`.
+pub fn write_base(dir: &Path) {
     let module = "module(name = \"work\")\n\nbazel_dep(name = \"rules_cc\", version = \"0\")\n";
     write(dir, "MODULE.bazel", module);
     write(dir, ".bazelignore", "offline\n");

@@ -14,8 +14,10 @@ use gorego_integration::{
     root,
     server::Server,
     tree::{self, Entry},
+    web,
     workspace::write,
 };
+use serde_json::{Value, json};
 use tempfile::TempDir;
 
 const UNITS: [&str; 3] = ["main", "sum", "text"];
@@ -44,9 +46,8 @@ fn write_program(dir: &Path) {
     write(dir, "main.cc", main);
 }
 
-/// Runs a compiler through recc in `dir` and returns recc's metrics.
-fn recc(server: &Server, dir: &Path, arguments: &[&str]) -> String {
-    let metrics = dir.join("recc.metrics");
+/// Returns the command that runs a compiler through recc in `dir`.
+fn recc_command(server: &Server, dir: &Path, arguments: &[&str]) -> Command {
     let mut command = root::command(dir, "recc");
     command
         .arg("g++")
@@ -55,7 +56,15 @@ fn recc(server: &Server, dir: &Path, arguments: &[&str]) -> String {
         .env("RECC_PROJECT_ROOT", dir)
         .env("RECC_CACHE_ONLY", "1")
         .env("RECC_CACHE_UPLOAD_LOCAL_BUILD", "1")
-        .env("RECC_LINK", "1")
+        .env("RECC_LINK", "1");
+    command
+}
+
+/// Runs a compiler through recc in `dir` and returns recc's metrics.
+fn recc(server: &Server, dir: &Path, arguments: &[&str]) -> String {
+    let metrics = dir.join("recc.metrics");
+    let mut command = recc_command(server, dir, arguments);
+    command
         .env("RECC_ENABLE_METRICS", "1")
         .env("RECC_METRICS_FILE", &metrics);
     run(&mut command);
@@ -131,6 +140,55 @@ fn recc_hits_through_another_proxy_of_bazel_remote() {
 #[test]
 fn recc_hits_through_another_proxy_of_casd() {
     assert_shared(&Backing::casd());
+}
+
+/// Compiles a file through recc, in a build with this id. Returns the build, once its result is recorded.
+async fn recc_build(server: &Server, dir: &Path, id: &str) -> Value {
+    let mut command = recc_command(server, dir, &["-c", "sum.cc", "-o", "sum.o"]);
+    command
+        .env("RECC_TOOL_INVOCATION_ID", id)
+        .env("RECC_CORRELATED_INVOCATIONS_ID", "release");
+    run(&mut command);
+    let path = format!("/api/v1/builds/{id}");
+    let is_recorded = |response: &web::Response| {
+        response.status == 200 && {
+            let total = &response.json()["head"]["total"];
+            total["hits"] == 1 || total["stored"] == 1
+        }
+    };
+    let build = web::wait_for(server.metrics(), &path, is_recorded).await;
+    build.json()
+}
+
+#[tokio::test]
+async fn runs_of_recc_are_shown_as_builds_with_the_causes_of_their_misses() {
+    let server = Server::start(&["telemetry.metrics_addr=127.0.0.1:0"]);
+    let dir = TempDir::new().unwrap();
+    write_program(dir.path());
+    let first = recc_build(&server, dir.path(), "first").await;
+    let (head, misses) = (&first["head"], &first["misses"]);
+    assert_eq!(
+        [&head["id"], &head["correlated_id"], &head["tool"]],
+        ["first", "release", "recc"]
+    );
+    assert_eq!(misses.as_array().map(Vec::len), Some(1), "{misses}");
+    assert_eq!(misses[0]["output"], "sum.o");
+    let explained = &misses[0]["explanation"];
+    assert_eq!(explained["cause"]["kind"], "never_seen");
+    let sentence = explained["sentence"].as_str().unwrap();
+    assert!(
+        sentence.contains("the client names no target"),
+        "{sentence}"
+    );
+
+    let second = recc_build(&server, dir.path(), "second").await;
+    let total = &second["head"]["total"];
+    assert_eq!((&total["hits"], &total["misses"]), (&json!(1), &json!(0)));
+    let builds = web::get(server.metrics(), "/api/v1/builds").await.json();
+    let ids = [0, 1].map(|at| &builds["builds"][at]["id"]);
+    assert_eq!(ids, ["second", "first"]);
+    assert_eq!(builds["total"], 2);
+    assert_eq!(builds["without_build"]["misses"], 0);
 }
 
 /// Writes a tree with all properties of a `Directory` message.

@@ -9,7 +9,7 @@ use std::{
 use bytes::Bytes;
 use gorego_integration::{
     binary,
-    client::Client,
+    client::{Client, add_request_metadata},
     content::{blob, digest_of, result_of},
     process::{self, describe},
     project,
@@ -24,7 +24,7 @@ use reapi::v2::{
     command::EnvironmentVariable,
 };
 use rustix::process::Signal;
-use tonic::{Request, metadata::MetadataValue};
+use tonic::Request;
 
 const SERVED: &str = "telemetry.metrics_addr=127.0.0.1:0";
 /// The sequences that leave the second screen of a terminal and show the cursor.
@@ -118,9 +118,7 @@ fn call<T>(build: &str, message: T) -> Request<T> {
         ..RequestMetadata::default()
     };
     let mut request = Request::new(message);
-    let value = MetadataValue::from_bytes(&metadata.encode_to_vec());
-    let name = "build.bazel.remote.execution.v2.requestmetadata-bin";
-    request.metadata_mut().insert_bin(name, value);
+    add_request_metadata(request.metadata_mut(), &metadata);
     request
 }
 

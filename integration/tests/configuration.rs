@@ -149,6 +149,22 @@ async fn headers_of_a_file_are_sent_to_the_backing_cache_and_reloaded_at_sighup(
     sends_it.expect("the new key is sent");
 }
 
+#[test]
+fn a_pattern_that_is_no_regular_expression_prevents_the_start() {
+    let dir = TempDir::new().unwrap();
+    let data = dir.path().join("data");
+    // Also without a page.
+    for page in ["telemetry.ui=local", "telemetry.ui=off"] {
+        let settings = [page, r#"telemetry.redact=["token", "(secret"]"#];
+        let (status, stderr) = server::refusal(&data, &settings);
+        assert_eq!(status.code(), Some(2), "{stderr}");
+        assert_eq!(stderr.lines().count(), 1, "{stderr}");
+        let named = r#"telemetry.redact: "(secret": unclosed group; accepted: "#;
+        assert!(stderr.contains(named), "{stderr}");
+        assert!(!data.exists(), "nothing is written before");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn health_follows_whether_the_data_directory_is_usable() {
     let server = Server::start(&[]);

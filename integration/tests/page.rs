@@ -3,7 +3,7 @@
 
 use gorego_integration::{
     binary,
-    client::Client,
+    client::{Client, add_request_metadata},
     content::{blob, digest_of, result_of},
     link::Link,
     metrics::Metrics,
@@ -13,7 +13,6 @@ use gorego_integration::{
     server::Server,
     web::{Response, get, get_with, wait_for},
 };
-use prost::Message as _;
 use reapi::v2::{
     Digest, GetActionResultRequest, RequestMetadata, action_cache_client::ActionCacheClient,
 };
@@ -21,7 +20,7 @@ use tokio::{
     io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader},
     net::TcpStream,
 };
-use tonic::{Code, metadata::MetadataValue};
+use tonic::Code;
 use tonic_health::pb::{
     HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
 };
@@ -258,9 +257,6 @@ async fn stalled_connections_do_not_prevent_a_scrape() {
     assert!(metrics.has("gorego_build_info"));
 }
 
-/// The name of the header with the metadata of a build.
-const METADATA: &str = "build.bazel.remote.execution.v2.requestmetadata-bin";
-
 /// Looks an action up for a target of the build `id`.
 async fn miss_in_build(server: &Server, id: &str, target: &str, action: &Digest) {
     let client = Client::connect(server.address()).await;
@@ -274,8 +270,7 @@ async fn miss_in_build(server: &Server, id: &str, target: &str, action: &Digest)
         action_digest: Some(action.clone()),
         ..GetActionResultRequest::default()
     });
-    let value = MetadataValue::from_bytes(&metadata.encode_to_vec());
-    request.metadata_mut().insert_bin(METADATA, value);
+    add_request_metadata(request.metadata_mut(), &metadata);
     let mut actions = ActionCacheClient::new(client.channel());
     let missed = actions.get_action_result(request).await.unwrap_err();
     assert_eq!(missed.code(), Code::NotFound);

@@ -5,7 +5,7 @@ use std::{fs, sync::Arc};
 
 use bytes::Bytes;
 use gorego_integration::{
-    client::Client,
+    client::{Client, add_request_metadata},
     collector::{Collector, CollectorProtocol, Span},
     content::{blob, digest_of},
     link::Link,
@@ -15,14 +15,13 @@ use gorego_integration::{
     web::get_with,
 };
 use opentelemetry_proto::tonic::trace::v1::span::SpanKind;
-use prost::Message as _;
 use reapi::{
     bytestream::{ReadRequest, byte_stream_client::ByteStreamClient},
     v2::{Digest, RequestMetadata},
 };
 use tempfile::TempDir;
 use tokio::task::JoinSet;
-use tonic::{Request, metadata::MetadataValue};
+use tonic::Request;
 
 const SERVED: &str = "telemetry.metrics_addr=127.0.0.1:0";
 const ALWAYS: &str = "telemetry.tracing_sample_ratio=1";
@@ -64,8 +63,7 @@ async fn read(server: &Server, digest: &Digest, sent: TraceHeaders) -> Bytes {
             action_mnemonic: "CppCompile".to_owned(),
             ..RequestMetadata::default()
         };
-        let name = "build.bazel.remote.execution.v2.requestmetadata-bin";
-        headers.insert_bin(name, MetadataValue::from_bytes(&metadata.encode_to_vec()));
+        add_request_metadata(headers, &metadata);
     }
     let mut client = ByteStreamClient::new(client.channel());
     let mut stream = client.read(request).await.unwrap().into_inner();

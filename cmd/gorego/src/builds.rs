@@ -5,20 +5,19 @@ use std::{path::Path, sync::Arc};
 use gorego_config::{Config, Ui};
 use gorego_storage::Peek;
 use gorego_telemetry::builds::{
-    Builds, BuildsOptions, BuildsWorker, Evictions, InvalidPattern, RecordedActions, Redaction,
-    remove_history,
+    Builds, BuildsOptions, BuildsWorker, Evictions, RecordedActions, Redaction, remove_history,
 };
 
 use crate::tiers::Tiers;
 
-/// Records the builds of the clients of `tiers`, if the page is served. Refuses invalid patterns in any case.
+/// Records the builds of the clients of `tiers`, if the page is served.
 pub(crate) fn record(
     config: &Config,
+    redaction: Redaction,
     is_served: bool,
     tiers: &mut Tiers,
-) -> Result<Option<(Builds, BuildsWorker)>, InvalidPattern> {
+) -> Option<(Builds, BuildsWorker)> {
     let telemetry = &config.telemetry;
-    let redaction = Redaction::new(&telemetry.redact)?;
     let history_max = telemetry.history_max.bytes();
     let dir = tiers.local.as_ref().map(|_| config.local_cache.dir.clone());
     let is_kept = telemetry.ui != Ui::Off && history_max > 0;
@@ -26,7 +25,7 @@ pub(crate) fn record(
         forget(dir);
     }
     if !is_served || telemetry.ui == Ui::Off {
-        return Ok(None);
+        return None;
     }
     let evictions = Arc::<Evictions>::default();
     if let Some(local) = &tiers.local {
@@ -44,7 +43,7 @@ pub(crate) fn record(
     });
     let actions = Arc::clone(&tiers.stores.actions);
     tiers.stores.actions = Arc::new(RecordedActions::new(actions, builds.clone()));
-    Ok(Some((builds, worker)))
+    Some((builds, worker))
 }
 
 /// Removes the builds that earlier runs saved in the data directory.

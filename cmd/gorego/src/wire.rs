@@ -13,7 +13,7 @@ use gorego_server as server;
 use gorego_storage::Chain;
 use gorego_telemetry::{
     Calls,
-    builds::InvalidPattern,
+    builds::{InvalidPattern, Redaction},
     traces::EndedSpans,
     web::{self, Health},
 };
@@ -74,6 +74,7 @@ async fn serve(loaded: &LoadedConfig, spans: Option<EndedSpans>) -> Result<(), E
     let shutdown = CancellationToken::new();
     let (signals, hangups) = (signals::handle(shutdown.clone())?, reload::hangups()?);
     let mut reloads = Reloads::default();
+    let redaction = Redaction::new(&config.telemetry.redact)?;
     let descriptors = Descriptors::claim(config.limits.max_connections);
     let tls = tls(&config.tls, &mut reloads)?;
     let listener = bind(config).await?;
@@ -85,7 +86,7 @@ async fn serve(loaded: &LoadedConfig, spans: Option<EndedSpans>) -> Result<(), E
     let collector = traces::collector(&config.telemetry, &mut reloads)?;
     let meters = scraped.as_ref().map(|_| Meters::new(&parts));
     let mut tiers = Tiers::open(config, &parts, backing, meters).await?;
-    let recorded = builds::record(config, scraped.is_some(), &mut tiers)?;
+    let recorded = builds::record(config, redaction, scraped.is_some(), &mut tiers);
     announce(config, &listener, scraped.as_ref())?;
 
     let tasks = TaskTracker::new();

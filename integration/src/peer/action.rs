@@ -3,9 +3,10 @@
 use reapi::{
     semver::SemVer,
     v2::{
-        ActionCacheUpdateCapabilities, ActionResult, CacheCapabilities, GetActionResultRequest,
-        GetCapabilitiesRequest, ServerCapabilities, UpdateActionResultRequest,
-        action_cache_server::ActionCache, capabilities_server::Capabilities,
+        ActionCacheUpdateCapabilities, ActionResult, CacheCapabilities, ExecutionCapabilities,
+        GetActionResultRequest, GetCapabilitiesRequest, ServerCapabilities,
+        UpdateActionResultRequest, action_cache_server::ActionCache,
+        capabilities_server::Capabilities, digest_function,
     },
 };
 use tonic::{Request, Response, Status};
@@ -76,6 +77,7 @@ impl Capabilities for Service {
         });
         let call = call.await?;
         let offer = &self.offer;
+        let functions: Vec<i32> = offer.functions.iter().map(|&f| f.into()).collect();
         let compressors: Vec<i32> = offer.compressors.iter().map(|&c| c.into()).collect();
         let version = |minor| {
             Some(SemVer {
@@ -86,7 +88,7 @@ impl Capabilities for Service {
         };
         call.end(Ok(Response::new(ServerCapabilities {
             cache_capabilities: Some(CacheCapabilities {
-                digest_functions: offer.functions.iter().map(|&f| f.into()).collect(),
+                digest_functions: functions.clone(),
                 action_cache_update_capabilities: Some(ActionCacheUpdateCapabilities {
                     update_enabled: offer.update_actions,
                 }),
@@ -95,6 +97,12 @@ impl Capabilities for Service {
                 supported_batch_update_compressors: compressors.clone(),
                 supported_compressors: compressors,
                 ..CacheCapabilities::default()
+            }),
+            execution_capabilities: offer.executes.then(|| ExecutionCapabilities {
+                digest_function: digest_function::Value::Sha256.into(),
+                exec_enabled: true,
+                digest_functions: functions,
+                ..ExecutionCapabilities::default()
             }),
             low_api_version: version(0),
             high_api_version: version(11),

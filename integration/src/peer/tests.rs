@@ -18,7 +18,10 @@ use tokio::task::JoinSet;
 use tonic::{Code, Status, transport::Channel};
 
 use super::*;
-use crate::{client::Client, content::blob};
+use crate::{
+    client::{Client, add_request_metadata},
+    content::blob,
+};
 
 const SIZE: usize = 300_000;
 
@@ -184,8 +187,6 @@ async fn content_that_does_not_match_its_digest_is_refused() {
 
 #[tokio::test]
 async fn calls_are_recorded_with_their_requests_and_headers() {
-    use prost::Message as _;
-
     let setup = Setup::new(Offer::default()).await;
     let digest = digest_of(&setup.content);
     setup
@@ -204,9 +205,7 @@ async fn calls_are_recorded_with_their_requests_and_headers() {
     let mut request = tonic::Request::new(GetCapabilitiesRequest {
         instance_name: "there".to_owned(),
     });
-    let header = tonic::metadata::MetadataValue::from_bytes(&metadata.encode_to_vec());
-    let name = "build.bazel.remote.execution.v2.requestmetadata-bin";
-    request.metadata_mut().insert_bin(name, header);
+    add_request_metadata(request.metadata_mut(), &metadata);
     request
         .metadata_mut()
         .insert("authorization", "Bearer x".parse().unwrap());

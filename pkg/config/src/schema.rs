@@ -149,8 +149,8 @@ section! {
             vec!["(?i)token|secret|passw|key|auth|cookie|credential".to_owned()],
         /// The most disk space for recent builds, in `builds/` below `local_cache.dir`; not part of
         /// `local_cache.max_size_gb`. It includes the known actions and the evictions that explain misses, each up to a
-        /// quarter. 0 stores builds in memory only, and removes the files of earlier runs. In memory, builds take some
-        /// 32 MiB at most in any case.
+        /// quarter. While the disk is full, builds stay in memory, and saving is retried each minute. 0 stores builds in
+        /// memory only, and removes the files of earlier runs. In memory, builds take some 32 MiB at most in any case.
         history_max: ByteSize = ByteSize::from_bytes(64 << 20),
         /// The collector that traces are sent to (OTLP): `host:port` or `http://host:port` in plain text,
         /// `https://host` with TLS. If empty, there are no traces.

@@ -23,6 +23,7 @@ mod view;
 mod worker;
 
 use std::{
+    collections::HashSet,
     io,
     path::{Path, PathBuf},
     sync::{
@@ -112,7 +113,7 @@ impl Builds {
             builds: builds.clone(),
             events,
             saved: (0, 0),
-            failing: false,
+            failing: HashSet::new(),
         };
         (builds, worker)
     }

@@ -46,8 +46,11 @@ pub struct Redaction {
 
 /// A pattern that is no regular expression, or too large a one.
 #[derive(Debug, thiserror::Error)]
-#[error("{0}; accepted: regular expressions of names, such as (?i)token|secret")]
-pub struct InvalidPattern(#[from] regex::Error);
+#[error("{pattern:?}: {reason}; accepted: regular expressions of names, such as (?i)token|secret")]
+pub struct InvalidPattern {
+    pattern: String,
+    reason: String,
+}
 
 /// A command without its secrets.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -57,13 +60,38 @@ pub(crate) struct RedactedCommand {
     pub(crate) properties: Vec<(String, String)>,
 }
 
+impl InvalidPattern {
+    fn new(pattern: String, error: &regex::Error) -> Self {
+        // The lines before the last repeat the pattern, with a mark below the fault.
+        let error = error.to_string();
+        let reason = error.lines().last().unwrap_or_default();
+        let reason = reason.trim_start_matches("error: ").to_owned();
+        Self { pattern, reason }
+    }
+}
+
+fn regex(pattern: &str) -> Result<Regex, InvalidPattern> {
+    Regex::new(pattern).map_err(|error| InvalidPattern::new(pattern.to_owned(), &error))
+}
+
 impl Redaction {
     /// Creates the redaction of values whose names match any of `patterns`.
     pub fn new<P: AsRef<str>>(patterns: &[P]) -> Result<Self, InvalidPattern> {
+        // The error of a set does not name the pattern.
+        for pattern in patterns {
+            regex(pattern.as_ref())?;
+        }
+        let all = || {
+            patterns
+                .iter()
+                .map(AsRef::as_ref)
+                .collect::<Vec<_>>()
+                .join(", ")
+        };
         Ok(Self {
-            names: RegexSet::new(patterns)?,
-            user_info: Regex::new(USER_INFO)?,
-            separator: Regex::new(SEPARATOR)?,
+            names: RegexSet::new(patterns).map_err(|error| InvalidPattern::new(all(), &error))?,
+            user_info: regex(USER_INFO)?,
+            separator: regex(SEPARATOR)?,
         })
     }
 

@@ -315,13 +315,23 @@ async fn a_build_that_was_removed_for_a_newer_one_is_not_listed() {
     assert_eq!(listed, ["b"]);
 }
 
-#[tokio::test]
-async fn an_unusable_folder_does_not_disturb_calls() {
+#[tokio::test(start_paused = true)]
+async fn an_unusable_folder_does_not_disturb_calls_and_is_tried_again_without_them() {
     let dir = tempfile::tempdir().unwrap();
-    std::fs::write(dir.path().join("builds"), "a file").unwrap();
+    let folder = dir.path().join("builds");
+    std::fs::write(&folder, "a file").unwrap();
     let server = Server::start(Some(dir.path()), Arc::default());
     let action = server.miss_and_store("a", &["one"]).await;
+    let minutes = Duration::from_mins(3);
+    tokio::time::sleep(minutes).await;
     server.explanation("a", &action).await;
+
+    std::fs::remove_file(&folder).unwrap();
+    tokio::time::sleep(minutes).await;
+    let history = history::History::new(dir.path(), u64::MAX);
+    let saved = history.build("a").unwrap();
+    assert_eq!(saved, server.builds.build("a").await);
+    assert!(history.known::<known::KnownActions>().unwrap().is_some());
     server.stop().await;
 }
 

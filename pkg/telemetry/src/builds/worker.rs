@@ -1,6 +1,6 @@
 //! The background task that records calls, explains misses and saves builds.
 
-use std::{io, sync::Arc, time::Duration};
+use std::{collections::HashSet, io, sync::Arc, time::Duration};
 
 use parking_lot::Mutex;
 use tokio::{
@@ -23,7 +23,7 @@ use super::{
 const BATCH: Duration = Duration::from_millis(20);
 /// The time from a change of a build to its saving.
 const SAVE: Duration = Duration::from_secs(5);
-/// The interval at which known actions and evictions are saved, if they changed.
+/// The interval at which known actions and evictions are saved, if they changed, and builds that could not be saved.
 const SAVE_RECORDS: Duration = Duration::from_mins(1);
 /// The number of outputs whose known actions are copied at once.
 const COPIED: usize = 512;
@@ -37,8 +37,8 @@ pub struct BuildsWorker {
     pub(crate) events: mpsc::Receiver<Event>,
     /// The changes of known actions and of evictions that are saved.
     pub(crate) saved: (u64, u64),
-    /// Set while saving fails, so that it is logged once.
-    pub(crate) failing: bool,
+    /// The names of what failed to be saved last, so that it is logged once.
+    pub(crate) failing: HashSet<&'static str>,
 }
 
 impl BuildsWorker {
@@ -71,7 +71,10 @@ impl BuildsWorker {
                     save_at = None;
                     self.save().await;
                 }
-                _ = records.tick() => self.save_records().await,
+                _ = records.tick() => {
+                    self.save().await;
+                    self.save_records().await;
+                }
                 Some(event) = self.events.recv() => {
                     self.apply(event).await;
                     self.apply_waiting().await;
@@ -165,7 +168,7 @@ impl BuildsWorker {
                 records.not_saved(id);
             }
         }
-        self.report(saved);
+        self.report("recent builds", saved);
     }
 
     /// Writes the known actions and the evictions if they changed.
@@ -176,7 +179,7 @@ impl BuildsWorker {
         };
         let known = shared.records.lock().known.changes();
         let evictions = shared.evictions.changes();
-        let saved = std::mem::replace(&mut self.saved, (known, evictions));
+        let saved = self.saved;
         let write = move || -> io::Result<Vec<String>> {
             let mut removed = Vec::new();
             if saved.0 != known {
@@ -188,29 +191,38 @@ impl BuildsWorker {
             }
             Ok(removed)
         };
-        let saved = spawn_blocking(write).await;
-        self.report(saved.unwrap_or_else(|why| Err(io::Error::other(why))));
+        let written = spawn_blocking(write).await;
+        let written = written.unwrap_or_else(|why| Err(io::Error::other(why)));
+        if written.is_ok() {
+            self.saved = (known, evictions);
+        }
+        self.report("known actions and evictions", written);
     }
 
-    /// Forgets the builds that were removed from the disk for those that were saved. Logs the first of several failures.
-    fn report(&mut self, saved: io::Result<Vec<String>>) {
-        let failed = saved.is_err();
+    /// Forgets the builds that were removed from the disk for what was saved. Logs the first of several failures, and
+    /// their end.
+    fn report(&mut self, what: &'static str, saved: io::Result<Vec<String>>) {
         match saved {
             Ok(removed) => {
                 let mut records = self.builds.0.records.lock();
                 for id in &removed {
                     records.not_on_disk(id);
                 }
+                drop(records);
+                if self.failing.remove(what) {
+                    tracing::info!("saved {what} again");
+                }
             }
-            Err(error) if !self.failing => {
-                tracing::warn!(
-                    %error,
-                    "failed to save builds in builds/ of local_cache.dir; they are in memory only; check its space and permissions"
-                );
+            Err(error) => {
+                if self.failing.insert(what) {
+                    tracing::warn!(
+                        %error,
+                        "failed to save {what}, which stay in memory; retrying each minute, so free space on the disk \
+                         of local_cache.dir, or make its folder builds writable"
+                    );
+                }
             }
-            Err(_) => {}
         }
-        self.failing = failed;
     }
 }
 
