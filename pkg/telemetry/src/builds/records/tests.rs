@@ -85,6 +85,19 @@ fn a_miss_without_a_target_is_explained_by_the_last_result_of_the_action() {
 }
 
 #[test]
+fn actions_known_before_the_clock_was_set_back_count_as_seen() {
+    let mut records = BuildRecords::new();
+    let call = call("b", "//:t", "Genrule");
+    let call = CallNames::of(Some(&call), &REDACTION);
+    let stored = Outcome::Stored(ResultFacts::default());
+    records.apply(&event(2000, stored), &call, &EVICTIONS);
+    records.apply(&event(1000, Outcome::Miss), &call, &EVICTIONS);
+    let build = records.build("b").unwrap();
+    assert_eq!(build.misses[0].explanation, None, "not never seen");
+    assert!(build.head.seen_ms >= build.head.started_ms);
+}
+
+#[test]
 fn the_memory_of_builds_is_bounded_and_the_newest_stay() {
     let mut records = BuildRecords::new();
     let target = "t".repeat(400);
