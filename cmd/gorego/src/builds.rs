@@ -2,23 +2,32 @@
 
 use std::{path::Path, sync::Arc};
 
-use gorego_config::{Config, Ui};
+use gorego_config::{Config, LoadedConfig, Origin, Ui};
 use gorego_storage::Peek;
 use gorego_telemetry::builds::{
-    Builds, BuildsOptions, BuildsWorker, Evictions, InvalidPattern, RecordedActions, Redaction,
-    remove_history,
+    Builds, BuildsOptions, BuildsWorker, Evictions, RecordedActions, Redaction, remove_history,
 };
 
 use crate::tiers::Tiers;
 
-/// Records the builds of the clients of `tiers`, if the page is served. Refuses invalid patterns in any case.
+const REDACT: &str = "telemetry.redact";
+
+/// Returns the redaction of secrets. The error names the place of an invalid pattern.
+pub(crate) fn redaction(loaded: &LoadedConfig) -> Result<Redaction, String> {
+    Redaction::new(&loaded.config.telemetry.redact).map_err(|why| {
+        let origin = loaded.origin(REDACT).unwrap_or(&Origin::Default);
+        format!("{origin}: {REDACT}: {why}")
+    })
+}
+
+/// Records the builds of the clients of `tiers`, if the page is served.
 pub(crate) fn record(
     config: &Config,
+    redaction: Redaction,
     is_served: bool,
     tiers: &mut Tiers,
-) -> Result<Option<(Builds, BuildsWorker)>, InvalidPattern> {
+) -> Option<(Builds, BuildsWorker)> {
     let telemetry = &config.telemetry;
-    let redaction = Redaction::new(&telemetry.redact)?;
     let history_max = telemetry.history_max.bytes();
     let dir = tiers.local.as_ref().map(|_| config.local_cache.dir.clone());
     let is_kept = telemetry.ui != Ui::Off && history_max > 0;
@@ -26,7 +35,7 @@ pub(crate) fn record(
         forget(dir);
     }
     if !is_served || telemetry.ui == Ui::Off {
-        return Ok(None);
+        return None;
     }
     let evictions = Arc::<Evictions>::default();
     if let Some(local) = &tiers.local {
@@ -44,7 +53,7 @@ pub(crate) fn record(
     });
     let actions = Arc::clone(&tiers.stores.actions);
     tiers.stores.actions = Arc::new(RecordedActions::new(actions, builds.clone()));
-    Ok(Some((builds, worker)))
+    Some((builds, worker))
 }
 
 /// Removes the builds that earlier runs kept in the data directory.
@@ -59,5 +68,25 @@ fn forget(dir: &Path) {
             "failed to remove the builds of earlier runs in {}: {why}",
             dir.display()
         ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use gorego_config::{Places, Sources};
+
+    use super::*;
+
+    #[test]
+    fn an_invalid_pattern_of_secrets_is_refused_with_its_place() {
+        let sources = Sources {
+            file: None,
+            env: vec![("GOREGO_TELEMETRY_REDACT".to_owned(), "(token".into())],
+            set: Vec::new(),
+            places: Places::new("/".into(), None, None, false),
+        };
+        let refused = redaction(&Config::load(&sources).unwrap()).unwrap_err();
+        let place = "GOREGO_TELEMETRY_REDACT: telemetry.redact: regex parse error";
+        assert!(refused.contains(place), "{refused}");
     }
 }

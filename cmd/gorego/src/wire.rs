@@ -13,7 +13,6 @@ use gorego_server as server;
 use gorego_storage::Chain;
 use gorego_telemetry::{
     Calls,
-    builds::InvalidPattern,
     traces::EndedSpans,
     web::{self, Health},
 };
@@ -48,8 +47,8 @@ pub(crate) enum Error {
     Metrics(String),
     #[error(transparent)]
     Tiers(#[from] tiers::Error),
-    #[error("telemetry.redact: {0}")]
-    Redact(#[from] InvalidPattern),
+    #[error("{0}")]
+    Redact(String),
     #[error("tls.{0}")]
     Tls(gorego_tls::Error),
     #[error(transparent)]
@@ -75,6 +74,7 @@ async fn serve(loaded: &LoadedConfig, spans: Option<EndedSpans>) -> Result<(), E
     let (signals, hangups) = (signals::handle(shutdown.clone())?, reload::hangups()?);
     let mut reloads = Reloads::default();
     let descriptors = Descriptors::claim(config.limits.max_connections);
+    let redaction = builds::redaction(loaded).map_err(Error::Redact)?;
     let tls = tls(&config.tls, &mut reloads)?;
     let listener = bind(config).await?;
     let scraped = metrics::listen(loaded).await.map_err(Error::Metrics)?;
@@ -85,7 +85,7 @@ async fn serve(loaded: &LoadedConfig, spans: Option<EndedSpans>) -> Result<(), E
     let collector = traces::collector(&config.telemetry, &mut reloads)?;
     let meters = scraped.as_ref().map(|_| Meters::new(&parts));
     let mut tiers = Tiers::open(config, &parts, backing, meters).await?;
-    let recorded = builds::record(config, scraped.is_some(), &mut tiers)?;
+    let recorded = builds::record(config, redaction, scraped.is_some(), &mut tiers);
     announce(config, &listener, scraped.as_ref())?;
 
     let tasks = TaskTracker::new();
