@@ -1,5 +1,6 @@
 // Opens pages in a real browser, at three widths, light and dark. Fails if one breaks a rule of axe-core, needs to be
-// scrolled sideways, logs an error, loads anything from elsewhere, or is empty without JavaScript.
+// scrolled sideways, logs an error, loads anything from elsewhere, is empty without JavaScript, or is to be live and is
+// not.
 //
 //   node check.mjs BROWSER SCREENSHOTS URL...
 
@@ -44,6 +45,7 @@ async function check(url, width, scheme) {
     });
     try {
         const page = await context.newPage();
+        await page.addInitScript(markLive);
         const report = (what) => problems.push(`${url} at ${width}, ${scheme}: ${what}`);
         page.on("pageerror", (error) => report(`script failed: ${error}`));
         page.on("console", (message) => {
@@ -62,6 +64,9 @@ async function check(url, width, scheme) {
         if (overflow > 0) {
             report(`is ${overflow} pixels too wide`);
         }
+        // The first event replaces every part.
+        const isReplaced = () => !document.querySelector("[data-live] .stale");
+        await page.waitForFunction(isReplaced, null, { timeout: 20_000 }).catch(() => report("is not live"));
         await checkFocus(page, report);
         await page.evaluate(axe);
         const { violations } = await page.evaluate(() => window.axe.run());
@@ -77,6 +82,15 @@ async function check(url, width, scheme) {
     } finally {
         await context.close();
     }
+}
+
+// Runs in the page, before its scripts: marks what an event is to replace.
+function markLive() {
+    addEventListener("DOMContentLoaded", () => {
+        for (const part of document.querySelectorAll("[data-live] > [id]")) {
+            part.append(Object.assign(document.createElement("i"), { className: "stale" }));
+        }
+    });
 }
 
 // Reaches each link and field with the keyboard, and sees where it is.

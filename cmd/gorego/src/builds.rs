@@ -2,13 +2,25 @@
 
 use std::{path::Path, sync::Arc};
 
-use gorego_config::{Config, Ui};
+use gorego_config::{Config, LoadedConfig, Origin, Ui};
 use gorego_storage::Peek;
 use gorego_telemetry::builds::{
     Builds, BuildsOptions, BuildsWorker, Evictions, RecordedActions, Redaction, remove_history,
 };
 
 use crate::tiers::Tiers;
+
+const REDACT: &str = "telemetry.redact";
+
+/// Returns the redaction of secrets. The error names the place of an invalid pattern.
+pub(crate) fn redaction(loaded: &LoadedConfig) -> Result<Redaction, String> {
+    Redaction::new(&loaded.config.telemetry.redact).map_err(|why| {
+        let origin = loaded
+            .origin("telemetry.redact")
+            .unwrap_or(&Origin::Default);
+        format!("{origin}: {REDACT}: {why}")
+    })
+}
 
 /// Records the builds of the clients of `tiers`, if the page is served.
 pub(crate) fn record(
@@ -58,5 +70,25 @@ fn forget(dir: &Path) {
             "failed to remove the builds of earlier runs in {}: {why}",
             dir.display()
         ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use gorego_config::{Places, Sources};
+
+    use super::*;
+
+    #[test]
+    fn an_invalid_pattern_of_secrets_is_refused_with_its_place() {
+        let sources = Sources {
+            file: None,
+            env: vec![("GOREGO_TELEMETRY_REDACT".to_owned(), "(token".into())],
+            set: Vec::new(),
+            places: Places::new("/".into(), None, None, false),
+        };
+        let refused = redaction(&Config::load(&sources).unwrap()).unwrap_err();
+        let place = "GOREGO_TELEMETRY_REDACT: telemetry.redact: \"(token\": unclosed group";
+        assert!(refused.contains(place), "{refused}");
     }
 }

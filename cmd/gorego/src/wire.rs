@@ -13,7 +13,6 @@ use gorego_server as server;
 use gorego_storage::Chain;
 use gorego_telemetry::{
     Calls,
-    builds::{InvalidPattern, Redaction},
     traces::EndedSpans,
     web::{self, Health},
 };
@@ -48,8 +47,8 @@ pub(crate) enum Error {
     Metrics(String),
     #[error(transparent)]
     Tiers(#[from] tiers::Error),
-    #[error("telemetry.redact: {0}")]
-    Redact(#[from] InvalidPattern),
+    #[error("{0}")]
+    Redact(String),
     #[error("tls.{0}")]
     Tls(gorego_tls::Error),
     #[error(transparent)]
@@ -74,8 +73,8 @@ async fn serve(loaded: &LoadedConfig, spans: Option<EndedSpans>) -> Result<(), E
     let shutdown = CancellationToken::new();
     let (signals, hangups) = (signals::handle(shutdown.clone())?, reload::hangups()?);
     let mut reloads = Reloads::default();
-    let redaction = Redaction::new(&config.telemetry.redact)?;
     let descriptors = Descriptors::claim(config.limits.max_connections);
+    let redaction = builds::redaction(loaded).map_err(Error::Redact)?;
     let tls = tls(&config.tls, &mut reloads)?;
     let listener = bind(config).await?;
     let scraped = metrics::listen(loaded).await.map_err(Error::Metrics)?;

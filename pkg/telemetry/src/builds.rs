@@ -20,6 +20,7 @@ mod records;
 mod redact;
 mod search;
 mod view;
+mod walk;
 mod worker;
 
 use std::{

@@ -42,7 +42,8 @@ pub(crate) fn at_once(
     if let Some(last) = last {
         return Some(lost(last.at_ms, now));
     }
-    if known.candidates(names, None, now).is_empty() {
+    // All that are known precede this lookup, even if the clock was set back since.
+    if known.candidates(names, None, u64::MAX).is_empty() {
         return Some(never_seen(names, known, evictions, now));
     }
     None

@@ -1,6 +1,6 @@
 //! The differences between two actions.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use gorego_storage::Digest;
 
@@ -9,6 +9,7 @@ use super::{
     contents::{ActionParts, Contents, Node},
     model::{MAX_TEXT, clip},
     redact::RedactedCommand,
+    walk::{Walk, below},
 };
 
 /// The most differences that are listed.
@@ -111,17 +112,10 @@ pub(crate) async fn compare_inputs(
         found.add(Aspect::Input, "", None, None);
         return;
     };
-    let mut queue = VecDeque::from([(String::new(), before, after)]);
-    let mut read = 0;
-    while let Some((path, before, after)) = queue.pop_front() {
-        read += 2;
-        let both = if read > MAX_DIRECTORIES {
-            Err(format!("more than {MAX_DIRECTORIES} directories differ"))
-        } else {
-            entries(contents, &before, &after).await
-        };
-        match both {
-            Ok((old, new)) => entries_differ(found, &mut queue, redaction, &path, (&old, &new)),
+    let mut walk = Walk::new(MAX_DIRECTORIES / 2, (before, after));
+    while let Some((path, (before, after))) = walk.next() {
+        match entries(contents, &before, &after).await {
+            Ok((old, new)) => entries_differ(found, &mut walk, redaction, &path, (&old, &new)),
             Err(why) => {
                 let name = if path.is_empty() {
                     "(input root)"
@@ -158,7 +152,7 @@ async fn entries(
 
 fn entries_differ(
     found: &mut Differences,
-    queue: &mut VecDeque<(String, Digest, Digest)>,
+    walk: &mut Walk<(Digest, Digest)>,
     redaction: &Redaction,
     path: &str,
     (old, new): (&Entries, &Entries),
@@ -169,20 +163,18 @@ fn entries_differ(
         if before == after {
             continue;
         }
-        let path = if path.is_empty() {
-            name.clone()
-        } else {
-            format!("{path}/{name}")
-        };
+        let path = below(path, name, redaction);
         if let (Some(Node::Directory(Some(before))), Some(Node::Directory(Some(after)))) =
             (before, after)
         {
-            queue.push_back((path, *before, *after));
-            continue;
+            if walk.add(&path, (*before, *after)) {
+                continue;
+            }
+            let limit = || format!("more than {MAX_DIRECTORIES} directories differ");
+            found.limit.get_or_insert_with(limit);
         }
         let describe = |node: Option<&Node>| node.map(|node| redaction.name(&node.describe()));
         let (before, after) = (describe(before), describe(after));
-        let path = redaction.name(&path);
         found.add(Aspect::Input, &path, before.as_deref(), after.as_deref());
     }
 }

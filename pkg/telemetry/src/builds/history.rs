@@ -97,13 +97,24 @@ impl History {
         Ok(found.filter(|build| build.head.id == id))
     }
 
-    /// Writes builds, then removes the oldest beyond the limit. Returns the ids of those.
+    /// Writes builds. Meanwhile and afterwards removes the oldest beyond the limit, even if not all can be written.
+    /// Returns the ids of those.
     pub(crate) fn save(&self, builds: &[Build]) -> io::Result<Vec<String>> {
-        for build in builds {
+        let (mut removed, mut unchecked) = (Vec::new(), 0);
+        let written = builds.iter().try_for_each(|build| {
             let content = serde_json::to_vec(build)?;
-            self.write(&self.path_of(&build.head.id), &content)?;
-        }
-        self.trim()
+            unchecked += content.len() as u64;
+            if unchecked > self.max_bytes / 8 {
+                removed.extend(self.trim()?);
+                unchecked = 0;
+            }
+            self.write(&self.path_of(&build.head.id), &content)
+        });
+        removed.extend(self.trim()?);
+        written?;
+        // Some may have been written again.
+        removed.retain(|id| !self.path_of(id).exists());
+        Ok(removed)
     }
 
     /// Reads the known actions.

@@ -83,11 +83,11 @@ pub struct Tally {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct LeftOut {
-    /// The lookups and results of targets beyond the first 2000.
+    /// The lookups and results of targets beyond the first 2000, or beyond the memory of all builds.
     pub targets: u64,
-    /// The lookups and results of mnemonics beyond the first 200.
+    /// The lookups and results of mnemonics beyond the first 200, or beyond that memory.
     pub mnemonics: u64,
-    /// The misses beyond the first 2000.
+    /// The misses beyond the first 2000, or beyond that memory.
     pub misses: u64,
 }
 
@@ -152,12 +152,19 @@ impl Tally {
 }
 
 impl Build {
-    /// Returns the tallies that calls for this target and mnemonic count in. Counts those beyond the limits.
-    pub(crate) fn tallies(&mut self, target: &str, mnemonic: &str) -> [Option<&mut Tally>; 3] {
+    /// Returns the tallies that calls for this target and mnemonic count in. Counts those beyond the limits, or for
+    /// which there is no room.
+    pub(crate) fn tallies(
+        &mut self,
+        target: &str,
+        mnemonic: &str,
+        has_room: bool,
+    ) -> [Option<&mut Tally>; 3] {
         let head = &mut self.head;
-        let of_target = entry(&mut self.targets, target, MAX_TARGETS);
+        let most = |most| if has_room { most } else { 0 };
+        let of_target = entry(&mut self.targets, target, most(MAX_TARGETS));
         head.left_out.targets += u64::from(of_target.is_none());
-        let of_mnemonic = entry(&mut self.mnemonics, mnemonic, MAX_MNEMONICS);
+        let of_mnemonic = entry(&mut self.mnemonics, mnemonic, most(MAX_MNEMONICS));
         head.left_out.mnemonics += u64::from(of_mnemonic.is_none());
         [Some(&mut head.total), of_target, of_mnemonic]
     }

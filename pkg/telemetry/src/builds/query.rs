@@ -12,6 +12,7 @@ use super::{
     known::ActionNames,
     model::{MAX_TEXT, clip},
     records::Job,
+    walk::{Walk, below},
 };
 
 /// The most builds of a page.
@@ -167,14 +168,10 @@ impl Builds {
         let Some(root) = parts.inputs else {
             return;
         };
-        let mut queue = std::collections::VecDeque::from([(String::new(), root)]);
-        let (mut position, mut read) = (0, 0);
-        while let Some((path, digest)) = queue.pop_front() {
-            read += 1;
-            if read > MAX_DIRECTORIES {
-                view.inputs_unreadable = Some(format!("more than {MAX_DIRECTORIES} directories"));
-                return;
-            }
+        let redaction = &self.0.redaction;
+        let mut walk = Walk::new(MAX_DIRECTORIES, root);
+        let mut position = 0;
+        while let Some((path, digest)) = walk.next() {
             let entries = match self.0.contents.directory(&digest).await {
                 Ok(entries) => entries,
                 Err(why) => {
@@ -183,13 +180,12 @@ impl Builds {
                 }
             };
             for (name, node) in entries {
-                let path = if path.is_empty() {
-                    name
-                } else {
-                    format!("{path}/{name}")
-                };
+                let path = below(&path, &name, redaction);
                 if let Node::Directory(Some(child)) = node {
-                    queue.push_back((path, child));
+                    if !walk.add(&path, child) {
+                        let limit = || format!("more than {MAX_DIRECTORIES} directories");
+                        view.inputs_unreadable.get_or_insert_with(limit);
+                    }
                     continue;
                 }
                 if view.inputs.len() >= MAX_INPUTS {
@@ -198,8 +194,8 @@ impl Builds {
                 }
                 if position >= from {
                     view.inputs.push(Entry {
-                        path: clip(&self.0.redaction.name(&path), MAX_TEXT),
-                        content: clip(&self.0.redaction.name(&node.describe()), MAX_TEXT),
+                        path,
+                        content: clip(&redaction.name(&node.describe()), MAX_TEXT),
                     });
                 }
                 position += 1;

@@ -11,6 +11,13 @@ use super::{
 
 /// The most memory of the details of builds, by estimate, in bytes.
 const MAX_MEMORY: usize = 10 * 1024 * 1024;
+/// The memory from which on the details of builds in progress no longer grow, but their totals do. Otherwise several
+/// large builds would drive each other out, and each of their calls would read a build from the disk.
+const FULL: usize = MAX_MEMORY / 4 * 3;
+/// The time since its last call for which a build is in progress, in milliseconds.
+const IN_PROGRESS: u64 = 10_000;
+/// The least time between two searches for builds that are not in progress, in milliseconds.
+const SEARCHED: u64 = 1000;
 /// The memory of one build from which on no more explanations of its misses are recorded. Those are explained when their
 /// pages are opened.
 const MAX_EXPLAINED: usize = 4 * 1024 * 1024;
@@ -27,6 +34,8 @@ pub(crate) struct BuildRecords {
     /// The builds of which only the head is in memory, and the rest on the disk.
     heads: HashMap<String, BuildHead>,
     memory: usize,
+    /// The time of the last search for builds that are not in progress.
+    searched_ms: u64,
     pub(crate) known: KnownActions,
     /// The calls that named no build.
     pub(crate) without_build: Tally,
@@ -109,16 +118,18 @@ impl BuildRecords {
         names: &ActionNames,
         evictions: &Evictions,
     ) -> Option<Job> {
-        let (id, known) = (&call.build.id, &self.known);
+        let id = &call.build.id;
+        let has_room = self.make_room(id, event.at_ms);
+        let known = &self.known;
         let kept = self.builds.entry(id.clone()).or_default();
         let before = kept.memory;
         kept.dirty = true;
         kept.see(&call.build, event.at_ms);
-        kept.count(names, &event.outcome);
+        kept.count(names, &event.outcome, has_room);
         let job = match &event.outcome {
             Outcome::Miss | Outcome::Incomplete(_) | Outcome::Outage(_) => {
-                let explanation = cause::at_once(event, names, known, evictions);
-                kept.miss(event, call, names, explanation);
+                let explanation = || cause::at_once(event, names, known, evictions);
+                kept.miss(event, call, names, explanation, has_room);
                 None
             }
             Outcome::Stored(facts) => kept.stored(event, names, facts, known),
@@ -136,7 +147,7 @@ impl BuildRecords {
             return;
         };
         let grown = explanation.memory();
-        if kept.memory + grown > MAX_EXPLAINED {
+        if kept.memory + grown > MAX_EXPLAINED || self.memory + grown > FULL {
             return;
         }
         if let Some(miss) = kept.find(&job.action) {
@@ -228,21 +239,21 @@ impl BuildRecords {
         kept.chain(self.heads.values())
     }
 
+    /// Returns whether details of builds may grow. If not, first drops those of builds that are not in progress `now`.
+    fn make_room(&mut self, current: &str, now: u64) -> bool {
+        if self.memory > FULL && now.abs_diff(self.searched_ms) >= SEARCHED {
+            self.searched_ms = now;
+            let is_idle = |head: &BuildHead| now.abs_diff(head.seen_ms) > IN_PROGRESS;
+            self.drop_details(current, FULL / 8 * 7, is_idle);
+        }
+        self.memory <= FULL
+    }
+
     /// Keeps within the limits: drops the details, and then the heads, of the builds seen longest ago, but not
     /// `current`. Leaves an eighth free, so that not each call searches for the oldest.
     fn shrink(&mut self, current: &str) {
         if self.memory > MAX_MEMORY {
-            for id in self.oldest_first(current) {
-                if self.memory <= MAX_MEMORY / 8 * 7 {
-                    break;
-                }
-                if let Some(dropped) = self.builds.remove(&id) {
-                    self.memory = self.memory.saturating_sub(dropped.memory);
-                    if dropped.is_on_disk {
-                        self.heads.insert(id, dropped.build.head);
-                    }
-                }
-            }
+            self.drop_details(current, MAX_MEMORY / 8 * 7, |_| true);
         }
         if self.heads.len() + self.builds.len() > MAX_BUILDS {
             let heads = self.heads.iter().map(|(id, head)| (head.seen_ms, id));
@@ -254,6 +265,23 @@ impl BuildRecords {
                 self.heads.remove(&id);
                 let dropped = self.builds.remove(&id);
                 self.memory -= dropped.map_or(0, |kept| kept.memory);
+            }
+        }
+    }
+
+    /// Drops the details of builds that may be dropped until they take at most `most` bytes.
+    fn drop_details(&mut self, current: &str, most: usize, may_drop: impl Fn(&BuildHead) -> bool) {
+        for id in self.oldest_first(current) {
+            if self.memory <= most {
+                break;
+            }
+            if self.build(&id).is_some_and(|build| may_drop(&build.head))
+                && let Some(dropped) = self.builds.remove(&id)
+            {
+                self.memory = self.memory.saturating_sub(dropped.memory);
+                if dropped.is_on_disk {
+                    self.heads.insert(id, dropped.build.head);
+                }
             }
         }
     }
@@ -283,11 +311,11 @@ impl KeptBuild {
         self.build.misses.get_mut(*self.positions.get(action)?)
     }
 
-    fn count(&mut self, names: &ActionNames, outcome: &Outcome) {
+    fn count(&mut self, names: &ActionNames, outcome: &Outcome, has_room: bool) {
         let entries = self.build.targets.len() + self.build.mnemonics.len();
         for tally in self
             .build
-            .tallies(&names.target, &names.mnemonic)
+            .tallies(&names.target, &names.mnemonic, has_room)
             .into_iter()
             .flatten()
         {
@@ -303,12 +331,13 @@ impl KeptBuild {
         event: &Event,
         call: &CallNames,
         names: &ActionNames,
-        explanation: Option<Explanation>,
+        explanation: impl FnOnce() -> Option<Explanation>,
+        has_room: bool,
     ) {
         if self.positions.contains_key(&names.action) {
             return;
         }
-        if self.build.misses.len() >= MAX_MISSES {
+        if self.build.misses.len() >= MAX_MISSES || !has_room {
             self.build.head.left_out.misses += 1;
             return;
         }
@@ -328,7 +357,7 @@ impl KeptBuild {
             stored_ms: None,
             executed_ms: None,
             output: None,
-            explanation,
+            explanation: explanation(),
         };
         self.memory += miss.memory();
         self.build.misses.push(miss);

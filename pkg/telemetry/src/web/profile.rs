@@ -22,8 +22,8 @@ use super::{
 /// The beginning of the paths of profiles.
 pub(super) const DEBUG: &str = "/debug";
 /// The refusal of clients on other machines.
-pub(super) const FOREIGN: &str = "profiles are for this machine only: served as localhost, 127.0.0.1 or [::1], and \
-     not through a proxy\n";
+pub(super) const FOREIGN: &str = "profiles are for this machine only, whatever telemetry.ui is: served as localhost, \
+     127.0.0.1 or [::1], and not through a proxy\n";
 /// The path of the profile of processor time.
 pub(super) const CPU: &str = "/debug/pprof/profile";
 /// The path of the profile of memory.

@@ -221,3 +221,24 @@ async fn inputs_that_are_not_in_the_cache_differ_at_the_root() {
     let limit = found.limit.unwrap();
     assert!(limit.contains("is not in the cache"), "{limit}");
 }
+
+#[tokio::test]
+async fn directories_beyond_the_limit_differ_as_a_whole() {
+    let store = Arc::new(MemoryStore::default());
+    let old = directory(&store, &[("a.c", "1")], &[]).await;
+    let new = directory(&store, &[("a.c", "2")], &[]).await;
+    let names: Vec<_> = (0..600).map(|number| format!("{number}")).collect();
+    let wide = |child| -> Vec<_> { names.iter().map(|name| (name.as_str(), child)).collect() };
+    let (before, after) = (wide(old), wide(new));
+    let before = directory(&store, &[], &before).await;
+    let after = directory(&store, &[], &after).await;
+    let found = inputs_differ(store, before, after).await;
+    assert_eq!(found.count(), 600);
+    let limit = found.limit.as_deref();
+    assert_eq!(limit, Some("more than 1000 directories differ"));
+    let whole = rendered(&found).remove(0);
+    assert!(
+        whole.ends_with(&format!(": directory {old} > directory {new}")),
+        "{whole}"
+    );
+}

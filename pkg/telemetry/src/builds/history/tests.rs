@@ -68,6 +68,28 @@ fn the_oldest_builds_beyond_the_limit_are_removed() {
 }
 
 #[test]
+fn the_limit_holds_while_builds_are_written_and_if_one_cannot_be() {
+    let dir = tempfile::tempdir().unwrap();
+    let history = History::new(dir.path(), 256 * 1024);
+    let names: Vec<_> = (0..100).map(|number| number.to_string()).collect();
+    let mut builds: Vec<_> = names.iter().map(|name| build(name)).collect();
+    for build in &mut builds {
+        build.head.tool = "x".repeat(10_000);
+    }
+    fs::create_dir_all(history.path_of("last")).unwrap();
+    builds.push(build("last"));
+    history.save(&builds).unwrap_err();
+    let kept = history.files(BUILD).unwrap();
+    let bytes: u64 = kept.iter().map(|file| file.bytes).sum();
+    assert!((128 * 1024..=256 * 1024).contains(&bytes), "{bytes}");
+    fs::remove_dir(history.path_of("last")).unwrap();
+    let removed = history.save(&builds).unwrap();
+    let listed = ids(&history);
+    assert!(listed.contains(&"last".to_owned()) && !removed.is_empty());
+    assert!(!removed.iter().any(|id| listed.contains(id)), "{removed:?}");
+}
+
+#[test]
 fn the_oldest_builds_beyond_the_number_are_removed() {
     let dir = tempfile::tempdir().unwrap();
     let mut history = History::new(dir.path(), u64::MAX);

@@ -85,12 +85,25 @@ fn a_miss_without_a_target_is_explained_by_the_last_result_of_the_action() {
 }
 
 #[test]
+fn actions_known_before_the_clock_was_set_back_count_as_seen() {
+    let mut records = BuildRecords::new();
+    let call = call("b", "//:t", "Genrule");
+    let call = CallNames::of(Some(&call), &REDACTION);
+    let stored = Outcome::Stored(ResultFacts::default());
+    records.apply(&event(2000, stored), &call, &EVICTIONS);
+    records.apply(&event(1000, Outcome::Miss), &call, &EVICTIONS);
+    let build = records.build("b").unwrap();
+    assert_eq!(build.misses[0].explanation, None, "not never seen");
+    assert!(build.head.seen_ms >= build.head.started_ms);
+}
+
+#[test]
 fn the_memory_of_builds_is_bounded_and_the_newest_stay() {
     let mut records = BuildRecords::new();
     let target = "t".repeat(400);
     for build in 0..40 {
         for number in 0..400 {
-            let number = build * 1000 + number;
+            let number = build * 20_000 + number;
             miss(
                 &mut records,
                 number,
@@ -114,6 +127,35 @@ fn the_memory_of_builds_is_bounded_and_the_newest_stay() {
         "{listed:?}"
     );
     assert_eq!(records.take_dirty().len(), 1, "39 is saved again");
+}
+
+#[test]
+fn builds_in_progress_together_lose_no_counts() {
+    const BUILDS: usize = 20;
+    let mut records = BuildRecords::new();
+    for number in 0..MAX_MISSES * BUILDS / 4 {
+        let target = format!("{}{number}", "t".repeat(200));
+        miss(
+            &mut records,
+            number,
+            &(number % BUILDS).to_string(),
+            &target,
+            "",
+        );
+        assert!(records.memory <= MAX_MEMORY, "{}", records.memory);
+    }
+    assert_eq!(records.builds().count(), BUILDS);
+    assert_accounted(&records);
+    for build in records.builds() {
+        let (head, listed) = (&build.head, build.misses.len() as u64);
+        assert_eq!(head.total.misses, MAX_MISSES as u64 / 4);
+        assert_eq!(listed + head.left_out.misses, head.total.misses);
+        assert!(listed > 0);
+    }
+    let later = MAX_MISSES * BUILDS;
+    miss(&mut records, later, "later", "//:t", "");
+    let later = records.build("later").unwrap();
+    assert_eq!(later.misses.len(), 1, "those that are idle make room");
 }
 
 #[test]
