@@ -15,9 +15,7 @@ const REDACT: &str = "telemetry.redact";
 /// Returns the redaction of secrets. The error names the place of an invalid pattern.
 pub(crate) fn redaction(loaded: &LoadedConfig) -> Result<Redaction, String> {
     Redaction::new(&loaded.config.telemetry.redact).map_err(|why| {
-        let origin = loaded
-            .origin("telemetry.redact")
-            .unwrap_or(&Origin::Default);
+        let origin = loaded.origin(REDACT).unwrap_or(&Origin::Default);
         format!("{origin}: {REDACT}: {why}")
     })
 }
