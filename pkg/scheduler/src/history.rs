@@ -122,7 +122,10 @@ mod tests {
         assert_ne!(Kind::new("", "", "abc"), Kind::new("", "", "abd"));
         assert_eq!(Kind::new("a", "b", "abc"), Kind::new("a", "b", "abd"));
         assert_ne!(Kind::new("a", "b", ""), Kind::new("a", "c", ""));
-        assert_ne!(Kind::new(&"x".repeat(600), "b", ""), Kind::new(&"x".repeat(600), "c", ""));
+        assert_ne!(
+            Kind::new(&"x".repeat(600), "b", ""),
+            Kind::new(&"x".repeat(600), "c", "")
+        );
     }
 
     #[test]

@@ -1,10 +1,6 @@
 //! The slots and the memory of the workers, and the attempts that hold them.
 
-use std::{
-    collections::{BTreeMap, HashMap},
-    fmt,
-    sync::Arc,
-};
+use std::{collections::BTreeMap, fmt, sync::Arc};
 
 use crate::queue::{LineId, Need};
 
@@ -72,7 +68,7 @@ struct Worker {
 #[derive(Debug, Default)]
 pub(crate) struct Ledger {
     workers: BTreeMap<WorkerId, Worker>,
-    holds: HashMap<AttemptId, Hold>,
+    holds: BTreeMap<AttemptId, Hold>,
 }
 
 impl Ledger {
@@ -96,12 +92,8 @@ impl Ledger {
     /// Removes a worker. Returns its attempts in the order of their executions.
     pub(crate) fn remove(&mut self, id: &WorkerId) -> Vec<(AttemptId, Hold)> {
         self.workers.remove(id);
-        let mut lost: Vec<_> = self
-            .holds
-            .extract_if(|_, hold| hold.worker == *id)
-            .collect();
-        lost.sort_unstable_by_key(|(attempt, _)| *attempt);
-        lost
+        let lost = self.holds.extract_if(.., |_, hold| hold.worker == *id);
+        lost.collect()
     }
 
     /// Whether the worker has a free slot, and no attempt that must be alone.
@@ -165,7 +157,11 @@ impl Ledger {
     #[cfg(test)]
     pub(crate) fn is_idle(&self) -> bool {
         let is_free = |w: &Worker| w.running == 0 && w.reserved == 0 && w.drains_for.is_none();
-        self.holds.is_empty() && self.workers.values().all(|worker| is_free(worker) && !worker.alone)
+        self.holds.is_empty()
+            && self
+                .workers
+                .values()
+                .all(|worker| is_free(worker) && !worker.alone)
     }
 
     /// The number of attempts that hold resources.

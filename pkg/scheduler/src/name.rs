@@ -115,7 +115,9 @@ fn parse_id(text: &str) -> Option<OperationId> {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NameError {
     /// The name is not one that a node gives.
-    #[error("operation name {0:?} is not [<instance>/]operations/<node>-<generation>-<32 hexadecimal digits>")]
+    #[error(
+        "operation name {0:?} is not [<instance>/]operations/<node>-<generation>-<32 hexadecimal digits>"
+    )]
     Shape(String),
     /// The name of a node is invalid.
     #[error("node name {0:?} is not 1 to {MAX_NODE_LEN} characters of [A-Za-z0-9._-]")]

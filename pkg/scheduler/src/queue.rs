@@ -39,7 +39,7 @@ pub(crate) struct Rank {
 }
 
 /// The line of a build.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct LineId(u64);
 
 /// The rank of a line: the slots that its build holds, and the number of its last turn.
@@ -52,7 +52,7 @@ type Turn = (usize, u64);
 /// another build, however long the actions are.
 #[derive(Debug, Default)]
 pub(crate) struct Queue {
-    lines: HashMap<LineId, Line>,
+    lines: BTreeMap<LineId, Line>,
     by_build: HashMap<Arc<str>, LineId>,
     /// The lines with entries of each class, in the order of their turns.
     classes: BTreeMap<Class, BTreeMap<Turn, LineId>>,

@@ -108,7 +108,10 @@ impl<J, O> Scheduler<J, O> {
             shared.operations.push(id);
             self.operations.insert(id, Arc::clone(&shared.key), live);
         }
-        let running = self.executions.get(&execution).and_then(|e| e.running.clone());
+        let running = self
+            .executions
+            .get(&execution)
+            .and_then(|e| e.running.clone());
         if let Some(running) = running {
             return Ok(Stage::Executing(running));
         }
@@ -202,7 +205,10 @@ impl<J, O> Scheduler<J, O> {
     }
 
     fn end_all(&mut self, which: impl Fn(&Execution<J>) -> bool, now: Time) {
-        let selected = self.executions.iter().filter(|(_, execution)| which(execution));
+        let selected = self
+            .executions
+            .iter()
+            .filter(|(_, execution)| which(execution));
         let selected: Vec<_> = selected.map(|(number, _)| *number).collect();
         for number in selected {
             self.end_execution(number, &End::ShutDown, 0, now);
@@ -214,7 +220,9 @@ impl<J, O> Scheduler<J, O> {
         if let Some(shared) = self.executions.get(&execution)
             && let Some(live) = self.operations.live_mut(id)
         {
-            let line = self.queue.push(&live.build, &shared.class, live.rank, execution);
+            let line = self
+                .queue
+                .push(&live.build, &shared.class, live.rank, execution);
             live.line = Some(line);
         }
     }
@@ -287,6 +295,9 @@ impl<J, O> Scheduler<J, O> {
         let Some(execution) = self.executions.get(&number) else {
             return;
         };
+        if execution.running.is_some() {
+            return;
+        }
         for id in &execution.operations {
             if let Some(live) = self.operations.live_mut(*id)
                 && let Some(line) = live.line.take()

@@ -12,6 +12,16 @@ use crate::{
 /// The most claims that smaller executions get in front of one that needs more memory than is free.
 const MAX_BYPASSED: u32 = 16;
 
+/// The answer to a claim when an execution's turn is next.
+enum Bypass {
+    /// The execution fits.
+    NotNeeded,
+    /// Others that fit may start first.
+    Allowed,
+    /// The worker becomes free for the execution.
+    Refused,
+}
+
 impl<J, O> Scheduler<J, O> {
     /// Adds a worker, or changes its capacity. Running attempts keep what they hold.
     pub fn set_worker(&mut self, worker: &WorkerId, capacity: Capacity) {
@@ -38,11 +48,15 @@ impl<J, O> Scheduler<J, O> {
             self.entry_that_fits(worker, awaited)
         } else {
             let next = self.queue.next(|class| fits(&class.platform))?;
-            if self.must_wait(worker, next.execution) {
-                return None;
+            match self.bypass(worker, next.execution) {
+                Bypass::NotNeeded => Some(next),
+                Bypass::Refused => None,
+                Bypass::Allowed => {
+                    let has_room = |class: &Class| self.ledger.fits(worker, &class.need);
+                    self.queue
+                        .next(|class| has_room(class) && fits(&class.platform))
+                }
             }
-            let has_room = |class: &Class| self.ledger.fits(worker, &class.need);
-            self.queue.next(|class| has_room(class) && fits(&class.platform))
         };
         self.grant(worker, next?, now)
     }
@@ -59,17 +73,20 @@ impl<J, O> Scheduler<J, O> {
         fits.then_some(next)
     }
 
-    /// Whether the worker starts nothing until the execution whose turn is next fits.
-    fn must_wait(&mut self, worker: &WorkerId, execution: u64) -> bool {
+    /// Decides whether the worker may start others before the execution whose turn is next.
+    fn bypass(&mut self, worker: &WorkerId, execution: u64) -> Bypass {
         let Some(next) = self.executions.get_mut(&execution) else {
-            return false;
+            return Bypass::Allowed;
         };
         if self.ledger.fits(worker, &next.class.need) {
-            return false;
+            return Bypass::NotNeeded;
         }
-        next.bypassed += 1;
-        (next.is_alone() || next.bypassed > MAX_BYPASSED)
-            && self.ledger.drain_for(worker, execution)
+        next.bypassed = next.bypassed.saturating_add(1);
+        let is_due = next.is_alone() || next.bypassed > MAX_BYPASSED;
+        if is_due && self.ledger.drain_for(worker, execution) {
+            return Bypass::Refused;
+        }
+        Bypass::Allowed
     }
 
     fn grant(&mut self, worker: &WorkerId, next: Next, now: Time) -> Option<Grant<J>> {

@@ -88,7 +88,10 @@ impl<J, O> Scheduler<J, O> {
         if !execution.is_current(attempt) {
             return;
         }
-        let worker = execution.running.as_ref().map(|running| running.worker.clone());
+        let worker = execution
+            .running
+            .as_ref()
+            .map(|running| running.worker.clone());
         execution.lost.extend(worker);
         let allowed = usize::try_from(self.options.max_losses).unwrap_or(usize::MAX);
         if execution.lost.len() <= allowed {

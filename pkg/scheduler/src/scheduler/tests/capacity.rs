@@ -144,7 +144,9 @@ fn a_changed_capacity_applies_to_later_claims() {
     let capacity = |slots, memory| Capacity { slots, memory };
     bench.claims(1);
     assert!(bench.try_claim("w").is_none());
-    bench.scheduler.set_worker(&worker("w"), capacity(4, 2 * GIB));
+    bench
+        .scheduler
+        .set_worker(&worker("w"), capacity(4, 2 * GIB));
     bench.claims(2);
     bench.scheduler.set_worker(&worker("w"), capacity(4, GIB));
     assert!(bench.try_claim("w").is_none());

@@ -134,30 +134,9 @@ fn a_hundred_thousand_queued_actions_are_granted_and_completed() {
     let mut bench = Bench::with(size, 8);
     for action in 0..100_000 {
         bench.submit(&of_build(action, if action % 2 == 0 { "a" } else { "b" }));
-        bench.effects();
     }
     let totals = bench.scheduler.totals();
     assert_eq!((totals.queued, totals.live), (100_000, 100_000));
     assert_eq!(order(&mut bench).len(), 100_000);
     assert_eq!(bench.scheduler.totals().live, 0);
-}
-
-#[test]
-fn a_queued_action_takes_at_most_a_kibibyte_besides_its_job() {
-    const ACTIONS: u32 = 1000;
-    let mut bench = Bench::new(1);
-    let platform: Arc<str> = "linux".into();
-    let allocated = allocation_counter::measure(|| {
-        for action in 0..ACTIONS {
-            let mut request = of_build(action, &"b".repeat(36));
-            request.platform = Arc::clone(&platform);
-            request.target = "t".repeat(10_000);
-            request.mnemonic = "m".repeat(10_000);
-            bench.submit(&request);
-            bench.effects();
-        }
-    });
-    let job = 24;
-    let each = allocated.bytes_current / i64::from(ACTIONS) - job;
-    assert!(each <= 1024, "{each} bytes");
 }

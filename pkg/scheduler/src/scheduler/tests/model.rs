@@ -34,16 +34,24 @@ enum Step {
 }
 
 fn step() -> impl Strategy<Value = Step> {
-    let submit = (0_u32..6, 0_usize..3, -2..3, 0_u64..10, 0_usize..2, any::<bool>()).prop_map(
-        |(action, build, priority, memory, platform, do_not_cache)| Step::Submit {
-            action,
-            build,
-            priority,
-            memory,
-            platform,
-            do_not_cache,
-        },
-    );
+    let submit = (
+        0_u32..6,
+        0_usize..3,
+        -2..3,
+        0_u64..10,
+        0_usize..2,
+        any::<bool>(),
+    )
+        .prop_map(
+            |(action, build, priority, memory, platform, do_not_cache)| Step::Submit {
+                action,
+                build,
+                priority,
+                memory,
+                platform,
+                do_not_cache,
+            },
+        );
     let phase = prop::sample::select(vec![Phase::Fetch, Phase::Stage, Phase::Run, Phase::Publish]);
     let any = any::<prop::sample::Index>;
     prop_oneof![
@@ -122,7 +130,9 @@ impl Model {
     fn remove_worker(&mut self, worker: usize) {
         self.workers.remove(&worker);
         self.held.retain(|_, (on, ..)| *on != worker);
-        self.bench.scheduler.remove_worker(&name(worker), self.bench.now);
+        self.bench
+            .scheduler
+            .remove_worker(&name(worker), self.bench.now);
     }
 
     fn submit(&mut self, request: &Request<u32>) {
@@ -160,7 +170,11 @@ impl Model {
     /// A claim is refused only without a free slot, without an action that fits, or for an action that waits.
     fn assert_refusal(&self, worker: usize) {
         let scheduler = &self.bench.scheduler;
-        let held: Vec<_> = self.held.values().filter(|(on, ..)| *on == worker).collect();
+        let held: Vec<_> = self
+            .held
+            .values()
+            .filter(|(on, ..)| *on == worker)
+            .collect();
         let is_full = held.len() >= capacity(worker).slots || held.iter().any(|(.., alone)| *alone);
         if is_full || !self.workers.contains(&worker) {
             return;
@@ -258,7 +272,13 @@ impl Model {
                 Effect::Stop(worker, attempt) => {
                     let (on, ..) = self.held[&attempt];
                     assert_eq!(name(on), worker);
-                    assert!(!self.bench.scheduler.executions.contains_key(&attempt.execution));
+                    assert!(
+                        !self
+                            .bench
+                            .scheduler
+                            .executions
+                            .contains_key(&attempt.execution)
+                    );
                 }
                 Effect::Notify(id, stage) => {
                     let before = self.stages.insert(id, stage.clone()).unwrap();
@@ -301,7 +321,11 @@ impl Model {
         let ended = |stage: &&Stage<u32>| !matches!(stage, Stage::Completed(_));
         assert_eq!(self.stages.values().filter(ended).count(), live);
         for worker in 0..WORKERS {
-            let held: Vec<_> = self.held.values().filter(|(on, ..)| *on == worker).collect();
+            let held: Vec<_> = self
+                .held
+                .values()
+                .filter(|(on, ..)| *on == worker)
+                .collect();
             assert!(held.len() <= capacity(worker).slots);
             assert!(held.iter().map(|(_, memory, _)| memory).sum::<u64>() <= 8 * GIB);
             assert!(held.len() <= 1 || held.iter().all(|(.., alone)| !alone));
@@ -332,7 +356,10 @@ impl Model {
         assert!(scheduler.mergeable.is_empty());
         self.bench.pass(Duration::from_secs(600));
         let deadline = self.bench.scheduler.deadline();
-        assert_eq!((self.bench.scheduler.totals().completed, deadline), (0, None));
+        assert_eq!(
+            (self.bench.scheduler.totals().completed, deadline),
+            (0, None)
+        );
     }
 }
 

@@ -160,12 +160,24 @@ fn every_stage_is_notified_in_order() {
     let mut bench = Bench::new(1);
     bench.submit(&request(1));
     let attempt = bench.claims(1);
-    for phase in [Phase::Fetch, Phase::Run, Phase::Stage, Phase::Run, Phase::Collect] {
+    for phase in [
+        Phase::Fetch,
+        Phase::Run,
+        Phase::Stage,
+        Phase::Run,
+        Phase::Collect,
+    ] {
         bench.scheduler.progress(attempt, phase);
     }
     bench.report(attempt, done(7));
     bench.scheduler.progress(attempt, Phase::Publish);
-    let stages = ["1 run 1", "1 run 1 Fetch", "1 run 1 Run", "1 run 1 Collect", "1 done 7"];
+    let stages = [
+        "1 run 1",
+        "1 run 1 Fetch",
+        "1 run 1 Run",
+        "1 run 1 Collect",
+        "1 done 7",
+    ];
     assert_eq!(bench.effects(), stages);
 }
 
@@ -304,9 +316,15 @@ fn the_list_has_queued_and_running_actions() {
     assert_eq!(listed[0].age, Duration::from_secs(7));
     assert_eq!(listed[0].attempts, 2);
     let running = listed[0].running.as_ref().unwrap();
-    assert_eq!((running.worker.clone(), running.since), (worker("w"), Time::ZERO));
+    assert_eq!(
+        (running.worker.clone(), running.since),
+        (worker("w"), Time::ZERO)
+    );
     assert_eq!(listed[1].operations, 2);
-    assert_eq!((listed[1].target.as_str(), listed[1].mnemonic.as_str()), ("//pkg:2", "Rustc"));
+    assert_eq!(
+        (listed[1].target.as_str(), listed[1].mnemonic.as_str()),
+        ("//pkg:2", "Rustc")
+    );
     assert!(listed[1].running.is_none());
     assert_eq!(listed.len(), 2);
 }
