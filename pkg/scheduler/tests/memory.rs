@@ -12,8 +12,8 @@ fn a_queued_action_takes_at_most_a_kibibyte_besides_its_job() {
     const ACTIONS: u32 = 1000;
     let mut scheduler: Scheduler<(), ()> = Scheduler::new(Options {
         queue_size: 1000,
-        abandon_after: Duration::from_secs(60),
-        retain_completed: Duration::from_secs(600),
+        abandon_after: Duration::from_mins(1),
+        retain_completed: Duration::from_mins(10),
         max_completed: 1000,
         max_completed_bytes: 1000,
         max_retries: 2,

@@ -21,7 +21,7 @@ const GIB: u64 = 1 << 30;
 fn options() -> Options {
     Options {
         queue_size: 1000,
-        abandon_after: Duration::from_secs(60),
+        abandon_after: Duration::from_mins(1),
         retain_completed: Duration::from_mins(10),
         max_completed: 1000,
         max_completed_bytes: GIB,

@@ -354,7 +354,7 @@ impl Model {
         assert_eq!((totals.queued, totals.running, totals.live), (0, 0, 0));
         assert!(scheduler.queue.is_empty() && scheduler.ledger.is_idle());
         assert!(scheduler.mergeable.is_empty());
-        self.bench.pass(Duration::from_secs(600));
+        self.bench.pass(Duration::from_mins(10));
         let deadline = self.bench.scheduler.deadline();
         assert_eq!(
             (self.bench.scheduler.totals().completed, deadline),

@@ -26,7 +26,7 @@ fn merging_survives_the_first_client() {
     let second = bench.submit(&request(1));
     bench.scheduler.detach(first, bench.now);
     let attempt = bench.claims(1);
-    bench.pass(Duration::from_secs(60));
+    bench.pass(Duration::from_mins(1));
     assert_eq!(bench.stage(first), "abandoned");
     assert_eq!(bench.stage(second), "run 1");
     bench.report(attempt, done(7));
@@ -136,7 +136,7 @@ fn an_abandoned_operation_is_dropped_or_stopped() {
     assert_eq!(bench.scheduler.deadline(), Some(Duration::from_mins(1)));
     bench.pass(Duration::from_secs(1));
     assert_eq!(bench.effects(), ["stop w 1", "1 abandoned", "2 abandoned"]);
-    bench.pass(Duration::from_secs(600));
+    bench.pass(Duration::from_mins(10));
     assert_eq!(bench.stage(watched), "queued");
 }
 
@@ -150,7 +150,7 @@ fn an_operation_is_watched_until_its_last_watcher_leaves() {
     assert_eq!(bench.stage(id), "queued");
     bench.scheduler.detach(id, bench.now);
     bench.scheduler.detach(id, bench.now);
-    bench.pass(Duration::from_secs(60));
+    bench.pass(Duration::from_mins(1));
     assert_eq!(bench.stage(id), "abandoned");
     assert!(bench.scheduler.attach(OperationId(99)).is_none());
 }
