@@ -187,10 +187,11 @@ impl<O> Operations<O> {
         true
     }
 
-    /// Returns an operation that is abandoned at `now`.
-    pub(crate) fn abandoned(&self, now: Time) -> Option<OperationId> {
-        let (deadline, id) = self.unwatched.first()?;
-        (*deadline <= now).then_some(*id)
+    /// Takes an operation that is abandoned at `now`.
+    pub(crate) fn take_abandoned(&mut self, now: Time) -> Option<OperationId> {
+        let first = self.unwatched.first().copied()?;
+        let (deadline, id) = first;
+        (deadline <= now && self.unwatched.remove(&first)).then_some(id)
     }
 
     /// Returns the time of the next abandonment or expiry.

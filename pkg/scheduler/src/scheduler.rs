@@ -177,7 +177,7 @@ impl<J, O> Scheduler<J, O> {
 
     /// Ends abandoned operations and drops expired ones. To be called at [`Self::deadline`].
     pub fn tick(&mut self, now: Time) {
-        while let Some(id) = self.operations.abandoned(now) {
+        while let Some(id) = self.operations.take_abandoned(now) {
             self.end_operation(id, End::Abandoned, now);
         }
         self.operations.expire(&self.options, now);

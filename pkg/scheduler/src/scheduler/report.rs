@@ -50,7 +50,7 @@ impl<J, O> Scheduler<J, O> {
             }
             Report::OutOfMemory(outcome) | Report::Failed(outcome) => outcome,
             Report::Stopped => {
-                self.count_loss(attempt, now);
+                self.count_loss(attempt.execution, now);
                 return;
             }
         };
@@ -68,7 +68,8 @@ impl<J, O> Scheduler<J, O> {
     pub fn remove_worker(&mut self, worker: &WorkerId, now: Time) {
         for (attempt, hold) in self.ledger.remove(worker) {
             self.queue.free_slot(hold.line);
-            self.count_loss(attempt, now);
+            // An attempt that holds resources is its execution's current one, or the execution has ended.
+            self.count_loss(attempt.execution, now);
         }
         self.wake();
     }
@@ -80,14 +81,11 @@ impl<J, O> Scheduler<J, O> {
         }
     }
 
-    /// Queues the execution of a lost attempt again, unless it lost too many.
-    fn count_loss(&mut self, attempt: AttemptId, now: Time) {
-        let Some(execution) = self.executions.get_mut(&attempt.execution) else {
+    /// Queues an execution again whose current attempt is lost, unless it lost too many.
+    fn count_loss(&mut self, number: u64, now: Time) {
+        let Some(execution) = self.executions.get_mut(&number) else {
             return;
         };
-        if !execution.is_current(attempt) {
-            return;
-        }
         let worker = execution
             .running
             .as_ref()
@@ -95,11 +93,11 @@ impl<J, O> Scheduler<J, O> {
         execution.lost.extend(worker);
         let allowed = usize::try_from(self.options.max_losses).unwrap_or(usize::MAX);
         if execution.lost.len() <= allowed {
-            self.requeue(attempt.execution);
+            self.requeue(number);
             return;
         }
         let end = End::WorkersLost(mem::take(&mut execution.lost).into());
-        self.end_execution(attempt.execution, &end, 0, now);
+        self.end_execution(number, &end, 0, now);
     }
 
     /// Queues an execution again, at the head of the lines of its builds.
