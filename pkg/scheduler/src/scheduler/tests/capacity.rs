@@ -107,6 +107,25 @@ fn one_worker_is_kept_free_for_an_action_out_of_memory() {
 }
 
 #[test]
+fn another_worker_becomes_free_when_the_first_offers_no_slots_any_more() {
+    let mut bench = Bench::new(2);
+    let capacity = |slots| Capacity { slots, memory: GIB };
+    bench.scheduler.set_worker(&worker("peer"), capacity(2));
+    for action in 1..=4 {
+        bench.submit(&request(action));
+    }
+    let first = bench.claims(1);
+    bench.claims(2);
+    let on_peer = bench.try_claim("peer").unwrap();
+    bench.report(first, Report::OutOfMemory(outcome(137)));
+    assert!(bench.try_claim("w").is_none());
+    bench.scheduler.set_worker(&worker("w"), capacity(0));
+    assert!(bench.try_claim("peer").is_none());
+    bench.report(on_peer.attempt, done(0));
+    assert!(bench.try_claim("peer").unwrap().alone);
+}
+
+#[test]
 fn a_worker_serves_others_again_when_the_awaited_action_is_cancelled() {
     let mut bench = Bench::new(3);
     let id = bench.submit(&request(1));

@@ -52,6 +52,20 @@ fn an_action_that_forbids_caching_never_merges() {
 }
 
 #[test]
+fn the_end_of_an_action_that_forbids_caching_leaves_others_mergeable() {
+    let mut bench = Bench::new(1);
+    bench.submit(&Request {
+        do_not_cache: true,
+        ..request(1)
+    });
+    let attempt = bench.claims(1);
+    bench.submit(&request(1));
+    bench.report(attempt, done(7));
+    bench.submit(&request(1));
+    assert_eq!(bench.scheduler.totals().queued, 1);
+}
+
+#[test]
 fn actions_of_different_instances_are_not_merged() {
     let mut bench = Bench::new(4);
     let mut other = request(1);
@@ -186,6 +200,8 @@ fn completed_operations_are_kept_for_the_configured_time() {
     let mut bench = Bench::new(1);
     let id = bench.submit(&request(1));
     let attempt = bench.claims(1);
+    bench.scheduler.detach(id, bench.now);
+    assert_eq!(bench.scheduler.deadline(), Some(Duration::from_mins(1)));
     bench.report(attempt, done(7));
     assert_eq!(bench.scheduler.deadline(), Some(Duration::from_mins(10)));
     bench.pass(Duration::from_secs(599));
