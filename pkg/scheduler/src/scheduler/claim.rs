@@ -12,16 +12,6 @@ use crate::{
 /// The most claims that smaller executions get in front of one that needs more memory than is free.
 const MAX_BYPASSED: u32 = 16;
 
-/// The answer to a claim when an execution's turn is next.
-enum Bypass {
-    /// The execution fits.
-    NotNeeded,
-    /// Others that fit may start first.
-    Allowed,
-    /// The worker becomes free for the execution.
-    Refused,
-}
-
 impl<J, O> Scheduler<J, O> {
     /// Adds a worker, or changes its capacity. Running attempts keep what they hold.
     pub fn set_worker(&mut self, worker: &WorkerId, capacity: Capacity) {
@@ -45,20 +35,36 @@ impl<J, O> Scheduler<J, O> {
             return None;
         }
         let next = if let Some(awaited) = self.ledger.drains_for(worker) {
-            self.entry_that_fits(worker, awaited)
+            self.entry_that_fits(worker, awaited)?
         } else {
-            let next = self.queue.next(|class| fits(&class.platform))?;
-            match self.bypass(worker, next.execution) {
-                Bypass::NotNeeded => Some(next),
-                Bypass::Refused => None,
-                Bypass::Allowed => {
-                    let has_room = |class: &Class| self.ledger.fits(worker, &class.need);
-                    self.queue
-                        .next(|class| has_room(class) && fits(&class.platform))
-                }
+            let first = self.queue.next(|class| fits(&class.platform))?;
+            if self.has_room(worker, first.execution) {
+                first
+            } else {
+                self.pass(worker, first.execution, &fits)?
             }
         };
-        self.grant(worker, next?, now)
+        self.grant(worker, next, now)
+    }
+
+    /// Returns an entry to start before an execution that does not fit the worker now.
+    fn pass(
+        &mut self,
+        worker: &WorkerId,
+        passed: u64,
+        fits: impl Fn(&str) -> bool,
+    ) -> Option<Next> {
+        let execution = self.executions.get_mut(&passed)?;
+        let is_due = execution.is_alone() || execution.bypassed >= MAX_BYPASSED;
+        if is_due && self.ledger.drain_for(worker, passed) {
+            return None;
+        }
+        let has_room = |class: &Class| self.ledger.fits(worker, &class.need);
+        let next = self
+            .queue
+            .next(|class| has_room(class) && fits(&class.platform))?;
+        execution.bypassed = execution.bypassed.saturating_add(1);
+        Some(next)
     }
 
     /// Returns an entry of a queued execution if the execution fits the worker.
@@ -69,24 +75,13 @@ impl<J, O> Scheduler<J, O> {
             line: entry.line?,
             execution: number,
         };
-        let fits = self.ledger.fits(worker, &execution.class.need);
-        fits.then_some(next)
+        self.has_room(worker, number).then_some(next)
     }
 
-    /// Decides whether the worker may start others before the execution whose turn is next.
-    fn bypass(&mut self, worker: &WorkerId, execution: u64) -> Bypass {
-        let Some(next) = self.executions.get_mut(&execution) else {
-            return Bypass::Allowed;
-        };
-        if self.ledger.fits(worker, &next.class.need) {
-            return Bypass::NotNeeded;
-        }
-        next.bypassed = next.bypassed.saturating_add(1);
-        let is_due = next.is_alone() || next.bypassed > MAX_BYPASSED;
-        if is_due && self.ledger.drain_for(worker, execution) {
-            return Bypass::Refused;
-        }
-        Bypass::Allowed
+    /// Whether an execution fits the worker's free resources.
+    fn has_room(&self, worker: &WorkerId, number: u64) -> bool {
+        let execution = self.executions.get(&number);
+        execution.is_some_and(|execution| self.ledger.fits(worker, &execution.class.need))
     }
 
     fn grant(&mut self, worker: &WorkerId, next: Next, now: Time) -> Option<Grant<J>> {

@@ -61,6 +61,19 @@ fn smaller_actions_pass_a_large_one_but_do_not_starve_it() {
 }
 
 #[test]
+fn refused_claims_do_not_hold_back_smaller_actions() {
+    let mut bench = Bench::new(8);
+    bench.submit(&needing(0, 4 * GIB));
+    bench.claims(0);
+    bench.submit(&needing(1, 6 * GIB));
+    for _ in 0..100 {
+        assert!(bench.try_claim("w").is_none());
+    }
+    bench.submit(&needing(2, 2 * GIB));
+    bench.claims(2);
+}
+
+#[test]
 fn an_action_out_of_memory_runs_once_more_alone() {
     let mut bench = Bench::new(4);
     for action in 1..=4 {
