@@ -95,43 +95,32 @@ impl<J, O> Scheduler<J, O> {
             return Err(Refused::Full(waiting));
         }
         self.next += 1;
-        let number = self.next;
+        let shared = self.mergeable.get(&request.key);
+        let shared = shared.filter(|_| !request.do_not_cache).copied();
+        let number = shared.unwrap_or(self.next);
+        let execution = self.executions.entry(number);
+        let execution = execution.or_insert_with(|| Box::new(Execution::new(request, now)));
+        if shared.is_none() && !request.do_not_cache {
+            self.mergeable.insert(Arc::clone(&execution.key), number);
+        }
         let rank = Rank {
             first_run: true,
             priority: request.priority,
-            number,
+            number: self.next,
         };
-        let build = self.queue.build(truncated(&request.build, MAX_BUILD_LEN));
-        let execution = self.join_or_create(request, number, now);
-        if let Some(shared) = self.executions.get_mut(&execution) {
-            let live = Live::new(execution, shared.operations.len(), build, rank);
-            shared.operations.push(id);
-            self.operations.insert(id, Arc::clone(&shared.key), live);
+        let build = truncated(&request.build, MAX_BUILD_LEN);
+        let build = self.queue.build(build);
+        let mut live = Live::new(number, execution.operations.len(), build, rank);
+        let running = execution.running.clone();
+        if running.is_none() {
+            let line = self.queue.push(&live.build, &execution.class, rank, number);
+            live.line = Some(line);
         }
-        let running = self
-            .executions
-            .get(&execution)
-            .and_then(|e| e.running.clone());
-        if let Some(running) = running {
-            return Ok(Stage::Executing(running));
-        }
-        self.enqueue(execution, id);
+        execution.operations.push(id);
+        let key = Arc::clone(&execution.key);
+        self.operations.insert(id, key, live);
         self.wake();
-        Ok(Stage::Queued)
-    }
-
-    /// Returns the execution that a request may be merged with, or else a new one with this number.
-    fn join_or_create(&mut self, request: &Request<J>, number: u64, now: Time) -> u64 {
-        let shared = self.mergeable.get(&request.key);
-        if let Some(shared) = shared.filter(|_| !request.do_not_cache) {
-            return *shared;
-        }
-        let execution = Execution::new(request, now);
-        if !request.do_not_cache {
-            self.mergeable.insert(Arc::clone(&execution.key), number);
-        }
-        self.executions.insert(number, Box::new(execution));
-        number
+        Ok(running.map_or(Stage::Queued, Stage::Executing))
     }
 
     /// Adds a watcher to an operation. Returns the operation's stage; `None` if the operation is unknown.
@@ -212,18 +201,6 @@ impl<J, O> Scheduler<J, O> {
         let selected: Vec<_> = selected.map(|(number, _)| *number).collect();
         for number in selected {
             self.end_execution(number, &End::ShutDown, 0, now);
-        }
-    }
-
-    /// Adds the entry of an operation to the queue.
-    fn enqueue(&mut self, execution: u64, id: OperationId) {
-        if let Some(shared) = self.executions.get(&execution)
-            && let Some(live) = self.operations.live_mut(id)
-        {
-            let line = self
-                .queue
-                .push(&live.build, &shared.class, live.rank, execution);
-            live.line = Some(line);
         }
     }
 

@@ -108,11 +108,13 @@ impl<J, O> Scheduler<J, O> {
         if execution.running.take().is_some() {
             self.executing -= 1;
         }
-        for id in execution.operations.clone() {
-            if let Some(live) = self.operations.live_mut(id) {
+        for id in &execution.operations {
+            if let Some(live) = self.operations.live_mut(*id) {
                 live.rank.first_run = false;
+                let class = &execution.class;
+                let line = self.queue.push(&live.build, class, live.rank, number);
+                live.line = Some(line);
             }
-            self.enqueue(number, id);
         }
         self.notify(number);
         self.wake();

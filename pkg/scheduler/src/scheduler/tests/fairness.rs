@@ -126,17 +126,22 @@ impl Bench {
 }
 
 #[test]
-fn a_hundred_thousand_queued_actions_are_granted_and_completed() {
+fn a_hundred_thousand_queued_actions_are_served_in_turn() {
     let size = Options {
         queue_size: 100_000,
         ..options()
     };
     let mut bench = Bench::with(size, 8);
     for action in 0..100_000 {
-        bench.submit(&of_build(action, if action % 2 == 0 { "a" } else { "b" }));
+        bench.submit(&of_build(action, if action < 90_000 { "a" } else { "b" }));
     }
-    let totals = bench.scheduler.totals();
-    assert_eq!((totals.queued, totals.live), (100_000, 100_000));
-    assert_eq!(order(&mut bench).len(), 100_000);
-    assert_eq!(bench.scheduler.totals().live, 0);
+    assert_eq!(bench.scheduler.totals().queued, 100_000);
+    for turn in 0..10_000 {
+        for action in [turn, 90_000 + turn] {
+            let attempt = bench.claims(action);
+            bench.report(attempt, done(0));
+        }
+        drop(bench.scheduler.take_effects());
+    }
+    assert_eq!(bench.scheduler.totals().live, 80_000);
 }
