@@ -1,4 +1,4 @@
-//! The slots and the memory of the workers, and the attempts that hold them.
+//! The slots and the memory of the workers, and their reservations for attempts.
 
 use std::{collections::BTreeMap, fmt, sync::Arc};
 
@@ -44,9 +44,9 @@ impl AttemptId {
     }
 }
 
-/// The resources of an attempt, held until its worker reports its end or is lost.
+/// The resources of an attempt, until its worker reports its end or is lost.
 #[derive(Clone, Debug)]
-pub(crate) struct Hold {
+pub(crate) struct Reservation {
     pub(crate) worker: WorkerId,
     /// The line that counts the slot.
     pub(crate) line: LineId,
@@ -68,11 +68,11 @@ struct Worker {
 #[derive(Debug, Default)]
 pub(crate) struct Ledger {
     workers: BTreeMap<WorkerId, Worker>,
-    holds: BTreeMap<AttemptId, Hold>,
+    reservations: BTreeMap<AttemptId, Reservation>,
 }
 
 impl Ledger {
-    /// Adds a worker, or changes its capacity. Running attempts keep what they hold.
+    /// Adds a worker, or changes its capacity. Running attempts keep their resources.
     pub(crate) fn set(&mut self, id: &WorkerId, capacity: Capacity) {
         if let Some(worker) = self.workers.get_mut(id) {
             worker.capacity = capacity;
@@ -90,9 +90,11 @@ impl Ledger {
     }
 
     /// Removes a worker. Returns its attempts in the order of their executions.
-    pub(crate) fn remove(&mut self, id: &WorkerId) -> Vec<(AttemptId, Hold)> {
+    pub(crate) fn remove(&mut self, id: &WorkerId) -> Vec<(AttemptId, Reservation)> {
         self.workers.remove(id);
-        let lost = self.holds.extract_if(.., |_, hold| hold.worker == *id);
+        let lost = self
+            .reservations
+            .extract_if(.., |_, reservation| reservation.worker == *id);
         lost.collect()
     }
 
@@ -111,7 +113,7 @@ impl Ledger {
     }
 
     /// Reserves the resources of an attempt, which fits. Returns its memory in bytes.
-    pub(crate) fn hold(
+    pub(crate) fn reserve(
         &mut self,
         id: &WorkerId,
         attempt: AttemptId,
@@ -128,45 +130,45 @@ impl Ledger {
         worker.running += 1;
         worker.reserved += memory;
         worker.alone = *need == Need::Alone;
-        let hold = Hold {
+        let reservation = Reservation {
             worker: id.clone(),
             line,
             memory,
         };
-        self.holds.insert(attempt, hold);
+        self.reservations.insert(attempt, reservation);
         memory
     }
 
-    /// Releases the resources of an attempt; `None` if it holds none.
-    pub(crate) fn release(&mut self, attempt: AttemptId) -> Option<Hold> {
-        let hold = self.holds.remove(&attempt)?;
-        if let Some(worker) = self.workers.get_mut(&hold.worker) {
+    /// Releases the resources of an attempt; `None` if it has none.
+    pub(crate) fn release(&mut self, attempt: AttemptId) -> Option<Reservation> {
+        let reservation = self.reservations.remove(&attempt)?;
+        if let Some(worker) = self.workers.get_mut(&reservation.worker) {
             worker.running = worker.running.saturating_sub(1);
-            worker.reserved = worker.reserved.saturating_sub(hold.memory);
+            worker.reserved = worker.reserved.saturating_sub(reservation.memory);
             worker.alone = false;
         }
-        Some(hold)
+        Some(reservation)
     }
 
-    /// Whether the attempt holds resources.
-    pub(crate) fn holds(&self, attempt: AttemptId) -> bool {
-        self.holds.contains_key(&attempt)
+    /// Whether the attempt has resources.
+    pub(crate) fn has_reservation(&self, attempt: AttemptId) -> bool {
+        self.reservations.contains_key(&attempt)
     }
 
-    /// Whether no attempt holds resources and no worker drains.
+    /// Whether no attempt has resources and no worker drains.
     #[cfg(test)]
     pub(crate) fn is_idle(&self) -> bool {
         let is_free = |w: &Worker| w.running == 0 && w.reserved == 0 && w.drains_for.is_none();
-        self.holds.is_empty()
+        self.reservations.is_empty()
             && self
                 .workers
                 .values()
                 .all(|worker| is_free(worker) && !worker.alone)
     }
 
-    /// The number of attempts that hold resources.
+    /// The number of attempts that have resources.
     pub(crate) fn running(&self) -> usize {
-        self.holds.len()
+        self.reservations.len()
     }
 
     /// The execution for which the worker drains.

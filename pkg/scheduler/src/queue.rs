@@ -42,12 +42,12 @@ pub(crate) struct Rank {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct LineId(u64);
 
-/// The rank of a line: the slots that its build holds, and the number of its last turn.
+/// The rank of a line: the slots of its build, and the number of its last turn.
 type Turn = (usize, u64);
 
 /// The queued entries, in one line for each build.
 ///
-/// The next turn is that of the build that holds the fewest slots; builds with equally many take turns. This is round
+/// The next turn is that of the build with the fewest slots; builds with equally many take turns. This is round
 /// robin by deficit, with slots as the unit: while actions of a build occupy all slots, the next free slot goes to
 /// another build, however long the actions are.
 #[derive(Debug, Default)]
@@ -160,8 +160,8 @@ impl Queue {
         next.map(|(_, next)| next)
     }
 
-    /// Counts a slot that the build of a line holds from now on. Its next turn comes after those of the others.
-    pub(crate) fn take_slot(&mut self, id: LineId) {
+    /// Counts a slot for the build of a line. Its next turn comes after those of the others.
+    pub(crate) fn reserve_slot(&mut self, id: LineId) {
         let turn = self.number();
         self.change(id, |line| {
             line.running += 1;
@@ -169,13 +169,13 @@ impl Queue {
         });
     }
 
-    /// Counts a slot that the build of a line no longer holds.
+    /// Releases a slot of the build of a line.
     pub(crate) fn free_slot(&mut self, id: LineId) {
         self.change(id, |line| line.running = line.running.saturating_sub(1));
         self.drop_idle(id);
     }
 
-    /// Whether no entry is queued and no build holds a slot.
+    /// Whether no entry is queued and no build has a slot.
     #[cfg(test)]
     pub(crate) fn is_empty(&self) -> bool {
         self.lines.is_empty() && self.by_build.is_empty() && self.classes.is_empty()

@@ -57,12 +57,12 @@ impl Drop for StopOnDrop {
 /// The part of a runner that its tasks and its watchers share.
 pub(crate) struct Shared<J, O> {
     start: Instant,
-    state: Mutex<State<J, O>>,
+    state: Mutex<RunnerState<J, O>>,
     /// Wakes the tasks that claim or wait for a deadline, or for the end of all operations.
     changed: watch::Sender<()>,
 }
 
-struct State<J, O> {
+struct RunnerState<J, O> {
     scheduler: Scheduler<J, O>,
     /// The newest stage of each live operation.
     stages: HashMap<OperationId, watch::Sender<Stage<O>>>,
@@ -72,7 +72,7 @@ struct State<J, O> {
 
 impl<J, O> Shared<J, O> {
     /// Applies an event, and carries out its effects.
-    fn apply<T>(&self, event: impl FnOnce(&mut State<J, O>, Time) -> T) -> T {
+    fn apply<T>(&self, event: impl FnOnce(&mut RunnerState<J, O>, Time) -> T) -> T {
         let mut state = self.state.lock();
         let before = state.scheduler.deadline();
         let value = event(&mut state, self.start.elapsed());
@@ -103,7 +103,7 @@ impl<J, O> Shared<J, O> {
     }
 }
 
-impl<J, O> State<J, O> {
+impl<J, O> RunnerState<J, O> {
     fn notify(&mut self, id: OperationId, stage: Stage<O>) {
         if matches!(stage, Stage::Completed(_)) {
             if let Some(stages) = self.stages.remove(&id) {
@@ -122,7 +122,7 @@ where
 {
     /// Creates a runner without workers, in the current tokio runtime.
     pub fn new(options: Options) -> Self {
-        let state = State {
+        let state = RunnerState {
             scheduler: Scheduler::new(options),
             stages: HashMap::new(),
             attempts: HashMap::new(),
@@ -144,7 +144,7 @@ where
 
     /// Adds a worker, which gets attempts from now on.
     pub fn add_worker(&self, id: WorkerId, capacity: Capacity, worker: Arc<dyn Worker<J, O>>) {
-        let event = |state: &mut State<J, O>, _| state.scheduler.set_worker(&id, capacity);
+        let event = |state: &mut RunnerState<J, O>, _| state.scheduler.set_worker(&id, capacity);
         self.shared.apply(event);
         let claimant = Claimant {
             shared: Arc::clone(&self.shared),
@@ -178,13 +178,13 @@ where
 
     /// Ends an operation ([`Scheduler::cancel`]). Returns false if the operation is unknown.
     pub fn cancel(&self, id: OperationId) -> bool {
-        let event = |state: &mut State<J, O>, now| state.scheduler.cancel(id, now);
+        let event = |state: &mut RunnerState<J, O>, now| state.scheduler.cancel(id, now);
         self.shared.apply(event)
     }
 
     /// Drops a completed operation. Returns false if the operation is live or unknown.
     pub fn forget(&self, id: OperationId) -> bool {
-        let event = |state: &mut State<J, O>, _| state.scheduler.forget(id);
+        let event = |state: &mut RunnerState<J, O>, _| state.scheduler.forget(id);
         self.shared.apply(event)
     }
 
@@ -214,7 +214,7 @@ where
         let idle = changed.wait_for(|()| self.totals().live == 0);
         // The time limit has no other consequence than the end of the rest.
         let _ = timeout(drain, idle).await;
-        let end_all = |state: &mut State<J, O>, now| state.scheduler.shut_down(now);
+        let end_all = |state: &mut RunnerState<J, O>, now| state.scheduler.shut_down(now);
         self.shared.apply(end_all);
         self.stop.0.cancel();
         self.tasks.close();

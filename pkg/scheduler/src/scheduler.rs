@@ -244,7 +244,7 @@ impl<J, O> Scheduler<J, O> {
         }
         if let Some(running) = execution.running {
             self.executing -= 1;
-            if self.ledger.holds(running.attempt) {
+            if self.ledger.has_reservation(running.attempt) {
                 let stop = Effect::Stop(running.worker, running.attempt);
                 self.effects.push(stop);
             }

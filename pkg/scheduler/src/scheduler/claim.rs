@@ -13,7 +13,7 @@ use crate::{
 const MAX_BYPASSED: u32 = 16;
 
 impl<J, O> Scheduler<J, O> {
-    /// Adds a worker, or changes its capacity. Running attempts keep what they hold.
+    /// Adds a worker, or changes its capacity. Running attempts keep their resources.
     pub fn set_worker(&mut self, worker: &WorkerId, capacity: Capacity) {
         self.ledger.set(worker, capacity);
         self.wake();
@@ -38,7 +38,7 @@ impl<J, O> Scheduler<J, O> {
             self.entry_that_fits(worker, awaited)?
         } else {
             let first = self.queue.next(|class| fits(&class.platform))?;
-            if self.has_room(worker, first.execution) {
+            if self.fits(worker, first.execution) {
                 first
             } else {
                 self.pass(worker, first.execution, &fits)?
@@ -59,10 +59,10 @@ impl<J, O> Scheduler<J, O> {
         if is_due && self.ledger.drain_for(worker, passed) {
             return None;
         }
-        let has_room = |class: &Class| self.ledger.fits(worker, &class.need);
+        let is_free = |class: &Class| self.ledger.fits(worker, &class.need);
         let next = self
             .queue
-            .next(|class| has_room(class) && fits(&class.platform))?;
+            .next(|class| is_free(class) && fits(&class.platform))?;
         execution.bypassed = execution.bypassed.saturating_add(1);
         Some(next)
     }
@@ -75,18 +75,18 @@ impl<J, O> Scheduler<J, O> {
             line: entry.line?,
             execution: number,
         };
-        self.has_room(worker, number).then_some(next)
+        self.fits(worker, number).then_some(next)
     }
 
     /// Whether an execution fits the worker's free resources.
-    fn has_room(&self, worker: &WorkerId, number: u64) -> bool {
+    fn fits(&self, worker: &WorkerId, number: u64) -> bool {
         let execution = self.executions.get(&number);
         execution.is_some_and(|execution| self.ledger.fits(worker, &execution.class.need))
     }
 
     fn grant(&mut self, worker: &WorkerId, next: Next, now: Time) -> Option<Grant<J>> {
         let number = next.execution;
-        self.queue.take_slot(next.line);
+        self.queue.reserve_slot(next.line);
         self.leave_queue(number);
         let execution = self.executions.get_mut(&number)?;
         execution.attempts += 1;
@@ -95,7 +95,7 @@ impl<J, O> Scheduler<J, O> {
             number: execution.attempts,
         };
         let need = &execution.class.need;
-        let memory = self.ledger.hold(worker, attempt, need, next.line);
+        let memory = self.ledger.reserve(worker, attempt, need, next.line);
         execution.running = Some(Running {
             attempt,
             worker: worker.clone(),

@@ -35,7 +35,7 @@ pub struct ListedAction {
 pub struct Totals {
     /// The queued actions.
     pub queued: usize,
-    /// The attempts that hold resources of a worker, including those that are being stopped.
+    /// The attempts that occupy a worker, including those that are being stopped.
     pub running: usize,
     /// The operations that have not ended.
     pub live: usize,

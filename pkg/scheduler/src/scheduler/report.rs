@@ -4,7 +4,7 @@ use std::{mem, sync::Arc};
 
 use super::Scheduler;
 use crate::{
-    ledger::{AttemptId, Hold, WorkerId},
+    ledger::{AttemptId, Reservation, WorkerId},
     queue::Need,
     state::{End, Outcome, Phase, Report, Time},
 };
@@ -66,16 +66,16 @@ impl<J, O> Scheduler<J, O> {
 
     /// Removes a worker. Its executions are queued again, and end after `max_losses` such losses.
     pub fn remove_worker(&mut self, worker: &WorkerId, now: Time) {
-        for (attempt, hold) in self.ledger.remove(worker) {
-            self.queue.free_slot(hold.line);
-            // An attempt that holds resources is its execution's current one, or the execution has ended.
+        for (attempt, reservation) in self.ledger.remove(worker) {
+            self.queue.free_slot(reservation.line);
+            // An attempt with a reservation is its execution's current one, or the execution has ended.
             self.count_loss(attempt.execution, now);
         }
         self.wake();
     }
 
     fn release(&mut self, attempt: AttemptId) {
-        if let Some(Hold { line, .. }) = self.ledger.release(attempt) {
+        if let Some(Reservation { line, .. }) = self.ledger.release(attempt) {
             self.queue.free_slot(line);
             self.wake();
         }
