@@ -265,6 +265,20 @@ async fn shutting_down_lets_actions_end_in_time() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn shutting_down_ends_with_the_last_operation() {
+    let runner = Runner::new(options());
+    let watches = [submit(&runner, 1), submit(&runner, 2)];
+    assert!(runner.cancel(watches[0].operation()));
+    let cancels = async {
+        tokio::time::sleep(SECOND).await;
+        assert!(runner.cancel(watches[1].operation()));
+    };
+    let started = Instant::now();
+    tokio::join!(runner.shut_down(10 * SECOND), cancels);
+    assert!(started.elapsed() < 2 * SECOND);
+}
+
+#[tokio::test(start_paused = true)]
 async fn shutting_down_stops_actions_after_the_time_limit() {
     let (runner, mut attempts) = start(1);
     let mut watches = [submit(&runner, 1), submit(&runner, 2)];
