@@ -1,0 +1,72 @@
+//! An execution: one action on its way to an outcome, which several operations may share.
+
+use std::sync::Arc;
+
+use crate::{
+    ledger::{AttemptId, WorkerId},
+    name::OperationId,
+    queue::{Class, Need, rounded},
+    state::{ActionKey, Request, Running, Time},
+    text::bounded,
+};
+
+/// The longest target and mnemonic in lists, in bytes.
+const MAX_TARGET_LEN: usize = 256;
+const MAX_MNEMONIC_LEN: usize = 64;
+
+/// The action's state. The operations that share it are at least one.
+#[derive(Debug)]
+pub(crate) struct Execution<J> {
+    pub(crate) key: Arc<ActionKey>,
+    pub(crate) do_not_cache: bool,
+    pub(crate) class: Class,
+    pub(crate) target: Arc<str>,
+    pub(crate) mnemonic: Arc<str>,
+    pub(crate) job: Arc<J>,
+    pub(crate) submitted: Time,
+    /// The operations, in no order.
+    pub(crate) operations: Vec<OperationId>,
+    /// The current attempt; `None` while the execution is queued.
+    pub(crate) running: Option<Running>,
+    /// The attempts granted so far.
+    pub(crate) attempts: u32,
+    pub(crate) failures: u32,
+    /// The workers that were lost during an attempt.
+    pub(crate) lost: Vec<WorkerId>,
+    /// The claims that others got although this execution's turn was next.
+    pub(crate) bypassed: u32,
+}
+
+impl<J> Execution<J> {
+    pub(crate) fn new(request: &Request<J>, now: Time) -> Self {
+        Self {
+            key: Arc::new(request.key.clone()),
+            do_not_cache: request.do_not_cache,
+            class: Class {
+                platform: Arc::clone(&request.platform),
+                need: Need::Memory(rounded(request.memory)),
+            },
+            target: bounded(&request.target, MAX_TARGET_LEN),
+            mnemonic: bounded(&request.mnemonic, MAX_MNEMONIC_LEN),
+            job: Arc::clone(&request.job),
+            submitted: now,
+            operations: Vec::with_capacity(1),
+            running: None,
+            attempts: 0,
+            failures: 0,
+            lost: Vec::new(),
+            bypassed: 0,
+        }
+    }
+
+    /// Whether the execution waits for this attempt.
+    pub(crate) fn is_current(&self, attempt: AttemptId) -> bool {
+        let running = self.running.as_ref();
+        running.is_some_and(|running| running.attempt == attempt)
+    }
+
+    /// Whether the execution may only run alone, after it ran out of memory.
+    pub(crate) fn is_alone(&self) -> bool {
+        self.class.need == Need::Alone
+    }
+}

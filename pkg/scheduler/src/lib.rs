@@ -1,0 +1,30 @@
+//! The scheduling of actions: which one starts next, on which worker, and what becomes of it.
+//!
+//! [`Scheduler`] is a state machine without I/O, tasks or clocks. Its caller passes the time with each event and carries
+//! out the [`Effect`]s. It knows workers by name only: the caller claims work for a free slot, and the scheduler grants
+//! it. [`Runner`] is the caller for workers of this process, and [`Worker`] their trait.
+
+mod execution;
+mod history;
+mod ledger;
+mod name;
+mod operations;
+mod queue;
+mod runner;
+mod scheduler;
+mod state;
+mod text;
+mod watch;
+mod worker;
+
+pub use history::{History, Kind};
+pub use ledger::{AttemptId, Capacity, WorkerId};
+pub use name::{Generation, NameError, OperationId, OperationName};
+pub use runner::Runner;
+pub use scheduler::{ListedAction, Scheduler, Totals};
+pub use state::{
+    ActionKey, Effect, End, Grant, Options, Outcome, Phase, Refused, Report, Request, Running,
+    Stage, Time,
+};
+pub use watch::Watch;
+pub use worker::{Attempt, ScriptedAttempt, ScriptedWorker, Worker};

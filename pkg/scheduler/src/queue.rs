@@ -1,0 +1,219 @@
+//! The order in which queued executions start.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
+
+/// The resources that an execution needs.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Need {
+    /// Memory in bytes, rounded up by [`rounded`].
+    Memory(u64),
+    /// A worker on which nothing else runs, with all of its memory.
+    Alone,
+}
+
+/// Executions that fit the same workers. Whether one of a class fits is asked once, however many are queued.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Class {
+    pub(crate) platform: Arc<str>,
+    pub(crate) need: Need,
+}
+
+/// Rounds memory up by less than a quarter, and at least to 1 MiB, so that the number of classes is bounded.
+pub(crate) fn rounded(bytes: u64) -> u64 {
+    const LEAST: u64 = 1 << 20;
+    let step = (bytes.max(LEAST).ilog2()).saturating_sub(2);
+    let step = (1_u64 << step).max(LEAST);
+    bytes.checked_next_multiple_of(step).unwrap_or(u64::MAX)
+}
+
+/// The place of an entry in its build's line: retries first, then the lower priority, then the older entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Rank {
+    pub(crate) first_run: bool,
+    pub(crate) priority: i32,
+    /// A number that no other entry has.
+    pub(crate) number: u64,
+}
+
+/// The line of a build.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct LineId(u64);
+
+/// The rank of a line: the slots of its build, and the number of its last turn.
+type Turn = (usize, u64);
+
+/// The queued entries, in one line for each build.
+///
+/// The next turn is that of the build with the fewest slots; builds with equally many take turns. This is round
+/// robin by deficit, with slots as the unit: while actions of a build occupy all slots, the next free slot goes to
+/// another build, however long the actions are.
+#[derive(Debug, Default)]
+pub(crate) struct Queue {
+    lines: BTreeMap<LineId, Line>,
+    by_build: HashMap<Arc<str>, LineId>,
+    /// The lines with entries of each class, in the order of their turns.
+    classes: BTreeMap<Class, BTreeMap<Turn, LineId>>,
+    next: u64,
+}
+
+#[derive(Debug)]
+struct Line {
+    build: Arc<str>,
+    running: usize,
+    turn: u64,
+    entries: BTreeMap<Class, BTreeMap<Rank, u64>>,
+}
+
+impl Line {
+    fn turn(&self) -> Turn {
+        (self.running, self.turn)
+    }
+}
+
+/// The next entry that fits.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Next {
+    pub(crate) line: LineId,
+    pub(crate) execution: u64,
+}
+
+impl Queue {
+    fn number(&mut self) -> u64 {
+        self.next += 1;
+        self.next
+    }
+
+    /// Returns the name of a build, shared with the build's line.
+    pub(crate) fn build(&self, name: &str) -> Arc<str> {
+        let known = self.by_build.get_key_value(name);
+        known.map_or_else(|| name.into(), |(name, _)| Arc::clone(name))
+    }
+
+    /// Adds an entry to the line of `build`.
+    pub(crate) fn push(
+        &mut self,
+        build: &Arc<str>,
+        class: &Class,
+        rank: Rank,
+        execution: u64,
+    ) -> LineId {
+        let id = if let Some(id) = self.by_build.get(build) {
+            *id
+        } else {
+            let turn = self.number();
+            let line = Line {
+                build: Arc::clone(build),
+                running: 0,
+                turn,
+                entries: BTreeMap::new(),
+            };
+            let id = LineId(turn);
+            self.by_build.insert(Arc::clone(build), id);
+            self.lines.insert(id, line);
+            id
+        };
+        if let Some(line) = self.lines.get_mut(&id) {
+            let turn = line.turn();
+            if let Some(entries) = line.entries.get_mut(class) {
+                entries.insert(rank, execution);
+            } else {
+                let entries = BTreeMap::from([(rank, execution)]);
+                line.entries.insert(class.clone(), entries);
+                let lines = self.classes.entry(class.clone()).or_default();
+                lines.insert(turn, id);
+            }
+        }
+        id
+    }
+
+    /// Removes an entry.
+    pub(crate) fn remove(&mut self, id: LineId, class: &Class, rank: Rank) {
+        let Some(line) = self.lines.get_mut(&id) else {
+            return;
+        };
+        let Some(entries) = line.entries.get_mut(class) else {
+            return;
+        };
+        entries.remove(&rank);
+        if entries.is_empty() {
+            line.entries.remove(class);
+            let turn = line.turn();
+            unlist(&mut self.classes, class, turn);
+        }
+        self.drop_idle(id);
+    }
+
+    /// Returns the entry whose turn is next among the classes that fit.
+    pub(crate) fn next(&self, fits: impl Fn(&Class) -> bool) -> Option<Next> {
+        let fitting = self.classes.iter().filter(|(class, _)| fits(class));
+        let candidates = fitting.filter_map(|(class, lines)| {
+            let (turn, line) = lines.first_key_value()?;
+            let entries = self.lines.get(line)?.entries.get(class)?;
+            let (rank, execution) = entries.first_key_value()?;
+            let (line, execution) = (*line, *execution);
+            Some(((turn, rank), Next { line, execution }))
+        });
+        let next = candidates.min_by(|(a, _), (b, _)| a.cmp(b));
+        next.map(|(_, next)| next)
+    }
+
+    /// Counts a slot for the build of a line. Its next turn comes after those of the others.
+    pub(crate) fn reserve_slot(&mut self, id: LineId) {
+        let turn = self.number();
+        self.change(id, |line| {
+            line.running += 1;
+            line.turn = turn;
+        });
+    }
+
+    /// Releases a slot of the build of a line.
+    pub(crate) fn free_slot(&mut self, id: LineId) {
+        self.change(id, |line| line.running = line.running.saturating_sub(1));
+        self.drop_idle(id);
+    }
+
+    /// Whether no entry is queued and no build has a slot.
+    #[cfg(test)]
+    pub(crate) fn is_empty(&self) -> bool {
+        self.lines.is_empty() && self.by_build.is_empty() && self.classes.is_empty()
+    }
+
+    fn change(&mut self, id: LineId, change: impl FnOnce(&mut Line)) {
+        let Some(line) = self.lines.get_mut(&id) else {
+            return;
+        };
+        let before = line.turn();
+        change(line);
+        let after = line.turn();
+        for class in line.entries.keys() {
+            if let Some(lines) = self.classes.get_mut(class) {
+                lines.remove(&before);
+                lines.insert(after, id);
+            }
+        }
+    }
+
+    /// Forgets a line without entries and slots.
+    fn drop_idle(&mut self, id: LineId) {
+        if let Some(line) = self.lines.get(&id)
+            && line.running == 0
+            && line.entries.is_empty()
+        {
+            self.by_build.remove(&line.build);
+            self.lines.remove(&id);
+        }
+    }
+}
+
+/// Removes a line from a class.
+fn unlist(classes: &mut BTreeMap<Class, BTreeMap<Turn, LineId>>, class: &Class, turn: Turn) {
+    if let Some(lines) = classes.get_mut(class) {
+        lines.remove(&turn);
+        if lines.is_empty() {
+            classes.remove(class);
+        }
+    }
+}

@@ -1,0 +1,319 @@
+//! The runner: a scheduler with a clock, watchers, and workers of this process.
+
+#[cfg(test)]
+mod tests;
+
+use std::{collections::HashMap, fmt, future::pending, sync::Arc, time::Duration};
+
+use parking_lot::Mutex;
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep_until, timeout},
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{
+    ledger::{AttemptId, Capacity, WorkerId},
+    name::OperationId,
+    scheduler::{ListedAction, Scheduler, Totals},
+    state::{ActionKey, Effect, Options, Refused, Report, Request, Stage, Time},
+    watch::Watch,
+    worker::{Attempt, Worker},
+};
+
+/// Runs actions on workers in the order of a [`Scheduler`]. Cheap to clone. When the last clone is dropped, attempts
+/// are told to stop.
+pub struct Runner<J, O> {
+    shared: Arc<Shared<J, O>>,
+    tasks: TaskTracker,
+    stop: Arc<StopOnDrop>,
+}
+
+impl<J, O> Clone for Runner<J, O> {
+    fn clone(&self) -> Self {
+        Self {
+            shared: Arc::clone(&self.shared),
+            tasks: self.tasks.clone(),
+            stop: Arc::clone(&self.stop),
+        }
+    }
+}
+
+impl<J, O> fmt::Debug for Runner<J, O> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Runner").finish_non_exhaustive()
+    }
+}
+
+/// Ends the tasks of a runner with its last clone.
+struct StopOnDrop(CancellationToken);
+
+impl Drop for StopOnDrop {
+    fn drop(&mut self) {
+        self.0.cancel();
+    }
+}
+
+/// The part of a runner that its tasks and its watchers share.
+pub(crate) struct Shared<J, O> {
+    start: Instant,
+    state: Mutex<RunnerState<J, O>>,
+    /// Wakes the tasks that claim or wait for a deadline, or for the end of all operations.
+    changed: watch::Sender<()>,
+}
+
+struct RunnerState<J, O> {
+    scheduler: Scheduler<J, O>,
+    /// The newest stage of each live operation.
+    stages: HashMap<OperationId, watch::Sender<Stage<O>>>,
+    /// The attempts that run here.
+    attempts: HashMap<AttemptId, CancellationToken>,
+}
+
+impl<J, O> Shared<J, O> {
+    /// Applies an event, and carries out its effects.
+    fn apply<T>(&self, event: impl FnOnce(&mut RunnerState<J, O>, Time) -> T) -> T {
+        let mut state = self.state.lock();
+        let before = state.scheduler.deadline();
+        let value = event(&mut state, self.start.elapsed());
+        let mut wakes = state.scheduler.deadline() != before;
+        for effect in state.scheduler.take_effects() {
+            match effect {
+                Effect::Claim => wakes = true,
+                Effect::Stop(_, attempt) => {
+                    if let Some(stop) = state.attempts.get(&attempt) {
+                        stop.cancel();
+                    }
+                }
+                Effect::Notify(id, stage) => {
+                    wakes |= matches!(stage, Stage::Completed(_));
+                    state.notify(id, stage);
+                }
+            }
+        }
+        drop(state);
+        if wakes {
+            self.changed.send_replace(());
+        }
+        value
+    }
+
+    pub(crate) fn detach(&self, id: OperationId) {
+        self.apply(|state, now| state.scheduler.detach(id, now));
+    }
+}
+
+impl<J, O> RunnerState<J, O> {
+    fn notify(&mut self, id: OperationId, stage: Stage<O>) {
+        if matches!(stage, Stage::Completed(_)) {
+            if let Some(stages) = self.stages.remove(&id) {
+                stages.send_replace(stage);
+            }
+        } else if let Some(stages) = self.stages.get(&id) {
+            stages.send_replace(stage);
+        }
+    }
+}
+
+impl<J, O> Runner<J, O>
+where
+    J: Send + Sync + 'static,
+    O: Send + Sync + 'static,
+{
+    /// Creates a runner without workers, in the current tokio runtime.
+    pub fn new(options: Options) -> Self {
+        let state = RunnerState {
+            scheduler: Scheduler::new(options),
+            stages: HashMap::new(),
+            attempts: HashMap::new(),
+        };
+        let shared = Arc::new(Shared {
+            start: Instant::now(),
+            state: Mutex::new(state),
+            changed: watch::Sender::default(),
+        });
+        let stop = CancellationToken::new();
+        let tasks = TaskTracker::new();
+        tasks.spawn(keep_time(Arc::clone(&shared), stop.clone()));
+        Self {
+            shared,
+            tasks,
+            stop: Arc::new(StopOnDrop(stop)),
+        }
+    }
+
+    /// Adds a worker, which gets attempts from now on.
+    pub fn add_worker(&self, id: WorkerId, capacity: Capacity, worker: Arc<dyn Worker<J, O>>) {
+        let event = |state: &mut RunnerState<J, O>, _| state.scheduler.set_worker(&id, capacity);
+        self.shared.apply(event);
+        let claimant = Claimant {
+            shared: Arc::clone(&self.shared),
+            tasks: self.tasks.clone(),
+            stop: self.stop.0.clone(),
+            id,
+            worker,
+        };
+        self.tasks.spawn(claimant.run());
+    }
+
+    /// Submits an action as a new operation ([`Scheduler::submit`]). Returns its first watcher.
+    pub fn submit(&self, id: OperationId, request: &Request<J>) -> Result<Watch<J, O>, Refused> {
+        self.shared.apply(|state, now| {
+            let first = state.scheduler.submit(id, request, now)?;
+            let (sender, stages) = watch::channel(first.clone());
+            state.stages.insert(id, sender);
+            let shared = Arc::clone(&self.shared);
+            Ok(Watch::new(id, shared, first, Some(stages)))
+        })
+    }
+
+    /// Adds a watcher to an operation; `None` if the operation is unknown.
+    pub fn watch(&self, id: OperationId) -> Option<Watch<J, O>> {
+        self.shared.apply(|state, _| {
+            let first = state.scheduler.attach(id)?;
+            let stages = state.stages.get(&id).map(watch::Sender::subscribe);
+            Some(Watch::new(id, Arc::clone(&self.shared), first, stages))
+        })
+    }
+
+    /// Ends an operation ([`Scheduler::cancel`]). Returns false if the operation is unknown.
+    pub fn cancel(&self, id: OperationId) -> bool {
+        let event = |state: &mut RunnerState<J, O>, now| state.scheduler.cancel(id, now);
+        self.shared.apply(event)
+    }
+
+    /// Drops a completed operation. Returns false if the operation is live or unknown.
+    pub fn forget(&self, id: OperationId) -> bool {
+        let event = |state: &mut RunnerState<J, O>, _| state.scheduler.forget(id);
+        self.shared.apply(event)
+    }
+
+    /// Returns an operation's action and stage; `None` if the operation is unknown.
+    pub fn get(&self, id: OperationId) -> Option<(ActionKey, Stage<O>)> {
+        let scheduler = &self.shared.state.lock().scheduler;
+        Some((scheduler.key(id)?.clone(), scheduler.stage(id)?))
+    }
+
+    /// Returns at most `most` of the queued and running actions, the oldest first.
+    pub fn list(&self, most: usize) -> Vec<ListedAction> {
+        let now = self.shared.start.elapsed();
+        let scheduler = &self.shared.state.lock().scheduler;
+        scheduler.list(now).take(most).collect()
+    }
+
+    /// Returns the current numbers.
+    pub fn totals(&self) -> Totals {
+        self.shared.state.lock().scheduler.totals()
+    }
+
+    /// Refuses new operations, and lets the others end within `drain`. Then ends what is left, stops its attempts, and
+    /// waits until their workers have returned.
+    pub async fn shut_down(&self, drain: Duration) {
+        self.shared.apply(|state, _| state.scheduler.drain());
+        let mut changed = self.shared.changed.subscribe();
+        let idle = changed.wait_for(|()| self.totals().live == 0);
+        // The time limit has no other consequence than the end of the rest.
+        let _ = timeout(drain, idle).await;
+        let end_all = |state: &mut RunnerState<J, O>, now| state.scheduler.shut_down(now);
+        self.shared.apply(end_all);
+        self.stop.0.cancel();
+        self.tasks.close();
+        self.tasks.wait().await;
+    }
+}
+
+/// Ends abandoned operations and drops expired ones at their time, and ends all operations with the runner.
+async fn keep_time<J, O>(shared: Arc<Shared<J, O>>, stop: CancellationToken) {
+    let mut changed = shared.changed.subscribe();
+    loop {
+        changed.borrow_and_update();
+        let deadline = shared.state.lock().scheduler.deadline();
+        let deadline = deadline.and_then(|deadline| shared.start.checked_add(deadline));
+        let due = async {
+            match deadline {
+                Some(deadline) => sleep_until(deadline).await,
+                None => pending().await,
+            }
+        };
+        tokio::select! {
+            () = stop.cancelled() => break,
+            () = due => shared.apply(|state, now| state.scheduler.tick(now)),
+            _ = changed.changed() => {}
+        }
+    }
+    shared.apply(|state, now| state.scheduler.shut_down(now));
+}
+
+/// The claims of one worker.
+struct Claimant<J, O> {
+    shared: Arc<Shared<J, O>>,
+    tasks: TaskTracker,
+    stop: CancellationToken,
+    id: WorkerId,
+    worker: Arc<dyn Worker<J, O>>,
+}
+
+impl<J: Send + Sync + 'static, O: Send + Sync + 'static> Claimant<J, O> {
+    async fn run(self) {
+        let mut changed = self.shared.changed.subscribe();
+        loop {
+            changed.borrow_and_update();
+            while let Some((attempt, running)) = self.claim() {
+                let worker = Arc::clone(&self.worker);
+                self.tasks.spawn(async move {
+                    let report = worker.run(attempt).await;
+                    running.report(report);
+                });
+            }
+            tokio::select! {
+                () = self.stop.cancelled() => return,
+                _ = changed.changed() => {}
+            }
+        }
+    }
+
+    fn claim(&self) -> Option<(Attempt<J>, RunningAttempt<J, O>)> {
+        let fits = |platform: &str| self.worker.fits(platform);
+        let stop = self.stop.child_token();
+        let grant = self.shared.apply(|state, now| {
+            let grant = state.scheduler.claim(&self.id, fits, now)?;
+            state.attempts.insert(grant.attempt, stop.clone());
+            Some(grant)
+        })?;
+        let id = grant.attempt;
+        let running = RunningAttempt {
+            shared: Arc::clone(&self.shared),
+            id,
+        };
+        let shared = Arc::clone(&self.shared);
+        let progress = move |phase| shared.apply(|state, _| state.scheduler.progress(id, phase));
+        let attempt = Attempt {
+            grant,
+            stop,
+            progress: Arc::new(progress),
+        };
+        Some((attempt, running))
+    }
+}
+
+/// An attempt that has not been reported. If dropped so, it is reported as stopped.
+struct RunningAttempt<J, O> {
+    shared: Arc<Shared<J, O>>,
+    id: AttemptId,
+}
+
+impl<J, O> RunningAttempt<J, O> {
+    fn report(&self, report: Report<O>) {
+        self.shared.apply(|state, now| {
+            if state.attempts.remove(&self.id).is_some() {
+                state.scheduler.report(self.id, report, now);
+            }
+        });
+    }
+}
+
+impl<J, O> Drop for RunningAttempt<J, O> {
+    fn drop(&mut self) {
+        self.report(Report::Stopped);
+    }
+}

@@ -1,0 +1,299 @@
+//! The state machine: events of clients. Those of workers are in its modules.
+
+mod claim;
+mod list;
+mod report;
+#[cfg(test)]
+mod tests;
+
+pub use self::list::{ListedAction, Totals};
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
+
+use crate::{
+    execution::Execution,
+    ledger::Ledger,
+    name::OperationId,
+    operations::{Live, OperationState, Operations},
+    queue::{Queue, Rank},
+    state::{ActionKey, Effect, End, Options, Refused, Request, Stage, Time},
+    text::truncated,
+};
+
+/// The longest id of a build, in bytes; a UUID has 36. Longer ones are cut.
+const MAX_BUILD_LEN: usize = 128;
+
+/// The scheduler of one node, with jobs `J` and outcomes `O`.
+///
+/// Each call of Execute has an operation of its own, with a name of its own. Operations of equal actions share one
+/// execution. So a cancelled operation ends for the client that knows its name, and the execution goes on for the
+/// others; it ends with its last operation. Each operation stands in the line of its own build with its own priority,
+/// and the execution starts when the first of them has its turn.
+///
+/// Every operation ends exactly once. Its stages never go back, except from executing to queued when an attempt failed
+/// or its worker was lost. An event costs time logarithmic in the number of operations.
+#[derive(Debug)]
+pub struct Scheduler<J, O> {
+    options: Options,
+    queue: Queue,
+    ledger: Ledger,
+    operations: Operations<O>,
+    /// The executions that have not ended, in the order of their submission.
+    executions: BTreeMap<u64, Box<Execution<J>>>,
+    /// The executions that may be merged with.
+    mergeable: HashMap<Arc<ActionKey>, u64>,
+    /// The executions that have a current attempt.
+    executing: usize,
+    effects: Vec<Effect<O>>,
+    draining: bool,
+    next: u64,
+}
+
+impl<J, O> Scheduler<J, O> {
+    /// Creates a scheduler without workers.
+    pub fn new(options: Options) -> Self {
+        Self {
+            options,
+            queue: Queue::default(),
+            ledger: Ledger::default(),
+            operations: Operations::new(),
+            executions: BTreeMap::new(),
+            mergeable: HashMap::new(),
+            executing: 0,
+            effects: Vec::new(),
+            draining: false,
+            next: 0,
+        }
+    }
+
+    /// Returns the effects since the last call, in order. To be called after every event.
+    #[must_use]
+    pub fn take_effects(&mut self) -> Vec<Effect<O>> {
+        std::mem::take(&mut self.effects)
+    }
+
+    /// Queues an action as a new operation with one watcher, or merges it with an execution of the same action.
+    /// `id` is random. Returns the operation's stage.
+    pub fn submit(
+        &mut self,
+        id: OperationId,
+        request: &Request<J>,
+        now: Time,
+    ) -> Result<Stage<O>, Refused> {
+        // One operation of each running execution is not counted.
+        let waiting = self.operations.count_live().saturating_sub(self.executing);
+        if self.draining {
+            return Err(Refused::Draining);
+        }
+        if self.operations.get(id).is_some() {
+            return Err(Refused::Exists(id));
+        }
+        if waiting >= self.options.queue_size {
+            return Err(Refused::Full(waiting));
+        }
+        self.next += 1;
+        let shared = self.mergeable.get(&request.key);
+        let shared = shared.filter(|_| !request.do_not_cache).copied();
+        let number = shared.unwrap_or(self.next);
+        let execution = self.executions.entry(number);
+        let execution = execution.or_insert_with(|| Box::new(Execution::new(request, now)));
+        if shared.is_none() && !request.do_not_cache {
+            self.mergeable.insert(Arc::clone(&execution.key), number);
+        }
+        let rank = Rank {
+            first_run: true,
+            priority: request.priority,
+            number: self.next,
+        };
+        let build = truncated(&request.build, MAX_BUILD_LEN);
+        let build = self.queue.build(build);
+        let mut live = Live::new(number, execution.operations.len(), build, rank);
+        let running = execution.running.clone();
+        if running.is_none() {
+            let line = self.queue.push(&live.build, &execution.class, rank, number);
+            live.line = Some(line);
+        }
+        execution.operations.push(id);
+        let key = Arc::clone(&execution.key);
+        self.operations.insert(id, key, live);
+        self.wake();
+        Ok(running.map_or(Stage::Queued, Stage::Executing))
+    }
+
+    /// Adds a watcher to an operation. Returns the operation's stage; `None` if the operation is unknown.
+    pub fn attach(&mut self, id: OperationId) -> Option<Stage<O>> {
+        self.operations.attach(id);
+        self.stage(id)
+    }
+
+    /// Removes a watcher from an operation, which ends after `abandon_after` without one.
+    pub fn detach(&mut self, id: OperationId, now: Time) {
+        let deadline = now.saturating_add(self.options.abandon_after);
+        self.operations.detach(id, deadline);
+    }
+
+    /// Ends an operation, and not the others of its execution. Returns false if the operation is unknown. A completed
+    /// operation stays as it is.
+    pub fn cancel(&mut self, id: OperationId, now: Time) -> bool {
+        self.end_operation(id, End::Cancelled, now);
+        self.operations.get(id).is_some()
+    }
+
+    /// Drops a completed operation. Returns false if the operation is live or unknown.
+    pub fn forget(&mut self, id: OperationId) -> bool {
+        self.operations.forget(id)
+    }
+
+    /// Returns an operation's stage; `None` if it is unknown, or expired.
+    pub fn stage(&self, id: OperationId) -> Option<Stage<O>> {
+        Some(match &self.operations.get(id)?.state {
+            OperationState::Completed(end, _) => Stage::Completed(end.clone()),
+            OperationState::Live(live) => {
+                let execution = self.executions.get(&live.execution)?;
+                let running = execution.running.clone();
+                running.map_or(Stage::Queued, Stage::Executing)
+            }
+        })
+    }
+
+    /// Returns the action of an operation; `None` if the operation is unknown.
+    pub fn key(&self, id: OperationId) -> Option<&ActionKey> {
+        Some(&self.operations.get(id)?.key)
+    }
+
+    /// Ends abandoned operations and drops expired ones. To be called at [`Self::deadline`].
+    pub fn tick(&mut self, now: Time) {
+        while let Some(id) = self.operations.take_abandoned(now) {
+            self.end_operation(id, End::Abandoned, now);
+        }
+        self.operations.expire(&self.options, now);
+    }
+
+    /// Returns the time of the next [`Self::tick`]; `None` if nothing is due without another event.
+    pub fn deadline(&self) -> Option<Time> {
+        self.operations.deadline(&self.options)
+    }
+
+    /// Refuses new operations from now on. Queued and running ones go on.
+    pub fn drain(&mut self) {
+        self.draining = true;
+    }
+
+    /// Ends the queued operations, for a node that is draining.
+    pub fn end_queued(&mut self, now: Time) {
+        self.end_all(|execution| execution.running.is_none(), now);
+    }
+
+    /// Ends all operations, and stops the running attempts.
+    pub fn shut_down(&mut self, now: Time) {
+        self.draining = true;
+        self.end_all(|_| true, now);
+    }
+
+    fn end_all(&mut self, which: impl Fn(&Execution<J>) -> bool, now: Time) {
+        let selected = self
+            .executions
+            .iter()
+            .filter(|(_, execution)| which(execution));
+        let selected: Vec<_> = selected.map(|(number, _)| *number).collect();
+        for number in selected {
+            self.end_execution(number, &End::ShutDown, 0, now);
+        }
+    }
+
+    /// Ends one operation, and its execution with the last one.
+    fn end_operation(&mut self, id: OperationId, end: End<O>, now: Time) {
+        let Some(live) = self.operations.live(id) else {
+            return;
+        };
+        let (number, position) = (live.execution, live.position);
+        let Some(execution) = self.executions.get_mut(&number) else {
+            return;
+        };
+        if execution.operations.len() <= 1 {
+            self.end_execution(number, &end, 0, now);
+            return;
+        }
+        execution.operations.swap_remove(position);
+        if let Some(moved) = execution.operations.get(position)
+            && let Some(moved) = self.operations.live_mut(*moved)
+        {
+            moved.position = position;
+        }
+        let class = execution.class.clone();
+        if let Some(live) = self.operations.complete(id, end.clone(), 0, now)
+            && let Some(line) = live.line
+        {
+            self.queue.remove(line, &class, live.rank);
+        }
+        self.effects.push(Effect::Notify(id, Stage::Completed(end)));
+        self.operations.expire(&self.options, now);
+    }
+
+    /// Ends an execution and all its operations, and stops its running attempt.
+    fn end_execution(&mut self, number: u64, end: &End<O>, bytes: u64, now: Time) {
+        self.leave_queue(number);
+        let Some(execution) = self.executions.remove(&number) else {
+            return;
+        };
+        if !execution.do_not_cache {
+            self.mergeable.remove(&execution.key);
+        }
+        if let Some(running) = execution.running {
+            self.executing -= 1;
+            if self.ledger.has_reservation(running.attempt) {
+                let stop = Effect::Stop(running.worker, running.attempt);
+                self.effects.push(stop);
+            }
+        }
+        // The operations share one outcome, which is freed with the last of them.
+        let last = execution.operations.last().copied();
+        for id in execution.operations {
+            let bytes = if last == Some(id) { bytes } else { 0 };
+            self.operations.complete(id, end.clone(), bytes, now);
+            let stage = Stage::Completed(end.clone());
+            self.effects.push(Effect::Notify(id, stage));
+        }
+        self.operations.expire(&self.options, now);
+    }
+
+    /// Makes the workers with free slots claim again.
+    fn wake(&mut self) {
+        if !matches!(self.effects.last(), Some(Effect::Claim)) {
+            self.effects.push(Effect::Claim);
+        }
+    }
+
+    /// Removes the entries of an execution from the queue.
+    fn leave_queue(&mut self, number: u64) {
+        let Some(execution) = self.executions.get(&number) else {
+            return;
+        };
+        if execution.running.is_some() {
+            return;
+        }
+        for id in &execution.operations {
+            if let Some(live) = self.operations.live_mut(*id)
+                && let Some(line) = live.line.take()
+            {
+                self.queue.remove(line, &execution.class, live.rank);
+            }
+        }
+        if self.ledger.stop_draining(number) {
+            self.wake();
+        }
+    }
+
+    /// Notifies the watchers of all operations of an execution of its stage.
+    fn notify(&mut self, number: u64) {
+        if let Some(execution) = self.executions.get(&number) {
+            let running = execution.running.clone();
+            let stage = running.map_or(Stage::Queued, Stage::Executing);
+            let notify = |id: &OperationId| Effect::Notify(*id, stage.clone());
+            self.effects.extend(execution.operations.iter().map(notify));
+        }
+    }
+}

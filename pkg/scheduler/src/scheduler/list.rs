@@ -1,0 +1,79 @@
+//! Lists of what is queued and running.
+
+use std::time::Duration;
+
+use super::Scheduler;
+use crate::{
+    execution::Execution,
+    name::OperationId,
+    state::{ActionKey, Running, Time},
+};
+
+/// A queued or running action.
+#[derive(Clone, Debug)]
+pub struct ListedAction {
+    /// One of the operations that share the execution.
+    pub operation: OperationId,
+    /// The number of operations that share the execution.
+    pub operations: usize,
+    /// The action.
+    pub key: ActionKey,
+    /// The target; may be cut.
+    pub target: String,
+    /// The mnemonic; may be cut.
+    pub mnemonic: String,
+    /// The time since the action was submitted.
+    pub age: Duration,
+    /// The current attempt; `None` for a queued action.
+    pub running: Option<Running>,
+    /// The attempts granted so far.
+    pub attempts: u32,
+}
+
+/// Numbers of operations and attempts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Totals {
+    /// The queued actions.
+    pub queued: usize,
+    /// The attempts that occupy a worker, including those that are being stopped.
+    pub running: usize,
+    /// The operations that have not ended.
+    pub live: usize,
+    /// The completed operations that are kept.
+    pub completed: usize,
+    /// The bytes of the kept outcomes.
+    pub completed_bytes: u64,
+}
+
+impl<J, O> Scheduler<J, O> {
+    /// Returns the queued and running actions, the oldest first.
+    pub fn list(&self, now: Time) -> impl Iterator<Item = ListedAction> {
+        let actions = self.executions.values();
+        actions.filter_map(move |execution| listed(execution, now))
+    }
+
+    /// Returns the current numbers.
+    pub fn totals(&self) -> Totals {
+        let (completed, completed_bytes) = self.operations.count_completed();
+        Totals {
+            queued: self.executions.len().saturating_sub(self.executing),
+            running: self.ledger.running(),
+            live: self.operations.count_live(),
+            completed,
+            completed_bytes,
+        }
+    }
+}
+
+fn listed<J>(execution: &Execution<J>, now: Time) -> Option<ListedAction> {
+    Some(ListedAction {
+        operation: *execution.operations.first()?,
+        operations: execution.operations.len(),
+        key: execution.key.as_ref().clone(),
+        target: execution.target.to_string(),
+        mnemonic: execution.mnemonic.to_string(),
+        age: now.saturating_sub(execution.submitted),
+        running: execution.running.clone(),
+        attempts: execution.attempts,
+    })
+}

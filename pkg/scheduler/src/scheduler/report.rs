@@ -1,0 +1,122 @@
+//! Reports of workers, and losses of them.
+
+use std::{mem, sync::Arc};
+
+use super::Scheduler;
+use crate::{
+    ledger::{AttemptId, Reservation, WorkerId},
+    queue::Need,
+    state::{End, Outcome, Phase, Report, Time},
+};
+
+impl<J, O> Scheduler<J, O> {
+    /// Records a step of an attempt. Steps of older attempts, and steps backwards, are ignored.
+    pub fn progress(&mut self, attempt: AttemptId, phase: Phase) {
+        let Some(execution) = self.executions.get_mut(&attempt.execution) else {
+            return;
+        };
+        if let Some(running) = &mut execution.running
+            && running.attempt == attempt
+            && running.phase < Some(phase)
+        {
+            running.phase = Some(phase);
+            self.notify(attempt.execution);
+        }
+    }
+
+    /// Records the end of an attempt, whose resources are free from now on. A final outcome is used if the execution
+    /// still waits, even if a later attempt is queued or runs already; that one is then stopped.
+    pub fn report(&mut self, attempt: AttemptId, report: Report<O>, now: Time) {
+        self.release(attempt);
+        let Some(execution) = self.executions.get_mut(&attempt.execution) else {
+            return;
+        };
+        if attempt.number > execution.attempts {
+            return;
+        }
+        let is_current = execution.is_current(attempt);
+        let outcome = match report {
+            Report::Done(outcome) => outcome,
+            _ if !is_current => return,
+            Report::OutOfMemory(_) if !execution.is_alone() => {
+                execution.class.need = Need::Alone;
+                self.requeue(attempt.execution);
+                return;
+            }
+            Report::Failed(_) if execution.failures < self.options.max_retries => {
+                execution.failures += 1;
+                self.requeue(attempt.execution);
+                return;
+            }
+            Report::OutOfMemory(outcome) | Report::Failed(outcome) => outcome,
+            Report::Stopped => {
+                self.count_loss(attempt.execution, now);
+                return;
+            }
+        };
+        let Outcome { value, bytes } = outcome;
+        let end = End::Outcome(Arc::new(value));
+        self.end_execution(attempt.execution, &end, bytes, now);
+    }
+
+    /// Records that a worker lost an attempt, or never received its grant. The execution is queued again.
+    pub fn lose(&mut self, attempt: AttemptId, now: Time) {
+        self.report(attempt, Report::Stopped, now);
+    }
+
+    /// Removes a worker. Its executions are queued again, and end after `max_losses` such losses.
+    pub fn remove_worker(&mut self, worker: &WorkerId, now: Time) {
+        for (attempt, reservation) in self.ledger.remove(worker) {
+            self.queue.free_slot(reservation.line);
+            // An attempt with a reservation is its execution's current one, or the execution has ended.
+            self.count_loss(attempt.execution, now);
+        }
+        self.wake();
+    }
+
+    fn release(&mut self, attempt: AttemptId) {
+        if let Some(Reservation { line, .. }) = self.ledger.release(attempt) {
+            self.queue.free_slot(line);
+            self.wake();
+        }
+    }
+
+    /// Queues an execution again whose current attempt is lost, unless it lost too many.
+    fn count_loss(&mut self, number: u64, now: Time) {
+        let Some(execution) = self.executions.get_mut(&number) else {
+            return;
+        };
+        let worker = execution
+            .running
+            .as_ref()
+            .map(|running| running.worker.clone());
+        execution.lost.extend(worker);
+        let allowed = usize::try_from(self.options.max_losses).unwrap_or(usize::MAX);
+        if execution.lost.len() <= allowed {
+            self.requeue(number);
+            return;
+        }
+        let end = End::WorkersLost(mem::take(&mut execution.lost).into());
+        self.end_execution(number, &end, 0, now);
+    }
+
+    /// Queues an execution again, at the head of the lines of its builds.
+    fn requeue(&mut self, number: u64) {
+        let Some(execution) = self.executions.get_mut(&number) else {
+            return;
+        };
+        if execution.running.take().is_some() {
+            self.executing -= 1;
+        }
+        for id in &execution.operations {
+            if let Some(live) = self.operations.live_mut(*id) {
+                live.rank.first_run = false;
+                let class = &execution.class;
+                let line = self.queue.push(&live.build, class, live.rank, number);
+                live.line = Some(line);
+            }
+        }
+        self.notify(number);
+        self.wake();
+    }
+}

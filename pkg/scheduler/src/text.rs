@@ -1,0 +1,13 @@
+//! Text from requests, of bounded length.
+
+use std::sync::Arc;
+
+/// Copies the first `most` bytes of `text`, or fewer.
+pub(crate) fn bounded(text: &str, most: usize) -> Arc<str> {
+    truncated(text, most).into()
+}
+
+/// Returns the first `most` bytes of `text`, or fewer, so that no character is cut.
+pub(crate) fn truncated(text: &str, most: usize) -> &str {
+    text.get(..text.floor_char_boundary(most)).unwrap_or(text)
+}
