@@ -11,7 +11,7 @@ use base64::{
     alphabet::STANDARD,
     engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig},
 };
-use http::HeaderMap;
+use http::{HeaderMap, HeaderName};
 use opentelemetry::trace::SpanContext;
 use prost::Message as _;
 use reapi::v2::RequestMetadata;
@@ -19,7 +19,8 @@ use reapi::v2::RequestMetadata;
 use crate::traces::context;
 
 /// The header with the encoded `RequestMetadata` (REAPI, "Request metadata").
-pub const METADATA: &str = "build.bazel.remote.execution.v2.requestmetadata-bin";
+pub static METADATA: HeaderName =
+    HeaderName::from_static("build.bazel.remote.execution.v2.requestmetadata-bin");
 
 /// The longest `RequestMetadata` header that is stored, in bytes; three times what Bazel sends.
 const MAX_METADATA: usize = 1536;
@@ -50,7 +51,7 @@ pub struct Call {
 impl Call {
     /// Creates the context of a call with these headers.
     pub(crate) fn new(method: &'static str, headers: &HeaderMap, peer: SocketAddr) -> Self {
-        let header = headers.get(METADATA).map(http::HeaderValue::as_bytes);
+        let header = headers.get(&METADATA).map(http::HeaderValue::as_bytes);
         Self {
             method,
             peer,
@@ -121,7 +122,7 @@ mod tests {
 
     fn call(header: &str) -> Call {
         let value = HeaderValue::from_str(header).unwrap();
-        let headers = HeaderMap::from_iter([(METADATA.parse().unwrap(), value)]);
+        let headers = HeaderMap::from_iter([(METADATA.clone(), value)]);
         Call::new("Read", &headers, ([127, 0, 0, 1], 1).into())
     }
 

@@ -32,6 +32,11 @@ pub fn start(level: Level, spans: Option<SpanLayer>) -> Result<(), String> {
     let filter = filter(level, env::var("RUST_LOG").ok().as_deref()).map_err(|error| {
         format!("RUST_LOG: {error}; accepted: a list such as info,gorego=debug,{ACCESS}=info")
     })?;
+    let started = subscriber(filter, spans).try_init();
+    started.map_err(|error| error.to_string())
+}
+
+fn subscriber(filter: Targets, spans: Option<SpanLayer>) -> impl Subscriber + Send + Sync {
     let lines = layer()
         .with_writer(stderr)
         .with_target(false)
@@ -46,8 +51,9 @@ pub fn start(level: Level, spans: Option<SpanLayer>) -> Result<(), String> {
         let format = |format| CallFormat(format, Ids::json);
         lines.map_event_format(format).with_filter(filter).boxed()
     };
-    let started = registry().with(spans).with(lines).try_init();
-    started.map_err(|error| error.to_string())
+    // As one list, since a layer that is absent hides the level of the others, so that every event would be evaluated.
+    let layers: Vec<_> = spans.into_iter().chain([lines]).collect();
+    registry().with(layers)
 }
 
 fn filter(level: Level, refined: Option<&str>) -> Result<Targets, ParseError> {
@@ -136,7 +142,19 @@ where
 
 #[cfg(test)]
 mod tests {
+    use tracing_subscriber::filter::LevelFilter;
+
     use super::*;
+    use crate::traces::layer as layer_of_spans;
+
+    #[test]
+    fn events_below_the_level_cost_nothing_with_and_without_spans() {
+        for spans in [None, Some(layer_of_spans().0)] {
+            let lines = filter(Level::INFO, None).unwrap();
+            let most = subscriber(lines, spans).max_level_hint();
+            assert_eq!(most, Some(LevelFilter::INFO));
+        }
+    }
 
     #[test]
     fn rust_log_refines_the_configured_level() {

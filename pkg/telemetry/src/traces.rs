@@ -74,7 +74,8 @@ pub fn layer() -> (SpanLayer, EndedSpans) {
         .with_level(false)
         .with_tracked_inactivity(false)
         .with_context_activation(false)
-        .with_filter(filter_fn(is_recorded));
+        // With the level, since without one every event of every library would be evaluated.
+        .with_filter(filter_fn(is_recorded).with_max_level_hint(Level::INFO));
     (layer.boxed(), EndedSpans { spans, dropped })
 }
 

@@ -214,7 +214,7 @@ pub(super) mod testing {
             ..RequestMetadata::default()
         };
         let value = HeaderValue::from_str(&STANDARD.encode(metadata.encode_to_vec()));
-        let headers = HeaderMap::from_iter([(crate::METADATA.parse().unwrap(), value.unwrap())]);
+        let headers = HeaderMap::from_iter([(crate::METADATA.clone(), value.unwrap())]);
         Arc::new(Call::new(
             "GetActionResult",
             &headers,

@@ -2,19 +2,19 @@
 
 use std::str::FromStr as _;
 
-use http::{HeaderMap, HeaderValue};
+use http::{HeaderMap, HeaderName, HeaderValue};
 use opentelemetry::trace::{SpanContext, SpanId, TraceFlags, TraceId, TraceState};
 
 /// The header with a trace, the parent span and the flag of sampled calls.
-const TRACEPARENT: &str = "traceparent";
+static TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 /// The header with the state of the tracing systems on the way.
-const TRACESTATE: &str = "tracestate";
+static TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
 /// The longest state that is forwarded, in bytes.
 const MAX_STATE: usize = 512;
 
 /// Reads the context of the caller's span from headers. Ignores an invalid one.
 pub fn read(headers: &HeaderMap) -> Option<SpanContext> {
-    let parent = headers.get(TRACEPARENT)?.to_str().ok()?;
+    let parent = headers.get(&TRACEPARENT)?.to_str().ok()?;
     let mut parts = parent.split('-');
     let mut part = |digits| parts.next().filter(|part| is_hex(part, digits));
     let (version, trace, span, flags) = (part(2)?, part(32)?, part(16)?, part(2)?);
@@ -23,7 +23,7 @@ pub fn read(headers: &HeaderMap) -> Option<SpanContext> {
         return None;
     }
     let state = headers
-        .get(TRACESTATE)
+        .get(&TRACESTATE)
         .and_then(|state| state.to_str().ok());
     let state = state.filter(|state| state.len() <= MAX_STATE);
     let state = state.and_then(|state| TraceState::from_str(state).ok());
@@ -49,7 +49,7 @@ pub fn write(context: &SpanContext, headers: &mut HeaderMap) {
     let parent = HeaderValue::try_from(format!("00-{trace}-{span}-{flags:02x}"));
     let state = context.trace_state().header();
     let state = (!state.is_empty()).then(|| HeaderValue::try_from(state));
-    for (name, value) in [(TRACEPARENT, Some(parent)), (TRACESTATE, state)] {
+    for (name, value) in [(&TRACEPARENT, Some(parent)), (&TRACESTATE, state)] {
         if let Some(Ok(value)) = value {
             headers.insert(name, value);
         }
@@ -87,8 +87,8 @@ mod tests {
     const PARENT: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
 
     fn headers(parent: &str, state: &str) -> HeaderMap {
-        [(TRACEPARENT, parent), (TRACESTATE, state)]
-            .map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap()))
+        [(&TRACEPARENT, parent), (&TRACESTATE, state)]
+            .map(|(name, value)| (name.clone(), value.parse().unwrap()))
             .into_iter()
             .collect()
     }

@@ -85,7 +85,7 @@ pub fn forward(headers: &mut HeaderMap, decides: bool) {
     if let Some(sent) = call.metadata_header()
         && let Ok(sent) = HeaderValue::from_bytes(sent)
     {
-        headers.insert(METADATA, sent);
+        headers.insert(&METADATA, sent);
     }
     let span = Span::current();
     let current = if span.is_none() {
