@@ -51,9 +51,7 @@ fn subscriber(filter: Targets, spans: Option<SpanLayer>) -> impl Subscriber + Se
         let format = |format| CallFormat(format, Ids::json);
         lines.map_event_format(format).with_filter(filter).boxed()
     };
-    // As one list, since a layer that is absent hides the level of the others, so that every event would be evaluated.
-    let layers: Vec<_> = spans.into_iter().chain([lines]).collect();
-    registry().with(layers)
+    registry().with(spans).with(lines)
 }
 
 fn filter(level: Level, refined: Option<&str>) -> Result<Targets, ParseError> {
