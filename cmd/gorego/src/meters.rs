@@ -7,8 +7,7 @@ use gorego_server::Stores;
 use gorego_storage::{ActionCache, BlobStore, Traffic};
 use gorego_storage_local::LocalStore;
 use gorego_storage_remote::RemoteStore;
-use gorego_telemetry::{Allocation, Counts, Metered, Sources};
-use tikv_jemalloc_ctl::{epoch, stats};
+use gorego_telemetry::{Counts, Metered, Sources};
 use tokio::runtime::Handle;
 
 use crate::memory::Parts;
@@ -76,7 +75,6 @@ impl Meters {
         sources.tiers = tiers.into_iter().filter_map(known).collect();
         sources.budgets.clone_from(&self.memory);
         sources.files = Some(self.files.clone());
-        sources.allocator = Some(allocation);
         sources.runtime = Handle::try_current().ok();
         sources.backing_calls = backing.and_then(|counts| counts.calls.clone());
         if let Some(local) = local.cloned() {
@@ -86,13 +84,4 @@ impl Meters {
             sources.backing = Some(Box::new(move || remote.report()));
         }
     }
-}
-
-/// Returns the memory of the allocator. Its statistics are copies, which a new epoch refreshes.
-fn allocation() -> Option<Allocation> {
-    epoch::advance().ok()?;
-    Some(Allocation {
-        allocated: stats::allocated::read().ok()? as u64,
-        resident: stats::resident::read().ok()? as u64,
-    })
 }

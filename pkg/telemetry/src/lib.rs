@@ -17,5 +17,5 @@ pub mod web;
 
 pub use call::{Call, METADATA};
 pub use calls::{Calls, OngoingCall};
-pub use metrics::{Allocation, Metrics, PendingWrites, Sources};
+pub use metrics::{Metrics, PendingWrites, Sources};
 pub use stores::{BackingCalls, Counts, Metered};

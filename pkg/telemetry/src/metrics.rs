@@ -45,15 +45,6 @@ pub struct PendingWrites {
     pub bytes: u64,
 }
 
-/// The memory of the allocator, in bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Allocation {
-    /// The memory that the program has allocated.
-    pub allocated: u64,
-    /// The memory that the allocator holds.
-    pub resident: u64,
-}
-
 /// The values of the metrics. A metric without a source is left out. The functions are called at each
 /// request, and must not block.
 pub struct Sources {
@@ -79,8 +70,6 @@ pub struct Sources {
     pub budgets: Vec<(&'static str, Budget)>,
     /// The files open for reads and uploads.
     pub files: Option<Budget>,
-    /// The memory of the allocator; `None` if it does not report it.
-    pub allocator: Option<fn() -> Option<Allocation>>,
     /// The number of spans that were dropped, if there is a collector of traces.
     pub spans_dropped: Option<Box<dyn Fn() -> u64 + Send + Sync>>,
     /// The runtime that serves.
@@ -101,7 +90,6 @@ impl Sources {
             disk: None,
             budgets: Vec::new(),
             files: None,
-            allocator: None,
             spans_dropped: None,
             runtime: None,
             calls: Calls::default(),
@@ -147,12 +135,6 @@ impl Sources {
         }
         if let Some(files) = self.files {
             all.push(Box::new(move |encoder| budgets::files(encoder, &files)));
-        }
-        if let Some(read) = self.allocator {
-            all.push(Box::new(move |encoder| match read() {
-                Some(now) => process::allocator(encoder, now),
-                None => Ok(()),
-            }));
         }
         if let Some(read) = self.spans_dropped {
             all.push(Box::new(move |mut encoder| {

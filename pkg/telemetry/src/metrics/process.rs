@@ -1,4 +1,4 @@
-//! Metrics of the process, by the conventions of Prometheus, and of its runtime and allocator.
+//! Metrics of the process, by the conventions of Prometheus, and of its runtime.
 
 use std::{fmt, fs};
 
@@ -8,10 +8,7 @@ use rustix::{
 };
 use tokio::runtime::Handle;
 
-use super::{
-    Allocation,
-    encode::{Encoder, Metric},
-};
+use super::encode::{Encoder, Metric};
 
 const CPU: Metric = Metric::seconds("cpu", "User and system processor time.");
 const RESIDENT: Metric = Metric::bytes("resident_memory", "Resident memory.");
@@ -19,15 +16,6 @@ const VIRTUAL: Metric = Metric::bytes("virtual_memory", "Virtual memory.");
 const OPEN: Metric = Metric::new("open_fds", "Open file descriptors.");
 const MAX: Metric = Metric::new("max_fds", "The limit of open file descriptors.");
 const START: Metric = Metric::seconds("start_time", "The start of the process, in Unix time.");
-
-const ALLOCATED: Metric = Metric::bytes(
-    "allocator_allocated",
-    "Memory that the program has allocated.",
-);
-const HELD: Metric = Metric::bytes(
-    "allocator_resident",
-    "Memory that the allocator holds, unused or not.",
-);
 
 const WORKERS: Metric = Metric::new("tokio_workers", "Threads that run tasks.");
 const ALIVE: Metric = Metric::new("tokio_alive_tasks", "Tasks that have not ended.");
@@ -106,11 +94,6 @@ fn open_descriptors() -> Option<u64> {
         0 => Some(fs::read_dir(path).ok()?.count() as u64),
         size => Some(size),
     }
-}
-
-pub(super) fn allocator(mut encoder: Encoder<'_>, now: Allocation) -> fmt::Result {
-    encoder.gauge(ALLOCATED, now.allocated)?;
-    encoder.gauge(HELD, now.resident)
 }
 
 pub(super) fn runtime(mut encoder: Encoder<'_>, runtime: &Handle) -> fmt::Result {

@@ -93,7 +93,7 @@ pub(super) async fn cpu(
 pub(super) async fn heap(State(app): State<Arc<App>>) -> Response {
     refusal(&app).unwrap_or_else(|| {
         let text =
-            "no profile of memory: jemalloc is built without profiling; /metrics has its totals\n";
+            "no profile of memory: jemalloc is built without profiling; /metrics has the memory of the process\n";
         plain(StatusCode::NOT_IMPLEMENTED, text)
     })
 }
