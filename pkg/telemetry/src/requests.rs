@@ -78,8 +78,10 @@ pub(crate) struct Method(usize);
 impl Method {
     /// Returns the method at a path such as `/package.Service/Method`.
     fn of(path: &str) -> Self {
-        let name = path.rsplit('/').next().unwrap_or_default();
-        let known = METHODS.iter().position(|known| *known == name);
+        let known = METHODS.iter().position(|known| {
+            let service = path.strip_suffix(known);
+            service.is_some_and(|service| service.ends_with('/'))
+        });
         Self(known.unwrap_or(METHODS.len() - 1))
     }
 
