@@ -16,16 +16,13 @@ use crate::{
 pub struct Calls {
     pub(crate) requests: Arc<Requests>,
     sampling: Option<Sampling>,
-    /// Whether there is an access log, which is asked once, since the log's filter is slow.
-    has_access_log: bool,
 }
 
 impl Calls {
-    /// Creates an observer. It traces the calls that `sampling` selects; none without it. Start the log before.
+    /// Creates an observer. It traces the calls that `sampling` selects; none without it.
     pub fn new(sampling: Option<Sampling>) -> Self {
         Self {
             sampling,
-            has_access_log: enabled!(target: logs::ACCESS, Level::INFO),
             ..Self::default()
         }
     }
@@ -38,7 +35,6 @@ impl Calls {
         let samples = |sampling: Sampling| sampling.samples(call.parent.as_ref());
         OngoingCall {
             requests: Arc::clone(&self.requests),
-            has_access_log: self.has_access_log,
             span: match self.sampling {
                 Some(sampling) if samples(sampling) => request::begin(&call, path),
                 _ => Span::none(),
@@ -54,7 +50,6 @@ impl Calls {
 #[derive(Debug)]
 pub struct OngoingCall {
     requests: Arc<Requests>,
-    has_access_log: bool,
     call: Arc<Call>,
     span: Span,
     method: Method,
@@ -73,7 +68,7 @@ impl OngoingCall {
         self.requests
             .ended(self.method, code, took, self.call.trace_id());
         request::end(&self.span, code);
-        if !self.has_access_log {
+        if !enabled!(target: logs::ACCESS, Level::INFO) {
             return;
         }
         let metadata = self.call.metadata();

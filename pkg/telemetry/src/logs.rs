@@ -51,7 +51,9 @@ fn subscriber(filter: Targets, spans: Option<SpanLayer>) -> impl Subscriber + Se
         let format = |format| CallFormat(format, Ids::json);
         lines.map_event_format(format).with_filter(filter).boxed()
     };
-    registry().with(spans).with(lines)
+    // In one list: an absent layer beside another would keep `tracing` from skipping disabled events by themselves.
+    let layers: Vec<_> = spans.into_iter().chain([lines]).collect();
+    registry().with(layers)
 }
 
 fn filter(level: Level, refined: Option<&str>) -> Result<Targets, ParseError> {
@@ -140,17 +142,47 @@ where
 
 #[cfg(test)]
 mod tests {
+    use tracing::{
+        Metadata,
+        callsite::{Callsite, Identifier},
+        field::FieldSet,
+        metadata::Kind,
+        subscriber::Interest,
+    };
     use tracing_subscriber::filter::LevelFilter;
 
     use super::*;
     use crate::traces::layer as layer_of_spans;
 
+    /// The line of the access log.
+    struct AccessLine;
+
+    static LINE: Metadata<'static> = Metadata::new(
+        "line",
+        ACCESS,
+        Level::INFO,
+        None,
+        None,
+        None,
+        FieldSet::new(&[], Identifier(&AccessLine)),
+        Kind::EVENT,
+    );
+
+    impl Callsite for AccessLine {
+        fn set_interest(&self, _: Interest) {}
+
+        fn metadata(&self) -> &Metadata<'_> {
+            &LINE
+        }
+    }
+
     #[test]
-    fn events_below_the_level_cost_nothing_with_and_without_spans() {
-        for spans in [None, Some(layer_of_spans().0)] {
-            let lines = filter(Level::INFO, None).unwrap();
-            let most = subscriber(lines, spans).max_level_hint();
-            assert_eq!(most, Some(LevelFilter::INFO));
+    fn disabled_events_cost_nothing_with_and_without_spans() {
+        for traces in [false, true] {
+            let spans = traces.then(|| layer_of_spans().0);
+            let logs = subscriber(filter(Level::INFO, None).unwrap(), spans);
+            assert_eq!(logs.max_level_hint(), Some(LevelFilter::INFO));
+            assert!(logs.register_callsite(&LINE).is_never(), "{traces}");
         }
     }
 
