@@ -255,8 +255,8 @@ mod tests {
              \x20   variable LANG\n\
              \x20   + C\n\
              \x20 Not shown: 3 further differences.\n\
-             \x20 (Both sides were read from the cache. Both sides were read from the cache.\n\
-             \x20 Both sides were read from the cache. Both sides were read from the cache.)\n"
+             \x20 (Both actions were read from the cache. Both actions were read from the cache.\n\
+             \x20 Both actions were read from the cache. Both actions were read from the cache.)\n"
         );
         assert!(text.lines().all(|line| width(line) <= COLUMNS));
     }
