@@ -58,7 +58,7 @@ pub struct Offer {
     pub compressors: Vec<compressor::Value>,
     /// Whether action results may be stored.
     pub update_actions: bool,
-    /// Whether remote execution is announced. Every execution fails, since there is no such service.
+    /// Set to announce remote execution. Every execution fails, since there is no such service.
     pub executes: bool,
     /// The seed of random faults.
     pub seed: u64,

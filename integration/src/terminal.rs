@@ -110,7 +110,7 @@ impl Terminal {
         (status, self.take_text())
     }
 
-    /// Whether the settings, such as echo and line editing, are those from before the program.
+    /// Returns whether the terminal has its settings from before the program again, such as echo and line editing.
     pub fn is_restored(&self) -> bool {
         settings(&self.device) == self.before
     }

@@ -59,13 +59,13 @@ impl<J> Execution<J> {
         }
     }
 
-    /// Whether the execution waits for this attempt.
+    /// Returns whether the execution waits for this attempt.
     pub(crate) fn is_current(&self, attempt: AttemptId) -> bool {
         let running = self.running.as_ref();
         running.is_some_and(|running| running.attempt == attempt)
     }
 
-    /// Whether the execution may only run alone, after it ran out of memory.
+    /// Returns whether the execution may only run alone, after it ran out of memory.
     pub(crate) fn is_alone(&self) -> bool {
         self.class.need == Need::Alone
     }

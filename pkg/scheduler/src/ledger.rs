@@ -58,7 +58,7 @@ struct Worker {
     capacity: Capacity,
     reserved: u64,
     running: usize,
-    /// Whether the running attempt is alone by right.
+    /// Set while an attempt runs that nothing else may run beside.
     alone: bool,
     /// The queued execution for which the worker starts nothing else until it fits.
     drains_for: Option<u64>,
@@ -98,13 +98,14 @@ impl Ledger {
         lost.collect()
     }
 
-    /// Whether the worker has a free slot, and no attempt that must be alone.
+    /// Returns whether the worker has a free slot, and no attempt that must be alone.
     pub(crate) fn has_slot(&self, id: &WorkerId) -> bool {
         let worker = self.workers.get(id);
         worker.is_some_and(|worker| !worker.alone && worker.running < worker.capacity.slots)
     }
 
-    /// Whether a need fits the worker's free resources. Packing only holds back: on an idle worker everything fits.
+    /// Returns whether a need fits the worker's free resources. On an idle worker everything fits, so that no action
+    /// waits for ever.
     pub(crate) fn fits(&self, id: &WorkerId, need: &Need) -> bool {
         self.workers.get(id).is_some_and(|worker| {
             let free = worker.capacity.memory.saturating_sub(worker.reserved);
@@ -150,12 +151,12 @@ impl Ledger {
         Some(reservation)
     }
 
-    /// Whether the attempt has resources.
+    /// Returns whether the attempt has resources.
     pub(crate) fn has_reservation(&self, attempt: AttemptId) -> bool {
         self.reservations.contains_key(&attempt)
     }
 
-    /// Whether no attempt has resources and no worker drains.
+    /// Returns whether no attempt has resources and no worker drains.
     #[cfg(test)]
     pub(crate) fn is_idle(&self) -> bool {
         let is_free = |w: &Worker| w.running == 0 && w.reserved == 0 && w.drains_for.is_none();

@@ -175,7 +175,7 @@ impl Queue {
         self.drop_idle(id);
     }
 
-    /// Whether no entry is queued and no build has a slot.
+    /// Returns whether no entry is queued and no build has a slot.
     #[cfg(test)]
     pub(crate) fn is_empty(&self) -> bool {
         self.lines.is_empty() && self.by_build.is_empty() && self.classes.is_empty()

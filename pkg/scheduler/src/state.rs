@@ -45,7 +45,7 @@ pub struct ActionKey {
 pub struct Request<J> {
     /// The action.
     pub key: ActionKey,
-    /// Whether the action always runs by itself (REAPI `Action.do_not_cache`).
+    /// Set if the action is never merged with an equal one (REAPI `Action.do_not_cache`).
     pub do_not_cache: bool,
     /// The build (REAPI `RequestMetadata.tool_invocation_id`). Actions without one share a build.
     pub build: String,
@@ -165,7 +165,7 @@ pub struct Grant<J> {
     pub job: Arc<J>,
     /// The memory reserved on the worker, in bytes.
     pub memory: u64,
-    /// Whether nothing else runs on the worker meanwhile.
+    /// Set if nothing else runs on the worker meanwhile.
     pub alone: bool,
 }
 

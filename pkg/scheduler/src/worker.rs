@@ -11,7 +11,7 @@ use crate::state::{Grant, Phase, Report};
 /// The runner of attempts: the executor of this node, or a peer.
 #[async_trait]
 pub trait Worker<J, O>: Send + Sync {
-    /// Whether the worker meets the requirements of [`Request::platform`](crate::Request::platform).
+    /// Returns whether the worker meets the requirements of [`Request::platform`](crate::Request::platform).
     fn fits(&self, platform: &str) -> bool;
 
     /// Runs an attempt to its end. An attempt that ends without a report, by a panic, counts as lost.

@@ -162,7 +162,7 @@ impl Error {
         }
     }
 
-    /// Whether the blob is missing, or the action has no complete result.
+    /// Returns whether the blob is missing, or the action has no complete result.
     pub const fn is_miss(&self) -> bool {
         matches!(
             self,
@@ -170,7 +170,7 @@ impl Error {
         )
     }
 
-    /// Whether a lookup found nothing under the tried digest function: a miss, or the backing cache does not offer that
+    /// Returns whether a lookup found nothing under the tried digest function: a miss, or a backing cache without that
     /// function.
     pub fn is_absence(&self) -> bool {
         self.is_miss()

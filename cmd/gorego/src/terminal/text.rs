@@ -159,7 +159,7 @@ impl Table {
         }
     }
 
-    /// Whether the table has no rows below its header.
+    /// Returns whether the table has no rows below its header.
     pub(super) fn is_empty(&self) -> bool {
         self.rows.len() < 2
     }

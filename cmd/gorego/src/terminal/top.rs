@@ -117,7 +117,7 @@ async fn first(signals: &mut [(SignalKind, Signal)]) -> SignalKind {
     .await
 }
 
-/// Whether the key ends the program.
+/// Returns whether the key ends the program.
 fn leaves(key: KeyEvent) -> bool {
     let controls = key.modifiers.contains(KeyModifiers::CONTROL);
     match key.code {

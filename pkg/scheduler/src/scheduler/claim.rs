@@ -78,7 +78,7 @@ impl<J, O> Scheduler<J, O> {
         self.fits(worker, number).then_some(next)
     }
 
-    /// Whether an execution fits the worker's free resources.
+    /// Returns whether an execution fits the worker's free resources.
     fn fits(&self, worker: &WorkerId, number: u64) -> bool {
         let execution = self.executions.get(&number);
         execution.is_some_and(|execution| self.ledger.fits(worker, &execution.class.need))

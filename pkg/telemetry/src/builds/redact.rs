@@ -264,8 +264,8 @@ impl Redaction {
         Some((separator, word.len() - usize::from(ends_quote)))
     }
 
-    /// Whether a value may continue after its first word. It may after a list, a substitution, a word of signs only, an
-    /// escape for another reader, a part of a name, or a second name with a value of its own.
+    /// Returns whether a value may continue after its first word: after a list, a substitution, a word of signs only,
+    /// an escape for another reader, a part of a name, or a second name with a value of its own.
     fn goes_on(&self, word: &str, after: &str) -> bool {
         let bare = word.trim_matches(['"', '\'']);
         word.contains(['(', '[', '{', '`'])
@@ -287,7 +287,7 @@ fn hide(value: &str, secrets: &mut Vec<String>) -> String {
     REDACTED.to_owned()
 }
 
-/// Whether the name belongs to a flag such as `-DUSE_TOKENS`. Its value is in the same argument.
+/// Returns whether the name belongs to a flag such as `-DUSE_TOKENS`. Its value is in the same argument.
 fn is_macro(name: &str) -> bool {
     let is_part = |c: char| c.is_ascii_uppercase() || c.is_ascii_digit() || c == '_';
     name.strip_prefix("-D")

@@ -1,6 +1,6 @@
 //! The reading of a text as a shell does, as far as the ends of names and values depend on it.
 
-/// Whether a name may begin with this character. The dashes of a flag are part of its name.
+/// Returns whether a name may begin with this character. The dashes of a flag are part of its name.
 pub(super) fn is_name_start(c: char) -> bool {
     c.is_alphabetic() || matches!(c, '_' | '-')
 }
@@ -44,9 +44,9 @@ pub(super) enum Word {
 pub(super) struct Place {
     pub(super) quoting: Quoting,
     pub(super) word: Word,
-    /// Whether the text begins with a dash. Such an argument is no script.
+    /// Set if the text begins with a dash. Such an argument is no script.
     pub(super) is_flag: bool,
-    /// Whether the name is in the first word.
+    /// Set if the name is in the first word.
     pub(super) is_first: bool,
     pub(super) last: char,
     before_last: char,
@@ -85,7 +85,7 @@ impl Place {
         }
     }
 
-    /// Whether the name is in `${...}`. A dash after it is then an operator, not a part of the name.
+    /// Returns whether the name is in `${...}`. A dash after it is then an operator, not a part of the name.
     pub(super) const fn is_expansion(&self) -> bool {
         self.before_last == '$' && self.last == '{'
     }
