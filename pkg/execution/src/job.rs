@@ -1,0 +1,40 @@
+//! A checked action, ready to run.
+
+use std::{sync::Arc, time::Duration};
+
+use gorego_storage::{Digest, DigestFunction, InstanceName};
+use reapi::v2::Command;
+
+use crate::Inputs;
+
+/// A checked action: what a worker needs to run it.
+#[derive(Debug)]
+pub struct Job {
+    /// The instance; may be empty.
+    pub instance: InstanceName,
+    /// The digest of the action. Its function is that of all digests of the action and of its result.
+    pub action: Digest,
+    /// The command. Its paths and names are checked.
+    pub command: Command,
+    /// The input tree.
+    pub inputs: Arc<Inputs>,
+    /// The time limit of the command.
+    pub timeout: Duration,
+    /// Set if the result is not stored in the action cache (REAPI `Action.do_not_cache`).
+    pub do_not_cache: bool,
+    /// Set if stdout is returned inline where it fits (REAPI `ExecuteRequest.inline_stdout`).
+    pub inline_stdout: bool,
+    /// Set if stderr is returned inline where it fits.
+    pub inline_stderr: bool,
+    /// The output files that are returned inline where they fit.
+    pub inline_output_files: Vec<String>,
+    /// The arrival of the request.
+    pub queued: std::time::SystemTime,
+}
+
+impl Job {
+    /// The digest function of the action.
+    pub fn function(&self) -> DigestFunction {
+        self.action.function()
+    }
+}

@@ -1,0 +1,36 @@
+//! Settings of the executor.
+
+use std::{collections::BTreeMap, path::PathBuf, time::Duration};
+
+/// Settings of the executor.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The name of this node in the metadata of results.
+    pub node: String,
+    /// The directory in which actions run. Its content is removed at the start.
+    pub build_root: PathBuf,
+    /// The most actions that run at once.
+    pub concurrency: u32,
+    /// The memory that running actions may use together, in bytes.
+    pub memory: u64,
+    /// The timeout of an action that names none.
+    pub default_timeout: Duration,
+    /// The longest timeout that an action may ask for.
+    pub max_timeout: Duration,
+    /// The time that a command gets to end after its timeout, before it is killed.
+    pub kill_delay: Duration,
+    /// The most bytes of an action's inputs.
+    pub max_input_bytes: u64,
+    /// The most bytes of an action's outputs, if limited.
+    pub max_output_bytes: Option<u64>,
+    /// The most bytes kept of each of stdout and stderr. Of a longer one, the head and the tail are kept.
+    pub max_log_bytes: u64,
+    /// The variables that a command gets where it has none of that name.
+    pub environment: BTreeMap<String, String>,
+    /// The platform properties that this node has, in lists of accepted values. The value `*` accepts any.
+    pub platform: BTreeMap<String, Vec<String>>,
+    /// Set if actions with properties that this node does not have run nevertheless.
+    pub ignore_unknown_platform: bool,
+    /// The limits of the queue.
+    pub scheduler: gorego_scheduler::Options,
+}
