@@ -7,8 +7,9 @@ use crate::address::ListenAddr;
 use crate::backing::BackingCache;
 use crate::choice::{ClientAuth, InferredFunction, LogLevel, Sync, TracingProtocol, Ui};
 use crate::endpoint::Endpoint;
+use crate::execution::Execution;
 use crate::headers::Headers;
-use crate::later::{Cluster, Execution};
+use crate::later::Cluster;
 use crate::section::section;
 use crate::size::{ByteSize, GibSize};
 
