@@ -5,6 +5,7 @@ mod banner;
 mod builds;
 mod cli;
 mod descriptors;
+mod execution;
 mod listen;
 mod memory;
 mod meters;
