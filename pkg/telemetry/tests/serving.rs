@@ -6,7 +6,7 @@ use std::{net::SocketAddr, time::Duration};
 use gorego_storage::BreakerState;
 use gorego_telemetry::{
     Calls, Metrics, Sources,
-    web::{Health, Parts, Site, Ui, serve},
+    web::{Components, Health, Site, Ui, serve},
 };
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -50,7 +50,7 @@ impl Running {
             ui,
             pprof: true,
             health,
-            parts: Box::new(Parts::default),
+            components: Box::new(Components::default),
             calls: Calls::default(),
             builds: None,
             tiers: Vec::new(),

@@ -158,7 +158,7 @@ fn explanation(explained: &Explanation) -> String {
     if let Some(comparison) = &explained.comparison {
         text += &differences(comparison);
     }
-    text + &wrap(INDENT, &format!("({})", clean(&explained.worth)))
+    text + &wrap(INDENT, &format!("({})", clean(&explained.evidence)))
 }
 
 fn differences(comparison: &Comparison) -> String {
@@ -225,7 +225,7 @@ mod tests {
                     sentence:
                         "The action differs from the nearest known one, abc/142, in 5 places."
                             .to_owned(),
-                    worth: "Both actions were read from the cache. "
+                    evidence: "Both actions were read from the cache. "
                         .repeat(4)
                         .trim()
                         .to_owned(),

@@ -113,16 +113,16 @@ fn methods(traffic: &Traffic) -> Table {
 
 /// Renders the tiers and the certificates.
 pub(super) fn storage(snapshot: &Snapshot) -> Vec<String> {
-    let parts = &snapshot.status.parts;
-    let local = parts.local.as_ref().map_or_else(
+    let components = &snapshot.status.components;
+    let local = components.local.as_ref().map_or_else(
         || vec!["off: every request goes to the backing cache".to_owned()],
         local,
     );
-    let backing = parts.backing.as_ref().map_or_else(
+    let backing = components.backing.as_ref().map_or_else(
         || vec!["none: backing_cache.target is empty".to_owned()],
         backing,
     );
-    let certificates = parts.certificates.iter();
+    let certificates = components.certificates.iter();
     let certificates = certificates.map(|found| certificate(found, snapshot.at_ms));
     [
         section("Local tier", local),
@@ -207,7 +207,7 @@ fn certificate(found: &Certificate, now_ms: u64) -> String {
 
 #[cfg(test)]
 mod tests {
-    use gorego_telemetry::web::Parts;
+    use gorego_telemetry::web::Components;
 
     use super::*;
     use crate::terminal::{
@@ -245,7 +245,7 @@ FindMissingBlobs  12 345       2  500 µs                -
     #[test]
     fn a_missing_tier_is_named() {
         let mut snapshot = snapshot();
-        snapshot.status.parts = Parts::default();
+        snapshot.status.components = Components::default();
         snapshot.status.readiness.ready = false;
         let text = render(&address(), &snapshot);
         assert!(text.contains("NOT READY"), "{text}");

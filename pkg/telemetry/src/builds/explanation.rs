@@ -10,7 +10,7 @@ pub struct Explanation {
     /// The cause as a sentence.
     pub sentence: String,
     /// The evidence of the explanation and its limits, as sentences.
-    pub worth: String,
+    pub evidence: String,
     /// The differences from the nearest known action of the same target and mnemonic, if both could be read.
     pub comparison: Option<Comparison>,
 }

@@ -46,7 +46,7 @@ pub struct BuildHead {
     /// The time of the first call, in milliseconds since the Unix epoch.
     pub started_ms: u64,
     /// The time of the last call, in milliseconds since the Unix epoch.
-    pub seen_ms: u64,
+    pub last_call_ms: u64,
     /// The counts of the whole build.
     pub total: Tally,
     /// The numbers of calls and misses that exceed the limits.
@@ -203,7 +203,7 @@ impl Explanation {
         let differences: usize = differences
             .map(|it| 128 + it.name.len() + text(&it.before) + text(&it.after))
             .sum();
-        512 + self.sentence.len() + self.worth.len() + differences
+        512 + self.sentence.len() + self.evidence.len() + differences
     }
 }
 

@@ -31,7 +31,7 @@ impl Builds {
     pub fn recent(&self, offset: usize, limit: usize) -> RecentBuilds {
         let records = self.0.records.lock();
         let mut heads: Vec<&BuildHead> = records.heads().collect();
-        heads.sort_by(|a, b| (b.seen_ms, &b.id).cmp(&(a.seen_ms, &a.id)));
+        heads.sort_by(|a, b| (b.last_call_ms, &b.id).cmp(&(a.last_call_ms, &a.id)));
         let page = heads.iter().skip(offset).take(limit.min(MAX_PAGE));
         RecentBuilds {
             builds: page.map(|head| (*head).clone()).collect(),

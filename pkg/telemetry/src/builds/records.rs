@@ -243,7 +243,7 @@ impl BuildRecords {
     fn make_room(&mut self, current: &str, now: u64) -> bool {
         if self.memory > FULL && now.abs_diff(self.searched_ms) >= SEARCHED {
             self.searched_ms = now;
-            let is_idle = |head: &BuildHead| now.abs_diff(head.seen_ms) > IN_PROGRESS;
+            let is_idle = |head: &BuildHead| now.abs_diff(head.last_call_ms) > IN_PROGRESS;
             self.drop_details(current, FULL / 8 * 7, is_idle);
         }
         self.memory <= FULL
@@ -256,7 +256,7 @@ impl BuildRecords {
             self.drop_details(current, MAX_MEMORY / 8 * 7, |_| true);
         }
         if self.heads.len() + self.builds.len() > MAX_BUILDS {
-            let heads = self.heads.iter().map(|(id, head)| (head.seen_ms, id));
+            let heads = self.heads.iter().map(|(id, head)| (head.last_call_ms, id));
             let mut heads: Vec<_> = heads.map(|(seen, id)| (seen, id.clone())).collect();
             heads.sort_unstable();
             let heads = heads.into_iter().map(|(_, id)| id);
@@ -289,7 +289,7 @@ impl BuildRecords {
     /// Returns the builds with details, but not `current`: first those that are on the disk, by time.
     fn oldest_first(&self, current: &str) -> Vec<String> {
         let others = self.builds.iter().filter(|(id, _)| *id != current);
-        let key = |kept: &KeptBuild| (kept.dirty, kept.build.head.seen_ms);
+        let key = |kept: &KeptBuild| (kept.dirty, kept.build.head.last_call_ms);
         let mut others: Vec<_> = others.map(|(id, kept)| (key(kept), id.clone())).collect();
         others.sort_unstable();
         others.into_iter().map(|(_, id)| id).collect()
@@ -304,7 +304,7 @@ impl KeptBuild {
             own.started_ms = now;
             self.memory = Build::default().memory();
         }
-        own.seen_ms = own.seen_ms.max(now);
+        own.last_call_ms = own.last_call_ms.max(now);
     }
 
     fn find(&mut self, action: &str) -> Option<&mut Miss> {

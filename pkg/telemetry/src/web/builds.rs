@@ -112,7 +112,7 @@ pub(super) fn heads(label: &str, heads: &[BuildHead]) -> Markup {
                     th scope="row" { a href=(links::build(&head.id)) { code { (short(&head.id)) } } }
                     td.text { (client(head)) }
                     td { (format::time(head.started_ms)) }
-                    td { (milliseconds(head.seen_ms.saturating_sub(head.started_ms))) }
+                    td { (milliseconds(head.last_call_ms.saturating_sub(head.started_ms))) }
                     td.share { (rate(&head.total)) }
                     td { (format::count(head.total.hits)) }
                     td { (format::count(missed(&head.total))) }
@@ -139,7 +139,7 @@ pub(super) async fn page(
         p.state {
             span.muted {
                 (client(head)) ", started " (format::time(head.started_ms))
-                ", last call " (format::time(head.seen_ms))
+                ", last call " (format::time(head.last_call_ms))
             }
         }
         (totals(&head.total))

@@ -81,7 +81,7 @@ impl App {
             started: (now_ms() / 1000).saturating_sub(uptime),
             uptime_seconds: uptime,
             readiness: self.site.health.readiness(),
-            parts: (self.site.parts)(),
+            components: (self.site.components)(),
         }
     }
 

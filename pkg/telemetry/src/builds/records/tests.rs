@@ -94,7 +94,7 @@ fn actions_known_before_the_clock_was_set_back_count_as_seen() {
     records.apply(&event(1000, Outcome::Miss), &call, &EVICTIONS);
     let build = records.build("b").unwrap();
     assert_eq!(build.misses[0].explanation, None, "not never seen");
-    assert!(build.head.seen_ms >= build.head.started_ms);
+    assert!(build.head.last_call_ms >= build.head.started_ms);
 }
 
 #[test]
