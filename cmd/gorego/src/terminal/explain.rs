@@ -112,6 +112,9 @@ pub(super) fn action(view: &ActionView, now_ms: u64) -> String {
             &format!("The action cannot be shown: {}.", clean(why)),
         );
     }
+    if let Some(why) = &view.inputs_left_out {
+        text += &wrap(INDENT, &clean(why));
+    }
     if view.outputs.is_some() {
         text += &wrap(INDENT, "The cache has a result of this action now.");
     }
@@ -290,13 +293,14 @@ mod tests {
         let view = ActionView {
             action: "abc/1".to_owned(),
             unreadable: Some("action abc/1 is missing".to_owned()),
+            inputs_left_out: Some("Inputs are left out: there are too many.".to_owned()),
             outputs: Some(Vec::new()),
             ..ActionView::default()
         };
         assert_eq!(
             action(&view, 0),
             "action abc/1\n\x20 No miss of this action is recorded.\n\x20 The action cannot be shown: action \
-             abc/1 is missing.\n\x20 The cache has a result of this action now.\n"
+             abc/1 is missing.\n\x20 Inputs are left out: there are too many.\n\x20 The cache has a result of this action now.\n"
         );
     }
 
