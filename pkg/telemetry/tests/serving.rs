@@ -130,6 +130,38 @@ async fn errors_for_other_paths_and_methods_name_the_accepted_ones() {
     }
 }
 
+#[tokio::test]
+async fn errors_are_pages_in_a_browser_and_text_elsewhere() {
+    let running = Running::start().await;
+    let local = "host: localhost\r\naccept: text/html,*/*;q=0.8\r\n";
+    let foreign = "host: cache.example\r\naccept: text/html\r\n";
+    for (path, headers, status, shown) in [
+        ("/nowhere", local, "404", "<p>not found; the page is at /,"),
+        ("/builds?from=x", local, "400", "<p>Failed to deserialize"),
+        (
+            "/builds",
+            foreign,
+            "403",
+            "<p>the page is served as localhost",
+        ),
+    ] {
+        let response = running.request_with(&format!("GET {path}"), headers).await;
+        assert!(
+            response.starts_with(&format!("HTTP/1.1 {status} ")),
+            "{response}"
+        );
+        assert!(response.contains("content-type: text/html"), "{response}");
+        assert!(
+            response.contains(shown) && response.ends_with("</html>"),
+            "{response}"
+        );
+        // Its client may load nothing else.
+        assert_eq!(response.contains("href"), status != "403", "{response}");
+    }
+    let response = running.request_with("GET /api/v1/nothing", local).await;
+    assert!(response.contains("content-type: text/plain"), "{response}");
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_client_that_sends_too_slowly_is_disconnected() {
     let running = Running::start().await;
