@@ -14,6 +14,8 @@ pub(crate) const MAX_TARGETS: usize = 2000;
 pub(crate) const MAX_MNEMONICS: usize = 200;
 /// The most misses of a build that are recorded.
 pub(crate) const MAX_MISSES: usize = 2000;
+/// The time since its last call for which a build is in progress, in milliseconds.
+const IN_PROGRESS: u64 = 10_000;
 /// The longest label, path or other text of a client that is recorded, in bytes.
 pub(crate) const MAX_TEXT: usize = 512;
 
@@ -132,6 +134,13 @@ pub enum LookupOutcome {
     Incomplete,
     /// The lookup failed.
     Error,
+}
+
+impl BuildHead {
+    /// Returns whether the last call is at most ten seconds before `now`, in milliseconds since the Unix epoch.
+    pub const fn is_in_progress(&self, now: u64) -> bool {
+        now.abs_diff(self.last_call_ms) <= IN_PROGRESS
+    }
 }
 
 impl Tally {

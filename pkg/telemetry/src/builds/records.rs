@@ -10,12 +10,10 @@ use super::{
 };
 
 /// The most memory of the details of builds, by estimate, in bytes.
-const MAX_MEMORY: usize = 10 * 1024 * 1024;
+pub(crate) const MAX_MEMORY: usize = 10 * 1024 * 1024;
 /// The memory from which on the details of builds in progress no longer grow, but their totals do. Otherwise several
 /// large builds would drive each other out, and each of their calls would read a build from the disk.
 const FULL: usize = MAX_MEMORY / 4 * 3;
-/// The time since its last call for which a build is in progress, in milliseconds.
-const IN_PROGRESS: u64 = 10_000;
 /// The least time between two searches for builds that are not in progress, in milliseconds.
 const SEARCHED: u64 = 1000;
 /// The memory of one build from which on no more explanations of its misses are recorded. Those are explained when their
@@ -243,7 +241,7 @@ impl BuildRecords {
     fn make_room(&mut self, current: &str, now: u64) -> bool {
         if self.memory > FULL && now.abs_diff(self.searched_ms) >= SEARCHED {
             self.searched_ms = now;
-            let is_idle = |head: &BuildHead| now.abs_diff(head.last_call_ms) > IN_PROGRESS;
+            let is_idle = |head: &BuildHead| !head.is_in_progress(now);
             self.drop_details(current, FULL / 8 * 7, is_idle);
         }
         self.memory <= FULL
