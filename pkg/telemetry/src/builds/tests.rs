@@ -15,6 +15,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use super::*;
 use crate::Call;
 
+mod load;
 mod misses;
 
 /// A server with recorded builds, in memory but for the history.
