@@ -94,7 +94,7 @@ if (place) {
   };
   button.addEventListener("click", () => (end ? stop() : start()));
   // A page in the background needs no numbers.
-  let resume = false;
+  let resume = document.hidden;
   document.addEventListener("visibilitychange", () => {
     if (document.hidden) {
       resume = end !== null;
@@ -104,5 +104,5 @@ if (place) {
     }
   });
   for (const { id, html } of parts(document)) shown.set(id, html);
-  start();
+  if (!document.hidden) start();
 }
