@@ -112,7 +112,7 @@ async fn very_many_lookups_stay_within_the_memory_and_the_newest_builds_are_show
         .collect();
     let newest: Vec<u64> = (0..BUILDS).rev().take(listed.len()).collect();
     assert_eq!(listed, newest);
-    assert!((3..BUILDS as usize).contains(&listed.len()), "{listed:?}");
+    assert!((3..BUILDS).contains(&(listed.len() as u64)), "{listed:?}");
     let last = builds.build(&(BUILDS - 1).to_string()).await.unwrap();
     assert_eq!(last.head.total.misses, LAST_LOOKUPS);
     assert_eq!(last.misses.len(), MAX_MISSES);
