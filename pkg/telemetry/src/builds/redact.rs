@@ -16,6 +16,7 @@ mod reading;
 use regex::{Regex, RegexSet};
 
 use self::reading::{Place, Word, is_name_part, is_name_start, structure, word};
+use crate::user_info;
 
 /// The replacement of a secret.
 pub const REDACTED: &str = "[redacted]";
@@ -24,8 +25,6 @@ pub const REDACTED: &str = "[redacted]";
 const MIN_SECRET: usize = 6;
 /// The most values of one command whose other occurrences are replaced.
 const MAX_SECRETS: usize = 64;
-/// User information in a URL.
-const USER_INFO: &str = r#"([A-Za-z][A-Za-z0-9+.\-]*:(?:\\*/){2})[^/?#\s"'<>\\]*@"#;
 /// The characters between a name and its value: the end of the name, and an operator. Lines may be continued.
 const SEPARATOR: &str = r#"^(?<close>[\\"'\])}]*)(?:\s|\\\s)*(?<operator>[.!+*/%^?:|&~-]{0,2}=[=>~]?|:|[;,>&|]{1,2}|<{1,3})?(?:\s|\\\s)*"#;
 /// The ends of file names that have no value, even if the rest of the name reads like that of a secret.
@@ -40,7 +39,6 @@ const SCHEMES: &[&str] = &["basic", "bearer", "digest", "negotiate"];
 #[derive(Clone, Debug)]
 pub struct Redaction {
     names: RegexSet,
-    user_info: Regex,
     separator: Regex,
 }
 
@@ -90,7 +88,6 @@ impl Redaction {
         };
         Ok(Self {
             names: RegexSet::new(patterns).map_err(|error| InvalidPattern::new(all(), &error))?,
-            user_info: regex(USER_INFO)?,
             separator: regex(SEPARATOR)?,
         })
     }
@@ -136,11 +133,7 @@ impl Redaction {
 
     /// Redacts a name that is shown, such as a label or a path: only user information of URLs.
     pub fn name(&self, name: &str) -> String {
-        if !name.contains('@') {
-            return name.to_owned();
-        }
-        let replacement = format!("${{1}}{REDACTED}@");
-        self.user_info.replace_all(name, replacement).into_owned()
+        user_info::redacted(name).into_owned()
     }
 
     fn is_secret(&self, name: &str) -> bool {
