@@ -13,7 +13,10 @@
 
 mod reading;
 
+use std::sync::Arc;
+
 use regex::{Regex, RegexSet};
+use tokio::{sync::Semaphore, task::spawn_blocking};
 
 use self::reading::{Place, Word, is_name_part, is_name_start, structure, word};
 use crate::user_info;
@@ -32,6 +35,8 @@ const FILES: &[&str] = &[
     "a", "bzl", "c", "cc", "class", "cpp", "d", "go", "h", "hpp", "jar", "java", "js", "json",
     "kt", "o", "proto", "py", "rs", "sh", "so", "swift", "ts", "txt", "yaml",
 ];
+/// The most threads that redact commands at once. A command of 1 MB takes tenths of a second.
+const MAX_RUNNING: usize = 2;
 /// The first words of credentials that consist of two.
 const SCHEMES: &[&str] = &["basic", "bearer", "digest", "negotiate"];
 
@@ -40,6 +45,7 @@ const SCHEMES: &[&str] = &["basic", "bearer", "digest", "negotiate"];
 pub struct Redaction {
     names: RegexSet,
     separator: Regex,
+    running: Arc<Semaphore>,
 }
 
 /// A pattern that is no regular expression, or too large a one.
@@ -89,7 +95,23 @@ impl Redaction {
         Ok(Self {
             names: RegexSet::new(patterns).map_err(|error| InvalidPattern::new(all(), &error))?,
             separator: regex(SEPARATOR)?,
+            running: Arc::new(Semaphore::new(MAX_RUNNING)),
         })
+    }
+
+    /// Runs `work`, which redacts commands, on a thread that may block. Waits while too many run, those whose callers
+    /// are gone included. `None` if it panicked, or the runtime shuts down.
+    pub(crate) async fn run<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Self) -> T + Send + 'static,
+    ) -> Option<T> {
+        let permit = Arc::clone(&self.running).acquire_owned().await.ok()?;
+        let redaction = self.clone();
+        let running = spawn_blocking(move || {
+            let _permit = permit;
+            work(&redaction)
+        });
+        running.await.ok()
     }
 
     /// Redacts the whole of a command. Items stay at their places.

@@ -16,6 +16,7 @@ use super::*;
 use crate::Call;
 
 mod misses;
+mod redaction;
 
 /// A server with recorded builds, in memory but for the history.
 struct Server {
