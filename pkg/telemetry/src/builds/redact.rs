@@ -15,6 +15,7 @@ mod reading;
 
 use std::sync::Arc;
 
+use gorego_storage::DigestFunction;
 use regex::{Regex, RegexSet};
 use tokio::{sync::Semaphore, task::spawn_blocking};
 
@@ -97,6 +98,12 @@ impl Redaction {
             separator: regex(SEPARATOR)?,
             running: Arc::new(Semaphore::new(MAX_RUNNING)),
         })
+    }
+
+    /// Returns a hash of the patterns, as hexadecimal digits.
+    pub(crate) fn fingerprint(&self) -> String {
+        let patterns = self.names.patterns().join("\0");
+        DigestFunction::Sha256.digest(patterns.as_bytes()).hex()
     }
 
     /// Runs `work`, which redacts commands, on a thread that may block. Waits while too many run, those whose callers

@@ -49,6 +49,10 @@ impl Server {
             history_max,
             ..options(dir, &store)
         };
+        Self::with(options, store)
+    }
+
+    fn with(options: BuildsOptions, store: Arc<MemoryStore>) -> Self {
         let evictions = Arc::clone(&options.evictions);
         let (builds, worker) = Builds::new(options);
         let memory = Budget::memory("trees", u64::MAX);
