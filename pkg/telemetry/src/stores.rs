@@ -161,8 +161,12 @@ impl<S: BlobStore + ?Sized> BlobStore for Metered<S> {
         let found = self.counts.timed(Operation::FindMissing, call, failed);
         let found = found.await;
         if let Ok(missing) = &found {
+            // As in `count`: a blob that is missing under the first of two digest functions is looked up again.
+            let repeats =
+                |digest: &&Digest| self.counts.calls.is_some() && digest.other().is_some();
+            let repeated = missing.iter().filter(repeats).count();
             let traffic = &self.counts.traffic;
-            traffic.add_presence(digests.len(), missing.len());
+            traffic.add_presence(digests.len() - repeated, missing.len() - repeated);
         }
         found
     }

@@ -283,7 +283,7 @@ mod tests {
             "backing cache: does not answer",
             "Hit rate          100 %",
             "█",
-            "Clients        blobs       100 %    30",
+            "Clients  blobs    100 %    30",
             "Local tier     8.00 GiB of 10.0 GiB (80 %)",
             "2 min ago  bazel 8.4.2  ████████··      75 %     3       1  3f2a",
             "q, Esc or Ctrl-C quits",

@@ -56,8 +56,8 @@ pub(super) fn problems(status: &Status) -> Vec<String> {
 fn tier(label: &str) -> String {
     match label {
         "client" => "Clients".to_owned(),
-        "local" => "Local tier".to_owned(),
-        "backing" => "Backing cache".to_owned(),
+        "local" => "Local".to_owned(),
+        "backing" => "Backing".to_owned(),
         other => clean(other),
     }
 }
@@ -67,10 +67,11 @@ pub(super) fn lookups(traffic: &Traffic) -> Table {
     let header = [
         "Lookups",
         "kind",
-        "hit rate",
+        "rate",
         "hits",
         "misses",
         "incomplete",
+        "outages",
         "errors",
     ];
     let mut table = Table::new(2, header);
@@ -80,9 +81,13 @@ pub(super) fn lookups(traffic: &Traffic) -> Table {
             "result" => "results".to_owned(),
             other => clean(other),
         };
-        // A line has no room for another column.
-        let misses = found.misses.saturating_add(found.outage);
-        let counts = [found.hits, misses, found.incomplete, found.errors];
+        let counts = [
+            found.hits,
+            found.misses,
+            found.incomplete,
+            found.outage,
+            found.errors,
+        ];
         let mut row = vec![tier(&found.tier), kind, percent(found.hit_rate())];
         row.extend(counts.map(count));
         row
@@ -91,7 +96,7 @@ pub(super) fn lookups(traffic: &Traffic) -> Table {
 }
 
 fn transfers(traffic: &Traffic) -> Table {
-    let mut table = Table::new(1, ["Bytes        ", "     read", "  written"]);
+    let mut table = Table::new(1, ["Bytes  ", "     read", "  written"]);
     let rows = traffic.transfers.iter();
     table.rows.extend(rows.map(|moved| {
         let (read, written) = (bytes(moved.read), bytes(moved.written));
@@ -222,8 +227,10 @@ mod tests {
 gorego 1.2.3\\u{1b}[2J at http://localhost:9090: ready, running for 28 h
 backing cache: does not answer
 
-Lookups        kind     hit rate       hits     misses  incomplete  errors
-Clients        blobs      88.9 %  9 876 543  1 234 567           0       1
+Lookups  kind       rate       hits     misses  incomplete    outages     errors
+Clients  blobs    88.9 %  9 876 543  1 234 567           0          0          1
+Clients  results   100 %     18.4 E     18.4 E           7  2 345 678  3 456 789
+Backing  results       -          0          0           0          0          0
 ";
         assert!(text.starts_with(expected), "{text}");
         let expected = "

@@ -105,6 +105,11 @@ pub enum Aspect {
 }
 
 impl Aspect {
+    /// Returns whether the patterns of secrets apply to the values.
+    pub(crate) const fn is_redacted(self) -> bool {
+        matches!(self, Self::Argument | Self::Variable | Self::Platform)
+    }
+
     /// Returns the name of the part.
     pub const fn name(self) -> &'static str {
         match self {

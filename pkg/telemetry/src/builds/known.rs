@@ -125,6 +125,25 @@ impl KnownActions {
         }
     }
 
+    /// Records that the known actions of the target and mnemonic precede a lookup at `at_ms`. Those with a later time
+    /// are from before the clock was set back.
+    pub(crate) fn precede(&mut self, names: &ActionNames, at_ms: u64) {
+        let family = family(&names.target, &names.mnemonic);
+        let keys = self.families.get(&family);
+        for key in keys
+            .filter(|_| !names.target.is_empty())
+            .into_iter()
+            .flatten()
+        {
+            let known = self.outputs.get_mut(key);
+            let known = known.into_iter().flat_map(|known| &mut known.actions);
+            for known in known.filter(|known| known.first_ms > at_ms) {
+                known.first_ms = at_ms;
+                self.changes += 1;
+            }
+        }
+    }
+
     /// Returns this action as it was last known to have a result.
     pub(crate) fn last_result(&self, action: &str) -> Option<&KnownAction> {
         let known = self.outputs.get(self.actions.get(action)?)?;

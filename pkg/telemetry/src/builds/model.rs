@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::Explanation;
+use super::{Explanation, REDACTED};
 
 /// The most targets of a build that are counted separately.
 pub(crate) const MAX_TARGETS: usize = 2000;
@@ -176,6 +176,25 @@ impl Build {
         let of_mnemonic = entry(&mut self.mnemonics, mnemonic, most(MAX_MNEMONICS));
         head.left_out.mnemonics += u64::from(of_mnemonic.is_none());
         [Some(&mut head.total), of_target, of_mnemonic]
+    }
+
+    /// Replaces all values of arguments, variables and properties, whose redaction depends on the whole command. Returns
+    /// whether there were any.
+    pub(crate) fn hide_values(&mut self) -> bool {
+        let explanations = self
+            .misses
+            .iter_mut()
+            .filter_map(|it| it.explanation.as_mut());
+        let comparisons = explanations.filter_map(|it| it.comparison.as_mut());
+        let differences = comparisons.flat_map(|it| &mut it.differences);
+        let of_command = differences.filter(|it| it.aspect.is_redacted());
+        let values = of_command.flat_map(|it| it.before.iter_mut().chain(&mut it.after));
+        let mut hidden = false;
+        for value in values.filter(|value| *value != REDACTED) {
+            REDACTED.clone_into(value);
+            hidden = true;
+        }
+        hidden
     }
 
     /// Estimates the memory of the build, in bytes.

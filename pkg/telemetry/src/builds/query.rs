@@ -89,7 +89,13 @@ impl Builds {
         let _permit = self.0.views.acquire().await.ok()?;
         match self.0.contents.action(&name).await {
             Ok(parts) => {
-                self.show(&mut view, &parts);
+                let builds = self.clone();
+                let shown = self.0.redaction.run(move |_| {
+                    builds.show(&mut view, &parts);
+                    (view, parts)
+                });
+                let (shown, parts) = shown.await?;
+                view = shown;
                 self.list_inputs(&mut view, &parts, inputs_from).await;
             }
             Err(why) => view.unreadable = Some(why.to_string()),

@@ -118,7 +118,7 @@ impl BuildRecords {
     ) -> Option<Job> {
         let id = &call.build.id;
         let has_room = self.make_room(id, event.at_ms);
-        let known = &self.known;
+        let known = &mut self.known;
         let kept = self.builds.entry(id.clone()).or_default();
         let before = kept.memory;
         kept.dirty = true;
@@ -126,6 +126,7 @@ impl BuildRecords {
         kept.count(names, &event.outcome, has_room);
         let job = match &event.outcome {
             Outcome::Miss | Outcome::Incomplete(_) | Outcome::Outage(_) => {
+                known.precede(names, event.at_ms);
                 let explanation = || cause::at_once(event, names, known, evictions);
                 kept.miss(event, call, names, explanation, has_room);
                 None

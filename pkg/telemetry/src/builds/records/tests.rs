@@ -230,3 +230,25 @@ fn long_names_are_cut() {
         "{names:?}"
     );
 }
+
+#[test]
+fn a_miss_after_the_clock_was_set_back_is_compared_with_what_was_known() {
+    let mut records = BuildRecords::new();
+    let call = call("b", "//:t", "Genrule");
+    let call = CallNames::of(Some(&call), &REDACTION);
+    let mut apply = |number, at_ms, outcome| {
+        let event = Event {
+            at_ms,
+            ..event(number, outcome)
+        };
+        records.apply(&event, &call, &EVICTIONS)
+    };
+    apply(1, 9_000_000, Outcome::Stored(ResultFacts::default()));
+    apply(2, 1_000_000, Outcome::Miss);
+    // Another action is stored after that lookup, and is not compared with it.
+    apply(3, 1_000_001, Outcome::Stored(ResultFacts::default()));
+    let job = apply(2, 1_000_002, Outcome::Stored(ResultFacts::default())).unwrap();
+    let known = DigestFunction::Sha256.digest(&1_usize.to_le_bytes());
+    let candidates: Vec<_> = job.candidates.iter().map(|it| &*it.action).collect();
+    assert_eq!(candidates, [known.to_string()]);
+}
