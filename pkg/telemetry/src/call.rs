@@ -3,7 +3,6 @@
 use std::{
     net::SocketAddr,
     sync::{Arc, OnceLock},
-    time::SystemTime,
 };
 
 use base64::{
@@ -37,8 +36,6 @@ pub struct Call {
     pub method: &'static str,
     /// The client's address.
     pub peer: SocketAddr,
-    /// The arrival of the call's headers.
-    pub began: SystemTime,
     /// The context of the span that sent this call, if the client traces.
     pub(crate) parent: Option<SpanContext>,
     /// The context of this call's span, if the call is traced here.
@@ -51,11 +48,12 @@ pub struct Call {
 impl Call {
     /// Creates the context of a call with these headers.
     pub(crate) fn new(method: &'static str, headers: &HeaderMap, peer: SocketAddr) -> Self {
-        let header = headers.get(&METADATA).map(http::HeaderValue::as_bytes);
+        // To compare the few names costs less than to hash this long one.
+        let header = headers.iter().find(|(name, _)| **name == METADATA);
+        let header = header.map(|(_, value)| value.as_bytes());
         Self {
             method,
             peer,
-            began: SystemTime::now(),
             parent: context::read(headers),
             trace: OnceLock::new(),
             // Copied, since the value shares its memory with the other headers.
