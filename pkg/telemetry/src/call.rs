@@ -10,7 +10,7 @@ use base64::{
     alphabet::STANDARD,
     engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig},
 };
-use http::{HeaderMap, HeaderName};
+use http::{HeaderMap, HeaderName, HeaderValue};
 use opentelemetry::trace::SpanContext;
 use prost::Message as _;
 use reapi::v2::RequestMetadata;
@@ -48,9 +48,7 @@ pub struct Call {
 impl Call {
     /// Creates the context of a call with these headers.
     pub(crate) fn new(method: &'static str, headers: &HeaderMap, peer: SocketAddr) -> Self {
-        // To compare the few names costs less than to hash this long one.
-        let header = headers.iter().find(|(name, _)| **name == METADATA);
-        let header = header.map(|(_, value)| value.as_bytes());
+        let header = context::find(headers, &METADATA).map(HeaderValue::as_bytes);
         Self {
             method,
             peer,
@@ -113,10 +111,8 @@ impl Call {
 
 #[cfg(test)]
 mod tests {
-    use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD};
-    use http::HeaderValue;
-
     use super::*;
+    use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD};
 
     fn call(header: &str) -> Call {
         let value = HeaderValue::from_str(header).unwrap();
