@@ -101,7 +101,7 @@ impl KnownActions {
         let output = output.filter(|_| !target.is_empty());
         let family = family(target, mnemonic);
         let key = output.map_or_else(|| hash(BASIS, &["", action]), |output| key(family, output));
-        if self.record_again(names, family, key, now) {
+        if self.record_again(names, family, key, now).is_some() {
             return;
         }
         self.changes += u64::from(!self.actions.contains_key(action));
@@ -126,23 +126,20 @@ impl KnownActions {
         }
     }
 
-    /// Records a newer time of an action that has the same names as before. That alone is not worth saving. Returns
-    /// whether it has.
-    fn record_again(&mut self, names: &ActionNames, family: u64, key: u64, now: u64) -> bool {
-        let is_mapped = self.actions.get(&names.action) == Some(&key);
-        let known = is_mapped.then(|| self.outputs.get_mut(&key)).flatten();
-        let Some(known) = known.filter(|known| known.family == family) else {
-            return false;
-        };
+    /// Records a newer time of an action, which alone is not worth saving. `None` if its names are not those recorded.
+    fn record_again(&mut self, names: &ActionNames, family: u64, key: u64, now: u64) -> Option<()> {
+        if self.actions.get(&names.action) != Some(&key) {
+            return None;
+        }
+        let known = self.outputs.get_mut(&key);
+        let known = known.filter(|known| known.family == family)?;
         let is_same = |known: &KnownAction| known.action == names.action;
-        let Some(place) = known.actions.iter().position(is_same) else {
-            return false;
-        };
+        let place = known.actions.iter().position(is_same)?;
         let mut again = known.actions.remove(place);
         again.at_ms = now;
         again.instance.clone_from(&names.instance);
         known.actions.push(again);
-        true
+        Some(())
     }
 
     /// Returns this action as it was last known to have a result.
