@@ -4,7 +4,6 @@ use std::{
     borrow::Cow,
     net::SocketAddr,
     sync::{Arc, OnceLock},
-    time::SystemTime,
 };
 
 use base64::{
@@ -12,7 +11,7 @@ use base64::{
     alphabet::STANDARD,
     engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig},
 };
-use http::{HeaderMap, HeaderName};
+use http::{HeaderMap, HeaderName, HeaderValue};
 use opentelemetry::trace::SpanContext;
 use prost::Message as _;
 use reapi::v2::RequestMetadata;
@@ -38,8 +37,6 @@ pub struct Call {
     pub method: &'static str,
     /// The client's address.
     pub peer: SocketAddr,
-    /// The arrival of the call's headers.
-    pub began: SystemTime,
     /// The context of the span that sent this call, if the client traces.
     pub(crate) parent: Option<SpanContext>,
     /// The context of this call's span, if the call is traced here.
@@ -52,11 +49,10 @@ pub struct Call {
 impl Call {
     /// Creates the context of a call with these headers.
     pub(crate) fn new(method: &'static str, headers: &HeaderMap, peer: SocketAddr) -> Self {
-        let header = headers.get(&METADATA).map(http::HeaderValue::as_bytes);
+        let header = context::find(headers, &METADATA).map(HeaderValue::as_bytes);
         Self {
             method,
             peer,
-            began: SystemTime::now(),
             parent: context::read(headers),
             trace: OnceLock::new(),
             // Copied, since the value shares its memory with the other headers.
@@ -136,10 +132,8 @@ fn redact(sent: &mut RequestMetadata) {
 
 #[cfg(test)]
 mod tests {
-    use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD};
-    use http::HeaderValue;
-
     use super::*;
+    use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD};
 
     fn call(header: &str) -> Call {
         let value = HeaderValue::from_str(header).unwrap();
