@@ -280,7 +280,7 @@ fn commands_in_text(readme: &str) -> Vec<String> {
             Some(first) if program.ends_with('/') => first.starts_with(*program),
             first => first == Some(program),
         };
-        words.len() > 1 && PROGRAMS.iter().any(|program| is_program(program))
+        words.len() > 1 && PROGRAMS.iter().any(is_program)
     };
     codes.filter(is_command).collect()
 }
