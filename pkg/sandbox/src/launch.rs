@@ -70,8 +70,7 @@ pub enum Exit {
     Signal(i32),
 }
 
-/// The resources used by a command and its descendants, except for those that a descendant did not wait for and that
-/// died under its hands.
+/// The resources used by a command and its descendants, except for processes whose parent ignored `SIGCHLD`.
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
 pub struct Usage {
     /// Processor time outside the kernel.
