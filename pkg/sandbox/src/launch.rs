@@ -77,7 +77,7 @@ pub struct Usage {
     pub user: Duration,
     /// Processor time in the kernel.
     pub system: Duration,
-    /// The resident memory of the largest process, in bytes. That of a supervisor, some 5 MiB, is the least value.
+    /// The resident memory of the largest process, in bytes; at least that of a supervisor, some megabytes.
     pub max_resident_bytes: u64,
     /// Page faults without I/O.
     pub minor_faults: u64,
