@@ -1,5 +1,7 @@
 //! A store in memory, for tests.
 
+mod links;
+
 use std::{
     collections::{HashMap, HashSet},
     fmt,
@@ -36,6 +38,14 @@ impl MemoryStore {
 
     fn has(&self, digest: &Digest) -> bool {
         digest.is_empty_blob() || self.blobs.borrow().contains_key(digest)
+    }
+
+    fn content(&self, digest: &Digest) -> Result<Bytes> {
+        if digest.is_empty_blob() {
+            return Ok(Bytes::new());
+        }
+        let found = self.blobs.borrow().get(digest).cloned();
+        found.ok_or(Error::NotFound(*digest))
     }
 
     fn publish(&self, digest: &Digest, content: Bytes) -> Result<Put> {
@@ -123,12 +133,7 @@ impl BlobStore for MemoryStore {
     }
 
     async fn get(&self, digest: &Digest, offset: u64) -> Result<Blob> {
-        let content = if digest.is_empty_blob() {
-            Bytes::new()
-        } else {
-            let found = self.blobs.borrow().get(digest).cloned();
-            found.ok_or(Error::NotFound(*digest))?
-        };
+        let content = self.content(digest)?;
         let from = usize::try_from(offset).unwrap_or(usize::MAX);
         if from > content.len() {
             return Err(Error::OffsetPastEnd {

@@ -12,12 +12,13 @@
 mod blobs;
 mod concurrency;
 mod content;
+mod links;
 mod results;
 mod uploads;
 
 use std::{sync::Arc, time::Duration};
 
-use gorego_storage::{ActionCache, BlobStore, Uploads};
+use gorego_storage::{ActionCache, BlobStore, Links, Uploads};
 
 pub use content::content;
 
@@ -108,5 +109,18 @@ pub async fn action_cache<S: ActionCache>(make: impl AsyncFn() -> Arc<S>) {
         results::large_and_empty_results_are_returned_unchanged(&*cache),
         results::instances_and_functions_are_separate(&*cache),
         results::concurrent_readers_get_complete_results(cache),
+    );
+}
+
+/// Tests the [`Links`] of a store. `make` returns an empty store each time.
+pub async fn links<S: BlobStore + Links>(make: impl AsyncFn() -> Arc<S>) {
+    check!(store in make:
+        links::a_pin_of_missing_blobs_lists_each_of_them(&*store),
+        links::inputs_have_the_content_and_the_mode(&*store),
+        links::an_input_that_cannot_be_created_leaves_no_file(&*store),
+        links::a_copied_input_may_be_changed(&*store),
+        links::adopted_files_become_blobs(&*store),
+        links::an_adopted_file_that_others_can_write_is_copied(&*store),
+        links::only_regular_files_are_adopted(&*store),
     );
 }

@@ -23,3 +23,8 @@ async fn memory_store_resumes_uploads() {
 async fn memory_store_is_an_action_cache() {
     conformance::action_cache(make).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn memory_store_links_and_adopts_files() {
+    conformance::links(make).await;
+}

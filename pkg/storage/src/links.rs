@@ -1,0 +1,184 @@
+//! The trait between an executor and the store: blobs become files of an action's tree, and files become blobs.
+
+use std::{
+    any::Any, ffi::OsStr, ffi::OsString, fmt, fs, os::fd::BorrowedFd, os::fd::OwnedFd, sync::Arc,
+};
+
+use async_trait::async_trait;
+use rustix::{
+    fs::{FileType, Mode, OFlags},
+    io::Errno,
+};
+
+use crate::{Digest, DigestFunction, Error, Result};
+
+/// The mode of executable inputs, and of the files of blobs.
+const EXECUTABLE: Mode = Mode::from_bits_retain(0o555);
+/// The mode of other inputs.
+const READABLE: Mode = Mode::from_bits_retain(0o444);
+
+/// A store whose blobs are linked into the trees of actions.
+///
+/// An action pins all its inputs at once, links them, runs, checks them by [`Self::altered`], and drops the pins.
+#[async_trait]
+pub trait Links: Send + Sync + fmt::Debug + 'static {
+    /// Makes the blobs present in the local tier, and protects them from eviction until the pins are dropped. Extends
+    /// their leases. Fetches missing ones from a slower tier, if there is one.
+    ///
+    /// Room for all of them is reserved first. While pins of other callers leave too little, this waits and holds
+    /// nothing, first come, first served: a caller that keeps pins while it waits for others can cause a deadlock.
+    /// Blobs that several callers pin count once. Cancel-safe.
+    async fn pin(&self, digests: &[Digest]) -> Result<Pins, PinError>;
+
+    /// Creates an input of an action: the file `name` in `dir`, with the content of a pinned blob. Its mode is 0555 if
+    /// it is `executable`, else 0444; it must not be changed. Blocks.
+    ///
+    /// Executable inputs are hard links where possible, others copies. A blob that is linked more often than the file
+    /// system permits, is on another file system, or was altered by an action that runs, is copied.
+    ///
+    /// `Error::NotFound` if the file of the blob was removed or is corrupt; another pin fetches it again. Other errors
+    /// concern `name`, which must not exist. After an error there is no file.
+    fn link(
+        &self,
+        digest: &Digest,
+        dir: BorrowedFd<'_>,
+        name: &OsStr,
+        executable: bool,
+    ) -> Result<LinkedAs>;
+
+    /// Creates an input like [`Self::link`], but never as a link, so that it may be changed: for files with other
+    /// modes or times, second names of a blob in a tree, and repetitions of an action that altered its inputs.
+    fn copy(
+        &self,
+        digest: &Digest,
+        dir: BorrowedFd<'_>,
+        name: &OsStr,
+        executable: bool,
+    ) -> Result<()>;
+
+    /// Returns those of `digests` whose content may have been wrong while they were linked: the result of the action
+    /// is not to be trusted. Call it for all blobs that were [`LinkedAs::Link`], after the end of the action's last
+    /// process and before the pins are dropped. Blocks.
+    ///
+    /// A blob whose mode, owner, size or time of change differs is hashed. A corrupt one is quarantined, so that it is
+    /// missing; one with the right content gets its mode, owner and time back. Content that was changed, with its
+    /// time restored, is not detected.
+    fn altered(&self, digests: &[Digest]) -> Vec<Digest>;
+
+    /// Stores files as blobs, as durably as uploads, and returns a digest for each, in order. Waits for eviction if
+    /// there is no room. Each file is stored with the content that it has at some moment during the call. The caller
+    /// limits their number.
+    ///
+    /// `Error::Source` for anything but a regular file, `Error::Full` without room. After an error, a file to be moved
+    /// may be lost.
+    async fn adopt(&self, function: DigestFunction, files: Vec<Adopt>) -> Vec<Result<Digest>>;
+}
+
+/// Pinned blobs, released when this is dropped.
+#[must_use = "the blobs are released when this is dropped"]
+pub struct Pins {
+    _guard: Box<dyn Any + Send + Sync>,
+}
+
+impl Pins {
+    /// Wraps a store's guard, which releases the blobs when it is dropped.
+    pub fn new(guard: impl Send + Sync + 'static) -> Self {
+        Self {
+            _guard: Box::new(guard),
+        }
+    }
+}
+
+impl fmt::Debug for Pins {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Pins").finish_non_exhaustive()
+    }
+}
+
+/// An error of [`Links::pin`]. Nothing is pinned.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum PinError {
+    /// These are all missing blobs, each once.
+    #[error("missing blobs: {}", list(.0))]
+    Missing(Vec<Digest>),
+    /// The blobs exceed what the local tier can hold at once.
+    #[error("no room for {bytes} bytes of blobs at once: {why}")]
+    Full {
+        /// The room of all blobs, in bytes.
+        bytes: u64,
+        /// The limit that is exceeded.
+        why: String,
+    },
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] Error),
+}
+
+/// Lists the first few of many blobs.
+fn list(digests: &[Digest]) -> String {
+    const SHOWN: usize = 3;
+    let shown = digests.iter().take(SHOWN).map(Digest::to_string);
+    let more = digests.len().saturating_sub(SHOWN);
+    let more = (more > 0).then(|| format!("{more} more"));
+    shown.chain(more).collect::<Vec<_>>().join(", ")
+}
+
+/// The form of an input.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LinkedAs {
+    /// A hard link to the file of the blob: a write into it is a write into the blob.
+    Link,
+    /// A file of its own.
+    Copy,
+}
+
+/// A file that becomes a blob.
+#[derive(Debug)]
+pub enum Adopt {
+    /// The file of this name, which no process has open for writing. It is moved out of its directory where possible,
+    /// and copied if it has several links, belongs to another user, or is on another file system.
+    Move {
+        /// The directory.
+        dir: Arc<OwnedFd>,
+        /// The name in it, without slashes.
+        name: OsString,
+    },
+    /// An open file that may still be written. It is copied, by reference where the file system can.
+    Copy(fs::File),
+}
+
+impl Adopt {
+    /// Opens the file for reading; returns its status, too. `Error::Source` for anything but a regular file. Never
+    /// follows a link. Blocks.
+    pub fn open(&self) -> Result<(fs::File, rustix::fs::Stat)> {
+        let open = || {
+            let file = match self {
+                Self::Copy(file) => file.try_clone().map_err(Error::source)?,
+                Self::Move { dir, name } => {
+                    let safe = OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
+                    let flags = OFlags::RDONLY | safe;
+                    rustix::fs::openat(dir, &**name, flags, Mode::empty())
+                        .map_err(Error::source)?
+                        .into()
+                }
+            };
+            let stat = rustix::fs::fstat(&file).map_err(Error::source)?;
+            Ok((file, stat))
+        };
+        match open()? {
+            (_, stat) if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile => {
+                Err(Error::source(Errno::INVAL))
+            }
+            opened => Ok(opened),
+        }
+    }
+}
+
+/// Creates the empty file of an input, open for writing, with its mode whatever the umask. Blocks.
+pub fn create_input(dir: BorrowedFd<'_>, name: &OsStr, executable: bool) -> Result<fs::File> {
+    let mode = if executable { EXECUTABLE } else { READABLE };
+    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+    let created = rustix::fs::openat(dir, name, flags, mode)
+        .and_then(|file| rustix::fs::fchmod(&file, mode).map(|()| file.into()));
+    created.map_err(|errno| Error::io("creating", name, errno.into()))
+}
