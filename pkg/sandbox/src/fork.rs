@@ -1,0 +1,101 @@
+//! `fork` and the operations that only a forked process may do: the crate's one file with unsafe code.
+//!
+//! The standard library cannot replace it: its `Command` starts a program anew, which takes 3 ms for a binary as large
+//! as gorego, and inherits the caller's signal mask.
+#![allow(unsafe_code, reason = "no safe interface to fork and sigaction exists")]
+
+use std::{
+    fs, io,
+    ops::RangeInclusive,
+    os::fd::{AsFd, AsRawFd as _, RawFd},
+    panic::{self, AssertUnwindSafe},
+};
+
+use nix::{
+    libc,
+    sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction},
+    unistd::{self, ForkResult},
+};
+use rustix::process::Pid;
+
+/// The background threads of jemalloc, which survive no fork, hold no lock after it, and open no files.
+const ALLOCATOR_THREAD: &str = "jemalloc_bg_thd\n";
+
+/// Fails if this process has more than one thread, besides those of the allocator.
+pub(crate) fn check_single_threaded() -> io::Result<()> {
+    let mut threads = 0;
+    for task in fs::read_dir("/proc/self/task")? {
+        let name = fs::read_to_string(task?.path().join("comm"))?;
+        threads += u32::from(name != ALLOCATOR_THREAD);
+    }
+    if threads == 1 {
+        return Ok(());
+    }
+    let why =
+        format!("the launcher has to start before other threads, of which there are {threads}");
+    Err(io::Error::other(why))
+}
+
+/// Runs `child` in a forked process, which then exits: with status 0, or with 1 after an error or a panic.
+pub(crate) fn fork(child: impl FnOnce() -> io::Result<()>) -> io::Result<Pid> {
+    // SAFETY: the process has one thread, which `Launcher::start` checks; launchers and supervisors start none. So no
+    // lock is held by a thread that the child lacks, and the child may do anything.
+    match unsafe { unistd::fork() }? {
+        ForkResult::Parent { child } => {
+            Pid::from_raw(child.as_raw()).ok_or_else(|| io::Error::other("fork returned no pid"))
+        }
+        ForkResult::Child => {
+            let ended = panic::catch_unwind(AssertUnwindSafe(child));
+            let succeeded = matches!(ended, Ok(Ok(())));
+            // SAFETY: ends the process, without the exit handlers and buffers of its parent.
+            unsafe { libc::_exit((!succeeded).into()) }
+        }
+    }
+}
+
+/// Closes every descriptor but the standard ones and `kept`. Only for a forked process: what it inherited still has
+/// owners, but none of them runs again, as the process exits without unwinding into them.
+pub(crate) fn close_descriptors(kept: impl AsFd) -> io::Result<()> {
+    let kept = kept.as_fd().as_raw_fd();
+    if close_range(3..=kept - 1)
+        .and_then(|()| close_range(kept + 1..=RawFd::MAX))
+        .is_ok()
+    {
+        return Ok(());
+    }
+    // Before Linux 5.9, or where a filter of system calls forbids it.
+    let open: Vec<RawFd> = fs::read_dir("/proc/self/fd")?
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+        .collect();
+    for descriptor in open.into_iter().filter(|fd| *fd > 2 && *fd != kept) {
+        // SAFETY: as above.
+        unsafe { libc::close(descriptor) };
+    }
+    Ok(())
+}
+
+fn close_range(range: RangeInclusive<RawFd>) -> io::Result<()> {
+    if range.is_empty() {
+        return Ok(());
+    }
+    // SAFETY: see `close_descriptors`.
+    let closed = unsafe { libc::syscall(libc::SYS_close_range, *range.start(), *range.end(), 0) };
+    if closed == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
+/// Blocks all signals and gives each its default effect. Stopped children cause no `SIGCHLD`.
+pub(crate) fn reset_signals() -> io::Result<()> {
+    SigSet::all().thread_set_mask()?;
+    for signal in 1..=libc::SIGRTMAX() {
+        // SAFETY: installs no handler. Errors are of signals that have one effect only, or that libc reserves.
+        unsafe { libc::signal(signal, libc::SIG_DFL) };
+    }
+    let child = SigAction::new(SigHandler::SigDfl, SaFlags::SA_NOCLDSTOP, SigSet::empty());
+    // SAFETY: as above.
+    unsafe { sigaction(Signal::SIGCHLD, &child) }?;
+    Ok(())
+}

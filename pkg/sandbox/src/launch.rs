@@ -1,0 +1,126 @@
+//! The launch of a command, and the report of its end.
+
+use std::{
+    io,
+    os::fd::OwnedFd,
+    time::{Duration, SystemTime},
+};
+
+use serde::{Deserialize, Serialize};
+
+/// A command to run.
+#[derive(Debug)]
+pub struct Launch {
+    /// The program and its arguments. A program with a slash is relative to the working directory; one without is
+    /// looked up in the `PATH` of `environment`.
+    pub argv: Vec<String>,
+    /// The whole environment.
+    pub environment: Vec<(String, String)>,
+    /// The directory that holds the working directory.
+    pub root: OwnedFd,
+    /// The working directory, relative to `root`; empty for `root` itself. No symlink may lead it out of `root`.
+    pub working_directory: String,
+    /// The file for standard output.
+    pub stdout: OwnedFd,
+    /// The file for standard error.
+    pub stderr: OwnedFd,
+    /// The time after which the processes in the command's session get `SIGTERM`.
+    pub timeout: Duration,
+    /// The time from `SIGTERM` until everything is killed.
+    pub kill_delay: Duration,
+    /// The limits of each process.
+    pub limits: Limits,
+}
+
+/// The limits of each process of a command.
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+pub struct Limits {
+    /// The number of processes of the command's user (`RLIMIT_NPROC`), which does not bind root. `None`: that of the
+    /// server.
+    pub processes: Option<u64>,
+    /// The size of a core dump in bytes.
+    pub core: u64,
+}
+
+/// The report of a command that was started and has ended. None of its processes is left.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct Ended {
+    /// The exit of the command itself.
+    pub exit: Exit,
+    /// Whether the timeout passed first.
+    pub timed_out: bool,
+    /// Whether the command was killed because it was to stop.
+    pub stopped: bool,
+    /// The resources that all of its processes used.
+    pub usage: Usage,
+    /// The processes that still ran when the command itself had ended.
+    pub leftovers: Leftovers,
+    /// The start of the command.
+    pub started: SystemTime,
+    /// The end of the command itself.
+    pub ended: SystemTime,
+}
+
+/// The exit of a command.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub enum Exit {
+    /// It exited with this code.
+    Code(i32),
+    /// This signal killed it.
+    Signal(i32),
+}
+
+/// The resources used by a command and its descendants, except for those that a descendant did not wait for and that
+/// died under its hands.
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+pub struct Usage {
+    /// Processor time outside the kernel.
+    pub user: Duration,
+    /// Processor time in the kernel.
+    pub system: Duration,
+    /// The resident memory of the largest process, in bytes. That of a supervisor, some 5 MiB, is the least value.
+    pub max_resident_bytes: u64,
+    /// Page faults without I/O.
+    pub minor_faults: u64,
+    /// Page faults with I/O.
+    pub major_faults: u64,
+    /// Blocks of 512 bytes read from disks.
+    pub blocks_read: u64,
+    /// Blocks of 512 bytes written to disks.
+    pub blocks_written: u64,
+    /// Context switches because a process waited.
+    pub voluntary_switches: u64,
+    /// Context switches because a processor was needed elsewhere.
+    pub involuntary_switches: u64,
+}
+
+/// The processes that still ran when a command had ended by itself.
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Leftovers {
+    /// The number of processes.
+    pub count: u64,
+    /// The names of the first few, cut to 15 bytes by the kernel.
+    pub names: Vec<String>,
+}
+
+/// A failure to run a command to its end.
+#[derive(Debug, thiserror::Error)]
+pub enum LaunchError {
+    /// The program does not exist or cannot be executed.
+    #[error("cannot execute `{program}`: {why}")]
+    NotExecutable {
+        /// The first argument.
+        program: String,
+        /// The reason.
+        why: String,
+    },
+    /// The working directory does not exist, or lies outside the root.
+    #[error("no working directory `{0}`")]
+    NoWorkingDirectory(String),
+    /// The supervisor or the launcher died. The action's processes are killed, but may live for some milliseconds.
+    #[error("{0}")]
+    Lost(String),
+    /// A system call failed.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+}

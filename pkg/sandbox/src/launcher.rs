@@ -1,0 +1,140 @@
+//! The server's side of the launcher.
+
+mod service;
+
+use std::{
+    io,
+    os::{
+        fd::{AsFd as _, OwnedFd},
+        unix::net::UnixStream as StdStream,
+    },
+    pin::pin,
+};
+
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _, Interest},
+    net::{UnixStream, unix::OwnedReadHalf},
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    Ended, Launch, LaunchError, fork,
+    wire::{self, Answer, Order},
+};
+
+/// The process that starts the commands of actions. It ends, after the processes of all actions, when this is dropped
+/// or the server dies.
+#[derive(Debug)]
+pub struct Launcher {
+    socket: StdStream,
+}
+
+impl Launcher {
+    /// Starts the launcher. To be called before the process has other threads and raises its limits, which actions
+    /// inherit. Fails if there are other threads.
+    pub fn start() -> io::Result<Self> {
+        fork::check_single_threaded()?;
+        let (ours, theirs) = StdStream::pair()?;
+        ours.set_nonblocking(true)?;
+        fork::fork(|| {
+            service::run(&theirs).inspect_err(|error| eprintln!("gorego-launcher: {error}"))
+        })?;
+        Ok(Self { socket: ours })
+    }
+
+    /// Runs a command until it has ended and none of its processes is left. Cancelling `stop` kills them; the report
+    /// follows when they are dead. Dropping the future kills them, too.
+    pub async fn run(&self, launch: Launch, stop: CancellationToken) -> Result<Ended, LaunchError> {
+        let (control, theirs) = StdStream::pair()?;
+        control.set_nonblocking(true)?;
+        let control = UnixStream::from_std(control)?;
+        self.hand_over(theirs.into()).await?;
+        order(&control, launch).await.map_err(lost)?;
+        let (mut answers, mut orders) = control.into_split();
+        let mut answer = pin!(receive(&mut answers));
+        let answer = tokio::select! {
+            answer = &mut answer => answer,
+            () = stop.cancelled() => {
+                // Fails if the supervisor has ended: the answer is there, or the action is lost.
+                let _ = orders.shutdown().await;
+                answer.await
+            }
+        };
+        Ok(answer.map_err(lost)??)
+    }
+
+    /// Sends the launcher the control socket of a new supervisor.
+    async fn hand_over(&self, control: OwnedFd) -> Result<(), LaunchError> {
+        let descriptors = [control.as_fd()];
+        let send = || wire::send(&self.socket, &[0], &descriptors);
+        let mut sent = send();
+        if matches!(&sent, Err(error) if error.kind() == io::ErrorKind::WouldBlock) {
+            // The launcher is behind by hundreds of actions. A copy, as a runtime accepts a descriptor only once.
+            let socket = UnixStream::from_std(self.socket.try_clone()?)?;
+            sent = socket.async_io(Interest::WRITABLE, send).await;
+        }
+        match sent {
+            Ok(_) => Ok(()),
+            Err(error) if is_end(&error) => Err(LaunchError::Lost(
+                "the launcher of actions has died; gorego has to be restarted to run actions"
+                    .to_owned(),
+            )),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+/// Sends a supervisor what it needs to start the command.
+async fn order(control: &UnixStream, launch: Launch) -> io::Result<()> {
+    let order = wire::encode(&Order {
+        argv: launch.argv,
+        environment: launch.environment,
+        working_directory: launch.working_directory,
+        timeout: launch.timeout,
+        kill_delay: launch.kill_delay,
+        limits: launch.limits,
+    })?;
+    let descriptors = [
+        launch.root.as_fd(),
+        launch.stdout.as_fd(),
+        launch.stderr.as_fd(),
+    ];
+    let mut descriptors = descriptors.as_slice();
+    let mut rest = order.as_slice();
+    while !rest.is_empty() {
+        let send = || wire::send(control, rest, descriptors);
+        let sent = control.async_io(Interest::WRITABLE, send).await?;
+        rest = rest.get(sent..).unwrap_or_default();
+        descriptors = &[];
+    }
+    Ok(())
+}
+
+/// Receives the answer of a supervisor.
+async fn receive(answers: &mut OwnedReadHalf) -> io::Result<Answer> {
+    let mut prefix = [0; 4];
+    answers.read_exact(&mut prefix).await?;
+    let mut bytes = wire::buffer(prefix)?;
+    answers.read_exact(&mut bytes).await?;
+    Ok(serde_json::from_slice(&bytes)?)
+}
+
+/// Returns the error of a failed exchange with a supervisor.
+fn lost(error: io::Error) -> LaunchError {
+    if is_end(&error) {
+        LaunchError::Lost("the action's supervisor died, and its processes were killed".to_owned())
+    } else {
+        error.into()
+    }
+}
+
+/// Whether an error means that the other process is gone.
+fn is_end(error: &io::Error) -> bool {
+    use io::ErrorKind::{
+        BrokenPipe, ConnectionRefused, ConnectionReset, NotConnected, UnexpectedEof,
+    };
+    matches!(
+        error.kind(),
+        BrokenPipe | ConnectionRefused | ConnectionReset | NotConnected | UnexpectedEof
+    )
+}

@@ -1,0 +1,26 @@
+//! Processes of actions: starts a command, supervises it, and leaves none of its processes behind.
+//!
+//! [`Launcher::start`] forks the launcher, a small process, before the server has threads. For each action the launcher
+//! forks a supervisor, which starts the command and reports its end. The server itself never forks: that would copy
+//! its page tables, and a child would inherit descriptors of files being written, which then cannot be executed
+//! (`ETXTBSY`).
+//!
+//! ```text
+//! server ── launcher ──┬─ supervisor ── command ── its children
+//!                      └─ supervisor ── ...
+//! ```
+//!
+//! Every process of an action is killed when the command ends, when the action is stopped, and when the server, the
+//! launcher or the supervisor dies. If the launcher and a supervisor are killed at the same moment, only the command
+//! itself dies with them.
+
+mod fork;
+mod launch;
+mod launcher;
+mod process;
+mod supervisor;
+mod tree;
+mod wire;
+
+pub use launch::{Ended, Exit, Launch, LaunchError, Leftovers, Limits, Usage};
+pub use launcher::Launcher;

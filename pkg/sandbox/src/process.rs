@@ -1,0 +1,92 @@
+//! The parts of launchers and supervisors: a session of their own, signals as events, and children to wait for.
+
+use std::{
+    ffi::CStr,
+    io,
+    os::fd::{AsFd, BorrowedFd},
+    time::Duration,
+};
+
+use nix::sys::{
+    signal::{SigSet, Signal},
+    signalfd::{SfdFlags, SignalFd},
+};
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    io::Errno,
+    process::{Pid, WaitOptions, WaitStatus, getpid, set_child_subreaper, setsid, wait},
+    thread::set_name,
+};
+
+/// Gives a forked process a name and a session, and makes it the parent of its descendants' orphans.
+pub(crate) fn establish(name: &CStr) -> io::Result<()> {
+    set_name(name)?;
+    setsid()?;
+    // Any pid turns the attribute on.
+    set_child_subreaper(Some(getpid()))?;
+    Ok(())
+}
+
+/// The signals of a process that blocks all.
+pub(crate) struct Signals(SignalFd);
+
+/// The reason for the end of a wait.
+pub(crate) enum Wake {
+    /// A signal arrived.
+    Signal,
+    /// The peer's descriptor is readable, or its other end is closed.
+    Peer,
+    /// The time has passed.
+    Timeout,
+}
+
+impl Signals {
+    pub(crate) fn new(signals: &[Signal]) -> io::Result<Self> {
+        let set: SigSet = signals.iter().copied().collect();
+        let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
+        Ok(Self(SignalFd::with_flags(&set, flags)?))
+    }
+
+    /// Waits for a signal, for the peer, or until the time has passed.
+    pub(crate) fn wait(
+        &self,
+        peer: Option<BorrowedFd<'_>>,
+        limit: Option<Duration>,
+    ) -> io::Result<Wake> {
+        let limit = limit.and_then(|limit| Timespec::try_from(limit).ok());
+        let mut polled = vec![PollFd::from_borrowed_fd(self.0.as_fd(), PollFlags::IN)];
+        polled.extend(peer.map(|peer| PollFd::from_borrowed_fd(peer, PollFlags::IN)));
+        match poll(&mut polled, limit.as_ref()) {
+            Ok(0) => return Ok(Wake::Timeout),
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+        let signalled = self.0.read_signal()?.is_some();
+        let peer = polled.get(1).is_some_and(|peer| !peer.revents().is_empty());
+        Ok(if peer && !signalled {
+            Wake::Peer
+        } else {
+            Wake::Signal
+        })
+    }
+}
+
+/// The state of the children of this process.
+pub(crate) enum Children {
+    /// This one has ended, and its pid is free again.
+    Ended(Pid, WaitStatus),
+    /// All of them run.
+    Running,
+    /// It has none.
+    None,
+}
+
+/// Returns a child that has ended, or whether there are others.
+pub(crate) fn reap() -> Children {
+    match wait(WaitOptions::NOHANG) {
+        Ok(Some((pid, status))) => Children::Ended(pid, status),
+        // No error but `ECHILD` is possible without a signal handler.
+        Err(_) => Children::None,
+        Ok(None) => Children::Running,
+    }
+}

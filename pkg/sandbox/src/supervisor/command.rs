@@ -1,0 +1,212 @@
+//! The start of a command: from the fork to its first instruction.
+
+use std::{
+    ffi::{CString, NulError},
+    fs,
+    io::{self, ErrorKind, PipeReader, Write as _},
+    os::{fd::OwnedFd, unix::fs::PermissionsExt as _},
+};
+
+use nix::{errno::Errno as ExecError, sys::signal::SigSet, unistd::execve};
+use rustix::{
+    fs::{Mode, OFlags, ResolveFlags, openat2},
+    io::Errno,
+    process::{
+        Pid, Resource, Rlimit, Signal, fchdir, getpid, getppid, set_parent_process_death_signal,
+        setrlimit, setsid,
+    },
+    stdio::{dup2_stderr, dup2_stdout},
+};
+
+use crate::{
+    fork,
+    wire::{Order, Refusal},
+};
+
+/// Starts the command of an order. Returns its pid, and a pipe which gets a [`Refusal`] if it cannot be executed, and
+/// ends by then.
+pub(super) fn start(order: Order, descriptors: Vec<OwnedFd>) -> Result<(Pid, PipeReader), Refusal> {
+    let command = Command::new(order, descriptors)?;
+    let (reader, mut writer) = io::pipe().map_err(Refusal::at("pipe"))?;
+    let supervisor = getpid();
+    let pid = fork::fork(|| {
+        let refusal = command.execute(supervisor);
+        writer.write_all(&serde_json::to_vec(&refusal)?)
+    });
+    Ok((pid.map_err(Refusal::at("fork"))?, reader))
+}
+
+struct Command {
+    order: Order,
+    arguments: Vec<CString>,
+    environment: Vec<CString>,
+    root: OwnedFd,
+    stdout: OwnedFd,
+    stderr: OwnedFd,
+}
+
+impl Command {
+    fn new(order: Order, descriptors: Vec<OwnedFd>) -> Result<Self, Refusal> {
+        let lost =
+            |_| Refusal::at("descriptors of the command")(io::Error::from(ErrorKind::NotFound));
+        let [root, stdout, stderr] = <[OwnedFd; 3]>::try_from(descriptors).map_err(lost)?;
+        let arguments = order
+            .argv
+            .iter()
+            .map(|argument| CString::new(argument.as_str()));
+        let variables = order.environment.iter();
+        let variables = variables.map(|(name, value)| CString::new(format!("{name}={value}")));
+        let invalid = Refusal::at::<NulError>("argument or variable");
+        Ok(Self {
+            arguments: arguments.collect::<Result<_, _>>().map_err(&invalid)?,
+            environment: variables.collect::<Result<_, _>>().map_err(&invalid)?,
+            order,
+            root,
+            stdout,
+            stderr,
+        })
+    }
+
+    /// Turns this process into the command, or returns why not.
+    fn execute(&self, supervisor: Pid) -> Refusal {
+        match self.prepare(supervisor) {
+            Ok(()) => self.search(),
+            Err(refusal) => refusal,
+        }
+    }
+
+    /// Gives this process the command's session, limits, directory, files, and signals. Standard input is `/dev/null`
+    /// already.
+    fn prepare(&self, supervisor: Pid) -> Result<(), Refusal> {
+        setsid().map_err(Refusal::at("setsid"))?;
+        self.limit()?;
+        self.enter()?;
+        dup2_stdout(&self.stdout).map_err(Refusal::at("standard output"))?;
+        dup2_stderr(&self.stderr).map_err(Refusal::at("standard error"))?;
+        let signals = SigSet::empty().thread_set_mask();
+        signals.map_err(Refusal::at("signal mask"))?;
+        // For the case that launcher and supervisor are killed together.
+        let death_signal = set_parent_process_death_signal(Some(Signal::KILL));
+        death_signal.map_err(Refusal::at("death signal"))?;
+        if getppid() == Some(supervisor) {
+            Ok(())
+        } else {
+            Err(Refusal::at("supervisor")(Errno::SRCH))
+        }
+    }
+
+    fn limit(&self) -> Result<(), Refusal> {
+        let limits = &self.order.limits;
+        let set = |resource, value: u64| {
+            let limit = Rlimit {
+                current: Some(value),
+                maximum: Some(value),
+            };
+            setrlimit(resource, limit).map_err(Refusal::at("setrlimit"))
+        };
+        set(Resource::Core, limits.core)?;
+        limits
+            .processes
+            .map_or(Ok(()), |processes| set(Resource::Nproc, processes))
+    }
+
+    /// Enters the working directory.
+    fn enter(&self) -> Result<(), Refusal> {
+        let path = match self.order.working_directory.as_str() {
+            "" => ".",
+            path => path,
+        };
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let opened = openat2(
+            &self.root,
+            path,
+            flags,
+            Mode::empty(),
+            ResolveFlags::BENEATH,
+        );
+        opened.and_then(fchdir).map_err(|error| {
+            let why = match error {
+                Errno::NOENT => "it does not exist",
+                Errno::NOTDIR => "it is not a directory",
+                Errno::XDEV => "it is outside the input root",
+                Errno::LOOP => "it has too many symlinks",
+                Errno::NAMETOOLONG => "its name is too long",
+                Errno::ACCESS => "access is denied",
+                _ => return Refusal::at("working directory")(error),
+            };
+            Refusal::NoWorkingDirectory(format!("{path}: {why}"))
+        })
+    }
+
+    /// Executes the program, or returns why none of its possible paths can be executed.
+    fn search(&self) -> Refusal {
+        let program = self
+            .order
+            .argv
+            .first()
+            .map(String::as_str)
+            .unwrap_or_default();
+        if program.is_empty() {
+            return self.not_executable("it has no name");
+        }
+        if program.contains('/') {
+            return self
+                .try_execute(program)
+                .unwrap_or_else(|| self.not_executable("no such file"));
+        }
+        let mut variables = self.order.environment.iter();
+        let Some((_, path)) = variables.find(|(name, _)| name == "PATH") else {
+            return self.not_executable("PATH is not set, and it is not a path");
+        };
+        let mut found = None;
+        for directory in path.split(':') {
+            let directory = if directory.is_empty() { "." } else { directory };
+            match self.try_execute(&format!("{directory}/{program}")) {
+                // As a shell does, prefers a later file that can be executed.
+                Some(refusal @ Refusal::NotExecutable { .. }) => found = found.or(Some(refusal)),
+                Some(refusal) => return refusal,
+                None => {}
+            }
+        }
+        found.unwrap_or_else(|| self.not_executable(&format!("not found in PATH={path}")))
+    }
+
+    /// Executes the file, or returns why not; `None` if there is none.
+    fn try_execute(&self, file: &str) -> Option<Refusal> {
+        let path = CString::new(file).map_err(Refusal::at("program"));
+        let path = match path {
+            Ok(path) => path,
+            Err(refusal) => return Some(refusal),
+        };
+        let Err(error) = execve(&path, &self.arguments, &self.environment);
+        let metadata = fs::metadata(file);
+        let why = match (error, &metadata) {
+            (ExecError::ENOENT | ExecError::ENOTDIR, Err(_)) => return None,
+            (ExecError::ENOENT, Ok(_)) => {
+                "the interpreter in its first line, or its loader, does not exist"
+            }
+            (ExecError::EACCES, Ok(metadata)) if metadata.is_dir() => "it is a directory",
+            (ExecError::EACCES, Ok(metadata)) if metadata.permissions().mode() & 0o111 == 0 => {
+                "it has no permission to be executed"
+            }
+            (ExecError::EACCES, _) => "access is denied, to it or to its interpreter",
+            (ExecError::ENOEXEC, _) => {
+                "it has no format that the kernel can execute, and no #! line"
+            }
+            (ExecError::E2BIG, _) => "arguments and environment are too long",
+            (ExecError::ELOOP, _) => "it has too many symlinks, or interpreters",
+            (ExecError::ENAMETOOLONG, _) => "its name is too long",
+            (ExecError::ENOTDIR, Ok(_)) => "its interpreter does not exist",
+            _ => return Some(Refusal::at("execve")(error)),
+        };
+        Some(self.not_executable(why))
+    }
+
+    fn not_executable(&self, why: &str) -> Refusal {
+        let program = self.order.argv.first().cloned().unwrap_or_default();
+        Refusal::NotExecutable {
+            program,
+            why: why.to_owned(),
+        }
+    }
+}

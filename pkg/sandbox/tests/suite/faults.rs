@@ -1,0 +1,135 @@
+//! Sudden deaths of the server, the launcher and a supervisor.
+
+use std::{
+    env, fs,
+    os::fd::AsFd as _,
+    process::{Command, Stdio},
+};
+
+use gorego_sandbox::{LaunchError, Launcher};
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::{
+    Test,
+    common::{Fixture, LEAVE_PROCESSES, Root, Watch},
+};
+
+pub(crate) const TESTS: &[Test] = &[
+    (
+        "death_of_the_server_kills_every_process",
+        death_of_the_server_kills_every_process,
+    ),
+    (
+        "death_of_the_launcher_kills_every_process",
+        death_of_the_launcher_kills_every_process,
+    ),
+    (
+        "death_of_a_supervisor_kills_its_processes",
+        death_of_a_supervisor_kills_its_processes,
+    ),
+    ("launcher_outlives_no_server", launcher_outlives_no_server),
+    (
+        "launcher_refuses_to_start_among_threads",
+        launcher_refuses_to_start_among_threads,
+    ),
+];
+
+/// The argument that makes this program a server for [`serve`].
+pub(crate) const SERVE: &str = "--serve";
+
+/// Runs a script with the output of this process, tries another, and prints what became of them.
+pub(crate) fn serve(launcher: Launcher, script: &str) {
+    let fixture = Fixture::new(launcher);
+    let mut launch = Root::new().script(script);
+    launch.stdout = std::io::stdout().as_fd().try_clone_to_owned().unwrap();
+    for launch in [launch, Root::new().script("exit 5")] {
+        match fixture.run(launch) {
+            Err(error @ LaunchError::Lost(_)) => println!("lost: {error}"),
+            other => println!("{other:?}"),
+        }
+    }
+}
+
+/// A server with an action that has left its session, whose processes all hold one pipe.
+struct Server {
+    watch: Watch,
+    server: std::process::Child,
+    supervisor: Pid,
+    launcher: Pid,
+}
+
+impl Server {
+    fn start(script: &str) -> Self {
+        let (mut watch, writer) = Watch::new();
+        let server = Command::new(env::current_exe().unwrap())
+            .args([SERVE, &format!("echo $PPID\n{LEAVE_PROCESSES} {script}")])
+            .stdout(Stdio::from(writer.try_clone().unwrap()))
+            // The launcher and the supervisor keep it.
+            .stderr(Stdio::from(writer))
+            .spawn()
+            .unwrap();
+        let output = watch.ready();
+        let supervisor: i32 = output.lines().next().unwrap().parse().unwrap();
+        let stat = fs::read_to_string(format!("/proc/{supervisor}/stat")).unwrap();
+        let launcher: i32 = stat.split(' ').nth(3).unwrap().parse().unwrap();
+        Self {
+            watch,
+            server,
+            supervisor: Pid::from_raw(supervisor).unwrap(),
+            launcher: Pid::from_raw(launcher).unwrap(),
+        }
+    }
+
+    /// Waits until all processes are gone, and returns the rest of their output.
+    fn gone(mut self) -> String {
+        let output = self.watch.gone();
+        self.server.wait().unwrap();
+        output
+    }
+}
+
+fn death_of_the_server_kills_every_process(_: &Fixture) {
+    let mut server = Server::start("sleep 1000");
+    server.server.kill().unwrap();
+    assert_eq!(server.gone(), "");
+}
+
+fn death_of_the_launcher_kills_every_process(_: &Fixture) {
+    let server = Server::start("sleep 1000");
+    kill_process(server.launcher, Signal::KILL).unwrap();
+    let output = server.gone();
+    let lines: Vec<_> = output.lines().collect();
+    assert!(
+        lines[0].starts_with("lost: the action's supervisor died"),
+        "{output}"
+    );
+    assert!(
+        lines[1].starts_with("lost: the launcher of actions has died"),
+        "{output}"
+    );
+}
+
+fn death_of_a_supervisor_kills_its_processes(_: &Fixture) {
+    let server = Server::start("sleep 1000");
+    kill_process(server.supervisor, Signal::KILL).unwrap();
+    let output = server.gone();
+    let lines: Vec<_> = output.lines().collect();
+    assert!(
+        lines[0].starts_with("lost: the action's supervisor died"),
+        "{output}"
+    );
+    assert!(lines[1].contains("Code(5)"), "{output}");
+}
+
+fn launcher_outlives_no_server(_: &Fixture) {
+    let output = Server::start("exit 0").gone();
+    assert!(
+        output.contains("exit: Code(0)") && output.contains("exit: Code(5)"),
+        "{output}"
+    );
+}
+
+fn launcher_refuses_to_start_among_threads(_: &Fixture) {
+    let error = Launcher::start().unwrap_err().to_string();
+    assert!(error.contains("before other threads"), "{error}");
+}

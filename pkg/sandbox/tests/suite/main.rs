@@ -1,0 +1,65 @@
+//! Tests of actions' processes on a real launcher, which has to start before the process has threads.
+#![cfg(test)]
+
+mod command;
+mod common;
+mod faults;
+mod load;
+mod processes;
+mod refusals;
+
+use std::{
+    env,
+    fs::File,
+    panic::{self, AssertUnwindSafe},
+    process::ExitCode,
+    sync::Mutex,
+    thread,
+};
+
+use gorego_sandbox::Launcher;
+use rustix::io::{FdFlags, fcntl_setfd};
+
+use crate::common::Fixture;
+
+/// A test and its name.
+type Test = (&'static str, fn(&Fixture));
+
+/// The number of tests that run at once. Most of them wait.
+const PARALLEL: usize = 4;
+
+/// Runs the tests whose names contain the first argument; or acts as a server for a test.
+fn main() -> ExitCode {
+    // A file that another program would inherit.
+    let inherited = File::open("/dev/null").unwrap();
+    fcntl_setfd(&inherited, FdFlags::empty()).unwrap();
+    let launcher = Launcher::start().unwrap();
+    let arguments: Vec<_> = env::args().skip(1).collect();
+    if let [mode, script] = arguments.as_slice()
+        && mode == faults::SERVE
+    {
+        faults::serve(launcher, script);
+        return ExitCode::SUCCESS;
+    }
+    let fixture = Fixture::new(launcher);
+    let filter = arguments.iter().find(|argument| !argument.starts_with('-'));
+    let selected = |(name, _): &&Test| filter.is_none_or(|filter| name.contains(filter.as_str()));
+    let tests = [
+        command::TESTS,
+        faults::TESTS,
+        load::TESTS,
+        processes::TESTS,
+        refusals::TESTS,
+    ];
+    let queue = Mutex::new(tests.into_iter().flatten().filter(selected));
+    let failures = Mutex::new(0);
+    let work = || {
+        while let Some((name, test)) = { queue.lock().unwrap().next() } {
+            let passed = panic::catch_unwind(AssertUnwindSafe(|| test(&fixture))).is_ok();
+            println!("test {name} ... {}", if passed { "ok" } else { "FAILED" });
+            *failures.lock().unwrap() += u32::from(!passed);
+        }
+    };
+    thread::scope(|scope| (0..PARALLEL).for_each(|_| _ = scope.spawn(work)));
+    ExitCode::from(u8::from(*failures.lock().unwrap() > 0))
+}
