@@ -68,6 +68,16 @@ impl Fetches {
         joined
     }
 
+    /// Fetches blobs into the local tier, and waits for the end. Does not count as a reader, since a blob that cannot be
+    /// stored is of no use.
+    pub(crate) async fn store_batch(self: &Arc<Self>, digests: &[Digest]) -> Vec<Result<()>> {
+        let flows = self.join_all(digests, |flow| Some(Arc::clone(flow)));
+        let ended = digests.iter().zip(flows).map(|(digest, flow)| async move {
+            flow.ok_or(Error::NotFound(*digest))?.ended().await
+        });
+        future::join_all(ended).await
+    }
+
     fn start_large(self: &Arc<Self>, fetch: Fetch) {
         let fetches = Arc::clone(self);
         self.tiers.spawn(async move {

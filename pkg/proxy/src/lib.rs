@@ -5,6 +5,7 @@ mod batches;
 mod drain;
 mod fetch;
 mod flow;
+mod links;
 mod memory;
 mod options;
 mod outbox;

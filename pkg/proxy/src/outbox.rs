@@ -204,7 +204,7 @@ impl Outbox {
     /// Pins a blob and links it into the outbox.
     async fn link(&self, digest: Digest, room: u64, reserved: &Reservation<'_>) -> Result<()> {
         let missing = || Error::Unavailable(format!("blob {digest} is missing in the local tier"));
-        let pin = self.local.pin(&digest).await?.ok_or_else(missing)?;
+        let pin = self.local.pin_one(&digest).await?.ok_or_else(missing)?;
         let number = self.queue.lock().take_number();
         let name = file_name(number, &WriteKey::Blob(digest));
         self.local.outbox_link(name, digest).await?;

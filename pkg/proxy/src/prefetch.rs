@@ -2,7 +2,7 @@
 
 use std::{collections::HashSet, sync::Arc};
 
-use futures::{StreamExt as _, future, stream};
+use futures::{StreamExt as _, stream};
 use gorego_limits::Budget;
 use gorego_storage::{BlobStore as _, Digest, Evictable as _};
 use tokio::sync::Semaphore;
@@ -72,14 +72,12 @@ fn within(mut blobs: Vec<Digest>, mut bytes: u64) -> Vec<Digest> {
     blobs
 }
 
-/// Fetches the blobs that the local tier lacks. Does not count as a reader, since a blob that cannot be
-/// stored is of no use.
+/// Fetches the blobs that the local tier lacks.
 async fn fetch(fetches: &Arc<Fetches>, mut batch: Vec<Digest>) {
     let local = fetches.tiers.local.fetch_batch(&batch).await;
     let mut is_missing = local.iter().map(Result::is_err);
     batch.retain(|_| is_missing.next().unwrap_or_default());
-    let flows = fetches.join_all(&batch, |flow| Some(Arc::clone(flow)));
-    future::join_all(flows.iter().flatten().map(|flow| flow.ended())).await;
+    fetches.store_batch(&batch).await;
 }
 
 #[cfg(test)]

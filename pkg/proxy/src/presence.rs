@@ -7,6 +7,13 @@ use gorego_storage::{Blob, BlobStore, Digest, Error, Put, Result, span::Tier};
 
 use crate::uploads::Uploads;
 
+/// The blobs that the local tier lacks, and those of them that the backing cache lacks, too.
+#[derive(Debug, Default)]
+pub(crate) struct FoundBlobs {
+    pub(crate) not_local: Vec<Digest>,
+    pub(crate) missing: Vec<Digest>,
+}
+
 impl Uploads {
     /// Returns the blobs that a client has to upload: those that the backing cache lacks, after the upload of
     /// those that the local tier has. In an outage, and with a read-only backing cache, the blobs of the local tier
@@ -55,15 +62,24 @@ impl Uploads {
         Ok((lacking, temporary))
     }
 
-    /// Returns the blobs that only the backing cache has; fails if neither tier has one of `digests`. Blobs of the local
-    /// tier are not looked up in the backing cache, so that hits survive an outage.
+    /// Returns the blobs that only the backing cache has; fails if neither tier has one of `digests`.
     pub(crate) async fn find_remote(&self, digests: &[Digest]) -> Result<Vec<Digest>> {
+        let found = self.find_in_tiers(digests).await?;
+        match found.missing.first() {
+            Some(missing) => Err(Error::NotFound(*missing)),
+            None => Ok(found.not_local),
+        }
+    }
+
+    /// Looks blobs up in the local tier, and those that it lacks in the backing cache. Hits of the local tier survive an
+    /// outage.
+    pub(crate) async fn find_in_tiers(&self, digests: &[Digest]) -> Result<FoundBlobs> {
         let not_local = self.tiers.local.find_missing(digests);
         let not_local = Tier::Local
             .traced("find_missing", digests, not_local)
             .await?;
         let Some(first) = not_local.first() else {
-            return Ok(not_local);
+            return Ok(FoundBlobs::default());
         };
         let backing = &self.tiers.backing;
         let missing = if self.tiers.may_degrade() {
@@ -74,10 +90,7 @@ impl Uploads {
         };
         let missing =
             missing.map_err(|error| self.tiers.miss_or(Error::NotFound(*first), error))?;
-        match missing.first() {
-            Some(missing) => Err(Error::NotFound(*missing)),
-            None => Ok(not_local),
-        }
+        Ok(FoundBlobs { not_local, missing })
     }
 }
 

@@ -54,7 +54,7 @@ impl ProxyStore {
         Self { fetches, uploads }
     }
 
-    fn tiers(&self) -> &Tiers {
+    pub(crate) fn tiers(&self) -> &Tiers {
         &self.uploads.tiers
     }
 

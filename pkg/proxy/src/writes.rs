@@ -1,6 +1,7 @@
 //! Writes through both tiers: a write is acknowledged once the backing cache has the blob, or once it is pending.
 
 use std::{
+    collections::{HashMap, HashSet},
     pin::pin,
     slice::from_ref,
     sync::{Arc, atomic::Ordering::Relaxed},
@@ -176,6 +177,29 @@ impl Uploads {
             Err(error) => self.accept(digest, error, async { Ok(Put::Existed) }).await,
             Ok(_) => Ok(Put::Existed),
         }
+    }
+
+    /// Uploads adopted blobs that the backing cache lacks. Returns the errors of those that are not pending either.
+    pub(crate) async fn upload_adopted(
+        self: &Arc<Self>,
+        mut digests: HashSet<Digest>,
+    ) -> HashMap<Digest, Error> {
+        digests.retain(|digest| !digest.is_empty_blob());
+        let digests: Vec<Digest> = digests.into_iter().collect();
+        let lacking = self.tiers.backing.find_missing(&digests).await;
+        // Without an answer, the uploads decide.
+        let lacking = lacking.unwrap_or(digests);
+        let mut failed = HashMap::new();
+        for (digest, put) in self.upload_all(lacking).await {
+            if let Err(error) = put
+                && let Err(error) = self
+                    .accept(&digest, error, async { Ok(Put::Existed) })
+                    .await
+            {
+                failed.insert(digest, error);
+            }
+        }
+        failed
     }
 
     /// Makes a blob pending if `error` is an outage's, else returns it. `publish` stores the blob in the local

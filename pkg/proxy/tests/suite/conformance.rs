@@ -39,6 +39,12 @@ async fn proxy_store_passes_upload_conformance() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn proxy_store_passes_links_conformance() {
+    let kept = Kept::default();
+    conformance::links(async || blobs(common::options(), &kept).await).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn proxy_actions_pass_action_cache_conformance() {
     let kept = Kept::default();
     let make = async || {

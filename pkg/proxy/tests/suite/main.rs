@@ -14,6 +14,7 @@ mod drain;
 mod drain_damage;
 mod drain_order;
 mod drain_refused;
+mod links;
 mod outage;
 mod outbox;
 mod prefetch;

@@ -14,6 +14,7 @@ mod concurrency;
 mod content;
 mod links;
 mod results;
+mod tree;
 mod uploads;
 
 use std::{sync::Arc, time::Duration};
@@ -21,6 +22,7 @@ use std::{sync::Arc, time::Duration};
 use gorego_storage::{ActionCache, BlobStore, Links, Uploads};
 
 pub use content::content;
+pub use tree::Tree;
 
 /// The time after which a check is considered to hang. Each takes seconds.
 const TIMEOUT: Duration = Duration::from_mins(2);

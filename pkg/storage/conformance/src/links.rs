@@ -1,81 +1,19 @@
 //! Promises of [`gorego_storage::Links`].
 
 use std::{
-    ffi::OsStr,
     fs,
     io::Write as _,
-    os::{
-        fd::{AsFd as _, OwnedFd},
-        unix::{
-            fs::{PermissionsExt as _, symlink},
-            net::UnixListener,
-        },
+    os::unix::{
+        fs::{PermissionsExt as _, symlink},
+        net::UnixListener,
     },
-    path::PathBuf,
-    sync::Arc,
 };
 
-use bytes::Bytes;
-use tempfile::TempDir;
-
-use super::content::{SHA256, SIZES, content, expect, put};
+use super::{
+    content::{SHA256, SIZES, content, expect, put},
+    tree::Tree,
+};
 use gorego_storage::{Adopt, BlobStore, Digest, DigestFunction, Error, LinkedAs, Links, PinError};
-
-/// The directory of an action.
-struct Tree {
-    dir: TempDir,
-    fd: Arc<OwnedFd>,
-}
-
-impl Tree {
-    fn new() -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let fd = Arc::new(fs::File::open(dir.path()).unwrap().into());
-        Self { dir, fd }
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.dir.path().join(name)
-    }
-
-    fn link(
-        &self,
-        store: &dyn Links,
-        digest: &Digest,
-        name: &str,
-        executable: bool,
-    ) -> Result<LinkedAs, Error> {
-        store.link(digest, self.fd.as_fd(), OsStr::new(name), executable)
-    }
-
-    fn copy(
-        &self,
-        store: &dyn Links,
-        digest: &Digest,
-        name: &str,
-        executable: bool,
-    ) -> Result<(), Error> {
-        store.copy(digest, self.fd.as_fd(), OsStr::new(name), executable)
-    }
-
-    fn moved(&self, name: &str) -> Adopt {
-        Adopt::Move {
-            dir: Arc::clone(&self.fd),
-            name: name.into(),
-        }
-    }
-
-    fn copied(&self, name: &str) -> Adopt {
-        Adopt::Copy(fs::File::open(self.path(name)).unwrap())
-    }
-
-    fn expect_file(&self, name: &str, content: &Bytes, mode: u32) {
-        let meta = fs::symlink_metadata(self.path(name)).unwrap();
-        assert_eq!(meta.permissions().mode() & 0o7777, mode, "{name}");
-        let read = fs::read(self.path(name)).unwrap();
-        assert!(read == *content, "{name} has other content");
-    }
-}
 
 pub(super) async fn a_pin_of_missing_blobs_lists_each_of_them<S: Links + BlobStore>(store: &S) {
     let there = put(store, SHA256, &"there".into()).await;
@@ -223,7 +161,7 @@ pub(super) async fn only_regular_files_are_adopted<S: Links + BlobStore>(store: 
             Err(error) => assert!(matches!(error, Error::Source(_)), "{name}: {error}"),
         }
     }
-    let folder = Adopt::Copy(fs::File::open(tree.dir.path()).unwrap());
+    let folder = Adopt::Copy(fs::File::open(tree.path(".")).unwrap());
     let adopted = store.adopt(SHA256, vec![folder]).await;
     assert!(matches!(adopted[..], [Err(Error::Source(_))]));
 }

@@ -72,11 +72,11 @@ impl ActionCache for LocalStore {
         let size = content.iter().map(|content| content.len() as u64).sum();
         let path = layout::action_path(action, &hash);
         let write = move |disk: &Disk| {
-            let publish = |tmp: &str, _: &_| disk.publish(&key, size, tmp, &path);
+            let publish = |tmp: &str| disk.publish(&key, size, tmp, &path);
             disk.files.write_new(&content, publish).map(drop)
         };
         let what = format!("action result {action}");
-        disk.write(action, size, what, write).await
+        disk.write(size, what, write).await
     }
 }
 

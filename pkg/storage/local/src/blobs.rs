@@ -33,8 +33,8 @@ fn in_use(pin: impl InUse + 'static) -> Box<dyn InUse> {
 }
 
 impl LocalStore {
-    /// Pins a blob, which protects it from eviction until the pin is dropped; `None` if it is missing.
-    pub async fn pin(&self, digest: &Digest) -> Result<Option<Box<dyn InUse>>> {
+    /// Pins one blob for as long as it is read, without reserving room; `None` if it is missing.
+    pub async fn pin_one(&self, digest: &Digest) -> Result<Option<Box<dyn InUse>>> {
         let found = self.disk.find(digest, STREAM).await?;
         Ok(found.and_then(|found| found.pin).map(in_use))
     }
@@ -253,7 +253,7 @@ impl Disk {
     }
 
     /// Opens a blob's file. Drops the entry of one that is missing or has another size. Blocks.
-    fn open_blob(&self, digest: &Digest) -> Result<(String, fs::File)> {
+    pub(super) fn open_blob(&self, digest: &Digest) -> Result<(String, fs::File)> {
         let path = layout::blob_path(digest);
         match self.files.open_read(&path) {
             Ok(Some((file, meta))) if meta.size == digest.size() => {

@@ -24,6 +24,7 @@ use super::{
     instances::Instances,
     layout,
     options::LocalOptions,
+    pins::PinLedger,
     room::Room,
     state::Record,
 };
@@ -40,6 +41,7 @@ pub(super) struct Disk {
     pub(super) lock_file: Mutex<Option<fs::File>>,
     pub(super) index: Arc<Index>,
     pub(super) room: Arc<Room>,
+    pub(super) pins: PinLedger,
     pub(super) instances: Instances,
     pub(super) claims: Claims,
     pub(super) watchers: Watchers,

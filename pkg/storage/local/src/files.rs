@@ -1,6 +1,7 @@
 //! File operations below the data directory, relative to its descriptor. All of them block.
 
 mod folders;
+mod links;
 mod open;
 
 use std::{
@@ -20,10 +21,12 @@ use rustix::{
     io::Errno,
 };
 
+pub(super) use self::links::{copy, meta_of};
 use super::{
     layout::{self, TMP},
     room::{FreeSpace, Room},
 };
+use crate::index::Stamp;
 use gorego_storage::{Error, Result};
 
 /// Read-only and executable: a hard link to a blob can be an action's input.
@@ -50,8 +53,12 @@ pub(super) struct Meta {
     pub(super) atime_ms: u64,
     pub(super) mtime_ms: u64,
     kind: FileType,
-    /// The numbers of its device and inode.
-    id: (u64, u64),
+    mode: Mode,
+    uid: u32,
+    /// The number of names.
+    links: u64,
+    device: u64,
+    pub(super) stamp: Stamp,
 }
 
 pub(super) struct Files {
@@ -64,6 +71,8 @@ pub(super) struct Files {
     pub(super) folder_changes: Mutex<u64>,
     /// Set if the umask clears bits of [`BLOB_MODE`], so that each file's mode is set explicitly.
     chmod: bool,
+    /// The user that the process runs as, which owns the files.
+    uid: u32,
     /// Cleared when the system refuses `O_NOATIME`.
     noatime: AtomicBool,
     next_tmp: AtomicU64,
@@ -82,6 +91,7 @@ impl Files {
             room,
             folder_changes: Mutex::default(),
             chmod: false,
+            uid: rustix::process::geteuid().as_raw(),
             noatime: AtomicBool::new(true),
             next_tmp: AtomicU64::new(0),
             cleared: AtomicBool::new(false),
@@ -142,13 +152,27 @@ impl Files {
     pub(super) fn write_new<T>(
         &self,
         pieces: &[Bytes],
-        place: impl FnOnce(&str, &fs::File) -> Result<T>,
+        place: impl FnOnce(&str) -> Result<T>,
+    ) -> Result<T> {
+        let write = |tmp: &str, file: &fs::File| {
+            let written = write_at(file, pieces, 0);
+            written.map_err(|errno| self.error("writing", tmp, errno))
+        };
+        self.create_new(write, |tmp, ()| place(tmp))
+    }
+
+    /// Lets `write` fill a file in [`TMP`], and `place` move it to its place. After an error it is removed.
+    pub(super) fn create_new<C, T>(
+        &self,
+        write: impl FnOnce(&str, &fs::File) -> Result<C>,
+        place: impl FnOnce(&str, C) -> Result<T>,
     ) -> Result<T> {
         let (tmp, file) = self.create_tmp()?;
-        let placed = write_at(&file, pieces, 0)
-            .map_err(|errno| self.error("writing", &tmp, errno))
-            .and_then(|()| self.seal(&tmp, &file, false))
-            .and_then(|()| place(&tmp, &file));
+        let written = write(&tmp, &file);
+        let sealed = written.and_then(|done| self.seal(&tmp, &file, false).map(|()| done));
+        // Closed first: the system refuses to execute a file that is open for writing.
+        drop(file);
+        let placed = sealed.and_then(|done| place(&tmp, done));
         if placed.is_err() {
             self.unlink(&tmp)?;
         }
@@ -207,7 +231,7 @@ impl Files {
     pub(super) fn is_same(&self, file: &fs::File, relative: &str) -> Result<bool> {
         let opened = rustix::fs::fstat(file).map_err(|e| self.error("looking up", relative, e))?;
         let there = self.stat_with(relative, AtFlags::empty())?;
-        Ok(there.is_some_and(|there| there.id == Meta::of(&opened).id))
+        Ok(there.is_some_and(|there| there.is_same(&Meta::of(&opened))))
     }
 
     pub(super) fn set_atime(&self, relative: &str, ms: u64) -> Result<()> {
@@ -245,8 +269,12 @@ impl Files {
 
     /// Replaces a small file atomically, and syncs its content.
     pub(super) fn replace(&self, relative: &str, content: String) -> Result<()> {
-        self.write_new(&[content.into()], |tmp, file| {
-            rustix::fs::fdatasync(file).map_err(|e| self.error("syncing", relative, e))?;
+        let write = |_: &str, file: &fs::File| {
+            write_at(file, &[content.into()], 0)
+                .and_then(|()| rustix::fs::fdatasync(file))
+                .map_err(|errno| self.error("writing", relative, errno))
+        };
+        self.create_new(write, |tmp, ()| {
             rustix::fs::renameat(self.dir(), tmp, self.dir(), relative)
                 .map_err(|errno| self.error("replacing", relative, errno))
         })
@@ -284,17 +312,30 @@ pub(super) fn write_at(file: &fs::File, pieces: &[Bytes], mut at: u64) -> rustix
 }
 
 impl Meta {
-    fn of(stat: &rustix::fs::Stat) -> Self {
+    pub(super) fn of(stat: &rustix::fs::Stat) -> Self {
         let ms = |seconds: i64, nanos: u64| {
             u64::try_from(seconds).unwrap_or(0).saturating_mul(1000) + nanos / 1_000_000
         };
+        let nanos = stat.st_mtime.saturating_mul(1_000_000_000);
         Self {
             size: u64::try_from(stat.st_size).unwrap_or(0),
             atime_ms: ms(stat.st_atime, stat.st_atime_nsec),
             mtime_ms: ms(stat.st_mtime, stat.st_mtime_nsec),
             kind: FileType::from_raw_mode(stat.st_mode),
-            id: (stat.st_dev, stat.st_ino),
+            mode: Mode::from_raw_mode(stat.st_mode),
+            uid: stat.st_uid,
+            links: stat.st_nlink,
+            device: stat.st_dev,
+            stamp: Stamp {
+                inode: stat.st_ino,
+                mtime_ns: nanos.saturating_add_unsigned(stat.st_mtime_nsec),
+            },
         }
+    }
+
+    /// Whether it is the status of the same file.
+    fn is_same(&self, other: &Self) -> bool {
+        (self.device, self.stamp.inode) == (other.device, other.stamp.inode)
     }
 
     pub(super) fn is_file(&self) -> bool {

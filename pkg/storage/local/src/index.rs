@@ -4,11 +4,12 @@
 //! 5 bytes an entry and not 49. A shard's lock is held for a look-up, never across I/O.
 
 mod entry;
+mod pins;
 mod slab;
 mod visit;
 
 use std::{
-    collections::{HashMap, hash_map},
+    collections::HashMap,
     hash::{BuildHasher as _, RandomState},
     sync::atomic::{AtomicU64, Ordering::Relaxed},
 };
@@ -19,6 +20,8 @@ use parking_lot::{Mutex, MutexGuard};
 pub(crate) use entry::{
     ACTION, DIRTY, Entry, INSTANCE_END, Key, Lease, SIZE_END, Space, Terms, UNVERIFIED, room_of,
 };
+use pins::PinRecord;
+pub(crate) use pins::Stamp;
 pub(crate) use slab::Slab;
 pub(crate) use visit::InstanceUse;
 
@@ -57,8 +60,7 @@ pub(crate) struct Index {
 struct Shard {
     table: HashTable<u32>,
     slab: Slab<Entry>,
-    /// The number of pins by key, whether there is an entry under it or not.
-    pins: HashMap<Key, u32>,
+    pins: HashMap<Key, PinRecord>,
 }
 
 impl Shard {
@@ -128,7 +130,7 @@ impl Index {
         entry.lease(how.lease);
         let hit = entry.hit();
         if how.pin {
-            *shard.pins.entry(*key).or_default() += 1;
+            shard.pins.entry(*key).or_default().add();
         }
         Some(hit)
     }
@@ -213,17 +215,6 @@ impl Index {
         let key = entry.key();
         if let Some((hash, mut shard)) = self.shard(&key) {
             self.put(&mut shard, hash, &key, entry);
-        }
-    }
-
-    pub(crate) fn unpin(&self, key: &Key) {
-        if let Some((_, mut shard)) = self.shard(key)
-            && let hash_map::Entry::Occupied(mut pins) = shard.pins.entry(*key)
-        {
-            *pins.get_mut() -= 1;
-            if *pins.get() == 0 {
-                pins.remove();
-            }
         }
     }
 

@@ -3,6 +3,7 @@
 //! The files are the truth: a read that finds a difference between a file and the index corrects the index.
 
 mod actions;
+mod adopt;
 mod blobs;
 mod disk;
 mod evict;
@@ -11,9 +12,11 @@ mod index;
 mod inflight;
 mod instances;
 mod layout;
+mod links;
 mod options;
 mod outbox;
 mod peek;
+mod pins;
 mod receive;
 mod repair;
 mod report;

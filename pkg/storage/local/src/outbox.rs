@@ -82,7 +82,7 @@ impl LocalStore {
 
 impl Disk {
     fn write_entry(&self, name: &str, content: Bytes) -> Result<()> {
-        let install = |tmp: &str, _: &_| self.install(tmp, &entry_path(name));
+        let install = |tmp: &str| self.install(tmp, &entry_path(name));
         self.files.write_new(&[content], install)
     }
 }

@@ -1,12 +1,12 @@
 //! Retries of writes to a full disk.
 
-use std::sync::Arc;
+use std::{fmt, sync::Arc};
 
 use super::{
     disk::Disk,
     room::{BrokenLeases, short_of},
 };
-use gorego_storage::{Digest, Error, Result, Usage};
+use gorego_storage::{Error, Result, Usage};
 
 /// The most retries of one write while other programs take the space evicted for it.
 const RETRIES: u32 = 4;
@@ -30,12 +30,12 @@ impl Retries {
         }
     }
 
-    /// Evicts files after a write of `size` bytes for `digest` failed on a full disk. Returns the error if it
+    /// Evicts files after a write of `size` bytes of `what` failed on a full disk. Returns the error if it
     /// has another cause, or if a retry would be in vain.
     pub(super) async fn make_space(
         &mut self,
         error: Error,
-        digest: &Digest,
+        what: impl fmt::Display,
         size: u64,
     ) -> Result<()> {
         if !error.is_no_space() {
@@ -50,7 +50,7 @@ impl Retries {
                 room.backoff.record(short, &now);
             }
         }
-        if self.left > 0 && room.check_fits(size, digest, free).is_ok() {
+        if self.left > 0 && room.check_fits(size, &what, free).is_ok() {
             self.left -= 1;
             self.before = room.make_on_disk(size, &self.broken, || files.free()).await;
         }
@@ -59,8 +59,8 @@ impl Retries {
         }
         let cause = error.io_cause().unwrap_or_else(|| error.to_string());
         Err(Error::Full {
-            what: digest.to_string(),
-            bytes: digest.size(),
+            what: what.to_string(),
+            bytes: size,
             why: format!("{cause} and nothing more can be evicted for it"),
         })
     }

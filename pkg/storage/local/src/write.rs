@@ -27,7 +27,7 @@ impl Disk {
         }
         let (digest, size) = (*digest, digest.size());
         let write = move |disk: &Self| disk.write_blob(&digest, &pieces);
-        self.write(&digest, size, digest, write).await
+        self.write(size, digest, write).await
     }
 
     /// Stores one blob of a batch. Blocks.
@@ -47,14 +47,13 @@ impl Disk {
     fn write_blob(&self, digest: &Digest, pieces: &[Bytes]) -> Result<Put> {
         verify(digest, pieces)?;
         self.files
-            .write_new(pieces, |tmp, _| self.publish_blob(digest, tmp))
+            .write_new(pieces, |tmp| self.publish_blob(digest, tmp))
     }
 
     /// Reserves room for a file of `size` bytes and writes it on another thread; again, after
     /// eviction, if the disk is full. `what` names it in errors.
     pub(super) async fn write<T: Send + 'static>(
         self: &Arc<Self>,
-        digest: &Digest,
         size: u64,
         what: impl fmt::Display,
         write: impl Fn(&Self) -> Result<T> + Clone + Send + 'static,
@@ -70,7 +69,7 @@ impl Disk {
                 write(disk)
             });
             match written.await {
-                Err(error) => retries.make_space(error, digest, size).await?,
+                Err(error) => retries.make_space(error, &what, size).await?,
                 written => return written,
             }
         }

@@ -62,6 +62,13 @@ impl Files {
         }
     }
 
+    /// Opens a file for reading that this process writes.
+    pub(crate) fn open_written(&self, relative: &str) -> Result<fs::File> {
+        let opened = self.open_read(relative)?;
+        let (file, _) = opened.ok_or_else(|| self.error("opening", relative, Errno::NOENT))?;
+        Ok(file)
+    }
+
     /// Opens a regular file; `None` if the path leads to something else.
     fn open_regular(
         &self,
@@ -104,7 +111,7 @@ impl Files {
     }
 
     /// Runs `work` with a new path in [`TMP`], a folder that is recreated if it was removed.
-    fn in_tmp<T>(
+    pub(super) fn in_tmp<T>(
         &self,
         action: &'static str,
         work: impl Fn(&str) -> rustix::io::Result<T>,

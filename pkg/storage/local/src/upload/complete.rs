@@ -43,7 +43,7 @@ impl CompleteUpload {
     pub fn blob(&self) -> Result<Blob> {
         match &self.0.state {
             UploadState::Memory => Ok(Blob::Bytes(self.0.buffer.pieces().concat().into())),
-            UploadState::Staged(staged) => Ok(Blob::File(staged.blob())),
+            UploadState::Staged(staged) => staged.blob().map(Blob::File),
             _ => Err(self.0.lost()),
         }
     }

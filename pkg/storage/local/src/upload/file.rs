@@ -3,6 +3,7 @@
 use std::{fs, sync::Arc};
 
 use bytes::Bytes;
+use rustix::io::Errno;
 
 use super::Target;
 use crate::{disk::now_ms, files::write_at, index::room_of, room::Reservation};
@@ -15,7 +16,8 @@ pub(super) struct StagedFile {
     target: Arc<Target>,
     digest: Digest,
     path: String,
-    file: Arc<fs::File>,
+    /// Closed before the file is published: the system refuses to execute a file that is open for writing.
+    writer: Option<fs::File>,
     hasher: Hasher,
     room: Reservation,
     resumed: bool,
@@ -51,14 +53,14 @@ impl StagedFile {
             (path, file, 0)
         };
         let room = disk.room.adopt_idle(&path, kept);
-        let file = Arc::new(file);
         if let Some(growth) = growth {
-            growth.opened(&file, disk.files.path(&path), *offset);
+            let reader = Arc::new(disk.files.open_written(&path)?);
+            growth.opened(&reader, disk.files.path(&path), *offset);
         }
         Ok(Self {
             digest: *digest,
             path,
-            file,
+            writer: Some(file),
             room,
             resumed: *offset > 0,
             hasher,
@@ -86,8 +88,11 @@ impl StagedFile {
     /// Writes and hashes the next pieces; on an error none of them counts. Blocks.
     pub(super) fn append(&mut self, pieces: &[Bytes]) -> Result<()> {
         let files = &self.target.disk.files;
-        write_at(&self.file, pieces, self.len())
-            .map_err(|errno| files.error("writing", &self.path, errno))?;
+        let written = match &self.writer {
+            Some(file) => write_at(file, pieces, self.len()),
+            None => Err(Errno::BADF),
+        };
+        written.map_err(|errno| files.error("writing", &self.path, errno))?;
         for piece in pieces {
             self.hasher.update(piece);
         }
@@ -105,9 +110,14 @@ impl StagedFile {
             return Ok(actual);
         }
         if let Some(other) = self.digest.other() {
-            let hasher = hash_file(other.function(), &self.file, self.len());
-            let path = || self.target.disk.files.path(&self.path);
-            let hasher = hasher.map_err(|error| Error::io("hashing", path(), error))?;
+            let files = &self.target.disk.files;
+            let hasher = hash_file(
+                other.function(),
+                &files.open_written(&self.path)?,
+                self.len(),
+            );
+            let failed = |error| Error::io("hashing", files.path(&self.path), error);
+            let hasher = hasher.map_err(failed)?;
             if hasher.clone().finish() == other {
                 (self.digest, self.hasher) = (other, hasher);
                 return Ok(other);
@@ -116,21 +126,25 @@ impl StagedFile {
         Err(Error::mismatch(&self.digest, actual).if_resumed(self.resumed))
     }
 
-    pub(super) fn blob(&self) -> BlobFile {
-        BlobFile {
-            file: Arc::clone(&self.file),
-            path: self.target.disk.files.path(&self.path),
+    pub(super) fn blob(&self) -> Result<BlobFile> {
+        let files = &self.target.disk.files;
+        Ok(BlobFile {
+            file: Arc::new(files.open_written(&self.path)?),
+            path: files.path(&self.path),
             offset: 0,
             len: self.len(),
             guard: None,
-        }
+        })
     }
 
     /// Verifies the whole content and publishes it. After an error, remove it. Blocks.
     pub(super) fn publish(&mut self) -> Result<Put> {
         self.verify()?;
         let (disk, is_writable) = (&self.target.disk, self.target.claim.is_some());
-        disk.files.seal(&self.path, &self.file, is_writable)?;
+        if let Some(file) = &self.writer {
+            disk.files.seal(&self.path, file, is_writable)?;
+        }
+        self.writer = None;
         let published = disk.publish_blob(&self.digest, &self.path)?;
         self.is_finished = true;
         Ok(published)
@@ -152,7 +166,8 @@ impl Drop for StagedFile {
             &self.target.disk,
             self.target.claim.is_some() && self.len() > 0,
         );
-        if kept && self.file.set_len(self.len()).is_ok() {
+        let is_cut = |file: &fs::File| file.set_len(self.len()).is_ok();
+        if kept && self.writer.as_ref().is_none_or(is_cut) {
             disk.room.add_idle(&self.path, self.len(), now_ms());
         } else if let Err(error) = disk.files.unlink(&self.path) {
             tracing::warn!(%error, "failed to remove an interrupted upload");

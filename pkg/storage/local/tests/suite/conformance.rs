@@ -31,6 +31,12 @@ async fn local_store_passes_upload_conformance() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn local_store_passes_links_conformance() {
+    let (root, count) = (tempfile::tempdir().unwrap(), AtomicU32::new(0));
+    conformance::links(async || make(root.path(), &count).await).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn local_store_passes_action_cache_conformance() {
     let (root, count) = (tempfile::tempdir().unwrap(), AtomicU32::new(0));
     conformance::action_cache(async || make(root.path(), &count).await).await;

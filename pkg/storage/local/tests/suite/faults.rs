@@ -182,7 +182,7 @@ async fn a_corrupt_blob_that_cannot_be_quarantined_is_removed() {
     })
     .await;
     // Only now has the store a reason to look at the blob.
-    store.pin(&digest).await.unwrap().unwrap().unreadable();
+    store.pin_one(&digest).await.unwrap().unwrap().unreadable();
     assert_eq!(store.find_missing(&[digest]).await.unwrap(), [digest]);
     assert!(!file.exists());
     store.close().await.unwrap();

@@ -1,0 +1,95 @@
+//! Moves and links files between the data directory and the directories of actions.
+
+use std::{
+    ffi::OsStr,
+    fs, io,
+    io::{Read as _, Seek as _},
+    os::fd::BorrowedFd,
+};
+
+use rustix::{
+    fs::{AtFlags, Timestamps},
+    io::Errno,
+    process::Uid,
+};
+
+use super::{BLOB_MODE, Files, Meta, NOW, Stamp, UNCHANGED};
+use gorego_storage::{Error, Result};
+
+impl Files {
+    /// Whether a file is as a blob of `size` bytes was published, except for its time and content.
+    pub(crate) fn is_intact(&self, meta: &Meta, size: u64) -> bool {
+        let mode = meta.mode.as_raw_mode() & 0o7777 == BLOB_MODE.as_raw_mode();
+        mode && meta.is_file() && meta.uid == self.uid && meta.size == size
+    }
+
+    /// Whether a file can be moved into the data directory: it has no other name, and belongs to this process.
+    pub(crate) fn is_movable(&self, meta: &Meta) -> bool {
+        meta.is_file() && meta.links == 1 && meta.uid == self.uid
+    }
+
+    /// Links a file into another directory. `None` if the file system does not permit that, or the file is missing.
+    pub(crate) fn link_out(
+        &self,
+        relative: &str,
+        dir: BorrowedFd<'_>,
+        name: &OsStr,
+    ) -> Result<Option<Meta>> {
+        let error = |errno: Errno| Error::io("linking", name, errno.into());
+        match rustix::fs::linkat(self.dir(), relative, dir, name, AtFlags::empty()) {
+            Ok(()) => {}
+            Err(Errno::MLINK | Errno::PERM | Errno::XDEV | Errno::OPNOTSUPP | Errno::NOENT) => {
+                return Ok(None);
+            }
+            Err(errno) => return Err(error(errno)),
+        }
+        let stat = rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW);
+        let stat = stat.inspect_err(|_| {
+            let _ = rustix::fs::unlinkat(dir, name, AtFlags::empty());
+        });
+        Ok(Some(Meta::of(&stat.map_err(error)?)))
+    }
+
+    /// Moves a file of another directory into [`super::TMP`]; `None` if it is on another file system.
+    pub(crate) fn move_in(&self, dir: BorrowedFd<'_>, name: &OsStr) -> Result<Option<String>> {
+        let (tmp, is_moved) = self.in_tmp("adopting", |tmp| {
+            match rustix::fs::renameat(dir, name, self.dir(), tmp) {
+                Err(Errno::XDEV) => Ok(false),
+                moved => moved.map(|()| true),
+            }
+        })?;
+        Ok(is_moved.then_some(tmp))
+    }
+
+    /// Moves a file back that [`Self::move_in`] moved, or removes it.
+    pub(crate) fn move_back(&self, tmp: &str, dir: BorrowedFd<'_>, name: &OsStr) -> Result<()> {
+        rustix::fs::renameat(self.dir(), tmp, dir, name).or_else(|_| self.unlink(tmp))
+    }
+
+    /// Gives a file the mode and the owner of a blob, and a time of change: that of a stamp, or now.
+    pub(crate) fn set_meta(&self, file: &fs::File, stamp: Option<Stamp>) -> io::Result<()> {
+        let stat = rustix::fs::fstat(file)?;
+        if stat.st_uid != self.uid {
+            rustix::fs::fchown(file, Some(Uid::from_raw(self.uid)), None)?;
+        }
+        rustix::fs::fchmod(file, BLOB_MODE)?;
+        let last_modification = stamp.map_or(NOW, Stamp::time);
+        let times = Timestamps {
+            last_access: UNCHANGED,
+            last_modification,
+        };
+        Ok(rustix::fs::futimens(file, &times)?)
+    }
+}
+
+/// Returns the status of an open file.
+pub(crate) fn meta_of(file: &fs::File) -> io::Result<Meta> {
+    Ok(Meta::of(&rustix::fs::fstat(file)?))
+}
+
+/// Copies the first `len` bytes of a file, or all of a shorter one, by reference where the file system can. Blocks.
+pub(crate) fn copy(from: &fs::File, to: &fs::File, len: u64) -> io::Result<u64> {
+    let (mut from, mut to) = (from, to);
+    from.rewind()?;
+    io::copy(&mut from.take(len), &mut to)
+}

@@ -1,0 +1,180 @@
+//! Blobs as inputs of actions: links and copies, and checks of what actions did to them.
+
+use std::{ffi::OsStr, fs, os::fd::BorrowedFd};
+
+use async_trait::async_trait;
+use futures::{StreamExt as _, stream};
+use rustix::fs::AtFlags;
+
+use super::{
+    LocalStore,
+    disk::Disk,
+    files::{Meta, copy, meta_of},
+    layout,
+};
+use crate::index::Key;
+use gorego_storage::{
+    Adopt, BlobStore as _, Digest, DigestFunction, Error, LinkedAs, Links, PinError, Pins, Result,
+    create_input, hash_file,
+};
+
+/// The number of files that are adopted at once for one caller.
+const ADOPTED_AT_ONCE: usize = 4;
+
+#[async_trait]
+impl Links for LocalStore {
+    async fn pin(&self, digests: &[Digest]) -> Result<Pins, PinError> {
+        let pins = self.reserve_pins(digests).await?;
+        let missing = self.find_missing(digests).await?;
+        if missing.is_empty() {
+            Ok(pins)
+        } else {
+            Err(PinError::Missing(missing))
+        }
+    }
+
+    fn link(
+        &self,
+        digest: &Digest,
+        dir: BorrowedFd<'_>,
+        name: &OsStr,
+        executable: bool,
+    ) -> Result<LinkedAs> {
+        if executable && !digest.is_empty_blob() && self.disk.link(digest, dir, name)? {
+            return Ok(LinkedAs::Link);
+        }
+        self.disk.copy(digest, dir, name, executable)?;
+        Ok(LinkedAs::Copy)
+    }
+
+    fn copy(
+        &self,
+        digest: &Digest,
+        dir: BorrowedFd<'_>,
+        name: &OsStr,
+        executable: bool,
+    ) -> Result<()> {
+        self.disk.copy(digest, dir, name, executable)
+    }
+
+    fn altered(&self, digests: &[Digest]) -> Vec<Digest> {
+        let linked = digests.iter().filter(|digest| !digest.is_empty_blob());
+        let is_altered = |digest: &&Digest| {
+            self.disk.check_linked(digest).map_or_else(
+                |error| {
+                    tracing::warn!(%digest, %error, "failed to check an input of an action");
+                    true
+                },
+                |is_unaltered| !is_unaltered,
+            )
+        };
+        linked.filter(is_altered).copied().collect()
+    }
+
+    async fn adopt(&self, function: DigestFunction, files: Vec<Adopt>) -> Vec<Result<Digest>> {
+        let adoptions = stream::iter(files).map(|file| self.disk.adopt(function, file));
+        adoptions.buffered(ADOPTED_AT_ONCE).collect().await
+    }
+}
+
+impl Disk {
+    /// Links a blob's file. `false`, and no file, if that is not possible, or if the file may have been altered. Blocks.
+    fn link(&self, digest: &Digest, dir: BorrowedFd<'_>, name: &OsStr) -> Result<bool> {
+        let key = Key::cas(digest);
+        if !self.is_verified(&key, digest)? {
+            return Err(Error::NotFound(*digest));
+        }
+        match self.files.link_out(&layout::blob_path(digest), dir, name)? {
+            None => Ok(false),
+            Some(meta) if self.is_unaltered(&key, digest, &meta) => Ok(true),
+            Some(_) => remove(dir, name).map(|()| false),
+        }
+    }
+
+    /// Verifies a blob if that is due; `false` if it is corrupt or missing. Blocks.
+    fn is_verified(&self, key: &Key, digest: &Digest) -> Result<bool> {
+        match self.index.peek(key) {
+            Some(hit) if hit.unverified => self.verify(digest),
+            _ => Ok(true),
+        }
+    }
+
+    /// Whether a blob's file has the right mode, owner and size, and the time that it had when it was first linked.
+    fn is_unaltered(&self, key: &Key, digest: &Digest, meta: &Meta) -> bool {
+        self.files.is_intact(meta, digest.size()) && self.index.is_linked(key, meta.stamp)
+    }
+
+    /// Creates an input with the content of a blob. Blocks.
+    fn copy(
+        &self,
+        digest: &Digest,
+        dir: BorrowedFd<'_>,
+        name: &OsStr,
+        executable: bool,
+    ) -> Result<()> {
+        let to = create_input(dir, name, executable)?;
+        if digest.is_empty_blob() {
+            return Ok(());
+        }
+        let copied = self.copy_to(digest, &to, name);
+        if copied.is_err() {
+            remove(dir, name)?;
+        }
+        copied
+    }
+
+    fn copy_to(&self, digest: &Digest, to: &fs::File, name: &OsStr) -> Result<()> {
+        let key = Key::cas(digest);
+        if !self.is_verified(&key, digest)? {
+            return Err(Error::NotFound(*digest));
+        }
+        let (_, from) = self.open_blob(digest)?;
+        let failed = |error| Error::io("copying a blob to", name, error);
+        let copied = copy(&from, to, digest.size()).map_err(failed)?;
+        // After the copy, so that no change escapes.
+        let meta = meta_of(&from).map_err(failed)?;
+        if copied == digest.size() && self.is_unaltered(&key, digest, &meta) {
+            return Ok(());
+        }
+        let actual = hash_file(digest.function(), to, u64::MAX).map_err(failed)?;
+        if actual.finish() == *digest {
+            return Ok(());
+        }
+        self.verify(digest)?;
+        Err(Error::NotFound(*digest))
+    }
+
+    /// Checks the file of a blob that was linked; `false` if the linked file may have had other content. Quarantines a
+    /// corrupt one, and restores the mode, owner and time of one with the right content. Blocks.
+    fn check_linked(&self, digest: &Digest) -> Result<bool> {
+        let (key, path) = (Key::cas(digest), layout::blob_path(digest));
+        let linked = self.index.linked(&key);
+        let there = self.files.stat_file(&path)?;
+        if let (Some(linked), Some(meta)) = (linked, &there)
+            && self.files.is_intact(meta, digest.size())
+            && meta.stamp == linked
+        {
+            return Ok(true);
+        }
+        // Readers that come before the end of the check hash it, too.
+        self.index.set_unverified(&key, true);
+        if !self.verify(digest)? {
+            return Ok(false);
+        }
+        let Some((file, meta)) = self.files.open_read(&path)? else {
+            return Ok(false);
+        };
+        // Another file is there: the linked one was quarantined or removed.
+        if linked.is_some_and(|linked| linked.inode != meta.stamp.inode) {
+            return Ok(false);
+        }
+        let restored = self.files.set_meta(&file, linked);
+        restored.map_err(|error| Error::io("restoring", self.files.path(&path), error))?;
+        Ok(true)
+    }
+}
+
+fn remove(dir: BorrowedFd<'_>, name: &OsStr) -> Result<()> {
+    rustix::fs::unlinkat(dir, name, AtFlags::empty())
+        .map_err(|errno| Error::io("removing", name, errno.into()))
+}
