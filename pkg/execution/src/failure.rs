@@ -39,3 +39,23 @@ pub enum Failure {
     #[error("{0}")]
     Cancelled(String),
 }
+
+impl Failure {
+    /// placeholder until merge with front
+    pub fn status(&self) -> reapi::rpc::Status {
+        let code = match self {
+            Self::Missing(_) | Self::Unmet(_) => 9,
+            Self::Invalid { .. } => 3,
+            Self::QueueFull(_) | Self::NoSpace(_) => 8,
+            Self::TimedOut(_) => 4,
+            Self::Unavailable(_) => 14,
+            Self::Internal(_) => 13,
+            Self::Cancelled(_) => 1,
+        };
+        reapi::rpc::Status {
+            code,
+            message: self.to_string(),
+            ..Default::default()
+        }
+    }
+}

@@ -1,0 +1,46 @@
+//! The reason why an attempt has no result.
+
+use gorego_storage::Error;
+
+use crate::Failure;
+
+/// The reason why an attempt has no result.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Abort {
+    /// The scheduler stopped the attempt.
+    #[error("stopped")]
+    Stopped,
+    /// The action cannot succeed; another attempt would fail alike.
+    #[error(transparent)]
+    Final(#[from] Failure),
+    /// The disk is full.
+    #[error("{0}")]
+    NoSpace(String),
+    /// The executor failed. Another attempt may succeed.
+    #[error("{0}")]
+    Own(String),
+}
+
+impl From<Error> for Abort {
+    fn from(error: Error) -> Self {
+        match error {
+            Error::NotFound(blob) => Self::Final(Failure::Missing(vec![blob])),
+            Error::Full { .. } => Self::NoSpace(error.to_string()),
+            error if error.is_no_space() => Self::NoSpace(error.to_string()),
+            error => Self::Own(error.to_string()),
+        }
+    }
+}
+
+impl Abort {
+    /// Creates the abort of an action with an invalid field.
+    pub(crate) fn invalid(field: impl Into<String>, why: impl Into<String>) -> Self {
+        let (field, why) = (field.into(), why.into());
+        Self::Final(Failure::Invalid { field, why })
+    }
+
+    /// Creates the abort of an action that this node cannot run.
+    pub(crate) fn unmet(why: impl Into<String>) -> Self {
+        Self::Final(Failure::Unmet(why.into()))
+    }
+}
