@@ -3,12 +3,13 @@
 mod build_root;
 mod run;
 
-use std::{fmt, sync::Arc};
+use std::{collections::VecDeque, fmt, sync::Arc};
 
 use async_trait::async_trait;
 use gorego_sandbox::{Ended, Launch, LaunchError, Launcher};
 use gorego_scheduler::{Attempt, Phase, Report, Worker};
-use gorego_storage::{ActionCache, BlobStore, Links};
+use gorego_storage::{ActionCache, BlobStore, Digest, Links};
+use parking_lot::Mutex;
 use reapi::v2::ExecuteResponse;
 use tokio::task::spawn_blocking;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -17,6 +18,9 @@ use crate::{Failure, Job, Options, abort::Abort, publish};
 use build_root::{BuildRoot, Trash};
 pub use build_root::{BuildRootError, BuildRootFailure};
 use run::Run;
+
+/// The most actions that are remembered because they altered their inputs.
+const MAX_ALTERING: usize = 1000;
 
 /// A runner of commands.
 #[async_trait]
@@ -51,6 +55,9 @@ pub struct NodeWorker {
     stores: Stores,
     runner: Arc<dyn Runner>,
     build_root: Arc<BuildRoot>,
+    /// The newest actions that altered their inputs, or had altered ones. They run on copies: where the blobs had to be
+    /// uploaded again, they would corrupt them again.
+    altering: Mutex<VecDeque<Digest>>,
     stop: CancellationToken,
     tasks: TaskTracker,
 }
@@ -77,6 +84,7 @@ impl NodeWorker {
             stores,
             runner,
             build_root,
+            altering: Mutex::default(),
             stop,
             tasks,
         })
@@ -120,13 +128,21 @@ impl NodeWorker {
 
     /// Runs an action, and once more after it altered its inputs or found the disk full.
     async fn attempt(&self, run: &Run<'_>) -> Result<ExecuteResponse, Abort> {
-        let mut copies = false;
+        let action = run.job.action;
+        let mut copies = self.altering.lock().contains(&action);
         let mut is_full = false;
         loop {
             match run.once(copies).await {
                 Ok(Some(response)) => return Ok(response),
                 // Copies are not checked, so that this happens once.
-                Ok(None) => copies = true,
+                Ok(None) => {
+                    copies = true;
+                    let mut altering = self.altering.lock();
+                    altering.push_back(action);
+                    if altering.len() > MAX_ALTERING {
+                        altering.pop_front();
+                    }
+                }
                 Err(Abort::NoSpace(_)) if !is_full => {
                     is_full = true;
                     Trash(Arc::clone(&self.build_root)).empty(run.stop).await;

@@ -1,5 +1,7 @@
 //! The directory in which actions run, and the directories of actions in it.
 
+#[cfg(test)]
+mod tests;
 mod trash;
 
 use std::{

@@ -37,7 +37,7 @@ fn survives(fixture: &Fixture, script: &str) {
             .file("input", content.clone())
             .file("other", "other")
             .outputs(&["before"]);
-        let result = node.succeed(&action).await;
+        let result = node.insist(&action).await;
         let read = node.read(result.output_files[0].digest.as_ref()).await;
         assert_eq!(read, content);
         assert!(node.cached(&action).await.is_some());
@@ -126,8 +126,8 @@ fn concurrent(fixture: &Fixture) {
         );
         let writer = Action::script(&writer).file("input", content);
         let reader = Action::script(&reader).file("input", content);
-        let (written, read) = tokio::join!(node.succeed(&writer), node.stdout(&reader));
+        let (written, read) = tokio::join!(node.insist(&writer), node.insist(&reader));
         assert_eq!(written.exit_code, 0);
-        assert_eq!(read, content);
+        assert_eq!(node.log(read.stdout_digest.as_ref()).await, content);
     });
 }
