@@ -23,11 +23,12 @@ pub(crate) enum Abort {
 
 impl From<Error> for Abort {
     fn from(error: Error) -> Self {
-        match error {
-            Error::NotFound(blob) => Self::Final(Failure::Missing(vec![blob])),
-            Error::Full { .. } => Self::NoSpace(error.to_string()),
-            error if error.is_no_space() => Self::NoSpace(error.to_string()),
-            error => Self::Own(error.to_string()),
+        match Failure::from_store(error) {
+            Failure::NoSpace(why) => Self::NoSpace(why),
+            Failure::Unavailable(why) | Failure::Internal(why) | Failure::Corrupt(why) => {
+                Self::Own(why)
+            }
+            failure => Self::Final(failure),
         }
     }
 }

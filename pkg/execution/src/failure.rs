@@ -1,6 +1,17 @@
 //! The failures of executions, and their gRPC statuses.
 
-use gorego_storage::Digest;
+use std::fmt;
+
+use gorego_storage::{Compressor, Digest, Error, InstanceName, ReadName};
+use prost::Message;
+use prost_types::{Any, Duration};
+use reapi::rpc::{self, Code, PreconditionFailure, RetryInfo, precondition_failure::Violation};
+use tracing::error;
+
+/// The most bytes of the violations in a status. gRPC clients take messages of up to 4 MiB.
+const MAX_VIOLATIONS: usize = 3 << 20;
+/// The time after which a client should repeat a call, in seconds.
+const RETRY_DELAY: i64 = 1;
 
 /// The reason why an action has no result, or no usable one. The status of each is that of the REAPI, `Execute`.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -38,24 +49,184 @@ pub enum Failure {
     /// The client cancelled the operation, or left it. `CANCELLED`.
     #[error("{0}")]
     Cancelled(String),
+    /// There is no operation of this name. `NOT_FOUND`.
+    #[error("{0}")]
+    UnknownOperation(String),
+    /// The content of a blob does not match its digest. `DATA_LOSS`.
+    #[error("{0}")]
+    Corrupt(String),
 }
 
 impl Failure {
-    /// placeholder until merge with front
-    pub fn status(&self) -> reapi::rpc::Status {
-        let code = match self {
-            Self::Missing(_) | Self::Unmet(_) => 9,
-            Self::Invalid { .. } => 3,
-            Self::QueueFull(_) | Self::NoSpace(_) => 8,
-            Self::TimedOut(_) => 4,
-            Self::Unavailable(_) => 14,
-            Self::Internal(_) => 13,
-            Self::Cancelled(_) => 1,
+    /// Creates the failure of an invalid field.
+    pub(crate) fn invalid(field: impl fmt::Display, why: impl fmt::Display) -> Self {
+        Self::Invalid {
+            field: field.to_string(),
+            why: why.to_string(),
+        }
+    }
+
+    /// Creates the failure of an action for an error of a store. Errors of this machine are logged with their path,
+    /// which clients do not get.
+    pub(crate) fn from_store(cause: Error) -> Self {
+        match cause {
+            Error::NotFound(digest) => Self::Missing(vec![digest]),
+            Error::Unavailable(_) | Error::Outage { .. } => Self::Unavailable(cause.to_string()),
+            Error::Full { .. } => Self::NoSpace(cause.to_string()),
+            Error::Mismatch { .. } => Self::Corrupt(cause.to_string()),
+            Error::Io { action, .. } => {
+                error!("{cause}");
+                let why = cause.io_cause().unwrap_or_default();
+                let message = format!("{action} failed on the server: {why}");
+                if cause.is_no_space() {
+                    Self::NoSpace(message)
+                } else {
+                    Self::Internal(message)
+                }
+            }
+            other => Self::Internal(other.to_string()),
+        }
+    }
+
+    /// Returns the code of the status.
+    pub const fn code(&self) -> Code {
+        match self {
+            Self::Missing(_) | Self::Unmet(_) => Code::FailedPrecondition,
+            Self::Invalid { .. } => Code::InvalidArgument,
+            Self::QueueFull(_) | Self::NoSpace(_) => Code::ResourceExhausted,
+            Self::TimedOut(_) => Code::DeadlineExceeded,
+            Self::Unavailable(_) => Code::Unavailable,
+            Self::Internal(_) => Code::Internal,
+            Self::Cancelled(_) => Code::Cancelled,
+            Self::UnknownOperation(_) => Code::NotFound,
+            Self::Corrupt(_) => Code::DataLoss,
+        }
+    }
+
+    /// Returns the status with its details: each missing blob as a violation, as far as they fit into a message, or the
+    /// time after which to repeat the call.
+    pub fn status(&self) -> rpc::Status {
+        let detail = match self {
+            Self::Missing(digests) => {
+                Some(any("google.rpc.PreconditionFailure", &missing(digests)))
+            }
+            Self::QueueFull(_) | Self::Unavailable(_) => {
+                let retry_delay = Some(Duration {
+                    seconds: RETRY_DELAY,
+                    nanos: 0,
+                });
+                Some(any("google.rpc.RetryInfo", &RetryInfo { retry_delay }))
+            }
+            _ => None,
         };
-        reapi::rpc::Status {
-            code,
+        rpc::Status {
+            code: self.code() as i32,
             message: self.to_string(),
-            ..Default::default()
+            details: detail.into_iter().collect(),
+        }
+    }
+}
+
+/// Packs a message whose full name is `name`.
+pub(crate) fn any(name: &str, message: &impl Message) -> Any {
+    Any {
+        type_url: format!("type.googleapis.com/{name}"),
+        value: message.encode_to_vec(),
+    }
+}
+
+fn missing(digests: &[Digest]) -> PreconditionFailure {
+    let mut bytes = 0;
+    let violations = digests.iter().map(|digest| {
+        let name = ReadName {
+            instance: InstanceName::default(),
+            compressor: Compressor::Identity,
+            digest: *digest,
+        };
+        Violation {
+            r#type: "MISSING".to_owned(),
+            subject: name.to_string(),
+            description: String::new(),
+        }
+    });
+    let fitting = violations.take_while(|violation| {
+        bytes += violation.encoded_len() + 4;
+        bytes <= MAX_VIOLATIONS
+    });
+    let violations = fitting.collect();
+    PreconditionFailure { violations }
+}
+
+#[cfg(test)]
+mod tests {
+    use gorego_storage::DigestFunction;
+
+    use super::*;
+
+    fn violations(status: &rpc::Status) -> Vec<Violation> {
+        let [detail] = status.details.as_slice() else {
+            panic!("{} details", status.details.len());
+        };
+        assert_eq!(
+            detail.type_url,
+            "type.googleapis.com/google.rpc.PreconditionFailure"
+        );
+        let failure = PreconditionFailure::decode(detail.value.as_slice());
+        failure.unwrap().violations
+    }
+
+    #[test]
+    fn missing_blobs_are_violations_with_the_function_where_it_cannot_be_inferred() {
+        let blobs = [DigestFunction::Sha256, DigestFunction::Blake3].map(|f| f.digest(b"blob"));
+        let status = Failure::Missing(blobs.to_vec()).status();
+        assert_eq!(status.code, Code::FailedPrecondition as i32);
+        let violations = violations(&status);
+        assert!(
+            violations
+                .iter()
+                .all(|violation| violation.r#type == "MISSING")
+        );
+        let subjects: Vec<_> = violations.into_iter().map(|v| v.subject).collect();
+        let [sha256, blake3] = blobs.map(|digest| digest.hex());
+        assert_eq!(
+            subjects,
+            [
+                format!("blobs/{sha256}/4"),
+                format!("blobs/blake3/{blake3}/4")
+            ]
+        );
+    }
+
+    #[test]
+    fn a_million_missing_blobs_fit_into_a_message() {
+        let blobs = vec![DigestFunction::Sha256.digest(b"blob"); 1_000_000];
+        let status = Failure::Missing(blobs).status();
+        assert!((3_000_000..4 << 20).contains(&status.encoded_len()));
+        assert!(violations(&status).len() > 30_000);
+    }
+
+    #[test]
+    fn only_failures_that_pass_have_a_retry_delay() {
+        let message = || "why".to_owned();
+        for (failure, code, retries) in [
+            (Failure::invalid("a", "b"), Code::InvalidArgument, false),
+            (Failure::Unmet(message()), Code::FailedPrecondition, false),
+            (Failure::QueueFull(message()), Code::ResourceExhausted, true),
+            (Failure::NoSpace(message()), Code::ResourceExhausted, false),
+            (Failure::TimedOut(message()), Code::DeadlineExceeded, false),
+            (Failure::Unavailable(message()), Code::Unavailable, true),
+            (Failure::Internal(message()), Code::Internal, false),
+            (Failure::Cancelled(message()), Code::Cancelled, false),
+            (Failure::UnknownOperation(message()), Code::NotFound, false),
+        ] {
+            let status = failure.status();
+            assert_eq!(status.code, code as i32, "{failure}");
+            let retry = status
+                .details
+                .first()
+                .map(|detail| detail.type_url.as_str());
+            let expected = retries.then_some("type.googleapis.com/google.rpc.RetryInfo");
+            assert_eq!(retry, expected, "{failure}");
         }
     }
 }

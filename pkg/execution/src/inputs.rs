@@ -1,9 +1,19 @@
 //! The input tree of an action.
 
+mod count;
+mod load;
+mod nodes;
+mod resident;
+#[cfg(test)]
+mod tests;
+
 use std::{collections::HashMap, sync::Arc};
 
 use gorego_storage::Digest;
 use reapi::v2::Directory;
+
+pub(crate) use load::load;
+pub(crate) use resident::Resident;
 
 /// The input tree of an action: a graph, in which equal directories are one.
 #[derive(Debug)]
@@ -19,3 +29,12 @@ pub struct Inputs {
     /// The bytes of all files, as often as they are in the tree.
     pub bytes: u64,
 }
+
+/// The most entries of a tree.
+const MAX_ENTRIES: u64 = 1_000_000;
+/// The most directories on a path, the root included.
+const MAX_DEPTH: usize = 1000;
+/// The most different directories of a tree.
+const MAX_DIRECTORIES: usize = 200_000;
+/// The most bytes of the different directories of a tree, encoded.
+const MAX_DIRECTORY_BYTES: u64 = 64 << 20;

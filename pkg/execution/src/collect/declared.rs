@@ -6,7 +6,10 @@ use gorego_storage::shorten;
 use reapi::v2::Command;
 use rustix::fs::{AtFlags, FileType};
 
-use crate::abort::Abort;
+use crate::{
+    abort::Abort,
+    command::{self, DIRECTORIES, FILES},
+};
 
 /// The type that an output may have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,28 +33,23 @@ pub(super) struct Declared<'a> {
     pub field: &'static str,
 }
 
-/// Returns the outputs of a command, sorted by path and each once.
-#[expect(deprecated, reason = "clients before REAPI v2.1 use the old lists")]
+/// Returns the outputs of a command, sorted by path.
 pub(super) fn outputs(command: &Command) -> Vec<Declared<'_>> {
-    let mut outputs: Vec<_> = if command.output_paths.is_empty() {
-        let files = list(&command.output_files, Kind::File, "output_files");
-        let directories = &command.output_directories;
-        let directories = list(directories, Kind::Directory, "output_directories");
-        files.chain(directories).collect()
-    } else {
-        list(&command.output_paths, Kind::Any, "output_paths").collect()
-    };
+    let declared = command::outputs(command)
+        .into_iter()
+        .map(|output| Declared {
+            path: output.path,
+            kind: match output.field {
+                FILES => Kind::File,
+                DIRECTORIES => Kind::Directory,
+                _ => Kind::Any,
+            },
+            field: output.field,
+        });
+    let mut outputs: Vec<_> = declared.collect();
     outputs.sort_by_key(|output| output.path);
     outputs.dedup_by_key(|output| (output.path, output.field));
     outputs
-}
-
-fn list<'a>(
-    paths: &'a [String],
-    kind: Kind,
-    field: &'static str,
-) -> impl Iterator<Item = Declared<'a>> {
-    paths.iter().map(move |path| Declared { path, kind, field })
 }
 
 impl Declared<'_> {

@@ -10,29 +10,19 @@ use super::DIRECTORY_MODE;
 use crate::{
     abort::Abort,
     beneath::{io, join, open_beneath, open_child, split_last},
+    command::outputs,
 };
 
 /// Creates the parents of the command's outputs below `root`, through symlinks of the input tree that stay in it. The
 /// working directory must exist.
-#[expect(deprecated, reason = "clients before REAPI v2.1 use the old lists")]
 pub(super) fn create(root: &OwnedFd, command: &Command) -> Result<(), Abort> {
     let working = &command.working_directory;
     open_beneath(root, working).map_err(|errno| unusable(errno, "working_directory", working))?;
-    let lists = if command.output_paths.is_empty() {
-        vec![
-            ("output_files", &command.output_files),
-            ("output_directories", &command.output_directories),
-        ]
-    } else {
-        vec![("output_paths", &command.output_paths)]
-    };
     let mut created = HashSet::new();
-    for (field, paths) in lists {
-        for path in paths {
-            let (parent, _) = split_last(path);
-            if !parent.is_empty() && created.insert(parent) {
-                create_all(root, &join(working, parent), field)?;
-            }
+    for output in outputs(command) {
+        let (parent, _) = split_last(output.path);
+        if !parent.is_empty() && created.insert(parent) {
+            create_all(root, &join(working, parent), output.field)?;
         }
     }
     Ok(())

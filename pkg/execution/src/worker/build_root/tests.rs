@@ -52,7 +52,10 @@ fn a_build_root_is_created_and_used_by_one_process() {
 #[test]
 fn a_file_in_the_place_of_the_build_root_is_an_error() {
     let file = tempfile::NamedTempFile::new().unwrap();
-    assert!(matches!(open(file.path()), Err(BuildRootFailure::Unusable(_))));
+    assert!(matches!(
+        open(file.path()),
+        Err(BuildRootFailure::Unusable(_))
+    ));
 }
 
 #[tokio::test]

@@ -1,0 +1,178 @@
+//! The admission of actions: everything that can be refused is refused before the action is queued.
+
+#[cfg(test)]
+mod tests;
+
+use std::{sync::Arc, time::SystemTime};
+
+use gorego_storage::{BlobStore, Digest, Error, InstanceName};
+use reapi::{
+    shapes::Shaped,
+    v2::{Action, Command, ExecuteRequest},
+};
+
+use crate::{
+    Failure, Inputs, Job, Options,
+    action::CheckedAction,
+    command::check_command,
+    inputs::{self, Resident},
+    platform::check_platform,
+};
+
+/// The largest action in bytes: some digests, a platform and a salt.
+const MAX_ACTION: u64 = 256 << 10;
+/// The largest command in bytes: some 50,000 arguments.
+const MAX_COMMAND: u64 = 4 << 20;
+/// The factor by which a decoded message may exceed its encoded form.
+const UNFOLDED: u64 = 8;
+/// The digests looked up at a time.
+const LOOKUP: usize = 10_000;
+/// The memory for each directory and each blob in a job, in bytes.
+const PER_DIGEST: u64 = 128;
+
+/// Reads the action, and the function that its digest has. A digest without one may be of two.
+pub(crate) async fn read_action(
+    blobs: &dyn BlobStore,
+    digest: &Digest,
+) -> Result<(Digest, Action), Failure> {
+    let first = digest.only();
+    let read = read(blobs, "action_digest", &first, MAX_ACTION).await;
+    if let Err(Failure::Missing(_)) = read
+        && let Some(other) = digest.other()
+        && let Ok(action) = self::read(blobs, "action_digest", &other, MAX_ACTION).await
+    {
+        return Ok((other, action));
+    }
+    Ok((first, read?))
+}
+
+/// Reads and decodes the blob in `field`.
+async fn read<M: Shaped>(
+    blobs: &dyn BlobStore,
+    field: &str,
+    digest: &Digest,
+    most: u64,
+) -> Result<M, Failure> {
+    let size = digest.size();
+    if size > most {
+        let why = format!("the message has {size} bytes, accepted are {most}");
+        return Err(Failure::invalid(field, why));
+    }
+    let content = match blobs.get(digest, 0).await {
+        Ok(blob) => blob.into_bytes().await,
+        Err(error) => Err(error),
+    };
+    let content = match content {
+        Ok(content) => content,
+        // A store without the function does not have the blob.
+        Err(error @ Error::Refused { .. }) if error.is_absence() => {
+            return Err(Failure::Missing(vec![*digest]));
+        }
+        Err(error) => return Err(Failure::from_store(error)),
+    };
+    let limit = usize::try_from(most.saturating_mul(UNFOLDED)).unwrap_or(usize::MAX);
+    M::decode_within(content, limit)
+        .map_err(|why| Failure::invalid(field, format_args!("blob {digest} is malformed: {why}")))
+}
+
+/// The parts of a request from which a job is made.
+pub(crate) struct Admission<'a> {
+    pub(crate) options: &'a Options,
+    pub(crate) blobs: &'a dyn BlobStore,
+    pub(crate) resident: &'a Resident,
+    pub(crate) instance: InstanceName,
+    pub(crate) digest: Digest,
+    pub(crate) action: CheckedAction,
+    pub(crate) queued: SystemTime,
+}
+
+impl Admission<'_> {
+    /// Checks the command, the platform and the inputs. Extends the leases of all blobs that the action needs.
+    pub(crate) async fn job(self, request: &ExecuteRequest) -> Result<Arc<Job>, Failure> {
+        let mut missing = Vec::new();
+        let command = match read(
+            self.blobs,
+            "command_digest",
+            &self.action.command,
+            MAX_COMMAND,
+        )
+        .await
+        {
+            Err(Failure::Missing(command)) => {
+                missing.extend(command);
+                None
+            }
+            command => Some(command?),
+        };
+        if let Some(command) = &command {
+            self.check(command)?;
+        }
+        let (inputs, directories) =
+            inputs::load(self.blobs, self.resident, self.action.root).await?;
+        self.check_size(&inputs)?;
+        missing.extend(directories);
+        self.look_up(&inputs, &mut missing).await?;
+        let Some(command) = command.filter(|_| missing.is_empty()) else {
+            return Err(Failure::Missing(missing));
+        };
+        let digests = (inputs.directories.len() + inputs.blobs.len()) as u64;
+        // The bound of the decoded command is generous, and few are large.
+        let memory = PER_DIGEST * digests + 2 * self.action.command.size();
+        let job = Arc::new(Job {
+            instance: self.instance,
+            action: self.digest,
+            command,
+            inputs: Arc::new(inputs),
+            timeout: self.action.timeout,
+            do_not_cache: self.action.do_not_cache,
+            inline_stdout: request.inline_stdout,
+            inline_stderr: request.inline_stderr,
+            inline_output_files: request.inline_output_files.clone(),
+            queued: self.queued,
+        });
+        self.resident.add_job(&job, memory)?;
+        Ok(job)
+    }
+
+    #[expect(
+        deprecated,
+        reason = "clients of REAPI 2.1 put the platform into the command"
+    )]
+    fn check(&self, command: &Command) -> Result<(), Failure> {
+        check_command(command)?;
+        let (field, platform) = match &self.action.platform {
+            Some(platform) => ("action.platform", Some(platform)),
+            None => ("command.platform", command.platform.as_ref()),
+        };
+        platform.map_or(Ok(()), |platform| {
+            check_platform(field, platform, self.options)
+        })
+    }
+
+    fn check_size(&self, inputs: &Inputs) -> Result<(), Failure> {
+        let most = self.options.max_input_bytes;
+        if inputs.bytes > most {
+            return Err(Failure::Unmet(format!(
+                "the inputs have {} bytes, at most {most} are accepted (`execution.max_input_bytes`)",
+                inputs.bytes
+            )));
+        }
+        Ok(())
+    }
+
+    /// Adds the missing blobs. Directories that are in memory may no longer be in the store.
+    async fn look_up(&self, inputs: &Inputs, missing: &mut Vec<Digest>) -> Result<(), Failure> {
+        let needed = [self.digest, self.action.command];
+        let needed: Vec<Digest> = needed
+            .into_iter()
+            .filter(|digest| !missing.contains(digest))
+            .chain(inputs.directories.keys().copied())
+            .chain(inputs.blobs.iter().copied())
+            .collect();
+        for batch in needed.chunks(LOOKUP) {
+            let found = self.blobs.find_missing(batch).await;
+            missing.extend(found.map_err(Failure::from_store)?);
+        }
+        Ok(())
+    }
+}
