@@ -1,5 +1,7 @@
 //! The reason why an attempt has no result.
 
+use std::fmt;
+
 use gorego_storage::Error;
 
 use crate::Failure;
@@ -35,9 +37,8 @@ impl From<Error> for Abort {
 
 impl Abort {
     /// Creates the abort of an action with an invalid field.
-    pub(crate) fn invalid(field: impl Into<String>, why: impl Into<String>) -> Self {
-        let (field, why) = (field.into(), why.into());
-        Self::Final(Failure::Invalid { field, why })
+    pub(crate) fn invalid(field: impl fmt::Display, why: impl fmt::Display) -> Self {
+        Self::Final(Failure::invalid(field, why))
     }
 
     /// Creates the abort of an action that this node cannot run.

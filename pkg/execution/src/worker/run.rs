@@ -51,11 +51,14 @@ impl Run<'_> {
         times.fetch_end = SystemTime::now();
 
         (self.begin)(Phase::Run);
-        let ended = self.launch(&staged).await?;
-        (times.start, times.end) = (ended.started, ended.ended);
-        if self.altered(&staged).await? {
+        let ended = self.launch(&staged).await;
+        // A command that was stopped or lost may have altered its inputs, too.
+        let is_altered = self.altered(&staged).await?;
+        let ended = ended?;
+        if is_altered {
             return Ok(None);
         }
+        (times.start, times.end) = (ended.started, ended.ended);
 
         (self.begin)(Phase::Collect);
         times.upload_start = SystemTime::now();

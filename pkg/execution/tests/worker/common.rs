@@ -244,6 +244,17 @@ impl<S: BlobStore + ActionCache + Links> Node<S> {
         }
     }
 
+    /// Cancels an action when the file `started` exists, and waits until it has ended.
+    pub(crate) async fn cancel_when(&self, action: &Action, started: &Path) {
+        let mut watch = self.submit(action.job(&*self.store).await);
+        while !started.exists() {
+            tokio::task::yield_now().await;
+        }
+        assert!(self.scheduler.cancel(watch.operation()));
+        while watch.next().await.is_some() {}
+        self.is_clean().await;
+    }
+
     /// Runs an action that has to succeed, like a client that uploads missing inputs again.
     pub(crate) async fn insist(&self, action: &Action) -> ActionResult {
         let response = self.execute(action).await;

@@ -443,7 +443,7 @@ fn too_large(fixture: &Fixture) {
         let node = fixture
             .node_with(|options| options.max_output_bytes = Some(1000))
             .await;
-        let script = "mkdir d; truncate -s 500 a d/b d/c";
+        let script = "mkdir -p d; truncate -s 500 a d/b d/c";
         let action = Action::script(script).outputs(&["a", "d"]);
         let response: ExecuteResponse = node.execute(&action).await;
         let status = response.status.unwrap();

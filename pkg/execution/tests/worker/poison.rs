@@ -131,3 +131,20 @@ fn concurrent(fixture: &Fixture) {
         assert_eq!(node.log(read.stdout_digest.as_ref()).await, content);
     });
 }
+
+fn cancelled(fixture: &Fixture) {
+    fixture.run(async {
+        let node = fixture.node().await;
+        let content = "input of a cancelled action\n";
+        let started = node.dir.path().join("started");
+        let script = format!(
+            "chmod u+w input; echo more >> input; touch {}; sleep 1000",
+            started.display()
+        );
+        let action = Action::script(&script).file("input", content);
+        node.cancel_when(&action, &started).await;
+        let reader = Action::script("cat input").file("input", content);
+        let read = node.insist(&reader).await;
+        assert_eq!(node.log(read.stdout_digest.as_ref()).await, content);
+    });
+}

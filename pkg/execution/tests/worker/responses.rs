@@ -223,12 +223,6 @@ fn cancelled(fixture: &Fixture) {
         let node = fixture.node().await;
         let started = node.dir.path().join("started");
         let script = format!("touch {}; sleep 1000", started.display());
-        let mut watch = node.submit(Action::script(&script).job(&*node.store).await);
-        while !started.exists() {
-            tokio::task::yield_now().await;
-        }
-        assert!(node.scheduler.cancel(watch.operation()));
-        while watch.next().await.is_some() {}
-        node.is_clean().await;
+        node.cancel_when(&Action::script(&script), &started).await;
     });
 }
