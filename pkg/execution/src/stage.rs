@@ -76,7 +76,7 @@ impl<'a> Stage<'a> {
             if let Some(child) = frame.directory.directories.get(frame.next) {
                 frame.next += 1;
                 let digest = self.digest(child.digest.as_ref(), &child.name)?;
-                at = self.create(&at, &child.name)?;
+                at = create(&at, &child.name)?;
                 frames.push(self.fill(&at, &digest)?);
                 continue;
             }
@@ -102,11 +102,6 @@ impl<'a> Stage<'a> {
         let function = self.inputs.root.function();
         Digest::from_field(Some(function), digest)
             .map_err(|error| Abort::invalid(name, error.to_string()))
-    }
-
-    fn create(&self, at: &OwnedFd, name: &str) -> Result<OwnedFd, Error> {
-        rustix::fs::mkdirat(at, name, DIRECTORY_MODE).map_err(io("creating", name))?;
-        open_child(at, name).map_err(io("opening", name))
     }
 
     /// Creates the files and symlinks of a directory.
@@ -158,6 +153,11 @@ impl<'a> Stage<'a> {
         }
         Ok(())
     }
+}
+
+fn create(at: &OwnedFd, name: &str) -> Result<OwnedFd, Error> {
+    rustix::fs::mkdirat(at, name, DIRECTORY_MODE).map_err(io("creating", name))?;
+    open_child(at, name).map_err(io("opening", name))
 }
 
 fn create_symlink(at: &OwnedFd, symlink: &SymlinkNode) -> Result<(), Error> {

@@ -73,7 +73,10 @@ impl Run<'_> {
         let results = &*self.worker.stores.results;
         let note = publish::put_result(results, self.job, &response).await;
         if let Some(note) = note {
-            response.message = [response.message, note].join("\n").trim().to_owned();
+            if !response.message.is_empty() {
+                response.message.push('\n');
+            }
+            response.message.push_str(&note);
         }
         Ok(Some(response))
     }

@@ -125,7 +125,12 @@ pub(crate) struct Node<S> {
     next: AtomicU64,
 }
 
-impl<S: BlobStore + ActionCache + Links> Node<S> {
+/// The traits of a store.
+pub(crate) trait Store: BlobStore + ActionCache + Links {}
+
+impl<S: BlobStore + ActionCache + Links> Store for S {}
+
+impl<S: Store> Node<S> {
     pub(crate) fn new(
         dir: TempDir,
         store: Arc<S>,

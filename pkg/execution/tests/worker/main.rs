@@ -3,6 +3,7 @@
 
 mod action;
 mod common;
+mod directories;
 mod fake;
 mod logs;
 mod outputs;
@@ -35,6 +36,7 @@ fn main() -> ExitCode {
     let filter = arguments.iter().find(|argument| !argument.starts_with('-'));
     let selected = |(name, _): &&Test| filter.is_none_or(|filter| name.contains(filter.as_str()));
     let tests = [
+        directories::TESTS,
         fake::TESTS,
         logs::TESTS,
         outputs::TESTS,

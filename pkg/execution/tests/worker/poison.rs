@@ -21,6 +21,10 @@ pub(crate) const TESTS: &[Test] = &[
         "an_input_that_an_action_altered_before_another_read_it_is_right",
         concurrent,
     ),
+    (
+        "an_input_that_a_cancelled_action_altered_harms_nobody",
+        cancelled,
+    ),
 ];
 
 /// Calls the system from perl, since no other common program maps a file for writing or sets attributes.

@@ -103,7 +103,7 @@ fn properties(fixture: &Fixture) {
                 node.node_properties = properties(0o4640, 1000);
             })
             .file_with("d/b", "one\n", |node| {
-                node.node_properties = properties(0o600, 2000)
+                node.node_properties = properties(0o600, 2000);
             })
             .folder_with("d", properties(0o700, 3000));
         let stdout = node.stdout(&action).await;

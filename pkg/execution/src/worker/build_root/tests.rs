@@ -70,7 +70,7 @@ async fn the_next_start_deletes_what_a_killed_process_left() {
     let tree = path.join("action").join(ROOT);
     fs::create_dir_all(tree.join("a/b/c")).unwrap();
     fs::write(tree.join("a/b/c/file"), "file").unwrap();
-    fs::set_permissions(tree.join("a/b"), fs::Permissions::from_mode(0)).unwrap();
+    fs::set_permissions(tree.join("a/b"), fs::Permissions::from_mode(0o000)).unwrap();
     symlink(&outside, tree.join("a/link")).unwrap();
     symlink(&outside, path.join("link")).unwrap();
     drop(root);
