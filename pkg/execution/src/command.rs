@@ -81,9 +81,11 @@ fn check_environment(command: &Command) -> Result<(), Failure> {
 /// An output that a command declares.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct DeclaredOutput<'a> {
-    field: &'static str,
+    /// The list that it is in.
+    pub field: &'static str,
     index: usize,
-    path: &'a str,
+    /// The path, relative to the working directory.
+    pub path: &'a str,
 }
 
 impl DeclaredOutput<'_> {
@@ -96,15 +98,18 @@ impl DeclaredOutput<'_> {
     }
 }
 
-const FILES: &str = "output_files";
+/// The deprecated list of files.
+pub(crate) const FILES: &str = "output_files";
+/// The deprecated list of directories.
+pub(crate) const DIRECTORIES: &str = "output_directories";
 
 /// Returns the outputs: `output_paths`, or the deprecated lists if it is empty.
 #[expect(deprecated, reason = "clients of REAPI 2.0 send the other lists")]
-fn outputs(command: &Command) -> Vec<DeclaredOutput<'_>> {
+pub(crate) fn outputs(command: &Command) -> Vec<DeclaredOutput<'_>> {
     let lists = if command.output_paths.is_empty() {
         [
             (FILES, &command.output_files),
-            ("output_directories", &command.output_directories),
+            (DIRECTORIES, &command.output_directories),
         ]
     } else {
         const NONE: &Vec<String> = &Vec::new();

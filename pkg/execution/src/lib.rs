@@ -1,18 +1,25 @@
 //! The execution of actions (REAPI `Execution`): one action is checked, fetched, staged, run, collected and published.
 
+mod abort;
 mod action;
 mod admit;
+mod beneath;
+mod collect;
 mod command;
 mod executor;
 mod failure;
 mod inputs;
 mod job;
+mod logs;
 mod names;
 mod operation;
 mod options;
 mod platform;
+mod publish;
+mod stage;
 #[cfg(test)]
 mod testing;
+mod worker;
 
 pub use command::NODE_PROPERTIES;
 pub use executor::{Execution, Executor, OperationPage};
@@ -21,3 +28,4 @@ pub use inputs::Inputs;
 pub use job::Job;
 pub use operation::{CachedExecution, Watcher};
 pub use options::Options;
+pub use worker::{BuildRootError, BuildRootFailure, NodeWorker, Runner, Stores};

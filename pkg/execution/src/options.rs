@@ -23,6 +23,8 @@ pub struct Options {
     pub max_input_bytes: u64,
     /// The most bytes of an action's outputs, if limited.
     pub max_output_bytes: Option<u64>,
+    /// The most bytes of logs and output files that a response contains inline.
+    pub max_inline_bytes: u64,
     /// The most bytes kept of each of stdout and stderr. Of a longer one, the head and the tail are kept.
     pub max_log_bytes: u64,
     /// The variables that a command gets where it has none of that name.

@@ -16,6 +16,7 @@ pub(crate) fn options() -> Options {
         kill_delay: Duration::from_secs(5),
         max_input_bytes: 1 << 30,
         max_output_bytes: None,
+        max_inline_bytes: 4 << 20,
         max_log_bytes: 64 << 20,
         environment: BTreeMap::new(),
         platform: BTreeMap::new(),

@@ -1,0 +1,212 @@
+//! The files of outputs, on their way into the store.
+
+use std::{collections::HashMap, fs, os::fd::OwnedFd};
+
+use bytes::Bytes;
+use gorego_storage::{Adopt, Digest, DigestFunction, Error, read_at, shorten};
+use rustix::{
+    fs::{Mode, OFlags, Stat},
+    io::Errno,
+};
+
+use super::Sink;
+use crate::{
+    Job,
+    abort::Abort,
+    beneath::{change_mode, io},
+};
+
+/// The most files that are open at once, and stored in one call.
+const BATCH: usize = 64;
+/// The most files and directories in the outputs of an action.
+const MAX_ENTRIES: usize = 4_000_000;
+
+/// The number of a file among the outputs.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct FileId(usize);
+
+/// The files of outputs. They are stored in batches.
+pub(super) struct Files<'a> {
+    job: &'a Job,
+    sink: Sink<'a>,
+    open: Vec<fs::File>,
+    stored: Vec<Digest>,
+    inline: HashMap<usize, Bytes>,
+    inline_left: u64,
+    bytes: u64,
+    entries: usize,
+}
+
+/// The files of outputs, all of them stored.
+pub(super) struct Stored {
+    digests: Vec<Digest>,
+    inline: HashMap<usize, Bytes>,
+}
+
+impl<'a> Files<'a> {
+    pub(super) fn new(job: &'a Job, sink: Sink<'a>) -> Self {
+        Self {
+            job,
+            sink,
+            open: Vec::new(),
+            stored: Vec::new(),
+            inline: HashMap::new(),
+            inline_left: sink.max_inline,
+            bytes: 0,
+            entries: 0,
+        }
+    }
+
+    /// Counts an entry of a directory.
+    pub(super) fn count(&mut self) -> Result<(), Abort> {
+        if self.sink.stop.is_cancelled() {
+            return Err(Abort::Stopped);
+        }
+        self.entries += 1;
+        if self.entries > MAX_ENTRIES {
+            let why = format!("the outputs have more than {MAX_ENTRIES} files and directories");
+            return Err(Abort::unmet(why));
+        }
+        Ok(())
+    }
+
+    /// Adds the regular file `name` in the output directory `output`.
+    pub(super) fn add(
+        &mut self,
+        parent: &OwnedFd,
+        name: &str,
+        stat: &Stat,
+        output: &str,
+    ) -> Result<FileId, Abort> {
+        let file = self.open(parent, name, stat, output)?;
+        self.push(file)
+    }
+
+    /// Adds the regular file `name` that is the output `output`.
+    pub(super) fn add_output(
+        &mut self,
+        parent: &OwnedFd,
+        name: &str,
+        stat: &Stat,
+        output: &str,
+    ) -> Result<FileId, Abort> {
+        let file = self.open(parent, name, stat, output)?;
+        let size = size_of(stat);
+        let wanted = &self.job.inline_output_files;
+        if size > 0 && size <= self.inline_left && wanted.iter().any(|path| path == output) {
+            let len = usize::try_from(size).unwrap_or_default();
+            let read = read_at(&file, 0, len);
+            let content = read.map_err(|error| Error::io("reading", output, error))?;
+            self.inline_left -= size;
+            self.inline.insert(self.next(), content);
+        }
+        self.push(file)
+    }
+
+    fn next(&self) -> usize {
+        self.stored.len() + self.open.len()
+    }
+
+    fn open(
+        &mut self,
+        parent: &OwnedFd,
+        name: &str,
+        stat: &Stat,
+        output: &str,
+    ) -> Result<fs::File, Abort> {
+        self.count()?;
+        self.bytes = self.bytes.saturating_add(size_of(stat));
+        if let Some(most) = self.sink.max_bytes
+            && self.bytes > most
+        {
+            let why = "(execution.max_output_bytes)";
+            return Err(Abort::unmet(format!(
+                "the outputs have more than {most} bytes {why}"
+            )));
+        }
+        open(parent, name).map_err(|errno| match errno {
+            Errno::ACCESS | Errno::PERM => {
+                let (output, name) = (shorten(output), shorten(name));
+                Abort::unmet(format!("file {name:?} of output {output:?} cannot be read"))
+            }
+            errno => io("opening", output)(errno).into(),
+        })
+    }
+
+    fn push(&mut self, file: fs::File) -> Result<FileId, Abort> {
+        let id = self.next();
+        self.open.push(file);
+        if self.open.len() == BATCH {
+            self.store()?;
+        }
+        Ok(FileId(id))
+    }
+
+    fn store(&mut self) -> Result<(), Abort> {
+        let files = self.open.drain(..).map(Adopt::Copy).collect();
+        let Sink {
+            links,
+            runtime,
+            stop,
+            ..
+        } = self.sink;
+        let function: DigestFunction = self.job.function();
+        let adopted = runtime.block_on(async {
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => Err(Abort::Stopped),
+                adopted = links.adopt(function, files) => Ok(adopted),
+            }
+        })?;
+        for digest in adopted {
+            self.stored.push(digest?);
+        }
+        Ok(())
+    }
+
+    /// Stores the rest.
+    pub(super) fn finish(mut self) -> Result<Stored, Abort> {
+        if !self.open.is_empty() {
+            self.store()?;
+        }
+        Ok(Stored {
+            digests: self.stored,
+            inline: self.inline,
+        })
+    }
+}
+
+impl Stored {
+    pub(super) fn digest(&self, file: FileId) -> Result<Digest, Abort> {
+        let digest = self.digests.get(file.0).copied();
+        digest.ok_or_else(|| Abort::Own("an output was not stored".to_owned()))
+    }
+
+    /// Returns the content of a file, if it is returned inline; else nothing. Nothing, too, if it changed meanwhile.
+    pub(super) fn content(&self, file: FileId) -> Bytes {
+        let content = self.inline.get(&file.0);
+        let is_stored = |content: &&Bytes| {
+            let digest = self.digests.get(file.0);
+            digest.is_some_and(|digest| digest.is_of(content))
+        };
+        content.filter(is_stored).cloned().unwrap_or_default()
+    }
+}
+
+fn size_of(stat: &Stat) -> u64 {
+    u64::try_from(stat.st_size).unwrap_or_default()
+}
+
+/// Opens a regular file for reading. As its owner, gives it the permission first.
+fn open(parent: &OwnedFd, name: &str) -> Result<fs::File, Errno> {
+    let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let open = || rustix::fs::openat(parent, name, flags, Mode::empty());
+    let opened = open().or_else(|errno| {
+        if errno != Errno::ACCESS {
+            return Err(errno);
+        }
+        change_mode(parent, name, Mode::RUSR)?;
+        open()
+    })?;
+    Ok(opened.into())
+}

@@ -1,0 +1,154 @@
+//! The response of an action, and its way into the stores.
+
+mod metadata;
+
+use bytes::Bytes;
+use gorego_sandbox::{Ended, Exit};
+use gorego_storage::{ActionCache, BlobStore, Digest};
+use prost::Message as _;
+use reapi::v2::{ActionResult, ExecuteResponse};
+
+use crate::{Failure, Job, abort::Abort, collect::Collected, logs::Log};
+pub(crate) use metadata::Times;
+use metadata::signal_name;
+
+/// The most blobs of one call to the store.
+const BATCH: usize = 1000;
+/// The most bytes of the blobs of one call to the store, unless one is larger.
+const BATCH_BYTES: usize = 4 << 20;
+
+/// An action that ran to its end.
+#[derive(Debug)]
+pub(crate) struct Finished {
+    /// The report of its processes.
+    pub ended: Ended,
+    /// Its outputs, or the reason why they cannot be returned.
+    pub outputs: Result<Collected, Failure>,
+    /// Its standard output.
+    pub stdout: Log,
+    /// Its standard error.
+    pub stderr: Log,
+}
+
+/// Stores blobs in batches.
+pub(crate) async fn put_blobs(
+    blobs: &dyn BlobStore,
+    content: Vec<(Digest, Bytes)>,
+) -> Result<(), Abort> {
+    let mut batch = Vec::new();
+    let mut bytes = 0;
+    let mut content = content.into_iter().peekable();
+    while let Some((digest, blob)) = content.next() {
+        bytes += blob.len();
+        batch.push((digest, blob));
+        let next = content.peek().map(|(_, blob)| blob.len());
+        let is_last = next.is_none_or(|next| bytes + next > BATCH_BYTES || batch.len() >= BATCH);
+        if is_last {
+            for put in blobs.put_batch(std::mem::take(&mut batch)).await {
+                put?;
+            }
+            bytes = 0;
+        }
+    }
+    Ok(())
+}
+
+/// Stores the result of an action that succeeded, unless it must not be. Returns a line for the client if that failed.
+pub(crate) async fn put_result(
+    results: &dyn ActionCache,
+    job: &Job,
+    response: &ExecuteResponse,
+) -> Option<String> {
+    let result = response.result.as_ref()?;
+    let succeeded = response.status.is_none() && result.exit_code == 0;
+    if !succeeded || job.do_not_cache {
+        return None;
+    }
+    let mut stored = result.clone();
+    // Clients should not store inlined content; those who read a result ask for it.
+    stored.stdout_raw = Bytes::new();
+    stored.stderr_raw = Bytes::new();
+    for file in &mut stored.output_files {
+        file.contents = Bytes::new();
+    }
+    let error = results
+        .put(job.instance.as_str(), &job.action, stored)
+        .await
+        .err()?;
+    let action = job.action;
+    tracing::warn!(%action, %error, "the result of an action was not cached");
+    Some(format!("the result was not cached: {error}"))
+}
+
+impl Finished {
+    /// Builds the response. Its result has no metadata yet.
+    pub(crate) fn response(self, job: &Job) -> ExecuteResponse {
+        let mut lines = self.lines();
+        let timed_out = self.ended.timed_out.then(|| {
+            let seconds = job.timeout.as_secs_f64();
+            Failure::TimedOut(format!(
+                "the command did not end within its timeout of {seconds} s"
+            ))
+        });
+        let (mut result, failure) = match self.outputs {
+            Ok(collected) => {
+                lines.extend(collected.notes);
+                (collected.result, timed_out)
+            }
+            Err(failure) => (ActionResult::default(), Some(timed_out.unwrap_or(failure))),
+        };
+        result.exit_code = exit_code(self.ended.exit);
+        result.stdout_digest = self.stdout.digest.map(|digest| digest.to_proto());
+        result.stdout_raw = self.stdout.inline;
+        result.stderr_digest = self.stderr.digest.map(|digest| digest.to_proto());
+        result.stderr_raw = self.stderr.inline;
+        ExecuteResponse {
+            result: Some(result),
+            status: failure.map(|failure| failure.status()),
+            message: lines.join("\n"),
+            ..ExecuteResponse::default()
+        }
+    }
+
+    /// Returns lines for the client about the end of the command.
+    fn lines(&self) -> Vec<String> {
+        let mut lines = Vec::new();
+        if let Exit::Signal(signal) = self.ended.exit {
+            let name = signal_name(signal);
+            lines.push(format!(
+                "the command was killed by signal {signal} (SIG{name})"
+            ));
+        }
+        let leftovers = &self.ended.leftovers;
+        if leftovers.count > 0 {
+            let (count, names) = (leftovers.count, leftovers.names.join(", "));
+            let processes = if count == 1 { "process" } else { "processes" };
+            lines.push(format!(
+                "{count} {processes} outlived the command, killed: {names}"
+            ));
+        }
+        lines
+    }
+}
+
+/// Returns the exit code as shells do.
+fn exit_code(exit: Exit) -> i32 {
+    match exit {
+        Exit::Code(code) => code,
+        Exit::Signal(signal) => 128_i32.saturating_add(signal),
+    }
+}
+
+/// Returns the response of an action without a result.
+pub(crate) fn failed(failure: &Failure) -> ExecuteResponse {
+    ExecuteResponse {
+        status: Some(failure.status()),
+        ..ExecuteResponse::default()
+    }
+}
+
+/// Returns a response as the outcome of an attempt.
+pub(crate) fn outcome(value: ExecuteResponse) -> gorego_scheduler::Outcome<ExecuteResponse> {
+    let bytes = value.encoded_len() as u64;
+    gorego_scheduler::Outcome { value, bytes }
+}

@@ -1,0 +1,175 @@
+//! The worker of this node: runs actions from their inputs to their published results.
+
+mod build_root;
+mod run;
+
+use std::{collections::VecDeque, fmt, sync::Arc};
+
+use async_trait::async_trait;
+use gorego_sandbox::{Ended, Launch, LaunchError, Launcher};
+use gorego_scheduler::{Attempt, Phase, Report, Worker};
+use gorego_storage::{ActionCache, BlobStore, Digest, Links};
+use parking_lot::Mutex;
+use reapi::v2::ExecuteResponse;
+use tokio::task::spawn_blocking;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{Failure, Job, Options, abort::Abort, publish};
+use build_root::{BuildRoot, Trash};
+pub use build_root::{BuildRootError, BuildRootFailure};
+use run::Run;
+
+/// The most actions that are remembered because they altered their inputs.
+const MAX_ALTERING: usize = 1000;
+
+/// A runner of commands.
+#[async_trait]
+pub trait Runner: Send + Sync + fmt::Debug + 'static {
+    /// Runs a command until it has ended and none of its processes is left, or until `stop` is cancelled.
+    async fn run(&self, launch: Launch, stop: CancellationToken) -> Result<Ended, LaunchError>;
+}
+
+#[async_trait]
+impl Runner for Launcher {
+    async fn run(&self, launch: Launch, stop: CancellationToken) -> Result<Ended, LaunchError> {
+        Launcher::run(self, launch, stop).await
+    }
+}
+
+/// The stores of a worker: parts of one store, seen as each of its traits.
+#[derive(Clone, Debug)]
+pub struct Stores {
+    /// The blobs.
+    pub blobs: Arc<dyn BlobStore>,
+    /// The results of actions.
+    pub results: Arc<dyn ActionCache>,
+    /// The blobs as inputs and outputs.
+    pub links: Arc<dyn Links>,
+}
+
+/// The worker of this node. It runs each action in a directory of its own, below the build root. When it is dropped,
+/// the deletion of such directories stops; the next start continues it.
+#[derive(Debug)]
+pub struct NodeWorker {
+    options: Options,
+    stores: Stores,
+    runner: Arc<dyn Runner>,
+    build_root: Arc<BuildRoot>,
+    /// The newest actions that altered their inputs, or had altered ones. They run on copies: where the blobs had to be
+    /// uploaded again, they would corrupt them again.
+    altering: Mutex<VecDeque<Digest>>,
+    stop: CancellationToken,
+    tasks: TaskTracker,
+}
+
+impl Drop for NodeWorker {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
+impl NodeWorker {
+    /// Creates a worker, in the current tokio runtime. Deletes the content of the build root in the background; refuses
+    /// one with files that is not gorego's. Blocks for a moment.
+    pub fn new(
+        options: Options,
+        stores: Stores,
+        runner: Arc<dyn Runner>,
+    ) -> Result<Self, BuildRootError> {
+        let build_root = BuildRoot::open(&options.build_root)?;
+        let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
+        tasks.spawn(Trash(Arc::clone(&build_root)).run(stop.clone()));
+        Ok(Self {
+            options,
+            stores,
+            runner,
+            build_root,
+            altering: Mutex::default(),
+            stop,
+            tasks,
+        })
+    }
+
+    /// Waits for the end of the deletion of directories, after it was stopped.
+    pub async fn close(&self) {
+        self.stop.cancel();
+        self.tasks.close();
+        self.tasks.wait().await;
+    }
+
+    /// Runs an action to the end of the attempt. `begin` records the steps.
+    async fn report(
+        &self,
+        job: &Arc<Job>,
+        stop: &CancellationToken,
+        begin: &(dyn Fn(Phase) + Send + Sync),
+    ) -> Report<ExecuteResponse> {
+        let run = Run {
+            worker: self,
+            job,
+            stop,
+            begin,
+        };
+        let failure = match self.attempt(&run).await {
+            Ok(response) => return Report::Done(publish::outcome(response)),
+            Err(_) if stop.is_cancelled() => return Report::Stopped,
+            Err(Abort::Stopped) => return Report::Stopped,
+            Err(Abort::Final(failure)) => failure,
+            Err(Abort::NoSpace(why)) => Failure::NoSpace(why),
+            Err(Abort::Own(why)) => {
+                let action = job.action;
+                tracing::warn!(%action, error = why, "an attempt to run an action failed");
+                let failure = Failure::Internal(why);
+                return Report::Failed(publish::outcome(publish::failed(&failure)));
+            }
+        };
+        Report::Done(publish::outcome(publish::failed(&failure)))
+    }
+
+    /// Runs an action, and once more after it altered its inputs or found the disk full.
+    async fn attempt(&self, run: &Run<'_>) -> Result<ExecuteResponse, Abort> {
+        let action = run.job.action;
+        let mut copies = self.altering.lock().contains(&action);
+        let mut is_full = false;
+        loop {
+            match run.once(copies).await {
+                Ok(Some(response)) => return Ok(response),
+                // Copies are not checked, so that this happens once.
+                Ok(None) => {
+                    copies = true;
+                    let mut altering = self.altering.lock();
+                    altering.push_back(action);
+                    if altering.len() > MAX_ALTERING {
+                        altering.pop_front();
+                    }
+                }
+                Err(Abort::NoSpace(_)) if !is_full => {
+                    is_full = true;
+                    Trash(Arc::clone(&self.build_root)).empty(run.stop).await;
+                }
+                Err(abort) => return Err(abort),
+            }
+        }
+    }
+}
+
+#[async_trait]
+impl Worker<Job, ExecuteResponse> for NodeWorker {
+    fn fits(&self, _platform: &str) -> bool {
+        // Admission refuses what this node does not have.
+        true
+    }
+
+    async fn run(&self, attempt: Attempt<Job>) -> Report<ExecuteResponse> {
+        let begin = |phase| attempt.begin(phase);
+        self.report(&attempt.grant.job, &attempt.stop, &begin).await
+    }
+}
+
+/// Runs a function that blocks. A panic in it is an error of the executor.
+async fn block<T: Send + 'static>(
+    function: impl FnOnce() -> Result<T, Abort> + Send + 'static,
+) -> Result<T, Abort> {
+    let ended = spawn_blocking(function).await;
+    ended.unwrap_or_else(|error| Err(Abort::Own(error.to_string())))
+}

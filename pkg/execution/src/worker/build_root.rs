@@ -1,0 +1,240 @@
+//! The directory in which actions run, and the directories of actions in it.
+
+#[cfg(test)]
+mod tests;
+mod trash;
+
+use std::{
+    fs, io,
+    os::{fd::OwnedFd, unix::fs::DirBuilderExt as _},
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::SystemTime,
+};
+
+use gorego_storage::Error;
+use rustix::{
+    fs::{CWD, FlockOperation, Mode, OFlags, Stat},
+    io::Errno,
+};
+use tokio::sync::Notify;
+
+use crate::beneath::{DIRECTORY, io as io_error, open_child};
+pub(crate) use trash::Trash;
+
+/// The file that marks a directory as gorego's, and is locked by the process that uses it.
+const MARKER: &str = ".gorego-build-root";
+/// The folder of directories that are being deleted.
+const TRASH: &str = "trash";
+/// The folder of a file system's own, in a directory that is a mount point.
+const LOST_AND_FOUND: &str = "lost+found";
+
+/// The mode of the directories of actions: other users have no access.
+const PRIVATE: Mode = Mode::RWXU;
+const PUBLIC: Mode = Mode::from_bits_retain(0o755);
+
+/// The error of opening a build root.
+#[derive(Debug, thiserror::Error)]
+#[error("{} {why} (execution.build_root)", dir.display())]
+pub struct BuildRootError {
+    /// The directory.
+    pub dir: PathBuf,
+    /// The cause.
+    pub why: BuildRootFailure,
+}
+
+/// The cause of an error of opening a build root.
+#[derive(Debug, thiserror::Error)]
+pub enum BuildRootFailure {
+    /// The directory holds files, and was not made by gorego. They would be deleted.
+    #[error(
+        "is not gorego's, yet holds {0:?}, which gorego would delete; empty it or choose another"
+    )]
+    Foreign(String),
+    /// Another process uses the directory.
+    #[error("is in use by another gorego")]
+    InUse,
+    /// Another user owns the directory, and could replace the files of actions.
+    #[error("belongs to user {0}; choose a directory of gorego's own user")]
+    Untrusted(u32),
+    /// The directory cannot be read or written.
+    #[error("cannot be used: {0}")]
+    Unusable(#[from] Box<Error>),
+}
+
+impl From<Error> for BuildRootFailure {
+    fn from(error: Error) -> Self {
+        Self::Unusable(Box::new(error))
+    }
+}
+
+/// The directory in which actions run. Its content is deleted at the start.
+#[derive(Debug)]
+pub(crate) struct BuildRoot {
+    path: PathBuf,
+    dir: OwnedFd,
+    trash: OwnedFd,
+    /// Distinguishes the names of this process from those of earlier ones.
+    generation: u128,
+    next: AtomicU64,
+    /// Wakes the deleter.
+    dirty: Notify,
+    /// Locked for as long as this lives.
+    _marker: OwnedFd,
+}
+
+impl BuildRoot {
+    /// Opens the directory, which is created if it is missing, and moves what an earlier process left to the trash.
+    /// Refuses a directory with files that is not marked as gorego's. Blocks.
+    pub(crate) fn open(path: &Path) -> Result<Arc<Self>, BuildRootError> {
+        Self::try_open(path).map(Arc::new).map_err(|why| {
+            let dir = path.to_owned();
+            BuildRootError { dir, why }
+        })
+    }
+
+    fn try_open(path: &Path) -> Result<Self, BuildRootFailure> {
+        let error = |action| move |error: io::Error| Error::io(action, path, error);
+        let mut builder = fs::DirBuilder::new();
+        let created = builder.recursive(true).mode(0o711).create(path);
+        created.map_err(error("creating"))?;
+        // Paths of actions must not depend on the directory in which gorego was started.
+        let path = fs::canonicalize(path).map_err(error("resolving"))?;
+        let dir = rustix::fs::openat(CWD, &path, DIRECTORY, Mode::empty())
+            .map_err(|errno| error("opening")(errno.into()))?;
+        check_owner(&rustix::fs::fstat(&dir).map_err(|errno| error("opening")(errno.into()))?)?;
+        let names = list(&dir)?;
+        let marker = mark(&dir, &names)?;
+        match rustix::fs::mkdirat(&dir, TRASH, PRIVATE) {
+            Ok(()) | Err(Errno::EXIST) => {}
+            Err(errno) => return Err(io_error("creating", TRASH)(errno).into()),
+        }
+        let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+        let root = Self {
+            trash: open_child(&dir, TRASH).map_err(io_error("opening", TRASH))?,
+            path,
+            dir,
+            generation: since.unwrap_or_default().as_nanos(),
+            next: AtomicU64::new(0),
+            dirty: Notify::new(),
+            _marker: marker,
+        };
+        for name in names {
+            if ![MARKER, TRASH, LOST_AND_FOUND].contains(&&*name) {
+                root.discard(&name).map_err(io_error("removing", &name))?;
+            }
+        }
+        root.dirty.notify_one();
+        Ok(root)
+    }
+
+    /// Creates the directory of an action. Blocks.
+    pub(crate) fn create(self: &Arc<Self>) -> Result<ActionDir, Error> {
+        let name = self.new_name();
+        let make = |at: &OwnedFd, name: &str, mode| {
+            rustix::fs::mkdirat(at, name, mode)?;
+            let made = open_child(at, name)?;
+            // Whatever the umask.
+            rustix::fs::fchmod(&made, mode)?;
+            Ok(made)
+        };
+        let dir = make(&self.dir, &name, PRIVATE).map_err(io_error("creating", &name))?;
+        let mut action = ActionDir {
+            root: dir
+                .try_clone()
+                .map_err(|error| Error::io("creating", &name, error))?,
+            build_root: Arc::clone(self),
+            name,
+            dir,
+        };
+        action.root = make(&action.dir, ROOT, PUBLIC).map_err(io_error("creating", ROOT))?;
+        make(&action.dir, TMP, PUBLIC).map_err(io_error("creating", TMP))?;
+        Ok(action)
+    }
+
+    /// Returns a name that no other file here or in the trash has.
+    fn new_name(&self) -> String {
+        let number = self.next.fetch_add(1, Relaxed);
+        format!("{:x}-{number}", self.generation)
+    }
+
+    /// Moves a file or directory to the trash.
+    fn discard(&self, name: &str) -> Result<(), Errno> {
+        let moved = rustix::fs::renameat(&self.dir, name, &self.trash, self.new_name());
+        self.dirty.notify_one();
+        moved
+    }
+}
+
+/// The folder of the input root in an action's directory.
+const ROOT: &str = "root";
+/// The folder for temporary files in an action's directory.
+const TMP: &str = "tmp";
+
+/// The directory of an action: its input root, temporary files and logs. Moved to the trash when this is dropped.
+#[derive(Debug)]
+pub(crate) struct ActionDir {
+    build_root: Arc<BuildRoot>,
+    name: String,
+    /// The directory itself.
+    pub dir: OwnedFd,
+    /// The input root.
+    pub root: OwnedFd,
+}
+
+impl ActionDir {
+    /// Returns the path of the folder for temporary files.
+    pub(crate) fn tmp(&self) -> PathBuf {
+        self.build_root.path.join(&self.name).join(TMP)
+    }
+}
+
+impl Drop for ActionDir {
+    fn drop(&mut self) {
+        if let Err(error) = self.build_root.discard(&self.name) {
+            let (name, root) = (&self.name, self.build_root.path.display());
+            tracing::warn!(%error, "failed to remove the directory {name} of an action in {root}");
+        }
+    }
+}
+
+fn check_owner(stat: &Stat) -> Result<(), BuildRootFailure> {
+    let own = rustix::process::geteuid().as_raw();
+    if [own, 0].contains(&stat.st_uid) {
+        return Ok(());
+    }
+    Err(BuildRootFailure::Untrusted(stat.st_uid))
+}
+
+/// Marks a new directory, and locks the mark.
+fn mark(dir: &OwnedFd, names: &[String]) -> Result<OwnedFd, BuildRootFailure> {
+    let is_marked = names.iter().any(|name| name == MARKER);
+    let foreign = names.iter().find(|name| *name != LOST_AND_FOUND);
+    if let Some(foreign) = foreign.filter(|_| !is_marked) {
+        return Err(BuildRootFailure::Foreign(foreign.clone()));
+    }
+    let flags = OFlags::CREATE | OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let marker = rustix::fs::openat(dir, MARKER, flags, Mode::RUSR | Mode::WUSR)
+        .map_err(io_error("creating", MARKER))?;
+    match rustix::fs::flock(&marker, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(marker),
+        Err(Errno::WOULDBLOCK) => Err(BuildRootFailure::InUse),
+        Err(errno) => Err(io_error("locking", MARKER)(errno).into()),
+    }
+}
+
+/// Returns the names in a directory. Names that are not UTF-8 are changed, so that they are found by no call.
+fn list(dir: &OwnedFd) -> Result<Vec<String>, Error> {
+    let mut names = Vec::new();
+    for entry in rustix::fs::Dir::read_from(dir).map_err(io_error("listing", "."))? {
+        let entry = entry.map_err(io_error("listing", "."))?;
+        let name = entry.file_name().to_string_lossy();
+        if name != "." && name != ".." {
+            names.push(name.into_owned());
+        }
+    }
+    Ok(names)
+}

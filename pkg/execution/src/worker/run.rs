@@ -1,0 +1,241 @@
+//! One run of an action: fetch, stage, run, collect, publish.
+
+use std::{collections::HashSet, sync::Arc, time::SystemTime};
+
+use gorego_sandbox::{Ended, Launch, LaunchError, Limits};
+use gorego_scheduler::Phase;
+use gorego_storage::{Digest, Error, PinError, Pins};
+use reapi::v2::ExecuteResponse;
+use tokio::runtime::Handle;
+use tokio_util::sync::CancellationToken;
+
+use super::{NodeWorker, block, build_root::ActionDir};
+use crate::{
+    Failure, Job,
+    abort::Abort,
+    collect::{Collected, Sink, collect},
+    logs::LogFile,
+    publish::{self, Finished, Times},
+    stage::{Source, stage},
+};
+
+/// The variables whose default is the folder for temporary files of the action.
+const TEMPORARY: [&str; 2] = ["HOME", "TMPDIR"];
+
+/// An action that runs on a worker.
+pub(super) struct Run<'a> {
+    pub(super) worker: &'a NodeWorker,
+    pub(super) job: &'a Arc<Job>,
+    pub(super) stop: &'a CancellationToken,
+    pub(super) begin: &'a (dyn Fn(Phase) + Send + Sync),
+}
+
+/// The files of an action that is ready to run.
+struct Staged {
+    dir: ActionDir,
+    /// The inputs that are links to blobs.
+    linked: HashSet<Digest>,
+    stdout: LogFile,
+    stderr: LogFile,
+}
+
+impl Run<'_> {
+    /// Runs the action once, on `copies` of its inputs or on links to them. Returns the response after it is published;
+    /// `None` if the action altered its inputs, so that it has to run again on copies.
+    pub(super) async fn once(&self, copies: bool) -> Result<Option<ExecuteResponse>, Abort> {
+        let mut times = Times::new(self.job.queued);
+        (self.begin)(Phase::Fetch);
+        let _pins = self.fetch().await?;
+        (self.begin)(Phase::Stage);
+        let staged = self.stage(copies).await?;
+        times.fetch_end = SystemTime::now();
+
+        (self.begin)(Phase::Run);
+        let ended = self.launch(&staged).await;
+        // A command that was stopped or lost may have altered its inputs, too.
+        let is_altered = self.altered(&staged).await?;
+        let ended = ended?;
+        if is_altered {
+            return Ok(None);
+        }
+        (times.start, times.end) = (ended.started, ended.ended);
+
+        (self.begin)(Phase::Collect);
+        times.upload_start = SystemTime::now();
+        let mut finished = self.collect(staged, ended).await?;
+        (self.begin)(Phase::Publish);
+        self.until_stopped(self.publish(&mut finished)).await?;
+        let metadata = times.metadata(&self.worker.options.node, &finished.ended);
+        let mut response = finished.response(self.job);
+        if let Some(result) = &mut response.result {
+            result.execution_metadata = Some(metadata);
+        }
+        let results = &*self.worker.stores.results;
+        let note = publish::put_result(results, self.job, &response).await;
+        if let Some(note) = note {
+            if !response.message.is_empty() {
+                response.message.push('\n');
+            }
+            response.message.push_str(&note);
+        }
+        Ok(Some(response))
+    }
+
+    /// Waits for a step that writes nothing which has to be undone.
+    async fn until_stopped<T>(
+        &self,
+        step: impl Future<Output = Result<T, Abort>>,
+    ) -> Result<T, Abort> {
+        tokio::select! {
+            biased;
+            () = self.stop.cancelled() => Err(Abort::Stopped),
+            done = step => done,
+        }
+    }
+
+    async fn fetch(&self) -> Result<Pins, Abort> {
+        let pin = async {
+            let pinned = self.worker.stores.links.pin(&self.job.inputs.blobs).await;
+            pinned.map_err(|error| match error {
+                PinError::Missing(missing) => Failure::Missing(missing).into(),
+                PinError::Full { .. } => Abort::unmet(error.to_string()),
+                PinError::Store(error) => error.into(),
+            })
+        };
+        self.until_stopped(pin).await
+    }
+
+    async fn stage(&self, copies: bool) -> Result<Staged, Abort> {
+        let (job, stop) = (Arc::clone(self.job), self.stop.clone());
+        let links = Arc::clone(&self.worker.stores.links);
+        let build_root = Arc::clone(&self.worker.build_root);
+        block(move || {
+            let dir = build_root.create()?;
+            let source = Source {
+                links: &*links,
+                copies,
+                stop: &stop,
+            };
+            Ok(Staged {
+                linked: stage(&job, &dir.root, source)?,
+                stdout: LogFile::create(&dir.dir, "stdout")?,
+                stderr: LogFile::create(&dir.dir, "stderr")?,
+                dir,
+            })
+        })
+        .await
+    }
+
+    async fn launch(&self, staged: &Staged) -> Result<Ended, Abort> {
+        let (command, options) = (&self.job.command, &self.worker.options);
+        let root = staged.dir.root.try_clone();
+        let launch = Launch {
+            argv: command.arguments.clone(),
+            environment: self.environment(&staged.dir),
+            root: root.map_err(|error| Error::io("opening", "root", error))?,
+            working_directory: command.working_directory.clone(),
+            stdout: staged.stdout.writer()?,
+            stderr: staged.stderr.writer()?,
+            timeout: self.job.timeout,
+            kill_delay: options.kill_delay,
+            limits: Limits::default(),
+        };
+        let ended = self.worker.runner.run(launch, self.stop.clone()).await;
+        let ended = ended.map_err(|error| match error {
+            LaunchError::NotExecutable { .. } => Abort::unmet(error.to_string()),
+            LaunchError::NoWorkingDirectory(_) => {
+                Abort::invalid("working_directory", error.to_string())
+            }
+            LaunchError::Lost(_) | LaunchError::Io(_) => Abort::Own(error.to_string()),
+        })?;
+        if ended.stopped {
+            return Err(Abort::Stopped);
+        }
+        Ok(ended)
+    }
+
+    /// Returns the variables of the command, and the defaults of those that it does not set.
+    fn environment(&self, dir: &ActionDir) -> Vec<(String, String)> {
+        let mut environment = self.worker.options.environment.clone();
+        for name in TEMPORARY {
+            let tmp = || dir.tmp().to_string_lossy().into_owned();
+            environment.entry(name.to_owned()).or_insert_with(tmp);
+        }
+        for variable in &self.job.command.environment_variables {
+            environment.insert(variable.name.clone(), variable.value.clone());
+        }
+        environment.into_iter().collect()
+    }
+
+    /// Returns whether the action altered its inputs. Corrupt blobs are in quarantine then.
+    async fn altered(&self, staged: &Staged) -> Result<bool, Abort> {
+        if staged.linked.is_empty() {
+            return Ok(false);
+        }
+        let links = Arc::clone(&self.worker.stores.links);
+        let linked: Vec<Digest> = staged.linked.iter().copied().collect();
+        let altered = block(move || Ok(links.altered(&linked))).await?;
+        let Some(first) = altered.first() else {
+            return Ok(false);
+        };
+        let (action, inputs) = (self.job.action, altered.len());
+        tracing::warn!(
+            %action, inputs, %first,
+            "inputs were altered while an action ran; it runs again on copies"
+        );
+        Ok(true)
+    }
+
+    async fn collect(&self, staged: Staged, ended: Ended) -> Result<Finished, Abort> {
+        let (job, stop) = (Arc::clone(self.job), self.stop.clone());
+        let options = &self.worker.options;
+        let (max_bytes, max_inline) = (options.max_output_bytes, options.max_inline_bytes);
+        let max_log = options.max_log_bytes;
+        let links = Arc::clone(&self.worker.stores.links);
+        let runtime = Handle::current();
+        block(move || {
+            let Staged {
+                dir,
+                stdout,
+                stderr,
+                ..
+            } = staged;
+            let stdout = stdout.bound(&dir.dir, max_log)?;
+            let stderr = stderr.bound(&dir.dir, max_log)?;
+            let mut inline = max_inline;
+            let function = job.function();
+            let logs = async {
+                let out = stdout.store(function, &*links, job.inline_stdout, &mut inline);
+                let out = out.await?;
+                let err = stderr.store(function, &*links, job.inline_stderr, &mut inline);
+                Ok::<_, Abort>((out, err.await?))
+            };
+            let (stdout, stderr) = runtime.block_on(logs)?;
+            let sink = Sink {
+                links: &*links,
+                runtime: &runtime,
+                stop: &stop,
+                max_bytes,
+                max_inline: inline,
+            };
+            let outputs = match collect(&job, &dir.root, sink) {
+                Err(Abort::Final(failure)) => Err(failure),
+                collected => Ok(collected?),
+            };
+            Ok(Finished {
+                ended,
+                outputs,
+                stdout,
+                stderr,
+            })
+        })
+        .await
+    }
+
+    async fn publish(&self, finished: &mut Finished) -> Result<(), Abort> {
+        let Ok(Collected { blobs, .. }) = &mut finished.outputs else {
+            return Ok(());
+        };
+        publish::put_blobs(&*self.worker.stores.blobs, std::mem::take(blobs)).await
+    }
+}
