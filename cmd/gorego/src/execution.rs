@@ -1,22 +1,111 @@
 //! The executor's settings, from the configuration and the machine.
 
-use std::{collections::BTreeMap, fs, num::NonZeroU64, path::PathBuf, thread, time::SystemTime};
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    num::NonZeroU64,
+    path::PathBuf,
+    sync::Arc,
+    thread,
+    time::{Duration, SystemTime},
+};
 
 use gorego_config::{Config, Pairs, Switch, UnknownPlatform};
-use gorego_execution::Options;
-use gorego_scheduler::Generation;
+use gorego_execution::{BuildRootError, Executor, NodeWorker, Options};
+use gorego_sandbox::Launcher;
+use gorego_scheduler::{Generation, NameError};
+use rustix::process::geteuid;
+use tokio_util::sync::CancellationToken;
+
+use crate::tiers::Tiers;
 
 /// The most completed operations that are kept, and their bytes.
 const MAX_COMPLETED: usize = 10_000;
 const MAX_COMPLETED_BYTES: u64 = 16 << 20;
+
+/// The part of `limits.drain_timeout` in which actions may end; the rest is for their last messages.
+const DRAIN: f64 = 0.8;
+
+/// The error of an executor that cannot start.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    #[error(
+        "execution.enabled = true: gorego runs as root, and so would actions, with nothing to keep them from changing \
+         this system; accepted: another user, or execution.run_as_root: true"
+    )]
+    Root,
+    #[error("cannot start the launcher of actions: {0}")]
+    Launcher(#[from] io::Error),
+    #[error("execution.build_root: {0}")]
+    BuildRoot(#[from] BuildRootError),
+    #[error("cluster.node_id: {0}")]
+    Node(#[from] NameError),
+}
 
 /// Returns whether actions are executed.
 pub(crate) fn is_on(config: &Config) -> bool {
     config.execution.enabled == Switch::On
 }
 
+/// Starts the process that starts the commands of actions, if there is an executor. To be called before other threads
+/// start.
+pub(crate) fn launcher(config: &Config) -> Result<Option<Launcher>, Error> {
+    if !is_on(config) {
+        return Ok(None);
+    }
+    if geteuid().is_root() && !config.execution.run_as_root {
+        return Err(Error::Root);
+    }
+    Ok(Some(Launcher::start()?))
+}
+
+/// The executor of this node.
+#[derive(Debug)]
+pub(crate) struct LocalExecutor {
+    pub(crate) executor: Arc<Executor>,
+    worker: Arc<NodeWorker>,
+    drain: Duration,
+}
+
+impl LocalExecutor {
+    /// Creates the executor; `None` without a launcher or a local tier.
+    pub(crate) fn new(
+        config: &Config,
+        launcher: Option<Launcher>,
+        tiers: &Tiers,
+    ) -> Result<Option<Self>, Error> {
+        let Some((launcher, stores)) = launcher.zip(tiers.executor.clone()) else {
+            return Ok(None);
+        };
+        let options = options(config);
+        let generation = generation(&options)?;
+        let blobs = Arc::clone(&stores.blobs);
+        let worker = Arc::new(NodeWorker::new(
+            options.clone(),
+            stores,
+            Arc::new(launcher),
+        )?);
+        // Its lookups are those of clients.
+        let actions = Arc::clone(&tiers.stores.actions);
+        let running = Arc::clone(&worker) as _;
+        let executor = Arc::new(Executor::new(options, blobs, actions, generation, running));
+        Ok(Some(Self {
+            executor,
+            worker,
+            drain: config.limits.drain_timeout.mul_f64(DRAIN),
+        }))
+    }
+
+    /// Lets actions end once `shutdown` is cancelled, and stops those that take too long.
+    pub(crate) async fn run(&self, shutdown: &CancellationToken) {
+        shutdown.cancelled().await;
+        self.executor.shut_down(self.drain).await;
+        self.worker.close().await;
+    }
+}
+
 /// Returns the directory in which actions run.
-fn build_root(config: &Config) -> PathBuf {
+pub(crate) fn build_root(config: &Config) -> PathBuf {
     let given = &config.execution.build_root;
     if given.as_os_str().is_empty() {
         config.local_cache.dir.join("exec")
@@ -25,25 +114,30 @@ fn build_root(config: &Config) -> PathBuf {
     }
 }
 
-/// Returns the executor's settings.
-pub(crate) fn options(config: &Config) -> Options {
-    let execution = &config.execution;
-    let concurrency = match execution.concurrency {
+/// Returns the number of actions that run at once.
+pub(crate) fn concurrency(config: &Config) -> u32 {
+    match config.execution.concurrency {
         0 => thread::available_parallelism().map_or(1, |n| u32::try_from(n.get()).unwrap_or(1)),
         given => given,
-    };
+    }
+}
+
+/// Returns the executor's settings.
+fn options(config: &Config) -> Options {
+    let execution = &config.execution;
     let sixty_percent = config.local_cache.max_size_gb.bytes() / 5 * 3;
     let or = |given: u64, default| if given == 0 { default } else { given };
     Options {
         node: node(&config.cluster.node_id),
         build_root: build_root(config),
-        concurrency,
+        concurrency: concurrency(config),
         memory: or(execution.memory.bytes(), usable_memory() / 10 * 9),
         default_timeout: execution.default_timeout,
         max_timeout: execution.max_timeout,
         kill_delay: execution.sandbox.kill_delay,
         max_input_bytes: or(execution.max_input_bytes.bytes(), sixty_percent),
         max_output_bytes: NonZeroU64::new(execution.max_output_bytes.bytes()).map(NonZeroU64::get),
+        max_inline_bytes: config.limits.max_batch_bytes.bytes(),
         max_log_bytes: execution.max_log_bytes.bytes(),
         environment: execution.environment.0.iter().cloned().collect(),
         platform: platform(&execution.platform),
@@ -103,7 +197,7 @@ fn node(configured: &str) -> String {
 }
 
 /// Returns the current run of this node.
-pub(crate) fn generation(options: &Options) -> Result<Generation, gorego_scheduler::NameError> {
+fn generation(options: &Options) -> Result<Generation, NameError> {
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
     let now = now.map_or(0, |now| u64::try_from(now.as_millis()).unwrap_or(u64::MAX));
     Generation::new(&options.node, now)
