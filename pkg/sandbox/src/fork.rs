@@ -9,6 +9,8 @@ use std::{
     ops::RangeInclusive,
     os::fd::{AsFd, AsRawFd as _, RawFd},
     panic::{self, AssertUnwindSafe},
+    thread,
+    time::{Duration, Instant},
 };
 
 use nix::{
@@ -18,22 +20,33 @@ use nix::{
 };
 use rustix::process::Pid;
 
-/// The background threads of jemalloc, which survive no fork, hold no lock after it, and open no files.
+/// The background thread of jemalloc. It takes part in no fork, and jemalloc itself keeps its locks usable in the
+/// child.
 const ALLOCATOR_THREAD: &str = "jemalloc_bg_thd\n";
 
-/// Fails if this process has more than one thread, besides those of the allocator.
+/// The time that the allocator's thread, which may have just started, gets to name itself.
+const NAMING: Duration = Duration::from_secs(1);
+
+/// Fails if this process has more than one thread, besides that of the allocator.
 pub(crate) fn check_single_threaded() -> io::Result<()> {
-    let mut threads = 0;
-    for task in fs::read_dir("/proc/self/task")? {
-        let name = fs::read_to_string(task?.path().join("comm"))?;
-        threads += u32::from(name != ALLOCATOR_THREAD);
+    let deadline = Instant::now() + NAMING;
+    loop {
+        let mut threads = 0;
+        for task in fs::read_dir("/proc/self/task")? {
+            // A thread that has ended meanwhile does not count.
+            let name = fs::read_to_string(task?.path().join("comm"));
+            threads += u32::from(name.is_ok_and(|name| name != ALLOCATOR_THREAD));
+        }
+        if threads == 1 {
+            return Ok(());
+        }
+        if Instant::now() > deadline {
+            return Err(io::Error::other(format!(
+                "the launcher has to start before other threads: there are {threads}"
+            )));
+        }
+        thread::sleep(Duration::from_millis(1));
     }
-    if threads == 1 {
-        return Ok(());
-    }
-    let why =
-        format!("the launcher has to start before other threads, of which there are {threads}");
-    Err(io::Error::other(why))
 }
 
 /// Runs `child` in a forked process, which then exits: with status 0, or with 1 after an error or a panic.

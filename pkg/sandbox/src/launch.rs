@@ -70,15 +70,14 @@ pub enum Exit {
     Signal(i32),
 }
 
-/// The resources used by a command and its descendants, except for those that a descendant did not wait for and that
-/// died under its hands.
+/// The resources used by a command and its descendants, except for processes whose parent ignored `SIGCHLD`.
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
 pub struct Usage {
     /// Processor time outside the kernel.
     pub user: Duration,
     /// Processor time in the kernel.
     pub system: Duration,
-    /// The resident memory of the largest process, in bytes. That of a supervisor, some 5 MiB, is the least value.
+    /// The resident memory of the largest process, in bytes; at least that of a supervisor, some megabytes.
     pub max_resident_bytes: u64,
     /// Page faults without I/O.
     pub minor_faults: u64,

@@ -35,7 +35,7 @@ const LONGEST_PASS: Duration = Duration::from_millis(100);
 pub(crate) fn run(control: &File, launcher: Pid) -> io::Result<()> {
     match serve(control, launcher) {
         Ok(Some(answer)) => send(control, &answer),
-        // The server or the launcher is gone.
+        // The launcher is gone.
         Ok(None) => {}
         Err(error) => {
             let copy = io::Error::new(error.kind(), error.to_string());
@@ -68,9 +68,7 @@ fn serve(control: &File, launcher: Pid) -> io::Result<Option<Answer>> {
     if getppid() != Some(launcher) {
         return Ok(None);
     }
-    let Ok((order, descriptors)) = wire::read::<Order>(control) else {
-        return Ok(None);
-    };
+    let (order, descriptors) = wire::read::<Order>(control)?;
     let started = SystemTime::now();
     let timeout = order.timeout;
     let kill_delay = order.kill_delay;

@@ -2,13 +2,17 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    fs,
+    fs::{self, File},
+    io::Read as _,
     path::Path,
 };
 
 use rustix::process::{
     Pid, PidfdFlags, Signal, getpid, kill_process, pidfd_open, pidfd_send_signal,
 };
+
+/// More than the bytes of a `/proc/<pid>/stat` up to the fields that are used. One read returns them.
+const LINE: usize = 512;
 
 /// The most passes that stop processes before the stopped ones are killed.
 const STOP_PASSES: u32 = 32;
@@ -44,8 +48,12 @@ impl Process {
     }
 
     fn read(directory: &Path) -> Option<Self> {
-        let stat = fs::read(directory.join("stat")).ok()?;
-        Self::parse(&String::from_utf8_lossy(&stat))
+        let mut stat = [0; LINE];
+        let read = File::open(directory.join("stat"))
+            .ok()?
+            .read(&mut stat)
+            .ok()?;
+        Self::parse(&String::from_utf8_lossy(stat.get(..read)?))
     }
 
     /// Sends a signal, if this is still a process in a tree with these `members`.

@@ -66,11 +66,11 @@ pub trait Links: Send + Sync + fmt::Debug + 'static {
     fn altered(&self, digests: &[Digest]) -> Vec<Digest>;
 
     /// Stores files as blobs, as durably as uploads, and returns a digest for each, in order. Waits for eviction if
-    /// there is no room. Each file is stored with the content that it has at some moment during the call. The caller
-    /// limits their number.
+    /// there is no room. What is stored is what was hashed, even if the file changes meanwhile. The caller limits their
+    /// number.
     ///
-    /// `Error::Source` for anything but a regular file, `Error::Full` without room. After an error, a file to be moved
-    /// may be lost.
+    /// `Error::Source` for a file that cannot be read and anything but a regular file, `Error::Full` without room. After
+    /// an error the file stays where it was, if possible.
     async fn adopt(&self, function: DigestFunction, files: Vec<Adopt>) -> Vec<Result<Digest>>;
 }
 
@@ -136,7 +136,8 @@ pub enum LinkedAs {
 #[derive(Debug)]
 pub enum Adopt {
     /// The file of this name, which no process has open for writing. It is moved out of its directory where possible,
-    /// and copied if it has several links, belongs to another user, or is on another file system.
+    /// and copied if it has several links, belongs to another user, or is on another file system. It may also stay
+    /// if its blob is stored already.
     Move {
         /// The directory.
         dir: Arc<OwnedFd>,

@@ -83,8 +83,9 @@ async fn all_blobs_that_the_backing_cache_lost_are_listed() {
     ];
     // Its answer is remembered.
     assert_eq!(proxy.store.find_missing(&lost).await.unwrap(), []);
-    lost.iter()
-        .for_each(|digest| proxy.backing.memory.remove(digest));
+    for digest in &lost {
+        proxy.backing.memory.remove(digest);
+    }
     let pinned = proxy.store.pin(&[lost[0], there, lost[1]]).await;
     let Err(PinError::Missing(listed)) = pinned else {
         panic!("{pinned:?}");

@@ -140,12 +140,7 @@ impl Command {
 
     /// Executes the program, or returns why none of its possible paths can be executed.
     fn search(&self) -> Refusal {
-        let program = self
-            .order
-            .argv
-            .first()
-            .map(String::as_str)
-            .unwrap_or_default();
+        let program = self.order.argv.first().map_or("", String::as_str);
         if program.is_empty() {
             return self.not_executable("it has no name");
         }
@@ -173,10 +168,8 @@ impl Command {
 
     /// Executes the file, or returns why not; `None` if there is none.
     fn try_execute(&self, file: &str) -> Option<Refusal> {
-        let path = CString::new(file).map_err(Refusal::at("program"));
-        let path = match path {
-            Ok(path) => path,
-            Err(refusal) => return Some(refusal),
+        let Ok(path) = CString::new(file) else {
+            return Some(self.not_executable("its path contains NUL"));
         };
         let Err(error) = execve(&path, &self.arguments, &self.environment);
         let metadata = fs::metadata(file);

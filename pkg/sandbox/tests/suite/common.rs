@@ -17,10 +17,10 @@ use tokio::{runtime::Runtime, time};
 use tokio_util::sync::CancellationToken;
 
 /// The time after which a test gives up.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_mins(1);
 
 /// A time that does not pass during a test.
-pub(crate) const NEVER: Duration = Duration::from_secs(3600);
+pub(crate) const NEVER: Duration = Duration::from_hours(1);
 
 /// Leaves processes behind that ignore `SIGTERM` and are not found by their process group, session or parent.
 pub(crate) const LEAVE_PROCESSES: &str = "trap '' TERM HUP INT

@@ -3,7 +3,7 @@
 use std::{
     env, fs,
     os::fd::AsFd as _,
-    process::{Command, Stdio},
+    process::{Child, Command, Stdio},
 };
 
 use gorego_sandbox::{LaunchError, Launcher};
@@ -53,7 +53,7 @@ pub(crate) fn serve(launcher: Launcher, script: &str) {
 /// A server with an action that has left its session, whose processes all hold one pipe.
 struct Server {
     watch: Watch,
-    server: std::process::Child,
+    process: Child,
     supervisor: Pid,
     launcher: Pid,
 }
@@ -61,7 +61,7 @@ struct Server {
 impl Server {
     fn start(script: &str) -> Self {
         let (mut watch, writer) = Watch::new();
-        let server = Command::new(env::current_exe().unwrap())
+        let process = Command::new(env::current_exe().unwrap())
             .args([SERVE, &format!("echo $PPID\n{LEAVE_PROCESSES} {script}")])
             .stdout(Stdio::from(writer.try_clone().unwrap()))
             // The launcher and the supervisor keep it.
@@ -74,7 +74,7 @@ impl Server {
         let launcher: i32 = stat.split(' ').nth(3).unwrap().parse().unwrap();
         Self {
             watch,
-            server,
+            process,
             supervisor: Pid::from_raw(supervisor).unwrap(),
             launcher: Pid::from_raw(launcher).unwrap(),
         }
@@ -83,14 +83,14 @@ impl Server {
     /// Waits until all processes are gone, and returns the rest of their output.
     fn gone(mut self) -> String {
         let output = self.watch.gone();
-        self.server.wait().unwrap();
+        self.process.wait().unwrap();
         output
     }
 }
 
 fn death_of_the_server_kills_every_process(_: &Fixture) {
     let mut server = Server::start("sleep 1000");
-    server.server.kill().unwrap();
+    server.process.kill().unwrap();
     assert_eq!(server.gone(), "");
 }
 

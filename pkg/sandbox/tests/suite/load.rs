@@ -2,17 +2,19 @@
 
 use std::{
     fs::{self, File},
+    io::Write as _,
     sync::atomic::{AtomicBool, Ordering},
     thread,
 };
 
 use futures::future::join_all;
 use gorego_sandbox::Exit;
+use rustix::fs::{CWD, FileType, Mode, mknodat};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     Test,
-    common::{Fixture, Root},
+    common::{Fixture, Root, Watch},
 };
 
 pub(crate) const TESTS: &[Test] = &[
@@ -26,22 +28,31 @@ pub(crate) const TESTS: &[Test] = &[
     ),
 ];
 
-/// Each command waits for all others.
+/// Each command waits for a line of a pipe, which is written when all of them run.
 fn a_hundred_commands_run_at_once(fixture: &Fixture) {
     let root = Root::new();
+    mknodat(CWD, root.path("gate"), FileType::Fifo, Mode::RWXU, 0).unwrap();
+    let gate = File::options()
+        .read(true)
+        .write(true)
+        .open(root.path("gate"));
+    let mut gate = gate.unwrap();
+    let (mut watch, writer) = Watch::new();
     let runs = (0..100).map(|number| {
-        let script =
-            format!("echo > {number}; until [ -e end ]; do sleep 0.2; done; exit {number}");
-        let launch = root.script(&script);
+        let mut launch = root.script(&format!("echo ready; read line < gate; exit {number}"));
+        launch.stdout = writer.try_clone().unwrap();
         fixture.launcher.run(launch, CancellationToken::new())
     });
-    let watch = async {
-        while (0..100).any(|number| !root.path(&number.to_string()).exists()) {
-            tokio::task::yield_now().await;
-        }
-        File::create(root.path("end")).unwrap();
-    };
-    let (ended, ()) = fixture.wait(async { tokio::join!(join_all(runs), watch) });
+    let ended = fixture.wait(async {
+        let open = tokio::task::spawn_blocking(move || {
+            (0..100).for_each(|_| _ = watch.ready());
+            gate.write_all(&[b'\n'; 100]).unwrap();
+            gate
+        });
+        let ended = join_all(runs).await;
+        open.await.unwrap();
+        ended
+    });
     for (number, ended) in (0..).zip(ended) {
         assert_eq!(ended.unwrap().exit, Exit::Code(number));
     }

@@ -22,6 +22,10 @@ use rustix::io::{FdFlags, fcntl_setfd};
 
 use crate::common::Fixture;
 
+/// The allocator of the server, which has a thread before `main`.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 /// A test and its name.
 type Test = (&'static str, fn(&Fixture));
 

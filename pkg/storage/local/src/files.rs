@@ -55,8 +55,7 @@ pub(super) struct Meta {
     kind: FileType,
     mode: Mode,
     uid: u32,
-    /// The number of names.
-    links: u64,
+    has_one_name: bool,
     device: u64,
     pub(super) stamp: Stamp,
 }
@@ -324,7 +323,7 @@ impl Meta {
             kind: FileType::from_raw_mode(stat.st_mode),
             mode: Mode::from_raw_mode(stat.st_mode),
             uid: stat.st_uid,
-            links: stat.st_nlink,
+            has_one_name: stat.st_nlink == 1,
             device: stat.st_dev,
             stamp: Stamp {
                 inode: stat.st_ino,

@@ -25,7 +25,7 @@ impl Files {
 
     /// Whether a file can be moved into the data directory: it has no other name, and belongs to this process.
     pub(crate) fn is_movable(&self, meta: &Meta) -> bool {
-        meta.is_file() && meta.links == 1 && meta.uid == self.uid
+        meta.is_file() && meta.has_one_name && meta.uid == self.uid
     }
 
     /// Links a file into another directory. `None` if the file system does not permit that, or the file is missing.

@@ -34,7 +34,7 @@ impl StagedFile {
             digest,
             offset,
             claim,
-            growth,
+            ..
         } = &*target;
         let mut hasher = Hasher::new(digest.function());
         let (path, file, kept) = if let Some(claim) = claim {
@@ -53,11 +53,7 @@ impl StagedFile {
             (path, file, 0)
         };
         let room = disk.room.adopt_idle(&path, kept);
-        if let Some(growth) = growth {
-            let reader = Arc::new(disk.files.open_written(&path)?);
-            growth.opened(&reader, disk.files.path(&path), *offset);
-        }
-        Ok(Self {
+        let staged = Self {
             digest: *digest,
             path,
             writer: Some(file),
@@ -66,7 +62,12 @@ impl StagedFile {
             hasher,
             is_finished: false,
             target,
-        })
+        };
+        if let Some(growth) = &staged.target.growth {
+            let BlobFile { file, path, .. } = staged.blob()?;
+            growth.opened(&file, path, staged.len());
+        }
+        Ok(staged)
     }
 
     pub(super) const fn len(&self) -> u64 {

@@ -106,29 +106,33 @@ async fn a_blob_removed_by_another_program_is_missing_to_a_link_and_from_then_on
     }
 }
 
+/// A name, and a change of the content of a file.
+type Poison = (&'static str, fn(&Path));
+
+const POISON: [Poison; 6] = [
+    ("append", |path| {
+        set_mode(path, 0o755);
+        let mut file = File::options().append(true).open(path).unwrap();
+        file.write_all(b"poison").unwrap();
+    }),
+    ("write", |path| writable(path).write_all(b"poison").unwrap()),
+    ("truncate", |path| writable(path).set_len(10).unwrap()),
+    ("empty", |path| writable(path).set_len(0).unwrap()),
+    ("write and set the time", |path| {
+        let mut file = writable(path);
+        file.write_all(b"poison").unwrap();
+        let old = SystemTime::now() - Duration::from_hours(1);
+        file.set_times(FileTimes::new().set_modified(old)).unwrap();
+    }),
+    ("write and make unreadable", |path| {
+        writable(path).write_all(b"poison").unwrap();
+        set_mode(path, 0);
+    }),
+];
+
 #[tokio::test(flavor = "multi_thread")]
 async fn altered_content_is_reported_and_quarantined() {
-    let poison: [(&str, fn(&Path)); 6] = [
-        ("append", |path| {
-            set_mode(path, 0o755);
-            let mut file = File::options().append(true).open(path).unwrap();
-            file.write_all(b"poison").unwrap();
-        }),
-        ("write", |path| writable(path).write_all(b"poison").unwrap()),
-        ("truncate", |path| writable(path).set_len(10).unwrap()),
-        ("empty", |path| writable(path).set_len(0).unwrap()),
-        ("write and set the time", |path| {
-            let mut file = writable(path);
-            file.write_all(b"poison").unwrap();
-            let old = SystemTime::now() - Duration::from_hours(1);
-            file.set_times(FileTimes::new().set_modified(old)).unwrap();
-        }),
-        ("write and make unreadable", |path| {
-            writable(path).write_all(b"poison").unwrap();
-            set_mode(path, 0);
-        }),
-    ];
-    for (kind, poison) in poison {
+    for (kind, poison) in POISON {
         let (dir, tree) = (tempfile::tempdir().unwrap(), Tree::new());
         let store = open(dir.path()).await;
         let good = put(&store, &content(1, 1000)).await;
