@@ -1,6 +1,7 @@
 //! Stubs of the Remote Execution API v2.11 and the APIs that it uses, generated from the published protos:
 //! messages, clients and servers; and the wire format of the messages.
 
+pub mod metadata;
 pub mod shapes;
 pub mod wire;
 

@@ -182,6 +182,7 @@ fn options(
         // The stores try the functions, so that the answer to a client counts once.
         inferred_functions: Vec::new(),
         chain,
+        executor: None,
     }
 }
 

@@ -58,6 +58,14 @@ impl Framed {
             payload: Bytes::new(),
         }
     }
+
+    /// Encodes a whole message, whose memory is reserved until the client has taken it.
+    pub fn encode_within(message: &impl Message, mut permit: Permit) -> Self {
+        permit.shrink(message.encoded_len() as u64);
+        let Self { head, payload } = Self::encode(message);
+        let head = permit.hold(head);
+        Self { head, payload }
+    }
 }
 
 /// Writes the header of a message of `len` bytes.

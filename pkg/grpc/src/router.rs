@@ -25,24 +25,30 @@ use crate::{
 
 /// The services behind a server.
 pub trait Service: Send + Sync + 'static {
-    /// The full names of the services, as health and reflection list them.
-    const NAMES: &'static [&'static str];
     /// The encoded `FileDescriptorSet` of the services, for reflection.
     const DESCRIPTORS: &'static [u8];
 
-    /// Refuses a call by its headers.
-    fn admit(&self, headers: &HeaderMap) -> Result<(), Status>;
+    /// The part of a call's headers that its answer needs.
+    type Context: Send;
+
+    /// Returns the full names of the services, as health and reflection list them.
+    fn names(&self) -> &'static [&'static str];
+
+    /// Refuses a call by its headers, or takes from them what [`Self::call`] needs. The headers are dropped, since many
+    /// calls may wait for long.
+    fn admit(&self, path: &str, headers: &HeaderMap) -> Result<Self::Context, Status>;
 
     /// Answers a call of the method at `path`, such as `/package.Service/Method`.
     fn call(
         &self,
         path: &str,
+        context: Self::Context,
         requests: Messages,
     ) -> impl Future<Output = Result<Body, Status>> + Send;
 
     /// Returns the refusal of a call of a method that this server does not have.
-    fn unknown(path: &str) -> Status {
-        let known = Self::NAMES.join(", ");
+    fn unknown(&self, path: &str) -> Status {
+        let known = self.names().join(", ");
         let path: String = path.chars().take(100).collect();
         Status::unimplemented(format!("no method {path:?}; this server offers {known}"))
     }
@@ -66,10 +72,11 @@ impl<S: Service> Router<S> {
         options: &Options,
         shutdown: CancellationToken,
     ) -> Result<Self, Error> {
+        let names = service.names();
         Ok(Self {
             service,
-            health: Health::new(S::NAMES, options.healthy.clone(), shutdown.clone()),
-            reflection: Reflection::new(S::NAMES, S::DESCRIPTORS, shutdown.clone())?,
+            health: Health::new(names, options.healthy.clone(), shutdown.clone()),
+            reflection: Reflection::new(names, S::DESCRIPTORS, shutdown.clone())?,
             memory: options.memory.clone(),
             idle_timeout: options.limits.idle_timeout,
             observer: options.observer.clone(),
@@ -140,8 +147,7 @@ impl<S: Service> Router<S> {
             if self.shutdown.is_cancelled() && !is_health {
                 return Err(unavailable("shutting down"));
             }
-            self.service.admit(&head.headers)?;
-            // No service needs a header, and many calls may wait for long.
+            let context = self.service.admit(path, &head.headers)?;
             drop(head.headers);
             let requests = Messages::new(body, self.idle_timeout, self.memory.clone());
             if is_health {
@@ -151,7 +157,7 @@ impl<S: Service> Router<S> {
             } else if Reflection::METHODS.contains(&path) {
                 Ok(self.reflection.call(requests))
             } else {
-                self.service.call(path, requests).await
+                self.service.call(path, context, requests).await
             }
         };
         // Pinned here, since each layer of futures would have room for it twice.

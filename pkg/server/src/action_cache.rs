@@ -4,6 +4,7 @@ use std::{collections::HashSet, fmt};
 
 use bytes::Bytes;
 use gorego_grpc::{Body, Framed, Messages, decode, decode_within, is_large, run};
+use gorego_limits::Permit;
 use gorego_storage::{CachedResult, Digest, DigestFunction};
 use prost::Message as _;
 use reapi::v2::{self, ActionResult, GetActionResultRequest, UpdateActionResultRequest};
@@ -34,11 +35,27 @@ impl Reapi {
             mut result,
             permit: _permit,
         } = found.map_err(from_store)?;
-        let own = result.encoded_len() as u64;
         // The outputs have the same function as the action, and are inferred in the same way.
         let function = action.other().is_none().then(|| action.function());
+        let hints = Hints {
+            stdout: request.inline_stdout,
+            stderr: request.inline_stderr,
+            files: &request.inline_output_files,
+        };
+        let permit = self.inline(&mut result, &hints, function).await?;
+        Ok(Body::message(Framed::encode(&result), permit))
+    }
+
+    /// Inlines the requested outputs that fit into a batch. Returns the permit for the response.
+    pub(crate) async fn inline(
+        &self,
+        result: &mut ActionResult,
+        hints: &Hints<'_>,
+        function: Option<DigestFunction>,
+    ) -> Result<Permit, Status> {
+        let own = result.encoded_len() as u64;
         let room = self.options.limits.max_batch_bytes.saturating_sub(own);
-        let outputs = to_inline(&mut result, &request, function, room);
+        let outputs = to_inline(result, hints, function, room);
         let (places, digests): (Vec<_>, Vec<_>) = outputs.into_iter().unzip();
         let (contents, permit) = self.read_batch(&digests, own).await?;
         for (place, content) in places.into_iter().zip(contents) {
@@ -47,7 +64,7 @@ impl Reapi {
                 *place = content;
             }
         }
-        Ok(Body::message(Framed::encode(&result), permit))
+        Ok(permit)
     }
 
     /// `UpdateActionResult`. While the result is stored, which a backing cache may delay, only the request is in
@@ -80,21 +97,30 @@ impl Reapi {
     }
 }
 
+/// The outputs that a client wants inline.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Hints<'a> {
+    pub(crate) stdout: bool,
+    pub(crate) stderr: bool,
+    /// The paths of output files.
+    pub(crate) files: &'a [String],
+}
+
 /// Returns the places and digests of the requested outputs that are not empty or inlined, up to `room` bytes.
 fn to_inline<'a>(
     result: &'a mut ActionResult,
-    request: &GetActionResultRequest,
+    hints: &Hints<'_>,
     function: Option<DigestFunction>,
     mut room: u64,
 ) -> Vec<(&'a mut Bytes, Digest)> {
-    let requested = request.inline_output_files.iter().map(String::as_str);
+    let requested = hints.files.iter().map(String::as_str);
     let requested: HashSet<&str> = requested.collect();
     let stdout = (&mut result.stdout_raw, &result.stdout_digest);
     let stderr = (&mut result.stderr_raw, &result.stderr_digest);
     let files = result.output_files.iter_mut();
     let files = files.filter(|file| requested.contains(file.path.as_str()));
-    let outputs = (request.inline_stdout.then_some(stdout).into_iter())
-        .chain(request.inline_stderr.then_some(stderr))
+    let outputs = (hints.stdout.then_some(stdout).into_iter())
+        .chain(hints.stderr.then_some(stderr))
         .chain(files.map(|file| (&mut file.contents, &file.digest)));
     outputs
         .filter_map(|(content, digest)| {

@@ -1,12 +1,14 @@
 //! `Capabilities`.
 
+use gorego_execution::NODE_PROPERTIES;
 use gorego_grpc::Body;
 use gorego_storage::{Compressor, DigestFunction};
 use reapi::{
     semver::SemVer,
     v2::{
         ActionCacheUpdateCapabilities, CacheCapabilities, ExecutionCapabilities,
-        GetCapabilitiesRequest, ServerCapabilities, symlink_absolute_path_strategy,
+        GetCapabilitiesRequest, PriorityCapabilities, ServerCapabilities,
+        priority_capabilities::PriorityRange, symlink_absolute_path_strategy,
     },
 };
 use tonic::Status;
@@ -41,11 +43,7 @@ impl Reapi {
                 .map_or(0, |size| i64::try_from(size.get()).unwrap_or(i64::MAX)),
             ..CacheCapabilities::default()
         };
-        let execution = ExecutionCapabilities {
-            digest_function: DigestFunction::Sha256.to_proto() as i32,
-            digest_functions: functions,
-            ..ExecutionCapabilities::default()
-        };
+        let execution = self.execution_capabilities(functions);
         let version = |minor| SemVer {
             major: 2,
             minor,
@@ -59,5 +57,26 @@ impl Reapi {
             ..ServerCapabilities::default()
         };
         Body::reply(self.transport(), &capabilities).await
+    }
+
+    fn execution_capabilities(&self, digest_functions: Vec<i32>) -> ExecutionCapabilities {
+        let functions = ExecutionCapabilities {
+            digest_function: DigestFunction::Sha256.to_proto() as i32,
+            digest_functions,
+            ..ExecutionCapabilities::default()
+        };
+        if self.options.executor.is_none() {
+            return functions;
+        }
+        let priorities = vec![PriorityRange {
+            min_priority: i32::MIN,
+            max_priority: i32::MAX,
+        }];
+        ExecutionCapabilities {
+            exec_enabled: true,
+            execution_priority_capabilities: Some(PriorityCapabilities { priorities }),
+            supported_node_properties: NODE_PROPERTIES.map(str::to_owned).to_vec(),
+            ..functions
+        }
     }
 }

@@ -2,6 +2,7 @@
 
 use std::{num::NonZeroU64, sync::Arc};
 
+use gorego_execution::Executor;
 use gorego_limits::Budget;
 use gorego_storage::{ActionCache, BlobStore, Chain, DigestFunction, Uploads};
 
@@ -32,6 +33,8 @@ pub struct Options {
     pub inferred_functions: Vec<DigestFunction>,
     /// Detects and refuses calls that come back over a backing cache; shared with the store.
     pub chain: Arc<Chain>,
+    /// The executor; without one, the server is a cache only.
+    pub executor: Option<Arc<Executor>>,
 }
 
 impl Default for Options {
@@ -43,6 +46,7 @@ impl Default for Options {
             ac_updates: true,
             inferred_functions: vec![DigestFunction::Sha256, DigestFunction::Blake3],
             chain: Arc::default(),
+            executor: None,
         }
     }
 }

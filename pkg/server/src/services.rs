@@ -1,13 +1,17 @@
 //! The services of this server: the methods, and the sizes of their requests.
 
-use std::sync::Arc;
+use std::{future::ready, sync::Arc};
 
-use futures::FutureExt as _;
+use futures::{FutureExt as _, future::BoxFuture};
 use gorego_grpc::{Body, Error, Limit, Messages, Service, decode_within, full, malformed};
 use gorego_limits::Permit;
 use gorego_storage::{Chain, decoded::MAX_DECODED_RESULT};
 use http::HeaderMap;
-use reapi::shapes::{DecodeError, Shaped};
+use reapi::{
+    metadata,
+    shapes::{DecodeError, Shaped},
+    v2::RequestMetadata,
+};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status};
@@ -17,6 +21,8 @@ use crate::{Options, Stores, cas::tree::walks::Walks};
 const ACTIONS: &str = "build.bazel.remote.execution.v2.ActionCache";
 const BYTES: &str = "google.bytestream.ByteStream";
 const CAPABILITIES: &str = "build.bazel.remote.execution.v2.Capabilities";
+const EXECUTION: &str = "build.bazel.remote.execution.v2.Execution";
+const OPERATIONS: &str = "google.longrunning.Operations";
 const CAS: &str = "build.bazel.remote.execution.v2.ContentAddressableStorage";
 
 /// The largest requests without blobs, in bytes: names and a digest or two.
@@ -80,6 +86,23 @@ impl Reapi {
         handler(self, request).await
     }
 
+    /// Answers a method of `Operations`; `None` if there is none of this name.
+    fn operation<'a>(
+        &'a self,
+        method: &str,
+        requests: Messages,
+    ) -> Option<BoxFuture<'a, Result<Body, Status>>> {
+        let answer = match method {
+            "GetOperation" => self.unary(requests, SMALL, Self::get_operation).boxed(),
+            "ListOperations" => self.unary(requests, SMALL, Self::list_operations).boxed(),
+            "CancelOperation" => self.unary(requests, SMALL, Self::cancel_operation).boxed(),
+            "DeleteOperation" => self.unary(requests, SMALL, Self::delete_operation).boxed(),
+            "WaitOperation" => self.unary(requests, SMALL, Self::wait_operation).boxed(),
+            _ => return None,
+        };
+        Some(answer)
+    }
+
     pub(crate) async fn reserve_response(&self, bytes: u64) -> Result<Permit, Status> {
         let responses = &self.transport().responses;
         responses.reserve(bytes).await.map_err(full)
@@ -91,29 +114,43 @@ impl Reapi {
 }
 
 impl Service for Reapi {
-    const NAMES: &'static [&'static str] = &[ACTIONS, CAPABILITIES, CAS, BYTES];
     const DESCRIPTORS: &'static [u8] = reapi::FILE_DESCRIPTOR_SET;
 
-    fn admit(&self, headers: &HeaderMap) -> Result<(), Status> {
-        let Some(passed) = headers.get(Chain::HEADER) else {
-            return Ok(());
-        };
-        let passed = String::from_utf8_lossy(passed.as_bytes());
-        let entered = self.options.chain.enter(&passed);
-        entered.map_err(|error| Status::failed_precondition(error.to_string()))
+    /// The client of a call of `Execute`.
+    type Context = Option<Box<RequestMetadata>>;
+
+    fn names(&self) -> &'static [&'static str] {
+        match self.options.executor {
+            None => &[ACTIONS, CAPABILITIES, CAS, BYTES],
+            Some(_) => &[ACTIONS, CAPABILITIES, CAS, BYTES, EXECUTION, OPERATIONS],
+        }
     }
 
-    async fn call(&self, path: &str, requests: Messages) -> Result<Body, Status> {
-        let name = path
-            .strip_prefix('/')
-            .and_then(|name| name.rsplit_once('/'));
+    fn admit(&self, path: &str, headers: &HeaderMap) -> Result<Self::Context, Status> {
+        if let Some(passed) = headers.get(Chain::HEADER) {
+            let passed = String::from_utf8_lossy(passed.as_bytes());
+            let entered = self.options.chain.enter(&passed);
+            entered.map_err(|error| Status::failed_precondition(error.to_string()))?;
+        }
+        let metadata = headers.get(metadata::HEADER);
+        let metadata = metadata.filter(|_| split(path) == (EXECUTION, "Execute"));
+        let metadata = metadata.and_then(|value| metadata::decode(value.as_bytes()));
+        Ok(metadata.map(Box::new))
+    }
+
+    async fn call(
+        &self,
+        path: &str,
+        metadata: Self::Context,
+        requests: Messages,
+    ) -> Result<Body, Status> {
         let max_batch_bytes = self.options.limits.max_batch_bytes;
         let batch = Limit {
             bytes: max_batch_bytes.saturating_add(BATCH_FRAMING),
             refusal: Code::InvalidArgument,
         };
         // Boxed, since the future of a call is moved before it runs, and these are large.
-        let answer = match name.unwrap_or_default() {
+        let answer = match split(path) {
             (BYTES, "Read") => self.unary(requests, SMALL, Self::read).boxed(),
             (BYTES, "Write") => self.write(requests).boxed(),
             (BYTES, "QueryWriteStatus") => self.unary(requests, SMALL, Self::query_write).boxed(),
@@ -127,10 +164,29 @@ impl Service for Reapi {
                 let get = Self::get_capabilities;
                 self.unary(requests, SMALL, get).boxed()
             }
-            _ => return Err(Self::unknown(path)),
+            (EXECUTION, "Execute") => {
+                let execute = |_: &Self, request| self.execute(request, metadata);
+                self.unary(requests, MEDIUM, execute).boxed()
+            }
+            (EXECUTION, "WaitExecution") => {
+                let wait = |_: &Self, request| ready(self.wait_execution(&request));
+                self.unary(requests, SMALL, wait).boxed()
+            }
+            (OPERATIONS, method) => match self.operation(method, requests) {
+                Some(answer) => answer,
+                None => return Err(self.unknown(path)),
+            },
+            _ => return Err(self.unknown(path)),
         };
         answer.await
     }
+}
+
+/// Splits the path of a call into service and method. Both are empty if it has another form.
+fn split(path: &str) -> (&str, &str) {
+    let name = path.strip_prefix('/');
+    let name = name.and_then(|name| name.rsplit_once('/'));
+    name.unwrap_or_default()
 }
 
 /// Returns the most memory that the fields of a decoded request take, in bytes. The limit is that of an action

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use gorego_execution::Failure;
 use gorego_grpc::unavailable;
 use gorego_storage::{Error, TreeError};
 use prost::Message as _;
@@ -87,6 +88,17 @@ pub(crate) fn from_tree(cause: TreeError) -> Status {
         TreeError::Store(cause) => from_read(cause),
         bad => Status::invalid_argument(bad.to_string()),
     }
+}
+
+/// Returns the status for an action that was not accepted.
+pub(crate) fn from_failure(failure: &Failure) -> Status {
+    let status = failure.status();
+    // A status without details is told by the other trailers.
+    let details = match status.details.as_slice() {
+        [] => Vec::new(),
+        _ => status.encode_to_vec(),
+    };
+    Status::with_details(Code::from(status.code), status.message, details.into())
 }
 
 /// Returns `INVALID_ARGUMENT` for the field of a request at this path.

@@ -6,29 +6,14 @@ use std::{
     time::SystemTime,
 };
 
-use base64::{
-    Engine as _,
-    alphabet::STANDARD,
-    engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig},
-};
 use http::{HeaderMap, HeaderName};
 use opentelemetry::trace::SpanContext;
-use prost::Message as _;
-use reapi::v2::RequestMetadata;
+use reapi::{metadata, v2::RequestMetadata};
 
 use crate::traces::context;
 
 /// The header with the encoded `RequestMetadata` (REAPI, "Request metadata").
-pub static METADATA: HeaderName =
-    HeaderName::from_static("build.bazel.remote.execution.v2.requestmetadata-bin");
-
-/// The longest `RequestMetadata` header that is stored, in bytes; three times what Bazel sends.
-const MAX_METADATA: usize = 1536;
-/// gRPC libraries send binary headers with and without padding.
-const BASE64: GeneralPurpose = GeneralPurpose::new(
-    &STANDARD,
-    GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
-);
+pub static METADATA: HeaderName = HeaderName::from_static(metadata::HEADER);
 
 /// The context of a call.
 #[derive(Debug)]
@@ -60,7 +45,7 @@ impl Call {
             trace: OnceLock::new(),
             // Copied, since the value shares its memory with the other headers.
             header: header
-                .filter(|value| value.len() <= MAX_METADATA)
+                .filter(|value| value.len() <= metadata::MAX_LEN)
                 .map(Box::from),
             metadata: OnceLock::new(),
         }
@@ -89,10 +74,8 @@ impl Call {
     /// Returns what the client sent about itself. `None` if it sent nothing, or nothing that can be decoded.
     pub fn metadata(&self) -> Option<&RequestMetadata> {
         let decode = || {
-            let encoded = BASE64.decode(self.header.as_deref()?).ok()?;
-            RequestMetadata::decode(encoded.as_slice())
-                .ok()
-                .map(Box::new)
+            let value = self.header.as_deref()?;
+            metadata::decode(value).map(Box::new)
         };
         self.metadata.get_or_init(decode).as_deref()
     }
@@ -115,7 +98,6 @@ impl Call {
 
 #[cfg(test)]
 mod tests {
-    use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD};
     use http::HeaderValue;
 
     use super::*;
@@ -127,23 +109,10 @@ mod tests {
     }
 
     #[test]
-    fn metadata_is_decoded_with_and_without_padding() {
-        let sent = RequestMetadata {
-            tool_invocation_id: "build".to_owned(),
-            ..RequestMetadata::default()
-        };
-        for engine in [STANDARD, STANDARD_NO_PAD] {
-            let call = call(&engine.encode(sent.encode_to_vec()));
-            assert_eq!(call.metadata(), Some(&sent));
-        }
-    }
-
-    #[test]
-    fn metadata_that_is_malformed_or_too_long_is_ignored() {
-        let long = "A".repeat(MAX_METADATA + 4);
-        for header in ["%%%%", "AAAAA", "////", &long] {
-            assert_eq!(call(header).metadata(), None, "{header}");
-        }
+    fn metadata_that_is_too_long_is_not_stored() {
+        let call = call(&"A".repeat(metadata::MAX_LEN + 4));
+        assert_eq!(call.metadata_header(), None);
+        assert_eq!(call.metadata(), None);
     }
 
     #[tokio::test]

@@ -126,7 +126,7 @@ impl Pages {
             let len = directory.encoded_len();
             if bytes > 0 && bytes + len > MESSAGE_BYTES {
                 self.next = Some(directory);
-                return Ok((framed(&message, memory), Some(self)));
+                return Ok((Framed::encode_within(&message, memory), Some(self)));
             }
             // Little is in memory while this waits.
             if memory.bytes() == 0 && bytes + len > SMALL {
@@ -147,14 +147,6 @@ impl Pages {
                 break;
             }
         }
-        Ok((framed(&message, memory), None))
+        Ok((Framed::encode_within(&message, memory), None))
     }
-}
-
-/// Encodes a message, whose memory is reserved until the client has taken it.
-fn framed(message: &GetTreeResponse, mut memory: Permit) -> Framed {
-    memory.shrink(message.encoded_len() as u64);
-    let Framed { head, payload } = Framed::encode(message);
-    let head = memory.hold(head);
-    Framed { head, payload }
 }

@@ -18,6 +18,7 @@ mod cas_missing;
 mod cas_tree;
 mod common;
 mod dripping;
+mod execution;
 mod malformed;
 mod misconfigured;
 mod panics;

@@ -1,6 +1,7 @@
 //! A real server over loopback, and clients of it.
 
 pub(crate) mod authority;
+pub(crate) mod executing;
 pub(crate) mod frames;
 pub(crate) mod raw;
 
