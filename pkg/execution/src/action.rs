@@ -110,7 +110,7 @@ mod tests {
             let other = bad.clone();
             refuse("command_digest", |action| action.command_digest = bad);
             refuse("input_root_digest", |action| {
-                action.input_root_digest = other
+                action.input_root_digest = other;
             });
         }
     }

@@ -144,7 +144,10 @@ impl<'a> Collector<'a> {
         let whole = join(&self.job.command.working_directory, declared.path);
         if declared.path.is_empty() {
             return match open_beneath(self.root, &whole) {
-                Ok(opened) => self.directory(declared, opened),
+                Ok(opened) => {
+                    let stat = rustix::fs::fstat(&opened).map_err(io("reading", declared.path))?;
+                    self.directory(declared, opened, &stat)
+                }
                 Err(errno) => self.absent(declared, errno),
             };
         }
@@ -190,7 +193,7 @@ impl<'a> Collector<'a> {
             },
             (FileType::Directory, Kind::Any | Kind::Directory) => {
                 let opened = directory::open(parent, name)?;
-                return self.directory(declared, opened);
+                return self.directory(declared, opened, stat);
             }
             (FileType::Symlink, _) => {
                 declared.check_target(parent, name)?;
@@ -213,7 +216,12 @@ impl<'a> Collector<'a> {
         Ok(())
     }
 
-    fn directory(&mut self, declared: &Declared<'a>, opened: OwnedFd) -> Result<(), Abort> {
+    fn directory(
+        &mut self,
+        declared: &Declared<'a>,
+        opened: OwnedFd,
+        stat: &Stat,
+    ) -> Result<(), Abort> {
         if declared.kind == Kind::File {
             return Err(declared.mistyped());
         }
@@ -223,7 +231,7 @@ impl<'a> Collector<'a> {
             notes: &mut self.notes,
             output: declared,
         };
-        let directories = reader.read(opened)?;
+        let directories = reader.read(opened, stat)?;
         self.found.push((*declared, Found::Directory(directories)));
         Ok(())
     }

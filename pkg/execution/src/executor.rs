@@ -137,7 +137,7 @@ impl Executor {
             }
             job => job?,
         };
-        let request = self.request(job, request, metadata);
+        let request = to_schedule(job, request, metadata);
         let watch = self.runner.submit(id, &request).map_err(refused)?;
         Ok(Execution::Queued(Box::new(Watcher::new(watch, head))))
     }
@@ -155,31 +155,6 @@ impl Executor {
                 debug!(instance = instance.as_str(), %error, "action cache miss");
                 Ok(None)
             }
-        }
-    }
-
-    fn request(
-        &self,
-        job: Arc<Job>,
-        request: &ExecuteRequest,
-        metadata: Option<&RequestMetadata>,
-    ) -> Request<Job> {
-        let text = |field: fn(&RequestMetadata) -> &String| metadata.map(field).cloned();
-        let priority = request.execution_policy.as_ref();
-        Request {
-            key: ActionKey {
-                instance: job.instance.clone(),
-                action: job.action,
-            },
-            do_not_cache: job.do_not_cache,
-            build: text(|metadata| &metadata.tool_invocation_id).unwrap_or_default(),
-            priority: priority.map_or(0, |policy| policy.priority),
-            // The platform was checked, and there is one worker.
-            platform: "".into(),
-            memory: 0,
-            target: text(|metadata| &metadata.target_id).unwrap_or_default(),
-            mnemonic: text(|metadata| &metadata.action_mnemonic).unwrap_or_default(),
-            job,
         }
     }
 
@@ -281,6 +256,31 @@ impl Failure {
     /// Returns whether the status is too long for trailers.
     const fn is_long(&self) -> bool {
         matches!(self, Self::Missing(digests) if digests.len() > MISSING_IN_TRAILERS)
+    }
+}
+
+/// Creates the request of a job to the scheduler.
+fn to_schedule(
+    job: Arc<Job>,
+    request: &ExecuteRequest,
+    metadata: Option<&RequestMetadata>,
+) -> Request<Job> {
+    let text = |field: fn(&RequestMetadata) -> &String| metadata.map(field).cloned();
+    let priority = request.execution_policy.as_ref();
+    Request {
+        key: ActionKey {
+            instance: job.instance.clone(),
+            action: job.action,
+        },
+        do_not_cache: job.do_not_cache,
+        build: text(|metadata| &metadata.tool_invocation_id).unwrap_or_default(),
+        priority: priority.map_or(0, |policy| policy.priority),
+        // The platform was checked, and there is one worker.
+        platform: "".into(),
+        memory: 0,
+        target: text(|metadata| &metadata.target_id).unwrap_or_default(),
+        mnemonic: text(|metadata| &metadata.action_mnemonic).unwrap_or_default(),
+        job,
     }
 }
 

@@ -25,7 +25,7 @@ pub enum Failure {
     Invalid {
         /// The path of the field.
         field: String,
-        /// What is wrong, and what would be accepted.
+        /// The reason, and what would be accepted.
         why: String,
     },
     /// The action cannot run on this node. `FAILED_PRECONDITION` without violations, so that clients do not repeat it.

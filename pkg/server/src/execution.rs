@@ -53,10 +53,7 @@ impl Reapi {
     }
 
     /// `WaitExecution`: the messages that `Execute` would send from now on.
-    pub(crate) async fn wait_execution(
-        &self,
-        request: WaitExecutionRequest,
-    ) -> Result<Body, Status> {
+    pub(crate) fn wait_execution(&self, request: &WaitExecutionRequest) -> Result<Body, Status> {
         let watcher = self.executor()?.wait(&request.name);
         Ok(self.watch(watcher.map_err(|failure| from_failure(&failure))?))
     }

@@ -1,6 +1,6 @@
 //! The services of this server: the methods, and the sizes of their requests.
 
-use std::sync::Arc;
+use std::{future::ready, sync::Arc};
 
 use futures::{FutureExt as _, future::BoxFuture};
 use gorego_grpc::{Body, Error, Limit, Messages, Service, decode_within, full, malformed};
@@ -169,7 +169,8 @@ impl Service for Reapi {
                 self.unary(requests, MEDIUM, execute).boxed()
             }
             (EXECUTION, "WaitExecution") => {
-                self.unary(requests, SMALL, Self::wait_execution).boxed()
+                let wait = |_: &Self, request| ready(self.wait_execution(&request));
+                self.unary(requests, SMALL, wait).boxed()
             }
             (OPERATIONS, method) => match self.operation(method, requests) {
                 Some(answer) => answer,

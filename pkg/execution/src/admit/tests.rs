@@ -12,12 +12,12 @@ async fn put(store: &MemoryStore, content: impl Into<Bytes>, function: DigestFun
     digest
 }
 
-fn platform(name: &str) -> Option<Platform> {
+fn platform(name: &str) -> Platform {
     let properties = vec![Property {
         name: name.to_owned(),
         value: "1".to_owned(),
     }];
-    Some(Platform { properties })
+    Platform { properties }
 }
 
 /// An action with a command and a tree: a file in the root, and one in a directory.
@@ -171,10 +171,10 @@ async fn the_platform_of_the_action_precedes_that_of_the_command() {
         (None, Some("b"), false),
         (Some("b"), Some("a"), false),
     ] {
-        fixture.action.platform = of_action.and_then(platform);
+        fixture.action.platform = of_action.map(platform);
         #[expect(deprecated, reason = "clients of REAPI 2.1 put it there")]
         {
-            fixture.command.platform = of_command.and_then(platform);
+            fixture.command.platform = of_command.map(platform);
         }
         match fixture.admit().await {
             Ok(_) => assert!(fits, "{of_action:?} {of_command:?}"),

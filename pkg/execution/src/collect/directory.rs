@@ -60,15 +60,15 @@ struct Frame {
 }
 
 impl Reader<'_, '_> {
-    /// Reads a directory with one open descriptor, however deep it is.
-    pub(super) fn read(&mut self, mut at: OwnedFd) -> Result<Directories, Abort> {
+    /// Reads a directory with one open descriptor, however deep it is. `stat` is its status before it was opened.
+    pub(super) fn read(&mut self, mut at: OwnedFd, stat: &Stat) -> Result<Directories, Abort> {
         let mut done = Vec::new();
-        let mut frames = vec![self.frame(&at, String::new())?];
+        let mut frames = vec![self.frame(&at, String::new(), stat)?];
         while let Some(frame) = frames.last_mut() {
             if let Some(name) = frame.rest.pop() {
-                if let Some(child) = self.entry(frame, &at, &name)? {
+                if let Some((child, stat)) = self.entry(frame, &at, &name)? {
                     at = child;
-                    frames.push(self.frame(&at, name)?);
+                    frames.push(self.frame(&at, name, &stat)?);
                 }
                 continue;
             }
@@ -88,8 +88,7 @@ impl Reader<'_, '_> {
         io(action, self.output.path)
     }
 
-    fn frame(&mut self, at: &OwnedFd, name: String) -> Result<Frame, Abort> {
-        let stat = rustix::fs::fstat(at).map_err(self.io("reading"))?;
+    fn frame(&mut self, at: &OwnedFd, name: String, stat: &Stat) -> Result<Frame, Abort> {
         if !Mode::from_raw_mode(stat.st_mode).contains(READABLE) {
             // Refused for another user's directory; its files can be read or not.
             let _ = rustix::fs::fchmod(at, Mode::from_raw_mode(stat.st_mode) | READABLE);
@@ -98,10 +97,10 @@ impl Reader<'_, '_> {
         rest.sort_unstable_by(|a, b| b.cmp(a));
         Ok(Frame {
             name,
-            id: id_of(&stat),
+            id: id_of(stat),
             rest,
             listing: Listing {
-                properties: self.properties.read(&stat),
+                properties: self.properties.read(stat),
                 ..Listing::default()
             },
         })
@@ -132,11 +131,11 @@ impl Reader<'_, '_> {
         frame: &mut Frame,
         at: &OwnedFd,
         name: &str,
-    ) -> Result<Option<OwnedFd>, Abort> {
+    ) -> Result<Option<(OwnedFd, Stat)>, Abort> {
         let stat = rustix::fs::statat(at, name, AtFlags::SYMLINK_NOFOLLOW)
             .map_err(self.io("looking up"))?;
         match FileType::from_raw_mode(stat.st_mode) {
-            FileType::Directory => return open(at, name).map(Some),
+            FileType::Directory => return Ok(Some((open(at, name)?, stat))),
             FileType::RegularFile => {
                 let id = self.files.add(at, name, &stat, self.output.path)?;
                 frame.listing.files.push((self.file_node(name, &stat), id));

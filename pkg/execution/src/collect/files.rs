@@ -19,7 +19,7 @@ use crate::{
 /// The most files that are open at once, and stored in one call.
 const BATCH: usize = 64;
 /// The most files and directories in the outputs of an action.
-const MAX_ENTRIES: usize = 4_000_000;
+const MAX_ENTRIES: usize = 1_000_000;
 
 /// The number of a file among the outputs.
 #[derive(Clone, Copy, Debug)]
@@ -57,7 +57,7 @@ impl<'a> Files<'a> {
         }
     }
 
-    /// Counts an entry of a directory.
+    /// Counts an output or an entry of a directory.
     pub(super) fn count(&mut self) -> Result<(), Abort> {
         if self.sink.stop.is_cancelled() {
             return Err(Abort::Stopped);
@@ -70,7 +70,7 @@ impl<'a> Files<'a> {
         Ok(())
     }
 
-    /// Adds the regular file `name` in the output directory `output`.
+    /// Adds the regular file `name` in the output directory `output`, which was counted.
     pub(super) fn add(
         &mut self,
         parent: &OwnedFd,
@@ -90,6 +90,7 @@ impl<'a> Files<'a> {
         stat: &Stat,
         output: &str,
     ) -> Result<FileId, Abort> {
+        self.count()?;
         let file = self.open(parent, name, stat, output)?;
         let size = size_of(stat);
         let wanted = &self.job.inline_output_files;
@@ -114,7 +115,6 @@ impl<'a> Files<'a> {
         stat: &Stat,
         output: &str,
     ) -> Result<fs::File, Abort> {
-        self.count()?;
         self.bytes = self.bytes.saturating_add(size_of(stat));
         if let Some(most) = self.sink.max_bytes
             && self.bytes > most

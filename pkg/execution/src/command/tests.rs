@@ -46,8 +46,10 @@ fn refuse(field: &str, change: impl FnOnce(&mut Command)) {
 #[test]
 fn valid_commands_are_accepted() {
     assert_eq!(check_command(&valid()), Ok(()));
-    let mut least = Command::default();
-    least.arguments = strings(&["true"]);
+    let least = Command {
+        arguments: strings(&["true"]),
+        ..Command::default()
+    };
     assert_eq!(check_command(&least), Ok(()));
 }
 
@@ -55,10 +57,10 @@ fn valid_commands_are_accepted() {
 fn arguments_are_a_program_and_text() {
     refuse("arguments", |command| command.arguments.clear());
     refuse("arguments[0]", |command| {
-        command.arguments = strings(&["", "a"])
+        command.arguments = strings(&["", "a"]);
     });
     refuse("arguments[2]", |command| {
-        command.arguments[2] = "a\0b".to_owned()
+        command.arguments[2] = "a\0b".to_owned();
     });
 }
 
@@ -84,20 +86,20 @@ fn paths_are_relative_and_in_one_form() {
         "/a", "a/", "a//b", "../a", "a/..", "./a", "a/.", "a\0b", "/", &long,
     ] {
         refuse("working_directory", |command| {
-            command.working_directory = path.to_owned()
+            command.working_directory = path.to_owned();
         });
         refuse("output_paths[1]", |command| {
-            command.output_paths = strings(&["b", path])
+            command.output_paths = strings(&["b", path]);
         });
         refuse("output_files[0]", |command| {
-            old_outputs(command, &[path], &["b"])
+            old_outputs(command, &[path], &["b"]);
         });
         refuse("output_directories[0]", |command| {
-            old_outputs(command, &["b"], &[path])
+            old_outputs(command, &["b"], &[path]);
         });
     }
     refuse("output_files[0]", |command| {
-        old_outputs(command, &[""], &[])
+        old_outputs(command, &[""], &[]);
     });
 }
 
@@ -114,10 +116,10 @@ fn an_output_is_declared_once_and_not_below_a_file() {
         command.output_paths = strings(&["a", "b", "a"]);
     });
     refuse("output_directories[0]", |command| {
-        old_outputs(command, &["a"], &["a"])
+        old_outputs(command, &["a"], &["a"]);
     });
     refuse("output_files[0]", |command| {
-        old_outputs(command, &["a/b", "a"], &[])
+        old_outputs(command, &["a/b", "a"], &[]);
     });
     refuse("output_directories[0]", |command| {
         old_outputs(command, &["a", "a-b", "a.c"], &["a/b/c"]);

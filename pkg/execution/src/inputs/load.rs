@@ -25,7 +25,7 @@ const BATCH_BYTES: u64 = 1 << 20;
 /// The bytes from which on a batch is decoded on a thread that other calls do not wait for.
 const LARGE: usize = 128 << 10;
 /// The most memory of a decoded directory, in bytes: more than that of any with valid nodes.
-const MAX_DECODED: usize = 8 * (MAX_DIRECTORY_BYTES as usize);
+const MAX_DECODED: usize = 512 << 20;
 /// The number of directories from which on a tree is counted on another thread.
 const MANY: usize = 2000;
 

@@ -37,7 +37,8 @@ pub(super) fn run(socket: &UnixStream) -> io::Result<()> {
         launcher.reap();
         if launcher.orphans {
             launcher.orphans = !tree::kill_descendants(&launcher.supervisors).is_empty();
-        } else if server.is_none() && launcher.supervisors.is_empty() {
+        }
+        if server.is_none() && launcher.supervisors.is_empty() && !launcher.orphans {
             return Ok(());
         }
         let limit = launcher.orphans.then_some(PASS);

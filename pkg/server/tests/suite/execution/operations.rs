@@ -135,6 +135,38 @@ async fn a_wait_returns_the_state_after_the_completion_or_the_timeout() {
     assert_eq!(response(&waited.unwrap()).result.unwrap().exit_code, 2);
 }
 
+/// Executes actions of these instances, and returns their names.
+async fn submit(
+    server: &ExecutingServer,
+    sent: &RequestMetadata,
+    instances: &[&str],
+) -> (Vec<String>, Vec<Messages>) {
+    let (mut names, mut calls) = (vec![], vec![]);
+    for (number, instance) in instances.iter().enumerate() {
+        let action = server.action(&number.to_string()).await;
+        let mut request = Request::new(ExecuteRequest {
+            instance_name: (*instance).to_owned(),
+            ..request(&action)
+        });
+        let value = MetadataValue::from_bytes(&sent.encode_to_vec());
+        request
+            .metadata_mut()
+            .insert_bin(reapi::metadata::HEADER, value);
+        let mut messages = server.execute(request).await.unwrap();
+        names.push(messages.stage().await.0);
+        calls.push(messages);
+    }
+    (names, calls)
+}
+
+fn names(listed: &ListOperationsResponse) -> Vec<String> {
+    let names = listed
+        .operations
+        .iter()
+        .map(|operation| operation.name.clone());
+    names.collect()
+}
+
 #[tokio::test]
 async fn queued_and_running_operations_are_listed_with_their_target() {
     let mut server = ExecutingServer::start().await;
@@ -143,29 +175,8 @@ async fn queued_and_running_operations_are_listed_with_their_target() {
         action_mnemonic: "Rustc".to_owned(),
         ..RequestMetadata::default()
     };
-    let mut calls = vec![];
-    for (argument, instance) in [("a", ""), ("b", "i"), ("c", "i")] {
-        let action = server.action(argument).await;
-        let mut request = Request::new(ExecuteRequest {
-            instance_name: instance.to_owned(),
-            ..request(&action)
-        });
-        let value = MetadataValue::from_bytes(&sent.encode_to_vec());
-        request
-            .metadata_mut()
-            .insert_bin(reapi::metadata::HEADER, value);
-        let mut messages = server.execute(request).await.unwrap();
-        calls.push((messages.stage().await.0, messages));
-    }
+    let (all, _calls) = submit(&server, &sent, &["", "i", "i"]).await;
     let _running = server.attempt().await;
-    let names = |listed: &ListOperationsResponse| {
-        let names = listed
-            .operations
-            .iter()
-            .map(|operation| operation.name.clone());
-        names.collect::<Vec<_>>()
-    };
-    let all: Vec<_> = calls.iter().map(|(name, _)| name.clone()).collect();
     let listed = list(&server, ListOperationsRequest::default())
         .await
         .unwrap();
@@ -178,50 +189,49 @@ async fn queued_and_running_operations_are_listed_with_their_target() {
     let target = RequestMetadata::decode(partial.auxiliary_metadata[0].value.as_slice());
     assert_eq!(target.unwrap(), sent);
     assert_eq!(metadata(&listed.operations[1]).stage(), Value::Queued);
-
     for (name, expected) in [("operations", &all[..1]), ("i/operations", &all[1..])] {
-        let name = name.to_owned();
         let request = ListOperationsRequest {
-            name,
-            ..Default::default()
+            name: name.to_owned(),
+            ..ListOperationsRequest::default()
         };
         assert_eq!(names(&list(&server, request).await.unwrap()), expected);
     }
+}
+
+#[tokio::test]
+async fn a_list_comes_in_pages() {
+    let server = ExecutingServer::start().await;
+    let (all, _calls) = submit(&server, &RequestMetadata::default(), &["", "", "", "", ""]).await;
     let mut paged = vec![];
-    let mut page_token = String::new();
-    loop {
-        let page_size = 2;
-        let request = ListOperationsRequest {
-            page_size,
-            page_token,
-            ..Default::default()
-        };
-        let page = list(&server, request).await.unwrap();
+    let mut request = ListOperationsRequest {
+        page_size: 2,
+        ..ListOperationsRequest::default()
+    };
+    for expected in [2, 2, 1] {
+        let page = list(&server, request.clone()).await.unwrap();
+        assert_eq!(page.operations.len(), expected);
         paged.extend(names(&page));
-        page_token = page.next_page_token;
-        if page_token.is_empty() {
-            break;
-        }
+        request.page_token = page.next_page_token;
     }
+    assert_eq!(request.page_token, "");
     assert_eq!(paged, all);
+}
+
+#[tokio::test]
+async fn a_list_with_a_filter_or_another_parent_is_refused() {
+    let server = ExecutingServer::start().await;
     let refused = |change: fn(&mut ListOperationsRequest)| {
         let mut request = ListOperationsRequest::default();
         change(&mut request);
         list(&server, request)
     };
     let text = "accepted is";
-    assert_refused(
-        refused(|r| r.filter = "a=b".to_owned()).await,
-        Code::InvalidArgument,
-        text,
-    );
-    assert_refused(
-        refused(|r| r.name = "i".to_owned()).await,
-        Code::InvalidArgument,
-        text,
-    );
-    let negative = refused(|r| r.page_size = -1).await;
+    let filter = refused(|request| request.filter = "a=b".to_owned()).await;
+    assert_refused(filter, Code::InvalidArgument, text);
+    let parent = refused(|request| request.name = "i".to_owned()).await;
+    assert_refused(parent, Code::InvalidArgument, text);
+    let negative = refused(|request| request.page_size = -1).await;
     assert_refused(negative, Code::InvalidArgument, "page_size");
-    let token = refused(|r| r.page_token = "x".to_owned()).await;
+    let token = refused(|request| request.page_token = "x".to_owned()).await;
     assert_refused(token, Code::InvalidArgument, "page_token");
 }
