@@ -35,15 +35,17 @@ pub(crate) async fn read_action(
     blobs: &dyn BlobStore,
     digest: &Digest,
 ) -> Result<(Digest, Action), Failure> {
+    let field = "action_digest";
     let first = digest.only();
-    let read = read(blobs, "action_digest", &first, MAX_ACTION).await;
-    if let Err(Failure::Missing(_)) = read
-        && let Some(other) = digest.other()
-        && let Ok(action) = self::read(blobs, "action_digest", &other, MAX_ACTION).await
-    {
-        return Ok((other, action));
+    match (read(blobs, field, &first, MAX_ACTION).await, digest.other()) {
+        (Err(Failure::Missing(missing)), Some(other)) => {
+            match read(blobs, field, &other, MAX_ACTION).await {
+                Err(Failure::Missing(_)) => Err(Failure::Missing(missing)),
+                action => Ok((other, action?)),
+            }
+        }
+        (action, _) => Ok((first, action?)),
     }
-    Ok((first, read?))
 }
 
 /// Reads and decodes the blob in `field`.
