@@ -121,6 +121,10 @@ impl<'a> Stage<'a> {
             create_symlink(at, symlink)?;
         }
         let stat = rustix::fs::fstat(at).map_err(io("looking up", "."))?;
+        if !Mode::from_raw_mode(stat.st_mode).contains(DIRECTORY_MODE) {
+            // The umask of the server does not concern the action.
+            rustix::fs::fchmod(at, DIRECTORY_MODE).map_err(io("setting the mode of", "."))?;
+        }
         Ok(Frame {
             directory,
             next: 0,

@@ -4,7 +4,7 @@ mod build_root;
 mod run;
 mod users;
 
-use std::{collections::VecDeque, fmt, sync::Arc};
+use std::{collections::VecDeque, fmt, sync::Arc, time::SystemTime};
 
 use async_trait::async_trait;
 use gorego_sandbox::{Ended, Launch, LaunchError, Launcher};
@@ -112,6 +112,7 @@ impl NodeWorker {
         let run = Run {
             worker: self,
             job,
+            start: SystemTime::now(),
             stop,
             begin,
         };

@@ -47,9 +47,11 @@ fn create_all(root: &OwnedFd, path: &str, field: &str, user: Option<u32>) -> Res
             Ok(()) => {}
             // A symlink to nothing, since it could not be opened.
             Err(Errno::EXIST) => return Err(unusable(Errno::NOENT, field, path)),
-            Err(errno) => return Err(io("creating", path)(errno).into()),
+            Err(errno) => return Err(unusable(errno, field, path)),
         }
         at = open_child(&at, name).map_err(io("opening", path))?;
+        // Whatever the umask.
+        rustix::fs::fchmod(&at, DIRECTORY_MODE).map_err(io("creating", path))?;
         give(&at, user).map_err(io("changing the owner of", path))?;
     }
     Ok(())
@@ -60,6 +62,7 @@ fn unusable(errno: Errno, field: &str, path: &str) -> Abort {
         Errno::NOENT => "is not in the input tree, or is a symlink to nothing",
         Errno::NOTDIR => "is below a file of the input tree, or is one",
         Errno::XDEV | Errno::LOOP => "is below a symlink that leads out of the input tree",
+        Errno::ACCESS => "is below a directory without the permissions of its owner",
         Errno::NAMETOOLONG => "has a name that is too long for the file system",
         errno => return io("opening", path)(errno).into(),
     };

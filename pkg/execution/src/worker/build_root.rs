@@ -20,7 +20,7 @@ use rustix::{
     fs::{CWD, FlockOperation, Mode, OFlags, Stat},
     io::Errno,
 };
-use tokio::sync::Notify;
+use tokio::sync::{Mutex, Notify};
 
 use crate::beneath::{DIRECTORY, give, io as io_error, open_child};
 pub(crate) use trash::Trash;
@@ -82,6 +82,8 @@ pub(crate) struct BuildRoot {
     next: AtomicU64,
     /// Wakes the deleter.
     dirty: Notify,
+    /// Locked by whoever deletes, so that there is one at a time.
+    deleting: Mutex<()>,
     /// Locked for as long as this lives.
     _marker: OwnedFd,
 }
@@ -120,6 +122,7 @@ impl BuildRoot {
             generation: since.unwrap_or_default().as_nanos(),
             next: AtomicU64::new(0),
             dirty: Notify::new(),
+            deleting: Mutex::default(),
             _marker: marker,
         };
         for name in names {

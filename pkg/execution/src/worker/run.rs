@@ -29,6 +29,8 @@ const MAX_PROCESSES: u64 = 4096;
 pub(super) struct Run<'a> {
     pub(super) worker: &'a NodeWorker,
     pub(super) job: &'a Arc<Job>,
+    /// The start of the attempt.
+    pub(super) start: SystemTime,
     pub(super) stop: &'a CancellationToken,
     pub(super) begin: &'a (dyn Fn(Phase) + Send + Sync),
 }
@@ -48,7 +50,7 @@ impl Run<'_> {
     /// Runs the action once, on `copies` of its inputs or on links to them. Returns the response after it is published;
     /// `None` if the action altered its inputs, so that it has to run again on copies.
     pub(super) async fn once(&self, copies: bool) -> Result<Option<ExecuteResponse>, Abort> {
-        let mut times = Times::new(self.job.queued);
+        let mut times = Times::new(self.job.queued, self.start);
         (self.begin)(Phase::Fetch);
         let _pins = self.fetch().await?;
         (self.begin)(Phase::Stage);

@@ -40,16 +40,20 @@ pub(crate) const TESTS: &[Test] = &[
 fn modes(fixture: &Fixture) {
     fixture.run(async {
         let node = fixture.node().await;
-        let action = Action::script("stat -c '%a %s %n' a b empty d d/e/f; cat a b d/e/f")
+        let script = "stat -c '%a %s %n' a b empty; mkdir new; stat -c '%a %n' . d d/e new o/p
+            stat -c '%a %n' d/e/f; cat a b d/e/f";
+        let action = Action::script(script)
             .file("a", "one\n")
             .file_with("b", "two\n", |_| {})
             .file("empty", "")
             .file("d/e/f", "three\n");
-        let modes = "555 4 a\n444 4 b\n555 0 empty\n";
-        let stdout = node.stdout(&action).await;
-        let rest = stdout.strip_prefix(modes).unwrap();
-        assert!(rest.starts_with("755 "), "{stdout}");
-        assert!(rest.ends_with("555 6 d/e/f\none\ntwo\nthree\n"), "{stdout}");
+        let stdout = node.stdout(&action.outputs(&["o/p/out"])).await;
+        let files = "555 4 a\n444 4 b\n555 0 empty\n";
+        let folders = "755 .\n755 d\n755 d/e\n755 new\n755 o/p\n";
+        assert_eq!(
+            stdout,
+            format!("{files}{folders}555 d/e/f\none\ntwo\nthree\n")
+        );
     });
 }
 
