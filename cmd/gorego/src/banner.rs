@@ -44,7 +44,7 @@ pub(crate) fn banner(config: &Config, address: SocketAddr, metrics: Option<Socke
 /// Returns whether actions are executed, and how.
 fn executor(config: &Config) -> String {
     if !execution::is_on(config) {
-        return "not executing actions: set execution.enabled to true to let all clients run commands here".to_owned();
+        return "executing no actions (execution.enabled)".to_owned();
     }
     let (concurrency, dir) = (
         execution::concurrency(config),

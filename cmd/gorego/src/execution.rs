@@ -130,8 +130,8 @@ impl LocalExecutor {
         if options.first_user.is_some() {
             check_access(&options.build_root)?;
         }
-        // Its lookups are those of clients.
-        let actions = Arc::clone(&tiers.stores.actions);
+        // Clients look an action up before they execute it, so that this lookup does not count.
+        let actions = Arc::clone(&stores.results);
         let running = Arc::clone(&worker) as _;
         let executor = Arc::new(Executor::new(options, blobs, actions, generation, running));
         Ok(Some(Self {
